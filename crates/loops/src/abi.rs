@@ -1,0 +1,55 @@
+//! The calling convention of compiled kernels, shared by generated code, hand-written kernels and the runtime.
+
+/// A compiled kernel: runs the work items `begin..end` of one step.
+///
+/// - `params`: the words the target prepared for the step; for a generated kernel the first word is the
+///   number of the step.
+/// - `args`: one pointer per argument, in the order of the step.
+/// - `scratch`: memory of the calling thread, aligned to 64 bytes. The first [`SCRATCH_HEADER_BYTES`] bytes are
+///   the header: its first word receives a fault (see [`fault_word`]); the rest is the kernel's to use.
+///
+/// Items may run in any order and on any thread; two items never write the same byte.
+pub type KernelFn = unsafe extern "C" fn(
+    params: *const u64,
+    args: *const *mut u8,
+    scratch: *mut u8,
+    begin: u64,
+    end: u64,
+);
+
+/// Runs the items `0..total` of a kernel, spread over the threads of a session in runs of at least `grain`.
+/// The first word of a driver's table points at one of these.
+pub type ParallelFn = unsafe extern "C" fn(
+    context: *mut u8,
+    function: KernelFn,
+    params: *const u64,
+    args: *const *mut u8,
+    total: u64,
+    grain: u64,
+);
+
+/// The compiled whole program.
+///
+/// - `table`: `table[0]` is a [`ParallelFn`]; the others are [`KernelFn`]s in the order of the artifact's list.
+/// - `context`: handed to the parallel function.
+/// - `bases`: the arena, the constants, then one pointer per input and per output.
+/// - `params`: the parameter words of all steps.
+pub type DriverFn =
+    unsafe extern "C" fn(table: *const usize, context: *mut u8, bases: *const *mut u8, params: *const u64);
+
+/// Bytes at the start of a thread's scratch that belong to the runtime.
+pub const SCRATCH_HEADER_BYTES: usize = 64;
+
+/// Alignment in bytes of the arena, the constants and every buffer in them.
+pub const BUFFER_ALIGN: usize = 64;
+
+/// Where a driver finds the pointer of input `i` in `bases`.
+pub const fn input_base(i: usize) -> usize {
+    2 + i
+}
+
+/// What a kernel stores into the first word of the scratch header when a [`Require`](crate::Stmt::Require) fails:
+/// one more than the number of the step, so that 0 means no fault.
+pub const fn fault_word(step: u64) -> u64 {
+    step + 1
+}

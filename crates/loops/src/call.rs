@@ -1,0 +1,249 @@
+//! Target-neutral descriptions of the kernels that are written by hand.
+//!
+//! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
+//! [`Target`](crate::Target) chooses those. All offsets and strides are in elements of `f32`.
+
+use std::fmt;
+
+/// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MatLayout {
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+}
+
+/// One axis over which a product is repeated; a stride of 0 shares the operand.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BatchAxis {
+    /// Number of repetitions.
+    pub extent: usize,
+    /// Distance between the left operands.
+    pub a: usize,
+    /// Distance between the right operands.
+    pub b: usize,
+    /// Distance between the results (and residuals).
+    pub c: usize,
+}
+
+/// A scalar function applied to every element of a result.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Activation {
+    /// max(x, 0).
+    Relu,
+    /// x Φ(x), with the error function.
+    GeluErf,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// x / (1 + exp(-x)).
+    Silu,
+    /// tanh(x).
+    Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+}
+
+/// What happens to a result before it is stored: `activation(result + bias) + residual`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Epilogue {
+    /// A vector is added: one element per column of a product, one per channel of a convolution.
+    pub bias: bool,
+    /// Applied after the bias.
+    pub activation: Option<Activation>,
+    /// A tensor with the layout of the result is added last.
+    pub residual: bool,
+}
+
+/// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
+///
+/// Arguments: A, B, bias if any, residual if any, C, workspace if any. The columns of C are contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct MatMul {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Repetitions, outermost first, at most four.
+    pub batch: Vec<BatchAxis>,
+    /// Layout of A.
+    pub a: MatLayout,
+    /// Layout of B; meaningless when B is a packed constant.
+    pub b: MatLayout,
+    /// Distance between rows of C and of the residual.
+    pub c_row_stride: usize,
+    /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
+    pub b_packed: bool,
+    /// What happens before the store.
+    pub epilogue: Epilogue,
+}
+
+/// A two-dimensional convolution in f32: `Y[n, o, y, x] = epilogue(Σ X[n, c, …] K[o, c, i, j])`, operands
+/// row-major in NCHW and OIHW order. A one-dimensional one has a height of 1.
+///
+/// Arguments: X, K (a packed constant), bias if any, residual if any, Y, workspace if any.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Conv {
+    /// Images.
+    pub batch: usize,
+    /// Channels of the input, all groups together.
+    pub in_channels: usize,
+    /// Channels of the output, all groups together.
+    pub out_channels: usize,
+    /// Groups; divides both channel counts.
+    pub groups: usize,
+    /// Height and width of the input.
+    pub in_size: [usize; 2],
+    /// Height and width of the output.
+    pub out_size: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Steps between outputs.
+    pub strides: [usize; 2],
+    /// Zeros before the first row and column.
+    pub pads: [usize; 2],
+    /// Steps between taps.
+    pub dilations: [usize; 2],
+    /// What happens before the store.
+    pub epilogue: Epilogue,
+}
+
+/// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
+///
+/// Arguments: Q, K, V, mask if any (additive), O, workspace if any. The last axis of each is contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Attention {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence.
+    pub kv_len: usize,
+    /// Length of a query and of a key.
+    pub qk_dim: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// Multiplies the scores; the bits of an f32.
+    pub scale_bits: u32,
+    /// Strides of (batch, head, row) of Q.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of K.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of O.
+    pub o: [usize; 3],
+    /// Strides of (batch, head, query, key) of the mask; 0 where it is shared.
+    pub mask: Option<[usize; 4]>,
+}
+
+/// A kernel that loops cannot bring to the speed of the hardware.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum KernelCall {
+    /// A (batched) matrix product.
+    MatMul(MatMul),
+    /// A convolution.
+    Conv(Conv),
+    /// Softmax attention.
+    Attention(Attention),
+}
+
+impl KernelCall {
+    /// The name of the family, as benches and reports show it.
+    pub fn family(&self) -> &'static str {
+        match self {
+            KernelCall::MatMul(_) => "matmul",
+            KernelCall::Conv(_) => "conv",
+            KernelCall::Attention(_) => "attention",
+        }
+    }
+
+    /// Multiplications and additions of one call, each counted as one operation.
+    pub fn flops(&self) -> u64 {
+        let product = |factors: &[usize]| factors.iter().map(|&f| f as u64).product::<u64>();
+        match self {
+            KernelCall::MatMul(c) => {
+                2 * product(&[c.m, c.n, c.k]) * c.batch.iter().map(|b| b.extent as u64).product::<u64>()
+            }
+            KernelCall::Conv(c) => {
+                let taps = c.in_channels / c.groups * c.kernel[0] * c.kernel[1];
+                2 * product(&[c.batch, c.out_channels, c.out_size[0], c.out_size[1], taps])
+            }
+            KernelCall::Attention(c) => {
+                2 * product(&[c.batch, c.heads, c.q_len, c.kv_len, c.qk_dim + c.v_dim])
+            }
+        }
+    }
+}
+
+impl fmt::Display for Epilogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bias {
+            f.write_str(" +bias")?;
+        }
+        if let Some(a) = self.activation {
+            write!(f, " {}", a.name())?;
+        }
+        if self.residual {
+            f.write_str(" +residual")?;
+        }
+        Ok(())
+    }
+}
+
+impl Activation {
+    /// The name used in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::GeluErf => "gelu_erf",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Silu => "silu",
+            Activation::Tanh => "tanh",
+            Activation::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+impl fmt::Display for KernelCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KernelCall::MatMul(c) => {
+                f.write_str("matmul ")?;
+                c.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
+                write!(f, "[{}x{}x{}]", c.m, c.k, c.n)?;
+                write!(f, "{}{}", if c.b_packed { " packed" } else { "" }, c.epilogue)
+            }
+            KernelCall::Conv(c) => write!(
+                f,
+                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}",
+                c.batch,
+                c.in_channels,
+                c.in_size[0],
+                c.in_size[1],
+                c.out_channels,
+                c.out_size[0],
+                c.out_size[1],
+                c.kernel[0],
+                c.kernel[1],
+                c.groups,
+                c.epilogue
+            ),
+            KernelCall::Attention(c) => write!(
+                f,
+                "attention {}x{}x[{}, {}] dims {} and {}{}",
+                c.batch,
+                c.heads,
+                c.q_len,
+                c.kv_len,
+                c.qk_dim,
+                c.v_dim,
+                if c.mask.is_some() { " +mask" } else { "" }
+            ),
+        }
+    }
+}

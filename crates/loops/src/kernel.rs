@@ -1,0 +1,335 @@
+//! Kernel IR: loop nests over scalar code.
+//!
+//! Registers are assigned once and visible to the statements that follow in the same block and below. Memory is
+//! reached by an argument and an [`Index`], a linear function of loop axes and integer registers, in elements.
+
+use margay_tensor::DType;
+
+/// A loop axis, numbered in the order of appearance.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Axis(pub u16);
+
+/// A scalar register; its type is in [`Kernel::regs`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Reg(pub u32);
+
+/// A position in memory or along an axis: `offset + Σ coefficient · axis + Σ coefficient · register`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Index {
+    /// The constant part.
+    pub offset: i64,
+    /// Loop axes with their coefficients, sorted, none zero.
+    pub axes: Vec<(Axis, i64)>,
+    /// I64 registers with their coefficients, sorted, none zero.
+    pub regs: Vec<(Reg, i64)>,
+}
+
+impl Index {
+    /// A constant position.
+    pub fn constant(offset: i64) -> Index {
+        Index { offset, ..Index::default() }
+    }
+
+    /// The position of a loop.
+    pub fn axis(axis: Axis) -> Index {
+        Index { axes: vec![(axis, 1)], ..Index::default() }
+    }
+
+    /// The value of an I64 register.
+    pub fn reg(reg: Reg) -> Index {
+        Index { regs: vec![(reg, 1)], ..Index::default() }
+    }
+
+    /// `self + factor * other`.
+    #[must_use]
+    pub fn plus(&self, other: &Index, factor: i64) -> Index {
+        fn merge<K: Ord + Copy>(a: &[(K, i64)], b: &[(K, i64)], factor: i64) -> Vec<(K, i64)> {
+            let mut sum: std::collections::BTreeMap<K, i64> = a.iter().copied().collect();
+            for (k, c) in b {
+                *sum.entry(*k).or_default() += c * factor;
+            }
+            sum.into_iter().filter(|(_, c)| *c != 0).collect()
+        }
+        Index {
+            offset: self.offset + other.offset * factor,
+            axes: merge(&self.axes, &other.axes, factor),
+            regs: merge(&self.regs, &other.regs, factor),
+        }
+    }
+
+    /// `factor * self`.
+    #[must_use]
+    pub fn times(&self, factor: i64) -> Index {
+        Index::default().plus(self, factor)
+    }
+
+    /// The coefficient of an axis, 0 if it does not occur.
+    pub fn coefficient(&self, axis: Axis) -> i64 {
+        self.axes.iter().find(|(a, _)| *a == axis).map_or(0, |(_, c)| *c)
+    }
+}
+
+/// A scalar constant.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Literal {
+    /// The bits of an f32.
+    F32(u32),
+    /// The bits of an f64.
+    F64(u64),
+    /// Any integer type; the register's type says which.
+    Int(DType, i64),
+    /// A truth value.
+    Bool(bool),
+}
+
+impl Literal {
+    /// An f32.
+    pub fn f32(v: f32) -> Literal {
+        Literal::F32(v.to_bits())
+    }
+
+    /// The number `v` in the given type, rounded or wrapped as a cast does.
+    pub fn of(dtype: DType, v: f64) -> Literal {
+        match dtype {
+            DType::F64 => Literal::F64(v.to_bits()),
+            DType::Bool => Literal::Bool(v != 0.0),
+            d if d.is_float() => Literal::F32((v as f32).to_bits()),
+            d => Literal::Int(d, v as i64),
+        }
+    }
+
+    /// Its type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Literal::F32(_) => DType::F32,
+            Literal::F64(_) => DType::F64,
+            Literal::Int(d, _) => d,
+            Literal::Bool(_) => DType::Bool,
+        }
+    }
+}
+
+/// Scalar functions of one operand. Floating point ones keep the operand's type.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unary {
+    /// -x.
+    Neg,
+    /// |x|.
+    Abs,
+    /// eˣ.
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// √x.
+    Sqrt,
+    /// The error function.
+    Erf,
+    /// tanh.
+    Tanh,
+    /// 1 / (1 + e⁻ˣ).
+    Sigmoid,
+    /// sin.
+    Sin,
+    /// cos.
+    Cos,
+    /// Largest integer not above x.
+    Floor,
+    /// Smallest integer not below x.
+    Ceil,
+    /// Nearest integer, ties to even.
+    Round,
+    /// Logical not, of a truth value.
+    Not,
+    /// Whether x is not a number; gives a truth value.
+    IsNan,
+}
+
+/// Scalar functions of two operands of one type.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Binary {
+    /// x + y; integers wrap.
+    Add,
+    /// x - y; integers wrap.
+    Sub,
+    /// x y; integers wrap.
+    Mul,
+    /// x / y; integers round towards zero, and x / 0 is 0.
+    Div,
+    /// The smaller; NaN if either is.
+    Min,
+    /// The larger; NaN if either is.
+    Max,
+    /// xʸ.
+    Pow,
+    /// Equal; gives a truth value, as do the four below.
+    Eq,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    Le,
+    /// Both, of truth values.
+    And,
+    /// Either, of truth values.
+    Or,
+}
+
+impl Binary {
+    /// Whether the result is a truth value whatever the operands are.
+    pub fn is_test(self) -> bool {
+        matches!(self, Binary::Eq | Binary::Lt | Binary::Le | Binary::And | Binary::Or)
+    }
+}
+
+/// How a reduction joins values. The order of joining is the back end's, the same on every run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Combine {
+    /// Sum.
+    Sum,
+    /// Product.
+    Product,
+    /// Largest; NaN if any is.
+    Max,
+    /// Smallest; NaN if any is.
+    Min,
+}
+
+/// A statement.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Stmt {
+    /// A constant.
+    Literal {
+        /// Result.
+        to: Reg,
+        /// Value.
+        value: Literal,
+    },
+    /// The value of an index, as I64.
+    IndexValue {
+        /// Result.
+        to: Reg,
+        /// Value.
+        index: Index,
+    },
+    /// A function of one register.
+    Unary {
+        /// Result.
+        to: Reg,
+        /// Function.
+        op: Unary,
+        /// Operand.
+        x: Reg,
+    },
+    /// A function of two registers.
+    Binary {
+        /// Result.
+        to: Reg,
+        /// Function.
+        op: Binary,
+        /// Left operand.
+        x: Reg,
+        /// Right operand.
+        y: Reg,
+    },
+    /// `if test { x } else { y }`, both evaluated.
+    Select {
+        /// Result.
+        to: Reg,
+        /// A truth value.
+        test: Reg,
+        /// Taken when true.
+        x: Reg,
+        /// Taken when false.
+        y: Reg,
+    },
+    /// Conversion to the type of the result: floats to integers truncate and saturate, NaN gives 0; numbers to
+    /// truth values by `!= 0`.
+    Cast {
+        /// Result.
+        to: Reg,
+        /// Operand.
+        x: Reg,
+    },
+    /// Reads an element. With a guard that is false nothing is read and the result is `otherwise`.
+    Load {
+        /// Result.
+        to: Reg,
+        /// Position among the arguments.
+        arg: usize,
+        /// Element.
+        index: Index,
+        /// Truth value and the literal used when it is false.
+        guard: Option<(Reg, Literal)>,
+    },
+    /// Writes an element.
+    Store {
+        /// Position among the arguments.
+        arg: usize,
+        /// Element.
+        index: Index,
+        /// Value, of the argument's type.
+        value: Reg,
+    },
+    /// Reports a fault of the step when the test is false, and goes on.
+    Require {
+        /// A truth value.
+        test: Reg,
+    },
+    /// Runs the body for every position of the axis.
+    Loop {
+        /// The axis.
+        axis: Axis,
+        /// Number of positions.
+        extent: usize,
+        /// Positions are independent and may run on several threads. Only the outermost loops of a kernel
+        /// whose body is that single nest may say so.
+        parallel: bool,
+        /// Statements.
+        body: Vec<Stmt>,
+    },
+    /// Runs the body for every position and joins one value per position into each result.
+    Reduce {
+        /// The axis.
+        axis: Axis,
+        /// Number of positions, at least 1.
+        extent: usize,
+        /// Result, how values are joined, and the register of the body that holds the value.
+        results: Vec<(Reg, Combine, Reg)>,
+        /// Statements.
+        body: Vec<Stmt>,
+    },
+}
+
+/// An argument of a kernel: memory that is read or written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Arg {
+    /// Type of the elements in memory.
+    pub dtype: DType,
+    /// Whether the kernel writes it. Written arguments never overlap others.
+    pub written: bool,
+}
+
+/// A loop nest.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Kernel {
+    /// Memory.
+    pub args: Vec<Arg>,
+    /// Type of each register.
+    pub regs: Vec<DType>,
+    /// Number of axes.
+    pub axes: u16,
+    /// Statements. A kernel with parallel loops consists of that one nest.
+    pub body: Vec<Stmt>,
+}
+
+impl Kernel {
+    /// The extents of the parallel loops, outermost first; empty for a serial kernel.
+    pub fn parallel_extents(&self) -> Vec<usize> {
+        let mut out = Vec::new();
+        let mut body = self.body.as_slice();
+        while let [Stmt::Loop { extent, parallel: true, body: inner, .. }] = body {
+            out.push(*extent);
+            body = inner;
+        }
+        out
+    }
+}

@@ -1,0 +1,29 @@
+//! The loop level of margay: what a compiled graph does, step by step, without tensor operators.
+//!
+//! A [`Program`] is a list of steps over planned buffers. A step runs a [`Kernel`] (a loop nest of scalar code
+//! that a back end turns into machine code) or a [`KernelCall`] (matrix products, convolutions, attention: a
+//! hand-written kernel that a [`Target`] provides). Nothing here is specific to a processor: no vector
+//! width, no tile, no thread count.
+//!
+//! - [`kernel`]: loop nests, loads, stores, scalar math.
+//! - [`nest`]: the builder operators write their loop nests with; producers fuse into loads, consumers into
+//!   stores.
+//! - [`call`]: target-neutral descriptions of hand-written kernels.
+//! - [`target`]: what a family of hand-written kernels answers about a call.
+//! - [`program`]: steps, buffers and places.
+//! - [`abi`]: the calling convention of compiled kernels.
+
+pub mod abi;
+pub mod call;
+pub mod kernel;
+pub mod nest;
+pub mod program;
+pub mod target;
+mod text;
+
+pub use abi::KernelFn;
+pub use call::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul};
+pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
+pub use nest::{Nest, Scalar, ScalarFn, Source};
+pub use program::{Buffer, BufferId, Constant, Operand, Place, Port, Program, Step, Work};
+pub use target::{NoKernel, Packed, Phase, Prepared, Target};

@@ -1,0 +1,428 @@
+//! The builder that operators write their loop nests with.
+//!
+//! An operator reads its inputs by [`Nest::load`] and writes its outputs by [`Nest::store`], at one [`Index`] per
+//! axis. What lies behind an input is a [`Source`]: memory, or scalar code over other sources, which is
+//! then computed in place of the load. What lies behind an output is a [`Sink`]: memory, and scalar code that runs
+//! before the store. This is the whole mechanism of fusion; operators do not know of it.
+
+use std::rc::Rc;
+
+use margay_tensor::DType;
+
+use crate::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
+
+/// Code for one element: registers of the operands in, register of the result out.
+pub type ScalarFn = Rc<dyn Fn(&mut Nest, &[Reg]) -> Reg>;
+
+/// A register, under the name operators know it by.
+pub type Scalar = Reg;
+
+/// What an input of a nest is read from.
+#[derive(Clone)]
+pub enum Source {
+    /// Memory.
+    Memory {
+        /// Position among the kernel's arguments.
+        arg: usize,
+        /// Type of the elements.
+        dtype: DType,
+        /// Extents.
+        shape: Vec<usize>,
+        /// Distance between neighbours along each axis, in elements.
+        strides: Vec<i64>,
+    },
+    /// Scalar code over sources that broadcast to `shape`.
+    Computed {
+        /// Extents.
+        shape: Vec<usize>,
+        /// The code.
+        function: ScalarFn,
+        /// Its operands.
+        inputs: Vec<Source>,
+    },
+}
+
+impl Source {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Source::Memory { shape, .. } | Source::Computed { shape, .. } => shape,
+        }
+    }
+}
+
+/// An operand of scalar code that runs before a store.
+#[derive(Clone)]
+pub enum SinkInput {
+    /// The value about to be stored.
+    Value,
+    /// Read at the element about to be stored; broadcasts to the shape of the sink.
+    Source(Source),
+}
+
+/// What an output of a nest is written to.
+#[derive(Clone)]
+pub struct Sink {
+    /// Position among the kernel's arguments.
+    pub arg: usize,
+    /// Distance between neighbours along each axis, in elements.
+    pub strides: Vec<i64>,
+    /// Code applied to the value, in order, before it is stored.
+    pub stages: Vec<(ScalarFn, Vec<SinkInput>)>,
+}
+
+/// A loop nest being written.
+pub struct Nest {
+    regs: Vec<DType>,
+    axes: u16,
+    blocks: Vec<Vec<Stmt>>,
+    args: Vec<Arg>,
+    inputs: Vec<Source>,
+    outputs: Vec<Sink>,
+}
+
+impl Nest {
+    /// An empty nest over the given memory.
+    pub fn new(args: Vec<Arg>, inputs: Vec<Source>, outputs: Vec<Sink>) -> Nest {
+        Nest { regs: Vec::new(), axes: 0, blocks: vec![Vec::new()], args, inputs, outputs }
+    }
+
+    /// The kernel, with loops joined where memory allows.
+    pub fn finish(mut self) -> Kernel {
+        let body = self.blocks.pop().expect("the outermost block is never closed");
+        let mut kernel = Kernel { args: self.args, regs: self.regs, axes: self.axes, body };
+        collapse(&mut kernel.body);
+        kernel
+    }
+
+    fn push(&mut self, stmt: Stmt) {
+        self.blocks.last_mut().expect("a block is open").push(stmt);
+    }
+
+    fn fresh(&mut self, dtype: DType) -> Reg {
+        self.regs.push(dtype);
+        Reg(self.regs.len() as u32 - 1)
+    }
+
+    fn fresh_axis(&mut self) -> Axis {
+        self.axes += 1;
+        Axis(self.axes - 1)
+    }
+
+    /// The type of a register.
+    pub fn dtype(&self, reg: Reg) -> DType {
+        self.regs[reg.0 as usize]
+    }
+
+    /// A constant.
+    pub fn literal(&mut self, value: Literal) -> Reg {
+        let to = self.fresh(value.dtype());
+        self.push(Stmt::Literal { to, value });
+        to
+    }
+
+    /// The number `value` in the type of `like`.
+    pub fn number(&mut self, like: Reg, value: f64) -> Reg {
+        self.literal(Literal::of(self.dtype(like), value))
+    }
+
+    /// A position as an I64.
+    pub fn index_value(&mut self, index: &Index) -> Reg {
+        let to = self.fresh(DType::I64);
+        self.push(Stmt::IndexValue { to, index: index.clone() });
+        to
+    }
+
+    /// A function of one operand.
+    pub fn unary(&mut self, op: Unary, x: Reg) -> Reg {
+        let dtype = if op == Unary::IsNan { DType::Bool } else { self.dtype(x) };
+        let to = self.fresh(dtype);
+        self.push(Stmt::Unary { to, op, x });
+        to
+    }
+
+    /// A function of two operands of one type.
+    pub fn binary(&mut self, op: Binary, x: Reg, y: Reg) -> Reg {
+        debug_assert_eq!(self.dtype(x), self.dtype(y), "operands of {op:?}");
+        let dtype = if op.is_test() { DType::Bool } else { self.dtype(x) };
+        let to = self.fresh(dtype);
+        self.push(Stmt::Binary { to, op, x, y });
+        to
+    }
+
+    /// x + y.
+    pub fn add(&mut self, x: Reg, y: Reg) -> Reg {
+        self.binary(Binary::Add, x, y)
+    }
+
+    /// x - y.
+    pub fn sub(&mut self, x: Reg, y: Reg) -> Reg {
+        self.binary(Binary::Sub, x, y)
+    }
+
+    /// x y.
+    pub fn mul(&mut self, x: Reg, y: Reg) -> Reg {
+        self.binary(Binary::Mul, x, y)
+    }
+
+    /// x / y.
+    pub fn div(&mut self, x: Reg, y: Reg) -> Reg {
+        self.binary(Binary::Div, x, y)
+    }
+
+    /// `if test { x } else { y }`.
+    pub fn select(&mut self, test: Reg, x: Reg, y: Reg) -> Reg {
+        let to = self.fresh(self.dtype(x));
+        self.push(Stmt::Select { to, test, x, y });
+        to
+    }
+
+    /// Conversion; the register itself when it has the type already.
+    pub fn cast(&mut self, x: Reg, dtype: DType) -> Reg {
+        if self.dtype(x) == dtype {
+            return x;
+        }
+        let to = self.fresh(dtype);
+        self.push(Stmt::Cast { to, x });
+        to
+    }
+
+    /// Reports a fault of the step when `test` is false.
+    pub fn require(&mut self, test: Reg) {
+        self.push(Stmt::Require { test });
+    }
+
+    /// Element `index` (one per axis) of input `input`.
+    pub fn load(&mut self, input: usize, index: &[Index]) -> Reg {
+        let source = self.inputs[input].clone();
+        self.read(&source, index, None)
+    }
+
+    /// Like [`load`](Nest::load) where `guard` is true; `otherwise` where it is false, and then nothing is read.
+    pub fn load_guarded(&mut self, input: usize, index: &[Index], guard: Reg, otherwise: f64) -> Reg {
+        let source = self.inputs[input].clone();
+        match source {
+            Source::Memory { dtype, .. } => {
+                self.read(&source, index, Some((guard, Literal::of(dtype, otherwise))))
+            }
+            Source::Computed { .. } => {
+                let zero = Literal::of(DType::F32, 0.0);
+                let value = self.read(&source, index, Some((guard, zero)));
+                let other = self.number(value, otherwise);
+                self.select(guard, value, other)
+            }
+        }
+    }
+
+    fn read(&mut self, source: &Source, index: &[Index], guard: Option<(Reg, Literal)>) -> Reg {
+        match source {
+            Source::Memory { arg, dtype, shape, strides } => {
+                let at = linear(&broadcast(index, shape), strides);
+                let guard = guard.map(|(test, value)| match value {
+                    v if v.dtype() == *dtype => (test, v),
+                    _ => (test, Literal::of(*dtype, 0.0)),
+                });
+                let to = self.fresh(*dtype);
+                self.push(Stmt::Load { to, arg: *arg, index: at, guard });
+                to
+            }
+            Source::Computed { shape, function, inputs } => {
+                let index = broadcast(index, shape);
+                let operands: Vec<Reg> = inputs.iter().map(|s| self.read(s, &index, guard)).collect();
+                function(self, &operands)
+            }
+        }
+    }
+
+    /// Writes element `index` of output `output`.
+    pub fn store(&mut self, output: usize, index: &[Index], value: Reg) {
+        let sink = self.outputs[output].clone();
+        let value = sink.stages.iter().fold(value, |value, (function, inputs)| {
+            let operands: Vec<Reg> = inputs
+                .iter()
+                .map(|input| match input {
+                    SinkInput::Value => value,
+                    SinkInput::Source(s) => self.read(s, index, None),
+                })
+                .collect();
+            function(self, &operands)
+        });
+        self.push(Stmt::Store { arg: sink.arg, index: linear(index, &sink.strides), value });
+    }
+
+    fn nested(&mut self, extent: usize, parallel: bool, body: impl FnOnce(&mut Nest, Index)) {
+        if extent == 1 {
+            return body(self, Index::constant(0));
+        }
+        let axis = self.fresh_axis();
+        self.blocks.push(Vec::new());
+        body(self, Index::axis(axis));
+        let body = self.blocks.pop().expect("opened above");
+        self.push(Stmt::Loop { axis, extent, parallel, body });
+    }
+
+    /// Runs `body` for every position below `extent`, in order.
+    pub fn serial(&mut self, extent: usize, body: impl FnOnce(&mut Nest, Index)) {
+        self.nested(extent, false, body);
+    }
+
+    /// Runs `body` for every element of `shape`, in any order. The outermost statement of a nest, once.
+    pub fn for_each(&mut self, shape: &[usize], body: impl FnOnce(&mut Nest, &[Index])) {
+        fn go(
+            nest: &mut Nest,
+            shape: &[usize],
+            index: &mut Vec<Index>,
+            body: Box<dyn FnOnce(&mut Nest, &[Index]) + '_>,
+        ) {
+            match shape.split_first() {
+                None => body(nest, index),
+                Some((&extent, rest)) => nest.nested(extent, true, |nest, i| {
+                    index.push(i);
+                    go(nest, rest, index, body);
+                    index.pop();
+                }),
+            }
+        }
+        go(self, shape, &mut Vec::new(), Box::new(body));
+    }
+
+    /// Joins the values that `body` returns for every position below `extent` (at least 1).
+    pub fn reduce(
+        &mut self,
+        extent: usize,
+        combine: &[Combine],
+        body: impl FnOnce(&mut Nest, Index) -> Vec<Reg>,
+    ) -> Vec<Reg> {
+        if extent == 1 {
+            return body(self, Index::constant(0));
+        }
+        let axis = self.fresh_axis();
+        self.blocks.push(Vec::new());
+        let values = body(self, Index::axis(axis));
+        let body = self.blocks.pop().expect("opened above");
+        let results: Vec<(Reg, Combine, Reg)> =
+            combine.iter().zip(values).map(|(&c, v)| (self.fresh(self.dtype(v)), c, v)).collect();
+        let regs = results.iter().map(|r| r.0).collect();
+        self.push(Stmt::Reduce { axis, extent, results, body });
+        regs
+    }
+}
+
+/// Aligns an index with a shape at the last axis; axes of extent 1 are read at 0.
+fn broadcast(index: &[Index], shape: &[usize]) -> Vec<Index> {
+    let skip = index.len() - shape.len();
+    index[skip..]
+        .iter()
+        .zip(shape)
+        .map(|(i, &extent)| if extent == 1 { Index::constant(0) } else { i.clone() })
+        .collect()
+}
+
+fn linear(index: &[Index], strides: &[i64]) -> Index {
+    index.iter().zip(strides).fold(Index::default(), |sum, (i, &stride)| sum.plus(i, stride))
+}
+
+/// Joins two directly nested loops of one kind into one wherever every index moves through both as through one.
+fn collapse(body: &mut [Stmt]) {
+    for stmt in body {
+        match stmt {
+            Stmt::Loop { axis, extent, parallel, body } => {
+                collapse(body);
+                while let [Stmt::Loop { axis: inner, extent: count, parallel: p, body: deeper }] =
+                    body.as_mut_slice()
+                {
+                    let (outer, inner_axis, n) = (*axis, *inner, *count as i64);
+                    let fits =
+                        |i: &Index| i.coefficient(outer) == n.saturating_mul(i.coefficient(inner_axis));
+                    if p != parallel || !all_indices(deeper, &fits) {
+                        break;
+                    }
+                    let (count, mut joined) = (*count, std::mem::take(deeper));
+                    visit_indices(&mut joined, &mut |i| i.axes.retain(|(a, _)| *a != outer));
+                    *axis = inner_axis;
+                    *extent *= count;
+                    *body = joined;
+                }
+            }
+            Stmt::Reduce { body, .. } => collapse(body),
+            _ => {}
+        }
+    }
+}
+
+fn all_indices(body: &[Stmt], test: &dyn Fn(&Index) -> bool) -> bool {
+    body.iter().all(|stmt| match stmt {
+        Stmt::IndexValue { index, .. } | Stmt::Load { index, .. } | Stmt::Store { index, .. } => test(index),
+        Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => all_indices(body, test),
+        _ => true,
+    })
+}
+
+fn visit_indices(body: &mut [Stmt], change: &mut dyn FnMut(&mut Index)) {
+    for stmt in body {
+        match stmt {
+            Stmt::IndexValue { index, .. } | Stmt::Load { index, .. } | Stmt::Store { index, .. } => {
+                change(index);
+            }
+            Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => visit_indices(body, change),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(arg: usize, shape: &[usize], strides: &[i64]) -> Source {
+        Source::Memory { arg, dtype: DType::F32, shape: shape.to_vec(), strides: strides.to_vec() }
+    }
+
+    fn args(n: usize) -> Vec<Arg> {
+        (0..n).map(|i| Arg { dtype: DType::F32, written: i + 1 == n }).collect()
+    }
+
+    fn sink(arg: usize, strides: &[i64]) -> Sink {
+        Sink { arg, strides: strides.to_vec(), stages: vec![] }
+    }
+
+    #[test]
+    fn contiguous_loops_collapse_into_one() {
+        let source = memory(0, &[2, 3, 4], &[12, 4, 1]);
+        let mut n = Nest::new(args(2), vec![source], vec![sink(1, &[12, 4, 1])]);
+        n.for_each(&[2, 3, 4], |n, i| {
+            let x = n.load(0, i);
+            n.store(0, i, x);
+        });
+        let k = n.finish();
+        assert_eq!(k.parallel_extents(), [24]);
+        assert_eq!(k.to_string(), "kernel(r f32, w f32)\n  for i2 in 0..24 parallel\n    %0 = load a0[i2]\n    store a1[i2] = %0\n");
+    }
+
+    #[test]
+    fn a_broadcast_operand_keeps_the_loops_apart() {
+        let bias = memory(1, &[4], &[1]);
+        let sum = Source::Computed {
+            shape: vec![2, 3, 4],
+            function: Rc::new(|n, x| n.add(x[0], x[1])),
+            inputs: vec![memory(0, &[2, 3, 4], &[12, 4, 1]), bias],
+        };
+        let mut n = Nest::new(args(3), vec![sum], vec![sink(2, &[12, 4, 1])]);
+        n.for_each(&[2, 3, 4], |n, i| {
+            let x = n.load(0, i);
+            n.store(0, i, x);
+        });
+        assert_eq!(n.finish().parallel_extents(), [6, 4]);
+    }
+
+    #[test]
+    fn stages_of_a_sink_run_before_the_store() {
+        let mut out = sink(1, &[1]);
+        out.stages.push((Rc::new(|n, x| n.mul(x[0], x[0])), vec![SinkInput::Value]));
+        let mut n = Nest::new(args(2), vec![memory(0, &[8], &[1])], vec![out]);
+        n.for_each(&[8], |n, i| {
+            let x = n.load(0, i);
+            n.store(0, i, x);
+        });
+        assert!(n.finish().to_string().contains("store a1[i0] = %1"));
+    }
+}

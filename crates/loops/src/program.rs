@@ -1,0 +1,99 @@
+//! Programs: steps over planned buffers.
+
+use margay_tensor::{DType, Tensor};
+
+use crate::{Kernel, KernelCall};
+
+/// Names a buffer of a program.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct BufferId(pub usize);
+
+/// Where a buffer lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// The caller's memory of input number so and so.
+    Input(usize),
+    /// The caller's memory of output number so and so.
+    Output(usize),
+    /// A constant, by its number in [`Program::constants`].
+    Constant(usize),
+    /// The session's arena, from this byte on.
+    Arena(usize),
+}
+
+/// A region of memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Buffer {
+    /// Where it lies.
+    pub place: Place,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// A buffer as an argument of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Operand {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// First byte.
+    pub offset_bytes: usize,
+}
+
+/// A named input or output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// The name in the model.
+    pub name: String,
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<usize>,
+}
+
+/// A constant of the program.
+#[derive(Clone, Debug)]
+pub struct Constant {
+    /// The values, row-major.
+    pub tensor: Tensor,
+    /// The call and the operand whose layout it is stored in; `None` for row-major.
+    pub packed_for: Option<(KernelCall, usize)>,
+}
+
+/// What a step runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// A generated kernel, by its number in [`Program::kernels`].
+    Loops(usize),
+    /// A hand-written kernel.
+    Call(KernelCall),
+}
+
+/// One step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// What it runs.
+    pub work: Work,
+    /// Memory, in the order of the kernel's arguments.
+    pub args: Vec<Operand>,
+    /// The nodes it stands for, for people.
+    pub label: String,
+}
+
+/// A compiled graph at the loop level: every extent is known, every buffer has its place.
+#[derive(Clone, Debug, Default)]
+pub struct Program {
+    /// Inputs in the order of the graph.
+    pub inputs: Vec<Port>,
+    /// Outputs in the order of the graph.
+    pub outputs: Vec<Port>,
+    /// Constants.
+    pub constants: Vec<Constant>,
+    /// Buffers.
+    pub buffers: Vec<Buffer>,
+    /// Distinct generated kernels.
+    pub kernels: Vec<Kernel>,
+    /// Steps in order.
+    pub steps: Vec<Step>,
+    /// Size of the arena.
+    pub arena_bytes: usize,
+}

@@ -1,0 +1,1 @@
+//! Randomized and low-rank factorizations on faer.

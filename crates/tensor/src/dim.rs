@@ -1,0 +1,383 @@
+//! Dimensions: integer expressions over named symbols, in normal form.
+//!
+//! A [`Dim`] is a sum of products of atoms with integer coefficients. Sums, differences, products and exact
+//! quotients stay in this form, so that two dimensions a model computes in different ways
+//! (`B*S*384 / 384` and `B*S`) compare equal. An inexact quotient is an atom of its own, `floordiv(a, b)`.
+//!
+//! Symbols stand for integers that are at least 1. Arithmetic saturates at the ends of `i64`; a saturated
+//! extent fails where the bytes of a tensor are counted.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Add, Mul, Sub};
+use std::sync::Arc;
+
+/// The name of an unknown extent, such as `batch` or `seq`.
+pub type Symbol = Arc<str>;
+
+/// Values for symbols.
+pub type Binding = BTreeMap<Symbol, i64>;
+
+/// A symbol had no value where one was needed (the caller's fault).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("dimension `{0}` has no value")]
+pub struct UnboundSymbol(pub Symbol);
+
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+enum Atom {
+    Symbol(Symbol),
+    FloorDiv(Box<Dim>, Box<Dim>),
+}
+
+type Monomial = Vec<Atom>;
+
+/// An integer expression over symbols.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Dim {
+    /// Sorted by monomial, coefficients not zero.
+    terms: Vec<(Monomial, i64)>,
+}
+
+/// The extents of a tensor, outermost first.
+pub type Shape = Vec<Dim>;
+
+/// A shape of known extents.
+pub fn shape_of(extents: &[usize]) -> Shape {
+    extents.iter().map(|&d| Dim::from(d)).collect()
+}
+
+impl From<i64> for Dim {
+    fn from(v: i64) -> Dim {
+        if v == 0 { Dim::default() } else { Dim { terms: vec![(vec![], v)] } }
+    }
+}
+
+impl From<usize> for Dim {
+    fn from(v: usize) -> Dim {
+        Dim::from(i64::try_from(v).unwrap_or(i64::MAX))
+    }
+}
+
+impl Dim {
+    /// The symbol `name`.
+    pub fn symbol(name: &str) -> Dim {
+        Dim { terms: vec![(vec![Atom::Symbol(name.into())], 1)] }
+    }
+
+    fn from_terms(mut terms: Vec<(Monomial, i64)>) -> Dim {
+        terms.sort();
+        let mut out: Vec<(Monomial, i64)> = Vec::with_capacity(terms.len());
+        for (m, c) in terms {
+            match out.last_mut() {
+                Some((last, sum)) if *last == m => *sum = sum.saturating_add(c),
+                _ => out.push((m, c)),
+            }
+        }
+        out.retain(|(_, c)| *c != 0);
+        Dim { terms: out }
+    }
+
+    /// The value, if no symbol occurs.
+    pub fn as_const(&self) -> Option<i64> {
+        match self.terms.as_slice() {
+            [] => Some(0),
+            [(m, c)] if m.is_empty() => Some(*c),
+            _ => None,
+        }
+    }
+
+    /// The value as an extent, if no symbol occurs and it is not negative.
+    pub fn as_extent(&self) -> Option<usize> {
+        self.as_const().and_then(|v| usize::try_from(v).ok())
+    }
+
+    /// Whether this is the constant `v`.
+    pub fn is(&self, v: i64) -> bool {
+        self.as_const() == Some(v)
+    }
+
+    /// Whether the value is at least 1 whatever the symbols are, as far as its form shows.
+    pub fn is_positive(&self) -> bool {
+        let floor = self.terms.iter().try_fold(0i64, |sum, (m, c)| {
+            let simple = m.iter().all(|a| matches!(a, Atom::Symbol(_)));
+            (*c > 0 && simple || m.is_empty()).then(|| sum.saturating_add(*c))
+        });
+        floor.is_some_and(|f| f >= 1)
+    }
+
+    /// The quotient rounded down; exact quotients stay polynomials. `None` when the divisor is zero.
+    pub fn floor_div(&self, divisor: &Dim) -> Option<Dim> {
+        match (self.as_const(), divisor.as_const()) {
+            (_, Some(0)) => return None,
+            (Some(a), Some(b)) => return Some(Dim::from(a.wrapping_div_euclid(b))),
+            (_, Some(1)) => return Some(self.clone()),
+            _ => {}
+        }
+        Some(self.exact_div(divisor).unwrap_or_else(|| Dim {
+            terms: vec![(vec![Atom::FloorDiv(Box::new(self.clone()), Box::new(divisor.clone()))], 1)],
+        }))
+    }
+
+    /// The quotient, if it is a polynomial: term by term for a divisor of one term, and for equal operands.
+    fn exact_div(&self, divisor: &Dim) -> Option<Dim> {
+        if self == divisor {
+            return Some(Dim::from(1i64));
+        }
+        let [(dm, dc)] = divisor.terms.as_slice() else { return None };
+        let terms = self.terms.iter().map(|(m, c)| {
+            let mut rest = m.clone();
+            for atom in dm {
+                rest.remove(rest.iter().position(|a| a == atom)?);
+            }
+            (c % dc == 0).then(|| (rest, c / dc))
+        });
+        Some(Dim::from_terms(terms.collect::<Option<Vec<_>>>()?))
+    }
+
+    /// The value under `binding`.
+    pub fn eval(&self, binding: &Binding) -> Result<i64, UnboundSymbol> {
+        let bound = self.substitute(binding);
+        bound.as_const().ok_or_else(|| {
+            let mut symbols = Vec::new();
+            bound.collect_symbols(&mut symbols);
+            UnboundSymbol(symbols.into_iter().next().unwrap_or_else(|| "?".into()))
+        })
+    }
+
+    /// This expression with every bound symbol replaced by its value.
+    pub fn substitute(&self, binding: &Binding) -> Dim {
+        self.terms.iter().fold(Dim::default(), |sum, (m, c)| {
+            let product = m.iter().fold(Dim::from(*c), |p, atom| {
+                &p * &match atom {
+                    Atom::Symbol(s) => {
+                        binding.get(s).map_or_else(|| Dim::symbol(s), |v| Dim::from(*v))
+                    }
+                    Atom::FloorDiv(a, b) => {
+                        let (a, b) = (a.substitute(binding), b.substitute(binding));
+                        a.floor_div(&b).unwrap_or_default()
+                    }
+                }
+            });
+            &sum + &product
+        })
+    }
+
+    /// Appends every symbol that occurs, once, in order of appearance.
+    pub fn collect_symbols(&self, into: &mut Vec<Symbol>) {
+        for atom in self.terms.iter().flat_map(|(m, _)| m) {
+            match atom {
+                Atom::Symbol(s) if !into.contains(s) => into.push(s.clone()),
+                Atom::Symbol(_) => {}
+                Atom::FloorDiv(a, b) => {
+                    a.collect_symbols(into);
+                    b.collect_symbols(into);
+                }
+            }
+        }
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn parse(text: &str) -> Result<Dim, String> {
+        let mut p = Parser { text, at: 0 };
+        let dim = p.sum(0)?;
+        p.space();
+        if p.at < text.len() {
+            return Err(format!("unexpected `{}` in dimension `{text}`", &text[p.at..]));
+        }
+        Ok(dim)
+    }
+}
+
+impl Add for &Dim {
+    type Output = Dim;
+    fn add(self, other: &Dim) -> Dim {
+        Dim::from_terms(self.terms.iter().chain(&other.terms).cloned().collect())
+    }
+}
+
+impl Sub for &Dim {
+    type Output = Dim;
+    fn sub(self, other: &Dim) -> Dim {
+        let minus = other.terms.iter().map(|(m, c)| (m.clone(), c.saturating_neg()));
+        Dim::from_terms(self.terms.iter().cloned().chain(minus).collect())
+    }
+}
+
+impl Mul for &Dim {
+    type Output = Dim;
+    fn mul(self, other: &Dim) -> Dim {
+        let pairs = self.terms.iter().flat_map(|(a, x)| {
+            other.terms.iter().map(move |(b, y)| {
+                let mut m: Monomial = a.iter().chain(b).cloned().collect();
+                m.sort();
+                (m, x.saturating_mul(*y))
+            })
+        });
+        Dim::from_terms(pairs.collect())
+    }
+}
+
+impl fmt::Display for Atom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Atom::Symbol(s) => f.write_str(s),
+            Atom::FloorDiv(a, b) => write!(f, "floordiv({a}, {b})"),
+        }
+    }
+}
+
+impl fmt::Display for Dim {
+    /// Products first, the constant last: `2*B*S + 1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.terms.is_empty() {
+            return f.write_str("0");
+        }
+        let constant = self.terms.iter().filter(|(m, _)| m.is_empty());
+        let products = self.terms.iter().filter(|(m, _)| !m.is_empty());
+        for (i, (m, c)) in products.chain(constant).enumerate() {
+            match (i, *c < 0) {
+                (0, true) => f.write_str("-")?,
+                (0, false) => {}
+                (_, true) => f.write_str(" - ")?,
+                (_, false) => f.write_str(" + ")?,
+            }
+            let size = c.unsigned_abs();
+            if size != 1 || m.is_empty() {
+                write!(f, "{size}")?;
+            }
+            for (j, atom) in m.iter().enumerate() {
+                if j > 0 || size != 1 {
+                    f.write_str("*")?;
+                }
+                write!(f, "{atom}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Parser<'_> {
+    const DEPTH: usize = 32;
+
+    fn space(&mut self) {
+        while self.text[self.at..].starts_with(' ') {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, token: &str) -> bool {
+        self.space();
+        let found = self.text[self.at..].starts_with(token);
+        if found {
+            self.at += token.len();
+        }
+        found
+    }
+
+    fn sum(&mut self, depth: usize) -> Result<Dim, String> {
+        if depth > Self::DEPTH {
+            return Err("dimension is nested too deeply".into());
+        }
+        let mut total =
+            if self.take("-") { &Dim::default() - &self.product(depth)? } else { self.product(depth)? };
+        loop {
+            if self.take("+") {
+                total = &total + &self.product(depth)?;
+            } else if self.take("-") {
+                total = &total - &self.product(depth)?;
+            } else {
+                return Ok(total);
+            }
+        }
+    }
+
+    fn product(&mut self, depth: usize) -> Result<Dim, String> {
+        let mut total = self.atom(depth)?;
+        while self.take("*") {
+            total = &total * &self.atom(depth)?;
+        }
+        Ok(total)
+    }
+
+    fn atom(&mut self, depth: usize) -> Result<Dim, String> {
+        if self.take("(") {
+            let inner = self.sum(depth + 1)?;
+            return if self.take(")") { Ok(inner) } else { Err("expected `)` in dimension".into()) };
+        }
+        self.space();
+        let rest = &self.text[self.at..];
+        let end = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.' || c == '\''))
+            .unwrap_or(rest.len());
+        let word = &rest[..end];
+        self.at += end;
+        if word.starts_with(|c: char| c.is_ascii_digit()) {
+            return word.parse::<i64>().map(Dim::from).map_err(|_| format!("`{word}` is not an extent"));
+        }
+        if word.is_empty() {
+            return Err(format!("expected a dimension at `{rest}`"));
+        }
+        if word != "floordiv" {
+            return Ok(Dim::symbol(word));
+        }
+        let ok = self.take("(");
+        let a = self.sum(depth + 1)?;
+        let ok = self.take(",") && ok;
+        let b = self.sum(depth + 1)?;
+        if !(self.take(")") && ok) {
+            return Err("expected `floordiv(a, b)` in dimension".into());
+        }
+        a.floor_div(&b).ok_or_else(|| "division by zero in dimension".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn d(text: &str) -> Dim {
+        Dim::parse(text).unwrap()
+    }
+
+    #[test]
+    fn normal_form_makes_equal_what_is_equal() {
+        assert_eq!(&(&d("B") * &d("S")) * &d("384"), d("384*S*B"));
+        assert_eq!(d("B*S*384").floor_div(&d("B*384")), Some(d("S")));
+        assert_eq!(&d("S + 1") - &d("S"), d("1"));
+        assert_eq!(d("2*S + 2").floor_div(&d("S + 1")).unwrap().to_string(), "floordiv(2*S + 2, S + 1)");
+        assert_eq!(d("S").floor_div(&d("0")), None);
+    }
+
+    #[test]
+    fn prints_and_parses_back() {
+        for text in ["0", "7", "B", "2*B*S + 1", "-S + 3", "floordiv(H - 1, 2) + 1", "B*B"] {
+            assert_eq!(d(text).to_string(), text);
+        }
+        assert!(Dim::parse("B +").is_err());
+        assert!(Dim::parse("B C").is_err());
+        assert!(Dim::parse(&"(".repeat(1000)).is_err());
+    }
+
+    #[test]
+    fn evaluates_under_a_binding() {
+        let b = Binding::from([("H".into(), 28)]);
+        assert_eq!(d("floordiv(H - 3, 2) + 1").eval(&b), Ok(13));
+        assert_eq!(d("H*W").eval(&b), Err(UnboundSymbol("W".into())));
+    }
+
+    #[test]
+    fn positive_is_seen_where_the_form_shows_it() {
+        assert!(d("S").is_positive() && d("2*B*S").is_positive() && d("S + 1").is_positive());
+        assert!(!d("S - 1").is_positive() && !d("0").is_positive());
+    }
+
+    #[test]
+    fn huge_extents_saturate() {
+        assert!((&d("9223372036854775807") * &d("2")).is(i64::MAX));
+    }
+}

@@ -1,0 +1,22 @@
+//! Data types, symbolic dimensions, host tensors and counter-based random numbers.
+//!
+//! This crate is the vocabulary every other crate of margay speaks. It has no internal dependencies and
+//! knows nothing of graphs, ONNX or code generation.
+//!
+//! - [`DType`]: the element types a tensor may have.
+//! - [`Dim`]: an integer expression over named symbols, in normal form; [`Shape`] is a list of them.
+//! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
+//! - [`random`]: Philox streams named by (seed, stream, index).
+//! - [`npy`]: `.npy` and `.npz` files.
+//!
+//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code).
+
+mod dim;
+mod dtype;
+pub mod npy;
+pub mod random;
+mod tensor;
+
+pub use dim::{Binding, Dim, Shape, Symbol, UnboundSymbol, shape_of};
+pub use dtype::{DType, Element};
+pub use tensor::{ContentHash, Tensor, TensorError};
