@@ -84,7 +84,7 @@ def compare(reference, candidate, mask):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, required=True, help="dense ONNX file")
-    parser.add_argument("--candidate", type=Path, required=True, help="ONNX file or .npz of outputs")
+    parser.add_argument("--candidate", type=Path, required=True, help="ONNX file or .npz")
     parser.add_argument("--inputs", type=Path, required=True, help=".npz of inputs")
     arguments = parser.parse_args()
     inputs = load(arguments.inputs)

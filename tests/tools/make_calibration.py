@@ -5,8 +5,8 @@
 
 The two differ in kind, so that a plan is judged on text unlike that which it was calibrated on.
 Each file holds 256 texts as int64 [256, 64] under the input names of the model, padded with
-zeros. The packages are fetched and not installed; their text is never committed. Exit status 3: they
-are not available here.
+zeros. The packages are fetched and not installed; their text is never committed. Exit status 3:
+they are not available here.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The baseline: truncated SVD of every linear weight, at one share of its bytes.
 
-Each `MatMul` or `Gemm` by a constant matrix W [m, n] becomes two products by the factors of the best
-rank-r approximation of W in the Frobenius norm, where r = floor(ratio m n / (m + n)). It knows
+Each `MatMul` or `Gemm` by a constant matrix W [m, n] becomes two products by the factors of the
+best rank-r approximation of W in the Frobenius norm, where r = floor(ratio m n / (m + n)). It knows
 neither the data nor which layers matter. Convolutions and embedding tables are left alone, as are
 matrices that no rank would make smaller.
 """
@@ -55,10 +55,11 @@ def factored(node, weight, ratio):
         for w, name in zip((left, right), names)
     ]
     between = f"{node.output[0]}/rank"
-    first = helper.make_node(node.op_type, [node.input[0], names[0]], [between], f"{node.name}/left")
-    second = helper.make_node(
-        node.op_type, [between, names[1], *node.input[2:]], node.output, f"{node.name}/right"
+    inputs = [between, names[1], *node.input[2:]]
+    first = helper.make_node(
+        node.op_type, [node.input[0], names[0]], [between], name=f"{node.name}/left"
     )
+    second = helper.make_node(node.op_type, inputs, node.output, name=f"{node.name}/right")
     if node.op_type == "Gemm":
         kept = [a for a in node.attribute if a.name in ("transA", "alpha", "transB")]
         first.attribute.extend(kept)
@@ -67,7 +68,7 @@ def factored(node, weight, ratio):
 
 
 def compress(model, ratio):
-    """Replaces the linear weights in place; returns how many, and their elements before and after."""
+    """Replaces the linear weights in place; returns their count and elements before and after."""
     graph = model.graph
     known = constants(graph)
     nodes, tensors, before, after = [], [], 0, 0

@@ -42,14 +42,6 @@ pub enum Source {
     },
 }
 
-impl Source {
-    fn shape(&self) -> &[usize] {
-        match self {
-            Source::Memory { shape, .. } | Source::Computed { shape, .. } => shape,
-        }
-    }
-}
-
 /// An operand of scalar code that runs before a store.
 #[derive(Clone)]
 pub enum SinkInput {
@@ -247,6 +239,22 @@ impl Nest {
             function(self, &operands)
         });
         self.push(Stmt::Store { arg: sink.arg, index: linear(index, &sink.strides), value });
+    }
+
+    /// Writes an intermediate value to output `output`, without the code fused into its store.
+    pub fn store_raw(&mut self, output: usize, index: &[Index], value: Reg) {
+        let sink = &self.outputs[output];
+        let (arg, index) = (sink.arg, linear(index, &sink.strides));
+        self.push(Stmt::Store { arg, index, value });
+    }
+
+    /// Reads back what [`store_raw`](Nest::store_raw) wrote.
+    pub fn reload(&mut self, output: usize, index: &[Index]) -> Reg {
+        let sink = &self.outputs[output];
+        let (arg, index) = (sink.arg, linear(index, &sink.strides));
+        let to = self.fresh(self.args[arg].dtype);
+        self.push(Stmt::Load { to, arg, index, guard: None });
+        to
     }
 
     fn nested(&mut self, extent: usize, parallel: bool, body: impl FnOnce(&mut Nest, Index)) {

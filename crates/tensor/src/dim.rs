@@ -149,9 +149,7 @@ impl Dim {
         self.terms.iter().fold(Dim::default(), |sum, (m, c)| {
             let product = m.iter().fold(Dim::from(*c), |p, atom| {
                 &p * &match atom {
-                    Atom::Symbol(s) => {
-                        binding.get(s).map_or_else(|| Dim::symbol(s), |v| Dim::from(*v))
-                    }
+                    Atom::Symbol(s) => binding.get(s).map_or_else(|| Dim::symbol(s), |v| Dim::from(*v)),
                     Atom::FloorDiv(a, b) => {
                         let (a, b) = (a.substitute(binding), b.substitute(binding));
                         a.floor_div(&b).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! `.npy` and `.npz` files: reading and writing arrays, and archives of named arrays, as NumPy does.
 //!
-//! The format is NumPy enhancement proposal 1, versions 1.0 to 3.0. Input is not trusted: the header grammar is strict,
-//! every size is checked before it is used, and memory grows only with the bytes really there. What is
+//! The format is NumPy enhancement proposal 1, versions 1.0 to 3.0. Input is not trusted: the header grammar
+//! is strict, every size is checked before it is used, and memory grows only with the bytes really there. What is
 //! written is version 1.0, little endian, in C order, and the same bytes every time.
 //!
 //! Deliberately absent: big-endian data, strings, structures, complex numbers and pickled objects (each has
@@ -361,10 +361,7 @@ mod tests {
                 "{'size': 4}",
                 "malformed header at byte 1: expected key `descr`, `fortran_order` or `shape`, found `size`",
             ),
-            (
-                "{'fortran_order': 1}",
-                "malformed header at byte 18: expected `True` or `False`, found `1`",
-            ),
+            ("{'fortran_order': 1}", "malformed header at byte 18: expected `True` or `False`, found `1`"),
             ("{'shape': (3)}", "malformed header at byte 12: expected `,`, found `)`"),
             ("{'shape': (-3,)}", "malformed header at byte 11: expected an extent, found `-`"),
             ("{'shape': (,)}", "malformed header at byte 11: expected an extent, found `,`"),

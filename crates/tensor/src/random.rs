@@ -259,7 +259,8 @@ mod tests {
 
     #[test]
     fn streams_and_seeds_differ() {
-        let blocks = [(0, 0), (1, 0), (0, 1), (1 << 32, 0), (0, 1 << 32)].map(|(s, t)| Philox::new(s, t).block(0));
+        let blocks =
+            [(0, 0), (1, 0), (0, 1), (1 << 32, 0), (0, 1 << 32)].map(|(s, t)| Philox::new(s, t).block(0));
         assert!((0..5).all(|i| (0..i).all(|j| blocks[i] != blocks[j])));
     }
 

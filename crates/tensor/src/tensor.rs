@@ -22,8 +22,14 @@ pub struct Tensor {
 #[derive(Clone)]
 enum Bytes {
     /// Words, so that every element type is aligned; the byte length is `len`.
-    Owned { words: Arc<Vec<u64>>, len: usize },
-    Mapped { map: Arc<memmap2::Mmap>, range: Range<usize> },
+    Owned {
+        words: Arc<Vec<u64>>,
+        len: usize,
+    },
+    Mapped {
+        map: Arc<memmap2::Mmap>,
+        range: Range<usize>,
+    },
 }
 
 /// Identifies the contents of a tensor: type, shape and bytes.

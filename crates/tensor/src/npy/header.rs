@@ -87,8 +87,7 @@ fn dtype(descr: &str) -> Result<DType, NpyError> {
     let unsupported = || NpyError::UnsupportedType { descr: descr.to_owned() };
     let mut chars = descr.chars();
     let order = chars.next().ok_or_else(unsupported)?;
-    let dtype =
-        DType::ALL.into_iter().find(|d| code(*d) == Some(chars.as_str())).ok_or_else(unsupported)?;
+    let dtype = DType::ALL.into_iter().find(|d| code(*d) == Some(chars.as_str())).ok_or_else(unsupported)?;
     match (order, dtype.bytes()) {
         (_, 1) if "|<>=".contains(order) => Ok(dtype),
         ('<', _) => Ok(dtype),

@@ -1,0 +1,424 @@
+//! Nodes, values and the graph that holds them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use margay_tensor::Symbol;
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::visit::EdgeRef;
+use smallvec::SmallVec;
+
+use crate::{Op, TensorType, TypeError, Types, ops};
+
+/// A name from the model.
+pub type Name = Arc<str>;
+
+/// Names a node. Carries a generation: the name of a removed node never comes to mean another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct NodeId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Names one output of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Value {
+    /// The node.
+    pub node: NodeId,
+    /// Which of its outputs.
+    pub out: u16,
+}
+
+impl From<NodeId> for Value {
+    /// The first output.
+    fn from(node: NodeId) -> Value {
+        Value { node, out: 0 }
+    }
+}
+
+/// The role of a node inside what replaced a module.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Part {
+    /// The first of two factors, on the input's side.
+    Left,
+    /// The second of two factors, on the output's side.
+    Right,
+    /// A bias, corrected for what a sketch leaves out.
+    Bias,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Part; 3] = [Part::Left, Part::Right, Part::Bias];
+
+    /// The word used in text forms and exported names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Left => "left",
+            Part::Right => "right",
+            Part::Bias => "bias",
+        }
+    }
+}
+
+/// What a node stands for in the model it came from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Origin {
+    /// Names of the model's nodes (of initializers, for constants).
+    pub names: SmallVec<[Name; 1]>,
+    /// The role after a rewrite.
+    pub part: Option<Part>,
+}
+
+impl Origin {
+    /// A single name; none if it is empty.
+    pub fn named(name: &str) -> Origin {
+        Origin { names: if name.is_empty() { SmallVec::new() } else { [name.into()].into() }, part: None }
+    }
+
+    /// The same names in a role.
+    #[must_use]
+    pub fn part(&self, part: Part) -> Origin {
+        Origin { names: self.names.clone(), part: Some(part) }
+    }
+
+    /// The names of both, each once.
+    #[must_use]
+    pub fn and(&self, other: &Origin) -> Origin {
+        let mut names = self.names.clone();
+        for name in &other.names {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        Origin { names, part: self.part }
+    }
+
+    /// The first name, or the empty string.
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", |n| n)
+    }
+}
+
+/// An operator applied to values.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The operator.
+    pub op: Op,
+    /// One type per output.
+    pub types: Types,
+    /// What it stands for.
+    pub origin: Origin,
+    generation: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Edge {
+    from_out: u16,
+    to_in: u16,
+}
+
+/// A named output of a graph.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Output {
+    /// The name in the model.
+    pub name: Name,
+    /// What it holds.
+    pub value: Value,
+}
+
+/// A typed data-flow graph.
+///
+/// A node without correct types cannot exist: [`add`](Graph::add) infers them. Passes edit by
+/// [`apply`](Graph::apply) alone; `add` is for builders: importer, parser, tests.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    name: Name,
+    dag: StableDiGraph<Node, Edge>,
+    inputs: Vec<NodeId>,
+    outputs: Vec<Output>,
+    next_generation: u32,
+}
+
+/// A node was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("`{op}`: {error}")]
+pub struct AddError {
+    /// The operator's mnemonic.
+    pub op: &'static str,
+    /// What its type rule says.
+    pub error: TypeError,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: &str) -> Graph {
+        Graph {
+            name: name.into(),
+            dag: StableDiGraph::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            next_generation: 0,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds an input.
+    pub fn add_input(&mut self, name: &str, ty: TensorType) -> Value {
+        let op = ops::Input { name: name.into(), ty: ty.clone() };
+        let node = self.insert(op.into(), SmallVec::from_elem(ty, 1), Origin::named(name));
+        self.inputs.push(node);
+        node.into()
+    }
+
+    /// Adds a node; its types are inferred.
+    pub fn add(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: &[Value],
+        origin: Origin,
+    ) -> Result<Value, AddError> {
+        let op = op.into();
+        let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(*v)).collect();
+        let types = op.infer(&types).map_err(|error| AddError { op: op.name(), error })?;
+        let node = self.insert(op, types, origin);
+        self.connect(node, inputs);
+        Ok(node.into())
+    }
+
+    fn insert(&mut self, op: Op, types: Types, origin: Origin) -> NodeId {
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        let index = self.dag.add_node(Node { op, types, origin, generation });
+        NodeId { index: index.index() as u32, generation }
+    }
+
+    fn connect(&mut self, node: NodeId, inputs: &[Value]) {
+        let to = self.at(node);
+        for (slot, v) in inputs.iter().enumerate() {
+            let from = self.at(v.node);
+            self.dag.add_edge(from, to, Edge { from_out: v.out, to_in: slot as u16 });
+        }
+    }
+
+    /// Adds an output.
+    pub fn add_output(&mut self, name: &str, value: Value) {
+        self.outputs.push(Output { name: name.into(), value });
+    }
+
+    /// Replaces the list of outputs, for running a part of a graph.
+    pub fn set_outputs(&mut self, outputs: Vec<Output>) {
+        self.outputs = outputs;
+    }
+
+    fn at(&self, n: NodeId) -> NodeIndex {
+        let index = NodeIndex::new(n.index as usize);
+        let live = self.dag.node_weight(index).is_some_and(|node| node.generation == n.generation);
+        assert!(live, "node {n:?} was removed from graph `{}`", self.name);
+        index
+    }
+
+    fn id(&self, index: NodeIndex) -> NodeId {
+        NodeId { index: index.index() as u32, generation: self.dag[index].generation }
+    }
+
+    /// Whether the node is still there.
+    pub fn contains(&self, n: NodeId) -> bool {
+        self.dag
+            .node_weight(NodeIndex::new(n.index as usize))
+            .is_some_and(|node| node.generation == n.generation)
+    }
+
+    /// A node that is still there.
+    pub fn node(&self, n: NodeId) -> &Node {
+        &self.dag[self.at(n)]
+    }
+
+    /// The operator of a node.
+    pub fn op(&self, n: NodeId) -> &Op {
+        &self.node(n).op
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, v: Value) -> &TensorType {
+        &self.node(v.node).types[usize::from(v.out)]
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.dag.node_count()
+    }
+
+    /// Whether there are no nodes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The inputs, in order.
+    pub fn inputs(&self) -> &[NodeId] {
+        &self.inputs
+    }
+
+    /// The outputs, in order.
+    pub fn outputs(&self) -> &[Output] {
+        &self.outputs
+    }
+
+    /// The operands of a node, by slot.
+    pub fn inputs_of(&self, n: NodeId) -> SmallVec<[Value; 4]> {
+        let mut edges: SmallVec<[(u16, Value); 4]> = self
+            .dag
+            .edges_directed(self.at(n), Direction::Incoming)
+            .map(|e| (e.weight().to_in, Value { node: self.id(e.source()), out: e.weight().from_out }))
+            .collect();
+        edges.sort_unstable_by_key(|(slot, _)| *slot);
+        edges.into_iter().map(|(_, v)| v).collect()
+    }
+
+    /// The nodes that read a value, with the slot, ordered.
+    pub fn users_of(&self, v: Value) -> Vec<(NodeId, u16)> {
+        let mut users: Vec<(NodeId, u16)> = self
+            .dag
+            .edges_directed(self.at(v.node), Direction::Outgoing)
+            .filter(|e| e.weight().from_out == v.out)
+            .map(|e| (self.id(e.target()), e.weight().to_in))
+            .collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Whether a value is an output of the graph.
+    pub fn is_output(&self, v: Value) -> bool {
+        self.outputs.iter().any(|o| o.value == v)
+    }
+
+    /// The single user of a value, if it has one and is not an output of the graph.
+    pub fn sole_user(&self, v: Value) -> Option<NodeId> {
+        match self.users_of(v).as_slice() {
+            [(user, _)] if !self.is_output(v) => Some(*user),
+            _ => None,
+        }
+    }
+
+    /// The contents of a constant value.
+    pub fn constant(&self, v: Value) -> Option<&crate::Payload> {
+        match self.op(v.node) {
+            Op::Const(c) => Some(&c.payload),
+            _ => None,
+        }
+    }
+
+    /// All nodes in topological order, ties by age: the same graph built the same way gives the same order.
+    pub fn order(&self) -> Vec<NodeId> {
+        let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
+        let mut ready = BinaryHeap::new();
+        for index in self.dag.node_indices() {
+            let count = self.dag.edges_directed(index, Direction::Incoming).count();
+            missing.insert(index, count);
+            if count == 0 {
+                ready.push(Reverse((self.dag[index].generation, index)));
+            }
+        }
+        let mut order = Vec::with_capacity(self.dag.node_count());
+        while let Some(Reverse((_, index))) = ready.pop() {
+            order.push(self.id(index));
+            for edge in self.dag.edges_directed(index, Direction::Outgoing) {
+                let left = missing.get_mut(&edge.target()).expect("every node was counted");
+                *left -= 1;
+                if *left == 0 {
+                    ready.push(Reverse((self.dag[edge.target()].generation, edge.target())));
+                }
+            }
+        }
+        order
+    }
+
+    /// The symbols that occur in the types of inputs and nodes, in order of appearance.
+    pub fn symbols(&self) -> Vec<Symbol> {
+        let mut out = Vec::new();
+        let inputs = self.inputs.iter().copied();
+        for n in inputs.chain(self.order()) {
+            for dim in self.node(n).types.iter().flat_map(|t| &t.shape) {
+                dim.collect_symbols(&mut out);
+            }
+        }
+        out
+    }
+
+    /// The node with this origin and no part.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        self.order().into_iter().find(|n| {
+            let origin = &self.node(*n).origin;
+            origin.part.is_none() && origin.names.iter().any(|x| &**x == name)
+        })
+    }
+
+    /// Removes every node that no output depends on, except inputs. Returns how many.
+    pub fn remove_dead(&mut self) -> usize {
+        let mut live: BTreeSet<NodeIndex> = self.inputs.iter().map(|n| self.at(*n)).collect();
+        let mut stack: Vec<NodeIndex> = self.outputs.iter().map(|o| self.at(o.value.node)).collect();
+        while let Some(index) = stack.pop() {
+            if live.insert(index) {
+                stack.extend(self.dag.neighbors_directed(index, Direction::Incoming));
+            }
+        }
+        let before = self.len();
+        self.dag.retain_nodes(|_, index| live.contains(&index));
+        before - self.len()
+    }
+
+    /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.
+    pub(crate) fn redirect(&mut self, from: Value, to: Value) {
+        let target = self.at(to.node);
+        let edges: Vec<_> = self
+            .dag
+            .edges_directed(self.at(from.node), Direction::Outgoing)
+            .filter(|e| e.weight().from_out == from.out)
+            .map(|e| (e.id(), e.target(), e.weight().to_in))
+            .collect();
+        for (id, user, to_in) in edges {
+            self.dag.remove_edge(id);
+            self.dag.add_edge(target, user, Edge { from_out: to.out, to_in });
+        }
+        for o in &mut self.outputs {
+            if o.value == from {
+                o.value = to;
+            }
+        }
+    }
+
+    /// Inserts a node whose types were inferred before, without operands yet.
+    pub(crate) fn insert_typed(&mut self, op: Op, types: Types, origin: Origin) -> NodeId {
+        self.insert(op, types, origin)
+    }
+
+    /// Gives a node of [`insert_typed`](Graph::insert_typed) its operands.
+    pub(crate) fn connect_inputs(&mut self, node: NodeId, inputs: &[Value]) {
+        self.connect(node, inputs);
+    }
+
+    /// Adds the origin of a replaced node to the one that stands in for it.
+    pub(crate) fn absorb_origin(&mut self, n: NodeId, origin: &Origin) {
+        let index = self.at(n);
+        let node = &mut self.dag[index];
+        if node.origin.part == origin.part {
+            node.origin = node.origin.and(origin);
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.out {
+            0 => write!(f, "%{}", self.node.index),
+            out => write!(f, "%{}.{out}", self.node.index),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The tensor graph: what a model computes, before anyone decides how.
+//!
+//! - [`Graph`]: nodes and values; edited by passes through [`Patch`] alone.
+//! - [`ops`]: the closed operator set; one file per operator, one list.
+//! - [`types`]: tensor types with symbolic extents, and the rules that several operators share.
+//! - [`text`]: the printed form and its parser.
+//! - [`verify`]: the invariants of the four stages.
+//! - [`pass`]: the pass interface and the rewrite driver.
+//! - [`eval`]: the reference interpreter, slow and obvious.
+//!
+//! Deliberately absent: IO, ONNX, machine code, and any knowledge of what a sketch is.
+
+#![forbid(unsafe_code)]
+
+pub mod eval;
+mod graph;
+pub mod ops;
+pub mod pass;
+mod patch;
+mod payload;
+pub mod text;
+pub mod types;
+pub mod verify;
+
+pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
+pub use ops::{Op, OpDef};
+pub use pass::{Changed, Cx, Fidelity, Pass, PassError, Remark, Verdict};
+pub use patch::{Patch, PatchError};
+pub use payload::{Key, Payload};
+pub use types::{TensorType, TypeError, Types};
+pub use verify::{Stage, Violation};

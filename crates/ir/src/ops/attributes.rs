@@ -1,0 +1,188 @@
+//! Attributes of operators and their text form.
+
+use margay_tensor::{Binding, DType, Dim};
+
+/// A float attribute: equal when its bits are equal, printed as the shortest text that reads back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Bits(u64);
+
+impl Bits {
+    /// Wraps a number.
+    pub fn new(v: f64) -> Bits {
+        Bits(v.to_bits())
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
+/// A value an operator may have as an attribute.
+pub trait Attribute: Sized + Clone + PartialEq {
+    /// The text form.
+    fn write(&self) -> String;
+    /// Reads the text form.
+    fn read(text: &str) -> Result<Self, String>;
+    /// The value with symbols replaced.
+    #[must_use]
+    fn bind(&self, binding: &Binding) -> Self;
+}
+
+macro_rules! plain {
+    ($($t:ty, $what:literal);* $(;)?) => { $(
+        impl Attribute for $t {
+            fn write(&self) -> String {
+                self.to_string()
+            }
+            fn read(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|_| format!(concat!("`{}` is not ", $what), text))
+            }
+            fn bind(&self, _: &Binding) -> Self {
+                self.clone()
+            }
+        }
+    )* };
+}
+plain! { usize, "a count"; i64, "an integer"; bool, "`true` or `false`" }
+
+impl Attribute for Bits {
+    fn write(&self) -> String {
+        format!("{:?}", self.get())
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map(Bits::new).map_err(|_| format!("`{text}` is not a number"))
+    }
+    fn bind(&self, _: &Binding) -> Self {
+        *self
+    }
+}
+
+impl Attribute for DType {
+    fn write(&self) -> String {
+        self.name().into()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        DType::from_name(text).ok_or_else(|| format!("`{text}` is not an element type"))
+    }
+    fn bind(&self, _: &Binding) -> Self {
+        *self
+    }
+}
+
+impl Attribute for Dim {
+    fn write(&self) -> String {
+        self.to_string()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        Dim::parse(text)
+    }
+    fn bind(&self, binding: &Binding) -> Self {
+        self.substitute(binding)
+    }
+}
+
+impl<T: Attribute> Attribute for Vec<T> {
+    fn write(&self) -> String {
+        let items: Vec<String> = self.iter().map(Attribute::write).collect();
+        format!("[{}]", items.join(", "))
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        let inner = text
+            .strip_prefix('[')
+            .and_then(|t| t.strip_suffix(']'))
+            .ok_or_else(|| format!("`{text}` is not a list"))?;
+        split_top(inner).into_iter().map(T::read).collect()
+    }
+    fn bind(&self, binding: &Binding) -> Self {
+        self.iter().map(|v| v.bind(binding)).collect()
+    }
+}
+
+impl<T: Attribute, const N: usize> Attribute for [T; N] {
+    fn write(&self) -> String {
+        self.to_vec().write()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        let items = Vec::<T>::read(text)?;
+        let found = items.len();
+        items.try_into().map_err(|_| format!("expected {N} values, found {found} in `{text}`"))
+    }
+    fn bind(&self, binding: &Binding) -> Self {
+        self.each_ref().map(|v| v.bind(binding))
+    }
+}
+
+/// Splits at commas outside brackets and parentheses; trims; nothing for an empty text.
+pub(crate) fn split_top(text: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0i32, 0);
+    for (i, c) in text.char_indices() {
+        match c {
+            '[' | '(' => depth += 1,
+            ']' | ')' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(text[start..i].trim());
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    let last = text[start..].trim();
+    if !(parts.is_empty() && last.is_empty()) {
+        parts.push(last);
+    }
+    parts
+}
+
+/// The attributes of an operator as a list. Written by [`attributes!`](crate::attributes).
+pub trait Attributes: Sized {
+    /// Those that differ from their defaults, in declaration order.
+    fn write(&self) -> Vec<(&'static str, String)>;
+    /// Reads them; a missing one takes its default, an unknown one is an error.
+    fn read(given: &[(&str, &str)]) -> Result<Self, String>;
+    /// Symbols replaced by their values.
+    #[must_use]
+    fn bind(&self, binding: &Binding) -> Self;
+}
+
+/// Declares which fields of an operator are attributes: `attributes!(Softmax { axis, scale = default })`.
+macro_rules! attributes {
+    ($name:ident { $($field:ident $(= $default:expr)?),* $(,)? }) => {
+        impl $crate::ops::Attributes for $name {
+            #[allow(unused_mut, reason = "an operator may have no attributes")]
+            fn write(&self) -> Vec<(&'static str, String)> {
+                let mut out = Vec::new();
+                $(
+                    let default = attributes!(@default $($default)?);
+                    if default.as_ref() != Some(&self.$field) {
+                        out.push((stringify!($field), $crate::ops::Attribute::write(&self.$field)));
+                    }
+                )*
+                out
+            }
+
+            fn read(given: &[(&str, &str)]) -> Result<Self, String> {
+                let known: &[&str] = &[$(stringify!($field)),*];
+                if let Some((name, _)) = given.iter().find(|(name, _)| !known.contains(name)) {
+                    return Err(format!("unknown attribute `{name}`"));
+                }
+                Ok($name {
+                    $($field: match given.iter().find(|(name, _)| *name == stringify!($field)) {
+                        Some((_, text)) => $crate::ops::Attribute::read(text)
+                            .map_err(|e| format!("attribute `{}`: {e}", stringify!($field)))?,
+                        None => attributes!(@default $($default)?)
+                            .ok_or(concat!("missing attribute `", stringify!($field), "`"))?,
+                    }),*
+                })
+            }
+
+            #[allow(unused_variables, reason = "an operator may have no attributes")]
+            fn bind(&self, binding: &margay_tensor::Binding) -> Self {
+                $name { $($field: $crate::ops::Attribute::bind(&self.$field, binding)),* }
+            }
+        }
+    };
+    (@default) => { None };
+    (@default $default:expr) => { Some($default) };
+}
+pub(crate) use attributes;

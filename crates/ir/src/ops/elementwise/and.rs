@@ -1,0 +1,14 @@
+//! Logical and.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::binary;
+
+binary! {
+    /// Logical and.
+    And = "and",
+    domain: Bool, flops: 1, test: false, range: 0.0 .. 2.0,
+    float: |x, y| x * y,
+    int: |x, y| x & y,
+    scalar: |n, x, y| n.binary(Binary::And, x, y),
+}

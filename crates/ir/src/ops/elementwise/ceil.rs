@@ -1,0 +1,14 @@
+//! The smallest integer not below x.
+
+use margay_loops::Unary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// The smallest integer not below x.
+    Ceil = "ceil",
+    domain: Float, flops: 1, range: -9.0 .. 9.0,
+    float: f64::ceil,
+    int: |x| x,
+    scalar: |n, x| n.unary(Unary::Ceil, x),
+}

@@ -1,0 +1,14 @@
+//! Whether x and y are the same number.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::binary;
+
+binary! {
+    /// Whether x and y are the same number.
+    Equal = "equal",
+    domain: Any, flops: 1, test: true, range: 0.0 .. 2.0,
+    float: |x, y| f64::from(x == y),
+    int: |x, y| i64::from(x == y),
+    scalar: |n, x, y| n.binary(Binary::Eq, x, y),
+}

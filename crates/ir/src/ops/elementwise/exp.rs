@@ -1,0 +1,14 @@
+//! eˣ.
+
+use margay_loops::Unary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// eˣ.
+    Exp = "exp",
+    domain: Float, flops: 10, range: -9.0 .. 9.0,
+    float: libm::exp,
+    int: |x| x,
+    scalar: |n, x| n.unary(Unary::Exp, x),
+}

@@ -1,0 +1,14 @@
+//! The largest integer not above x.
+
+use margay_loops::Unary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// The largest integer not above x.
+    Floor = "floor",
+    domain: Float, flops: 1, range: -9.0 .. 9.0,
+    float: f64::floor,
+    int: |x| x,
+    scalar: |n, x| n.unary(Unary::Floor, x),
+}

@@ -1,0 +1,14 @@
+//! x < y; false if either is NaN.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::binary;
+
+binary! {
+    /// x < y; false if either is NaN.
+    Less = "less",
+    domain: Number, flops: 1, test: true, range: -2.0 .. 2.0,
+    float: |x, y| f64::from(x < y),
+    int: |x, y| i64::from(x < y),
+    scalar: |n, x, y| n.binary(Binary::Lt, x, y),
+}

@@ -1,0 +1,14 @@
+//! The natural logarithm.
+
+use margay_loops::Unary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// The natural logarithm.
+    Log = "log",
+    domain: Float, flops: 10, range: 0.01 .. 9.0,
+    float: libm::log,
+    int: |x| x,
+    scalar: |n, x| n.unary(Unary::Log, x),
+}

@@ -1,0 +1,14 @@
+//! The larger; NaN if either is.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::binary;
+
+binary! {
+    /// The larger; NaN if either is.
+    Max = "max",
+    domain: Number, flops: 1, test: false, range: -2.0 .. 2.0,
+    float: |x, y| if x.is_nan() || x > y { x } else { y },
+    int: |x, y| x.max(y),
+    scalar: |n, x, y| n.binary(Binary::Max, x, y),
+}

@@ -1,0 +1,14 @@
+//! The smaller; NaN if either is.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::binary;
+
+binary! {
+    /// The smaller; NaN if either is.
+    Min = "min",
+    domain: Number, flops: 1, test: false, range: -2.0 .. 2.0,
+    float: |x, y| if x.is_nan() || x < y { x } else { y },
+    int: |x, y| x.min(y),
+    scalar: |n, x, y| n.binary(Binary::Min, x, y),
+}

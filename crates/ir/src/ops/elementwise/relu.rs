@@ -1,0 +1,18 @@
+//! max(x, 0); NaN stays NaN.
+
+use margay_loops::Binary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// max(x, 0); NaN stays NaN.
+    Relu = "relu",
+    domain: Number, flops: 1, range: -2.0 .. 2.0,
+    float: |x| if x < 0.0 { 0.0 } else { x },
+    int: |x| x.max(0),
+    scalar: |n, x| {
+        let zero = n.number(x, 0.0);
+        let negative = n.binary(Binary::Lt, x, zero);
+        n.select(negative, zero, x)
+    },
+}

@@ -1,0 +1,14 @@
+//! √x; NaN below zero.
+
+use margay_loops::Unary;
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// √x; NaN below zero.
+    Sqrt = "sqrt",
+    domain: Float, flops: 4, range: 0.0 .. 9.0,
+    float: f64::sqrt,
+    int: |x| x,
+    scalar: |n, x| n.unary(Unary::Sqrt, x),
+}

@@ -1,0 +1,55 @@
+//! A tensor known at compile time.
+//!
+//! Its text form is written and read by the text module, which resolves the payload.
+
+use margay_tensor::{Binding, Tensor};
+
+use crate::ops::{Attributes, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::{Payload, TensorType, TypeError, Types, types};
+
+/// A constant: a weight, a table, a folded result.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Const {
+    /// The contents.
+    pub payload: Payload,
+}
+
+impl Attributes for Const {
+    fn write(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn read(_: &[(&str, &str)]) -> Result<Self, String> {
+        Err("a constant needs contents".into())
+    }
+
+    fn bind(&self, _: &Binding) -> Self {
+        self.clone()
+    }
+}
+
+impl OpDef for Const {
+    const NAME: &'static str = "const";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [] = types::inputs(inputs, "none")?;
+        Ok([TensorType::of(self.payload.tensor())].into_iter().collect())
+    }
+
+    fn eval(&self, _: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        Ok(vec![self.payload.tensor().clone()])
+    }
+
+    fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {
+        Ok(Lowered::Leaf)
+    }
+
+    fn cost(&self, _: &Io) -> Cost {
+        Cost::default()
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let payload = Payload::new(Tensor::scalar(0.5f32));
+        vec![(Const { payload }, Case { inputs: vec![] })]
+    }
+}

@@ -1,0 +1,46 @@
+//! Extents as data: an i64 tensor of one axis whose elements are dimensions.
+//!
+//! Becomes a constant when symbols are bound. Stands for what `Shape` and the arithmetic on it leave over once the
+//! importer has turned shapes into attributes.
+
+use margay_tensor::{Binding, DType, Dim, Tensor};
+
+use crate::ops::attributes::attributes;
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::{TensorType, TypeError, Types, types};
+
+/// Extents as data, i64\[values\].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Dims {
+    /// The elements.
+    pub values: Vec<Dim>,
+}
+
+attributes!(Dims { values });
+
+impl OpDef for Dims {
+    const NAME: &'static str = "dims";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [] = types::inputs(inputs, "none")?;
+        types::one(DType::I64, vec![Dim::from(self.values.len())])
+    }
+
+    fn eval(&self, _: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let none = Binding::new();
+        let values = self.values.iter().map(|d| d.eval(&none)).collect::<Result<Vec<i64>, _>>()?;
+        Ok(vec![Tensor::from_slice(&[values.len()], &values)?])
+    }
+
+    fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {
+        Err(NotLowered("`dims` must be folded into a constant first".into()))
+    }
+
+    fn cost(&self, _: &Io) -> Cost {
+        Cost::default()
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        Vec::new()
+    }
+}

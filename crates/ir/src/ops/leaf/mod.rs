@@ -1,0 +1,10 @@
+//! Operators without operands.
+
+#[path = "const.rs"]
+mod constant;
+mod dims;
+mod input;
+
+pub use constant::Const;
+pub use dims::Dims;
+pub use input::Input;

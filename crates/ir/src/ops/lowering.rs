@@ -1,0 +1,138 @@
+//! What operators say about themselves below the graph: how they run and what they cost.
+
+use std::rc::Rc;
+
+use margay_loops::nest::{Nest, ScalarFn};
+use margay_loops::{KernelCall, Reg};
+use margay_tensor::DType;
+
+/// The type of an operand or result when every extent is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Whether it is a constant of the program.
+    pub constant: bool,
+    /// Distance between neighbours along each axis, in elements.
+    pub strides: Vec<i64>,
+}
+
+impl Port {
+    /// Row-major and not constant.
+    pub fn contiguous(dtype: DType, shape: &[usize]) -> Port {
+        Port { dtype, shape: shape.to_vec(), constant: false, strides: strides_of(shape) }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of a row-major tensor of this type.
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.bytes()
+    }
+
+    /// Whether elements lie in row-major order without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let expected = strides_of(&self.shape);
+        self.shape.iter().zip(self.strides.iter().zip(&expected)).all(|(&d, (a, b))| d == 1 || a == b)
+    }
+}
+
+/// The strides of a row-major tensor.
+pub fn strides_of(shape: &[usize]) -> Vec<i64> {
+    let mut strides = vec![1i64; shape.len()];
+    for i in (0..shape.len().saturating_sub(1)).rev() {
+        strides[i] = strides[i + 1] * shape[i + 1] as i64;
+    }
+    strides
+}
+
+/// The operands and results of a node when every extent is known.
+#[derive(Clone, Debug)]
+pub struct Io {
+    /// Operands.
+    pub inputs: Vec<Port>,
+    /// Results.
+    pub outputs: Vec<Port>,
+}
+
+impl Io {
+    /// Elements of all results.
+    pub fn output_elements(&self) -> u64 {
+        self.outputs.iter().map(|p| p.elements() as u64).sum()
+    }
+
+    /// Bytes of all operands and results.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().chain(&self.outputs).map(|p| p.bytes() as u64).sum()
+    }
+}
+
+/// Another way to see the memory of the first operand; nothing runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum View {
+    /// Another shape over row-major memory.
+    Reshape,
+    /// Axis `i` of the result is axis `perm[i]` of the operand.
+    Permute(Vec<usize>),
+    /// Axis `i` starts at `starts[i]` and takes every `steps[i]`-th element.
+    Slice {
+        /// First element along each axis.
+        starts: Vec<i64>,
+        /// Distance along each axis.
+        steps: Vec<i64>,
+    },
+    /// Axes of extent 1 are repeated; axes are added in front.
+    Broadcast,
+}
+
+/// How an operator runs.
+pub enum Lowered {
+    /// Scalar code for one element; operands broadcast to the shape of the single result.
+    Elementwise(ScalarFn),
+    /// A loop nest. Inputs and outputs of the [`Nest`] are numbered as those of the node.
+    Nest(Rc<dyn Fn(&mut Nest)>),
+    /// A hand-written kernel. Its arguments are the operands in order, then the result.
+    Call(KernelCall),
+    /// No work.
+    View(View),
+    /// The node has no work of its own: an input or a constant.
+    Leaf,
+}
+
+impl Lowered {
+    /// Scalar code for one element.
+    pub fn elementwise(f: impl Fn(&mut Nest, &[Reg]) -> Reg + 'static) -> Lowered {
+        Lowered::Elementwise(Rc::new(f))
+    }
+
+    /// A loop nest.
+    pub fn nest(f: impl Fn(&mut Nest) + 'static) -> Lowered {
+        Lowered::Nest(Rc::new(f))
+    }
+}
+
+/// An operator has no lowering for these operands (a limit of margay).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotLowered(pub String);
+
+/// Work of one run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cost {
+    /// Additions and multiplications, each counted as one; a transcendental function as ten.
+    pub flops: u64,
+    /// Bytes read and written, each operand once.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// `flops` operations per element of the result, each operand and result moved once.
+    pub fn per_element(io: &Io, flops: u64) -> Cost {
+        Cost { flops: flops * io.output_elements(), bytes: io.bytes() }
+    }
+}

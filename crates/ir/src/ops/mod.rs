@@ -1,0 +1,211 @@
+//! The closed operator set.
+//!
+//! Each operator is a plain struct of attributes with one file and one line in the [`ops!`] list below. The list
+//! generates the enum [`Op`], its conversions, and one `match` per question of [`OpDef`], so that the compiler
+//! finds what a new operator forgot.
+
+mod attributes;
+mod elementwise;
+mod leaf;
+mod lowering;
+mod nn;
+mod reduce;
+mod shape;
+
+pub(crate) use attributes::split_top;
+pub use attributes::{Attribute, Attributes, Bits};
+pub use elementwise::*;
+pub use leaf::*;
+pub use lowering::{Cost, Io, Lowered, NotLowered, Port, View, strides_of};
+pub use nn::*;
+pub use reduce::*;
+pub use shape::*;
+
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use margay_tensor::{Binding, Tensor};
+
+use crate::{TensorType, TypeError, Types};
+
+/// The inputs of an automatic test: types and the range values are drawn from.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Operands.
+    pub inputs: Vec<CaseInput>,
+}
+
+/// One operand of a [`Case`].
+#[derive(Clone, Debug)]
+pub enum CaseInput {
+    /// Random values of a type with known extents, uniform in `low..high` (integers: below `high`).
+    Random {
+        /// Element type.
+        dtype: margay_tensor::DType,
+        /// Extents.
+        shape: Vec<usize>,
+        /// Smallest value.
+        low: f64,
+        /// Bound of the values.
+        high: f64,
+    },
+    /// These values.
+    Values(Tensor),
+}
+
+impl Case {
+    /// Random f32 operands in -2..2.
+    pub fn f32(shapes: &[&[usize]]) -> Case {
+        Case::random(margay_tensor::DType::F32, -2.0, 2.0, shapes)
+    }
+
+    /// Random operands of one type and range.
+    pub fn random(dtype: margay_tensor::DType, low: f64, high: f64, shapes: &[&[usize]]) -> Case {
+        let input = |s: &&[usize]| CaseInput::Random { dtype, shape: s.to_vec(), low, high };
+        Case { inputs: shapes.iter().map(input).collect() }
+    }
+
+    /// The same case with another operand at the end.
+    #[must_use]
+    pub fn with(mut self, input: CaseInput) -> Case {
+        self.inputs.push(input);
+        self
+    }
+}
+
+/// The reference interpreter cannot compute an operator on these inputs (the model's fault: an index out of
+/// range, or a type the operator does not take).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The inputs do not fit the operator.
+    #[error(transparent)]
+    Type(#[from] TypeError),
+    /// A tensor could not be made.
+    #[error(transparent)]
+    Tensor(#[from] margay_tensor::TensorError),
+    /// A dimension has no value yet.
+    #[error(transparent)]
+    Unbound(#[from] margay_tensor::UnboundSymbol),
+    /// An index points outside its axis.
+    #[error("index {index} is outside an axis of {extent}")]
+    Index {
+        /// The index.
+        index: i64,
+        /// The extent of the axis.
+        extent: usize,
+    },
+}
+
+/// What every operator answers. There are no default bodies: every question gets an answer.
+pub trait OpDef: Attributes + Clone + Eq + Hash + Debug {
+    /// The mnemonic in text form, in snake case.
+    const NAME: &'static str;
+
+    /// The types of the outputs. This is the type rule and the verifier.
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError>;
+
+    /// The outputs, by the obvious method: the reference all other code is compared with. Floats are computed in
+    /// f64 and rounded to the type of the output. Never panics on inputs that `infer` accepts.
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError>;
+
+    /// How the operator runs at the loop level, with every extent known.
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered>;
+
+    /// Operations and bytes of one run, with every extent known.
+    fn cost(&self, io: &Io) -> Cost;
+
+    /// Instances and inputs for the automatic tests and benches.
+    fn cases() -> Vec<(Self, Case)>;
+}
+
+macro_rules! ops {
+    ($($name:ident),* $(,)?) => {
+        /// An operator with its attributes.
+        #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+        pub enum Op {
+            $(
+                #[doc = concat!("See [`", stringify!($name), "`].")]
+                $name($name),
+            )*
+        }
+
+        $(
+            impl From<$name> for Op {
+                fn from(op: $name) -> Op {
+                    Op::$name(op)
+                }
+            }
+        )*
+
+        impl Op {
+            /// The mnemonics of all operators, in the order of the list.
+            pub const ALL: &'static [&'static str] = &[$($name::NAME),*];
+
+            /// The mnemonic.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$name(_) => $name::NAME),* }
+            }
+
+            /// See [`OpDef::infer`].
+            pub fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+                match self { $(Op::$name(op) => op.infer(inputs)),* }
+            }
+
+            /// See [`OpDef::eval`].
+            pub fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+                match self { $(Op::$name(op) => op.eval(inputs)),* }
+            }
+
+            /// See [`OpDef::lower`].
+            pub fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+                match self { $(Op::$name(op) => op.lower(io)),* }
+            }
+
+            /// See [`OpDef::cost`].
+            pub fn cost(&self, io: &Io) -> Cost {
+                match self { $(Op::$name(op) => op.cost(io)),* }
+            }
+
+            /// The cases of every operator.
+            pub fn cases() -> Vec<(Op, Case)> {
+                let mut all: Vec<(Op, Case)> = Vec::new();
+                $(all.extend($name::cases().into_iter().map(|(op, case)| (op.into(), case)));)*
+                all
+            }
+
+            /// The attributes that differ from their defaults, as (name, text).
+            pub fn attributes(&self) -> Vec<(&'static str, String)> {
+                match self { $(Op::$name(op) => op.write()),* }
+            }
+
+            /// The same operator with symbols replaced by their values.
+            #[must_use]
+            pub fn bind(&self, binding: &Binding) -> Op {
+                match self { $(Op::$name(op) => Op::$name(op.bind(binding))),* }
+            }
+
+            /// The operator with this mnemonic and these attributes. `None` for an unknown mnemonic.
+            pub fn parse(name: &str, attributes: &[(&str, &str)]) -> Option<Result<Op, String>> {
+                match name {
+                    $($name::NAME => Some($name::read(attributes).map(Op::from)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+// Grouped as the folders are; inside a group by the alphabet.
+ops![
+    // leaf
+    Const, Dims, Input,
+    // elementwise
+    Abs, Add, And, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Gelu, Less, LessOrEqual, Log, Max, Min, Mul, Neg,
+    Not, Or, Pow, Relu, Round, Select, Sigmoid, Sin, Sqrt, Sub, Tanh,
+    // shape
+    Broadcast, Concat, Gather, Pad, Reshape, Slice, Transpose,
+    // reduce
+    Reduce,
+    // nn
+    Attention, Conv, LayerNorm, MatMul, Pool, Softmax,
+];

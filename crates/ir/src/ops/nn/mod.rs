@@ -1,0 +1,15 @@
+//! Operators of neural networks.
+
+mod attention;
+mod conv;
+mod layer_norm;
+mod matmul;
+mod pool;
+mod softmax;
+
+pub use attention::Attention;
+pub use conv::Conv;
+pub use layer_norm::LayerNorm;
+pub use matmul::MatMul;
+pub use pool::{Pool, PoolKind};
+pub use softmax::Softmax;

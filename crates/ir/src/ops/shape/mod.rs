@@ -1,0 +1,51 @@
+//! Operators that move data without computing on it.
+
+mod broadcast;
+mod concat;
+mod gather;
+mod pad;
+mod reshape;
+mod slice;
+mod transpose;
+
+pub use broadcast::Broadcast;
+pub use concat::Concat;
+pub use gather::Gather;
+pub use pad::Pad;
+pub use reshape::Reshape;
+pub use slice::Slice;
+pub use transpose::Transpose;
+
+use margay_tensor::Tensor;
+
+use crate::ops::EvalError;
+
+/// A tensor of the given shape whose elements are copies of elements of `of`, by position; `None` takes
+/// `filler`.
+pub(crate) fn pick(
+    of: &Tensor,
+    shape: &[usize],
+    positions: impl Iterator<Item = Option<usize>>,
+    filler: &[u8],
+) -> Result<Tensor, EvalError> {
+    let size = of.dtype().bytes();
+    let bytes = of.bytes();
+    let mut out = Vec::with_capacity(shape.iter().product::<usize>() * size);
+    for p in positions {
+        out.extend_from_slice(p.map_or(filler, |p| &bytes[p * size..(p + 1) * size]));
+    }
+    Ok(Tensor::from_bytes(of.dtype(), shape, &out)?)
+}
+
+/// Every index of a shape in row-major order.
+pub(crate) fn indices(shape: &[usize]) -> impl Iterator<Item = Vec<usize>> + '_ {
+    let total: usize = shape.iter().product();
+    (0..total).map(move |mut flat| {
+        let mut index = vec![0; shape.len()];
+        for (i, &d) in shape.iter().enumerate().rev() {
+            index[i] = flat % d;
+            flat /= d;
+        }
+        index
+    })
+}

@@ -1,0 +1,184 @@
+//! The pass interface and the rewrite driver.
+
+use std::fmt;
+
+use crate::{Graph, NodeId, Patch, PatchError, graph};
+
+/// How the numbers of a graph may change by a pass.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Fidelity {
+    /// Bit by bit the same.
+    Exact,
+    /// The same up to the order of floating point operations.
+    Rounding,
+    /// Different by design.
+    Approximate,
+}
+
+impl fmt::Display for Fidelity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fidelity::Exact => "exact",
+            Fidelity::Rounding => "rounding",
+            Fidelity::Approximate => "approximate",
+        })
+    }
+}
+
+/// Whether a pass changed the graph.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    /// It did, so many times.
+    Yes(usize),
+    /// It did not.
+    No,
+}
+
+impl Changed {
+    /// From a number of changes.
+    pub fn times(n: usize) -> Changed {
+        if n == 0 { Changed::No } else { Changed::Yes(n) }
+    }
+}
+
+/// What a pass has to say to the user about a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remark {
+    /// The pass.
+    pub pass: &'static str,
+    /// The node's name in the model.
+    pub at: String,
+    /// The message, with numbers.
+    pub message: String,
+    /// The node was left as it was.
+    pub declined: bool,
+}
+
+/// Collects what passes have to say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cx {
+    /// Remarks, in order.
+    pub remarks: Vec<Remark>,
+}
+
+/// A pass failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PassError {
+    /// A rule built a node that does not type (our fault).
+    #[error("rule `{rule}` at `{at}`: {error}")]
+    Add {
+        /// The rule.
+        rule: &'static str,
+        /// The node's name in the model.
+        at: String,
+        /// Why.
+        error: graph::AddError,
+    },
+    /// A rule's patch was refused (our fault).
+    #[error("rule `{rule}` at `{at}`: {error}")]
+    Patch {
+        /// The rule.
+        rule: &'static str,
+        /// The node's name in the model.
+        at: String,
+        /// Why.
+        error: PatchError,
+    },
+    /// The rules of a pass undo each other (our fault).
+    #[error("pass `{pass}` did not come to an end after {rounds} rounds; rules that fired last: {rules}")]
+    NoFixpoint {
+        /// The pass.
+        pass: &'static str,
+        /// Rounds run.
+        rounds: usize,
+        /// The rules of the last round.
+        rules: String,
+    },
+    /// What the pass was asked for cannot be done (the options' or the model's fault).
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A transformation of graphs.
+pub trait Pass {
+    /// In kebab case; also the file's name, the name on the command line and the prefix of dumps.
+    fn name(&self) -> &'static str;
+    /// How numbers may change.
+    fn fidelity(&self) -> Fidelity;
+    /// Changes the graph.
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError>;
+}
+
+/// What a rule says about a node.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The rule is not about this node.
+    NoMatch,
+    /// The shape matched but a condition failed; says which, with numbers.
+    Declined(String),
+    /// Replace.
+    Rewrite(Patch),
+}
+
+/// A rule's failure to build its patch becomes [`PassError::Add`].
+pub type RuleResult = Result<Verdict, graph::AddError>;
+
+/// A named rewrite rule.
+pub struct Rule<C> {
+    /// Verb first, kebab case.
+    pub name: &'static str,
+    /// Looks at one node.
+    pub apply: fn(&Graph, NodeId, &C) -> RuleResult,
+}
+
+/// Rounds after which rules are taken to undo each other.
+const MAX_ROUNDS: usize = 64;
+
+/// Applies rules in topological order until none fires. Dead nodes are removed after every round. Remarks of
+/// declined rules are those of the last round, in which nothing fired.
+pub fn rewrite<C>(
+    pass: &'static str,
+    g: &mut Graph,
+    cx: &mut Cx,
+    config: &C,
+    rules: &[Rule<C>],
+) -> Result<Changed, PassError> {
+    let mut changes = 0;
+    let mut fired: Vec<&'static str> = Vec::new();
+    for _ in 0..MAX_ROUNDS {
+        fired.clear();
+        let mut declined = Vec::new();
+        for n in g.order() {
+            for rule in rules {
+                if !g.contains(n) {
+                    break;
+                }
+                let at = || g.node(n).origin.name().to_string();
+                let verdict = (rule.apply)(g, n, config)
+                    .map_err(|error| PassError::Add { rule: rule.name, at: at(), error })?;
+                match verdict {
+                    Verdict::NoMatch => {}
+                    Verdict::Declined(message) => {
+                        declined.push(Remark { pass, at: at(), message, declined: true });
+                    }
+                    Verdict::Rewrite(patch) => {
+                        let at = at();
+                        g.apply(patch)
+                            .map_err(|error| PassError::Patch { rule: rule.name, at, error })?;
+                        fired.push(rule.name);
+                        break;
+                    }
+                }
+            }
+        }
+        changes += fired.len();
+        if fired.is_empty() {
+            cx.remarks.extend(declined);
+            return Ok(Changed::times(changes));
+        }
+        g.remove_dead();
+    }
+    fired.sort_unstable();
+    fired.dedup();
+    Err(PassError::NoFixpoint { pass, rounds: MAX_ROUNDS, rules: fired.join(", ") })
+}

@@ -1,0 +1,29 @@
+//! The printed form of a graph, and its parser.
+//!
+//! ```text
+//! graph @mlp(%x: f32[N, 64]) -> (y: f32[N, 10]) {
+//!   %0 = const #5be1c0aa12ef : f32[64, 10]  // fc.weight
+//!   %1 = matmul %x, %0 : f32[N, 10]  // fc
+//!   return %1
+//! }
+//! ```
+//!
+//! One node a line: result, mnemonic, operands, attributes that differ from their defaults, types, origin. Numbers
+//! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
+//! element are `splat(…)`; others print what identifies them and are resolved when read.
+
+mod parse;
+mod print;
+
+pub use parse::{ParseError, parse};
+
+/// Constants with more elements than this print what identifies them.
+const MAX_LITERAL: usize = 16;
+
+/// A name as the text form writes it: bare when it is made of word characters, else quoted.
+fn quoted(name: &str) -> String {
+    let bare = !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-'))
+        && !name.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+    if bare { name.to_string() } else { format!("{name:?}") }
+}

@@ -1,0 +1,302 @@
+//! Text to graph.
+
+use std::collections::HashMap;
+
+use margay_tensor::{DType, Dim, Tensor};
+use smallvec::SmallVec;
+
+use crate::ops::{Numbers, split_top};
+use crate::{Graph, Op, Origin, Part, Payload, TensorType, Value, ops};
+
+/// A text that is not a graph (the text's fault).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct ParseError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Reads a graph. `resolve` finds the contents of a constant by what identifies it, such as `#5be1c0aa12ef` or
+/// `lowrank.left(#5be1c0, k = 128)`, and its type.
+pub fn parse(
+    text: &str,
+    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
+) -> Result<Graph, ParseError> {
+    let mut lines = text
+        .lines()
+        .enumerate()
+        .map(|(i, l)| (i + 1, l.trim()))
+        .filter(|(_, l)| !l.is_empty() && !l.starts_with("//"));
+    let (line, header) =
+        lines.next().ok_or(ParseError { line: 1, message: "expected `graph @name(…)`".into() })?;
+    let at = |line: usize| move |message: String| ParseError { line, message };
+    let (mut g, output_names, mut values) = read_header(header).map_err(at(line))?;
+    for (line, text) in lines {
+        if text == "}" {
+            break;
+        }
+        if let Some(list) = text.strip_prefix("return ") {
+            let found = split_top(list);
+            if found.len() != output_names.len() {
+                let message = format!("expected {} outputs, found {}", output_names.len(), found.len());
+                return Err(ParseError { line, message });
+            }
+            for (name, v) in output_names.iter().zip(found) {
+                let value = operand(v, &values).map_err(at(line))?;
+                g.add_output(name, value);
+            }
+            return Ok(g);
+        }
+        read_node(text, &mut g, &mut values, resolve).map_err(at(line))?;
+    }
+    Err(ParseError { line: text.lines().count(), message: "expected `return`".into() })
+}
+
+type Values = HashMap<String, Value>;
+
+fn operand(text: &str, values: &Values) -> Result<Value, String> {
+    if let Some(v) = values.get(text) {
+        return Ok(*v);
+    }
+    if let Some((base, out)) = text.rsplit_once('.')
+        && let (Some(v), Ok(out)) = (values.get(base), out.parse())
+    {
+        return Ok(Value { node: v.node, out });
+    }
+    Err(format!("`{text}` is not defined"))
+}
+
+/// Splits off a leading name, bare or quoted.
+fn take_name(text: &str) -> Result<(String, &str), String> {
+    if let Some(rest) = text.strip_prefix('"') {
+        let mut name = String::new();
+        let mut chars = rest.char_indices();
+        while let Some((i, c)) = chars.next() {
+            match c {
+                '"' => return Ok((name, &rest[i + 1..])),
+                '\\' => match chars.next() {
+                    Some((_, 'n')) => name.push('\n'),
+                    Some((_, 't')) => name.push('\t'),
+                    Some((_, 'r')) => name.push('\r'),
+                    Some((_, '0')) => name.push('\0'),
+                    Some((i, 'u')) => {
+                        let hex = rest[i + 1..].strip_prefix('{').and_then(|r| r.split_once('}'));
+                        let (hex, _) = hex.ok_or("unfinished escape in a name")?;
+                        let code = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32);
+                        name.push(code.ok_or("unknown escape in a name")?);
+                        chars.by_ref().take(hex.chars().count() + 2).for_each(drop);
+                    }
+                    Some((_, c)) => name.push(c),
+                    None => break,
+                },
+                c => name.push(c),
+            }
+        }
+        return Err("unfinished name".into());
+    }
+    let end = text
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-')))
+        .unwrap_or(text.len());
+    if end == 0 {
+        return Err(format!("expected a name at `{text}`"));
+    }
+    Ok((text[..end].to_string(), &text[end..]))
+}
+
+fn read_type(text: &str) -> Result<TensorType, String> {
+    let (dtype, shape) = match text.split_once('[') {
+        Some((d, rest)) => (d, rest.strip_suffix(']').ok_or_else(|| format!("`{text}` is not a type"))?),
+        None => (text, ""),
+    };
+    let dtype = DType::from_name(dtype.trim()).ok_or_else(|| format!("`{text}` is not a type"))?;
+    let shape = split_top(shape).into_iter().map(Dim::parse).collect::<Result<Vec<Dim>, _>>()?;
+    Ok(TensorType::new(dtype, shape))
+}
+
+/// Reads `name: type` pairs up to the closing parenthesis.
+fn read_ports<'a>(mut text: &'a str, sigil: &str) -> Result<(Vec<(String, TensorType)>, &'a str), String> {
+    let mut ports = Vec::new();
+    loop {
+        text = text.trim_start();
+        if let Some(rest) = text.strip_prefix(')') {
+            return Ok((ports, rest));
+        }
+        text = text.strip_prefix(',').unwrap_or(text).trim_start();
+        text = text.strip_prefix(sigil).ok_or_else(|| format!("expected `{sigil}` at `{text}`"))?;
+        let (name, rest) = take_name(text)?;
+        let rest = rest.strip_prefix(':').ok_or_else(|| format!("expected `:` after `{name}`"))?;
+        let mut depth = 0;
+        let end = rest
+            .find(|c| {
+                depth += i32::from(matches!(c, '[' | '(')) - i32::from(matches!(c, ']' | ')'));
+                depth < 0 || (c == ',' && depth == 0)
+            })
+            .ok_or("expected `)`")?;
+        ports.push((name, read_type(rest[..end].trim())?));
+        text = &rest[end..];
+    }
+}
+
+fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
+    let rest = text.strip_prefix("graph @").ok_or("expected `graph @name(…)`")?;
+    let (name, rest) = take_name(rest)?;
+    let (inputs, rest) = read_ports(rest.strip_prefix('(').ok_or("expected `(`")?, "%")?;
+    let rest = rest.trim_start().strip_prefix("-> (").ok_or("expected `-> (`")?;
+    let (outputs, _) = read_ports(rest, "")?;
+    let mut g = Graph::new(&name);
+    let mut values = Values::new();
+    for (name, ty) in inputs {
+        let v = g.add_input(&name, ty);
+        values.insert(format!("%{}", super::quoted(&name)), v);
+    }
+    Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
+}
+
+fn read_node(
+    text: &str,
+    g: &mut Graph,
+    values: &mut Values,
+    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
+) -> Result<(), String> {
+    let (text, origin) = match text.split_once("  //") {
+        Some((node, origin)) => (node.trim(), read_origin(origin.trim())?),
+        None => (text, Origin::default()),
+    };
+    let (name, rest) = text.split_once(" = ").ok_or("expected `%n = operator …`")?;
+    let (mnemonic, rest) = match rest.find([' ', '{']) {
+        Some(end) => (&rest[..end], rest[end..].trim_start()),
+        None => (rest, ""),
+    };
+    let split = find_colon(rest).ok_or("expected ` : type`")?;
+    let (body, types) = (rest[..split].trim(), &rest[split + 1..]);
+    let types: Vec<TensorType> =
+        split_top(types).into_iter().map(read_type).collect::<Result<_, _>>()?;
+    let value = if mnemonic == "const" {
+        let ty = types.first().ok_or("expected a type")?;
+        g.add(ops::Const { payload: read_const(body, ty, resolve)? }, &[], origin)
+    } else {
+        let (operands, attributes) = match body.split_once('{') {
+            Some((o, a)) => (o.trim(), a.strip_suffix('}').ok_or("expected `}`")?),
+            None => (body, ""),
+        };
+        let attributes = split_top(attributes)
+            .into_iter()
+            .map(|a| a.split_once(" = ").ok_or_else(|| format!("`{a}` is not an attribute")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let op = Op::parse(mnemonic, &attributes)
+            .ok_or_else(|| format!("unknown operator `{mnemonic}`"))?
+            .map_err(|e| format!("`{mnemonic}`: {e}"))?;
+        let inputs =
+            split_top(operands).into_iter().map(|v| operand(v, values)).collect::<Result<Vec<_>, _>>()?;
+        g.add(op, &inputs, origin)
+    }
+    .map_err(|e| e.to_string())?;
+    let inferred = &g.node(value.node).types;
+    if inferred.as_slice() != types.as_slice() {
+        let list = |t: &[TensorType]| t.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(format!("`{mnemonic}` gives {}, the text says {}", list(inferred), list(&types)));
+    }
+    values.insert(name.trim().to_string(), value);
+    Ok(())
+}
+
+/// The ` :` that separates operands from types: the last one outside braces.
+fn find_colon(text: &str) -> Option<usize> {
+    let mut depth = 0i32;
+    let mut at = None;
+    for (i, c) in text.char_indices() {
+        match c {
+            '{' | '(' => depth += 1,
+            '}' | ')' => depth -= 1,
+            ':' if depth == 0 && (i == 0 || text[..i].ends_with(' ')) => at = Some(i),
+            _ => {}
+        }
+    }
+    at
+}
+
+fn read_origin(text: &str) -> Result<Origin, String> {
+    let mut origin = Origin { names: SmallVec::new(), part: None };
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (name, after) = if rest.starts_with('"') {
+            take_name(rest)?
+        } else {
+            let end = rest.find(' ').unwrap_or(rest.len());
+            (rest[..end].to_string(), &rest[end..])
+        };
+        if name != "?" {
+            origin.names.push(name.as_str().into());
+        }
+        let after = after.trim_start();
+        if let Some(next) = after.strip_prefix("+ ") {
+            rest = next;
+            continue;
+        }
+        if !after.is_empty() {
+            let part = Part::ALL.into_iter().find(|p| p.name() == after);
+            origin.part = Some(part.ok_or_else(|| format!("`{after}` is not a part"))?);
+        }
+        break;
+    }
+    Ok(origin)
+}
+
+fn read_const(
+    text: &str,
+    ty: &TensorType,
+    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
+) -> Result<Payload, String> {
+    let shape = ty.extents().ok_or("a constant needs known extents")?;
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("extents overflow")?;
+    if text.starts_with('#') || text.ends_with(')') && !text.starts_with("splat(") {
+        let tensor = resolve(text, ty).ok_or_else(|| format!("constant `{text}` is not at hand"))?;
+        if TensorType::of(&tensor) != *ty {
+            let found = TensorType::of(&tensor);
+            return Err(format!("constant `{text}`: expected {ty}, found {found}"));
+        }
+        return Ok(match text.starts_with('#') {
+            true => Payload::new(tensor),
+            false => Payload::derived(text, tensor),
+        });
+    }
+    let splat = text.strip_prefix("splat(").and_then(|t| t.strip_suffix(')'));
+    let items: Vec<&str> = match (splat, text.strip_prefix('[').and_then(|t| t.strip_suffix(']'))) {
+        (Some(one), _) => {
+            const LIMIT: usize = 1 << 28;
+            if count > LIMIT {
+                return Err(format!("a splat of {count} elements is over the limit of {LIMIT}"));
+            }
+            vec![one; count]
+        }
+        (None, Some(list)) => split_top(list),
+        (None, None) => vec![text],
+    };
+    if items.len() != count {
+        return Err(format!("expected {count} elements, found {}", items.len()));
+    }
+    let bad = |item: &str| format!("`{item}` is not a {}", ty.dtype);
+    let numbers = match ty.dtype {
+        DType::Bool => Numbers::Int(
+            items
+                .iter()
+                .map(|i| i.parse::<bool>().map(i64::from).map_err(|_| bad(i)))
+                .collect::<Result<_, _>>()?,
+        ),
+        d if d.is_float() => Numbers::Float(
+            items.iter().map(|i| i.parse::<f64>().map_err(|_| bad(i))).collect::<Result<_, _>>()?,
+        ),
+        _ => Numbers::Int(
+            items
+                .iter()
+                .map(|i| {
+                    let wide = i.parse::<i128>().map_err(|_| bad(i))?;
+                    i64::try_from(wide).or_else(|_| u64::try_from(wide).map(|v| v as i64)).map_err(|_| bad(i))
+                })
+                .collect::<Result<_, _>>()?,
+        ),
+    };
+    numbers.into_tensor(ty.dtype, &shape).map(Payload::new).map_err(|e| e.to_string())
+}

@@ -1,0 +1,352 @@
+//! Groups to steps, and buffers to places.
+
+use std::collections::HashMap;
+
+use margay_ir::{Graph, NodeId, Op};
+use margay_loops::nest::{Nest, Sink, SinkInput, Source};
+use margay_loops::{
+    Arg, Buffer, BufferId, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step, Target, Work, abi,
+};
+use margay_tensor::{ContentHash, DType, Tensor};
+
+use crate::LowerError;
+use crate::arena::{Lifetime, plan_memory};
+use crate::group::{Anchor, Anchored, Expr, Feed, Label};
+use crate::memory::Memory;
+
+/// Writes a program step by step.
+pub(crate) struct Emitter<'a> {
+    target: &'a dyn Target,
+    program: Program,
+    kernels: HashMap<Kernel, usize>,
+    /// Constants by contents and packed layout.
+    constants: HashMap<(ContentHash, Option<&'static str>), BufferId>,
+    /// The output buffers that a step writes already.
+    written: Vec<bool>,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(g: &Graph, target: &'a dyn Target) -> Emitter<'a> {
+        let port = |name: &str, ty: &margay_ir::TensorType| Port {
+            name: name.into(),
+            dtype: ty.dtype,
+            shape: ty.extents().unwrap_or_default(),
+        };
+        let mut program = Program::default();
+        for n in g.inputs() {
+            if let Op::Input(input) = g.op(*n) {
+                program.inputs.push(port(&input.name, &input.ty));
+            }
+        }
+        program.outputs = g.outputs().iter().map(|o| port(&o.name, g.ty(o.value))).collect();
+        let written = vec![false; program.outputs.len()];
+        Emitter { target, program, kernels: HashMap::new(), constants: HashMap::new(), written }
+    }
+
+    fn buffer(&mut self, place: Place, bytes: usize) -> BufferId {
+        self.program.buffers.push(Buffer { place, bytes });
+        BufferId(self.program.buffers.len() - 1)
+    }
+
+    /// A new temporary; its place is found at the end.
+    fn temporary(&mut self, bytes: usize) -> BufferId {
+        self.buffer(Place::Arena(0), bytes.max(1))
+    }
+
+    pub(crate) fn input(&mut self, n: NodeId, dtype: DType, shape: &[usize]) -> Memory {
+        let number = self.program.buffers.iter().filter(|b| matches!(b.place, Place::Input(_))).count();
+        debug_assert!(number < self.program.inputs.len(), "{n:?} is an input");
+        let buffer = self.buffer(Place::Input(number), bytes_of(dtype, shape));
+        Memory::contiguous(buffer, dtype, shape)
+    }
+
+    pub(crate) fn constant(&mut self, tensor: &Tensor) -> Memory {
+        let key = (tensor.content_hash(), None);
+        let buffer = match self.constants.get(&key) {
+            Some(b) => *b,
+            None => {
+                let number = self.program.constants.len();
+                self.program.constants.push(Constant { tensor: tensor.clone(), packed_for: None });
+                let buffer = self.buffer(Place::Constant(number), tensor.bytes().len());
+                self.constants.insert(key, buffer);
+                buffer
+            }
+        };
+        Memory::contiguous(buffer, tensor.dtype(), tensor.shape())
+    }
+
+    /// The constant of a buffer in the layout that a call wants for operand `operand`.
+    fn packed(
+        &mut self,
+        from: BufferId,
+        call: &KernelCall,
+        operand: usize,
+        layout: &'static str,
+        bytes: usize,
+    ) -> BufferId {
+        let Place::Constant(number) = self.program.buffers[from.0].place else { return from };
+        let tensor = self.program.constants[number].tensor.clone();
+        let key = (tensor.content_hash(), Some(layout));
+        if let Some(b) = self.constants.get(&key) {
+            return *b;
+        }
+        let number = self.program.constants.len();
+        self.program.constants.push(Constant { tensor, packed_for: Some((call.clone(), operand)) });
+        let buffer = self.buffer(Place::Constant(number), bytes);
+        self.constants.insert(key, buffer);
+        buffer
+    }
+
+    /// Memory for a result: the caller's, if it is an output nobody has written yet.
+    fn result(&mut self, dtype: DType, shape: &[usize], output: Option<usize>) -> Memory {
+        let bytes = bytes_of(dtype, shape);
+        let buffer = match output {
+            Some(i) if !self.written[i] => {
+                self.written[i] = true;
+                self.buffer(Place::Output(i), bytes)
+            }
+            _ => self.temporary(bytes),
+        };
+        Memory::contiguous(buffer, dtype, shape)
+    }
+
+    /// Writes an expression to memory.
+    pub(crate) fn expr(
+        &mut self,
+        dtype: DType,
+        e: &Expr,
+        output: Option<usize>,
+    ) -> Result<Memory, LowerError> {
+        let out = self.result(dtype, &e.shape, output);
+        let mut args = Arguments::default();
+        let source = Source::Computed {
+            shape: e.shape.clone(),
+            function: e.function.clone(),
+            inputs: e.inputs.iter().map(|f| args.source(f)).collect(),
+        };
+        let shape = e.shape.clone();
+        self.loops(args, vec![source], &out, &[], &e.label, &|n| {
+            n.for_each(&shape, |n, i| {
+                let x = n.load(0, i);
+                n.store(0, i, x);
+            });
+        });
+        Ok(out)
+    }
+
+    /// A row-major copy, or the memory itself if it is row-major from the start of its buffer.
+    pub(crate) fn contiguous(&mut self, m: &Memory, label: &Label) -> Result<Memory, LowerError> {
+        if m.is_contiguous() {
+            return Ok(m.clone());
+        }
+        let out = self.result(m.dtype, &m.shape, None);
+        self.copy(m, &out, label);
+        Ok(out)
+    }
+
+    fn copy(&mut self, from: &Memory, to: &Memory, label: &Label) {
+        let mut args = Arguments::default();
+        let source = args.memory(from);
+        let shape = from.shape.clone();
+        self.loops(args, vec![source], to, &[], label, &|n| {
+            n.for_each(&shape, |n, i| {
+                let x = n.load(0, i);
+                n.store(0, i, x);
+            });
+        });
+    }
+
+    /// Makes sure that output number `i` holds the value.
+    pub(crate) fn output(&mut self, i: usize, m: &Memory) -> Result<(), LowerError> {
+        let place = &self.program.buffers[m.buffer.0].place;
+        if *place == Place::Output(i) && m.is_contiguous() && m.offset == 0 {
+            return Ok(());
+        }
+        self.written[i] = true;
+        let buffer = self.buffer(Place::Output(i), bytes_of(m.dtype, &m.shape));
+        let out = Memory::contiguous(buffer, m.dtype, &m.shape);
+        let label = vec![self.program.outputs[i].name.clone()];
+        self.copy(m, &out, &label);
+        Ok(())
+    }
+
+    /// Runs a loop nest or a kernel call with what was fused into it.
+    pub(crate) fn anchored(
+        &mut self,
+        dtype: DType,
+        a: Anchored,
+        output: Option<usize>,
+    ) -> Result<Memory, LowerError> {
+        let mut out = self.result(dtype, &a.shape, output.filter(|_| a.strides.is_none()));
+        match a.anchor {
+            Anchor::Nest { body, inputs, stages } => {
+                let mut args = Arguments::default();
+                let sources = inputs.iter().map(|f| args.source(f)).collect();
+                let stages: Vec<_> = stages
+                    .into_iter()
+                    .map(|s| {
+                        let inputs = s
+                            .inputs
+                            .into_iter()
+                            .map(|i| i.map_or(SinkInput::Value, |f| SinkInput::Source(args.source(&f))))
+                            .collect();
+                        (s.function, inputs)
+                    })
+                    .collect();
+                self.loops(args, sources, &out, &stages, &a.label, &*body);
+            }
+            Anchor::Call { call, operands, bias, residual } => {
+                self.call(call, operands, bias, residual, &out, &a.label)?;
+            }
+        }
+        if let Some(strides) = a.strides {
+            out.strides = strides;
+        }
+        Ok(out)
+    }
+
+    fn loops(
+        &mut self,
+        mut args: Arguments,
+        sources: Vec<Source>,
+        out: &Memory,
+        stages: &[(margay_loops::ScalarFn, Vec<SinkInput>)],
+        label: &Label,
+        body: &dyn Fn(&mut Nest),
+    ) {
+        let arg = args.push(out, true);
+        let sink = Sink { arg, strides: out.strides.clone(), stages: stages.to_vec() };
+        let mut nest = Nest::new(args.args, sources, vec![sink]);
+        body(&mut nest);
+        let kernel = nest.finish();
+        let number = match self.kernels.get(&kernel) {
+            Some(k) => *k,
+            None => {
+                self.program.kernels.push(kernel.clone());
+                self.kernels.insert(kernel, self.program.kernels.len() - 1);
+                self.program.kernels.len() - 1
+            }
+        };
+        self.step(Work::Loops(number), args.operands, label);
+    }
+
+    fn call(
+        &mut self,
+        call: KernelCall,
+        operands: Vec<Memory>,
+        bias: Option<Memory>,
+        residual: Option<Memory>,
+        out: &Memory,
+        label: &Label,
+    ) -> Result<(), LowerError> {
+        let prepared = self.target.prepare(&call).map_err(|error| LowerError::NoKernel {
+            name: label.first().cloned().unwrap_or_default(),
+            error,
+        })?;
+        let all = operands.iter().chain(&bias).chain(&residual).chain([out]);
+        let mut args: Vec<Operand> = all
+            .map(|m| Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() })
+            .collect();
+        for p in &prepared.packed {
+            let from = args[p.operand].buffer;
+            args[p.operand].buffer = self.packed(from, &call, p.operand, p.layout, p.bytes);
+        }
+        if prepared.workspace_bytes > 0 {
+            let buffer = self.temporary(prepared.workspace_bytes);
+            args.push(Operand { buffer, offset_bytes: 0 });
+        }
+        self.step(Work::Call(call), args, label);
+        Ok(())
+    }
+
+    fn step(&mut self, work: Work, args: Vec<Operand>, label: &Label) {
+        let mut names = label.clone();
+        names.dedup();
+        self.program.steps.push(Step { work, args, label: names.join(" + ") });
+    }
+
+    /// The program, with a place for every buffer and without constants that no step reads.
+    pub(crate) fn finish(mut self) -> Program {
+        let program = &mut self.program;
+        let mut lives: Vec<Option<Lifetime>> = vec![None; program.buffers.len()];
+        for (i, step) in program.steps.iter().enumerate() {
+            for arg in &step.args {
+                let bytes = program.buffers[arg.buffer.0].bytes;
+                let life = lives[arg.buffer.0].get_or_insert(Lifetime { first: i, last: i, bytes });
+                life.last = i;
+            }
+        }
+        let temporary: Vec<usize> = (0..program.buffers.len())
+            .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
+            .collect();
+        let table: Vec<Lifetime> = temporary.iter().filter_map(|&b| lives[b]).collect();
+        let (offsets, peak) = plan_memory(&table, abi::BUFFER_ALIGN);
+        for (&b, offset) in temporary.iter().zip(offsets) {
+            program.buffers[b].place = Place::Arena(offset);
+        }
+        program.arena_bytes = peak;
+        drop_unread_constants(program, &lives);
+        self.program
+    }
+}
+
+/// Removes constants that no step reads, such as the row-major form of a packed weight.
+fn drop_unread_constants(program: &mut Program, lives: &[Option<Lifetime>]) {
+    let mut kept: HashMap<usize, usize> = HashMap::new();
+    let mut constants = Vec::new();
+    for (b, buffer) in program.buffers.iter_mut().enumerate() {
+        if let Place::Constant(number) = buffer.place {
+            if lives[b].is_some() {
+                let next = constants.len();
+                let to = *kept.entry(number).or_insert_with(|| {
+                    constants.push(program.constants[number].clone());
+                    next
+                });
+                buffer.place = Place::Constant(to);
+            } else {
+                buffer.place = Place::Arena(0);
+                buffer.bytes = 0;
+            }
+        }
+    }
+    program.constants = constants;
+}
+
+fn bytes_of(dtype: DType, shape: &[usize]) -> usize {
+    shape.iter().product::<usize>() * dtype.bytes()
+}
+
+/// The memory arguments of a kernel, each once.
+#[derive(Default)]
+struct Arguments {
+    args: Vec<Arg>,
+    operands: Vec<Operand>,
+}
+
+impl Arguments {
+    fn push(&mut self, m: &Memory, written: bool) -> usize {
+        let operand = Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() };
+        let found = self.operands.iter().zip(&self.args).position(|(o, a)| *o == operand && a.dtype == m.dtype);
+        found.filter(|_| !written).unwrap_or_else(|| {
+            self.args.push(Arg { dtype: m.dtype, written });
+            self.operands.push(operand);
+            self.args.len() - 1
+        })
+    }
+
+    fn memory(&mut self, m: &Memory) -> Source {
+        let arg = self.push(m, false);
+        Source::Memory { arg, dtype: m.dtype, shape: m.shape.clone(), strides: m.strides.clone() }
+    }
+
+    fn source(&mut self, feed: &Feed) -> Source {
+        match feed {
+            Feed::Memory(m) => self.memory(m),
+            Feed::Expr(e) => Source::Computed {
+                shape: e.shape.clone(),
+                function: e.function.clone(),
+                inputs: e.inputs.iter().map(|f| self.source(f)).collect(),
+            },
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! What can go wrong on the way to the loop level.
+
+use margay_loops::NoKernel;
+
+/// A graph cannot be lowered.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LowerError {
+    /// An operator has no lowering for its operands (a limit of margay).
+    #[error("`{op}` at `{name}` cannot be compiled: {why}")]
+    Unsupported {
+        /// The operator.
+        op: &'static str,
+        /// The node's name in the model.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// The target has no kernel for a call (a limit of margay).
+    #[error("at `{name}`: {error}")]
+    NoKernel {
+        /// The node's name in the model.
+        name: String,
+        /// Why.
+        error: NoKernel,
+    },
+    /// An extent is not known (the caller's fault: bind every dimension first).
+    #[error("`{op}` at `{name}` has type {ty}; every dimension must be bound")]
+    Unbound {
+        /// The operator.
+        op: &'static str,
+        /// The node's name in the model.
+        name: String,
+        /// Its type.
+        ty: String,
+    },
+}

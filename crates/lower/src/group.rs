@@ -1,0 +1,386 @@
+//! Nodes to groups: which neighbours run in one step.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use margay_ir::ops::{Io, Lowered, Port, View};
+use margay_ir::{Graph, NodeId, Op, Value};
+use margay_loops::nest::{Nest, ScalarFn};
+use margay_loops::{Activation, Epilogue, KernelCall, Program, Target};
+
+use crate::LowerError;
+use crate::emit::Emitter;
+use crate::memory::Memory;
+
+/// An operand of fused code.
+#[derive(Clone)]
+pub(crate) enum Feed {
+    /// Read from memory.
+    Memory(Memory),
+    /// Computed where it is read.
+    Expr(Rc<Expr>),
+}
+
+impl Feed {
+    fn flops(&self) -> u64 {
+        match self {
+            Feed::Memory(_) => 0,
+            Feed::Expr(e) => e.flops,
+        }
+    }
+}
+
+/// An elementwise computation that nobody has written to memory yet.
+pub(crate) struct Expr {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) function: ScalarFn,
+    pub(crate) inputs: Vec<Feed>,
+    /// Operations per element, of the whole tree.
+    flops: u64,
+    pub(crate) label: Label,
+}
+
+/// Code between an anchor and its store. `None` stands for the anchor's value.
+#[derive(Clone)]
+pub(crate) struct Stage {
+    pub(crate) function: ScalarFn,
+    pub(crate) inputs: Vec<Option<Feed>>,
+}
+
+/// The part of a group that is not elementwise.
+pub(crate) enum Anchor {
+    /// A loop nest, and the elementwise code between its values and its store.
+    Nest { body: Rc<dyn Fn(&mut Nest)>, inputs: Vec<Feed>, stages: Vec<Stage> },
+    /// A hand-written kernel with its operands, bias and residual.
+    Call { call: KernelCall, operands: Vec<Memory>, bias: Option<Memory>, residual: Option<Memory> },
+}
+
+/// A loop nest or kernel call that nobody has run yet.
+pub(crate) struct Anchored {
+    pub(crate) anchor: Anchor,
+    pub(crate) shape: Vec<usize>,
+    /// The layout of the result; row-major unless a reader asked for another one.
+    pub(crate) strides: Option<Vec<i64>>,
+    pub(crate) label: Label,
+}
+
+/// Names of the nodes of a group.
+pub(crate) type Label = Vec<String>;
+
+/// What a value is so far.
+enum Held {
+    Memory(Memory),
+    Expr(Rc<Expr>),
+    Anchored(Anchored),
+}
+
+/// Expressions dearer than this per element are not repeated.
+const CHEAP_FLOPS: u64 = 4;
+
+/// Lowers a graph at stage `Lowerable`.
+pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
+    let mut grouper = Grouper { g, emit: Emitter::new(g, target), held: HashMap::new() };
+    for n in g.order() {
+        grouper.visit(n)?;
+    }
+    for (i, o) in g.outputs().iter().enumerate() {
+        let memory = grouper.memory_of(o.value)?;
+        grouper.emit.output(i, &memory)?;
+    }
+    Ok(grouper.emit.finish())
+}
+
+struct Grouper<'a> {
+    g: &'a Graph,
+    emit: Emitter<'a>,
+    held: HashMap<Value, Held>,
+}
+
+impl Grouper<'_> {
+    fn known(&self, n: NodeId, v: Value) -> Result<Vec<usize>, LowerError> {
+        self.g.ty(v).extents().ok_or_else(|| LowerError::Unbound {
+            op: self.g.op(n).name(),
+            name: self.g.node(n).origin.name().into(),
+            ty: self.g.ty(v).to_string(),
+        })
+    }
+
+    /// The operands and results of a node as its operator sees them.
+    fn io(&self, n: NodeId) -> Result<Io, LowerError> {
+        let port = |v: Value| -> Result<Port, LowerError> {
+            let mut port = Port::contiguous(self.g.ty(v).dtype, &self.known(n, v)?);
+            port.constant = self.g.constant(v).is_some();
+            if let Some(Held::Memory(m)) = self.held.get(&v) {
+                port.strides.clone_from(&m.strides);
+            }
+            Ok(port)
+        };
+        Ok(Io {
+            inputs: self.g.inputs_of(n).iter().map(|v| port(*v)).collect::<Result<_, _>>()?,
+            outputs: vec![port(n.into())?],
+        })
+    }
+
+    fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
+        let node = self.g.node(n);
+        let v = Value::from(n);
+        let shape = self.known(n, v)?;
+        match &node.op {
+            Op::Input(_) => {
+                let memory = self.emit.input(n, node.types[0].dtype, &shape);
+                self.held.insert(v, Held::Memory(memory));
+                return Ok(());
+            }
+            Op::Const(c) => {
+                let memory = self.emit.constant(c.payload.tensor());
+                self.held.insert(v, Held::Memory(memory));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let unsupported = |e: margay_ir::ops::NotLowered| LowerError::Unsupported {
+            op: node.op.name(),
+            name: node.origin.name().into(),
+            why: e.to_string(),
+        };
+        let mut io = self.io(n)?;
+        let mut lowered = node.op.lower(&io).map_err(unsupported)?;
+        // A kernel call that cannot walk its operands as they lie gets row-major copies.
+        if matches!(lowered, Lowered::Call(_)) {
+            for operand in self.g.inputs_of(n) {
+                self.memory_of(operand)?;
+            }
+            io = self.io(n)?;
+            lowered = match node.op.lower(&io) {
+                Ok(l) => l,
+                Err(_) => {
+                    for operand in self.g.inputs_of(n) {
+                        let memory = self.memory_of(operand)?;
+                        let copy = self.emit.contiguous(&memory, &[label_of(self.g, n)])?;
+                        self.held.insert(operand, Held::Memory(copy));
+                    }
+                    io = self.io(n)?;
+                    node.op.lower(&io).map_err(unsupported)?
+                }
+            };
+        }
+        let held = match lowered {
+            Lowered::Leaf => return Ok(()),
+            Lowered::View(view) => self.view(n, &view, shape)?,
+            Lowered::Elementwise(function) => self.elementwise(n, function, shape)?,
+            Lowered::Nest(body) => {
+                let inputs = self
+                    .g
+                    .inputs_of(n)
+                    .into_iter()
+                    .map(|v| self.feed(v, 1, true))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let anchor = Anchor::Nest { body, inputs, stages: Vec::new() };
+                Held::Anchored(Anchored { anchor, shape, strides: None, label: vec![label_of(self.g, n)] })
+            }
+            Lowered::Call(call) => {
+                let operands = self
+                    .g
+                    .inputs_of(n)
+                    .into_iter()
+                    .map(|v| self.memory_of(v))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let anchor = Anchor::Call { call, operands, bias: None, residual: None };
+                Held::Anchored(Anchored { anchor, shape, strides: None, label: vec![label_of(self.g, n)] })
+            }
+        };
+        self.held.insert(v, held);
+        if self.g.sole_user(v).is_none() {
+            self.memory_of(v)?;
+        }
+        Ok(())
+    }
+
+    /// The value in memory; runs what was put off.
+    fn memory_of(&mut self, v: Value) -> Result<Memory, LowerError> {
+        let memory = match self.held.remove(&v) {
+            Some(Held::Memory(m)) => m,
+            Some(Held::Expr(e)) => self.emit.expr(self.g.ty(v).dtype, &e, output_of(self.g, v))?,
+            Some(Held::Anchored(a)) => self.emit.anchored(self.g.ty(v).dtype, a, output_of(self.g, v))?,
+            None => unreachable!("operands come before their readers in topological order"),
+        };
+        self.held.insert(v, Held::Memory(memory.clone()));
+        Ok(memory)
+    }
+
+    /// The value as an operand of fused code that reads each of its elements `repeats` times or more.
+    fn feed(&mut self, v: Value, repeats: usize, many_passes: bool) -> Result<Feed, LowerError> {
+        let inline = match self.held.get(&v) {
+            Some(Held::Expr(e)) => e.flops <= CHEAP_FLOPS || (repeats == 1 && !many_passes),
+            _ => false,
+        };
+        if inline && let Some(Held::Expr(e)) = self.held.get(&v) {
+            return Ok(Feed::Expr(e.clone()));
+        }
+        self.memory_of(v).map(Feed::Memory)
+    }
+
+    fn view(&mut self, n: NodeId, view: &View, shape: Vec<usize>) -> Result<Held, LowerError> {
+        let operand = self.g.inputs_of(n)[0];
+        // Attention writes its result straight into the layout [batch, query, head, dim].
+        if let (View::Permute(perm), Some(Held::Anchored(a))) = (view, self.held.get_mut(&operand))
+            && let Anchor::Call { call: KernelCall::Attention(call), .. } = &mut a.anchor
+            && perm == &[0, 2, 1, 3]
+            && a.strides.is_none()
+        {
+            let (heads, rows, dim) = (call.heads, call.q_len, call.v_dim);
+            call.o = [rows * heads * dim, dim, heads * dim];
+            a.strides = Some([rows * heads * dim, dim, heads * dim, 1].map(|s| s as i64).to_vec());
+        }
+        let memory = self.memory_of(operand)?;
+        let memory = match memory.view(view, &shape) {
+            Some(m) => m,
+            None => {
+                let copy = self.emit.contiguous(&memory, &[label_of(self.g, n)])?;
+                copy.view(view, &shape).unwrap_or_else(|| Memory::contiguous(copy.buffer, copy.dtype, &shape))
+            }
+        };
+        Ok(Held::Memory(memory))
+    }
+
+    fn elementwise(
+        &mut self,
+        n: NodeId,
+        function: ScalarFn,
+        shape: Vec<usize>,
+    ) -> Result<Held, LowerError> {
+        let operands = self.g.inputs_of(n);
+        for (slot, &v) in operands.iter().enumerate() {
+            let once = operands.iter().filter(|&&w| w == v).count() == 1;
+            let fits = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.shape == shape);
+            if once && fits && self.g.ty(v).dtype == self.g.ty(n.into()).dtype {
+                if let Some(held) = self.absorb(n, slot, &function, &shape)? {
+                    return Ok(held);
+                }
+            }
+        }
+        let elements = |s: &[usize]| s.iter().product::<usize>().max(1);
+        let mut inputs = Vec::new();
+        for &v in &operands {
+            let readers = operands.iter().filter(|&&w| w == v).count();
+            let repeats = readers * elements(&shape) / elements(&self.known(n, v)?);
+            inputs.push(self.feed(v, repeats, false)?);
+        }
+        let io = self.io(n)?;
+        let own = self.g.op(n).cost(&io).flops / io.output_elements().max(1);
+        let flops = own + inputs.iter().map(Feed::flops).sum::<u64>();
+        let mut label: Label = Vec::new();
+        for feed in &inputs {
+            if let Feed::Expr(e) = feed {
+                label.extend(e.label.iter().cloned());
+            }
+        }
+        label.push(label_of(self.g, n));
+        Ok(Held::Expr(Rc::new(Expr { shape, function, inputs, flops, label })))
+    }
+
+    /// Appends an elementwise node to the anchor that computes its operand number `slot`.
+    fn absorb(
+        &mut self,
+        n: NodeId,
+        slot: usize,
+        function: &ScalarFn,
+        shape: &[usize],
+    ) -> Result<Option<Held>, LowerError> {
+        let operands = self.g.inputs_of(n);
+        let anchor_value = operands[slot];
+        // The other operands first, so that the anchor can be taken out whole.
+        let is_call = matches!(
+            self.held.get(&anchor_value),
+            Some(Held::Anchored(Anchored { anchor: Anchor::Call { .. }, .. }))
+        );
+        let mut others: Vec<Option<Feed>> = Vec::new();
+        for (i, &v) in operands.iter().enumerate() {
+            others.push(match (i == slot, is_call) {
+                (true, _) => None,
+                (false, true) => Some(Feed::Memory(self.memory_of(v)?)),
+                (false, false) => Some(self.feed(v, 1, false)?),
+            });
+        }
+        let Some(Held::Anchored(mut a)) = self.held.remove(&anchor_value) else { return Ok(None) };
+        let taken = match &mut a.anchor {
+            Anchor::Nest { stages, .. } => {
+                stages.push(Stage { function: function.clone(), inputs: others });
+                true
+            }
+            Anchor::Call { call, bias, residual, .. } => {
+                let other = others.into_iter().flatten().find_map(|f| match f {
+                    Feed::Memory(m) => Some(m),
+                    Feed::Expr(_) => None,
+                });
+                extend_epilogue(self.g.op(n), call, other, shape, bias, residual)
+            }
+        };
+        if taken {
+            a.label.push(label_of(self.g, n));
+            return Ok(Some(Held::Anchored(a)));
+        }
+        self.held.insert(anchor_value, Held::Anchored(a));
+        Ok(None)
+    }
+}
+
+/// Moves an elementwise operator into the epilogue of a call, if the epilogue has a place for it.
+fn extend_epilogue(
+    op: &Op,
+    call: &mut KernelCall,
+    other: Option<Memory>,
+    shape: &[usize],
+    bias: &mut Option<Memory>,
+    residual: &mut Option<Memory>,
+) -> bool {
+    let (epilogue, channel_axis): (&mut Epilogue, usize) = match call {
+        KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
+        KernelCall::Conv(c) => (&mut c.epilogue, 1),
+        KernelCall::Attention(_) => return false,
+    };
+    let activation = match op {
+        Op::Relu(_) => Some(Activation::Relu),
+        Op::Gelu(g) if g.tanh => Some(Activation::GeluTanh),
+        Op::Gelu(_) => Some(Activation::GeluErf),
+        Op::Tanh(_) => Some(Activation::Tanh),
+        Op::Sigmoid(_) => Some(Activation::Sigmoid),
+        _ => None,
+    };
+    if activation.is_some() {
+        let free = epilogue.activation.is_none() && !epilogue.residual;
+        if free {
+            epilogue.activation = activation;
+        }
+        return free;
+    }
+    let (Op::Add(_), Some(other)) = (op, other) else { return false };
+    let added = shape.len() - other.shape.len();
+    let along_channels = other.shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == channel_axis)
+        && other.elements() == shape[channel_axis];
+    if along_channels && !epilogue.bias && epilogue.activation.is_none() && !epilogue.residual {
+        epilogue.bias = true;
+        *bias = Some(other);
+        return true;
+    }
+    if other.shape == shape && other.is_contiguous() && !epilogue.residual {
+        epilogue.residual = true;
+        *residual = Some(other);
+        return true;
+    }
+    false
+}
+
+fn label_of(g: &Graph, n: NodeId) -> String {
+    let origin = &g.node(n).origin;
+    match (origin.name(), origin.part) {
+        ("", _) => g.op(n).name().to_string(),
+        (name, Some(part)) => format!("{name} {}", part.name()),
+        (name, None) => name.to_string(),
+    }
+}
+
+/// The first output of the graph that the value is, if any.
+fn output_of(g: &Graph, v: Value) -> Option<usize> {
+    g.outputs().iter().position(|o| o.value == v)
+}

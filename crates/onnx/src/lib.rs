@@ -1,0 +1,37 @@
+//! ONNX files: from untrusted bytes on disk to checked models, and back.
+//!
+//! Reading goes through five steps, each of which trusts the ones before it:
+//!
+//! 1. `map`: the file is mapped, never read whole; the only `unsafe` of the crate.
+//! 2. `sniff`: files that are something else (Git LFS pointers, web pages, archives, …) are named.
+//! 3. `wire`: a bounded, iterative walk over the protobuf bytes. It refuses what would harm the parser, drops
+//!    fields nobody needs and cuts the weights out, so that the parser sees a few hundred kilobytes.
+//! 4. `reader`: protobuf messages become the plain structures of [`model`]; weights become tensors that point
+//!    into the map.
+//! 5. `check`: names, single assignment, and topological order.
+//!
+//! Everything wrong with a model is collected into one [`OnnxError::Invalid`].
+//!
+//! Writing ([`Model::write`]) encodes the same structures directly, streams the weights, and puts them into a
+//! second file where one file would be too large.
+//!
+//! Deliberately absent: training information, documentation strings, declared types of inner values (they are
+//! inferred anew), and any meaning of operators.
+
+#![deny(unsafe_code)]
+
+mod check;
+mod error;
+mod map;
+pub mod model;
+mod reader;
+mod sniff;
+mod tensor_file;
+mod wire;
+mod writer;
+
+pub use error::{Kind, OnnxError, Problem};
+pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
+pub use sniff::Lookalike;
+pub use tensor_file::read_tensor;
+pub use writer::External;

@@ -1,0 +1,265 @@
+//! From the messages of protobuf to the structures of [`model`](crate::model).
+//!
+//! The messages have been through `wire`, so they are few and not deep. Nothing in them is believed beyond that:
+//! what is missing, contradictory or unsupported becomes a [`Problem`], and reading goes on to find the rest.
+//! Types of protobuf are known here and in `wire` only.
+
+mod tensor;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use margay_tensor::Tensor;
+use memmap2::Mmap;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, type_proto,
+};
+
+use crate::error::Problems;
+use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
+use crate::sniff::sniff;
+use crate::wire::{self, Message};
+use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
+use tensor::Store;
+
+/// Reads the model that a map holds. `path` says where the map comes from, for external data.
+pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxError> {
+    let (proto, payloads) = parse::<ModelProto>(map, Message::Model)?;
+    let Some(graph) = proto.graph.into_option() else { return Err(OnnxError::NoGraph) };
+    let mut reader = Reader {
+        store: Store::new(map, payloads, path),
+        problems: Problems::default(),
+        functions: proto.functions.into_iter().map(|f| (domain(f.domain), f.name)).collect(),
+    };
+    if !(OLDEST_IR..=NEWEST_IR).contains(&proto.ir_version) {
+        reader.problems.push(Problem::IrVersion { oldest: OLDEST_IR, newest: NEWEST_IR, found: proto.ir_version });
+    }
+    let (opset, domains) = reader.opsets(proto.opset_import);
+    let mut graph = reader.graph(graph, true);
+    check::check(&mut graph, &mut reader.problems);
+    reader.problems.into_result()?;
+    Ok(Model {
+        ir_version: proto.ir_version,
+        producer: proto.producer_name,
+        producer_version: proto.producer_version,
+        opset,
+        domains,
+        metadata: proto.metadata_props.into_iter().map(|e| (e.key, e.value)).collect(),
+        graph,
+    })
+}
+
+/// Reads the tensor that a map holds, and its name.
+pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Tensor), OnnxError> {
+    let (proto, payloads) = parse::<TensorProto>(map, Message::Tensor)?;
+    let name = proto.name.clone();
+    let tensor = Store::new(map, payloads, path).tensor(&name, proto);
+    Ok((name, tensor.map_err(|problem| OnnxError::Invalid(vec![problem]))?))
+}
+
+/// The message of a map without its payloads, and where those lie.
+fn parse<M: protobuf::Message>(
+    map: &Mmap,
+    root: Message,
+) -> Result<(M, Vec<std::ops::Range<usize>>), OnnxError> {
+    if let Some(found) = sniff(map) {
+        return Err(OnnxError::NotOnnx(found));
+    }
+    let cut = wire::cut(map, root)?;
+    let message = M::parse_from_bytes(&cut.rest)
+        .map_err(|e| OnnxError::Parse { within: root.name(), message: e.to_string() })?;
+    Ok((message, cut.payloads))
+}
+
+struct Reader<'a> {
+    store: Store<'a>,
+    problems: Problems,
+    /// Domain and name of the functions that the model defines and no node has called yet.
+    functions: BTreeSet<(String, String)>,
+}
+
+impl Reader<'_> {
+    fn opsets(&mut self, imports: Vec<OperatorSetIdProto>) -> (i64, BTreeMap<String, i64>) {
+        let mut versions: BTreeMap<String, i64> = BTreeMap::new();
+        for import in imports {
+            let domain = domain(import.domain);
+            let first = *versions.entry(domain.clone()).or_insert(import.version);
+            if first != import.version {
+                self.problems.push(Problem::TwoOpsets { domain, first, second: import.version });
+            }
+        }
+        let opset = versions.remove("");
+        match opset {
+            None => self.problems.push(Problem::NoOpset),
+            Some(found) if !(OLDEST_OPSET..=NEWEST_OPSET).contains(&found) => {
+                self.problems.push(Problem::Opset { oldest: OLDEST_OPSET, newest: NEWEST_OPSET, found });
+            }
+            Some(_) => {}
+        }
+        (opset.unwrap_or(NEWEST_OPSET), versions)
+    }
+
+    fn graph(&mut self, proto: GraphProto, main: bool) -> OnnxGraph {
+        let constants: BTreeSet<String> = proto.initializer.iter().map(|t| t.name.clone()).collect();
+        let inputs = proto.input.into_iter().filter(|i| i.name.is_empty() || !constants.contains(&i.name));
+        let inputs = inputs.map(|i| self.value(i, main)).collect();
+        let outputs = proto.output.into_iter().map(|o| self.value(o, false)).collect();
+        let initializers = proto.initializer.into_iter().map(|t| {
+            let name = t.name.clone();
+            let tensor = self.tensor(&name, t);
+            (name, tensor)
+        });
+        let initializers = initializers.collect();
+        for sparse in proto.sparse_initializer {
+            let tensor = sparse.values.into_option().unwrap_or_default().name;
+            self.problems.push(Problem::Storage { tensor, found: "sparse tensors" });
+        }
+        let nodes = proto.node.into_iter().enumerate().map(|(index, n)| self.node(index, n)).collect();
+        OnnxGraph { name: proto.name, inputs, outputs, initializers, nodes }
+    }
+
+    /// An input or output; `typed` says whether it must have an element type.
+    fn value(&mut self, proto: ValueInfoProto, typed: bool) -> OnnxValue {
+        let mut value = OnnxValue { name: proto.name, dtype: None, dims: None };
+        let not_a_tensor = match proto.type_.into_option().and_then(|t| t.value) {
+            Some(type_proto::Value::TensorType(ty)) => {
+                match tensor::element_type("value", &value.name, ty.elem_type) {
+                    Ok(dtype) => value.dtype = Some(dtype),
+                    Err(_) if ty.elem_type == 0 && !typed => {}
+                    Err(problem) => self.problems.push(problem),
+                }
+                let dims = ty.shape.into_option().map(|s| s.dim);
+                value.dims = dims.map(|d| d.into_iter().map(|d| self.dim(&value.name, d)).collect());
+                return value;
+            }
+            Some(type_proto::Value::SequenceType(_)) => "a sequence",
+            Some(type_proto::Value::MapType(_)) => "a map",
+            Some(type_proto::Value::OptionalType(_)) => "an optional value",
+            Some(type_proto::Value::SparseTensorType(_)) => "a sparse tensor",
+            None => {
+                if typed {
+                    self.problems.push(Problem::ValueType {
+                        value: value.name.clone(),
+                        expected: "a graph input with a type",
+                        found: "none".to_owned(),
+                    });
+                }
+                return value;
+            }
+        };
+        self.problems.push(Problem::NotATensor { value: value.name.clone(), found: not_a_tensor });
+        value
+    }
+
+    fn dim(&mut self, value: &str, proto: Dimension) -> OnnxDim {
+        match proto.value {
+            Some(dimension::Value::DimValue(extent @ 0..)) => OnnxDim::Value(extent),
+            Some(dimension::Value::DimParam(name)) if !name.is_empty() => OnnxDim::Symbol(name),
+            Some(dimension::Value::DimValue(..-1)) => {
+                self.problems.push(Problem::ValueType {
+                    value: value.to_owned(),
+                    expected: "extents of at least 0, or -1 for an unknown one",
+                    found: proto.dim_value().to_string(),
+                });
+                OnnxDim::Unknown
+            }
+            _ => OnnxDim::Unknown,
+        }
+    }
+
+    fn node(&mut self, index: usize, proto: NodeProto) -> OnnxNode {
+        let mut node = OnnxNode {
+            name: proto.name,
+            op_type: proto.op_type,
+            domain: domain(proto.domain),
+            inputs: proto.input,
+            outputs: proto.output,
+            attributes: BTreeMap::new(),
+        };
+        if node.op_type.is_empty() {
+            self.problems.push(Problem::NoOperator { node: node.label(index) });
+        }
+        if self.functions.remove(&(node.domain.clone(), node.op_type.clone())) {
+            self.problems.push(Problem::Function { node: node.label(index), function: node.operator() });
+        }
+        for mut attribute in proto.attribute {
+            let name = std::mem::take(&mut attribute.name);
+            let value = match self.attribute(&node, &name, attribute) {
+                Ok(value) => value,
+                Err((expected, found)) => {
+                    let node = node.label(index);
+                    self.problems.push(Problem::Attribute { node, attribute: name, expected, found });
+                    continue;
+                }
+            };
+            if node.attributes.insert(name.clone(), value).is_some() {
+                let problem = ("given once", "it twice".to_owned());
+                let node = node.label(index);
+                self.problems.push(Problem::Attribute { node, attribute: name, expected: problem.0, found: problem.1 });
+            }
+        }
+        node
+    }
+
+    /// The value of an attribute, or what was expected and found instead.
+    fn attribute(
+        &mut self,
+        node: &OnnxNode,
+        name: &str,
+        proto: AttributeProto,
+    ) -> Result<Attribute, (&'static str, String)> {
+        if !proto.ref_attr_name.is_empty() {
+            let found = format!("a reference to attribute `{}` of a function", proto.ref_attr_name);
+            return Err(("a value", found));
+        }
+        let text = |bytes| String::from_utf8(bytes).map_err(|e| ("text in UTF-8", e.to_string()));
+        let label = || format!("{}.{name}", node.outputs.first().unwrap_or(&node.name));
+        let none = |expected| (expected, "none".to_owned());
+        match proto.type_.enum_value() {
+            Ok(AttributeType::FLOAT) => Ok(Attribute::Float(proto.f)),
+            Ok(AttributeType::INT) => Ok(Attribute::Int(proto.i)),
+            Ok(AttributeType::STRING) => Ok(Attribute::String(text(proto.s)?)),
+            Ok(AttributeType::TENSOR) => {
+                let tensor = proto.t.into_option().ok_or(none("a tensor"))?;
+                Ok(Attribute::Tensor(self.tensor(&label(), tensor)))
+            }
+            Ok(AttributeType::GRAPH) => {
+                let graph = proto.g.into_option().ok_or(none("a graph"))?;
+                Ok(Attribute::Graph(Box::new(self.graph(graph, false))))
+            }
+            Ok(AttributeType::FLOATS) => Ok(Attribute::Floats(proto.floats)),
+            Ok(AttributeType::INTS) => Ok(Attribute::Ints(proto.ints)),
+            Ok(AttributeType::STRINGS) => {
+                Ok(Attribute::Strings(proto.strings.into_iter().map(text).collect::<Result<_, _>>()?))
+            }
+            Ok(AttributeType::TENSORS) => {
+                Ok(Attribute::Tensors(proto.tensors.into_iter().map(|t| self.tensor(&label(), t)).collect()))
+            }
+            Ok(AttributeType::GRAPHS) => {
+                Ok(Attribute::Graphs(proto.graphs.into_iter().map(|g| self.graph(g, false)).collect()))
+            }
+            Ok(AttributeType::SPARSE_TENSOR) => Ok(Attribute::Other("sparse tensor")),
+            Ok(AttributeType::SPARSE_TENSORS) => Ok(Attribute::Other("sparse tensors")),
+            Ok(AttributeType::TYPE_PROTO) => Ok(Attribute::Other("type")),
+            Ok(AttributeType::TYPE_PROTOS) => Ok(Attribute::Other("types")),
+            Ok(AttributeType::UNDEFINED) => Err(("of a declared type", "none".to_owned())),
+            Err(number) => Err(("of a type of ONNX", format!("number {number}"))),
+        }
+    }
+
+    /// A tensor, or something in its place if it has a problem: reading fails then, but later.
+    fn tensor(&mut self, name: &str, proto: TensorProto) -> Tensor {
+        self.store.tensor(name, proto).unwrap_or_else(|problem| {
+            self.problems.push(problem);
+            Tensor::scalar(0u8)
+        })
+    }
+}
+
+/// The domain under one name: the default one has two.
+fn domain(name: String) -> String {
+    if name == "ai.onnx" { String::new() } else { name }
+}

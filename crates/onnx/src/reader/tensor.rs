@@ -1,0 +1,197 @@
+//! Tensors: element types, extents, and the four places their data may be in.
+//!
+//! Data lies in the file itself as raw bytes (a range of the map), in another file (external data, a range of
+//! another map), or in one of five typed fields, which is copied. Whatever the place, there must be exactly as
+//! much of it as element type and extents ask for.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use margay_tensor::{DType, Element, Tensor, TensorError};
+use memmap2::Mmap;
+use onnx_protobuf::{StringStringEntryProto, TensorProto};
+
+use crate::{Problem, map};
+
+/// Greatest number of axes.
+const MAX_AXES: usize = 64;
+/// The value of `data_location` for external data.
+const EXTERNAL: i32 = 1;
+
+/// Where the data of tensors comes from.
+pub(super) struct Store<'a> {
+    map: &'a Arc<Mmap>,
+    payloads: Vec<Range<usize>>,
+    path: Option<&'a Path>,
+    /// External files by resolved path; each is mapped once.
+    files: BTreeMap<PathBuf, Arc<Mmap>>,
+}
+
+/// What a tensor is, whatever its data.
+struct Header<'a> {
+    name: &'a str,
+    dtype: DType,
+    dims: &'a [i64],
+    extents: Vec<usize>,
+    bytes: usize,
+}
+
+impl<'a> Store<'a> {
+    /// `payloads` are ranges of `map`; `path` is the file it comes from.
+    pub(super) fn new(map: &'a Arc<Mmap>, payloads: Vec<Range<usize>>, path: Option<&'a Path>) -> Store<'a> {
+        Store { map, payloads, path, files: BTreeMap::new() }
+    }
+
+    /// The tensor of a message whose raw data was cut out by `wire`.
+    pub(super) fn tensor(&mut self, name: &str, proto: TensorProto) -> Result<Tensor, Problem> {
+        if proto.segment.is_some() {
+            return Err(Problem::Storage { tensor: name.to_owned(), found: "segments" });
+        }
+        let header = Header::new(name, proto.data_type, &proto.dims)?;
+        let raw = raw_index(&proto.raw_data).and_then(|i| self.payloads.get(i)).filter(|r| !r.is_empty());
+        let places = [
+            ("external_data", proto.data_location.value() == EXTERNAL),
+            ("raw_data", raw.is_some()),
+            ("float_data", !proto.float_data.is_empty()),
+            ("int32_data", !proto.int32_data.is_empty()),
+            ("int64_data", !proto.int64_data.is_empty()),
+            ("double_data", !proto.double_data.is_empty()),
+            ("uint64_data", !proto.uint64_data.is_empty()),
+        ];
+        let found: Vec<&str> = places.iter().filter(|(_, there)| *there).map(|(place, _)| *place).collect();
+        match found[..] {
+            [] => header.make(Tensor::from_bytes(header.dtype, &header.extents, &[])),
+            ["external_data"] => self.external(&header, &proto.external_data),
+            ["raw_data"] => header.mapped(self.map, raw.cloned().unwrap_or_default()),
+            [place] if place == header.typed_field() => header.typed(&proto),
+            [place] => Err(header.field(&format!("`raw_data` or `{}`", header.typed_field()), place)),
+            _ => Err(header.field("one field", &format!("`{}`", found.join("` and `")))),
+        }
+    }
+
+    /// A tensor in another file of the model's folder.
+    fn external(&mut self, header: &Header<'_>, entries: &[StringStringEntryProto]) -> Result<Tensor, Problem> {
+        let location = header.entry(entries, "location")?;
+        let Some(location) = location.filter(|l| !l.is_empty()) else {
+            return Err(header.external("a location", "none".to_owned()));
+        };
+        let offset = header.number(entries, "offset", "a number as offset")?.unwrap_or(0);
+        let length = header.number(entries, "length", "a number as length")?.unwrap_or(header.bytes as u64);
+        if length != header.bytes as u64 {
+            return Err(header.length("bytes", header.bytes, length));
+        }
+        let file = self.file(header, location)?;
+        let start = usize::try_from(offset).ok().filter(|&o| o <= file.len());
+        match start.and_then(|s| Some(s..s.checked_add(header.bytes)?)).filter(|r| r.end <= file.len()) {
+            Some(range) => header.mapped(&file, range),
+            None => Err(Problem::ExternalLength {
+                tensor: header.name.to_owned(),
+                location: location.to_owned(),
+                offset,
+                expected: header.bytes as u64,
+                found: (file.len() as u64).saturating_sub(offset),
+            }),
+        }
+    }
+
+    /// Maps an external file, after making sure that it lies in the folder of the model once all links are
+    /// followed.
+    fn file(&mut self, header: &Header<'_>, location: &str) -> Result<Arc<Mmap>, Problem> {
+        let [tensor, location] = [header.name, location].map(str::to_owned);
+        let unreadable = |message: String| Problem::ExternalRead {
+            tensor: tensor.clone(),
+            location: location.clone(),
+            message,
+        };
+        let relative = Path::new(&location);
+        let plain = |c| matches!(c, Component::Normal(_) | Component::CurDir);
+        if !relative.components().all(plain) {
+            return Err(Problem::ExternalOutside { tensor, location });
+        }
+        let model = self.path.ok_or_else(|| unreadable("the model does not come from a file".to_owned()))?;
+        let folder = match model.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+            Some(folder) => folder,
+            None => return Err(unreadable("the model has no folder".to_owned())),
+        };
+        let folder = folder.canonicalize().map_err(|e| unreadable(e.to_string()))?;
+        let path = folder.join(relative).canonicalize().map_err(|e| unreadable(e.to_string()))?;
+        if !path.starts_with(&folder) {
+            return Err(Problem::ExternalOutside { tensor, location });
+        }
+        if let Some(file) = self.files.get(&path) {
+            return Ok(file.clone());
+        }
+        let file = map::map_file(&path).map_err(|e| unreadable(e.to_string()))?;
+        self.files.insert(path, file.clone());
+        Ok(file)
+    }
+}
+
+impl<'a> Header<'a> {
+    fn new(name: &'a str, data_type: i32, dims: &'a [i64]) -> Result<Header<'a>, Problem> {
+        let dtype = element_type("tensor", name, data_type)?;
+        if dims.len() > MAX_AXES {
+            return Err(Problem::Axes { tensor: name.to_owned(), limit: MAX_AXES, found: dims.len() });
+        }
+        let overflow = || Problem::Overflow { tensor: name.to_owned(), dtype, dims: dims.to_vec() };
+        let mut extents = Vec::with_capacity(dims.len());
+        let mut bytes = dtype.bytes();
+        for (axis, &found) in dims.iter().enumerate() {
+            if found < 0 {
+                return Err(Problem::NegativeDim { tensor: name.to_owned(), axis, found });
+            }
+            let extent = usize::try_from(found).map_err(|_| overflow())?;
+            bytes = bytes.checked_mul(extent).filter(|&b| isize::try_from(b).is_ok()).ok_or_else(overflow)?;
+            extents.push(extent);
+        }
+        Ok(Header { name, dtype, dims, extents, bytes })
+    }
+
+    /// A tensor over a range of a map.
+    fn mapped(&self, map: &Arc<Mmap>, range: Range<usize>) -> Result<Tensor, Problem> {
+        let tensor = self.make(Tensor::from_map(self.dtype, &self.extents, map.clone(), range))?;
+        if self.dtype == DType::Bool
+            && let Some((index, &found)) = tensor.bytes().iter().enumerate().find(|(_, b)| **b > 1)
+        {
+            return Err(self.element(index, found.into()));
+        }
+        Ok(tensor)
+    }
+
+    /// The typed field that may hold elements of this type.
+    fn typed_field(&self) -> &'static str {
+        match self.dtype {
+            DType::F32 => "float_data",
+            DType::F64 => "double_data",
+            DType::I64 => "int64_data",
+            DType::U32 | DType::U64 => "uint64_data",
+            DType::F16 | DType::BF16 | DType::Bool => "int32_data",
+            DType::I8 | DType::U8 | DType::I16 | DType::U16 | DType::I32 => "int32_data",
+        }
+    }
+
+    /// A tensor from its typed field.
+    fn typed(&self, proto: &TensorProto) -> Result<Tensor, Problem> {
+        match self.dtype {
+            DType::F32 => self.copied(&proto.float_data, |v| Some(v)),
+            DType::F64 => self.copied(&proto.double_data, |v| Some(v)),
+            DType::I64 => self.copied(&proto.int64_data, |v| Some(v)),
+            DType::U64 => self.copied(&proto.uint64_data, |v| Some(v)),
+            DType::I32 => self.copied(&proto.int32_data, |v| Some(v)),
+            DType::U32 => self.narrowed(&proto.uint64_data, |v| u32::try_from(v).ok()),
+            DType::I8 => self.narrowed(&proto.int32_data, |v| i8::try_from(v).ok()),
+            DType::U8 => self.narrowed(&proto.int32_data, |v| u8::try_from(v).ok()),
+            DType::I16 => self.narrowed(&proto.int32_data, |v| i16::try_from(v).ok()),
+            DType::U16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok()),
+            DType::F16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok().map(f16::from_bits)),
+            DType::BF16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok().map(bf16::from_bits)),
+            DType::Bool => {
+                let bytes = self.elements(&proto.int32_data, |v| u8::try_from(v).ok().filter(|&b| b <= 1))?;
+                self.make(Tensor::from_bytes(DType::Bool, &self.extents, &bytes))
+            }
+        }
+    }

@@ -1,0 +1,86 @@
+//! What can go wrong in a factorization.
+
+/// A matrix cannot be factored, or a sample not be used, as asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RandnlaError {
+    /// A number is NaN or infinite (the fault of the data).
+    #[error("{what} is not finite: expected a number at row {row}, column {column}, found {value}")]
+    NonFinite {
+        /// The matrix or sample.
+        what: &'static str,
+        /// Row of the first such number.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A matrix has another shape than it must have here (the caller's fault).
+    #[error(
+        "{what} has the wrong shape: expected {} x {}, found {} x {}",
+        expected.0, expected.1, found.0, found.1
+    )]
+    Shape {
+        /// The matrix.
+        what: &'static str,
+        /// Rows and columns it must have.
+        expected: (usize, usize),
+        /// Rows and columns it has.
+        found: (usize, usize),
+    },
+    /// A slice has another length than it must have here (the caller's fault).
+    #[error("{what} has the wrong length: expected {expected}, found {found}")]
+    Length {
+        /// The slice.
+        what: &'static str,
+        /// Elements it must have; `usize::MAX` when that number overflows.
+        expected: usize,
+        /// Elements it has.
+        found: usize,
+    },
+    /// A matrix without rows or columns was to be factored (the caller's fault).
+    #[error("{what} is empty: expected rows and columns, found {rows} x {columns}")]
+    Empty {
+        /// The matrix.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+    },
+    /// A mean or covariance was asked of a sample without rows (the caller's fault).
+    #[error("the sample is empty: expected at least 1 row of length {dim}, found 0")]
+    EmptySample {
+        /// Length of a row.
+        dim: usize,
+    },
+    /// The rank asked for is not available (the caller's fault).
+    #[error("rank is out of range: expected 1 to {max}, found {found}")]
+    Rank {
+        /// The greatest rank available.
+        max: usize,
+        /// The rank asked for.
+        found: usize,
+    },
+    /// A parameter is outside its range (the caller's fault).
+    #[error("parameter `{name}` is out of range: expected {expected}, found {found}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// The value given.
+        found: f64,
+    },
+    /// An iteration of the linear algebra library did not converge (nobody's fault; finite input makes it
+    /// all but impossible).
+    #[error("the {what} of a {rows} x {columns} matrix did not converge")]
+    NoConvergence {
+        /// The decomposition.
+        what: &'static str,
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+    },
+}

@@ -1,0 +1,129 @@
+//! The vector interface the kernels are written in.
+//!
+//! A value of a type that implements [`Isa`] is a proof that the processor has the instructions: it is made by
+//! the entry points of the kernel table only, which are compiled with the features and called only where
+//! [`CpuTarget::supported_here`](crate::CpuTarget::supported_here) holds. Everything generic over `Isa` is
+//! `inline(always)`, so that it is compiled inside such an entry point.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// Columns of a packed panel, for every class.
+pub(crate) const PANEL: usize = 32;
+
+/// Most rows of a tile of any class.
+pub(crate) const MAX_ROWS: usize = 14;
+
+/// Operations on vectors of `f32`.
+pub(crate) trait Isa: Copy {
+    /// A vector.
+    type V: Copy;
+    /// Elements of a vector; divides [`PANEL`].
+    const LANES: usize;
+    /// Most rows of a tile, at most [`MAX_ROWS`].
+    const ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a > b ? a : b`: a NaN in `b` stays.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a < b ? a : b`: a NaN in `b` stays.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, fused where the instruction set does that.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a < b ? x : y`.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even; |x| < 2²².
+    fn round(self, x: Self::V) -> Self::V;
+    /// x · 2ⁿ for integral -252 <= n <= 254.
+    fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
+    /// The sum of the lanes.
+    fn sum(self, v: Self::V) -> f32;
+    /// The largest lane; any lane if one is NaN.
+    fn largest(self, v: Self::V) -> f32;
+
+    /// # Safety
+    /// `LANES` elements are readable at `p`.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` elements are writable at `p`.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// `v` with its lanes `from..to` (at most `LANES`) replaced by `p[from..to]`.
+    ///
+    /// # Safety
+    /// Those elements are readable; `p` itself may lie outside of any object.
+    unsafe fn merge(self, v: Self::V, p: *const f32, from: usize, to: usize) -> Self::V;
+    /// Stores the first `n < LANES` lanes.
+    ///
+    /// # Safety
+    /// `n` elements are writable at `p`.
+    unsafe fn store_first(self, p: *mut f32, n: usize, v: Self::V);
+    /// `to[j][i] = from[i][j]` for 8 by 8 elements.
+    ///
+    /// # Safety
+    /// Eight rows of eight elements at the given strides are readable and writable, and do not overlap.
+    unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous.
+    ///
+    /// # Safety
+    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides; `c` overlaps nothing.
+    #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
+    unsafe fn tile(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    );
+}
+
+/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler.
+///
+/// # Safety
+/// As [`Isa::tile`], for `2 * LANES` columns of a panel.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
+pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
+    isa: I,
+    k: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller's promise covers every element touched.
+    unsafe {
+        let mut sums = [[isa.splat(0.0); 2]; M];
+        if accumulate {
+            for (i, row) in sums.iter_mut().enumerate() {
+                *row = [isa.load(c.add(i * c_stride)), isa.load(c.add(i * c_stride + I::LANES))];
+            }
+        }
+        let (mut a, mut b) = (a, b);
+        for _ in 0..k {
+            let right = [isa.load(b), isa.load(b.add(I::LANES))];
+            for (i, row) in sums.iter_mut().enumerate() {
+                let left = isa.splat(*a.add(i * a_stride));
+                *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
+            }
+            a = a.add(1);
+            b = b.add(PANEL);
+        }
+        for (i, row) in sums.iter().enumerate() {
+            isa.store(c.add(i * c_stride), row[0]);
+            isa.store(c.add(i * c_stride + I::LANES), row[1]);
+        }
+    }
+}

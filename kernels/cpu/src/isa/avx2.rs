@@ -1,0 +1,197 @@
+//! AVX2 and FMA: sixteen vectors of eight elements.
+
+use std::arch::x86_64::*;
+
+use super::{Isa, PANEL, register_tile};
+
+/// A proof that the processor has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The processor has AVX2 and FMA.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Avx2 {
+        Avx2(())
+    }
+}
+
+const LANES: usize = 8;
+
+/// `MASKS[8 - n..]` has the sign bit set in the first `n` lanes.
+static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[inline(always)]
+unsafe fn mask_of_first(n: usize) -> __m256i {
+    // SAFETY: n <= 8, so that eight words follow; the caller has AVX2.
+    unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(LANES - n).cast()) }
+}
+
+/// Vector operations without memory.
+macro_rules! operations {
+    ($($(#[$doc:meta])* fn $name:ident($($x:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($x: $ty),*) -> $out {
+            // SAFETY: `self` proves that the processor has the instructions.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Isa for Avx2 {
+    type V = __m256;
+    const LANES: usize = LANES;
+    const ROWS: usize = 6;
+
+    operations! {
+        fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+        fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
+        fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 {
+            _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+        }
+        fn round(x: __m256) -> __m256 {
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+        }
+        fn scale2(x: __m256, n: __m256) -> __m256 {{
+            // In two halves: 2ⁿ itself may be too large or too small for an f32.
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            let power = |n| {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
+            };
+            _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+        }}
+        fn sum(v: __m256) -> f32 {{
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }}
+        fn largest(v: __m256) -> f32 {{
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }}
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the instruction.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m256) {
+        // SAFETY: the caller's promise; `self` proves the instruction.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn merge(self, v: __m256, p: *const f32, from: usize, to: usize) -> __m256 {
+        // SAFETY: masked lanes are not read; the caller promises the others.
+        unsafe {
+            let mask = _mm256_andnot_si256(mask_of_first(from), mask_of_first(to));
+            _mm256_blendv_ps(v, _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, mut p: *mut f32, n: usize, v: __m256) {
+        // Masked stores are slow on many processors; these are not.
+        // SAFETY: four, two and one elements make n together.
+        unsafe {
+            let mut part = _mm256_castps256_ps128(v);
+            if n & 4 != 0 {
+                _mm_storeu_ps(p, part);
+                part = _mm256_extractf128_ps::<1>(v);
+                p = p.add(4);
+            }
+            if n & 2 != 0 {
+                _mm_storel_pd(p.cast(), _mm_castps_pd(part));
+                part = _mm_movehl_ps(part, part);
+                p = p.add(2);
+            }
+            if n & 1 != 0 {
+                _mm_store_ss(p, part);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { transpose8(from, from_stride, to, to_stride) }
+    }
+    #[inline(always)]
+    unsafe fn tile(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
+    }
+}
+
+/// See [`Isa::transpose8`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let row = |i: usize| _mm256_loadu_ps(from.add(i * from_stride));
+        let pairs = |i: usize| {
+            let (x, y) = (row(i), row(i + 1));
+            (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y))
+        };
+        let quads = |i: usize| {
+            let ((a, b), (c, d)) = (pairs(i), pairs(i + 2));
+            [
+                _mm256_shuffle_ps::<0x44>(a, c),
+                _mm256_shuffle_ps::<0xee>(a, c),
+                _mm256_shuffle_ps::<0x44>(b, d),
+                _mm256_shuffle_ps::<0xee>(b, d),
+            ]
+        };
+        let (upper, lower) = (quads(0), quads(4));
+        for j in 0..4 {
+            _mm256_storeu_ps(to.add(j * to_stride), _mm256_permute2f128_ps::<0x20>(upper[j], lower[j]));
+            _mm256_storeu_ps(to.add((j + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper[j], lower[j]));
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
+unsafe fn tile(
+    m: usize,
+    k: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    accumulate: bool,
+) {
+    for column in (0..PANEL).step_by(2 * LANES) {
+        // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
+        unsafe {
+            let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
+            match m {
+                1 => register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                2 => register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                3 => register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                4 => register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                5 => register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                _ => register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+            }
+        }
+    }
+}

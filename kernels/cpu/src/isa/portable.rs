@@ -1,0 +1,156 @@
+//! Plain Rust, for any processor: the reference the other members are compared with.
+
+use super::{Isa, PANEL, register_tile};
+
+/// Vectors as arrays.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+const LANES: usize = 4;
+type V = [f32; LANES];
+
+#[inline(always)]
+fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Isa for Portable {
+    type V = V;
+    const LANES: usize = LANES;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        self.add(self.mul(a, b), c)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: V, b: V, x: V, y: V) -> V {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn round(self, x: V) -> V {
+        const SHIFT: f32 = 12_582_912.0; // 1.5 · 2²³: the sum has no bits after the point
+        x.map(|x| (x + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    fn scale2(self, x: V, n: V) -> V {
+        let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+        map2(x, n, |x, n| {
+            let n = n as i32;
+            x * power(n >> 1) * power(n - (n >> 1))
+        })
+    }
+    #[inline(always)]
+    fn sum(self, v: V) -> f32 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
+    #[inline(always)]
+    fn largest(self, v: V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: the caller's promise; an array of `f32` read without alignment.
+        unsafe { p.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: V) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn merge(self, mut v: V, p: *const f32, from: usize, to: usize) -> V {
+        for (i, lane) in v.iter_mut().enumerate() {
+            if from <= i && i < to {
+                // SAFETY: the caller's promise about `from..to`.
+                *lane = unsafe { *p.wrapping_add(i) };
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize, v: V) {
+        for (i, lane) in v.iter().enumerate().take(n) {
+            // SAFETY: i < n.
+            unsafe { *p.add(i) = *lane }
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn tile(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
+unsafe fn tile(
+    m: usize,
+    k: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    accumulate: bool,
+) {
+    for column in (0..PANEL).step_by(2 * LANES) {
+        // SAFETY: the caller's promise; the columns lie in the panel.
+        unsafe {
+            let (b, c) = (b.add(column), c.add(column));
+            match m {
+                1 => register_tile::<_, 1>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
+                2 => register_tile::<_, 2>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
+                3 => register_tile::<_, 3>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
+                _ => register_tile::<_, 4>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
+            }
+        }
+    }
+}

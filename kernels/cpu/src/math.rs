@@ -1,0 +1,245 @@
+//! Transcendental functions on vectors and rows of `f32`, and the activations made of them.
+//!
+//! | function | method | error |
+//! |---|---|---|
+//! | exp | x = n ln 2 + r, polynomial of degree 7 in r (Cephes) | 2 units in the last place |
+//! | erf | rational, odd, 13 over 8 (Eigen) | 5e-7 absolute |
+//! | tanh | rational, odd, 13 over 6 (Eigen) | 5e-7 absolute |
+//! | sigmoid | 1 / (1 + exp(-x)) | 4 units in the last place |
+//!
+//! A NaN gives a NaN; at infinities the values are the limits, and erf and tanh are exactly ±1 from 4 and 9.02
+//! on. Activations are the formulas of [`Activation`], so that x · 0 at x = -∞ is a NaN there as in the reference.
+
+use margay_loops::Activation;
+
+use crate::Class;
+use crate::isa::Isa;
+use crate::isa::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{avx2::Avx2, avx512::Avx512};
+
+#[inline(always)]
+fn polynomial<I: Isa>(isa: I, x: I::V, coefficients: &[f32]) -> I::V {
+    let mut sum = isa.splat(coefficients[0]);
+    for &c in &coefficients[1..] {
+        sum = isa.fma(sum, x, isa.splat(c));
+    }
+    sum
+}
+
+/// e to the power of x; infinite from 88.73, zero below -104.
+#[inline(always)]
+pub(crate) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
+    let x = isa.max(isa.splat(-104.0), isa.min(isa.splat(89.0), x));
+    let n = isa.round(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
+    let r = isa.fma(n, isa.splat(-0.693_359_4), x); // ln 2 in two parts, the first with few bits
+    let r = isa.fma(n, isa.splat(2.121_944_4e-4), r);
+    let p = polynomial(
+        isa,
+        r,
+        &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1],
+    );
+    let p = isa.add(isa.fma(isa.mul(p, r), r, r), isa.splat(1.0));
+    isa.scale2(p, n)
+}
+
+/// `y` where |x| <= `edge`, else the sign of x.
+#[inline(always)]
+fn saturate<I: Isa>(isa: I, x: I::V, edge: f32, y: I::V) -> I::V {
+    let y = isa.select_lt(isa.splat(edge), x, isa.splat(1.0), y);
+    isa.select_lt(x, isa.splat(-edge), isa.splat(-1.0), y)
+}
+
+/// The error function.
+#[inline(always)]
+pub(crate) fn erf<I: Isa>(isa: I, x: I::V) -> I::V {
+    let edge = 4.0;
+    let z = isa.max(isa.splat(-edge), isa.min(isa.splat(edge), x));
+    let square = isa.mul(z, z);
+    let p = polynomial(
+        isa,
+        square,
+        &[
+            -2.726_142_3e-10,
+            2.770_681_5e-8,
+            -2.101_024e-6,
+            -5.692_506_5e-5,
+            -7.349_906_5e-4,
+            -2.954_599_9e-3,
+            -1.609_603_3e-2,
+        ],
+    );
+    let q = polynomial(
+        isa,
+        square,
+        &[-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2],
+    );
+    saturate(isa, x, edge, isa.div(isa.mul(p, z), q))
+}
+
+/// The hyperbolic tangent.
+#[inline(always)]
+pub(crate) fn tanh<I: Isa>(isa: I, x: I::V) -> I::V {
+    let edge = 9.02; // from here on 1 is the nearest number
+    let z = isa.max(isa.splat(-edge), isa.min(isa.splat(edge), x));
+    let square = isa.mul(z, z);
+    let p = polynomial(
+        isa,
+        square,
+        &[
+            -2.760_768_5e-16,
+            2.000_188e-13,
+            -8.604_672e-11,
+            5.122_297e-8,
+            1.485_722_4e-5,
+            6.372_619e-4,
+            4.893_524_6e-3,
+        ],
+    );
+    let q = polynomial(isa, square, &[1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3]);
+    saturate(isa, x, edge, isa.div(isa.mul(p, z), q))
+}
+
+/// 1 / (1 + exp(-x)).
+#[inline(always)]
+pub(crate) fn sigmoid<I: Isa>(isa: I, x: I::V) -> I::V {
+    let one = isa.splat(1.0);
+    isa.div(one, isa.add(one, exp(isa, isa.sub(isa.splat(0.0), x))))
+}
+
+#[inline(always)]
+pub(crate) fn relu<I: Isa>(isa: I, x: I::V) -> I::V {
+    isa.max(isa.splat(0.0), x)
+}
+
+#[inline(always)]
+pub(crate) fn gelu_erf<I: Isa>(isa: I, x: I::V) -> I::V {
+    let half = isa.mul(x, isa.splat(0.5));
+    isa.fma(half, erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+}
+
+#[inline(always)]
+pub(crate) fn gelu_tanh<I: Isa>(isa: I, x: I::V) -> I::V {
+    let half = isa.mul(x, isa.splat(0.5));
+    let cube = isa.mul(isa.mul(x, x), x);
+    let inner = isa.mul(isa.splat(0.797_884_6), isa.fma(cube, isa.splat(0.044_715), x)); // √(2/π)
+    isa.fma(half, tanh(isa, inner), half)
+}
+
+#[inline(always)]
+pub(crate) fn silu<I: Isa>(isa: I, x: I::V) -> I::V {
+    isa.div(x, isa.add(isa.splat(1.0), exp(isa, isa.sub(isa.splat(0.0), x))))
+}
+
+/// The word that stands for an activation in parameters; 0 for none.
+pub(crate) fn activation_word(activation: Option<Activation>) -> usize {
+    match activation {
+        None => 0,
+        Some(Activation::Relu) => 1,
+        Some(Activation::GeluErf) => 2,
+        Some(Activation::GeluTanh) => 3,
+        Some(Activation::Silu) => 4,
+        Some(Activation::Tanh) => 5,
+        Some(Activation::Sigmoid) => 6,
+    }
+}
+
+/// Runs `$body` with `$f` bound to the activation that a word stands for.
+macro_rules! with_activation {
+    ($isa:expr, $word:expr, |$f:ident| $body:expr) => {{
+        let isa = $isa;
+        match $word {
+            0 => { let $f = |x| x; $body }
+            1 => { let $f = |x| crate::math::relu(isa, x); $body }
+            2 => { let $f = |x| crate::math::gelu_erf(isa, x); $body }
+            3 => { let $f = |x| crate::math::gelu_tanh(isa, x); $body }
+            4 => { let $f = |x| crate::math::silu(isa, x); $body }
+            5 => { let $f = |x| crate::math::tanh(isa, x); $body }
+            _ => { let $f = |x| crate::math::sigmoid(isa, x); $body }
+        }
+    }};
+}
+pub(crate) use with_activation;
+
+/// A function applied to every element of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RowFunction {
+    /// e to the power of x.
+    Exp,
+    /// The error function.
+    Erf,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+}
+
+impl RowFunction {
+    /// Every function, in declaration order.
+    pub const ALL: [RowFunction; 4] =
+        [RowFunction::Exp, RowFunction::Erf, RowFunction::Tanh, RowFunction::Sigmoid];
+}
+
+/// `y[i] = f(x[i])` for `len` elements.
+///
+/// - `x`, `y`: readable and writable for `len` elements, of any alignment; equal or disjoint.
+/// - `len`: may be 0.
+pub type RowFn = unsafe extern "C" fn(x: *const f32, y: *mut f32, len: usize);
+
+/// The row kernel of a class; `None` where this program has none (another architecture).
+///
+/// Calling it needs a processor of the class besides the contract of [`RowFn`].
+pub fn row(class: Class, function: RowFunction) -> Option<RowFn> {
+    let table: [RowFn; 4] = match class {
+        Class::Portable => [exp_row_portable, erf_row_portable, tanh_row_portable, sigmoid_row_portable],
+        #[cfg(target_arch = "x86_64")]
+        Class::Avx2 => [exp_row_avx2, erf_row_avx2, tanh_row_avx2, sigmoid_row_avx2],
+        #[cfg(target_arch = "x86_64")]
+        Class::Avx512 => [exp_row_avx512, erf_row_avx512, tanh_row_avx512, sigmoid_row_avx512],
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => return None,
+    };
+    Some(table[function as usize])
+}
+
+/// # Safety
+/// The contract of [`RowFn`].
+#[inline(always)]
+unsafe fn map_row<I: Isa>(isa: I, x: *const f32, y: *mut f32, len: usize, f: impl Fn(I::V) -> I::V) {
+    let whole = len - len % I::LANES;
+    // SAFETY: every access is below `len`.
+    unsafe {
+        for i in (0..whole).step_by(I::LANES) {
+            isa.store(y.add(i), f(isa.load(x.add(i))));
+        }
+        if whole < len {
+            let v = isa.merge(isa.splat(0.0), x.add(whole), 0, len - whole);
+            isa.store_first(y.add(whole), len - whole, f(v));
+        }
+    }
+}
+
+macro_rules! row_kernels {
+    ($($(#[$attribute:meta])* $isa:expr => $($name:ident = $f:ident),*;)*) => {$($(
+        $(#[$attribute])*
+        unsafe extern "C" fn $name(x: *const f32, y: *mut f32, len: usize) {
+            // SAFETY: the caller's promise: the contract of `RowFn` and a processor of the class.
+            unsafe {
+                let isa = $isa;
+                map_row(isa, x, y, len, |v| $f(isa, v));
+            }
+        }
+    )*)*};
+}
+
+row_kernels! {
+    Portable => exp_row_portable = exp, erf_row_portable = erf, tanh_row_portable = tanh,
+        sigmoid_row_portable = sigmoid;
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    Avx2::new() => exp_row_avx2 = exp, erf_row_avx2 = erf, tanh_row_avx2 = tanh, sigmoid_row_avx2 = sigmoid;
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    Avx512::new() => exp_row_avx512 = exp, erf_row_avx512 = erf, tanh_row_avx512 = tanh,
+        sigmoid_row_avx512 = sigmoid;
+}
