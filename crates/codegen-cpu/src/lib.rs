@@ -1,1 +1,35 @@
-//! x
+//! Machine code from loop-level programs, with Cranelift.
+//!
+//! [`emit`] turns a [`Program`](margay_loops::Program) into one block of position-independent machine code without
+//! relocations: a function per generated kernel and a driver that runs the steps. Everything outside (hand-written
+//! kernels, the parallel loop of the runtime, memory) is reached through pointers that the caller hands over, so
+//! that the block can be written to a file, mapped executable and run without a linker.
+//!
+//! - `isa`: processor classes; never what the compiling machine happens to be.
+//! - `emit`: the whole program; `driver`: the function that runs the steps.
+//! - `kernel`: one loop nest; `statement`: its statements; `vector`: which loops run four lanes at a time.
+//! - `scalar`: operations on a scalar or on four lanes alike; `math`: exp, log, erf and their kin.
+//!
+//! The calling convention is that of [`margay_loops::abi`]. Lanes and scalars go through the same operations, and
+//! reductions join values in an order that depends on extents only: a kernel gives the same bits however its items
+//! are split into runs.
+//!
+//! Deliberately absent: matrix products and other kernels that need the full width of the machine (hand-written
+//! ones are called), 16-bit floats, and functions such as exp in f64.
+
+mod driver;
+mod emit;
+mod error;
+mod isa;
+mod kernel;
+mod math;
+mod scalar;
+mod statement;
+mod vector;
+
+#[cfg(test)]
+mod tests;
+
+pub use emit::{Code, emit, items, print_clif};
+pub use error::CodegenError;
+pub use isa::CpuIsa;

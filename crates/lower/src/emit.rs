@@ -11,7 +11,7 @@ use margay_tensor::{ContentHash, DType, Tensor};
 
 use crate::LowerError;
 use crate::arena::{Lifetime, plan_memory};
-use crate::group::{Anchor, Anchored, Expr, Feed, Label};
+use crate::group::{Anchor, Anchored, Expr, Feed};
 use crate::memory::Memory;
 
 /// Writes a program step by step.
@@ -135,7 +135,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A row-major copy, or the memory itself if it is row-major from the start of its buffer.
-    pub(crate) fn contiguous(&mut self, m: &Memory, label: &Label) -> Result<Memory, LowerError> {
+    pub(crate) fn contiguous(&mut self, m: &Memory, label: &[String]) -> Result<Memory, LowerError> {
         if m.is_contiguous() {
             return Ok(m.clone());
         }
@@ -144,7 +144,7 @@ impl<'a> Emitter<'a> {
         Ok(out)
     }
 
-    fn copy(&mut self, from: &Memory, to: &Memory, label: &Label) {
+    fn copy(&mut self, from: &Memory, to: &Memory, label: &[String]) {
         let mut args = Arguments::default();
         let source = args.memory(from);
         let shape = from.shape.clone();
@@ -211,7 +211,7 @@ impl<'a> Emitter<'a> {
         sources: Vec<Source>,
         out: &Memory,
         stages: &[(margay_loops::ScalarFn, Vec<SinkInput>)],
-        label: &Label,
+        label: &[String],
         body: &dyn Fn(&mut Nest),
     ) {
         let arg = args.push(out, true);
@@ -237,7 +237,7 @@ impl<'a> Emitter<'a> {
         bias: Option<Memory>,
         residual: Option<Memory>,
         out: &Memory,
-        label: &Label,
+        label: &[String],
     ) -> Result<(), LowerError> {
         let prepared = self.target.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
@@ -259,8 +259,8 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    fn step(&mut self, work: Work, args: Vec<Operand>, label: &Label) {
-        let mut names = label.clone();
+    fn step(&mut self, work: Work, args: Vec<Operand>, label: &[String]) {
+        let mut names = label.to_vec();
         names.dedup();
         self.program.steps.push(Step { work, args, label: names.join(" + ") });
     }

@@ -7,6 +7,7 @@
 //! Deliberately absent: operators, types and shapes.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::fmt;
 
@@ -40,16 +41,14 @@ impl fmt::Display for Definition<'_> {
 /// Checks that every name is defined once and every name read is defined, here or in a scope around.
 fn names<'a>(graph: &'a OnnxGraph, scopes: &mut Vec<HashSet<&'a str>>, problems: &mut Problems) {
     let mut defined: HashMap<&str, Definition<'_>> = HashMap::new();
-    let mut define = |name: &'a str, definition: Definition<'a>, problems: &mut Problems| {
-        let before = *defined.entry(name).or_insert(definition);
-        if !same(before, definition) {
-            problems.push(Problem::Duplicate {
-                name: name.to_owned(),
-                first: before.to_string(),
-                second: definition.to_string(),
-            });
-        }
-    };
+    let mut define =
+        |name: &'a str, second: Definition<'a>, problems: &mut Problems| match defined.entry(name) {
+            Entry::Vacant(entry) => _ = entry.insert(second),
+            Entry::Occupied(first) => {
+                let [first, second] = [first.get(), &second].map(Definition::to_string);
+                problems.push(Problem::Duplicate { name: name.to_owned(), first, second });
+            }
+        };
     for (index, input) in graph.inputs.iter().enumerate() {
         if input.name.is_empty() {
             problems.push(Problem::Unnamed { what: "input", index });
@@ -67,10 +66,6 @@ fn names<'a>(graph: &'a OnnxGraph, scopes: &mut Vec<HashSet<&'a str>>, problems:
             define(output, Definition::Node(index, node), problems);
         }
     }
-    let repeated = repeated(graph);
-    for (name, what) in repeated {
-        problems.push(Problem::Duplicate { name: name.to_owned(), first: what.to_owned(), second: what.to_owned() });
-    }
 
     scopes.push(defined.into_keys().collect());
     let known = |name: &str, scopes: &[HashSet<&str>]| scopes.iter().rev().any(|s| s.contains(name));
@@ -84,7 +79,12 @@ fn names<'a>(graph: &'a OnnxGraph, scopes: &mut Vec<HashSet<&'a str>>, problems:
             names(subgraph, scopes, problems);
         }
     }
+    let mut outputs = HashSet::new();
     for (index, output) in graph.outputs.iter().enumerate() {
+        if !outputs.insert(&output.name) {
+            let [first, second] = ["a graph output"; 2].map(str::to_owned);
+            problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
+        }
         if output.name.is_empty() {
             problems.push(Problem::Unnamed { what: "output", index });
         } else if !known(&output.name, scopes) {
@@ -92,34 +92,6 @@ fn names<'a>(graph: &'a OnnxGraph, scopes: &mut Vec<HashSet<&'a str>>, problems:
         }
     }
     scopes.pop();
-}
-
-/// Whether two definitions are one, met twice by looking a name up right after it was entered.
-fn same(a: Definition<'_>, b: Definition<'_>) -> bool {
-    match (a, b) {
-        (Definition::Node(a, _), Definition::Node(b, _)) => a == b,
-        (Definition::Input, Definition::Input) | (Definition::Initializer, Definition::Initializer) => true,
-        _ => false,
-    }
-}
-
-/// Names that occur twice among the inputs, the initializers, or the outputs of one node.
-fn repeated(graph: &OnnxGraph) -> Vec<(&str, &'static str)> {
-    fn twice<'a>(
-        names: impl Iterator<Item = &'a str>,
-        what: &'static str,
-    ) -> impl Iterator<Item = (&'a str, &'static str)> {
-        let mut seen = HashSet::new();
-        names.filter(move |n| !n.is_empty() && !seen.insert(*n)).map(move |n| (n, what))
-    }
-    let inputs = twice(graph.inputs.iter().map(|i| i.name.as_str()), "a graph input");
-    let initializers = twice(graph.initializers.iter().map(|(name, _)| name.as_str()), "an initializer");
-    let outputs = twice(graph.outputs.iter().map(|o| o.name.as_str()), "a graph output");
-    let nodes = graph
-        .nodes
-        .iter()
-        .flat_map(|node| twice(node.outputs.iter().map(String::as_str), "an output of the same node"));
-    inputs.chain(initializers).chain(outputs).chain(nodes).collect()
 }
 
 /// Puts the nodes of a graph and its subgraphs into topological order: always the first node of the file that
@@ -173,23 +145,26 @@ fn order(nodes: &[OnnxNode]) -> Result<Vec<usize>, Vec<String>> {
     }
     match waits.iter().position(|&w| w > 0) {
         None => Ok(order),
-        Some(stuck) => Err(cycle(stuck, &needs, &waits).map(|n| nodes[n].label(n)).collect()),
+        Some(stuck) => Err(cycle(stuck, &needs, &waits).into_iter().map(|n| nodes[n].label(n)).collect()),
     }
 }
 
-/// A cycle among the nodes that still wait, found by walking from one to what it waits for. A walk of waiting
-/// nodes never ends, so it meets itself.
-fn cycle(start: usize, needs: &[BTreeSet<usize>], waits: &[usize]) -> impl Iterator<Item = usize> {
-    let mut met: HashMap<usize, usize> = HashMap::new();
+/// A cycle among the nodes that still wait, its first node first, found by walking from one to what it waits
+/// for. A walk of waiting nodes never ends, so it meets itself.
+fn cycle(start: usize, needs: &[BTreeSet<usize>], waits: &[usize]) -> Vec<usize> {
+    let mut met = HashSet::new();
     let mut path = Vec::new();
     let mut at = start;
-    while met.insert(at, path.len()).is_none() {
+    while met.insert(at) {
         path.push(at);
         at = needs[at].iter().copied().find(|&n| waits[n] > 0).unwrap_or(at);
     }
     let from = path.iter().position(|&n| n == at).unwrap_or(0);
     path.drain(..from);
-    path.into_iter().rev()
+    path.reverse();
+    let first = path.iter().enumerate().min_by_key(|(_, n)| **n).map_or(0, |(i, _)| i);
+    path.rotate_left(first);
+    path
 }
 
 /// The names a node reads: its inputs, and what its subgraphs read from outside.

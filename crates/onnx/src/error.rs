@@ -97,6 +97,15 @@ pub enum OnnxError {
         /// What the system says.
         source: io::Error,
     },
+    /// An attribute that was read as [`Attribute::Other`](crate::Attribute::Other) has nothing to write (the
+    /// caller's fault).
+    #[error("cannot write attribute `{attribute}`: its value, a {kind}, was not kept")]
+    NotWritable {
+        /// The attribute.
+        attribute: String,
+        /// What ONNX calls its value.
+        kind: &'static str,
+    },
     /// The path to write to has no file name (the user's fault).
     #[error("cannot write `{}`: expected a path that ends in a file name of valid UTF-8", path.display())]
     FileName {
@@ -120,7 +129,10 @@ impl OnnxError {
         match self {
             OnnxError::Invalid(problems) => problems.iter().any(|p| p.kind() == Kind::Malformed),
             OnnxError::TooLarge { .. } | OnnxError::TooDeep { .. } => true,
-            OnnxError::Memory(_) | OnnxError::Write { .. } | OnnxError::FileName { .. } => false,
+            OnnxError::Memory(_)
+            | OnnxError::Write { .. }
+            | OnnxError::NotWritable { .. }
+            | OnnxError::FileName { .. } => false,
             OnnxError::Read { .. }
             | OnnxError::NotAFile { .. }
             | OnnxError::NotOnnx(_)
@@ -209,7 +221,9 @@ pub enum Problem {
         second: String,
     },
     /// A node reads a value that nothing produces (the model's fault).
-    #[error("node {node}: expected input `{input}` to be a graph input, initializer or node output, found none")]
+    #[error(
+        "node {node}: expected input `{input}` to be a graph input, initializer or node output, found none"
+    )]
     MissingInput {
         /// The node.
         node: String,

@@ -36,7 +36,7 @@ pub struct Model {
     pub producer: String,
     /// The version of that tool.
     pub producer_version: String,
-    /// Version of the default operator set.
+    /// Version of the default operator set; [`NEWEST_OPSET`] for a model that neither imports nor uses it.
     pub opset: i64,
     /// Versions of the operator sets of other domains.
     pub domains: BTreeMap<String, i64>,
@@ -221,7 +221,9 @@ impl Model {
                     let label = || format!("{} attribute `{name}`", node.label(index));
                     match attribute {
                         Attribute::Tensor(t) => found.extend(non_finite(t, label)),
-                        Attribute::Tensors(all) => found.extend(all.iter().filter_map(|t| non_finite(t, label))),
+                        Attribute::Tensors(all) => {
+                            found.extend(all.iter().filter_map(|t| non_finite(t, label)))
+                        }
                         Attribute::Graph(g) => graphs.push(g),
                         Attribute::Graphs(all) => graphs.extend(all),
                         _ => {}

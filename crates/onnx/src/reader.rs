@@ -15,7 +15,8 @@ use memmap2::Mmap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+    type_proto,
 };
 
 use crate::error::Problems;
@@ -35,9 +36,14 @@ pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxE
         functions: proto.functions.into_iter().map(|f| (domain(f.domain), f.name)).collect(),
     };
     if !(OLDEST_IR..=NEWEST_IR).contains(&proto.ir_version) {
-        reader.problems.push(Problem::IrVersion { oldest: OLDEST_IR, newest: NEWEST_IR, found: proto.ir_version });
+        reader.problems.push(Problem::IrVersion {
+            oldest: OLDEST_IR,
+            newest: NEWEST_IR,
+            found: proto.ir_version,
+        });
     }
-    let (opset, domains) = reader.opsets(proto.opset_import);
+    let standard = graph.node.iter().any(|n| matches!(n.domain.as_str(), "" | "ai.onnx"));
+    let (opset, domains) = reader.opsets(proto.opset_import, standard);
     let mut graph = reader.graph(graph, true);
     check::check(&mut graph, &mut reader.problems);
     reader.problems.into_result()?;
@@ -82,7 +88,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn opsets(&mut self, imports: Vec<OperatorSetIdProto>) -> (i64, BTreeMap<String, i64>) {
+    /// The versions of the default and of other operator sets; `standard` says whether a node needs the former.
+    fn opsets(&mut self, imports: Vec<OperatorSetIdProto>, standard: bool) -> (i64, BTreeMap<String, i64>) {
         let mut versions: BTreeMap<String, i64> = BTreeMap::new();
         for import in imports {
             let domain = domain(import.domain);
@@ -93,11 +100,11 @@ impl Reader<'_> {
         }
         let opset = versions.remove("");
         match opset {
-            None => self.problems.push(Problem::NoOpset),
+            None if standard || versions.is_empty() => self.problems.push(Problem::NoOpset),
             Some(found) if !(OLDEST_OPSET..=NEWEST_OPSET).contains(&found) => {
                 self.problems.push(Problem::Opset { oldest: OLDEST_OPSET, newest: NEWEST_OPSET, found });
             }
-            Some(_) => {}
+            _ => {}
         }
         (opset.unwrap_or(NEWEST_OPSET), versions)
     }
@@ -139,6 +146,7 @@ impl Reader<'_> {
             Some(type_proto::Value::MapType(_)) => "a map",
             Some(type_proto::Value::OptionalType(_)) => "an optional value",
             Some(type_proto::Value::SparseTensorType(_)) => "a sparse tensor",
+            Some(_) => "a value of another kind",
             None => {
                 if typed {
                     self.problems.push(Problem::ValueType {
@@ -158,11 +166,11 @@ impl Reader<'_> {
         match proto.value {
             Some(dimension::Value::DimValue(extent @ 0..)) => OnnxDim::Value(extent),
             Some(dimension::Value::DimParam(name)) if !name.is_empty() => OnnxDim::Symbol(name),
-            Some(dimension::Value::DimValue(..-1)) => {
+            Some(dimension::Value::DimValue(found)) if found != -1 => {
                 self.problems.push(Problem::ValueType {
                     value: value.to_owned(),
                     expected: "extents of at least 0, or -1 for an unknown one",
-                    found: proto.dim_value().to_string(),
+                    found: found.to_string(),
                 });
                 OnnxDim::Unknown
             }
@@ -198,7 +206,12 @@ impl Reader<'_> {
             if node.attributes.insert(name.clone(), value).is_some() {
                 let problem = ("given once", "it twice".to_owned());
                 let node = node.label(index);
-                self.problems.push(Problem::Attribute { node, attribute: name, expected: problem.0, found: problem.1 });
+                self.problems.push(Problem::Attribute {
+                    node,
+                    attribute: name,
+                    expected: problem.0,
+                    found: problem.1,
+                });
             }
         }
         node

@@ -69,7 +69,9 @@ impl Lookalike {
     /// What to do about it, in one line.
     pub fn help(self) -> &'static str {
         match self {
-            Lookalike::Empty | Lookalike::Zeros => "the download or copy did not finish; fetch the file again",
+            Lookalike::Empty | Lookalike::Zeros => {
+                "the download or copy did not finish; fetch the file again"
+            }
             Lookalike::LfsPointer { .. } => "run `git lfs pull` in the repository the file comes from",
             Lookalike::Html | Lookalike::Json => {
                 "the server answered with a page, not the model; check the address and whether it needs a login"
@@ -169,7 +171,9 @@ mod tests {
 
     #[test]
     fn beginnings_of_models_pass() {
-        for start in [&b"\x08\x0a\x12\x07pytorch\x1a\x052.4.0"[..], b"\x08\x08:", b"\x08\x03\x12\x04CNTK", b"\x08"] {
+        for start in
+            [&b"\x08\x0a\x12\x07pytorch\x1a\x052.4.0"[..], b"\x08\x08:", b"\x08\x03\x12\x04CNTK", b"\x08"]
+        {
             assert_eq!(sniff(start), None, "{}", start.escape_ascii());
         }
     }

@@ -15,7 +15,7 @@ use crate::block::{Left, Result as Block, Right, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::math::exp;
 use crate::pack::{self, packed_len};
-use crate::params::{ABSENT, Positions, argument, params};
+use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 
 /// Keys of a block.
 const KEYS: usize = 128;
@@ -60,7 +60,7 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
 
     // Keys that sequences or heads share are packed once.
     let extents = |strides: [usize; 3]| {
-        let extent = |stride, extent| if stride == 0 { extent.min(1) } else { extent };
+        let extent = |stride: usize, extent: usize| if stride == 0 { extent.min(1) } else { extent };
         [extent(strides[0], call.batch), extent(strides[1], call.heads)]
     };
     let packed_strides = |strides: [usize; 3], extents: [usize; 2], len: usize| {
@@ -121,7 +121,7 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
     };
     let attend = Phase {
         kernel: class.kernels().attention,
-        params: params.words(),
+        params: to_words(&params),
         items: call.batch * call.heads * call.q_len.div_ceil(rows),
         grain: 1,
     };
@@ -144,9 +144,9 @@ impl Params {
         self.v_dim.next_multiple_of(PANEL) + 16
     }
 
-    /// Scores, sums of values, largest scores and sums of exponentials of a block.
+    /// Scores, sums of values, and per row the largest score, the sum of exponentials and the largest so far.
     fn scratch(&self) -> usize {
-        self.rows * (SCORE_STRIDE + self.sum_stride() + 2)
+        self.rows * (SCORE_STRIDE + self.sum_stride() + 3)
     }
 }
 
@@ -168,7 +168,7 @@ pub(crate) unsafe fn run<I: Isa>(
 ) {
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
-        let p = Params::read(params);
+        let p = from_words::<Params>(params);
         let blocks = p.q_len.div_ceil(p.rows);
         for item in begin as usize..end as usize {
             let (first, rest) = (item % blocks * p.rows, item / blocks);
@@ -226,6 +226,7 @@ impl Queries<'_> {
             let sums = scores.add(p.rows * SCORE_STRIDE); // [rows, v_dim]
             let largest = sums.add(p.rows * sum_stride);
             let totals = largest.add(p.rows);
+            let tops = totals.add(p.rows);
             for i in 0..self.rows {
                 *largest.add(i) = f32::NEG_INFINITY;
                 *totals.add(i) = 0.0;
@@ -245,17 +246,24 @@ impl Queries<'_> {
                     false,
                     None,
                 );
+                // One loop per step, so that short rows overlap.
                 for i in 0..self.rows {
                     let row = scores.add(i * SCORE_STRIDE);
-                    let before = *largest.add(i);
-                    let top = self.scale_row(isa, row, i, first, keys).max(before);
+                    *tops.add(i) = self.scale_row(isa, row, i, first, keys).max(*largest.add(i));
+                }
+                for i in 0..self.rows {
+                    let (before, top) = (*largest.add(i), *tops.add(i));
                     // -∞ minus -∞ would be a NaN although later keys may count.
                     let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
-                    let total = exponentials(isa, row, keys, shift);
-                    let factor = isa.splat_exp(before - shift);
                     *largest.add(i) = top;
+                    let total = exponentials(isa, scores.add(i * SCORE_STRIDE), keys, shift);
+                    if before == top {
+                        *totals.add(i) += total;
+                        continue;
+                    }
+                    let factor = isa.largest(exp(isa, isa.splat(before - shift)));
                     *totals.add(i) = *totals.add(i) * factor + total;
-                    if first > 0 && factor != 1.0 {
+                    if first > 0 {
                         let sums = sums.add(i * sum_stride);
                         for j in (0..p.v_dim).step_by(I::LANES) {
                             isa.store(sums.add(j), isa.mul(isa.load(sums.add(j)), isa.splat(factor)));

@@ -3,7 +3,7 @@
 use margay_loops::Epilogue;
 
 use crate::isa::{Isa, MAX_ROWS, PANEL};
-use crate::math::{activation_word, with_activation};
+use crate::math::{activate, activation_word, with_activation};
 
 /// What is applied to a finished block: `activation(x + bias) + residual`.
 #[derive(Clone, Copy)]
@@ -144,7 +144,7 @@ unsafe fn apply<I: Isa>(
     to: (*mut f32, usize),
     f: &Finish,
 ) {
-    with_activation!(isa, f.activation, |g| {
+    with_activation!(f.activation, WORD => {
         for i in 0..rows {
             // SAFETY: i < rows.
             unsafe {
@@ -153,7 +153,7 @@ unsafe fn apply<I: Isa>(
                 let bias = if by_row { std::ptr::null() } else { f.bias };
                 let bias_of_row = by_row.then(|| *f.bias.add(i));
                 let (from, to) = (from.0.add(i * from.1), to.0.add(i * to.1));
-                finish_row(isa, cols, from, to, bias, bias_of_row, residual, g);
+                finish_row::<I, WORD>(isa, cols, from, to, bias, bias_of_row, residual);
             }
         }
     })
@@ -165,7 +165,7 @@ unsafe fn apply<I: Isa>(
 /// `cols` elements are accessible at every pointer that is not null.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a row of every operand of the epilogue")]
-unsafe fn finish_row<I: Isa>(
+pub(crate) unsafe fn finish_row<I: Isa, const WORD: usize>(
     isa: I,
     cols: usize,
     from: *const f32,
@@ -173,29 +173,35 @@ unsafe fn finish_row<I: Isa>(
     bias: *const f32,
     bias_of_row: Option<f32>,
     residual: *const f32,
-    activation: impl Fn(I::V) -> I::V,
 ) {
     let mut col = 0;
     while col < cols {
         let n = (cols - col).min(I::LANES);
         // SAFETY: n elements follow `col`.
         unsafe {
-            let load = |p: *const f32| {
-                if n == I::LANES { isa.load(p.add(col)) } else { isa.merge(isa.splat(0.0), p.add(col), 0, n) }
-            };
-            let mut v = load(from);
+            let mut v = load_first(isa, from.add(col), n);
             if let Some(x) = bias_of_row {
                 v = isa.add(v, isa.splat(x));
             }
             if !bias.is_null() {
-                v = isa.add(v, load(bias));
+                v = isa.add(v, load_first(isa, bias.add(col), n));
             }
-            v = activation(v);
+            v = activate::<I, WORD>(isa, v);
             if !residual.is_null() {
-                v = isa.add(v, load(residual));
+                v = isa.add(v, load_first(isa, residual.add(col), n));
             }
             if n == I::LANES { isa.store(to.add(col), v) } else { isa.store_first(to.add(col), n, v) }
         }
         col += I::LANES;
     }
+}
+
+/// A vector whose first `n <= LANES` lanes are read, the others zero.
+///
+/// # Safety
+/// `n` elements are readable at `p`.
+#[inline(always)]
+unsafe fn load_first<I: Isa>(isa: I, p: *const f32, n: usize) -> I::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n == I::LANES { isa.load(p) } else { isa.merge(isa.splat(0.0), p, 0, n) } }
 }

@@ -144,20 +144,33 @@ pub(crate) fn activation_word(activation: Option<Activation>) -> usize {
     }
 }
 
-/// Runs `$body` with `$f` bound to the activation that a word stands for.
+/// The activation that a word stands for.
+#[inline(always)]
+pub(crate) fn activate<I: Isa, const WORD: usize>(isa: I, x: I::V) -> I::V {
+    match WORD {
+        0 => x,
+        1 => relu(isa, x),
+        2 => gelu_erf(isa, x),
+        3 => gelu_tanh(isa, x),
+        4 => silu(isa, x),
+        5 => tanh(isa, x),
+        _ => sigmoid(isa, x),
+    }
+}
+
+/// Runs `$body` with the constant `$name` equal to a word, so that the body is compiled once per activation.
+///
+/// Not a closure: one would be compiled without the vector instructions of its surroundings.
 macro_rules! with_activation {
-    ($isa:expr, $word:expr, |$f:ident| $body:expr) => {{
-        let isa = $isa;
+    ($word:expr, $name:ident => $body:expr) => {
+        with_activation!(@arms $word, $name, $body; 0 1 2 3 4 5)
+    };
+    (@arms $word:expr, $name:ident, $body:expr; $($value:literal)*) => {
         match $word {
-            0 => { let $f = |x| x; $body }
-            1 => { let $f = |x| crate::math::relu(isa, x); $body }
-            2 => { let $f = |x| crate::math::gelu_erf(isa, x); $body }
-            3 => { let $f = |x| crate::math::gelu_tanh(isa, x); $body }
-            4 => { let $f = |x| crate::math::silu(isa, x); $body }
-            5 => { let $f = |x| crate::math::tanh(isa, x); $body }
-            _ => { let $f = |x| crate::math::sigmoid(isa, x); $body }
+            $($value => { const $name: usize = $value; $body })*
+            _ => { const $name: usize = 6; $body }
         }
-    }};
+    };
 }
 pub(crate) use with_activation;
 
@@ -220,7 +233,13 @@ unsafe fn map_row<I: Isa>(isa: I, x: *const f32, y: *mut f32, len: usize, f: imp
 }
 
 macro_rules! row_kernels {
-    ($($(#[$attribute:meta])* $isa:expr => $($name:ident = $f:ident),*;)*) => {$($(
+    ($([$(#[$attribute:meta])*] $isa:expr => $($name:ident = $f:ident),*;)*) => {$(row_kernels! {
+        @class [$(#[$attribute])*] $isa => $($name = $f),*
+    })*};
+    (@class $attributes:tt $isa:expr => $($name:ident = $f:ident),*) => {$(row_kernels! {
+        @one $attributes $isa => $name = $f
+    })*};
+    (@one [$(#[$attribute:meta])*] $isa:expr => $name:ident = $f:ident) => {
         $(#[$attribute])*
         unsafe extern "C" fn $name(x: *const f32, y: *mut f32, len: usize) {
             // SAFETY: the caller's promise: the contract of `RowFn` and a processor of the class.
@@ -229,17 +248,15 @@ macro_rules! row_kernels {
                 map_row(isa, x, y, len, |v| $f(isa, v));
             }
         }
-    )*)*};
+    };
 }
 
 row_kernels! {
-    Portable => exp_row_portable = exp, erf_row_portable = erf, tanh_row_portable = tanh,
+    [] Portable => exp_row_portable = exp, erf_row_portable = erf, tanh_row_portable = tanh,
         sigmoid_row_portable = sigmoid;
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
+    [#[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx2,fma")]]
     Avx2::new() => exp_row_avx2 = exp, erf_row_avx2 = erf, tanh_row_avx2 = tanh, sigmoid_row_avx2 = sigmoid;
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    [#[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]]
     Avx512::new() => exp_row_avx512 = exp, erf_row_avx512 = erf, tanh_row_avx512 = tanh,
         sigmoid_row_avx512 = sigmoid;
 }

@@ -12,7 +12,7 @@ use crate::Class;
 use crate::block::{Finish, Left, Result as Block, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, batch_offset, copy_matrix, pack_panel, packed_len};
-use crate::params::{ABSENT, Positions, argument, params};
+use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 
 /// Where an item finds its panels.
 const PACKED: usize = 0;
@@ -53,7 +53,7 @@ params! {
 }
 
 /// Most rows of a block: the A of a block stays in the second level of the cache.
-const BLOCK_ROWS: usize = 140;
+fn block_rows() -> usize { std::env::var("BR").map_or(140, |s| s.parse().unwrap()) }
 
 /// Elements between the copied rows of A and the next multiple of a cache line.
 const ROW_PAD: usize = 16;
@@ -73,7 +73,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     }
     let (m, n, k) = (call.m, call.n, call.k);
     let panels = n.div_ceil(PANEL);
-    let rows = even(m, BLOCK_ROWS);
+    let rows = even(m, block_rows());
     let row_blocks = m.div_ceil(rows);
 
     // Terms per run: all of them where A is read once, else what the first level of the cache holds.
@@ -105,7 +105,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         c_row: call.c_row_stride,
         b_source: PACKED,
         // Rows a multiple of 1 KiB apart fall into few sets of the cache.
-        copy_a: (call.a.col_stride != 1 || (m > 3 && k > 256 && call.a.row_stride.is_multiple_of(256))) as usize,
+        copy_a: (std::env::var("CA").is_ok() || call.a.col_stride != 1 || (m > 3 && k > 256 && call.a.row_stride.is_multiple_of(256))) as usize,
         rows,
         panels: group,
         k_block,
@@ -136,7 +136,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let repetitions = params.extents.iter().product::<usize>();
     phases.push(Phase {
         kernel: class.kernels().matmul,
-        params: params.words(),
+        params: to_words(&params),
         items: repetitions * row_blocks * panels.div_ceil(group),
         grain: 1,
     });
@@ -250,7 +250,7 @@ pub(crate) unsafe fn run<I: Isa>(
 ) {
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
-        let p = Params::read(params);
+        let p = from_words::<Params>(params);
         let (row_blocks, panels) = (p.m.div_ceil(p.rows), p.n.div_ceil(PANEL));
         let groups = panels.div_ceil(p.panels);
         for item in begin as usize..end as usize {

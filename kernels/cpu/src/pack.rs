@@ -7,7 +7,7 @@ use margay_loops::Phase;
 
 use crate::Class;
 use crate::isa::{Isa, PANEL};
-use crate::params::{argument, params};
+use crate::params::{argument, from_words, params, to_words};
 
 /// Name of the layout of a packed right operand.
 pub(crate) const LAYOUT: &str = "f32_kn32";
@@ -44,7 +44,7 @@ impl Params {
         let panels = self.n.div_ceil(PANEL);
         self.panels = (65_536 / (self.k * PANEL).max(1)).clamp(1, panels.max(1));
         let items = self.extents.iter().product::<usize>() * panels.div_ceil(self.panels);
-        Phase { kernel: class.kernels().pack, params: self.words(), items, grain: 1 }
+        Phase { kernel: class.kernels().pack, params: to_words(&self), items, grain: 1 }
     }
 }
 
@@ -66,7 +66,7 @@ pub(crate) unsafe fn run<I: Isa>(
 ) {
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
-        let p = Params::read(params);
+        let p = from_words::<Params>(params);
         let panels = p.n.div_ceil(PANEL);
         let groups = panels.div_ceil(p.panels).max(1);
         let (source, target) = (argument(args, p.source), argument(args, p.target).add(p.target_offset));

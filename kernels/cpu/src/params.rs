@@ -1,6 +1,35 @@
 //! Parameters of kernels: plain structs of words, written by `prepare` and read by the kernel.
 
-/// Declares a struct whose fields are `usize` or arrays of it, with its conversion to and from words.
+/// A type made of 64-bit words alone, so that it can be written as words and read back in place.
+///
+/// # Safety
+/// Its layout is a whole number of `usize`, without padding, and every bit pattern is a value.
+pub(crate) unsafe trait Words: Copy {}
+
+// SAFETY: one word.
+unsafe impl Words for usize {}
+
+// SAFETY: an array has no padding.
+unsafe impl<W: Words, const N: usize> Words for [W; N] {}
+
+/// The words handed to a kernel.
+pub(crate) fn to_words<W: Words>(params: &W) -> Vec<u64> {
+    // SAFETY: `Words` promises that the value is words alone.
+    let words = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u64>(), size_of::<W>() / 8) };
+    words.to_vec()
+}
+
+/// The value behind words made by [`to_words`].
+///
+/// # Safety
+/// `words` comes from `to_words::<W>` and outlives the result.
+#[inline(always)]
+pub(crate) unsafe fn from_words<'a, W: Words>(words: *const u64) -> &'a W {
+    // SAFETY: the caller's promise and that of `Words`.
+    unsafe { &*words.cast::<W>() }
+}
+
+/// Declares a struct of words.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
         $(#[$doc])*
@@ -8,45 +37,16 @@ macro_rules! params {
         #[derive(Clone, Copy, Debug)]
         pub(crate) struct $name { $($(#[$field_doc])* pub(crate) $field: $ty,)* }
 
-        impl $name {
-            /// The words handed to the kernel.
-            pub(crate) fn words(&self) -> Vec<u64> {
-                let mut words = Vec::with_capacity(size_of::<Self>() / 8);
-                $(words.extend(crate::params::Field::words(&self.$field).iter().map(|&w| w as u64));)*
-                words
-            }
+        const _: () = {
+            const fn is_words<W: crate::params::Words>() {}
+            $(is_words::<$ty>();)*
+        };
 
-            /// The struct behind words made by [`Self::words`].
-            ///
-            /// # Safety
-            /// `words` comes from `Self::words` and outlives the result.
-            #[inline(always)]
-            pub(crate) unsafe fn read<'a>(words: *const u64) -> &'a Self {
-                // SAFETY: the struct is `repr(C)` and every field is a whole number of 64-bit words.
-                unsafe { &*words.cast::<Self>() }
-            }
-        }
+        // SAFETY: `repr(C)` over fields that are words alone.
+        unsafe impl crate::params::Words for $name {}
     };
 }
 pub(crate) use params;
-
-/// A field of a parameter struct.
-pub(crate) trait Field {
-    /// Its words.
-    fn words(&self) -> &[usize];
-}
-
-impl Field for usize {
-    fn words(&self) -> &[usize] {
-        std::slice::from_ref(self)
-    }
-}
-
-impl<const N: usize> Field for [usize; N] {
-    fn words(&self) -> &[usize] {
-        self
-    }
-}
 
 /// Stands for an argument that a call does not have.
 pub(crate) const ABSENT: usize = usize::MAX;

@@ -18,7 +18,8 @@ use crate::{Problem, map};
 
 /// Greatest number of axes.
 const MAX_AXES: usize = 64;
-/// The value of `data_location` for external data.
+/// The values of `data_location`: in the model, and in another file.
+const DEFAULT: i32 = 0;
 const EXTERNAL: i32 = 1;
 
 /// Where the data of tensors comes from.
@@ -51,9 +52,13 @@ impl<'a> Store<'a> {
             return Err(Problem::Storage { tensor: name.to_owned(), found: "segments" });
         }
         let header = Header::new(name, proto.data_type, &proto.dims)?;
+        let location = proto.data_location.value();
+        if !matches!(location, DEFAULT | EXTERNAL) {
+            return Err(header.field("the model or an external file", &format!("location number {location}")));
+        }
         let raw = raw_index(&proto.raw_data).and_then(|i| self.payloads.get(i)).filter(|r| !r.is_empty());
         let places = [
-            ("external_data", proto.data_location.value() == EXTERNAL),
+            ("external_data", location == EXTERNAL),
             ("raw_data", raw.is_some()),
             ("float_data", !proto.float_data.is_empty()),
             ("int32_data", !proto.int32_data.is_empty()),
@@ -67,13 +72,20 @@ impl<'a> Store<'a> {
             ["external_data"] => self.external(&header, &proto.external_data),
             ["raw_data"] => header.mapped(self.map, raw.cloned().unwrap_or_default()),
             [place] if place == header.typed_field() => header.typed(&proto),
-            [place] => Err(header.field(&format!("`raw_data` or `{}`", header.typed_field()), place)),
+            [place] => {
+                let expected = format!("`raw_data` or `{}`", header.typed_field());
+                Err(header.field(&expected, &format!("`{place}`")))
+            }
             _ => Err(header.field("one field", &format!("`{}`", found.join("` and `")))),
         }
     }
 
     /// A tensor in another file of the model's folder.
-    fn external(&mut self, header: &Header<'_>, entries: &[StringStringEntryProto]) -> Result<Tensor, Problem> {
+    fn external(
+        &mut self,
+        header: &Header<'_>,
+        entries: &[StringStringEntryProto],
+    ) -> Result<Tensor, Problem> {
         let location = header.entry(entries, "location")?;
         let Some(location) = location.filter(|l| !l.is_empty()) else {
             return Err(header.external("a location", "none".to_owned()));
@@ -176,22 +188,140 @@ impl<'a> Header<'a> {
 
     /// A tensor from its typed field.
     fn typed(&self, proto: &TensorProto) -> Result<Tensor, Problem> {
+        let (int32, uint64) = (&proto.int32_data[..], &proto.uint64_data[..]);
         match self.dtype {
-            DType::F32 => self.copied(&proto.float_data, |v| Some(v)),
-            DType::F64 => self.copied(&proto.double_data, |v| Some(v)),
-            DType::I64 => self.copied(&proto.int64_data, |v| Some(v)),
-            DType::U64 => self.copied(&proto.uint64_data, |v| Some(v)),
-            DType::I32 => self.copied(&proto.int32_data, |v| Some(v)),
-            DType::U32 => self.narrowed(&proto.uint64_data, |v| u32::try_from(v).ok()),
-            DType::I8 => self.narrowed(&proto.int32_data, |v| i8::try_from(v).ok()),
-            DType::U8 => self.narrowed(&proto.int32_data, |v| u8::try_from(v).ok()),
-            DType::I16 => self.narrowed(&proto.int32_data, |v| i16::try_from(v).ok()),
-            DType::U16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok()),
-            DType::F16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok().map(f16::from_bits)),
-            DType::BF16 => self.narrowed(&proto.int32_data, |v| u16::try_from(v).ok().map(bf16::from_bits)),
+            DType::F32 => self.copied(&proto.float_data),
+            DType::F64 => self.copied(&proto.double_data),
+            DType::I64 => self.copied(&proto.int64_data),
+            DType::U64 => self.copied(uint64),
+            DType::I32 => self.copied(int32),
+            DType::U32 => self.copied(&self.narrowed(uint64, |v| u32::try_from(v).ok())?),
+            DType::I8 => self.copied(&self.narrowed(int32, |v| i8::try_from(v).ok())?),
+            DType::U8 => self.copied(&self.narrowed(int32, |v| u8::try_from(v).ok())?),
+            DType::I16 => self.copied(&self.narrowed(int32, |v| i16::try_from(v).ok())?),
+            DType::U16 => self.copied(&self.narrowed(int32, |v| u16::try_from(v).ok())?),
+            DType::F16 => self.copied(&self.narrowed(int32, |v| u16::try_from(v).ok().map(f16::from_bits))?),
+            DType::BF16 => {
+                self.copied(&self.narrowed(int32, |v| u16::try_from(v).ok().map(bf16::from_bits))?)
+            }
             DType::Bool => {
-                let bytes = self.elements(&proto.int32_data, |v| u8::try_from(v).ok().filter(|&b| b <= 1))?;
+                let bytes = self.narrowed(int32, |v| u8::try_from(v).ok().filter(|&b| b <= 1))?;
                 self.make(Tensor::from_bytes(DType::Bool, &self.extents, &bytes))
             }
         }
     }
+
+    fn copied<T: Element>(&self, elements: &[T]) -> Result<Tensor, Problem> {
+        let expected = self.bytes / self.dtype.bytes();
+        if elements.len() != expected {
+            return Err(self.length("elements", expected, elements.len() as u64));
+        }
+        self.make(Tensor::from_slice(&self.extents, elements))
+    }
+
+    /// The elements of a field that is wider than they are.
+    fn narrowed<S, T>(&self, wide: &[S], narrow: impl Fn(S) -> Option<T>) -> Result<Vec<T>, Problem>
+    where
+        S: Copy + Into<i128>,
+    {
+        let narrow = |(index, &v): (usize, &S)| narrow(v).ok_or_else(|| self.element(index, v.into()));
+        wide.iter().enumerate().map(narrow).collect()
+    }
+
+    /// The entry of external data with this key.
+    fn entry<'e>(
+        &self,
+        entries: &'e [StringStringEntryProto],
+        key: &'static str,
+    ) -> Result<Option<&'e str>, Problem> {
+        let mut found = entries.iter().filter(|e| e.key == key).map(|e| e.value.as_str());
+        match (found.next(), found.next()) {
+            (_, Some(_)) => Err(self.external("each key once", format!("`{key}` again"))),
+            (value, None) => Ok(value),
+        }
+    }
+
+    fn number(
+        &self,
+        entries: &[StringStringEntryProto],
+        key: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<u64>, Problem> {
+        let value = self.entry(entries, key)?;
+        value
+            .map(|v| v.parse().map_err(|_| self.external(expected, format!("`{}`", v.escape_debug()))))
+            .transpose()
+    }
+
+    fn make(&self, tensor: Result<Tensor, TensorError>) -> Result<Tensor, Problem> {
+        tensor.map_err(|error| match error {
+            TensorError::Length { found, .. } => self.length("bytes", self.bytes, found as u64),
+            TensorError::DType { expected, found } => self.field(expected.name(), found.name()),
+        })
+    }
+
+    fn length(&self, unit: &'static str, expected: usize, found: u64) -> Problem {
+        Problem::Length {
+            tensor: self.name.to_owned(),
+            dtype: self.dtype,
+            dims: self.dims.to_vec(),
+            unit,
+            expected: expected as u64,
+            found,
+        }
+    }
+
+    fn element(&self, index: usize, found: i128) -> Problem {
+        Problem::Element { tensor: self.name.to_owned(), index, dtype: self.dtype, found }
+    }
+
+    fn field(&self, expected: &str, found: &str) -> Problem {
+        let [tensor, expected, found] = [self.name, expected, found].map(str::to_owned);
+        Problem::Field { tensor, expected, found }
+    }
+
+    fn external(&self, expected: &'static str, found: String) -> Problem {
+        Problem::ExternalEntry { tensor: self.name.to_owned(), expected, found }
+    }
+}
+
+/// The index that `wire` left in place of raw data.
+fn raw_index(raw_data: &[u8]) -> Option<usize> {
+    usize::try_from(u32::from_le_bytes(raw_data.try_into().ok()?)).ok()
+}
+
+/// The element type with this number in ONNX. `what` is "tensor" or "value", for the error.
+pub(super) fn element_type(what: &'static str, name: &str, number: i32) -> Result<DType, Problem> {
+    let found = match number {
+        1 => return Ok(DType::F32),
+        2 => return Ok(DType::U8),
+        3 => return Ok(DType::I8),
+        4 => return Ok(DType::U16),
+        5 => return Ok(DType::I16),
+        6 => return Ok(DType::I32),
+        7 => return Ok(DType::I64),
+        9 => return Ok(DType::Bool),
+        10 => return Ok(DType::F16),
+        11 => return Ok(DType::F64),
+        12 => return Ok(DType::U32),
+        13 => return Ok(DType::U64),
+        16 => return Ok(DType::BF16),
+        8 => "STRING",
+        14 => "COMPLEX64",
+        15 => "COMPLEX128",
+        17 => "FLOAT8E4M3FN",
+        18 => "FLOAT8E4M3FNUZ",
+        19 => "FLOAT8E5M2",
+        20 => "FLOAT8E5M2FNUZ",
+        21 => "UINT4",
+        22 => "INT4",
+        23 => "FLOAT4E2M1",
+        24 => "FLOAT8E8M0",
+        25 => "UINT2",
+        26 => "INT2",
+        27 => "FLOAT6E2M3",
+        28 => "FLOAT6E3M2",
+        found => return Err(Problem::UnknownElementType { what, name: name.to_owned(), found }),
+    };
+    Err(Problem::ElementType { what, name: name.to_owned(), found })
+}

@@ -63,8 +63,8 @@ impl Message {
     pub(crate) fn field(self, number: u32) -> Encoding {
         use Encoding::{Bytes, Dropped, Fixed32, Fixed32s, Fixed64s, Payload, Varint, Varints};
         match (self, number) {
-            (Message::Model, 1) => Varint,     // ir_version
-            (Message::Model, 2 | 3) => Bytes,  // producer_name, producer_version
+            (Message::Model, 1) => Varint,    // ir_version
+            (Message::Model, 2 | 3) => Bytes, // producer_name, producer_version
             (Message::Model, 7) => Encoding::Message(Message::Graph),
             (Message::Model, 8) => Encoding::Message(Message::OperatorSet),
             (Message::Model, 14) => Encoding::Message(Message::Entry), // metadata_props
@@ -76,7 +76,7 @@ impl Message {
             (Message::Function, 1 | 10) => Bytes, // name, domain
 
             (Message::Graph, 1) => Encoding::Message(Message::Node),
-            (Message::Graph, 2) => Bytes, // name
+            (Message::Graph, 2) => Bytes,                              // name
             (Message::Graph, 5) => Encoding::Message(Message::Tensor), // initializer
             (Message::Graph, 11 | 12) => Encoding::Message(Message::Value), // input, output
             (Message::Graph, 15) => Encoding::Message(Message::SparseTensor), // sparse_initializer

@@ -74,7 +74,7 @@ impl Isa for Portable {
     }
     #[inline(always)]
     fn largest(self, v: V) -> f32 {
-        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        v[1..].iter().fold(v[0], |a, &b| if a > b { a } else { b })
     }
 
     #[inline(always)]

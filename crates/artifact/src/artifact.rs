@@ -1,0 +1,139 @@
+//! Reading artifacts.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use margay_loops::Target;
+use margay_tensor::Tensor;
+use memmap2::{Mmap, MmapMut};
+
+use crate::header::{Header, Section};
+use crate::wire::{self, Limits};
+use crate::{ArtifactError, Description, StoredConstant, map};
+
+/// An artifact, mapped into memory. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    header: Header,
+    description: Arc<Description>,
+}
+
+impl Artifact {
+    /// Maps a file and checks everything but weights and sources. Nothing is run.
+    pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
+        let map =
+            map::map_file(path).map_err(|source| ArtifactError::Read { path: path.to_path_buf(), source })?;
+        Artifact::from_map(map, path)
+    }
+
+    /// The artifact that a file with these bytes would hold. The bytes are copied; `name` stands for the file
+    /// in errors.
+    pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Artifact, ArtifactError> {
+        let memory = |source| ArtifactError::Memory { bytes: bytes.len(), source };
+        let mut map = MmapMut::map_anon(bytes.len()).map_err(memory)?;
+        map.copy_from_slice(bytes);
+        Artifact::from_map(map.make_read_only().map_err(memory)?, Path::new(name))
+    }
+
+    fn from_map(map: Mmap, path: &Path) -> Result<Artifact, ArtifactError> {
+        let header = Header::decode(path, &map)?;
+        for section in [Section::Description, Section::Code] {
+            if *blake3::hash(&map[header.range(section)]).as_bytes() != header.hash(section) {
+                return Err(altered(path, section.name().to_owned()));
+            }
+        }
+        let limits = Limits {
+            code: header.range(Section::Code).len(),
+            source: header.range(Section::Source).len(),
+            weights: header.range(Section::Weights).len(),
+        };
+        let description = wire::decode(&map[header.range(Section::Description)], limits)
+            .map_err(|problem| ArtifactError::Malformed { path: path.to_path_buf(), problem })?;
+        let description = Arc::new(description);
+        Ok(Artifact { path: path.to_path_buf(), map: Arc::new(map), header, description })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says of its contents.
+    pub fn description(&self) -> &Arc<Description> {
+        &self.description
+    }
+
+    /// The code section.
+    pub fn code(&self) -> &[u8] {
+        &self.map[self.header.range(Section::Code)]
+    }
+
+    /// The weights section, on a page boundary; not checked.
+    pub fn weights(&self) -> &[u8] {
+        &self.map[self.header.range(Section::Weights)]
+    }
+
+    /// The mapped file and where in it the weights section lies, for those who outlive the artifact.
+    pub fn weights_map(&self) -> (Arc<Mmap>, Range<usize>) {
+        (Arc::clone(&self.map), self.header.range(Section::Weights))
+    }
+
+    /// Size of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.header.file_bytes
+    }
+
+    /// Checks the hash of every constant; reads the whole weights section.
+    pub fn verify_weights(&self) -> Result<(), ArtifactError> {
+        self.description.constants.iter().try_for_each(|c| self.constant_bytes(c).map(drop))
+    }
+
+    /// The stored bytes of a constant of this artifact, checked.
+    fn constant_bytes(&self, constant: &StoredConstant) -> Result<&[u8], ArtifactError> {
+        let bytes = &self.weights()[constant.range.clone()];
+        match *blake3::hash(bytes).as_bytes() == constant.hash {
+            true => Ok(bytes),
+            false => Err(altered(&self.path, format!("constant `{}`", constant.name))),
+        }
+    }
+
+    /// The constant at a position of [`Description::constants`], checked, as the row-major tensor it was made from.
+    /// One that is stored row-major stays in the file; a packed one is unpacked by the target.
+    ///
+    /// # Panics
+    /// If there is no such position.
+    pub fn constant(&self, index: usize, target: &dyn Target) -> Result<Tensor, ArtifactError> {
+        let constant = &self.description.constants[index];
+        let bytes = self.constant_bytes(constant)?;
+        if let Some(layout) = &constant.layout {
+            return target.unpack(layout, &constant.shape, bytes).map_err(|source| ArtifactError::Unpack {
+                path: self.path.clone(),
+                name: constant.name.clone(),
+                source,
+            });
+        }
+        let begin = self.header.range(Section::Weights).start;
+        let range = begin + constant.range.start..begin + constant.range.end;
+        Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range).map_err(|e| {
+            ArtifactError::Malformed { path: self.path.clone(), problem: format!("`{}`: {e}", constant.name) }
+        })
+    }
+
+    /// A piece of source, checked; `None` if there is none of that name.
+    pub fn source(&self, name: &str) -> Result<Option<&[u8]>, ArtifactError> {
+        let Some(piece) = self.description.sources.get(name) else { return Ok(None) };
+        let section = &self.map[self.header.range(Section::Source)];
+        let bytes = &section[piece.range.clone()];
+        match *blake3::hash(bytes).as_bytes() == piece.hash {
+            true => Ok(Some(bytes)),
+            false => Err(altered(&self.path, format!("source `{name}`"))),
+        }
+    }
+}
+
+fn altered(path: &Path, part: String) -> ArtifactError {
+    ArtifactError::Altered { path: path.to_path_buf(), part }
+}

@@ -1,0 +1,177 @@
+//! What a compiler fills to write an artifact or to run what it compiled.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use margay_loops::abi::BUFFER_ALIGN;
+use memmap2::{Mmap, MmapMut};
+
+use crate::header::{Header, MAX_DESCRIPTION_BYTES, Section};
+use crate::{
+    ArtifactError, ConstantsLayout, Description, Entry, EntryParts, SourcePiece, StoredConstant, save, wire,
+};
+
+/// An artifact in the making.
+///
+/// For every entry: place the constants of its program in [`constants`](ArtifactBuilder::constants), compile the
+/// program with their offsets, and [`add_entry`](ArtifactBuilder::add_entry). Then [`write`](ArtifactBuilder::write)
+/// a file or go on [in memory](ArtifactBuilder::into_parts).
+#[derive(Debug)]
+pub struct ArtifactBuilder {
+    /// The constants of all entries.
+    pub constants: ConstantsLayout,
+    model: String,
+    target: String,
+    entries: Vec<Entry>,
+    code: Vec<u8>,
+    sources: BTreeMap<String, Vec<u8>>,
+}
+
+/// The contents of an artifact in memory.
+#[derive(Debug)]
+pub struct Parts {
+    /// What they are; without sources.
+    pub description: Description,
+    /// The code section.
+    pub code: Vec<u8>,
+    /// The weights section, on a page boundary.
+    pub weights: Mmap,
+}
+
+impl ArtifactBuilder {
+    /// An artifact of a model for a target, both by name, without entries.
+    pub fn new(model: &str, target: &str) -> ArtifactBuilder {
+        ArtifactBuilder {
+            constants: ConstantsLayout::new(),
+            model: model.to_owned(),
+            target: target.to_owned(),
+            entries: Vec::new(),
+            code: Vec::new(),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a compiled graph and its block of machine code, which must run wherever it is put on a multiple of 64
+    /// bytes.
+    ///
+    /// # Panics
+    /// If an offset lies outside of the code or a constant was not placed before.
+    pub fn add_entry(&mut self, parts: EntryParts, code: &[u8]) {
+        let offsets = parts.kernels.iter().chain([&parts.driver]);
+        assert!(offsets.into_iter().all(|&at| at < code.len()), "every function begins in the code");
+        let placed = self.constants.stored().len();
+        assert!(parts.constants.iter().all(|&c| c < placed), "every constant has been placed");
+        let begin = self.code.len().next_multiple_of(BUFFER_ALIGN);
+        self.code.resize(begin, 0);
+        self.code.extend_from_slice(code);
+        self.entries.push(Entry { parts, code: begin..self.code.len() });
+    }
+
+    /// Keeps a piece of what the artifact was compiled from: any bytes under a name.
+    pub fn source(&mut self, name: &str, bytes: Vec<u8>) {
+        self.sources.insert(name.to_owned(), bytes);
+    }
+
+    fn description(
+        model: String,
+        target: String,
+        constants: Vec<StoredConstant>,
+        entries: Vec<Entry>,
+    ) -> Description {
+        Description {
+            producer: concat!("margay ", env!("CARGO_PKG_VERSION")).to_owned(),
+            model,
+            target,
+            machine: Description::this_machine(),
+            constants,
+            entries,
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Writes the file. It appears complete or not at all: an error leaves what was at `path` before.
+    pub fn write(&self, path: &Path) -> Result<(), ArtifactError> {
+        save::replace(path, |file| self.write_to(file))
+            .map_err(|source| ArtifactError::Write { path: path.to_path_buf(), source })
+    }
+
+    fn write_to(&self, file: &mut dyn Write) -> io::Result<()> {
+        let mut description = ArtifactBuilder::description(
+            self.model.clone(),
+            self.target.clone(),
+            self.constants.stored().to_vec(),
+            self.entries.clone(),
+        );
+        let mut source_bytes = 0;
+        for (name, bytes) in &self.sources {
+            let range = source_bytes..source_bytes + bytes.len();
+            source_bytes = range.end;
+            let piece = SourcePiece { range, hash: *blake3::hash(bytes).as_bytes() };
+            description.sources.insert(name.clone(), piece);
+        }
+        let encoded = wire::encode(&description);
+        if encoded.len() > MAX_DESCRIPTION_BYTES {
+            return Err(io::Error::other(format!(
+                "its description has {} bytes, the limit is {MAX_DESCRIPTION_BYTES}",
+                encoded.len()
+            )));
+        }
+        let header = Header::lay_out(
+            [encoded.len(), self.code.len(), source_bytes, self.constants.bytes()],
+            *blake3::hash(&encoded).as_bytes(),
+            *blake3::hash(&self.code).as_bytes(),
+        );
+        let mut out = Padded { file, at: 0 };
+        out.put(0, &header.encode())?;
+        out.put(header.range(Section::Description).start, &encoded)?;
+        out.put(header.range(Section::Code).start, &self.code)?;
+        let mut at = header.range(Section::Source).start;
+        for bytes in self.sources.values() {
+            out.put(at, bytes)?;
+            at += bytes.len();
+        }
+        let weights = header.range(Section::Weights).start;
+        for (constant, contents) in self.constants.iter() {
+            out.put(weights + constant.range.start, contents.bytes())?;
+        }
+        out.put(header.file_bytes, &[])
+    }
+
+    /// The contents in memory, to be run without a file. Sources are dropped.
+    pub fn into_parts(self) -> Result<Parts, ArtifactError> {
+        let bytes = self.constants.bytes();
+        let memory = |source| ArtifactError::Memory { bytes, source };
+        let mut weights = MmapMut::map_anon(bytes).map_err(memory)?;
+        let (stored, contents) = self.constants.into_parts();
+        for (constant, contents) in stored.iter().zip(contents) {
+            weights[constant.range.clone()].copy_from_slice(contents.bytes());
+        }
+        Ok(Parts {
+            description: ArtifactBuilder::description(self.model, self.target, stored, self.entries),
+            code: self.code,
+            weights: weights.make_read_only().map_err(memory)?,
+        })
+    }
+}
+
+/// A writer that knows where it is and fills gaps with zeros.
+struct Padded<'a> {
+    file: &'a mut dyn Write,
+    at: usize,
+}
+
+impl Padded<'_> {
+    /// Writes `bytes` at `offset`, which is not behind the end so far.
+    fn put(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.at < offset {
+            let gap = (offset - self.at).min(ZEROS.len());
+            self.file.write_all(&ZEROS[..gap])?;
+            self.at += gap;
+        }
+        self.file.write_all(bytes)?;
+        self.at += bytes.len();
+        Ok(())
+    }
+}

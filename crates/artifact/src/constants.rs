@@ -1,0 +1,118 @@
+//! Laying out constants before code is made that refers to them.
+
+use std::collections::HashMap;
+
+use margay_loops::abi::BUFFER_ALIGN;
+use margay_loops::{Constant, NoKernel, Target};
+use margay_tensor::{ContentHash, Tensor};
+
+use crate::StoredConstant;
+
+/// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
+/// entries or steps use it.
+#[derive(Debug, Default)]
+pub struct ConstantsLayout {
+    placed: HashMap<(ContentHash, Option<String>), usize>,
+    stored: Vec<StoredConstant>,
+    contents: Vec<Contents>,
+    bytes: usize,
+}
+
+/// The place of a constant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// Its position in [`Description::constants`](crate::Description::constants), for
+    /// [`EntryParts::constants`](crate::EntryParts::constants).
+    pub index: usize,
+    /// Its first byte in the weights section, for code that refers to it.
+    pub offset: usize,
+}
+
+/// The bytes of a stored constant.
+#[derive(Debug)]
+pub(crate) enum Contents {
+    RowMajor(Tensor),
+    Packed(Vec<u8>),
+}
+
+impl Contents {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Contents::RowMajor(tensor) => tensor.bytes(),
+            Contents::Packed(bytes) => bytes,
+        }
+    }
+}
+
+impl ConstantsLayout {
+    /// No constants.
+    pub fn new() -> ConstantsLayout {
+        ConstantsLayout::default()
+    }
+
+    /// The place of a constant, packed by the target if the call it belongs to asks for that. `name` is what people
+    /// know it by. Places never change.
+    pub fn add(&mut self, name: &str, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
+        let tensor = &constant.tensor;
+        let packed = match &constant.packed_for {
+            None => None,
+            Some((call, operand)) => {
+                let prepared = target.prepare(call)?;
+                let packed = prepared.packed.into_iter().find(|p| p.operand == *operand);
+                Some((call, packed.ok_or_else(|| NoKernel {
+                    target: target.name().to_owned(),
+                    call: call.to_string(),
+                    why: format!("operand {operand} is not packed"),
+                })?))
+            }
+        };
+        let layout = packed.as_ref().map(|(_, p)| p.layout.to_owned());
+        let key = (tensor.content_hash(), layout.clone());
+        if let Some(&index) = self.placed.get(&key) {
+            return Ok(Placed { index, offset: self.stored[index].range.start });
+        }
+        let contents = match packed {
+            None => Contents::RowMajor(tensor.clone()),
+            Some((call, p)) => {
+                let bytes = target.pack(call, p.operand, tensor)?;
+                assert_eq!(bytes.len(), p.bytes, "target `{}` packs what it prepared for", target.name());
+                Contents::Packed(bytes)
+            }
+        };
+        let offset = self.bytes.next_multiple_of(BUFFER_ALIGN);
+        self.bytes = offset + contents.bytes().len();
+        let index = self.stored.len();
+        self.stored.push(StoredConstant {
+            name: name.to_owned(),
+            tensor: *key.0.as_bytes(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            layout,
+            range: offset..self.bytes,
+            hash: *blake3::hash(contents.bytes()).as_bytes(),
+        });
+        self.contents.push(contents);
+        self.placed.insert(key, index);
+        Ok(Placed { index, offset })
+    }
+
+    /// The constants placed so far, in the order of their bytes.
+    pub fn stored(&self) -> &[StoredConstant] {
+        &self.stored
+    }
+
+    /// Size of the weights section so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Descriptions with their bytes, in the order of the bytes.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&StoredConstant, &Contents)> {
+        self.stored.iter().zip(&self.contents)
+    }
+
+    /// Descriptions and bytes, each by itself.
+    pub(crate) fn into_parts(self) -> (Vec<StoredConstant>, Vec<Contents>) {
+        (self.stored, self.contents)
+    }
+}

@@ -1,0 +1,106 @@
+//! What an artifact says of its contents.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use margay_loops::Port;
+use margay_tensor::DType;
+
+/// Everything in an artifact but the bytes themselves.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Description {
+    /// Program and version that wrote it.
+    pub producer: String,
+    /// The name of the model.
+    pub model: String,
+    /// The processor class it was compiled for, by the name of the [`Target`](margay_loops::Target).
+    pub target: String,
+    /// Architecture and operating system of the machine code, such as `x86_64-linux`.
+    pub machine: String,
+    /// Constants, in the order of their bytes.
+    pub constants: Vec<StoredConstant>,
+    /// Compiled graphs.
+    pub entries: Vec<Entry>,
+    /// Pieces of source by name.
+    pub sources: BTreeMap<String, SourcePiece>,
+}
+
+impl Description {
+    /// Architecture and operating system of machine code that runs here.
+    pub fn this_machine() -> String {
+        format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+    }
+}
+
+/// A compiled graph, with every dimension bound.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// What it takes, gives and needs.
+    pub parts: EntryParts,
+    /// Where its block of machine code lies in the code section; begins on a multiple of 64 bytes.
+    pub code: Range<usize>,
+}
+
+/// What a compiler says of an entry: plain fields, filled from the program and the code made of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EntryParts {
+    /// The dimensions of the model that were bound, and their values.
+    pub symbols: BTreeMap<String, i64>,
+    /// Inputs, in the order of the driver's bases. Names differ.
+    pub inputs: Vec<Port>,
+    /// Outputs, in the order of the driver's bases. Names differ.
+    pub outputs: Vec<Port>,
+    /// Size of the arena.
+    pub arena_bytes: usize,
+    /// Bytes of scratch each thread needs, without the header.
+    pub scratch_bytes: usize,
+    /// Where each generated kernel begins in the block of code, in the order of the driver's table.
+    pub kernels: Vec<usize>,
+    /// Where the driver begins in the block of code.
+    pub driver: usize,
+    /// Hand-written kernels, in the order of the driver's table, where they follow the generated ones.
+    pub imports: Vec<Import>,
+    /// The parameter words of all steps.
+    pub params: Vec<u64>,
+    /// For every step the nodes it stands for; faults are reported with them.
+    pub labels: Vec<String>,
+    /// The constants it reads, as positions in [`Description::constants`].
+    pub constants: Vec<usize>,
+}
+
+/// A hand-written kernel that an entry calls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Import {
+    /// Its name in the table of the target's kernels.
+    pub name: String,
+    /// The version of its contract that the entry was compiled for.
+    pub version: u32,
+}
+
+/// A constant as it is stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredConstant {
+    /// A name for people; the first one under which the constant was added.
+    pub name: String,
+    /// The [`content_hash`](margay_tensor::Tensor::content_hash) of the tensor, which names it in the text of graphs.
+    pub tensor: [u8; 32],
+    /// Type of the tensor's elements.
+    pub dtype: DType,
+    /// Extents of the tensor.
+    pub shape: Vec<usize>,
+    /// The layout the target packed it into; `None` for row-major.
+    pub layout: Option<String>,
+    /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.
+    pub range: Range<usize>,
+    /// blake3 hash of those bytes.
+    pub hash: [u8; 32],
+}
+
+/// Where a piece of source lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourcePiece {
+    /// Its bytes in the source section.
+    pub range: Range<usize>,
+    /// blake3 hash of those bytes.
+    pub hash: [u8; 32],
+}

@@ -1,0 +1,385 @@
+//! The description on file: protobuf messages, and what is checked when they are read.
+//!
+//! Field numbers are never used again for something else. Maps are ordered, so that the same description gives the
+//! same bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use margay_loops::Port;
+use margay_loops::abi::BUFFER_ALIGN;
+use margay_tensor::DType;
+use prost::Message;
+
+use crate::header::checked_range;
+use crate::{Description, Entry, EntryParts, Import, SourcePiece, StoredConstant};
+
+#[derive(Clone, PartialEq, Message)]
+struct DescriptionMessage {
+    #[prost(string, tag = "1")]
+    producer: String,
+    #[prost(string, tag = "2")]
+    model: String,
+    #[prost(string, tag = "3")]
+    target: String,
+    #[prost(string, tag = "4")]
+    machine: String,
+    #[prost(message, repeated, tag = "5")]
+    constants: Vec<ConstantMessage>,
+    #[prost(message, repeated, tag = "6")]
+    entries: Vec<EntryMessage>,
+    #[prost(btree_map = "string, message", tag = "7")]
+    sources: BTreeMap<String, PieceMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ConstantMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    tensor: Vec<u8>,
+    #[prost(string, tag = "3")]
+    dtype: String,
+    #[prost(uint64, repeated, tag = "4")]
+    shape: Vec<u64>,
+    #[prost(string, optional, tag = "5")]
+    layout: Option<String>,
+    #[prost(message, optional, tag = "6")]
+    piece: Option<PieceMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PieceMessage {
+    #[prost(uint64, tag = "1")]
+    offset: u64,
+    #[prost(uint64, tag = "2")]
+    bytes: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    hash: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EntryMessage {
+    #[prost(btree_map = "string, int64", tag = "1")]
+    symbols: BTreeMap<String, i64>,
+    #[prost(message, repeated, tag = "2")]
+    inputs: Vec<PortMessage>,
+    #[prost(message, repeated, tag = "3")]
+    outputs: Vec<PortMessage>,
+    #[prost(uint64, tag = "4")]
+    arena_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    scratch_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    code_offset: u64,
+    #[prost(uint64, tag = "7")]
+    code_bytes: u64,
+    #[prost(uint64, repeated, tag = "8")]
+    kernels: Vec<u64>,
+    #[prost(uint64, tag = "9")]
+    driver: u64,
+    #[prost(message, repeated, tag = "10")]
+    imports: Vec<ImportMessage>,
+    #[prost(uint64, repeated, tag = "11")]
+    params: Vec<u64>,
+    #[prost(string, repeated, tag = "12")]
+    labels: Vec<String>,
+    #[prost(uint64, repeated, tag = "13")]
+    constants: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PortMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    dtype: String,
+    #[prost(uint64, repeated, tag = "3")]
+    shape: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImportMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, tag = "2")]
+    version: u32,
+}
+
+/// The bytes of a description.
+pub(crate) fn encode(d: &Description) -> Vec<u8> {
+    DescriptionMessage {
+        producer: d.producer.clone(),
+        model: d.model.clone(),
+        target: d.target.clone(),
+        machine: d.machine.clone(),
+        constants: d.constants.iter().map(constant_message).collect(),
+        entries: d.entries.iter().map(entry_message).collect(),
+        sources: d
+            .sources
+            .iter()
+            .map(|(name, p)| (name.clone(), piece_message(&p.range, &p.hash)))
+            .collect(),
+    }
+    .encode_to_vec()
+}
+
+fn words(numbers: &[usize]) -> Vec<u64> {
+    numbers.iter().map(|&n| n as u64).collect()
+}
+
+fn piece_message(range: &Range<usize>, hash: &[u8; 32]) -> PieceMessage {
+    PieceMessage { offset: range.start as u64, bytes: range.len() as u64, hash: hash.to_vec() }
+}
+
+fn constant_message(c: &StoredConstant) -> ConstantMessage {
+    ConstantMessage {
+        name: c.name.clone(),
+        tensor: c.tensor.to_vec(),
+        dtype: c.dtype.name().to_owned(),
+        shape: words(&c.shape),
+        layout: c.layout.clone(),
+        piece: Some(piece_message(&c.range, &c.hash)),
+    }
+}
+
+fn port_message(p: &Port) -> PortMessage {
+    PortMessage { name: p.name.clone(), dtype: p.dtype.name().to_owned(), shape: words(&p.shape) }
+}
+
+fn entry_message(e: &Entry) -> EntryMessage {
+    let parts = &e.parts;
+    let import = |i: &Import| ImportMessage { name: i.name.clone(), version: i.version };
+    EntryMessage {
+        symbols: parts.symbols.clone(),
+        inputs: parts.inputs.iter().map(port_message).collect(),
+        outputs: parts.outputs.iter().map(port_message).collect(),
+        arena_bytes: parts.arena_bytes as u64,
+        scratch_bytes: parts.scratch_bytes as u64,
+        code_offset: e.code.start as u64,
+        code_bytes: e.code.len() as u64,
+        kernels: words(&parts.kernels),
+        driver: parts.driver as u64,
+        imports: parts.imports.iter().map(import).collect(),
+        params: parts.params.clone(),
+        labels: parts.labels.clone(),
+        constants: words(&parts.constants),
+    }
+}
+
+/// Sizes of the sections that a description refers to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) code: usize,
+    pub(crate) source: usize,
+    pub(crate) weights: usize,
+}
+
+/// Reads a description. Every range and position in the result is valid, every size fits the address space.
+pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Description, String> {
+    let message = DescriptionMessage::decode(bytes).map_err(|e| format!("description: {e}"))?;
+    let constants = message
+        .constants
+        .into_iter()
+        .enumerate()
+        .map(|(i, c)| constant(c, limits).map_err(|problem| format!("constant {i}: {problem}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let entries = message
+        .entries
+        .into_iter()
+        .enumerate()
+        .map(|(i, e)| entry(e, limits, constants.len()).map_err(|problem| format!("entry {i}: {problem}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sources = message
+        .sources
+        .into_iter()
+        .map(|(name, p)| match piece(Some(p), limits.source) {
+            Ok((range, hash)) => Ok((name, SourcePiece { range, hash })),
+            Err(problem) => Err(format!("source `{name}`: {problem}")),
+        })
+        .collect::<Result<BTreeMap<_, _>, _>>()?;
+    Ok(Description {
+        producer: message.producer,
+        model: message.model,
+        target: message.target,
+        machine: message.machine,
+        constants,
+        entries,
+        sources,
+    })
+}
+
+fn size(what: &str, n: u64) -> Result<usize, String> {
+    match usize::try_from(n) {
+        Ok(n) if n <= isize::MAX as usize / 2 => Ok(n),
+        _ => Err(format!("{what} of {n} is more than memory can hold")),
+    }
+}
+
+fn piece(message: Option<PieceMessage>, limit: usize) -> Result<(Range<usize>, [u8; 32]), String> {
+    let p = message.ok_or("no place")?;
+    let range = checked_range(p.offset, p.bytes, limit)
+        .ok_or_else(|| format!("{} bytes at {} of a section of {limit}", p.bytes, p.offset))?;
+    Ok((range, hash(&p.hash)?))
+}
+
+fn hash(bytes: &[u8]) -> Result<[u8; 32], String> {
+    bytes.try_into().map_err(|_| format!("a hash of {} bytes, expected 32", bytes.len()))
+}
+
+/// An element type and extents whose product fits.
+fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize), String> {
+    let dtype = DType::from_name(dtype).ok_or_else(|| format!("unknown element type `{dtype}`"))?;
+    let shape: Vec<usize> = shape.iter().map(|&d| size("an extent", d)).collect::<Result<_, _>>()?;
+    let bytes = shape
+        .iter()
+        .try_fold(dtype.bytes(), |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= isize::MAX as usize / 2)
+        .ok_or_else(|| format!("shape {shape:?} is more than memory can hold"))?;
+    Ok((dtype, shape, bytes))
+}
+
+fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
+    let (dtype, shape, bytes) = tensor_type(&message.dtype, &message.shape)?;
+    let (range, bytes_hash) = piece(message.piece, limits.weights)?;
+    if !range.start.is_multiple_of(BUFFER_ALIGN) {
+        return Err(format!("begins at {}, which is not aligned", range.start));
+    }
+    if message.layout.is_none() && range.len() != bytes {
+        return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
+    }
+    Ok(StoredConstant {
+        name: message.name,
+        tensor: hash(&message.tensor)?,
+        dtype,
+        shape,
+        layout: message.layout,
+        range,
+        hash: bytes_hash,
+    })
+}
+
+fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
+    let ports = messages
+        .into_iter()
+        .map(|p| {
+            let (dtype, shape, _) = tensor_type(&p.dtype, &p.shape).map_err(|e| format!("`{}`: {e}", p.name))?;
+            Ok(Port { name: p.name, dtype, shape })
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    let mut seen = BTreeSet::new();
+    match ports.iter().find(|p| !seen.insert(&p.name)) {
+        Some(twice) => Err(format!("two ports are called `{}`", twice.name)),
+        None => Ok(ports),
+    }
+}
+
+fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
+    let code = checked_range(message.code_offset, message.code_bytes, limits.code)
+        .filter(|r| r.start.is_multiple_of(BUFFER_ALIGN))
+        .ok_or_else(|| {
+            format!("{} bytes of code cannot begin at {}", message.code_bytes, message.code_offset)
+        })?;
+    let below = |what: &str, limit: usize, n: u64| match usize::try_from(n) {
+        Ok(n) if n < limit => Ok(n),
+        _ => Err(format!("{what} {n}, expected less than {limit}")),
+    };
+    let function = |at: u64| below("a function begins at", code.len(), at);
+    Ok(Entry {
+        parts: EntryParts {
+            inputs: ports(message.inputs)?,
+            outputs: ports(message.outputs)?,
+            symbols: message.symbols,
+            arena_bytes: size("an arena", message.arena_bytes)?,
+            scratch_bytes: size("scratch", message.scratch_bytes)?,
+            kernels: message.kernels.into_iter().map(function).collect::<Result<_, _>>()?,
+            driver: function(message.driver)?,
+            imports: message
+                .imports
+                .into_iter()
+                .map(|i| Import { name: i.name, version: i.version })
+                .collect(),
+            params: message.params,
+            labels: message.labels,
+            constants: message
+                .constants
+                .into_iter()
+                .map(|c| below("constant", constants, c))
+                .collect::<Result<_, _>>()?,
+        },
+        code,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { code: 128, source: 10, weights: 256 };
+
+    fn described() -> Description {
+        let port = |name: &str| Port { name: name.into(), dtype: DType::F32, shape: vec![2, 3] };
+        Description {
+            producer: "test".into(),
+            model: "m".into(),
+            target: "portable".into(),
+            machine: "here".into(),
+            constants: vec![StoredConstant {
+                name: "fc1.weight".into(),
+                tensor: [1; 32],
+                dtype: DType::F32,
+                shape: vec![3, 4],
+                layout: None,
+                range: 64..112,
+                hash: [2; 32],
+            }],
+            entries: vec![Entry {
+                parts: EntryParts {
+                    symbols: BTreeMap::from([("N".into(), 2)]),
+                    inputs: vec![port("x")],
+                    outputs: vec![port("y"), port("z")],
+                    arena_bytes: 4096,
+                    scratch_bytes: 100,
+                    kernels: vec![0, 16],
+                    driver: 32,
+                    imports: vec![Import { name: "matmul".into(), version: 3 }],
+                    params: vec![0, u64::MAX],
+                    labels: vec!["fc1/MatMul".into()],
+                    constants: vec![0],
+                },
+                code: 64..128,
+            }],
+            sources: BTreeMap::from([("plan.toml".into(), SourcePiece { range: 2..10, hash: [3; 32] })]),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let d = described();
+        assert_eq!(decode(&encode(&d), LIMITS), Ok(d));
+        assert_eq!(decode(&[], LIMITS), Ok(Description::default()));
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        type Change = fn(&mut Description);
+        let cases: [(Change, &str); 8] = [
+            (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
+            (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
+            (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
+            (|d| d.entries[0].code = 64..129, "entry 0: 65 bytes of code cannot begin at 64"),
+            (|d| d.entries[0].parts.driver = 64, "entry 0: a function begins at 64, expected less than 64"),
+            (|d| d.entries[0].parts.constants = vec![1], "entry 0: constant 1, expected less than 1"),
+            (|d| d.entries[0].parts.outputs[1].name = "y".into(), "entry 0: two ports are called `y`"),
+            (
+                |d| d.entries[0].parts.inputs[0].shape = vec![1 << 40, 1 << 40],
+                "entry 0: `x`: shape [1099511627776, 1099511627776] is more than memory can hold",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut d = described();
+            change(&mut d);
+            assert_eq!(decode(&encode(&d), LIMITS).unwrap_err(), expected);
+        }
+    }
+}

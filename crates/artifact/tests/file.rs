@@ -1,0 +1,235 @@
+//! Artifacts written, read, damaged.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts};
+use margay_loops::{
+    Constant, Epilogue, KernelCall, MatLayout, MatMul, NoKernel, Packed, Port, Prepared, Target,
+};
+use margay_tensor::{DType, Tensor};
+
+/// A target that packs the right operand of a product by reversing its bytes.
+struct Reversing;
+
+impl Target for Reversing {
+    fn name(&self) -> &str {
+        "reversing"
+    }
+
+    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+        let KernelCall::MatMul(c) = call else { unreachable!("only products are asked for") };
+        let packed = Packed { operand: 1, layout: "reversed", bytes: c.k * c.n * 4 };
+        Ok(Prepared { phases: vec![], scratch_bytes: 0, workspace_bytes: 0, packed: vec![packed] })
+    }
+
+    fn pack(&self, _: &KernelCall, _: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+        Ok(tensor.bytes().iter().rev().copied().collect())
+    }
+
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+        assert_eq!(layout, "reversed");
+        let bytes: Vec<u8> = bytes.iter().rev().copied().collect();
+        Ok(Tensor::from_bytes(DType::F32, shape, &bytes).unwrap())
+    }
+}
+
+fn product(m: usize, k: usize, n: usize) -> KernelCall {
+    let layout = |row_stride| MatLayout { row_stride, col_stride: 1 };
+    KernelCall::MatMul(MatMul {
+        m,
+        n,
+        k,
+        batch: vec![],
+        a: layout(k),
+        b: layout(n),
+        c_row_stride: n,
+        b_packed: true,
+        epilogue: Epilogue::default(),
+    })
+}
+
+fn weight() -> Tensor {
+    Tensor::from_slice(&[3, 5], &std::array::from_fn::<f32, 15, _>(|i| i as f32)).unwrap()
+}
+
+fn bias() -> Tensor {
+    Tensor::from_slice(&[5], &[0.5f32; 5]).unwrap()
+}
+
+/// Two entries over one weight, which both store packed and one also plain.
+fn sample(with_sources: bool) -> ArtifactBuilder {
+    let mut b = ArtifactBuilder::new("tiny", "reversing");
+    for rows in [1, 7] {
+        let packed = Constant { tensor: weight(), packed_for: Some((product(rows, 3, 5), 1)) };
+        let w = b.constants.add("fc1.weight", &packed, &Reversing).unwrap();
+        let plain = Constant { tensor: bias(), packed_for: None };
+        let c = b.constants.add("fc1.bias", &plain, &Reversing).unwrap();
+        let port = |name: &str, n| Port { name: name.into(), dtype: DType::F32, shape: vec![rows, n] };
+        let parts = EntryParts {
+            symbols: BTreeMap::from([("N".into(), rows as i64)]),
+            inputs: vec![port("x", 3)],
+            outputs: vec![port("y", 5)],
+            arena_bytes: 64 * rows,
+            scratch_bytes: 32,
+            kernels: vec![0],
+            driver: 10,
+            imports: vec![Import { name: "matmul_f32__test".into(), version: 1 }],
+            params: vec![0, rows as u64],
+            labels: vec!["fc1/MatMul".into()],
+            constants: vec![w.index, c.index],
+        };
+        b.add_entry(parts, &[0xC3; 21]);
+    }
+    if with_sources {
+        b.source("plan.toml", b"scheme = \"dense\"".to_vec());
+        b.source("graph.ir", b"graph @main".to_vec());
+    }
+    b
+}
+
+fn bytes_of(b: &ArtifactBuilder) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.margay");
+    b.write(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.margay");
+    sample(true).write(&path).unwrap();
+    let a = Artifact::open(&path).unwrap();
+    let d = a.description();
+    assert_eq!((d.model.as_str(), d.target.as_str()), ("tiny", "reversing"));
+    assert_eq!(d.entries.len(), 2);
+    assert_eq!(d.entries[1].code, 64..85);
+    assert_eq!(&a.code()[d.entries[1].code.clone()], &[0xC3; 21]);
+    assert_eq!(d.entries[1].parts.params, [0, 7]);
+    assert_eq!(a.source("plan.toml").unwrap(), Some(&b"scheme = \"dense\""[..]));
+    assert_eq!(a.source("report.json").unwrap(), None);
+    assert!((a.weights().as_ptr() as usize).is_multiple_of(4096));
+    a.verify_weights().unwrap();
+}
+
+#[test]
+fn the_same_constant_is_stored_once() {
+    let bytes = bytes_of(&sample(true));
+    let a = Artifact::from_bytes(&bytes, "memory").unwrap();
+    let d = a.description();
+    let stored: Vec<_> = d.constants.iter().map(|c| (c.name.as_str(), c.range.clone())).collect();
+    assert_eq!(stored, [("fc1.weight", 0..60), ("fc1.bias", 64..84)]);
+    assert_eq!(d.entries[0].parts.constants, d.entries[1].parts.constants);
+    let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
+    assert_eq!((&w, &b), (&weight(), &bias()));
+    assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
+}
+
+#[test]
+fn the_same_contents_give_the_same_bytes() {
+    assert_eq!(bytes_of(&sample(true)), bytes_of(&sample(true)));
+    let stripped = Artifact::from_bytes(&bytes_of(&sample(false)), "memory").unwrap();
+    assert!(stripped.description().sources.is_empty());
+}
+
+#[test]
+fn parts_in_memory_are_those_of_the_file() {
+    let a = Artifact::from_bytes(&bytes_of(&sample(false)), "memory").unwrap();
+    let Parts { description, code, weights } = sample(false).into_parts().unwrap();
+    assert_eq!(&description, &**a.description());
+    assert_eq!((code.as_slice(), &weights[..]), (a.code(), a.weights()));
+}
+
+#[test]
+fn an_operand_that_is_not_packed_is_refused() {
+    let mut b = ArtifactBuilder::new("tiny", "reversing");
+    let constant = Constant { tensor: weight(), packed_for: Some((product(1, 3, 5), 0)) };
+    let error = b.constants.add("w", &constant, &Reversing).unwrap_err();
+    let expected =
+        "target `reversing` has no kernel for `matmul [1x3x5] packed`: operand 0 is not packed";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("none").join("a.margay");
+    let error = sample(false).write(&path).unwrap_err();
+    let expected = format!("cannot write `{}`: No such file or directory (os error 2)", path.display());
+    assert_eq!(error.to_string(), expected);
+    assert!(matches!(Artifact::open(&path), Err(ArtifactError::Read { .. })));
+    assert!(matches!(Artifact::open(folder.path()), Err(ArtifactError::Read { .. })));
+}
+
+#[test]
+fn writing_over_a_mapped_artifact_leaves_the_map_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.margay");
+    sample(true).write(&path).unwrap();
+    let old = Artifact::open(&path).unwrap();
+    ArtifactBuilder::new("other", "reversing").write(&path).unwrap();
+    old.verify_weights().unwrap();
+    assert_eq!(Artifact::open(&path).unwrap().description().model, "other");
+}
+
+/// Everything an artifact holds, with all hashes checked.
+fn contents(a: &Artifact) -> Result<impl PartialEq + use<>, ArtifactError> {
+    a.verify_weights()?;
+    let d = a.description();
+    let sources: Vec<Vec<u8>> =
+        d.sources.keys().map(|k| Ok(a.source(k)?.unwrap().to_vec())).collect::<Result<_, ArtifactError>>()?;
+    let weights: Vec<Vec<u8>> = d.constants.iter().map(|c| a.weights()[c.range.clone()].to_vec()).collect();
+    Ok((d.clone(), a.code().to_vec(), sources, weights))
+}
+
+#[test]
+fn a_file_cut_anywhere_is_an_error() {
+    let bytes = bytes_of(&sample(true));
+    for n in 0..bytes.len() {
+        match Artifact::from_bytes(&bytes[..n], "cut").unwrap_err() {
+            ArtifactError::NotAnArtifact { .. } => assert_eq!(n, 0),
+            ArtifactError::Truncated { expected, found, .. } => {
+                assert_eq!(found, n as u64);
+                assert_eq!(expected, if n < 256 { 256 } else { bytes.len() as u64 });
+            }
+            other => panic!("{n} bytes: {other}"),
+        }
+    }
+    let longer = [&bytes[..], b"x"].concat();
+    let message = Artifact::from_bytes(&longer, "long").unwrap_err().to_string();
+    assert_eq!(message, format!("`long` is malformed: 1 bytes follow the expected {}", bytes.len()));
+}
+
+#[test]
+fn a_changed_byte_is_an_error_or_changes_nothing() {
+    let bytes = bytes_of(&sample(true));
+    let whole = contents(&Artifact::from_bytes(&bytes, "whole").unwrap()).unwrap();
+    let mut harmless = 0;
+    for at in 0..bytes.len() {
+        for mask in [0x01, 0x80, 0xFF] {
+            let mut changed = bytes.clone();
+            changed[at] ^= mask;
+            if let Ok(found) = Artifact::from_bytes(&changed, "changed").and_then(|a| contents(&a)) {
+                assert!(found == whole, "byte {at} with mask {mask:#x} changed the contents unseen");
+                harmless += 1;
+            }
+        }
+    }
+    assert!(harmless > 0, "padding is not hashed");
+}
+
+#[test]
+fn the_altered_part_is_named() {
+    let bytes = bytes_of(&sample(true));
+    let a = Artifact::from_bytes(&bytes, "a").unwrap();
+    let weights = a.weights_map().1.start;
+    let mut changed = bytes.clone();
+    changed[weights + 70] ^= 1;
+    let b = Artifact::from_bytes(&changed, "b").unwrap();
+    let message = b.verify_weights().unwrap_err().to_string();
+    assert_eq!(message, "`b` has been altered: its constant `fc1.bias` does not match its hash");
+    assert!(b.constant(0, &Reversing).is_ok());
+    assert!(b.constant(1, &Reversing).is_err());
+    assert_eq!(b.path(), Path::new("b"));
+}

@@ -1,0 +1,229 @@
+//! A whole program as one block of machine code.
+
+use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::{Function, Signature, UserFuncName};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use margay_loops::{Binary, Kernel, Program, Stmt, Target, Unary, Work};
+
+use crate::driver::{self, Launch};
+use crate::kernel;
+use crate::scalar::Ops;
+use crate::vector::{LANES, UNROLL};
+use crate::{CodegenError, CpuIsa};
+
+/// Operations that a run of items is worth, about 20 microseconds: kernels with fewer in all are one run.
+const OPERATIONS_PER_RUN: u64 = 1 << 16;
+/// Alignment in bytes of functions in the block.
+const FUNCTION_ALIGN: usize = 64;
+
+/// The machine code of a program.
+#[derive(Clone, Debug)]
+pub struct Code {
+    /// Position-independent code without relocations; to be mapped executable at an address that is a multiple of 64.
+    pub blob: Vec<u8>,
+    /// Where the functions of [`Program::kernels`] start; each is a [`KernelFn`](margay_loops::abi::KernelFn).
+    pub kernels: Vec<usize>,
+    /// Where the driver starts, a [`DriverFn`](margay_loops::abi::DriverFn).
+    pub driver: usize,
+    /// Hand-written kernels by name. The driver's table holds the parallel function, then `kernels`, then these.
+    pub imports: Vec<String>,
+    /// The parameter words of all steps.
+    pub params: Vec<u64>,
+    /// Scratch that each thread needs, without the header.
+    pub scratch_bytes: usize,
+}
+
+/// Compiles a program. The bytes depend on the arguments only, never on the machine that compiles.
+///
+/// `constant_offsets` says where the constants of the program lie in the section that the driver is handed, in bytes.
+///
+/// # Panics
+/// When the program contradicts itself or has another number of constants.
+pub fn emit(
+    program: &Program,
+    isa: &CpuIsa,
+    target: &dyn Target,
+    constant_offsets: &[usize],
+) -> Result<Code, CodegenError> {
+    assert_eq!(constant_offsets.len(), program.constants.len(), "one offset per constant");
+    let mut code = Code {
+        blob: Vec::new(),
+        kernels: Vec::new(),
+        driver: 0,
+        imports: Vec::new(),
+        params: Vec::new(),
+        scratch_bytes: 0,
+    };
+    for (i, kernel) in program.kernels.iter().enumerate() {
+        let name = format!("k{i}");
+        let function = write_kernel(kernel, &name, isa)?;
+        let at = append(&mut code.blob, &compile(function, &name, isa)?);
+        code.kernels.push(at);
+    }
+    let launches = launches(program, target, &mut code)?;
+    let function = write_driver(program, &launches, constant_offsets, isa);
+    code.driver = append(&mut code.blob, &compile(function, "driver", isa)?);
+    Ok(code)
+}
+
+/// The number of work items of a generated kernel: the positions of its parallel loops, without the innermost one
+/// when there are several.
+pub fn items(kernel: &Kernel) -> usize {
+    match kernel.parallel_extents().as_slice() {
+        [] => 1,
+        [only] => *only,
+        [outer @ .., _] => outer.iter().product(),
+    }
+}
+
+/// The Cranelift IR of a kernel as Cranelift prints it, before optimization.
+pub fn print_clif(kernel: &Kernel, isa: &CpuIsa) -> Result<String, CodegenError> {
+    Ok(write_kernel(kernel, "kernel", isa)?.display().to_string())
+}
+
+fn write_kernel(kernel: &Kernel, name: &str, isa: &CpuIsa) -> Result<Function, CodegenError> {
+    write_function(kernel::signature(isa), isa, |ops| kernel::build(kernel, name, isa, ops))
+}
+
+fn write_driver(
+    program: &Program,
+    launches: &[Launch],
+    constant_offsets: &[usize],
+    isa: &CpuIsa,
+) -> Function {
+    let written = write_function(kernel::pointers(isa, 4), isa, |ops| {
+        driver::build(program, launches, constant_offsets, isa, ops);
+        Ok(())
+    });
+    written.expect("writing a driver cannot fail")
+}
+
+fn write_function(
+    signature: Signature,
+    isa: &CpuIsa,
+    body: impl FnOnce(Ops<'_>) -> Result<(), CodegenError>,
+) -> Result<Function, CodegenError> {
+    let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature);
+    let mut scope = FunctionBuilderContext::new();
+    body(Ops::new(FunctionBuilder::new(&mut function, &mut scope), isa))?;
+    Ok(function)
+}
+
+fn compile(function: Function, name: &str, isa: &CpuIsa) -> Result<Vec<u8>, CodegenError> {
+    let mut context = Context::for_function(function);
+    let compiled = context.compile(isa.target(), &mut ControlPlane::default()).map_err(|e| {
+        CodegenError::Cranelift { function: name.to_string(), message: format!("{:?}", e.inner) }
+    })?;
+    assert!(compiled.buffer.alignment as usize <= FUNCTION_ALIGN, "a function asks for more alignment");
+    match compiled.buffer.relocs().len() {
+        0 => Ok(compiled.code_buffer().to_vec()),
+        count => Err(CodegenError::Relocations { function: name.to_string(), count }),
+    }
+}
+
+fn append(blob: &mut Vec<u8>, code: &[u8]) -> usize {
+    let at = blob.len().next_multiple_of(FUNCTION_ALIGN);
+    blob.resize(at, 0);
+    blob.extend_from_slice(code);
+    at
+}
+
+/// Asks the target about calls, and lists the parallel regions of all steps with their parameters.
+fn launches(
+    program: &Program,
+    target: &dyn Target,
+    code: &mut Code,
+) -> Result<Vec<Launch>, CodegenError> {
+    let mut launches = Vec::new();
+    for (step, work) in program.steps.iter().map(|s| &s.work).enumerate() {
+        match work {
+            Work::Loops(k) => {
+                let kernel = &program.kernels[*k];
+                assert_eq!(kernel.args.len(), program.steps[step].args.len(), "arguments of step {step}");
+                let (items, params) = (items(kernel), code.params.len());
+                code.params.push(step as u64);
+                launches.push(Launch { step, slot: 1 + k, params, items, grain: grain(kernel) });
+            }
+            Work::Call(call) => {
+                let prepared = target.prepare(call)?;
+                code.scratch_bytes = code.scratch_bytes.max(prepared.scratch_bytes);
+                for phase in prepared.phases {
+                    let params = code.params.len();
+                    code.params.extend(&phase.params);
+                    let slot = 1 + program.kernels.len() + import(&mut code.imports, phase.kernel);
+                    launches.push(Launch { step, slot, params, items: phase.items, grain: phase.grain });
+                }
+            }
+        }
+    }
+    launches.retain(|l| l.items > 0);
+    Ok(launches)
+}
+
+fn import(imports: &mut Vec<String>, name: &str) -> usize {
+    imports.iter().position(|n| n == name).unwrap_or_else(|| {
+        imports.push(name.to_string());
+        imports.len() - 1
+    })
+}
+
+/// Items per run: [`OPERATIONS_PER_RUN`], all items when that would leave less than two runs, and whole blocks of
+/// lanes when items are elements.
+fn grain(kernel: &Kernel) -> usize {
+    let items = items(kernel) as u64;
+    let operations = operations(&kernel.body);
+    if operations < 2 * OPERATIONS_PER_RUN || items < 2 {
+        return items.max(1) as usize;
+    }
+    let grain = (items * OPERATIONS_PER_RUN / operations).max(1) as usize;
+    let block = if kernel.parallel_extents().len() == 1 { (LANES * UNROLL) as usize } else { 1 };
+    grain.next_multiple_of(block)
+}
+
+/// An estimate of the work of a list of statements, with additions as the unit.
+fn operations(body: &[Stmt]) -> u64 {
+    body.iter().map(stmt_operations).fold(0, u64::saturating_add)
+}
+
+fn stmt_operations(stmt: &Stmt) -> u64 {
+    match stmt {
+        Stmt::Literal { .. } => 0,
+        Stmt::Unary { op, .. } => match op {
+            Unary::Exp | Unary::Log | Unary::Erf | Unary::Tanh => 16,
+            Unary::Sigmoid | Unary::Sin | Unary::Cos => 20,
+            Unary::Sqrt => 4,
+            Unary::Neg
+            | Unary::Abs
+            | Unary::Floor
+            | Unary::Ceil
+            | Unary::Round
+            | Unary::Not
+            | Unary::IsNan => 1,
+        },
+        Stmt::Binary { op, .. } => match op {
+            Binary::Pow => 40,
+            Binary::Div => 4,
+            Binary::Add
+            | Binary::Sub
+            | Binary::Mul
+            | Binary::Min
+            | Binary::Max
+            | Binary::Eq
+            | Binary::Lt
+            | Binary::Le
+            | Binary::And
+            | Binary::Or => 1,
+        },
+        Stmt::IndexValue { .. }
+        | Stmt::Select { .. }
+        | Stmt::Cast { .. }
+        | Stmt::Load { .. }
+        | Stmt::Store { .. }
+        | Stmt::Require { .. } => 1,
+        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(*extent as u64),
+        Stmt::Reduce { extent, results, body, .. } => {
+            (operations(body) + results.len() as u64).saturating_mul(*extent as u64)
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Kernels run from the emitted block, against plain Rust.

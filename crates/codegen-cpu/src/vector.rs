@@ -1,0 +1,209 @@
+//! Which loops run four lanes at a time.
+//!
+//! A loop runs in lanes along its axis when every statement whose value differs from lane to lane (*varies*) has a
+//! form for four lanes: f32 arithmetic and the truth values made from it, loads and stores of neighbours. What does
+//! not vary stays scalar, whatever its type, and is copied to all lanes where it meets something that varies. Loops
+//! inside may be of any kind, so that a sum over the rows of a matrix runs in lanes along the columns.
+//!
+//! An innermost loop is preferred to the one around it. Absent: strided and gathered lanes, lanes of other types.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use margay_loops::{Axis, Binary, Combine, Index, Kernel, Reg, Stmt, Unary};
+use margay_tensor::DType;
+
+/// Elements of a vector.
+pub(crate) const LANES: i64 = 4;
+/// Vectors that an iteration of the main loop works on.
+pub(crate) const UNROLL: i64 = 4;
+
+/// The registers that vary.
+pub(crate) type Varying = Rc<HashSet<Reg>>;
+
+/// A loop as this module looks at it.
+#[derive(Clone, Copy)]
+pub(crate) struct LoopView<'k> {
+    pub(crate) axis: Axis,
+    /// `None` for a range known at run time only.
+    pub(crate) extent: Option<usize>,
+    pub(crate) parallel: bool,
+    pub(crate) body: &'k [Stmt],
+    pub(crate) results: &'k [(Reg, Combine, Reg)],
+}
+
+impl<'k> LoopView<'k> {
+    /// The loop that a statement is.
+    pub(crate) fn of(stmt: &'k Stmt) -> Option<LoopView<'k>> {
+        match stmt {
+            Stmt::Loop { axis, extent, parallel, body } => Some(LoopView {
+                axis: *axis,
+                extent: Some(*extent),
+                parallel: *parallel,
+                body,
+                results: &[],
+            }),
+            Stmt::Reduce { axis, extent, results, body } => {
+                Some(LoopView { axis: *axis, extent: Some(*extent), parallel: false, body, results })
+            }
+            Stmt::Literal { .. }
+            | Stmt::IndexValue { .. }
+            | Stmt::Unary { .. }
+            | Stmt::Binary { .. }
+            | Stmt::Select { .. }
+            | Stmt::Cast { .. }
+            | Stmt::Load { .. }
+            | Stmt::Store { .. }
+            | Stmt::Require { .. } => None,
+        }
+    }
+}
+
+/// Decides whether a loop runs in lanes along its axis; if so, gives what varies.
+pub(crate) fn lanes(kernel: &Kernel, view: LoopView<'_>) -> Option<Varying> {
+    let varying = possible(kernel, view)?;
+    let mut inner = view.body.iter().filter_map(LoopView::of).peekable();
+    if inner.peek().is_some() && inner.all(|l| innermost_in_lanes(kernel, l)) {
+        return None;
+    }
+    Some(Rc::new(varying))
+}
+
+fn innermost_in_lanes(kernel: &Kernel, view: LoopView<'_>) -> bool {
+    let mut inner = view.body.iter().filter_map(LoopView::of).peekable();
+    if inner.peek().is_none() {
+        return possible(kernel, view).is_some();
+    }
+    inner.all(|l| innermost_in_lanes(kernel, l))
+}
+
+fn possible(kernel: &Kernel, view: LoopView<'_>) -> Option<HashSet<Reg>> {
+    if view.extent.is_some_and(|n| (n as i64) < LANES) {
+        return None;
+    }
+    let mut walk = Walk { kernel, axis: view.axis, varying: HashSet::new(), accesses: Vec::new() };
+    let fits = walk.block(view.body)
+        && view.results.iter().all(|(_, _, value)| walk.is_f32(*value))
+        && (view.parallel || walk.stores_are_separate());
+    fits.then_some(walk.varying)
+}
+
+struct Walk<'k> {
+    kernel: &'k Kernel,
+    axis: Axis,
+    varying: HashSet<Reg>,
+    accesses: Vec<(usize, &'k Index, bool)>,
+}
+
+impl<'k> Walk<'k> {
+    fn dtype(&self, r: Reg) -> DType {
+        self.kernel.regs[r.0 as usize]
+    }
+
+    fn is_f32(&self, r: Reg) -> bool {
+        self.dtype(r) == DType::F32
+    }
+
+    fn has_lanes(dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::Bool)
+    }
+
+    fn varies(&self, r: Reg) -> bool {
+        self.varying.contains(&r)
+    }
+
+    fn block(&mut self, body: &'k [Stmt]) -> bool {
+        body.iter().all(|stmt| self.stmt(stmt))
+    }
+
+    /// Notes what varies; false when a statement has no form for lanes.
+    fn stmt(&mut self, stmt: &'k Stmt) -> bool {
+        match stmt {
+            Stmt::Literal { .. } => true,
+            Stmt::IndexValue { index, .. } => self.is_uniform(index),
+            Stmt::Unary { to, op, x } => {
+                let lanes =
+                    if *op == Unary::Not { self.dtype(*x) == DType::Bool } else { self.is_f32(*x) };
+                self.result(*to, &[*x], lanes)
+            }
+            Stmt::Binary { to, op, x, y } => {
+                let lanes = match op {
+                    Binary::And | Binary::Or => true,
+                    Binary::Add
+                    | Binary::Sub
+                    | Binary::Mul
+                    | Binary::Div
+                    | Binary::Min
+                    | Binary::Max
+                    | Binary::Pow
+                    | Binary::Eq
+                    | Binary::Lt
+                    | Binary::Le => self.is_f32(*x),
+                };
+                self.result(*to, &[*x, *y], lanes)
+            }
+            Stmt::Select { to, test, x, y } => {
+                self.result(*to, &[*test, *x, *y], Self::has_lanes(self.dtype(*to)))
+            }
+            Stmt::Cast { to, x } => {
+                let lanes = Self::has_lanes(self.dtype(*x)) && Self::has_lanes(self.dtype(*to));
+                self.result(*to, &[*x], lanes)
+            }
+            Stmt::Load { to, arg, index, guard } => self.load(*to, *arg, index, guard.map(|g| g.0)),
+            Stmt::Store { arg, index, value } => {
+                self.accesses.push((*arg, index, true));
+                self.is_next(*arg, index) && Self::has_lanes(self.dtype(*value))
+            }
+            Stmt::Require { test } => !self.varies(*test),
+            Stmt::Loop { body, .. } => self.block(body),
+            Stmt::Reduce { results, body, .. } => {
+                self.block(body)
+                    && results.iter().all(|(to, _, value)| self.result(*to, &[*value], self.is_f32(*value)))
+            }
+        }
+    }
+
+    fn result(&mut self, to: Reg, operands: &[Reg], has_form_for_lanes: bool) -> bool {
+        if operands.iter().any(|r| self.varies(*r)) {
+            self.varying.insert(to);
+            return has_form_for_lanes;
+        }
+        true
+    }
+
+    fn load(&mut self, to: Reg, arg: usize, index: &'k Index, guard: Option<Reg>) -> bool {
+        self.accesses.push((arg, index, false));
+        if guard.is_some_and(|test| self.varies(test)) {
+            return false;
+        }
+        if self.is_uniform(index) {
+            return true;
+        }
+        self.varying.insert(to);
+        self.is_next(arg, index)
+    }
+
+    fn registers_are_uniform(&self, index: &Index) -> bool {
+        index.regs.iter().all(|(r, _)| !self.varies(*r))
+    }
+
+    fn is_uniform(&self, index: &Index) -> bool {
+        index.coefficient(self.axis) == 0 && self.registers_are_uniform(index)
+    }
+
+    /// Whether neighbouring lanes are neighbours in memory, of a type with lanes.
+    fn is_next(&self, arg: usize, index: &Index) -> bool {
+        index.coefficient(self.axis) == 1
+            && self.registers_are_uniform(index)
+            && Self::has_lanes(self.kernel.args[arg].dtype)
+    }
+
+    /// Whether no position touches an element that another position writes. Positions of a parallel loop do not;
+    /// those of a serial one must reach a written argument by one index only.
+    fn stores_are_separate(&self) -> bool {
+        let stores = self.accesses.iter().filter(|a| a.2);
+        stores.into_iter().all(|(arg, index, _)| {
+            self.accesses.iter().filter(|a| a.0 == *arg).all(|(_, other, _)| other == index)
+        })
+    }
+}

@@ -1,0 +1,308 @@
+//! Convolution over one or two spatial axes: `Y[n, o, y] = Σ X[n, c, y stride + i dilation - before] K[o, c', i]`
+//! with zeros outside X, where `c` runs over the channels of the group of `o` and `c'` is its place in the group.
+//!
+//! Operands are X `[N, C, spatial…]` and K `[O, C / groups, kernel…]`; the result is `[N, O, spatial…]`. A bias is
+//! an addition afterwards.
+
+use margay_loops::{Epilogue, KernelCall};
+use margay_tensor::{DType, Dim, Tensor};
+
+use crate::ops::attributes::attributes;
+use crate::ops::elementwise::Numbers;
+use crate::ops::shape::indices;
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::{TensorType, TypeError, Types, types};
+
+/// Convolution; the lists have one value per spatial axis. Defaults are those of two spatial axes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Conv {
+    /// Steps between outputs.
+    pub strides: Vec<usize>,
+    /// Zeros in front of each spatial axis.
+    pub pads_before: Vec<usize>,
+    /// Zeros behind each spatial axis.
+    pub pads_after: Vec<usize>,
+    /// Steps between taps.
+    pub dilations: Vec<usize>,
+    /// Divides the channels of X and of the result.
+    pub groups: usize,
+}
+
+attributes!(Conv {
+    strides = vec![1, 1],
+    pads_before = vec![0, 0],
+    pads_after = vec![0, 0],
+    dilations = vec![1, 1],
+    groups = 1,
+});
+
+impl Conv {
+    /// A 1x1 convolution over two spatial axes.
+    pub fn pointwise() -> Conv {
+        Conv {
+            strides: vec![1, 1],
+            pads_before: vec![0, 0],
+            pads_after: vec![0, 0],
+            dilations: vec![1, 1],
+            groups: 1,
+        }
+    }
+}
+
+impl OpDef for Conv {
+    const NAME: &'static str = "conv";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [x, k] = types::inputs(inputs, "2")?;
+        types::expect_float(0, x)?;
+        types::expect_dtype(1, k, x.dtype)?;
+        let windows = self.windows()?;
+        for (input, t) in [x, k].into_iter().enumerate() {
+            if t.ndim() != windows.len() + 2 {
+                let expected = (windows.len() + 2).to_string();
+                return Err(TypeError::Ndim { input, expected, found: t.ndim() });
+            }
+        }
+        let groups = Dim::from(self.groups);
+        types::same_extent("channels of input 0 and of all groups", &x.shape[1], &(&k.shape[1] * &groups))?;
+        let per_group = k.shape[0].floor_div(&groups);
+        let Some(per_group) = per_group.filter(|d| &(d * &groups) == &k.shape[0]) else {
+            let (groups, found) = (self.groups, &k.shape[0]);
+            let message = format!("{groups} groups do not divide `{found}` channels of the result");
+            return Err(TypeError::attribute(message));
+        };
+        let mut shape = vec![x.shape[0].clone(), &per_group * &groups];
+        for (axis, w) in windows.iter().enumerate() {
+            shape.push(w.outputs(axis, &x.shape[axis + 2], &k.shape[axis + 2])?);
+        }
+        types::one(x.dtype, shape)
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, k) = (inputs[0], inputs[1]);
+        let types = self.infer(&[&TensorType::of(x), &TensorType::of(k)])?;
+        let shape = types[0].extents().unwrap_or_default();
+        let windows = self.planar_windows()?;
+        let (size, taps) = (planar(&x.shape()[2..]), planar(&k.shape()[2..]));
+        let (channels, per_group) = (x.shape()[1], k.shape()[1]);
+        let (xs, ks) = (Numbers::of(x)?.floats(), Numbers::of(k)?.floats());
+        let [height, width] = planar(&shape[2..]);
+        let mut out = Vec::with_capacity(shape.iter().product());
+        for at in indices(&[shape[0], shape[1], height, width]) {
+            let first = at[1] / (shape[1] / self.groups) * per_group;
+            let mut sum = 0.0;
+            for tap in indices(&[per_group, taps[0], taps[1]]) {
+                let row = windows[0].position(at[2], tap[1], size[0]);
+                let col = windows[1].position(at[3], tap[2], size[1]);
+                if let (Some(row), Some(col)) = (row, col) {
+                    let x = xs[((at[0] * channels + first + tap[0]) * size[0] + row) * size[1] + col];
+                    sum += x * ks[((at[1] * per_group + tap[0]) * taps[0] + tap[1]) * taps[1] + tap[2]];
+                }
+            }
+            out.push(sum);
+        }
+        Ok(vec![Numbers::Float(out).into_tensor(x.dtype(), &shape)?])
+    }
+
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+        let (x, k, y) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+        if x.dtype != DType::F32 {
+            return Err(NotLowered(format!("a convolution of {}", x.dtype)));
+        }
+        if !k.constant || !k.is_contiguous() {
+            return Err(NotLowered("a convolution whose kernel is not a row-major constant".into()));
+        }
+        if !x.is_contiguous() {
+            return Err(NotLowered("a convolution of an operand that is not row-major".into()));
+        }
+        let [h, w] = self.planar_windows().map_err(|e| NotLowered(e.to_string()))?;
+        Ok(Lowered::Call(KernelCall::Conv(margay_loops::Conv {
+            batch: x.shape[0],
+            in_channels: x.shape[1],
+            out_channels: k.shape[0],
+            groups: self.groups,
+            in_size: planar(&x.shape[2..]),
+            out_size: planar(&y.shape[2..]),
+            kernel: planar(&k.shape[2..]),
+            strides: [h.stride, w.stride],
+            pads: [h.before, w.before],
+            dilations: [h.dilation, w.dilation],
+            epilogue: Epilogue::default(),
+        })))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let taps: usize = io.inputs[1].shape[1..].iter().product();
+        Cost { flops: 2 * taps as u64 * io.output_elements(), bytes: io.bytes() }
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let plain = Conv {
+            strides: vec![1, 1],
+            pads_before: vec![0, 0],
+            pads_after: vec![0, 0],
+            dilations: vec![1, 1],
+            groups: 1,
+        };
+        let same = Conv { pads_before: vec![1, 1], pads_after: vec![1, 1], ..plain.clone() };
+        vec![
+            (plain.clone(), Case::f32(&[&[1, 3, 5, 7], &[4, 3, 3, 3]])),
+            (same.clone(), Case::f32(&[&[2, 2, 5, 4], &[3, 2, 3, 3]])),
+            (Conv { strides: vec![2, 2], ..same.clone() }, Case::f32(&[&[1, 2, 7, 6], &[3, 2, 3, 3]])),
+            (Conv { groups: 2, ..same.clone() }, Case::f32(&[&[1, 4, 5, 5], &[6, 2, 3, 3]])),
+            (Conv { groups: 3, ..same.clone() }, Case::f32(&[&[1, 3, 6, 5], &[3, 1, 3, 3]])),
+            (Conv { dilations: vec![2, 1], ..same }, Case::f32(&[&[1, 2, 7, 5], &[2, 2, 3, 2]])),
+            (Conv { pads_before: vec![0, 2], ..plain.clone() }, Case::f32(&[&[1, 1, 4, 3], &[2, 1, 2, 4]])),
+            (plain, Case::f32(&[&[2, 5, 3, 3], &[4, 5, 1, 1]])),
+            (
+                Conv {
+                    strides: vec![2],
+                    pads_before: vec![2],
+                    pads_after: vec![1],
+                    dilations: vec![2],
+                    groups: 1,
+                },
+                Case::f32(&[&[2, 3, 11], &[4, 3, 3]]),
+            ),
+        ]
+    }
+}
+
+impl Conv {
+    fn windows(&self) -> Result<Vec<Window>, TypeError> {
+        Window::all(self.strides.len(), &self.strides, &self.dilations, &self.pads_before, &self.pads_after)
+    }
+
+    /// The windows of two spatial axes: one axis is the second of two, the first has extent 1.
+    fn planar_windows(&self) -> Result<[Window; 2], TypeError> {
+        let still = Window { stride: 1, dilation: 1, before: 0, after: 0 };
+        Ok(match self.windows()?.as_slice() {
+            [h, w] => [*h, *w],
+            [w] => [still, *w],
+            _ => [still, still],
+        })
+    }
+}
+
+/// Extents of one or two spatial axes as those of two.
+fn planar(extents: &[usize]) -> [usize; 2] {
+    match extents {
+        [h, w] => [*h, *w],
+        [w] => [1, *w],
+        _ => [1, 1],
+    }
+}
+
+/// How a window moves along one spatial axis.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    pub(super) stride: usize,
+    pub(super) dilation: usize,
+    pub(super) before: usize,
+    pub(super) after: usize,
+}
+
+impl Window {
+    /// The windows of `spatial` axes; checks the attributes they come from.
+    pub(super) fn all(
+        spatial: usize,
+        strides: &[usize],
+        dilations: &[usize],
+        before: &[usize],
+        after: &[usize],
+    ) -> Result<Vec<Window>, TypeError> {
+        if !(1..=2).contains(&spatial) {
+            let message = format!("{spatial} spatial axes, expected 1 or 2");
+            return Err(TypeError::attribute(message));
+        }
+        for (name, list) in
+            [("strides", strides), ("dilations", dilations), ("pads_before", before), ("pads_after", after)]
+        {
+            if list.len() != spatial {
+                let message = format!("{name} has {} values for {spatial} spatial axes", list.len());
+                return Err(TypeError::attribute(message));
+            }
+        }
+        for (name, list) in [("strides", strides), ("dilations", dilations)] {
+            if list.contains(&0) {
+                return Err(TypeError::attribute(format!("{name} contains 0")));
+            }
+        }
+        let window = |i: usize| Window {
+            stride: strides[i],
+            dilation: dilations[i],
+            before: before[i],
+            after: after[i],
+        };
+        Ok((0..spatial).map(window).collect())
+    }
+
+    /// The number of windows: `floordiv(extent + before + after - dilation (kernel - 1) - 1, stride) + 1`.
+    pub(super) fn outputs(&self, axis: usize, extent: &Dim, kernel: &Dim) -> Result<Dim, TypeError> {
+        let one = Dim::from(1usize);
+        let padded = &(extent + &Dim::from(self.before)) + &Dim::from(self.after);
+        let span = &(&Dim::from(self.dilation) * &(kernel - &one)) + &one;
+        let room = &padded - &span;
+        let negative = |d: &Dim| d.as_const().is_some_and(|v| v < 0);
+        match room.floor_div(&Dim::from(self.stride)) {
+            Some(steps) if !negative(&room) && !negative(&(kernel - &one)) => Ok(&steps + &one),
+            _ => Err(TypeError::attribute(format!(
+                "spatial axis {axis}: a window of `{span}` does not fit a padded extent of `{padded}`"
+            ))),
+        }
+    }
+
+    /// The element under tap `tap` of window `i`, if it is not in the padding.
+    pub(super) fn position(&self, i: usize, tap: usize, extent: usize) -> Option<usize> {
+        (i * self.stride + tap * self.dilation).checked_sub(self.before).filter(|&p| p < extent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Port;
+
+    fn ty(text: &[&str]) -> TensorType {
+        TensorType::new(DType::F32, text.iter().map(|t| Dim::parse(t).unwrap()).collect())
+    }
+
+    fn one_axis(stride: usize, pad: usize) -> Conv {
+        Conv {
+            strides: vec![stride],
+            pads_before: vec![pad],
+            pads_after: vec![pad],
+            dilations: vec![1],
+            groups: 1,
+        }
+    }
+
+    #[test]
+    fn extents_stay_symbolic() {
+        let (x, k) = (ty(&["B", "3", "T"]), ty(&["8", "3", "3"]));
+        assert_eq!(one_axis(1, 1).infer(&[&x, &k]).unwrap()[0], ty(&["B", "8", "T"]));
+        let halved = ty(&["B", "8", "floordiv(T - 1, 2) + 1"]);
+        assert_eq!(one_axis(2, 1).infer(&[&x, &k]).unwrap()[0], halved);
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let (x, k) = (ty(&["1", "4", "2"]), ty(&["6", "4", "3"]));
+        let error = |conv: Conv, x: &TensorType| conv.infer(&[x, &k]).unwrap_err().to_string();
+        assert_eq!(
+            error(one_axis(1, 0), &x),
+            "spatial axis 0: a window of `3` does not fit a padded extent of `2`"
+        );
+        assert_eq!(
+            error(Conv { groups: 4, ..one_axis(1, 1) }, &ty(&["1", "16", "2"])),
+            "4 groups do not divide `6` channels of the result"
+        );
+        assert_eq!(error(one_axis(0, 1), &x), "strides contains 0");
+        let ports = [[1, 4, 2], [6, 4, 3]].map(|s| Port::contiguous(DType::F32, &s));
+        let io = Io { inputs: ports.to_vec(), outputs: vec![Port::contiguous(DType::F32, &[1, 6, 2])] };
+        assert_eq!(
+            one_axis(1, 1).lower(&io).err().map(|e| e.0).unwrap_or_default(),
+            "a convolution whose kernel is not a row-major constant"
+        );
+    }
+}

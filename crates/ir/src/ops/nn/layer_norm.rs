@@ -1,0 +1,169 @@
+//! Layer normalisation (Ba, Kiros and Hinton, arXiv 1607.06450): `(x - μ) / √(σ² + ε) · scale + bias`, where the
+//! mean μ and the variance σ² are taken over the axes from `axis` on.
+//!
+//! Operands are x, and scale and bias of the shape of the normalised axes.
+
+use margay_loops::{Combine, Index, Nest, Reg, Unary};
+use margay_tensor::Tensor;
+
+use crate::ops::attributes::attributes;
+use crate::ops::elementwise::Numbers;
+use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::{TensorType, TypeError, Types, types};
+
+/// Normalises over the last axes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct LayerNorm {
+    /// The first of the normalised axes.
+    pub axis: usize,
+    /// Added to the variance.
+    pub epsilon: Bits,
+}
+
+attributes!(LayerNorm { axis, epsilon = Bits::new(1e-5) });
+
+impl OpDef for LayerNorm {
+    const NAME: &'static str = "layer_norm";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [x, scale, bias] = types::inputs(inputs, "3")?;
+        types::expect_float(0, x)?;
+        types::check_axis(self.axis, x.ndim())?;
+        let inner = &x.shape[self.axis..];
+        for (input, t) in [(1, scale), (2, bias)] {
+            types::expect_dtype(input, t, x.dtype)?;
+            if t.ndim() != inner.len() {
+                return Err(TypeError::Ndim { input, expected: inner.len().to_string(), found: t.ndim() });
+            }
+            for (axis, (left, right)) in inner.iter().zip(&t.shape).enumerate() {
+                types::same_extent(&format!("normalised axis {axis} of inputs 0 and {input}"), left, right)?;
+            }
+        }
+        types::one(x.dtype, x.shape.clone())
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let shape = inputs[0].shape();
+        let mut v = Numbers::of(inputs[0])?.floats();
+        let (scale, bias) = (Numbers::of(inputs[1])?.floats(), Numbers::of(inputs[2])?.floats());
+        let count = scale.len();
+        for row in v.chunks_mut(count.max(1)) {
+            let mean = row.iter().sum::<f64>() / count as f64;
+            let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count as f64;
+            let deviation = (variance + self.epsilon.get()).sqrt();
+            let parameters = scale.iter().zip(&bias);
+            row.iter_mut().zip(parameters).for_each(|(x, (s, b))| *x = (*x - mean) / deviation * s + b);
+        }
+        Ok(vec![Numbers::Float(v).into_tensor(inputs[0].dtype(), shape)?])
+    }
+
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+        let (axis, epsilon) = (self.axis, self.epsilon.get());
+        let shape = io.outputs[0].shape.clone();
+        Ok(Lowered::nest(move |n| {
+            let (outer, inner) = shape.split_at(axis);
+            let count = inner.iter().product::<usize>() as f64;
+            if count == 0.0 {
+                return;
+            }
+            n.for_each(outer, |n, i| {
+                // The operand goes through the output, so that code fused into its loads runs once.
+                serial_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                    let x = n.load(0, at);
+                    n.store_raw(0, at, x);
+                });
+                let sum = sum_each(n, inner, &mut i.to_vec(), &mut |n, at| n.reload(0, at));
+                let share = n.number(sum, 1.0 / count);
+                let mean = n.mul(sum, share);
+                let squares = sum_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                    let x = n.reload(0, at);
+                    let centred = n.sub(x, mean);
+                    n.mul(centred, centred)
+                });
+                let variance = n.mul(squares, share);
+                let epsilon = n.number(variance, epsilon);
+                let widened = n.add(variance, epsilon);
+                let deviation = n.unary(Unary::Sqrt, widened);
+                let one = n.number(deviation, 1.0);
+                let factor = n.div(one, deviation);
+                serial_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                    let x = n.reload(0, at);
+                    let (scale, bias) = (n.load(1, &at[axis..]), n.load(2, &at[axis..]));
+                    let centred = n.sub(x, mean);
+                    let unit = n.mul(centred, factor);
+                    let scaled = n.mul(unit, scale);
+                    let y = n.add(scaled, bias);
+                    n.store(0, at, y);
+                });
+            });
+        }))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost::per_element(io, 8)
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let norm = |axis| LayerNorm { axis, epsilon: Bits::new(1e-5) };
+        vec![
+            (norm(1), Case::f32(&[&[3, 17], &[17], &[17]])),
+            (norm(2), Case::f32(&[&[2, 3, 32], &[32], &[32]])),
+            (norm(1), Case::f32(&[&[2, 3, 5], &[3, 5], &[3, 5]])),
+            (norm(0), Case::f32(&[&[7], &[7], &[7]])),
+        ]
+    }
+}
+
+/// Runs `body` for every element of `shape`, in order, with the positions appended to `index`.
+fn serial_each(
+    n: &mut Nest,
+    shape: &[usize],
+    index: &mut Vec<Index>,
+    body: &mut dyn FnMut(&mut Nest, &[Index]),
+) {
+    match shape.split_first() {
+        None => body(n, index),
+        Some((&extent, rest)) => n.serial(extent, |n, i| {
+            index.push(i);
+            serial_each(n, rest, index, body);
+            index.pop();
+        }),
+    }
+}
+
+/// The sum of what `body` returns for every element of `shape`, with the positions appended to `index`.
+fn sum_each(
+    n: &mut Nest,
+    shape: &[usize],
+    index: &mut Vec<Index>,
+    body: &mut dyn FnMut(&mut Nest, &[Index]) -> Reg,
+) -> Reg {
+    match shape.split_first() {
+        None => body(n, index),
+        Some((&extent, rest)) => n.reduce(extent, &[Combine::Sum], |n, i| {
+            index.push(i);
+            let sum = sum_each(n, rest, index, body);
+            index.pop();
+            vec![sum]
+        })[0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_tensor::DType;
+
+    #[test]
+    fn scale_and_bias_have_the_normalised_shape() {
+        let [x, wrong] = [[2usize, 5], [5, 5]].map(|s| TensorType::known(DType::F32, &s));
+        let norm = LayerNorm { axis: 1, epsilon: Bits::new(1e-5) };
+        let [scale, bias] = [5, 4].map(|d| TensorType::known(DType::F32, &[d]));
+        let error = |inputs: &[&TensorType]| norm.infer(inputs).unwrap_err().to_string();
+        assert_eq!(
+            error(&[&x, &scale, &bias]),
+            "normalised axis 0 of inputs 0 and 2: extents `5` and `4` differ or are not known to be equal"
+        );
+        assert_eq!(error(&[&x, &wrong, &bias]), "input 1 has 2 axes, expected 1");
+    }
+}

@@ -1,0 +1,224 @@
+//! The matrix product over the last two axes, `C[i, j] = Σₖ A[i, k] B[k, j]`; the axes before them broadcast.
+//!
+//! Vectors are not accepted: reshape them to matrices first.
+
+use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout};
+use margay_tensor::{DType, Tensor};
+
+use crate::ops::attributes::attributes;
+use crate::ops::elementwise::{Numbers, broadcast_positions};
+use crate::ops::lowering::strides_of;
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port};
+use crate::{TensorType, TypeError, Types, types};
+
+/// The (batched) product of A `[…, m, k]` and B `[…, k, n]`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct MatMul;
+
+attributes!(MatMul {});
+
+/// Batch axes a kernel call can have.
+const MAX_BATCH_AXES: usize = 4;
+
+impl OpDef for MatMul {
+    const NAME: &'static str = "matmul";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [a, b] = types::inputs(inputs, "2")?;
+        types::expect_float(0, a)?;
+        types::expect_dtype(1, b, a.dtype)?;
+        for (input, x) in [a, b].into_iter().enumerate() {
+            if x.ndim() < 2 {
+                return Err(TypeError::Ndim { input, expected: "at least 2".into(), found: x.ndim() });
+            }
+        }
+        let (a_batch, a_matrix) = a.shape.split_at(a.ndim() - 2);
+        let (b_batch, b_matrix) = b.shape.split_at(b.ndim() - 2);
+        types::same_extent("columns of input 0 and rows of input 1", &a_matrix[1], &b_matrix[0])?;
+        let mut shape = types::broadcast_shapes(a_batch, b_batch)?;
+        shape.extend([a_matrix[0].clone(), b_matrix[1].clone()]);
+        types::one(a.dtype, shape)
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let [a, b] = [inputs[0], inputs[1]];
+        let shape = self.infer(&[&TensorType::of(a), &TensorType::of(b)])?[0].extents().unwrap_or_default();
+        let (batch, matrix) = shape.split_at(shape.len() - 2);
+        let (m, n, k) = (matrix[0], matrix[1], b.shape()[b.shape().len() - 2]);
+        let blocks = |x: &Tensor| broadcast_positions(batch, &x.shape()[..x.shape().len() - 2]);
+        let (a_blocks, b_blocks) = (blocks(a), blocks(b));
+        let (a, b) = (Numbers::of(a)?.floats(), Numbers::of(b)?.floats());
+        let mut out = vec![0.0; shape.iter().product()];
+        for (block, (a_block, b_block)) in a_blocks.into_iter().zip(b_blocks).enumerate() {
+            for (i, l) in (0..m).flat_map(|i| (0..k).map(move |l| (i, l))) {
+                let factor = a[(a_block * m + i) * k + l];
+                let row = &b[(b_block * k + l) * n..][..n];
+                let sums = &mut out[(block * m + i) * n..][..n];
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += factor * x);
+            }
+        }
+        Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+    }
+
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+        let (a, b, shape) = (&io.inputs[0], &io.inputs[1], &io.outputs[0].shape);
+        if a.dtype != DType::F32 {
+            return Err(NotLowered(format!("a matrix product of {}", a.dtype)));
+        }
+        let c = strides_of(shape);
+        let rows = shape.len() - 2;
+        let mut call = margay_loops::MatMul {
+            m: shape[rows],
+            n: shape[rows + 1],
+            k: a.shape[a.shape.len() - 1],
+            batch: Vec::new(),
+            a: layout(a)?,
+            b: layout(b)?,
+            c_row_stride: c[rows] as usize,
+            b_packed: b.constant && is_one_matrix(b) && b.is_contiguous(),
+            epilogue: Epilogue::default(),
+        };
+        for axis in (0..rows).filter(|&axis| shape[axis] != 1) {
+            let from_end = shape.len() - axis;
+            push_batch_axis(
+                &mut call.batch,
+                BatchAxis {
+                    extent: shape[axis],
+                    a: stride(a, from_end)?,
+                    b: stride(b, from_end)?,
+                    c: c[axis] as usize,
+                },
+            );
+        }
+        join_rows(&mut call);
+        if call.batch.len() > MAX_BATCH_AXES {
+            let found = call.batch.len();
+            return Err(NotLowered(format!(
+                "a matrix product over {found} batch axes, more than {MAX_BATCH_AXES}"
+            )));
+        }
+        Ok(Lowered::Call(KernelCall::MatMul(call)))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let k = io.inputs[0].shape.last().map_or(0, |&k| k as u64);
+        Cost { flops: 2 * k * io.output_elements(), bytes: io.bytes() }
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let shapes: [[&[usize]; 2]; 7] = [
+            [&[3, 5], &[5, 7]],
+            [&[1, 33], &[33, 17]],
+            [&[2, 3, 4], &[4, 6]],
+            [&[2, 3, 4, 5], &[2, 3, 5, 2]],
+            [&[2, 1, 3, 4], &[5, 4, 3]],
+            [&[3, 4], &[2, 4, 5]],
+            [&[17, 65], &[65, 35]],
+        ];
+        shapes.map(|s| (MatMul, Case::f32(&s))).to_vec()
+    }
+}
+
+/// The stride of the axis that lies `from_end` from the end; 0 where the operand is shared.
+fn stride(port: &Port, from_end: usize) -> Result<usize, NotLowered> {
+    match port.shape.len().checked_sub(from_end) {
+        Some(axis) if from_end <= 2 || port.shape[axis] != 1 => usize::try_from(port.strides[axis])
+            .map_err(|_| NotLowered("a matrix product of a reversed operand".into())),
+        _ => Ok(0),
+    }
+}
+
+fn layout(port: &Port) -> Result<MatLayout, NotLowered> {
+    Ok(MatLayout { row_stride: stride(port, 2)?, col_stride: stride(port, 1)? })
+}
+
+fn is_one_matrix(port: &Port) -> bool {
+    port.shape[..port.shape.len() - 2].iter().all(|&d| d == 1)
+}
+
+/// Appends a batch axis, joined with the one before where every operand moves through both as through one.
+fn push_batch_axis(batch: &mut Vec<BatchAxis>, axis: BatchAxis) {
+    match batch.last_mut() {
+        Some(outer)
+            if [(outer.a, axis.a), (outer.b, axis.b), (outer.c, axis.c)]
+                .iter()
+                .all(|&(outer, inner)| outer == axis.extent * inner) =>
+        {
+            *outer = BatchAxis { extent: outer.extent * axis.extent, ..axis };
+        }
+        _ => batch.push(axis),
+    }
+}
+
+/// Turns innermost batch axes that share B into further rows of A where these are evenly spaced.
+fn join_rows(call: &mut margay_loops::MatMul) {
+    while let Some(&BatchAxis { extent, a, b: 0, c }) = call.batch.last() {
+        if call.m == 1 {
+            (call.a.row_stride, call.c_row_stride) = (a, c);
+        } else if a != call.m * call.a.row_stride || c != call.m * call.c_row_stride {
+            return;
+        }
+        call.m *= extent;
+        call.batch.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(a: Port, b: Port) -> Result<margay_loops::MatMul, NotLowered> {
+        let types = [&a, &b].map(|p| TensorType::known(p.dtype, &p.shape));
+        let out = MatMul.infer(&[&types[0], &types[1]]).unwrap()[0].extents().unwrap();
+        let io = Io { outputs: vec![Port::contiguous(DType::F32, &out)], inputs: vec![a, b] };
+        match MatMul.lower(&io)? {
+            Lowered::Call(KernelCall::MatMul(call)) => Ok(call),
+            _ => unreachable!("a product lowers to a call"),
+        }
+    }
+
+    fn port(shape: &[usize]) -> Port {
+        Port::contiguous(DType::F32, shape)
+    }
+
+    #[test]
+    fn rows_of_all_batches_meet_a_constant_at_once() {
+        let weights = Port { constant: true, ..port(&[1, 384, 512]) };
+        let call = call(port(&[2, 7, 384]), weights).unwrap();
+        assert_eq!(KernelCall::MatMul(call.clone()).to_string(), "matmul [14x384x512] packed");
+        assert_eq!((call.a, call.c_row_stride), (MatLayout { row_stride: 384, col_stride: 1 }, 512));
+    }
+
+    #[test]
+    fn heads_are_read_where_they_lie() {
+        // [B, S, H, D] seen as [B, H, S, D], and its transpose.
+        let q = Port { strides: vec![7 * 12 * 32, 32, 12 * 32, 1], ..port(&[2, 12, 7, 32]) };
+        let k = Port { strides: vec![7 * 12 * 32, 32, 1, 12 * 32], ..port(&[2, 12, 32, 7]) };
+        let call = call(q, k).unwrap();
+        assert_eq!(call.b, MatLayout { row_stride: 1, col_stride: 384 });
+        let batch = |extent, a, b, c| BatchAxis { extent, a, b, c };
+        assert_eq!(call.batch, [batch(2, 2688, 2688, 588), batch(12, 32, 32, 49)]);
+    }
+
+    #[test]
+    fn contiguous_batch_axes_become_one() {
+        let call = call(port(&[2, 3, 4, 5]), port(&[2, 3, 5, 6])).unwrap();
+        assert_eq!(call.batch, [BatchAxis { extent: 6, a: 20, b: 30, c: 24 }]);
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let reversed = Port { strides: vec![-5, 1], ..port(&[3, 5]) };
+        let error = call(reversed, port(&[5, 2])).unwrap_err();
+        assert_eq!(error.to_string(), "a matrix product of a reversed operand");
+        let vector = TensorType::known(DType::F32, &[5]);
+        let matrix = TensorType::known(DType::F32, &[5, 2]);
+        let error = MatMul.infer(&[&vector, &matrix]).unwrap_err();
+        assert_eq!(error.to_string(), "input 0 has 1 axes, expected at least 2");
+        let error = MatMul.infer(&[&matrix, &matrix]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "columns of input 0 and rows of input 1: extents `2` and `5` differ or are not known to be equal"
+        );
+    }
+}

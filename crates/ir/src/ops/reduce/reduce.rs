@@ -1,0 +1,252 @@
+//! Joins the elements along axes: sum, mean, maximum, minimum or product. Without axes nothing is joined.
+
+use margay_loops::{Combine, Index, Literal, Nest, Reg};
+use margay_tensor::{Binding, DType, Dim, Tensor};
+
+use crate::ops::attributes::{Attribute, attributes};
+use crate::ops::elementwise::{Domain, Numbers, broadcast_positions};
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::{TensorType, TypeError, Types, types};
+
+/// How elements are joined.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ReduceKind {
+    /// Σ x; 0 over no elements. Integers wrap.
+    Sum,
+    /// Σ x / n, of floats.
+    Mean,
+    /// The largest; NaN if any is.
+    Max,
+    /// The smallest; NaN if any is.
+    Min,
+    /// Π x; 1 over no elements. Integers wrap.
+    Prod,
+}
+
+impl ReduceKind {
+    const ALL: [ReduceKind; 5] =
+        [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max, ReduceKind::Min, ReduceKind::Prod];
+
+    fn name(self) -> &'static str {
+        match self {
+            ReduceKind::Sum => "sum",
+            ReduceKind::Mean => "mean",
+            ReduceKind::Max => "max",
+            ReduceKind::Min => "min",
+            ReduceKind::Prod => "prod",
+        }
+    }
+
+    fn combine(self) -> Combine {
+        match self {
+            ReduceKind::Sum | ReduceKind::Mean => Combine::Sum,
+            ReduceKind::Max => Combine::Max,
+            ReduceKind::Min => Combine::Min,
+            ReduceKind::Prod => Combine::Product,
+        }
+    }
+
+    /// What changes nothing when joined. Types are refused where there is no such number.
+    fn neutral(self) -> f64 {
+        match self {
+            ReduceKind::Sum | ReduceKind::Mean => 0.0,
+            ReduceKind::Max => f64::NEG_INFINITY,
+            ReduceKind::Min => f64::INFINITY,
+            ReduceKind::Prod => 1.0,
+        }
+    }
+}
+
+impl Attribute for ReduceKind {
+    fn write(&self) -> String {
+        self.name().into()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        let found = ReduceKind::ALL.into_iter().find(|k| k.name() == text);
+        found.ok_or_else(|| format!("`{text}` is not a kind of reduction"))
+    }
+    fn bind(&self, _: &Binding) -> Self {
+        *self
+    }
+}
+
+/// Joins the elements along axes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Reduce {
+    /// How elements are joined.
+    pub kind: ReduceKind,
+    /// The axes that disappear, ascending.
+    pub axes: Vec<usize>,
+    /// Whether the axes stay, with extent 1.
+    pub keepdims: bool,
+}
+
+attributes!(Reduce { kind, axes, keepdims = false });
+
+impl OpDef for Reduce {
+    const NAME: &'static str = "reduce";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [x] = types::inputs(inputs, "1")?;
+        match self.kind {
+            ReduceKind::Mean => types::expect_float(0, x)?,
+            _ => Domain::Number.check(0, x)?,
+        }
+        self.axes.iter().try_for_each(|&axis| types::check_axis(axis, x.ndim()))?;
+        if !self.axes.is_sorted_by(|a, b| a < b) {
+            return Err(TypeError::attribute(format!("axes {:?} are not ascending", self.axes)));
+        }
+        let has_empty = matches!(self.kind, ReduceKind::Sum | ReduceKind::Prod);
+        if !has_empty && let Some(axis) = self.axes.iter().find(|&&axis| x.shape[axis].is(0)) {
+            let kind = self.kind.name();
+            return Err(TypeError::attribute(format!("the {kind} over axis {axis}, which has extent 0")));
+        }
+        let shape = x.shape.iter().enumerate().filter_map(|(axis, d)| match self.axes.contains(&axis) {
+            false => Some(d.clone()),
+            true => self.keepdims.then(|| Dim::from(1usize)),
+        });
+        types::one(x.dtype, shape.collect())
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = inputs[0];
+        let mut kept = x.shape().to_vec();
+        self.axes.iter().for_each(|&axis| kept[axis] = 1);
+        let (count, at) = (kept.iter().product(), broadcast_positions(x.shape(), &kept));
+        let out = match Numbers::of(x)? {
+            Numbers::Float(v) => {
+                let mut out = vec![self.kind.neutral(); count];
+                at.iter().zip(v).for_each(|(&p, x)| out[p] = self.join_floats(out[p], x));
+                if self.kind == ReduceKind::Mean {
+                    let joined: usize = self.axes.iter().map(|&axis| x.shape()[axis]).product();
+                    out.iter_mut().for_each(|v| *v /= joined as f64);
+                }
+                Numbers::Float(out)
+            }
+            Numbers::Int(v) => {
+                let mut out = vec![self.kind.neutral() as i64; count];
+                at.iter().zip(v).for_each(|(&p, x)| out[p] = self.join_ints(out[p], x));
+                Numbers::Int(out)
+            }
+        };
+        let shape: Vec<usize> =
+            (0..kept.len()).filter(|&axis| self.keeps(axis)).map(|axis| kept[axis]).collect();
+        Ok(vec![out.into_tensor(x.dtype(), &shape)?])
+    }
+
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+        let (op, shape, dtype) = (self.clone(), io.inputs[0].shape.clone(), io.inputs[0].dtype);
+        Ok(Lowered::nest(move |n| {
+            let mut kept = shape.clone();
+            op.axes.iter().for_each(|&axis| kept[axis] = 1);
+            let joined: usize = op.axes.iter().map(|&axis| shape[axis]).product();
+            n.for_each(&kept, |n, i| {
+                let value = match joined {
+                    0 => n.literal(Literal::of(dtype, op.kind.neutral())),
+                    _ => join(n, op.kind.combine(), &op.axes, &shape, &mut i.to_vec()),
+                };
+                let value = match op.kind {
+                    ReduceKind::Mean => {
+                        let scale = n.number(value, 1.0 / joined as f64);
+                        n.mul(value, scale)
+                    }
+                    _ => value,
+                };
+                let to: Vec<Index> =
+                    (0..i.len()).filter(|&axis| op.keeps(axis)).map(|axis| i[axis].clone()).collect();
+                n.store(0, &to, value);
+            });
+        }))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let reduce = |kind, axes: &[usize], keepdims| Reduce { kind, axes: axes.to_vec(), keepdims };
+        let mut cases = Vec::new();
+        for kind in ReduceKind::ALL {
+            cases.push((reduce(kind, &[1], false), Case::f32(&[&[3, 17]])));
+            cases.push((reduce(kind, &[0, 2], true), Case::f32(&[&[2, 3, 5]])));
+            if kind != ReduceKind::Mean {
+                let case = Case::random(DType::I64, -4.0, 5.0, &[&[5, 3]]);
+                cases.push((reduce(kind, &[0], false), case));
+            }
+        }
+        cases.push((reduce(ReduceKind::Mean, &[2, 3], false), Case::f32(&[&[1, 3, 7, 5]])));
+        cases.push((reduce(ReduceKind::Sum, &[], false), Case::f32(&[&[4, 3]])));
+        cases.push((reduce(ReduceKind::Sum, &[0, 1], false), Case::f32(&[&[33, 16]])));
+        cases
+    }
+}
+
+impl Reduce {
+    /// Whether an axis of the operand is one of the result.
+    fn keeps(&self, axis: usize) -> bool {
+        self.keepdims || !self.axes.contains(&axis)
+    }
+
+    fn join_floats(&self, x: f64, y: f64) -> f64 {
+        match self.kind {
+            ReduceKind::Sum | ReduceKind::Mean => x + y,
+            ReduceKind::Max if x.is_nan() || x >= y => x,
+            ReduceKind::Min if x.is_nan() || x <= y => x,
+            ReduceKind::Max | ReduceKind::Min => y,
+            ReduceKind::Prod => x * y,
+        }
+    }
+
+    fn join_ints(&self, x: i64, y: i64) -> i64 {
+        match self.kind {
+            ReduceKind::Sum | ReduceKind::Mean => x.wrapping_add(y),
+            ReduceKind::Max => x.max(y),
+            ReduceKind::Min => x.min(y),
+            ReduceKind::Prod => x.wrapping_mul(y),
+        }
+    }
+}
+
+/// Joins the elements at `index` over all positions along `axes`, the last axis innermost.
+fn join(n: &mut Nest, combine: Combine, axes: &[usize], shape: &[usize], index: &mut [Index]) -> Reg {
+    match axes.split_first() {
+        None => n.load(0, index),
+        Some((&axis, rest)) => n.reduce(shape[axis], &[combine], |n, i| {
+            index[axis] = i;
+            vec![join(n, combine, rest, shape, index)]
+        })[0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_to_join() {
+        let reduce = |kind| Reduce { kind, axes: vec![0], keepdims: false };
+        let (x, ty) = (Tensor::zeros(DType::F32, &[0]).unwrap(), TensorType::known(DType::F32, &[0]));
+        assert_eq!(reduce(ReduceKind::Prod).eval(&[&x]).unwrap()[0], Tensor::scalar(1f32));
+        assert_eq!(
+            reduce(ReduceKind::Max).infer(&[&ty]).unwrap_err().to_string(),
+            "the max over axis 0, which has extent 0"
+        );
+    }
+
+    #[test]
+    fn not_a_number_stays() {
+        for kind in [ReduceKind::Max, ReduceKind::Min] {
+            let x = Tensor::from_slice(&[3], &[1f32, f32::NAN, 2.0]).unwrap();
+            let out = Reduce { kind, axes: vec![0], keepdims: false }.eval(&[&x]).unwrap();
+            assert!(out[0].as_slice::<f32>().unwrap()[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn kinds_read_back() {
+        for kind in ReduceKind::ALL {
+            assert_eq!(ReduceKind::read(&kind.write()), Ok(kind));
+        }
+        assert_eq!(ReduceKind::read("norm"), Err("`norm` is not a kind of reduction".into()));
+    }
+}

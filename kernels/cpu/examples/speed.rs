@@ -1,0 +1,237 @@
+//! Prints the speed of every family on one thread, beside the peak of fused multiply-adds measured in the same run.
+//!
+//! `cargo run --release -p margay-kernels-cpu --example speed [CLASS] [FILTER]`; times are processor time of the
+//! thread, the tenth percentile of repetitions.
+
+use std::time::Duration;
+
+use margay_kernels_cpu::{CpuTarget, lookup};
+use margay_loops::abi::SCRATCH_HEADER_BYTES;
+use margay_loops::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Target};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let class = arguments.next().unwrap_or_else(|| "native".to_owned());
+    let filter = arguments.next().unwrap_or_default();
+    let target = match CpuTarget::by_name(&class) {
+        Ok(target) if target.supported_here() => target,
+        Ok(_) => return println!("this machine is not {class}"),
+        Err(e) => return println!("{e}"),
+    };
+    println!("{:<58} {:>10} {:>8} {:>6}", target.name(), "us", "GF/s", "peak");
+    for call in calls() {
+        let name = call.to_string();
+        if !name.contains(&filter) {
+            continue;
+        }
+        let peak = peak_flops();
+        let seconds = measure(&target, &call);
+        let flops = call.flops() as f64 / seconds;
+        println!("{name:<58} {:>10.1} {:>8.1} {:>5.0}%", seconds * 1e6, flops / 1e9, 100.0 * flops / peak);
+    }
+    println!("peak {:.1} GF/s", peak_flops() / 1e9);
+}
+
+fn calls() -> Vec<KernelCall> {
+    let mut calls = Vec::new();
+    let plain = Epilogue::default();
+    let gelu = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: false };
+    for [m, n, k] in [
+        [128, 768, 768],
+        [128, 3072, 768],
+        [128, 768, 3072],
+        [512, 1024, 1024],
+        [128, 32, 768],
+        [128, 64, 768],
+        [128, 768, 64],
+        [128, 96, 768],
+        [128, 768, 96],
+        [32, 4096, 4096],
+        [8, 4096, 4096],
+        [4, 4096, 4096],
+        [1, 4096, 4096],
+        [1, 8192, 8192],
+        [1024, 1024, 1024],
+    ] {
+        calls.push(product([m, n, k], true, false, plain));
+    }
+    calls.push(product([128, 3072, 768], true, false, gelu));
+    calls.push(product([128, 768, 96], true, false, gelu));
+    calls.push(product([128, 768, 768], false, false, plain));
+    calls.push(product([128, 768, 768], false, true, plain));
+    calls.push(product([512, 1024, 1024], false, true, plain));
+    if let KernelCall::MatMul(mut c) = product([128, 128, 64], false, true, plain) {
+        c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
+        calls.push(KernelCall::MatMul(c));
+    }
+    for n in [128, 512, 2048] {
+        let (heads, d) = (8, 64);
+        let strides = [n * heads * d, d, heads * d];
+        calls.push(KernelCall::Attention(Attention {
+            batch: 1,
+            heads,
+            q_len: n,
+            kv_len: n,
+            qk_dim: d,
+            v_dim: d,
+            scale_bits: 0.125f32.to_bits(),
+            q: strides,
+            k: strides,
+            v: strides,
+            o: strides,
+            mask: None,
+        }));
+    }
+    for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+        calls.push(conv([channels, channels], size, 3, 1, 1));
+        calls.push(conv([channels, channels], size, 1, 1, 1));
+    }
+    calls.push(conv([3, 64], 224, 7, 2, 1));
+    calls.push(conv([64, 128], 56, 3, 2, 1));
+    calls.push(conv([128, 128], 56, 3, 1, 128));
+    calls.push(conv([256, 256], 28, 3, 2, 256));
+    calls
+}
+
+fn product([m, n, k]: [usize; 3], packed: bool, transposed: bool, epilogue: Epilogue) -> KernelCall {
+    KernelCall::MatMul(MatMul {
+        m,
+        n,
+        k,
+        batch: Vec::new(),
+        a: MatLayout { row_stride: k, col_stride: 1 },
+        b: if transposed {
+            MatLayout { row_stride: 1, col_stride: k }
+        } else {
+            MatLayout { row_stride: n, col_stride: 1 }
+        },
+        c_row_stride: n,
+        b_packed: packed,
+        epilogue,
+    })
+}
+
+fn conv([inner, outer]: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> KernelCall {
+    let pad = kernel / 2;
+    let out = (size + 2 * pad - kernel) / stride + 1;
+    KernelCall::Conv(Conv {
+        batch: 1,
+        in_channels: inner,
+        out_channels: outer,
+        groups,
+        in_size: [size; 2],
+        out_size: [out; 2],
+        kernel: [kernel; 2],
+        strides: [stride; 2],
+        pads: [pad; 2],
+        dilations: [1; 2],
+        epilogue: Epilogue::default(),
+    })
+}
+
+/// Elements of each argument of a call, packed ones excepted.
+fn lengths(call: &KernelCall) -> Vec<usize> {
+    match call {
+        KernelCall::MatMul(c) => {
+            let times: usize = c.batch.iter().map(|axis| axis.extent).product();
+            let mut lengths = vec![times * c.m * c.k, times * c.k * c.n];
+            lengths.extend(c.epilogue.bias.then_some(c.n));
+            lengths.push(times * c.m * c.n);
+            lengths
+        }
+        KernelCall::Attention(c) => {
+            let width = c.batch * c.heads;
+            vec![
+                width * c.q_len * c.qk_dim,
+                width * c.kv_len * c.qk_dim,
+                width * c.kv_len * c.v_dim,
+                width * c.q_len * c.v_dim,
+            ]
+        }
+        KernelCall::Conv(c) => {
+            let pixels = |size: [usize; 2]| size[0] * size[1];
+            vec![
+                c.batch * c.in_channels * pixels(c.in_size),
+                c.out_channels * c.in_channels / c.groups * pixels(c.kernel),
+                c.batch * c.out_channels * pixels(c.out_size),
+            ]
+        }
+    }
+}
+
+/// Seconds of one call.
+fn measure(target: &CpuTarget, call: &KernelCall) -> f64 {
+    let prepared = target.prepare(call).expect("a supported call");
+    let mut sizes: Vec<usize> = lengths(call).iter().map(|n| 4 * n).collect();
+    for packed in &prepared.packed {
+        sizes[packed.operand] = packed.bytes;
+    }
+    sizes.push(prepared.workspace_bytes);
+    sizes.push(SCRATCH_HEADER_BYTES + prepared.scratch_bytes);
+    let mut buffers: Vec<Vec<[f32; 16]>> = sizes
+        .iter()
+        .map(|bytes| {
+            let row = std::array::from_fn(|i| 0.01 * i as f32 - 0.07);
+            vec![row; bytes / 64 + 2]
+        })
+        .collect();
+    let aligned = |b: &mut Vec<[f32; 16]>| {
+        let at = b.as_mut_ptr().cast::<u8>();
+        at.wrapping_add(at.align_offset(64))
+    };
+    let mut args: Vec<*mut u8> = buffers.iter_mut().map(aligned).collect();
+    let scratch = args.pop().expect("scratch is last");
+    let run = || {
+        for phase in &prepared.phases {
+            let kernel = lookup(phase.kernel).expect("a prepared kernel").function;
+            // SAFETY: arguments and scratch have the sizes of the call, and the class is supported here.
+            unsafe { kernel(phase.params.as_ptr(), args.as_ptr(), scratch, 0, phase.items as u64) }
+        }
+    };
+    let mut times = Vec::new();
+    let start = thread_time();
+    while thread_time() - start < Duration::from_millis(250) || times.len() < 12 {
+        let before = thread_time();
+        run();
+        times.push((thread_time() - before).as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 10]
+}
+
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists on every system this example is for; `time` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Operations per second of independent fused multiply-adds in registers.
+fn peak_flops() -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        let mut best = 0.0f64;
+        for _ in 0..20 {
+            const ROUNDS: u64 = 20_000;
+            let before = thread_time();
+            // SAFETY: the processor has AVX-512.
+            unsafe { multiply_add(ROUNDS) };
+            let seconds = (thread_time() - before).as_secs_f64();
+            best = best.max((ROUNDS * 24 * 16 * 2) as f64 / seconds);
+        }
+        return best;
+    }
+    f64::NAN
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply_add(rounds: u64) {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm512_set1_ps(std::hint::black_box(0.999)), _mm512_set1_ps(std::hint::black_box(1e-7)));
+    let mut sums = [_mm512_set1_ps(1.0); 24];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
+    }
+    std::hint::black_box(sums);
+}

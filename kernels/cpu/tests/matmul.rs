@@ -1,0 +1,238 @@
+//! Products of every class against sums in f64.
+
+mod harness;
+
+use harness::random::Random;
+use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
+use margay_kernels_cpu::{Class, CpuTarget, KERNELS};
+use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Target};
+
+/// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
+struct Case {
+    call: MatMul,
+    a_len: usize,
+    b_len: usize,
+    c_len: usize,
+}
+
+fn case(dims: [usize; 3], batch: &[(usize, [bool; 2])], transposed: [bool; 2], packed: bool, gap: usize) -> Case {
+    let [m, n, k] = dims;
+    let layout = |rows: usize, cols: usize, transposed: bool| {
+        if transposed {
+            (MatLayout { row_stride: 1, col_stride: rows + gap }, cols * (rows + gap))
+        } else {
+            (MatLayout { row_stride: cols + gap, col_stride: 1 }, rows * (cols + gap))
+        }
+    };
+    let (a, mut a_len) = layout(m, k, transposed[0]);
+    let (b, mut b_len) = layout(k, n, transposed[1]);
+    if packed {
+        b_len = k * n;
+    }
+    let mut c_len = m * (n + gap);
+    let mut axes = Vec::new();
+    for &(extent, [a_moves, b_moves]) in batch.iter().rev() {
+        let step = |moves: bool, len: &mut usize| {
+            let stride = if moves { *len } else { 0 };
+            *len = if moves { *len * extent } else { *len };
+            stride
+        };
+        axes.push(BatchAxis {
+            extent,
+            a: step(a_moves, &mut a_len),
+            b: step(b_moves, &mut b_len),
+            c: step(true, &mut c_len),
+        });
+    }
+    axes.reverse();
+    let call = MatMul {
+        m,
+        n,
+        k,
+        batch: axes,
+        a,
+        b,
+        c_row_stride: n + gap,
+        b_packed: packed,
+        epilogue: Epilogue::default(),
+    };
+    Case { call, a_len, b_len, c_len }
+}
+
+impl Case {
+    fn with(mut self, epilogue: Epilogue) -> Case {
+        self.call.epilogue = epilogue;
+        self
+    }
+
+    fn inputs(&self, random: &mut Random) -> Vec<Vec<f32>> {
+        let mut inputs = vec![random.normal(self.a_len), random.normal(self.b_len)];
+        if self.call.epilogue.bias {
+            inputs.push(random.normal(self.call.n));
+        }
+        if self.call.epilogue.residual {
+            inputs.push(random.normal(self.c_len));
+        }
+        inputs
+    }
+
+    fn expected(&self, inputs: &[Vec<f32>]) -> Vec<Expected> {
+        let c = &self.call;
+        let b_layout = if c.b_packed { MatLayout { row_stride: c.n, col_stride: 1 } } else { c.b };
+        let bias = |j: usize| if c.epilogue.bias { inputs[2][j] as f64 } else { 0.0 };
+        let residual =
+            |at: usize| if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
+        let mut expected = vec![GAP; self.c_len];
+        let repetitions: usize = c.batch.iter().map(|x| x.extent).product();
+        for repetition in 0..repetitions {
+            let (mut index, mut at) = (repetition, [0; 3]);
+            for axis in c.batch.iter().rev() {
+                let i = index % axis.extent;
+                index /= axis.extent;
+                at = [at[0] + i * axis.a, at[1] + i * axis.b, at[2] + i * axis.c];
+            }
+            for i in 0..c.m {
+                for j in 0..c.n {
+                    let (mut sum, mut size) = (0.0, 0.0);
+                    for t in 0..c.k {
+                        let x = inputs[0][at[0] + i * c.a.row_stride + t * c.a.col_stride] as f64
+                            * inputs[1][at[1] + t * b_layout.row_stride + j * b_layout.col_stride] as f64;
+                        sum += x;
+                        size += x.abs();
+                    }
+                    let to = at[2] + i * c.c_row_stride + j;
+                    expected[to] = finished(c.epilogue.activation, sum, size, c.k, bias(j), residual(to));
+                }
+            }
+        }
+        expected
+    }
+
+    fn check(&self, class: Class, inputs: &[Vec<f32>]) {
+        let call = KernelCall::MatMul(self.call.clone());
+        let found = execute(class, &call, inputs, &[self.call.k, self.call.n], self.c_len);
+        compare(&format!("{} {:?}", class.name(), self.call), &found, &self.expected(inputs));
+    }
+}
+
+#[test]
+fn sampled_shapes_and_strides_agree() {
+    for class in classes() {
+        let mut random = Random::new(1);
+        for _ in 0..150 {
+            let dims = std::array::from_fn(|_| 1 + random.below(70));
+            let batch: &[(usize, [bool; 2])] = random.pick(&[
+                &[][..],
+                &[],
+                &[(3, [true, true])],
+                &[(2, [true, false]), (3, [false, true])],
+                &[(2, [true, true]), (1, [true, false]), (2, [false, false]), (2, [true, true])],
+            ]);
+            let transposed = [random.below(2) == 1, random.below(2) == 1];
+            let packed = random.below(3) == 0 && batch.iter().all(|axis| !axis.1[1]);
+            let gap = random.below(3) * 5;
+            let epilogue = Epilogue {
+                bias: random.below(2) == 1,
+                activation: random.pick(&ACTIVATIONS),
+                residual: random.below(2) == 1,
+            };
+            let case = case(dims, batch, transposed, packed, gap).with(epilogue);
+            case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
+#[test]
+fn larger_primes_cross_every_block() {
+    for class in classes() {
+        let mut random = Random::new(2);
+        for (dims, packed, transposed) in [
+            ([283, 97, 131], true, [false, false]),
+            ([151, 193, 67], false, [false, true]),
+            ([149, 67, 1031], true, [true, false]),
+            ([17, 101, 2053], false, [true, true]),
+            ([1, 389, 1021], true, [false, false]),
+            ([7, 131, 1201], true, [false, false]),
+            ([16, 64, 1024], true, [false, false]),
+        ] {
+            let epilogue = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: true };
+            let case = case(dims, &[], transposed, packed, 0).with(epilogue);
+            case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
+#[test]
+fn every_small_height_agrees() {
+    for class in classes() {
+        let mut random = Random::new(3);
+        for m in 1..30 {
+            for k in [1, 2, 3, 4, 5, 9] {
+                let case = case([m, 33, k], &[], [false, false], true, 0);
+                case.check(class, &case.inputs(&mut random));
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_extents_are_fine() {
+    for class in classes() {
+        let mut random = Random::new(4);
+        for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [0, 0, 0]] {
+            for packed in [false, true] {
+                let epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: false };
+                let case = case(dims, &[], [false, false], packed, 0).with(epilogue);
+                case.check(class, &case.inputs(&mut random));
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_stay_in_their_rows_and_columns() {
+    for class in classes() {
+        for activation in ACTIVATIONS {
+            let mut random = Random::new(5);
+            let epilogue = Epilogue { bias: true, activation, residual: true };
+            let case = case([19, 37, 23], &[], [false, false], false, 1).with(epilogue);
+            let mut inputs = case.inputs(&mut random);
+            inputs[0][case.call.a.row_stride * 3 + 2] = f32::NAN;
+            inputs[0][case.call.a.row_stride * 7 + 5] = f32::INFINITY;
+            inputs[1][case.call.b.row_stride * 4 + 36] = f32::NEG_INFINITY;
+            inputs[1][case.call.b.row_stride * 9 + 11] = f32::NAN;
+            case.check(class, &inputs);
+        }
+    }
+}
+
+#[test]
+fn packed_constants_depend_on_neither_class_nor_rows() {
+    let tensor = margay_tensor::Tensor::from_slice(&[5, 40], &Random::new(6).normal(200)).unwrap();
+    let packed = |class, m| {
+        let call = KernelCall::MatMul(case([m, 40, 5], &[], [false, false], true, 0).call);
+        let target = CpuTarget::new(class);
+        let layout = target.prepare(&call).unwrap().packed.remove(0);
+        (layout, target.pack(&call, 1, &tensor).unwrap())
+    };
+    let first = packed(Class::Portable, 1);
+    for class in Class::ALL {
+        for m in [1, 8, 200] {
+            assert!(packed(class, m) == first);
+        }
+    }
+}
+
+#[test]
+fn names_are_unique_and_found() {
+    for entry in KERNELS {
+        assert_eq!(margay_kernels_cpu::lookup(entry.name).unwrap().class, entry.class);
+        assert_eq!(KERNELS.iter().filter(|other| other.name == entry.name).count(), 1);
+    }
+    assert!(CpuTarget::by_name("native").unwrap().supported_here());
+    for class in Class::ALL {
+        assert_eq!(CpuTarget::by_name(class.name()).unwrap().class(), class);
+    }
+    let error = CpuTarget::by_name("z80").unwrap_err().to_string();
+    assert_eq!(error, "unknown target cpu `z80`; known are `native`, `portable`, `x86-64-v3`, `x86-64-v4`");
+}

@@ -1,0 +1,108 @@
+//! Computes at compile time what depends on constants alone.
+//!
+//! Required stage: imported. Declines a node whose result would be much larger than its operands (a broadcast zero) or
+//! whose computation would take long.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 3]) -> (y: f32[N, 2]) {
+//!   %0 = const [1.0, 2.0, 3.0, 4.0, 5.0, 6.0] : f32[2, 3]  // fc.weight
+//!   %1 = transpose %0 {perm = [1, 0]} : f32[3, 2]
+//!   %2 = matmul %x, %1 : f32[N, 2]  // fc
+//!   return %2
+//! }
+//! graph @after(%x: f32[N, 3]) -> (y: f32[N, 2]) {
+//!   %0 = const [1.0, 4.0, 2.0, 5.0, 3.0, 6.0] : f32[3, 2]  // fc.weight
+//!   %1 = matmul %x, %0 : f32[N, 2]  // fc
+//!   return %1
+//! }
+//! ```
+
+use margay_ir::ops::{Const, Io, Port};
+use margay_ir::pass::{Rule, RuleResult, rewrite};
+use margay_ir::{
+    Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value, Verdict,
+};
+use margay_tensor::{Dim, Tensor};
+
+/// Folds nodes whose operands are constants.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldConstants {
+    /// Results of more bytes than this are made only if they are no larger than the operands.
+    pub max_growth_bytes: usize,
+    /// Nodes with more floating point operations than this are left.
+    pub max_flops: u64,
+}
+
+impl Default for FoldConstants {
+    fn default() -> Self {
+        FoldConstants { max_growth_bytes: 1 << 20, max_flops: 200_000_000 }
+    }
+}
+
+impl Pass for FoldConstants {
+    fn name(&self) -> &'static str {
+        "fold-constants"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Rounding
+    }
+
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        rewrite(self.name(), g, cx, self, &[Rule { name: "fold", apply: fold }])
+    }
+}
+
+fn fold(g: &Graph, n: NodeId, limits: &FoldConstants) -> RuleResult {
+    let node = g.node(n);
+    let operands = g.inputs_of(n);
+    match &node.op {
+        Op::Input(_) | Op::Const(_) => return Ok(Verdict::NoMatch),
+        Op::Dims(d) if d.values.iter().any(|v| v.as_const().is_none()) => return Ok(Verdict::NoMatch),
+        _ => {}
+    }
+    let Some(payloads) = operands.iter().map(|v| g.constant(*v)).collect::<Option<Vec<_>>>() else {
+        return Ok(Verdict::NoMatch);
+    };
+    let Some(shapes) = node.types.iter().map(|t| t.extents()).collect::<Option<Vec<_>>>() else {
+        return Ok(Verdict::NoMatch);
+    };
+    let tensors: Vec<&Tensor> = payloads.iter().map(|p| p.tensor()).collect();
+    let io = Io {
+        inputs: tensors.iter().map(|t| Port::contiguous(t.dtype(), t.shape())).collect(),
+        outputs: node.types.iter().zip(&shapes).map(|(t, s)| Port::contiguous(t.dtype, s)).collect(),
+    };
+    let bytes = |ports: &[Port]| -> usize {
+        ports
+            .iter()
+            .map(|p| p.shape.iter().try_fold(p.dtype.bytes(), |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX))
+            .fold(0, usize::saturating_add)
+    };
+    let (before, after) = (bytes(&io.inputs), bytes(&io.outputs));
+    if after > limits.max_growth_bytes && after > before {
+        return Ok(Verdict::Declined(format!("folding would turn {before} bytes into {after}")));
+    }
+    let flops = node.op.cost(&io).flops;
+    if flops > limits.max_flops {
+        let message = format!("folding takes {flops} operations, over the limit of {}", limits.max_flops);
+        return Ok(Verdict::Declined(message));
+    }
+    // A node that fails on its constants keeps failing at run time, with the same message.
+    let results = match node.op.eval(&tensors) {
+        Ok(results) => results,
+        Err(e) => return Ok(Verdict::Declined(format!("folding failed: {e}"))),
+    };
+    // Moved weights keep the weight's name, so that reports and exports show it.
+    let weight = operands.iter().map(|v| &g.node(v.node).origin).find(|o| !o.names.is_empty());
+    let origin = match (weight, operands.len()) {
+        (Some(o), 1) => Origin { names: o.names.clone(), part: o.part },
+        _ => node.origin.clone(),
+    };
+    let mut patch = Patch::new();
+    for (out, tensor) in results.into_iter().enumerate() {
+        debug_assert!(node.types[out].shape.iter().map(Dim::as_extent).eq(tensor.shape().iter().map(|d| Some(*d))));
+        let new = patch.add(g, Const { payload: Payload::new(tensor) }, &[], origin.clone())?;
+        patch.redirect(Value { node: n, out: out as u16 }, new);
+    }
+    Ok(Verdict::Rewrite(patch))
+}

@@ -1,0 +1,32 @@
+//! Graph passes: one file each, pipelines in [`pipeline`].
+//!
+//! A pass turns a graph into a graph; it never runs code. What was measured is handed to it as values. Each file's
+//! head shows a graph before and after in text form, and a test checks that the pass does just that.
+
+#![forbid(unsafe_code)]
+
+mod bind_dims;
+mod fold_constants;
+mod matching;
+mod merge_duplicates;
+pub mod pipeline;
+mod recognize_attention;
+mod recognize_gelu;
+mod recognize_layer_norm;
+mod remove_dead;
+mod simplify;
+pub mod sketch;
+mod sketch_conv;
+mod sketch_linear;
+
+pub use bind_dims::BindDims;
+pub use fold_constants::FoldConstants;
+pub use merge_duplicates::MergeDuplicates;
+pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, Step};
+pub use recognize_attention::RecognizeAttention;
+pub use recognize_gelu::RecognizeGelu;
+pub use recognize_layer_norm::RecognizeLayerNorm;
+pub use remove_dead::RemoveDead;
+pub use simplify::Simplify;
+pub use sketch_conv::SketchConv;
+pub use sketch_linear::SketchLinear;

@@ -1,0 +1,60 @@
+//! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
+//! when their contents are, so that tied weights become one constant.
+//!
+//! Required stage: imported. Declines nothing.
+//!
+//! ```text
+//! graph @before(%x: f32[N]) -> (y: f32[N]) {
+//!   %0 = exp %x : f32[N]
+//!   %1 = exp %x : f32[N]
+//!   %2 = add %0, %1 : f32[N]
+//!   return %2
+//! }
+//! graph @after(%x: f32[N]) -> (y: f32[N]) {
+//!   %0 = exp %x : f32[N]
+//!   %1 = add %0, %0 : f32[N]
+//!   return %1
+//! }
+//! ```
+
+use std::collections::HashMap;
+
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
+
+/// Merges equal nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MergeDuplicates;
+
+impl Pass for MergeDuplicates {
+    fn name(&self) -> &'static str {
+        "merge-duplicates"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Exact
+    }
+
+    fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
+        let mut seen: HashMap<(Op, Vec<Value>), NodeId> = HashMap::new();
+        let mut merged = 0;
+        for n in g.order() {
+            if matches!(g.op(n), Op::Input(_)) {
+                continue;
+            }
+            let key = (g.op(n).clone(), g.inputs_of(n).to_vec());
+            let Some(first) = seen.get(&key).copied() else {
+                seen.insert(key, n);
+                continue;
+            };
+            let mut patch = Patch::new();
+            for out in 0..g.node(n).types.len() as u16 {
+                patch.redirect(Value { node: n, out }, Value { node: first, out });
+            }
+            let at = g.node(n).origin.name().to_string();
+            g.apply(patch).map_err(|error| PassError::Patch { rule: self.name(), at, error })?;
+            merged += 1;
+        }
+        g.remove_dead();
+        Ok(Changed::times(merged))
+    }
+}

@@ -1,0 +1,35 @@
+//! Removes nodes that no output depends on.
+//!
+//! Required stage: imported. Declines nothing; inputs stay.
+//!
+//! ```text
+//! graph @before(%x: f32[N]) -> (y: f32[N]) {
+//!   %0 = exp %x : f32[N]
+//!   %1 = neg %x : f32[N]
+//!   return %1
+//! }
+//! graph @after(%x: f32[N]) -> (y: f32[N]) {
+//!   %0 = neg %x : f32[N]
+//!   return %0
+//! }
+//! ```
+
+use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
+
+/// Removes nodes that no output depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RemoveDead;
+
+impl Pass for RemoveDead {
+    fn name(&self) -> &'static str {
+        "remove-dead"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Exact
+    }
+
+    fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
+        Ok(Changed::times(g.remove_dead()))
+    }
+}

@@ -1,0 +1,113 @@
+//! Removes what does nothing and joins what can be one: identities, chains of reshapes, transposes and casts.
+//!
+//! Required stage: imported. Declines nothing.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 4, 6]) -> (y: f32[N, 24]) {
+//!   %0 = transpose %x {perm = [0, 2, 1]} : f32[N, 6, 4]
+//!   %1 = transpose %0 {perm = [0, 2, 1]} : f32[N, 4, 6]
+//!   %2 = reshape %1 {shape = [4*N, 6]} : f32[4*N, 6]
+//!   %3 = const 0.0 : f32
+//!   %4 = add %2, %3 : f32[4*N, 6]
+//!   %5 = reshape %4 {shape = [N, 24]} : f32[N, 24]
+//!   return %5
+//! }
+//! graph @after(%x: f32[N, 4, 6]) -> (y: f32[N, 24]) {
+//!   %0 = reshape %x {shape = [N, 24]} : f32[N, 24]
+//!   return %0
+//! }
+//! ```
+
+use margay_ir::ops::Transpose;
+use margay_ir::pass::{Rule, RuleResult, rewrite};
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+
+use crate::matching::{both_orders, scalar};
+
+/// Removes identities and joins chains.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Simplify;
+
+impl Pass for Simplify {
+    fn name(&self) -> &'static str {
+        "simplify"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        // x + 0 turns -0 into 0, x * 1 keeps every bit.
+        Fidelity::Rounding
+    }
+
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        let rules = [
+            Rule { name: "drop-identity", apply: drop_identity },
+            Rule { name: "drop-neutral-operand", apply: drop_neutral_operand },
+            Rule { name: "join-reshapes", apply: join_reshapes },
+            Rule { name: "join-transposes", apply: join_transposes },
+        ];
+        rewrite(self.name(), g, cx, self, &rules)
+    }
+}
+
+fn forward(n: NodeId, to: Value) -> RuleResult {
+    let mut patch = Patch::new();
+    patch.redirect(n.into(), to);
+    Ok(Verdict::Rewrite(patch))
+}
+
+/// An operator of one operand whose result is the operand.
+fn drop_identity(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
+    let operands = g.inputs_of(n);
+    let [x] = operands.as_slice() else { return Ok(Verdict::NoMatch) };
+    let same_type = g.ty(*x) == g.ty(n.into());
+    let identity = match g.op(n) {
+        Op::Cast(_) | Op::Reshape(_) | Op::Broadcast(_) | Op::Concat(_) => same_type,
+        Op::Transpose(t) => t.perm.iter().copied().eq(0..t.perm.len()),
+        Op::Slice(s) => same_type && s.steps.iter().all(|&step| step == 1),
+        Op::Pad(p) => same_type && p.before.iter().chain(&p.after).all(|&d| d == 0),
+        Op::Reduce(r) => same_type && r.axes.is_empty(),
+        _ => false,
+    };
+    if identity { forward(n, *x) } else { Ok(Verdict::NoMatch) }
+}
+
+/// x + 0, x - 0, x · 1, x / 1, x¹.
+fn drop_neutral_operand(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
+    let (neutral, commutes) = match g.op(n) {
+        Op::Add(_) => (0.0, true),
+        Op::Sub(_) => (0.0, false),
+        Op::Mul(_) => (1.0, true),
+        Op::Div(_) | Op::Pow(_) => (1.0, false),
+        _ => return Ok(Verdict::NoMatch),
+    };
+    let orders = both_orders(g, n.into());
+    for [x, c] in orders.into_iter().take(if commutes { 2 } else { 1 }) {
+        if scalar(g, c) == Some(neutral) && g.ty(x) == g.ty(n.into()) {
+            return forward(n, x);
+        }
+    }
+    Ok(Verdict::NoMatch)
+}
+
+fn join_reshapes(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
+    let Op::Reshape(op) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let x = g.inputs_of(n)[0];
+    let Op::Reshape(_) = g.op(x.node) else { return Ok(Verdict::NoMatch) };
+    let mut patch = Patch::new();
+    let from = g.inputs_of(x.node)[0];
+    let new = patch.add(g, op.clone(), &[from], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
+
+fn join_transposes(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
+    let Op::Transpose(outer) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let x = g.inputs_of(n)[0];
+    let Op::Transpose(inner) = g.op(x.node) else { return Ok(Verdict::NoMatch) };
+    let mut patch = Patch::new();
+    let from = g.inputs_of(x.node)[0];
+    let perm = outer.perm.iter().map(|&p| inner.perm[p]).collect();
+    let new = patch.add(g, Transpose { perm }, &[from], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
