@@ -3,11 +3,14 @@
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, Op, Value};
 
-/// The value of a constant of one element.
+/// The value of a constant of one element; of an f32, the shortest decimal that rounds to it.
 pub(crate) fn scalar(g: &Graph, v: Value) -> Option<f64> {
     let t = g.constant(v)?.tensor();
     if t.len() != 1 {
         return None;
+    }
+    if let Ok(x) = t.as_slice::<f32>() {
+        return x[0].to_string().parse().ok();
     }
     Numbers::of(t).ok().map(Numbers::floats).and_then(|x| x.first().copied())
 }

@@ -7,14 +7,14 @@
 //! ```text
 //! graph @before(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
 //!   %0 = const #77aa01 : f32[32, 16, 3, 3]  // conv.weight
-//!   %1 = conv %x, %0 {strides = [1, 1], pads_before = [1, 1], pads_after = [1, 1], dilations = [1, 1]} : f32[N, 32, 8, 8]  // conv
+//!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 32, 8, 8]  // conv
 //!   return %1
 //! }
 //! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
 //!   %0 = const lowrank.left(#77aa01, k = 8) : f32[8, 16, 3, 3]  // conv.weight left
 //!   %1 = const lowrank.right(#77aa01, k = 8) : f32[32, 8, 1, 1]  // conv.weight right
-//!   %2 = conv %x, %0 {strides = [1, 1], pads_before = [1, 1], pads_after = [1, 1], dilations = [1, 1]} : f32[N, 8, 8, 8]  // conv left
-//!   %3 = conv %2, %1 {strides = [1, 1], pads_before = [0, 0], pads_after = [0, 0], dilations = [1, 1]} : f32[N, 32, 8, 8]  // conv right
+//!   %2 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 8, 8, 8]  // conv left
+//!   %3 = conv %2, %1 : f32[N, 32, 8, 8]  // conv right
 //!   return %3
 //! }
 //! ```

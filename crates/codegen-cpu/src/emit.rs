@@ -170,7 +170,7 @@ fn import(imports: &mut Vec<String>, name: &str) -> usize {
 
 /// Items per run: [`OPERATIONS_PER_RUN`], all items when that would leave less than two runs, and whole blocks of
 /// lanes when items are elements.
-fn grain(kernel: &Kernel) -> usize {
+pub(crate) fn grain(kernel: &Kernel) -> usize {
     let items = items(kernel) as u64;
     let operations = operations(&kernel.body);
     if operations < 2 * OPERATIONS_PER_RUN || items < 2 {

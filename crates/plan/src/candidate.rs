@@ -7,8 +7,8 @@ use crate::Choice;
 pub struct Candidate {
     /// What would be done.
     pub choice: Choice,
-    /// Predicted squared error of the model's output that this alone would cause. The unit is the same for all
-    /// modules and schemes, so that errors of different modules may be added.
+    /// Predicted squared error of the model's output that this alone would cause. The unit is the same for
+    /// all modules and schemes, so that errors of different modules may be added.
     pub error: f64,
     /// Stored bytes.
     pub bytes: u64,
@@ -83,8 +83,8 @@ impl Curve {
         })
     }
 
-    /// Removes, and returns, the points that are predicted to be no faster than the dense module, unless bytes are
-    /// what is scarce.
+    /// Removes, and returns, the points that are predicted to be no faster than the dense module, unless
+    /// bytes are what is scarce.
     pub fn drop_slow(&mut self, resource: Resource) -> Vec<Candidate> {
         let limit = self.dense.seconds;
         self.remove(|point| resource != Resource::Bytes && point.seconds >= limit)

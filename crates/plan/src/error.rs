@@ -46,7 +46,9 @@ pub enum PlanError {
         found: f64,
     },
     /// A budget cannot be understood (the options' fault).
-    #[error("`{text}` is not a budget: {why}; expected a share as in `50%`, or bytes as in `1500000`, `1.5MB` or `2MiB`")]
+    #[error(
+        "`{text}` is not a budget: {why}; expected a share as in `50%`, or bytes as in `1500000`, `1.5MB` or `2MiB`"
+    )]
     Quantity {
         /// What was written.
         text: String,
@@ -111,7 +113,9 @@ pub enum AllocateError {
         asked: f64,
     },
     /// An error or a time is negative or not a number (the fault of the scheme that made the table).
-    #[error("module `{module}`, {choice}: `{what}` is out of range: expected a finite number from 0, found {found}")]
+    #[error(
+        "module `{module}`, {choice}: `{what}` is out of range: expected a finite number from 0, found {found}"
+    )]
     Number {
         /// The module.
         module: String,

@@ -262,8 +262,7 @@ mod tests {
             cost_model: "x86-64-v4/1".to_owned(),
             seed: 7,
         };
-        let query =
-            Choice { gauge: Gauge::Identity, storage: Storage::Int8, ..Choice::new("lowrank", 96) };
+        let query = Choice { gauge: Gauge::Identity, storage: Storage::Int8, ..Choice::new("lowrank", 96) };
         let modules = [
             ("layer.0.query", query),
             ("layer.0.ffn", Choice { seed: Some(3), ..Choice::new("neuron", 512) }),
@@ -323,13 +322,13 @@ seed = 7
     #[test]
     fn refusals_name_line_and_key() {
         for (from, to, expected) in [
-            ("rank = 512", "rnk = 512", "line 17, key `modules.layer.0.ffn.rnk`: unknown field `rnk`"),
+            ("rank = 512", "rnk = 512", "line 17, key `modules.layer.0.ffn`: unknown field `rnk`"),
             ("rank = 512", "rank = \"x\"", "line 17, key `modules.layer.0.ffn.rank`: invalid type"),
             ("rank = 512", "rank = -1", "line 17, key `modules.layer.0.ffn.rank`: invalid value"),
             ("\"int8\"", "\"int9\"", "line 18, key `modules.layer.0.query.storage`: unknown variant `int9`"),
-            ("seed = 7", "sed = 7", "line 14, key `plan.sed`: unknown field `sed`"),
+            ("seed = 7", "sed = 7", "line 14, key `plan`: unknown field `sed`"),
             ("model = \"5be1c0\"\n", "", "line 8, key `plan`: missing field `model`"),
-            ("[modules]", "[module]", "line 16, key `module`: unknown field `module`"),
+            ("[modules]", "[module]", "line 16: unknown field `module`"),
             ("target-cpu = ", "target-cpu ", "line 12: "),
             ("layer.1.query", "layer.0.query", "line 19: duplicate key"),
             ("version = 1", "version = 2", "the plan has format version 2, expected 1"),

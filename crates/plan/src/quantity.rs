@@ -70,7 +70,7 @@ fn parse(text: &str) -> Result<Budget, String> {
     let Some(&(_, scale)) = UNITS.iter().find(|(name, _)| *name == lower) else {
         return Err(format!("the unit `{unit}` is unknown"));
     };
-    if let (Ok(whole), Some(_)) = (number.parse::<u64>(), Some(scale)) {
+    if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(scale).map(Budget::Absolute).ok_or_else(too_large);
     }
     let bytes = value * scale as f64;

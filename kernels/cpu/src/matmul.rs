@@ -105,7 +105,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         c_row: call.c_row_stride,
         b_source: PACKED,
         // Rows a multiple of 1 KiB apart fall into few sets of the cache.
-        copy_a: (std::env::var("CA").is_ok() || call.a.col_stride != 1 || (m > 3 && k > 256 && call.a.row_stride.is_multiple_of(256))) as usize,
+        copy_a: (std::env::var("CA").is_ok() || call.a.col_stride != 1 || (std::env::var("NC").is_err() && m > 3 && k > 256 && call.a.row_stride.is_multiple_of(256))) as usize,
         rows,
         panels: group,
         k_block,

@@ -66,7 +66,7 @@ impl OpDef for Conv {
         let groups = Dim::from(self.groups);
         types::same_extent("channels of input 0 and of all groups", &x.shape[1], &(&k.shape[1] * &groups))?;
         let per_group = k.shape[0].floor_div(&groups);
-        let Some(per_group) = per_group.filter(|d| &(d * &groups) == &k.shape[0]) else {
+        let Some(per_group) = per_group.filter(|d| (d * &groups) == k.shape[0]) else {
             let (groups, found) = (self.groups, &k.shape[0]);
             let message = format!("{groups} groups do not divide `{found}` channels of the result");
             return Err(TypeError::attribute(message));
@@ -254,7 +254,9 @@ impl Window {
 
     /// The element under tap `tap` of window `i`, if it is not in the padding.
     pub(super) fn position(&self, i: usize, tap: usize, extent: usize) -> Option<usize> {
-        (i * self.stride + tap * self.dilation).checked_sub(self.before).filter(|&p| p < extent)
+        let tap = tap.saturating_mul(self.dilation);
+        let padded = i.saturating_mul(self.stride).saturating_add(tap);
+        padded.checked_sub(self.before).filter(|&p| p < extent)
     }
 }
 

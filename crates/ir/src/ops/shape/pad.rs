@@ -6,6 +6,7 @@ use margay_tensor::{DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
+use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
 use crate::{TensorType, TypeError, Types, types};
@@ -44,8 +45,7 @@ impl OpDef for Pad {
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = inputs[0];
-        let pads = self.before.iter().zip(&self.after).map(|(b, a)| (b + a) as usize);
-        let shape: Vec<usize> = x.shape().iter().zip(pads).map(|(d, p)| d + p).collect();
+        let shape = known_extents(&self.infer(&[&TensorType::of(x)])?[0].shape)?;
         let strides = strides_of(x.shape());
         let at = |index: Vec<usize>| {
             let inner = |axis: usize| index[axis].checked_sub(self.before[axis] as usize);

@@ -1,0 +1,59 @@
+//! Graphs in documentation.
+
+use margay_ir::{Graph, TensorType, text};
+use margay_tensor::Tensor;
+use margay_tensor::random::Philox;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// The two graphs at the head of a pass file.
+#[derive(Clone, Debug)]
+pub struct DocExample {
+    /// The graph the pass is given.
+    pub before: String,
+    /// What it makes of it.
+    pub after: String,
+}
+
+/// The examples of a source file: pairs of graphs `@before` and `@after` in its module documentation.
+pub fn doc_examples(source: &str) -> Vec<DocExample> {
+    let doc: String = source
+        .lines()
+        .take_while(|l| l.starts_with("//!"))
+        .map(|l| format!("{}\n", l.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default()))
+        .collect();
+    let graphs: Vec<&str> = doc.split("graph @").skip(1).collect();
+    graphs
+        .chunks_exact(2)
+        .map(|pair| {
+            let whole = |g: &str| format!("graph @{}\n}}\n", g.split("\n}").next().unwrap_or_default());
+            DocExample { before: whole(pair[0]), after: whole(pair[1]) }
+        })
+        .collect()
+}
+
+/// Reads a graph; constants that are named but not given are random. Returns what each one's contents hash to, so that a
+/// printed graph can be given the names back.
+pub fn parse_with_random_constants(source: &str) -> (Graph, BTreeMap<String, String>) {
+    let names: RefCell<BTreeMap<String, String>> = RefCell::default();
+    let resolve = |key: &str, ty: &TensorType| -> Option<Tensor> {
+        let shape = ty.extents()?;
+        let stream = key.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let mut data = vec![0f32; shape.iter().product()];
+        Philox::new(5, stream).fill_normal_f32(0, &mut data);
+        let tensor = Tensor::from_slice(&shape, &data).ok()?;
+        names.borrow_mut().insert(format!("#{}", tensor.content_hash()), key.to_string());
+        Some(tensor)
+    };
+    let g = text::parse(source, &resolve).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    (g, names.into_inner())
+}
+
+/// The text of a graph under another name, with the names of random constants put back.
+pub fn normalized(g: &Graph, name: &str, names: &BTreeMap<String, String>) -> String {
+    let mut out = g.to_string().replacen(&format!("@{}", g.name()), &format!("@{name}"), 1);
+    for (hash, key) in names {
+        out = out.replace(hash, key);
+    }
+    out
+}

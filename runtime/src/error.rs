@@ -1,0 +1,65 @@
+//! What can go wrong.
+
+use std::io;
+
+use margay_artifact::ArtifactError;
+
+/// An executable cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The artifact cannot be read.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The code is for another architecture or operating system (the options' fault: compile for this one).
+    #[error("compiled for `{found}`, this machine is `{expected}`")]
+    Machine {
+        /// This machine.
+        expected: String,
+        /// What the artifact was compiled for.
+        found: String,
+    },
+    /// The processor lacks instructions of the class compiled for (the options' fault: choose a lower `--target-cpu`).
+    #[error("compiled for target cpu `{target}`, which this processor does not support; it supports `{supported}`")]
+    Target {
+        /// The class compiled for.
+        target: String,
+        /// The most capable class of this machine.
+        supported: String,
+    },
+    /// Kernels that the code calls are not in this margay (the options' fault: compile again with this version).
+    #[error("kernels do not match this version of margay: {}; compile the model again", problems.join("; "))]
+    Kernels {
+        /// One line per kernel: expected and found.
+        problems: Vec<String>,
+    },
+    /// The machine has no memory for a session.
+    #[error("cannot allocate {bytes} bytes for {what}: {source}")]
+    Memory {
+        /// What it is for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Names, types or shapes of the inputs are wrong (the caller's fault).
+    #[error("inputs do not fit: {}", problems.join("; "))]
+    Inputs {
+        /// Everything that is wrong, with what was expected and found.
+        problems: Vec<String>,
+    },
+    /// The model was not compiled for inputs of these shapes (the caller's or the options' fault).
+    #[error("not compiled for {found}; available: {}", available.join(" | "))]
+    NoEntry {
+        /// The inputs given.
+        found: String,
+        /// The inputs of each entry.
+        available: Vec<String>,
+    },
+    /// A check that the model asks for failed during the run (the model's or the caller's fault).
+    #[error("index out of range at `{step}`")]
+    Fault {
+        /// The nodes of the first step that failed.
+        step: String,
+    },
+}

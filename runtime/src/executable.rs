@@ -1,0 +1,211 @@
+//! From an artifact, or the parts of one, to function pointers.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use margay_artifact::{Artifact, Description, Entry, Import, Parts};
+use margay_kernels_cpu::CpuTarget;
+use margay_loops::Target;
+use margay_loops::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
+use margay_tensor::DType;
+use memmap2::{Mmap, MmapMut};
+
+use crate::RunError;
+use crate::parallel::parallel;
+
+/// Machine code that is ready to run, and its constants. Cloning is cheap; sessions share it.
+#[derive(Clone, Debug)]
+pub struct Executable {
+    loaded: Arc<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    description: Arc<Description>,
+    /// Readable and executable, never writable.
+    code: Mmap,
+    weights: Arc<Mmap>,
+    weights_at: Range<usize>,
+    entries: Vec<LoadedEntry>,
+}
+
+/// What a run of an entry needs.
+#[derive(Debug)]
+pub(crate) struct LoadedEntry {
+    /// The table the driver calls through: the parallel function, generated kernels, imports.
+    pub(crate) table: Vec<usize>,
+    /// Where each input would lie in the staging area.
+    pub(crate) inputs: Vec<Range<usize>>,
+    /// Where each output lies in the output area.
+    pub(crate) outputs: Vec<Range<usize>>,
+}
+
+impl Executable {
+    /// Loads the code of an artifact. **It is run as it is: load only what you trust.**
+    ///
+    /// Constants stay in the mapped file. Their hashes are not checked; see [`Artifact::verify_weights`].
+    pub fn from_artifact(artifact: &Artifact) -> Result<Executable, RunError> {
+        let (map, range) = artifact.weights_map();
+        Executable::load(Arc::clone(artifact.description()), artifact.code(), map, range)
+    }
+
+    /// Loads code that was compiled in this process.
+    pub fn from_parts(parts: Parts) -> Result<Executable, RunError> {
+        let range = 0..parts.weights.len();
+        Executable::load(Arc::new(parts.description), &parts.code, Arc::new(parts.weights), range)
+    }
+
+    fn load(
+        description: Arc<Description>,
+        code: &[u8],
+        weights: Arc<Mmap>,
+        weights_at: Range<usize>,
+    ) -> Result<Executable, RunError> {
+        check_machine(&description)?;
+        let code = executable_memory(code)?;
+        let mut problems = Vec::new();
+        let entries = description.entries.iter().map(|e| load_entry(e, &code, &mut problems)).collect();
+        if !problems.is_empty() {
+            problems.sort();
+            problems.dedup();
+            return Err(RunError::Kernels { problems });
+        }
+        let loaded = Loaded { description, code, weights, weights_at, entries };
+        Ok(Executable { loaded: Arc::new(loaded) })
+    }
+
+    /// What the executable was compiled from and for.
+    pub fn description(&self) -> &Description {
+        &self.loaded.description
+    }
+
+    /// The compiled graphs.
+    pub fn entries(&self) -> &[Entry] {
+        &self.loaded.description.entries
+    }
+
+    /// Bytes of constants.
+    pub fn weights_bytes(&self) -> usize {
+        self.loaded.weights_at.len()
+    }
+
+    /// Bytes of machine code.
+    pub fn code_bytes(&self) -> usize {
+        self.loaded.code.len()
+    }
+
+    /// The constants, aligned for the driver.
+    pub(crate) fn weights(&self) -> &[u8] {
+        &self.loaded.weights[self.loaded.weights_at.clone()]
+    }
+
+    pub(crate) fn loaded_entry(&self, index: usize) -> &LoadedEntry {
+        &self.loaded.entries[index]
+    }
+
+    pub(crate) fn loaded_entries(&self) -> &[LoadedEntry] {
+        &self.loaded.entries
+    }
+
+    /// The driver of an entry. It lives as long as the executable.
+    pub(crate) fn driver(&self, index: usize) -> DriverFn {
+        let entry = &self.entries()[index];
+        let at = self.loaded.code[entry.code.clone()][entry.parts.driver..].as_ptr();
+        // SAFETY: the description says that a driver begins here. That it does is the trust that loading an
+        // executable asks for; memory, architecture and processor class have been checked.
+        unsafe { std::mem::transmute::<*const u8, DriverFn>(at) }
+    }
+}
+
+/// Whether this machine can run the code at all.
+fn check_machine(description: &Description) -> Result<(), RunError> {
+    let here = Description::this_machine();
+    if description.machine != here {
+        return Err(RunError::Machine { expected: here, found: description.machine.clone() });
+    }
+    let target = CpuTarget::by_name(&description.target).ok();
+    match target.filter(|t| t.name() == description.target && t.supported_here()) {
+        Some(_) => Ok(()),
+        None => Err(RunError::Target {
+            target: description.target.clone(),
+            supported: CpuTarget::native().name().to_owned(),
+        }),
+    }
+}
+
+/// A copy of the code in memory that can be run and, from then on, not be written.
+fn executable_memory(code: &[u8]) -> Result<Mmap, RunError> {
+    let memory = |source| RunError::Memory { what: "code", bytes: code.len(), source };
+    let mut writable = MmapMut::map_anon(code.len()).map_err(memory)?;
+    writable.copy_from_slice(code);
+    let executable = writable.make_exec().map_err(memory)?;
+    announce(&executable);
+    Ok(executable)
+}
+
+/// Tells the processor that there is new code; x86-64 sees it by itself.
+#[cfg(target_arch = "x86_64")]
+fn announce(_code: &[u8]) {}
+
+/// Tells the processor that there is new code.
+#[cfg(target_arch = "aarch64")]
+fn announce(code: &[u8]) {
+    use std::arch::asm;
+    // The shortest cache line that the architecture allows.
+    const LINE: usize = 16;
+    let begin = code.as_ptr().addr() & !(LINE - 1);
+    let lines = (begin..code.as_ptr().addr() + code.len()).step_by(LINE);
+    // SAFETY: the sequence that the architecture prescribes: clean data caches, then invalidate instruction caches. It
+    // changes no memory, and every address lies on a page of `code`.
+    unsafe {
+        lines.clone().for_each(|at| asm!("dc cvau, {}", in(reg) at, options(nostack, preserves_flags)));
+        asm!("dsb ish", options(nostack, preserves_flags));
+        lines.for_each(|at| asm!("ic ivau, {}", in(reg) at, options(nostack, preserves_flags)));
+        asm!("dsb ish", "isb", options(nostack, preserves_flags));
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("how to announce new code is not known for this architecture");
+
+fn load_entry(entry: &Entry, code: &[u8], problems: &mut Vec<String>) -> LoadedEntry {
+    let parts = &entry.parts;
+    let block = &code[entry.code.clone()];
+    let mut table = vec![parallel as ParallelFn as usize];
+    table.extend(parts.kernels.iter().map(|&at| block[at..].as_ptr() as usize));
+    for import in &parts.imports {
+        match kernel(import) {
+            Ok(address) => table.push(address),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let sizes = |ports: &[margay_loops::Port]| areas(ports.iter().map(|p| (p.dtype, p.shape.as_slice())));
+    LoadedEntry { table, inputs: sizes(&parts.inputs), outputs: sizes(&parts.outputs) }
+}
+
+/// The address of a hand-written kernel with the contract that the code was compiled for.
+fn kernel(import: &Import) -> Result<usize, String> {
+    let Import { name, version } = import;
+    match margay_kernels_cpu::lookup(name) {
+        None => Err(format!("`{name}` does not exist")),
+        Some(found) if found.version != *version => {
+            Err(format!("`{name}`: expected version {version}, found {}", found.version))
+        }
+        Some(found) if !found.class.supported_here() => {
+            Err(format!("`{name}` does not run on this processor"))
+        }
+        Some(found) => Ok(found.function as usize),
+    }
+}
+
+/// Aligned places for tensors one after the other.
+fn areas<'a>(tensors: impl Iterator<Item = (DType, &'a [usize])>) -> Vec<Range<usize>> {
+    let mut end = 0;
+    tensors
+        .map(|(dtype, shape)| {
+            let begin = usize::next_multiple_of(end, BUFFER_ALIGN);
+            end = begin + dtype.bytes() * shape.iter().product::<usize>();
+            begin..end
+        })
+        .collect()
+}

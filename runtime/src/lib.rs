@@ -1,0 +1,32 @@
+//! Runs compiled programs.
+//!
+//! An [`Executable`] is machine code and constants, loaded from an artifact or handed over by a compiler in the same
+//! process. A [`Session`] runs it: it owns the threads and all memory a run needs. After its first run with given
+//! inputs a session allocates nothing but the tensors it returns.
+//!
+//! **Executables are code.** Nothing stops the machine code of an artifact from doing what any program of the user
+//! may do: load only what you trust.
+//!
+//! The same inputs give the same bits on any number of threads, because an item of work does the same wherever it
+//! runs and no two items write the same place.
+//!
+//! - `executable`: from an artifact to function pointers.
+//! - `session`: memory, inputs and outputs of a run.
+//! - `entry`: which entry fits given inputs, and what is wrong with inputs that fit none.
+//! - `parallel`: the parallel function that compiled drivers call.
+//! - `pool`: threads.
+//!
+//! Deliberately absent: graphs and compilation (an ahead-of-time program carries no compiler), and any state that
+//! survives a run.
+
+mod entry;
+mod error;
+mod executable;
+mod parallel;
+mod pool;
+mod session;
+
+pub use error::RunError;
+pub use executable::Executable;
+pub use pool::Pool;
+pub use session::{Outputs, Session, SessionOptions};

@@ -1,0 +1,1 @@
+//! Tests of the whole compiler; each file beside this one is a test target.
