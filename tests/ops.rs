@@ -7,11 +7,8 @@ use margay_testkit::case_inputs;
 /// A graph of one node over inputs `x0`, `x1`, ….
 fn graph_of(op: &Op, inputs: &[Tensor]) -> Graph {
     let mut g = Graph::new(op.name());
-    let values: Vec<Value> = inputs
-        .iter()
-        .enumerate()
-        .map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t)))
-        .collect();
+    let values: Vec<Value> =
+        inputs.iter().enumerate().map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t))).collect();
     let v = g.add(op.clone(), &values, Origin::named("node")).unwrap_or_else(|e| panic!("{e}"));
     for out in 0..g.node(v.node).types.len() as u16 {
         g.add_output(&format!("y{out}"), Value { node: v.node, out });

@@ -48,7 +48,9 @@ fn doc_examples_hold() {
 #[test]
 fn doc_example_of_bind_dims_holds() {
     let binding: margay_tensor::Binding = [("N".into(), 4)].into_iter().collect();
-    doc_examples(&source_of("bind-dims")).iter().for_each(|e| check(&BindDims { binding: binding.clone() }, e));
+    doc_examples(&source_of("bind-dims"))
+        .iter()
+        .for_each(|e| check(&BindDims { binding: binding.clone() }, e));
 }
 
 #[test]
@@ -58,8 +60,8 @@ fn doc_examples_of_sketches_hold() {
             let (g, _) = parse_with_random_constants(&example.before);
             let selection = select_all(&g, rank);
             match pass {
-                "sketch-linear" => check(&SketchLinear { selection: &selection }, &example),
-                _ => check(&SketchConv { selection: &selection }, &example),
+                "sketch-linear" => check(&SketchLinear { selection }, &example),
+                _ => check(&SketchConv { selection }, &example),
             }
         }
     }

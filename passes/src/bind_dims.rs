@@ -29,12 +29,8 @@ pub struct BindDims {
 impl BindDims {
     /// A graph in which the symbols have their values.
     pub fn bound(&self, g: &Graph) -> Result<Graph, PassError> {
-        let open: Vec<String> = g
-            .symbols()
-            .iter()
-            .filter(|s| !self.binding.contains_key(*s))
-            .map(|s| format!("`{s}`"))
-            .collect();
+        let open: Vec<String> =
+            g.symbols().iter().filter(|s| !self.binding.contains_key(*s)).map(|s| format!("`{s}`")).collect();
         if !open.is_empty() {
             return Err(PassError::Refused(format!("dimensions without a value: {}", open.join(", "))));
         }
@@ -52,11 +48,12 @@ impl BindDims {
                 continue;
             }
             let operands: Vec<Value> = g.inputs_of(n).iter().map(|v| values[v]).collect();
-            let first = out.add(node.op.bind(&self.binding), &operands, node.origin.clone()).map_err(|e| {
-                let bound: Vec<String> = self.binding.iter().map(|(s, v)| format!("{s} = {v}")).collect();
-                let name = node.origin.name();
-                PassError::Refused(format!("with {}, at `{name}`: {e}", bound.join(", ")))
-            })?;
+            let first =
+                out.add(node.op.bind(&self.binding), &operands, node.origin.clone()).map_err(|e| {
+                    let bound: Vec<String> = self.binding.iter().map(|(s, v)| format!("{s} = {v}")).collect();
+                    let name = node.origin.name();
+                    PassError::Refused(format!("with {}, at `{name}`: {e}", bound.join(", ")))
+                })?;
             for slot in 0..node.types.len() as u16 {
                 values.insert(Value { node: n, out: slot }, Value { node: first.node, out: slot });
             }

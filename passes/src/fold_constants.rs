@@ -100,7 +100,9 @@ fn fold(g: &Graph, n: NodeId, limits: &FoldConstants) -> RuleResult {
     };
     let mut patch = Patch::new();
     for (out, tensor) in results.into_iter().enumerate() {
-        debug_assert!(node.types[out].shape.iter().map(Dim::as_extent).eq(tensor.shape().iter().map(|d| Some(*d))));
+        debug_assert!(
+            node.types[out].shape.iter().map(Dim::as_extent).eq(tensor.shape().iter().map(|d| Some(*d)))
+        );
         let new = patch.add(g, Const { payload: Payload::new(tensor) }, &[], origin.clone())?;
         patch.redirect(Value { node: n, out: out as u16 }, new);
     }

@@ -6,7 +6,8 @@ use margay_ir::verify::{Stage, Violation};
 use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 
 use crate::{
-    FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RemoveDead, Simplify,
+    FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RemoveDead,
+    Simplify,
 };
 
 /// A pass that can be asked for by name, with its default configuration.

@@ -9,7 +9,7 @@
 //!   %2 = const 2.0 : f32
 //!   %3 = pow %1, %2 : f32[N, 4]  // ln/Pow
 //!   %4 = reduce %3 {kind = mean, axes = [1], keepdims = true} : f32[N, 1]  // ln/ReduceMean_1
-//!   %5 = const 1e-5 : f32
+//!   %5 = const 1e-12 : f32
 //!   %6 = add %4, %5 : f32[N, 1]  // ln/Add
 //!   %7 = sqrt %6 : f32[N, 1]  // ln/Sqrt
 //!   %8 = div %1, %7 : f32[N, 4]  // ln/Div
@@ -22,7 +22,7 @@
 //! graph @after(%x: f32[N, 4]) -> (y: f32[N, 4]) {
 //!   %0 = const [1.0, 1.5, 2.0, 2.5] : f32[4]  // ln.weight
 //!   %1 = const [0.0, 0.1, 0.2, 0.3] : f32[4]  // ln.bias
-//!   %2 = layer_norm %x, %0, %1 {axis = 1, epsilon = 1e-5} : f32[N, 4]  // ln/Add_1
+//!   %2 = layer_norm %x, %0, %1 {axis = 1, epsilon = 1e-12} : f32[N, 4]  // ln/Add_1
 //!   return %2
 //! }
 //! ```
@@ -96,7 +96,9 @@ fn normalized(g: &Graph, v: Value) -> Option<(Value, f64)> {
         let epsilon = scalar(g, epsilon)?;
         let square = mean_of(g, variance)?;
         let squares_centred = match g.op(square.node) {
-            Op::Pow(_) => both_orders(g, square)[0][0] == centred && is_number(g, both_orders(g, square)[0][1], 2.0),
+            Op::Pow(_) => {
+                both_orders(g, square)[0][0] == centred && is_number(g, both_orders(g, square)[0][1], 2.0)
+            }
             Op::Mul(_) => both_orders(g, square)[0] == [centred, centred],
             _ => false,
         };
@@ -108,7 +110,9 @@ fn normalized(g: &Graph, v: Value) -> Option<(Value, f64)> {
 fn mean_of(g: &Graph, v: Value) -> Option<Value> {
     let x = *g.inputs_of(v.node).first()?;
     match g.op(v.node) {
-        Op::Reduce(r) if r.kind == ReduceKind::Mean && r.keepdims && r.axes == [g.ty(x).ndim() - 1] => Some(x),
+        Op::Reduce(r) if r.kind == ReduceKind::Mean && r.keepdims && r.axes == [g.ty(x).ndim() - 1] => {
+            Some(x)
+        }
         _ => None,
     }
 }

@@ -24,12 +24,12 @@ use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
 use crate::sketch::{ModuleKind, Selection};
 
 /// Sketches convolutions.
-pub struct SketchConv<'a> {
+pub struct SketchConv {
     /// What to do with which module.
-    pub selection: &'a Selection,
+    pub selection: Selection,
 }
 
-impl Pass for SketchConv<'_> {
+impl Pass for SketchConv {
     fn name(&self) -> &'static str {
         "sketch-conv"
     }

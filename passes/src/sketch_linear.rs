@@ -22,12 +22,12 @@ use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
 use crate::sketch::{ModuleKind, Selection};
 
 /// Sketches linear modules.
-pub struct SketchLinear<'a> {
+pub struct SketchLinear {
     /// What to do with which module.
-    pub selection: &'a Selection,
+    pub selection: Selection,
 }
 
-impl Pass for SketchLinear<'_> {
+impl Pass for SketchLinear {
     fn name(&self) -> &'static str {
         "sketch-linear"
     }

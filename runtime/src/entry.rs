@@ -94,7 +94,8 @@ mod tests {
     use margay_tensor::DType;
 
     fn entry(rows: usize) -> Entry {
-        let port = |name: &str, dtype, shape: &[usize]| Port { name: name.into(), dtype, shape: shape.to_vec() };
+        let port =
+            |name: &str, dtype, shape: &[usize]| Port { name: name.into(), dtype, shape: shape.to_vec() };
         let inputs = vec![port("ids", DType::I64, &[rows, 8]), port("mask", DType::F32, &[rows])];
         Entry { parts: EntryParts { inputs, ..EntryParts::default() }, code: 0..0 }
     }
@@ -113,7 +114,8 @@ mod tests {
 
     #[test]
     fn everything_wrong_is_told_at_once() {
-        let (ids, extra) = (Tensor::zeros(DType::I32, &[1, 8]).unwrap(), Tensor::zeros(DType::F32, &[2]).unwrap());
+        let (ids, extra) =
+            (Tensor::zeros(DType::I32, &[1, 8]).unwrap(), Tensor::zeros(DType::F32, &[2]).unwrap());
         assert_eq!(
             message(&[entry(1), entry(4)], &[("ids", &ids), ("tokens", &extra), ("ids", &ids)]),
             "inputs do not fit: `ids`: expected i64[1, 8], found i32[1, 8]; `mask` is missing, expected f32[1]; \

@@ -19,7 +19,9 @@ pub enum RunError {
         found: String,
     },
     /// The processor lacks instructions of the class compiled for (the options' fault: choose a lower `--target-cpu`).
-    #[error("compiled for target cpu `{target}`, which this processor does not support; it supports `{supported}`")]
+    #[error(
+        "compiled for target cpu `{target}`, which this processor does not support; it supports `{supported}`"
+    )]
     Target {
         /// The class compiled for.
         target: String,

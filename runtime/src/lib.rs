@@ -28,5 +28,5 @@ mod session;
 
 pub use error::RunError;
 pub use executable::Executable;
-pub use pool::Pool;
+pub use pool::{Job, Pool};
 pub use session::{Outputs, Session, SessionOptions};

@@ -7,7 +7,7 @@ use crate::Pool;
 /// What a driver's context points at during a run.
 pub(crate) struct Context<'a> {
     /// Threads.
-    pub(crate) pool: &'a Pool,
+    pub(crate) pool: &'a mut Pool,
     /// Scratch of the first thread; a header and the kernels' bytes.
     pub(crate) scratch: *mut u8,
     /// Distance between the scratch of two threads.
@@ -58,11 +58,11 @@ impl Task {
     ///
     /// # Safety
     /// The step's memory is valid, and no other call uses the same thread's scratch meanwhile.
-    unsafe fn run(&self, thread: usize, begin: usize, end: usize) {
+    unsafe fn run(&self, thread: usize, begin: u64, end: u64) {
         // SAFETY: the pointers are those the driver made for this step; the caller promises the rest.
         unsafe {
             let scratch = self.scratch.add(thread * self.stride);
-            (self.function)(self.params, self.args, scratch, begin as u64, end as u64);
+            (self.function)(self.params, self.args, scratch, begin, end);
         }
     }
 }
@@ -87,7 +87,7 @@ pub(crate) unsafe extern "C" fn parallel(
     }
     let task = Task { function, params, args, scratch: context.scratch, stride: context.stride };
     let task = &task;
-    context.pool.run(total as usize, grain as usize, &|thread, begin, end| {
+    context.pool.run(total, grain, &|thread, begin, end| {
         // SAFETY: the pool gives every thread a number of its own below the number of threads, and returns only when
         // all calls have ended.
         unsafe { task.run(thread, begin, end) };

@@ -52,7 +52,8 @@ impl Session {
     /// A session with memory for the largest entry of the executable. Pages are taken from the machine when they are
     /// first used.
     pub fn new(executable: &Executable, options: SessionOptions) -> Result<Session, RunError> {
-        let threads = options.threads.max(1);
+        let pool = Pool::new(options.threads);
+        let threads = pool.threads();
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
         let scratch_bytes = most(&|i| entries[i].parts.scratch_bytes);
@@ -60,7 +61,7 @@ impl Session {
         let scratch_stride = (SCRATCH_HEADER_BYTES + scratch_bytes).next_multiple_of(2 * BUFFER_ALIGN);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
         Ok(Session {
-            pool: Pool::new(threads),
+            pool,
             threads,
             arena: memory("intermediate results", most(&|i| entries[i].parts.arena_bytes))?,
             scratch: memory("scratch", scratch_stride.saturating_mul(threads))?,
@@ -99,7 +100,7 @@ impl Session {
         let table = self.executable.loaded_entry(index).table.as_ptr();
         let parts = &self.executable.entries()[index].parts;
         let mut context = Context {
-            pool: &self.pool,
+            pool: &mut self.pool,
             scratch: self.scratch.as_mut_ptr(),
             stride: self.scratch_stride,
             threads: self.threads,
@@ -128,7 +129,8 @@ impl Session {
     fn fill_bases(&mut self, index: usize, inputs: &[(&str, &Tensor)]) -> Result<(), RunError> {
         let entry = self.executable.loaded_entry(index);
         let parts = &self.executable.entries()[index].parts;
-        let misaligned = |t: &Tensor| !t.bytes().as_ptr().cast::<u8>().addr().is_multiple_of(t.dtype().bytes());
+        let misaligned =
+            |t: &Tensor| !t.bytes().as_ptr().cast::<u8>().addr().is_multiple_of(t.dtype().bytes());
         if inputs.iter().any(|(_, t)| misaligned(t)) && self.staging.len() < end(&entry.inputs) {
             let most = self.executable.loaded_entries().iter().map(|e| end(&e.inputs)).max();
             self.staging = memory("inputs", most.unwrap_or(0))?;

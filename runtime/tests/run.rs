@@ -4,13 +4,64 @@ use std::sync::Arc;
 
 use margay_artifact::Artifact;
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::Program;
+use margay_loops::{Binary, Constant, Index, Kernel, Nest, Place, Program, Work};
 use margay_runtime::{Executable, RunError, Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
 use memmap2::MmapMut;
 
 mod programs;
-use programs::{COLUMNS, TERMS, assemble, gathers, linear, linear_reference, numbers};
+use programs::{COLUMNS, TERMS, args, assemble, buffer, linear, memory, numbers, port, sink, step};
+
+/// Rows of the table of [`gathers`].
+const ENTRIES: usize = 100;
+
+/// What [`linear`] computes, in f64.
+fn linear_reference(x: &[f32]) -> Vec<f64> {
+    let (weight, bias) = (numbers(TERMS * COLUMNS, 1), numbers(COLUMNS, 2));
+    let element = |row: &[f32], j: usize| {
+        let sum: f64 = (0..TERMS).map(|k| f64::from(row[k]) * f64::from(weight[k * COLUMNS + j])).sum();
+        sum + f64::from(bias[j])
+    };
+    x.chunks(TERMS).flat_map(|row| (0..COLUMNS).map(move |j| element(row, j)).collect::<Vec<_>>()).collect()
+}
+
+fn gather(count: usize) -> Kernel {
+    let inputs = vec![memory(0, DType::F32, &[ENTRIES], &[1]), memory(1, DType::I64, &[count], &[1])];
+    let mut n = Nest::new(args(&[DType::F32, DType::I64, DType::F32]), inputs, vec![sink(2, &[1])]);
+    n.for_each(&[count], |n, i| {
+        let id = n.load(1, i);
+        let (zero, end) = (n.number(id, 0.0), n.number(id, ENTRIES as f64));
+        let (low, high) = (n.binary(Binary::Le, zero, id), n.binary(Binary::Lt, id, end));
+        let inside = n.binary(Binary::And, low, high);
+        n.require(inside);
+        let value = n.load_guarded(0, &[Index::reg(id)], inside, 0.0);
+        n.store(0, i, value);
+    });
+    n.finish()
+}
+
+/// `y = table[a]`, `z = table[b]` for `count` indices each; the table is a constant. Indices outside are faults.
+fn gathers(count: usize) -> Program {
+    let table = Tensor::from_slice(&[ENTRIES], &numbers(ENTRIES, 3)).unwrap();
+    Program {
+        inputs: vec![port("a", DType::I64, &[count]), port("b", DType::I64, &[count])],
+        outputs: vec![port("y", DType::F32, &[count]), port("z", DType::F32, &[count])],
+        constants: vec![Constant { tensor: table, packed_for: None }],
+        buffers: vec![
+            buffer(Place::Constant(0), ENTRIES * 4),
+            buffer(Place::Input(0), count * 8),
+            buffer(Place::Input(1), count * 8),
+            buffer(Place::Output(0), count * 4),
+            buffer(Place::Output(1), count * 4),
+        ],
+        kernels: vec![gather(count)],
+        steps: vec![
+            step(Work::Loops(0), &[0, 1, 3], "embed/words/Gather"),
+            step(Work::Loops(0), &[0, 2, 4], "embed/types/Gather"),
+        ],
+        arena_bytes: 0,
+    }
+}
 
 /// The programs through a file.
 fn executable(target: CpuTarget, programs: &[Program]) -> Executable {
@@ -84,6 +135,13 @@ fn code_runs_where_it_was_compiled_without_a_file() {
 }
 
 #[test]
+fn an_executable_without_entries_takes_nothing() {
+    let parts = assemble(&CpuTarget::native(), &[]).into_parts().unwrap();
+    let mut s = session(&Executable::from_parts(parts).unwrap(), 1);
+    assert!(matches!(s.run(&[]), Err(RunError::NoEntry { available, .. }) if available.is_empty()));
+}
+
+#[test]
 fn a_session_moves_between_threads() {
     let target = CpuTarget::native();
     let mut s = session(&executable(target, &[linear(4, &target)]), 2);
@@ -143,6 +201,11 @@ fn what_cannot_run_here_is_refused() {
         let above = message(&|p| p.description.target = name.into());
         assert!(matches!(&above, RunError::Target { target, .. } if target == name), "{above}");
     }
+    let mut parts = assemble(&target, &[linear(4, &target)]).into_parts().unwrap();
+    parts.description.entries[0].parts.arena_bytes = 1 << 60;
+    let huge = Executable::from_parts(parts).unwrap();
+    let memory = Session::new(&huge, SessionOptions { threads: 1 }).err().unwrap();
+    assert!(matches!(&memory, RunError::Memory { bytes, .. } if *bytes == 1 << 60), "{memory}");
     let kernels = message(&|p| p.description.entries[0].parts.imports[0].version += 1);
     assert!(matches!(&kernels, RunError::Kernels { problems } if problems.len() == 1), "{kernels}");
     let kernels = message(&|p| p.description.entries[0].parts.imports[0].name = "gemm__abacus".into());

@@ -59,11 +59,14 @@ impl ConstantsLayout {
             Some((call, operand)) => {
                 let prepared = target.prepare(call)?;
                 let packed = prepared.packed.into_iter().find(|p| p.operand == *operand);
-                Some((call, packed.ok_or_else(|| NoKernel {
-                    target: target.name().to_owned(),
-                    call: call.to_string(),
-                    why: format!("operand {operand} is not packed"),
-                })?))
+                Some((
+                    call,
+                    packed.ok_or_else(|| NoKernel {
+                        target: target.name().to_owned(),
+                        call: call.to_string(),
+                        why: format!("operand {operand} is not packed"),
+                    })?,
+                ))
             }
         };
         let layout = packed.as_ref().map(|(_, p)| p.layout.to_owned());

@@ -119,11 +119,8 @@ impl Header {
         if file.is_empty() || file[..prefix] != MAGIC[..prefix] {
             return Err(ArtifactError::NotAnArtifact { path: path() });
         }
-        let truncated = |expected: u64| ArtifactError::Truncated {
-            path: path(),
-            expected,
-            found: file.len() as u64,
-        };
+        let truncated =
+            |expected: u64| ArtifactError::Truncated { path: path(), expected, found: file.len() as u64 };
         let too_short = || truncated(HEADER_BYTES as u64);
         let found = u32::from_le_bytes(*file.get(8..).and_then(|b| b.first_chunk()).ok_or_else(too_short)?);
         if found != FORMAT_VERSION {

@@ -115,11 +115,7 @@ pub(crate) fn encode(d: &Description) -> Vec<u8> {
         machine: d.machine.clone(),
         constants: d.constants.iter().map(constant_message).collect(),
         entries: d.entries.iter().map(entry_message).collect(),
-        sources: d
-            .sources
-            .iter()
-            .map(|(name, p)| (name.clone(), piece_message(&p.range, &p.hash)))
-            .collect(),
+        sources: d.sources.iter().map(|(name, p)| (name.clone(), piece_message(&p.range, &p.hash))).collect(),
     }
     .encode_to_vec()
 }
@@ -260,13 +256,14 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
 }
 
 fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
-    let ports = messages
-        .into_iter()
-        .map(|p| {
-            let (dtype, shape, _) = tensor_type(&p.dtype, &p.shape).map_err(|e| format!("`{}`: {e}", p.name))?;
-            Ok(Port { name: p.name, dtype, shape })
-        })
-        .collect::<Result<Vec<_>, String>>()?;
+    let (mut ports, mut total) = (Vec::new(), 0u64);
+    for p in messages {
+        let (dtype, shape, bytes) =
+            tensor_type(&p.dtype, &p.shape).map_err(|e| format!("`{}`: {e}", p.name))?;
+        total = total.saturating_add((bytes + BUFFER_ALIGN) as u64);
+        ports.push(Port { name: p.name, dtype, shape });
+    }
+    size("memory for inputs or outputs", total)?;
     let mut seen = BTreeSet::new();
     match ports.iter().find(|p| !seen.insert(&p.name)) {
         Some(twice) => Err(format!("two ports are called `{}`", twice.name)),
@@ -363,7 +360,7 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 9] = [
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
@@ -371,6 +368,10 @@ mod tests {
             (|d| d.entries[0].parts.driver = 64, "entry 0: a function begins at 64, expected less than 64"),
             (|d| d.entries[0].parts.constants = vec![1], "entry 0: constant 1, expected less than 1"),
             (|d| d.entries[0].parts.outputs[1].name = "y".into(), "entry 0: two ports are called `y`"),
+            (
+                |d| d.entries[0].parts.outputs.iter_mut().for_each(|p| p.shape = vec![1 << 59]),
+                "entry 0: memory for inputs or outputs of 4611686018427388032 is more than memory can hold",
+            ),
             (
                 |d| d.entries[0].parts.inputs[0].shape = vec![1 << 40, 1 << 40],
                 "entry 0: `x`: shape [1099511627776, 1099511627776] is more than memory can hold",

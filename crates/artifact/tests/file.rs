@@ -146,8 +146,7 @@ fn an_operand_that_is_not_packed_is_refused() {
     let mut b = ArtifactBuilder::new("tiny", "reversing");
     let constant = Constant { tensor: weight(), packed_for: Some((product(1, 3, 5), 0)) };
     let error = b.constants.add("w", &constant, &Reversing).unwrap_err();
-    let expected =
-        "target `reversing` has no kernel for `matmul [1x3x5] packed`: operand 0 is not packed";
+    let expected = "target `reversing` has no kernel for `matmul [1x3x5] packed`: operand 0 is not packed";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -1,7 +1,9 @@
 //! The function that runs the steps of a program.
 
 use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, SigRef, StackSlot, StackSlotData, StackSlotKind, Value};
+use cranelift_codegen::ir::{
+    InstBuilder, MemFlagsData, SigRef, StackSlot, StackSlotData, StackSlotKind, Value,
+};
 use margay_loops::{Place, Program, abi};
 
 use crate::CpuIsa;
@@ -37,7 +39,7 @@ pub(crate) fn build(
         unreachable!("the signature of a driver has four parameters");
     };
     let most_args = program.steps.iter().map(|s| s.args.len()).max().unwrap_or(0);
-    let slot = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * most_args as u32, 3);
+    let slot = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * most_args.max(1) as u32, 3);
     let args = ops.b.create_sized_stack_slot(slot);
     let parallel = ops.b.import_signature(pointers(isa, 6));
     let mut w = Writer { ops, program, constant_offsets, table, context, bases, params, args, parallel };

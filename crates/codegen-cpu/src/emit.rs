@@ -12,7 +12,8 @@ use crate::scalar::Ops;
 use crate::vector::{LANES, UNROLL};
 use crate::{CodegenError, CpuIsa};
 
-/// Operations that a run of items is worth, about 20 microseconds: kernels with fewer in all are one run.
+/// Operations that a run of items is worth, in the units of [`operations`]: a kernel with fewer than two runs' worth
+/// is one run.
 const OPERATIONS_PER_RUN: u64 = 1 << 16;
 /// Alignment in bytes of functions in the block.
 const FUNCTION_ALIGN: usize = 64;
@@ -130,11 +131,7 @@ fn append(blob: &mut Vec<u8>, code: &[u8]) -> usize {
 }
 
 /// Asks the target about calls, and lists the parallel regions of all steps with their parameters.
-fn launches(
-    program: &Program,
-    target: &dyn Target,
-    code: &mut Code,
-) -> Result<Vec<Launch>, CodegenError> {
+fn launches(program: &Program, target: &dyn Target, code: &mut Code) -> Result<Vec<Launch>, CodegenError> {
     let mut launches = Vec::new();
     for (step, work) in program.steps.iter().map(|s| &s.work).enumerate() {
         match work {

@@ -7,7 +7,8 @@
 //!
 //! - `isa`: processor classes; never what the compiling machine happens to be.
 //! - `emit`: the whole program; `driver`: the function that runs the steps.
-//! - `kernel`: one loop nest; `statement`: its statements; `vector`: which loops run four lanes at a time.
+//! - `kernel`: one loop nest; `nested`: its loops; `vector`: which of them run four lanes at a time; `statement`: its
+//!   statements; `access`: loads and stores.
 //! - `scalar`: operations on a scalar or on four lanes alike; `math`: exp, log, erf and their kin.
 //!
 //! The calling convention is that of [`margay_loops::abi`]. Lanes and scalars go through the same operations, and
@@ -17,12 +18,14 @@
 //! Deliberately absent: matrix products and other kernels that need the full width of the machine (hand-written
 //! ones are called), 16-bit floats, and functions such as exp in f64.
 
+mod access;
 mod driver;
 mod emit;
 mod error;
 mod isa;
 mod kernel;
 mod math;
+mod nested;
 mod scalar;
 mod statement;
 mod vector;

@@ -257,7 +257,7 @@ impl<'b> Ops<'b> {
     /// A scalar conversion.
     pub(crate) fn convert(&mut self, x: Value, from: DType, to: DType) -> Value {
         match (from.is_float(), to.is_float()) {
-            _ if to == DType::Bool => self.to_bool(x, from),
+            _ if to == DType::Bool => self.non_zero(x, from),
             (true, true) => self.resize_float(x, register_type(to)),
             (true, false) => self.float_to_int(x, to),
             (false, true) => self.int_to_float(x, from, register_type(to)),
@@ -265,7 +265,7 @@ impl<'b> Ops<'b> {
         }
     }
 
-    fn to_bool(&mut self, x: Value, from: DType) -> Value {
+    fn non_zero(&mut self, x: Value, from: DType) -> Value {
         let ty = self.type_of(x);
         if from.is_float() {
             let zero = self.float(ty, 0.0);

@@ -36,13 +36,9 @@ impl<'k> LoopView<'k> {
     /// The loop that a statement is.
     pub(crate) fn of(stmt: &'k Stmt) -> Option<LoopView<'k>> {
         match stmt {
-            Stmt::Loop { axis, extent, parallel, body } => Some(LoopView {
-                axis: *axis,
-                extent: Some(*extent),
-                parallel: *parallel,
-                body,
-                results: &[],
-            }),
+            Stmt::Loop { axis, extent, parallel, body } => {
+                Some(LoopView { axis: *axis, extent: Some(*extent), parallel: *parallel, body, results: &[] })
+            }
             Stmt::Reduce { axis, extent, results, body } => {
                 Some(LoopView { axis: *axis, extent: Some(*extent), parallel: false, body, results })
             }
@@ -122,8 +118,7 @@ impl<'k> Walk<'k> {
             Stmt::Literal { .. } => true,
             Stmt::IndexValue { index, .. } => self.is_uniform(index),
             Stmt::Unary { to, op, x } => {
-                let lanes =
-                    if *op == Unary::Not { self.dtype(*x) == DType::Bool } else { self.is_f32(*x) };
+                let lanes = if *op == Unary::Not { self.dtype(*x) == DType::Bool } else { self.is_f32(*x) };
                 self.result(*to, &[*x], lanes)
             }
             Stmt::Binary { to, op, x, y } => {

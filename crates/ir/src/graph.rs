@@ -179,12 +179,7 @@ impl Graph {
     }
 
     /// Adds a node; its types are inferred.
-    pub fn add(
-        &mut self,
-        op: impl Into<Op>,
-        inputs: &[Value],
-        origin: Origin,
-    ) -> Result<Value, AddError> {
+    pub fn add(&mut self, op: impl Into<Op>, inputs: &[Value], origin: Origin) -> Result<Value, AddError> {
         let op = op.into();
         let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(*v)).collect();
         let types = op.infer(&types).map_err(|error| AddError { op: op.name(), error })?;

@@ -154,8 +154,11 @@ pub fn rewrite<C>(
                     break;
                 }
                 let at = || g.node(n).origin.name().to_string();
-                let verdict = (rule.apply)(g, n, config)
-                    .map_err(|error| PassError::Add { rule: rule.name, at: at(), error })?;
+                let verdict = (rule.apply)(g, n, config).map_err(|error| PassError::Add {
+                    rule: rule.name,
+                    at: at(),
+                    error,
+                })?;
                 match verdict {
                     Verdict::NoMatch => {}
                     Verdict::Declined(message) => {
@@ -163,8 +166,7 @@ pub fn rewrite<C>(
                     }
                     Verdict::Rewrite(patch) => {
                         let at = at();
-                        g.apply(patch)
-                            .map_err(|error| PassError::Patch { rule: rule.name, at, error })?;
+                        g.apply(patch).map_err(|error| PassError::Patch { rule: rule.name, at, error })?;
                         fired.push(rule.name);
                         break;
                     }

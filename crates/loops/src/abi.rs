@@ -9,13 +9,8 @@
 ///   the header: its first word receives a fault (see [`fault_word`]); the rest is the kernel's to use.
 ///
 /// Items may run in any order and on any thread; two items never write the same byte.
-pub type KernelFn = unsafe extern "C" fn(
-    params: *const u64,
-    args: *const *mut u8,
-    scratch: *mut u8,
-    begin: u64,
-    end: u64,
-);
+pub type KernelFn =
+    unsafe extern "C" fn(params: *const u64, args: *const *mut u8, scratch: *mut u8, begin: u64, end: u64);
 
 /// Runs the items `0..total` of a kernel, spread over the threads of a session in runs of at least `grain`.
 /// The first word of a driver's table points at one of these.

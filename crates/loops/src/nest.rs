@@ -273,14 +273,41 @@ impl Nest {
         self.nested(extent, false, body);
     }
 
+    /// Runs `body` for every element of `shape`, in order, with the positions appended to `prefix`.
+    pub fn serial_each(
+        &mut self,
+        shape: &[usize],
+        prefix: &[Index],
+        body: &mut dyn FnMut(&mut Nest, &[Index]),
+    ) {
+        match shape.split_first() {
+            None => body(self, prefix),
+            Some((&extent, rest)) => {
+                self.serial(extent, |n, i| n.serial_each(rest, &[prefix, &[i]].concat(), body));
+            }
+        }
+    }
+
+    /// Joins the values that `body` returns for every element of `shape`, with the positions appended to `prefix`.
+    pub fn reduce_each(
+        &mut self,
+        shape: &[usize],
+        prefix: &[Index],
+        combine: Combine,
+        body: &mut dyn FnMut(&mut Nest, &[Index]) -> Reg,
+    ) -> Reg {
+        match shape.split_first() {
+            None => body(self, prefix),
+            Some((&extent, rest)) => self.reduce(extent, &[combine], |n, i| {
+                vec![n.reduce_each(rest, &[prefix, &[i]].concat(), combine, body)]
+            })[0],
+        }
+    }
+
     /// Runs `body` for every element of `shape`, in any order. The outermost statement of a nest, once.
     pub fn for_each(&mut self, shape: &[usize], body: impl FnOnce(&mut Nest, &[Index])) {
-        fn go(
-            nest: &mut Nest,
-            shape: &[usize],
-            index: &mut Vec<Index>,
-            body: Box<dyn FnOnce(&mut Nest, &[Index]) + '_>,
-        ) {
+        type Body<'b> = Box<dyn FnOnce(&mut Nest, &[Index]) + 'b>;
+        fn go(nest: &mut Nest, shape: &[usize], index: &mut Vec<Index>, body: Body<'_>) {
             match shape.split_first() {
                 None => body(nest, index),
                 Some((&extent, rest)) => nest.nested(extent, true, |nest, i| {
@@ -403,7 +430,10 @@ mod tests {
         });
         let k = n.finish();
         assert_eq!(k.parallel_extents(), [24]);
-        assert_eq!(k.to_string(), "kernel(r f32, w f32)\n  for i2 in 0..24 parallel\n    %0 = load a0[i2]\n    store a1[i2] = %0\n");
+        assert_eq!(
+            k.to_string(),
+            "kernel(r f32, w f32)\n  for i2 in 0..24 parallel\n    %0 = load a0[i2]\n    store a1[i2] = %0\n"
+        );
     }
 
     #[test]

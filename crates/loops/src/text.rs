@@ -89,11 +89,8 @@ fn write_body(f: &mut fmt::Formatter<'_>, k: &Kernel, body: &[Stmt], depth: usiz
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let args: Vec<String> = self
-            .args
-            .iter()
-            .map(|a| format!("{} {}", if a.written { "w" } else { "r" }, a.dtype))
-            .collect();
+        let args: Vec<String> =
+            self.args.iter().map(|a| format!("{} {}", if a.written { "w" } else { "r" }, a.dtype)).collect();
         writeln!(f, "kernel({})", args.join(", "))?;
         write_body(f, self, &self.body, 1)
     }

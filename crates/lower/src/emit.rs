@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::nest::{Nest, Sink, SinkInput, Source};
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step, Target, Work, abi,
+    Arg, Buffer, BufferId, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step, Target, Work,
+    abi,
 };
 use margay_tensor::{ContentHash, DType, Tensor};
 
@@ -326,7 +327,8 @@ struct Arguments {
 impl Arguments {
     fn push(&mut self, m: &Memory, written: bool) -> usize {
         let operand = Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() };
-        let found = self.operands.iter().zip(&self.args).position(|(o, a)| *o == operand && a.dtype == m.dtype);
+        let found =
+            self.operands.iter().zip(&self.args).position(|(o, a)| *o == operand && a.dtype == m.dtype);
         found.filter(|_| !written).unwrap_or_else(|| {
             self.args.push(Arg { dtype: m.dtype, written });
             self.operands.push(operand);

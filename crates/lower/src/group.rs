@@ -243,12 +243,7 @@ impl Grouper<'_> {
         Ok(Held::Memory(memory))
     }
 
-    fn elementwise(
-        &mut self,
-        n: NodeId,
-        function: ScalarFn,
-        shape: Vec<usize>,
-    ) -> Result<Held, LowerError> {
+    fn elementwise(&mut self, n: NodeId, function: ScalarFn, shape: Vec<usize>) -> Result<Held, LowerError> {
         let operands = self.g.inputs_of(n);
         for (slot, &v) in operands.iter().enumerate() {
             let once = operands.iter().filter(|&&w| w == v).count() == 1;

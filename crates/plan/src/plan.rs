@@ -22,8 +22,6 @@ const HEAD: &str = "\
 # A margay plan: what is done to each module of one model. Modules not named here stay dense.
 #   scheme   how the module is approximated
 #   rank     width of the sketch, for schemes that have one
-#   gauge    how factors are stored: \"plain\" (the default) or \"identity\"
-#   storage  number format of the constants: \"f32\" (the default), \"bf16\" or \"int8\"
 #   seed     of the random numbers, where it is not the seed of the plan
 ";
 
@@ -64,39 +62,9 @@ pub struct Choice {
     /// Width of the sketch; 0 for a scheme that has none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rank: usize,
-    /// How factors are stored.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub gauge: Gauge,
-    /// Number format of the constants.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub storage: Storage,
     /// Seed of the random numbers; `None` for that of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-}
-
-/// How the two factors of a product are stored.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Gauge {
-    /// As they are: k (d1 + d2) numbers.
-    #[default]
-    Plain,
-    /// With an identity inside one factor, which is left out: k (d1 + d2 - k) numbers.
-    Identity,
-}
-
-/// Number format of the constants of a module.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Storage {
-    /// 32-bit floating point.
-    #[default]
-    F32,
-    /// The upper half of it.
-    Bf16,
-    /// 8-bit integers with scales.
-    Int8,
 }
 
 /// The text form, for reading: as [`Plan`], with the places of the names.
@@ -125,21 +93,19 @@ impl Choice {
         Choice::new(DENSE, 0)
     }
 
-    /// A scheme with a rank, stored plainly in f32, with the seed of the plan.
+    /// A scheme with a rank, with the seed of the plan.
     pub fn new(scheme: impl Into<String>, rank: usize) -> Choice {
-        let (gauge, storage) = (Gauge::default(), Storage::default());
-        Choice { scheme: scheme.into(), rank, gauge, storage, seed: None }
+        Choice { scheme: scheme.into(), rank, seed: None }
     }
 
-    /// Whether the module's form stays as it is; its storage may still change.
+    /// Whether the module stays as it is.
     pub fn is_dense(&self) -> bool {
         self.scheme == DENSE
     }
 
     fn problem(&self, schemes: &[&str]) -> Option<String> {
         if self.is_dense() {
-            let shaped = self.rank != 0 || self.gauge != Gauge::Plain;
-            return shaped.then(|| format!("scheme `{DENSE}` has neither rank nor gauge"));
+            return (self.rank != 0).then(|| format!("scheme `{DENSE}` has no rank"));
         }
         if schemes.contains(&self.scheme.as_str()) {
             return None;
@@ -262,7 +228,7 @@ mod tests {
             cost_model: "x86-64-v4/1".to_owned(),
             seed: 7,
         };
-        let query = Choice { gauge: Gauge::Identity, storage: Storage::Int8, ..Choice::new("lowrank", 96) };
+        let query = Choice::new("lowrank", 96);
         let modules = [
             ("layer.0.query", query),
             ("layer.0.ffn", Choice { seed: Some(3), ..Choice::new("neuron", 512) }),
@@ -295,7 +261,7 @@ seed = 7
 
 [modules]
 "layer.0.ffn" = { scheme = "neuron", rank = 512, seed = 3 }
-"layer.0.query" = { scheme = "lowrank", rank = 96, gauge = "identity", storage = "int8" }
+"layer.0.query" = { scheme = "lowrank", rank = 96 }
 "layer.1.query" = { scheme = "dense" }
 "#;
         assert_eq!(text, format!("{HEAD}{expected}"));
@@ -314,23 +280,23 @@ seed = 7
 
     #[test]
     fn people_may_write_tables() {
-        let table = "[modules.\"layer.1.query\"]\nscheme = \"dense\"\nstorage = \"int8\"";
+        let table = "[modules.\"layer.1.query\"]\nscheme = \"lowrank\"\nrank = 8";
         let read = Plan::from_toml(&text_with("\"layer.1.query\" = { scheme = \"dense\" }", table), SCHEMES);
-        assert_eq!(read.unwrap().modules["layer.1.query"].storage, Storage::Int8);
+        assert_eq!(read.unwrap().modules["layer.1.query"], Choice::new("lowrank", 8));
     }
 
     #[test]
     fn refusals_name_line_and_key() {
         for (from, to, expected) in [
-            ("rank = 512", "rnk = 512", "line 17, key `modules.layer.0.ffn`: unknown field `rnk`"),
-            ("rank = 512", "rank = \"x\"", "line 17, key `modules.layer.0.ffn.rank`: invalid type"),
-            ("rank = 512", "rank = -1", "line 17, key `modules.layer.0.ffn.rank`: invalid value"),
-            ("\"int8\"", "\"int9\"", "line 18, key `modules.layer.0.query.storage`: unknown variant `int9`"),
-            ("seed = 7", "sed = 7", "line 14, key `plan`: unknown field `sed`"),
-            ("model = \"5be1c0\"\n", "", "line 8, key `plan`: missing field `model`"),
-            ("[modules]", "[module]", "line 16: unknown field `module`"),
-            ("target-cpu = ", "target-cpu ", "line 12: "),
-            ("layer.1.query", "layer.0.query", "line 19: duplicate key"),
+            ("rank = 512", "rnk = 512", "line 15, key `modules.layer.0.ffn`: unknown field `rnk`"),
+            ("rank = 512", "rank = \"x\"", "line 15, key `modules.layer.0.ffn.rank`: invalid type"),
+            ("rank = 512", "rank = -1", "line 15, key `modules.layer.0.ffn.rank`: invalid value"),
+            ("rank = 96", "gauge = 1", "line 16, key `modules.layer.0.query`: unknown field `gauge`"),
+            ("seed = 7", "sed = 7", "line 12, key `plan`: unknown field `sed`"),
+            ("model = \"5be1c0\"\n", "", "line 6, key `plan`: missing field `model`"),
+            ("[modules]", "[module]", "line 14: unknown field `module`"),
+            ("target-cpu = ", "target-cpu ", "line 10: "),
+            ("layer.1.query", "layer.0.query", "line 17: duplicate key"),
             ("version = 1", "version = 2", "the plan has format version 2, expected 1"),
         ] {
             let message = refusal(&text_with(from, to));
@@ -341,8 +307,8 @@ seed = 7
     #[test]
     fn unknown_schemes_are_all_listed() {
         let text = text_with("\"neuron\"", "\"neurons\"").replace("\"dense\" }", "\"dense\", rank = 4 }");
-        let expected = "line 17, module `layer.0.ffn`: unknown scheme `neurons`; known are `dense`, `lowrank`, \
-                        `neuron`\nline 19, module `layer.1.query`: scheme `dense` has neither rank nor gauge";
+        let expected = "line 15, module `layer.0.ffn`: unknown scheme `neurons`; known are `dense`, `lowrank`, \
+                        `neuron`\nline 17, module `layer.1.query`: scheme `dense` has no rank";
         assert_eq!(refusal(&text), expected);
     }
 

@@ -34,12 +34,6 @@ fn main() {
 
 fn calls() -> Vec<KernelCall> {
     let mut calls = Vec::new();
-    for (m, n, k) in [(14,32,64),(14,32,96),(14,32,128),(14,32,192),(14,32,256),(14,32,320),(14,32,384),(14,32,512),(14,32,768),(140,32,192),(140,32,256),(140,32,384),(140,32,768),(14,320,256),(14,320,768),(14,1024,768),(140,32,400),(140,32,416),(140,32,448),(140,32,480),(140,32,512),(140,32,528),(140,32,640),(140,32,656),(140,32,720),(140,32,784),(140,32,800),(140,768,400),(140,768,784),(140,768,768),(140,768,1024),(140,32,1024),(140,32,1536),(140,32,2048),(140,32,4096)] {
-        if let KernelCall::MatMul(mut c) = product([m,n,k], true, false, Epilogue::default()) {
-            c.batch = vec![BatchAxis { extent: 64, a: 0, b: 0, c: 0 }];
-            calls.push(KernelCall::MatMul(c));
-        }
-    }
     let plain = Epilogue::default();
     let gelu = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: false };
     for [m, n, k] in [
@@ -178,14 +172,12 @@ fn measure(target: &CpuTarget, call: &KernelCall) -> f64 {
         .iter()
         .map(|bytes| {
             let row = std::array::from_fn(|i| 0.01 * i as f32 - 0.07);
-            let mut v = Vec::with_capacity(bytes / 64 + 2 + if std::env::var("HP").is_ok() { 1 << 17 } else { 0 });
-            if std::env::var("HP").is_ok() { unsafe { let p = v.as_mut_ptr() as usize; let a = p.next_multiple_of(1<<21); libc::madvise(a as *mut _, (p + v.capacity() * 64 - a) & !((1 << 21) - 1), libc::MADV_HUGEPAGE); } }
-            { let n = v.capacity(); v.resize(n, row); }; v
+            vec![row; bytes / 64 + 2]
         })
         .collect();
     let aligned = |b: &mut Vec<[f32; 16]>| {
         let at = b.as_mut_ptr().cast::<u8>();
-        at.wrapping_add(at.align_offset(if std::env::var("HP").is_ok() { 1 << 21 } else { 64 }))
+        at.wrapping_add(at.align_offset(64))
     };
     let mut args: Vec<*mut u8> = buffers.iter_mut().map(aligned).collect();
     let scratch = args.pop().expect("scratch is last");

@@ -14,7 +14,7 @@ use crate::Class;
 use crate::block::{Left, Result as Block, Right, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::math::exp;
-use crate::pack::{self, packed_len};
+use crate::pack::{Source, Workspace};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 
 /// Keys of a block.
@@ -59,44 +59,22 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
     let (o_at, workspace_at) = (at.next(), at.next());
 
     // Keys that sequences or heads share are packed once.
-    let extents = |strides: [usize; 3]| {
-        let extent = |stride: usize, extent: usize| if stride == 0 { extent.min(1) } else { extent };
-        [extent(strides[0], call.batch), extent(strides[1], call.heads)]
-    };
-    let packed_strides = |strides: [usize; 3], extents: [usize; 2], len: usize| {
-        [if strides[0] == 0 { 0 } else { extents[1] * len }, if strides[1] == 0 { 0 } else { len }]
-    };
-    let k_extents = extents(call.k);
-    let v_extents = extents(call.v);
-    let k_len = packed_len(call.qk_dim, call.kv_len);
-    let v_len = packed_len(call.kv_len, call.v_dim);
-    let values = k_extents[0] * k_extents[1] * k_len;
-    let workspace = values + v_extents[0] * v_extents[1] * v_len;
-
-    let pack_keys = pack::Params {
-        k: call.qk_dim,
-        n: call.kv_len,
-        row_stride: 1,
-        col_stride: call.k[2],
-        extents: [1, 1, k_extents[0], k_extents[1]],
-        strides: [0, 0, call.k[0], call.k[1]],
-        panels: 0,
-        source: k_at,
-        target: workspace_at,
-        target_offset: 0,
-    };
-    let pack_values = pack::Params {
-        k: call.kv_len,
-        n: call.v_dim,
-        row_stride: call.v[2],
-        col_stride: 1,
-        extents: [1, 1, v_extents[0], v_extents[1]],
-        strides: [0, 0, call.v[0], call.v[1]],
-        panels: 0,
-        source: v_at,
-        target: workspace_at,
-        target_offset: values,
-    };
+    let mut workspace = Workspace::new(class, workspace_at);
+    let extents = [1, 1, call.batch, call.heads];
+    let keys = workspace.panels(Source {
+        at: k_at,
+        size: [call.qk_dim, call.kv_len],
+        strides: [1, call.k[2]],
+        extents,
+        batch: [0, 0, call.k[0], call.k[1]],
+    });
+    let values = workspace.panels(Source {
+        at: v_at,
+        size: [call.kv_len, call.v_dim],
+        strides: [call.v[2], 1],
+        extents,
+        batch: [0, 0, call.v[0], call.v[1]],
+    });
     // Blocks of equal height near four tiles.
     let most = 4 * class.rows();
     let rows = call.q_len.div_ceil(call.q_len.div_ceil(most).max(1)).max(1);
@@ -109,9 +87,9 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
         scale_bits: call.scale_bits as usize,
         q: call.q,
         o: call.o,
-        k: packed_strides(call.k, k_extents, k_len),
-        v: packed_strides(call.v, v_extents, v_len),
-        values,
+        k: [keys.batch[2], keys.batch[3]],
+        v: [values.batch[2], values.batch[3]],
+        values: values.offset,
         mask: call.mask.unwrap_or([0; 4]),
         rows,
         q_at,
@@ -125,14 +103,16 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
         items: call.batch * call.heads * call.q_len.div_ceil(rows),
         grain: 1,
     };
-    // A workspace of no bytes is no argument; nothing is packed then.
-    let mut phases = vec![pack_keys.phase(class), pack_values.phase(class)];
-    phases.retain(|_| workspace > 0);
+    // A workspace of no bytes is no argument; nobody reads it then.
+    let mut phases = workspace.phases;
+    if workspace.len == 0 {
+        phases.clear();
+    }
     phases.push(attend);
     Ok(Prepared {
         phases,
         scratch_bytes: 4 * params.scratch(),
-        workspace_bytes: 4 * workspace,
+        workspace_bytes: 4 * workspace.len,
         packed: Vec::new(),
     })
 }
@@ -301,7 +281,14 @@ impl Queries<'_> {
     /// # Safety
     /// `row` has `SCORE_STRIDE` elements; `query` and the keys from `first` on are in range.
     #[inline(always)]
-    unsafe fn scale_row<I: Isa>(&self, isa: I, row: *mut f32, query: usize, first: usize, keys: usize) -> f32 {
+    unsafe fn scale_row<I: Isa>(
+        &self,
+        isa: I,
+        row: *mut f32,
+        query: usize,
+        first: usize,
+        keys: usize,
+    ) -> f32 {
         let p = self.p;
         let scale = isa.splat(f32::from_bits(p.scale_bits as u32));
         let lowest = isa.splat(f32::NEG_INFINITY);

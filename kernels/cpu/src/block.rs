@@ -91,6 +91,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
     let mut col = 0;
     while col < b.cols {
         let cols = (b.cols - col).min(PANEL);
+        let right = b.at.wrapping_add(col / PANEL * b.stride);
         let mut row = 0;
         while row < a.rows {
             // Tiles of nearly equal height: a last one of a single row would be slow.
@@ -98,11 +99,13 @@ pub(crate) unsafe fn multiply<I: Isa>(
             // SAFETY: the block's rows and columns bound every access; partial panels go through `tile`.
             unsafe {
                 let left = a.at.add(row * a.stride);
-                let right = b.at.add(col / PANEL * b.stride);
+                // The last rows fetch the next panel; rows before them what they will read themselves.
+                let last = row + rows == a.rows && row > 0;
+                let ahead = right.wrapping_add(if last { b.stride } else { ahead_env() });
                 let out = c.at.add(row * c.stride + col);
                 let here = finish.map(|f| f.at(row, col, c.stride));
                 if cols == PANEL {
-                    isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate);
+                    isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate, ahead);
                     if let Some(f) = here {
                         apply(isa, rows, cols, (out, c.stride), (out, c.stride), &f);
                     }
@@ -112,7 +115,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
                             std::ptr::copy_nonoverlapping(out.add(i * c.stride), tile.add(i * PANEL), cols);
                         }
                     }
-                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, accumulate);
+                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, accumulate, ahead);
                     let f = here.unwrap_or(Finish {
                         bias: std::ptr::null(),
                         bias_by_row: false,
@@ -127,6 +130,9 @@ pub(crate) unsafe fn multiply<I: Isa>(
         col += PANEL;
     }
 }
+
+/// How far ahead a panel is fetched, in elements.
+const AHEAD: usize = 32 * PANEL;
 
 #[repr(align(64))]
 struct Aligned([f32; MAX_ROWS * PANEL]);
@@ -164,7 +170,6 @@ unsafe fn apply<I: Isa>(
 /// # Safety
 /// `cols` elements are accessible at every pointer that is not null.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a row of every operand of the epilogue")]
 pub(crate) unsafe fn finish_row<I: Isa, const WORD: usize>(
     isa: I,
     cols: usize,
@@ -204,4 +209,9 @@ pub(crate) unsafe fn finish_row<I: Isa, const WORD: usize>(
 unsafe fn load_first<I: Isa>(isa: I, p: *const f32, n: usize) -> I::V {
     // SAFETY: the caller's promise.
     unsafe { if n == I::LANES { isa.load(p) } else { isa.merge(isa.splat(0.0), p, 0, n) } }
+}
+
+fn ahead_env() -> usize {
+    static A: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *A.get_or_init(|| std::env::var("AH").map_or(32, |s| s.parse().unwrap())) * PANEL
 }

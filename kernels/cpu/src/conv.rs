@@ -1,7 +1,7 @@
 //! Convolutions as matrix products: the filters times panels of 32 pixels, gathered on the fly.
 //!
 //! An item computes a block of output channels for a block of pixels of one image and group. It walks over the
-//! input channels in blocks that stay in the cache: gathers the taps of every pixel into panels in scratch, then
+//! input channels in blocks that stay in the cache: gathers the taps of 32 pixels into a panel in scratch, then
 //! multiplies. Convolutions with one input channel per group go to `depthwise`.
 //!
 //! Layout `f32_rows` of filters O, C, h, w: one row of C · h · w elements per output channel, rows at a distance
@@ -12,6 +12,7 @@ use margay_tensor::{DType, Tensor};
 
 use crate::block::{Finish, Left, Result as Block, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
+use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
 use crate::{Class, depthwise};
 
@@ -117,11 +118,8 @@ params! {
     }
 }
 
-/// Distance between filters in `f32_rows`.
-fn row_stride(terms: usize) -> usize {
-    let stride = terms.next_multiple_of(16);
-    if stride.is_multiple_of(256) { stride + 16 } else { stride }
-}
+/// Most terms gathered at once: a panel of this depth stays in the first level of the cache.
+const GATHERED_TERMS: usize = 256;
 
 /// How a class runs a convolution; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
@@ -141,21 +139,20 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     }
     let terms = shape.in_group() * shape.taps();
     let panels = shape.pixels().div_ceil(PANEL);
-    let channels = (class.k_block() / shape.taps()).clamp(1, shape.in_group().max(1));
+    let channels = (class.k_block().min(GATHERED_TERMS) / shape.taps()).clamp(1, shape.in_group().max(1));
 
-    // Enough panels that the filters are not read for a few pixels only, but not more than the cache holds; then
-    // as many output channels as make an item, but enough that gathering does not show.
+    // Enough panels that the filters are not read for a few pixels only; then as many output channels as make an item,
+    // but enough that gathering does not show.
     let per_panel = 2 * PANEL * terms.max(1);
-    let held = (131_072 / (PANEL * channels * shape.taps())).max(1);
     let wanted = class.item_flops() / (per_panel * shape.out_group().max(1));
-    let block = even(panels, wanted.clamp(4, held.max(4)));
+    let block = even(panels, wanted.max(4));
     let rows = even(shape.out_group(), (class.item_flops() / (per_panel * block)).max(64));
 
     let params = Params { shape, rows, panels: block, channels };
     let items = call.batch * call.groups * shape.out_group().div_ceil(rows) * panels.div_ceil(block);
     Ok(Prepared {
         phases: vec![Phase { kernel: class.kernels().conv, params: to_words(&params), items, grain: 1 }],
-        scratch_bytes: 4 * block * PANEL * channels * shape.taps(),
+        scratch_bytes: 4 * PANEL * channels * shape.taps(),
         workspace_bytes: 0,
         packed: vec![Packed {
             operand: 1,
@@ -187,7 +184,10 @@ pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, Str
     }
     let terms = shape.in_group() * shape.taps();
     let mut bytes = vec![0; 4 * call.out_channels * row_stride(terms)];
-    for (to, row) in bytes.chunks_exact_mut(4 * row_stride(terms)).zip(tensor.bytes().chunks_exact(4 * terms)) {
+    if terms == 0 {
+        return Ok(bytes);
+    }
+    for (to, row) in bytes.chunks_exact_mut(4 * row_stride(terms)).zip(tensor.bytes().chunks(4 * terms)) {
         to[..row.len()].copy_from_slice(row);
     }
     Ok(bytes)
@@ -253,14 +253,15 @@ pub(crate) unsafe fn run<I: Isa>(
             loop {
                 let channels = p.channels.min(in_group - done);
                 let terms = channels * taps;
-                for panel in 0..cols.div_ceil(PANEL) {
-                    let to = scratch.add(panel * terms * PANEL);
-                    gather(isa, s, x.add(done * plane), channels, first + panel * PANEL, to);
-                }
                 let left = Left { at: filters.add(done * taps), stride: filter_stride, rows };
-                let right = Right { at: scratch, stride: terms * PANEL, cols };
                 let last = done + channels == in_group;
-                multiply(isa, terms, left, right, y, done > 0, last.then_some(&finish));
+                for col in (0..cols).step_by(PANEL) {
+                    gather(isa, s, x.add(done * plane), channels, first + col, scratch);
+                    let right = Right { at: scratch, stride: 0, cols: PANEL.min(cols - col) };
+                    let y = Block { at: y.at.add(col), stride: pixels };
+                    let finish = finish.at(0, col, pixels);
+                    multiply(isa, terms, left, right, y, done > 0, last.then_some(&finish));
+                }
                 if last {
                     break;
                 }
@@ -270,15 +271,25 @@ pub(crate) unsafe fn run<I: Isa>(
     }
 }
 
-/// Lanes of a vector of pixels that read consecutive elements of an input row.
+/// Neighbouring pixels of a panel that lie in one vector and one row of the output.
+#[derive(Clone, Copy, Default)]
+struct Segment {
+    /// The first pixel in the panel, and their number.
+    lane: usize,
+    len: usize,
+    /// What the first tap of the first pixel reads.
+    y: isize,
+    x: isize,
+}
+
+/// The pixels of a segment whose tap lies inside of the image.
 #[derive(Clone, Copy, Default)]
 struct Run {
-    /// The vector of the panel.
+    /// The vector of the panel, and its lanes.
     vector: usize,
-    /// Its lanes.
     from: usize,
     to: usize,
-    /// Where lane 0 would read in a channel, even if that is outside.
+    /// Where lane 0 of the vector would read in a channel, even if that is outside.
     base: isize,
 }
 
@@ -289,23 +300,30 @@ struct Run {
 #[inline(always)]
 unsafe fn gather<I: Isa>(isa: I, s: &Shape, x: *const f32, channels: usize, first: usize, to: *mut f32) {
     let plane = s.in_size[0] * s.in_size[1];
+    let stride = s.strides[1];
+    let mut segments = [Segment::default(); PANEL];
+    let segments = segments_of_panel(s, first, I::LANES, &mut segments);
     let mut runs = [Run::default(); PANEL];
     for tap in 0..s.taps() {
-        let count = runs_of_tap(s, tap, first, I::LANES, &mut runs);
+        let runs = runs_of_tap(s, tap, segments, I::LANES, &mut runs);
         for channel in 0..channels {
             let from = x.wrapping_add(channel * plane);
+            let to = to.wrapping_add((channel * s.taps() + tap) * PANEL);
             let mut next = 0;
             for vector in 0..PANEL / I::LANES {
-                // SAFETY: runs hold only lanes inside the image; `to` is a whole panel.
+                // SAFETY: runs hold only lanes inside of the image; `to` is a whole panel.
                 unsafe {
+                    let to = to.add(vector * I::LANES);
                     let mut v = isa.splat(0.0);
-                    while next < count && runs[next].vector == vector {
+                    if stride != 1 {
+                        isa.store(to, v);
+                    }
+                    while next < runs.len() && runs[next].vector == vector {
                         let run = runs[next];
                         let base = from.wrapping_offset(run.base);
-                        if s.strides[1] != 1 {
+                        if stride != 1 {
                             for lane in run.from..run.to {
-                                let base = base.wrapping_add(lane * (s.strides[1] - 1));
-                                v = isa.merge(v, base, lane, lane + 1);
+                                *to.add(lane) = *base.wrapping_add(lane * stride);
                             }
                         } else if run.to - run.from == I::LANES {
                             v = isa.load(base);
@@ -314,45 +332,80 @@ unsafe fn gather<I: Isa>(isa: I, s: &Shape, x: *const f32, channels: usize, firs
                         }
                         next += 1;
                     }
-                    isa.store(to.add((channel * s.taps() + tap) * PANEL + vector * I::LANES), v);
+                    if stride == 1 {
+                        isa.store(to, v);
+                    }
                 }
             }
         }
     }
 }
 
-/// The runs of a tap for the 32 pixels from `first` on, in order of lanes; their number.
+/// The segments of the 32 pixels from `first` on, in order.
 #[inline(always)]
-fn runs_of_tap(s: &Shape, tap: usize, first: usize, lanes: usize, runs: &mut [Run; PANEL]) -> usize {
-    let offset = [tap / s.kernel[1] * s.dilations[0], tap % s.kernel[1] * s.dilations[1]];
-    let end = s.pixels().min(first + PANEL);
-    let mut count = 0;
-    let mut pixel = first;
-    while pixel < end {
-        let (y, x) = (pixel / s.out_size[1], pixel % s.out_size[1]);
-        let lane = pixel - first;
-        let len = (s.out_size[1] - x).min(end - pixel).min(lanes - lane % lanes);
-        let in_y = (y * s.strides[0] + offset[0]).wrapping_sub(s.pads[0]);
-        let in_x = (x * s.strides[1] + offset[1]) as isize - s.pads[1] as isize;
-        if in_y < s.in_size[0] {
-            // Pixels left and right of which a tap falls outside.
-            let stride = s.strides[1] as isize;
-            let before = if in_x < 0 { (-in_x + stride - 1) / stride } else { 0 } as usize;
-            let room = s.in_size[1] as isize - in_x;
-            let fit = if room > 0 { (room + stride - 1) / stride } else { 0 } as usize;
-            let (from, to) = (before.min(len), fit.min(len));
-            if from < to {
-                let lane = lane % lanes;
-                runs[count] = Run {
-                    vector: (pixel - first) / lanes,
-                    from: lane + from,
-                    to: lane + to,
-                    base: (in_y * s.in_size[1]) as isize + in_x - (lane * s.strides[1]) as isize,
-                };
-                count += 1;
-            }
+fn segments_of_panel<'a>(
+    s: &Shape,
+    first: usize,
+    lanes: usize,
+    segments: &'a mut [Segment; PANEL],
+) -> &'a [Segment] {
+    let pixels = PANEL.min(s.pixels() - first);
+    let (mut row, mut col) = (first / s.out_size[1], first % s.out_size[1]);
+    let (mut lane, mut count) = (0, 0);
+    while lane < pixels {
+        let len = (s.out_size[1] - col).min(pixels - lane).min(lanes - lane % lanes);
+        segments[count] = Segment {
+            lane,
+            len,
+            y: (row * s.strides[0]) as isize - s.pads[0] as isize,
+            x: (col * s.strides[1]) as isize - s.pads[1] as isize,
+        };
+        count += 1;
+        lane += len;
+        col += len;
+        if col == s.out_size[1] {
+            (row, col) = (row + 1, 0);
         }
-        pixel += len;
     }
-    count
+    &segments[..count]
+}
+
+/// The runs of a tap, in order.
+#[inline(always)]
+fn runs_of_tap<'a>(
+    s: &Shape,
+    tap: usize,
+    segments: &[Segment],
+    lanes: usize,
+    runs: &'a mut [Run; PANEL],
+) -> &'a [Run] {
+    let dy = (tap / s.kernel[1] * s.dilations[0]) as isize;
+    let dx = (tap % s.kernel[1] * s.dilations[1]) as isize;
+    let stride = s.strides[1] as isize;
+    let [height, width] = s.in_size.map(|size| size as isize);
+    let mut count = 0;
+    for segment in segments {
+        let (y, x) = (segment.y + dy, segment.x + dx);
+        if y < 0 || y >= height {
+            continue;
+        }
+        let (mut from, mut to) = (0, segment.len as isize);
+        if x < 0 {
+            from = (-x + stride - 1) / stride;
+        }
+        if x + (to - 1) * stride >= width {
+            to = if x < width { (width - x + stride - 1) / stride } else { 0 };
+        }
+        if from < to {
+            let lane = (segment.lane % lanes) as isize;
+            runs[count] = Run {
+                vector: segment.lane / lanes,
+                from: (lane + from) as usize,
+                to: (lane + to) as usize,
+                base: y * width + x - lane * stride,
+            };
+            count += 1;
+        }
+    }
+    &runs[..count]
 }

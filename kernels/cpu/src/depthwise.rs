@@ -160,7 +160,14 @@ unsafe fn spread(p: &Params, x: *const f32, first: usize, strip: *mut f32) {
 /// # Safety
 /// `strip` is filled by [`spread`]; `to` has room for a row in whole vectors.
 #[inline(always)]
-unsafe fn sum_taps<I: Isa>(isa: I, p: &Params, strip: *const f32, filter: *const f32, row: usize, to: *mut f32) {
+unsafe fn sum_taps<I: Isa>(
+    isa: I,
+    p: &Params,
+    strip: *const f32,
+    filter: *const f32,
+    row: usize,
+    to: *mut f32,
+) {
     let s = &p.shape;
     let (stride, part) = (s.strides[1], p.part_len());
     // What a tap to the right adds to the part and to the column in it.

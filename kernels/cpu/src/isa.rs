@@ -69,7 +69,10 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// Eight rows of eight elements at the given strides are readable and writable, and do not overlap.
     unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
-    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous.
+    /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
+    fn prefetch(self, p: *const f32);
+    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile the `k` rows at
+    /// `ahead`, which may be anywhere, are fetched towards the processor.
     ///
     /// # Safety
     /// `1 <= m <= ROWS`; the operands are readable and writable at their strides; `c` overlaps nothing.
@@ -84,10 +87,11 @@ pub(crate) trait Isa: Copy {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
+        ahead: *const f32,
     );
 }
 
-/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler.
+/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches ahead if `fetch`.
 ///
 /// # Safety
 /// As [`Isa::tile`], for `2 * LANES` columns of a panel.
@@ -102,6 +106,8 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
+    ahead: *const f32,
+    fetch: bool,
 ) {
     // SAFETY: the caller's promise covers every element touched.
     unsafe {
@@ -111,12 +117,17 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
                 *row = [isa.load(c.add(i * c_stride)), isa.load(c.add(i * c_stride + I::LANES))];
             }
         }
-        let (mut a, mut b) = (a, b);
+        let (mut a, mut b, mut ahead) = (a, b, ahead);
         for _ in 0..k {
             let right = [isa.load(b), isa.load(b.add(I::LANES))];
             for (i, row) in sums.iter_mut().enumerate() {
                 let left = isa.splat(*a.add(i * a_stride));
                 *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
+            }
+            if fetch {
+                isa.prefetch(ahead);
+                isa.prefetch(ahead.wrapping_add(PANEL / 2));
+                ahead = ahead.wrapping_add(PANEL);
             }
             a = a.add(1);
             b = b.add(PANEL);

@@ -2,8 +2,7 @@
 //!
 //! The result is cut into blocks of rows and groups of panels; an item is one block of one repetition. Inside
 //! it, sums are cut into runs of `k_block` terms that stay in the cache, and partial sums live in C. B is a
-//! packed constant, or is packed first: by a phase of its own into the workspace if several blocks of rows read
-//! it, else by each item into its scratch.
+//! packed constant, or is packed into the workspace first; so is A where its rows are not as they should be.
 
 use margay_loops::{MatMul, Packed, Phase, Prepared};
 use margay_tensor::{DType, Tensor};
@@ -11,12 +10,8 @@ use margay_tensor::{DType, Tensor};
 use crate::Class;
 use crate::block::{Finish, Left, Result as Block, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
-use crate::pack::{self, batch_offset, copy_matrix, pack_panel, packed_len};
+use crate::pack::{self, Source, Workspace, batch_offset, packed_len};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-
-/// Where an item finds its panels.
-const PACKED: usize = 0;
-const PACK_IN_SCRATCH: usize = 1;
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -30,14 +25,7 @@ params! {
         b_batch: [usize; 4],
         c_batch: [usize; 4],
         a_row: usize,
-        a_col: usize,
-        b_row: usize,
-        b_col: usize,
         c_row: usize,
-        /// `PACKED` or `PACK_IN_SCRATCH`.
-        b_source: usize,
-        /// Whether rows of A are copied into scratch.
-        copy_a: usize,
         /// Rows, panels and terms of a block.
         rows: usize,
         panels: usize,
@@ -45,7 +33,9 @@ params! {
         activation: usize,
         /// Positions of the arguments.
         a_at: usize,
+        a_offset: usize,
         b_at: usize,
+        b_offset: usize,
         bias_at: usize,
         residual_at: usize,
         c_at: usize,
@@ -53,10 +43,7 @@ params! {
 }
 
 /// Most rows of a block: the A of a block stays in the second level of the cache.
-fn block_rows() -> usize { std::env::var("BR").map_or(140, |s| s.parse().unwrap()) }
-
-/// Elements between the copied rows of A and the next multiple of a cache line.
-const ROW_PAD: usize = 16;
+const BLOCK_ROWS: usize = 140;
 
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
 fn even(total: usize, most: usize) -> usize {
@@ -73,7 +60,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     }
     let (m, n, k) = (call.m, call.n, call.k);
     let panels = n.div_ceil(PANEL);
-    let rows = even(m, block_rows());
+    let rows = even(m, BLOCK_ROWS);
     let row_blocks = m.div_ceil(rows);
 
     // Terms per run: all of them where A is read once, else what the first level of the cache holds.
@@ -99,19 +86,15 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         b_batch: [0; 4],
         c_batch: [0; 4],
         a_row: call.a.row_stride,
-        a_col: call.a.col_stride,
-        b_row: call.b.row_stride,
-        b_col: call.b.col_stride,
         c_row: call.c_row_stride,
-        b_source: PACKED,
-        // Rows a multiple of 1 KiB apart fall into few sets of the cache.
-        copy_a: (std::env::var("CA").is_ok() || call.a.col_stride != 1 || (std::env::var("NC").is_err() && m > 3 && k > 256 && call.a.row_stride.is_multiple_of(256))) as usize,
         rows,
         panels: group,
         k_block,
         activation: epilogue_word(&call.epilogue),
         a_at,
+        a_offset: 0,
         b_at,
+        b_offset: 0,
         bias_at,
         residual_at,
         c_at,
@@ -123,15 +106,36 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.c_batch[i] = axis.c;
     }
 
-    let mut phases = Vec::new();
-    let mut workspace = 0;
+    let mut workspace = Workspace::new(class, workspace_at);
+    // Rows a multiple of 4 KiB apart share the sets of the first level of the cache.
+    let rows_collide = m > 4 && k > 64 && call.a.row_stride.is_multiple_of(1024);
+    if call.a.col_stride != 1 || rows_collide {
+        let placed = workspace.rows(Source {
+            at: a_at,
+            size: [m, k],
+            strides: [call.a.row_stride, call.a.col_stride],
+            extents: params.extents,
+            batch: params.a_batch,
+        });
+        (params.a_at, params.a_offset, params.a_batch) = (workspace_at, placed.offset, placed.batch);
+        params.a_row = pack::row_stride(k);
+    }
     if !call.b_packed {
-        let repeats_b = call.batch.iter().any(|axis| axis.b == 0 && axis.extent > 1);
-        if row_blocks > 1 || repeats_b {
-            workspace = pack_phase(class, &mut params, workspace_at, &mut phases);
-        } else {
-            params.b_source = PACK_IN_SCRATCH;
-        }
+        let placed = workspace.panels(Source {
+            at: b_at,
+            size: [k, n],
+            strides: [call.b.row_stride, call.b.col_stride],
+            extents: params.extents,
+            batch: params.b_batch,
+        });
+        (params.b_at, params.b_offset, params.b_batch) = (workspace_at, placed.offset, placed.batch);
+    }
+    // A workspace of no bytes is no argument; nobody reads it then.
+    let mut phases = workspace.phases;
+    if workspace.len == 0 {
+        phases.clear();
+        params.a_at = a_at;
+        params.b_at = b_at;
     }
     let repetitions = params.extents.iter().product::<usize>();
     phases.push(Phase {
@@ -143,50 +147,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let packed = Packed { operand: 1, layout: pack::LAYOUT, bytes: 4 * packed_len(k, n) };
     Ok(Prepared {
         phases,
-        scratch_bytes: 4 * (params.scratch_a() + params.scratch_b()),
-        workspace_bytes: 4 * workspace,
+        scratch_bytes: 0,
+        workspace_bytes: 4 * workspace.len,
         packed: if call.b_packed { vec![packed] } else { Vec::new() },
     })
-}
-
-/// Adds the phase that packs every distinct B into the workspace and points the product there; the elements of
-/// the workspace.
-fn pack_phase(class: Class, params: &mut Params, workspace_at: usize, phases: &mut Vec<Phase>) -> usize {
-    let (k, n) = (params.k, params.n);
-    let distinct = |i: usize| if params.b_batch[i] == 0 { 1 } else { params.extents[i] };
-    let extents: [usize; 4] = std::array::from_fn(distinct);
-    let pack = pack::Params {
-        k,
-        n,
-        row_stride: params.b_row,
-        col_stride: params.b_col,
-        extents,
-        strides: params.b_batch,
-        panels: 0,
-        source: params.b_at,
-        target: workspace_at,
-        target_offset: 0,
-    };
-    phases.push(pack.phase(class));
-    let mut stride = packed_len(k, n);
-    for i in (0..4).rev() {
-        if params.b_batch[i] != 0 {
-            params.b_batch[i] = stride;
-            stride *= extents[i];
-        }
-    }
-    params.b_at = workspace_at;
-    stride
-}
-
-impl Params {
-    fn scratch_a(&self) -> usize {
-        if self.copy_a == 0 { 0 } else { self.rows * (self.k_block + ROW_PAD) }
-    }
-
-    fn scratch_b(&self) -> usize {
-        if self.b_source == PACKED { 0 } else { self.panels * PANEL * self.k }
-    }
 }
 
 /// The bytes of a constant B in the packed layout.
@@ -244,7 +208,7 @@ pub(crate) unsafe fn run<I: Isa>(
     isa: I,
     params: *const u64,
     args: *const *mut u8,
-    scratch: *mut f32,
+    _scratch: *mut f32,
     begin: u64,
     end: u64,
 ) {
@@ -262,12 +226,16 @@ pub(crate) unsafe fn run<I: Isa>(
             let col = panel * PANEL;
             let cols = (p.n - col).min(p.panels * PANEL);
 
-            let a = argument(args, p.a_at).add(offset(&p.a_batch) + row * p.a_row);
-            let b = argument(args, p.b_at).add(offset(&p.b_batch));
+            let a = argument(args, p.a_at).add(p.a_offset + offset(&p.a_batch) + row * p.a_row);
+            let b = argument(args, p.b_at).add(p.b_offset + offset(&p.b_batch) + panel * p.k * PANEL);
             let at = offset(&p.c_batch) + row * p.c_row + col;
             let c = Block { at: argument(args, p.c_at).add(at), stride: p.c_row };
             let shifted = |position, by| {
-                if position == ABSENT { std::ptr::null() } else { argument(args, position).add(by).cast_const() }
+                if position == ABSENT {
+                    std::ptr::null()
+                } else {
+                    argument(args, position).add(by).cast_const()
+                }
             };
             let finish = Finish {
                 bias: shifted(p.bias_at, col),
@@ -276,25 +244,11 @@ pub(crate) unsafe fn run<I: Isa>(
                 residual: shifted(p.residual_at, at),
             };
 
-            let panels = if p.b_source == PACKED {
-                b.add(panel * p.k * PANEL)
-            } else {
-                let to = scratch.add(p.scratch_a());
-                for i in 0..cols.div_ceil(PANEL) {
-                    pack_panel(isa, p.k, p.n, panel + i, (b, [p.b_row, p.b_col]), to.add(i * p.k * PANEL));
-                }
-                to
-            };
             let mut first = 0;
             loop {
                 let terms = p.k_block.min(p.k - first);
-                let mut left = Left { at: a.add(first * p.a_col), stride: p.a_row, rows };
-                if p.copy_a != 0 {
-                    let stride = p.k_block + ROW_PAD;
-                    copy_matrix(isa, rows, terms, (left.at, [p.a_row, p.a_col]), (scratch, stride));
-                    left = Left { at: scratch, stride, rows };
-                }
-                let right = Right { at: panels.add(first * PANEL), stride: p.k * PANEL, cols };
+                let left = Left { at: a.add(first), stride: p.a_row, rows };
+                let right = Right { at: b.add(first * PANEL), stride: p.k * PANEL, cols };
                 let last = first + terms == p.k;
                 multiply(isa, terms, left, right, c, first > 0, last.then_some(&finish));
                 if last {

@@ -1,7 +1,8 @@
-//! Packing a matrix into panels of 32 columns, the layout every product reads its right operand in.
+//! Bringing operands into the workspace in the layout that products read.
 //!
-//! Layout `f32_kn32` of a matrix of k rows and n columns: `[ceil(n / 32)][k][32]`, columns from n on zero. It
-//! depends neither on the class nor on the other operand.
+//! A right operand is packed into panels of 32 columns. Layout `f32_kn32` of a matrix of k rows and n columns: `[ceil(n / 32)][k][32]`, columns from n on zero. It
+//! depends neither on the class nor on the other operand. A left operand whose rows are not contiguous, or lie so that
+//! they fight for the same sets of the cache, is copied to rows at a better distance.
 
 use margay_loops::Phase;
 
@@ -17,20 +18,32 @@ pub(crate) fn packed_len(k: usize, n: usize) -> usize {
     n.div_ceil(PANEL) * PANEL * k
 }
 
+/// Elements between rows of a left operand of `k` columns in the workspace.
+pub(crate) fn row_stride(k: usize) -> usize {
+    let stride = k.next_multiple_of(16);
+    if stride.is_multiple_of(256) { stride + 16 } else { stride }
+}
+
+/// What an operand becomes.
+const PANELS: usize = 0;
+const ROWS: usize = 1;
+
 params! {
-    /// Matrices to be packed into the workspace: an item is a group of panels of one of them.
+    /// Matrices to be brought into the workspace: an item is a group of panels, or of rows, of one of them.
     Params {
+        /// `PANELS` or `ROWS`.
+        layout: usize,
         /// Rows and columns of a matrix.
-        k: usize,
-        n: usize,
+        rows: usize,
+        cols: usize,
         /// Strides of rows and columns.
         row_stride: usize,
         col_stride: usize,
         /// Axes over which there are several matrices, outermost first, and their strides.
         extents: [usize; 4],
         strides: [usize; 4],
-        /// Panels of an item.
-        panels: usize,
+        /// Panels or rows of an item.
+        group: usize,
         /// Arguments read and written, and where in the latter to begin.
         source: usize,
         target: usize,
@@ -38,20 +51,100 @@ params! {
     }
 }
 
-impl Params {
-    /// The phase that packs; elements per item are chosen here.
-    pub(crate) fn phase(mut self, class: Class) -> Phase {
-        let panels = self.n.div_ceil(PANEL);
-        self.panels = (65_536 / (self.k * PANEL).max(1)).clamp(1, panels.max(1));
-        let items = self.extents.iter().product::<usize>() * panels.div_ceil(self.panels);
-        Phase { kernel: class.kernels().pack, params: to_words(&self), items, grain: 1 }
+/// Strided matrices among the arguments of a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Source {
+    /// Position of the argument.
+    pub(crate) at: usize,
+    /// Rows and columns of a matrix, and their strides.
+    pub(crate) size: [usize; 2],
+    pub(crate) strides: [usize; 2],
+    /// Axes over which there are several, outermost first, and their strides; a stride of 0 repeats a matrix.
+    pub(crate) extents: [usize; 4],
+    pub(crate) batch: [usize; 4],
+}
+
+/// Operands in the workspace, and the phases that bring them there.
+pub(crate) struct Workspace {
+    class: Class,
+    /// Position of the workspace among the arguments.
+    at: usize,
+    /// Elements in use.
+    pub(crate) len: usize,
+    /// One phase per operand.
+    pub(crate) phases: Vec<Phase>,
+}
+
+/// Where an operand is in the workspace.
+pub(crate) struct Placed {
+    /// The first element.
+    pub(crate) offset: usize,
+    /// Strides of the batch axes.
+    pub(crate) batch: [usize; 4],
+}
+
+impl Workspace {
+    /// An empty one, for the argument at a position.
+    pub(crate) fn new(class: Class, at: usize) -> Workspace {
+        Workspace { class, at, len: 0, phases: Vec::new() }
+    }
+
+    /// Packs right operands into panels.
+    pub(crate) fn panels(&mut self, source: Source) -> Placed {
+        let [rows, cols] = source.size;
+        let group = 65_536 / (rows * PANEL).max(1);
+        self.add(PANELS, source, cols.div_ceil(PANEL), group, packed_len(rows, cols))
+    }
+
+    /// Copies left operands to rows at the distance [`row_stride`].
+    pub(crate) fn rows(&mut self, source: Source) -> Placed {
+        let [rows, cols] = source.size;
+        let group = (65_536 / cols.max(1)).next_multiple_of(8);
+        self.add(ROWS, source, rows, group, rows * row_stride(cols))
+    }
+
+    /// Adds a phase for matrices of `parts` panels or rows that take `len` elements each.
+    fn add(&mut self, layout: usize, source: Source, parts: usize, group: usize, len: usize) -> Placed {
+        // Only distinct matrices are stored.
+        let distinct =
+            |i: usize| if source.batch[i] == 0 { source.extents[i].min(1) } else { source.extents[i] };
+        let extents: [usize; 4] = std::array::from_fn(distinct);
+        let mut placed = Placed { offset: self.len, batch: [0; 4] };
+        let mut stride = len;
+        for i in (0..4).rev() {
+            if source.batch[i] != 0 {
+                placed.batch[i] = stride;
+            }
+            stride *= extents[i];
+        }
+        self.len += stride.next_multiple_of(16);
+        let params = Params {
+            layout,
+            rows: source.size[0],
+            cols: source.size[1],
+            row_stride: source.strides[0],
+            col_stride: source.strides[1],
+            extents,
+            strides: source.batch,
+            group: group.clamp(1, parts.max(1)),
+            source: source.at,
+            target: self.at,
+            target_offset: placed.offset,
+        };
+        self.phases.push(Phase {
+            kernel: self.class.kernels().pack,
+            params: to_words(&params),
+            items: extents.iter().product::<usize>() * parts.div_ceil(params.group),
+            grain: 1,
+        });
+        placed
     }
 }
 
-/// Packs matrices into the workspace.
+/// Brings matrices into the workspace.
 ///
-/// Arguments: those of the call; reads `source`, writes `target`, which must not overlap. Any alignment. `k` or
-/// `n` may be 0.
+/// Arguments: those of the call; reads `source`, writes `target`, which must not overlap. Any alignment. Rows and
+/// columns may be 0.
 ///
 /// # Safety
 /// The contract of [`margay_loops::KernelFn`], with parameters from [`Params`].
@@ -67,21 +160,29 @@ pub(crate) unsafe fn run<I: Isa>(
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
         let p = from_words::<Params>(params);
-        let panels = p.n.div_ceil(PANEL);
-        let groups = panels.div_ceil(p.panels).max(1);
         let (source, target) = (argument(args, p.source), argument(args, p.target).add(p.target_offset));
+        let strides = [p.row_stride, p.col_stride];
+        let parts = if p.layout == PANELS { p.cols.div_ceil(PANEL) } else { p.rows };
+        let groups = parts.div_ceil(p.group);
         for item in begin as usize..end as usize {
-            let (matrix, group) = (item / groups, item % groups);
+            let (matrix, first) = (item / groups, item % groups * p.group);
+            let last = (first + p.group).min(parts);
             let from = source.add(batch_offset(matrix, &p.extents, &p.strides));
-            let to = target.add(matrix * packed_len(p.k, p.n));
-            for panel in group * p.panels..((group + 1) * p.panels).min(panels) {
-                pack_panel(
+            if p.layout == PANELS {
+                let to = target.add(matrix * packed_len(p.rows, p.cols));
+                for panel in first..last {
+                    let to = to.add(panel * p.rows * PANEL);
+                    pack_panel(isa, p.rows, p.cols, panel, (from, strides), to);
+                }
+            } else {
+                let stride = row_stride(p.cols);
+                let to = target.add((matrix * p.rows + first) * stride);
+                copy_matrix(
                     isa,
-                    p.k,
-                    p.n,
-                    panel,
-                    (from, [p.row_stride, p.col_stride]),
-                    to.add(panel * p.k * PANEL),
+                    last - first,
+                    p.cols,
+                    (from.add(first * p.row_stride), strides),
+                    (to, stride),
                 );
             }
         }
@@ -104,7 +205,7 @@ pub(crate) fn batch_offset(mut index: usize, extents: &[usize; 4], strides: &[us
 /// # Safety
 /// The matrix is readable at its strides, the panel writable; they do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn pack_panel<I: Isa>(
+unsafe fn pack_panel<I: Isa>(
     isa: I,
     k: usize,
     n: usize,
@@ -127,7 +228,7 @@ pub(crate) unsafe fn pack_panel<I: Isa>(
 /// # Safety
 /// Both are readable and writable at their strides and do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn copy_matrix<I: Isa>(
+unsafe fn copy_matrix<I: Isa>(
     isa: I,
     rows: usize,
     cols: usize,
@@ -156,7 +257,12 @@ pub(crate) unsafe fn copy_matrix<I: Isa>(
         let whole = if strides[0] == 1 { [rows - rows % 8, cols - cols % 8] } else { [0, 0] };
         for i in (0..whole[0]).step_by(8) {
             for j in (0..whole[1]).step_by(8) {
-                isa.transpose8(from.add(i + j * strides[1]), strides[1], to.add(i * to_stride + j), to_stride);
+                isa.transpose8(
+                    from.add(i + j * strides[1]),
+                    strides[1],
+                    to.add(i * to_stride + j),
+                    to_stride,
+                );
             }
         }
         for i in 0..rows {

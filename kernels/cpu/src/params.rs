@@ -15,7 +15,8 @@ unsafe impl<W: Words, const N: usize> Words for [W; N] {}
 /// The words handed to a kernel.
 pub(crate) fn to_words<W: Words>(params: &W) -> Vec<u64> {
     // SAFETY: `Words` promises that the value is words alone.
-    let words = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u64>(), size_of::<W>() / 8) };
+    let words =
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u64>(), size_of::<W>() / 8) };
     words.to_vec()
 }
 

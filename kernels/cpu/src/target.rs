@@ -62,7 +62,8 @@ impl Class {
     pub(crate) fn k_block(self) -> usize {
         match self {
             Class::Portable => 256,
-            Class::Avx2 | Class::Avx512 => std::env::var("KB").map_or(512, |s| s.parse().unwrap()),
+            Class::Avx2 => 256,
+            Class::Avx512 => 384,
         }
     }
 

@@ -15,7 +15,13 @@ struct Case {
     c_len: usize,
 }
 
-fn case(dims: [usize; 3], batch: &[(usize, [bool; 2])], transposed: [bool; 2], packed: bool, gap: usize) -> Case {
+fn case(
+    dims: [usize; 3],
+    batch: &[(usize, [bool; 2])],
+    transposed: [bool; 2],
+    packed: bool,
+    gap: usize,
+) -> Case {
     let [m, n, k] = dims;
     let layout = |rows: usize, cols: usize, transposed: bool| {
         if transposed {
@@ -80,8 +86,7 @@ impl Case {
         let c = &self.call;
         let b_layout = if c.b_packed { MatLayout { row_stride: c.n, col_stride: 1 } } else { c.b };
         let bias = |j: usize| if c.epilogue.bias { inputs[2][j] as f64 } else { 0.0 };
-        let residual =
-            |at: usize| if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
+        let residual = |at: usize| if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
         let mut expected = vec![GAP; self.c_len];
         let repetitions: usize = c.batch.iter().map(|x| x.extent).product();
         for repetition in 0..repetitions {

@@ -7,20 +7,18 @@ use margay_codegen_cpu::{CpuIsa, emit};
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::nest::Sink;
 use margay_loops::{
-    Arg, Binary, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, MatLayout, MatMul, Nest, Operand,
-    Place, Port, Program, Source, Step, Target, Work,
+    Arg, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Place, Port,
+    Program, Source, Step, Target, Work,
 };
 use margay_tensor::{DType, Tensor};
 
 /// Terms of the sums of [`linear`].
-pub const TERMS: usize = 40;
+pub(crate) const TERMS: usize = 40;
 /// Columns of the result of [`linear`].
-pub const COLUMNS: usize = 70;
-/// Rows of the table of [`gathers`].
-pub const ENTRIES: usize = 100;
+pub(crate) const COLUMNS: usize = 70;
 
 /// Compiles programs into the entries of one artifact.
-pub fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuilder {
+pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuilder {
     let isa = CpuIsa::for_class(target.name()).unwrap();
     let mut builder = ArtifactBuilder::new("by hand", target.name());
     for program in programs {
@@ -48,38 +46,44 @@ pub fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuilder {
 }
 
 /// Numbers that are neither round nor large.
-pub fn numbers(count: usize, seed: usize) -> Vec<f32> {
+pub(crate) fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
 
-fn port(name: &str, dtype: DType, shape: &[usize]) -> Port {
+/// A named tensor.
+pub(crate) fn port(name: &str, dtype: DType, shape: &[usize]) -> Port {
     Port { name: name.into(), dtype, shape: shape.to_vec() }
 }
 
-fn buffer(place: Place, bytes: usize) -> Buffer {
+/// A region of memory.
+pub(crate) fn buffer(place: Place, bytes: usize) -> Buffer {
     Buffer { place, bytes }
 }
 
-fn step(work: Work, args: &[usize], label: &str) -> Step {
+/// A step over whole buffers, given by number.
+pub(crate) fn step(work: Work, args: &[usize], label: &str) -> Step {
     let args = args.iter().map(|&b| Operand { buffer: BufferId(b), offset_bytes: 0 }).collect();
     Step { work, args, label: label.into() }
 }
 
-fn args(dtypes: &[DType]) -> Vec<Arg> {
+/// Arguments of which the last is written.
+pub(crate) fn args(dtypes: &[DType]) -> Vec<Arg> {
     let last = dtypes.len() - 1;
     dtypes.iter().enumerate().map(|(i, &dtype)| Arg { dtype, written: i == last }).collect()
 }
 
-fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Source {
+/// An input read from memory.
+pub(crate) fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Source {
     Source::Memory { arg, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
 }
 
-fn sink(arg: usize, strides: &[i64]) -> Sink {
+/// An output written to memory.
+pub(crate) fn sink(arg: usize, strides: &[i64]) -> Sink {
     Sink { arg, strides: strides.to_vec(), stages: vec![] }
 }
 
 /// `y[rows, COLUMNS] = x[rows, TERMS] · W + b`: a call over a packed constant, then a loop.
-pub fn linear(rows: usize, target: &CpuTarget) -> Program {
+pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
     let layout = |row_stride| MatLayout { row_stride, col_stride: 1 };
     let call = KernelCall::MatMul(MatMul {
         m: rows,
@@ -99,10 +103,7 @@ pub fn linear(rows: usize, target: &CpuTarget) -> Program {
     let shape = [rows, COLUMNS];
     let row_major = [COLUMNS as i64, 1];
     let sum = {
-        let inputs = vec![
-            memory(0, DType::F32, &shape, &row_major),
-            memory(1, DType::F32, &[COLUMNS], &[1]),
-        ];
+        let inputs = vec![memory(0, DType::F32, &shape, &row_major), memory(1, DType::F32, &[COLUMNS], &[1])];
         let mut n = Nest::new(args(&[DType::F32; 3]), inputs, vec![sink(2, &row_major)]);
         n.for_each(&shape, |n, i| {
             let (x, b) = (n.load(0, i), n.load(1, i));
@@ -135,53 +136,5 @@ pub fn linear(rows: usize, target: &CpuTarget) -> Program {
             step(Work::Loops(0), &[2, 3, 4], "fc1/Add"),
         ],
         arena_bytes: workspace_at + prepared.workspace_bytes,
-    }
-}
-
-/// What [`linear`] computes, in f64.
-pub fn linear_reference(x: &[f32]) -> Vec<f64> {
-    let (weight, bias) = (numbers(TERMS * COLUMNS, 1), numbers(COLUMNS, 2));
-    let element = |row: &[f32], j: usize| {
-        let sum: f64 = (0..TERMS).map(|k| f64::from(row[k]) * f64::from(weight[k * COLUMNS + j])).sum();
-        sum + f64::from(bias[j])
-    };
-    x.chunks(TERMS).flat_map(|row| (0..COLUMNS).map(move |j| element(row, j)).collect::<Vec<_>>()).collect()
-}
-
-fn gather(count: usize) -> Kernel {
-    let inputs = vec![memory(0, DType::F32, &[ENTRIES], &[1]), memory(1, DType::I64, &[count], &[1])];
-    let mut n = Nest::new(args(&[DType::F32, DType::I64, DType::F32]), inputs, vec![sink(2, &[1])]);
-    n.for_each(&[count], |n, i| {
-        let id = n.load(1, i);
-        let (zero, end) = (n.number(id, 0.0), n.number(id, ENTRIES as f64));
-        let (low, high) = (n.binary(Binary::Le, zero, id), n.binary(Binary::Lt, id, end));
-        let inside = n.binary(Binary::And, low, high);
-        n.require(inside);
-        let value = n.load_guarded(0, &[Index::reg(id)], inside, 0.0);
-        n.store(0, i, value);
-    });
-    n.finish()
-}
-
-/// `y = table[a]`, `z = table[b]` for `count` indices each; the table is a constant. Indices outside are faults.
-pub fn gathers(count: usize) -> Program {
-    let table = Tensor::from_slice(&[ENTRIES], &numbers(ENTRIES, 3)).unwrap();
-    Program {
-        inputs: vec![port("a", DType::I64, &[count]), port("b", DType::I64, &[count])],
-        outputs: vec![port("y", DType::F32, &[count]), port("z", DType::F32, &[count])],
-        constants: vec![Constant { tensor: table, packed_for: None }],
-        buffers: vec![
-            buffer(Place::Constant(0), ENTRIES * 4),
-            buffer(Place::Input(0), count * 8),
-            buffer(Place::Input(1), count * 8),
-            buffer(Place::Output(0), count * 4),
-            buffer(Place::Output(1), count * 4),
-        ],
-        kernels: vec![gather(count)],
-        steps: vec![
-            step(Work::Loops(0), &[0, 1, 3], "embed/words/Gather"),
-            step(Work::Loops(0), &[0, 2, 4], "embed/types/Gather"),
-        ],
-        arena_bytes: 0,
     }
 }

@@ -48,8 +48,7 @@ fn three_dimensional_broadcasting_counts_its_axes() {
     let kernel = map(&[(F32, &[a, 1, c]), (F32, &[b, 1])], (F32, &[a, b, c]), |n, x| n.mul(x[0], x[1]));
     assert_eq!(crate::items(&kernel), 15);
     let (x, y) = (noise(1, a * c, 1.0), noise(2, b, 1.0));
-    let expected: Vec<f32> =
-        (0..a * b * c).map(|i| x[i / (b * c) * c + i % c] * y[i / c % b]).collect();
+    let expected: Vec<f32> = (0..a * b * c).map(|i| x[i / (b * c) * c + i % c] * y[i / c % b]).collect();
     for out in run(&kernel, &[f32::bytes(&x), f32::bytes(&y), vec![0; 4 * a * b * c]]) {
         assert_eq!(f32::values(&out), expected);
     }
@@ -74,11 +73,8 @@ fn comparisons_make_masks_that_select_and_store() {
         let number = n.unary(Unary::Not, nan);
         n.binary(Binary::And, not, number)
     });
-    let expected: Vec<u8> = x
-        .iter()
-        .zip(&y)
-        .map(|(&x, &y)| u8::from(!((x < y && 0.0 <= x) || x == y) && !x.is_nan()))
-        .collect();
+    let expected: Vec<u8> =
+        x.iter().zip(&y).map(|(&x, &y)| u8::from(!(x == y || x.is_nan() || x < y && 0.0 <= x))).collect();
     for out in run(&inside, &[f32::bytes(&x), f32::bytes(&y), vec![9; n]]) {
         assert_eq!(out, expected);
     }
@@ -92,9 +88,8 @@ fn comparisons_make_masks_that_select_and_store() {
         n.add(sum, truth)
     });
     let mask: Vec<u8> = (0..n).map(|i| [0, 1, 0, 255, 1][i % 5]).collect();
-    let expected: Vec<f32> = (0..n)
-        .map(|i| if mask[i] != 0 { y[i] + 1.0 } else { 0.5 } + f32::from(y[i] != 0.0))
-        .collect();
+    let expected: Vec<f32> =
+        (0..n).map(|i| if mask[i] != 0 { y[i] + 1.0 } else { 0.5 } + f32::from(y[i] != 0.0)).collect();
     for out in run(&choose, &[mask, f32::bytes(&y), f32::bytes(&[0.5]), vec![0; 4 * n]]) {
         assert_eq!(f32::values(&out), expected);
     }
@@ -108,8 +103,10 @@ fn minimum_and_maximum_keep_nan_in_either_operand() {
     let n = x.len();
     for (op, plain) in [(Binary::Min, f32::min as fn(f32, f32) -> f32), (Binary::Max, f32::max)] {
         let kernel = map(&[(F32, &[n]), (F32, &[n])], (F32, &[n]), move |n, x| n.binary(op, x[0], x[1]));
-        let expected: Vec<f32> =
-            pairs.iter().map(|&(x, y)| if x.is_nan() || y.is_nan() { f32::NAN } else { plain(x, y) }).collect();
+        let expected: Vec<f32> = pairs
+            .iter()
+            .map(|&(x, y)| if x.is_nan() || y.is_nan() { f32::NAN } else { plain(x, y) })
+            .collect();
         for out in run(&kernel, &[f32::bytes(&x), f32::bytes(&y), vec![0; 4 * n]]) {
             assert_close(&f32::values(&out), &expected, 0.0);
         }
@@ -129,7 +126,8 @@ fn rounding_is_to_integers_ties_to_even() {
     let mut x = noise(3, 40, 1e4);
     x.extend([0.5, 1.5, 2.5, -0.5, -1.5, -0.2, 0.0, 8_388_607.5, 3e9, f32::INFINITY, f32::NAN, -3e9]);
     let n = x.len();
-    let plain: [(Unary, fn(f32) -> f32, fn(f64) -> f64); 3] = [
+    type Rounding = (Unary, fn(f32) -> f32, fn(f64) -> f64);
+    let plain: [Rounding; 3] = [
         (Unary::Floor, f32::floor, f64::floor),
         (Unary::Ceil, f32::ceil, f64::ceil),
         (Unary::Round, f32::round_ties_even, f64::round_ties_even),

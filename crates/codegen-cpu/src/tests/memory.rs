@@ -98,7 +98,11 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
             let mut args = [f32::bytes(&table), bad, vec![0; 20 * width]];
             let loaded = load_kernel(&kernel, &isa);
             assert_eq!(run_split(&loaded, &mut args, &[(0, crate::items(&kernel))]), STEP + 1);
-            assert_eq!(f32::values(&args[2])[4 * width..], table[2 * width..3 * width], "goes on after a fault");
+            assert_eq!(
+                f32::values(&args[2])[4 * width..],
+                table[2 * width..3 * width],
+                "goes on after a fault"
+            );
         }
     }
 }
@@ -107,8 +111,7 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
 fn transposition_of_every_type() {
     let (a, b) = (5, 19);
     for dtype in [F32, F64, I64, I32, I16, U8, Bool] {
-        let source =
-            Source::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
+        let source = Source::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
         let args = [false, true].map(|written| Arg { dtype, written }).to_vec();
         let sink = Sink { arg: 1, strides: row_major(&[b, a]), stages: vec![] };
         let mut nest = Nest::new(args, vec![source], vec![sink]);
@@ -117,7 +120,8 @@ fn transposition_of_every_type() {
             nest.store(0, i, value);
         });
         let size = dtype.bytes();
-        let x: Vec<u8> = (0..a * b * size).map(|i| if dtype == Bool { i % 2 } else { i % 120 } as u8).collect();
+        let x: Vec<u8> =
+            (0..a * b * size).map(|i| if dtype == Bool { i % 2 } else { i % 120 } as u8).collect();
         let mut expected = Vec::new();
         for i in 0..a * b {
             expected.extend_from_slice(&x[(i % a * b + i / a) * size..][..size]);

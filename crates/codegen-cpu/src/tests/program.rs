@@ -2,8 +2,8 @@
 
 use margay_loops::abi::KernelFn;
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul, NoKernel,
-    Operand, Phase, Place, Port, Prepared, Program, Reg, Step, Stmt, Target, Unary, Work,
+    Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul,
+    NoKernel, Operand, Phase, Place, Port, Prepared, Program, Reg, Step, Stmt, Target, Unary, Work,
 };
 use margay_tensor::DType::{self, F16, F32, F64};
 use margay_tensor::Tensor;
@@ -20,7 +20,12 @@ impl Target for TwoPhases {
     }
     fn prepare(&self, _: &KernelCall) -> Result<Prepared, NoKernel> {
         let phase = |word| Phase { kernel: "scale", params: vec![word, 40], items: 40, grain: 8 };
-        Ok(Prepared { phases: vec![phase(2), phase(3)], scratch_bytes: 256, workspace_bytes: 0, packed: vec![] })
+        Ok(Prepared {
+            phases: vec![phase(2), phase(3)],
+            scratch_bytes: 256,
+            workspace_bytes: 0,
+            packed: vec![],
+        })
     }
     fn pack(&self, call: &KernelCall, operand: usize, t: &Tensor) -> Result<Vec<u8>, NoKernel> {
         NoKernels.pack(call, operand, t)
@@ -89,7 +94,7 @@ fn program() -> Program {
     let operand = |buffer, offset_bytes| Operand { buffer: BufferId(buffer), offset_bytes };
     let step = |work, args| Step { work, args, label: String::new() };
     let constant =
-        |v: &[f32]| Constant { tensor: Tensor::from_slice(&[v.len()], v), packed_for: None };
+        |v: &[f32]| Constant { tensor: Tensor::from_slice(&[v.len()], v).unwrap(), packed_for: None };
     Program {
         inputs: vec![port("x")],
         outputs: vec![port("y")],
@@ -164,7 +169,10 @@ fn unknown_classes_and_constructs_are_errors() {
     let error = CpuIsa::for_class("z80").err().unwrap().to_string();
     assert!(error.starts_with("unknown processor class `z80`, expected one of portable"), "{error}");
     let unary = |dtype: DType, op| {
-        let p = Program { kernels: vec![map(&[(dtype, &[4])], (dtype, &[4]), move |n, x| n.unary(op, x[0]))], ..Program::default() };
+        let p = Program {
+            kernels: vec![map(&[(dtype, &[4])], (dtype, &[4]), move |n, x| n.unary(op, x[0]))],
+            ..Program::default()
+        };
         emit(&p, &isas()[0], &NoKernels, &[]).err().map(|e| e.to_string())
     };
     let tail = "which the processor back end does not support";

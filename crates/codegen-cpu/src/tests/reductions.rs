@@ -27,7 +27,9 @@ fn reduce_columns(n: usize, columns: usize, combine: Combine) -> Kernel {
     nest.finish()
 }
 
-const KINDS: [(Combine, fn(f32, f32) -> f32, f32); 4] = [
+type Kind = (Combine, fn(f32, f32) -> f32, f32);
+
+const KINDS: [Kind; 4] = [
     (Combine::Sum, |a, b| a + b, 0.0),
     (Combine::Product, |a, b| a * b, 1.0),
     (Combine::Max, f32::max, f32::NEG_INFINITY),
@@ -153,7 +155,7 @@ fn layer_norm_with_two_results_of_one_reduction() {
         let deviation = nest.unary(Unary::Sqrt, variance);
         nest.serial(n, |nest, k| {
             let x = nest.load(0, &[row.clone(), k.clone()]);
-            let scale = nest.load(1, &[k.clone()]);
+            let scale = nest.load(1, std::slice::from_ref(&k));
             let x = nest.sub(x, mean);
             let x = nest.div(x, deviation);
             let x = nest.mul(x, scale);
@@ -184,7 +186,7 @@ fn results_that_vary_and_results_that_do_not_share_a_reduction() {
     nest.for_each(&[columns], |nest, i| {
         let column = i[0].clone();
         let sums = nest.reduce(n, &[Combine::Sum, Combine::Sum], |nest, k| {
-            let weight = nest.load(1, &[k.clone()]);
+            let weight = nest.load(1, std::slice::from_ref(&k));
             let x = nest.load(0, &[k, column.clone()]);
             vec![weight, nest.mul(x, weight)]
         });
@@ -196,5 +198,25 @@ fn results_that_vary_and_results_that_do_not_share_a_reduction() {
         (0..columns).map(|c| (0..n).map(|r| x[r * columns + c] * w[r]).sum::<f32>() / 3.75).collect();
     for out in run(&nest.finish(), &[f32::bytes(&x), f32::bytes(&w), vec![0; 4 * columns]]) {
         assert_close(&f32::values(&out), &expected, 1e-6);
+    }
+}
+
+#[test]
+fn the_last_columns_join_in_the_order_of_the_others() {
+    let (n, columns) = (37, 21);
+    let mut nest = nest(&[(F32, &[n, columns]), (F32, &[n])], (F32, &[columns]));
+    nest.for_each(&[columns], |nest, i| {
+        let column = i[0].clone();
+        let sum = nest.reduce(n, &[Combine::Sum], |nest, k| vec![nest.load(0, &[k, column.clone()])])[0];
+        let weight = nest.reduce(n, &[Combine::Sum], |nest, k| vec![nest.load(1, &[k])])[0];
+        let mean = nest.div(sum, weight);
+        nest.store(0, &[column], mean);
+    });
+    let (x, w) = (noise(1, n * columns, 1.0), noise(2, n, 1.0));
+    let total = w.iter().sum::<f32>();
+    let expected: Vec<f32> =
+        (0..columns).map(|c| (0..n).map(|r| x[r * columns + c]).sum::<f32>() / total).collect();
+    for out in run(&nest.finish(), &[f32::bytes(&x), f32::bytes(&w), vec![0; 4 * columns]]) {
+        assert_eq!(f32::values(&out), expected);
     }
 }

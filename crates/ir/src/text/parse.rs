@@ -20,10 +20,7 @@ pub struct ParseError {
 
 /// Reads a graph. `resolve` finds the contents of a constant by what identifies it, such as `#5be1c0aa12ef` or
 /// `lowrank.left(#5be1c0, k = 128)`, and its type.
-pub fn parse(
-    text: &str,
-    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
-) -> Result<Graph, ParseError> {
+pub fn parse(text: &str, resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>) -> Result<Graph, ParseError> {
     let mut lines = text
         .lines()
         .enumerate()
@@ -171,8 +168,7 @@ fn read_node(
     };
     let split = find_colon(rest).ok_or("expected ` : type`")?;
     let (body, types) = (rest[..split].trim(), &rest[split + 1..]);
-    let types: Vec<TensorType> =
-        split_top(types).into_iter().map(read_type).collect::<Result<_, _>>()?;
+    let types: Vec<TensorType> = split_top(types).into_iter().map(read_type).collect::<Result<_, _>>()?;
     let value = if mnemonic == "const" {
         let ty = types.first().ok_or("expected a type")?;
         g.add(ops::Const { payload: read_const(body, ty, resolve)? }, &[], origin)

@@ -66,9 +66,8 @@ impl fmt::Display for Graph {
 impl fmt::Display for Origin {
     /// Names joined by ` + `, then the part.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |n: &str| {
-            !n.is_empty() && !n.contains([' ', '"', '\\']) && n.chars().all(|c| !c.is_control())
-        };
+        let plain =
+            |n: &str| !n.is_empty() && !n.contains([' ', '"', '\\']) && n.chars().all(|c| !c.is_control());
         for (i, name) in self.names.iter().enumerate() {
             f.write_str(if i > 0 { " + " } else { "" })?;
             if plain(name) { f.write_str(name)? } else { write!(f, "{name:?}")? }

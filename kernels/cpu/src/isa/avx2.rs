@@ -125,6 +125,11 @@ impl Isa for Avx2 {
         unsafe { transpose8(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: prefetches do not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn tile(
         self,
         m: usize,
@@ -135,9 +140,10 @@ impl Isa for Avx2 {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
+        ahead: *const f32,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
     }
 }
 
@@ -179,18 +185,31 @@ unsafe fn tile(
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
+    ahead: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
             match m {
-                1 => register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate),
-                2 => register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate),
-                3 => register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate),
-                4 => register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate),
-                5 => register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate),
-                _ => register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate),
+                1 => {
+                    register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
+                2 => {
+                    register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
+                3 => {
+                    register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
+                4 => {
+                    register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
+                5 => {
+                    register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
+                _ => {
+                    register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
+                }
             }
         }
     }

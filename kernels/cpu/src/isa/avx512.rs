@@ -81,6 +81,11 @@ impl Isa for Avx512 {
         unsafe { avx2::transpose8(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: prefetches do not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn tile(
         self,
         m: usize,
@@ -91,28 +96,29 @@ impl Isa for Avx512 {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
+        ahead: *const f32,
     ) {
         const TILES: [Tile; 14] = [
-            tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
-            tile_13, tile_14,
+            tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11,
+            tile_12, tile_13, tile_14,
         ];
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize) }
+        unsafe { TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize, ahead) }
     }
 }
 
 /// As [`Isa::tile`] with the number of rows fixed and strides in bytes.
-type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize);
+type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize, *const f32);
 
 /// One step of the sum: two vectors of `b` at `$b0` and `$b1`, one element of `a` per row at `$x`.
 macro_rules! step {
-    ($b0:literal $b1:literal $ahead0:literal $ahead1:literal $x:literal;
+    ($b0:literal $b1:literal $x:literal;
      $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         concat!(
             "vmovups zmm0, [{b} + ", $b0, "]\n",
             "vmovups zmm1, [{b} + ", $b1, "]\n",
-            "prefetcht0 [{b} + ", $ahead0, "]\n",
-            "prefetcht0 [{b} + ", $ahead1, "]\n",
+            "prefetcht1 [{b} + {f} + ", $b0, "]\n",
+            "prefetcht1 [{b} + {f} + ", $b1, "]\n",
             $(
                 "vbroadcastss zmm", $t, ", dword ptr [", $at, " + ", $x, "]\n",
                 "vfmadd231ps zmm", $c0, ", zmm", $t, ", zmm0\n",
@@ -127,6 +133,7 @@ macro_rules! step {
 /// Written in assembly because compilers hoist the broadcasts of a strided `a` and spill.
 macro_rules! tile {
     ($name:ident $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
+        #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
         unsafe fn $name(
             k: usize,
             a: *const f32,
@@ -135,6 +142,7 @@ macro_rules! tile {
             c: *mut f32,
             c_stride: usize,
             accumulate: usize,
+            ahead: *const f32,
         ) {
             // SAFETY: reads and writes what the caller promises; prefetches do not fault.
             unsafe {
@@ -158,10 +166,10 @@ macro_rules! tile {
                     "jb 23f",
                     ".p2align 5",
                     "22:",
-                    step!(0 64 1024 1088 0; $(($t $c0 $c1 $at))*),
-                    step!(128 192 1152 1216 4; $(($t $c0 $c1 $at))*),
-                    step!(256 320 1280 1344 8; $(($t $c0 $c1 $at))*),
-                    step!(384 448 1408 1472 12; $(($t $c0 $c1 $at))*),
+                    step!(0 64 0; $(($t $c0 $c1 $at))*),
+                    step!(128 192 4; $(($t $c0 $c1 $at))*),
+                    step!(256 320 8; $(($t $c0 $c1 $at))*),
+                    step!(384 448 12; $(($t $c0 $c1 $at))*),
                     "add {a0}, 16",
                     "add {a1}, 16",
                     "add {a2}, 16",
@@ -174,7 +182,7 @@ macro_rules! tile {
                     "add {k}, 4",
                     "jz 25f",
                     "24:",
-                    step!(0 64 1024 1088 0; $(($t $c0 $c1 $at))*),
+                    step!(0 64 0; $(($t $c0 $c1 $at))*),
                     "add {a0}, 4",
                     "add {a1}, 4",
                     "add {a2}, 4",
@@ -198,6 +206,7 @@ macro_rules! tile {
                     a4 = inout(reg) a.wrapping_byte_add(12 * a_stride) => _,
                     rs = in(reg) a_stride,
                     b = inout(reg) b => _,
+                    f = in(reg) (ahead as usize).wrapping_sub(b as usize),
                     c = inout(reg) c => _,
                     cs = in(reg) c_stride,
                     t = inout(reg) accumulate => _,

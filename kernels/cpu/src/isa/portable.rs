@@ -114,6 +114,8 @@ impl Isa for Portable {
         }
     }
     #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
+    #[inline(always)]
     unsafe fn tile(
         self,
         m: usize,
@@ -124,9 +126,10 @@ impl Isa for Portable {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
+        ahead: *const f32,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
     }
 }
 
@@ -140,16 +143,61 @@ unsafe fn tile(
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
+    ahead: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
         unsafe {
             let (b, c) = (b.add(column), c.add(column));
             match m {
-                1 => register_tile::<_, 1>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
-                2 => register_tile::<_, 2>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
-                3 => register_tile::<_, 3>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
-                _ => register_tile::<_, 4>(Portable, k, a, a_stride, b, c, c_stride, accumulate),
+                1 => register_tile::<_, 1>(
+                    Portable,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                2 => register_tile::<_, 2>(
+                    Portable,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                3 => register_tile::<_, 3>(
+                    Portable,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                _ => register_tile::<_, 4>(
+                    Portable,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
             }
         }
     }

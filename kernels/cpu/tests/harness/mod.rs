@@ -82,7 +82,13 @@ impl Drop for Guarded {
 /// Runs it several times, over different splits of the items and places of the buffers, and checks that the bits
 /// are the same. `inputs` are the arguments before the output; packed ones are given row-major, as tensors with
 /// the shape in `packed_shape`.
-pub(crate) fn execute(class: Class, call: &KernelCall, inputs: &[Vec<f32>], packed_shape: &[usize], out: usize) -> Vec<f32> {
+pub(crate) fn execute(
+    class: Class,
+    call: &KernelCall,
+    inputs: &[Vec<f32>],
+    packed_shape: &[usize],
+    out: usize,
+) -> Vec<f32> {
     let target = CpuTarget::new(class);
     let prepared = target.prepare(call).unwrap();
     let mut operands: Vec<Vec<u8>> = inputs.iter().map(|x| bytes_of(x)).collect();
@@ -132,7 +138,8 @@ pub(crate) fn execute(class: Class, call: &KernelCall, inputs: &[Vec<f32>], pack
         }
         let found = buffers[operands.len()].to_vec();
         if let Some(result) = &result {
-            let same = found.iter().zip(result).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+            let same =
+                found.iter().zip(result).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
             assert!(same, "{} {call}: bits depend on the split or on the place of buffers", class.name());
         }
         result = Some(found);
@@ -171,7 +178,11 @@ pub(crate) fn activation(a: Option<Activation>, x: f64) -> f64 {
     match a {
         None => x,
         Some(Activation::Relu) => {
-            if x.is_nan() { x } else { x.max(0.0) }
+            if x.is_nan() {
+                x
+            } else {
+                x.max(0.0)
+            }
         }
         Some(Activation::GeluErf) => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
         Some(Activation::GeluTanh) => 0.5 * x * (1.0 + tanh_inner.tanh()),
@@ -194,7 +205,14 @@ pub(crate) const ACTIVATIONS: [Option<Activation>; 7] = [
 
 /// `activation(sum + bias) + residual` and its tolerance: rounding of a sum of `terms` products with the given
 /// sum of magnitudes, and 1e-6 for the activation.
-pub(crate) fn finished(a: Option<Activation>, sum: f64, size: f64, terms: usize, bias: f64, residual: f64) -> Expected {
+pub(crate) fn finished(
+    a: Option<Activation>,
+    sum: f64,
+    size: f64,
+    terms: usize,
+    bias: f64,
+    residual: f64,
+) -> Expected {
     let x = activation(a, sum + bias);
     let rounding = (terms as f64).sqrt().max(4.0) * 4.0 * f32::EPSILON as f64;
     let steepest = 1.2; // no activation is steeper

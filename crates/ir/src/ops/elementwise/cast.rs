@@ -39,8 +39,13 @@ impl OpDef for Cast {
     }
 
     fn cases() -> Vec<(Self, Case)> {
-        [(DType::F32, DType::I64), (DType::I64, DType::F32), (DType::Bool, DType::F32), (DType::I32, DType::Bool)]
-            .map(|(from, to)| (Cast { to }, Case::random(from, -3.0, 3.0, &[&[3, 7]])))
-            .to_vec()
+        [
+            (DType::F32, DType::I64),
+            (DType::I64, DType::F32),
+            (DType::Bool, DType::F32),
+            (DType::I32, DType::Bool),
+        ]
+        .map(|(from, to)| (Cast { to }, Case::random(from, -3.0, 3.0, &[&[3, 7]])))
+        .to_vec()
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Operands are x, and scale and bias of the shape of the normalised axes.
 
-use margay_loops::{Combine, Index, Nest, Reg, Unary};
+use margay_loops::{Combine, Unary};
 use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
@@ -68,14 +68,14 @@ impl OpDef for LayerNorm {
             }
             n.for_each(outer, |n, i| {
                 // The operand goes through the output, so that code fused into its loads runs once.
-                serial_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                n.serial_each(inner, i, &mut |n, at| {
                     let x = n.load(0, at);
                     n.store_raw(0, at, x);
                 });
-                let sum = sum_each(n, inner, &mut i.to_vec(), &mut |n, at| n.reload(0, at));
+                let sum = n.reduce_each(inner, i, Combine::Sum, &mut |n, at| n.reload(0, at));
                 let share = n.number(sum, 1.0 / count);
                 let mean = n.mul(sum, share);
-                let squares = sum_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                let squares = n.reduce_each(inner, i, Combine::Sum, &mut |n, at| {
                     let x = n.reload(0, at);
                     let centred = n.sub(x, mean);
                     n.mul(centred, centred)
@@ -86,7 +86,7 @@ impl OpDef for LayerNorm {
                 let deviation = n.unary(Unary::Sqrt, widened);
                 let one = n.number(deviation, 1.0);
                 let factor = n.div(one, deviation);
-                serial_each(n, inner, &mut i.to_vec(), &mut |n, at| {
+                n.serial_each(inner, i, &mut |n, at| {
                     let x = n.reload(0, at);
                     let (scale, bias) = (n.load(1, &at[axis..]), n.load(2, &at[axis..]));
                     let centred = n.sub(x, mean);
@@ -111,41 +111,6 @@ impl OpDef for LayerNorm {
             (norm(1), Case::f32(&[&[2, 3, 5], &[3, 5], &[3, 5]])),
             (norm(0), Case::f32(&[&[7], &[7], &[7]])),
         ]
-    }
-}
-
-/// Runs `body` for every element of `shape`, in order, with the positions appended to `index`.
-fn serial_each(
-    n: &mut Nest,
-    shape: &[usize],
-    index: &mut Vec<Index>,
-    body: &mut dyn FnMut(&mut Nest, &[Index]),
-) {
-    match shape.split_first() {
-        None => body(n, index),
-        Some((&extent, rest)) => n.serial(extent, |n, i| {
-            index.push(i);
-            serial_each(n, rest, index, body);
-            index.pop();
-        }),
-    }
-}
-
-/// The sum of what `body` returns for every element of `shape`, with the positions appended to `index`.
-fn sum_each(
-    n: &mut Nest,
-    shape: &[usize],
-    index: &mut Vec<Index>,
-    body: &mut dyn FnMut(&mut Nest, &[Index]) -> Reg,
-) -> Reg {
-    match shape.split_first() {
-        None => body(n, index),
-        Some((&extent, rest)) => n.reduce(extent, &[Combine::Sum], |n, i| {
-            index.push(i);
-            let sum = sum_each(n, rest, index, body);
-            index.pop();
-            vec![sum]
-        })[0],
     }
 }
 

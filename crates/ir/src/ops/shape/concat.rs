@@ -1,6 +1,6 @@
 //! Joins one or more operands along an axis; all other extents are equal. The extent of the axis is the sum.
 
-use margay_loops::{Index, Nest};
+use margay_loops::Index;
 use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -60,7 +60,7 @@ impl OpDef for Concat {
             n.for_each(&shapes[0][..axis], |n, i| {
                 let mut before = 0;
                 for (input, shape) in shapes.iter().enumerate() {
-                    serial_each(n, &shape[axis..], &mut i.to_vec(), &mut |n, index| {
+                    n.serial_each(&shape[axis..], i, &mut |n, index| {
                         let x = n.load(input, index);
                         let mut to = index.to_vec();
                         to[axis] = to[axis].plus(&Index::constant(before), 1);
@@ -83,23 +83,6 @@ impl OpDef for Concat {
             (Concat { axis: 2 }, Case::f32(&[&[3, 2, 5], &[3, 2, 1]])),
             (Concat { axis: 0 }, Case::random(margay_tensor::DType::I64, -9.0, 9.0, &[&[3]])),
         ]
-    }
-}
-
-/// Runs `body` for every element of `shape`, in order, with the positions appended to `index`.
-pub(super) fn serial_each(
-    n: &mut Nest,
-    shape: &[usize],
-    index: &mut Vec<Index>,
-    body: &mut dyn FnMut(&mut Nest, &[Index]),
-) {
-    match shape.split_first() {
-        None => body(n, index),
-        Some((&extent, rest)) => n.serial(extent, |n, i| {
-            index.push(i);
-            serial_each(n, rest, index, body);
-            index.pop();
-        }),
     }
 }
 

@@ -9,7 +9,6 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::shape::concat::serial_each;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
 use crate::{TensorType, TypeError, Types, types};
 
@@ -66,7 +65,7 @@ impl OpDef for Gather {
             n.for_each(&shape[..shape.len() - inner.len()], |n, i| {
                 let given = n.load(1, &i[axis..]);
                 let position = Index::reg(checked_position(n, given, extent));
-                serial_each(n, &inner, &mut i.to_vec(), &mut |n, to| {
+                n.serial_each(&inner, i, &mut |n, to| {
                     let mut from = i[..axis].to_vec();
                     from.push(position.clone());
                     from.extend_from_slice(&to[i.len()..]);

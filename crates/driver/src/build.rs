@@ -1,0 +1,131 @@
+//! Graphs to machine code, for one value of every symbol.
+
+use std::collections::HashMap;
+
+use margay_artifact::{ArtifactBuilder, EntryParts, Import};
+use margay_codegen_cpu::{CpuIsa, emit};
+use margay_ir::{Graph, Op, ops::Io, ops::Lowered, ops::Port};
+use margay_kernels_cpu::{CpuTarget, lookup};
+use margay_loops::{KernelCall, Program, Target, Work};
+use margay_lower::lower;
+use margay_passes::Pipeline;
+use margay_plan::CostModel;
+use margay_runtime::Executable;
+use margay_tensor::{Binding, ContentHash};
+
+use crate::{DriverError, Dump};
+
+/// The graph with its symbols bound, ready to be lowered.
+pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, DriverError> {
+    let mut bound = g.clone();
+    Pipeline::bind(binding).run(&mut bound, &mut |run| dump.pass(run))?;
+    Ok(bound)
+}
+
+/// What identifies the constants of a graph, by their contents.
+fn constant_names(g: &Graph) -> HashMap<ContentHash, String> {
+    g.order()
+        .into_iter()
+        .filter_map(|n| match g.op(n) {
+            Op::Const(c) => Some((c.payload.tensor().content_hash(), c.payload.key().to_string())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
+pub fn add_entry(
+    builder: &mut ArtifactBuilder,
+    g: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    dump: &mut Dump,
+) -> Result<Program, DriverError> {
+    let bound = bind(g, binding, dump)?;
+    let program = lower(&bound, &target)?;
+    dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
+    let mut names = constant_names(&bound);
+    names.extend(constant_names(g));
+    let mut offsets = Vec::new();
+    let mut constants = Vec::new();
+    for c in &program.constants {
+        let name = names.get(&c.tensor.content_hash()).map_or("", String::as_str);
+        let placed = builder.constants.add(name, c, &target)?;
+        offsets.push(placed.offset);
+        constants.push(placed.index);
+    }
+    let isa = CpuIsa::for_class(target.name())?;
+    let code = emit(&program, &isa, &target, &offsets)?;
+    let imports = code
+        .imports
+        .iter()
+        .map(|name| Import { name: name.clone(), version: lookup(name).map_or(0, |k| k.version) })
+        .collect();
+    let parts = EntryParts {
+        symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
+        inputs: program.inputs.clone(),
+        outputs: program.outputs.clone(),
+        arena_bytes: program.arena_bytes,
+        scratch_bytes: code.scratch_bytes,
+        kernels: code.kernels,
+        driver: code.driver,
+        imports,
+        params: code.params,
+        labels: program.steps.iter().map(|s| s.label.clone()).collect(),
+        constants,
+    };
+    builder.add_entry(parts, &code.blob);
+    Ok(program)
+}
+
+fn suffix(binding: &Binding) -> String {
+    binding.iter().fold(String::new(), |s, (name, v)| format!("{s}-{name}{v}"))
+}
+
+/// Compiles a graph for one value of every symbol, to run in this process.
+pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name(), target.name());
+    add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
+    Ok(Executable::from_parts(builder.into_parts()?)?)
+}
+
+/// Predicted time of one run of a program.
+pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
+    program
+        .steps
+        .iter()
+        .map(|step| match &step.work {
+            Work::Call(call) => cost.seconds(call, threads),
+            Work::Loops(_) => {
+                let bytes: usize = step.args.iter().map(|a| program.buffers[a.buffer.0].bytes).sum();
+                cost.seconds_elementwise(bytes as u64, bytes as u64, threads)
+            }
+        })
+        .sum()
+}
+
+/// Multiplications and additions of the kernel calls of a program.
+pub fn program_flops(program: &Program) -> u64 {
+    let call = |work: &Work| match work {
+        Work::Call(call) => call.flops(),
+        Work::Loops(_) => 0,
+    };
+    program.steps.iter().map(|s| call(&s.work)).sum()
+}
+
+/// The kernel call a node of a bound graph lowers to by itself, if it does.
+pub fn call_of(bound: &Graph, n: margay_ir::NodeId) -> Option<KernelCall> {
+    let port = |v: margay_ir::Value| {
+        let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
+        port.constant = bound.constant(v).is_some();
+        Some(port)
+    };
+    let io = Io {
+        inputs: bound.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
+        outputs: vec![port(n.into())?],
+    };
+    match bound.op(n).lower(&io) {
+        Ok(Lowered::Call(call)) => Some(call),
+        _ => None,
+    }
+}

@@ -1,0 +1,223 @@
+//! What calibration measures: the second moments of the inputs of modules.
+//!
+//! The graph is cut so that its outputs are the modules' inputs, compiled, and run over the samples; the moments are summed
+//! batch by batch, so that memory does not grow with the number of samples. Modules that read the same value share one
+//! moment and one whitening.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use margay_ir::{Graph, Op, Output, Value};
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::sketch::{InputStatistics, Module, ModuleKind};
+use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
+use margay_tensor::Tensor;
+
+use crate::samples::bound_batch;
+use crate::{DriverError, Progress, Runner, Samples};
+
+/// Samples run at once where the model leaves its batch open.
+pub(crate) const BATCH: usize = 8;
+
+/// Rows of unfolded images taken from one module, at most; the rest are left out evenly.
+const MAX_PATCHES: usize = 1 << 16;
+
+/// Added to the whitened spectrum as a share of its mean, against directions the samples hardly show.
+const SHRINKAGE: f64 = 0.01;
+
+/// A module's input, as whitening sees it: the value, and how rows are made of it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Site {
+    value: Value,
+    unfold: Option<Unfold>,
+}
+
+/// The windows of a convolution.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Unfold {
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 2],
+    pads_after: [usize; 2],
+    dilations: [usize; 2],
+}
+
+/// Measures the inputs of modules; the result has one entry per module, in order.
+pub(crate) fn measure_inputs(
+    g: &Graph,
+    modules: &[Module],
+    samples: &Samples,
+    target: CpuTarget,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<InputStatistics>, DriverError> {
+    let mut sites: Vec<(Site, usize)> = Vec::new();
+    let mut site_of: Vec<Vec<usize>> = Vec::new();
+    for module in modules {
+        let mut mine = Vec::new();
+        for &n in &module.nodes {
+            let site = Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) };
+            let at = sites.iter().position(|(s, _)| *s == site).unwrap_or_else(|| {
+                sites.push((site, module.d_in));
+                sites.len() - 1
+            });
+            mine.push(at);
+        }
+        site_of.push(mine);
+    }
+    let grams = accumulate(g, &sites, samples, target, threads, progress)?;
+
+    // One whitening per distinct set of sites.
+    let mut sets: BTreeMap<Vec<usize>, Option<Result<Whitening, RandnlaError>>> = BTreeMap::new();
+    for mine in &site_of {
+        sets.insert(mine.clone(), None);
+    }
+    let keys: Vec<Vec<usize>> = sets.keys().cloned().collect();
+    let total = keys.len();
+    let whitened = parallel(threads, total, progress, "whitening inputs", |i| {
+        let mut gram = grams[keys[i][0]].clone();
+        let merged = keys[i][1..].iter().try_for_each(|&j| gram.merge(&grams[j]));
+        let conditioning = Conditioning { shrinkage: SHRINKAGE, ..Conditioning::default() };
+        merged.and_then(|()| Whitening::from_gram(&gram, Centring::Centred, &conditioning))
+    });
+    for (key, whitening) in keys.into_iter().zip(whitened) {
+        sets.insert(key, Some(whitening));
+    }
+    let calibration = format!("#{}", samples.hash());
+    modules
+        .iter()
+        .zip(&site_of)
+        .map(|(module, mine)| match sets.get(mine).and_then(Option::as_ref) {
+            Some(Ok(w)) => Ok(InputStatistics { whitening: w.clone(), calibration: calibration.clone() }),
+            Some(Err(e)) => Err(DriverError::Factorize { module: module.name.clone(), error: e.clone() }),
+            None => unreachable!("every set was whitened"),
+        })
+        .collect()
+}
+
+/// Runs `work` for every number below `total` on some threads; results in order.
+pub(crate) fn parallel<T: Send>(
+    threads: usize,
+    total: usize,
+    progress: &dyn Progress,
+    what: &str,
+    work: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<T>>> = Mutex::new((0..total).map(|_| None).collect());
+    let claim = || next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let run = |report: Option<&dyn Progress>| {
+        loop {
+            let i = claim();
+            if i >= total {
+                break;
+            }
+            let result = work(i);
+            results.lock().unwrap_or_else(|e| e.into_inner())[i] = Some(result);
+            if let Some(p) = report {
+                p.at(what, next.load(std::sync::atomic::Ordering::Relaxed).min(total), total);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.max(1) {
+            scope.spawn(|| run(None));
+        }
+        run(Some(progress));
+    });
+    let results = results.into_inner().unwrap_or_else(|e| e.into_inner());
+    results.into_iter().map(|r| r.expect("every number was claimed once")).collect()
+}
+
+fn unfold_of(g: &Graph, module: &Module, n: margay_ir::NodeId) -> Option<Unfold> {
+    match (module.kind, g.op(n)) {
+        (ModuleKind::Conv, Op::Conv(c)) => {
+            let kernel = g.ty(module.weight).extents()?;
+            let pair = |v: &[usize]| [v[0], v[1]];
+            Some(Unfold {
+                kernel: [kernel[2], kernel[3]],
+                strides: pair(&c.strides),
+                pads: pair(&c.pads_before),
+                pads_after: pair(&c.pads_after),
+                dilations: pair(&c.dilations),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn accumulate(
+    g: &Graph,
+    sites: &[(Site, usize)],
+    samples: &Samples,
+    target: CpuTarget,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Gram>, DriverError> {
+    let mut values: Vec<Value> = Vec::new();
+    for (site, _) in sites {
+        if !values.contains(&site.value) {
+            values.push(site.value);
+        }
+    }
+    let mut probe = g.clone();
+    let name = |i: usize| format!("probe {i}");
+    probe.set_outputs(
+        values.iter().enumerate().map(|(i, &value)| Output { name: name(i).into(), value }).collect(),
+    );
+    probe.remove_dead();
+    let mut grams: Vec<Gram> = sites.iter().map(|(_, d)| Gram::new(*d)).collect();
+    let batch = bound_batch(g).unwrap_or(BATCH);
+    let runs = samples.rows().div_ceil(batch);
+    let mut runner = Runner::new(probe, target, threads);
+    for (i, inputs) in samples.batches(batch).enumerate() {
+        progress.at("measuring inputs", i, runs);
+        let outputs = runner.run(&inputs?)?;
+        let added = parallel(threads, sites.len(), &crate::Silent, "", |s| {
+            let (site, d_in) = &sites[s];
+            let at = values.iter().position(|v| *v == site.value).unwrap_or(0);
+            let rows = rows_of(&outputs[at].1, site, *d_in, samples.rows());
+            let mut part = Gram::new(*d_in);
+            part.add_rows(&rows).map(|()| part)
+        });
+        for (s, part) in added.into_iter().enumerate() {
+            part.and_then(|p| grams[s].merge(&p)).map_err(|e| {
+                DriverError::Measure(format!("the inputs of the layers cannot be measured: {e}"))
+            })?;
+        }
+    }
+    progress.at("measuring inputs", runs, runs);
+    Ok(grams)
+}
+
+/// The rows of length `d_in` that a module multiplies its weight with.
+fn rows_of(x: &Tensor, site: &Site, d_in: usize, samples: usize) -> Vec<f32> {
+    let data = x.to_vec::<f32>().expect("modules read f32");
+    let Some(u) = &site.unfold else { return data };
+    let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
+    let count = |size: usize, i: usize| {
+        let reach = u.dilations[i] * (u.kernel[i] - 1) + 1;
+        (size + u.pads[i] + u.pads_after[i]).saturating_sub(reach) / u.strides[i] + 1
+    };
+    let (rows, columns) = (count(h, 0), count(w, 1));
+    let every = (samples * rows * columns).div_ceil(MAX_PATCHES);
+    let mut out = Vec::new();
+    for window in (0..n * rows * columns).step_by(every) {
+        let (image, y, x0) = (window / (rows * columns), window / columns % rows, window % columns);
+        let start = out.len();
+        for channel in 0..c {
+            for i in 0..u.kernel[0] {
+                for j in 0..u.kernel[1] {
+                    let row = (y * u.strides[0] + i * u.dilations[0]).checked_sub(u.pads[0]);
+                    let column = (x0 * u.strides[1] + j * u.dilations[1]).checked_sub(u.pads[1]);
+                    out.push(match (row, column) {
+                        (Some(r), Some(s)) if r < h && s < w => data[((image * c + channel) * h + r) * w + s],
+                        _ => 0.0,
+                    });
+                }
+            }
+        }
+        debug_assert_eq!(out.len() - start, d_in);
+    }
+    out
+}

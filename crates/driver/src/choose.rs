@@ -1,0 +1,96 @@
+//! From curves to choices under the user's goal.
+
+use std::collections::BTreeMap;
+
+use margay_passes::sketch::{Chosen, Selection};
+use margay_plan::{Allocation, Candidate, CostModel, Curve, Resource, allocate, uniform};
+
+use crate::curves::Prospect;
+use crate::{DriverError, Goal};
+
+/// The curves of all modules, with what the goal rules out left out, and why.
+pub(crate) struct Table {
+    pub(crate) curves: Vec<Curve>,
+    /// By module: why it has no candidate but dense.
+    pub(crate) excluded: BTreeMap<String, String>,
+}
+
+/// Tables for an allocator. A setting whose predicted time is not better than dense is left out, unless bytes are what the
+/// user asked to save.
+pub(crate) fn table(prospects: &[Prospect], goal: &Goal, cost: &CostModel, threads: usize) -> Table {
+    let mut excluded = BTreeMap::new();
+    let mut curves = Vec::new();
+    for p in prospects {
+        let mut curve = p.curve(cost, threads);
+        if curve.points.is_empty() {
+            let (a, b) = (p.module.d_in, p.module.d_out);
+            let message = format!("no rank of {a} x {b} stores fewer numbers than the weight in steps of 8");
+            excluded.insert(curve.module.clone(), message);
+        } else if !matches!(goal, Goal::Bytes(_)) {
+            let dropped = curve.drop_slow(Resource::Seconds);
+            let best = dropped.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
+            if curve.points.is_empty() {
+                let message = format!(
+                    "the fastest rank would take {:.3} ms, dense takes {:.3} ms (predicted)",
+                    best * 1e3,
+                    curve.dense.seconds * 1e3
+                );
+                excluded.insert(curve.module.clone(), message);
+            }
+        }
+        let resource = if matches!(goal, Goal::Bytes(_)) { Resource::Bytes } else { Resource::Seconds };
+        curve.drop_dominated(resource);
+        curves.push(curve);
+    }
+    Table { curves, excluded }
+}
+
+/// The choice for a byte or time budget. `fixed_seconds` is the predicted time of everything that is not a module.
+pub(crate) fn within_budget(
+    table: &Table,
+    goal: &Goal,
+    fixed_seconds: f64,
+    weighed: bool,
+) -> Result<Allocation, DriverError> {
+    let dense_bytes: u64 = table.curves.iter().map(|c| c.dense.bytes).sum();
+    match goal {
+        Goal::Bytes(budget) => {
+            let bytes = budget.resolve(dense_bytes);
+            if !weighed {
+                // Errors of different modules have no common unit without samples.
+                let even = uniform(&table.curves, bytes as f64 / dense_bytes.max(1) as f64)?;
+                if even.total_bytes <= bytes {
+                    return Ok(even);
+                }
+            }
+            let goal = margay_plan::Goal::LeastError { resource: Resource::Bytes, budget: bytes as f64 };
+            Ok(allocate(&table.curves, goal)?)
+        }
+        Goal::Seconds(seconds) => {
+            let budget = seconds - fixed_seconds;
+            let goal = margay_plan::Goal::LeastError { resource: Resource::Seconds, budget };
+            Ok(allocate(&table.curves, goal)?)
+        }
+        Goal::Dense | Goal::Error(_) => Ok(least_time(table, 0.0)?),
+    }
+}
+
+/// The fastest choice whose predicted squared error stays below a limit.
+pub(crate) fn least_time(table: &Table, limit: f64) -> Result<Allocation, DriverError> {
+    let goal = margay_plan::Goal::LeastCost { resource: Resource::Seconds, limit };
+    Ok(allocate(&table.curves, goal)?)
+}
+
+/// The choices of an allocation, ready to be applied.
+pub(crate) fn selection(prospects: &[Prospect], choices: &BTreeMap<String, Candidate>) -> Selection {
+    let mut out = Selection::default();
+    for p in prospects {
+        let Some(candidate) = choices.get(&p.module.name) else { continue };
+        let offer = p.offers.iter().find(|o| o.scheme == candidate.choice.scheme);
+        if let Some(offer) = offer {
+            let chosen = Chosen { fitted: offer.fitted.clone(), rank: candidate.choice.rank };
+            out.choices.insert(p.module.name.clone(), chosen);
+        }
+    }
+    out
+}

@@ -1,0 +1,550 @@
+//! Calibrate, fit, allocate, rewrite, check, adjust: from a model to a sketched executable.
+
+use std::path::Path;
+
+use margay_artifact::ArtifactBuilder;
+use margay_ir::{Graph, NodeId, Op};
+use margay_kernels_cpu::CpuTarget;
+use margay_loops::Target;
+use margay_onnx::{ExportOptions, External};
+use margay_passes::sketch::{SCHEMES, modules};
+use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
+use margay_runtime::Executable;
+use margay_tensor::{Binding, Dim, Symbol, Tensor};
+
+use crate::choose::{Table, least_time, selection, table, within_budget};
+use crate::compare::ErrorSum;
+use crate::curves::{Prospect, fit, price, sketch, weigh};
+use crate::report::{ErrorMeasure, ModuleReport, Report};
+use crate::samples::bound_batch;
+use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate};
+
+/// The piece of an artifact's source that holds its graph.
+pub(crate) const GRAPH_PIECE: &str = "graph.ir";
+
+/// What a compilation is to achieve.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum Goal {
+    /// Nothing is sketched.
+    #[default]
+    Dense,
+    /// The fastest model whose relative L2 error of the outputs on held-out samples is at most this.
+    Error(f64),
+    /// The smallest error with so many stored bytes of the modules' weights.
+    Bytes(Budget),
+    /// The smallest error with a predicted time of one run of so many seconds.
+    Seconds(f64),
+}
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// What to achieve; ignored when there is a plan.
+    pub goal: Goal,
+    /// Choices to replay.
+    pub plan: Option<Plan>,
+    /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
+    /// of the samples, and 1 for the leading axis.
+    pub dims: Vec<(String, Vec<i64>)>,
+    /// `native` or a processor class.
+    pub target_cpu: String,
+    /// Seed of the random numbers.
+    pub seed: u64,
+    /// Threads to compile with, and to predict times for. Results do not depend on the former.
+    pub threads: usize,
+    /// Threads that times are predicted for.
+    pub predict_threads: usize,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            goal: Goal::Dense,
+            plan: None,
+            dims: Vec::new(),
+            target_cpu: "native".into(),
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            predict_threads: 1,
+        }
+    }
+}
+
+/// A compiled model.
+pub struct Compiled {
+    /// What was done.
+    pub report: Report,
+    /// The choices, to be replayed.
+    pub plan: Plan,
+    /// The sketched graph.
+    pub graph: Graph,
+    target: CpuTarget,
+    bindings: Vec<Binding>,
+}
+
+/// Calibration samples taken to weigh layers, at most.
+const WEIGHING_SAMPLES: usize = 32;
+
+/// Allocations tried to meet an error limit.
+const ERROR_TRIES: usize = 10;
+
+/// Compiles a model. With samples, half of them calibrate and the other half measures the error that is reported.
+pub fn compile(
+    source: &Source,
+    samples: Option<&Samples>,
+    options: &CompileOptions,
+    progress: &dyn Progress,
+) -> Result<Compiled, DriverError> {
+    compile_with(source, samples, options, progress, &mut Dump::none())
+}
+
+impl Compiled {
+    /// A runner of the sketched graph, for inputs of any shape.
+    pub fn runner(&self, threads: usize) -> Runner {
+        Runner::new(self.graph.clone(), self.target, threads)
+    }
+
+    /// The executable for the shapes that were asked for, to run in this process.
+    pub fn executable(&self) -> Result<Executable, DriverError> {
+        Ok(Executable::from_parts(self.builder(true, &mut Dump::none())?.into_parts()?)?)
+    }
+
+    /// Writes the artifact. With `strip` it does not carry its graph, plan and report.
+    pub fn write(&self, path: &Path, strip: bool, dump: &mut Dump) -> Result<(), DriverError> {
+        Ok(self.builder(strip, dump)?.write(path)?)
+    }
+
+    /// Writes the sketched graph as ONNX, its open dimensions still open.
+    pub fn export(&self, path: &Path) -> Result<(), DriverError> {
+        let choices: Vec<String> = self
+            .plan
+            .modules
+            .iter()
+            .filter(|(_, c)| !c.is_dense())
+            .map(|(name, c)| format!("{name}: {} rank {}", c.scheme, c.rank))
+            .collect();
+        let mut metadata = std::collections::BTreeMap::from([
+            ("margay.model_hash".to_string(), self.report.model_hash.clone()),
+            ("margay.goal".to_string(), self.report.goal.clone()),
+            ("margay.seed".to_string(), self.report.seed.to_string()),
+            ("margay.modules".to_string(), choices.join("; ")),
+        ]);
+        if let Some(e) = &self.report.held_out {
+            metadata.insert("margay.held_out_relative_l2".into(), e.relative_l2.to_string());
+        }
+        let options = ExportOptions { metadata, ..ExportOptions::default() };
+        Ok(margay_onnx::export(&self.graph, &options)?.write(path, External::Auto)?)
+    }
+
+    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
+        let mut builder = ArtifactBuilder::new(&self.report.model, self.target.name());
+        for binding in &self.bindings {
+            build::add_entry(&mut builder, &self.graph, binding, self.target, dump)?;
+        }
+        if !strip {
+            self.add_sources(&mut builder)?;
+        }
+        Ok(builder)
+    }
+
+    /// The text of the graph, and those of its constants that no entry reads as they are.
+    fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
+        for n in self.graph.order() {
+            if let Op::Const(c) = self.graph.op(n) {
+                let tensor = c.payload.tensor();
+                let key = c.payload.key().to_string();
+                let stored = builder.constants.stored().iter().any(|s| s.name == key);
+                if !stored {
+                    let constant = margay_loops::Constant { tensor: tensor.clone(), packed_for: None };
+                    builder.constants.add(&key, &constant, &self.target)?;
+                }
+            }
+        }
+        let report = serde_json::to_vec_pretty(&self.report)
+            .map_err(|e| DriverError::Options(format!("the report cannot be written: {e}")))?;
+        builder.source(GRAPH_PIECE, self.graph.to_string().into_bytes());
+        builder.source("plan.toml", self.plan.to_toml()?.into_bytes());
+        builder.source("report.json", report);
+        Ok(())
+    }
+}
+
+/// As [`compile`], with dumps of the passes.
+pub fn compile_with(
+    source: &Source,
+    samples: Option<&Samples>,
+    options: &CompileOptions,
+    progress: &dyn Progress,
+    dump: &mut Dump,
+) -> Result<Compiled, DriverError> {
+    let g = &source.graph;
+    let target = CpuTarget::by_name(&options.target_cpu)?;
+    let cost = CostModel::builtin(target.name())
+        .ok_or_else(|| DriverError::Options(format!("no cost model for `{}`", target.name())))?;
+    let samples = samples.map(|s| s.for_graph(g)).transpose()?;
+    let bindings = bindings(g, options, samples.as_ref())?;
+    let halves = samples.as_ref().map(Samples::halves).transpose()?;
+    if matches!(options.goal, Goal::Error(_)) && options.plan.is_none() && halves.is_none() {
+        let message = "an error limit is checked by running the model: samples are needed (`--calibrate`)";
+        return Err(DriverError::Options(message.into()));
+    }
+
+    let found = modules(g);
+    let plan = options.plan.as_ref();
+    let sketching = plan.is_some() || options.goal != Goal::Dense;
+    if let Some(plan) = plan {
+        let names: Vec<&str> = found.iter().map(|m| m.name.as_str()).collect();
+        let calibration = samples.as_ref().map(Samples::hash);
+        plan.check(&source.hash, calibration.as_deref(), &names)?;
+    }
+    let seed = plan.map_or(options.seed, |p| p.header.seed);
+    let statistics = match (&halves, sketching) {
+        (Some((calibration, _)), true) => {
+            Some(calibrate::measure_inputs(g, &found, calibration, target, options.threads, progress)?)
+        }
+        _ => None,
+    };
+    let fitted = if sketching { found.clone() } else { Vec::new() };
+    let seed_of = |name: &str| plan.and_then(|p| p.modules.get(name)?.seed).unwrap_or(seed);
+    let mut prospects = fit(g, &fitted, statistics.as_deref(), &seed_of, options.threads, progress)?;
+    let bound = build::bind(g, &bindings[0], &mut Dump::none())?;
+    price(&mut prospects, &bound);
+
+    let weighing = halves.is_some() && plan.is_none();
+    if let (Some((calibration, _)), true) = (&halves, weighing && sketching) {
+        let batch = bound_batch(g).unwrap_or(calibrate::BATCH);
+        let taken = calibration.rows().min(WEIGHING_SAMPLES).max(batch.min(calibration.rows()));
+        let every = Samples::new(calibration.row(0, taken)?)?;
+        let batches = every.batches(batch).collect::<Result<Vec<_>, _>>()?;
+        weigh(g, &mut prospects, &batches, target, options.threads, progress)?;
+    }
+
+    let dense_program = margay_lower::lower(&bound, &target)?;
+    let predicted = |p| build::predicted_seconds(p, &cost, options.predict_threads);
+    let dense_seconds = predicted(&dense_program);
+    let checker = match &halves {
+        Some((_, held_out)) => Some(Checker::new(g, held_out, target, options.threads, progress)?),
+        None => None,
+    };
+
+    let context = Context { source, options, prospects: &prospects, checker: checker.as_ref(), target };
+    let table = table(&prospects, &options.goal, &cost, options.predict_threads);
+    let module_seconds: f64 = table.curves.iter().map(|c| c.dense.seconds).sum();
+    let chosen = match (plan, &options.goal) {
+        (Some(plan), _) => context.replay(plan, &table, &cost)?,
+        (None, Goal::Error(limit)) => context.meet_error(*limit, &table, progress)?,
+        (None, goal) => within_budget(&table, goal, dense_seconds - module_seconds, weighing)?,
+    };
+
+    let header = Header {
+        version: plan::FORMAT_VERSION,
+        model: source.hash.clone(),
+        calibration: samples.as_ref().map(Samples::hash),
+        target_cpu: target.name().to_string(),
+        cost_model: cost.name.clone(),
+        seed,
+    };
+    let out_plan = plan.cloned().unwrap_or_else(|| chosen.plan(header));
+    let (graph, remarks) = sketch(g, &selection(&prospects, &chosen.choices), dump)?;
+    let held_out = match &checker {
+        Some(c) => Some(c.measure(&graph, target, options.threads, progress)?),
+        None => None,
+    };
+    let sketched_bound = build::bind(&graph, &bindings[0], &mut Dump::none())?;
+    let program = margay_lower::lower(&sketched_bound, &target)?;
+    let report = Report {
+        model: source.name.clone(),
+        model_hash: source.hash.clone(),
+        target_cpu: target.name().into(),
+        cost_model: cost.name.clone(),
+        threads: options.predict_threads,
+        seed,
+        goal: goal_text(&options.goal, plan.is_some()),
+        bytes_before: found.iter().map(margay_passes::sketch::Module::bytes).sum(),
+        bytes_after: match sketching {
+            true => chosen.total_bytes,
+            false => found.iter().map(margay_passes::sketch::Module::bytes).sum(),
+        },
+        flops_before: build::program_flops(&dense_program),
+        flops_after: build::program_flops(&program),
+        predicted_ms_before: dense_seconds * 1e3,
+        predicted_ms_after: predicted(&program) * 1e3,
+        held_out,
+        dims: bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
+        modules: module_reports(&prospects, &chosen, &table, weighing),
+        remarks: source
+            .remarks
+            .iter()
+            .chain(&remarks)
+            .map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message))
+            .collect(),
+    };
+    Ok(Compiled { report, plan: out_plan, graph, target, bindings })
+}
+
+fn goal_text(goal: &Goal, planned: bool) -> String {
+    match goal {
+        _ if planned => "replay of a plan".into(),
+        Goal::Dense => "dense".into(),
+        Goal::Error(e) => format!("relative error of the outputs at most {e}"),
+        Goal::Bytes(Budget::Fraction(f)) => format!("{}% of the bytes of the weights", f * 100.0),
+        Goal::Bytes(Budget::Absolute(n)) => format!("{n} bytes of weights"),
+        Goal::Seconds(s) => format!("{} ms predicted", s * 1e3),
+    }
+}
+
+/// The values of the symbols, one binding per entry: options first, then the samples, then 1 for leading axes.
+fn bindings(
+    g: &Graph,
+    options: &CompileOptions,
+    samples: Option<&Samples>,
+) -> Result<Vec<Binding>, DriverError> {
+    let symbols = g.symbols();
+    if let Some((name, _)) = options.dims.iter().find(|(n, _)| !symbols.iter().any(|s| **s == **n)) {
+        let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+        return Err(DriverError::Options(format!(
+            "the model has no dimension `{name}`; it has {}",
+            if known.is_empty() { "none".into() } else { known.join(", ") }
+        )));
+    }
+    let mut base = Binding::new();
+    if let Some(samples) = samples {
+        let leading: Vec<Symbol> = leading_symbols(g);
+        let find = |name: &str| samples.arrays().iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        for (symbol, v) in margay_ir::eval::bind_symbols(g, find)? {
+            let v = if leading.contains(&symbol) { 1 } else { v };
+            base.insert(symbol, v);
+        }
+    }
+    let mut all = vec![base];
+    for (name, values) in &options.dims {
+        all = all
+            .iter()
+            .flat_map(|b| {
+                values.iter().map(|v| {
+                    let mut b = b.clone();
+                    b.insert(name.as_str().into(), *v);
+                    b
+                })
+            })
+            .collect();
+    }
+    for binding in &mut all {
+        for symbol in leading_symbols(g) {
+            binding.entry(symbol).or_insert(1);
+        }
+        let open: Vec<String> =
+            symbols.iter().filter(|s| !binding.contains_key(*s)).map(|s| format!("`{s}`")).collect();
+        if !open.is_empty() {
+            return Err(DriverError::Options(format!(
+                "dimensions without a value: {}; give `--dim NAME=N` or samples",
+                open.join(", ")
+            )));
+        }
+    }
+    Ok(all)
+}
+
+/// The symbols that stand alone as the leading extent of an input.
+fn leading_symbols(g: &Graph) -> Vec<Symbol> {
+    let leading = |n: &NodeId| match g.op(*n) {
+        Op::Input(input) if input.ty.ndim() > 0 => {
+            let mut symbols = Vec::new();
+            input.ty.shape[0].collect_symbols(&mut symbols);
+            symbols.pop().filter(|s| input.ty.shape[0] == Dim::symbol(s))
+        }
+        _ => None,
+    };
+    g.inputs().iter().filter_map(leading).collect()
+}
+
+/// Measures the error of a sketched graph on held-out samples.
+struct Checker {
+    batches: Vec<(Vec<(String, Tensor)>, Vec<(String, Tensor)>)>,
+    batch: usize,
+}
+
+impl Checker {
+    fn new(
+        g: &Graph,
+        held_out: &Samples,
+        target: CpuTarget,
+        threads: usize,
+        progress: &dyn Progress,
+    ) -> Result<Checker, DriverError> {
+        let batch = bound_batch(g).unwrap_or(calibrate::BATCH);
+        let total = held_out.rows().div_ceil(batch);
+        let mut dense = Runner::new(g.clone(), target, threads);
+        let mut batches = Vec::new();
+        for (i, inputs) in held_out.batches(batch).enumerate() {
+            progress.at("running the dense model", i, total);
+            let inputs = inputs?;
+            let outputs = dense.run(&inputs)?;
+            batches.push((inputs, outputs));
+        }
+        progress.at("running the dense model", total, total);
+        Ok(Checker { batches, batch })
+    }
+
+    fn measure(
+        &self,
+        g: &Graph,
+        target: CpuTarget,
+        threads: usize,
+        progress: &dyn Progress,
+    ) -> Result<ErrorMeasure, DriverError> {
+        let mut runner = Runner::new(g.clone(), target, threads);
+        let mut sum = ErrorSum::default();
+        for (i, (inputs, expected)) in self.batches.iter().enumerate() {
+            progress.at("checking held-out samples", i, self.batches.len());
+            let rows = inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(self.batch);
+            sum.add(expected, &runner.run(inputs)?, rows)?;
+        }
+        progress.at("checking held-out samples", self.batches.len(), self.batches.len());
+        if !sum.is_finite() {
+            let message = "the outputs of the model are not finite on the held-out samples";
+            return Err(DriverError::Measure(message.into()));
+        }
+        Ok(sum.measure())
+    }
+}
+
+struct Context<'a> {
+    source: &'a Source,
+    options: &'a CompileOptions,
+    prospects: &'a [Prospect],
+    checker: Option<&'a Checker>,
+    target: CpuTarget,
+}
+
+impl Context<'_> {
+    /// The choices of a plan.
+    fn replay(&self, plan: &Plan, table: &Table, cost: &CostModel) -> Result<Allocation, DriverError> {
+        let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+        let mut choices = std::collections::BTreeMap::new();
+        for (p, curve) in self.prospects.iter().zip(&table.curves) {
+            let choice = plan.modules.get(&p.module.name).filter(|c| !c.is_dense());
+            let candidate = match choice {
+                None => curve.dense.clone(),
+                Some(choice) => {
+                    let offer = p.offers.iter().find(|o| o.scheme == choice.scheme).ok_or_else(|| {
+                        DriverError::Options(format!(
+                            "plan: `{}`: scheme `{}` is not one of {}",
+                            p.module.name,
+                            choice.scheme,
+                            known.join(", ")
+                        ))
+                    })?;
+                    let point = offer.points.iter().find(|q| q.rank == choice.rank).ok_or_else(|| {
+                        DriverError::Options(format!(
+                            "plan: `{}`: rank {} is not offered, expected 1 to {}",
+                            p.module.name,
+                            choice.rank,
+                            offer.points.last().map_or(0, |q| q.rank)
+                        ))
+                    })?;
+                    p.candidate(offer, point, cost, self.options.predict_threads)
+                }
+            };
+            choices.insert(p.module.name.clone(), candidate);
+        }
+        Ok(Allocation {
+            total_error: choices.values().map(|c| c.error).sum(),
+            total_bytes: choices.values().map(|c| c.bytes).sum(),
+            total_flops: choices.values().map(|c| c.flops).sum(),
+            total_seconds: choices.values().map(|c| c.seconds).sum(),
+            choices,
+        })
+    }
+
+    /// The fastest choice whose measured error on held-out samples stays below a limit. The predicted error is a sum over
+    /// modules; how far the measured one is from it is found by bisection.
+    fn meet_error(
+        &self,
+        limit: f64,
+        table: &Table,
+        progress: &dyn Progress,
+    ) -> Result<Allocation, DriverError> {
+        let Some(checker) = self.checker else {
+            return Err(DriverError::Options("an error limit needs samples".into()));
+        };
+        let mut best = least_time(table, 0.0)?;
+        let (mut low, mut high) = (0.0, f64::INFINITY);
+        let mut asked = limit * limit;
+        for _ in 0..ERROR_TRIES {
+            let candidate = least_time(table, asked)?;
+            let chosen = selection(self.prospects, &candidate.choices);
+            let error = if chosen.choices.is_empty() {
+                0.0
+            } else {
+                let (graph, _) = sketch(&self.source.graph, &chosen, &mut Dump::none())?;
+                checker.measure(&graph, self.target, self.options.threads, progress)?.relative_l2
+            };
+            if error <= limit {
+                if candidate.total_seconds <= best.total_seconds {
+                    best = candidate;
+                }
+                low = asked;
+            } else {
+                high = asked;
+            }
+            // Towards the limit by the ratio of what was measured, inside the bracket.
+            let scaled = if error > 0.0 { asked * (limit / error).powi(2) * 0.98 } else { asked * 8.0 };
+            asked = match (low, high.is_finite()) {
+                (_, false) => scaled.max(asked * 1.05),
+                (l, true) if scaled > l && scaled < high => scaled,
+                (l, true) => 0.5 * (l + high),
+            };
+            if high.is_finite() && high - low < 0.02 * high {
+                break;
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn module_reports(
+    prospects: &[Prospect],
+    chosen: &Allocation,
+    table: &Table,
+    weighed: bool,
+) -> Vec<ModuleReport> {
+    prospects
+        .iter()
+        .zip(&table.curves)
+        .map(|(p, curve)| {
+            let candidate = chosen.choices.get(&p.module.name).unwrap_or(&curve.dense);
+            let offer = p.offers.iter().find(|o| o.scheme == candidate.choice.scheme);
+            let point = offer.and_then(|o| o.points.iter().find(|q| q.rank == candidate.choice.rank));
+            let layer_error = point.map_or(0.0, |q| q.relative_error.sqrt());
+            let why = match (point, table.excluded.get(&p.module.name)) {
+                (Some(_), _) => format!(
+                    "{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
+                    candidate.bytes,
+                    curve.dense.bytes,
+                    candidate.seconds * 1e3,
+                    curve.dense.seconds * 1e3
+                ),
+                (None, Some(reason)) => reason.clone(),
+                (None, None) => {
+                    "kept dense: the goal is met with less error by sketching other layers".into()
+                }
+            };
+            ModuleReport {
+                name: p.module.name.clone(),
+                kind: p.module.kind.name().into(),
+                d_in: p.module.d_in,
+                d_out: p.module.d_out,
+                scheme: candidate.choice.scheme.clone(),
+                rank: candidate.choice.rank,
+                bytes_before: curve.dense.bytes,
+                bytes_after: candidate.bytes,
+                predicted_ms_before: curve.dense.seconds * 1e3,
+                predicted_ms_after: candidate.seconds * 1e3,
+                layer_error,
+                output_error: weighed.then(|| candidate.error.sqrt()),
+                why,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! What can go wrong, and whose fault it is.
+
+use std::path::PathBuf;
+
+use margay_artifact::ArtifactError;
+use margay_codegen_cpu::CodegenError;
+use margay_kernels_cpu::UnknownTarget;
+use margay_loops::NoKernel;
+use margay_lower::LowerError;
+use margay_onnx::OnnxError;
+use margay_passes::PipelineError;
+use margay_plan::{AllocateError, PlanError};
+use margay_randnla::RandnlaError;
+use margay_runtime::RunError;
+use margay_tensor::npy::NpyError;
+
+/// Classes of errors, as the exit codes of the command line tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A requested check failed: an error limit, a comparison, a budget.
+    Check,
+    /// The options do not fit, or the model asks for what margay does not do.
+    Usage,
+    /// A file cannot be read or is not what it should be.
+    Malformed,
+    /// The machine lacks what was asked for.
+    Device,
+    /// A bug of margay.
+    Internal,
+}
+
+/// Something between a model and its executable went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A file cannot be read or written.
+    #[error("`{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The model cannot be imported or exported.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// An array file is malformed.
+    #[error("`{}`: {source}", path.display())]
+    Arrays {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: NpyError,
+    },
+    /// The samples do not fit the model.
+    #[error("samples: {0}")]
+    Samples(String),
+    /// The options contradict each other or the model.
+    #[error("{0}")]
+    Options(String),
+    /// A pass failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// A dimension cannot be bound.
+    #[error(transparent)]
+    Binding(#[from] margay_ir::eval::RunError),
+    /// The graph cannot be lowered.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// The program cannot be compiled.
+    #[error(transparent)]
+    Codegen(#[from] CodegenError),
+    /// A kernel is missing.
+    #[error(transparent)]
+    NoKernel(#[from] NoKernel),
+    /// The processor class is not known.
+    #[error(transparent)]
+    Target(#[from] UnknownTarget),
+    /// An artifact is malformed or cannot be written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// An executable cannot run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A plan does not fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A budget cannot be met.
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    /// A module cannot be factorized.
+    #[error("`{module}`: {error}")]
+    Factorize {
+        /// The module.
+        module: String,
+        /// Why.
+        error: RandnlaError,
+    },
+    /// The outputs of the model have no numbers to compare, or they are not finite on the samples.
+    #[error("{0}")]
+    Measure(String),
+    /// The text of a graph in an artifact or file does not parse.
+    #[error("`{}`: {error}", path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: margay_ir::text::ParseError,
+    },
+}
+
+impl DriverError {
+    /// Whose fault it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            DriverError::Io { .. } | DriverError::Arrays { .. } | DriverError::Text { .. } => Kind::Malformed,
+            DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
+            DriverError::Artifact(_) => Kind::Malformed,
+            DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Measure(_) => Kind::Check,
+            DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
+            DriverError::Run(RunError::Unsupported { .. }) => Kind::Device,
+            _ => Kind::Usage,
+        }
+    }
+
+    /// What a person may do about it.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            DriverError::Onnx(e) => e.help().map(|h| h.to_string()),
+            DriverError::Run(RunError::Unsupported { .. }) => {
+                Some("compile the model again with `--target-cpu native` on this machine".into())
+            }
+            DriverError::Allocate(AllocateError::Infeasible { .. }) => {
+                Some("ask for less: layers cannot be made smaller without end".into())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What was done to a model, and what it costs.
+//!
+//! The JSON form of [`Report`] is what `--report` writes and `explain --json` prints: the fields below, under the same
+//! names.
+
+use serde::{Deserialize, Serialize};
+
+/// How far outputs are from those of the dense model, over all floating point outputs and samples together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorMeasure {
+    /// `‖y - ŷ‖ / ‖y‖`.
+    pub relative_l2: f64,
+    /// `⟨y, ŷ⟩ / (‖y‖ ‖ŷ‖)`.
+    pub cosine: f64,
+    /// Number of samples.
+    pub samples: usize,
+}
+
+/// What was done to one module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleReport {
+    /// Its name in the model.
+    pub name: String,
+    /// `linear` or `conv`.
+    pub kind: String,
+    /// Rows of the weight as a matrix.
+    pub d_in: usize,
+    /// Columns of the weight as a matrix.
+    pub d_out: usize,
+    /// The scheme, or `dense`.
+    pub scheme: String,
+    /// The rank, 0 for dense.
+    pub rank: usize,
+    /// Stored bytes of the weight before.
+    pub bytes_before: u64,
+    /// Stored bytes after.
+    pub bytes_after: u64,
+    /// Predicted milliseconds of the module's nodes before.
+    pub predicted_ms_before: f64,
+    /// Predicted milliseconds after.
+    pub predicted_ms_after: f64,
+    /// Relative L2 error of the module's own output on the calibration samples (of its weight, without samples).
+    pub layer_error: f64,
+    /// Predicted relative L2 error of the model's outputs from this module alone; absent without samples.
+    pub output_error: Option<f64>,
+    /// Why the module is as it is, in words with numbers.
+    pub why: String,
+}
+
+/// What was done to a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The model's name.
+    pub model: String,
+    /// Identifies the model with its weights.
+    pub model_hash: String,
+    /// The processor class.
+    pub target_cpu: String,
+    /// The cost model that predicted times.
+    pub cost_model: String,
+    /// Threads that times were predicted for.
+    pub threads: usize,
+    /// Seed of the random numbers.
+    pub seed: u64,
+    /// The goal, in words.
+    pub goal: String,
+    /// Bytes of the weights of all modules before.
+    pub bytes_before: u64,
+    /// Bytes of the weights of all modules after.
+    pub bytes_after: u64,
+    /// Multiplications and additions of products and convolutions before.
+    pub flops_before: u64,
+    /// Multiplications and additions of products and convolutions after.
+    pub flops_after: u64,
+    /// Predicted milliseconds of one run before.
+    pub predicted_ms_before: f64,
+    /// Predicted milliseconds of one run after.
+    pub predicted_ms_after: f64,
+    /// Error on samples the choice was not made on; absent without samples.
+    pub held_out: Option<ErrorMeasure>,
+    /// Values of the symbols that times and operations are stated for.
+    pub dims: std::collections::BTreeMap<String, i64>,
+    /// The modules, in the order of the model.
+    pub modules: Vec<ModuleReport>,
+    /// What passes declined, in words.
+    pub remarks: Vec<String>,
+}

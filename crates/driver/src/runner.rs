@@ -1,0 +1,82 @@
+//! Runs a graph on inputs of any shape, compiling for each shape once.
+
+use std::collections::BTreeMap;
+
+use margay_ir::{Graph, Op, eval};
+use margay_kernels_cpu::CpuTarget;
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{Binding, Tensor};
+
+use crate::{DriverError, build};
+
+/// A graph and its compiled programs, one per value of its symbols.
+pub struct Runner {
+    graph: Graph,
+    target: CpuTarget,
+    threads: usize,
+    sessions: BTreeMap<Binding, Session>,
+}
+
+impl Runner {
+    /// Runs a graph at stage `Canonical` or `Sketched`. Compiles nothing yet.
+    pub fn new(graph: Graph, target: CpuTarget, threads: usize) -> Runner {
+        Runner { graph, target, threads, sessions: BTreeMap::new() }
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The session for inputs of these shapes, compiled if there is none yet.
+    pub fn session(&mut self, inputs: &[(String, Tensor)]) -> Result<&mut Session, DriverError> {
+        self.check_names(inputs)?;
+        let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        let binding = eval::bind_symbols(&self.graph, find)?;
+        if !self.sessions.contains_key(&binding) {
+            let executable = build::jit(&self.graph, &binding, self.target)?;
+            let session = Session::new(&executable, SessionOptions { threads: self.threads })?;
+            self.sessions.insert(binding.clone(), session);
+        }
+        Ok(self.sessions.get_mut(&binding).expect("inserted above"))
+    }
+
+    /// Every input is given once, and nothing else.
+    fn check_names(&self, inputs: &[(String, Tensor)]) -> Result<(), DriverError> {
+        let mut problems = Vec::new();
+        let mut expected = Vec::new();
+        for n in self.graph.inputs() {
+            let Op::Input(input) = self.graph.op(*n) else { continue };
+            expected.push(format!("`{}`: {}", input.name, input.ty));
+            match inputs.iter().find(|(name, _)| **name == *input.name) {
+                None => problems.push(format!("input `{}` is missing", input.name)),
+                Some((_, t)) if t.dtype() != input.ty.dtype || t.shape().len() != input.ty.ndim() => {
+                    problems.push(format!(
+                        "input `{}`: expected {}, found {}{:?}",
+                        input.name,
+                        input.ty,
+                        t.dtype(),
+                        t.shape()
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        let known = |name: &str| expected.iter().any(|e| e.starts_with(&format!("`{name}`")));
+        for (name, _) in inputs.iter().filter(|(n, _)| !known(n)) {
+            problems.push(format!("the model has no input `{name}`"));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.push(format!("the model takes {}", expected.join(", ")));
+        Err(DriverError::Options(problems.join("; ")))
+    }
+
+    /// Runs the graph on inputs by name; outputs in the order of the graph.
+    pub fn run(&mut self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, DriverError> {
+        let session = self.session(inputs)?;
+        let borrowed: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        Ok(session.run(&borrowed)?)
+    }
+}

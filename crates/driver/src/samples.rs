@@ -1,0 +1,145 @@
+//! Calibration and held-out data.
+
+use std::io::BufReader;
+use std::path::Path;
+
+use margay_ir::{Graph, Op};
+use margay_tensor::{DType, Tensor, npy};
+
+use crate::DriverError;
+
+/// Named arrays that share their leading axis: one row is one sample.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    arrays: Vec<(String, Tensor)>,
+    rows: usize,
+}
+
+impl Samples {
+    /// Arrays with a common leading extent.
+    pub fn new(arrays: Vec<(String, Tensor)>) -> Result<Samples, DriverError> {
+        let rows = |t: &Tensor| t.shape().first().copied();
+        let Some(first) = arrays.first() else { return Err(DriverError::Samples("there are none".into())) };
+        let expected = rows(&first.1);
+        for (name, t) in &arrays {
+            if rows(t) != expected || expected == Some(0) || expected.is_none() {
+                return Err(DriverError::Samples(format!(
+                    "`{}` has shape {:?}, `{name}` has shape {:?}; expected the same leading extent of at least 1",
+                    first.0,
+                    first.1.shape(),
+                    t.shape()
+                )));
+            }
+        }
+        Ok(Samples { rows: expected.unwrap_or(0), arrays })
+    }
+
+    /// Reads an `.npz` file.
+    pub fn open(path: &Path) -> Result<Samples, DriverError> {
+        Samples::new(read_npz(path)?)
+    }
+
+    /// Keeps the arrays that are inputs of a graph; a missing one is an error, others are left out.
+    pub fn for_graph(&self, g: &Graph) -> Result<Samples, DriverError> {
+        let mut arrays = Vec::new();
+        let mut missing = Vec::new();
+        for n in g.inputs() {
+            let Op::Input(input) = g.op(*n) else { continue };
+            match self.arrays.iter().find(|(name, _)| **name == *input.name) {
+                Some((name, t)) if t.dtype() == input.ty.dtype => arrays.push((name.clone(), t.clone())),
+                Some((_, t)) => {
+                    missing.push(format!("`{}` is {}, expected {}", input.name, t.dtype(), input.ty.dtype))
+                }
+                None => missing.push(format!("input `{}` is not in the file", input.name)),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(DriverError::Samples(missing.join("; ")));
+        }
+        Samples::new(arrays)
+    }
+
+    /// Number of samples.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The arrays.
+    pub fn arrays(&self) -> &[(String, Tensor)] {
+        &self.arrays
+    }
+
+    /// The samples `first..first + count`.
+    pub fn row(&self, first: usize, count: usize) -> Result<Vec<(String, Tensor)>, DriverError> {
+        self.pick(&(first..first + count).collect::<Vec<usize>>())
+    }
+
+    /// The samples with these numbers.
+    pub fn pick(&self, rows: &[usize]) -> Result<Vec<(String, Tensor)>, DriverError> {
+        let out_of_range = |e: margay_tensor::TensorError| DriverError::Samples(e.to_string());
+        self.arrays
+            .iter()
+            .map(|(name, t)| {
+                let size = t.bytes().len() / self.rows;
+                let mut bytes = Vec::with_capacity(size * rows.len());
+                for &r in rows {
+                    bytes.extend_from_slice(t.bytes().get(r * size..(r + 1) * size).unwrap_or_default());
+                }
+                let mut shape = t.shape().to_vec();
+                shape[0] = rows.len();
+                Ok((name.clone(), Tensor::from_bytes(t.dtype(), &shape, &bytes).map_err(out_of_range)?))
+            })
+            .collect()
+    }
+
+    /// Two halves: every second sample is held out, so that sorted data is split evenly. A single sample serves as
+    /// both.
+    pub fn halves(&self) -> Result<(Samples, Samples), DriverError> {
+        if self.rows == 1 {
+            return Ok((self.clone(), self.clone()));
+        }
+        let part = |odd: usize| -> Result<Samples, DriverError> {
+            let rows: Vec<usize> = (0..self.rows).filter(|r| r % 2 == odd).collect();
+            Samples::new(self.pick(&rows)?)
+        };
+        Ok((part(0)?, part(1)?))
+    }
+
+    /// Runs of at most `batch` samples, in order.
+    pub fn batches(
+        &self,
+        batch: usize,
+    ) -> impl Iterator<Item = Result<Vec<(String, Tensor)>, DriverError>> + '_ {
+        let batch = batch.max(1);
+        (0..self.rows).step_by(batch).map(move |first| self.row(first, batch.min(self.rows - first)))
+    }
+
+    /// Identifies names and contents, as sixteen hexadecimal digits.
+    pub fn hash(&self) -> String {
+        let mut h = blake3::Hasher::new();
+        for (name, t) in &self.arrays {
+            h.update(name.as_bytes());
+            h.update(t.content_hash().as_bytes());
+        }
+        h.finalize().to_hex()[..16].to_string()
+    }
+}
+
+/// Reads the arrays of an `.npz` file.
+pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError> {
+    let file = std::fs::File::open(path).map_err(|source| DriverError::Io { path: path.into(), source })?;
+    npy::read_npz(BufReader::new(file)).map_err(|source| DriverError::Arrays { path: path.into(), source })
+}
+
+/// The number of rows a graph takes at once: the leading extent its inputs share, `None` when it is open.
+pub(crate) fn bound_batch(g: &Graph) -> Option<usize> {
+    g.inputs().iter().find_map(|n| match g.op(*n) {
+        Op::Input(input) => input.ty.shape.first().and_then(|d| d.as_extent()),
+        _ => None,
+    })
+}
+
+/// Whether a type holds numbers that errors can be measured on.
+pub(crate) fn is_measured(dtype: DType) -> bool {
+    dtype.is_float()
+}

@@ -1,0 +1,80 @@
+//! Files to graphs.
+
+use std::path::Path;
+
+use margay_artifact::Artifact;
+use margay_ir::{Graph, TensorType, text};
+use margay_kernels_cpu::CpuTarget;
+use margay_onnx::model::Model;
+use margay_passes::Pipeline;
+
+use crate::{DriverError, Dump};
+
+/// A model ready to be compiled: a graph in canonical form.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The name people know it by.
+    pub name: String,
+    /// The graph, at stage `Canonical`.
+    pub graph: Graph,
+    /// Identifies the graph with its weights, as sixteen hexadecimal digits.
+    pub hash: String,
+    /// What canonicalization had to say.
+    pub remarks: Vec<margay_ir::Remark>,
+}
+
+impl Source {
+    /// A graph as imported, brought into canonical form.
+    pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Source, DriverError> {
+        dump.graph("import", &graph);
+        let remarks = Pipeline::canonicalize().run(&mut graph, &mut |run| dump.pass(run))?;
+        // The text names every constant by its contents.
+        let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
+        Ok(Source { name: name.to_string(), graph, hash, remarks })
+    }
+}
+
+/// Opens an ONNX file, or an artifact that carries its graph.
+pub fn open(path: &Path) -> Result<Source, DriverError> {
+    open_with(path, &mut Dump::none())
+}
+
+/// As [`open`], with dumps of the passes.
+pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
+    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    if is_artifact(path)? {
+        let artifact = Artifact::open(path)?;
+        let graph = open_artifact_graph(&artifact)?;
+        return Source::new(graph, &name, dump);
+    }
+    let graph = margay_onnx::import(&Model::open(path)?)?;
+    Source::new(graph, &name, dump)
+}
+
+/// Whether a file starts as an artifact does.
+pub(crate) fn is_artifact(path: &Path) -> Result<bool, DriverError> {
+    use std::io::Read;
+    let io = |source| DriverError::Io { path: path.to_path_buf(), source };
+    let mut head = Vec::new();
+    std::fs::File::open(path).map_err(io)?.take(16).read_to_end(&mut head).map_err(io)?;
+    Ok(margay_artifact::is_artifact(&head))
+}
+
+/// The sketched graph an artifact was compiled from. An error when it was stripped.
+pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
+    let path = artifact.path();
+    let Some(bytes) = artifact.source(crate::compile::GRAPH_PIECE)? else {
+        let message = format!("`{}` was stripped: it does not carry its graph", path.display());
+        return Err(DriverError::Options(message));
+    };
+    let text = String::from_utf8_lossy(bytes);
+    let target = CpuTarget::by_name(&artifact.description().target)?;
+    let constants = &artifact.description().constants;
+    let resolve = |key: &str, ty: &TensorType| {
+        let index = constants
+            .iter()
+            .position(|c| c.name == key && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref())?;
+        artifact.constant(index, &target).ok()
+    };
+    text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })
+}

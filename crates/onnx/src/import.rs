@@ -1,0 +1,237 @@
+//! From a checked model to a graph: one function per ONNX operator, one table.
+//!
+//! Shapes stay symbolic. A named extent of an input becomes a symbol, one without a name gets a made-up one, and the
+//! integer arithmetic that exporters put around `Reshape` and its kin is carried out on symbols while the graph is
+//! built (see `values`), so that shapes are attributes and not data. Declared types of outputs and inner values are
+//! hints that nobody needs: types are inferred.
+//!
+//! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
+//! passed over, and all others still report what is wrong with them.
+//!
+//! Deliberately absent: subgraphs (`If`, `Loop`, `Scan`), sequences, strings, quantized operators, training.
+
+mod activations;
+mod call;
+mod convolutions;
+mod elementwise;
+mod inputs;
+mod leaves;
+mod normalizations;
+mod products;
+mod reductions;
+mod shapes;
+mod slices;
+mod table;
+mod values;
+
+use std::collections::{BTreeMap, HashMap};
+
+use margay_ir::ops::{Const, Numbers};
+use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
+use margay_tensor::{DType, Tensor};
+
+use crate::error::Problems;
+use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
+use call::{Call, Refusal};
+use table::OPERATORS;
+
+/// Turns a model into a graph.
+///
+/// Inputs and outputs keep their names; nodes keep the model's names as origins, constants those of initializers.
+/// What an operator computes along the way may leave nodes that nobody reads.
+///
+/// # Errors
+/// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
+/// nodes whose inputs do not fit.
+pub fn import(model: &Model) -> Result<Graph, OnnxError> {
+    let mut importer = Importer::new(model);
+    importer.inputs();
+    for (index, node) in model.graph.nodes.iter().enumerate() {
+        importer.node(index, node);
+    }
+    importer.outputs();
+    let Importer { graph, mut problems, unsupported, .. } = importer;
+    for (operator, reason, nodes) in unsupported {
+        problems.push(Problem::Operator { operator, reason, nodes });
+    }
+    problems.into_result()?;
+    Ok(graph)
+}
+
+/// The names of the ONNX operators that [`import`] knows, sorted, each with the operator set that introduced it.
+pub fn supported_operators() -> impl Iterator<Item = (&'static str, i64)> {
+    OPERATORS.iter().map(|o| (o.name, o.since))
+}
+
+/// What became of an ONNX value.
+#[derive(Clone, Copy)]
+enum Slot {
+    Known(Value),
+    /// The node or input that yields it was refused.
+    Unknown,
+}
+
+/// A graph in the making.
+pub(crate) struct Importer<'a> {
+    model: &'a Model,
+    graph: Graph,
+    slots: HashMap<&'a str, Slot>,
+    /// Constants that no node has read yet.
+    initializers: HashMap<&'a str, &'a Tensor>,
+    /// The origin of the node at hand.
+    origin: Origin,
+    problems: Problems,
+    /// Operator, reason, nodes.
+    unsupported: Vec<(String, String, Vec<String>)>,
+}
+
+impl<'a> Importer<'a> {
+    fn new(model: &'a Model) -> Importer<'a> {
+        let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
+        Importer {
+            model,
+            graph: Graph::new(name),
+            slots: HashMap::new(),
+            initializers: model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect(),
+            origin: Origin::default(),
+            problems: Problems::default(),
+            unsupported: Vec::new(),
+        }
+    }
+
+    fn node(&mut self, index: usize, node: &'a OnnxNode) {
+        let label = node.label(index);
+        let operator = OPERATORS
+            .binary_search_by(|o| o.name.cmp(&node.op_type))
+            .ok()
+            .filter(|_| node.domain.is_empty())
+            .map(|found| &OPERATORS[found]);
+        let mut inputs = Vec::new();
+        let mut readable = true;
+        for name in &node.inputs {
+            let slot = if name.is_empty() { None } else { self.slot(name) };
+            match slot {
+                Some(Slot::Known(v)) => inputs.push(Some(v)),
+                Some(Slot::Unknown) => readable = false,
+                None if name.is_empty() => inputs.push(None),
+                None => {
+                    readable = false;
+                    let (node, input) = (label.clone(), name.clone());
+                    self.problems.push(Problem::MissingInput { node, input });
+                }
+            }
+        }
+        let imported = match operator {
+            None => Err(Refusal::Unsupported("the operator is not supported".into())),
+            Some(_) if !readable => Ok(Vec::new()),
+            Some(operator) if self.model.opset < operator.since => Err(Refusal::Invalid(format!(
+                "expected operator set {} or newer, found {}",
+                operator.since, self.model.opset
+            ))),
+            Some(operator) => {
+                let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
+                self.origin = Origin::named(if node.name.is_empty() { first_output } else { &node.name });
+                let call = Call::new(node, inputs.clone(), self.model.opset);
+                (operator.import)(self, &call).and_then(|values| call.finish(values))
+            }
+        };
+        let values = imported.unwrap_or_else(|refusal| {
+            self.refuse(label, node, &inputs, refusal);
+            Vec::new()
+        });
+        for (i, name) in node.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+            let slot = values.get(i).map_or(Slot::Unknown, |v| Slot::Known(*v));
+            self.slots.insert(name, slot);
+        }
+    }
+
+    fn refuse(&mut self, label: String, node: &OnnxNode, inputs: &[Option<Value>], refusal: Refusal) {
+        let (message, kind) = match refusal {
+            Refusal::Unsupported(reason) => {
+                let operator = node.operator();
+                match self.unsupported.iter_mut().find(|(o, r, _)| *o == operator && *r == reason) {
+                    Some((_, _, nodes)) => nodes.push(label),
+                    None => self.unsupported.push((operator, reason, vec![label])),
+                }
+                return;
+            }
+            Refusal::Invalid(message) => (message, Kind::Malformed),
+            Refusal::Type(error) => {
+                let kind = call::kind_of(&error.error);
+                (error.to_string(), kind)
+            }
+        };
+        let types = inputs.iter().map(|v| v.map_or_else(|| "none".into(), |v| self.ty(v).to_string()));
+        let inputs: Vec<String> = types.collect();
+        self.problems.push(Problem::Node { node: label, inputs: inputs.join(", "), message, kind });
+    }
+
+    /// What a name stands for; a constant enters the graph when it is read for the first time.
+    fn slot(&mut self, name: &'a str) -> Option<Slot> {
+        if let Some(slot) = self.slots.get(name) {
+            return Some(*slot);
+        }
+        let tensor = (*self.initializers.get(name)?).clone();
+        let slot = match self.leaf(tensor, Origin::named(name)) {
+            Ok(v) => Slot::Known(v),
+            Err(_) => Slot::Unknown,
+        };
+        self.slots.insert(name, slot);
+        Some(slot)
+    }
+
+    fn outputs(&mut self) {
+        let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+        for output in &self.model.graph.outputs {
+            match self.slot(&output.name) {
+                _ if seen.insert(&output.name, ()).is_some() => {
+                    let [first, second] = ["a graph output"; 2].map(str::to_owned);
+                    self.problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
+                }
+                Some(Slot::Known(v)) => self.graph.add_output(&output.name, v),
+                Some(Slot::Unknown) => {}
+                None => self.problems.push(Problem::MissingOutput { output: output.name.clone() }),
+            }
+        }
+    }
+
+    /// Applies an operator. What can be computed from constants and symbols alone becomes a leaf at once.
+    pub(crate) fn add(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, Refusal> {
+        let op = op.into();
+        if let Some(known) = self.known(&op, inputs)? {
+            return Ok(known);
+        }
+        // A weight that is only moved keeps its name, so that the node that uses it is the one that is found.
+        let origin = match inputs {
+            [x] if self.graph.constant(*x).is_some() => self.graph.node(x.node).origin.clone(),
+            _ => self.origin.clone(),
+        };
+        Ok(self.graph.add(op, inputs, origin)?)
+    }
+
+    /// A constant without origin.
+    pub(crate) fn constant(&mut self, tensor: Tensor) -> Result<Value, Refusal> {
+        self.leaf(tensor, Origin::default())
+    }
+
+    fn leaf(&mut self, tensor: Tensor, origin: Origin) -> Result<Value, Refusal> {
+        Ok(self.graph.add(Const { payload: Payload::new(tensor) }, &[], origin)?)
+    }
+
+    /// A number as a constant without axes, of the type of a value.
+    pub(crate) fn number(&mut self, like: Value, number: f64) -> Result<Value, Refusal> {
+        let dtype = self.ty(like).dtype;
+        self.scalar(dtype, number)
+    }
+
+    /// A number as a constant without axes.
+    pub(crate) fn scalar(&mut self, dtype: DType, number: f64) -> Result<Value, Refusal> {
+        let tensor = Numbers::Float(vec![number]).into_tensor(dtype, &[]);
+        self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?)
+    }
+
+    /// The type of a value.
+    pub(crate) fn ty(&self, v: Value) -> &TensorType {
+        self.graph.ty(v)
+    }
+}

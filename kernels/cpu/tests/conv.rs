@@ -1,0 +1,191 @@
+//! Convolutions of every class against sums in f64.
+
+mod harness;
+
+use harness::random::Random;
+use harness::{ACTIVATIONS, GAP, classes, compare, execute, finished};
+use margay_kernels_cpu::Class;
+use margay_loops::{Activation, Conv, Epilogue, KernelCall};
+
+fn inputs(c: &Conv, random: &mut Random) -> Vec<Vec<f32>> {
+    let size = |s: [usize; 2]| s[0] * s[1];
+    let out = c.batch * c.out_channels * size(c.out_size);
+    let mut inputs = vec![
+        random.normal(c.batch * c.in_channels * size(c.in_size)),
+        random.normal(c.out_channels * c.in_channels / c.groups * size(c.kernel)),
+    ];
+    if c.epilogue.bias {
+        inputs.push(random.normal(c.out_channels));
+    }
+    if c.epilogue.residual {
+        inputs.push(random.normal(out));
+    }
+    inputs
+}
+
+fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
+    let (in_group, out_group) = (c.in_channels / c.groups, c.out_channels / c.groups);
+    let terms = in_group * c.kernel[0] * c.kernel[1];
+    let mut expected = vec![GAP; c.batch * c.out_channels * c.out_size[0] * c.out_size[1]];
+    for (at, e) in expected.iter_mut().enumerate() {
+        let (x, rest) = (at % c.out_size[1], at / c.out_size[1]);
+        let (y, rest) = (rest % c.out_size[0], rest / c.out_size[0]);
+        let (channel, image) = (rest % c.out_channels, rest / c.out_channels);
+        let (mut sum, mut size) = (0.0, 0.0);
+        for i in 0..in_group {
+            for ky in 0..c.kernel[0] {
+                for kx in 0..c.kernel[1] {
+                    let iy = (y * c.strides[0] + ky * c.dilations[0]).wrapping_sub(c.pads[0]);
+                    let ix = (x * c.strides[1] + kx * c.dilations[1]).wrapping_sub(c.pads[1]);
+                    if iy >= c.in_size[0] || ix >= c.in_size[1] {
+                        continue;
+                    }
+                    let from = image * c.in_channels + channel / out_group * in_group + i;
+                    let weight = ((channel * in_group + i) * c.kernel[0] + ky) * c.kernel[1] + kx;
+                    let product = inputs[0][(from * c.in_size[0] + iy) * c.in_size[1] + ix] as f64
+                        * inputs[1][weight] as f64;
+                    sum += product;
+                    size += product.abs();
+                }
+            }
+        }
+        let bias = if c.epilogue.bias { inputs[2][channel] as f64 } else { 0.0 };
+        let residual = if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
+        *e = finished(c.epilogue.activation, sum, size, terms, bias, residual);
+    }
+    let call = KernelCall::Conv(c.clone());
+    let shape = [c.out_channels, in_group, c.kernel[0], c.kernel[1]];
+    let found = execute(class, &call, inputs, &shape, expected.len());
+    compare(&format!("{} {c:?}", class.name()), &found, &expected);
+}
+
+/// A call whose output size follows from the rest; `None` if nothing fits.
+fn call(
+    [batch, in_channels, out_channels, groups]: [usize; 4],
+    in_size: [usize; 2],
+    kernel: [usize; 2],
+    [strides, pads, dilations]: [[usize; 2]; 3],
+) -> Option<Conv> {
+    let out = |i: usize| {
+        let room = (in_size[i] + 2 * pads[i]).checked_sub((kernel[i] - 1) * dilations[i] + 1)?;
+        Some(room / strides[i] + 1)
+    };
+    Some(Conv {
+        batch,
+        in_channels,
+        out_channels,
+        groups,
+        in_size,
+        out_size: [out(0)?, out(1)?],
+        kernel,
+        strides,
+        pads,
+        dilations,
+        epilogue: Epilogue::default(),
+    })
+}
+
+#[test]
+fn sampled_shapes_agree() {
+    for class in classes() {
+        let mut random = Random::new(1);
+        let mut checked = 0;
+        while checked < 150 {
+            let groups = random.pick(&[1, 1, 2, 3]);
+            let pair = |random: &mut Random, n: usize| [1 + random.below(n), 1 + random.below(n)];
+            let channels = [
+                1 + random.below(2),
+                groups * (1 + random.below(9)),
+                groups * (1 + random.below(40)),
+                groups,
+            ];
+            let in_size = pair(&mut random, 40);
+            let kernel = pair(&mut random, 4);
+            let strides = pair(&mut random, 3);
+            let pads = [random.below(4), random.below(4)];
+            let dilations = pair(&mut random, 2);
+            let Some(mut c) = call(channels, in_size, kernel, [strides, pads, dilations]) else { continue };
+            c.epilogue = Epilogue {
+                bias: random.below(2) == 1,
+                activation: random.pick(&ACTIVATIONS),
+                residual: random.below(2) == 1,
+            };
+            check(class, &c, &inputs(&c, &mut random));
+            checked += 1;
+        }
+    }
+}
+
+#[test]
+fn many_channels_cross_every_block() {
+    for class in classes() {
+        let mut random = Random::new(2);
+        let same = [[1, 1], [1, 1], [1, 1]];
+        for c in [
+            call([1, 131, 97, 1], [13, 11], [3, 3], same),
+            call([1, 600, 35, 1], [9, 15], [1, 1], [[1, 1], [0, 0], [1, 1]]),
+            call([2, 70, 70, 1], [29, 31], [3, 3], [[2, 2], [1, 1], [1, 1]]),
+        ] {
+            let mut c = c.unwrap();
+            c.epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: true };
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
+
+#[test]
+fn one_channel_per_group_agrees() {
+    for class in classes() {
+        let mut random = Random::new(3);
+        for multiplier in [1, 3] {
+            for strides in [[1, 1], [2, 2], [1, 3]] {
+                for dilations in [[1, 1], [2, 3]] {
+                    for size in [[7, 7], [30, 61], [5, 70]] {
+                        let geometry = [strides, [2, 3], dilations];
+                        let mut c = call([2, 4, 4 * multiplier, 4], size, [3, 5], geometry).unwrap();
+                        let activation = random.pick(&ACTIVATIONS);
+                        c.epilogue = Epilogue { bias: true, activation, residual: true };
+                        check(class, &c, &inputs(&c, &mut random));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_dimension_is_a_height_of_one() {
+    for class in classes() {
+        let mut random = Random::new(4);
+        let geometry = [[1, 2], [0, 3], [1, 2]];
+        let c = call([2, 5, 6, 1], [1, 101], [1, 7], geometry).unwrap();
+        check(class, &c, &inputs(&c, &mut random));
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_what_reads_them() {
+    for class in classes() {
+        let mut random = Random::new(5);
+        let geometry = [[1, 1], [0, 0], [1, 1]];
+        for groups in [1, 4] {
+            let c = call([1, 4, 8, groups], [12, 40], [3, 3], geometry).unwrap();
+            let mut inputs = inputs(&c, &mut random);
+            inputs[0][100] = f32::NAN;
+            inputs[0][700] = f32::INFINITY;
+            check(class, &c, &inputs);
+        }
+    }
+}
+
+#[test]
+fn empty_extents_are_fine() {
+    for class in classes() {
+        let mut random = Random::new(6);
+        let geometry = [[1, 1], [0, 0], [1, 1]];
+        for channels in [[0, 3, 5, 1], [1, 0, 5, 1], [1, 3, 0, 1]] {
+            let c = call(channels, [6, 6], [3, 3], geometry).unwrap();
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
