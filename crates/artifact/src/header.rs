@@ -19,6 +19,11 @@ use crate::ArtifactError;
 /// The first bytes of an artifact. The first is not text, the last catches line-end conversion.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89margay\n";
 
+/// Whether a file that starts with these bytes is an artifact, whole or not.
+pub fn is_artifact(head: &[u8]) -> bool {
+    head.starts_with(&MAGIC)
+}
+
 /// The version of the file format that this crate writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 

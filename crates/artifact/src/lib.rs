@@ -40,4 +40,4 @@ pub use builder::{ArtifactBuilder, Parts};
 pub use constants::{ConstantsLayout, Placed};
 pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StoredConstant};
 pub use error::ArtifactError;
-pub use header::FORMAT_VERSION;
+pub use header::{FORMAT_VERSION, is_artifact};

@@ -117,7 +117,7 @@ impl DriverError {
             DriverError::Artifact(_) => Kind::Malformed,
             DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Measure(_) => Kind::Check,
             DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
-            DriverError::Run(RunError::Unsupported { .. }) => Kind::Device,
+            DriverError::Run(RunError::Target { .. }) => Kind::Device,
             _ => Kind::Usage,
         }
     }
@@ -126,7 +126,7 @@ impl DriverError {
     pub fn help(&self) -> Option<String> {
         match self {
             DriverError::Onnx(e) => e.help().map(|h| h.to_string()),
-            DriverError::Run(RunError::Unsupported { .. }) => {
+            DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
             DriverError::Allocate(AllocateError::Infeasible { .. }) => {

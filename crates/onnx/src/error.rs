@@ -419,6 +419,36 @@ pub enum Problem {
         /// Bytes there are.
         found: u64,
     },
+    /// An operator that is not imported, or not in this way (unsupported).
+    #[error("operator `{operator}`: {reason}; used by {}", users(.nodes))]
+    Operator {
+        /// Its name, with its domain where that is not the default one.
+        operator: String,
+        /// What is not supported.
+        reason: String,
+        /// The nodes, in the order of the file.
+        nodes: Vec<String>,
+    },
+    /// A node does not fit its inputs (the model's fault, or unsupported).
+    #[error("node {node}: {message}; inputs are {inputs}")]
+    Node {
+        /// The node.
+        node: String,
+        /// The types of its inputs.
+        inputs: String,
+        /// What is wrong.
+        message: String,
+        /// Whether the model is wrong or merely unsupported.
+        kind: Kind,
+    },
+    /// An input whose type is not declared in full (unsupported).
+    #[error("input `{input}`: expected {expected} to be declared, found none")]
+    InputType {
+        /// The input.
+        input: String,
+        /// "an element type" or "a number of axes".
+        expected: &'static str,
+    },
     /// More problems were found than are kept.
     #[error("{count} more problems")]
     More {
@@ -434,8 +464,10 @@ impl Problem {
     pub fn kind(&self) -> Kind {
         match self {
             Problem::IrVersion { newest, found, .. } if found > newest => Kind::Unsupported,
-            Problem::More { kind, .. } => *kind,
+            Problem::More { kind, .. } | Problem::Node { kind, .. } => *kind,
             Problem::Opset { .. }
+            | Problem::Operator { .. }
+            | Problem::InputType { .. }
             | Problem::Function { .. }
             | Problem::NotATensor { .. }
             | Problem::ElementType { .. }
@@ -472,6 +504,7 @@ impl Problem {
             Problem::Opset { .. } | Problem::IrVersion { .. } => {
                 Some("convert the model with `onnx.version_converter`, or export it again")
             }
+            Problem::InputType { .. } => Some("run `onnx.shape_inference.infer_shapes` on the model, or export it again"),
             Problem::Function { .. } => Some("inline functions with `onnx.inliner.inline_local_functions`"),
             Problem::ExternalRead { .. } | Problem::ExternalLength { .. } => {
                 Some("fetch the data file that belongs to the model and keep it in the same folder")
@@ -535,4 +568,15 @@ fn cycle(nodes: &[String]) -> impl fmt::Display {
     }
     names.extend(nodes.first().map(String::as_str));
     names.join(" -> ")
+}
+
+/// "2 nodes: `a` (Loop), `b` (Loop)", without the end of long lists.
+fn users(nodes: &[String]) -> impl fmt::Display {
+    const SHOWN: usize = 3;
+    let shown: Vec<&str> = nodes.iter().map(String::as_str).take(SHOWN).collect();
+    let count = match nodes.len() {
+        1 => "node".to_owned(),
+        n => format!("{n} nodes:"),
+    };
+    format!("{count} {}{}", shown.join(", "), if nodes.len() > SHOWN { ", …" } else { "" })
 }

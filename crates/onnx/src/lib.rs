@@ -22,6 +22,7 @@
 
 mod check;
 mod error;
+mod import;
 mod map;
 pub mod model;
 mod reader;
@@ -31,7 +32,10 @@ mod wire;
 mod writer;
 
 pub use error::{Kind, OnnxError, Problem};
+pub use import::{import, supported_operators};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 pub use sniff::Lookalike;
 pub use tensor_file::read_tensor;
 pub use writer::External;
+
+pub(crate) use reader::element_type;

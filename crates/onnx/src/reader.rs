@@ -26,6 +26,8 @@ use crate::wire::{self, Message};
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
 use tensor::Store;
 
+pub(crate) use tensor::element_type;
+
 /// Reads the model that a map holds. `path` says where the map comes from, for external data.
 pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxError> {
     let (proto, payloads) = parse::<ModelProto>(map, Message::Model)?;

@@ -11,7 +11,7 @@
 use margay_loops::{Attention, Phase, Prepared};
 
 use crate::Class;
-use crate::block::{Left, Result as Block, Right, multiply};
+use crate::block::{Block, Left, Right, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::math::exp;
 use crate::pack::{Source, Workspace};

@@ -63,7 +63,7 @@ pub(crate) struct Right {
 
 /// The result of a block.
 #[derive(Clone, Copy)]
-pub(crate) struct Result {
+pub(crate) struct Block {
     /// The first element.
     pub(crate) at: *mut f32,
     /// Distance between rows.
@@ -81,7 +81,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
     k: usize,
     a: Left,
     b: Right,
-    c: Result,
+    c: Block,
     accumulate: bool,
     finish: Option<&Finish>,
 ) {
@@ -101,7 +101,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
                 let left = a.at.add(row * a.stride);
                 // The last rows fetch the next panel; rows before them what they will read themselves.
                 let last = row + rows == a.rows && row > 0;
-                let ahead = right.wrapping_add(if last { b.stride } else { ahead_env() });
+                let ahead = right.wrapping_add(if last { b.stride } else { AHEAD });
                 let out = c.at.add(row * c.stride + col);
                 let here = finish.map(|f| f.at(row, col, c.stride));
                 if cols == PANEL {
@@ -132,7 +132,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
 }
 
 /// How far ahead a panel is fetched, in elements.
-const AHEAD: usize = 32 * PANEL;
+const AHEAD: usize = 64 * PANEL;
 
 #[repr(align(64))]
 struct Aligned([f32; MAX_ROWS * PANEL]);
@@ -209,9 +209,4 @@ pub(crate) unsafe fn finish_row<I: Isa, const WORD: usize>(
 unsafe fn load_first<I: Isa>(isa: I, p: *const f32, n: usize) -> I::V {
     // SAFETY: the caller's promise.
     unsafe { if n == I::LANES { isa.load(p) } else { isa.merge(isa.splat(0.0), p, 0, n) } }
-}
-
-fn ahead_env() -> usize {
-    static A: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *A.get_or_init(|| std::env::var("AH").map_or(32, |s| s.parse().unwrap())) * PANEL
 }

@@ -10,7 +10,7 @@
 use margay_loops::{Conv, Packed, Phase, Prepared};
 use margay_tensor::{DType, Tensor};
 
-use crate::block::{Finish, Left, Result as Block, Right, epilogue_word, multiply};
+use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};

@@ -2,7 +2,7 @@
 //!
 //! Loops compiled by the code generator reach the hardware for everything that streams through memory; matrix
 //! products, convolutions and attention need register tiles and packed operands, and are written here once,
-//! over the small vector interface [`Isa`](isa), and compiled for three processor classes.
+//! over the small vector interface `isa::Isa`, and compiled for three processor classes.
 //!
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
@@ -22,6 +22,7 @@ mod attention;
 mod block;
 mod conv;
 mod depthwise;
+mod error;
 mod isa;
 pub mod math;
 mod matmul;
@@ -29,4 +30,5 @@ mod pack;
 mod params;
 pub mod target;
 
-pub use target::{Class, CpuTarget, KERNELS, KernelEntry, UnknownTarget, lookup};
+pub use error::UnknownTarget;
+pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};

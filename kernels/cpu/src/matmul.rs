@@ -8,7 +8,7 @@ use margay_loops::{MatMul, Packed, Phase, Prepared};
 use margay_tensor::{DType, Tensor};
 
 use crate::Class;
-use crate::block::{Finish, Left, Result as Block, Right, epilogue_word, multiply};
+use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset, packed_len};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
@@ -50,8 +50,25 @@ fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
 }
 
+/// The same call with innermost batch axes that share B taken as further rows, where A and C allow it.
+fn fold_rows(call: &MatMul) -> MatMul {
+    let mut call = call.clone();
+    while let Some(&axis) = call.batch.last() {
+        if call.m == 1 && axis.b == 0 {
+            (call.a.row_stride, call.c_row_stride) = (axis.a, axis.c);
+        } else if axis.b != 0 || axis.a != call.m * call.a.row_stride || axis.c != call.m * call.c_row_stride
+        {
+            break;
+        }
+        call.m *= axis.extent;
+        call.batch.pop();
+    }
+    call
+}
+
 /// How a class runs a product; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
+    let call = &fold_rows(call);
     if call.batch.len() > 4 {
         return Err(format!("at most 4 batch axes, found {}", call.batch.len()));
     }

@@ -4,7 +4,7 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{attention, conv, matmul, pack};
+use crate::{UnknownTarget, attention, conv, matmul, pack};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -87,19 +87,6 @@ impl Class {
 pub struct CpuTarget {
     class: Class,
 }
-
-/// No processor class has this name (the options' fault).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct UnknownTarget(pub String);
-
-impl std::fmt::Display for UnknownTarget {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "unknown target cpu `{}`; known are `native`", self.0)?;
-        Class::ALL.iter().try_for_each(|class| write!(f, ", `{}`", class.name()))
-    }
-}
-
-impl std::error::Error for UnknownTarget {}
 
 impl CpuTarget {
     /// The target of a class.

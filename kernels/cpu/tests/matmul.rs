@@ -229,6 +229,23 @@ fn packed_constants_depend_on_neither_class_nor_rows() {
 }
 
 #[test]
+fn batch_axes_that_share_b_become_rows() {
+    for class in classes() {
+        let mut random = Random::new(7);
+        let batch = [(2, [true, true]), (5, [true, false]), (3, [true, false])];
+        for dims in [[1, 40, 33], [4, 40, 33]] {
+            let folded = case(dims, &batch, [false, false], false, 2);
+            folded.check(class, &folded.inputs(&mut random));
+            let mut rows = folded.call.clone();
+            (rows.m, rows.batch) = (15 * dims[0], vec![rows.batch[0]]);
+            let target = CpuTarget::new(class);
+            let prepared = |call: &MatMul| target.prepare(&KernelCall::MatMul(call.clone())).unwrap();
+            assert!(prepared(&folded.call) == prepared(&rows));
+        }
+    }
+}
+
+#[test]
 fn names_are_unique_and_found() {
     for entry in KERNELS {
         assert_eq!(margay_kernels_cpu::lookup(entry.name).unwrap().class, entry.class);

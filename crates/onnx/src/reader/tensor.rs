@@ -291,7 +291,7 @@ fn raw_index(raw_data: &[u8]) -> Option<usize> {
 }
 
 /// The element type with this number in ONNX. `what` is "tensor" or "value", for the error.
-pub(super) fn element_type(what: &'static str, name: &str, number: i32) -> Result<DType, Problem> {
+pub(crate) fn element_type(what: &'static str, name: &str, number: i32) -> Result<DType, Problem> {
     let found = match number {
         1 => return Ok(DType::F32),
         2 => return Ok(DType::U8),

@@ -1,0 +1,213 @@
+//! Convolution and pooling: operators with windows.
+
+use margay_ir::Value;
+use margay_ir::ops::{Add, Conv, Pool, PoolKind, Reduce, ReduceKind};
+use margay_tensor::Dim;
+
+use super::Importer;
+use super::call::{Call, Imported, Refusal};
+use super::shapes::reshape_to;
+
+/// `Conv`; a bias is added afterwards.
+pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
+    let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
+    if let Some(declared) = call.ints("kernel_shape")?
+        && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
+    {
+        let found = margay_ir::types::ShapeText(&taps);
+        return Err(Refusal::Invalid(format!("expected a kernel of {declared:?}, found {found}")));
+    }
+    let windows = Windows::new(call, &data, &taps, false)?;
+    let groups = call.int("group", 1)?;
+    let groups = usize::try_from(groups)
+        .ok()
+        .filter(|&g| g > 0)
+        .ok_or_else(|| Refusal::Invalid(format!("expected at least one group, found {groups}")))?;
+    let op = Conv {
+        strides: windows.strides,
+        pads_before: windows.before,
+        pads_after: windows.after,
+        dilations: windows.dilations,
+        groups,
+    };
+    let mut y = cx.add(op, &[x, k])?;
+    if let Some(bias) = bias {
+        let mut shape = cx.ty(bias).shape.clone();
+        shape.extend(vec![Dim::from(1usize); taps.len()]);
+        let bias = reshape_to(cx, bias, shape)?;
+        y = cx.add(Add, &[y, bias])?;
+    }
+    Ok(vec![y])
+}
+
+/// `MaxPool`, without the positions of the maxima.
+pub(super) fn max_pool(cx: &mut Importer, call: &Call) -> Imported {
+    // The order in which positions are counted.
+    call.ignore(&["storage_order"]);
+    pool(cx, call, PoolKind::Max, false)
+}
+
+/// `AveragePool`.
+pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
+    let count_include_pad = call.flag("count_include_pad", false)?;
+    pool(cx, call, PoolKind::Average, count_include_pad)
+}
+
+fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool) -> Imported {
+    let x = call.input(0)?;
+    let data = spatial(cx, x)?;
+    let taps = call.ints("kernel_shape")?;
+    let taps = taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
+    let kernel = sizes("kernel_shape", taps, data.len())?;
+    let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
+    let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
+    if count_include_pad && windows.overhang {
+        let what = "padding that counts, with a last window that reaches over the end, is not supported";
+        return Err(Refusal::Unsupported(what.into()));
+    }
+    let op = Pool {
+        kind,
+        kernel,
+        strides: windows.strides,
+        pads_before: windows.before,
+        pads_after: windows.after,
+        dilations: windows.dilations,
+        count_include_pad,
+    };
+    Ok(vec![cx.add(op, &[x])?])
+}
+
+/// `GlobalAveragePool`.
+pub(super) fn global_average_pool(cx: &mut Importer, call: &Call) -> Imported {
+    global(cx, call, ReduceKind::Mean)
+}
+
+/// `GlobalMaxPool`.
+pub(super) fn global_max_pool(cx: &mut Importer, call: &Call) -> Imported {
+    global(cx, call, ReduceKind::Max)
+}
+
+fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
+    let x = call.input(0)?;
+    spatial(cx, x)?;
+    let axes = (2..cx.ty(x).ndim()).collect();
+    Ok(vec![cx.add(Reduce { kind, axes, keepdims: true }, &[x])?])
+}
+
+/// The extents after the first two.
+fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
+    match cx.ty(x).shape.get(2..) {
+        Some(extents) if !extents.is_empty() => Ok(extents.to_vec()),
+        _ => Err(Refusal::Invalid(format!("expected at least 3 axes, found {}", cx.ty(x)))),
+    }
+}
+
+fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usize>, Refusal> {
+    if list.len() != expected {
+        let found = list.len();
+        return Err(Refusal::Invalid(format!("expected {expected} values in `{name}`, found {found}")));
+    }
+    let size = |&v: &i64| {
+        let refused = || Refusal::Unsupported(format!("`{name}` of {v} is not supported"));
+        usize::try_from(v).map_err(|_| refused())
+    };
+    list.iter().map(size).collect()
+}
+
+/// How windows move along the spatial axes.
+struct Windows {
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    before: Vec<usize>,
+    after: Vec<usize>,
+    /// Some `after` is larger than the model says, so that a last incomplete window counts.
+    overhang: bool,
+}
+
+impl Windows {
+    fn new(call: &Call, data: &[Dim], taps: &[Dim], ceil: bool) -> Result<Windows, Refusal> {
+        let axes = data.len();
+        let list = |name| match call.ints(name)? {
+            Some(list) => sizes(name, list, axes),
+            None => Ok(vec![1; axes]),
+        };
+        let (strides, dilations) = (list("strides")?, list("dilations")?);
+        let pads = match call.ints("pads")? {
+            Some(list) => sizes("pads", list, 2 * axes)?,
+            None => vec![0; 2 * axes],
+        };
+        let (before, after) = pads.split_at(axes);
+        let (before, after) = (before.to_vec(), after.to_vec());
+        let mut windows = Windows { strides, dilations, before, after, overhang: false };
+        if windows.strides.contains(&0) || windows.dilations.contains(&0) {
+            return Err(Refusal::Invalid("expected strides and dilations of at least 1".into()));
+        }
+        match call.text("auto_pad", "NOTSET")? {
+            "NOTSET" | "" => {}
+            "VALID" => (windows.before, windows.after) = (vec![0; axes], vec![0; axes]),
+            "SAME_UPPER" => windows.pad_same(data, taps, false)?,
+            "SAME_LOWER" => windows.pad_same(data, taps, true)?,
+            other => return Err(Refusal::Invalid(format!("`{other}` is no way of padding"))),
+        }
+        if ceil {
+            windows.reach_over(data, taps)?;
+        }
+        Ok(windows)
+    }
+
+    /// Pads so that there are `ceil(extent / stride)` windows; `lower` puts an odd element in front.
+    fn pad_same(&mut self, data: &[Dim], taps: &[Dim], lower: bool) -> Result<(), Refusal> {
+        for axis in 0..data.len() {
+            let (stride, span) = (self.strides[axis], self.span(axis, taps)?);
+            let total = match (stride, data[axis].as_extent()) {
+                (1, _) => span - 1,
+                (_, Some(extent)) => {
+                    let reach = extent.div_ceil(stride).saturating_sub(1).saturating_mul(stride);
+                    reach.saturating_add(span).saturating_sub(extent)
+                }
+                (_, None) => {
+                    let extent = &data[axis];
+                    let why = format!("padding that depends on the extent `{extent}` is not supported");
+                    return Err(Refusal::Unsupported(why));
+                }
+            };
+            let (small, large) = (total / 2, total - total / 2);
+            (self.before[axis], self.after[axis]) = if lower { (large, small) } else { (small, large) };
+        }
+        Ok(())
+    }
+
+    /// Lets a last window that begins before the end of the operand reach over the padding.
+    fn reach_over(&mut self, data: &[Dim], taps: &[Dim]) -> Result<(), Refusal> {
+        for axis in 0..data.len() {
+            let (stride, span) = (self.strides[axis], self.span(axis, taps)?);
+            if stride == 1 {
+                continue;
+            }
+            let Some(extent) = data[axis].as_extent() else {
+                let extent = &data[axis];
+                let why = format!("rounding up the number of windows over the extent `{extent}` is not supported");
+                return Err(Refusal::Unsupported(why));
+            };
+            let front = extent.saturating_add(self.before[axis]);
+            let padded = front.saturating_add(self.after[axis]);
+            let Some(room) = padded.checked_sub(span) else { continue };
+            let mut last = room.div_ceil(stride).saturating_mul(stride);
+            if last >= front {
+                last = last.saturating_sub(stride);
+            }
+            let needed = last.saturating_add(span).saturating_sub(front);
+            self.overhang |= needed > self.after[axis];
+            self.after[axis] = needed.max(self.after[axis]);
+        }
+        Ok(())
+    }
+
+    /// Elements from the first to the last tap.
+    fn span(&self, axis: usize, taps: &[Dim]) -> Result<usize, Refusal> {
+        let taps = taps[axis].as_extent().filter(|&t| t > 0);
+        let taps = taps.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
+        Ok((taps - 1).saturating_mul(self.dilations[axis]).saturating_add(1))
+    }
+}

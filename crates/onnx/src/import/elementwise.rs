@@ -1,0 +1,156 @@
+//! Operators that compute each element from the elements at the same place.
+
+use margay_ir::ops::{
+    Abs, Add, And, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul, Neg, Not,
+    Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
+};
+use margay_ir::{Op, Value};
+use margay_tensor::DType;
+
+use super::Importer;
+use super::call::{Call, Imported, Refusal};
+use crate::element_type;
+
+/// Writes functions of operators that are those of the graph with one operand.
+macro_rules! unary {
+    ($($function:ident = $op:expr),* $(,)?) => { $(
+        pub(super) fn $function(cx: &mut Importer, call: &Call) -> Imported {
+            let x = call.input(0)?;
+            Ok(vec![cx.add($op, &[x])?])
+        }
+    )* };
+}
+unary! {
+    abs = Abs, ceil = Ceil, cos = Cos, erf = Erf, exp = Exp, floor = Floor, log = Log, neg = Neg, not = Not,
+    round = Round, sin = Sin, sqrt = Sqrt, tanh = Tanh,
+}
+
+/// Writes functions of operators that are those of the graph with two operands, in the given order.
+macro_rules! binary {
+    ($($function:ident = $op:expr, [$x:literal, $y:literal]);* $(;)?) => { $(
+        pub(super) fn $function(cx: &mut Importer, call: &Call) -> Imported {
+            let operands = [call.input(0)?, call.input(1)?];
+            Ok(vec![cx.add($op, &[operands[$x], operands[$y]])?])
+        }
+    )* };
+}
+binary! {
+    add = Add, [0, 1];
+    and = And, [0, 1];
+    div = Div, [0, 1];
+    equal = Equal, [0, 1];
+    greater = Less, [1, 0];
+    greater_or_equal = LessOrEqual, [1, 0];
+    less = Less, [0, 1];
+    less_or_equal = LessOrEqual, [0, 1];
+    mul = Mul, [0, 1];
+    or = Or, [0, 1];
+    sub = Sub, [0, 1];
+}
+
+/// `Pow`: the exponent may have another type than the base; powers of integers are taken in f64.
+pub(super) fn pow(cx: &mut Importer, call: &Call) -> Imported {
+    let (base, exponent) = (call.input(0)?, call.input(1)?);
+    let result = cx.ty(base).dtype;
+    let within = if result.is_float() { result } else { DType::F64 };
+    let base = cast_to(cx, base, within)?;
+    let exponent = cast_to(cx, exponent, within)?;
+    let power = cx.add(Pow, &[base, exponent])?;
+    Ok(vec![cast_to(cx, power, result)?])
+}
+
+/// `Reciprocal`: 1 / x.
+pub(super) fn reciprocal(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let one = cx.number(x, 1.0)?;
+    Ok(vec![cx.add(Div, &[one, x])?])
+}
+
+/// `Where`.
+pub(super) fn select(cx: &mut Importer, call: &Call) -> Imported {
+    let operands = [call.input(0)?, call.input(1)?, call.input(2)?];
+    Ok(vec![cx.add(Select, &operands)?])
+}
+
+/// `Cast`.
+pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    // About conversions to types of 8-bit floats, which are refused.
+    call.ignore(&["saturate"]);
+    let number = call.optional_int("to")?;
+    let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
+    let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
+    let to = to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))?;
+    Ok(vec![cast_to(cx, x, to)?])
+}
+
+/// `CastLike`.
+pub(super) fn cast_like(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, like) = (call.input(0)?, call.input(1)?);
+    call.ignore(&["saturate"]);
+    let to = cx.ty(like).dtype;
+    Ok(vec![cast_to(cx, x, to)?])
+}
+
+/// Converts where the type is another one.
+pub(super) fn cast_to(cx: &mut Importer, x: Value, to: DType) -> Result<Value, Refusal> {
+    if cx.ty(x).dtype == to { Ok(x) } else { cx.add(Cast { to }, &[x]) }
+}
+
+/// `Max` of one or more operands.
+pub(super) fn max(cx: &mut Importer, call: &Call) -> Imported {
+    join(cx, call, || Max.into())
+}
+
+/// `Min` of one or more operands.
+pub(super) fn min(cx: &mut Importer, call: &Call) -> Imported {
+    join(cx, call, || Min.into())
+}
+
+/// `Sum` of one or more operands.
+pub(super) fn sum(cx: &mut Importer, call: &Call) -> Imported {
+    join(cx, call, || Add.into())
+}
+
+/// `Mean` of one or more operands.
+pub(super) fn mean(cx: &mut Importer, call: &Call) -> Imported {
+    let sum = join(cx, call, || Add.into())?[0];
+    let count = cx.number(sum, call.all()?.len() as f64)?;
+    Ok(vec![cx.add(Div, &[sum, count])?])
+}
+
+fn join(cx: &mut Importer, call: &Call, op: fn() -> Op) -> Imported {
+    let operands = call.all()?;
+    let mut joined = operands[0];
+    for &x in &operands[1..] {
+        joined = cx.add(op(), &[joined, x])?;
+    }
+    Ok(vec![joined])
+}
+
+/// `Clip`: bounds are attributes before operator set 11 and inputs since; both are optional.
+pub(super) fn clip(cx: &mut Importer, call: &Call) -> Imported {
+    let mut x = call.input(0)?;
+    let mut bounds = Vec::new();
+    for (at, name) in [(1, "min"), (2, "max")] {
+        bounds.push(if call.opset < 11 {
+            // The outermost floats mean no bound.
+            let number = call.optional_float(name)?.filter(|v| v.abs() < f64::from(f32::MAX));
+            number.map(|v| cx.number(x, v)).transpose()?
+        } else {
+            call.optional(at).map(|v| scalar(cx, v)).transpose()?
+        });
+    }
+    if let Some(low) = bounds[0] {
+        x = cx.add(Max, &[x, low])?;
+    }
+    if let Some(high) = bounds[1] {
+        x = cx.add(Min, &[x, high])?;
+    }
+    Ok(vec![x])
+}
+
+/// A value of one element without its axes.
+pub(super) fn scalar(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
+    if cx.ty(v).ndim() == 0 { Ok(v) } else { cx.add(Reshape { shape: Vec::new() }, &[v]) }
+}

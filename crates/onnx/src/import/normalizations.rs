@@ -1,0 +1,91 @@
+//! Normalization and softmax.
+
+use margay_ir::ops::{Add, Bits, Broadcast, Div, Exp, LayerNorm, Log, Mul, Reduce, ReduceKind, Softmax, Sqrt, Sub};
+use margay_ir::Value;
+use margay_tensor::Dim;
+
+use super::Importer;
+use super::call::{Call, Imported, Refusal, axis};
+use super::shapes::{broadcast_to, flatten_at, reshape_to};
+
+/// `BatchNormalization` outside training: x s + (B - mean s), where s = scale / √(variance + ε).
+pub(super) fn batch_normalization(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let [scale, bias, mean, variance] = [call.input(1)?, call.input(2)?, call.input(3)?, call.input(4)?];
+    let epsilon = cx.number(variance, call.float("epsilon", 1e-5)?)?;
+    call.ignore(&["momentum"]);
+    if call.flag("training_mode", false)? {
+        return Err(Refusal::Unsupported("training is not supported".into()));
+    }
+    if !call.flag("spatial", true)? {
+        return Err(Refusal::Unsupported("normalization of each position is not supported".into()));
+    }
+    let widened = cx.add(Add, &[variance, epsilon])?;
+    let deviation = cx.add(Sqrt, &[widened])?;
+    let factor = cx.add(Div, &[scale, deviation])?;
+    let centre = cx.add(Mul, &[mean, factor])?;
+    let offset = cx.add(Sub, &[bias, centre])?;
+    let [factor, offset] = [channels(cx, factor, x)?, channels(cx, offset, x)?];
+    let scaled = cx.add(Mul, &[x, factor])?;
+    Ok(vec![cx.add(Add, &[scaled, offset])?])
+}
+
+/// Numbers per channel, shaped to broadcast to `x`.
+fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Value, Refusal> {
+    let mut shape = cx.ty(numbers).shape.clone();
+    shape.extend(vec![Dim::from(1usize); cx.ty(x).ndim().saturating_sub(2)]);
+    reshape_to(cx, numbers, shape)
+}
+
+/// `LayerNormalization`, without mean and deviation as outputs.
+pub(super) fn layer_normalization(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, scale, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
+    // The precision within.
+    call.ignore(&["stash_type"]);
+    let epsilon = Bits::new(call.float("epsilon", 1e-5)?);
+    let axis = axis(call.int("axis", -1)?, cx.ty(x).ndim())?;
+    let inner = cx.ty(x).shape[axis..].to_vec();
+    let scale = broadcast_to(cx, scale, inner.clone())?;
+    let bias = match bias {
+        Some(bias) => broadcast_to(cx, bias, inner)?,
+        None => {
+            let zero = cx.number(x, 0.0)?;
+            cx.add(Broadcast { shape: inner }, &[zero])?
+        }
+    };
+    Ok(vec![cx.add(LayerNorm { axis, epsilon }, &[x, scale, bias])?])
+}
+
+/// `Softmax`: along one axis since operator set 13, along all from `axis` on before.
+pub(super) fn softmax(cx: &mut Importer, call: &Call) -> Imported {
+    along_axis(cx, call, |cx, x, axis| cx.add(Softmax { axis }, &[x]))
+}
+
+/// `LogSoftmax`: z - log Σ eᶻ, where z = x - max x.
+pub(super) fn log_softmax(cx: &mut Importer, call: &Call) -> Imported {
+    along_axis(cx, call, |cx, x, axis| {
+        let join = |kind| Reduce { kind, axes: vec![axis], keepdims: true };
+        let largest = cx.add(join(ReduceKind::Max), &[x])?;
+        let shifted = cx.add(Sub, &[x, largest])?;
+        let powers = cx.add(Exp, &[shifted])?;
+        let sum = cx.add(join(ReduceKind::Sum), &[powers])?;
+        let logarithm = cx.add(Log, &[sum])?;
+        cx.add(Sub, &[shifted, logarithm])
+    })
+}
+
+fn along_axis(
+    cx: &mut Importer,
+    call: &Call,
+    f: impl FnOnce(&mut Importer, Value, usize) -> Result<Value, Refusal>,
+) -> Imported {
+    let x = call.input(0)?;
+    let shape = cx.ty(x).shape.clone();
+    let at = axis(call.int("axis", if call.opset < 13 { 1 } else { -1 })?, shape.len())?;
+    if call.opset >= 13 || at + 1 == shape.len() {
+        return Ok(vec![f(cx, x, at)?]);
+    }
+    let flat = flatten_at(cx, x, at)?;
+    let y = f(cx, flat, 1)?;
+    reshape_to(cx, y, shape).map(|v| vec![v])
+}
