@@ -1,8 +1,12 @@
-//! Every operator by its own cases: types, reference, text, cost.
+//! Every operator by its own cases: types, reference, text, and compiled code on every processor class at hand.
 
-use margay_ir::{Graph, Op, Origin, TensorType, Value, eval, text};
-use margay_tensor::Tensor;
-use margay_testkit::case_inputs;
+use margay_driver::build::jit;
+use margay_ir::ops::{Const, strides_of};
+use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
+use margay_kernels_cpu::{Class, CpuTarget};
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{Binding, Tensor};
+use margay_testkit::{Tolerance, assert_close, case_inputs};
 
 /// A graph of one node over inputs `x0`, `x1`, ….
 fn graph_of(op: &Op, inputs: &[Tensor]) -> Graph {
@@ -51,4 +55,119 @@ fn every_operator_has_cases() {
         Op::ALL.iter().copied().filter(|name| !cases.iter().any(|(op, _)| op.name() == *name)).collect();
     // Inputs stand in the header of a graph; `dims` is folded before anything runs.
     assert_eq!(without, ["dims", "input"]);
+}
+
+/// What compiled code makes of a graph, on some threads.
+fn compiled(g: &Graph, inputs: &[(&str, &Tensor)], class: Class, threads: usize) -> Vec<(String, Tensor)> {
+    let executable = jit(g, &Binding::new(), CpuTarget::new(class))
+        .unwrap_or_else(|e| panic!("{} on {}: {e}\n{g}", g.name(), class.name()));
+    let mut session = Session::new(&executable, SessionOptions { threads }).unwrap_or_else(|e| panic!("{e}"));
+    session.run(inputs).unwrap_or_else(|e| panic!("{}: {e}", g.name()))
+}
+
+fn classes() -> Vec<Class> {
+    Class::ALL.into_iter().filter(|c| c.supported_here()).collect()
+}
+
+#[test]
+fn compiled_code_agrees_with_the_reference() {
+    for (op, case) in Op::cases() {
+        // Convolutions are compiled with constant kernels.
+        let constants = usize::from(matches!(op, Op::Conv(_)));
+        let inputs = case_inputs(&case);
+        let (given, fixed) = inputs.split_at(inputs.len() - constants);
+        let mut g = Graph::new(op.name());
+        let mut operands: Vec<Value> = given
+            .iter()
+            .enumerate()
+            .map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t)))
+            .collect();
+        for t in fixed {
+            let payload = Payload::new(t.clone());
+            operands.push(g.add(Const { payload }, &[], Origin::default()).unwrap());
+        }
+        let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap_or_else(|e| panic!("{e}"));
+        g.add_output("y", v);
+        let names = named(given);
+        let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+        let expected = eval::run(&g, &by_name).unwrap();
+        for class in classes() {
+            let outputs = compiled(&g, &by_name, class, 2);
+            let what = format!("{op:?} on {}", class.name());
+            assert_close(&what, &outputs[0].1, &expected[0], Tolerance::REDUCTION);
+            assert_eq!(outputs, compiled(&g, &by_name, class, 1), "{what} with 1 and 2 threads");
+        }
+    }
+}
+
+#[test]
+fn packed_constants_agree_with_the_reference() {
+    for [m, k, n] in [[1, 7, 5], [3, 64, 33], [17, 129, 70], [40, 33, 1]] {
+        let [x, w, b] = [[m, k], [k, n], [1, n]].map(|s| margay_testkit::normal(&s, 3, (m * n) as u64));
+        let text = format!(
+            "graph @linear(%x: f32[{m}, {k}], %r: f32[{m}, {n}]) -> (y: f32[{m}, {n}]) {{
+               %0 = const #w : f32[{k}, {n}]
+               %1 = matmul %x, %0 : f32[{m}, {n}]
+               %2 = const #b : f32[1, {n}]
+               %3 = add %1, %2 : f32[{m}, {n}]
+               %4 = gelu %3 : f32[{m}, {n}]
+               %5 = add %4, %r : f32[{m}, {n}]
+               return %5
+             }}"
+        );
+        let resolve = |key: &str, _: &TensorType| Some(if key == "#w" { w.clone() } else { b.clone() });
+        let g = text::parse(&text, &resolve).unwrap();
+        let r = margay_testkit::normal(&[m, n], 9, 0);
+        let inputs = [("x", &x), ("r", &r)];
+        let expected = eval::run(&g, &inputs).unwrap();
+        for class in classes() {
+            let found = compiled(&g, &inputs, class, 2);
+            assert_close(class.name(), &found[0].1, &expected[0], Tolerance::REDUCTION);
+        }
+    }
+}
+
+#[test]
+fn views_of_every_kind_feed_every_kind_of_reader() {
+    let text = "graph @views(%x: f32[2, 6, 8]) -> (a: f32[2, 48], b: f32[8, 12], c: f32[2, 4, 3, 8], d: f32[3, 8, 6]) {
+      %0 = transpose %x {perm = [0, 2, 1]} : f32[2, 8, 6]
+      %1 = reshape %0 {shape = [2, 48]} : f32[2, 48]
+      %2 = transpose %x {perm = [2, 0, 1]} : f32[8, 2, 6]
+      %3 = reshape %2 {shape = [8, 12]} : f32[8, 12]
+      %4 = tanh %3 : f32[8, 12]
+      %5 = slice %x {starts = [0, 1, 0], ends = [2, 4, 8], steps = [1, 1, 1]} : f32[2, 3, 8]
+      %6 = reshape %5 {shape = [2, 1, 3, 8]} : f32[2, 1, 3, 8]
+      %7 = broadcast %6 {shape = [2, 4, 3, 8]} : f32[2, 4, 3, 8]
+      %8 = softmax %7 {axis = 3} : f32[2, 4, 3, 8]
+      %9 = slice %0 {starts = [0, 0, 0], ends = [1, 8, 6], steps = [1, 1, 1]} : f32[1, 8, 6]
+      %10 = broadcast %9 {shape = [3, 8, 6]} : f32[3, 8, 6]
+      return %1, %4, %8, %10
+    }";
+    let g = text::parse(text, &|_, _| None).unwrap();
+    let x = margay_testkit::normal(&[2, 6, 8], 4, 4);
+    let expected = eval::run(&g, &[("x", &x)]).unwrap();
+    for class in classes() {
+        for (found, e) in compiled(&g, &[("x", &x)], class, 2).iter().zip(&expected) {
+            assert_close(&found.0, &found.1, e, Tolerance::ELEMENTWISE);
+        }
+    }
+    assert_eq!(strides_of(&[2, 6, 8]), [48, 8, 1]);
+}
+
+#[test]
+fn an_index_out_of_range_is_an_error_that_names_the_node() {
+    let text = "graph @gather(%i: i64[2]) -> (y: f32[2]) {
+      %0 = const [1.0, 2.0, 3.0] : f32[3]
+      %1 = gather %0, %i {axis = 0} : f32[2]  // emb/word
+      return %1
+    }";
+    let g = text::parse(text, &|_, _| None).unwrap();
+    let executable = jit(&g, &Binding::new(), CpuTarget::native()).unwrap();
+    let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
+    let ids = Tensor::from_slice(&[2], &[-1i64, 3]).unwrap();
+    let error = session.run(&[("i", &ids)]).unwrap_err();
+    assert_eq!(error.to_string(), "index out of range at `emb/word`");
+    let ids = Tensor::from_slice(&[2], &[-1i64, 0]).unwrap();
+    let found = session.run(&[("i", &ids)]).unwrap();
+    assert_eq!(found[0].1.to_vec::<f32>().unwrap(), [3.0, 1.0]);
 }

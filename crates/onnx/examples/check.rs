@@ -9,6 +9,8 @@ fn main() {
     let dead = g.remove_dead();
     println!("{}: {} onnx nodes -> {} graph nodes, {} after remove_dead, {:?}; dims left {}; symbols {:?}", a[1], m.graph.nodes.len(), n, n - dead, t.elapsed(), g.order().iter().filter(|n| g.op(**n).name()=="dims").count(), g.symbols());
     g.verify(margay_ir::Stage::Imported).unwrap();
+    if a[2] == "export" { for opset in [13, 17, 20, 23] { let m = export(&g, &ExportOptions { opset, ..Default::default() }).unwrap(); m.write(format!("{}_{opset}.onnx", a[3]).as_ref(), External::Never).unwrap();
+        let mut h = import(&m).unwrap(); h.remove_dead(); println!("{opset}: {} onnx nodes, {} initializers, reimported {} same text {}", m.graph.nodes.len(), m.graph.initializers.len(), h.len(), h.to_string() == g.to_string()); } return; }
     if a[2] == "print" { println!("{g}"); return; }
     if a[2] == "none" { return; }
     let i = margay_tensor::npy::read_npz(std::fs::File::open(&a[2]).unwrap()).unwrap();

@@ -30,4 +30,24 @@ fn main() {
     for (r, n) in reasons { println!("{}: {r}", n.join(" ")); }
     println!("ok {ok} bad {bad} unsupported {unsup}");
 }
-fn round(_: &str, _: &margay_ir::Graph, _: &[(String, margay_tensor::Tensor)], _: &[margay_tensor::Tensor]) -> bool { true }
+
+fn round(name: &str, g: &margay_ir::Graph, i: &[(String, margay_tensor::Tensor)], out: &[margay_tensor::Tensor]) -> bool {
+    let mut fine = true;
+    for opset in [13, 17, 18, 20, 23] {
+        let m = match export(g, &ExportOptions { opset, ..ExportOptions::default() }) { Ok(m) => m, Err(e) => { println!("EXPORT {name} {opset}: {e}"); return false } };
+        std::fs::create_dir_all(format!("/tmp/dm/ex/{opset}")).unwrap();
+        m.write(format!("/tmp/dm/ex/{opset}/{name}.onnx").as_ref(), External::Never).unwrap();
+        let m = match Model::from_bytes(&m.to_bytes().unwrap()) { Ok(m) => m, Err(e) => { println!("REREAD {name} {opset}: {e}"); fine = false; continue } };
+        let g2 = match import(&m) { Ok(g) => g, Err(e) => { println!("REIMPORT {name} {opset}: {e}"); fine = false; continue } };
+        let ins: Vec<(&str,&margay_tensor::Tensor)> = i.iter().map(|(n,t)| (n.as_str(), t)).collect();
+        let out2 = match margay_ir::eval::run(&g2, &ins) { Ok(o) => o, Err(e) => { println!("RERUN {name} {opset}: {e}"); fine = false; continue } };
+        for (a, b) in out.iter().zip(&out2) {
+            if a.shape() != b.shape() || a.dtype() != b.dtype() { println!("RE {name}: {a:?} vs {b:?}"); fine = false; continue; }
+            let scale = margay_ir::ops::Numbers::of(a).unwrap().floats().into_iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+            let e = margay_testkit::max_error(a, b);
+            if e > scale * if a.dtype().bytes() == 2 { 5e-3 } else { 1e-5 } { println!("RE {name} {opset}: {e:e}"); fine = false; }
+        }
+        for (a, b) in g.outputs().iter().zip(g2.outputs()) { if a.name != b.name || g.ty(a.value) != g2.ty(b.value) { println!("TYPES {name} {opset}: {} {} vs {}", a.name, g.ty(a.value), g2.ty(b.value)); fine = false; } }
+    }
+    fine
+}

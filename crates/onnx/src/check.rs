@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::fmt;
 
-use crate::error::Problems;
+use crate::problem::Problems;
 use crate::{Attribute, OnnxGraph, OnnxNode, Problem};
 
 /// Reports what is wrong with names in a graph and its subgraphs, and sorts their nodes.

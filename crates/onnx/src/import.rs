@@ -30,7 +30,7 @@ use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Tensor};
 
-use crate::error::Problems;
+use crate::problem::Problems;
 use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
 use call::{Call, Refusal};
 use table::OPERATORS;
@@ -70,6 +70,9 @@ enum Slot {
     /// The node or input that yields it was refused.
     Unknown,
 }
+
+/// Longest text of an extent. Products of sums grow fast, and no honest model has such.
+const MAX_EXTENT_TEXT: usize = 1000;
 
 /// A graph in the making.
 pub(crate) struct Importer<'a> {
@@ -206,7 +209,11 @@ impl<'a> Importer<'a> {
             [x] if self.graph.constant(*x).is_some() => self.graph.node(x.node).origin.clone(),
             _ => self.origin.clone(),
         };
-        Ok(self.graph.add(op, inputs, origin)?)
+        let v = self.graph.add(op, inputs, origin)?;
+        match self.ty(v).shape.iter().find(|d| d.to_string().len() > MAX_EXTENT_TEXT) {
+            None => Ok(v),
+            Some(_) => Err(Refusal::Unsupported("an extent that grows beyond reason is not supported".into())),
+        }
     }
 
     /// A constant without origin.

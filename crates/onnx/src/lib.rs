@@ -1,4 +1,6 @@
-//! ONNX files: from untrusted bytes on disk to checked models, and back.
+//! ONNX: from untrusted bytes on disk to checked models, from models to graphs, and back.
+//!
+//! [`Model::open`] reads, [`import`](import()) makes a graph, [`export`](export()) a model, [`Model::write`] writes.
 //!
 //! Reading goes through five steps, each of which trusts the ones before it:
 //!
@@ -15,27 +17,36 @@
 //! Writing ([`Model::write`]) encodes the same structures directly, streams the weights, and puts them into a
 //! second file where one file would be too large.
 //!
-//! Deliberately absent: training information, documentation strings, declared types of inner values (they are
-//! inferred anew), and any meaning of operators.
+//! `import` gives operators their meaning: one function per ONNX operator in `import/`, one row each in
+//! `import/table.rs`. `export` writes every operator of the graph as ordinary operators of ONNX: one exhaustive match
+//! in `export/operators.rs`.
+//!
+//! Deliberately absent: training information, documentation strings, and declared types of inner values (they are
+//! inferred anew). Reading and writing know no meaning of operators.
 
 #![deny(unsafe_code)]
 
 mod check;
 mod error;
+mod export;
 mod import;
 mod map;
 pub mod model;
+mod problem;
 mod reader;
 mod sniff;
 mod tensor_file;
 mod wire;
 mod writer;
 
-pub use error::{Kind, OnnxError, Problem};
+pub use error::{Kind, OnnxError};
+pub use export::{ExportOptions, OLDEST_EXPORT_OPSET, export};
 pub use import::{import, supported_operators};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
+pub use problem::Problem;
 pub use sniff::Lookalike;
 pub use tensor_file::read_tensor;
 pub use writer::External;
 
 pub(crate) use reader::element_type;
+pub(crate) use writer::element_number;

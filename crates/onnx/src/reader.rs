@@ -19,7 +19,7 @@ use onnx_protobuf::{
     type_proto,
 };
 
-use crate::error::Problems;
+use crate::problem::Problems;
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
 use crate::sniff::sniff;
 use crate::wire::{self, Message};

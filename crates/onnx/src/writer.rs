@@ -367,7 +367,7 @@ fn tensor(name: &str, value: &Tensor) -> Encoded {
 fn header(name: &str, value: &Tensor) -> Encoded {
     let mut out = Encoded::default();
     value.shape().iter().for_each(|&d| out.int(1, d as i64));
-    out.int(2, element_type(value.dtype()));
+    out.int(2, element_number(value.dtype()));
     out.name(8, name);
     out
 }
@@ -380,7 +380,7 @@ fn value(value: &OnnxValue) -> Encoded {
     }
     let mut ty = Encoded::default();
     if let Some(dtype) = value.dtype {
-        ty.int(1, element_type(dtype));
+        ty.int(1, element_number(dtype));
     }
     if let Some(dims) = &value.dims {
         let mut shape = Encoded::default();
@@ -402,7 +402,7 @@ fn value(value: &OnnxValue) -> Encoded {
 }
 
 /// The number of an element type in ONNX.
-fn element_type(dtype: DType) -> i64 {
+pub(crate) fn element_number(dtype: DType) -> i64 {
     match dtype {
         DType::F32 => 1,
         DType::U8 => 2,

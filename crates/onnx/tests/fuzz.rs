@@ -2,7 +2,7 @@
 
 mod support;
 
-use margay_onnx::{Attribute, Model, OnnxError, OnnxGraph};
+use margay_onnx::{Attribute, Model, OnnxError, OnnxGraph, import};
 use margay_tensor::random::Philox;
 use support::everything;
 
@@ -17,6 +17,7 @@ fn damaged_models_never_panic() {
         let Ok(model) = Model::from_bytes(&bytes) else { continue };
         accepted += 1;
         model.non_finite();
+        _ = import(&model);
         match model.to_bytes() {
             Ok(again) => {
                 assert_eq!(text(&Model::from_bytes(&again).unwrap()), text(&model), "stream {stream}")

@@ -1,11 +1,12 @@
 //! Constants, extents as data, and operators that do nothing.
 
 use margay_ir::Value;
-use margay_ir::ops::{Broadcast, Numbers};
-use margay_tensor::Tensor;
+use margay_ir::ops::Numbers;
+use margay_tensor::{DType, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
+use super::shapes::broadcast_to;
 
 /// Ranges with more elements are refused.
 const MAX_RANGE: usize = 1 << 20;
@@ -36,7 +37,7 @@ pub(super) fn constant_of_shape(cx: &mut Importer, call: &Call) -> Imported {
     let element = call.tensor("value")?.cloned().unwrap_or_else(|| Tensor::scalar(0f32));
     let element = element.reshaped(&[]).map_err(|e| Refusal::Invalid(format!("attribute `value`: {e}")))?;
     let element = cx.constant(element)?;
-    if shape.is_empty() { Ok(vec![element]) } else { Ok(vec![cx.add(Broadcast { shape }, &[element])?]) }
+    broadcast_to(cx, element, shape).map(|v| vec![v])
 }
 
 /// `Identity`.
@@ -44,7 +45,7 @@ pub(super) fn identity(_: &mut Importer, call: &Call) -> Imported {
     Ok(vec![call.input(0)?])
 }
 
-/// `Dropout`, which does nothing outside training.
+/// `Dropout`, which does nothing outside training: all elements stay.
 pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     call.ignore(&["ratio", "seed"]);
@@ -54,7 +55,13 @@ pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     {
         return Err(Refusal::Unsupported("training is not supported".into()));
     }
-    Ok(vec![x])
+    if call.outputs() < 2 {
+        return Ok(vec![x]);
+    }
+    let shape = cx.ty(x).shape.clone();
+    let kept = cx.scalar(DType::Bool, 1.0)?;
+    let mask = broadcast_to(cx, kept, shape)?;
+    Ok(vec![x, mask])
 }
 
 /// `Shape`, or a part of it.

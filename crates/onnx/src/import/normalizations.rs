@@ -37,7 +37,7 @@ fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Value, Refusa
     reshape_to(cx, numbers, shape)
 }
 
-/// `LayerNormalization`, without mean and deviation as outputs.
+/// `LayerNormalization`; mean and reciprocal deviation, where somebody wants them, are computed apart.
 pub(super) fn layer_normalization(cx: &mut Importer, call: &Call) -> Imported {
     let (x, scale, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
     // The precision within.
@@ -53,7 +53,19 @@ pub(super) fn layer_normalization(cx: &mut Importer, call: &Call) -> Imported {
             cx.add(Broadcast { shape: inner }, &[zero])?
         }
     };
-    Ok(vec![cx.add(LayerNorm { axis, epsilon }, &[x, scale, bias])?])
+    let mut outputs = vec![cx.add(LayerNorm { axis, epsilon }, &[x, scale, bias])?];
+    if call.outputs() > 1 {
+        let mean = Reduce { kind: ReduceKind::Mean, axes: (axis..cx.ty(x).ndim()).collect(), keepdims: true };
+        let centre = cx.add(mean.clone(), &[x])?;
+        let centred = cx.add(Sub, &[x, centre])?;
+        let squares = cx.add(Mul, &[centred, centred])?;
+        let variance = cx.add(mean, &[squares])?;
+        let (epsilon, one) = (cx.number(x, epsilon.get())?, cx.number(x, 1.0)?);
+        let widened = cx.add(Add, &[variance, epsilon])?;
+        let deviation = cx.add(Sqrt, &[widened])?;
+        outputs.extend([centre, cx.add(Div, &[one, deviation])?]);
+    }
+    Ok(outputs)
 }
 
 /// `Softmax`: along one axis since operator set 13, along all from `axis` on before.

@@ -129,14 +129,18 @@ pub(super) fn split(cx: &mut Importer, call: &Call) -> Imported {
         call.ints("split")?.map(|list| list.iter().copied().map(Dim::from).collect())
     } else {
         match call.optional(1) {
-            Some(_) => Some(cx.known_ints(call, 1, "the lengths of the parts")?.values),
+            Some(_) => Some(cx.known_ints(call, 1, "the length of the parts")?.values),
             None => None,
         }
     };
-    let wanted = call.optional_int("num_outputs")?.and_then(|n| usize::try_from(n).ok());
+    if let Some(parts) = call.optional_int("num_outputs")?
+        && parts != call.outputs() as i64
+    {
+        return Err(Refusal::Invalid(format!("expected {parts} outputs, found {}", call.outputs())));
+    }
     let lengths = match given {
         Some(lengths) => lengths,
-        None => equal_lengths(&extent, wanted.unwrap_or(call.outputs()))?,
+        None => equal_lengths(&extent, call.outputs())?,
     };
     let mut parts = Vec::new();
     let mut start = Dim::default();

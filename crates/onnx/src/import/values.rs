@@ -75,7 +75,9 @@ impl Importer<'_> {
         let [ty] = types.as_slice() else { return Ok(None) };
         // A float is folded only as a single number; tables and weights are left to the passes.
         let limit = if ty.dtype.is_float() { 1 } else { MAX_KNOWN };
-        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && count(s) <= limit) else {
+        // Windows may be large where operand and result are small.
+        let windowed = matches!(op, Op::Conv(_) | Op::Pool(_));
+        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && !windowed && count(s) <= limit) else {
             return Ok(None);
         };
         let small = |v: &Value| self.graph.constant(*v).map(|p| p.tensor()).filter(|t| t.len() <= MAX_KNOWN);
@@ -92,7 +94,8 @@ impl Importer<'_> {
         let Some(known) = inputs.iter().map(|v| self.ints(*v)).collect::<Option<Vec<IntTensor>>>() else {
             return Ok(None);
         };
-        match evaluate(op, &known, &shape) {
+        let readable = |d: &Dim| d.to_string().len() <= super::MAX_EXTENT_TEXT;
+        match evaluate(op, &known, &shape).filter(|values| values.iter().all(readable)) {
             Some(values) => self.int_leaf(ty.dtype, &shape, values),
             None => Ok(None),
         }

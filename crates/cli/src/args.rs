@@ -1,0 +1,213 @@
+//! Arguments that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use margay_driver::{CompileOptions, Goal, Samples};
+use margay_onnx::read_tensor;
+use margay_passes::sketch::SCHEMES;
+use margay_plan::{Budget, Plan};
+use margay_tensor::{Tensor, npy};
+
+use crate::error::{self, Failure};
+
+/// What to compile for.
+#[derive(clap::Args)]
+pub(crate) struct GoalArgs {
+    #[command(flatten)]
+    dims: DimArgs,
+    /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
+    /// reported.
+    #[arg(long, value_name = "FILE.npz")]
+    calibrate: Option<PathBuf>,
+    /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E.
+    #[arg(long, value_name = "E", value_parser = positive, requires = "calibrate", group = "goal")]
+    max_error: Option<f64>,
+    /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
+    /// bytes as in 1500000 or 1.5MB.
+    #[arg(long, value_name = "50%|N", group = "goal")]
+    budget_bytes: Option<Budget>,
+    /// As exact as possible with a predicted time of one run of so many milliseconds.
+    #[arg(long, value_name = "MS", value_parser = positive, group = "goal")]
+    budget_ms: Option<f64>,
+    /// Replay the choices of a plan.
+    #[arg(long, value_name = "FILE.toml", group = "goal")]
+    plan: Option<PathBuf>,
+    /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4.
+    #[arg(long, value_name = "NAME", default_value = "native")]
+    target_cpu: String,
+    /// Seed of the random numbers.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Threads that times are predicted for.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    predict_threads: usize,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+impl GoalArgs {
+    /// Whether nothing is to be sketched.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.goal() == Goal::Dense && self.plan.is_none()
+    }
+
+    /// Whether any of these options was given that only makes sense for a model that is compiled.
+    pub(crate) fn is_default(&self) -> bool {
+        self.is_dense() && self.dims.is_empty() && self.calibrate.is_none()
+    }
+
+    fn goal(&self) -> Goal {
+        match (self.max_error, self.budget_bytes, self.budget_ms) {
+            (Some(e), _, _) => Goal::Error(e),
+            (_, Some(budget), _) => Goal::Bytes(budget),
+            (_, _, Some(ms)) => Goal::Seconds(ms / 1e3),
+            _ => Goal::Dense,
+        }
+    }
+
+    /// The driver's options; reads the plan.
+    pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
+        Ok(CompileOptions {
+            goal: self.goal(),
+            plan: self.plan.as_deref().map(read_plan).transpose()?,
+            dims: self.dims.get(),
+            target_cpu: self.target_cpu.clone(),
+            seed: self.seed,
+            threads: self.threads.get(),
+            predict_threads: self.predict_threads,
+        })
+    }
+
+    /// The calibration samples.
+    pub(crate) fn samples(&self) -> Result<Option<Samples>, Failure> {
+        Ok(self.calibrate.as_deref().map(Samples::open).transpose()?)
+    }
+}
+
+fn read_plan(path: &Path) -> Result<Plan, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
+    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+    Plan::from_toml(&text, &schemes).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))
+}
+
+/// Values of dimensions that a model leaves open.
+#[derive(clap::Args)]
+pub(crate) struct DimArgs {
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each. Without it
+    /// the samples tell, and the leading dimension is 1.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
+    dims: Vec<(String, Vec<i64>)>,
+}
+
+impl DimArgs {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.dims.is_empty()
+    }
+
+    /// Each name once, with all its values.
+    pub(crate) fn get(&self) -> Vec<(String, Vec<i64>)> {
+        let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
+        for (name, values) in &self.dims {
+            match dims.iter_mut().find(|(n, _)| n == name) {
+                Some((_, all)) => all.extend(values),
+                None => dims.push((name.clone(), values.clone())),
+            }
+        }
+        dims
+    }
+}
+
+/// How many threads.
+#[derive(clap::Args)]
+pub(crate) struct ThreadArgs {
+    /// Threads to work with [default: all]. Results do not depend on it.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+}
+
+impl ThreadArgs {
+    pub(crate) fn get(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// The inputs of a run.
+#[derive(clap::Args)]
+pub(crate) struct InputArgs {
+    /// The inputs: a .npz file with the names of the inputs as keys, or NAME=FILE with an .npy or .pb file for each
+    /// input. A leading axis longer than the batch of the model is fed batch by batch.
+    #[arg(long, value_name = "FILE.npz|NAME=FILE", required = true)]
+    inputs: Vec<String>,
+}
+
+impl InputArgs {
+    /// Reads all inputs.
+    pub(crate) fn read(&self) -> Result<Vec<(String, Tensor)>, Failure> {
+        let mut all: Vec<(String, Tensor)> = Vec::new();
+        for text in &self.inputs {
+            for (name, tensor) in read_inputs(text)? {
+                if all.iter().any(|(n, _)| *n == name) {
+                    return Err(Failure::usage(format!("input `{name}` is given twice")));
+                }
+                all.push((name, tensor));
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn read_inputs(text: &str) -> Result<Vec<(String, Tensor)>, Failure> {
+    let named = text.split_once('=').filter(|_| !Path::new(text).exists());
+    let path = Path::new(named.map_or(text, |(_, path)| path));
+    let extension = path.extension().map_or(String::new(), |e| e.to_string_lossy().to_lowercase());
+    let name = named.map(|(name, _)| name.to_string());
+    match (extension.as_str(), name) {
+        ("npz", None) => {
+            let file = std::fs::File::open(path).map_err(|e| Failure::read(path, e))?;
+            npy::read_npz(std::io::BufReader::new(file)).map_err(|e| error::arrays(path, e))
+        }
+        ("npy", Some(name)) => {
+            let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
+            Ok(vec![(name, npy::read_npy(&bytes).map_err(|e| error::arrays(path, e))?)])
+        }
+        ("pb", name) => {
+            let (own, tensor) = read_tensor(path)?;
+            Ok(vec![(name.unwrap_or(own), tensor)])
+        }
+        _ => Err(Failure::usage(format!(
+            "inputs `{text}`: expected FILE.npz, NAME=FILE.npy, NAME=FILE.pb or FILE.pb"
+        ))),
+    }
+}
+
+fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
+    let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
+    let extent = |v: &str| match v.trim().parse::<i64>() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err(format!("`{v}` is not an extent, expected a whole number of at least 1")),
+    };
+    Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if v > 0.0 && v.is_finite() => Ok(v),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+/// A number of at least 0, for tolerances.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if v >= 0.0 && v.is_finite() => Ok(v),
+        _ => Err("expected a number of at least 0".into()),
+    }
+}
+
+/// A count.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1024".into()),
+    }
+}

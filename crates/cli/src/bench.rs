@@ -1,0 +1,168 @@
+//! `margay bench`: models against one another: time, bytes, and the error without which a time says nothing.
+//!
+//! `--json` prints an object:
+//!
+//! - `models`: one object per model, in the order given, with `path`; `median_ms` and `min_ms` of running all inputs
+//!   once; `stored_bytes`, the constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
+//!   code, intermediate results, scratch, outputs; `error` with `relative_l2` and `cosine` of all floating point outputs
+//!   together against the first model; `predicted_ms` from the cost model, or null without one or without a graph.
+//! - `runs`: into how many runs the inputs are cut for each model; `rounds`: how often all were run;
+//!   `threads`; `machine`: processor class and number of logical processors.
+
+use std::path::PathBuf;
+
+use margay_driver::compare::ErrorSum;
+use margay_kernels_cpu::CpuTarget;
+use margay_loops::Target;
+use serde::Serialize;
+
+use crate::args::{InputArgs, ThreadArgs, at_least_one};
+use crate::error::Failure;
+use crate::feed::{self, Chunk};
+use crate::model::{Model, stored_bytes};
+use crate::table::{Table, bytes, significant};
+use crate::{Reply, json, timing};
+
+/// Compare the speed of models, with the bytes they store and their error against the first.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// ONNX files or artifacts; the first one is the reference.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    #[command(flatten)]
+    inputs: InputArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// How often all models are run [default: for about three seconds, 5 to 200 times].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    rounds: Option<usize>,
+    /// Print JSON: {"models":[{"path","median_ms","min_ms","stored_bytes","peak_bytes","error":{"relative_l2",
+    /// "cosine"},"predicted_ms"}],"runs","rounds","threads","machine"}.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    models: Vec<Line>,
+    runs: Vec<usize>,
+    rounds: usize,
+    threads: usize,
+    machine: String,
+}
+
+#[derive(Serialize)]
+struct Line {
+    path: String,
+    median_ms: f64,
+    min_ms: f64,
+    stored_bytes: u64,
+    peak_bytes: u64,
+    error: Error,
+    predicted_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Error {
+    relative_l2: f64,
+    cosine: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let threads = args.threads.get();
+    let inputs = args.inputs.read()?;
+    let mut models =
+        args.models.iter().map(|path| Model::open(path, threads)).collect::<Result<Vec<_>, _>>()?;
+    let chunks = chunks_of(&models, &inputs)?;
+
+    let mut errors = Vec::new();
+    let mut reference = None;
+    for (model, chunks) in models.iter_mut().zip(&chunks) {
+        let outputs = model.run(chunks)?;
+        let mut sum = ErrorSum::default();
+        sum.add(reference.as_ref().unwrap_or(&outputs), &outputs, 1)?;
+        let error = sum.measure();
+        errors.push(Error { relative_l2: error.relative_l2, cosine: error.cosine });
+        reference.get_or_insert(outputs);
+    }
+    let mut pairs: Vec<(&mut Model, &[Chunk])> =
+        models.iter_mut().zip(&chunks).map(|(m, c)| (m, c.as_slice())).collect();
+    let (times, rounds) = timing::interleaved(&mut pairs, args.rounds)?;
+
+    let mut lines = Vec::new();
+    for (((model, chunks), times), error) in models.iter_mut().zip(&chunks).zip(times).zip(errors) {
+        let session = model.session(&chunks[0].inputs)?;
+        let executable = session.executable();
+        let stored = stored_bytes(executable);
+        let peak = stored + (executable.code_bytes() + session.peak_bytes()) as u64;
+        lines.push(Line {
+            path: model.path.clone(),
+            median_ms: times.median_ms,
+            min_ms: times.min_ms,
+            stored_bytes: stored,
+            peak_bytes: peak,
+            error,
+            predicted_ms: model.predicted_ms(chunks)?,
+        });
+    }
+    let report = Report {
+        models: lines,
+        runs: chunks.iter().map(Vec::len).collect(),
+        rounds,
+        threads,
+        machine: machine(),
+    };
+    Ok(if args.json { json(&report)? } else { text(&report) }.into())
+}
+
+/// The chunks for each model. One that takes any batch is run on the same chunks as the first that does not, so that
+/// the same work is compared.
+pub(crate) fn chunks_of(models: &[Model], inputs: &feed::Arrays) -> Result<Vec<Vec<Chunk>>, Failure> {
+    let sizes: Vec<Vec<usize>> = models.iter().map(|m| m.batch_sizes(inputs)).collect();
+    let bound = sizes.iter().find(|s| !s.is_empty()).cloned().unwrap_or_default();
+    let chunks = models.iter().zip(&sizes).map(|(model, own)| {
+        let takes_any = own.is_empty() && model.takes_any_batch();
+        feed::cut(inputs, if takes_any { &bound } else { own })
+    });
+    chunks.collect()
+}
+
+fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {processors} logical processors", CpuTarget::native().name())
+}
+
+fn text(report: &Report) -> String {
+    let mut table = Table::new(&[
+        "model",
+        ">median ms",
+        ">min ms",
+        ">predicted ms",
+        ">speed-up",
+        ">stored",
+        ">peak",
+        ">relative error",
+        ">cosine",
+    ]);
+    let first = report.models.first().map_or(f64::NAN, |m| m.median_ms);
+    for m in &report.models {
+        table.row([
+            m.path.clone(),
+            significant(m.median_ms),
+            significant(m.min_ms),
+            m.predicted_ms.map_or("-".into(), significant),
+            format!("{:.2}x", first / m.median_ms),
+            bytes(m.stored_bytes),
+            bytes(m.peak_bytes),
+            significant(m.error.relative_l2),
+            format!("{:.5}", m.error.cosine),
+        ]);
+    }
+    let runs: Vec<String> = report.runs.iter().map(ToString::to_string).collect();
+    let same = report.runs.iter().all(|r| r == &report.runs[0]);
+    let runs = if same { runs[0].clone() } else { runs.join(", ") };
+    format!(
+        "{table}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
+        report.machine, report.threads, report.rounds
+    )
+}

@@ -1,0 +1,141 @@
+//! `margay compile`: from a model to an artifact.
+//!
+//! `--json`, and `--report` into a file, give [`margay_driver::Report`]: an object with `model`, `model_hash`,
+//! `target_cpu`, `cost_model`, `threads`, `seed`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
+//! `flops_before`, `flops_after`, `predicted_ms_before`, `predicted_ms_after`, `held_out` (`relative_l2`, `cosine`,
+//! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, `rank`,
+//! `bytes_before`, `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`)
+//! and `remarks`.
+
+use std::path::PathBuf;
+
+use margay_driver::{Compiled, Dump, Report, compile_with, open_with};
+
+use crate::args::GoalArgs;
+use crate::error::Failure;
+use crate::progress::Bars;
+use crate::save::{check_writable, save_text};
+use crate::table::{Table, bytes, count, percent, significant};
+use crate::{Reply, json};
+
+/// Compile a model into an artifact, sketched if a goal or a plan is given.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// An ONNX file.
+    #[arg(value_name = "MODEL.onnx")]
+    model: PathBuf,
+    /// The artifact to write.
+    #[arg(short, long, value_name = "OUT.margay")]
+    output: PathBuf,
+    #[command(flatten)]
+    goal: GoalArgs,
+    /// Write what was chosen for each layer, to be replayed with --plan.
+    #[arg(long, value_name = "FILE.toml")]
+    save_plan: Option<PathBuf>,
+    /// Write the sketched model as ONNX as well.
+    #[arg(long, value_name = "FILE.onnx")]
+    export: Option<PathBuf>,
+    /// Write what was done and why.
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// Write the graph after every pass, and the program, into a folder.
+    #[arg(long, value_name = "FOLDER")]
+    dump_dir: Option<PathBuf>,
+    /// Leave graph, plan and report out of the artifact; `export`, `explain` and `compare` by layers need them.
+    #[arg(long)]
+    strip: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let files = [Some(&args.output), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
+    files.into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    let options = args.goal.options()?;
+    let samples = args.goal.samples()?;
+    let mut dump = match &args.dump_dir {
+        Some(folder) => Dump::to(folder, &command_line())?,
+        None => Dump::none(),
+    };
+    let source = open_with(&args.model, &mut dump)?;
+    let compiled = {
+        let bars = Bars::new();
+        compile_with(&source, samples.as_ref(), &options, &bars, &mut dump)?
+    };
+    let plan = compiled.plan.to_toml().map_err(margay_driver::DriverError::from)?;
+    let report = json(&compiled.report)?;
+    compiled.write(&args.output, args.strip, &mut dump)?;
+    if let Some(path) = &args.export {
+        compiled.export(path)?;
+    }
+    if let Some(path) = &args.save_plan {
+        save_text(path, &plan)?;
+    }
+    if let Some(path) = &args.report {
+        save_text(path, &report)?;
+    }
+    dump.finish()?;
+    Ok(if args.json { report } else { summary(&compiled, args) }.into())
+}
+
+fn command_line() -> String {
+    std::env::args().collect::<Vec<String>>().join(" ")
+}
+
+fn summary(compiled: &Compiled, args: &Args) -> String {
+    let mut text = totals(&compiled.report);
+    let size = std::fs::metadata(&args.output).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
+    text += &format!("\nwrote {}{size}\n", args.output.display());
+    for path in [&args.export, &args.save_plan, &args.report].into_iter().flatten() {
+        text += &format!("wrote {}\n", path.display());
+    }
+    text
+}
+
+/// The whole model before and after, and the error.
+pub(crate) fn totals(report: &Report) -> String {
+    let dims: Vec<String> = report.dims.iter().map(|(name, v)| format!("{name} = {v}")).collect();
+    let dims = if dims.is_empty() { String::new() } else { format!(" for {}", dims.join(", ")) };
+    let mut table = Table::new(&["", ">dense", ">sketched", ">share"]);
+    let mut row = |name: String, before: String, after: String, share: String| {
+        table.row([name, before, after, share]);
+    };
+    row(
+        "weights of layers".into(),
+        bytes(report.bytes_before),
+        bytes(report.bytes_after),
+        percent(report.bytes_after as f64, report.bytes_before as f64),
+    );
+    row(
+        format!("operations{dims}"),
+        count(report.flops_before),
+        count(report.flops_after),
+        percent(report.flops_after as f64, report.flops_before as f64),
+    );
+    row(
+        format!("predicted ms, {} thread(s)", report.threads),
+        significant(report.predicted_ms_before),
+        significant(report.predicted_ms_after),
+        percent(report.predicted_ms_after, report.predicted_ms_before),
+    );
+    let sketched = report.modules.iter().filter(|m| m.rank > 0).count();
+    let mut text = format!("{}: {}, for {}\n\n{table}\n", report.model, report.goal, report.target_cpu);
+    text += &match report.modules.len() {
+        0 => "nothing is sketched without a goal\n".to_string(),
+        all => format!("{sketched} of {all} layers sketched\n"),
+    };
+    text += &match &report.held_out {
+        Some(e) => format!(
+            "on {} samples held out: relative error {}, cosine {:.5}\n",
+            e.samples,
+            significant(e.relative_l2),
+            e.cosine
+        ),
+        None if sketched > 0 => {
+            "the error is not known: give samples with --calibrate to measure it\n".to_string()
+        }
+        None => String::new(),
+    };
+    text
+}

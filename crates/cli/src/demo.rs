@@ -1,0 +1,191 @@
+//! `margay demo`: the main job on a small trained model that is part of the program.
+//!
+//! `--json` prints an object with `dense` and `sketched`, each with `stored_bytes`, `flops`, `median_ms`, `accuracy`;
+//! `relative_l2` and `cosine` of the outputs on the labelled samples; `limit` and `held_out` error; `layers`: those
+//! that were sketched, as in `margay compile --json`; `machine` facts are left to `margay bench`.
+
+use std::path::Path;
+
+use margay_driver::compare::ErrorSum;
+use margay_driver::{CompileOptions, Dump, Goal, ModuleReport, Report, Samples, Silent, Source, compile, open};
+use margay_tensor::{Tensor, npy};
+use serde::Serialize;
+
+use crate::args::ThreadArgs;
+use crate::error::Failure;
+use crate::feed::{self, Chunk};
+use crate::model::{Model, stored_bytes};
+use crate::progress::Bars;
+use crate::table::{Table, bytes, count, percent, significant};
+use crate::{Reply, json, timing};
+
+const MODEL: &[u8] = include_bytes!("../../../demo/model.onnx");
+const SAMPLES: &[u8] = include_bytes!("../../../demo/samples.npz");
+
+/// Error limit: far more than rounding, and little enough to keep the accuracy.
+const LIMIT: f64 = 0.10;
+
+/// Sketch, compile and run a small trained model that comes with margay, and compare it with the dense one.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print JSON: {"dense":{"stored_bytes","flops","median_ms","accuracy"},"sketched","relative_l2","cosine",
+    /// "limit","held_out":{"relative_l2","cosine","samples"},"layers"}.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    dense: Line,
+    sketched: Line,
+    relative_l2: f64,
+    cosine: f64,
+    limit: f64,
+    held_out: Option<margay_driver::ErrorMeasure>,
+    layers: Vec<ModuleReport>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    stored_bytes: u64,
+    flops: u64,
+    median_ms: f64,
+    accuracy: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let threads = args.threads.get();
+    let io = |e: std::io::Error| Failure::usage(format!("cannot make a temporary folder: {e}"));
+    let folder = tempfile::Builder::new().prefix("margay-demo-").tempdir().map_err(io)?;
+    let onnx = folder.path().join("model.onnx");
+    std::fs::write(&onnx, MODEL).map_err(io)?;
+    let source = open(&onnx)?;
+    let arrays = npy::read_npz(std::io::Cursor::new(SAMPLES))
+        .map_err(|e| crate::error::arrays(Path::new("demo/samples.npz"), e))?;
+    let calibration = Samples::new(vec![("image".into(), pixels(&arrays, "calibration_image")?)])?;
+    let images = vec![("image".to_string(), pixels(&arrays, "image")?)];
+    let labels = array(&arrays, "label")?.to_vec::<i64>().unwrap_or_default();
+
+    let sketched_goal = CompileOptions { goal: Goal::Error(LIMIT), threads, ..CompileOptions::default() };
+    let dense_goal = CompileOptions { threads, ..CompileOptions::default() };
+    let (mut sketched, report) =
+        artifact(&source, Some(&calibration), &sketched_goal, &folder.path().join("sketched.margay"), threads)?;
+    let (mut dense, _) = artifact(&source, None, &dense_goal, &folder.path().join("dense.margay"), threads)?;
+
+    let chunks = feed::cut(&images, &sketched.batch_sizes(&images))?;
+    let (expected, found) = (dense.run(&chunks)?, sketched.run(&chunks)?);
+    let mut sum = ErrorSum::default();
+    sum.add(&expected, &found, labels.len())?;
+    let error = sum.measure();
+    let first: &[Chunk] = &chunks[..1];
+    let (times, _) = timing::interleaved(&mut [(&mut dense, first), (&mut sketched, first)], Some(300))?;
+
+    let line = |model: &mut Model, flops, outputs: &feed::Arrays, times: timing::Times| {
+        Ok::<Line, Failure>(Line {
+            stored_bytes: stored_bytes(model.session(&first[0].inputs)?.executable()),
+            flops,
+            median_ms: times.median_ms,
+            accuracy: accuracy(&outputs[0].1, &labels),
+        })
+    };
+    let outcome = Outcome {
+        dense: line(&mut dense, report.flops_before, &expected, times[0])?,
+        sketched: line(&mut sketched, report.flops_after, &found, times[1])?,
+        relative_l2: error.relative_l2,
+        cosine: error.cosine,
+        limit: LIMIT,
+        held_out: report.held_out,
+        layers: report.modules,
+    };
+    Ok(if args.json { json(&outcome)? } else { text(&outcome, labels.len(), threads) }.into())
+}
+
+/// Compiles into a file and opens it.
+fn artifact(
+    source: &Source,
+    samples: Option<&Samples>,
+    options: &CompileOptions,
+    path: &Path,
+    threads: usize,
+) -> Result<(Model, Report), Failure> {
+    let compiled = match samples {
+        Some(_) => compile(source, samples, options, &Bars::new())?,
+        None => compile(source, None, options, &Silent)?,
+    };
+    compiled.write(path, true, &mut Dump::none())?;
+    Ok((Model::open(path, threads)?, compiled.report))
+}
+
+fn array<'a>(arrays: &'a feed::Arrays, name: &str) -> Result<&'a Tensor, Failure> {
+    let found = arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t);
+    found.ok_or_else(|| Failure::new(margay_driver::Kind::Internal, format!("the samples have no `{name}`")))
+}
+
+/// Images as the model takes them: from bytes to numbers from 0 to 1.
+fn pixels(arrays: &feed::Arrays, name: &str) -> Result<Tensor, Failure> {
+    let bytes = array(arrays, name)?;
+    let data: Vec<f32> = bytes.bytes().iter().map(|&b| f32::from(b) / 255.0).collect();
+    Tensor::from_slice(bytes.shape(), &data)
+        .map_err(|e| Failure::new(margay_driver::Kind::Internal, e.to_string()))
+}
+
+/// The share of rows whose largest element is at the place the label says.
+fn accuracy(logits: &Tensor, labels: &[i64]) -> f64 {
+    let data = logits.to_vec::<f32>().unwrap_or_default();
+    let classes = (data.len() / labels.len().max(1)).max(1);
+    let right = data.chunks_exact(classes).zip(labels).filter(|(row, label)| {
+        let best = (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        best.is_some_and(|b| b as i64 == **label)
+    });
+    right.count() as f64 / labels.len().max(1) as f64
+}
+
+fn text(o: &Outcome, samples: usize, threads: usize) -> String {
+    let mut table = Table::new(&["", ">dense", ">sketched", ">share"]);
+    let (d, s) = (&o.dense, &o.sketched);
+    let mut row = |name: &str, cells: [String; 3]| {
+        let [dense, sketched, share] = cells;
+        table.row([name.to_string(), dense, sketched, share]);
+    };
+    let share = |a: f64, b: f64| percent(b, a);
+    row(
+        "stored bytes",
+        [
+            bytes(d.stored_bytes),
+            bytes(s.stored_bytes),
+            share(d.stored_bytes as f64, s.stored_bytes as f64),
+        ],
+    );
+    row("operations", [count(d.flops), count(s.flops), share(d.flops as f64, s.flops as f64)]);
+    row("median ms", [significant(d.median_ms), significant(s.median_ms), share(d.median_ms, s.median_ms)]);
+    row("accuracy", [percent(d.accuracy, 1.0), percent(s.accuracy, 1.0), String::new()]);
+    row("relative output error", ["0".into(), significant(o.relative_l2), String::new()]);
+
+    let mut layers = Table::new(&["layer", "kind", ">matrix", "now", ">bytes", ">layer error"]);
+    for m in &o.layers {
+        layers.row([
+            m.name.clone(),
+            m.kind.clone(),
+            format!("{} x {}", m.d_in, m.d_out),
+            if m.rank > 0 { format!("{}, rank {}", m.scheme, m.rank) } else { m.scheme.clone() },
+            format!("{} of {}", bytes(m.bytes_after), bytes(m.bytes_before)),
+            significant(m.layer_error),
+        ]);
+    }
+    let held_out = o.held_out.as_ref().map_or(String::new(), |e| {
+        format!(" (measured on {} images held out: {})", e.samples, significant(e.relative_l2))
+    });
+    format!(
+        "A convolutional network for 28 x 28 images of clothes, trained elsewhere, sketched under a limit of {} on the\n\
+         relative error of its outputs{held_out}, compiled for this processor and run on {samples} labelled\n\
+         images, one at a time, on {threads} thread(s).\n\n{table}\n{layers}\n\
+         A model of your own:\n\n\
+         \x20   margay check    MODEL.onnx\n\
+         \x20   margay compile  MODEL.onnx -o MODEL.margay --calibrate SAMPLES.npz --max-error 0.05\n\
+         \x20   margay bench    MODEL.onnx MODEL.margay --inputs SAMPLES.npz\n\n\
+         SAMPLES.npz holds arrays under the names of the model's inputs, with one sample per row.\n",
+        o.limit
+    )
+}

@@ -1,0 +1,107 @@
+//! `margay explain`: what became of every layer, and why.
+//!
+//! `--json` prints the report that `margay compile --json` prints.
+
+use std::path::PathBuf;
+
+use margay_driver::{Report, Source, compile, open};
+use margay_passes::sketch::modules;
+
+use crate::args::GoalArgs;
+use crate::compile::totals;
+use crate::error::Failure;
+use crate::model::{is_artifact, open_artifact};
+use crate::progress::Bars;
+use crate::table::{Table, bytes, significant};
+use crate::{Reply, json};
+
+/// Tell for every layer what it is replaced by and why, or why it is kept.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// An ONNX file, which is then compiled but not written, or an artifact.
+    #[arg(value_name = "MODEL.onnx|ARTIFACT")]
+    model: PathBuf,
+    #[command(flatten)]
+    goal: GoalArgs,
+    /// Print the report as JSON, in the form of `margay compile --json`.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let (report, layers) = if is_artifact(&args.model)? {
+        if !args.goal.is_default() {
+            return Err(Failure::usage("an artifact has been compiled: goals and samples do not apply to it"));
+        }
+        (report_of(&open_artifact(&args.model)?)?, String::new())
+    } else {
+        let (options, samples) = (args.goal.options()?, args.goal.samples()?);
+        let source = open(&args.model)?;
+        let bars = Bars::new();
+        let compiled = compile(&source, samples.as_ref(), &options, &bars)?;
+        (compiled.report, if args.goal.is_dense() { candidates(&source) } else { String::new() })
+    };
+    Ok(if args.json { json(&report)? } else { text(&report) + &layers }.into())
+}
+
+/// The report an artifact carries.
+pub(crate) fn report_of(artifact: &margay_artifact::Artifact) -> Result<Report, Failure> {
+    let path = artifact.path().display();
+    let Some(bytes) = artifact.source("report.json")? else {
+        let message = format!("`{path}` was stripped: it does not carry its report");
+        return Err(Failure::usage(message).help("compile the model again without `--strip`"));
+    };
+    serde_json::from_slice(bytes).map_err(|e| {
+        Failure::new(margay_driver::Kind::Malformed, format!("`{path}`: the report is malformed: {e}"))
+    })
+}
+
+fn text(report: &Report) -> String {
+    let mut table = Table::new(&[
+        "layer",
+        "kind",
+        ">matrix",
+        "now",
+        ">bytes",
+        ">share",
+        ">layer error",
+        ">output error",
+        "why",
+    ]);
+    for m in &report.modules {
+        table.row([
+            m.name.clone(),
+            m.kind.clone(),
+            format!("{} x {}", m.d_in, m.d_out),
+            if m.rank > 0 { format!("{}, rank {}", m.scheme, m.rank) } else { m.scheme.clone() },
+            bytes(m.bytes_after),
+            crate::table::percent(m.bytes_after as f64, m.bytes_before as f64),
+            significant(m.layer_error),
+            m.output_error.map_or("-".into(), significant),
+            m.why.clone(),
+        ]);
+    }
+    let mut text = totals(report);
+    if !table.is_empty() {
+        text += &format!("\n{table}");
+    }
+    if !report.remarks.is_empty() {
+        text += "\nRewrites that were considered:\n";
+        report.remarks.iter().for_each(|r| text += &format!("  {r}\n"));
+    }
+    text
+}
+
+/// The layers that could be sketched, where no goal was given.
+fn candidates(source: &Source) -> String {
+    let mut table = Table::new(&["layer", "kind", ">matrix", ">bytes"]);
+    for m in modules(&source.graph) {
+        table.row([m.name.clone(), m.kind.name().into(), format!("{} x {}", m.d_in, m.d_out), bytes(m.bytes())]);
+    }
+    if table.is_empty() {
+        return "\nThe model has no layers that could be sketched.\n".into();
+    }
+    format!(
+        "\nLayers that could be sketched; give --max-error, --budget-bytes or --budget-ms to see what for:\n{table}"
+    )
+}

@@ -1,0 +1,53 @@
+//! `margay export`: a sketched model as plain ONNX.
+
+use std::path::PathBuf;
+
+use margay_driver::{compile, export_graph, open, open_artifact_graph};
+use margay_passes::sketch::SCHEMES;
+use margay_plan::Plan;
+
+use crate::args::GoalArgs;
+use crate::error::Failure;
+use crate::explain::report_of;
+use crate::model::{is_artifact, open_artifact};
+use crate::progress::Bars;
+use crate::save::check_writable;
+use crate::{Reply, note};
+
+/// Write the sketched model as ONNX: ordinary operators, original names, open dimensions still open.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// An artifact, or an ONNX file, which is sketched if a goal or a plan is given.
+    #[arg(value_name = "ARTIFACT|MODEL.onnx")]
+    model: PathBuf,
+    /// The ONNX file to write.
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: PathBuf,
+    #[command(flatten)]
+    goal: GoalArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    check_writable(&args.output)?;
+    if is_artifact(&args.model)? {
+        if !args.goal.is_default() {
+            return Err(Failure::usage("an artifact has been compiled: goals and samples do not apply to it"));
+        }
+        let artifact = open_artifact(&args.model)?;
+        let graph = open_artifact_graph(&artifact)?;
+        let plan = artifact.source("plan.toml")?.unwrap_or_default();
+        let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+        let plan = Plan::from_toml(&String::from_utf8_lossy(plan), &schemes)
+            .map_err(margay_driver::DriverError::from)?;
+        export_graph(&graph, Some((&plan, &report_of(&artifact)?)), &args.output)?;
+    } else if args.goal.is_dense() {
+        export_graph(&open(&args.model)?.graph, None, &args.output)?;
+    } else {
+        let (options, samples) = (args.goal.options()?, args.goal.samples()?);
+        let source = open(&args.model)?;
+        let bars = Bars::new();
+        compile(&source, samples.as_ref(), &options, &bars)?.export(&args.output)?;
+    }
+    note(format!("wrote {}", args.output.display()));
+    Ok(Reply::default())
+}

@@ -1,0 +1,97 @@
+//! Inputs longer than the batch a model was compiled for: fed batch by batch, outputs put together again.
+
+use margay_driver::Samples;
+use margay_tensor::Tensor;
+
+use crate::error::Failure;
+
+/// Named tensors.
+pub(crate) type Arrays = Vec<(String, Tensor)>;
+
+/// The inputs of one run.
+pub(crate) struct Chunk {
+    pub(crate) inputs: Arrays,
+    /// The rows that were asked for and those that are run, where the leading axis was cut; a last chunk that would
+    /// be too short repeats its last row.
+    cut: Option<(usize, usize)>,
+}
+
+/// The extent of the leading axis that all arrays share, if they do.
+pub(crate) fn rows(inputs: &[(String, Tensor)]) -> Option<usize> {
+    let first = inputs.first()?.1.shape().first().copied()?;
+    inputs.iter().all(|(_, t)| t.shape().first() == Some(&first)).then_some(first)
+}
+
+/// Cuts inputs along their leading axis into chunks of the sizes given, rising; no sizes: one run with all of them.
+pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Chunk>, Failure> {
+    let (Some(rows), Some(&smallest)) = (rows(inputs), sizes.first()) else {
+        return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
+    };
+    let samples = Samples::new(inputs.to_vec())?;
+    let mut chunks = Vec::new();
+    let mut at = 0;
+    while at < rows {
+        let left = rows - at;
+        let size = sizes.iter().rfind(|s| **s <= left).copied().unwrap_or(smallest);
+        let taken = size.min(left);
+        let picked: Vec<usize> = (0..size).map(|i| at + i.min(taken - 1)).collect();
+        chunks.push(Chunk { inputs: samples.pick(&picked)?, cut: Some((taken, size)) });
+        at += taken;
+    }
+    Ok(chunks)
+}
+
+/// The outputs of all chunks, put together along their leading axis.
+pub(crate) fn join(chunks: &[Chunk], mut outputs: Vec<Arrays>) -> Result<Arrays, Failure> {
+    if chunks.iter().all(|c| c.cut.is_none()) {
+        return Ok(outputs.pop().unwrap_or_default());
+    }
+    let names: Vec<String> = outputs.first().map_or(vec![], |o| o.iter().map(|(n, _)| n.clone()).collect());
+    let mut joined = Vec::new();
+    for (i, name) in names.into_iter().enumerate() {
+        let (mut bytes, mut total) = (Vec::new(), 0);
+        for (chunk, output) in chunks.iter().zip(&outputs) {
+            let t = &output[i].1;
+            let (taken, size) = chunk.cut.unwrap_or_default();
+            if t.shape().first() != Some(&size) {
+                return Err(Failure::usage(format!(
+                    "output `{name}` has shape {:?} for a batch of {size}: outputs without a batch axis cannot be put together",
+                    t.shape()
+                ))
+                .help("give inputs of the shapes the model was compiled for"));
+            }
+            bytes.extend_from_slice(&t.bytes()[..t.bytes().len() / size * taken]);
+            total += taken;
+        }
+        let first = &outputs[0][i].1;
+        let mut shape = first.shape().to_vec();
+        shape[0] = total;
+        let tensor = Tensor::from_bytes(first.dtype(), &shape, &bytes)
+            .map_err(|e| Failure::usage(format!("output `{name}`: {e}")))?;
+        joined.push((name, tensor));
+    }
+    Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(rows: usize) -> Arrays {
+        let data: Vec<f32> = (0..rows * 2).map(|i| i as f32).collect();
+        vec![("x".into(), Tensor::from_slice(&[rows, 2], &data).unwrap())]
+    }
+
+    #[test]
+    fn chunks_join_to_what_was_cut() {
+        for (rows, sizes, expected) in
+            [(5, vec![2], vec![2, 2, 2]), (5, vec![1, 4], vec![4, 1]), (3, vec![4], vec![4]), (3, vec![], vec![3])]
+        {
+            let chunks = cut(&array(rows), &sizes).unwrap();
+            let extents: Vec<usize> = chunks.iter().map(|c| c.inputs[0].1.shape()[0]).collect();
+            assert_eq!(extents, expected);
+            let outputs = chunks.iter().map(|c| c.inputs.clone()).collect();
+            assert_eq!(join(&chunks, outputs).unwrap(), array(rows));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The command line of margay: argument parsing and printing.
+//!
+//! Each command is one file with a `struct Args` and a `fn run` that returns what stdout is to say. Results go to
+//! stdout, everything else to stderr; exit codes are listed in `error`. Commands that report take `--json`; the head of
+//! each file documents what it prints then.
+//!
+//! Deliberately absent: anything a program that uses the `margay-driver` crate could not do.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod check;
+mod compare;
+mod compile;
+mod demo;
+mod error;
+mod explain;
+mod export;
+mod feed;
+mod inspect;
+mod model;
+mod opt;
+mod progress;
+mod run;
+mod save;
+mod table;
+mod timing;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Failure;
+
+/// Compiles ONNX models into sketched executables: expensive layers are replaced by randomized or low-rank ones where
+/// that pays and where the error stays inside a budget.
+#[derive(Parser)]
+#[command(name = "margay", version, max_term_width = 100, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 a requested check failed (error limit, budget, comparison); 2 bad usage or unsupported
+model; 3 unreadable or malformed file; 4 device not available; 101 a bug of margay.";
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Compile(compile::Args),
+    Run(run::Args),
+    Bench(bench::Args),
+    Compare(compare::Args),
+    Explain(explain::Args),
+    Inspect(inspect::Args),
+    Check(check::Args),
+    Export(export::Args),
+    Opt(opt::Args),
+}
+
+/// What a command has to say.
+#[derive(Default)]
+struct Reply {
+    /// For stdout.
+    text: String,
+    /// A check that was asked for and failed, or problems that were found.
+    failure: Option<Failure>,
+}
+
+impl From<String> for Reply {
+    fn from(text: String) -> Reply {
+        Reply { text, failure: None }
+    }
+}
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("error: this is a bug of margay: {panic}");
+        eprintln!("help: please report it with the command and, if possible, the model");
+    }));
+    let reply = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Compile(args) => compile::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Opt(args) => opt::run(&args),
+    };
+    let reply = reply.unwrap_or_else(|failure| Reply { text: String::new(), failure: Some(failure) });
+    // Whoever stops reading early, as `head` does, has seen enough.
+    let _ = std::io::stdout().write_all(reply.text.as_bytes());
+    match reply.failure {
+        None => ExitCode::SUCCESS,
+        Some(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Says something on stderr that is no error.
+fn note(text: impl std::fmt::Display) {
+    eprintln!("note: {text}");
+}
+
+/// A value as indented JSON with a line end.
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value);
+    let internal = |e: serde_json::Error| Failure::new(margay_driver::Kind::Internal, e.to_string());
+    text.map(|text| text + "\n").map_err(internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,182 @@
+//! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
+
+use std::path::Path;
+
+use margay_artifact::Artifact;
+use margay_driver::{Runner, build, open, open_artifact_graph};
+use margay_ir::{Graph, Op, eval};
+use margay_kernels_cpu::CpuTarget;
+use margay_loops::Target;
+use margay_plan::CostModel;
+use margay_runtime::{Executable, Session, SessionOptions};
+use margay_tensor::Tensor;
+
+use crate::error::Failure;
+use crate::feed::{self, Arrays, Chunk};
+
+/// A model that can be run.
+pub(crate) struct Model {
+    /// As it was named on the command line.
+    pub(crate) path: String,
+    threads: usize,
+    form: Form,
+}
+
+enum Form {
+    Graph(Box<Runner>),
+    Artifact(Box<Artifact>, Box<Session>),
+}
+
+/// Whether a file starts as an artifact does.
+pub(crate) fn is_artifact(path: &Path) -> Result<bool, Failure> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Failure::read(path, e))?;
+    file.take(16).read_to_end(&mut head).map_err(|e| Failure::read(path, e))?;
+    Ok(margay_artifact::is_artifact(&head))
+}
+
+/// Opens an artifact and checks all of it.
+pub(crate) fn open_artifact(path: &Path) -> Result<Artifact, Failure> {
+    let artifact = Artifact::open(path)?;
+    artifact.verify_weights()?;
+    Ok(artifact)
+}
+
+impl Model {
+    pub(crate) fn open(path: &Path, threads: usize) -> Result<Model, Failure> {
+        let form = if is_artifact(path)? {
+            let artifact = open_artifact(path)?;
+            let executable = Executable::from_artifact(&artifact)?;
+            let session = Session::new(&executable, SessionOptions { threads })?;
+            Form::Artifact(Box::new(artifact), Box::new(session))
+        } else {
+            let graph = open(path)?.graph;
+            Form::Graph(Box::new(Runner::new(graph, CpuTarget::native(), threads)))
+        };
+        Ok(Model { path: path.display().to_string(), threads, form })
+    }
+
+    /// The graph; `None` for a stripped artifact.
+    pub(crate) fn graph(&self) -> Result<Option<Graph>, Failure> {
+        match &self.form {
+            Form::Graph(runner) => Ok(Some(runner.graph().clone())),
+            Form::Artifact(artifact, _) if artifact.description().sources.is_empty() => Ok(None),
+            Form::Artifact(artifact, _) => Ok(Some(open_artifact_graph(artifact)?)),
+        }
+    }
+
+    /// The sizes that the leading axis of inputs has to be cut into, rising; none where they fit as they are, or where
+    /// cutting does not make them fit.
+    pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)]) -> Vec<usize> {
+        let Some(rows) = feed::rows(inputs) else { return Vec::new() };
+        let mut sizes: Vec<usize> = match &self.form {
+            Form::Graph(runner) => fixed_batch(runner.graph()).into_iter().collect(),
+            Form::Artifact(_, session) => {
+                let entries = session.executable().entries().iter();
+                entries.filter_map(|e| batch_of(&e.parts.inputs, inputs)).collect()
+            }
+        };
+        sizes.sort_unstable();
+        sizes.dedup();
+        if sizes.contains(&rows) { Vec::new() } else { sizes }
+    }
+
+    /// Whether the batch is open.
+    pub(crate) fn takes_any_batch(&self) -> bool {
+        matches!(&self.form, Form::Graph(runner) if fixed_batch(runner.graph()).is_none())
+    }
+
+    /// The session for inputs of these shapes.
+    pub(crate) fn session(&mut self, inputs: &[(String, Tensor)]) -> Result<&mut Session, Failure> {
+        match &mut self.form {
+            Form::Graph(runner) => Ok(runner.session(inputs)?),
+            Form::Artifact(_, session) => Ok(session),
+        }
+    }
+
+    /// Runs all chunks and puts their outputs together.
+    pub(crate) fn run(&mut self, chunks: &[Chunk]) -> Result<Arrays, Failure> {
+        let mut outputs = Vec::new();
+        for chunk in chunks {
+            let borrowed = borrowed(&chunk.inputs);
+            outputs.push(self.session(&chunk.inputs)?.run(&borrowed)?);
+        }
+        feed::join(chunks, outputs)
+    }
+
+    /// Predicted milliseconds of running all chunks; `None` where the graph or a cost model is not at hand.
+    pub(crate) fn predicted_ms(&self, chunks: &[Chunk]) -> Result<Option<f64>, Failure> {
+        let (Some(graph), target) = (self.graph()?, self.target()?) else { return Ok(None) };
+        let Some(cost) = CostModel::builtin(target.name()) else { return Ok(None) };
+        let mut known = Vec::new();
+        let mut total = 0.0;
+        for chunk in chunks {
+            let shape = |name: &str| chunk.inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+            let binding = eval::bind_symbols(&graph, shape).map_err(margay_driver::DriverError::from)?;
+            let seconds = match known.iter().find(|(b, _)| *b == binding) {
+                Some((_, seconds)) => *seconds,
+                None => {
+                    let bound = build::bind(&graph, &binding, &mut margay_driver::Dump::none())?;
+                    let program =
+                        margay_lower::lower(&bound, &target).map_err(margay_driver::DriverError::from)?;
+                    let seconds = build::predicted_seconds(&program, &cost, self.threads);
+                    known.push((binding, seconds));
+                    seconds
+                }
+            };
+            total += seconds * 1e3;
+        }
+        Ok(Some(total))
+    }
+
+    /// The target the model is compiled for.
+    fn target(&self) -> Result<CpuTarget, Failure> {
+        match &self.form {
+            Form::Graph(_) => Ok(CpuTarget::native()),
+            Form::Artifact(artifact, _) => {
+                let name = &artifact.description().target;
+                Ok(CpuTarget::by_name(name).map_err(margay_driver::DriverError::from)?)
+            }
+        }
+    }
+}
+
+/// Names and references, as sessions take them.
+pub(crate) fn borrowed(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    inputs.iter().map(|(n, t)| (n.as_str(), t)).collect()
+}
+
+/// Stored bytes of the constants that the code of an executable reads.
+pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
+    let constants = &executable.description().constants;
+    let mut used: Vec<usize> =
+        executable.entries().iter().flat_map(|e| e.parts.constants.iter().copied()).collect();
+    used.sort_unstable();
+    used.dedup();
+    used.iter().map(|&i| constants[i].range.len() as u64).sum()
+}
+
+/// The fixed leading extent that all inputs of a graph share.
+fn fixed_batch(g: &Graph) -> Option<usize> {
+    let mut extents = g.inputs().iter().map(|n| match g.op(*n) {
+        Op::Input(input) => input.ty.shape.first().and_then(|d| d.as_extent()),
+        _ => None,
+    });
+    let first = extents.next()??;
+    extents.all(|e| e == Some(first)).then_some(first).filter(|&b| b > 0)
+}
+
+/// The batch of an entry that takes these inputs but for their leading extent.
+fn batch_of(ports: &[margay_loops::Port], inputs: &[(String, Tensor)]) -> Option<usize> {
+    let batch = ports.first()?.shape.first().copied().filter(|&b| b > 0)?;
+    let fits = |port: &margay_loops::Port| {
+        inputs.iter().any(|(name, t)| {
+            *name == port.name
+                && t.dtype() == port.dtype
+                && port.shape.first() == Some(&batch)
+                && t.shape().get(1..) == port.shape.get(1..)
+        })
+    };
+    (ports.len() == inputs.len() && ports.iter().all(fits)).then_some(batch)
+}

@@ -1,0 +1,40 @@
+//! `margay run`: inputs in, outputs out.
+
+use std::path::PathBuf;
+
+use margay_tensor::npy::write_npz;
+
+use crate::args::{InputArgs, ThreadArgs};
+use crate::error::Failure;
+use crate::feed;
+use crate::model::Model;
+use crate::save::{check_writable, save};
+use crate::{Reply, note};
+
+/// Run a model on inputs and write its outputs.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// An ONNX file, compiled for the shapes of the inputs, or an artifact.
+    #[arg(value_name = "MODEL.onnx|ARTIFACT")]
+    model: PathBuf,
+    #[command(flatten)]
+    inputs: InputArgs,
+    /// Where the outputs go, under their names.
+    #[arg(long, value_name = "FILE.npz")]
+    outputs: PathBuf,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    check_writable(&args.outputs)?;
+    let mut model = Model::open(&args.model, args.threads.get())?;
+    let inputs = args.inputs.read()?;
+    let chunks = feed::cut(&inputs, &model.batch_sizes(&inputs))?;
+    let outputs = model.run(&chunks)?;
+    save(&args.outputs, |out| write_npz(out, &outputs))?;
+    let list: Vec<String> =
+        outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();
+    note(format!("wrote {} to {}", list.join(", "), args.outputs.display()));
+    Ok(Reply::default())
+}

@@ -1,0 +1,66 @@
+//! Timing models against one another.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Failure;
+use crate::feed::Chunk;
+use crate::model::{Model, borrowed};
+
+/// Times of one model, in milliseconds for all chunks together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) median_ms: f64,
+    pub(crate) min_ms: f64,
+}
+
+/// Rounds at least, so that a median means something.
+const MIN_ROUNDS: usize = 5;
+
+/// Rounds at most, unless asked for.
+const MAX_ROUNDS: usize = 200;
+
+/// Rounds are added until they took this long.
+const BUDGET: Duration = Duration::from_secs(3);
+
+/// Runs all models in turn, round by round, so that whatever else the machine does falls on all of them alike; one
+/// round before the clock starts. Returns the times and the number of rounds.
+pub(crate) fn interleaved(
+    models: &mut [(&mut Model, &[Chunk])],
+    rounds: Option<usize>,
+) -> Result<(Vec<Times>, usize), Failure> {
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
+    for (model, chunks) in models.iter_mut() {
+        once(model, chunks)?;
+    }
+    let start = Instant::now();
+    let mut done = 0;
+    let more = |done: usize| match rounds {
+        Some(rounds) => done < rounds,
+        None => done < MIN_ROUNDS || done < MAX_ROUNDS && start.elapsed() < BUDGET,
+    };
+    while more(done) {
+        for ((model, chunks), times) in models.iter_mut().zip(&mut times) {
+            times.push(once(model, chunks)?);
+        }
+        done += 1;
+    }
+    let summary = |mut all: Vec<f64>| {
+        all.sort_unstable_by(f64::total_cmp);
+        let (low, high) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
+        Times { median_ms: 0.5 * (low + high), min_ms: all[0] }
+    };
+    Ok((times.into_iter().map(summary).collect(), done))
+}
+
+/// Milliseconds of the runs alone, without looking for sessions and without copies of the outputs.
+fn once(model: &mut Model, chunks: &[Chunk]) -> Result<f64, Failure> {
+    let mut seconds = 0.0;
+    for chunk in chunks {
+        let inputs = borrowed(&chunk.inputs);
+        let session = model.session(&chunk.inputs)?;
+        let start = Instant::now();
+        session.run_in_place(&inputs)?;
+        seconds += start.elapsed().as_secs_f64();
+    }
+    Ok(seconds * 1e3)
+}

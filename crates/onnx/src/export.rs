@@ -1,0 +1,284 @@
+//! From a graph to a model: every operator as ordinary operators of ONNX, so that any tool can run the result.
+//!
+//! Dynamic axes stay dynamic. Where an ONNX operator wants a shape as data, extents are computed from the shapes of
+//! the inputs (see `extents`), once for each symbol. Nodes are named after their origins, constants after the
+//! initializers they were; inputs and outputs keep their names. Nodes that no output depends on are left out.
+//!
+//! Deliberately absent: operators of other domains, and anything that depends on values of symbols.
+
+mod composed;
+mod extents;
+mod names;
+mod operators;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use margay_ir::ops::Numbers;
+use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
+use margay_tensor::{DType, Dim, Symbol, Tensor};
+
+use crate::model::NEWEST_OPSET;
+use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
+use names::Names;
+
+/// Oldest operator set that is written.
+pub const OLDEST_EXPORT_OPSET: i64 = 13;
+
+/// How a graph is written.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ExportOptions {
+    /// Version of the default operator set, from [`OLDEST_EXPORT_OPSET`] to [`NEWEST_OPSET`].
+    pub opset: i64,
+    /// Notes for the reader of the model.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Default for ExportOptions {
+    /// Operator set 17, no notes.
+    fn default() -> ExportOptions {
+        ExportOptions { opset: 17, metadata: BTreeMap::new() }
+    }
+}
+
+/// Turns a graph into a model. The same graph gives the same model.
+///
+/// # Errors
+/// [`OnnxError::ExportOpset`], or [`OnnxError::NotExportable`] for a symbol that is no extent of an input.
+pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
+    let found = options.opset;
+    if !(OLDEST_EXPORT_OPSET..=NEWEST_OPSET).contains(&found) {
+        return Err(OnnxError::ExportOpset { oldest: OLDEST_EXPORT_OPSET, newest: NEWEST_OPSET, found });
+    }
+    let mut exporter = Exporter::new(g, options.opset)?;
+    for n in live(g) {
+        exporter.node(n)?;
+    }
+    exporter.outputs();
+    let mut model = Model::new(options.opset, exporter.graph);
+    model.metadata = options.metadata.clone();
+    Ok(model)
+}
+
+/// The nodes that outputs depend on, and inputs, in order.
+fn live(g: &Graph) -> Vec<NodeId> {
+    let mut live: HashSet<NodeId> = HashSet::new();
+    let mut stack: Vec<NodeId> = g.outputs().iter().map(|o| o.value.node).collect();
+    while let Some(n) = stack.pop() {
+        if live.insert(n) {
+            stack.extend(g.inputs_of(n).iter().map(|v| v.node));
+        }
+    }
+    g.order().into_iter().filter(|n| live.contains(n)).collect()
+}
+
+/// A model in the making.
+struct Exporter<'a> {
+    g: &'a Graph,
+    opset: i64,
+    graph: OnnxGraph,
+    value_names: Names,
+    node_names: Names,
+    /// The name of each value so far.
+    results: HashMap<Value, String>,
+    /// What nodes are named after at the moment.
+    base: String,
+    /// Initializers by contents, so that equal ones are written once.
+    constants: HashMap<Payload, String>,
+    /// Where a symbol is the extent of an input: its name and axis.
+    sources: BTreeMap<Symbol, (String, usize)>,
+    /// Shapes of inputs that nodes compute.
+    shapes: HashMap<String, String>,
+    /// Extents that nodes compute, as tensors of one axis and one element.
+    extents: HashMap<Dim, String>,
+}
+
+impl<'a> Exporter<'a> {
+    fn new(g: &'a Graph, opset: i64) -> Result<Exporter<'a>, OnnxError> {
+        let mut exporter = Exporter {
+            g,
+            opset,
+            graph: OnnxGraph { name: g.name().to_owned(), ..OnnxGraph::default() },
+            value_names: Names::default(),
+            node_names: Names::default(),
+            results: HashMap::new(),
+            base: String::new(),
+            constants: HashMap::new(),
+            sources: BTreeMap::new(),
+            shapes: HashMap::new(),
+            extents: HashMap::new(),
+        };
+        for &n in g.inputs() {
+            let Op::Input(input) = g.op(n) else { continue };
+            exporter.value_names.reserve(&input.name);
+            exporter.results.insert(n.into(), input.name.to_string());
+            for (axis, dim) in input.ty.shape.iter().enumerate() {
+                if let Some(symbol) = bare_symbol(dim) {
+                    exporter.sources.entry(symbol).or_insert_with(|| (input.name.to_string(), axis));
+                }
+            }
+            let text = |d: &Dim| OnnxDim::Symbol(d.to_string());
+            exporter.graph.inputs.push(declared(&input.name, &input.ty, text));
+        }
+        for output in g.outputs() {
+            let itself = exporter.results.get(&output.value).is_some_and(|name| **name == *output.name);
+            if !exporter.value_names.reserve(&output.name) && !itself {
+                let reason = "its name is that of another output or of an input".to_owned();
+                return Err(OnnxError::NotExportable { what: format!("output `{}`", output.name), reason });
+            }
+            let text = |d: &Dim| match bare_symbol(d) {
+                Some(symbol) => OnnxDim::Symbol(symbol.to_string()),
+                None => OnnxDim::Unknown,
+            };
+            exporter.graph.outputs.push(declared(&output.name, g.ty(output.value), text));
+        }
+        Ok(exporter)
+    }
+
+    fn node(&mut self, n: NodeId) -> Result<(), OnnxError> {
+        let g = self.g;
+        let (node, v) = (g.node(n), Value::from(n));
+        match &node.op {
+            Op::Input(_) => return Ok(()),
+            Op::Const(c) => {
+                let name = self.initializer(&c.payload, &label(&node.origin, "constant"));
+                self.results.insert(v, name);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.base = label(&node.origin, node.op.name());
+        let before = self.graph.nodes.len();
+        let mut name = self.operator(n)?;
+        // The node that made the value names it after the output it is. `dims` may have given an extent that
+        // others read as well.
+        let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
+        if let (Some(wanted), Some(last)) = (wanted, self.graph.nodes[before..].last_mut())
+            && last.outputs == [name.as_str()]
+            && !matches!(node.op, Op::Dims(_))
+        {
+            last.outputs = vec![wanted.clone()];
+            name = wanted;
+        }
+        self.results.insert(v, name);
+        Ok(())
+    }
+
+    /// Copies values to outputs that are not named yet.
+    fn outputs(&mut self) {
+        for output in self.g.outputs() {
+            let name = self.results[&output.value].clone();
+            if *name != *output.name {
+                self.base = output.name.to_string();
+                self.emit_to(&output.name, "Identity", "", &[&name], vec![]);
+            }
+        }
+    }
+
+    /// The names of the operands of a node.
+    fn operands(&self, n: NodeId) -> Vec<String> {
+        self.g.inputs_of(n).iter().map(|v| self.results[v].clone()).collect()
+    }
+
+    /// Adds a node and returns the name of its output. `part` tells the nodes of one operator apart; it is empty for
+    /// the one that stands for the whole.
+    fn emit(
+        &mut self,
+        op_type: &str,
+        part: &str,
+        inputs: &[&str],
+        attributes: Vec<(&str, Attribute)>,
+    ) -> String {
+        let name = self.node_name(part);
+        let output = self.value_names.fresh(&format!("{name}_output"));
+        self.push(name, &output, op_type, inputs, attributes);
+        output
+    }
+
+    fn emit_to(
+        &mut self,
+        output: &str,
+        op_type: &str,
+        part: &str,
+        inputs: &[&str],
+        attributes: Vec<(&str, Attribute)>,
+    ) {
+        let name = self.node_name(part);
+        self.push(name, output, op_type, inputs, attributes);
+    }
+
+    fn node_name(&mut self, part: &str) -> String {
+        let wish = if part.is_empty() { self.base.clone() } else { format!("{}/{part}", self.base) };
+        self.node_names.fresh(&wish)
+    }
+
+    fn push(
+        &mut self,
+        name: String,
+        output: &str,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<(&str, Attribute)>,
+    ) {
+        self.graph.nodes.push(OnnxNode {
+            name,
+            op_type: op_type.to_owned(),
+            domain: String::new(),
+            inputs: inputs.iter().map(|&i| i.to_owned()).collect(),
+            outputs: vec![output.to_owned()],
+            attributes: attributes.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        });
+    }
+
+    fn initializer(&mut self, payload: &Payload, wish: &str) -> String {
+        if let Some(name) = self.constants.get(payload) {
+            return name.clone();
+        }
+        let name = self.value_names.fresh(wish);
+        self.constants.insert(payload.clone(), name.clone());
+        self.graph.initializers.push((name.clone(), payload.tensor().clone()));
+        name
+    }
+
+    /// A number without axes.
+    fn number(&mut self, dtype: DType, number: f64) -> Result<String, OnnxError> {
+        let tensor = Numbers::Float(vec![number]).into_tensor(dtype, &[]);
+        let tensor = tensor.map_err(|e| self.refusal(e.to_string()))?;
+        Ok(self.initializer(&Payload::new(tensor), "number"))
+    }
+
+    /// Integers along one axis.
+    fn integers(&mut self, values: &[i64]) -> Result<String, OnnxError> {
+        let tensor = Tensor::from_slice(&[values.len()], values);
+        let tensor = tensor.map_err(|e| self.refusal(e.to_string()))?;
+        Ok(self.initializer(&Payload::new(tensor), "integers"))
+    }
+
+    fn refusal(&self, reason: String) -> OnnxError {
+        OnnxError::NotExportable { what: format!("node `{}`", self.base), reason }
+    }
+}
+
+/// The name of an origin with its part; `default` if it has none.
+fn label(origin: &Origin, default: &str) -> String {
+    let name = if origin.name().is_empty() { default } else { origin.name() };
+    match origin.part {
+        Some(part) => format!("{name}/{}", part.name()),
+        None => name.to_owned(),
+    }
+}
+
+fn declared(name: &str, ty: &TensorType, text: impl Fn(&Dim) -> OnnxDim) -> OnnxValue {
+    let dim = |d: &Dim| d.as_const().map_or_else(|| text(d), OnnxDim::Value);
+    OnnxValue {
+        name: name.to_owned(),
+        dtype: Some(ty.dtype),
+        dims: Some(ty.shape.iter().map(dim).collect()),
+    }
+}
+
+/// The symbol that an extent is.
+fn bare_symbol(dim: &Dim) -> Option<Symbol> {
+    let mut symbols = Vec::new();
+    dim.collect_symbols(&mut symbols);
+    symbols.pop().filter(|s| *dim == Dim::symbol(s))
+}

@@ -1,0 +1,123 @@
+//! Operators that ONNX, or the chosen operator set, spells as several. The recognition passes know these spellings.
+
+use margay_ir::NodeId;
+use margay_ir::ops::{LayerNorm, Pool};
+use margay_tensor::{DType, Dim, Tensor};
+
+use super::Exporter;
+use super::operators::{axis, ints, pads};
+use crate::{Attribute, OnnxError};
+
+impl Exporter<'_> {
+    /// x/2 (1 + erf(x/√2)), or by tanh.
+    pub(super) fn gelu(&mut self, x: &str, dtype: DType, tanh: bool) -> Result<String, OnnxError> {
+        if self.opset >= 20 {
+            let kind = if tanh { "tanh" } else { "none" };
+            let kind = Attribute::String(kind.to_owned());
+            return Ok(self.emit("Gelu", "", &[x], vec![("approximate", kind)]));
+        }
+        let bent = if tanh {
+            let cubic = self.number(dtype, 0.044715)?;
+            let (one, root) = (self.number(dtype, 1.0)?, std::f64::consts::FRAC_2_PI.sqrt());
+            let root = self.number(dtype, root)?;
+            let square = self.emit("Mul", "square", &[x, x], vec![]);
+            let scaled = self.emit("Mul", "cubic", &[&square, &cubic], vec![]);
+            let factor = self.emit("Add", "factor", &[&scaled, &one], vec![]);
+            let inner = self.emit("Mul", "inner", &[x, &factor], vec![]);
+            let inner = self.emit("Mul", "scaled", &[&inner, &root], vec![]);
+            self.emit("Tanh", "Tanh", &[&inner], vec![])
+        } else {
+            let root = self.number(dtype, std::f64::consts::SQRT_2)?;
+            let inner = self.emit("Div", "Div", &[x, &root], vec![]);
+            self.emit("Erf", "Erf", &[&inner], vec![])
+        };
+        let (one, half) = (self.number(dtype, 1.0)?, self.number(dtype, 0.5)?);
+        let lifted = self.emit("Add", "Add", &[&bent, &one], vec![]);
+        let product = self.emit("Mul", "Mul", &[x, &lifted], vec![]);
+        Ok(self.emit("Mul", "", &[&product, &half], vec![]))
+    }
+
+    /// softmax(scale Q Kᵀ + mask) V.
+    pub(super) fn attention(&mut self, x: &[&str], dtype: DType, scale: f64) -> Result<String, OnnxError> {
+        let perm = vec![("perm", ints(&[0, 1, 3, 2]))];
+        let keys = self.emit("Transpose", "Transpose", &[x[1]], perm);
+        let mut scores = self.emit("MatMul", "scores", &[x[0], &keys], vec![]);
+        if scale != 1.0 {
+            let scale = self.number(dtype, scale)?;
+            scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
+        }
+        if let Some(mask) = x.get(3) {
+            scores = self.emit("Add", "mask", &[&scores, mask], vec![]);
+        }
+        let weights = self.emit("Softmax", "Softmax", &[&scores], axis(3));
+        Ok(self.emit("MatMul", "", &[&weights, x[2]], vec![]))
+    }
+
+    /// (x - μ) / √(σ² + ε) · scale + bias.
+    pub(super) fn layer_norm(
+        &mut self,
+        x: &[&str],
+        dtype: DType,
+        ndim: usize,
+        op: &LayerNorm,
+    ) -> Result<String, OnnxError> {
+        if self.opset >= 17 {
+            let mut attributes = axis(op.axis);
+            attributes.push(("epsilon", Attribute::Float(op.epsilon.get() as f32)));
+            return Ok(self.emit("LayerNormalization", "", x, attributes));
+        }
+        let axes: Vec<usize> = (op.axis..ndim).collect();
+        let (two, epsilon) = (self.number(dtype, 2.0)?, self.number(dtype, op.epsilon.get())?);
+        let mean = self.reduction("ReduceMean", "mean", x[0], &axes, true)?;
+        let centred = self.emit("Sub", "Sub", &[x[0], &mean], vec![]);
+        let squares = self.emit("Pow", "Pow", &[&centred, &two], vec![]);
+        let variance = self.reduction("ReduceMean", "variance", &squares, &axes, true)?;
+        let widened = self.emit("Add", "Add", &[&variance, &epsilon], vec![]);
+        let deviation = self.emit("Sqrt", "Sqrt", &[&widened], vec![]);
+        let unit = self.emit("Div", "Div", &[&centred, &deviation], vec![]);
+        let scaled = self.emit("Mul", "Mul", &[&unit, x[1]], vec![]);
+        Ok(self.emit("Add", "", &[&scaled, x[2]], vec![]))
+    }
+
+    /// An average over windows with gaps, which pooling lacks before operator set 19: a convolution of each channel
+    /// with ones, divided by the number of elements, which is a convolution of ones.
+    pub(super) fn spread_average(&mut self, x: &str, n: NodeId, op: &Pool) -> Result<String, OnnxError> {
+        let g = self.g;
+        let (from, to) = (&g.ty(g.inputs_of(n)[0]).clone(), g.ty(n.into()).shape.clone());
+        let one = Dim::from(1usize);
+        let apart = |shape: &[Dim]| -> Vec<Dim> {
+            [vec![&shape[0] * &shape[1], one.clone()], shape[2..].to_vec()].concat()
+        };
+        let flat = apart(&from.shape);
+        let channels = self.reshape("apart", x, &from.shape, &flat)?;
+        let taps = [&[1, 1], op.kernel.as_slice()].concat();
+        let elements: usize = op.kernel.iter().product();
+        let ones = Tensor::from_slice(&taps, &vec![1f32; elements]);
+        let ones = ones.map_err(|e| self.refusal(e.to_string()))?;
+        let mut kernel = self.initializer(&margay_ir::Payload::new(ones), "ones");
+        if from.dtype != DType::F32 {
+            let to = Attribute::Int(crate::element_number(from.dtype));
+            kernel = self.emit("Cast", "ones", &[&kernel], vec![("to", to)]);
+        }
+        let attributes = || {
+            vec![
+                ("strides", ints(&op.strides)),
+                ("pads", pads(&op.pads_before, &op.pads_after)),
+                ("dilations", ints(&op.dilations)),
+                ("kernel_shape", ints(&op.kernel)),
+            ]
+        };
+        let sums = self.emit("Conv", "sums", &[&channels, &kernel], attributes());
+        let counts = if op.count_include_pad {
+            self.number(from.dtype, elements as f64)?
+        } else {
+            let number = self.number(from.dtype, 1.0)?;
+            let shape = [vec![one.clone(), one.clone()], from.shape[2..].to_vec()].concat();
+            let shape = self.extents(&shape, "shape")?;
+            let plane = self.emit("Expand", "plane", &[&number, &shape], vec![]);
+            self.emit("Conv", "counts", &[&plane, &kernel], attributes())
+        };
+        let means = self.emit("Div", "Div", &[&sums, &counts], vec![]);
+        self.reshape("", &means, &apart(&to), &to)
+    }
+}

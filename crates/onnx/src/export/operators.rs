@@ -1,0 +1,201 @@
+//! What each operator is in ONNX.
+
+use margay_ir::ops::{Conv, Pad, PoolKind, Pool, Reduce, ReduceKind, Slice};
+use margay_ir::{NodeId, Op};
+use margay_tensor::{DType, Dim};
+
+use super::Exporter;
+use crate::{Attribute, OnnxError, element_number};
+
+/// A bound before or after every element. The smallest and largest i32, which all tools understand.
+const BEFORE: i64 = i32::MIN as i64;
+const AFTER: i64 = i32::MAX as i64;
+
+impl Exporter<'_> {
+    /// Adds the nodes of an operator and returns the name of the result.
+    pub(super) fn operator(&mut self, n: NodeId) -> Result<String, OnnxError> {
+        let g = self.g;
+        let op = g.op(n);
+        let names = self.operands(n);
+        let x: Vec<&str> = names.iter().map(String::as_str).collect();
+        let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
+        let dtype = g.inputs_of(n).first().map(|v| g.ty(*v).dtype);
+        let mut plain = |op_type: &str| Ok(self.emit(op_type, "", &x, vec![]));
+        match op {
+            Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
+            Op::Dims(d) => self.extents(&d.values, ""),
+
+            Op::Abs(_) => plain("Abs"),
+            Op::Add(_) => plain("Add"),
+            Op::And(_) => plain("And"),
+            Op::Ceil(_) => plain("Ceil"),
+            Op::Cos(_) => plain("Cos"),
+            Op::Div(_) => plain("Div"),
+            Op::Equal(_) => plain("Equal"),
+            Op::Erf(_) => plain("Erf"),
+            Op::Exp(_) => plain("Exp"),
+            Op::Floor(_) => plain("Floor"),
+            Op::Less(_) => plain("Less"),
+            Op::LessOrEqual(_) => plain("LessOrEqual"),
+            Op::Log(_) => plain("Log"),
+            Op::Max(_) => plain("Max"),
+            Op::Min(_) => plain("Min"),
+            Op::Mul(_) => plain("Mul"),
+            Op::Neg(_) => plain("Neg"),
+            Op::Not(_) => plain("Not"),
+            Op::Or(_) => plain("Or"),
+            Op::Pow(_) => plain("Pow"),
+            Op::Round(_) => plain("Round"),
+            Op::Select(_) => plain("Where"),
+            Op::Sigmoid(_) => plain("Sigmoid"),
+            Op::Sin(_) => plain("Sin"),
+            Op::Sqrt(_) => plain("Sqrt"),
+            Op::Sub(_) => plain("Sub"),
+            Op::Tanh(_) => plain("Tanh"),
+            Op::Cast(c) => {
+                let to = Attribute::Int(element_number(c.to));
+                Ok(self.emit("Cast", "", &x, vec![("to", to)]))
+            }
+            Op::Relu(_) => match dtype.filter(|d| d.is_int() && self.opset < 14) {
+                // Of floats only before operator set 14.
+                Some(dtype) => {
+                    let zero = self.number(dtype, 0.0)?;
+                    Ok(self.emit("Max", "", &[x[0], &zero], vec![]))
+                }
+                None => Ok(self.emit("Relu", "", &x, vec![])),
+            },
+            Op::Gelu(op) => self.gelu(x[0], dtype.unwrap_or(DType::F32), op.tanh),
+
+            Op::Broadcast(op) => self.expand(x[0], &shape(0), &op.shape),
+            Op::Concat(op) => Ok(self.emit("Concat", "", &x, axis(op.axis))),
+            Op::Gather(op) => Ok(self.emit("Gather", "", &x, axis(op.axis))),
+            Op::Pad(op) => self.pad(x[0], dtype.unwrap_or(DType::F32), op),
+            Op::Reshape(op) => self.reshape("", x[0], &shape(0), &op.shape),
+            Op::Slice(op) => self.slice(x[0], &shape(0), op),
+            Op::Transpose(op) => Ok(self.emit("Transpose", "", &x, vec![("perm", ints(&op.perm))])),
+
+            Op::Reduce(op) => self.reduce(x[0], op),
+
+            Op::Attention(op) => self.attention(&x, dtype.unwrap_or(DType::F32), op.scale.get()),
+            Op::Conv(op) => Ok(self.emit("Conv", "", &x, conv_attributes(op, &shape(1)))),
+            Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
+            Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
+            Op::Pool(op) => self.pool(x[0], n, op),
+            Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
+        }
+    }
+
+    fn pad(&mut self, x: &str, dtype: DType, op: &Pad) -> Result<String, OnnxError> {
+        let pads = self.integers(&[op.before.as_slice(), &op.after].concat())?;
+        let value = self.number(dtype, op.value.get())?;
+        Ok(self.emit("Pad", "", &[x, &pads, &value], vec![]))
+    }
+
+    fn slice(&mut self, x: &str, shape: &[Dim], op: &Slice) -> Result<String, OnnxError> {
+        let whole = |i: &usize| op.starts[*i].is(0) && op.ends[*i] == shape[*i] && op.steps[*i] == 1;
+        let axes: Vec<usize> = (0..shape.len()).filter(|i| !whole(i)).collect();
+        if axes.is_empty() {
+            return Ok(self.emit("Identity", "", &[x], vec![]));
+        }
+        let bounds = |dims: &[Dim]| -> Vec<Dim> {
+            axes.iter().map(|&i| bound(&dims[i], &shape[i], op.steps[i])).collect()
+        };
+        let starts = self.extents(&bounds(&op.starts), "starts")?;
+        let ends = self.extents(&bounds(&op.ends), "ends")?;
+        let list: Vec<i64> = axes.iter().map(|&i| i as i64).collect();
+        let list = self.integers(&list)?;
+        let steps: Vec<i64> = axes.iter().map(|&i| op.steps[i]).collect();
+        let steps = self.integers(&steps)?;
+        Ok(self.emit("Slice", "", &[x, &starts, &ends, &list, &steps], vec![]))
+    }
+
+    fn reduce(&mut self, x: &str, op: &Reduce) -> Result<String, OnnxError> {
+        if op.axes.is_empty() {
+            return Ok(self.emit("Identity", "", &[x], vec![]));
+        }
+        let op_type = match op.kind {
+            ReduceKind::Sum => "ReduceSum",
+            ReduceKind::Mean => "ReduceMean",
+            ReduceKind::Max => "ReduceMax",
+            ReduceKind::Min => "ReduceMin",
+            ReduceKind::Prod => "ReduceProd",
+        };
+        self.reduction(op_type, "", x, &op.axes, op.keepdims)
+    }
+
+    /// A reduction. Axes are an input where the operator set has it so.
+    pub(super) fn reduction(
+        &mut self,
+        op_type: &str,
+        part: &str,
+        x: &str,
+        axes: &[usize],
+        keepdims: bool,
+    ) -> Result<String, OnnxError> {
+        let keepdims = ("keepdims", Attribute::Int(i64::from(keepdims)));
+        if self.opset < 18 && op_type != "ReduceSum" {
+            return Ok(self.emit(op_type, part, &[x], vec![("axes", ints(axes)), keepdims]));
+        }
+        let axes: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
+        let axes = self.integers(&axes)?;
+        Ok(self.emit(op_type, part, &[x, &axes], vec![keepdims]))
+    }
+
+    fn pool(&mut self, x: &str, n: NodeId, op: &Pool) -> Result<String, OnnxError> {
+        let spread = op.dilations.iter().any(|&d| d != 1);
+        let op_type = match op.kind {
+            PoolKind::Max => "MaxPool",
+            PoolKind::Average if spread && self.opset < 19 => return self.spread_average(x, n, op),
+            PoolKind::Average => "AveragePool",
+        };
+        let mut attributes = vec![
+            ("kernel_shape", ints(&op.kernel)),
+            ("strides", ints(&op.strides)),
+            ("pads", pads(&op.pads_before, &op.pads_after)),
+        ];
+        if spread {
+            attributes.push(("dilations", ints(&op.dilations)));
+        }
+        if op.kind == PoolKind::Average {
+            attributes.push(("count_include_pad", Attribute::Int(i64::from(op.count_include_pad))));
+        }
+        Ok(self.emit(op_type, "", &[x], attributes))
+    }
+}
+
+pub(super) fn axis(axis: usize) -> Vec<(&'static str, Attribute)> {
+    vec![("axis", Attribute::Int(axis as i64))]
+}
+
+pub(super) fn ints(list: &[usize]) -> Attribute {
+    Attribute::Ints(list.iter().map(|&v| v as i64).collect())
+}
+
+pub(super) fn pads(before: &[usize], after: &[usize]) -> Attribute {
+    ints(&[before, after].concat())
+}
+
+fn conv_attributes(op: &Conv, kernel: &[Dim]) -> Vec<(&'static str, Attribute)> {
+    let mut attributes = vec![
+        ("strides", ints(&op.strides)),
+        ("pads", pads(&op.pads_before, &op.pads_after)),
+        ("dilations", ints(&op.dilations)),
+        ("group", Attribute::Int(op.groups as i64)),
+    ];
+    if let Some(taps) = kernel[2..].iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() {
+        attributes.push(("kernel_shape", ints(&taps)));
+    }
+    attributes
+}
+
+/// A bound of a slice, counted from the end where that makes it a constant.
+fn bound(dim: &Dim, extent: &Dim, step: i64) -> Dim {
+    match (dim.as_const(), (dim - extent).as_const()) {
+        // Before the first element; -1 would be the last one.
+        (Some(v), _) if v < 0 && step < 0 => Dim::from(BEFORE),
+        (Some(_), _) => dim.clone(),
+        (None, Some(0..)) => Dim::from(AFTER),
+        (None, Some(from_end)) => Dim::from(from_end),
+        (None, None) => dim.clone(),
+    }
+}

@@ -1,0 +1,103 @@
+//! Products, convolutions, pooling, normalization.
+
+use super::*;
+
+#[test]
+fn vectors_are_matrices_for_a_moment() {
+    let (matrix, vector) = (|| Input(counting(&[2, 2])), || Input(floats(&[2], &[1.0, 2.0])));
+    assert_floats(&run(13, "MatMul", &[], vec![matrix(), vector()]), &[2], &[2.0, 8.0]);
+    assert_floats(&run(13, "MatMul", &[], vec![vector(), matrix()]), &[2], &[4.0, 7.0]);
+    assert_floats(&run(13, "MatMul", &[], vec![vector(), vector()]), &[], &[5.0]);
+    let batch = Input(counting(&[3, 2, 2]));
+    assert_eq!(run(13, "MatMul", &[], vec![vector(), batch]).shape(), [3, 2]);
+}
+
+#[test]
+fn gemm_scales_and_transposes() {
+    let attributes = [("alpha", Attribute::Float(0.5)), ("beta", Attribute::Float(2.0)), ("transB", int(1))];
+    let operands = vec![
+        Input(counting(&[1, 2])),
+        Constant(floats(&[2, 2], &[1.0, 2.0, 3.0, 4.0])),
+        Constant(floats(&[2], &[10.0, 20.0])),
+    ];
+    let (model, given) = single(13, "Gemm", &attributes, operands, 1);
+    let g = imported(&model);
+    assert_floats(&run_graph(&g, &given)[0], &[1, 2], &[21.0, 42.0]);
+    // The moved weight keeps its name, the product has the node's.
+    assert_eq!(
+        g.to_string(),
+        "graph @test(%x0: f32[1, 2]) -> (y0: f32[1, 2]) {
+  %0 = const [1.0, 2.0, 3.0, 4.0] : f32[2, 2]  // x1
+  %1 = const [10.0, 20.0] : f32[2]  // x2
+  %2 = transpose %0 {perm = [1, 0]} : f32[2, 2]  // x1
+  %3 = matmul %x0, %2 : f32[1, 2]  // y0
+  %4 = const 0.5 : f32
+  %5 = mul %3, %4 : f32[1, 2]  // y0
+  %6 = const 2.0 : f32
+  %7 = mul %1, %6 : f32[2]  // y0
+  %8 = add %5, %7 : f32[1, 2]  // y0
+  return %8
+}
+"
+    );
+}
+
+#[test]
+fn convolution_pads_as_asked() {
+    let x = || Input(counting(&[1, 1, 4]));
+    let k = || Constant(floats(&[1, 1, 2], &[1.0, 1.0]));
+    let auto = |kind: &str| [("auto_pad", Attribute::String(kind.to_owned()))];
+    let conv = |attributes: &[_]| run(13, "Conv", attributes, vec![x(), k()]);
+    assert_floats(&conv(&auto("VALID")), &[1, 1, 3], &[1.0, 3.0, 5.0]);
+    assert_floats(&conv(&auto("SAME_UPPER")), &[1, 1, 4], &[1.0, 3.0, 5.0, 3.0]);
+    assert_floats(&conv(&auto("SAME_LOWER")), &[1, 1, 4], &[0.0, 1.0, 3.0, 5.0]);
+    let explicit = [("pads", list(&[1, 0])), ("strides", list(&[2])), ("kernel_shape", list(&[2]))];
+    assert_floats(&conv(&explicit), &[1, 1, 2], &[0.0, 3.0]);
+    let plane = vec![
+        Input(counting(&[1, 1, 2, 2])),
+        Constant(floats(&[2, 1, 1, 1], &[1.0, 2.0])),
+        Constant(floats(&[2], &[10.0, 20.0])),
+    ];
+    let expected = [10.0, 11.0, 12.0, 13.0, 20.0, 22.0, 24.0, 26.0];
+    assert_floats(&run(13, "Conv", &[], plane), &[1, 2, 2, 2], &expected);
+}
+
+#[test]
+fn pools_round_the_number_of_windows() {
+    let x = || vec![Input(counting(&[1, 1, 5]))];
+    let pool = |ceil: i64| [("kernel_shape", list(&[2])), ("strides", list(&[2])), ("ceil_mode", int(ceil))];
+    assert_floats(&run(13, "MaxPool", &pool(0), x()), &[1, 1, 2], &[1.0, 3.0]);
+    assert_floats(&run(13, "MaxPool", &pool(1), x()), &[1, 1, 3], &[1.0, 3.0, 4.0]);
+    assert_floats(&run(13, "AveragePool", &pool(1), x()), &[1, 1, 3], &[0.5, 2.5, 4.0]);
+    assert_floats(&run(13, "GlobalAveragePool", &[], x()), &[1, 1, 1], &[2.0]);
+    assert_floats(&run(13, "GlobalMaxPool", &[], x()), &[1, 1, 1], &[4.0]);
+    let same = [("kernel_shape", list(&[3])), ("auto_pad", Attribute::String("SAME_UPPER".to_owned()))];
+    let zeros = [&same[..], &[("count_include_pad", int(1))]].concat();
+    assert_floats(&run(13, "AveragePool", &same, x()), &[1, 1, 5], &[0.5, 1.0, 2.0, 3.0, 3.5]);
+    assert_floats(&run(13, "AveragePool", &zeros, x()), &[1, 1, 5], &[1.0 / 3.0, 1.0, 2.0, 3.0, 7.0 / 3.0]);
+}
+
+#[test]
+fn normalizations() {
+    let channel = |v: f32| Constant(floats(&[1], &[v]));
+    let operands = vec![Input(counting(&[1, 1, 3])), channel(2.0), channel(1.0), channel(0.5), channel(3.0)];
+    let epsilon = [("epsilon", Attribute::Float(1.0))];
+    let y = run(15, "BatchNormalization", &epsilon, operands);
+    assert_floats(&y, &[1, 1, 3], &[0.5, 1.5, 2.5]);
+    let operands = vec![Input(floats(&[1, 2], &[-3.0, 3.0])), Constant(floats(&[2], &[1.0, 2.0]))];
+    let all = run_all(17, "LayerNormalization", &[], operands, 3);
+    assert_floats(&all[0], &[1, 2], &[-1.0, 2.0]);
+    assert_floats(&all[1], &[1, 1], &[0.0]);
+    assert_floats(&all[2], &[1, 1], &[1.0 / 3.0]);
+    let kept = run_all(13, "Dropout", &[], vec![Input(counting(&[2]))], 2);
+    assert_eq!((kept[0].clone(), kept[1].bytes()), (counting(&[2]), &[1u8, 1][..]));
+}
+
+#[test]
+fn softmax_joins_axes_before_operator_set_13() {
+    let x = || vec![Input(floats(&[1, 2, 2], &[0.0; 4]))];
+    assert_floats(&run(11, "Softmax", &[], x()), &[1, 2, 2], &[0.25; 4]);
+    assert_floats(&run(13, "Softmax", &[], x()), &[1, 2, 2], &[0.5; 4]);
+    assert_floats(&run(13, "Softmax", &[("axis", int(0))], x()), &[1, 2, 2], &[1.0; 4]);
+    assert_floats(&run(13, "LogSoftmax", &[], x()), &[1, 2, 2], &[-std::f32::consts::LN_2; 4]);
+}

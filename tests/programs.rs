@@ -1,0 +1,125 @@
+//! Programs that small graphs lower to: what runs in one step, and what runs nothing.
+
+use margay_ir::TensorType;
+use margay_kernels_cpu::{Class, CpuTarget};
+use margay_lower::lower;
+use margay_testkit::{normal, parse_with_random_constants};
+
+fn program(source: &str) -> String {
+    let (g, _) = parse_with_random_constants(source);
+    lower(&g, &CpuTarget::new(Class::Avx512)).unwrap_or_else(|e| panic!("{e}")).to_string()
+}
+
+#[test]
+fn a_chain_of_elementwise_nodes_is_one_loop() {
+    insta::assert_snapshot!(program(
+        "graph @chain(%x: f32[8, 16], %y: f32[16]) -> (z: f32[8, 16]) {
+           %0 = add %x, %y : f32[8, 16]  // sum
+           %1 = exp %0 : f32[8, 16]  // exp
+           %2 = mul %1, %x : f32[8, 16]  // product
+           return %2
+         }"
+    ), @r"
+    input x: f32[8, 16]
+    input y: f32[16]
+    output z: f32[8, 16]
+    arena 0 bytes
+    k0: kernel(r f32, r f32, w f32)
+      for i0 in 0..8 parallel
+        for i1 in 0..16 parallel
+          %0 = load a0[16*i0 + i1]
+          %1 = load a1[i1]
+          %2 = add %0, %1
+          %3 = exp %2
+          %4 = load a0[16*i0 + i1]
+          %5 = mul %3, %4
+          store a2[16*i0 + i1] = %5
+    step 0: k0 (in0, in1, out0)  // sum + exp + product
+    ");
+}
+
+#[test]
+fn bias_activation_and_residual_join_the_product() {
+    insta::assert_snapshot!(program(
+        "graph @ffn(%x: f32[8, 64]) -> (y: f32[8, 64]) {
+           %0 = const #w : f32[64, 64]
+           %1 = matmul %x, %0 : f32[8, 64]  // fc
+           %2 = const #b : f32[64]
+           %3 = add %1, %2 : f32[8, 64]  // bias
+           %4 = gelu %3 : f32[8, 64]  // act
+           %5 = add %4, %x : f32[8, 64]  // residual
+           return %5
+         }"
+    ), @r"
+    input x: f32[8, 64]
+    output y: f32[8, 64]
+    arena 0 bytes
+    step 0: matmul [8x64x64] packed +bias gelu_erf +residual (in0, c1, c0, in0, out0)  // fc + bias + act + residual
+    ");
+}
+
+#[test]
+fn attention_walks_heads_where_they_lie() {
+    insta::assert_snapshot!(program(
+        "graph @heads(%q: f32[2, 16, 64], %k: f32[2, 16, 64], %v: f32[2, 16, 64]) -> (y: f32[2, 16, 64]) {
+           %0 = reshape %q {shape = [2, 16, 4, 16]} : f32[2, 16, 4, 16]
+           %1 = transpose %0 {perm = [0, 2, 1, 3]} : f32[2, 4, 16, 16]
+           %2 = reshape %k {shape = [2, 16, 4, 16]} : f32[2, 16, 4, 16]
+           %3 = transpose %2 {perm = [0, 2, 1, 3]} : f32[2, 4, 16, 16]
+           %4 = reshape %v {shape = [2, 16, 4, 16]} : f32[2, 16, 4, 16]
+           %5 = transpose %4 {perm = [0, 2, 1, 3]} : f32[2, 4, 16, 16]
+           %6 = attention %1, %3, %5 {scale = 0.25} : f32[2, 4, 16, 16]  // attention
+           %7 = transpose %6 {perm = [0, 2, 1, 3]} : f32[2, 16, 4, 16]
+           %8 = reshape %7 {shape = [2, 16, 64]} : f32[2, 16, 64]
+           %9 = neg %8 : f32[2, 16, 64]  // neg
+           return %9
+         }"
+    ), @r"
+    input q: f32[2, 16, 64]
+    input k: f32[2, 16, 64]
+    input v: f32[2, 16, 64]
+    output y: f32[2, 16, 64]
+    arena 40960 bytes
+    k0: kernel(r f32, w f32)
+      for i2 in 0..2048 parallel
+        %0 = load a0[i2]
+        %1 = neg %0
+        store a1[i2] = %1
+    step 0: attention 2x4x[16, 16] dims 16 and 16 (in0, in1, in2, @32768, @0)  // attention
+    step 1: k0 (@32768, out0)  // neg
+    ");
+}
+
+#[test]
+fn a_reader_of_many_passes_reads_memory() {
+    // A row of softmax is read more than once: the exponential before it is not repeated, the sum is.
+    let dear = program(
+        "graph @dear(%x: f32[4, 32]) -> (y: f32[4, 32]) {
+           %0 = tanh %x : f32[4, 32]  // tanh
+           %1 = softmax %0 {axis = 1} : f32[4, 32]  // softmax
+           return %1
+         }",
+    );
+    assert!(dear.contains("step 1:"), "{dear}");
+    let cheap = program(
+        "graph @cheap(%x: f32[4, 32]) -> (y: f32[4, 32]) {
+           %0 = add %x, %x : f32[4, 32]  // sum
+           %1 = softmax %0 {axis = 1} : f32[4, 32]  // softmax
+           return %1
+         }",
+    );
+    assert!(!cheap.contains("step 1:"), "{cheap}");
+}
+
+#[test]
+fn what_cannot_be_compiled_is_named() {
+    let (g, _) = parse_with_random_constants(
+        "graph @open(%x: f32[N, 4]) -> (y: f32[N, 4]) {
+           %0 = neg %x : f32[N, 4]  // neg
+           return %0
+         }",
+    );
+    let error = lower(&g, &CpuTarget::new(Class::Portable)).unwrap_err();
+    assert_eq!(error.to_string(), "`input` at `x` has type f32[N, 4]; every dimension must be bound");
+    assert_eq!(TensorType::of(&normal(&[2, 3], 0, 0)).to_string(), "f32[2, 3]");
+}
