@@ -92,7 +92,8 @@ fn a_small_network_compiles_to_what_the_reference_computes() {
     let inputs = pictures("image").row(0, 3).unwrap();
     let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let expected = eval::run(&source.graph, &by_name).unwrap_or_else(|e| panic!("{e}"));
-    let outputs = Runner::new(source.graph, CpuTarget::native(), 2).run(&inputs).unwrap_or_else(|e| panic!("{e}"));
+    let outputs =
+        Runner::new(source.graph, CpuTarget::native(), 2).run(&inputs).unwrap_or_else(|e| panic!("{e}"));
     assert!(max_error(&outputs[0].1, &expected[0]) < 1e-4);
 }
 
@@ -126,7 +127,8 @@ fn a_plan_replays_to_the_same_bytes_on_any_number_of_threads() {
     let calibration = pictures("calibration_image");
     let folder = tempfile::tempdir().unwrap();
     let build = |options: &CompileOptions, name: &str| {
-        let compiled = compile(&source, Some(&calibration), options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+        let compiled =
+            compile(&source, Some(&calibration), options, &Silent).unwrap_or_else(|e| panic!("{e}"));
         let path = folder.path().join(name);
         compiled.write(&path, false, &mut margay_driver::Dump::none()).unwrap_or_else(|e| panic!("{e}"));
         (std::fs::read(path).unwrap(), compiled.plan)

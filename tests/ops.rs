@@ -77,11 +77,8 @@ fn compiled_code_agrees_with_the_reference() {
         let inputs = case_inputs(&case);
         let (given, fixed) = inputs.split_at(inputs.len() - constants);
         let mut g = Graph::new(op.name());
-        let mut operands: Vec<Value> = given
-            .iter()
-            .enumerate()
-            .map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t)))
-            .collect();
+        let mut operands: Vec<Value> =
+            given.iter().enumerate().map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t))).collect();
         for t in fixed {
             let payload = Payload::new(t.clone());
             operands.push(g.add(Const { payload }, &[], Origin::default()).unwrap());

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let chunks = chunks_of(&models, &inputs)?;
 
     let mut errors = Vec::new();
-    let mut reference = None;
+    let mut reference: Option<feed::Arrays> = None;
     for (model, chunks) in models.iter_mut().zip(&chunks) {
         let outputs = model.run(chunks)?;
         let mut sum = ErrorSum::default();

@@ -155,7 +155,8 @@ fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
     };
     let port = |v: &margay_onnx::OnnxValue| Port {
         name: v.name.clone(),
-        r#type: v.dtype.map_or("?".into(), |d| d.to_string()) + &v.dims.as_deref().map_or(String::new(), list),
+        r#type: v.dtype.map_or("?".into(), |d| d.to_string())
+            + &v.dims.as_deref().map_or(String::new(), list),
     };
     values.iter().map(port).collect()
 }

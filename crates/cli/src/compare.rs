@@ -111,7 +111,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let elements: usize = report.outputs.iter().map(|o| o.elements).sum();
         Failure::new(
             margay_driver::Kind::Check,
-            format!("{past} of {elements} elements are past the tolerance of {} + {} |a|", args.atol, args.rtol),
+            format!(
+                "{past} of {elements} elements are past the tolerance of {} + {} |a|",
+                args.atol, args.rtol
+            ),
         )
     });
     Ok(Reply { text: if args.json { json(&report)? } else { text(&report) }, failure })
@@ -131,8 +134,13 @@ fn output_error(
             format!("output `{name}` is {} in the reference and {found} in the other model", describe(x));
         return Err(Failure::new(margay_driver::Kind::Check, message));
     };
-    let (xs, ys) = (Numbers::of(x).floats(), Numbers::of(y).floats());
-    let (mut xx, mut yy, mut xy, mut dd, mut max_abs, mut past) = (0.0, 0.0, 0.0, 0.0, 0.0f64, 0);
+    let numbers = |t: &Tensor| match Numbers::of(t) {
+        Ok(numbers) => Ok(numbers.floats()),
+        Err(e) => Err(Failure::usage(format!("output `{name}`: {e}"))),
+    };
+    let (xs, ys) = (numbers(x)?, numbers(y)?);
+    let (mut xx, mut yy, mut xy, mut dd, mut max_abs) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    let mut past = 0;
     for (&a, &b) in xs.iter().zip(&ys) {
         let d = if a == b || a.is_nan() && b.is_nan() { 0.0 } else { (a - b).abs() };
         xx += a * a;

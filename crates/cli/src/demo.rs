@@ -7,7 +7,9 @@
 use std::path::Path;
 
 use margay_driver::compare::ErrorSum;
-use margay_driver::{CompileOptions, Dump, Goal, ModuleReport, Report, Samples, Silent, Source, compile, open};
+use margay_driver::{
+    CompileOptions, Dump, Goal, ModuleReport, Report, Samples, Silent, Source, compile, open,
+};
 use margay_tensor::{Tensor, npy};
 use serde::Serialize;
 
@@ -70,8 +72,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let sketched_goal = CompileOptions { goal: Goal::Error(LIMIT), threads, ..CompileOptions::default() };
     let dense_goal = CompileOptions { threads, ..CompileOptions::default() };
-    let (mut sketched, report) =
-        artifact(&source, Some(&calibration), &sketched_goal, &folder.path().join("sketched.margay"), threads)?;
+    let (mut sketched, report) = artifact(
+        &source,
+        Some(&calibration),
+        &sketched_goal,
+        &folder.path().join("sketched.margay"),
+        threads,
+    )?;
     let (mut dense, _) = artifact(&source, None, &dense_goal, &folder.path().join("dense.margay"), threads)?;
 
     let chunks = feed::cut(&images, &sketched.batch_sizes(&images))?;
@@ -152,11 +159,7 @@ fn text(o: &Outcome, samples: usize, threads: usize) -> String {
     let share = |a: f64, b: f64| percent(b, a);
     row(
         "stored bytes",
-        [
-            bytes(d.stored_bytes),
-            bytes(s.stored_bytes),
-            share(d.stored_bytes as f64, s.stored_bytes as f64),
-        ],
+        [bytes(d.stored_bytes), bytes(s.stored_bytes), share(d.stored_bytes as f64, s.stored_bytes as f64)],
     );
     row("operations", [count(d.flops), count(s.flops), share(d.flops as f64, s.flops as f64)]);
     row("median ms", [significant(d.median_ms), significant(s.median_ms), share(d.median_ms, s.median_ms)]);

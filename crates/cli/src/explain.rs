@@ -31,7 +31,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let (report, layers) = if is_artifact(&args.model)? {
         if !args.goal.is_default() {
-            return Err(Failure::usage("an artifact has been compiled: goals and samples do not apply to it"));
+            return Err(Failure::usage(
+                "an artifact has been compiled: goals and samples do not apply to it",
+            ));
         }
         (report_of(&open_artifact(&args.model)?)?, String::new())
     } else {
@@ -96,7 +98,12 @@ fn text(report: &Report) -> String {
 fn candidates(source: &Source) -> String {
     let mut table = Table::new(&["layer", "kind", ">matrix", ">bytes"]);
     for m in modules(&source.graph) {
-        table.row([m.name.clone(), m.kind.name().into(), format!("{} x {}", m.d_in, m.d_out), bytes(m.bytes())]);
+        table.row([
+            m.name.clone(),
+            m.kind.name().into(),
+            format!("{} x {}", m.d_in, m.d_out),
+            bytes(m.bytes()),
+        ]);
     }
     if table.is_empty() {
         return "\nThe model has no layers that could be sketched.\n".into();

@@ -31,7 +31,9 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_writable(&args.output)?;
     if is_artifact(&args.model)? {
         if !args.goal.is_default() {
-            return Err(Failure::usage("an artifact has been compiled: goals and samples do not apply to it"));
+            return Err(Failure::usage(
+                "an artifact has been compiled: goals and samples do not apply to it",
+            ));
         }
         let artifact = open_artifact(&args.model)?;
         let graph = open_artifact_graph(&artifact)?;

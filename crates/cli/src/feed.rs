@@ -84,9 +84,12 @@ mod tests {
 
     #[test]
     fn chunks_join_to_what_was_cut() {
-        for (rows, sizes, expected) in
-            [(5, vec![2], vec![2, 2, 2]), (5, vec![1, 4], vec![4, 1]), (3, vec![4], vec![4]), (3, vec![], vec![3])]
-        {
+        for (rows, sizes, expected) in [
+            (5, vec![2], vec![2, 2, 2]),
+            (5, vec![1, 4], vec![4, 1]),
+            (3, vec![4], vec![4]),
+            (3, vec![], vec![3]),
+        ] {
             let chunks = cut(&array(rows), &sizes).unwrap();
             let extents: Vec<usize> = chunks.iter().map(|c| c.inputs[0].1.shape()[0]).collect();
             assert_eq!(extents, expected);

@@ -106,7 +106,9 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let path = &args.model;
     if is_artifact(path)? {
         if !args.dims.is_empty() {
-            return Err(Failure::usage("the dimensions of an artifact are fixed: `--dim` does not apply to it"));
+            return Err(Failure::usage(
+                "the dimensions of an artifact are fixed: `--dim` does not apply to it",
+            ));
         }
         let report = artifact_report(&open_artifact(path)?)?;
         return Ok(if args.json { json(&report)? } else { artifact_text(&report) }.into());
@@ -142,7 +144,11 @@ fn model_report(path: &Path, dims: &DimArgs) -> Result<ModelReport, Failure> {
             .collect(),
         dimensions: g.symbols().iter().map(ToString::to_string).collect(),
         nodes: model.graph.nodes.len(),
-        canonical_nodes: g.order().iter().filter(|n| !matches!(g.op(**n), Op::Const(_) | Op::Input(_))).count(),
+        canonical_nodes: g
+            .order()
+            .iter()
+            .filter(|n| !matches!(g.op(**n), Op::Const(_) | Op::Input(_)))
+            .count(),
         parameters,
         constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
         layers: layers.len(),
@@ -167,7 +173,8 @@ fn flops(g: &Graph, dims: &DimArgs) -> Result<Option<u64>, Failure> {
         return Ok(None);
     }
     let bound = build::bind(g, &binding, &mut Dump::none())?;
-    let program = margay_lower::lower(&bound, &CpuTarget::native()).map_err(margay_driver::DriverError::from)?;
+    let program =
+        margay_lower::lower(&bound, &CpuTarget::native()).map_err(margay_driver::DriverError::from)?;
     Ok(Some(build::program_flops(&program)))
 }
 
@@ -226,7 +233,9 @@ fn model_text(report: &ModelReport) -> String {
     row("layers", format!("{} that schemes can replace ({})", report.layers, bytes(report.layer_bytes)));
     row(
         "operations",
-        report.flops.map_or("give `--dim NAME=N` for the open dimensions".into(), |f| format!("{} ({})", f, count(f))),
+        report.flops.map_or("give `--dim NAME=N` for the open dimensions".into(), |f| {
+            format!("{} ({})", f, count(f))
+        }),
     );
     table.to_string()
 }

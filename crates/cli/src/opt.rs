@@ -41,8 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let path = &args.graph;
     let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
     let mut g = parse(path, &text)?;
-    let remarks =
-        Pipeline::new(steps).run(&mut g, &mut |_| {}).map_err(margay_driver::DriverError::from)?;
+    let remarks = Pipeline::new(steps).run(&mut g, &mut |_| {}).map_err(margay_driver::DriverError::from)?;
     for r in remarks {
         note(format!("{} at `{}`: {}", r.pass, r.at, r.message));
     }
@@ -90,7 +89,8 @@ fn random(key: &str, ty: &TensorType) -> Option<Tensor> {
     const LIMIT: usize = 1 << 28;
     let shape = ty.extents()?;
     let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LIMIT)?;
-    let seed = key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let seed =
+        key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let stream = Philox::new(seed, 0);
     match ty.dtype {
         DType::F32 => {

@@ -104,6 +104,9 @@ mod tests {
             [0.0, 0.00001234, 0.05, 0.9999, 1.0, 12.345, 123.4, 98765.4, 2e7].map(significant).into();
         let expected = ["0", "1.23e-5", "0.0500", "1.000", "1.00", "12.3", "123", "98765", "2.00e7"];
         assert_eq!(shown, expected);
-        assert_eq!([bytes(999), bytes(1_029_937), count(12), count(11_230_000)].join(" | "), "999 B | 1.03 MB | 12 | 11.2 M");
+        assert_eq!(
+            [bytes(999), bytes(1_029_937), count(12), count(11_230_000)].join(" | "),
+            "999 B | 1.03 MB | 12 | 11.2 M"
+        );
     }
 }

@@ -6,7 +6,6 @@ use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, NodeId, Op};
 use margay_kernels_cpu::CpuTarget;
 use margay_loops::Target;
-use margay_onnx::External;
 use margay_passes::sketch::{SCHEMES, modules};
 use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
 use margay_runtime::Executable;
@@ -17,7 +16,7 @@ use crate::compare::ErrorSum;
 use crate::curves::{Prospect, fit, price, sketch, weigh};
 use crate::report::{ErrorMeasure, ModuleReport, Report};
 use crate::samples::bound_batch;
-use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate};
+use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate, export_graph};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -116,23 +115,7 @@ impl Compiled {
 
     /// Writes the sketched graph as ONNX, its open dimensions still open.
     pub fn export(&self, path: &Path) -> Result<(), DriverError> {
-        let choices: Vec<String> = self
-            .plan
-            .modules
-            .iter()
-            .filter(|(_, c)| !c.is_dense())
-            .map(|(name, c)| format!("{name}: {} rank {}", c.scheme, c.rank))
-            .collect();
-        let mut metadata = std::collections::BTreeMap::from([
-            ("margay.model_hash".to_string(), self.report.model_hash.clone()),
-            ("margay.goal".to_string(), self.report.goal.clone()),
-            ("margay.seed".to_string(), self.report.seed.to_string()),
-            ("margay.modules".to_string(), choices.join("; ")),
-        ]);
-        if let Some(e) = &self.report.held_out {
-            metadata.insert("margay.held_out_relative_l2".into(), e.relative_l2.to_string());
-        }
-        let _=(metadata, path, External::Auto); Ok(())
+        export_graph(&self.graph, Some((&self.plan, &self.report)), path)
     }
 
     fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {

@@ -212,7 +212,9 @@ impl<'a> Importer<'a> {
         let v = self.graph.add(op, inputs, origin)?;
         match self.ty(v).shape.iter().find(|d| d.to_string().len() > MAX_EXTENT_TEXT) {
             None => Ok(v),
-            Some(_) => Err(Refusal::Unsupported("an extent that grows beyond reason is not supported".into())),
+            Some(_) => {
+                Err(Refusal::Unsupported("an extent that grows beyond reason is not supported".into()))
+            }
         }
     }
 

@@ -352,7 +352,9 @@ impl Problem {
             Problem::Opset { .. } | Problem::IrVersion { .. } => {
                 Some("convert the model with `onnx.version_converter`, or export it again")
             }
-            Problem::InputType { .. } => Some("run `onnx.shape_inference.infer_shapes` on the model, or export it again"),
+            Problem::InputType { .. } => {
+                Some("run `onnx.shape_inference.infer_shapes` on the model, or export it again")
+            }
             Problem::Function { .. } => Some("inline functions with `onnx.inliner.inline_local_functions`"),
             Problem::ExternalRead { .. } | Problem::ExternalLength { .. } => {
                 Some("fetch the data file that belongs to the model and keep it in the same folder")

@@ -19,8 +19,8 @@ use onnx_protobuf::{
     type_proto,
 };
 
-use crate::problem::Problems;
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
+use crate::problem::Problems;
 use crate::sniff::sniff;
 use crate::wire::{self, Message};
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};

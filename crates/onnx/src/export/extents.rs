@@ -52,7 +52,8 @@ impl Exporter<'_> {
         }
         let text = dim.to_string();
         let expression = Reader { text: &text }.sum();
-        let expression = expression.ok_or_else(|| self.refusal(format!("extent `{text}` is not understood")))?;
+        let expression =
+            expression.ok_or_else(|| self.refusal(format!("extent `{text}` is not understood")))?;
         let base = std::mem::replace(&mut self.base, "extents".to_owned());
         let name = self.expression(&expression);
         self.base = base;

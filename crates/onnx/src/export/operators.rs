@@ -1,6 +1,6 @@
 //! What each operator is in ONNX.
 
-use margay_ir::ops::{Conv, Pad, PoolKind, Pool, Reduce, ReduceKind, Slice};
+use margay_ir::ops::{Conv, Pad, Pool, PoolKind, Reduce, ReduceKind, Slice};
 use margay_ir::{NodeId, Op};
 use margay_tensor::{DType, Dim};
 

@@ -24,7 +24,9 @@ pub(super) fn gelu(cx: &mut Importer, call: &Call) -> Imported {
     let tanh = match call.text("approximate", "none")? {
         "none" => false,
         "tanh" => true,
-        other => return Err(Refusal::Invalid(format!("expected approximation none or tanh, found `{other}`"))),
+        other => {
+            return Err(Refusal::Invalid(format!("expected approximation none or tanh, found `{other}`")));
+        }
     };
     Ok(vec![cx.add(Gelu { tanh }, &[x])?])
 }
@@ -76,10 +78,8 @@ pub(super) fn hard_swish(cx: &mut Importer, call: &Call) -> Imported {
 }
 
 fn ramp(cx: &mut Importer, x: Value, slope: f64, offset: f64) -> Result<Value, Refusal> {
-    let [slope, offset, zero, one] = [slope, offset, 0.0, 1.0];
-    let slope = cx.number(x, slope)?;
-    let offset = cx.number(x, offset)?;
-    let (zero, one) = (cx.number(x, zero)?, cx.number(x, one)?);
+    let (slope, offset) = (cx.number(x, slope)?, cx.number(x, offset)?);
+    let (zero, one) = (cx.number(x, 0.0)?, cx.number(x, 1.0)?);
     let scaled = cx.add(Mul, &[x, slope])?;
     let line = cx.add(Add, &[scaled, offset])?;
     let capped = cx.add(Min, &[line, one])?;

@@ -58,7 +58,8 @@ fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool)
     let x = call.input(0)?;
     let data = spatial(cx, x)?;
     let taps = call.ints("kernel_shape")?;
-    let taps = taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
+    let taps =
+        taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
     let kernel = sizes("kernel_shape", taps, data.len())?;
     let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
     let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
@@ -158,17 +159,16 @@ impl Windows {
 
     /// Pads so that there are `ceil(extent / stride)` windows; `lower` puts an odd element in front.
     fn pad_same(&mut self, data: &[Dim], taps: &[Dim], lower: bool) -> Result<(), Refusal> {
-        for axis in 0..data.len() {
+        for (axis, data) in data.iter().enumerate() {
             let (stride, span) = (self.strides[axis], self.span(axis, taps)?);
-            let total = match (stride, data[axis].as_extent()) {
+            let total = match (stride, data.as_extent()) {
                 (1, _) => span - 1,
                 (_, Some(extent)) => {
                     let reach = extent.div_ceil(stride).saturating_sub(1).saturating_mul(stride);
                     reach.saturating_add(span).saturating_sub(extent)
                 }
                 (_, None) => {
-                    let extent = &data[axis];
-                    let why = format!("padding that depends on the extent `{extent}` is not supported");
+                    let why = format!("padding that depends on the extent `{data}` is not supported");
                     return Err(Refusal::Unsupported(why));
                 }
             };
@@ -180,14 +180,14 @@ impl Windows {
 
     /// Lets a last window that begins before the end of the operand reach over the padding.
     fn reach_over(&mut self, data: &[Dim], taps: &[Dim]) -> Result<(), Refusal> {
-        for axis in 0..data.len() {
+        for (axis, data) in data.iter().enumerate() {
             let (stride, span) = (self.strides[axis], self.span(axis, taps)?);
             if stride == 1 {
                 continue;
             }
-            let Some(extent) = data[axis].as_extent() else {
-                let extent = &data[axis];
-                let why = format!("rounding up the number of windows over the extent `{extent}` is not supported");
+            let Some(extent) = data.as_extent() else {
+                let why =
+                    format!("rounding up the number of windows over the extent `{data}` is not supported");
                 return Err(Refusal::Unsupported(why));
             };
             let front = extent.saturating_add(self.before[axis]);
@@ -199,7 +199,7 @@ impl Windows {
             }
             let needed = last.saturating_add(span).saturating_sub(front);
             self.overhang |= needed > self.after[axis];
-            self.after[axis] = needed.max(self.after[axis]);
+            self.after[axis] = needed;
         }
         Ok(())
     }
@@ -207,7 +207,8 @@ impl Windows {
     /// Elements from the first to the last tap.
     fn span(&self, axis: usize, taps: &[Dim]) -> Result<usize, Refusal> {
         let taps = taps[axis].as_extent().filter(|&t| t > 0);
-        let taps = taps.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
+        let taps =
+            taps.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
         Ok((taps - 1).saturating_mul(self.dilations[axis]).saturating_add(1))
     }
 }

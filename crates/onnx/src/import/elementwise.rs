@@ -1,8 +1,8 @@
 //! Operators that compute each element from the elements at the same place.
 
 use margay_ir::ops::{
-    Abs, Add, And, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul, Neg, Not,
-    Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
+    Abs, Add, And, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul, Neg,
+    Not, Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
 };
 use margay_ir::{Op, Value};
 use margay_tensor::DType;
@@ -80,7 +80,8 @@ pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
     let number = call.optional_int("to")?;
     let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
     let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
-    let to = to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))?;
+    let to =
+        to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))?;
     Ok(vec![cast_to(cx, x, to)?])
 }
 

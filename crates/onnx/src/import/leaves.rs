@@ -13,7 +13,8 @@ const MAX_RANGE: usize = 1 << 20;
 
 /// `Constant`, in any of the ways to write one.
 pub(super) fn constant(cx: &mut Importer, call: &Call) -> Imported {
-    let made = |t: Result<Tensor, _>| t.map_err(|e: margay_tensor::TensorError| Refusal::Invalid(e.to_string()));
+    let made =
+        |t: Result<Tensor, _>| t.map_err(|e: margay_tensor::TensorError| Refusal::Invalid(e.to_string()));
     let tensor = if let Some(tensor) = call.tensor("value")? {
         tensor.clone()
     } else if let Some(v) = call.optional_float("value_float")? {
@@ -136,4 +137,3 @@ fn range_count(count: f64) -> Result<usize, Refusal> {
     }
     Err(Refusal::Unsupported(format!("a range of {count} elements, more than {MAX_RANGE}, is not supported")))
 }
-

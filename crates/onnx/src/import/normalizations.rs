@@ -1,7 +1,9 @@
 //! Normalization and softmax.
 
-use margay_ir::ops::{Add, Bits, Broadcast, Div, Exp, LayerNorm, Log, Mul, Reduce, ReduceKind, Softmax, Sqrt, Sub};
 use margay_ir::Value;
+use margay_ir::ops::{
+    Add, Bits, Broadcast, Div, Exp, LayerNorm, Log, Mul, Reduce, ReduceKind, Softmax, Sqrt, Sub,
+};
 use margay_tensor::Dim;
 
 use super::Importer;

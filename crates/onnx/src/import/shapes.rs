@@ -32,7 +32,7 @@ fn rest(from: &[Dim], shape: &[Dim], open: usize) -> Result<Dim, Refusal> {
     let product = |dims: &mut dyn Iterator<Item = &Dim>| dims.fold(Dim::from(1usize), |n, d| &n * d);
     let total = product(&mut from.iter());
     let known = product(&mut shape.iter().enumerate().filter(|(i, _)| *i != open).map(|(_, d)| d));
-    let quotient = total.floor_div(&known).filter(|q| &(q * &known) == &total);
+    let quotient = total.floor_div(&known).filter(|q| (q * &known) == total);
     let why = || format!("{total} elements are not known to be a multiple of `{known}`");
     quotient.ok_or_else(|| match total.as_const().is_some() && known.as_const().is_some() {
         true => Refusal::Invalid(why()),

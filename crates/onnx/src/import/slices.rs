@@ -151,7 +151,9 @@ pub(super) fn split(cx: &mut Importer, call: &Call) -> Imported {
         start = end;
     }
     if start != extent {
-        return Err(Refusal::Invalid(format!("expected parts of `{extent}` elements together, found `{start}`")));
+        return Err(Refusal::Invalid(format!(
+            "expected parts of `{extent}` elements together, found `{start}`"
+        )));
     }
     Ok(parts)
 }
@@ -165,9 +167,9 @@ fn equal_lengths(extent: &Dim, parts: usize) -> Result<Vec<Dim>, Refusal> {
     }
     match extent.floor_div(&count).filter(|d| &(d * &count) == extent) {
         Some(length) => Ok(vec![length; parts]),
-        None => {
-            Err(Refusal::Unsupported(format!("`{extent}` elements are not known to make {parts} equal parts")))
-        }
+        None => Err(Refusal::Unsupported(format!(
+            "`{extent}` elements are not known to make {parts} equal parts"
+        ))),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, convolutions, elementwise, leaves, normalizations, products, reductions, shapes, slices,
+    Importer, activations, convolutions, elementwise, leaves, normalizations, products, reductions, shapes,
+    slices,
 };
 
 /// An operator of the default domain.

@@ -77,7 +77,8 @@ impl Importer<'_> {
         let limit = if ty.dtype.is_float() { 1 } else { MAX_KNOWN };
         // Windows may be large where operand and result are small.
         let windowed = matches!(op, Op::Conv(_) | Op::Pool(_));
-        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && !windowed && count(s) <= limit) else {
+        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && !windowed && count(s) <= limit)
+        else {
             return Ok(None);
         };
         let small = |v: &Value| self.graph.constant(*v).map(|p| p.tensor()).filter(|t| t.len() <= MAX_KNOWN);
@@ -114,7 +115,12 @@ impl Importer<'_> {
         leaf.ok_or_else(|| Refusal::Unsupported("extents of an unexpected type".into()))
     }
 
-    fn int_leaf(&mut self, dtype: DType, shape: &[usize], values: Vec<Dim>) -> Result<Option<Value>, Refusal> {
+    fn int_leaf(
+        &mut self,
+        dtype: DType,
+        shape: &[usize],
+        values: Vec<Dim>,
+    ) -> Result<Option<Value>, Refusal> {
         if let Some(constants) = values.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>() {
             let tensor = Numbers::Int(constants).into_tensor(dtype, shape);
             return self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?).map(Some);

@@ -118,7 +118,11 @@ fn symbols_stay_symbols() {
         for opset in OPSETS {
             let again = round_trip(&g, opset);
             for (before, after) in g.outputs().iter().zip(again.outputs()) {
-                assert_eq!((&before.name, g.ty(before.value)), (&after.name, again.ty(after.value)), "{source}");
+                assert_eq!(
+                    (&before.name, g.ty(before.value)),
+                    (&after.name, again.ty(after.value)),
+                    "{source}"
+                );
             }
             for shape in [[2, 3, 6], [1, 6, 6]] {
                 let case = ops::Case { inputs: vec![random(&shape)] };
@@ -216,7 +220,8 @@ fn extents_are_computed_once() {
 #[test]
 fn refusals_say_why() {
     let g = parse("graph @g(%x: f32[N]) -> (y: f32[N]) {\n  %0 = relu %x : f32[N]\n  return %0\n}");
-    let error = |opset| export(&g, &ExportOptions { opset, ..ExportOptions::default() }).unwrap_err().to_string();
+    let error =
+        |opset| export(&g, &ExportOptions { opset, ..ExportOptions::default() }).unwrap_err().to_string();
     assert_eq!(error(12), "expected operator set 13 to 23 to export to, found 12");
     assert_eq!(error(24), "expected operator set 13 to 23 to export to, found 24");
     let mut g = Graph::new("g");

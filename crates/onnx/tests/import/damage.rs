@@ -12,8 +12,22 @@ const CHANGED: u64 = 30_000;
 const ODD: [i64; 12] = [-1, 0, 1, 2, 3, 5, -7, 1 << 31, 1 << 40, i64::MAX, i64::MIN, -(1 << 40)];
 
 const ATTRIBUTES: [&str; 16] = [
-    "axis", "axes", "keepdims", "perm", "pads", "strides", "dilations", "kernel_shape", "group", "allowzero", "to",
-    "start", "end", "num_outputs", "auto_pad", "ceil_mode",
+    "axis",
+    "axes",
+    "keepdims",
+    "perm",
+    "pads",
+    "strides",
+    "dilations",
+    "kernel_shape",
+    "group",
+    "allowzero",
+    "to",
+    "start",
+    "end",
+    "num_outputs",
+    "auto_pad",
+    "ceil_mode",
 ];
 
 fn layers() -> Model {
@@ -82,7 +96,9 @@ fn change(model: &mut Model, dice: &mut Dice, names: &[String], operators: &[&st
             let slot = dice.below(node.inputs.len());
             node.inputs[slot] = names[dice.below(names.len())].clone();
         }
-        4 => _ = node.attributes.insert(ATTRIBUTES[dice.below(ATTRIBUTES.len())].to_owned(), dice.attribute()),
+        4 => {
+            _ = node.attributes.insert(ATTRIBUTES[dice.below(ATTRIBUTES.len())].to_owned(), dice.attribute())
+        }
         5 => {
             if let Some(value) = node.attributes.values_mut().next() {
                 *value = dice.attribute();

@@ -14,7 +14,8 @@ fn axes_of_squeeze_and_unsqueeze_move_from_attribute_to_input() {
 
 #[test]
 fn reshape_keeps_and_infers_extents() {
-    let to = |shape: &[i64]| run(13, "Reshape", &[], vec![Input(counting(&[2, 3, 4])), Constant(ints(shape))]);
+    let to =
+        |shape: &[i64]| run(13, "Reshape", &[], vec![Input(counting(&[2, 3, 4])), Constant(ints(shape))]);
     assert_eq!(to(&[0, -1]).shape(), [2, 12]);
     assert_eq!(to(&[4, 0, 2]).shape(), [4, 3, 2]);
     let empty = || vec![Input(counting(&[0, 3])), Constant(ints(&[3, 0]))];
@@ -72,7 +73,8 @@ fn repeats() {
     assert_floats(&y, &[4, 2], &[1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]);
     let y = run(13, "Expand", &[], vec![x(), Constant(ints(&[3, 1, 2]))]);
     assert_eq!(y.shape(), [3, 2, 2]);
-    let y = run(9, "ConstantOfShape", &[("value", Attribute::Tensor(ints(&[7])))], vec![Constant(ints(&[3]))]);
+    let y =
+        run(9, "ConstantOfShape", &[("value", Attribute::Tensor(ints(&[7])))], vec![Constant(ints(&[3]))]);
     assert_eq!(y, ints(&[7, 7, 7]));
     let range = [1, 8, 3].map(|v| Constant(Tensor::scalar(v as i64)));
     assert_eq!(run(11, "Range", &[], range.into()), ints(&[1, 4, 7]));

@@ -1,0 +1,206 @@
+"""Checks the command line tool end to end against onnxruntime and numpy.
+
+    python tests/tools/check_e2e.py --binary target/release/margay
+
+The folder that the variable `MARGAY_TEST_DATA` names holds the models and arrays that the other
+tools of this folder make. Each check prints one line with the numbers it saw; the last line counts
+them. Exit status 1: a check failed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from evaluate import cosine, load, mean_pool, relative_l2, run
+
+RESULTS = []
+MODELS = {"minilm_l3": ("onnx::Shape_422", 18), "minilm_l6": ("last_hidden_state", 36)}
+SHAPES = ["b2_s16", "b2_s37", "b5_s16", "b5_s37"]
+
+
+class Tool:
+    """The command line tool and a folder for what it writes."""
+
+    def __init__(self, binary, folder):
+        self.binary = str(Path(binary).resolve())
+        self.folder = Path(folder)
+
+    def __call__(self, *words, status=0):
+        done = subprocess.run(
+            [self.binary, *map(str, words)], cwd=self.folder, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )
+        if done.returncode != status:
+            raise AssertionError(
+                f"`margay {' '.join(map(str, words))}` ended with {done.returncode}, "
+                f"expected {status}: {done.stderr.strip()[-600:]}"
+            )
+        return done.stdout
+
+    def outputs(self, model, inputs):
+        """What `margay run` computes."""
+        np.savez(self.folder / "in.npz", **inputs)
+        self("run", model, "--inputs", "in.npz", "--outputs", "out.npz")
+        return load(self.folder / "out.npz")
+
+
+def check(name, passed, seen):
+    RESULTS.append(bool(passed))
+    print(f"{'ok' if passed else 'FAILED'}: {name}: {seen}", flush=True)
+
+
+def largest_difference(a, b):
+    return max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in b)
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def dense_outputs(tool, data):
+    for model in MODELS:
+        worst = 0.0
+        for shape in SHAPES:
+            found = tool.outputs(data / f"{model}.onnx", load(data / f"{model}_{shape}.in.npz"))
+            worst = max(worst, largest_difference(found, load(data / f"{model}_{shape}.out.npz")))
+        check(f"{model} dense equals onnxruntime within 1e-4", worst <= 1e-4, f"{worst:.1e}")
+
+
+def several_lengths(tool, data):
+    """One artifact with entries for several lengths."""
+    model = data / "minilm_l3.onnx"
+    tool("compile", model, "-o", "lengths.margay", "--dim", "batch_size=2",
+         "--dim", "sequence_length=16,37")
+    for shape in ("b2_s16", "b2_s37"):
+        found = tool.outputs("lengths.margay", load(data / f"minilm_l3_{shape}.in.npz"))
+        worst = largest_difference(found, load(data / f"minilm_l3_{shape}.out.npz"))
+        check(f"one artifact, entry {shape}", worst <= 1e-4, f"{worst:.1e}")
+
+
+def sketched(tool, data, model):
+    """Compiles at half the bytes of the linear weights, and checks everything said about it."""
+    output, layers = MODELS[model]
+    source = data / f"{model}.onnx"
+    calibration = load(data / f"{model}_calibration.npz")
+    evaluation = load(data / f"{model}_evaluation.npz")
+    words = ["compile", source, "--calibrate", data / f"{model}_calibration.npz",
+             "--budget-bytes", "50%"]
+    files = {}
+    for threads, number in ((1, 1), (2, 2), (2, 3)):
+        made = [f"{model}.{number}.{kind}" for kind in ("margay", "toml", "onnx", "json")]
+        tool(*words, "--threads", threads, "-o", made[0], "--save-plan", made[1],
+             "--export", made[2], "--report", made[3])
+        files[number] = [tool.folder / name for name in made]
+    for i, kind in enumerate(("artifact", "plan", "export")):
+        hashes = {digest(files[n][i]) for n in files}
+        check(f"{model} {kind}: the same bytes with 1 and 2 threads, and again",
+              len(hashes) == 1, ", ".join(sorted(hashes)))
+
+    report = json.loads(files[1][3].read_text())
+    share = report["bytes_after"] / report["bytes_before"]
+    check(f"{model} keeps at most half the bytes", share <= 0.5, f"{share:.4f}")
+    sketches = [m for m in report["modules"] if m["scheme"] != "dense"]
+    check(f"{model} has {layers} linear modules", len(report["modules"]) == layers,
+          f"{len(report['modules'])}, {len(sketches)} of them sketched")
+
+    # The reported error, measured again: every second sample was held out.
+    held_out = {name: array[1::2] for name, array in calibration.items()}
+    dense, exported = str(source), str(files[1][2])
+    reference, found = run(dense, held_out), run(exported, held_out)
+    floats = [n for n in reference if reference[n].dtype.kind == "f"]
+    flat = lambda arrays: np.concatenate([arrays[n].astype(np.float64).ravel() for n in floats])
+    measured = relative_l2(flat(reference), flat(found))
+    said = report["held_out"]["relative_l2"]
+    check(f"{model} held-out error is what numpy measures, within 1%",
+          abs(measured - said) <= 0.01 * measured, f"said {said:.5f}, measured {measured:.5f}")
+
+    # The export in onnxruntime, at a length that nothing was compiled for.
+    for length in (23, 64):
+        inputs = {name: array[:4, :length] for name, array in evaluation.items()}
+        worst = largest_difference(tool.outputs(exported, inputs), run(exported, inputs))
+        check(f"{model} export at length {length}: margay equals onnxruntime within 1e-4",
+              worst <= 1e-4, f"{worst:.1e}")
+    inputs = {name: array[:1, :64] for name, array in evaluation.items()}
+    worst = largest_difference(tool.outputs(files[1][0].name, inputs), run(exported, inputs))
+    check(f"{model} artifact equals its export in onnxruntime within 1e-4", worst <= 1e-4,
+          f"{worst:.1e}")
+
+    graph = onnx.load(exported).graph
+    shapes = {tuple(t.dims) for t in graph.initializer}
+    missing = [m["name"] for m in sketches
+               if not {(m["d_in"], m["rank"]), (m["rank"], m["d_out"])} <= shapes]
+    check(f"{model} export holds the thin factors of every sketched layer", not missing,
+          f"{len(sketches)} layers, missing {missing}")
+
+    reference, found = run(dense, evaluation), run(exported, evaluation)
+    mask = evaluation["attention_mask"]
+    pooled = [mean_pool(outputs[output], mask) for outputs in (reference, found)]
+    mean = float(cosine(*pooled).mean())
+    plain = tool.folder / f"{model}.svd.onnx"
+    tools = Path(__file__).parent
+    subprocess.run([sys.executable, tools / "plain_svd.py", "--model", source, "--ratio", "0.5",
+                    "--out", plain], check=True, stdout=subprocess.DEVNULL)
+    base = float(cosine(pooled[0], mean_pool(run(str(plain), evaluation)[output], mask)).mean())
+    bar = 0.65 if model == "minilm_l6" else base
+    check(f"{model} sentence embeddings on other text: mean cosine at least {bar:.2f}",
+          mean >= bar, f"{mean:.4f}, plain SVD at the same bytes {base:.4f}")
+
+
+def benches_and_comparisons(tool, data):
+    model, artifact = data / "minilm_l6.onnx", "minilm_l6.1.margay"
+    inputs = {n: a[:1, :64] for n, a in load(data / "minilm_l6_evaluation.npz").items()}
+    np.savez(tool.folder / "in.npz", **inputs)
+    bench = json.loads(tool("bench", model, artifact, "--inputs", "in.npz", "--json"))["models"]
+    keys = {"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes", "error"}
+    complete = all(keys <= set(m) and {"relative_l2", "cosine"} <= set(m["error"]) for m in bench)
+    times = ", ".join(f"{m['median_ms']:.2f} ms" for m in bench)
+    check("bench reports time, bytes and error of both models", complete and len(bench) == 2, times)
+    tool("compare", model, artifact, "--inputs", "in.npz", "--rtol", "1e-3", status=1)
+    seen = json.loads(tool("compare", model, artifact, "--inputs", "in.npz", "--rtol", "1e-3",
+                           "--json", status=1))
+    check("compare ends with 1 past the tolerance, layer by layer", len(seen["layers"]) > 30,
+          f"{len(seen['layers'])} layers")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", required=True)
+    binary = parser.parse_args().binary
+    data = os.environ.get("MARGAY_TEST_DATA")
+    if not data:
+        print("skipped: no test data\n0 passed, 0 failed, 1 skipped")
+        return 0
+    onnxruntime.set_default_logger_severity(3)
+    data = Path(data).resolve()
+    calibrated = all((data / f"{m}_calibration.npz").exists() for m in MODELS)
+    skipped = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tool = Tool(binary, folder)
+        parts = [lambda: dense_outputs(tool, data), lambda: several_lengths(tool, data)]
+        if calibrated:
+            parts += [lambda m=m: sketched(tool, data, m) for m in MODELS]
+            parts.append(lambda: benches_and_comparisons(tool, data))
+        else:
+            skipped = 1
+            print("skipped: no calibration text")
+        for part in parts:
+            try:
+                part()
+            except AssertionError as error:
+                check("the tool does as it is told", False, error)
+    failed = RESULTS.count(False)
+    print(f"{RESULTS.count(True)} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
