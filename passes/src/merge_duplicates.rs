@@ -34,6 +34,10 @@ impl Pass for MergeDuplicates {
         Fidelity::Exact
     }
 
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "what is mutable is the memo of a content hash, no part of the key"
+    )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
         let mut seen: HashMap<(Op, Vec<Value>), NodeId> = HashMap::new();
         let mut merged = 0;
@@ -51,7 +55,11 @@ impl Pass for MergeDuplicates {
                 patch.redirect(Value { node: n, out }, Value { node: first, out });
             }
             let at = g.node(n).origin.name().to_string();
-            g.apply(patch).map_err(|error| PassError::Patch { rule: self.name(), at, error })?;
+            g.apply(patch).map_err(|error| PassError::Patch {
+                rule: self.name(),
+                at,
+                error: error.into(),
+            })?;
             merged += 1;
         }
         g.remove_dead();

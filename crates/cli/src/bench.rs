@@ -23,8 +23,16 @@ use crate::model::{Model, stored_bytes};
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, json, timing};
 
+const JSON: &str = "\
+With --json:
+  {\"models\": [{\"path\", \"median_ms\", \"min_ms\", \"stored_bytes\", \"peak_bytes\",
+               \"error\": {\"relative_l2\", \"cosine\"}, \"predicted_ms\"}],
+   \"runs\", \"rounds\", \"threads\", \"machine\"}
+Times are of running all inputs once; errors are against the first model.";
+
 /// Compare the speed of models, with the bytes they store and their error against the first.
 #[derive(clap::Args)]
+#[command(after_help = JSON)]
 pub(crate) struct Args {
     /// ONNX files or artifacts; the first one is the reference.
     #[arg(value_name = "MODEL", required = true)]
@@ -36,8 +44,7 @@ pub(crate) struct Args {
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     rounds: Option<usize>,
-    /// Print JSON: {"models":[{"path","median_ms","min_ms","stored_bytes","peak_bytes","error":{"relative_l2",
-    /// "cosine"},"predicted_ms"}],"runs","rounds","threads","machine"}.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

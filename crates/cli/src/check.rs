@@ -23,15 +23,22 @@ use crate::error::Failure;
 use crate::table::Table;
 use crate::{Reply, json};
 
+const JSON: &str = "\
+With --json:
+  {\"path\", \"producer\", \"ir_version\", \"opset\", \"supported\",
+   \"inputs\": [{\"name\", \"type\"}], \"outputs\": [{\"name\", \"type\"}], \"dimensions\": [],
+   \"operators\": [{\"name\", \"count\", \"supported\"}],
+   \"non_finite\": [{\"tensor\", \"nan\", \"infinite\", \"first\"}],
+   \"problems\": [{\"kind\", \"message\"}]}";
+
 /// Tell whether a model can be compiled: its operators, shapes and weights.
 #[derive(clap::Args)]
+#[command(after_help = JSON)]
 pub(crate) struct Args {
     /// An ONNX file.
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
-    /// Print JSON: {"path","producer","ir_version","opset","supported","inputs":[{"name","type"}],"outputs",
-    /// "dimensions","operators":[{"name","count","supported"}],"non_finite":[{"tensor","nan","infinite","first"}],
-    /// "problems":[{"kind","message"}]}.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

@@ -26,8 +26,16 @@ use crate::model::Model;
 use crate::table::{Table, significant};
 use crate::{Reply, json, note};
 
+const JSON: &str = "\
+With --json:
+  {\"reference\", \"other\", \"within\", \"rtol\", \"atol\",
+   \"outputs\": [{\"name\", \"type\", \"max_abs\", \"relative_l2\", \"cosine\", \"elements\", \"past_tolerance\"}],
+   \"layers\": [{\"name\", \"isolated\", \"cumulative\"}]}
+An element b is past the tolerance of a when |a - b| > A + R |a|; then the exit code is 1.";
+
 /// Tell how far the outputs of two models are apart, and in which layers it comes about.
 #[derive(clap::Args)]
+#[command(after_help = JSON)]
 pub(crate) struct Args {
     /// The reference: an ONNX file or artifact.
     #[arg(value_name = "A")]
@@ -45,8 +53,7 @@ pub(crate) struct Args {
     atol: f64,
     #[command(flatten)]
     threads: ThreadArgs,
-    /// Print JSON: {"reference","other","within","rtol","atol","outputs":[{"name","type","max_abs","relative_l2",
-    /// "cosine","elements","past_tolerance"}],"layers":[{"name","isolated","cumulative"}]}.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

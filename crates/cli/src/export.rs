@@ -36,12 +36,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             ));
         }
         let artifact = open_artifact(&args.model)?;
+        let report = report_of(&artifact)?;
         let graph = open_artifact_graph(&artifact)?;
         let plan = artifact.source("plan.toml")?.unwrap_or_default();
         let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
         let plan = Plan::from_toml(&String::from_utf8_lossy(plan), &schemes)
             .map_err(margay_driver::DriverError::from)?;
-        export_graph(&graph, Some((&plan, &report_of(&artifact)?)), &args.output)?;
+        export_graph(&graph, Some((&plan, &report)), &args.output)?;
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;
     } else {

@@ -35,19 +35,25 @@ use crate::model::{is_artifact, open_artifact};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
+const JSON: &str = "\
+With --json, of an ONNX file:
+  {\"path\", \"hash\", \"inputs\": [{\"name\", \"type\"}], \"outputs\": [{\"name\", \"type\"}], \"dimensions\": [],
+   \"nodes\", \"canonical_nodes\", \"parameters\", \"constant_bytes\", \"layers\", \"layer_bytes\", \"flops\"}
+Of an artifact:
+  {\"path\", \"producer\", \"model\", \"target\", \"machine\", \"file_bytes\", \"weights_bytes\", \"code_bytes\",
+   \"entries\": [{\"dims\": {}, \"inputs\", \"outputs\", \"steps\", \"arena_bytes\", \"scratch_bytes\", \"code_bytes\"}],
+   \"layer_bytes_before\", \"layer_bytes_after\", \"held_out\", \"plan\"}";
+
 /// Tell what is in an ONNX file or an artifact.
 #[derive(clap::Args)]
+#[command(after_help = JSON)]
 pub(crate) struct Args {
     /// An ONNX file or an artifact.
     #[arg(value_name = "MODEL.onnx|ARTIFACT")]
     model: PathBuf,
     #[command(flatten)]
     dims: DimArgs,
-    /// Print JSON. Of an ONNX file: {"path","hash","inputs":[{"name","type"}],"outputs","dimensions","nodes",
-    /// "canonical_nodes","parameters","constant_bytes","layers","layer_bytes","flops"}; of an artifact: {"path",
-    /// "producer","model","target","machine","file_bytes","weights_bytes","code_bytes","entries":[{"dims","inputs",
-    /// "outputs","steps","arena_bytes","scratch_bytes","code_bytes"}],"layer_bytes_before","layer_bytes_after",
-    /// "held_out","plan"}.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

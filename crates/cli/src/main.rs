@@ -44,8 +44,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 a requested check failed (error limit, budget, comparison); 2 bad usage or unsupported
-model; 3 unreadable or malformed file; 4 device not available; 101 a bug of margay.";
+Exit codes: 0 done; 1 a requested check failed (error limit, budget, comparison); 2 bad usage or \
+unsupported model; 3 unreadable or malformed file; 4 device not available; 101 a bug of margay.";
 
 #[derive(Subcommand)]
 enum Command {

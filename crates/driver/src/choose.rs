@@ -6,7 +6,7 @@ use margay_passes::sketch::{Chosen, Selection};
 use margay_plan::{Allocation, Candidate, CostModel, Curve, Resource, allocate, uniform};
 
 use crate::curves::Prospect;
-use crate::{DriverError, Goal};
+use crate::{DriverError, Goal, ModuleReport};
 
 /// The curves of all modules, with what the goal rules out left out, and why.
 pub(crate) struct Table {
@@ -93,4 +93,51 @@ pub(crate) fn selection(prospects: &[Prospect], choices: &BTreeMap<String, Candi
         }
     }
     out
+}
+
+/// What became of every module, and why.
+pub(crate) fn module_reports(
+    prospects: &[Prospect],
+    chosen: &Allocation,
+    table: &Table,
+    weighed: bool,
+) -> Vec<ModuleReport> {
+    prospects
+        .iter()
+        .zip(&table.curves)
+        .map(|(p, curve)| {
+            let candidate = chosen.choices.get(&p.module.name).unwrap_or(&curve.dense);
+            let offer = p.offers.iter().find(|o| o.scheme == candidate.choice.scheme);
+            let point = offer.and_then(|o| o.points.iter().find(|q| q.rank == candidate.choice.rank));
+            let layer_error = point.map_or(0.0, |q| q.relative_error.sqrt());
+            let why = match (point, table.excluded.get(&p.module.name)) {
+                (Some(_), _) => format!(
+                    "{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
+                    candidate.bytes,
+                    curve.dense.bytes,
+                    candidate.seconds * 1e3,
+                    curve.dense.seconds * 1e3
+                ),
+                (None, Some(reason)) => reason.clone(),
+                (None, None) => {
+                    "kept dense: the goal is met with less error by sketching other layers".into()
+                }
+            };
+            ModuleReport {
+                name: p.module.name.clone(),
+                kind: p.module.kind.name().into(),
+                d_in: p.module.d_in,
+                d_out: p.module.d_out,
+                scheme: candidate.choice.scheme.clone(),
+                rank: candidate.choice.rank,
+                bytes_before: curve.dense.bytes,
+                bytes_after: candidate.bytes,
+                predicted_ms_before: curve.dense.seconds * 1e3,
+                predicted_ms_after: candidate.seconds * 1e3,
+                layer_error,
+                output_error: weighed.then(|| candidate.error.sqrt()),
+                why,
+            }
+        })
+        .collect()
 }

@@ -47,9 +47,10 @@ impl ErrorSum {
                 self.found += y * y;
                 self.product += x * y;
                 self.difference += (x - y) * (x - y);
-                // Written so that a difference that is not a number is kept.
-                if !((x - y).abs() <= self.max_abs) {
-                    self.max_abs = (x - y).abs();
+                // A difference that is not a number stays.
+                let gap = (x - y).abs();
+                if gap.is_nan() || gap > self.max_abs {
+                    self.max_abs = gap;
                 }
             }
         }

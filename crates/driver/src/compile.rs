@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use margay_artifact::ArtifactBuilder;
-use margay_ir::{Graph, NodeId, Op};
+use margay_ir::{Graph, Op};
 use margay_kernels_cpu::CpuTarget;
 use margay_loops::Target;
 use margay_passes::sketch::{SCHEMES, modules};
 use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
 use margay_runtime::Executable;
-use margay_tensor::{Binding, Dim, Symbol, Tensor};
+use margay_tensor::Binding;
 
-use crate::choose::{Table, least_time, selection, table, within_budget};
-use crate::compare::ErrorSum;
+use crate::bindings::bindings;
+use crate::checker::Checker;
+use crate::choose::{Table, least_time, module_reports, selection, table, within_budget};
 use crate::curves::{Prospect, fit, price, sketch, weigh};
-use crate::report::{ErrorMeasure, ModuleReport, Report};
+use crate::report::Report;
 use crate::samples::bound_batch;
 use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate, export_graph};
 
@@ -275,122 +276,6 @@ fn goal_text(goal: &Goal, planned: bool) -> String {
     }
 }
 
-/// The values of the symbols, one binding per entry: options first, then the samples, then 1 for leading axes.
-fn bindings(
-    g: &Graph,
-    options: &CompileOptions,
-    samples: Option<&Samples>,
-) -> Result<Vec<Binding>, DriverError> {
-    let symbols = g.symbols();
-    if let Some((name, _)) = options.dims.iter().find(|(n, _)| !symbols.iter().any(|s| **s == **n)) {
-        let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
-        return Err(DriverError::Options(format!(
-            "the model has no dimension `{name}`; it has {}",
-            if known.is_empty() { "none".into() } else { known.join(", ") }
-        )));
-    }
-    let mut base = Binding::new();
-    if let Some(samples) = samples {
-        let leading: Vec<Symbol> = leading_symbols(g);
-        let find = |name: &str| samples.arrays().iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
-        for (symbol, v) in margay_ir::eval::bind_symbols(g, find)? {
-            let v = if leading.contains(&symbol) { 1 } else { v };
-            base.insert(symbol, v);
-        }
-    }
-    let mut all = vec![base];
-    for (name, values) in &options.dims {
-        all = all
-            .iter()
-            .flat_map(|b| {
-                values.iter().map(|v| {
-                    let mut b = b.clone();
-                    b.insert(name.as_str().into(), *v);
-                    b
-                })
-            })
-            .collect();
-    }
-    for binding in &mut all {
-        for symbol in leading_symbols(g) {
-            binding.entry(symbol).or_insert(1);
-        }
-        let open: Vec<String> =
-            symbols.iter().filter(|s| !binding.contains_key(*s)).map(|s| format!("`{s}`")).collect();
-        if !open.is_empty() {
-            return Err(DriverError::Options(format!(
-                "dimensions without a value: {}; give `--dim NAME=N` or samples",
-                open.join(", ")
-            )));
-        }
-    }
-    Ok(all)
-}
-
-/// The symbols that stand alone as the leading extent of an input.
-fn leading_symbols(g: &Graph) -> Vec<Symbol> {
-    let leading = |n: &NodeId| match g.op(*n) {
-        Op::Input(input) if input.ty.ndim() > 0 => {
-            let mut symbols = Vec::new();
-            input.ty.shape[0].collect_symbols(&mut symbols);
-            symbols.pop().filter(|s| input.ty.shape[0] == Dim::symbol(s))
-        }
-        _ => None,
-    };
-    g.inputs().iter().filter_map(leading).collect()
-}
-
-/// Measures the error of a sketched graph on held-out samples.
-struct Checker {
-    batches: Vec<(Vec<(String, Tensor)>, Vec<(String, Tensor)>)>,
-    batch: usize,
-}
-
-impl Checker {
-    fn new(
-        g: &Graph,
-        held_out: &Samples,
-        target: CpuTarget,
-        threads: usize,
-        progress: &dyn Progress,
-    ) -> Result<Checker, DriverError> {
-        let batch = bound_batch(g).unwrap_or(calibrate::BATCH);
-        let total = held_out.rows().div_ceil(batch);
-        let mut dense = Runner::new(g.clone(), target, threads);
-        let mut batches = Vec::new();
-        for (i, inputs) in held_out.batches(batch).enumerate() {
-            progress.at("running the dense model", i, total);
-            let inputs = inputs?;
-            let outputs = dense.run(&inputs)?;
-            batches.push((inputs, outputs));
-        }
-        progress.at("running the dense model", total, total);
-        Ok(Checker { batches, batch })
-    }
-
-    fn measure(
-        &self,
-        g: &Graph,
-        target: CpuTarget,
-        threads: usize,
-        progress: &dyn Progress,
-    ) -> Result<ErrorMeasure, DriverError> {
-        let mut runner = Runner::new(g.clone(), target, threads);
-        let mut sum = ErrorSum::default();
-        for (i, (inputs, expected)) in self.batches.iter().enumerate() {
-            progress.at("checking held-out samples", i, self.batches.len());
-            let rows = inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(self.batch);
-            sum.add(expected, &runner.run(inputs)?, rows)?;
-        }
-        progress.at("checking held-out samples", self.batches.len(), self.batches.len());
-        if !sum.is_finite() {
-            let message = "the outputs of the model are not finite on the held-out samples";
-            return Err(DriverError::Measure(message.into()));
-        }
-        Ok(sum.measure())
-    }
-}
-
 struct Context<'a> {
     source: &'a Source,
     options: &'a CompileOptions,
@@ -483,50 +368,4 @@ impl Context<'_> {
         }
         Ok(best)
     }
-}
-
-fn module_reports(
-    prospects: &[Prospect],
-    chosen: &Allocation,
-    table: &Table,
-    weighed: bool,
-) -> Vec<ModuleReport> {
-    prospects
-        .iter()
-        .zip(&table.curves)
-        .map(|(p, curve)| {
-            let candidate = chosen.choices.get(&p.module.name).unwrap_or(&curve.dense);
-            let offer = p.offers.iter().find(|o| o.scheme == candidate.choice.scheme);
-            let point = offer.and_then(|o| o.points.iter().find(|q| q.rank == candidate.choice.rank));
-            let layer_error = point.map_or(0.0, |q| q.relative_error.sqrt());
-            let why = match (point, table.excluded.get(&p.module.name)) {
-                (Some(_), _) => format!(
-                    "{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
-                    candidate.bytes,
-                    curve.dense.bytes,
-                    candidate.seconds * 1e3,
-                    curve.dense.seconds * 1e3
-                ),
-                (None, Some(reason)) => reason.clone(),
-                (None, None) => {
-                    "kept dense: the goal is met with less error by sketching other layers".into()
-                }
-            };
-            ModuleReport {
-                name: p.module.name.clone(),
-                kind: p.module.kind.name().into(),
-                d_in: p.module.d_in,
-                d_out: p.module.d_out,
-                scheme: candidate.choice.scheme.clone(),
-                rank: candidate.choice.rank,
-                bytes_before: curve.dense.bytes,
-                bytes_after: candidate.bytes,
-                predicted_ms_before: curve.dense.seconds * 1e3,
-                predicted_ms_after: candidate.seconds * 1e3,
-                layer_error,
-                output_error: weighed.then(|| candidate.error.sqrt()),
-                why,
-            }
-        })
-        .collect()
 }

@@ -29,8 +29,10 @@
 
 #![forbid(unsafe_code)]
 
+mod bindings;
 pub mod build;
 mod calibrate;
+mod checker;
 mod choose;
 pub mod compare;
 mod compile;

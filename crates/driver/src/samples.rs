@@ -8,6 +8,9 @@ use margay_tensor::{DType, Tensor, npy};
 
 use crate::DriverError;
 
+/// Named tensors.
+pub(crate) type Arrays = Vec<(String, Tensor)>;
+
 /// Named arrays that share their leading axis: one row is one sample.
 #[derive(Clone, Debug)]
 pub struct Samples {

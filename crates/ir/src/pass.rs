@@ -72,7 +72,7 @@ pub enum PassError {
         /// The node's name in the model.
         at: String,
         /// Why.
-        error: graph::AddError,
+        error: Box<graph::AddError>,
     },
     /// A rule's patch was refused (our fault).
     #[error("rule `{rule}` at `{at}`: {error}")]
@@ -82,7 +82,7 @@ pub enum PassError {
         /// The node's name in the model.
         at: String,
         /// Why.
-        error: PatchError,
+        error: Box<PatchError>,
     },
     /// The rules of a pass undo each other (our fault).
     #[error("pass `{pass}` did not come to an end after {rounds} rounds; rules that fired last: {rules}")]
@@ -157,7 +157,7 @@ pub fn rewrite<C>(
                 let verdict = (rule.apply)(g, n, config).map_err(|error| PassError::Add {
                     rule: rule.name,
                     at: at(),
-                    error,
+                    error: error.into(),
                 })?;
                 match verdict {
                     Verdict::NoMatch => {}
@@ -166,7 +166,11 @@ pub fn rewrite<C>(
                     }
                     Verdict::Rewrite(patch) => {
                         let at = at();
-                        g.apply(patch).map_err(|error| PassError::Patch { rule: rule.name, at, error })?;
+                        g.apply(patch).map_err(|error| PassError::Patch {
+                            rule: rule.name,
+                            at,
+                            error: error.into(),
+                        })?;
                         fired.push(rule.name);
                         break;
                     }

@@ -12,7 +12,7 @@ use margay_tensor::{ContentHash, DType, Tensor};
 
 use crate::LowerError;
 use crate::arena::{Lifetime, plan_memory};
-use crate::group::{Anchor, Anchored, Expr, Feed};
+use crate::group::{Anchor, Anchored, Called, Expr, Feed};
 use crate::memory::Memory;
 
 /// Writes a program step by step.
@@ -196,9 +196,7 @@ impl<'a> Emitter<'a> {
                     .collect();
                 self.loops(args, sources, &out, &stages, &a.label, &*body);
             }
-            Anchor::Call { call, operands, bias, residual } => {
-                self.call(call, operands, bias, residual, &out, &a.label)?;
-            }
+            Anchor::Call(called) => self.call(*called, &out, &a.label)?,
         }
         if let Some(strides) = a.strides {
             out.strides = strides;
@@ -231,15 +229,8 @@ impl<'a> Emitter<'a> {
         self.step(Work::Loops(number), args.operands, label);
     }
 
-    fn call(
-        &mut self,
-        call: KernelCall,
-        operands: Vec<Memory>,
-        bias: Option<Memory>,
-        residual: Option<Memory>,
-        out: &Memory,
-        label: &[String],
-    ) -> Result<(), LowerError> {
+    fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
+        let Called { call, operands, bias, residual } = called;
         let prepared = self.target.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,

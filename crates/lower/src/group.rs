@@ -51,8 +51,16 @@ pub(crate) struct Stage {
 pub(crate) enum Anchor {
     /// A loop nest, and the elementwise code between its values and its store.
     Nest { body: Rc<dyn Fn(&mut Nest)>, inputs: Vec<Feed>, stages: Vec<Stage> },
-    /// A hand-written kernel with its operands, bias and residual.
-    Call { call: KernelCall, operands: Vec<Memory>, bias: Option<Memory>, residual: Option<Memory> },
+    /// A hand-written kernel.
+    Call(Box<Called>),
+}
+
+/// A kernel call with its memory.
+pub(crate) struct Called {
+    pub(crate) call: KernelCall,
+    pub(crate) operands: Vec<Memory>,
+    pub(crate) bias: Option<Memory>,
+    pub(crate) residual: Option<Memory>,
 }
 
 /// A loop nest or kernel call that nobody has run yet.
@@ -71,7 +79,7 @@ pub(crate) type Label = Vec<String>;
 enum Held {
     Memory(Memory),
     Expr(Rc<Expr>),
-    Anchored(Anchored),
+    Anchored(Box<Anchored>),
 }
 
 /// Expressions dearer than this per element are not repeated.
@@ -176,7 +184,7 @@ impl Grouper<'_> {
                     .map(|v| self.feed(v, 1, true))
                     .collect::<Result<Vec<_>, _>>()?;
                 let anchor = Anchor::Nest { body, inputs, stages: Vec::new() };
-                Held::Anchored(Anchored { anchor, shape, strides: None, label: vec![label_of(self.g, n)] })
+                self.anchored(n, anchor, shape)
             }
             Lowered::Call(call) => {
                 let operands = self
@@ -185,8 +193,9 @@ impl Grouper<'_> {
                     .into_iter()
                     .map(|v| self.memory_of(v))
                     .collect::<Result<Vec<_>, _>>()?;
-                let anchor = Anchor::Call { call, operands, bias: None, residual: None };
-                Held::Anchored(Anchored { anchor, shape, strides: None, label: vec![label_of(self.g, n)] })
+                let called = Called { call, operands, bias: None, residual: None };
+                let anchor = Anchor::Call(Box::new(called));
+                self.anchored(n, anchor, shape)
             }
         };
         self.held.insert(v, held);
@@ -196,12 +205,17 @@ impl Grouper<'_> {
         Ok(())
     }
 
+    fn anchored(&self, n: NodeId, anchor: Anchor, shape: Vec<usize>) -> Held {
+        let label = vec![label_of(self.g, n)];
+        Held::Anchored(Box::new(Anchored { anchor, shape, strides: None, label }))
+    }
+
     /// The value in memory; runs what was put off.
     fn memory_of(&mut self, v: Value) -> Result<Memory, LowerError> {
         let memory = match self.held.remove(&v) {
             Some(Held::Memory(m)) => m,
             Some(Held::Expr(e)) => self.emit.expr(self.g.ty(v).dtype, &e, output_of(self.g, v))?,
-            Some(Held::Anchored(a)) => self.emit.anchored(self.g.ty(v).dtype, a, output_of(self.g, v))?,
+            Some(Held::Anchored(a)) => self.emit.anchored(self.g.ty(v).dtype, *a, output_of(self.g, v))?,
             None => unreachable!("operands come before their readers in topological order"),
         };
         self.held.insert(v, Held::Memory(memory.clone()));
@@ -224,7 +238,8 @@ impl Grouper<'_> {
         let operand = self.g.inputs_of(n)[0];
         // Attention writes its result straight into the layout [batch, query, head, dim].
         if let (View::Permute(perm), Some(Held::Anchored(a))) = (view, self.held.get_mut(&operand))
-            && let Anchor::Call { call: KernelCall::Attention(call), .. } = &mut a.anchor
+            && let Anchor::Call(called) = &mut a.anchor
+            && let KernelCall::Attention(call) = &mut called.call
             && perm == &[0, 2, 1, 3]
             && a.strides.is_none()
         {
@@ -248,10 +263,13 @@ impl Grouper<'_> {
         for (slot, &v) in operands.iter().enumerate() {
             let once = operands.iter().filter(|&&w| w == v).count() == 1;
             let fits = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.shape == shape);
-            if once && fits && self.g.ty(v).dtype == self.g.ty(n.into()).dtype {
-                if let Some(held) = self.absorb(n, slot, &function, &shape)? {
-                    return Ok(held);
-                }
+            let same_dtype = self.g.ty(v).dtype == self.g.ty(n.into()).dtype;
+            if once
+                && fits
+                && same_dtype
+                && let Some(held) = self.absorb(n, slot, &function, &shape)?
+            {
+                return Ok(held);
             }
         }
         let elements = |s: &[usize]| s.iter().product::<usize>().max(1);
@@ -287,7 +305,7 @@ impl Grouper<'_> {
         // The other operands first, so that the anchor can be taken out whole.
         let is_call = matches!(
             self.held.get(&anchor_value),
-            Some(Held::Anchored(Anchored { anchor: Anchor::Call { .. }, .. }))
+            Some(Held::Anchored(a)) if matches!(a.anchor, Anchor::Call(_))
         );
         let mut others: Vec<Option<Feed>> = Vec::new();
         for (i, &v) in operands.iter().enumerate() {
@@ -303,12 +321,12 @@ impl Grouper<'_> {
                 stages.push(Stage { function: function.clone(), inputs: others });
                 true
             }
-            Anchor::Call { call, bias, residual, .. } => {
+            Anchor::Call(called) => {
                 let other = others.into_iter().flatten().find_map(|f| match f {
                     Feed::Memory(m) => Some(m),
                     Feed::Expr(_) => None,
                 });
-                extend_epilogue(self.g.op(n), call, other, shape, bias, residual)
+                extend_epilogue(self.g.op(n), called, other, shape)
             }
         };
         if taken {
@@ -321,15 +339,8 @@ impl Grouper<'_> {
 }
 
 /// Moves an elementwise operator into the epilogue of a call, if the epilogue has a place for it.
-fn extend_epilogue(
-    op: &Op,
-    call: &mut KernelCall,
-    other: Option<Memory>,
-    shape: &[usize],
-    bias: &mut Option<Memory>,
-    residual: &mut Option<Memory>,
-) -> bool {
-    let (epilogue, channel_axis): (&mut Epilogue, usize) = match call {
+fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
+    let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
         KernelCall::Conv(c) => (&mut c.epilogue, 1),
         KernelCall::Attention(_) => return false,
@@ -355,12 +366,12 @@ fn extend_epilogue(
         && other.elements() == shape[channel_axis];
     if along_channels && !epilogue.bias && epilogue.activation.is_none() && !epilogue.residual {
         epilogue.bias = true;
-        *bias = Some(other);
+        called.bias = Some(other);
         return true;
     }
     if other.shape == shape && other.is_contiguous() && !epilogue.residual {
         epilogue.residual = true;
-        *residual = Some(other);
+        called.residual = Some(other);
         return true;
     }
     false

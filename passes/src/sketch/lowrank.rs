@@ -5,7 +5,7 @@
 //! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
 
 use margay_ir::ops::{Add, Const, Conv};
-use margay_ir::{Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
+use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
 use margay_loops::{Epilogue, KernelCall};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix, RandnlaError, RsvdOptions};
 use margay_tensor::Tensor;
@@ -73,99 +73,101 @@ impl FittedLowRank {
         let inputs = self.inputs.as_ref().map(|i| format!(", inputs = {i}")).unwrap_or_default();
         format!("lowrank.{part}({}, k = {rank}{inputs})", self.source)
     }
+}
 
-    fn constant(&self, part: &str, rank: usize, shape: &[usize], data: &[f32]) -> Const {
-        let tensor = Tensor::from_slice(shape, data).expect("factors have as many numbers as their shapes");
-        Const { payload: Payload::derived(&self.derivation(part, rank), tensor) }
+/// A patch in the making for one module at one rank.
+struct Replacement<'a> {
+    fitted: &'a FittedLowRank,
+    g: &'a Graph,
+    module: &'a Module,
+    rank: usize,
+    patch: Patch,
+}
+
+impl Replacement<'_> {
+    fn weight_origin(&self) -> &Origin {
+        &self.g.node(self.module.weight.node).origin
     }
 
-    /// The two factors as constants of the patch.
-    fn add_factors(
-        &self,
-        g: &Graph,
-        patch: &mut Patch,
-        module: &Module,
-        factors: &Factors,
-        rank: usize,
-    ) -> Result<(Value, Value), ApplyError> {
-        let weight = g.node(module.weight.node);
-        let (left, right, left_shape, right_shape) = match module.kind {
+    fn factor(&mut self, part: Part, shape: &[usize], data: &[f32]) -> Result<Value, AddError> {
+        let tensor = Tensor::from_slice(shape, data).expect("factors have as many numbers as their shapes");
+        let name = self.fitted.derivation(part.name(), self.rank);
+        let constant = Const { payload: Payload::derived(&name, tensor) };
+        let origin = self.weight_origin().part(part);
+        self.patch.add(self.g, constant, &[], origin)
+    }
+
+    /// The two factors as constants.
+    fn add_factors(&mut self, factors: &Factors) -> Result<(Value, Value), AddError> {
+        let (d_in, d_out, rank) = (self.module.d_in, self.module.d_out, self.rank);
+        let (left, right, left_shape, right_shape) = match self.module.kind {
             ModuleKind::Linear => (
                 factors.left.to_row_major(),
                 factors.right.to_row_major(),
-                vec![self.d_in, rank],
-                vec![rank, self.d_out],
+                vec![d_in, rank],
+                vec![rank, d_out],
             ),
             ModuleKind::Conv => {
-                let kernel = weight.types[0].extents().unwrap_or_default();
+                let kernel = self.g.ty(self.module.weight).extents().unwrap_or_default();
                 (
                     factors.left.transposed().to_row_major(),
                     factors.right.transposed().to_row_major(),
                     vec![rank, kernel[1], kernel[2], kernel[3]],
-                    vec![self.d_out, rank, 1, 1],
+                    vec![d_out, rank, 1, 1],
                 )
             }
         };
-        let left = self.constant("left", rank, &left_shape, &left);
-        let right = self.constant("right", rank, &right_shape, &right);
-        let left = patch.add(g, left, &[], weight.origin.part(Part::Left))?;
-        let right = patch.add(g, right, &[], weight.origin.part(Part::Right))?;
-        Ok((left, right))
+        let left = self.factor(Part::Left, &left_shape, &left)?;
+        Ok((left, self.factor(Part::Right, &right_shape, &right)?))
     }
 
-    /// Adds the correction to the bias behind a node, or as a bias of its own.
-    fn add_bias(
-        &self,
-        g: &Graph,
-        patch: &mut Patch,
-        module: &Module,
-        n: NodeId,
-        product: Value,
-        correction: &[f32],
-        rank: usize,
-    ) -> Result<(), ApplyError> {
-        let own_shape = match module.kind {
-            ModuleKind::Linear => vec![self.d_out],
-            ModuleKind::Conv => vec![self.d_out, 1, 1],
+    /// Adds the correction of the mean to the bias behind a node, or as a bias of its own.
+    fn add_bias(&mut self, n: NodeId, product: Value, correction: &[f32]) -> Result<(), AddError> {
+        let g = self.g;
+        let own_shape = match self.module.kind {
+            ModuleKind::Linear => vec![self.module.d_out],
+            ModuleKind::Conv => vec![self.module.d_out, 1, 1],
         };
-        let behind = bias_behind(g, n, self.d_out)
-            .and_then(|(add, bias)| Some((add, bias, g.constant(bias)?)))
-            .and_then(|(add, bias, p)| Some((add, bias, p, p.tensor().to_vec::<f32>().ok()?)));
-        let (shape, values, origin, replaced, old) = match behind {
-            Some((add, bias, payload, old)) => {
-                let sum = old.iter().zip(correction).map(|(a, b)| a + b).collect::<Vec<f32>>();
-                let origin = g.node(bias.node).origin.clone();
-                (payload.tensor().shape().to_vec(), sum, origin, add, Some(payload.key()))
+        let mut name = self.fitted.derivation("bias", self.rank);
+        let (shape, values, bias_origin, sum_origin, replaced) = match bias_behind(g, n, self.module.d_out) {
+            Some(found) => {
+                name = format!("add({}, {name})", found.payload.key());
+                let sum = found.values.iter().zip(correction).map(|(a, b)| a + b).collect();
+                let shape = found.payload.tensor().shape().to_vec();
+                (shape, sum, &g.node(found.constant).origin, g.node(found.add).origin.clone(), found.add)
             }
             None => {
-                let origin = g.node(module.weight.node).origin.clone();
-                (own_shape, correction.to_vec(), origin, n, None)
+                let origin = g.node(n).origin.part(Part::Bias);
+                (own_shape, correction.to_vec(), self.weight_origin(), origin, n)
             }
         };
-        let tensor = Tensor::from_slice(&shape, &values).expect("a bias has one number per output");
-        let mut derivation = self.derivation("bias", rank);
-        if let Some(key) = old {
-            derivation = format!("add({key}, {derivation})");
-        }
-        let constant = Const { payload: Payload::derived(&derivation, tensor) };
-        let bias = patch.add(g, constant, &[], origin.part(Part::Bias))?;
-        let sum_origin = match replaced == n {
-            true => g.node(n).origin.part(Part::Bias),
-            false => g.node(replaced).origin.clone(),
-        };
-        let sum = patch.add(g, Add, &[product, bias], sum_origin)?;
-        patch.redirect(replaced.into(), sum);
+        let bias_origin = bias_origin.part(Part::Bias);
+        let tensor = Tensor::from_slice::<f32>(&shape, &values).expect("a bias has one number per output");
+        let constant = Const { payload: Payload::derived(&name, tensor) };
+        let bias = self.patch.add(g, constant, &[], bias_origin)?;
+        let sum = self.patch.add(g, Add, &[product, bias], sum_origin)?;
+        self.patch.redirect(replaced.into(), sum);
         Ok(())
     }
 }
 
+/// An addition of a constant.
+struct BiasBehind<'a> {
+    add: NodeId,
+    constant: NodeId,
+    payload: &'a Payload,
+    values: Vec<f32>,
+}
+
 /// The addition of a constant with one element per output behind a node, if it is the node's only reader.
-fn bias_behind(g: &Graph, n: NodeId, d_out: usize) -> Option<(NodeId, Value)> {
+fn bias_behind(g: &Graph, n: NodeId, d_out: usize) -> Option<BiasBehind<'_>> {
     let add = g.sole_user(n.into())?;
     let Op::Add(_) = g.op(add) else { return None };
     let bias = g.inputs_of(add).into_iter().find(|v| v.node != n)?;
-    let fits = g.constant(bias)?.tensor().len() == d_out && g.ty(add.into()) == g.ty(n.into());
-    fits.then_some((add, bias))
+    let payload = g.constant(bias)?;
+    let fits = payload.tensor().len() == d_out && g.ty(add.into()) == g.ty(n.into());
+    let values = payload.tensor().to_vec::<f32>().ok()?;
+    fits.then_some(BiasBehind { add, constant: bias.node, payload, values })
 }
 
 impl Fitted for FittedLowRank {
@@ -207,24 +209,22 @@ impl Fitted for FittedLowRank {
 
     fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError> {
         let factors = self.decomposition.factors(rank)?;
-        let mut patch = Patch::new();
-        let (left, right) = self.add_factors(g, &mut patch, module, &factors, rank)?;
+        let mut work = Replacement { fitted: self, g, module, rank, patch: Patch::new() };
+        let (left, right) = work.add_factors(&factors)?;
         for &n in &module.nodes {
             let x = g.inputs_of(n)[0];
-            let origin = |part| -> Origin { g.node(n).origin.part(part) };
-            let thin = patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
+            let origin = |part| g.node(n).origin.part(part);
+            let thin = work.patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
             let second: Op = match g.op(n) {
                 Op::Conv(_) => Conv::pointwise().into(),
                 op => op.clone(),
             };
-            let product = patch.add(g, second, &[thin, right], origin(Part::Right))?;
+            let product = work.patch.add(g, second, &[thin, right], origin(Part::Right))?;
             match &factors.bias {
-                Some(correction) => {
-                    self.add_bias(g, &mut patch, module, n, product, correction, rank)?;
-                }
-                None => patch.redirect(n.into(), product),
+                Some(correction) => work.add_bias(n, product, correction)?,
+                None => work.patch.redirect(n.into(), product),
             }
         }
-        Ok(patch)
+        Ok(work.patch)
     }
 }

@@ -47,10 +47,14 @@ impl Selection {
             }
             let at = module.name.clone();
             let patch = choice.fitted.apply(g, &module, choice.rank).map_err(|e| match e {
-                ApplyError::Add(error) => PassError::Add { rule: pass, at: at.clone(), error },
+                ApplyError::Add(error) => PassError::Add { rule: pass, at: at.clone(), error: error.into() },
                 ApplyError::Randnla(error) => PassError::Refused(format!("`{at}`: {error}")),
             })?;
-            g.apply(patch).map_err(|error| PassError::Patch { rule: pass, at: at.clone(), error })?;
+            g.apply(patch).map_err(|error| PassError::Patch {
+                rule: pass,
+                at: at.clone(),
+                error: error.into(),
+            })?;
             changed += 1;
         }
         g.remove_dead();

@@ -112,8 +112,10 @@ fn read_type(text: &str) -> Result<TensorType, String> {
     Ok(TensorType::new(dtype, shape))
 }
 
+type Ports = Vec<(String, TensorType)>;
+
 /// Reads `name: type` pairs up to the closing parenthesis.
-fn read_ports<'a>(mut text: &'a str, sigil: &str) -> Result<(Vec<(String, TensorType)>, &'a str), String> {
+fn read_ports<'a>(mut text: &'a str, sigil: &str) -> Result<(Ports, &'a str), String> {
     let mut ports = Vec::new();
     loop {
         text = text.trim_start();
