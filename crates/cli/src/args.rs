@@ -13,8 +13,10 @@ use crate::error::{self, Failure};
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    #[command(flatten)]
-    dims: DimArgs,
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each. Without it
+    /// the samples tell, and the leading dimension is 1.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
+    dims: Vec<(String, Vec<i64>)>,
     /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
     /// reported.
     #[arg(long, value_name = "FILE.npz")]
@@ -67,10 +69,17 @@ impl GoalArgs {
 
     /// The driver's options; reads the plan.
     pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
+        let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
+        for (name, values) in &self.dims {
+            match dims.iter_mut().find(|(n, _)| n == name) {
+                Some((_, all)) => all.extend(values),
+                None => dims.push((name.clone(), values.clone())),
+            }
+        }
         Ok(CompileOptions {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
-            dims: self.dims.get(),
+            dims,
             target_cpu: self.target_cpu.clone(),
             seed: self.seed,
             threads: self.threads.get(),
@@ -88,33 +97,6 @@ fn read_plan(path: &Path) -> Result<Plan, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
     let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
     Plan::from_toml(&text, &schemes).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))
-}
-
-/// Values of dimensions that a model leaves open.
-#[derive(clap::Args)]
-pub(crate) struct DimArgs {
-    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each. Without it
-    /// the samples tell, and the leading dimension is 1.
-    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
-    dims: Vec<(String, Vec<i64>)>,
-}
-
-impl DimArgs {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.dims.is_empty()
-    }
-
-    /// Each name once, with all its values.
-    pub(crate) fn get(&self) -> Vec<(String, Vec<i64>)> {
-        let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
-        for (name, values) in &self.dims {
-            match dims.iter_mut().find(|(n, _)| n == name) {
-                Some((_, all)) => all.extend(values),
-                None => dims.push((name.clone(), values.clone())),
-            }
-        }
-        dims
-    }
 }
 
 /// How many threads.
@@ -180,7 +162,8 @@ fn read_inputs(text: &str) -> Result<Vec<(String, Tensor)>, Failure> {
     }
 }
 
-fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
+/// The values of a dimension.
+pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
     let extent = |v: &str| match v.trim().parse::<i64>() {
         Ok(n) if n >= 1 => Ok(n),

@@ -23,12 +23,11 @@ use crate::model::{Model, stored_bytes};
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, json, timing};
 
-const JSON: &str = "\
-With --json:
-  {\"models\": [{\"path\", \"median_ms\", \"min_ms\", \"stored_bytes\", \"peak_bytes\",
-               \"error\": {\"relative_l2\", \"cosine\"}, \"predicted_ms\"}],
-   \"runs\", \"rounds\", \"threads\", \"machine\"}
-Times are of running all inputs once; errors are against the first model.";
+const JSON: &str = r#"With --json:
+  {"models": [{"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes",
+               "error": {"relative_l2", "cosine"}, "predicted_ms"}],
+   "runs", "rounds", "threads", "machine"}
+Times are of running all inputs once; errors are against the first model."#;
 
 /// Compare the speed of models, with the bytes they store and their error against the first.
 #[derive(clap::Args)]

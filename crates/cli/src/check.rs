@@ -23,13 +23,12 @@ use crate::error::Failure;
 use crate::table::Table;
 use crate::{Reply, json};
 
-const JSON: &str = "\
-With --json:
-  {\"path\", \"producer\", \"ir_version\", \"opset\", \"supported\",
-   \"inputs\": [{\"name\", \"type\"}], \"outputs\": [{\"name\", \"type\"}], \"dimensions\": [],
-   \"operators\": [{\"name\", \"count\", \"supported\"}],
-   \"non_finite\": [{\"tensor\", \"nan\", \"infinite\", \"first\"}],
-   \"problems\": [{\"kind\", \"message\"}]}";
+const JSON: &str = r#"With --json:
+  {"path", "producer", "ir_version", "opset", "supported",
+   "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
+   "operators": [{"name", "count", "supported"}],
+   "non_finite": [{"tensor", "nan", "infinite", "first"}],
+   "problems": [{"kind", "message"}]}"#;
 
 /// Tell whether a model can be compiled: its operators, shapes and weights.
 #[derive(clap::Args)]

@@ -26,12 +26,11 @@ use crate::model::Model;
 use crate::table::{Table, significant};
 use crate::{Reply, json, note};
 
-const JSON: &str = "\
-With --json:
-  {\"reference\", \"other\", \"within\", \"rtol\", \"atol\",
-   \"outputs\": [{\"name\", \"type\", \"max_abs\", \"relative_l2\", \"cosine\", \"elements\", \"past_tolerance\"}],
-   \"layers\": [{\"name\", \"isolated\", \"cumulative\"}]}
-An element b is past the tolerance of a when |a - b| > A + R |a|; then the exit code is 1.";
+const JSON: &str = r#"With --json:
+  {"reference", "other", "within", "rtol", "atol",
+   "outputs": [{"name", "type", "max_abs", "relative_l2", "cosine", "elements", "past_tolerance"}],
+   "layers": [{"name", "isolated", "cumulative"}]}
+An element b is past the tolerance of a when |a - b| > A + R |a|; then the exit code is 1."#;
 
 /// Tell how far the outputs of two models are apart, and in which layers it comes about.
 #[derive(clap::Args)]
@@ -154,11 +153,12 @@ fn output_error(
         yy += b * b;
         xy += a * b;
         dd += d * d;
-        // Written so that a difference that is not a number counts.
-        if !(d <= max_abs) {
+        if d > max_abs || d.is_nan() {
             max_abs = d;
         }
-        past += usize::from(!(d <= atol + rtol * a.abs()));
+        // A difference that is not a number is not within.
+        let within = d <= atol + rtol * a.abs();
+        past += usize::from(!within);
     }
     let relative_l2 = if dd == 0.0 { 0.0 } else { (dd / xx).sqrt() };
     let cosine = if dd == 0.0 { 1.0 } else { xy / (xx * yy).sqrt() };

@@ -18,8 +18,18 @@ use crate::save::{check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
+const JSON: &str = r#"With --json, and in the file of --report:
+  {"model", "model_hash", "target_cpu", "cost_model", "threads", "seed", "goal",
+   "bytes_before", "bytes_after", "flops_before", "flops_after",
+   "predicted_ms_before", "predicted_ms_after",
+   "held_out": {"relative_l2", "cosine", "samples"}, "dims": {},
+   "modules": [{"name", "kind", "d_in", "d_out", "scheme", "rank", "bytes_before", "bytes_after",
+                "predicted_ms_before", "predicted_ms_after", "layer_error", "output_error", "why"}],
+   "remarks": []}"#;
+
 /// Compile a model into an artifact, sketched if a goal or a plan is given.
 #[derive(clap::Args)]
+#[command(after_help = JSON)]
 pub(crate) struct Args {
     /// An ONNX file.
     #[arg(value_name = "MODEL.onnx")]

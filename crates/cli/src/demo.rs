@@ -30,10 +30,9 @@ const LIMIT: f64 = 0.10;
 /// Images in one run.
 const BATCH: i64 = 16;
 
-const JSON: &str = "\
-With --json:
-  {\"dense\": {\"stored_bytes\", \"flops\", \"median_ms\", \"accuracy\"}, \"sketched\": {the same},
-   \"relative_l2\", \"cosine\", \"limit\", \"held_out\": {\"relative_l2\", \"cosine\", \"samples\"}, \"layers\": []}";
+const JSON: &str = r#"With --json:
+  {"dense": {"stored_bytes", "flops", "median_ms", "accuracy"}, "sketched": {the same},
+   "relative_l2", "cosine", "limit", "held_out": {"relative_l2", "cosine", "samples"}, "layers": []}"#;
 
 /// Sketch, compile and run a small trained model that comes with margay, and compare it with the dense one.
 #[derive(clap::Args)]

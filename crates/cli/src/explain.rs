@@ -23,7 +23,7 @@ pub(crate) struct Args {
     model: PathBuf,
     #[command(flatten)]
     goal: GoalArgs,
-    /// Print the report as JSON, in the form of `margay compile --json`.
+    /// Print JSON, in the form of `margay compile --json`.
     #[arg(long)]
     json: bool,
 }

@@ -28,21 +28,20 @@ use margay_passes::sketch::modules;
 use margay_tensor::Binding;
 use serde::Serialize;
 
-use crate::args::DimArgs;
+use crate::args::dim;
 use crate::error::Failure;
 use crate::explain::report_of;
 use crate::model::{is_artifact, open_artifact};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
-const JSON: &str = "\
-With --json, of an ONNX file:
-  {\"path\", \"hash\", \"inputs\": [{\"name\", \"type\"}], \"outputs\": [{\"name\", \"type\"}], \"dimensions\": [],
-   \"nodes\", \"canonical_nodes\", \"parameters\", \"constant_bytes\", \"layers\", \"layer_bytes\", \"flops\"}
+const JSON: &str = r#"With --json, of an ONNX file:
+  {"path", "hash", "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
+   "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
 Of an artifact:
-  {\"path\", \"producer\", \"model\", \"target\", \"machine\", \"file_bytes\", \"weights_bytes\", \"code_bytes\",
-   \"entries\": [{\"dims\": {}, \"inputs\", \"outputs\", \"steps\", \"arena_bytes\", \"scratch_bytes\", \"code_bytes\"}],
-   \"layer_bytes_before\", \"layer_bytes_after\", \"held_out\", \"plan\"}";
+  {"path", "producer", "model", "target", "machine", "file_bytes", "weights_bytes", "code_bytes",
+   "entries": [{"dims": {}, "inputs", "outputs", "steps", "arena_bytes", "scratch_bytes", "code_bytes"}],
+   "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
 
 /// Tell what is in an ONNX file or an artifact.
 #[derive(clap::Args)]
@@ -51,8 +50,9 @@ pub(crate) struct Args {
     /// An ONNX file or an artifact.
     #[arg(value_name = "MODEL.onnx|ARTIFACT")]
     model: PathBuf,
-    #[command(flatten)]
-    dims: DimArgs,
+    /// Value of a dimension that an ONNX file leaves open, to count operations.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
+    dims: Vec<(String, Vec<i64>)>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     Ok(if args.json { json(&report)? } else { model_text(&report) }.into())
 }
 
-fn model_report(path: &Path, dims: &DimArgs) -> Result<ModelReport, Failure> {
+fn model_report(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport, Failure> {
     let model = Model::open(path)?;
     let graph = margay_onnx::import(&model)?;
     let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
@@ -164,10 +164,10 @@ fn model_report(path: &Path, dims: &DimArgs) -> Result<ModelReport, Failure> {
 }
 
 /// Operations for the dimensions given, if they are all.
-fn flops(g: &Graph, dims: &DimArgs) -> Result<Option<u64>, Failure> {
+fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Failure> {
     let symbols = g.symbols();
     let mut binding = Binding::new();
-    for (name, values) in dims.get() {
+    for (name, values) in dims {
         let (true, [value]) = (symbols.iter().any(|s| **s == *name), values.as_slice()) else {
             let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
             let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));

@@ -45,10 +45,11 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     for r in remarks {
         note(format!("{} at `{}`: {}", r.pass, r.at, r.message));
     }
+    let text = g.to_string();
     match &args.output {
-        None => Ok(g.to_string().into()),
+        None => Ok(text.into()),
         Some(output) => {
-            save_text(output, &g.to_string())?;
+            save_text(output, &text)?;
             Ok(Reply::default())
         }
     }

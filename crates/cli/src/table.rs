@@ -72,11 +72,11 @@ pub(crate) fn significant(v: f64) -> String {
     }
     match v.abs() {
         0.0 => "0".into(),
-        a if a >= 1e6 || a < 1e-4 => format!("{v:.2e}"),
-        a => {
+        a if (1e-4..1e6).contains(&a) => {
             let digits = 2 - a.log10().floor() as i32;
             format!("{v:.*}", digits.max(0) as usize)
         }
+        _ => format!("{v:.2e}"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use margay_ir::{Graph, Op, Output, Value};
 use margay_kernels_cpu::CpuTarget;
+use margay_passes::{BindDims, PipelineError};
 use margay_tensor::{DType, Tensor};
 use serde::Serialize;
 
@@ -107,6 +108,14 @@ pub fn layers(
     threads: usize,
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
+    let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+    let bound = |g: &Graph| -> Result<Graph, DriverError> {
+        let binding = margay_ir::eval::bind_symbols(g, find)?;
+        let pass = "bind-dims";
+        let failed = |error| PipelineError::Pass { pass, error };
+        Ok(BindDims { binding }.bound(g).map_err(failed)?)
+    };
+    let (reference, other) = (&bound(reference)?, &bound(other)?);
     let (a, b) = (named_values(reference), named_values(other));
     let shared: Vec<(String, Value, Value)> = in_order(reference, &a)
         .into_iter()
