@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use margay_driver::{Dump, Kind, Source};
+use margay_driver::{Dump, Kind, Source, check_numbers};
 use margay_ir::{Graph, Op};
 use margay_onnx::{Model, OnnxError, import, supported_operators};
 use serde::Serialize;
@@ -109,14 +109,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         .into_iter()
         .map(|f| NonFinite { tensor: f.tensor, nan: f.nan, infinite: f.infinite, first: f.first })
         .collect();
-    for f in non_finite.iter().filter(|f| f.nan > 0) {
-        problems.push(Found {
-            kind: "malformed",
-            message: format!(
-                "weight `{}`: expected numbers, found {} elements that are not a number, the first at {}",
-                f.tensor, f.nan, f.first
-            ),
-        });
+    if let Err(error) = check_numbers(&model) {
+        problems.push(Found { kind: "malformed", message: error.to_string() });
     }
     let (inputs, outputs) = match &graph {
         Some(graph) => ports_of_graph(graph),

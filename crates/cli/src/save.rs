@@ -17,7 +17,7 @@ pub(crate) fn save<E: std::fmt::Display + From<io::Error>>(
     if let Some(permissions) = new_file_permissions() {
         builder.permissions(permissions);
     }
-    let part = builder.tempfile_in(folder(path)).map_err(|e| failed(&e))?;
+    let part = builder.tempfile_in(folder(path)).map_err(|e| failed(&e.kind()))?;
     let mut out = BufWriter::new(part);
     write(&mut out).map_err(|e| failed(&e))?;
     let part = out.into_inner().map_err(|e| failed(e.error()))?;

@@ -98,7 +98,8 @@ pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) ->
             Work::Call(call) => cost.seconds(call, threads),
             Work::Loops(_) => {
                 let bytes: usize = step.args.iter().map(|a| program.buffers[a.buffer.0].bytes).sum();
-                cost.seconds_elementwise(bytes as u64, bytes as u64, threads)
+                // About two operations per element of four bytes.
+                cost.seconds_elementwise(bytes as u64, bytes as u64 / 2, threads)
             }
         })
         .sum()

@@ -7,7 +7,7 @@ use margay_codegen_cpu::CodegenError;
 use margay_kernels_cpu::UnknownTarget;
 use margay_loops::NoKernel;
 use margay_lower::LowerError;
-use margay_onnx::OnnxError;
+use margay_onnx::{NonFinite, OnnxError};
 use margay_passes::PipelineError;
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
@@ -43,6 +43,9 @@ pub enum DriverError {
     /// The model cannot be imported or exported.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
+    /// Weights hold what is not a number (the model's fault).
+    #[error("{}", weights(.0))]
+    NotANumber(Vec<NonFinite>),
     /// An array file is malformed.
     #[error("`{}`: {source}", path.display())]
     Arrays {
@@ -114,6 +117,7 @@ impl DriverError {
         match self {
             DriverError::Io { .. } | DriverError::Arrays { .. } | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
+            DriverError::NotANumber(_) => Kind::Malformed,
             DriverError::Artifact(_) => Kind::Malformed,
             DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Measure(_) => Kind::Check,
             DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
@@ -135,4 +139,14 @@ impl DriverError {
             _ => None,
         }
     }
+}
+
+fn weights(found: &[NonFinite]) -> String {
+    let each = |f: &NonFinite| {
+        format!(
+            "weight `{}`: expected numbers, found {} elements that are not, the first at {}",
+            f.tensor, f.nan, f.first
+        )
+    };
+    found.iter().map(each).collect::<Vec<String>>().join("; ")
 }

@@ -54,4 +54,4 @@ pub use progress::{Progress, Silent};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::Samples;
-pub use source::{Source, open, open_artifact_graph, open_with};
+pub use source::{Source, check_numbers, open, open_artifact_graph, open_with};

@@ -47,8 +47,17 @@ pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
         let graph = open_artifact_graph(&artifact)?;
         return Source::new(graph, &name, dump);
     }
-    let graph = margay_onnx::import(&Model::open(path)?)?;
+    let model = Model::open(path)?;
+    let graph = margay_onnx::import(&model)?;
+    check_numbers(&model)?;
     Source::new(graph, &name, dump)
+}
+
+/// Fails for weights that hold what is not a number. Infinities pass: masks hold them on purpose.
+pub fn check_numbers(model: &Model) -> Result<(), DriverError> {
+    let mut found = model.non_finite();
+    found.retain(|f| f.nan > 0);
+    if found.is_empty() { Ok(()) } else { Err(DriverError::NotANumber(found)) }
 }
 
 /// Whether a file starts as an artifact does.

@@ -337,14 +337,14 @@ mod tests {
         let text = BUILTIN[2].1;
         for (from, to, expected) in [
             (
-                "conv = 100.0",
+                "conv = 185.0",
                 "conv = 0",
                 "cost model: `gflops.conv` is out of range: expected a finite number above 0",
             ),
             ("padding = 32", "padding = 0", "cost model: `padding` is out of range"),
             ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
             ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
-            ("conv = 100.0", "convs = 100.0", "line 12, key `gflops`: unknown field `convs`"),
+            ("conv = 185.0", "convs = 185.0", "line 13, key `gflops`: unknown field `convs`"),
         ] {
             assert!(text.contains(from));
             let message = CostModel::from_toml(&text.replace(from, to)).unwrap_err().to_string();
@@ -352,26 +352,30 @@ mod tests {
         }
     }
 
-    /// Milliseconds of one Zen 4 core with weights in cache or, where they are large, in memory.
+    /// Products of a few rows overlap arithmetic and memory, which the sum of both does not know.
+    ///
+    /// Milliseconds of one Zen 5 core with weights in cache or, where they are large, in memory.
     #[test]
     fn predictions_are_near_what_was_seen() {
         for (m, n, k, seen) in [
-            (128, 768, 768, 1.31),
-            (128, 3072, 768, 5.59),
-            (128, 768, 3072, 5.75),
-            (512, 1024, 1024, 9.67),
-            (32, 8192, 8192, 43.4),
-            (256, 8192, 8192, 340.0),
-            (1, 8192, 8192, 12.0),
+            (128, 768, 768, 0.63),
+            (128, 3072, 768, 2.80),
+            (128, 768, 3072, 2.78),
+            (512, 1024, 1024, 5.13),
+            (1024, 1024, 1024, 10.5),
+            (32, 4096, 4096, 5.43),
+            (8, 4096, 4096, 2.10),
+            (1, 4096, 4096, 2.21),
+            (1, 8192, 8192, 9.36),
         ] {
             let ratio = milliseconds(&matmul(m, n, k), 1) / seen;
-            assert!((0.85..1.2).contains(&ratio), "{m} x {n} x {k}: {ratio}");
+            assert!((0.8..1.6).contains(&ratio), "{m} x {n} x {k}: {ratio}");
         }
-        let attention = model().seconds(&KernelCall::Attention(attention(8, 1024, 64)), 1) * 1e3;
-        assert!((attention / 24.4 - 1.0).abs() < 0.15, "{attention}");
+        let attention = model().seconds(&KernelCall::Attention(attention(8, 2048, 64)), 1) * 1e3;
+        assert!((attention / 47.7 - 1.0).abs() < 0.15, "{attention}");
         let conv = model().seconds(&KernelCall::Conv(conv([128, 128], 28, 3, 1)), 1);
         let rate = 2.0 * 128.0 * 128.0 * 9.0 * 784.0 / conv * 1e-9;
-        assert!((80.0..110.0).contains(&rate), "{rate}");
+        assert!((150.0..200.0).contains(&rate), "{rate}");
     }
 
     #[test]
@@ -401,8 +405,9 @@ mod tests {
         let channels = |n| model.matmul(&matmul(128, n, 768)).arithmetic;
         assert_eq!(channels(40), channels(64));
         let conv_load = |size| model.conv(&conv([64, 64], size, 3, 1)).arithmetic;
-        assert_eq!(conv_load(7) * 49.0 / 64.0, seconds(2 * 64 * 64 * 9 * 49, model.gflops.conv));
-        assert_eq!(model.conv(&conv([64, 64], 7, 3, 64)).arithmetic, seconds(2 * 64 * 9 * 49, 15.0));
+        let padded = conv_load(7) * 49.0 / 64.0 / seconds(2 * 64 * 64 * 9 * 49, model.gflops.conv);
+        assert!((padded - 1.0).abs() < 1e-12, "{padded}");
+        assert_eq!(model.conv(&conv([64, 64], 7, 3, 64)).arithmetic, seconds(2 * 64 * 9 * 49, model.gflops.depthwise));
     }
 
     #[test]
@@ -416,7 +421,7 @@ mod tests {
         let half = milliseconds(&matmul(1, 2048, 4096), 1) / (before * 1e3);
         assert!((half - 0.5).abs() < 0.01, "{half}");
         // More threads than memory serves do not help it.
-        assert!(model.seconds(&call, 64) > 0.9 * (4096.0 * 4096.0 * 4.0) / 50e9);
+        assert!(model.seconds(&call, 64) > 0.9 * (4096.0 * 4096.0 * 4.0) / 60e9);
     }
 
     #[test]
@@ -452,9 +457,9 @@ mod tests {
         let region = 0.5e-6;
         assert_eq!(model.seconds_elementwise(0, 0, 1), region);
         let streamed = model.seconds_elementwise(1 << 30, 0, 1);
-        assert!((streamed / ((1u64 << 30) as f64 / 25e9) - 1.0).abs() < 0.05, "{streamed}");
+        assert!((streamed / ((1u64 << 30) as f64 / 32e9) - 1.0).abs() < 0.05, "{streamed}");
         let gelu = model.seconds_transcendental(2 * 4 * 128 * 3072, 128 * 3072, 1) * 1e6;
-        assert!((130.0..260.0).contains(&gelu), "{gelu}");
+        assert!((100.0..260.0).contains(&gelu), "{gelu}");
         assert!(model.seconds_transcendental(8, 1 << 20, 1) > model.seconds_elementwise(8, 1 << 20, 1));
     }
 
