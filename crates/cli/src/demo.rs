@@ -25,7 +25,7 @@ const MODEL: &[u8] = include_bytes!("../../../demo/model.onnx");
 const SAMPLES: &[u8] = include_bytes!("../../../demo/samples.npz");
 
 /// Limit of the relative error of the outputs.
-const LIMIT: f64 = 0.18;
+const LIMIT: f64 = 0.15;
 
 /// Images in one run.
 const BATCH: i64 = 16;

@@ -8,6 +8,9 @@ use margay_plan::{Allocation, Candidate, CostModel, Curve, Resource, allocate, u
 use crate::curves::Prospect;
 use crate::{DriverError, Goal, ModuleReport};
 
+/// A setting that is predicted to take more than this share of the dense time is not worth its error.
+const MAX_SHARE: f64 = 0.95;
+
 /// The curves of all modules, with what the goal rules out left out, and why.
 pub(crate) struct Table {
     pub(crate) curves: Vec<Curve>,
@@ -15,7 +18,7 @@ pub(crate) struct Table {
     pub(crate) excluded: BTreeMap<String, String>,
 }
 
-/// Tables for an allocator. A setting whose predicted time is not better than dense is left out, unless bytes are what the
+/// Tables for an allocator. A setting whose predicted time is hardly better than dense is left out, unless bytes are what the
 /// user asked to save.
 pub(crate) fn table(prospects: &[Prospect], goal: &Goal, cost: &CostModel, threads: usize) -> Table {
     let mut excluded = BTreeMap::new();
@@ -24,11 +27,12 @@ pub(crate) fn table(prospects: &[Prospect], goal: &Goal, cost: &CostModel, threa
         let mut curve = p.curve(cost, threads);
         if curve.points.is_empty() {
             let (a, b) = (p.module.d_in, p.module.d_out);
-            let message = format!("no rank of {a} x {b} stores fewer numbers than the weight in steps of 8");
+            let message = format!("no rank of {a} x {b} stores fewer numbers than the weight");
             excluded.insert(curve.module.clone(), message);
         } else if !matches!(goal, Goal::Bytes(_)) {
-            let dropped = curve.drop_slow(Resource::Seconds);
-            let best = dropped.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
+            let worth = MAX_SHARE * curve.dense.seconds;
+            let best = curve.points.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
+            curve.points.retain(|c| c.seconds <= worth);
             if curve.points.is_empty() {
                 let message = format!(
                     "the fastest rank would take {:.3} ms, dense takes {:.3} ms (predicted)",

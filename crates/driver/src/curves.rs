@@ -19,8 +19,10 @@ use crate::calibrate::parallel;
 use crate::compare::ErrorSum;
 use crate::{DriverError, Progress, Runner};
 
-/// Ranks between two candidates of a curve. Kernels run in tiles of 32 columns; bytes fall with every rank.
-const RANK_STEP: usize = 8;
+/// Ranks between two candidates of a curve that goes up to rank `max`.
+fn rank_step(max: usize) -> usize {
+    if max > 128 { 8 } else { 2 }
+}
 
 /// A scheme fitted to a module, with its settings.
 #[derive(Clone)]
@@ -109,7 +111,7 @@ impl Prospect {
             offer
                 .points
                 .iter()
-                .filter(|p| p.rank % RANK_STEP == 0)
+                .filter(|p| p.rank % rank_step(offer.points.len()) == 0)
                 .map(|p| self.candidate(offer, p, cost, threads))
         });
         Curve { module: self.module.name.clone(), dense: self.dense(cost, threads), points: points.collect() }

@@ -322,6 +322,18 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Whether an argument is read where a register says: such reads touch as much as is written, not the whole.
+    pub fn gathers_from(&self, arg: usize) -> bool {
+        fn any(body: &[Stmt], arg: usize) -> bool {
+            body.iter().any(|stmt| match stmt {
+                Stmt::Load { arg: a, index, .. } => *a == arg && !index.regs.is_empty(),
+                Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => any(body, arg),
+                _ => false,
+            })
+        }
+        any(&self.body, arg)
+    }
+
     /// The extents of the parallel loops, outermost first; empty for a serial kernel.
     pub fn parallel_extents(&self) -> Vec<usize> {
         let mut out = Vec::new();
