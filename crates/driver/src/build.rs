@@ -99,7 +99,8 @@ pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) ->
             Work::Loops(k) => {
                 let kernel = &program.kernels[*k];
                 let size = |i: usize| program.buffers[step.args[i].buffer.0].bytes;
-                let written: usize = (0..kernel.args.len()).filter(|&i| kernel.args[i].written).map(size).sum();
+                let written: usize =
+                    (0..kernel.args.len()).filter(|&i| kernel.args[i].written).map(size).sum();
                 let touched = |i: usize| if kernel.gathers_from(i) { size(i).min(written) } else { size(i) };
                 let bytes: usize = (0..kernel.args.len()).map(touched).sum();
                 // About two operations per element of four bytes.

@@ -407,7 +407,10 @@ mod tests {
         let conv_load = |size| model.conv(&conv([64, 64], size, 3, 1)).arithmetic;
         let padded = conv_load(7) * 49.0 / 64.0 / seconds(2 * 64 * 64 * 9 * 49, model.gflops.conv);
         assert!((padded - 1.0).abs() < 1e-12, "{padded}");
-        assert_eq!(model.conv(&conv([64, 64], 7, 3, 64)).arithmetic, seconds(2 * 64 * 9 * 49, model.gflops.depthwise));
+        assert_eq!(
+            model.conv(&conv([64, 64], 7, 3, 64)).arithmetic,
+            seconds(2 * 64 * 9 * 49, model.gflops.depthwise)
+        );
     }
 
     #[test]
