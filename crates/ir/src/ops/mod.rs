@@ -229,6 +229,7 @@ ops![
     Select,
     Sigmoid,
     Sin,
+    Softplus,
     Sqrt,
     Sub,
     Tanh,

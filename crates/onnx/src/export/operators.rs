@@ -48,6 +48,7 @@ impl Exporter<'_> {
             Op::Round(_) => plain("Round"),
             Op::Select(_) => plain("Where"),
             Op::Sigmoid(_) => plain("Sigmoid"),
+            Op::Softplus(_) => plain("Softplus"),
             Op::Sin(_) => plain("Sin"),
             Op::Sqrt(_) => plain("Sqrt"),
             Op::Sub(_) => plain("Sub"),

@@ -1,7 +1,7 @@
 //! Activation functions, alone or composed from simpler operators.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Exp, Gelu, Less, Max, Min, Mul, Relu, Select, Sigmoid, Sub};
+use margay_ir::ops::{Add, Exp, Gelu, Less, Max, Min, Mul, Relu, Select, Sigmoid, Softplus, Sub};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
@@ -16,6 +16,12 @@ pub(super) fn relu(cx: &mut Importer, call: &Call) -> Imported {
 pub(super) fn sigmoid(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     Ok(vec![cx.add(Sigmoid, &[x])?])
+}
+
+/// `Softplus`.
+pub(super) fn softplus(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    Ok(vec![cx.add(Softplus, &[x])?])
 }
 
 /// `Gelu`, exact or by its tanh approximation.

@@ -94,6 +94,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Size", 1, leaves::size),
     op("Slice", 1, slices::slice),
     op("Softmax", 1, normalizations::softmax),
+    op("Softplus", 1, activations::softplus),
     op("Split", 1, slices::split),
     op("Sqrt", 1, elementwise::sqrt),
     op("Squeeze", 1, shapes::squeeze),

@@ -1,0 +1,23 @@
+//! ln(1 + eˣ), computed as max(x, 0) + ln(1 + e^-|x|) so that nothing overflows.
+
+use margay_loops::{Binary, Unary};
+
+use crate::ops::elementwise::unary;
+
+unary! {
+    /// ln(1 + eˣ).
+    Softplus = "softplus",
+    domain: Float, flops: 22, range: -9.0 .. 9.0,
+    float: |x| x.max(0.0) + libm::log1p(libm::exp(-x.abs())),
+    int: |x| x,
+    scalar: |n, x| {
+        let (zero, one) = (n.number(x, 0.0), n.number(x, 1.0));
+        let above = n.binary(Binary::Max, x, zero);
+        let size = n.unary(Unary::Abs, x);
+        let negative = n.unary(Unary::Neg, size);
+        let power = n.unary(Unary::Exp, negative);
+        let sum = n.add(one, power);
+        let log = n.unary(Unary::Log, sum);
+        n.add(above, log)
+    },
+}
