@@ -134,7 +134,7 @@ pub(crate) fn split_top(text: &str) -> Vec<&str> {
     parts
 }
 
-/// The attributes of an operator as a list. Written by [`attributes!`](crate::attributes).
+/// The attributes of an operator as a list. Written by the macro `attributes!`.
 pub trait Attributes: Sized {
     /// Those that differ from their defaults, in declaration order.
     fn write(&self) -> Vec<(&'static str, String)>;

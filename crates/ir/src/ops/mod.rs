@@ -1,6 +1,6 @@
 //! The closed operator set.
 //!
-//! Each operator is a plain struct of attributes with one file and one line in the [`ops!`] list below. The list
+//! Each operator is a plain struct of attributes with one file and one line in the `ops!` list below. The list
 //! generates the enum [`Op`], its conversions, and one `match` per question of [`OpDef`], so that the compiler
 //! finds what a new operator forgot.
 
