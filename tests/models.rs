@@ -110,7 +110,7 @@ fn an_error_limit_holds_on_held_out_samples() {
     assert!(report.flops_after < report.flops_before);
 
     // The same error, measured here.
-    let (_, held_out) = calibration.halves().unwrap();
+    let (_, held_out) = calibration.halves(1).unwrap();
     let inputs = held_out.row(0, held_out.rows()).unwrap();
     let floats = |runner: &mut Runner| -> Vec<f32> { runner.run(&inputs).unwrap()[0].1.to_vec().unwrap() };
     let dense = floats(&mut Runner::new(source.graph, CpuTarget::native(), 2));

@@ -168,3 +168,98 @@ fn an_index_out_of_range_is_an_error_that_names_the_node() {
     let found = session.run(&[("i", &ids)]).unwrap();
     assert_eq!(found[0].1.to_vec::<f32>().unwrap(), [3.0, 1.0]);
 }
+
+/// Compiles a graph and compares it with the reference on random inputs.
+fn check_text(source: &str, tolerance: Tolerance) {
+    let (g, _) = margay_testkit::parse_with_random_constants(source);
+    let inputs: Vec<(String, Tensor)> = g
+        .inputs()
+        .iter()
+        .enumerate()
+        .map(|(i, n)| {
+            let shape = g.ty((*n).into()).extents().unwrap();
+            (g.node(*n).origin.name().to_string(), margay_testkit::normal(&shape, 6, i as u64))
+        })
+        .collect();
+    let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let expected = eval::run(&g, &by_name).unwrap();
+    for class in classes() {
+        for (found, e) in compiled(&g, &by_name, class, 2).iter().zip(&expected) {
+            assert_close(&format!("{} on {}", g.name(), class.name()), &found.1, e, tolerance);
+        }
+    }
+}
+
+#[test]
+fn a_bias_that_is_a_strided_view_is_not_read_as_a_row() {
+    check_text(
+        "graph @bias(%x: f32[2, 4], %s: f32[1]) -> (y: f32[2, 8]) {
+           %0 = const #w : f32[4, 8]
+           %1 = matmul %x, %0 : f32[2, 8]
+           %2 = broadcast %s {shape = [8]} : f32[8]
+           %3 = add %1, %2 : f32[2, 8]
+           return %3
+         }",
+        Tolerance::REDUCTION,
+    );
+}
+
+#[test]
+fn a_convolution_of_a_transposed_image_gets_a_copy() {
+    check_text(
+        "graph @nhwc(%x: f32[2, 6, 5, 3]) -> (y: f32[2, 4, 6, 5]) {
+           %0 = transpose %x {perm = [0, 3, 1, 2]} : f32[2, 3, 6, 5]
+           %1 = const #k : f32[4, 3, 3, 3]
+           %2 = conv %0, %1 {pads_before = [1, 1], pads_after = [1, 1]} : f32[2, 4, 6, 5]
+           return %2
+         }",
+        Tolerance::REDUCTION,
+    );
+}
+
+#[test]
+fn attention_over_transposed_keys_gets_a_copy() {
+    check_text(
+        "graph @keys(%q: f32[1, 2, 5, 4], %k: f32[1, 2, 4, 5], %v: f32[1, 2, 5, 4]) -> (y: f32[1, 2, 5, 4]) {
+           %0 = transpose %k {perm = [0, 1, 3, 2]} : f32[1, 2, 5, 4]
+           %1 = attention %q, %0, %v {scale = 0.5} : f32[1, 2, 5, 4]
+           return %1
+         }",
+        Tolerance::REDUCTION,
+    );
+}
+
+#[test]
+fn a_constant_matrix_may_have_leading_axes_of_one() {
+    check_text(
+        "graph @ones(%x: f32[3, 2, 4]) -> (y: f32[3, 2, 5]) {
+           %0 = const #w : f32[1, 4, 5]
+           %1 = matmul %x, %0 : f32[3, 2, 5]
+           return %1
+         }",
+        Tolerance::REDUCTION,
+    );
+}
+
+#[test]
+fn long_chains_are_cut_into_steps() {
+    let mut source = String::from("graph @chain(%x: f32[33]) -> (y: f32[33]) {\n");
+    for i in 0..300 {
+        let (op, from) = (["neg", "abs"][i % 2], if i == 0 { "%x".into() } else { format!("%{}", i - 1) });
+        source += &format!("  %{i} = {op} {from} : f32[33]\n");
+    }
+    check_text(&(source + "  return %299\n}"), Tolerance::EXACT);
+}
+
+#[test]
+fn a_tensor_larger_than_any_machine_is_refused() {
+    let source = "graph @huge(%x: f32[4]) -> (y: f32[1152921504606846976, 4]) {
+      %0 = broadcast %x {shape = [1152921504606846976, 4]} : f32[1152921504606846976, 4]
+      %1 = exp %0 : f32[1152921504606846976, 4]
+      return %1
+    }";
+    let g = text::parse(source, &|_, _| None).unwrap();
+    let error =
+        jit(&g, &Binding::new(), CpuTarget::native()).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("of more than 1099511627776 bytes"), "{error}");
+}

@@ -67,6 +67,84 @@ fn doc_examples_of_sketches_hold() {
     }
 }
 
+/// The graph with every module sketched at a rank, and the text it prints.
+fn sketched(source: &str, rank: usize) -> String {
+    let (mut g, names) = parse_with_random_constants(source);
+    let selection = select_all(&g, rank);
+    assert!(run(&SketchLinear { selection }, &mut g) != Changed::No);
+    assert_eq!(g.verify(margay_ir::Stage::Canonical), Ok(()));
+    normalized(&g, "after", &names)
+}
+
+#[test]
+fn uses_of_one_weight_that_follow_one_another_are_all_sketched() {
+    let text = sketched(
+        "graph @tied(%x: f32[N, 64]) -> (y: f32[N, 64]) {
+           %0 = const #w : f32[64, 64]  // w
+           %1 = matmul %x, %0 : f32[N, 64]  // a
+           %2 = matmul %1, %0 : f32[N, 64]  // b
+           return %2
+         }",
+        8,
+    );
+    assert_eq!(text.matches(" = matmul ").count(), 4, "{text}");
+    assert!(!text.contains("const #w"), "{text}");
+}
+
+#[test]
+fn a_weight_that_others_read_is_no_module() {
+    let (g, _) = parse_with_random_constants(
+        "graph @shared(%x: f32[N, 64]) -> (y: f32[N, 64], w: f32[64, 64]) {
+           %0 = const #w : f32[64, 64]  // w
+           %1 = matmul %x, %0 : f32[N, 64]  // a
+           return %1, %0
+         }",
+    );
+    assert!(modules(&g).is_empty());
+}
+
+#[test]
+fn what_is_declined_says_why() {
+    let (mut g, _) = parse_with_random_constants(
+        "graph @grow(%x: f32[N, 1024, 1024]) -> (y: f32[N, 1024, 1024]) {
+           %0 = const 0.5 : f32  // half
+           %1 = broadcast %0 {shape = [1024, 1024]} : f32[1024, 1024]  // expand
+           %2 = add %x, %1 : f32[N, 1024, 1024]
+           return %2
+         }",
+    );
+    let mut cx = Cx::default();
+    margay_passes::FoldConstants::default().run(&mut g, &mut cx).unwrap();
+    let said: Vec<String> =
+        cx.remarks.iter().map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect();
+    assert_eq!(said, ["fold-constants at `expand`: folding would turn 4 bytes into 4194304"]);
+
+    let (mut g, _) = parse_with_random_constants(
+        "graph @shared(%q: f32[1, 2, 5, 4], %k: f32[1, 2, 4, 5], %v: f32[1, 2, 5, 4]) -> (y: f32[1, 2, 5, 4], p: f32[1, 2, 5, 5]) {
+           %0 = matmul %q, %k : f32[1, 2, 5, 5]
+           %1 = softmax %0 {axis = 3} : f32[1, 2, 5, 5]
+           %2 = matmul %1, %v : f32[1, 2, 5, 4]  // context
+           return %2, %1
+         }",
+    );
+    let mut cx = Cx::default();
+    margay_passes::RecognizeAttention.run(&mut g, &mut cx).unwrap();
+    assert_eq!(cx.remarks[0].message, "the attention weights have 2 readers");
+}
+
+#[test]
+fn keys_shared_by_heads_are_left_as_they_are() {
+    let (mut g, _) = parse_with_random_constants(
+        "graph @one(%q: f32[1, 2, 5, 4], %k: f32[1, 1, 4, 5], %v: f32[1, 2, 5, 4]) -> (y: f32[1, 2, 5, 4]) {
+           %0 = matmul %q, %k : f32[1, 2, 5, 5]
+           %1 = softmax %0 {axis = 3} : f32[1, 2, 5, 5]
+           %2 = matmul %1, %v : f32[1, 2, 5, 4]
+           return %2
+         }",
+    );
+    assert_eq!(run(&margay_passes::RecognizeAttention, &mut g), Changed::No);
+}
+
 #[test]
 fn passes_are_listed_and_sorted() {
     assert!(PASSES.is_sorted_by_key(|p| p.name));

@@ -17,6 +17,8 @@
 //! }
 //! ```
 
+use std::cell::Cell;
+
 use margay_ir::ops::{Const, Io, Port};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
@@ -31,11 +33,27 @@ pub struct FoldConstants {
     pub max_growth_bytes: usize,
     /// Nodes with more floating point operations than this are left.
     pub max_flops: u64,
+    /// Bytes that one run of the pass may add in all.
+    pub max_total_growth_bytes: usize,
+    /// Floating point operations of one run of the pass in all.
+    pub max_total_flops: u64,
+}
+
+/// The limits and what one run has used of them.
+struct Budget<'a> {
+    limits: &'a FoldConstants,
+    grown_bytes: Cell<usize>,
+    flops: Cell<u64>,
 }
 
 impl Default for FoldConstants {
     fn default() -> Self {
-        FoldConstants { max_growth_bytes: 1 << 20, max_flops: 200_000_000 }
+        FoldConstants {
+            max_growth_bytes: 1 << 20,
+            max_flops: 200_000_000,
+            max_total_growth_bytes: 64 << 20,
+            max_total_flops: 2_000_000_000,
+        }
     }
 }
 
@@ -49,11 +67,13 @@ impl Pass for FoldConstants {
     }
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
-        rewrite(self.name(), g, cx, self, &[Rule { name: "fold", apply: fold }])
+        let budget = Budget { limits: self, grown_bytes: Cell::new(0), flops: Cell::new(0) };
+        rewrite(self.name(), g, cx, &budget, &[Rule { name: "fold", apply: fold }])
     }
 }
 
-fn fold(g: &Graph, n: NodeId, limits: &FoldConstants) -> RuleResult {
+fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
+    let limits = budget.limits;
     let node = g.node(n);
     let operands = g.inputs_of(n);
     match &node.op {
@@ -87,6 +107,14 @@ fn fold(g: &Graph, n: NodeId, limits: &FoldConstants) -> RuleResult {
         let message = format!("folding takes {flops} operations, over the limit of {}", limits.max_flops);
         return Ok(Verdict::Declined(message));
     }
+    let grown = budget.grown_bytes.get().saturating_add(after.saturating_sub(before));
+    let worked = budget.flops.get().saturating_add(flops);
+    if grown > limits.max_total_growth_bytes || worked > limits.max_total_flops {
+        let message = format!("the graph would grow by {grown} bytes in {worked} operations, over the limit");
+        return Ok(Verdict::Declined(message));
+    }
+    budget.grown_bytes.set(grown);
+    budget.flops.set(worked);
     // A node that fails on its constants keeps failing at run time, with the same message.
     let results = match node.op.eval(&tensors) {
         Ok(results) => results,

@@ -63,7 +63,8 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     }
     let Some(scores) = find_scores(g, g.inputs_of(weights.node)[0]) else { return Ok(Verdict::NoMatch) };
     let [q, kt] = both_orders(g, scores.product.into())[0];
-    if g.ty(q).ndim() != 4 || g.ty(kt).ndim() != 4 || g.ty(q).shape[..2] != g.ty(v).shape[..2] {
+    let heads = |x: Value| g.ty(x).shape.get(..2).map(<[_]>::to_vec);
+    if g.ty(q).ndim() != 4 || g.ty(kt).ndim() != 4 || heads(q) != heads(v) || heads(q) != heads(kt) {
         return Ok(Verdict::NoMatch);
     }
     let mut patch = Patch::new();

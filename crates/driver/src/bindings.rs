@@ -3,6 +3,7 @@
 use margay_ir::{Graph, NodeId, Op};
 use margay_tensor::{Binding, Dim, Symbol};
 
+use crate::samples::bound_batch;
 use crate::{CompileOptions, DriverError, Samples};
 
 /// The values of the symbols, one binding per entry: options first, then the samples, then 1 for leading axes.
@@ -22,7 +23,8 @@ pub(crate) fn bindings(
     let mut base = Binding::new();
     if let Some(samples) = samples {
         let leading: Vec<Symbol> = leading_symbols(g);
-        let find = |name: &str| samples.arrays().iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        let first = samples.row(0, bound_batch(g).unwrap_or(1).min(samples.rows()))?;
+        let find = |name: &str| first.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         for (symbol, v) in margay_ir::eval::bind_symbols(g, find)? {
             let v = if leading.contains(&symbol) { 1 } else { v };
             base.insert(symbol, v);

@@ -13,7 +13,6 @@ use margay_passes::sketch::{InputStatistics, Module, ModuleKind};
 use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
 use margay_tensor::Tensor;
 
-use crate::samples::bound_batch;
 use crate::{DriverError, Progress, Runner, Samples};
 
 /// Samples run at once where the model leaves its batch open.
@@ -167,10 +166,9 @@ fn accumulate(
     );
     probe.remove_dead();
     let mut grams: Vec<Gram> = sites.iter().map(|(_, d)| Gram::new(*d)).collect();
-    let batch = bound_batch(g).unwrap_or(BATCH);
-    let runs = samples.rows().div_ceil(batch);
+    let runs = samples.runs(g, BATCH).len();
     let mut runner = Runner::new(probe, target, threads);
-    for (i, inputs) in samples.batches(batch).enumerate() {
+    for (i, inputs) in samples.runs(g, BATCH).enumerate() {
         progress.at("measuring inputs", i, runs);
         let outputs = runner.run(&inputs?)?;
         let added = parallel(threads, sites.len(), &crate::Silent, "", |s| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use margay_passes::sketch::{Chosen, Selection};
-use margay_plan::{Allocation, Candidate, CostModel, Curve, Resource, allocate, uniform};
+use margay_plan::{AllocateError, Allocation, Candidate, CostModel, Curve, Resource, allocate, uniform};
 
 use crate::curves::Prospect;
 use crate::{DriverError, Goal, ModuleReport};
@@ -71,9 +71,15 @@ pub(crate) fn within_budget(
             Ok(allocate(&table.curves, goal)?)
         }
         Goal::Seconds(seconds) => {
-            let budget = seconds - fixed_seconds;
-            let goal = margay_plan::Goal::LeastError { resource: Resource::Seconds, budget };
-            Ok(allocate(&table.curves, goal)?)
+            let modules = Resource::Seconds;
+            let goal = margay_plan::Goal::LeastError { resource: modules, budget: seconds - fixed_seconds };
+            // What people asked for is the time of the whole model.
+            allocate(&table.curves, goal).map_err(|e| match e {
+                AllocateError::Infeasible { best, .. } => {
+                    DriverError::Budget { asked_ms: seconds * 1e3, best_ms: (best + fixed_seconds) * 1e3 }
+                }
+                e => e.into(),
+            })
         }
         Goal::Dense | Goal::Error(_) => Ok(least_time(table, 0.0)?),
     }

@@ -66,6 +66,7 @@ impl ErrorSum {
     pub fn measure(&self) -> ErrorMeasure {
         let relative_l2 = match self.difference == 0.0 {
             true => 0.0,
+            false if self.difference.is_nan() => f64::INFINITY,
             false => (self.difference / self.reference).sqrt(),
         };
         let scale = (self.reference * self.found).sqrt();

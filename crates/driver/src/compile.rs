@@ -166,8 +166,7 @@ pub fn compile_with(
         .ok_or_else(|| DriverError::Options(format!("no cost model for `{}`", target.name())))?;
     let samples = samples.map(|s| s.for_graph(g)).transpose()?;
     let bindings = bindings(g, options, samples.as_ref())?;
-    let halves = samples.as_ref().map(Samples::halves).transpose()?;
-    if matches!(options.goal, Goal::Error(_)) && options.plan.is_none() && halves.is_none() {
+    if matches!(options.goal, Goal::Error(_)) && options.plan.is_none() && samples.is_none() {
         let message = "an error limit is checked by running the model: samples are needed (`--calibrate`)";
         return Err(DriverError::Options(message.into()));
     }
@@ -175,6 +174,8 @@ pub fn compile_with(
     let found = modules(g);
     let plan = options.plan.as_ref();
     let sketching = plan.is_some() || options.goal != Goal::Dense;
+    let batch = bound_batch(g).unwrap_or(1);
+    let halves = samples.as_ref().filter(|_| sketching).map(|s| s.halves(batch)).transpose()?;
     if let Some(plan) = plan {
         let names: Vec<&str> = found.iter().map(|m| m.name.as_str()).collect();
         let calibration = samples.as_ref().map(Samples::hash);
@@ -195,10 +196,9 @@ pub fn compile_with(
 
     let weighing = halves.is_some() && plan.is_none();
     if let (Some((calibration, _)), true) = (&halves, weighing && sketching) {
-        let batch = bound_batch(g).unwrap_or(calibrate::BATCH);
-        let taken = calibration.rows().min(WEIGHING_SAMPLES).max(batch.min(calibration.rows()));
-        let every = Samples::new(calibration.row(0, taken)?)?;
-        let batches = every.batches(batch).collect::<Result<Vec<_>, _>>()?;
+        let taken = calibration.runs(g, calibrate::BATCH);
+        let most = WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(calibrate::BATCH));
+        let batches = taken.take(most).collect::<Result<Vec<_>, _>>()?;
         weigh(g, &mut prospects, &batches, target, options.threads, progress)?;
     }
 
@@ -233,6 +233,10 @@ pub fn compile_with(
         Some(c) => Some(c.measure(&graph, target, options.threads, progress)?),
         None => None,
     };
+    if held_out.as_ref().is_some_and(|e| !e.relative_l2.is_finite()) {
+        let message = "the outputs of the sketched model are not finite on the held-out samples";
+        return Err(DriverError::Measure(message.into()));
+    }
     let sketched_bound = build::bind(&graph, &bindings[0], &mut Dump::none())?;
     let program = margay_lower::lower(&sketched_bound, &target)?;
     let report = Report {
@@ -338,15 +342,20 @@ impl Context<'_> {
         let mut best = least_time(table, 0.0)?;
         let (mut low, mut high) = (0.0, f64::INFINITY);
         let mut asked = limit * limit;
+        let mut measured: Option<(Allocation, f64)> = None;
         for _ in 0..ERROR_TRIES {
             let candidate = least_time(table, asked)?;
             let chosen = selection(self.prospects, &candidate.choices);
-            let error = if chosen.choices.is_empty() {
-                0.0
-            } else {
-                let (graph, _) = sketch(&self.source.graph, &chosen, &mut Dump::none())?;
-                checker.measure(&graph, self.target, self.options.threads, progress)?.relative_l2
-            };
+            let error =
+                if let Some((_, e)) = measured.as_ref().filter(|(a, _)| a.choices == candidate.choices) {
+                    *e
+                } else if chosen.choices.is_empty() {
+                    0.0
+                } else {
+                    let (graph, _) = sketch(&self.source.graph, &chosen, &mut Dump::none())?;
+                    checker.measure(&graph, self.target, self.options.threads, progress)?.relative_l2
+                };
+            measured = Some((candidate.clone(), error));
             if error <= limit {
                 if candidate.total_seconds <= best.total_seconds {
                     best = candidate;
@@ -356,7 +365,11 @@ impl Context<'_> {
                 high = asked;
             }
             // Towards the limit by the ratio of what was measured, inside the bracket.
-            let scaled = if error > 0.0 { asked * (limit / error).powi(2) * 0.98 } else { asked * 8.0 };
+            let scaled = if error.is_finite() && error > 0.0 {
+                asked * (limit / error).powi(2) * 0.98
+            } else {
+                asked * 8.0
+            };
             asked = match (low, high.is_finite()) {
                 (_, false) => scaled.max(asked * 1.05),
                 (l, true) if scaled > l && scaled < high => scaled,

@@ -152,7 +152,7 @@ pub(crate) fn weigh(
             let half = prospect.module.bytes() / 2;
             o.points.iter().rfind(|p| p.bytes <= half).map(|p| (o, p))
         }) else {
-            return Ok(None);
+            return Ok::<Option<f64>, DriverError>(None);
         };
         let mut selection = Selection::default();
         let chosen = Chosen { fitted: offer.fitted.clone(), rank: point.rank };
@@ -163,13 +163,10 @@ pub(crate) fn weigh(
         for (batch, expected) in batches.iter().zip(&reference) {
             sum.add(expected, &runner.run(batch)?, 1)?;
         }
-        if !sum.is_finite() {
-            let message = "the outputs of the model are not finite on the calibration samples";
-            return Err(DriverError::Measure(message.into()));
-        }
         let effect = sum.measure().relative_l2.powi(2);
         // A module whose spectrum is exhausted at this rank shows no error to divide by.
-        Ok((point.relative_error > 1e-12).then(|| effect / point.relative_error))
+        // Outputs that are all zero have no relative error.
+        Ok((point.relative_error > 1e-12 && effect.is_finite()).then(|| effect / point.relative_error))
     });
     for (prospect, weight) in prospects.iter_mut().zip(weights) {
         prospect.weight = Some(weight?.unwrap_or(1.0));

@@ -90,6 +90,16 @@ pub enum DriverError {
     /// A budget cannot be met.
     #[error(transparent)]
     Allocate(#[from] AllocateError),
+    /// A time budget cannot be met.
+    #[error(
+        "a run cannot be brought down to {asked_ms:.3} ms (predicted): the least possible is {best_ms:.3} ms"
+    )]
+    Budget {
+        /// What was asked for.
+        asked_ms: f64,
+        /// The fastest choice.
+        best_ms: f64,
+    },
     /// A module cannot be factorized.
     #[error("`{module}`: {error}")]
     Factorize {
@@ -119,7 +129,9 @@ impl DriverError {
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
             DriverError::NotANumber(_) => Kind::Malformed,
             DriverError::Artifact(_) => Kind::Malformed,
-            DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Measure(_) => Kind::Check,
+            DriverError::Allocate(AllocateError::Infeasible { .. })
+            | DriverError::Budget { .. }
+            | DriverError::Measure(_) => Kind::Check,
             DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
             DriverError::Run(RunError::Target { .. }) => Kind::Device,
             _ => Kind::Usage,

@@ -76,7 +76,8 @@ pub struct Report {
     pub predicted_ms_before: f64,
     /// Predicted milliseconds of one run after.
     pub predicted_ms_after: f64,
-    /// Error on samples the choice was not made on; absent without samples.
+    /// Error on samples that nothing was calibrated on; absent without samples. With an error limit these samples
+    /// decided which choice meets it.
     pub held_out: Option<ErrorMeasure>,
     /// Values of the symbols that times and operations are stated for.
     pub dims: std::collections::BTreeMap<String, i64>,

@@ -95,11 +95,15 @@ impl Samples {
             .collect()
     }
 
-    /// Two halves: every second sample is held out, so that sorted data is split evenly. A single sample serves as
-    /// both.
-    pub fn halves(&self) -> Result<(Samples, Samples), DriverError> {
-        if self.rows == 1 {
-            return Ok((self.clone(), self.clone()));
+    /// Two halves: every second sample is held out, so that sorted data is split evenly. Both must fill a run of
+    /// `batch` samples.
+    pub fn halves(&self, batch: usize) -> Result<(Samples, Samples), DriverError> {
+        if self.rows < 2 * batch.max(1) {
+            return Err(DriverError::Samples(format!(
+                "one half calibrates and the other half checks: expected at least {}, found {}",
+                2 * batch.max(1),
+                self.rows
+            )));
         }
         let part = |odd: usize| -> Result<Samples, DriverError> {
             let rows: Vec<usize> = (0..self.rows).filter(|r| r % 2 == odd).collect();
@@ -108,13 +112,17 @@ impl Samples {
         Ok((part(0)?, part(1)?))
     }
 
-    /// Runs of at most `batch` samples, in order.
-    pub fn batches(
+    /// The samples in the runs that a graph takes, in order: as many at once as its inputs say, and then only whole runs,
+    /// or `batch` at once where they leave it open.
+    pub(crate) fn runs(
         &self,
+        g: &Graph,
         batch: usize,
-    ) -> impl Iterator<Item = Result<Vec<(String, Tensor)>, DriverError>> + '_ {
-        let batch = batch.max(1);
-        (0..self.rows).step_by(batch).map(move |first| self.row(first, batch.min(self.rows - first)))
+    ) -> impl ExactSizeIterator<Item = Result<Arrays, DriverError>> + '_ {
+        let bound = bound_batch(g);
+        let batch = bound.unwrap_or(batch).max(1);
+        let count = if bound.is_some() { self.rows / batch } else { self.rows.div_ceil(batch) };
+        (0..count).map(move |i| self.row(i * batch, batch.min(self.rows - i * batch)))
     }
 
     /// Identifies names and contents, as sixteen hexadecimal digits.

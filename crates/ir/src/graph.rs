@@ -347,14 +347,6 @@ impl Graph {
         out
     }
 
-    /// The node with this origin and no part.
-    pub fn find(&self, name: &str) -> Option<NodeId> {
-        self.order().into_iter().find(|n| {
-            let origin = &self.node(*n).origin;
-            origin.part.is_none() && origin.names.iter().any(|x| &**x == name)
-        })
-    }
-
     /// Removes every node that no output depends on, except inputs. Returns how many.
     pub fn remove_dead(&mut self) -> usize {
         let mut live: BTreeSet<NodeIndex> = self.inputs.iter().map(|n| self.at(*n)).collect();

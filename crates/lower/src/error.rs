@@ -23,6 +23,18 @@ pub enum LowerError {
         /// Why.
         error: NoKernel,
     },
+    /// A tensor has more bytes than any machine holds (the model's or the caller's fault).
+    #[error("`{op}` at `{name}` has type {ty}, of more than {limit} bytes")]
+    TooLarge {
+        /// The operator.
+        op: &'static str,
+        /// The node's name in the model.
+        name: String,
+        /// Its type.
+        ty: String,
+        /// The most a tensor may have.
+        limit: u64,
+    },
     /// An extent is not known (the caller's fault: bind every dimension first).
     #[error("`{op}` at `{name}` has type {ty}; every dimension must be bound")]
     Unbound {

@@ -37,6 +37,8 @@ pub(crate) struct Expr {
     pub(crate) inputs: Vec<Feed>,
     /// Operations per element, of the whole tree.
     flops: u64,
+    /// Nodes of the whole tree.
+    nodes: usize,
     pub(crate) label: Label,
 }
 
@@ -82,6 +84,12 @@ enum Held {
     Anchored(Box<Anchored>),
 }
 
+/// The most bytes of one tensor: a tebibyte.
+const MAX_TENSOR_BYTES: u64 = 1 << 40;
+
+/// Nodes of one expression, and stages behind one anchor; longer chains go through memory.
+const MAX_FUSED: usize = 48;
+
 /// Expressions dearer than this per element are not repeated.
 const CHEAP_FLOPS: u64 = 4;
 
@@ -105,20 +113,26 @@ struct Grouper<'a> {
 }
 
 impl Grouper<'_> {
+    /// The extents of a value. Their product fits: sums and products of sizes do not overflow later.
     fn known(&self, n: NodeId, v: Value) -> Result<Vec<usize>, LowerError> {
-        self.g.ty(v).extents().ok_or_else(|| LowerError::Unbound {
-            op: self.g.op(n).name(),
-            name: self.g.node(n).origin.name().into(),
-            ty: self.g.ty(v).to_string(),
-        })
+        let (op, name) = (self.g.op(n).name(), self.g.node(n).origin.name().to_string());
+        let ty = self.g.ty(v);
+        let Some(extents) = ty.extents() else {
+            return Err(LowerError::Unbound { op, name, ty: ty.to_string() });
+        };
+        let bytes = extents.iter().try_fold(ty.dtype.bytes(), |n, &d| n.checked_mul(d.max(1)));
+        match bytes {
+            Some(b) if b as u64 <= MAX_TENSOR_BYTES => Ok(extents),
+            _ => Err(LowerError::TooLarge { op, name, ty: ty.to_string(), limit: MAX_TENSOR_BYTES }),
+        }
     }
 
-    /// The operands and results of a node as its operator sees them.
-    fn io(&self, n: NodeId) -> Result<Io, LowerError> {
+    /// The operands and results of a node as its operator sees them: row-major, or as they lie in memory.
+    fn io(&self, n: NodeId, as_they_lie: bool) -> Result<Io, LowerError> {
         let port = |v: Value| -> Result<Port, LowerError> {
             let mut port = Port::contiguous(self.g.ty(v).dtype, &self.known(n, v)?);
             port.constant = self.g.constant(v).is_some();
-            if let Some(Held::Memory(m)) = self.held.get(&v) {
+            if as_they_lie && let Some(Held::Memory(m)) = self.held.get(&v) {
                 port.strides.clone_from(&m.strides);
             }
             Ok(port)
@@ -151,15 +165,13 @@ impl Grouper<'_> {
             name: node.origin.name().into(),
             why: e.to_string(),
         };
-        let mut io = self.io(n)?;
-        let mut lowered = node.op.lower(&io).map_err(unsupported)?;
+        let mut lowered = node.op.lower(&self.io(n, false)?).map_err(unsupported)?;
         // A kernel call that cannot walk its operands as they lie gets row-major copies.
         if matches!(lowered, Lowered::Call(_)) {
             for operand in self.g.inputs_of(n) {
                 self.memory_of(operand)?;
             }
-            io = self.io(n)?;
-            lowered = match node.op.lower(&io) {
+            lowered = match node.op.lower(&self.io(n, true)?) {
                 Ok(l) => l,
                 Err(_) => {
                     for operand in self.g.inputs_of(n) {
@@ -167,8 +179,7 @@ impl Grouper<'_> {
                         let copy = self.emit.contiguous(&memory, &[label_of(self.g, n)])?;
                         self.held.insert(operand, Held::Memory(copy));
                     }
-                    io = self.io(n)?;
-                    node.op.lower(&io).map_err(unsupported)?
+                    node.op.lower(&self.io(n, true)?).map_err(unsupported)?
                 }
             };
         }
@@ -225,7 +236,9 @@ impl Grouper<'_> {
     /// The value as an operand of fused code that reads each of its elements `repeats` times or more.
     fn feed(&mut self, v: Value, repeats: usize, many_passes: bool) -> Result<Feed, LowerError> {
         let inline = match self.held.get(&v) {
-            Some(Held::Expr(e)) => e.flops <= CHEAP_FLOPS || (repeats == 1 && !many_passes),
+            Some(Held::Expr(e)) => {
+                e.nodes < MAX_FUSED && (e.flops <= CHEAP_FLOPS || (repeats == 1 && !many_passes))
+            }
             _ => false,
         };
         if inline && let Some(Held::Expr(e)) = self.held.get(&v) {
@@ -263,9 +276,11 @@ impl Grouper<'_> {
         for (slot, &v) in operands.iter().enumerate() {
             let once = operands.iter().filter(|&&w| w == v).count() == 1;
             let fits = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.shape == shape);
+            let short = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.label.len() < MAX_FUSED);
             let same_dtype = self.g.ty(v).dtype == self.g.ty(n.into()).dtype;
             if once
                 && fits
+                && short
                 && same_dtype
                 && let Some(held) = self.absorb(n, slot, &function, &shape)?
             {
@@ -279,17 +294,19 @@ impl Grouper<'_> {
             let repeats = readers * elements(&shape) / elements(&self.known(n, v)?);
             inputs.push(self.feed(v, repeats, false)?);
         }
-        let io = self.io(n)?;
+        let io = self.io(n, false)?;
         let own = self.g.op(n).cost(&io).flops / io.output_elements().max(1);
         let flops = own + inputs.iter().map(Feed::flops).sum::<u64>();
         let mut label: Label = Vec::new();
+        let mut nodes = 1;
         for feed in &inputs {
             if let Feed::Expr(e) = feed {
                 label.extend(e.label.iter().cloned());
+                nodes += e.nodes;
             }
         }
         label.push(label_of(self.g, n));
-        Ok(Held::Expr(Rc::new(Expr { shape, function, inputs, flops, label })))
+        Ok(Held::Expr(Rc::new(Expr { shape, function, inputs, flops, nodes, label })))
     }
 
     /// Appends an elementwise node to the anchor that computes its operand number `slot`.
@@ -312,7 +329,11 @@ impl Grouper<'_> {
             others.push(match (i == slot, is_call) {
                 (true, _) => None,
                 (false, true) => Some(Feed::Memory(self.memory_of(v)?)),
-                (false, false) => Some(self.feed(v, 1, false)?),
+                (false, false) => {
+                    let elements = |s: &[usize]| s.iter().product::<usize>().max(1);
+                    let repeats = elements(shape) / elements(&self.known(n, v)?);
+                    Some(self.feed(v, repeats, false)?)
+                }
             });
         }
         let Some(Held::Anchored(mut a)) = self.held.remove(&anchor_value) else { return Ok(None) };
@@ -364,7 +385,12 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
     let added = shape.len() - other.shape.len();
     let along_channels = other.shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == channel_axis)
         && other.elements() == shape[channel_axis];
-    if along_channels && !epilogue.bias && epilogue.activation.is_none() && !epilogue.residual {
+    if along_channels
+        && other.is_contiguous()
+        && !epilogue.bias
+        && epilogue.activation.is_none()
+        && !epilogue.residual
+    {
         epilogue.bias = true;
         called.bias = Some(other);
         return true;

@@ -172,7 +172,8 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
 
 /// The bytes of a constant B in the packed layout.
 pub(crate) fn pack_constant(call: &MatMul, tensor: &Tensor) -> Result<Vec<u8>, String> {
-    if tensor.dtype() != DType::F32 || tensor.shape() != [call.k, call.n] {
+    let (ones, matrix) = tensor.shape().split_at(tensor.shape().len().saturating_sub(2));
+    if tensor.dtype() != DType::F32 || matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) {
         return Err(format!(
             "expected a constant f32[{}, {}], found {}{:?}",
             call.k,
@@ -196,9 +197,12 @@ pub(crate) fn pack_constant(call: &MatMul, tensor: &Tensor) -> Result<Vec<u8>, S
 
 /// The inverse of [`pack_constant`].
 pub(crate) fn unpack_constant(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    let &[k, n] = shape else {
+    let (&[.., k, n], [ones @ .., _, _]) = (shape, shape) else {
         return Err(format!("expected two axes, found {shape:?}"));
     };
+    if ones.iter().any(|&d| d != 1) {
+        return Err(format!("expected one matrix, found {shape:?}"));
+    }
     if bytes.len() != 4 * packed_len(k, n) {
         return Err(format!("expected {} packed bytes, found {}", 4 * packed_len(k, n), bytes.len()));
     }

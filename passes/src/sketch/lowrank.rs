@@ -4,6 +4,8 @@
 //! measured them (see [`margay_randnla::LowRank`]). A convolution becomes one with `k` filters followed by a
 //! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
 
+use std::collections::HashMap;
+
 use margay_ir::ops::{Add, Const, Conv};
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
 use margay_loops::{Epilogue, KernelCall};
@@ -41,12 +43,23 @@ impl Scheme for LowRankScheme {
             ModuleKind::Conv => Matrix::from_row_major(module.d_out, module.d_in, &weights)?.transposed(),
         };
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
-        let options = LowRankOptions { rsvd, ..LowRankOptions::default() };
+        let smaller = module.d_in.min(module.d_out);
+        let exact_up_to = LowRankOptions::default().exact_up_to;
+        // Large weights are decomposed by a randomized method, which pays for ranks well below the full one.
+        let randomized = smaller > exact_up_to;
+        let saving = (module.d_in * module.d_out).saturating_sub(1) / (module.d_in + module.d_out);
+        let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
+        let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
         let decomposition = LowRank::new(&weight, statistics.map(|s| &s.whitening), None, &options)?;
         Ok(Box::new(FittedLowRank {
             decomposition,
             source: payload.key().to_string(),
             inputs: statistics.map(|s| s.calibration.clone()),
+            seed: randomized.then_some(seed),
+            new_biases: match statistics {
+                Some(_) => module.nodes.iter().filter(|&&n| bias_behind(g, module, n).is_none()).count(),
+                None => 0,
+            },
             d_in: module.d_in,
             d_out: module.d_out,
         }))
@@ -59,19 +72,24 @@ struct FittedLowRank {
     source: String,
     /// What identifies the calibration.
     inputs: Option<String>,
+    /// The seed, where the factors depend on it.
+    seed: Option<u64>,
+    /// Biases that the correction of the mean adds.
+    new_biases: usize,
     d_in: usize,
     d_out: usize,
 }
 
 impl FittedLowRank {
     fn numbers(&self, rank: usize) -> usize {
-        rank * (self.d_in + self.d_out)
+        rank * (self.d_in + self.d_out) + self.new_biases * self.d_out
     }
 
     /// The name of a derived constant.
     fn derivation(&self, part: &str, rank: usize) -> String {
         let inputs = self.inputs.as_ref().map(|i| format!(", inputs = {i}")).unwrap_or_default();
-        format!("lowrank.{part}({}, k = {rank}{inputs})", self.source)
+        let seed = self.seed.map(|s| format!(", seed = {s}")).unwrap_or_default();
+        format!("lowrank.{part}({}, k = {rank}{inputs}{seed})", self.source)
     }
 }
 
@@ -82,11 +100,18 @@ struct Replacement<'a> {
     module: &'a Module,
     rank: usize,
     patch: Patch,
+    /// What stands in for values of the graph: uses of one weight may follow one another.
+    done: HashMap<Value, Value>,
 }
 
 impl Replacement<'_> {
     fn weight_origin(&self) -> &Origin {
         &self.g.node(self.module.weight.node).origin
+    }
+
+    fn replace(&mut self, old: Value, new: Value) {
+        self.patch.redirect(old, new);
+        self.done.insert(old, new);
     }
 
     fn factor(&mut self, part: Part, shape: &[usize], data: &[f32]) -> Result<Value, AddError> {
@@ -129,7 +154,7 @@ impl Replacement<'_> {
             ModuleKind::Conv => vec![self.module.d_out, 1, 1],
         };
         let mut name = self.fitted.derivation("bias", self.rank);
-        let (shape, values, bias_origin, sum_origin, replaced) = match bias_behind(g, n, self.module.d_out) {
+        let (shape, values, bias_origin, sum_origin, replaced) = match bias_behind(g, self.module, n) {
             Some(found) => {
                 name = format!("add({}, {name})", found.payload.key());
                 let sum = found.values.iter().zip(correction).map(|(a, b)| a + b).collect();
@@ -146,7 +171,7 @@ impl Replacement<'_> {
         let constant = Const { payload: Payload::derived(&name, tensor) };
         let bias = self.patch.add(g, constant, &[], bias_origin)?;
         let sum = self.patch.add(g, Add, &[product, bias], sum_origin)?;
-        self.patch.redirect(replaced.into(), sum);
+        self.replace(replaced.into(), sum);
         Ok(())
     }
 }
@@ -160,14 +185,27 @@ struct BiasBehind<'a> {
 }
 
 /// The addition of a constant with one element per output behind a node, if it is the node's only reader.
-fn bias_behind(g: &Graph, n: NodeId, d_out: usize) -> Option<BiasBehind<'_>> {
+fn bias_behind<'g>(g: &'g Graph, module: &Module, n: NodeId) -> Option<BiasBehind<'g>> {
     let add = g.sole_user(n.into())?;
     let Op::Add(_) = g.op(add) else { return None };
     let bias = g.inputs_of(add).into_iter().find(|v| v.node != n)?;
     let payload = g.constant(bias)?;
-    let fits = payload.tensor().len() == d_out && g.ty(add.into()) == g.ty(n.into());
+    let result = g.ty(n.into());
+    let output_axis = match module.kind {
+        ModuleKind::Linear => result.ndim() - 1,
+        ModuleKind::Conv => 1,
+    };
+    let shape = payload.tensor().shape();
+    let added = result.ndim().checked_sub(shape.len())?;
+    let one_per_output = payload.tensor().len() == module.d_out
+        && shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == output_axis);
     let values = payload.tensor().to_vec::<f32>().ok()?;
-    fits.then_some(BiasBehind { add, constant: bias.node, payload, values })
+    (one_per_output && g.ty(add.into()) == result).then_some(BiasBehind {
+        add,
+        constant: bias.node,
+        payload,
+        values,
+    })
 }
 
 impl Fitted for FittedLowRank {
@@ -209,10 +247,12 @@ impl Fitted for FittedLowRank {
 
     fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError> {
         let factors = self.decomposition.factors(rank)?;
-        let mut work = Replacement { fitted: self, g, module, rank, patch: Patch::new() };
+        let mut work =
+            Replacement { fitted: self, g, module, rank, patch: Patch::new(), done: HashMap::new() };
         let (left, right) = work.add_factors(&factors)?;
         for &n in &module.nodes {
             let x = g.inputs_of(n)[0];
+            let x = work.done.get(&x).copied().unwrap_or(x);
             let origin = |part| g.node(n).origin.part(part);
             let thin = work.patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
             let second: Op = match g.op(n) {
@@ -222,7 +262,7 @@ impl Fitted for FittedLowRank {
             let product = work.patch.add(g, second, &[thin, right], origin(Part::Right))?;
             match &factors.bias {
                 Some(correction) => work.add_bias(n, product, correction)?,
-                None => work.patch.redirect(n.into(), product),
+                None => work.replace(n.into(), product),
             }
         }
         Ok(work.patch)

@@ -96,6 +96,8 @@ pub fn modules(g: &Graph) -> Vec<Module> {
         let name = unique_name(g, n, &found);
         found.push(Module { name, kind, nodes: vec![n], weight, d_in, d_out });
     }
+    // A weight that somebody else reads too stays as it is: sketching would add to what is stored.
+    found.retain(|m| g.users_of(m.weight).len() == m.nodes.len() && !g.is_output(m.weight));
     found
 }
 

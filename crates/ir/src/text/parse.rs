@@ -41,7 +41,7 @@ pub fn parse(text: &str, resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>) 
                 return Err(ParseError { line, message });
             }
             for (name, v) in output_names.iter().zip(found) {
-                let value = operand(v, &values).map_err(at(line))?;
+                let value = operand(v, &values, &g).map_err(at(line))?;
                 g.add_output(name, value);
             }
             return Ok(g);
@@ -53,12 +53,13 @@ pub fn parse(text: &str, resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>) 
 
 type Values = HashMap<String, Value>;
 
-fn operand(text: &str, values: &Values) -> Result<Value, String> {
+fn operand(text: &str, values: &Values, g: &Graph) -> Result<Value, String> {
     if let Some(v) = values.get(text) {
         return Ok(*v);
     }
     if let Some((base, out)) = text.rsplit_once('.')
-        && let (Some(v), Ok(out)) = (values.get(base), out.parse())
+        && let (Some(v), Ok(out)) = (values.get(base), out.parse::<u16>())
+        && usize::from(out) < g.node(v.node).types.len()
     {
         return Ok(Value { node: v.node, out });
     }
@@ -187,7 +188,7 @@ fn read_node(
             .ok_or_else(|| format!("unknown operator `{mnemonic}`"))?
             .map_err(|e| format!("`{mnemonic}`: {e}"))?;
         let inputs =
-            split_top(operands).into_iter().map(|v| operand(v, values)).collect::<Result<Vec<_>, _>>()?;
+            split_top(operands).into_iter().map(|v| operand(v, values, g)).collect::<Result<Vec<_>, _>>()?;
         g.add(op, &inputs, origin)
     }
     .map_err(|e| e.to_string())?;
@@ -263,7 +264,7 @@ fn read_const(
     let splat = text.strip_prefix("splat(").and_then(|t| t.strip_suffix(')'));
     let items: Vec<&str> = match (splat, text.strip_prefix('[').and_then(|t| t.strip_suffix(']'))) {
         (Some(one), _) => {
-            const LIMIT: usize = 1 << 28;
+            const LIMIT: usize = 1 << 24;
             if count > LIMIT {
                 return Err(format!("a splat of {count} elements is over the limit of {LIMIT}"));
             }
