@@ -347,6 +347,25 @@ fn what_was_there_stays_when_a_command_fails() {
 
 #[cfg(unix)]
 #[test]
+fn files_that_are_read_or_written_are_not_written_over() {
+    let place = Place::new();
+    let (model, inputs) = (place.bytes("model.onnx"), place.bytes("in.npz"));
+    for (arguments, message) in [
+        ("compile model.onnx -o ./model.onnx", "`-o` and the model name the same file"),
+        ("compile model.onnx -o a.margay --report model.onnx", "`--report` and the model name the same file"),
+        ("compile model.onnx -o a.margay --export a.margay", "`--export` and `-o` name the same file"),
+        ("export model.onnx -o model.onnx", "`-o` and the model name the same file"),
+        ("run model.onnx --inputs in.npz --outputs in.npz", "`--outputs` and `--inputs` name the same file"),
+    ] {
+        let ran = place.run(arguments);
+        assert_eq!(ran.code, 2, "{arguments}: {}", ran.stderr);
+        assert!(ran.stderr.contains(message), "{arguments}: {}", ran.stderr);
+    }
+    assert!(place.bytes("model.onnx") == model && place.bytes("in.npz") == inputs);
+    assert_eq!(place.files(), ["in.npz", "model.onnx", "samples.npz"]);
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_an_error() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();

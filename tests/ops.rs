@@ -263,3 +263,17 @@ fn a_tensor_larger_than_any_machine_is_refused() {
         jit(&g, &Binding::new(), CpuTarget::native()).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("of more than 1099511627776 bytes"), "{error}");
 }
+
+#[test]
+fn comparisons_read_rows_that_are_not_aligned() {
+    check_text(
+        "graph @rows(%x: f32[3, 5], %y: f32[1, 5]) -> (a: f32[3, 5], b: f32[3, 5]) {
+           %0 = less %y, %x : bool[3, 5]
+           %1 = cast %0 {to = f32} : f32[3, 5]
+           %2 = less_or_equal %x, %y : bool[3, 5]
+           %3 = cast %2 {to = f32} : f32[3, 5]
+           return %1, %3
+         }",
+        Tolerance::EXACT,
+    );
+}

@@ -48,6 +48,11 @@ pub(crate) struct GoalArgs {
 }
 
 impl GoalArgs {
+    /// The file of samples.
+    pub(crate) fn calibrate(&self) -> Option<&Path> {
+        self.calibrate.as_deref()
+    }
+
     /// Whether nothing is to be sketched.
     pub(crate) fn is_dense(&self) -> bool {
         self.goal() == Goal::Dense && self.plan.is_none()
@@ -123,6 +128,15 @@ pub(crate) struct InputArgs {
 }
 
 impl InputArgs {
+    /// The files that are read.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let path = |text: &String| match text.split_once('=').filter(|_| !Path::new(text).exists()) {
+            Some((_, path)) => PathBuf::from(path),
+            None => PathBuf::from(text),
+        };
+        self.inputs.iter().map(path).collect()
+    }
+
     /// Reads all inputs.
     pub(crate) fn read(&self) -> Result<Vec<(String, Tensor)>, Failure> {
         let mut all: Vec<(String, Tensor)> = Vec::new();

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use margay_driver::{Dump, Kind, Source, check_numbers};
+use margay_driver::{Dump, Kind, Source, build, check_numbers};
 use margay_ir::{Graph, Op};
 use margay_onnx::{Model, OnnxError, import, supported_operators};
 use serde::Serialize;
@@ -99,10 +99,12 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         }
         Err(other) => return Err(other.into()),
     };
-    if let Some(graph) = &graph
-        && let Err(error) = Source::new(graph.clone(), graph.name(), &mut Dump::none())
-    {
-        problems.push(Found { kind: "unsupported", message: error.to_string() });
+    if let Some(graph) = &graph {
+        let compiled = Source::new(graph.clone(), graph.name(), &mut Dump::none())
+            .and_then(|source| build::try_jit(&source.graph));
+        if let Err(error) = compiled {
+            problems.push(Found { kind: "unsupported", message: error.to_string() });
+        }
     }
     let non_finite: Vec<NonFinite> = model
         .non_finite()

@@ -14,7 +14,7 @@ use margay_driver::{Compiled, Dump, Report, compile_with, open_with};
 use crate::args::GoalArgs;
 use crate::error::Failure;
 use crate::progress::Bars;
-use crate::save::{check_writable, save_text};
+use crate::save::{check_distinct, check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
@@ -62,6 +62,15 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let files = [Some(&args.output), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
     files.into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    check_distinct(
+        &[
+            ("`-o`", Some(&args.output)),
+            ("`--save-plan`", args.save_plan.as_deref()),
+            ("`--export`", args.export.as_deref()),
+            ("`--report`", args.report.as_deref()),
+        ],
+        &[("the model", Some(&args.model)), ("`--calibrate`", args.goal.calibrate())],
+    )?;
     let options = args.goal.options()?;
     let samples = args.goal.samples()?;
     let mut dump = match &args.dump_dir {

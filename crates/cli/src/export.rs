@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::explain::report_of;
 use crate::model::{is_artifact, open_artifact};
 use crate::progress::Bars;
-use crate::save::check_writable;
+use crate::save::{check_distinct, check_writable};
 use crate::{Reply, note};
 
 /// Write the sketched model as ONNX: ordinary operators, original names, open dimensions still open.
@@ -29,6 +29,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_writable(&args.output)?;
+    let read = [("the model", Some(args.model.as_path())), ("`--calibrate`", args.goal.calibrate())];
+    check_distinct(&[("`-o`", Some(&args.output))], &read)?;
     if is_artifact(&args.model)? {
         if !args.goal.is_default() {
             return Err(Failure::usage(

@@ -8,6 +8,9 @@ use crate::error::Failure;
 /// Named tensors.
 pub(crate) type Arrays = Vec<(String, Tensor)>;
 
+/// Inputs are not repeated to fill a batch larger than this.
+const MAX_PADDED_BYTES: usize = 1 << 30;
+
 /// The inputs of one run.
 pub(crate) struct Chunk {
     pub(crate) inputs: Arrays,
@@ -27,6 +30,10 @@ pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Ch
     let (Some(rows), Some(&smallest)) = (rows(inputs), sizes.first()) else {
         return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
     };
+    let padded = inputs.iter().map(|(_, t)| (t.bytes().len() / rows.max(1)).saturating_mul(smallest)).max();
+    if rows < smallest && padded.is_some_and(|bytes| bytes > MAX_PADDED_BYTES) {
+        return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
+    }
     let samples = Samples::new(inputs.to_vec())?;
     let mut chunks = Vec::new();
     let mut at = 0;

@@ -8,7 +8,7 @@ use crate::args::{InputArgs, ThreadArgs};
 use crate::error::Failure;
 use crate::feed;
 use crate::model::Model;
-use crate::save::{check_writable, save};
+use crate::save::{check_distinct, check_writable, save};
 use crate::{Reply, note};
 
 /// Run a model on inputs and write its outputs.
@@ -28,6 +28,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_writable(&args.outputs)?;
+    let inputs = args.inputs.paths();
+    let mut read = vec![("the model", Some(args.model.as_path()))];
+    read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
+    check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
     let mut model = Model::open(&args.model, args.threads.get())?;
     let inputs = args.inputs.read()?;
     let chunks = feed::cut(&inputs, &model.batch_sizes(&inputs))?;

@@ -47,6 +47,34 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Fails where a file would be written over another one that the command reads or writes. Each file comes with the
+/// words that name it on the command line.
+pub(crate) fn check_distinct(
+    written: &[(&str, Option<&Path>)],
+    read: &[(&str, Option<&Path>)],
+) -> Result<(), Failure> {
+    let place = |path: &Path| match path.canonicalize() {
+        Ok(whole) => whole,
+        Err(_) => folder(path)
+            .canonicalize()
+            .map_or_else(|_| path.to_path_buf(), |f| f.join(path.file_name().unwrap_or_default())),
+    };
+    let known = |list: &[(&str, Option<&Path>)]| -> Vec<(String, std::path::PathBuf)> {
+        list.iter().filter_map(|(words, path)| Some((words.to_string(), place((*path)?)))).collect()
+    };
+    let mut taken = known(read);
+    for (words, path) in known(written) {
+        if let Some((other, _)) = taken.iter().find(|(_, p)| *p == path) {
+            return Err(Failure::usage(format!(
+                "{words} and {other} name the same file `{}`",
+                path.display()
+            )));
+        }
+        taken.push((words, path));
+    }
+    Ok(())
+}
+
 /// A file being written, in which a writer may go back.
 pub(crate) trait Seekable: Write + io::Seek {}
 

@@ -74,7 +74,7 @@ impl Emitter<'_, '_> {
         };
         let (ty, step): (Type, i32) = if dtype == DType::Bool { (I32, 4) } else { (F32X4, 16) };
         let values = (0..copies as i32).map(|c| {
-            let value = self.ops.b.ins().load(ty, flags, address, offset + c * step);
+            let value = self.ops.load_lanes(ty, flags, address, offset + c * step);
             if dtype == DType::Bool { self.ops.mask_of_bytes(value) } else { value }
         });
         (values.collect(), true)

@@ -99,6 +99,17 @@ impl<'b> Ops<'b> {
         self.b.ins().extractlane(v, 0)
     }
 
+    /// Loads four lanes from any address.
+    pub(crate) fn load_lanes(&mut self, ty: Type, flags: MemFlagsData, address: Value, offset: i32) -> Value {
+        if ty != F32X4 || self.fused {
+            return self.b.ins().load(ty, flags, address, offset);
+        }
+        // Without AVX, operands in memory must be aligned. Cranelift 0.135 merges a load into a vector comparison
+        // all the same; the detour through another type keeps it apart.
+        let bits = self.b.ins().load(I8X16, flags, address, offset);
+        self.b.ins().bitcast(F32X4, MemFlagsData::new().with_endianness(Endianness::Little), bits)
+    }
+
     /// x y + z, with one rounding where the processor can and with two where it cannot.
     pub(crate) fn fma(&mut self, x: Value, y: Value, z: Value) -> Value {
         if self.fused {

@@ -89,6 +89,15 @@ pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable
     Ok(Executable::from_parts(builder.into_parts()?)?)
 }
 
+/// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
+pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
+    let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
+    match bind(g, &binding, &mut Dump::none()) {
+        Ok(_) => jit(g, &binding, CpuTarget::native()).map(|_| ()),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Predicted time of one run of a program.
 pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
     program

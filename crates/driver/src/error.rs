@@ -145,8 +145,8 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
-            DriverError::Allocate(AllocateError::Infeasible { .. }) => {
-                Some("ask for less: layers cannot be made smaller without end".into())
+            DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Budget { .. } => {
+                Some("raise the budget: layers cannot be made smaller without end".into())
             }
             _ => None,
         }

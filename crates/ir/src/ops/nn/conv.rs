@@ -223,6 +223,15 @@ impl Window {
                 return Err(TypeError::attribute(message));
             }
         }
+        // Far beyond any image, and small enough that products of a few of them fit.
+        const MAX: usize = 1 << 20;
+        for (name, list) in
+            [("strides", strides), ("dilations", dilations), ("pads_before", before), ("pads_after", after)]
+        {
+            if let Some(found) = list.iter().find(|v| **v > MAX) {
+                return Err(TypeError::attribute(format!("{name} contains {found}, expected at most {MAX}")));
+            }
+        }
         for (name, list) in [("strides", strides), ("dilations", dilations)] {
             if list.contains(&0) {
                 return Err(TypeError::attribute(format!("{name} contains 0")));
