@@ -100,9 +100,11 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         Err(other) => return Err(other.into()),
     };
     if let Some(graph) = &graph {
-        let compiled = Source::new(graph.clone(), graph.name(), &mut Dump::none())
-            .and_then(|source| build::try_jit(&source.graph));
-        if let Err(error) = compiled {
+        let failed = match Source::new(graph.clone(), graph.name(), &mut Dump::none()) {
+            Ok(source) => build::try_jit(&source.graph).err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
             problems.push(Found { kind: "unsupported", message: error.to_string() });
         }
     }
