@@ -3,7 +3,7 @@
 use crate::graph::AddError;
 use crate::{Graph, NodeId, Op, Origin, TensorType, Types, Value};
 
-/// Nodes to insert and values to redirect. Built against a graph, applied to it whole or not at all.
+/// Nodes to insert and values to redirect, in order. Built against a graph; refused before anything changes.
 #[derive(Debug, Default)]
 pub struct Patch {
     nodes: Vec<(Op, Types, Origin, Vec<Value>)>,
@@ -23,7 +23,8 @@ pub enum PatchError {
         /// The new type.
         new: TensorType,
     },
-    /// The new value depends on the one it replaces, other than through the patch's own nodes.
+    /// The new value is a node of the graph that depends on the one it replaces. Cycles through nodes of the patch are
+    /// found by [`Graph::verify`].
     #[error("redirecting `{name}` would close a cycle")]
     Cycle {
         /// Origin of the replaced node.
