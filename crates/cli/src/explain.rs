@@ -4,13 +4,13 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{Report, Source, compile, open};
+use margay_driver::{Report, Source, compile, is_artifact, open};
 use margay_passes::sketch::modules;
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
 use crate::error::Failure;
-use crate::model::{is_artifact, open_artifact};
+use crate::model::open_artifact;
 use crate::progress::Bars;
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, json};

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{compile, export_graph, open, open_artifact_graph};
+use margay_driver::{compile, export_graph, is_artifact, open, open_artifact_graph};
 use margay_passes::sketch::SCHEMES;
 use margay_plan::Plan;
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
 use crate::explain::report_of;
-use crate::model::{is_artifact, open_artifact};
+use crate::model::open_artifact;
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable};
 use crate::{Reply, note};

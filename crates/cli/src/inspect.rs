@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use margay_artifact::{Artifact, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, build};
+use margay_driver::{Dump, ErrorMeasure, Source, build, is_artifact};
 use margay_ir::{Graph, Op};
 use margay_kernels_cpu::CpuTarget;
 use margay_onnx::Model;
@@ -31,7 +31,7 @@ use serde::Serialize;
 use crate::args::dim;
 use crate::error::Failure;
 use crate::explain::report_of;
-use crate::model::{is_artifact, open_artifact};
+use crate::model::open_artifact;
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use margay_artifact::Artifact;
-use margay_driver::{Runner, build, open, open_artifact_graph};
-use margay_ir::{Graph, Op, eval};
+use margay_driver::{Runner, bound_batch, build, is_artifact, open, open_artifact_graph};
+use margay_ir::{Graph, eval};
 use margay_kernels_cpu::CpuTarget;
 use margay_loops::Target;
 use margay_plan::CostModel;
@@ -25,15 +25,6 @@ pub(crate) struct Model {
 enum Form {
     Graph(Box<Runner>),
     Artifact(Box<Artifact>, Box<Session>),
-}
-
-/// Whether a file starts as an artifact does.
-pub(crate) fn is_artifact(path: &Path) -> Result<bool, Failure> {
-    use std::io::Read;
-    let mut head = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| Failure::read(path, e))?;
-    file.take(16).read_to_end(&mut head).map_err(|e| Failure::read(path, e))?;
-    Ok(margay_artifact::is_artifact(&head))
 }
 
 /// Opens an artifact and checks all of it.
@@ -71,7 +62,7 @@ impl Model {
     pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)]) -> Vec<usize> {
         let Some(rows) = feed::rows(inputs) else { return Vec::new() };
         let mut sizes: Vec<usize> = match &self.form {
-            Form::Graph(runner) => fixed_batch(runner.graph()).into_iter().collect(),
+            Form::Graph(runner) => bound_batch(runner.graph()).into_iter().collect(),
             Form::Artifact(_, session) => {
                 let entries = session.executable().entries().iter();
                 entries.filter_map(|e| batch_of(&e.parts.inputs, inputs)).collect()
@@ -84,7 +75,7 @@ impl Model {
 
     /// Whether the batch is open.
     pub(crate) fn takes_any_batch(&self) -> bool {
-        matches!(&self.form, Form::Graph(runner) if fixed_batch(runner.graph()).is_none())
+        matches!(&self.form, Form::Graph(runner) if bound_batch(runner.graph()).is_none())
     }
 
     /// The session for inputs of these shapes.
@@ -155,16 +146,6 @@ pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
     used.sort_unstable();
     used.dedup();
     used.iter().map(|&i| constants[i].range.len() as u64).sum()
-}
-
-/// The fixed leading extent that all inputs of a graph share.
-fn fixed_batch(g: &Graph) -> Option<usize> {
-    let mut extents = g.inputs().iter().map(|n| match g.op(*n) {
-        Op::Input(input) => input.ty.shape.first().and_then(|d| d.as_extent()),
-        _ => None,
-    });
-    let first = extents.next()??;
-    extents.all(|e| e == Some(first)).then_some(first).filter(|&b| b > 0)
 }
 
 /// The batch of an entry that takes these inputs but for their leading extent.

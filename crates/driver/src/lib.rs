@@ -53,5 +53,5 @@ pub use export::export_graph;
 pub use progress::{Progress, Silent};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::Samples;
-pub use source::{Source, check_numbers, open, open_artifact_graph, open_with};
+pub use samples::{Samples, bound_batch};
+pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_with};

@@ -142,12 +142,14 @@ pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError
     npy::read_npz(BufReader::new(file)).map_err(|source| DriverError::Arrays { path: path.into(), source })
 }
 
-/// The number of rows a graph takes at once: the leading extent its inputs share, `None` when it is open.
-pub(crate) fn bound_batch(g: &Graph) -> Option<usize> {
-    g.inputs().iter().find_map(|n| match g.op(*n) {
+/// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.
+pub fn bound_batch(g: &Graph) -> Option<usize> {
+    let mut extents = g.inputs().iter().map(|n| match g.op(*n) {
         Op::Input(input) => input.ty.shape.first().and_then(|d| d.as_extent()),
         _ => None,
-    })
+    });
+    let first = extents.next()??;
+    extents.all(|e| e == Some(first)).then_some(first).filter(|&b| b > 0)
 }
 
 /// Whether a type holds numbers that errors can be measured on.

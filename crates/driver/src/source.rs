@@ -61,7 +61,7 @@ pub fn check_numbers(model: &Model) -> Result<(), DriverError> {
 }
 
 /// Whether a file starts as an artifact does.
-pub(crate) fn is_artifact(path: &Path) -> Result<bool, DriverError> {
+pub fn is_artifact(path: &Path) -> Result<bool, DriverError> {
     use std::io::Read;
     let io = |source| DriverError::Io { path: path.to_path_buf(), source };
     let mut head = Vec::new();

@@ -1,6 +1,6 @@
 //! Values as strided views of buffers.
 
-use margay_ir::ops::{View, strides_of};
+use margay_ir::ops::{View, is_row_major, strides_of};
 use margay_loops::BufferId;
 use margay_tensor::DType;
 
@@ -23,8 +23,7 @@ impl Memory {
 
     /// Whether elements lie in row-major order without gaps.
     pub(crate) fn is_contiguous(&self) -> bool {
-        let expected = strides_of(&self.shape);
-        self.shape.iter().zip(self.strides.iter().zip(&expected)).all(|(&d, (a, b))| d == 1 || a == b)
+        is_row_major(&self.shape, &self.strides)
     }
 
     pub(crate) fn elements(&self) -> usize {

@@ -37,9 +37,13 @@ impl Port {
 
     /// Whether elements lie in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
-        let expected = strides_of(&self.shape);
-        self.shape.iter().zip(self.strides.iter().zip(&expected)).all(|(&d, (a, b))| d == 1 || a == b)
+        is_row_major(&self.shape, &self.strides)
     }
+}
+
+/// Whether strides walk a shape in row-major order without gaps.
+pub fn is_row_major(shape: &[usize], strides: &[i64]) -> bool {
+    shape.iter().zip(strides.iter().zip(&strides_of(shape))).all(|(&d, (a, b))| d == 1 || a == b)
 }
 
 /// The strides of a row-major tensor.

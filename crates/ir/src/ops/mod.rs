@@ -16,7 +16,7 @@ pub(crate) use attributes::split_top;
 pub use attributes::{Attribute, Attributes, Bits};
 pub use elementwise::*;
 pub use leaf::*;
-pub use lowering::{Cost, Io, Lowered, NotLowered, Port, View, strides_of};
+pub use lowering::{Cost, Io, Lowered, NotLowered, Port, View, is_row_major, strides_of};
 pub use nn::*;
 pub use reduce::*;
 pub use shape::*;
