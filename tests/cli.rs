@@ -528,6 +528,14 @@ fn bench_tells_speed_with_bytes_and_error() {
     assert!(models[1]["error"]["relative_l2"].as_f64() > Some(0.0));
     assert!(models[1]["stored_bytes"].as_u64() < models[0]["stored_bytes"].as_u64());
     assert_eq!(report["runs"], serde_json::json!([2, 2]));
+
+    let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --json");
+    let report = json(&ran.stdout);
+    let steps = report["models"][0]["steps"].as_array().unwrap();
+    assert_eq!(keys(&steps[0]), ["bytes", "flops", "label", "median_ms", "work"]);
+    assert!(steps.iter().any(|s| s["flops"].as_u64() > Some(0)));
+    let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps");
+    assert!(ran.stdout.contains("\nsteps of model.onnx, ") && ran.stdout.contains("GFLOP/s"));
 }
 
 #[test]

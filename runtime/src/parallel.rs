@@ -1,5 +1,7 @@
 //! The parallel function that compiled drivers call for every step.
 
+use std::time::{Duration, Instant};
+
 use margay_loops::abi::KernelFn;
 
 use crate::Pool;
@@ -14,6 +16,8 @@ pub(crate) struct Context<'a> {
     pub(crate) stride: usize,
     /// Number of threads.
     pub(crate) threads: usize,
+    /// How long each parallel region took, if somebody wants to know.
+    pub(crate) times: Option<&'a mut Vec<Duration>>,
     /// The first fault of the run, as [`margay_loops::abi::fault_word`] encodes it; 0 for none.
     pub(crate) fault: u64,
 }
@@ -87,10 +91,14 @@ pub(crate) unsafe extern "C" fn parallel(
     }
     let task = Task { function, params, args, scratch: context.scratch, stride: context.stride };
     let task = &task;
+    let start = context.times.is_some().then(Instant::now);
     context.pool.run(total, grain, &|thread, begin, end| {
         // SAFETY: the pool gives every thread a number of its own below the number of threads, and returns only when
         // all calls have ended.
         unsafe { task.run(thread, begin, end) };
     });
+    if let (Some(start), Some(times)) = (start, &mut context.times) {
+        times.push(start.elapsed());
+    }
     context.fault = context.reported_fault();
 }

@@ -2,7 +2,9 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::time::Duration;
 
+use margay_artifact::StepNote;
 use margay_loops::Port;
 use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
 use margay_tensor::Tensor;
@@ -95,6 +97,31 @@ impl Session {
     /// Allocates nothing from the second run with the same inputs on.
     pub fn run_in_place(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RunError> {
         let index = choose(self.executable.entries().iter(), inputs)?;
+        self.run_entry(index, inputs, None)?;
+        Ok(Outputs {
+            ports: &self.executable.entries()[index].parts.outputs,
+            areas: &self.executable.loaded_entry(index).outputs,
+            bytes: &self.outputs,
+        })
+    }
+
+    /// Runs like [`run_in_place`](Session::run_in_place) and takes the time of every step, as all threads together
+    /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each.
+    pub fn profile(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(StepNote, Duration)>, RunError> {
+        let index = choose(self.executable.entries().iter(), inputs)?;
+        let mut times = Vec::new();
+        self.run_entry(index, inputs, Some(&mut times))?;
+        let mut times = times.into_iter();
+        let steps = self.executable.entries()[index].parts.steps.iter();
+        Ok(steps.map(|note| (note.clone(), times.by_ref().take(note.regions).sum())).collect())
+    }
+
+    fn run_entry(
+        &mut self,
+        index: usize,
+        inputs: &[(&str, &Tensor)],
+        times: Option<&mut Vec<Duration>>,
+    ) -> Result<(), RunError> {
         self.fill_bases(index, inputs)?;
         let driver = self.executable.driver(index);
         let table = self.executable.loaded_entry(index).table.as_ptr();
@@ -104,6 +131,7 @@ impl Session {
             scratch: self.scratch.as_mut_ptr(),
             stride: self.scratch_stride,
             threads: self.threads,
+            times,
             fault: 0,
         };
         context.clear_faults();
@@ -116,12 +144,8 @@ impl Session {
             driver(table, context, self.bases.0.as_ptr(), parts.params.as_ptr());
         }
         match context.fault {
-            0 => Ok(Outputs {
-                ports: &parts.outputs,
-                areas: &self.executable.loaded_entry(index).outputs,
-                bytes: &self.outputs,
-            }),
-            word => Err(fault(word, &parts.labels)),
+            0 => Ok(()),
+            word => Err(fault(word, &parts.steps)),
         }
     }
 
@@ -164,9 +188,9 @@ fn memory(what: &'static str, bytes: usize) -> Result<MmapMut, RunError> {
     MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, source })
 }
 
-fn fault(word: u64, labels: &[String]) -> RunError {
+fn fault(word: u64, steps: &[StepNote]) -> RunError {
     let step = usize::try_from(word - 1).ok();
-    let label = step.and_then(|s| labels.get(s)).filter(|label| !label.is_empty());
+    let label = step.and_then(|s| steps.get(s)).map(|s| &s.label).filter(|label| !label.is_empty());
     RunError::Fault { step: label.cloned().unwrap_or_else(|| format!("step {}", word - 1)) }
 }
 

@@ -1,6 +1,7 @@
 //! Programs from the loop level to results: compiled, written, opened, run.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use margay_artifact::Artifact;
 use margay_kernels_cpu::{Class, CpuTarget};
@@ -105,6 +106,24 @@ fn results_are_right_on_every_class_and_any_number_of_threads() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_profile_tells_what_every_step_did() {
+    let target = CpuTarget::native();
+    let e = executable(target, &[linear(1500, &target)]);
+    for threads in [1, 2] {
+        let mut s = session(&e, threads);
+        let input = x(1500);
+        let steps = s.profile(&[("x", &input)]).unwrap();
+        assert_eq!(steps.len(), e.entries()[0].parts.steps.len());
+        let product = steps.iter().find(|(note, _)| note.work.starts_with("matmul")).unwrap();
+        assert_eq!(product.0.flops, 2 * (1500 * TERMS * COLUMNS) as u64);
+        assert!(product.0.bytes >= (4 * 1500 * (TERMS + COLUMNS)) as u64);
+        assert!(steps.iter().all(|(note, time)| note.regions > 0 && *time > Duration::ZERO));
+        let expected = session(&e, 1).run(&[("x", &input)]).unwrap();
+        assert_eq!(s.run(&[("x", &input)]).unwrap(), expected);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::Port;
+use margay_loops::{Port, Program, Work};
 use margay_tensor::DType;
 
 /// Everything in an artifact but the bytes themselves.
@@ -62,10 +62,37 @@ pub struct EntryParts {
     pub imports: Vec<Import>,
     /// The parameter words of all steps.
     pub params: Vec<u64>,
-    /// For every step the nodes it stands for; faults are reported with them.
-    pub labels: Vec<String>,
+    /// The steps, in the order they run; faults and profiles are reported with them.
+    pub steps: Vec<StepNote>,
     /// The constants it reads, as positions in [`Description::constants`].
     pub constants: Vec<usize>,
+}
+
+/// What an entry says of a step, for people.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StepNote {
+    /// The nodes it stands for.
+    pub label: String,
+    /// What runs: a kernel call as it is printed, or `loops`.
+    pub work: String,
+    /// Multiplications and additions of a kernel call; 0 for loops, whose limit is memory.
+    pub flops: u64,
+    /// Bytes of the operands it touches.
+    pub bytes: u64,
+    /// Parallel regions, one after the other.
+    pub regions: usize,
+}
+
+impl StepNote {
+    /// What is to be said of a step of a program that was compiled to so many parallel regions.
+    pub fn of(program: &Program, step: usize, regions: usize) -> StepNote {
+        let (work, flops) = match &program.steps[step].work {
+            Work::Loops(_) => ("loops".to_owned(), 0),
+            Work::Call(call) => (call.to_string(), call.flops()),
+        };
+        let label = program.steps[step].label.clone();
+        StepNote { label, work, flops, bytes: program.traffic(step), regions }
+    }
 }
 
 /// A hand-written kernel that an entry calls.

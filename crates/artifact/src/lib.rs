@@ -38,6 +38,6 @@ mod wire;
 pub use artifact::Artifact;
 pub use builder::{ArtifactBuilder, Parts};
 pub use constants::{ConstantsLayout, Placed};
-pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StoredConstant};
+pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};

@@ -12,7 +12,7 @@ use margay_tensor::DType;
 use prost::Message;
 
 use crate::header::checked_range;
-use crate::{Description, Entry, EntryParts, Import, SourcePiece, StoredConstant};
+use crate::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
 
 #[derive(Clone, PartialEq, Message)]
 struct DescriptionMessage {
@@ -82,10 +82,25 @@ struct EntryMessage {
     imports: Vec<ImportMessage>,
     #[prost(uint64, repeated, tag = "11")]
     params: Vec<u64>,
-    #[prost(string, repeated, tag = "12")]
-    labels: Vec<String>,
     #[prost(uint64, repeated, tag = "13")]
     constants: Vec<u64>,
+    // 12 was a list of labels in version 1.
+    #[prost(message, repeated, tag = "14")]
+    steps: Vec<StepMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StepMessage {
+    #[prost(string, tag = "1")]
+    label: String,
+    #[prost(string, tag = "2")]
+    work: String,
+    #[prost(uint64, tag = "3")]
+    flops: u64,
+    #[prost(uint64, tag = "4")]
+    bytes: u64,
+    #[prost(uint64, tag = "5")]
+    regions: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -143,6 +158,16 @@ fn port_message(p: &Port) -> PortMessage {
     PortMessage { name: p.name.clone(), dtype: p.dtype.name().to_owned(), shape: words(&p.shape) }
 }
 
+fn step_message(s: &StepNote) -> StepMessage {
+    StepMessage {
+        label: s.label.clone(),
+        work: s.work.clone(),
+        flops: s.flops,
+        bytes: s.bytes,
+        regions: s.regions as u64,
+    }
+}
+
 fn entry_message(e: &Entry) -> EntryMessage {
     let parts = &e.parts;
     let import = |i: &Import| ImportMessage { name: i.name.clone(), version: i.version };
@@ -158,8 +183,8 @@ fn entry_message(e: &Entry) -> EntryMessage {
         driver: parts.driver as u64,
         imports: parts.imports.iter().map(import).collect(),
         params: parts.params.clone(),
-        labels: parts.labels.clone(),
         constants: words(&parts.constants),
+        steps: parts.steps.iter().map(step_message).collect(),
     }
 }
 
@@ -271,6 +296,11 @@ fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
     }
 }
 
+fn step(message: StepMessage) -> Result<StepNote, String> {
+    let StepMessage { label, work, flops, bytes, regions } = message;
+    Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)? })
+}
+
 fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
     let code = checked_range(message.code_offset, message.code_bytes, limits.code)
         .filter(|r| r.start.is_multiple_of(BUFFER_ALIGN))
@@ -297,7 +327,7 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
                 .map(|i| Import { name: i.name, version: i.version })
                 .collect(),
             params: message.params,
-            labels: message.labels,
+            steps: message.steps.into_iter().map(step).collect::<Result<_, _>>()?,
             constants: message
                 .constants
                 .into_iter()
@@ -341,7 +371,13 @@ mod tests {
                     driver: 32,
                     imports: vec![Import { name: "matmul".into(), version: 3 }],
                     params: vec![0, u64::MAX],
-                    labels: vec!["fc1/MatMul".into()],
+                    steps: vec![StepNote {
+                        label: "fc1/MatMul".into(),
+                        work: "matmul [2x3x4]".into(),
+                        flops: 48,
+                        bytes: 104,
+                        regions: 2,
+                    }],
                     constants: vec![0],
                 },
                 code: 64..128,

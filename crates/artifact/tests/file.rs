@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts};
+use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts, StepNote};
 use margay_loops::{
     Constant, Epilogue, KernelCall, MatLayout, MatMul, NoKernel, Packed, Port, Prepared, Target,
 };
@@ -76,7 +76,7 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
             driver: 10,
             imports: vec![Import { name: "matmul_f32__test".into(), version: 1 }],
             params: vec![0, rows as u64],
-            labels: vec!["fc1/MatMul".into()],
+            steps: vec![StepNote { label: "fc1/MatMul".into(), regions: 1, ..StepNote::default() }],
             constants: vec![w.index, c.index],
         };
         b.add_entry(parts, &[0xC3; 21]);

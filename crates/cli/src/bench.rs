@@ -5,7 +5,9 @@
 //! - `models`: one object per model, in the order given, with `path`; `median_ms` and `min_ms` of running all inputs
 //!   once; `stored_bytes`, the constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
 //!   code, intermediate results, scratch, outputs; `error` with `relative_l2` and `cosine` of all floating point outputs
-//!   together against the first model; `predicted_ms` from the cost model, or null without one or without a graph.
+//!   together against the first model; `predicted_ms` from the cost model, or null without one or without a graph;
+//!   with `--steps` also `steps`, in the order they run: `median_ms` of all runs of a round together, `flops`, `bytes`,
+//!   `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
 //! - `runs`: into how many runs the inputs are cut for each model; `rounds`: how often all were run;
 //!   `threads`; `machine`: processor class and number of logical processors.
 
@@ -21,11 +23,13 @@ use crate::error::Failure;
 use crate::feed::{self, Chunk};
 use crate::model::{Model, stored_bytes};
 use crate::table::{Table, bytes, significant};
+use crate::timing::StepTime;
 use crate::{Reply, json, timing};
 
 const JSON: &str = r#"With --json:
   {"models": [{"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes",
-               "error": {"relative_l2", "cosine"}, "predicted_ms"}],
+               "error": {"relative_l2", "cosine"}, "predicted_ms",
+               "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
    "runs", "rounds", "threads", "machine"}
 Times are of running all inputs once; errors are against the first model."#;
 
@@ -43,6 +47,9 @@ pub(crate) struct Args {
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     rounds: Option<usize>,
+    /// Also show where the time goes, step by step.
+    #[arg(long)]
+    steps: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,6 +73,8 @@ struct Line {
     peak_bytes: u64,
     error: Error,
     predicted_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<Vec<StepTime>>,
 }
 
 #[derive(Serialize)]
@@ -109,6 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             peak_bytes: peak,
             error,
             predicted_ms: model.predicted_ms(chunks)?,
+            steps: args.steps.then(|| timing::steps(model, chunks, rounds)).transpose()?,
         });
     }
     let report = Report {
@@ -164,11 +174,37 @@ fn text(report: &Report) -> String {
             format!("{:.5}", m.error.cosine),
         ]);
     }
+    let steps: String = report.models.iter().filter_map(|m| Some(steps_text(m, m.steps.as_ref()?))).collect();
     let runs: Vec<String> = report.runs.iter().map(ToString::to_string).collect();
     let same = report.runs.iter().all(|r| r == &report.runs[0]);
     let runs = if same { runs[0].clone() } else { runs.join(", ") };
     format!(
-        "{table}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
+        "{table}{steps}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
         report.machine, report.threads, report.rounds
     )
+}
+
+fn steps_text(model: &Line, steps: &[StepTime]) -> String {
+    let mut table = Table::new(&[">ms", ">share", ">GFLOP/s", ">GB/s", "work", "nodes"]);
+    let total: f64 = steps.iter().map(|s| s.median_ms).sum();
+    for s in steps {
+        let rate = |n: u64| if n == 0 { "-".to_string() } else { significant(n as f64 / s.median_ms / 1e6) };
+        table.row([
+            significant(s.median_ms),
+            format!("{:.1}%", 100.0 * s.median_ms / total),
+            rate(s.flops),
+            rate(s.bytes),
+            s.work.clone(),
+            shortened(&s.label),
+        ]);
+    }
+    format!("\nsteps of {}, {} ms in all:\n{table}", model.path, significant(total))
+}
+
+/// The first and the last of many nodes.
+fn shortened(label: &str) -> String {
+    match label.split(" + ").collect::<Vec<_>>().as_slice() {
+        [first, _, .., last] => format!("{first} + ... + {last}"),
+        _ => label.to_string(),
+    }
 }

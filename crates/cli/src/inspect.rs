@@ -215,7 +215,7 @@ fn entry_report(entry: &Entry) -> EntryReport {
         dims: entry.parts.symbols.clone(),
         inputs: ports(&entry.parts.inputs),
         outputs: ports(&entry.parts.outputs),
-        steps: entry.parts.labels.len(),
+        steps: entry.parts.steps.len(),
         arena_bytes: entry.parts.arena_bytes,
         scratch_bytes: entry.parts.scratch_bytes,
         code_bytes: entry.code.len(),

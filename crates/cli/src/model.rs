@@ -1,8 +1,9 @@
 //! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
 
 use std::path::Path;
+use std::thread::JoinHandle;
 
-use margay_artifact::Artifact;
+use margay_artifact::{Artifact, ArtifactError};
 use margay_driver::{Runner, bound_batch, build, is_artifact, open, open_artifact_graph};
 use margay_ir::{Graph, eval};
 use margay_kernels_cpu::CpuTarget;
@@ -20,12 +21,17 @@ pub(crate) struct Model {
     pub(crate) path: String,
     threads: usize,
     form: Form,
+    verification: Option<Verification>,
 }
 
 enum Form {
     Graph(Box<Runner>),
     Artifact(Box<Artifact>, Box<Session>),
 }
+
+/// The check of an artifact's weights, which goes on beside the first run: numbers are shown to nobody before it has
+/// ended well.
+type Verification = JoinHandle<Result<(), ArtifactError>>;
 
 /// Opens an artifact and checks all of it.
 pub(crate) fn open_artifact(path: &Path) -> Result<Artifact, Failure> {
@@ -36,8 +42,11 @@ pub(crate) fn open_artifact(path: &Path) -> Result<Artifact, Failure> {
 
 impl Model {
     pub(crate) fn open(path: &Path, threads: usize) -> Result<Model, Failure> {
+        let mut verification = None;
         let form = if is_artifact(path)? {
-            let artifact = open_artifact(path)?;
+            let artifact = Artifact::open(path)?;
+            let checked = artifact.clone();
+            verification = Some(std::thread::spawn(move || checked.verify_weights()));
             let executable = Executable::from_artifact(&artifact)?;
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
@@ -45,7 +54,7 @@ impl Model {
             let graph = open(path)?.graph;
             Form::Graph(Box::new(Runner::new(graph, CpuTarget::native(), threads)))
         };
-        Ok(Model { path: path.display().to_string(), threads, form })
+        Ok(Model { path: path.display().to_string(), threads, form, verification })
     }
 
     /// The graph; `None` for a stripped artifact.
@@ -86,12 +95,15 @@ impl Model {
         }
     }
 
-    /// Runs all chunks and puts their outputs together.
+    /// Runs all chunks and puts their outputs together. Fails for an artifact whose weights were altered.
     pub(crate) fn run(&mut self, chunks: &[Chunk]) -> Result<Arrays, Failure> {
         let mut outputs = Vec::new();
         for chunk in chunks {
             let borrowed = borrowed(&chunk.inputs);
             outputs.push(self.session(&chunk.inputs)?.run(&borrowed)?);
+        }
+        if let Some(verification) = self.verification.take() {
+            verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         feed::join(chunks, outputs)
     }

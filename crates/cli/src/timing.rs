@@ -1,6 +1,10 @@
 //! Timing models against one another.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use margay_artifact::StepNote;
+use serde::Serialize;
 
 use crate::error::Failure;
 use crate::feed::Chunk;
@@ -44,12 +48,53 @@ pub(crate) fn interleaved(
         }
         done += 1;
     }
-    let summary = |mut all: Vec<f64>| {
-        all.sort_unstable_by(f64::total_cmp);
-        let (low, high) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
-        Times { median_ms: 0.5 * (low + high), min_ms: all[0] }
+    let summary = |mut all: Vec<f64>| Times {
+        median_ms: median(&mut all),
+        min_ms: all.iter().copied().fold(f64::INFINITY, f64::min),
     };
     Ok((times.into_iter().map(summary).collect(), done))
+}
+
+fn median(all: &mut [f64]) -> f64 {
+    all.sort_unstable_by(f64::total_cmp);
+    0.5 * (all[(all.len() - 1) / 2] + all[all.len() / 2])
+}
+
+/// The time of a step in a round, all chunks together.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StepTime {
+    pub(crate) median_ms: f64,
+    pub(crate) flops: u64,
+    pub(crate) bytes: u64,
+    pub(crate) work: String,
+    pub(crate) label: String,
+}
+
+/// Where the time of a model goes. Chunks of several shapes run other steps: those of every shape are listed.
+pub(crate) fn steps(model: &mut Model, chunks: &[Chunk], rounds: usize) -> Result<Vec<StepTime>, Failure> {
+    let mut steps: Vec<(StepTime, Vec<f64>)> = Vec::new();
+    let mut known: HashMap<(String, String), usize> = HashMap::new();
+    for round in 0..rounds.max(1) {
+        for chunk in chunks {
+            let inputs = borrowed(&chunk.inputs);
+            for (note, time) in model.session(&chunk.inputs)?.profile(&inputs)? {
+                let StepNote { label, work, flops, bytes, .. } = note;
+                let at = *known.entry((work.clone(), label.clone())).or_insert_with(|| {
+                    steps.push((StepTime { median_ms: 0.0, flops: 0, bytes: 0, work, label }, Vec::new()));
+                    steps.len() - 1
+                });
+                let (step, times) = &mut steps[at];
+                times.resize(round + 1, 0.0);
+                times[round] += time.as_secs_f64() * 1e3;
+                if round == 0 {
+                    (step.flops, step.bytes) = (step.flops + flops, step.bytes + bytes);
+                }
+            }
+        }
+    }
+    let finished =
+        steps.into_iter().map(|(step, mut times)| StepTime { median_ms: median(&mut times), ..step });
+    Ok(finished.collect())
 }
 
 /// Milliseconds of the runs alone, without looking for sessions and without copies of the outputs.

@@ -33,6 +33,8 @@ pub struct Code {
     pub params: Vec<u64>,
     /// Scratch that each thread needs, without the header.
     pub scratch_bytes: usize,
+    /// Number of parallel regions of each step.
+    pub regions: Vec<usize>,
 }
 
 /// Compiles a program. The bytes depend on the arguments only, never on the machine that compiles.
@@ -55,6 +57,7 @@ pub fn emit(
         imports: Vec::new(),
         params: Vec::new(),
         scratch_bytes: 0,
+        regions: vec![0; program.steps.len()],
     };
     for (i, kernel) in program.kernels.iter().enumerate() {
         let name = format!("k{i}");
@@ -155,6 +158,7 @@ fn launches(program: &Program, target: &dyn Target, code: &mut Code) -> Result<V
         }
     }
     launches.retain(|l| l.items > 0);
+    launches.iter().for_each(|l| code.regions[l.step] += 1);
     Ok(launches)
 }
 

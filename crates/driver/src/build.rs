@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use margay_artifact::{ArtifactBuilder, EntryParts, Import};
+use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
 use margay_ir::{Graph, Op, ops::Io, ops::Lowered, ops::Port};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{KernelCall, Program, Target, Work};
+use margay_loops::{KernelCall, Program, Step, Target, Work};
 use margay_lower::lower;
 use margay_passes::Pipeline;
 use margay_plan::CostModel;
@@ -71,7 +71,7 @@ pub fn add_entry(
         driver: code.driver,
         imports,
         params: code.params,
-        labels: program.steps.iter().map(|s| s.label.clone()).collect(),
+        steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(&program, i, n)).collect(),
         constants,
     };
     builder.add_entry(parts, &code.blob);
@@ -100,23 +100,15 @@ pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
 
 /// Predicted time of one run of a program.
 pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    program
-        .steps
-        .iter()
-        .map(|step| match &step.work {
-            Work::Call(call) => cost.seconds(call, threads),
-            Work::Loops(k) => {
-                let kernel = &program.kernels[*k];
-                let size = |i: usize| program.buffers[step.args[i].buffer.0].bytes;
-                let written: usize =
-                    (0..kernel.args.len()).filter(|&i| kernel.args[i].written).map(size).sum();
-                let touched = |i: usize| if kernel.gathers_from(i) { size(i).min(written) } else { size(i) };
-                let bytes: usize = (0..kernel.args.len()).map(touched).sum();
-                // About two operations per element of four bytes.
-                cost.seconds_elementwise(bytes as u64, bytes as u64 / 2, threads)
-            }
-        })
-        .sum()
+    let seconds = |(i, step): (usize, &Step)| match &step.work {
+        Work::Call(call) => cost.seconds(call, threads),
+        Work::Loops(_) => {
+            // About two operations per element of four bytes.
+            let bytes = program.traffic(i);
+            cost.seconds_elementwise(bytes, bytes / 2, threads)
+        }
+    };
+    program.steps.iter().enumerate().map(seconds).sum()
 }
 
 /// Multiplications and additions of the kernel calls of a program.

@@ -97,3 +97,23 @@ pub struct Program {
     /// Size of the arena.
     pub arena_bytes: usize,
 }
+
+impl Program {
+    /// Bytes that a step reads and writes: every operand once, but no more of one that is gathered from than is
+    /// written.
+    pub fn traffic(&self, step: usize) -> u64 {
+        let step = &self.steps[step];
+        let size = |i: usize| self.buffers[step.args[i].buffer.0].bytes;
+        let total: usize = match &step.work {
+            Work::Call(_) => (0..step.args.len()).map(size).sum(),
+            Work::Loops(k) => {
+                let kernel = &self.kernels[*k];
+                let args = 0..kernel.args.len();
+                let written: usize = args.clone().filter(|&i| kernel.args[i].written).map(size).sum();
+                let touched = |i: usize| if kernel.gathers_from(i) { size(i).min(written) } else { size(i) };
+                args.map(touched).sum()
+            }
+        };
+        total as u64
+    }
+}

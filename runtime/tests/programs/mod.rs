@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use margay_artifact::{ArtifactBuilder, EntryParts, Import};
+use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::nest::Sink;
@@ -37,7 +37,7 @@ pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuil
             driver: code.driver,
             imports: code.imports.iter().map(import).collect(),
             params: code.params,
-            labels: program.steps.iter().map(|s| s.label.clone()).collect(),
+            steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(program, i, n)).collect(),
             constants: placed.iter().map(|p| p.index).collect(),
         };
         builder.add_entry(parts, &code.blob);
