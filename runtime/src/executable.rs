@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use margay_artifact::{Artifact, Description, Entry, Import, Parts};
 use margay_kernels_cpu::CpuTarget;
+use margay_kernels_cpu::math::{RowTable, rows};
 use margay_loops::Target;
 use margay_loops::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
 use margay_tensor::DType;
@@ -27,6 +28,8 @@ struct Loaded {
     weights: Arc<Mmap>,
     weights_at: Range<usize>,
     entries: Vec<LoadedEntry>,
+    /// The functions of rows of the processor class.
+    rows: &'static RowTable,
 }
 
 /// What a run of an entry needs.
@@ -61,7 +64,7 @@ impl Executable {
         weights: Arc<Mmap>,
         weights_at: Range<usize>,
     ) -> Result<Executable, RunError> {
-        check_machine(&description)?;
+        let rows = check_machine(&description)?;
         let code = executable_memory(code)?;
         let mut problems = Vec::new();
         let entries = description.entries.iter().map(|e| load_entry(e, &code, &mut problems)).collect();
@@ -70,7 +73,7 @@ impl Executable {
             problems.dedup();
             return Err(RunError::Kernels { problems });
         }
-        let loaded = Loaded { description, code, weights, weights_at, entries };
+        let loaded = Loaded { description, code, weights, weights_at, entries, rows };
         Ok(Executable { loaded: Arc::new(loaded) })
     }
 
@@ -99,6 +102,10 @@ impl Executable {
         &self.loaded.weights[self.loaded.weights_at.clone()]
     }
 
+    pub(crate) fn rows(&self) -> &'static RowTable {
+        self.loaded.rows
+    }
+
     pub(crate) fn loaded_entry(&self, index: usize) -> &LoadedEntry {
         &self.loaded.entries[index]
     }
@@ -117,20 +124,18 @@ impl Executable {
     }
 }
 
-/// Whether this machine can run the code at all.
-fn check_machine(description: &Description) -> Result<(), RunError> {
+/// The functions of rows of the processor class, if this machine can run the code at all.
+fn check_machine(description: &Description) -> Result<&'static RowTable, RunError> {
     let here = Description::this_machine();
     if description.machine != here {
         return Err(RunError::Machine { expected: here, found: description.machine.clone() });
     }
     let target = CpuTarget::by_name(&description.target).ok();
-    match target.filter(|t| t.name() == description.target && t.supported_here()) {
-        Some(_) => Ok(()),
-        None => Err(RunError::Target {
-            target: description.target.clone(),
-            supported: CpuTarget::native().name().to_owned(),
-        }),
-    }
+    let target = target.filter(|t| t.name() == description.target && t.supported_here());
+    target.and_then(|t| rows(t.class())).ok_or_else(|| RunError::Target {
+        target: description.target.clone(),
+        supported: CpuTarget::native().name().to_owned(),
+    })
 }
 
 /// A copy of the code in memory that can be run and, from then on, not be written.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use margay_kernels_cpu::math::RowTable;
 use margay_loops::abi::KernelFn;
 
 use crate::Pool;
@@ -28,18 +29,22 @@ impl Context<'_> {
         self.scratch.wrapping_add(thread * self.stride).cast()
     }
 
-    /// Forgets the faults of earlier runs.
-    pub(crate) fn clear_faults(&mut self) {
+    /// Forgets the faults of earlier runs, and tells kernels where the functions of rows are.
+    pub(crate) fn write_headers(&mut self, rows: &'static RowTable) {
         self.fault = 0;
         for thread in 0..self.threads {
+            let header = self.fault_word(thread);
             // SAFETY: every thread's scratch begins with a header, aligned to 64 bytes, and no kernel is running.
-            unsafe { self.fault_word(thread).write(0) };
+            unsafe {
+                header.write(0);
+                header.add(1).cast::<*const RowTable>().write(rows);
+            }
         }
     }
 
     /// The fault that any thread reported in the step that has just ended. All of them name that step.
     fn reported_fault(&self) -> u64 {
-        // SAFETY: as in `clear_faults`; the pool has ended all work of the step, and what its threads wrote is seen.
+        // SAFETY: as in `write_headers`; the pool has ended all work of the step, and what its threads wrote is seen.
         (0..self.threads).map(|t| unsafe { self.fault_word(t).read() }).max().unwrap_or(0)
     }
 }

@@ -134,7 +134,7 @@ impl Session {
             times,
             fault: 0,
         };
-        context.clear_faults();
+        context.write_headers(self.executable.rows());
         // SAFETY: the table holds the functions that the entry names, of this architecture and of a class that the
         // processor supports; the context is what `parallel` expects; the bases point at memory of the sizes that the
         // entry asks for, aligned as `abi` says; nobody else uses that memory until the driver returns.

@@ -61,7 +61,8 @@ pub fn emit(
     };
     for (i, kernel) in program.kernels.iter().enumerate() {
         let name = format!("k{i}");
-        let function = write_kernel(kernel, &name, isa)?;
+        let (function, scratch_bytes) = write_kernel(kernel, &name, isa)?;
+        code.scratch_bytes = code.scratch_bytes.max(scratch_bytes);
         let at = append(&mut code.blob, &compile(function, &name, isa)?);
         code.kernels.push(at);
     }
@@ -83,10 +84,10 @@ pub fn items(kernel: &Kernel) -> usize {
 
 /// The Cranelift IR of a kernel as Cranelift prints it, before optimization.
 pub fn print_clif(kernel: &Kernel, isa: &CpuIsa) -> Result<String, CodegenError> {
-    Ok(write_kernel(kernel, "kernel", isa)?.display().to_string())
+    Ok(write_kernel(kernel, "kernel", isa)?.0.display().to_string())
 }
 
-fn write_kernel(kernel: &Kernel, name: &str, isa: &CpuIsa) -> Result<Function, CodegenError> {
+fn write_kernel(kernel: &Kernel, name: &str, isa: &CpuIsa) -> Result<(Function, usize), CodegenError> {
     write_function(kernel::signature(isa), isa, |ops| kernel::build(kernel, name, isa, ops))
 }
 
@@ -100,18 +101,18 @@ fn write_driver(
         driver::build(program, launches, constant_offsets, isa, ops);
         Ok(())
     });
-    written.expect("writing a driver cannot fail")
+    written.expect("writing a driver cannot fail").0
 }
 
-fn write_function(
+fn write_function<T>(
     signature: Signature,
     isa: &CpuIsa,
-    body: impl FnOnce(Ops<'_>) -> Result<(), CodegenError>,
-) -> Result<Function, CodegenError> {
+    body: impl FnOnce(Ops<'_>) -> Result<T, CodegenError>,
+) -> Result<(Function, T), CodegenError> {
     let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature);
     let mut scope = FunctionBuilderContext::new();
-    body(Ops::new(FunctionBuilder::new(&mut function, &mut scope), isa))?;
-    Ok(function)
+    let answer = body(Ops::new(FunctionBuilder::new(&mut function, &mut scope), isa))?;
+    Ok((function, answer))
 }
 
 fn compile(function: Function, name: &str, isa: &CpuIsa) -> Result<Vec<u8>, CodegenError> {

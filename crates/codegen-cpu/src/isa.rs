@@ -15,6 +15,7 @@ pub struct CpuIsa {
     isa: OwnedTargetIsa,
     fused: bool,
     rounding: bool,
+    wide_rows: bool,
 }
 
 const AVX2_FLAGS: &[&str] = &[
@@ -70,6 +71,7 @@ impl CpuIsa {
             isa,
             fused: !x86 || flags.contains(&"has_fma"),
             rounding: !x86 || flags.contains(&"has_sse41"),
+            wide_rows: x86 && flags.contains(&"has_avx2"),
         })
     }
 
@@ -86,6 +88,11 @@ impl CpuIsa {
     /// Whether there are instructions that round to an integer.
     pub(crate) fn rounding(&self) -> bool {
         self.rounding
+    }
+
+    /// Whether hand-written functions of rows have wider vectors than generated code.
+    pub(crate) fn wide_rows(&self) -> bool {
+        self.wide_rows
     }
 
     pub(crate) fn target(&self) -> &dyn TargetIsa {

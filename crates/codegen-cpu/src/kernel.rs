@@ -6,7 +6,7 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
-    AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, Signature, Value,
+    AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, SigRef, Signature, Value,
 };
 use margay_loops::{Axis, Kernel, Literal, Reg, Stmt};
 use margay_tensor::DType;
@@ -16,7 +16,7 @@ use crate::nested::Values;
 use crate::scalar::Ops;
 use crate::statement::Copies;
 use crate::vector::{LoopView, Varying};
-use crate::{CodegenError, CpuIsa};
+use crate::{CodegenError, CpuIsa, chunks};
 
 /// What a register holds: one scalar, or one vector per copy of an unrolled loop.
 #[derive(Clone)]
@@ -54,10 +54,21 @@ pub(crate) struct Emitter<'k, 'b> {
     pub(crate) depth: u32,
     pub(crate) params: Value,
     pub(crate) scratch: Value,
+    pub(crate) isa: &'k CpuIsa,
+    /// The signature of row functions, once one is called.
+    pub(crate) row_signature: Option<SigRef>,
+    /// Buffers in the scratch memory that the kernel uses at once.
+    pub(crate) buffers: usize,
 }
 
 /// Writes the body of a function with the signature of a compiled kernel.
-pub(crate) fn build(kernel: &Kernel, name: &str, isa: &CpuIsa, mut ops: Ops<'_>) -> Result<(), CodegenError> {
+/// Returns the bytes of scratch memory that it needs behind the header.
+pub(crate) fn build(
+    kernel: &Kernel,
+    name: &str,
+    isa: &CpuIsa,
+    mut ops: Ops<'_>,
+) -> Result<usize, CodegenError> {
     refuse_half_floats(kernel, name)?;
     let entry = ops.b.create_block();
     ops.b.append_block_params_for_function_params(entry);
@@ -78,12 +89,15 @@ pub(crate) fn build(kernel: &Kernel, name: &str, isa: &CpuIsa, mut ops: Ops<'_>)
         depth: 0,
         params,
         scratch,
+        isa,
+        row_signature: None,
+        buffers: 0,
     };
     e.items(begin, end)?;
     e.ops.b.ins().return_(&[]);
     e.ops.b.seal_all_blocks();
     e.ops.b.finalize(isa.target().frontend_config());
-    Ok(())
+    Ok(chunks::scratch_bytes(e.buffers))
 }
 
 /// The signature of a compiled kernel.

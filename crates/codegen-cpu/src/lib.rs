@@ -9,6 +9,7 @@
 //! - `emit`: the whole program; `driver`: the function that runs the steps.
 //! - `kernel`: one loop nest; `nested`: its loops; `vector`: which of them run four lanes at a time; `statement`: its
 //!   statements; `access`: loads and stores.
+//! - `chunks`: loops that call hand-written functions of rows where those have wider vectors.
 //! - `scalar`: operations on a scalar or on four lanes alike; `math`: exp, log, erf and their kin.
 //!
 //! The calling convention is that of [`margay_loops::abi`]. Lanes and scalars go through the same operations, and
@@ -19,6 +20,7 @@
 //! ones are called), 16-bit floats, and functions such as exp in f64.
 
 mod access;
+mod chunks;
 mod driver;
 mod emit;
 mod error;

@@ -12,6 +12,7 @@ use margay_loops::{Combine, Index, Reg, Stmt};
 use smallvec::SmallVec;
 
 use crate::CodegenError;
+use crate::chunks;
 use crate::kernel::{Emitter, Lanes};
 use crate::scalar::register_type;
 use crate::vector::{self, LANES, LoopView, UNROLL, Varying};
@@ -38,6 +39,13 @@ impl<'k> Emitter<'k, '_> {
         let free = self.lanes.is_none() && !self.left_over;
         let varying = if free { vector::lanes(self.kernel, view) } else { None };
         let body = self.hoist(view)?;
+        let levels = match &varying {
+            Some(varying) if self.isa.wide_rows() => chunks::cut(self, view, &body, varying),
+            Some(_) | None => None,
+        };
+        if let (Some(varying), Some(levels)) = (&varying, levels) {
+            return self.run_in_chunks(view, &levels, varying, from, to);
+        }
         match varying {
             Some(varying) => self.run_in_lanes(view, &body, varying, from, to),
             None => {

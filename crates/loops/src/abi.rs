@@ -6,7 +6,8 @@
 ///   number of the step.
 /// - `args`: one pointer per argument, in the order of the step.
 /// - `scratch`: memory of the calling thread, aligned to 64 bytes. The first [`SCRATCH_HEADER_BYTES`] bytes are
-///   the header: its first word receives a fault (see [`fault_word`]); the rest is the kernel's to use.
+///   the header: its first word receives a fault (see [`fault_word`]), its second points at the table of
+///   [`RowFn`]s of the processor class; what follows is the kernel's to use.
 ///
 /// Items may run in any order and on any thread; two items never write the same byte.
 pub type KernelFn =
@@ -31,6 +32,31 @@ pub type ParallelFn = unsafe extern "C" fn(
 /// - `params`: the parameter words of all steps.
 pub type DriverFn =
     unsafe extern "C" fn(table: *const usize, context: *mut u8, bases: *const *mut u8, params: *const u64);
+
+/// A function of one number, applied to a row of them by hand-written code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RowFunction {
+    /// e to the power of x.
+    Exp,
+    /// The error function.
+    Erf,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+}
+
+impl RowFunction {
+    /// Every function, in the order of the table. Artifacts rely on it: new ones go to the end.
+    pub const ALL: [RowFunction; 4] =
+        [RowFunction::Exp, RowFunction::Erf, RowFunction::Tanh, RowFunction::Sigmoid];
+}
+
+/// `y[i] = f(x[i])` for `len` elements; an element's result does not depend on its place.
+///
+/// - `x`, `y`: readable and writable for `len` elements, of any alignment; equal or disjoint.
+/// - `len`: may be 0.
+pub type RowFn = unsafe extern "C" fn(x: *const f32, y: *mut f32, len: usize);
 
 /// Bytes at the start of a thread's scratch that belong to the runtime.
 pub const SCRATCH_HEADER_BYTES: usize = 64;

@@ -11,6 +11,7 @@
 //! on. Activations are the formulas of [`Activation`], so that x · 0 at x = -∞ is a NaN there as in the reference.
 
 use margay_loops::Activation;
+use margay_loops::abi::{RowFn, RowFunction};
 
 use crate::Class;
 use crate::isa::Isa;
@@ -174,45 +175,22 @@ macro_rules! with_activation {
 }
 pub(crate) use with_activation;
 
-/// A function applied to every element of a row.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum RowFunction {
-    /// e to the power of x.
-    Exp,
-    /// The error function.
-    Erf,
-    /// The hyperbolic tangent.
-    Tanh,
-    /// 1 / (1 + exp(-x)).
-    Sigmoid,
-}
+/// The functions of rows, in the order of [`RowFunction::ALL`](margay_loops::abi::RowFunction::ALL).
+pub type RowTable = [RowFn; RowFunction::ALL.len()];
 
-impl RowFunction {
-    /// Every function, in declaration order.
-    pub const ALL: [RowFunction; 4] =
-        [RowFunction::Exp, RowFunction::Erf, RowFunction::Tanh, RowFunction::Sigmoid];
-}
-
-/// `y[i] = f(x[i])` for `len` elements.
+/// The row functions of a class; `None` where this program has none (another architecture).
 ///
-/// - `x`, `y`: readable and writable for `len` elements, of any alignment; equal or disjoint.
-/// - `len`: may be 0.
-pub type RowFn = unsafe extern "C" fn(x: *const f32, y: *mut f32, len: usize);
-
-/// The row kernel of a class; `None` where this program has none (another architecture).
-///
-/// Calling it needs a processor of the class besides the contract of [`RowFn`].
-pub fn row(class: Class, function: RowFunction) -> Option<RowFn> {
-    let table: [RowFn; 4] = match class {
-        Class::Portable => [exp_row_portable, erf_row_portable, tanh_row_portable, sigmoid_row_portable],
+/// Calling one needs a processor of the class besides the contract of [`RowFn`].
+pub fn rows(class: Class) -> Option<&'static RowTable> {
+    Some(match class {
+        Class::Portable => &[exp_row_portable, erf_row_portable, tanh_row_portable, sigmoid_row_portable],
         #[cfg(target_arch = "x86_64")]
-        Class::Avx2 => [exp_row_avx2, erf_row_avx2, tanh_row_avx2, sigmoid_row_avx2],
+        Class::Avx2 => &[exp_row_avx2, erf_row_avx2, tanh_row_avx2, sigmoid_row_avx2],
         #[cfg(target_arch = "x86_64")]
-        Class::Avx512 => [exp_row_avx512, erf_row_avx512, tanh_row_avx512, sigmoid_row_avx512],
+        Class::Avx512 => &[exp_row_avx512, erf_row_avx512, tanh_row_avx512, sigmoid_row_avx512],
         #[cfg(not(target_arch = "x86_64"))]
         _ => return None,
-    };
-    Some(table[function as usize])
+    })
 }
 
 /// # Safety

@@ -4,11 +4,12 @@ mod harness;
 
 use harness::classes;
 use margay_kernels_cpu::Class;
-use margay_kernels_cpu::math::{RowFunction, row};
+use margay_kernels_cpu::math::rows;
+use margay_loops::abi::RowFunction;
 
 fn apply(class: Class, function: RowFunction, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
-    let kernel = row(class, function).expect("the class is supported here");
+    let kernel = rows(class).expect("the class is supported here")[function as usize];
     // SAFETY: both rows have this length; the class is supported here.
     unsafe { kernel(x.as_ptr(), y.as_mut_ptr(), x.len()) };
     y
@@ -96,7 +97,7 @@ fn every_length_is_written_and_no_more() {
             let y = apply(class, RowFunction::Tanh, &x);
             assert!(y.iter().all(|&y| (y - 0.5f32.tanh()).abs() < 1e-6));
             let mut room = vec![7.0f32; len + 16];
-            let kernel = row(class, RowFunction::Exp).expect("the class is supported here");
+            let kernel = rows(class).expect("the class is supported here")[RowFunction::Exp as usize];
             // SAFETY: both rows have at least this length; the class is supported here.
             unsafe { kernel(x.as_ptr(), room.as_mut_ptr(), len) };
             assert!(room[len..].iter().all(|&y| y == 7.0));

@@ -235,3 +235,50 @@ fn double_precision_arithmetic() {
         assert_eq!(f64::values(&out), expected);
     }
 }
+
+#[test]
+fn chains_of_functions_on_every_length_of_a_chunk() {
+    for n in (1..40).chain([255, 256, 257, 272, 511, 513, 700]) {
+        // The first operand, a sum and a result are all needed again behind later functions.
+        let kernel = map(&[(F32, &[2, n]), (F32, &[n])], (F32, &[2, n]), |n, x| {
+            let sum = n.add(x[0], x[1]);
+            let t = n.unary(Unary::Tanh, sum);
+            let scaled = n.mul(t, x[0]);
+            let e = n.unary(Unary::Exp, scaled);
+            let s = n.unary(Unary::Sigmoid, e);
+            let both = n.add(e, t);
+            let erf = n.unary(Unary::Erf, x[1]);
+            let y = n.mul(both, s);
+            let y = n.add(y, sum);
+            n.sub(y, erf)
+        });
+        let (x, b) = (noise(3, 2 * n, 2.0), noise(4, n, 1.0));
+        let expected: Vec<f32> = (0..2 * n)
+            .map(|i| {
+                let (x, b) = (f64::from(x[i]), f64::from(b[i % n]));
+                let t = (x + b).tanh();
+                let e = (t * x).exp();
+                ((e + t) / (1.0 + (-e).exp()) + (x + b) - libm::erf(b)) as f32
+            })
+            .collect();
+        for out in run(&kernel, &[f32::bytes(&x), f32::bytes(&b), vec![0; 8 * n]]) {
+            assert_close(&f32::values(&out), &expected, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn masks_that_a_later_level_needs_keep_the_loop_whole() {
+    let n = 300;
+    let kernel = map(&[(F32, &[n])], (F32, &[n]), |n, x| {
+        let zero = n.number(x[0], 0.0);
+        let below = n.binary(Binary::Lt, x[0], zero);
+        let e = n.unary(Unary::Exp, x[0]);
+        n.select(below, e, x[0])
+    });
+    let x = noise(5, n, 3.0);
+    let expected: Vec<f32> = x.iter().map(|&v| if v < 0.0 { v.exp() } else { v }).collect();
+    for out in run(&kernel, &[f32::bytes(&x), vec![0; 4 * n]]) {
+        assert_close(&f32::values(&out), &expected, 1e-6);
+    }
+}

@@ -8,7 +8,9 @@ mod reductions;
 
 use std::rc::Rc;
 
-use margay_loops::abi::{DriverFn, KernelFn};
+use margay_kernels_cpu::math::{RowTable, rows};
+use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::abi::{DriverFn, KernelFn, SCRATCH_HEADER_BYTES};
 use margay_loops::nest::Sink;
 use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Prepared, Program, Reg, Source, Target};
 use margay_tensor::{DType, Tensor};
@@ -50,6 +52,9 @@ fn isas() -> Vec<CpuIsa> {
     {
         names.push("x86-64-v3");
     }
+    if CpuTarget::native().class() == Class::Avx512 {
+        names.push("x86-64-v4");
+    }
     names.into_iter().map(|n| CpuIsa::for_class(n).unwrap()).collect()
 }
 
@@ -57,13 +62,15 @@ fn isas() -> Vec<CpuIsa> {
 struct Loaded {
     map: memmap2::Mmap,
     code: Code,
+    rows: &'static RowTable,
 }
 
 impl Loaded {
-    fn new(code: Code) -> Loaded {
+    fn new(code: Code, isa: &CpuIsa) -> Loaded {
+        let class = CpuTarget::by_name(isa.name()).unwrap().class();
         let mut map = memmap2::MmapMut::map_anon(code.blob.len()).unwrap();
         map.copy_from_slice(&code.blob);
-        Loaded { map: map.make_exec().unwrap(), code }
+        Loaded { map: map.make_exec().unwrap(), code, rows: rows(class).unwrap() }
     }
 
     fn kernel(&self, i: usize) -> KernelFn {
@@ -79,7 +86,7 @@ impl Loaded {
 
 fn load_kernel(kernel: &Kernel, isa: &CpuIsa) -> Loaded {
     let program = Program { kernels: vec![kernel.clone()], ..Program::default() };
-    Loaded::new(emit(&program, isa, &NoKernels, &[]).unwrap())
+    Loaded::new(emit(&program, isa, &NoKernels, &[]).unwrap(), isa)
 }
 
 /// Step number that kernels are run as.
@@ -89,7 +96,8 @@ const STEP: u64 = 6;
 fn run_split(loaded: &Loaded, args: &mut [Vec<u8>], runs: &[(usize, usize)]) -> u64 {
     let pointers: Vec<*mut u8> =
         args.iter_mut().map(|a| if a.is_empty() { std::ptr::null_mut() } else { a.as_mut_ptr() }).collect();
-    let mut scratch = [0u64; 16];
+    let mut scratch = vec![0u64; (SCRATCH_HEADER_BYTES + loaded.code.scratch_bytes) / 8];
+    scratch[1] = loaded.rows.as_ptr() as u64;
     for &(begin, end) in runs {
         // SAFETY: the tests hand over as many arguments, each as large, as their kernels reach.
         unsafe {

@@ -136,6 +136,42 @@ fn softmax_rows() {
 }
 
 #[test]
+fn exponentials_that_go_through_the_output_are_read_back() {
+    for n in [3, 16, 255, 256, 300, 700] {
+        let rows = 3;
+        let mut nest = nest(&[(F32, &[rows, n])], (F32, &[rows, n]));
+        nest.for_each(&[rows], |nest, i| {
+            let row = i[0].clone();
+            let at = |k: &margay_loops::Index| [row.clone(), k.clone()];
+            nest.serial(n, |nest, k| {
+                let x = nest.load(0, &at(&k));
+                let e = nest.unary(Unary::Exp, x);
+                nest.store_raw(0, &at(&k), e);
+            });
+            let sum = nest.reduce(n, &[Combine::Sum], |nest, k| vec![nest.reload(0, &at(&k))])[0];
+            nest.serial(n, |nest, k| {
+                let e = nest.reload(0, &at(&k));
+                let t = nest.unary(Unary::Tanh, e);
+                let y = nest.div(t, sum);
+                nest.store(0, &at(&k), y);
+            });
+        });
+        let x = noise(6, rows * n, 2.0);
+        let expected: Vec<f32> = x
+            .chunks(n)
+            .flat_map(|row| {
+                let e: Vec<f64> = row.iter().map(|v| f64::from(*v).exp()).collect();
+                let sum: f64 = e.iter().sum();
+                e.into_iter().map(move |v| (v.tanh() / sum) as f32)
+            })
+            .collect();
+        for out in run(&nest.finish(), &[f32::bytes(&x), vec![0; 4 * rows * n]]) {
+            assert_close(&f32::values(&out), &expected, 1e-6);
+        }
+    }
+}
+
+#[test]
 fn layer_norm_with_two_results_of_one_reduction() {
     let (rows, n) = (4, 77);
     let mut nest = nest(&[(F32, &[rows, n]), (F32, &[n])], (F32, &[rows, n]));
