@@ -18,6 +18,8 @@ use crate::parallel::parallel;
 #[derive(Clone, Debug)]
 pub struct Executable {
     loaded: Arc<Loaded>,
+    /// Whether memory is asked for in huge pages.
+    huge_pages: bool,
 }
 
 #[derive(Debug)]
@@ -74,7 +76,25 @@ impl Executable {
             return Err(RunError::Kernels { problems });
         }
         let loaded = Loaded { description, code, weights, weights_at, entries, rows };
-        Ok(Executable { loaded: Arc::new(loaded) })
+        Ok(Executable { loaded: Arc::new(loaded), huge_pages: false })
+    }
+
+    /// The same with its constants, and later the memory of its sessions, in huge pages where the system has some to
+    /// give: fewer address translations where products stream through large weights, for a copy of the constants.
+    pub fn in_huge_pages(&self) -> Result<Executable, RunError> {
+        let bytes = self.weights_bytes();
+        let mut weights = memory("weights", bytes, true)?;
+        weights.copy_from_slice(self.weights());
+        let sealed = weights.make_read_only();
+        let weights = sealed.map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
+        let description = Arc::clone(&self.loaded.description);
+        let copy = Executable::load(description, &self.loaded.code, Arc::new(weights), 0..bytes)?;
+        Ok(Executable { huge_pages: true, ..copy })
+    }
+
+    /// Whether [`in_huge_pages`](Executable::in_huge_pages) made it.
+    pub(crate) fn huge_pages(&self) -> bool {
+        self.huge_pages
     }
 
     /// What the executable was compiled from and for.
@@ -136,6 +156,19 @@ fn check_machine(description: &Description) -> Result<&'static RowTable, RunErro
         target: description.target.clone(),
         supported: CpuTarget::native().name().to_owned(),
     })
+}
+
+/// Zeroed memory on a page boundary, in huge pages if asked for and possible.
+pub(crate) fn memory(what: &'static str, bytes: usize, huge_pages: bool) -> Result<MmapMut, RunError> {
+    let map = MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, source })?;
+    #[cfg(target_os = "linux")]
+    if huge_pages {
+        // Advice: a system without huge pages goes on without them.
+        let _ = map.advise(memmap2::Advice::HugePage);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = huge_pages;
+    Ok(map)
 }
 
 /// A copy of the code in memory that can be run and, from then on, not be written.

@@ -11,6 +11,7 @@ use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
 use crate::entry::{choose, input_of};
+use crate::executable::memory;
 use crate::parallel::Context;
 use crate::{Executable, Pool, RunError};
 
@@ -62,14 +63,15 @@ impl Session {
         // An even number of cache lines, so that threads do not share the pairs that processors fetch together.
         let scratch_stride = (SCRATCH_HEADER_BYTES + scratch_bytes).next_multiple_of(2 * BUFFER_ALIGN);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
+        let huge = executable.huge_pages();
         Ok(Session {
             pool,
             threads,
-            arena: memory("intermediate results", most(&|i| entries[i].parts.arena_bytes))?,
-            scratch: memory("scratch", scratch_stride.saturating_mul(threads))?,
+            arena: memory("intermediate results", most(&|i| entries[i].parts.arena_bytes), huge)?,
+            scratch: memory("scratch", scratch_stride.saturating_mul(threads), false)?,
             scratch_stride,
-            outputs: memory("outputs", most(&|i| end(&executable.loaded_entry(i).outputs)))?,
-            staging: memory("inputs", 0)?,
+            outputs: memory("outputs", most(&|i| end(&executable.loaded_entry(i).outputs)), huge)?,
+            staging: memory("inputs", 0, false)?,
             bases: Bases(Vec::with_capacity(2 + ports)),
             executable: executable.clone(),
         })
@@ -157,7 +159,7 @@ impl Session {
             |t: &Tensor| !t.bytes().as_ptr().cast::<u8>().addr().is_multiple_of(t.dtype().bytes());
         if inputs.iter().any(|(_, t)| misaligned(t)) && self.staging.len() < end(&entry.inputs) {
             let most = self.executable.loaded_entries().iter().map(|e| end(&e.inputs)).max();
-            self.staging = memory("inputs", most.unwrap_or(0))?;
+            self.staging = memory("inputs", most.unwrap_or(0), false)?;
         }
         let bases = &mut self.bases.0;
         bases.clear();
@@ -181,11 +183,6 @@ impl Session {
 /// Where the last of several areas ends.
 fn end(areas: &[Range<usize>]) -> usize {
     areas.last().map_or(0, |a| a.end)
-}
-
-/// Zeroed memory on a page boundary.
-fn memory(what: &'static str, bytes: usize) -> Result<MmapMut, RunError> {
-    MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, source })
 }
 
 fn fault(word: u64, steps: &[StepNote]) -> RunError {

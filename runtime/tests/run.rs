@@ -154,6 +154,18 @@ fn code_runs_where_it_was_compiled_without_a_file() {
 }
 
 #[test]
+fn huge_pages_change_no_bit() {
+    let target = CpuTarget::native();
+    let e = executable(target, &[linear(1500, &target)]);
+    let huge = e.in_huge_pages().unwrap();
+    assert_eq!(huge.weights_bytes(), e.weights_bytes());
+    let input = x(1500);
+    let expected = session(&e, 2).run(&[("x", &input)]).unwrap();
+    drop(e);
+    assert_eq!(session(&huge, 2).run(&[("x", &input)]).unwrap(), expected);
+}
+
+#[test]
 fn an_executable_without_entries_takes_nothing() {
     let parts = assemble(&CpuTarget::native(), &[]).into_parts().unwrap();
     let mut s = session(&Executable::from_parts(parts).unwrap(), 1);

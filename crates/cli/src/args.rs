@@ -118,6 +118,17 @@ impl ThreadArgs {
     }
 }
 
+/// How a model is run.
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    /// Hold weights and intermediate results in huge pages of memory, where the system has them. Weights are copied
+    /// for that.
+    #[arg(long)]
+    pub(crate) huge_pages: bool,
+}
+
 /// The inputs of a run.
 #[derive(clap::Args)]
 pub(crate) struct InputArgs {

@@ -18,7 +18,7 @@ use margay_kernels_cpu::CpuTarget;
 use margay_loops::Target;
 use serde::Serialize;
 
-use crate::args::{InputArgs, ThreadArgs, at_least_one};
+use crate::args::{InputArgs, RunArgs, at_least_one};
 use crate::error::Failure;
 use crate::feed::{self, Chunk};
 use crate::model::{Model, stored_bytes};
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     inputs: InputArgs,
     #[command(flatten)]
-    threads: ThreadArgs,
+    how: RunArgs,
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     rounds: Option<usize>,
@@ -84,10 +84,11 @@ struct Error {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
-    let threads = args.threads.get();
+    let threads = args.how.threads.get();
     let inputs = args.inputs.read()?;
-    let mut models =
-        args.models.iter().map(|path| Model::open(path, threads)).collect::<Result<Vec<_>, _>>()?;
+    let models =
+        args.models.iter().map(|path| Model::open(path, threads)?.with_huge_pages(args.how.huge_pages));
+    let mut models = models.collect::<Result<Vec<_>, _>>()?;
     let chunks = chunks_of(&models, &inputs)?;
 
     let mut errors = Vec::new();

@@ -57,6 +57,19 @@ impl Model {
         Ok(Model { path: path.display().to_string(), threads, form, verification })
     }
 
+    /// The same in huge pages of memory, if asked for.
+    pub(crate) fn with_huge_pages(mut self, asked: bool) -> Result<Model, Failure> {
+        match &mut self.form {
+            _ if !asked => {}
+            Form::Graph(runner) => runner.use_huge_pages(),
+            Form::Artifact(_, session) => {
+                let executable = session.executable().in_huge_pages()?;
+                **session = Session::new(&executable, SessionOptions { threads: self.threads })?;
+            }
+        }
+        Ok(self)
+    }
+
     /// The graph; `None` for a stripped artifact.
     pub(crate) fn graph(&self) -> Result<Option<Graph>, Failure> {
         match &self.form {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use margay_tensor::npy::write_npz;
 
-use crate::args::{InputArgs, ThreadArgs};
+use crate::args::{InputArgs, RunArgs};
 use crate::error::Failure;
 use crate::feed;
 use crate::model::Model;
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.npz")]
     outputs: PathBuf,
     #[command(flatten)]
-    threads: ThreadArgs,
+    how: RunArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut read = vec![("the model", Some(args.model.as_path()))];
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
-    let mut model = Model::open(&args.model, args.threads.get())?;
+    let mut model = Model::open(&args.model, args.how.threads.get())?.with_huge_pages(args.how.huge_pages)?;
     let inputs = args.inputs.read()?;
     let chunks = feed::cut(&inputs, &model.batch_sizes(&inputs))?;
     let outputs = model.run(&chunks)?;

@@ -14,13 +14,19 @@ pub struct Runner {
     graph: Graph,
     target: CpuTarget,
     threads: usize,
+    huge_pages: bool,
     sessions: BTreeMap<Binding, Session>,
 }
 
 impl Runner {
     /// Runs a graph at stage `Canonical` or `Sketched`. Compiles nothing yet.
     pub fn new(graph: Graph, target: CpuTarget, threads: usize) -> Runner {
-        Runner { graph, target, threads, sessions: BTreeMap::new() }
+        Runner { graph, target, threads, huge_pages: false, sessions: BTreeMap::new() }
+    }
+
+    /// What is compiled from now on runs in [huge pages](margay_runtime::Executable::in_huge_pages).
+    pub fn use_huge_pages(&mut self) {
+        self.huge_pages = true;
     }
 
     /// The graph.
@@ -34,7 +40,10 @@ impl Runner {
         let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         let binding = eval::bind_symbols(&self.graph, find)?;
         if !self.sessions.contains_key(&binding) {
-            let executable = build::jit(&self.graph, &binding, self.target)?;
+            let mut executable = build::jit(&self.graph, &binding, self.target)?;
+            if self.huge_pages {
+                executable = executable.in_huge_pages()?;
+            }
             let session = Session::new(&executable, SessionOptions { threads: self.threads })?;
             self.sessions.insert(binding.clone(), session);
         }
