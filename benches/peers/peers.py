@@ -1,0 +1,215 @@
+"""The peers: how each is started, spoken to and described. Standard library alone.
+
+A peer is a process of its own that holds one loaded model; `protocol.rs` says how it is spoken to.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / ".cache" / "peers"
+MINILM = ROOT / ".cache" / "models" / "minilm_l6.onnx"
+
+
+class Unavailable(Exception):
+    """A peer that is not installed, or that refuses a model; the message says which."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is compared with what."""
+
+    precision: str
+    # The file of the model that it runs; where a model lacks it, the peer has no part.
+    file: str = "model.onnx"
+    # Arguments of `margay compile`; None for everyone else.
+    compile: tuple[str, ...] | None = None
+
+
+# All peers in the order of their turns.
+KINDS = {
+    "margay": Kind("f32", compile=()),
+    "onnxruntime": Kind("f32"),
+    "onnxruntime-mha": Kind("f32", file="mha.onnx"),
+    "openvino": Kind("f32"),
+    "rten": Kind("f32"),
+    "tract": Kind("f32"),
+    "margay-bf16": Kind("bf16", compile=("--precision", "bf16")),
+    "openvino-bf16": Kind("bf16"),
+}
+
+
+class Paths:
+    """Where programs, models and Python are."""
+
+    def __init__(self, cache, target=None):
+        self.cache = Path(cache).resolve()
+        self.target = Path(target or os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
+        self.python = self.cache / "venv" / "bin" / "python"
+
+    def program(self, name):
+        """A program of this repository, or one that setup.sh built into the cache."""
+        ours = name.startswith("margay")
+        path = (self.target if ours else self.cache / "target") / "release" / name
+        if not path.exists():
+            raise Unavailable(f"`{path}` is missing: run benches/peers/setup.sh")
+        return str(path)
+
+    def interpreter(self):
+        if not self.python.exists():
+            raise Unavailable(f"`{self.python}` is missing: run benches/peers/setup.sh")
+        return str(self.python)
+
+    def model(self, name):
+        return self.cache / name
+
+
+def compile_model(paths, name, flags, output):
+    """Compiles a model with `margay compile`; the report and the seconds of processor time."""
+    report = output.with_suffix(".json")
+    command = [paths.program("margay"), "compile", str(paths.model(name) / "model.onnx"), "-o", str(output),
+               "--report", str(report), *flags]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode != 0:
+        raise Unavailable(error.strip().splitlines()[0] if error.strip() else f"status {status}")
+    return json.loads(report.read_text()), usage.ru_utime + usage.ru_stime
+
+
+class Peer:
+    """A running peer."""
+
+    def __init__(self, paths, peer, model, threads):
+        """Starts it and waits until the model is loaded."""
+        self.peer, self.kind = peer, KINDS[peer]
+        folder = paths.model(model)
+        file = folder / self.kind.file
+        if not file.exists():
+            raise Unavailable(f"the model has no {self.kind.file}")
+        if self.kind.compile is not None:
+            file = folder / f"{peer}.margay"
+            compile_model(paths, model, self.kind.compile, file)
+            command = [paths.program("margay-peer")]
+        elif peer in ("rten", "tract"):
+            command = [paths.program(f"{peer}-peer")]
+        else:
+            runtime = peer.removesuffix("-mha")
+            command = [paths.interpreter(), str(HERE / "python_peer.py"), runtime]
+        self.errors = folder / f"{peer}.stderr"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*command, str(file), str(threads), str(folder / "inputs")],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        self.ready = self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.close()
+            lines = [line for line in self.errors.read_text().splitlines() if line.strip()]
+            raise Unavailable((lines[-1] if lines else "it ended without a word")[:300])
+        return json.loads(line)
+
+    def ask(self, request):
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def run(self, count):
+        """Seconds of each of `count` runs, and the mean seconds of processor time."""
+        return self.ask(f"run {count}")
+
+    def peak_bytes(self):
+        """The most memory it has held so far."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("/proc has no VmHWM")
+
+    def close(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Probe:
+    """The speed of fused multiply-adds at this moment."""
+
+    def __init__(self, paths):
+        self.process = subprocess.Popen(
+            [paths.program("margay-probe")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, threads):
+        """Operations per second with so many threads."""
+        self.process.stdin.write(f"{threads}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def build_models(paths, names, minilm):
+    """Builds the models that the cache lacks; those that are there then."""
+    command = [paths.interpreter(), str(HERE / "models.py"), "--cache", str(paths.cache), *names]
+    if Path(minilm).exists():
+        command += ["--minilm", str(minilm)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [name for name in names if (paths.model(name) / "stamp").exists()]
+
+
+def list_models(paths):
+    command = [paths.interpreter(), str(HERE / "models.py"), "--list"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def compare(paths, reference, files):
+    """Errors of raw outputs against a reference, by the names of the files."""
+    command = [paths.interpreter(), str(HERE / "errors.py"), str(reference), *map(str, files)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def describe():
+    """The machine, the day and the source: what a result file says of itself."""
+    cpu = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        cpu.setdefault(key.strip(), value.strip())
+    git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    return {
+        "machine": {
+            "cpu": cpu.get("model name", platform.processor()),
+            "family": cpu.get("cpu family"), "model": cpu.get("model"),
+            "features": sorted(f for f in cpu.get("flags", "").split() if f.startswith(("avx", "fma", "amx"))),
+            "cores": os.cpu_count(), "kernel": platform.release(),
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+@contextlib.contextmanager
+def exclusive(path):
+    """Holds a lock on a file, if there is one to hold."""
+    if path is None:
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
