@@ -3,9 +3,10 @@
     python models.py --cache FOLDER [--minilm FILE.onnx] NAME...     builds what is missing
     python models.py --list
 
-Each model is a folder of the cache: `model.onnx`, for attention also `mha.onnx` (the same function as one
-com.microsoft MultiHeadAttention), and `inputs/`: `inputs.npz`, and the same arrays as raw little-endian files that
-`index.txt` lists, one `NAME DTYPE DIMS FILE` a line, for peers without numpy. `stamp` names the source that built it.
+Each model is a folder of the cache: `model.onnx`, for attention and BERT also `mha.onnx` (the same function with
+onnxruntime's own operator MultiHeadAttention, as its tools for transformers write it), and `inputs/`: `inputs.npz`,
+and the same arrays as raw little-endian files that `index.txt` lists, one `NAME DTYPE DIMS FILE` a line, for peers
+without numpy. `stamp` names the source that built it.
 
 Every model is written the way exporters write it, so that each runtime has to recognize what it can. Linear layers
 are MatMul with an [in, out] weight and Add, the form that every peer packs in advance.
@@ -128,7 +129,12 @@ def attend(b, q, k, v, heads, size, mask=None):
     return b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.ints(0, 0, heads * size))
 
 
-def encoder(name, linear, layers=12, width=768, heads=12, inner=3072, length=128, words=30522):
+def attend_at_once(b, q, k, v, heads, padding=""):
+    """The same as one operator of onnxruntime; `padding` says which positions may be attended to."""
+    return b.op("MultiHeadAttention", q, k, v, "", padding, domain="com.microsoft", num_heads=heads)
+
+
+def encoder(name, linear, layers=12, width=768, heads=12, inner=3072, length=128, words=30522, fused=False):
     """BERT without its pooler: embeddings, layers with the norm behind the sum, hidden states out."""
     b = Builder(name)
     ids = b.input("input_ids", b.random.integers(0, words, (1, length)))
@@ -138,11 +144,18 @@ def encoder(name, linear, layers=12, width=768, heads=12, inner=3072, length=128
     x = b.op("Add", x, b.op("Gather", b.normal((2, width), 0.02), kinds))
     x = b.op("Add", x, b.normal((1, length, width), 0.02))
     x = layer_norm(b, x, width)
-    mask = b.op("Cast", b.op("Unsqueeze", attended, b.ints(1, 2)), to=TensorProto.FLOAT)
-    mask = b.op("Mul", b.op("Sub", b.scalar(1.0), mask), b.scalar(-1e9))
+    if fused:
+        mask = b.op("Cast", attended, to=TensorProto.INT32)
+    else:
+        mask = b.op("Cast", b.op("Unsqueeze", attended, b.ints(1, 2)), to=TensorProto.FLOAT)
+        mask = b.op("Mul", b.op("Sub", b.scalar(1.0), mask), b.scalar(-1e9))
     for _ in range(layers):
         q, k, v = (linear(b, x, width, width) for _ in range(3))
-        y = linear(b, attend(b, q, k, v, heads, width // heads, mask), width, width)
+        if fused:
+            y = attend_at_once(b, q, k, v, heads, mask)
+        else:
+            y = attend(b, q, k, v, heads, width // heads, mask)
+        y = linear(b, y, width, width)
         x = layer_norm(b, b.op("Add", y, x), width)
         y = linear(b, gelu(b, linear(b, x, width, inner)), inner, width)
         x = layer_norm(b, b.op("Add", y, x), width)
@@ -208,7 +221,7 @@ def attention(name, length, heads=8, size=64, fused=False):
     b = Builder(name)
     q, k, v = (b.normal_input(i, (1, length, heads * size)) for i in ("query", "key", "value"))
     if fused:
-        y = b.op("MultiHeadAttention", q, k, v, domain="com.microsoft", num_heads=heads)
+        y = attend_at_once(b, q, k, v, heads)
     else:
         y = attend(b, q, k, v, heads, size)
     b.output(y, [1, length, heads * size])
@@ -239,8 +252,8 @@ GEMMS = [(128, 768, 768), (128, 3072, 768), (128, 768, 3072), (512, 1024, 1024)]
 LENGTHS = [512, 2048, 8192]
 
 MODELS = {
-    "bert_base": lambda: encoder("bert_base", dense),
-    "bert_base_quarter": lambda: encoder("bert_base_quarter", low_rank),
+    "bert_base": lambda **form: encoder("bert_base", dense, **form),
+    "bert_base_quarter": lambda **form: encoder("bert_base_quarter", low_rank, **form),
     "minilm_l6": None,  # needs --minilm
     "resnet50": lambda: resnet50("resnet50", 1),
     "resnet50_b8": lambda: resnet50("resnet50_b8", 8),
@@ -249,11 +262,12 @@ MODELS = {
     "panther_l1k16": lambda: panther("panther_l1k16", 1, 16),
     "panther_l3k64": lambda: panther("panther_l3k64", 3, 64),
     **{f"gemm_{m}x{n}x{k}": lambda m=m, n=n, k=k: product(f"gemm_{m}x{n}x{k}", m, n, k) for m, n, k in GEMMS},
-    **{f"attention_n{n}": lambda n=n: attention(f"attention_n{n}", n) for n in LENGTHS},
+    **{f"attention_n{n}": lambda n=n, **form: attention(f"attention_n{n}", n, **form) for n in LENGTHS},
+    # For the tests.
     "tiny": lambda: encoder("tiny", dense, layers=1, width=64, heads=2, inner=128, length=16, words=100),
 }
-# Built for the smoke test only.
-EXTRA = ["tiny"]
+# What also comes as `mha.onnx`.
+WITH_MHA = ["bert_base", "bert_base_quarter", *(f"attention_n{n}" for n in LENGTHS)]
 
 
 def write(folder, builder, stamp, variants):
@@ -286,10 +300,7 @@ def ensure(cache, name, minilm_path):
     if (folder / "stamp").exists() and (folder / "stamp").read_text() == stamp:
         return True
     builder = minilm(name, path) if path else MODELS[name]()
-    variants = {}
-    if name.startswith("attention_n"):
-        variants["mha"] = attention(name, int(name.removeprefix("attention_n")), fused=True)
-    write(folder, builder, stamp, variants)
+    write(folder, builder, stamp, {"mha": MODELS[name](fused=True)} if name in WITH_MHA else {})
     return True
 
 

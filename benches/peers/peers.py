@@ -9,7 +9,9 @@ import fcntl
 import json
 import os
 import platform
+import statistics
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +52,11 @@ KINDS = {
 class Paths:
     """Where programs, models and Python are."""
 
-    def __init__(self, cache, target=None):
+    def __init__(self, cache, python=None):
         self.cache = Path(cache).resolve()
-        self.target = Path(target or os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
-        self.python = self.cache / "venv" / "bin" / "python"
+        self.target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
+        # Not resolved: an interpreter finds its packages by the path it is called by.
+        self.python = Path(python or self.cache / "venv" / "bin" / "python").absolute()
 
     def program(self, name):
         """A program of this repository, or one that setup.sh built into the cache."""
@@ -69,38 +72,54 @@ class Paths:
         return str(self.python)
 
     def model(self, name):
+        """The folder of a model."""
         return self.cache / name
+
+    def takes_part(self, peer, model):
+        """Whether the model has the file that this peer runs."""
+        return (self.model(model) / KINDS[peer].file).exists()
 
 
 def compile_model(paths, name, flags, output):
-    """Compiles a model with `margay compile`; the report and the seconds of processor time."""
+    """Compiles a model with `margay compile`; its report, and the seconds it took by the clock and of processors."""
     report = output.with_suffix(".json")
     command = [paths.program("margay"), "compile", str(paths.model(name) / "model.onnx"), "-o", str(output),
                "--report", str(report), *flags]
+    done = run_program(command)
+    return {"report": json.loads(report.read_text()), **done}
+
+
+def run_program(command):
+    """Runs a program to its end: seconds by the clock and of processors, and the most memory it held.
+
+    The memory is never below that of this process, which the program starts as a copy of.
+    """
+    began = time.perf_counter()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
     if process.returncode != 0:
         raise Unavailable(error.strip().splitlines()[0] if error.strip() else f"status {status}")
-    return json.loads(report.read_text()), usage.ru_utime + usage.ru_stime
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
 
 
 class Peer:
     """A running peer."""
 
-    def __init__(self, paths, peer, model, threads):
-        """Starts it and waits until the model is loaded."""
+    def __init__(self, paths, peer, model, threads, compiled=False):
+        """Starts it and waits until the model is loaded. margay's peers compile the model first, unless it is."""
         self.peer, self.kind = peer, KINDS[peer]
         folder = paths.model(model)
         file = folder / self.kind.file
-        if not file.exists():
-            raise Unavailable(f"the model has no {self.kind.file}")
+        self.report = None
         if self.kind.compile is not None:
             file = folder / f"{peer}.margay"
-            compile_model(paths, model, self.kind.compile, file)
+            if not compiled:
+                self.report = compile_model(paths, model, self.kind.compile, file)["report"]
             command = [paths.program("margay-peer")]
         elif peer in ("rten", "tract"):
             command = [paths.program(f"{peer}-peer")]
@@ -151,12 +170,20 @@ class Probe:
     def __init__(self, paths):
         self.process = subprocess.Popen(
             [paths.program("margay-probe")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.of_one = []
 
     def __call__(self, threads):
         """Operations per second with so many threads."""
         self.process.stdin.write(f"{threads}\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        speed = float(self.process.stdout.readline())
+        if threads == 1:
+            self.of_one.append(speed)
+        return speed
+
+    def one_core(self):
+        """What a core can do: the last probe of one thread, or the usual one where the last was held up."""
+        return max(self.of_one[-1], statistics.median(self.of_one))
 
     def close(self):
         self.process.stdin.close()

@@ -40,9 +40,9 @@ fn measure(threads: usize) -> f64 {
             });
         }
         barrier.wait();
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), operations.load(Ordering::Relaxed));
         std::thread::sleep(DURATION);
-        let done = operations.load(Ordering::Relaxed);
+        let done = operations.load(Ordering::Relaxed) - before;
         let seconds = start.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
         done as f64 / seconds
