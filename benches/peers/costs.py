@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from peers import (CACHE, HERE, MINILM, Paths, Peer, Unavailable, build_models, compile_model, describe,
-                   exclusive, run_program)
+                   exclusive, run_program, take_priority)
 
 START = "linear8192_b32"
 LONG = "attention_n8192"
@@ -83,7 +83,10 @@ def main():
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--minilm", type=Path, default=MINILM)
     parser.add_argument("--lock", type=Path, help="a file to lock during a round, for machines that are shared")
+    parser.add_argument("--priority", action="store_true", help="run before other programs; as root")
     args = parser.parse_args()
+    if args.priority:
+        take_priority()
     paths = Paths(args.cache)
     try:
         models = build_models(paths, [START, LONG, *COMPILED], args.minilm)

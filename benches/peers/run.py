@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from peers import (CACHE, HERE, KINDS, MINILM, Paths, Peer, Probe, Unavailable, build_models, compare, describe,
-                   exclusive, list_models)
+                   exclusive, list_models, take_priority)
 
 # A probe with n threads below this share of n times the probe with one means that the cores were not all there.
 CORE_SHARE = 0.95
@@ -189,7 +189,10 @@ def main():
     parser.add_argument("--python", type=Path, help="an interpreter with numpy, onnx and runtimes; that of the cache")
     parser.add_argument("--minilm", type=Path, default=MINILM, help="the MiniLM-L6 that scripts/test.sh makes")
     parser.add_argument("--lock", type=Path, help="a file to lock during a round, for machines that are shared")
+    parser.add_argument("--priority", action="store_true", help="run before other programs; as root")
     args = parser.parse_args()
+    if args.priority:
+        take_priority()
     unknown = [name for name in args.peers if name not in KINDS]
     if unknown:
         parser.error(f"no such peer: {', '.join(unknown)}; known are {', '.join(KINDS)}")
