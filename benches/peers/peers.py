@@ -211,13 +211,18 @@ def compare(paths, reference, files):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def git(*words):
+    """What git says; nothing where there is no repository."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+
 def describe():
     """The machine, the day and the source: what a result file says of itself."""
     cpu = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         cpu.setdefault(key.strip(), value.strip())
-    git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benches/peers/results", ":!docs")
     return {
         "machine": {
             "cpu": cpu.get("model name", platform.processor()),
@@ -226,7 +231,8 @@ def describe():
             "cores": os.cpu_count(), "kernel": platform.release(),
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        # With a plus where the sources are not those of the commit.
+        "commit": git("rev-parse", "--short=12", "HEAD") + ("+" if changed else ""),
         "load_average": os.getloadavg()[0],
     }
 

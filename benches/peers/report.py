@@ -19,11 +19,12 @@ HEAD = """# Benchmarks
 
 *Written by `benches/peers/report.py` from the files in `benches/peers/results`; do not edit.*
 
-margay beside other runtimes on the same ONNX files, in one sitting on one machine. **A ratio is the time of the other
-runtime over margay's: above 1, margay is faster.** It is taken within a round, where all take turns; shown are the
-median over the rounds and, in brackets, the smallest and the largest. Next to every speed stands the error: the
-relative L2 norm of the difference to onnxruntime's f32 outputs. Weights are random (those of MiniLM-L6, which
-`scripts/test.sh` makes, excepted), so the tables say how fast a graph runs, not how well a sketch approximates.
+margay beside other runtimes on the same ONNX files, in one sitting on one machine. **A ratio is the time of the
+other runtime over margay's: above 1, margay is faster.** It is taken within a round, where all take turns; shown
+are the median over the rounds and, in brackets, the smallest and the largest; bold where margay is slower. Next
+to every speed stands the error: the relative L2 norm of the difference to onnxruntime's f32 outputs. Weights are
+random (those of MiniLM-L6, which `scripts/test.sh` makes, excepted), so the tables say how fast a graph runs, not
+how well a sketch approximates.
 
 To run it all again:
 
@@ -161,6 +162,11 @@ def spread(values):
     return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
+def marked(values):
+    """The same, bold where margay is slower."""
+    return f"**{spread(values)}**" if values and statistics.median(values) < 1 else spread(values)
+
+
 def number(value):
     """Three digits that matter."""
     return "–" if value is None else f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
@@ -176,7 +182,11 @@ def table(head, rows):
 
 
 def error_text(peer):
-    return f"{peer['error']['relative']:.0e}" if peer["error"] else "**wrong**"
+    return digits(peer["error"]["relative"]) if peer["error"] else "**wrong**"
+
+
+def digits(error):
+    return f"{error:.0e}" if error else "0"
 
 
 def target_cell(target, result, subject):
@@ -196,10 +206,24 @@ def overview(results, group, models, threads):
         rows.append([
             f"{ABOUT.get(model, model)}", number(milliseconds(result, "margay")),
             f"{100 * share:.0f}%" if share else "–", error_text(result["peers"]["margay"]),
-            *(spread(ratios(result, p, "margay")) for p in columns),
+            *(marked(ratios(result, p, "margay")) for p in columns),
             target_cell(bar, result, "margay"), target_cell(goal, result, "margay"),
         ])
     return table(["model", "margay, ms", "of peak", "error", *columns, "bar", "goal"], rows) if rows else ""
+
+
+def losses(results):
+    """Every f32 case in which margay is slower, the worst first."""
+    rows = []
+    for (model, threads), result in results.items():
+        for peer in result["peers"]:
+            over = ratios(result, peer, "margay")
+            if KINDS[peer].precision == "f32" and over and statistics.median(over) < 1:
+                row = [ABOUT.get(model, model), str(threads), peer, spread(over)]
+                rows.append((statistics.median(over), row))
+    if not rows:
+        return "Nowhere among these cases.\n"
+    return table(["model", "threads", "faster is", "ratio"], [row for _, row in sorted(rows)])
 
 
 def narrow(results, threads):
@@ -245,7 +269,7 @@ def details(result):
             f"{name} {peer['version']}", number(milliseconds(result, name)), number(milliseconds(result, name, "cpu")),
             f"{100 * share:.0f}%" if share else "–",
             *((spread(ratios(result, name, subject, clock)) if subject != name else "") for clock in ("median", "cpu")),
-            error_text(peer), f"{error['max']:.0e}" if error else "–", number(peer["load_seconds"]),
+            error_text(peer), digits(error["max"]) if error else "–", number(peer["load_seconds"]),
             number(peer["peak_bytes"] / 1e6),
         ])
     for name, reason in result["left_out"].items():
@@ -299,12 +323,15 @@ def page(results, found_costs):
     parts = [HEAD, machine(results.values())]
     grouped = [model for models in GROUPS.values() for model in models]
     groups = GROUPS | {"Others": sorted({model for model, _ in results} - set(grouped))}
+    order = [model for models in groups.values() for model in models]
+    results = {key: results[key] for key in sorted(results, key=lambda key: (order.index(key[0]), key[1]))}
     threads = sorted({threads for _, threads in results})
     for group, models in groups.items():
         tables = [(n, overview(results, group, models, n)) for n in threads]
         if any(text for _, text in tables):
             parts.append(f"## {group}\n")
             parts += [f"{n} thread(s):\n\n{text}" for n, text in tables if text]
+    parts += ["## Where margay is slower, in f32\n", losses(results)]
     for title, make in [("Precision bf16", narrow), ("Sketched and dense", sketches)]:
         tables = [(n, make(results, n)) for n in threads]
         if any(text for _, text in tables):
@@ -313,12 +340,8 @@ def page(results, found_costs):
     if found_costs:
         parts.append(costs(found_costs))
     parts.append("## Details\n")
-    parts += [details(results[key]) for key in sorted(results, key=lambda k: (rank(groups, k[0]), k[1]))]
+    parts += map(details, results.values())
     return "\n".join(parts)
-
-
-def rank(groups, model):
-    return [m for models in groups.values() for m in models].index(model)
 
 
 def main():

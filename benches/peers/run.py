@@ -2,7 +2,7 @@
 """Compares margay with other runtimes, interleaved, and writes one result file per model and number of threads.
 
     benches/peers/setup.sh                                  once: Python peers, Rust peers, margay
-    benches/peers/run.py --rounds 5 --threads 1,2           everything; about an hour
+    benches/peers/run.py --rounds 5 --threads 1,2           everything; half an hour or more
     benches/peers/run.py --models bert_base,resnet50 --peers margay,onnxruntime --threads 1
     benches/peers/report.py                                 docs/benchmarks.md from all result files
 
