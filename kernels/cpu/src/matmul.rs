@@ -8,7 +8,7 @@ use margay_loops::{MatMul, Packed, Phase, Prepared};
 use margay_tensor::{DType, Tensor};
 
 use crate::Class;
-use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
+use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset, packed_len};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
@@ -271,7 +271,13 @@ pub(crate) unsafe fn run<I: Isa>(
                 let left = Left { at: a.add(first), stride: p.a_row, rows };
                 let right = Right { at: b.add(first * PANEL), stride: p.k * PANEL, cols };
                 let last = first + terms == p.k;
-                multiply(isa, terms, left, right, c, first > 0, last.then_some(&finish));
+                // The following terms of these panels, or the panels of the next item.
+                let next = match last {
+                    true => b.wrapping_add(cols.div_ceil(PANEL) * p.k * PANEL),
+                    false => right.at.wrapping_add(terms * PANEL),
+                };
+                let finish = last.then_some(&finish);
+                multiply_before(isa, terms, left, right, c, first > 0, finish, next);
                 if last {
                     break;
                 }

@@ -63,7 +63,7 @@ impl Class {
         match self {
             Class::Portable => 256,
             Class::Avx2 => 256,
-            Class::Avx512 => 384,
+            Class::Avx512 => 1024,
         }
     }
 

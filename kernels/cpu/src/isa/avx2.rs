@@ -141,9 +141,10 @@ impl Isa for Avx2 {
         c_stride: usize,
         accumulate: bool,
         ahead: *const f32,
+        pace: usize,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead, pace) }
     }
 }
 
@@ -186,30 +187,85 @@ unsafe fn tile(
     c_stride: usize,
     accumulate: bool,
     ahead: *const f32,
+    pace: usize,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
             match m {
-                1 => {
-                    register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                2 => {
-                    register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                3 => {
-                    register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                4 => {
-                    register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                5 => {
-                    register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                _ => {
-                    register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
+                1 => register_tile::<_, 1>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                2 => register_tile::<_, 2>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                3 => register_tile::<_, 3>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                4 => register_tile::<_, 4>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                5 => register_tile::<_, 5>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                _ => register_tile::<_, 6>(
+                    isa,
+                    k,
+                    a,
+                    a_stride,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
             }
         }
     }

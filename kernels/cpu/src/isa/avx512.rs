@@ -97,18 +97,19 @@ impl Isa for Avx512 {
         c_stride: usize,
         accumulate: bool,
         ahead: *const f32,
+        pace: usize,
     ) {
         const TILES: [Tile; 14] = [
             tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11,
             tile_12, tile_13, tile_14,
         ];
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize, ahead) }
+        unsafe { TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize, ahead, pace) }
     }
 }
 
 /// As [`Isa::tile`] with the number of rows fixed and strides in bytes.
-type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize, *const f32);
+type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize, *const f32, usize);
 
 /// One step of the sum: two vectors of `b` at `$b0` and `$b1`, one element of `a` per row at `$x`.
 macro_rules! step {
@@ -117,8 +118,10 @@ macro_rules! step {
         concat!(
             "vmovups zmm0, [{b} + ", $b0, "]\n",
             "vmovups zmm1, [{b} + ", $b1, "]\n",
-            "prefetcht1 [{b} + {f} + ", $b0, "]\n",
-            "prefetcht1 [{b} + {f} + ", $b1, "]\n",
+            "prefetcht1 [{f}]\n",
+            "add {f}, {fs}\n",
+            "prefetcht1 [{f}]\n",
+            "add {f}, {fs}\n",
             $(
                 "vbroadcastss zmm", $t, ", dword ptr [", $at, " + ", $x, "]\n",
                 "vfmadd231ps zmm", $c0, ", zmm", $t, ", zmm0\n",
@@ -132,7 +135,7 @@ macro_rules! step {
 ///
 /// Written in assembly because compilers hoist the broadcasts of a strided `a` and spill.
 macro_rules! tile {
-    ($name:ident $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
+    ($name:ident $rows:literal $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
         unsafe fn $name(
             k: usize,
@@ -143,6 +146,7 @@ macro_rules! tile {
             c_stride: usize,
             accumulate: usize,
             ahead: *const f32,
+            pace: usize,
         ) {
             // SAFETY: reads and writes what the caller promises; prefetches do not fault.
             unsafe {
@@ -162,6 +166,7 @@ macro_rules! tile {
                         concat!("vpxord zmm", $c1, ", zmm", $c1, ", zmm", $c1),
                     )*
                     "21:",
+                    "mov {t}, {c}",
                     "sub {k}, 4",
                     "jb 23f",
                     ".p2align 5",
@@ -174,8 +179,12 @@ macro_rules! tile {
                     "add {a1}, 16",
                     "add {a2}, 16",
                     "add {a3}, 16",
-                    "add {a4}, 16",
                     "add {b}, 512",
+                    "prefetchw [{t}]",
+                    "prefetchw [{t} + 64]",
+                    "add {t}, {cs}",
+                    "cmp {t}, {e}",
+                    "cmova {t}, {e}",
                     "sub {k}, 4",
                     "jae 22b",
                     "23:",
@@ -187,7 +196,6 @@ macro_rules! tile {
                     "add {a1}, 4",
                     "add {a2}, 4",
                     "add {a3}, 4",
-                    "add {a4}, 4",
                     "add {b}, 128",
                     "dec {k}",
                     "jnz 24b",
@@ -201,12 +209,13 @@ macro_rules! tile {
                     k = inout(reg) k => _,
                     a0 = inout(reg) a => _,
                     a1 = inout(reg) a.wrapping_byte_add(3 * a_stride) => _,
-                    a2 = inout(reg) a.wrapping_byte_add(6 * a_stride) => _,
-                    a3 = inout(reg) a.wrapping_byte_add(9 * a_stride) => _,
-                    a4 = inout(reg) a.wrapping_byte_add(12 * a_stride) => _,
+                    a2 = inout(reg) a.wrapping_byte_add(5 * a_stride) => _,
+                    a3 = inout(reg) a.wrapping_byte_add(10 * a_stride) => _,
+                    e = inout(reg) c.wrapping_byte_add(($rows - 1) * c_stride) => _,
                     rs = in(reg) a_stride,
                     b = inout(reg) b => _,
-                    f = in(reg) (ahead as usize).wrapping_sub(b as usize),
+                    f = inout(reg) ahead => _,
+                    fs = in(reg) pace,
                     c = inout(reg) c => _,
                     cs = in(reg) c_stride,
                     t = inout(reg) accumulate => _,
@@ -228,25 +237,25 @@ macro_rules! tile {
 /// `tile_1` from the first row, `tile_2` from the first two, and so on.
 macro_rules! tiles {
     ([$($row:tt)*]) => {};
-    ([$($row:tt)*] $name:ident $next:tt $($rest:tt)*) => {
-        tile!($name $($row)* $next);
+    ([$($row:tt)*] $name:ident $rows:literal $next:tt $($rest:tt)*) => {
+        tile!($name $rows $($row)* $next);
         tiles!([$($row)* $next] $($rest)*);
     };
 }
 
 tiles!([]
-    tile_1 (2 4 5 "{a0}")
-    tile_2 (3 6 7 "{a0} + {rs}")
-    tile_3 (2 8 9 "{a0} + 2*{rs}")
-    tile_4 (3 10 11 "{a1}")
-    tile_5 (2 12 13 "{a1} + {rs}")
-    tile_6 (3 14 15 "{a1} + 2*{rs}")
-    tile_7 (2 16 17 "{a2}")
-    tile_8 (3 18 19 "{a2} + {rs}")
-    tile_9 (2 20 21 "{a2} + 2*{rs}")
-    tile_10 (3 22 23 "{a3}")
-    tile_11 (2 24 25 "{a3} + {rs}")
-    tile_12 (3 26 27 "{a3} + 2*{rs}")
-    tile_13 (2 28 29 "{a4}")
-    tile_14 (3 30 31 "{a4} + {rs}")
+    tile_1 1 (2 4 5 "{a0}")
+    tile_2 2 (3 6 7 "{a0} + {rs}")
+    tile_3 3 (2 8 9 "{a0} + 2*{rs}")
+    tile_4 4 (3 10 11 "{a1}")
+    tile_5 5 (2 12 13 "{a1} + {rs}")
+    tile_6 6 (3 14 15 "{a2}")
+    tile_7 7 (2 16 17 "{a2} + {rs}")
+    tile_8 8 (3 18 19 "{a2} + 2*{rs}")
+    tile_9 9 (2 20 21 "{a0} + 8*{rs}")
+    tile_10 10 (3 22 23 "{a2} + 4*{rs}")
+    tile_11 11 (2 24 25 "{a3}")
+    tile_12 12 (3 26 27 "{a3} + {rs}")
+    tile_13 13 (2 28 29 "{a3} + 2*{rs}")
+    tile_14 14 (3 30 31 "{a2} + 8*{rs}")
 );

@@ -126,10 +126,11 @@ impl Isa for Portable {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
-        ahead: *const f32,
+        _: *const f32,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
     }
 }
 
@@ -143,7 +144,6 @@ unsafe fn tile(
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
-    ahead: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
@@ -159,8 +159,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 2 => register_tile::<_, 2>(
                     Portable,
@@ -171,8 +171,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 3 => register_tile::<_, 3>(
                     Portable,
@@ -183,8 +183,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 _ => register_tile::<_, 4>(
                     Portable,
@@ -195,8 +195,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
             }
         }
