@@ -174,7 +174,7 @@ struct Aligned([f32; MAX_ROWS * PANEL]);
 /// # Safety
 /// `rows` rows of `cols` elements are accessible at the strides; the residual has the stride of `to`.
 #[inline(always)]
-unsafe fn apply<I: Isa>(
+pub(crate) unsafe fn apply<I: Isa>(
     isa: I,
     rows: usize,
     cols: usize,

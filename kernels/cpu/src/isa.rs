@@ -69,6 +69,23 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// Eight rows of eight elements at the given strides are readable and writable, and do not overlap.
     unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// The lanes rounded to bf16: to nearest, ties to even; NaN stays NaN.
+    fn round_bf16(self, v: Self::V) -> Self::V;
+    /// Stores the upper halves of the lanes: those of [`round_bf16`](Isa::round_bf16) as bf16.
+    ///
+    /// # Safety
+    /// `LANES` halves are writable at `p`.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V);
+    /// `LANES` pairs of bf16: the first of each, and the second.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [Self::V; 2];
+    /// `LANES` signed bytes.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
     fn prefetch(self, p: *const f32);
     /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile `2 * k * pace` bytes

@@ -1,5 +1,7 @@
 //! Plain Rust, for any processor: the reference the other members are compared with.
 
+use margay_loops::precision::{bf16, from_bf16};
+
 use super::{Isa, PANEL, register_tile};
 
 /// Vectors as arrays.
@@ -112,6 +114,26 @@ impl Isa for Portable {
                 unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) }
             }
         }
+    }
+    #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        v.map(|x| from_bf16(bf16(x)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: V) {
+        // SAFETY: the caller's promise; an array of halves written without alignment.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| (x.to_bits() >> 16) as u16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [V; 2] {
+        // SAFETY: the caller's promise; an array of pairs read without alignment.
+        let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        [0, 1].map(|half| pairs.map(|pair| from_bf16(pair[half])))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> V {
+        // SAFETY: the caller's promise; bytes have no alignment.
+        unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
     }
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}
