@@ -4,6 +4,7 @@ use margay_driver::build::jit;
 use margay_ir::ops::{Const, strides_of};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
 use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::Precision;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, case_inputs};
@@ -72,8 +73,13 @@ fn classes() -> Vec<Class> {
 #[test]
 fn compiled_code_agrees_with_the_reference() {
     for (op, case) in Op::cases() {
-        // Convolutions are compiled with constant kernels.
-        let constants = usize::from(matches!(op, Op::Conv(_)));
+        // Convolutions are compiled with constant kernels, narrow products with constant right operands.
+        let constant = match &op {
+            Op::Conv(_) => true,
+            Op::MatMul(product) => product.precision != Precision::F32,
+            _ => false,
+        };
+        let constants = usize::from(constant);
         let inputs = case_inputs(&case);
         let (given, fixed) = inputs.split_at(inputs.len() - constants);
         let mut g = Graph::new(op.name());

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use margay_ir::{Changed, Cx, Graph, Pass};
+use margay_loops::Precision;
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
-use margay_passes::{BindDims, PASSES, SketchConv, SketchLinear};
+use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
 use margay_testkit::{DocExample, doc_examples, normalized, parse_with_random_constants};
 
 fn source_of(pass: &str) -> String {
@@ -51,6 +52,21 @@ fn doc_example_of_bind_dims_holds() {
     doc_examples(&source_of("bind-dims"))
         .iter()
         .for_each(|e| check(&BindDims { binding: binding.clone() }, e));
+}
+
+#[test]
+fn doc_example_of_lower_precision_holds() {
+    let examples = doc_examples(&source_of("lower-precision"));
+    assert_eq!(examples.len(), 1);
+    check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
+}
+
+#[test]
+fn products_are_narrow_once() {
+    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
+    assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
+    assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
+    assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod bind_dims;
 mod fold_constants;
+mod lower_precision;
 mod matching;
 mod merge_duplicates;
 pub mod pipeline;
@@ -21,6 +22,7 @@ mod sketch_linear;
 
 pub use bind_dims::BindDims;
 pub use fold_constants::FoldConstants;
+pub use lower_precision::LowerPrecision;
 pub use merge_duplicates::MergeDuplicates;
 pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, Step};
 pub use recognize_attention::RecognizeAttention;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::Precision;
+
 /// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MatLayout {
@@ -76,6 +78,8 @@ pub struct MatMul {
     pub c_row_stride: usize,
     /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
     pub b_packed: bool,
+    /// How operands are rounded; other than `F32` only where B is a packed constant.
+    pub precision: Precision,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -216,7 +220,11 @@ impl fmt::Display for KernelCall {
                 f.write_str("matmul ")?;
                 c.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
                 write!(f, "[{}x{}x{}]", c.m, c.k, c.n)?;
-                write!(f, "{}{}", if c.b_packed { " packed" } else { "" }, c.epilogue)
+                f.write_str(if c.b_packed { " packed" } else { "" })?;
+                if c.precision != Precision::F32 {
+                    write!(f, " {}", c.precision.name())?;
+                }
+                write!(f, "{}", c.epilogue)
             }
             KernelCall::Conv(c) => write!(
                 f,

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! - *Operations* count by class, each with its rate. The first row of a product with a constant counts at
-//!   `matmul-first-row`, the others at `matmul-packed`: a matrix–vector product cannot keep the arithmetic
-//!   busy. Columns and terms of a product, and pixels of a convolution, count in multiples of `padding`. An
+//!   `matmul-first-row`, the others at `matmul-packed`, or at the rate of their precision: a matrix–vector product
+//!   cannot keep the arithmetic busy. Columns and terms of a product, and pixels of a convolution, count in multiples of `padding`. An
 //!   activation other than ReLU counts as one evaluation per element.
 //! - `spread` divides by `1 + (threads - 1) · thread-efficiency`, but no piece is smaller than `item-us`.
 //! - *Constants* are read once per run and come from memory, since those of a whole model seldom fit the
@@ -20,7 +20,7 @@
 //! machine; they are no measurement, and nothing here reads a clock. Deliberately absent: contention,
 //! frequencies, and what neighbouring calls leave in the cache.
 
-use margay_loops::{Activation, Attention, Conv, Epilogue, KernelCall, MatMul};
+use margay_loops::{Activation, Attention, Conv, Epilogue, KernelCall, MatMul, Precision};
 use serde::Deserialize;
 
 use crate::PlanError;
@@ -32,6 +32,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("portable", include_str!("../cost/portable.toml")),
     ("x86-64-v3", include_str!("../cost/x86-64-v3.toml")),
     ("x86-64-v4", include_str!("../cost/x86-64-v4.toml")),
+    ("x86-64-v4-bf16", include_str!("../cost/x86-64-v4-bf16.toml")),
 ];
 
 /// How fast one class of processors is predicted to be.
@@ -53,6 +54,8 @@ pub struct CostModel {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Rates {
     matmul_packed: f64,
+    matmul_bf16: f64,
+    matmul_int8: f64,
     matmul_first_row: f64,
     matmul_unpacked: f64,
     conv: f64,
@@ -152,19 +155,20 @@ impl CostModel {
         let b = copies(|axis| axis.b).saturating_mul(product(&[k, n]));
         let c = repeats.saturating_mul(product(&[call.m, call.n]));
         let rates = &self.gflops;
-        let (arithmetic, constant, computed) = if call.b_packed {
-            let first = seconds(rows(call.m.min(1)), rates.matmul_first_row);
-            let others = seconds(rows(call.m.saturating_sub(1)), rates.matmul_packed);
-            (first + others, b, a)
+        let (arithmetic, constant_bytes, computed) = if call.b_packed {
+            let rate = match call.precision {
+                Precision::F32 => rates.matmul_packed,
+                Precision::Bf16 => rates.matmul_bf16,
+                Precision::Int8 => rates.matmul_int8,
+            };
+            let first = seconds(rows(call.m.min(1)), rates.matmul_first_row.min(rate));
+            let others = seconds(rows(call.m.saturating_sub(1)), rate);
+            (first + others, call.precision.stored_bytes(k as u64, n as u64), a)
         } else {
             // B is read, written in panels, and read again.
             (seconds(rows(call.m), rates.matmul_unpacked), 0, a.saturating_add(b.saturating_mul(3)))
         };
-        let mut load = Load {
-            arithmetic,
-            constant_bytes: constant.saturating_mul(F32),
-            computed_bytes: computed.saturating_mul(F32),
-        };
+        let mut load = Load { arithmetic, constant_bytes, computed_bytes: computed.saturating_mul(F32) };
         self.add_result(&mut load, c, &call.epilogue);
         load
     }
@@ -233,6 +237,8 @@ impl CostModel {
         }
         for (key, found) in [
             ("gflops.matmul-packed", rates.matmul_packed),
+            ("gflops.matmul-bf16", rates.matmul_bf16),
+            ("gflops.matmul-int8", rates.matmul_int8),
             ("gflops.matmul-first-row", rates.matmul_first_row),
             ("gflops.matmul-unpacked", rates.matmul_unpacked),
             ("gflops.conv", rates.conv),
@@ -282,6 +288,7 @@ mod tests {
             b: MatLayout { row_stride: n, col_stride: 1 },
             c_row_stride: n,
             b_packed: true,
+            precision: Precision::F32,
             epilogue: Epilogue::default(),
         }
     }
@@ -344,7 +351,7 @@ mod tests {
             ("padding = 32", "padding = 0", "cost model: `padding` is out of range"),
             ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
             ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
-            ("conv = 185.0", "convs = 185.0", "line 13, key `gflops`: unknown field `convs`"),
+            ("conv = 185.0", "convs = 185.0", "line 15, key `gflops`: unknown field `convs`"),
         ] {
             assert!(text.contains(from));
             let message = CostModel::from_toml(&text.replace(from, to)).unwrap_err().to_string();

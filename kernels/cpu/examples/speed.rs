@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Target};
+use margay_loops::{
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Precision, Target,
+};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let class = arguments.next().unwrap_or_else(|| "native".to_owned());
     let filter = arguments.next().unwrap_or_default();
-    let target = match CpuTarget::by_name(&class) {
+    let target = match CpuTarget::by_name_for(&class, Precision::Bf16) {
         Ok(target) if target.supported_here() => target,
         Ok(_) => return println!("this machine is not {class}"),
         Err(e) => return println!("{e}"),
     };
     println!("{:<58} {:>10} {:>8} {:>6}", target.name(), "us", "GF/s", "peak");
     for call in calls() {
-        let name = call.to_string();
+        let name = name(&call);
         if !name.contains(&filter) {
             continue;
         }
@@ -30,6 +32,14 @@ fn main() {
         println!("{name:<58} {:>10.1} {:>8.1} {:>5.0}%", seconds * 1e6, flops / 1e9, 100.0 * flops / peak);
     }
     println!("peak {:.1} GF/s", peak_flops() / 1e9);
+}
+
+/// The text of a call, with the operands that lie transposed.
+fn name(call: &KernelCall) -> String {
+    let KernelCall::MatMul(c) = call else { return call.to_string() };
+    let sides = [(" transposed-a", c.a), (" transposed-b", c.b)];
+    let turned = sides.iter().filter(|(_, layout)| layout.col_stride != 1).map(|(name, _)| *name);
+    call.to_string() + &turned.collect::<String>()
 }
 
 fn calls() -> Vec<KernelCall> {
@@ -47,20 +57,45 @@ fn calls() -> Vec<KernelCall> {
         [128, 96, 768],
         [128, 768, 96],
         [32, 4096, 4096],
+        [32, 8192, 8192],
         [8, 4096, 4096],
         [4, 4096, 4096],
         [1, 4096, 4096],
         [1, 8192, 8192],
         [1024, 1024, 1024],
     ] {
-        calls.push(product([m, n, k], true, false, plain));
+        calls.push(product([m, n, k], true, plain));
     }
-    calls.push(product([128, 3072, 768], true, false, gelu));
-    calls.push(product([128, 768, 96], true, false, gelu));
-    calls.push(product([128, 768, 768], false, false, plain));
-    calls.push(product([128, 768, 768], false, true, plain));
-    calls.push(product([512, 1024, 1024], false, true, plain));
-    if let KernelCall::MatMul(mut c) = product([128, 128, 64], false, true, plain) {
+    calls.push(product([128, 3072, 768], true, gelu));
+    calls.push(product([128, 768, 96], true, gelu));
+    for sides in [[false, false], [false, true], [true, false], [true, true]] {
+        calls.push(transposed(product([128, 768, 768], false, plain), sides));
+        calls.push(transposed(product([1024, 768, 768], false, plain), sides));
+    }
+    calls.push(transposed(product([1024, 3072, 768], false, plain), [true, false]));
+    calls.push(transposed(product([512, 1024, 1024], false, plain), [false, true]));
+    for m in [1, 4, 8] {
+        calls.push(product([m, 4096, 4096], false, plain));
+        calls.push(transposed(product([m, 4096, 4096], false, plain), [false, true]));
+    }
+    for precision in [Precision::Bf16, Precision::Int8] {
+        for dims in [
+            [128, 768, 768],
+            [128, 3072, 768],
+            [128, 768, 3072],
+            [512, 1024, 1024],
+            [32, 8192, 8192],
+            [16, 8192, 8192],
+            [8, 8192, 8192],
+            [6, 8192, 8192],
+            [4, 8192, 8192],
+            [1, 8192, 8192],
+            [1, 768, 768],
+        ] {
+            calls.push(narrow(product(dims, true, plain), precision));
+        }
+    }
+    if let KernelCall::MatMul(mut c) = transposed(product([128, 128, 64], false, plain), [false, true]) {
         c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
         calls.push(KernelCall::MatMul(c));
     }
@@ -93,22 +128,37 @@ fn calls() -> Vec<KernelCall> {
     calls
 }
 
-fn product([m, n, k]: [usize; 3], packed: bool, transposed: bool, epilogue: Epilogue) -> KernelCall {
+fn product([m, n, k]: [usize; 3], packed: bool, epilogue: Epilogue) -> KernelCall {
     KernelCall::MatMul(MatMul {
         m,
         n,
         k,
         batch: Vec::new(),
         a: MatLayout { row_stride: k, col_stride: 1 },
-        b: if transposed {
-            MatLayout { row_stride: 1, col_stride: k }
-        } else {
-            MatLayout { row_stride: n, col_stride: 1 }
-        },
+        b: MatLayout { row_stride: n, col_stride: 1 },
         c_row_stride: n,
         b_packed: packed,
+        precision: Precision::F32,
         epilogue,
     })
+}
+
+/// The same product of operands that lie transposed.
+fn transposed(call: KernelCall, [a, b]: [bool; 2]) -> KernelCall {
+    let KernelCall::MatMul(mut c) = call else { return call };
+    if a {
+        c.a = MatLayout { row_stride: 1, col_stride: c.m };
+    }
+    if b {
+        c.b = MatLayout { row_stride: 1, col_stride: c.k };
+    }
+    KernelCall::MatMul(c)
+}
+
+/// The same product with a narrow constant.
+fn narrow(call: KernelCall, precision: Precision) -> KernelCall {
+    let KernelCall::MatMul(c) = call else { return call };
+    KernelCall::MatMul(MatMul { precision, ..c })
 }
 
 fn conv([inner, outer]: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> KernelCall {

@@ -85,6 +85,30 @@ pub(crate) unsafe fn multiply<I: Isa>(
     accumulate: bool,
     finish: Option<&Finish>,
 ) {
+    let next = b.at.wrapping_add(b.cols.div_ceil(PANEL) * b.stride);
+    // SAFETY: the caller's promise.
+    unsafe { multiply_before(isa, k, a, b, c, accumulate, finish, next) }
+}
+
+/// As [`multiply`]; `next`, which may be anywhere, is read after the last panel.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
+pub(crate) unsafe fn multiply_before<I: Isa>(
+    isa: I,
+    k: usize,
+    a: Left,
+    b: Right,
+    c: Block,
+    accumulate: bool,
+    finish: Option<&Finish>,
+    next: *const f32,
+) {
+    // Every tile of rows fetches its share of the panel that follows: memory is then read at an even pace.
+    let tiles = a.rows.div_ceil(I::ROWS).max(1);
+    let pace = ROW_BYTES.div_ceil(2 * tiles);
     let finish = finish.filter(|f| !f.is_identity());
     let mut tile = Aligned([0.0; MAX_ROWS * PANEL]);
     let tile: *mut f32 = tile.0.as_mut_ptr();
@@ -92,20 +116,24 @@ pub(crate) unsafe fn multiply<I: Isa>(
     while col < b.cols {
         let cols = (b.cols - col).min(PANEL);
         let right = b.at.wrapping_add(col / PANEL * b.stride);
+        let following = if col + PANEL < b.cols { right.wrapping_add(b.stride) } else { next };
         let mut row = 0;
+        let mut share = 0;
         while row < a.rows {
             // Tiles of nearly equal height: a last one of a single row would be slow.
             let rows = (a.rows - row).div_ceil((a.rows - row).div_ceil(I::ROWS));
             // SAFETY: the block's rows and columns bound every access; partial panels go through `tile`.
             unsafe {
                 let left = a.at.add(row * a.stride);
-                // The last rows fetch the next panel; rows before them what they will read themselves.
-                let last = row + rows == a.rows && row > 0;
-                let ahead = right.wrapping_add(if last { b.stride } else { AHEAD });
+                // A single tile fetches what it will read itself.
+                let ahead = match tiles {
+                    1 => right.wrapping_add(AHEAD),
+                    _ => following.wrapping_byte_add(share),
+                };
                 let out = c.at.add(row * c.stride + col);
                 let here = finish.map(|f| f.at(row, col, c.stride));
                 if cols == PANEL {
-                    isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate, ahead);
+                    isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate, ahead, pace);
                     if let Some(f) = here {
                         apply(isa, rows, cols, (out, c.stride), (out, c.stride), &f);
                     }
@@ -115,7 +143,7 @@ pub(crate) unsafe fn multiply<I: Isa>(
                             std::ptr::copy_nonoverlapping(out.add(i * c.stride), tile.add(i * PANEL), cols);
                         }
                     }
-                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, accumulate, ahead);
+                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, accumulate, ahead, pace);
                     let f = here.unwrap_or(Finish {
                         bias: std::ptr::null(),
                         bias_by_row: false,
@@ -126,10 +154,14 @@ pub(crate) unsafe fn multiply<I: Isa>(
                 }
             }
             row += rows;
+            share += 2 * k * pace;
         }
         col += PANEL;
     }
 }
+
+/// Bytes of a row of a panel.
+const ROW_BYTES: usize = 4 * PANEL;
 
 /// How far ahead a panel is fetched, in elements.
 const AHEAD: usize = 64 * PANEL;
@@ -142,7 +174,7 @@ struct Aligned([f32; MAX_ROWS * PANEL]);
 /// # Safety
 /// `rows` rows of `cols` elements are accessible at the strides; the residual has the stride of `to`.
 #[inline(always)]
-unsafe fn apply<I: Isa>(
+pub(crate) unsafe fn apply<I: Isa>(
     isa: I,
     rows: usize,
     cols: usize,

@@ -69,10 +69,27 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// Eight rows of eight elements at the given strides are readable and writable, and do not overlap.
     unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// The lanes rounded to bf16: to nearest, ties to even; NaN stays NaN.
+    fn round_bf16(self, v: Self::V) -> Self::V;
+    /// Stores the upper halves of the lanes: those of [`round_bf16`](Isa::round_bf16) as bf16.
+    ///
+    /// # Safety
+    /// `LANES` halves are writable at `p`.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V);
+    /// `LANES` pairs of bf16: the first of each, and the second.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [Self::V; 2];
+    /// `LANES` signed bytes.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
     fn prefetch(self, p: *const f32);
-    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile the `k` rows at
-    /// `ahead`, which may be anywhere, are fetched towards the processor.
+    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile `2 * k * pace` bytes
+    /// from `ahead` on, which may be anywhere, are fetched towards the processor; `pace` is at most 64.
     ///
     /// # Safety
     /// `1 <= m <= ROWS`; the operands are readable and writable at their strides; `c` overlaps nothing.
@@ -88,10 +105,11 @@ pub(crate) trait Isa: Copy {
         c_stride: usize,
         accumulate: bool,
         ahead: *const f32,
+        pace: usize,
     );
 }
 
-/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches ahead if `fetch`.
+/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches nothing at a pace of 0.
 ///
 /// # Safety
 /// As [`Isa::tile`], for `2 * LANES` columns of a panel.
@@ -107,7 +125,7 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
     c_stride: usize,
     accumulate: bool,
     ahead: *const f32,
-    fetch: bool,
+    pace: usize,
 ) {
     // SAFETY: the caller's promise covers every element touched.
     unsafe {
@@ -124,10 +142,10 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
                 let left = isa.splat(*a.add(i * a_stride));
                 *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
             }
-            if fetch {
+            if pace > 0 {
                 isa.prefetch(ahead);
-                isa.prefetch(ahead.wrapping_add(PANEL / 2));
-                ahead = ahead.wrapping_add(PANEL);
+                isa.prefetch(ahead.wrapping_byte_add(pace));
+                ahead = ahead.wrapping_byte_add(2 * pace);
             }
             a = a.add(1);
             b = b.add(PANEL);

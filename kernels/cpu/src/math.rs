@@ -187,7 +187,9 @@ pub fn rows(class: Class) -> Option<&'static RowTable> {
         #[cfg(target_arch = "x86_64")]
         Class::Avx2 => &[exp_row_avx2, erf_row_avx2, tanh_row_avx2, sigmoid_row_avx2],
         #[cfg(target_arch = "x86_64")]
-        Class::Avx512 => &[exp_row_avx512, erf_row_avx512, tanh_row_avx512, sigmoid_row_avx512],
+        Class::Avx512 | Class::Avx512Bf16 => {
+            &[exp_row_avx512, erf_row_avx512, tanh_row_avx512, sigmoid_row_avx512]
+        }
         #[cfg(not(target_arch = "x86_64"))]
         _ => return None,
     })

@@ -161,9 +161,9 @@ fn names_come_from_origins_and_parts() {
     let left = g.add(weights(&[4, 2]), &[], weight.part(Part::Left)).unwrap();
     let right = g.add(weights(&[2, 3]), &[], weight.part(Part::Right)).unwrap();
     let tied = g.add(weights(&[2, 3]), &[], Origin::named("tied")).unwrap();
-    let thin = g.add(ops::MatMul, &[x, left], fc.part(Part::Left)).unwrap();
-    let wide = g.add(ops::MatMul, &[thin, right], fc.part(Part::Right)).unwrap();
-    let other = g.add(ops::MatMul, &[thin, tied], fc.clone()).unwrap();
+    let thin = g.add(ops::MatMul::default(), &[x, left], fc.part(Part::Left)).unwrap();
+    let wide = g.add(ops::MatMul::default(), &[thin, right], fc.part(Part::Right)).unwrap();
+    let other = g.add(ops::MatMul::default(), &[thin, tied], fc.clone()).unwrap();
     let sum = g.add(ops::Add, &[wide, other], fc).unwrap();
     let dead = g.add(ops::Relu, &[sum], Origin::default()).unwrap();
     let last = g.add(ops::Gelu { tanh: false }, &[sum], Origin::default()).unwrap();

@@ -1,5 +1,7 @@
 //! Plain Rust, for any processor: the reference the other members are compared with.
 
+use margay_loops::precision::{bf16, from_bf16};
+
 use super::{Isa, PANEL, register_tile};
 
 /// Vectors as arrays.
@@ -114,6 +116,26 @@ impl Isa for Portable {
         }
     }
     #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        v.map(|x| from_bf16(bf16(x)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: V) {
+        // SAFETY: the caller's promise; an array of halves written without alignment.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| (x.to_bits() >> 16) as u16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [V; 2] {
+        // SAFETY: the caller's promise; an array of pairs read without alignment.
+        let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        [0, 1].map(|half| pairs.map(|pair| from_bf16(pair[half])))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> V {
+        // SAFETY: the caller's promise; bytes have no alignment.
+        unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
     unsafe fn tile(
@@ -126,10 +148,11 @@ impl Isa for Portable {
         c: *mut f32,
         c_stride: usize,
         accumulate: bool,
-        ahead: *const f32,
+        _: *const f32,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
     }
 }
 
@@ -143,7 +166,6 @@ unsafe fn tile(
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
-    ahead: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
@@ -159,8 +181,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 2 => register_tile::<_, 2>(
                     Portable,
@@ -171,8 +193,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 3 => register_tile::<_, 3>(
                     Portable,
@@ -183,8 +205,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
                 _ => register_tile::<_, 4>(
                     Portable,
@@ -195,8 +217,8 @@ unsafe fn tile(
                     c,
                     c_stride,
                     accumulate,
-                    ahead,
-                    column == 0,
+                    c.cast_const(),
+                    0,
                 ),
             }
         }
