@@ -528,6 +528,11 @@ fn bench_tells_speed_with_bytes_and_error() {
     assert!(models[1]["error"]["relative_l2"].as_f64() > Some(0.0));
     assert!(models[1]["stored_bytes"].as_u64() < models[0]["stored_bytes"].as_u64());
     assert_eq!(report["runs"], serde_json::json!([2, 2]));
+    let ran = place.done("bench model.onnx --inputs in.npz --rounds 1 --threads 1 --json --precision bf16");
+    let narrow = &json(&ran.stdout)["models"][1];
+    assert_eq!(narrow["path"], "model.onnx in bf16");
+    assert!(narrow["error"]["relative_l2"].as_f64() > Some(1e-6));
+    assert_eq!(place.run("run s.margay --inputs in.npz --outputs y.npz --precision int8").code, 2);
 }
 
 #[test]
