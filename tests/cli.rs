@@ -536,6 +536,12 @@ fn bench_tells_speed_with_bytes_and_error() {
     assert!(steps.iter().any(|s| s["flops"].as_u64() > Some(0)));
     let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --huge-pages");
     assert!(ran.stdout.contains("\nsteps of model.onnx, ") && ran.stdout.contains("GFLOP/s"));
+
+    let ran = place.done("bench model.onnx --inputs in.npz --rounds 1 --threads 1 --json --precision bf16");
+    let narrow = &json(&ran.stdout)["models"][1];
+    assert_eq!(narrow["path"], "model.onnx in bf16");
+    assert!(narrow["error"]["relative_l2"].as_f64() > Some(1e-6));
+    assert_eq!(place.run("run s.margay --inputs in.npz --outputs y.npz --precision int8").code, 2);
 }
 
 #[test]

@@ -59,6 +59,23 @@ fn bias_activation_and_residual_join_the_product() {
 }
 
 #[test]
+fn silu_joins_the_product() {
+    insta::assert_snapshot!(program(
+        "graph @gate(%x: f32[8, 64]) -> (y: f32[8, 64]) {
+           %0 = const #w : f32[64, 64]
+           %1 = matmul %x, %0 {precision = int8} : f32[8, 64]  // fc
+           %2 = silu %1 : f32[8, 64]  // act
+           return %2
+         }"
+    ), @r"
+    input x: f32[8, 64]
+    output y: f32[8, 64]
+    arena 0 bytes
+    step 0: matmul [8x64x64] packed int8 silu (in0, c0, out0)  // fc + act
+    ");
+}
+
+#[test]
 fn attention_walks_heads_where_they_lie() {
     insta::assert_snapshot!(program(
         "graph @heads(%q: f32[2, 16, 64], %k: f32[2, 16, 64], %v: f32[2, 16, 64]) -> (y: f32[2, 16, 64]) {

@@ -372,6 +372,7 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         Op::Gelu(_) => Some(Activation::GeluErf),
         Op::Tanh(_) => Some(Activation::Tanh),
         Op::Sigmoid(_) => Some(Activation::Sigmoid),
+        Op::Silu(_) => Some(Activation::Silu),
         _ => None,
     };
     if activation.is_some() {

@@ -52,6 +52,20 @@ fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
 }
 
+/// Items below which a product is cut into smaller blocks of rows, so that several threads find work.
+const FEW_ITEMS: usize = 8;
+
+/// Rows of a block of a product of `m` rows and so many panels of `k` terms, over `repetitions`.
+fn block_rows(class: Class, m: usize, panels: usize, k: usize, repetitions: usize) -> usize {
+    let rows = even(m, BLOCK_ROWS);
+    if repetitions * panels * m.div_ceil(rows) >= FEW_ITEMS {
+        return rows;
+    }
+    let tile_flops = 2 * class.rows() * PANEL * k;
+    let tiles = (class.item_flops() / 4).div_ceil(tile_flops.max(1)).max(1);
+    even(m, (tiles * class.rows()).min(rows))
+}
+
 /// The same call with innermost batch axes that share B taken as further rows, where A and C allow it.
 fn fold_rows(call: &MatMul) -> MatMul {
     let mut call = call.clone();
@@ -85,13 +99,14 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let (m, n, k) = (call.m, call.n, if pairs.is_some() { call.k.div_ceil(2) } else { call.k });
     let widened = call.precision != Precision::F32 && pairs.is_none();
     let panels = n.div_ceil(PANEL);
-    let rows = even(m, BLOCK_ROWS);
+    let repetitions = call.batch.iter().map(|axis| axis.extent).product();
+    let rows = block_rows(class, m, panels, k, repetitions);
     let row_blocks = m.div_ceil(rows);
 
     // Terms per run: all of them where A is read once, else what the first level of the cache holds.
     let k_block = match widened {
         true => even(k, narrow::WIDENED_TERMS).next_multiple_of(2),
-        false if m <= class.rows() => k.max(1),
+        false if rows <= class.rows() => k.max(1),
         false => even(k, class.k_block()),
     };
     // A panel group is worth an item of `item_flops`, or of `item_bytes` where memory is the limit.
@@ -145,7 +160,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         batch: params.a_batch,
     };
     // Rows a multiple of 4 KiB apart share the sets of the first level of the cache.
-    let rows_collide = m > 4 && k > 64 && call.a.row_stride.is_multiple_of(1024);
+    let rows_collide = m > 4 && k > 64 && panels > 2 && call.a.row_stride.is_multiple_of(1024);
     let placed = match call.precision {
         Precision::Bf16 => Some(workspace.rounded(a, pairs.is_some())),
         _ if call.a.col_stride != 1 || rows_collide => Some(workspace.rows(a)),
@@ -172,7 +187,6 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.a_at = a_at;
         params.b_at = b_at;
     }
-    let repetitions = params.extents.iter().product::<usize>();
     let (kernel, words) = match (pairs, call.precision) {
         (_, Precision::F32) => (class.kernels().matmul, to_words(&params)),
         (Some(pairs), _) => (pairs, to_words(&params)),

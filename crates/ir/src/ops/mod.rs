@@ -228,6 +228,7 @@ ops![
     Round,
     Select,
     Sigmoid,
+    Silu,
     Sin,
     Softplus,
     Sqrt,

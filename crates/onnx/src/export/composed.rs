@@ -37,6 +37,12 @@ impl Exporter<'_> {
         Ok(self.emit("Mul", "", &[&product, &half], vec![]))
     }
 
+    /// x sigmoid(x).
+    pub(super) fn silu(&mut self, x: &str) -> String {
+        let share = self.emit("Sigmoid", "Sigmoid", &[x], vec![]);
+        self.emit("Mul", "", &[x, &share], vec![])
+    }
+
     /// softmax(scale Q Kᵀ + mask) V.
     pub(super) fn attention(&mut self, x: &[&str], dtype: DType, scale: f64) -> Result<String, OnnxError> {
         let perm = vec![("perm", ints(&[0, 1, 3, 2]))];

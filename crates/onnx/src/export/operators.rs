@@ -48,6 +48,7 @@ impl Exporter<'_> {
             Op::Round(_) => plain("Round"),
             Op::Select(_) => plain("Where"),
             Op::Sigmoid(_) => plain("Sigmoid"),
+            Op::Silu(_) => Ok(self.silu(x[0])),
             Op::Softplus(_) => plain("Softplus"),
             Op::Sin(_) => plain("Sin"),
             Op::Sqrt(_) => plain("Sqrt"),
