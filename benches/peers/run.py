@@ -31,6 +31,9 @@ CORE_SHARE = 0.95
 # Threads of runtimes spin for a while after a run; nobody is timed before they sleep.
 PAUSE_SECONDS = 0.1
 MAX_RUNS = 2000
+# So many runs at least, of whoever is not slow.
+MIN_RUNS = 3
+SLOW_SECONDS = 2.0
 # After a round that did not count; and so many rounds are tried for each that is asked for.
 RETRY_SECONDS = 1.0
 MAX_TRIES = 10
@@ -74,7 +77,8 @@ def warm_up(paths, model, peers, seconds):
         peer.run(1)
         peer.ask(f"write {files[name]}")
         fastest = min(peer.run(2)["wall"])
-        counts[name] = min(MAX_RUNS, max(1, round(seconds / fastest)))
+        least = 1 if fastest > SLOW_SECONDS else MIN_RUNS
+        counts[name] = min(MAX_RUNS, max(least, round(seconds / fastest)))
     found = compare(paths, reference(paths, model), files.values())
     errors = {name: found[str(file)] for name, file in files.items()}
     for file in files.values():
