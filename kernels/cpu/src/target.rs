@@ -4,7 +4,7 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, conv, matmul, pack};
+use crate::{UnknownTarget, attention, conv, depthwise, matmul, pack};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -150,8 +150,9 @@ impl Target for CpuTarget {
     fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
         match layout {
             pack::LAYOUT => matmul::unpack_constant(shape, bytes),
-            conv::ROWS_LAYOUT => conv::unpack_rows(shape, bytes),
-            conv::PLAIN_LAYOUT => conv::unpack_plain(shape, bytes),
+            conv::TAPS_LAYOUT => conv::unpack_taps(shape, bytes),
+            conv::POINTS_LAYOUT => conv::unpack_points(shape, bytes),
+            depthwise::LAYOUT => depthwise::unpack_filters(shape, bytes),
             _ => Err(format!("unknown layout `{layout}`")),
         }
         .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why))
@@ -191,8 +192,8 @@ macro_rules! names {
             pack: concat!("pack_f32_kn32__", $instructions),
             matmul: concat!("matmul_f32_", $tile, "__", $instructions),
             attention: concat!("attention_f32_flash__", $instructions),
-            conv: concat!("conv_f32_im2col__", $instructions),
-            depthwise: concat!("conv_f32_depthwise__", $instructions),
+            conv: concat!("conv_f32_nhwc__", $instructions),
+            depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
         }
     };
 }

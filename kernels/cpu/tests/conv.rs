@@ -28,9 +28,9 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
     let terms = in_group * c.kernel[0] * c.kernel[1];
     let mut expected = vec![GAP; c.batch * c.out_channels * c.out_size[0] * c.out_size[1]];
     for (at, e) in expected.iter_mut().enumerate() {
-        let (x, rest) = (at % c.out_size[1], at / c.out_size[1]);
-        let (y, rest) = (rest % c.out_size[0], rest / c.out_size[0]);
-        let (channel, image) = (rest % c.out_channels, rest / c.out_channels);
+        let (channel, rest) = (at % c.out_channels, at / c.out_channels);
+        let (x, rest) = (rest % c.out_size[1], rest / c.out_size[1]);
+        let (y, image) = (rest % c.out_size[0], rest / c.out_size[0]);
         let (mut sum, mut size) = (0.0, 0.0);
         for i in 0..in_group {
             for ky in 0..c.kernel[0] {
@@ -40,9 +40,11 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
                     if iy >= c.in_size[0] || ix >= c.in_size[1] {
                         continue;
                     }
-                    let from = image * c.in_channels + channel / out_group * in_group + i;
+                    let from = channel / out_group * in_group + i;
                     let weight = ((channel * in_group + i) * c.kernel[0] + ky) * c.kernel[1] + kx;
-                    let product = inputs[0][(from * c.in_size[0] + iy) * c.in_size[1] + ix] as f64
+                    let product = inputs[0]
+                        [((image * c.in_size[0] + iy) * c.in_size[1] + ix) * c.in_channels + from]
+                        as f64
                         * inputs[1][weight] as f64;
                     sum += product;
                     size += product.abs();
@@ -51,7 +53,7 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
         }
         let bias = if c.epilogue.bias { inputs[2][channel] as f64 } else { 0.0 };
         let residual = if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
-        *e = finished(c.epilogue.activation, sum, size, terms, bias, residual);
+        *e = finished(&c.epilogue, sum, size, terms, bias, residual);
     }
     let call = KernelCall::Conv(c.clone());
     let shape = [c.out_channels, in_group, c.kernel[0], c.kernel[1]];
@@ -109,6 +111,7 @@ fn sampled_shapes_agree() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             check(class, &c, &inputs(&c, &mut random));
             checked += 1;
@@ -127,7 +130,12 @@ fn many_channels_cross_every_block() {
             call([2, 70, 70, 1], [29, 31], [3, 3], [[2, 2], [1, 1], [1, 1]]),
         ] {
             let mut c = c.unwrap();
-            c.epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: true };
+            c.epilogue = Epilogue {
+                bias: true,
+                activation: Some(Activation::Relu),
+                residual: true,
+                residual_first: false,
+            };
             check(class, &c, &inputs(&c, &mut random));
         }
     }
@@ -144,7 +152,8 @@ fn one_channel_per_group_agrees() {
                         let geometry = [strides, [2, 3], dilations];
                         let mut c = call([2, 4, 4 * multiplier, 4], size, [3, 5], geometry).unwrap();
                         let activation = random.pick(&ACTIVATIONS);
-                        c.epilogue = Epilogue { bias: true, activation, residual: true };
+                        c.epilogue =
+                            Epilogue { bias: true, activation, residual: true, residual_first: false };
                         check(class, &c, &inputs(&c, &mut random));
                     }
                 }

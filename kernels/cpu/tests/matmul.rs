@@ -106,7 +106,7 @@ impl Case {
                         size += x.abs();
                     }
                     let to = at[2] + i * c.c_row_stride + j;
-                    expected[to] = finished(c.epilogue.activation, sum, size, c.k, bias(j), residual(to));
+                    expected[to] = finished(&c.epilogue, sum, size, c.k, bias(j), residual(to));
                 }
             }
         }
@@ -140,6 +140,7 @@ fn sampled_shapes_and_strides_agree() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             let case = case(dims, batch, transposed, packed, gap).with(epilogue);
             case.check(class, &case.inputs(&mut random));
@@ -160,7 +161,12 @@ fn larger_primes_cross_every_block() {
             ([7, 131, 1201], true, [false, false]),
             ([16, 64, 1024], true, [false, false]),
         ] {
-            let epilogue = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: true };
+            let epilogue = Epilogue {
+                bias: true,
+                activation: Some(Activation::GeluErf),
+                residual: true,
+                residual_first: false,
+            };
             let case = case(dims, &[], transposed, packed, 0).with(epilogue);
             case.check(class, &case.inputs(&mut random));
         }
@@ -186,7 +192,12 @@ fn empty_extents_are_fine() {
         let mut random = Random::new(4);
         for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [0, 0, 0]] {
             for packed in [false, true] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: false };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Relu),
+                    residual: false,
+                    residual_first: false,
+                };
                 let case = case(dims, &[], [false, false], packed, 0).with(epilogue);
                 case.check(class, &case.inputs(&mut random));
             }
@@ -199,7 +210,7 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
     for class in classes() {
         for activation in ACTIVATIONS {
             let mut random = Random::new(5);
-            let epilogue = Epilogue { bias: true, activation, residual: true };
+            let epilogue = Epilogue { bias: true, activation, residual: true, residual_first: false };
             let case = case([19, 37, 23], &[], [false, false], false, 1).with(epilogue);
             let mut inputs = case.inputs(&mut random);
             inputs[0][case.call.a.row_stride * 3 + 2] = f32::NAN;

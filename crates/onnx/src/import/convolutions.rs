@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Conv, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Add, Conv, ImageLayout, Pool, PoolKind, Reduce, ReduceKind};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -30,6 +30,7 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         pads_after: windows.after,
         dilations: windows.dilations,
         groups,
+        layout: ImageLayout::Nchw,
     };
     let mut y = cx.add(op, &[x, k])?;
     if let Some(bias) = bias {
@@ -75,6 +76,7 @@ fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool)
         pads_after: windows.after,
         dilations: windows.dilations,
         count_include_pad,
+        layout: ImageLayout::Nchw,
     };
     Ok(vec![cx.add(op, &[x])?])
 }
