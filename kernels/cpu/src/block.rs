@@ -109,6 +109,12 @@ pub(crate) unsafe fn multiply<I: Isa>(
                 let ahead = right.wrapping_add(if last { b.stride } else { AHEAD });
                 let out = c.at.add(row * c.stride + col);
                 let here = finish.map(|f| f.at(row, col, c.stride));
+                if !accumulate {
+                    fetch_rows(isa, rows, out, c.stride);
+                }
+                if let Some(f) = here.filter(|f| !f.residual.is_null()) {
+                    fetch_rows(isa, rows, f.residual, c.stride);
+                }
                 if cols == PANEL {
                     isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate, ahead);
                     if let Some(f) = here {
@@ -129,6 +135,16 @@ pub(crate) unsafe fn multiply<I: Isa>(
             row += rows;
         }
         col += PANEL;
+    }
+}
+
+/// Fetches what the end of a tile reads and writes, so that it is there when the tile is done.
+#[inline(always)]
+fn fetch_rows<I: Isa>(isa: I, rows: usize, at: *const f32, stride: usize) {
+    for i in 0..rows {
+        let row = at.wrapping_add(i * stride);
+        isa.prefetch_near(row);
+        isa.prefetch_near(row.wrapping_add(PANEL / 2));
     }
 }
 

@@ -365,7 +365,7 @@ pub(crate) unsafe fn run<I: Isa>(
 /// Copies the terms `from..to` of `rows` pixels from `first` on to rows of scratch, zero outside of the image.
 ///
 /// # Safety
-/// `x` begins at the group's first channel of the first pixel; `to` has `rows` rows at distance `stride`.
+/// `x` begins at the group's first channel of the first pixel; scratch has `rows` rows at distance `stride`.
 #[inline(always)]
 unsafe fn gather<I: Isa>(
     isa: I,
@@ -380,47 +380,81 @@ unsafe fn gather<I: Isa>(
     let joined = s.groups == 1 && s.dilations[1] == 1;
     let taps = if joined { s.kernel[1] } else { 1 };
     let (runs_per_row, len) = (s.kernel[1] / taps, (taps * s.in_group()).max(1));
+    let mut term = from;
+    while term < to {
+        let (run, begin) = (term / len, term % len);
+        let end = len.min(begin + to - term);
+        let run = Run { ky: run / runs_per_row, kx: run % runs_per_row, taps, begin, end };
+        // SAFETY: the caller's promise; the row of scratch has the terms of the run.
+        unsafe { gather_run(isa, s, x, [first, rows], run, scratch.add(term - from), stride) }
+        term += end - begin;
+    }
+}
+
+/// Terms of a pixel that lie in one piece.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The kernel row and column of the first tap, and their number.
+    ky: usize,
+    kx: usize,
+    taps: usize,
+    /// The elements of the taps that are wanted.
+    begin: usize,
+    end: usize,
+}
+
+/// Copies one run of `rows` pixels from `first` on.
+///
+/// # Safety
+/// As [`gather`], for the elements of the run.
+#[inline(always)]
+unsafe fn gather_run<I: Isa>(
+    isa: I,
+    s: &Shape,
+    x: *const f32,
+    [first, rows]: [usize; 2],
+    run: Run,
+    mut to: *mut f32,
+    stride: usize,
+) {
     let [height, width] = s.in_size.map(|n| n as isize);
-    let channels = s.in_channels as isize;
-    let (mut row, mut col) = (first / s.out_size[1], first % s.out_size[1]);
-    for i in 0..rows {
-        let (image, line) = (row / s.out_size[0], row % s.out_size[0]);
-        let x = x.wrapping_add(image * s.in_size[0] * s.in_size[1] * s.in_channels);
-        let target = scratch.wrapping_add(i * stride);
-        let mut term = from;
-        let (mut ky, mut kx) = (from / len / runs_per_row, from / len % runs_per_row);
-        while term < to {
-            let start = term / len * len;
-            let (begin, end) = (term - start, len.min(to - start));
-            let iy = (line * s.strides[0] + ky * s.dilations[0]) as isize - s.pads[0] as isize;
-            let ix = (col * s.strides[1] + kx * s.dilations[1]) as isize - s.pads[1] as isize;
-            // The part of the run inside of the image.
-            let (mut low, mut high) = (0, 0);
-            if 0 <= iy && iy < height && ix < width && ix + taps as isize > 0 {
-                low = if ix < 0 { (-ix * channels) as usize } else { 0 };
-                let over = ix + taps as isize > width;
-                high = if over { ((width - ix) * channels) as usize } else { len };
-            }
-            let (low, high) = (low.clamp(begin, end), high.clamp(begin, end));
-            let source = x.wrapping_offset((iy * width + ix) * channels);
-            // SAFETY: the part between `low` and `high` lies inside of the image.
+    let (channels, taps) = (s.in_channels as isize, run.taps as isize);
+    let count = run.end - run.begin;
+    let (mut line, mut col) = (first / s.out_size[1], first % s.out_size[1]);
+    let mut left = rows;
+    while left > 0 {
+        let pixels = (s.out_size[1] - col).min(left);
+        let (image, row) = (line / s.out_size[0], line % s.out_size[0]);
+        let iy = (row * s.strides[0] + run.ky * s.dilations[0]) as isize - s.pads[0] as isize;
+        let source = x
+            .wrapping_add(image * s.in_size[0] * s.in_size[1] * s.in_channels + run.begin)
+            .wrapping_offset(iy * width * channels);
+        let mut ix = (col * s.strides[1] + run.kx * s.dilations[1]) as isize - s.pads[1] as isize;
+        let inside = 0 <= iy && iy < height;
+        for _ in 0..pixels {
+            let from = source.wrapping_offset(ix * channels);
+            // SAFETY: what is read lies inside of the image, what is written in the row of scratch.
             unsafe {
-                let to = target.wrapping_add(start - from);
-                fill(isa, to.wrapping_add(begin), low.max(begin) - begin);
-                copy(isa, source.wrapping_add(low), to.wrapping_add(low), high.saturating_sub(low));
-                let rest = high.max(low);
-                fill(isa, to.wrapping_add(rest), end - rest);
+                if inside && 0 <= ix && ix + taps <= width {
+                    copy(isa, from, to, count);
+                } else {
+                    // The part inside of the image.
+                    let clamped = |tap: isize| {
+                        let element = (tap.clamp(0, taps) * channels) as usize;
+                        element.clamp(run.begin, run.end) - run.begin
+                    };
+                    let low = if inside { clamped(-ix) } else { count };
+                    let high = if inside { clamped(width - ix).max(low) } else { count };
+                    fill(isa, to, low);
+                    copy(isa, from.wrapping_add(low), to.add(low), high - low);
+                    fill(isa, to.add(high), count - high);
+                }
             }
-            term = start + end;
-            kx += 1;
-            if kx == runs_per_row {
-                (ky, kx) = (ky + 1, 0);
-            }
+            to = to.wrapping_add(stride);
+            ix += s.strides[1] as isize;
         }
-        col += 1;
-        if col == s.out_size[1] {
-            (row, col) = (row + 1, 0);
-        }
+        left -= pixels;
+        (line, col) = (line + 1, 0);
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) trait Isa: Copy {
     unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
     fn prefetch(self, p: *const f32);
+    /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.
+    fn prefetch_near(self, p: *const f32);
     /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile the `k` rows at
     /// `ahead`, which may be anywhere, are fetched towards the processor.
     ///

@@ -243,7 +243,7 @@ macro_rules! entries {
                     $family::run($isa, params, args, scratch, begin, end)
                 }
             }
-            KernelEntry { name: $name, version: 1, class: Class::$class, function: kernel }
+            KernelEntry { name: $name, version: 2, class: Class::$class, function: kernel }
         };
     };
 }

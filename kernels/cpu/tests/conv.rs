@@ -172,6 +172,42 @@ fn one_dimension_is_a_height_of_one() {
     }
 }
 
+/// Filters of groups that do not fill whole panels, and taps of which whole rows lie outside of the image.
+#[test]
+fn groups_and_wide_padding_agree() {
+    for class in classes() {
+        let mut random = Random::new(7);
+        for (channels, size, kernel, geometry) in [
+            ([1, 10, 82, 2], [9, 8], [3, 3], [[1, 1], [1, 1], [1, 1]]),
+            ([2, 12, 66, 6], [5, 6], [2, 3], [[2, 1], [1, 2], [1, 2]]),
+            ([1, 3, 64, 1], [23, 21], [7, 7], [[2, 2], [3, 3], [1, 1]]),
+            ([1, 5, 33, 1], [2, 3], [3, 4], [[1, 2], [7, 9], [3, 2]]),
+            ([3, 40, 48, 1], [7, 7], [1, 1], [[2, 2], [0, 0], [1, 1]]),
+            ([1, 2, 6, 2], [4, 4], [3, 3], [[1, 1], [4, 4], [1, 1]]),
+        ] {
+            let mut c = call(channels, size, kernel, geometry).unwrap();
+            let activation = random.pick(&ACTIVATIONS);
+            c.epilogue = Epilogue { bias: true, activation, residual: true, residual_first: true };
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
+
+#[test]
+fn subnormal_and_huge_numbers_keep_their_size() {
+    for class in classes() {
+        let mut random = Random::new(8);
+        for groups in [1, 4] {
+            let c = call([1, 4, 4, groups], [6, 9], [3, 3], [[1, 1], [1, 1], [1, 1]]);
+            let c = c.unwrap();
+            let mut inputs = inputs(&c, &mut random);
+            inputs[0].iter_mut().step_by(3).for_each(|x| *x *= 1e-40);
+            inputs[0].iter_mut().skip(1).step_by(3).for_each(|x| *x *= 1e30);
+            check(class, &c, &inputs);
+        }
+    }
+}
+
 #[test]
 fn nan_and_infinity_reach_what_reads_them() {
     for class in classes() {
