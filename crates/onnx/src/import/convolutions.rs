@@ -99,14 +99,15 @@ fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
 }
 
 /// The extents after the first two.
-fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
+pub(super) fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
     match cx.ty(x).shape.get(2..) {
         Some(extents) if !extents.is_empty() => Ok(extents.to_vec()),
         _ => Err(Refusal::Invalid(format!("expected at least 3 axes, found {}", cx.ty(x)))),
     }
 }
 
-fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usize>, Refusal> {
+/// A list of as many counts as expected.
+pub(super) fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usize>, Refusal> {
     if list.len() != expected {
         let found = list.len();
         return Err(Refusal::Invalid(format!("expected {expected} values in `{name}`, found {found}")));
