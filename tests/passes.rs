@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass};
+use margay_ir::{Changed, Cx, Graph, Pass, eval};
 use margay_loops::Precision;
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
 use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
-use margay_testkit::{DocExample, doc_examples, normalized, parse_with_random_constants};
+use margay_testkit::{
+    DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
+};
 
 fn source_of(pass: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,6 +161,63 @@ fn keys_shared_by_heads_are_left_as_they_are() {
          }",
     );
     assert_eq!(run(&margay_passes::RecognizeAttention, &mut g), Changed::No);
+}
+
+#[test]
+fn images_keep_their_values_with_channels_last() {
+    let (before, _) = parse_with_random_constants(
+        "graph @net(%x: f32[N, 3, 9, 8], %z: f32[N, 4, 9, 8]) -> (y: f32[N, 5], m: f32[N, 4, 9, 8], c: f32[N, 8, 11, 9], s: f32[N, 9]) {
+           %0 = const #k1 : f32[4, 3, 3, 3]
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 4, 9, 8]
+           %2 = const #b1 : f32[4, 1, 1]
+           %3 = broadcast %2 {shape = [N, 4, 9, 8]} : f32[N, 4, 9, 8]
+           %4 = mul %3, %1 : f32[N, 4, 9, 8]
+           %5 = const #row : f32[9, 8]
+           %6 = add %4, %5 : f32[N, 4, 9, 8]
+           %7 = const 0.5 : f32
+           %8 = less %7, %6 : bool[N, 4, 9, 8]
+           %9 = select %8, %6, %7 : f32[N, 4, 9, 8]
+           %10 = reduce %9 {kind = mean, axes = [2, 3], keepdims = true} : f32[N, 4, 1, 1]
+           %11 = const #k2 : f32[4, 4, 1, 1]
+           %12 = conv %10, %11 : f32[N, 4, 1, 1]
+           %13 = sigmoid %12 : f32[N, 4, 1, 1]
+           %14 = mul %9, %13 : f32[N, 4, 9, 8]
+           %15 = pool %14 {kind = max, kernel = [3, 3], pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 4, 9, 8]
+           %16 = softmax %15 {axis = 1} : f32[N, 4, 9, 8]
+           %17 = concat %16, %14 {axis = 1} : f32[N, 8, 9, 8]
+           %18 = pad %17 {before = [0, 0, 2, 0], after = [0, 0, 0, 1]} : f32[N, 8, 11, 9]
+           %19 = slice %14 {starts = [0, 1, 0, 0], ends = [N, 4, 9, 8], steps = [1, 2, 1, 3]} : f32[N, 2, 9, 3]
+           %20 = reshape %19 {shape = [N, 54]} : f32[N, 54]
+           %21 = const #w : f32[54, 5]
+           %22 = matmul %20, %21 : f32[N, 5]
+           %23 = add %14, %z : f32[N, 4, 9, 8]
+           %24 = reduce %14 {kind = sum, axes = [1, 3]} : f32[N, 9]
+           return %22, %23, %18, %24
+         }",
+    );
+    let mut after = before.clone();
+    run(&margay_passes::AssignLayout, &mut after);
+    let text = after.to_string();
+    // One in front of the first convolution; the second output adds an input of the graph, the third is an image.
+    assert_eq!(text.matches(" = transpose ").count(), 3, "{text}");
+    let bind = |g: &Graph| BindDims { binding: [("N".into(), 2)].into_iter().collect() }.bound(g).unwrap();
+    let x = margay_testkit::normal(&[2, 3, 9, 8], 1, 0);
+    let z = margay_testkit::normal(&[2, 4, 9, 8], 1, 1);
+    let values = |g: &Graph| eval::run(&bind(g), &[("x", &x), ("z", &z)]).unwrap();
+    for (found, expected) in values(&after).iter().zip(&values(&before)) {
+        assert_close("with channels last", found, expected, Tolerance::REDUCTION);
+    }
+}
+
+#[test]
+fn transposes_of_heads_stay_where_they_are() {
+    let source = "graph @heads(%x: f32[2, 5, 6]) -> (y: f32[2, 6, 5]) {
+      %0 = transpose %x {perm = [0, 2, 1]} : f32[2, 6, 5]
+      %1 = tanh %0 : f32[2, 6, 5]
+      return %1
+    }";
+    let (mut g, _) = parse_with_random_constants(source);
+    assert_eq!(run(&margay_passes::AssignLayout, &mut g), Changed::No);
 }
 
 #[test]

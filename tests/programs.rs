@@ -76,6 +76,26 @@ fn silu_joins_the_product() {
 }
 
 #[test]
+fn bias_residual_and_activation_join_the_convolution() {
+    insta::assert_snapshot!(program(
+        "graph @block(%x: f32[2, 8, 8, 32]) -> (y: f32[2, 8, 8, 32]) {
+           %0 = const #k : f32[32, 32, 3, 3]
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1], layout = nhwc} : f32[2, 8, 8, 32]  // conv
+           %2 = const #b : f32[32]
+           %3 = add %1, %2 : f32[2, 8, 8, 32]  // bias
+           %4 = add %x, %3 : f32[2, 8, 8, 32]  // residual
+           %5 = relu %4 : f32[2, 8, 8, 32]  // act
+           return %5
+         }"
+    ), @r"
+    input x: f32[2, 8, 8, 32]
+    output y: f32[2, 8, 8, 32]
+    arena 0 bytes
+    step 0: conv 2x[32x8x8 -> 32x8x8] kernel 3x3 groups 1 +bias +residual relu (in0, c1, c0, in0, out0)  // conv + bias + residual + act
+    ");
+}
+
+#[test]
 fn attention_walks_heads_where_they_lie() {
     insta::assert_snapshot!(program(
         "graph @heads(%q: f32[2, 16, 64], %k: f32[2, 16, 64], %v: f32[2, 16, 64]) -> (y: f32[2, 16, 64]) {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod assign_layout;
 mod bind_dims;
 mod fold_constants;
 mod lower_precision;
@@ -21,6 +22,7 @@ pub mod sketch;
 mod sketch_conv;
 mod sketch_linear;
 
+pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
 pub use fold_constants::FoldConstants;
 pub use lower_precision::LowerPrecision;

@@ -6,8 +6,8 @@ use margay_ir::verify::{Stage, Violation};
 use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 
 use crate::{
-    FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeSilu,
-    RemoveDead, Simplify,
+    AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
+    RecognizeSilu, RemoveDead, Simplify,
 };
 
 /// A pass that can be asked for by name, with its default configuration.
@@ -21,6 +21,7 @@ pub struct PassEntry {
 /// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`,
 /// `lower-precision`, `sketch-linear`, `sketch-conv`) are built where their configuration is.
 pub const PASSES: &[PassEntry] = &[
+    PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
     PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },
     PassEntry { name: "merge-duplicates", make: || Box::new(MergeDuplicates) },
     PassEntry { name: "recognize-attention", make: || Box::new(RecognizeAttention) },
@@ -124,6 +125,8 @@ impl Pipeline {
     /// From a sketched graph to one that can be lowered, for one value of every symbol.
     pub fn bind(binding: &margay_tensor::Binding) -> Pipeline {
         Pipeline::new(vec![
+            // Before symbols have values, like all passes that look for patterns.
+            Step::Run(Box::new(AssignLayout)),
             Step::Run(Box::new(crate::BindDims { binding: binding.clone() })),
             Step::Run(Box::new(FoldConstants::default())),
             Step::Run(Box::new(Simplify)),

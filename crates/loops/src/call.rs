@@ -46,7 +46,8 @@ pub enum Activation {
     Sigmoid,
 }
 
-/// What happens to a result before it is stored: `activation(result + bias) + residual`.
+/// What happens to a result before it is stored: `activation(result + bias) + residual`, or
+/// `activation(result + bias + residual)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Epilogue {
     /// A vector is added: one element per column of a product, one per channel of a convolution.
@@ -55,6 +56,8 @@ pub struct Epilogue {
     pub activation: Option<Activation>,
     /// A tensor with the layout of the result is added last.
     pub residual: bool,
+    /// The residual is added before the activation.
+    pub residual_first: bool,
 }
 
 /// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
@@ -84,8 +87,8 @@ pub struct MatMul {
     pub epilogue: Epilogue,
 }
 
-/// A two-dimensional convolution in f32: `Y[n, o, y, x] = epilogue(Σ X[n, c, …] K[o, c, i, j])`, operands
-/// row-major in NCHW and OIHW order. A one-dimensional one has a height of 1.
+/// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
+/// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
 /// Arguments: X, K (a packed constant), bias if any, residual if any, Y, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -189,10 +192,13 @@ impl fmt::Display for Epilogue {
         if self.bias {
             f.write_str(" +bias")?;
         }
+        if self.residual && self.residual_first {
+            f.write_str(" +residual")?;
+        }
         if let Some(a) = self.activation {
             write!(f, " {}", a.name())?;
         }
-        if self.residual {
+        if self.residual && !self.residual_first {
             f.write_str(" +residual")?;
         }
         Ok(())

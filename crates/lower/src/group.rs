@@ -363,7 +363,7 @@ impl Grouper<'_> {
 fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
     let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Conv(c) => (&mut c.epilogue, 1),
+        KernelCall::Conv(c) => (&mut c.epilogue, shape.len() - 1),
         KernelCall::Attention(_) => return false,
     };
     let activation = match op {
@@ -376,9 +376,10 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         _ => None,
     };
     if activation.is_some() {
-        let free = epilogue.activation.is_none() && !epilogue.residual;
+        let free = epilogue.activation.is_none();
         if free {
             epilogue.activation = activation;
+            epilogue.residual_first = epilogue.residual;
         }
         return free;
     }

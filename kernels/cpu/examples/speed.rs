@@ -45,7 +45,12 @@ fn name(call: &KernelCall) -> String {
 fn calls() -> Vec<KernelCall> {
     let mut calls = Vec::new();
     let plain = Epilogue::default();
-    let gelu = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: false };
+    let gelu = Epilogue {
+        bias: true,
+        activation: Some(Activation::GeluErf),
+        residual: false,
+        residual_first: false,
+    };
     for [m, n, k] in [
         [128, 768, 768],
         [128, 3072, 768],
@@ -121,14 +126,18 @@ fn calls() -> Vec<KernelCall> {
             mask: None,
         }));
     }
-    for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
-        calls.push(conv([channels, channels], size, 3, 1, 1));
-        calls.push(conv([channels, channels], size, 1, 1, 1));
+    for batch in [1, 8] {
+        for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+            calls.push(conv(batch, [channels, channels], size, 3, 1, 1));
+            calls.push(conv(batch, [channels, 4 * channels], size, 1, 1, 1));
+            calls.push(conv(batch, [4 * channels, channels], size, 1, 1, 1));
+        }
+        calls.push(conv(batch, [128, 128], 56, 3, 2, 1));
+        calls.push(conv(batch, [256, 512], 56, 1, 2, 1));
+        calls.push(conv(batch, [3, 64], 224, 7, 2, 1));
+        calls.push(conv(batch, [128, 128], 56, 3, 1, 128));
+        calls.push(conv(batch, [256, 256], 28, 3, 2, 256));
     }
-    calls.push(conv([3, 64], 224, 7, 2, 1));
-    calls.push(conv([64, 128], 56, 3, 2, 1));
-    calls.push(conv([128, 128], 56, 3, 1, 128));
-    calls.push(conv([256, 256], 28, 3, 2, 256));
     calls
 }
 
@@ -165,11 +174,18 @@ fn narrow(call: KernelCall, precision: Precision) -> KernelCall {
     KernelCall::MatMul(MatMul { precision, ..c })
 }
 
-fn conv([inner, outer]: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> KernelCall {
+fn conv(
+    batch: usize,
+    [inner, outer]: [usize; 2],
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+) -> KernelCall {
     let pad = kernel / 2;
     let out = (size + 2 * pad - kernel) / stride + 1;
     KernelCall::Conv(Conv {
-        batch: 1,
+        batch,
         in_channels: inner,
         out_channels: outer,
         groups,

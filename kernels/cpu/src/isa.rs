@@ -88,6 +88,8 @@ pub(crate) trait Isa: Copy {
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
     fn prefetch(self, p: *const f32);
+    /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.
+    fn prefetch_near(self, p: *const f32);
     /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile `2 * k * pace` bytes
     /// from `ahead` on, which may be anywhere, are fetched towards the processor; `pace` is at most 64.
     ///

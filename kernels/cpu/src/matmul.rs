@@ -32,7 +32,7 @@ params! {
         rows: usize,
         panels: usize,
         k_block: usize,
-        activation: usize,
+        epilogue: usize,
         /// Positions of the arguments.
         a_at: usize,
         a_offset: usize,
@@ -135,7 +135,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         rows,
         panels: group,
         k_block,
-        activation: epilogue_word(&call.epilogue),
+        epilogue: epilogue_word(&call.epilogue),
         a_at,
         a_offset: 0,
         b_at,
@@ -256,8 +256,7 @@ impl Item {
                 cols: (p.n - col).min(p.panels * PANEL),
                 finish: Finish {
                     bias: shifted(p.bias_at, col),
-                    bias_by_row: false,
-                    activation: p.activation,
+                    word: p.epilogue,
                     residual: shifted(p.residual_at, at),
                 },
             }

@@ -4,7 +4,7 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, constants, conv, matmul};
+use crate::{UnknownTarget, attention, constants, conv, depthwise, matmul};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -169,8 +169,9 @@ impl Target for CpuTarget {
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         match layout {
-            conv::ROWS_LAYOUT => conv::unpack_rows(shape, bytes),
-            conv::PLAIN_LAYOUT => conv::unpack_plain(shape, bytes),
+            conv::TAPS_LAYOUT => conv::unpack_taps(shape, bytes),
+            conv::POINTS_LAYOUT => conv::unpack_points(shape, bytes),
+            depthwise::LAYOUT => depthwise::unpack_filters(shape, bytes),
             _ => Err(format!("unknown layout `{layout}`")),
         }
         .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why))
@@ -219,8 +220,8 @@ macro_rules! names {
             matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
             matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
-            conv: concat!("conv_f32_im2col__", $instructions),
-            depthwise: concat!("conv_f32_depthwise__", $instructions),
+            conv: concat!("conv_f32_nhwc__", $instructions),
+            depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
         }
     };
 }
@@ -275,7 +276,7 @@ macro_rules! entries {
                     $family::run($isa, params, args, scratch, begin, end)
                 }
             }
-            KernelEntry { name: $name, version: 1, class: Class::$class, function: kernel }
+            KernelEntry { name: $name, version: 2, class: Class::$class, function: kernel }
         };
     };
 }

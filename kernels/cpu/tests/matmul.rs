@@ -132,7 +132,7 @@ impl Case {
                         size += x.abs();
                     }
                     let to = at[2] + i * c.c_row_stride + j;
-                    expected[to] = finished(c.epilogue.activation, sum, size, c.k, bias(j), residual(to));
+                    expected[to] = finished(&c.epilogue, sum, size, c.k, bias(j), residual(to));
                 }
             }
         }
@@ -166,6 +166,7 @@ fn sampled_shapes_and_strides_agree() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             let case = case(dims, batch, transposed, packed, gap).with(epilogue);
             case.check(class, &case.inputs(&mut random));
@@ -186,7 +187,12 @@ fn larger_primes_cross_every_block() {
             ([7, 131, 1201], true, [false, false]),
             ([16, 64, 1024], true, [false, false]),
         ] {
-            let epilogue = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: true };
+            let epilogue = Epilogue {
+                bias: true,
+                activation: Some(Activation::GeluErf),
+                residual: true,
+                residual_first: false,
+            };
             let case = case(dims, &[], transposed, packed, 0).with(epilogue);
             case.check(class, &case.inputs(&mut random));
         }
@@ -220,6 +226,7 @@ fn narrow_constants_agree_on_sampled_shapes_and_strides() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             let precision = random.pick(&NARROW);
             let gap = random.below(3) * 5;
@@ -242,7 +249,12 @@ fn narrow_constants_agree_across_every_block() {
                 ([7, 131, 1201], [true, false]),
                 ([16, 64, 1024], [false, false]),
             ] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Silu), residual: true };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Silu),
+                    residual: true,
+                    residual_first: false,
+                };
                 let case = case(dims, &[], transposed, true, 0).with(epilogue).in_precision(precision);
                 case.check(class, &case.inputs(&mut random));
             }
@@ -261,7 +273,12 @@ fn narrow_constants_of_no_extent_are_fine() {
     for class in classes() {
         for precision in NARROW {
             for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [1, 7, 0], [0, 0, 0]] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: false };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Relu),
+                    residual: false,
+                    residual_first: false,
+                };
                 let case = case(dims, &[], [false, false], true, 0).with(epilogue).in_precision(precision);
                 case.check(class, &case.inputs(&mut Random::new(10)));
             }
@@ -320,7 +337,12 @@ fn empty_extents_are_fine() {
         let mut random = Random::new(4);
         for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [0, 0, 0]] {
             for packed in [false, true] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: false };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Relu),
+                    residual: false,
+                    residual_first: false,
+                };
                 let case = case(dims, &[], [false, false], packed, 0).with(epilogue);
                 case.check(class, &case.inputs(&mut random));
             }
@@ -333,7 +355,7 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
     for class in classes() {
         for activation in ACTIVATIONS {
             let mut random = Random::new(5);
-            let epilogue = Epilogue { bias: true, activation, residual: true };
+            let epilogue = Epilogue { bias: true, activation, residual: true, residual_first: false };
             let case = case([19, 37, 23], &[], [false, false], false, 1).with(epilogue);
             let mut inputs = case.inputs(&mut random);
             inputs[0][case.call.a.row_stride * 3 + 2] = f32::NAN;

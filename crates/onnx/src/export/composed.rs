@@ -1,7 +1,7 @@
 //! Operators that ONNX, or the chosen operator set, spells as several. The recognition passes know these spellings.
 
-use margay_ir::NodeId;
 use margay_ir::ops::{LayerNorm, Pool};
+use margay_ir::{NodeId, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Exporter;
@@ -89,7 +89,12 @@ impl Exporter<'_> {
     /// with ones, divided by the number of elements, which is a convolution of ones.
     pub(super) fn spread_average(&mut self, x: &str, n: NodeId, op: &Pool) -> Result<String, OnnxError> {
         let g = self.g;
-        let (from, to) = (&g.ty(g.inputs_of(n)[0]).clone(), g.ty(n.into()).shape.clone());
+        let in_nchw = |v: Value| {
+            let ty = g.ty(v);
+            let shape = op.layout.perm_to_nchw(ty.ndim()).iter().map(|&p| ty.shape[p].clone()).collect();
+            TensorType::new(ty.dtype, shape)
+        };
+        let (from, to) = (&in_nchw(g.inputs_of(n)[0]), in_nchw(n.into()).shape);
         let one = Dim::from(1usize);
         let apart = |shape: &[Dim]| -> Vec<Dim> {
             [vec![&shape[0] * &shape[1], one.clone()], shape[2..].to_vec()].concat()

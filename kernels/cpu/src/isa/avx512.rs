@@ -135,6 +135,11 @@ macro_rules! vectors {
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
             }
             #[inline(always)]
+            fn prefetch_near(self, p: *const f32) {
+                // SAFETY: prefetches do not fault.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
+            #[inline(always)]
             unsafe fn tile(
                 self,
                 m: usize,

@@ -138,6 +138,8 @@ impl Isa for Portable {
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
+    fn prefetch_near(self, _: *const f32) {}
+    #[inline(always)]
     unsafe fn tile(
         self,
         m: usize,

@@ -4,7 +4,7 @@
 
 use margay_kernels_cpu::{Class, CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, KernelCall, Precision, Target};
+use margay_loops::{Activation, Epilogue, KernelCall, Precision, Target};
 use margay_tensor::{DType, Tensor};
 
 pub(crate) mod random;
@@ -209,21 +209,22 @@ pub(crate) const ACTIVATIONS: [Option<Activation>; 7] = [
     Some(Activation::Sigmoid),
 ];
 
-/// `activation(sum + bias) + residual` and its tolerance: rounding of a sum of `terms` products with the given
-/// sum of magnitudes, and 1e-6 for the activation.
+/// The finished sum and its tolerance: rounding of a sum of `terms` products with the given sum of magnitudes, and
+/// 1e-6 for the activation.
 pub(crate) fn finished(
-    a: Option<Activation>,
+    e: &Epilogue,
     sum: f64,
     size: f64,
     terms: usize,
     bias: f64,
     residual: f64,
 ) -> Expected {
-    let x = activation(a, sum + bias);
+    let (before, after) = if e.residual_first { (residual, 0.0) } else { (0.0, residual) };
+    let x = activation(e.activation, sum + bias + before);
     let rounding = (terms as f64).sqrt().max(4.0) * 4.0 * f32::EPSILON as f64;
     let steepest = 1.2; // no activation is steeper
-    let tolerance = steepest * rounding * (size + bias.abs())
-        + if a.is_some() { 1e-6 * (1.0 + x.abs()) } else { 0.0 }
+    let tolerance = steepest * rounding * (size + bias.abs() + before.abs())
+        + if e.activation.is_some() { 1e-6 * (1.0 + x.abs()) } else { 0.0 }
         + f32::EPSILON as f64 * (x.abs() + residual.abs());
-    Expected { value: x + residual, tolerance }
+    Expected { value: x + after, tolerance }
 }
