@@ -7,7 +7,7 @@
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `narrow`, `attention`, `conv`, `depthwise`: the families; `constants` are the layouts of products,
+//! - `matmul`, `thin`, `narrow`, `attention`, `conv`, `depthwise`: the families; `constants` are the layouts of products,
 //!   `pack` and `block` what the families share.
 //!
 //! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
@@ -32,6 +32,7 @@ mod narrow;
 mod pack;
 mod params;
 pub mod target;
+mod thin;
 
 pub use error::UnknownTarget;
 pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};

@@ -4,6 +4,8 @@
 //! it, sums are cut into runs of `k_block` terms that stay in the cache, and partial sums live in C. B is a
 //! packed constant, or is packed into the workspace first; so is A where its rows are not as they should be.
 //!
+//! A right operand that is no constant is not packed for a few rows: `thin` reads it where it lies.
+//!
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
@@ -13,7 +15,7 @@ use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-use crate::{Class, constants, narrow};
+use crate::{Class, constants, narrow, thin};
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -113,7 +115,11 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let flops = (class.item_flops() / (2 * rows * PANEL * k).max(1)).max(1);
     let panel_bytes = call.precision.stored_bytes(call.k as u64, PANEL as u64) as usize;
     let bytes = (class.item_bytes() / panel_bytes.max(1)).max(1);
-    let group = even(panels, flops.min(bytes.max(1)));
+    let thin = !call.b_packed && m <= thin::THIN_ROWS && (call.b.col_stride == 1 || call.b.row_stride == 1);
+    let group = match thin {
+        true => even(panels, bytes.max(thin::LEAST_PANELS)),
+        false => even(panels, flops.min(bytes)),
+    };
 
     let mut at = Positions::default();
     let (a_at, b_at) = (at.next(), at.next());
@@ -160,7 +166,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         batch: params.a_batch,
     };
     // Rows a multiple of 4 KiB apart share the sets of the first level of the cache.
-    let rows_collide = m > 4 && k > 64 && panels > 2 && call.a.row_stride.is_multiple_of(1024);
+    let rows_collide = m > 4 && k > 64 && panels > 2 && !thin && call.a.row_stride.is_multiple_of(1024);
     let placed = match call.precision {
         Precision::Bf16 => Some(workspace.rounded(a, pairs.is_some())),
         _ if call.a.col_stride != 1 || rows_collide => Some(workspace.rows(a)),
@@ -170,7 +176,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         (params.a_at, params.a_offset, params.a_batch) = (workspace_at, placed.offset, placed.batch);
         params.a_row = pack::row_stride(k);
     }
-    if !call.b_packed {
+    if !call.b_packed && !thin {
         let placed = workspace.panels(Source {
             at: b_at,
             size: [k, n],
@@ -188,6 +194,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.b_at = b_at;
     }
     let (kernel, words) = match (pairs, call.precision) {
+        (_, Precision::F32) if thin => {
+            let strides = [call.b.row_stride, call.b.col_stride];
+            (class.kernels().matmul_thin, thin::words(params, strides))
+        }
         (_, Precision::F32) => (class.kernels().matmul, to_words(&params)),
         (Some(pairs), _) => (pairs, to_words(&params)),
         (None, precision) => (class.kernels().matmul_widened, narrow::words(params, precision)),

@@ -200,6 +200,8 @@ pub fn lookup(name: &str) -> Option<&'static KernelEntry> {
 pub(crate) struct Names {
     pub(crate) pack: &'static str,
     pub(crate) matmul: &'static str,
+    /// A few rows with a right operand as it lies.
+    pub(crate) matmul_thin: &'static str,
     /// Narrow constants, widened.
     pub(crate) matmul_widened: &'static str,
     /// Pairs of bf16, where the class has an instruction for them.
@@ -217,6 +219,7 @@ macro_rules! names {
         Names {
             pack: concat!("pack_f32_kn32__", $instructions),
             matmul: concat!("matmul_f32_", $tile, "__", $instructions),
+            matmul_thin: concat!("matmul_f32_thin__", $instructions),
             matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
             matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
@@ -248,12 +251,13 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, isa, matmul, narrow, pack};
+            use crate::{attention, conv, depthwise, isa, matmul, narrow, pack, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
             entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
             entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
+            entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
             entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
@@ -309,6 +313,7 @@ mod avx512_bf16 {
 pub const KERNELS: &[KernelEntry] = &[
     portable::PACK,
     portable::MATMUL,
+    portable::THIN,
     portable::WIDENED,
     portable::ATTENTION,
     portable::CONV,
@@ -317,6 +322,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx2::PACK,
     #[cfg(target_arch = "x86_64")]
     avx2::MATMUL,
+    #[cfg(target_arch = "x86_64")]
+    avx2::THIN,
     #[cfg(target_arch = "x86_64")]
     avx2::WIDENED,
     #[cfg(target_arch = "x86_64")]
@@ -329,6 +336,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::PACK,
     #[cfg(target_arch = "x86_64")]
     avx512::MATMUL,
+    #[cfg(target_arch = "x86_64")]
+    avx512::THIN,
     #[cfg(target_arch = "x86_64")]
     avx512::WIDENED,
     #[cfg(target_arch = "x86_64")]

@@ -200,6 +200,29 @@ fn larger_primes_cross_every_block() {
 }
 
 #[test]
+fn a_few_rows_read_computed_matrices_where_they_lie() {
+    for class in classes() {
+        let mut random = Random::new(13);
+        for m in 1..10 {
+            for transposed in [[false, false], [false, true], [true, true]] {
+                let epilogue = Epilogue { bias: true, activation: Some(Activation::Tanh), residual: true };
+                let batch = [(2, [true, true])];
+                let case = case([m, 1093, 61], &batch, transposed, false, 3).with(epilogue);
+                let mut inputs = case.inputs(&mut random);
+                inputs[0][case.call.a.col_stride * 60] = f32::NAN;
+                inputs[1][case.call.b.row_stride * 60 + case.call.b.col_stride * 1092] = f32::INFINITY;
+                case.check(class, &inputs);
+                let call = KernelCall::MatMul(case.call.clone());
+                let phases = CpuTarget::new(class).prepare(&call).unwrap().phases;
+                let thin = phases.last().unwrap().kernel.contains("_thin__");
+                assert_eq!(thin, m <= 8, "{call}");
+                assert_eq!(phases.len(), 1 + usize::from(transposed[0]) + usize::from(!thin));
+            }
+        }
+    }
+}
+
+#[test]
 fn every_small_height_agrees() {
     for class in classes() {
         let mut random = Random::new(3);
