@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass};
+use margay_ir::{Changed, Cx, Graph, Pass, text};
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
 use margay_passes::{BindDims, PASSES, SketchConv, SketchLinear};
 use margay_testkit::{DocExample, doc_examples, normalized, parse_with_random_constants};
@@ -143,6 +143,61 @@ fn keys_shared_by_heads_are_left_as_they_are() {
          }",
     );
     assert_eq!(run(&margay_passes::RecognizeAttention, &mut g), Changed::No);
+}
+
+/// The attention found in `softmax(2 q k, with a mask) v` of three queries and four keys, as printed.
+fn recognized(mask: &str) -> Option<String> {
+    let source = format!(
+        "graph @causal(%q: f32[1, 2, 3, 8], %k: f32[1, 2, 8, 4], %v: f32[1, 2, 4, 8], %p: f32[1, 1, 1, 4]) -> (y: f32[1, 2, 3, 8]) {{
+           %0 = matmul %q, %k : f32[1, 2, 3, 4]
+           %1 = const 2.0 : f32
+           %2 = mul %0, %1 : f32[1, 2, 3, 4]
+           {mask}
+           %9 = softmax %8 {{axis = 3}} : f32[1, 2, 3, 4]
+           %10 = matmul %9, %v : f32[1, 2, 3, 8]
+           return %10
+         }}"
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    run(&margay_passes::RecognizeAttention, &mut g);
+    let printed = g.to_string();
+    let line = printed.lines().find(|line| line.contains("= attention"))?;
+    Some(line.trim().split_once("= ").unwrap().1.to_owned())
+}
+
+#[test]
+fn triangular_masks_make_attention_causal() {
+    let causal = |attributes: &str| Some(format!("attention %q, %0, %v {attributes} : f32[1, 2, 3, 8]"));
+    let add = |list: &str| {
+        recognized(&format!("%7 = const [{list}] : f32[3, 4]\n%8 = add %2, %7 : f32[1, 2, 3, 4]"))
+    };
+    let expected = causal("{scale = 2.0, causal = true}");
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -1e9, 0, 0, 0, 0"), expected);
+    // One key too many, one too few, a hidden score that may count, and an addend that is not 0.
+    let other = Some("attention %q, %1, %v, %0 {scale = 2.0} : f32[1, 2, 3, 8]".to_owned());
+    assert_eq!(add("0, 0, 0, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, -inf, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -1e4, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 1e-9"), other);
+
+    let choice = |list: &str, order: &str| {
+        recognized(&format!(
+            "%6 = const -inf : f32\n%7 = const [{list}] : bool[3, 4]\n%8 = select %7, {order} : f32[1, 2, 3, 4]"
+        ))
+    };
+    let (t, f) = ("true", "false");
+    let seen = [t, t, f, f, t, t, t, f, t, t, t, t].join(", ");
+    let hidden = [f, f, t, t, f, f, f, t, f, f, f, f].join(", ");
+    assert_eq!(choice(&seen, "%2, %6"), expected);
+    assert_eq!(choice(&hidden, "%6, %2"), expected);
+    assert_eq!(choice(&hidden, "%2, %6"), None);
+
+    // With padding besides.
+    let both = recognized(&format!(
+        "%6 = const -inf : f32\n%7 = const [{seen}] : bool[3, 4]\n%5 = select %7, %2, %6 : f32[1, 2, 3, 4]
+         %8 = add %5, %p : f32[1, 2, 3, 4]"
+    ));
+    assert_eq!(both.unwrap(), "attention %q, %0, %v, %p {scale = 2.0, causal = true} : f32[1, 2, 3, 8]");
 }
 
 #[test]

@@ -189,7 +189,8 @@ impl CostModel {
 
     fn attention(&self, call: &Attention) -> Load {
         let both = call.qk_dim.saturating_add(call.v_dim);
-        let scores = product(&[call.batch, call.heads, call.q_len, call.kv_len]);
+        let pairs = Attention::pairs(call.q_len, call.kv_len, call.causal);
+        let scores = product(&[call.batch, call.heads]).saturating_mul(pairs);
         let rows = call.q_len.saturating_add(call.kv_len);
         let mask = call.mask.map_or(0, |strides| {
             let extents = [call.batch, call.heads, call.q_len, call.kv_len];
@@ -306,6 +307,7 @@ mod tests {
         Attention {
             batch: 1,
             heads,
+            kv_heads: heads,
             q_len: len,
             kv_len: len,
             qk_dim: dim,
@@ -316,6 +318,8 @@ mod tests {
             v: [heads * len * dim, len * dim, dim],
             o: [heads * len * dim, len * dim, dim],
             mask: None,
+            causal: false,
+            log_sum_exp: false,
         }
     }
 

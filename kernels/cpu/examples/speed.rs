@@ -64,12 +64,13 @@ fn calls() -> Vec<KernelCall> {
         c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
         calls.push(KernelCall::MatMul(c));
     }
-    for n in [128, 512, 2048] {
+    for n in [128, 512, 2048, 8192] {
         let (heads, d) = (8, 64);
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::Attention(Attention {
             batch: 1,
             heads,
+            kv_heads: heads,
             q_len: n,
             kv_len: n,
             qk_dim: d,
@@ -80,6 +81,8 @@ fn calls() -> Vec<KernelCall> {
             v: strides,
             o: strides,
             mask: None,
+            causal: false,
+            log_sum_exp: false,
         }));
     }
     for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {

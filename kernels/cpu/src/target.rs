@@ -221,12 +221,14 @@ macro_rules! entries {
 
             entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
             entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
-            entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
+            entries!(@version 2 ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
         }
     };
-    (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
+    (@one $entry:ident, $($rest:tt)*) => { entries!(@version 1 $entry, $($rest)*); };
+    (@version $version:literal $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr,
+        $(#[$features:meta])?) => {
         pub(super) const $entry: KernelEntry = {
             $(#[$features])?
             unsafe extern "C" fn kernel(
@@ -242,7 +244,7 @@ macro_rules! entries {
                     $family::run($isa, params, args, scratch, begin, end)
                 }
             }
-            KernelEntry { name: $name, version: 1, class: Class::$class, function: kernel }
+            KernelEntry { name: $name, version: $version, class: Class::$class, function: kernel }
         };
     };
 }

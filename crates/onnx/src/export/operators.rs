@@ -77,7 +77,7 @@ impl Exporter<'_> {
 
             Op::Reduce(op) => self.reduce(x[0], op),
 
-            Op::Attention(op) => self.attention(&x, dtype.unwrap_or(DType::F32), op.scale.get()),
+            Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => Ok(self.emit("Conv", "", &x, conv_attributes(op, &shape(1)))),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),

@@ -68,11 +68,6 @@ impl Isa for Avx2 {
             };
             _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
         }}
-        fn sum(v: __m256) -> f32 {{
-            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
-        }}
         fn largest(v: __m256) -> f32 {{
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
@@ -143,7 +138,22 @@ impl Isa for Avx2 {
         ahead: *const f32,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate, ahead) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate, b) }
     }
 }
 
@@ -180,7 +190,7 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -192,24 +202,78 @@ unsafe fn tile(
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
             match m {
-                1 => {
-                    register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                2 => {
-                    register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                3 => {
-                    register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                4 => {
-                    register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                5 => {
-                    register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                _ => {
-                    register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
+                1 => register_tile::<_, 1>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                2 => register_tile::<_, 2>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                3 => register_tile::<_, 3>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                4 => register_tile::<_, 4>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                5 => register_tile::<_, 5>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
+                _ => register_tile::<_, 6>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    accumulate,
+                    ahead,
+                    column == 0,
+                ),
             }
         }
     }

@@ -69,10 +69,6 @@ impl Isa for Portable {
         })
     }
     #[inline(always)]
-    fn sum(self, v: V) -> f32 {
-        (v[0] + v[2]) + (v[1] + v[3])
-    }
-    #[inline(always)]
     fn largest(self, v: V) -> f32 {
         v[1..].iter().fold(v[0], |a, &b| if a > b { a } else { b })
     }
@@ -129,7 +125,22 @@ impl Isa for Portable {
         ahead: *const f32,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate, ahead) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate, b) }
     }
 }
 
@@ -138,7 +149,7 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -154,7 +165,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -166,7 +177,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -178,7 +189,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -190,7 +201,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
