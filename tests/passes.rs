@@ -200,6 +200,52 @@ fn triangular_masks_make_attention_causal() {
     assert_eq!(both.unwrap(), "attention %q, %0, %v, %p {scale = 2.0, causal = true} : f32[1, 2, 3, 8]");
 }
 
+/// What becomes of `q (kt v)` divided by a sum, of which `%9` is the result.
+fn divided_by(sum: &str, outputs: &str) -> (String, Vec<String>) {
+    let source = format!(
+        "graph @linear(%q: f32[1, 2, 5, 3], %k: f32[1, 2, 3, 7], %v: f32[1, 2, 7, 4]) -> (y: f32[1, 2, 5, 4]{outputs}) {{
+           %0 = matmul %k, %v : f32[1, 2, 3, 4]
+           %1 = matmul %q, %0 : f32[1, 2, 5, 4]
+           {sum}
+           %10 = div %1, %9 : f32[1, 2, 5, 4]
+           return %10{}
+         }}",
+        if outputs.is_empty() { "" } else { ", %9" }
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    let mut cx = Cx::default();
+    margay_passes::RecognizeLinearAttention.run(&mut g, &mut cx).unwrap();
+    (g.to_string(), cx.remarks.iter().map(|r| r.message.clone()).collect())
+}
+
+#[test]
+fn sums_of_keys_are_found_in_every_spelling() {
+    let column = "%2 = reduce %k {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]";
+    let product = format!("{column}\n%9 = matmul %q, %2 : f32[1, 2, 5, 1]");
+    let reshaped = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 3, 1]} : f32[1, 2, 3, 1]
+                    %9 = matmul %q, %3 : f32[1, 2, 5, 1]";
+    let weighted = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 1, 3]} : f32[1, 2, 1, 3]
+                    %4 = mul %q, %3 : f32[1, 2, 5, 3]
+                    %9 = reduce %4 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 5, 1]";
+    for sum in [product.as_str(), reshaped, weighted] {
+        let (found, _) = divided_by(sum, "");
+        assert!(found.contains("= linear_attention %q, %0, %v : f32[1, 2, 5, 4]"), "{found}");
+    }
+    // A sum over values, a mean, and a sum that somebody else reads.
+    let mean = product.replace("kind = sum", "kind = mean");
+    let other = "%2 = reduce %0 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]
+                 %9 = matmul %q, %2 : f32[1, 2, 5, 1]";
+    for sum in [mean.as_str(), other] {
+        let (found, said) = divided_by(sum, "");
+        assert!(!found.contains("linear_attention") && said.is_empty(), "{found}");
+    }
+    let (found, said) = divided_by(&product, ", s: f32[1, 2, 5, 1]");
+    assert!(!found.contains("linear_attention"));
+    assert_eq!(said, ["the sum of linear attention has 2 readers"]);
+}
+
 #[test]
 fn passes_are_listed_and_sorted() {
     assert!(PASSES.is_sorted_by_key(|p| p.name));

@@ -151,6 +151,38 @@ pub struct Attention {
     pub log_sum_exp: bool,
 }
 
+/// Linear attention in f32: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
+/// goes over the keys. The features φ are computed before.
+///
+/// Arguments: φQ, φK, V, O, workspace if any. The last axis of each is contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct LinearAttention {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence; as many as queries if `causal`.
+    pub kv_len: usize,
+    /// Features of a query and of a key.
+    pub features: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// ε, added to the denominators; the bits of an f32.
+    pub epsilon_bits: u32,
+    /// Query i sees the keys j <= i only.
+    pub causal: bool,
+    /// Strides of (batch, head, row) of φQ.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of φK.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of O.
+    pub o: [usize; 3],
+}
+
 /// A kernel that loops cannot bring to the speed of the hardware.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum KernelCall {
@@ -160,6 +192,8 @@ pub enum KernelCall {
     Conv(Conv),
     /// Softmax attention.
     Attention(Attention),
+    /// Linear attention.
+    LinearAttention(LinearAttention),
 }
 
 impl KernelCall {
@@ -169,6 +203,7 @@ impl KernelCall {
             KernelCall::MatMul(_) => "matmul",
             KernelCall::Conv(_) => "conv",
             KernelCall::Attention(_) => "attention",
+            KernelCall::LinearAttention(_) => "linear_attention",
         }
     }
 
@@ -186,6 +221,10 @@ impl KernelCall {
             KernelCall::Attention(c) => {
                 2 * product(&[c.batch, c.heads, c.qk_dim + c.v_dim])
                     * Attention::pairs(c.q_len, c.kv_len, c.causal)
+            }
+            KernelCall::LinearAttention(c) => {
+                let rows = c.q_len as u64 + c.kv_len as u64;
+                2 * product(&[c.batch, c.heads, c.features, c.v_dim + 1]) * rows
             }
         }
     }
@@ -267,6 +306,17 @@ impl fmt::Display for KernelCall {
                 if c.causal { " causal" } else { "" },
                 if c.mask.is_some() { " +mask" } else { "" },
                 if c.log_sum_exp { " +log_sum_exp" } else { "" }
+            ),
+            KernelCall::LinearAttention(c) => write!(
+                f,
+                "linear_attention {}x{}x[{}, {}] features {} dim {}{}",
+                c.batch,
+                c.heads,
+                c.q_len,
+                c.kv_len,
+                c.features,
+                c.v_dim,
+                if c.causal { " causal" } else { "" }
             ),
         }
     }

@@ -379,7 +379,7 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
     let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
         KernelCall::Conv(c) => (&mut c.epilogue, 1),
-        KernelCall::Attention(_) => return false,
+        KernelCall::Attention(_) | KernelCall::LinearAttention(_) => return false,
     };
     let activation = match op {
         Op::Relu(_) => Some(Activation::Relu),

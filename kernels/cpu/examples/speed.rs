@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Target};
+use margay_loops::{
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul, Target,
+};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -64,7 +66,7 @@ fn calls() -> Vec<KernelCall> {
         c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
         calls.push(KernelCall::MatMul(c));
     }
-    for n in [128, 512, 2048, 8192] {
+    for (n, causal) in [(128, false), (512, false), (2048, false), (8192, false), (2048, true)] {
         let (heads, d) = (8, 64);
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::Attention(Attention {
@@ -81,8 +83,34 @@ fn calls() -> Vec<KernelCall> {
             v: strides,
             o: strides,
             mask: None,
-            causal: false,
+            causal,
             log_sum_exp: false,
+        }));
+    }
+    for (n, features, causal) in [
+        (512, 128, false),
+        (2048, 128, false),
+        (8192, 64, false),
+        (8192, 128, false),
+        (8192, 256, false),
+        (8192, 128, true),
+    ] {
+        let (heads, d) = (8, 64);
+        let wide = [n * heads * features, features, heads * features];
+        let strides = [n * heads * d, d, heads * d];
+        calls.push(KernelCall::LinearAttention(LinearAttention {
+            batch: 1,
+            heads,
+            q_len: n,
+            kv_len: n,
+            features,
+            v_dim: d,
+            epsilon_bits: 0,
+            causal,
+            q: wide,
+            k: wide,
+            v: strides,
+            o: strides,
         }));
     }
     for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
@@ -147,6 +175,15 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
             vec![
                 width * c.q_len * c.qk_dim,
                 width * c.kv_len * c.qk_dim,
+                width * c.kv_len * c.v_dim,
+                width * c.q_len * c.v_dim,
+            ]
+        }
+        KernelCall::LinearAttention(c) => {
+            let width = c.batch * c.heads;
+            vec![
+                width * c.q_len * c.features,
+                width * c.kv_len * c.features,
                 width * c.kv_len * c.v_dim,
                 width * c.q_len * c.v_dim,
             ]

@@ -43,6 +43,8 @@ pub(crate) trait Isa: Copy {
     fn round(self, x: Self::V) -> Self::V;
     /// x · 2ⁿ for integral -252 <= n <= 254.
     fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
+    /// The sum of the lanes.
+    fn sum(self, v: Self::V) -> f32;
     /// The largest lane; any lane if one is NaN.
     fn largest(self, v: Self::V) -> f32;
 

@@ -7,7 +7,8 @@
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `attention`, `conv`, `depthwise`: the families; `pack` and `block` are what they share.
+//! - `matmul`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `pack`, `block` and `fetch` are
+//!   what they share.
 //!
 //! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
@@ -23,7 +24,9 @@ mod block;
 mod conv;
 mod depthwise;
 mod error;
+mod fetch;
 mod isa;
+mod linear_attention;
 pub mod math;
 mod matmul;
 mod pack;

@@ -4,7 +4,7 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, conv, matmul, pack};
+use crate::{UnknownTarget, attention, conv, linear_attention, matmul, pack};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -134,6 +134,7 @@ impl Target for CpuTarget {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
+            KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
         }
         .map_err(|why| self.no_kernel(call, why))
     }
@@ -181,6 +182,7 @@ pub(crate) struct Names {
     pub(crate) pack: &'static str,
     pub(crate) matmul: &'static str,
     pub(crate) attention: &'static str,
+    pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
     pub(crate) depthwise: &'static str,
 }
@@ -191,6 +193,7 @@ macro_rules! names {
             pack: concat!("pack_f32_kn32__", $instructions),
             matmul: concat!("matmul_f32_", $tile, "__", $instructions),
             attention: concat!("attention_f32_flash__", $instructions),
+            linear_attention: concat!("linear_attention_f32__", $instructions),
             conv: concat!("conv_f32_im2col__", $instructions),
             depthwise: concat!("conv_f32_depthwise__", $instructions),
         }
@@ -215,13 +218,15 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, isa, matmul, pack};
+            use crate::{attention, conv, depthwise, isa, linear_attention, matmul, pack};
 
             const NAMES: &Names = Class::$class.kernels();
 
             entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
             entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
             entries!(@version 2 ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
+            entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
+                $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
         }
@@ -265,6 +270,7 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::PACK,
     portable::MATMUL,
     portable::ATTENTION,
+    portable::LINEAR_ATTENTION,
     portable::CONV,
     portable::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
@@ -273,6 +279,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx2::MATMUL,
     #[cfg(target_arch = "x86_64")]
     avx2::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx2::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx2::CONV,
     #[cfg(target_arch = "x86_64")]
@@ -283,6 +291,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::MATMUL,
     #[cfg(target_arch = "x86_64")]
     avx512::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx512::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx512::CONV,
     #[cfg(target_arch = "x86_64")]

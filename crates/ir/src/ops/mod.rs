@@ -247,6 +247,7 @@ ops![
     Attention,
     Conv,
     LayerNorm,
+    LinearAttention,
     MatMul,
     Pool,
     Softmax,

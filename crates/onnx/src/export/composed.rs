@@ -1,6 +1,6 @@
 //! Operators that ONNX, or the chosen operator set, spells as several. The recognition passes know these spellings.
 
-use margay_ir::ops::{Attention, LayerNorm, Pool};
+use margay_ir::ops::{Attention, LayerNorm, LinearAttention, Pool};
 use margay_ir::{NodeId, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
@@ -74,6 +74,39 @@ impl Exporter<'_> {
         }
         let weights = self.emit("Softmax", "Softmax", &[&scores], axis(3));
         Ok(self.emit("MatMul", "", &[&weights, &shared[1]], vec![]))
+    }
+
+    /// φQ (φKᵀ V) / (φQ Σ φK + ε); causal, the weights are φQ φKᵀ with 0 for later keys.
+    pub(super) fn linear_attention(
+        &mut self,
+        n: NodeId,
+        x: &[&str],
+        dtype: DType,
+        op: &LinearAttention,
+    ) -> Result<String, OnnxError> {
+        let swap = || vec![("perm", ints(&[0, 1, 3, 2]))];
+        let turned = self.emit("Transpose", "keys", &[x[1]], swap());
+        let (weighted, sum) = if op.causal {
+            let g = self.g;
+            let len = &g.ty(g.inputs_of(n)[0]).shape[2];
+            let products = self.emit("MatMul", "weights", &[x[0], &turned], vec![]);
+            let weights = self.causal(&products, [len, len], dtype, 0.0)?;
+            let sum = self.reduction("ReduceSum", "sum", &weights, &[3], true)?;
+            (self.emit("MatMul", "values", &[&weights, x[2]], vec![]), sum)
+        } else {
+            let state = self.emit("MatMul", "state", &[&turned, x[2]], vec![]);
+            let row = self.reduction("ReduceSum", "key_sum", x[1], &[2], true)?;
+            let column = self.emit("Transpose", "key_column", &[&row], swap());
+            let sum = self.emit("MatMul", "sum", &[x[0], &column], vec![]);
+            (self.emit("MatMul", "values", &[x[0], &state], vec![]), sum)
+        };
+        let sum = if op.epsilon.get() == 0.0 {
+            sum
+        } else {
+            let epsilon = self.number(dtype, op.epsilon.get())?;
+            self.emit("Add", "epsilon", &[&sum, &epsilon], vec![])
+        };
+        Ok(self.emit("Div", "", &[&weighted, &sum], vec![]))
     }
 
     /// Repeats each head of keys or values for the heads that share it.

@@ -80,6 +80,7 @@ impl Exporter<'_> {
             Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => Ok(self.emit("Conv", "", &x, conv_attributes(op, &shape(1)))),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
+            Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
             Op::Pool(op) => self.pool(x[0], n, op),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),

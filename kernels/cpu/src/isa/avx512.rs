@@ -50,6 +50,7 @@ impl Isa for Avx512 {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
         }
         fn scale2(x: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(x, n) }
+        fn sum(v: __m512) -> f32 { _mm512_reduce_add_ps(v) }
         fn largest(v: __m512) -> f32 { _mm512_reduce_max_ps(v) }
     }
 

@@ -69,6 +69,10 @@ impl Isa for Portable {
         })
     }
     #[inline(always)]
+    fn sum(self, v: V) -> f32 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
+    #[inline(always)]
     fn largest(self, v: V) -> f32 {
         v[1..].iter().fold(v[0], |a, &b| if a > b { a } else { b })
     }

@@ -201,7 +201,7 @@ fn known_stride(stride: i64) -> Result<usize, NotLowered> {
 }
 
 /// The strides of batch, head and row; the last axis must be contiguous.
-fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
+pub(super) fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
     if port.shape[3] != 1 && port.strides[3] != 1 {
         let message = format!("attention of an operand whose last axis has stride {}", port.strides[3]);
         return Err(NotLowered(message));

@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod layer_norm;
+mod linear_attention;
 mod matmul;
 mod pool;
 mod softmax;
@@ -10,6 +11,7 @@ mod softmax;
 pub use attention::Attention;
 pub use conv::Conv;
 pub use layer_norm::LayerNorm;
+pub use linear_attention::LinearAttention;
 pub use matmul::MatMul;
 pub use pool::{Pool, PoolKind};
 pub use softmax::Softmax;
