@@ -28,10 +28,10 @@ const KEYS: usize = 126;
 const MOST_PANELS: usize = 4;
 
 /// Panels of queries from which on a copy of keys or values pays.
-const COPY_PANELS: usize = 3;
+const COPY_PANELS: usize = 24;
 
 /// Items worth splitting groups of panels for.
-const ENOUGH_ITEMS: usize = 64;
+const ENOUGH_ITEMS: usize = 32;
 
 params! {
     /// One attention: an item is a group of panels of queries of one head.

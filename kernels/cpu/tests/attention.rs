@@ -245,7 +245,7 @@ fn causal_rows_see_keys_up_to_their_own() {
 fn heads_share_keys() {
     for class in classes() {
         let mut random = Random::new(7);
-        for (heads, kv_heads, q_len) in [(6, 2, 100), (6, 1, 7), (4, 4, 70)] {
+        for (heads, kv_heads, q_len) in [(6, 2, 100), (6, 1, 7), (4, 4, 70), (4, 2, 800)] {
             let mut c = call([2, heads, q_len, 90, 16, 24], None, true);
             c.kv_heads = kv_heads;
             // [batch, key, head, dim], so that rows are apart.
