@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass, eval};
+use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_loops::Precision;
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
 use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
@@ -161,6 +161,107 @@ fn keys_shared_by_heads_are_left_as_they_are() {
          }",
     );
     assert_eq!(run(&margay_passes::RecognizeAttention, &mut g), Changed::No);
+}
+
+/// The attention found in `softmax(2 q k, with a mask) v` of three queries and four keys, as printed.
+fn recognized(mask: &str) -> Option<String> {
+    let source = format!(
+        "graph @causal(%q: f32[1, 2, 3, 8], %k: f32[1, 2, 8, 4], %v: f32[1, 2, 4, 8], %p: f32[1, 1, 1, 4]) -> (y: f32[1, 2, 3, 8]) {{
+           %0 = matmul %q, %k : f32[1, 2, 3, 4]
+           %1 = const 2.0 : f32
+           %2 = mul %0, %1 : f32[1, 2, 3, 4]
+           {mask}
+           %9 = softmax %8 {{axis = 3}} : f32[1, 2, 3, 4]
+           %10 = matmul %9, %v : f32[1, 2, 3, 8]
+           return %10
+         }}"
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    run(&margay_passes::RecognizeAttention, &mut g);
+    let printed = g.to_string();
+    let line = printed.lines().find(|line| line.contains("= attention"))?;
+    Some(line.trim().split_once("= ").unwrap().1.to_owned())
+}
+
+#[test]
+fn triangular_masks_make_attention_causal() {
+    let causal = |attributes: &str| Some(format!("attention %q, %0, %v {attributes} : f32[1, 2, 3, 8]"));
+    let add = |list: &str| {
+        recognized(&format!("%7 = const [{list}] : f32[3, 4]\n%8 = add %2, %7 : f32[1, 2, 3, 4]"))
+    };
+    let expected = causal("{scale = 2.0, causal = true}");
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -1e9, 0, 0, 0, 0"), expected);
+    // One key too many, one too few, a hidden score that may count, and an addend that is not 0.
+    let other = Some("attention %q, %1, %v, %0 {scale = 2.0} : f32[1, 2, 3, 8]".to_owned());
+    assert_eq!(add("0, 0, 0, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, -inf, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -1e4, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 1e-9"), other);
+
+    let choice = |list: &str, order: &str| {
+        recognized(&format!(
+            "%6 = const -inf : f32\n%7 = const [{list}] : bool[3, 4]\n%8 = select %7, {order} : f32[1, 2, 3, 4]"
+        ))
+    };
+    let (t, f) = ("true", "false");
+    let seen = [t, t, f, f, t, t, t, f, t, t, t, t].join(", ");
+    let hidden = [f, f, t, t, f, f, f, t, f, f, f, f].join(", ");
+    assert_eq!(choice(&seen, "%2, %6"), expected);
+    assert_eq!(choice(&hidden, "%6, %2"), expected);
+    assert_eq!(choice(&hidden, "%2, %6"), None);
+
+    // With padding besides.
+    let both = recognized(&format!(
+        "%6 = const -inf : f32\n%7 = const [{seen}] : bool[3, 4]\n%5 = select %7, %2, %6 : f32[1, 2, 3, 4]
+         %8 = add %5, %p : f32[1, 2, 3, 4]"
+    ));
+    assert_eq!(both.unwrap(), "attention %q, %0, %v, %p {scale = 2.0, causal = true} : f32[1, 2, 3, 8]");
+}
+
+/// What becomes of `q (kt v)` divided by a sum, of which `%9` is the result.
+fn divided_by(sum: &str, outputs: &str) -> (String, Vec<String>) {
+    let source = format!(
+        "graph @linear(%q: f32[1, 2, 5, 3], %k: f32[1, 2, 3, 7], %v: f32[1, 2, 7, 4]) -> (y: f32[1, 2, 5, 4]{outputs}) {{
+           %0 = matmul %k, %v : f32[1, 2, 3, 4]
+           %1 = matmul %q, %0 : f32[1, 2, 5, 4]
+           {sum}
+           %10 = div %1, %9 : f32[1, 2, 5, 4]
+           return %10{}
+         }}",
+        if outputs.is_empty() { "" } else { ", %9" }
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    let mut cx = Cx::default();
+    margay_passes::RecognizeLinearAttention.run(&mut g, &mut cx).unwrap();
+    (g.to_string(), cx.remarks.iter().map(|r| r.message.clone()).collect())
+}
+
+#[test]
+fn sums_of_keys_are_found_in_every_spelling() {
+    let column = "%2 = reduce %k {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]";
+    let product = format!("{column}\n%9 = matmul %q, %2 : f32[1, 2, 5, 1]");
+    let reshaped = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 3, 1]} : f32[1, 2, 3, 1]
+                    %9 = matmul %q, %3 : f32[1, 2, 5, 1]";
+    let weighted = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 1, 3]} : f32[1, 2, 1, 3]
+                    %4 = mul %q, %3 : f32[1, 2, 5, 3]
+                    %9 = reduce %4 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 5, 1]";
+    for sum in [product.as_str(), reshaped, weighted] {
+        let (found, _) = divided_by(sum, "");
+        assert!(found.contains("= linear_attention %q, %0, %v : f32[1, 2, 5, 4]"), "{found}");
+    }
+    // A sum over values, a mean, and a sum that somebody else reads.
+    let mean = product.replace("kind = sum", "kind = mean");
+    let other = "%2 = reduce %0 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]
+                 %9 = matmul %q, %2 : f32[1, 2, 5, 1]";
+    for sum in [mean.as_str(), other] {
+        let (found, said) = divided_by(sum, "");
+        assert!(!found.contains("linear_attention") && said.is_empty(), "{found}");
+    }
+    let (found, said) = divided_by(&product, ", s: f32[1, 2, 5, 1]");
+    assert!(!found.contains("linear_attention"));
+    assert_eq!(said, ["the sum of linear attention has 2 readers"]);
 }
 
 #[test]

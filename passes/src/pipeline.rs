@@ -7,7 +7,7 @@ use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 
 use crate::{
     AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
-    RecognizeSilu, RemoveDead, Simplify,
+    RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify,
 };
 
 /// A pass that can be asked for by name, with its default configuration.
@@ -27,6 +27,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-attention", make: || Box::new(RecognizeAttention) },
     PassEntry { name: "recognize-gelu", make: || Box::new(RecognizeGelu) },
     PassEntry { name: "recognize-layer-norm", make: || Box::new(RecognizeLayerNorm) },
+    PassEntry { name: "recognize-linear-attention", make: || Box::new(RecognizeLinearAttention) },
     PassEntry { name: "recognize-silu", make: || Box::new(RecognizeSilu) },
     PassEntry { name: "remove-dead", make: || Box::new(RemoveDead) },
     PassEntry { name: "simplify", make: || Box::new(Simplify) },
@@ -113,6 +114,7 @@ impl Pipeline {
             Step::Run(Box::new(RecognizeGelu)),
             Step::Run(Box::new(RecognizeSilu)),
             Step::Run(Box::new(RecognizeAttention)),
+            Step::Run(Box::new(RecognizeLinearAttention)),
             // What recognition added (transposes of keys, broadcasts of tables) joins with what was there.
             Step::Run(Box::new(Simplify)),
             Step::Run(Box::new(FoldConstants::default())),

@@ -24,7 +24,9 @@ pub mod target;
 mod text;
 
 pub use abi::KernelFn;
-pub use call::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul};
+pub use call::{
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
+};
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
 pub use precision::Precision;

@@ -21,7 +21,7 @@
 //! machine; they are no measurement, and nothing here reads a clock. Deliberately absent: contention,
 //! frequencies, and what neighbouring calls leave in the cache.
 
-use margay_loops::{Activation, Attention, Conv, Epilogue, KernelCall, MatMul, Precision};
+use margay_loops::{Activation, Attention, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Precision};
 use serde::Deserialize;
 
 use crate::PlanError;
@@ -112,6 +112,7 @@ impl CostModel {
             KernelCall::MatMul(call) => self.matmul(call),
             KernelCall::Conv(call) => self.conv(call),
             KernelCall::Attention(call) => self.attention(call),
+            KernelCall::LinearAttention(call) => self.linear_attention(call),
         };
         self.time(load, threads)
     }
@@ -198,7 +199,8 @@ impl CostModel {
 
     fn attention(&self, call: &Attention) -> Load {
         let both = call.qk_dim.saturating_add(call.v_dim);
-        let scores = product(&[call.batch, call.heads, call.q_len, call.kv_len]);
+        let pairs = Attention::pairs(call.q_len, call.kv_len, call.causal);
+        let scores = product(&[call.batch, call.heads]).saturating_mul(pairs);
         let rows = call.q_len.saturating_add(call.kv_len);
         let mask = call.mask.map_or(0, |strides| {
             let extents = [call.batch, call.heads, call.q_len, call.kv_len];
@@ -207,6 +209,28 @@ impl CostModel {
         let elements = product(&[call.batch, call.heads, rows, both]).saturating_add(mask);
         Load {
             arithmetic: seconds(scores.saturating_mul(product(&[2, both])), self.gflops.attention),
+            constant_bytes: 0,
+            computed_bytes: elements.saturating_mul(F32),
+        }
+    }
+
+    /// Counts at the rate of attention. A causal one sums its keys twice, and multiplies queries with some keys before
+    /// them; the padding stands for how many.
+    fn linear_attention(&self, call: &LinearAttention) -> Load {
+        let heads = product(&[call.batch, call.heads]);
+        let rows = product(&[call.q_len.saturating_add(call.kv_len)]);
+        let state = product(&[2, call.features, call.v_dim.saturating_add(1)]);
+        let widths = call.features.saturating_add(call.v_dim);
+        let more = if call.causal {
+            let near = product(&[2, 2, self.padding, widths]);
+            product(&[call.q_len]).saturating_mul(state.saturating_add(near))
+        } else {
+            0
+        };
+        let flops = heads.saturating_mul(rows.saturating_mul(state).saturating_add(more));
+        let elements = heads.saturating_mul(rows).saturating_mul(product(&[widths]));
+        Load {
+            arithmetic: seconds(flops, self.gflops.attention),
             constant_bytes: 0,
             computed_bytes: elements.saturating_mul(F32),
         }
@@ -318,6 +342,7 @@ mod tests {
         Attention {
             batch: 1,
             heads,
+            kv_heads: heads,
             q_len: len,
             kv_len: len,
             qk_dim: dim,
@@ -328,6 +353,25 @@ mod tests {
             v: [heads * len * dim, len * dim, dim],
             o: [heads * len * dim, len * dim, dim],
             mask: None,
+            causal: false,
+            log_sum_exp: false,
+        }
+    }
+
+    fn linear_attention(heads: usize, len: usize, features: usize, causal: bool) -> LinearAttention {
+        LinearAttention {
+            batch: 1,
+            heads,
+            q_len: len,
+            kv_len: len,
+            features,
+            v_dim: 64,
+            epsilon_bits: 0,
+            causal,
+            q: [heads * len * features, len * features, features],
+            k: [heads * len * features, len * features, features],
+            v: [heads * len * 64, len * 64, 64],
+            o: [heads * len * 64, len * 64, 64],
         }
     }
 
@@ -384,7 +428,12 @@ mod tests {
             assert!((0.8..1.6).contains(&ratio), "{m} x {n} x {k}: {ratio}");
         }
         let attention = model().seconds(&KernelCall::Attention(attention(8, 2048, 64)), 1) * 1e3;
-        assert!((attention / 47.7 - 1.0).abs() < 0.15, "{attention}");
+        assert!((attention / 43.5 - 1.0).abs() < 0.15, "{attention}");
+        for (causal, seen) in [(false, 15.1), (true, 31.1)] {
+            let call = KernelCall::LinearAttention(linear_attention(8, 8192, 128, causal));
+            let ratio = model().seconds(&call, 1) * 1e3 / seen;
+            assert!((0.75..1.3).contains(&ratio), "linear attention, causal {causal}: {ratio}");
+        }
         let conv = model().seconds(&KernelCall::Conv(conv([128, 128], 28, 3, 1)), 1);
         let rate = 2.0 * 128.0 * 128.0 * 9.0 * 784.0 / conv * 1e-9;
         assert!((180.0..225.0).contains(&rate), "{rate}");
@@ -500,6 +549,8 @@ mod tests {
                 |l: &[usize], b_packed| KernelCall::MatMul(MatMul { b_packed, ..matmul(l[0], l[1], l[2]) });
             let convs = |l: &[usize]| KernelCall::Conv(conv([l[0], l[1]], l[2], l[3], 1));
             let attentions = |l: &[usize]| KernelCall::Attention(attention(l[0], l[1], l[2]));
+            let linear =
+                |l: &[usize]| KernelCall::LinearAttention(linear_attention(l[0], l[1], l[2], more % 2 == 0));
             let rises = |small: KernelCall, large: KernelCall| {
                 let (a, b) = (model.seconds(&small, threads), model.seconds(&large, threads));
                 assert!(a <= b && a > 0.0, "{small} {a}, {large} {b}");
@@ -509,6 +560,7 @@ mod tests {
                 rises(products(&base, true), products(&grown(&base, i), true));
                 rises(products(&base, false), products(&grown(&base, i), false));
                 rises(attentions(&heads), attentions(&grown(&heads, i)));
+                rises(linear(&heads), linear(&grown(&heads, i)));
             }
             (0..4).for_each(|i| rises(convs(&shape), convs(&grown(&shape, i))));
         }

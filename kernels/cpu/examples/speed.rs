@@ -8,7 +8,8 @@ use std::time::Duration;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
 use margay_loops::{
-    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Precision, Target,
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
+    Precision, Target,
 };
 
 fn main() {
@@ -108,12 +109,13 @@ fn calls() -> Vec<KernelCall> {
         c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
         calls.push(KernelCall::MatMul(c));
     }
-    for n in [128, 512, 2048] {
+    for (n, causal) in [(128, false), (512, false), (2048, false), (8192, false), (2048, true)] {
         let (heads, d) = (8, 64);
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::Attention(Attention {
             batch: 1,
             heads,
+            kv_heads: heads,
             q_len: n,
             kv_len: n,
             qk_dim: d,
@@ -124,6 +126,34 @@ fn calls() -> Vec<KernelCall> {
             v: strides,
             o: strides,
             mask: None,
+            causal,
+            log_sum_exp: false,
+        }));
+    }
+    for (n, features, causal) in [
+        (512, 128, false),
+        (2048, 128, false),
+        (8192, 64, false),
+        (8192, 128, false),
+        (8192, 256, false),
+        (8192, 128, true),
+    ] {
+        let (heads, d) = (8, 64);
+        let wide = [n * heads * features, features, heads * features];
+        let strides = [n * heads * d, d, heads * d];
+        calls.push(KernelCall::LinearAttention(LinearAttention {
+            batch: 1,
+            heads,
+            q_len: n,
+            kv_len: n,
+            features,
+            v_dim: d,
+            epsilon_bits: 0,
+            causal,
+            q: wide,
+            k: wide,
+            v: strides,
+            o: strides,
         }));
     }
     for batch in [1, 8] {
@@ -214,6 +244,15 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
             vec![
                 width * c.q_len * c.qk_dim,
                 width * c.kv_len * c.qk_dim,
+                width * c.kv_len * c.v_dim,
+                width * c.q_len * c.v_dim,
+            ]
+        }
+        KernelCall::LinearAttention(c) => {
+            let width = c.batch * c.heads;
+            vec![
+                width * c.q_len * c.features,
+                width * c.kv_len * c.features,
                 width * c.kv_len * c.v_dim,
                 width * c.q_len * c.v_dim,
             ]

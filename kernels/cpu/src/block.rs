@@ -177,6 +177,34 @@ fn fetch_rows<I: Isa>(isa: I, rows: usize, at: *const f32, stride: usize) {
     }
 }
 
+/// `c = (accumulate ? c : 0) + aᵀ · b` for a panel of 32 columns: `a` has `k` rows of `rows` elements, `b` has `k` and
+/// `c` `rows` rows of 32.
+///
+/// # Safety
+/// The operands are readable and writable at their strides; `c` overlaps nothing else.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
+pub(crate) unsafe fn multiply_turned<I: Isa>(
+    isa: I,
+    k: usize,
+    a: *const f32,
+    a_stride: usize,
+    rows: usize,
+    b: *const f32,
+    c: *mut f32,
+    accumulate: bool,
+) {
+    let mut row = 0;
+    while row < rows {
+        let here = (rows - row).div_ceil((rows - row).div_ceil(I::ROWS));
+        // SAFETY: the rows lie in the operands.
+        unsafe {
+            isa.tile_turned(here, k, a.add(row), a_stride, b, c.add(row * PANEL), PANEL, accumulate);
+        }
+        row += here;
+    }
+}
+
 /// How far ahead a panel is fetched, in elements.
 const AHEAD: usize = 64 * PANEL;
 

@@ -109,9 +109,27 @@ pub(crate) trait Isa: Copy {
         ahead: *const f32,
         pace: usize,
     );
+    /// As [`tile`](Isa::tile) with `a` turned: the element of row i and term j is `a[j * a_stride + i]`; nothing is
+    /// fetched ahead.
+    ///
+    /// # Safety
+    /// As [`tile`](Isa::tile).
+    #[expect(clippy::too_many_arguments, reason = "as `tile`")]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    );
 }
 
 /// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches nothing at a pace of 0.
+/// `a_strides` are the distances between rows and between terms.
 ///
 /// # Safety
 /// As [`Isa::tile`], for `2 * LANES` columns of a panel.
@@ -121,7 +139,7 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
     isa: I,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -141,7 +159,7 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
         for _ in 0..k {
             let right = [isa.load(b), isa.load(b.add(I::LANES))];
             for (i, row) in sums.iter_mut().enumerate() {
-                let left = isa.splat(*a.add(i * a_stride));
+                let left = isa.splat(*a.add(i * a_strides[0]));
                 *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
             }
             if pace > 0 {
@@ -149,7 +167,7 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
                 isa.prefetch(ahead.wrapping_byte_add(pace));
                 ahead = ahead.wrapping_byte_add(2 * pace);
             }
-            a = a.add(1);
+            a = a.wrapping_add(a_strides[1]);
             b = b.add(PANEL);
         }
         for (i, row) in sums.iter().enumerate() {

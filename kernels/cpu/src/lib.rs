@@ -7,8 +7,8 @@
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `thin`, `narrow`, `attention`, `conv`, `depthwise`: the families; `constants` are the layouts of products,
-//!   `pack` and `block` what the families share.
+//! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
+//!   layouts of products, `pack`, `block` and `fetch` what the families share.
 //!
 //! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
@@ -25,7 +25,9 @@ mod constants;
 mod conv;
 mod depthwise;
 mod error;
+mod fetch;
 mod isa;
+mod linear_attention;
 pub mod math;
 mod matmul;
 mod narrow;

@@ -289,7 +289,7 @@ unsafe fn pack_panel<I: Isa>(
 /// # Safety
 /// Both are readable and writable at their strides and do not overlap.
 #[inline(always)]
-unsafe fn copy_matrix<I: Isa>(
+pub(crate) unsafe fn copy_matrix<I: Isa>(
     isa: I,
     rows: usize,
     cols: usize,

@@ -205,7 +205,12 @@ fn a_few_rows_read_computed_matrices_where_they_lie() {
         let mut random = Random::new(13);
         for m in 1..10 {
             for transposed in [[false, false], [false, true], [true, true]] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Tanh), residual: true };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Tanh),
+                    residual: true,
+                    residual_first: false,
+                };
                 let batch = [(2, [true, true])];
                 let case = case([m, 1093, 61], &batch, transposed, false, 3).with(epilogue);
                 let mut inputs = case.inputs(&mut random);

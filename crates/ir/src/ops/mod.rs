@@ -248,6 +248,7 @@ ops![
     Attention,
     Conv,
     LayerNorm,
+    LinearAttention,
     MatMul,
     Pool,
     Softmax,

@@ -78,7 +78,7 @@ impl Exporter<'_> {
 
             Op::Reduce(op) => self.reduce(x[0], op),
 
-            Op::Attention(op) => self.attention(&x, dtype.unwrap_or(DType::F32), op.scale.get()),
+            Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
@@ -86,6 +86,7 @@ impl Exporter<'_> {
                 })
             }
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
+            Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),

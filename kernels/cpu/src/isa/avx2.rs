@@ -181,7 +181,22 @@ impl Isa for Avx2 {
         pace: usize,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead, pace) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate, ahead, pace) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate, b, 0) }
     }
 }
 
@@ -218,7 +233,7 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -235,7 +250,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -247,7 +262,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -259,7 +274,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -271,7 +286,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -283,7 +298,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -295,7 +310,7 @@ unsafe fn tile(
                     isa,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,

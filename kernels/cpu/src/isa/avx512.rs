@@ -1,5 +1,7 @@
 //! AVX-512 (F, BW, DQ, VL): thirty-two vectors of sixteen elements. [`Avx512Bf16`] differs in its tile alone.
 
+mod turned;
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -155,6 +157,21 @@ macro_rules! vectors {
             ) {
                 // SAFETY: the caller's promise; `self` proves the instructions.
                 unsafe { $tiles::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize, ahead, pace) }
+            }
+            #[inline(always)]
+            unsafe fn tile_turned(
+                self,
+                m: usize,
+                k: usize,
+                a: *const f32,
+                a_stride: usize,
+                b: *const f32,
+                c: *mut f32,
+                c_stride: usize,
+                accumulate: bool,
+            ) {
+                // SAFETY: the caller's promise; `self` proves the instructions.
+                unsafe { turned::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize) }
             }
         }
     };

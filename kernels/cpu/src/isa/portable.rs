@@ -154,7 +154,22 @@ impl Isa for Portable {
         _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate) }
     }
 }
 
@@ -163,7 +178,7 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -178,7 +193,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -190,7 +205,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -202,7 +217,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,
@@ -214,7 +229,7 @@ unsafe fn tile(
                     Portable,
                     k,
                     a,
-                    a_stride,
+                    a_strides,
                     b,
                     c,
                     c_stride,

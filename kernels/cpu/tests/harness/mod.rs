@@ -89,6 +89,17 @@ pub(crate) fn execute(
     packed_shape: &[usize],
     out: usize,
 ) -> Vec<f32> {
+    execute_all(class, call, inputs, packed_shape, &[out]).swap_remove(0)
+}
+
+/// As [`execute`] for a call with several outputs, one after the other, of the given lengths.
+pub(crate) fn execute_all(
+    class: Class,
+    call: &KernelCall,
+    inputs: &[Vec<f32>],
+    packed_shape: &[usize],
+    outs: &[usize],
+) -> Vec<Vec<f32>> {
     let target = CpuTarget::new(class);
     let prepared = target.prepare(call).unwrap();
     let mut operands: Vec<Vec<u8>> = inputs.iter().map(|x| bytes_of(x)).collect();
@@ -106,10 +117,10 @@ pub(crate) fn execute(
         }
         operands[packed.operand] = bytes;
     }
-    let mut result: Option<Vec<f32>> = None;
+    let mut result: Option<Vec<Vec<f32>>> = None;
     for (flush, split) in [(Flush::End, usize::MAX), (Flush::Start, 1), (Flush::End, 3)] {
         let mut buffers: Vec<Guarded> = operands.iter().map(|x| Guarded::holding(x, flush)).collect();
-        buffers.push(Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush));
+        buffers.extend(outs.iter().map(|&out| Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush)));
         if prepared.workspace_bytes > 0 {
             buffers.push(Guarded::new(prepared.workspace_bytes.next_multiple_of(64), flush));
         }
@@ -142,10 +153,13 @@ pub(crate) fn execute(
         for (buffer, operand) in buffers.iter().zip(&operands) {
             assert_eq!(bytes_of(&buffer.to_vec()), *operand, "inputs are not written");
         }
-        let found = buffers[operands.len()].to_vec();
+        let found: Vec<Vec<f32>> = (0..outs.len()).map(|i| buffers[operands.len() + i].to_vec()).collect();
         if let Some(result) = &result {
-            let same =
-                found.iter().zip(result).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+            let same = found
+                .iter()
+                .flatten()
+                .zip(result.iter().flatten())
+                .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
             assert!(same, "{} {call}: bits depend on the split or on the place of buffers", class.name());
         }
         result = Some(found);

@@ -2,10 +2,17 @@
 //! and head, with the softmax over the keys.
 //!
 //! Operands are Q `[B, H, S, D]`, K `[B, H, T, D]`, V `[B, H, T, E]`, and optionally a mask that is added to the
-//! scores and broadcasts to `[B, H, S, T]`. The result is `[B, H, S, E]`.
+//! scores and broadcasts to `[B, H, S, T]`. K and V may have fewer heads G, a divisor of H: head h then reads the head
+//! h · G / H (Ainslie et al., arXiv 2305.13245). The first result is `[B, H, S, E]`.
+//!
+//! With `causal`, query i sees key j only where j <= i + T - S: the queries are the last of T positions. With
+//! `log_sum_exp` there is a second result `[B, H, S]`, `log Σ exp(scale q·k + mask)` over the keys, natural logarithm.
+//!
+//! A row that sees no key, or whose scores are all -∞, is 0 / 0, a NaN, as softmax makes it; where T is 0 it is 0. Its
+//! logarithm is -∞ in both cases.
 
 use margay_loops::KernelCall;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
@@ -19,9 +26,20 @@ use crate::{TensorType, TypeError, Types, types};
 pub struct Attention {
     /// Multiplies the scores.
     pub scale: Bits,
+    /// Whether queries see keys up to their own position only.
+    pub causal: bool,
+    /// Whether the logarithms of the sums of exponentials are a second result.
+    pub log_sum_exp: bool,
 }
 
-attributes!(Attention { scale });
+attributes!(Attention { scale, causal = false, log_sum_exp = false });
+
+impl Attention {
+    /// Attention in which every query sees every key, with one result.
+    pub fn new(scale: f64) -> Attention {
+        Attention { scale: Bits::new(scale), causal: false, log_sum_exp: false }
+    }
+}
 
 /// Operations per score besides the two products: scale, maximum, exponential, sum, quotient.
 const SOFTMAX_FLOPS: usize = 14;
@@ -46,9 +64,12 @@ impl OpDef for Attention {
         }
         for (input, t) in [(1, k), (2, v)] {
             types::same_extent(&format!("batch of inputs 0 and {input}"), &q.shape[0], &t.shape[0])?;
-            types::same_extent(&format!("heads of inputs 0 and {input}"), &q.shape[1], &t.shape[1])?;
+            if !divides(&t.shape[1], &q.shape[1]) {
+                types::same_extent(&format!("heads of inputs 0 and {input}"), &q.shape[1], &t.shape[1])?;
+            }
         }
         types::same_extent("length of queries and keys", &q.shape[3], &k.shape[3])?;
+        types::same_extent("heads of keys and values", &k.shape[1], &v.shape[1])?;
         types::same_extent("number of keys and values", &k.shape[2], &v.shape[2])?;
         let [batch, heads, rows] = [0, 1, 2].map(|axis| q.shape[axis].clone());
         let scores = vec![batch.clone(), heads.clone(), rows.clone(), k.shape[2].clone()];
@@ -58,29 +79,39 @@ impl OpDef for Attention {
             let (from, to) = (ShapeText(&mask.shape), ShapeText(&scores));
             return Err(TypeError::attribute(format!("mask `{from}` does not broadcast to scores `{to}`")));
         }
-        types::one(q.dtype, vec![batch, heads, rows, v.shape[3].clone()])
+        let logs = vec![batch.clone(), heads.clone(), rows.clone()];
+        let mut results = types::one(q.dtype, vec![batch, heads, rows, v.shape[3].clone()])?;
+        if self.log_sum_exp {
+            results.push(TensorType::new(q.dtype, logs));
+        }
+        Ok(results)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (q_shape, v_shape) = (inputs[0].shape(), inputs[2].shape());
-        let (queries, dim) = (q_shape[2], q_shape[3]);
-        let (keys, v_dim) = (v_shape[2], v_shape[3]);
-        let blocks = q_shape[0] * q_shape[1];
+        let (heads, queries, dim) = (q_shape[1], q_shape[2], q_shape[3]);
+        let (kv_heads, keys, v_dim) = (v_shape[1], v_shape[2], v_shape[3]);
+        let blocks = q_shape[0] * heads;
         let read = |input: usize| Numbers::of(inputs[input]).map(Numbers::floats);
         let (q, k, v) = (read(0)?, read(1)?, read(2)?);
         let mask: Vec<f64> = match inputs.get(3) {
             Some(mask) => {
                 let values = read(3)?;
-                let at = broadcast_positions(&[q_shape[0], q_shape[1], queries, keys], mask.shape());
+                let at = broadcast_positions(&[q_shape[0], heads, queries, keys], mask.shape());
                 at.into_iter().map(|p| values[p]).collect()
             }
             None => vec![0.0; blocks * queries * keys],
         };
         let mut out = vec![0.0; blocks * queries * v_dim];
+        let mut logs = vec![0.0; blocks * queries];
         for row in 0..blocks * queries {
-            let block = row / queries;
+            let (batch, head) = (row / queries / heads, row / queries % heads);
+            let block = batch * kv_heads + head * kv_heads / heads;
             let query = &q[row * dim..][..dim];
             let score = |t: usize| {
+                if self.causal && t + queries > row % queries + keys {
+                    return f64::NEG_INFINITY;
+                }
                 let key = &k[(block * keys + t) * dim..][..dim];
                 let product: f64 = query.iter().zip(key).map(|(x, y)| x * y).sum();
                 self.scale.get() * product + mask[row * keys + t]
@@ -89,14 +120,20 @@ impl OpDef for Attention {
             let max = scores.iter().fold(f64::NEG_INFINITY, |m, &x| if x > m { x } else { m });
             let weights: Vec<f64> = scores.iter().map(|x| libm::exp(x - max)).collect();
             let sum: f64 = weights.iter().sum();
+            let none = scores.iter().all(|&x| x == f64::NEG_INFINITY);
+            logs[row] = if none { f64::NEG_INFINITY } else { max + libm::log(sum) };
             for (t, weight) in weights.iter().enumerate() {
                 let value = &v[(block * keys + t) * v_dim..][..v_dim];
                 let result = &mut out[row * v_dim..][..v_dim];
                 result.iter_mut().zip(value).for_each(|(o, x)| *o += weight / sum * x);
             }
         }
-        let shape = [q_shape[0], q_shape[1], queries, v_dim];
-        Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+        let (dtype, shape) = (inputs[0].dtype(), [q_shape[0], heads, queries, v_dim]);
+        let mut results = vec![Numbers::Float(out).into_tensor(dtype, &shape)?];
+        if self.log_sum_exp {
+            results.push(Numbers::Float(logs).into_tensor(dtype, &shape[..3])?);
+        }
+        Ok(results)
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -109,6 +146,7 @@ impl OpDef for Attention {
         Ok(Lowered::Call(KernelCall::Attention(margay_loops::Attention {
             batch: q.shape[0],
             heads: q.shape[1],
+            kv_heads: k.shape[1],
             q_len: q.shape[2],
             kv_len: k.shape[2],
             qk_dim: q.shape[3],
@@ -119,12 +157,14 @@ impl OpDef for Attention {
             v: row_strides(v)?,
             o: [0, 1, 2].map(|axis| o_strides[axis] as usize),
             mask: io.inputs.get(3).map(|mask| mask_strides(mask, scores)).transpose()?,
+            causal: self.causal,
+            log_sum_exp: self.log_sum_exp,
         })))
     }
 
     fn cost(&self, io: &Io) -> Cost {
         let (q, v) = (&io.inputs[0].shape, &io.inputs[2].shape);
-        let scores = (q[0] * q[1] * q[2] * v[2]) as u64;
+        let scores = (q[0] * q[1]) as u64 * margay_loops::Attention::pairs(q[2], v[2], self.causal);
         let per_score = (2 * (q[3] + v[3]) + SOFTMAX_FLOPS) as u64;
         Cost { flops: scores * per_score, bytes: io.bytes() }
     }
@@ -134,12 +174,25 @@ impl OpDef for Attention {
         let uneven: [&[usize]; 3] = [&[2, 3, 4, 7], &[2, 3, 9, 7], &[2, 3, 9, 5]];
         let masked = |mask: &'static [usize]| Case::f32(&[uneven[0], uneven[1], uneven[2], mask]);
         vec![
-            (Attention { scale: Bits::new(0.5) }, Case::f32(&plain)),
-            (Attention { scale: Bits::new(0.25) }, Case::f32(&uneven)),
-            (Attention { scale: Bits::new(0.25) }, masked(&[2, 1, 1, 9])),
-            (Attention { scale: Bits::new(1.0) }, masked(&[3, 4, 9])),
-            (Attention { scale: Bits::new(1.0) }, masked(&[4, 1])),
+            (Attention::new(0.5), Case::f32(&plain)),
+            (Attention::new(0.25), Case::f32(&uneven)),
+            (Attention::new(0.25), masked(&[2, 1, 1, 9])),
+            (Attention::new(1.0), masked(&[3, 4, 9])),
+            (Attention::new(1.0), masked(&[4, 1])),
+            (Attention::new(1.0), masked(&[2, 3, 4, 9])),
+            (Attention { causal: true, ..Attention::new(0.5) }, Case::f32(&plain)),
+            (Attention { causal: true, log_sum_exp: true, ..Attention::new(0.25) }, masked(&[2, 1, 1, 9])),
+            (Attention { log_sum_exp: true, ..Attention::new(0.5) }, Case::f32(&uneven)),
+            (Attention::new(0.5), Case::f32(&[&[2, 6, 5, 8], &[2, 2, 7, 8], &[2, 2, 7, 3]])),
         ]
+    }
+}
+
+/// Whether both extents are known and the first divides the second.
+fn divides(part: &Dim, whole: &Dim) -> bool {
+    match (part.as_extent(), whole.as_extent()) {
+        (Some(part), Some(whole)) => part > 0 && whole % part == 0,
+        _ => false,
     }
 }
 
@@ -148,7 +201,7 @@ fn known_stride(stride: i64) -> Result<usize, NotLowered> {
 }
 
 /// The strides of batch, head and row; the last axis must be contiguous.
-fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
+pub(super) fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
     if port.shape[3] != 1 && port.strides[3] != 1 {
         let message = format!("attention of an operand whose last axis has stride {}", port.strides[3]);
         return Err(NotLowered(message));
@@ -185,7 +238,7 @@ mod tests {
             inputs: vec![x.clone(), x.clone(), x.clone(), port(&[2, 1, 1, 7])],
             outputs: vec![port(&[2, 3, 7, 32])],
         };
-        let op = Attention { scale: Bits::new(0.125) };
+        let op = Attention::new(0.125);
         let Ok(Lowered::Call(KernelCall::Attention(call))) = op.lower(&io) else {
             unreachable!("attention lowers to a call")
         };
@@ -203,7 +256,7 @@ mod tests {
     fn refusals_say_why() {
         let ty = |shape: &[usize]| TensorType::known(DType::F32, shape);
         let (q, k) = (ty(&[1, 2, 3, 8]), ty(&[1, 2, 5, 8]));
-        let op = Attention { scale: Bits::new(1.0) };
+        let op = Attention::new(1.0);
         let error = |inputs: &[&TensorType]| op.infer(inputs).unwrap_err().to_string();
         assert_eq!(
             error(&[&q, &k, &k, &ty(&[1, 2, 3, 4])]),
@@ -214,5 +267,27 @@ mod tests {
             "number of keys and values: extents `5` and `3` differ or are not known to be equal"
         );
         assert_eq!(error(&[&q, &k]), "expected 3 or 4 inputs, found 2");
+        let three = ty(&[1, 3, 5, 8]);
+        assert_eq!(
+            error(&[&q, &three, &three]),
+            "heads of inputs 0 and 1: extents `2` and `3` differ or are not known to be equal"
+        );
+    }
+
+    #[test]
+    fn rows_without_keys_are_nan_and_their_logarithms_minus_infinity() {
+        // Three queries of two keys: the first sees none.
+        let op = Attention { causal: true, log_sum_exp: true, ..Attention::new(1.0) };
+        let zeros = |shape: &[usize]| Tensor::from_slice(shape, &vec![0f32; shape.iter().product()]).unwrap();
+        let v = Tensor::from_slice(&[1, 1, 2, 1], &[3f32, 5.0]).unwrap();
+        let results = op.eval(&[&zeros(&[1, 1, 3, 1]), &zeros(&[1, 1, 2, 1]), &v]).unwrap();
+        let (o, logs) = (results[0].to_vec::<f32>().unwrap(), results[1].to_vec::<f32>().unwrap());
+        assert!(o[0].is_nan());
+        assert_eq!(o[1..], [3.0, 4.0]);
+        assert_eq!(logs, [f32::NEG_INFINITY, 0.0, std::f32::consts::LN_2]);
+        let results =
+            op.eval(&[&zeros(&[1, 1, 3, 1]), &zeros(&[1, 1, 0, 1]), &zeros(&[1, 1, 0, 1])]).unwrap();
+        assert_eq!(results[0].to_vec::<f32>().unwrap(), [0.0; 3]);
+        assert_eq!(results[1].to_vec::<f32>().unwrap(), [f32::NEG_INFINITY; 3]);
     }
 }
