@@ -49,6 +49,12 @@ params! {
 /// Most rows of a block: the A of a block stays in the second level of the cache.
 const BLOCK_ROWS: usize = 140;
 
+/// Blocks of rows that make enough items without a cut along the columns.
+const MANY_BLOCKS: usize = 12;
+
+/// Bytes of panels that stay in the second level of the cache beside a block of rows.
+const GROUP_BYTES: usize = 1 << 19;
+
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
 fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
@@ -113,12 +119,14 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     };
     // A panel group is worth an item of `item_flops`, or of `item_bytes` where memory is the limit.
     let flops = (class.item_flops() / (2 * rows * PANEL * k).max(1)).max(1);
-    let panel_bytes = call.precision.stored_bytes(call.k as u64, PANEL as u64) as usize;
-    let bytes = (class.item_bytes() / panel_bytes.max(1)).max(1);
+    let panel_bytes = (call.precision.stored_bytes(call.k as u64, PANEL as u64) as usize).max(1);
+    let bytes = (class.item_bytes() / panel_bytes).max(1);
+    // Every group reads A once: where A has many blocks, as many panels as stay in the cache.
+    let cached = if row_blocks >= MANY_BLOCKS { GROUP_BYTES / panel_bytes } else { 0 };
     let thin = !call.b_packed && m <= thin::THIN_ROWS && (call.b.col_stride == 1 || call.b.row_stride == 1);
     let group = match thin {
         true => even(panels, bytes.max(thin::LEAST_PANELS)),
-        false => even(panels, flops.min(bytes)),
+        false => even(panels, flops.min(bytes).max(cached)),
     };
 
     let mut at = Positions::default();
