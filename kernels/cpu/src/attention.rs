@@ -333,7 +333,18 @@ impl Queries<'_> {
                 } else {
                     keys.k.wrapping_add(keys.count * p.k[2] + fetched - values)
                 };
-                isa.tile(rows, p.qk_dim, k, p.k[2], panel.queries, to, PANEL, false, ahead, 4 * PANEL / 2);
+                isa.tile(
+                    rows,
+                    p.qk_dim,
+                    k,
+                    p.k[2],
+                    panel.queries,
+                    to,
+                    PANEL,
+                    std::ptr::null(),
+                    ahead,
+                    4 * PANEL / 2,
+                );
                 row += rows;
             }
             if !self.mask.is_null() {

@@ -25,6 +25,12 @@ impl Finish {
         self.bias.is_null() && self.word & ACTIVATION == 0 && self.residual.is_null()
     }
 
+    /// Whether it adds a bias and does nothing else.
+    #[inline(always)]
+    fn is_bias(&self) -> bool {
+        !self.bias.is_null() && self.word & ACTIVATION == 0 && self.residual.is_null()
+    }
+
     /// The same for the block that begins at a row and column of this one.
     #[inline(always)]
     pub(crate) fn at(&self, row: usize, col: usize, stride: usize) -> Finish {
@@ -141,8 +147,9 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
                     fetch_rows(isa, rows, f.residual, c.stride);
                 }
                 if cols == PANEL {
-                    isa.tile(rows, k, left, a.stride, right, out, c.stride, accumulate, ahead, pace);
-                    if let Some(f) = here {
+                    let (start, rest) = start(out, accumulate, here);
+                    isa.tile(rows, k, left, a.stride, right, out, c.stride, start, ahead, pace);
+                    if let Some(f) = rest {
                         apply(isa, rows, cols, (out, c.stride), (out, c.stride), &f);
                     }
                 } else {
@@ -151,7 +158,8 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
                             std::ptr::copy_nonoverlapping(out.add(i * c.stride), tile.add(i * PANEL), cols);
                         }
                     }
-                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, accumulate, ahead, pace);
+                    let start = if accumulate { tile.cast_const() } else { std::ptr::null() };
+                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, start, ahead, pace);
                     let nothing = Finish { bias: std::ptr::null(), word: 0, residual: std::ptr::null() };
                     let f = here.unwrap_or(nothing);
                     apply(isa, rows, cols, (tile, PANEL), (out, c.stride), &f);
@@ -161,6 +169,17 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
             share += 2 * k * pace;
         }
         col += PANEL;
+    }
+}
+
+/// What the sums of a whole tile start from, and what is left to be applied: a bias that nothing follows is no work
+/// of its own.
+#[inline(always)]
+fn start(c: *const f32, accumulate: bool, finish: Option<Finish>) -> (*const f32, Option<Finish>) {
+    match finish {
+        Some(f) if !accumulate && f.is_bias() => (f.bias, None),
+        _ if accumulate => (c, finish),
+        _ => (std::ptr::null(), finish),
     }
 }
 

@@ -90,11 +90,13 @@ pub(crate) trait Isa: Copy {
     fn prefetch(self, p: *const f32);
     /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.
     fn prefetch_near(self, p: *const f32);
-    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile `2 * k * pace` bytes
-    /// from `ahead` on, which may be anywhere, are fetched towards the processor; `pace` is at most 64.
+    /// `c[m][32] = start + a[m][k] · b[k][32]`, rows of `b` contiguous. `start` is null for zeros, `c` to add to what is
+    /// there, or one row for all rows. Meanwhile `2 * k * pace` bytes from `ahead` on, which may be anywhere, are
+    /// fetched towards the processor; `pace` is at most 64.
     ///
     /// # Safety
-    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides; `c` overlaps nothing.
+    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides, what sums start from included; `c`
+    /// overlaps nothing else.
     #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
     unsafe fn tile(
         self,
@@ -105,7 +107,7 @@ pub(crate) trait Isa: Copy {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
+        start: *const f32,
         ahead: *const f32,
         pace: usize,
     );
@@ -128,6 +130,18 @@ pub(crate) trait Isa: Copy {
     );
 }
 
+/// What sums start from that are added to what is in `c`, or are not.
+#[inline(always)]
+pub(crate) fn from(c: *const f32, accumulate: bool) -> *const f32 {
+    if accumulate { c } else { std::ptr::null() }
+}
+
+/// The start of the columns from `column` on.
+#[inline(always)]
+fn from_column(start: *const f32, column: usize) -> *const f32 {
+    if start.is_null() { start } else { start.wrapping_add(column) }
+}
+
 /// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches nothing at a pace of 0.
 /// `a_strides` are the distances between rows and between terms.
 ///
@@ -143,16 +157,18 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
+    start: *const f32,
     ahead: *const f32,
     pace: usize,
 ) {
     // SAFETY: the caller's promise covers every element touched.
     unsafe {
         let mut sums = [[isa.splat(0.0); 2]; M];
-        if accumulate {
+        if !start.is_null() {
+            let stride = if start == c.cast_const() { c_stride } else { 0 };
             for (i, row) in sums.iter_mut().enumerate() {
-                *row = [isa.load(c.add(i * c_stride)), isa.load(c.add(i * c_stride + I::LANES))];
+                let from = start.add(i * stride);
+                *row = [isa.load(from), isa.load(from.add(I::LANES))];
             }
         }
         let (mut a, mut b, mut ahead) = (a, b, ahead);

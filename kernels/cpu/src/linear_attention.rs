@@ -14,7 +14,7 @@ use margay_loops::{LinearAttention, Phase, Prepared};
 use crate::Class;
 use crate::block::{Block, Left, Right, multiply};
 use crate::fetch::Fetch;
-use crate::isa::{Isa, PANEL};
+use crate::isa::{Isa, PANEL, from};
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
 
@@ -471,7 +471,7 @@ impl Span<'_> {
                         panel,
                         to,
                         p.result_stride(),
-                        accumulate,
+                        from(to, accumulate),
                         panel,
                         0,
                     );

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, PANEL, register_tile};
+use super::{Isa, PANEL, from, from_column, register_tile};
 
 /// A proof that the processor has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -176,12 +176,12 @@ impl Isa for Avx2 {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
+        start: *const f32,
         ahead: *const f32,
         pace: usize,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate, ahead, pace) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start, ahead, pace) }
     }
     #[inline(always)]
     unsafe fn tile_turned(
@@ -196,7 +196,7 @@ impl Isa for Avx2 {
         accumulate: bool,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate, b, 0) }
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate), b, 0) }
     }
 }
 
@@ -237,7 +237,7 @@ unsafe fn tile(
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
+    start: *const f32,
     ahead: *const f32,
     pace: usize,
 ) {
@@ -245,6 +245,7 @@ unsafe fn tile(
         // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
+            let start = from_column(start, column);
             match m {
                 1 => register_tile::<_, 1>(
                     isa,
@@ -254,7 +255,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),
@@ -266,7 +267,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),
@@ -278,7 +279,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),
@@ -290,7 +291,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),
@@ -302,7 +303,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),
@@ -314,7 +315,7 @@ unsafe fn tile(
                     b,
                     c,
                     c_stride,
-                    accumulate,
+                    start,
                     ahead,
                     if column == 0 { pace } else { 0 },
                 ),

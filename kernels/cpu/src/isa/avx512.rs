@@ -151,12 +151,12 @@ macro_rules! vectors {
                 b: *const f32,
                 c: *mut f32,
                 c_stride: usize,
-                accumulate: bool,
+                start: *const f32,
                 ahead: *const f32,
                 pace: usize,
             ) {
                 // SAFETY: the caller's promise; `self` proves the instructions.
-                unsafe { $tiles::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize, ahead, pace) }
+                unsafe { $tiles::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, start, ahead, pace) }
             }
             #[inline(always)]
             unsafe fn tile_turned(
@@ -181,7 +181,7 @@ vectors!(Avx512, multiply_f32);
 vectors!(Avx512Bf16, multiply_bf16);
 
 /// As [`Isa::tile`] with the number of rows fixed and strides in bytes.
-type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize, *const f32, usize);
+type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, *const f32, *const f32, usize);
 
 /// One step of the sum: two vectors of `b` at `$b0` and `$b1`, one element of `a` per row at `$x`.
 macro_rules! step {
@@ -207,7 +207,8 @@ macro_rules! step {
 ///
 /// Written in assembly because compilers hoist the broadcasts of a strided `a` and spill.
 macro_rules! tile {
-    ($multiply:literal $name:ident $rows:literal $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
+    ($multiply:literal $name:ident $rows:literal
+     $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
         unsafe fn $name(
             k: usize,
@@ -216,7 +217,7 @@ macro_rules! tile {
             b: *const f32,
             c: *mut f32,
             c_stride: usize,
-            accumulate: usize,
+            start: *const f32,
             ahead: *const f32,
             pace: usize,
         ) {
@@ -225,7 +226,14 @@ macro_rules! tile {
                 asm!(
                     "test {t}, {t}",
                     "jz 20f",
-                    "mov {t}, {c}",
+                    "cmp {t}, {c}",
+                    "je 26f",
+                    $(
+                        concat!("vmovups zmm", $c0, ", [{t}]"),
+                        concat!("vmovups zmm", $c1, ", [{t} + 64]"),
+                    )*
+                    "jmp 21f",
+                    "26:",
                     $(
                         concat!("vmovups zmm", $c0, ", [{t}]"),
                         concat!("vmovups zmm", $c1, ", [{t} + 64]"),
@@ -290,7 +298,7 @@ macro_rules! tile {
                     fs = in(reg) pace,
                     c = inout(reg) c => _,
                     cs = in(reg) c_stride,
-                    t = inout(reg) accumulate => _,
+                    t = inout(reg) start => _,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
                     out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
                     out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
@@ -315,17 +323,10 @@ macro_rules! tiles {
     };
 }
 
-/// A module with the tiles of up to fourteen rows, by the instruction that multiplies and adds.
+/// The tiles of up to fourteen rows, by the instruction that multiplies and adds.
 macro_rules! tiles_with {
-    ($module:ident, $multiply:literal) => {
-        mod $module {
-            use super::{Tile, asm};
-
-            pub(super) const TILES: [Tile; 14] = [
-                tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12,
-                tile_13, tile_14,
-            ];
-
+    ($multiply:literal) => {
+        pub(super) const TILES: [Tile; 14] = {
             tiles!($multiply []
                 tile_1 1 (2 4 5 "{a0}")
                 tile_2 2 (3 6 7 "{a0} + {rs}")
@@ -342,9 +343,22 @@ macro_rules! tiles_with {
                 tile_13 13 (2 28 29 "{a3} + 2*{rs}")
                 tile_14 14 (3 30 31 "{a2} + 8*{rs}")
             );
-        }
+            [
+                tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11,
+                tile_12, tile_13, tile_14,
+            ]
+        };
     };
 }
 
-tiles_with!(multiply_f32, "vfmadd231ps");
-tiles_with!(multiply_bf16, "vdpbf16ps");
+mod multiply_f32 {
+    use super::{Tile, asm};
+
+    tiles_with!("vfmadd231ps");
+}
+
+mod multiply_bf16 {
+    use super::{Tile, asm};
+
+    tiles_with!("vdpbf16ps");
+}

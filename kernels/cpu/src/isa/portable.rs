@@ -2,7 +2,7 @@
 
 use margay_loops::precision::{bf16, from_bf16};
 
-use super::{Isa, PANEL, register_tile};
+use super::{Isa, PANEL, from, from_column, register_tile};
 
 /// Vectors as arrays.
 #[derive(Clone, Copy)]
@@ -149,12 +149,12 @@ impl Isa for Portable {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
+        start: *const f32,
         _: *const f32,
         _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, accumulate) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start) }
     }
     #[inline(always)]
     unsafe fn tile_turned(
@@ -169,7 +169,7 @@ impl Isa for Portable {
         accumulate: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, accumulate) }
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate)) }
     }
 }
 
@@ -182,61 +182,25 @@ unsafe fn tile(
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
+    start: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
         unsafe {
-            let (b, c) = (b.add(column), c.add(column));
+            let (b, c, start) = (b.add(column), c.add(column), from_column(start, column));
             match m {
-                1 => register_tile::<_, 1>(
-                    Portable,
-                    k,
-                    a,
-                    a_strides,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    c.cast_const(),
-                    0,
-                ),
-                2 => register_tile::<_, 2>(
-                    Portable,
-                    k,
-                    a,
-                    a_strides,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    c.cast_const(),
-                    0,
-                ),
-                3 => register_tile::<_, 3>(
-                    Portable,
-                    k,
-                    a,
-                    a_strides,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    c.cast_const(),
-                    0,
-                ),
-                _ => register_tile::<_, 4>(
-                    Portable,
-                    k,
-                    a,
-                    a_strides,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    c.cast_const(),
-                    0,
-                ),
+                1 => {
+                    register_tile::<_, 1>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                2 => {
+                    register_tile::<_, 2>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                3 => {
+                    register_tile::<_, 3>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                _ => {
+                    register_tile::<_, 4>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
             }
         }
     }
