@@ -108,12 +108,14 @@ class Target:
 
 ORT, OPENVINO, MHA = "onnxruntime", "openvino", "onnxruntime-mha"
 SAME = (Target(1.0, (ORT,)), Target(1.0, (OPENVINO,)))
+ENCODER = (Target(1.05, (ORT,)), Target(1.0, (OPENVINO,)))
+SKETCHED = (Target(1.08, (ORT,)), Target(1.0, (OPENVINO,)))
 WIDE = (Target(1.1, (ORT,)), None)
 GEMM = (Target(1.0, (ORT,), share=0.88), None)
 LONG = (Target(1.0, (ORT, MHA, OPENVINO)), Target(1.2, (ORT, MHA, OPENVINO)))
 # By group or model: a bar that must be met, and a goal beyond it.
 TARGETS = {
-    "Transformers": SAME, "Convolutions": SAME, "Linear layers": WIDE, "Attention": LONG,
+    "Transformers": ENCODER, "bert_base_quarter": SKETCHED, "Convolutions": SAME, "Linear layers": WIDE, "Attention": LONG,
     **{model: GEMM for model in GROUPS["Linear layers"] if model.startswith("gemm")},
 }
 BF16 = Target(0.9, ("openvino-bf16",))
