@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bind_dims;
+mod differentiate;
 mod fold_constants;
 mod matching;
 mod merge_duplicates;
@@ -20,6 +21,7 @@ mod sketch_conv;
 mod sketch_linear;
 
 pub use bind_dims::BindDims;
+pub use differentiate::{Differentiate, gradients, saved};
 pub use fold_constants::FoldConstants;
 pub use merge_duplicates::MergeDuplicates;
 pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, Step};

@@ -10,8 +10,9 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port};
+use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Port, Softmax};
 use crate::types::ShapeText;
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Softmax attention of three operands, or four with a mask.
@@ -97,6 +98,34 @@ impl OpDef for Attention {
         }
         let shape = [q_shape[0], q_shape[1], queries, v_dim];
         Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // By the whole matrix of weights P: dS = P (dO Vᵀ - Σ dO O), where S = scale Q Kᵀ + mask.
+        let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
+        let (o, d_o) = (cx.output(), cx.cotangent()?);
+        let turned = cx.transposed(k)?;
+        let scores = cx.op(MatMul, &[q, turned])?;
+        let mut scores = cx.scale(scores, self.scale.get())?;
+        if cx.arity() == 4 {
+            scores = cx.add(scores, cx.input(3))?;
+        }
+        let weights = cx.op(Softmax { axis: 3 }, &[scores])?;
+        let weights_turned = cx.transposed(weights)?;
+        let dv = cx.op(MatMul, &[weights_turned, d_o])?;
+        let v_turned = cx.transposed(v)?;
+        let d_weights = cx.op(MatMul, &[d_o, v_turned])?;
+        let product = cx.mul(d_o, o)?;
+        let sum = cx.sum_kept(product, vec![3])?;
+        let centred = cx.sub(d_weights, sum)?;
+        let d_scores = cx.mul(weights, centred)?;
+        let inner = cx.scale(d_scores, self.scale.get())?;
+        let dq = cx.op(MatMul, &[inner, k])?;
+        let inner_turned = cx.transposed(inner)?;
+        let dk = cx.op(MatMul, &[inner_turned, q])?;
+        let mut cotangents = vec![Some(dq), Some(dk), Some(dv)];
+        cotangents.extend((cx.arity() == 4).then_some(Some(d_scores)));
+        Ok(Grad::Inputs(cotangents))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

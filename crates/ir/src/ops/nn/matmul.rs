@@ -3,13 +3,14 @@
 //! Vectors are not accepted: reshape them to matrices first.
 
 use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout};
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port};
-use crate::{TensorType, TypeError, Types, types};
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port, Reshape};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// The (batched) product of A `[…, m, k]` and B `[…, k, n]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -58,6 +59,28 @@ impl OpDef for MatMul {
             }
         }
         Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (a, b, dc) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let da = if cx.wants(0) {
+            let turned = cx.transposed(b)?;
+            Some(cx.op(MatMul, &[dc, turned])?)
+        } else {
+            None
+        };
+        let db = if cx.wants(1) {
+            // With one matrix B, all rows of A are summed over at once.
+            let (mut a, mut dc) = (a, dc);
+            if cx.ty(b).ndim() == 2 {
+                (a, dc) = (rows(cx, a)?, rows(cx, dc)?);
+            }
+            let turned = cx.transposed(a)?;
+            Some(cx.op(MatMul, &[turned, dc])?)
+        } else {
+            None
+        };
+        Ok(Grad::Inputs(vec![da, db]))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -117,6 +140,17 @@ impl OpDef for MatMul {
         ];
         shapes.map(|s| (MatMul, Case::f32(&s))).to_vec()
     }
+}
+
+/// A value as one matrix with the same columns.
+fn rows(cx: &mut Vjp<'_>, x: Value) -> Result<Value, AddError> {
+    let shape = cx.ty(x).shape.clone();
+    let (columns, outer) = (shape[shape.len() - 1].clone(), &shape[..shape.len() - 1]);
+    if outer.len() == 1 {
+        return Ok(x);
+    }
+    let rows = outer.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    cx.op(Reshape { shape: vec![rows, columns] }, &[x])
 }
 
 /// The stride of the axis that lies `from_end` from the end; 0 where the operand is shared.

@@ -2,14 +2,18 @@
 
 mod attention;
 mod conv;
+mod fold_patches;
 mod layer_norm;
 mod matmul;
+mod patches;
 mod pool;
 mod softmax;
 
 pub use attention::Attention;
 pub use conv::Conv;
+pub use fold_patches::FoldPatches;
 pub use layer_norm::LayerNorm;
 pub use matmul::MatMul;
+pub use patches::Patches;
 pub use pool::{Pool, PoolKind};
 pub use softmax::Softmax;
