@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs all tests: cargo's, on real models where they can be had, and the Python checks end to end.
+# Runs all tests: cargo's, on real models where they can be had, the Python checks end to end, and one round
+# of the comparison with other runtimes.
 #
 #   bash scripts/test.sh
 #
@@ -163,6 +164,26 @@ python_checks() {
     add_counts "$ok" "$bad" "$without"
 }
 
+# One round of the comparison with other runtimes on a tiny network: that it runs, and that outputs agree.
+peers_check() {
+    local peers=benches/peers folder=$cache/peers-check
+    say "$peers/run.py"
+    if ! "$python" -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then
+        leave_out "$peers/run.py: no Python environment"
+        add_counts 0 0 1
+        return 0
+    fi
+    cargo build --release --quiet -p margay-cli -p margay-benches --bins </dev/null
+    rm -rf "$folder"
+    if "$python" $peers/run.py --models tiny --peers margay,onnxruntime --rounds 1 --seconds 0.05 \
+        --python "$python" --cache "$folder" --out "$folder/results" </dev/null &&
+        "$python" $peers/report.py --results "$folder/results" --out "$folder/benchmarks.md"; then
+        add_counts 1 0 0
+    else
+        add_counts 0 1 0
+    fi
+}
+
 # add_counts PASSED FAILED SKIPPED
 add_counts() {
     passed=$((passed + $1))
@@ -176,6 +197,7 @@ mkdir -p "$cache"
 prepare_data
 cargo_tests
 python_checks
+peers_check
 for sentence in ${left_out[@]+"${left_out[@]}"}; do
     say "left out: $sentence"
 done

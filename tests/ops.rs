@@ -4,6 +4,7 @@ use margay_driver::build::jit;
 use margay_ir::ops::{Const, strides_of};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
 use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::Precision;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, case_inputs};
@@ -72,8 +73,13 @@ fn classes() -> Vec<Class> {
 #[test]
 fn compiled_code_agrees_with_the_reference() {
     for (op, case) in Op::cases() {
-        // Convolutions are compiled with constant kernels.
-        let constants = usize::from(matches!(op, Op::Conv(_)));
+        // Convolutions are compiled with constant kernels, narrow products with constant right operands.
+        let constant = match &op {
+            Op::Conv(_) => true,
+            Op::MatMul(product) => product.precision != Precision::F32,
+            _ => false,
+        };
+        let constants = usize::from(constant);
         let inputs = case_inputs(&case);
         let (given, fixed) = inputs.split_at(inputs.len() - constants);
         let mut g = Graph::new(op.name());
@@ -84,14 +90,18 @@ fn compiled_code_agrees_with_the_reference() {
             operands.push(g.add(Const { payload }, &[], Origin::default()).unwrap());
         }
         let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap_or_else(|e| panic!("{e}"));
-        g.add_output("y", v);
+        for out in 0..g.node(v.node).types.len() as u16 {
+            g.add_output(&format!("y{out}"), Value { node: v.node, out });
+        }
         let names = named(given);
         let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
         let expected = eval::run(&g, &by_name).unwrap();
         for class in classes() {
             let outputs = compiled(&g, &by_name, class, 2);
             let what = format!("{op:?} on {}", class.name());
-            assert_close(&what, &outputs[0].1, &expected[0], Tolerance::REDUCTION);
+            for (found, expected) in outputs.iter().zip(&expected) {
+                assert_close(&what, &found.1, expected, Tolerance::REDUCTION);
+            }
             assert_eq!(outputs, compiled(&g, &by_name, class, 1), "{what} with 1 and 2 threads");
         }
     }

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass};
+use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
+use margay_loops::Precision;
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
-use margay_passes::{BindDims, PASSES, SketchConv, SketchLinear};
-use margay_testkit::{DocExample, doc_examples, normalized, parse_with_random_constants};
+use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
+use margay_testkit::{
+    DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
+};
 
 fn source_of(pass: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -51,6 +54,21 @@ fn doc_example_of_bind_dims_holds() {
     doc_examples(&source_of("bind-dims"))
         .iter()
         .for_each(|e| check(&BindDims { binding: binding.clone() }, e));
+}
+
+#[test]
+fn doc_example_of_lower_precision_holds() {
+    let examples = doc_examples(&source_of("lower-precision"));
+    assert_eq!(examples.len(), 1);
+    check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
+}
+
+#[test]
+fn products_are_narrow_once() {
+    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
+    assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
+    assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
+    assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
 }
 
 #[test]
@@ -143,6 +161,164 @@ fn keys_shared_by_heads_are_left_as_they_are() {
          }",
     );
     assert_eq!(run(&margay_passes::RecognizeAttention, &mut g), Changed::No);
+}
+
+/// The attention found in `softmax(2 q k, with a mask) v` of three queries and four keys, as printed.
+fn recognized(mask: &str) -> Option<String> {
+    let source = format!(
+        "graph @causal(%q: f32[1, 2, 3, 8], %k: f32[1, 2, 8, 4], %v: f32[1, 2, 4, 8], %p: f32[1, 1, 1, 4]) -> (y: f32[1, 2, 3, 8]) {{
+           %0 = matmul %q, %k : f32[1, 2, 3, 4]
+           %1 = const 2.0 : f32
+           %2 = mul %0, %1 : f32[1, 2, 3, 4]
+           {mask}
+           %9 = softmax %8 {{axis = 3}} : f32[1, 2, 3, 4]
+           %10 = matmul %9, %v : f32[1, 2, 3, 8]
+           return %10
+         }}"
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    run(&margay_passes::RecognizeAttention, &mut g);
+    let printed = g.to_string();
+    let line = printed.lines().find(|line| line.contains("= attention"))?;
+    Some(line.trim().split_once("= ").unwrap().1.to_owned())
+}
+
+#[test]
+fn triangular_masks_make_attention_causal() {
+    let causal = |attributes: &str| Some(format!("attention %q, %0, %v {attributes} : f32[1, 2, 3, 8]"));
+    let add = |list: &str| {
+        recognized(&format!("%7 = const [{list}] : f32[3, 4]\n%8 = add %2, %7 : f32[1, 2, 3, 4]"))
+    };
+    let expected = causal("{scale = 2.0, causal = true}");
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -1e9, 0, 0, 0, 0"), expected);
+    // One key too many, one too few, a hidden score that may count, and an addend that is not 0.
+    let other = Some("attention %q, %1, %v, %0 {scale = 2.0} : f32[1, 2, 3, 8]".to_owned());
+    assert_eq!(add("0, 0, 0, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, -inf, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -1e4, -inf, 0, 0, 0, -inf, 0, 0, 0, 0"), other);
+    assert_eq!(add("0, 0, -inf, -inf, 0, 0, 0, -inf, 0, 0, 0, 1e-9"), other);
+
+    let choice = |list: &str, order: &str| {
+        recognized(&format!(
+            "%6 = const -inf : f32\n%7 = const [{list}] : bool[3, 4]\n%8 = select %7, {order} : f32[1, 2, 3, 4]"
+        ))
+    };
+    let (t, f) = ("true", "false");
+    let seen = [t, t, f, f, t, t, t, f, t, t, t, t].join(", ");
+    let hidden = [f, f, t, t, f, f, f, t, f, f, f, f].join(", ");
+    assert_eq!(choice(&seen, "%2, %6"), expected);
+    assert_eq!(choice(&hidden, "%6, %2"), expected);
+    assert_eq!(choice(&hidden, "%2, %6"), None);
+
+    // With padding besides.
+    let both = recognized(&format!(
+        "%6 = const -inf : f32\n%7 = const [{seen}] : bool[3, 4]\n%5 = select %7, %2, %6 : f32[1, 2, 3, 4]
+         %8 = add %5, %p : f32[1, 2, 3, 4]"
+    ));
+    assert_eq!(both.unwrap(), "attention %q, %0, %v, %p {scale = 2.0, causal = true} : f32[1, 2, 3, 8]");
+}
+
+/// What becomes of `q (kt v)` divided by a sum, of which `%9` is the result.
+fn divided_by(sum: &str, outputs: &str) -> (String, Vec<String>) {
+    let source = format!(
+        "graph @linear(%q: f32[1, 2, 5, 3], %k: f32[1, 2, 3, 7], %v: f32[1, 2, 7, 4]) -> (y: f32[1, 2, 5, 4]{outputs}) {{
+           %0 = matmul %k, %v : f32[1, 2, 3, 4]
+           %1 = matmul %q, %0 : f32[1, 2, 5, 4]
+           {sum}
+           %10 = div %1, %9 : f32[1, 2, 5, 4]
+           return %10{}
+         }}",
+        if outputs.is_empty() { "" } else { ", %9" }
+    );
+    let mut g = text::parse(&source, &|_, _| None).unwrap();
+    let mut cx = Cx::default();
+    margay_passes::RecognizeLinearAttention.run(&mut g, &mut cx).unwrap();
+    (g.to_string(), cx.remarks.iter().map(|r| r.message.clone()).collect())
+}
+
+#[test]
+fn sums_of_keys_are_found_in_every_spelling() {
+    let column = "%2 = reduce %k {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]";
+    let product = format!("{column}\n%9 = matmul %q, %2 : f32[1, 2, 5, 1]");
+    let reshaped = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 3, 1]} : f32[1, 2, 3, 1]
+                    %9 = matmul %q, %3 : f32[1, 2, 5, 1]";
+    let weighted = "%2 = reduce %k {kind = sum, axes = [3]} : f32[1, 2, 3]
+                    %3 = reshape %2 {shape = [1, 2, 1, 3]} : f32[1, 2, 1, 3]
+                    %4 = mul %q, %3 : f32[1, 2, 5, 3]
+                    %9 = reduce %4 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 5, 1]";
+    for sum in [product.as_str(), reshaped, weighted] {
+        let (found, _) = divided_by(sum, "");
+        assert!(found.contains("= linear_attention %q, %0, %v : f32[1, 2, 5, 4]"), "{found}");
+    }
+    // A sum over values, a mean, and a sum that somebody else reads.
+    let mean = product.replace("kind = sum", "kind = mean");
+    let other = "%2 = reduce %0 {kind = sum, axes = [3], keepdims = true} : f32[1, 2, 3, 1]
+                 %9 = matmul %q, %2 : f32[1, 2, 5, 1]";
+    for sum in [mean.as_str(), other] {
+        let (found, said) = divided_by(sum, "");
+        assert!(!found.contains("linear_attention") && said.is_empty(), "{found}");
+    }
+    let (found, said) = divided_by(&product, ", s: f32[1, 2, 5, 1]");
+    assert!(!found.contains("linear_attention"));
+    assert_eq!(said, ["the sum of linear attention has 2 readers"]);
+}
+
+#[test]
+fn images_keep_their_values_with_channels_last() {
+    let (before, _) = parse_with_random_constants(
+        "graph @net(%x: f32[N, 3, 9, 8], %z: f32[N, 4, 9, 8]) -> (y: f32[N, 5], m: f32[N, 4, 9, 8], c: f32[N, 8, 11, 9], s: f32[N, 9]) {
+           %0 = const #k1 : f32[4, 3, 3, 3]
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 4, 9, 8]
+           %2 = const #b1 : f32[4, 1, 1]
+           %3 = broadcast %2 {shape = [N, 4, 9, 8]} : f32[N, 4, 9, 8]
+           %4 = mul %3, %1 : f32[N, 4, 9, 8]
+           %5 = const #row : f32[9, 8]
+           %6 = add %4, %5 : f32[N, 4, 9, 8]
+           %7 = const 0.5 : f32
+           %8 = less %7, %6 : bool[N, 4, 9, 8]
+           %9 = select %8, %6, %7 : f32[N, 4, 9, 8]
+           %10 = reduce %9 {kind = mean, axes = [2, 3], keepdims = true} : f32[N, 4, 1, 1]
+           %11 = const #k2 : f32[4, 4, 1, 1]
+           %12 = conv %10, %11 : f32[N, 4, 1, 1]
+           %13 = sigmoid %12 : f32[N, 4, 1, 1]
+           %14 = mul %9, %13 : f32[N, 4, 9, 8]
+           %15 = pool %14 {kind = max, kernel = [3, 3], pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 4, 9, 8]
+           %16 = softmax %15 {axis = 1} : f32[N, 4, 9, 8]
+           %17 = concat %16, %14 {axis = 1} : f32[N, 8, 9, 8]
+           %18 = pad %17 {before = [0, 0, 2, 0], after = [0, 0, 0, 1]} : f32[N, 8, 11, 9]
+           %19 = slice %14 {starts = [0, 1, 0, 0], ends = [N, 4, 9, 8], steps = [1, 2, 1, 3]} : f32[N, 2, 9, 3]
+           %20 = reshape %19 {shape = [N, 54]} : f32[N, 54]
+           %21 = const #w : f32[54, 5]
+           %22 = matmul %20, %21 : f32[N, 5]
+           %23 = add %14, %z : f32[N, 4, 9, 8]
+           %24 = reduce %14 {kind = sum, axes = [1, 3]} : f32[N, 9]
+           return %22, %23, %18, %24
+         }",
+    );
+    let mut after = before.clone();
+    run(&margay_passes::AssignLayout, &mut after);
+    let text = after.to_string();
+    // One in front of the first convolution; the second output adds an input of the graph, the third is an image.
+    assert_eq!(text.matches(" = transpose ").count(), 3, "{text}");
+    let bind = |g: &Graph| BindDims { binding: [("N".into(), 2)].into_iter().collect() }.bound(g).unwrap();
+    let x = margay_testkit::normal(&[2, 3, 9, 8], 1, 0);
+    let z = margay_testkit::normal(&[2, 4, 9, 8], 1, 1);
+    let values = |g: &Graph| eval::run(&bind(g), &[("x", &x), ("z", &z)]).unwrap();
+    for (found, expected) in values(&after).iter().zip(&values(&before)) {
+        assert_close("with channels last", found, expected, Tolerance::REDUCTION);
+    }
+}
+
+#[test]
+fn transposes_of_heads_stay_where_they_are() {
+    let source = "graph @heads(%x: f32[2, 5, 6]) -> (y: f32[2, 6, 5]) {
+      %0 = transpose %x {perm = [0, 2, 1]} : f32[2, 6, 5]
+      %1 = tanh %0 : f32[2, 6, 5]
+      return %1
+    }";
+    let (mut g, _) = parse_with_random_constants(source);
+    assert_eq!(run(&margay_passes::AssignLayout, &mut g), Changed::No);
 }
 
 #[test]

@@ -59,6 +59,43 @@ fn bias_activation_and_residual_join_the_product() {
 }
 
 #[test]
+fn silu_joins_the_product() {
+    insta::assert_snapshot!(program(
+        "graph @gate(%x: f32[8, 64]) -> (y: f32[8, 64]) {
+           %0 = const #w : f32[64, 64]
+           %1 = matmul %x, %0 {precision = int8} : f32[8, 64]  // fc
+           %2 = silu %1 : f32[8, 64]  // act
+           return %2
+         }"
+    ), @r"
+    input x: f32[8, 64]
+    output y: f32[8, 64]
+    arena 0 bytes
+    step 0: matmul [8x64x64] packed int8 silu (in0, c0, out0)  // fc + act
+    ");
+}
+
+#[test]
+fn bias_residual_and_activation_join_the_convolution() {
+    insta::assert_snapshot!(program(
+        "graph @block(%x: f32[2, 8, 8, 32]) -> (y: f32[2, 8, 8, 32]) {
+           %0 = const #k : f32[32, 32, 3, 3]
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1], layout = nhwc} : f32[2, 8, 8, 32]  // conv
+           %2 = const #b : f32[32]
+           %3 = add %1, %2 : f32[2, 8, 8, 32]  // bias
+           %4 = add %x, %3 : f32[2, 8, 8, 32]  // residual
+           %5 = relu %4 : f32[2, 8, 8, 32]  // act
+           return %5
+         }"
+    ), @r"
+    input x: f32[2, 8, 8, 32]
+    output y: f32[2, 8, 8, 32]
+    arena 0 bytes
+    step 0: conv 2x[32x8x8 -> 32x8x8] kernel 3x3 groups 1 +bias +residual relu (in0, c1, c0, in0, out0)  // conv + bias + residual + act
+    ");
+}
+
+#[test]
 fn attention_walks_heads_where_they_lie() {
     insta::assert_snapshot!(program(
         "graph @heads(%q: f32[2, 16, 64], %k: f32[2, 16, 64], %v: f32[2, 16, 64]) -> (y: f32[2, 16, 64]) {
@@ -79,14 +116,14 @@ fn attention_walks_heads_where_they_lie() {
     input k: f32[2, 16, 64]
     input v: f32[2, 16, 64]
     output y: f32[2, 16, 64]
-    arena 40960 bytes
+    arena 8192 bytes
     k0: kernel(r f32, w f32)
       for i2 in 0..2048 parallel
         %0 = load a0[i2]
         %1 = neg %0
         store a1[i2] = %1
-    step 0: attention 2x4x[16, 16] dims 16 and 16 (in0, in1, in2, @32768, @0)  // attention
-    step 1: k0 (@32768, out0)  // neg
+    step 0: attention 2x4x[16, 16] dims 16 and 16 (in0, in1, in2, @0)  // attention
+    step 1: k0 (@0, out0)  // neg
     ");
 }
 

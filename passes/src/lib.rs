@@ -5,29 +5,37 @@
 
 #![forbid(unsafe_code)]
 
+mod assign_layout;
 mod bind_dims;
 mod differentiate;
 mod fold_constants;
+mod lower_precision;
 mod matching;
 mod merge_duplicates;
 pub mod pipeline;
 mod recognize_attention;
 mod recognize_gelu;
 mod recognize_layer_norm;
+mod recognize_linear_attention;
+mod recognize_silu;
 mod remove_dead;
 mod simplify;
 pub mod sketch;
 mod sketch_conv;
 mod sketch_linear;
 
+pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
 pub use differentiate::{Differentiate, gradients, saved};
 pub use fold_constants::FoldConstants;
+pub use lower_precision::LowerPrecision;
 pub use merge_duplicates::MergeDuplicates;
 pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, Step};
 pub use recognize_attention::RecognizeAttention;
 pub use recognize_gelu::RecognizeGelu;
 pub use recognize_layer_norm::RecognizeLayerNorm;
+pub use recognize_linear_attention::RecognizeLinearAttention;
+pub use recognize_silu::RecognizeSilu;
 pub use remove_dead::RemoveDead;
 pub use simplify::Simplify;
 pub use sketch_conv::SketchConv;

@@ -6,8 +6,8 @@ use margay_ir::verify::{Stage, Violation};
 use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 
 use crate::{
-    FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RemoveDead,
-    Simplify,
+    AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
+    RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify,
 };
 
 /// A pass that can be asked for by name, with its default configuration.
@@ -18,14 +18,17 @@ pub struct PassEntry {
     pub make: fn() -> Box<dyn Pass>,
 }
 
-/// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`, `sketch-linear`,
-/// `sketch-conv`) are built where their configuration is.
+/// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`,
+/// `lower-precision`, `sketch-linear`, `sketch-conv`) are built where their configuration is.
 pub const PASSES: &[PassEntry] = &[
+    PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
     PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },
     PassEntry { name: "merge-duplicates", make: || Box::new(MergeDuplicates) },
     PassEntry { name: "recognize-attention", make: || Box::new(RecognizeAttention) },
     PassEntry { name: "recognize-gelu", make: || Box::new(RecognizeGelu) },
     PassEntry { name: "recognize-layer-norm", make: || Box::new(RecognizeLayerNorm) },
+    PassEntry { name: "recognize-linear-attention", make: || Box::new(RecognizeLinearAttention) },
+    PassEntry { name: "recognize-silu", make: || Box::new(RecognizeSilu) },
     PassEntry { name: "remove-dead", make: || Box::new(RemoveDead) },
     PassEntry { name: "simplify", make: || Box::new(Simplify) },
 ];
@@ -109,7 +112,9 @@ impl Pipeline {
             Step::Run(Box::new(MergeDuplicates)),
             Step::Run(Box::new(RecognizeLayerNorm)),
             Step::Run(Box::new(RecognizeGelu)),
+            Step::Run(Box::new(RecognizeSilu)),
             Step::Run(Box::new(RecognizeAttention)),
+            Step::Run(Box::new(RecognizeLinearAttention)),
             // What recognition added (transposes of keys, broadcasts of tables) joins with what was there.
             Step::Run(Box::new(Simplify)),
             Step::Run(Box::new(FoldConstants::default())),
@@ -122,6 +127,8 @@ impl Pipeline {
     /// From a sketched graph to one that can be lowered, for one value of every symbol.
     pub fn bind(binding: &margay_tensor::Binding) -> Pipeline {
         Pipeline::new(vec![
+            // Before symbols have values, like all passes that look for patterns.
+            Step::Run(Box::new(AssignLayout)),
             Step::Run(Box::new(crate::BindDims { binding: binding.clone() })),
             Step::Run(Box::new(FoldConstants::default())),
             Step::Run(Box::new(Simplify)),

@@ -1,5 +1,10 @@
 //! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes.
 //!
+//! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
+//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or a number
+//! of at most -10⁹. The exponential of what is hidden is then 0 in f32, provided that no score is 10⁹ below another;
+//! a NaN or +∞ that is hidden no longer spoils its row.
+//!
 //! Required stage: imported. Declines when the probabilities are read by somebody else.
 //!
 //! ```text
@@ -19,11 +24,12 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Attention, Bits, Transpose};
+use margay_ir::ops::{Attention, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_tensor::{Dim, Element};
 
-use crate::matching::{both_orders, factors};
+use crate::matching::{both_orders, factors, scalar};
 
 /// Finds attention.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,12 +49,19 @@ impl Pass for RecognizeAttention {
     }
 }
 
-/// The scores of an attention: `scale · q kt + mask`.
+/// The scores of an attention: `scale · q kt + mask`, of keys that come no later if `causal`.
 struct Scores {
     product: NodeId,
     scale: f64,
     mask: Option<Value>,
+    causal: bool,
 }
+
+/// Additions and choices between the product and the softmax: one of each kind of mask.
+const MOST_MASKS: usize = 2;
+
+/// The largest number that hides a score.
+const HIDDEN: f32 = -1e9;
 
 fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
@@ -61,7 +74,9 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
         let readers = g.users_of(weights).len() + usize::from(g.is_output(weights));
         return Ok(Verdict::Declined(format!("the attention weights have {readers} readers")));
     }
-    let Some(scores) = find_scores(g, g.inputs_of(weights.node)[0]) else { return Ok(Verdict::NoMatch) };
+    let Some(scores) = find_scores(g, g.inputs_of(weights.node)[0], MOST_MASKS) else {
+        return Ok(Verdict::NoMatch);
+    };
     let [q, kt] = both_orders(g, scores.product.into())[0];
     let heads = |x: Value| g.ty(x).shape.get(..2).map(<[_]>::to_vec);
     if g.ty(q).ndim() != 4 || g.ty(kt).ndim() != 4 || heads(q) != heads(v) || heads(q) != heads(kt) {
@@ -71,7 +86,7 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let swap = Transpose { perm: vec![0, 1, 3, 2] };
     let k = patch.add(g, swap, &[kt], g.node(scores.product).origin.clone())?;
     let operands: Vec<Value> = [q, k, v].into_iter().chain(scores.mask).collect();
-    let op = Attention { scale: Bits::new(scores.scale) };
+    let op = Attention { causal: scores.causal, ..Attention::new(scores.scale) };
     let new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
     if patch.ty(g, new) != g.ty(n.into()) {
         return Ok(Verdict::NoMatch);
@@ -80,19 +95,63 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     Ok(Verdict::Rewrite(patch))
 }
 
-fn find_scores(g: &Graph, v: Value) -> Option<Scores> {
+fn find_scores(g: &Graph, v: Value, masks: usize) -> Option<Scores> {
     g.sole_user(v)?;
     if let Some((product, scale)) = scaled_product(g, v) {
-        return Some(Scores { product, scale, mask: None });
+        return Some(Scores { product, scale, mask: None, causal: false });
+    }
+    let masks = masks.checked_sub(1)?;
+    if let Some(seen) = without_future(g, v) {
+        let inner = find_scores(g, seen, masks).filter(|s| !s.causal && g.ty(seen) == g.ty(v));
+        return inner.map(|scores| Scores { causal: true, ..scores });
     }
     if !matches!(g.op(v.node), Op::Add(_)) {
         return None;
     }
     both_orders(g, v).into_iter().find_map(|[scores, mask]| {
-        g.sole_user(scores)?;
-        let (product, scale) = scaled_product(g, scores)?;
-        (g.ty(scores) == g.ty(v)).then_some(Scores { product, scale, mask: Some(mask) })
+        let inner = find_scores(g, scores, masks).filter(|s| s.mask.is_none());
+        inner.filter(|_| g.ty(scores) == g.ty(v)).map(|s| Scores { mask: Some(mask), ..s })
     })
+}
+
+/// What is left of scores when a causal mask is taken off.
+fn without_future(g: &Graph, v: Value) -> Option<Value> {
+    let hides = |x: f32| x <= HIDDEN;
+    match g.op(v.node) {
+        Op::Add(_) => both_orders(g, v)
+            .into_iter()
+            .find_map(|[scores, mask]| is_triangle::<f32>(g, mask, v, |x| x == 0.0, hides).then_some(scores)),
+        Op::Select(_) => {
+            let inputs = g.inputs_of(v.node);
+            let (test, options) = (inputs[0], [[inputs[1], inputs[2]], [inputs[2], inputs[1]]]);
+            options.into_iter().enumerate().find_map(|(swapped, [scores, other])| {
+                let hidden = scalar(g, other).is_some_and(|x| hides(x as f32));
+                let seen = |x: u8| (x != 0) == (swapped == 0);
+                (hidden && is_triangle::<u8>(g, test, v, seen, |x| !seen(x))).then_some(scores)
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether a constant is shared by all heads and tells the keys that each query of the scores sees from the others.
+fn is_triangle<T: Element>(
+    g: &Graph,
+    mask: Value,
+    scores: Value,
+    seen: impl Fn(T) -> bool,
+    hidden: impl Fn(T) -> bool,
+) -> bool {
+    let extents: Vec<_> = g.ty(scores).shape.iter().map(Dim::as_extent).collect();
+    let [.., Some(queries), Some(keys)] = extents[..] else { return false };
+    let Some(tensor) = g.constant(mask).map(|c| c.tensor()) else { return false };
+    let (shape, Ok(elements)) = (tensor.shape(), tensor.as_slice::<T>()) else { return false };
+    let fits = shape.ends_with(&[queries, keys]) && elements.len() == queries * keys;
+    fits && keys >= queries
+        && elements.iter().enumerate().all(|(at, &x)| {
+            let (query, key) = (at / keys, at % keys);
+            if key <= query + keys - queries { seen(x) } else { hidden(x) }
+        })
 }
 
 /// A product of activations times a number.

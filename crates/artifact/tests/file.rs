@@ -45,6 +45,7 @@ fn product(m: usize, k: usize, n: usize) -> KernelCall {
         b: layout(n),
         c_row_stride: n,
         b_packed: true,
+        precision: margay_loops::Precision::F32,
         epilogue: Epilogue::default(),
     })
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use margay_driver::{CompileOptions, Goal, Samples};
+use margay_loops::Precision;
 use margay_onnx::read_tensor;
 use margay_passes::sketch::SCHEMES;
 use margay_plan::{Budget, Plan};
@@ -34,7 +35,11 @@ pub(crate) struct GoalArgs {
     /// Replay the choices of a plan.
     #[arg(long, value_name = "FILE.toml", group = "goal")]
     plan: Option<PathBuf>,
-    /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4.
+    /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
+    /// constants, column by column. Convolutions and attention stay f32, and so does exported ONNX.
+    #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
+    precision: Precision,
+    /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
     #[arg(long, value_name = "NAME", default_value = "native")]
     target_cpu: String,
     /// Seed of the random numbers.
@@ -60,7 +65,8 @@ impl GoalArgs {
 
     /// Whether any of these options was given that only makes sense for a model that is compiled.
     pub(crate) fn is_default(&self) -> bool {
-        self.is_dense() && self.dims.is_empty() && self.calibrate.is_none()
+        let plain = self.precision == Precision::F32;
+        self.is_dense() && self.dims.is_empty() && self.calibrate.is_none() && plain
     }
 
     fn goal(&self) -> Goal {
@@ -86,6 +92,7 @@ impl GoalArgs {
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             dims,
             target_cpu: self.target_cpu.clone(),
+            precision: self.precision,
             seed: self.seed,
             threads: self.threads.get(),
             predict_threads: self.predict_threads,
@@ -195,6 +202,12 @@ pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
         _ => Err(format!("`{v}` is not an extent, expected a whole number of at least 1")),
     };
     Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
+}
+
+/// A precision.
+pub(crate) fn precision(text: &str) -> Result<Precision, String> {
+    let known: Vec<&str> = Precision::ALL.iter().map(|p| p.name()).collect();
+    Precision::from_name(text).ok_or_else(|| format!("expected one of {}", known.join(", ")))
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -2,7 +2,7 @@
 //!
 //! `--json` prints an object:
 //!
-//! - `models`: one object per model, in the order given, with `path`; `median_ms` and `min_ms` of running all inputs
+//! - `models`: one object per model, in the order given, with `path` (and ` in ` the precision, if not f32); `median_ms` and `min_ms` of running all inputs
 //!   once; `stored_bytes`, the constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
 //!   code, intermediate results, scratch, outputs; `error` with `relative_l2` and `cosine` of all floating point outputs
 //!   together against the first model; `predicted_ms` from the cost model, or null without one or without a graph;
@@ -13,12 +13,12 @@
 
 use std::path::PathBuf;
 
-use margay_driver::compare::ErrorSum;
+use margay_driver::{compare::ErrorSum, is_artifact};
 use margay_kernels_cpu::CpuTarget;
-use margay_loops::Target;
+use margay_loops::{Precision, Target};
 use serde::Serialize;
 
-use crate::args::{InputArgs, RunArgs, at_least_one};
+use crate::args::{InputArgs, RunArgs, at_least_one, precision};
 use crate::error::Failure;
 use crate::feed::{self, Chunk};
 use crate::model::{Model, stored_bytes};
@@ -44,6 +44,9 @@ pub(crate) struct Args {
     inputs: InputArgs,
     #[command(flatten)]
     how: RunArgs,
+    /// Run every ONNX file in this precision of products with constant matrices as well.
+    #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
+    precision: Precision,
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     rounds: Option<usize>,
@@ -86,9 +89,14 @@ struct Error {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
     let inputs = args.inputs.read()?;
-    let models =
-        args.models.iter().map(|path| Model::open(path, threads)?.with_huge_pages(args.how.huge_pages));
-    let mut models = models.collect::<Result<Vec<_>, _>>()?;
+    let mut models = Vec::new();
+    for path in &args.models {
+        models.push(Model::open(path, threads)?.with_huge_pages(args.how.huge_pages)?);
+        if args.precision != Precision::F32 && !is_artifact(path)? {
+            let narrow = Model::open_in(path, threads, args.precision)?;
+            models.push(narrow.with_huge_pages(args.how.huge_pages)?);
+        }
+    }
     let chunks = chunks_of(&models, &inputs)?;
 
     let mut errors = Vec::new();

@@ -1,7 +1,7 @@
 //! `margay compile`: from a model to an artifact.
 //!
 //! `--json`, and `--report` into a file, give [`margay_driver::Report`]: an object with `model`, `model_hash`,
-//! `target_cpu`, `cost_model`, `threads`, `seed`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
+//! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
 //! `flops_before`, `flops_after`, `predicted_ms_before`, `predicted_ms_after`, `held_out` (`relative_l2`, `cosine`,
 //! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, `rank`,
 //! `bytes_before`, `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`)
@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use margay_driver::{Compiled, Dump, Report, compile_with, open_with};
 
+use margay_loops::Precision;
+
 use crate::args::GoalArgs;
 use crate::error::Failure;
 use crate::progress::Bars;
@@ -19,7 +21,7 @@ use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
 const JSON: &str = r#"With --json, and in the file of --report:
-  {"model", "model_hash", "target_cpu", "cost_model", "threads", "seed", "goal",
+  {"model", "model_hash", "target_cpu", "cost_model", "threads", "seed", "precision", "goal",
    "bytes_before", "bytes_after", "flops_before", "flops_after",
    "predicted_ms_before", "predicted_ms_after",
    "held_out": {"relative_l2", "cosine", "samples"}, "dims": {},
@@ -139,7 +141,10 @@ pub(crate) fn totals(report: &Report) -> String {
         percent(report.predicted_ms_after, report.predicted_ms_before),
     );
     let sketched = report.modules.iter().filter(|m| m.rank > 0).count();
-    let mut text = format!("{}: {}, for {}\n\n{table}\n", report.model, report.goal, report.target_cpu);
+    let plain = report.precision == Precision::F32.name();
+    let precision = if plain { String::new() } else { format!(", products in {}", report.precision) };
+    let mut text =
+        format!("{}: {}{precision}, for {}\n\n{table}\n", report.model, report.goal, report.target_cpu);
     text += &match report.modules.len() {
         0 => "nothing is sketched without a goal\n".to_string(),
         all => format!("{sketched} of {all} layers sketched\n"),
@@ -151,7 +156,7 @@ pub(crate) fn totals(report: &Report) -> String {
             significant(e.relative_l2),
             e.cosine
         ),
-        None if sketched > 0 => {
+        None if sketched > 0 || !plain => {
             "the error is not known: give samples with --calibrate to measure it\n".to_string()
         }
         None => String::new(),

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
-use margay_driver::{Runner, bound_batch, build, is_artifact, open, open_artifact_graph};
+use margay_driver::{Dump, Runner, bound_batch, build, is_artifact, open, open_artifact_graph};
 use margay_ir::{Graph, eval};
 use margay_kernels_cpu::CpuTarget;
-use margay_loops::Target;
+use margay_loops::{Precision, Target};
 use margay_plan::CostModel;
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
@@ -20,6 +20,7 @@ pub(crate) struct Model {
     /// As it was named on the command line.
     pub(crate) path: String,
     threads: usize,
+    precision: Precision,
     form: Form,
     verification: Option<Verification>,
 }
@@ -42,8 +43,18 @@ pub(crate) fn open_artifact(path: &Path) -> Result<Artifact, Failure> {
 
 impl Model {
     pub(crate) fn open(path: &Path, threads: usize) -> Result<Model, Failure> {
+        Model::open_in(path, threads, Precision::F32)
+    }
+
+    /// Opens a model to be run in a precision; an artifact has its own.
+    pub(crate) fn open_in(path: &Path, threads: usize, precision: Precision) -> Result<Model, Failure> {
         let mut verification = None;
         let form = if is_artifact(path)? {
+            if precision != Precision::F32 {
+                let message =
+                    format!("`{}` has been compiled: `--precision` does not apply to it", path.display());
+                return Err(Failure::usage(message));
+            }
             let artifact = Artifact::open(path)?;
             let checked = artifact.clone();
             verification = Some(std::thread::spawn(move || checked.verify_weights()));
@@ -51,10 +62,14 @@ impl Model {
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
-            let graph = open(path)?.graph;
-            Form::Graph(Box::new(Runner::new(graph, CpuTarget::native(), threads)))
+            let graph = build::in_precision(open(path)?.graph, precision, &mut Dump::none())?;
+            Form::Graph(Box::new(Runner::new(graph, CpuTarget::native_for(precision), threads)))
         };
-        Ok(Model { path: path.display().to_string(), threads, form, verification })
+        let shown = match precision {
+            Precision::F32 => path.display().to_string(),
+            narrow => format!("{} in {}", path.display(), narrow.name()),
+        };
+        Ok(Model { path: shown, threads, precision, form, verification })
     }
 
     /// The same in huge pages of memory, if asked for.
@@ -133,7 +148,7 @@ impl Model {
             let seconds = match known.iter().find(|(b, _)| *b == binding) {
                 Some((_, seconds)) => *seconds,
                 None => {
-                    let bound = build::bind(&graph, &binding, &mut margay_driver::Dump::none())?;
+                    let bound = build::bind(&graph, &binding, &mut Dump::none())?;
                     let program =
                         margay_lower::lower(&bound, &target).map_err(margay_driver::DriverError::from)?;
                     let seconds = build::predicted_seconds(&program, &cost, self.threads);
@@ -149,7 +164,7 @@ impl Model {
     /// The target the model is compiled for.
     fn target(&self) -> Result<CpuTarget, Failure> {
         match &self.form {
-            Form::Graph(_) => Ok(CpuTarget::native()),
+            Form::Graph(_) => Ok(CpuTarget::native_for(self.precision)),
             Form::Artifact(artifact, _) => {
                 let name = &artifact.description().target;
                 Ok(CpuTarget::by_name(name).map_err(margay_driver::DriverError::from)?)

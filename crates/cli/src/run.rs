@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use margay_loops::Precision;
 use margay_tensor::npy::write_npz;
 
-use crate::args::{InputArgs, RunArgs};
+use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;
 use crate::feed;
 use crate::model::Model;
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Where the outputs go, under their names.
     #[arg(long, value_name = "FILE.npz")]
     outputs: PathBuf,
+    /// Precision of products with constant matrices of an ONNX file.
+    #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
+    precision: Precision,
     #[command(flatten)]
     how: RunArgs,
 }
@@ -32,7 +36,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut read = vec![("the model", Some(args.model.as_path()))];
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
-    let mut model = Model::open(&args.model, args.how.threads.get())?.with_huge_pages(args.how.huge_pages)?;
+    let mut model = Model::open_in(&args.model, args.how.threads.get(), args.precision)?
+        .with_huge_pages(args.how.huge_pages)?;
     let inputs = args.inputs.read()?;
     let chunks = feed::cut(&inputs, &model.batch_sizes(&inputs))?;
     let outputs = model.run(&chunks)?;

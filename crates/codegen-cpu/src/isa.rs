@@ -32,11 +32,15 @@ const AVX2_FLAGS: &[&str] = &[
     "has_fma",
 ];
 
-/// Classes and their flags. `x86-64-v4` has no flags of its own: Cranelift has no 512-bit vectors, and what it knows
+/// Classes and their flags. `x86-64-v4` and above have no flags of their own: Cranelift has no 512-bit vectors, and what it knows
 /// of AVX-512 in 128 bits is of no use to loops over f32.
 #[cfg(target_arch = "x86_64")]
-const CLASSES: &[(&str, &[&str])] =
-    &[("portable", &[]), ("x86-64-v3", AVX2_FLAGS), ("x86-64-v4", AVX2_FLAGS)];
+const CLASSES: &[(&str, &[&str])] = &[
+    ("portable", &[]),
+    ("x86-64-v3", AVX2_FLAGS),
+    ("x86-64-v4", AVX2_FLAGS),
+    ("x86-64-v4-bf16", AVX2_FLAGS),
+];
 #[cfg(not(target_arch = "x86_64"))]
 const CLASSES: &[(&str, &[&str])] = &[("portable", &[])];
 

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, Op, ops::Io, ops::Lowered, ops::Port};
+use margay_ir::{Graph, NodeId, Op, ops::Io, ops::Lowered, ops::Port};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{KernelCall, Program, Step, Target, Work};
+use margay_loops::{KernelCall, Precision, Program, Target, Work};
 use margay_lower::lower;
-use margay_passes::Pipeline;
+use margay_passes::{LowerPrecision, Pipeline, Step};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -20,6 +20,32 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
     let mut bound = g.clone();
     Pipeline::bind(binding).run(&mut bound, &mut |run| dump.pass(run))?;
     Ok(bound)
+}
+
+/// The graph with its products with constants in a precision.
+pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
+    if precision != Precision::F32 {
+        let steps = vec![Step::Run(Box::new(LowerPrecision { precision }))];
+        Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
+    }
+    Ok(g)
+}
+
+/// Bytes that the constants of a graph take less for being stored narrow. One that is also read as f32 saves nothing.
+pub fn bytes_saved(g: &Graph) -> u64 {
+    let saved = |n: NodeId| -> Option<u64> {
+        let constant = g.constant(n.into())?;
+        let narrow = |user: &NodeId| match g.op(*user) {
+            Op::MatMul(product) => Some(product.precision).filter(|&p| p != Precision::F32),
+            _ => None,
+        };
+        let users = g.users_of(n.into());
+        let precisions: Vec<Precision> = users.iter().map(|(user, _)| narrow(user)).collect::<Option<_>>()?;
+        let [.., k, n] = *constant.tensor().shape() else { return None };
+        let bytes = |p: &Precision| p.stored_bytes(k as u64, n as u64);
+        Some(bytes(&Precision::F32).saturating_sub(precisions.iter().map(bytes).max()?))
+    };
+    g.order().into_iter().filter_map(saved).sum()
 }
 
 /// What identifies the constants of a graph, by their contents.
@@ -100,7 +126,7 @@ pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
 
 /// Predicted time of one run of a program.
 pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    let seconds = |(i, step): (usize, &Step)| match &step.work {
+    let seconds = |(i, step): (usize, &margay_loops::Step)| match &step.work {
         Work::Call(call) => cost.seconds(call, threads),
         Work::Loops(_) => {
             // About two operations per element of four bytes.
@@ -121,7 +147,7 @@ pub fn program_flops(program: &Program) -> u64 {
 }
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
-pub fn call_of(bound: &Graph, n: margay_ir::NodeId) -> Option<KernelCall> {
+pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
     let port = |v: margay_ir::Value| {
         let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
         port.constant = bound.constant(v).is_some();

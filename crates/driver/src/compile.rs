@@ -5,7 +5,7 @@ use std::path::Path;
 use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, Op};
 use margay_kernels_cpu::CpuTarget;
-use margay_loops::Target;
+use margay_loops::{Precision, Target};
 use margay_passes::sketch::{SCHEMES, modules};
 use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
 use margay_runtime::Executable;
@@ -48,6 +48,8 @@ pub struct CompileOptions {
     pub dims: Vec<(String, Vec<i64>)>,
     /// `native` or a processor class.
     pub target_cpu: String,
+    /// How the operands of products with constants are rounded, after sketching.
+    pub precision: Precision,
     /// Seed of the random numbers.
     pub seed: u64,
     /// Threads to compile with, and to predict times for. Results do not depend on the former.
@@ -63,6 +65,7 @@ impl Default for CompileOptions {
             plan: None,
             dims: Vec::new(),
             target_cpu: "native".into(),
+            precision: Precision::F32,
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
@@ -161,7 +164,7 @@ pub fn compile_with(
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
     let g = &source.graph;
-    let target = CpuTarget::by_name(&options.target_cpu)?;
+    let target = CpuTarget::by_name_for(&options.target_cpu, options.precision)?;
     let cost = CostModel::builtin(target.name())
         .ok_or_else(|| DriverError::Options(format!("no cost model for `{}`", target.name())))?;
     let samples = samples.map(|s| s.for_graph(g)).transpose()?;
@@ -175,7 +178,8 @@ pub fn compile_with(
     let plan = options.plan.as_ref();
     let sketching = plan.is_some() || options.goal != Goal::Dense;
     let batch = bound_batch(g).unwrap_or(1);
-    let halves = samples.as_ref().filter(|_| sketching).map(|s| s.halves(batch)).transpose()?;
+    let narrow = options.precision != Precision::F32;
+    let halves = samples.as_ref().filter(|_| sketching || narrow).map(|s| s.halves(batch)).transpose()?;
     if let Some(plan) = plan {
         let names: Vec<&str> = found.iter().map(|m| m.name.as_str()).collect();
         let calibration = samples.as_ref().map(Samples::hash);
@@ -229,6 +233,7 @@ pub fn compile_with(
     };
     let out_plan = plan.cloned().unwrap_or_else(|| chosen.plan(header));
     let (graph, remarks) = sketch(g, &selection(&prospects, &chosen.choices), dump)?;
+    let graph = build::in_precision(graph, options.precision, dump)?;
     let held_out = match &checker {
         Some(c) => Some(c.measure(&graph, target, options.threads, progress)?),
         None => None,
@@ -236,6 +241,15 @@ pub fn compile_with(
     if held_out.as_ref().is_some_and(|e| !e.relative_l2.is_finite()) {
         let message = "the outputs of the sketched model are not finite on the held-out samples";
         return Err(DriverError::Measure(message.into()));
+    }
+    if let (Goal::Error(limit), None, Some(e)) = (&options.goal, plan, &held_out)
+        && narrow
+        && e.relative_l2 > *limit
+    {
+        let (name, found) = (options.precision.name(), e.relative_l2);
+        let message =
+            format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
+        return Err(DriverError::Measure(message));
     }
     let sketched_bound = build::bind(&graph, &bindings[0], &mut Dump::none())?;
     let program = margay_lower::lower(&sketched_bound, &target)?;
@@ -246,12 +260,14 @@ pub fn compile_with(
         cost_model: cost.name.clone(),
         threads: options.predict_threads,
         seed,
+        precision: options.precision.name().into(),
         goal: goal_text(&options.goal, plan.is_some()),
         bytes_before: found.iter().map(margay_passes::sketch::Module::bytes).sum(),
         bytes_after: match sketching {
             true => chosen.total_bytes,
-            false => found.iter().map(margay_passes::sketch::Module::bytes).sum(),
-        },
+            false => found.iter().map(margay_passes::sketch::Module::bytes).sum::<u64>(),
+        }
+        .saturating_sub(build::bytes_saved(&graph)),
         flops_before: build::program_flops(&dense_program),
         flops_after: build::program_flops(&program),
         predicted_ms_before: dense_seconds * 1e3,
@@ -349,10 +365,11 @@ impl Context<'_> {
             let error =
                 if let Some((_, e)) = measured.as_ref().filter(|(a, _)| a.choices == candidate.choices) {
                     *e
-                } else if chosen.choices.is_empty() {
+                } else if chosen.choices.is_empty() && self.options.precision == Precision::F32 {
                     0.0
                 } else {
                     let (graph, _) = sketch(&self.source.graph, &chosen, &mut Dump::none())?;
+                    let graph = build::in_precision(graph, self.options.precision, &mut Dump::none())?;
                     checker.measure(&graph, self.target, self.options.threads, progress)?.relative_l2
                 };
             measured = Some((candidate.clone(), error));

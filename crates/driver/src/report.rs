@@ -47,6 +47,11 @@ pub struct ModuleReport {
     pub why: String,
 }
 
+/// The precision of reports that do not name one.
+fn plain() -> String {
+    margay_loops::Precision::F32.name().into()
+}
+
 /// What was done to a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -62,11 +67,14 @@ pub struct Report {
     pub threads: usize,
     /// Seed of the random numbers.
     pub seed: u64,
+    /// How the operands of products with constants are rounded: `f32`, `bf16` or `int8`.
+    #[serde(default = "plain")]
+    pub precision: String,
     /// The goal, in words.
     pub goal: String,
     /// Bytes of the weights of all modules before.
     pub bytes_before: u64,
-    /// Bytes of the weights of all modules after.
+    /// Bytes of the weights of all modules after; those of each module count its numbers as f32.
     pub bytes_after: u64,
     /// Multiplications and additions of products and convolutions before.
     pub flops_before: u64,

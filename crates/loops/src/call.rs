@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::Precision;
+
 /// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MatLayout {
@@ -44,7 +46,8 @@ pub enum Activation {
     Sigmoid,
 }
 
-/// What happens to a result before it is stored: `activation(result + bias) + residual`.
+/// What happens to a result before it is stored: `activation(result + bias) + residual`, or
+/// `activation(result + bias + residual)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Epilogue {
     /// A vector is added: one element per column of a product, one per channel of a convolution.
@@ -53,6 +56,8 @@ pub struct Epilogue {
     pub activation: Option<Activation>,
     /// A tensor with the layout of the result is added last.
     pub residual: bool,
+    /// The residual is added before the activation.
+    pub residual_first: bool,
 }
 
 /// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
@@ -76,12 +81,14 @@ pub struct MatMul {
     pub c_row_stride: usize,
     /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
     pub b_packed: bool,
+    /// How operands are rounded; other than `F32` only where B is a packed constant.
+    pub precision: Precision,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
 
-/// A two-dimensional convolution in f32: `Y[n, o, y, x] = epilogue(Σ X[n, c, …] K[o, c, i, j])`, operands
-/// row-major in NCHW and OIHW order. A one-dimensional one has a height of 1.
+/// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
+/// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
 /// Arguments: X, K (a packed constant), bias if any, residual if any, Y, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -112,13 +119,19 @@ pub struct Conv {
 
 /// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
-/// Arguments: Q, K, V, mask if any (additive), O, workspace if any. The last axis of each is contiguous.
+/// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
+/// The logarithm of the sum of exponentials, `log Σ exp(scale · q·k + mask)`, is -∞ in both cases.
+///
+/// Arguments: Q, K, V, mask if any (additive), O, log-sum-exp if any, workspace if any. The last axis of each is
+/// contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {
     /// Sequences.
     pub batch: usize,
     /// Heads of the queries.
     pub heads: usize,
+    /// Heads of the keys and values; divides `heads`, and head h reads that with number h · kv_heads / heads.
+    pub kv_heads: usize,
     /// Queries per sequence.
     pub q_len: usize,
     /// Keys per sequence.
@@ -139,6 +152,42 @@ pub struct Attention {
     pub o: [usize; 3],
     /// Strides of (batch, head, query, key) of the mask; 0 where it is shared.
     pub mask: Option<[usize; 4]>,
+    /// Query i sees the keys j <= i + kv_len - q_len only.
+    pub causal: bool,
+    /// The logarithms of the sums of exponentials are a result too: row-major [batch, head, query].
+    pub log_sum_exp: bool,
+}
+
+/// Linear attention in f32: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
+/// goes over the keys. The features φ are computed before.
+///
+/// Arguments: φQ, φK, V, O, workspace if any. The last axis of each is contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct LinearAttention {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence; as many as queries if `causal`.
+    pub kv_len: usize,
+    /// Features of a query and of a key.
+    pub features: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// ε, added to the denominators; the bits of an f32.
+    pub epsilon_bits: u32,
+    /// Query i sees the keys j <= i only.
+    pub causal: bool,
+    /// Strides of (batch, head, row) of φQ.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of φK.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of O.
+    pub o: [usize; 3],
 }
 
 /// A kernel that loops cannot bring to the speed of the hardware.
@@ -150,6 +199,8 @@ pub enum KernelCall {
     Conv(Conv),
     /// Softmax attention.
     Attention(Attention),
+    /// Linear attention.
+    LinearAttention(LinearAttention),
 }
 
 impl KernelCall {
@@ -159,6 +210,7 @@ impl KernelCall {
             KernelCall::MatMul(_) => "matmul",
             KernelCall::Conv(_) => "conv",
             KernelCall::Attention(_) => "attention",
+            KernelCall::LinearAttention(_) => "linear_attention",
         }
     }
 
@@ -174,9 +226,25 @@ impl KernelCall {
                 2 * product(&[c.batch, c.out_channels, c.out_size[0], c.out_size[1], taps])
             }
             KernelCall::Attention(c) => {
-                2 * product(&[c.batch, c.heads, c.q_len, c.kv_len, c.qk_dim + c.v_dim])
+                2 * product(&[c.batch, c.heads, c.qk_dim + c.v_dim])
+                    * Attention::pairs(c.q_len, c.kv_len, c.causal)
+            }
+            KernelCall::LinearAttention(c) => {
+                let rows = c.q_len as u64 + c.kv_len as u64;
+                2 * product(&[c.batch, c.heads, c.features, c.v_dim + 1]) * rows
             }
         }
+    }
+}
+
+impl Attention {
+    /// Pairs of a query and a key that it sees, of one head. Causal queries are the last of as many as there are
+    /// keys: query i sees key j where j <= i + `kv_len` - `q_len`.
+    pub fn pairs(q_len: usize, kv_len: usize, causal: bool) -> u64 {
+        let (queries, keys) = (q_len as u128, kv_len as u128);
+        let side = queries.min(keys);
+        let triangle = side * (side + 1) / 2 + queries * keys.saturating_sub(queries);
+        u64::try_from(if causal { triangle } else { queries * keys }).unwrap_or(u64::MAX)
     }
 }
 
@@ -185,10 +253,13 @@ impl fmt::Display for Epilogue {
         if self.bias {
             f.write_str(" +bias")?;
         }
+        if self.residual && self.residual_first {
+            f.write_str(" +residual")?;
+        }
         if let Some(a) = self.activation {
             write!(f, " {}", a.name())?;
         }
-        if self.residual {
+        if self.residual && !self.residual_first {
             f.write_str(" +residual")?;
         }
         Ok(())
@@ -216,7 +287,11 @@ impl fmt::Display for KernelCall {
                 f.write_str("matmul ")?;
                 c.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
                 write!(f, "[{}x{}x{}]", c.m, c.k, c.n)?;
-                write!(f, "{}{}", if c.b_packed { " packed" } else { "" }, c.epilogue)
+                f.write_str(if c.b_packed { " packed" } else { "" })?;
+                if c.precision != Precision::F32 {
+                    write!(f, " {}", c.precision.name())?;
+                }
+                write!(f, "{}", c.epilogue)
             }
             KernelCall::Conv(c) => write!(
                 f,
@@ -235,14 +310,27 @@ impl fmt::Display for KernelCall {
             ),
             KernelCall::Attention(c) => write!(
                 f,
-                "attention {}x{}x[{}, {}] dims {} and {}{}",
+                "attention {}x{}x[{}, {}] dims {} and {}{}{}{}",
                 c.batch,
                 c.heads,
                 c.q_len,
                 c.kv_len,
                 c.qk_dim,
                 c.v_dim,
-                if c.mask.is_some() { " +mask" } else { "" }
+                if c.causal { " causal" } else { "" },
+                if c.mask.is_some() { " +mask" } else { "" },
+                if c.log_sum_exp { " +log_sum_exp" } else { "" }
+            ),
+            KernelCall::LinearAttention(c) => write!(
+                f,
+                "linear_attention {}x{}x[{}, {}] features {} dim {}{}",
+                c.batch,
+                c.heads,
+                c.q_len,
+                c.kv_len,
+                c.features,
+                c.v_dim,
+                if c.causal { " causal" } else { "" }
             ),
         }
     }

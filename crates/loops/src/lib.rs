@@ -9,6 +9,7 @@
 //! - [`nest`]: the builder operators write their loop nests with; producers fuse into loads, consumers into
 //!   stores.
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
+//! - [`precision`]: how operands of products are rounded.
 //! - [`target`]: what a family of hand-written kernels answers about a call.
 //! - [`program`]: steps, buffers and places.
 //! - [`abi`]: the calling convention of compiled kernels.
@@ -17,13 +18,17 @@ pub mod abi;
 pub mod call;
 pub mod kernel;
 pub mod nest;
+pub mod precision;
 pub mod program;
 pub mod target;
 mod text;
 
 pub use abi::KernelFn;
-pub use call::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul};
+pub use call::{
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
+};
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
+pub use precision::Precision;
 pub use program::{Buffer, BufferId, Constant, Operand, Place, Port, Program, Step, Work};
 pub use target::{NoKernel, Packed, Phase, Prepared, Target};

@@ -99,7 +99,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Memory for a result: the caller's, if it is an output nobody has written yet.
-    fn result(&mut self, dtype: DType, shape: &[usize], output: Option<usize>) -> Memory {
+    pub(crate) fn result(&mut self, dtype: DType, shape: &[usize], output: Option<usize>) -> Memory {
         let bytes = bytes_of(dtype, shape);
         let buffer = match output {
             Some(i) if !self.written[i] => {
@@ -230,12 +230,12 @@ impl<'a> Emitter<'a> {
     }
 
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
-        let Called { call, operands, bias, residual } = called;
+        let Called { call, operands, bias, residual, others } = called;
         let prepared = self.target.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,
         })?;
-        let all = operands.iter().chain(&bias).chain(&residual).chain([out]);
+        let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
         let mut args: Vec<Operand> = all
             .map(|m| Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() })
             .collect();

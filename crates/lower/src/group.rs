@@ -63,6 +63,8 @@ pub(crate) struct Called {
     pub(crate) operands: Vec<Memory>,
     pub(crate) bias: Option<Memory>,
     pub(crate) residual: Option<Memory>,
+    /// Results after the first.
+    pub(crate) others: Vec<Memory>,
 }
 
 /// A loop nest or kernel call that nobody has run yet.
@@ -127,6 +129,11 @@ impl Grouper<'_> {
         }
     }
 
+    /// The results of a node.
+    fn outputs_of(&self, n: NodeId) -> impl Iterator<Item = Value> + use<> {
+        (0..self.g.node(n).types.len() as u16).map(move |out| Value { node: n, out })
+    }
+
     /// The operands and results of a node as its operator sees them: row-major, or as they lie in memory.
     fn io(&self, n: NodeId, as_they_lie: bool) -> Result<Io, LowerError> {
         let port = |v: Value| -> Result<Port, LowerError> {
@@ -139,7 +146,7 @@ impl Grouper<'_> {
         };
         Ok(Io {
             inputs: self.g.inputs_of(n).iter().map(|v| port(*v)).collect::<Result<_, _>>()?,
-            outputs: vec![port(n.into())?],
+            outputs: self.outputs_of(n).map(port).collect::<Result<_, _>>()?,
         })
     }
 
@@ -204,13 +211,21 @@ impl Grouper<'_> {
                     .into_iter()
                     .map(|v| self.memory_of(v))
                     .collect::<Result<Vec<_>, _>>()?;
-                let called = Called { call, operands, bias: None, residual: None };
+                let mut others = Vec::new();
+                for other in self.outputs_of(n).skip(1) {
+                    let (dtype, shape) = (self.g.ty(other).dtype, self.known(n, other)?);
+                    let memory = self.emit.result(dtype, &shape, output_of(self.g, other));
+                    self.held.insert(other, Held::Memory(memory.clone()));
+                    others.push(memory);
+                }
+                let called = Called { call, operands, bias: None, residual: None, others };
                 let anchor = Anchor::Call(Box::new(called));
                 self.anchored(n, anchor, shape)
             }
         };
         self.held.insert(v, held);
-        if self.g.sole_user(v).is_none() {
+        // Whoever reads another result reads it from memory.
+        if self.g.sole_user(v).is_none() || node.types.len() > 1 {
             self.memory_of(v)?;
         }
         Ok(())
@@ -363,8 +378,8 @@ impl Grouper<'_> {
 fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
     let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Conv(c) => (&mut c.epilogue, 1),
-        KernelCall::Attention(_) => return false,
+        KernelCall::Conv(c) => (&mut c.epilogue, shape.len() - 1),
+        KernelCall::Attention(_) | KernelCall::LinearAttention(_) => return false,
     };
     let activation = match op {
         Op::Relu(_) => Some(Activation::Relu),
@@ -372,12 +387,14 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         Op::Gelu(_) => Some(Activation::GeluErf),
         Op::Tanh(_) => Some(Activation::Tanh),
         Op::Sigmoid(_) => Some(Activation::Sigmoid),
+        Op::Silu(_) => Some(Activation::Silu),
         _ => None,
     };
     if activation.is_some() {
-        let free = epilogue.activation.is_none() && !epilogue.residual;
+        let free = epilogue.activation.is_none();
         if free {
             epilogue.activation = activation;
+            epilogue.residual_first = epilogue.residual;
         }
         return free;
     }

@@ -22,6 +22,7 @@ mod reductions;
 mod shapes;
 mod slices;
 mod table;
+mod transposed;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};

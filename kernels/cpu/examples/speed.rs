@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, MatLayout, MatMul, Target};
+use margay_loops::{
+    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
+    Precision, Target,
+};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let class = arguments.next().unwrap_or_else(|| "native".to_owned());
     let filter = arguments.next().unwrap_or_default();
-    let target = match CpuTarget::by_name(&class) {
+    let target = match CpuTarget::by_name_for(&class, Precision::Bf16) {
         Ok(target) if target.supported_here() => target,
         Ok(_) => return println!("this machine is not {class}"),
         Err(e) => return println!("{e}"),
     };
     println!("{:<58} {:>10} {:>8} {:>6}", target.name(), "us", "GF/s", "peak");
     for call in calls() {
-        let name = call.to_string();
+        let name = name(&call);
         if !name.contains(&filter) {
             continue;
         }
@@ -32,10 +35,23 @@ fn main() {
     println!("peak {:.1} GF/s", peak_flops() / 1e9);
 }
 
+/// The text of a call, with the operands that lie transposed.
+fn name(call: &KernelCall) -> String {
+    let KernelCall::MatMul(c) = call else { return call.to_string() };
+    let sides = [(" transposed-a", c.a), (" transposed-b", c.b)];
+    let turned = sides.iter().filter(|(_, layout)| layout.col_stride != 1).map(|(name, _)| *name);
+    call.to_string() + &turned.collect::<String>()
+}
+
 fn calls() -> Vec<KernelCall> {
     let mut calls = Vec::new();
     let plain = Epilogue::default();
-    let gelu = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: false };
+    let gelu = Epilogue {
+        bias: true,
+        activation: Some(Activation::GeluErf),
+        residual: false,
+        residual_first: false,
+    };
     for [m, n, k] in [
         [128, 768, 768],
         [128, 3072, 768],
@@ -47,29 +63,59 @@ fn calls() -> Vec<KernelCall> {
         [128, 96, 768],
         [128, 768, 96],
         [32, 4096, 4096],
+        [32, 8192, 8192],
+        [32, 32, 8192],
+        [32, 8192, 32],
+        [32, 384, 8192],
+        [32, 8192, 384],
         [8, 4096, 4096],
         [4, 4096, 4096],
         [1, 4096, 4096],
         [1, 8192, 8192],
         [1024, 1024, 1024],
     ] {
-        calls.push(product([m, n, k], true, false, plain));
+        calls.push(product([m, n, k], true, plain));
     }
-    calls.push(product([128, 3072, 768], true, false, gelu));
-    calls.push(product([128, 768, 96], true, false, gelu));
-    calls.push(product([128, 768, 768], false, false, plain));
-    calls.push(product([128, 768, 768], false, true, plain));
-    calls.push(product([512, 1024, 1024], false, true, plain));
-    if let KernelCall::MatMul(mut c) = product([128, 128, 64], false, true, plain) {
+    calls.push(product([128, 3072, 768], true, gelu));
+    calls.push(product([128, 768, 96], true, gelu));
+    for sides in [[false, false], [false, true], [true, false], [true, true]] {
+        calls.push(transposed(product([128, 768, 768], false, plain), sides));
+        calls.push(transposed(product([1024, 768, 768], false, plain), sides));
+    }
+    calls.push(transposed(product([1024, 3072, 768], false, plain), [true, false]));
+    calls.push(transposed(product([512, 1024, 1024], false, plain), [false, true]));
+    for m in [1, 4, 8] {
+        calls.push(product([m, 4096, 4096], false, plain));
+        calls.push(transposed(product([m, 4096, 4096], false, plain), [false, true]));
+    }
+    for precision in [Precision::Bf16, Precision::Int8] {
+        for dims in [
+            [128, 768, 768],
+            [128, 3072, 768],
+            [128, 768, 3072],
+            [512, 1024, 1024],
+            [32, 8192, 8192],
+            [16, 8192, 8192],
+            [8, 8192, 8192],
+            [6, 8192, 8192],
+            [4, 8192, 8192],
+            [1, 8192, 8192],
+            [1, 768, 768],
+        ] {
+            calls.push(narrow(product(dims, true, plain), precision));
+        }
+    }
+    if let KernelCall::MatMul(mut c) = transposed(product([128, 128, 64], false, plain), [false, true]) {
         c.batch = vec![BatchAxis { extent: 12, a: 128 * 64, b: 128 * 64, c: 128 * 128 }];
         calls.push(KernelCall::MatMul(c));
     }
-    for n in [128, 512, 2048] {
+    for (n, causal) in [(128, false), (512, false), (2048, false), (8192, false), (2048, true)] {
         let (heads, d) = (8, 64);
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::Attention(Attention {
             batch: 1,
             heads,
+            kv_heads: heads,
             q_len: n,
             kv_len: n,
             qk_dim: d,
@@ -80,42 +126,96 @@ fn calls() -> Vec<KernelCall> {
             v: strides,
             o: strides,
             mask: None,
+            causal,
+            log_sum_exp: false,
         }));
     }
-    for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
-        calls.push(conv([channels, channels], size, 3, 1, 1));
-        calls.push(conv([channels, channels], size, 1, 1, 1));
+    for (n, features, causal) in [
+        (512, 128, false),
+        (2048, 128, false),
+        (8192, 64, false),
+        (8192, 128, false),
+        (8192, 256, false),
+        (8192, 128, true),
+    ] {
+        let (heads, d) = (8, 64);
+        let wide = [n * heads * features, features, heads * features];
+        let strides = [n * heads * d, d, heads * d];
+        calls.push(KernelCall::LinearAttention(LinearAttention {
+            batch: 1,
+            heads,
+            q_len: n,
+            kv_len: n,
+            features,
+            v_dim: d,
+            epsilon_bits: 0,
+            causal,
+            q: wide,
+            k: wide,
+            v: strides,
+            o: strides,
+        }));
     }
-    calls.push(conv([3, 64], 224, 7, 2, 1));
-    calls.push(conv([64, 128], 56, 3, 2, 1));
-    calls.push(conv([128, 128], 56, 3, 1, 128));
-    calls.push(conv([256, 256], 28, 3, 2, 256));
+    for batch in [1, 8] {
+        for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+            calls.push(conv(batch, [channels, channels], size, 3, 1, 1));
+            calls.push(conv(batch, [channels, 4 * channels], size, 1, 1, 1));
+            calls.push(conv(batch, [4 * channels, channels], size, 1, 1, 1));
+        }
+        calls.push(conv(batch, [128, 128], 56, 3, 2, 1));
+        calls.push(conv(batch, [256, 512], 56, 1, 2, 1));
+        calls.push(conv(batch, [3, 64], 224, 7, 2, 1));
+        calls.push(conv(batch, [128, 128], 56, 3, 1, 128));
+        calls.push(conv(batch, [256, 256], 28, 3, 2, 256));
+    }
     calls
 }
 
-fn product([m, n, k]: [usize; 3], packed: bool, transposed: bool, epilogue: Epilogue) -> KernelCall {
+fn product([m, n, k]: [usize; 3], packed: bool, epilogue: Epilogue) -> KernelCall {
     KernelCall::MatMul(MatMul {
         m,
         n,
         k,
         batch: Vec::new(),
         a: MatLayout { row_stride: k, col_stride: 1 },
-        b: if transposed {
-            MatLayout { row_stride: 1, col_stride: k }
-        } else {
-            MatLayout { row_stride: n, col_stride: 1 }
-        },
+        b: MatLayout { row_stride: n, col_stride: 1 },
         c_row_stride: n,
         b_packed: packed,
+        precision: Precision::F32,
         epilogue,
     })
 }
 
-fn conv([inner, outer]: [usize; 2], size: usize, kernel: usize, stride: usize, groups: usize) -> KernelCall {
+/// The same product of operands that lie transposed.
+fn transposed(call: KernelCall, [a, b]: [bool; 2]) -> KernelCall {
+    let KernelCall::MatMul(mut c) = call else { return call };
+    if a {
+        c.a = MatLayout { row_stride: 1, col_stride: c.m };
+    }
+    if b {
+        c.b = MatLayout { row_stride: 1, col_stride: c.k };
+    }
+    KernelCall::MatMul(c)
+}
+
+/// The same product with a narrow constant.
+fn narrow(call: KernelCall, precision: Precision) -> KernelCall {
+    let KernelCall::MatMul(c) = call else { return call };
+    KernelCall::MatMul(MatMul { precision, ..c })
+}
+
+fn conv(
+    batch: usize,
+    [inner, outer]: [usize; 2],
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+) -> KernelCall {
     let pad = kernel / 2;
     let out = (size + 2 * pad - kernel) / stride + 1;
     KernelCall::Conv(Conv {
-        batch: 1,
+        batch,
         in_channels: inner,
         out_channels: outer,
         groups,
@@ -144,6 +244,15 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
             vec![
                 width * c.q_len * c.qk_dim,
                 width * c.kv_len * c.qk_dim,
+                width * c.kv_len * c.v_dim,
+                width * c.q_len * c.v_dim,
+            ]
+        }
+        KernelCall::LinearAttention(c) => {
+            let width = c.batch * c.heads;
+            vec![
+                width * c.q_len * c.features,
+                width * c.kv_len * c.features,
                 width * c.kv_len * c.v_dim,
                 width * c.q_len * c.v_dim,
             ]

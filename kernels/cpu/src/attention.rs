@@ -1,53 +1,68 @@
 //! Exact attention: `O = softmax(scale · Q Kᵀ + mask) V`, without ever holding all scores.
 //!
-//! Keys and values are packed into panels first, once per sequence and head. An item is a block of queries of one
-//! head; it walks over the keys in blocks and keeps the largest score and the sum of exponentials of each row,
-//! rescaling what it has when a larger score appears (Milakov and Gimelshein 2018; Dao et al. 2022). Memory grows
-//! with the number of keys, never with its product with the number of queries.
+//! An item is a group of panels of 32 queries of one head. It walks over the keys in blocks and keeps, for each
+//! query, the largest score and the sum of exponentials, rescaling what it has when a larger score appears (Milakov
+//! and Gimelshein 2018; Dao et al. 2022). Memory does not grow with the number of keys or queries.
+//!
+//! Queries lie in the lanes of vectors: scores of a block are the product `K Qᵀ` and values are summed as `Vᵀ P`,
+//! so that maxima and sums never go across lanes, and keys and values are read where they lie. Only where their
+//! rows are far apart and many queries will read them, they are copied together first, once per head.
 //!
 //! A row whose scores are all -∞ gives NaN, as the quotient 0 / 0 of an ordinary softmax does; so does a row with a
-//! NaN or a +∞ among its scores. With no keys at all the result is 0.
+//! NaN or a +∞ among its scores, and a row of causal attention that sees no key. With no keys at all the result
+//! is 0.
 
 use margay_loops::{Attention, Phase, Prepared};
 
 use crate::Class;
-use crate::block::{Block, Left, Right, multiply};
+use crate::block::multiply_turned;
 use crate::isa::{Isa, PANEL};
-use crate::math::exp;
-use crate::pack::{Source, Workspace};
-use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
+use crate::math::exp2;
+use crate::pack::{Source, Workspace, copy_matrix, row_stride};
+use crate::params::{Positions, argument, from_words, params, to_words};
 
-/// Keys of a block.
-const KEYS: usize = 128;
+/// Keys of a block: whole tiles of every class, and a square of scores that stays in the first-level cache.
+const KEYS: usize = 126;
 
-/// Elements between the rows of scores, so that rows do not fall into the same sets of the cache.
-const SCORE_STRIDE: usize = KEYS + 16;
+/// Most panels of an item: they share the keys of a block.
+const MOST_PANELS: usize = 4;
+
+/// Panels of queries from which on a copy of keys or values pays.
+const COPY_PANELS: usize = 24;
+
+/// Items worth splitting groups of panels for.
+const ENOUGH_ITEMS: usize = 32;
 
 params! {
-    /// One attention: an item is a block of queries of one head.
+    /// One attention: an item is a group of panels of queries of one head.
     Params {
         heads: usize,
+        /// Heads of queries that share a head of keys.
+        sharing: usize,
         q_len: usize,
         kv_len: usize,
         qk_dim: usize,
         v_dim: usize,
         scale_bits: usize,
+        causal: usize,
         /// Strides of (batch, head, row).
         q: [usize; 3],
+        k: [usize; 3],
+        v: [usize; 3],
         o: [usize; 3],
-        /// Strides of (batch, head) in the packed keys and values.
-        k: [usize; 2],
-        v: [usize; 2],
-        /// Where the packed values begin in the workspace.
-        values: usize,
         /// Strides of (batch, head, query, key).
         mask: [usize; 4],
-        /// Queries of a block.
-        rows: usize,
+        /// Panels of an item.
+        panels: usize,
+        /// Where keys and values begin in their arguments.
+        k_offset: usize,
+        v_offset: usize,
         q_at: usize,
+        k_at: usize,
+        v_at: usize,
         mask_at: usize,
         o_at: usize,
-        workspace_at: usize,
+        log_at: usize,
     }
 }
 
@@ -56,58 +71,59 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
     let mut at = Positions::default();
     let (q_at, k_at, v_at) = (at.next(), at.next(), at.next());
     let mask_at = at.next_if(call.mask.is_some());
-    let (o_at, workspace_at) = (at.next(), at.next());
-
-    // Keys that sequences or heads share are packed once.
+    let (o_at, log_at) = (at.next(), at.next_if(call.log_sum_exp));
+    let sequences = call.batch * call.heads;
+    let all = call.q_len.div_ceil(PANEL);
+    let panels = (sequences * all / ENOUGH_ITEMS).clamp(1, MOST_PANELS).min(all.max(1));
+    let workspace_at = at.next();
     let mut workspace = Workspace::new(class, workspace_at);
-    let extents = [1, 1, call.batch, call.heads];
-    let keys = workspace.panels(Source {
-        at: k_at,
-        size: [call.qk_dim, call.kv_len],
-        strides: [1, call.k[2]],
-        extents,
-        batch: [0, 0, call.k[0], call.k[1]],
-    });
-    let values = workspace.panels(Source {
-        at: v_at,
-        size: [call.kv_len, call.v_dim],
-        strides: [call.v[2], 1],
-        extents,
-        batch: [0, 0, call.v[0], call.v[1]],
-    });
-    // Blocks of equal height near four tiles.
-    let most = 4 * class.rows();
-    let rows = call.q_len.div_ceil(call.q_len.div_ceil(most).max(1)).max(1);
+    // Rows far apart fall into few sets of the caches. Heads and sequences that share keys share the copy.
+    let mut place = |at: usize, dim: usize, strides: [usize; 3]| {
+        if all < COPY_PANELS || strides[2] < 2 * dim || dim == 0 || call.kv_len == 0 {
+            return (at, 0, strides);
+        }
+        let placed = workspace.rows(Source {
+            at,
+            size: [call.kv_len, dim],
+            strides: [strides[2], 1],
+            extents: [1, 1, call.batch, call.kv_heads],
+            batch: [0, 0, strides[0], strides[1]],
+        });
+        (workspace_at, placed.offset, [placed.batch[2], placed.batch[3], row_stride(dim)])
+    };
+    let (k_at, k_offset, k) = place(k_at, call.qk_dim, call.k);
+    let (v_at, v_offset, v) = place(v_at, call.v_dim, call.v);
     let params = Params {
         heads: call.heads,
+        sharing: call.heads.checked_div(call.kv_heads).unwrap_or(1).max(1),
         q_len: call.q_len,
         kv_len: call.kv_len,
         qk_dim: call.qk_dim,
         v_dim: call.v_dim,
         scale_bits: call.scale_bits as usize,
+        causal: usize::from(call.causal),
         q: call.q,
+        k,
+        v,
         o: call.o,
-        k: [keys.batch[2], keys.batch[3]],
-        v: [values.batch[2], values.batch[3]],
-        values: values.offset,
         mask: call.mask.unwrap_or([0; 4]),
-        rows,
+        panels,
+        k_offset,
+        v_offset,
         q_at,
+        k_at,
+        v_at,
         mask_at,
         o_at,
-        workspace_at,
+        log_at,
     };
     let attend = Phase {
         kernel: class.kernels().attention,
         params: to_words(&params),
-        items: call.batch * call.heads * call.q_len.div_ceil(rows),
+        items: sequences * all.div_ceil(panels),
         grain: 1,
     };
-    // A workspace of no bytes is no argument; nobody reads it then.
     let mut phases = workspace.phases;
-    if workspace.len == 0 {
-        phases.clear();
-    }
     phases.push(attend);
     Ok(Prepared {
         phases,
@@ -118,22 +134,31 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
 }
 
 impl Params {
-    /// Elements between rows of the sums of values.
+    /// Elements of a panel: queries, sums of values, largest scores and sums of exponentials, 32 in a row.
     #[inline(always)]
-    fn sum_stride(&self) -> usize {
-        self.v_dim.next_multiple_of(PANEL) + 16
+    fn panel(&self) -> usize {
+        (self.qk_dim + self.v_dim + 2) * PANEL
     }
 
-    /// Scores, sums of values, and per row the largest score, the sum of exponentials and the largest so far.
+    /// Elements of the scratch: scores, a mask that differs between queries, panels.
     fn scratch(&self) -> usize {
-        self.rows * (SCORE_STRIDE + self.sum_stride() + 3)
+        2 * KEYS * PANEL + self.panels * self.panel()
+    }
+
+    /// How many keys a query sees: the first so many.
+    #[inline(always)]
+    fn seen(&self, query: usize) -> usize {
+        if self.causal == 0 {
+            return self.kv_len;
+        }
+        (query + 1 + self.kv_len).saturating_sub(self.q_len).min(self.kv_len)
     }
 }
 
-/// Attention of blocks of queries.
+/// Attention of groups of panels of queries.
 ///
-/// Arguments: Q, K, V, mask if any, O, workspace (packed keys and values, made by the phases before). Any alignment
-/// of 4 bytes; O overlaps nothing. Every extent may be 0.
+/// Arguments: Q, K, V, mask if any, O, log-sum-exp if any. Any alignment of 4 bytes; the results overlap nothing.
+/// Every extent may be 0.
 ///
 /// # Safety
 /// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
@@ -149,48 +174,69 @@ pub(crate) unsafe fn run<I: Isa>(
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
         let p = from_words::<Params>(params);
-        let blocks = p.q_len.div_ceil(p.rows);
+        let groups = p.q_len.div_ceil(PANEL).div_ceil(p.panels);
+        let head_of = |position: usize, strides: [usize; 3], batch: usize, head: usize| {
+            argument(args, position).wrapping_add(batch * strides[0] + head * strides[1])
+        };
         for item in begin as usize..end as usize {
-            let (first, rest) = (item % blocks * p.rows, item / blocks);
+            let (first, rest) = (item % groups * p.panels * PANEL, item / groups);
             let (batch, head) = (rest / p.heads, rest % p.heads);
-            let rows = p.rows.min(p.q_len - first);
-            let q = argument(args, p.q_at).add(batch * p.q[0] + head * p.q[1] + first * p.q[2]);
-            let o = argument(args, p.o_at).add(batch * p.o[0] + head * p.o[1] + first * p.o[2]);
-            if p.kv_len == 0 {
-                (0..rows).for_each(|i| std::ptr::write_bytes(o.add(i * p.o[2]), 0, p.v_dim));
-                continue;
-            }
-            let workspace =
-                if p.qk_dim + p.v_dim == 0 { std::ptr::null_mut() } else { argument(args, p.workspace_at) };
-            let mask = if p.mask_at == ABSENT {
-                std::ptr::null()
-            } else {
-                let at = batch * p.mask[0] + head * p.mask[1] + first * p.mask[2];
-                argument(args, p.mask_at).add(at).cast_const()
-            };
-            let block = Queries {
+            let log = argument(args, p.log_at);
+            let mask = argument(args, p.mask_at).cast_const();
+            let queries = Queries {
                 p,
-                rows,
-                q,
-                keys: workspace.wrapping_add(batch * p.k[0] + head * p.k[1]),
-                values: workspace.wrapping_add(p.values + batch * p.v[0] + head * p.v[1]),
-                mask,
-                o,
+                first,
+                count: (p.panels * PANEL).min(p.q_len - first),
+                q: head_of(p.q_at, p.q, batch, head),
+                k: head_of(p.k_at, p.k, batch, head / p.sharing).wrapping_add(p.k_offset),
+                v: head_of(p.v_at, p.v, batch, head / p.sharing).wrapping_add(p.v_offset),
+                mask: if mask.is_null() {
+                    mask
+                } else {
+                    mask.wrapping_add(batch * p.mask[0] + head * p.mask[1])
+                },
+                o: head_of(p.o_at, p.o, batch, head),
+                log: if log.is_null() { log } else { log.wrapping_add(rest * p.q_len) },
             };
-            block.attend(isa, scratch);
+            queries.attend(isa, scratch);
         }
     }
 }
 
-/// A block of queries and what it reads and writes.
+/// A group of queries of one head, and what it reads and writes; pointers are to the first row of the head.
 struct Queries<'a> {
     p: &'a Params,
-    rows: usize,
+    first: usize,
+    count: usize,
     q: *const f32,
-    keys: *const f32,
-    values: *const f32,
+    k: *const f32,
+    v: *const f32,
     mask: *const f32,
     o: *mut f32,
+    log: *mut f32,
+}
+
+/// Some keys and their values.
+#[derive(Clone, Copy)]
+struct Keys {
+    first: usize,
+    count: usize,
+    k: *const f32,
+    v: *const f32,
+}
+
+/// A panel of queries in the scratch, rows of 32.
+#[derive(Clone, Copy)]
+struct Panel {
+    /// The first query, and how many there are.
+    first: usize,
+    count: usize,
+    /// `[qk_dim]`, scaled.
+    queries: *mut f32,
+    /// `[v_dim]`.
+    sums: *mut f32,
+    largest: *mut f32,
+    totals: *mut f32,
 }
 
 impl Queries<'_> {
@@ -199,150 +245,266 @@ impl Queries<'_> {
     #[inline(always)]
     unsafe fn attend<I: Isa>(&self, isa: I, scratch: *mut f32) {
         let p = self.p;
-        let sum_stride = p.sum_stride();
         // SAFETY: the parts of the scratch follow each other; rows and keys are in range.
         unsafe {
             let scores = scratch;
-            let sums = scores.add(p.rows * SCORE_STRIDE); // [rows, v_dim]
-            let largest = sums.add(p.rows * sum_stride);
-            let totals = largest.add(p.rows);
-            let tops = totals.add(p.rows);
-            for i in 0..self.rows {
-                *largest.add(i) = f32::NEG_INFINITY;
-                *totals.add(i) = 0.0;
+            let mask = scores.add(KEYS * PANEL);
+            let panels = mask.add(KEYS * PANEL);
+            let panel = |i: usize| {
+                let queries = panels.add(i * p.panel());
+                let sums = queries.add(p.qk_dim * PANEL);
+                let largest = sums.add(p.v_dim * PANEL);
+                let first = self.first + i * PANEL;
+                let count = PANEL.min(self.first + self.count - first);
+                Panel { first, count, queries, sums, largest, totals: largest.add(PANEL) }
+            };
+            let count = self.count.div_ceil(PANEL);
+            for i in 0..count {
+                self.begin(isa, panel(i));
             }
-            for first in (0..p.kv_len).step_by(KEYS) {
-                let keys = KEYS.min(p.kv_len - first);
-                multiply(
-                    isa,
+            let seen = p.seen(self.first + self.count - 1);
+            for first in (0..seen).step_by(KEYS) {
+                let count_here = KEYS.min(seen - first);
+                let keys = Keys {
+                    first,
+                    count: count_here,
+                    k: self.k.wrapping_add(first * p.k[2]),
+                    v: self.v.wrapping_add(first * p.v[2]),
+                };
+                for i in 0..count {
+                    let panel = panel(i);
+                    let seen = p.seen(panel.first + panel.count - 1).saturating_sub(first);
+                    let keys = Keys { count: count_here.min(seen), ..keys };
+                    if keys.count > 0 {
+                        self.block(isa, panel, keys, scores, mask);
+                    }
+                }
+            }
+            for i in 0..count {
+                self.end(isa, panel(i));
+            }
+        }
+    }
+
+    /// Brings queries into a panel, scaled.
+    ///
+    /// # Safety
+    /// The panel is that of the scratch.
+    #[inline(always)]
+    unsafe fn begin<I: Isa>(&self, isa: I, panel: Panel) {
+        let p = self.p;
+        // SAFETY: the queries of the panel are in range; the panel has room for its rows.
+        unsafe {
+            if panel.count < PANEL {
+                std::ptr::write_bytes(panel.queries, 0, p.qk_dim * PANEL);
+            }
+            let from = self.q.add(panel.first * p.q[2]);
+            copy_matrix(isa, p.qk_dim, panel.count, (from, [1, p.q[2]]), (panel.queries, PANEL));
+            let scale = isa.splat(f32::from_bits(p.scale_bits as u32));
+            for i in (0..p.qk_dim * PANEL).step_by(I::LANES) {
+                let at = panel.queries.add(i);
+                isa.store(at, isa.mul(isa.load(at), scale));
+            }
+            std::ptr::write_bytes(panel.sums, 0, p.v_dim * PANEL);
+            std::ptr::write_bytes(panel.totals, 0, PANEL);
+            (0..PANEL).for_each(|i| *panel.largest.add(i) = f32::NEG_INFINITY);
+        }
+    }
+
+    /// Takes a block of keys into account.
+    ///
+    /// # Safety
+    /// `scores` and `mask` have `KEYS` rows of 32; the panel has begun; the keys are in range.
+    #[inline(always)]
+    unsafe fn block<I: Isa>(&self, isa: I, panel: Panel, keys: Keys, scores: *mut f32, mask: *mut f32) {
+        let p = self.p;
+        // SAFETY: keys and queries are in range.
+        unsafe {
+            let mut row = 0;
+            while row < keys.count {
+                let left = keys.count - row;
+                let rows = left.div_ceil(left.div_ceil(I::ROWS));
+                let (k, to) = (keys.k.add(row * p.k[2]), scores.add(row * PANEL));
+                // Meanwhile the values of this block come near, then the keys of the next one.
+                let fetched = row.div_ceil(I::ROWS) * p.qk_dim * PANEL;
+                let values = keys.count * p.v[2];
+                let ahead = if fetched < values {
+                    keys.v.wrapping_add(fetched)
+                } else {
+                    keys.k.wrapping_add(keys.count * p.k[2] + fetched - values)
+                };
+                isa.tile(
+                    rows,
                     p.qk_dim,
-                    Left { at: self.q, stride: p.q[2], rows: self.rows },
-                    Right {
-                        at: self.keys.wrapping_add(first * p.qk_dim),
-                        stride: p.qk_dim * PANEL,
-                        cols: keys.next_multiple_of(PANEL),
-                    },
-                    Block { at: scores, stride: SCORE_STRIDE },
-                    false,
-                    None,
+                    k,
+                    p.k[2],
+                    panel.queries,
+                    to,
+                    PANEL,
+                    std::ptr::null(),
+                    ahead,
+                    4 * PANEL / 2,
                 );
-                // One loop per step, so that short rows overlap.
-                for i in 0..self.rows {
-                    let row = scores.add(i * SCORE_STRIDE);
-                    *tops.add(i) = self.scale_row(isa, row, i, first, keys).max(*largest.add(i));
-                }
-                for i in 0..self.rows {
-                    let (before, top) = (*largest.add(i), *tops.add(i));
-                    // -∞ minus -∞ would be a NaN although later keys may count.
-                    let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
-                    *largest.add(i) = top;
-                    let total = exponentials(isa, scores.add(i * SCORE_STRIDE), keys, shift);
-                    if before == top {
-                        *totals.add(i) += total;
-                        continue;
-                    }
-                    let factor = isa.largest(exp(isa, isa.splat(before - shift)));
-                    *totals.add(i) = *totals.add(i) * factor + total;
-                    if first > 0 {
-                        let sums = sums.add(i * sum_stride);
-                        for j in (0..p.v_dim).step_by(I::LANES) {
-                            isa.store(sums.add(j), isa.mul(isa.load(sums.add(j)), isa.splat(factor)));
-                        }
-                    }
-                }
-                multiply(
-                    isa,
-                    keys,
-                    Left { at: scores, stride: SCORE_STRIDE, rows: self.rows },
-                    Right {
-                        at: self.values.wrapping_add(first * PANEL),
-                        stride: p.kv_len * PANEL,
-                        cols: p.v_dim.next_multiple_of(PANEL),
-                    },
-                    Block { at: sums, stride: sum_stride },
-                    first > 0,
-                    None,
-                );
+                row += rows;
             }
-            for i in 0..self.rows {
-                let (sums, o) = (sums.add(i * sum_stride), self.o.add(i * p.o[2]));
-                let total = isa.splat(*totals.add(i));
-                for j in (0..p.v_dim).step_by(I::LANES) {
-                    let v = isa.div(isa.load(sums.add(j)), total);
-                    let n = I::LANES.min(p.v_dim - j);
-                    if n == I::LANES { isa.store(o.add(j), v) } else { isa.store_first(o.add(j), n, v) }
+            if !self.mask.is_null() {
+                self.add_mask(isa, panel, keys, scores, mask);
+            }
+            if p.causal != 0 {
+                self.hide_future(isa, panel, keys, scores);
+            }
+            weigh(isa, panel, keys.count, p.v_dim, scores);
+            let sums = panel.sums;
+            multiply_turned(isa, keys.count, keys.v, p.v[2], p.v_dim, scores, sums, true);
+        }
+    }
+
+    /// Adds the mask to scores.
+    ///
+    /// # Safety
+    /// As [`block`](Self::block).
+    #[inline(always)]
+    unsafe fn add_mask<I: Isa>(&self, isa: I, panel: Panel, keys: Keys, scores: *mut f32, turned: *mut f32) {
+        let [_, _, by_query, by_key] = self.p.mask;
+        // SAFETY: keys and queries are in range.
+        unsafe {
+            let from = self.mask.add(panel.first * by_query + keys.first * by_key);
+            if by_query == 0 {
+                for j in 0..keys.count {
+                    let m = isa.splat(*from.add(j * by_key));
+                    for i in (0..PANEL).step_by(I::LANES) {
+                        let at = scores.add(j * PANEL + i);
+                        isa.store(at, isa.add(isa.load(at), m));
+                    }
+                }
+                return;
+            }
+            if panel.count < PANEL {
+                std::ptr::write_bytes(turned, 0, keys.count * PANEL);
+            }
+            copy_matrix(isa, keys.count, panel.count, (from, [by_key, by_query]), (turned, PANEL));
+            for i in (0..keys.count * PANEL).step_by(I::LANES) {
+                let at = scores.add(i);
+                isa.store(at, isa.add(isa.load(at), isa.load(turned.add(i))));
+            }
+        }
+    }
+
+    /// Makes the scores of keys that come after a query -∞.
+    ///
+    /// # Safety
+    /// As [`block`](Self::block).
+    #[inline(always)]
+    unsafe fn hide_future<I: Isa>(&self, isa: I, panel: Panel, keys: Keys, scores: *mut f32) {
+        const LANES: [f32; PANEL] = {
+            let mut lanes = [0.0; PANEL];
+            let mut i = 0;
+            while i < PANEL {
+                lanes[i] = i as f32;
+                i += 1;
+            }
+            lanes
+        };
+        // The first query that sees key j is j + shift; before `seen` every query of the panel does.
+        let shift = self.p.q_len as isize - self.p.kv_len as isize - panel.first as isize;
+        let seen = self.p.seen(panel.first).saturating_sub(keys.first);
+        for j in seen..keys.count {
+            let first = isa.splat(((keys.first + j) as isize + shift) as f32);
+            for i in (0..PANEL).step_by(I::LANES) {
+                // SAFETY: j is a row of the scores.
+                unsafe {
+                    let at = scores.add(j * PANEL + i);
+                    let lanes = isa.load(LANES.as_ptr().add(i));
+                    isa.store(at, isa.select_lt(lanes, first, isa.splat(f32::NEG_INFINITY), isa.load(at)));
                 }
             }
         }
     }
 
-    /// Scales a row of scores, adds the mask, and returns the largest.
+    /// Writes the results of a panel.
     ///
     /// # Safety
-    /// `row` has `SCORE_STRIDE` elements; `query` and the keys from `first` on are in range.
+    /// The panel has begun.
     #[inline(always)]
-    unsafe fn scale_row<I: Isa>(
-        &self,
-        isa: I,
-        row: *mut f32,
-        query: usize,
-        first: usize,
-        keys: usize,
-    ) -> f32 {
+    unsafe fn end<I: Isa>(&self, isa: I, panel: Panel) {
         let p = self.p;
-        let scale = isa.splat(f32::from_bits(p.scale_bits as u32));
-        let lowest = isa.splat(f32::NEG_INFINITY);
-        let mut top = lowest;
-        // SAFETY: n keys follow j.
+        // SAFETY: the queries of the panel are in range.
         unsafe {
-            let mask = self.mask.wrapping_add(query * p.mask[2] + first * p.mask[3]);
-            for j in (0..keys).step_by(I::LANES) {
-                let n = I::LANES.min(keys - j);
-                let mut v = isa.mul(isa.load(row.add(j)), scale);
-                if !self.mask.is_null() {
-                    let m = match p.mask[3] {
-                        0 => isa.splat(*mask),
-                        1 if n == I::LANES => isa.load(mask.add(j)),
-                        1 => isa.merge(lowest, mask.add(j), 0, n),
-                        stride => {
-                            let mut m = lowest;
-                            for lane in 0..n {
-                                // The lane's own element, read through a base that makes it the lane's.
-                                let base = mask.add((j + lane) * stride).wrapping_sub(lane);
-                                m = isa.merge(m, base, lane, lane + 1);
-                            }
-                            m
-                        }
-                    };
-                    v = isa.add(v, m);
+            for i in (0..PANEL).step_by(I::LANES) {
+                // Without keys sums are 0, and so is the result.
+                let total = isa.load(panel.totals.add(i));
+                let total = if p.kv_len == 0 { isa.splat(1.0) } else { total };
+                let factor = isa.div(isa.splat(1.0), total);
+                for row in 0..p.v_dim {
+                    let at = panel.sums.add(row * PANEL + i);
+                    isa.store(at, isa.mul(isa.load(at), factor));
                 }
-                if n < I::LANES {
-                    isa.store(row.add(j), v);
-                    v = isa.merge(lowest, row.add(j), 0, n);
+            }
+            let o = self.o.add(panel.first * p.o[2]);
+            copy_matrix(isa, panel.count, p.v_dim, (panel.sums, [1, PANEL]), (o, p.o[2]));
+            if !self.log.is_null() {
+                for i in 0..panel.count {
+                    let (largest, total) = (*panel.largest.add(i), *panel.totals.add(i));
+                    *self.log.add(panel.first + i) = shift_of(largest) + total.ln();
                 }
-                isa.store(row.add(j), v);
-                top = isa.max(top, v);
             }
         }
-        isa.largest(top)
     }
 }
 
-/// `row = exp(row - shift)` for the first `keys` elements and the rest of their last vector, which is -∞; the sum.
+/// What is subtracted from scores: -∞ minus -∞ would be a NaN although later keys may count.
+#[inline(always)]
+fn shift_of(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
+}
+
+/// Turns scores into `exp(score - largest)`, and keeps the largest scores, the totals and the sums of a panel up to
+/// date.
 ///
 /// # Safety
-/// `row` has `SCORE_STRIDE` elements.
+/// `scores` has `keys` rows of 32; the panel has begun, with `v_dim` rows of sums.
 #[inline(always)]
-unsafe fn exponentials<I: Isa>(isa: I, row: *mut f32, keys: usize, shift: f32) -> f32 {
-    let shift = isa.splat(shift);
-    let mut total = isa.splat(0.0);
-    for j in (0..keys).step_by(I::LANES) {
-        // SAFETY: whole vectors of the row.
-        unsafe {
-            let e = exp(isa, isa.sub(isa.load(row.add(j)), shift));
-            isa.store(row.add(j), e);
-            total = isa.add(total, e);
+unsafe fn weigh<I: Isa>(isa: I, panel: Panel, keys: usize, v_dim: usize, scores: *mut f32) {
+    let (zero, lowest) = (isa.splat(0.0), isa.splat(f32::NEG_INFINITY));
+    let log2_e = isa.splat(std::f32::consts::LOG2_E);
+    // SAFETY: the rows of the caller's promise.
+    unsafe {
+        for i in (0..PANEL).step_by(I::LANES) {
+            let column = scores.add(i);
+            let before = isa.load(panel.largest.add(i));
+            // Four at a time: a maximum takes longer than a load.
+            let mut tops = [before; 4];
+            let mut j = 0;
+            while j + 4 <= keys {
+                for (n, top) in tops.iter_mut().enumerate() {
+                    *top = isa.max(*top, isa.load(column.add((j + n) * PANEL)));
+                }
+                j += 4;
+            }
+            for j in j..keys {
+                tops[0] = isa.max(tops[0], isa.load(column.add(j * PANEL)));
+            }
+            let top = isa.max(isa.max(tops[0], tops[1]), isa.max(tops[2], tops[3]));
+            // -∞ minus -∞ would be a NaN although later keys may count.
+            let shift = isa.select_lt(lowest, top, top, isa.max(zero, top));
+            let mut total = isa.load(panel.totals.add(i));
+            let rose = isa.select_lt(before, top, isa.splat(1.0), zero);
+            if isa.largest(rose) > 0.0 {
+                let factor = exp2(isa, isa.mul(isa.sub(before, shift), log2_e));
+                total = isa.mul(total, factor);
+                for row in 0..v_dim {
+                    let at = panel.sums.add(row * PANEL + i);
+                    isa.store(at, isa.mul(isa.load(at), factor));
+                }
+                isa.store(panel.largest.add(i), top);
+            }
+            for j in 0..keys {
+                let at = column.add(j * PANEL);
+                let e = exp2(isa, isa.mul(isa.sub(isa.load(at), shift), log2_e));
+                isa.store(at, e);
+                total = isa.add(total, e);
+            }
+            isa.store(panel.totals.add(i), total);
         }
     }
-    isa.sum(total)
 }

@@ -1,30 +1,36 @@
-//! Convolutions as matrix products: the filters times panels of 32 pixels, gathered on the fly.
+//! Convolutions over NHWC images as matrix products: pixels times filters.
 //!
-//! An item computes a block of output channels for a block of pixels of one image and group. It walks over the
-//! input channels in blocks that stay in the cache: gathers the taps of 32 pixels into a panel in scratch, then
-//! multiplies. Convolutions with one input channel per group go to `depthwise`.
+//! The rows of the product are the pixels of the result, all images together; its columns are output channels; its
+//! terms are taps and input channels, in the order kernel row, kernel column, channel. In NHWC a row of the kernel
+//! lies in one piece under a pixel, so the terms of a pixel are a few runs of contiguous elements.
 //!
-//! Layout `f32_rows` of filters O, C, h, w: one row of C · h · w elements per output channel, rows at a distance
-//! that is a multiple of 16 elements and never of 256. Layout `f32_plain` is row-major.
+//! An item computes a block of pixels for a group of panels. It walks over the terms in blocks that stay in the cache:
+//! copies the runs of its pixels into scratch, zero outside of the image, then multiplies. A 1x1 convolution needs no
+//! copies and is a matrix product as it stands. Convolutions with one channel per group go to `depthwise`.
+//!
+//! Layout `f32_taps32` of filters O, C, h, w: `[panel][h][w][C][32]`. The output channels are spread evenly over the
+//! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
+//! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
 
-use margay_loops::{Conv, Packed, Phase, Prepared};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Packed, Phase, Precision, Prepared};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
-use crate::{Class, depthwise};
+use crate::{Class, depthwise, matmul};
 
-/// Name of the layout of filters as rows of a matrix.
-pub(crate) const ROWS_LAYOUT: &str = "f32_rows";
+/// Name of the layout of filters as panels of taps.
+pub(crate) const TAPS_LAYOUT: &str = "f32_taps32";
 
-/// Name of the layout of depthwise filters.
-pub(crate) const PLAIN_LAYOUT: &str = "f32_plain";
+/// Name of the layout of filters of one tap.
+pub(crate) const POINTS_LAYOUT: &str = "f32_points32";
 
 params! {
     /// The extents of a convolution, and where its arguments are.
     Shape {
+        batch: usize,
         in_channels: usize,
         out_channels: usize,
         groups: usize,
@@ -34,7 +40,7 @@ params! {
         strides: [usize; 2],
         pads: [usize; 2],
         dilations: [usize; 2],
-        activation: usize,
+        epilogue: usize,
         x_at: usize,
         filters_at: usize,
         bias_at: usize,
@@ -47,6 +53,7 @@ impl Shape {
     pub(crate) fn new(call: &Conv) -> Shape {
         let mut at = Positions::default();
         Shape {
+            batch: call.batch,
             in_channels: call.in_channels,
             out_channels: call.out_channels,
             groups: call.groups,
@@ -56,7 +63,7 @@ impl Shape {
             strides: call.strides,
             pads: call.pads,
             dilations: call.dilations,
-            activation: epilogue_word(&call.epilogue),
+            epilogue: epilogue_word(&call.epilogue),
             x_at: at.next(),
             filters_at: at.next(),
             bias_at: at.next_if(call.epilogue.bias),
@@ -83,10 +90,36 @@ impl Shape {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// Pixels of an output channel.
+    /// Pixels of the result, all images together.
     #[inline(always)]
-    pub(crate) fn pixels(&self) -> usize {
-        self.out_size[0] * self.out_size[1]
+    fn pixels(&self) -> usize {
+        self.batch * self.out_size[0] * self.out_size[1]
+    }
+
+    /// Terms of a sum.
+    #[inline(always)]
+    fn terms(&self) -> usize {
+        self.in_group() * self.taps()
+    }
+
+    /// Panels of filters, of all groups together.
+    #[inline(always)]
+    fn panels(&self) -> usize {
+        self.groups * self.out_group().div_ceil(PANEL)
+    }
+
+    /// Each filter is one tap on the pixel it belongs to.
+    fn is_pointwise(&self) -> bool {
+        self.groups == 1
+            && self.taps() == 1
+            && self.strides == [1, 1]
+            && self.pads == [0, 0]
+            && self.in_size == self.out_size
+    }
+
+    /// Each group is one channel.
+    fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.in_group() == 1 && self.out_group() == 1
     }
 
     /// The epilogue of the output that begins at `channel` and at element `at`.
@@ -98,28 +131,29 @@ impl Shape {
         // SAFETY: the positions are those of the call.
         let (bias, residual) = unsafe { (argument(args, self.bias_at), argument(args, self.residual_at)) };
         let shift = |p: *mut f32, by| if p.is_null() { p } else { p.wrapping_add(by) }.cast_const();
-        Finish {
-            bias: shift(bias, channel),
-            bias_by_row: true,
-            activation: self.activation,
-            residual: shift(residual, at),
-        }
+        Finish { bias: shift(bias, channel), word: self.epilogue, residual: shift(residual, at) }
     }
 }
 
 params! {
-    /// One convolution: an item is a block of pixels and of output channels of one image and group.
+    /// One convolution: an item is a block of pixels and of panels of one group.
     Params {
         shape: Shape,
-        /// Output channels, panels of pixels, and input channels of a block.
+        /// Pixels, panels and terms of a block.
         rows: usize,
         panels: usize,
-        channels: usize,
+        k_block: usize,
     }
 }
 
-/// Most terms gathered at once: a panel of this depth stays in the first level of the cache.
-const GATHERED_TERMS: usize = 256;
+/// Most pixels of a block: their terms stay in the second level of the cache.
+const BLOCK_ROWS: usize = 140;
+
+/// Panels for which a pixel is copied at least, where there are as many: copying does not show then.
+const SHARING_PANELS: usize = 4;
+
+/// Items that a few threads can balance.
+const ENOUGH_ITEMS: usize = 12;
 
 /// How a class runs a convolution; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
@@ -134,37 +168,60 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
         return Err("strides and kernel sizes must be positive".to_owned());
     }
     let shape = Shape::new(call);
-    if shape.in_group() == 1 {
+    if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));
     }
-    let terms = shape.in_group() * shape.taps();
-    let panels = shape.pixels().div_ceil(PANEL);
-    let channels = (class.k_block().min(GATHERED_TERMS) / shape.taps()).clamp(1, shape.in_group().max(1));
-
-    // Enough panels that the filters are not read for a few pixels only; then as many output channels as make an item,
-    // but enough that gathering does not show.
-    let per_panel = 2 * PANEL * terms.max(1);
-    let wanted = class.item_flops() / (per_panel * shape.out_group().max(1));
-    let block = even(panels, wanted.max(4));
-    let rows = even(shape.out_group(), (class.item_flops() / (per_panel * block)).max(64));
-
-    let params = Params { shape, rows, panels: block, channels };
-    let items = call.batch * call.groups * shape.out_group().div_ceil(rows) * panels.div_ceil(block);
+    if shape.is_pointwise() {
+        let mut prepared = matmul::prepare(class, &as_product(call))?;
+        prepared.packed.iter_mut().for_each(|p| p.layout = POINTS_LAYOUT);
+        return Ok(prepared);
+    }
+    let (terms, pixels) = (shape.terms(), shape.pixels());
+    let in_group = shape.out_group().div_ceil(PANEL);
+    let rows = even(pixels, BLOCK_ROWS);
+    let blocks = pixels.div_ceil(rows);
+    // All panels of a group together, unless that leaves too few items.
+    let parts = ENOUGH_ITEMS.div_ceil((blocks * call.groups).max(1));
+    let panels = even(in_group, in_group.div_ceil(parts).max(SHARING_PANELS));
+    let params = Params { shape, rows, panels, k_block: even(terms, class.k_block()) };
     Ok(Prepared {
-        phases: vec![Phase { kernel: class.kernels().conv, params: to_words(&params), items, grain: 1 }],
-        scratch_bytes: 4 * PANEL * channels * shape.taps(),
-        workspace_bytes: 0,
-        packed: vec![Packed {
-            operand: 1,
-            layout: ROWS_LAYOUT,
-            bytes: 4 * call.out_channels * row_stride(terms),
+        phases: vec![Phase {
+            kernel: class.kernels().conv,
+            params: to_words(&params),
+            items: blocks * call.groups * in_group.div_ceil(panels),
+            grain: 1,
         }],
+        scratch_bytes: 4 * rows * row_stride(params.k_block),
+        workspace_bytes: 0,
+        packed: vec![Packed { operand: 1, layout: TAPS_LAYOUT, bytes: 4 * shape.panels() * PANEL * terms }],
     })
+}
+
+/// A convolution of one tap as a product of pixels and filters.
+fn as_product(call: &Conv) -> MatMul {
+    MatMul {
+        m: call.batch * call.out_size[0] * call.out_size[1],
+        n: call.out_channels,
+        k: call.in_channels,
+        batch: Vec::<BatchAxis>::new(),
+        a: MatLayout { row_stride: call.in_channels, col_stride: 1 },
+        b: MatLayout { row_stride: call.out_channels, col_stride: 1 },
+        c_row_stride: call.out_channels,
+        b_packed: true,
+        precision: Precision::F32,
+        epilogue: call.epilogue,
+    }
 }
 
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
 fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
+}
+
+/// Where the channels of panel `panel` of `panels` begin.
+#[inline(always)]
+fn first_channel(channels: usize, panel: usize, panels: usize) -> usize {
+    panel * channels / panels
 }
 
 /// The bytes of constant filters in the layout that [`prepare`] names.
@@ -179,40 +236,75 @@ pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, Str
             tensor.shape()
         ));
     }
-    if shape.in_group() == 1 {
-        return Ok(tensor.bytes().to_vec());
+    let values = tensor.as_slice::<f32>().map_err(|e| e.to_string())?;
+    if shape.is_depthwise() {
+        return Ok(depthwise::pack_filters(&values, call.out_channels));
     }
-    let terms = shape.in_group() * shape.taps();
-    let mut bytes = vec![0; 4 * call.out_channels * row_stride(terms)];
-    if terms == 0 {
-        return Ok(bytes);
-    }
-    for (to, row) in bytes.chunks_exact_mut(4 * row_stride(terms)).zip(tensor.bytes().chunks(4 * terms)) {
-        to[..row.len()].copy_from_slice(row);
+    // The layout `f32_points32` is the one of as many panels as there are, filled one after the other.
+    let panel_of: &dyn Fn(usize) -> (usize, usize) = match shape.is_pointwise() {
+        true => &|channel| (channel / PANEL, channel % PANEL),
+        false => &|channel| place(call.out_channels, shape.panels(), channel),
+    };
+    let panels = shape.panels();
+    let (terms, taps) = (shape.terms(), shape.taps());
+    let mut bytes = vec![0; 4 * panels * PANEL * terms];
+    for (channel, filter) in values.chunks_exact(terms.max(1)).enumerate() {
+        let (panel, column) = panel_of(channel);
+        for (i, x) in filter.iter().enumerate() {
+            let term = i % taps * shape.in_group() + i / taps;
+            let at = 4 * ((panel * terms + term) * PANEL + column);
+            bytes[at..at + 4].copy_from_slice(&x.to_ne_bytes());
+        }
     }
     Ok(bytes)
 }
 
-/// The tensor of filters behind `f32_rows`.
-pub(crate) fn unpack_rows(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    let (&rows, rest) = shape.split_first().ok_or("expected filters, found a scalar")?;
-    let terms = rest.iter().product::<usize>();
-    if bytes.len() != 4 * rows * row_stride(terms) {
-        return Err(format!("expected {} packed bytes, found {}", 4 * rows * row_stride(terms), bytes.len()));
-    }
-    let mut out = Vec::with_capacity(4 * rows * terms);
-    bytes.chunks_exact(4 * row_stride(terms).max(1)).for_each(|row| out.extend_from_slice(&row[..4 * terms]));
-    Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
+/// The panel of an output channel in `f32_taps32`, and its column there.
+fn place(channels: usize, panels: usize, channel: usize) -> (usize, usize) {
+    // The last panel that begins at the channel or before.
+    let panel = ((channel + 1) * panels - 1) / channels.max(1);
+    (panel, channel - first_channel(channels, panel, panels))
 }
 
-/// The tensor of filters behind `f32_plain`.
-pub(crate) fn unpack_plain(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    Tensor::from_bytes(DType::F32, shape, bytes).map_err(|e| e.to_string())
+/// The tensor of filters behind `f32_taps32`.
+pub(crate) fn unpack_taps(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+    unpack(shape, bytes, &|panels, channel| place(shape[0], panels, channel))
+}
+
+/// The tensor of filters behind `f32_points32`.
+pub(crate) fn unpack_points(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+    unpack(shape, bytes, &|_, channel| (channel / PANEL, channel % PANEL))
+}
+
+fn unpack(
+    shape: &[usize],
+    bytes: &[u8],
+    place: &dyn Fn(usize, usize) -> (usize, usize),
+) -> Result<Tensor, String> {
+    let [channels, in_group, window @ ..] = shape else {
+        return Err(format!("expected filters, found {shape:?}"));
+    };
+    let taps = window.iter().product::<usize>();
+    let terms = in_group * taps;
+    let panels = bytes.len() / (4 * PANEL * terms).max(1);
+    if bytes.len() != 4 * PANEL * terms * panels || (terms > 0 && panels * PANEL < *channels) {
+        return Err(format!("{} packed bytes do not hold filters {shape:?}", bytes.len()));
+    }
+    let mut out = Vec::with_capacity(4 * channels * terms);
+    for channel in (0..*channels).filter(|_| terms > 0) {
+        let (panel, column) = place(panels, channel);
+        for i in 0..terms {
+            let term = i % taps * in_group + i / taps;
+            let at = 4 * ((panel * terms + term) * PANEL + column);
+            out.extend_from_slice(&bytes[at..at + 4]);
+        }
+    }
+    Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
 }
 
 /// The convolution.
 ///
-/// Arguments: X, filters in `f32_rows`, bias if any (one element per output channel), residual if any (layout of
+/// Arguments: X, filters in `f32_taps32`, bias if any (one element per output channel), residual if any (layout of
 /// Y), Y. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
@@ -230,182 +322,176 @@ pub(crate) unsafe fn run<I: Isa>(
     unsafe {
         let p = from_words::<Params>(params);
         let s = &p.shape;
-        let (taps, pixels, in_group, out_group) = (s.taps(), s.pixels(), s.in_group(), s.out_group());
-        let plane = s.in_size[0] * s.in_size[1];
-        let filter_stride = row_stride(in_group * taps);
-        let blocks = pixels.div_ceil(PANEL).div_ceil(p.panels);
-        let row_blocks = out_group.div_ceil(p.rows);
+        let (pixels, terms, all_panels) = (s.pixels(), s.terms(), s.panels());
+        let in_group = all_panels / s.groups;
+        let (blocks, parts) = (pixels.div_ceil(p.rows), in_group.div_ceil(p.panels));
+        let stride = row_stride(p.k_block);
+        let filters = argument(args, s.filters_at);
         for item in begin as usize..end as usize {
             // Pixels vary fastest: consecutive items read the same filters.
-            let (first, rest) = (item % blocks * p.panels * PANEL, item / blocks);
-            let (row, rest) = (rest % row_blocks * p.rows, rest / row_blocks);
-            let (group, image) = (rest % s.groups, rest / s.groups);
-            let rows = p.rows.min(out_group - row);
-            let cols = (p.panels * PANEL).min(pixels - first);
-            let channel = group * out_group + row;
-
-            let x = argument(args, s.x_at).add((image * s.in_channels + group * in_group) * plane);
-            let filters = argument(args, s.filters_at).add(channel * filter_stride);
-            let at = (image * s.out_channels + channel) * pixels + first;
-            let y = Block { at: argument(args, s.y_at).add(at), stride: pixels };
-            let finish = s.finish(args, channel, at);
+            let (first, rest) = (item % blocks * p.rows, item / blocks);
+            let (part, group) = (rest % parts, rest / parts);
+            let rows = p.rows.min(pixels - first);
+            let begin = group * in_group + part * p.panels;
+            let end = (begin + p.panels).min((group + 1) * in_group);
+            let x = argument(args, s.x_at).add(group * s.in_group());
             let mut done = 0;
             loop {
-                let channels = p.channels.min(in_group - done);
-                let terms = channels * taps;
-                let left = Left { at: filters.add(done * taps), stride: filter_stride, rows };
-                let last = done + channels == in_group;
-                for col in (0..cols).step_by(PANEL) {
-                    gather(isa, s, x.add(done * plane), channels, first + col, scratch);
-                    let right = Right { at: scratch, stride: 0, cols: PANEL.min(cols - col) };
-                    let y = Block { at: y.at.add(col), stride: pixels };
-                    let finish = finish.at(0, col, pixels);
-                    multiply(isa, terms, left, right, y, done > 0, last.then_some(&finish));
+                let count = p.k_block.min(terms - done);
+                gather(isa, s, x, [first, rows], [done, done + count], scratch, stride);
+                let last = done + count == terms;
+                for panel in begin..end {
+                    let channel = first_channel(s.out_channels, panel, all_panels);
+                    let cols = first_channel(s.out_channels, panel + 1, all_panels) - channel;
+                    let at = first * s.out_channels + channel;
+                    let finish = s.finish(args, channel, at);
+                    let left = Left { at: scratch, stride, rows };
+                    let right = Right {
+                        at: filters.add((panel * terms + done) * PANEL),
+                        stride: terms * PANEL,
+                        cols,
+                    };
+                    let y = Block { at: argument(args, s.y_at).add(at), stride: s.out_channels };
+                    multiply(isa, count, left, right, y, done > 0, last.then_some(&finish));
                 }
                 if last {
                     break;
                 }
-                done += channels;
+                done += count;
             }
         }
     }
 }
 
-/// Neighbouring pixels of a panel that lie in one vector and one row of the output.
-#[derive(Clone, Copy, Default)]
-struct Segment {
-    /// The first pixel in the panel, and their number.
-    lane: usize,
-    len: usize,
-    /// What the first tap of the first pixel reads.
-    y: isize,
-    x: isize,
-}
-
-/// The pixels of a segment whose tap lies inside of the image.
-#[derive(Clone, Copy, Default)]
-struct Run {
-    /// The vector of the panel, and its lanes.
-    vector: usize,
-    from: usize,
-    to: usize,
-    /// Where lane 0 of the vector would read in a channel, even if that is outside.
-    base: isize,
-}
-
-/// Writes the panel of the 32 pixels from `first` on: `[channels][taps][32]`, zero outside of the image.
+/// Copies the terms `from..to` of `rows` pixels from `first` on to rows of scratch, zero outside of the image.
 ///
 /// # Safety
-/// `x` has `channels` planes; `to` is writable.
+/// `x` begins at the group's first channel of the first pixel; scratch has `rows` rows at distance `stride`.
 #[inline(always)]
-unsafe fn gather<I: Isa>(isa: I, s: &Shape, x: *const f32, channels: usize, first: usize, to: *mut f32) {
-    let plane = s.in_size[0] * s.in_size[1];
-    let stride = s.strides[1];
-    let mut segments = [Segment::default(); PANEL];
-    let segments = segments_of_panel(s, first, I::LANES, &mut segments);
-    let mut runs = [Run::default(); PANEL];
-    for tap in 0..s.taps() {
-        let runs = runs_of_tap(s, tap, segments, I::LANES, &mut runs);
-        for channel in 0..channels {
-            let from = x.wrapping_add(channel * plane);
-            let to = to.wrapping_add((channel * s.taps() + tap) * PANEL);
-            let mut next = 0;
-            for vector in 0..PANEL / I::LANES {
-                // SAFETY: runs hold only lanes inside of the image; `to` is a whole panel.
-                unsafe {
-                    let to = to.add(vector * I::LANES);
-                    let mut v = isa.splat(0.0);
-                    if stride != 1 {
-                        isa.store(to, v);
-                    }
-                    while next < runs.len() && runs[next].vector == vector {
-                        let run = runs[next];
-                        let base = from.wrapping_offset(run.base);
-                        if stride != 1 {
-                            for lane in run.from..run.to {
-                                *to.add(lane) = *base.wrapping_add(lane * stride);
-                            }
-                        } else if run.to - run.from == I::LANES {
-                            v = isa.load(base);
-                        } else {
-                            v = isa.merge(v, base, run.from, run.to);
-                        }
-                        next += 1;
-                    }
-                    if stride == 1 {
-                        isa.store(to, v);
-                    }
+unsafe fn gather<I: Isa>(
+    isa: I,
+    s: &Shape,
+    x: *const f32,
+    [first, rows]: [usize; 2],
+    [from, to]: [usize; 2],
+    scratch: *mut f32,
+    stride: usize,
+) {
+    // The taps of a kernel row are neighbours, unless they are spread or other groups lie between them.
+    let joined = s.groups == 1 && s.dilations[1] == 1;
+    let taps = if joined { s.kernel[1] } else { 1 };
+    let (runs_per_row, len) = (s.kernel[1] / taps, (taps * s.in_group()).max(1));
+    let mut term = from;
+    while term < to {
+        let (run, begin) = (term / len, term % len);
+        let end = len.min(begin + to - term);
+        let run = Run { ky: run / runs_per_row, kx: run % runs_per_row, taps, begin, end };
+        // SAFETY: the caller's promise; the row of scratch has the terms of the run.
+        unsafe { gather_run(isa, s, x, [first, rows], run, scratch.add(term - from), stride) }
+        term += end - begin;
+    }
+}
+
+/// Terms of a pixel that lie in one piece.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The kernel row and column of the first tap, and their number.
+    ky: usize,
+    kx: usize,
+    taps: usize,
+    /// The elements of the taps that are wanted.
+    begin: usize,
+    end: usize,
+}
+
+/// Copies one run of `rows` pixels from `first` on.
+///
+/// # Safety
+/// As [`gather`], for the elements of the run.
+#[inline(always)]
+unsafe fn gather_run<I: Isa>(
+    isa: I,
+    s: &Shape,
+    x: *const f32,
+    [first, rows]: [usize; 2],
+    run: Run,
+    mut to: *mut f32,
+    stride: usize,
+) {
+    let [height, width] = s.in_size.map(|n| n as isize);
+    let (channels, taps) = (s.in_channels as isize, run.taps as isize);
+    let count = run.end - run.begin;
+    let (mut line, mut col) = (first / s.out_size[1], first % s.out_size[1]);
+    let mut left = rows;
+    while left > 0 {
+        let pixels = (s.out_size[1] - col).min(left);
+        let (image, row) = (line / s.out_size[0], line % s.out_size[0]);
+        let iy = (row * s.strides[0] + run.ky * s.dilations[0]) as isize - s.pads[0] as isize;
+        let source = x
+            .wrapping_add(image * s.in_size[0] * s.in_size[1] * s.in_channels + run.begin)
+            .wrapping_offset(iy * width * channels);
+        let mut ix = (col * s.strides[1] + run.kx * s.dilations[1]) as isize - s.pads[1] as isize;
+        let inside = 0 <= iy && iy < height;
+        for _ in 0..pixels {
+            let from = source.wrapping_offset(ix * channels);
+            // SAFETY: what is read lies inside of the image, what is written in the row of scratch.
+            unsafe {
+                if inside && 0 <= ix && ix + taps <= width {
+                    copy(isa, from, to, count);
+                } else {
+                    // The part inside of the image.
+                    let clamped = |tap: isize| {
+                        let element = (tap.clamp(0, taps) * channels) as usize;
+                        element.clamp(run.begin, run.end) - run.begin
+                    };
+                    let low = if inside { clamped(-ix) } else { count };
+                    let high = if inside { clamped(width - ix).max(low) } else { count };
+                    fill(isa, to, low);
+                    copy(isa, from.wrapping_add(low), to.add(low), high - low);
+                    fill(isa, to.add(high), count - high);
                 }
             }
+            to = to.wrapping_add(stride);
+            ix += s.strides[1] as isize;
+        }
+        left -= pixels;
+        (line, col) = (line + 1, 0);
+    }
+}
+
+/// Copies `n` elements.
+///
+/// # Safety
+/// They are readable and writable, and do not overlap.
+#[inline(always)]
+unsafe fn copy<I: Isa>(isa: I, from: *const f32, to: *mut f32, n: usize) {
+    let whole = n - n % I::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(I::LANES) {
+            isa.store(to.add(i), isa.load(from.add(i)));
+        }
+        if whole < n {
+            let v = isa.merge(isa.splat(0.0), from.add(whole), 0, n - whole);
+            isa.store_first(to.add(whole), n - whole, v);
         }
     }
 }
 
-/// The segments of the 32 pixels from `first` on, in order.
+/// Sets `n` elements to zero.
+///
+/// # Safety
+/// They are writable.
 #[inline(always)]
-fn segments_of_panel<'a>(
-    s: &Shape,
-    first: usize,
-    lanes: usize,
-    segments: &'a mut [Segment; PANEL],
-) -> &'a [Segment] {
-    let pixels = PANEL.min(s.pixels() - first);
-    let (mut row, mut col) = (first / s.out_size[1], first % s.out_size[1]);
-    let (mut lane, mut count) = (0, 0);
-    while lane < pixels {
-        let len = (s.out_size[1] - col).min(pixels - lane).min(lanes - lane % lanes);
-        segments[count] = Segment {
-            lane,
-            len,
-            y: (row * s.strides[0]) as isize - s.pads[0] as isize,
-            x: (col * s.strides[1]) as isize - s.pads[1] as isize,
-        };
-        count += 1;
-        lane += len;
-        col += len;
-        if col == s.out_size[1] {
-            (row, col) = (row + 1, 0);
+unsafe fn fill<I: Isa>(isa: I, to: *mut f32, n: usize) {
+    let whole = n - n % I::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..whole).step_by(I::LANES) {
+            isa.store(to.add(i), isa.splat(0.0));
+        }
+        if whole < n {
+            isa.store_first(to.add(whole), n - whole, isa.splat(0.0));
         }
     }
-    &segments[..count]
-}
-
-/// The runs of a tap, in order.
-#[inline(always)]
-fn runs_of_tap<'a>(
-    s: &Shape,
-    tap: usize,
-    segments: &[Segment],
-    lanes: usize,
-    runs: &'a mut [Run; PANEL],
-) -> &'a [Run] {
-    let dy = (tap / s.kernel[1] * s.dilations[0]) as isize;
-    let dx = (tap % s.kernel[1] * s.dilations[1]) as isize;
-    let stride = s.strides[1] as isize;
-    let [height, width] = s.in_size.map(|size| size as isize);
-    let mut count = 0;
-    for segment in segments {
-        let (y, x) = (segment.y + dy, segment.x + dx);
-        if y < 0 || y >= height {
-            continue;
-        }
-        let (mut from, mut to) = (0, segment.len as isize);
-        if x < 0 {
-            from = (-x + stride - 1) / stride;
-        }
-        if x + (to - 1) * stride >= width {
-            to = if x < width { (width - x + stride - 1) / stride } else { 0 };
-        }
-        if from < to {
-            let lane = (segment.lane % lanes) as isize;
-            runs[count] = Run {
-                vector: segment.lane / lanes,
-                from: (lane + from) as usize,
-                to: (lane + to) as usize,
-                base: y * width + x - lane * stride,
-            };
-            count += 1;
-        }
-    }
-    &runs[..count]
 }

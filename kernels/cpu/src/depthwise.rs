@@ -1,81 +1,75 @@
-//! Convolutions with one input channel per group, computed directly.
+//! Convolutions with one channel per group over NHWC images, computed directly: lanes are channels.
 //!
-//! An item is a block of rows of one output channel. The input rows it needs are copied into scratch with their
-//! padding, every `stride`-th column together, so that all taps read consecutive elements.
+//! An item is a block of lines of one image. Layout `f32_channels` of filters C, 1, h, w: `[h][w][C]`.
 
 use margay_loops::{Conv, Packed, Phase, Prepared};
+use margay_tensor::{DType, Tensor};
 
 use crate::Class;
-use crate::block::finish_row;
-use crate::conv::{PLAIN_LAYOUT, Shape};
-use crate::isa::{Isa, PANEL};
+use crate::block::{ACTIVATION, finish_vector, load_first, store_first};
+use crate::conv::Shape;
+use crate::isa::Isa;
 use crate::math::with_activation;
 use crate::params::{argument, from_words, params, to_words};
 
+/// Name of the layout of filters, channels innermost.
+pub(crate) const LAYOUT: &str = "f32_channels";
+
+/// Neighbouring pixels whose sums are in registers together.
+const PIXELS: usize = 6;
+
 params! {
-    /// One convolution: an item is a block of rows of one output channel of one image.
+    /// One convolution: an item is a block of lines of one image.
     Params {
         shape: Shape,
-        /// Output rows of a block.
-        rows: usize,
+        /// Lines of a block.
+        lines: usize,
     }
 }
 
-impl Params {
-    /// Columns of an output row, in whole vectors of any class.
-    #[inline(always)]
-    fn row_len(&self) -> usize {
-        self.shape.out_size[1].next_multiple_of(PANEL)
-    }
-
-    /// Columns of one part of an input row in scratch.
-    #[inline(always)]
-    fn part_len(&self) -> usize {
-        let s = &self.shape;
-        self.row_len() + (s.kernel[1] - 1) * s.dilations[1] / s.strides[1]
-    }
-
-    /// Input rows of a block.
-    #[inline(always)]
-    fn in_rows(&self) -> usize {
-        let s = &self.shape;
-        (self.rows - 1) * s.strides[0] + (s.kernel[0] - 1) * s.dilations[0] + 1
-    }
-
-    /// An output row, then the input rows.
-    fn scratch(&self) -> usize {
-        self.row_len() + self.in_rows() * self.shape.strides[1] * self.part_len()
-    }
-}
-
-/// How a class runs the convolution, whose groups have one input channel each.
+/// How a class runs the convolution, whose groups are single channels.
 pub(crate) fn prepare(class: Class, call: &Conv, shape: Shape) -> Prepared {
-    // Loads bound this kernel: an eighth of the speed of a product.
-    let item_flops = class.item_flops() / 8;
-    let row_flops = (2 * shape.out_size[1] * shape.taps()).max(1);
-    let rows = (item_flops / row_flops).clamp(1, shape.out_size[0].max(1));
-    let params = Params { shape, rows };
+    // Loads bound this kernel: a quarter of the speed of a product.
+    let item_flops = class.item_flops() / 4;
+    let line_flops = (2 * shape.out_size[1] * shape.out_channels * shape.taps()).max(1);
+    let lines = (item_flops / line_flops).clamp(1, shape.out_size[0].max(1));
     Prepared {
         phases: vec![Phase {
             kernel: class.kernels().depthwise,
-            params: to_words(&params),
-            items: call.batch * call.out_channels * shape.out_size[0].div_ceil(rows),
-            grain: (item_flops / (rows * row_flops)).max(1),
+            params: to_words(&Params { shape, lines }),
+            items: call.batch * shape.out_size[0].div_ceil(lines),
+            grain: 1,
         }],
-        scratch_bytes: 4 * params.scratch(),
+        scratch_bytes: 0,
         workspace_bytes: 0,
-        packed: vec![Packed {
-            operand: 1,
-            layout: PLAIN_LAYOUT,
-            bytes: 4 * call.out_channels * shape.taps(),
-        }],
+        packed: vec![Packed { operand: 1, layout: LAYOUT, bytes: 4 * call.out_channels * shape.taps() }],
     }
+}
+
+/// The bytes of filters in the layout `f32_channels`.
+pub(crate) fn pack_filters(values: &[f32], channels: usize) -> Vec<u8> {
+    let taps = values.len() / channels.max(1);
+    let at = |i: usize| values[i % channels * taps + i / channels];
+    (0..values.len()).flat_map(|i| at(i).to_ne_bytes()).collect()
+}
+
+/// The tensor of filters behind `f32_channels`.
+pub(crate) fn unpack_filters(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+    let elements = shape.iter().product::<usize>();
+    let channels = shape.first().copied().unwrap_or(0);
+    if bytes.len() != 4 * elements {
+        return Err(format!("expected {} packed bytes, found {}", 4 * elements, bytes.len()));
+    }
+    let taps = elements / channels.max(1);
+    let at = |i: usize| 4 * (i % taps * channels + i / taps);
+    let out: Vec<u8> = (0..elements).flat_map(|i| bytes[at(i)..at(i) + 4].iter().copied()).collect();
+    Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
 }
 
 /// The convolution.
 ///
-/// Arguments: X, filters in `f32_plain`, bias if any, residual if any (layout of Y), Y. Any alignment of 4 bytes;
-/// Y overlaps nothing.
+/// Arguments: X, filters in `f32_channels`, bias if any, residual if any (layout of Y), Y. Any alignment of 4 bytes;
+/// Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
 /// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
@@ -84,7 +78,7 @@ pub(crate) unsafe fn run<I: Isa>(
     isa: I,
     params: *const u64,
     args: *const *mut u8,
-    scratch: *mut f32,
+    _scratch: *mut f32,
     begin: u64,
     end: u64,
 ) {
@@ -92,113 +86,102 @@ pub(crate) unsafe fn run<I: Isa>(
     unsafe {
         let p = from_words::<Params>(params);
         let s = &p.shape;
-        let blocks = s.out_size[0].div_ceil(p.rows);
+        let blocks = s.out_size[0].div_ceil(p.lines);
         for item in begin as usize..end as usize {
-            let (first, rest) = (item % blocks * p.rows, item / blocks);
-            let (channel, image) = (rest % s.out_channels, rest / s.out_channels);
-            let rows = p.rows.min(s.out_size[0] - first);
-            let in_channel = image * s.in_channels + channel / s.out_group();
-            let x = argument(args, s.x_at).add(in_channel * s.in_size[0] * s.in_size[1]);
-            let at = (image * s.out_channels + channel) * s.pixels() + first * s.out_size[1];
-            let filter = argument(args, s.filters_at).add(channel * s.taps());
-            let y = argument(args, s.y_at).add(at);
-            let finish = s.finish(args, channel, at);
-            let strip = scratch.add(p.row_len());
-            spread(p, x, first, strip);
-            let bias = (!finish.bias.is_null()).then(|| *finish.bias);
-            for row in 0..rows {
-                sum_taps(isa, p, strip, filter, row, scratch);
-                let shift = row * s.out_size[1];
-                let y = y.add(shift);
-                let residual =
-                    if finish.residual.is_null() { finish.residual } else { finish.residual.add(shift) };
-                with_activation!(s.activation, WORD => {
-                    finish_row::<I, WORD>(isa, s.out_size[1], scratch, y, std::ptr::null(), bias, residual)
+            let (first, image) = (item % blocks * p.lines, item / blocks);
+            for line in first..(first + p.lines).min(s.out_size[0]) {
+                with_activation!(s.epilogue & ACTIVATION, WORD => {
+                    run_line::<I, WORD>(isa, s, args, image, line);
                 });
             }
         }
     }
 }
 
-/// Copies the input rows of the block whose first output row is `first`: `[rows][stride][part]`, zero outside of
-/// the image.
+/// One line of an image.
 ///
 /// # Safety
-/// `x` is a channel; `strip` has room for the rows of a block.
+/// `args` are those of the call; the line lies in the result.
 #[inline(always)]
-unsafe fn spread(p: &Params, x: *const f32, first: usize, strip: *mut f32) {
-    let s = &p.shape;
-    let (stride, part) = (s.strides[1], p.part_len());
-    for row in 0..p.in_rows() {
-        // SAFETY: rows and columns outside of the image are not read, those beyond a part not written.
-        unsafe {
-            let to = strip.add(row * stride * part);
-            std::ptr::write_bytes(to, 0, stride * part);
-            let y = (first * s.strides[0] + row).wrapping_sub(s.pads[0]);
-            if y >= s.in_size[0] {
-                continue;
-            }
-            let from = x.add(y * s.in_size[1]);
-            let columns = s.in_size[1].min((stride * part).saturating_sub(s.pads[1]));
-            if stride == 1 {
-                std::ptr::copy_nonoverlapping(from, to.add(s.pads[1]), columns);
-                continue;
-            }
-            for phase in 0..stride.min(columns) {
-                let at = phase + s.pads[1];
-                let to = to.add(at % stride * part + at / stride);
-                for (i, column) in (phase..columns).step_by(stride).enumerate() {
-                    *to.add(i) = *from.add(column);
+unsafe fn run_line<I: Isa, const WORD: usize>(
+    isa: I,
+    s: &Shape,
+    args: *const *mut u8,
+    image: usize,
+    line: usize,
+) {
+    let channels = s.in_channels;
+    // Kernel rows inside of the image.
+    let rows = inside(line * s.strides[0], s.pads[0], s.dilations[0], s.kernel[0], s.in_size[0]);
+    for channel in (0..channels).step_by(I::LANES) {
+        let n = (channels - channel).min(I::LANES);
+        let mut col = 0;
+        while col < s.out_size[1] {
+            let columns =
+                |col: usize| inside(col * s.strides[1], s.pads[1], s.dilations[1], s.kernel[1], s.in_size[1]);
+            let whole = [0, s.kernel[1]];
+            let many =
+                col + PIXELS <= s.out_size[1] && columns(col) == whole && columns(col + PIXELS - 1) == whole;
+            // SAFETY: rows and columns of the kernel are those inside of the image.
+            unsafe {
+                if many && n == I::LANES {
+                    let taps = [rows, whole];
+                    pixels::<I, WORD, PIXELS>(isa, s, args, [image, line, col], channel, I::LANES, taps);
+                    col += PIXELS;
+                } else {
+                    pixels::<I, WORD, 1>(isa, s, args, [image, line, col], channel, n, [rows, columns(col)]);
+                    col += 1;
                 }
             }
         }
     }
 }
 
-/// The sums of taps of output row `row` of a block.
+/// The taps of a window inside of an image; none as an empty range.
+#[inline(always)]
+fn inside(start: usize, pad: usize, dilation: usize, taps: usize, size: usize) -> [usize; 2] {
+    let first = pad.saturating_sub(start).div_ceil(dilation);
+    let end = (size + pad).saturating_sub(start).div_ceil(dilation).min(taps);
+    [first.min(end), end]
+}
+
+/// `N` neighbouring pixels, of which the same taps lie inside of the image, in `n <= LANES` channels.
 ///
 /// # Safety
-/// `strip` is filled by [`spread`]; `to` has room for a row in whole vectors.
+/// As [`run_line`]; `taps` are the kernel rows and columns inside of the image.
 #[inline(always)]
-unsafe fn sum_taps<I: Isa>(
+unsafe fn pixels<I: Isa, const WORD: usize, const N: usize>(
     isa: I,
-    p: &Params,
-    strip: *const f32,
-    filter: *const f32,
-    row: usize,
-    to: *mut f32,
+    s: &Shape,
+    args: *const *mut u8,
+    [image, line, col]: [usize; 3],
+    channel: usize,
+    n: usize,
+    [rows, columns]: [[usize; 2]; 2],
 ) {
-    let s = &p.shape;
-    let (stride, part) = (s.strides[1], p.part_len());
-    // What a tap to the right adds to the part and to the column in it.
-    let (part_step, column_step) = (s.dilations[1] % stride, s.dilations[1] / stride);
-    for column in (0..s.out_size[1]).step_by(2 * I::LANES) {
-        let mut sums = [isa.splat(0.0); 2];
-        let mut weight = filter;
-        for i in 0..s.kernel[0] {
-            let line = (row * s.strides[0] + i * s.dilations[0]) * stride;
-            let (mut which, mut shift) = (0, column);
-            for _ in 0..s.kernel[1] {
-                // SAFETY: `part_len` leaves room for every shift of a whole row of vectors.
-                unsafe {
-                    let from = strip.add((line + which) * part + shift);
-                    let w = isa.splat(*weight);
-                    sums[0] = isa.fma(w, isa.load(from), sums[0]);
-                    sums[1] = isa.fma(w, isa.load(from.add(I::LANES)), sums[1]);
-                    weight = weight.add(1);
-                }
-                which += part_step;
-                shift += column_step;
-                if which >= stride {
-                    which -= stride;
-                    shift += 1;
+    let channels = s.in_channels;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = argument(args, s.x_at).add(image * s.in_size[0] * s.in_size[1] * channels + channel);
+        let filters = argument(args, s.filters_at).add(channel);
+        let mut sums = [isa.splat(0.0); N];
+        for ky in rows[0]..rows[1] {
+            let y = line * s.strides[0] + ky * s.dilations[0] - s.pads[0];
+            for kx in columns[0]..columns[1] {
+                let w = load_first(isa, filters.add((ky * s.kernel[1] + kx) * channels), n);
+                let at = col * s.strides[1] + kx * s.dilations[1] - s.pads[1];
+                let from = x.add((y * s.in_size[1] + at) * channels);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let v = load_first(isa, from.add(i * s.strides[1] * channels), n);
+                    *sum = isa.fma(w, v, *sum);
                 }
             }
         }
-        // SAFETY: `to` holds whole vectors.
-        unsafe {
-            isa.store(to.add(column), sums[0]);
-            isa.store(to.add(column + I::LANES), sums[1]);
+        let pixel = (image * s.out_size[0] + line) * s.out_size[1] + col;
+        for (i, sum) in sums.iter().enumerate() {
+            let at = (pixel + i) * channels + channel;
+            let v = finish_vector::<I, WORD>(isa, *sum, n, &s.finish(args, channel, at));
+            store_first(isa, argument(args, s.y_at).add(at), n, v);
         }
     }
 }

@@ -69,13 +69,34 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// Eight rows of eight elements at the given strides are readable and writable, and do not overlap.
     unsafe fn transpose8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
-    /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
-    fn prefetch(self, p: *const f32);
-    /// `c[m][32] = (accumulate ? c : 0) + a[m][k] · b[k][32]`, rows of `b` contiguous; meanwhile the `k` rows at
-    /// `ahead`, which may be anywhere, are fetched towards the processor.
+    /// The lanes rounded to bf16: to nearest, ties to even; NaN stays NaN.
+    fn round_bf16(self, v: Self::V) -> Self::V;
+    /// Stores the upper halves of the lanes: those of [`round_bf16`](Isa::round_bf16) as bf16.
     ///
     /// # Safety
-    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides; `c` overlaps nothing.
+    /// `LANES` halves are writable at `p`.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V);
+    /// `LANES` pairs of bf16: the first of each, and the second.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [Self::V; 2];
+    /// `LANES` signed bytes.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
+    fn prefetch(self, p: *const f32);
+    /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.
+    fn prefetch_near(self, p: *const f32);
+    /// `c[m][32] = start + a[m][k] · b[k][32]`, rows of `b` contiguous. `start` is null for zeros, `c` to add to what is
+    /// there, or one row for all rows. Meanwhile `2 * k * pace` bytes from `ahead` on, which may be anywhere, are
+    /// fetched towards the processor; `pace` is at most 64.
+    ///
+    /// # Safety
+    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides, what sums start from included; `c`
+    /// overlaps nothing else.
     #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
     unsafe fn tile(
         self,
@@ -86,12 +107,43 @@ pub(crate) trait Isa: Copy {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
+        start: *const f32,
         ahead: *const f32,
+        pace: usize,
+    );
+    /// As [`tile`](Isa::tile) with `a` turned: the element of row i and term j is `a[j * a_stride + i]`; nothing is
+    /// fetched ahead.
+    ///
+    /// # Safety
+    /// As [`tile`](Isa::tile).
+    #[expect(clippy::too_many_arguments, reason = "as `tile`")]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
     );
 }
 
-/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches ahead if `fetch`.
+/// What sums start from that are added to what is in `c`, or are not.
+#[inline(always)]
+pub(crate) fn from(c: *const f32, accumulate: bool) -> *const f32 {
+    if accumulate { c } else { std::ptr::null() }
+}
+
+/// The start of the columns from `column` on.
+#[inline(always)]
+fn from_column(start: *const f32, column: usize) -> *const f32 {
+    if start.is_null() { start } else { start.wrapping_add(column) }
+}
+
+/// A tile of `M` rows and two vectors of columns, kept in registers by the compiler; fetches nothing at a pace of 0.
+/// `a_strides` are the distances between rows and between terms.
 ///
 /// # Safety
 /// As [`Isa::tile`], for `2 * LANES` columns of a panel.
@@ -101,35 +153,37 @@ pub(crate) unsafe fn register_tile<I: Isa, const M: usize>(
     isa: I,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
+    start: *const f32,
     ahead: *const f32,
-    fetch: bool,
+    pace: usize,
 ) {
     // SAFETY: the caller's promise covers every element touched.
     unsafe {
         let mut sums = [[isa.splat(0.0); 2]; M];
-        if accumulate {
+        if !start.is_null() {
+            let stride = if start == c.cast_const() { c_stride } else { 0 };
             for (i, row) in sums.iter_mut().enumerate() {
-                *row = [isa.load(c.add(i * c_stride)), isa.load(c.add(i * c_stride + I::LANES))];
+                let from = start.add(i * stride);
+                *row = [isa.load(from), isa.load(from.add(I::LANES))];
             }
         }
         let (mut a, mut b, mut ahead) = (a, b, ahead);
         for _ in 0..k {
             let right = [isa.load(b), isa.load(b.add(I::LANES))];
             for (i, row) in sums.iter_mut().enumerate() {
-                let left = isa.splat(*a.add(i * a_stride));
+                let left = isa.splat(*a.add(i * a_strides[0]));
                 *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
             }
-            if fetch {
+            if pace > 0 {
                 isa.prefetch(ahead);
-                isa.prefetch(ahead.wrapping_add(PANEL / 2));
-                ahead = ahead.wrapping_add(PANEL);
+                isa.prefetch(ahead.wrapping_byte_add(pace));
+                ahead = ahead.wrapping_byte_add(2 * pace);
             }
-            a = a.add(1);
+            a = a.wrapping_add(a_strides[1]);
             b = b.add(PANEL);
         }
         for (i, row) in sums.iter().enumerate() {

@@ -2,33 +2,39 @@
 //!
 //! Loops compiled by the code generator reach the hardware for everything that streams through memory; matrix
 //! products, convolutions and attention need register tiles and packed operands, and are written here once,
-//! over the small vector interface `isa::Isa`, and compiled for three processor classes.
+//! over the small vector interface `isa::Isa`, and compiled for several processor classes.
 //!
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `attention`, `conv`, `depthwise`: the families; `pack` and `block` are what they share.
+//! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
+//!   layouts of products, `pack`, `block` and `fetch` what the families share.
 //!
 //! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
 //! round differently.
 //!
-//! Deliberately absent: narrow element types, Winograd transforms, kernels specialised on a shape.
+//! Deliberately absent: narrow constants of convolutions, Winograd transforms, kernels specialised on a shape.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("kernel parameters are 64-bit words");
 
 mod attention;
 mod block;
+mod constants;
 mod conv;
 mod depthwise;
 mod error;
+mod fetch;
 mod isa;
+mod linear_attention;
 pub mod math;
 mod matmul;
+mod narrow;
 mod pack;
 mod params;
 pub mod target;
+mod thin;
 
 pub use error::UnknownTarget;
 pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};

@@ -3,15 +3,19 @@
 //! The result is cut into blocks of rows and groups of panels; an item is one block of one repetition. Inside
 //! it, sums are cut into runs of `k_block` terms that stay in the cache, and partial sums live in C. B is a
 //! packed constant, or is packed into the workspace first; so is A where its rows are not as they should be.
+//!
+//! A right operand that is no constant is not packed for a few rows: `thin` reads it where it lies.
+//!
+//! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
+//! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
-use margay_loops::{MatMul, Packed, Phase, Prepared};
-use margay_tensor::{DType, Tensor};
+use margay_loops::{MatMul, Packed, Phase, Precision, Prepared};
 
-use crate::Class;
-use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
+use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
-use crate::pack::{self, Source, Workspace, batch_offset, packed_len};
+use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
+use crate::{Class, constants, narrow, thin};
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -30,7 +34,7 @@ params! {
         rows: usize,
         panels: usize,
         k_block: usize,
-        activation: usize,
+        epilogue: usize,
         /// Positions of the arguments.
         a_at: usize,
         a_offset: usize,
@@ -45,9 +49,29 @@ params! {
 /// Most rows of a block: the A of a block stays in the second level of the cache.
 const BLOCK_ROWS: usize = 140;
 
+/// Blocks of rows that make enough items without a cut along the columns.
+const MANY_BLOCKS: usize = 12;
+
+/// Bytes of panels that stay in the second level of the cache beside a block of rows.
+const GROUP_BYTES: usize = 1 << 19;
+
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
 fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
+}
+
+/// Items below which a product is cut into smaller blocks of rows, so that several threads find work.
+const FEW_ITEMS: usize = 8;
+
+/// Rows of a block of a product of `m` rows and so many panels of `k` terms, over `repetitions`.
+fn block_rows(class: Class, m: usize, panels: usize, k: usize, repetitions: usize) -> usize {
+    let rows = even(m, BLOCK_ROWS);
+    if repetitions * panels * m.div_ceil(rows) >= FEW_ITEMS {
+        return rows;
+    }
+    let tile_flops = 2 * class.rows() * PANEL * k;
+    let tiles = (class.item_flops() / 4).div_ceil(tile_flops.max(1)).max(1);
+    even(m, (tiles * class.rows()).min(rows))
 }
 
 /// The same call with innermost batch axes that share B taken as further rows, where A and C allow it.
@@ -75,17 +99,35 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     if call.b_packed && call.batch.iter().any(|axis| axis.b != 0) {
         return Err("a packed constant has no batch strides".to_owned());
     }
-    let (m, n, k) = (call.m, call.n, call.k);
+    if call.precision != Precision::F32 && !call.b_packed {
+        return Err(format!("a product in {} has a packed right operand", call.precision.name()));
+    }
+    let pairs = class.kernels().matmul_pairs.filter(|_| call.precision == Precision::Bf16);
+    // Elements of a row of A as the kernel sees it: pairs of terms, or terms.
+    let (m, n, k) = (call.m, call.n, if pairs.is_some() { call.k.div_ceil(2) } else { call.k });
+    let widened = call.precision != Precision::F32 && pairs.is_none();
     let panels = n.div_ceil(PANEL);
-    let rows = even(m, BLOCK_ROWS);
+    let repetitions = call.batch.iter().map(|axis| axis.extent).product();
+    let rows = block_rows(class, m, panels, k, repetitions);
     let row_blocks = m.div_ceil(rows);
 
     // Terms per run: all of them where A is read once, else what the first level of the cache holds.
-    let k_block = if m <= class.rows() { k.max(1) } else { even(k, class.k_block()) };
+    let k_block = match widened {
+        true => even(k, narrow::WIDENED_TERMS).next_multiple_of(2),
+        false if rows <= class.rows() => k.max(1),
+        false => even(k, class.k_block()),
+    };
     // A panel group is worth an item of `item_flops`, or of `item_bytes` where memory is the limit.
     let flops = (class.item_flops() / (2 * rows * PANEL * k).max(1)).max(1);
-    let bytes = (class.item_bytes() / (4 * PANEL * k).max(1)).max(1);
-    let group = even(panels, flops.min(bytes.max(1)));
+    let panel_bytes = (call.precision.stored_bytes(call.k as u64, PANEL as u64) as usize).max(1);
+    let bytes = (class.item_bytes() / panel_bytes).max(1);
+    // Every group reads A once: where A has many blocks, as many panels as stay in the cache.
+    let cached = if row_blocks >= MANY_BLOCKS { GROUP_BYTES / panel_bytes } else { 0 };
+    let thin = !call.b_packed && m <= thin::THIN_ROWS && (call.b.col_stride == 1 || call.b.row_stride == 1);
+    let group = match thin {
+        true => even(panels, bytes.max(thin::LEAST_PANELS)),
+        false => even(panels, flops.min(bytes).max(cached)),
+    };
 
     let mut at = Positions::default();
     let (a_at, b_at) = (at.next(), at.next());
@@ -107,7 +149,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         rows,
         panels: group,
         k_block,
-        activation: epilogue_word(&call.epilogue),
+        epilogue: epilogue_word(&call.epilogue),
         a_at,
         a_offset: 0,
         b_at,
@@ -124,20 +166,25 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     }
 
     let mut workspace = Workspace::new(class, workspace_at);
+    let a = Source {
+        at: a_at,
+        size: [m, call.k],
+        strides: [call.a.row_stride, call.a.col_stride],
+        extents: params.extents,
+        batch: params.a_batch,
+    };
     // Rows a multiple of 4 KiB apart share the sets of the first level of the cache.
-    let rows_collide = m > 4 && k > 64 && call.a.row_stride.is_multiple_of(1024);
-    if call.a.col_stride != 1 || rows_collide {
-        let placed = workspace.rows(Source {
-            at: a_at,
-            size: [m, k],
-            strides: [call.a.row_stride, call.a.col_stride],
-            extents: params.extents,
-            batch: params.a_batch,
-        });
+    let rows_collide = m > 4 && k > 64 && panels > 2 && !thin && call.a.row_stride.is_multiple_of(1024);
+    let placed = match call.precision {
+        Precision::Bf16 => Some(workspace.rounded(a, pairs.is_some())),
+        _ if call.a.col_stride != 1 || rows_collide => Some(workspace.rows(a)),
+        _ => None,
+    };
+    if let Some(placed) = placed {
         (params.a_at, params.a_offset, params.a_batch) = (workspace_at, placed.offset, placed.batch);
         params.a_row = pack::row_stride(k);
     }
-    if !call.b_packed {
+    if !call.b_packed && !thin {
         let placed = workspace.panels(Source {
             at: b_at,
             size: [k, n],
@@ -154,66 +201,85 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.a_at = a_at;
         params.b_at = b_at;
     }
-    let repetitions = params.extents.iter().product::<usize>();
+    let (kernel, words) = match (pairs, call.precision) {
+        (_, Precision::F32) if thin => {
+            let strides = [call.b.row_stride, call.b.col_stride];
+            (class.kernels().matmul_thin, thin::words(params, strides))
+        }
+        (_, Precision::F32) => (class.kernels().matmul, to_words(&params)),
+        (Some(pairs), _) => (pairs, to_words(&params)),
+        (None, precision) => (class.kernels().matmul_widened, narrow::words(params, precision)),
+    };
     phases.push(Phase {
-        kernel: class.kernels().matmul,
-        params: to_words(&params),
+        kernel,
+        params: words,
         items: repetitions * row_blocks * panels.div_ceil(group),
         grain: 1,
     });
-    let packed = Packed { operand: 1, layout: pack::LAYOUT, bytes: 4 * packed_len(k, n) };
+    let (layout, bytes) = constants::layout(call.precision, call.k, n);
+    let packed = Packed { operand: 1, layout, bytes };
     Ok(Prepared {
         phases,
-        scratch_bytes: 0,
+        scratch_bytes: if widened { 4 * PANEL * k_block } else { 0 },
         workspace_bytes: 4 * workspace.len,
         packed: if call.b_packed { vec![packed] } else { Vec::new() },
     })
 }
 
-/// The bytes of a constant B in the packed layout.
-pub(crate) fn pack_constant(call: &MatMul, tensor: &Tensor) -> Result<Vec<u8>, String> {
-    let (ones, matrix) = tensor.shape().split_at(tensor.shape().len().saturating_sub(2));
-    if tensor.dtype() != DType::F32 || matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) {
-        return Err(format!(
-            "expected a constant f32[{}, {}], found {}{:?}",
-            call.k,
-            call.n,
-            tensor.dtype(),
-            tensor.shape()
-        ));
-    }
-    let values = tensor.as_slice::<f32>().map_err(|e| e.to_string())?;
-    let mut bytes = vec![0; 4 * packed_len(call.k, call.n)];
-    for (i, row) in values.chunks_exact(call.n.max(1)).enumerate() {
-        for (panel, part) in row.chunks(PANEL).enumerate() {
-            let at = 4 * (panel * call.k + i) * PANEL;
-            for (to, x) in bytes[at..].chunks_exact_mut(4).zip(part) {
-                to.copy_from_slice(&x.to_ne_bytes());
+/// A block of rows and a group of panels of one repetition.
+pub(crate) struct Item {
+    /// The rows of A.
+    pub(crate) a: *const f32,
+    /// Where the matrix B begins, in elements.
+    pub(crate) b: usize,
+    /// The block of the result.
+    pub(crate) c: Block,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// The first panel.
+    pub(crate) panel: usize,
+    /// Columns.
+    pub(crate) cols: usize,
+    /// What is applied to the block.
+    pub(crate) finish: Finish,
+}
+
+impl Item {
+    /// Item `number` of a call.
+    ///
+    /// # Safety
+    /// Parameters, arguments and number are those of a call.
+    #[inline(always)]
+    pub(crate) unsafe fn of(p: &Params, args: *const *mut u8, number: usize) -> Item {
+        let (row_blocks, panels) = (p.m.div_ceil(p.rows), p.n.div_ceil(PANEL));
+        let groups = panels.div_ceil(p.panels);
+        // Row blocks vary fastest: consecutive items read the same panels.
+        let (row, rest) = (number % row_blocks * p.rows, number / row_blocks);
+        let (panel, repetition) = (rest % groups * p.panels, rest / groups);
+        let offset = |strides| batch_offset(repetition, &p.extents, strides);
+        let col = panel * PANEL;
+        let at = offset(&p.c_batch) + row * p.c_row + col;
+        // SAFETY: the extents of the call bound every offset.
+        unsafe {
+            let shifted = |position, by| match position {
+                ABSENT => std::ptr::null(),
+                _ => argument(args, position).add(by).cast_const(),
+            };
+            Item {
+                a: argument(args, p.a_at).add(p.a_offset + offset(&p.a_batch) + row * p.a_row),
+                b: p.b_offset + offset(&p.b_batch),
+                c: Block { at: argument(args, p.c_at).add(at), stride: p.c_row },
+                rows: p.rows.min(p.m - row),
+                panel,
+                cols: (p.n - col).min(p.panels * PANEL),
+                finish: Finish {
+                    bias: shifted(p.bias_at, col),
+                    word: p.epilogue,
+                    residual: shifted(p.residual_at, at),
+                },
             }
         }
     }
-    Ok(bytes)
-}
-
-/// The inverse of [`pack_constant`].
-pub(crate) fn unpack_constant(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    let (&[.., k, n], [ones @ .., _, _]) = (shape, shape) else {
-        return Err(format!("expected two axes, found {shape:?}"));
-    };
-    if ones.iter().any(|&d| d != 1) {
-        return Err(format!("expected one matrix, found {shape:?}"));
-    }
-    if bytes.len() != 4 * packed_len(k, n) {
-        return Err(format!("expected {} packed bytes, found {}", 4 * packed_len(k, n), bytes.len()));
-    }
-    let mut out = Vec::with_capacity(4 * k * n);
-    for i in 0..k {
-        for panel in 0..n.div_ceil(PANEL) {
-            let at = 4 * (panel * k + i) * PANEL;
-            out.extend_from_slice(&bytes[at..at + 4 * (n - panel * PANEL).min(PANEL)]);
-        }
-    }
-    Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
 }
 
 /// The product.
@@ -236,42 +302,22 @@ pub(crate) unsafe fn run<I: Isa>(
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
         let p = from_words::<Params>(params);
-        let (row_blocks, panels) = (p.m.div_ceil(p.rows), p.n.div_ceil(PANEL));
-        let groups = panels.div_ceil(p.panels);
         for item in begin as usize..end as usize {
-            // Row blocks vary fastest: consecutive items read the same panels.
-            let (row, rest) = (item % row_blocks * p.rows, item / row_blocks);
-            let (panel, repetition) = (rest % groups * p.panels, rest / groups);
-            let offset = |strides| batch_offset(repetition, &p.extents, strides);
-            let rows = p.rows.min(p.m - row);
-            let col = panel * PANEL;
-            let cols = (p.n - col).min(p.panels * PANEL);
-
-            let a = argument(args, p.a_at).add(p.a_offset + offset(&p.a_batch) + row * p.a_row);
-            let b = argument(args, p.b_at).add(p.b_offset + offset(&p.b_batch) + panel * p.k * PANEL);
-            let at = offset(&p.c_batch) + row * p.c_row + col;
-            let c = Block { at: argument(args, p.c_at).add(at), stride: p.c_row };
-            let shifted = |position, by| {
-                if position == ABSENT {
-                    std::ptr::null()
-                } else {
-                    argument(args, position).add(by).cast_const()
-                }
-            };
-            let finish = Finish {
-                bias: shifted(p.bias_at, col),
-                bias_by_row: false,
-                activation: p.activation,
-                residual: shifted(p.residual_at, at),
-            };
-
+            let Item { a, b, c, rows, panel, cols, finish } = Item::of(p, args, item);
+            let b = argument(args, p.b_at).add(b + panel * p.k * PANEL);
             let mut first = 0;
             loop {
                 let terms = p.k_block.min(p.k - first);
                 let left = Left { at: a.add(first), stride: p.a_row, rows };
                 let right = Right { at: b.add(first * PANEL), stride: p.k * PANEL, cols };
                 let last = first + terms == p.k;
-                multiply(isa, terms, left, right, c, first > 0, last.then_some(&finish));
+                // The following terms of these panels, or the panels of the next item.
+                let next = match last {
+                    true => b.wrapping_add(cols.div_ceil(PANEL) * p.k * PANEL),
+                    false => right.at.wrapping_add(terms * PANEL),
+                };
+                let finish = last.then_some(&finish);
+                multiply_before(isa, terms, left, right, c, first > 0, finish, next);
                 if last {
                     break;
                 }

@@ -1,8 +1,8 @@
 //! Bringing operands into the workspace in the layout that products read.
 //!
-//! A right operand is packed into panels of 32 columns. Layout `f32_kn32` of a matrix of k rows and n columns: `[ceil(n / 32)][k][32]`, columns from n on zero. It
-//! depends neither on the class nor on the other operand. A left operand whose rows are not contiguous, or lie so that
-//! they fight for the same sets of the cache, is copied to rows at a better distance.
+//! A right operand is packed into panels of 32 columns. See `constants` for the layout. A left
+//! operand whose rows are not contiguous, or lie so that they fight for the same sets of the cache, is copied to rows
+//! at a better distance; one that is to be rounded is rounded on the way.
 
 use margay_loops::Phase;
 
@@ -24,14 +24,17 @@ pub(crate) fn row_stride(k: usize) -> usize {
     if stride.is_multiple_of(256) { stride + 16 } else { stride }
 }
 
-/// What an operand becomes.
+/// What an operand becomes: panels; rows; rows of numbers rounded to bf16; rows of bf16, two to an element, the last
+/// of an odd number with a zero.
 const PANELS: usize = 0;
 const ROWS: usize = 1;
+const ROUNDED: usize = 2;
+const PAIRS: usize = 3;
 
 params! {
     /// Matrices to be brought into the workspace: an item is a group of panels, or of rows, of one of them.
     Params {
-        /// `PANELS` or `ROWS`.
+        /// `PANELS`, `ROWS`, `ROUNDED` or `PAIRS`; the columns of the last two are contiguous.
         layout: usize,
         /// Rows and columns of a matrix.
         rows: usize,
@@ -44,8 +47,9 @@ params! {
         strides: [usize; 4],
         /// Panels or rows of an item.
         group: usize,
-        /// Arguments read and written, and where in the latter to begin.
+        /// Arguments read and written, and where in them to begin.
         source: usize,
+        source_offset: usize,
         target: usize,
         target_offset: usize,
     }
@@ -93,18 +97,50 @@ impl Workspace {
     pub(crate) fn panels(&mut self, source: Source) -> Placed {
         let [rows, cols] = source.size;
         let group = 65_536 / (rows * PANEL).max(1);
-        self.add(PANELS, source, cols.div_ceil(PANEL), group, packed_len(rows, cols))
+        self.add(PANELS, source, 0, cols.div_ceil(PANEL), group, packed_len(rows, cols))
     }
 
     /// Copies left operands to rows at the distance [`row_stride`].
     pub(crate) fn rows(&mut self, source: Source) -> Placed {
-        let [rows, cols] = source.size;
-        let group = (65_536 / cols.max(1)).next_multiple_of(8);
-        self.add(ROWS, source, rows, group, rows * row_stride(cols))
+        self.add_rows(ROWS, source, 0, source.size[1])
     }
 
-    /// Adds a phase for matrices of `parts` panels or rows that take `len` elements each.
-    fn add(&mut self, layout: usize, source: Source, parts: usize, group: usize, len: usize) -> Placed {
+    /// Rounds left operands to bf16. With `pairs` an element of the result is two of them, and rows lie at the
+    /// [`row_stride`] of so many elements; else they are as [`rows`](Workspace::rows) leaves them.
+    pub(crate) fn rounded(&mut self, mut source: Source, pairs: bool) -> Placed {
+        let [_, cols] = source.size;
+        let mut source_offset = 0;
+        if source.strides[1] != 1 {
+            let placed = self.rows(source);
+            source.at = self.at;
+            source_offset = placed.offset;
+            source.strides = [row_stride(cols), 1];
+            source.batch = placed.batch;
+        }
+        match pairs {
+            true => self.add_rows(PAIRS, source, source_offset, cols.div_ceil(2)),
+            false => self.add_rows(ROUNDED, source, source_offset, cols),
+        }
+    }
+
+    /// Rows of `width` elements.
+    fn add_rows(&mut self, layout: usize, source: Source, source_offset: usize, width: usize) -> Placed {
+        let [rows, cols] = source.size;
+        let group = (65_536 / cols.max(1)).next_multiple_of(8);
+        self.add(layout, source, source_offset, rows, group, rows * row_stride(width))
+    }
+
+    /// Adds a phase for matrices of `parts` panels or rows that take `len` elements each; the first begins at an offset
+    /// of the argument.
+    fn add(
+        &mut self,
+        layout: usize,
+        source: Source,
+        source_offset: usize,
+        parts: usize,
+        group: usize,
+        len: usize,
+    ) -> Placed {
         // Only distinct matrices are stored.
         let distinct =
             |i: usize| if source.batch[i] == 0 { source.extents[i].min(1) } else { source.extents[i] };
@@ -128,6 +164,7 @@ impl Workspace {
             strides: source.batch,
             group: group.clamp(1, parts.max(1)),
             source: source.at,
+            source_offset,
             target: self.at,
             target_offset: placed.offset,
         };
@@ -160,7 +197,8 @@ pub(crate) unsafe fn run<I: Isa>(
     // SAFETY: the parameters are ours; the extents of the call bound every access.
     unsafe {
         let p = from_words::<Params>(params);
-        let (source, target) = (argument(args, p.source), argument(args, p.target).add(p.target_offset));
+        let source = argument(args, p.source).add(p.source_offset);
+        let target = argument(args, p.target).add(p.target_offset);
         let strides = [p.row_stride, p.col_stride];
         let parts = if p.layout == PANELS { p.cols.div_ceil(PANEL) } else { p.rows };
         let groups = parts.div_ceil(p.group);
@@ -168,23 +206,46 @@ pub(crate) unsafe fn run<I: Isa>(
             let (matrix, first) = (item / groups, item % groups * p.group);
             let last = (first + p.group).min(parts);
             let from = source.add(batch_offset(matrix, &p.extents, &p.strides));
-            if p.layout == PANELS {
-                let to = target.add(matrix * packed_len(p.rows, p.cols));
-                for panel in first..last {
-                    let to = to.add(panel * p.rows * PANEL);
-                    pack_panel(isa, p.rows, p.cols, panel, (from, strides), to);
+            let width = if p.layout == PAIRS { p.cols.div_ceil(2) } else { p.cols };
+            let stride = row_stride(width);
+            let rows = from.wrapping_add(first * p.row_stride);
+            let to_rows = target.wrapping_add((matrix * p.rows + first) * stride);
+            match p.layout {
+                PANELS => {
+                    let to = target.add(matrix * packed_len(p.rows, p.cols));
+                    for panel in first..last {
+                        let to = to.add(panel * p.rows * PANEL);
+                        pack_panel(isa, p.rows, p.cols, panel, (from, strides), to);
+                    }
                 }
-            } else {
-                let stride = row_stride(p.cols);
-                let to = target.add((matrix * p.rows + first) * stride);
-                copy_matrix(
-                    isa,
-                    last - first,
-                    p.cols,
-                    (from.add(first * p.row_stride), strides),
-                    (to, stride),
-                );
+                ROWS => copy_matrix(isa, last - first, p.cols, (rows, strides), (to_rows, stride)),
+                layout => {
+                    for i in 0..last - first {
+                        let (from, to) = (rows.add(i * p.row_stride), to_rows.add(i * stride));
+                        round_row(isa, p.cols, from, to, layout == PAIRS);
+                    }
+                }
             }
+        }
+    }
+}
+
+/// Rounds a row to bf16, up to a whole number of vectors, with zeros at the end.
+///
+/// # Safety
+/// `cols` elements are readable at `from`; as many and up to [`row_stride`] are writable at `to`, of halves if
+/// `pairs`.
+#[inline(always)]
+unsafe fn round_row<I: Isa>(isa: I, cols: usize, from: *const f32, to: *mut f32, pairs: bool) {
+    for j in (0..cols).step_by(I::LANES) {
+        // SAFETY: the stride of the target is a multiple of every vector.
+        unsafe {
+            let v = match cols - j {
+                n if n < I::LANES => isa.merge(isa.splat(0.0), from.add(j), 0, n),
+                _ => isa.load(from.add(j)),
+            };
+            let v = isa.round_bf16(v);
+            if pairs { isa.store_bf16(to.cast::<u16>().add(j), v) } else { isa.store(to.add(j), v) }
         }
     }
 }
@@ -228,7 +289,7 @@ unsafe fn pack_panel<I: Isa>(
 /// # Safety
 /// Both are readable and writable at their strides and do not overlap.
 #[inline(always)]
-unsafe fn copy_matrix<I: Isa>(
+pub(crate) unsafe fn copy_matrix<I: Isa>(
     isa: I,
     rows: usize,
     cols: usize,

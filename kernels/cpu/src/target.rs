@@ -1,10 +1,10 @@
 //! Processor classes: what they answer about a call, and the table of their kernels.
 
 use margay_loops::abi::KernelFn;
-use margay_loops::{KernelCall, NoKernel, Prepared, Target};
+use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, conv, matmul, pack};
+use crate::{UnknownTarget, attention, constants, conv, depthwise, linear_attention, matmul};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -15,11 +15,13 @@ pub enum Class {
     Avx2,
     /// AVX-512 F, BW, DQ and VL, besides AVX2 and FMA.
     Avx512,
+    /// AVX-512 BF16 besides: only products in bf16 differ.
+    Avx512Bf16,
 }
 
 impl Class {
     /// Every class, the most capable last.
-    pub const ALL: [Class; 3] = [Class::Portable, Class::Avx2, Class::Avx512];
+    pub const ALL: [Class; 4] = [Class::Portable, Class::Avx2, Class::Avx512, Class::Avx512Bf16];
 
     /// The name users give to `--target-cpu`.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Class {
             Class::Portable => "portable",
             Class::Avx2 => "x86-64-v3",
             Class::Avx512 => "x86-64-v4",
+            Class::Avx512Bf16 => "x86-64-v4-bf16",
         }
     }
 
@@ -44,8 +47,10 @@ impl Class {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Class::Avx512Bf16 => Class::Avx512.supported_here() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
-            Class::Avx2 | Class::Avx512 => false,
+            Class::Avx2 | Class::Avx512 | Class::Avx512Bf16 => false,
         }
     }
 
@@ -54,7 +59,7 @@ impl Class {
         match self {
             Class::Portable => 4,
             Class::Avx2 => 6,
-            Class::Avx512 => 14,
+            Class::Avx512 | Class::Avx512Bf16 => 14,
         }
     }
 
@@ -63,7 +68,7 @@ impl Class {
         match self {
             Class::Portable => 256,
             Class::Avx2 => 256,
-            Class::Avx512 => 384,
+            Class::Avx512 | Class::Avx512Bf16 => 1024,
         }
     }
 
@@ -72,7 +77,7 @@ impl Class {
         match self {
             Class::Portable => 400_000,
             Class::Avx2 => 2_000_000,
-            Class::Avx512 => 4_000_000,
+            Class::Avx512 | Class::Avx512Bf16 => 4_000_000,
         }
     }
 
@@ -94,16 +99,27 @@ impl CpuTarget {
         CpuTarget { class }
     }
 
-    /// The most capable class of this machine.
+    /// The most capable class of this machine for products in f32.
     pub fn native() -> CpuTarget {
-        let class = Class::ALL.into_iter().rfind(|class| class.supported_here());
-        CpuTarget::new(class.unwrap_or(Class::Portable))
+        CpuTarget::native_for(Precision::F32)
     }
 
-    /// The target with a name: `native`, `portable`, `x86-64-v3` or `x86-64-v4`.
+    /// The most capable class of this machine for products of a precision; among equals that of most processors.
+    pub fn native_for(precision: Precision) -> CpuTarget {
+        let narrow = precision == Precision::Bf16;
+        let serves = |class: &Class| class.supported_here() && (narrow || *class != Class::Avx512Bf16);
+        CpuTarget::new(Class::ALL.into_iter().rfind(serves).unwrap_or(Class::Portable))
+    }
+
+    /// The target with a name: `native` for products in f32, or that of a class.
     pub fn by_name(name: &str) -> Result<CpuTarget, UnknownTarget> {
+        CpuTarget::by_name_for(name, Precision::F32)
+    }
+
+    /// The target with a name: `native` for products of a precision, or that of a class.
+    pub fn by_name_for(name: &str, precision: Precision) -> Result<CpuTarget, UnknownTarget> {
         if name == "native" {
-            return Ok(CpuTarget::native());
+            return Ok(CpuTarget::native_for(precision));
         }
         let class = Class::ALL.into_iter().find(|class| class.name() == name);
         class.map(CpuTarget::new).ok_or_else(|| UnknownTarget(name.to_owned()))
@@ -134,13 +150,14 @@ impl Target for CpuTarget {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
+            KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
         }
         .map_err(|why| self.no_kernel(call, why))
     }
 
     fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
-            (KernelCall::MatMul(c), 1) if c.b_packed => matmul::pack_constant(c, tensor),
+            (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, tensor),
             (KernelCall::Conv(c), 1) => conv::pack_constant(c, tensor),
             _ => Err(format!("operand {operand} is not packed")),
         }
@@ -148,10 +165,14 @@ impl Target for CpuTarget {
     }
 
     fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+        if let Some(precision) = constants::precision_of(layout) {
+            return constants::unpack_constant(precision, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
         match layout {
-            pack::LAYOUT => matmul::unpack_constant(shape, bytes),
-            conv::ROWS_LAYOUT => conv::unpack_rows(shape, bytes),
-            conv::PLAIN_LAYOUT => conv::unpack_plain(shape, bytes),
+            conv::TAPS_LAYOUT => conv::unpack_taps(shape, bytes),
+            conv::POINTS_LAYOUT => conv::unpack_points(shape, bytes),
+            depthwise::LAYOUT => depthwise::unpack_filters(shape, bytes),
             _ => Err(format!("unknown layout `{layout}`")),
         }
         .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why))
@@ -180,22 +201,39 @@ pub fn lookup(name: &str) -> Option<&'static KernelEntry> {
 pub(crate) struct Names {
     pub(crate) pack: &'static str,
     pub(crate) matmul: &'static str,
+    /// A few rows with a right operand as it lies.
+    pub(crate) matmul_thin: &'static str,
+    /// Narrow constants, widened.
+    pub(crate) matmul_widened: &'static str,
+    /// Pairs of bf16, where the class has an instruction for them.
+    pub(crate) matmul_pairs: Option<&'static str>,
     pub(crate) attention: &'static str,
+    pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
     pub(crate) depthwise: &'static str,
 }
 
 macro_rules! names {
     ($tile:literal, $instructions:literal) => {
+        names!($tile, $instructions, None)
+    };
+    ($tile:literal, $instructions:literal, $pairs:expr) => {
         Names {
             pack: concat!("pack_f32_kn32__", $instructions),
             matmul: concat!("matmul_f32_", $tile, "__", $instructions),
+            matmul_thin: concat!("matmul_f32_thin__", $instructions),
+            matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
+            matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
-            conv: concat!("conv_f32_im2col__", $instructions),
-            depthwise: concat!("conv_f32_depthwise__", $instructions),
+            linear_attention: concat!("linear_attention_f32__", $instructions),
+            conv: concat!("conv_f32_nhwc__", $instructions),
+            depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
         }
     };
 }
+
+/// The product of pairs of bf16.
+const PAIRS: &str = "matmul_bf16_14x32__avx512_bf16";
 
 impl Class {
     /// Names of kernels, the same on every machine.
@@ -204,6 +242,7 @@ impl Class {
             Class::Portable => &names!("4x8", "portable"),
             Class::Avx2 => &names!("6x16", "avx2"),
             Class::Avx512 => &names!("14x32", "avx512"),
+            Class::Avx512Bf16 => &names!("14x32", "avx512", Some(PAIRS)),
         }
     }
 }
@@ -215,13 +254,17 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, isa, matmul, pack};
+            use crate::{attention, conv, depthwise, isa, linear_attention, matmul, narrow, pack, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
             entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
             entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
+            entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
+            entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
+            entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
+                $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
         }
@@ -242,7 +285,7 @@ macro_rules! entries {
                     $family::run($isa, params, args, scratch, begin, end)
                 }
             }
-            KernelEntry { name: $name, version: 1, class: Class::$class, function: kernel }
+            KernelEntry { name: $name, version: 2, class: Class::$class, function: kernel }
         };
     };
 }
@@ -258,11 +301,27 @@ entries!(
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 );
 
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use margay_loops::abi::SCRATCH_HEADER_BYTES;
+
+    use super::{Class, KernelEntry, PAIRS};
+    use crate::{isa, matmul};
+
+    entries!(
+        @one MATMUL, PAIRS, matmul, Avx512Bf16, isa::avx512::Avx512Bf16::new(),
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    );
+}
+
 /// Every kernel of this program, by class.
 pub const KERNELS: &[KernelEntry] = &[
     portable::PACK,
     portable::MATMUL,
+    portable::THIN,
+    portable::WIDENED,
     portable::ATTENTION,
+    portable::LINEAR_ATTENTION,
     portable::CONV,
     portable::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
@@ -270,7 +329,13 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::MATMUL,
     #[cfg(target_arch = "x86_64")]
+    avx2::THIN,
+    #[cfg(target_arch = "x86_64")]
+    avx2::WIDENED,
+    #[cfg(target_arch = "x86_64")]
     avx2::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx2::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx2::CONV,
     #[cfg(target_arch = "x86_64")]
@@ -280,9 +345,17 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx512::MATMUL,
     #[cfg(target_arch = "x86_64")]
+    avx512::THIN,
+    #[cfg(target_arch = "x86_64")]
+    avx512::WIDENED,
+    #[cfg(target_arch = "x86_64")]
     avx512::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx512::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx512::CONV,
     #[cfg(target_arch = "x86_64")]
     avx512::DEPTHWISE,
+    #[cfg(target_arch = "x86_64")]
+    avx512_bf16::MATMUL,
 ];

@@ -3,7 +3,7 @@
 mod harness;
 
 use harness::random::Random;
-use harness::{Expected, GAP, classes, compare, execute};
+use harness::{Expected, GAP, classes, compare, execute, execute_all};
 use margay_kernels_cpu::Class;
 use margay_loops::{Attention, KernelCall};
 
@@ -19,6 +19,7 @@ fn call(
     Attention {
         batch,
         heads,
+        kv_heads: heads,
         q_len,
         kv_len,
         qk_dim,
@@ -29,6 +30,8 @@ fn call(
         v: strides(kv_len, v_dim),
         o: strides(q_len, v_dim),
         mask,
+        causal: false,
+        log_sum_exp: false,
     }
 }
 
@@ -55,40 +58,54 @@ fn inputs(c: &Attention, random: &mut Random) -> Vec<Vec<f32>> {
 
 fn check(class: Class, c: &Attention, inputs: &[Vec<f32>]) {
     let mut expected = vec![GAP; c.batch * c.heads * c.q_len * c.v_dim];
+    let mut logs = Vec::new();
     let scale = f32::from_bits(c.scale_bits) as f64;
     for batch in 0..c.batch {
         for head in 0..c.heads {
+            let kv_head = head * c.kv_heads / c.heads;
             for query in 0..c.q_len {
-                let base = |s: [usize; 3], row: usize| batch * s[0] + head * s[1] + row * s[2];
-                let scores: Vec<f64> = (0..c.kv_len)
-                    .map(|key| {
-                        let product = (0..c.qk_dim).map(|d| {
-                            inputs[0][base(c.q, query) + d] as f64 * inputs[1][base(c.k, key) + d] as f64
-                        });
-                        let mask = c.mask.map_or(0.0, |s| {
-                            inputs[3][batch * s[0] + head * s[1] + query * s[2] + key * s[3]] as f64
-                        });
-                        product.sum::<f64>() * scale + mask
-                    })
-                    .collect();
+                let base = |s: [usize; 3], head: usize, row: usize| batch * s[0] + head * s[1] + row * s[2];
+                let (mut scores, mut terms) = (Vec::new(), 0.0f64);
+                for key in 0..c.kv_len {
+                    let mut sum = 0.0;
+                    for d in 0..c.qk_dim {
+                        let x = inputs[0][base(c.q, head, query) + d] as f64
+                            * inputs[1][base(c.k, kv_head, key) + d] as f64;
+                        sum += x * scale;
+                        terms = terms.max((x * scale).abs());
+                    }
+                    if let Some(s) = c.mask {
+                        sum += inputs[3][batch * s[0] + head * s[1] + query * s[2] + key * s[3]] as f64;
+                    }
+                    let hidden = c.causal && key + c.q_len > query + c.kv_len;
+                    scores.push(if hidden { f64::NEG_INFINITY } else { sum });
+                }
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..c.v_dim {
                     let (mut sum, mut size) = (0.0, 0.0);
                     for (key, weight) in weights.iter().enumerate() {
-                        let x = weight / total * inputs[2][base(c.v, key) + d] as f64;
+                        let x = weight / total * inputs[2][base(c.v, kv_head, key) + d] as f64;
                         sum += x;
                         size += x.abs();
                     }
-                    expected[base(c.o, query) + d] = Expected { value: sum, tolerance: 1e-5 * (size + 1e-3) };
+                    expected[base(c.o, head, query) + d] =
+                        Expected { value: sum, tolerance: 1e-5 * (size + 1e-3) };
                 }
+                let value = if top == f64::NEG_INFINITY { top } else { top + total.ln() };
+                logs.push(Expected { value, tolerance: 2e-6 * (1.0 + value.abs() + terms) });
             }
         }
     }
+    let what = format!("{} {c:?}", class.name());
     let call = KernelCall::Attention(c.clone());
-    let found = execute(class, &call, inputs, &[], expected.len());
-    compare(&format!("{} {c:?}", class.name()), &found, &expected);
+    if !c.log_sum_exp {
+        return compare(&what, &execute(class, &call, inputs, &[], expected.len()), &expected);
+    }
+    let found = execute_all(class, &call, inputs, &[], &[expected.len(), logs.len()]);
+    compare(&what, &found[0], &expected);
+    compare(&what, &found[1], &logs);
 }
 
 #[test]
@@ -99,7 +116,7 @@ fn sampled_sizes_and_masks_agree() {
             let sizes = [
                 1 + random.below(3),
                 1 + random.below(3),
-                1 + random.below(70),
+                1 + random.below(150),
                 1 + random.below(300),
                 1 + random.below(70),
                 1 + random.below(70),
@@ -114,12 +131,14 @@ fn sampled_sizes_and_masks_agree() {
                 Some([0, 1, heads, 0]),
                 Some([0, 0, 1, batch * q_len]),
             ]);
-            let c = call(sizes, mask, random.below(2) == 0);
+            let mut c = call(sizes, mask, random.below(2) == 0);
+            c.log_sum_exp = random.below(2) == 0;
+            c.causal = q_len <= kv_len && random.below(3) == 0;
             // One allowed key per row at least: rows without are tested alone.
             let mut inputs = inputs(&c, &mut random);
             if let Some(mask) = inputs.get_mut(3) {
                 let finite = mask.iter().any(|x| x.is_finite());
-                if !finite || c.mask.is_some_and(|s| s[3] == 0) {
+                if !finite || c.causal || c.mask.is_some_and(|s| s[3] == 0) {
                     mask.fill(0.5);
                 }
             }
@@ -183,8 +202,79 @@ fn empty_extents_are_fine() {
             let c = call(sizes, None, true);
             check(class, &c, &inputs(&c, &mut random));
         }
-        let c = call([1, 2, 3, 0, 5, 6], None, true);
-        let out = execute(class, &KernelCall::Attention(c.clone()), &inputs(&c, &mut random), &[], 36);
-        assert!(out.iter().all(|&x| x == 0.0));
+        for causal in [false, true] {
+            let mut c = call([1, 2, 3, 0, 5, 6], None, true);
+            (c.causal, c.log_sum_exp) = (causal, true);
+            let inputs = inputs(&c, &mut random);
+            let found = execute_all(class, &KernelCall::Attention(c), &inputs, &[], &[36, 6]);
+            assert!(found[0].iter().all(|&x| x == 0.0));
+            assert!(found[1].iter().all(|&x| x == f32::NEG_INFINITY));
+        }
+    }
+}
+
+#[test]
+fn causal_rows_see_keys_up_to_their_own() {
+    for class in classes() {
+        let mut random = Random::new(6);
+        for (q_len, kv_len) in [(300, 300), (1, 200), (33, 160), (200, 70), (130, 129)] {
+            let mut c = call([1, 2, q_len, kv_len, 9, 6], None, false);
+            (c.causal, c.log_sum_exp) = (true, true);
+            let mut inputs = inputs(&c, &mut random);
+            check(class, &c, &inputs);
+            // What comes after the last query that sees it must not reach earlier ones, not even a NaN.
+            if q_len == kv_len {
+                inputs[1][(kv_len - 1) * c.k[2]..].fill(f32::NAN);
+                let outs = [q_len * c.o[2], 2 * q_len];
+                let found = execute_all(class, &KernelCall::Attention(c.clone()), &inputs, &[], &outs);
+                assert!(found[0][..(q_len - 1) * c.o[2]].iter().all(|x| x.is_finite()));
+                assert!(found[0][(q_len - 1) * c.o[2]..].iter().all(|x| x.is_nan()));
+            }
+        }
+        // 130 queries of 129 keys: the first query of each head sees none.
+        let mut c = call([1, 1, 130, 129, 4, 3], None, true);
+        (c.causal, c.log_sum_exp) = (true, true);
+        let inputs = inputs(&c, &mut random);
+        let found = execute_all(class, &KernelCall::Attention(c), &inputs, &[], &[390, 130]);
+        assert!(found[0][..3].iter().all(|x| x.is_nan()) && found[0][3..].iter().all(|x| x.is_finite()));
+        assert_eq!(found[1][0], f32::NEG_INFINITY);
+    }
+}
+
+#[test]
+fn heads_share_keys() {
+    for class in classes() {
+        let mut random = Random::new(7);
+        for (heads, kv_heads, q_len) in [(6, 2, 100), (6, 1, 7), (4, 4, 70), (4, 2, 800)] {
+            let mut c = call([2, heads, q_len, 90, 16, 24], None, true);
+            c.kv_heads = kv_heads;
+            // [batch, key, head, dim], so that rows are apart.
+            c.k = [90 * kv_heads * 16, 16, kv_heads * 16];
+            c.v = [90 * kv_heads * 24, 24, kv_heads * 24];
+            let inputs = vec![
+                random.normal(2 * heads * q_len * 16),
+                random.normal(2 * 90 * kv_heads * 16),
+                random.normal(2 * 90 * kv_heads * 24),
+            ];
+            check(class, &c, &inputs);
+        }
+    }
+}
+
+#[test]
+fn very_negative_masks_are_ordinary_numbers() {
+    for class in classes() {
+        let mut random = Random::new(8);
+        let mut c = call([1, 1, 3, 260, 8, 8], Some([0, 0, 260, 1]), true);
+        c.log_sum_exp = true;
+        let mut inputs = inputs(&c, &mut random);
+        inputs[3].fill(0.0);
+        inputs[3][..260].fill(f32::MIN); // absorbs every score: the mean of all values
+        inputs[3][260..516].fill(-1e9);
+        inputs[3][520..780].fill(1e-42);
+        for (i, x) in inputs[0][..8].iter_mut().enumerate() {
+            *x = if i == 0 { 1e-40 } else { 0.0 };
+        }
+        check(class, &c, &inputs);
     }
 }

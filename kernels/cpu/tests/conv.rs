@@ -28,9 +28,9 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
     let terms = in_group * c.kernel[0] * c.kernel[1];
     let mut expected = vec![GAP; c.batch * c.out_channels * c.out_size[0] * c.out_size[1]];
     for (at, e) in expected.iter_mut().enumerate() {
-        let (x, rest) = (at % c.out_size[1], at / c.out_size[1]);
-        let (y, rest) = (rest % c.out_size[0], rest / c.out_size[0]);
-        let (channel, image) = (rest % c.out_channels, rest / c.out_channels);
+        let (channel, rest) = (at % c.out_channels, at / c.out_channels);
+        let (x, rest) = (rest % c.out_size[1], rest / c.out_size[1]);
+        let (y, image) = (rest % c.out_size[0], rest / c.out_size[0]);
         let (mut sum, mut size) = (0.0, 0.0);
         for i in 0..in_group {
             for ky in 0..c.kernel[0] {
@@ -40,9 +40,11 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
                     if iy >= c.in_size[0] || ix >= c.in_size[1] {
                         continue;
                     }
-                    let from = image * c.in_channels + channel / out_group * in_group + i;
+                    let from = channel / out_group * in_group + i;
                     let weight = ((channel * in_group + i) * c.kernel[0] + ky) * c.kernel[1] + kx;
-                    let product = inputs[0][(from * c.in_size[0] + iy) * c.in_size[1] + ix] as f64
+                    let product = inputs[0]
+                        [((image * c.in_size[0] + iy) * c.in_size[1] + ix) * c.in_channels + from]
+                        as f64
                         * inputs[1][weight] as f64;
                     sum += product;
                     size += product.abs();
@@ -51,7 +53,7 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
         }
         let bias = if c.epilogue.bias { inputs[2][channel] as f64 } else { 0.0 };
         let residual = if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
-        *e = finished(c.epilogue.activation, sum, size, terms, bias, residual);
+        *e = finished(&c.epilogue, sum, size, terms, bias, residual);
     }
     let call = KernelCall::Conv(c.clone());
     let shape = [c.out_channels, in_group, c.kernel[0], c.kernel[1]];
@@ -109,6 +111,7 @@ fn sampled_shapes_agree() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             check(class, &c, &inputs(&c, &mut random));
             checked += 1;
@@ -127,7 +130,12 @@ fn many_channels_cross_every_block() {
             call([2, 70, 70, 1], [29, 31], [3, 3], [[2, 2], [1, 1], [1, 1]]),
         ] {
             let mut c = c.unwrap();
-            c.epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: true };
+            c.epilogue = Epilogue {
+                bias: true,
+                activation: Some(Activation::Relu),
+                residual: true,
+                residual_first: false,
+            };
             check(class, &c, &inputs(&c, &mut random));
         }
     }
@@ -144,7 +152,8 @@ fn one_channel_per_group_agrees() {
                         let geometry = [strides, [2, 3], dilations];
                         let mut c = call([2, 4, 4 * multiplier, 4], size, [3, 5], geometry).unwrap();
                         let activation = random.pick(&ACTIVATIONS);
-                        c.epilogue = Epilogue { bias: true, activation, residual: true };
+                        c.epilogue =
+                            Epilogue { bias: true, activation, residual: true, residual_first: false };
                         check(class, &c, &inputs(&c, &mut random));
                     }
                 }
@@ -160,6 +169,42 @@ fn one_dimension_is_a_height_of_one() {
         let geometry = [[1, 2], [0, 3], [1, 2]];
         let c = call([2, 5, 6, 1], [1, 101], [1, 7], geometry).unwrap();
         check(class, &c, &inputs(&c, &mut random));
+    }
+}
+
+/// Filters of groups that do not fill whole panels, and taps of which whole rows lie outside of the image.
+#[test]
+fn groups_and_wide_padding_agree() {
+    for class in classes() {
+        let mut random = Random::new(7);
+        for (channels, size, kernel, geometry) in [
+            ([1, 10, 82, 2], [9, 8], [3, 3], [[1, 1], [1, 1], [1, 1]]),
+            ([2, 12, 66, 6], [5, 6], [2, 3], [[2, 1], [1, 2], [1, 2]]),
+            ([1, 3, 64, 1], [23, 21], [7, 7], [[2, 2], [3, 3], [1, 1]]),
+            ([1, 5, 33, 1], [2, 3], [3, 4], [[1, 2], [7, 9], [3, 2]]),
+            ([3, 40, 48, 1], [7, 7], [1, 1], [[2, 2], [0, 0], [1, 1]]),
+            ([1, 2, 6, 2], [4, 4], [3, 3], [[1, 1], [4, 4], [1, 1]]),
+        ] {
+            let mut c = call(channels, size, kernel, geometry).unwrap();
+            let activation = random.pick(&ACTIVATIONS);
+            c.epilogue = Epilogue { bias: true, activation, residual: true, residual_first: true };
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
+
+#[test]
+fn subnormal_and_huge_numbers_keep_their_size() {
+    for class in classes() {
+        let mut random = Random::new(8);
+        for groups in [1, 4] {
+            let c = call([1, 4, 4, groups], [6, 9], [3, 3], [[1, 1], [1, 1], [1, 1]]);
+            let c = c.unwrap();
+            let mut inputs = inputs(&c, &mut random);
+            inputs[0].iter_mut().step_by(3).for_each(|x| *x *= 1e-40);
+            inputs[0].iter_mut().skip(1).step_by(3).for_each(|x| *x *= 1e30);
+            check(class, &c, &inputs);
+        }
     }
 }
 

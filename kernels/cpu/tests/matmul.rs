@@ -5,7 +5,8 @@ mod harness;
 use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::{Class, CpuTarget, KERNELS};
-use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Target};
+use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
+use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision, Target};
 
 /// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
 struct Case {
@@ -60,14 +61,38 @@ fn case(
         b,
         c_row_stride: n + gap,
         b_packed: packed,
+        precision: Precision::F32,
         epilogue: Epilogue::default(),
     };
     Case { call, a_len, b_len, c_len }
 }
 
+/// The operands as the precision of a call rounds them.
+fn rounded(c: &MatMul, inputs: &[Vec<f32>]) -> [Vec<f64>; 2] {
+    let halves = |x: &[f32]| x.iter().map(|&x| f64::from(from_bf16(bf16(x)))).collect();
+    let plain = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
+    let (a, b) = (&inputs[0], &inputs[1]);
+    match c.precision {
+        Precision::F32 => [plain(a), plain(b)],
+        Precision::Bf16 => [halves(a), halves(b)],
+        Precision::Int8 => {
+            let steps: Vec<f32> =
+                (0..c.n).map(|j| int8_scale(b.iter().skip(j).step_by(c.n).copied())).collect();
+            let step = |at: usize| steps[at % c.n];
+            let element = |(at, &x): (usize, &f32)| f64::from(int8(x, step(at))) * f64::from(step(at));
+            [plain(a), b.iter().enumerate().map(element).collect()]
+        }
+    }
+}
+
 impl Case {
     fn with(mut self, epilogue: Epilogue) -> Case {
         self.call.epilogue = epilogue;
+        self
+    }
+
+    fn in_precision(mut self, precision: Precision) -> Case {
+        self.call.precision = precision;
         self
     }
 
@@ -84,6 +109,7 @@ impl Case {
 
     fn expected(&self, inputs: &[Vec<f32>]) -> Vec<Expected> {
         let c = &self.call;
+        let [left, right] = rounded(c, inputs);
         let b_layout = if c.b_packed { MatLayout { row_stride: c.n, col_stride: 1 } } else { c.b };
         let bias = |j: usize| if c.epilogue.bias { inputs[2][j] as f64 } else { 0.0 };
         let residual = |at: usize| if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
@@ -100,13 +126,13 @@ impl Case {
                 for j in 0..c.n {
                     let (mut sum, mut size) = (0.0, 0.0);
                     for t in 0..c.k {
-                        let x = inputs[0][at[0] + i * c.a.row_stride + t * c.a.col_stride] as f64
-                            * inputs[1][at[1] + t * b_layout.row_stride + j * b_layout.col_stride] as f64;
+                        let x = left[at[0] + i * c.a.row_stride + t * c.a.col_stride]
+                            * right[at[1] + t * b_layout.row_stride + j * b_layout.col_stride];
                         sum += x;
                         size += x.abs();
                     }
                     let to = at[2] + i * c.c_row_stride + j;
-                    expected[to] = finished(c.epilogue.activation, sum, size, c.k, bias(j), residual(to));
+                    expected[to] = finished(&c.epilogue, sum, size, c.k, bias(j), residual(to));
                 }
             }
         }
@@ -140,6 +166,7 @@ fn sampled_shapes_and_strides_agree() {
                 bias: random.below(2) == 1,
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
             };
             let case = case(dims, batch, transposed, packed, gap).with(epilogue);
             case.check(class, &case.inputs(&mut random));
@@ -160,9 +187,42 @@ fn larger_primes_cross_every_block() {
             ([7, 131, 1201], true, [false, false]),
             ([16, 64, 1024], true, [false, false]),
         ] {
-            let epilogue = Epilogue { bias: true, activation: Some(Activation::GeluErf), residual: true };
+            let epilogue = Epilogue {
+                bias: true,
+                activation: Some(Activation::GeluErf),
+                residual: true,
+                residual_first: false,
+            };
             let case = case(dims, &[], transposed, packed, 0).with(epilogue);
             case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
+#[test]
+fn a_few_rows_read_computed_matrices_where_they_lie() {
+    for class in classes() {
+        let mut random = Random::new(13);
+        for m in 1..10 {
+            for transposed in [[false, false], [false, true], [true, true]] {
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Tanh),
+                    residual: true,
+                    residual_first: false,
+                };
+                let batch = [(2, [true, true])];
+                let case = case([m, 1093, 61], &batch, transposed, false, 3).with(epilogue);
+                let mut inputs = case.inputs(&mut random);
+                inputs[0][case.call.a.col_stride * 60] = f32::NAN;
+                inputs[1][case.call.b.row_stride * 60 + case.call.b.col_stride * 1092] = f32::INFINITY;
+                case.check(class, &inputs);
+                let call = KernelCall::MatMul(case.call.clone());
+                let phases = CpuTarget::new(class).prepare(&call).unwrap().phases;
+                let thin = phases.last().unwrap().kernel.contains("_thin__");
+                assert_eq!(thin, m <= 8, "{call}");
+                assert_eq!(phases.len(), 1 + usize::from(transposed[0]) + usize::from(!thin));
+            }
         }
     }
 }
@@ -180,13 +240,137 @@ fn every_small_height_agrees() {
     }
 }
 
+const NARROW: [Precision; 2] = [Precision::Bf16, Precision::Int8];
+
+#[test]
+fn narrow_constants_agree_on_sampled_shapes_and_strides() {
+    for class in classes() {
+        let mut random = Random::new(8);
+        for _ in 0..150 {
+            let dims = [1 + random.below(40), 1 + random.below(100), 1 + random.below(70)];
+            let batch: &[(usize, [bool; 2])] = random.pick(&[&[][..], &[(3, [true, false])]]);
+            let transposed = [random.below(3) == 0, false];
+            let epilogue = Epilogue {
+                bias: random.below(2) == 1,
+                activation: random.pick(&ACTIVATIONS),
+                residual: random.below(2) == 1,
+                residual_first: random.below(2) == 1,
+            };
+            let precision = random.pick(&NARROW);
+            let gap = random.below(3) * 5;
+            let case = case(dims, batch, transposed, true, gap).with(epilogue).in_precision(precision);
+            case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
+#[test]
+fn narrow_constants_agree_across_every_block() {
+    for class in classes() {
+        let mut random = Random::new(9);
+        for precision in NARROW {
+            for (dims, transposed) in [
+                ([283, 97, 131], [false, false]),
+                ([149, 67, 1031], [true, false]),
+                ([17, 101, 2053], [false, false]),
+                ([1, 389, 1021], [false, false]),
+                ([7, 131, 1201], [true, false]),
+                ([16, 64, 1024], [false, false]),
+            ] {
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Silu),
+                    residual: true,
+                    residual_first: false,
+                };
+                let case = case(dims, &[], transposed, true, 0).with(epilogue).in_precision(precision);
+                case.check(class, &case.inputs(&mut random));
+            }
+            for m in 1..30 {
+                for k in [1, 2, 3, 4, 5, 9] {
+                    let case = case([m, 33, k], &[], [false, false], true, 0).in_precision(precision);
+                    case.check(class, &case.inputs(&mut random));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_constants_of_no_extent_are_fine() {
+    for class in classes() {
+        for precision in NARROW {
+            for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [1, 7, 0], [0, 0, 0]] {
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Relu),
+                    residual: false,
+                    residual_first: false,
+                };
+                let case = case(dims, &[], [false, false], true, 0).with(epilogue).in_precision(precision);
+                case.check(class, &case.inputs(&mut Random::new(10)));
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_constants_keep_what_is_no_number() {
+    for class in classes() {
+        for precision in NARROW {
+            for m in [2, 7, 19] {
+                let case = case([m, 37, 23], &[], [false, false], true, 0).in_precision(precision);
+                let mut inputs = case.inputs(&mut Random::new(11));
+                inputs[0][2] = f32::NAN;
+                inputs[0][23 + 5] = f32::INFINITY;
+                inputs[1][4 * 37 + 36] = f32::NEG_INFINITY;
+                inputs[1][9 * 37 + 11] = f32::NAN;
+                case.check(class, &inputs);
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_numbers_of_narrow_constants_are_near() {
+    let tiny = f32::from_bits(3);
+    for class in classes() {
+        for m in [1, 7, 19] {
+            let case = case([m, 35, 21], &[], [false, false], true, 0);
+            let mut inputs = case.inputs(&mut Random::new(12));
+            // A column of subnormal numbers, one of zeros, and terms that vanish or grow.
+            for t in 0..21 {
+                inputs[1][t * 35] = tiny * t as f32;
+                inputs[1][t * 35 + 1] = 0.0;
+                inputs[1][t * 35 + 2] *= 1e30;
+                inputs[1][t * 35 + 3] *= 1e-30;
+            }
+            inputs[0].iter_mut().step_by(5).for_each(|x| *x *= 1e-39);
+            for precision in NARROW {
+                let case = Case { call: MatMul { precision, ..case.call.clone() }, ..case };
+                let call = KernelCall::MatMul(case.call.clone());
+                let found = execute(class, &call, &inputs, &[21, 35], case.c_len);
+                let mut expected = case.expected(&inputs);
+                // A subnormal number that counts as zero; int8 rounds to a subnormal step.
+                expected.iter_mut().for_each(|e| e.tolerance += 1e-36);
+                compare(&format!("{} {call}", class.name()), &found, &expected);
+            }
+        }
+    }
+}
+
 #[test]
 fn empty_extents_are_fine() {
     for class in classes() {
         let mut random = Random::new(4);
         for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [0, 0, 0]] {
             for packed in [false, true] {
-                let epilogue = Epilogue { bias: true, activation: Some(Activation::Relu), residual: false };
+                let epilogue = Epilogue {
+                    bias: true,
+                    activation: Some(Activation::Relu),
+                    residual: false,
+                    residual_first: false,
+                };
                 let case = case(dims, &[], [false, false], packed, 0).with(epilogue);
                 case.check(class, &case.inputs(&mut random));
             }
@@ -199,7 +383,7 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
     for class in classes() {
         for activation in ACTIVATIONS {
             let mut random = Random::new(5);
-            let epilogue = Epilogue { bias: true, activation, residual: true };
+            let epilogue = Epilogue { bias: true, activation, residual: true, residual_first: false };
             let case = case([19, 37, 23], &[], [false, false], false, 1).with(epilogue);
             let mut inputs = case.inputs(&mut random);
             inputs[0][case.call.a.row_stride * 3 + 2] = f32::NAN;
@@ -214,16 +398,19 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
 #[test]
 fn packed_constants_depend_on_neither_class_nor_rows() {
     let tensor = margay_tensor::Tensor::from_slice(&[5, 40], &Random::new(6).normal(200)).unwrap();
-    let packed = |class, m| {
-        let call = KernelCall::MatMul(case([m, 40, 5], &[], [false, false], true, 0).call);
-        let target = CpuTarget::new(class);
-        let layout = target.prepare(&call).unwrap().packed.remove(0);
-        (layout, target.pack(&call, 1, &tensor).unwrap())
-    };
-    let first = packed(Class::Portable, 1);
-    for class in Class::ALL {
-        for m in [1, 8, 200] {
-            assert!(packed(class, m) == first);
+    for precision in Precision::ALL {
+        let packed = |class, m| {
+            let case = case([m, 40, 5], &[], [false, false], true, 0).in_precision(precision);
+            let call = KernelCall::MatMul(case.call);
+            let target = CpuTarget::new(class);
+            let layout = target.prepare(&call).unwrap().packed.remove(0);
+            (layout, target.pack(&call, 1, &tensor).unwrap())
+        };
+        let first = packed(Class::Portable, 1);
+        for class in Class::ALL {
+            for m in [1, 8, 200] {
+                assert!(packed(class, m) == first);
+            }
         }
     }
 }
@@ -256,5 +443,6 @@ fn names_are_unique_and_found() {
         assert_eq!(CpuTarget::by_name(class.name()).unwrap().class(), class);
     }
     let error = CpuTarget::by_name("z80").unwrap_err().to_string();
-    assert_eq!(error, "unknown target cpu `z80`; known are `native`, `portable`, `x86-64-v3`, `x86-64-v4`");
+    let known = "`native`, `portable`, `x86-64-v3`, `x86-64-v4`, `x86-64-v4-bf16`";
+    assert_eq!(error, format!("unknown target cpu `z80`; known are {known}"));
 }

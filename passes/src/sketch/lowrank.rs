@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use margay_ir::ops::{Add, Const, Conv};
+use margay_ir::ops::{Add, Const, Conv, ImageLayout};
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
 use margay_loops::{Epilogue, KernelCall};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix, RandnlaError, RsvdOptions};
@@ -151,6 +151,7 @@ impl Replacement<'_> {
         let g = self.g;
         let own_shape = match self.module.kind {
             ModuleKind::Linear => vec![self.module.d_out],
+            ModuleKind::Conv if channels_last(g, n) => vec![self.module.d_out],
             ModuleKind::Conv => vec![self.module.d_out, 1, 1],
         };
         let mut name = self.fitted.derivation("bias", self.rank);
@@ -176,6 +177,11 @@ impl Replacement<'_> {
     }
 }
 
+/// Whether a node is a convolution of images with the channels last.
+fn channels_last(g: &Graph, n: NodeId) -> bool {
+    matches!(g.op(n), Op::Conv(c) if c.layout == ImageLayout::Nhwc)
+}
+
 /// An addition of a constant.
 struct BiasBehind<'a> {
     add: NodeId,
@@ -193,6 +199,7 @@ fn bias_behind<'g>(g: &'g Graph, module: &Module, n: NodeId) -> Option<BiasBehin
     let result = g.ty(n.into());
     let output_axis = match module.kind {
         ModuleKind::Linear => result.ndim() - 1,
+        ModuleKind::Conv if channels_last(g, n) => result.ndim() - 1,
         ModuleKind::Conv => 1,
     };
     let shape = payload.tensor().shape();
@@ -241,7 +248,7 @@ impl Fitted for FittedLowRank {
                 (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
                 vec![KernelCall::Conv(left), KernelCall::Conv(right)]
             }
-            KernelCall::Attention(_) => vec![dense.clone()],
+            KernelCall::Attention(_) | KernelCall::LinearAttention(_) => vec![dense.clone()],
         }
     }
 
@@ -256,7 +263,7 @@ impl Fitted for FittedLowRank {
             let origin = |part| g.node(n).origin.part(part);
             let thin = work.patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
             let second: Op = match g.op(n) {
-                Op::Conv(_) => Conv::pointwise().into(),
+                Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
                 op => op.clone(),
             };
             let product = work.patch.add(g, second, &[thin, right], origin(Part::Right))?;

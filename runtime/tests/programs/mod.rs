@@ -94,6 +94,7 @@ pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
         b: layout(COLUMNS),
         c_row_stride: COLUMNS,
         b_packed: true,
+        precision: margay_loops::Precision::F32,
         epilogue: Epilogue::default(),
     });
     let prepared = target.prepare(&call).unwrap();

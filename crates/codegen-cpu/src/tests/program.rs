@@ -82,6 +82,7 @@ fn call() -> KernelCall {
         b: layout,
         c_row_stride: 1,
         b_packed: false,
+        precision: margay_loops::Precision::F32,
         epilogue: Epilogue::default(),
     })
 }

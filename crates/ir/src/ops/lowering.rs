@@ -100,7 +100,7 @@ pub enum Lowered {
     Elementwise(ScalarFn),
     /// A loop nest. Inputs and outputs of the [`Nest`] are numbered as those of the node.
     Nest(Rc<dyn Fn(&mut Nest)>),
-    /// A hand-written kernel. Its arguments are the operands in order, then the result.
+    /// A hand-written kernel. Its arguments are the operands in order, then the results.
     Call(KernelCall),
     /// No work.
     View(View),

@@ -1,7 +1,7 @@
 //! Operators that ONNX, or the chosen operator set, spells as several. The recognition passes know these spellings.
 
-use margay_ir::NodeId;
-use margay_ir::ops::{LayerNorm, Pool};
+use margay_ir::ops::{Attention, LayerNorm, LinearAttention, Pool};
+use margay_ir::{NodeId, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Exporter;
@@ -37,11 +37,33 @@ impl Exporter<'_> {
         Ok(self.emit("Mul", "", &[&product, &half], vec![]))
     }
 
-    /// softmax(scale Q Kᵀ + mask) V.
-    pub(super) fn attention(&mut self, x: &[&str], dtype: DType, scale: f64) -> Result<String, OnnxError> {
+    /// x sigmoid(x).
+    pub(super) fn silu(&mut self, x: &str) -> String {
+        let share = self.emit("Sigmoid", "Sigmoid", &[x], vec![]);
+        self.emit("Mul", "", &[x, &share], vec![])
+    }
+
+    /// softmax(scale Q Kᵀ + mask) V, and log Σ exp(scale Q Kᵀ + mask).
+    pub(super) fn attention(
+        &mut self,
+        n: NodeId,
+        x: &[&str],
+        dtype: DType,
+        op: &Attention,
+    ) -> Result<String, OnnxError> {
+        let g = self.g;
+        let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
+        let (queries, keys) = (shape(0), shape(1));
+        let mut shared = [x[1].to_owned(), x[2].to_owned()];
+        if queries[1] != keys[1] {
+            for (slot, name) in [(1, "keys"), (2, "values")] {
+                shared[slot - 1] = self.spread_heads(x[slot], name, &shape(slot), &queries[1])?;
+            }
+        }
         let perm = vec![("perm", ints(&[0, 1, 3, 2]))];
-        let keys = self.emit("Transpose", "Transpose", &[x[1]], perm);
-        let mut scores = self.emit("MatMul", "scores", &[x[0], &keys], vec![]);
+        let turned = self.emit("Transpose", "Transpose", &[&shared[0]], perm);
+        let mut scores = self.emit("MatMul", "scores", &[x[0], &turned], vec![]);
+        let scale = op.scale.get();
         if scale != 1.0 {
             let scale = self.number(dtype, scale)?;
             scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
@@ -49,8 +71,89 @@ impl Exporter<'_> {
         if let Some(mask) = x.get(3) {
             scores = self.emit("Add", "mask", &[&scores, mask], vec![]);
         }
+        if op.causal {
+            scores = self.causal(&scores, [&queries[2], &keys[2]], dtype, f64::NEG_INFINITY)?;
+        }
+        if op.log_sum_exp {
+            let logs = self.reduction("ReduceLogSumExp", "log_sum_exp", &scores, &[3], false)?;
+            self.results.insert(Value { node: n, out: 1 }, logs);
+        }
         let weights = self.emit("Softmax", "Softmax", &[&scores], axis(3));
-        Ok(self.emit("MatMul", "", &[&weights, x[2]], vec![]))
+        Ok(self.emit("MatMul", "", &[&weights, &shared[1]], vec![]))
+    }
+
+    /// φQ (φKᵀ V) / (φQ Σ φK + ε); causal, the weights are φQ φKᵀ with 0 for later keys.
+    pub(super) fn linear_attention(
+        &mut self,
+        n: NodeId,
+        x: &[&str],
+        dtype: DType,
+        op: &LinearAttention,
+    ) -> Result<String, OnnxError> {
+        let swap = || vec![("perm", ints(&[0, 1, 3, 2]))];
+        let turned = self.emit("Transpose", "keys", &[x[1]], swap());
+        let (weighted, sum) = if op.causal {
+            let g = self.g;
+            let len = &g.ty(g.inputs_of(n)[0]).shape[2];
+            let products = self.emit("MatMul", "weights", &[x[0], &turned], vec![]);
+            let weights = self.causal(&products, [len, len], dtype, 0.0)?;
+            let sum = self.reduction("ReduceSum", "sum", &weights, &[3], true)?;
+            (self.emit("MatMul", "values", &[&weights, x[2]], vec![]), sum)
+        } else {
+            let state = self.emit("MatMul", "state", &[&turned, x[2]], vec![]);
+            let row = self.reduction("ReduceSum", "key_sum", x[1], &[2], true)?;
+            let column = self.emit("Transpose", "key_column", &[&row], swap());
+            let sum = self.emit("MatMul", "sum", &[x[0], &column], vec![]);
+            (self.emit("MatMul", "values", &[x[0], &state], vec![]), sum)
+        };
+        let sum = if op.epsilon.get() == 0.0 {
+            sum
+        } else {
+            let epsilon = self.number(dtype, op.epsilon.get())?;
+            self.emit("Add", "epsilon", &[&sum, &epsilon], vec![])
+        };
+        Ok(self.emit("Div", "", &[&weighted, &sum], vec![]))
+    }
+
+    /// Repeats each head of keys or values for the heads that share it.
+    fn spread_heads(&mut self, x: &str, part: &str, shape: &[Dim], heads: &Dim) -> Result<String, OnnxError> {
+        let (from, to) = (shape[1].as_extent().unwrap_or(1).max(1), heads.as_extent().unwrap_or(1));
+        let numbers: Vec<i64> = (0..to).map(|head| (head * from / to) as i64).collect();
+        let numbers = self.integers(&numbers)?;
+        Ok(self.emit("Gather", part, &[x, &numbers], axis(1)))
+    }
+
+    /// Scores `[B, H, S, T]` where key j comes no later than query i, j <= i + T - S, and `other` elsewhere.
+    pub(super) fn causal(
+        &mut self,
+        scores: &str,
+        [queries, keys]: [&Dim; 2],
+        dtype: DType,
+        other: f64,
+    ) -> Result<String, OnnxError> {
+        let offset = keys - queries;
+        let last = self.positions("queries", &offset, keys)?;
+        let axes = self.integers(&[1])?;
+        let last = self.emit("Unsqueeze", "last_key", &[&last, &axes], vec![]); // [S, 1]
+        let keys = self.positions("keys", &Dim::from(0usize), keys)?; // [T]
+        let seen = self.emit("LessOrEqual", "seen", &[&keys, &last], vec![]);
+        let other = self.number(dtype, other)?;
+        Ok(self.emit("Where", "causal", &[&seen, scores, &other], vec![]))
+    }
+
+    /// The integers from `start` to `end`, which is not among them.
+    fn positions(&mut self, part: &str, start: &Dim, end: &Dim) -> Result<String, OnnxError> {
+        if let (Some(start), Some(end)) = (start.as_const(), end.as_const()) {
+            return self.integers(&(start..end).collect::<Vec<i64>>());
+        }
+        let axes = self.integers(&[0])?;
+        let mut bounds = Vec::new();
+        for dim in [start, end] {
+            let list = self.extents(std::slice::from_ref(dim), part)?;
+            bounds.push(self.emit("Squeeze", part, &[&list, &axes], vec![]));
+        }
+        let one = self.number(DType::I64, 1.0)?;
+        Ok(self.emit("Range", part, &[&bounds[0], &bounds[1], &one], vec![]))
     }
 
     /// (x - μ) / √(σ² + ε) · scale + bias.
@@ -83,7 +186,12 @@ impl Exporter<'_> {
     /// with ones, divided by the number of elements, which is a convolution of ones.
     pub(super) fn spread_average(&mut self, x: &str, n: NodeId, op: &Pool) -> Result<String, OnnxError> {
         let g = self.g;
-        let (from, to) = (&g.ty(g.inputs_of(n)[0]).clone(), g.ty(n.into()).shape.clone());
+        let in_nchw = |v: Value| {
+            let ty = g.ty(v);
+            let shape = op.layout.perm_to_nchw(ty.ndim()).iter().map(|&p| ty.shape[p].clone()).collect();
+            TensorType::new(ty.dtype, shape)
+        };
+        let (from, to) = (&in_nchw(g.inputs_of(n)[0]), in_nchw(n.into()).shape);
         let one = Dim::from(1usize);
         let apart = |shape: &[Dim]| -> Vec<Dim> {
             [vec![&shape[0] * &shape[1], one.clone()], shape[2..].to_vec()].concat()

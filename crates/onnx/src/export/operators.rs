@@ -1,6 +1,6 @@
 //! What each operator is in ONNX.
 
-use margay_ir::ops::{Conv, Pad, Pool, PoolKind, Reduce, ReduceKind, ScatterAdd, Slice};
+use margay_ir::ops::{Conv, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind, ScatterAdd, Slice};
 use margay_ir::{NodeId, Op};
 use margay_tensor::{DType, Dim};
 
@@ -48,6 +48,7 @@ impl Exporter<'_> {
             Op::Round(_) => plain("Round"),
             Op::Select(_) => plain("Where"),
             Op::Sigmoid(_) => plain("Sigmoid"),
+            Op::Silu(_) => Ok(self.silu(x[0])),
             Op::Softplus(_) => plain("Softplus"),
             Op::Sin(_) => plain("Sin"),
             Op::Sqrt(_) => plain("Sqrt"),
@@ -81,14 +82,20 @@ impl Exporter<'_> {
 
             Op::Reduce(op) => self.reduce(x[0], op),
 
-            Op::Attention(op) => self.attention(&x, dtype.unwrap_or(DType::F32), op.scale.get()),
-            Op::Conv(op) => Ok(self.emit("Conv", "", &x, conv_attributes(op, &shape(1)))),
+            Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::Conv(op) => {
+                let attributes = conv_attributes(op, &shape(1));
+                self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
+                    Ok(e.emit("Conv", "", &[image, x[1]], attributes))
+                })
+            }
             Op::FoldPatches(_) | Op::Patches(_) => {
                 Err(self.refusal(format!("ONNX has no operator for `{}`", op.name())))
             }
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
+            Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
-            Op::Pool(op) => self.pool(x[0], n, op),
+            Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
         }
     }
@@ -168,6 +175,22 @@ impl Exporter<'_> {
         let axes: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
         let axes = self.integers(&axes)?;
         Ok(self.emit(op_type, part, &[x, &axes], vec![keepdims]))
+    }
+
+    /// What `body` makes of an image, which it sees in the order of axes of ONNX.
+    fn in_nchw(
+        &mut self,
+        layout: ImageLayout,
+        x: &str,
+        ndim: usize,
+        body: impl FnOnce(&mut Self, &str) -> Result<String, OnnxError>,
+    ) -> Result<String, OnnxError> {
+        if layout == ImageLayout::Nchw {
+            return body(self, x);
+        }
+        let image = self.emit("Transpose", "nchw", &[x], vec![("perm", ints(&layout.perm_to_nchw(ndim)))]);
+        let y = body(self, &image)?;
+        Ok(self.emit("Transpose", "nhwc", &[&y], vec![("perm", ints(&layout.perm_from_nchw(ndim)))]))
     }
 
     fn pool(&mut self, x: &str, n: NodeId, op: &Pool) -> Result<String, OnnxError> {

@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Conv, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Add, Conv, ImageLayout, Pool, PoolKind, Reduce, ReduceKind};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -30,6 +30,7 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         pads_after: windows.after,
         dilations: windows.dilations,
         groups,
+        layout: ImageLayout::Nchw,
     };
     let mut y = cx.add(op, &[x, k])?;
     if let Some(bias) = bias {
@@ -75,6 +76,7 @@ fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool)
         pads_after: windows.after,
         dilations: windows.dilations,
         count_include_pad,
+        layout: ImageLayout::Nchw,
     };
     Ok(vec![cx.add(op, &[x])?])
 }
@@ -97,14 +99,15 @@ fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
 }
 
 /// The extents after the first two.
-fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
+pub(super) fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
     match cx.ty(x).shape.get(2..) {
         Some(extents) if !extents.is_empty() => Ok(extents.to_vec()),
         _ => Err(Refusal::Invalid(format!("expected at least 3 axes, found {}", cx.ty(x)))),
     }
 }
 
-fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usize>, Refusal> {
+/// A list of as many counts as expected.
+pub(super) fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usize>, Refusal> {
     if list.len() != expected {
         let found = list.len();
         return Err(Refusal::Invalid(format!("expected {expected} values in `{name}`, found {found}")));

@@ -3,7 +3,7 @@
 use super::call::{Call, Imported};
 use super::{
     Importer, activations, convolutions, elementwise, leaves, normalizations, products, reductions, shapes,
-    slices,
+    slices, transposed,
 };
 
 /// An operator of the default domain.
@@ -35,6 +35,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Constant", 1, leaves::constant),
     op("ConstantOfShape", 9, leaves::constant_of_shape),
     op("Conv", 1, convolutions::conv),
+    op("ConvTranspose", 1, transposed::conv_transpose),
     op("Cos", 7, elementwise::cos),
     op("Div", 1, elementwise::div),
     op("Dropout", 1, leaves::dropout),

@@ -101,3 +101,91 @@ fn softmax_joins_axes_before_operator_set_13() {
     assert_floats(&run(13, "Softmax", &[("axis", int(0))], x()), &[1, 2, 2], &[1.0; 4]);
     assert_floats(&run(13, "LogSoftmax", &[], x()), &[1, 2, 2], &[-std::f32::consts::LN_2; 4]);
 }
+
+/// The definition: every input is spread over the outputs under its taps.
+fn spread(
+    x: &Tensor,
+    k: &Tensor,
+    [stride, dilation, before]: [[usize; 2]; 3],
+    out: [usize; 2],
+    groups: usize,
+) -> Tensor {
+    let (xs, ks) = (x.to_vec::<f32>().unwrap(), k.to_vec::<f32>().unwrap());
+    let (&[n, c, h, w], &[_, per_group, kh, kw]) = (x.shape(), k.shape()) else { panic!("planes") };
+    let channels = groups * per_group;
+    let mut y = vec![0f32; n * channels * out[0] * out[1]];
+    for (at, x) in xs.iter().enumerate() {
+        let (col, row, channel, image) = (at % w, at / w % h, at / w / h % c, at / w / h / c);
+        for tap in 0..per_group * kh * kw {
+            let (kx, ky, o) = (tap % kw, tap / kw % kh, tap / kw / kh);
+            let y_row = (row * stride[0] + ky * dilation[0]).wrapping_sub(before[0]);
+            let y_col = (col * stride[1] + kx * dilation[1]).wrapping_sub(before[1]);
+            if y_row < out[0] && y_col < out[1] {
+                let to = channel / (c / groups) * per_group + o;
+                let to = ((image * channels + to) * out[0] + y_row) * out[1] + y_col;
+                y[to] += x * ks[channel * per_group * kh * kw + tap];
+            }
+        }
+    }
+    floats(&[n, channels, out[0], out[1]], &y)
+}
+
+#[test]
+fn transposed_convolution_spreads_its_input() {
+    // Strides, dilations, pads, output padding, groups, kernel.
+    for (stride, dilation, pads, extra, groups, kernel) in [
+        ([1, 1], [1, 1], [0, 0, 0, 0], [0, 0], 1, [3, 2]),
+        ([2, 2], [1, 1], [0, 0, 0, 0], [0, 0], 1, [2, 2]),
+        ([2, 3], [1, 1], [1, 0, 1, 2], [1, 0], 2, [3, 4]),
+        ([3, 2], [2, 3], [1, 2, 0, 3], [2, 1], 2, [2, 3]),
+        ([1, 1], [2, 2], [1, 3, 2, 0], [0, 1], 1, [3, 3]),
+        ([4, 4], [1, 1], [0, 1, 1, 0], [3, 3], 4, [1, 2]),
+    ] {
+        let (x, k) = (counting(&[2, 4, 3, 5]), counting(&[4, 3, kernel[0], kernel[1]]));
+        let reach = |i: usize| ([3, 5][i] - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 + extra[i];
+        let out = [0, 1].map(|i| reach(i) - pads[i] - pads[2 + i]);
+        let all = |v: &[usize]| list(&v.iter().map(|&v| v as i64).collect::<Vec<_>>());
+        let attributes = [
+            ("strides", all(&stride)),
+            ("dilations", all(&dilation)),
+            ("pads", all(&pads)),
+            ("output_padding", all(&extra)),
+            ("group", int(groups as i64)),
+        ];
+        let found = run(11, "ConvTranspose", &attributes, vec![Input(x.clone()), Constant(k.clone())]);
+        let expected = spread(&x, &k, [stride, dilation, [pads[0], pads[1]]], out, groups);
+        assert_eq!(found, expected, "{attributes:?}");
+    }
+}
+
+#[test]
+fn transposed_convolution_reaches_the_shape_asked_for() {
+    let transposed = |attributes: &[_]| {
+        let operands = vec![
+            Input(counting(&[1, 1, 3])),
+            Constant(floats(&[1, 1, 3], &[1.0, 2.0, 4.0])),
+            Constant(floats(&[1], &[100.0])),
+        ];
+        run(11, "ConvTranspose", attributes, operands)
+    };
+    let strides = ("strides", list(&[2]));
+    let whole = [100.0, 100.0, 101.0, 102.0, 106.0, 104.0, 108.0];
+    assert_floats(&transposed(std::slice::from_ref(&strides)), &[1, 1, 7], &whole);
+    let auto = |kind: &str| [strides.clone(), ("auto_pad", Attribute::String(kind.to_owned()))];
+    assert_floats(&transposed(&auto("SAME_UPPER")), &[1, 1, 6], &whole[..6]);
+    assert_floats(&transposed(&auto("SAME_LOWER")), &[1, 1, 6], &whole[1..]);
+    let shape = |n: i64| [strides.clone(), ("output_shape", list(&[n]))];
+    assert_floats(&transposed(&shape(5)), &[1, 1, 5], &whole[1..6]);
+    assert_floats(&transposed(&shape(9)), &[1, 1, 9], &[&whole[..], &[100.0, 100.0]].concat());
+}
+
+#[test]
+fn a_transposed_convolution_keeps_open_extents() {
+    let k = Constant(counting(&[2, 3, 4, 4]));
+    let attributes = [("strides", list(&[2, 2])), ("pads", list(&[1, 1, 1, 1]))];
+    let (model, _) = single(11, "ConvTranspose", &attributes, vec![Input(counting(&[1, 2, 3, 3])), k], 1);
+    let mut open = model;
+    open.graph.inputs[0] = input("x0", DType::F32, &["N", "2", "H", "W"]);
+    let g = imported(&open);
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[N, 3, 2*H, 2*W]");
+}

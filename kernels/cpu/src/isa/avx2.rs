@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, PANEL, register_tile};
+use super::{Isa, PANEL, from, from_column, register_tile};
 
 /// A proof that the processor has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -68,6 +68,15 @@ impl Isa for Avx2 {
             };
             _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
         }}
+        fn round_bf16(v: __m256) -> __m256 {{
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(1 << 22)));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+            let all = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, nan);
+            _mm256_and_ps(all, _mm256_castsi256_ps(_mm256_set1_epi32(!0xffff)))
+        }}
         fn sum(v: __m256) -> f32 {{
             let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -125,9 +134,37 @@ impl Isa for Avx2 {
         unsafe { transpose8(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m256) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe {
+            let halves = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(halves, halves));
+            _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [__m256; 2] {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe {
+            let pairs = _mm256_loadu_si256(p.cast());
+            let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(!0xffff));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(upper)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // SAFETY: prefetches do not fault.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_near(self, p: *const f32) {
+        // SAFETY: prefetches do not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn tile(
@@ -139,11 +176,27 @@ impl Isa for Avx2 {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
+        start: *const f32,
         ahead: *const f32,
+        pace: usize,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start, ahead, pace) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate), b, 0) }
     }
 }
 
@@ -180,36 +233,92 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
+    start: *const f32,
     ahead: *const f32,
+    pace: usize,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));
+            let start = from_column(start, column);
             match m {
-                1 => {
-                    register_tile::<_, 1>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                2 => {
-                    register_tile::<_, 2>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                3 => {
-                    register_tile::<_, 3>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                4 => {
-                    register_tile::<_, 4>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                5 => {
-                    register_tile::<_, 5>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
-                _ => {
-                    register_tile::<_, 6>(isa, k, a, a_stride, b, c, c_stride, accumulate, ahead, column == 0)
-                }
+                1 => register_tile::<_, 1>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                2 => register_tile::<_, 2>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                3 => register_tile::<_, 3>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                4 => register_tile::<_, 4>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                5 => register_tile::<_, 5>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
+                _ => register_tile::<_, 6>(
+                    isa,
+                    k,
+                    a,
+                    a_strides,
+                    b,
+                    c,
+                    c_stride,
+                    start,
+                    ahead,
+                    if column == 0 { pace } else { 0 },
+                ),
             }
         }
     }

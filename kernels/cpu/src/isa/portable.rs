@@ -1,6 +1,8 @@
 //! Plain Rust, for any processor: the reference the other members are compared with.
 
-use super::{Isa, PANEL, register_tile};
+use margay_loops::precision::{bf16, from_bf16};
+
+use super::{Isa, PANEL, from, from_column, register_tile};
 
 /// Vectors as arrays.
 #[derive(Clone, Copy)]
@@ -114,7 +116,29 @@ impl Isa for Portable {
         }
     }
     #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        v.map(|x| from_bf16(bf16(x)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: V) {
+        // SAFETY: the caller's promise; an array of halves written without alignment.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| (x.to_bits() >> 16) as u16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [V; 2] {
+        // SAFETY: the caller's promise; an array of pairs read without alignment.
+        let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        [0, 1].map(|half| pairs.map(|pair| from_bf16(pair[half])))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> V {
+        // SAFETY: the caller's promise; bytes have no alignment.
+        unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
+    #[inline(always)]
+    fn prefetch_near(self, _: *const f32) {}
     #[inline(always)]
     unsafe fn tile(
         self,
@@ -125,11 +149,27 @@ impl Isa for Portable {
         b: *const f32,
         c: *mut f32,
         c_stride: usize,
-        accumulate: bool,
-        ahead: *const f32,
+        start: *const f32,
+        _: *const f32,
+        _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, a_stride, b, c, c_stride, accumulate, ahead) }
+        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start) }
+    }
+    #[inline(always)]
+    unsafe fn tile_turned(
+        self,
+        m: usize,
+        k: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        c: *mut f32,
+        c_stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate)) }
     }
 }
 
@@ -138,66 +178,29 @@ unsafe fn tile(
     m: usize,
     k: usize,
     a: *const f32,
-    a_stride: usize,
+    a_strides: [usize; 2],
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
-    accumulate: bool,
-    ahead: *const f32,
+    start: *const f32,
 ) {
     for column in (0..PANEL).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
         unsafe {
-            let (b, c) = (b.add(column), c.add(column));
+            let (b, c, start) = (b.add(column), c.add(column), from_column(start, column));
             match m {
-                1 => register_tile::<_, 1>(
-                    Portable,
-                    k,
-                    a,
-                    a_stride,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    ahead,
-                    column == 0,
-                ),
-                2 => register_tile::<_, 2>(
-                    Portable,
-                    k,
-                    a,
-                    a_stride,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    ahead,
-                    column == 0,
-                ),
-                3 => register_tile::<_, 3>(
-                    Portable,
-                    k,
-                    a,
-                    a_stride,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    ahead,
-                    column == 0,
-                ),
-                _ => register_tile::<_, 4>(
-                    Portable,
-                    k,
-                    a,
-                    a_stride,
-                    b,
-                    c,
-                    c_stride,
-                    accumulate,
-                    ahead,
-                    column == 0,
-                ),
+                1 => {
+                    register_tile::<_, 1>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                2 => {
+                    register_tile::<_, 2>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                3 => {
+                    register_tile::<_, 3>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
+                _ => {
+                    register_tile::<_, 4>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use margay_kernels_cpu::{Class, CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, KernelCall, Target};
+use margay_loops::{Activation, Epilogue, KernelCall, Precision, Target};
 use margay_tensor::{DType, Tensor};
 
 pub(crate) mod random;
@@ -89,6 +89,17 @@ pub(crate) fn execute(
     packed_shape: &[usize],
     out: usize,
 ) -> Vec<f32> {
+    execute_all(class, call, inputs, packed_shape, &[out]).swap_remove(0)
+}
+
+/// As [`execute`] for a call with several outputs, one after the other, of the given lengths.
+pub(crate) fn execute_all(
+    class: Class,
+    call: &KernelCall,
+    inputs: &[Vec<f32>],
+    packed_shape: &[usize],
+    outs: &[usize],
+) -> Vec<Vec<f32>> {
     let target = CpuTarget::new(class);
     let prepared = target.prepare(call).unwrap();
     let mut operands: Vec<Vec<u8>> = inputs.iter().map(|x| bytes_of(x)).collect();
@@ -97,20 +108,26 @@ pub(crate) fn execute(
         let bytes = target.pack(call, packed.operand, &plain).unwrap();
         assert_eq!(bytes.len(), packed.bytes);
         let back = target.unpack(packed.layout, packed_shape, &bytes).unwrap();
-        assert_eq!(back.bytes(), plain.bytes(), "unpack is the inverse of pack");
+        let narrow = matches!(call, KernelCall::MatMul(c) if c.precision != Precision::F32);
+        if narrow {
+            let again = target.pack(call, packed.operand, &back).unwrap();
+            assert!(again == bytes, "what was unpacked packs to the same");
+        } else {
+            assert_eq!(back.bytes(), plain.bytes(), "unpack is the inverse of pack");
+        }
         operands[packed.operand] = bytes;
     }
-    let mut result: Option<Vec<f32>> = None;
+    let mut result: Option<Vec<Vec<f32>>> = None;
     for (flush, split) in [(Flush::End, usize::MAX), (Flush::Start, 1), (Flush::End, 3)] {
         let mut buffers: Vec<Guarded> = operands.iter().map(|x| Guarded::holding(x, flush)).collect();
-        buffers.push(Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush));
+        buffers.extend(outs.iter().map(|&out| Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush)));
         if prepared.workspace_bytes > 0 {
             buffers.push(Guarded::new(prepared.workspace_bytes.next_multiple_of(64), flush));
         }
         let args: Vec<*mut u8> = buffers.iter().map(|b| b.at).collect();
         for phase in &prepared.phases {
             let kernel = lookup(phase.kernel).expect("a prepared kernel is in the table");
-            assert_eq!(kernel.class, class);
+            assert!(kernel.class <= class, "{} is no kernel of {}", kernel.name, class.name());
             let mut ranges = Vec::new();
             let mut begin = 0;
             while begin < phase.items {
@@ -136,10 +153,13 @@ pub(crate) fn execute(
         for (buffer, operand) in buffers.iter().zip(&operands) {
             assert_eq!(bytes_of(&buffer.to_vec()), *operand, "inputs are not written");
         }
-        let found = buffers[operands.len()].to_vec();
+        let found: Vec<Vec<f32>> = (0..outs.len()).map(|i| buffers[operands.len() + i].to_vec()).collect();
         if let Some(result) = &result {
-            let same =
-                found.iter().zip(result).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+            let same = found
+                .iter()
+                .flatten()
+                .zip(result.iter().flatten())
+                .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
             assert!(same, "{} {call}: bits depend on the split or on the place of buffers", class.name());
         }
         result = Some(found);
@@ -203,21 +223,22 @@ pub(crate) const ACTIVATIONS: [Option<Activation>; 7] = [
     Some(Activation::Sigmoid),
 ];
 
-/// `activation(sum + bias) + residual` and its tolerance: rounding of a sum of `terms` products with the given
-/// sum of magnitudes, and 1e-6 for the activation.
+/// The finished sum and its tolerance: rounding of a sum of `terms` products with the given sum of magnitudes, and
+/// 1e-6 for the activation.
 pub(crate) fn finished(
-    a: Option<Activation>,
+    e: &Epilogue,
     sum: f64,
     size: f64,
     terms: usize,
     bias: f64,
     residual: f64,
 ) -> Expected {
-    let x = activation(a, sum + bias);
+    let (before, after) = if e.residual_first { (residual, 0.0) } else { (0.0, residual) };
+    let x = activation(e.activation, sum + bias + before);
     let rounding = (terms as f64).sqrt().max(4.0) * 4.0 * f32::EPSILON as f64;
     let steepest = 1.2; // no activation is steeper
-    let tolerance = steepest * rounding * (size + bias.abs())
-        + if a.is_some() { 1e-6 * (1.0 + x.abs()) } else { 0.0 }
+    let tolerance = steepest * rounding * (size + bias.abs() + before.abs())
+        + if e.activation.is_some() { 1e-6 * (1.0 + x.abs()) } else { 0.0 }
         + f32::EPSILON as f64 * (x.abs() + residual.abs());
-    Expected { value: x + residual, tolerance }
+    Expected { value: x + after, tolerance }
 }

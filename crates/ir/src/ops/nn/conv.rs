@@ -1,14 +1,17 @@
 //! Convolution over one or two spatial axes: `Y[n, o, y] = Σ X[n, c, y stride + i dilation - before] K[o, c', i]`
 //! with zeros outside X, where `c` runs over the channels of the group of `o` and `c'` is its place in the group.
 //!
-//! Operands are X `[N, C, spatial…]` and K `[O, C / groups, kernel…]`; the result is `[N, O, spatial…]`. A bias is
-//! an addition afterwards.
+//! Operands are X `[N, C, spatial…]` and K `[O, C / groups, kernel…]`; the result is `[N, O, spatial…]`. With `layout`
+//! `nhwc` the channels of X and of the result are last; K is the same. A bias is an addition afterwards.
+//!
+//! Only the layout `nhwc` has a kernel: the pass `assign-layout` brings every convolution there.
 
 use margay_loops::{Epilogue, KernelCall};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
+use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
     Bits, Case, Cost, EvalError, FoldPatches, Io, Lowered, MatMul, NotLowered, OpDef, Patches, Reduce,
@@ -30,6 +33,8 @@ pub struct Conv {
     pub dilations: Vec<usize>,
     /// Divides the channels of X and of the result.
     pub groups: usize,
+    /// The order of the axes of X and of the result.
+    pub layout: ImageLayout,
 }
 
 attributes!(Conv {
@@ -38,6 +43,7 @@ attributes!(Conv {
     pads_after = vec![0, 0],
     dilations = vec![1, 1],
     groups = 1,
+    layout = ImageLayout::Nchw,
 });
 
 impl Conv {
@@ -49,6 +55,7 @@ impl Conv {
             pads_after: vec![0, 0],
             dilations: vec![1, 1],
             groups: 1,
+            layout: ImageLayout::Nchw,
         }
     }
 }
@@ -61,12 +68,12 @@ impl OpDef for Conv {
         types::expect_float(0, x)?;
         types::expect_dtype(1, k, x.dtype)?;
         let windows = self.windows()?;
-        for (input, t) in [x, k].into_iter().enumerate() {
-            if t.ndim() != windows.len() + 2 {
-                let expected = (windows.len() + 2).to_string();
-                return Err(TypeError::Ndim { input, expected, found: t.ndim() });
-            }
+        ImageLayout::check(x, windows.len())?;
+        if k.ndim() != windows.len() + 2 {
+            let expected = (windows.len() + 2).to_string();
+            return Err(TypeError::Ndim { input: 1, expected, found: k.ndim() });
         }
+        let x = &self.layout.type_to_nchw(x);
         let groups = Dim::from(self.groups);
         types::same_extent("channels of input 0 and of all groups", &x.shape[1], &(&k.shape[1] * &groups))?;
         let per_group = k.shape[0].floor_div(&groups);
@@ -79,13 +86,14 @@ impl OpDef for Conv {
         for (axis, w) in windows.iter().enumerate() {
             shape.push(w.outputs(axis, &x.shape[axis + 2], &k.shape[axis + 2])?);
         }
-        types::one(x.dtype, shape)
+        types::one(x.dtype, self.layout.shape_from_nchw(&shape))
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (x, k) = (inputs[0], inputs[1]);
         let types = self.infer(&[&TensorType::of(x), &TensorType::of(k)])?;
-        let shape = types[0].extents().unwrap_or_default();
+        let shape = self.layout.extents_to_nchw(&types[0].extents().unwrap_or_default());
+        let x = &self.layout.tensor_to_nchw(x)?;
         let windows = self.planar_windows()?;
         let (size, taps) = (planar(&x.shape()[2..]), planar(&k.shape()[2..]));
         let (channels, per_group) = (x.shape()[1], k.shape()[1]);
@@ -105,10 +113,14 @@ impl OpDef for Conv {
             }
             out.push(sum);
         }
-        Ok(vec![Numbers::Float(out).into_tensor(x.dtype(), &shape)?])
+        let y = Numbers::Float(out).into_tensor(x.dtype(), &shape)?;
+        Ok(vec![self.layout.tensor_from_nchw(&y)?])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.layout != ImageLayout::Nchw {
+            return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
+        }
         let (x, k, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
         let (image, taps) = (cx.ty(x).shape.clone(), cx.ty(k).shape.clone());
         let Some(known) = taps.iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() else {
@@ -133,7 +145,7 @@ impl OpDef for Conv {
             let kernel = vec![groups.clone(), outputs.clone(), terms.clone()];
             let kernel = cx.op(Reshape { shape: kernel }, &[k])?;
             let turned = cx.transposed(kernel)?;
-            let columns = cx.op(MatMul, &[turned, dy])?;
+            let columns = cx.op(MatMul::default(), &[turned, dy])?;
             let unfolded = patches.infer(&[cx.ty(x)]);
             let shape = unfolded.map(|t| t[0].shape.clone());
             let shape = shape.map_err(|error| AddError { op: Patches::NAME, error })?;
@@ -147,7 +159,7 @@ impl OpDef for Conv {
             let columns = cx.op(patches, &[x])?;
             let columns = cx.op(Reshape { shape: per_group(&terms) }, &[columns])?;
             let turned = cx.transposed(columns)?;
-            let products = cx.op(MatMul, &[dy, turned])?;
+            let products = cx.op(MatMul::default(), &[dy, turned])?;
             let sum = Reduce { kind: ReduceKind::Sum, axes: vec![0], keepdims: false };
             let sum = cx.op(sum, &[products])?;
             Some(cx.op(Reshape { shape: taps }, &[sum])?)
@@ -162,6 +174,9 @@ impl OpDef for Conv {
         if x.dtype != DType::F32 {
             return Err(NotLowered(format!("a convolution of {}", x.dtype)));
         }
+        if self.layout != ImageLayout::Nhwc {
+            return Err(NotLowered("a convolution in layout `nchw`, expected `nhwc`".into()));
+        }
         if !k.constant || !k.is_contiguous() {
             return Err(NotLowered("a convolution whose kernel is not a row-major constant".into()));
         }
@@ -171,11 +186,11 @@ impl OpDef for Conv {
         let [h, w] = self.planar_windows().map_err(|e| NotLowered(e.to_string()))?;
         Ok(Lowered::Call(KernelCall::Conv(margay_loops::Conv {
             batch: x.shape[0],
-            in_channels: x.shape[1],
+            in_channels: x.shape[x.shape.len() - 1],
             out_channels: k.shape[0],
             groups: self.groups,
-            in_size: planar(&x.shape[2..]),
-            out_size: planar(&y.shape[2..]),
+            in_size: planar(&x.shape[1..x.shape.len() - 1]),
+            out_size: planar(&y.shape[1..y.shape.len() - 1]),
             kernel: planar(&k.shape[2..]),
             strides: [h.stride, w.stride],
             pads: [h.before, w.before],
@@ -196,17 +211,18 @@ impl OpDef for Conv {
             pads_after: vec![0, 0],
             dilations: vec![1, 1],
             groups: 1,
+            layout: ImageLayout::Nchw,
         };
         let same = Conv { pads_before: vec![1, 1], pads_after: vec![1, 1], ..plain.clone() };
-        vec![
-            (plain.clone(), Case::f32(&[&[1, 3, 5, 7], &[4, 3, 3, 3]])),
-            (same.clone(), Case::f32(&[&[2, 2, 5, 4], &[3, 2, 3, 3]])),
-            (Conv { strides: vec![2, 2], ..same.clone() }, Case::f32(&[&[1, 2, 7, 6], &[3, 2, 3, 3]])),
-            (Conv { groups: 2, ..same.clone() }, Case::f32(&[&[1, 4, 5, 5], &[6, 2, 3, 3]])),
-            (Conv { groups: 3, ..same.clone() }, Case::f32(&[&[1, 3, 6, 5], &[3, 1, 3, 3]])),
-            (Conv { dilations: vec![2, 1], ..same }, Case::f32(&[&[1, 2, 7, 5], &[2, 2, 3, 2]])),
-            (Conv { pads_before: vec![0, 2], ..plain.clone() }, Case::f32(&[&[1, 1, 4, 3], &[2, 1, 2, 4]])),
-            (plain, Case::f32(&[&[2, 5, 3, 3], &[4, 5, 1, 1]])),
+        let cases: Vec<(Conv, [&[usize]; 2])> = vec![
+            (plain.clone(), [&[1, 3, 5, 7], &[4, 3, 3, 3]]),
+            (same.clone(), [&[2, 2, 5, 4], &[3, 2, 3, 3]]),
+            (Conv { strides: vec![2, 2], ..same.clone() }, [&[1, 2, 7, 6], &[3, 2, 3, 3]]),
+            (Conv { groups: 2, ..same.clone() }, [&[1, 4, 5, 5], &[6, 2, 3, 3]]),
+            (Conv { groups: 3, ..same.clone() }, [&[1, 3, 6, 5], &[3, 1, 3, 3]]),
+            (Conv { dilations: vec![2, 1], ..same }, [&[1, 2, 7, 5], &[2, 2, 3, 2]]),
+            (Conv { pads_before: vec![0, 2], ..plain.clone() }, [&[1, 1, 4, 3], &[2, 1, 2, 4]]),
+            (plain, [&[2, 5, 3, 3], &[4, 5, 1, 1]]),
             (
                 Conv {
                     strides: vec![2],
@@ -214,10 +230,19 @@ impl OpDef for Conv {
                     pads_after: vec![1],
                     dilations: vec![2],
                     groups: 1,
+                    layout: ImageLayout::Nchw,
                 },
-                Case::f32(&[&[2, 3, 11], &[4, 3, 3]]),
+                [&[2, 3, 11], &[4, 3, 3]],
             ),
-        ]
+        ];
+        let in_layout = |layout: ImageLayout| {
+            let case = move |(op, [x, k]): &(Conv, [&[usize]; 2])| {
+                let x: Vec<usize> = layout.perm_from_nchw(x.len()).iter().map(|&p| x[p]).collect();
+                (Conv { layout, ..op.clone() }, Case::f32(&[&x, k]))
+            };
+            cases.iter().map(case)
+        };
+        in_layout(ImageLayout::Nchw).chain(in_layout(ImageLayout::Nhwc)).collect()
     }
 }
 
@@ -338,6 +363,7 @@ mod tests {
             pads_after: vec![pad],
             dilations: vec![1],
             groups: 1,
+            layout: ImageLayout::Nchw,
         }
     }
 
@@ -347,6 +373,13 @@ mod tests {
         assert_eq!(one_axis(1, 1).infer(&[&x, &k]).unwrap()[0], ty(&["B", "8", "T"]));
         let halved = ty(&["B", "8", "floordiv(T - 1, 2) + 1"]);
         assert_eq!(one_axis(2, 1).infer(&[&x, &k]).unwrap()[0], halved);
+    }
+
+    #[test]
+    fn channels_last_have_the_same_extents_in_another_order() {
+        let (x, k) = (ty(&["B", "T", "3"]), ty(&["8", "3", "3"]));
+        let last = Conv { layout: ImageLayout::Nhwc, ..one_axis(2, 1) };
+        assert_eq!(last.infer(&[&x, &k]).unwrap()[0], ty(&["B", "floordiv(T - 1, 2) + 1", "8"]));
     }
 
     #[test]
@@ -366,6 +399,11 @@ mod tests {
         let io = Io { inputs: ports.to_vec(), outputs: vec![Port::contiguous(DType::F32, &[1, 6, 2])] };
         assert_eq!(
             one_axis(1, 1).lower(&io).err().map(|e| e.0).unwrap_or_default(),
+            "a convolution in layout `nchw`, expected `nhwc`"
+        );
+        let last = Conv { layout: ImageLayout::Nhwc, ..one_axis(1, 1) };
+        assert_eq!(
+            last.lower(&io).err().map(|e| e.0).unwrap_or_default(),
             "a convolution whose kernel is not a row-major constant"
         );
     }

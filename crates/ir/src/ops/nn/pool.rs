@@ -1,4 +1,5 @@
-//! The maximum or the average over windows of one or two spatial axes of X `[N, C, spatial…]`.
+//! The maximum or the average over windows of one or two spatial axes of X `[N, C, spatial…]`, or `[N, spatial…, C]`
+//! with `layout` `nhwc`.
 //!
 //! Padding never is a maximum. It counts as zeros in an average with `count_include_pad` and not at all without.
 //! A last window that reaches over the end (ONNX's `ceil_mode`) is expressed by a larger `pads_after`; that is the
@@ -11,6 +12,7 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::Numbers;
 use crate::ops::nn::conv::Window;
+use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
     Bits, Broadcast, Case, Cast, Cost, Equal, EvalError, FoldPatches, Io, Lowered, NotLowered, OpDef,
@@ -64,6 +66,8 @@ pub struct Pool {
     pub dilations: Vec<usize>,
     /// Padding counts in an average.
     pub count_include_pad: bool,
+    /// The order of the axes of X and of the result.
+    pub layout: ImageLayout,
 }
 
 attributes!(Pool {
@@ -74,6 +78,7 @@ attributes!(Pool {
     pads_after = vec![0, 0],
     dilations = vec![1, 1],
     count_include_pad = false,
+    layout = ImageLayout::Nchw,
 });
 
 impl OpDef for Pool {
@@ -83,21 +88,21 @@ impl OpDef for Pool {
         let [x] = types::inputs(inputs, "1")?;
         types::expect_float(0, x)?;
         let windows = self.windows()?;
-        if x.ndim() != windows.len() + 2 {
-            let expected = (windows.len() + 2).to_string();
-            return Err(TypeError::Ndim { input: 0, expected, found: x.ndim() });
-        }
+        ImageLayout::check(x, windows.len())?;
+        let x = &self.layout.type_to_nchw(x);
         let mut shape = x.shape[..2].to_vec();
         for (axis, w) in windows.iter().enumerate() {
             shape.push(w.outputs(axis, &x.shape[axis + 2], &Dim::from(self.kernel[axis]))?);
         }
-        types::one(x.dtype, shape)
+        types::one(x.dtype, self.layout.shape_from_nchw(&shape))
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = inputs[0];
         let shape = self.infer(&[&TensorType::of(x)])?[0].extents().unwrap_or_default();
+        let shape = self.layout.extents_to_nchw(&shape);
         let windows = self.windows()?;
+        let x = &self.layout.tensor_to_nchw(x)?;
         let size = &x.shape()[2..];
         let xs = Numbers::of(x)?.floats();
         let mut out = Vec::with_capacity(shape.iter().product());
@@ -119,10 +124,14 @@ impl OpDef for Pool {
                 PoolKind::Average => values.iter().sum::<f64>() / values.len() as f64,
             });
         }
-        Ok(vec![Numbers::Float(out).into_tensor(x.dtype(), &shape)?])
+        let y = Numbers::Float(out).into_tensor(x.dtype(), &shape)?;
+        Ok(vec![self.layout.tensor_from_nchw(&y)?])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.layout != ImageLayout::Nchw {
+            return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
+        }
         let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);
         let spatial = self.kernel.len();
         let taps: Vec<usize> = (2..2 + spatial).collect();
@@ -173,13 +182,14 @@ impl OpDef for Pool {
             kind: self.kind,
             kernel: self.kernel.clone(),
             windows: self.windows().map_err(|e| NotLowered(e.to_string()))?,
-            size: io.inputs[0].shape[2..].to_vec(),
+            size: self.layout.extents_to_nchw(&io.inputs[0].shape)[2..].to_vec(),
+            layout: self.layout,
             counted: self.kind == PoolKind::Average && !self.count_include_pad && self.is_padded(),
         };
         let (shape, dtype) = (io.outputs[0].shape.clone(), io.outputs[0].dtype);
         Ok(Lowered::nest(move |n| {
             n.for_each(&shape, |n, i| {
-                let joined = taps.join(n, i, &mut i[..2].to_vec(), None, dtype);
+                let joined = taps.join(n, i, &mut Vec::new(), None, dtype);
                 let value = match (taps.kind, joined.as_slice()) {
                     (PoolKind::Average, &[sum, count]) => n.div(sum, count),
                     (PoolKind::Average, _) => {
@@ -207,6 +217,7 @@ impl OpDef for Pool {
             pads_after: vec![0, 0],
             dilations: vec![1, 1],
             count_include_pad: false,
+            layout: ImageLayout::Nchw,
         };
         let padded = |kind| Pool {
             strides: vec![2, 1],
@@ -232,6 +243,13 @@ impl OpDef for Pool {
         }
         let counting = Pool { count_include_pad: true, ..padded(PoolKind::Average) };
         cases.push((counting, Case::f32(&[&[1, 3, 7, 5]])));
+        for (op, shape) in [
+            (plain(PoolKind::Average), [2, 5, 7, 3]),
+            (padded(PoolKind::Max), [1, 7, 5, 19]),
+            (padded(PoolKind::Average), [2, 6, 8, 5]),
+        ] {
+            cases.push((Pool { layout: ImageLayout::Nhwc, ..op }, Case::f32(&[&shape])));
+        }
         cases
     }
 }
@@ -253,13 +271,14 @@ struct Taps {
     kernel: Vec<usize>,
     windows: Vec<Window>,
     size: Vec<usize>,
+    layout: ImageLayout,
     /// The number of elements outside the padding is a second result.
     counted: bool,
 }
 
 impl Taps {
-    /// Joins the elements of window `i`. `from` holds the position in X along the axes done so far, `guard` whether
-    /// it lies outside the padding; the axes left are looped over.
+    /// Joins the elements of window `i`. `from` holds the position in X along the spatial axes done so far, `guard`
+    /// whether it lies outside the padding; the axes left are looped over.
     fn join(
         &self,
         n: &mut Nest,
@@ -268,15 +287,19 @@ impl Taps {
         guard: Option<Reg>,
         dtype: DType,
     ) -> Vec<Reg> {
-        let axis = from.len() - 2;
+        let axis = from.len();
         let (combine, filler) = match self.kind {
             PoolKind::Max => (Combine::Max, f64::NEG_INFINITY),
             PoolKind::Average => (Combine::Sum, 0.0),
         };
         let Some(w) = self.windows.get(axis) else {
+            let mut at = i.to_vec();
+            for (axis, from) in from.iter().enumerate() {
+                at[self.layout.spatial_axis(axis)] = from.clone();
+            }
             let value = match guard {
-                Some(test) => n.load_guarded(0, from, test, filler),
-                None => n.load(0, from),
+                Some(test) => n.load_guarded(0, &at, test, filler),
+                None => n.load(0, &at),
             };
             let mut values = vec![value];
             if let (true, Some(test)) = (self.counted, guard) {
@@ -287,7 +310,7 @@ impl Taps {
         };
         let results = [combine; 2];
         n.reduce(self.kernel[axis], &results[..1 + usize::from(self.counted)], |n, tap| {
-            let start = i[axis + 2].times(w.stride as i64);
+            let start = i[self.layout.spatial_axis(axis)].times(w.stride as i64);
             let at = start.plus(&tap, w.dilation as i64).plus(&Index::constant(w.before as i64), -1);
             let guard = outside_padding(n, guard, &at, w, self.size[axis]);
             from.push(at);
@@ -325,6 +348,7 @@ mod tests {
             pads_after: vec![pad],
             dilations: vec![1],
             count_include_pad: false,
+            layout: ImageLayout::Nchw,
         }
     }
 

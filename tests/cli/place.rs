@@ -1,0 +1,135 @@
+//! A folder in which the program is run, and files for it.
+
+use std::fs;
+use std::io::{BufReader, Cursor};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use margay_onnx::{External, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
+use margay_tensor::{DType, Tensor, npy, random::Philox};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/model.onnx");
+
+/// A folder with the demo model and inputs for it.
+pub(crate) struct Place(TempDir);
+
+pub(crate) struct Ran {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) code: i32,
+}
+
+impl Place {
+    pub(crate) fn new() -> Place {
+        let place = Place(tempfile::tempdir().unwrap());
+        fs::copy(MODEL, place.path("model.onnx")).unwrap();
+        place.write_npz("in.npz", &[("image", images(2, 1))]);
+        place.write_npz("samples.npz", &[("image", images(16, 2))]);
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn write_npz(&self, name: &str, arrays: &[(&str, Tensor)]) {
+        let mut bytes = Cursor::new(Vec::new());
+        npy::write_npz(&mut bytes, arrays).unwrap();
+        fs::write(self.path(name), bytes.into_inner()).unwrap();
+    }
+
+    pub(crate) fn read_npz(&self, name: &str) -> Vec<(String, Tensor)> {
+        npy::read_npz(BufReader::new(fs::File::open(self.path(name)).unwrap())).unwrap()
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Names of all files.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Runs `margay` with arguments separated by blanks.
+    pub(crate) fn run(&self, arguments: &str) -> Ran {
+        let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+            .args(arguments.split_whitespace())
+            .current_dir(self.0.path())
+            .env_remove("COLUMNS")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Ran { stdout, stderr, code: output.status.code().unwrap_or(-1) }
+    }
+
+    /// Runs it and expects success.
+    pub(crate) fn done(&self, arguments: &str) -> Ran {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "margay {arguments}\n{}{}", ran.stdout, ran.stderr);
+        ran
+    }
+
+    /// What a person would see, with `!` before lines of stderr and the exit code at the end.
+    pub(crate) fn transcript(&self, commands: &[&str]) -> String {
+        let mut text = String::new();
+        for arguments in commands {
+            let Ran { stdout, stderr, code } = self.run(arguments);
+            assert!(!stderr.contains("bug"), "{stderr}");
+            text += &format!("$ margay {arguments}\n{stdout}");
+            stderr.lines().for_each(|line| text += &format!("! {line}\n"));
+            text += &format!("[{code}]\n\n");
+        }
+        text
+    }
+}
+
+pub(crate) fn images(count: usize, seed: u64) -> Tensor {
+    let mut data = vec![0f32; count * 784];
+    Philox::new(seed, 0).fill_uniform_f32(0, &mut data);
+    Tensor::from_slice(&[count, 1, 28, 28], &data).unwrap()
+}
+
+pub(crate) fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// The names of a JSON object's members, in order.
+pub(crate) fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+pub(crate) fn node(name: &str, op_type: &str, inputs: &[&str], output: &str) -> OnnxNode {
+    OnnxNode {
+        name: name.into(),
+        op_type: op_type.into(),
+        inputs: inputs.iter().map(ToString::to_string).collect(),
+        outputs: vec![output.into()],
+        ..OnnxNode::default()
+    }
+}
+
+fn value(name: &str, dims: &[i64]) -> OnnxValue {
+    let dims = dims.iter().map(|d| OnnxDim::Value(*d)).collect();
+    OnnxValue { name: name.into(), dtype: Some(DType::F32), dims: Some(dims) }
+}
+
+/// Writes a model with input `x` of shape \[2, 3\] and output `y`.
+pub(crate) fn write_model(path: &Path, nodes: Vec<OnnxNode>, initializers: Vec<(String, Tensor)>) {
+    let graph = OnnxGraph {
+        name: "small".into(),
+        inputs: vec![value("x", &[2, 3])],
+        outputs: vec![value("y", &[2, 3])],
+        initializers,
+        nodes,
+    };
+    Model::new(17, graph).write(path, External::Never).unwrap();
+}

@@ -1,0 +1,92 @@
+//! Models with narrow constants, from the driver's options to results.
+
+use margay_driver::{CompileOptions, Dump, Goal, Report, Runner, Samples, Silent, Source, compile, open};
+use margay_ir::eval;
+use margay_kernels_cpu::CpuTarget;
+use margay_loops::{Precision, Target};
+use margay_tensor::Tensor;
+use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
+
+const D_IN: usize = 96;
+const D_HIDDEN: usize = 160;
+
+/// Two layers with a SiLU between them.
+fn source() -> Source {
+    let (graph, _) = parse_with_random_constants(
+        "graph @layers(%x: f32[N, 96]) -> (y: f32[N, 33]) {
+           %0 = const #u : f32[96, 160]  // up.weight
+           %1 = matmul %x, %0 : f32[N, 160]  // up
+           %2 = sigmoid %1 : f32[N, 160]  // act/Sigmoid
+           %3 = mul %1, %2 : f32[N, 160]  // act
+           %4 = const #d : f32[160, 33]  // down.weight
+           %5 = matmul %3, %4 : f32[N, 33]  // down
+           return %5
+         }",
+    );
+    Source::new(graph, "layers", &mut Dump::none()).unwrap()
+}
+
+fn samples() -> Samples {
+    Samples::new(vec![("x".into(), normal(&[24, D_IN], 5, 0))]).unwrap()
+}
+
+fn options(precision: Precision, goal: Goal) -> CompileOptions {
+    CompileOptions { precision, goal, dims: vec![("N".into(), vec![24])], ..CompileOptions::default() }
+}
+
+fn report(precision: Precision, goal: Goal) -> Report {
+    compile(&source(), Some(&samples()), &options(precision, goal), &Silent).unwrap().report
+}
+
+#[test]
+fn the_error_of_a_precision_is_measured_and_its_bytes_are_counted() {
+    let parameters = (D_IN * D_HIDDEN + D_HIDDEN * 33) as u64;
+    for (precision, bytes, smallest, largest) in [
+        (Precision::Bf16, 2 * parameters, 1e-4, 1e-2),
+        (Precision::Int8, parameters + 4 * (D_HIDDEN as u64 + 33), 1e-3, 3e-2),
+    ] {
+        let report = report(precision, Goal::Dense);
+        let error = report.held_out.unwrap().relative_l2;
+        assert!((smallest..largest).contains(&error), "{precision:?}: {error}");
+        assert_eq!((report.bytes_before, report.bytes_after), (4 * parameters, bytes));
+        assert_eq!(report.precision, precision.name());
+        assert_eq!(report.target_cpu, CpuTarget::native_for(precision).name());
+    }
+    assert!(report(Precision::F32, Goal::Dense).held_out.is_none());
+}
+
+#[test]
+fn an_error_limit_counts_the_precision() {
+    let report = report(Precision::Bf16, Goal::Error(0.5));
+    assert!(report.held_out.unwrap().relative_l2 <= 0.5);
+    let strict = options(Precision::Bf16, Goal::Error(1e-5));
+    let error = compile(&source(), Some(&samples()), &strict, &Silent).err().unwrap().to_string();
+    assert!(error.contains("in bf16 the relative error is") && error.contains("above 1.00e-5"), "{error}");
+}
+
+#[test]
+fn an_artifact_carries_its_precision() {
+    let folder = tempfile::tempdir().unwrap();
+    for precision in [Precision::Bf16, Precision::Int8] {
+        let compiled = compile(&source(), None, &options(precision, Goal::Dense), &Silent).unwrap();
+        let path = folder.path().join(format!("{}.margay", precision.name()));
+        compiled.write(&path, false, &mut Dump::none()).unwrap();
+        let again = open(&path).unwrap().graph;
+        let attribute = format!("{{precision = {}}}", precision.name());
+        assert_eq!(again.to_string().matches(&attribute).count(), 2, "{again}");
+
+        let x = normal(&[24, D_IN], 6, 0);
+        let inputs = vec![("x".to_string(), x.clone())];
+        let first = compiled.runner(1).run(&inputs).unwrap();
+        let second = Runner::new(again, CpuTarget::native_for(precision), 2).run(&inputs).unwrap();
+        assert_eq!(first, second, "what was rounded once is rounded to itself");
+        let expected: Vec<Tensor> = eval::run(&compiled.graph, &[("x", &x)]).unwrap();
+        // The reference rounds the operand of the second layer from f64, the kernel from f32: it may fall to the
+        // other side of a tie.
+        let tolerance = match precision {
+            Precision::Bf16 => Tolerance { relative: 2e-3, absolute: 2e-3 },
+            _ => Tolerance::REDUCTION,
+        };
+        assert_close(precision.name(), &first[0].1, &expected[0], tolerance);
+    }
+}
