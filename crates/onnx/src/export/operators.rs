@@ -1,6 +1,6 @@
 //! What each operator is in ONNX.
 
-use margay_ir::ops::{Conv, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind, ScatterAdd, Slice};
+use margay_ir::ops::{Conv, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind, Slice};
 use margay_ir::{NodeId, Op};
 use margay_tensor::{DType, Dim};
 
@@ -73,10 +73,6 @@ impl Exporter<'_> {
             Op::Gather(op) => Ok(self.emit("Gather", "", &x, axis(op.axis))),
             Op::Pad(op) => self.pad(x[0], dtype.unwrap_or(DType::F32), op),
             Op::Reshape(op) => self.reshape("", x[0], &shape(0), &op.shape),
-            Op::ScatterAdd(op) => {
-                let result = g.ty(n.into()).shape.clone();
-                self.scatter_add(&x, dtype.unwrap_or(DType::F32), &shape(1), &result, op)
-            }
             Op::Slice(op) => self.slice(x[0], &shape(0), op),
             Op::Transpose(op) => Ok(self.emit("Transpose", "", &x, vec![("perm", ints(&op.perm))])),
 
@@ -89,8 +85,8 @@ impl Exporter<'_> {
                     Ok(e.emit("Conv", "", &[image, x[1]], attributes))
                 })
             }
-            Op::FoldPatches(_) | Op::Patches(_) => {
-                Err(self.refusal(format!("ONNX has no operator for `{}`", op.name())))
+            Op::FoldPatches(_) | Op::Patches(_) | Op::ScatterAdd(_) => {
+                Err(self.refusal(format!("`{}`, a part of a backward pass, is not exported", op.name())))
             }
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
@@ -104,27 +100,6 @@ impl Exporter<'_> {
         let pads = self.integers(&[op.before.as_slice(), &op.after].concat())?;
         let value = self.number(dtype, op.value.get())?;
         Ok(self.emit("Pad", "", &[x, &pads, &value], vec![]))
-    }
-
-    /// Adds into a tensor of zeros, one row for every index.
-    fn scatter_add(
-        &mut self,
-        x: &[&str],
-        dtype: DType,
-        at: &[Dim],
-        result: &[Dim],
-        op: &ScatterAdd,
-    ) -> Result<String, OnnxError> {
-        if op.axis != 0 || self.opset < 16 {
-            let message = "adding up by indices is exported along axis 0 and from operator set 16 on";
-            return Err(self.refusal(message.to_owned()));
-        }
-        let zero = self.number(dtype, 0.0)?;
-        let zeros = self.expand(&zero, &[], result)?;
-        let each = [at, &[Dim::from(1usize)]].concat();
-        let indices = self.reshape("indices", x[1], at, &each)?;
-        let add = ("reduction", Attribute::String("add".into()));
-        Ok(self.emit("ScatterND", "", &[&zeros, &indices, x[0]], vec![add]))
     }
 
     fn slice(&mut self, x: &str, shape: &[Dim], op: &Slice) -> Result<String, OnnxError> {

@@ -182,7 +182,8 @@ impl OpDef for Attention {
             let (Some(rows), Some(keys)) = (rows, keys) else {
                 return Grad::none("there is no rule for a causal mask of open extents");
             };
-            let hidden = |at: usize| if at % keys + rows > at / keys + keys { f64::NEG_INFINITY } else { 0.0 };
+            let hidden =
+                |at: usize| if at % keys + rows > at / keys + keys { f64::NEG_INFINITY } else { 0.0 };
             let mask = Numbers::Float((0..rows * keys).map(hidden).collect());
             let mask = mask.into_tensor(cx.ty(scores).dtype, &[rows, keys]);
             let mask = mask.map_err(|e| TypeError::attribute(e.to_string()));
