@@ -328,3 +328,28 @@ fn passes_are_listed_and_sorted() {
         assert_eq!((entry.make)().name(), entry.name);
     }
 }
+
+#[test]
+fn doc_example_of_differentiate_holds() {
+    let pass = margay_passes::Differentiate { output: "loss".into(), by: vec!["w".into()] };
+    doc_examples(&source_of("differentiate")).iter().for_each(|e| check(&pass, e));
+}
+
+#[test]
+fn derivatives_that_do_not_exist_are_refused_by_name() {
+    let source = "graph @prod(%x: f32[3]) -> (y: f32) {
+      %0 = reduce %x {kind = prod, axes = [0]} : f32  // all
+      return %0
+    }";
+    let refusal = |output: &str, by: &str| {
+        let (mut g, _) = parse_with_random_constants(source);
+        let pass = margay_passes::Differentiate { output: output.into(), by: vec![by.into()] };
+        pass.run(&mut g, &mut Cx::default()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal("y", "x"),
+        "`reduce` at `all` has no derivative: there is no rule for products of elements"
+    );
+    assert_eq!(refusal("z", "x"), "the model has no output `z`");
+    assert_eq!(refusal("y", "w"), "the model has no input or constant `w`");
+}

@@ -7,6 +7,7 @@
 
 mod assign_layout;
 mod bind_dims;
+mod differentiate;
 mod fold_constants;
 mod lower_precision;
 mod matching;
@@ -25,6 +26,7 @@ mod sketch_linear;
 
 pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
+pub use differentiate::{Differentiate, gradients, saved};
 pub use fold_constants::FoldConstants;
 pub use lower_precision::LowerPrecision;
 pub use merge_duplicates::MergeDuplicates;

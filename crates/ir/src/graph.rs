@@ -48,11 +48,13 @@ pub enum Part {
     Right,
     /// A bias, corrected for what a sketch leaves out.
     Bias,
+    /// Computes derivatives by the inputs of the node.
+    Gradient,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Part; 3] = [Part::Left, Part::Right, Part::Bias];
+    pub const ALL: [Part; 4] = [Part::Left, Part::Right, Part::Bias, Part::Gradient];
 
     /// The word used in text forms and exported names.
     pub fn name(self) -> &'static str {
@@ -60,6 +62,7 @@ impl Part {
             Part::Left => "left",
             Part::Right => "right",
             Part::Bias => "bias",
+            Part::Gradient => "gradient",
         }
     }
 }

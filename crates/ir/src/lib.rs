@@ -4,6 +4,7 @@
 //! - [`ops`]: the closed operator set; one file per operator, one list.
 //! - [`types`]: tensor types with symbolic extents, and the rules that several operators share.
 //! - [`text`]: the printed form and its parser.
+//! - [`vjp`]: what the derivative rules of operators see and answer.
 //! - [`verify`]: the invariants of the four stages.
 //! - [`pass`]: the pass interface and the rewrite driver.
 //! - [`eval`]: the reference interpreter, slow and obvious.
@@ -21,6 +22,7 @@ mod payload;
 pub mod text;
 pub mod types;
 pub mod verify;
+pub mod vjp;
 
 pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
 pub use ops::{Op, OpDef};

@@ -26,6 +26,7 @@ use std::hash::Hash;
 
 use margay_tensor::{Binding, Tensor};
 
+use crate::vjp::{GradResult, Vjp};
 use crate::{TensorType, TypeError, Types};
 
 /// The inputs of an automatic test: types and the range values are drawn from.
@@ -108,6 +109,9 @@ pub trait OpDef: Attributes + Clone + Eq + Hash + Debug {
     /// f64 and rounded to the type of the output. Never panics on inputs that `infer` accepts.
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError>;
 
+    /// The cotangents of the inputs, given those of the outputs: nodes added to the graph.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult;
+
     /// How the operator runs at the loop level, with every extent known.
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered>;
 
@@ -154,6 +158,11 @@ macro_rules! ops {
             /// See [`OpDef::eval`].
             pub fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
                 match self { $(Op::$name(op) => op.eval(inputs)),* }
+            }
+
+            /// See [`OpDef::vjp`].
+            pub fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+                match self { $(Op::$name(op) => op.vjp(cx)),* }
             }
 
             /// See [`OpDef::lower`].
@@ -240,6 +249,7 @@ ops![
     Gather,
     Pad,
     Reshape,
+    ScatterAdd,
     Slice,
     Transpose,
     // reduce
@@ -247,9 +257,11 @@ ops![
     // nn
     Attention,
     Conv,
+    FoldPatches,
     LayerNorm,
     LinearAttention,
     MatMul,
+    Patches,
     Pool,
     Softmax,
 ];

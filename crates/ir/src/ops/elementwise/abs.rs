@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// |x|.
@@ -11,4 +12,12 @@ unary! {
     float: f64::abs,
     int: i64::wrapping_abs,
     scalar: |n, x| n.unary(Unary::Abs, x),
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let zero = cx.number(x, 0.0)?;
+        let (below, above) = (cx.less(x, zero)?, cx.less(zero, x)?);
+        let [up, _] = cx.split(above, dy)?;
+        let [down, _] = cx.split(below, dy)?;
+        Grad::all([cx.sub(up, down)?])
+    },
 }

@@ -1,6 +1,7 @@
 //! x + y; integers wrap.
 
 use crate::ops::elementwise::binary;
+use crate::vjp::Grad;
 
 binary! {
     /// x + y; integers wrap.
@@ -9,4 +10,8 @@ binary! {
     float: |x, y| x + y,
     int: i64::wrapping_add,
     scalar: |n, x, y| n.add(x, y),
+    vjp: |cx| {
+        let dz = cx.cotangent()?;
+        Grad::all([dz, dz])
+    },
 }

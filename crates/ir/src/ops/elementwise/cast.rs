@@ -6,6 +6,7 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Conversion to another element type.
@@ -27,6 +28,15 @@ impl OpDef for Cast {
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         Ok(vec![Numbers::of(inputs[0])?.into_tensor(self.to, inputs[0].shape())?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let from = cx.ty(cx.input(0)).dtype;
+        if !from.is_float() || !self.to.is_float() {
+            return Grad::zero(1);
+        }
+        let dy = cx.cotangent()?;
+        Grad::all([cx.op(Cast { to: from }, &[dy])?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

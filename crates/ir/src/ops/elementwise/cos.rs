@@ -2,7 +2,8 @@
 
 use margay_loops::Unary;
 
-use crate::ops::elementwise::unary;
+use crate::ops::elementwise::{Sin, unary};
+use crate::vjp::Grad;
 
 unary! {
     /// cos x.
@@ -11,4 +12,10 @@ unary! {
     float: libm::cos,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Cos, x),
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let sine = cx.op(Sin, &[x])?;
+        let product = cx.mul(dy, sine)?;
+        Grad::all([cx.neg(product)?])
+    },
 }

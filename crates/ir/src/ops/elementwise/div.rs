@@ -1,6 +1,7 @@
 //! x / y; integers round towards zero, and x / 0 is 0.
 
 use crate::ops::elementwise::binary;
+use crate::vjp::Grad;
 
 binary! {
     /// x / y; integers round towards zero, and x / 0 is 0.
@@ -9,4 +10,10 @@ binary! {
     float: |x, y| x / y,
     int: |x, y| if y == 0 { 0 } else { x.wrapping_div(y) },
     scalar: |n, x, y| n.div(x, y),
+    vjp: |cx| {
+        let (y, z, dz) = (cx.input(1), cx.output(), cx.cotangent()?);
+        let dx = cx.div(dz, y)?;
+        let product = cx.mul(dx, z)?;
+        Grad::all([dx, cx.neg(product)?])
+    },
 }

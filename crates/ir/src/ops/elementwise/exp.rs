@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// eˣ.
@@ -11,4 +12,8 @@ unary! {
     float: libm::exp,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Exp, x),
+    vjp: |cx| {
+        let (y, dy) = (cx.output(), cx.cotangent()?);
+        Grad::all([cx.mul(dy, y)?])
+    },
 }

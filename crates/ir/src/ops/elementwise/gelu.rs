@@ -7,6 +7,8 @@ use margay_tensor::Tensor;
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Erf, Exp, Tanh};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// x Φ(x).
@@ -39,6 +41,43 @@ impl OpDef for Gelu {
         };
         let out = Numbers::of(inputs[0])?.floats().into_iter().map(gelu).collect();
         Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), inputs[0].shape())?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let square = cx.mul(x, x)?;
+        let slope = if self.tanh {
+            // t = tanh(u(x)): (1 + t) / 2 + x/2 (1 - t²) u'(x).
+            let root = std::f64::consts::FRAC_2_PI.sqrt();
+            let cubic = cx.scale(square, CUBIC)?;
+            let factor = cx.offset(cubic, 1.0)?;
+            let scaled = cx.scale(x, root)?;
+            let inner = cx.mul(scaled, factor)?;
+            let t = cx.op(Tanh, &[inner])?;
+            let half = cx.scale(t, 0.5)?;
+            let share = cx.offset(half, 0.5)?;
+            let t_square = cx.mul(t, t)?;
+            let one = cx.number(x, 1.0)?;
+            let rest = cx.sub(one, t_square)?;
+            let steep = cx.scale(square, 1.5 * root * CUBIC)?;
+            let steep = cx.offset(steep, 0.5 * root)?;
+            let steep = cx.mul(x, steep)?;
+            let bend = cx.mul(rest, steep)?;
+            cx.add(share, bend)?
+        } else {
+            // Φ(x) + x φ(x).
+            let inner = cx.scale(x, std::f64::consts::FRAC_1_SQRT_2)?;
+            let e = cx.op(Erf, &[inner])?;
+            let half = cx.scale(e, 0.5)?;
+            let share = cx.offset(half, 0.5)?;
+            let exponent = cx.scale(square, -0.5)?;
+            let bell = cx.op(Exp, &[exponent])?;
+            let scaled =
+                cx.scale(x, 0.5 * std::f64::consts::FRAC_1_SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI)?;
+            let bend = cx.mul(scaled, bell)?;
+            cx.add(share, bend)?
+        };
+        Grad::all([cx.mul(dy, slope)?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

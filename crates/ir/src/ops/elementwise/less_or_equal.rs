@@ -3,6 +3,7 @@
 use margay_loops::Binary;
 
 use crate::ops::elementwise::binary;
+use crate::vjp::Grad;
 
 binary! {
     /// x ≤ y; false if either is NaN.
@@ -11,4 +12,5 @@ binary! {
     float: |x, y| f64::from(x <= y),
     int: |x, y| i64::from(x <= y),
     scalar: |n, x, y| n.binary(Binary::Le, x, y),
+    vjp: |_| Grad::none("it gives truth values"),
 }

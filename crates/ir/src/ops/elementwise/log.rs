@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// The natural logarithm.
@@ -11,4 +12,8 @@ unary! {
     float: libm::log,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Log, x),
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        Grad::all([cx.div(dy, x)?])
+    },
 }

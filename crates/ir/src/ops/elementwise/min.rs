@@ -3,6 +3,7 @@
 use margay_loops::Binary;
 
 use crate::ops::elementwise::binary;
+use crate::vjp::Grad;
 
 binary! {
     /// The smaller; NaN if either is.
@@ -11,4 +12,11 @@ binary! {
     float: |x, y| if x.is_nan() || x < y { x } else { y },
     int: |x, y| x.min(y),
     scalar: |n, x, y| n.binary(Binary::Min, x, y),
+    vjp: |cx| {
+        // Where both are equal, the first one is the smaller.
+        let (x, y, dz) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let second = cx.less(y, x)?;
+        let [dy, dx] = cx.split(second, dz)?;
+        Grad::all([dx, dy])
+    },
 }

@@ -232,7 +232,7 @@ macro_rules! unary {
     (
         $(#[$doc:meta])* $name:ident = $mnemonic:literal,
         domain: $domain:ident, flops: $flops:literal, range: $low:literal .. $high:literal,
-        float: $float:expr, int: $int:expr, scalar: $scalar:expr $(,)?
+        float: $float:expr, int: $int:expr, scalar: $scalar:expr, vjp: $vjp:expr $(,)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -261,6 +261,11 @@ macro_rules! unary {
                     Numbers::Int(v) => Numbers::Int(v.into_iter().map(int).collect()),
                 };
                 Ok(vec![out.into_tensor(inputs[0].dtype(), inputs[0].shape())?])
+            }
+
+            fn vjp(&self, cx: &mut $crate::vjp::Vjp<'_>) -> $crate::vjp::GradResult {
+                let rule: fn(&mut $crate::vjp::Vjp<'_>) -> $crate::vjp::GradResult = $vjp;
+                rule(cx)
             }
 
             fn lower(&self, _: &$crate::ops::Io) -> Result<$crate::ops::Lowered, $crate::ops::NotLowered> {
@@ -292,7 +297,7 @@ macro_rules! binary {
     (
         $(#[$doc:meta])* $name:ident = $mnemonic:literal,
         domain: $domain:ident, flops: $flops:literal, test: $test:literal, range: $low:literal .. $high:literal,
-        float: $float:expr, int: $int:expr, scalar: $scalar:expr $(,)?
+        float: $float:expr, int: $int:expr, scalar: $scalar:expr, vjp: $vjp:expr $(,)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -332,6 +337,11 @@ macro_rules! binary {
                 };
                 let dtype = if $test { margay_tensor::DType::Bool } else { inputs[0].dtype() };
                 Ok(vec![out.into_tensor(dtype, &shape)?])
+            }
+
+            fn vjp(&self, cx: &mut $crate::vjp::Vjp<'_>) -> $crate::vjp::GradResult {
+                let rule: fn(&mut $crate::vjp::Vjp<'_>) -> $crate::vjp::GradResult = $vjp;
+                rule(cx)
             }
 
             fn lower(&self, _: &$crate::ops::Io) -> Result<$crate::ops::Lowered, $crate::ops::NotLowered> {

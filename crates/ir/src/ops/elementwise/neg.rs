@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// -x; integers wrap.
@@ -11,4 +12,8 @@ unary! {
     float: |x| -x,
     int: i64::wrapping_neg,
     scalar: |n, x| n.unary(Unary::Neg, x),
+    vjp: |cx| {
+        let dy = cx.cotangent()?;
+        Grad::all([cx.neg(dy)?])
+    },
 }

@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// Logical not.
@@ -11,4 +12,5 @@ unary! {
     float: |x| if x == 0.0 { 1.0 } else { 0.0 },
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Not, x),
+    vjp: |_| Grad::none("it gives truth values"),
 }

@@ -3,6 +3,7 @@
 use margay_loops::Binary;
 
 use crate::ops::elementwise::binary;
+use crate::vjp::Grad;
 
 binary! {
     /// Logical or.
@@ -11,4 +12,5 @@ binary! {
     float: |x, y| x.max(y),
     int: |x, y| x | y,
     scalar: |n, x, y| n.binary(Binary::Or, x, y),
+    vjp: |_| Grad::none("it gives truth values"),
 }

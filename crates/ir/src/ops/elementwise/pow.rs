@@ -2,7 +2,8 @@
 
 use margay_loops::Binary;
 
-use crate::ops::elementwise::binary;
+use crate::ops::elementwise::{Log, binary};
+use crate::vjp::Grad;
 
 binary! {
     /// xʸ, of floats.
@@ -11,4 +12,20 @@ binary! {
     float: libm::pow,
     int: |x, _| x,
     scalar: |n, x, y| n.binary(Binary::Pow, x, y),
+    vjp: |cx| {
+        let (x, y, z, dz) = (cx.input(0), cx.input(1), cx.output(), cx.cotangent()?);
+        let lower = cx.offset(y, -1.0)?;
+        let power = cx.op(Pow, &[x, lower])?;
+        let slope = cx.mul(y, power)?;
+        let dx = cx.mul(dz, slope)?;
+        // Asked for only, because it is not defined for negative x.
+        let dy = if cx.wants(1) {
+            let log = cx.op(Log, &[x])?;
+            let slope = cx.mul(z, log)?;
+            Some(cx.mul(dz, slope)?)
+        } else {
+            None
+        };
+        Ok(Grad::Inputs(vec![Some(dx), dy]))
+    },
 }

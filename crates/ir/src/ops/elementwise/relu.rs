@@ -3,6 +3,7 @@
 use margay_loops::Binary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// max(x, 0); NaN stays NaN.
@@ -14,5 +15,12 @@ unary! {
         let zero = n.number(x, 0.0);
         let negative = n.binary(Binary::Lt, x, zero);
         n.select(negative, zero, x)
+    },
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let zero = cx.number(x, 0.0)?;
+        let above = cx.less(zero, x)?;
+        let [dx, _] = cx.split(above, dy)?;
+        Grad::all([dx])
     },
 }

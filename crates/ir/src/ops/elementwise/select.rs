@@ -5,6 +5,7 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_extents, broadcast_positions};
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Chooses between the second and the third operand by the first.
@@ -41,6 +42,12 @@ impl OpDef for Select {
             }
         };
         Ok(vec![out.into_tensor(inputs[1].dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (test, dz) = (cx.input(0), cx.cotangent()?);
+        let [dx, dy] = cx.split(test, dz)?;
+        Ok(Grad::Inputs(vec![None, Some(dx), Some(dy)]))
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// 1 / (1 + e⁻ˣ).
@@ -11,4 +12,11 @@ unary! {
     float: |x| 1.0 / (1.0 + libm::exp(-x)),
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sigmoid, x),
+    vjp: |cx| {
+        let (y, dy) = (cx.output(), cx.cotangent()?);
+        let one = cx.number(y, 1.0)?;
+        let rest = cx.sub(one, y)?;
+        let slope = cx.mul(y, rest)?;
+        Grad::all([cx.mul(dy, slope)?])
+    },
 }

@@ -2,7 +2,8 @@
 
 use margay_loops::Unary;
 
-use crate::ops::elementwise::unary;
+use crate::ops::elementwise::{Sigmoid, unary};
+use crate::vjp::Grad;
 
 unary! {
     /// x / (1 + e⁻ˣ).
@@ -13,5 +14,15 @@ unary! {
     scalar: |n, x| {
         let share = n.unary(Unary::Sigmoid, x);
         n.mul(x, share)
+    },
+    vjp: |cx| {
+        // s + y (1 - s), where y = x s.
+        let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);
+        let share = cx.op(Sigmoid, &[x])?;
+        let one = cx.number(x, 1.0)?;
+        let rest = cx.sub(one, share)?;
+        let bend = cx.mul(y, rest)?;
+        let slope = cx.add(share, bend)?;
+        Grad::all([cx.mul(dy, slope)?])
     },
 }

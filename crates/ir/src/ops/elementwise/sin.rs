@@ -2,7 +2,8 @@
 
 use margay_loops::Unary;
 
-use crate::ops::elementwise::unary;
+use crate::ops::elementwise::{Cos, unary};
+use crate::vjp::Grad;
 
 unary! {
     /// sin x.
@@ -11,4 +12,9 @@ unary! {
     float: libm::sin,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sin, x),
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let slope = cx.op(Cos, &[x])?;
+        Grad::all([cx.mul(dy, slope)?])
+    },
 }

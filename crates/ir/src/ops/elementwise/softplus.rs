@@ -2,7 +2,8 @@
 
 use margay_loops::{Binary, Unary};
 
-use crate::ops::elementwise::unary;
+use crate::ops::elementwise::{Sigmoid, unary};
+use crate::vjp::Grad;
 
 unary! {
     /// ln(1 + eˣ).
@@ -19,5 +20,10 @@ unary! {
         let sum = n.add(one, power);
         let log = n.unary(Unary::Log, sum);
         n.add(above, log)
+    },
+    vjp: |cx| {
+        let (x, dy) = (cx.input(0), cx.cotangent()?);
+        let slope = cx.op(Sigmoid, &[x])?;
+        Grad::all([cx.mul(dy, slope)?])
     },
 }

@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// √x; NaN below zero.
@@ -11,4 +12,9 @@ unary! {
     float: f64::sqrt,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sqrt, x),
+    vjp: |cx| {
+        let (y, dy) = (cx.output(), cx.cotangent()?);
+        let half = cx.scale(dy, 0.5)?;
+        Grad::all([cx.div(half, y)?])
+    },
 }

@@ -3,6 +3,7 @@
 use margay_loops::Unary;
 
 use crate::ops::elementwise::unary;
+use crate::vjp::Grad;
 
 unary! {
     /// tanh x.
@@ -11,4 +12,11 @@ unary! {
     float: libm::tanh,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Tanh, x),
+    vjp: |cx| {
+        let (y, dy) = (cx.output(), cx.cotangent()?);
+        let square = cx.mul(y, y)?;
+        let one = cx.number(y, 1.0)?;
+        let slope = cx.sub(one, square)?;
+        Grad::all([cx.mul(dy, slope)?])
+    },
 }

@@ -5,6 +5,7 @@
 use margay_tensor::{Binding, Tensor};
 
 use crate::ops::{Attributes, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Payload, TensorType, TypeError, Types, types};
 
 /// A constant: a weight, a table, a folded result.
@@ -38,6 +39,10 @@ impl OpDef for Const {
 
     fn eval(&self, _: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         Ok(vec![self.payload.tensor().clone()])
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> GradResult {
+        Grad::zero(0)
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

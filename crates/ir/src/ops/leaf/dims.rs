@@ -7,6 +7,7 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Extents as data, i64\[values\].
@@ -30,6 +31,10 @@ impl OpDef for Dims {
         let none = Binding::new();
         let values = self.values.iter().map(|d| d.eval(&none)).collect::<Result<Vec<i64>, _>>()?;
         Ok(vec![Tensor::from_slice(&[values.len()], &values)?])
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> GradResult {
+        Grad::zero(0)
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

@@ -3,6 +3,7 @@
 use margay_tensor::{Binding, Tensor};
 
 use crate::ops::{Attributes, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Name, TensorType, TypeError, Types, types};
 
 /// An input; made by [`Graph::add_input`](crate::Graph::add_input), printed in the graph's header.
@@ -38,6 +39,10 @@ impl OpDef for Input {
 
     fn eval(&self, _: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         Err(TypeError::attribute(format!("input `{}` was given no value", self.name)).into())
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> GradResult {
+        Grad::zero(0)
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

@@ -17,9 +17,12 @@ use margay_tensor::{DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port};
+use crate::ops::{
+    Bits, Broadcast, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Port, Reshape, Softmax,
+};
 use crate::types::ShapeText;
-use crate::{TensorType, TypeError, Types, types};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// Softmax attention of three operands, or four with a mask.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -38,6 +41,33 @@ impl Attention {
     /// Attention in which every query sees every key, with one result.
     pub fn new(scale: f64) -> Attention {
         Attention { scale: Bits::new(scale), causal: false, log_sum_exp: false }
+    }
+}
+
+impl Attention {
+    /// Keys or values with a head for every head of the queries.
+    fn spread(&self, cx: &mut Vjp<'_>, input: usize) -> Result<Value, AddError> {
+        let (x, heads) = (cx.input(input), cx.ty(cx.input(0)).shape[1].clone());
+        let shape = cx.ty(x).shape.clone();
+        let Some(shared) = heads.floor_div(&shape[1]).filter(|_| heads != shape[1]) else { return Ok(x) };
+        let mut split = shape.clone();
+        split.insert(2, Dim::from(1usize));
+        let x = cx.op(Reshape { shape: split.clone() }, &[x])?;
+        split[2] = shared;
+        let x = cx.op(Broadcast { shape: split }, &[x])?;
+        cx.op(Reshape { shape: [&shape[..1], &[heads], &shape[2..]].concat() }, &[x])
+    }
+
+    /// The sum of cotangents of [`spread`](Attention::spread) heads over those that were one.
+    fn joined(&self, cx: &mut Vjp<'_>, input: usize, dx: Value) -> Result<Value, AddError> {
+        let (x, heads) = (cx.input(input), cx.ty(cx.input(0)).shape[1].clone());
+        let shape = cx.ty(x).shape.clone();
+        let Some(shared) = heads.floor_div(&shape[1]).filter(|_| heads != shape[1]) else { return Ok(dx) };
+        let mut split = shape;
+        split.insert(2, shared);
+        let dx = cx.op(Reshape { shape: split }, &[dx])?;
+        let sum = cx.sum_kept(dx, vec![2])?;
+        cx.reshape_like(sum, x)
     }
 }
 
@@ -134,6 +164,71 @@ impl OpDef for Attention {
             results.push(Numbers::Float(logs).into_tensor(dtype, &shape[..3])?);
         }
         Ok(results)
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // By the whole matrix of weights P: dS = P (dO Vᵀ - Σ dO O + dL), where S = scale Q Kᵀ + mask, and dL is the
+        // cotangent of the logarithms.
+        let q = cx.input(0);
+        let (k, v) = (self.spread(cx, 1)?, self.spread(cx, 2)?);
+        let turned = cx.transposed(k)?;
+        let scores = cx.op(MatMul::default(), &[q, turned])?;
+        let mut scores = cx.scale(scores, self.scale.get())?;
+        if cx.arity() == 4 {
+            scores = cx.add(scores, cx.input(3))?;
+        }
+        if self.causal {
+            let (rows, keys) = (cx.ty(scores).shape[2].as_extent(), cx.ty(scores).shape[3].as_extent());
+            let (Some(rows), Some(keys)) = (rows, keys) else {
+                return Grad::none("there is no rule for a causal mask of open extents");
+            };
+            let hidden =
+                |at: usize| if at % keys + rows > at / keys + keys { f64::NEG_INFINITY } else { 0.0 };
+            let mask = Numbers::Float((0..rows * keys).map(hidden).collect());
+            let mask = mask.into_tensor(cx.ty(scores).dtype, &[rows, keys]);
+            let mask = mask.map_err(|e| TypeError::attribute(e.to_string()));
+            let mask = mask.map_err(|error| AddError { op: Attention::NAME, error })?;
+            let mask = cx.constant(mask)?;
+            scores = cx.add(scores, mask)?;
+        }
+        let weights = cx.op(Softmax { axis: 3 }, &[scores])?;
+        let d_scores = match (cx.cotangent_of(0), cx.cotangent_of(1)) {
+            (Some(d_o), d_log) => {
+                let v_turned = cx.transposed(v)?;
+                let d_weights = cx.op(MatMul::default(), &[d_o, v_turned])?;
+                let product = cx.mul(d_o, cx.output())?;
+                let sum = cx.sum_kept(product, vec![3])?;
+                let mut centred = cx.sub(d_weights, sum)?;
+                if let Some(d_log) = d_log {
+                    let d_log = cx.reshape_like(d_log, sum)?;
+                    centred = cx.add(centred, d_log)?;
+                }
+                cx.mul(weights, centred)?
+            }
+            (None, Some(d_log)) => {
+                let mut shape = cx.ty(weights).shape.clone();
+                shape[3] = Dim::from(1usize);
+                let d_log = cx.op(Reshape { shape }, &[d_log])?;
+                cx.mul(weights, d_log)?
+            }
+            (None, None) => return Grad::zero(cx.arity()),
+        };
+        let inner = cx.scale(d_scores, self.scale.get())?;
+        let dq = cx.op(MatMul::default(), &[inner, k])?;
+        let inner_turned = cx.transposed(inner)?;
+        let dk = cx.op(MatMul::default(), &[inner_turned, q])?;
+        let dk = self.joined(cx, 1, dk)?;
+        let dv = match cx.cotangent_of(0) {
+            Some(d_o) => {
+                let weights_turned = cx.transposed(weights)?;
+                let dv = cx.op(MatMul::default(), &[weights_turned, d_o])?;
+                Some(self.joined(cx, 2, dv)?)
+            }
+            None => None,
+        };
+        let mut cotangents = vec![Some(dq), Some(dk), dv];
+        cotangents.extend((cx.arity() == 4).then_some(Some(d_scores)));
+        Ok(Grad::Inputs(cotangents))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -13,8 +13,12 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
-use crate::{TensorType, TypeError, Types, types};
+use crate::ops::{
+    Bits, Case, Cost, EvalError, FoldPatches, Io, Lowered, MatMul, NotLowered, OpDef, Patches, Reduce,
+    ReduceKind, Reshape,
+};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, types};
 
 /// Convolution; the lists have one value per spatial axis. Defaults are those of two spatial axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -111,6 +115,58 @@ impl OpDef for Conv {
         }
         let y = Numbers::Float(out).into_tensor(x.dtype(), &shape)?;
         Ok(vec![self.layout.tensor_from_nchw(&y)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.layout != ImageLayout::Nchw {
+            return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
+        }
+        let (x, k, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let (image, taps) = (cx.ty(x).shape.clone(), cx.ty(k).shape.clone());
+        let Some(known) = taps.iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() else {
+            return Grad::none("the extents of its kernel are open");
+        };
+        let groups = Dim::from(self.groups);
+        let patches = Patches {
+            kernel: known[2..].to_vec(),
+            strides: self.strides.clone(),
+            pads_before: self.pads_before.clone(),
+            pads_after: self.pads_after.clone(),
+            dilations: self.dilations.clone(),
+            value: Bits::new(0.0),
+        };
+        // Per group: Y [N, G, O/G, P] = K [G, O/G, T] X' [N, G, T, P], where X' holds the patches of P places.
+        let outputs = Dim::from(known[0] / self.groups);
+        let terms = Dim::from(known[1..].iter().product::<usize>());
+        let pixels = cx.ty(dy).shape[2..].iter().fold(Dim::from(1usize), |n, d| &n * d);
+        let per_group = |rows: &Dim| vec![image[0].clone(), groups.clone(), rows.clone(), pixels.clone()];
+        let dy = cx.op(Reshape { shape: per_group(&outputs) }, &[dy])?;
+        let dx = if cx.wants(0) {
+            let kernel = vec![groups.clone(), outputs.clone(), terms.clone()];
+            let kernel = cx.op(Reshape { shape: kernel }, &[k])?;
+            let turned = cx.transposed(kernel)?;
+            let columns = cx.op(MatMul::default(), &[turned, dy])?;
+            let unfolded = patches.infer(&[cx.ty(x)]);
+            let shape = unfolded.map(|t| t[0].shape.clone());
+            let shape = shape.map_err(|error| AddError { op: Patches::NAME, error })?;
+            let columns = cx.op(Reshape { shape }, &[columns])?;
+            let size = image[2..].to_vec();
+            Some(cx.op(FoldPatches { patches: patches.clone(), size }, &[columns])?)
+        } else {
+            None
+        };
+        let dk = if cx.wants(1) {
+            let columns = cx.op(patches, &[x])?;
+            let columns = cx.op(Reshape { shape: per_group(&terms) }, &[columns])?;
+            let turned = cx.transposed(columns)?;
+            let products = cx.op(MatMul::default(), &[dy, turned])?;
+            let sum = Reduce { kind: ReduceKind::Sum, axes: vec![0], keepdims: false };
+            let sum = cx.op(sum, &[products])?;
+            Some(cx.op(Reshape { shape: taps }, &[sum])?)
+        } else {
+            None
+        };
+        Ok(Grad::Inputs(vec![dx, dk]))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -8,7 +8,8 @@ use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Reduce, ReduceKind, Sqrt};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Normalises over the last axes.
@@ -55,6 +56,29 @@ impl OpDef for LayerNorm {
             row.iter_mut().zip(parameters).for_each(|(x, (s, b))| *x = (*x - mean) / deviation * s + b);
         }
         Ok(vec![Numbers::Float(v).into_tensor(inputs[0].dtype(), shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // With u = (x - μ) / d and g = dy scale: dx = (g - mean(g) - u mean(g u)) / d.
+        let (x, scale, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let axes: Vec<usize> = (self.axis..cx.ty(x).ndim()).collect();
+        let mean = |cx: &mut Vjp<'_>, v| {
+            cx.op(Reduce { kind: ReduceKind::Mean, axes: axes.clone(), keepdims: true }, &[v])
+        };
+        let centre = mean(cx, x)?;
+        let centred = cx.sub(x, centre)?;
+        let square = cx.mul(centred, centred)?;
+        let variance = mean(cx, square)?;
+        let widened = cx.offset(variance, self.epsilon.get())?;
+        let deviation = cx.op(Sqrt, &[widened])?;
+        let unit = cx.div(centred, deviation)?;
+        let g = cx.mul(dy, scale)?;
+        let (g_unit, g_mean) = (cx.mul(g, unit)?, mean(cx, g)?);
+        let along = mean(cx, g_unit)?;
+        let shift = cx.mul(unit, along)?;
+        let rest = cx.sub(g, g_mean)?;
+        let rest = cx.sub(rest, shift)?;
+        Grad::all([cx.div(rest, deviation)?, cx.mul(dy, unit)?, dy])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -17,7 +17,8 @@ use super::attention::row_strides;
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Attention by products of features, of three operands.
@@ -80,6 +81,38 @@ impl OpDef for LinearAttention {
         }
         let shape = [q_shape[0], q_shape[1], queries, v_dim];
         Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.causal {
+            return Grad::none("there is no rule for the causal form");
+        }
+        // out = N / d with N = φQ M, d = φQ s + epsilon, M = φKᵀ V and s = Σ φK.
+        let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
+        let d_out = cx.cotangent()?;
+        let product = |cx: &mut Vjp<'_>, x, y| cx.op(MatMul::default(), &[x, y]);
+        let k_turned = cx.transposed(k)?;
+        let moments = product(cx, k_turned, v)?;
+        let sum = cx.sum_kept(k, vec![2])?;
+        let sum_turned = cx.transposed(sum)?;
+        let total = product(cx, q, sum_turned)?;
+        let total = cx.offset(total, self.epsilon.get())?;
+        let d_n = cx.div(d_out, total)?;
+        let along = cx.mul(d_n, cx.output())?;
+        let along = cx.sum_kept(along, vec![3])?;
+        let d_total = cx.neg(along)?;
+        let moments_turned = cx.transposed(moments)?;
+        let dq = product(cx, d_n, moments_turned)?;
+        let by_total = product(cx, d_total, sum)?;
+        let dq = cx.add(dq, by_total)?;
+        let q_turned = cx.transposed(q)?;
+        let d_moments = product(cx, q_turned, d_n)?;
+        let d_sum = product(cx, q_turned, d_total)?;
+        let d_sum = cx.transposed(d_sum)?;
+        let d_moments_turned = cx.transposed(d_moments)?;
+        let dk = product(cx, v, d_moments_turned)?;
+        let dk = cx.add(dk, d_sum)?;
+        Grad::all([dq, dk, product(cx, k, d_moments)?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -8,13 +8,14 @@
 
 use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
 use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout, Precision};
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port};
-use crate::{TensorType, TypeError, Types, types};
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port, Reshape};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// The (batched) product of A `[…, m, k]` and B `[…, k, n]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -76,6 +77,31 @@ impl OpDef for MatMul {
             }
         }
         Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.precision != Precision::F32 {
+            return Grad::none("it rounds its operands");
+        }
+        let (a, b, dc) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let da = if cx.wants(0) {
+            let turned = cx.transposed(b)?;
+            Some(cx.op(MatMul::default(), &[dc, turned])?)
+        } else {
+            None
+        };
+        let db = if cx.wants(1) {
+            // With one matrix B, all rows of A are summed over at once.
+            let (mut a, mut dc) = (a, dc);
+            if cx.ty(b).ndim() == 2 {
+                (a, dc) = (rows(cx, a)?, rows(cx, dc)?);
+            }
+            let turned = cx.transposed(a)?;
+            Some(cx.op(MatMul::default(), &[turned, dc])?)
+        } else {
+            None
+        };
+        Ok(Grad::Inputs(vec![da, db]))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -159,6 +185,17 @@ fn round_columns(matrix: &mut [f64], n: usize) {
             *x = f64::from(int8(*x as f32, scale)) * f64::from(scale);
         }
     }
+}
+
+/// A value as one matrix with the same columns.
+fn rows(cx: &mut Vjp<'_>, x: Value) -> Result<Value, AddError> {
+    let shape = cx.ty(x).shape.clone();
+    let (columns, outer) = (shape[shape.len() - 1].clone(), &shape[..shape.len() - 1]);
+    if outer.len() == 1 {
+        return Ok(x);
+    }
+    let rows = outer.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    cx.op(Reshape { shape: vec![rows, columns] }, &[x])
 }
 
 /// The stride of the axis that lies `from_end` from the end; 0 where the operand is shared.

@@ -2,18 +2,22 @@
 
 mod attention;
 mod conv;
+mod fold_patches;
 mod layer_norm;
 mod layout;
 mod linear_attention;
 mod matmul;
+mod patches;
 mod pool;
 mod softmax;
 
 pub use attention::Attention;
 pub use conv::Conv;
+pub use fold_patches::FoldPatches;
 pub use layer_norm::LayerNorm;
 pub use layout::ImageLayout;
 pub use linear_attention::LinearAttention;
 pub use matmul::MatMul;
+pub use patches::Patches;
 pub use pool::{Pool, PoolKind};
 pub use softmax::Softmax;

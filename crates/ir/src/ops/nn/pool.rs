@@ -14,8 +14,12 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::nn::conv::Window;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
-use crate::{TensorType, TypeError, Types, types};
+use crate::ops::{
+    Bits, Broadcast, Case, Cast, Cost, Equal, EvalError, FoldPatches, Io, Lowered, NotLowered, OpDef,
+    Patches, Reshape,
+};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, types};
 
 /// What is taken from a window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -122,6 +126,55 @@ impl OpDef for Pool {
         }
         let y = Numbers::Float(out).into_tensor(x.dtype(), &shape)?;
         Ok(vec![self.layout.tensor_from_nchw(&y)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.layout != ImageLayout::Nchw {
+            return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
+        }
+        let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);
+        let spatial = self.kernel.len();
+        let taps: Vec<usize> = (2..2 + spatial).collect();
+        let size = cx.ty(x).shape[2..].to_vec();
+        // Windows as [N, C, kernel…, places…], results as [N, C, 1…, places…].
+        let patches = |value| Patches {
+            kernel: self.kernel.clone(),
+            strides: self.strides.clone(),
+            pads_before: self.pads_before.clone(),
+            pads_after: self.pads_after.clone(),
+            dilations: self.dilations.clone(),
+            value: Bits::new(value),
+        };
+        let mut shape = cx.ty(y).shape.clone();
+        shape.splice(2..2, std::iter::repeat_n(Dim::from(1usize), spatial));
+        let dy = cx.op(Reshape { shape: shape.clone() }, &[dy])?;
+        let windows = match self.kind {
+            // Elements that are equally large share the cotangent equally.
+            PoolKind::Max => {
+                let y = cx.op(Reshape { shape }, &[y])?;
+                let windows = cx.op(patches(f64::NEG_INFINITY), &[x])?;
+                let chosen = cx.op(Equal, &[windows, y])?;
+                let chosen = cx.op(Cast { to: cx.ty(x).dtype }, &[chosen])?;
+                let count = cx.sum_kept(chosen, taps)?;
+                let share = cx.div(dy, count)?;
+                cx.mul(chosen, share)?
+            }
+            PoolKind::Average => {
+                let count = if self.count_include_pad || !self.is_padded() {
+                    cx.number(x, self.kernel.iter().product::<usize>() as f64)?
+                } else {
+                    let ones = cx.filled(x, 1.0)?;
+                    let inside = cx.op(patches(0.0), &[ones])?;
+                    cx.sum_kept(inside, taps)?
+                };
+                let share = cx.div(dy, count)?;
+                let unfolded = patches(0.0).infer(&[cx.ty(x)]);
+                let shape = unfolded.map(|t| t[0].shape.clone());
+                let shape = shape.map_err(|error| AddError { op: Patches::NAME, error })?;
+                cx.op(Broadcast { shape }, &[share])?
+            }
+        };
+        Grad::all([cx.op(FoldPatches { patches: patches(0.0), size }, &[windows])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -6,6 +6,7 @@ use margay_tensor::Tensor;
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Softmax along one axis.
@@ -39,6 +40,15 @@ impl OpDef for Softmax {
             (0..n).for_each(|j| v[at(j)] = libm::exp(v[at(j)] - max) / sum);
         }
         Ok(vec![Numbers::Float(v).into_tensor(inputs[0].dtype(), shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // y (dy - Σ dy y).
+        let (y, dy) = (cx.output(), cx.cotangent()?);
+        let product = cx.mul(dy, y)?;
+        let sum = cx.sum_kept(product, vec![self.axis])?;
+        let centred = cx.sub(dy, sum)?;
+        Grad::all([cx.mul(y, centred)?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -5,7 +5,8 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::{Domain, Numbers, broadcast_positions};
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cast, Cost, Equal, EvalError, Io, Lowered, NotLowered, OpDef, Reshape};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// How elements are joined.
@@ -132,6 +133,33 @@ impl OpDef for Reduce {
         let shape: Vec<usize> =
             (0..kept.len()).filter(|&axis| self.keeps(axis)).map(|axis| kept[axis]).collect();
         Ok(vec![out.into_tensor(x.dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (x, mut y, mut dy) = (cx.input(0), cx.output(), cx.cotangent()?);
+        if !self.keepdims {
+            let mut shape = cx.ty(x).shape.clone();
+            self.axes.iter().for_each(|&axis| shape[axis] = Dim::from(1usize));
+            dy = cx.op(Reshape { shape: shape.clone() }, &[dy])?;
+            y = cx.op(Reshape { shape }, &[y])?;
+        }
+        match self.kind {
+            ReduceKind::Sum => Grad::all([cx.broadcast_like(dy, x)?]),
+            ReduceKind::Mean => {
+                let count = cx.count(x, &self.axes)?;
+                let share = cx.div(dy, count)?;
+                Grad::all([cx.broadcast_like(share, x)?])
+            }
+            // Elements that are equally large share the cotangent equally.
+            ReduceKind::Max | ReduceKind::Min => {
+                let chosen = cx.op(Equal, &[x, y])?;
+                let chosen = cx.op(Cast { to: cx.ty(x).dtype }, &[chosen])?;
+                let count = cx.sum_kept(chosen, self.axes.clone())?;
+                let share = cx.div(dy, count)?;
+                Grad::all([cx.mul(chosen, share)?])
+            }
+            ReduceKind::Prod => Grad::none("there is no rule for products of elements"),
+        }
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -7,6 +7,7 @@ use crate::ops::elementwise::broadcast_positions;
 use crate::ops::shape::pick;
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
 use crate::types::ShapeText;
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Repeats the operand up to a shape.
@@ -37,6 +38,11 @@ impl OpDef for Broadcast {
         let shape = known_extents(&self.shape)?;
         let positions = broadcast_positions(&shape, inputs[0].shape());
         Ok(vec![pick(inputs[0], &shape, positions.into_iter().map(Some), &[])?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // The sum over repeated axes is taken by who collects cotangents.
+        Grad::all([cx.cotangent()?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

@@ -4,7 +4,8 @@ use margay_loops::Index;
 use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Joins operands along an axis.
@@ -51,6 +52,22 @@ impl OpDef for Concat {
             }
         }
         Ok(vec![Tensor::from_bytes(inputs[0].dtype(), &shape, &bytes)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let dy = cx.cotangent()?;
+        let (mut cotangents, mut before) = (Vec::new(), Dim::default());
+        for i in 0..cx.arity() {
+            let shape = cx.ty(cx.input(i)).shape.clone();
+            let mut starts = vec![Dim::default(); shape.len()];
+            let mut ends = shape.clone();
+            ends[self.axis] = &before + &shape[self.axis];
+            starts[self.axis] = before;
+            before = ends[self.axis].clone();
+            let steps = vec![1; shape.len()];
+            cotangents.push(cx.op(Slice { starts, ends, steps }, &[dy])?);
+        }
+        Grad::all(cotangents)
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -9,7 +9,8 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Case, CaseInput, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, CaseInput, Cost, EvalError, Io, Lowered, NotLowered, OpDef, ScatterAdd};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Looks up parts of the first operand (any type) by the second (i64 or i32).
@@ -52,6 +53,13 @@ impl OpDef for Gather {
         }
         let shape = [outer, at.shape(), inner].concat();
         Ok(vec![Tensor::from_bytes(data.dtype(), &shape, &bytes)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (data, at, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let extent = cx.ty(data).shape[self.axis].clone();
+        let op = ScatterAdd { axis: self.axis, extent, indices: cx.ty(at).ndim() };
+        Ok(Grad::Inputs(vec![Some(cx.op(op, &[dy, at])?), None]))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -97,7 +105,7 @@ impl OpDef for Gather {
 
 /// The position that an index means, after a check that it lies in the axis. Clamped, so that memory outside the
 /// operand is not read when the check fails.
-fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
+pub(super) fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
     let extent = extent as i64;
     let given = n.cast(given, DType::I64);
     let [low, zero, last, count] =

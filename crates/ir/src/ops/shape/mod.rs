@@ -5,6 +5,7 @@ mod concat;
 mod gather;
 mod pad;
 mod reshape;
+mod scatter_add;
 mod slice;
 mod transpose;
 
@@ -13,6 +14,7 @@ pub use concat::Concat;
 pub use gather::Gather;
 pub use pad::Pad;
 pub use reshape::Reshape;
+pub use scatter_add::ScatterAdd;
 pub use slice::Slice;
 pub use transpose::Transpose;
 

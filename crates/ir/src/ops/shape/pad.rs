@@ -8,7 +8,8 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Surrounds the operand with a value.
@@ -56,6 +57,14 @@ impl OpDef for Pad {
         };
         let filler = Numbers::Float(vec![self.value.get()]).into_tensor(x.dtype(), &[])?;
         Ok(vec![pick(x, &shape, indices(&shape).map(at), filler.bytes())?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (dy, shape) = (cx.cotangent()?, cx.ty(cx.input(0)).shape.clone());
+        let starts: Vec<Dim> = self.before.iter().map(|&b| Dim::from(b)).collect();
+        let ends = starts.iter().zip(&shape).map(|(start, extent)| start + extent).collect();
+        let steps = vec![1; shape.len()];
+        Grad::all([cx.op(Slice { starts, ends, steps }, &[dy])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

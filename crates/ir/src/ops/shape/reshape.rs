@@ -5,6 +5,7 @@ use margay_tensor::{Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::shape::broadcast::{check_shape, known_extents};
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Gives the operand another shape with as many elements.
@@ -29,6 +30,11 @@ impl OpDef for Reshape {
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         Ok(vec![inputs[0].reshaped(&known_extents(&self.shape)?)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let dy = cx.cotangent()?;
+        Grad::all([cx.reshape_like(dy, cx.input(0))?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

@@ -11,8 +11,9 @@ use crate::ops::attributes::attributes;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
-use crate::{TensorType, TypeError, Types, types};
+use crate::ops::{Broadcast, Case, Concat, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Reshape, View};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// Takes a regular part of the operand; one start, end and step per axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -57,6 +58,22 @@ impl OpDef for Slice {
         Ok(vec![pick(x, &shape, indices(&shape).map(at), &[])?])
     }
 
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let (x, mut dy) = (cx.input(0), cx.cotangent()?);
+        for axis in 0..self.steps.len() {
+            dy = match self.widened(cx, axis, cx.ty(x).shape[axis].clone(), dy)? {
+                Some(dy) => dy,
+                None => {
+                    return Grad::none(format!(
+                        "there is no rule for step {} along an open axis",
+                        self.steps[axis]
+                    ));
+                }
+            };
+        }
+        Grad::all([dy])
+    }
+
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let start = |(s, &extent): (&Dim, &usize)| match s.as_const() {
             // An empty part may start outside the operand.
@@ -88,6 +105,49 @@ impl OpDef for Slice {
 }
 
 impl Slice {
+    /// A cotangent of the result, put back along one axis among zeros to the extent of the operand.
+    fn widened(
+        &self,
+        cx: &mut Vjp<'_>,
+        axis: usize,
+        extent: Dim,
+        dy: Value,
+    ) -> Result<Option<Value>, AddError> {
+        let (step, one) = (self.steps[axis], Dim::from(1usize));
+        let mut dy = dy;
+        let length = cx.ty(dy).shape[axis].clone();
+        if length.is(0) {
+            let mut shape = cx.ty(dy).shape.clone();
+            shape[axis] = extent;
+            let zero = cx.number(dy, 0.0)?;
+            return Ok(Some(cx.op(Broadcast { shape }, &[zero])?));
+        }
+        let mut start = self.starts[axis].clone();
+        if step < 0 {
+            // The last element taken is the first in memory.
+            start = &start + &(&Dim::from(step) * &(&length - &one));
+            dy = turned(cx, axis, dy)?;
+        }
+        let distance = step.unsigned_abs() as usize;
+        if distance > 1 {
+            // Each element is followed by the zeros that were stepped over, the last one by none.
+            let Some(n) = length.as_extent() else { return Ok(None) };
+            let mut shape = cx.ty(dy).shape.clone();
+            shape.insert(axis + 1, one);
+            dy = cx.op(Reshape { shape: shape.clone() }, &[dy])?;
+            dy = joined(cx, axis + 1, [Dim::default(), Dim::from(distance - 1)], dy)?;
+            shape.remove(axis + 1);
+            shape[axis] = Dim::from(n * distance);
+            dy = cx.op(Reshape { shape: shape.clone() }, &[dy])?;
+            let mut ends = shape.clone();
+            ends[axis] = Dim::from(n * distance - (distance - 1));
+            let (starts, steps) = (vec![Dim::default(); shape.len()], vec![1; shape.len()]);
+            dy = cx.op(Slice { starts, ends, steps }, &[dy])?;
+        }
+        let after = &(&extent - &start) - &cx.ty(dy).shape[axis];
+        Ok(Some(joined(cx, axis, [start, after], dy)?))
+    }
+
     /// The extent of the result along an axis.
     fn length(&self, axis: usize, extent: &Dim) -> Result<Dim, TypeError> {
         let (start, end, step) = (&self.starts[axis], &self.ends[axis], self.steps[axis]);
@@ -108,6 +168,33 @@ impl Slice {
             .floor_div(&Dim::from(distance))
             .ok_or_else(|| TypeError::attribute(format!("axis {axis}: step is 0")))
     }
+}
+
+/// `v` with an axis reversed.
+fn turned(cx: &mut Vjp<'_>, axis: usize, v: Value) -> Result<Value, AddError> {
+    let shape = cx.ty(v).shape.clone();
+    let (mut starts, mut ends) = (vec![Dim::default(); shape.len()], shape.clone());
+    let mut steps = vec![1; shape.len()];
+    starts[axis] = &shape[axis] - &Dim::from(1usize);
+    (ends[axis], steps[axis]) = (Dim::from(-1i64), -1);
+    cx.op(Slice { starts, ends, steps }, &[v])
+}
+
+/// `v` between so many zeros along an axis.
+fn joined(cx: &mut Vjp<'_>, axis: usize, zeros: [Dim; 2], v: Value) -> Result<Value, AddError> {
+    let mut parts = Vec::new();
+    for extent in zeros {
+        let mut shape = cx.ty(v).shape.clone();
+        shape[axis] = extent.clone();
+        parts.push(if extent.is(0) {
+            None
+        } else {
+            let zero = cx.number(v, 0.0)?;
+            Some(cx.op(Broadcast { shape }, &[zero])?)
+        });
+    }
+    let all: Vec<Value> = [parts[0], Some(v), parts[1]].into_iter().flatten().collect();
+    if all.len() == 1 { Ok(v) } else { cx.op(Concat { axis }, &all) }
 }
 
 #[cfg(test)]

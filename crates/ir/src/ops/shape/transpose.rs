@@ -6,6 +6,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{TensorType, TypeError, Types, types};
 
 /// Reorders axes.
@@ -39,6 +40,13 @@ impl OpDef for Transpose {
             Some(index.iter().zip(&self.perm).map(|(i, &p)| i * strides[p] as usize).sum())
         };
         Ok(vec![pick(x, &shape, indices(&shape).map(at), &[])?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let mut perm = vec![0; self.perm.len()];
+        self.perm.iter().enumerate().for_each(|(to, &from)| perm[from] = to);
+        let dy = cx.cotangent()?;
+        Grad::all([cx.op(Transpose { perm }, &[dy])?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

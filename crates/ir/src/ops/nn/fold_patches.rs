@@ -1,0 +1,170 @@
+//! The sum of windows where they overlap (known as col2im), the adjoint of [`Patches`]: element `i` of the result
+//! `[N, C, spatial…]` is the sum over all taps `t` and places `p` of the operand `[N, C, kernel…, places…]` with
+//! `i = p stride + t dilation - before`.
+
+use margay_loops::{Binary, Combine, Index, Literal, Nest, Reg};
+use margay_tensor::{Binding, DType, Dim, Tensor};
+
+use crate::ops::attributes::{Attribute, Attributes};
+use crate::ops::elementwise::Numbers;
+use crate::ops::nn::conv::Window;
+use crate::ops::nn::patches::samples;
+use crate::ops::shape::indices;
+use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Patches};
+use crate::vjp::{Grad, GradResult, Vjp};
+use crate::{TensorType, TypeError, Types, types};
+
+/// Sums windows up to an image.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct FoldPatches {
+    /// How the windows lie in the image; the value of the padding plays no part.
+    pub patches: Patches,
+    /// Spatial extents of the image.
+    pub size: Vec<Dim>,
+}
+
+impl Attributes for FoldPatches {
+    fn write(&self) -> Vec<(&'static str, String)> {
+        let mut all = self.patches.write();
+        all.push(("size", self.size.write()));
+        all
+    }
+
+    fn read(attributes: &[(&str, &str)]) -> Result<Self, String> {
+        let (size, rest): (Vec<_>, Vec<_>) =
+            attributes.iter().copied().partition(|(name, _)| *name == "size");
+        let [(_, size)] = size.as_slice() else { return Err("missing attribute `size`".into()) };
+        Ok(FoldPatches { patches: Patches::read(&rest)?, size: Attribute::read(size)? })
+    }
+
+    fn bind(&self, binding: &Binding) -> Self {
+        FoldPatches { patches: self.patches.bind(binding), size: Attribute::bind(&self.size, binding) }
+    }
+}
+
+impl OpDef for FoldPatches {
+    const NAME: &'static str = "fold_patches";
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
+        let [x] = types::inputs(inputs, "1")?;
+        types::expect_float(0, x)?;
+        let spatial = self.patches.kernel.len();
+        if self.size.len() != spatial {
+            let found = self.size.len();
+            return Err(TypeError::attribute(format!("size has {found} values for {spatial} spatial axes")));
+        }
+        if x.ndim() != 2 + 2 * spatial {
+            let expected = (2 + 2 * spatial).to_string();
+            return Err(TypeError::Ndim { input: 0, expected, found: x.ndim() });
+        }
+        let taps = self.patches.kernel.iter().map(|&k| Dim::from(k));
+        let expected = taps.chain(self.patches.places(&self.size)?);
+        for (axis, extent) in expected.enumerate() {
+            types::same_extent(&format!("axis {} of windows", axis + 2), &extent, &x.shape[axis + 2])?;
+        }
+        types::one(x.dtype, [&x.shape[..2], &self.size].concat())
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = inputs[0];
+        let shape = self.infer(&[&TensorType::of(x)])?[0].extents().unwrap_or_default();
+        let windows = self.patches.windows()?;
+        let values = Numbers::of(x)?.floats();
+        let mut out = vec![0.0; shape.iter().product()];
+        for (index, value) in indices(x.shape()).zip(values) {
+            let to =
+                windows.iter().enumerate().try_fold(index[0] * shape[1] + index[1], |flat, (axis, w)| {
+                    let (tap, place) = (index[2 + axis], index[2 + windows.len() + axis]);
+                    Some(flat * shape[2 + axis] + w.position(place, tap, shape[2 + axis])?)
+                });
+            if let Some(to) = to {
+                out[to] += value;
+            }
+        }
+        Ok(vec![Numbers::Float(out).into_tensor(x.dtype(), &shape)?])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let dy = cx.cotangent()?;
+        let patches = Patches { value: crate::ops::Bits::new(0.0), ..self.patches.clone() };
+        Grad::all([cx.op(patches, &[dy])?])
+    }
+
+    fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
+        let windows = self.patches.windows().map_err(|e| NotLowered(e.to_string()))?;
+        let (kernel, shape) = (self.patches.kernel.clone(), io.outputs[0].shape.clone());
+        let places = io.inputs[0].shape[2 + kernel.len()..].to_vec();
+        if places.contains(&0) || kernel.contains(&0) {
+            return Err(NotLowered("a sum of no windows".into()));
+        }
+        Ok(Lowered::nest(move |n| {
+            n.for_each(&shape, |n, i| {
+                let sum = join(n, i, &kernel, &windows, &places, &mut Vec::new(), &mut Vec::new(), None);
+                n.store(0, i, sum);
+            });
+        }))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn cases() -> Vec<(Self, Case)> {
+        let case = |(patches, shape): (Patches, Vec<usize>)| {
+            let size = margay_tensor::shape_of(&shape[2..]);
+            let types = patches.infer(&[&TensorType::known(DType::F32, &shape)]);
+            let windows = types.ok().and_then(|t| t[0].extents()).unwrap_or_default();
+            (FoldPatches { patches, size }, Case::f32(&[&windows]))
+        };
+        samples().into_iter().map(case).collect()
+    }
+}
+
+/// The sum over the taps of the axes left, at the element `i` of the image.
+#[expect(clippy::too_many_arguments, reason = "a recursion over the axes carries its state")]
+fn join(
+    n: &mut Nest,
+    i: &[Index],
+    kernel: &[usize],
+    windows: &[Window],
+    places: &[usize],
+    taps: &mut Vec<Index>,
+    at: &mut Vec<Index>,
+    guard: Option<Reg>,
+) -> Reg {
+    let axis = taps.len();
+    if axis == kernel.len() {
+        let from = [&i[..2], taps, at].concat();
+        return match guard {
+            Some(test) => n.load_guarded(0, &from, test, 0.0),
+            None => n.load(0, &from),
+        };
+    }
+    let w = &windows[axis];
+    n.reduce(kernel[axis], &[Combine::Sum], |n, tap| {
+        // The place whose window has the element under this tap: (i + before - tap dilation) / stride, if whole.
+        let padded = i[2 + axis].plus(&Index::constant(w.before as i64), 1).plus(&tap, -(w.dilation as i64));
+        let int = |n: &mut Nest, v: i64| n.literal(Literal::Int(DType::I64, v));
+        let position = n.index_value(&padded);
+        let (zero, stride) = (int(n, 0), int(n, w.stride as i64));
+        let mut tests: Vec<Reg> = guard.into_iter().collect();
+        tests.push(n.binary(Binary::Le, zero, position));
+        let place = if w.stride == 1 {
+            padded
+        } else {
+            let place = n.binary(Binary::Div, position, stride);
+            let back = n.mul(place, stride);
+            tests.push(n.binary(Binary::Eq, back, position));
+            Index::reg(place)
+        };
+        let (value, count) = (n.index_value(&place), int(n, places[axis] as i64));
+        tests.push(n.binary(Binary::Lt, value, count));
+        let guard = tests.into_iter().reduce(|x, y| n.binary(Binary::And, x, y));
+        taps.push(tap);
+        at.push(place);
+        let sum = join(n, i, kernel, windows, places, taps, at, guard);
+        taps.pop();
+        at.pop();
+        vec![sum]
+    })[0]
+}

@@ -1,0 +1,241 @@
+//! Adds to a graph the derivatives of one of its outputs, by reverse mode: the outputs `gradient.NAME` for inputs and
+//! constants by name.
+//!
+//! Required stage: imported. An output that is not a scalar gets a weight for each of its elements through a new input
+//! `cotangent`; the derivatives are those of the weighted sum. Fails on an operator without derivative on the way, and
+//! names it.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 3]) -> (loss: f32) {
+//!   %0 = const [1.0, 2.0, 3.0] : f32[3]  // w
+//!   %1 = mul %x, %0 : f32[N, 3]  // scaled
+//!   %2 = reduce %1 {kind = sum, axes = [0, 1]} : f32  // total
+//!   return %2
+//! }
+//! graph @after(%x: f32[N, 3]) -> (loss: f32, gradient.w: f32[3]) {
+//!   %0 = const [1.0, 2.0, 3.0] : f32[3]  // w
+//!   %1 = mul %x, %0 : f32[N, 3]  // scaled
+//!   %2 = reduce %1 {kind = sum, axes = [0, 1]} : f32  // total
+//!   %3 = const 1.0 : f32
+//!   %4 = reshape %3 {shape = [1, 1]} : f32[1, 1]  // total gradient
+//!   %5 = broadcast %4 {shape = [N, 3]} : f32[N, 3]  // total gradient
+//!   %6 = mul %5, %x : f32[N, 3]  // scaled gradient
+//!   %7 = reduce %6 {kind = sum, axes = [0], keepdims = true} : f32[1, 3]  // scaled gradient
+//!   %8 = reshape %7 {shape = [3]} : f32[3]  // scaled gradient
+//!   return %2, %8
+//! }
+//! ```
+
+use std::collections::{HashMap, HashSet};
+
+use margay_ir::ops::{Add, Broadcast, Const, Numbers, Reduce, ReduceKind, Reshape};
+use margay_ir::vjp::{Grad, Vjp};
+use margay_ir::{
+    AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass, PassError, Payload, Remark, Value,
+};
+use margay_tensor::Dim;
+
+/// Adds derivatives.
+#[derive(Clone, Debug)]
+pub struct Differentiate {
+    /// The output whose derivatives are taken.
+    pub output: String,
+    /// The names of inputs and constants by which they are taken.
+    pub by: Vec<String>,
+}
+
+impl Pass for Differentiate {
+    fn name(&self) -> &'static str {
+        "differentiate"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Exact
+    }
+
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        let found = g.outputs().iter().find(|o| *o.name == *self.output);
+        let Some(y) = found.map(|o| o.value) else {
+            return Err(PassError::Refused(format!("the model has no output `{}`", self.output)));
+        };
+        let known = |name: &String| g.outputs().iter().any(|o| *o.name == format!("gradient.{name}"));
+        let names: Vec<&String> = self.by.iter().filter(|name| !known(name)).collect();
+        if names.is_empty() {
+            return Ok(Changed::No);
+        }
+        let by = names.iter().map(|name| leaf(g, name)).collect::<Result<Vec<_>, _>>()?;
+        let ty = g.ty(y).clone();
+        if !ty.dtype.is_float() {
+            return Err(PassError::Refused(format!("the output `{}` is {ty}, not of floats", self.output)));
+        }
+        let seed = if ty.shape.is_empty() { number(g, y, 1.0)? } else { g.add_input("cotangent", ty) };
+        let before: HashSet<NodeId> = g.order().into_iter().collect();
+        let gradients = gradients(g, &[(y, seed)], &by)?;
+        for ((name, v), gradient) in names.iter().zip(&by).zip(gradients) {
+            let value = match gradient {
+                Some(value) => value,
+                None => {
+                    let (zero, shape) = (number(g, *v, 0.0)?, g.ty(*v).shape.clone());
+                    g.add(Broadcast { shape }, &[zero], Origin::default()).map_err(refused)?
+                }
+            };
+            g.add_output(&format!("gradient.{name}"), value);
+        }
+        g.remove_dead();
+        let saved = saved(g, &before);
+        let bytes = saved
+            .iter()
+            .fold(Dim::default(), |n, v| &n + &(&g.ty(*v).elements() * &Dim::from(g.ty(*v).dtype.bytes())));
+        cx.remarks.push(Remark {
+            pass: self.name(),
+            at: self.output.clone(),
+            message: format!("{} values are kept for the backward pass, {bytes} bytes", saved.len()),
+            declined: false,
+        });
+        Ok(Changed::Yes(by.len()))
+    }
+}
+
+fn refused(error: AddError) -> PassError {
+    PassError::Add { rule: "differentiate", at: String::new(), error: error.into() }
+}
+
+/// The input or constant with a name.
+fn leaf(g: &Graph, name: &str) -> Result<Value, PassError> {
+    let named = |n: &NodeId| match g.op(*n) {
+        Op::Input(input) => *input.name == *name,
+        Op::Const(_) => g.node(*n).origin.name() == name && g.node(*n).origin.part.is_none(),
+        _ => false,
+    };
+    let found = g.order().into_iter().find(named).map(Value::from);
+    let Some(v) = found else {
+        return Err(PassError::Refused(format!("the model has no input or constant `{name}`")));
+    };
+    match g.ty(v) {
+        ty if ty.dtype.is_float() => Ok(v),
+        ty => Err(PassError::Refused(format!("`{name}` is {ty}, which has no derivatives"))),
+    }
+}
+
+fn number(g: &mut Graph, like: Value, x: f64) -> Result<Value, PassError> {
+    let one = Numbers::Float(vec![x]).into_tensor(g.ty(like).dtype, &[]);
+    let one = one.map_err(|e| PassError::Refused(e.to_string()))?;
+    g.add(Const { payload: Payload::new(one) }, &[], Origin::default()).map_err(refused)
+}
+
+/// The values of the forward pass that backward nodes read, other than inputs and constants, each once: what has to be
+/// kept between the two.
+pub fn saved(g: &Graph, forward: &HashSet<NodeId>) -> Vec<Value> {
+    let mut found: Vec<Value> = Vec::new();
+    for n in g.order().into_iter().filter(|n| !forward.contains(n)) {
+        for v in g.inputs_of(n) {
+            let leaf = matches!(g.op(v.node), Op::Input(_) | Op::Const(_));
+            if forward.contains(&v.node) && !leaf && !found.contains(&v) {
+                found.push(v);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the derivatives of `Σ seed · y` over the seeds `(y, seed)` by each of the values `by`; `None` where they are
+/// zero because nothing connects the two.
+pub fn gradients(
+    g: &mut Graph,
+    seeds: &[(Value, Value)],
+    by: &[Value],
+) -> Result<Vec<Option<Value>>, PassError> {
+    let order = g.order();
+    let active = depending(g, &order, by);
+    let mut sums = Cotangents::default();
+    for (y, seed) in seeds {
+        sums.add(g, *y, *seed, Origin::default())?;
+    }
+    for &n in order.iter().rev() {
+        let outs = g.node(n).types.len() as u16;
+        let values = (0..outs).map(|out| Value { node: n, out });
+        let inputs = g.inputs_of(n);
+        let wanted: Vec<bool> =
+            inputs.iter().map(|v| active.contains(v) && g.ty(*v).dtype.is_float()).collect();
+        let cotangents: Vec<Option<Value>> = values.map(|v| sums.total.get(&v).copied()).collect();
+        if cotangents.iter().all(Option::is_none) || !wanted.contains(&true) {
+            continue;
+        }
+        let (op, name) = (g.op(n).clone(), g.node(n).origin.name().to_string());
+        let origin = g.node(n).origin.part(Part::Gradient);
+        let answer = op.vjp(&mut Vjp::new(g, n, cotangents, wanted.clone(), origin.clone()));
+        let add = |error: AddError| PassError::Add { rule: op.name(), at: name.clone(), error: error.into() };
+        let found = match answer.map_err(add)? {
+            Grad::Inputs(found) => found,
+            Grad::None { why } => {
+                let message = format!("`{}` at `{name}` has no derivative: {why}", op.name());
+                return Err(PassError::Refused(message));
+            }
+        };
+        for ((v, cotangent), wanted) in inputs.iter().zip(found).zip(wanted) {
+            if let (Some(cotangent), true) = (cotangent, wanted) {
+                sums.add(g, *v, cotangent, origin.clone())?;
+            }
+        }
+    }
+    Ok(by.iter().map(|v| sums.total.get(v).copied()).collect())
+}
+
+/// Values that depend on one of `on`, these included.
+fn depending(g: &Graph, order: &[NodeId], on: &[Value]) -> HashSet<Value> {
+    let mut found: HashSet<Value> = on.iter().copied().collect();
+    for &n in order {
+        if g.inputs_of(n).iter().any(|v| found.contains(v)) {
+            let outs = g.node(n).types.len() as u16;
+            found.extend((0..outs).map(|out| Value { node: n, out }));
+        }
+    }
+    found
+}
+
+/// The cotangents collected so far.
+#[derive(Default)]
+struct Cotangents {
+    total: HashMap<Value, Value>,
+}
+
+impl Cotangents {
+    /// Adds a contribution, brought to the shape of the value first.
+    fn add(&mut self, g: &mut Graph, v: Value, cotangent: Value, origin: Origin) -> Result<(), PassError> {
+        let add = |error: AddError| PassError::Add {
+            rule: "collect",
+            at: origin.name().to_string(),
+            error: error.into(),
+        };
+        let fitted = sum_to(g, cotangent, v, &origin).map_err(add)?;
+        let total = match self.total.get(&v) {
+            Some(so_far) => g.add(Add, &[*so_far, fitted], origin.clone()).map_err(add)?,
+            None => fitted,
+        };
+        self.total.insert(v, total);
+        Ok(())
+    }
+}
+
+/// Sums over the axes along which `like` was repeated to the shape of `x`.
+fn sum_to(g: &mut Graph, x: Value, like: Value, origin: &Origin) -> Result<Value, AddError> {
+    let (from, to) = (g.ty(x).shape.clone(), g.ty(like).shape.clone());
+    if from == to {
+        return Ok(x);
+    }
+    let Some(front) = from.len().checked_sub(to.len()) else {
+        return g.add(Broadcast { shape: to }, &[x], origin.clone());
+    };
+    let repeated = |axis: &usize| *axis < front || (to[*axis - front].is(1) && !from[*axis].is(1));
+    let axes: Vec<usize> = (0..from.len()).filter(repeated).collect();
+    let mut sum = x;
+    if !axes.is_empty() {
+        sum = g.add(Reduce { kind: ReduceKind::Sum, axes, keepdims: true }, &[x], origin.clone())?;
+    }
+    if front > 0 {
+        let shape = g.ty(sum).shape[front..].to_vec();
+        sum = g.add(Reshape { shape }, &[sum], origin.clone())?;
+    }
+    // A rule may answer with less than the whole shape.
+    if g.ty(sum).shape != to { g.add(Broadcast { shape: to }, &[sum], origin.clone()) } else { Ok(sum) }
+}

@@ -1,0 +1,203 @@
+//! Derivatives of every operator, by its own cases: the reference against finite differences in f64, and compiled code
+//! against the reference.
+
+use margay_driver::build::jit;
+use margay_ir::ops::Const;
+use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
+use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::Precision;
+use margay_passes::gradients;
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::random::Philox;
+use margay_tensor::{Binding, DType, Tensor};
+use margay_testkit::case_inputs;
+
+/// Operators whose derivative is refused, with the reason.
+const WITHOUT: &[(&str, &str)] = &[
+    ("reduce", "there is no rule for products of elements"),
+    ("matmul", "it rounds its operands"),
+    ("conv", "there is no rule for channels last"),
+    ("pool", "there is no rule for channels last"),
+    ("linear_attention", "there is no rule for the causal form"),
+];
+
+fn wide(t: &Tensor) -> Tensor {
+    let values: Vec<f64> = t.as_slice::<f32>().unwrap().iter().map(|&x| f64::from(x)).collect();
+    Tensor::from_slice(t.shape(), &values).unwrap()
+}
+
+fn narrow(t: &Tensor) -> Tensor {
+    let values: Vec<f32> = t.to_vec::<f64>().unwrap().iter().map(|&x| x as f32).collect();
+    Tensor::from_slice(t.shape(), &values).unwrap()
+}
+
+/// Numbers in -1..1, the same for the same operator.
+fn weights(ty: &TensorType, seed: u64) -> Tensor {
+    let shape = ty.extents().unwrap();
+    let mut values = vec![0f64; shape.iter().product()];
+    Philox::new(seed, 0).fill_uniform_f64(0, &mut values);
+    values.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+    Tensor::from_slice(&shape, &values).unwrap()
+}
+
+/// A graph of one node over constants, its outputs, and the derivatives of a weighted sum of these by the operands.
+struct Example {
+    graph: Graph,
+    outputs: usize,
+    /// Operands with derivatives, and the number of the output that holds them.
+    derived: Vec<(usize, usize)>,
+}
+
+fn example(op: &Op, inputs: &[Tensor], as_constants: bool) -> Result<Example, String> {
+    let mut g = Graph::new(op.name());
+    let operand = |g: &mut Graph, (i, t): (usize, &Tensor)| match as_constants {
+        true => g.add(Const { payload: Payload::new(t.clone()) }, &[], Origin::default()).unwrap(),
+        false => g.add_input(&format!("x{i}"), TensorType::of(t)),
+    };
+    let operands: Vec<Value> = inputs.iter().enumerate().map(|p| operand(&mut g, p)).collect();
+    let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap();
+    let outs: Vec<Value> =
+        (0..g.node(v.node).types.len() as u16).map(|out| Value { node: v.node, out }).collect();
+    let seeds: Vec<(Value, Value)> = outs
+        .iter()
+        .filter(|y| g.ty(**y).dtype.is_float())
+        .copied()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|y| {
+            let c = weights(g.ty(y), 7 + u64::from(y.out));
+            let c = if g.ty(y).dtype == DType::F32 { narrow(&c) } else { c };
+            (y, g.add(Const { payload: Payload::new(c) }, &[], Origin::default()).unwrap())
+        })
+        .collect();
+    let float: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].dtype().is_float()).collect();
+    let by: Vec<Value> = float.iter().map(|&i| operands[i]).collect();
+    let found = gradients(&mut g, &seeds, &by).map_err(|e| e.to_string())?;
+    for (i, y) in outs.iter().enumerate() {
+        g.add_output(&format!("y{i}"), *y);
+    }
+    let mut derived = Vec::new();
+    for (i, gradient) in float.into_iter().zip(found) {
+        if let Some(value) = gradient {
+            assert_eq!(g.ty(value), g.ty(operands[i]), "{op:?}: the type of derivative {i}");
+            derived.push((i, outs.len() + derived.len()));
+            g.add_output(&format!("dx{i}"), value);
+        }
+    }
+    g.remove_dead();
+    assert_eq!(g.verify(margay_ir::Stage::Imported), Ok(()));
+    Ok(Example { graph: g, outputs: outs.len(), derived })
+}
+
+fn run(g: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
+    let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+    let read = |name: &str| g.inputs().iter().any(|n| g.node(*n).origin.name() == name);
+    let by_name: Vec<(&str, &Tensor)> =
+        names.iter().map(String::as_str).zip(inputs).filter(|(name, _)| read(name)).collect();
+    eval::run(g, &by_name).unwrap_or_else(|e| panic!("{}: {e}", g.name()))
+}
+
+/// The weighted sum of the outputs whose derivatives are taken.
+fn total(outputs: &[Tensor]) -> f64 {
+    let float = outputs.iter().enumerate().filter(|(_, t)| t.dtype().is_float());
+    float
+        .map(|(out, t)| {
+            let c = weights(&TensorType::of(t), 7 + out as u64).to_vec::<f64>().unwrap();
+            t.to_vec::<f64>().unwrap().iter().zip(c).map(|(y, c)| y * c).sum::<f64>()
+        })
+        .sum()
+}
+
+/// Whether one of the operands is a float, and the result too.
+fn is_smooth(op: &Op, inputs: &[Tensor]) -> bool {
+    let types: Vec<TensorType> = inputs.iter().map(TensorType::of).collect();
+    let outputs = op.infer(&types.iter().collect::<Vec<_>>()).unwrap();
+    inputs.iter().any(|t| t.dtype().is_float()) && outputs.iter().any(|t| t.dtype.is_float())
+}
+
+#[test]
+fn derivatives_are_those_of_finite_differences() {
+    let mut compared = 0;
+    for (op, case) in Op::cases() {
+        let narrow_inputs = case_inputs(&case);
+        if !is_smooth(&op, &narrow_inputs) {
+            continue;
+        }
+        // Narrow products take f32 only; they are refused below.
+        let narrow = matches!(&op, Op::MatMul(m) if m.precision != Precision::F32);
+        let widened = |t: &Tensor| if t.dtype() == DType::F32 && !narrow { wide(t) } else { t.clone() };
+        let inputs: Vec<Tensor> = narrow_inputs.iter().map(widened).collect();
+        let e = match example(&op, &inputs, false) {
+            Ok(e) => e,
+            Err(message) => {
+                let known = WITHOUT.iter().any(|(name, why)| *name == op.name() && message.contains(why));
+                assert!(known, "{op:?}: {message}");
+                continue;
+            }
+        };
+        let found = run(&e.graph, &inputs);
+        for &(i, out) in &e.derived {
+            let gradient = found[out].to_vec::<f64>().unwrap();
+            let start = inputs[i].to_vec::<f64>().unwrap();
+            // Every element of small operands, evenly spread ones of large ones.
+            let stride = start.len().div_ceil(60).max(1);
+            let scale = gradient.iter().fold(1e-3f64, |m, g| m.max(g.abs()));
+            for at in (0..start.len()).step_by(stride) {
+                let step = 1e-5 * start[at].abs().max(1.0);
+                let moved = |by: f64| {
+                    let mut x = start.clone();
+                    x[at] += by;
+                    let mut inputs = inputs.clone();
+                    inputs[i] = Tensor::from_slice(inputs[i].shape(), &x).unwrap();
+                    total(&run(&e.graph, &inputs)[..e.outputs])
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step);
+                let error = (gradient[at] - expected).abs() / scale;
+                assert!(error <= 1e-6, "{op:?}: d/dx{i}[{at}] is {}, expected {expected}", gradient[at]);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 3000, "{compared} derivatives compared");
+}
+
+#[test]
+fn compiled_derivatives_agree_with_the_reference() {
+    for (op, case) in Op::cases() {
+        let inputs = case_inputs(&case);
+        if !is_smooth(&op, &inputs) || inputs.iter().any(|t| t.dtype() == DType::F64) {
+            continue;
+        }
+        // Kernels of convolutions are compiled as constants.
+        let Ok(mut e) = example(&op, &inputs, matches!(op, Op::Conv(_))) else { continue };
+        let outputs = e.graph.outputs().to_vec();
+        e.graph.set_outputs(outputs[e.outputs..].to_vec());
+        e.graph.remove_dead();
+        if e.derived.is_empty() {
+            continue;
+        }
+        let expected = run(&e.graph, &inputs);
+        let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+        let read = |name: &str| e.graph.inputs().iter().any(|n| e.graph.node(*n).origin.name() == name);
+        let by_name: Vec<(&str, &Tensor)> =
+            names.iter().map(String::as_str).zip(&inputs).filter(|(name, _)| read(name)).collect();
+        for class in Class::ALL.into_iter().filter(|c| c.supported_here()) {
+            let executable = jit(&e.graph, &Binding::new(), CpuTarget::new(class))
+                .unwrap_or_else(|error| panic!("{op:?}: {error}\n{}", e.graph));
+            let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
+            let found = session.run(&by_name).unwrap();
+            for ((name, found), expected) in found.iter().zip(&expected) {
+                let (found, expected) = (found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap());
+                // Cotangents have a size of 1, and so has what cancels where a function saturates.
+                let scale = expected.iter().fold(1e-2f32, |m, g| m.max(g.abs()));
+                for (f, e) in found.iter().zip(&expected) {
+                    assert!(
+                        (f - e).abs() <= 1e-4 * scale,
+                        "{op:?} {name} on {}: {f}, expected {e}",
+                        class.name()
+                    );
+                }
+            }
+        }
+    }
+}
