@@ -17,6 +17,7 @@ use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
 use crate::isa::{Isa, PANEL};
+use crate::matmul::even;
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
 use crate::{Class, depthwise, matmul};
@@ -211,11 +212,6 @@ fn as_product(call: &Conv) -> MatMul {
         precision: Precision::F32,
         epilogue: call.epilogue,
     }
-}
-
-/// Cuts `total` into equal parts of at most `most`, and says how large they are.
-fn even(total: usize, most: usize) -> usize {
-    total.div_ceil(total.div_ceil(most).max(1)).max(1)
 }
 
 /// Where the channels of panel `panel` of `panels` begin.

@@ -56,7 +56,7 @@ const MANY_BLOCKS: usize = 12;
 const GROUP_BYTES: usize = 1 << 19;
 
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
-fn even(total: usize, most: usize) -> usize {
+pub(crate) fn even(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most).max(1)).max(1)
 }
 

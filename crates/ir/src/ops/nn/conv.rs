@@ -6,7 +6,7 @@
 //!
 //! Only the layout `nhwc` has a kernel: the pass `assign-layout` brings every convolution there.
 
-use margay_loops::{Epilogue, KernelCall};
+use margay_loops::{Binary, Epilogue, Index, KernelCall, Literal, Nest, Reg};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -18,7 +18,7 @@ use crate::ops::{
     ReduceKind, Reshape,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, types};
+use crate::{TensorType, TypeError, Types, types};
 
 /// Convolution; the lists have one value per spatial axis. Defaults are those of two spatial axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -146,9 +146,7 @@ impl OpDef for Conv {
             let kernel = cx.op(Reshape { shape: kernel }, &[k])?;
             let turned = cx.transposed(kernel)?;
             let columns = cx.op(MatMul::default(), &[turned, dy])?;
-            let unfolded = patches.infer(&[cx.ty(x)]);
-            let shape = unfolded.map(|t| t[0].shape.clone());
-            let shape = shape.map_err(|error| AddError { op: Patches::NAME, error })?;
+            let shape = patches.unfolded(cx.ty(x))?;
             let columns = cx.op(Reshape { shape }, &[columns])?;
             let size = image[2..].to_vec();
             Some(cx.op(FoldPatches { patches: patches.clone(), size }, &[columns])?)
@@ -337,6 +335,20 @@ impl Window {
                 "spatial axis {axis}: a window of `{span}` does not fit a padded extent of `{padded}`"
             ))),
         }
+    }
+
+    /// `guard`, and that `at` lies in an axis of this extent, tested only where there is padding.
+    pub(super) fn inside(&self, n: &mut Nest, guard: Option<Reg>, at: &Index, extent: usize) -> Option<Reg> {
+        let mut tests: Vec<Reg> = guard.into_iter().collect();
+        if self.before > 0 {
+            let (at, zero) = (n.index_value(at), n.literal(Literal::Int(DType::I64, 0)));
+            tests.push(n.binary(Binary::Le, zero, at));
+        }
+        if self.after > 0 {
+            let (at, extent) = (n.index_value(at), n.literal(Literal::Int(DType::I64, extent as i64)));
+            tests.push(n.binary(Binary::Lt, at, extent));
+        }
+        tests.into_iter().reduce(|x, y| n.binary(Binary::And, x, y))
     }
 
     /// The element under tap `tap` of window `i`, if it is not in the padding.

@@ -3,8 +3,8 @@
 //!
 //! A convolution is a product of its kernel with these columns, which is how the derivative by the kernel is taken.
 
-use margay_loops::{Binary, Index, Literal, Nest, Reg};
-use margay_tensor::{DType, Dim, Tensor};
+use margay_loops::Index;
+use margay_tensor::{Dim, Shape, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
@@ -13,7 +13,7 @@ use crate::ops::nn::conv::Window;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Bits, Case, Cost, EvalError, FoldPatches, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{AddError, TensorType, TypeError, Types, types};
 
 /// Windows side by side; the lists have one value per spatial axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -88,7 +88,7 @@ impl OpDef for Patches {
                     let (tap, place) = (&i[2 + axis], &i[2 + windows.len() + axis]);
                     let start = place.times(w.stride as i64);
                     let at = start.plus(tap, w.dilation as i64).plus(&Index::constant(w.before as i64), -1);
-                    guard = inside(n, guard, &at, w, size[axis]);
+                    guard = w.inside(n, guard, &at, size[axis]);
                     from.push(at);
                 }
                 let x = match guard {
@@ -144,24 +144,16 @@ impl Patches {
         Window::all(self.kernel.len(), strides, dilations, &self.pads_before, &self.pads_after)
     }
 
+    /// The shape of the windows of an image, for rules that build them.
+    pub(super) fn unfolded(&self, image: &TensorType) -> Result<Shape, AddError> {
+        let types = self.infer(&[image]).map_err(|error| AddError { op: Patches::NAME, error })?;
+        Ok(types[0].shape.clone())
+    }
+
     /// The number of windows along each spatial axis of these extents.
     pub(super) fn places(&self, size: &[Dim]) -> Result<Vec<Dim>, TypeError> {
         let windows = self.windows()?;
         let along = |(axis, w): (usize, &Window)| w.outputs(axis, &size[axis], &Dim::from(self.kernel[axis]));
         windows.iter().enumerate().map(along).collect()
     }
-}
-
-/// `guard`, and that `at` lies in the operand, tested only where there is padding.
-pub(super) fn inside(n: &mut Nest, guard: Option<Reg>, at: &Index, w: &Window, extent: usize) -> Option<Reg> {
-    let mut tests: Vec<Reg> = guard.into_iter().collect();
-    if w.before > 0 {
-        let (at, zero) = (n.index_value(at), n.literal(Literal::Int(DType::I64, 0)));
-        tests.push(n.binary(Binary::Le, zero, at));
-    }
-    if w.after > 0 {
-        let (at, extent) = (n.index_value(at), n.literal(Literal::Int(DType::I64, extent as i64)));
-        tests.push(n.binary(Binary::Lt, at, extent));
-    }
-    tests.into_iter().reduce(|x, y| n.binary(Binary::And, x, y))
 }

@@ -6,7 +6,7 @@
 //! same except in an average with `count_include_pad`, where all of `pads_after` counts. A window over nothing but
 //! padding gives -∞ or NaN.
 
-use margay_loops::{Binary, Combine, Index, Literal, Nest, Reg};
+use margay_loops::{Combine, Index, Literal, Nest, Reg};
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
@@ -19,7 +19,7 @@ use crate::ops::{
     Patches, Reshape,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, types};
+use crate::{TensorType, TypeError, Types, types};
 
 /// What is taken from a window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -168,9 +168,7 @@ impl OpDef for Pool {
                     cx.sum_kept(inside, taps)?
                 };
                 let share = cx.div(dy, count)?;
-                let unfolded = patches(0.0).infer(&[cx.ty(x)]);
-                let shape = unfolded.map(|t| t[0].shape.clone());
-                let shape = shape.map_err(|error| AddError { op: Patches::NAME, error })?;
+                let shape = patches(0.0).unfolded(cx.ty(x))?;
                 cx.op(Broadcast { shape }, &[share])?
             }
         };
@@ -312,27 +310,13 @@ impl Taps {
         n.reduce(self.kernel[axis], &results[..1 + usize::from(self.counted)], |n, tap| {
             let start = i[self.layout.spatial_axis(axis)].times(w.stride as i64);
             let at = start.plus(&tap, w.dilation as i64).plus(&Index::constant(w.before as i64), -1);
-            let guard = outside_padding(n, guard, &at, w, self.size[axis]);
+            let guard = w.inside(n, guard, &at, self.size[axis]);
             from.push(at);
             let values = self.join(n, i, from, guard, dtype);
             from.pop();
             values
         })
     }
-}
-
-/// `guard`, and that `at` lies in the operand, tested only where there is padding.
-fn outside_padding(n: &mut Nest, guard: Option<Reg>, at: &Index, w: &Window, extent: usize) -> Option<Reg> {
-    let mut tests: Vec<Reg> = guard.into_iter().collect();
-    if w.before > 0 {
-        let (at, zero) = (n.index_value(at), n.literal(Literal::Int(DType::I64, 0)));
-        tests.push(n.binary(Binary::Le, zero, at));
-    }
-    if w.after > 0 {
-        let (at, extent) = (n.index_value(at), n.literal(Literal::Int(DType::I64, extent as i64)));
-        tests.push(n.binary(Binary::Lt, at, extent));
-    }
-    tests.into_iter().reduce(|x, y| n.binary(Binary::And, x, y))
 }
 
 #[cfg(test)]
