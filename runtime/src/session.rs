@@ -96,6 +96,11 @@ impl Session {
         self.states.names()
     }
 
+    /// Bytes of the states.
+    pub fn states_bytes(&self) -> usize {
+        self.states.bytes()
+    }
+
     /// What a state holds; `None` if there is none of this name.
     pub fn state(&self, name: &str) -> Option<Tensor> {
         self.states.get(name)
