@@ -40,7 +40,7 @@ fn weights(ty: &TensorType, seed: u64) -> Tensor {
     Tensor::from_slice(&shape, &values).unwrap()
 }
 
-/// A graph of one node over constants, its outputs, and the derivatives of a weighted sum of these by the operands.
+/// A graph of one node over inputs, its outputs, and the derivatives of a weighted sum of these by the operands.
 struct Example {
     graph: Graph,
     outputs: usize,
@@ -48,13 +48,10 @@ struct Example {
     derived: Vec<(usize, usize)>,
 }
 
-fn example(op: &Op, inputs: &[Tensor], as_constants: bool) -> Result<Example, String> {
+fn example(op: &Op, inputs: &[Tensor]) -> Result<Example, String> {
     let mut g = Graph::new(op.name());
-    let operand = |g: &mut Graph, (i, t): (usize, &Tensor)| match as_constants {
-        true => g.add(Const { payload: Payload::new(t.clone()) }, &[], Origin::default()).unwrap(),
-        false => g.add_input(&format!("x{i}"), TensorType::of(t)),
-    };
-    let operands: Vec<Value> = inputs.iter().enumerate().map(|p| operand(&mut g, p)).collect();
+    let operand = |(i, t): (usize, &Tensor)| g.add_input(&format!("x{i}"), TensorType::of(t));
+    let operands: Vec<Value> = inputs.iter().enumerate().map(operand).collect();
     let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap();
     let outs: Vec<Value> =
         (0..g.node(v.node).types.len() as u16).map(|out| Value { node: v.node, out }).collect();
@@ -127,7 +124,7 @@ fn derivatives_are_those_of_finite_differences() {
         let narrow = matches!(&op, Op::MatMul(m) if m.precision != Precision::F32);
         let widened = |t: &Tensor| if t.dtype() == DType::F32 && !narrow { wide(t) } else { t.clone() };
         let inputs: Vec<Tensor> = narrow_inputs.iter().map(widened).collect();
-        let e = match example(&op, &inputs, false) {
+        let e = match example(&op, &inputs) {
             Ok(e) => e,
             Err(message) => {
                 let known = WITHOUT.iter().any(|(name, why)| *name == op.name() && message.contains(why));
@@ -168,8 +165,7 @@ fn compiled_derivatives_agree_with_the_reference() {
         if !is_smooth(&op, &inputs) || inputs.iter().any(|t| t.dtype() == DType::F64) {
             continue;
         }
-        // Kernels of convolutions are compiled as constants.
-        let Ok(mut e) = example(&op, &inputs, matches!(op, Op::Conv(_))) else { continue };
+        let Ok(mut e) = example(&op, &inputs) else { continue };
         let outputs = e.graph.outputs().to_vec();
         e.graph.set_outputs(outputs[e.outputs..].to_vec());
         e.graph.remove_dead();

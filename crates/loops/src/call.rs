@@ -90,7 +90,7 @@ pub struct MatMul {
 /// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
-/// Arguments: X, K (a packed constant), bias if any, residual if any, Y, workspace if any.
+/// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Conv {
     /// Images.
@@ -113,6 +113,8 @@ pub struct Conv {
     pub pads: [usize; 2],
     /// Steps between taps.
     pub dilations: [usize; 2],
+    /// K is a constant, stored in the layout the target packs it into; else it is row-major.
+    pub k_packed: bool,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -295,7 +297,7 @@ impl fmt::Display for KernelCall {
             }
             KernelCall::Conv(c) => write!(
                 f,
-                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}",
+                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}{}",
                 c.batch,
                 c.in_channels,
                 c.in_size[0],
@@ -306,6 +308,7 @@ impl fmt::Display for KernelCall {
                 c.kernel[0],
                 c.kernel[1],
                 c.groups,
+                if c.k_packed { "" } else { " computed" },
                 c.epilogue
             ),
             KernelCall::Attention(c) => write!(

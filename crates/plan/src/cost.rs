@@ -334,6 +334,7 @@ mod tests {
             strides: [1, 1],
             pads: [kernel / 2, kernel / 2],
             dilations: [1, 1],
+            k_packed: true,
             epilogue: Epilogue::default(),
         }
     }

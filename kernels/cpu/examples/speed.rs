@@ -225,6 +225,7 @@ fn conv(
         strides: [stride; 2],
         pads: [pad; 2],
         dilations: [1; 2],
+        k_packed: true,
         epilogue: Epilogue::default(),
     })
 }

@@ -158,7 +158,7 @@ impl Target for CpuTarget {
     fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
             (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, tensor),
-            (KernelCall::Conv(c), 1) => conv::pack_constant(c, tensor),
+            (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, tensor),
             _ => Err(format!("operand {operand} is not packed")),
         }
         .map_err(|why| self.no_kernel(call, why))
@@ -211,6 +211,8 @@ pub(crate) struct Names {
     pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
     pub(crate) depthwise: &'static str,
+    /// Filters that are no constants.
+    pub(crate) filters: &'static str,
 }
 
 macro_rules! names {
@@ -228,6 +230,7 @@ macro_rules! names {
             linear_attention: concat!("linear_attention_f32__", $instructions),
             conv: concat!("conv_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
+            filters: concat!("pack_f32_filters__", $instructions),
         }
     };
 }
@@ -254,7 +257,7 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, isa, linear_attention, matmul, narrow, pack, thin};
+            use crate::{attention, conv, depthwise, filters, isa, linear_attention, matmul, narrow, pack, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
@@ -267,6 +270,7 @@ macro_rules! entries {
                 $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
+            entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
         }
     };
     (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
@@ -324,6 +328,7 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::LINEAR_ATTENTION,
     portable::CONV,
     portable::DEPTHWISE,
+    portable::FILTERS,
     #[cfg(target_arch = "x86_64")]
     avx2::PACK,
     #[cfg(target_arch = "x86_64")]
@@ -341,6 +346,8 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
+    avx2::FILTERS,
+    #[cfg(target_arch = "x86_64")]
     avx512::PACK,
     #[cfg(target_arch = "x86_64")]
     avx512::MATMUL,
@@ -356,6 +363,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::CONV,
     #[cfg(target_arch = "x86_64")]
     avx512::DEPTHWISE,
+    #[cfg(target_arch = "x86_64")]
+    avx512::FILTERS,
     #[cfg(target_arch = "x86_64")]
     avx512_bf16::MATMUL,
 ];
