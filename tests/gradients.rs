@@ -1,11 +1,13 @@
 //! Derivatives of every operator, by its own cases: the reference against finite differences in f64, and compiled code
 //! against the reference.
 
-use margay_driver::build::jit;
-use margay_ir::ops::Const;
+use margay_driver::Dump;
+use margay_driver::build::{bind, jit};
+use margay_ir::ops::{Attention, Const};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::Precision;
+use margay_loops::{KernelCall, Precision, Program, Work};
+use margay_lower::lower;
 use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
@@ -14,6 +16,7 @@ use margay_testkit::case_inputs;
 
 /// Operators whose derivative is refused, with the reason.
 const WITHOUT: &[(&str, &str)] = &[
+    ("attention_gradient", "second derivatives of attention are not taken"),
     ("reduce", "there is no rule for products of elements"),
     ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),
@@ -195,5 +198,42 @@ fn compiled_derivatives_agree_with_the_reference() {
                 }
             }
         }
+    }
+}
+
+/// Attention of `length` queries and keys, and its derivatives by all operands but the mask.
+fn attention_step(length: usize, causal: bool, masked: bool) -> Program {
+    let mut g = Graph::new("step");
+    let mut operands: Vec<Value> = ["q", "k", "v"]
+        .map(|name| g.add_input(name, TensorType::known(DType::F32, &[1, 2, length, 32])))
+        .to_vec();
+    let by = operands.clone();
+    if masked {
+        operands.push(g.add_input("mask", TensorType::known(DType::F32, &[1, 1, 1, length])));
+    }
+    let op = Attention { causal, ..Attention::new(0.5) };
+    let y = g.add(op, &operands, Origin::named("attention")).unwrap();
+    let seed = g.add_input("cotangent", TensorType::known(DType::F32, &[1, 2, length, 32]));
+    let found = gradients(&mut g, &[(y, seed)], &by).unwrap();
+    g.add_output("y", y);
+    found.into_iter().flatten().enumerate().for_each(|(i, v)| g.add_output(&format!("d{i}"), v));
+    let bound = bind(&g, &Binding::new(), &mut Dump::none()).unwrap();
+    lower(&bound, &CpuTarget::new(Class::Avx512)).unwrap()
+}
+
+#[test]
+fn attention_under_training_takes_memory_for_rows_not_for_pairs() {
+    for (causal, masked) in [(false, false), (true, true)] {
+        let [short, long] = [2048, 4096].map(|length| attention_step(length, causal, masked));
+        let families: Vec<&str> = long
+            .steps
+            .iter()
+            .filter_map(|step| match &step.work {
+                Work::Call(call) => Some(KernelCall::family(call)),
+                Work::Loops(_) => None,
+            })
+            .collect();
+        assert_eq!(families, ["attention", "attention_gradient"], "the forward pass runs once");
+        assert!(long.arena_bytes <= 2 * short.arena_bytes + 4096, "{} bytes", long.arena_bytes);
     }
 }

@@ -21,6 +21,7 @@
 compile_error!("kernel parameters are 64-bit words");
 
 mod attention;
+mod attention_gradient;
 mod block;
 mod constants;
 mod conv;

@@ -4,7 +4,9 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, constants, conv, depthwise, linear_attention, matmul};
+use crate::{
+    UnknownTarget, attention, attention_gradient, constants, conv, depthwise, linear_attention, matmul,
+};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -150,6 +152,7 @@ impl Target for CpuTarget {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
+            KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
             KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
         }
         .map_err(|why| self.no_kernel(call, why))
@@ -208,6 +211,7 @@ pub(crate) struct Names {
     /// Pairs of bf16, where the class has an instruction for them.
     pub(crate) matmul_pairs: Option<&'static str>,
     pub(crate) attention: &'static str,
+    pub(crate) attention_gradient: &'static str,
     pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
     pub(crate) depthwise: &'static str,
@@ -227,6 +231,7 @@ macro_rules! names {
             matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
             matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
+            attention_gradient: concat!("attention_gradient_f32_flash__", $instructions),
             linear_attention: concat!("linear_attention_f32__", $instructions),
             conv: concat!("conv_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
@@ -257,7 +262,7 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, filters, isa, linear_attention, matmul, narrow, pack, thin};
+            use crate::{attention, attention_gradient, conv, depthwise, filters, isa, linear_attention, matmul, narrow, pack, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
@@ -266,6 +271,8 @@ macro_rules! entries {
             entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
             entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
+            entries!(@one ATTENTION_GRADIENT, NAMES.attention_gradient, attention_gradient, $class, $isa,
+                $(#[$features])?);
             entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
                 $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
@@ -325,6 +332,7 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::THIN,
     portable::WIDENED,
     portable::ATTENTION,
+    portable::ATTENTION_GRADIENT,
     portable::LINEAR_ATTENTION,
     portable::CONV,
     portable::DEPTHWISE,
@@ -339,6 +347,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx2::WIDENED,
     #[cfg(target_arch = "x86_64")]
     avx2::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx2::ATTENTION_GRADIENT,
     #[cfg(target_arch = "x86_64")]
     avx2::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
@@ -357,6 +367,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::WIDENED,
     #[cfg(target_arch = "x86_64")]
     avx512::ATTENTION,
+    #[cfg(target_arch = "x86_64")]
+    avx512::ATTENTION_GRADIENT,
     #[cfg(target_arch = "x86_64")]
     avx512::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
