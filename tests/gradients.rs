@@ -18,7 +18,6 @@ const WITHOUT: &[(&str, &str)] = &[
     ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
-    ("linear_attention", "there is no rule for the causal form"),
 ];
 
 fn wide(t: &Tensor) -> Tensor {
