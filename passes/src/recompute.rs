@@ -2,8 +2,8 @@
 //!
 //! Required stage: lowerable: what is worth it depends on sizes. Values that take the most bytes per operation go first,
 //! and only those whose operands are kept anyway or computed again too; products, convolutions and attention are computed
-//! twice only when nothing else is left. The backward
-//! pass is made anew in the order in which it should run, so that nothing is computed before it is needed. Fails where the limit cannot be met, and says what can.
+//! twice only when nothing else is left. The backward pass is made anew in the order in which it should run, so that
+//! nothing is computed before it is needed. Fails where the limit cannot be met, and says what can.
 //!
 //! After Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016 (arXiv 1604.06174); here choices are made value
 //! by value rather than by segments.
