@@ -46,6 +46,7 @@ mod runner;
 mod samples;
 mod source;
 
+pub use calibrate::{BATCH, MAX_PATCHES, Unfold, parallel};
 pub use compile::{CompileOptions, Compiled, Goal, compile, compile_with};
 pub use dump::Dump;
 pub use error::{DriverError, Kind};
@@ -53,5 +54,5 @@ pub use export::export_graph;
 pub use progress::{Progress, Silent};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Samples, bound_batch};
+pub use samples::{Arrays, Samples, bound_batch};
 pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_with};

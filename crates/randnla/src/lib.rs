@@ -7,6 +7,7 @@
 //! - [`Gram`]: streaming mean and second moment of vectors.
 //! - [`Whitening`]: a square root of a second moment, and its inverse.
 //! - [`LowRank`]: one decomposition of a weight, then factors and exact errors for every rank.
+//! - [`Regression`]: factors fitted to pairs of inputs and outputs.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`svd`], [`rsvd`]: thin and randomized singular value decomposition.
 //! - [`random_matrix`], [`sketch`]: test matrices from counter-based random streams.
@@ -25,6 +26,7 @@ mod gauge;
 mod gram;
 mod lowrank;
 mod matrix;
+mod regression;
 mod rsvd;
 mod test_matrix;
 mod whitening;
@@ -34,6 +36,7 @@ pub use gauge::{IdentityGauge, Side};
 pub use gram::Gram;
 pub use lowrank::{Factors, LowRank, LowRankOptions};
 pub use matrix::Matrix;
+pub use regression::Regression;
 pub use rsvd::{RsvdOptions, Svd, rsvd, svd};
 pub use test_matrix::{Distribution, random_matrix, sketch};
 pub use whitening::{Centring, Conditioning, Whitening};
