@@ -336,6 +336,16 @@ fn doc_example_of_differentiate_holds() {
 }
 
 #[test]
+fn doc_example_of_make_trainable_holds() {
+    let pass = margay_passes::MakeTrainable { names: vec!["fc.weight".into()] };
+    doc_examples(&source_of("make-trainable")).iter().for_each(|e| check(&pass, e));
+    let unknown = margay_passes::MakeTrainable { names: vec!["fc".into()] };
+    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("make-trainable"))[0].before);
+    let refusal = unknown.run(&mut g, &mut Cx::default()).unwrap_err().to_string();
+    assert_eq!(refusal, "the model has no constant of floats `fc`");
+}
+
+#[test]
 fn derivatives_that_do_not_exist_are_refused_by_name() {
     let source = "graph @prod(%x: f32[3]) -> (y: f32) {
       %0 = reduce %x {kind = prod, axes = [0]} : f32  // all

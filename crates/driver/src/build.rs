@@ -6,8 +6,8 @@ use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
 use margay_ir::{Graph, NodeId, Op, ops::Io, ops::Lowered, ops::Port};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{KernelCall, Precision, Program, Target, Work};
-use margay_lower::lower;
+use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
+use margay_lower::lower_carrying;
 use margay_passes::{LowerPrecision, Pipeline, Step};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
@@ -67,8 +67,21 @@ pub fn add_entry(
     target: CpuTarget,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
+    add_step_entry(builder, g, binding, target, &[], dump)
+}
+
+/// As [`add_entry`], of a graph some of whose inputs are states: each by the name of the input and that of the output
+/// which holds its next value. The session that runs the entry keeps them, and updates them in place.
+pub fn add_step_entry(
+    builder: &mut ArtifactBuilder,
+    g: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    states: &[(String, String)],
+    dump: &mut Dump,
+) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    let program = lower(&bound, &target)?;
+    let program = lower_carrying(&bound, &target, &carried(&bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
     let mut names = constant_names(&bound);
     names.extend(constant_names(g));
@@ -91,6 +104,7 @@ pub fn add_entry(
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
+        carried: program.carried.clone(),
         arena_bytes: program.arena_bytes,
         scratch_bytes: code.scratch_bytes,
         kernels: code.kernels,
@@ -104,6 +118,20 @@ pub fn add_entry(
     Ok(program)
 }
 
+/// States by position.
+fn carried(g: &Graph, states: &[(String, String)]) -> Result<Vec<Carried>, DriverError> {
+    let position = |state: &(String, String)| {
+        let input = g.inputs().iter().position(|n| g.node(*n).origin.name() == state.0);
+        let output = g.outputs().iter().position(|o| *o.name == *state.1);
+        match (input, output) {
+            (Some(input), Some(output)) => Ok(Carried { input, output }),
+            (None, _) => Err(DriverError::Options(format!("the graph has no input `{}`", state.0))),
+            (_, None) => Err(DriverError::Options(format!("the graph has no output `{}`", state.1))),
+        }
+    };
+    states.iter().map(position).collect()
+}
+
 fn suffix(binding: &Binding) -> String {
     binding.iter().fold(String::new(), |s, (name, v)| format!("{s}-{name}{v}"))
 }
@@ -112,6 +140,18 @@ fn suffix(binding: &Binding) -> String {
 pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable, DriverError> {
     let mut builder = ArtifactBuilder::new(g.name(), target.name());
     add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
+    Ok(Executable::from_parts(builder.into_parts()?)?)
+}
+
+/// Compiles a graph with [states](add_step_entry), to run in this process.
+pub fn jit_step(
+    g: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    states: &[(String, String)],
+) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name(), target.name());
+    add_step_entry(&mut builder, g, binding, target, states, &mut Dump::none())?;
     Ok(Executable::from_parts(builder.into_parts()?)?)
 }
 

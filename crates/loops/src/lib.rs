@@ -30,5 +30,5 @@ pub use call::{
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
 pub use precision::Precision;
-pub use program::{Buffer, BufferId, Constant, Operand, Place, Port, Program, Step, Work};
+pub use program::{Buffer, BufferId, Carried, Constant, Operand, Place, Port, Program, Step, Work};
 pub use target::{NoKernel, Packed, Phase, Prepared, Target};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, Port, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Activation, Epilogue, KernelCall, Program, Target};
+use margay_loops::{Activation, Carried, Epilogue, KernelCall, Program, Target};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -97,6 +97,19 @@ const CHEAP_FLOPS: u64 = 4;
 
 /// Lowers a graph at stage `Lowerable`.
 pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
+    lower_carrying(g, target, &[])
+}
+
+/// Lowers a graph at stage `Lowerable` some of whose outputs are inputs of the next run; they are updated in place.
+/// No input and no output occurs twice.
+pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Result<Program, LowerError> {
+    for c in carried {
+        let (input, output) = (g.ty(g.inputs()[c.input].into()), g.ty(g.outputs()[c.output].value));
+        if input != output {
+            let name = g.outputs()[c.output].name.to_string();
+            return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
+        }
+    }
     let mut grouper = Grouper { g, emit: Emitter::new(g, target), held: HashMap::new() };
     for n in g.order() {
         grouper.visit(n)?;
@@ -105,6 +118,7 @@ pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
         let memory = grouper.memory_of(o.value)?;
         grouper.emit.output(i, &memory)?;
     }
+    grouper.emit.carry(carried);
     Ok(grouper.emit.finish())
 }
 

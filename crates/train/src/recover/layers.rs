@@ -84,7 +84,7 @@ impl Layer {
 ///
 /// # Errors
 /// [`TrainError::Driver`] where a model does not run on the data, [`TrainError::Refit`] where a layer sees numbers that
-/// are not finite, [`TrainError::Recover`] where there is no layer to refit.
+/// are not finite, [`TrainError::Options`] where there is no layer to refit.
 pub fn refit_layers(
     student: &mut Graph,
     data: &LayerData<'_>,
@@ -133,7 +133,7 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
     let modules = factored_modules(student);
     if modules.is_empty() {
         let message = "the sketched model has no layer of two factors: nothing to recover";
-        return Err(TrainError::Recover(message.into()));
+        return Err(TrainError::Options(message.into()));
     }
     let named = Named::of(teacher);
     let levels = levels(student, &modules);
@@ -149,7 +149,7 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
     if layers.is_empty() {
         let message = "no layer of the sketched model has the name of one of the teacher: \
                        is this the model that was sketched?";
-        return Err(TrainError::Recover(message.into()));
+        return Err(TrainError::Options(message.into()));
     }
     Ok(layers)
 }

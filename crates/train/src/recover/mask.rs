@@ -20,7 +20,7 @@ impl Mask {
     /// The input that is asked for; without one [`DEFAULT_MASK`], if the graph has such an input of two axes.
     ///
     /// # Errors
-    /// [`TrainError::Recover`] if the graph has no such input, or it has not two axes.
+    /// [`TrainError::Options`] if the graph has no such input, or it has not two axes.
     pub fn find(g: &Graph, asked: Option<&str>) -> Result<Mask, TrainError> {
         let name = asked.unwrap_or(DEFAULT_MASK);
         let ty = g.inputs().iter().find_map(|n| match g.op(*n) {
@@ -29,11 +29,11 @@ impl Mask {
         });
         match (ty, asked) {
             (Some(ty), _) if ty.ndim() == 2 => Ok(Mask { input: Some(name.to_owned()) }),
-            (Some(ty), Some(_)) => Err(TrainError::Recover(format!(
+            (Some(ty), Some(_)) => Err(TrainError::Options(format!(
                 "the mask `{name}` is {ty}, expected two axes: samples and places"
             ))),
             (None, Some(_)) => {
-                Err(TrainError::Recover(format!("the model has no input `{name}` to mask by")))
+                Err(TrainError::Options(format!("the model has no input `{name}` to mask by")))
             }
             (_, None) => Ok(Mask::default()),
         }
