@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::factors::{FactoredModule, factored_modules};
 use super::mask::Mask;
 use super::stages::Stages;
+use super::trainable::named;
 use super::twins::Named;
 use crate::TrainError;
 
@@ -33,6 +34,9 @@ const MOST_SAMPLES: [usize; 2] = [2048, 512];
 /// Samples run at once where the model leaves its batch open.
 const SAMPLES_AT_ONCE: usize = 64;
 
+/// Parts in which the moments of a layer are summed.
+const PARTS: usize = 4;
+
 /// What became of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerRefit {
@@ -44,6 +48,15 @@ pub struct LayerRefit {
     pub after: f64,
     /// Whether the factors are new.
     pub refitted: bool,
+}
+
+/// What refitting gave.
+#[derive(Clone, Debug)]
+pub struct Refitted {
+    /// What became of each layer.
+    pub reports: Vec<LayerRefit>,
+    /// The new contents of constants, by the names that parameters have.
+    pub factors: Vec<(String, Tensor)>,
 }
 
 /// What layers are refitted with.
@@ -80,17 +93,21 @@ impl Layer {
     }
 }
 
-/// Refits all layers that the teacher has too.
+/// Refits all layers that the teacher has too, or those before an interruption.
 ///
 /// # Errors
 /// [`TrainError::Driver`] where a model does not run on the data, [`TrainError::Refit`] where a layer sees numbers that
 /// are not finite, [`TrainError::Options`] where there is no layer to refit.
 pub fn refit_layers(
-    student: &mut Graph,
+    student: &Graph,
     data: &LayerData<'_>,
     progress: &dyn Progress,
-) -> Result<Vec<LayerRefit>, TrainError> {
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Refitted, TrainError> {
     let layers = layers(student, data.teacher)?;
+    let original = student;
+    let student = &mut original.clone();
+    let mut new: Vec<(NodeId, Tensor)> = Vec::new();
     let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, TrainError> {
         let size = bound_batch(student).unwrap_or(SAMPLES_AT_ONCE);
         Ok(samples.runs(student, size).take(most.div_ceil(size)).collect::<Result<_, _>>()?)
@@ -102,6 +119,9 @@ pub fn refit_layers(
     let levels: BTreeSet<usize> = layers.iter().map(|l| l.level).collect();
     let mut done = Vec::new();
     for level in levels {
+        if interrupted() {
+            break;
+        }
         progress.at("refitting layers", done.len(), layers.len());
         let now: Vec<&Layer> = layers.iter().filter(|l| l.level == level).collect();
         let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs(student)).collect();
@@ -118,15 +138,15 @@ pub fn refit_layers(
         for (layer, fitted) in now.iter().zip(fitted) {
             let failed = |error| TrainError::Refit { module: layer.module.name.clone(), error };
             let (report, factors) = fitted.map_err(failed)?;
-            if let Some(factors) = factors {
-                install(student, &layer.module, &factors);
+            for (n, tensor) in factors.into_iter().flat_map(|f| contents(original, &layer.module, &f)) {
+                replace_constant(student, n, tensor.clone());
+                new.push((n, tensor));
             }
             done.push(report);
         }
     }
-    student.remove_dead();
     progress.at("refitting layers", layers.len(), layers.len());
-    Ok(done)
+    Ok(Refitted { reports: done, factors: named(original, new) })
 }
 
 fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
@@ -135,11 +155,11 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
         let message = "the sketched model has no layer of two factors: nothing to recover";
         return Err(TrainError::Options(message.into()));
     }
-    let named = Named::of(teacher);
+    let twins = Named::of(teacher);
     let levels = levels(student, &modules);
     let mut layers = Vec::new();
     for (module, level) in modules.into_iter().zip(levels) {
-        let target = |output: Value| named.twin(teacher, student, output.node);
+        let target = |output: Value| twins.twin(teacher, student, output.node);
         let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output())).collect();
         if let Some(targets) = targets {
             let prior = dense_weight(teacher, &module, targets[0]);
@@ -207,10 +227,12 @@ fn measure(
 ) -> Result<Vec<Regression>, TrainError> {
     let samples: usize = batches.iter().map(|b| rows_of(b)).sum();
     let marks: Vec<Option<Vec<bool>>> = batches.iter().map(|b| data.mask.rows(b)).collect();
-    let sums = parallel(data.threads, layers.len(), &margay_driver::Silent, "", |i| {
-        let (module, targets) = (&layers[i].module, &layers[i].targets);
+    // Parts of the batches are summed side by side; how many there are does not depend on the threads.
+    let sums = parallel(data.threads, PARTS * layers.len(), &margay_driver::Silent, "", |i| {
+        let (part, layer) = (i % PARTS, layers[i / PARTS]);
+        let (module, targets) = (&layer.module, &layer.targets);
         let mut sum = Regression::new(module.d_in, module.d_out);
-        for (batch, marks) in marks.iter().enumerate() {
+        for (batch, marks) in marks.iter().enumerate().filter(|(batch, _)| batch % PARTS == part) {
             for (place, target) in module.places.iter().zip(targets) {
                 let x = of_student.value(batch, student.inputs_of(place.first)[0]);
                 let y = of_teacher.value(batch, *target);
@@ -224,10 +246,15 @@ fn measure(
         }
         Ok::<Regression, RandnlaError>(sum)
     });
-    let named = |(sum, layer): (Result<Regression, RandnlaError>, &&Layer)| {
-        sum.map_err(|error| TrainError::Refit { module: layer.module.name.clone(), error })
+    let mut sums = sums.into_iter();
+    let whole = |layer: &&Layer| {
+        let parts: Vec<_> = sums.by_ref().take(PARTS).collect();
+        let mut sum = Regression::new(layer.module.d_in, layer.module.d_out);
+        let added = parts.into_iter().try_for_each(|part| sum.merge(&part?));
+        let failed = |error| TrainError::Refit { module: layer.module.name.clone(), error };
+        added.map(|()| sum).map_err(failed)
     };
-    sums.into_iter().zip(layers).map(named).collect()
+    layers.iter().map(whole).collect()
 }
 
 /// Samples in a batch.
@@ -316,8 +343,8 @@ fn factors_of(g: &Graph, module: &FactoredModule) -> Factors {
     Factors { left: matrix(module.left), right: matrix(module.right), bias }
 }
 
-/// Puts new factors into the graph.
-fn install(g: &mut Graph, module: &FactoredModule, factors: &Factors) {
+/// New contents of the constants of a module.
+fn contents(g: &Graph, module: &FactoredModule, factors: &Factors) -> Vec<(NodeId, Tensor)> {
     let flat = |m: &Matrix| match module.kind {
         ModuleKind::Linear => m.to_row_major(),
         ModuleKind::Conv => m.transposed().to_row_major(),
@@ -327,15 +354,15 @@ fn install(g: &mut Graph, module: &FactoredModule, factors: &Factors) {
         let places = module.places.iter().filter_map(|p| p.bias);
         new.extend(places.map(|(_, constant)| (constant, bias.clone())));
     }
-    for (n, data) in new {
-        replace_constant(g, n, &data);
-    }
+    let shaped = |(n, data): (NodeId, Vec<f32>)| {
+        let shape = g.constant(n.into()).expect("only constants are refitted").tensor().shape().to_vec();
+        (n, Tensor::from_slice(&shape, &data).expect("as many numbers as before"))
+    };
+    new.into_iter().map(shaped).collect()
 }
 
-/// Makes everybody who reads a constant read other numbers of the same shape.
-fn replace_constant(g: &mut Graph, n: NodeId, data: &[f32]) {
-    let shape = g.constant(n.into()).expect("only constants are replaced").tensor().shape().to_vec();
-    let tensor = Tensor::from_slice(&shape, data).expect("as many numbers as before");
+/// Makes everybody who reads a constant read another one of the same type.
+fn replace_constant(g: &mut Graph, n: NodeId, tensor: Tensor) {
     let mut patch = Patch::new();
     let origin = g.node(n).origin.clone();
     let constant = Const { payload: Payload::new(tensor) };
