@@ -68,7 +68,7 @@ pub struct RecoverOptions {
     pub layers: bool,
     /// Whether all layers learn together.
     pub together: bool,
-    /// The share of the samples that is held out.
+    /// The share of the samples that is held out, of which at most 512 are taken.
     pub held_out: f64,
     /// Evaluations in a row without a new best after which learning ends.
     pub patience: Option<u64>,
@@ -130,8 +130,10 @@ pub struct Recovered {
     pub trained: usize,
     /// The values inside that were to agree.
     pub hidden: Vec<String>,
-    /// Samples that were learned from, and that were held out.
-    pub samples: [usize; 2],
+    /// Samples that were learned from.
+    pub learned_from: usize,
+    /// Samples that decided what is better.
+    pub held_out: Samples,
     /// Seconds in all, by this run.
     pub seconds: f64,
 }
@@ -156,7 +158,7 @@ pub fn recover(
     let samples = samples.for_graph(student)?;
     let batch = bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options.held_out, batch)?;
-    let counts = [train.rows(), held_out.rows()];
+    let learned_from = train.rows();
     let parameters = trainable::trainable(student, options.train);
     if parameters.is_empty() {
         return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
@@ -213,7 +215,8 @@ pub fn recover(
         after,
         trained: best.iter().map(|(_, t)| t.len()).sum(),
         hidden: hidden.into_iter().map(|p| p.name).collect(),
-        samples: counts,
+        learned_from,
+        held_out,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -304,13 +307,16 @@ fn replaced(values: &[(String, Tensor)], by: Tensors) -> Tensors {
     values.iter().map(|(name, t)| (name.clone(), new(name).unwrap_or_else(|| t.clone()))).collect()
 }
 
+/// Samples that are held out, at most: more of them cost time at every evaluation and tell little more.
+const MOST_HELD_OUT: usize = 512;
+
 /// Samples to learn from, and a share of them that is held out: evenly spread, and enough for a batch.
 fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Samples), TrainError> {
     if !(share > 0.0 && share < 1.0) {
         return Err(TrainError::Options(format!("held out: expected above 0 and below 1, found {share}")));
     }
     let rows = samples.rows();
-    let count = ((rows as f64 * share) as usize).max(batch);
+    let count = ((rows as f64 * share) as usize).clamp(batch, batch.max(MOST_HELD_OUT));
     if rows < count + batch {
         return Err(TrainError::Options(format!(
             "a batch to learn from and one to hold out: expected at least {} samples, found {rows}",
