@@ -39,13 +39,14 @@ impl Pass for MergeDuplicates {
         reason = "what is mutable is the memo of a content hash, no part of the key"
     )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        let mut seen: HashMap<(Op, Vec<Value>), NodeId> = HashMap::new();
+        let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
         let mut merged = 0;
         for n in g.order() {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }
-            let key = (g.op(n).clone(), g.inputs_of(n).to_vec());
+            let apart = if is_start(g.op(n)) { g.node(n).origin.name() } else { "" };
+            let key = (g.op(n).clone(), g.inputs_of(n).to_vec(), apart.to_string());
             let Some(first) = seen.get(&key).copied() else {
                 seen.insert(key, n);
                 continue;
@@ -65,4 +66,11 @@ impl Pass for MergeDuplicates {
         g.remove_dead();
         Ok(Changed::times(merged))
     }
+}
+
+/// Whether this is what a parameter may hold before training: several floats, all the same.
+fn is_start(op: &Op) -> bool {
+    let Op::Const(c) = op else { return false };
+    let t = c.payload.tensor();
+    t.dtype().is_float() && t.len() > 1 && t.is_splat()
 }
