@@ -1,5 +1,7 @@
 //! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
-//! when their contents are, so that tied weights become one constant.
+//! when their contents are, so that tied weights become one constant. Constants of floats that hold one number in all
+//! of several elements stay apart where their names differ: such are biases and scales before training, equal by
+//! chance, and they must not become one parameter.
 //!
 //! Required stage: imported. Declines nothing.
 //!
