@@ -1,6 +1,8 @@
 //! What can go wrong in training, and whose fault it is.
 
+use margay_driver::{DriverError, Kind};
 use margay_ir::{AddError, PassError};
+use margay_runtime::RunError;
 use margay_tensor::TensorError;
 
 /// A training step cannot be built, or not be run on what it was given.
@@ -33,9 +35,48 @@ pub enum TrainError {
         /// Why.
         error: Box<AddError>,
     },
+    /// A model cannot be compiled or run.
+    #[error(transparent)]
+    Driver(Box<DriverError>),
+    /// A file of states cannot be written, or training not go on from it.
+    #[error("{0}")]
+    Checkpoint(String),
     /// A tensor cannot be made (the data's fault).
     #[error(transparent)]
     Tensor(#[from] TensorError),
+}
+
+impl From<DriverError> for TrainError {
+    fn from(e: DriverError) -> TrainError {
+        TrainError::Driver(e.into())
+    }
+}
+
+impl From<RunError> for TrainError {
+    fn from(e: RunError) -> TrainError {
+        DriverError::from(e).into()
+    }
+}
+
+impl From<margay_ir::eval::RunError> for TrainError {
+    fn from(e: margay_ir::eval::RunError) -> TrainError {
+        DriverError::from(e).into()
+    }
+}
+
+impl TrainError {
+    /// Whose fault it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            TrainError::Driver(e) => e.kind(),
+            TrainError::Checkpoint(_) | TrainError::Tensor(_) => Kind::Malformed,
+            TrainError::Add { .. } => Kind::Internal,
+            TrainError::Options(_)
+            | TrainError::Mismatch { .. }
+            | TrainError::Unreached(_)
+            | TrainError::Pass(_) => Kind::Usage,
+        }
+    }
 }
 
 fn quoted(names: &[String]) -> String {
