@@ -19,6 +19,7 @@ mod explain;
 mod export;
 mod feed;
 mod inspect;
+mod interrupt;
 mod model;
 mod opt;
 mod progress;
@@ -26,6 +27,7 @@ mod run;
 mod save;
 mod table;
 mod timing;
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,6 +53,7 @@ unsupported model; 3 unreadable or malformed file; 4 device not available; 101 a
 enum Command {
     Demo(demo::Args),
     Compile(compile::Args),
+    Train(train::Args),
     Run(run::Args),
     Bench(bench::Args),
     Compare(compare::Args),
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
     let reply = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),

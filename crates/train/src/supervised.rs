@@ -102,7 +102,7 @@ impl Supervised {
         labels: Option<&Tensor>,
         observer: &mut dyn Observer,
     ) -> Result<Trained, TrainError> {
-        let forward = &self.with_output(forward)?;
+        let (model, forward) = (forward, &self.with_output(forward)?);
         let data = self.data(forward, samples, labels)?;
         let batch = self.fit.batch;
         if let Some(bound) = bound_batch(forward).filter(|bound| *bound != batch) {
@@ -118,7 +118,7 @@ impl Supervised {
         let mut task = Labelled { options: self, data: &data, train, held_out, evaluator, fixed };
         let options = FitOptions { identity: self.identity(forward, &data, &step), ..self.fit.clone() };
         let fitted = fit(&mut trainer, &mut task, &options, observer)?;
-        let graph = with_parameters(forward, &fitted.parameters)?;
+        let graph = with_parameters(model, &fitted.parameters)?;
         let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
         Ok(Trained { graph, fitted, memory, parameters, samples })
     }
@@ -146,19 +146,31 @@ impl Supervised {
         Ok(g)
     }
 
-    /// The step, and the constants it trains.
-    fn step(&self, forward: &Graph) -> Result<(TrainingStep, Vec<NodeId>), TrainError> {
+    /// The constants of a graph that are chosen. Of [`Selection::All`] some may turn out to have no effect on the loss.
+    ///
+    /// # Errors
+    /// [`TrainError::Options`] for a name that no constant has.
+    pub fn parameters(&self, forward: &Graph) -> Result<Vec<NodeId>, TrainError> {
+        Ok(self.chosen(forward)?.into_iter().map(|(n, _)| n).collect())
+    }
+
+    fn chosen(&self, forward: &Graph) -> Result<Vec<(NodeId, String)>, TrainError> {
         let known = parameter_names(forward);
-        let mut chosen: Vec<(NodeId, String)> = match &self.selection {
-            Selection::All => known.into_iter().filter(|(n, _)| is_weight(forward, *n)).collect(),
+        match &self.selection {
+            Selection::All => Ok(known.into_iter().filter(|(n, _)| is_weight(forward, *n)).collect()),
             Selection::Named(names) => {
                 let find = |name: &String| {
                     let found = known.iter().find(|(_, n)| n == name).cloned();
                     found.ok_or_else(|| no_parameter(name, &known))
                 };
-                names.iter().map(find).collect::<Result<_, _>>()?
+                names.iter().map(find).collect()
             }
-        };
+        }
+    }
+
+    /// The step, and the constants it trains.
+    fn step(&self, forward: &Graph) -> Result<(TrainingStep, Vec<NodeId>), TrainError> {
+        let mut chosen = self.chosen(forward)?;
         let build = |chosen: &[(NodeId, String)]| {
             let nodes: Vec<NodeId> = chosen.iter().map(|(n, _)| *n).collect();
             let objective = |g: &mut Graph| self.loss(g).map(|(loss, _)| loss);

@@ -146,6 +146,7 @@ fn masked_tokens_are_predicted() {
     assert!(best.error < 0.6 * trained.fitted.first().error, "{:?}", trained.fitted.history);
     assert!(best.measures[0].1 > 0.5, "{best:?}");
     assert_eq!(train(&options, &g, &samples, None).graph.to_string(), trained.graph.to_string());
+    assert_eq!(&*trained.graph.outputs()[0].name, "hidden", "outputs stay in order");
 
     options.output = None;
     let refused = options.train(&g, &samples, None, &mut Silent).unwrap_err();
