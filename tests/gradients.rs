@@ -1,11 +1,13 @@
 //! Derivatives of every operator, by its own cases: the reference against finite differences in f64, and compiled code
 //! against the reference.
 
-use margay_driver::build::jit;
-use margay_ir::ops::Const;
+use margay_driver::Dump;
+use margay_driver::build::{bind, jit};
+use margay_ir::ops::{Attention, Const};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::Precision;
+use margay_loops::{KernelCall, Precision, Program, Work};
+use margay_lower::lower;
 use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
@@ -14,6 +16,7 @@ use margay_testkit::case_inputs;
 
 /// Operators whose derivative is refused, with the reason.
 const WITHOUT: &[(&str, &str)] = &[
+    ("attention_gradient", "second derivatives of attention are not taken"),
     ("reduce", "there is no rule for products of elements"),
     ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),
@@ -40,7 +43,7 @@ fn weights(ty: &TensorType, seed: u64) -> Tensor {
     Tensor::from_slice(&shape, &values).unwrap()
 }
 
-/// A graph of one node over constants, its outputs, and the derivatives of a weighted sum of these by the operands.
+/// A graph of one node over inputs, its outputs, and the derivatives of a weighted sum of these by the operands.
 struct Example {
     graph: Graph,
     outputs: usize,
@@ -48,13 +51,10 @@ struct Example {
     derived: Vec<(usize, usize)>,
 }
 
-fn example(op: &Op, inputs: &[Tensor], as_constants: bool) -> Result<Example, String> {
+fn example(op: &Op, inputs: &[Tensor]) -> Result<Example, String> {
     let mut g = Graph::new(op.name());
-    let operand = |g: &mut Graph, (i, t): (usize, &Tensor)| match as_constants {
-        true => g.add(Const { payload: Payload::new(t.clone()) }, &[], Origin::default()).unwrap(),
-        false => g.add_input(&format!("x{i}"), TensorType::of(t)),
-    };
-    let operands: Vec<Value> = inputs.iter().enumerate().map(|p| operand(&mut g, p)).collect();
+    let operand = |(i, t): (usize, &Tensor)| g.add_input(&format!("x{i}"), TensorType::of(t));
+    let operands: Vec<Value> = inputs.iter().enumerate().map(operand).collect();
     let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap();
     let outs: Vec<Value> =
         (0..g.node(v.node).types.len() as u16).map(|out| Value { node: v.node, out }).collect();
@@ -127,7 +127,7 @@ fn derivatives_are_those_of_finite_differences() {
         let narrow = matches!(&op, Op::MatMul(m) if m.precision != Precision::F32);
         let widened = |t: &Tensor| if t.dtype() == DType::F32 && !narrow { wide(t) } else { t.clone() };
         let inputs: Vec<Tensor> = narrow_inputs.iter().map(widened).collect();
-        let e = match example(&op, &inputs, false) {
+        let e = match example(&op, &inputs) {
             Ok(e) => e,
             Err(message) => {
                 let known = WITHOUT.iter().any(|(name, why)| *name == op.name() && message.contains(why));
@@ -168,8 +168,7 @@ fn compiled_derivatives_agree_with_the_reference() {
         if !is_smooth(&op, &inputs) || inputs.iter().any(|t| t.dtype() == DType::F64) {
             continue;
         }
-        // Kernels of convolutions are compiled as constants.
-        let Ok(mut e) = example(&op, &inputs, matches!(op, Op::Conv(_))) else { continue };
+        let Ok(mut e) = example(&op, &inputs) else { continue };
         let outputs = e.graph.outputs().to_vec();
         e.graph.set_outputs(outputs[e.outputs..].to_vec());
         e.graph.remove_dead();
@@ -199,5 +198,42 @@ fn compiled_derivatives_agree_with_the_reference() {
                 }
             }
         }
+    }
+}
+
+/// Attention of `length` queries and keys, and its derivatives by all operands but the mask.
+fn attention_step(length: usize, causal: bool, masked: bool) -> Program {
+    let mut g = Graph::new("step");
+    let mut operands: Vec<Value> = ["q", "k", "v"]
+        .map(|name| g.add_input(name, TensorType::known(DType::F32, &[1, 2, length, 32])))
+        .to_vec();
+    let by = operands.clone();
+    if masked {
+        operands.push(g.add_input("mask", TensorType::known(DType::F32, &[1, 1, 1, length])));
+    }
+    let op = Attention { causal, ..Attention::new(0.5) };
+    let y = g.add(op, &operands, Origin::named("attention")).unwrap();
+    let seed = g.add_input("cotangent", TensorType::known(DType::F32, &[1, 2, length, 32]));
+    let found = gradients(&mut g, &[(y, seed)], &by).unwrap();
+    g.add_output("y", y);
+    found.into_iter().flatten().enumerate().for_each(|(i, v)| g.add_output(&format!("d{i}"), v));
+    let bound = bind(&g, &Binding::new(), &mut Dump::none()).unwrap();
+    lower(&bound, &CpuTarget::new(Class::Avx512)).unwrap()
+}
+
+#[test]
+fn attention_under_training_takes_memory_for_rows_not_for_pairs() {
+    for (causal, masked) in [(false, false), (true, true)] {
+        let [short, long] = [2048, 4096].map(|length| attention_step(length, causal, masked));
+        let families: Vec<&str> = long
+            .steps
+            .iter()
+            .filter_map(|step| match &step.work {
+                Work::Call(call) => Some(KernelCall::family(call)),
+                Work::Loops(_) => None,
+            })
+            .collect();
+        assert_eq!(families, ["attention", "attention_gradient"], "the forward pass runs once");
+        assert!(long.arena_bytes <= 2 * short.arena_bytes + 4096, "{} bytes", long.arena_bytes);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_loops::Precision;
 use margay_passes::sketch::{Chosen, Selection, modules, scheme};
-use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
+use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
 };
@@ -61,6 +61,13 @@ fn doc_example_of_lower_precision_holds() {
     let examples = doc_examples(&source_of("lower-precision"));
     assert_eq!(examples.len(), 1);
     check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
+}
+
+#[test]
+fn doc_example_of_recompute_holds() {
+    let examples = doc_examples(&source_of("recompute"));
+    assert_eq!(examples.len(), 1);
+    check(&Recompute { max_saved_bytes: 0 }, &examples[0]);
 }
 
 #[test]

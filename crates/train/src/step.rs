@@ -57,6 +57,9 @@ pub struct TrainingStep {
     pub states: Vec<State>,
     /// The names of those states that are parameters, in the order they were asked for.
     pub parameters: Vec<String>,
+    /// The most bytes that a compiled step may keep between the forward and the backward pass; the rest is computed
+    /// twice. `None`, as the step is built: everything is kept.
+    pub max_saved_bytes: Option<u64>,
 }
 
 impl TrainingStep {
@@ -127,6 +130,7 @@ impl TrainingStep {
             graph: g,
             states: states.into_iter().map(|(state, _)| state).collect(),
             parameters: inputs.into_iter().map(|(name, _)| name).collect(),
+            max_saved_bytes: None,
         })
     }
 
