@@ -4,7 +4,9 @@ use std::path::Path;
 
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_loops::Precision;
-use margay_passes::sketch::{Chosen, Selection, modules, scheme};
+use margay_passes::sketch::{
+    Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
+};
 use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
@@ -89,6 +91,21 @@ fn doc_examples_of_sketches_hold() {
                 _ => check(&SketchConv { selection }, &example),
             }
         }
+    }
+}
+
+#[test]
+fn doc_examples_of_panther_hold() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src/sketch/panther.rs");
+    let examples = doc_examples(&std::fs::read_to_string(path).unwrap());
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let (mut g, names) = parse_with_random_constants(&example.before);
+        let options = PantherTraining { rank: 8, terms: 2, start: Start::Unbiased, seed: 7, modules: None };
+        panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
+        assert_eq!(normalized(&g, "after", &names), example.after);
+        let again = panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
+        assert_eq!(again, Changed::No);
     }
 }
 

@@ -8,7 +8,7 @@ use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, veri
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
 use margay_lower::lower_carrying;
-use margay_passes::{LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -25,7 +25,9 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 /// The graph with its products with constants in a precision.
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
-        let steps = vec![Step::Run(Box::new(LowerPrecision { precision }))];
+        // Constants that a sketch puts side by side are one constant before they are narrow.
+        let fold = Step::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
