@@ -94,6 +94,7 @@ prepare_data() {
         return
     fi
     tool make_reference.py --models "$data" --out "$data"
+    tool make_gradients.py --models "$data" --out "$data"
     if ! tool make_calibration.py --models "$data" --out "$data"; then
         leave_out "tests on calibration text: the Debian packages could not be downloaded"
     fi

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_loops::Precision;
-use margay_passes::sketch::{Chosen, Selection, modules, scheme};
-use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
+use margay_passes::sketch::{
+    Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
+};
+use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
 };
@@ -64,6 +66,13 @@ fn doc_example_of_lower_precision_holds() {
 }
 
 #[test]
+fn doc_example_of_recompute_holds() {
+    let examples = doc_examples(&source_of("recompute"));
+    assert_eq!(examples.len(), 1);
+    check(&Recompute { max_saved_bytes: 0 }, &examples[0]);
+}
+
+#[test]
 fn products_are_narrow_once() {
     let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
     assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
@@ -82,6 +91,21 @@ fn doc_examples_of_sketches_hold() {
                 _ => check(&SketchConv { selection }, &example),
             }
         }
+    }
+}
+
+#[test]
+fn doc_examples_of_panther_hold() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src/sketch/panther.rs");
+    let examples = doc_examples(&std::fs::read_to_string(path).unwrap());
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let (mut g, names) = parse_with_random_constants(&example.before);
+        let options = PantherTraining { rank: 8, terms: 2, start: Start::Unbiased, seed: 7, modules: None };
+        panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
+        assert_eq!(normalized(&g, "after", &names), example.after);
+        let again = panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
+        assert_eq!(again, Changed::No);
     }
 }
 
@@ -107,6 +131,28 @@ fn uses_of_one_weight_that_follow_one_another_are_all_sketched() {
     );
     assert_eq!(text.matches(" = matmul ").count(), 4, "{text}");
     assert!(!text.contains("const #w"), "{text}");
+}
+
+#[test]
+fn parameters_before_training_stay_apart() {
+    let source = "graph @untrained(%x: f32[N, 4]) -> (y: f32[N, 4]) {
+      %0 = const splat(0.0) : f32[4]  // a.bias
+      %1 = add %x, %0 : f32[N, 4]
+      %2 = const splat(0.0) : f32[4]  // b.bias
+      %3 = add %1, %2 : f32[N, 4]
+      %4 = const splat(0.0) : f32[4]  // a.bias
+      %5 = mul %3, %4 : f32[N, 4]
+      %6 = const [1.0, 2.0, 3.0, 4.0] : f32[4]  // c
+      %7 = mul %5, %6 : f32[N, 4]
+      %8 = const [1.0, 2.0, 3.0, 4.0] : f32[4]  // d
+      %9 = mul %7, %8 : f32[N, 4]
+      return %9
+    }";
+    let (mut g, _) = parse_with_random_constants(source);
+    let merge = PASSES.iter().find(|p| p.name == "merge-duplicates").unwrap();
+    assert_eq!(run(&*(merge.make)(), &mut g), Changed::times(2));
+    let names: Vec<String> = margay_passes::parameter_names(&g).into_iter().map(|(_, n)| n).collect();
+    assert_eq!(names, ["a.bias", "b.bias", "c"]);
 }
 
 #[test]

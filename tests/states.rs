@@ -1,6 +1,6 @@
 //! Graphs with states: outputs that are inputs of the next run, updated in place where that is safe.
 
-use margay_driver::build::{jit_step, try_jit};
+use margay_driver::build::{CompiledStep, StepForm, jit_step, try_jit};
 use margay_ir::Graph;
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::{Carried, Work};
@@ -14,9 +14,13 @@ fn graph(source: &str) -> Graph {
 }
 
 fn session(source: &str, states: &[(&str, &str)], threads: usize) -> Session {
-    let states: Vec<(String, String)> = states.iter().map(|(i, o)| ((*i).into(), (*o).into())).collect();
-    let executable = jit_step(&graph(source), &Binding::new(), CpuTarget::native(), &states).unwrap();
-    Session::new(&executable, SessionOptions { threads }).unwrap()
+    Session::new(&step(source, states).unwrap().executable, SessionOptions { threads }).unwrap()
+}
+
+fn step(source: &str, states: &[(&str, &str)]) -> Result<CompiledStep, String> {
+    let states = states.iter().map(|(i, o)| ((*i).into(), (*o).into())).collect();
+    let form = StepForm { states, max_saved_bytes: None };
+    jit_step(&graph(source), &Binding::new(), CpuTarget::native(), &form).map_err(|e| e.to_string())
 }
 
 fn row(values: &[f32]) -> Tensor {
@@ -59,13 +63,11 @@ fn states_of_other_types_and_names_are_refused() {
     assert!(s.state("x").is_none());
     let given = s.run(&[("x", &row(&[0.0; 4])), ("sum", &row(&[0.0; 4]))]).unwrap_err();
     assert_eq!(given.to_string(), "inputs do not fit: `sum` is not an input, expected `x`");
-    let other =
-        jit_step(&graph(MEAN), &Binding::new(), CpuTarget::native(), &[("x".into(), "next.x".into())]);
-    assert_eq!(other.unwrap_err().to_string(), "the graph has no output `next.x`");
-    let scalar = [("sum".to_string(), "next.count".to_string())];
-    let other = jit_step(&graph(MEAN), &Binding::new(), CpuTarget::native(), &scalar);
+    let message = |states: &[(&str, &str)]| step(MEAN, states).err().unwrap();
+    assert_eq!(message(&[("x", "next.x")]), "the graph has no output `next.x`");
+    assert_eq!(message(&[("y", "next.sum")]), "the graph has no input `y`");
     assert_eq!(
-        other.unwrap_err().to_string(),
+        message(&[("sum", "next.count")]),
         "output `next.count` is f32; the input it is carried to is f32[4]"
     );
     try_jit(&graph(MEAN)).unwrap();

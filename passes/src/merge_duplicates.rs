@@ -1,5 +1,8 @@
 //! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
-//! when their contents are, so that tied weights become one constant.
+//! when their contents are, so that tied weights become one constant. Constants of floats that hold one number in all
+//! of several elements stay apart where their names differ: such are biases and scales before training, equal by
+//! chance, and they must not become one parameter.
+//! Attention that gives its logarithms too stands for one that does not.
 //!
 //! Required stage: imported. Declines nothing.
 //!
@@ -19,6 +22,7 @@
 
 use std::collections::HashMap;
 
+use margay_ir::ops::Attention;
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
 
 /// Merges equal nodes.
@@ -39,20 +43,24 @@ impl Pass for MergeDuplicates {
         reason = "what is mutable is the memo of a content hash, no part of the key"
     )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        let mut seen: HashMap<(Op, Vec<Value>), NodeId> = HashMap::new();
+        let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
         let mut merged = 0;
         for n in g.order() {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }
-            let key = (g.op(n).clone(), g.inputs_of(n).to_vec());
+            let apart = if is_start(g.op(n)) { g.node(n).origin.name() } else { "" };
+            let key = (with_all_results(g.op(n)), g.inputs_of(n).to_vec(), apart.to_string());
             let Some(first) = seen.get(&key).copied() else {
                 seen.insert(key, n);
                 continue;
             };
+            let results = |n: NodeId| g.node(n).types.len() as u16;
+            let (from, to) = if results(n) > results(first) { (first, n) } else { (n, first) };
+            seen.insert(key, to);
             let mut patch = Patch::new();
-            for out in 0..g.node(n).types.len() as u16 {
-                patch.redirect(Value { node: n, out }, Value { node: first, out });
+            for out in 0..results(from) {
+                patch.redirect(Value { node: from, out }, Value { node: to, out });
             }
             let at = g.node(n).origin.name().to_string();
             g.apply(patch).map_err(|error| PassError::Patch {
@@ -64,5 +72,20 @@ impl Pass for MergeDuplicates {
         }
         g.remove_dead();
         Ok(Changed::times(merged))
+    }
+}
+
+/// Whether this is what a parameter may hold before training: several floats, all the same.
+fn is_start(op: &Op) -> bool {
+    let Op::Const(c) = op else { return false };
+    let t = c.payload.tensor();
+    t.dtype().is_float() && t.len() > 1 && t.is_splat()
+}
+
+/// The operator in the form with the most results; the first ones are those of other forms.
+fn with_all_results(op: &Op) -> Op {
+    match op {
+        Op::Attention(attention) => Attention { log_sum_exp: true, ..attention.clone() }.into(),
+        other => other.clone(),
     }
 }

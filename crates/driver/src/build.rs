@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, NodeId, Op, ops::Io, ops::Lowered, ops::Port};
+use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
 use margay_lower::lower_carrying;
-use margay_passes::{LowerPrecision, Pipeline, Step};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -25,7 +25,9 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 /// The graph with its products with constants in a precision.
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
-        let steps = vec![Step::Run(Box::new(LowerPrecision { precision }))];
+        // Constants that a sketch puts side by side are one constant before they are narrow.
+        let fold = Step::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -67,23 +69,70 @@ pub fn add_entry(
     target: CpuTarget,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    add_step_entry(builder, g, binding, target, &[], dump)
+    let bound = bind(g, binding, dump)?;
+    add_bound_entry(builder, g, &bound, binding, target, &[], dump)
 }
 
-/// As [`add_entry`], of a graph some of whose inputs are states: each by the name of the input and that of the output
-/// which holds its next value. The session that runs the entry keeps them, and updates them in place.
+/// How a graph is compiled that does one step of many.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StepForm {
+    /// Inputs that are states, each with the output that holds its next value. The session that runs the step keeps
+    /// them, and updates them in place.
+    pub states: Vec<(String, String)>,
+    /// The most bytes that may be kept between the forward and the backward pass; the rest is computed twice. `None`:
+    /// everything is kept.
+    pub max_saved_bytes: Option<u64>,
+}
+
+/// A step that is ready to run.
+pub struct CompiledStep {
+    /// The code.
+    pub executable: Executable,
+    /// What is kept between the forward and the backward pass: the nodes that compute it, and bytes.
+    pub saved: Vec<(String, u64)>,
+}
+
+/// As [`add_entry`], of a graph with states. Returns what is kept between the forward and the backward pass, too.
 pub fn add_step_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
     target: CpuTarget,
+    form: &StepForm,
+    dump: &mut Dump,
+) -> Result<(Program, Vec<(String, u64)>), DriverError> {
+    let mut bound = bind(g, binding, dump)?;
+    if let Some(max_saved_bytes) = form.max_saved_bytes {
+        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
+    }
+    let name = |v: Value| bound.node(v.node).origin.name().to_string();
+    let saved = kept(&bound, &backward_nodes(&bound));
+    let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
+    dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
+    let program = add_bound_entry(builder, g, &bound, binding, target, &form.states, dump)?;
+    Ok((program, saved))
+}
+
+fn saved_text(saved: &[(String, u64)]) -> String {
+    let total: u64 = saved.iter().map(|(_, bytes)| bytes).sum();
+    let lines: String = saved.iter().map(|(name, bytes)| format!("{bytes:>12}  {name}\n")).collect();
+    format!("{lines}{total:>12}  bytes kept between the forward and the backward pass\n")
+}
+
+/// Compiles a graph whose symbols are bound, made of `g`.
+fn add_bound_entry(
+    builder: &mut ArtifactBuilder,
+    g: &Graph,
+    bound: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
     states: &[(String, String)],
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    let bound = bind(g, binding, dump)?;
-    let program = lower_carrying(&bound, &target, &carried(&bound, states)?)?;
+    let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
-    let mut names = constant_names(&bound);
+    let mut names = constant_names(bound);
     names.extend(constant_names(g));
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
@@ -143,16 +192,16 @@ pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable
     Ok(Executable::from_parts(builder.into_parts()?)?)
 }
 
-/// Compiles a graph with [states](add_step_entry), to run in this process.
+/// Compiles a step, to run in this process.
 pub fn jit_step(
     g: &Graph,
     binding: &Binding,
     target: CpuTarget,
-    states: &[(String, String)],
-) -> Result<Executable, DriverError> {
+    form: &StepForm,
+) -> Result<CompiledStep, DriverError> {
     let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    add_step_entry(&mut builder, g, binding, target, states, &mut Dump::none())?;
-    Ok(Executable::from_parts(builder.into_parts()?)?)
+    let (_, saved) = add_step_entry(&mut builder, g, binding, target, form, &mut Dump::none())?;
+    Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
 }
 
 /// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
@@ -188,7 +237,7 @@ pub fn program_flops(program: &Program) -> u64 {
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
 pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: margay_ir::Value| {
+    let port = |v: Value| {
         let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
         port.constant = bound.constant(v).is_some();
         Some(port)

@@ -6,7 +6,7 @@ use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, Op};
 use margay_kernels_cpu::CpuTarget;
 use margay_loops::{Precision, Target};
-use margay_passes::sketch::{SCHEMES, modules};
+use margay_passes::sketch::{modules, scheme_of};
 use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
@@ -14,7 +14,7 @@ use margay_tensor::Binding;
 use crate::bindings::bindings;
 use crate::checker::Checker;
 use crate::choose::{Table, least_time, module_reports, selection, table, within_budget};
-use crate::curves::{Prospect, fit, price, sketch, weigh};
+use crate::curves::{Configured, Prospect, fit, price, sketch, weigh};
 use crate::report::Report;
 use crate::samples::bound_batch;
 use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate, export_graph};
@@ -140,7 +140,9 @@ impl Compiled {
                 let tensor = c.payload.tensor();
                 let key = c.payload.key().to_string();
                 let stored = builder.constants.stored().iter().any(|s| s.name == key);
-                if !stored {
+                // What is random is drawn again when the text is read.
+                let drawn = c.payload.draw().is_some() && tensor.len() <= margay_ir::text::MAX_SPLAT;
+                if !stored && !drawn {
                     let constant = margay_loops::Constant { tensor: tensor.clone(), packed_for: None };
                     builder.constants.add(&key, &constant, &self.target)?;
                 }
@@ -194,7 +196,8 @@ pub fn compile_with(
     };
     let fitted = if sketching { found.clone() } else { Vec::new() };
     let seed_of = |name: &str| plan.and_then(|p| p.modules.get(name)?.seed).unwrap_or(seed);
-    let mut prospects = fit(g, &fitted, statistics.as_deref(), &seed_of, options.threads, progress)?;
+    let own = configured(plan)?;
+    let mut prospects = fit(g, &fitted, statistics.as_deref(), &seed_of, &own, options.threads, progress)?;
     let bound = build::bind(g, &bindings[0], &mut Dump::none())?;
     price(&mut prospects, &bound);
 
@@ -285,6 +288,17 @@ pub fn compile_with(
     Ok(Compiled { report, plan: out_plan, graph, target, bindings })
 }
 
+/// The schemes that a plan names, with their settings.
+fn configured(plan: Option<&Plan>) -> Result<Configured, DriverError> {
+    let choices = plan.into_iter().flat_map(|p| &p.modules).filter(|(_, choice)| !choice.is_dense());
+    choices
+        .map(|(name, choice)| match scheme_of(choice) {
+            Ok(scheme) => Ok((name.clone(), scheme)),
+            Err(why) => Err(DriverError::Options(format!("plan: `{name}`: {why}"))),
+        })
+        .collect()
+}
+
 fn goal_text(goal: &Goal, planned: bool) -> String {
     match goal {
         _ if planned => "replay of a plan".into(),
@@ -307,7 +321,6 @@ struct Context<'a> {
 impl Context<'_> {
     /// The choices of a plan.
     fn replay(&self, plan: &Plan, table: &Table, cost: &CostModel) -> Result<Allocation, DriverError> {
-        let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
         let mut choices = std::collections::BTreeMap::new();
         for (p, curve) in self.prospects.iter().zip(&table.curves) {
             let choice = plan.modules.get(&p.module.name).filter(|c| !c.is_dense());
@@ -315,12 +328,9 @@ impl Context<'_> {
                 None => curve.dense.clone(),
                 Some(choice) => {
                     let offer = p.offers.iter().find(|o| o.scheme == choice.scheme).ok_or_else(|| {
-                        DriverError::Options(format!(
-                            "plan: `{}`: scheme `{}` is not one of {}",
-                            p.module.name,
-                            choice.scheme,
-                            known.join(", ")
-                        ))
+                        let (scheme, kind) = (&choice.scheme, p.module.kind.name());
+                        let why = format!("scheme `{scheme}` is not for {kind} layers");
+                        DriverError::Options(format!("plan: `{}`: {why}", p.module.name))
                     })?;
                     let point = offer.points.iter().find(|q| q.rank == choice.rank).ok_or_else(|| {
                         DriverError::Options(format!(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use margay_ir::Graph;
 use margay_kernels_cpu::CpuTarget;
 use margay_loops::KernelCall;
-use margay_passes::sketch::{Chosen, Fitted, Module, Point, SCHEMES, Selection};
+use margay_passes::sketch::{Chosen, Fitted, Module, Point, SCHEMES, Scheme, Selection};
 use margay_passes::{SketchConv, SketchLinear};
 use margay_plan::{Candidate, Choice, CostModel, Curve};
 use margay_tensor::Tensor;
@@ -43,12 +43,16 @@ pub(crate) struct Prospect {
     pub(crate) calls: Vec<KernelCall>,
 }
 
-/// Fits every scheme to every module.
+/// Schemes with settings of their own, by module.
+pub(crate) type Configured = BTreeMap<String, Box<dyn Scheme>>;
+
+/// Fits every scheme to every module, as it is or as it is configured for the module.
 pub(crate) fn fit(
     g: &Graph,
     modules: &[Module],
     statistics: Option<&[margay_passes::sketch::InputStatistics]>,
     seed_of: &(dyn Fn(&str) -> u64 + Sync),
+    configured: &Configured,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Prospect>, DriverError> {
@@ -58,6 +62,8 @@ pub(crate) fn fit(
             .iter()
             .filter(|s| s.takes(module.kind))
             .map(|s| {
+                let own = configured.get(&module.name).filter(|own| own.name() == s.name());
+                let s = own.map_or(*s, |own| &**own);
                 let fitted: Arc<dyn Fitted> =
                     s.fit(g, module, statistics.map(|s| &s[i]), seed_of(&module.name))?.into();
                 Ok(Offer { scheme: s.name(), points: fitted.points(), fitted })
@@ -86,6 +92,11 @@ impl Prospect {
         }
     }
 
+    /// The offers that may be chosen by their errors.
+    fn choosable(&self) -> impl Iterator<Item = &Offer> {
+        self.offers.iter().filter(|o| o.fitted.only_by_name().is_none())
+    }
+
     /// The price of one setting.
     pub(crate) fn candidate(
         &self,
@@ -105,9 +116,9 @@ impl Prospect {
         }
     }
 
-    /// All candidates.
+    /// All candidates that may be chosen by their errors.
     pub(crate) fn curve(&self, cost: &CostModel, threads: usize) -> Curve {
-        let points = self.offers.iter().flat_map(|offer| {
+        let points = self.choosable().flat_map(|offer| {
             offer
                 .points
                 .iter()
@@ -148,7 +159,7 @@ pub(crate) fn weigh(
     let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     let weights = parallel(threads, prospects.len(), progress, "weighing layers", |i| {
         let prospect = &prospects[i];
-        let Some((offer, point)) = prospect.offers.iter().find_map(|o| {
+        let Some((offer, point)) = prospect.choosable().find_map(|o| {
             let half = prospect.module.bytes() / 2;
             o.points.iter().rfind(|p| p.bytes <= half).map(|p| (o, p))
         }) else {

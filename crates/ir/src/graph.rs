@@ -48,13 +48,15 @@ pub enum Part {
     Right,
     /// A bias, corrected for what a sketch leaves out.
     Bias,
+    /// Random numbers that a sketch keeps as they are.
+    Random,
     /// Computes derivatives by the inputs of the node.
     Gradient,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Part; 4] = [Part::Left, Part::Right, Part::Bias, Part::Gradient];
+    pub const ALL: [Part; 5] = [Part::Left, Part::Right, Part::Bias, Part::Random, Part::Gradient];
 
     /// The word used in text forms and exported names.
     pub fn name(self) -> &'static str {
@@ -62,6 +64,7 @@ impl Part {
             Part::Left => "left",
             Part::Right => "right",
             Part::Bias => "bias",
+            Part::Random => "random",
             Part::Gradient => "gradient",
         }
     }

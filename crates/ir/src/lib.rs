@@ -28,6 +28,6 @@ pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value
 pub use ops::{Op, OpDef};
 pub use pass::{Changed, Cx, Fidelity, Pass, PassError, Remark, Verdict};
 pub use patch::{Patch, PatchError};
-pub use payload::{Key, Payload};
+pub use payload::{Draw, DrawKind, Key, Payload};
 pub use types::{TensorType, TypeError, Types};
 pub use verify::{Stage, Violation};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use margay_tensor::random::Philox;
 use margay_tensor::{ContentHash, Tensor};
 
 /// What identifies a constant. Equality, hashing and printing use it and never touch the data.
@@ -25,6 +26,60 @@ impl fmt::Display for Key {
     }
 }
 
+/// The distribution of a [`Draw`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DrawKind {
+    /// The size with either sign.
+    Sign,
+    /// Uniform from minus the size up to the size.
+    Uniform,
+}
+
+/// Random numbers: the elements of a Philox stream, scaled. Prints as `random(seed, stream, sign, 0.25)`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Draw {
+    /// The seed.
+    pub seed: u64,
+    /// The stream.
+    pub stream: u64,
+    /// The distribution.
+    pub kind: DrawKind,
+    /// The greatest magnitude.
+    pub size: f32,
+}
+
+impl DrawKind {
+    const ALL: [DrawKind; 2] = [DrawKind::Sign, DrawKind::Uniform];
+
+    /// The word used in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            DrawKind::Sign => "sign",
+            DrawKind::Uniform => "uniform",
+        }
+    }
+}
+
+impl fmt::Display for Draw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "random({}, {}, {}, {})", self.seed, self.stream, self.kind.name(), self.size)
+    }
+}
+
+impl Draw {
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn parse(text: &str) -> Option<Draw> {
+        let inner = text.strip_prefix("random(")?.strip_suffix(')')?;
+        let [seed, stream, kind, size] = inner.split(", ").collect::<Vec<_>>()[..] else { return None };
+        Some(Draw {
+            seed: seed.parse().ok()?,
+            stream: stream.parse().ok()?,
+            kind: DrawKind::ALL.into_iter().find(|k| k.name() == kind)?,
+            size: size.parse().ok().filter(|s: &f32| s.is_finite())?,
+        })
+    }
+}
+
 /// The contents of a constant and what identifies them.
 #[derive(Clone)]
 pub struct Payload {
@@ -41,6 +96,30 @@ impl Payload {
     /// Identified by how it was computed; `derivation` must name everything the contents depend on.
     pub fn derived(derivation: &str, tensor: Tensor) -> Payload {
         Payload { key: Key::Derived(derivation.into()), tensor }
+    }
+
+    /// Random numbers of f32. They are identified by how they are drawn, and are drawn again when a text is read.
+    pub fn random(draw: Draw, shape: &[usize]) -> Payload {
+        let mut values = vec![0f32; shape.iter().product()];
+        let stream = Philox::new(draw.seed, draw.stream);
+        match draw.kind {
+            DrawKind::Sign => stream.fill_signs(0, &mut values),
+            DrawKind::Uniform => {
+                stream.fill_uniform_f32(0, &mut values);
+                values.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+            }
+        }
+        values.iter_mut().for_each(|v| *v *= draw.size);
+        let tensor = Tensor::from_slice(shape, &values).expect("as many numbers as the shape holds");
+        Payload::derived(&draw.to_string(), tensor)
+    }
+
+    /// How the contents are drawn, where they are [`random`](Payload::random) numbers.
+    pub fn draw(&self) -> Option<Draw> {
+        match &self.key {
+            Key::Content(_) => None,
+            Key::Derived(text) => Draw::parse(text),
+        }
     }
 
     /// What identifies it.

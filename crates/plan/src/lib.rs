@@ -27,5 +27,5 @@ pub use allocate::{Allocation, Goal, allocate, uniform};
 pub use candidate::{Candidate, Curve, Resource};
 pub use cost::CostModel;
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
-pub use plan::{Choice, Header, Plan};
+pub use plan::{Choice, CopyMode, Header, Plan};
 pub use quantity::Budget;

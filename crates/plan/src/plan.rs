@@ -22,6 +22,8 @@ const HEAD: &str = "\
 # A margay plan: what is done to each module of one model. Modules not named here stay dense.
 #   scheme   how the module is approximated
 #   rank     width of the sketch, for schemes that have one
+#   terms    of `panther`: sketches that are averaged, where it is not 1
+#   copy     of `panther`: `least-squares`, or `unbiased`, which is a start for training and no approximation
 #   seed     of the random numbers, where it is not the seed of the plan
 ";
 
@@ -62,9 +64,27 @@ pub struct Choice {
     /// Width of the sketch; 0 for a scheme that has none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rank: usize,
+    /// Sketches that are averaged, for schemes that do; at least 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub terms: usize,
+    /// How the weight is copied, for schemes that have a choice; `None` for [`CopyMode::LeastSquares`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyMode>,
     /// Seed of the random numbers; `None` for that of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+}
+
+/// How a weight is copied into a sketch whose random part is given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyMode {
+    /// With the least error.
+    #[default]
+    LeastSquares,
+    /// So that the expectation over the random part is the weight. The error is larger than the weight wherever the
+    /// sketch pays: a start for training.
+    Unbiased,
 }
 
 /// The text form, for reading: as [`Plan`], with the places of the names.
@@ -95,7 +115,7 @@ impl Choice {
 
     /// A scheme with a rank, with the seed of the plan.
     pub fn new(scheme: impl Into<String>, rank: usize) -> Choice {
-        Choice { scheme: scheme.into(), rank, seed: None }
+        Choice { scheme: scheme.into(), rank, terms: 1, copy: None, seed: None }
     }
 
     /// Whether the module stays as it is.
@@ -106,6 +126,9 @@ impl Choice {
     fn problem(&self, schemes: &[&str]) -> Option<String> {
         if self.is_dense() {
             return (self.rank != 0).then(|| format!("scheme `{DENSE}` has no rank"));
+        }
+        if self.terms == 0 {
+            return Some("0 terms, expected at least 1".to_owned());
         }
         if schemes.contains(&self.scheme.as_str()) {
             return None;
@@ -209,6 +232,14 @@ fn quoted(name: &str) -> String {
     key
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(terms: &usize) -> bool {
+    *terms == 1
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -217,7 +248,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 mod tests {
     use super::*;
 
-    const SCHEMES: &[&str] = &["lowrank", "neuron"];
+    const SCHEMES: &[&str] = &["lowrank", "neuron", "panther"];
 
     fn plan() -> Plan {
         let header = Header {
@@ -233,6 +264,7 @@ mod tests {
             ("layer.0.query", query),
             ("layer.0.ffn", Choice { seed: Some(3), ..Choice::new("neuron", 512) }),
             ("layer.1.query", Choice::dense()),
+            ("pooler", Choice { terms: 2, copy: Some(CopyMode::Unbiased), ..Choice::new("panther", 16) }),
         ];
         Plan { header, modules: modules.map(|(name, choice)| (name.to_owned(), choice)).into() }
     }
@@ -263,6 +295,7 @@ seed = 7
 "layer.0.ffn" = { scheme = "neuron", rank = 512, seed = 3 }
 "layer.0.query" = { scheme = "lowrank", rank = 96 }
 "layer.1.query" = { scheme = "dense" }
+"pooler" = { scheme = "panther", rank = 16, terms = 2, copy = "unbiased" }
 "#;
         assert_eq!(text, format!("{HEAD}{expected}"));
         assert_eq!(Plan::from_toml(&text, SCHEMES), Ok(plan()));
@@ -280,23 +313,30 @@ seed = 7
 
     #[test]
     fn people_may_write_tables() {
+        let inline = "\"layer.1.query\" = { scheme = \"dense\" }\n";
         let table = "[modules.\"layer.1.query\"]\nscheme = \"lowrank\"\nrank = 8";
-        let read = Plan::from_toml(&text_with("\"layer.1.query\" = { scheme = \"dense\" }", table), SCHEMES);
+        let read = Plan::from_toml(&format!("{}{table}", text_with(inline, "")), SCHEMES);
         assert_eq!(read.unwrap().modules["layer.1.query"], Choice::new("lowrank", 8));
     }
 
     #[test]
     fn refusals_name_line_and_key() {
         for (from, to, expected) in [
-            ("rank = 512", "rnk = 512", "line 15, key `modules.layer.0.ffn`: unknown field `rnk`"),
-            ("rank = 512", "rank = \"x\"", "line 15, key `modules.layer.0.ffn.rank`: invalid type"),
-            ("rank = 512", "rank = -1", "line 15, key `modules.layer.0.ffn.rank`: invalid value"),
-            ("rank = 96", "gauge = 1", "line 16, key `modules.layer.0.query`: unknown field `gauge`"),
-            ("seed = 7", "sed = 7", "line 12, key `plan`: unknown field `sed`"),
-            ("model = \"5be1c0\"\n", "", "line 6, key `plan`: missing field `model`"),
-            ("[modules]", "[module]", "line 14: unknown field `module`"),
-            ("target-cpu = ", "target-cpu ", "line 10: "),
-            ("layer.1.query", "layer.0.query", "line 17: duplicate key"),
+            ("rank = 512", "rnk = 512", "line 17, key `modules.layer.0.ffn`: unknown field `rnk`"),
+            ("rank = 512", "rank = \"x\"", "line 17, key `modules.layer.0.ffn.rank`: invalid type"),
+            ("rank = 512", "rank = -1", "line 17, key `modules.layer.0.ffn.rank`: invalid value"),
+            ("rank = 96", "gauge = 1", "line 18, key `modules.layer.0.query`: unknown field `gauge`"),
+            ("seed = 7", "sed = 7", "line 14, key `plan`: unknown field `sed`"),
+            ("model = \"5be1c0\"\n", "", "line 8, key `plan`: missing field `model`"),
+            ("[modules]", "[module]", "line 16: unknown field `module`"),
+            ("target-cpu = ", "target-cpu ", "line 12: "),
+            ("layer.1.query", "layer.0.query", "line 19: duplicate key"),
+            (
+                "copy = \"unbiased\"",
+                "copy = \"best\"",
+                "line 20, key `modules.pooler.copy`: unknown variant `best`",
+            ),
+            ("terms = 2", "terms = 0", "line 20, module `pooler`: 0 terms, expected at least 1"),
             ("version = 1", "version = 2", "the plan has format version 2, expected 1"),
         ] {
             let message = refusal(&text_with(from, to));
@@ -307,8 +347,8 @@ seed = 7
     #[test]
     fn unknown_schemes_are_all_listed() {
         let text = text_with("\"neuron\"", "\"neurons\"").replace("\"dense\" }", "\"dense\", rank = 4 }");
-        let expected = "line 15, module `layer.0.ffn`: unknown scheme `neurons`; known are `dense`, `lowrank`, \
-                        `neuron`\nline 17, module `layer.1.query`: scheme `dense` has no rank";
+        let expected = "line 17, module `layer.0.ffn`: unknown scheme `neurons`; known are `dense`, `lowrank`, \
+                        `neuron`, `panther`\nline 19, module `layer.1.query`: scheme `dense` has no rank";
         assert_eq!(refusal(&text), expected);
     }
 
@@ -330,7 +370,8 @@ seed = 7
 the plan is for the model with hash `5be1c0`, found a model with hash `000000`
 the plan is for the calibration with hash `77aa01`, found none
 the plan names the module `layer.0.ffn`, which the model does not have
-the plan names the module `layer.1.query`, which the model does not have";
+the plan names the module `layer.1.query`, which the model does not have
+the plan names the module `pooler`, which the model does not have";
         assert_eq!(message, expected);
         let mut uncalibrated = plan();
         uncalibrated.header.calibration = None;

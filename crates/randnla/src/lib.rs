@@ -10,6 +10,7 @@
 //! - [`Regression`]: factors fitted to pairs of inputs and outputs.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`svd`], [`rsvd`]: thin and randomized singular value decomposition.
+//! - [`panther`]: weights sketched with random signs that stay as they are.
 //! - [`random_matrix`], [`sketch`]: test matrices from counter-based random streams.
 //!
 //! The same input gives the same bits on the same kind of processor: all work runs on the calling thread, and
@@ -26,6 +27,7 @@ mod gauge;
 mod gram;
 mod lowrank;
 mod matrix;
+pub mod panther;
 mod regression;
 mod rsvd;
 mod test_matrix;

@@ -57,6 +57,9 @@ pub struct TrainingStep {
     pub states: Vec<State>,
     /// The names of those states that are parameters, in the order they were asked for.
     pub parameters: Vec<String>,
+    /// The most bytes that a compiled step may keep between the forward and the backward pass; the rest is computed
+    /// twice. `None`, as the step is built: everything is kept.
+    pub max_saved_bytes: Option<u64>,
 }
 
 impl TrainingStep {
@@ -97,9 +100,9 @@ impl TrainingStep {
         let more = g.outputs()[modeled..].to_vec();
         let scalar = TensorType::known(DType::F32, &[]);
         let (step, total) = (g.add_input(STEP, scalar.clone()), g.add_input(TOTAL_STEPS, scalar));
-        let (norm, found) = optimizer::clip(&mut g, &found, update.clip)?;
+        let (norm, scale) = optimizer::clip(&mut g, &found, update.clip)?;
         let rate = update.schedule.build(&mut g, update.learning_rate, step, total)?;
-        let scalars = update.optimizer.scalars(&mut g, step, rate)?;
+        let scalars = update.optimizer.scalars(&mut g, step, rate, scale)?;
         let mut states = Vec::new();
         let mut moments = Vec::new();
         for (((name, p), gradient), initial) in inputs.iter().zip(found).zip(initial) {
@@ -127,6 +130,7 @@ impl TrainingStep {
             graph: g,
             states: states.into_iter().map(|(state, _)| state).collect(),
             parameters: inputs.into_iter().map(|(name, _)| name).collect(),
+            max_saved_bytes: None,
         })
     }
 

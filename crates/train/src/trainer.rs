@@ -1,10 +1,11 @@
 //! A training step as machine code, and the session that holds its states.
 
-use margay_driver::build;
+use margay_driver::build::{self, CompiledStep, StepForm};
 use margay_ir::eval;
 use margay_kernels_cpu::CpuTarget;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
+use serde::Serialize;
 
 use crate::step::{TOTAL_STEPS, next};
 use crate::{TrainError, TrainingStep};
@@ -15,6 +16,7 @@ pub struct Trainer {
     parameters: Vec<String>,
     arena_bytes: usize,
     parameter_bytes: usize,
+    saved: Vec<(String, u64)>,
 }
 
 /// The scalars that a step computes.
@@ -29,7 +31,7 @@ pub struct StepResult {
 }
 
 /// Memory of a training step.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct StepMemory {
     /// Parameters under training.
     pub parameter_bytes: usize,
@@ -37,6 +39,8 @@ pub struct StepMemory {
     pub state_bytes: usize,
     /// What forward, backward and update keep meanwhile, as planned.
     pub arena_bytes: usize,
+    /// What of it is kept from the forward pass for the backward pass.
+    pub saved_bytes: u64,
     /// Constants that are not trained, in the layout of the kernels.
     pub constant_bytes: usize,
     /// All that the session holds: states, arena, scratch of the threads, outputs.
@@ -65,9 +69,9 @@ impl Trainer {
             });
         }
         let binding = eval::bind_symbols(&step.graph, find)?;
-        let states: Vec<(String, String)> =
-            step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
-        let executable = build::jit_step(&step.graph, &binding, target, &states)?;
+        let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
+        let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
+        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, target, &form)?;
         let arena_bytes = executable.entries().iter().map(|e| e.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
         for state in &step.states {
@@ -76,7 +80,7 @@ impl Trainer {
         let parameters = step.parameters.clone();
         let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
         let parameter_bytes = parameters.iter().map(bytes).sum();
-        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes })
+        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved })
     }
 
     /// Runs one step on a batch.
@@ -134,9 +138,15 @@ impl Trainer {
             parameter_bytes: self.parameter_bytes,
             state_bytes: self.session.states_bytes(),
             arena_bytes: self.arena_bytes,
+            saved_bytes: self.saved.iter().map(|(_, bytes)| bytes).sum(),
             constant_bytes: self.session.executable().weights_bytes(),
             session_bytes: self.session.peak_bytes(),
         }
+    }
+
+    /// What is kept from the forward pass for the backward pass: the nodes that compute it, and bytes.
+    pub fn saved(&self) -> &[(String, u64)] {
+        &self.saved
     }
 
     /// The session, for profiles.

@@ -242,6 +242,31 @@ fn training_ends_when_time_patience_or_numbers_do() {
 }
 
 #[test]
+fn less_may_be_kept_for_the_backward_pass() {
+    let (g, parameters) = model();
+    let update = Update {
+        optimizer: Optimizer::ADAM,
+        learning_rate: 0.01,
+        schedule: Schedule::Constant { warm_up: 0.0 },
+        clip: None,
+    };
+    let mut step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
+    let mut task = Regression::new();
+    let batch = task.batch(&(0..64).collect::<Vec<_>>()).unwrap();
+    let mut run = |limit| {
+        step.max_saved_bytes = limit;
+        let mut trainer = Trainer::new(&step, &batch, CpuTarget::native(), 2)?;
+        let losses: Vec<f32> = (0..3).map(|_| trainer.step(&batch).unwrap().loss).collect();
+        Ok::<_, TrainError>((losses, trainer.memory().saved_bytes, trainer.saved().to_vec()))
+    };
+    let (losses, all, saved) = run(None).unwrap();
+    assert!(saved.iter().any(|(name, _)| name == "tanh") && all > 4 * 64 * HIDDEN as u64, "{saved:?}");
+    let (again, less, _) = run(Some(4 * 64 * 10)).unwrap();
+    assert!(less <= 4 * 64 * 10, "{less} bytes");
+    assert_eq!(again, losses, "the same numbers");
+}
+
+#[test]
 fn batches_of_other_shapes_and_missing_inputs_are_told() {
     let (g, parameters) = model();
     let update = Update {

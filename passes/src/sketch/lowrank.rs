@@ -8,11 +8,11 @@ use std::collections::HashMap;
 
 use margay_ir::ops::{Add, Const, Conv, ImageLayout};
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
-use margay_loops::{Epilogue, KernelCall};
-use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix, RandnlaError, RsvdOptions};
+use margay_loops::KernelCall;
+use margay_randnla::{Factors, LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use margay_tensor::Tensor;
 
-use super::{ApplyError, Fitted, InputStatistics, Module, ModuleKind, Point, Scheme};
+use super::{ApplyError, Fitted, InputStatistics, Module, ModuleKind, Point, Scheme, two_calls, weight_of};
 
 /// Low-rank factors.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,11 +37,7 @@ impl Scheme for LowRankScheme {
         seed: u64,
     ) -> Result<Box<dyn Fitted>, RandnlaError> {
         let payload = g.constant(module.weight).expect("the weight of a module is a constant");
-        let weights = payload.tensor().to_vec::<f32>().expect("the weight of a module is f32");
-        let weight = match module.kind {
-            ModuleKind::Linear => Matrix::from_row_major(module.d_in, module.d_out, &weights)?,
-            ModuleKind::Conv => Matrix::from_row_major(module.d_out, module.d_in, &weights)?.transposed(),
-        };
+        let weight = weight_of(g, module)?;
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
         let smaller = module.d_in.min(module.d_out);
         let exact_up_to = LowRankOptions::default().exact_up_to;
@@ -231,25 +227,11 @@ impl Fitted for FittedLowRank {
     }
 
     fn calls(&self, dense: &KernelCall, rank: usize) -> Vec<KernelCall> {
-        match dense {
-            KernelCall::MatMul(c) => {
-                let (mut left, mut right) = (c.clone(), c.clone());
-                left.n = rank;
-                left.epilogue = Epilogue::default();
-                right.k = rank;
-                vec![KernelCall::MatMul(left), KernelCall::MatMul(right)]
-            }
-            KernelCall::Conv(c) => {
-                let (mut left, mut right) = (c.clone(), c.clone());
-                left.out_channels = rank;
-                left.epilogue = Epilogue::default();
-                right.in_channels = rank;
-                right.in_size = c.out_size;
-                (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
-                vec![KernelCall::Conv(left), KernelCall::Conv(right)]
-            }
-            KernelCall::Attention(_) | KernelCall::LinearAttention(_) => vec![dense.clone()],
-        }
+        two_calls(dense, rank)
+    }
+
+    fn only_by_name(&self) -> Option<&'static str> {
+        None
     }
 
     fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError> {

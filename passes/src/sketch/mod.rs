@@ -8,16 +8,21 @@
 //! nodes carry the module's name with a [`Part`](margay_ir::Part).
 
 mod lowrank;
+mod panther;
 mod selection;
+mod training;
 
 pub use lowrank::LowRankScheme;
+pub use panther::{PantherScheme, Start};
 pub use selection::{Chosen, Selection};
+pub use training::{PantherTraining, panther_for_training};
 
 use std::collections::HashMap;
 
 use margay_ir::{AddError, Graph, NodeId, Op, Patch, Value};
-use margay_loops::KernelCall;
-use margay_randnla::{RandnlaError, Whitening};
+use margay_loops::{Epilogue, KernelCall};
+use margay_plan::Choice;
+use margay_randnla::{Matrix, RandnlaError, Whitening};
 use margay_tensor::DType;
 
 /// What kind of node a module consists of.
@@ -161,8 +166,46 @@ pub trait Fitted: Send + Sync {
     /// What stands in for the kernel call of a dense node, to be priced.
     fn calls(&self, dense: &KernelCall, rank: usize) -> Vec<KernelCall>;
 
+    /// Why this is for plans that name it, and never to be chosen by its errors; `None` where an allocator may.
+    fn only_by_name(&self) -> Option<&'static str>;
+
     /// Replaces the nodes of the module.
     fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError>;
+}
+
+/// The weight of a module as a matrix \[d_in, d_out\].
+fn weight_of(g: &Graph, module: &Module) -> Result<Matrix, RandnlaError> {
+    let payload = g.constant(module.weight).expect("the weight of a module is a constant");
+    let weights = payload.tensor().to_vec::<f32>().expect("the weight of a module is f32");
+    match module.kind {
+        ModuleKind::Linear => Matrix::from_row_major(module.d_in, module.d_out, &weights),
+        ModuleKind::Conv => Ok(Matrix::from_row_major(module.d_out, module.d_in, &weights)?.transposed()),
+    }
+}
+
+/// The calls of two products in place of one, with so many columns between them.
+fn two_calls(dense: &KernelCall, width: usize) -> Vec<KernelCall> {
+    match dense {
+        KernelCall::MatMul(c) => {
+            let (mut left, mut right) = (c.clone(), c.clone());
+            left.n = width;
+            left.epilogue = Epilogue::default();
+            right.k = width;
+            vec![KernelCall::MatMul(left), KernelCall::MatMul(right)]
+        }
+        KernelCall::Conv(c) => {
+            let (mut left, mut right) = (c.clone(), c.clone());
+            left.out_channels = width;
+            left.epilogue = Epilogue::default();
+            right.in_channels = width;
+            right.in_size = c.out_size;
+            (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
+            vec![KernelCall::Conv(left), KernelCall::Conv(right)]
+        }
+        KernelCall::Attention(_) | KernelCall::AttentionGradient(_) | KernelCall::LinearAttention(_) => {
+            vec![dense.clone()]
+        }
+    }
 }
 
 /// A scheme could not be applied.
@@ -178,9 +221,31 @@ pub enum ApplyError {
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme];
+pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme, &PantherScheme::DEFAULT];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
     SCHEMES.iter().copied().find(|s| s.name() == name)
+}
+
+/// The scheme of a choice, with what the choice says besides rank and seed.
+///
+/// # Errors
+/// What the scheme does not know (the plan's fault).
+pub fn scheme_of(choice: &Choice) -> Result<Box<dyn Scheme>, String> {
+    let plain = choice.terms == 1 && choice.copy.is_none();
+    match choice.scheme.as_str() {
+        "lowrank" if plain => Ok(Box::new(LowRankScheme)),
+        "panther" => {
+            let start = Start::of(choice.copy.unwrap_or_default());
+            Ok(Box::new(PantherScheme { terms: choice.terms, start }))
+        }
+        name if scheme(name).is_some() => {
+            Err(format!("`terms` and `copy` are no settings of scheme `{name}`"))
+        }
+        name => {
+            let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+            Err(format!("scheme `{name}` is not one of {}", known.join(", ")))
+        }
+    }
 }

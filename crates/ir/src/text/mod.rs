@@ -10,7 +10,8 @@
 //!
 //! One node a line: result, mnemonic, operands, attributes that differ from their defaults, types, origin. Numbers
 //! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
-//! element are `splat(…)`; others print what identifies them and are resolved when read.
+//! element are `splat(…)`, random numbers are `random(seed, stream, sign, size)` and drawn again; others print what
+//! identifies them and are resolved when read.
 
 mod parse;
 mod print;
@@ -19,6 +20,9 @@ pub use parse::{ParseError, parse};
 
 /// Constants with more elements than this print what identifies them.
 const MAX_LITERAL: usize = 16;
+
+/// Elements that a splat or random numbers may have when read, at most; more random numbers than these are resolved.
+pub const MAX_SPLAT: usize = 1 << 24;
 
 /// A name as the text form writes it: bare when it is made of word characters, else quoted.
 fn quoted(name: &str) -> String {

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use margay_tensor::{DType, Dim, Tensor};
 use smallvec::SmallVec;
 
+use super::MAX_SPLAT;
 use crate::ops::{Numbers, split_top};
-use crate::{Graph, Op, Origin, Part, Payload, TensorType, Value, ops};
+use crate::{Draw, Graph, Op, Origin, Part, Payload, TensorType, Value, ops};
 
 /// A text that is not a graph (the text's fault).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -250,6 +251,9 @@ fn read_const(
 ) -> Result<Payload, String> {
     let shape = ty.extents().ok_or("a constant needs known extents")?;
     let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("extents overflow")?;
+    if let Some(draw) = Draw::parse(text).filter(|_| ty.dtype == DType::F32 && count <= MAX_SPLAT) {
+        return Ok(Payload::random(draw, &shape));
+    }
     if text.starts_with('#') || text.ends_with(')') && !text.starts_with("splat(") {
         let tensor = resolve(text, ty).ok_or_else(|| format!("constant `{text}` is not at hand"))?;
         if TensorType::of(&tensor) != *ty {
@@ -264,9 +268,8 @@ fn read_const(
     let splat = text.strip_prefix("splat(").and_then(|t| t.strip_suffix(')'));
     let items: Vec<&str> = match (splat, text.strip_prefix('[').and_then(|t| t.strip_suffix(']'))) {
         (Some(one), _) => {
-            const LIMIT: usize = 1 << 24;
-            if count > LIMIT {
-                return Err(format!("a splat of {count} elements is over the limit of {LIMIT}"));
+            if count > MAX_SPLAT {
+                return Err(format!("a splat of {count} elements is over the limit of {MAX_SPLAT}"));
             }
             vec![one; count]
         }

@@ -11,15 +11,17 @@
 //! The sums go over all keys, or with `causal`, where S = T, over j <= i. A denominator of 0 makes a quotient by 0.
 
 use margay_loops::KernelCall;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Dim, Tensor};
 
 use super::attention::row_strides;
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef};
+use crate::ops::{
+    Bits, Broadcast, Case, Concat, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Reshape, Slice,
+};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// Attention by products of features, of three operands.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -31,6 +33,126 @@ pub struct LinearAttention {
 }
 
 attributes!(LinearAttention { causal = false, epsilon = Bits::new(0.0) });
+
+/// Positions whose pairs are weighed one by one in the derivative of the causal form.
+const CHUNK: usize = 64;
+
+impl LinearAttention {
+    /// Derivatives of the causal form are causal sums themselves, two of them from the last position backwards. With
+    /// N = Σ (φq·φk) v and d = Σ φq·φk + epsilon: dN = dO / d, dd = -dO·O / d, and
+    ///
+    /// ```text
+    /// dφq_i = Σ_{j <= i} (dN_i·v_j + dd_i) φk_j
+    /// dφk_j = Σ_{i >= j} (dN_i·v_j + dd_i) φq_i
+    /// dv_j  = Σ_{i >= j} (φq_i·φk_j) dN_i
+    /// ```
+    fn causal_vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
+        let Some(positions) = cx.ty(q).shape[2].as_extent() else {
+            return Grad::none("there is no rule for the causal form of an open length");
+        };
+        let sums = CausalSums { positions };
+        let d_out = cx.cotangent()?;
+        let mut column = cx.ty(v).shape.clone();
+        column[3] = Dim::from(1usize);
+        let one = cx.number(v, 1.0)?;
+        let ones = cx.op(Broadcast { shape: column }, &[one])?;
+        let total = sums.of(cx, [q, k, ones], false)?;
+        let total = cx.offset(total, self.epsilon.get())?;
+        let d_n = cx.div(d_out, total)?;
+        let along = cx.mul(d_n, cx.output())?;
+        let along = cx.sum_kept(along, vec![3])?;
+        let d_total = cx.neg(along)?;
+        let left = cx.op(Concat { axis: 3 }, &[d_n, d_total])?;
+        let right = cx.op(Concat { axis: 3 }, &[v, ones])?;
+        let dq = sums.of(cx, [left, right, k], false)?;
+        let dk = sums.of(cx, [right, left, q], true)?;
+        Grad::all([dq, dk, sums.of(cx, [k, q, d_n], true)?])
+    }
+}
+
+/// Sums over earlier positions, chunk by chunk: pairs of a chunk are weighed one by one, and what lies before a chunk
+/// counts by its moments, which are summed over chunks. Memory grows with the length, not with its square.
+struct CausalSums {
+    positions: usize,
+}
+
+impl CausalSums {
+    /// `Σ_{j <= i} (x_i·y_j) z_j` for every position i of `[B, H, S, P]`, `[B, H, S, P]` and `[B, H, S, R]`; with
+    /// `reversed` over j >= i.
+    fn of(&self, cx: &mut Vjp<'_>, operands: [Value; 3], reversed: bool) -> Result<Value, AddError> {
+        let chunks = self.positions.div_ceil(CHUNK).max(1);
+        let chunk = if chunks == 1 { self.positions } else { CHUNK };
+        let [batch, heads] = [0, 1].map(|axis| cx.ty(operands[0]).shape[axis].clone());
+        let mut split = operands;
+        if chunks > 1 {
+            for v in &mut split {
+                *v = self.split(cx, *v, chunks)?;
+            }
+        }
+        let [x, y, z] = split;
+        let product = |cx: &mut Vjp<'_>, a, b| cx.op(MatMul::default(), &[a, b]);
+        let y_turned = cx.transposed(y)?;
+        let pairs = product(cx, x, y_turned)?;
+        let seen = triangle(cx, x, chunk, reversed, true)?;
+        let weights = cx.mul(pairs, seen)?;
+        let within = product(cx, weights, z)?;
+        if chunks == 1 {
+            return Ok(within);
+        }
+        let moments = product(cx, y_turned, z)?;
+        let moment_shape = cx.ty(moments).shape.clone();
+        let flat = &moment_shape[2] * &moment_shape[3];
+        let by_chunk = vec![batch.clone(), heads.clone(), Dim::from(chunks), flat];
+        let rows = cx.op(Reshape { shape: by_chunk }, &[moments])?;
+        let before = triangle(cx, x, chunks, reversed, false)?;
+        let rows = product(cx, before, rows)?;
+        let carried = cx.op(Reshape { shape: moment_shape }, &[rows])?;
+        let outside = product(cx, x, carried)?;
+        let sum = cx.add(within, outside)?;
+        let width = cx.ty(sum).shape[3].clone();
+        let joined = vec![batch, heads, Dim::from(chunks * CHUNK), width];
+        let sum = cx.op(Reshape { shape: joined.clone() }, &[sum])?;
+        let mut ends = joined;
+        ends[2] = Dim::from(self.positions);
+        cx.op(Slice { starts: vec![Dim::default(); 4], ends, steps: vec![1; 4] }, &[sum])
+    }
+
+    /// `[B, H, S, P]` as `[B, H · chunks, CHUNK, P]`, with zeros after the last position.
+    fn split(&self, cx: &mut Vjp<'_>, v: Value, chunks: usize) -> Result<Value, AddError> {
+        let shape = cx.ty(v).shape.clone();
+        let missing = chunks * CHUNK - self.positions;
+        let mut padded = v;
+        if missing > 0 {
+            let mut rest = shape.clone();
+            rest[2] = Dim::from(missing);
+            let zero = cx.number(v, 0.0)?;
+            let zeros = cx.op(Broadcast { shape: rest }, &[zero])?;
+            padded = cx.op(Concat { axis: 2 }, &[v, zeros])?;
+        }
+        let heads = &shape[1] * &Dim::from(chunks);
+        let shape = vec![shape[0].clone(), heads, Dim::from(CHUNK), shape[3].clone()];
+        cx.op(Reshape { shape }, &[padded])
+    }
+}
+
+/// Ones at and below the diagonal, or above it for `reversed`; without it unless `diagonal`. Zeros elsewhere.
+fn triangle(
+    cx: &mut Vjp<'_>,
+    like: Value,
+    size: usize,
+    reversed: bool,
+    diagonal: bool,
+) -> Result<Value, AddError> {
+    let one = |at: usize| {
+        let (i, j) = if reversed { (at % size, at / size) } else { (at / size, at % size) };
+        f64::from(u8::from(j < i || (diagonal && i == j)))
+    };
+    let ones = Numbers::Float((0..size * size).map(one).collect());
+    let tensor = ones.into_tensor(cx.ty(like).dtype, &[size, size]);
+    let tensor = tensor.map_err(|e| TypeError::attribute(e.to_string()));
+    cx.constant(tensor.map_err(|error| AddError { op: LinearAttention::NAME, error })?)
+}
 
 impl OpDef for LinearAttention {
     const NAME: &'static str = "linear_attention";
@@ -85,7 +207,7 @@ impl OpDef for LinearAttention {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         if self.causal {
-            return Grad::none("there is no rule for the causal form");
+            return self.causal_vjp(cx);
         }
         // out = N / d with N = φQ M, d = φQ s + epsilon, M = φKᵀ V and s = Σ φK.
         let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));

@@ -1,0 +1,260 @@
+//! Sketched linear layers and convolutions.
+
+use margay_ir::{Cx, Graph, Op, Part, Pass, Value, eval};
+use margay_passes::FoldConstants;
+use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
+use margay_tensor::Tensor;
+use margay_testkit::parse_with_random_constants;
+
+use crate::{check, floats, multiply, random, turned, widened};
+
+/// The constant with a part, and its contents.
+fn constant(g: &Graph, part: Option<Part>, has: impl Fn(&Tensor) -> bool) -> (Value, Vec<f64>) {
+    let mut found = g.order().into_iter().filter_map(|n| match g.op(n) {
+        Op::Const(c) if g.node(n).origin.part == part && has(c.payload.tensor()) => {
+            Some((Value::from(n), floats(c.payload.tensor())))
+        }
+        _ => None,
+    });
+    found.next().expect("there is such a constant")
+}
+
+/// Columns `first..first + count` of a matrix, times a number.
+fn columns(a: &[f64], of: usize, first: usize, count: usize, by: f64) -> Vec<f64> {
+    a.chunks_exact(of).flat_map(|row| row[first..first + count].iter().map(move |x| x * by)).collect()
+}
+
+const ROWS: usize = 5;
+const D_IN: usize = 40;
+const D_OUT: usize = 36;
+const TERMS: usize = 2;
+const RANK: usize = 3;
+
+fn sketched(source: &str, start: Start, rank: usize) -> (Graph, Graph) {
+    let (before, _) = parse_with_random_constants(source);
+    let mut g = before.clone();
+    let options = PantherTraining { rank, terms: TERMS, start, seed: 5, modules: None };
+    let mut cx = Cx::default();
+    panther_for_training(&mut g, &options, &mut cx).unwrap();
+    assert!(cx.remarks.is_empty());
+    assert_eq!(g.verify(margay_ir::Stage::Sketched), Ok(()));
+    (before, g)
+}
+
+fn linear(start: Start) -> (Graph, Graph) {
+    let source = format!(
+        "graph @net(%x: f32[{ROWS}, {D_IN}]) -> (y: f32[{ROWS}, {D_OUT}]) {{
+           %0 = const #w : f32[{D_IN}, {D_OUT}]  // fc.weight
+           %1 = matmul %x, %0 : f32[{ROWS}, {D_OUT}]  // fc
+           %2 = const #b : f32[{D_OUT}]  // fc.bias
+           %3 = add %1, %2 : f32[{ROWS}, {D_OUT}]  // fc/Add
+           return %3
+         }}"
+    );
+    sketched(&source, start, RANK)
+}
+
+/// The parts of a sketched linear layer: S₁ and S₂ as they lie, and U₁ and U₂ with signs of size 1/√k.
+struct Linear {
+    s1: (Value, Vec<f64>),
+    s2: (Value, Vec<f64>),
+    u1: Vec<f64>,
+    u2: Vec<f64>,
+}
+
+impl Linear {
+    fn of(g: &Graph) -> Linear {
+        let signs = |rows| {
+            let (_, mut u) = constant(g, Some(Part::Random), |t| t.shape()[0] == rows);
+            u.iter_mut().for_each(|x| *x *= 2.0 * TERMS as f64);
+            assert!(u.iter().all(|x| (x.abs() - 1.0 / (RANK as f64).sqrt()).abs() < 1e-7));
+            u
+        };
+        Linear {
+            s1: constant(g, Some(Part::Left), |_| true),
+            s2: constant(g, Some(Part::Right), |_| true),
+            u1: signs(TERMS * RANK),
+            u2: signs(D_IN),
+        }
+    }
+
+    /// Term l of S₁ `[d_in, k]`, U₁ `[k, d_out]`, U₂ `[d_in, k]` and S₂ `[k, d_out]`.
+    fn term(&self, l: usize) -> [Vec<f64>; 4] {
+        let rows = |a: &[f64]| a[l * RANK * D_OUT..][..RANK * D_OUT].to_vec();
+        let cols = |a: &[f64]| columns(a, TERMS * RANK, l * RANK, RANK, 1.0);
+        [cols(&self.s1.1), rows(&self.u1), cols(&self.u2), rows(&self.s2.1)]
+    }
+}
+
+#[test]
+fn a_sketched_layer_computes_the_formula_with_a_copy_of_the_weight() {
+    let (before, g) = linear(Start::Unbiased);
+    let (_, w) = constant(&before, None, |t| t.shape().len() == 2);
+    let parts = Linear::of(&g);
+    let mut effective = vec![0.0; D_IN * D_OUT];
+    for l in 0..TERMS {
+        let [s1, u1, u2, s2] = parts.term(l);
+        // S₁ = W U₁ᵀ and S₂ = U₂ᵀ W, which the constants hold in f32.
+        let (mut copy1, mut copy2) = (vec![0.0; D_IN * RANK], vec![0.0; RANK * D_OUT]);
+        multiply(&mut copy1, &w, &turned(&u1, RANK, D_OUT), [D_IN, D_OUT, RANK]);
+        multiply(&mut copy2, &turned(&u2, D_IN, RANK), &w, [RANK, D_IN, D_OUT]);
+        for (found, expected) in s1.iter().zip(&copy1).chain(s2.iter().zip(&copy2)) {
+            assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
+        }
+        multiply(&mut effective, &s1, &u1, [D_IN, RANK, D_OUT]);
+        multiply(&mut effective, &u2, &s2, [D_IN, RANK, D_OUT]);
+    }
+    effective.iter_mut().for_each(|x| *x /= 2.0 * TERMS as f64);
+    let x = random(&[ROWS, D_IN], 0);
+    let (_, b) = constant(&g, None, |t| t.shape() == [D_OUT]);
+    let mut expected = b.repeat(ROWS);
+    multiply(&mut expected, &floats(&x), &effective, [ROWS, D_IN, D_OUT]);
+    let mut folded = g.clone();
+    FoldConstants::default().run(&mut folded, &mut Cx::default()).unwrap();
+    assert_eq!(folded.to_string().matches(" = concat ").count(), 0);
+    for (g, tolerance) in [(widened(&g), 1e-6), (widened(&folded), 1e-6)] {
+        let found = floats(&eval::run(&g, &[("x", &x)]).unwrap()[0]);
+        for (f, e) in found.iter().zip(&expected) {
+            assert!((f - e).abs() <= tolerance * (1.0 + e.abs()), "{f}, expected {e}");
+        }
+    }
+}
+
+#[test]
+fn random_factors_have_the_variance_of_he() {
+    let (dense, _) = linear(Start::Random);
+    let (mut squares, seeds) = (0.0, 40);
+    for seed in 0..seeds {
+        let mut g = dense.clone();
+        let options = PantherTraining { rank: RANK, terms: TERMS, start: Start::Random, seed, modules: None };
+        panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
+        let parts = Linear::of(&g);
+        let mut effective = vec![0.0; D_IN * D_OUT];
+        for l in 0..TERMS {
+            let [s1, u1, u2, s2] = parts.term(l);
+            multiply(&mut effective, &s1, &u1, [D_IN, RANK, D_OUT]);
+            multiply(&mut effective, &u2, &s2, [D_IN, RANK, D_OUT]);
+        }
+        let scale = 1.0 / (2.0 * TERMS as f64);
+        squares += effective.iter().map(|x| (x * scale).powi(2)).sum::<f64>() / (D_IN * D_OUT) as f64;
+    }
+    let (variance, expected) = (squares / seeds as f64, 1.0 / (3.0 * D_IN as f64));
+    assert!((variance / expected - 1.0).abs() < 0.05, "{variance}, expected {expected}");
+}
+
+#[test]
+fn derivatives_of_a_sketched_linear_layer_are_those_of_its_backward_pass() {
+    let (_, g) = linear(Start::Unbiased);
+    let parts = Linear::of(&g);
+    let (x, dy) = (random(&[ROWS, D_IN], 1), random(&[ROWS, D_OUT], 2));
+    let (xs, dys) = (floats(&x), floats(&dy));
+    let share: Vec<f64> = dys.iter().map(|d| d / (2.0 * TERMS as f64)).collect();
+    let mut dx = vec![0.0; ROWS * D_IN];
+    let (mut ds1, mut ds2) = (vec![0.0; D_IN * TERMS * RANK], Vec::new());
+    for l in 0..TERMS {
+        let [s1, u1, u2, s2] = parts.term(l);
+        let mut through1 = vec![0.0; ROWS * RANK];
+        multiply(&mut through1, &share, &turned(&u1, RANK, D_OUT), [ROWS, D_OUT, RANK]);
+        multiply(&mut dx, &through1, &turned(&s1, D_IN, RANK), [ROWS, RANK, D_IN]);
+        let mut through2 = vec![0.0; ROWS * RANK];
+        multiply(&mut through2, &share, &turned(&s2, RANK, D_OUT), [ROWS, D_OUT, RANK]);
+        multiply(&mut dx, &through2, &turned(&u2, D_IN, RANK), [ROWS, RANK, D_IN]);
+        let mut one = vec![0.0; D_IN * RANK];
+        multiply(&mut one, &turned(&xs, ROWS, D_IN), &through1, [D_IN, ROWS, RANK]);
+        for (i, row) in one.chunks_exact(RANK).enumerate() {
+            ds1[i * TERMS * RANK + l * RANK..][..RANK].copy_from_slice(row);
+        }
+        let mut thin = vec![0.0; ROWS * RANK];
+        multiply(&mut thin, &xs, &u2, [ROWS, D_IN, RANK]);
+        let mut two = vec![0.0; RANK * D_OUT];
+        multiply(&mut two, &turned(&thin, ROWS, RANK), &share, [RANK, ROWS, D_OUT]);
+        ds2.extend(two);
+    }
+    let db: Vec<f64> = (0..D_OUT).map(|o| (0..ROWS).map(|r| dys[r * D_OUT + o]).sum()).collect();
+    let by = |g: &Graph| {
+        let parts = [
+            constant(g, Some(Part::Left), |_| true).0,
+            constant(g, Some(Part::Right), |_| true).0,
+            constant(g, None, |t| t.shape() == [D_OUT]).0,
+        ];
+        [&[g.inputs()[0].into()][..], &parts].concat()
+    };
+    // The signs are rounded to f32, the formulas take them so.
+    check("sketched linear", &g, &by, &[("x", x)], &dy, &[dx, ds1, ds2, db]);
+}
+
+#[test]
+fn derivatives_of_a_sketched_convolution_are_those_of_its_backward_pass() {
+    const RANK: usize = 2;
+    const WIDTH: usize = 2 * TERMS * RANK;
+    let ([n, c, h, w], o) = ([2usize, 3usize, 7usize, 6usize], 16usize);
+    let (strides, pads, [oh, ow]) = ([2usize, 1usize], [1usize, 1usize], [4usize, 6usize]);
+    let (_, g) = sketched(
+        "graph @net(%x: f32[2, 3, 7, 6]) -> (y: f32[2, 16, 4, 6]) {
+           %0 = const #w : f32[16, 3, 3, 3]  // conv.weight
+           %1 = conv %x, %0 {strides = [2, 1], pads_before = [1, 1], pads_after = [1, 1]} : f32[2, 16, 4, 6]  // conv
+           %2 = const #b : f32[16, 1, 1]  // conv.bias
+           %3 = add %1, %2 : f32[2, 16, 4, 6]  // conv/Add
+           return %3
+         }",
+        Start::Unbiased,
+        RANK,
+    );
+    let (_, s) = constant(&g, Some(Part::Left), |_| true);
+    // u [o, R k] with the division by R in it: signs of size 1 / (R √k).
+    let (_, u) = constant(&g, Some(Part::Random), |_| true);
+    let (x, dy) = (random(&[n, c, h, w], 3), random(&[n, o, oh, ow], 4));
+    let (xs, dys) = (floats(&x), floats(&dy));
+    let (mut dx, mut ds) = (vec![0.0; xs.len()], vec![0.0; s.len()]);
+    let mut db = vec![0.0; o];
+    for image in 0..n {
+        for (y, z) in (0..oh * ow).map(|p| (p / ow, p % ow)) {
+            let at = |channel: usize| dys[((image * o + channel) * oh + y) * ow + z];
+            (0..o).for_each(|channel| db[channel] += at(channel));
+            for a in 0..WIDTH {
+                let dt: f64 = (0..o).map(|channel| u[channel * WIDTH + a] * at(channel)).sum();
+                for (ch, i, j) in (0..c * 9).map(|t| (t / 9, t / 3 % 3, t % 3)) {
+                    let (Some(row), Some(column)) = (
+                        (y * strides[0] + i).checked_sub(pads[0]),
+                        (z * strides[1] + j).checked_sub(pads[1]),
+                    ) else {
+                        continue;
+                    };
+                    if row < h && column < w {
+                        let from = ((image * c + ch) * h + row) * w + column;
+                        let tap = ((a * c + ch) * 3 + i) * 3 + j;
+                        ds[tap] += dt * xs[from];
+                        dx[from] += dt * s[tap];
+                    }
+                }
+            }
+        }
+    }
+    let by = |g: &Graph| {
+        let parts =
+            [constant(g, Some(Part::Left), |_| true).0, constant(g, None, |t| t.shape().len() == 3).0];
+        [&[g.inputs()[0].into()][..], &parts].concat()
+    };
+    check("sketched convolution", &g, &by, &[("x", x)], &dy, &[dx, ds, db]);
+}
+
+#[test]
+fn modules_that_would_not_shrink_are_left_with_a_remark() {
+    let (before, _) = linear(Start::Unbiased);
+    let run = |rank, modules: Option<Vec<String>>| {
+        let (mut g, mut cx) = (before.clone(), Cx::default());
+        let options = PantherTraining { rank, terms: 1, start: Start::LeastSquares, seed: 0, modules };
+        let changed = panther_for_training(&mut g, &options, &mut cx);
+        (changed, cx.remarks.iter().map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect())
+    };
+    let (changed, said): (_, Vec<String>) = run(10, None);
+    assert_eq!(changed.unwrap(), margay_ir::Changed::No);
+    assert_eq!(
+        said,
+        ["panther at `fc`: 20 x (40 + 36) numbers would not be fewer than the 40 x 36 of the weight"]
+    );
+    assert_eq!(run(9, Some(vec!["fc".into()])).0.unwrap(), margay_ir::Changed::times(1));
+    let refusal = |rank, modules| run(rank, modules).0.unwrap_err().to_string();
+    assert_eq!(refusal(9, Some(vec!["fc2".into()])), "the model has no module `fc2`; it has `fc`");
+    assert_eq!(refusal(0, None), "rank 0 and 1 terms, expected at least 1");
+}

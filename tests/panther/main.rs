@@ -1,0 +1,117 @@
+//! Panther's layers as graphs: the weight that a sketch stands for, and derivatives against the formulas of its backward
+//! passes (arXiv 2601.15473), which are written out here once more by plain loops.
+
+mod attention;
+mod layers;
+
+use std::collections::HashMap;
+
+use margay_driver::build::jit;
+use margay_ir::ops::Numbers;
+use margay_ir::{Graph, Op, Value, eval, text};
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::gradients;
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::random::Philox;
+use margay_tensor::{Binding, DType, Tensor};
+
+fn random(shape: &[usize], stream: u64) -> Tensor {
+    let mut values = vec![0f32; shape.iter().product()];
+    Philox::new(11, stream).fill_normal_f32(0, &mut values);
+    wide(&Tensor::from_slice(shape, &values).unwrap())
+}
+
+fn wide(t: &Tensor) -> Tensor {
+    Numbers::of(t).unwrap().into_tensor(DType::F64, t.shape()).unwrap()
+}
+
+fn narrow(t: &Tensor) -> Tensor {
+    Numbers::of(t).unwrap().into_tensor(DType::F32, t.shape()).unwrap()
+}
+
+fn floats(t: &Tensor) -> Vec<f64> {
+    Numbers::of(t).unwrap().floats()
+}
+
+/// The same graph in f64.
+fn widened(g: &Graph) -> Graph {
+    let mut constants: HashMap<String, Tensor> = HashMap::new();
+    for n in g.order() {
+        if let Op::Const(c) = g.op(n) {
+            constants.insert(c.payload.key().to_string(), wide(c.payload.tensor()));
+        }
+    }
+    let text = g.to_string().replace("f32", "f64");
+    text::parse(&text, &|key, _| constants.get(key).cloned()).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// Compares derivatives of the first output by values, given its cotangent: by the reference in f64, and compiled in f32.
+fn check(
+    what: &str,
+    g: &Graph,
+    by: &dyn Fn(&Graph) -> Vec<Value>,
+    inputs: &[(&str, Tensor)],
+    dy: &Tensor,
+    expected: &[Vec<f64>],
+) {
+    let derived = |mut g: Graph| {
+        let y = g.outputs()[0].value;
+        let seed = g.add_input("dy", g.ty(y).clone());
+        let by = by(&g);
+        let found = gradients(&mut g, &[(y, seed)], &by).unwrap_or_else(|e| panic!("{what}: {e}"));
+        g.set_outputs(vec![]);
+        for (i, v) in found.into_iter().enumerate() {
+            g.add_output(&format!("d{i}"), v.unwrap_or_else(|| panic!("{what}: derivative {i} is zero")));
+        }
+        g.remove_dead();
+        g
+    };
+    let given = |f: &dyn Fn(&Tensor) -> Tensor| -> Vec<(String, Tensor)> {
+        let mut all: Vec<_> = inputs.iter().map(|(name, t)| (name.to_string(), f(t))).collect();
+        all.push(("dy".into(), f(dy)));
+        all
+    };
+    let close = |how: &str, found: Vec<Tensor>, tolerance: f64| {
+        assert_eq!(found.len(), expected.len());
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let found = floats(found);
+            assert_eq!(found.len(), expected.len(), "{what}: derivative {i}");
+            let scale = expected.iter().fold(1e-3f64, |m, e| m.max(e.abs()));
+            for (at, (f, e)) in found.iter().zip(expected).enumerate() {
+                let error = (f - e).abs() / scale;
+                assert!(error <= tolerance, "{what} {how}: d{i}[{at}] is {f}, by the formula {e}");
+            }
+        }
+    };
+    let wide_graph = derived(widened(g));
+    let used = |g: &Graph, name: &str| g.inputs().iter().any(|n| g.node(*n).origin.name() == name);
+    let all = given(&|t| t.clone());
+    let by_name: Vec<(&str, &Tensor)> =
+        all.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| used(&wide_graph, n)).collect();
+    close("in f64", eval::run(&wide_graph, &by_name).unwrap(), 1e-10);
+
+    let graph = derived(g.clone());
+    let all = given(&narrow);
+    let by_name: Vec<(&str, &Tensor)> =
+        all.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| used(&graph, n)).collect();
+    let executable =
+        jit(&graph, &Binding::new(), CpuTarget::native()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+    let found = session.run(&by_name).unwrap().into_iter().map(|(_, t)| t).collect();
+    close("compiled", found, 1e-4);
+}
+
+/// `a [m, k]` times `b [k, n]`, added to `out`.
+fn multiply(out: &mut [f64], a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) {
+    for i in 0..m {
+        for l in 0..k {
+            for j in 0..n {
+                out[i * n + j] += a[i * k + l] * b[l * n + j];
+            }
+        }
+    }
+}
+
+fn turned(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+    (0..rows * columns).map(|i| a[i % rows * columns + i / rows]).collect()
+}
