@@ -19,13 +19,16 @@ mod explain;
 mod export;
 mod feed;
 mod inspect;
+mod interrupt;
 mod model;
 mod opt;
 mod progress;
+mod recover;
 mod run;
 mod save;
 mod table;
 mod timing;
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,6 +54,8 @@ unsupported model; 3 unreadable or malformed file; 4 device not available; 101 a
 enum Command {
     Demo(demo::Args),
     Compile(compile::Args),
+    Train(train::Args),
+    Recover(recover::Args),
     Run(run::Args),
     Bench(bench::Args),
     Compare(compare::Args),
@@ -84,6 +89,8 @@ fn main() -> ExitCode {
     let reply = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
