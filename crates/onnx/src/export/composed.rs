@@ -142,7 +142,7 @@ impl Exporter<'_> {
     }
 
     /// The integers from `start` to `end`, which is not among them.
-    fn positions(&mut self, part: &str, start: &Dim, end: &Dim) -> Result<String, OnnxError> {
+    pub(super) fn positions(&mut self, part: &str, start: &Dim, end: &Dim) -> Result<String, OnnxError> {
         if let (Some(start), Some(end)) = (start.as_const(), end.as_const()) {
             return self.integers(&(start..end).collect::<Vec<i64>>());
         }
