@@ -3,6 +3,8 @@
 //! Names are `op/<op>/<shape>/<class>`, `model/<model>/<batch>/<dense|plan>` and `compile/<model>`. Everything runs on one
 //! thread. A run with `--test` (as `cargo test` does) executes each bench once.
 
+pub mod fma;
+
 use std::path::Path;
 
 use margay_driver::{CompileOptions, Compiled, Goal, Samples, Silent, Source, build, compile, open};

@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("artifact", Some(&["loops", "tensor"])),
     ("runtime", Some(&["artifact", "kernels-cpu", "loops", "tensor"])),
     ("driver", None),
+    ("train", None),
     ("cli", None),
     ("testkit", Some(&["ir", "tensor"])),
 ];
@@ -46,8 +47,15 @@ const HOMES: &[(&str, &str)] = &[
 ];
 
 /// Passes that are built with a configuration and therefore stand in no list.
-const CONFIGURED_PASSES: &[&str] =
-    &["bind-dims", "differentiate", "lower-precision", "sketch-conv", "sketch-linear"];
+const CONFIGURED_PASSES: &[&str] = &[
+    "bind-dims",
+    "differentiate",
+    "lower-precision",
+    "make-trainable",
+    "recompute",
+    "sketch-conv",
+    "sketch-linear",
+];
 
 /// Where unsafe code may stand: these folders, and modules called `map` that map a file.
 const UNSAFE: &[&str] = &["crates/codegen-cpu/", "kernels/", "runtime/"];

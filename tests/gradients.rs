@@ -1,24 +1,22 @@
 //! Derivatives of every operator, by its own cases: the reference against finite differences in f64, and compiled code
-//! against the reference. Derivatives of whole models, compiled, against those of jax, which `make_gradients.py` writes to
-//! the folder that the variable `MARGAY_TEST_DATA` names.
+//! against the reference.
 
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
-
-use margay_driver::build::jit;
-use margay_driver::{Runner, open};
-use margay_ir::ops::{Const, Numbers};
-use margay_ir::{Cx, Graph, Op, Origin, Pass, Payload, TensorType, Value, eval};
+use margay_driver::Dump;
+use margay_driver::build::{bind, jit};
+use margay_ir::ops::{Attention, Const};
+use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::Precision;
-use margay_passes::{Differentiate, gradients};
+use margay_loops::{KernelCall, Precision, Program, Work};
+use margay_lower::lower;
+use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
-use margay_tensor::{Binding, DType, Tensor, npy};
+use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::case_inputs;
 
 /// Operators whose derivative is refused, with the reason.
 const WITHOUT: &[(&str, &str)] = &[
+    ("attention_gradient", "second derivatives of attention are not taken"),
     ("reduce", "there is no rule for products of elements"),
     ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),
@@ -44,7 +42,7 @@ fn weights(ty: &TensorType, seed: u64) -> Tensor {
     Tensor::from_slice(&shape, &values).unwrap()
 }
 
-/// A graph of one node over constants, its outputs, and the derivatives of a weighted sum of these by the operands.
+/// A graph of one node over inputs, its outputs, and the derivatives of a weighted sum of these by the operands.
 struct Example {
     graph: Graph,
     outputs: usize,
@@ -52,13 +50,10 @@ struct Example {
     derived: Vec<(usize, usize)>,
 }
 
-fn example(op: &Op, inputs: &[Tensor], as_constants: bool) -> Result<Example, String> {
+fn example(op: &Op, inputs: &[Tensor]) -> Result<Example, String> {
     let mut g = Graph::new(op.name());
-    let operand = |g: &mut Graph, (i, t): (usize, &Tensor)| match as_constants {
-        true => g.add(Const { payload: Payload::new(t.clone()) }, &[], Origin::default()).unwrap(),
-        false => g.add_input(&format!("x{i}"), TensorType::of(t)),
-    };
-    let operands: Vec<Value> = inputs.iter().enumerate().map(|p| operand(&mut g, p)).collect();
+    let operand = |(i, t): (usize, &Tensor)| g.add_input(&format!("x{i}"), TensorType::of(t));
+    let operands: Vec<Value> = inputs.iter().enumerate().map(operand).collect();
     let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap();
     let outs: Vec<Value> =
         (0..g.node(v.node).types.len() as u16).map(|out| Value { node: v.node, out }).collect();
@@ -131,7 +126,7 @@ fn derivatives_are_those_of_finite_differences() {
         let narrow = matches!(&op, Op::MatMul(m) if m.precision != Precision::F32);
         let widened = |t: &Tensor| if t.dtype() == DType::F32 && !narrow { wide(t) } else { t.clone() };
         let inputs: Vec<Tensor> = narrow_inputs.iter().map(widened).collect();
-        let e = match example(&op, &inputs, false) {
+        let e = match example(&op, &inputs) {
             Ok(e) => e,
             Err(message) => {
                 let known = WITHOUT.iter().any(|(name, why)| *name == op.name() && message.contains(why));
@@ -172,8 +167,7 @@ fn compiled_derivatives_agree_with_the_reference() {
         if !is_smooth(&op, &inputs) || inputs.iter().any(|t| t.dtype() == DType::F64) {
             continue;
         }
-        // Kernels of convolutions are compiled as constants.
-        let Ok(mut e) = example(&op, &inputs, matches!(op, Op::Conv(_))) else { continue };
+        let Ok(mut e) = example(&op, &inputs) else { continue };
         let outputs = e.graph.outputs().to_vec();
         e.graph.set_outputs(outputs[e.outputs..].to_vec());
         e.graph.remove_dead();
@@ -206,86 +200,39 @@ fn compiled_derivatives_agree_with_the_reference() {
     }
 }
 
-/// The derivatives of a model by all its parameters, compiled, beside those of jax in f64.
-fn gradients_of(folder: &Path, model: &str) {
-    let path = folder.join(format!("{model}_gradients.npz"));
-    let Ok(file) = std::fs::File::open(&path) else {
-        println!("skipped: no derivatives of {model}");
-        return;
-    };
-    let arrays = npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let named = |prefix: &str| -> Vec<(String, Tensor)> {
-        let own = arrays.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone())));
-        own.collect()
-    };
-    let source = open(&folder.join(format!("{model}.onnx"))).unwrap_or_else(|e| panic!("{e}"));
-    let mut g = source.graph;
-    let expected = named("gradient/");
-    let (output, cotangent) = named("cotangent/").pop().expect("a cotangent");
-    let by = expected.iter().map(|(name, _)| name.clone()).collect();
-    Differentiate { output, by }.run(&mut g, &mut Cx::default()).unwrap_or_else(|e| panic!("{model}: {e}"));
-    g.set_outputs(g.outputs()[1..].to_vec());
-    g.remove_dead();
-    let mut inputs = named("input/");
-    inputs.push(("cotangent".into(), cotangent));
-    let mut runner = Runner::new(g, CpuTarget::native(), 2);
-    let found = runner.run(&inputs).unwrap_or_else(|e| panic!("{model}: {e}"));
-    assert_eq!(found.len(), expected.len());
-    let floats = |t: &Tensor| Numbers::of(t).unwrap().floats();
-    let norm = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>().sqrt();
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>();
-    let whole = expected.iter().map(|(_, t)| norm(&floats(t)).powi(2)).sum::<f64>().sqrt();
-    let (mut worst, mut product, mut squares) = ((2.0, String::new()), 0.0, 0.0);
-    for ((name, t), (_, e)) in found.iter().zip(&expected) {
-        let (mut f, e) = (floats(t), floats(e));
-        if t.shape().len() == 2 && e.len() == f.len() && t.shape() != expected_shape(&expected, name) {
-            // A matrix that the importer turned.
-            let [rows, columns] = [t.shape()[0], t.shape()[1]];
-            f = (0..f.len()).map(|i| f[i % rows * columns + i / rows]).collect();
-        }
-        assert_eq!(f.len(), e.len(), "{model} {name}");
-        product += dot(&f, &e);
-        squares += dot(&f, &f);
-        // Where the derivative is 0 but for rounding, as by the bias of keys, there is no direction to compare.
-        let difference: Vec<f64> = f.iter().zip(&e).map(|(a, b)| a - b).collect();
-        if norm(&e) <= 1e-9 * whole {
-            assert!(norm(&difference) <= 1e-6 * whole, "{model} {name}: {}", norm(&difference) / whole);
-            continue;
-        }
-        let cosine = dot(&f, &e) / (norm(&f) * norm(&e));
-        if cosine < worst.0 {
-            worst = (cosine, name.clone());
-        }
-        let size = norm(&f) / norm(&e);
-        assert!(
-            cosine >= 0.9999 && (size - 1.0).abs() <= 1e-3,
-            "{model} {name}: cosine {cosine}, size {size}"
-        );
+/// Attention of `length` queries and keys, and its derivatives by all operands but the mask.
+fn attention_step(length: usize, causal: bool, masked: bool) -> Program {
+    let mut g = Graph::new("step");
+    let mut operands: Vec<Value> = ["q", "k", "v"]
+        .map(|name| g.add_input(name, TensorType::known(DType::F32, &[1, 2, length, 32])))
+        .to_vec();
+    let by = operands.clone();
+    if masked {
+        operands.push(g.add_input("mask", TensorType::known(DType::F32, &[1, 1, 1, length])));
     }
-    let all = product / (squares.sqrt() * whole);
-    let count = found.len();
-    println!(
-        "{model}: {count} parameters, 1 - cosine {:.1e}, worst {:.1e} at {}",
-        1.0 - all,
-        1.0 - worst.0,
-        worst.1
-    );
-    assert!(all >= 0.9999, "{model}: {all}");
-}
-
-/// The shape that a derivative, named as an output, is expected to have.
-fn expected_shape<'a>(expected: &'a [(String, Tensor)], output: &str) -> &'a [usize] {
-    let parameter = output.strip_prefix("gradient.").expect("outputs are derivatives");
-    expected.iter().find(|(name, _)| name == parameter).map_or(&[], |(_, t)| t.shape())
+    let op = Attention { causal, ..Attention::new(0.5) };
+    let y = g.add(op, &operands, Origin::named("attention")).unwrap();
+    let seed = g.add_input("cotangent", TensorType::known(DType::F32, &[1, 2, length, 32]));
+    let found = gradients(&mut g, &[(y, seed)], &by).unwrap();
+    g.add_output("y", y);
+    found.into_iter().flatten().enumerate().for_each(|(i, v)| g.add_output(&format!("d{i}"), v));
+    let bound = bind(&g, &Binding::new(), &mut Dump::none()).unwrap();
+    lower(&bound, &CpuTarget::new(Class::Avx512)).unwrap()
 }
 
 #[test]
-fn derivatives_of_models_agree_with_another_autodiff() {
-    let Some(folder) = std::env::var_os("MARGAY_TEST_DATA").map(PathBuf::from) else {
-        println!("skipped: no test data");
-        return;
-    };
-    for model in ["minilm_l6", "resnet50_small"] {
-        gradients_of(&folder, model);
+fn attention_under_training_takes_memory_for_rows_not_for_pairs() {
+    for (causal, masked) in [(false, false), (true, true)] {
+        let [short, long] = [2048, 4096].map(|length| attention_step(length, causal, masked));
+        let families: Vec<&str> = long
+            .steps
+            .iter()
+            .filter_map(|step| match &step.work {
+                Work::Call(call) => Some(KernelCall::family(call)),
+                Work::Loops(_) => None,
+            })
+            .collect();
+        assert_eq!(families, ["attention", "attention_gradient"], "the forward pass runs once");
+        assert!(long.arena_bytes <= 2 * short.arena_bytes + 4096, "{} bytes", long.arena_bytes);
     }
 }

@@ -7,7 +7,7 @@ use margay_loops::Precision;
 use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
 };
-use margay_passes::{BindDims, LowerPrecision, PASSES, SketchConv, SketchLinear};
+use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
 };
@@ -63,6 +63,13 @@ fn doc_example_of_lower_precision_holds() {
     let examples = doc_examples(&source_of("lower-precision"));
     assert_eq!(examples.len(), 1);
     check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
+}
+
+#[test]
+fn doc_example_of_recompute_holds() {
+    let examples = doc_examples(&source_of("recompute"));
+    assert_eq!(examples.len(), 1);
+    check(&Recompute { max_saved_bytes: 0 }, &examples[0]);
 }
 
 #[test]
@@ -350,6 +357,16 @@ fn passes_are_listed_and_sorted() {
 fn doc_example_of_differentiate_holds() {
     let pass = margay_passes::Differentiate { output: "loss".into(), by: vec!["w".into()] };
     doc_examples(&source_of("differentiate")).iter().for_each(|e| check(&pass, e));
+}
+
+#[test]
+fn doc_example_of_make_trainable_holds() {
+    let pass = margay_passes::MakeTrainable { names: vec!["fc.weight".into()] };
+    doc_examples(&source_of("make-trainable")).iter().for_each(|e| check(&pass, e));
+    let unknown = margay_passes::MakeTrainable { names: vec!["fc".into()] };
+    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("make-trainable"))[0].before);
+    let refusal = unknown.run(&mut g, &mut Cx::default()).unwrap_err().to_string();
+    assert_eq!(refusal, "the model has no constant of floats `fc`");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
-//! when their contents are, so that tied weights become one constant.
+//! when their contents are, so that tied weights become one constant. Attention that gives its logarithms too stands for
+//! one that does not.
 //!
 //! Required stage: imported. Declines nothing.
 //!
@@ -19,6 +20,7 @@
 
 use std::collections::HashMap;
 
+use margay_ir::ops::Attention;
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
 
 /// Merges equal nodes.
@@ -45,14 +47,17 @@ impl Pass for MergeDuplicates {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }
-            let key = (g.op(n).clone(), g.inputs_of(n).to_vec());
+            let key = (with_all_results(g.op(n)), g.inputs_of(n).to_vec());
             let Some(first) = seen.get(&key).copied() else {
                 seen.insert(key, n);
                 continue;
             };
+            let results = |n: NodeId| g.node(n).types.len() as u16;
+            let (from, to) = if results(n) > results(first) { (first, n) } else { (n, first) };
+            seen.insert(key, to);
             let mut patch = Patch::new();
-            for out in 0..g.node(n).types.len() as u16 {
-                patch.redirect(Value { node: n, out }, Value { node: first, out });
+            for out in 0..results(from) {
+                patch.redirect(Value { node: from, out }, Value { node: to, out });
             }
             let at = g.node(n).origin.name().to_string();
             g.apply(patch).map_err(|error| PassError::Patch {
@@ -64,5 +69,13 @@ impl Pass for MergeDuplicates {
         }
         g.remove_dead();
         Ok(Changed::times(merged))
+    }
+}
+
+/// The operator in the form with the most results; the first ones are those of other forms.
+fn with_all_results(op: &Op) -> Op {
+    match op {
+        Op::Attention(attention) => Attention { log_sum_exp: true, ..attention.clone() }.into(),
+        other => other.clone(),
     }
 }

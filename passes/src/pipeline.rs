@@ -19,7 +19,7 @@ pub struct PassEntry {
 }
 
 /// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`,
-/// `lower-precision`, `sketch-linear`, `sketch-conv`) are built where their configuration is.
+/// `lower-precision`, `make-trainable`, `sketch-linear`, `sketch-conv`) are built where their configuration is.
 pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
     PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },

@@ -23,7 +23,7 @@ fn fits(parts: &EntryParts, inputs: &[(&str, &Tensor)]) -> bool {
     let has = |p: &Port| {
         input_of(p, inputs).is_some_and(|t| t.dtype() == p.dtype && t.shape() == p.shape.as_slice())
     };
-    parts.inputs.len() == inputs.len() && parts.inputs.iter().all(has)
+    parts.given().count() == inputs.len() && parts.given().all(|(_, p)| has(p))
 }
 
 /// The error for inputs that fit no entry: the shapes there are if only the shapes are wrong and several are known,
@@ -50,7 +50,7 @@ struct Problem {
 fn problems(parts: &EntryParts, inputs: &[(&str, &Tensor)]) -> Vec<Problem> {
     let other = |text: String| Problem { text, shape_only: false };
     let mut out = Vec::new();
-    for port in &parts.inputs {
+    for (_, port) in parts.given() {
         let (name, expected) = (&port.name, typed(port.dtype, &port.shape));
         match input_of(port, inputs) {
             None => out.push(other(format!("`{name}` is missing, expected {expected}"))),
@@ -64,8 +64,8 @@ fn problems(parts: &EntryParts, inputs: &[(&str, &Tensor)]) -> Vec<Problem> {
     for (i, (name, _)) in inputs.iter().enumerate() {
         if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
             out.push(other(format!("`{name}` is given twice")));
-        } else if !parts.inputs.iter().any(|p| p.name == *name) {
-            let known: Vec<String> = parts.inputs.iter().map(|p| format!("`{}`", p.name)).collect();
+        } else if !parts.given().any(|(_, p)| p.name == *name) {
+            let known: Vec<String> = parts.given().map(|(_, p)| format!("`{}`", p.name)).collect();
             out.push(other(format!("`{name}` is not an input, expected {}", known.join(", "))));
         }
     }
@@ -84,7 +84,7 @@ fn list(inputs: &[(&str, &Tensor)]) -> String {
 
 fn describe(parts: &EntryParts) -> String {
     let each: Vec<String> =
-        parts.inputs.iter().map(|p| format!("{}: {}", p.name, typed(p.dtype, &p.shape))).collect();
+        parts.given().map(|(_, p)| format!("{}: {}", p.name, typed(p.dtype, &p.shape))).collect();
     each.join(", ")
 }
 

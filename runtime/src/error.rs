@@ -58,6 +58,12 @@ pub enum RunError {
         /// The inputs of each entry.
         available: Vec<String>,
     },
+    /// A state does not exist, or has another type (the caller's fault).
+    #[error("{problem}")]
+    State {
+        /// What was expected and found.
+        problem: String,
+    },
     /// A check that the model asks for failed during the run (the model's or the caller's fault).
     #[error("index out of range at `{step}`")]
     Fault {

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use margay_artifact::{Artifact, Description, Entry, Import, Parts};
 use margay_kernels_cpu::CpuTarget;
 use margay_kernels_cpu::math::{RowTable, rows};
-use margay_loops::Target;
 use margay_loops::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
-use margay_tensor::DType;
+use margay_loops::{Port, Target};
 use memmap2::{Mmap, MmapMut};
 
 use crate::RunError;
@@ -217,8 +216,10 @@ fn load_entry(entry: &Entry, code: &[u8], problems: &mut Vec<String>) -> LoadedE
             Err(problem) => problems.push(problem),
         }
     }
-    let sizes = |ports: &[margay_loops::Port]| areas(ports.iter().map(|p| (p.dtype, p.shape.as_slice())));
-    LoadedEntry { table, inputs: sizes(&parts.inputs), outputs: sizes(&parts.outputs) }
+    // States have memory of their own.
+    let input = |i: usize| parts.carried.iter().all(|c| c.input != i);
+    let output = |i: usize| parts.carried.iter().all(|c| c.output != i);
+    LoadedEntry { table, inputs: areas(&parts.inputs, &input), outputs: areas(&parts.outputs, &output) }
 }
 
 /// The address of a hand-written kernel with the contract that the code was compiled for.
@@ -236,14 +237,13 @@ fn kernel(import: &Import) -> Result<usize, String> {
     }
 }
 
-/// Aligned places for tensors one after the other.
-fn areas<'a>(tensors: impl Iterator<Item = (DType, &'a [usize])>) -> Vec<Range<usize>> {
+/// Aligned places one after the other for those of several tensors that need one; the others get no bytes.
+fn areas(ports: &[Port], needed: &dyn Fn(usize) -> bool) -> Vec<Range<usize>> {
     let mut end = 0;
-    tensors
-        .map(|(dtype, shape)| {
-            let begin = usize::next_multiple_of(end, BUFFER_ALIGN);
-            end = begin + dtype.bytes() * shape.iter().product::<usize>();
-            begin..end
-        })
-        .collect()
+    let place = |(i, port): (usize, &Port)| {
+        let begin = usize::next_multiple_of(end, BUFFER_ALIGN);
+        end = begin + if needed(i) { port.dtype.bytes() * port.shape.iter().product::<usize>() } else { 0 };
+        begin..end
+    };
+    ports.iter().enumerate().map(place).collect()
 }

@@ -12,12 +12,12 @@
 //!
 //! - `executable`: from an artifact to function pointers.
 //! - `session`: memory, inputs and outputs of a run.
+//! - `states`: what one run leaves for the next.
 //! - `entry`: which entry fits given inputs, and what is wrong with inputs that fit none.
 //! - `parallel`: the parallel function that compiled drivers call.
 //! - `pool`: threads.
 //!
-//! Deliberately absent: graphs and compilation (an ahead-of-time program carries no compiler), and any state that
-//! survives a run.
+//! Deliberately absent: graphs and compilation: an ahead-of-time program carries no compiler.
 
 mod entry;
 mod error;
@@ -25,6 +25,7 @@ mod executable;
 mod parallel;
 mod pool;
 mod session;
+mod states;
 
 pub use error::RunError;
 pub use executable::Executable;

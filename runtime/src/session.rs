@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::time::Duration;
 
-use margay_artifact::StepNote;
+use margay_artifact::{EntryParts, StepNote};
 use margay_loops::Port;
 use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
 use margay_tensor::Tensor;
@@ -13,6 +13,7 @@ use memmap2::MmapMut;
 use crate::entry::{choose, input_of};
 use crate::executable::memory;
 use crate::parallel::Context;
+use crate::states::States;
 use crate::{Executable, Pool, RunError};
 
 /// How a session runs.
@@ -40,6 +41,7 @@ pub struct Session {
     scratch: MmapMut,
     scratch_stride: usize,
     outputs: MmapMut,
+    states: States,
     /// Copies of inputs that are not aligned for their element type; empty until there is one.
     staging: MmapMut,
     bases: Bases,
@@ -71,6 +73,7 @@ impl Session {
             scratch: memory("scratch", scratch_stride.saturating_mul(threads), false)?,
             scratch_stride,
             outputs: memory("outputs", most(&|i| end(&executable.loaded_entry(i).outputs)), huge)?,
+            states: States::new(entries, huge)?,
             staging: memory("inputs", 0, false)?,
             bases: Bases(Vec::with_capacity(2 + ports)),
             executable: executable.clone(),
@@ -83,9 +86,29 @@ impl Session {
     }
 
     /// Bytes of memory a run needs besides code, constants and the caller's tensors: intermediate results, scratch
-    /// of all threads, outputs.
+    /// of all threads, outputs, states.
     pub fn peak_bytes(&self) -> usize {
-        self.arena.len() + self.scratch.len() + self.outputs.len() + self.staging.len()
+        self.arena.len() + self.scratch.len() + self.outputs.len() + self.staging.len() + self.states.bytes()
+    }
+
+    /// The names of the states: inputs that every run leaves for the next one. They begin as zeros.
+    pub fn states(&self) -> impl Iterator<Item = &str> {
+        self.states.names()
+    }
+
+    /// Bytes of the states.
+    pub fn states_bytes(&self) -> usize {
+        self.states.bytes()
+    }
+
+    /// What a state holds; `None` if there is none of this name.
+    pub fn state(&self, name: &str) -> Option<Tensor> {
+        self.states.get(name)
+    }
+
+    /// Gives a state its contents.
+    pub fn set_state(&mut self, name: &str, value: &Tensor) -> Result<(), RunError> {
+        self.states.set(name, value)
     }
 
     /// Runs the entry that takes these inputs, given by name in any order, and returns its outputs in the order of
@@ -101,7 +124,7 @@ impl Session {
         let index = choose(self.executable.entries().iter(), inputs)?;
         self.run_entry(index, inputs, None)?;
         Ok(Outputs {
-            ports: &self.executable.entries()[index].parts.outputs,
+            parts: &self.executable.entries()[index].parts,
             areas: &self.executable.loaded_entry(index).outputs,
             bytes: &self.outputs,
         })
@@ -165,7 +188,11 @@ impl Session {
         bases.clear();
         bases.push(self.arena.as_mut_ptr());
         bases.push(self.executable.weights().as_ptr().cast_mut());
-        for (port, area) in parts.inputs.iter().zip(&entry.inputs) {
+        for (i, (port, area)) in parts.inputs.iter().zip(&entry.inputs).enumerate() {
+            if parts.carried.iter().any(|c| c.input == i) {
+                bases.push(self.states.pointer(port));
+                continue;
+            }
             let tensor = input_of(port, inputs).expect("the entry was chosen because it takes these inputs");
             if misaligned(tensor) {
                 self.staging[area.clone()].copy_from_slice(tensor.bytes());
@@ -175,7 +202,12 @@ impl Session {
             }
         }
         let outputs = self.outputs.as_mut_ptr();
-        bases.extend(entry.outputs.iter().map(|area| outputs.wrapping_add(area.start)));
+        for (i, area) in entry.outputs.iter().enumerate() {
+            bases.push(match parts.carried.iter().find(|c| c.output == i) {
+                Some(c) => self.states.pointer(&parts.inputs[c.input]),
+                None => outputs.wrapping_add(area.start),
+            });
+        }
         Ok(())
     }
 }
@@ -194,7 +226,7 @@ fn fault(word: u64, steps: &[StepNote]) -> RunError {
 /// The outputs of a run, in the memory of the session.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'s> {
-    ports: &'s [Port],
+    parts: &'s EntryParts,
     areas: &'s [Range<usize>],
     bytes: &'s [u8],
 }
@@ -202,8 +234,8 @@ pub struct Outputs<'s> {
 impl<'s> Outputs<'s> {
     /// Every output with its little-endian row-major bytes, aligned to 64 bytes, in the order of the model.
     pub fn iter(&self) -> impl Iterator<Item = (&'s Port, &'s [u8])> + use<'s> {
-        let bytes = self.bytes;
-        self.ports.iter().zip(self.areas).map(move |(port, area)| (port, &bytes[area.clone()]))
+        let (bytes, areas) = (self.bytes, self.areas);
+        self.parts.returned().map(move |(i, port)| (port, &bytes[areas[i].clone()]))
     }
 
     /// Copies of the outputs.

@@ -47,6 +47,7 @@ fn gathers(count: usize) -> Program {
     Program {
         inputs: vec![port("a", DType::I64, &[count]), port("b", DType::I64, &[count])],
         outputs: vec![port("y", DType::F32, &[count]), port("z", DType::F32, &[count])],
+        carried: vec![],
         constants: vec![Constant { tensor: table, packed_for: None }],
         buffers: vec![
             buffer(Place::Constant(0), ENTRIES * 4),

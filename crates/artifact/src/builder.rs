@@ -92,7 +92,7 @@ impl ArtifactBuilder {
 
     /// Writes the file. It appears complete or not at all: an error leaves what was at `path` before.
     pub fn write(&self, path: &Path) -> Result<(), ArtifactError> {
-        save::replace(path, |file| self.write_to(file))
+        save::replace_file(path, |file| self.write_to(file))
             .map_err(|source| ArtifactError::Write { path: path.to_path_buf(), source })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::{Port, Program, Work};
+use margay_loops::{Carried, Port, Program, Work};
 use margay_tensor::DType;
 
 /// Everything in an artifact but the bytes themselves.
@@ -50,6 +50,8 @@ pub struct EntryParts {
     pub inputs: Vec<Port>,
     /// Outputs, in the order of the driver's bases. Names differ.
     pub outputs: Vec<Port>,
+    /// States: outputs that are inputs of the next run. The caller neither gives nor gets them.
+    pub carried: Vec<Carried>,
     /// Size of the arena.
     pub arena_bytes: usize,
     /// Bytes of scratch each thread needs, without the header.
@@ -66,6 +68,18 @@ pub struct EntryParts {
     pub steps: Vec<StepNote>,
     /// The constants it reads, as positions in [`Description::constants`].
     pub constants: Vec<usize>,
+}
+
+impl EntryParts {
+    /// The inputs that the caller gives, with their numbers.
+    pub fn given(&self) -> impl Iterator<Item = (usize, &Port)> + Clone {
+        self.inputs.iter().enumerate().filter(|(i, _)| self.carried.iter().all(|c| c.input != *i))
+    }
+
+    /// The outputs that the caller gets, with their numbers.
+    pub fn returned(&self) -> impl Iterator<Item = (usize, &Port)> + Clone {
+        self.outputs.iter().enumerate().filter(|(i, _)| self.carried.iter().all(|c| c.output != *i))
+    }
 }
 
 /// What an entry says of a step, for people.

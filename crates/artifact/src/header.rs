@@ -25,7 +25,7 @@ pub fn is_artifact(head: &[u8]) -> bool {
 }
 
 /// The version of the file format that this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Size of the header.
 pub(crate) const HEADER_BYTES: usize = 256;
@@ -203,7 +203,9 @@ mod tests {
         assert_eq!(message(b"\x08\x0a\x12\x00"), "`m` is not a margay artifact");
         assert_eq!(message(&MAGIC), "`m` is cut short: expected 256 bytes, found 8");
         let later = [&MAGIC[..], &7u32.to_le_bytes()].concat();
-        assert_eq!(message(&later), "`m` has format version 7, expected 2; compile the model again");
+        let expected =
+            format!("`m` has format version 7, expected {FORMAT_VERSION}; compile the model again");
+        assert_eq!(message(&later), expected);
         let mut file = Header::lay_out([0; 4], [0; 32], [0; 32]).encode();
         file[30] ^= 1;
         assert_eq!(message(&file), "`m` has been altered: its header does not match its hash");

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use margay_loops::Port;
 use margay_loops::abi::BUFFER_ALIGN;
+use margay_loops::{Carried, Port};
 use margay_tensor::DType;
 use prost::Message;
 
@@ -87,6 +87,16 @@ struct EntryMessage {
     // 12 was a list of labels in version 1.
     #[prost(message, repeated, tag = "14")]
     steps: Vec<StepMessage>,
+    #[prost(message, repeated, tag = "15")]
+    carried: Vec<CarriedMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CarriedMessage {
+    #[prost(uint64, tag = "1")]
+    input: u64,
+    #[prost(uint64, tag = "2")]
+    output: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -185,6 +195,11 @@ fn entry_message(e: &Entry) -> EntryMessage {
         params: parts.params.clone(),
         constants: words(&parts.constants),
         steps: parts.steps.iter().map(step_message).collect(),
+        carried: parts
+            .carried
+            .iter()
+            .map(|c| CarriedMessage { input: c.input as u64, output: c.output as u64 })
+            .collect(),
     }
 }
 
@@ -301,6 +316,27 @@ fn step(message: StepMessage) -> Result<StepNote, String> {
     Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)? })
 }
 
+/// Pairs of ports of one type, none of them twice.
+fn carried(messages: &[CarriedMessage], inputs: &[Port], outputs: &[Port]) -> Result<Vec<Carried>, String> {
+    let (mut free_inputs, mut free_outputs) = (vec![true; inputs.len()], vec![true; outputs.len()]);
+    let pair = |m: &CarriedMessage| -> Result<Carried, String> {
+        let (Ok(input), Ok(output)) = (usize::try_from(m.input), usize::try_from(m.output)) else {
+            return Err(format!("output {} is carried to input {}", m.output, m.input));
+        };
+        let free = |all: &mut [bool], at: usize| all.get_mut(at).is_some_and(std::mem::take);
+        let same = |i: &Port, o: &Port| i.dtype == o.dtype && i.shape == o.shape;
+        if free(&mut free_inputs, input)
+            && free(&mut free_outputs, output)
+            && same(&inputs[input], &outputs[output])
+        {
+            Ok(Carried { input, output })
+        } else {
+            Err(format!("output {output} is carried to input {input}"))
+        }
+    };
+    messages.iter().map(pair).collect()
+}
+
 fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
     let code = checked_range(message.code_offset, message.code_bytes, limits.code)
         .filter(|r| r.start.is_multiple_of(BUFFER_ALIGN))
@@ -312,10 +348,12 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
         _ => Err(format!("{what} {n}, expected less than {limit}")),
     };
     let function = |at: u64| below("a function begins at", code.len(), at);
+    let (inputs, outputs) = (ports(message.inputs)?, ports(message.outputs)?);
     Ok(Entry {
         parts: EntryParts {
-            inputs: ports(message.inputs)?,
-            outputs: ports(message.outputs)?,
+            carried: carried(&message.carried, &inputs, &outputs)?,
+            inputs,
+            outputs,
             symbols: message.symbols,
             arena_bytes: size("an arena", message.arena_bytes)?,
             scratch_bytes: size("scratch", message.scratch_bytes)?,
@@ -365,6 +403,7 @@ mod tests {
                     symbols: BTreeMap::from([("N".into(), 2)]),
                     inputs: vec![port("x")],
                     outputs: vec![port("y"), port("z")],
+                    carried: vec![Carried { input: 0, output: 1 }],
                     arena_bytes: 4096,
                     scratch_bytes: 100,
                     kernels: vec![0, 16],
@@ -396,7 +435,7 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 11] = [
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
@@ -407,6 +446,11 @@ mod tests {
             (
                 |d| d.entries[0].parts.outputs.iter_mut().for_each(|p| p.shape = vec![1 << 59]),
                 "entry 0: memory for inputs or outputs of 4611686018427388032 is more than memory can hold",
+            ),
+            (|d| d.entries[0].parts.outputs[1].shape = vec![6], "entry 0: output 1 is carried to input 0"),
+            (
+                |d| d.entries[0].parts.carried.push(Carried { input: 0, output: 0 }),
+                "entry 0: output 0 is carried to input 0",
             ),
             (
                 |d| d.entries[0].parts.inputs[0].shape = vec![1 << 40, 1 << 40],

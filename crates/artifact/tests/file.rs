@@ -71,6 +71,7 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
             symbols: BTreeMap::from([("N".into(), rows as i64)]),
             inputs: vec![port("x", 3)],
             outputs: vec![port("y", 5)],
+            carried: vec![],
             arena_bytes: 64 * rows,
             scratch_bytes: 32,
             kernels: vec![0],

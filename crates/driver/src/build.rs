@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, NodeId, Op, ops::Io, ops::Lowered, ops::Port};
+use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{KernelCall, Precision, Program, Target, Work};
-use margay_lower::lower;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Step};
+use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
+use margay_lower::lower_carrying;
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -70,9 +70,69 @@ pub fn add_entry(
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    let program = lower(&bound, &target)?;
+    add_bound_entry(builder, g, &bound, binding, target, &[], dump)
+}
+
+/// How a graph is compiled that does one step of many.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StepForm {
+    /// Inputs that are states, each with the output that holds its next value. The session that runs the step keeps
+    /// them, and updates them in place.
+    pub states: Vec<(String, String)>,
+    /// The most bytes that may be kept between the forward and the backward pass; the rest is computed twice. `None`:
+    /// everything is kept.
+    pub max_saved_bytes: Option<u64>,
+}
+
+/// A step that is ready to run.
+pub struct CompiledStep {
+    /// The code.
+    pub executable: Executable,
+    /// What is kept between the forward and the backward pass: the nodes that compute it, and bytes.
+    pub saved: Vec<(String, u64)>,
+}
+
+/// As [`add_entry`], of a graph with states. Returns what is kept between the forward and the backward pass, too.
+pub fn add_step_entry(
+    builder: &mut ArtifactBuilder,
+    g: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    form: &StepForm,
+    dump: &mut Dump,
+) -> Result<(Program, Vec<(String, u64)>), DriverError> {
+    let mut bound = bind(g, binding, dump)?;
+    if let Some(max_saved_bytes) = form.max_saved_bytes {
+        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
+    }
+    let name = |v: Value| bound.node(v.node).origin.name().to_string();
+    let saved = kept(&bound, &backward_nodes(&bound));
+    let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
+    dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
+    let program = add_bound_entry(builder, g, &bound, binding, target, &form.states, dump)?;
+    Ok((program, saved))
+}
+
+fn saved_text(saved: &[(String, u64)]) -> String {
+    let total: u64 = saved.iter().map(|(_, bytes)| bytes).sum();
+    let lines: String = saved.iter().map(|(name, bytes)| format!("{bytes:>12}  {name}\n")).collect();
+    format!("{lines}{total:>12}  bytes kept between the forward and the backward pass\n")
+}
+
+/// Compiles a graph whose symbols are bound, made of `g`.
+fn add_bound_entry(
+    builder: &mut ArtifactBuilder,
+    g: &Graph,
+    bound: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    states: &[(String, String)],
+    dump: &mut Dump,
+) -> Result<Program, DriverError> {
+    let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
-    let mut names = constant_names(&bound);
+    let mut names = constant_names(bound);
     names.extend(constant_names(g));
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
@@ -93,6 +153,7 @@ pub fn add_entry(
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
+        carried: program.carried.clone(),
         arena_bytes: program.arena_bytes,
         scratch_bytes: code.scratch_bytes,
         kernels: code.kernels,
@@ -106,6 +167,20 @@ pub fn add_entry(
     Ok(program)
 }
 
+/// States by position.
+fn carried(g: &Graph, states: &[(String, String)]) -> Result<Vec<Carried>, DriverError> {
+    let position = |state: &(String, String)| {
+        let input = g.inputs().iter().position(|n| g.node(*n).origin.name() == state.0);
+        let output = g.outputs().iter().position(|o| *o.name == *state.1);
+        match (input, output) {
+            (Some(input), Some(output)) => Ok(Carried { input, output }),
+            (None, _) => Err(DriverError::Options(format!("the graph has no input `{}`", state.0))),
+            (_, None) => Err(DriverError::Options(format!("the graph has no output `{}`", state.1))),
+        }
+    };
+    states.iter().map(position).collect()
+}
+
 fn suffix(binding: &Binding) -> String {
     binding.iter().fold(String::new(), |s, (name, v)| format!("{s}-{name}{v}"))
 }
@@ -115,6 +190,18 @@ pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable
     let mut builder = ArtifactBuilder::new(g.name(), target.name());
     add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
     Ok(Executable::from_parts(builder.into_parts()?)?)
+}
+
+/// Compiles a step, to run in this process.
+pub fn jit_step(
+    g: &Graph,
+    binding: &Binding,
+    target: CpuTarget,
+    form: &StepForm,
+) -> Result<CompiledStep, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name(), target.name());
+    let (_, saved) = add_step_entry(&mut builder, g, binding, target, form, &mut Dump::none())?;
+    Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
 }
 
 /// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
@@ -150,7 +237,7 @@ pub fn program_flops(program: &Program) -> u64 {
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
 pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: margay_ir::Value| {
+    let port = |v: Value| {
         let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
         port.constant = bound.constant(v).is_some();
         Some(port)

@@ -113,6 +113,13 @@ impl<'g> Vjp<'g> {
         self.graph.add(op, inputs, self.origin.clone())
     }
 
+    /// Adds a node that does what the node itself does and more, such as a further result. It stands for the node, so
+    /// that the two are merged later.
+    pub fn again(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, AddError> {
+        let origin = self.graph.node(self.node).origin.clone();
+        self.graph.add(op, inputs, origin)
+    }
+
     /// The number `x` in the element type of a value.
     pub fn number(&mut self, like: Value, x: f64) -> Result<Value, AddError> {
         let dtype = self.ty(like).dtype;

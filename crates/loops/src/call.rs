@@ -90,7 +90,7 @@ pub struct MatMul {
 /// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
-/// Arguments: X, K (a packed constant), bias if any, residual if any, Y, workspace if any.
+/// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Conv {
     /// Images.
@@ -113,6 +113,8 @@ pub struct Conv {
     pub pads: [usize; 2],
     /// Steps between taps.
     pub dilations: [usize; 2],
+    /// K is a constant, stored in the layout the target packs it into; else it is row-major.
+    pub k_packed: bool,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -158,6 +160,54 @@ pub struct Attention {
     pub log_sum_exp: bool,
 }
 
+/// The cotangents of the operands of [`Attention`], in f32 (Dao, arXiv 2307.08691). With the scores
+/// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
+/// `P = exp(S - L)`, `dS = P ∘ (dO Vᵀ - Δ)`:
+///
+/// `dQ = scale · dS K`, `dK = scale · dSᵀ Q`, `dV = Pᵀ dO`, the last two summed over the heads that share keys.
+///
+/// A pair whose score is -∞, or whose key the query does not see, has no part in any sum.
+///
+/// Arguments: Q, K, V, L, Δ (both row-major [batch, head, query]), dO, mask if any (additive), dQ, dK, dV, workspace if
+/// any. The last axis of matrices is contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct AttentionGradient {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of the keys and values; divides `heads`, and head h reads that with number h · kv_heads / heads.
+    pub kv_heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence.
+    pub kv_len: usize,
+    /// Length of a query and of a key.
+    pub qk_dim: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// Multiplies the scores; the bits of an f32.
+    pub scale_bits: u32,
+    /// Strides of (batch, head, row) of Q.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of K.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of dO.
+    pub d_o: [usize; 3],
+    /// Strides of (batch, head, query, key) of the mask; 0 where it is shared.
+    pub mask: Option<[usize; 4]>,
+    /// Query i sees the keys j <= i + kv_len - q_len only.
+    pub causal: bool,
+    /// Strides of (batch, head, row) of dQ.
+    pub dq: [usize; 3],
+    /// Strides of (batch, head, row) of dK.
+    pub dk: [usize; 3],
+    /// Strides of (batch, head, row) of dV.
+    pub dv: [usize; 3],
+}
+
 /// Linear attention in f32: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
 /// goes over the keys. The features φ are computed before.
 ///
@@ -199,6 +249,8 @@ pub enum KernelCall {
     Conv(Conv),
     /// Softmax attention.
     Attention(Attention),
+    /// Derivatives of softmax attention.
+    AttentionGradient(Box<AttentionGradient>),
     /// Linear attention.
     LinearAttention(LinearAttention),
 }
@@ -210,6 +262,7 @@ impl KernelCall {
             KernelCall::MatMul(_) => "matmul",
             KernelCall::Conv(_) => "conv",
             KernelCall::Attention(_) => "attention",
+            KernelCall::AttentionGradient(_) => "attention_gradient",
             KernelCall::LinearAttention(_) => "linear_attention",
         }
     }
@@ -227,6 +280,11 @@ impl KernelCall {
             }
             KernelCall::Attention(c) => {
                 2 * product(&[c.batch, c.heads, c.qk_dim + c.v_dim])
+                    * Attention::pairs(c.q_len, c.kv_len, c.causal)
+            }
+            // The scores again, and four products more.
+            KernelCall::AttentionGradient(c) => {
+                2 * product(&[c.batch, c.heads, 3 * c.qk_dim + 2 * c.v_dim])
                     * Attention::pairs(c.q_len, c.kv_len, c.causal)
             }
             KernelCall::LinearAttention(c) => {
@@ -295,7 +353,7 @@ impl fmt::Display for KernelCall {
             }
             KernelCall::Conv(c) => write!(
                 f,
-                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}",
+                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}{}",
                 c.batch,
                 c.in_channels,
                 c.in_size[0],
@@ -306,6 +364,7 @@ impl fmt::Display for KernelCall {
                 c.kernel[0],
                 c.kernel[1],
                 c.groups,
+                if c.k_packed { "" } else { " computed" },
                 c.epilogue
             ),
             KernelCall::Attention(c) => write!(
@@ -320,6 +379,18 @@ impl fmt::Display for KernelCall {
                 if c.causal { " causal" } else { "" },
                 if c.mask.is_some() { " +mask" } else { "" },
                 if c.log_sum_exp { " +log_sum_exp" } else { "" }
+            ),
+            KernelCall::AttentionGradient(c) => write!(
+                f,
+                "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}",
+                c.batch,
+                c.heads,
+                c.q_len,
+                c.kv_len,
+                c.qk_dim,
+                c.v_dim,
+                if c.causal { " causal" } else { "" },
+                if c.mask.is_some() { " +mask" } else { "" }
             ),
             KernelCall::LinearAttention(c) => write!(
                 f,

@@ -304,7 +304,8 @@ pub enum Stmt {
 pub struct Arg {
     /// Type of the elements in memory.
     pub dtype: DType,
-    /// Whether the kernel writes it. Written arguments never overlap others.
+    /// Whether the kernel writes it. Written arguments never overlap others, but for one that is read
+    /// [where it is written](Kernel::reads_where_it_writes).
     pub written: bool,
 }
 
@@ -332,6 +333,27 @@ impl Kernel {
             })
         }
         any(&self.body, arg)
+    }
+
+    /// Whether every read of one argument is at the position at which another is written, by the axes of the same
+    /// loops: then both may be one region of memory.
+    pub fn reads_where_it_writes(&self, read: usize, written: usize) -> bool {
+        fn visit<'k>(body: &'k [Stmt], arg: usize, indices: &mut Vec<&'k Index>) {
+            for stmt in body {
+                match stmt {
+                    Stmt::Load { arg: a, index, .. } | Stmt::Store { arg: a, index, .. } if *a == arg => {
+                        indices.push(index);
+                    }
+                    Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => visit(body, arg, indices),
+                    _ => {}
+                }
+            }
+        }
+        let (mut loads, mut stores) = (Vec::new(), Vec::new());
+        visit(&self.body, read, &mut loads);
+        visit(&self.body, written, &mut stores);
+        let [store] = stores.as_slice() else { return false };
+        store.regs.is_empty() && loads.iter().all(|load| load == store)
     }
 
     /// The extents of the parallel loops, outermost first; empty for a serial kernel.

@@ -25,10 +25,11 @@ mod text;
 
 pub use abi::KernelFn;
 pub use call::{
-    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention,
+    MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
 pub use precision::Precision;
-pub use program::{Buffer, BufferId, Constant, Operand, Place, Port, Program, Step, Work};
+pub use program::{Buffer, BufferId, Carried, Constant, Operand, Place, Port, Program, Step, Work};
 pub use target::{NoKernel, Packed, Phase, Prepared, Target};

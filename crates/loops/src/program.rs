@@ -79,6 +79,17 @@ pub struct Step {
     pub label: String,
 }
 
+/// An output that is an input of the next run: both are one region of memory, which outlives runs. The two have one type.
+///
+/// No step reads the input after a step has begun to write the output, except at the very position it writes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Carried {
+    /// Its number among the inputs.
+    pub input: usize,
+    /// Its number among the outputs.
+    pub output: usize,
+}
+
 /// A compiled graph at the loop level: every extent is known, every buffer has its place.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
@@ -86,6 +97,8 @@ pub struct Program {
     pub inputs: Vec<Port>,
     /// Outputs in the order of the graph.
     pub outputs: Vec<Port>,
+    /// States: what a run leaves for the next one.
+    pub carried: Vec<Carried>,
     /// Constants.
     pub constants: Vec<Constant>,
     /// Buffers.

@@ -103,6 +103,9 @@ impl fmt::Display for Program {
                 writeln!(f, "{kind} {}: {}{:?}", p.name, p.dtype, p.shape)?;
             }
         }
+        for c in &self.carried {
+            writeln!(f, "carried out{} to in{}", c.output, c.input)?;
+        }
         writeln!(f, "arena {} bytes", self.arena_bytes)?;
         for (i, kernel) in self.kernels.iter().enumerate() {
             write!(f, "k{i}: {kernel}")?;

@@ -1,12 +1,13 @@
 //! Groups to steps, and buffers to places.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::nest::{Nest, Sink, SinkInput, Source};
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step, Target, Work,
-    abi,
+    Arg, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step,
+    Target, Work, abi,
 };
 use margay_tensor::{ContentHash, DType, Tensor};
 
@@ -255,6 +256,57 @@ impl<'a> Emitter<'a> {
         let mut names = label.to_vec();
         names.dedup();
         self.program.steps.push(Step { work, args, label: names.join(" + ") });
+    }
+
+    /// Lets outputs and the inputs they are carried to share memory. An output that would be written while its input is
+    /// still to be read is written elsewhere, and copied when all else is done.
+    pub(crate) fn carry(&mut self, carried: &[Carried]) {
+        let mut late = Vec::new();
+        for c in carried {
+            let holds = |place: Place| -> Vec<usize> {
+                let buffers = self.program.buffers.iter().enumerate();
+                buffers.filter(|(_, b)| b.place == place).map(|(id, _)| id).collect()
+            };
+            let (inputs, outputs) = (holds(Place::Input(c.input)), holds(Place::Output(c.output)));
+            if self.is_safe_in_place(&inputs, &outputs) {
+                continue;
+            }
+            for &b in &outputs {
+                self.program.buffers[b].place = Place::Arena(0);
+            }
+            late.extend(outputs.first().map(|&b| (BufferId(b), c.output)));
+        }
+        for (from, output) in late {
+            let port = self.program.outputs[output].clone();
+            let to = self.buffer(Place::Output(output), bytes_of(port.dtype, &port.shape));
+            let contiguous = |buffer| Memory::contiguous(buffer, port.dtype, &port.shape);
+            self.copy(&contiguous(from), &contiguous(to), std::slice::from_ref(&port.name));
+        }
+        self.program.carried = carried.to_vec();
+    }
+
+    /// Whether nothing reads the buffers of an input once those of an output are written, if both are one memory.
+    fn is_safe_in_place(&self, inputs: &[usize], outputs: &[usize]) -> bool {
+        let touches =
+            |step: &Step, buffers: &[usize]| step.args.iter().any(|a| buffers.contains(&a.buffer.0));
+        let steps = &self.program.steps;
+        let Some(last_read) = steps.iter().rposition(|s| touches(s, inputs)) else { return true };
+        let Some(first_write) = steps.iter().position(|s| touches(s, outputs)) else { return true };
+        let step = &steps[first_write];
+        match (last_read.cmp(&first_write), &step.work) {
+            (Ordering::Less, _) => true,
+            (Ordering::Equal, Work::Loops(k)) => {
+                let at = |buffers: &[usize]| -> Vec<usize> {
+                    (0..step.args.len()).filter(|&i| buffers.contains(&step.args[i].buffer.0)).collect()
+                };
+                let (reads, writes) = (at(inputs), at(outputs));
+                let kernel = &self.program.kernels[*k];
+                let whole = step.args.iter().all(|a| a.offset_bytes == 0);
+                let [written] = writes.as_slice() else { return false };
+                whole && reads.iter().all(|&r| kernel.reads_where_it_writes(r, *written))
+            }
+            _ => false,
+        }
     }
 
     /// The program, with a place for every buffer and without constants that no step reads.

@@ -35,6 +35,16 @@ pub enum LowerError {
         /// The most a tensor may have.
         limit: u64,
     },
+    /// An output cannot become an input of the next run (the caller's fault).
+    #[error("output `{name}` is {output}; the input it is carried to is {input}")]
+    Carried {
+        /// The output.
+        name: String,
+        /// The type of the input.
+        input: String,
+        /// The type of the output.
+        output: String,
+    },
     /// An extent is not known (the caller's fault: bind every dimension first).
     #[error("`{op}` at `{name}` has type {ty}; every dimension must be bound")]
     Unbound {

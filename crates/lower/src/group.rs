@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, Port, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Activation, Epilogue, KernelCall, Program, Target};
+use margay_loops::{Activation, Carried, Epilogue, KernelCall, Program, Target};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -71,7 +71,7 @@ pub(crate) struct Called {
 pub(crate) struct Anchored {
     pub(crate) anchor: Anchor,
     pub(crate) shape: Vec<usize>,
-    /// The layout of the result; row-major unless a reader asked for another one.
+    /// The layout of the result if it is not row-major.
     pub(crate) strides: Option<Vec<i64>>,
     pub(crate) label: Label,
 }
@@ -97,6 +97,19 @@ const CHEAP_FLOPS: u64 = 4;
 
 /// Lowers a graph at stage `Lowerable`.
 pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
+    lower_carrying(g, target, &[])
+}
+
+/// Lowers a graph at stage `Lowerable` some of whose outputs are inputs of the next run; they are updated in place.
+/// No input and no output occurs twice.
+pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Result<Program, LowerError> {
+    for c in carried {
+        let (input, output) = (g.ty(g.inputs()[c.input].into()), g.ty(g.outputs()[c.output].value));
+        if input != output {
+            let name = g.outputs()[c.output].name.to_string();
+            return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
+        }
+    }
     let mut grouper = Grouper { g, emit: Emitter::new(g, target), held: HashMap::new() };
     for n in g.order() {
         grouper.visit(n)?;
@@ -105,6 +118,7 @@ pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
         let memory = grouper.memory_of(o.value)?;
         grouper.emit.output(i, &memory)?;
     }
+    grouper.emit.carry(carried);
     Ok(grouper.emit.finish())
 }
 
@@ -202,9 +216,11 @@ impl Grouper<'_> {
                     .map(|v| self.feed(v, 1, true))
                     .collect::<Result<Vec<_>, _>>()?;
                 let anchor = Anchor::Nest { body, inputs, stages: Vec::new() };
-                self.anchored(n, anchor, shape)
+                self.anchored(n, anchor, shape, None)
             }
-            Lowered::Call(call) => {
+            Lowered::Call(mut call) => {
+                let layouts: Vec<_> =
+                    self.outputs_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
                 let operands = self
                     .g
                     .inputs_of(n)
@@ -212,15 +228,19 @@ impl Grouper<'_> {
                     .map(|v| self.memory_of(v))
                     .collect::<Result<Vec<_>, _>>()?;
                 let mut others = Vec::new();
-                for other in self.outputs_of(n).skip(1) {
+                for (other, strides) in self.outputs_of(n).zip(&layouts).skip(1) {
                     let (dtype, shape) = (self.g.ty(other).dtype, self.known(n, other)?);
-                    let memory = self.emit.result(dtype, &shape, output_of(self.g, other));
+                    let output = output_of(self.g, other).filter(|_| strides.is_none());
+                    let mut memory = self.emit.result(dtype, &shape, output);
+                    if let Some(strides) = strides {
+                        memory.strides.clone_from(strides);
+                    }
                     self.held.insert(other, Held::Memory(memory.clone()));
                     others.push(memory);
                 }
                 let called = Called { call, operands, bias: None, residual: None, others };
                 let anchor = Anchor::Call(Box::new(called));
-                self.anchored(n, anchor, shape)
+                self.anchored(n, anchor, shape, layouts.into_iter().next().flatten())
             }
         };
         self.held.insert(v, held);
@@ -231,9 +251,28 @@ impl Grouper<'_> {
         Ok(())
     }
 
-    fn anchored(&self, n: NodeId, anchor: Anchor, shape: Vec<usize>) -> Held {
+    fn anchored(&self, n: NodeId, anchor: Anchor, shape: Vec<usize>, strides: Option<Vec<i64>>) -> Held {
         let label = vec![label_of(self.g, n)];
-        Held::Anchored(Box::new(Anchored { anchor, shape, strides: None, label }))
+        Held::Anchored(Box::new(Anchored { anchor, shape, strides, label }))
+    }
+
+    /// Attention writes a result [batch, head, row, dim] that is read as [batch, row, head, dim] in that order. Changes
+    /// the call and returns the strides of the result.
+    fn read_transposed(&self, v: Value, call: &mut KernelCall) -> Option<Vec<i64>> {
+        let strides = match call {
+            KernelCall::Attention(c) => [&mut c.o].into_iter().nth(usize::from(v.out))?,
+            KernelCall::AttentionGradient(c) => {
+                [&mut c.dq, &mut c.dk, &mut c.dv].into_iter().nth(usize::from(v.out))?
+            }
+            KernelCall::MatMul(_) | KernelCall::Conv(_) | KernelCall::LinearAttention(_) => return None,
+        };
+        let turns = |op: &Op| matches!(op, Op::Transpose(t) if t.perm == [0, 2, 1, 3]);
+        let [_, heads, rows, dim] = *self.g.ty(v).extents()? else { return None };
+        if !self.g.users_of(v).iter().any(|(user, _)| turns(self.g.op(*user))) {
+            return None;
+        }
+        *strides = [rows * heads * dim, dim, heads * dim];
+        Some([rows * heads * dim, dim, heads * dim, 1].map(|s| s as i64).to_vec())
     }
 
     /// The value in memory; runs what was put off.
@@ -264,17 +303,6 @@ impl Grouper<'_> {
 
     fn view(&mut self, n: NodeId, view: &View, shape: Vec<usize>) -> Result<Held, LowerError> {
         let operand = self.g.inputs_of(n)[0];
-        // Attention writes its result straight into the layout [batch, query, head, dim].
-        if let (View::Permute(perm), Some(Held::Anchored(a))) = (view, self.held.get_mut(&operand))
-            && let Anchor::Call(called) = &mut a.anchor
-            && let KernelCall::Attention(call) = &mut called.call
-            && perm == &[0, 2, 1, 3]
-            && a.strides.is_none()
-        {
-            let (heads, rows, dim) = (call.heads, call.q_len, call.v_dim);
-            call.o = [rows * heads * dim, dim, heads * dim];
-            a.strides = Some([rows * heads * dim, dim, heads * dim, 1].map(|s| s as i64).to_vec());
-        }
         let memory = self.memory_of(operand)?;
         let memory = match memory.view(view, &shape) {
             Some(m) => m,
@@ -379,7 +407,9 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
     let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
         KernelCall::Conv(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Attention(_) | KernelCall::LinearAttention(_) => return false,
+        KernelCall::Attention(_) | KernelCall::AttentionGradient(_) | KernelCall::LinearAttention(_) => {
+            return false;
+        }
     };
     let activation = match op {
         Op::Relu(_) => Some(Activation::Relu),

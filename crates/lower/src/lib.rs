@@ -23,4 +23,4 @@ mod memory;
 
 pub use arena::{Lifetime, plan_memory};
 pub use error::LowerError;
-pub use group::lower;
+pub use group::{lower, lower_carrying};

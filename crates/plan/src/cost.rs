@@ -21,7 +21,9 @@
 //! machine; they are no measurement, and nothing here reads a clock. Deliberately absent: contention,
 //! frequencies, and what neighbouring calls leave in the cache.
 
-use margay_loops::{Activation, Attention, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Precision};
+use margay_loops::{
+    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Precision,
+};
 use serde::Deserialize;
 
 use crate::PlanError;
@@ -112,6 +114,7 @@ impl CostModel {
             KernelCall::MatMul(call) => self.matmul(call),
             KernelCall::Conv(call) => self.conv(call),
             KernelCall::Attention(call) => self.attention(call),
+            KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),
         };
         self.time(load, threads)
@@ -211,6 +214,21 @@ impl CostModel {
             arithmetic: seconds(scores.saturating_mul(product(&[2, both])), self.gflops.attention),
             constant_bytes: 0,
             computed_bytes: elements.saturating_mul(F32),
+        }
+    }
+
+    /// Counts at the rate of attention: scores and what they are multiplied with are computed twice, once for queries
+    /// and once for keys.
+    fn attention_gradient(&self, call: &AttentionGradient) -> Load {
+        let pairs = Attention::pairs(call.q_len, call.kv_len, call.causal);
+        let products = product(&[4, call.qk_dim]).saturating_add(product(&[3, call.v_dim]));
+        let rows = call.q_len.saturating_add(call.kv_len);
+        let both = call.qk_dim.saturating_add(call.v_dim);
+        let scores = product(&[2, call.batch, call.heads]).saturating_mul(pairs);
+        Load {
+            arithmetic: seconds(scores.saturating_mul(products), self.gflops.attention),
+            constant_bytes: 0,
+            computed_bytes: product(&[2, call.batch, call.heads, rows, both]).saturating_mul(F32),
         }
     }
 
@@ -334,6 +352,7 @@ mod tests {
             strides: [1, 1],
             pads: [kernel / 2, kernel / 2],
             dilations: [1, 1],
+            k_packed: true,
             epilogue: Epilogue::default(),
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
 use margay_loops::{
-    Activation, Attention, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention, MatLayout, MatMul,
-    Precision, Target,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention,
+    MatLayout, MatMul, Precision, Target,
 };
 
 fn main() {
@@ -129,6 +129,25 @@ fn calls() -> Vec<KernelCall> {
             causal,
             log_sum_exp: false,
         }));
+        calls.push(KernelCall::AttentionGradient(Box::new(AttentionGradient {
+            batch: 1,
+            heads,
+            kv_heads: heads,
+            q_len: n,
+            kv_len: n,
+            qk_dim: d,
+            v_dim: d,
+            scale_bits: 0.125f32.to_bits(),
+            q: strides,
+            k: strides,
+            v: strides,
+            d_o: strides,
+            mask: None,
+            causal,
+            dq: strides,
+            dk: strides,
+            dv: strides,
+        })));
     }
     for (n, features, causal) in [
         (512, 128, false),
@@ -225,6 +244,7 @@ fn conv(
         strides: [stride; 2],
         pads: [pad; 2],
         dilations: [1; 2],
+        k_packed: true,
         epilogue: Epilogue::default(),
     })
 }
@@ -247,6 +267,12 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
                 width * c.kv_len * c.v_dim,
                 width * c.q_len * c.v_dim,
             ]
+        }
+        KernelCall::AttentionGradient(c) => {
+            let width = c.batch * c.heads;
+            let (q, k) = (width * c.q_len * c.qk_dim, width * c.kv_len * c.qk_dim);
+            let (v, d_o) = (width * c.kv_len * c.v_dim, width * c.q_len * c.v_dim);
+            vec![q, k, v, width * c.q_len, width * c.q_len, d_o, q, k, v]
         }
         KernelCall::LinearAttention(c) => {
             let width = c.batch * c.heads;

@@ -22,16 +22,27 @@ use crate::pack::{Source, Workspace, copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
 
 /// Keys of a block: whole tiles of every class, and a square of scores that stays in the first-level cache.
-const KEYS: usize = 126;
+pub(crate) const KEYS: usize = 126;
 
 /// Most panels of an item: they share the keys of a block.
-const MOST_PANELS: usize = 4;
+pub(crate) const MOST_PANELS: usize = 4;
 
-/// Panels of queries from which on a copy of keys or values pays.
+/// Panels from which on a copy of the rows that they read pays.
 const COPY_PANELS: usize = 24;
 
 /// Items worth splitting groups of panels for.
-const ENOUGH_ITEMS: usize = 32;
+pub(crate) const ENOUGH_ITEMS: usize = 32;
+
+/// The lanes of a panel by number.
+pub(crate) const LANES: [f32; PANEL] = {
+    let mut lanes = [0.0; PANEL];
+    let mut i = 0;
+    while i < PANEL {
+        lanes[i] = i as f32;
+        i += 1;
+    }
+    lanes
+};
 
 params! {
     /// One attention: an item is a group of panels of queries of one head.
@@ -75,21 +86,10 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
     let sequences = call.batch * call.heads;
     let all = call.q_len.div_ceil(PANEL);
     let panels = (sequences * all / ENOUGH_ITEMS).clamp(1, MOST_PANELS).min(all.max(1));
-    let workspace_at = at.next();
-    let mut workspace = Workspace::new(class, workspace_at);
-    // Rows far apart fall into few sets of the caches. Heads and sequences that share keys share the copy.
+    let mut workspace = Workspace::new(class, at.next());
     let mut place = |at: usize, dim: usize, strides: [usize; 3]| {
-        if all < COPY_PANELS || strides[2] < 2 * dim || dim == 0 || call.kv_len == 0 {
-            return (at, 0, strides);
-        }
-        let placed = workspace.rows(Source {
-            at,
-            size: [call.kv_len, dim],
-            strides: [strides[2], 1],
-            extents: [1, 1, call.batch, call.kv_heads],
-            batch: [0, 0, strides[0], strides[1]],
-        });
-        (workspace_at, placed.offset, [placed.batch[2], placed.batch[3], row_stride(dim)])
+        let heads = [call.batch, call.kv_heads];
+        place_rows(&mut workspace, (at, strides), [call.kv_len, dim], heads, all).unwrap_or((at, 0, strides))
     };
     let (k_at, k_offset, k) = place(k_at, call.qk_dim, call.k);
     let (v_at, v_offset, v) = place(v_at, call.v_dim, call.v);
@@ -131,6 +131,30 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
         workspace_bytes: 4 * workspace.len,
         packed: Vec::new(),
     })
+}
+
+/// Copies rows of `[batch, head]` sequences together, if so many panels read each of them that it pays: rows far apart
+/// fall into few sets of the caches. Heads and sequences that share rows share the copy. `source` is the argument and
+/// its strides of (batch, head, row), `size` the rows of a sequence and their length; the answer is where they are then.
+pub(crate) fn place_rows(
+    workspace: &mut Workspace,
+    (at, strides): (usize, [usize; 3]),
+    size: [usize; 2],
+    [batch, heads]: [usize; 2],
+    panels: usize,
+) -> Option<(usize, usize, [usize; 3])> {
+    let [len, dim] = size;
+    if panels < COPY_PANELS || strides[2] < 2 * dim || dim == 0 || len == 0 {
+        return None;
+    }
+    let placed = workspace.rows(Source {
+        at,
+        size,
+        strides: [strides[2], 1],
+        extents: [1, 1, batch, heads],
+        batch: [0, 0, strides[0], strides[1]],
+    });
+    Some((workspace.at, placed.offset, [placed.batch[2], placed.batch[3], row_stride(dim)]))
 }
 
 impl Params {
@@ -348,7 +372,9 @@ impl Queries<'_> {
                 row += rows;
             }
             if !self.mask.is_null() {
-                self.add_mask(isa, panel, keys, scores, mask);
+                let [_, _, by_query, by_key] = p.mask;
+                let from = self.mask.add(panel.first * by_query + keys.first * by_key);
+                add_matrix(isa, (from, [by_key, by_query]), [keys.count, panel.count], scores, mask);
             }
             if p.causal != 0 {
                 self.hide_future(isa, panel, keys, scores);
@@ -359,52 +385,12 @@ impl Queries<'_> {
         }
     }
 
-    /// Adds the mask to scores.
-    ///
-    /// # Safety
-    /// As [`block`](Self::block).
-    #[inline(always)]
-    unsafe fn add_mask<I: Isa>(&self, isa: I, panel: Panel, keys: Keys, scores: *mut f32, turned: *mut f32) {
-        let [_, _, by_query, by_key] = self.p.mask;
-        // SAFETY: keys and queries are in range.
-        unsafe {
-            let from = self.mask.add(panel.first * by_query + keys.first * by_key);
-            if by_query == 0 {
-                for j in 0..keys.count {
-                    let m = isa.splat(*from.add(j * by_key));
-                    for i in (0..PANEL).step_by(I::LANES) {
-                        let at = scores.add(j * PANEL + i);
-                        isa.store(at, isa.add(isa.load(at), m));
-                    }
-                }
-                return;
-            }
-            if panel.count < PANEL {
-                std::ptr::write_bytes(turned, 0, keys.count * PANEL);
-            }
-            copy_matrix(isa, keys.count, panel.count, (from, [by_key, by_query]), (turned, PANEL));
-            for i in (0..keys.count * PANEL).step_by(I::LANES) {
-                let at = scores.add(i);
-                isa.store(at, isa.add(isa.load(at), isa.load(turned.add(i))));
-            }
-        }
-    }
-
     /// Makes the scores of keys that come after a query -∞.
     ///
     /// # Safety
     /// As [`block`](Self::block).
     #[inline(always)]
     unsafe fn hide_future<I: Isa>(&self, isa: I, panel: Panel, keys: Keys, scores: *mut f32) {
-        const LANES: [f32; PANEL] = {
-            let mut lanes = [0.0; PANEL];
-            let mut i = 0;
-            while i < PANEL {
-                lanes[i] = i as f32;
-                i += 1;
-            }
-            lanes
-        };
         // The first query that sees key j is j + shift; before `seen` every query of the panel does.
         let shift = self.p.q_len as isize - self.p.kv_len as isize - panel.first as isize;
         let seen = self.p.seen(panel.first).saturating_sub(keys.first);
@@ -448,6 +434,41 @@ impl Queries<'_> {
                     *self.log.add(panel.first + i) = shift_of(largest) + total.ln();
                 }
             }
+        }
+    }
+}
+
+/// Adds a strided matrix to the first columns of as many rows of 32, by way of `room` for as many.
+///
+/// # Safety
+/// The matrix is readable at its strides, the rows and the room are writable; they do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn add_matrix<I: Isa>(
+    isa: I,
+    (from, [by_row, by_column]): (*const f32, [usize; 2]),
+    [rows, columns]: [usize; 2],
+    to: *mut f32,
+    room: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if by_column == 0 {
+            for j in 0..rows {
+                let m = isa.splat(*from.add(j * by_row));
+                for i in (0..PANEL).step_by(I::LANES) {
+                    let at = to.add(j * PANEL + i);
+                    isa.store(at, isa.add(isa.load(at), m));
+                }
+            }
+            return;
+        }
+        if columns < PANEL {
+            std::ptr::write_bytes(room, 0, rows * PANEL);
+        }
+        copy_matrix(isa, rows, columns, (from, [by_row, by_column]), (room, PANEL));
+        for i in (0..rows * PANEL).step_by(I::LANES) {
+            let at = to.add(i);
+            isa.store(at, isa.add(isa.load(at), isa.load(room.add(i))));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
-use crate::{Class, depthwise, matmul};
+use crate::{Class, depthwise, filters, matmul};
 
 /// Name of the layout of filters as panels of taps.
 pub(crate) const TAPS_LAYOUT: &str = "f32_taps32";
@@ -73,6 +73,26 @@ impl Shape {
         }
     }
 
+    /// Filters that are no constant go into the workspace first, and are read there.
+    pub(crate) fn place_filters(
+        &mut self,
+        class: Class,
+        call: &Conv,
+        depthwise: bool,
+    ) -> (Vec<Phase>, usize) {
+        if call.k_packed {
+            return (Vec::new(), 0);
+        }
+        let workspace_at = self.y_at + 1;
+        let (phase, len) = filters::phase(class, self, depthwise, workspace_at);
+        // A workspace of no bytes is no argument; nobody reads it then.
+        if len == 0 {
+            return (Vec::new(), 0);
+        }
+        self.filters_at = workspace_at;
+        (vec![phase], 4 * len)
+    }
+
     /// Input channels of a group.
     #[inline(always)]
     pub(crate) fn in_group(&self) -> usize {
@@ -99,13 +119,13 @@ impl Shape {
 
     /// Terms of a sum.
     #[inline(always)]
-    fn terms(&self) -> usize {
+    pub(crate) fn terms(&self) -> usize {
         self.in_group() * self.taps()
     }
 
     /// Panels of filters, of all groups together.
     #[inline(always)]
-    fn panels(&self) -> usize {
+    pub(crate) fn panels(&self) -> usize {
         self.groups * self.out_group().div_ceil(PANEL)
     }
 
@@ -168,7 +188,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     if call.strides.contains(&0) || call.kernel.contains(&0) {
         return Err("strides and kernel sizes must be positive".to_owned());
     }
-    let shape = Shape::new(call);
+    let mut shape = Shape::new(call);
     if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));
     }
@@ -184,17 +204,20 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     // All panels of a group together, unless that leaves too few items.
     let parts = ENOUGH_ITEMS.div_ceil((blocks * call.groups).max(1));
     let panels = even(in_group, in_group.div_ceil(parts).max(SHARING_PANELS));
+    let (mut phases, workspace_bytes) = shape.place_filters(class, call, false);
     let params = Params { shape, rows, panels, k_block: even(terms, class.k_block()) };
+    phases.push(Phase {
+        kernel: class.kernels().conv,
+        params: to_words(&params),
+        items: blocks * call.groups * in_group.div_ceil(panels),
+        grain: 1,
+    });
+    let packed = Packed { operand: 1, layout: TAPS_LAYOUT, bytes: 4 * shape.panels() * PANEL * terms };
     Ok(Prepared {
-        phases: vec![Phase {
-            kernel: class.kernels().conv,
-            params: to_words(&params),
-            items: blocks * call.groups * in_group.div_ceil(panels),
-            grain: 1,
-        }],
+        phases,
         scratch_bytes: 4 * rows * row_stride(params.k_block),
-        workspace_bytes: 0,
-        packed: vec![Packed { operand: 1, layout: TAPS_LAYOUT, bytes: 4 * shape.panels() * PANEL * terms }],
+        workspace_bytes,
+        packed: if call.k_packed { vec![packed] } else { Vec::new() },
     })
 }
 
@@ -206,9 +229,9 @@ fn as_product(call: &Conv) -> MatMul {
         k: call.in_channels,
         batch: Vec::<BatchAxis>::new(),
         a: MatLayout { row_stride: call.in_channels, col_stride: 1 },
-        b: MatLayout { row_stride: call.out_channels, col_stride: 1 },
+        b: MatLayout { row_stride: 1, col_stride: call.in_channels },
         c_row_stride: call.out_channels,
-        b_packed: true,
+        b_packed: call.k_packed,
         precision: Precision::F32,
         epilogue: call.epilogue,
     }
@@ -216,7 +239,7 @@ fn as_product(call: &Conv) -> MatMul {
 
 /// Where the channels of panel `panel` of `panels` begin.
 #[inline(always)]
-fn first_channel(channels: usize, panel: usize, panels: usize) -> usize {
+pub(crate) fn first_channel(channels: usize, panel: usize, panels: usize) -> usize {
     panel * channels / panels
 }
 
@@ -300,8 +323,8 @@ fn unpack(
 
 /// The convolution.
 ///
-/// Arguments: X, filters in `f32_taps32`, bias if any (one element per output channel), residual if any (layout of
-/// Y), Y. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
+/// Arguments: X, filters (in `f32_taps32`, or row-major), bias if any (one element per output channel), residual if
+/// any (layout of Y), Y, workspace if any. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
 /// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].

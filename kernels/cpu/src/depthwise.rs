@@ -28,21 +28,24 @@ params! {
 }
 
 /// How a class runs the convolution, whose groups are single channels.
-pub(crate) fn prepare(class: Class, call: &Conv, shape: Shape) -> Prepared {
+pub(crate) fn prepare(class: Class, call: &Conv, mut shape: Shape) -> Prepared {
     // Loads bound this kernel: a quarter of the speed of a product.
     let item_flops = class.item_flops() / 4;
     let line_flops = (2 * shape.out_size[1] * shape.out_channels * shape.taps()).max(1);
     let lines = (item_flops / line_flops).clamp(1, shape.out_size[0].max(1));
+    let (mut phases, workspace_bytes) = shape.place_filters(class, call, true);
+    phases.push(Phase {
+        kernel: class.kernels().depthwise,
+        params: to_words(&Params { shape, lines }),
+        items: call.batch * shape.out_size[0].div_ceil(lines),
+        grain: 1,
+    });
+    let packed = Packed { operand: 1, layout: LAYOUT, bytes: 4 * call.out_channels * shape.taps() };
     Prepared {
-        phases: vec![Phase {
-            kernel: class.kernels().depthwise,
-            params: to_words(&Params { shape, lines }),
-            items: call.batch * shape.out_size[0].div_ceil(lines),
-            grain: 1,
-        }],
+        phases,
         scratch_bytes: 0,
-        workspace_bytes: 0,
-        packed: vec![Packed { operand: 1, layout: LAYOUT, bytes: 4 * call.out_channels * shape.taps() }],
+        workspace_bytes,
+        packed: if call.k_packed { vec![packed] } else { Vec::new() },
     }
 }
 
@@ -68,8 +71,8 @@ pub(crate) fn unpack_filters(shape: &[usize], bytes: &[u8]) -> Result<Tensor, St
 
 /// The convolution.
 ///
-/// Arguments: X, filters in `f32_channels`, bias if any, residual if any (layout of Y), Y. Any alignment of 4 bytes;
-/// Y overlaps nothing. Images, channels and sizes may be 0.
+/// Arguments: X, filters (in `f32_channels`, or row-major), bias if any, residual if any (layout of Y), Y, workspace if
+/// any. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
 /// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].

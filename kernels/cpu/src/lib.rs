@@ -8,7 +8,8 @@
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
 //! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
-//!   layouts of products, `pack`, `block` and `fetch` what the families share.
+//!   layouts of products, `filters` brings filters that are no constants where they are
+//!   read, `pack`, `block` and `fetch` are what the families share.
 //!
 //! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
@@ -20,12 +21,14 @@
 compile_error!("kernel parameters are 64-bit words");
 
 mod attention;
+mod attention_gradient;
 mod block;
 mod constants;
 mod conv;
 mod depthwise;
 mod error;
 mod fetch;
+mod filters;
 mod isa;
 mod linear_attention;
 pub mod math;

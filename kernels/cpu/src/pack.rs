@@ -72,7 +72,7 @@ pub(crate) struct Source {
 pub(crate) struct Workspace {
     class: Class,
     /// Position of the workspace among the arguments.
-    at: usize,
+    pub(crate) at: usize,
     /// Elements in use.
     pub(crate) len: usize,
     /// One phase per operand.

@@ -4,7 +4,9 @@ use margay_loops::abi::KernelFn;
 use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
 use margay_tensor::Tensor;
 
-use crate::{UnknownTarget, attention, constants, conv, depthwise, linear_attention, matmul};
+use crate::{
+    UnknownTarget, attention, attention_gradient, constants, conv, depthwise, linear_attention, matmul,
+};
 
 /// A set of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -150,6 +152,7 @@ impl Target for CpuTarget {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
+            KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
             KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
         }
         .map_err(|why| self.no_kernel(call, why))
@@ -158,7 +161,7 @@ impl Target for CpuTarget {
     fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
             (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, tensor),
-            (KernelCall::Conv(c), 1) => conv::pack_constant(c, tensor),
+            (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, tensor),
             _ => Err(format!("operand {operand} is not packed")),
         }
         .map_err(|why| self.no_kernel(call, why))
@@ -208,9 +211,12 @@ pub(crate) struct Names {
     /// Pairs of bf16, where the class has an instruction for them.
     pub(crate) matmul_pairs: Option<&'static str>,
     pub(crate) attention: &'static str,
+    pub(crate) attention_gradient: &'static str,
     pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
     pub(crate) depthwise: &'static str,
+    /// Filters that are no constants.
+    pub(crate) filters: &'static str,
 }
 
 macro_rules! names {
@@ -225,9 +231,11 @@ macro_rules! names {
             matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
             matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
+            attention_gradient: concat!("attention_gradient_f32_flash__", $instructions),
             linear_attention: concat!("linear_attention_f32__", $instructions),
             conv: concat!("conv_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
+            filters: concat!("pack_f32_filters__", $instructions),
         }
     };
 }
@@ -254,7 +262,7 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, conv, depthwise, isa, linear_attention, matmul, narrow, pack, thin};
+            use crate::{attention, attention_gradient, conv, depthwise, filters, isa, linear_attention, matmul, narrow, pack, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
@@ -263,10 +271,13 @@ macro_rules! entries {
             entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
             entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
+            entries!(@one ATTENTION_GRADIENT, NAMES.attention_gradient, attention_gradient, $class, $isa,
+                $(#[$features])?);
             entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
                 $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
+            entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
         }
     };
     (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
@@ -321,9 +332,11 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::THIN,
     portable::WIDENED,
     portable::ATTENTION,
+    portable::ATTENTION_GRADIENT,
     portable::LINEAR_ATTENTION,
     portable::CONV,
     portable::DEPTHWISE,
+    portable::FILTERS,
     #[cfg(target_arch = "x86_64")]
     avx2::PACK,
     #[cfg(target_arch = "x86_64")]
@@ -335,11 +348,15 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::ATTENTION,
     #[cfg(target_arch = "x86_64")]
+    avx2::ATTENTION_GRADIENT,
+    #[cfg(target_arch = "x86_64")]
     avx2::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx2::CONV,
     #[cfg(target_arch = "x86_64")]
     avx2::DEPTHWISE,
+    #[cfg(target_arch = "x86_64")]
+    avx2::FILTERS,
     #[cfg(target_arch = "x86_64")]
     avx512::PACK,
     #[cfg(target_arch = "x86_64")]
@@ -351,11 +368,15 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx512::ATTENTION,
     #[cfg(target_arch = "x86_64")]
+    avx512::ATTENTION_GRADIENT,
+    #[cfg(target_arch = "x86_64")]
     avx512::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx512::CONV,
     #[cfg(target_arch = "x86_64")]
     avx512::DEPTHWISE,
+    #[cfg(target_arch = "x86_64")]
+    avx512::FILTERS,
     #[cfg(target_arch = "x86_64")]
     avx512_bf16::MATMUL,
 ];

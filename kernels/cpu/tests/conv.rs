@@ -55,10 +55,12 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
         let residual = if c.epilogue.residual { inputs.last().unwrap()[at] as f64 } else { 0.0 };
         *e = finished(&c.epilogue, sum, size, terms, bias, residual);
     }
-    let call = KernelCall::Conv(c.clone());
     let shape = [c.out_channels, in_group, c.kernel[0], c.kernel[1]];
-    let found = execute(class, &call, inputs, &shape, expected.len());
-    compare(&format!("{} {c:?}", class.name()), &found, &expected);
+    for k_packed in [true, false] {
+        let call = KernelCall::Conv(Conv { k_packed, ..c.clone() });
+        let found = execute(class, &call, inputs, &shape, expected.len());
+        compare(&format!("{} {call:?}", class.name()), &found, &expected);
+    }
 }
 
 /// A call whose output size follows from the rest; `None` if nothing fits.
@@ -83,6 +85,7 @@ fn call(
         strides,
         pads,
         dilations,
+        k_packed: true,
         epilogue: Epilogue::default(),
     })
 }

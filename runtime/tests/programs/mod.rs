@@ -31,6 +31,7 @@ pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuil
             symbols: BTreeMap::new(),
             inputs: program.inputs.clone(),
             outputs: program.outputs.clone(),
+            carried: program.carried.clone(),
             arena_bytes: program.arena_bytes,
             scratch_bytes: code.scratch_bytes,
             kernels: code.kernels,
@@ -119,6 +120,7 @@ pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
     Program {
         inputs: vec![port("x", DType::F32, &[rows, TERMS])],
         outputs: vec![port("y", DType::F32, &shape)],
+        carried: vec![],
         constants: vec![
             Constant { tensor: weight, packed_for: Some((call.clone(), 1)) },
             Constant { tensor: bias, packed_for: None },

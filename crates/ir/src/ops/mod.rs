@@ -256,6 +256,7 @@ ops![
     Reduce,
     // nn
     Attention,
+    AttentionGradient,
     Conv,
     FoldPatches,
     LayerNorm,

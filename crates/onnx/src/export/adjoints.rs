@@ -1,6 +1,7 @@
-//! Operators of backward passes: windows side by side, their sum, and sums at places that data names.
+//! Operators of backward passes: derivatives of attention, windows side by side, their sum, and sums at places that data
+//! names.
 
-use margay_ir::ops::{FoldPatches, Patches, ScatterAdd};
+use margay_ir::ops::{AttentionGradient, FoldPatches, Patches, ScatterAdd};
 use margay_ir::{NodeId, Payload, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
@@ -9,6 +10,65 @@ use super::operators::{axis, ints, pads};
 use crate::{Attribute, OnnxError, element_number};
 
 impl Exporter<'_> {
+    /// P = exp(scores - L), dS = P ∘ (dO Vᵀ - Δ), and the derivatives from these, with the whole matrix of scores.
+    pub(super) fn attention_gradient(
+        &mut self,
+        n: NodeId,
+        x: &[&str],
+        dtype: DType,
+        op: &AttentionGradient,
+    ) -> Result<String, OnnxError> {
+        let g = self.g;
+        let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
+        let (queries, keys, values) = (shape(0), shape(1), shape(2));
+        let shared = self.shared_heads(x, [&queries, &keys, &values])?;
+        let (mask, lengths) = (x.get(6).copied(), [&queries[2], &keys[2]]);
+        let scale = op.scale.get();
+        let scores = self.scores([x[0], &shared[0]], mask, scale, op.causal, lengths, dtype)?;
+        let last = self.integers(&[3])?;
+        let logs = self.emit("Unsqueeze", "logs", &[x[3], &last], vec![]);
+        let centres = self.emit("Unsqueeze", "centres", &[x[4], &last], vec![]);
+        // A pair that is not seen has no part, whatever its row holds.
+        let unseen = match mask.is_some() || op.causal {
+            true => {
+                let (never, zero) = (self.number(dtype, f64::NEG_INFINITY)?, self.number(dtype, 0.0)?);
+                Some([self.emit("Equal", "unseen", &[&scores, &never], vec![]), zero])
+            }
+            false => None,
+        };
+        let only_seen = |e: &mut Self, part: &str, x: String| match &unseen {
+            Some([unseen, zero]) => e.emit("Where", part, &[unseen, zero, &x], vec![]),
+            None => x,
+        };
+        let weights = self.emit("Sub", "Sub", &[&scores, &logs], vec![]);
+        let weights = self.emit("Exp", "Exp", &[&weights], vec![]);
+        let weights = only_seen(self, "weights", weights);
+        let swap = || vec![("perm", ints(&[0, 1, 3, 2]))];
+        let turned = self.emit("Transpose", "values_turned", &[&shared[1]], swap());
+        let products = self.emit("MatMul", "products", &[x[5], &turned], vec![]);
+        let centred = self.emit("Sub", "centred", &[&products, &centres], vec![]);
+        let d_scores = self.emit("Mul", "d_scores", &[&weights, &centred], vec![]);
+        let mut d_scores = only_seen(self, "d_seen", d_scores);
+        if scale != 1.0 {
+            let scale = self.number(dtype, scale)?;
+            d_scores = self.emit("Mul", "d_scaled", &[&d_scores, &scale], vec![]);
+        }
+        for (out, rows, with, part, to) in
+            [(1, &d_scores, x[0], "d_keys", &keys), (2, &weights, x[5], "d_values", &values)]
+        {
+            let turned = self.emit("Transpose", part, &[rows], swap());
+            let mut sum = self.emit("MatMul", part, &[&turned, with], vec![]);
+            if let Some(shared) = queries[1].floor_div(&to[1]).filter(|_| queries[1] != to[1]) {
+                let from = [&to[..1], &queries[1..2], &to[2..]].concat();
+                let split = [&to[..2], &[shared], &to[2..]].concat();
+                sum = self.reshape(part, &sum, &from, &split)?;
+                sum = self.reduction("ReduceSum", part, &sum, &[2], false)?;
+            }
+            self.results.insert(Value { node: n, out }, sum);
+        }
+        Ok(self.emit("MatMul", "", &[&d_scores, &shared[0]], vec![]))
+    }
+
     /// Windows of an image: a look-up along each spatial axis by a table of positions, tap by place.
     pub(super) fn patches(
         &mut self,

@@ -80,6 +80,7 @@ impl Exporter<'_> {
             Op::Reduce(op) => self.reduce(x[0], op),
 
             Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::AttentionGradient(op) => self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {

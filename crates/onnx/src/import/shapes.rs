@@ -227,7 +227,8 @@ pub(super) fn scatter_nd(cx: &mut Importer, call: &Call) -> Imported {
         return Err(Refusal::Invalid("expected data and indices with at least one axis".into()));
     };
     if reduction != "add" || !last.is(1) {
-        let why = format!("`{reduction}` at places of {last} numbers each is not supported, only `add` at one");
+        let why =
+            format!("`{reduction}` at places of {last} numbers each is not supported, only `add` at one");
         return Err(Refusal::Unsupported(why));
     }
     let at = reshape_to(cx, at, rest.to_vec())?;

@@ -75,7 +75,12 @@ fn every_operator_computes_the_same_afterwards() {
                 assert_eq!(again.ty(after.value), g.ty(before.value), "{what}");
             }
             for (found, expected) in run(&again, &given).iter().zip(&expected) {
-                assert_close(&what, found, expected, Tolerance::ELEMENTWISE);
+                // Its logarithms are no normalizers here, so that weights are large and their products cancel.
+                let tolerance = match op {
+                    Op::AttentionGradient(_) => Tolerance::REDUCTION,
+                    _ => Tolerance::ELEMENTWISE,
+                };
+                assert_close(&what, found, expected, tolerance);
             }
         }
     }

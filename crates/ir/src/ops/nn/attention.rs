@@ -18,7 +18,8 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
 use crate::ops::{
-    Bits, Broadcast, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Port, Reshape, Softmax,
+    AttentionGradient, Bits, Broadcast, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Port,
+    Reduce, ReduceKind, Reshape, Softmax,
 };
 use crate::types::ShapeText;
 use crate::vjp::{Grad, GradResult, Vjp};
@@ -68,6 +69,67 @@ impl Attention {
         let dx = cx.op(Reshape { shape: split }, &[dx])?;
         let sum = cx.sum_kept(dx, vec![2])?;
         cx.reshape_like(sum, x)
+    }
+
+    /// The cotangents of all operands by the whole matrix of weights P: dS = P (dO Vᵀ - Σ dO O + dL), where S = scale Q
+    /// Kᵀ + mask, and dL is the cotangent of the logarithms. The cotangent of the mask is as large as that.
+    fn vjp_with_mask(&self, cx: &mut Vjp<'_>) -> GradResult {
+        let q = cx.input(0);
+        let (k, v) = (self.spread(cx, 1)?, self.spread(cx, 2)?);
+        let turned = cx.transposed(k)?;
+        let scores = cx.op(MatMul::default(), &[q, turned])?;
+        let scores = cx.scale(scores, self.scale.get())?;
+        let mut scores = cx.add(scores, cx.input(3))?;
+        if self.causal {
+            let (rows, keys) = (cx.ty(scores).shape[2].as_extent(), cx.ty(scores).shape[3].as_extent());
+            let (Some(rows), Some(keys)) = (rows, keys) else {
+                return Grad::none("there is no rule for a causal mask of open extents");
+            };
+            let hidden =
+                |at: usize| if at % keys + rows > at / keys + keys { f64::NEG_INFINITY } else { 0.0 };
+            let mask = Numbers::Float((0..rows * keys).map(hidden).collect());
+            let mask = mask.into_tensor(cx.ty(scores).dtype, &[rows, keys]);
+            let mask = mask.map_err(|e| TypeError::attribute(e.to_string()));
+            let mask = mask.map_err(|error| AddError { op: Attention::NAME, error })?;
+            let mask = cx.constant(mask)?;
+            scores = cx.add(scores, mask)?;
+        }
+        let weights = cx.op(Softmax { axis: 3 }, &[scores])?;
+        let d_scores = match (cx.cotangent_of(0), cx.cotangent_of(1)) {
+            (Some(d_o), d_log) => {
+                let v_turned = cx.transposed(v)?;
+                let d_weights = cx.op(MatMul::default(), &[d_o, v_turned])?;
+                let product = cx.mul(d_o, cx.output())?;
+                let sum = cx.sum_kept(product, vec![3])?;
+                let mut centred = cx.sub(d_weights, sum)?;
+                if let Some(d_log) = d_log {
+                    let d_log = cx.reshape_like(d_log, sum)?;
+                    centred = cx.add(centred, d_log)?;
+                }
+                cx.mul(weights, centred)?
+            }
+            (None, Some(d_log)) => {
+                let mut shape = cx.ty(weights).shape.clone();
+                shape[3] = Dim::from(1usize);
+                let d_log = cx.op(Reshape { shape }, &[d_log])?;
+                cx.mul(weights, d_log)?
+            }
+            (None, None) => return Grad::zero(cx.arity()),
+        };
+        let inner = cx.scale(d_scores, self.scale.get())?;
+        let dq = cx.op(MatMul::default(), &[inner, k])?;
+        let inner_turned = cx.transposed(inner)?;
+        let dk = cx.op(MatMul::default(), &[inner_turned, q])?;
+        let dk = self.joined(cx, 1, dk)?;
+        let dv = match cx.cotangent_of(0) {
+            Some(d_o) => {
+                let weights_turned = cx.transposed(weights)?;
+                let dv = cx.op(MatMul::default(), &[weights_turned, d_o])?;
+                Some(self.joined(cx, 2, dv)?)
+            }
+            None => None,
+        };
+        Ok(Grad::Inputs(vec![Some(dq), Some(dk), dv, Some(d_scores)]))
     }
 }
 
@@ -167,68 +229,28 @@ impl OpDef for Attention {
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
-        // By the whole matrix of weights P: dS = P (dO Vᵀ - Σ dO O + dL), where S = scale Q Kᵀ + mask, and dL is the
-        // cotangent of the logarithms.
-        let q = cx.input(0);
-        let (k, v) = (self.spread(cx, 1)?, self.spread(cx, 2)?);
-        let turned = cx.transposed(k)?;
-        let scores = cx.op(MatMul::default(), &[q, turned])?;
-        let mut scores = cx.scale(scores, self.scale.get())?;
-        if cx.arity() == 4 {
-            scores = cx.add(scores, cx.input(3))?;
+        let masked = cx.arity() == 4;
+        if masked && cx.wants(3) {
+            return self.vjp_with_mask(cx);
         }
-        if self.causal {
-            let (rows, keys) = (cx.ty(scores).shape[2].as_extent(), cx.ty(scores).shape[3].as_extent());
-            let (Some(rows), Some(keys)) = (rows, keys) else {
-                return Grad::none("there is no rule for a causal mask of open extents");
-            };
-            let hidden =
-                |at: usize| if at % keys + rows > at / keys + keys { f64::NEG_INFINITY } else { 0.0 };
-            let mask = Numbers::Float((0..rows * keys).map(hidden).collect());
-            let mask = mask.into_tensor(cx.ty(scores).dtype, &[rows, keys]);
-            let mask = mask.map_err(|e| TypeError::attribute(e.to_string()));
-            let mask = mask.map_err(|error| AddError { op: Attention::NAME, error })?;
-            let mask = cx.constant(mask)?;
-            scores = cx.add(scores, mask)?;
+        // What the gradient reads of the forward pass comes from this node with both results, which takes its place.
+        let both = Attention { log_sum_exp: true, ..self.clone() };
+        let operands: Vec<Value> = (0..cx.arity()).map(|i| cx.input(i)).collect();
+        let output = cx.again(both, &operands)?;
+        let logs = Value { out: 1, ..output };
+        let (d_o, d_log) = (cx.cotangent()?, cx.cotangent_of(1));
+        let product = cx.mul(d_o, output)?;
+        let sum = Reduce { kind: ReduceKind::Sum, axes: vec![3], keepdims: false };
+        let mut centres = cx.op(sum, &[product])?;
+        if let Some(d_log) = d_log {
+            centres = cx.sub(centres, d_log)?;
         }
-        let weights = cx.op(Softmax { axis: 3 }, &[scores])?;
-        let d_scores = match (cx.cotangent_of(0), cx.cotangent_of(1)) {
-            (Some(d_o), d_log) => {
-                let v_turned = cx.transposed(v)?;
-                let d_weights = cx.op(MatMul::default(), &[d_o, v_turned])?;
-                let product = cx.mul(d_o, cx.output())?;
-                let sum = cx.sum_kept(product, vec![3])?;
-                let mut centred = cx.sub(d_weights, sum)?;
-                if let Some(d_log) = d_log {
-                    let d_log = cx.reshape_like(d_log, sum)?;
-                    centred = cx.add(centred, d_log)?;
-                }
-                cx.mul(weights, centred)?
-            }
-            (None, Some(d_log)) => {
-                let mut shape = cx.ty(weights).shape.clone();
-                shape[3] = Dim::from(1usize);
-                let d_log = cx.op(Reshape { shape }, &[d_log])?;
-                cx.mul(weights, d_log)?
-            }
-            (None, None) => return Grad::zero(cx.arity()),
-        };
-        let inner = cx.scale(d_scores, self.scale.get())?;
-        let dq = cx.op(MatMul::default(), &[inner, k])?;
-        let inner_turned = cx.transposed(inner)?;
-        let dk = cx.op(MatMul::default(), &[inner_turned, q])?;
-        let dk = self.joined(cx, 1, dk)?;
-        let dv = match cx.cotangent_of(0) {
-            Some(d_o) => {
-                let weights_turned = cx.transposed(weights)?;
-                let dv = cx.op(MatMul::default(), &[weights_turned, d_o])?;
-                Some(self.joined(cx, 2, dv)?)
-            }
-            None => None,
-        };
-        let mut cotangents = vec![Some(dq), Some(dk), dv];
-        cotangents.extend((cx.arity() == 4).then_some(Some(d_scores)));
-        Ok(Grad::Inputs(cotangents))
+        let mut inputs = vec![operands[0], operands[1], operands[2], logs, centres, d_o];
+        inputs.extend(operands.get(3));
+        let gradient = cx.op(AttentionGradient { scale: self.scale, causal: self.causal }, &inputs)?;
+        let mut found: Vec<_> = (0..3).map(|out| Some(Value { out, ..gradient })).collect();
+        found.extend(masked.then_some(None));
+        Ok(Grad::Inputs(found))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -306,7 +328,7 @@ pub(super) fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
 }
 
 /// The strides of the mask along the axes of the scores; 0 where it is shared.
-fn mask_strides(mask: &Port, scores: [usize; 4]) -> Result<[usize; 4], NotLowered> {
+pub(super) fn mask_strides(mask: &Port, scores: [usize; 4]) -> Result<[usize; 4], NotLowered> {
     let mut strides = [0; 4];
     let skip = scores.len() - mask.shape.len();
     for (axis, (&extent, &stride)) in mask.shape.iter().zip(&mask.strides).enumerate() {

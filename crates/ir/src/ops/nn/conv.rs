@@ -175,10 +175,7 @@ impl OpDef for Conv {
         if self.layout != ImageLayout::Nhwc {
             return Err(NotLowered("a convolution in layout `nchw`, expected `nhwc`".into()));
         }
-        if !k.constant || !k.is_contiguous() {
-            return Err(NotLowered("a convolution whose kernel is not a row-major constant".into()));
-        }
-        if !x.is_contiguous() {
+        if !x.is_contiguous() || !k.is_contiguous() {
             return Err(NotLowered("a convolution of an operand that is not row-major".into()));
         }
         let [h, w] = self.planar_windows().map_err(|e| NotLowered(e.to_string()))?;
@@ -193,6 +190,7 @@ impl OpDef for Conv {
             strides: [h.stride, w.stride],
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
+            k_packed: k.constant,
             epilogue: Epilogue::default(),
         })))
     }

@@ -1,6 +1,7 @@
 //! Operators of neural networks.
 
 mod attention;
+mod attention_gradient;
 mod conv;
 mod fold_patches;
 mod layer_norm;
@@ -12,6 +13,7 @@ mod pool;
 mod softmax;
 
 pub use attention::Attention;
+pub use attention_gradient::AttentionGradient;
 pub use conv::Conv;
 pub use fold_patches::FoldPatches;
 pub use layer_norm::LayerNorm;

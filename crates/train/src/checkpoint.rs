@@ -1,0 +1,185 @@
+//! Files from which training goes on: safetensors with everything that a later step depends on.
+//!
+//! A checkpoint replaces the one before as a whole: whenever the process dies, one of the two is there.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use margay_tensor::{DType, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::fit::Point;
+
+/// The key of the metadata under which the record lies, as JSON.
+const RECORD: &str = "margay.training";
+/// The version of the record that is written and read.
+const VERSION: u32 = 1;
+const STATE: &str = "state.";
+const BEST: &str = "best.";
+
+/// What is known besides tensors.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the format.
+    pub version: u32,
+    /// Identifies model, data and options: a run with others cannot go on from here.
+    pub identity: String,
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all, as the schedule has them.
+    pub total_steps: u64,
+    /// Whether the total is settled, or was still being estimated.
+    pub settled: bool,
+    /// Time spent so far.
+    pub seconds: f64,
+    /// Sum of the losses since the last evaluation.
+    pub loss_sum: f64,
+    /// Their number.
+    pub loss_count: u64,
+    /// The step whose parameters are kept as the best.
+    pub best_step: u64,
+    /// Every evaluation so far.
+    pub history: Vec<Point>,
+}
+
+/// A state of training.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Numbers.
+    pub record: Record,
+    /// The states of the step.
+    pub states: Vec<(String, Tensor)>,
+    /// The best parameters so far.
+    pub best: Vec<(String, Tensor)>,
+}
+
+impl Checkpoint {
+    /// Writes the file, or leaves it as it was.
+    pub fn write(&self, path: &Path) -> Result<(), TrainError> {
+        let failed =
+            |why: String| TrainError::Checkpoint(format!("cannot write `{}`: {why}", path.display()));
+        let record = Record { version: VERSION, ..self.record.clone() };
+        let record = serde_json::to_string(&record).map_err(|e| failed(e.to_string()))?;
+        let mut views = Vec::new();
+        for (prefix, tensors) in [(STATE, &self.states), (BEST, &self.best)] {
+            for (name, t) in tensors {
+                let dtype = dtype_of(t.dtype())
+                    .ok_or_else(|| failed(format!("`{name}` is {}, which the format lacks", t.dtype())))?;
+                let view = TensorView::new(dtype, t.shape().to_vec(), t.bytes());
+                views.push((format!("{prefix}{name}"), view.map_err(|e| failed(e.to_string()))?));
+            }
+        }
+        let metadata = HashMap::from([(RECORD.to_string(), record)]);
+        let bytes = serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        margay_artifact::replace_file(path, |out| out.write_all(&bytes)).map_err(|e| failed(e.to_string()))
+    }
+
+    /// Reads the file of a run with this identity.
+    pub fn read(path: &Path, identity: &str) -> Result<Checkpoint, TrainError> {
+        let failed =
+            |why: String| TrainError::Checkpoint(format!("cannot go on from `{}`: {why}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+        let record = header.metadata().as_ref().and_then(|m| m.get(RECORD));
+        let record = record.ok_or_else(|| failed("it is not a checkpoint of margay".into()))?;
+        let record: Record = serde_json::from_str(record).map_err(|e| failed(e.to_string()))?;
+        if record.version != VERSION {
+            return Err(failed(format!("version {}, expected {VERSION}", record.version)));
+        }
+        if record.identity != identity {
+            return Err(failed("it was written with another model, other data or other options".into()));
+        }
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+        let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new() };
+        for (name, view) in file.iter() {
+            let dtype = DTYPES.iter().find(|(_, d)| *d == view.dtype()).map(|(d, _)| *d);
+            let dtype = dtype.ok_or_else(|| failed(format!("`{name}` is {:?}", view.dtype())))?;
+            let tensor = Tensor::from_bytes(dtype, view.shape(), view.data())?;
+            match (name.strip_prefix(STATE), name.strip_prefix(BEST)) {
+                (Some(name), _) => read.states.push((name.to_string(), tensor)),
+                (_, Some(name)) => read.best.push((name.to_string(), tensor)),
+                _ => return Err(failed(format!("`{name}` is neither a state nor a parameter"))),
+            }
+        }
+        Ok(read)
+    }
+}
+
+const DTYPES: [(DType, Dtype); 5] = [
+    (DType::F32, Dtype::F32),
+    (DType::F64, Dtype::F64),
+    (DType::I32, Dtype::I32),
+    (DType::I64, Dtype::I64),
+    (DType::Bool, Dtype::BOOL),
+];
+
+fn dtype_of(dtype: DType) -> Option<Dtype> {
+    DTYPES.iter().find(|(d, _)| *d == dtype).map(|(_, d)| *d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Checkpoint {
+        let weights = Tensor::from_slice(&[2, 2], &[1.0f32, -0.0, f32::MIN_POSITIVE, 3.5]).unwrap();
+        Checkpoint {
+            record: Record {
+                version: VERSION,
+                identity: "abc".into(),
+                step: 12,
+                total_steps: 100,
+                settled: true,
+                seconds: 1.25,
+                loss_sum: 0.3,
+                loss_count: 2,
+                best_step: 10,
+                history: vec![Point {
+                    step: 10,
+                    seconds: 1.0,
+                    loss: 0.1 + 0.2,
+                    error: 0.5,
+                    measures: vec![],
+                }],
+            },
+            states: vec![("step".into(), Tensor::scalar(12f32)), ("w".into(), weights.clone())],
+            best: vec![("w".into(), weights)],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_to_the_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.safetensors");
+        let written = sample();
+        written.write(&path).unwrap();
+        let read = Checkpoint::read(&path, "abc").unwrap();
+        assert_eq!(read.record, written.record);
+        assert_eq!(read.best[0].1.bytes(), written.best[0].1.bytes());
+        let state = |c: &Checkpoint, name: &str| c.states.iter().find(|(n, _)| n == name).unwrap().1.clone();
+        assert_eq!(state(&read, "step").bytes(), state(&written, "step").bytes());
+        let bytes = std::fs::read(&path).unwrap();
+        written.write(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same state gives the same file");
+    }
+
+    #[test]
+    fn other_runs_and_damaged_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.safetensors");
+        sample().write(&path).unwrap();
+        let message = |identity: &str| {
+            let text = Checkpoint::read(&path, identity).unwrap_err().to_string();
+            text.split_once("`: ").unwrap().1.to_string()
+        };
+        assert_eq!(message("abd"), "it was written with another model, other data or other options");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+        assert!(!message("abc").is_empty());
+        std::fs::write(&path, b"text").unwrap();
+        assert!(!message("abc").is_empty());
+    }
+}

@@ -1,0 +1,53 @@
+//! A model whose parameters change between runs, without compiling it anew.
+
+use margay_driver::Runner;
+use margay_ir::{Graph, NodeId, Value};
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::make_trainable;
+use margay_tensor::Tensor;
+
+use crate::TrainError;
+use crate::fit::Tensors;
+
+/// Outputs that an objective asks for, by name.
+pub type Named = Vec<(&'static str, Value)>;
+
+/// Runs the forward graph of a model with given parameters.
+pub struct Evaluator {
+    runner: Runner,
+}
+
+impl Evaluator {
+    /// A model some of whose constants are given with every run, by the names of the training step. `objective` may add
+    /// inputs, and returns outputs that take the place of the model's, if any.
+    ///
+    /// # Errors
+    /// As [`TrainingStep::new`](crate::TrainingStep::new).
+    pub fn new(
+        forward: &Graph,
+        parameters: &[NodeId],
+        objective: &dyn Fn(&mut Graph) -> Result<Named, TrainError>,
+        target: CpuTarget,
+        threads: usize,
+    ) -> Result<Evaluator, TrainError> {
+        let mut g = forward.clone();
+        make_trainable(&mut g, parameters)?;
+        let outputs = objective(&mut g)?;
+        if !outputs.is_empty() {
+            let named = |(name, value): (&str, Value)| margay_ir::Output { name: name.into(), value };
+            g.set_outputs(outputs.into_iter().map(named).collect());
+            g.remove_dead();
+        }
+        Ok(Evaluator { runner: Runner::new(g, target, threads) })
+    }
+
+    /// The outputs for a batch.
+    pub fn run(
+        &mut self,
+        parameters: &[(String, Tensor)],
+        batch: &[(String, Tensor)],
+    ) -> Result<Tensors, TrainError> {
+        let inputs: Tensors = parameters.iter().chain(batch).cloned().collect();
+        Ok(self.runner.run(&inputs)?)
+    }
+}

@@ -1,0 +1,397 @@
+//! The loop around training steps: batches, the clock, held-out evaluation, early stopping, checkpoints.
+//!
+//! What a step computes depends on its number, the states and the data alone, never on the clock; only where training
+//! ends may depend on time, and how many steps a schedule is made for under a time limit. Both are in the checkpoint, so
+//! that a run that goes on from one computes the same bits as one that never stopped.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use margay_tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Record};
+use crate::{Batches, TrainError, Trainer};
+
+/// Named tensors.
+pub type Tensors = Vec<(String, Tensor)>;
+
+/// What is trained on, and what is measured.
+pub trait Task {
+    /// Number of samples to train on.
+    fn rows(&self) -> usize;
+
+    /// The inputs of a step for these samples.
+    fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError>;
+
+    /// The error of a model with these parameters on samples that are not trained on.
+    fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError>;
+}
+
+/// An error on held-out samples, to become small, and other measures by name.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Evaluation {
+    /// What decides.
+    pub error: f64,
+    /// What is also of interest.
+    pub measures: Vec<(String, f64)>,
+}
+
+/// An evaluation during training.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Point {
+    /// Steps done before it.
+    pub step: u64,
+    /// Time since training began.
+    pub seconds: f64,
+    /// Mean loss of the steps since the evaluation before; 0 at the first one.
+    pub loss: f64,
+    /// The error on held-out samples.
+    pub error: f64,
+    /// Other measures by name.
+    pub measures: Vec<(String, f64)>,
+}
+
+/// How long to train.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Length {
+    /// So many steps.
+    Steps(u64),
+    /// So many times through all samples.
+    Epochs(f64),
+    /// So many seconds, evaluations included. The number of steps is estimated from the first ones.
+    Seconds(f64),
+}
+
+/// How to train.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FitOptions {
+    /// How long.
+    pub length: Length,
+    /// Never longer than this many seconds.
+    pub max_seconds: Option<f64>,
+    /// Samples of a step.
+    pub batch: usize,
+    /// Names the order of the samples.
+    pub seed: u64,
+    /// Evaluations in all, evenly spread, besides the one before the first step.
+    pub evaluations: u64,
+    /// Training ends after so many evaluations in a row without a new best. `None`: never.
+    pub patience: Option<u64>,
+    /// Where states are kept while training.
+    pub checkpoint: Option<PathBuf>,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: f64,
+    /// Whether to go on from the checkpoint, if there is one.
+    pub resume: bool,
+    /// Identifies model, data and options in the checkpoint.
+    pub identity: String,
+}
+
+impl Default for FitOptions {
+    fn default() -> FitOptions {
+        FitOptions {
+            length: Length::Epochs(1.0),
+            max_seconds: None,
+            batch: 32,
+            seed: 0,
+            evaluations: 20,
+            patience: None,
+            checkpoint: None,
+            checkpoint_seconds: 20.0,
+            resume: false,
+            identity: String::new(),
+        }
+    }
+}
+
+/// Why training ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// All steps are done.
+    Finished,
+    /// The time is over.
+    Time,
+    /// No evaluation gave a new best for long enough.
+    Patience,
+    /// The observer asked for it.
+    Interrupted,
+    /// The loss or the gradients were not finite: the learning rate is too large.
+    Diverged,
+}
+
+impl Stop {
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Stop::Finished => "all steps done",
+            Stop::Time => "time is over",
+            Stop::Patience => "no better for long enough",
+            Stop::Interrupted => "interrupted",
+            Stop::Diverged => "the loss is not finite, try a smaller learning rate",
+        }
+    }
+}
+
+/// What happens while training.
+pub trait Observer {
+    /// A step is done: its number from 1 on, of how many in all, its loss, seconds so far.
+    fn stepped(&mut self, step: u64, total: u64, loss: f32, seconds: f64);
+
+    /// Held-out samples were evaluated; whether it is the best so far.
+    fn evaluated(&mut self, point: &Point, best: bool);
+
+    /// Asked after every step: whether to stop and keep the best so far.
+    fn interrupted(&self) -> bool;
+}
+
+/// Sees nothing and never stops.
+impl Observer for margay_driver::Silent {
+    fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {}
+
+    fn evaluated(&mut self, _: &Point, _: bool) {}
+
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// What training gave.
+#[derive(Clone, Debug)]
+pub struct Fitted {
+    /// The parameters with the smallest error on held-out samples, which may be the initial ones.
+    pub parameters: Tensors,
+    /// Every evaluation, the one before training first.
+    pub history: Vec<Point>,
+    /// Position of the best one.
+    pub best: usize,
+    /// Steps done.
+    pub steps: u64,
+    /// Time spent, that of runs which this one went on from included.
+    pub seconds: f64,
+    /// Why it ended.
+    pub stop: Stop,
+}
+
+impl Fitted {
+    /// The evaluation before training.
+    pub fn first(&self) -> &Point {
+        &self.history[0]
+    }
+
+    /// The best evaluation.
+    pub fn best(&self) -> &Point {
+        &self.history[self.best]
+    }
+}
+
+/// Steps whose time is taken before the number of steps under a time limit is settled.
+const TIMED_STEPS: u64 = 6;
+
+/// Trains until the end of the schedule, or one of the reasons of [`Stop`]. Parameters never get worse than they were
+/// on the held-out samples: the best ones are kept.
+pub fn fit(
+    trainer: &mut Trainer,
+    task: &mut dyn Task,
+    options: &FitOptions,
+    observer: &mut dyn Observer,
+) -> Result<Fitted, TrainError> {
+    let mut run = Run::begin(trainer, task, options, observer)?;
+    let stop = loop {
+        if let Some(stop) = run.ended(observer) {
+            break stop;
+        }
+        if !run.step(trainer, task, observer)? {
+            break Stop::Diverged;
+        }
+        if run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps {
+            run.evaluate(trainer, task, observer)?;
+        }
+        run.save(trainer, options.checkpoint_seconds)?;
+    };
+    if stop != Stop::Diverged {
+        // Before an evaluation that a run which goes on would not make.
+        run.save(trainer, 0.0)?;
+        if run.record.history.last().is_none_or(|p| p.step != run.record.step) {
+            run.evaluate(trainer, task, observer)?;
+        }
+    }
+    let best = run.record.history.iter().position(|p| p.step == run.record.best_step);
+    Ok(Fitted {
+        parameters: run.best,
+        best: best.expect("the best was evaluated"),
+        steps: run.record.step,
+        seconds: run.record.seconds,
+        history: run.record.history,
+        stop,
+    })
+}
+
+/// A run on its way.
+struct Run<'o> {
+    options: &'o FitOptions,
+    batches: Batches,
+    record: Record,
+    best: Tensors,
+    /// Seconds spent in runs before this one.
+    before: f64,
+    start: Instant,
+    /// Duration of the last evaluation.
+    evaluation_seconds: f64,
+    /// Durations of the steps that are timed.
+    timed: Vec<f64>,
+    /// When states were saved last.
+    saved: f64,
+}
+
+impl<'o> Run<'o> {
+    fn begin(
+        trainer: &mut Trainer,
+        task: &mut dyn Task,
+        options: &'o FitOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Run<'o>, TrainError> {
+        let batches = Batches::new(task.rows(), options.batch, options.seed)?;
+        let (total_steps, settled) = match options.length {
+            Length::Steps(n) => (n.max(1), true),
+            Length::Epochs(n) => (((n * batches.per_epoch() as f64).ceil() as u64).max(1), true),
+            // Until the first steps are timed: long, so that a warm-up is short of its end.
+            Length::Seconds(_) => (1000, false),
+        };
+        let mut run = Run {
+            options,
+            batches,
+            record: Record { identity: options.identity.clone(), total_steps, settled, ..Record::default() },
+            best: trainer.parameters(),
+            before: 0.0,
+            start: Instant::now(),
+            evaluation_seconds: 0.0,
+            timed: Vec::new(),
+            saved: 0.0,
+        };
+        let found = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
+        if let Some(path) = found {
+            let checkpoint = Checkpoint::read(path, &options.identity)?;
+            trainer.restore(&checkpoint.states)?;
+            run.before = checkpoint.record.seconds;
+            run.saved = run.before;
+            run.record = checkpoint.record;
+            run.best = checkpoint.best;
+        } else {
+            trainer.set_total_steps(total_steps)?;
+            run.evaluate(trainer, task, observer)?;
+            run.save(trainer, 0.0)?;
+        }
+        Ok(run)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+
+    /// Steps between evaluations.
+    fn every(&self) -> u64 {
+        self.record.total_steps.div_ceil(self.options.evaluations.max(1)).max(1)
+    }
+
+    fn ended(&self, observer: &dyn Observer) -> Option<Stop> {
+        let seconds = self.seconds();
+        let limit = match self.options.length {
+            Length::Seconds(limit) => Some(limit),
+            _ => None,
+        };
+        let late = [limit, self.options.max_seconds].into_iter().flatten().any(|l| seconds >= l);
+        let since_best =
+            self.record.history.iter().rev().take_while(|p| p.step != self.record.best_step).count() as u64;
+        if self.record.settled && self.record.step >= self.record.total_steps {
+            Some(Stop::Finished)
+        } else if observer.interrupted() {
+            Some(Stop::Interrupted)
+        } else if late {
+            Some(Stop::Time)
+        } else if self.options.patience.is_some_and(|p| since_best >= p.max(1)) {
+            Some(Stop::Patience)
+        } else {
+            None
+        }
+    }
+
+    /// Runs a step; whether loss and gradients are finite.
+    fn step(
+        &mut self,
+        trainer: &mut Trainer,
+        task: &mut dyn Task,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, TrainError> {
+        let begin = self.seconds();
+        let batch = task.batch(self.batches.batch(self.record.step))?;
+        let result = trainer.step(&batch)?;
+        self.record.step += 1;
+        self.record.loss_sum += f64::from(result.loss);
+        self.record.loss_count += 1;
+        let seconds = self.seconds();
+        if !self.record.settled {
+            self.timed.push(seconds - begin);
+            self.settle(trainer)?;
+        }
+        observer.stepped(self.record.step, self.record.total_steps, result.loss, seconds);
+        Ok(result.loss.is_finite() && result.gradient_norm.is_finite())
+    }
+
+    /// Settles how many steps a time limit leaves room for, once enough of them are timed.
+    fn settle(&mut self, trainer: &mut Trainer) -> Result<(), TrainError> {
+        let Length::Seconds(limit) = self.options.length else { return Ok(()) };
+        if (self.timed.len() as u64) < TIMED_STEPS {
+            return Ok(());
+        }
+        self.timed.sort_by(f64::total_cmp);
+        let each = self.timed[self.timed.len() / 2].max(1e-6);
+        let evaluations = self.options.evaluations as f64 * self.evaluation_seconds;
+        let left = (limit - self.seconds() - evaluations).max(0.0);
+        self.record.total_steps = self.record.step + (left / each) as u64;
+        self.record.settled = true;
+        trainer.set_total_steps(self.record.total_steps)
+    }
+
+    fn evaluate(
+        &mut self,
+        trainer: &Trainer,
+        task: &mut dyn Task,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let begin = Instant::now();
+        let parameters = trainer.parameters();
+        let found = task.evaluate(&parameters)?;
+        self.evaluation_seconds = begin.elapsed().as_secs_f64();
+        let sum = std::mem::take(&mut self.record.loss_sum);
+        let count = std::mem::take(&mut self.record.loss_count);
+        let point = Point {
+            step: self.record.step,
+            seconds: self.seconds(),
+            loss: if count > 0 { sum / count as f64 } else { 0.0 },
+            error: found.error,
+            measures: found.measures,
+        };
+        let best = self.record.history.iter().all(|p| point.error < p.error);
+        if best {
+            self.best = parameters;
+            self.record.best_step = point.step;
+        }
+        observer.evaluated(&point, best);
+        self.record.history.push(point);
+        Ok(())
+    }
+
+    /// Writes a checkpoint if the last one is older than so many seconds.
+    fn save(&mut self, trainer: &Trainer, older_than: f64) -> Result<(), TrainError> {
+        self.record.seconds = self.seconds();
+        let due = self.record.seconds - self.saved >= older_than;
+        let Some(path) = self.options.checkpoint.as_ref().filter(|_| due) else { return Ok(()) };
+        let checkpoint =
+            Checkpoint { record: self.record.clone(), states: trainer.states(), best: self.best.clone() };
+        checkpoint.write(path)?;
+        self.saved = self.seconds();
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! Training of models: one step as a graph of ordinary operators, and the loop that runs it compiled.
+//!
+//! As graphs:
+//! - [`loss`]: losses, added to a graph.
+//! - [`masking`]: inputs and labels for masked language models.
+//! - [`optimizer`]: what follows from gradients, and clipping.
+//! - [`schedule`]: the learning rate of a step.
+//! - [`step`]: forward, backward and update as one graph, [`TrainingStep`].
+//!
+//! Compiled:
+//! - [`trainer`]: a step as machine code, with the session that holds its states.
+//! - [`evaluator`]: a model whose parameters are given with every run.
+//! - [`batches`]: the order of the samples.
+//! - [`fit`](mod@fit): the loop: clock, held-out evaluation, early stopping.
+//! - [`checkpoint`]: files from which training goes on.
+//!
+//! A step is pure: what it carries to the next one, its *states*, goes in by inputs and comes out by outputs. The
+//! reference interpreter can run it, it prints and reads back, and it compiles like any graph.
+
+#![forbid(unsafe_code)]
+
+pub mod batches;
+pub mod checkpoint;
+mod error;
+pub mod evaluator;
+pub mod fit;
+pub mod loss;
+pub mod masking;
+mod nodes;
+pub mod optimizer;
+pub mod schedule;
+pub mod step;
+pub mod trainer;
+
+pub use batches::Batches;
+pub use error::TrainError;
+pub use evaluator::Evaluator;
+pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Stop, Task, Tensors, fit};
+pub use optimizer::Optimizer;
+pub use schedule::Schedule;
+pub use step::{State, TrainingStep, Update};
+pub use trainer::{StepMemory, Trainer};

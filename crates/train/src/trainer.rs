@@ -1,0 +1,155 @@
+//! A training step as machine code, and the session that holds its states.
+
+use margay_driver::build::{self, CompiledStep, StepForm};
+use margay_ir::eval;
+use margay_kernels_cpu::CpuTarget;
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{DType, Tensor};
+
+use crate::step::{TOTAL_STEPS, next};
+use crate::{TrainError, TrainingStep};
+
+/// Runs a training step on batches of one shape.
+pub struct Trainer {
+    session: Session,
+    parameters: Vec<String>,
+    arena_bytes: usize,
+    parameter_bytes: usize,
+    saved: Vec<(String, u64)>,
+}
+
+/// The scalars that a step computes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StepResult {
+    /// The loss before the update.
+    pub loss: f32,
+    /// The learning rate of the update.
+    pub learning_rate: f32,
+    /// The norm of all gradients together, before clipping.
+    pub gradient_norm: f32,
+}
+
+/// Memory of a training step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepMemory {
+    /// Parameters under training.
+    pub parameter_bytes: usize,
+    /// Parameters, moments and counters.
+    pub state_bytes: usize,
+    /// What forward, backward and update keep meanwhile, as planned.
+    pub arena_bytes: usize,
+    /// What of it is kept from the forward pass for the backward pass.
+    pub saved_bytes: u64,
+    /// Constants that are not trained, in the layout of the kernels.
+    pub constant_bytes: usize,
+    /// All that the session holds: states, arena, scratch of the threads, outputs.
+    pub session_bytes: usize,
+}
+
+impl Trainer {
+    /// Compiles a step for batches of the shape of `example`, which gives every input that is no state. States hold
+    /// their initial values.
+    ///
+    /// # Errors
+    /// Inputs that are missing or do not fit each other; what the compiler refuses.
+    pub fn new(
+        step: &TrainingStep,
+        example: &[(String, Tensor)],
+        target: CpuTarget,
+        threads: usize,
+    ) -> Result<Trainer, TrainError> {
+        let find = |name: &str| example.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        let missing = step.data().into_iter().find(|(name, _)| find(name).is_none());
+        if let Some((name, ty)) = missing {
+            return Err(TrainError::Mismatch {
+                what: name,
+                expected: ty.to_string(),
+                found: "nothing".into(),
+            });
+        }
+        let binding = eval::bind_symbols(&step.graph, find)?;
+        let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
+        let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
+        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, target, &form)?;
+        let arena_bytes = executable.entries().iter().map(|e| e.parts.arena_bytes).max().unwrap_or(0);
+        let mut session = Session::new(&executable, SessionOptions { threads })?;
+        for state in &step.states {
+            session.set_state(&state.name, &state.initial)?;
+        }
+        let parameters = step.parameters.clone();
+        let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
+        let parameter_bytes = parameters.iter().map(bytes).sum();
+        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved })
+    }
+
+    /// Runs one step on a batch.
+    pub fn step(&mut self, batch: &[(String, Tensor)]) -> Result<StepResult, TrainError> {
+        let borrowed: Vec<(&str, &Tensor)> = batch.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let outputs = self.session.run_in_place(&borrowed)?;
+        let scalar = |name: &str| {
+            let (_, bytes) =
+                outputs.iter().find(|(port, _)| port.name == name && port.dtype == DType::F32)?;
+            Some(f32::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let found = |name: &str| scalar(name).unwrap_or(f32::NAN);
+        let result = StepResult {
+            loss: found("loss"),
+            learning_rate: found("learning_rate"),
+            gradient_norm: found("gradient_norm"),
+        };
+        Ok(result)
+    }
+
+    /// Says how many steps there are in all, for schedules.
+    pub fn set_total_steps(&mut self, steps: u64) -> Result<(), TrainError> {
+        Ok(self.session.set_state(TOTAL_STEPS, &Tensor::scalar(steps as f32))?)
+    }
+
+    /// The parameters as they are now.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.take(self.parameters.iter().map(String::as_str))
+    }
+
+    /// All states as they are now.
+    pub fn states(&self) -> Vec<(String, Tensor)> {
+        self.take(self.session.states())
+    }
+
+    fn take<'n>(&self, names: impl Iterator<Item = &'n str>) -> Vec<(String, Tensor)> {
+        names.filter_map(|name| Some((name.to_string(), self.session.state(name)?))).collect()
+    }
+
+    /// Puts states back as [`states`](Trainer::states) gave them. All must be given.
+    pub fn restore(&mut self, states: &[(String, Tensor)]) -> Result<(), TrainError> {
+        let names: Vec<String> = self.session.states().map(str::to_string).collect();
+        for name in names {
+            let Some((_, value)) = states.iter().find(|(n, _)| *n == name) else {
+                return Err(TrainError::Checkpoint(format!("state `{name}` is missing")));
+            };
+            self.session.set_state(&name, value)?;
+        }
+        Ok(())
+    }
+
+    /// What it takes.
+    pub fn memory(&self) -> StepMemory {
+        StepMemory {
+            parameter_bytes: self.parameter_bytes,
+            state_bytes: self.session.states_bytes(),
+            arena_bytes: self.arena_bytes,
+            saved_bytes: self.saved.iter().map(|(_, bytes)| bytes).sum(),
+            constant_bytes: self.session.executable().weights_bytes(),
+            session_bytes: self.session.peak_bytes(),
+        }
+    }
+
+    /// What is kept from the forward pass for the backward pass: the nodes that compute it, and bytes.
+    pub fn saved(&self) -> &[(String, u64)] {
+        &self.saved
+    }
+
+    /// The session, for profiles.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}

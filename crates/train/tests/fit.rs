@@ -1,0 +1,295 @@
+//! The loop around a compiled step: what it keeps, when it ends, and that going on from a checkpoint gives the same bits.
+
+use std::path::Path;
+
+use margay_driver::Silent;
+use margay_ir::ops::{Const, MatMul, Tanh};
+use margay_ir::{Graph, NodeId, Origin, Payload, TensorType, Value};
+use margay_kernels_cpu::CpuTarget;
+use margay_tensor::{DType, Dim, Tensor};
+use margay_train::{
+    Evaluation, Evaluator, FitOptions, Fitted, Length, Observer, Optimizer, Point, Schedule, Stop, Task,
+    Tensors, TrainError, Trainer, TrainingStep, Update, fit, loss,
+};
+
+const INPUTS: usize = 12;
+const HIDDEN: usize = 20;
+const OUTPUTS: usize = 5;
+const ROWS: usize = 96;
+
+/// Numbers that are neither round nor large.
+fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
+}
+
+fn tensor(shape: &[usize], seed: usize) -> Tensor {
+    let scale = if shape[0] == ROWS { 1.0 } else { 1.0 / (shape[0] as f32).sqrt() };
+    let values: Vec<f32> = numbers(shape.iter().product(), seed).iter().map(|x| x * scale).collect();
+    Tensor::from_slice(shape, &values).unwrap()
+}
+
+/// `y = tanh(x A) B` with the batch left open.
+fn model() -> (Graph, Vec<NodeId>) {
+    let mut g = Graph::new("net");
+    let x = g
+        .add_input("x", TensorType::new(DType::F32, [Dim::symbol("N"), INPUTS.into()].into_iter().collect()));
+    let constant = |g: &mut Graph, name: &str, shape: &[usize], seed| {
+        let payload = Payload::new(tensor(shape, seed));
+        g.add(Const { payload }, &[], Origin::named(name)).unwrap()
+    };
+    let a = constant(&mut g, "a", &[INPUTS, HIDDEN], 1);
+    let b = constant(&mut g, "b", &[HIDDEN, OUTPUTS], 2);
+    let hidden = g.add(MatMul::default(), &[x, a], Origin::named("hidden")).unwrap();
+    let hidden = g.add(Tanh, &[hidden], Origin::named("tanh")).unwrap();
+    let y = g.add(MatMul::default(), &[hidden, b], Origin::named("y")).unwrap();
+    g.add_output("y", y);
+    (g, vec![a.node, b.node])
+}
+
+fn objective(g: &mut Graph) -> Result<Value, TrainError> {
+    let y = g.outputs()[0].value;
+    let target = g.add_input("target", g.ty(y).clone());
+    loss::mse(g, y, target, None)
+}
+
+/// Targets are what another model of the same form gives.
+struct Regression {
+    x: Tensor,
+    target: Tensor,
+    evaluator: Evaluator,
+    evaluations: usize,
+}
+
+impl Regression {
+    fn new() -> Regression {
+        let (g, parameters) = model();
+        let mut evaluator =
+            Evaluator::new(&g, &parameters, &|_| Ok(Vec::new()), CpuTarget::native(), 1).unwrap();
+        let x = tensor(&[ROWS, INPUTS], 3);
+        let teacher = vec![
+            ("a".to_string(), tensor(&[INPUTS, HIDDEN], 4)),
+            ("b".to_string(), tensor(&[HIDDEN, OUTPUTS], 5)),
+        ];
+        let target = evaluator.run(&teacher, &[("x".into(), x.clone())]).unwrap().remove(0).1;
+        Regression { x, target, evaluator, evaluations: 0 }
+    }
+
+    fn pick(t: &Tensor, rows: &[usize]) -> Tensor {
+        let width = t.shape()[1];
+        let all = t.to_vec::<f32>().unwrap();
+        let picked: Vec<f32> = rows.iter().flat_map(|r| all[r * width..(r + 1) * width].to_vec()).collect();
+        Tensor::from_slice(&[rows.len(), width], &picked).unwrap()
+    }
+}
+
+impl Task for Regression {
+    fn rows(&self) -> usize {
+        ROWS * 3 / 4
+    }
+
+    fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
+        Ok(vec![
+            ("x".into(), Regression::pick(&self.x, rows)),
+            ("target".into(), Regression::pick(&self.target, rows)),
+        ])
+    }
+
+    fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
+        self.evaluations += 1;
+        let rows: Vec<usize> = (self.rows()..ROWS).collect();
+        let found = self.evaluator.run(parameters, &[("x".into(), Regression::pick(&self.x, &rows))])?;
+        let found = found[0].1.to_vec::<f32>().unwrap();
+        let expected = Regression::pick(&self.target, &rows).to_vec::<f32>().unwrap();
+        let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+        let error = found.iter().zip(&expected).map(square).sum::<f64>() / found.len() as f64;
+        Ok(Evaluation { error, measures: vec![("root".into(), error.sqrt())] })
+    }
+}
+
+fn trainer(learning_rate: f64, threads: usize) -> Trainer {
+    let (g, parameters) = model();
+    let update = Update {
+        optimizer: Optimizer::ADAM,
+        learning_rate,
+        schedule: Schedule::Cosine { warm_up: 0.1, floor: 0.0 },
+        clip: Some(1.0),
+    };
+    let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
+    let example = Regression::new().batch(&(0..16).collect::<Vec<_>>()).unwrap();
+    Trainer::new(&step, &example, CpuTarget::native(), threads).unwrap()
+}
+
+fn options(length: Length) -> FitOptions {
+    FitOptions {
+        length,
+        batch: 16,
+        seed: 5,
+        evaluations: 10,
+        identity: "run".into(),
+        ..FitOptions::default()
+    }
+}
+
+fn bytes(tensors: &[(String, Tensor)]) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.bytes().to_vec())).collect();
+    all.sort();
+    all
+}
+
+/// Stops after so many steps.
+struct StopAfter(u64);
+
+impl Observer for StopAfter {
+    fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    fn evaluated(&mut self, _: &Point, _: bool) {}
+
+    fn interrupted(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[test]
+fn training_lowers_the_error_and_keeps_the_best() {
+    let mut task = Regression::new();
+    let mut trainer = trainer(0.02, 2);
+    let fitted = fit(&mut trainer, &mut task, &options(Length::Steps(300)), &mut Silent).unwrap();
+    assert_eq!((fitted.stop, fitted.steps, fitted.history.len()), (Stop::Finished, 300, 11));
+    assert!(fitted.best().error < 0.1 * fitted.first().error, "{:?}", fitted.history);
+    let least = fitted.history.iter().map(|p| p.error).fold(f64::INFINITY, f64::min);
+    assert_eq!(fitted.best().error, least);
+    assert_eq!(
+        task.evaluate(&fitted.parameters).unwrap().error,
+        least,
+        "the parameters are those of the best"
+    );
+    assert_eq!(fitted.history[3].measures, [("root".to_string(), fitted.history[3].error.sqrt())]);
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let run = |threads| {
+        fit(&mut trainer(0.02, threads), &mut Regression::new(), &options(Length::Steps(20)), &mut Silent)
+            .unwrap()
+    };
+    assert_eq!(bytes(&run(1).parameters), bytes(&run(2).parameters));
+}
+
+fn resumed(checkpoint: &Path, observer: &mut dyn Observer, resume: bool) -> (Fitted, Tensors) {
+    let mut trainer = trainer(0.02, 2);
+    let options = FitOptions {
+        checkpoint: Some(checkpoint.into()),
+        checkpoint_seconds: 0.0,
+        resume,
+        ..options(Length::Epochs(15.0))
+    };
+    let fitted = fit(&mut trainer, &mut Regression::new(), &options, observer).unwrap();
+    (fitted, trainer.states())
+}
+
+#[test]
+fn going_on_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, states) = resumed(&folder.path().join("whole"), &mut Silent, false);
+    assert_eq!(whole.steps, 60, "72 rows in batches of 16, 15 times");
+    let path = folder.path().join("parts");
+    let (mut parts, mut after) = resumed(&path, &mut StopAfter(7), false);
+    assert_eq!((parts.stop, parts.steps), (Stop::Interrupted, 7));
+    for more in [1, 20, 1000] {
+        (parts, after) = resumed(&path, &mut StopAfter(more), true);
+    }
+    assert_eq!((parts.stop, parts.steps), (Stop::Finished, 60));
+    assert_eq!(bytes(&after), bytes(&states));
+    assert_eq!(bytes(&parts.parameters), bytes(&whole.parameters));
+    let numbers = |f: &Fitted| f.history.iter().map(|p| (p.step, p.loss, p.error)).collect::<Vec<_>>();
+    assert_eq!(numbers(&parts), numbers(&whole));
+    let before = parts.seconds;
+    let (again, _) = resumed(&path, &mut Silent, true);
+    assert_eq!((again.steps, again.stop), (60, Stop::Finished), "nothing is left to do");
+    assert!(again.seconds >= before);
+}
+
+#[test]
+fn training_ends_when_time_patience_or_numbers_do() {
+    let mut task = Regression::new();
+    let limit = FitOptions { length: Length::Seconds(0.4), ..options(Length::Steps(0)) };
+    let fitted = fit(&mut trainer(0.01, 1), &mut task, &limit, &mut Silent).unwrap();
+    assert!(matches!(fitted.stop, Stop::Finished | Stop::Time), "{:?}", fitted.stop);
+    assert!(fitted.steps > 6, "{}", fitted.steps);
+
+    // A learning rate of nothing improves nothing.
+    let patient = FitOptions { patience: Some(2), ..options(Length::Steps(100)) };
+    let fitted = fit(&mut trainer(1e-12, 1), &mut task, &patient, &mut Silent).unwrap();
+    assert_eq!(fitted.stop, Stop::Patience);
+    assert!(fitted.steps <= 60, "{}", fitted.steps);
+
+    let (g, parameters) = model();
+    let update = Update {
+        optimizer: Optimizer::Sgd { momentum: 0.0 },
+        learning_rate: 1e30,
+        schedule: Schedule::Constant { warm_up: 0.0 },
+        clip: None,
+    };
+    let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
+    let example = task.batch(&(0..16).collect::<Vec<_>>()).unwrap();
+    let mut wild = Trainer::new(&step, &example, CpuTarget::native(), 1).unwrap();
+    let fitted = fit(&mut wild, &mut task, &options(Length::Steps(100)), &mut Silent).unwrap();
+    assert_eq!((fitted.stop, fitted.best), (Stop::Diverged, 0), "the initial parameters were the best");
+    let finite = |t: &Tensor| t.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite());
+    assert!(fitted.parameters.iter().all(|(_, t)| finite(t)));
+}
+
+#[test]
+fn less_may_be_kept_for_the_backward_pass() {
+    let (g, parameters) = model();
+    let update = Update {
+        optimizer: Optimizer::ADAM,
+        learning_rate: 0.01,
+        schedule: Schedule::Constant { warm_up: 0.0 },
+        clip: None,
+    };
+    let mut step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
+    let mut task = Regression::new();
+    let batch = task.batch(&(0..64).collect::<Vec<_>>()).unwrap();
+    let mut run = |limit| {
+        step.max_saved_bytes = limit;
+        let mut trainer = Trainer::new(&step, &batch, CpuTarget::native(), 2)?;
+        let losses: Vec<f32> = (0..3).map(|_| trainer.step(&batch).unwrap().loss).collect();
+        Ok::<_, TrainError>((losses, trainer.memory().saved_bytes, trainer.saved().to_vec()))
+    };
+    let (losses, all, saved) = run(None).unwrap();
+    assert!(saved.iter().any(|(name, _)| name == "tanh") && all > 4 * 64 * HIDDEN as u64, "{saved:?}");
+    let (again, less, _) = run(Some(4 * 64 * 10)).unwrap();
+    assert!(less <= 4 * 64 * 10, "{less} bytes");
+    assert_eq!(again, losses, "the same numbers");
+}
+
+#[test]
+fn batches_of_other_shapes_and_missing_inputs_are_told() {
+    let (g, parameters) = model();
+    let update = Update {
+        optimizer: Optimizer::Sgd { momentum: 0.9 },
+        learning_rate: 0.1,
+        schedule: Schedule::Constant { warm_up: 0.0 },
+        clip: None,
+    };
+    let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
+    let mut example = Regression::new().batch(&[0, 1]).unwrap();
+    let mut trainer = Trainer::new(&step, &example, CpuTarget::native(), 1).unwrap();
+    let memory = trainer.memory();
+    assert_eq!(memory.parameter_bytes, 4 * (INPUTS * HIDDEN + HIDDEN * OUTPUTS));
+    assert!(memory.state_bytes >= 2 * memory.parameter_bytes && memory.session_bytes > memory.arena_bytes);
+    let other = Regression::new().batch(&[0, 1, 2]).unwrap();
+    assert!(
+        trainer
+            .step(&other)
+            .unwrap_err()
+            .to_string()
+            .starts_with("inputs do not fit: `x`: expected f32[2, 12]")
+    );
+    example.pop();
+    let missing = Trainer::new(&step, &example, CpuTarget::native(), 1).err().unwrap().to_string();
+    assert_eq!(missing, "target: expected f32[N, 5], found nothing");
+}

@@ -1,0 +1,89 @@
+//! Memory that outlives runs: what one run leaves for the next.
+
+use std::ops::Range;
+
+use margay_artifact::Entry;
+use margay_loops::Port;
+use margay_loops::abi::BUFFER_ALIGN;
+use margay_tensor::Tensor;
+use memmap2::MmapMut;
+
+use crate::RunError;
+use crate::executable::memory;
+
+/// The states of an executable: tensors that a session owns, by name. Entries share those of one name.
+pub(crate) struct States {
+    places: Vec<(Port, Range<usize>)>,
+    memory: MmapMut,
+}
+
+impl States {
+    /// Zeros for every state of the entries.
+    pub(crate) fn new(entries: &[Entry], huge_pages: bool) -> Result<States, RunError> {
+        let mut places: Vec<(Port, Range<usize>)> = Vec::new();
+        let mut end = 0usize;
+        for parts in entries.iter().map(|e| &e.parts) {
+            for port in parts.carried.iter().map(|c| &parts.inputs[c.input]) {
+                match places.iter().find(|(known, _)| known.name == port.name) {
+                    Some((known, _)) if known == port => {}
+                    Some((known, _)) => {
+                        let problem = format!(
+                            "state `{}` is {}{:?} in one entry and {}{:?} in another",
+                            port.name, known.dtype, known.shape, port.dtype, port.shape
+                        );
+                        return Err(RunError::State { problem });
+                    }
+                    None => {
+                        let begin = end.next_multiple_of(BUFFER_ALIGN);
+                        end = begin + port.dtype.bytes() * port.shape.iter().product::<usize>();
+                        places.push((port.clone(), begin..end));
+                    }
+                }
+            }
+        }
+        Ok(States { places, memory: memory("states", end, huge_pages)? })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.len()
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|(port, _)| port.name.as_str())
+    }
+
+    fn place(&self, name: &str) -> Option<&(Port, Range<usize>)> {
+        self.places.iter().find(|(port, _)| port.name == name)
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &Tensor) -> Result<(), RunError> {
+        let Some((port, range)) = self.place(name) else {
+            return Err(RunError::State { problem: format!("there is no state `{name}`") });
+        };
+        if port.dtype != value.dtype() || port.shape != value.shape() {
+            let problem = format!(
+                "state `{name}` is {}{:?}, found {}{:?}",
+                port.dtype,
+                port.shape,
+                value.dtype(),
+                value.shape()
+            );
+            return Err(RunError::State { problem });
+        }
+        let range = range.clone();
+        self.memory[range].copy_from_slice(value.bytes());
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Tensor> {
+        let (port, range) = self.place(name)?;
+        let tensor = Tensor::from_bytes(port.dtype, &port.shape, &self.memory[range.clone()]);
+        Some(tensor.expect("places have the sizes of their ports"))
+    }
+
+    /// Where the state of an input lies.
+    pub(crate) fn pointer(&mut self, port: &Port) -> *mut u8 {
+        let begin = self.place(&port.name).expect("every carried input has a place").1.start;
+        self.memory.as_mut_ptr().wrapping_add(begin)
+    }
+}
