@@ -26,9 +26,16 @@ const SHRINKAGE: f64 = 0.01;
 
 /// A module's input, as whitening sees it: the value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Site {
+pub(crate) struct Site {
     value: Value,
     unfold: Option<Unfold>,
+}
+
+impl Site {
+    /// The input of a node of a module.
+    pub(crate) fn of(g: &Graph, module: &Module, n: margay_ir::NodeId) -> Site {
+        Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) }
+    }
 }
 
 /// The windows of a convolution.
@@ -55,7 +62,7 @@ pub(crate) fn measure_inputs(
     for module in modules {
         let mut mine = Vec::new();
         for &n in &module.nodes {
-            let site = Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) };
+            let site = Site::of(g, module, n);
             let at = sites.iter().position(|(s, _)| *s == site).unwrap_or_else(|| {
                 sites.push((site, module.d_in));
                 sites.len() - 1
@@ -189,7 +196,7 @@ fn accumulate(
 }
 
 /// The rows of length `d_in` that a module multiplies its weight with.
-fn rows_of(x: &Tensor, site: &Site, d_in: usize, samples: usize) -> Vec<f32> {
+pub(crate) fn rows_of(x: &Tensor, site: &Site, d_in: usize, samples: usize) -> Vec<f32> {
     let data = x.to_vec::<f32>().expect("modules read f32");
     let Some(u) = &site.unfold else { return data };
     let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
