@@ -248,9 +248,10 @@ impl Fitted for FittedLowRank {
                 (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
                 vec![KernelCall::Conv(left), KernelCall::Conv(right)]
             }
-            KernelCall::Attention(_) | KernelCall::AttentionGradient(_) | KernelCall::LinearAttention(_) => {
-                vec![dense.clone()]
-            }
+            KernelCall::Attention(_)
+            | KernelCall::AttentionGradient(_)
+            | KernelCall::ConvKernelGradient(_)
+            | KernelCall::LinearAttention(_) => vec![dense.clone()],
         }
     }
 

@@ -85,7 +85,12 @@ impl Exporter<'_> {
                     Ok(e.emit("Conv", "", &[image, x[1]], attributes))
                 })
             }
-            Op::AttentionGradient(_) | Op::FoldPatches(_) | Op::Patches(_) | Op::ScatterAdd(_) => {
+            Op::AttentionGradient(_)
+            | Op::ConvKernelGradient(_)
+            | Op::FoldPatches(_)
+            | Op::MaxPoolGradient(_)
+            | Op::Patches(_)
+            | Op::ScatterAdd(_) => {
                 Err(self.refusal(format!("`{}`, a part of a backward pass, is not exported", op.name())))
             }
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
