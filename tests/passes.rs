@@ -134,6 +134,28 @@ fn uses_of_one_weight_that_follow_one_another_are_all_sketched() {
 }
 
 #[test]
+fn parameters_before_training_stay_apart() {
+    let source = "graph @untrained(%x: f32[N, 4]) -> (y: f32[N, 4]) {
+      %0 = const splat(0.0) : f32[4]  // a.bias
+      %1 = add %x, %0 : f32[N, 4]
+      %2 = const splat(0.0) : f32[4]  // b.bias
+      %3 = add %1, %2 : f32[N, 4]
+      %4 = const splat(0.0) : f32[4]  // a.bias
+      %5 = mul %3, %4 : f32[N, 4]
+      %6 = const [1.0, 2.0, 3.0, 4.0] : f32[4]  // c
+      %7 = mul %5, %6 : f32[N, 4]
+      %8 = const [1.0, 2.0, 3.0, 4.0] : f32[4]  // d
+      %9 = mul %7, %8 : f32[N, 4]
+      return %9
+    }";
+    let (mut g, _) = parse_with_random_constants(source);
+    let merge = PASSES.iter().find(|p| p.name == "merge-duplicates").unwrap();
+    assert_eq!(run(&*(merge.make)(), &mut g), Changed::times(2));
+    let names: Vec<String> = margay_passes::parameter_names(&g).into_iter().map(|(_, n)| n).collect();
+    assert_eq!(names, ["a.bias", "b.bias", "c"]);
+}
+
+#[test]
 fn a_weight_that_others_read_is_no_module() {
     let (g, _) = parse_with_random_constants(
         "graph @shared(%x: f32[N, 64]) -> (y: f32[N, 64], w: f32[64, 64]) {

@@ -1,6 +1,8 @@
 //! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
-//! when their contents are, so that tied weights become one constant. Attention that gives its logarithms too stands for
-//! one that does not.
+//! when their contents are, so that tied weights become one constant. Constants of floats that hold one number in all
+//! of several elements stay apart where their names differ: such are biases and scales before training, equal by
+//! chance, and they must not become one parameter.
+//! Attention that gives its logarithms too stands for one that does not.
 //!
 //! Required stage: imported. Declines nothing.
 //!
@@ -41,13 +43,14 @@ impl Pass for MergeDuplicates {
         reason = "what is mutable is the memo of a content hash, no part of the key"
     )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        let mut seen: HashMap<(Op, Vec<Value>), NodeId> = HashMap::new();
+        let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
         let mut merged = 0;
         for n in g.order() {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }
-            let key = (with_all_results(g.op(n)), g.inputs_of(n).to_vec());
+            let apart = if is_start(g.op(n)) { g.node(n).origin.name() } else { "" };
+            let key = (with_all_results(g.op(n)), g.inputs_of(n).to_vec(), apart.to_string());
             let Some(first) = seen.get(&key).copied() else {
                 seen.insert(key, n);
                 continue;
@@ -70,6 +73,13 @@ impl Pass for MergeDuplicates {
         g.remove_dead();
         Ok(Changed::times(merged))
     }
+}
+
+/// Whether this is what a parameter may hold before training: several floats, all the same.
+fn is_start(op: &Op) -> bool {
+    let Op::Const(c) = op else { return false };
+    let t = c.payload.tensor();
+    t.dtype().is_float() && t.len() > 1 && t.is_splat()
 }
 
 /// The operator in the form with the most results; the first ones are those of other forms.

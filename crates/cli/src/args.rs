@@ -210,7 +210,8 @@ pub(crate) fn precision(text: &str) -> Result<Precision, String> {
     Precision::from_name(text).ok_or_else(|| format!("expected one of {}", known.join(", ")))
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+/// A number above 0.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if v > 0.0 && v.is_finite() => Ok(v),
         _ => Err("expected a number above 0".into()),

@@ -17,6 +17,7 @@ use margay_driver::{DriverError, Kind};
 use margay_onnx::{OnnxError, Problem};
 use margay_runtime::RunError;
 use margay_tensor::npy::NpyError;
+use margay_train::TrainError;
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
@@ -123,6 +124,15 @@ impl From<ArtifactError> for Failure {
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Failure {
         DriverError::from(error).into()
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Failure {
+        match error {
+            TrainError::Driver(error) => (*error).into(),
+            error => Failure::new(error.kind(), error.to_string()),
+        }
     }
 }
 

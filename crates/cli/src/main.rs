@@ -20,14 +20,17 @@ mod explain;
 mod export;
 mod feed;
 mod inspect;
+mod interrupt;
 mod model;
 mod opt;
 mod progress;
+mod recover;
 mod run;
 mod save;
 mod sensitivity;
 mod table;
 mod timing;
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -53,6 +56,8 @@ unsupported model; 3 unreadable or malformed file; 4 device not available; 101 a
 enum Command {
     Demo(demo::Args),
     Compile(compile::Args),
+    Train(train::Args),
+    Recover(recover::Args),
     Run(run::Args),
     Bench(bench::Args),
     Compare(compare::Args),
@@ -88,6 +93,8 @@ fn main() -> ExitCode {
     let reply = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),

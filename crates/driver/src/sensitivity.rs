@@ -317,9 +317,7 @@ impl Probe {
         let mut by_bias = vec![0.0; module.d_out];
         for (site, x, gradient) in &self.places[i].nodes {
             if inputs {
-                for row in
-                    calibrate::rows_of(&outputs[*x].1, site, module.d_in, samples).chunks_exact(module.d_in)
-                {
+                for row in calibrate::rows_of(&outputs[*x].1, site, samples).chunks_exact(module.d_in) {
                     sums.input_rows += 1.0;
                     sums.input_squares += squares(row);
                     sums.input_sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));

@@ -2,6 +2,7 @@
 //!
 //! As graphs:
 //! - [`loss`]: losses, added to a graph.
+//! - [`init`]: random parameters to begin from.
 //! - [`masking`]: inputs and labels for masked language models.
 //! - [`optimizer`]: what follows from gradients, and clipping.
 //! - [`schedule`]: the learning rate of a step.
@@ -12,7 +13,10 @@
 //! - [`evaluator`]: a model whose parameters are given with every run.
 //! - [`batches`]: the order of the samples.
 //! - [`fit`](mod@fit): the loop: clock, held-out evaluation, early stopping.
+//! - [`supervised`]: samples with labels and an objective, from a model to a trained model.
 //! - [`checkpoint`]: files from which training goes on.
+//!
+//! On top of both: [`recover`], the distillation of a dense model into its sketch.
 //!
 //! A step is pure: what it carries to the next one, its *states*, goes in by inputs and comes out by outputs. The
 //! reference interpreter can run it, it prints and reads back, and it compiles like any graph.
@@ -24,12 +28,15 @@ pub mod checkpoint;
 mod error;
 pub mod evaluator;
 pub mod fit;
+pub mod init;
 pub mod loss;
 pub mod masking;
 mod nodes;
 pub mod optimizer;
+pub mod recover;
 pub mod schedule;
 pub mod step;
+pub mod supervised;
 pub mod trainer;
 
 pub use batches::Batches;
@@ -39,4 +46,5 @@ pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Stop, Tas
 pub use optimizer::Optimizer;
 pub use schedule::Schedule;
 pub use step::{State, TrainingStep, Update};
+pub use supervised::{Objective, Selection, Supervised, Trained};
 pub use trainer::{StepMemory, Trainer};

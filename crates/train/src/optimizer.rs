@@ -86,9 +86,17 @@ impl Optimizer {
 
     /// What the optimizer computes once for all parameters of a step: the number of the step from 1 on gives the sizes
     /// of Adam's corrections.
-    pub(crate) fn scalars(&self, g: &mut Graph, step: Value, rate: Value) -> Result<Scalars, TrainError> {
+    pub(crate) fn scalars(
+        &self,
+        g: &mut Graph,
+        step: Value,
+        rate: Value,
+        scale: Option<Value>,
+    ) -> Result<Scalars, TrainError> {
         let betas = match *self {
-            Optimizer::Sgd { .. } => return Ok(Scalars { rate, corrected_rate: rate, correction: rate }),
+            Optimizer::Sgd { .. } => {
+                return Ok(Scalars { rate, scale, corrected_rate: rate, correction: rate });
+            }
             Optimizer::Adam { betas, .. } | Optimizer::AdamW { betas, .. } => betas,
         };
         let mut n = Nodes::new(g, "correction");
@@ -96,7 +104,7 @@ impl Optimizer {
         let first = one_minus_power(&mut n, betas[0], count)?;
         let second = one_minus_power(&mut n, betas[1], count)?;
         let (root, one) = (n.sqrt(second)?, n.number(second, 1.0)?);
-        Ok(Scalars { rate, corrected_rate: n.div(rate, first)?, correction: n.div(one, root)? })
+        Ok(Scalars { rate, scale, corrected_rate: n.div(rate, first)?, correction: n.div(one, root)? })
     }
 
     /// The next value of a parameter, and its moments with their next values.
@@ -109,18 +117,26 @@ impl Optimizer {
         scalars: &Scalars,
     ) -> Result<(Value, Vec<(State, Value)>), TrainError> {
         let dtype = g.ty(p).dtype;
-        let [rate, corrected_rate, correction] = scalars.cast(g, dtype)?;
+        let Scalars { rate, scale, corrected_rate, correction } = scalars.cast(g, dtype)?;
         match *self {
             Optimizer::Sgd { momentum: 0.0 } => {
                 let mut n = Nodes::new(g, &format!("{name}/update"));
-                let change = n.mul(gradient, rate)?;
+                let share = match scale {
+                    Some(scale) => n.mul(scale, rate)?,
+                    None => rate,
+                };
+                let change = n.mul(gradient, share)?;
                 Ok((n.sub(p, change)?, Vec::new()))
             }
             Optimizer::Sgd { momentum } => {
                 let (state, last) = moment(g, "momentum", name, p)?;
                 let mut n = Nodes::new(g, &format!("{name}/update"));
                 let kept = n.scale(last, momentum)?;
-                let next = n.add(kept, gradient)?;
+                let new = match scale {
+                    Some(scale) => n.mul(gradient, scale)?,
+                    None => gradient,
+                };
+                let next = n.add(kept, new)?;
                 let change = n.mul(next, rate)?;
                 Ok((n.sub(p, change)?, vec![(state, next)]))
             }
@@ -128,10 +144,18 @@ impl Optimizer {
                 let (first, m) = moment(g, "m", name, p)?;
                 let (second, v) = moment(g, "v", name, p)?;
                 let mut n = Nodes::new(g, &format!("{name}/update"));
-                let (kept, new) = (n.scale(m, betas[0])?, n.scale(gradient, 1.0 - betas[0])?);
+                let mut shares = Vec::with_capacity(2);
+                for (power, beta) in betas.into_iter().enumerate() {
+                    let mut share = n.number(p, 1.0 - beta)?;
+                    for scale in std::iter::repeat_n(scale, power + 1).flatten() {
+                        share = n.mul(share, scale)?;
+                    }
+                    shares.push(share);
+                }
+                let (kept, new) = (n.scale(m, betas[0])?, n.mul(gradient, shares[0])?);
                 let next_m = n.add(kept, new)?;
                 let square = n.mul(gradient, gradient)?;
-                let (kept, new) = (n.scale(v, betas[1])?, n.scale(square, 1.0 - betas[1])?);
+                let (kept, new) = (n.scale(v, betas[1])?, n.mul(square, shares[1])?);
                 let next_v = n.add(kept, new)?;
                 let size = n.sqrt(next_v)?;
                 let size = n.mul(size, correction)?;
@@ -157,6 +181,8 @@ impl Optimizer {
 pub(crate) struct Scalars {
     /// The learning rate.
     rate: Value,
+    /// Multiplies gradients, where they are clipped.
+    scale: Option<Value>,
     /// The learning rate for the first moment as it is: `η / (1 - β₁ᵗ)`.
     corrected_rate: Value,
     /// Multiplies the root of the second moment: `1 / √(1 - β₂ᵗ)`.
@@ -164,9 +190,14 @@ pub(crate) struct Scalars {
 }
 
 impl Scalars {
-    fn cast(&self, g: &mut Graph, dtype: DType) -> Result<[Value; 3], TrainError> {
+    fn cast(&self, g: &mut Graph, dtype: DType) -> Result<Scalars, TrainError> {
         let mut n = Nodes::new(g, "correction");
-        Ok([n.cast(self.rate, dtype)?, n.cast(self.corrected_rate, dtype)?, n.cast(self.correction, dtype)?])
+        Ok(Scalars {
+            rate: n.cast(self.rate, dtype)?,
+            scale: self.scale.map(|scale| n.cast(scale, dtype)).transpose()?,
+            corrected_rate: n.cast(self.corrected_rate, dtype)?,
+            correction: n.cast(self.correction, dtype)?,
+        })
     }
 }
 
@@ -195,13 +226,14 @@ fn moment(g: &mut Graph, what: &str, name: &str, p: Value) -> Result<(State, Val
     Ok((State { name, initial }, input))
 }
 
-/// The root of the sum of squares of all gradients (f32 scalar), and the gradients scaled so that it is at most `clip`:
-/// Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, 2012 (arXiv 1211.5063).
+/// The root of the sum of squares of all gradients, and what they are to be multiplied by so that it is at most `clip`;
+/// both f32 scalars. Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, 2012 (arXiv
+/// 1211.5063).
 pub(crate) fn clip(
     g: &mut Graph,
     gradients: &[Value],
     clip: Option<f64>,
-) -> Result<(Value, Vec<Value>), TrainError> {
+) -> Result<(Value, Option<Value>), TrainError> {
     let mut n = Nodes::new(g, "gradient_norm");
     let mut total: Option<Value> = None;
     for &gradient in gradients {
@@ -215,15 +247,9 @@ pub(crate) fn clip(
     }
     let total = total.ok_or_else(|| TrainError::Options("there is no parameter to train".into()))?;
     let norm = n.sqrt(total)?;
-    let Some(limit) = clip else { return Ok((norm, gradients.to_vec())) };
+    let Some(limit) = clip else { return Ok((norm, None)) };
     // limit / max(norm, limit): 1 up to the limit, without a small number that would change the result.
     let bounded = n.at_least(norm, limit)?;
     let limit = n.number(norm, limit)?;
-    let scale = n.div(limit, bounded)?;
-    let scaled = gradients.iter().map(|&gradient| {
-        let scale = n.cast(scale, n.ty(gradient).dtype)?;
-        n.mul(gradient, scale)
-    });
-    let scaled = scaled.collect::<Result<Vec<_>, _>>()?;
-    Ok((norm, scaled))
+    Ok((norm, Some(n.div(limit, bounded)?)))
 }

@@ -100,9 +100,9 @@ impl TrainingStep {
         let more = g.outputs()[modeled..].to_vec();
         let scalar = TensorType::known(DType::F32, &[]);
         let (step, total) = (g.add_input(STEP, scalar.clone()), g.add_input(TOTAL_STEPS, scalar));
-        let (norm, found) = optimizer::clip(&mut g, &found, update.clip)?;
+        let (norm, scale) = optimizer::clip(&mut g, &found, update.clip)?;
         let rate = update.schedule.build(&mut g, update.learning_rate, step, total)?;
-        let scalars = update.optimizer.scalars(&mut g, step, rate)?;
+        let scalars = update.optimizer.scalars(&mut g, step, rate, scale)?;
         let mut states = Vec::new();
         let mut moments = Vec::new();
         for (((name, p), gradient), initial) in inputs.iter().zip(found).zip(initial) {

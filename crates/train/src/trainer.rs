@@ -5,6 +5,7 @@ use margay_ir::eval;
 use margay_kernels_cpu::CpuTarget;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
+use serde::Serialize;
 
 use crate::step::{TOTAL_STEPS, next};
 use crate::{TrainError, TrainingStep};
@@ -30,7 +31,7 @@ pub struct StepResult {
 }
 
 /// Memory of a training step.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct StepMemory {
     /// Parameters under training.
     pub parameter_bytes: usize,

@@ -1,0 +1,406 @@
+//! `margay train`: a model trained on samples with labels.
+//!
+//! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (their number), `samples` (`trained`,
+//! `held_out`), `steps`, `seconds`, `stop`, `first` and `best` (points: `step`, `seconds`, `loss` of training since the point
+//! before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
+//! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use margay_driver::{CompileOptions, Samples, Silent, Source, bound_batch, compile, export_graph, open};
+use margay_ir::Graph;
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::with_parameters;
+use margay_tensor::{Tensor, npy};
+use margay_train::init::initial;
+use margay_train::masking::Masking;
+use margay_train::{
+    FitOptions, Length, Objective, Optimizer, Point, Schedule, Selection, Supervised, Trained, Update,
+};
+use serde::Serialize;
+
+use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::error::{self, Failure};
+use crate::interrupt::Interrupt;
+use crate::progress::TrainingBar;
+use crate::save::{check_distinct, check_writable};
+use crate::table::{Table, bytes, count, significant};
+use crate::{Reply, json};
+
+const AFTER: &str = r#"Ctrl-C ends training and keeps the best parameters so far. The best are those with the smallest loss
+on held-out samples.
+
+With --json:
+  {"model", "loss", "optimizer", "output", "parameters", "samples": {"trained", "held_out"},
+   "steps", "seconds", "stop", "first", "best", "history": [{"step", "seconds", "loss", "error", "measures"}],
+   "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "constant_bytes", "session_bytes"}, "seed"}"#;
+
+/// Train a model on samples with labels.
+#[derive(clap::Args)]
+#[command(after_help = AFTER)]
+pub(crate) struct Args {
+    /// An ONNX file, or an artifact that carries its graph.
+    #[arg(value_name = "MODEL.onnx|ARTIFACT")]
+    model: PathBuf,
+    /// Samples of the model's inputs, by name; one row is one sample.
+    #[arg(long, value_name = "FILE.npz")]
+    data: PathBuf,
+    /// The labels: the name of an array in the data, or a file of one array. Integers for cross-entropy, where -100 does
+    /// not count; else numbers like the output.
+    #[arg(long, value_name = "NAME|FILE.npy|FILE.npz")]
+    labels: Option<String>,
+    /// What is to become small.
+    #[arg(long, value_name = "LOSS", default_value = "cross-entropy")]
+    loss: Loss,
+    /// The output that is trained, where the model has several.
+    #[arg(long, value_name = "NAME")]
+    output_name: Option<String>,
+    /// An input of the model that says how much each row counts, such as an attention mask.
+    #[arg(long, value_name = "INPUT")]
+    mask: Option<String>,
+    /// What is trained: names of constants, or all that have a name and several elements.
+    #[arg(long, value_name = "NAMES|all", default_value = "all", value_delimiter = ',')]
+    train: Vec<String>,
+    /// Begin with random parameters instead of those of the model.
+    #[arg(long)]
+    init: bool,
+    #[command(flatten)]
+    masked: MaskedArgs,
+    #[command(flatten)]
+    update: UpdateArgs,
+    #[command(flatten)]
+    length: LengthArgs,
+    /// The share of samples that is held out.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    held_out: f64,
+    /// Keep the state of training in a file.
+    #[arg(long, value_name = "FILE.safetensors")]
+    checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint, if it is there.
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
+    /// Write the trained model as ONNX.
+    #[arg(long, value_name = "OUT.onnx")]
+    export: Option<PathBuf>,
+    /// Write the trained model as an artifact.
+    #[arg(short, long, value_name = "OUT.margay", required_unless_present = "export")]
+    output: Option<PathBuf>,
+    /// Value of a dimension the model leaves open, for the artifact.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim, requires = "output")]
+    dims: Vec<(String, Vec<i64>)>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Masked language models.
+#[derive(clap::Args)]
+struct MaskedArgs {
+    /// With --loss masked-lm: the input that holds tokens.
+    #[arg(long, value_name = "INPUT", default_value = "input_ids")]
+    tokens: String,
+    /// With --loss masked-lm: the token that stands in for a masked one.
+    #[arg(long, value_name = "ID", required_if_eq("loss", "masked-lm"))]
+    mask_token: Option<i64>,
+    /// With --loss masked-lm: tokens that are never masked, such as padding and separators.
+    #[arg(long, value_name = "ID,ID", value_delimiter = ',')]
+    special_tokens: Vec<i64>,
+}
+
+/// How parameters follow gradients.
+#[derive(clap::Args)]
+struct UpdateArgs {
+    /// The rule.
+    #[arg(long, value_name = "RULE", default_value = "adamw")]
+    optimizer: Rule,
+    /// The largest learning rate.
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
+    learning_rate: f64,
+    /// How the learning rate goes after the warm-up.
+    #[arg(long, value_name = "SCHEDULE", default_value = "cosine")]
+    schedule: Decay,
+    /// The share of all steps in which the learning rate grows.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    warm_up: f64,
+    /// The largest norm of all gradients together.
+    #[arg(long, value_name = "NORM", value_parser = positive)]
+    clip: Option<f64>,
+    /// Decay of weights, but not of biases, with adamw.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = not_negative)]
+    weight_decay: f64,
+    /// The share of the last change that sgd keeps.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = not_negative)]
+    momentum: f64,
+}
+
+/// How long and in which order.
+#[derive(clap::Args)]
+struct LengthArgs {
+    /// Samples of a step [default: what the model takes, or 32].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch: Option<usize>,
+    /// So many times through all samples [default: 1, or as the time allows].
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
+    epochs: Option<f64>,
+    /// So many steps.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// No longer than this. Without --epochs and --steps, the schedule is made for this time.
+    #[arg(long, value_name = "T", value_parser = positive)]
+    max_seconds: Option<f64>,
+    /// How often held-out samples are evaluated.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    evaluations: u64,
+    /// End after so many evaluations in a row without a new best.
+    #[arg(long, value_name = "N")]
+    patience: Option<u64>,
+    /// Seed of the order of samples, of masks and of --init.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Loss {
+    CrossEntropy,
+    Mse,
+    Cosine,
+    MaskedLm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Rule {
+    Adam,
+    Adamw,
+    Sgd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Decay {
+    Constant,
+    Cosine,
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    model: &'a str,
+    loss: Loss,
+    optimizer: Rule,
+    output: String,
+    parameters: usize,
+    samples: Counts,
+    steps: u64,
+    seconds: f64,
+    stop: margay_train::Stop,
+    first: &'a Point,
+    best: &'a Point,
+    history: &'a [Point],
+    memory: margay_train::StepMemory,
+    seed: u64,
+}
+
+#[derive(Serialize)]
+struct Counts {
+    trained: usize,
+    held_out: usize,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let written = [
+        ("`-o`", args.output.as_deref()),
+        ("`--export`", args.export.as_deref()),
+        ("`--checkpoint`", args.checkpoint.as_deref()),
+    ];
+    written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
+    let label_file = args.labels.as_deref().filter(|text| is_array_file(text)).map(Path::new);
+    let read = [
+        ("the model", Some(args.model.as_path())),
+        ("`--data`", Some(&args.data)),
+        ("`--labels`", label_file),
+    ];
+    check_distinct(&written, &read)?;
+
+    let source = open(&args.model)?;
+    let samples = Samples::open(&args.data)?;
+    let labels = args.labels.as_deref().map(|text| labels(text, &samples)).transpose()?;
+    let options = options(args, &source.graph)?;
+    let graph = if args.init { begun(&source.graph, &options)? } else { source.graph.clone() };
+    let trained = {
+        let mut bar = TrainingBar::new("loss", Interrupt::listen()?);
+        options.train(&graph, &samples, labels.as_ref(), &mut bar)?
+    };
+    write(args, &source.name, &trained)?;
+    let text =
+        if args.json { json(&outcome(args, &source.name, &trained))? } else { summary(args, &trained) };
+    Ok(text.into())
+}
+
+fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
+    let (length, u) = (&args.length, &args.update);
+    let optimizer = match (u.optimizer, Optimizer::ADAMW) {
+        (Rule::Sgd, _) => Optimizer::Sgd { momentum: u.momentum },
+        (Rule::Adamw, Optimizer::AdamW { betas, epsilon, .. }) => {
+            Optimizer::AdamW { betas, epsilon, weight_decay: u.weight_decay }
+        }
+        _ => Optimizer::ADAM,
+    };
+    let schedule = match u.schedule {
+        Decay::Constant => Schedule::Constant { warm_up: u.warm_up },
+        Decay::Cosine => Schedule::Cosine { warm_up: u.warm_up, floor: 0.0 },
+    };
+    let (long, limit) = match (length.steps, length.epochs, length.max_seconds) {
+        (Some(n), _, limit) => (Length::Steps(n), limit),
+        (_, Some(n), limit) => (Length::Epochs(n), limit),
+        (_, _, Some(seconds)) => (Length::Seconds(seconds), None),
+        _ => (Length::Epochs(1.0), None),
+    };
+    Ok(Supervised {
+        objective: match args.loss {
+            Loss::CrossEntropy => Objective::CrossEntropy,
+            Loss::Mse => Objective::Mse,
+            Loss::Cosine => Objective::Cosine,
+            Loss::MaskedLm => masked_lm(args, g)?,
+        },
+        output: args.output_name.clone(),
+        weights: args.mask.clone(),
+        selection: match args.train.as_slice() {
+            [all] if all == "all" => Selection::All,
+            names => Selection::Named(names.iter().map(|n| n.trim().to_string()).collect()),
+        },
+        update: Update { optimizer, learning_rate: u.learning_rate, schedule, clip: u.clip },
+        fit: FitOptions {
+            length: long,
+            max_seconds: limit,
+            batch: length.batch.or_else(|| bound_batch(g)).unwrap_or(32),
+            seed: length.seed,
+            evaluations: length.evaluations,
+            patience: length.patience,
+            checkpoint: args.checkpoint.clone(),
+            resume: args.resume,
+            ..FitOptions::default()
+        },
+        held_out: args.held_out,
+        threads: args.threads.get(),
+        target: CpuTarget::native(),
+    })
+}
+
+/// The name of the output that is trained; empty where the model leaves it open.
+fn output_name<'a>(args: &'a Args, g: &'a Graph) -> &'a str {
+    args.output_name.as_deref().or_else(|| g.outputs().first().map(|o| &*o.name)).unwrap_or_default()
+}
+
+fn masked_lm(args: &Args, g: &Graph) -> Result<Objective, Failure> {
+    let name = output_name(args, g);
+    let output = g.outputs().iter().find(|o| *o.name == *name);
+    let classes = output.and_then(|o| g.ty(o.value).shape.last()?.as_extent());
+    let Some(vocabulary) = classes else {
+        return Err(Failure::usage(format!("output `{name}`: the number of tokens is not known")));
+    };
+    let masking = Masking {
+        mask: args.masked.mask_token.unwrap_or_default(),
+        vocabulary,
+        special: args.masked.special_tokens.clone(),
+        share: 0.15,
+    };
+    Ok(Objective::MaskedLm { tokens: args.masked.tokens.clone(), masking })
+}
+
+/// The graph with random values in what is to be trained.
+fn begun(g: &Graph, options: &Supervised) -> Result<Graph, Failure> {
+    let nodes = options.parameters(g)?;
+    let first = initial(g, &nodes, options.fit.seed)?;
+    Ok(with_parameters(g, &first).map_err(margay_train::TrainError::from)?)
+}
+
+fn is_array_file(text: &str) -> bool {
+    [".npy", ".npz"].iter().any(|end| text.to_lowercase().ends_with(end))
+}
+
+/// The labels, from the data or from a file of their own.
+fn labels(text: &str, samples: &Samples) -> Result<Tensor, Failure> {
+    if let Some((_, t)) = samples.arrays().iter().find(|(name, _)| name == text) {
+        return Ok(t.clone());
+    }
+    if !is_array_file(text) {
+        let known: Vec<String> = samples.arrays().iter().map(|(name, _)| format!("`{name}`")).collect();
+        return Err(Failure::usage(format!("the data has no array `{text}`; it has {}", known.join(", "))));
+    }
+    let path = Path::new(text);
+    let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
+    if text.to_lowercase().ends_with(".npy") {
+        return npy::read_npy(&bytes).map_err(|e| error::arrays(path, e));
+    }
+    let mut arrays = npy::read_npz(std::io::Cursor::new(bytes)).map_err(|e| error::arrays(path, e))?;
+    match arrays.len() {
+        1 => Ok(arrays.remove(0).1),
+        n => Err(Failure::usage(format!("labels `{text}`: expected a file of 1 array, found {n}"))),
+    }
+}
+
+fn write(args: &Args, name: &str, trained: &Trained) -> Result<(), Failure> {
+    if let Some(path) = &args.export {
+        export_graph(&trained.graph, None, path)?;
+    }
+    if let Some(path) = &args.output {
+        let mut dump = margay_driver::Dump::none();
+        let source = Source::new(trained.graph.clone(), name, &mut dump)?;
+        let threads = args.threads.get();
+        let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
+        compile(&source, None, &options, &Silent)?.write(path, false, &mut dump)?;
+    }
+    Ok(())
+}
+
+fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained) -> Outcome<'a> {
+    let fitted = &trained.fitted;
+    Outcome {
+        model: name,
+        loss: args.loss,
+        optimizer: args.update.optimizer,
+        output: output_name(args, &trained.graph).to_string(),
+        parameters: trained.parameters,
+        samples: Counts { trained: trained.samples.0, held_out: trained.samples.1 },
+        steps: fitted.steps,
+        seconds: fitted.seconds,
+        stop: fitted.stop,
+        first: fitted.first(),
+        best: fitted.best(),
+        history: &fitted.history,
+        memory: trained.memory,
+        seed: args.length.seed,
+    }
+}
+
+fn summary(args: &Args, trained: &Trained) -> String {
+    let fitted = &trained.fitted;
+    let (first, best) = (fitted.first(), fitted.best());
+    let mut table = Table::new(&["on held-out samples", ">before", ">best"]);
+    table.row(["loss".to_string(), significant(first.error), significant(best.error)]);
+    for ((name, before), (_, after)) in first.measures.iter().zip(&best.measures) {
+        table.row([name.clone(), significant(*before), significant(*after)]);
+    }
+    let (trained_on, held_out) = trained.samples;
+    let mut text = format!(
+        "{} parameters on {trained_on} samples, {held_out} held out: {} steps in {} s, {}\n\n{table}\n",
+        count(trained.parameters as u64),
+        fitted.steps,
+        significant(fitted.seconds),
+        fitted.stop.text(),
+    );
+    text += &format!(
+        "best at step {}; memory: {} of states, {} in all\n",
+        best.step,
+        bytes(trained.memory.state_bytes as u64),
+        bytes(trained.memory.session_bytes as u64)
+    );
+    for path in [&args.output, &args.export].into_iter().flatten() {
+        let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
+        text += &format!("wrote {}{size}\n", path.display());
+    }
+    text
+}

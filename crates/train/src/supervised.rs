@@ -1,0 +1,424 @@
+//! Training of a model on samples with labels: data and an objective make a [`Task`].
+//!
+//! A share of the samples is held out, evenly spread over the file; it decides which parameters are kept. Deliberately
+//! absent: augmentation, and data that does not fit in memory.
+
+use margay_driver::{Samples, bound_batch};
+use margay_ir::ops::Numbers;
+use margay_ir::{Graph, NodeId, Output, TensorType, Value};
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::parameter_names;
+use margay_tensor::{DType, Tensor};
+
+use crate::fit::Tensors;
+use crate::loss::{self, IGNORED, check_labels};
+use crate::masking::Masking;
+use crate::step::with_parameters;
+use crate::{
+    Evaluation, Evaluator, FitOptions, Fitted, Observer, StepMemory, Task, TrainError, Trainer, TrainingStep,
+    Update, fit,
+};
+
+/// The input of a step that holds labels.
+const TARGET: &str = "target";
+
+/// What is to become small.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Objective {
+    /// [Cross-entropy](loss::cross_entropy) with integer labels; those that are -100 do not count.
+    CrossEntropy,
+    /// The [mean squared error](loss::mse) against labels like the output.
+    Mse,
+    /// The [cosine distance](loss::cosine) to labels like the output.
+    Cosine,
+    /// Prediction of [masked tokens](loss::masked_lm). There are no labels: they are tokens of the samples. A sample is
+    /// masked the same way whenever it is trained on.
+    MaskedLm {
+        /// The input that holds tokens.
+        tokens: String,
+        /// How tokens are masked.
+        masking: Masking,
+    },
+}
+
+/// Which constants are trained.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Selection {
+    /// All with a name and several elements on which the loss depends.
+    All,
+    /// Those with these names, as [`parameter_names`] gives them.
+    Named(Vec<String>),
+}
+
+/// How to train on labelled samples.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Supervised {
+    /// What is to become small.
+    pub objective: Objective,
+    /// The output that is trained; `None` for the only one.
+    pub output: Option<String>,
+    /// An input that says how much each row counts, such as an attention mask.
+    pub weights: Option<String>,
+    /// Which constants are trained.
+    pub selection: Selection,
+    /// How they follow gradients.
+    pub update: Update,
+    /// How long, in which order, with which files. The identity is filled in.
+    pub fit: FitOptions,
+    /// The share of samples that is held out, above 0 and below 1.
+    pub held_out: f64,
+    /// Threads to run on.
+    pub threads: usize,
+    /// The processor class to compile for.
+    pub target: CpuTarget,
+}
+
+/// A trained model.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// The model with its best parameters.
+    pub graph: Graph,
+    /// How training went.
+    pub fitted: Fitted,
+    /// What a step takes.
+    pub memory: StepMemory,
+    /// Numbers that were trained.
+    pub parameters: usize,
+    /// Samples that were trained on, and those that were held out.
+    pub samples: (usize, usize),
+}
+
+impl Supervised {
+    /// Trains a model at stage `Canonical` or `Sketched`. `samples` holds its inputs by name; `labels` has a row for
+    /// each.
+    ///
+    /// # Errors
+    /// Data, names and options that do not fit the model or each other, each with what was expected; what the compiler
+    /// refuses; what [`fit`] fails with.
+    pub fn train(
+        &self,
+        forward: &Graph,
+        samples: &Samples,
+        labels: Option<&Tensor>,
+        observer: &mut dyn Observer,
+    ) -> Result<Trained, TrainError> {
+        let (model, forward) = (forward, &self.with_output(forward)?);
+        let data = self.data(forward, samples, labels)?;
+        let batch = self.fit.batch;
+        if let Some(bound) = bound_batch(forward).filter(|bound| *bound != batch) {
+            return Err(TrainError::Options(format!("the model takes batches of {bound}, found {batch}")));
+        }
+        let (train, held_out) = split(data.rows(), self.held_out)?;
+        let (step, nodes) = self.step(forward)?;
+        let mut trainer =
+            Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, self.target, self.threads)?;
+        let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), self.target, self.threads)?;
+        let (memory, samples) = (trainer.memory(), (train.len(), held_out.len()));
+        let fixed = bound_batch(forward).is_some();
+        let mut task = Labelled { options: self, data: &data, train, held_out, evaluator, fixed };
+        let options = FitOptions { identity: self.identity(forward, &data, &step), ..self.fit.clone() };
+        let fitted = fit(&mut trainer, &mut task, &options, observer)?;
+        let graph = with_parameters(model, &fitted.parameters)?;
+        let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
+        Ok(Trained { graph, fitted, memory, parameters, samples })
+    }
+
+    /// The graph with only the output that is trained first, and the others behind it.
+    fn with_output(&self, forward: &Graph) -> Result<Graph, TrainError> {
+        let outputs = forward.outputs();
+        let known = || outputs.iter().map(|o| format!("`{}`", o.name)).collect::<Vec<_>>().join(", ");
+        let position = match &self.output {
+            Some(name) => outputs.iter().position(|o| *o.name == **name).ok_or_else(|| {
+                TrainError::Options(format!("the model has no output `{name}`; it has {}", known()))
+            })?,
+            None if outputs.len() == 1 => 0,
+            None => {
+                return Err(TrainError::Options(format!(
+                    "which output is trained? the model has {}",
+                    known()
+                )));
+            }
+        };
+        let mut g = forward.clone();
+        let mut all: Vec<Output> = outputs.to_vec();
+        all[..=position].rotate_right(1);
+        g.set_outputs(all);
+        Ok(g)
+    }
+
+    /// The constants of a graph that are chosen. Of [`Selection::All`] some may turn out to have no effect on the loss.
+    ///
+    /// # Errors
+    /// [`TrainError::Options`] for a name that no constant has.
+    pub fn parameters(&self, forward: &Graph) -> Result<Vec<NodeId>, TrainError> {
+        Ok(self.chosen(forward)?.into_iter().map(|(n, _)| n).collect())
+    }
+
+    fn chosen(&self, forward: &Graph) -> Result<Vec<(NodeId, String)>, TrainError> {
+        let known = parameter_names(forward);
+        match &self.selection {
+            Selection::All => Ok(known.into_iter().filter(|(n, _)| is_weight(forward, *n)).collect()),
+            Selection::Named(names) => {
+                let find = |name: &String| {
+                    let found = known.iter().find(|(_, n)| n == name).cloned();
+                    found.ok_or_else(|| no_parameter(name, &known))
+                };
+                names.iter().map(find).collect()
+            }
+        }
+    }
+
+    /// The step, and the constants it trains.
+    fn step(&self, forward: &Graph) -> Result<(TrainingStep, Vec<NodeId>), TrainError> {
+        let mut chosen = self.chosen(forward)?;
+        let build = |chosen: &[(NodeId, String)]| {
+            let nodes: Vec<NodeId> = chosen.iter().map(|(n, _)| *n).collect();
+            let objective = |g: &mut Graph| self.loss(g).map(|(loss, _)| loss);
+            TrainingStep::new(forward, &nodes, &objective, &self.update).map(|step| (step, nodes))
+        };
+        match build(&chosen) {
+            Err(TrainError::Unreached(names)) if self.selection == Selection::All => {
+                chosen.retain(|(_, name)| !names.contains(name));
+                build(&chosen)
+            }
+            built => built,
+        }
+    }
+
+    /// The loss and, for labels that are classes, the accuracy, of the first output.
+    fn loss(&self, g: &mut Graph) -> Result<(Value, Option<Value>), TrainError> {
+        let prediction = g.outputs()[0].value;
+        let weights = match &self.weights {
+            None => None,
+            Some(name) => {
+                let found = g.inputs().iter().find(|n| g.node(**n).origin.name() == name);
+                let none = || TrainError::Options(format!("the model has no input `{name}`"));
+                Some(Value::from(*found.ok_or_else(none)?))
+            }
+        };
+        let target = g.add_input(TARGET, self.target_type(g.ty(prediction)));
+        match self.objective {
+            Objective::Mse => Ok((loss::mse(g, prediction, target, weights)?, None)),
+            Objective::Cosine => Ok((loss::cosine(g, prediction, target, weights)?, None)),
+            Objective::CrossEntropy | Objective::MaskedLm { .. } => {
+                let loss = loss::cross_entropy(g, prediction, target, Some(IGNORED), weights)?;
+                Ok((loss, Some(loss::accuracy(g, prediction, target, Some(IGNORED))?)))
+            }
+        }
+    }
+
+    /// The type that labels have for an output.
+    fn target_type(&self, output: &TensorType) -> TensorType {
+        match self.objective {
+            Objective::Mse | Objective::Cosine => output.clone(),
+            Objective::CrossEntropy | Objective::MaskedLm { .. } => {
+                let rows = output.ndim().saturating_sub(1);
+                TensorType::new(DType::I64, output.shape[..rows].to_vec())
+            }
+        }
+    }
+
+    fn measures(&self, g: &mut Graph) -> Result<Vec<(&'static str, Value)>, TrainError> {
+        let (loss, accuracy) = self.loss(g)?;
+        Ok(std::iter::once(("loss", loss)).chain(accuracy.map(|v| ("accuracy", v))).collect())
+    }
+
+    /// Inputs and labels, checked.
+    fn data(&self, g: &Graph, samples: &Samples, labels: Option<&Tensor>) -> Result<Samples, TrainError> {
+        let mut arrays = samples.for_graph(g)?.arrays().to_vec();
+        let output = g.ty(g.outputs()[0].value).clone();
+        let classes = output.shape.last().and_then(|d| d.as_extent());
+        let target = match (&self.objective, labels) {
+            (Objective::MaskedLm { tokens, masking }, None) => {
+                masked(&mut arrays, tokens, masking, self.fit.seed)?
+            }
+            (Objective::MaskedLm { .. }, Some(_)) => {
+                return Err(TrainError::Options(
+                    "a masked language model takes no labels: its tokens are".into(),
+                ));
+            }
+            (_, None) => return Err(TrainError::Options("labels are missing".into())),
+            (Objective::CrossEntropy, Some(t)) if !t.dtype().is_float() && t.dtype() != DType::Bool => {
+                let values = Numbers::of(t).map_err(|e| TrainError::Options(e.to_string()))?.ints();
+                Tensor::from_slice(t.shape(), &values)?
+            }
+            (_, Some(t)) => t.clone(),
+        };
+        let (expected, found) = (self.target_type(&output), TensorType::of(&target));
+        let same = |(e, f): (&margay_tensor::Dim, &margay_tensor::Dim)| e.as_extent().is_none() || e == f;
+        let fits = expected.dtype == found.dtype
+            && expected.ndim() == found.ndim()
+            && expected.shape.iter().zip(&found.shape).skip(1).all(same);
+        if !fits {
+            let (expected, found) = (expected.to_string(), found.to_string());
+            return Err(TrainError::Mismatch { what: "labels".into(), expected, found });
+        }
+        if target.shape().first() != Some(&samples.rows()) {
+            let (expected, found) = (format!("{} rows", samples.rows()), found.to_string());
+            return Err(TrainError::Mismatch { what: "labels".into(), expected, found });
+        }
+        if let (DType::I64, Some(classes)) = (expected.dtype, classes) {
+            check_labels(&target, classes, Some(IGNORED))?;
+        }
+        arrays.push((TARGET.to_string(), target));
+        Ok(Samples::new(arrays)?)
+    }
+
+    /// Identifies all that a step's numbers depend on.
+    fn identity(&self, forward: &Graph, data: &Samples, step: &TrainingStep) -> String {
+        let mut h = blake3::Hasher::new();
+        let rule = (&self.objective, &self.output, &self.weights, self.update, self.held_out);
+        let order = (self.fit.length, self.fit.batch, self.fit.seed, self.fit.evaluations, self.fit.patience);
+        h.update(forward.to_string().as_bytes());
+        h.update(data.hash().as_bytes());
+        h.update(step.parameters.join("\n").as_bytes());
+        h.update(format!("{rule:?} {order:?} {}", self.target.class().name()).as_bytes());
+        h.finalize().to_hex()[..16].to_string()
+    }
+}
+
+/// Masks the tokens of every sample, and returns the labels.
+fn masked(
+    arrays: &mut [(String, Tensor)],
+    tokens: &str,
+    masking: &Masking,
+    seed: u64,
+) -> Result<Tensor, TrainError> {
+    let Some((_, all)) = arrays.iter_mut().find(|(name, _)| name == tokens) else {
+        return Err(TrainError::Options(format!("the model has no input `{tokens}`")));
+    };
+    let (inputs, labels) = masking.apply(all, seed, MASKS)?;
+    *all = inputs;
+    Ok(labels)
+}
+
+/// The stream of random numbers that masks are drawn from. Epochs are streams too, counted from 0.
+const MASKS: u64 = 1 << 32;
+
+/// Whether a constant looks like a weight: it has a name, and several floats.
+fn is_weight(g: &Graph, n: NodeId) -> bool {
+    let ty = g.ty(n.into());
+    let several = ty.extents().is_some_and(|e| e.iter().product::<usize>() > 1);
+    several && !g.node(n).origin.name().is_empty() && matches!(ty.dtype, DType::F32 | DType::F64)
+}
+
+fn no_parameter(name: &str, known: &[(NodeId, String)]) -> TrainError {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = known.iter().take(SHOWN).map(|(_, n)| format!("`{n}`")).collect();
+    let more = known.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    TrainError::Options(format!("the model has no constant `{name}`; it has {}{more}", shown.join(", ")))
+}
+
+/// Samples to train on, and those held out: the latter evenly spread.
+fn split(rows: usize, held_out: f64) -> Result<(Vec<usize>, Vec<usize>), TrainError> {
+    let out = |r: usize| ((r + 1) as f64 * held_out) as usize > (r as f64 * held_out) as usize;
+    let (held, train): (Vec<usize>, Vec<usize>) = (0..rows).partition(|r| out(*r));
+    if !(held_out > 0.0 && held_out < 1.0) || held.is_empty() || train.is_empty() {
+        return Err(TrainError::Options(format!(
+            "a share of {held_out} of {rows} samples is held out: expected at least 1 sample, and 1 left to train on"
+        )));
+    }
+    Ok((train, held))
+}
+
+/// The first samples of a batch, to compile for.
+fn taken(rows: &[usize], batch: usize) -> Result<Vec<usize>, TrainError> {
+    let found = rows.get(..batch).filter(|rows| !rows.is_empty()).map(<[usize]>::to_vec);
+    found.ok_or_else(|| {
+        TrainError::Options(format!("a batch of {batch} samples, of {} to train on", rows.len()))
+    })
+}
+
+/// Samples with labels, and what measures a model on them.
+struct Labelled<'a> {
+    options: &'a Supervised,
+    data: &'a Samples,
+    train: Vec<usize>,
+    held_out: Vec<usize>,
+    evaluator: Evaluator,
+    /// Whether the model takes whole batches only.
+    fixed: bool,
+}
+
+impl Labelled<'_> {
+    /// How much a batch counts in a mean over all.
+    fn weight(&self, batch: &[(String, Tensor)]) -> Result<f64, TrainError> {
+        let find = |name: &str| batch.iter().find(|(n, _)| n == name).map(|(_, t)| t);
+        let floats = |t: &Tensor| match Numbers::of(t) {
+            Ok(numbers) => Ok(numbers.floats()),
+            Err(e) => Err(TrainError::Options(e.to_string())),
+        };
+        let weights = self.options.weights.as_deref().and_then(find).map(floats).transpose()?;
+        let labels = find(TARGET).filter(|t| t.dtype() == DType::I64);
+        let Some(labels) = labels.map(Tensor::to_vec::<i64>).transpose()? else {
+            let rows = batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
+            return Ok(weights.map_or(rows as f64, |w| w.iter().sum()));
+        };
+        // Weights may be those of groups of labels.
+        let group = weights.as_ref().map_or(1, |w| (labels.len() / w.len().max(1)).max(1));
+        let weight = |i: usize| weights.as_ref().map_or(1.0, |w| w.get(i / group).copied().unwrap_or(0.0));
+        Ok(labels.iter().enumerate().filter(|(_, l)| **l != IGNORED).map(|(i, _)| weight(i)).sum())
+    }
+}
+
+impl Task for Labelled<'_> {
+    fn rows(&self) -> usize {
+        self.train.len()
+    }
+
+    fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
+        let rows: Vec<usize> = rows.iter().map(|r| self.train[*r]).collect();
+        Ok(self.data.pick(&rows)?)
+    }
+
+    fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
+        let (mut sums, mut total) = (Vec::<(String, f64)>::new(), 0.0);
+        let size = self.options.fit.batch;
+        let whole = self.held_out.len() / size * size;
+        let used = if self.fixed { whole } else { self.held_out.len() };
+        if used == 0 {
+            return Err(TrainError::Options(format!(
+                "the model takes batches of {size}, and {} samples are held out",
+                self.held_out.len()
+            )));
+        }
+        for rows in self.held_out[..used].chunks(size) {
+            let batch = self.data.pick(rows)?;
+            let weight = self.weight(&batch)?;
+            for (name, t) in self.evaluator.run(parameters, &batch)? {
+                let numbers = Numbers::of(&t).map_err(|e| TrainError::Options(e.to_string()))?.floats();
+                let value = numbers.first().copied().unwrap_or(f64::NAN) * weight;
+                match sums.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => sums.push((name, value)),
+                }
+            }
+            total += weight;
+        }
+        let mean = |(name, sum): (String, f64)| (name, if total > 0.0 { sum / total } else { 0.0 });
+        let mut means: Vec<(String, f64)> = sums.into_iter().map(mean).collect();
+        let (_, error) = means.remove(0);
+        Ok(Evaluation { error, measures: means })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_held_out_evenly() {
+        let (train, held) = split(10, 0.3).unwrap();
+        assert_eq!(held, [3, 6, 9]);
+        assert_eq!(train, [0, 1, 2, 4, 5, 7, 8]);
+        assert_eq!(split(4, 0.5).unwrap().1, [1, 3]);
+    }
+
+    #[test]
+    fn nothing_held_out_and_nothing_left_are_refused() {
+        for (rows, share) in [(10, 0.0), (10, 1.0), (3, 0.1), (1, 0.9), (10, f64::NAN)] {
+            assert!(split(rows, share).is_err(), "{rows} {share}");
+        }
+    }
+}

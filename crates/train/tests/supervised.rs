@@ -1,0 +1,242 @@
+//! Training on samples with labels, from a graph to a trained graph; what does not fit is refused; first parameters.
+
+use margay_driver::{Runner, Samples, Silent};
+use margay_ir::Graph;
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::{parameter_names, with_parameters};
+use margay_tensor::random::Philox;
+use margay_tensor::{DType, Tensor};
+use margay_testkit::parse_with_random_constants;
+use margay_train::init::initial;
+use margay_train::masking::Masking;
+use margay_train::{
+    FitOptions, Length, Objective, Optimizer, Schedule, Selection, Stop, Supervised, Trained, Update,
+};
+
+const CLASSIFIER: &str = "graph @classifier(%x: f32[N, 6]) -> (logits: f32[N, 3]) {
+  %0 = const #w1 : f32[6, 16]  // fc1.weight
+  %1 = matmul %x, %0 : f32[N, 16]  // fc1
+  %2 = const splat(0.0) : f32[16]  // fc1.bias
+  %3 = add %1, %2 : f32[N, 16]
+  %4 = relu %3 : f32[N, 16]
+  %5 = const #w2 : f32[16, 3]  // fc2.weight
+  %6 = matmul %4, %5 : f32[N, 3]  // fc2
+  %7 = const [0.0, 0.0, 0.0] : f32[3]  // fc2.bias
+  %8 = add %6, %7 : f32[N, 3]
+  return %8
+}";
+
+fn graph(source: &str) -> Graph {
+    parse_with_random_constants(source).0
+}
+
+/// Points around three centres, and which centre each is from.
+fn points(rows: usize) -> (Samples, Tensor) {
+    let mut noise = vec![0f32; rows * 6];
+    Philox::new(1, 1).fill_normal_f32(0, &mut noise);
+    let label = |r: usize| (r * 7 + r / 5) % 3;
+    let x: Vec<f32> =
+        noise.iter().enumerate().map(|(i, z)| 0.4 * z + f32::from((i % 6) / 2 == label(i / 6))).collect();
+    let labels: Vec<u8> = (0..rows).map(|r| label(r) as u8).collect();
+    let x = Tensor::from_slice(&[rows, 6], &x).unwrap();
+    (Samples::new(vec![("x".into(), x)]).unwrap(), Tensor::from_slice(&[rows], &labels).unwrap())
+}
+
+fn supervised(objective: Objective) -> Supervised {
+    Supervised {
+        objective,
+        output: None,
+        weights: None,
+        selection: Selection::All,
+        update: Update {
+            optimizer: Optimizer::ADAMW,
+            learning_rate: 0.01,
+            schedule: Schedule::Cosine { warm_up: 0.1, floor: 0.0 },
+            clip: Some(1.0),
+        },
+        fit: FitOptions { length: Length::Steps(60), batch: 16, evaluations: 4, ..FitOptions::default() },
+        held_out: 0.2,
+        threads: 1,
+        target: CpuTarget::native(),
+    }
+}
+
+fn train(options: &Supervised, g: &Graph, samples: &Samples, labels: Option<&Tensor>) -> Trained {
+    options.train(g, samples, labels, &mut Silent).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn classes_are_learned() {
+    let (g, (samples, labels)) = (graph(CLASSIFIER), points(203));
+    let trained = train(&supervised(Objective::CrossEntropy), &g, &samples, Some(&labels));
+    assert_eq!(trained.samples, (163, 40));
+    assert_eq!(trained.parameters, 6 * 16 + 16 + 16 * 3 + 3);
+    assert_eq!(trained.fitted.stop, Stop::Finished);
+    let (first, best) = (trained.fitted.first(), trained.fitted.best());
+    assert!(best.error < 0.5 * first.error, "{first:?} {best:?}");
+    assert_eq!(best.measures[0].0, "accuracy");
+    assert!(best.measures[0].1 > 0.85, "{best:?}");
+    // The graph that comes back has the accuracy that was measured.
+    let mut runner = Runner::new(trained.graph, CpuTarget::native(), 1);
+    let logits = runner.run(samples.arrays()).unwrap().remove(0).1.to_vec::<f32>().unwrap();
+    let largest = |row: &[f32]| (0..3).fold(0, |b, i| if row[i] > row[b] { i } else { b });
+    let labels = labels.to_vec::<u8>().unwrap();
+    let right = (0..203)
+        .filter(|r| ((r + 1) as f64 * 0.2) as usize > (*r as f64 * 0.2) as usize)
+        .filter(|&r| largest(&logits[3 * r..][..3]) == usize::from(labels[r]))
+        .count();
+    assert!((right as f64 / 40.0 - best.measures[0].1).abs() < 1e-6, "{right}");
+}
+
+#[test]
+fn only_what_was_chosen_is_trained() {
+    let (g, (samples, labels)) = (graph(CLASSIFIER), points(203));
+    let mut options = supervised(Objective::CrossEntropy);
+    options.selection = Selection::Named(vec!["fc2.weight".into()]);
+    let trained = train(&options, &g, &samples, Some(&labels));
+    let contents = |g: &Graph| -> Vec<(String, Tensor)> {
+        let tensor = |n| g.constant(margay_ir::Value::from(n)).unwrap().tensor().clone();
+        parameter_names(g).into_iter().map(|(n, name)| (name, tensor(n))).collect()
+    };
+    for ((name, before), (_, after)) in contents(&g).iter().zip(contents(&trained.graph)) {
+        assert_eq!(*before == after, name != "fc2.weight", "{name}");
+    }
+}
+
+#[test]
+fn outputs_are_fitted_to_targets() {
+    let (g, (samples, _)) = (graph(CLASSIFIER), points(200));
+    // What another network of the same form gives.
+    let nodes: Vec<_> = parameter_names(&g).into_iter().map(|(n, _)| n).collect();
+    let teacher = with_parameters(&g, &initial(&g, &nodes, 9).unwrap()).unwrap();
+    let target = Runner::new(teacher, CpuTarget::native(), 1).run(samples.arrays()).unwrap().remove(0).1;
+    for objective in [Objective::Mse, Objective::Cosine] {
+        let trained = train(&supervised(objective), &g, &samples, Some(&target));
+        let (first, best) = (trained.fitted.first().error, trained.fitted.best().error);
+        assert!(best < 0.3 * first, "{first} {best}");
+    }
+}
+
+const LANGUAGE: &str = "graph @language(%tokens: i64[B, S], %mask: i64[B, S]) -> (hidden: f32[B, S, 12], logits: f32[B, S, 20]) {
+  %0 = const #e : f32[20, 12]  // embedding
+  %1 = gather %0, %tokens {axis = 0} : f32[B, S, 12]
+  %2 = reduce %1 {kind = mean, axes = [1], keepdims = true} : f32[B, 1, 12]
+  %3 = add %1, %2 : f32[B, S, 12]
+  %4 = const #h : f32[12, 20]  // head
+  %5 = matmul %3, %4 : f32[B, S, 20]
+  return %3, %5
+}";
+
+#[test]
+fn masked_tokens_are_predicted() {
+    // Every sample is one token over and over, so that the others tell the masked ones.
+    let tokens: Vec<i64> = (0..120 * 10).map(|i| (i / 10) % 17 + 2).collect();
+    let mask: Vec<i64> = (0..120 * 10).map(|i| i64::from(i % 10 < 8)).collect();
+    let arrays = [("tokens", tokens), ("mask", mask)]
+        .map(|(name, v)| (name.to_string(), Tensor::from_slice(&[120, 10], &v).unwrap()));
+    let samples = Samples::new(arrays.to_vec()).unwrap();
+    let masking = Masking { mask: 1, vocabulary: 20, special: vec![0], share: 0.15 };
+    let mut options = supervised(Objective::MaskedLm { tokens: "tokens".into(), masking });
+    options.output = Some("logits".into());
+    options.weights = Some("mask".into());
+    options.update.learning_rate = 0.03;
+    let g = graph(LANGUAGE);
+    let trained = train(&options, &g, &samples, None);
+    let best = trained.fitted.best();
+    assert!(best.error < 0.6 * trained.fitted.first().error, "{:?}", trained.fitted.history);
+    assert!(best.measures[0].1 > 0.5, "{best:?}");
+    assert_eq!(train(&options, &g, &samples, None).graph.to_string(), trained.graph.to_string());
+    assert_eq!(&*trained.graph.outputs()[0].name, "hidden", "outputs stay in order");
+
+    options.output = None;
+    let refused = options.train(&g, &samples, None, &mut Silent).unwrap_err();
+    assert_eq!(refused.to_string(), "which output is trained? the model has `hidden`, `logits`");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (g, (samples, labels)) = (graph(CLASSIFIER), points(40));
+    let base = supervised(Objective::CrossEntropy);
+    let mut said = Vec::new();
+    let mut refused = |options: &Supervised, samples: &Samples, labels: Option<&Tensor>| {
+        said.push(options.train(&g, samples, labels, &mut Silent).unwrap_err().to_string());
+    };
+    refused(&Supervised { output: Some("y".into()), ..base.clone() }, &samples, Some(&labels));
+    refused(&Supervised { weights: Some("mask".into()), ..base.clone() }, &samples, Some(&labels));
+    refused(&Supervised { held_out: 0.01, ..base.clone() }, &samples, Some(&labels));
+    let named = Selection::Named(vec!["fc3.weight".into()]);
+    refused(&Supervised { selection: named, ..base.clone() }, &samples, Some(&labels));
+    let large = FitOptions { batch: 64, ..base.fit.clone() };
+    refused(&Supervised { fit: large, ..base.clone() }, &samples, Some(&labels));
+    refused(&base, &samples, None);
+    refused(&base, &samples, Some(&Tensor::zeros(DType::F32, &[40]).unwrap()));
+    refused(&base, &samples, Some(&Tensor::zeros(DType::I64, &[39]).unwrap()));
+    refused(&base, &samples, Some(&Tensor::from_slice(&[40], &[3i64; 40]).unwrap()));
+    refused(&supervised(Objective::Mse), &samples, Some(&Tensor::zeros(DType::F32, &[40, 2]).unwrap()));
+    let bytes = Samples::new(vec![("x".into(), Tensor::zeros(DType::U8, &[40, 6]).unwrap())]).unwrap();
+    refused(&base, &bytes, Some(&labels));
+    let masking = Masking { mask: 1, vocabulary: 20, special: vec![], share: 0.15 };
+    let language = supervised(Objective::MaskedLm { tokens: "tokens".into(), masking });
+    refused(&language, &samples, None);
+    refused(&language, &samples, Some(&labels));
+    insta::assert_snapshot!(said.join("\n"), @r"
+    the model has no output `y`; it has `logits`
+    the model has no input `mask`
+    a share of 0.01 of 40 samples is held out: expected at least 1 sample, and 1 left to train on
+    the model has no constant `fc3.weight`; it has `fc1.weight`, `fc1.bias`, `fc2.weight`, `fc2.bias`
+    a batch of 64 samples, of 32 to train on
+    labels are missing
+    labels: expected i64[N], found f32[40]
+    labels: expected 40 rows, found i64[39]
+    label 0: expected 0 to 2, or -100, found 3
+    labels: expected f32[N, 3], found f32[40, 2]
+    samples: `x` is u8, expected f32
+    the model has no input `tokens`
+    a masked language model takes no labels: its tokens are
+    ");
+}
+
+#[test]
+fn first_parameters_follow_from_what_reads_them() {
+    let source = "graph @first(%x: f32[N, 3, 8, 8], %i: i64[N]) -> (y: f32[N, 400]) {
+      %0 = const #k : f32[32, 3, 5, 5]  // conv.weight
+      %1 = conv %x, %0 {pads_before = [2, 2], pads_after = [2, 2]} : f32[N, 32, 8, 8]
+      %2 = const #b : f32[32, 1, 1]  // conv.bias
+      %3 = add %1, %2 : f32[N, 32, 8, 8]
+      %4 = relu %3 : f32[N, 32, 8, 8]
+      %5 = reduce %4 {kind = mean, axes = [2, 3]} : f32[N, 32]
+      %6 = const #e : f32[50, 32]  // embedding
+      %7 = gather %6, %i {axis = 0} : f32[N, 32]
+      %8 = add %5, %7 : f32[N, 32]
+      %9 = const #s : f32[32]  // norm.weight
+      %10 = const #t : f32[32]  // norm.bias
+      %11 = layer_norm %8, %9, %10 {axis = 1} : f32[N, 32]
+      %12 = const #w : f32[32, 400]  // fc.weight
+      %13 = matmul %11, %12 : f32[N, 400]
+      return %13
+    }";
+    let g = graph(source);
+    let nodes: Vec<_> = parameter_names(&g).into_iter().map(|(n, _)| n).collect();
+    let first = initial(&g, &nodes, 3).unwrap();
+    let again = initial(&g, &nodes[2..], 3).unwrap();
+    assert_eq!(again, first[2..], "what a parameter gets does not depend on which others get some");
+    let deviation = |name: &str| {
+        let v = first.iter().find(|(n, _)| n == name).unwrap().1.to_vec::<f32>().unwrap();
+        let n = v.len() as f64;
+        let mean = v.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        (mean, (v.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n).sqrt(), n)
+    };
+    for (name, expected) in
+        [("conv.weight", (2.0f64 / 75.0).sqrt()), ("embedding", 0.02), ("fc.weight", (1.0f64 / 32.0).sqrt())]
+    {
+        let (mean, found, n) = deviation(name);
+        assert!(mean.abs() < 4.0 * expected / n.sqrt(), "{name}: mean {mean}");
+        assert!(
+            (found / expected - 1.0).abs() < 4.0 / (2.0 * n).sqrt(),
+            "{name}: {found}, expected {expected}"
+        );
+    }
+    for (name, expected) in [("conv.bias", 0.0), ("norm.bias", 0.0), ("norm.weight", 1.0)] {
+        assert_eq!(deviation(name), (expected, 0.0, 32.0), "{name}");
+    }
+}
