@@ -89,7 +89,7 @@ pub fn sensitivity(
             0 => None,
             k => Some(LowRank::new(&weight, Some(&statistics[i].whitening), None, &options)?.factors(k)?),
         };
-        Ok(Sums::new(&weight, factors.as_ref())?)
+        Sums::new(&weight, factors.as_ref())
     });
     let mut sums = Vec::new();
     for (module, fitted) in found.iter().zip(fitted) {

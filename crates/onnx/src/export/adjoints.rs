@@ -146,10 +146,10 @@ impl Exporter<'_> {
             kernel = self.emit("Cast", "taps", &[&kernel], vec![("to", to)]);
         }
         let mut rest = Vec::new();
-        for i in 0..spatial {
+        for (i, place) in places.iter().enumerate() {
             let padding = (p.pads_before[i] + p.pads_after[i]) as i64;
             let reach = (p.dilations[i] * (p.kernel[i] - 1) + 1) as i64;
-            let last = &Dim::from(p.strides[i]) * &(&places[i] - &Dim::from(1usize));
+            let last = &Dim::from(p.strides[i]) * &(place - &Dim::from(1usize));
             let made = &last + &Dim::from(reach - padding);
             let missing = (&op.size[i] - &made).as_extent().ok_or_else(|| {
                 let (step, size) = (p.strides[i], &op.size[i]);
