@@ -8,6 +8,8 @@ use std::fs;
 use margay_tensor::{DType, Tensor, npy};
 use serde_json::Value;
 
+#[path = "cli/derivatives.rs"]
+mod derivatives;
 #[path = "cli/place.rs"]
 mod place;
 use place::{Place, images, json, keys, node, write_model};
@@ -16,8 +18,20 @@ use place::{Place, images, json, keys, node, write_model};
 fn help() {
     let place = Place::new();
     insta::assert_snapshot!("help", place.done("--help").stdout);
-    let commands =
-        ["demo", "compile", "run", "bench", "compare", "explain", "inspect", "check", "export", "opt"];
+    let commands = [
+        "demo",
+        "compile",
+        "run",
+        "bench",
+        "compare",
+        "explain",
+        "inspect",
+        "check",
+        "sensitivity",
+        "export",
+        "differentiate",
+        "opt",
+    ];
     let all: Vec<String> = commands.iter().map(|c| place.done(&format!("{c} --help")).stdout).collect();
     insta::assert_snapshot!("help_of_commands", all.join("\n\n"));
 }
