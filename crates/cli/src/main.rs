@@ -14,6 +14,7 @@ mod check;
 mod compare;
 mod compile;
 mod demo;
+mod differentiate;
 mod error;
 mod explain;
 mod export;
@@ -23,8 +24,10 @@ mod interrupt;
 mod model;
 mod opt;
 mod progress;
+mod recover;
 mod run;
 mod save;
+mod sensitivity;
 mod table;
 mod timing;
 mod train;
@@ -54,13 +57,16 @@ enum Command {
     Demo(demo::Args),
     Compile(compile::Args),
     Train(Box<train::Args>),
+    Recover(recover::Args),
     Run(run::Args),
     Bench(bench::Args),
     Compare(compare::Args),
     Explain(explain::Args),
     Inspect(inspect::Args),
     Check(check::Args),
+    Sensitivity(sensitivity::Args),
     Export(export::Args),
+    Differentiate(differentiate::Args),
     Opt(opt::Args),
 }
 
@@ -88,13 +94,16 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Sensitivity(args) => sensitivity::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),
     };
     let reply = reply.unwrap_or_else(|failure| Reply { text: String::new(), failure: Some(failure) });

@@ -13,32 +13,29 @@ use margay_passes::sketch::{InputStatistics, Module, ModuleKind};
 use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
 use margay_tensor::Tensor;
 
-use crate::{DriverError, Progress, Runner, Samples};
+use crate::{DriverError, Progress, Runner, Samples, Unfold};
 
 /// Samples run at once where the model leaves its batch open.
 pub(crate) const BATCH: usize = 8;
 
 /// Rows of unfolded images taken from one module, at most; the rest are left out evenly.
-const MAX_PATCHES: usize = 1 << 16;
+pub const MAX_PATCHES: usize = 1 << 16;
 
 /// Added to the whitened spectrum as a share of its mean, against directions the samples hardly show.
 const SHRINKAGE: f64 = 0.01;
 
 /// A module's input, as whitening sees it: the value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Site {
+pub(crate) struct Site {
     value: Value,
     unfold: Option<Unfold>,
 }
 
-/// The windows of a convolution.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Unfold {
-    kernel: [usize; 2],
-    strides: [usize; 2],
-    pads: [usize; 2],
-    pads_after: [usize; 2],
-    dilations: [usize; 2],
+impl Site {
+    /// The input of a node of a module.
+    pub(crate) fn of(g: &Graph, module: &Module, n: margay_ir::NodeId) -> Site {
+        Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) }
+    }
 }
 
 /// Measures the inputs of modules; the result has one entry per module, in order.
@@ -55,7 +52,7 @@ pub(crate) fn measure_inputs(
     for module in modules {
         let mut mine = Vec::new();
         for &n in &module.nodes {
-            let site = Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) };
+            let site = Site::of(g, module, n);
             let at = sites.iter().position(|(s, _)| *s == site).unwrap_or_else(|| {
                 sites.push((site, module.d_in));
                 sites.len() - 1
@@ -95,7 +92,7 @@ pub(crate) fn measure_inputs(
 }
 
 /// Runs `work` for every number below `total` on some threads; results in order.
-pub(crate) fn parallel<T: Send>(
+pub fn parallel<T: Send>(
     threads: usize,
     total: usize,
     progress: &dyn Progress,
@@ -132,14 +129,7 @@ fn unfold_of(g: &Graph, module: &Module, n: margay_ir::NodeId) -> Option<Unfold>
     match (module.kind, g.op(n)) {
         (ModuleKind::Conv, Op::Conv(c)) => {
             let kernel = g.ty(module.weight).extents()?;
-            let pair = |v: &[usize]| [v[0], v[1]];
-            Some(Unfold {
-                kernel: [kernel[2], kernel[3]],
-                strides: pair(&c.strides),
-                pads: pair(&c.pads_before),
-                pads_after: pair(&c.pads_after),
-                dilations: pair(&c.dilations),
-            })
+            Unfold::new(c, [kernel[2], kernel[3]])
         }
         _ => None,
     }
@@ -174,7 +164,7 @@ fn accumulate(
         let added = parallel(threads, sites.len(), &crate::Silent, "", |s| {
             let (site, d_in) = &sites[s];
             let at = values.iter().position(|v| *v == site.value).unwrap_or(0);
-            let rows = rows_of(&outputs[at].1, site, *d_in, samples.rows());
+            let rows = rows_of(&outputs[at].1, site, samples.rows());
             let mut part = Gram::new(*d_in);
             part.add_rows(&rows).map(|()| part)
         });
@@ -188,34 +178,9 @@ fn accumulate(
     Ok(grams)
 }
 
-/// The rows of length `d_in` that a module multiplies its weight with.
-fn rows_of(x: &Tensor, site: &Site, d_in: usize, samples: usize) -> Vec<f32> {
-    let data = x.to_vec::<f32>().expect("modules read f32");
-    let Some(u) = &site.unfold else { return data };
-    let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
-    let count = |size: usize, i: usize| {
-        let reach = u.dilations[i] * (u.kernel[i] - 1) + 1;
-        (size + u.pads[i] + u.pads_after[i]).saturating_sub(reach) / u.strides[i] + 1
-    };
-    let (rows, columns) = (count(h, 0), count(w, 1));
-    let every = (samples * rows * columns).div_ceil(MAX_PATCHES);
-    let mut out = Vec::new();
-    for window in (0..n * rows * columns).step_by(every) {
-        let (image, y, x0) = (window / (rows * columns), window / columns % rows, window % columns);
-        let start = out.len();
-        for channel in 0..c {
-            for i in 0..u.kernel[0] {
-                for j in 0..u.kernel[1] {
-                    let row = (y * u.strides[0] + i * u.dilations[0]).checked_sub(u.pads[0]);
-                    let column = (x0 * u.strides[1] + j * u.dilations[1]).checked_sub(u.pads[1]);
-                    out.push(match (row, column) {
-                        (Some(r), Some(s)) if r < h && s < w => data[((image * c + channel) * h + r) * w + s],
-                        _ => 0.0,
-                    });
-                }
-            }
-        }
-        debug_assert_eq!(out.len() - start, d_in);
-    }
-    out
+/// The rows that a module multiplies its weight with.
+pub(crate) fn rows_of(x: &Tensor, site: &Site, samples: usize) -> Vec<f32> {
+    let Some(unfold) = &site.unfold else { return x.to_vec::<f32>().expect("modules read f32") };
+    let [rows, columns] = unfold.windows([x.shape()[2], x.shape()[3]]);
+    unfold.rows(x, (samples * rows * columns).div_ceil(MAX_PATCHES))
 }

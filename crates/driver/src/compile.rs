@@ -81,8 +81,8 @@ pub struct Compiled {
     pub plan: Plan,
     /// The sketched graph.
     pub graph: Graph,
-    target: CpuTarget,
-    bindings: Vec<Binding>,
+    pub(crate) target: CpuTarget,
+    pub(crate) bindings: Vec<Binding>,
 }
 
 /// Calibration samples taken to weigh layers, at most.

@@ -26,6 +26,8 @@
 //! - [`compile`]: calibrate, fit, allocate, rewrite, check, adjust: the one loop there is.
 //! - [`Report`]: what was done and what it costs.
 //! - [`compare`]: how far two models are apart.
+//! - [`differentiate()`]: models that compute derivatives.
+//! - [`mod@sensitivity`]: how much an error in each layer shows in the outputs.
 
 #![forbid(unsafe_code)]
 
@@ -37,21 +39,29 @@ mod choose;
 pub mod compare;
 mod compile;
 mod curves;
+mod differentiate;
 mod dump;
 mod error;
 mod export;
 mod progress;
+mod recompile;
 mod report;
 mod runner;
 mod samples;
+pub mod sensitivity;
 mod source;
+mod unfold;
 
+pub use calibrate::{MAX_PATCHES, parallel};
 pub use compile::{CompileOptions, Compiled, Goal, compile, compile_with};
+pub use differentiate::differentiate;
 pub use dump::Dump;
 pub use error::{DriverError, Kind};
 pub use export::export_graph;
 pub use progress::{Progress, Silent};
+pub use recompile::{measure_error, recompile};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Samples, bound_batch};
+pub use samples::{Arrays, Samples, bound_batch};
 pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_with};
+pub use unfold::Unfold;

@@ -9,7 +9,7 @@ use margay_tensor::{DType, Tensor, npy};
 use crate::DriverError;
 
 /// Named tensors.
-pub(crate) type Arrays = Vec<(String, Tensor)>;
+pub type Arrays = Vec<(String, Tensor)>;
 
 /// Named arrays that share their leading axis: one row is one sample.
 #[derive(Clone, Debug)]
@@ -114,7 +114,7 @@ impl Samples {
 
     /// The samples in the runs that a graph takes, in order: as many at once as its inputs say, and then only whole runs,
     /// or `batch` at once where they leave it open.
-    pub(crate) fn runs(
+    pub fn runs(
         &self,
         g: &Graph,
         batch: usize,

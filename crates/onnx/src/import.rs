@@ -28,9 +28,10 @@ mod values;
 use std::collections::{BTreeMap, HashMap};
 
 use margay_ir::ops::{Const, Numbers};
-use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
+use margay_ir::{Graph, Op, Origin, Part, Payload, TensorType, Value};
 use margay_tensor::{DType, Tensor};
 
+use crate::model::PRODUCER;
 use crate::problem::Problems;
 use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
 use call::{Call, Refusal};
@@ -62,6 +63,16 @@ pub fn import(model: &Model) -> Result<Graph, OnnxError> {
 /// The names of the ONNX operators that [`import`] knows, sorted, each with the operator set that introduced it.
 pub fn supported_operators() -> impl Iterator<Item = (&'static str, i64)> {
     OPERATORS.iter().map(|o| (o.name, o.since))
+}
+
+/// The name before `/left` and its like, and the part. Names that were given to several things end with a number.
+fn part_of(name: &str) -> Option<(&str, Part)> {
+    let (rest, last) = name.rsplit_once('/')?;
+    let word = last.split_once('_').map_or(last, |(word, number)| {
+        if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) { word } else { last }
+    });
+    let part = Part::ALL.into_iter().find(|p| p.name() == word)?;
+    (!rest.is_empty()).then_some((rest, part))
 }
 
 /// What became of an ONNX value.
@@ -134,7 +145,7 @@ impl<'a> Importer<'a> {
             ))),
             Some(operator) => {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
-                self.origin = Origin::named(if node.name.is_empty() { first_output } else { &node.name });
+                self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
                 let call = Call::new(node, inputs.clone(), self.model.opset);
                 (operator.import)(self, &call).and_then(|values| call.finish(values))
             }
@@ -170,13 +181,22 @@ impl<'a> Importer<'a> {
         self.problems.push(Problem::Node { node: label, inputs: inputs.join(", "), message, kind });
     }
 
+    /// What a node or constant of this name stands for. Models that margay wrote say in names what part of a rewritten
+    /// layer something is; others mean nothing by it.
+    fn origin_of(&self, name: &str) -> Origin {
+        let own = self.model.producer == PRODUCER;
+        part_of(name)
+            .filter(|_| own)
+            .map_or_else(|| Origin::named(name), |(name, part)| Origin::named(name).part(part))
+    }
+
     /// What a name stands for; a constant enters the graph when it is read for the first time.
     fn slot(&mut self, name: &'a str) -> Option<Slot> {
         if let Some(slot) = self.slots.get(name) {
             return Some(*slot);
         }
         let tensor = (*self.initializers.get(name)?).clone();
-        let slot = match self.leaf(tensor, Origin::named(name)) {
+        let slot = match self.leaf(tensor, self.origin_of(name)) {
             Ok(v) => Slot::Known(v),
             Err(_) => Slot::Unknown,
         };
@@ -243,5 +263,21 @@ impl<'a> Importer<'a> {
     /// The type of a value.
     pub(crate) fn ty(&self, v: Value) -> &TensorType {
         self.graph.ty(v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_parts() {
+        assert_eq!(part_of("fc1/MatMul/left"), Some(("fc1/MatMul", Part::Left)));
+        assert_eq!(part_of("fc1.bias/bias_2"), Some(("fc1.bias", Part::Bias)));
+        for name in
+            ["left", "/left", "fc1/left_", "fc1/left_a", "fc1/Left", "fc1/left/MatMul", "fc1/leftover"]
+        {
+            assert_eq!(part_of(name), None, "{name}");
+        }
     }
 }

@@ -19,6 +19,8 @@ use crate::{External, OnnxError, map, reader, writer};
 
 /// Oldest operator set of the default domain that is read.
 pub const OLDEST_OPSET: i64 = 7;
+/// The producer of models that are made here.
+pub(crate) const PRODUCER: &str = "margay";
 /// Newest operator set of the default domain that is read.
 pub const NEWEST_OPSET: i64 = 23;
 /// Oldest version of the format that is read: the first with operator sets.
@@ -178,7 +180,7 @@ impl Model {
                 24 => 12,
                 25.. => 13,
             },
-            producer: "margay".to_owned(),
+            producer: PRODUCER.to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             opset,
             domains: BTreeMap::new(),

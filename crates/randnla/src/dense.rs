@@ -41,6 +41,11 @@ pub(crate) fn add_gram(acc: MatMut<'_, f64>, x: MatRef<'_, f64>) {
     );
 }
 
+/// Adds `a · b` to `acc`.
+pub(crate) fn add_product(acc: MatMut<'_, f64>, a: MatRef<'_, f64>, b: MatRef<'_, f64>) {
+    faer::linalg::matmul::matmul(acc, Accum::Add, a, b, 1.0, Par::Seq);
+}
+
 /// The sum of squares, column by column.
 pub(crate) fn squared_norm(a: MatRef<'_, f64>) -> f64 {
     (0..a.ncols()).map(|j| squared_column(a, j)).sum()

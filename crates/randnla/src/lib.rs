@@ -7,6 +7,7 @@
 //! - [`Gram`]: streaming mean and second moment of vectors.
 //! - [`Whitening`]: a square root of a second moment, and its inverse.
 //! - [`LowRank`]: one decomposition of a weight, then factors and exact errors for every rank.
+//! - [`Regression`]: factors fitted to pairs of inputs and outputs.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`svd`], [`rsvd`]: thin and randomized singular value decomposition.
 //! - [`panther`]: weights sketched with random signs that stay as they are.
@@ -27,6 +28,7 @@ mod gram;
 mod lowrank;
 mod matrix;
 pub mod panther;
+mod regression;
 mod rsvd;
 mod test_matrix;
 mod whitening;
@@ -36,6 +38,7 @@ pub use gauge::{IdentityGauge, Side};
 pub use gram::Gram;
 pub use lowrank::{Factors, LowRank, LowRankOptions};
 pub use matrix::Matrix;
+pub use regression::Regression;
 pub use rsvd::{RsvdOptions, Svd, rsvd, svd};
 pub use test_matrix::{Distribution, random_matrix, sketch};
 pub use whitening::{Centring, Conditioning, Whitening};

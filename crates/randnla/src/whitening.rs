@@ -121,6 +121,14 @@ impl Whitening {
         out
     }
 
+    /// `C⁻¹ · m`, for the conditioned moment `C = Sᵀ S`.
+    pub(crate) fn solve(&self, m: Mat<f64>) -> Mat<f64> {
+        let mut turned = dense::product(self.vectors.transpose(), m.as_ref());
+        let inverse: Vec<f64> = self.roots.iter().map(|r| 1.0 / (r * r)).collect();
+        dense::scale_rows(&mut turned, &inverse);
+        dense::product(self.vectors.as_ref(), turned.as_ref())
+    }
+
     /// `S⁻¹ · m`.
     pub(crate) fn unwhiten(&self, mut m: Mat<f64>) -> Mat<f64> {
         let inverse: Vec<f64> = self.roots.iter().map(|r| 1.0 / r).collect();

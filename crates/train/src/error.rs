@@ -2,6 +2,7 @@
 
 use margay_driver::{DriverError, Kind};
 use margay_ir::{AddError, PassError};
+use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
 use margay_tensor::TensorError;
 
@@ -38,6 +39,14 @@ pub enum TrainError {
     /// A model cannot be compiled or run.
     #[error(transparent)]
     Driver(Box<DriverError>),
+    /// The factors of a layer cannot be fitted: its inputs or outputs are not finite on the data, or there are none.
+    #[error("`{module}`: {error}")]
+    Refit {
+        /// The layer.
+        module: String,
+        /// Why.
+        error: RandnlaError,
+    },
     /// A file of states cannot be written, or training not go on from it.
     #[error("{0}")]
     Checkpoint(String),
@@ -74,6 +83,7 @@ impl TrainError {
             TrainError::Options(_)
             | TrainError::Mismatch { .. }
             | TrainError::Unreached(_)
+            | TrainError::Refit { .. }
             | TrainError::Pass(_) => Kind::Usage,
         }
     }

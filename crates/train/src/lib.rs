@@ -16,6 +16,8 @@
 //! - [`supervised`]: samples with labels and an objective, from a model to a trained model.
 //! - [`checkpoint`]: files from which training goes on.
 //!
+//! On top of both: [`recover`], the distillation of a dense model into its sketch.
+//!
 //! A step is pure: what it carries to the next one, its *states*, goes in by inputs and comes out by outputs. The
 //! reference interpreter can run it, it prints and reads back, and it compiles like any graph.
 
@@ -31,6 +33,7 @@ pub mod loss;
 pub mod masking;
 mod nodes;
 pub mod optimizer;
+pub mod recover;
 pub mod schedule;
 pub mod step;
 pub mod supervised;

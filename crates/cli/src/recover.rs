@@ -1,0 +1,317 @@
+//! `margay recover`: what sketching lost, learned back from the dense model.
+//!
+//! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
+//! `samples` (`learned_from`, `held_out`), `before`, `refitted` and `after` (`error` and `measures` as pairs of name and
+//! number; `refitted` is null where layers were not refitted), `layers` (`name`, `before`, `after`, `refitted`), `steps`,
+//! `stop`, `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `relative_l2` (of the result on the samples
+//! held out, as `compile` states it) and `seconds`.
+
+use std::path::{Path, PathBuf};
+
+use margay_artifact::Artifact;
+use margay_driver::{
+    CompileOptions, Compiled, Dump, ErrorMeasure, Samples, Source, compile, is_artifact, measure_error, open,
+    recompile,
+};
+use margay_train::recover::layers::LayerRefit;
+use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train, recover};
+use margay_train::{Evaluation, Point, Stop};
+use serde::Serialize;
+
+use crate::args::{ThreadArgs, at_least_one, dim, positive};
+use crate::error::Failure;
+use crate::interrupt::Interrupt;
+use crate::model::open_artifact;
+use crate::progress::{Bars, TrainingBar};
+use crate::save::{check_distinct, check_writable, save_text};
+use crate::table::{Table, bytes, count, significant};
+use crate::{Reply, json};
+
+const AFTER: &str = r#"First each layer is refitted by itself, then all learn together. The best on held-out samples is kept.
+Ctrl-C ends learning and keeps the best so far.
+
+With --json:
+  {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
+   "before": {"error", "measures"}, "refitted", "after",
+   "layers": [{"name", "before", "after", "refitted"}], "steps", "stop",
+   "history": [{"step", "seconds", "loss", "error", "measures"}], "relative_l2", "seconds"}"#;
+
+/// Let a sketched model learn from the dense one what it lost, without labels.
+#[derive(clap::Args)]
+#[command(after_help = AFTER)]
+pub(crate) struct Args {
+    /// A sketched model.
+    #[arg(value_name = "SKETCHED.onnx|ARTIFACT")]
+    model: PathBuf,
+    /// The dense model that it was made from.
+    #[arg(long, value_name = "MODEL.onnx|ARTIFACT")]
+    teacher: PathBuf,
+    /// Samples of the model's inputs, by name; one row is one sample. The more the better.
+    #[arg(long, value_name = "FILE.npz")]
+    data: PathBuf,
+    #[command(flatten)]
+    learning: LearningArgs,
+    /// Keep the state of learning in a file.
+    #[arg(long, value_name = "FILE.safetensors")]
+    checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint, if it is there.
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
+    /// Write the recovered model as ONNX.
+    #[arg(long, value_name = "OUT.onnx")]
+    export: Option<PathBuf>,
+    /// Write the recovered model as an artifact.
+    #[arg(short, long, value_name = "OUT.margay", required_unless_present = "export")]
+    output: Option<PathBuf>,
+    /// Write the plan of the recovered model.
+    #[arg(long, value_name = "FILE.toml")]
+    save_plan: Option<PathBuf>,
+    /// Value of a dimension the model leaves open, for the artifact; one made from an artifact has the same as that.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
+    dims: Vec<(String, Vec<i64>)>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How to learn.
+#[derive(clap::Args)]
+struct LearningArgs {
+    /// No longer than this, all in all. Without --steps, the schedule is made for this time.
+    #[arg(long, value_name = "T", default_value_t = 600.0, value_parser = positive)]
+    max_seconds: f64,
+    /// So many steps of learning together.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Refit layers one by one, and no more.
+    #[arg(long, conflicts_with_all = ["steps", "checkpoint"])]
+    layers_only: bool,
+    /// Samples of a step, where the model leaves its batch open.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    batch: usize,
+    /// The largest learning rate.
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
+    learning_rate: f64,
+    /// Values inside that are to agree besides the outputs, by the names of the nodes that compute them.
+    #[arg(long, value_name = "NAMES|auto|none", default_value = "auto", value_delimiter = ',')]
+    hidden: Vec<String>,
+    /// What learns: factors with their biases; these and normalizations; all but embeddings.
+    #[arg(long, value_name = "sketch|norms|all", default_value = "sketch", value_parser = train)]
+    train: Train,
+    /// An input whose zeros mark padding [default: `attention_mask`, where there is one].
+    #[arg(long, value_name = "INPUT")]
+    mask: Option<String>,
+    /// The share of samples that is held out.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.125)]
+    held_out: f64,
+    /// How often held-out samples are evaluated.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    evaluations: u64,
+    /// End after so many evaluations in a row without a new best.
+    #[arg(long, value_name = "N")]
+    patience: Option<u64>,
+    /// Seed of the order of samples.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+fn train(text: &str) -> Result<Train, String> {
+    let known: Vec<&str> = Train::ALL.iter().map(|(name, _)| *name).collect();
+    let found = Train::ALL.iter().find(|(name, _)| *name == text).map(|(_, train)| *train);
+    found.ok_or_else(|| format!("expected one of {}", known.join(", ")))
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    model: &'a str,
+    teacher: &'a str,
+    seed: u64,
+    trained: usize,
+    hidden: &'a [String],
+    samples: Counts,
+    before: Measured<'a>,
+    refitted: Option<Measured<'a>>,
+    after: Measured<'a>,
+    layers: &'a [LayerRefit],
+    steps: u64,
+    stop: Option<Stop>,
+    history: &'a [Point],
+    relative_l2: f64,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Counts {
+    learned_from: usize,
+    held_out: usize,
+}
+
+#[derive(Serialize)]
+struct Measured<'a> {
+    error: f64,
+    measures: &'a [(String, f64)],
+}
+
+impl<'a> From<&'a Evaluation> for Measured<'a> {
+    fn from(e: &'a Evaluation) -> Measured<'a> {
+        Measured { error: e.error, measures: &e.measures }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let written = [
+        ("`-o`", args.output.as_deref()),
+        ("`--export`", args.export.as_deref()),
+        ("`--save-plan`", args.save_plan.as_deref()),
+        ("`--checkpoint`", args.checkpoint.as_deref()),
+    ];
+    written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
+    let read = [
+        ("the sketched model", Some(args.model.as_path())),
+        ("`--teacher`", Some(&args.teacher)),
+        ("`--data`", Some(&args.data)),
+    ];
+    check_distinct(&written, &read)?;
+
+    let artifact = is_artifact(&args.model)?.then(|| open_artifact(&args.model)).transpose()?;
+    if artifact.is_some() && !args.dims.is_empty() {
+        return Err(Failure::usage("an artifact has its dimensions: `--dim` does not apply to it"));
+    }
+    let (student, teacher) = (open(&args.model)?, open(&args.teacher)?);
+    let samples = Samples::open(&args.data)?;
+    let recovered = {
+        let bars = Bars::new();
+        let mut bar = TrainingBar::new("error", Interrupt::listen()?);
+        recover(&student.graph, &teacher.graph, &samples, &options(args), &bars, &mut bar)?
+    };
+    let threads = args.threads.get();
+    let error = measure_error(&teacher.graph, &recovered.graph, &recovered.held_out, threads, &Bars::new())?;
+    let compiled = compiled(args, artifact.as_ref(), &student.name, &recovered, &error)?;
+    if let Some(path) = &args.export {
+        compiled.export(path)?;
+    }
+    if let Some(path) = &args.save_plan {
+        save_text(path, &compiled.plan.to_toml().map_err(margay_driver::DriverError::from)?)?;
+    }
+    if let Some(path) = &args.output {
+        compiled.write(path, false, &mut Dump::none())?;
+    }
+    let text = match args.json {
+        true => json(&outcome(args, (&student, &teacher), &recovered, &error))?,
+        false => summary(args, &recovered, &error),
+    };
+    Ok(text.into())
+}
+
+fn options(args: &Args) -> RecoverOptions {
+    let l = &args.learning;
+    RecoverOptions {
+        max_seconds: l.max_seconds,
+        steps: l.steps,
+        batch: l.batch,
+        learning_rate: l.learning_rate,
+        hidden: match l.hidden.as_slice() {
+            [word] if word == "auto" => Hidden::Auto,
+            [word] if word == "none" => Hidden::None,
+            names => Hidden::Names(names.iter().map(|n| n.trim().to_owned()).collect()),
+        },
+        train: l.train,
+        mask: l.mask.clone(),
+        together: !l.layers_only,
+        held_out: l.held_out,
+        patience: l.patience,
+        evaluations: l.evaluations,
+        seed: l.seed,
+        checkpoint: args.checkpoint.clone(),
+        resume: args.resume,
+        threads: args.threads.get(),
+        ..RecoverOptions::default()
+    }
+}
+
+/// The recovered model, compiled as the sketched one was.
+fn compiled(
+    args: &Args,
+    artifact: Option<&Artifact>,
+    name: &str,
+    recovered: &Recovered,
+    error: &ErrorMeasure,
+) -> Result<Compiled, Failure> {
+    let graph = recovered.graph.clone();
+    if let Some(artifact) = artifact {
+        return Ok(recompile(artifact, graph, Some(error.clone()))?);
+    }
+    let source = Source::new(graph, name, &mut Dump::none())?;
+    let threads = args.threads.get();
+    let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
+    let mut compiled = compile(&source, Some(&recovered.held_out), &options, &Bars::new())?;
+    compiled.report.held_out = Some(error.clone());
+    compiled.report.goal = format!("recovery from {}", shown(&args.teacher));
+    Ok(compiled)
+}
+
+fn shown(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn outcome<'a>(
+    args: &Args,
+    (student, teacher): (&'a Source, &'a Source),
+    recovered: &'a Recovered,
+    error: &ErrorMeasure,
+) -> Outcome<'a> {
+    let fitted = recovered.fitted.as_ref();
+    Outcome {
+        model: &student.name,
+        teacher: &teacher.name,
+        seed: args.learning.seed,
+        trained: recovered.trained,
+        hidden: &recovered.hidden,
+        samples: Counts { learned_from: recovered.learned_from, held_out: recovered.held_out.rows() },
+        before: (&recovered.before).into(),
+        refitted: recovered.refitted.as_ref().map(Measured::from),
+        after: (&recovered.after).into(),
+        layers: &recovered.layers,
+        steps: fitted.map_or(0, |f| f.steps),
+        stop: fitted.map(|f| f.stop),
+        history: fitted.map_or(&[], |f| &f.history),
+        relative_l2: error.relative_l2,
+        seconds: recovered.seconds,
+    }
+}
+
+fn summary(args: &Args, recovered: &Recovered, error: &ErrorMeasure) -> String {
+    let mut table = Table::new(&["on held-out samples", ">sketched", ">layers refitted", ">recovered"]);
+    for (i, (name, before)) in recovered.before.measures.iter().enumerate() {
+        let of = |e: &Evaluation| e.measures.get(i).map_or_else(String::new, |(_, v)| significant(*v));
+        let refitted = recovered.refitted.as_ref().map_or_else(|| "-".into(), of);
+        table.row([name.clone(), significant(*before), refitted, of(&recovered.after)]);
+    }
+    let (learned_from, held_out) = (recovered.learned_from, recovered.held_out.rows());
+    let mut text = format!(
+        "{} numbers learned from {learned_from} samples, {held_out} held out, in {} s\n",
+        count(recovered.trained as u64),
+        significant(recovered.seconds)
+    );
+    let refitted = recovered.layers.iter().filter(|l| l.refitted).count();
+    if !recovered.layers.is_empty() {
+        text += &format!("{refitted} of {} layers refitted\n", recovered.layers.len());
+    }
+    if let Some(fitted) = &recovered.fitted {
+        let (steps, best) = (fitted.steps, fitted.best().step);
+        text += &format!("{steps} steps together, {}; best at step {best}\n", fitted.stop.text());
+    }
+    text += &format!("\n{table}\n");
+    text += &format!(
+        "with padding and means: relative error {}, cosine {:.5}\n",
+        significant(error.relative_l2),
+        error.cosine
+    );
+    for path in [&args.output, &args.export, &args.save_plan].into_iter().flatten() {
+        let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
+        text += &format!("wrote {}{size}\n", path.display());
+    }
+    text
+}

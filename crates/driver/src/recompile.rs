@@ -1,0 +1,63 @@
+//! A sketched graph whose constants have changed since it was compiled, compiled again.
+
+use margay_artifact::Artifact;
+use margay_ir::Graph;
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::sketch::SCHEMES;
+use margay_plan::Plan;
+use margay_tensor::Binding;
+
+use crate::checker::Checker;
+use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, bound_batch};
+
+/// What an artifact holds, with another graph in place of its own: the same processor class, dimensions, plan and
+/// report, but for the error on held-out samples, which is that of the graph.
+///
+/// # Errors
+/// [`DriverError::Options`] for an artifact that was stripped; [`DriverError::Artifact`] for one that is damaged.
+pub fn recompile(
+    artifact: &Artifact,
+    graph: Graph,
+    held_out: Option<ErrorMeasure>,
+) -> Result<Compiled, DriverError> {
+    let stripped = || {
+        let path = artifact.path().display();
+        DriverError::Options(format!("`{path}` was stripped: it does not carry its plan and report"))
+    };
+    let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
+    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+    let plan = Plan::from_toml(&String::from_utf8_lossy(piece("plan.toml")?), &schemes)?;
+    let report: Report = serde_json::from_slice(piece("report.json")?)
+        .map_err(|e| DriverError::Options(format!("the report is malformed: {e}")))?;
+    let description = artifact.description();
+    let binding = |symbols: &std::collections::BTreeMap<String, i64>| -> Binding {
+        symbols.iter().map(|(name, v)| (name.as_str().into(), *v)).collect()
+    };
+    Ok(Compiled {
+        report: Report { held_out, ..report },
+        plan,
+        graph,
+        target: CpuTarget::by_name(&description.target)?,
+        bindings: description.entries.iter().map(|e| binding(&e.parts.symbols)).collect(),
+    })
+}
+
+/// The error of a graph against a reference on samples, as reports state it.
+///
+/// # Errors
+/// [`DriverError::Samples`] where they fill no run; [`DriverError::Measure`] where the reference is not finite.
+pub fn measure_error(
+    reference: &Graph,
+    graph: &Graph,
+    samples: &Samples,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<ErrorMeasure, DriverError> {
+    let batch = bound_batch(reference).unwrap_or(1);
+    if samples.rows() < batch {
+        let (expected, found) = (batch, samples.rows());
+        return Err(DriverError::Samples(format!("expected at least {expected}, found {found}")));
+    }
+    let target = CpuTarget::native();
+    Checker::new(reference, samples, target, threads, progress)?.measure(graph, target, threads, progress)
+}

@@ -1,0 +1,330 @@
+//! Recovery of what sketching lost: the sketched model learns from the dense one, without labels.
+//!
+//! First each layer is refitted by itself, in closed form ([`layers`]). Then all of them learn together by gradients to
+//! compute what the teacher does, at the outputs and at some places inside. Whatever is not a factor stays frozen unless
+//! asked for. Nothing gets worse on the data that was held out: where a stage does not help, what was before it stays.
+//!
+//! The schemes of this are those of FitNets (Romero and others, 2014, arXiv 1412.6550) for places inside, and of
+//! SVD-LLM (Wang and others, 2024, arXiv 2403.07378) for the refit of layers on what the compressed layers before them
+//! compute.
+//!
+//! - [`factors`]: what of a graph are factors.
+//! - [`trainable`]: which constants learn.
+//! - [`pairs`], [`twins`]: what both models have in common.
+//! - [`mask`]: which rows of the data count.
+
+mod distill;
+pub mod factors;
+pub mod layers;
+pub mod mask;
+mod objective;
+pub mod pairs;
+mod stages;
+pub mod trainable;
+pub mod twins;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use margay_driver::{Progress, Samples, bound_batch};
+use margay_ir::Graph;
+use margay_kernels_cpu::CpuTarget;
+use margay_tensor::Tensor;
+
+use crate::fit::Tensors;
+use crate::step::with_parameters;
+use crate::{
+    Evaluation, FitOptions, Fitted, Length, Observer, Optimizer, Schedule, Task, TrainError, Trainer,
+    TrainingStep, Update, fit,
+};
+use distill::{Distillation, Teacher};
+use layers::{LayerData, LayerRefit};
+use mask::Mask;
+use objective::Objective;
+pub use objective::Weights;
+pub use pairs::Hidden;
+pub use trainable::Train;
+
+/// How to recover.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RecoverOptions {
+    /// Seconds for all of it.
+    pub max_seconds: f64,
+    /// Steps of learning together; as many as there is time for, if not given.
+    pub steps: Option<u64>,
+    /// Samples of a step, where the model leaves its batch open.
+    pub batch: usize,
+    /// The largest learning rate.
+    pub learning_rate: f64,
+    /// Which values inside are to agree.
+    pub hidden: Hidden,
+    /// How much what counts.
+    pub weights: Weights,
+    /// Which constants learn.
+    pub train: Train,
+    /// The input that marks padding.
+    pub mask: Option<String>,
+    /// Whether layers are refitted by themselves first.
+    pub layers: bool,
+    /// Whether all layers learn together.
+    pub together: bool,
+    /// The share of the samples that is held out, of which at most 512 are taken.
+    pub held_out: f64,
+    /// Evaluations in a row without a new best after which learning ends.
+    pub patience: Option<u64>,
+    /// Evaluations in all.
+    pub evaluations: u64,
+    /// Names the order of the samples.
+    pub seed: u64,
+    /// Where states are kept.
+    pub checkpoint: Option<PathBuf>,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: f64,
+    /// Whether to go on from the checkpoint, if there is one.
+    pub resume: bool,
+    /// Threads to work with.
+    pub threads: usize,
+}
+
+impl Default for RecoverOptions {
+    fn default() -> RecoverOptions {
+        RecoverOptions {
+            max_seconds: 600.0,
+            steps: None,
+            batch: 32,
+            learning_rate: 1e-3,
+            hidden: Hidden::Auto,
+            weights: Weights::default(),
+            train: Train::Sketch,
+            mask: None,
+            layers: true,
+            together: true,
+            held_out: 0.125,
+            patience: None,
+            evaluations: 20,
+            seed: 0,
+            checkpoint: None,
+            checkpoint_seconds: 20.0,
+            resume: false,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// What recovery gave.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// The student with what it learned.
+    pub graph: Graph,
+    /// The error on held-out samples before anything was done.
+    pub before: Evaluation,
+    /// The error with all layers refitted; absent where that was not asked for, or was done by an earlier run.
+    pub refitted: Option<Evaluation>,
+    /// What became of each layer.
+    pub layers: Vec<LayerRefit>,
+    /// How learning together went; absent where that was not asked for.
+    pub fitted: Option<Fitted>,
+    /// The error of the result.
+    pub after: Evaluation,
+    /// Numbers that could learn.
+    pub trained: usize,
+    /// The values inside that were to agree.
+    pub hidden: Vec<String>,
+    /// Samples that were learned from.
+    pub learned_from: usize,
+    /// Samples that decided what is better.
+    pub held_out: Samples,
+    /// Seconds in all, by this run.
+    pub seconds: f64,
+}
+
+/// Lets a sketched model learn from the dense one. Both are at stage `Canonical` or `Sketched`; `samples` give the inputs
+/// that they share.
+///
+/// # Errors
+/// [`TrainError::Options`] where models, data and options do not fit each other; what [`fit`](crate::fit()) says.
+pub fn recover(
+    student: &Graph,
+    teacher: &Graph,
+    samples: &Samples,
+    options: &RecoverOptions,
+    progress: &dyn Progress,
+    observer: &mut dyn Observer,
+) -> Result<Recovered, TrainError> {
+    let start = Instant::now();
+    let outputs = pairs::outputs(student, teacher)?;
+    let hidden = pairs::hidden(student, teacher, &options.hidden)?;
+    let mask = Mask::find(student, options.mask.as_deref())?;
+    let samples = samples.for_graph(student)?;
+    let batch = bound_batch(student).unwrap_or(options.batch);
+    let (train, held_out) = split(&samples, options.held_out, batch)?;
+    let learned_from = train.rows();
+    let parameters = trainable::trainable(student, options.train);
+    if parameters.is_empty() {
+        return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
+    }
+    let (target, threads) = (CpuTarget::native(), options.threads);
+
+    let all: Vec<pairs::Pair> = outputs.iter().chain(&hidden).cloned().collect();
+    let mut both = Teacher::new(teacher, &all, target, threads);
+    let variances = both.variances(&train, &mask, batch)?;
+    let goal = Goal { teacher, options, mask: &mask, variances };
+    let evaluator = distill::evaluator(student, &parameters, &goal.objective(student)?, target, threads)?;
+    let mut output_teacher = Teacher::new(teacher, &outputs, target, threads);
+    let mut task = Distillation::new(train.clone(), &held_out, both, &mut output_teacher, evaluator, batch)?;
+    let mut best = trainable::contents(student, &parameters);
+    let before = task.evaluate(&best)?;
+    let mut after = before.clone();
+
+    let resuming = options.resume && options.checkpoint.as_ref().is_some_and(|path| path.exists());
+    let mut refitted = None;
+    let mut reports = Vec::new();
+    if options.layers && !resuming {
+        let data = LayerData { teacher, train: &train, held_out: &held_out, mask: &mask, target, threads };
+        let done = layers::refit_layers(student, &data, progress, &|| observer.interrupted())?;
+        reports = done.reports;
+        let values = replaced(&best, done.factors);
+        let found = task.evaluate(&values)?;
+        if found.error < after.error {
+            (best, after) = (values, found.clone());
+        }
+        refitted = Some(found);
+    }
+    let mut fitted = None;
+    if options.together {
+        let start_from = with_parameters(student, &best)?;
+        let balanced = trainable::balanced(&start_from);
+        let start_from = with_parameters(&start_from, &balanced)?;
+        let spent = start.elapsed().as_secs_f64();
+        let identity = identity(student, teacher, &samples, options);
+        let run = LearnRun { batch, spent, identity };
+        let result = learn(&start_from, &goal, &mut task, run, observer)?;
+        let found = result.best();
+        if found.error < after.error || resuming {
+            best = result.parameters.clone();
+            after = Evaluation { error: found.error, measures: found.measures.clone() };
+        }
+        fitted = Some(result);
+    }
+    Ok(Recovered {
+        graph: with_parameters(student, &best)?,
+        before,
+        refitted,
+        layers: reports,
+        fitted,
+        after,
+        trained: best.iter().map(|(_, t)| t.len()).sum(),
+        hidden: hidden.into_iter().map(|p| p.name).collect(),
+        learned_from,
+        held_out,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// What is the same for all graphs of one recovery.
+struct Goal<'a> {
+    teacher: &'a Graph,
+    options: &'a RecoverOptions,
+    mask: &'a Mask,
+    /// Of the teacher's outputs, then of its values inside.
+    variances: Vec<f64>,
+}
+
+impl Goal<'_> {
+    /// What a student with these nodes is to minimize.
+    fn objective(&self, student: &Graph) -> Result<Objective, TrainError> {
+        let outputs = pairs::outputs(student, self.teacher)?;
+        let hidden = pairs::hidden(student, self.teacher, &self.options.hidden)?;
+        Ok(Objective {
+            hidden: distill::scaled(&hidden, &self.variances[outputs.len()..]),
+            outputs: distill::scaled(&outputs, &self.variances),
+            mask: self.mask.clone(),
+            weights: self.options.weights,
+        })
+    }
+}
+
+/// What a run of learning is given besides models and data.
+struct LearnRun {
+    batch: usize,
+    /// Seconds that are over.
+    spent: f64,
+    identity: String,
+}
+
+/// All layers together, by gradients.
+fn learn(
+    student: &Graph,
+    goal: &Goal<'_>,
+    task: &mut Distillation,
+    run: LearnRun,
+    observer: &mut dyn Observer,
+) -> Result<Fitted, TrainError> {
+    let (begin, options) = (Instant::now(), goal.options);
+    let parameters = trainable::trainable(student, options.train);
+    let objective = goal.objective(student)?;
+    let update = Update {
+        optimizer: Optimizer::ADAM,
+        learning_rate: options.learning_rate,
+        schedule: Schedule::Cosine { warm_up: 0.02, floor: 0.0 },
+        clip: Some(1.0),
+    };
+    let step = TrainingStep::new(student, &parameters, &|g| objective.loss(g), &update)?;
+    let example = task.batch(&(0..run.batch).collect::<Vec<usize>>())?;
+    let mut trainer = Trainer::new(&step, &example, CpuTarget::native(), options.threads)?;
+    let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
+    let fit_options = FitOptions {
+        length: options.steps.map_or(Length::Seconds(left), Length::Steps),
+        max_seconds: Some(left),
+        batch: run.batch,
+        seed: options.seed,
+        evaluations: options.evaluations,
+        patience: options.patience,
+        checkpoint: options.checkpoint.clone(),
+        checkpoint_seconds: options.checkpoint_seconds,
+        resume: options.resume,
+        identity: run.identity,
+    };
+    fit(&mut trainer, task, &fit_options, observer)
+}
+
+/// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
+fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &RecoverOptions) -> String {
+    let RecoverOptions { steps, batch, learning_rate, hidden, weights, train, mask, layers, .. } = options;
+    let RecoverOptions { held_out, seed, .. } = options;
+    let chosen = (steps, batch, learning_rate, hidden, weights, train, mask, layers, held_out, seed);
+    let mut hasher = blake3::Hasher::new();
+    for text in [student.to_string(), teacher.to_string(), samples.hash(), format!("{chosen:?}")] {
+        hasher.update(text.as_bytes());
+        hasher.update(b"\0");
+    }
+    hasher.finalize().to_hex()[..16].to_string()
+}
+
+/// The values with some of them replaced, by name.
+fn replaced(values: &[(String, Tensor)], by: Tensors) -> Tensors {
+    let new = |name: &str| by.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+    values.iter().map(|(name, t)| (name.clone(), new(name).unwrap_or_else(|| t.clone()))).collect()
+}
+
+/// Samples that are held out, at most: more of them cost time at every evaluation and tell little more.
+const MOST_HELD_OUT: usize = 512;
+
+/// Samples to learn from, and a share of them that is held out: evenly spread, and enough for a batch.
+fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Samples), TrainError> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(TrainError::Options(format!("held out: expected above 0 and below 1, found {share}")));
+    }
+    let rows = samples.rows();
+    let count = ((rows as f64 * share) as usize).clamp(batch, batch.max(MOST_HELD_OUT));
+    if rows < count + batch {
+        return Err(TrainError::Options(format!(
+            "a batch to learn from and one to hold out: expected at least {} samples, found {rows}",
+            2 * batch
+        )));
+    }
+    // Row r is held out where the number of rows held out so far falls behind its share.
+    let is_held_out = |r: &usize| (r + 1) * count / rows > r * count / rows;
+    let (out, kept): (Vec<usize>, Vec<usize>) = (0..rows).partition(is_held_out);
+    Ok((Samples::new(samples.pick(&kept)?)?, Samples::new(samples.pick(&out)?)?))
+}

@@ -1,0 +1,90 @@
+//! Runs a graph stage by stage over the same batches of data, so that nothing is computed twice.
+//!
+//! Between two stages the values that later ones read are kept. Constants may be replaced in between, as long as nothing
+//! computed so far reads them.
+
+use std::collections::HashSet;
+
+use margay_driver::{Arrays, Runner};
+use margay_ir::{Graph, NodeId, Op, Output, Patch, Value};
+use margay_kernels_cpu::CpuTarget;
+use margay_tensor::Tensor;
+
+use crate::TrainError;
+
+/// A graph on its way through some batches.
+pub(super) struct Stages<'a> {
+    batches: &'a [Arrays],
+    target: CpuTarget,
+    threads: usize,
+    known: HashSet<NodeId>,
+    kept: Vec<Value>,
+    /// By batch, then as in `kept`.
+    data: Vec<Vec<Tensor>>,
+}
+
+impl<'a> Stages<'a> {
+    /// Nothing has been computed yet.
+    pub(super) fn new(batches: &'a [Arrays], target: CpuTarget, threads: usize) -> Stages<'a> {
+        let data = vec![Vec::new(); batches.len()];
+        Stages { batches, target, threads, known: HashSet::new(), kept: Vec::new(), data }
+    }
+
+    /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
+    pub(super) fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), TrainError> {
+        let leaf = |n: NodeId| matches!(g.op(n), Op::Input(_) | Op::Const(_));
+        let mut stack: Vec<NodeId> = wanted.iter().map(|v| v.node).collect();
+        while let Some(n) = stack.pop() {
+            if !leaf(n) && self.known.insert(n) {
+                stack.extend(g.inputs_of(n).iter().map(|v| v.node));
+            }
+        }
+        let read_later = |v: Value| g.users_of(v).iter().any(|(user, _)| !self.known.contains(user));
+        let mut live: Vec<Value> = Vec::new();
+        for n in g.order().into_iter().filter(|n| self.known.contains(n)) {
+            let values = (0..g.node(n).types.len() as u16).map(|out| Value { node: n, out });
+            live.extend(values.filter(|v| read_later(*v) || wanted.contains(v)));
+        }
+        live.extend(wanted.iter().filter(|v| matches!(g.op(v.node), Op::Input(_))));
+        let fresh: Vec<Value> = live.iter().copied().filter(|v| !self.kept.contains(v)).collect();
+        let mut runner = Runner::new(self.part(g, &fresh)?, self.target, self.threads);
+        for (batch, kept) in self.batches.iter().zip(&mut self.data) {
+            let mut inputs = batch.clone();
+            inputs.extend(kept.iter().enumerate().map(|(i, t)| (kept_name(i), t.clone())));
+            let outputs = runner.run(&inputs)?;
+            let all: Vec<Tensor> = kept.iter().cloned().chain(outputs.into_iter().map(|(_, t)| t)).collect();
+            let names: Vec<Value> = self.kept.iter().chain(&fresh).copied().collect();
+            let find = |v: &Value| names.iter().position(|w| w == v).expect("live values are kept or fresh");
+            *kept = live.iter().map(|v| all[find(v)].clone()).collect();
+        }
+        self.kept = live;
+        Ok(())
+    }
+
+    /// A value of the last stage on a batch.
+    pub(super) fn value(&self, batch: usize, v: Value) -> &Tensor {
+        let at = self.kept.iter().position(|w| *w == v).expect("the stage was to compute this value");
+        &self.data[batch][at]
+    }
+
+    /// The graph that computes some values from those that are kept.
+    fn part(&self, g: &Graph, wanted: &[Value]) -> Result<Graph, TrainError> {
+        let mut part = g.clone();
+        let mut patch = Patch::new();
+        for (i, &v) in self.kept.iter().enumerate() {
+            let ty = g.ty(v).clone();
+            let input = part.add_input(&kept_name(i), ty);
+            patch.redirect(v, input);
+        }
+        let name = |(i, &value): (usize, &Value)| Output { name: format!("cut {i}").into(), value };
+        part.set_outputs(Vec::new());
+        part.apply(patch).expect("an input has the type of the value it stands for");
+        part.set_outputs(wanted.iter().enumerate().map(name).collect());
+        part.remove_dead();
+        Ok(part)
+    }
+}
+
+fn kept_name(i: usize) -> String {
+    format!("kept {i}")
+}
