@@ -49,7 +49,7 @@ FILES = {
 SEED = 7
 TEST_SAMPLES = 400
 CALIBRATION_SAMPLES = 256
-OPTIONS = "--batch 128 --epochs 6 --optimizer adamw --learning-rate 2e-3 --weight-decay 0.02"
+OPTIONS = "--batch 128 --epochs 3 --optimizer adamw --learning-rate 2e-3 --weight-decay 0.02"
 OPTIONS += " --warm-up 0.07 --held-out 0.05"
 
 CONVOLUTIONS = {"conv1": (1, 32), "conv2": (32, 64), "conv3": (64, 64)}
