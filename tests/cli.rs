@@ -12,6 +12,8 @@ use serde_json::Value;
 mod derivatives;
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/train.rs"]
+mod train;
 use place::{Place, images, json, keys, node, write_model};
 
 #[test]
@@ -21,6 +23,7 @@ fn help() {
     let commands = [
         "demo",
         "compile",
+        "train",
         "run",
         "bench",
         "compare",
