@@ -35,6 +35,8 @@ use margay_ir::{
 };
 use margay_tensor::Dim;
 
+use crate::parameter_names;
+
 /// Adds derivatives.
 #[derive(Clone, Debug)]
 pub struct Differentiate {
@@ -100,15 +102,12 @@ fn refused(error: AddError) -> PassError {
     PassError::Add { rule: "differentiate", at: String::new(), error: error.into() }
 }
 
-/// The input or constant with a name.
+/// The input with a name, or the constant that [`parameter_names`] gives it to.
 fn leaf(g: &Graph, name: &str) -> Result<Value, PassError> {
-    let named = |n: &NodeId| match g.op(*n) {
-        Op::Input(input) => *input.name == *name,
-        Op::Const(_) => g.node(*n).origin.name() == name && g.node(*n).origin.part.is_none(),
-        _ => false,
-    };
-    let found = g.order().into_iter().find(named).map(Value::from);
-    let Some(v) = found else {
+    let input = |n: &&NodeId| matches!(g.op(**n), Op::Input(input) if *input.name == *name);
+    let constant = || parameter_names(g).into_iter().find(|(_, known)| known == name);
+    let found = g.inputs().iter().find(input).copied().or_else(|| constant().map(|(n, _)| n));
+    let Some(v) = found.map(Value::from) else {
         return Err(PassError::Refused(format!("the model has no input or constant `{name}`")));
     };
     match g.ty(v) {

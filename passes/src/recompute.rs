@@ -2,8 +2,8 @@
 //!
 //! Required stage: lowerable: what is worth it depends on sizes. Values that take the most bytes per operation go first,
 //! and only those whose operands are kept anyway or computed again too; products, convolutions and attention are computed
-//! twice only when nothing else is left. New nodes run when the backward pass needs them, since of the nodes that may run
-//! the oldest does, and these are young. Fails where the limit cannot be met, and says what can.
+//! twice only when nothing else is left. The backward pass is made anew in the order in which it should run, so that
+//! nothing is computed before it is needed. Fails where the limit cannot be met, and says what can.
 //!
 //! After Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016 (arXiv 1604.06174); here choices are made value
 //! by value rather than by segments.
@@ -101,13 +101,22 @@ pub fn backward_nodes(g: &Graph) -> HashSet<NodeId> {
 }
 
 /// The values of the forward pass that are kept for the backward pass, and their bytes: each memory once, whatever views
-/// of it are read. Inputs and constants are there anyway. Every extent must be known.
+/// of it are read. Inputs and constants are there anyway, and what derivatives do not depend on is no part of the forward
+/// pass, such as moments that an update makes smaller. Every extent must be known.
 pub fn kept(g: &Graph, backward: &HashSet<NodeId>) -> Vec<(Value, u64)> {
+    let order = g.order();
+    let mut forward: HashSet<NodeId> = HashSet::new();
+    for n in order.iter().rev() {
+        if forward.contains(n) || g.node(*n).origin.part == Some(Part::Gradient) {
+            forward.extend(g.inputs_of(*n).iter().map(|v| v.node));
+        }
+    }
     let mut found: Vec<(Value, u64)> = Vec::new();
-    for n in g.order().into_iter().filter(|n| backward.contains(n)) {
+    for n in order.into_iter().filter(|n| backward.contains(n)) {
         for v in g.inputs_of(n).into_iter().filter(|v| !backward.contains(&v.node)) {
             let base = memory_of(g, v);
-            if !is_leaf(g, base) && found.iter().all(|(known, _)| *known != base) {
+            let known = found.iter().any(|(known, _)| *known == base);
+            if !is_leaf(g, base) && forward.contains(&base.node) && !known {
                 found.push((base, bytes_of(g, base)));
             }
         }
@@ -230,16 +239,26 @@ impl<'g> Choice<'g> {
     }
 }
 
-/// The patch that computes nodes again where the backward pass reads them. Nodes are made in the order in which they
-/// should run.
+/// The patch that makes the backward pass anew, with what is computed again in it. Nodes are made in the order in which
+/// they should run: products and their like as before, everything else when the first of them asks for it.
 fn repeat(g: &Graph, backward: &HashSet<NodeId>, again: &HashSet<NodeId>) -> Result<Patch, PassError> {
-    let mut work = Repeat { g, backward, again, patch: Patch::new(), made: HashMap::new() };
-    for n in g.order().into_iter().filter(|n| backward.contains(n)) {
-        work.reader(n).map_err(|error| PassError::Add {
+    let order = g.order();
+    let shows_again = |n: NodeId| again.contains(&memory_of(g, n.into()).node);
+    let anew = order.iter().copied().filter(|n| backward.contains(n) || shows_again(*n));
+    let mut work = Repeat { g, backward, anew: anew.collect(), patch: Patch::new(), made: HashMap::new() };
+    let own: Vec<NodeId> = order.into_iter().filter(|n| backward.contains(n)).collect();
+    for &n in own.iter().filter(|n| is_dear(g.op(**n))).chain(&own) {
+        work.demand(n).map_err(|error| PassError::Add {
             rule: "recompute",
             at: g.node(n).origin.name().to_string(),
             error: error.into(),
         })?;
+    }
+    for n in own {
+        for out in 0..g.node(n).types.len() as u16 {
+            let old = Value { node: n, out };
+            work.patch.redirect(old, work.made[&old]);
+        }
     }
     Ok(work.patch)
 }
@@ -247,47 +266,46 @@ fn repeat(g: &Graph, backward: &HashSet<NodeId>, again: &HashSet<NodeId>) -> Res
 struct Repeat<'g> {
     g: &'g Graph,
     backward: &'g HashSet<NodeId>,
-    again: &'g HashSet<NodeId>,
+    /// The backward pass, what is computed again for it, and views of that.
+    anew: HashSet<NodeId>,
     patch: Patch,
-    /// What stands for values in the backward pass, where it is not they themselves.
+    /// What stands for the values of these nodes.
     made: HashMap<Value, Value>,
 }
 
 impl Repeat<'_> {
-    /// Makes a node of the backward pass anew if it reads something that is computed again.
-    fn reader(&mut self, n: NodeId) -> Result<(), AddError> {
-        let operands = self.g.inputs_of(n);
-        let now = operands.iter().map(|v| self.value(*v)).collect::<Result<Vec<_>, _>>()?;
-        if now.as_slice() == operands.as_slice() {
-            return Ok(());
-        }
-        let first = self.patch.add(self.g, self.g.op(n).clone(), &now, self.g.node(n).origin.clone())?;
-        for out in 0..self.g.node(n).types.len() as u16 {
-            let (old, new) = (Value { node: n, out }, Value { node: first.node, out });
-            self.made.insert(old, new);
-            self.patch.redirect(old, new);
+    /// Makes a node anew, and before it whatever it reads that is not there yet.
+    fn demand(&mut self, n: NodeId) -> Result<(), AddError> {
+        let mut stack = vec![n];
+        while let Some(&top) = stack.last() {
+            let operands = self.g.inputs_of(top);
+            let missing = |v: &&Value| self.anew.contains(&v.node) && !self.made.contains_key(v);
+            let before = stack.len();
+            if !self.made.contains_key(&top.into()) {
+                stack.extend(operands.iter().rev().filter(missing).map(|v| v.node));
+            }
+            if stack.len() == before {
+                self.make(top)?;
+                stack.pop();
+            }
         }
         Ok(())
     }
 
-    /// What the backward pass reads in place of a value: itself, what was made anew, or a view of that.
-    fn value(&mut self, v: Value) -> Result<Value, AddError> {
-        if let Some(made) = self.made.get(&v) {
-            return Ok(*made);
-        }
-        let n = v.node;
-        if self.backward.contains(&n) || !(self.again.contains(&n) || memory_of(self.g, v) != v) {
-            return Ok(v);
+    fn make(&mut self, n: NodeId) -> Result<(), AddError> {
+        if self.made.contains_key(&n.into()) {
+            return Ok(());
         }
         let operands = self.g.inputs_of(n);
-        let now = operands.iter().map(|u| self.value(*u)).collect::<Result<Vec<_>, _>>()?;
-        if !self.again.contains(&n) && now.as_slice() == operands.as_slice() {
-            return Ok(v);
+        let now: Vec<Value> = operands.iter().map(|v| self.made.get(v).copied().unwrap_or(*v)).collect();
+        let node = self.g.node(n);
+        let origin =
+            if self.backward.contains(&n) { node.origin.clone() } else { node.origin.part(Part::Gradient) };
+        let first = self.patch.add(self.g, node.op.clone(), &now, origin)?;
+        for out in 0..node.types.len() as u16 {
+            self.made.insert(Value { node: n, out }, Value { node: first.node, out });
         }
-        let origin = self.g.node(n).origin.part(Part::Gradient);
-        let made = self.patch.add(self.g, self.g.op(n).clone(), &now, origin)?;
-        self.made.insert(v, made);
-        Ok(made)
+        Ok(())
     }
 }
 

@@ -155,6 +155,31 @@ def sketched(tool, data, model):
           mean >= bar, f"{mean:.4f}, plain SVD at the same bytes {base:.4f}")
 
 
+def derivatives(tool, data, model):
+    """The backward pass as ONNX, in onnxruntime, beside the derivatives that jax took."""
+    arrays = load(data / f"{model}_gradients.npz")
+    part = lambda prefix: {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    inputs, expected = part("input/"), part("gradient/")
+    (cotangent,) = part("cotangent/").values()
+    tool("differentiate", data / f"{model}.onnx", "-o", "derivatives.onnx")
+    inputs["cotangent"] = cotangent
+    found = run(str(tool.folder / "derivatives.onnx"), inputs)
+    own = tool.outputs("derivatives.onnx", inputs)
+    whole = np.sqrt(sum(np.square(a, dtype=np.float64).sum() for a in expected.values()))
+    worst, apart = (0.0, ""), 0.0
+    for name, reference in expected.items():
+        other = found[f"gradient.{name}"]
+        if other.shape != reference.shape and other.ndim == 2:
+            other = other.T
+        worst = max(worst, (np.linalg.norm(other.ravel() - reference.ravel()) / whole, name))
+        ours = own[f"gradient.{name}"].astype(np.float64)
+        apart = max(apart, np.linalg.norm(ours - found[f"gradient.{name}"]) / whole)
+    check(f"{model} derivatives by {len(expected)} weights in onnxruntime equal those of jax within 1e-5",
+          worst[0] <= 1e-5, f"{worst[0]:.1e} at {worst[1]}")
+    check(f"{model} derivatives read back equal those in onnxruntime within 1e-5", apart <= 1e-5,
+          f"{apart:.1e}")
+
+
 def benches_and_comparisons(tool, data):
     model, artifact = data / "minilm_l6.onnx", "minilm_l6.1.margay"
     inputs = {n: a[:1, :64] for n, a in load(data / "minilm_l6_evaluation.npz").items()}
@@ -192,6 +217,12 @@ def main():
         else:
             skipped = 1
             print("skipped: no calibration text")
+        differentiated = [m for m in ("minilm_l6", "resnet50_small")
+                          if (data / f"{m}_gradients.npz").exists()]
+        parts += [lambda m=m: derivatives(tool, data, m) for m in differentiated]
+        if not differentiated:
+            skipped += 1
+            print("skipped: no derivatives")
         for part in parts:
             try:
                 part()

@@ -14,6 +14,7 @@ mod check;
 mod compare;
 mod compile;
 mod demo;
+mod differentiate;
 mod error;
 mod explain;
 mod export;
@@ -26,6 +27,7 @@ mod progress;
 mod recover;
 mod run;
 mod save;
+mod sensitivity;
 mod table;
 mod timing;
 mod train;
@@ -62,7 +64,9 @@ enum Command {
     Explain(explain::Args),
     Inspect(inspect::Args),
     Check(check::Args),
+    Sensitivity(sensitivity::Args),
     Export(export::Args),
+    Differentiate(differentiate::Args),
     Opt(opt::Args),
 }
 
@@ -97,7 +101,9 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Sensitivity(args) => sensitivity::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),
     };
     let reply = reply.unwrap_or_else(|failure| Reply { text: String::new(), failure: Some(failure) });

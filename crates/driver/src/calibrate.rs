@@ -26,9 +26,16 @@ const SHRINKAGE: f64 = 0.01;
 
 /// A module's input, as whitening sees it: the value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Site {
+pub(crate) struct Site {
     value: Value,
     unfold: Option<Unfold>,
+}
+
+impl Site {
+    /// The input of a node of a module.
+    pub(crate) fn of(g: &Graph, module: &Module, n: margay_ir::NodeId) -> Site {
+        Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) }
+    }
 }
 
 /// Measures the inputs of modules; the result has one entry per module, in order.
@@ -45,7 +52,7 @@ pub(crate) fn measure_inputs(
     for module in modules {
         let mut mine = Vec::new();
         for &n in &module.nodes {
-            let site = Site { value: g.inputs_of(n)[0], unfold: unfold_of(g, module, n) };
+            let site = Site::of(g, module, n);
             let at = sites.iter().position(|(s, _)| *s == site).unwrap_or_else(|| {
                 sites.push((site, module.d_in));
                 sites.len() - 1
@@ -172,7 +179,7 @@ fn accumulate(
 }
 
 /// The rows that a module multiplies its weight with.
-fn rows_of(x: &Tensor, site: &Site, samples: usize) -> Vec<f32> {
+pub(crate) fn rows_of(x: &Tensor, site: &Site, samples: usize) -> Vec<f32> {
     let Some(unfold) = &site.unfold else { return x.to_vec::<f32>().expect("modules read f32") };
     let [rows, columns] = unfold.windows([x.shape()[2], x.shape()[3]]);
     unfold.rows(x, (samples * rows * columns).div_ceil(MAX_PATCHES))

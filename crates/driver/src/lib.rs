@@ -26,6 +26,8 @@
 //! - [`compile`]: calibrate, fit, allocate, rewrite, check, adjust: the one loop there is.
 //! - [`Report`]: what was done and what it costs.
 //! - [`compare`]: how far two models are apart.
+//! - [`differentiate()`]: models that compute derivatives.
+//! - [`mod@sensitivity`]: how much an error in each layer shows in the outputs.
 
 #![forbid(unsafe_code)]
 
@@ -37,6 +39,7 @@ mod choose;
 pub mod compare;
 mod compile;
 mod curves;
+mod differentiate;
 mod dump;
 mod error;
 mod export;
@@ -45,11 +48,13 @@ mod recompile;
 mod report;
 mod runner;
 mod samples;
+pub mod sensitivity;
 mod source;
 mod unfold;
 
 pub use calibrate::{MAX_PATCHES, parallel};
 pub use compile::{CompileOptions, Compiled, Goal, compile, compile_with};
+pub use differentiate::differentiate;
 pub use dump::Dump;
 pub use error::{DriverError, Kind};
 pub use export::export_graph;

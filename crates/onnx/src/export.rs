@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: operators of other domains, and anything that depends on values of symbols.
 
+mod adjoints;
 mod composed;
 mod extents;
 mod names;

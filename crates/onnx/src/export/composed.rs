@@ -54,32 +54,55 @@ impl Exporter<'_> {
         let g = self.g;
         let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
         let (queries, keys) = (shape(0), shape(1));
-        let mut shared = [x[1].to_owned(), x[2].to_owned()];
-        if queries[1] != keys[1] {
-            for (slot, name) in [(1, "keys"), (2, "values")] {
-                shared[slot - 1] = self.spread_heads(x[slot], name, &shape(slot), &queries[1])?;
-            }
-        }
-        let perm = vec![("perm", ints(&[0, 1, 3, 2]))];
-        let turned = self.emit("Transpose", "Transpose", &[&shared[0]], perm);
-        let mut scores = self.emit("MatMul", "scores", &[x[0], &turned], vec![]);
-        let scale = op.scale.get();
-        if scale != 1.0 {
-            let scale = self.number(dtype, scale)?;
-            scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
-        }
-        if let Some(mask) = x.get(3) {
-            scores = self.emit("Add", "mask", &[&scores, mask], vec![]);
-        }
-        if op.causal {
-            scores = self.causal(&scores, [&queries[2], &keys[2]], dtype, f64::NEG_INFINITY)?;
-        }
+        let shared = self.shared_heads(x, [&queries, &keys, &shape(2)])?;
+        let lengths = [&queries[2], &keys[2]];
+        let scores =
+            self.scores([x[0], &shared[0]], x.get(3).copied(), op.scale.get(), op.causal, lengths, dtype)?;
         if op.log_sum_exp {
             let logs = self.reduction("ReduceLogSumExp", "log_sum_exp", &scores, &[3], false)?;
             self.results.insert(Value { node: n, out: 1 }, logs);
         }
         let weights = self.emit("Softmax", "Softmax", &[&scores], axis(3));
         Ok(self.emit("MatMul", "", &[&weights, &shared[1]], vec![]))
+    }
+
+    /// Keys and values with a head for every head of the queries.
+    pub(super) fn shared_heads(
+        &mut self,
+        x: &[&str],
+        [queries, keys, values]: [&[Dim]; 3],
+    ) -> Result<[String; 2], OnnxError> {
+        if queries[1] == keys[1] {
+            return Ok([x[1].to_owned(), x[2].to_owned()]);
+        }
+        let keys = self.spread_heads(x[1], "keys", keys, &queries[1])?;
+        Ok([keys, self.spread_heads(x[2], "values", values, &queries[1])?])
+    }
+
+    /// scale Q Kᵀ + mask, and -∞ where a key comes too late.
+    pub(super) fn scores(
+        &mut self,
+        [queries, keys]: [&str; 2],
+        mask: Option<&str>,
+        scale: f64,
+        causal: bool,
+        lengths: [&Dim; 2],
+        dtype: DType,
+    ) -> Result<String, OnnxError> {
+        let perm = vec![("perm", ints(&[0, 1, 3, 2]))];
+        let turned = self.emit("Transpose", "Transpose", &[keys], perm);
+        let mut scores = self.emit("MatMul", "scores", &[queries, &turned], vec![]);
+        if scale != 1.0 {
+            let scale = self.number(dtype, scale)?;
+            scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
+        }
+        if let Some(mask) = mask {
+            scores = self.emit("Add", "mask", &[&scores, mask], vec![]);
+        }
+        if causal {
+            scores = self.causal(&scores, lengths, dtype, f64::NEG_INFINITY)?;
+        }
+        Ok(scores)
     }
 
     /// φQ (φKᵀ V) / (φQ Σ φK + ε); causal, the weights are φQ φKᵀ with 0 for later keys.
@@ -142,7 +165,7 @@ impl Exporter<'_> {
     }
 
     /// The integers from `start` to `end`, which is not among them.
-    fn positions(&mut self, part: &str, start: &Dim, end: &Dim) -> Result<String, OnnxError> {
+    pub(super) fn positions(&mut self, part: &str, start: &Dim, end: &Dim) -> Result<String, OnnxError> {
         if let (Some(start), Some(end)) = (start.as_const(), end.as_const()) {
             return self.integers(&(start..end).collect::<Vec<i64>>());
         }

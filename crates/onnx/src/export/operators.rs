@@ -73,24 +73,25 @@ impl Exporter<'_> {
             Op::Gather(op) => Ok(self.emit("Gather", "", &x, axis(op.axis))),
             Op::Pad(op) => self.pad(x[0], dtype.unwrap_or(DType::F32), op),
             Op::Reshape(op) => self.reshape("", x[0], &shape(0), &op.shape),
+            Op::ScatterAdd(op) => self.scatter_add(n, &x, op),
             Op::Slice(op) => self.slice(x[0], &shape(0), op),
             Op::Transpose(op) => Ok(self.emit("Transpose", "", &x, vec![("perm", ints(&op.perm))])),
 
             Op::Reduce(op) => self.reduce(x[0], op),
 
             Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::AttentionGradient(op) => self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
                     Ok(e.emit("Conv", "", &[image, x[1]], attributes))
                 })
             }
-            Op::AttentionGradient(_) | Op::FoldPatches(_) | Op::Patches(_) | Op::ScatterAdd(_) => {
-                Err(self.refusal(format!("`{}`, a part of a backward pass, is not exported", op.name())))
-            }
+            Op::FoldPatches(op) => self.fold_patches(n, x[0], op),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
+            Op::Patches(op) => self.patches(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
         }

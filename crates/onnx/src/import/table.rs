@@ -89,6 +89,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Relu", 1, activations::relu),
     op("Reshape", 1, shapes::reshape),
     op("Round", 11, elementwise::round),
+    op("ScatterND", 11, shapes::scatter_nd),
     op("Shape", 1, leaves::shape),
     op("Sigmoid", 1, activations::sigmoid),
     op("Sin", 7, elementwise::sin),

@@ -38,8 +38,7 @@ fn parse(source: &str) -> Graph {
 fn every_operator_computes_the_same_afterwards() {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for (op, case) in Op::cases() {
-        // The adjoints of windows and of gathering have no spelling yet.
-        if matches!(op, Op::Const(_) | Op::FoldPatches(_) | Op::Patches(_) | Op::ScatterAdd(_)) {
+        if matches!(op, Op::Const(_)) {
             continue;
         }
         *seen.entry(op.name()).or_default() += 1;
@@ -65,18 +64,28 @@ fn every_operator_computes_the_same_afterwards() {
             expected = run(&exact, &given);
         }
         for opset in OPSETS {
-            let again = round_trip(&g, opset);
             let what = format!("{op:?} in operator set {opset}");
+            if opset < 16 && matches!(op, Op::ScatterAdd(_)) {
+                let refusal = export(&g, &ExportOptions { opset, ..ExportOptions::default() }).unwrap_err();
+                assert!(refusal.to_string().contains("needs operator set 16, not 13"), "{refusal}");
+                continue;
+            }
+            let again = round_trip(&g, opset);
             for (before, after) in g.outputs().iter().zip(again.outputs()) {
                 assert_eq!(again.ty(after.value), g.ty(before.value), "{what}");
             }
             for (found, expected) in run(&again, &given).iter().zip(&expected) {
-                assert_close(&what, found, expected, Tolerance::ELEMENTWISE);
+                // Its logarithms are no normalizers here, so that weights are large and their products cancel.
+                let tolerance = match op {
+                    Op::AttentionGradient(_) => Tolerance::REDUCTION,
+                    _ => Tolerance::ELEMENTWISE,
+                };
+                assert_close(&what, found, expected, tolerance);
             }
         }
     }
     let without: Vec<_> = Op::ALL.iter().filter(|name| !seen.contains_key(*name)).collect();
-    assert_eq!(without, [&"const", &"dims", &"input", &"scatter_add", &"fold_patches", &"patches"]);
+    assert_eq!(without, [&"const", &"dims", &"input"]);
 }
 
 /// Graphs with symbols. Each is run with B = 2, S = 3 and with B = 1, S = 6.
@@ -102,6 +111,14 @@ const SYMBOLIC: &[&str] = &[
   %3 = const 0.0 : f32
   %4 = broadcast %3 {shape = [B, 6, 6]} : f32[B, 6, 6]
   return %0, %1, %2, %4
+}",
+    "graph @windows(%x: f32[B, S, 6]) -> (a: f32[B, S, 2, 2, 2, 3], b: f32[B, S, 2, 3], c: f32[B, S, 3]) {
+  %0 = reshape %x {shape = [B, S, 2, 3]} : f32[B, S, 2, 3]
+  %1 = patches %0 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1]} : f32[B, S, 2, 2, 2, 3]
+  %2 = fold_patches %1 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1], size = [2, 3]} : f32[B, S, 2, 3]
+  %3 = const [0, 2, -1, 0, 1, 2] : i64[6]
+  %4 = scatter_add %x, %3 {axis = 2, extent = 3, indices = 1} : f32[B, S, 3]
+  return %1, %2, %4
 }",
     "graph @computed(%x: f32[B, S, 6]) -> (a: i64[3], b: f32[B, S, 6], n: i64[1]) {
   %0 = dims {values = [B, 2*S + 1, floordiv(B + S, 2)]} : i64[3]
@@ -131,7 +148,8 @@ const SYMBOLIC: &[&str] = &[
 fn symbols_stay_symbols() {
     for source in SYMBOLIC {
         let g = parse(source);
-        for opset in OPSETS {
+        let oldest = if source.contains("scatter_add") { 16 } else { 13 };
+        for opset in OPSETS.into_iter().filter(|&o| o >= oldest) {
             let again = round_trip(&g, opset);
             for (before, after) in g.outputs().iter().zip(again.outputs()) {
                 assert_eq!(

@@ -1,0 +1,353 @@
+//! How much an error in each layer shows in the outputs, from backward passes of random cotangents.
+//!
+//! To first order an error `E` of a weight changes the outputs by `J vec(E)`. For a cotangent `ξ` of independent signs the
+//! mean of `(ξᵀ J vec(E))²` is the squared change of the outputs (Hutchinson, *A stochastic estimator of the trace of the
+//! influence matrix*, 1989), and `ξᵀ J` is what a backward pass computes for all weights at once. Its second moment is the
+//! Gauss-Newton matrix of the squared error of the outputs. Samples have cotangents of their own, so that their
+//! contributions add up.
+//!
+//! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
+
+use margay_ir::{Graph, Output, Value, eval};
+use margay_kernels_cpu::CpuTarget;
+use margay_passes::PipelineError;
+use margay_passes::gradients;
+use margay_passes::sketch::{Module, ModuleKind, modules};
+use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix};
+use margay_tensor::{Binding, Tensor, random::Philox};
+use serde::Serialize;
+
+use crate::calibrate::{self, Site, parallel};
+use crate::samples::{Arrays, is_measured};
+use crate::{DriverError, Progress, Runner, Samples, Source};
+
+/// The relative error of weights that outputs are predicted for.
+pub const RELATIVE_ERROR: f64 = 0.01;
+
+/// What an error in each layer does to the outputs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// Samples run.
+    pub samples: usize,
+    /// Random cotangents per sample.
+    pub probes: usize,
+    /// The layers, in order.
+    pub modules: Vec<ModuleSensitivity>,
+}
+
+/// What an error in one layer does to the outputs. Errors of outputs are relative in L2 over all of them together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModuleSensitivity {
+    /// The name in the model.
+    pub name: String,
+    /// `linear` or `conv`.
+    pub kind: String,
+    /// Rows of the weight as a matrix.
+    pub d_in: usize,
+    /// Columns of the weight as a matrix.
+    pub d_out: usize,
+    /// `‖W‖`.
+    pub weight_norm: f64,
+    /// The trace of the covariance of the inputs: the mean of `‖x - mean‖²` over rows.
+    pub input_trace: f64,
+    /// The trace of the Gram matrix of the gradients by the layer's outputs: the mean of `‖g‖²` over rows.
+    pub gradient_trace: f64,
+    /// The error of the outputs when the weight has a random error of [`RELATIVE_ERROR`] of its norm.
+    pub output_error: f64,
+    /// The same from second moments of inputs and of gradients alone, as if rows had nothing to do with each other.
+    pub output_error_by_moments: f64,
+    /// The rank that half the bytes of the weight hold; 0 if there is none.
+    pub half_rank: usize,
+    /// The error of the outputs with the weight's best factors of that rank for these inputs; `null` for rank 0.
+    pub half_rank_output_error: Option<f64>,
+}
+
+/// Measures the sensitivity of the outputs to every module, with `probes` random cotangents per sample.
+///
+/// # Errors
+/// [`DriverError::Samples`] for samples that do not fit; [`DriverError::Pipeline`] for an operator without derivative
+/// behind a module; [`DriverError::Measure`] for outputs that are zero or not finite.
+pub fn sensitivity(
+    source: &Source,
+    samples: &Samples,
+    probes: usize,
+    seed: u64,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Sensitivity, DriverError> {
+    let g = &source.graph;
+    let samples = samples.for_graph(g)?;
+    let found = modules(g);
+    let target = CpuTarget::native();
+    let statistics = calibrate::measure_inputs(g, &found, &samples, target, threads, progress)?;
+    let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
+        let (weight, k) = (weight_of(g, &found[i])?, half_rank(&found[i]));
+        let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
+        let factors = match k {
+            0 => None,
+            k => Some(LowRank::new(&weight, Some(&statistics[i].whitening), None, &options)?.factors(k)?),
+        };
+        Sums::new(&weight, factors.as_ref())
+    });
+    let mut sums = Vec::new();
+    for (module, fitted) in found.iter().zip(fitted) {
+        let error = |error| DriverError::Factorize { module: module.name.clone(), error };
+        sums.push(fitted.map_err(error)?);
+    }
+    let probe = Probe::new(g, &found)?;
+    let runs = samples.runs(g, calibrate::BATCH).len();
+    let mut energy = 0.0;
+    let mut runner = Runner::new(probe.graph.clone(), target, threads);
+    let mut taken = 0;
+    for (run, inputs) in samples.runs(g, calibrate::BATCH).enumerate() {
+        let mut inputs = inputs?;
+        let shape = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        let binding = eval::bind_symbols(g, shape)?;
+        let rows = inputs.first().map_or(0, |(_, t)| t.shape().first().copied().unwrap_or(0));
+        taken += rows;
+        let given = inputs.len();
+        for number in 0..probes {
+            progress.at("running backward", run * probes + number, runs * probes);
+            inputs.truncate(given);
+            inputs.extend(probe.cotangents(g, &binding, seed, (run * probes + number) as u64)?);
+            let outputs = runner.run(&inputs)?;
+            if number == 0 {
+                energy += outputs[..probe.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
+            }
+            let added = parallel(threads, found.len(), &crate::Silent, "", |i| {
+                probe.add(i, &found[i], &outputs, number == 0, rows, sums[i].clone())
+            });
+            sums = added;
+        }
+    }
+    if !energy.is_finite() || energy == 0.0 {
+        let message = format!("the outputs have a squared norm of {energy}: there is no relative error");
+        return Err(DriverError::Measure(message));
+    }
+    let list = found.iter().zip(&sums).map(|(module, s)| s.report(module, energy, probes));
+    Ok(Sensitivity { samples: taken, probes, modules: list.collect() })
+}
+
+fn floats(t: &Tensor) -> Vec<f32> {
+    t.to_vec::<f32>().unwrap_or_default()
+}
+
+fn squares(x: &[f32]) -> f64 {
+    x.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
+}
+
+fn half_rank(module: &Module) -> usize {
+    module.d_in * module.d_out / (2 * (module.d_in + module.d_out))
+}
+
+fn weight_of(g: &Graph, module: &Module) -> Result<Matrix, margay_randnla::RandnlaError> {
+    let tensor = g.constant(module.weight).expect("the weight of a module is a constant").tensor();
+    in_rows(module, &floats(tensor))
+}
+
+/// A weight or its gradient as a matrix `[d_in, d_out]`.
+fn in_rows(module: &Module, values: &[f32]) -> Result<Matrix, margay_randnla::RandnlaError> {
+    match module.kind {
+        ModuleKind::Linear => Matrix::from_row_major(module.d_in, module.d_out, values),
+        ModuleKind::Conv => Ok(Matrix::from_row_major(module.d_out, module.d_in, values)?.transposed()),
+    }
+}
+
+/// What is summed up for a module.
+#[derive(Clone)]
+struct Sums {
+    weight_norm: f64,
+    /// What the factors of half the bytes leave out of the weight, and what they add to the bias.
+    missing: Option<(Matrix, Vec<f64>)>,
+    /// Squared norms of the gradients by the weight.
+    gradients: f64,
+    /// Squared changes of outputs along what the factors leave out.
+    changes: f64,
+    input_rows: f64,
+    input_sum: Vec<f64>,
+    input_squares: f64,
+    gradient_rows: f64,
+    gradient_squares: f64,
+}
+
+impl Sums {
+    fn new(weight: &Matrix, factors: Option<&Factors>) -> Result<Sums, margay_randnla::RandnlaError> {
+        let missing = match factors {
+            None => None,
+            Some(f) => {
+                let kept = f.left.product(&f.right)?;
+                let rest = |i, j| weight.at(i, j) - kept.at(i, j);
+                let rest = Matrix::from_fn(weight.rows(), weight.columns(), rest);
+                let bias = f.bias.as_ref().map(|b| b.iter().map(|&v| f64::from(v)).collect());
+                Some((rest, bias.unwrap_or_else(|| vec![0.0; weight.columns()])))
+            }
+        };
+        Ok(Sums {
+            weight_norm: weight.squared_norm().sqrt(),
+            missing,
+            gradients: 0.0,
+            changes: 0.0,
+            input_rows: 0.0,
+            input_sum: vec![0.0; weight.rows()],
+            input_squares: 0.0,
+            gradient_rows: 0.0,
+            gradient_squares: 0.0,
+        })
+    }
+
+    fn report(&self, module: &Module, energy: f64, probes: usize) -> ModuleSensitivity {
+        let per_probe = |x: f64| x / probes.max(1) as f64;
+        let numbers = (module.d_in * module.d_out) as f64;
+        // The squared size of each entry of the error.
+        let entry = (RELATIVE_ERROR * self.weight_norm).powi(2) / numbers;
+        let input_squares = self.input_squares / self.input_rows.max(1.0);
+        let mean: f64 = self.input_sum.iter().map(|s| (s / self.input_rows.max(1.0)).powi(2)).sum();
+        ModuleSensitivity {
+            name: module.name.clone(),
+            kind: module.kind.name().into(),
+            d_in: module.d_in,
+            d_out: module.d_out,
+            weight_norm: self.weight_norm,
+            input_trace: (input_squares - mean).max(0.0),
+            gradient_trace: self.gradient_squares / self.gradient_rows.max(1.0),
+            output_error: (entry * per_probe(self.gradients) / energy).sqrt(),
+            output_error_by_moments: (entry * input_squares * per_probe(self.gradient_squares) / energy)
+                .sqrt(),
+            half_rank: if self.missing.is_some() { half_rank(module) } else { 0 },
+            half_rank_output_error: self.missing.as_ref().map(|_| (per_probe(self.changes) / energy).sqrt()),
+        }
+    }
+}
+
+/// The graph that runs forward and backward, and where its outputs are.
+struct Probe {
+    graph: Graph,
+    /// The outputs of the model that are numbers come first.
+    outputs: usize,
+    /// The inputs for cotangents, with the value of the model each belongs to.
+    seeds: Vec<(String, Value)>,
+    places: Vec<Places>,
+}
+
+/// Numbers of outputs.
+struct Places {
+    /// The gradient by the weight.
+    weight: Option<usize>,
+    /// For each node: how rows are made of its input, the input, and the gradient by its result.
+    nodes: Vec<(Site, usize, Option<usize>)>,
+}
+
+impl Probe {
+    fn new(g: &Graph, found: &[Module]) -> Result<Probe, DriverError> {
+        let mut graph = g.clone();
+        let mut outputs = Vec::new();
+        let (mut seeds, mut pairs) = (Vec::new(), Vec::new());
+        for (i, output) in g.outputs().iter().filter(|o| is_measured(g.ty(o.value).dtype)).enumerate() {
+            let name = format!("cotangent of output {i}");
+            let seed = graph.add_input(&name, g.ty(output.value).clone());
+            pairs.push((output.value, seed));
+            seeds.push((name, output.value));
+            outputs.push(output.value);
+        }
+        let count = outputs.len();
+        let by: Vec<Value> = found
+            .iter()
+            .flat_map(|m| std::iter::once(m.weight).chain(m.nodes.iter().map(|n| Value::from(*n))))
+            .collect();
+        let error = |error| DriverError::from(PipelineError::Pass { pass: "sensitivity", error });
+        let mut derived = gradients(&mut graph, &pairs, &by).map_err(error)?.into_iter();
+        let mut place = |v: Value| {
+            outputs.iter().skip(count).position(|known| *known == v).map_or_else(
+                || {
+                    outputs.push(v);
+                    outputs.len() - 1
+                },
+                |at| at + count,
+            )
+        };
+        let mut places = Vec::new();
+        for m in found {
+            let weight = derived.next().flatten().map(&mut place);
+            let nodes = m.nodes.iter().map(|&n| {
+                let gradient = derived.next().flatten().map(&mut place);
+                (Site::of(g, m, n), place(g.inputs_of(n)[0]), gradient)
+            });
+            places.push(Places { weight, nodes: nodes.collect() });
+        }
+        let named = |(i, value): (usize, &Value)| Output { name: format!("value {i}").into(), value: *value };
+        let list = outputs.iter().enumerate().map(named).collect();
+        graph.set_outputs(list);
+        graph.remove_dead();
+        Ok(Probe { graph, outputs: count, seeds, places })
+    }
+
+    /// Independent signs for every element of the outputs.
+    fn cotangents(
+        &self,
+        g: &Graph,
+        binding: &Binding,
+        seed: u64,
+        number: u64,
+    ) -> Result<Arrays, DriverError> {
+        let signs = |(i, (name, value)): (usize, &(String, Value))| {
+            let dims = g.ty(*value).shape.iter();
+            let shape = dims.map(|d| d.eval(binding).ok().and_then(|v| usize::try_from(v).ok()));
+            let shape = shape.collect::<Option<Vec<usize>>>().ok_or_else(|| {
+                DriverError::Measure(format!("output {i} has a shape that its inputs do not give"))
+            })?;
+            let mut values = vec![0f32; shape.iter().product()];
+            let stream = number * self.seeds.len() as u64 + i as u64;
+            Philox::new(seed, stream).fill_signs(0, &mut values);
+            let tensor = Tensor::from_slice(&shape, &values).expect("as many signs as the shape holds");
+            Ok((name.clone(), tensor))
+        };
+        self.seeds.iter().enumerate().map(signs).collect()
+    }
+
+    /// Adds what one run says of a module; `inputs` if these inputs were not seen before.
+    fn add(
+        &self,
+        i: usize,
+        module: &Module,
+        outputs: &[(String, Tensor)],
+        inputs: bool,
+        samples: usize,
+        mut sums: Sums,
+    ) -> Sums {
+        let mut by_bias = vec![0.0; module.d_out];
+        for (site, x, gradient) in &self.places[i].nodes {
+            if inputs {
+                for row in calibrate::rows_of(&outputs[*x].1, site, samples).chunks_exact(module.d_in) {
+                    sums.input_rows += 1.0;
+                    sums.input_squares += squares(row);
+                    sums.input_sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+                }
+            }
+            let Some(gradient) = gradient else { continue };
+            let tensor = &outputs[*gradient].1;
+            let values = floats(tensor);
+            sums.gradient_squares += squares(&values);
+            sums.gradient_rows += (values.len() / module.d_out) as f64;
+            // Elements from one channel to the next.
+            let inner: usize = match module.kind {
+                ModuleKind::Linear => 1,
+                ModuleKind::Conv => tensor.shape()[2..].iter().product(),
+            };
+            for (at, v) in values.iter().enumerate() {
+                by_bias[at / inner.max(1) % module.d_out] += f64::from(*v);
+            }
+        }
+        let Some(weight) = self.places[i].weight else { return sums };
+        let values = floats(&outputs[weight].1);
+        sums.gradients += squares(&values);
+        if let (Some((missing, bias)), Ok(gradient)) = (&sums.missing, in_rows(module, &values)) {
+            let mut change: f64 = bias.iter().zip(&by_bias).map(|(a, b)| a * b).sum();
+            for row in 0..missing.rows() {
+                change -=
+                    (0..missing.columns()).map(|j| missing.at(row, j) * gradient.at(row, j)).sum::<f64>();
+            }
+            sums.changes += change * change;
+        }
+        sums
+    }
+}
