@@ -10,14 +10,18 @@ use serde_json::Value;
 
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/recover.rs"]
+mod recover;
 use place::{Place, images, json, keys, node, write_model};
 
 #[test]
 fn help() {
     let place = Place::new();
     insta::assert_snapshot!("help", place.done("--help").stdout);
-    let commands =
-        ["demo", "compile", "run", "bench", "compare", "explain", "inspect", "check", "export", "opt"];
+    let commands = [
+        "demo", "compile", "recover", "run", "bench", "compare", "explain", "inspect", "check", "export",
+        "opt",
+    ];
     let all: Vec<String> = commands.iter().map(|c| place.done(&format!("{c} --help")).stdout).collect();
     insta::assert_snapshot!("help_of_commands", all.join("\n\n"));
 }
