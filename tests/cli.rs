@@ -12,6 +12,8 @@ use serde_json::Value;
 mod derivatives;
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/recover.rs"]
+mod recover;
 #[path = "cli/train.rs"]
 mod train;
 use place::{Place, images, json, keys, node, write_model};
@@ -24,6 +26,7 @@ fn help() {
         "demo",
         "compile",
         "train",
+        "recover",
         "run",
         "bench",
         "compare",
