@@ -56,7 +56,7 @@ unsupported model; 3 unreadable or malformed file; 4 device not available; 101 a
 enum Command {
     Demo(demo::Args),
     Compile(compile::Args),
-    Train(train::Args),
+    Train(Box<train::Args>),
     Recover(recover::Args),
     Run(run::Args),
     Bench(bench::Args),

@@ -1,22 +1,25 @@
 //! `margay train`: a model trained on samples with labels.
 //!
-//! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (their number), `samples` (`trained`,
-//! `held_out`), `steps`, `seconds`, `stop`, `first` and `best` (points: `step`, `seconds`, `loss` of training since the point
-//! before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
-//! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
+//! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `stored` and
+//! `dense_stored` (numbers in all constants, of the trained model and of the one without sketches), `samples` (`trained`,
+//! `held_out`), `steps`, `seconds`, `stop`, `first` and `best` (points: `step`, `seconds`, `loss` of training since the
+//! point before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
+//! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `saved_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
 
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay_driver::{CompileOptions, Samples, Silent, Source, bound_batch, compile, export_graph, open};
-use margay_ir::Graph;
+use margay_ir::{Cx, Graph};
 use margay_kernels_cpu::CpuTarget;
-use margay_passes::with_parameters;
+use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
+use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::{Tensor, npy};
 use margay_train::init::initial;
 use margay_train::masking::Masking;
 use margay_train::{
-    FitOptions, Length, Objective, Optimizer, Point, Schedule, Selection, Supervised, Trained, Update,
+    FitOptions, Length, Objective, Optimizer, Point, Schedule, Selection, Supervised, TrainError, Trained,
+    Update,
 };
 use serde::Serialize;
 
@@ -25,16 +28,18 @@ use crate::error::{self, Failure};
 use crate::interrupt::Interrupt;
 use crate::progress::TrainingBar;
 use crate::save::{check_distinct, check_writable};
-use crate::table::{Table, bytes, count, significant};
-use crate::{Reply, json};
+use crate::table::{Table, bytes, count, percent, significant};
+use crate::{Reply, json, note};
 
 const AFTER: &str = r#"Ctrl-C ends training and keeps the best parameters so far. The best are those with the smallest loss
 on held-out samples.
 
 With --json:
-  {"model", "loss", "optimizer", "output", "parameters", "samples": {"trained", "held_out"},
-   "steps", "seconds", "stop", "first", "best", "history": [{"step", "seconds", "loss", "error", "measures"}],
-   "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "constant_bytes", "session_bytes"}, "seed"}"#;
+  {"model", "loss", "optimizer", "output", "parameters", "stored", "dense_stored",
+   "samples": {"trained", "held_out"}, "steps", "seconds", "stop", "first", "best",
+   "history": [{"step", "seconds", "loss", "error", "measures"}],
+   "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "saved_bytes", "constant_bytes",
+              "session_bytes"}, "seed"}"#;
 
 /// Train a model on samples with labels.
 #[derive(clap::Args)]
@@ -66,6 +71,8 @@ pub(crate) struct Args {
     #[arg(long)]
     init: bool,
     #[command(flatten)]
+    sketch: SketchArgs,
+    #[command(flatten)]
     masked: MaskedArgs,
     #[command(flatten)]
     update: UpdateArgs,
@@ -74,6 +81,9 @@ pub(crate) struct Args {
     /// The share of samples that is held out.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     held_out: f64,
+    /// Keep at most so many bytes of a step's forward pass for its backward pass; the rest is computed twice.
+    #[arg(long, value_name = "N")]
+    max_saved_bytes: Option<u64>,
     /// Keep the state of training in a file.
     #[arg(long, value_name = "FILE.safetensors")]
     checkpoint: Option<PathBuf>,
@@ -94,6 +104,26 @@ pub(crate) struct Args {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Sketches in place of layers, trained from the beginning.
+#[derive(clap::Args)]
+struct SketchArgs {
+    /// Replace layers by sketches before training: products with random signs that stay and factors that are trained.
+    #[arg(long, value_name = "panther", value_parser = ["panther"], requires = "rank")]
+    scheme: Option<String>,
+    /// With --scheme: columns of each sketch. Layers that would not get smaller stay.
+    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme")]
+    rank: Option<usize>,
+    /// With --scheme: sketches that are averaged.
+    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
+    terms: usize,
+    /// With --scheme: the layers by name [default: all].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "scheme")]
+    layers: Option<Vec<String>>,
+    /// With --scheme: what the factors are at first [default: least-squares, or random with --init].
+    #[arg(long, value_name = "START", requires = "scheme")]
+    start: Option<Begin>,
 }
 
 /// Masked language models.
@@ -180,6 +210,13 @@ enum Rule {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Begin {
+    LeastSquares,
+    Unbiased,
+    Random,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Decay {
     Constant,
     Cosine,
@@ -192,6 +229,8 @@ struct Outcome<'a> {
     optimizer: Rule,
     output: String,
     parameters: usize,
+    stored: usize,
+    dense_stored: usize,
     samples: Counts,
     steps: u64,
     seconds: f64,
@@ -228,14 +267,19 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let samples = Samples::open(&args.data)?;
     let labels = args.labels.as_deref().map(|text| labels(text, &samples)).transpose()?;
     let options = options(args, &source.graph)?;
-    let graph = if args.init { begun(&source.graph, &options)? } else { source.graph.clone() };
+    let mut graph = if args.init { begun(&source.graph, &options)? } else { source.graph.clone() };
+    let dense = stored(&graph);
+    sketch(args, &mut graph)?;
     let trained = {
         let mut bar = TrainingBar::new("loss", Interrupt::listen()?);
         options.train(&graph, &samples, labels.as_ref(), &mut bar)?
     };
     write(args, &source.name, &trained)?;
-    let text =
-        if args.json { json(&outcome(args, &source.name, &trained))? } else { summary(args, &trained) };
+    let text = if args.json {
+        json(&outcome(args, &source.name, &trained, dense))?
+    } else {
+        summary(args, &trained, dense)
+    };
     Ok(text.into())
 }
 
@@ -284,6 +328,7 @@ fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
             ..FitOptions::default()
         },
         held_out: args.held_out,
+        max_saved_bytes: args.max_saved_bytes,
         threads: args.threads.get(),
         target: CpuTarget::native(),
     })
@@ -314,7 +359,29 @@ fn masked_lm(args: &Args, g: &Graph) -> Result<Objective, Failure> {
 fn begun(g: &Graph, options: &Supervised) -> Result<Graph, Failure> {
     let nodes = options.parameters(g)?;
     let first = initial(g, &nodes, options.fit.seed)?;
-    Ok(with_parameters(g, &first).map_err(margay_train::TrainError::from)?)
+    Ok(with_parameters(g, &first).map_err(TrainError::from)?)
+}
+
+/// Replaces layers by sketches, if asked for.
+fn sketch(args: &Args, g: &mut Graph) -> Result<(), Failure> {
+    let (Some(_), Some(rank)) = (&args.sketch.scheme, args.sketch.rank) else { return Ok(()) };
+    let start = match (args.sketch.start, args.init) {
+        (Some(Begin::LeastSquares), _) | (None, false) => Start::LeastSquares,
+        (Some(Begin::Unbiased), _) => Start::Unbiased,
+        (Some(Begin::Random), _) | (None, true) => Start::Random,
+    };
+    let SketchArgs { terms, layers, .. } = &args.sketch;
+    let options =
+        PantherTraining { rank, terms: *terms, start, seed: args.length.seed, modules: layers.clone() };
+    let mut cx = Cx::default();
+    panther_for_training(g, &options, &mut cx).map_err(TrainError::from)?;
+    cx.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
+    Ok(())
+}
+
+/// The numbers in all constants of floats.
+fn stored(g: &Graph) -> usize {
+    parameter_names(g).iter().filter_map(|(n, _)| Some(g.constant((*n).into())?.tensor().len())).sum()
 }
 
 fn is_array_file(text: &str) -> bool {
@@ -356,7 +423,7 @@ fn write(args: &Args, name: &str, trained: &Trained) -> Result<(), Failure> {
     Ok(())
 }
 
-fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained) -> Outcome<'a> {
+fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained, dense: usize) -> Outcome<'a> {
     let fitted = &trained.fitted;
     Outcome {
         model: name,
@@ -364,6 +431,8 @@ fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained) -> Outcome<'a> 
         optimizer: args.update.optimizer,
         output: output_name(args, &trained.graph).to_string(),
         parameters: trained.parameters,
+        stored: stored(&trained.graph),
+        dense_stored: dense,
         samples: Counts { trained: trained.samples.0, held_out: trained.samples.1 },
         steps: fitted.steps,
         seconds: fitted.seconds,
@@ -376,7 +445,7 @@ fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained) -> Outcome<'a> 
     }
 }
 
-fn summary(args: &Args, trained: &Trained) -> String {
+fn summary(args: &Args, trained: &Trained, dense: usize) -> String {
     let fitted = &trained.fitted;
     let (first, best) = (fitted.first(), fitted.best());
     let mut table = Table::new(&["on held-out samples", ">before", ">best"]);
@@ -398,6 +467,11 @@ fn summary(args: &Args, trained: &Trained) -> String {
         bytes(trained.memory.state_bytes as u64),
         bytes(trained.memory.session_bytes as u64)
     );
+    let now = stored(&trained.graph);
+    if now != dense {
+        let share = percent(now as f64, dense as f64);
+        text += &format!("{} of {} numbers stored, {share}\n", count(now as u64), count(dense as u64));
+    }
     for path in [&args.output, &args.export].into_iter().flatten() {
         let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
         text += &format!("wrote {}{size}\n", path.display());

@@ -5,7 +5,7 @@
 
 use margay_driver::{Samples, bound_batch};
 use margay_ir::ops::Numbers;
-use margay_ir::{Graph, NodeId, Output, TensorType, Value};
+use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
 use margay_kernels_cpu::CpuTarget;
 use margay_passes::parameter_names;
 use margay_tensor::{DType, Tensor};
@@ -44,7 +44,7 @@ pub enum Objective {
 /// Which constants are trained.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Selection {
-    /// All with a name and several elements on which the loss depends.
+    /// All with a name and several elements on which the loss depends, but the random matrices of sketches.
     All,
     /// Those with these names, as [`parameter_names`] gives them.
     Named(Vec<String>),
@@ -67,6 +67,8 @@ pub struct Supervised {
     pub fit: FitOptions,
     /// The share of samples that is held out, above 0 and below 1.
     pub held_out: f64,
+    /// The most bytes kept from the forward for the backward pass; see [`TrainingStep::max_saved_bytes`].
+    pub max_saved_bytes: Option<u64>,
     /// Threads to run on.
     pub threads: usize,
     /// The processor class to compile for.
@@ -109,7 +111,8 @@ impl Supervised {
             return Err(TrainError::Options(format!("the model takes batches of {bound}, found {batch}")));
         }
         let (train, held_out) = split(data.rows(), self.held_out)?;
-        let (step, nodes) = self.step(forward)?;
+        let (mut step, nodes) = self.step(forward)?;
+        step.max_saved_bytes = self.max_saved_bytes;
         let mut trainer =
             Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, self.target, self.threads)?;
         let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), self.target, self.threads)?;
@@ -295,11 +298,12 @@ fn masked(
 /// The stream of random numbers that masks are drawn from. Epochs are streams too, counted from 0.
 const MASKS: u64 = 1 << 32;
 
-/// Whether a constant looks like a weight: it has a name, and several floats.
+/// Whether a constant looks like a weight: it has a name and several floats, and is no random matrix of a sketch.
 fn is_weight(g: &Graph, n: NodeId) -> bool {
-    let ty = g.ty(n.into());
+    let (ty, origin) = (g.ty(n.into()), &g.node(n).origin);
     let several = ty.extents().is_some_and(|e| e.iter().product::<usize>() > 1);
-    several && !g.node(n).origin.name().is_empty() && matches!(ty.dtype, DType::F32 | DType::F64)
+    let named = !origin.name().is_empty() && origin.part != Some(Part::Random);
+    several && named && matches!(ty.dtype, DType::F32 | DType::F64)
 }
 
 fn no_parameter(name: &str, known: &[(NodeId, String)]) -> TrainError {

@@ -1,8 +1,9 @@
 //! Training on samples with labels, from a graph to a trained graph; what does not fit is refused; first parameters.
 
 use margay_driver::{Runner, Samples, Silent};
-use margay_ir::Graph;
+use margay_ir::{Cx, Graph, Part};
 use margay_kernels_cpu::CpuTarget;
+use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::random::Philox;
 use margay_tensor::{DType, Tensor};
@@ -56,6 +57,7 @@ fn supervised(objective: Objective) -> Supervised {
         },
         fit: FitOptions { length: Length::Steps(60), batch: 16, evaluations: 4, ..FitOptions::default() },
         held_out: 0.2,
+        max_saved_bytes: None,
         threads: 1,
         target: CpuTarget::native(),
     }
@@ -115,6 +117,42 @@ fn outputs_are_fitted_to_targets() {
         let (first, best) = (trained.fitted.first().error, trained.fitted.best().error);
         assert!(best < 0.3 * first, "{first} {best}");
     }
+}
+
+#[test]
+fn sketches_are_trained_but_their_signs_stay() {
+    let (mut g, (samples, labels)) = (graph(CLASSIFIER), points(203));
+    let sketch = PantherTraining { rank: 2, terms: 1, start: Start::Random, seed: 4, modules: None };
+    panther_for_training(&mut g, &sketch, &mut Cx::default()).unwrap();
+    let mut options = supervised(Objective::CrossEntropy);
+    options.fit.length = Length::Steps(200);
+    let trained = train(&options, &g, &samples, Some(&labels));
+    // Both factors of the first layer; the second one would not get smaller.
+    assert_eq!(trained.parameters, 2 * (6 + 16) + 16 + 16 * 3 + 3);
+    assert!(trained.fitted.best().measures[0].1 > 0.8, "{:?}", trained.fitted.history);
+    let part = |g: &Graph, part: Part| -> Vec<Tensor> {
+        let nodes = g.order().into_iter().filter(|n| g.node(*n).origin.part == Some(part));
+        nodes.filter_map(|n| Some(g.constant(n.into())?.tensor().clone())).collect()
+    };
+    assert_eq!(part(&g, Part::Random), part(&trained.graph, Part::Random));
+    assert_eq!(part(&g, Part::Random).len(), 2);
+    assert_ne!(part(&g, Part::Left), part(&trained.graph, Part::Left));
+}
+
+#[test]
+fn what_has_no_effect_on_the_loss_is_not_trained() {
+    let g = graph(LANGUAGE);
+    let tokens = Tensor::from_slice(&[40, 5], &(0..200).map(|i| i % 20).collect::<Vec<i64>>()).unwrap();
+    let arrays = ["tokens", "mask"].map(|name| (name.to_string(), tokens.clone())).to_vec();
+    let samples = Samples::new(arrays).unwrap();
+    let mut options = supervised(Objective::Mse);
+    options.output = Some("hidden".into());
+    let trained = train(&options, &g, &samples, Some(&Tensor::zeros(DType::F32, &[40, 5, 12]).unwrap()));
+    assert_eq!(trained.parameters, 20 * 12, "the embedding alone");
+    options.selection = Selection::Named(vec!["head".into()]);
+    let target = Tensor::zeros(DType::F32, &[40, 5, 12]).unwrap();
+    let refused = options.train(&g, &samples, Some(&target), &mut Silent).unwrap_err();
+    assert_eq!(refused.to_string(), "the loss does not depend on `head`");
 }
 
 const LANGUAGE: &str = "graph @language(%tokens: i64[B, S], %mask: i64[B, S]) -> (hidden: f32[B, S, 12], logits: f32[B, S, 20]) {

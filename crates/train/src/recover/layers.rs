@@ -298,7 +298,7 @@ fn kept(x: Vec<f32>, y: Vec<f32>, keep: &[bool]) -> (Vec<f32>, Vec<f32>) {
         let rows = v.chunks_exact(width.max(1)).zip(keep).filter(|(_, keep)| **keep);
         rows.flat_map(|(row, _)| row.iter().copied()).collect()
     };
-    if !x.len().is_multiple_of(keep.len()) || !y.len().is_multiple_of(keep.len()) {
+    if [&x, &y].iter().any(|v| !v.len().is_multiple_of(keep.len())) {
         return (x, y);
     }
     (pick(x), pick(y))

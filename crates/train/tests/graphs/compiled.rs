@@ -1,6 +1,6 @@
 //! Compiled steps against the reference interpreter, over several steps.
 
-use margay_driver::build::jit_step;
+use margay_driver::build::{StepForm, jit_step};
 use margay_ir::{Graph, Value, eval};
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_passes::parameter_names;
@@ -45,9 +45,10 @@ fn compare(objective: Objective<'_>, update: &Update, data: &[(&str, &Tensor)]) 
     let nodes: Vec<_> = parameter_names(&g).into_iter().map(|(n, _)| n).collect();
     let step = TrainingStep::new(&g, &nodes, objective, update).unwrap();
     let binding: Binding = [("N".into(), ROWS as i64)].into_iter().collect();
-    let names: Vec<(String, String)> = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
+    let carried = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
+    let form = StepForm { states: carried, max_saved_bytes: None };
     for class in Class::ALL.into_iter().filter(|c| c.supported_here()) {
-        let executable = jit_step(&step.graph, &binding, CpuTarget::new(class), &names).unwrap();
+        let executable = jit_step(&step.graph, &binding, CpuTarget::new(class), &form).unwrap().executable;
         let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
         let mut states: Vec<(&str, Tensor)> =
             step.states.iter().map(|s| (s.name.as_str(), s.initial.clone())).collect();

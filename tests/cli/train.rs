@@ -1,0 +1,151 @@
+//! `margay train`: what it learns, writes and refuses, and that it goes on where it was stopped.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use margay_tensor::{DType, Tensor};
+
+use crate::place::{Place, images, json, keys};
+
+/// A folder with images of which half are darkened, and which half that is.
+fn place() -> Place {
+    let place = Place::new();
+    let rows = 80;
+    let mut pixels = images(rows, 5).to_vec::<f32>().unwrap();
+    let labels: Vec<u8> = (0..rows).map(|r| (r * 5 / 3 % 2) as u8).collect();
+    for (row, label) in pixels.chunks_exact_mut(784).zip(&labels) {
+        row.iter_mut().for_each(|p| *p *= if *label == 0 { 1.0 } else { 0.3 });
+    }
+    let pixels = Tensor::from_slice(&[rows, 1, 28, 28], &pixels).unwrap();
+    let labels = Tensor::from_slice(&[rows], &labels).unwrap();
+    place.write_npz("data.npz", &[("image", pixels), ("label", labels.clone())]);
+    place.write_npz("labels.npz", &[("any", labels)]);
+    place
+}
+
+const FC: &str = "train model.onnx --data data.npz --labels label --train fc1.weight,fc1.bias,fc2.weight,fc2.bias \
+                  --batch 16 --held-out 0.2 --learning-rate 0.003 --threads 1";
+
+#[test]
+fn a_model_is_trained_exported_and_compiled() {
+    let place = place();
+    let told = place.done(&format!("{FC} --epochs 4 --export t.onnx -o t.margay --dim batch=4 --json"));
+    let report = json(&told.stdout);
+    let told = [
+        "best",
+        "dense_stored",
+        "first",
+        "history",
+        "loss",
+        "memory",
+        "model",
+        "optimizer",
+        "output",
+        "parameters",
+        "samples",
+        "seconds",
+        "seed",
+        "steps",
+        "stop",
+        "stored",
+    ];
+    assert_eq!(keys(&report), told);
+    let number = |point: &str, pointer: &str| report[point].pointer(pointer).unwrap().as_f64().unwrap();
+    assert_eq!(report["parameters"], 3136 * 64 + 64 + 64 * 10 + 10);
+    assert_eq!((&report["samples"]["trained"], &report["samples"]["held_out"]), (&64.into(), &16.into()));
+    assert_eq!((&report["steps"], &report["stop"]), (&16.into(), &"finished".into()));
+    assert_eq!(report["best"]["measures"][0][0], "accuracy");
+    assert!(number("best", "/error") < 0.5 * number("first", "/error"), "{}", report["history"]);
+    assert!(number("best", "/measures/0/1") > 0.9, "{}", report["history"]);
+
+    // Both files hold the same trained model.
+    place.done("run t.onnx --inputs in.npz --outputs a.npz");
+    place.done("run t.margay --inputs in.npz --outputs b.npz");
+    let (a, b) = (place.read_npz("a.npz"), place.read_npz("b.npz"));
+    let (a, b) = (a[0].1.to_vec::<f32>().unwrap(), b[0].1.to_vec::<f32>().unwrap());
+    assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-3 * (1.0 + x.abs())), "{a:?} {b:?}");
+    place.done("run model.onnx --inputs in.npz --outputs c.npz");
+    assert_ne!(place.read_npz("c.npz")[0].1.to_vec::<f32>().unwrap(), a);
+}
+
+#[test]
+fn a_run_that_goes_on_gives_the_same_bytes() {
+    let place = place();
+    let whole = format!("{FC} --steps 12 --evaluations 4 --checkpoint one.safetensors --export one.onnx");
+    place.done(&whole);
+    // The time is over before the first step.
+    let other = whole.replace("one.", "two.");
+    let stopped = place.done(&format!("{other} --max-seconds 0.000001 --json"));
+    assert_eq!(json(&stopped.stdout)["stop"], "time");
+    assert!(json(&stopped.stdout)["steps"].as_u64().unwrap() < 12);
+    let told = place.done(&format!("{other} --resume --json"));
+    assert_eq!(json(&told.stdout)["steps"], 12);
+    assert!(place.bytes("one.onnx") == place.bytes("two.onnx"), "the models differ");
+    // The same file, with another learning rate.
+    let refused = place.run(&format!("{other} --resume --clip 1"));
+    assert_eq!(refused.code, 3);
+    assert!(refused.stderr.contains("other options"), "{}", refused.stderr);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_keeps_the_best_so_far() {
+    let place = place();
+    let arguments = format!(
+        "{FC} --steps 1000000 --evaluations 100000 --checkpoint c.safetensors --export t.onnx --json"
+    );
+    let child = Command::new(env!("CARGO_BIN_EXE_margay"))
+        .args(arguments.split_whitespace())
+        .current_dir(place.path(""))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The checkpoint of the first parameters is there once training has begun.
+    let begin = Instant::now();
+    while !place.path("c.safetensors").exists() && begin.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(report["stop"], "interrupted");
+    place.done("run t.onnx --inputs in.npz --outputs out.npz");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let place = place();
+    place.write_npz("bytes.npz", &[("image", Tensor::zeros(DType::U8, &[80, 1, 28, 28]).unwrap())]);
+    place.write_npz("two.npz", &[("a", images(2, 1)), ("b", images(2, 1))]);
+    let base = "train model.onnx --data data.npz --export t.onnx";
+    let text = place.transcript(&[
+        "train model.onnx --data data.npz --labels label",
+        base,
+        &format!("{base} --labels wrong"),
+        &format!("{base} --labels missing.npy"),
+        &format!("{base} --labels two.npz"),
+        &format!("{base} --labels label --train conv9.weight"),
+        &format!("{base} --labels label --output-name hidden"),
+        &format!("{base} --labels label --loss mse"),
+        &format!("{base} --labels label --held-out 0"),
+        &format!("{base} --labels label --batch 1000"),
+        &format!("{base} --labels label --steps 5 --epochs 2"),
+        &format!("{base} --labels label --warm-up 2"),
+        &format!("{base} --labels label --resume"),
+        &format!("{base} --loss masked-lm"),
+        &format!("{base} --loss masked-lm --mask-token 3"),
+        "train model.onnx --data bytes.npz --labels labels.npz --export t.onnx",
+        "train model.onnx --data data.npz --labels label --export nowhere/t.onnx",
+    ]);
+    assert!(!place.path("t.onnx").exists());
+    insta::with_settings!({ snapshot_path => "../snapshots", prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("cli__wrong_training", text);
+    });
+    let over = place.run("train model.onnx --data data.npz --labels label --export data.npz");
+    assert_eq!(over.code, 2);
+    assert!(over.stderr.contains("`--export` and `--data` name the same file"), "{}", over.stderr);
+}
