@@ -181,7 +181,8 @@ pub fn recover(
     let mut reports = Vec::new();
     if options.layers && !resuming {
         let data = LayerData { teacher, train: &train, held_out: &held_out, mask: &mask, target, threads };
-        let done = layers::refit_layers(student, &data, progress, &|| observer.interrupted())?;
+        let over = || observer.interrupted() || start.elapsed().as_secs_f64() >= options.max_seconds;
+        let done = layers::refit_layers(student, &data, progress, &over)?;
         reports = done.reports;
         let values = replaced(&best, done.factors);
         let found = task.evaluate(&values)?;
