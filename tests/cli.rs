@@ -8,8 +8,12 @@ use std::fs;
 use margay_tensor::{DType, Tensor, npy};
 use serde_json::Value;
 
+#[path = "cli/derivatives.rs"]
+mod derivatives;
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/recover.rs"]
+mod recover;
 #[path = "cli/train.rs"]
 mod train;
 use place::{Place, images, json, keys, node, write_model};
@@ -19,7 +23,20 @@ fn help() {
     let place = Place::new();
     insta::assert_snapshot!("help", place.done("--help").stdout);
     let commands = [
-        "demo", "compile", "train", "run", "bench", "compare", "explain", "inspect", "check", "export", "opt",
+        "demo",
+        "compile",
+        "train",
+        "recover",
+        "run",
+        "bench",
+        "compare",
+        "explain",
+        "inspect",
+        "check",
+        "sensitivity",
+        "export",
+        "differentiate",
+        "opt",
     ];
     let all: Vec<String> = commands.iter().map(|c| place.done(&format!("{c} --help")).stdout).collect();
     insta::assert_snapshot!("help_of_commands", all.join("\n\n"));

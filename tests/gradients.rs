@@ -17,6 +17,8 @@ use margay_testkit::case_inputs;
 /// Operators whose derivative is refused, with the reason.
 const WITHOUT: &[(&str, &str)] = &[
     ("attention_gradient", "second derivatives of attention are not taken"),
+    ("conv_kernel_gradient", "second derivatives of convolutions are not taken"),
+    ("max_pool_gradient", "second derivatives of pooling are not taken"),
     ("reduce", "there is no rule for products of elements"),
     ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),

@@ -1,10 +1,11 @@
 //! Puts the channels of images last, where the kernels of convolutions read them.
 //!
 //! Required stage: sketched. Every convolution is turned into one of layout `nhwc` between two transposes, and so is
-//! pooling of what a convolution made. The transpose behind it then sinks through what follows, until it meets the one
-//! in front of the next convolution and both go. What is left stands at the inputs and outputs of the graph and at
-//! operators that depend on the order of axes. Declines an operator whose other operands would have to be moved in
-//! memory. A kernel keeps its order of axes; exported models keep theirs, since export comes before.
+//! pooling of what a convolution made, and so are their derivatives. The transpose behind it then sinks through what
+//! follows, until it meets the one in front of the next convolution and both go. What is left stands at the inputs and
+//! outputs of the graph and at operators that depend on the order of axes. Declines an operator whose other operands
+//! would have to be moved in memory. A kernel keeps its order of axes; exported models keep theirs, since export comes
+//! before.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 3, 8, 8]) -> (y: f32[N, 2]) {
@@ -35,7 +36,8 @@
 //! ```
 
 use margay_ir::ops::{
-    Broadcast, Concat, Const, Conv, ImageLayout, Pad, Pool, Reduce, Reshape, Slice, Softmax, Transpose,
+    Broadcast, Concat, Const, Conv, ConvKernelGradient, ImageLayout, MaxPoolGradient, Pad, Pool, Reduce,
+    Reshape, Slice, Softmax, Transpose,
 };
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
@@ -62,6 +64,8 @@ impl Pass for AssignLayout {
         let rules = [
             Rule { name: "turn-convolution", apply: turn_convolution },
             Rule { name: "turn-pooling", apply: turn_pooling },
+            Rule { name: "turn-kernel-gradient", apply: turn_kernel_gradient },
+            Rule { name: "turn-pooling-gradient", apply: turn_pooling_gradient },
             Rule { name: "cancel-transposes", apply: cancel_transposes },
             Rule { name: "sink-through-elementwise", apply: sink_through_elementwise },
             Rule { name: "sink-through-axes", apply: sink_through_axes },
@@ -108,6 +112,7 @@ fn is_image(g: &Graph, v: Value) -> bool {
         let Some(v) = stack.pop() else { return false };
         match g.op(v.node) {
             Op::Conv(Conv { layout: ImageLayout::Nhwc, .. })
+            | Op::MaxPoolGradient(MaxPoolGradient { layout: ImageLayout::Nhwc, .. })
             | Op::Pool(Pool { layout: ImageLayout::Nhwc, .. }) => return true,
             op if is_elementwise(op) || keeps_axes(op) => {
                 stack.extend(g.inputs_of(v.node).into_iter().filter(|x| g.ty(*x).ndim() == ndim));
@@ -181,17 +186,22 @@ fn replace_op(g: &Graph, n: NodeId, mut patch: Patch, op: impl Into<Op>, operand
     replace(g, n, patch, new)
 }
 
+/// A value in NHWC: what it was before it was turned, or turned anew.
+fn to_last(g: &Graph, patch: &mut Patch, v: Value) -> Result<Value, AddError> {
+    match behind_transpose(g, v) {
+        Some(x) => Ok(x),
+        None => {
+            let perm = LAST.perm_from_nchw(g.ty(v).ndim());
+            patch.add(g, Transpose { perm }, &[v], Origin::default())
+        }
+    }
+}
+
 fn turn_convolution(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     let Op::Conv(op @ Conv { layout: ImageLayout::Nchw, .. }) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let operands = g.inputs_of(n);
     let mut patch = Patch::new();
-    let x = match behind_transpose(g, operands[0]) {
-        Some(x) => x,
-        None => {
-            let perm = LAST.perm_from_nchw(g.ty(operands[0]).ndim());
-            patch.add(g, Transpose { perm }, &[operands[0]], Origin::default())?
-        }
-    };
+    let x = to_last(g, &mut patch, operands[0])?;
     replace_op(g, n, patch, Conv { layout: LAST, ..op.clone() }, &[x, operands[1]])
 }
 
@@ -210,6 +220,32 @@ fn cancel_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     let mut patch = Patch::new();
     patch.redirect(n.into(), x);
     Ok(Verdict::Rewrite(patch))
+}
+
+fn turn_kernel_gradient(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
+    let Op::ConvKernelGradient(op @ ConvKernelGradient { layout: ImageLayout::Nchw, .. }) = g.op(n) else {
+        return Ok(Verdict::NoMatch);
+    };
+    let mut patch = Patch::new();
+    let images =
+        g.inputs_of(n).into_iter().map(|v| to_last(g, &mut patch, v)).collect::<Result<Vec<_>, _>>()?;
+    let new = ConvKernelGradient { layout: LAST, ..op.clone() };
+    let gradient = patch.add(g, new, &images, g.node(n).origin.clone())?;
+    patch.redirect(n.into(), gradient);
+    Ok(Verdict::Rewrite(patch))
+}
+
+fn turn_pooling_gradient(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
+    let Op::MaxPoolGradient(op @ MaxPoolGradient { layout: ImageLayout::Nchw, .. }) = g.op(n) else {
+        return Ok(Verdict::NoMatch);
+    };
+    if image_behind(g, g.inputs_of(n)[0]).is_none() {
+        return Ok(Verdict::NoMatch);
+    }
+    let mut patch = Patch::new();
+    let images =
+        g.inputs_of(n).into_iter().map(|v| to_last(g, &mut patch, v)).collect::<Result<Vec<_>, _>>()?;
+    replace_op(g, n, patch, MaxPoolGradient { layout: LAST, ..op.clone() }, &images)
 }
 
 /// Whether reordering axes of these extents moves nothing in memory.

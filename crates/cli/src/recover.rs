@@ -18,7 +18,7 @@ use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train, recover};
 use margay_train::{Evaluation, Point, Stop};
 use serde::Serialize;
 
-use crate::args::{ThreadArgs, at_least_one, dim, positive};
+use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::model::open_artifact;
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// Keep the state of learning in a file.
     #[arg(long, value_name = "FILE.safetensors")]
     checkpoint: Option<PathBuf>,
+    /// Seconds between two checkpoints; a run that dies loses no more.
+    #[arg(long, value_name = "S", default_value_t = 20.0, value_parser = not_negative, requires = "checkpoint")]
+    checkpoint_seconds: f64,
     /// Go on from the checkpoint, if it is there.
     #[arg(long, requires = "checkpoint")]
     resume: bool,
@@ -180,6 +183,12 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         return Err(Failure::usage("an artifact has its dimensions: `--dim` does not apply to it"));
     }
     let (student, teacher) = (open(&args.model)?, open(&args.teacher)?);
+    if margay_driver::build::bytes_saved(&student.graph) > 0 {
+        let message = "the sketched model has products in bf16 or int8, which do not learn";
+        return Err(
+            Failure::usage(message).help("compile it in f32, recover it, and lower its precision then")
+        );
+    }
     let samples = Samples::open(&args.data)?;
     let recovered = {
         let bars = Bars::new();
@@ -225,6 +234,7 @@ fn options(args: &Args) -> RecoverOptions {
         evaluations: l.evaluations,
         seed: l.seed,
         checkpoint: args.checkpoint.clone(),
+        checkpoint_seconds: args.checkpoint_seconds,
         resume: args.resume,
         threads: args.threads.get(),
         ..RecoverOptions::default()
@@ -305,7 +315,7 @@ fn summary(args: &Args, recovered: &Recovered, error: &ErrorMeasure) -> String {
     }
     text += &format!("\n{table}\n");
     text += &format!(
-        "with padding and means: relative error {}, cosine {:.5}\n",
+        "as `compile` states it: relative error {}, cosine {:.5}\n",
         significant(error.relative_l2),
         error.cosine
     );

@@ -58,7 +58,9 @@ pub struct ModuleSensitivity {
     pub output_error_by_moments: f64,
     /// The rank that half the bytes of the weight hold; 0 if there is none.
     pub half_rank: usize,
-    /// The error of the outputs with the weight's best factors of that rank for these inputs; `null` for rank 0.
+    /// The error of the outputs with the weight's best factors of that rank for these inputs; `null` for rank 0. It is the
+    /// root of a mean of squares, one for each of `n` runs backward, so that its own relative error is about `1 / √(2n)`;
+    /// a run takes up to 8 samples and one cotangent of each.
     pub half_rank_output_error: Option<f64>,
 }
 

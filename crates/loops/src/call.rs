@@ -119,6 +119,16 @@ pub struct Conv {
     pub epilogue: Epilogue,
 }
 
+/// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
+/// pixels, X and dY row-major in NHWC order, dK in OIHW order.
+///
+/// Arguments: X, dY, dK, workspace if any.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ConvKernelGradient {
+    /// The convolution; its epilogue and where its kernel comes from play no part.
+    pub forward: Conv,
+}
+
 /// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
 /// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
@@ -247,6 +257,8 @@ pub enum KernelCall {
     MatMul(MatMul),
     /// A convolution.
     Conv(Conv),
+    /// The derivative of a convolution by its kernel.
+    ConvKernelGradient(ConvKernelGradient),
     /// Softmax attention.
     Attention(Attention),
     /// Derivatives of softmax attention.
@@ -261,6 +273,7 @@ impl KernelCall {
         match self {
             KernelCall::MatMul(_) => "matmul",
             KernelCall::Conv(_) => "conv",
+            KernelCall::ConvKernelGradient(_) => "conv_kernel_gradient",
             KernelCall::Attention(_) => "attention",
             KernelCall::AttentionGradient(_) => "attention_gradient",
             KernelCall::LinearAttention(_) => "linear_attention",
@@ -274,7 +287,7 @@ impl KernelCall {
             KernelCall::MatMul(c) => {
                 2 * product(&[c.m, c.n, c.k]) * c.batch.iter().map(|b| b.extent as u64).product::<u64>()
             }
-            KernelCall::Conv(c) => {
+            KernelCall::Conv(c) | KernelCall::ConvKernelGradient(ConvKernelGradient { forward: c }) => {
                 let taps = c.in_channels / c.groups * c.kernel[0] * c.kernel[1];
                 2 * product(&[c.batch, c.out_channels, c.out_size[0], c.out_size[1], taps])
             }
@@ -292,6 +305,15 @@ impl KernelCall {
                 2 * product(&[c.batch, c.heads, c.features, c.v_dim + 1]) * rows
             }
         }
+    }
+}
+
+impl Conv {
+    /// The extents as text.
+    fn extents(&self) -> String {
+        let ([h, w], [y, x], [i, j]) = (self.in_size, self.out_size, self.kernel);
+        let (inner, outer) = (self.in_channels, self.out_channels);
+        format!("{}x[{inner}x{h}x{w} -> {outer}x{y}x{x}] kernel {i}x{j} groups {}", self.batch, self.groups)
     }
 }
 
@@ -351,22 +373,11 @@ impl fmt::Display for KernelCall {
                 }
                 write!(f, "{}", c.epilogue)
             }
-            KernelCall::Conv(c) => write!(
-                f,
-                "conv {}x[{}x{}x{} -> {}x{}x{}] kernel {}x{} groups {}{}{}",
-                c.batch,
-                c.in_channels,
-                c.in_size[0],
-                c.in_size[1],
-                c.out_channels,
-                c.out_size[0],
-                c.out_size[1],
-                c.kernel[0],
-                c.kernel[1],
-                c.groups,
-                if c.k_packed { "" } else { " computed" },
-                c.epilogue
-            ),
+            KernelCall::Conv(c) => {
+                write!(f, "conv {}", c.extents())?;
+                write!(f, "{}{}", if c.k_packed { "" } else { " computed" }, c.epilogue)
+            }
+            KernelCall::ConvKernelGradient(c) => write!(f, "conv_kernel_gradient {}", c.forward.extents()),
             KernelCall::Attention(c) => write!(
                 f,
                 "attention {}x{}x[{}, {}] dims {} and {}{}{}{}",

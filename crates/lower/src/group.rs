@@ -264,7 +264,10 @@ impl Grouper<'_> {
             KernelCall::AttentionGradient(c) => {
                 [&mut c.dq, &mut c.dk, &mut c.dv].into_iter().nth(usize::from(v.out))?
             }
-            KernelCall::MatMul(_) | KernelCall::Conv(_) | KernelCall::LinearAttention(_) => return None,
+            KernelCall::MatMul(_)
+            | KernelCall::Conv(_)
+            | KernelCall::ConvKernelGradient(_)
+            | KernelCall::LinearAttention(_) => return None,
         };
         let turns = |op: &Op| matches!(op, Op::Transpose(t) if t.perm == [0, 2, 1, 3]);
         let [_, heads, rows, dim] = *self.g.ty(v).extents()? else { return None };
@@ -407,9 +410,10 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
     let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
         KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
         KernelCall::Conv(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Attention(_) | KernelCall::AttentionGradient(_) | KernelCall::LinearAttention(_) => {
-            return false;
-        }
+        KernelCall::Attention(_)
+        | KernelCall::AttentionGradient(_)
+        | KernelCall::ConvKernelGradient(_)
+        | KernelCall::LinearAttention(_) => return false,
     };
     let activation = match op {
         Op::Relu(_) => Some(Activation::Relu),

@@ -113,6 +113,7 @@ impl CostModel {
         let load = match call {
             KernelCall::MatMul(call) => self.matmul(call),
             KernelCall::Conv(call) => self.conv(call),
+            KernelCall::ConvKernelGradient(call) => self.conv(&call.forward),
             KernelCall::Attention(call) => self.attention(call),
             KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),

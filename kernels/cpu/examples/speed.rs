@@ -8,8 +8,8 @@ use std::time::Duration;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::abi::SCRATCH_HEADER_BYTES;
 use margay_loops::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, Epilogue, KernelCall, LinearAttention,
-    MatLayout, MatMul, Precision, Target,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
+    LinearAttention, MatLayout, MatMul, Precision, Target,
 };
 
 fn main() {
@@ -82,6 +82,11 @@ fn calls() -> Vec<KernelCall> {
         calls.push(transposed(product([128, 768, 768], false, plain), sides));
         calls.push(transposed(product([1024, 768, 768], false, plain), sides));
     }
+    for sides in [[false, false], [false, true]] {
+        calls.push(transposed(product([32, 8192, 8192], false, plain), sides));
+        calls.push(transposed(product([64, 1024, 1024], false, plain), sides));
+    }
+    calls.push(transposed(product([8192, 8192, 32], false, plain), [true, false]));
     calls.push(transposed(product([1024, 3072, 768], false, plain), [true, false]));
     calls.push(transposed(product([512, 1024, 1024], false, plain), [false, true]));
     for m in [1, 4, 8] {
@@ -187,6 +192,13 @@ fn calls() -> Vec<KernelCall> {
         calls.push(conv(batch, [128, 128], 56, 3, 1, 128));
         calls.push(conv(batch, [256, 256], 28, 3, 2, 256));
     }
+    let gradient = |call: &KernelCall| match call {
+        KernelCall::Conv(c) => {
+            Some(KernelCall::ConvKernelGradient(ConvKernelGradient { forward: c.clone() }))
+        }
+        _ => None,
+    };
+    calls.extend(calls.iter().filter_map(gradient).collect::<Vec<_>>());
     calls
 }
 
@@ -282,6 +294,12 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
                 width * c.kv_len * c.v_dim,
                 width * c.q_len * c.v_dim,
             ]
+        }
+        KernelCall::ConvKernelGradient(c) => {
+            let [x, k, y] = lengths(&KernelCall::Conv(c.forward.clone()))[..] else {
+                unreachable!("no epilogue")
+            };
+            vec![x, y, k]
         }
         KernelCall::Conv(c) => {
             let pixels = |size: [usize; 2]| size[0] * size[1];

@@ -22,6 +22,12 @@ impl Finish {
     /// Whether it changes anything.
     #[inline(always)]
     fn is_identity(&self) -> bool {
+        self.bias.is_null() && self.word & (ACTIVATION | STREAMED) == 0 && self.residual.is_null()
+    }
+
+    /// Whether it leaves sums as they are.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
         self.bias.is_null() && self.word & ACTIVATION == 0 && self.residual.is_null()
     }
 
@@ -44,6 +50,10 @@ pub(crate) const ACTIVATION: usize = 7;
 
 /// The bit of [`epilogue_word`] that puts the residual before the activation.
 const RESIDUAL_FIRST: usize = 8;
+
+/// The bit of a word that asks for whole tiles to be stored past the caches: results far larger than those, none of
+/// whose sums is read back. Where the result is not aligned to lines of the cache they are stored as usual.
+pub(crate) const STREAMED: usize = 16;
 
 /// The word for the activation of an epilogue, and for what comes before it.
 pub(crate) fn epilogue_word(epilogue: &Epilogue) -> usize {
@@ -81,6 +91,17 @@ pub(crate) struct Block {
     pub(crate) stride: usize,
 }
 
+impl Block {
+    /// Whether whole panels of every row begin at a line of the cache.
+    #[inline(always)]
+    fn is_aligned(&self) -> bool {
+        self.at.addr().is_multiple_of(LINE_BYTES) && (4 * self.stride).is_multiple_of(LINE_BYTES)
+    }
+}
+
+/// Bytes of a line of the cache.
+const LINE_BYTES: usize = 64;
+
 /// `c = finish((accumulate ? c : 0) + a[rows][k] · b[k][cols])`; `finish` of `None` leaves the sums.
 ///
 /// # Safety
@@ -117,6 +138,27 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
     finish: Option<&Finish>,
     next: *const f32,
 ) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply_between(isa, k, a, b, c, accumulate, finish, next, || {}) }
+}
+
+/// As [`multiply_before`], with something else to do after every tile.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
+pub(crate) unsafe fn multiply_between<I: Isa>(
+    isa: I,
+    k: usize,
+    a: Left,
+    b: Right,
+    c: Block,
+    accumulate: bool,
+    finish: Option<&Finish>,
+    next: *const f32,
+    mut between: impl FnMut(),
+) {
     // Every tile of rows fetches its share of the panel that follows: memory is then read at an even pace.
     let tiles = a.rows.div_ceil(I::ROWS).max(1);
     let pace = ROW_BYTES.div_ceil(2 * tiles);
@@ -146,7 +188,18 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
                 if let Some(f) = here.filter(|f| !f.residual.is_null()) {
                     fetch_rows(isa, rows, f.residual, c.stride);
                 }
-                if cols == PANEL {
+                let streamed = here.is_some_and(|f| f.word & STREAMED != 0) && !accumulate;
+                if let Some(f) = here.filter(|_| streamed && cols == PANEL && c.is_aligned()) {
+                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, std::ptr::null(), ahead, pace);
+                    if !f.is_plain() {
+                        apply(isa, rows, cols, (tile, PANEL), (tile, PANEL), &f);
+                    }
+                    for i in 0..rows {
+                        for j in (0..PANEL).step_by(I::LANES) {
+                            isa.stream(out.add(i * c.stride + j), isa.load(tile.add(i * PANEL + j)));
+                        }
+                    }
+                } else if cols == PANEL {
                     let (start, rest) = start(out, accumulate, here);
                     isa.tile(rows, k, left, a.stride, right, out, c.stride, start, ahead, pace);
                     if let Some(f) = rest {
@@ -165,6 +218,7 @@ pub(crate) unsafe fn multiply_before<I: Isa>(
                     apply(isa, rows, cols, (tile, PANEL), (out, c.stride), &f);
                 }
             }
+            between();
             row += rows;
             share += 2 * k * pace;
         }

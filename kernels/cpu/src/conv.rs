@@ -73,6 +73,21 @@ impl Shape {
         }
     }
 
+    /// The shape of a call that can be run; `Err` says why it cannot.
+    pub(crate) fn checked(call: &Conv) -> Result<Shape, String> {
+        let divides = |channels: usize| call.groups > 0 && channels.is_multiple_of(call.groups);
+        if !divides(call.in_channels) || !divides(call.out_channels) {
+            return Err(format!(
+                "{} groups do not divide {} and {} channels",
+                call.groups, call.in_channels, call.out_channels
+            ));
+        }
+        if call.strides.contains(&0) || call.kernel.contains(&0) {
+            return Err("strides and kernel sizes must be positive".to_owned());
+        }
+        Ok(Shape::new(call))
+    }
+
     /// Filters that are no constant go into the workspace first, and are read there.
     pub(crate) fn place_filters(
         &mut self,
@@ -113,7 +128,7 @@ impl Shape {
 
     /// Pixels of the result, all images together.
     #[inline(always)]
-    fn pixels(&self) -> usize {
+    pub(crate) fn pixels(&self) -> usize {
         self.batch * self.out_size[0] * self.out_size[1]
     }
 
@@ -139,7 +154,7 @@ impl Shape {
     }
 
     /// Each group is one channel.
-    fn is_depthwise(&self) -> bool {
+    pub(crate) fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.in_group() == 1 && self.out_group() == 1
     }
 
@@ -178,17 +193,7 @@ const ENOUGH_ITEMS: usize = 12;
 
 /// How a class runs a convolution; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
-    let divides = |channels: usize| call.groups > 0 && channels.is_multiple_of(call.groups);
-    if !divides(call.in_channels) || !divides(call.out_channels) {
-        return Err(format!(
-            "{} groups do not divide {} and {} channels",
-            call.groups, call.in_channels, call.out_channels
-        ));
-    }
-    if call.strides.contains(&0) || call.kernel.contains(&0) {
-        return Err("strides and kernel sizes must be positive".to_owned());
-    }
-    let mut shape = Shape::new(call);
+    let mut shape = Shape::checked(call)?;
     if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));
     }
@@ -387,7 +392,7 @@ pub(crate) unsafe fn run<I: Isa>(
 /// # Safety
 /// `x` begins at the group's first channel of the first pixel; scratch has `rows` rows at distance `stride`.
 #[inline(always)]
-unsafe fn gather<I: Isa>(
+pub(crate) unsafe fn gather<I: Isa>(
     isa: I,
     s: &Shape,
     x: *const f32,

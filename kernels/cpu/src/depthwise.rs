@@ -142,7 +142,7 @@ unsafe fn run_line<I: Isa, const WORD: usize>(
 
 /// The taps of a window inside of an image; none as an empty range.
 #[inline(always)]
-fn inside(start: usize, pad: usize, dilation: usize, taps: usize, size: usize) -> [usize; 2] {
+pub(crate) fn inside(start: usize, pad: usize, dilation: usize, taps: usize, size: usize) -> [usize; 2] {
     let first = pad.saturating_sub(start).div_ceil(dilation);
     let end = (size + pad).saturating_sub(start).div_ceil(dilation).min(taps);
     [first.min(end), end]

@@ -54,6 +54,13 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// `LANES` elements are writable at `p`.
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Stores past the caches, where the processor can; seen by others after [`fence`](Isa::fence).
+    ///
+    /// # Safety
+    /// `LANES` elements are writable at `p`, which is aligned to as many.
+    unsafe fn stream(self, p: *mut f32, v: Self::V);
+    /// Ends a run of [`stream`](Isa::stream)s.
+    fn fence(self);
     /// `v` with its lanes `from..to` (at most `LANES`) replaced by `p[from..to]`.
     ///
     /// # Safety

@@ -25,6 +25,7 @@ mod attention_gradient;
 mod block;
 mod constants;
 mod conv;
+mod conv_gradient;
 mod depthwise;
 mod error;
 mod fetch;
@@ -36,6 +37,7 @@ mod matmul;
 mod narrow;
 mod pack;
 mod params;
+mod strided;
 pub mod target;
 mod thin;
 

@@ -4,18 +4,19 @@
 //! it, sums are cut into runs of `k_block` terms that stay in the cache, and partial sums live in C. B is a
 //! packed constant, or is packed into the workspace first; so is A where its rows are not as they should be.
 //!
-//! A right operand that is no constant is not packed for a few rows: `thin` reads it where it lies.
+//! A right operand that is no constant is not packed for a few rows: `thin` reads it where it lies. Where the rows are
+//! one block, `strided` packs it on the way.
 //!
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
 use margay_loops::{MatMul, Packed, Phase, Precision, Prepared};
 
-use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply_before};
+use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-use crate::{Class, constants, narrow, thin};
+use crate::{Class, constants, narrow, strided, thin};
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -54,6 +55,9 @@ const MANY_BLOCKS: usize = 12;
 
 /// Bytes of panels that stay in the second level of the cache beside a block of rows.
 const GROUP_BYTES: usize = 1 << 19;
+
+/// Bytes of a result that no cache holds until somebody reads it.
+const STREAMED_BYTES: usize = 1 << 26;
 
 /// Cuts `total` into equal parts of at most `most`, and says how large they are.
 pub(crate) fn even(total: usize, most: usize) -> usize {
@@ -124,10 +128,15 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     // Every group reads A once: where A has many blocks, as many panels as stay in the cache.
     let cached = if row_blocks >= MANY_BLOCKS { GROUP_BYTES / panel_bytes } else { 0 };
     let thin = !call.b_packed && m <= thin::THIN_ROWS && (call.b.col_stride == 1 || call.b.row_stride == 1);
-    let group = match thin {
-        true => even(panels, bytes.max(thin::LEAST_PANELS)),
-        false => even(panels, flops.min(bytes).max(cached)),
+    let strided =
+        !call.b_packed && !thin && row_blocks == 1 && (call.b.col_stride == 1 || call.b.row_stride == 1);
+    let few = (repetitions * panels).div_ceil(FEW_ITEMS).max(1);
+    let group = match (thin, strided) {
+        (true, _) => even(panels, bytes.max(thin::LEAST_PANELS)),
+        (_, true) => even(panels, strided::PANELS.min(few)),
+        _ => even(panels, flops.min(bytes).max(cached)),
     };
+    let k_block = if strided { even(k, strided::TERMS) } else { k_block };
 
     let mut at = Positions::default();
     let (a_at, b_at) = (at.next(), at.next());
@@ -136,6 +145,9 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let c_at = at.next();
     let workspace_at = at.next();
 
+    // Sums that are read back, by a later run of terms, stay in the caches.
+    let large = repetitions * m * n >= STREAMED_BYTES / 4 && k_block >= k && !call.epilogue.residual;
+    let streamed = large && !(thin || strided || widened);
     let mut params = Params {
         m,
         n,
@@ -149,7 +161,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         rows,
         panels: group,
         k_block,
-        epilogue: epilogue_word(&call.epilogue),
+        epilogue: epilogue_word(&call.epilogue) | if streamed { STREAMED } else { 0 },
         a_at,
         a_offset: 0,
         b_at,
@@ -184,7 +196,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         (params.a_at, params.a_offset, params.a_batch) = (workspace_at, placed.offset, placed.batch);
         params.a_row = pack::row_stride(k);
     }
-    if !call.b_packed && !thin {
+    if !call.b_packed && !thin && !strided {
         let placed = workspace.panels(Source {
             at: b_at,
             size: [k, n],
@@ -201,11 +213,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.a_at = a_at;
         params.b_at = b_at;
     }
+    let strides = [call.b.row_stride, call.b.col_stride];
     let (kernel, words) = match (pairs, call.precision) {
-        (_, Precision::F32) if thin => {
-            let strides = [call.b.row_stride, call.b.col_stride];
-            (class.kernels().matmul_thin, thin::words(params, strides))
-        }
+        (_, Precision::F32) if thin => (class.kernels().matmul_thin, thin::words(params, strides)),
+        (_, Precision::F32) if strided => (class.kernels().matmul_strided, strided::words(params, strides)),
         (_, Precision::F32) => (class.kernels().matmul, to_words(&params)),
         (Some(pairs), _) => (pairs, to_words(&params)),
         (None, precision) => (class.kernels().matmul_widened, narrow::words(params, precision)),
@@ -220,7 +231,11 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let packed = Packed { operand: 1, layout, bytes };
     Ok(Prepared {
         phases,
-        scratch_bytes: if widened { 4 * PANEL * k_block } else { 0 },
+        scratch_bytes: match (widened, strided) {
+            (true, _) => 4 * PANEL * k_block,
+            (_, true) => 4 * strided::scratch(group),
+            _ => 0,
+        },
         workspace_bytes: 4 * workspace.len,
         packed: if call.b_packed { vec![packed] } else { Vec::new() },
     })
@@ -323,6 +338,9 @@ pub(crate) unsafe fn run<I: Isa>(
                 }
                 first += terms;
             }
+        }
+        if p.epilogue & STREAMED != 0 {
+            isa.fence();
         }
     }
 }

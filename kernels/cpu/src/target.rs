@@ -5,7 +5,8 @@ use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
 use margay_tensor::Tensor;
 
 use crate::{
-    UnknownTarget, attention, attention_gradient, constants, conv, depthwise, linear_attention, matmul,
+    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise,
+    linear_attention, matmul,
 };
 
 /// A set of vector instructions.
@@ -151,6 +152,7 @@ impl Target for CpuTarget {
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
+            KernelCall::ConvKernelGradient(c) => conv_gradient::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
             KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
             KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
@@ -206,6 +208,8 @@ pub(crate) struct Names {
     pub(crate) matmul: &'static str,
     /// A few rows with a right operand as it lies.
     pub(crate) matmul_thin: &'static str,
+    /// One block of rows with a right operand that is packed on the way.
+    pub(crate) matmul_strided: &'static str,
     /// Narrow constants, widened.
     pub(crate) matmul_widened: &'static str,
     /// Pairs of bf16, where the class has an instruction for them.
@@ -214,6 +218,7 @@ pub(crate) struct Names {
     pub(crate) attention_gradient: &'static str,
     pub(crate) linear_attention: &'static str,
     pub(crate) conv: &'static str,
+    pub(crate) conv_gradient: &'static str,
     pub(crate) depthwise: &'static str,
     /// Filters that are no constants.
     pub(crate) filters: &'static str,
@@ -228,12 +233,14 @@ macro_rules! names {
             pack: concat!("pack_f32_kn32__", $instructions),
             matmul: concat!("matmul_f32_", $tile, "__", $instructions),
             matmul_thin: concat!("matmul_f32_thin__", $instructions),
+            matmul_strided: concat!("matmul_f32_strided_", $tile, "__", $instructions),
             matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
             matmul_pairs: $pairs,
             attention: concat!("attention_f32_flash__", $instructions),
             attention_gradient: concat!("attention_gradient_f32_flash__", $instructions),
             linear_attention: concat!("linear_attention_f32__", $instructions),
             conv: concat!("conv_f32_nhwc__", $instructions),
+            conv_gradient: concat!("conv_kernel_gradient_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
             filters: concat!("pack_f32_filters__", $instructions),
         }
@@ -262,13 +269,14 @@ macro_rules! entries {
             use margay_loops::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, attention_gradient, conv, depthwise, filters, isa, linear_attention, matmul, narrow, pack, thin};
+            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, isa, linear_attention, matmul, narrow, pack, strided, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
             entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
             entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
             entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
+            entries!(@one STRIDED, NAMES.matmul_strided, strided, $class, $isa, $(#[$features])?);
             entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
             entries!(@one ATTENTION_GRADIENT, NAMES.attention_gradient, attention_gradient, $class, $isa,
@@ -276,6 +284,7 @@ macro_rules! entries {
             entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
                 $(#[$features])?);
             entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
+            entries!(@one CONV_GRADIENT, NAMES.conv_gradient, conv_gradient, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
             entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
         }
@@ -330,11 +339,13 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::PACK,
     portable::MATMUL,
     portable::THIN,
+    portable::STRIDED,
     portable::WIDENED,
     portable::ATTENTION,
     portable::ATTENTION_GRADIENT,
     portable::LINEAR_ATTENTION,
     portable::CONV,
+    portable::CONV_GRADIENT,
     portable::DEPTHWISE,
     portable::FILTERS,
     #[cfg(target_arch = "x86_64")]
@@ -343,6 +354,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx2::MATMUL,
     #[cfg(target_arch = "x86_64")]
     avx2::THIN,
+    #[cfg(target_arch = "x86_64")]
+    avx2::STRIDED,
     #[cfg(target_arch = "x86_64")]
     avx2::WIDENED,
     #[cfg(target_arch = "x86_64")]
@@ -354,6 +367,8 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::CONV,
     #[cfg(target_arch = "x86_64")]
+    avx2::CONV_GRADIENT,
+    #[cfg(target_arch = "x86_64")]
     avx2::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
     avx2::FILTERS,
@@ -364,6 +379,8 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx512::THIN,
     #[cfg(target_arch = "x86_64")]
+    avx512::STRIDED,
+    #[cfg(target_arch = "x86_64")]
     avx512::WIDENED,
     #[cfg(target_arch = "x86_64")]
     avx512::ATTENTION,
@@ -373,6 +390,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::LINEAR_ATTENTION,
     #[cfg(target_arch = "x86_64")]
     avx512::CONV,
+    #[cfg(target_arch = "x86_64")]
+    avx512::CONV_GRADIENT,
     #[cfg(target_arch = "x86_64")]
     avx512::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]

@@ -3,9 +3,9 @@
 mod harness;
 
 use harness::random::Random;
-use harness::{ACTIVATIONS, GAP, classes, compare, execute, finished};
+use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::Class;
-use margay_loops::{Activation, Conv, Epilogue, KernelCall};
+use margay_loops::{Activation, Conv, ConvKernelGradient, Epilogue, KernelCall};
 
 fn inputs(c: &Conv, random: &mut Random) -> Vec<Vec<f32>> {
     let size = |s: [usize; 2]| s[0] * s[1];
@@ -63,6 +63,42 @@ fn check(class: Class, c: &Conv, inputs: &[Vec<f32>]) {
     }
 }
 
+/// The derivative by the kernel of the sum of all products with a random cotangent.
+fn check_gradient(class: Class, c: &Conv, random: &mut Random, spoil: impl Fn(&mut [Vec<f32>])) {
+    let (in_group, out_group) = (c.in_channels / c.groups, c.out_channels / c.groups);
+    let size = |s: [usize; 2]| s[0] * s[1];
+    let out = c.batch * c.out_channels * size(c.out_size);
+    let mut inputs = vec![random.normal(c.batch * c.in_channels * size(c.in_size)), random.normal(out)];
+    spoil(&mut inputs);
+    let mut sums = vec![(0.0f64, 0.0f64); c.out_channels * in_group * size(c.kernel)];
+    for (at, change) in inputs[1].iter().enumerate() {
+        let (channel, rest) = (at % c.out_channels, at / c.out_channels);
+        let (x, rest) = (rest % c.out_size[1], rest / c.out_size[1]);
+        let (y, image) = (rest % c.out_size[0], rest / c.out_size[0]);
+        for term in 0..in_group * size(c.kernel) {
+            let (i, tap) = (term / size(c.kernel), term % size(c.kernel));
+            let [ky, kx] = [tap / c.kernel[1], tap % c.kernel[1]];
+            let iy = (y * c.strides[0] + ky * c.dilations[0]).wrapping_sub(c.pads[0]);
+            let ix = (x * c.strides[1] + kx * c.dilations[1]).wrapping_sub(c.pads[1]);
+            if iy >= c.in_size[0] || ix >= c.in_size[1] {
+                continue;
+            }
+            let from = channel / out_group * in_group + i;
+            let pixel = (image * c.in_size[0] + iy) * c.in_size[1] + ix;
+            let product = inputs[0][pixel * c.in_channels + from] as f64 * *change as f64;
+            let sum = &mut sums[channel * in_group * size(c.kernel) + term];
+            *sum = (sum.0 + product, sum.1 + product.abs());
+        }
+    }
+    let terms = (c.batch * size(c.out_size)) as f64;
+    let rounding = terms.sqrt().max(4.0) * 4.0 * f32::EPSILON as f64;
+    let expected: Vec<Expected> =
+        sums.into_iter().map(|(value, size)| Expected { value, tolerance: rounding * size }).collect();
+    let call = KernelCall::ConvKernelGradient(ConvKernelGradient { forward: c.clone() });
+    let found = execute(class, &call, &inputs, &[], expected.len());
+    compare(&format!("{} {call:?}", class.name()), &found, &expected);
+}
+
 /// A call whose output size follows from the rest; `None` if nothing fits.
 fn call(
     [batch, in_channels, out_channels, groups]: [usize; 4],
@@ -117,6 +153,7 @@ fn sampled_shapes_agree() {
                 residual_first: random.below(2) == 1,
             };
             check(class, &c, &inputs(&c, &mut random));
+            check_gradient(class, &c, &mut random, |_| {});
             checked += 1;
         }
     }
@@ -140,6 +177,7 @@ fn many_channels_cross_every_block() {
                 residual_first: false,
             };
             check(class, &c, &inputs(&c, &mut random));
+            check_gradient(class, &c, &mut random, |_| {});
         }
     }
 }
@@ -158,6 +196,7 @@ fn one_channel_per_group_agrees() {
                         c.epilogue =
                             Epilogue { bias: true, activation, residual: true, residual_first: false };
                         check(class, &c, &inputs(&c, &mut random));
+                        check_gradient(class, &c, &mut random, |_| {});
                     }
                 }
             }
@@ -192,6 +231,7 @@ fn groups_and_wide_padding_agree() {
             let activation = random.pick(&ACTIVATIONS);
             c.epilogue = Epilogue { bias: true, activation, residual: true, residual_first: true };
             check(class, &c, &inputs(&c, &mut random));
+            check_gradient(class, &c, &mut random, |_| {});
         }
     }
 }
@@ -207,6 +247,10 @@ fn subnormal_and_huge_numbers_keep_their_size() {
             inputs[0].iter_mut().step_by(3).for_each(|x| *x *= 1e-40);
             inputs[0].iter_mut().skip(1).step_by(3).for_each(|x| *x *= 1e30);
             check(class, &c, &inputs);
+            check_gradient(class, &c, &mut random, |inputs| {
+                inputs[0].iter_mut().for_each(|x| *x *= 1e30);
+                inputs[1].iter_mut().for_each(|x| *x *= 1e-40);
+            });
         }
     }
 }
@@ -222,6 +266,7 @@ fn nan_and_infinity_reach_what_reads_them() {
             inputs[0][100] = f32::NAN;
             inputs[0][700] = f32::INFINITY;
             check(class, &c, &inputs);
+            check_gradient(class, &c, &mut random, |inputs| inputs[0][100] = f32::NAN);
         }
     }
 }
@@ -234,6 +279,7 @@ fn empty_extents_are_fine() {
         for channels in [[0, 3, 5, 1], [1, 0, 5, 1], [1, 3, 0, 1]] {
             let c = call(channels, [6, 6], [3, 3], geometry).unwrap();
             check(class, &c, &inputs(&c, &mut random));
+            check_gradient(class, &c, &mut random, |_| {});
         }
     }
 }

@@ -74,6 +74,15 @@ impl Case {
     }
 }
 
+/// The shapes of the operands of a case.
+pub(crate) fn input_shapes(case: &Case) -> Vec<Vec<usize>> {
+    let shape = |input: &CaseInput| match input {
+        CaseInput::Random { shape, .. } => shape.clone(),
+        CaseInput::Values(t) => t.shape().to_vec(),
+    };
+    case.inputs.iter().map(shape).collect()
+}
+
 /// The reference interpreter cannot compute an operator on these inputs (the model's fault: an index out of
 /// range, or a type the operator does not take).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -258,10 +267,12 @@ ops![
     Attention,
     AttentionGradient,
     Conv,
+    ConvKernelGradient,
     FoldPatches,
     LayerNorm,
     LinearAttention,
     MatMul,
+    MaxPoolGradient,
     Patches,
     Pool,
     Softmax,

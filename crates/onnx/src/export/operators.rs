@@ -87,6 +87,9 @@ impl Exporter<'_> {
                     Ok(e.emit("Conv", "", &[image, x[1]], attributes))
                 })
             }
+            Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {
+                Err(self.refusal(format!("`{}`, a part of a backward pass, is not exported", op.name())))
+            }
             Op::FoldPatches(op) => self.fold_patches(n, x[0], op),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),

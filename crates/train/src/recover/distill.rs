@@ -113,8 +113,8 @@ impl Distillation {
     ) -> Result<Distillation, TrainError> {
         // Batches of one size only, so that all of them count the same.
         let whole = held_out.rows() / batch;
-        let rows = |i: usize| held_out.row(i * batch, batch);
-        let held_out = (0..whole).map(|i| output_teacher.taught(rows(i)?)).collect::<Result<_, _>>()?;
+        let mut taught = |i: usize| output_teacher.taught(held_out.row(i * batch, batch)?);
+        let held_out = (0..whole).map(&mut taught).collect::<Result<_, _>>()?;
         Ok(Distillation { train, held_out, teacher, evaluator })
     }
 }

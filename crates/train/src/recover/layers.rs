@@ -225,7 +225,7 @@ fn measure(
     (of_student, of_teacher): (&Stages<'_>, &Stages<'_>),
     layers: &[&Layer],
 ) -> Result<Vec<Regression>, TrainError> {
-    let samples: usize = batches.iter().map(|b| rows_of(b)).sum();
+    let samples: usize = batches.iter().map(rows_of).sum();
     let marks: Vec<Option<Vec<bool>>> = batches.iter().map(|b| data.mask.rows(b)).collect();
     // Parts of the batches are summed side by side; how many there are does not depend on the threads.
     let sums = parallel(data.threads, PARTS * layers.len(), &margay_driver::Silent, "", |i| {
@@ -298,7 +298,7 @@ fn kept(x: Vec<f32>, y: Vec<f32>, keep: &[bool]) -> (Vec<f32>, Vec<f32>) {
         let rows = v.chunks_exact(width.max(1)).zip(keep).filter(|(_, keep)| **keep);
         rows.flat_map(|(row, _)| row.iter().copied()).collect()
     };
-    if x.len() % keep.len() != 0 || y.len() % keep.len() != 0 {
+    if [&x, &y].iter().any(|v| !v.len().is_multiple_of(keep.len())) {
         return (x, y);
     }
     (pick(x), pick(y))

@@ -100,6 +100,16 @@ impl Isa for Avx2 {
         unsafe { _mm256_storeu_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: __m256) {
+        // SAFETY: the caller's promise; `self` proves the instruction.
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: every such processor has the instruction.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     unsafe fn merge(self, v: __m256, p: *const f32, from: usize, to: usize) -> __m256 {
         // SAFETY: masked lanes are not read; the caller promises the others.
         unsafe {

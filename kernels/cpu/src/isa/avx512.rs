@@ -94,6 +94,16 @@ macro_rules! vectors {
                 unsafe { _mm512_storeu_ps(p, v) }
             }
             #[inline(always)]
+            unsafe fn stream(self, p: *mut f32, v: __m512) {
+                // SAFETY: the caller's promise; `self` proves the instruction.
+                unsafe { _mm512_stream_ps(p, v) }
+            }
+            #[inline(always)]
+            fn fence(self) {
+                // SAFETY: every such processor has the instruction.
+                unsafe { _mm_sfence() }
+            }
+            #[inline(always)]
             unsafe fn merge(self, v: __m512, p: *const f32, from: usize, to: usize) -> __m512 {
                 let mask = ((1u32 << to) - (1u32 << from)) as u16;
                 // SAFETY: masked lanes are not read; the caller promises the others.

@@ -90,6 +90,13 @@ impl Isa for Portable {
         unsafe { p.cast::<V>().write_unaligned(v) }
     }
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(p, v) }
+    }
+    #[inline(always)]
+    fn fence(self) {}
+    #[inline(always)]
     unsafe fn merge(self, mut v: V, p: *const f32, from: usize, to: usize) -> V {
         for (i, lane) in v.iter_mut().enumerate() {
             if from <= i && i < to {

@@ -14,11 +14,11 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Case, Cost, EvalError, FoldPatches, Io, Lowered, MatMul, NotLowered, OpDef, Patches, Reduce,
-    ReduceKind, Reshape,
+    Bits, Case, ConvKernelGradient, Cost, EvalError, FoldPatches, Io, Lowered, MatMul, NotLowered, OpDef,
+    Patches, Reshape, Slice, Transpose,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{AddError, TensorType, TypeError, Types, Value, types};
 
 /// Convolution; the lists have one value per spatial axis. Defaults are those of two spatial axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -122,45 +122,12 @@ impl OpDef for Conv {
             return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
         }
         let (x, k, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
-        let (image, taps) = (cx.ty(x).shape.clone(), cx.ty(k).shape.clone());
-        let Some(known) = taps.iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() else {
+        let Some(known) = cx.ty(k).shape.iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() else {
             return Grad::none("the extents of its kernel are open");
         };
-        let groups = Dim::from(self.groups);
-        let patches = Patches {
-            kernel: known[2..].to_vec(),
-            strides: self.strides.clone(),
-            pads_before: self.pads_before.clone(),
-            pads_after: self.pads_after.clone(),
-            dilations: self.dilations.clone(),
-            value: Bits::new(0.0),
-        };
-        // Per group: Y [N, G, O/G, P] = K [G, O/G, T] X' [N, G, T, P], where X' holds the patches of P places.
-        let outputs = Dim::from(known[0] / self.groups);
-        let terms = Dim::from(known[1..].iter().product::<usize>());
-        let pixels = cx.ty(dy).shape[2..].iter().fold(Dim::from(1usize), |n, d| &n * d);
-        let per_group = |rows: &Dim| vec![image[0].clone(), groups.clone(), rows.clone(), pixels.clone()];
-        let dy = cx.op(Reshape { shape: per_group(&outputs) }, &[dy])?;
-        let dx = if cx.wants(0) {
-            let kernel = vec![groups.clone(), outputs.clone(), terms.clone()];
-            let kernel = cx.op(Reshape { shape: kernel }, &[k])?;
-            let turned = cx.transposed(kernel)?;
-            let columns = cx.op(MatMul::default(), &[turned, dy])?;
-            let shape = patches.unfolded(cx.ty(x))?;
-            let columns = cx.op(Reshape { shape }, &[columns])?;
-            let size = image[2..].to_vec();
-            Some(cx.op(FoldPatches { patches: patches.clone(), size }, &[columns])?)
-        } else {
-            None
-        };
+        let dx = if cx.wants(0) { Some(self.by_image(cx, &known)?) } else { None };
         let dk = if cx.wants(1) {
-            let columns = cx.op(patches, &[x])?;
-            let columns = cx.op(Reshape { shape: per_group(&terms) }, &[columns])?;
-            let turned = cx.transposed(columns)?;
-            let products = cx.op(MatMul::default(), &[dy, turned])?;
-            let sum = Reduce { kind: ReduceKind::Sum, axes: vec![0], keepdims: false };
-            let sum = cx.op(sum, &[products])?;
-            Some(cx.op(Reshape { shape: taps }, &[sum])?)
+            Some(cx.op(ConvKernelGradient::of(self, &known[2..]), &[x, dy])?)
         } else {
             None
         };
@@ -243,12 +210,70 @@ impl OpDef for Conv {
 }
 
 impl Conv {
+    /// The cotangent of X for a kernel of these extents.
+    fn by_image(&self, cx: &mut Vjp<'_>, kernel: &[usize]) -> Result<Value, AddError> {
+        let (x, k, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
+        let groups = Dim::from(self.groups);
+        let outputs = Dim::from(kernel[0] / self.groups);
+        let spatial = &kernel[2..];
+        // Zeros that a convolution back would need in front of and behind dY.
+        let back = |pads: &[usize]| -> Option<Vec<usize>> {
+            let pad = |axis: usize| ((spatial[axis] - 1) * self.dilations[axis]).checked_sub(pads[axis]);
+            (0..spatial.len()).map(pad).collect()
+        };
+        let backwards = (back(&self.pads_before), back(&self.pads_after));
+        if let (Some(pads_before), Some(pads_after)) = backwards
+            && self.strides.iter().all(|&s| s == 1)
+        {
+            // A convolution of dY with the kernel turned round: dX [N, C] from K [G, O/G, C/G, …] as [C, O/G, …].
+            let taps = spatial.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
+            let (inputs, one) = (Dim::from(kernel[1]), Dim::from(1usize));
+            let split = [&[groups.clone(), outputs.clone(), inputs.clone()], &taps[..]].concat();
+            let turned = cx.op(Reshape { shape: split }, &[k])?;
+            let perm = [0, 2, 1].into_iter().chain(3..3 + spatial.len()).collect();
+            let turned = cx.op(Transpose { perm }, &[turned])?;
+            let shape = [&[&groups * &inputs, outputs.clone()], &taps[..]].concat();
+            let turned = cx.op(Reshape { shape }, &[turned])?;
+            let whole = vec![Dim::default(), Dim::default()];
+            let flipped = Slice {
+                starts: whole.into_iter().chain(taps.iter().map(|d| d - &one)).collect(),
+                ends: [&groups * &inputs, outputs]
+                    .into_iter()
+                    .chain(taps.iter().map(|_| &Dim::default() - &one))
+                    .collect(),
+                steps: [1, 1].into_iter().chain(taps.iter().map(|_| -1)).collect(),
+            };
+            let turned = cx.op(flipped, &[turned])?;
+            return cx.op(Conv { pads_before, pads_after, ..self.clone() }, &[dy, turned]);
+        }
+        // Per group columns [N, G, T, P] = Kᵀ [G, T, O/G] dY [N, G, O/G, P] for P places, summed where they overlap.
+        let image = cx.ty(x).shape.clone();
+        let terms = Dim::from(kernel[1..].iter().product::<usize>());
+        let pixels = cx.ty(dy).shape[2..].iter().fold(Dim::from(1usize), |n, d| &n * d);
+        let dy =
+            cx.op(Reshape { shape: vec![image[0].clone(), groups.clone(), outputs.clone(), pixels] }, &[dy])?;
+        let per_group = cx.op(Reshape { shape: vec![groups, outputs, terms] }, &[k])?;
+        let turned = cx.transposed(per_group)?;
+        let columns = cx.op(MatMul::default(), &[turned, dy])?;
+        let patches = Patches {
+            kernel: spatial.to_vec(),
+            strides: self.strides.clone(),
+            pads_before: self.pads_before.clone(),
+            pads_after: self.pads_after.clone(),
+            dilations: self.dilations.clone(),
+            value: Bits::new(0.0),
+        };
+        let shape = patches.unfolded(cx.ty(x))?;
+        let columns = cx.op(Reshape { shape }, &[columns])?;
+        cx.op(FoldPatches { patches, size: image[2..].to_vec() }, &[columns])
+    }
+
     fn windows(&self) -> Result<Vec<Window>, TypeError> {
         Window::all(self.strides.len(), &self.strides, &self.dilations, &self.pads_before, &self.pads_after)
     }
 
     /// The windows of two spatial axes: one axis is the second of two, the first has extent 1.
-    fn planar_windows(&self) -> Result<[Window; 2], TypeError> {
+    pub(super) fn planar_windows(&self) -> Result<[Window; 2], TypeError> {
         let still = Window { stride: 1, dilation: 1, before: 0, after: 0 };
         Ok(match self.windows()?.as_slice() {
             [h, w] => [*h, *w],
@@ -259,7 +284,7 @@ impl Conv {
 }
 
 /// Extents of one or two spatial axes as those of two.
-fn planar(extents: &[usize]) -> [usize; 2] {
+pub(super) fn planar(extents: &[usize]) -> [usize; 2] {
     match extents {
         [h, w] => [*h, *w],
         [w] => [1, *w],
@@ -333,6 +358,62 @@ impl Window {
                 "spatial axis {axis}: a window of `{span}` does not fit a padded extent of `{padded}`"
             ))),
         }
+    }
+
+    /// The place of the window that has element `here` under tap `tap`, `(here + before - tap dilation) / stride`; with
+    /// whether there is one below `places`, and `guard` holds.
+    pub(super) fn place(
+        &self,
+        n: &mut Nest,
+        guard: Option<Reg>,
+        here: &Index,
+        tap: &Index,
+        places: usize,
+    ) -> (Index, Reg) {
+        let padded = here.plus(&Index::constant(self.before as i64), 1).plus(tap, -(self.dilation as i64));
+        let int = |n: &mut Nest, v: i64| n.literal(Literal::Int(DType::I64, v));
+        let position = n.index_value(&padded);
+        let (zero, stride) = (int(n, 0), int(n, self.stride as i64));
+        let mut test = n.binary(Binary::Le, zero, position);
+        if let Some(guard) = guard {
+            test = n.binary(Binary::And, guard, test);
+        }
+        let place = if self.stride == 1 {
+            padded
+        } else {
+            let place = n.binary(Binary::Div, position, stride);
+            let back = n.mul(place, stride);
+            let whole = n.binary(Binary::Eq, back, position);
+            test = n.binary(Binary::And, test, whole);
+            Index::reg(place)
+        };
+        let (value, count) = (n.index_value(&place), int(n, places as i64));
+        let below = n.binary(Binary::Lt, value, count);
+        (place, n.binary(Binary::And, test, below))
+    }
+
+    /// Where windows of `kernel` elements do not overlap, the place of the only one that has element `here`; with whether
+    /// there is one below `places`, and `guard` holds.
+    pub(super) fn only_place(
+        &self,
+        n: &mut Nest,
+        guard: Option<Reg>,
+        here: &Index,
+        kernel: usize,
+        places: usize,
+    ) -> Option<(Index, Reg)> {
+        if self.stride < kernel || self.dilation != 1 {
+            return None;
+        }
+        let int = |n: &mut Nest, v: usize| n.literal(Literal::Int(DType::I64, v as i64));
+        let position = n.index_value(&here.plus(&Index::constant(self.before as i64), 1));
+        let (stride, kernel, count) = (int(n, self.stride), int(n, kernel), int(n, places));
+        let place = n.binary(Binary::Div, position, stride);
+        let start = n.mul(place, stride);
+        let tap = n.sub(position, start);
+        let tests = [n.binary(Binary::Lt, tap, kernel), n.binary(Binary::Lt, place, count)];
+        let test = tests.into_iter().chain(guard).reduce(|x, y| n.binary(Binary::And, x, y))?;
+        Some((Index::reg(place), test))
     }
 
     /// `guard`, and that `at` lies in an axis of this extent, tested only where there is padding.
@@ -412,10 +493,10 @@ mod tests {
             "a convolution in layout `nchw`, expected `nhwc`"
         );
         let last = Conv { layout: ImageLayout::Nhwc, ..one_axis(1, 1) };
-        let mut turned = io.clone();
-        turned.inputs[1].strides = vec![1, 18, 6];
+        let flipped = Port { strides: vec![12, 3, -1], ..ports[1].clone() };
+        let io = Io { inputs: vec![ports[0].clone(), flipped], ..io };
         assert_eq!(
-            last.lower(&turned).err().map(|e| e.0).unwrap_or_default(),
+            last.lower(&io).err().map(|e| e.0).unwrap_or_default(),
             "a convolution of an operand that is not row-major"
         );
     }

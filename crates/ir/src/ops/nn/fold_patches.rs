@@ -2,7 +2,7 @@
 //! `[N, C, spatial…]` is the sum over all taps `t` and places `p` of the operand `[N, C, kernel…, places…]` with
 //! `i = p stride + t dilation - before`.
 
-use margay_loops::{Binary, Combine, Index, Literal, Nest, Reg};
+use margay_loops::{Combine, Index, Nest, Reg};
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, Attributes};
@@ -142,27 +142,10 @@ fn join(
     }
     let w = &windows[axis];
     n.reduce(kernel[axis], &[Combine::Sum], |n, tap| {
-        // The place whose window has the element under this tap: (i + before - tap dilation) / stride, if whole.
-        let padded = i[2 + axis].plus(&Index::constant(w.before as i64), 1).plus(&tap, -(w.dilation as i64));
-        let int = |n: &mut Nest, v: i64| n.literal(Literal::Int(DType::I64, v));
-        let position = n.index_value(&padded);
-        let (zero, stride) = (int(n, 0), int(n, w.stride as i64));
-        let mut tests: Vec<Reg> = guard.into_iter().collect();
-        tests.push(n.binary(Binary::Le, zero, position));
-        let place = if w.stride == 1 {
-            padded
-        } else {
-            let place = n.binary(Binary::Div, position, stride);
-            let back = n.mul(place, stride);
-            tests.push(n.binary(Binary::Eq, back, position));
-            Index::reg(place)
-        };
-        let (value, count) = (n.index_value(&place), int(n, places[axis] as i64));
-        tests.push(n.binary(Binary::Lt, value, count));
-        let guard = tests.into_iter().reduce(|x, y| n.binary(Binary::And, x, y));
+        let (place, guard) = w.place(n, guard, &i[2 + axis], &tap, places[axis]);
         taps.push(tap);
         at.push(place);
-        let sum = join(n, i, kernel, windows, places, taps, at, guard);
+        let sum = join(n, i, kernel, windows, places, taps, at, Some(guard));
         taps.pop();
         at.pop();
         vec![sum]

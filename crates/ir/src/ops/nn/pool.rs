@@ -15,7 +15,7 @@ use crate::ops::nn::conv::Window;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Broadcast, Case, Cast, Cost, Equal, EvalError, FoldPatches, Io, Lowered, NotLowered, OpDef,
+    Bits, Broadcast, Case, Cost, EvalError, FoldPatches, Io, Lowered, MaxPoolGradient, NotLowered, OpDef,
     Patches, Reshape,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
@@ -133,46 +133,34 @@ impl OpDef for Pool {
             return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
         }
         let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);
+        if self.kind == PoolKind::Max {
+            return Grad::all([cx.op(MaxPoolGradient::of(self), &[x, y, dy])?]);
+        }
         let spatial = self.kernel.len();
-        let taps: Vec<usize> = (2..2 + spatial).collect();
-        let size = cx.ty(x).shape[2..].to_vec();
-        // Windows as [N, C, kernel…, places…], results as [N, C, 1…, places…].
-        let patches = |value| Patches {
+        let patches = Patches {
             kernel: self.kernel.clone(),
             strides: self.strides.clone(),
             pads_before: self.pads_before.clone(),
             pads_after: self.pads_after.clone(),
             dilations: self.dilations.clone(),
-            value: Bits::new(value),
+            value: Bits::new(0.0),
         };
+        // Windows as [N, C, kernel…, places…], results as [N, C, 1…, places…].
         let mut shape = cx.ty(y).shape.clone();
         shape.splice(2..2, std::iter::repeat_n(Dim::from(1usize), spatial));
-        let dy = cx.op(Reshape { shape: shape.clone() }, &[dy])?;
-        let windows = match self.kind {
-            // Elements that are equally large share the cotangent equally.
-            PoolKind::Max => {
-                let y = cx.op(Reshape { shape }, &[y])?;
-                let windows = cx.op(patches(f64::NEG_INFINITY), &[x])?;
-                let chosen = cx.op(Equal, &[windows, y])?;
-                let chosen = cx.op(Cast { to: cx.ty(x).dtype }, &[chosen])?;
-                let count = cx.sum_kept(chosen, taps)?;
-                let share = cx.div(dy, count)?;
-                cx.mul(chosen, share)?
-            }
-            PoolKind::Average => {
-                let count = if self.count_include_pad || !self.is_padded() {
-                    cx.number(x, self.kernel.iter().product::<usize>() as f64)?
-                } else {
-                    let ones = cx.filled(x, 1.0)?;
-                    let inside = cx.op(patches(0.0), &[ones])?;
-                    cx.sum_kept(inside, taps)?
-                };
-                let share = cx.div(dy, count)?;
-                let shape = patches(0.0).unfolded(cx.ty(x))?;
-                cx.op(Broadcast { shape }, &[share])?
-            }
+        let dy = cx.op(Reshape { shape }, &[dy])?;
+        let count = if self.count_include_pad || !self.is_padded() {
+            cx.number(x, self.kernel.iter().product::<usize>() as f64)?
+        } else {
+            let ones = cx.filled(x, 1.0)?;
+            let inside = cx.op(patches.clone(), &[ones])?;
+            cx.sum_kept(inside, (2..2 + spatial).collect())?
         };
-        Grad::all([cx.op(FoldPatches { patches: patches(0.0), size }, &[windows])?])
+        let share = cx.div(dy, count)?;
+        let shape = patches.unfolded(cx.ty(x))?;
+        let windows = cx.op(Broadcast { shape }, &[share])?;
+        let size = cx.ty(x).shape[2..].to_vec();
+        Grad::all([cx.op(FoldPatches { patches, size }, &[windows])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -239,6 +227,14 @@ impl OpDef for Pool {
             };
             cases.push((one_axis, Case::f32(&[&[2, 3, 11]])));
         }
+        let apart = |strides: [usize; 2]| Pool {
+            strides: strides.to_vec(),
+            pads_before: vec![1, 2],
+            pads_after: vec![1, 0],
+            ..plain(PoolKind::Max)
+        };
+        cases.push((apart([2, 3]), Case::f32(&[&[1, 2, 8, 9]])));
+        cases.push((apart([3, 4]), Case::f32(&[&[2, 1, 7, 11]])));
         let counting = Pool { count_include_pad: true, ..padded(PoolKind::Average) };
         cases.push((counting, Case::f32(&[&[1, 3, 7, 5]])));
         for (op, shape) in [

@@ -1,0 +1,182 @@
+//! `margay recover`: what it gives back and writes, what it refuses, and that it survives Ctrl-C and worse.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use margay_tensor::{DType, Tensor};
+
+use crate::place::{Place, images, json, keys, node, write_model};
+
+/// A folder with the demo model sketched to a third, and data to learn from.
+fn place() -> Place {
+    let place = Place::new();
+    place.write_npz("data.npz", &[("image", images(120, 7))]);
+    place.done(
+        "compile model.onnx -o s.margay --export s.onnx --budget-bytes 30% --calibrate samples.npz \
+         --target-cpu portable",
+    );
+    place
+}
+
+const LEARN: &str = "--teacher model.onnx --data data.npz --batch 8 --threads 1";
+
+#[test]
+fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
+    let place = place();
+    let words = format!("{LEARN} --steps 30 --learning-rate 0.002 --json");
+    let told =
+        place.done(&format!("recover s.margay {words} -o r.margay --export r.onnx --save-plan r.toml"));
+    let report = json(&told.stdout);
+    let names = [
+        "after",
+        "before",
+        "hidden",
+        "history",
+        "layers",
+        "model",
+        "refitted",
+        "relative_l2",
+        "samples",
+        "seconds",
+        "seed",
+        "steps",
+        "stop",
+        "teacher",
+        "trained",
+    ];
+    let mut found = keys(&report);
+    found.sort_unstable();
+    assert_eq!(found, names);
+    let error = |part: &str| report[part]["error"].as_f64().unwrap();
+    assert!(error("after") < error("before"), "{report}");
+    assert_eq!(report["steps"], 30);
+
+    // The artifact keeps plan and report, but for the error; the ONNX file computes the same.
+    let plan = String::from_utf8(place.bytes("r.toml")).unwrap();
+    assert!(plan.contains("scheme = \"lowrank\""), "{plan}");
+    let explained = json(&place.done("explain r.margay --json").stdout);
+    assert_eq!(explained["held_out"]["relative_l2"], report["relative_l2"]);
+    place.done("run r.onnx --inputs in.npz --outputs onnx.npz");
+    place.done("run r.margay --inputs in.npz --outputs artifact.npz");
+    let logits = |name: &str| place.read_npz(name).remove(0).1.to_vec::<f32>().unwrap();
+    let gaps = logits("onnx.npz").into_iter().zip(logits("artifact.npz")).map(|(a, b)| (a - b).abs());
+    assert!(gaps.fold(0.0, f32::max) < 1e-4);
+
+    // From ONNX the same factors are found and learn the same.
+    let other = json(&place.done(&format!("recover s.onnx {words} --export r2.onnx -o r2.margay")).stdout);
+    assert_eq!(other["trained"], report["trained"]);
+    assert!(other["after"]["error"].as_f64().unwrap() < error("before"));
+    let layers =
+        json(&place.done(&format!("recover s.onnx {LEARN} --layers-only --export l.onnx --json")).stdout);
+    assert_eq!((layers["steps"].as_u64(), layers["stop"].is_null()), (Some(0), true));
+}
+
+#[test]
+fn what_cannot_be_recovered_is_refused() {
+    let place = place();
+    write_model(&place.path("small.onnx"), vec![node("last", "Relu", &["x"], "y")], vec![]);
+    place.write_npz("other.npz", &[("picture", images(20, 1))]);
+    place.write_npz("few.npz", &[("image", images(9, 1))]);
+    place.write_npz("wrong.npz", &[("image", Tensor::zeros(DType::F64, &[20, 1, 28, 28]).unwrap())]);
+    place.done(
+        "compile model.onnx -o narrow.margay --budget-bytes 30% --calibrate samples.npz \
+         --target-cpu portable --precision int8",
+    );
+    let text = place.transcript(&[
+        "recover s.onnx --teacher small.onnx --data data.npz --export r.onnx",
+        "recover model.onnx --teacher model.onnx --data data.npz --export r.onnx",
+        "recover s.onnx --teacher model.onnx --data other.npz --export r.onnx",
+        "recover s.onnx --teacher model.onnx --data wrong.npz --export r.onnx",
+        "recover s.onnx --teacher model.onnx --data few.npz --export r.onnx --batch 8",
+        "recover s.onnx --teacher model.onnx --data data.npz --export r.onnx --hidden nothing",
+        "recover s.onnx --teacher model.onnx --data data.npz --export r.onnx --mask image",
+        "recover s.onnx --teacher model.onnx --data data.npz --export missing/r.onnx",
+        "recover s.margay --teacher model.onnx --data data.npz -o r.margay --dim batch=2",
+        "recover narrow.margay --teacher model.onnx --data data.npz -o r.margay",
+        "recover s.onnx --teacher data.npz --data data.npz --export r.onnx",
+    ]);
+    insta::with_settings!({ snapshot_path => "../snapshots" }, {
+        insta::assert_snapshot!("wrong_recoveries", text);
+    });
+    let same = place.run("recover s.onnx --teacher model.onnx --data data.npz --export model.onnx");
+    assert!(same.code == 2 && same.stderr.contains("`--export` and `--teacher` name the same file"));
+    assert!(!place.files().iter().any(|name| name.starts_with("r.")));
+}
+
+#[test]
+fn a_folder_that_goes_away_is_an_error() {
+    let place = place();
+    std::fs::create_dir(place.path("gone")).unwrap();
+    let child = start(&place, &format!("{LEARN} --steps 100000 --export gone/r.onnx"));
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::remove_dir(place.path("gone")).unwrap();
+    let (code, _, stderr) = interrupted(child);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("cannot write `gone/r.onnx`"), "{stderr}");
+}
+
+fn start(place: &Place, words: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_margay"))
+        .arg("recover")
+        .arg("s.onnx")
+        .args(words.split_whitespace())
+        .current_dir(place.path(""))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Presses Ctrl-C until the program is listening and ends.
+fn interrupted(mut child: Child) -> (Option<i32>, String, String) {
+    std::thread::sleep(Duration::from_secs(2));
+    let pid = child.id().to_string();
+    if child.try_wait().unwrap().is_none() {
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_the_best_so_far() {
+    let place = place();
+    let words = format!("{LEARN} --steps 1000000 --evaluations 100000 --export r.onnx --json");
+    let (code, stdout, stderr) = interrupted(start(&place, &words));
+    assert_eq!(code, Some(0), "{stderr}");
+    let report = json(&stdout);
+    assert_eq!(report["stop"], "interrupted", "{stdout}");
+    assert!(report["after"]["error"].as_f64() <= report["before"]["error"].as_f64(), "{stdout}");
+    place.done("run r.onnx --inputs in.npz --outputs out.npz");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
+    let place = place();
+    let words = format!("{LEARN} --steps 150 --evaluations 5 --checkpoint-seconds 0");
+    place.done(&format!("recover s.onnx {words} --checkpoint whole.safetensors --export whole.onnx"));
+    let mut child = start(&place, &format!("{words} --checkpoint c.safetensors --export r.onnx"));
+    let begin = Instant::now();
+    let step = || {
+        let bytes = std::fs::read(place.path("c.safetensors")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let at = text.find("\\\"step\\\":")? + "\\\"step\\\":".len();
+        text[at..].split(',').next()?.parse::<u64>().ok()
+    };
+    while step().is_none_or(|s| s < 3) && child.try_wait().unwrap().is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(120), "no checkpoint after two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(step().is_some_and(|s| s >= 3), "a checkpoint is whole whenever the program dies");
+    place.done(&format!("recover s.onnx {words} --checkpoint c.safetensors --resume --export r.onnx"));
+    assert!(place.bytes("r.onnx") == place.bytes("whole.onnx"), "the same bytes as without the kill");
+    let told = place
+        .run(&format!("recover s.onnx {words} --seed 1 --checkpoint c.safetensors --resume --export r.onnx"));
+    assert_eq!(told.code, 3, "{}", told.stderr);
+    assert!(told.stderr.contains("it was written with another model, other data or other options"));
+}
