@@ -11,6 +11,7 @@ mod composed;
 mod extents;
 mod names;
 mod operators;
+mod spelled;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -50,6 +51,8 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
     if !(OLDEST_EXPORT_OPSET..=NEWEST_OPSET).contains(&found) {
         return Err(OnnxError::ExportOpset { oldest: OLDEST_EXPORT_OPSET, newest: NEWEST_OPSET, found });
     }
+    let spelled = spelled::spelled_out(g)?;
+    let g = spelled.as_ref().unwrap_or(g);
     let mut exporter = Exporter::new(g, options.opset)?;
     for n in live(g) {
         exporter.node(n)?;

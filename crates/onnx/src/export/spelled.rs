@@ -1,0 +1,141 @@
+//! Operators of backward passes of convolutional networks, spelled as windows, products and sums of windows.
+
+use margay_ir::ops::{
+    Bits, Cast, Const, ConvKernelGradient, Div, Equal, FoldPatches, ImageLayout, MatMul, Max,
+    MaxPoolGradient, Mul, Numbers, Patches, Reduce, ReduceKind, Reshape, Transpose,
+};
+use margay_ir::{AddError, Graph, NodeId, Op, Origin, Patch, Payload, Value};
+use margay_tensor::{DType, Dim};
+
+use crate::OnnxError;
+
+/// The graph without operators that are exported as several others; `None` where it has none of them.
+pub(super) fn spelled_out(g: &Graph) -> Result<Option<Graph>, OnnxError> {
+    let found: Vec<NodeId> = g.order().into_iter().filter(|n| is_spelled(g.op(*n))).collect();
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let mut out = g.clone();
+    for n in found {
+        let refusal = |reason: String| OnnxError::NotExportable {
+            what: format!("node `{}`", g.node(n).origin.name()),
+            reason,
+        };
+        let mut spelling = Spelling { g: &out, origin: g.node(n).origin.clone(), patch: Patch::new() };
+        let result = match g.op(n) {
+            Op::ConvKernelGradient(op) => spelling.conv_kernel_gradient(n, op),
+            Op::MaxPoolGradient(op) => spelling.max_pool_gradient(n, op),
+            _ => continue,
+        };
+        let result = result.map_err(|e| refusal(e.to_string()))?;
+        let mut patch = spelling.patch;
+        patch.redirect(n.into(), result);
+        out.apply(patch).map_err(|e| refusal(e.to_string()))?;
+    }
+    out.remove_dead();
+    Ok(Some(out))
+}
+
+fn is_spelled(op: &Op) -> bool {
+    matches!(op, Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_))
+}
+
+/// The nodes that stand for one.
+struct Spelling<'g> {
+    g: &'g Graph,
+    origin: Origin,
+    patch: Patch,
+}
+
+impl Spelling<'_> {
+    fn op(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, AddError> {
+        self.patch.add(self.g, op, inputs, self.origin.clone())
+    }
+
+    fn shape(&self, v: Value) -> Vec<Dim> {
+        self.patch.ty(self.g, v).shape.to_vec()
+    }
+
+    fn dtype(&self, v: Value) -> DType {
+        self.patch.ty(self.g, v).dtype
+    }
+
+    fn turned(&mut self, v: Value, perm: Vec<usize>) -> Result<Value, AddError> {
+        if perm.iter().copied().eq(0..perm.len()) { Ok(v) } else { self.op(Transpose { perm }, &[v]) }
+    }
+
+    fn reshaped(&mut self, v: Value, shape: &[Dim]) -> Result<Value, AddError> {
+        self.op(Reshape { shape: shape.iter().cloned().collect() }, &[v])
+    }
+
+    /// Channels second.
+    fn image(&mut self, v: Value, layout: ImageLayout) -> Result<Value, AddError> {
+        let perm = layout.perm_to_nchw(self.shape(v).len());
+        self.turned(v, perm)
+    }
+
+    /// dK = dY Pᵀ, group by group, where P holds the windows of X.
+    fn conv_kernel_gradient(&mut self, n: NodeId, op: &ConvKernelGradient) -> Result<Value, AddError> {
+        let operands = self.g.inputs_of(n);
+        let (x, dy) = (self.image(operands[0], op.layout)?, self.image(operands[1], op.layout)?);
+        let spatial = op.kernel.len();
+        let patches = Patches {
+            kernel: op.kernel.clone(),
+            strides: op.strides.clone(),
+            pads_before: op.pads_before.clone(),
+            pads_after: op.pads_after.clone(),
+            dilations: op.dilations.clone(),
+            value: Bits::new(0.0),
+        };
+        let windows = self.op(patches, &[x])?; // [N, C, kernel…, places…]
+        let to = self.g.ty(n.into()).shape.to_vec(); // [O, C / groups, kernel…]
+        let groups = Dim::from(op.groups);
+        let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |all, d| &all * d);
+        let places = product(&[&self.shape(dy)[..1], &self.shape(dy)[2..]].concat());
+        let taps = product(&to[1..]);
+        let perm = (1..2 + spatial).chain([0]).chain(2 + spatial..2 + 2 * spatial).collect();
+        let windows = self.turned(windows, perm)?; // [C, kernel…, N, places…]
+        let windows = self.reshaped(windows, &[groups.clone(), taps, places.clone()])?;
+        let windows = self.turned(windows, vec![0, 2, 1])?;
+        let outputs = Dim::from(to[0].as_extent().unwrap_or(op.groups) / op.groups);
+        let dy = self.turned(dy, [1, 0].into_iter().chain(2..2 + spatial).collect())?;
+        let dy = self.reshaped(dy, &[groups, outputs, places])?;
+        let product = self.op(MatMul::default(), &[dy, windows])?;
+        self.reshaped(product, &to)
+    }
+
+    /// Elements that are the maximum of their window share what reaches it.
+    fn max_pool_gradient(&mut self, n: NodeId, op: &MaxPoolGradient) -> Result<Value, AddError> {
+        let operands = self.g.inputs_of(n);
+        let x = self.image(operands[0], op.layout)?;
+        let (y, dy) = (self.image(operands[1], op.layout)?, self.image(operands[2], op.layout)?);
+        let spatial = op.kernel.len();
+        let patches = |value| Patches {
+            kernel: op.kernel.clone(),
+            strides: op.strides.clone(),
+            pads_before: op.pads_before.clone(),
+            pads_after: op.pads_after.clone(),
+            dilations: op.dilations.clone(),
+            value: Bits::new(value),
+        };
+        // Windows as [N, C, kernel…, places…], results as [N, C, 1…, places…].
+        let mut shape = self.shape(y);
+        shape.splice(2..2, std::iter::repeat_n(Dim::from(1usize), spatial));
+        let (y, dy) = (self.reshaped(y, &shape)?, self.reshaped(dy, &shape)?);
+        let windows = self.op(patches(f64::NEG_INFINITY), &[x])?;
+        let chosen = self.op(Equal, &[windows, y])?;
+        let to = self.dtype(x);
+        let chosen = self.op(Cast { to }, &[chosen])?;
+        let taps = (2..2 + spatial).collect();
+        let count = self.op(Reduce { kind: ReduceKind::Sum, axes: taps, keepdims: true }, &[chosen])?;
+        let one = Numbers::Float(vec![1.0]).into_tensor(to, &[]).expect("a scalar of any type can be made");
+        let one = self.op(Const { payload: Payload::new(one) }, &[])?;
+        let count = self.op(Max, &[count, one])?;
+        let share = self.op(Div, &[dy, count])?;
+        let sent = self.op(Mul, &[chosen, share])?;
+        let size = self.shape(x)[2..].to_vec();
+        let sum = self.op(FoldPatches { patches: patches(0.0), size }, &[sent])?;
+        let perm = op.layout.perm_from_nchw(2 + spatial);
+        self.turned(sum, perm)
+    }
+}
