@@ -81,7 +81,24 @@ def table(result):
     machine = result["machine"]
     lines += ["", f"*{machine['processor']}, {machine['threads']} threads, seed {result['seed']}; "
                   f"{result['samples']} passages of text.*"]
+    longest = max(result["runs"], key=lambda run: run["steps"])
+    if longest["history"]:
+        lines += ["", f"The run called *{longest['name']}*, on the passages that it held out:", "",
+                  "| step | seconds of learning together | mean loss since the row before | cosine | relative L2 error |",
+                  "|---:|---:|---:|---:|---:|"]
+        every = max(1, len(longest["history"]) // 9)
+        for point in [*longest["history"][:-1:every], longest["history"][-1]]:
+            measures = dict(point["measures"])
+            lines.append(f"| {point['step']} | {point['seconds']:.0f} | {point['loss']:.3f} "
+                         f"| {measures['cosine']:.4f} | {measures['relative_l2']:.4f} |")
     return "\n".join(lines)
+
+
+def write_document(result):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    head, rest = text.split(MARKS[0])
+    _, tail = rest.split(MARKS[1])
+    DOCUMENT.write_text(f"{head}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{tail}", encoding="utf-8")
 
 
 def processor():
@@ -95,13 +112,17 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--models", type=Path, required=True, help="folder of the fetched models")
+    parser.add_argument("--binary", default=ROOT / "target" / "release" / "margay")
+    parser.add_argument("--models", type=Path, default=ROOT / ".cache" / "models", help="folder of the fetched models")
+    parser.add_argument("--report", action="store_true", help="only write the table, from the file of results")
     parser.add_argument("--samples", type=int, default=16384, help="passages to learn from")
     parser.add_argument("--minutes", type=float, nargs="*", default=[1, 2, 5, 10])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.report:
+        write_document(json.loads(RESULT.read_text(encoding="utf-8")))
+        return
     arguments.binary = str(Path(arguments.binary).resolve())
     arguments.models = arguments.models.resolve()
     with tempfile.TemporaryDirectory() as name:
@@ -132,10 +153,7 @@ def main():
             print(f"{job}: {found['cosine']['mean']:.4f} after {found['steps']} steps", flush=True)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    head, rest = text.split(MARKS[0])
-    _, tail = rest.split(MARKS[1])
-    DOCUMENT.write_text(f"{head}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{tail}", encoding="utf-8")
+    write_document(result)
     print(f"wrote {RESULT} and the table of {DOCUMENT}")
 
 

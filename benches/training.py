@@ -10,12 +10,13 @@ the trained model gets right on the 10,000 test images of Fashion-MNIST, which t
 Sketched networks are trained from the beginning in their sketched form (`--scheme panther`), with the
 same samples, options and seed.
 
-Written are `benches/training.json` (options, seeds, loss curves, accuracies) and the table between
+Written are `benches/results/training.json` (options, seeds, loss curves, accuracies) and the table between
 the marks in `docs/training.md`. `--report` writes the table from the file of results alone.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,12 +29,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 import train as demo  # noqa: E402
 
-RESULTS = ROOT / "benches/training.json"
+RESULTS = ROOT / "benches/results/training.json"
 DOCUMENT = ROOT / "docs/training.md"
 BEGIN, END = "<!-- begin: benches/training.py -->", "<!-- end -->"
 
 
-def train(margay, work, seed, rank, options):
+def train(margay, work, seed, rank, options, keep):
     """Trains one network; the report of margay with the accuracy on the test images."""
     untrained, trained = work / "fashion.onnx", work / "trained.onnx"
     demo.write_model(demo.initial_parameters(np.random.default_rng(seed)), untrained)
@@ -45,6 +46,8 @@ def train(margay, work, seed, rank, options):
     with np.load(work / "test.npz") as test:
         report["test_accuracy"] = demo.accuracy(trained, test["image"], test["label"])
     report["rank"] = rank
+    if keep:
+        shutil.copy(trained, keep / f"fashion-rank{rank}-seed{seed}.onnx")
     return report
 
 
@@ -89,6 +92,7 @@ def main():
     parser.add_argument("--ranks", default="15,8", help="of the sketches, separated by commas")
     parser.add_argument("--options", default=demo.OPTIONS, help="of margay train")
     parser.add_argument("--margay", type=Path, default=ROOT / "target/release/margay", help="the program")
+    parser.add_argument("--keep", type=Path, help="folder for the trained models")
     parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if arguments.report:
@@ -102,7 +106,7 @@ def main():
         np.savez(work / "test.npz", image=test_images, label=test_labels)
         for seed in map(int, arguments.seeds.split(",")):
             for rank in [0, *map(int, arguments.ranks.split(","))]:
-                run = train(arguments.margay, work, seed, rank, arguments.options)
+                run = train(arguments.margay, work, seed, rank, arguments.options, arguments.keep)
                 results["runs"].append(run)
                 print(f"seed {seed}, rank {rank}: {run['test_accuracy']:.4f} in {run['seconds']:.0f} s", flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
