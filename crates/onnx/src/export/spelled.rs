@@ -65,7 +65,7 @@ impl Spelling<'_> {
     }
 
     fn reshaped(&mut self, v: Value, shape: &[Dim]) -> Result<Value, AddError> {
-        self.op(Reshape { shape: shape.iter().cloned().collect() }, &[v])
+        self.op(Reshape { shape: shape.to_vec() }, &[v])
     }
 
     /// Channels second.
