@@ -96,7 +96,7 @@ impl Supervised {
     ///
     /// # Errors
     /// Data, names and options that do not fit the model or each other, each with what was expected; what the compiler
-    /// refuses; what [`fit`] fails with.
+    /// refuses; what [`fit`](fn@crate::fit) fails with.
     pub fn train(
         &self,
         forward: &Graph,
