@@ -1,0 +1,108 @@
+//! What the reference back end answers about calls: it runs them all, and stores constant right operands of products
+//! column by column.
+
+use margay_loops::{Constant, KernelCall, NoKernel, Packed, Prepared, Target};
+use margay_tensor::{DType, Tensor};
+
+/// The name of the layout of packed right operands: element (i, j) of a matrix of k rows lies at j k + i.
+const COLUMNS: &str = "columns";
+
+/// The reference back end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reference;
+
+impl Reference {
+    fn refused(&self, call: impl std::fmt::Display, why: String) -> NoKernel {
+        NoKernel { target: self.name().to_owned(), call: call.to_string(), why }
+    }
+}
+
+impl Target for Reference {
+    fn name(&self) -> &str {
+        "reference"
+    }
+
+    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+        let packed = match call {
+            KernelCall::MatMul(c) if c.b_packed => {
+                vec![Packed { operand: 1, layout: COLUMNS, bytes: c.k * c.n * DType::F32.bytes() }]
+            }
+            KernelCall::MatMul(_)
+            | KernelCall::Conv(_)
+            | KernelCall::ConvKernelGradient(_)
+            | KernelCall::Attention(_)
+            | KernelCall::AttentionGradient(_)
+            | KernelCall::LinearAttention(_) => Vec::new(),
+        };
+        Ok(Prepared { phases: Vec::new(), scratch_bytes: 0, workspace_bytes: 0, packed })
+    }
+
+    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+        match (call, operand, tensor.dtype()) {
+            (KernelCall::MatMul(c), 1, DType::F32) if c.b_packed && tensor.len() == c.k * c.n => {
+                Ok(transposed(tensor.bytes(), c.k, c.n))
+            }
+            _ => Err(self.refused(call, format!("operand {operand}, {tensor:?}, is not packed"))),
+        }
+    }
+
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+        let asked = format_args!("unpack {layout} {shape:?}").to_string();
+        let [outer @ .., k, n] = shape else {
+            return Err(self.refused(asked, "it is no matrix".to_owned()));
+        };
+        if layout != COLUMNS || outer.iter().any(|&extent| extent != 1) || bytes.len() != 4 * k * n {
+            return Err(self.refused(asked, format!("{} bytes are no such matrix", bytes.len())));
+        }
+        let rows = transposed(bytes, *n, *k);
+        Tensor::from_bytes(DType::F32, shape, &rows).map_err(|e| self.refused(asked, e.to_string()))
+    }
+}
+
+/// The bytes of a constant as it is stored.
+pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
+    match &constant.packed_for {
+        None => constant.tensor.bytes().to_vec(),
+        Some((call, operand)) => {
+            Reference.pack(call, *operand, &constant.tensor).expect("what was asked for when it was lowered")
+        }
+    }
+}
+
+/// The transpose of a matrix of `rows` rows of elements of four bytes.
+fn transposed(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let element = |i: usize, j: usize| &bytes[4 * (i * columns + j)..][..4];
+    let order = (0..columns).flat_map(|j| (0..rows).map(move |i| (i, j)));
+    order.flat_map(|(i, j)| element(i, j).to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_loops::{Epilogue, MatLayout, MatMul, Precision};
+
+    use super::*;
+
+    #[test]
+    fn what_is_packed_unpacks() {
+        let tensor = Tensor::from_slice(&[2, 3], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let layout = MatLayout { row_stride: 3, col_stride: 1 };
+        let call = KernelCall::MatMul(MatMul {
+            m: 1,
+            n: 3,
+            k: 2,
+            batch: vec![],
+            a: layout,
+            b: layout,
+            c_row_stride: 3,
+            b_packed: true,
+            precision: Precision::F32,
+            epilogue: Epilogue::default(),
+        });
+        let packed = Reference.pack(&call, 1, &tensor).unwrap();
+        let columns = Tensor::from_bytes(DType::F32, &[6], &packed).unwrap();
+        assert_eq!(columns.to_vec::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(Reference.unpack(COLUMNS, &[2, 3], &packed).unwrap(), tensor);
+        assert!(Reference.unpack(COLUMNS, &[2, 2], &packed).is_err());
+        assert!(Reference.pack(&call, 0, &tensor).is_err());
+    }
+}
