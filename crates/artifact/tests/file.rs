@@ -3,24 +3,50 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts, StepNote};
+use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Parts, StepNote};
 use margay_loops::{
-    Constant, Epilogue, KernelCall, MatLayout, MatMul, NoKernel, Packed, Port, Prepared, Target,
+    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
+    Port, Preferences, Program,
 };
 use margay_tensor::{DType, Tensor};
 
-/// A target that packs the right operand of a product by reversing its bytes.
+/// A back end that packs the right operand of a product by reversing its bytes.
+#[derive(Debug)]
 struct Reversing;
 
-impl Target for Reversing {
+impl Backend for Reversing {
     fn name(&self) -> &str {
+        "test"
+    }
+
+    fn target(&self) -> &str {
         "reversing"
     }
 
-    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+    fn preferences(&self) -> Preferences {
+        Preferences { buffer_align: 64, channels_last: false }
+    }
+
+    fn compile(&self, _: &Program, _: &[usize]) -> Result<Code, CompileError> {
+        unreachable!("code is given by hand")
+    }
+
+    fn cost_model(&self) -> &str {
+        "none"
+    }
+
+    fn call_seconds(&self, _: &KernelCall, _: usize) -> f64 {
+        0.0
+    }
+
+    fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
+        0.0
+    }
+
+    fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         let KernelCall::MatMul(c) = call else { unreachable!("only products are asked for") };
-        let packed = Packed { operand: 1, layout: "reversed", bytes: c.k * c.n * 4 };
-        Ok(Prepared { phases: vec![], scratch_bytes: 0, workspace_bytes: 0, packed: vec![packed] })
+        let packed = Packed { operand: 1, layout: "reversed".into(), bytes: c.k * c.n * 4 };
+        Ok(Needs { workspace_bytes: 0, packed: vec![packed] })
     }
 
     fn pack(&self, _: &KernelCall, _: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
@@ -73,11 +99,6 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
             outputs: vec![port("y", 5)],
             carried: vec![],
             arena_bytes: 64 * rows,
-            scratch_bytes: 32,
-            kernels: vec![0],
-            driver: 10,
-            imports: vec![Import { name: "matmul_f32__test".into(), version: 1 }],
-            params: vec![0, rows as u64],
             steps: vec![StepNote { label: "fc1/MatMul".into(), regions: 1, ..StepNote::default() }],
             constants: vec![w.index, c.index],
         };
@@ -108,7 +129,6 @@ fn what_is_written_is_read() {
     assert_eq!(d.entries.len(), 2);
     assert_eq!(d.entries[1].code, 64..85);
     assert_eq!(&a.code()[d.entries[1].code.clone()], &[0xC3; 21]);
-    assert_eq!(d.entries[1].parts.params, [0, 7]);
     assert_eq!(a.source("plan.toml").unwrap(), Some(&b"scheme = \"dense\""[..]));
     assert_eq!(a.source("report.json").unwrap(), None);
     assert!((a.weights().as_ptr() as usize).is_multiple_of(4096));

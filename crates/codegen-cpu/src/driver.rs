@@ -4,7 +4,8 @@ use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
     InstBuilder, MemFlagsData, SigRef, StackSlot, StackSlotData, StackSlotKind, Value,
 };
-use margay_loops::{Place, Program, abi};
+use margay_kernels_cpu::abi;
+use margay_loops::{Place, Program};
 
 use crate::CpuIsa;
 use crate::kernel::pointers;

@@ -1,7 +1,7 @@
 //! Target-neutral descriptions of the kernels that are written by hand.
 //!
 //! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
-//! [`Target`](crate::Target) chooses those. All offsets and strides are in elements of `f32`.
+//! [`Backend`](crate::Backend) chooses those. All offsets and strides are in elements of `f32`.
 
 use std::fmt;
 

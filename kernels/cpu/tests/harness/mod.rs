@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses a part")]
 
+use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{Class, CpuTarget, lookup};
-use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, Epilogue, KernelCall, Precision, Target};
+use margay_loops::{Activation, Epilogue, KernelCall, Precision};
 use margay_tensor::{DType, Tensor};
 
 pub(crate) mod random;
@@ -107,7 +107,7 @@ pub(crate) fn execute_all(
         let plain = Tensor::from_bytes(DType::F32, packed_shape, &operands[packed.operand]).unwrap();
         let bytes = target.pack(call, packed.operand, &plain).unwrap();
         assert_eq!(bytes.len(), packed.bytes);
-        let back = target.unpack(packed.layout, packed_shape, &bytes).unwrap();
+        let back = target.unpack(&packed.layout, packed_shape, &bytes).unwrap();
         let narrow = matches!(call, KernelCall::MatMul(c) if c.precision != Precision::F32);
         if narrow {
             let again = target.pack(call, packed.operand, &back).unwrap();
