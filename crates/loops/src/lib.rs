@@ -23,8 +23,8 @@ mod text;
 
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul,
+    Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
+    KernelCall, LinearAttention, MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
