@@ -14,7 +14,7 @@
 use std::path::PathBuf;
 
 use margay_driver::{backend, compare::ErrorSum, is_artifact};
-use margay_loops::{Precision, Target};
+use margay_loops::Precision;
 use serde::Serialize;
 
 use crate::args::{InputArgs, RunArgs, at_least_one, precision};
