@@ -89,6 +89,7 @@ impl<R> Extent<R> {
 
 /// What a step runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a program has hundreds of steps, not millions")]
 pub enum Work {
     /// A generated kernel.
     Kernel {
