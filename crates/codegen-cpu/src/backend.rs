@@ -58,7 +58,7 @@ impl Backend for CpuBackend {
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
-        Ok(self.target.prepare(call)?.needs())
+        Ok(self.target.prepare(call)?.needs)
     }
 
     fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {

@@ -1,14 +1,12 @@
 //! Graphs to code, for one value of every symbol.
 
-use std::collections::HashMap;
-
 use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
 use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, kept, pipeline};
 use margay_runtime::Executable;
-use margay_tensor::{Binding, ContentHash};
+use margay_tensor::Binding;
 
 use crate::{DriverError, Dump};
 
@@ -23,8 +21,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = pipeline::Step::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, pipeline::Step::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -47,17 +45,6 @@ pub fn bytes_saved(g: &Graph) -> u64 {
     g.order().into_iter().filter_map(saved).sum()
 }
 
-/// What identifies the constants of a graph, by their contents.
-fn constant_names(g: &Graph) -> HashMap<ContentHash, String> {
-    g.order()
-        .into_iter()
-        .filter_map(|n| match g.op(n) {
-            Op::Const(c) => Some((c.payload.tensor().content_hash(), c.payload.key().to_string())),
-            _ => None,
-        })
-        .collect()
-}
-
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
 pub fn add_entry(
     builder: &mut ArtifactBuilder,
@@ -67,7 +54,7 @@ pub fn add_entry(
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    add_bound_entry(builder, g, &bound, binding, backend, &[], dump)
+    add_bound_entry(builder, &bound, binding, backend, &[], dump)
 }
 
 /// How a graph is compiled that does one step of many.
@@ -100,14 +87,17 @@ pub fn add_step_entry(
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
-        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        let steps = vec![
+            pipeline::Step::Run(Box::new(Recompute { max_saved_bytes })),
+            pipeline::Step::Reach(Stage::Lowerable),
+        ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
     let saved = kept(&bound, &backward_nodes(&bound));
     let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
-    let program = add_bound_entry(builder, g, &bound, binding, backend, &form.states, dump)?;
+    let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))
 }
 
@@ -117,10 +107,9 @@ fn saved_text(saved: &[(String, u64)]) -> String {
     format!("{lines}{total:>12}  bytes kept between the forward and the backward pass\n")
 }
 
-/// Compiles a graph whose symbols are bound, made of `g`.
+/// Compiles a graph whose symbols are bound.
 fn add_bound_entry(
     builder: &mut ArtifactBuilder,
-    g: &Graph,
     bound: &Graph,
     binding: &Binding,
     backend: &dyn Backend,
@@ -129,13 +118,10 @@ fn add_bound_entry(
 ) -> Result<Program, DriverError> {
     let program = lower_carrying(bound, backend, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
-    let mut names = constant_names(bound);
-    names.extend(constant_names(g));
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let name = names.get(&c.tensor.content_hash()).map_or("", String::as_str);
-        let placed = builder.constants.add(name, c, backend)?;
+        let placed = builder.constants.add(c, backend)?;
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
@@ -146,7 +132,7 @@ fn add_bound_entry(
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
         arena_bytes: program.arena_bytes,
-        steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(&program, i, n)).collect(),
+        steps: StepNote::all(&program, &code.regions),
         constants,
     };
     builder.add_entry(parts, &code.bytes);

@@ -8,7 +8,7 @@ use std::fmt;
 
 use margay_tensor::Tensor;
 
-use crate::{KernelCall, Program, Work};
+use crate::{KernelCall, Program, Step, Work};
 
 /// What a back end likes programs to be like.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ pub struct Preferences {
 }
 
 /// A constant operand that is stored in another layout than row-major.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Packed {
     /// Position among the arguments of the call.
     pub operand: usize,
@@ -30,7 +30,7 @@ pub struct Packed {
     pub bytes: usize,
 }
 
-/// The memory that a call needs besides its operands.
+/// What a call needs of the program around it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Needs {
     /// Bytes of shared workspace, handed over as the last argument; 0 for none.
@@ -44,7 +44,7 @@ pub struct Needs {
 pub struct Code {
     /// What the device of the back end loads; nobody else looks inside.
     pub bytes: Vec<u8>,
-    /// Number of timed regions of each step, in order.
+    /// Number of timed regions of each step itself, in the order of the steps' numbers.
     pub regions: Vec<usize>,
 }
 
@@ -85,7 +85,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What programs are to be like.
     fn preferences(&self) -> Preferences;
 
-    /// Memory that a call needs.
+    /// What a call needs of the program around it. Asked once, when a graph is lowered; the program carries the answer.
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel>;
 
     /// The bytes of a constant operand in the layout that [`prepare`](Backend::prepare) named for it.
@@ -110,25 +110,32 @@ pub trait Backend: fmt::Debug + Send + Sync {
 }
 
 impl Program {
-    /// The predicted seconds of one run.
+    /// The predicted seconds of one run. Of two ways the dearer one counts, and loops run as often as they may.
     pub fn seconds(&self, backend: &dyn Backend, threads: usize) -> f64 {
-        let seconds = |step: usize| match &self.steps[step].work {
-            Work::Call(call) => backend.call_seconds(call, threads),
-            Work::Loops(_) => {
+        self.block_seconds(&self.body, backend, threads)
+    }
+
+    fn block_seconds(&self, steps: &[Step], backend: &dyn Backend, threads: usize) -> f64 {
+        let block = |steps: &[Step]| self.block_seconds(steps, backend, threads);
+        let seconds = |step: &Step| match &step.work {
+            Work::Call { call, .. } => backend.call_seconds(call, threads),
+            Work::Kernel { .. } | Work::Copy { .. } => {
                 // About two operations per element of four bytes.
                 let bytes = self.traffic(step);
                 backend.loop_seconds(bytes, bytes / 2, threads)
             }
+            Work::If { then, otherwise, .. } => block(then).max(block(otherwise)),
+            Work::Loop(l) => l.trips.bound() as f64 * block(&l.body),
         };
-        (0..self.steps.len()).map(seconds).sum()
+        steps.iter().map(seconds).sum()
     }
 
-    /// Multiplications and additions of the kernel calls.
+    /// Multiplications and additions of the kernel calls; those inside loops count once.
     pub fn flops(&self) -> u64 {
-        let call = |work: &Work| match work {
-            Work::Call(call) => call.flops(),
-            Work::Loops(_) => 0,
+        let call = |(_, step): (usize, &Step)| match &step.work {
+            Work::Call { call, .. } => call.flops(),
+            Work::Kernel { .. } | Work::Copy { .. } | Work::If { .. } | Work::Loop(_) => 0,
         };
-        self.steps.iter().map(|s| call(&s.work)).sum()
+        self.steps().map(call).sum()
     }
 }

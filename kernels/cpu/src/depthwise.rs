@@ -2,7 +2,7 @@
 //!
 //! An item is a block of lines of one image. Layout `f32_channels` of filters C, 1, h, w: `[h][w][C]`.
 
-use margay_loops::{Conv, Packed};
+use margay_loops::{Conv, Needs, Packed};
 use margay_tensor::{DType, Tensor};
 
 use crate::Class;
@@ -45,8 +45,7 @@ pub(crate) fn prepare(class: Class, call: &Conv, mut shape: Shape) -> Prepared {
     Prepared {
         phases,
         scratch_bytes: 0,
-        workspace_bytes,
-        packed: if call.k_packed { vec![packed] } else { Vec::new() },
+        needs: Needs { workspace_bytes, packed: if call.k_packed { vec![packed] } else { Vec::new() } },
     }
 }
 

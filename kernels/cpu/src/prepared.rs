@@ -1,6 +1,6 @@
 //! How a call is run: parallel regions of hand-written kernels.
 
-use margay_loops::{Needs, Packed};
+use margay_loops::Needs;
 
 /// One parallel region of a prepared call. Phases run one after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,15 +22,6 @@ pub struct Prepared {
     pub phases: Vec<Phase>,
     /// Bytes of scratch each thread needs, without the header.
     pub scratch_bytes: usize,
-    /// Bytes of shared workspace, handed over as the last argument; 0 for none.
-    pub workspace_bytes: usize,
-    /// Operands to be packed.
-    pub packed: Vec<Packed>,
-}
-
-impl Prepared {
-    /// What of it concerns memory outside of the kernels.
-    pub fn needs(self) -> Needs {
-        Needs { workspace_bytes: self.workspace_bytes, packed: self.packed }
-    }
+    /// What it needs of the program.
+    pub needs: Needs,
 }

@@ -7,8 +7,8 @@ use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::nest::Sink;
 use margay_loops::{
-    Arg, Backend, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Place,
-    Port, Program, Source, Step, Work,
+    Arg, Backend, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed,
+    Place, Port, Program, Source, Step, Work,
 };
 use margay_tensor::{DType, Tensor};
 
@@ -21,7 +21,7 @@ pub(crate) const COLUMNS: usize = 70;
 pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactBuilder {
     let mut builder = ArtifactBuilder::new("by hand", backend.target());
     for program in programs {
-        let add = |c| builder.constants.add("constant", c, backend).unwrap();
+        let add = |c| builder.constants.add(c, backend).unwrap();
         let placed: Vec<_> = program.constants.iter().map(add).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
         let code = backend.compile(program, &offsets).unwrap();
@@ -31,7 +31,7 @@ pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactB
             outputs: program.outputs.clone(),
             carried: program.carried.clone(),
             arena_bytes: program.arena_bytes,
-            steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(program, i, n)).collect(),
+            steps: StepNote::all(program, &code.regions),
             constants: placed.iter().map(|p| p.index).collect(),
         };
         builder.add_entry(parts, &code.bytes);
@@ -64,10 +64,20 @@ pub(crate) fn buffer(place: Place, bytes: usize) -> Buffer {
     Buffer { place, bytes }
 }
 
-/// A step over whole buffers, given by number.
-pub(crate) fn step(work: Work, args: &[usize], label: &str) -> Step {
-    let args = args.iter().map(|&b| Operand { buffer: BufferId(b), offset_bytes: 0 }).collect();
-    Step { work, args, label: label.into() }
+/// A constant.
+pub(crate) fn constant(tensor: Tensor, packed: Option<(KernelCall, Packed)>) -> Constant {
+    Constant { names: vec!["constant".into()], tensor, packed }
+}
+
+/// The start of a buffer, given by number.
+pub(crate) fn operand(buffer: usize) -> Operand {
+    Operand { buffer: BufferId(buffer), offset_bytes: 0 }
+}
+
+/// A step that runs a kernel, given by number, over whole buffers.
+pub(crate) fn kernel(kernel: usize, args: &[usize], label: &str) -> Step {
+    let args = args.iter().map(|&b| operand(b)).collect();
+    Step { label: label.into(), work: Work::Kernel { kernel, args } }
 }
 
 /// Arguments of which the last is written.
@@ -102,7 +112,8 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
         epilogue: Epilogue::default(),
     });
     let needs = backend.prepare(&call).unwrap();
-    let packed_bytes = needs.packed[0].bytes;
+    let packed = needs.packed[0].clone();
+    let packed_bytes = packed.bytes;
     let product_bytes = rows * COLUMNS * 4;
     let workspace_at = product_bytes.next_multiple_of(64);
     let shape = [rows, COLUMNS];
@@ -120,27 +131,26 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
     let weight = Tensor::from_slice(&[TERMS, COLUMNS], &numbers(TERMS * COLUMNS, 1)).unwrap();
     let bias = Tensor::from_slice(&[COLUMNS], &numbers(COLUMNS, 2)).unwrap();
     let call_args: &[usize] = if needs.workspace_bytes > 0 { &[0, 1, 2, 5] } else { &[0, 1, 2] };
+    let call_args = call_args.iter().map(|&b| operand(b)).collect();
+    let workspace_bytes = needs.workspace_bytes;
     Program {
         inputs: vec![port("x", DType::F32, &[rows, TERMS])],
         outputs: vec![port("y", DType::F32, &shape)],
         carried: vec![],
-        constants: vec![
-            Constant { tensor: weight, packed_for: Some((call.clone(), 1)) },
-            Constant { tensor: bias, packed_for: None },
-        ],
+        constants: vec![constant(weight, Some((call.clone(), packed))), constant(bias, None)],
         buffers: vec![
             buffer(Place::Input(0), rows * TERMS * 4),
             buffer(Place::Constant(0), packed_bytes),
             buffer(Place::Arena(0), product_bytes),
             buffer(Place::Constant(1), COLUMNS * 4),
             buffer(Place::Output(0), product_bytes),
-            buffer(Place::Arena(workspace_at), needs.workspace_bytes),
+            buffer(Place::Arena(workspace_at), workspace_bytes),
         ],
         kernels: vec![sum],
-        steps: vec![
-            step(Work::Call(call), call_args, "fc1/MatMul"),
-            step(Work::Loops(0), &[2, 3, 4], "fc1/Add"),
+        body: vec![
+            Step { label: "fc1/MatMul".into(), work: Work::Call { call, needs, args: call_args } },
+            kernel(0, &[2, 3, 4], "fc1/Add"),
         ],
-        arena_bytes: workspace_at + needs.workspace_bytes,
+        arena_bytes: workspace_at + workspace_bytes,
     }
 }
