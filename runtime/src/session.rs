@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
+use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
 use margay_loops::Port;
-use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
@@ -61,7 +61,7 @@ impl Session {
         let threads = pool.threads();
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
-        let scratch_bytes = most(&|i| entries[i].parts.scratch_bytes);
+        let scratch_bytes = most(&|i| executable.loaded_entry(i).scratch_bytes);
         // An even number of cache lines, so that threads do not share the pairs that processors fetch together.
         let scratch_stride = (SCRATCH_HEADER_BYTES + scratch_bytes).next_multiple_of(2 * BUFFER_ALIGN);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
@@ -134,22 +134,26 @@ impl Session {
     /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each.
     pub fn profile(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(StepNote, Duration)>, RunError> {
         let index = choose(self.executable.entries().iter(), inputs)?;
-        let mut times = Vec::new();
+        let steps = self.executable.entries()[index].parts.steps.clone();
+        let mut times = vec![Duration::ZERO; steps.iter().map(|s| s.regions).sum()];
         self.run_entry(index, inputs, Some(&mut times))?;
         let mut times = times.into_iter();
-        let steps = self.executable.entries()[index].parts.steps.iter();
-        Ok(steps.map(|note| (note.clone(), times.by_ref().take(note.regions).sum())).collect())
+        let time = |note: StepNote| {
+            let spent = times.by_ref().take(note.regions).sum();
+            (note, spent)
+        };
+        Ok(steps.into_iter().map(time).collect())
     }
 
     fn run_entry(
         &mut self,
         index: usize,
         inputs: &[(&str, &Tensor)],
-        times: Option<&mut Vec<Duration>>,
+        times: Option<&mut [Duration]>,
     ) -> Result<(), RunError> {
         self.fill_bases(index, inputs)?;
         let driver = self.executable.driver(index);
-        let table = self.executable.loaded_entry(index).table.as_ptr();
+        let loaded = self.executable.loaded_entry(index);
         let parts = &self.executable.entries()[index].parts;
         let mut context = Context {
             pool: &mut self.pool,
@@ -166,7 +170,7 @@ impl Session {
         // That the code keeps to it is the trust that loading an executable asks for.
         unsafe {
             let context = (&raw mut context).cast::<u8>();
-            driver(table, context, self.bases.0.as_ptr(), parts.params.as_ptr());
+            driver(loaded.table.as_ptr(), context, self.bases.0.as_ptr(), loaded.params.as_ptr());
         }
         match context.fault {
             0 => Ok(()),

@@ -1,17 +1,12 @@
-//! Graphs to machine code, for one value of every symbol.
+//! Graphs to code, for one value of every symbol.
 
-use std::collections::HashMap;
-
-use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
-use margay_codegen_cpu::{CpuIsa, emit};
+use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
-use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
+use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
-use margay_plan::CostModel;
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, kept, pipeline};
 use margay_runtime::Executable;
-use margay_tensor::{Binding, ContentHash};
+use margay_tensor::Binding;
 
 use crate::{DriverError, Dump};
 
@@ -26,8 +21,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = pipeline::Step::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, pipeline::Step::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -50,27 +45,16 @@ pub fn bytes_saved(g: &Graph) -> u64 {
     g.order().into_iter().filter_map(saved).sum()
 }
 
-/// What identifies the constants of a graph, by their contents.
-fn constant_names(g: &Graph) -> HashMap<ContentHash, String> {
-    g.order()
-        .into_iter()
-        .filter_map(|n| match g.op(n) {
-            Op::Const(c) => Some((c.payload.tensor().content_hash(), c.payload.key().to_string())),
-            _ => None,
-        })
-        .collect()
-}
-
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
 pub fn add_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    add_bound_entry(builder, g, &bound, binding, target, &[], dump)
+    add_bound_entry(builder, &bound, binding, backend, &[], dump)
 }
 
 /// How a graph is compiled that does one step of many.
@@ -97,20 +81,23 @@ pub fn add_step_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
     dump: &mut Dump,
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
-        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        let steps = vec![
+            pipeline::Step::Run(Box::new(Recompute { max_saved_bytes })),
+            pipeline::Step::Reach(Stage::Lowerable),
+        ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
     let saved = kept(&bound, &backward_nodes(&bound));
     let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
-    let program = add_bound_entry(builder, g, &bound, binding, target, &form.states, dump)?;
+    let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))
 }
 
@@ -120,50 +107,35 @@ fn saved_text(saved: &[(String, u64)]) -> String {
     format!("{lines}{total:>12}  bytes kept between the forward and the backward pass\n")
 }
 
-/// Compiles a graph whose symbols are bound, made of `g`.
+/// Compiles a graph whose symbols are bound.
 fn add_bound_entry(
     builder: &mut ArtifactBuilder,
-    g: &Graph,
     bound: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     states: &[(String, String)],
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
+    let program = lower_carrying(bound, backend, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
-    let mut names = constant_names(bound);
-    names.extend(constant_names(g));
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let name = names.get(&c.tensor.content_hash()).map_or("", String::as_str);
-        let placed = builder.constants.add(name, c, &target)?;
+        let placed = builder.constants.add(c, backend)?;
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
-    let isa = CpuIsa::for_class(target.name())?;
-    let code = emit(&program, &isa, &target, &offsets)?;
-    let imports = code
-        .imports
-        .iter()
-        .map(|name| Import { name: name.clone(), version: lookup(name).map_or(0, |k| k.version) })
-        .collect();
+    let code = backend.compile(&program, &offsets)?;
     let parts = EntryParts {
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
         arena_bytes: program.arena_bytes,
-        scratch_bytes: code.scratch_bytes,
-        kernels: code.kernels,
-        driver: code.driver,
-        imports,
-        params: code.params,
-        steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(&program, i, n)).collect(),
+        steps: StepNote::all(&program, &code.regions),
         constants,
     };
-    builder.add_entry(parts, &code.blob);
+    builder.add_entry(parts, &code.bytes);
     Ok(program)
 }
 
@@ -186,9 +158,9 @@ fn suffix(binding: &Binding) -> String {
 }
 
 /// Compiles a graph for one value of every symbol, to run in this process.
-pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
+pub fn jit(g: &Graph, binding: &Binding, backend: &dyn Backend) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
     Ok(Executable::from_parts(builder.into_parts()?)?)
 }
 
@@ -196,11 +168,11 @@ pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable
 pub fn jit_step(
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
 ) -> Result<CompiledStep, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    let (_, saved) = add_step_entry(&mut builder, g, binding, target, form, &mut Dump::none())?;
+    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    let (_, saved) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
     Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
 }
 
@@ -208,31 +180,9 @@ pub fn jit_step(
 pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
     match bind(g, &binding, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, CpuTarget::native()).map(|_| ()),
+        Ok(_) => jit(g, &binding, &*crate::backend::native()).map(|_| ()),
         Err(_) => Ok(()),
     }
-}
-
-/// Predicted time of one run of a program.
-pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    let seconds = |(i, step): (usize, &margay_loops::Step)| match &step.work {
-        Work::Call(call) => cost.seconds(call, threads),
-        Work::Loops(_) => {
-            // About two operations per element of four bytes.
-            let bytes = program.traffic(i);
-            cost.seconds_elementwise(bytes, bytes / 2, threads)
-        }
-    };
-    program.steps.iter().enumerate().map(seconds).sum()
-}
-
-/// Multiplications and additions of the kernel calls of a program.
-pub fn program_flops(program: &Program) -> u64 {
-    let call = |work: &Work| match work {
-        Work::Call(call) => call.flops(),
-        Work::Loops(_) => 0,
-    };
-    program.steps.iter().map(|s| call(&s.work)).sum()
 }
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.

@@ -8,7 +8,7 @@
 //!
 //! With one channel per group lanes are channels, and each line adds to every tap.
 
-use margay_loops::{ConvKernelGradient, Phase, Prepared};
+use margay_loops::{ConvKernelGradient, Needs};
 
 use crate::Class;
 use crate::block::{load_first, multiply_turned, store_first};
@@ -18,6 +18,7 @@ use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// Positions of the arguments.
 const X: usize = 0;
@@ -82,8 +83,7 @@ pub(crate) fn prepare(class: Class, call: &ConvKernelGradient) -> Result<Prepare
     Ok(Prepared {
         phases: vec![phase(sums, parts * pieces), phase(Params { joins: 1, ..sums }, results)],
         scratch_bytes: if depthwise { 0 } else { 4 * rows * (row_stride(terms) + PANEL) },
-        workspace_bytes: 4 * parts * width,
-        packed: Vec::new(),
+        needs: Needs { workspace_bytes: 4 * parts * width, packed: Vec::new() },
     })
 }
 
@@ -101,7 +101,7 @@ impl Params {
 /// overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -10,13 +10,14 @@
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
-use margay_loops::{MatMul, Packed, Phase, Precision, Prepared};
+use margay_loops::{MatMul, Needs, Packed, Precision};
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 use crate::{Class, constants, narrow, strided, thin};
+use crate::{Phase, Prepared};
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -228,7 +229,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         grain: 1,
     });
     let (layout, bytes) = constants::layout(call.precision, call.k, n);
-    let packed = Packed { operand: 1, layout, bytes };
+    let packed = Packed { operand: 1, layout: layout.into(), bytes };
     Ok(Prepared {
         phases,
         scratch_bytes: match (widened, strided) {
@@ -236,8 +237,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
             (_, true) => 4 * strided::scratch(group),
             _ => 0,
         },
-        workspace_bytes: 4 * workspace.len,
-        packed: if call.b_packed { vec![packed] } else { Vec::new() },
+        needs: Needs {
+            workspace_bytes: 4 * workspace.len,
+            packed: if call.b_packed { vec![packed] } else { Vec::new() },
+        },
     })
 }
 
@@ -304,7 +307,7 @@ impl Item {
 /// `k` is 0 the sums are 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -6,7 +6,7 @@ use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::{Class, CpuTarget, KERNELS};
 use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
-use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision, Target};
+use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision};
 
 /// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
 struct Case {
@@ -417,7 +417,7 @@ fn packed_constants_depend_on_neither_class_nor_rows() {
             let case = case([m, 40, 5], &[], [false, false], true, 0).in_precision(precision);
             let call = KernelCall::MatMul(case.call);
             let target = CpuTarget::new(class);
-            let layout = target.prepare(&call).unwrap().packed.remove(0);
+            let layout = target.prepare(&call).unwrap().needs.packed.remove(0);
             (layout, target.pack(&call, 1, &tensor).unwrap())
         };
         let first = packed(Class::Portable, 1);
