@@ -1,13 +1,13 @@
 //! Random small graphs, by way of their text: compiled code and the reference back end against the evaluation of the
 //! graph. Each graph is named by its seed; what fails is printed as text.
 
+use margay_driver::backend;
 use margay_driver::build::jit;
 use margay_ir::ops::{
     Abs, Add, Attention, Broadcast, Concat, Const, Cos, Div, Erf, LayerNorm, MatMul, Max, Min, Mul, Neg, Pad,
     Reduce, ReduceKind, Relu, Reshape, Sigmoid, Silu, Sin, Slice, Softmax, Softplus, Sub, Tanh, Transpose,
 };
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
-use margay_kernels_cpu::{Class, CpuTarget};
 use margay_lower::lower;
 use margay_passes::Pipeline;
 use margay_reference::Reference;
@@ -388,13 +388,12 @@ fn check(seed: u64, empty: bool) -> bool {
     for (f, e) in found.iter().zip(&expected) {
         assert_close(&format!("interpreted {source}\n{program}"), f, e, Tolerance::REDUCTION);
     }
-    for class in Class::ALL.into_iter().filter(|c| c.supported_here()) {
-        let executable =
-            jit(&g, &Binding::new(), CpuTarget::new(class)).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    for backend in backend::supported() {
+        let executable = jit(&g, &Binding::new(), &*backend).unwrap_or_else(|e| panic!("{e}\n{source}"));
         let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
         let found = session.run(&by_name).unwrap_or_else(|e| panic!("{e}\n{source}"));
         for (f, e) in found.iter().zip(&expected) {
-            assert_close(&format!("{} {source}\n{program}", class.name()), &f.1, e, Tolerance::REDUCTION);
+            assert_close(&format!("{} {source}\n{program}", backend.target()), &f.1, e, Tolerance::REDUCTION);
         }
     }
     true

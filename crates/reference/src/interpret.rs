@@ -1,10 +1,10 @@
 //! A program from its inputs to its outputs.
 
-use margay_loops::{Program, Step, Work};
-use margay_tensor::Tensor;
+use margay_loops::{Extent, Loop, Operand, Program, Step, Work, walk};
+use margay_tensor::{DType, Tensor};
 
 use crate::memory::Memory;
-use crate::{InterpretError, calls, kernel};
+use crate::{InterpretError, Problem, calls, kernel};
 
 /// Runs a program once. Inputs and outputs are in the order of the program, states among them; constants are in the
 /// layouts of [`Reference`](crate::Reference).
@@ -12,36 +12,105 @@ pub fn run(program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Interpr
     check_inputs(program, inputs)?;
     let inputs = inputs.iter().map(|t| t.bytes().to_vec()).collect();
     let constants = program.constants.iter().map(crate::stored_bytes).collect();
-    let mut memory = Memory::new(program, inputs, constants);
-    let mut failed: Option<&Step> = None;
-    for (number, step) in program.steps.iter().enumerate() {
-        memory.step += 1;
-        let done = match &step.work {
-            Work::Loops(k) => kernel::run(&program.kernels[*k], &step.args, &mut memory),
-            Work::Call(call) => calls::run(call, &step.args, &mut memory).map(|()| true),
-        };
-        match done {
-            Ok(true) => {}
-            Ok(false) => failed = failed.or(Some(step)),
-            Err(problem) => {
-                let work = match &step.work {
-                    Work::Loops(k) => format!("k{k}"),
-                    Work::Call(call) => call.to_string(),
-                };
-                return Err(InterpretError::Step { step: number, work, label: step.label.clone(), problem });
-            }
-        }
-    }
-    if let Some(step) = failed {
+    let mut run = Run { program, memory: Memory::new(program, inputs, constants), failed: None };
+    run.block(&program.body, 0)?;
+    if let Some(step) = run.failed {
         return Err(InterpretError::Fault { label: step.label.clone() });
     }
     let outputs = program.outputs.iter().enumerate();
     let tensors = outputs.map(|(i, port)| {
-        let bytes = memory.output(program, i);
+        let bytes = run.memory.output(program, i);
         let bytes = bytes.ok_or_else(|| InterpretError::Output { name: port.name.clone() })?;
         Ok(Tensor::from_bytes(port.dtype, &port.shape, bytes).expect("an output has the size of its port"))
     });
     tensors.collect()
+}
+
+/// A run in progress.
+struct Run<'p> {
+    program: &'p Program,
+    memory: Memory,
+    /// The first step whose checks failed.
+    failed: Option<&'p Step>,
+}
+
+impl<'p> Run<'p> {
+    /// Runs a list of steps, the first of which has a number.
+    fn block(&mut self, steps: &'p [Step], mut number: usize) -> Result<(), InterpretError> {
+        for step in steps {
+            self.step(step, number)?;
+            number += walk(std::slice::from_ref(step)).count();
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &'p Step, number: usize) -> Result<(), InterpretError> {
+        let named = |problem: Problem| {
+            let work = match &step.work {
+                Work::Kernel { kernel, .. } => format!("k{kernel}"),
+                Work::Call { call, .. } => call.to_string(),
+                Work::Copy { bytes, .. } => format!("copy of {bytes} bytes"),
+                Work::If { .. } => "if".to_owned(),
+                Work::Loop(_) => "loop".to_owned(),
+            };
+            InterpretError::Step { step: number, work, label: step.label.clone(), problem }
+        };
+        self.memory.begin();
+        match &step.work {
+            Work::Kernel { kernel, args } => {
+                let kernel = &self.program.kernels[*kernel];
+                if !kernel::run(kernel, args, &mut self.memory).map_err(named)? {
+                    self.failed = self.failed.or(Some(step));
+                }
+                Ok(())
+            }
+            Work::Call { call, args, .. } => calls::run(call, args, &mut self.memory).map_err(named),
+            Work::Copy { from, to, bytes } => self.memory.copy(*from, *to, *bytes).map_err(named),
+            Work::If { test, then, otherwise } => match self.truth(*test, 0).map_err(named)? {
+                true => self.block(then, number + 1),
+                false => self.block(otherwise, number + 1 + walk(then).count()),
+            },
+            Work::Loop(l) => {
+                for i in 0..self.trips(l).map_err(named)? {
+                    if !self.another(l, i).map_err(named)? {
+                        break;
+                    }
+                    self.block(&l.body, number + 1)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn truth(&self, operand: Operand, arg: usize) -> Result<bool, Problem> {
+        Ok(self.memory.read(operand, arg, 0, DType::Bool)?.is_true())
+    }
+
+    fn trips(&self, l: &Loop) -> Result<usize, Problem> {
+        match l.trips {
+            Extent::Known(n) => Ok(n),
+            Extent::Read { from, bound } => {
+                let trips = self.memory.read(from, 0, 0, DType::I64)?.int();
+                Ok(usize::try_from(trips.max(0)).unwrap_or(usize::MAX).min(bound))
+            }
+        }
+    }
+
+    /// Whether repetition `i` is to run; if so its number is written.
+    fn another(&mut self, l: &Loop, i: usize) -> Result<bool, Problem> {
+        self.memory.begin();
+        let read = usize::from(matches!(l.trips, Extent::Read { .. }));
+        if let Some(condition) = l.condition
+            && !self.truth(condition, read)?
+        {
+            return Ok(false);
+        }
+        if let Some(counter) = l.counter {
+            let arg = read + usize::from(l.condition.is_some());
+            self.memory.write(counter, arg, 0, DType::I64, crate::number::Number::Int(i as i128))?;
+        }
+        Ok(true)
+    }
 }
 
 fn check_inputs(program: &Program, inputs: &[&Tensor]) -> Result<(), InterpretError> {

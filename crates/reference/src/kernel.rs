@@ -22,7 +22,6 @@ pub(crate) struct Frame<'a> {
 
 /// Runs a kernel. Returns whether all checks that it makes passed.
 pub(crate) fn run(kernel: &Kernel, args: &[Operand], memory: &mut Memory) -> Result<bool, Problem> {
-    memory.item = 0;
     let (regs, axes) = (vec![None; kernel.regs.len()], vec![0; usize::from(kernel.axes)]);
     let mut frame = Frame { kernel, args, memory, regs, axes, failed: false };
     frame.block(&kernel.body)?;

@@ -10,21 +10,21 @@
 //! - [`run`]: a whole program.
 //! - `kernel`: loop nests; `number`: scalar operations; `calls`: kernel calls by their formulas.
 //! - `memory`: regions, and who wrote each byte.
-//! - `target`: what it answers about calls.
+//! - `backend`: what it answers the compiler.
 //!
 //! Deliberately absent: speed.
 
 #![forbid(unsafe_code)]
 
+mod backend;
 mod calls;
 mod error;
 mod interpret;
 mod kernel;
 mod memory;
 mod number;
-mod target;
 
+pub(crate) use backend::stored_bytes;
+pub use backend::{NAME, Reference};
 pub use error::{InterpretError, Problem};
 pub use interpret::run;
-pub use target::Reference;
-pub(crate) use target::stored_bytes;

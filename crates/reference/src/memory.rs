@@ -41,7 +41,7 @@ pub(crate) struct Memory {
     regions: Vec<Region>,
     buffers: Vec<Located>,
     /// The step that runs, counted over the run from 1.
-    pub(crate) step: u32,
+    step: u32,
     /// The work item that runs.
     pub(crate) item: u32,
 }
@@ -80,6 +80,21 @@ impl Memory {
         };
         let buffers = program.buffers.iter().enumerate().map(located).collect();
         Memory { regions, buffers, step: 0, item: 0 }
+    }
+
+    /// A step begins; what it writes is told apart from what was written before.
+    pub(crate) fn begin(&mut self) {
+        self.step += 1;
+        self.item = 0;
+    }
+
+    /// Copies bytes.
+    pub(crate) fn copy(&mut self, from: Operand, to: Operand, bytes: usize) -> Result<(), Problem> {
+        for i in 0..bytes as i64 {
+            let byte = self.read(from, 0, i, DType::U8)?;
+            self.write(to, 1, i, DType::U8, byte)?;
+        }
+        Ok(())
     }
 
     /// The bytes of an output; `None` if it was not written whole.

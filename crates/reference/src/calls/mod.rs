@@ -28,7 +28,6 @@ pub(crate) struct Argument(usize);
 
 /// Runs a call.
 pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory) -> Result<(), Problem> {
-    memory.item = 0;
     let mut args = Arguments { args, memory, next: 0 };
     match call {
         KernelCall::MatMul(c) => matmul::run(c, &mut args),

@@ -1,11 +1,19 @@
-//! What the reference back end answers about calls: it runs them all, and stores constant right operands of products
-//! column by column.
+//! What the reference back end answers the compiler: it runs every call, stores constant right operands of products
+//! column by column, and its code is the text of the program.
 
-use margay_loops::{Constant, KernelCall, NoKernel, Packed, Prepared, Target};
+use margay_loops::{
+    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Packed, Preferences, Program,
+};
 use margay_tensor::{DType, Tensor};
 
 /// The name of the layout of packed right operands: element (i, j) of a matrix of k rows lies at j k + i.
 const COLUMNS: &str = "columns";
+
+/// The name of the back end and of the one class of machines it knows: all.
+pub const NAME: &str = "reference";
+
+/// What an operation and a byte cost, in seconds: a guess at an interpreter. Threads do not help.
+const SECONDS_PER_UNIT: f64 = 2e-8;
 
 /// The reference back end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -13,19 +21,27 @@ pub struct Reference;
 
 impl Reference {
     fn refused(&self, call: impl std::fmt::Display, why: String) -> NoKernel {
-        NoKernel { target: self.name().to_owned(), call: call.to_string(), why }
+        NoKernel { target: NAME.to_owned(), call: call.to_string(), why }
     }
 }
 
-impl Target for Reference {
+impl Backend for Reference {
     fn name(&self) -> &str {
-        "reference"
+        NAME
     }
 
-    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+    fn target(&self) -> &str {
+        NAME
+    }
+
+    fn preferences(&self) -> Preferences {
+        Preferences { buffer_align: 16, channels_last: true }
+    }
+
+    fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         let packed = match call {
             KernelCall::MatMul(c) if c.b_packed => {
-                vec![Packed { operand: 1, layout: COLUMNS, bytes: c.k * c.n * DType::F32.bytes() }]
+                vec![Packed { operand: 1, layout: COLUMNS.to_owned(), bytes: c.k * c.n * DType::F32.bytes() }]
             }
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
@@ -34,7 +50,7 @@ impl Target for Reference {
             | KernelCall::AttentionGradient(_)
             | KernelCall::LinearAttention(_) => Vec::new(),
         };
-        Ok(Prepared { phases: Vec::new(), scratch_bytes: 0, workspace_bytes: 0, packed })
+        Ok(Needs { workspace_bytes: 0, packed })
     }
 
     fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
@@ -57,15 +73,33 @@ impl Target for Reference {
         let rows = transposed(bytes, *n, *k);
         Tensor::from_bytes(DType::F32, shape, &rows).map_err(|e| self.refused(asked, e.to_string()))
     }
+
+    fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
+        let offsets: String = constant_offsets.iter().map(|at| format!(" {at}")).collect();
+        let text = format!("constants at{offsets}\n{program}");
+        Ok(Code { bytes: text.into_bytes(), regions: vec![1; program.steps().count()] })
+    }
+
+    fn cost_model(&self) -> &str {
+        "reference 1"
+    }
+
+    fn call_seconds(&self, call: &KernelCall, _threads: usize) -> f64 {
+        call.flops() as f64 * SECONDS_PER_UNIT
+    }
+
+    fn loop_seconds(&self, bytes: u64, operations: u64, _threads: usize) -> f64 {
+        (bytes + operations) as f64 * SECONDS_PER_UNIT
+    }
 }
 
 /// The bytes of a constant as it is stored.
 pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
-    match &constant.packed_for {
+    match &constant.packed {
         None => constant.tensor.bytes().to_vec(),
-        Some((call, operand)) => {
-            Reference.pack(call, *operand, &constant.tensor).expect("what was asked for when it was lowered")
-        }
+        Some((call, packed)) => Reference
+            .pack(call, packed.operand, &constant.tensor)
+            .expect("what was asked for when it was lowered"),
     }
 }
 
