@@ -24,6 +24,7 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("lower", Some(&["ir", "loops", "tensor"])),
     ("kernels-cpu", Some(&["loops", "tensor"])),
     ("codegen-cpu", Some(&["kernels-cpu", "loops", "tensor"])),
+    ("reference", Some(&["loops", "tensor"])),
     ("artifact", Some(&["loops", "tensor"])),
     ("runtime", Some(&["artifact", "kernels-cpu", "loops", "tensor"])),
     ("driver", None),

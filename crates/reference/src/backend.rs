@@ -12,6 +12,9 @@ const COLUMNS: &str = "columns";
 /// The name of the back end and of the one class of machines it knows: all.
 pub const NAME: &str = "reference";
 
+/// What buffers begin at a multiple of, in bytes.
+pub(crate) const BUFFER_ALIGN: usize = 16;
+
 /// What an operation and a byte cost, in seconds: a guess at an interpreter. Threads do not help.
 const SECONDS_PER_UNIT: f64 = 2e-8;
 
@@ -35,7 +38,7 @@ impl Backend for Reference {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: 16, channels_last: true }
+        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true }
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
@@ -77,7 +80,8 @@ impl Backend for Reference {
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
         let offsets: String = constant_offsets.iter().map(|at| format!(" {at}")).collect();
         let text = format!("constants at{offsets}\n{program}");
-        Ok(Code { bytes: text.into_bytes(), regions: vec![1; program.steps().count()] })
+        let regions = program.steps().map(|(_, step)| usize::from(step.blocks().is_empty()));
+        Ok(Code { bytes: text.into_bytes(), machine: "any".to_owned(), regions: regions.collect() })
     }
 
     fn cost_model(&self) -> &str {

@@ -1,44 +1,92 @@
 //! A program from its inputs to its outputs.
 
+use std::time::{Duration, Instant};
+
 use margay_loops::{Extent, Loop, Operand, Program, Step, Work, walk};
 use margay_tensor::{DType, Tensor};
 
 use crate::memory::Memory;
 use crate::{InterpretError, Problem, calls, kernel};
 
+/// How a run ended.
+pub(crate) enum Outcome {
+    /// All steps ran.
+    Done {
+        /// The bytes of every output.
+        outputs: Vec<Vec<u8>>,
+        /// The time of every step that has no steps inside, in the order of their numbers.
+        times: Vec<Duration>,
+    },
+    /// A check that the model asks for failed.
+    Failed {
+        /// The number of the first step in which one did.
+        step: usize,
+    },
+}
+
 /// Runs a program once. Inputs and outputs are in the order of the program, states among them; constants are in the
 /// layouts of [`Reference`](crate::Reference).
+///
+/// # Errors
+/// Inputs that are not those of the program, a check that failed, and what [no program may do](crate::Problem).
 pub fn run(program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>, InterpretError> {
     check_inputs(program, inputs)?;
     let inputs = inputs.iter().map(|t| t.bytes().to_vec()).collect();
-    let constants = program.constants.iter().map(crate::stored_bytes).collect();
-    let mut run = Run { program, memory: Memory::new(program, inputs, constants), failed: None };
+    let constants: Vec<Vec<u8>> = program.constants.iter().map(crate::stored_bytes).collect();
+    match interpret(program, inputs, constants.iter().map(Vec::as_slice).collect())? {
+        Outcome::Done { outputs, .. } => {
+            let ports = program.outputs.iter().zip(outputs);
+            let tensor = |(port, bytes): (&margay_loops::Port, Vec<u8>)| {
+                Tensor::from_bytes(port.dtype, &port.shape, &bytes)
+                    .expect("an output has the size of its port")
+            };
+            Ok(ports.map(tensor).collect())
+        }
+        Outcome::Failed { step } => {
+            let label = program.steps().nth(step).map(|(_, s)| s.label.clone());
+            Err(InterpretError::Fault { label: label.unwrap_or_default() })
+        }
+    }
+}
+
+/// Runs a program on bytes.
+pub(crate) fn interpret(
+    program: &Program,
+    inputs: Vec<Vec<u8>>,
+    constants: Vec<&[u8]>,
+) -> Result<Outcome, InterpretError> {
+    let times = vec![Duration::ZERO; program.steps().count()];
+    let mut run = Run { program, memory: Memory::new(program, inputs, constants), failed: None, times };
     run.block(&program.body, 0)?;
     if let Some(step) = run.failed {
-        return Err(InterpretError::Fault { label: step.label.clone() });
+        return Ok(Outcome::Failed { step });
     }
-    let outputs = program.outputs.iter().enumerate();
-    let tensors = outputs.map(|(i, port)| {
+    let output = |(i, port): (usize, &margay_loops::Port)| {
         let bytes = run.memory.output(program, i);
-        let bytes = bytes.ok_or_else(|| InterpretError::Output { name: port.name.clone() })?;
-        Ok(Tensor::from_bytes(port.dtype, &port.shape, bytes).expect("an output has the size of its port"))
-    });
-    tensors.collect()
+        bytes.map(<[u8]>::to_vec).ok_or_else(|| InterpretError::Output { name: port.name.clone() })
+    };
+    let outputs = program.outputs.iter().enumerate().map(output).collect::<Result<_, _>>()?;
+    let own = program.steps().zip(&run.times).filter(|((_, step), _)| step.blocks().is_empty());
+    Ok(Outcome::Done { outputs, times: own.map(|(_, time)| *time).collect() })
 }
 
 /// A run in progress.
 struct Run<'p> {
     program: &'p Program,
-    memory: Memory,
+    memory: Memory<'p>,
     /// The first step whose checks failed.
-    failed: Option<&'p Step>,
+    failed: Option<usize>,
+    /// The time of every step with the steps inside it.
+    times: Vec<Duration>,
 }
 
 impl<'p> Run<'p> {
     /// Runs a list of steps, the first of which has a number.
     fn block(&mut self, steps: &'p [Step], mut number: usize) -> Result<(), InterpretError> {
         for step in steps {
+            let begin = Instant::now();
             self.step(step, number)?;
+            self.times[number] += begin.elapsed();
             number += walk(std::slice::from_ref(step)).count();
         }
         Ok(())
@@ -60,7 +108,7 @@ impl<'p> Run<'p> {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];
                 if !kernel::run(kernel, args, &mut self.memory).map_err(named)? {
-                    self.failed = self.failed.or(Some(step));
+                    self.failed = self.failed.or(Some(number));
                 }
                 Ok(())
             }

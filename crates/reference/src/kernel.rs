@@ -11,24 +11,24 @@ use crate::memory::Memory;
 use crate::number::{self, Number};
 
 /// A kernel that runs.
-pub(crate) struct Frame<'a> {
+pub(crate) struct Frame<'a, 'm> {
     kernel: &'a Kernel,
     args: &'a [Operand],
-    memory: &'a mut Memory,
+    memory: &'a mut Memory<'m>,
     regs: Vec<Option<Number>>,
     axes: Vec<i64>,
     failed: bool,
 }
 
 /// Runs a kernel. Returns whether all checks that it makes passed.
-pub(crate) fn run(kernel: &Kernel, args: &[Operand], memory: &mut Memory) -> Result<bool, Problem> {
+pub(crate) fn run(kernel: &Kernel, args: &[Operand], memory: &mut Memory<'_>) -> Result<bool, Problem> {
     let (regs, axes) = (vec![None; kernel.regs.len()], vec![0; usize::from(kernel.axes)]);
     let mut frame = Frame { kernel, args, memory, regs, axes, failed: false };
     frame.block(&kernel.body)?;
     Ok(!frame.failed)
 }
 
-impl Frame<'_> {
+impl Frame<'_, '_> {
     fn dtype(&self, r: Reg) -> DType {
         self.kernel.regs[r.0 as usize]
     }

@@ -4,6 +4,8 @@
 //! that buffers whose lifetimes overlap in the arena are found; no work item reads or writes what another item of the
 //! same step wrote. Constants and inputs are only read, but for an input that is a state.
 
+use std::borrow::Cow;
+
 use margay_loops::{Operand, Place, Port, Program};
 use margay_tensor::DType;
 
@@ -22,8 +24,8 @@ struct Writer {
 }
 
 /// A region of memory. Without writers it is read-only.
-struct Region {
-    bytes: Vec<u8>,
+struct Region<'a> {
+    bytes: Cow<'a, [u8]>,
     writers: Option<Vec<Writer>>,
 }
 
@@ -37,8 +39,8 @@ struct Located {
 }
 
 /// The memory of one run.
-pub(crate) struct Memory {
-    regions: Vec<Region>,
+pub(crate) struct Memory<'a> {
+    regions: Vec<Region<'a>>,
     buffers: Vec<Located>,
     /// The step that runs, counted over the run from 1.
     step: u32,
@@ -46,21 +48,25 @@ pub(crate) struct Memory {
     pub(crate) item: u32,
 }
 
-impl Memory {
+impl<'a> Memory<'a> {
     /// Memory that holds the inputs and the constants of a program, given as bytes.
-    pub(crate) fn new(program: &Program, inputs: Vec<Vec<u8>>, constants: Vec<Vec<u8>>) -> Memory {
+    pub(crate) fn new(program: &Program, inputs: Vec<Vec<u8>>, constants: Vec<&'a [u8]>) -> Memory<'a> {
         let first_of = |place: &Place| program.buffers.iter().position(|b| b.place == *place);
         let owner = |place: &Place| first_of(place).map_or(0, |b| b as u32 + 1);
-        let empty =
-            |bytes: usize| Region { bytes: vec![0xff; bytes], writers: Some(vec![Writer::default(); bytes]) };
-        let mut regions: Vec<Region> = Vec::new();
+        let empty = |bytes: usize| Region {
+            bytes: Cow::Owned(vec![0xff; bytes]),
+            writers: Some(vec![Writer::default(); bytes]),
+        };
+        let mut regions: Vec<Region<'a>> = Vec::new();
         for (i, bytes) in inputs.into_iter().enumerate() {
             let given = Writer { owner: owner(&Place::Input(i)), step: 0, item: 0 };
             let state = program.carried.iter().any(|c| c.input == i);
-            regions.push(Region { writers: state.then(|| vec![given; bytes.len()]), bytes });
+            regions
+                .push(Region { writers: state.then(|| vec![given; bytes.len()]), bytes: Cow::Owned(bytes) });
         }
         let first_constant = regions.len();
-        regions.extend(constants.into_iter().map(|bytes| Region { bytes, writers: None }));
+        regions
+            .extend(constants.into_iter().map(|bytes| Region { bytes: Cow::Borrowed(bytes), writers: None }));
         let first_output = regions.len();
         let bytes = |port: &Port| port.shape.iter().product::<usize>() * port.dtype.bytes();
         regions.extend(program.outputs.iter().map(|port| empty(bytes(port))));
@@ -177,7 +183,7 @@ impl Memory {
         writers[range.clone()].iter().try_for_each(|w| self.independent(*w, arg, index))?;
         let now = Writer { owner: located.owner, step: self.step, item: self.item };
         let region = &mut self.regions[located.region];
-        value.write(dtype, &mut region.bytes[at..]);
+        value.write(dtype, &mut region.bytes.to_mut()[at..]);
         if let Some(writers) = &mut region.writers {
             writers[range].fill(now);
         }

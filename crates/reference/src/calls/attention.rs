@@ -39,7 +39,7 @@ impl Scores {
 
 /// A matrix for every batch and head, its rows contiguous.
 fn matrices(
-    args: &Arguments<'_>,
+    args: &Arguments<'_, '_>,
     argument: Argument,
     extents: [usize; 4],
     strides: [usize; 3],
@@ -48,7 +48,7 @@ fn matrices(
 }
 
 fn write_matrices(
-    args: &mut Arguments<'_>,
+    args: &mut Arguments<'_, '_>,
     argument: Argument,
     extents: [usize; 4],
     strides: [usize; 3],
@@ -57,7 +57,7 @@ fn write_matrices(
     args.write(argument, 0, &extents, &[strides[0], strides[1], strides[2], 1], values)
 }
 
-pub(crate) fn run(c: &Attention, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn run(c: &Attention, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (q, k, v) = (args.take(), args.take(), args.take());
     let mask = args.take_if(c.mask.is_some());
     let out = args.take();
@@ -106,7 +106,7 @@ pub(crate) fn run(c: &Attention, args: &mut Arguments<'_>) -> Result<(), Problem
     }
 }
 
-pub(crate) fn gradient(c: &AttentionGradient, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn gradient(c: &AttentionGradient, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (q, k, v, logs, centres, d_o) =
         (args.take(), args.take(), args.take(), args.take(), args.take(), args.take());
     let mask = args.take_if(c.mask.is_some());

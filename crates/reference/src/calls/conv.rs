@@ -58,7 +58,7 @@ fn kernel(c: &Conv) -> [usize; 4] {
     [c.out_channels, c.in_channels / c.groups, c.kernel[0], c.kernel[1]]
 }
 
-pub(crate) fn run(c: &Conv, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn run(c: &Conv, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (x, k) = (args.take(), args.take());
     let (bias, residual) = (args.take_if(c.epilogue.bias), args.take_if(c.epilogue.residual));
     let out = args.take();
@@ -76,7 +76,7 @@ pub(crate) fn run(c: &Conv, args: &mut Arguments<'_>) -> Result<(), Problem> {
     args.write(out, 0, &extents, &strides, &y)
 }
 
-pub(crate) fn kernel_gradient(c: &ConvKernelGradient, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn kernel_gradient(c: &ConvKernelGradient, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let c = &c.forward;
     let (x, dy, out) = (args.take(), args.take(), args.take());
     let x = args.read(x, 0, &image(c), &row_major(&image(c)))?;

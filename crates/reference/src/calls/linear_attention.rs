@@ -5,7 +5,7 @@ use margay_loops::LinearAttention;
 use crate::Problem;
 use crate::calls::Arguments;
 
-pub(crate) fn run(c: &LinearAttention, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn run(c: &LinearAttention, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (q, k, v, out) = (args.take(), args.take(), args.take(), args.take());
     let read = |argument, rows: usize, columns: usize, [batch, head, row]: [usize; 3]| {
         args.read(argument, 0, &[c.batch, c.heads, rows, columns], &[batch, head, row, 1])

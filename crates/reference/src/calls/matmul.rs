@@ -6,7 +6,7 @@ use margay_loops::{MatMul, Precision};
 use crate::Problem;
 use crate::calls::{Arguments, finished, positions};
 
-pub(crate) fn run(c: &MatMul, args: &mut Arguments<'_>) -> Result<(), Problem> {
+pub(crate) fn run(c: &MatMul, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (a, b) = (args.take(), args.take());
     let (bias, residual) = (args.take_if(c.epilogue.bias), args.take_if(c.epilogue.residual));
     let out = args.take();

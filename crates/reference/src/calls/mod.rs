@@ -16,9 +16,9 @@ use crate::memory::Memory;
 use crate::number::Number;
 
 /// The arguments of a call, taken in order.
-pub(crate) struct Arguments<'a> {
+pub(crate) struct Arguments<'a, 'm> {
     args: &'a [Operand],
-    memory: &'a mut Memory,
+    memory: &'a mut Memory<'m>,
     next: usize,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Arguments<'a> {
 pub(crate) struct Argument(usize);
 
 /// Runs a call.
-pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory) -> Result<(), Problem> {
+pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) -> Result<(), Problem> {
     let mut args = Arguments { args, memory, next: 0 };
     match call {
         KernelCall::MatMul(c) => matmul::run(c, &mut args),
@@ -39,7 +39,7 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory) -> R
     }
 }
 
-impl Arguments<'_> {
+impl Arguments<'_, '_> {
     /// The next argument.
     fn take(&mut self) -> Argument {
         self.next += 1;
