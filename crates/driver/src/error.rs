@@ -132,7 +132,8 @@ impl DriverError {
             DriverError::Allocate(AllocateError::Infeasible { .. })
             | DriverError::Budget { .. }
             | DriverError::Measure(_) => Kind::Check,
-            DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
+            DriverError::Pipeline(PipelineError::Broken { .. })
+            | DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
             DriverError::Run(RunError::Target { .. }) => Kind::Device,
             _ => Kind::Usage,
         }

@@ -12,6 +12,7 @@
 //! - [`precision`]: how operands of products are rounded.
 //! - [`target`]: what a family of hand-written kernels answers about a call.
 //! - [`program`]: steps, buffers and places.
+//! - [`text`]: programs printed and parsed; [`verify`]: what holds in every program.
 //! - [`abi`]: the calling convention of compiled kernels.
 
 pub mod abi;
@@ -21,17 +22,21 @@ pub mod nest;
 pub mod precision;
 pub mod program;
 pub mod target;
-mod text;
+pub mod text;
+pub mod verify;
 
 pub use abi::KernelFn;
 pub use call::{
-    Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
+    Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     KernelCall, LinearAttention, MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
-pub use nest::{Nest, Scalar, ScalarFn, Source};
+pub use nest::{Nest, Producer, Scalar, ScalarFn};
 pub use precision::Precision;
 pub use program::{
-    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work, walk,
+    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work,
+    for_each_operand, walk,
 };
 pub use target::{Needs, NoKernel, Packed, Phase, Prepared, Target};
+pub use text::{ConstantText, ParseError, parse_program};
+pub use verify::Violation;

@@ -3,6 +3,7 @@
 use margay_tensor::Tensor;
 
 use crate::KernelCall;
+use crate::text::fields;
 
 /// One parallel region of a prepared call. Phases run one after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +48,9 @@ pub struct Prepared {
     /// What it needs of the program.
     pub needs: Needs,
 }
+
+fields!(Packed { operand, layout, bytes });
+fields!(Needs { workspace_bytes = 0, packed = Vec::new() });
 
 /// No kernel of the target serves a call (a limit of margay).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
