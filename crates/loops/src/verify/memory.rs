@@ -174,7 +174,8 @@ pub(crate) fn accesses(p: &Program, step: &Step) -> Vec<Access> {
 /// The bytes that a kernel reads and writes of an argument with so many bytes. Where a register says which, it is
 /// none for a read and all for a write; what a guard may leave out reaches no further than the memory.
 fn kernel_ranges(k: &Kernel, arg: usize, bytes: usize) -> (Option<Ranges>, Option<Ranges>) {
-    fn visit(body: &[Stmt], around: &mut Vec<(Axis, usize)>, see: &mut dyn FnMut(&Stmt, &[(Axis, usize)])) {
+    type See<'s> = dyn FnMut(&Stmt, &[(Axis, usize)]) + 's;
+    fn visit(body: &[Stmt], around: &mut Vec<(Axis, usize)>, see: &mut See<'_>) {
         for stmt in body {
             see(stmt, around);
             if let Stmt::Loop { axis, extent, body, .. } | Stmt::Reduce { axis, extent, body, .. } = stmt
