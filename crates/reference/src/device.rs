@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use margay_artifact::CodeSection;
 use margay_loops::{Place, Port, Program, parse_program};
-use margay_runtime::{Address, Device, Image, Memory, Module, Queue, RunError};
+use margay_runtime::RunError;
+use margay_runtime::device::{Address, Device, Image, Memory, Module, Queue};
 use margay_tensor::Tensor;
 
 use crate::interpret::{Outcome, interpret};

@@ -3,7 +3,7 @@
 //! Parallel loops run in order. A reduction joins values in the order of its axis; see
 //! [`join`](crate::number::join).
 
-use margay_loops::{Index, Kernel, Operand, Reg, Stmt};
+use margay_loops::{Extent, Index, Kernel, Operand, Reg, Stmt};
 use margay_tensor::DType;
 
 use crate::Problem;
@@ -48,6 +48,16 @@ impl Frame<'_, '_> {
             let value = self.get(*r)?.int() as i64;
             Ok(sum.wrapping_add(value.wrapping_mul(*c)))
         })
+    }
+
+    fn extent(&self, extent: Extent<Reg>) -> Result<usize, Problem> {
+        match extent {
+            Extent::Known(n) => Ok(n),
+            Extent::Read { from, bound } => {
+                let n = self.get(from)?.int().max(0);
+                Ok(usize::try_from(n).unwrap_or(usize::MAX).min(bound))
+            }
+        }
     }
 
     fn block(&mut self, body: &[Stmt]) -> Result<(), Problem> {
@@ -97,10 +107,10 @@ impl Frame<'_, '_> {
             }
             Stmt::Require { test } => self.failed |= !self.get(*test)?.is_true(),
             Stmt::Loop { axis, extent, parallel, body } => {
-                let outer = self.memory.item;
-                for i in 0..*extent {
+                let (outer, extent) = (self.memory.item, self.extent(*extent)?);
+                for i in 0..extent {
                     if *parallel {
-                        self.memory.item = outer * *extent as u32 + i as u32;
+                        self.memory.item = outer * extent as u32 + i as u32;
                     }
                     self.axes[usize::from(axis.0)] = i as i64;
                     self.block(body)?;
@@ -111,7 +121,7 @@ impl Frame<'_, '_> {
                 let starts =
                     results.iter().map(|(to, combine, _)| number::identity(*combine, self.dtype(*to)));
                 let mut partial: Vec<Number> = starts.collect::<Result<_, _>>()?;
-                for i in 0..*extent {
+                for i in 0..self.extent(*extent)? {
                     self.axes[usize::from(axis.0)] = i as i64;
                     self.block(body)?;
                     for ((to, combine, value), partial) in results.iter().zip(&mut partial) {

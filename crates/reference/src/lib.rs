@@ -10,21 +10,23 @@
 //! - [`run`]: a whole program.
 //! - `kernel`: loop nests; `number`: scalar operations; `calls`: kernel calls by their formulas.
 //! - `memory`: regions, and who wrote each byte.
-//! - `backend`: what it answers the compiler.
+//! - `backend`: what it answers the compiler; `device`: what sessions run on.
 //!
 //! Deliberately absent: speed.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backend;
 mod calls;
+mod device;
 mod error;
 mod interpret;
 mod kernel;
 mod memory;
 mod number;
 
-pub(crate) use backend::stored_bytes;
+pub(crate) use backend::{BUFFER_ALIGN, stored_bytes};
 pub use backend::{NAME, Reference};
+pub use device::ReferenceDevice;
 pub use error::{InterpretError, Problem};
 pub use interpret::run;
