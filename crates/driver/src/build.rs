@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
+use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, kept};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -26,8 +26,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, PipelineItem::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -103,7 +103,10 @@ pub fn add_step_entry(
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
-        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        let steps = vec![
+            PipelineItem::Run(Box::new(Recompute { max_saved_bytes })),
+            PipelineItem::Reach(Stage::Lowerable),
+        ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
@@ -237,16 +240,7 @@ pub fn program_flops(program: &Program) -> u64 {
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
 pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: Value| {
-        let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
-        port.constant = bound.constant(v).is_some();
-        Some(port)
-    };
-    let io = Io {
-        inputs: bound.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
-        outputs: vec![port(n.into())?],
-    };
-    match bound.op(n).lower(&io) {
+    match bound.op(n).lower(&bound.io_of(n)?) {
         Ok(Lowered::Call(call)) => Some(call),
         _ => None,
     }

@@ -1,7 +1,7 @@
 //! Distillation as a task for [`fit`](mod@crate::fit): the teacher says on every batch what the student is to compute.
 
 use margay_driver::{Arrays, Runner, Samples};
-use margay_ir::{Graph, Output};
+use margay_ir::Graph;
 use margay_kernels_cpu::CpuTarget;
 use margay_tensor::Tensor;
 
@@ -22,11 +22,8 @@ pub(super) struct Teacher {
 impl Teacher {
     /// A teacher of these values.
     pub(super) fn new(g: &Graph, pairs: &[Pair], target: CpuTarget, threads: usize) -> Teacher {
-        let mut g = g.clone();
-        let output = |p: &Pair| Output { name: p.target.as_str().into(), value: p.teacher };
-        g.set_outputs(pairs.iter().map(output).collect());
-        g.remove_dead();
-        Teacher { runner: Runner::new(g, target, threads) }
+        let targets: Vec<_> = pairs.iter().map(|p| (p.target.clone(), p.teacher)).collect();
+        Teacher { runner: Runner::new(g.cut(&[], &targets), target, threads) }
     }
 
     /// The inputs of a batch together with the targets.
