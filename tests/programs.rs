@@ -1,14 +1,20 @@
 //! Programs that small graphs lower to: what runs in one step, and what runs nothing.
 
+use margay_driver::backend;
 use margay_ir::{Cx, Graph, Pass, TensorType};
-use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::Precision;
 use margay_lower::lower;
 use margay_passes::{AssignLayout, RecognizeSilu};
 use margay_testkit::{normal, parse_with_random_constants};
 
 fn program(source: &str) -> String {
-    let (g, _) = parse_with_random_constants(source);
-    lower(&g, &CpuTarget::new(Class::Avx512)).unwrap_or_else(|e| panic!("{e}")).to_string()
+    lowered(&parse_with_random_constants(source).0)
+}
+
+fn lowered(g: &Graph) -> String {
+    lower(g, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap())
+        .unwrap_or_else(|e| panic!("{e}"))
+        .to_string()
 }
 
 #[test]
@@ -100,7 +106,7 @@ fn transposes_sink_through_silu_between_convolutions() {
     }
     let transposes = |g: &Graph| g.order().iter().filter(|n| g.op(**n).name() == "transpose").count();
     assert_eq!(transposes(&g), 1, "{g}");
-    let text = lower(&g, &CpuTarget::new(Class::Avx512)).unwrap_or_else(|e| panic!("{e}")).to_string();
+    let text = lowered(&g);
     let convolutions: Vec<&str> = text.lines().filter(|line| line.contains(": conv ")).collect();
     assert_eq!(convolutions.len(), 2, "{text}");
     assert!(convolutions.iter().all(|line| line.contains(" silu (")), "{text}");
@@ -187,7 +193,7 @@ fn what_cannot_be_compiled_is_named() {
            return %0
          }",
     );
-    let error = lower(&g, &CpuTarget::new(Class::Portable)).unwrap_err();
+    let error = lower(&g, &*backend::named("cpu", "portable", Precision::F32).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "`input` at `x` has type f32[N, 4]; every dimension must be bound");
     assert_eq!(TensorType::of(&normal(&[2, 3], 0, 0)).to_string(), "f32[2, 3]");
 }
