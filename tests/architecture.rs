@@ -58,6 +58,22 @@ const CONFIGURED_PASSES: &[&str] = &[
     "sketch-linear",
 ];
 
+/// The one file of `driver` that names back ends.
+const BACKENDS: &str = "crates/driver/src/backend.rs";
+
+/// Crates that are handed a back end and must not know which ones there are.
+const ANY_BACKEND: &[&str] = &[
+    "crates/artifact/",
+    "crates/cli/",
+    "crates/driver/",
+    "crates/ir/",
+    "crates/loops/",
+    "crates/lower/",
+    "crates/plan/",
+    "crates/train/",
+    "passes/",
+];
+
 /// Where unsafe code may stand: these folders, and modules called `map` that map a file.
 const UNSAFE: &[&str] = &["crates/codegen-cpu/", "crates/reference/src/device.rs", "kernels/", "runtime/"];
 
@@ -386,4 +402,22 @@ fn every_fixture_is_used() {
     let names = fixtures.iter().filter_map(|p| Some((p, p.file_name()?.to_str()?)));
     let unused = names.filter(|(_, name)| !text.contains(name));
     none("fixtures that no test names", unused.map(|(p, _)| p.display().to_string()).collect());
+}
+
+#[test]
+fn back_ends_are_named_in_one_place() {
+    let named = ["CpuTarget", "CpuBackend", "CpuDevice", "codegen_cpu", "kernels_cpu"];
+    let mut found = Vec::new();
+    for source in ANY_BACKEND.iter().flat_map(|folder| sources(folder)).filter(|s| s.path != BACKENDS) {
+        for (line, text) in source.code() {
+            found.extend(
+                named.iter().filter(|n| text.contains(**n)).map(|n| format!("{}:{line}: {n}", source.path)),
+            );
+        }
+    }
+    assert!(found.is_empty(), "back ends are values; only `{BACKENDS}` names them:\n{}", found.join("\n"));
+    assert!(
+        sources("crates/driver/").iter().any(|s| s.path == BACKENDS),
+        "`{BACKENDS}` is where they are named"
+    );
 }

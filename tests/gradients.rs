@@ -217,8 +217,9 @@ fn attention_step(length: usize, causal: bool, masked: bool) -> Program {
     let found = gradients(&mut g, &[(y, seed)], &by).unwrap();
     g.add_output("y", y);
     found.into_iter().flatten().enumerate().for_each(|(i, v)| g.add_output(&format!("d{i}"), v));
-    let bound = bind(&g, &Binding::new(), &mut Dump::none()).unwrap();
-    lower(&bound, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap()).unwrap()
+    let backend = backend::named("cpu", "x86-64-v4", Precision::F32).unwrap();
+    let bound = bind(&g, &Binding::new(), &*backend, &mut Dump::none()).unwrap();
+    lower(&bound, &*backend).unwrap()
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn arguments() -> Result<Arguments, Box<dyn std::error::Error>> {
 
 fn report(name: &str, step: &Step, arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let backend = &*backend::native();
-    let bound = build::bind(&step.graph, &Binding::new(), &mut margay_driver::Dump::none())?;
+    let bound = build::bind(&step.graph, &Binding::new(), backend, &mut margay_driver::Dump::none())?;
     let program = lower(&bound, backend)?;
     if arguments.program {
         println!("{program}");

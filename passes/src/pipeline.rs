@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use margay_ir::verify::{Stage, Violation};
 use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
+use margay_loops::Preferences;
 
 use crate::{
     AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
@@ -124,18 +125,22 @@ impl Pipeline {
         ])
     }
 
-    /// From a sketched graph to one that can be lowered, for one value of every symbol.
-    pub fn bind(binding: &margay_tensor::Binding) -> Pipeline {
-        Pipeline::new(vec![
+    /// From a sketched graph to one that can be lowered for a back end, for one value of every symbol.
+    pub fn bind(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
+        let mut items = Vec::new();
+        if preferences.channels_last {
             // Before symbols have values, like all passes that look for patterns.
-            PipelineItem::Run(Box::new(AssignLayout)),
+            items.push(PipelineItem::Run(Box::new(AssignLayout)));
+        }
+        items.extend([
             PipelineItem::Run(Box::new(crate::BindDims { binding: binding.clone() })),
             PipelineItem::Run(Box::new(FoldConstants::default())),
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(MergeDuplicates)),
             PipelineItem::Run(Box::new(RemoveDead)),
             PipelineItem::Reach(Stage::Lowerable),
-        ])
+        ]);
+        Pipeline::new(items)
     }
 
     /// The steps.

@@ -24,7 +24,7 @@ impl Backend for Reversing {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: 64, channels_last: false }
+        Preferences { buffer_align: 64, channels_last: false, max_fused: 1, cheap_operations: 0 }
     }
 
     fn compile(&self, _: &Program, _: &[usize]) -> Result<Code, CompileError> {
@@ -41,6 +41,10 @@ impl Backend for Reversing {
 
     fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
         0.0
+    }
+
+    fn packs(&self, _: &KernelCall, _: usize) -> bool {
+        true
     }
 
     fn prepare(&self, _: &KernelCall) -> Result<Needs, NoKernel> {

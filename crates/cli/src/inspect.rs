@@ -184,9 +184,9 @@ fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Failure>
     if symbols.iter().any(|s| !binding.contains_key(s)) {
         return Ok(None);
     }
-    let bound = build::bind(g, &binding, &mut Dump::none())?;
-    let program =
-        margay_lower::lower(&bound, &*backend::native()).map_err(margay_driver::DriverError::from)?;
+    let backend = &*backend::native();
+    let bound = build::bind(g, &binding, backend, &mut Dump::none())?;
+    let program = margay_lower::lower(&bound, backend).map_err(margay_driver::DriverError::from)?;
     Ok(Some(program.flops()))
 }
 

@@ -146,7 +146,7 @@ impl Model {
             let seconds = match known.iter().find(|(b, _)| *b == binding) {
                 Some((_, seconds)) => *seconds,
                 None => {
-                    let bound = build::bind(&graph, &binding, &mut Dump::none())?;
+                    let bound = build::bind(&graph, &binding, &*backend, &mut Dump::none())?;
                     let program =
                         margay_lower::lower(&bound, &*backend).map_err(margay_driver::DriverError::from)?;
                     let seconds = program.seconds(&*backend, self.threads);

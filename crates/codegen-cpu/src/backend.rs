@@ -54,7 +54,11 @@ impl Backend for CpuBackend {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true }
+        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true, max_fused: 48, cheap_operations: 4 }
+    }
+
+    fn packs(&self, _: &KernelCall, _: usize) -> bool {
+        true
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {

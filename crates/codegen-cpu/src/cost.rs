@@ -359,6 +359,7 @@ mod tests {
 
     fn conv(channels: [usize; 2], size: usize, kernel: usize, groups: usize) -> Conv {
         Conv {
+            channels_last: true,
             batch: 1,
             in_channels: channels[0],
             out_channels: channels[1],

@@ -10,10 +10,15 @@ use margay_tensor::Binding;
 
 use crate::{DriverError, Dump, backend};
 
-/// The graph with its symbols bound, ready to be lowered.
-pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, DriverError> {
+/// The graph with its symbols bound, ready to be lowered for a back end.
+pub fn bind(
+    g: &Graph,
+    binding: &Binding,
+    backend: &dyn Backend,
+    dump: &mut Dump,
+) -> Result<Graph, DriverError> {
     let mut bound = g.clone();
-    Pipeline::bind(binding).run(&mut bound, &mut |run| dump.pass(run))?;
+    Pipeline::bind(binding, &backend.preferences()).run(&mut bound, &mut |run| dump.pass(run))?;
     Ok(bound)
 }
 
@@ -53,7 +58,7 @@ pub fn add_entry(
     backend: &dyn Backend,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    let bound = bind(g, binding, dump)?;
+    let bound = bind(g, binding, backend, dump)?;
     add_bound_entry(builder, &bound, binding, backend, &[], dump)
 }
 
@@ -85,7 +90,7 @@ pub fn add_step_entry(
     form: &StepForm,
     dump: &mut Dump,
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
-    let mut bound = bind(g, binding, dump)?;
+    let mut bound = bind(g, binding, backend, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
         let steps = vec![
             PipelineItem::Run(Box::new(Recompute { max_saved_bytes })),
@@ -184,8 +189,9 @@ pub fn jit_step(
 /// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
 pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
-    match bind(g, &binding, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, &*backend::native()).map(|_| ()),
+    let backend = &*backend::native();
+    match bind(g, &binding, backend, &mut Dump::none()) {
+        Ok(_) => jit(g, &binding, backend).map(|_| ()),
         Err(_) => Ok(()),
     }
 }

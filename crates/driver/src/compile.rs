@@ -200,7 +200,7 @@ pub fn compile_with(
     let seed_of = |name: &str| plan.and_then(|p| p.modules.get(name)?.seed).unwrap_or(seed);
     let own = configured(plan)?;
     let mut prospects = fit(g, &fitted, statistics.as_deref(), &seed_of, &own, options.threads, progress)?;
-    let bound = build::bind(g, &bindings[0], &mut Dump::none())?;
+    let bound = build::bind(g, &bindings[0], &**backend, &mut Dump::none())?;
     price(&mut prospects, &bound);
 
     let weighing = halves.is_some() && plan.is_none();
@@ -256,7 +256,7 @@ pub fn compile_with(
             format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
         return Err(DriverError::Measure(message));
     }
-    let sketched_bound = build::bind(&graph, &bindings[0], &mut Dump::none())?;
+    let sketched_bound = build::bind(&graph, &bindings[0], &**backend, &mut Dump::none())?;
     let program = margay_lower::lower(&sketched_bound, &**backend)?;
     let report = Report {
         model: source.name.clone(),

@@ -18,6 +18,11 @@ pub struct Preferences {
     pub buffer_align: usize,
     /// Whether images are to lie channels last before they are lowered.
     pub channels_last: bool,
+    /// The most nodes of one expression and the most stages behind one loop nest or call; longer chains go through
+    /// memory.
+    pub max_fused: usize,
+    /// The most operations per element of an expression that is computed again for each of its readers.
+    pub cheap_operations: u64,
 }
 
 /// A constant operand that is stored in another layout than row-major.
@@ -90,6 +95,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// What programs are to be like.
     fn preferences(&self) -> Preferences;
+
+    /// Whether a constant operand is stored in a layout of the back end's own. Asked when a graph is lowered; the call
+    /// says so from then on ([`KernelCall::packed`]), or that it is stored row-major.
+    fn packs(&self, call: &KernelCall, operand: usize) -> bool;
 
     /// What a call needs of the program around it. Asked once, when a graph is lowered; the program carries the answer.
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel>;

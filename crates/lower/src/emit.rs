@@ -228,8 +228,24 @@ impl<'a> Emitter<'a> {
         self.step(Work::Kernel { kernel: number, args: args.operands }, label);
     }
 
+    /// The call with the back end's decision on what is packed.
+    pub(crate) fn decided(&self, mut call: KernelCall) -> KernelCall {
+        let offered = call.packed().and_then(|(operand, packed)| packed.then_some(operand));
+        let packs = offered.is_none_or(|operand| self.backend.packs(&call, operand));
+        if let (false, Some((_, packed))) = (packs, call.packed()) {
+            *packed = false;
+        }
+        call
+    }
+
+    /// Whether the back end has a kernel for a call.
+    pub(crate) fn serves(&self, call: &KernelCall) -> bool {
+        self.backend.prepare(&self.decided(call.clone())).is_ok()
+    }
+
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
         let Called { call, operands, bias, residual, others } = called;
+        let call = self.decided(call);
         let needs = self.backend.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,

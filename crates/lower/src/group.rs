@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Backend, Carried, KernelCall, Program};
+use margay_loops::{Backend, Carried, KernelCall, Preferences, Program};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -89,12 +89,6 @@ enum Held {
 /// The most bytes of one tensor: a tebibyte.
 const MAX_TENSOR_BYTES: u64 = 1 << 40;
 
-/// Nodes of one expression, and stages behind one anchor; longer chains go through memory.
-const MAX_FUSED: usize = 48;
-
-/// Expressions dearer than this per element are not repeated.
-const CHEAP_FLOPS: u64 = 4;
-
 /// Lowers a graph at stage `Lowerable` for a back end.
 pub fn lower(g: &Graph, backend: &dyn Backend) -> Result<Program, LowerError> {
     lower_carrying(g, backend, &[])
@@ -110,7 +104,12 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
             return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
         }
     }
-    let mut grouper = Grouper { g, emit: Emitter::new(g, backend), held: HashMap::new() };
+    let mut grouper = Grouper {
+        g,
+        preferences: backend.preferences(),
+        emit: Emitter::new(g, backend),
+        held: HashMap::new(),
+    };
     for n in g.order() {
         grouper.visit(n)?;
     }
@@ -126,6 +125,7 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
 
 struct Grouper<'a> {
     g: &'a Graph,
+    preferences: Preferences,
     emit: Emitter<'a>,
     held: HashMap<Value, Held>,
 }
@@ -186,14 +186,19 @@ impl Grouper<'_> {
             why: e.to_string(),
         };
         let mut lowered = node.op.lower(&self.io(n, false)?).map_err(unsupported)?;
-        // A kernel call that cannot walk its operands as they lie gets row-major copies.
+        // A kernel call that cannot walk its operands as they lie, or has no kernel that does, gets row-major copies.
         if matches!(lowered, Lowered::Call(_)) {
             for operand in self.g.inputs_of(n) {
                 self.memory_of(operand)?;
             }
-            lowered = match node.op.lower(&self.io(n, true)?) {
-                Ok(l) => l,
-                Err(_) => {
+            let as_they_lie = match node.op.lower(&self.io(n, true)?) {
+                Ok(Lowered::Call(call)) if !self.emit.serves(&call) => None,
+                Ok(l) => Some(l),
+                Err(_) => None,
+            };
+            lowered = match as_they_lie {
+                Some(l) => l,
+                None => {
                     for operand in self.g.inputs_of(n) {
                         let memory = self.memory_of(operand)?;
                         let copy = self.emit.contiguous(&memory, &[self.g.label(n)])?;
@@ -284,7 +289,8 @@ impl Grouper<'_> {
     fn feed(&mut self, v: Value, repeats: usize, many_passes: bool) -> Result<Feed, LowerError> {
         let inline = match self.held.get(&v) {
             Some(Held::Expr(e)) => {
-                e.nodes < MAX_FUSED && (e.flops <= CHEAP_FLOPS || (repeats == 1 && !many_passes))
+                e.nodes < self.preferences.max_fused
+                    && (e.flops <= self.preferences.cheap_operations || (repeats == 1 && !many_passes))
             }
             _ => false,
         };
@@ -312,7 +318,7 @@ impl Grouper<'_> {
         for (slot, &v) in operands.iter().enumerate() {
             let once = operands.iter().filter(|&&w| w == v).count() == 1;
             let fits = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.shape == shape);
-            let short = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.label.len() < MAX_FUSED);
+            let short = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.label.len() < self.preferences.max_fused);
             let same_dtype = self.g.ty(v).dtype == self.g.ty(n.into()).dtype;
             if once
                 && fits

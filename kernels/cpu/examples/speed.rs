@@ -246,6 +246,7 @@ fn conv(
     let pad = kernel / 2;
     let out = (size + 2 * pad - kernel) / stride + 1;
     KernelCall::Conv(Conv {
+        channels_last: true,
         batch,
         in_channels: inner,
         out_channels: outer,

@@ -76,6 +76,9 @@ impl Shape {
 
     /// The shape of a call that can be run; `Err` says why it cannot.
     pub(crate) fn checked(call: &Conv) -> Result<Shape, String> {
+        if !call.channels_last {
+            return Err("images lie in NCHW order, expected NHWC".to_owned());
+        }
         let divides = |channels: usize| call.groups > 0 && channels.is_multiple_of(call.groups);
         if !divides(call.in_channels) || !divides(call.out_channels) {
             return Err(format!(

@@ -111,6 +111,7 @@ fn call(
         Some(room / strides[i] + 1)
     };
     Some(Conv {
+        channels_last: true,
         batch,
         in_channels,
         out_channels,

@@ -115,6 +115,10 @@ impl Call for Attention {
         None
     }
 
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        None
+    }
+
     fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
         (result == 0).then_some(&mut self.o)
     }

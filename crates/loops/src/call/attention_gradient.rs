@@ -110,6 +110,10 @@ impl Call for AttentionGradient {
         None
     }
 
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        None
+    }
+
     fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
         [&mut self.dq, &mut self.dk, &mut self.dv].into_iter().nth(result)
     }

@@ -8,11 +8,13 @@ use super::{Call, CallArg, Epilogue, product};
 use crate::text::fields;
 
 /// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
-/// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
+/// in NHWC or NCHW order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
 /// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Conv {
+    /// Images lie in NHWC order; else in NCHW.
+    pub channels_last: bool,
     /// Images.
     pub batch: usize,
     /// Channels of the input, all groups together.
@@ -44,7 +46,9 @@ impl Conv {
     pub(super) fn extents(&self) -> String {
         let ([h, w], [y, x], [i, j]) = (self.in_size, self.out_size, self.kernel);
         let (inner, outer) = (self.in_channels, self.out_channels);
-        format!("{}x[{inner}x{h}x{w} -> {outer}x{y}x{x}] kernel {i}x{j} groups {}", self.batch, self.groups)
+        let order = if self.channels_last { "" } else { "nchw " };
+        let (batch, groups) = (self.batch, self.groups);
+        format!("{order}{batch}x[{inner}x{h}x{w} -> {outer}x{y}x{x}] kernel {i}x{j} groups {groups}")
     }
 }
 
@@ -86,7 +90,12 @@ impl Call for Conv {
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
-        Some(&mut self.epilogue)
+        // A bias lies along the last axis.
+        self.channels_last.then_some(&mut self.epilogue)
+    }
+
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        Some((1, &mut self.k_packed))
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {

@@ -6,7 +6,7 @@ use super::{Call, CallArg, Conv, Epilogue};
 use crate::text::fields;
 
 /// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
-/// pixels, X and dY row-major in NHWC order, dK in OIHW order.
+/// pixels, X and dY row-major in the order of the forward images, dK in OIHW order.
 ///
 /// Arguments: X, dY, dK, workspace if any.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -31,6 +31,10 @@ impl Call for ConvKernelGradient {
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
         None
     }
 

@@ -78,6 +78,10 @@ impl Call for LinearAttention {
         None
     }
 
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }

@@ -41,7 +41,7 @@ pub struct MatMul {
     pub n: usize,
     /// Length of the sums.
     pub k: usize,
-    /// Repetitions, outermost first, at most four.
+    /// Repetitions, outermost first.
     pub batch: Vec<BatchAxis>,
     /// Layout of A.
     pub a: MatLayout,
@@ -94,6 +94,10 @@ impl Call for MatMul {
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
         Some(&mut self.epilogue)
+    }
+
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        Some((1, &mut self.b_packed))
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {

@@ -68,6 +68,10 @@ pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display + Field {
     /// last axis of the result. Bias and residual are arguments between the operands and the results.
     fn epilogue(&mut self) -> Option<&mut Epilogue>;
 
+    /// The operand that may be packed and whether it is, where there is one. Operators say whether it is a constant that
+    /// could be; the back end decides.
+    fn packed(&mut self) -> Option<(usize, &mut bool)>;
+
     /// The strides of (batch, head, row) of result number `result`, if the kernel writes it with any strides: then a
     /// transpose behind it costs nothing. `None` where the layout is fixed.
     fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]>;
@@ -130,6 +134,11 @@ macro_rules! calls {
             /// See [`Call::epilogue`].
             pub fn epilogue(&mut self) -> Option<&mut Epilogue> {
                 match self { $(KernelCall::$name(call) => call.epilogue()),* }
+            }
+
+            /// See [`Call::packed`].
+            pub fn packed(&mut self) -> Option<(usize, &mut bool)> {
+                match self { $(KernelCall::$name(call) => call.packed()),* }
             }
 
             /// See [`Call::transposable`].

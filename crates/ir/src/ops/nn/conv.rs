@@ -140,20 +140,18 @@ impl OpDef for Conv {
         if x.dtype != DType::F32 {
             return Err(NotLowered(format!("a convolution of {}", x.dtype)));
         }
-        if self.layout != ImageLayout::Nhwc {
-            return Err(NotLowered("a convolution in layout `nchw`, expected `nhwc`".into()));
-        }
         if !x.is_contiguous() || !k.is_contiguous() {
             return Err(NotLowered("a convolution of an operand that is not row-major".into()));
         }
         let [h, w] = self.planar_windows().map_err(|e| NotLowered(e.to_string()))?;
         Ok(Lowered::Call(KernelCall::Conv(margay_loops::Conv {
+            channels_last: self.layout == ImageLayout::Nhwc,
             batch: x.shape[0],
-            in_channels: x.shape[x.shape.len() - 1],
+            in_channels: x.shape[self.layout.channel_axis(x.shape.len())],
             out_channels: k.shape[0],
             groups: self.groups,
-            in_size: planar(&x.shape[1..x.shape.len() - 1]),
-            out_size: planar(&y.shape[1..y.shape.len() - 1]),
+            in_size: planar(self.layout.spatial_extents(&x.shape)),
+            out_size: planar(self.layout.spatial_extents(&y.shape)),
             kernel: planar(&k.shape[2..]),
             strides: [h.stride, w.stride],
             pads: [h.before, w.before],

@@ -32,6 +32,12 @@ impl ImageLayout {
         }
     }
 
+    /// The spatial extents of an image.
+    pub(super) fn spatial_extents(self, shape: &[usize]) -> &[usize] {
+        let first = self.spatial_axis(0);
+        &shape[first..first + shape.len() - 2]
+    }
+
     /// The order of axes that turns an image in NCHW into this layout.
     pub fn perm_from_nchw(self, ndim: usize) -> Vec<usize> {
         match self {

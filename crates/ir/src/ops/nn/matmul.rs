@@ -27,9 +27,6 @@ pub struct MatMul {
 
 attributes!(MatMul { precision = Precision::F32 });
 
-/// Batch axes a kernel call can have.
-const MAX_BATCH_AXES: usize = 4;
-
 impl OpDef for MatMul {
     const NAME: &'static str = "matmul";
 
@@ -144,12 +141,6 @@ impl OpDef for MatMul {
             );
         }
         join_rows(&mut call);
-        if call.batch.len() > MAX_BATCH_AXES {
-            let found = call.batch.len();
-            return Err(NotLowered(format!(
-                "a matrix product over {found} batch axes, more than {MAX_BATCH_AXES}"
-            )));
-        }
         Ok(Lowered::Call(KernelCall::MatMul(call)))
     }
 
