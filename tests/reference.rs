@@ -1,132 +1,178 @@
-//! Every operator by its own cases, its derivatives, and a network, lowered for the reference back end and interpreted,
-//! against the evaluation of the graph. Programs are run directly, without artifact and session.
+//! The reference back end by itself: what it reports of faulty programs, artifacts that hold code for it beside that of
+//! the processor, and real networks. What it makes of operators is compared where all back ends are.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use margay_ir::ops::Const;
-use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
-use margay_loops::Precision;
-use margay_lower::lower;
-use margay_onnx::model::Model;
-use margay_passes::{Pipeline, gradients};
-use margay_reference::{Reference, run};
-use margay_tensor::{Binding, DType, Tensor};
-use margay_testkit::{Tolerance, assert_close, case_inputs};
+use margay_artifact::{Artifact, ArtifactBuilder};
+use margay_driver::{Dump, Runner, backend, build, open};
+use margay_ir::{Graph, TensorType, eval, text};
+use margay_loops::{Backend, Precision, Program, parse_program};
+use margay_reference::run;
+use margay_runtime::{Executable, Session, SessionOptions};
+use margay_tensor::{Binding, Tensor, npy};
+use margay_testkit::{Tolerance, assert_close, normal};
 
-/// A graph of one node, the last so many of its operands constants.
-fn graph_of(op: &Op, inputs: &[Tensor], constants: usize) -> Graph {
-    let mut g = Graph::new(op.name());
-    let given = inputs.len() - constants;
-    let operands: Vec<Value> = inputs
-        .iter()
-        .enumerate()
-        .map(|(i, t)| match i < given {
-            true => g.add_input(&format!("x{i}"), TensorType::of(t)),
-            false => g.add(Const { payload: Payload::new(t.clone()) }, &[], Origin::default()).unwrap(),
-        })
-        .collect();
-    let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap_or_else(|e| panic!("{e}"));
-    for out in 0..g.node(v.node).types.len() as u16 {
-        g.add_output(&format!("y{out}"), Value { node: v.node, out });
+/// What interpreting a program of two f32[4] ports, some memory and some text behind it says.
+fn told(rest: &str) -> String {
+    let program: Program = parse_program(&format!("input x: f32[4]\noutput y: f32[4]\n{rest}"), &|_| None)
+        .unwrap_or_else(|e| panic!("{e}\n{rest}"));
+    let x = Tensor::from_slice(&[4], &[1f32, 2.0, 3.0, 4.0]).unwrap();
+    match run(&program, &[&x]) {
+        Ok(outputs) => format!("{:?}", outputs[0].to_vec::<f32>().unwrap()),
+        Err(e) => e.to_string(),
     }
-    g
 }
 
-/// Lowers and interprets a graph without symbols.
-fn interpreted(g: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
+#[test]
+fn a_faulty_program_is_an_error_that_names_the_place() {
+    let kernel = |body: &str| format!("k0: kernel(r f32, w f32)\n  for i0 in 0..4 parallel\n{body}");
+    let simple = kernel("    %0 = load a0[i0]\n    store a1[i0] = %0\n");
+    let doubled = kernel("    %0 = load a0[i0]\n    %1 = add %0, %0\n    store a1[i0] = %1\n");
+    let right = format!("arena 0 bytes\n{doubled}steps\n  k0 (in0, out0)  // twice\n");
+    assert_eq!(told(&right), "[2.0, 4.0, 6.0, 8.0]");
+
+    let beyond = kernel("    %0 = load a0[i0 + 1]\n    store a1[i0] = %0\n");
+    assert_eq!(
+        told(&format!("arena 0 bytes\n{beyond}steps\n  k0 (in0, out0)  // fc\n")),
+        "step 0 (k0, `fc`): element 4 of argument 0, f32, lies outside of its buffer of 16 bytes"
+    );
+    assert_eq!(
+        told(&format!(
+            "arena 16 bytes\ntemporary t0: 16 bytes at 0\n{simple}steps\n  k0 (t0, out0)  // early\n"
+        )),
+        "step 0 (k0, `early`): element 0 of argument 0 is read and was never written"
+    );
+    // Two temporaries in one place, both alive.
+    assert_eq!(
+        told(&format!(
+            "arena 16 bytes\ntemporary t0: 16 bytes at 0\ntemporary t1: 16 bytes at 0\n{simple}steps\n  \
+             k0 (in0, t0)  // a\n  k0 (in0, t1)  // b\n  k0 (t0, out0)  // c\n"
+        )),
+        "step 2 (k0, `c`): element 0 of argument 0 is read after buffer 3 was written over it"
+    );
+    let shared = kernel("    %0 = load a0[i0]\n    store a1[0] = %0\n");
+    assert_eq!(
+        told(&format!("arena 0 bytes\n{shared}steps\n  k0 (in0, out0)  // race\n")),
+        "step 0 (k0, `race`): element 0 of argument 1 is reached by work item 1 and written by work item 0"
+    );
+    assert_eq!(
+        told(&format!("arena 0 bytes\n{simple}steps\n  k0 (in0, in0)  // back\n")),
+        "step 0 (k0, `back`): argument 1 is written and may only be read"
+    );
+    let half =
+        "k0: kernel(r f32, w f32)\n  for i0 in 0..2 parallel\n    %0 = load a0[i0]\n    store a1[i0] = %0\n";
+    assert_eq!(
+        told(&format!("arena 0 bytes\n{half}steps\n  k0 (in0, out0)  // half\n")),
+        "output `y` was not written whole"
+    );
+}
+
+/// Two layers with constants that the processor and the reference pack in different ways.
+fn network() -> Graph {
+    let source = "graph @net(%x: f32[B, 8]) -> (y: f32[B, 3]) {
+       %0 = const #w1 : f32[8, 16]
+       %1 = matmul %x, %0 : f32[B, 16]
+       %2 = relu %1 : f32[B, 16]
+       %3 = const #w2 : f32[16, 3]
+       %4 = matmul %2, %3 : f32[B, 3]
+       return %4
+     }";
+    let resolve = |key: &str, ty: &TensorType| {
+        Some(normal(&ty.extents()?, 3, key.len() as u64 + u64::from(key == "#w2")))
+    };
+    text::parse(source, &resolve).unwrap()
+}
+
+fn reference() -> std::sync::Arc<dyn Backend> {
+    backend::named("reference", "native", Precision::F32).unwrap()
+}
+
+#[test]
+fn code_for_two_back_ends_lies_in_one_artifact() {
+    let g = network();
+    let binding: Binding = [("B".into(), 5)].into_iter().collect();
+    let mut builder = ArtifactBuilder::new("net");
+    for backend in [backend::native(), reference()] {
+        build::add_entry(&mut builder, &g, &binding, &*backend, &mut Dump::none()).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.margay");
+    builder.write(&path).unwrap();
+
+    let artifact = Artifact::open(&path).unwrap();
+    artifact.verify_weights().unwrap();
+    let [entry] = artifact.description().entries.as_slice() else { panic!("one entry") };
+    let of: Vec<&str> = entry.sections.iter().map(|s| s.parts.backend.as_str()).collect();
+    assert_eq!(of, ["cpu", "reference"]);
+    let layouts = artifact.description().constants.iter().filter_map(|c| c.layout.as_ref());
+    let mut packers: Vec<&str> = layouts.map(|l| l.backend.as_str()).collect();
+    packers.sort_unstable();
+    assert_eq!(packers, ["cpu", "cpu", "reference", "reference"]);
+
+    let x = normal(&[5, 8], 4, 0);
     let mut bound = g.clone();
-    Pipeline::bind(&Binding::new()).run(&mut bound, &mut |_| ()).unwrap_or_else(|e| panic!("{e}\n{g}"));
-    let program = lower(&bound, &Reference).unwrap_or_else(|e| panic!("{e}\n{bound}"));
-    let by_number: Vec<&Tensor> = inputs.iter().collect();
-    run(&program, &by_number).unwrap_or_else(|e| panic!("{e}\n{program}"))
+    margay_passes::Pipeline::bind(&binding, &reference().preferences()).run(&mut bound, &mut |_| ()).unwrap();
+    let expected = eval::run(&bound, &[("x", &x)]).unwrap();
+    for name in ["cpu", "reference"] {
+        let executable = Executable::from_artifact_on(&artifact, &[backend::device(name).unwrap()]).unwrap();
+        assert!(executable.sections().all(|s| s.parts.backend == name));
+        let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+        for _ in 0..2 {
+            let found = session.run(&[("x", &x)]).unwrap();
+            assert_close(name, &found[0].1, &expected[0], Tolerance::REDUCTION);
+        }
+        let notes = session.profile(&[("x", &x)]).unwrap();
+        assert!(!notes.is_empty() && notes.iter().all(|(note, _)| note.regions > 0), "{name}: {notes:?}");
+    }
+    // Without a choice the processor comes first.
+    let executable = backend::load(&artifact).unwrap();
+    assert!(executable.sections().all(|s| s.parts.backend == "cpu"));
 }
 
 #[test]
-fn every_operator_agrees_with_its_evaluation() {
-    for (op, case) in Op::cases() {
-        let constants = match &op {
-            Op::Conv(_) => &[1, 0][..],
-            Op::MatMul(product) if product.precision != Precision::F32 => &[1],
-            Op::MatMul(_) => &[0, 1],
-            _ => &[0],
-        };
-        for &constants in constants {
-            let inputs = case_inputs(&case);
-            let g = graph_of(&op, &inputs, constants);
-            let given = &inputs[..inputs.len() - constants];
-            let names: Vec<String> = (0..given.len()).map(|i| format!("x{i}")).collect();
-            let by_name: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(given).collect();
-            let expected = eval::run(&g, &by_name).unwrap();
-            for (found, expected) in interpreted(&g, given).iter().zip(&expected) {
-                assert_close(&format!("{op:?}"), found, expected, Tolerance::REDUCTION);
-            }
-        }
-    }
+fn code_that_is_no_program_is_refused() {
+    let g = network();
+    let binding: Binding = [("B".into(), 1)].into_iter().collect();
+    let mut builder = ArtifactBuilder::new("net");
+    let mut bound = g.clone();
+    margay_passes::Pipeline::bind(&binding, &reference().preferences()).run(&mut bound, &mut |_| ()).unwrap();
+    let program = margay_lower::lower(&bound, &*reference()).unwrap();
+    let offsets = vec![0; program.constants.len()];
+    let code = reference().compile(&program, &offsets).unwrap();
+    let good = String::from_utf8(code.bytes).unwrap();
+    // One matrix reads beyond its operand.
+    let wrong = good.replacen("k = 8", "k = 9", 1);
+    assert_ne!(good, wrong);
+    build::add_entry(&mut builder, &g, &binding, &*reference(), &mut Dump::none()).unwrap();
+    let mut parts = builder.into_parts().unwrap();
+    let section = &mut parts.description.entries[0].sections[0];
+    parts.code = wrong.into_bytes();
+    section.code = 0..parts.code.len();
+    let error = Executable::from_parts_on(parts, &[backend::device("reference").unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("bytes"), "{error}");
 }
 
-/// Evaluates and interprets a graph on the inputs that it reads.
-fn agrees(what: &str, g: &Graph, inputs: &[(String, Tensor)]) {
-    let read: Vec<(&str, &Tensor)> = g
-        .inputs()
-        .iter()
-        .map(|n| {
-            let name = g.node(*n).origin.name();
-            let given = inputs.iter().find(|(given, _)| given == name).expect("the inputs are given");
-            (given.0.as_str(), &given.1)
-        })
-        .collect();
-    let expected = eval::run(g, &read).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let tensors: Vec<Tensor> = read.iter().map(|(_, t)| (*t).clone()).collect();
-    for (found, expected) in interpreted(g, &tensors).iter().zip(&expected) {
-        assert_close(what, found, expected, Tolerance::REDUCTION);
+/// A model through the processor and through the reference back end.
+fn agrees(path: &Path, inputs: &[(String, Tensor)]) {
+    let source = open(path).unwrap_or_else(|e| panic!("{e}"));
+    let results = [backend::native(), reference()].map(|backend| {
+        let mut runner = Runner::new(source.graph.clone(), &backend, 2);
+        runner.run(inputs).unwrap_or_else(|e| panic!("{}: {e}", backend.name()))
+    });
+    for ((name, found), (_, expected)) in results[1].iter().zip(&results[0]) {
+        assert_close(&format!("{}: {name}", path.display()), found, expected, Tolerance::REDUCTION);
     }
 }
 
 #[test]
-fn derivatives_agree_with_their_evaluation() {
-    let mut compared = 0;
-    for (op, case) in Op::cases() {
-        let inputs = case_inputs(&case);
-        let mut g = graph_of(&op, &inputs, 0);
-        let float = |g: &Graph, v: Value| g.ty(v).dtype == DType::F32;
-        let outputs: Vec<Value> = g.outputs().iter().map(|o| o.value).filter(|v| float(&g, *v)).collect();
-        let by: Vec<Value> = g.inputs().iter().map(|n| Value::from(*n)).filter(|v| float(&g, *v)).collect();
-        if outputs.is_empty() || by.is_empty() {
-            continue;
-        }
-        let seeds: Vec<(Value, Value)> = outputs
-            .iter()
-            .enumerate()
-            .map(|(i, y)| {
-                let c = margay_testkit::normal(&g.ty(*y).extents().unwrap(), 7, i as u64);
-                (*y, g.add(Const { payload: Payload::new(c) }, &[], Origin::default()).unwrap())
-            })
-            .collect();
-        let Ok(found) = gradients(&mut g, &seeds, &by) else { continue };
-        g.set_outputs(Vec::new());
-        for (i, value) in found.into_iter().flatten().enumerate() {
-            g.add_output(&format!("dx{i}"), value);
-        }
-        g.remove_dead();
-        if g.outputs().is_empty() {
-            continue;
-        }
-        let named = |(i, t): (usize, &Tensor)| (format!("x{i}"), t.clone());
-        let inputs: Vec<(String, Tensor)> = inputs.iter().enumerate().map(named).collect();
-        agrees(&format!("derivatives of {op:?}"), &g, &inputs);
-        compared += 1;
-    }
-    assert!(compared > 80, "derivatives of {compared} cases compared");
-}
-
-#[test]
-fn a_network_agrees_with_its_evaluation() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model.onnx");
-    let mut g = margay_onnx::import(&Model::open(&path).unwrap()).unwrap();
-    Pipeline::canonicalize().run(&mut g, &mut |_| ()).unwrap();
-    let binding: Binding = g.symbols().into_iter().map(|s| (s, 2)).collect();
-    Pipeline::bind(&binding).run(&mut g, &mut |_| ()).unwrap();
-    let shape = g.ty(g.inputs()[0].into()).extents().unwrap();
-    let name = g.node(g.inputs()[0]).origin.name().to_owned();
-    agrees("demo", &g, &[(name, margay_testkit::normal(&shape, 4, 0))]);
+fn networks_agree_with_compiled_ones() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model.onnx");
+    agrees(&demo, &[("image".into(), normal(&[2, 1, 28, 28], 4, 0))]);
+    let Some(folder) = std::env::var_os("MARGAY_TEST_DATA").map(PathBuf::from) else {
+        println!("skipped: no test data");
+        return;
+    };
+    let file = std::fs::File::open(folder.join("minilm_l3_b2_s16.in.npz")).unwrap();
+    let inputs = npy::read_npz(std::io::BufReader::new(file)).unwrap();
+    agrees(&folder.join("minilm_l3.onnx"), &inputs);
 }

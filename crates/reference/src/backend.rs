@@ -38,7 +38,11 @@ impl Backend for Reference {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true }
+        Preferences { buffer_align: BUFFER_ALIGN, channels_last: false, max_fused: 20, cheap_operations: 4 }
+    }
+
+    fn packs(&self, call: &KernelCall, operand: usize) -> bool {
+        matches!((call, operand), (KernelCall::MatMul(_), 1))
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {

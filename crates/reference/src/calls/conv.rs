@@ -27,15 +27,15 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
         for row in 0..rows {
             for col in 0..cols {
                 for o in 0..c.out_channels {
-                    let y = ((image * rows + row) * cols + col) * c.out_channels + o;
+                    let y = at(c, image, [row, col], o, c.out_size, c.out_channels);
                     for channel in 0..inner {
                         for i in 0..kh {
                             for j in 0..kw {
                                 let at_row = place(0, row, i).filter(|&at| at < height);
                                 let at_col = place(1, col, j).filter(|&at| at < width);
                                 let (Some(at_row), Some(at_col)) = (at_row, at_col) else { continue };
-                                let pixel = (image * height + at_row) * width + at_col;
-                                let x = pixel * c.in_channels + o / outer * inner + channel;
+                                let from = o / outer * inner + channel;
+                                let x = at(c, image, [at_row, at_col], from, c.in_size, c.in_channels);
                                 visit(Tap { y, x, k: ((o * inner + channel) * kh + i) * kw + j });
                             }
                         }
@@ -46,12 +46,32 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
     }
 }
 
-fn image(c: &Conv) -> [usize; 4] {
-    [c.batch, c.in_size[0], c.in_size[1], c.in_channels]
+/// Where an element of images lies.
+fn at(
+    c: &Conv,
+    image: usize,
+    [row, col]: [usize; 2],
+    channel: usize,
+    [height, width]: [usize; 2],
+    channels: usize,
+) -> usize {
+    match c.channels_last {
+        true => ((image * height + row) * width + col) * channels + channel,
+        false => ((image * channels + channel) * height + row) * width + col,
+    }
 }
 
-fn result(c: &Conv) -> [usize; 4] {
-    [c.batch, c.out_size[0], c.out_size[1], c.out_channels]
+/// The number of elements of images.
+fn extent(c: &Conv, size: [usize; 2], channels: usize) -> [usize; 1] {
+    [c.batch * size[0] * size[1] * channels]
+}
+
+fn image(c: &Conv) -> [usize; 1] {
+    extent(c, c.in_size, c.in_channels)
+}
+
+fn result(c: &Conv) -> [usize; 1] {
+    extent(c, c.out_size, c.out_channels)
 }
 
 fn kernel(c: &Conv) -> [usize; 4] {
@@ -70,6 +90,7 @@ pub(crate) fn run(c: &Conv, args: &mut Arguments<'_, '_>) -> Result<(), Problem>
     let mut y = vec![0.0; extents.iter().product()];
     for_each_tap(c, |tap| y[tap.y] += x[tap.x] * k[tap.k]);
     for (at, y) in y.iter_mut().enumerate() {
+        // Epilogues with a bias are of images with channels last only.
         let bias = bias.as_ref().map_or(0.0, |b| b[at % c.out_channels]);
         *y = finished(&c.epilogue, *y, bias, added.as_ref().map_or(0.0, |r| r[at]));
     }
