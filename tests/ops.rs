@@ -343,3 +343,14 @@ fn one_row_read_backwards_is_a_row() {
         Tolerance::REDUCTION,
     );
 }
+
+#[test]
+fn parts_of_vectors_are_no_images() {
+    check_text(
+        "graph @vector(%x: f32[7]) -> (y: f32[3]) {
+           %0 = slice %x {starts = [1], ends = [7], steps = [2]} : f32[3]
+           return %0
+         }",
+        Tolerance::EXACT,
+    );
+}
