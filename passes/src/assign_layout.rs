@@ -239,12 +239,10 @@ fn turned_operands(
 
 /// An operator that computes the same on images with channels last, with values per axis in their order.
 fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let (op, ndim) = (g.op(n), g.ty(n.into()).ndim());
-    if ndim < 3 {
-        // No image.
+    let op = g.op(n);
+    let Some(permuted) = op.permuted(&LAST.perm_from_nchw(g.ty(n.into()).ndim())) else {
         return Ok(Verdict::NoMatch);
-    }
-    let Some(permuted) = op.permuted(&LAST.perm_from_nchw(ndim)) else { return Ok(Verdict::NoMatch) };
+    };
     let mut patch = Patch::new();
     match turned_operands(g, n, &mut patch, op.facts().elementwise.is_some())? {
         Some(operands) => replace_op(g, n, patch, permuted, &operands),
