@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
 use margay_loops::Port;
-use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
+use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
@@ -168,9 +168,9 @@ impl Session {
             let context = (&raw mut context).cast::<u8>();
             driver(table, context, self.bases.0.as_ptr(), parts.params.as_ptr());
         }
-        match context.fault {
-            0 => Ok(()),
-            word => Err(fault(word, &parts.steps)),
+        match fault_of(context.fault) {
+            None => Ok(()),
+            Some((step, requirement)) => Err(fault(step, requirement, &parts.steps)),
         }
     }
 
@@ -217,10 +217,15 @@ fn end(areas: &[Range<usize>]) -> usize {
     areas.last().map_or(0, |a| a.end)
 }
 
-fn fault(word: u64, steps: &[StepNote]) -> RunError {
-    let step = usize::try_from(word - 1).ok();
-    let label = step.and_then(|s| steps.get(s)).map(|s| &s.label).filter(|label| !label.is_empty());
-    RunError::Fault { step: label.cloned().unwrap_or_else(|| format!("step {}", word - 1)) }
+/// What an artifact does not say, as its numbers.
+fn fault(step: u32, requirement: u32, steps: &[StepNote]) -> RunError {
+    let note = steps.get(step as usize);
+    let label = note.map(|s| s.label.clone()).filter(|label| !label.is_empty());
+    let required = note.and_then(|s| s.requirements.get(requirement as usize)).cloned();
+    RunError::Fault {
+        step: label.unwrap_or_else(|| format!("step {step}")),
+        requirement: required.unwrap_or_else(|| format!("its requirement {requirement}")),
+    }
 }
 
 /// The outputs of a run, in the memory of the session.

@@ -96,7 +96,7 @@ impl Artifact {
         let bytes = &self.weights()[constant.range.clone()];
         match *blake3::hash(bytes).as_bytes() == constant.hash {
             true => Ok(bytes),
-            false => Err(altered(&self.path, format!("constant `{}`", constant.name))),
+            false => Err(altered(&self.path, format!("constant `{}`", constant.names.join("`, `")))),
         }
     }
 
@@ -111,14 +111,14 @@ impl Artifact {
         if let Some(layout) = &constant.layout {
             return target.unpack(layout, &constant.shape, bytes).map_err(|source| ArtifactError::Unpack {
                 path: self.path.clone(),
-                name: constant.name.clone(),
+                name: constant.names.join("`, `"),
                 source,
             });
         }
         let begin = self.header.range(Section::Weights).start;
         let range = begin + constant.range.start..begin + constant.range.end;
         Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range).map_err(|e| {
-            ArtifactError::Malformed { path: self.path.clone(), problem: format!("`{}`: {e}", constant.name) }
+            ArtifactError::Malformed { path: self.path.clone(), problem: format!("`{}`: {e}", constant.names.join("`, `")) }
         })
     }
 

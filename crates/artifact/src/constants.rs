@@ -9,7 +9,7 @@ use margay_tensor::{ContentHash, Tensor};
 use crate::StoredConstant;
 
 /// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
-/// entries or steps use it.
+/// entries or steps use it and under however many names.
 #[derive(Debug, Default)]
 pub struct ConstantsLayout {
     placed: HashMap<(ContentHash, Option<String>), usize>,
@@ -50,8 +50,8 @@ impl ConstantsLayout {
         ConstantsLayout::default()
     }
 
-    /// The place of a constant, packed by the target if the call it belongs to asks for that. `name` is what people
-    /// know it by. Places never change.
+    /// The place of a constant, packed by the target if the call it belongs to asks for that. `name` is one of the
+    /// names it is found by. Places never change.
     pub fn add(&mut self, name: &str, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
         let tensor = &constant.tensor;
         let packed = match &constant.packed_for {
@@ -72,6 +72,10 @@ impl ConstantsLayout {
         let layout = packed.as_ref().map(|(_, p)| p.layout.to_owned());
         let key = (tensor.content_hash(), layout.clone());
         if let Some(&index) = self.placed.get(&key) {
+            let stored = &mut self.stored[index];
+            if !stored.is_named(name) {
+                stored.names.push(name.to_owned());
+            }
             return Ok(Placed { index, offset: self.stored[index].range.start });
         }
         let contents = match packed {
@@ -86,7 +90,7 @@ impl ConstantsLayout {
         self.bytes = offset + contents.bytes().len();
         let index = self.stored.len();
         self.stored.push(StoredConstant {
-            name: name.to_owned(),
+            names: vec![name.to_owned()],
             tensor: *key.0.as_bytes(),
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),

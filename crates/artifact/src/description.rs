@@ -95,17 +95,20 @@ pub struct StepNote {
     pub bytes: u64,
     /// Parallel regions, one after the other.
     pub regions: usize,
+    /// What it requires of its data, by the number that its faults give.
+    pub requirements: Vec<String>,
 }
 
 impl StepNote {
     /// What is to be said of a step of a program that was compiled to so many parallel regions.
     pub fn of(program: &Program, step: usize, regions: usize) -> StepNote {
-        let (work, flops) = match &program.steps[step].work {
-            Work::Loops(_) => ("loops".to_owned(), 0),
-            Work::Call(call) => (call.to_string(), call.flops()),
+        let (work, flops, requirements) = match &program.steps[step].work {
+            Work::Loops(k) => ("loops".to_owned(), 0, program.kernels[*k].requirements()),
+            Work::Call(call) => (call.to_string(), call.flops(), Vec::new()),
         };
+        let requirements = requirements.into_iter().map(str::to_owned).collect();
         let label = program.steps[step].label.clone();
-        StepNote { label, work, flops, bytes: program.traffic(step), regions }
+        StepNote { label, work, flops, bytes: program.traffic(step), regions, requirements }
     }
 }
 
@@ -121,8 +124,8 @@ pub struct Import {
 /// A constant as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredConstant {
-    /// A name for people; the first one under which the constant was added.
-    pub name: String,
+    /// The names under which it was added, in that order. Constants of equal contents may have several.
+    pub names: Vec<String>,
     /// The [`content_hash`](margay_tensor::Tensor::content_hash) of the tensor, which names it in the text of graphs.
     pub tensor: [u8; 32],
     /// Type of the tensor's elements.
@@ -135,6 +138,13 @@ pub struct StoredConstant {
     pub range: Range<usize>,
     /// blake3 hash of those bytes.
     pub hash: [u8; 32],
+}
+
+impl StoredConstant {
+    /// Whether it was added under this name.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|n| n == name)
+    }
 }
 
 /// Where a piece of source lies.

@@ -120,12 +120,26 @@ fn the_same_constant_is_stored_once() {
     let bytes = bytes_of(&sample(true));
     let a = Artifact::from_bytes(&bytes, "memory").unwrap();
     let d = a.description();
-    let stored: Vec<_> = d.constants.iter().map(|c| (c.name.as_str(), c.range.clone())).collect();
-    assert_eq!(stored, [("fc1.weight", 0..60), ("fc1.bias", 64..84)]);
+    let stored: Vec<_> = d.constants.iter().map(|c| (c.names.join(" "), c.range.clone())).collect();
+    assert_eq!(stored, [("fc1.weight".into(), 0..60), ("fc1.bias".into(), 64..84)]);
     assert_eq!(d.entries[0].parts.constants, d.entries[1].parts.constants);
     let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
     assert_eq!((&w, &b), (&weight(), &bias()));
     assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
+}
+
+#[test]
+fn equal_constants_keep_all_their_names() {
+    let mut b = ArtifactBuilder::new("tiny", "reversing");
+    let plain = Constant { tensor: bias(), packed_for: None };
+    let first = b.constants.add("fc1.bias", &plain, &Reversing).unwrap();
+    for name in ["ones(5)", "fc1.bias", "ones(5)"] {
+        assert_eq!(b.constants.add(name, &plain, &Reversing).unwrap(), first);
+    }
+    let a = Artifact::from_bytes(&bytes_of(&b), "memory").unwrap();
+    let [stored] = &a.description().constants[..] else { panic!("one constant is stored") };
+    assert_eq!(stored.names, ["fc1.bias", "ones(5)"]);
+    assert!(stored.is_named("ones(5)") && !stored.is_named("fc2.bias"));
 }
 
 #[test]

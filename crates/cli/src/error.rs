@@ -87,7 +87,6 @@ impl From<DriverError> for Failure {
         let (kind, help) = (error.kind(), error.help());
         match error {
             DriverError::Onnx(error) => Failure { help, kind, ..error.into() },
-            DriverError::Artifact(error) => error.into(),
             DriverError::Io { path, source } => Failure::read(&path, source),
             error => Failure { help, ..Failure::new(kind, error.to_string()) },
         }
@@ -113,11 +112,7 @@ impl From<OnnxError> for Failure {
 
 impl From<ArtifactError> for Failure {
     fn from(error: ArtifactError) -> Failure {
-        let kind = match error {
-            ArtifactError::Write { .. } | ArtifactError::Unpack { .. } => Kind::Usage,
-            _ => Kind::Malformed,
-        };
-        Failure::new(kind, error.to_string())
+        DriverError::from(error).into()
     }
 }
 

@@ -149,7 +149,7 @@ impl<'k> Walk<'k> {
                 self.accesses.push((*arg, index, true));
                 self.is_next(*arg, index) && Self::has_lanes(self.dtype(*value))
             }
-            Stmt::Require { test } => !self.varies(*test),
+            Stmt::Require { test, .. } => !self.varies(*test),
             Stmt::Loop { body, .. } => self.block(body),
             Stmt::Reduce { results, body, .. } => {
                 self.block(body)

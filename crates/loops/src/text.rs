@@ -68,7 +68,7 @@ fn write_body(f: &mut fmt::Formatter<'_>, k: &Kernel, body: &[Stmt], depth: usiz
                 writeln!(f, "{pad}%{} = load a{arg}[{index}] if %{} else {other}", to.0, test.0)?;
             }
             Stmt::Store { arg, index, value } => writeln!(f, "{pad}store a{arg}[{index}] = %{}", value.0)?,
-            Stmt::Require { test } => writeln!(f, "{pad}require %{}", test.0)?,
+            Stmt::Require { test, what } => writeln!(f, "{pad}require %{} : {what:?}", test.0)?,
             Stmt::Loop { axis, extent, parallel, body } => {
                 let kind = if *parallel { " parallel" } else { "" };
                 writeln!(f, "{pad}for i{} in 0..{extent}{kind}", axis.0)?;
