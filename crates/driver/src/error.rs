@@ -13,7 +13,7 @@ use margay_passes::PipelineError;
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
-use margay_tensor::npy::NpyError;
+use margay_npy::NpyError;
 
 /// Classes of errors, as the exit codes of the command line tell them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

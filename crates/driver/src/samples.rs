@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use margay_ir::{Graph, Op};
-use margay_tensor::{DType, Tensor, npy};
+use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
 
@@ -139,7 +139,7 @@ impl Samples {
 /// Reads the arrays of an `.npz` file.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError> {
     let file = std::fs::File::open(path).map_err(|source| DriverError::Io { path: path.into(), source })?;
-    npy::read_npz(BufReader::new(file)).map_err(|source| DriverError::Arrays { path: path.into(), source })
+    margay_npy::read_npz(BufReader::new(file)).map_err(|source| DriverError::Arrays { path: path.into(), source })
 }
 
 /// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.
