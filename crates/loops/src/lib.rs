@@ -25,8 +25,8 @@ mod text;
 
 pub use abi::KernelFn;
 pub use call::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul,
+    Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
+    KernelCall, LinearAttention, MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};

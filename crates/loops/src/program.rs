@@ -61,6 +61,7 @@ pub struct Constant {
 
 /// What a step runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a program has hundreds of steps, not millions")]
 pub enum Work {
     /// A generated kernel, by its number in [`Program::kernels`].
     Loops(usize),

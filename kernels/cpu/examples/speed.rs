@@ -134,7 +134,7 @@ fn calls() -> Vec<KernelCall> {
             causal,
             log_sum_exp: false,
         }));
-        calls.push(KernelCall::AttentionGradient(Box::new(AttentionGradient {
+        calls.push(KernelCall::AttentionGradient(AttentionGradient {
             batch: 1,
             heads,
             kv_heads: heads,
@@ -152,7 +152,7 @@ fn calls() -> Vec<KernelCall> {
             dq: strides,
             dk: strides,
             dv: strides,
-        })));
+        }));
     }
     for (n, features, causal) in [
         (512, 128, false),
