@@ -12,6 +12,7 @@ use margay_passes::sketch::{
 use margay_passes::{
     BindDims, Differentiate, LowerPrecision, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear,
 };
+use margay_tensor::random::stream_of;
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, max_error, normalized, parse_with_random_constants,
@@ -142,8 +143,7 @@ fn binding_of(g: &Graph) -> Binding {
 /// Numbers for constants and inputs: normal, or integers of few digits that narrow types hold exactly.
 fn number(ty: &TensorType, name: &str, digits: Digits) -> Tensor {
     let shape = ty.extents().expect("bound");
-    let stream = name.bytes().fold(3u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
-    let floats = margay_testkit::normal(&shape, 11, stream).to_vec::<f32>().unwrap();
+    let floats = margay_testkit::normal(&shape, 11, stream_of(name)).to_vec::<f32>().unwrap();
     let numbers = match (ty.dtype.is_float(), digits) {
         (true, Digits::Many) => Numbers::Float(floats.into_iter().map(f64::from).collect()),
         (true, Digits::Few) => Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect()),

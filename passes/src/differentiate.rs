@@ -35,7 +35,7 @@ use margay_ir::{
 };
 use margay_tensor::Dim;
 
-use crate::parameter_names;
+use crate::{backward_nodes, parameter_names, saved};
 
 /// Adds derivatives.
 #[derive(Clone, Debug)]
@@ -71,7 +71,6 @@ impl Pass for Differentiate {
             return Err(PassError::Refused(format!("the output `{}` is {ty}, not of floats", self.output)));
         }
         let seed = if ty.shape.is_empty() { number(g, y, 1.0)? } else { g.add_input("cotangent", ty) };
-        let before: HashSet<NodeId> = g.order().into_iter().collect();
         let gradients = gradients(g, &[(y, seed)], &by)?;
         for ((name, v), gradient) in names.iter().zip(&by).zip(gradients) {
             let value = match gradient {
@@ -84,7 +83,7 @@ impl Pass for Differentiate {
             g.add_output(&format!("gradient.{name}"), value);
         }
         g.remove_dead();
-        let saved = saved(g, &before);
+        let saved = saved(g, &backward_nodes(g));
         let bytes = saved
             .iter()
             .fold(Dim::default(), |n, v| &n + &(&g.ty(*v).elements() * &Dim::from(g.ty(*v).dtype.bytes())));
@@ -120,21 +119,6 @@ fn number(g: &mut Graph, like: Value, x: f64) -> Result<Value, PassError> {
     let one = Numbers::Float(vec![x]).into_tensor(g.ty(like).dtype, &[]);
     let one = one.map_err(|e| PassError::Refused(e.to_string()))?;
     g.add(Const { payload: Payload::new(one) }, &[], Origin::default()).map_err(refused)
-}
-
-/// The values of the forward pass that backward nodes read, other than inputs and constants, each once: what has to be
-/// kept between the two.
-pub fn saved(g: &Graph, forward: &HashSet<NodeId>) -> Vec<Value> {
-    let mut found: Vec<Value> = Vec::new();
-    for n in g.order().into_iter().filter(|n| !forward.contains(n)) {
-        for v in g.inputs_of(n) {
-            let leaf = matches!(g.op(v.node), Op::Input(_) | Op::Const(_));
-            if forward.contains(&v.node) && !leaf && !found.contains(&v) {
-                found.push(v);
-            }
-        }
-    }
-    found
 }
 
 /// Adds the derivatives of `Σ seed · y` over the seeds `(y, seed)` by each of the values `by`; `None` where they are

@@ -41,4 +41,4 @@ pub use constants::{ConstantsLayout, Placed};
 pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};
-pub use save::replace_file;
+pub use save::{WriteSeek, replace_file};

@@ -8,7 +8,7 @@ use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, veri
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, bytes_of, saved};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::{Binding, ContentHash};
@@ -107,8 +107,8 @@ pub fn add_step_entry(
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
-    let saved = kept(&bound, &backward_nodes(&bound));
-    let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
+    let saved = saved(&bound, &backward_nodes(&bound));
+    let saved: Vec<(String, u64)> = saved.into_iter().map(|v| (name(v), bytes_of(&bound, v))).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
     let program = add_bound_entry(builder, g, &bound, binding, target, &form.states, dump)?;
     Ok((program, saved))

@@ -105,11 +105,8 @@ impl Samples {
                 self.rows
             )));
         }
-        let part = |odd: usize| -> Result<Samples, DriverError> {
-            let rows: Vec<usize> = (0..self.rows).filter(|r| r % 2 == odd).collect();
-            Samples::new(self.pick(&rows)?)
-        };
-        Ok((part(0)?, part(1)?))
+        let (kept, held_out) = hold_out(self.rows, 1, 2);
+        Ok((Samples::new(self.pick(&kept)?)?, Samples::new(self.pick(&held_out)?)?))
     }
 
     /// The samples in the runs that a graph takes, in order: as many at once as its inputs say, and then only whole runs,
@@ -134,6 +131,13 @@ impl Samples {
         }
         h.finalize().to_hex()[..16].to_string()
     }
+}
+
+/// The numbers of samples to keep, and of those to hold out: `part` of every `of`, evenly spread, so that sorted data is
+/// split evenly. A sample is held out where the number of those held out before falls behind its share.
+pub fn hold_out(rows: usize, part: usize, of: usize) -> (Vec<usize>, Vec<usize>) {
+    let share = |rows: usize| (rows as u128 * part as u128) / of.max(1) as u128;
+    (0..rows).partition(|&r| share(r + 1) == share(r))
 }
 
 /// Reads the arrays of an `.npz` file.

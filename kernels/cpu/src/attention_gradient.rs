@@ -177,6 +177,9 @@ impl Rows {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// Derivatives for groups of panels.
 ///
 /// Arguments: Q, K, V, logarithms, centres, dO, mask if any, dQ, dK, dV, workspace if any. Any alignment of 4 bytes; the
