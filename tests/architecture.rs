@@ -228,7 +228,8 @@ fn faer_is_built_without_rayon() {
 
 #[test]
 fn passes_are_files_of_their_name() {
-    for source in sources("passes/src").iter().filter(|s| s.code().any(|(_, l)| l.contains("impl Pass for "))) {
+    for source in sources("passes/src").iter().filter(|s| s.code().any(|(_, l)| l.contains("impl Pass for ")))
+    {
         let name = source.stem().replace('_', "-");
         assert_eq!(source.path, format!("passes/src/{}.rs", source.stem()), "passes lie side by side");
         assert!(

@@ -18,7 +18,8 @@ fn gradients_of(folder: &Path, model: &str) {
         println!("skipped: no derivatives of {model}");
         return;
     };
-    let arrays = margay_npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let arrays =
+        margay_npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let named = |prefix: &str| -> Vec<(String, Tensor)> {
         let own = arrays.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone())));
         own.collect()

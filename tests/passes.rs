@@ -107,15 +107,15 @@ fn select_all(g: &Graph, rank: usize) -> Selection {
 fn every_pass_has_laws() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let is_pass = |path: &Path| {
-        path.is_file() && std::fs::read_to_string(path).unwrap().contains("impl Pass for ")
-    };
+    let is_pass =
+        |path: &Path| path.is_file() && std::fs::read_to_string(path).unwrap().contains("impl Pass for ");
     let mut found: Vec<String> = files
         .filter(|path| is_pass(path))
         .map(|path| path.file_stem().unwrap().to_string_lossy().replace('_', "-"))
         .collect();
     found.sort();
-    let mut listed: Vec<&str> = PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name)).collect();
+    let mut listed: Vec<&str> =
+        PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name)).collect();
     listed.sort();
     assert_eq!(found, listed, "left: files with a pass, right: `PASSES` and `CONFIGURED`");
 }
@@ -146,7 +146,9 @@ fn number(ty: &TensorType, name: &str, digits: Digits) -> Tensor {
     let floats = margay_testkit::normal(&shape, 11, stream_of(name)).to_vec::<f32>().unwrap();
     let numbers = match (ty.dtype.is_float(), digits) {
         (true, Digits::Many) => Numbers::Float(floats.into_iter().map(f64::from).collect()),
-        (true, Digits::Few) => Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect()),
+        (true, Digits::Few) => {
+            Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect())
+        }
         // Truth values, or positions of the shortest axes.
         (false, _) => Numbers::Int(floats.into_iter().map(|x| i64::from(x > 0.0)).collect()),
     };
@@ -219,7 +221,9 @@ fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
 fn passes_keep_numbers_as_their_fidelity_says() {
     let every = || PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name));
     let graphs: Vec<(&str, Graph)> = every()
-        .flat_map(|name| examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, Digits::Many))))
+        .flat_map(|name| {
+            examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, Digits::Many)))
+        })
         .collect();
     for entry in PASSES {
         let pass = (entry.make)();

@@ -178,7 +178,12 @@ struct Needs {
 impl<'g> Choice<'g> {
     fn new(g: &'g Graph, backward: &HashSet<NodeId>) -> Choice<'g> {
         let position = g.order().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
-        Choice { g, saved: saved(g, backward).into_iter().map(|v| (v, bytes_of(g, v))).collect(), again: HashSet::new(), position }
+        Choice {
+            g,
+            saved: saved(g, backward).into_iter().map(|v| (v, bytes_of(g, v))).collect(),
+            again: HashSet::new(),
+            position,
+        }
     }
 
     fn bytes(&self) -> u64 {

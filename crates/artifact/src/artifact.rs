@@ -118,7 +118,10 @@ impl Artifact {
         let begin = self.header.range(Section::Weights).start;
         let range = begin + constant.range.start..begin + constant.range.end;
         Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range).map_err(|e| {
-            ArtifactError::Malformed { path: self.path.clone(), problem: format!("`{}`: {e}", constant.names.join("`, `")) }
+            ArtifactError::Malformed {
+                path: self.path.clone(),
+                problem: format!("`{}`: {e}", constant.names.join("`, `")),
+            }
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::{Carried, Port, Program, Work};
+use margay_loops::{Carried, Port, Program, Step, Work};
 use margay_tensor::DType;
 
 /// Everything in an artifact but the bytes themselves.
@@ -101,14 +101,23 @@ pub struct StepNote {
 
 impl StepNote {
     /// What is to be said of a step of a program that was compiled to so many parallel regions.
-    pub fn of(program: &Program, step: usize, regions: usize) -> StepNote {
-        let (work, flops, requirements) = match &program.steps[step].work {
-            Work::Loops(k) => ("loops".to_owned(), 0, program.kernels[*k].requirements()),
-            Work::Call(call) => (call.to_string(), call.flops(), Vec::new()),
+    pub fn of(program: &Program, step: &Step, regions: usize) -> StepNote {
+        let (work, flops, requirements) = match &step.work {
+            Work::Kernel { kernel, .. } => ("loops".to_owned(), 0, program.kernels[*kernel].requirements()),
+            Work::Call { call, .. } => (call.to_string(), call.flops(), Vec::new()),
+            Work::Copy { .. } => ("copy".to_owned(), 0, Vec::new()),
+            Work::If { .. } => ("if".to_owned(), 0, Vec::new()),
+            Work::Loop(_) => ("loop".to_owned(), 0, Vec::new()),
         };
         let requirements = requirements.into_iter().map(str::to_owned).collect();
-        let label = program.steps[step].label.clone();
+        let label = step.label.clone();
         StepNote { label, work, flops, bytes: program.traffic(step), regions, requirements }
+    }
+
+    /// What is to be said of every step of a program, in the order of their numbers.
+    pub fn all(program: &Program, regions: &[usize]) -> Vec<StepNote> {
+        let steps = program.steps().zip(regions);
+        steps.map(|((_, step), &regions)| StepNote::of(program, step, regions)).collect()
     }
 }
 

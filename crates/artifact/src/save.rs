@@ -92,7 +92,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = replace_file::<io::Error>(folder.path(), |f| f.write_all(b"x")).unwrap_err();
         assert_eq!(error.to_string(), "not a regular file");
-        assert!(replace_file::<io::Error>(&folder.path().join("none/a.margay"), |f| f.write_all(b"x")).is_err());
+        assert!(
+            replace_file::<io::Error>(&folder.path().join("none/a.margay"), |f| f.write_all(b"x")).is_err()
+        );
     }
 
     #[cfg(unix)]

@@ -14,9 +14,9 @@ use std::path::Path;
 
 use margay_artifact::ArtifactError;
 use margay_driver::{DriverError, Kind};
+use margay_npy::NpyError;
 use margay_onnx::{OnnxError, Problem};
 use margay_runtime::RunError;
-use margay_npy::NpyError;
 use margay_train::TrainError;
 
 /// Why a command did not do what it was asked for.

@@ -8,12 +8,12 @@ use margay_ir::PassError;
 use margay_kernels_cpu::UnknownTarget;
 use margay_loops::NoKernel;
 use margay_lower::LowerError;
+use margay_npy::NpyError;
 use margay_onnx::{NonFinite, OnnxError};
 use margay_passes::PipelineError;
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
-use margay_npy::NpyError;
 
 /// Classes of errors, as the exit codes of the command line tell them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -185,9 +185,9 @@ impl From<&PassError> for Kind {
 impl From<&CodegenError> for Kind {
     fn from(error: &CodegenError) -> Kind {
         match error {
-            CodegenError::UnknownCpu { .. } | CodegenError::Unsupported { .. } | CodegenError::NoKernel(_) => {
-                Kind::Usage
-            }
+            CodegenError::UnknownCpu { .. }
+            | CodegenError::Unsupported { .. }
+            | CodegenError::NoKernel(_) => Kind::Usage,
             CodegenError::Cranelift { .. } | CodegenError::Relocations { .. } => Kind::Internal,
         }
     }

@@ -80,9 +80,9 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let target = CpuTarget::by_name(&artifact.description().target)?;
     let constants = &artifact.description().constants;
     let resolve = |key: &str, ty: &TensorType| {
-        let index = constants
-            .iter()
-            .position(|c| c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref())?;
+        let index = constants.iter().position(|c| {
+            c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref()
+        })?;
         artifact.constant(index, &target).ok()
     };
     text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })

@@ -175,7 +175,7 @@ impl Grouper<'_> {
                 return Ok(());
             }
             Op::Const(c) => {
-                let memory = self.emit.constant(c.payload.tensor());
+                let memory = self.emit.constant(&c.payload);
                 self.held.insert(v, Held::Memory(memory));
                 return Ok(());
             }

@@ -98,7 +98,10 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
             let bad = i64::bytes(&[0, 1, 7, -1, 2]);
             let mut args = [f32::bytes(&table), bad, vec![0; 20 * width]];
             let loaded = load_kernel(&kernel, &isa);
-            assert_eq!(run_split(&loaded, &mut args, &[(0, crate::items(&kernel))]), fault_word(STEP as u32, 0));
+            assert_eq!(
+                run_split(&loaded, &mut args, &[(0, crate::items(&kernel))]),
+                fault_word(STEP as u32, 0)
+            );
             assert_eq!(
                 f32::values(&args[2])[4 * width..],
                 table[2 * width..3 * width],

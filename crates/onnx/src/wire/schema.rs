@@ -6,7 +6,8 @@ use std::fmt;
 
 use super::proto::{
     AttributeProto, Dimension, Empty, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto, ValueInfoProto,
+    SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
+    ValueInfoProto,
 };
 
 /// A kind of message.
