@@ -532,10 +532,10 @@ unsafe fn weigh<I: Isa>(isa: I, log: I::V, centre: I::V, score: *mut f32, produc
     unsafe {
         let s = isa.load(score);
         let weight = exp2(isa, isa.mul(isa.sub(s, log), isa.splat(std::f32::consts::LOG2_E)));
-        let slope = isa.mul(weight, isa.sub(isa.load(product), centre));
+        let ds = isa.mul(weight, isa.sub(isa.load(product), centre));
         // A NaN stays.
         let hidden = isa.max(zero, s);
         isa.store(score, isa.select_lt(lowest, s, weight, hidden));
-        isa.store(product, isa.select_lt(lowest, s, slope, hidden));
+        isa.store(product, isa.select_lt(lowest, s, ds, hidden));
     }
 }

@@ -14,7 +14,7 @@ unary! {
     scalar: |n, x| n.unary(Unary::Sin, x),
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        let slope = cx.op(Cos, &[x])?;
-        Grad::all([cx.mul(dy, slope)?])
+        let derivative = cx.op(Cos, &[x])?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }
