@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("npy", Some(&["tensor"])),
     ("onnx", Some(&["ir", "tensor"])),
     ("randnla", Some(&["tensor"])),
-    ("plan", Some(&["loops", "tensor"])),
+    ("plan", Some(&["tensor"])),
     ("passes", Some(&["ir", "loops", "plan", "randnla", "tensor"])),
     ("lower", Some(&["ir", "loops", "tensor"])),
     ("kernels-cpu", Some(&["loops", "tensor"])),

@@ -1,13 +1,16 @@
 //! Programs that small graphs lower to: what runs in one step, and what runs nothing.
 
+use margay_driver::backend;
 use margay_ir::TensorType;
-use margay_kernels_cpu::{Class, CpuTarget};
+use margay_loops::Precision;
 use margay_lower::lower;
 use margay_testkit::{normal, parse_with_random_constants};
 
 fn program(source: &str) -> String {
     let (g, _) = parse_with_random_constants(source);
-    lower(&g, &CpuTarget::new(Class::Avx512)).unwrap_or_else(|e| panic!("{e}")).to_string()
+    lower(&g, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap())
+        .unwrap_or_else(|e| panic!("{e}"))
+        .to_string()
 }
 
 #[test]
@@ -156,7 +159,7 @@ fn what_cannot_be_compiled_is_named() {
            return %0
          }",
     );
-    let error = lower(&g, &CpuTarget::new(Class::Portable)).unwrap_err();
+    let error = lower(&g, &*backend::named("cpu", "portable", Precision::F32).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "`input` at `x` has type f32[N, 4]; every dimension must be bound");
     assert_eq!(TensorType::of(&normal(&[2, 3], 0, 0)).to_string(), "f32[2, 3]");
 }

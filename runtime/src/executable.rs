@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use margay_artifact::{Artifact, Description, Entry, Import, Parts};
-use margay_kernels_cpu::CpuTarget;
+use margay_artifact::{Artifact, Description, Entry, Parts};
+use margay_kernels_cpu::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
 use margay_kernels_cpu::math::{RowTable, rows};
-use margay_loops::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
-use margay_loops::{Port, Target};
+use margay_kernels_cpu::{CpuCode, CpuTarget, Import};
+use margay_loops::Port;
 use memmap2::{Mmap, MmapMut};
 
 use crate::RunError;
@@ -24,11 +24,9 @@ pub struct Executable {
 #[derive(Debug)]
 struct Loaded {
     description: Arc<Description>,
-    /// Readable and executable, never writable.
-    code: Mmap,
     weights: Arc<Mmap>,
     weights_at: Range<usize>,
-    entries: Vec<LoadedEntry>,
+    entries: Arc<Vec<LoadedEntry>>,
     /// The functions of rows of the processor class.
     rows: &'static RowTable,
 }
@@ -36,6 +34,14 @@ struct Loaded {
 /// What a run of an entry needs.
 #[derive(Debug)]
 pub(crate) struct LoadedEntry {
+    /// Machine code, readable and executable, never writable.
+    code: Mmap,
+    /// Where the driver begins in it.
+    driver: usize,
+    /// The parameter words of all steps.
+    pub(crate) params: Vec<u64>,
+    /// Bytes of scratch each thread needs, without the header.
+    pub(crate) scratch_bytes: usize,
     /// The table the driver calls through: the parallel function, generated kernels, imports.
     pub(crate) table: Vec<usize>,
     /// Where each input would lie in the staging area.
@@ -66,15 +72,15 @@ impl Executable {
         weights_at: Range<usize>,
     ) -> Result<Executable, RunError> {
         let rows = check_machine(&description)?;
-        let code = executable_memory(code)?;
         let mut problems = Vec::new();
-        let entries = description.entries.iter().map(|e| load_entry(e, &code, &mut problems)).collect();
+        let load = |e: &Entry| load_entry(e, &code[e.code.clone()], &mut problems);
+        let entries = description.entries.iter().map(load).collect::<Result<Vec<_>, _>>()?;
         if !problems.is_empty() {
             problems.sort();
             problems.dedup();
             return Err(RunError::Kernels { problems });
         }
-        let loaded = Loaded { description, code, weights, weights_at, entries, rows };
+        let loaded = Loaded { description, weights, weights_at, entries: Arc::new(entries), rows };
         Ok(Executable { loaded: Arc::new(loaded), huge_pages: false })
     }
 
@@ -86,9 +92,14 @@ impl Executable {
         weights.copy_from_slice(self.weights());
         let sealed = weights.make_read_only();
         let weights = sealed.map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
-        let description = Arc::clone(&self.loaded.description);
-        let copy = Executable::load(description, &self.loaded.code, Arc::new(weights), 0..bytes)?;
-        Ok(Executable { huge_pages: true, ..copy })
+        let loaded = Loaded {
+            description: Arc::clone(&self.loaded.description),
+            weights: Arc::new(weights),
+            weights_at: 0..bytes,
+            entries: Arc::clone(&self.loaded.entries),
+            rows: self.loaded.rows,
+        };
+        Ok(Executable { loaded: Arc::new(loaded), huge_pages: true })
     }
 
     /// Whether [`in_huge_pages`](Executable::in_huge_pages) made it.
@@ -113,7 +124,7 @@ impl Executable {
 
     /// Bytes of machine code.
     pub fn code_bytes(&self) -> usize {
-        self.loaded.code.len()
+        self.loaded.entries.iter().map(|e| e.code.len()).sum()
     }
 
     /// The constants, aligned for the driver.
@@ -135,9 +146,9 @@ impl Executable {
 
     /// The driver of an entry. It lives as long as the executable.
     pub(crate) fn driver(&self, index: usize) -> DriverFn {
-        let entry = &self.entries()[index];
-        let at = self.loaded.code[entry.code.clone()][entry.parts.driver..].as_ptr();
-        // SAFETY: the description says that a driver begins here. That it does is the trust that loading an
+        let entry = &self.loaded.entries[index];
+        let at = entry.code[entry.driver..].as_ptr();
+        // SAFETY: the code says that a driver begins here. That it does is the trust that loading an
         // executable asks for; memory, architecture and processor class have been checked.
         unsafe { std::mem::transmute::<*const u8, DriverFn>(at) }
     }
@@ -205,21 +216,24 @@ fn announce(code: &[u8]) {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("how to announce new code is not known for this architecture");
 
-fn load_entry(entry: &Entry, code: &[u8], problems: &mut Vec<String>) -> LoadedEntry {
-    let parts = &entry.parts;
-    let block = &code[entry.code.clone()];
+fn load_entry(entry: &Entry, bytes: &[u8], problems: &mut Vec<String>) -> Result<LoadedEntry, RunError> {
+    let CpuCode { scratch_bytes, kernels, driver, imports, params, machine_code } =
+        CpuCode::decode(bytes).map_err(|problem| RunError::Code { problem })?;
+    let code = executable_memory(&machine_code)?;
     let mut table = vec![parallel as ParallelFn as usize];
-    table.extend(parts.kernels.iter().map(|&at| block[at..].as_ptr() as usize));
-    for import in &parts.imports {
+    table.extend(kernels.iter().map(|&at| code[at..].as_ptr() as usize));
+    for import in &imports {
         match kernel(import) {
             Ok(address) => table.push(address),
             Err(problem) => problems.push(problem),
         }
     }
+    let parts = &entry.parts;
     // States have memory of their own.
     let input = |i: usize| parts.carried.iter().all(|c| c.input != i);
     let output = |i: usize| parts.carried.iter().all(|c| c.output != i);
-    LoadedEntry { table, inputs: areas(&parts.inputs, &input), outputs: areas(&parts.outputs, &output) }
+    let (inputs, outputs) = (areas(&parts.inputs, &input), areas(&parts.outputs, &output));
+    Ok(LoadedEntry { code, driver, params, scratch_bytes, table, inputs, outputs })
 }
 
 /// The address of a hand-written kernel with the contract that the code was compiled for.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
+use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_loops::Port;
-use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
@@ -61,7 +61,7 @@ impl Session {
         let threads = pool.threads();
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
-        let scratch_bytes = most(&|i| entries[i].parts.scratch_bytes);
+        let scratch_bytes = most(&|i| executable.loaded_entry(i).scratch_bytes);
         // An even number of cache lines, so that threads do not share the pairs that processors fetch together.
         let scratch_stride = (SCRATCH_HEADER_BYTES + scratch_bytes).next_multiple_of(2 * BUFFER_ALIGN);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
@@ -153,7 +153,7 @@ impl Session {
     ) -> Result<(), RunError> {
         self.fill_bases(index, inputs)?;
         let driver = self.executable.driver(index);
-        let table = self.executable.loaded_entry(index).table.as_ptr();
+        let loaded = self.executable.loaded_entry(index);
         let parts = &self.executable.entries()[index].parts;
         let mut context = Context {
             pool: &mut self.pool,
@@ -170,7 +170,7 @@ impl Session {
         // That the code keeps to it is the trust that loading an executable asks for.
         unsafe {
             let context = (&raw mut context).cast::<u8>();
-            driver(table, context, self.bases.0.as_ptr(), parts.params.as_ptr());
+            driver(loaded.table.as_ptr(), context, self.bases.0.as_ptr(), loaded.params.as_ptr());
         }
         match fault_of(context.fault) {
             None => Ok(()),

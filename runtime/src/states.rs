@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use margay_artifact::Entry;
+use margay_kernels_cpu::abi::BUFFER_ALIGN;
 use margay_loops::Port;
-use margay_loops::abi::BUFFER_ALIGN;
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 

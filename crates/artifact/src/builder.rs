@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use margay_loops::abi::BUFFER_ALIGN;
 use memmap2::{Mmap, MmapMut};
 
-use crate::header::{Header, MAX_DESCRIPTION_BYTES, Section};
+use crate::header::{ALIGN, Header, MAX_DESCRIPTION_BYTES, Section};
 use crate::{
     ArtifactError, ConstantsLayout, Description, Entry, EntryParts, SourcePiece, StoredConstant, save, wire,
 };
@@ -52,17 +51,14 @@ impl ArtifactBuilder {
         }
     }
 
-    /// Adds a compiled graph and its block of machine code, which must run wherever it is put on a multiple of 64
-    /// bytes.
+    /// Adds a compiled graph and its code, as the back end wrote it.
     ///
     /// # Panics
-    /// If an offset lies outside of the code or a constant was not placed before.
+    /// If a constant was not placed before.
     pub fn add_entry(&mut self, parts: EntryParts, code: &[u8]) {
-        let offsets = parts.kernels.iter().chain([&parts.driver]);
-        assert!(offsets.into_iter().all(|&at| at < code.len()), "every function begins in the code");
         let placed = self.constants.stored().len();
         assert!(parts.constants.iter().all(|&c| c < placed), "every constant has been placed");
-        let begin = self.code.len().next_multiple_of(BUFFER_ALIGN);
+        let begin = self.code.len().next_multiple_of(ALIGN);
         self.code.resize(begin, 0);
         self.code.extend_from_slice(code);
         self.entries.push(Entry { parts, code: begin..self.code.len() });

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use margay_loops::abi::BUFFER_ALIGN;
-use margay_loops::{Constant, NoKernel, Target};
+use margay_loops::{Backend, Constant, NoKernel};
 use margay_tensor::{ContentHash, Tensor};
 
 use crate::StoredConstant;
+use crate::header::ALIGN;
 
 /// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
 /// entries or steps use it and under however many names.
@@ -50,9 +50,9 @@ impl ConstantsLayout {
         ConstantsLayout::default()
     }
 
-    /// The place of a constant, packed by the target if the call it belongs to asks for that. It is found by all names
+    /// The place of a constant, packed by the back end if the call it belongs to asks for that. It is found by all names
     /// under which it was added. Places never change.
-    pub fn add(&mut self, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
+    pub fn add(&mut self, constant: &Constant, backend: &dyn Backend) -> Result<Placed, NoKernel> {
         let tensor = &constant.tensor;
         let layout = constant.packed.as_ref().map(|(_, packed)| packed.layout.clone());
         let key = (tensor.content_hash(), layout.clone());
@@ -68,12 +68,12 @@ impl ConstantsLayout {
         let contents = match &constant.packed {
             None => Contents::RowMajor(tensor.clone()),
             Some((call, p)) => {
-                let bytes = target.pack(call, p.operand, tensor)?;
-                assert_eq!(bytes.len(), p.bytes, "target `{}` packs what it prepared for", target.name());
+                let bytes = backend.pack(call, p.operand, tensor)?;
+                assert_eq!(bytes.len(), p.bytes, "back end `{}` packs what it prepared for", backend.name());
                 Contents::Packed(bytes)
             }
         };
-        let offset = self.bytes.next_multiple_of(BUFFER_ALIGN);
+        let offset = self.bytes.next_multiple_of(backend.preferences().buffer_align.max(ALIGN));
         self.bytes = offset + contents.bytes().len();
         let index = self.stored.len();
         self.stored.push(StoredConstant {

@@ -13,7 +13,7 @@ pub struct Description {
     pub producer: String,
     /// The name of the model.
     pub model: String,
-    /// The processor class it was compiled for, by the name of the [`Target`](margay_loops::Target).
+    /// The processor class it was compiled for, by the name of the [`Backend`](margay_loops::Backend::target).
     pub target: String,
     /// Architecture and operating system of the machine code, such as `x86_64-linux`.
     pub machine: String,
@@ -37,33 +37,23 @@ impl Description {
 pub struct Entry {
     /// What it takes, gives and needs.
     pub parts: EntryParts,
-    /// Where its block of machine code lies in the code section; begins on a multiple of 64 bytes.
+    /// Where its code lies in the code section, as the back end wrote it; begins on a multiple of 64 bytes.
     pub code: Range<usize>,
 }
 
-/// What a compiler says of an entry: plain fields, filled from the program and the code made of it.
+/// What a compiler says of an entry: plain fields, filled from the program.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EntryParts {
     /// The dimensions of the model that were bound, and their values.
     pub symbols: BTreeMap<String, i64>,
-    /// Inputs, in the order of the driver's bases. Names differ.
+    /// Inputs, in the order of the program. Names differ.
     pub inputs: Vec<Port>,
-    /// Outputs, in the order of the driver's bases. Names differ.
+    /// Outputs, in the order of the program. Names differ.
     pub outputs: Vec<Port>,
     /// States: outputs that are inputs of the next run. The caller neither gives nor gets them.
     pub carried: Vec<Carried>,
     /// Size of the arena.
     pub arena_bytes: usize,
-    /// Bytes of scratch each thread needs, without the header.
-    pub scratch_bytes: usize,
-    /// Where each generated kernel begins in the block of code, in the order of the driver's table.
-    pub kernels: Vec<usize>,
-    /// Where the driver begins in the block of code.
-    pub driver: usize,
-    /// Hand-written kernels, in the order of the driver's table, where they follow the generated ones.
-    pub imports: Vec<Import>,
-    /// The parameter words of all steps.
-    pub params: Vec<u64>,
     /// The steps, in the order they run; faults and profiles are reported with them.
     pub steps: Vec<StepNote>,
     /// The constants it reads, as positions in [`Description::constants`].
@@ -121,15 +111,6 @@ impl StepNote {
     }
 }
 
-/// A hand-written kernel that an entry calls.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Import {
-    /// Its name in the table of the target's kernels.
-    pub name: String,
-    /// The version of its contract that the entry was compiled for.
-    pub version: u32,
-}
-
 /// A constant as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredConstant {
@@ -141,7 +122,7 @@ pub struct StoredConstant {
     pub dtype: DType,
     /// Extents of the tensor.
     pub shape: Vec<usize>,
-    /// The layout the target packed it into; `None` for row-major.
+    /// The layout the back end packed it into; `None` for row-major.
     pub layout: Option<String>,
     /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.
     pub range: Range<usize>,

@@ -6,7 +6,7 @@
 //! ```text
 //! header        256 bytes: magic, version, length, section table, hash of all that
 //! description   who made it for what, entries, constants (protobuf)
-//! code          one block of machine code per entry
+//! code          what a back end made of each entry
 //! source        named pieces of bytes: text of the graph, plan, report; absent when stripped
 //! weights       constants in the layout the kernels read, on a page boundary
 //! ```
@@ -38,7 +38,7 @@ mod wire;
 pub use artifact::Artifact;
 pub use builder::{ArtifactBuilder, Parts};
 pub use constants::{ConstantsLayout, Placed};
-pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
+pub use description::{Description, Entry, EntryParts, SourcePiece, StepNote, StoredConstant};
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};
 pub use save::{WriteSeek, replace_file};

@@ -6,13 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use margay_loops::abi::BUFFER_ALIGN;
 use margay_loops::{Carried, Port};
 use margay_tensor::DType;
 use prost::Message;
 
-use crate::header::checked_range;
-use crate::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
+use crate::header::{ALIGN, checked_range};
+use crate::{Description, Entry, EntryParts, SourcePiece, StepNote, StoredConstant};
 
 #[derive(Clone, PartialEq, Message)]
 struct DescriptionMessage {
@@ -69,23 +68,13 @@ struct EntryMessage {
     outputs: Vec<PortMessage>,
     #[prost(uint64, tag = "4")]
     arena_bytes: u64,
-    #[prost(uint64, tag = "5")]
-    scratch_bytes: u64,
     #[prost(uint64, tag = "6")]
     code_offset: u64,
     #[prost(uint64, tag = "7")]
     code_bytes: u64,
-    #[prost(uint64, repeated, tag = "8")]
-    kernels: Vec<u64>,
-    #[prost(uint64, tag = "9")]
-    driver: u64,
-    #[prost(message, repeated, tag = "10")]
-    imports: Vec<ImportMessage>,
-    #[prost(uint64, repeated, tag = "11")]
-    params: Vec<u64>,
     #[prost(uint64, repeated, tag = "13")]
     constants: Vec<u64>,
-    // 12 was a list of labels in version 1.
+    // 5 and 8 to 11 described machine code up to version 3; 12 was a list of labels in version 1.
     #[prost(message, repeated, tag = "14")]
     steps: Vec<StepMessage>,
     #[prost(message, repeated, tag = "15")]
@@ -124,14 +113,6 @@ struct PortMessage {
     dtype: String,
     #[prost(uint64, repeated, tag = "3")]
     shape: Vec<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImportMessage {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(uint32, tag = "2")]
-    version: u32,
 }
 
 /// The bytes of a description.
@@ -184,19 +165,13 @@ fn step_message(s: &StepNote) -> StepMessage {
 
 fn entry_message(e: &Entry) -> EntryMessage {
     let parts = &e.parts;
-    let import = |i: &Import| ImportMessage { name: i.name.clone(), version: i.version };
     EntryMessage {
         symbols: parts.symbols.clone(),
         inputs: parts.inputs.iter().map(port_message).collect(),
         outputs: parts.outputs.iter().map(port_message).collect(),
         arena_bytes: parts.arena_bytes as u64,
-        scratch_bytes: parts.scratch_bytes as u64,
         code_offset: e.code.start as u64,
         code_bytes: e.code.len() as u64,
-        kernels: words(&parts.kernels),
-        driver: parts.driver as u64,
-        imports: parts.imports.iter().map(import).collect(),
-        params: parts.params.clone(),
         constants: words(&parts.constants),
         steps: parts.steps.iter().map(step_message).collect(),
         carried: parts
@@ -282,7 +257,7 @@ fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize),
 fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
     let (dtype, shape, bytes) = tensor_type(&message.dtype, &message.shape)?;
     let (range, bytes_hash) = piece(message.piece, limits.weights)?;
-    if !range.start.is_multiple_of(BUFFER_ALIGN) {
+    if !range.start.is_multiple_of(ALIGN) {
         return Err(format!("begins at {}, which is not aligned", range.start));
     }
     if message.layout.is_none() && range.len() != bytes {
@@ -304,7 +279,7 @@ fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
     for p in messages {
         let (dtype, shape, bytes) =
             tensor_type(&p.dtype, &p.shape).map_err(|e| format!("`{}`: {e}", p.name))?;
-        total = total.saturating_add((bytes + BUFFER_ALIGN) as u64);
+        total = total.saturating_add((bytes + ALIGN) as u64);
         ports.push(Port { name: p.name, dtype, shape });
     }
     size("memory for inputs or outputs", total)?;
@@ -343,7 +318,7 @@ fn carried(messages: &[CarriedMessage], inputs: &[Port], outputs: &[Port]) -> Re
 
 fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
     let code = checked_range(message.code_offset, message.code_bytes, limits.code)
-        .filter(|r| r.start.is_multiple_of(BUFFER_ALIGN))
+        .filter(|r| r.start.is_multiple_of(ALIGN))
         .ok_or_else(|| {
             format!("{} bytes of code cannot begin at {}", message.code_bytes, message.code_offset)
         })?;
@@ -351,7 +326,6 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
         Ok(n) if n < limit => Ok(n),
         _ => Err(format!("{what} {n}, expected less than {limit}")),
     };
-    let function = |at: u64| below("a function begins at", code.len(), at);
     let (inputs, outputs) = (ports(message.inputs)?, ports(message.outputs)?);
     Ok(Entry {
         parts: EntryParts {
@@ -360,15 +334,6 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
             outputs,
             symbols: message.symbols,
             arena_bytes: size("an arena", message.arena_bytes)?,
-            scratch_bytes: size("scratch", message.scratch_bytes)?,
-            kernels: message.kernels.into_iter().map(function).collect::<Result<_, _>>()?,
-            driver: function(message.driver)?,
-            imports: message
-                .imports
-                .into_iter()
-                .map(|i| Import { name: i.name, version: i.version })
-                .collect(),
-            params: message.params,
             steps: message.steps.into_iter().map(step).collect::<Result<_, _>>()?,
             constants: message
                 .constants
@@ -409,11 +374,6 @@ mod tests {
                     outputs: vec![port("y"), port("z")],
                     carried: vec![Carried { input: 0, output: 1 }],
                     arena_bytes: 4096,
-                    scratch_bytes: 100,
-                    kernels: vec![0, 16],
-                    driver: 32,
-                    imports: vec![Import { name: "matmul".into(), version: 3 }],
-                    params: vec![0, u64::MAX],
                     steps: vec![StepNote {
                         label: "fc1/MatMul".into(),
                         work: "matmul [2x3x4]".into(),
@@ -440,12 +400,11 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 11] = [
+        let cases: [(Change, &str); 10] = [
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
             (|d| d.entries[0].code = 64..129, "entry 0: 65 bytes of code cannot begin at 64"),
-            (|d| d.entries[0].parts.driver = 64, "entry 0: a function begins at 64, expected less than 64"),
             (|d| d.entries[0].parts.constants = vec![1], "entry 0: constant 1, expected less than 1"),
             (|d| d.entries[0].parts.outputs[1].name = "y".into(), "entry 0: two ports are called `y`"),
             (

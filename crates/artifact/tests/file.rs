@@ -3,21 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts, StepNote};
+use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Parts, StepNote};
 use margay_loops::{
-    Constant, Epilogue, KernelCall, MatLayout, MatMul, NoKernel, Packed, Port, Prepared, Target,
+    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
+    Port, Preferences, Program,
 };
 use margay_tensor::{DType, Tensor};
 
-/// A target that packs the right operand of a product by reversing its bytes.
+/// A back end that packs the right operand of a product by reversing its bytes.
+#[derive(Debug)]
 struct Reversing;
 
-impl Target for Reversing {
+impl Backend for Reversing {
     fn name(&self) -> &str {
+        "test"
+    }
+
+    fn target(&self) -> &str {
         "reversing"
     }
 
-    fn prepare(&self, _: &KernelCall) -> Result<Prepared, NoKernel> {
+    fn preferences(&self) -> Preferences {
+        Preferences { buffer_align: 64, channels_last: false }
+    }
+
+    fn compile(&self, _: &Program, _: &[usize]) -> Result<Code, CompileError> {
+        unreachable!("code is given by hand")
+    }
+
+    fn cost_model(&self) -> &str {
+        "none"
+    }
+
+    fn call_seconds(&self, _: &KernelCall, _: usize) -> f64 {
+        0.0
+    }
+
+    fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
+        0.0
+    }
+
+    fn prepare(&self, _: &KernelCall) -> Result<Needs, NoKernel> {
         unreachable!("a constant carries what was answered when the program was made")
     }
 
@@ -80,11 +106,6 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
             outputs: vec![port("y", 5)],
             carried: vec![],
             arena_bytes: 64 * rows,
-            scratch_bytes: 32,
-            kernels: vec![0],
-            driver: 10,
-            imports: vec![Import { name: "matmul_f32__test".into(), version: 1 }],
-            params: vec![0, rows as u64],
             steps: vec![StepNote { label: "fc1/MatMul".into(), regions: 1, ..StepNote::default() }],
             constants: vec![w.index, c.index],
         };
@@ -115,7 +136,6 @@ fn what_is_written_is_read() {
     assert_eq!(d.entries.len(), 2);
     assert_eq!(d.entries[1].code, 64..85);
     assert_eq!(&a.code()[d.entries[1].code.clone()], &[0xC3; 21]);
-    assert_eq!(d.entries[1].parts.params, [0, 7]);
     assert_eq!(a.source("plan.toml").unwrap(), Some(&b"scheme = \"dense\""[..]));
     assert_eq!(a.source("report.json").unwrap(), None);
     assert!((a.weights().as_ptr() as usize).is_multiple_of(4096));

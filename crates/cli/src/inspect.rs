@@ -12,7 +12,7 @@
 //! Of an artifact:
 //!
 //! - `path`, `producer`, `model`, `target`, `machine`, `file_bytes`, `weights_bytes`, `code_bytes`.
-//! - `entries`: objects with `dims`, `inputs`, `outputs`, `steps`, `arena_bytes`, `scratch_bytes`, `code_bytes`.
+//! - `entries`: objects with `dims`, `inputs`, `outputs`, `steps`, `arena_bytes`, `code_bytes`.
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
 //!   `relative_l2`, `cosine`, `samples`; `plan`: the plan as TOML. Null in a stripped artifact.
 
@@ -20,9 +20,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use margay_artifact::{Artifact, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, build, is_artifact};
+use margay_driver::{Dump, ErrorMeasure, Source, backend, build, is_artifact};
 use margay_ir::{Graph, Op};
-use margay_kernels_cpu::CpuTarget;
 use margay_onnx::Model;
 use margay_passes::sketch::modules;
 use margay_tensor::Binding;
@@ -40,7 +39,7 @@ const JSON: &str = r#"With --json, of an ONNX file:
    "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
 Of an artifact:
   {"path", "producer", "model", "target", "machine", "file_bytes", "weights_bytes", "code_bytes",
-   "entries": [{"dims": {}, "inputs", "outputs", "steps", "arena_bytes", "scratch_bytes", "code_bytes"}],
+   "entries": [{"dims": {}, "inputs", "outputs", "steps", "arena_bytes", "code_bytes"}],
    "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
 
 /// Tell what is in an ONNX file or an artifact.
@@ -104,7 +103,6 @@ struct EntryReport {
     outputs: Vec<Port>,
     steps: usize,
     arena_bytes: usize,
-    scratch_bytes: usize,
     code_bytes: usize,
 }
 
@@ -180,8 +178,8 @@ fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Failure>
     }
     let bound = build::bind(g, &binding, &mut Dump::none())?;
     let program =
-        margay_lower::lower(&bound, &CpuTarget::native()).map_err(margay_driver::DriverError::from)?;
-    Ok(Some(build::program_flops(&program)))
+        margay_lower::lower(&bound, &*backend::native()).map_err(margay_driver::DriverError::from)?;
+    Ok(Some(program.flops()))
 }
 
 fn artifact_report(artifact: &Artifact) -> Result<ArtifactReport, Failure> {
@@ -217,7 +215,6 @@ fn entry_report(entry: &Entry) -> EntryReport {
         outputs: ports(&entry.parts.outputs),
         steps: entry.parts.steps.len(),
         arena_bytes: entry.parts.arena_bytes,
-        scratch_bytes: entry.parts.scratch_bytes,
         code_bytes: entry.code.len(),
     }
 }
@@ -273,14 +270,13 @@ fn artifact_text(report: &ArtifactReport) -> String {
             ),
         );
     }
-    let mut entries = Table::new(&["inputs", "outputs", ">steps", ">arena", ">scratch", ">code"]);
+    let mut entries = Table::new(&["inputs", "outputs", ">steps", ">arena", ">code"]);
     for e in &report.entries {
         entries.row([
             list(&e.inputs),
             list(&e.outputs),
             e.steps.to_string(),
             bytes(e.arena_bytes as u64),
-            bytes(e.scratch_bytes as u64),
             bytes(e.code_bytes as u64),
         ]);
     }

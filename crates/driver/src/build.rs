@@ -1,15 +1,12 @@
-//! Graphs to machine code, for one value of every symbol.
+//! Graphs to code, for one value of every symbol.
 
-use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
-use margay_codegen_cpu::{CpuIsa, emit};
+use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
-use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{Carried, KernelCall, Precision, Program, Step, Target, Work};
+use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
 use margay_passes::{
     FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, bytes_of, pipeline, saved,
 };
-use margay_plan::CostModel;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
@@ -55,11 +52,11 @@ pub fn add_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    add_bound_entry(builder, &bound, binding, target, &[], dump)
+    add_bound_entry(builder, &bound, binding, backend, &[], dump)
 }
 
 /// How a graph is compiled that does one step of many.
@@ -86,7 +83,7 @@ pub fn add_step_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
     dump: &mut Dump,
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
@@ -102,7 +99,7 @@ pub fn add_step_entry(
     let saved = saved(&bound, &backward_nodes(&bound));
     let saved: Vec<(String, u64)> = saved.into_iter().map(|v| (name(v), bytes_of(&bound, v))).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
-    let program = add_bound_entry(builder, &bound, binding, target, &form.states, dump)?;
+    let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))
 }
 
@@ -117,41 +114,30 @@ fn add_bound_entry(
     builder: &mut ArtifactBuilder,
     bound: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     states: &[(String, String)],
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
+    let program = lower_carrying(bound, backend, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let placed = builder.constants.add(c, &target)?;
+        let placed = builder.constants.add(c, backend)?;
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
-    let isa = CpuIsa::for_class(target.name())?;
-    let code = emit(&program, &isa, &target, &offsets)?;
-    let imports = code
-        .imports
-        .iter()
-        .map(|name| Import { name: name.clone(), version: lookup(name).map_or(0, |k| k.version) })
-        .collect();
+    let code = backend.compile(&program, &offsets)?;
     let parts = EntryParts {
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
         arena_bytes: program.arena_bytes,
-        scratch_bytes: code.scratch_bytes,
-        kernels: code.kernels,
-        driver: code.driver,
-        imports,
-        params: code.params,
         steps: StepNote::all(&program, &code.regions),
         constants,
     };
-    builder.add_entry(parts, &code.blob);
+    builder.add_entry(parts, &code.bytes);
     Ok(program)
 }
 
@@ -174,9 +160,9 @@ fn suffix(binding: &Binding) -> String {
 }
 
 /// Compiles a graph for one value of every symbol, to run in this process.
-pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
+pub fn jit(g: &Graph, binding: &Binding, backend: &dyn Backend) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
     Ok(Executable::from_parts(builder.into_parts()?)?)
 }
 
@@ -184,11 +170,11 @@ pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable
 pub fn jit_step(
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
 ) -> Result<CompiledStep, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    let (_, saved) = add_step_entry(&mut builder, g, binding, target, form, &mut Dump::none())?;
+    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    let (_, saved) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
     Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
 }
 
@@ -196,37 +182,9 @@ pub fn jit_step(
 pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
     match bind(g, &binding, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, CpuTarget::native()).map(|_| ()),
+        Ok(_) => jit(g, &binding, &*crate::backend::native()).map(|_| ()),
         Err(_) => Ok(()),
     }
-}
-
-/// Predicted time of one run of a program. Of two ways the dearer one counts, and loops run as often as they may.
-pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    fn block(program: &Program, steps: &[Step], cost: &CostModel, threads: usize) -> f64 {
-        let all = |steps: &[Step]| block(program, steps, cost, threads);
-        let seconds = |step: &Step| match &step.work {
-            Work::Call { call, .. } => cost.seconds(call, threads),
-            Work::Kernel { .. } | Work::Copy { .. } => {
-                // About two operations per element of four bytes.
-                let bytes = program.traffic(step);
-                cost.seconds_elementwise(bytes, bytes / 2, threads)
-            }
-            Work::If { then, otherwise, .. } => all(then).max(all(otherwise)),
-            Work::Loop(l) => l.trips.bound() as f64 * all(&l.body),
-        };
-        steps.iter().map(seconds).sum()
-    }
-    block(program, &program.body, cost, threads)
-}
-
-/// Multiplications and additions of the kernel calls of a program; those inside loops count once.
-pub fn program_flops(program: &Program) -> u64 {
-    let call = |(_, step): (usize, &Step)| match &step.work {
-        Work::Call { call, .. } => call.flops(),
-        Work::Kernel { .. } | Work::Copy { .. } | Work::If { .. } | Work::Loop(_) => 0,
-    };
-    program.steps().map(call).sum()
 }
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.

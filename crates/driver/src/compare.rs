@@ -1,9 +1,10 @@
 //! How far two models are apart.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use margay_ir::{Graph, Op, Output, Value};
-use margay_kernels_cpu::CpuTarget;
+use margay_loops::Backend;
 use margay_passes::{BindDims, PipelineError};
 use margay_tensor::{DType, Tensor};
 use serde::Serialize;
@@ -105,7 +106,7 @@ pub fn layers(
     reference: &Graph,
     other: &Graph,
     inputs: &[(String, Tensor)],
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
@@ -127,10 +128,10 @@ pub fn layers(
         .collect();
     let mut out = Vec::new();
     for part in shared.chunks(AT_ONCE) {
-        let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, target, threads)?;
-        let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, target, threads)?;
+        let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, backend, threads)?;
+        let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, backend, threads)?;
         for ((name, v, w), (x, y)) in part.iter().zip(x.iter().zip(&y)) {
-            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, target, threads)?;
+            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, backend, threads)?;
             let mut sum = ErrorSum::default();
             let as_one = |t: &Tensor| [(String::new(), t.clone())];
             sum.add(&as_one(&x.1), &as_one(&y.1), 1)?;
@@ -167,14 +168,14 @@ fn run_to(
     g: &Graph,
     values: impl Iterator<Item = Value>,
     inputs: &[(String, Tensor)],
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<(String, Tensor)>, DriverError> {
     let mut cut = g.clone();
     let outputs = values.enumerate().map(|(i, value)| Output { name: format!("{i}").into(), value });
     cut.set_outputs(outputs.collect());
     cut.remove_dead();
-    Runner::new(cut, target, threads).run(inputs)
+    Runner::new(cut, backend, threads).run(inputs)
 }
 
 /// The error of the layer alone: the other graph from the values that the reference computes before it.
@@ -184,7 +185,7 @@ fn isolated(
     (v, w): (Value, Value),
     inputs: &[(String, Tensor)],
     expected: &Tensor,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Option<f64>, DriverError> {
     // The part of the other graph between the shared values before the layer and the layer.
@@ -220,7 +221,7 @@ fn isolated(
     if borders.iter().any(|(_, r)| *r == v) {
         return Ok(None);
     }
-    let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, target, threads)?;
+    let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, backend, threads)?;
     let mut piece = Graph::new("layer");
     let mut map: BTreeMap<Value, Value> = BTreeMap::new();
     let mut piece_inputs = Vec::new();
@@ -243,7 +244,7 @@ fn isolated(
     let Some(result) = map.get(&w) else { return Ok(None) };
     piece.add_output("0", *result);
     piece.remove_dead();
-    let found = Runner::new(piece, target, threads).run(&piece_inputs)?;
+    let found = Runner::new(piece, backend, threads).run(&piece_inputs)?;
     let mut sum = ErrorSum::default();
     sum.add(&[("0".into(), expected.clone())], &found, 1)?;
     Ok(Some(sum.measure().relative_l2))

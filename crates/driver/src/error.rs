@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use margay_artifact::ArtifactError;
-use margay_codegen_cpu::CodegenError;
 use margay_ir::PassError;
-use margay_kernels_cpu::UnknownTarget;
-use margay_loops::NoKernel;
+use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_npy::NpyError;
 use margay_onnx::{NonFinite, OnnxError};
@@ -72,13 +70,10 @@ pub enum DriverError {
     Lower(#[from] LowerError),
     /// The program cannot be compiled.
     #[error(transparent)]
-    Codegen(#[from] CodegenError),
+    Compile(#[from] CompileError),
     /// A kernel is missing.
     #[error(transparent)]
     NoKernel(#[from] NoKernel),
-    /// The processor class is not known.
-    #[error(transparent)]
-    Target(#[from] UnknownTarget),
     /// An artifact is malformed or cannot be written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -137,10 +132,9 @@ impl DriverError {
             | DriverError::Binding(_)
             | DriverError::Lower(_)
             | DriverError::NoKernel(_)
-            | DriverError::Target(_)
             | DriverError::Plan(_) => Kind::Usage,
             DriverError::Pipeline(e) => e.into(),
-            DriverError::Codegen(e) => e.into(),
+            DriverError::Compile(e) => e.into(),
             DriverError::Artifact(e) => e.into(),
             DriverError::Run(e) => e.into(),
             DriverError::Allocate(e) => e.into(),
@@ -182,13 +176,11 @@ impl From<&PassError> for Kind {
     }
 }
 
-impl From<&CodegenError> for Kind {
-    fn from(error: &CodegenError) -> Kind {
+impl From<&CompileError> for Kind {
+    fn from(error: &CompileError) -> Kind {
         match error {
-            CodegenError::UnknownCpu { .. }
-            | CodegenError::Unsupported { .. }
-            | CodegenError::NoKernel(_) => Kind::Usage,
-            CodegenError::Cranelift { .. } | CodegenError::Relocations { .. } => Kind::Internal,
+            CompileError::NoKernel(_) | CompileError::Unsupported(_) => Kind::Usage,
+            CompileError::Internal(_) => Kind::Internal,
         }
     }
 }
@@ -265,11 +257,9 @@ mod tests {
     fn our_own_bugs_are_told_from_what_others_asked_for() {
         let pass = |error| DriverError::from(PipelineError::Pass { pass: "simplify", error });
         let fixpoint = PassError::NoFixpoint { pass: "simplify", rounds: 64, rules: "a, b".into() };
-        let relocations = CodegenError::Relocations { function: "kernel".into(), count: 1 };
         let number =
             AllocateError::Number { module: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };
         let shape = RandnlaError::Empty { what: "weight", rows: 0, columns: 3 };
-        let unknown = CodegenError::UnknownCpu { name: "z80".into(), expected: "portable".into() };
         let memory = RunError::Memory {
             what: "arena",
             bytes: 1 << 60,
@@ -278,8 +268,8 @@ mod tests {
         let cases: [(DriverError, Kind); 9] = [
             (pass(fixpoint), Kind::Internal),
             (pass(PassError::Refused("no input `x`".into())), Kind::Usage),
-            (relocations.into(), Kind::Internal),
-            (unknown.into(), Kind::Usage),
+            (CompileError::Internal("1 relocation".into()).into(), Kind::Internal),
+            (CompileError::Unsupported("a cast".into()).into(), Kind::Usage),
             (number.into(), Kind::Internal),
             (DriverError::Factorize { module: "fc".into(), error: shape }, Kind::Internal),
             (memory.into(), Kind::Device),

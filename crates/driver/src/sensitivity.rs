@@ -9,7 +9,6 @@
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
 use margay_ir::{Graph, Output, Value, eval};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::PipelineError;
 use margay_passes::gradients;
 use margay_passes::sketch::{Module, ModuleKind, modules};
@@ -80,8 +79,8 @@ pub fn sensitivity(
     let g = &source.graph;
     let samples = samples.for_graph(g)?;
     let found = modules(g);
-    let target = CpuTarget::native();
-    let statistics = calibrate::measure_inputs(g, &found, &samples, target, threads, progress)?;
+    let backend = &crate::backend::native();
+    let statistics = calibrate::measure_inputs(g, &found, &samples, backend, threads, progress)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (weight_of(g, &found[i])?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
@@ -99,7 +98,7 @@ pub fn sensitivity(
     let probe = Probe::new(g, &found)?;
     let runs = samples.runs(g, calibrate::BATCH).len();
     let mut energy = 0.0;
-    let mut runner = Runner::new(probe.graph.clone(), target, threads);
+    let mut runner = Runner::new(probe.graph.clone(), backend, threads);
     let mut taken = 0;
     for (run, inputs) in samples.runs(g, calibrate::BATCH).enumerate() {
         let mut inputs = inputs?;

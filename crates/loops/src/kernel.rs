@@ -360,8 +360,8 @@ impl Kernel {
         store.regs.is_empty() && loads.iter().all(|load| load == store)
     }
 
-    /// What the kernel requires of its data, each once, in the order of its statements. A fault names one by its
-    /// number (see [`fault_word`](crate::abi::fault_word)).
+    /// What the kernel requires of its data, each once, in the order of its statements. A fault of a run names one by
+    /// its position.
     pub fn requirements(&self) -> Vec<&str> {
         fn visit<'k>(body: &'k [Stmt], found: &mut Vec<&'k str>) {
             for stmt in body {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, Port, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Activation, Carried, KernelCall, Program, Target};
+use margay_loops::{Activation, Backend, Carried, KernelCall, Program};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -95,14 +95,14 @@ const MAX_FUSED: usize = 48;
 /// Expressions dearer than this per element are not repeated.
 const CHEAP_FLOPS: u64 = 4;
 
-/// Lowers a graph at stage `Lowerable`.
-pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
-    lower_carrying(g, target, &[])
+/// Lowers a graph at stage `Lowerable` for a back end.
+pub fn lower(g: &Graph, backend: &dyn Backend) -> Result<Program, LowerError> {
+    lower_carrying(g, backend, &[])
 }
 
 /// Lowers a graph at stage `Lowerable` some of whose outputs are inputs of the next run; they are updated in place.
 /// No input and no output occurs twice.
-pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Result<Program, LowerError> {
+pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> Result<Program, LowerError> {
     for c in carried {
         let (input, output) = (g.ty(g.inputs()[c.input].into()), g.ty(g.outputs()[c.output].value));
         if input != output {
@@ -110,7 +110,7 @@ pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Re
             return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
         }
     }
-    let mut grouper = Grouper { g, emit: Emitter::new(g, target), held: HashMap::new() };
+    let mut grouper = Grouper { g, emit: Emitter::new(g, backend), held: HashMap::new() };
     for n in g.order() {
         grouper.visit(n)?;
     }

@@ -1,8 +1,9 @@
 //! A model whose parameters change between runs, without compiling it anew.
 
-use margay_driver::Runner;
+use std::sync::Arc;
+
+use margay_driver::{Backend, Runner};
 use margay_ir::{Graph, NodeId, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::make_trainable;
 use margay_tensor::Tensor;
 
@@ -27,7 +28,7 @@ impl Evaluator {
         forward: &Graph,
         parameters: &[NodeId],
         objective: &dyn Fn(&mut Graph) -> Result<Named, TrainError>,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
     ) -> Result<Evaluator, TrainError> {
         let mut g = forward.clone();
@@ -38,7 +39,7 @@ impl Evaluator {
             g.set_outputs(outputs.into_iter().map(named).collect());
             g.remove_dead();
         }
-        Ok(Evaluator { runner: Runner::new(g, target, threads) })
+        Ok(Evaluator { runner: Runner::new(g, backend, threads) })
     }
 
     /// The outputs for a batch.

@@ -52,7 +52,7 @@ pub(crate) const VERSION: u32 = 2;
 /// Arguments: as those of a product with a strided right operand.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`words`] and [`scratch`] as many elements.
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`] and [`scratch`] as many elements.
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -39,7 +39,7 @@ pub(crate) const VERSION: u32 = 2;
 /// Arguments: as those of a product with a strided right operand; no workspace.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`words`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

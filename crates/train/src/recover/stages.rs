@@ -4,10 +4,10 @@
 //! computed so far reads them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use margay_driver::{Arrays, Runner};
+use margay_driver::{Arrays, Backend, Runner};
 use margay_ir::{Graph, NodeId, Op, Output, Patch, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::Tensor;
 
 use crate::TrainError;
@@ -15,7 +15,7 @@ use crate::TrainError;
 /// A graph on its way through some batches.
 pub(super) struct Stages<'a> {
     batches: &'a [Arrays],
-    target: CpuTarget,
+    backend: &'a Arc<dyn Backend>,
     threads: usize,
     known: HashSet<NodeId>,
     kept: Vec<Value>,
@@ -25,9 +25,9 @@ pub(super) struct Stages<'a> {
 
 impl<'a> Stages<'a> {
     /// Nothing has been computed yet.
-    pub(super) fn new(batches: &'a [Arrays], target: CpuTarget, threads: usize) -> Stages<'a> {
+    pub(super) fn new(batches: &'a [Arrays], backend: &'a Arc<dyn Backend>, threads: usize) -> Stages<'a> {
         let data = vec![Vec::new(); batches.len()];
-        Stages { batches, target, threads, known: HashSet::new(), kept: Vec::new(), data }
+        Stages { batches, backend, threads, known: HashSet::new(), kept: Vec::new(), data }
     }
 
     /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
@@ -47,7 +47,7 @@ impl<'a> Stages<'a> {
         }
         live.extend(wanted.iter().filter(|v| matches!(g.op(v.node), Op::Input(_))));
         let fresh: Vec<Value> = live.iter().copied().filter(|v| !self.kept.contains(v)).collect();
-        let mut runner = Runner::new(self.part(g, &fresh)?, self.target, self.threads);
+        let mut runner = Runner::new(self.part(g, &fresh)?, self.backend, self.threads);
         for (batch, kept) in self.batches.iter().zip(&mut self.data) {
             let mut inputs = batch.clone();
             inputs.extend(kept.iter().enumerate().map(|(i, t)| (kept_name(i), t.clone())));

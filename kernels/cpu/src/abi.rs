@@ -74,9 +74,9 @@ pub const fn input_base(i: usize) -> usize {
     2 + i
 }
 
-/// What a kernel stores into the first word of the scratch header when a [`Require`](crate::Stmt::Require) fails, if no
-/// greater word is there: one more than the number of the step, so that 0 means no fault, and above 32 bits the number
-/// among [`Kernel::requirements`](crate::Kernel::requirements).
+/// What a kernel stores into the first word of the scratch header when a [`Require`](margay_loops::Stmt::Require)
+/// fails, if no greater word is there: one more than the number of the step, so that 0 means no fault, and above 32 bits
+/// the number among [`Kernel::requirements`](margay_loops::Kernel::requirements).
 pub const fn fault_word(step: u32, requirement: u32) -> u64 {
     step as u64 + 1 + ((requirement as u64) << 32)
 }
