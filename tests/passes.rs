@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_ir::ops::{Io, Numbers, Port};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, Value, eval, text};
+use margay_ir::ops::{Numbers, Strided};
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
 use margay_loops::Precision;
 use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
@@ -150,7 +150,7 @@ fn number(ty: &TensorType, name: &str, digits: Digits) -> Tensor {
             Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect())
         }
         // Truth values, or positions of the shortest axes.
-        (false, _) => Numbers::Int(floats.into_iter().map(|x| i64::from(x > 0.0)).collect()),
+        (false, _) => Numbers::Int(floats.into_iter().map(|x| i128::from(x > 0.0)).collect()),
     };
     numbers.into_tensor(ty.dtype, &shape).unwrap()
 }
@@ -167,17 +167,9 @@ fn graph_of(source: &str, digits: Digits) -> Graph {
 
 /// The longest sum in a graph of known extents: the most operations that any node spends on one number.
 fn longest_sum(g: &Graph) -> f64 {
-    let port = |v: Value| {
-        let ty = g.ty(v);
-        Port::contiguous(ty.dtype, &ty.extents().expect("bound"))
-    };
     let per_number = |n: NodeId| {
-        let outs = 0..g.node(n).types.len() as u16;
-        let io = Io {
-            inputs: g.inputs_of(n).into_iter().map(port).collect(),
-            outputs: outs.map(|out| port(Value { node: n, out })).collect(),
-        };
-        let numbers: usize = io.outputs.iter().map(Port::elements).sum();
+        let io = g.io_of(n).expect("bound");
+        let numbers: usize = io.outputs.iter().map(Strided::elements).sum();
         g.op(n).cost(&io).flops as f64 / numbers.max(1) as f64
     };
     g.order().into_iter().map(per_number).fold(1.0, f64::max)

@@ -205,6 +205,7 @@ impl From<&RunError> for Kind {
         match error {
             RunError::Artifact(e) => e.into(),
             RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
+            RunError::Code { .. } => Kind::Malformed,
             RunError::Kernels { .. }
             | RunError::Inputs { .. }
             | RunError::NoEntry { .. }

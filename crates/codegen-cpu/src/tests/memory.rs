@@ -1,6 +1,6 @@
 //! Ways to reach memory: guards, positions computed at run time, strides, several outputs, carried loops.
 
-use margay_loops::abi::fault_word;
+use margay_kernels_cpu::abi::fault_word;
 use margay_loops::nest::Sink;
 use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Source, Stmt};
 use margay_tensor::DType::*;
