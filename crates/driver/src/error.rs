@@ -206,7 +206,8 @@ impl From<&RunError> for Kind {
             RunError::Artifact(e) => e.into(),
             RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
-            RunError::Kernels { .. }
+            RunError::NoCode { .. }
+            | RunError::Kernels { .. }
             | RunError::Inputs { .. }
             | RunError::NoEntry { .. }
             | RunError::State { .. }
