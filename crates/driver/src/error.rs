@@ -130,9 +130,10 @@ impl DriverError {
             | DriverError::Samples(_)
             | DriverError::Options(_)
             | DriverError::Binding(_)
-            | DriverError::Lower(_)
             | DriverError::NoKernel(_)
             | DriverError::Plan(_) => Kind::Usage,
+            DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
+            DriverError::Lower(_) => Kind::Usage,
             DriverError::Pipeline(e) => e.into(),
             DriverError::Compile(e) => e.into(),
             DriverError::Artifact(e) => e.into(),
