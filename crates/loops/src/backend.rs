@@ -8,6 +8,7 @@ use std::fmt;
 
 use margay_tensor::Tensor;
 
+use crate::text::fields;
 use crate::{KernelCall, Program, Step, Work};
 
 /// What a back end likes programs to be like.
@@ -39,11 +40,16 @@ pub struct Needs {
     pub packed: Vec<Packed>,
 }
 
+fields!(Packed { operand, layout, bytes });
+fields!(Needs { workspace_bytes = 0, packed = Vec::new() });
+
 /// A program in the language of a back end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Code {
     /// What the device of the back end loads; nobody else looks inside.
     pub bytes: Vec<u8>,
+    /// Architecture and operating system that it needs, such as `x86_64-linux`, or `any`.
+    pub machine: String,
     /// Number of timed regions of each step itself, in the order of the steps' numbers.
     pub regions: Vec<usize>,
 }
