@@ -9,7 +9,7 @@ use margay_ir::{Graph, TensorType, eval, text};
 use margay_loops::{Backend, Precision, Program, parse_program};
 use margay_reference::run;
 use margay_runtime::{Executable, Session, SessionOptions};
-use margay_tensor::{Binding, Tensor, npy};
+use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, normal};
 
 /// What interpreting a program of two f32[4] ports, some memory and some text behind it says.
@@ -173,6 +173,6 @@ fn networks_agree_with_compiled_ones() {
         return;
     };
     let file = std::fs::File::open(folder.join("minilm_l3_b2_s16.in.npz")).unwrap();
-    let inputs = npy::read_npz(std::io::BufReader::new(file)).unwrap();
+    let inputs = margay_npy::read_npz(std::io::BufReader::new(file)).unwrap();
     agrees(&folder.join("minilm_l3.onnx"), &inputs);
 }
