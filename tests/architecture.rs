@@ -51,11 +51,11 @@ const HOMES: &[(&str, &str)] = &[
 const CONFIGURED_PASSES: &[&str] = &[
     "bind-dims",
     "differentiate",
-    "lower-precision",
     "make-trainable",
     "recompute",
     "sketch-conv",
     "sketch-linear",
+    "store-constants",
 ];
 
 /// Where unsafe code may stand: these folders, and modules called `map` that map a file.

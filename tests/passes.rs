@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
-use margay_loops::Precision;
 use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
 };
-use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
+use margay_passes::{
+    BindDims, PASSES, Recompute, SketchConv, SketchLinear, StoreAs, StoreConstants,
+};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
 };
@@ -59,10 +60,10 @@ fn doc_example_of_bind_dims_holds() {
 }
 
 #[test]
-fn doc_example_of_lower_precision_holds() {
-    let examples = doc_examples(&source_of("lower-precision"));
+fn doc_example_of_store_constants_holds() {
+    let examples = doc_examples(&source_of("store-constants"));
     assert_eq!(examples.len(), 1);
-    check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
+    check(&products_in("int8"), &examples[0]);
 }
 
 #[test]
@@ -74,10 +75,52 @@ fn doc_example_of_recompute_holds() {
 
 #[test]
 fn products_are_narrow_once() {
-    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
-    assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
-    assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
-    assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
+    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("store-constants"))[0].before);
+    assert_eq!(run(&StoreConstants::default(), &mut g), Changed::No);
+    assert_eq!(run(&products_in("int8"), &mut g), Changed::times(1));
+    assert_eq!(run(&products_in("bf16"), &mut g), Changed::No);
+}
+
+fn products_in(storage: &str) -> StoreConstants {
+    StoreConstants { products: StoreAs::parse(storage).unwrap(), ..StoreConstants::default() }
+}
+
+/// A table that is gathered from and multiplied with; a product and a table by name.
+#[test]
+fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
+    let source = "graph @before(%i: i64[4], %x: f32[N, 8]) -> (a: f32[4, 8], y: f32[N, 16], z: f32[N, 16]) {
+           %0 = const #t : f32[16, 8]  // table
+           %1 = gather %0, %i {axis = 0} : f32[4, 8]  // rows
+           %2 = const #u : f32[8, 16]  // first.weight
+           %3 = matmul %x, %2 : f32[N, 16]  // first
+           %4 = matmul %x, %2 : f32[N, 16]  // second
+           return %1, %3, %4
+         }";
+    let stored = |named: &[(&str, &str)]| {
+        let (mut g, names) = parse_with_random_constants(source);
+        let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
+        run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
+        let text = normalized(&g, "after", &names);
+        text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string()).collect::<Vec<_>>()
+    };
+    let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
+    let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
+    let plain = origin(weight, "", "first.weight");
+    assert_eq!(
+        stored(&[("table", "int8")]),
+        [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]
+    );
+    assert_eq!(
+        stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
+        [
+            origin(table, "", "table"),
+            plain,
+            origin(weight, " stored i8(axis = 0, block = 4)", "first.weight")
+        ]
+    );
+    let both = stored(&[("first.weight", "bf16")]);
+    assert_eq!(both[1..], [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]);
+    assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }
 
 #[test]

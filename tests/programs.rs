@@ -69,8 +69,8 @@ fn bias_activation_and_residual_join_the_product() {
 fn silu_joins_the_product() {
     insta::assert_snapshot!(program(
         "graph @gate(%x: f32[8, 64]) -> (y: f32[8, 64]) {
-           %0 = const #w : f32[64, 64]
-           %1 = matmul %x, %0 {precision = int8} : f32[8, 64]  // fc
+           %0 = const #w : f32[64, 64] stored i8(axis = 1)
+           %1 = matmul %x, %0 : f32[8, 64]  // fc
            %2 = silu %1 : f32[8, 64]  // act
            return %2
          }"
@@ -78,7 +78,7 @@ fn silu_joins_the_product() {
     input x: f32[8, 64]
     output y: f32[8, 64]
     arena 0 bytes
-    step 0: matmul [8x64x64] packed int8 silu (in0, c0, out0)  // fc + act
+    step 0: matmul [8x64x64] packed right i8(axis = 1) silu (in0, c0, out0)  // fc + act
     ");
 }
 

@@ -28,6 +28,7 @@ mod driver;
 mod emit;
 mod error;
 mod isa;
+mod half;
 mod kernel;
 mod math;
 mod nested;
