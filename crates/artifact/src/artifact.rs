@@ -96,7 +96,7 @@ impl Artifact {
         let bytes = &self.weights()[constant.range.clone()];
         match *blake3::hash(bytes).as_bytes() == constant.hash {
             true => Ok(bytes),
-            false => Err(altered(&self.path, format!("constant `{}`", constant.name))),
+            false => Err(altered(&self.path, format!("constant `{}`", constant.names.join("`, `")))),
         }
     }
 
@@ -111,7 +111,8 @@ impl Artifact {
         let bytes = self.constant_bytes(constant)?;
         if let Some(layout) = &constant.layout {
             let stored = backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
-                ArtifactError::Unpack { path: self.path.clone(), name: constant.name.clone(), source }
+                let name = constant.names.join("`, `");
+                ArtifactError::Unpack { path: self.path.clone(), name, source }
             })?;
             // A layout knows its elements, not what they are called in the graph.
             return Ok(match stored.storage().is_plain(constant.dtype) {
@@ -121,7 +122,7 @@ impl Artifact {
         }
         let malformed = |e: String| ArtifactError::Malformed {
             path: self.path.clone(),
-            problem: format!("`{}`: {e}", constant.name),
+            problem: format!("`{}`: {e}", constant.names.join("`, `")),
         };
         if !constant.storage.is_plain(constant.dtype) {
             return StoredTensor::from_bytes(constant.dtype, &constant.shape, constant.storage, bytes)

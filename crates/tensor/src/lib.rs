@@ -8,13 +8,11 @@
 //! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
 //! - [`Storage`]: how a constant is stored; [`StoredTensor`] is a tensor stored so.
 //! - [`random`]: Philox streams named by (seed, stream, index).
-//! - [`npy`]: `.npy` and `.npz` files.
 //!
-//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code).
+//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code), and files.
 
 mod dim;
 mod dtype;
-pub mod npy;
 pub mod random;
 mod storage;
 mod tensor;
