@@ -1,12 +1,15 @@
 //! Every operator by its own cases: types, reference, text, and compiled code on every back end at hand.
 
-use margay_driver::{Backend, backend, build::jit};
+use std::collections::{BTreeMap, BTreeSet};
+
+use margay_driver::{Backend, DriverError, backend, build::jit};
 use margay_ir::ops::{Const, strides_of};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
 use margay_loops::Precision;
+use margay_lower::LowerError;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
-use margay_testkit::{Tolerance, assert_close, case_inputs};
+use margay_testkit::{Tolerance, assert_close, case_inputs, in_other_types};
 
 /// A graph of one node over inputs `x0`, `x1`, ….
 fn graph_of(op: &Op, inputs: &[Tensor]) -> Graph {
@@ -83,6 +86,41 @@ fn compiled_code_agrees_with_the_reference() {
             .iter()
             .for_each(|&constants| agrees_with_the_reference(&op, &case_inputs(&case), constants));
     }
+}
+
+#[test]
+fn operators_compute_in_every_type_that_they_take() {
+    let backend = backend::native();
+    let (mut missing, mut compared): (BTreeMap<&str, BTreeSet<&str>>, usize) = (BTreeMap::new(), 0);
+    for (op, case) in Op::cases() {
+        for (dtype, case) in in_other_types(&op, &case) {
+            let inputs = case_inputs(&case);
+            let g = graph_of(&op, &inputs);
+            let names = named(&inputs);
+            let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+            let expected = eval::run(&g, &by_name).unwrap_or_else(|e| panic!("{op:?} of {dtype}: {e}"));
+            match jit(&g, &Binding::new(), &*backend) {
+                Err(DriverError::Lower(LowerError::Unsupported { .. })) => {
+                    missing.entry(op.name()).or_default().insert(dtype.name());
+                }
+                Err(e) => panic!("{op:?} of {dtype}: {e}"),
+                Ok(_) => {
+                    compared += 1;
+                    let found = compiled(&g, &by_name, &*backend, 1);
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let tolerance = Tolerance::REDUCTION.of(dtype).of(expected.dtype());
+                        assert_close(&format!("{op:?} of {dtype}"), &found.1, expected, tolerance);
+                    }
+                }
+            }
+        }
+    }
+    assert!(compared > 500, "{compared}");
+    let line = |(op, types): (&&str, &BTreeSet<&str>)| {
+        format!("{op}: {}\n", types.iter().copied().collect::<Vec<_>>().join(" "))
+    };
+    // What is not lowered: an operator, and the types that it takes all the same.
+    insta::assert_snapshot!(missing.iter().map(line).collect::<String>(), @"");
 }
 
 /// Runs an operator compiled and interpreted, the last so many operands as constants.

@@ -1,10 +1,10 @@
 //! Graphs to code, for one value of every symbol.
 
 use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
-use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
+use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
 use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, kept, pipeline};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, kept};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
@@ -21,8 +21,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = pipeline::Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, pipeline::Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, PipelineItem::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -88,8 +88,8 @@ pub fn add_step_entry(
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
         let steps = vec![
-            pipeline::Step::Run(Box::new(Recompute { max_saved_bytes })),
-            pipeline::Step::Reach(Stage::Lowerable),
+            PipelineItem::Run(Box::new(Recompute { max_saved_bytes })),
+            PipelineItem::Reach(Stage::Lowerable),
         ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
@@ -187,16 +187,7 @@ pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
 pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: Value| {
-        let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
-        port.constant = bound.constant(v).is_some();
-        Some(port)
-    };
-    let io = Io {
-        inputs: bound.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
-        outputs: vec![port(n.into())?],
-    };
-    match bound.op(n).lower(&io) {
+    match bound.op(n).lower(&bound.io_of(n)?) {
         Ok(Lowered::Call(call)) => Some(call),
         _ => None,
     }

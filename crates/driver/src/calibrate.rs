@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use margay_ir::{Graph, Op, Output, Value};
+use margay_ir::{Graph, Op, Value};
 use margay_loops::Backend;
 use margay_passes::sketch::{InputStatistics, Module, ModuleKind};
 use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
@@ -149,12 +149,8 @@ fn accumulate(
             values.push(site.value);
         }
     }
-    let mut probe = g.clone();
-    let name = |i: usize| format!("probe {i}");
-    probe.set_outputs(
-        values.iter().enumerate().map(|(i, &value)| Output { name: name(i).into(), value }).collect(),
-    );
-    probe.remove_dead();
+    let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
+    let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let mut grams: Vec<Gram> = sites.iter().map(|(_, d)| Gram::new(*d)).collect();
     let runs = samples.runs(g, BATCH).len();
     let mut runner = Runner::new(probe, backend, threads);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use margay_ir::{Graph, Op, Output, Value};
+use margay_ir::{Graph, Op, Value};
 use margay_loops::Backend;
 use margay_passes::{BindDims, PipelineError};
 use margay_tensor::{DType, Tensor};
@@ -171,11 +171,8 @@ fn run_to(
     backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<(String, Tensor)>, DriverError> {
-    let mut cut = g.clone();
-    let outputs = values.enumerate().map(|(i, value)| Output { name: format!("{i}").into(), value });
-    cut.set_outputs(outputs.collect());
-    cut.remove_dead();
-    Runner::new(cut, backend, threads).run(inputs)
+    let outputs: Vec<(String, Value)> = values.enumerate().map(|(i, v)| (i.to_string(), v)).collect();
+    Runner::new(g.cut(&[], &outputs), backend, threads).run(inputs)
 }
 
 /// The error of the layer alone: the other graph from the values that the reference computes before it.
@@ -194,16 +191,7 @@ fn isolated(
     let mut borders: Vec<(Value, Value)> = Vec::new();
     let mut stack: Vec<Value> = other.inputs_of(w.node).to_vec();
     while let Some(x) = stack.pop() {
-        if borders.iter().any(|(b, _)| *b == x) || matches!(other.op(x.node), Op::Const(_)) {
-            continue;
-        }
-        if let Op::Input(input) = other.op(x.node) {
-            let same = reference
-                .inputs()
-                .iter()
-                .find(|n| matches!(reference.op(**n), Op::Input(i) if i.name == input.name));
-            let Some(same) = same else { return Ok(None) };
-            borders.push((x, (*same).into()));
+        if borders.iter().any(|(b, _)| *b == x) || matches!(other.op(x.node), Op::Const(_) | Op::Input(_)) {
             continue;
         }
         let origin = &other.node(x.node).origin;
@@ -222,28 +210,12 @@ fn isolated(
         return Ok(None);
     }
     let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, backend, threads)?;
-    let mut piece = Graph::new("layer");
-    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-    let mut piece_inputs = Vec::new();
-    for (i, ((x, _), (_, t))) in borders.iter().zip(given).enumerate() {
-        let name = format!("border {i}");
-        map.insert(*x, piece.add_input(&name, other.ty(*x).clone()));
-        piece_inputs.push((name, t));
-    }
-    for n in other.order() {
-        let operands: Option<Vec<Value>> = other.inputs_of(n).iter().map(|x| map.get(x).copied()).collect();
-        let (Some(operands), false) = (operands, matches!(other.op(n), Op::Input(_))) else { continue };
-        if map.contains_key(&n.into()) {
-            continue;
-        }
-        let Ok(new) = piece.add(other.op(n).clone(), &operands, other.node(n).origin.clone()) else {
-            return Ok(None);
-        };
-        map.insert(n.into(), new);
-    }
-    let Some(result) = map.get(&w) else { return Ok(None) };
-    piece.add_output("0", *result);
-    piece.remove_dead();
+    let border = |(i, (x, _)): (usize, &(Value, Value))| (format!("border {i}"), *x);
+    let borders: Vec<(String, Value)> = borders.iter().enumerate().map(border).collect();
+    let piece = other.cut(&borders, &[("0".into(), w)]);
+    let names = borders.into_iter().map(|(name, _)| name);
+    let piece_inputs: Vec<(String, Tensor)> =
+        inputs.iter().cloned().chain(names.zip(given.into_iter().map(|(_, t)| t))).collect();
     let found = Runner::new(piece, backend, threads).run(&piece_inputs)?;
     let mut sum = ErrorSum::default();
     sum.add(&[("0".into(), expected.clone())], &found, 1)?;

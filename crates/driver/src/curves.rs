@@ -138,12 +138,12 @@ pub(crate) fn sketch(
     selection: &Selection,
     dump: &mut crate::Dump,
 ) -> Result<(Graph, Vec<margay_ir::Remark>), DriverError> {
-    use margay_passes::pipeline::{Pipeline, Step};
+    use margay_passes::pipeline::{Pipeline, PipelineItem};
     let mut out = g.clone();
     let pipeline = Pipeline::new(vec![
-        Step::Run(Box::new(SketchLinear { selection: selection.clone() })),
-        Step::Run(Box::new(SketchConv { selection: selection.clone() })),
-        Step::Reach(margay_ir::Stage::Sketched),
+        PipelineItem::Run(Box::new(SketchLinear { selection: selection.clone() })),
+        PipelineItem::Run(Box::new(SketchConv { selection: selection.clone() })),
+        PipelineItem::Reach(margay_ir::Stage::Sketched),
     ]);
     let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
     Ok((out, remarks))

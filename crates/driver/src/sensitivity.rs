@@ -8,7 +8,7 @@
 //!
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
-use margay_ir::{Graph, Output, Value, eval};
+use margay_ir::{Graph, Value, eval};
 use margay_passes::PipelineError;
 use margay_passes::gradients;
 use margay_passes::sketch::{Module, ModuleKind, modules};
@@ -275,10 +275,8 @@ impl Probe {
             });
             places.push(Places { weight, nodes: nodes.collect() });
         }
-        let named = |(i, value): (usize, &Value)| Output { name: format!("value {i}").into(), value: *value };
-        let list = outputs.iter().enumerate().map(named).collect();
-        graph.set_outputs(list);
-        graph.remove_dead();
+        let named = |(i, value): (usize, &Value)| (format!("value {i}"), *value);
+        let graph = graph.cut(&[], &outputs.iter().enumerate().map(named).collect::<Vec<_>>());
         Ok(Probe { graph, outputs: count, seeds, places })
     }
 

@@ -35,9 +35,8 @@ impl Evaluator {
         make_trainable(&mut g, parameters)?;
         let outputs = objective(&mut g)?;
         if !outputs.is_empty() {
-            let named = |(name, value): (&str, Value)| margay_ir::Output { name: name.into(), value };
-            g.set_outputs(outputs.into_iter().map(named).collect());
-            g.remove_dead();
+            let wanted: Vec<_> = outputs.into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+            g = g.cut(&[], &wanted);
         }
         Ok(Evaluator { runner: Runner::new(g, backend, threads) })
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use margay_driver::{Arrays, Backend, Runner, Samples};
-use margay_ir::{Graph, Output};
+use margay_ir::Graph;
 use margay_tensor::Tensor;
 
 use super::mask::Mask;
@@ -23,11 +23,8 @@ pub(super) struct Teacher {
 impl Teacher {
     /// A teacher of these values.
     pub(super) fn new(g: &Graph, pairs: &[Pair], backend: &Arc<dyn Backend>, threads: usize) -> Teacher {
-        let mut g = g.clone();
-        let output = |p: &Pair| Output { name: p.target.as_str().into(), value: p.teacher };
-        g.set_outputs(pairs.iter().map(output).collect());
-        g.remove_dead();
-        Teacher { runner: Runner::new(g, backend, threads) }
+        let targets: Vec<_> = pairs.iter().map(|p| (p.target.clone(), p.teacher)).collect();
+        Teacher { runner: Runner::new(g.cut(&[], &targets), backend, threads) }
     }
 
     /// The inputs of a batch together with the targets.
