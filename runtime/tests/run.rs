@@ -119,7 +119,7 @@ fn a_profile_tells_what_every_step_did() {
         let mut s = session(&e, threads);
         let input = x(1500);
         let steps = s.profile(&[("x", &input)]).unwrap();
-        assert_eq!(steps.len(), e.entries()[0].parts.steps.len());
+        assert_eq!(steps.len(), e.sections().next().unwrap().parts.steps.len());
         let product = steps.iter().find(|(note, _)| note.work.starts_with("matmul")).unwrap();
         assert_eq!(product.0.flops, 2 * (1500 * TERMS * COLUMNS) as u64);
         assert!(product.0.bytes >= (4 * 1500 * (TERMS + COLUMNS)) as u64);
@@ -228,14 +228,14 @@ fn what_cannot_run_here_is_refused() {
         change(&mut parts);
         Executable::from_parts(parts).unwrap_err()
     };
-    let machine = message(&|p| p.description.machine = "vax-vms".into());
+    let machine = message(&|p| p.description.entries[0].sections[0].parts.machine = "vax-vms".into());
     assert!(matches!(&machine, RunError::Machine { found, .. } if found == "vax-vms"), "{machine}");
     for name in ["x86-64-v9", "native"] {
-        let above = message(&|p| p.description.target = name.into());
+        let above = message(&|p| p.description.entries[0].sections[0].parts.target = name.into());
         assert!(matches!(&above, RunError::Target { target, .. } if target == name), "{above}");
     }
     let mut parts = assemble(&target, &[linear(4, &target)]).into_parts().unwrap();
-    parts.description.entries[0].parts.arena_bytes = 1 << 60;
+    parts.description.entries[0].sections[0].parts.arena_bytes = 1 << 60;
     let huge = Executable::from_parts(parts).unwrap();
     let memory = Session::new(&huge, SessionOptions { threads: 1 }).err().unwrap();
     assert!(matches!(&memory, RunError::Memory { bytes, .. } if *bytes == 1 << 60), "{memory}");
@@ -244,7 +244,7 @@ fn what_cannot_run_here_is_refused() {
             let mut code = CpuCode::decode(&p.code).unwrap();
             change(&mut code.imports[0]);
             p.code = code.encode();
-            p.description.entries[0].code = 0..p.code.len();
+            p.description.entries[0].sections[0].code = 0..p.code.len();
         })
     };
     let kernels = import(&|i| i.version += 1);
@@ -254,6 +254,6 @@ fn what_cannot_run_here_is_refused() {
         kernels.to_string(),
         "kernels do not match this version of margay: `gemm__abacus` does not exist; compile the model again"
     );
-    let cut = message(&|p| p.description.entries[0].code.end -= 1);
+    let cut = message(&|p| p.description.entries[0].sections[0].code.end -= 1);
     assert!(matches!(&cut, RunError::Code { .. }), "{cut}");
 }

@@ -101,7 +101,8 @@ impl Artifact {
     }
 
     /// The constant at a position of [`Description::constants`], checked, as the row-major tensor it was made from.
-    /// One that is stored row-major stays in the file; a packed one is unpacked by the back end.
+    /// One that is stored row-major stays in the file; a packed one is unpacked by `backend`, which
+    /// its layout names.
     ///
     /// # Panics
     /// If there is no such position.
@@ -109,10 +110,8 @@ impl Artifact {
         let constant = &self.description.constants[index];
         let bytes = self.constant_bytes(constant)?;
         if let Some(layout) = &constant.layout {
-            return backend.unpack(layout, &constant.shape, bytes).map_err(|source| ArtifactError::Unpack {
-                path: self.path.clone(),
-                name: constant.name.clone(),
-                source,
+            return backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
+                ArtifactError::Unpack { path: self.path.clone(), name: constant.name.clone(), source }
             });
         }
         let begin = self.header.range(Section::Weights).start;

@@ -163,10 +163,7 @@ impl Model {
     fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
         match &self.form {
             Form::Graph(_) => Ok(backend::native_for(self.precision)),
-            Form::Artifact(artifact, _) => {
-                let name = &artifact.description().target;
-                Ok(backend::named("cpu", name, Precision::F32)?)
-            }
+            Form::Artifact(artifact, _) => Ok(backend::of_artifact(artifact)?),
         }
     }
 }
@@ -180,7 +177,7 @@ pub(crate) fn borrowed(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
 pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
     let constants = &executable.description().constants;
     let mut used: Vec<usize> =
-        executable.entries().iter().flat_map(|e| e.parts.constants.iter().copied()).collect();
+        executable.sections().flat_map(|s| s.parts.constants.iter().copied()).collect();
     used.sort_unstable();
     used.dedup();
     used.iter().map(|&i| constants[i].range.len() as u64).sum()

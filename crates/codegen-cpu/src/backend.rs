@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use margay_kernels_cpu::CpuTarget;
 use margay_kernels_cpu::abi::BUFFER_ALIGN;
+use margay_kernels_cpu::{CpuTarget, this_machine};
 use margay_loops::{Backend, Code, CompileError, KernelCall, Needs, NoKernel, Preferences, Program};
 use margay_tensor::Tensor;
 
@@ -72,7 +72,7 @@ impl Backend for CpuBackend {
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
         let prepare = |call: &KernelCall| self.target.prepare(call);
         let (code, regions) = emit(program, &self.isa, &prepare, constant_offsets)?;
-        Ok(Code { bytes: code.encode(), regions })
+        Ok(Code { bytes: code.encode(), machine: this_machine(), regions })
     }
 
     fn cost_model(&self) -> &str {

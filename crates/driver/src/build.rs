@@ -1,6 +1,6 @@
 //! Graphs to code, for one value of every symbol.
 
-use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
+use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
 use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
@@ -8,7 +8,7 @@ use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recom
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump};
+use crate::{DriverError, Dump, backend};
 
 /// The graph with its symbols bound, ready to be lowered.
 pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, DriverError> {
@@ -126,16 +126,21 @@ fn add_bound_entry(
         constants.push(placed.index);
     }
     let code = backend.compile(&program, &offsets)?;
-    let parts = EntryParts {
+    let entry = EntryParts {
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
+    };
+    let section = SectionParts {
+        backend: backend.name().to_owned(),
+        target: backend.target().to_owned(),
+        machine: code.machine,
         arena_bytes: program.arena_bytes,
         steps: StepNote::all(&program, &code.regions),
         constants,
     };
-    builder.add_entry(parts, &code.bytes);
+    builder.add_code(entry, section, &code.bytes);
     Ok(program)
 }
 
@@ -159,9 +164,9 @@ fn suffix(binding: &Binding) -> String {
 
 /// Compiles a graph for one value of every symbol, to run in this process.
 pub fn jit(g: &Graph, binding: &Binding, backend: &dyn Backend) -> Result<Executable, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    let mut builder = ArtifactBuilder::new(g.name());
     add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
-    Ok(Executable::from_parts(builder.into_parts()?)?)
+    backend::executable(builder.into_parts()?, backend)
 }
 
 /// Compiles a step, to run in this process.
@@ -171,16 +176,16 @@ pub fn jit_step(
     backend: &dyn Backend,
     form: &StepForm,
 ) -> Result<CompiledStep, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), backend.target());
+    let mut builder = ArtifactBuilder::new(g.name());
     let (_, saved) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
-    Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
+    Ok(CompiledStep { executable: backend::executable(builder.into_parts()?, backend)?, saved })
 }
 
 /// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
 pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
     match bind(g, &binding, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, &*crate::backend::native()).map(|_| ()),
+        Ok(_) => jit(g, &binding, &*backend::native()).map(|_| ()),
         Err(_) => Ok(()),
     }
 }

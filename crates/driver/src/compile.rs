@@ -112,7 +112,7 @@ impl Compiled {
 
     /// The executable for the shapes that were asked for, to run in this process.
     pub fn executable(&self) -> Result<Executable, DriverError> {
-        Ok(Executable::from_parts(self.builder(true, &mut Dump::none())?.into_parts()?)?)
+        backend::executable(self.builder(true, &mut Dump::none())?.into_parts()?, &*self.backend)
     }
 
     /// Writes the artifact. With `strip` it does not carry its graph, plan and report.
@@ -126,7 +126,7 @@ impl Compiled {
     }
 
     fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
-        let mut builder = ArtifactBuilder::new(&self.report.model, self.backend.target());
+        let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
             build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
         }

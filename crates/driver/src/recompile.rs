@@ -2,7 +2,6 @@
 
 use margay_artifact::Artifact;
 use margay_ir::Graph;
-use margay_loops::Precision;
 use margay_passes::sketch::SCHEMES;
 use margay_plan::Plan;
 use margay_tensor::Binding;
@@ -37,7 +36,7 @@ pub fn recompile(
         report: Report { held_out, ..report },
         plan,
         graph,
-        backend: backend::named("cpu", &description.target, Precision::F32)?,
+        backend: backend::of_artifact(artifact)?,
         bindings: description.entries.iter().map(|e| binding(&e.parts.symbols)).collect(),
     })
 }

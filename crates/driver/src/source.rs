@@ -77,12 +77,13 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
         return Err(DriverError::Options(message));
     };
     let text = String::from_utf8_lossy(bytes);
-    let backend = backend::named("cpu", &artifact.description().target, Precision::F32)?;
     let constants = &artifact.description().constants;
     let resolve = |key: &str, ty: &TensorType| {
         let index = constants
             .iter()
             .position(|c| c.name == key && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref())?;
+        let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
+        let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
         artifact.constant(index, &*backend).ok()
     };
     text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })

@@ -48,6 +48,8 @@ fields!(Needs { workspace_bytes = 0, packed = Vec::new() });
 pub struct Code {
     /// What the device of the back end loads; nobody else looks inside.
     pub bytes: Vec<u8>,
+    /// Architecture and operating system that it needs, such as `x86_64-linux`, or `any`.
+    pub machine: String,
     /// Number of timed regions of each step itself, in the order of the steps' numbers.
     pub regions: Vec<usize>,
 }

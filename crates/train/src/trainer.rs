@@ -74,7 +74,7 @@ impl Trainer {
         let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
         let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
         let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, &**backend, &form)?;
-        let arena_bytes = executable.entries().iter().map(|e| e.parts.arena_bytes).max().unwrap_or(0);
+        let arena_bytes = executable.sections().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
         for state in &step.states {
             session.set_state(&state.name, &state.initial)?;

@@ -31,6 +31,11 @@ pub struct Import {
     pub version: u32,
 }
 
+/// Architecture and operating system of machine code that is made here and runs here.
+pub fn this_machine() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct CodeMessage {
     #[prost(uint64, tag = "1")]

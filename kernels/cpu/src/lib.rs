@@ -46,7 +46,7 @@ mod strided;
 pub mod target;
 mod thin;
 
-pub use code::{CpuCode, Import};
+pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;
 pub use prepared::{Phase, Prepared};
 pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use margay_artifact::{ArtifactBuilder, EntryParts, StepNote};
+use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
 use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::nest::Sink;
@@ -19,22 +19,27 @@ pub(crate) const COLUMNS: usize = 70;
 
 /// Compiles programs into the entries of one artifact.
 pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactBuilder {
-    let mut builder = ArtifactBuilder::new("by hand", backend.target());
+    let mut builder = ArtifactBuilder::new("by hand");
     for program in programs {
         let add = |c| builder.constants.add(c, backend).unwrap();
         let placed: Vec<_> = program.constants.iter().map(add).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
         let code = backend.compile(program, &offsets).unwrap();
-        let parts = EntryParts {
+        let entry = EntryParts {
             symbols: BTreeMap::new(),
             inputs: program.inputs.clone(),
             outputs: program.outputs.clone(),
             carried: program.carried.clone(),
+        };
+        let section = SectionParts {
+            backend: backend.name().into(),
+            target: backend.target().into(),
+            machine: code.machine,
             arena_bytes: program.arena_bytes,
             steps: StepNote::all(program, &code.regions),
             constants: placed.iter().map(|p| p.index).collect(),
         };
-        builder.add_entry(parts, &code.bytes);
+        builder.add_code(entry, section, &code.bytes);
     }
     builder
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use margay_kernels_cpu::abi::KernelFn;
 use margay_kernels_cpu::math::RowTable;
 
-use crate::Pool;
+use super::Pool;
 
 /// What a driver's context points at during a run.
 pub(crate) struct Context<'a> {
