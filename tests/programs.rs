@@ -183,14 +183,14 @@ fn steps(text: &str) -> usize {
 #[test]
 fn a_reader_of_many_passes_reads_memory() {
     // A row of softmax is read more than once: the exponential before it is not repeated, the sum is.
-    let dear = program(
-        "graph @dear(%x: f32[4, 32]) -> (y: f32[4, 32]) {
+    let costly = program(
+        "graph @costly(%x: f32[4, 32]) -> (y: f32[4, 32]) {
            %0 = tanh %x : f32[4, 32]  // tanh
            %1 = softmax %0 {axis = 1} : f32[4, 32]  // softmax
            return %1
          }",
     );
-    assert!(steps(&dear) == 2, "{dear}");
+    assert!(steps(&costly) == 2, "{costly}");
     let cheap = program(
         "graph @cheap(%x: f32[4, 32]) -> (y: f32[4, 32]) {
            %0 = add %x, %x : f32[4, 32]  // sum
