@@ -26,7 +26,7 @@ fn a_chain_of_elementwise_nodes_is_one_loop() {
            %2 = mul %1, %x : f32[8, 16]  // product
            return %2
          }"
-    ), @r#"
+    ), @r##"
     input x: f32[8, 16]
     input y: f32[16]
     output z: f32[8, 16]
@@ -43,7 +43,7 @@ fn a_chain_of_elementwise_nodes_is_one_loop() {
           store a2[16*i0 + i1] = %5
     steps
       k0 (in0, in1, out0)  // sum + exp + product
-    "#);
+    "##);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn bias_activation_and_residual_join_the_product() {
            %5 = add %4, %x : f32[8, 64]  // residual
            return %5
          }"
-    ), @r#"
+    ), @r##"
     input x: f32[8, 64]
     output y: f32[8, 64]
     constant c0: f32[64] #de0f1de33bd8 ["#de0f1de33bd8"]
@@ -66,7 +66,7 @@ fn bias_activation_and_residual_join_the_product() {
     arena 0 bytes
     steps
       matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, epilogue = {bias = true, activation = gelu_erf, residual = true}} needs {packed = [{operand = 1, layout = f32_kn32, bytes = 16384}]} (in0, c1, c0, in0, out0)  // fc + bias + act + residual
-    "#);
+    "##);
 }
 
 #[test]
@@ -78,14 +78,14 @@ fn silu_joins_the_product() {
            %2 = silu %1 : f32[8, 64]  // act
            return %2
          }"
-    ), @r#"
+    ), @r##"
     input x: f32[8, 64]
     output y: f32[8, 64]
     constant c0: f32[64, 64] #47e6745a4e1c ["#47e6745a4e1c"] packed {operand = 1, layout = int8_kn32, bytes = 4352} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, precision = int8, epilogue = {activation = silu}}
     arena 0 bytes
     steps
       matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, precision = int8, epilogue = {activation = silu}} needs {packed = [{operand = 1, layout = int8_kn32, bytes = 4352}]} (in0, c0, out0)  // fc + act
-    "#);
+    "##);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn bias_residual_and_activation_join_the_convolution() {
            %5 = relu %4 : f32[2, 8, 8, 32]  // act
            return %5
          }"
-    ), @r#"
+    ), @r##"
     input x: f32[2, 8, 8, 32]
     output y: f32[2, 8, 8, 32]
     constant c0: f32[32] #c7b02e2a147f ["#c7b02e2a147f"]
@@ -138,7 +138,7 @@ fn bias_residual_and_activation_join_the_convolution() {
     arena 0 bytes
     steps
       conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}} needs {packed = [{operand = 1, layout = f32_taps32, bytes = 36864}]} (in0, c1, c0, in0, out0)  // conv + bias + residual + act
-    "#);
+    "##);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn attention_walks_heads_where_they_lie() {
            %9 = neg %8 : f32[2, 16, 64]  // neg
            return %9
          }"
-    ), @r#"
+    ), @r##"
     input q: f32[2, 16, 64]
     input k: f32[2, 16, 64]
     input v: f32[2, 16, 64]
@@ -172,7 +172,7 @@ fn attention_walks_heads_where_they_lie() {
     steps
       attention {batch = 2, heads = 4, kv_heads = 4, q_len = 16, kv_len = 16, qk_dim = 16, v_dim = 16, scale_bits = 1048576000, q = [1024, 16, 64], k = [1024, 16, 64], v = [1024, 16, 64], o = [1024, 16, 64]} (in0, in1, in2, t0)  // attention
       k0 (t0, out0)  // neg
-    "#);
+    "##);
 }
 
 /// The steps of a program without branches and loops.
