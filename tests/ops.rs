@@ -163,7 +163,8 @@ fn packed_constants_agree_with_the_reference() {
                return %5
              }}"
         );
-        let resolve = |key: &str, _: &TensorType| Some(if key == "#w" { w.clone() } else { b.clone() }.into());
+        let resolve =
+            |key: &str, _: &TensorType| Some(if key == "#w" { w.clone() } else { b.clone() }.into());
         let g = text::parse(&text, &resolve).unwrap();
         let r = margay_testkit::normal(&[m, n], 9, 0);
         let inputs = [("x", &x), ("r", &r)];

@@ -9,7 +9,8 @@ use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
 };
 use margay_passes::{
-    BindDims, Differentiate, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear, StoreAs, StoreConstants,
+    BindDims, Differentiate, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear, StoreAs,
+    StoreConstants,
 };
 use margay_tensor::random::stream_of;
 use margay_tensor::{Binding, Tensor};
@@ -161,7 +162,8 @@ enum Digits {
 }
 
 fn graph_of(source: &str, digits: Digits) -> Graph {
-    text::parse(source, &|key, ty| Some(number(ty, key, digits).into())).unwrap_or_else(|e| panic!("{e}\n{source}"))
+    text::parse(source, &|key, ty| Some(number(ty, key, digits).into()))
+        .unwrap_or_else(|e| panic!("{e}\n{source}"))
 }
 
 /// The longest sum in a graph of known extents: the most operations that any node spends on one number.
@@ -272,10 +274,7 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
     let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
     let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
     let plain = origin(weight, "", "first.weight");
-    assert_eq!(
-        stored(&[("table", "int8")]),
-        [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]
-    );
+    assert_eq!(stored(&[("table", "int8")]), [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]);
     assert_eq!(
         stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
         [
@@ -285,7 +284,10 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
         ]
     );
     let both = stored(&[("first.weight", "bf16")]);
-    assert_eq!(both[1..], [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]);
+    assert_eq!(
+        both[1..],
+        [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
+    );
     assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }
 

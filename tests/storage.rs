@@ -16,9 +16,8 @@ fn agrees(g: &Graph, inputs: &[(&str, &Tensor)], tolerance: Tolerance) {
     let expected = eval::run(g, inputs).unwrap();
     for backend in backend::supported() {
         let executable = jit(g, &Binding::new(), &*backend).unwrap_or_else(|e| panic!("{e}\n{g}"));
-        let run = |threads| {
-            Session::new(&executable, SessionOptions { threads }).unwrap().run(inputs).unwrap()
-        };
+        let run =
+            |threads| Session::new(&executable, SessionOptions { threads }).unwrap().run(inputs).unwrap();
         let found = run(1);
         for ((name, found), expected) in found.iter().zip(&expected) {
             assert_close(&format!("{name} on {}\n{g}", backend.target()), found, expected, tolerance);
@@ -193,8 +192,7 @@ fn reports_say_the_bytes_of_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let samples = Samples::new(vec![("x".into(), normal(&[24, 96], 5, 0))]).unwrap();
     let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
-    let sketched =
-        CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
+    let sketched = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
     let mut plan = compile(&source(), Some(&samples), &sketched, &Silent).unwrap().plan;
     plan.modules.get_mut("up").unwrap().rank = 18;
     let plans: [Option<Plan>; 2] = [None, Some(plan)];

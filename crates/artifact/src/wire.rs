@@ -273,8 +273,8 @@ fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize),
 
 fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
     let (dtype, shape, _) = tensor_type(&message.dtype, &message.shape)?;
-    let storage = Storage::parse(&message.storage)
-        .ok_or_else(|| format!("`{}` is not a storage", message.storage))?;
+    let storage =
+        Storage::parse(&message.storage).ok_or_else(|| format!("`{}` is not a storage", message.storage))?;
     storage.check(dtype, &shape).map_err(|e| e.to_string())?;
     let bytes = storage.layout(&shape).bytes;
     let (range, bytes_hash) = piece(message.piece, limits.weights)?;

@@ -94,8 +94,7 @@ impl Ops<'_> {
         let size = self.b.ins().band(half, size_mask);
         let sign = self.b.ins().band(half, sign_mask);
         let sign = self.b.ins().ishl_imm_u(sign, 16);
-        let (rebias, infinite, normal) =
-            (self.int(ty, REBIAS), self.int(ty, 0x7c00), self.int(ty, 0x400));
+        let (rebias, infinite, normal) = (self.int(ty, REBIAS), self.int(ty, 0x7c00), self.int(ty, 0x400));
         let moved = self.b.ins().ishl_imm_u(size, 13);
         let moved = self.b.ins().iadd(moved, rebias);
         let special = self.b.ins().iadd(moved, rebias);

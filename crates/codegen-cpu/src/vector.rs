@@ -201,7 +201,9 @@ impl<'k> Walk<'k> {
         }
         self.varying.insert(to);
         let dtype = self.kernel.args[arg].dtype;
-        self.is_next(index) && Self::loads_lanes(dtype) && (guard.is_none() || Self::has_lanes(dtype.computed()))
+        self.is_next(index)
+            && Self::loads_lanes(dtype)
+            && (guard.is_none() || Self::has_lanes(dtype.computed()))
     }
 
     /// Whether lanes repeat a loop equally often.

@@ -144,7 +144,8 @@ impl Compiled {
                 let key = c.payload.key().to_string();
                 let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
                 // What is random is drawn again when the text is read.
-                let drawn = c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
+                let drawn =
+                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
                 if !stored && !drawn {
                     let stored = contents.clone();
                     let constant = margay_loops::Constant { names: vec![key], stored, packed: None };

@@ -39,11 +39,9 @@ impl Precision {
     pub fn types(self) -> ProductTypes {
         match self {
             Precision::F32 => ProductTypes::F32,
-            Precision::Bf16 => ProductTypes {
-                left_rounded: DType::BF16,
-                right: self.storage(1),
-                ..ProductTypes::F32
-            },
+            Precision::Bf16 => {
+                ProductTypes { left_rounded: DType::BF16, right: self.storage(1), ..ProductTypes::F32 }
+            }
             Precision::Int8 => ProductTypes { right: self.storage(1), ..ProductTypes::F32 },
         }
     }

@@ -69,8 +69,7 @@ impl<'a> Emitter<'a> {
             Some(b) => *b,
             None => {
                 let constant = Constant { names: Vec::new(), stored: stored.clone(), packed: None };
-                let buffer =
-                    self.buffer(Place::Constant(self.program.constants.len()), constant.bytes());
+                let buffer = self.buffer(Place::Constant(self.program.constants.len()), constant.bytes());
                 self.program.constants.push(constant);
                 self.constants.insert(key.clone(), buffer);
                 buffer

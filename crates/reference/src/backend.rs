@@ -81,7 +81,9 @@ impl Backend for Reference {
             return Err(self.refused(asked, format!("{} bytes are no such matrix", bytes.len())));
         }
         let rows = transposed(bytes, *n, *k);
-        Tensor::from_bytes(DType::F32, shape, &rows).map(StoredTensor::from).map_err(|e| self.refused(asked, e.to_string()))
+        Tensor::from_bytes(DType::F32, shape, &rows)
+            .map(StoredTensor::from)
+            .map_err(|e| self.refused(asked, e.to_string()))
     }
 
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {

@@ -118,7 +118,9 @@ impl Storage {
             Scales::Tensor => Some(vec![1; shape.len()]),
             Scales::Axis(at) => Some((0..shape.len()).map(|i| if i == at { shape[i] } else { 1 }).collect()),
             Scales::Block { axis, size } => Some(
-                (0..shape.len()).map(|i| if i == axis { shape[i].div_ceil(size) } else { shape[i] }).collect(),
+                (0..shape.len())
+                    .map(|i| if i == axis { shape[i].div_ceil(size) } else { shape[i] })
+                    .collect(),
             ),
         }
     }
@@ -253,7 +255,13 @@ impl StoredTensor {
                 }
             };
             let elements = elements.expect(fits);
-            return Ok(StoredTensor { dtype: DType::F32, storage, elements, scales: None, zero_points: None });
+            return Ok(StoredTensor {
+                dtype: DType::F32,
+                storage,
+                elements,
+                scales: None,
+                zero_points: None,
+            });
         }
         let groups = Groups::of(&storage, shape);
         let mut ranges = vec![[0f32; 2]; groups.count];
@@ -300,8 +308,12 @@ impl StoredTensor {
         let bytes = self.elements.bytes();
         let read = |r: Result<Vec<f32>, TensorError>| r.expect("the type was checked");
         let mut numbers: Vec<f32> = match self.storage.dtype {
-            DType::F16 => read(self.elements.as_slice::<half::f16>().map(|v| v.iter().map(|x| x.to_f32()).collect())),
-            DType::BF16 => read(self.elements.as_slice::<half::bf16>().map(|v| v.iter().map(|x| x.to_f32()).collect())),
+            DType::F16 => {
+                read(self.elements.as_slice::<half::f16>().map(|v| v.iter().map(|x| x.to_f32()).collect()))
+            }
+            DType::BF16 => {
+                read(self.elements.as_slice::<half::bf16>().map(|v| v.iter().map(|x| x.to_f32()).collect()))
+            }
             DType::I8 => bytes.iter().map(|&b| f32::from(b as i8)).collect(),
             _ => bytes.iter().map(|&b| f32::from(b)).collect(),
         };
@@ -363,7 +375,8 @@ impl StoredTensor {
     pub fn to_bytes(&self) -> Vec<u8> {
         let layout = self.storage.layout(self.shape());
         let mut bytes = vec![0; layout.bytes];
-        let mut put = |at: usize, part: &Tensor| bytes[at..][..part.bytes().len()].copy_from_slice(part.bytes());
+        let mut put =
+            |at: usize, part: &Tensor| bytes[at..][..part.bytes().len()].copy_from_slice(part.bytes());
         put(0, &self.elements);
         self.scales.iter().for_each(|s| put(layout.scales_at, s));
         self.zero_points.iter().for_each(|z| put(layout.zero_points_at, z));
@@ -381,9 +394,8 @@ impl StoredTensor {
         let wrong = |why: String| StorageError { storage: storage.to_string(), why };
         let count = shape.iter().try_fold(dtype.bytes(), |n, &d| n.checked_mul(d));
         let layout = count.map(|_| storage.layout(shape)).filter(|l| l.bytes == bytes.len());
-        let layout = layout.ok_or_else(|| {
-            wrong(format!("{} bytes are not those of {dtype}{shape:?}", bytes.len()))
-        })?;
+        let layout = layout
+            .ok_or_else(|| wrong(format!("{} bytes are not those of {dtype}{shape:?}", bytes.len())))?;
         let part = |dtype: DType, shape: &[usize], at: usize| {
             let len = shape.iter().product::<usize>() * dtype.bytes();
             Tensor::from_bytes(dtype, shape, &bytes[at..at + len]).map_err(|e| wrong(e.to_string()))
@@ -413,7 +425,6 @@ impl StoredTensor {
         h.finish()
     }
 }
-
 
 /// Scale and zero point of a group.
 #[derive(Clone, Copy)]
@@ -482,9 +493,7 @@ impl Groups {
                 let (first, step) = match self.scales {
                     Scales::None | Scales::Tensor => (0, 0),
                     Scales::Axis(_) => (i, 0),
-                    Scales::Block { size, .. } => {
-                        ((o * self.axis.div_ceil(size) + i / size) * self.inner, 1)
-                    }
+                    Scales::Block { size, .. } => ((o * self.axis.div_ceil(size) + i / size) * self.inner, 1),
                 };
                 for j in 0..self.inner {
                     f(at, first + j * step);
@@ -557,7 +566,8 @@ mod tests {
             let storage = Storage { dtype: DType::I8, scales, zero_points: false };
             let stored = StoredTensor::encode(&x, storage).unwrap();
             let scales = stored.scales().unwrap();
-            let times: Vec<f32> = scales.to_vec::<f32>().unwrap().iter().map(|s| (s * 127.0).round()).collect();
+            let times: Vec<f32> =
+                scales.to_vec::<f32>().unwrap().iter().map(|s| (s * 127.0).round()).collect();
             (scales.shape().to_vec(), times)
         };
         assert_eq!(scales(Scales::Tensor), (vec![1, 1], vec![600.0]));
@@ -593,7 +603,9 @@ mod tests {
         for storage in formats().into_iter().chain([Storage::plain(DType::I64)]) {
             assert_eq!(Storage::parse(&storage.to_string()), Some(storage), "{storage}");
         }
-        for text in ["i8(", "i8()", "i9", "i8(axis = x)", "i8(block = 3)", "i8(axis = 1, tensor)", "f32(axis)"] {
+        for text in
+            ["i8(", "i8()", "i9", "i8(axis = x)", "i8(block = 3)", "i8(axis = 1, tensor)", "f32(axis)"]
+        {
             assert_eq!(Storage::parse(text), None, "{text}");
         }
     }
@@ -603,7 +615,10 @@ mod tests {
         let why = |storage: &str, dtype, shape: &[usize]| {
             Storage::parse(storage).unwrap().check(dtype, shape).unwrap_err().to_string()
         };
-        assert_eq!(why("i8(axis = 2)", DType::F32, &[3, 4]), "storage i8(axis = 2): axis 2 of a tensor with 2 axes");
+        assert_eq!(
+            why("i8(axis = 2)", DType::F32, &[3, 4]),
+            "storage i8(axis = 2): axis 2 of a tensor with 2 axes"
+        );
         assert_eq!(why("i8(tensor)", DType::F16, &[3]), "storage i8(tensor): numbers are f32, found f16");
         assert_eq!(why("bf16", DType::F64, &[3]), "storage bf16: numbers are f32, found f64");
         assert_eq!(

@@ -59,10 +59,7 @@ impl Format {
 pub(crate) fn pack_constant(call: &MatMul, stored: &StoredTensor) -> Result<Vec<u8>, String> {
     let (ones, matrix) = stored.shape().split_at(stored.shape().len().saturating_sub(2));
     let storage = stored.storage();
-    if matrix != [call.k, call.n]
-        || ones.iter().any(|&d| d != 1)
-        || storage.dtype != call.types.right.dtype
-    {
+    if matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) || storage.dtype != call.types.right.dtype {
         return Err(format!(
             "expected a constant [{}, {}] stored {}, found {:?} stored {storage}",
             call.k,

@@ -14,10 +14,10 @@ use margay_loops::{MatMul, Needs, Packed};
 use margay_tensor::DType;
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
+use crate::constants::Format;
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-use crate::constants::Format;
 use crate::{Class, narrow, strided, thin};
 use crate::{Phase, Prepared};
 

@@ -164,7 +164,12 @@ impl CpuTarget {
     }
 
     /// The bytes of a constant operand in the layout that [`prepare`](CpuTarget::prepare) named for it.
-    pub fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+    pub fn pack(
+        &self,
+        call: &KernelCall,
+        operand: usize,
+        stored: &StoredTensor,
+    ) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
             (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, stored),
             (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, stored.elements()),

@@ -23,13 +23,22 @@ fn nearest(dtype: DType, x: f32) -> u16 {
 fn borders(dtype: DType) -> Vec<f32> {
     let all = every(dtype);
     let middles = all.windows(2).map(|w| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32);
-    let near = |x: f32| [x, f32::from_bits(x.to_bits().wrapping_add(1)), f32::from_bits(x.to_bits().wrapping_sub(1))];
-    middles.flat_map(near).chain(noise(3, 10_000, 1e5)).chain([f32::MAX, f32::MIN, 65_519.9, 65_520.0]).collect()
+    let near = |x: f32| {
+        [x, f32::from_bits(x.to_bits().wrapping_add(1)), f32::from_bits(x.to_bits().wrapping_sub(1))]
+    };
+    middles
+        .flat_map(near)
+        .chain(noise(3, 10_000, 1e5))
+        .chain([f32::MAX, f32::MIN, 65_519.9, 65_520.0])
+        .collect()
 }
 
 fn assert_bits(dtype: DType, found: u16, expected: u16, of: f32) {
     let nan = |bits| value(dtype, bits).is_nan();
-    assert!(found == expected || nan(found) && nan(expected), "{dtype} of {of:e}: {found:#x}, expected {expected:#x}");
+    assert!(
+        found == expected || nan(found) && nan(expected),
+        "{dtype} of {of:e}: {found:#x}, expected {expected:#x}"
+    );
 }
 
 #[test]
@@ -70,7 +79,10 @@ fn a_register_is_rounded_as_a_store_would() {
         for out in run_one((F32, f32::bytes(&x)), x.len(), F32, move |n, x| n.unary(op, x[0])) {
             for (found, &x) in f32::values(&out).into_iter().zip(&x) {
                 let expected = value(dtype, nearest(dtype, x));
-                assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{x:e}");
+                assert!(
+                    found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
+                    "{x:e}"
+                );
             }
         }
     }

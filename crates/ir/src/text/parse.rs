@@ -158,12 +158,7 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
     Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
 }
 
-fn read_node(
-    text: &str,
-    g: &mut Graph,
-    values: &mut Values,
-    resolve: &Resolve<'_>,
-) -> Result<(), String> {
+fn read_node(text: &str, g: &mut Graph, values: &mut Values, resolve: &Resolve<'_>) -> Result<(), String> {
     let (text, origin) = match text.split_once("  //") {
         Some((node, origin)) => (node.trim(), read_origin(origin.trim())?),
         None => (text, Origin::default()),

@@ -7,7 +7,6 @@ use margay_tensor::DType;
 use super::{Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-
 /// Exact softmax attention: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
 /// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
@@ -107,7 +106,10 @@ impl Call for Attention {
             read(rows(keys, self.k, self.qk_dim)),
             read(rows(keys, self.v, self.v_dim)),
         ];
-        args.extend(self.mask.map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
         let o = rows([self.batch, self.heads, self.q_len], self.o, self.v_dim);
         args.push(CallArg::written(self.dtype, &o));
         let logarithms = [(self.batch * self.heads * self.q_len, 1)];

@@ -8,7 +8,6 @@ use super::attention::{mask_arg, rows};
 use super::{Attention, Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-
 /// The cotangents of the operands of [`Attention`] (Dao, arXiv 2307.08691). With the scores
 /// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
 /// `P = exp(S - L)`, `dS = P ∘ (dO Vᵀ - Δ)`:
@@ -103,7 +102,10 @@ impl Call for AttentionGradient {
             CallArg::read(DType::F32, &numbers),
             read(rows(queries, self.d_o, self.v_dim)),
         ];
-        args.extend(self.mask.map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
         args.push(written(rows(queries, self.dq, self.qk_dim)));
         args.push(written(rows(keys, self.dk, self.qk_dim)));
         args.push(written(rows(keys, self.dv, self.v_dim)));

@@ -7,7 +7,6 @@ use margay_tensor::DType;
 use super::{Call, CallArg, Epilogue, ProductTypes, product};
 use crate::text::fields;
 
-
 /// A two-dimensional convolution: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///

@@ -8,7 +8,6 @@ use super::attention::rows;
 use super::{Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-
 /// Linear attention: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
 /// goes over the keys. The features φ are computed before.
 ///

@@ -99,7 +99,8 @@ impl Call for MatMul {
         };
         let a = axes(|b| b.a, [(self.m, self.a.row_stride), (self.k, self.a.col_stride)]);
         let b = axes(|b| b.b, [(self.k, self.b.row_stride), (self.n, self.b.col_stride)]);
-        let c = CallArg::written(self.types.result, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
+        let c =
+            CallArg::written(self.types.result, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
         let mut args = vec![CallArg::read(self.types.left, &a), CallArg::read(self.types.right.dtype, &b)];
         args.extend(self.epilogue.args(self.n, &c));
         args.push(c);

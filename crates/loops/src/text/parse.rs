@@ -184,7 +184,11 @@ fn bracketed(text: &str) -> Answer<(&str, &str)> {
     Err(format!("expected a bracketed list at `{text}`"))
 }
 
-fn constant(text: &str, place: usize, resolve: &dyn Fn(&ConstantText) -> Option<StoredTensor>) -> Answer<Constant> {
+fn constant(
+    text: &str,
+    place: usize,
+    resolve: &dyn Fn(&ConstantText) -> Option<StoredTensor>,
+) -> Answer<Constant> {
     let name = format!("c{place}: ");
     let rest = text.strip_prefix(&name).ok_or_else(|| format!("expected `{name}` at `{text}`"))?;
     let (dtype, shape, whole) = typed(rest)?;
