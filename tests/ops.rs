@@ -330,3 +330,16 @@ fn comparisons_read_rows_that_are_not_aligned() {
         Tolerance::EXACT,
     );
 }
+
+#[test]
+fn one_row_read_backwards_is_a_row() {
+    check_text(
+        "graph @backwards(%x: f32[3, 1, 4]) -> (y: f32[3, 1, 5]) {
+           %0 = slice %x {starts = [0, 0, 0], ends = [3, -1, 4], steps = [1, -1, 1]} : f32[3, 1, 4]
+           %1 = const #w : f32[4, 5]
+           %2 = matmul %0, %1 : f32[3, 1, 5]
+           return %2
+         }",
+        Tolerance::REDUCTION,
+    );
+}

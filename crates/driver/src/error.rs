@@ -128,6 +128,7 @@ impl DriverError {
             | DriverError::Budget { .. }
             | DriverError::Measure(_) => Kind::Check,
             DriverError::Pipeline(PipelineError::Broken { .. })
+            | DriverError::Lower(LowerError::Broken(_))
             | DriverError::Compile(CompileError::Internal(_)) => Kind::Internal,
             DriverError::Run(RunError::Target { .. }) => Kind::Device,
             _ => Kind::Usage,

@@ -1,7 +1,7 @@
 //! Ways to reach memory: guards, positions computed at run time, strides, several outputs, carried loops.
 
 use margay_loops::nest::Sink;
-use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Source, Stmt};
+use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Producer, Stmt};
 use margay_tensor::DType::*;
 
 use super::{Bytes, STEP, isas, load_kernel, map, memory, nest, noise, row_major, run, run_split};
@@ -111,7 +111,7 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
 fn transposition_of_every_type() {
     let (a, b) = (5, 19);
     for dtype in [F32, F64, I64, I32, I16, U8, Bool] {
-        let source = Source::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
+        let source = Producer::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
         let args = [false, true].map(|written| Arg { dtype, written }).to_vec();
         let sink = Sink { arg: 1, strides: row_major(&[b, a]), stages: vec![] };
         let mut nest = Nest::new(args, vec![source], vec![sink]);
