@@ -9,6 +9,7 @@ use margay_ir::ops::{
     Transpose,
 };
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
+use margay_loops::Backend;
 use margay_lower::lower;
 use margay_passes::Pipeline;
 use margay_reference::Reference;
@@ -384,7 +385,9 @@ fn check(seed: u64, empty: bool) -> bool {
     }
 
     let mut bound = g.clone();
-    Pipeline::bind(&Binding::new()).run(&mut bound, &mut |_| ()).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    Pipeline::bind(&Binding::new(), &Reference.preferences())
+        .run(&mut bound, &mut |_| ())
+        .unwrap_or_else(|e| panic!("{e}\n{source}"));
     let program = lower(&bound, &Reference).unwrap_or_else(|e| panic!("{e}\n{source}"));
     let tensors: Vec<&Tensor> = inputs.iter().map(|(_, t)| t).collect();
     let found =

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use margay_ir::ops::Const;
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
-use margay_loops::Precision;
+use margay_loops::{Backend, Precision};
 use margay_lower::lower;
 use margay_onnx::model::Model;
 use margay_passes::{Pipeline, gradients};
@@ -35,7 +35,9 @@ fn graph_of(op: &Op, inputs: &[Tensor], constants: usize) -> Graph {
 /// Lowers and interprets a graph without symbols.
 fn interpreted(g: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
     let mut bound = g.clone();
-    Pipeline::bind(&Binding::new()).run(&mut bound, &mut |_| ()).unwrap_or_else(|e| panic!("{e}\n{g}"));
+    Pipeline::bind(&Binding::new(), &Reference.preferences())
+        .run(&mut bound, &mut |_| ())
+        .unwrap_or_else(|e| panic!("{e}\n{g}"));
     let program = lower(&bound, &Reference).unwrap_or_else(|e| panic!("{e}\n{bound}"));
     let by_number: Vec<&Tensor> = inputs.iter().collect();
     run(&program, &by_number).unwrap_or_else(|e| panic!("{e}\n{program}"))
@@ -125,7 +127,7 @@ fn a_network_agrees_with_its_evaluation() {
     let mut g = margay_onnx::import(&Model::open(&path).unwrap()).unwrap();
     Pipeline::canonicalize().run(&mut g, &mut |_| ()).unwrap();
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 2)).collect();
-    Pipeline::bind(&binding).run(&mut g, &mut |_| ()).unwrap();
+    Pipeline::bind(&binding, &Reference.preferences()).run(&mut g, &mut |_| ()).unwrap();
     let shape = g.ty(g.inputs()[0].into()).extents().unwrap();
     let name = g.node(g.inputs()[0]).origin.name().to_owned();
     agrees("demo", &g, &[(name, margay_testkit::normal(&shape, 4, 0))]);

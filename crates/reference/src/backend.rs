@@ -38,7 +38,11 @@ impl Backend for Reference {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true }
+        Preferences { buffer_align: BUFFER_ALIGN, channels_last: false, max_fused: 8, cheap_operations: 1 }
+    }
+
+    fn packs(&self, call: &KernelCall, _: usize) -> bool {
+        matches!(call, KernelCall::MatMul(_))
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {

@@ -53,6 +53,7 @@ impl Conv {
 }
 
 fields!(Conv {
+    channels_last = true,
     batch,
     in_channels,
     out_channels,

@@ -15,6 +15,15 @@ struct Tap {
     k: usize,
 }
 
+/// The element of an image at a place (image, channel, row, column).
+fn element(c: &Conv, [height, width]: [usize; 2], channels: usize, at: [usize; 4]) -> usize {
+    let [image, channel, row, col] = at;
+    match c.channels_last {
+        true => ((image * height + row) * width + col) * channels + channel,
+        false => ((image * channels + channel) * height + row) * width + col,
+    }
+}
+
 /// Every product that a convolution adds up.
 fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
     let (inner, outer) = (c.in_channels / c.groups, c.out_channels / c.groups);
@@ -27,15 +36,15 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
         for row in 0..rows {
             for col in 0..cols {
                 for o in 0..c.out_channels {
-                    let y = ((image * rows + row) * cols + col) * c.out_channels + o;
+                    let y = element(c, c.out_size, c.out_channels, [image, o, row, col]);
                     for channel in 0..inner {
                         for i in 0..kh {
                             for j in 0..kw {
                                 let at_row = place(0, row, i).filter(|&at| at < height);
                                 let at_col = place(1, col, j).filter(|&at| at < width);
                                 let (Some(at_row), Some(at_col)) = (at_row, at_col) else { continue };
-                                let pixel = (image * height + at_row) * width + at_col;
-                                let x = pixel * c.in_channels + o / outer * inner + channel;
+                                let from = [image, o / outer * inner + channel, at_row, at_col];
+                                let x = element(c, c.in_size, c.in_channels, from);
                                 visit(Tap { y, x, k: ((o * inner + channel) * kh + i) * kw + j });
                             }
                         }
@@ -46,12 +55,20 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
     }
 }
 
+/// The extents of images in their order.
+fn extents(c: &Conv, [height, width]: [usize; 2], channels: usize) -> [usize; 4] {
+    match c.channels_last {
+        true => [c.batch, height, width, channels],
+        false => [c.batch, channels, height, width],
+    }
+}
+
 fn image(c: &Conv) -> [usize; 4] {
-    [c.batch, c.in_size[0], c.in_size[1], c.in_channels]
+    extents(c, c.in_size, c.in_channels)
 }
 
 fn result(c: &Conv) -> [usize; 4] {
-    [c.batch, c.out_size[0], c.out_size[1], c.out_channels]
+    extents(c, c.out_size, c.out_channels)
 }
 
 fn kernel(c: &Conv) -> [usize; 4] {
