@@ -42,6 +42,9 @@ pub(crate) struct GoalArgs {
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
     #[arg(long, value_name = "NAME", default_value = "native")]
     target_cpu: String,
+    /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
+    #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
+    backend: String,
     /// Seed of the random numbers.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -96,7 +99,7 @@ impl GoalArgs {
             seed: self.seed,
             threads: self.threads.get(),
             predict_threads: self.predict_threads,
-            ..CompileOptions::default()
+            backend: self.backend.clone(),
         })
     }
 

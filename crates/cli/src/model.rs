@@ -57,7 +57,7 @@ impl Model {
             let artifact = Artifact::open(path)?;
             let checked = artifact.clone();
             verification = Some(std::thread::spawn(move || checked.verify_weights()));
-            let executable = Executable::from_artifact(&artifact)?;
+            let executable = backend::load(&artifact)?;
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {

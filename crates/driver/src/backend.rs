@@ -71,6 +71,12 @@ pub(crate) fn executable(parts: Parts, backend: &dyn Backend) -> Result<Executab
     Ok(Executable::from_parts_on(parts, &[device(backend.name())?])?)
 }
 
+/// The code of an artifact on the first device that it has code for. **It is run as it is: load only what you trust.**
+pub fn load(artifact: &Artifact) -> Result<Executable, DriverError> {
+    let devices = NAMES.iter().map(|name| device(name)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Executable::from_artifact_on(artifact, &devices)?)
+}
+
 /// The back end that an artifact was compiled for: that of its first code. An artifact without entries has none.
 pub fn of_artifact(artifact: &Artifact) -> Result<Arc<dyn Backend>, DriverError> {
     let first = artifact.description().entries.iter().flat_map(|e| &e.sections).next();
