@@ -94,7 +94,7 @@ impl<'k> Emitter<'k, '_> {
                     let guarded = guard.is_some_and(|(test, _)| dependent.contains(&test));
                     (Some(*to), guarded || moves(index) || stored.contains(arg))
                 }
-                Stmt::Require { test } => (None, dependent.contains(test)),
+                Stmt::Require { test, .. } => (None, dependent.contains(test)),
                 Stmt::Store { .. } | Stmt::Loop { .. } => (None, true),
                 Stmt::Reduce { results, .. } => {
                     dependent.extend(results.iter().map(|r| r.0));

@@ -165,7 +165,7 @@ impl<'k> Walk<'k> {
                 self.accesses.push((*arg, index, true));
                 self.is_next(*arg, index) && Self::has_lanes(self.dtype(*value))
             }
-            Stmt::Require { test } => !self.varies(*test),
+            Stmt::Require { test, .. } => !self.varies(*test),
             Stmt::Loop { extent, body, .. } => self.is_one_extent(extent) && self.block(body),
             Stmt::Reduce { extent, results, body, .. } => {
                 self.is_one_extent(extent)

@@ -3,6 +3,8 @@
 //! Registers are assigned once and visible to the statements that follow in the same block and below. Memory is
 //! reached by an argument and an [`Index`], a linear function of loop axes and integer registers, in elements.
 
+use std::sync::Arc;
+
 use margay_tensor::DType;
 
 use crate::Extent;
@@ -316,6 +318,8 @@ pub enum Stmt {
     Require {
         /// A truth value.
         test: Reg,
+        /// What is required, as a noun phrase with numbers for who gave the data: `indices from -5 to 4`.
+        what: Arc<str>,
     },
     /// Runs the body for every position of the axis.
     Loop {
@@ -429,6 +433,23 @@ impl Kernel {
         visit(&self.body, written, &mut stores);
         let [store] = stores.as_slice() else { return false };
         store.regs.is_empty() && loads.iter().all(|load| load == store)
+    }
+
+    /// What the kernel requires of its data, each once, in the order of its statements. A fault of a run names one by
+    /// its position.
+    pub fn requirements(&self) -> Vec<&str> {
+        fn visit<'k>(body: &'k [Stmt], found: &mut Vec<&'k str>) {
+            for stmt in body {
+                match stmt {
+                    Stmt::Require { what, .. } if !found.contains(&&**what) => found.push(what),
+                    Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => visit(body, found),
+                    _ => {}
+                }
+            }
+        }
+        let mut found = Vec::new();
+        visit(&self.body, &mut found);
+        found
     }
 
     /// The statements before the parallel loops, the parallel loops from the outermost in, each with its axis and

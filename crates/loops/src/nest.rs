@@ -178,9 +178,9 @@ impl Nest {
         to
     }
 
-    /// Reports a fault of the step when `test` is false.
-    pub fn require(&mut self, test: Reg) {
-        self.push(Stmt::Require { test });
+    /// Reports a fault of the step when `test` is false: that it requires `what`, a noun phrase with numbers.
+    pub fn require(&mut self, test: Reg, what: &str) {
+        self.push(Stmt::Require { test, what: what.into() });
     }
 
     /// Element `index` (one per axis) of input `input`.

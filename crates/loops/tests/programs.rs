@@ -34,7 +34,7 @@ k1: kernel(r i64, r f32, w f32)
     reduce i1 in 0..0: %8 = sum %6, %9 = max %6
       %7 = cast %6 : u8
     %10 = select %4, %8, %9
-    require %4
+    require %4 "positions of the table"
     store a2[i0] = %10
 k2: kernel(r f32, w bool)
   %0 = load a0[0]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use margay_artifact::CodeSection;
 use margay_loops::{Place, Port, Program, parse_program};
 use margay_runtime::RunError;
-use margay_runtime::device::{Address, Device, Image, Memory, Module, Queue};
+use margay_runtime::device::{Address, Device, Fault, Image, Memory, Module, Queue};
 use margay_tensor::Tensor;
 
 use crate::interpret::{Outcome, interpret};
@@ -178,7 +178,7 @@ impl Drop for Block {
 struct ReferenceQueue {
     entries: Arc<Vec<Loaded>>,
     space: Space,
-    done: Result<(), usize>,
+    done: Result<(), Fault>,
     times: Vec<Duration>,
 }
 
@@ -228,11 +228,11 @@ impl Queue for ReferenceQueue {
                 }
                 self.done = Ok(());
             }
-            Outcome::Failed { step } => self.done = Err(step),
+            Outcome::Failed(fault) => self.done = Err(fault),
         }
     }
 
-    fn synchronise(&mut self) -> Result<(), usize> {
+    fn synchronise(&mut self) -> Result<(), Fault> {
         std::mem::replace(&mut self.done, Ok(()))
     }
 

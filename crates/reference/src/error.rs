@@ -8,11 +8,13 @@ pub enum InterpretError {
     /// The inputs are not those of the program (the caller's fault).
     #[error("{0}")]
     Inputs(String),
-    /// A check that the model asks for failed (the model's or the caller's fault).
-    #[error("a check failed at `{label}`")]
+    /// The data are not what a step requires (the model's or the caller's fault).
+    #[error("`{label}` requires {requirement}")]
     Fault {
         /// The nodes of the first step that failed.
         label: String,
+        /// What it requires.
+        requirement: String,
     },
     /// An output was not written whole (our fault).
     #[error("output `{name}` was not written whole")]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use margay_loops::{Extent, Loop, Operand, Program, Step, Work, walk};
+use margay_runtime::device::Fault;
 use margay_tensor::{DType, Tensor};
 
 use crate::memory::Memory;
@@ -17,11 +18,8 @@ pub(crate) enum Outcome {
         /// The time of every step that has no steps inside, in the order of their numbers.
         times: Vec<Duration>,
     },
-    /// A check that the model asks for failed.
-    Failed {
-        /// The number of the first step in which one did.
-        step: usize,
-    },
+    /// The data are not what a step requires: the first that failed.
+    Failed(Fault),
 }
 
 /// Runs a program once. Inputs and outputs are in the order of the program, states among them; constants are in the
@@ -42,9 +40,15 @@ pub fn run(program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Interpr
             };
             Ok(ports.map(tensor).collect())
         }
-        Outcome::Failed { step } => {
-            let label = program.steps().nth(step).map(|(_, s)| s.label.clone());
-            Err(InterpretError::Fault { label: label.unwrap_or_default() })
+        Outcome::Failed(Fault { step, requirement }) => {
+            let failed = program.steps().nth(step).map(|(_, s)| s);
+            let kernel = failed.and_then(|s| match s.work {
+                Work::Kernel { kernel, .. } => Some(&program.kernels[kernel]),
+                _ => None,
+            });
+            let what = kernel.and_then(|k| k.requirements().get(requirement).map(ToString::to_string));
+            let label = failed.map(|s| s.label.clone()).unwrap_or_default();
+            Err(InterpretError::Fault { label, requirement: what.unwrap_or_default() })
         }
     }
 }
@@ -58,8 +62,8 @@ pub(crate) fn interpret(
     let times = vec![Duration::ZERO; program.steps().count()];
     let mut run = Run { program, memory: Memory::new(program, inputs, constants), failed: None, times };
     run.block(&program.body, 0)?;
-    if let Some(step) = run.failed {
-        return Ok(Outcome::Failed { step });
+    if let Some(fault) = run.failed {
+        return Ok(Outcome::Failed(fault));
     }
     let output = |(i, port): (usize, &margay_loops::Port)| {
         let bytes = run.memory.output(program, i);
@@ -74,8 +78,8 @@ pub(crate) fn interpret(
 struct Run<'p> {
     program: &'p Program,
     memory: Memory<'p>,
-    /// The first step whose checks failed.
-    failed: Option<usize>,
+    /// What failed first.
+    failed: Option<Fault>,
     /// The time of every step with the steps inside it.
     times: Vec<Duration>,
 }
@@ -107,9 +111,9 @@ impl<'p> Run<'p> {
         match &step.work {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];
-                if !kernel::run(kernel, args, &mut self.memory).map_err(named)? {
-                    self.failed = self.failed.or(Some(number));
-                }
+                let failed = kernel::run(kernel, args, &mut self.memory).map_err(named)?;
+                let fault = failed.map(|requirement| Fault { step: number, requirement });
+                self.failed = self.failed.or(fault);
                 Ok(())
             }
             Work::Call { call, args, .. } => calls::run(call, args, &mut self.memory).map_err(named),

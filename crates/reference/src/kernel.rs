@@ -17,15 +17,20 @@ pub(crate) struct Frame<'a, 'm> {
     memory: &'a mut Memory<'m>,
     regs: Vec<Option<Number>>,
     axes: Vec<i64>,
-    failed: bool,
+    /// The last of the requirements that failed, by its number.
+    failed: Option<usize>,
 }
 
-/// Runs a kernel. Returns whether all checks that it makes passed.
-pub(crate) fn run(kernel: &Kernel, args: &[Operand], memory: &mut Memory<'_>) -> Result<bool, Problem> {
+/// Runs a kernel. Returns the last of its requirements that failed, by its number.
+pub(crate) fn run(
+    kernel: &Kernel,
+    args: &[Operand],
+    memory: &mut Memory<'_>,
+) -> Result<Option<usize>, Problem> {
     let (regs, axes) = (vec![None; kernel.regs.len()], vec![0; usize::from(kernel.axes)]);
-    let mut frame = Frame { kernel, args, memory, regs, axes, failed: false };
+    let mut frame = Frame { kernel, args, memory, regs, axes, failed: None };
     frame.block(&kernel.body)?;
-    Ok(!frame.failed)
+    Ok(frame.failed)
 }
 
 impl Frame<'_, '_> {
@@ -105,7 +110,12 @@ impl Frame<'_, '_> {
                 let (at, dtype) = (self.index(index)?, self.kernel.args[*arg].dtype);
                 self.memory.write(self.args[*arg], *arg, at, dtype, self.get(*value)?)?;
             }
-            Stmt::Require { test } => self.failed |= !self.get(*test)?.is_true(),
+            Stmt::Require { test, what } => {
+                if !self.get(*test)?.is_true() {
+                    self.failed =
+                        self.failed.max(self.kernel.requirements().iter().position(|w| *w == &**what));
+                }
+            }
             Stmt::Loop { axis, extent, parallel, body } => {
                 let (outer, extent) = (self.memory.item, self.extent(*extent)?);
                 for i in 0..extent {

@@ -72,6 +72,21 @@ fields!(MatMul {
     epilogue = Epilogue::default(),
 });
 
+impl MatMul {
+    /// Turns innermost batch axes that share B into further rows of A where these are evenly spaced.
+    pub fn join_rows(&mut self) {
+        while let Some(&BatchAxis { extent, a, b: 0, c }) = self.batch.last() {
+            if self.m == 1 {
+                (self.a.row_stride, self.c_row_stride) = (a, c);
+            } else if a != self.m * self.a.row_stride || c != self.m * self.c_row_stride {
+                return;
+            }
+            self.m *= extent;
+            self.batch.pop();
+        }
+    }
+}
+
 impl Call for MatMul {
     const FAMILY: &'static str = "matmul";
 

@@ -419,8 +419,10 @@ impl KernelReader<'_, '_> {
             let value = rest.strip_prefix("= ").ok_or_else(|| format!("expected `= %N` at `{rest}`"))?;
             return Ok(Stmt::Store { arg, index, value: self.defined(value)?.0 });
         }
-        if let Some(test) = text.strip_prefix("require ") {
-            return Ok(Stmt::Require { test: self.defined(test)?.0 });
+        if let Some(rest) = text.strip_prefix("require ") {
+            let (test, what) = rest.split_once(' ').ok_or("expected what is required")?;
+            let (test, (what, _)) = (self.defined(test)?.0, take_name(what)?);
+            return Ok(Stmt::Require { test, what: what.into() });
         }
         let (to, value) = text.split_once(" = ").ok_or_else(|| format!("`{text}` is not a statement"))?;
         let (word, rest) = value.split_once(' ').unwrap_or((value, ""));

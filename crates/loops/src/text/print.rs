@@ -77,7 +77,7 @@ fn write_body(f: &mut fmt::Formatter<'_>, k: &Kernel, body: &[Stmt], depth: usiz
                 writeln!(f, "{pad}{to} = load a{arg}[{index}] if {test} else {other}")?;
             }
             Stmt::Store { arg, index, value } => writeln!(f, "{pad}store a{arg}[{index}] = {value}")?,
-            Stmt::Require { test } => writeln!(f, "{pad}require {test}")?,
+            Stmt::Require { test, what } => writeln!(f, "{pad}require {test} {what:?}")?,
             Stmt::Loop { axis, extent, parallel, body } => {
                 let kind = if *parallel { " parallel" } else { "" };
                 writeln!(f, "{pad}for i{} in 0..{extent}{kind}", axis.0)?;

@@ -188,7 +188,7 @@ impl Checker<'_> {
                     self.expect(*value, a.dtype, "value");
                 }
             }
-            Stmt::Require { test } => self.expect(*test, DType::Bool, "test"),
+            Stmt::Require { test, .. } => self.expect(*test, DType::Bool, "test"),
             Stmt::Loop { axis, extent, body, .. } => {
                 self.extent(extent);
                 self.scoped(body, *axis, &mut |_| {});
