@@ -403,6 +403,20 @@ fn compare_finds_differences_and_layers() {
 }
 
 #[test]
+fn an_artifact_runs_on_the_device_of_its_back_end() {
+    let place = Place::new();
+    place.done("compile model.onnx -o interpreted.margay --backend reference");
+    let report = json(&place.done("inspect interpreted.margay --json").stdout);
+    let section = &report["entries"][0]["sections"][0];
+    assert_eq!((&section["backend"], &section["machine"]), (&"reference".into(), &"any".into()));
+    let same = json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --json").stdout);
+    assert_eq!(same["within"], true);
+    let unknown = place.run("compile model.onnx -o none.margay --backend gpu");
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.contains("unknown back end `gpu`; known are `cpu`, `reference`"));
+}
+
+#[test]
 fn bench_tells_speed_with_bytes_and_error() {
     let place = Place::new();
     place.done("compile model.onnx -o s.margay --budget-bytes 50%");

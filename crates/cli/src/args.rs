@@ -39,12 +39,12 @@ pub(crate) struct GoalArgs {
     /// constants, column by column. Convolutions and attention stay f32, and so does exported ONNX.
     #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Back end: cpu, or reference, which interprets programs slowly and checks every access.
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
-    backend: String,
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
     #[arg(long, value_name = "NAME", default_value = "native")]
     target_cpu: String,
+    /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
+    #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
+    backend: String,
     /// Seed of the random numbers.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -94,13 +94,12 @@ impl GoalArgs {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             dims,
-            backend: self.backend.clone(),
             target_cpu: self.target_cpu.clone(),
             precision: self.precision,
             seed: self.seed,
             threads: self.threads.get(),
             predict_threads: self.predict_threads,
-            ..CompileOptions::default()
+            backend: self.backend.clone(),
         })
     }
 

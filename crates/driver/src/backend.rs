@@ -71,8 +71,7 @@ pub(crate) fn executable(parts: Parts, backend: &dyn Backend) -> Result<Executab
     Ok(Executable::from_parts_on(parts, &[device(backend.name())?])?)
 }
 
-/// The code of an artifact on the first device, in the order of [`NAMES`], that all entries have code for. **It is run as
-/// it is: load only what you trust.**
+/// The code of an artifact on the first device that it has code for. **It is run as it is: load only what you trust.**
 pub fn load(artifact: &Artifact) -> Result<Executable, DriverError> {
     let devices = NAMES.iter().map(|name| device(name)).collect::<Result<Vec<_>, _>>()?;
     Ok(Executable::from_artifact_on(artifact, &devices)?)

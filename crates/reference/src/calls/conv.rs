@@ -15,6 +15,15 @@ struct Tap {
     k: usize,
 }
 
+/// The element of an image at a place (image, channel, row, column).
+fn element(c: &Conv, [height, width]: [usize; 2], channels: usize, at: [usize; 4]) -> usize {
+    let [image, channel, row, col] = at;
+    match c.channels_last {
+        true => ((image * height + row) * width + col) * channels + channel,
+        false => ((image * channels + channel) * height + row) * width + col,
+    }
+}
+
 /// Every product that a convolution adds up.
 fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
     let (inner, outer) = (c.in_channels / c.groups, c.out_channels / c.groups);
@@ -27,15 +36,15 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
         for row in 0..rows {
             for col in 0..cols {
                 for o in 0..c.out_channels {
-                    let y = at(c, image, [row, col], o, c.out_size, c.out_channels);
+                    let y = element(c, c.out_size, c.out_channels, [image, o, row, col]);
                     for channel in 0..inner {
                         for i in 0..kh {
                             for j in 0..kw {
                                 let at_row = place(0, row, i).filter(|&at| at < height);
                                 let at_col = place(1, col, j).filter(|&at| at < width);
                                 let (Some(at_row), Some(at_col)) = (at_row, at_col) else { continue };
-                                let from = o / outer * inner + channel;
-                                let x = at(c, image, [at_row, at_col], from, c.in_size, c.in_channels);
+                                let from = [image, o / outer * inner + channel, at_row, at_col];
+                                let x = element(c, c.in_size, c.in_channels, from);
                                 visit(Tap { y, x, k: ((o * inner + channel) * kh + i) * kw + j });
                             }
                         }
@@ -46,32 +55,20 @@ fn for_each_tap(c: &Conv, mut visit: impl FnMut(Tap)) {
     }
 }
 
-/// Where an element of images lies.
-fn at(
-    c: &Conv,
-    image: usize,
-    [row, col]: [usize; 2],
-    channel: usize,
-    [height, width]: [usize; 2],
-    channels: usize,
-) -> usize {
+/// The extents of images in their order.
+fn extents(c: &Conv, [height, width]: [usize; 2], channels: usize) -> [usize; 4] {
     match c.channels_last {
-        true => ((image * height + row) * width + col) * channels + channel,
-        false => ((image * channels + channel) * height + row) * width + col,
+        true => [c.batch, height, width, channels],
+        false => [c.batch, channels, height, width],
     }
 }
 
-/// The number of elements of images.
-fn extent(c: &Conv, size: [usize; 2], channels: usize) -> [usize; 1] {
-    [c.batch * size[0] * size[1] * channels]
+fn image(c: &Conv) -> [usize; 4] {
+    extents(c, c.in_size, c.in_channels)
 }
 
-fn image(c: &Conv) -> [usize; 1] {
-    extent(c, c.in_size, c.in_channels)
-}
-
-fn result(c: &Conv) -> [usize; 1] {
-    extent(c, c.out_size, c.out_channels)
+fn result(c: &Conv) -> [usize; 4] {
+    extents(c, c.out_size, c.out_channels)
 }
 
 fn kernel(c: &Conv) -> [usize; 4] {
@@ -90,7 +87,6 @@ pub(crate) fn run(c: &Conv, args: &mut Arguments<'_, '_>) -> Result<(), Problem>
     let mut y = vec![0.0; extents.iter().product()];
     for_each_tap(c, |tap| y[tap.y] += x[tap.x] * k[tap.k]);
     for (at, y) in y.iter_mut().enumerate() {
-        // Epilogues with a bias are of images with channels last only.
         let bias = bias.as_ref().map_or(0.0, |b| b[at % c.out_channels]);
         *y = finished(&c.epilogue, *y, bias, added.as_ref().map_or(0.0, |r| r[at]));
     }
