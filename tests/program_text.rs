@@ -9,8 +9,8 @@ use margay_tensor::{Binding, Tensor};
 use margay_testkit::{case_inputs, parse_with_random_constants};
 
 fn program(g: &Graph) -> Program {
-    let bound = bind(g, &Binding::new(), &mut Dump::none()).unwrap_or_else(|e| panic!("{e}\n{g}"));
     let backend = backend::named("cpu", "x86-64-v4", Precision::F32).unwrap_or_else(|e| panic!("{e}"));
+    let bound = bind(g, &Binding::new(), &*backend, &mut Dump::none()).unwrap_or_else(|e| panic!("{e}\n{g}"));
     lower(&bound, &*backend).unwrap_or_else(|e| panic!("{e}\n{bound}"))
 }
 
