@@ -62,7 +62,6 @@ pub use plan::read_plan;
 pub use predictor::{Predictor, RunOptions};
 
 pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
-pub use margay_driver::build::bytes_saved;
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
