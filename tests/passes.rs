@@ -269,7 +269,7 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
         let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
         run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
         let text = normalized(&g, "after", &names);
-        let constants = text.lines().filter_map(|l| l.contains("const").then(|| l.trim()[5..].to_string()));
+        let constants = text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string());
         let mut constants: Vec<String> = constants.collect();
         constants.sort();
         constants

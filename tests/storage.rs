@@ -220,11 +220,16 @@ fn an_exported_model_has_the_numbers_that_are_stored() {
     let outputs = |g: &Graph| eval::run(g, &[("x", &x)]).unwrap();
     let exact = outputs(&source().graph);
     for precision in [Precision::Bf16, Precision::Int8] {
-        let compiled = compile(&source(), None, &CompileOptions { precision, ..base.clone() }, &Silent).unwrap();
+        let compiled =
+            compile(&source(), None, &CompileOptions { precision, ..base.clone() }, &Silent).unwrap();
         let path = folder.path().join("model.onnx");
         compiled.export(&path).unwrap();
         let (expected, found) = (outputs(&compiled.graph), outputs(&open(&path).unwrap().graph));
         assert_close(precision.name(), &found[0], &expected[0], Tolerance::ELEMENTWISE);
-        assert!(margay_testkit::max_error(&found[0], &exact[0]) > 1e-4, "{}: nothing was rounded", precision.name());
+        assert!(
+            margay_testkit::max_error(&found[0], &exact[0]) > 1e-4,
+            "{}: nothing was rounded",
+            precision.name()
+        );
     }
 }
