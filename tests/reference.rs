@@ -78,7 +78,8 @@ fn network() -> Graph {
        return %4
      }";
     let resolve = |key: &str, ty: &TensorType| {
-        Some(normal(&ty.extents()?, 3, key.len() as u64 + u64::from(key == "#w2")))
+        let tensor = normal(&ty.extents()?, 3, key.len() as u64 + u64::from(key == "#w2"));
+        Some(tensor.into())
     };
     text::parse(source, &resolve).unwrap()
 }
