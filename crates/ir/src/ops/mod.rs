@@ -243,6 +243,7 @@ ops![
     Abs,
     Add,
     And,
+    Atan,
     Cast,
     Ceil,
     Cos,

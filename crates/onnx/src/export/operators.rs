@@ -34,6 +34,7 @@ impl Exporter<'_> {
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),
             Op::And(_) => plain("And"),
+            Op::Atan(_) => plain("Atan"),
             Op::Ceil(_) => plain("Ceil"),
             Op::Cos(_) => plain("Cos"),
             Op::Div(_) => plain("Div"),
