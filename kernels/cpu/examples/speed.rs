@@ -8,8 +8,8 @@ use std::time::Duration;
 use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul, Precision,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, Hadamard,
+    KernelCall, LinearAttention, MatLayout, MatMul, Precision,
 };
 
 fn main() {
@@ -153,6 +153,9 @@ fn calls() -> Vec<KernelCall> {
             dk: strides,
             dv: strides,
         }));
+    }
+    for (rows, len) in [(65_536, 64), (4096, 1024), (256, 16_384)] {
+        calls.push(KernelCall::Hadamard(Hadamard { rows, len }));
     }
     for (n, features, causal) in [
         (512, 128, false),

@@ -6,7 +6,7 @@ use margay_loops::{KernelCall, NoKernel, Precision};
 use margay_tensor::Tensor;
 
 use crate::{
-    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise,
+    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise, hadamard,
     linear_attention, matmul,
 };
 
@@ -153,6 +153,7 @@ impl CpuTarget {
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
+            KernelCall::Hadamard(c) => hadamard::prepare(self.class, c),
             KernelCall::ConvKernelGradient(c) => conv_gradient::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
             KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
@@ -223,6 +224,7 @@ pub(crate) struct Names {
     pub(crate) conv: &'static str,
     pub(crate) conv_gradient: &'static str,
     pub(crate) depthwise: &'static str,
+    pub(crate) hadamard: &'static str,
     /// Filters that are no constants.
     pub(crate) filters: &'static str,
 }
@@ -245,6 +247,7 @@ macro_rules! names {
             conv: concat!("conv_f32_nhwc__", $instructions),
             conv_gradient: concat!("conv_kernel_gradient_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
+            hadamard: concat!("hadamard_f32__", $instructions),
             filters: concat!("pack_f32_filters__", $instructions),
         }
     };
@@ -272,7 +275,7 @@ macro_rules! entries {
             use crate::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, isa, linear_attention, matmul, narrow, pack, strided, thin};
+            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, hadamard, isa, linear_attention, matmul, narrow, pack, strided, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
@@ -290,6 +293,7 @@ macro_rules! entries {
             entries!(@one CONV_GRADIENT, NAMES.conv_gradient, conv_gradient, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
             entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
+            entries!(@one HADAMARD, NAMES.hadamard, hadamard, $class, $isa, $(#[$features])?);
         }
     };
     (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
@@ -351,6 +355,7 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::CONV_GRADIENT,
     portable::DEPTHWISE,
     portable::FILTERS,
+    portable::HADAMARD,
     #[cfg(target_arch = "x86_64")]
     avx2::PACK,
     #[cfg(target_arch = "x86_64")]
@@ -376,6 +381,8 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::FILTERS,
     #[cfg(target_arch = "x86_64")]
+    avx2::HADAMARD,
+    #[cfg(target_arch = "x86_64")]
     avx512::PACK,
     #[cfg(target_arch = "x86_64")]
     avx512::MATMUL,
@@ -399,6 +406,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
     avx512::FILTERS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::HADAMARD,
     #[cfg(target_arch = "x86_64")]
     avx512_bf16::MATMUL,
 ];

@@ -290,6 +290,7 @@ ops![
     Conv,
     ConvKernelGradient,
     FoldPatches,
+    Hadamard,
     LayerNorm,
     LinearAttention,
     MatMul,

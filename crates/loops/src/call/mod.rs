@@ -11,6 +11,7 @@ mod attention_gradient;
 mod conv;
 mod conv_kernel_gradient;
 mod epilogue;
+mod hadamard;
 mod linear_attention;
 mod matmul;
 
@@ -19,6 +20,7 @@ pub use attention_gradient::AttentionGradient;
 pub use conv::Conv;
 pub use conv_kernel_gradient::ConvKernelGradient;
 pub use epilogue::{Activation, Epilogue};
+pub use hadamard::Hadamard;
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
 
@@ -147,4 +149,4 @@ macro_rules! calls {
 }
 
 // By the alphabet.
-calls![Attention, AttentionGradient, Conv, ConvKernelGradient, LinearAttention, MatMul];
+calls![Attention, AttentionGradient, Conv, ConvKernelGradient, Hadamard, LinearAttention, MatMul];
