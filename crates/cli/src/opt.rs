@@ -68,10 +68,12 @@ fn parse(path: &Path, text: &str) -> Result<margay_ir::Graph, Failure> {
     let made_up = std::cell::Cell::new(0);
     let resolve = |key: &str, ty: &TensorType| {
         if let Some(tensor) = stored.as_ref().and_then(|s| s.tensor(key).ok()) {
-            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data()).ok();
+            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data())
+                .ok()
+                .map(Into::into);
         }
         made_up.set(made_up.get() + 1);
-        random(key, ty)
+        random(key, ty).map(Into::into)
     };
     let g = text::parse(text, &resolve)
         .map_err(|error| margay_driver::DriverError::Text { path: path.to_path_buf(), error })?;

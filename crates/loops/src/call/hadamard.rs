@@ -33,6 +33,10 @@ impl Call for Hadamard {
         vec![CallArg::read(DType::F32, &axes), CallArg::written(DType::F32, &axes)]
     }
 
+    fn rounds(&self, _: usize) -> Option<DType> {
+        None
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
         None
     }
