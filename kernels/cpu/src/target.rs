@@ -196,7 +196,7 @@ impl CpuTarget {
     }
 }
 
-/// Refuses operands that are not f32, but for those of products, which say so themselves.
+/// Refuses operands that are not f32, but for those of products, which say so themselves. Transforms have no others.
 fn expect_f32(call: &KernelCall) -> Result<(), String> {
     let plain = |types: &ProductTypes| match *types == ProductTypes::F32 {
         true => Ok(()),
@@ -207,7 +207,7 @@ fn expect_f32(call: &KernelCall) -> Result<(), String> {
         other => Err(format!("operands are f32, found {other}")),
     };
     match call {
-        KernelCall::MatMul(_) => Ok(()),
+        KernelCall::MatMul(_) | KernelCall::Hadamard(_) => Ok(()),
         KernelCall::Conv(c) => plain(&c.types),
         KernelCall::ConvKernelGradient(c) => plain(&c.forward.types),
         KernelCall::Attention(c) => f32(c.dtype),
