@@ -11,7 +11,7 @@ fn expected(c: &Hadamard, x: &[f32]) -> Vec<Expected> {
     let rounding = f64::from(c.len.ilog2() + 2) * f64::from(f32::EPSILON);
     let element = |i: usize| {
         let (row, i) = (&x[i / c.len * c.len..][..c.len], i % c.len);
-        let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let sum: f64 = row.iter().enumerate().map(|(j, &v)| sign(j) * f64::from(v)).sum();
         let size: f64 = row.iter().map(|&v| f64::from(v).abs()).sum();
         let root = (c.len as f64).sqrt();
