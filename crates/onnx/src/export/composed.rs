@@ -58,7 +58,7 @@ impl Exporter<'_> {
     }
 
     fn hadamard_matrix(&mut self, n: usize, dtype: DType) -> Result<String, OnnxError> {
-        let sign = |at: usize| if (at / n & at % n).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        let sign = |at: usize| if ((at / n) & (at % n)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let elements = (0..n * n).map(|at| sign(at) / (n as f64).sqrt()).collect();
         let tensor = Numbers::Float(elements).into_tensor(dtype, &[n, n]);
         let tensor = tensor.map_err(|e| self.refusal(e.to_string()))?;
