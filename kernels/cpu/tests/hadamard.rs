@@ -47,7 +47,8 @@ fn items_of_many_rows_agree() {
         for (rows, len) in [(70_001, 2), (9_001, 32), (4_099, 64), (300, 1024)] {
             let c = Hadamard { rows, len };
             let x = random.normal(rows * len);
-            let found = execute(class, &KernelCall::Hadamard(c.clone()), &[x.clone()], &[], x.len());
+            let found =
+                execute(class, &KernelCall::Hadamard(c.clone()), std::slice::from_ref(&x), &[], x.len());
             for row in [0, 1, rows / 2, rows - 1] {
                 let one = Hadamard { rows: 1, len };
                 let alone = check(class, &one, x[row * len..][..len].to_vec());
