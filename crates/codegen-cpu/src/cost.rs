@@ -22,8 +22,9 @@
 //! frequencies, and what neighbouring calls leave in the cache.
 
 use margay_loops::{
-    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Precision,
+    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
 };
+use margay_tensor::DType;
 use serde::Deserialize;
 
 /// A cost model cannot be read (the file's fault).
@@ -178,14 +179,15 @@ impl CostModel {
         let c = repeats.saturating_mul(product(&[call.m, call.n]));
         let rates = &self.gflops;
         let (arithmetic, constant_bytes, computed) = if call.b_packed {
-            let rate = match call.precision {
-                Precision::F32 => rates.matmul_packed,
-                Precision::Bf16 => rates.matmul_bf16,
-                Precision::Int8 => rates.matmul_int8,
+            // A constant that is narrower than the left operand is widened on the way.
+            let rate = match (call.types.right.dtype, call.types.left_rounded) {
+                (DType::F32, _) => rates.matmul_packed,
+                (right, left) if right == left => rates.matmul_bf16,
+                _ => rates.matmul_int8,
             };
             let first = seconds(rows(call.m.min(1)), rates.matmul_first_row.min(rate));
             let others = seconds(rows(call.m.saturating_sub(1)), rate);
-            (first + others, call.precision.stored_bytes(k as u64, n as u64), a)
+            (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
             // B is read, written in panels, and read again.
             (seconds(rows(call.m), rates.matmul_unpacked), 0, a.saturating_add(b.saturating_mul(3)))

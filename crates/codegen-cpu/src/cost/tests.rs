@@ -1,6 +1,6 @@
 //! What is predicted: order, limits, and a table of what was seen.
 
-use margay_loops::{BatchAxis, MatLayout};
+use margay_loops::{BatchAxis, MatLayout, ProductTypes};
 use margay_tensor::random::Philox;
 
 use super::*;
@@ -19,7 +19,7 @@ fn matmul(m: usize, n: usize, k: usize) -> MatMul {
         b: MatLayout { row_stride: n, col_stride: 1 },
         c_row_stride: n,
         b_packed: true,
-        precision: Precision::F32,
+        types: ProductTypes::F32,
         epilogue: Epilogue::default(),
     }
 }
@@ -38,12 +38,14 @@ fn conv(channels: [usize; 2], size: usize, kernel: usize, groups: usize) -> Conv
         pads: [kernel / 2, kernel / 2],
         dilations: [1, 1],
         k_packed: true,
+        types: ProductTypes::F32,
         epilogue: Epilogue::default(),
     }
 }
 
 fn attention(heads: usize, len: usize, dim: usize) -> Attention {
     Attention {
+        dtype: DType::F32,
         batch: 1,
         heads,
         kv_heads: heads,
@@ -64,6 +66,7 @@ fn attention(heads: usize, len: usize, dim: usize) -> Attention {
 
 fn linear_attention(heads: usize, len: usize, features: usize, causal: bool) -> LinearAttention {
     LinearAttention {
+        dtype: DType::F32,
         batch: 1,
         heads,
         q_len: len,
