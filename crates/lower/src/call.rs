@@ -27,14 +27,10 @@ impl Grouper<'_> {
         }
         let mut io = self.io(n, form)?;
         show_strides(&mut io, &operands);
-        // A kernel that cannot walk its operands as they lie, or that the back end lacks for them, gets row-major copies.
-        let as_they_lie = match self.g.op(n).lower(&io) {
-            Ok(Lowered::Call(call)) if self.emit.needs(&call).is_none() => None,
-            other => other.ok(),
-        };
-        let lowered = match as_they_lie {
-            Some(lowered) => lowered,
-            None => {
+        // A kernel that cannot walk its operands as they lie gets row-major copies.
+        let lowered = match self.g.op(n).lower(&io) {
+            Ok(Lowered::Call(call)) if self.emit.needs(&call).is_some() => Lowered::Call(call),
+            Ok(_) | Err(_) => {
                 for (memory, v) in operands.iter_mut().zip(self.g.inputs_of(n)) {
                     let copy = self.emit.contiguous(memory, std::slice::from_ref(&label))?;
                     if let Some(Held::Memory(held)) = self.held.get_mut(&v)

@@ -156,7 +156,7 @@ pub(crate) struct Form {
 
 pub(crate) struct Grouper<'a> {
     pub(crate) g: &'a Graph,
-    preferences: Preferences,
+    pub(crate) preferences: Preferences,
     pub(crate) emit: Emitter<'a>,
     pub(crate) held: HashMap<Value, Held>,
 }

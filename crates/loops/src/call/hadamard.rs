@@ -41,6 +41,10 @@ impl Call for Hadamard {
         None
     }
 
+    fn packed(&mut self) -> Option<(usize, &mut bool)> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }
