@@ -47,15 +47,8 @@ const HOMES: &[(&str, &str)] = &[
 ];
 
 /// Passes that are built with a configuration and therefore stand in no list.
-const CONFIGURED_PASSES: &[&str] = &[
-    "bind-dims",
-    "differentiate",
-    "lower-precision",
-    "make-trainable",
-    "recompute",
-    "sketch-conv",
-    "sketch-linear",
-];
+const CONFIGURED_PASSES: &[&str] =
+    &["apply-plan", "bind-dims", "differentiate", "lower-precision", "make-trainable", "recompute"];
 
 /// Where unsafe code may stand: these folders, and modules called `map` that map a file.
 const UNSAFE: &[&str] = &["crates/codegen-cpu/", "kernels/", "runtime/"];

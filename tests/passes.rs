@@ -4,10 +4,8 @@ use std::path::Path;
 
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_loops::Precision;
-use margay_passes::sketch::{
-    Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
-};
-use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
+use margay_passes::sketch::{PantherTraining, Start, layers, panther_for_training, read_plan};
+use margay_passes::{ApplyPlan, BindDims, LowerPrecision, PASSES, Recompute};
 use margay_testkit::{
     DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
 };
@@ -30,15 +28,14 @@ fn check(pass: &dyn Pass, example: &DocExample) {
     assert_eq!(run(pass, &mut g), Changed::No, "{} fires twice", pass.name());
 }
 
-/// Every module of the graph by one scheme at one rank, without calibration.
-fn select_all(g: &Graph, rank: usize) -> Selection {
-    let mut selection = Selection::default();
-    for module in modules(g) {
-        let lowrank = scheme("lowrank").expect("listed");
-        let fitted = lowrank.fit(g, &module, None, 0).unwrap_or_else(|e| panic!("{e}")).into();
-        selection.choices.insert(module.name, Chosen { fitted, rank });
-    }
-    selection
+/// The pass that replaces every layer of the graph by one scheme at one rank, without calibration.
+fn apply_to_all(g: &Graph, rank: usize) -> ApplyPlan {
+    let choice = |name: &str| format!("\"{name}\" = {{ scheme = \"lowrank\", rank = {rank} }}\n");
+    let choices: String = layers(g).iter().map(|layer| choice(&layer.name)).collect();
+    let plan =
+        "[plan]\nversion = 1\nmodel = \"\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0\n[modules]\n";
+    let plan = read_plan(&format!("{plan}{choices}")).unwrap_or_else(|e| panic!("{e}"));
+    ApplyPlan::uncalibrated(g, &plan).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -81,16 +78,12 @@ fn products_are_narrow_once() {
 }
 
 #[test]
-fn doc_examples_of_sketches_hold() {
-    for (pass, rank) in [("sketch-linear", 128), ("sketch-conv", 8)] {
-        for example in doc_examples(&source_of(pass)) {
-            let (g, _) = parse_with_random_constants(&example.before);
-            let selection = select_all(&g, rank);
-            match pass {
-                "sketch-linear" => check(&SketchLinear { selection }, &example),
-                _ => check(&SketchConv { selection }, &example),
-            }
-        }
+fn doc_examples_of_apply_plan_hold() {
+    let examples = doc_examples(&source_of("apply-plan"));
+    assert_eq!(examples.len(), 2);
+    for (example, rank) in examples.iter().zip([128, 8]) {
+        let (g, _) = parse_with_random_constants(&example.before);
+        check(&apply_to_all(&g, rank), example);
     }
 }
 
@@ -112,8 +105,8 @@ fn doc_examples_of_panther_hold() {
 /// The graph with every module sketched at a rank, and the text it prints.
 fn sketched(source: &str, rank: usize) -> String {
     let (mut g, names) = parse_with_random_constants(source);
-    let selection = select_all(&g, rank);
-    assert!(run(&SketchLinear { selection }, &mut g) != Changed::No);
+    let pass = apply_to_all(&g, rank);
+    assert!(run(&pass, &mut g) != Changed::No);
     assert_eq!(g.verify(margay_ir::Stage::Canonical), Ok(()));
     normalized(&g, "after", &names)
 }
@@ -156,7 +149,7 @@ fn parameters_before_training_stay_apart() {
 }
 
 #[test]
-fn a_weight_that_others_read_is_no_module() {
+fn a_weight_that_others_read_is_no_site() {
     let (g, _) = parse_with_random_constants(
         "graph @shared(%x: f32[N, 64]) -> (y: f32[N, 64], w: f32[64, 64]) {
            %0 = const #w : f32[64, 64]  // w
@@ -164,7 +157,7 @@ fn a_weight_that_others_read_is_no_module() {
            return %1, %0
          }",
     );
-    assert!(modules(&g).is_empty());
+    assert!(layers(&g).is_empty());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apply_plan;
 mod assign_layout;
 mod bind_dims;
 mod differentiate;
@@ -23,9 +24,8 @@ mod recompute;
 mod remove_dead;
 mod simplify;
 pub mod sketch;
-mod sketch_conv;
-mod sketch_linear;
 
+pub use apply_plan::{ApplyPlan, Sketch};
 pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
 pub use differentiate::{Differentiate, gradients, saved};
@@ -42,5 +42,3 @@ pub use recognize_silu::RecognizeSilu;
 pub use recompute::{Recompute, backward_nodes, kept};
 pub use remove_dead::RemoveDead;
 pub use simplify::Simplify;
-pub use sketch_conv::SketchConv;
-pub use sketch_linear::SketchLinear;

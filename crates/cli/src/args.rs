@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use margay_driver::{CompileOptions, Goal, Samples};
 use margay_loops::Precision;
 use margay_onnx::read_tensor;
-use margay_passes::sketch::SCHEMES;
+use margay_passes::sketch;
 use margay_plan::{Budget, Plan};
 use margay_tensor::{Tensor, npy};
 
@@ -107,8 +107,7 @@ impl GoalArgs {
 
 fn read_plan(path: &Path) -> Result<Plan, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
-    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-    Plan::from_toml(&text, &schemes).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))
+    sketch::read_plan(&text).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))
 }
 
 /// How many threads.

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use margay_driver::{Report, Source, compile, is_artifact, open};
-use margay_passes::sketch::modules;
+use margay_passes::sketch::sites;
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
@@ -75,7 +75,7 @@ fn text(report: &Report) -> String {
             m.name.clone(),
             m.kind.clone(),
             format!("{} x {}", m.d_in, m.d_out),
-            if m.rank > 0 { format!("{}, rank {}", m.scheme, m.rank) } else { m.scheme.clone() },
+            m.now(),
             bytes(m.bytes_after),
             crate::table::percent(m.bytes_after as f64, m.bytes_before as f64),
             significant(m.layer_error),
@@ -97,12 +97,13 @@ fn text(report: &Report) -> String {
 /// The layers that could be sketched, where no goal was given.
 fn candidates(source: &Source) -> String {
     let mut table = Table::new(&["layer", "kind", ">matrix", ">bytes"]);
-    for m in modules(&source.graph) {
+    let g = &source.graph;
+    for site in sites(g) {
         table.row([
-            m.name.clone(),
-            m.kind.name().into(),
-            format!("{} x {}", m.d_in, m.d_out),
-            bytes(m.bytes()),
+            site.name.clone(),
+            site.kind.into(),
+            format!("{} x {}", site.d_in, site.d_out),
+            bytes(site.bytes(g)),
         ]);
     }
     if table.is_empty() {

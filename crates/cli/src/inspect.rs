@@ -24,7 +24,7 @@ use margay_driver::{Dump, ErrorMeasure, Source, build, is_artifact};
 use margay_ir::{Graph, Op};
 use margay_kernels_cpu::CpuTarget;
 use margay_onnx::Model;
-use margay_passes::sketch::modules;
+use margay_passes::sketch::layers;
 use margay_tensor::Binding;
 use serde::Serialize;
 
@@ -135,7 +135,7 @@ fn model_report(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport,
         }
     }
     let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
-    let layers = modules(g);
+    let layers = layers(g);
     let inputs = g.inputs().iter().filter_map(|n| match g.op(*n) {
         Op::Input(input) => Some(Port { name: input.name.to_string(), r#type: input.ty.to_string() }),
         _ => None,
@@ -158,7 +158,7 @@ fn model_report(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport,
         parameters,
         constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
         layers: layers.len(),
-        layer_bytes: layers.iter().map(margay_passes::sketch::Module::bytes).sum(),
+        layer_bytes: layers.iter().map(|l| l.payload(g).tensor().bytes().len() as u64).sum(),
         flops: flops(g, dims)?,
     })
 }

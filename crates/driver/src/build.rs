@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
+use margay_ir::{Graph, NodeId, Op, Value, verify::Stage};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
+use margay_loops::{Carried, Precision, Program, Target, Work};
 use margay_lower::lower_carrying;
 use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
 use margay_plan::CostModel;
@@ -233,21 +233,4 @@ pub fn program_flops(program: &Program) -> u64 {
         Work::Loops(_) => 0,
     };
     program.steps.iter().map(|s| call(&s.work)).sum()
-}
-
-/// The kernel call a node of a bound graph lowers to by itself, if it does.
-pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: Value| {
-        let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
-        port.constant = bound.constant(v).is_some();
-        Some(port)
-    };
-    let io = Io {
-        inputs: bound.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
-        outputs: vec![port(n.into())?],
-    };
-    match bound.op(n).lower(&io) {
-        Ok(Lowered::Call(call)) => Some(call),
-        _ => None,
-    }
 }

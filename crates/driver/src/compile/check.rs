@@ -2,10 +2,14 @@
 
 use margay_ir::Graph;
 use margay_kernels_cpu::CpuTarget;
+use margay_loops::Precision;
+use margay_plan::Goal;
 
+use super::CompileOptions;
+use super::calibrate::BATCH;
 use crate::compare::ErrorSum;
 use crate::samples::Arrays;
-use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples, calibrate};
+use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples};
 
 /// Measures the error of a sketched graph on held-out samples.
 pub(crate) struct Checker {
@@ -21,7 +25,7 @@ impl Checker {
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<Checker, DriverError> {
-        let runs = held_out.runs(g, calibrate::BATCH);
+        let runs = held_out.runs(g, BATCH);
         let total = runs.len();
         let mut dense = Runner::new(g.clone(), target, threads);
         let mut batches = Vec::new();
@@ -59,4 +63,32 @@ impl Checker {
         progress.at("checking held-out samples", self.batches.len(), self.batches.len());
         Ok(sum.measure())
     }
+}
+
+/// The error of the sketched graph.
+///
+/// # Errors
+/// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
+pub(crate) fn check(
+    checker: &Checker,
+    sketched: &Graph,
+    options: &CompileOptions,
+    run: (CpuTarget, usize),
+    progress: &dyn Progress,
+) -> Result<ErrorMeasure, DriverError> {
+    let error = checker.measure(sketched, run.0, run.1, progress)?;
+    if !error.relative_l2.is_finite() {
+        let message = "the outputs of the sketched model are not finite on the held-out samples";
+        return Err(DriverError::Measure(message.into()));
+    }
+    if let Some(Goal::Error(limit)) = options.searched()
+        && options.precision != Precision::F32
+        && error.relative_l2 > *limit
+    {
+        let (name, found) = (options.precision.name(), error.relative_l2);
+        let message =
+            format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
+        return Err(DriverError::Measure(message));
+    }
+    Ok(error)
 }
