@@ -60,7 +60,7 @@ pub struct Header {
 pub struct Choice {
     /// Name of the scheme, or [`DENSE`].
     pub scheme: String,
-    /// Settings of the scheme, in the order it writes them.
+    /// Settings of the scheme, by name.
     #[serde(flatten)]
     pub settings: Settings,
     /// Seed of the random numbers; `None` for that of the plan.
@@ -331,7 +331,7 @@ seed = 7
 "layer.0.ffn" = { scheme = "neuron", rank = 512, seed = 3 }
 "layer.0.query" = { scheme = "lowrank", rank = 96 }
 "layer.1.query" = { scheme = "dense" }
-"pooler" = { scheme = "panther", rank = 16, terms = 2, copy = "unbiased" }
+"pooler" = { scheme = "panther", copy = "unbiased", rank = 16, terms = 2 }
 "#;
         assert_eq!(text, format!("{HEAD}{expected}"));
         assert_eq!(Plan::from_toml(&text, &check), Ok(plan()));
