@@ -1,16 +1,16 @@
 //! A compiled model: to be run, written or exported.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, Op};
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::Target;
+use margay_loops::Backend;
 use margay_plan::Plan;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump, Report, Runner, build, export_graph};
+use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -23,19 +23,19 @@ pub struct Compiled {
     pub plan: Plan,
     /// The sketched graph.
     pub graph: Graph,
-    pub(crate) target: CpuTarget,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) bindings: Vec<Binding>,
 }
 
 impl Compiled {
     /// A runner of the sketched graph, for inputs of any shape.
     pub fn runner(&self, threads: usize) -> Runner {
-        Runner::new(self.graph.clone(), self.target, threads)
+        Runner::new(self.graph.clone(), &self.backend, threads)
     }
 
     /// The executable for the shapes that were asked for, to run in this process.
     pub fn executable(&self) -> Result<Executable, DriverError> {
-        Ok(Executable::from_parts(self.builder(true, &mut Dump::none())?.into_parts()?)?)
+        backend::executable(self.builder(true, &mut Dump::none())?.into_parts()?, &*self.backend)
     }
 
     /// Writes the artifact. With `strip` it does not carry its graph, plan and report.
@@ -49,9 +49,9 @@ impl Compiled {
     }
 
     fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
-        let mut builder = ArtifactBuilder::new(&self.report.model, self.target.name());
+        let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
-            build::add_entry(&mut builder, &self.graph, binding, self.target, dump)?;
+            build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
         }
         if !strip {
             self.add_sources(&mut builder)?;
@@ -71,7 +71,7 @@ impl Compiled {
                 if !stored && !drawn {
                     let constant =
                         margay_loops::Constant { names: vec![key], tensor: tensor.clone(), packed: None };
-                    builder.constants.add(&constant, &self.target)?;
+                    builder.constants.add(&constant, &*self.backend)?;
                 }
             }
         }

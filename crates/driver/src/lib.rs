@@ -20,7 +20,8 @@
 //! ```
 //!
 //! - [`source`](open): files to graphs.
-//! - [`build`]: graphs to machine code.
+//! - [`backend`]: names to back ends.
+//! - [`build`]: graphs to code.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
 //! - [`Samples`]: calibration and held-out data.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
@@ -31,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backend;
 mod bindings;
 pub mod build;
 pub mod compare;
@@ -49,6 +51,7 @@ mod samples;
 pub mod sensitivity;
 mod source;
 
+pub use backend::Backend;
 pub use compile::{CompileOptions, compile, compile_with};
 pub use compiled::Compiled;
 pub use differentiate::differentiate;

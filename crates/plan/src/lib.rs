@@ -8,7 +8,6 @@
 //! - [`plan`]: the plan and its text form.
 //! - [`candidate`]: what can be done to a site, and what each way loses and costs.
 //! - [`allocate`]: the choice over all sites at once; `group`: sites that exclude each other.
-//! - [`cost`]: predicted times, from a file per class of processors.
 //! - [`quantity`]: budgets as people write them.
 //!
 //! Deliberately absent: graphs (the passes find sites and apply plans), spectra and sensitivities (the
@@ -18,7 +17,6 @@
 
 pub mod allocate;
 pub mod candidate;
-pub mod cost;
 mod error;
 mod group;
 pub mod plan;
@@ -26,7 +24,6 @@ pub mod quantity;
 
 pub use allocate::{Allocation, Goal, least_cost, least_error, uniform};
 pub use candidate::{Candidate, Curve, Price, Resource};
-pub use cost::CostModel;
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
 pub use plan::{Choice, Header, Plan, Settings};
 pub use quantity::Budget;

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use margay_ir::{Graph, Remark, Stage};
 use margay_loops::Precision;
-use margay_passes::pipeline::{Pipeline, Step};
 use margay_passes::sketch::Site;
-use margay_passes::{ApplyPlan, Sketch};
+use margay_passes::{ApplyPlan, Pipeline, PipelineItem, Sketch};
 use margay_plan::{Allocation, Settings};
 
 use super::fit::Fit;
@@ -42,7 +41,7 @@ pub(crate) fn apply(
     dump: &mut Dump,
 ) -> Result<(Graph, Vec<Remark>), DriverError> {
     let mut out = g.clone();
-    let pipeline = Pipeline::new(vec![Step::Run(Box::new(pass)), Step::Reach(Stage::Sketched)]);
+    let pipeline = Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
     let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
     Ok((build::in_precision(out, precision, dump)?, remarks))
 }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use margay_ir::{Graph, Output, Value};
-use margay_kernels_cpu::CpuTarget;
+use margay_ir::{Graph, Value};
+use margay_loops::Backend;
 use margay_passes::sketch::{Moments, Rows};
 use margay_randnla::Gram;
 
@@ -22,7 +22,7 @@ pub(crate) fn calibrate(
     g: &Graph,
     requests: &[&[Rows]],
     samples: &Samples,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Arc<Moments>>, DriverError> {
@@ -32,7 +32,7 @@ pub(crate) fn calibrate(
             rows.push(asked);
         }
     }
-    let grams = accumulate(g, &rows, samples, target, threads, progress)?;
+    let grams = accumulate(g, &rows, samples, backend, threads, progress)?;
     let calibration = format!("#{}", samples.hash());
     let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
     let moments = |request: &&[Rows]| {
@@ -62,7 +62,7 @@ fn accumulate(
     g: &Graph,
     rows: &[&Rows],
     samples: &Samples,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Gram>, DriverError> {
@@ -72,13 +72,11 @@ fn accumulate(
             values.push(asked.value);
         }
     }
-    let mut probe = g.clone();
-    let named = |(i, &value): (usize, &Value)| Output { name: format!("probe {i}").into(), value };
-    probe.set_outputs(values.iter().enumerate().map(named).collect());
-    probe.remove_dead();
+    let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
+    let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let mut grams: Vec<Gram> = rows.iter().map(|asked| Gram::new(asked.length)).collect();
     let runs = samples.runs(g, BATCH).len();
-    let mut runner = Runner::new(probe, target, threads);
+    let mut runner = Runner::new(probe, backend, threads);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
         progress.at("measuring inputs", i, runs);
         let outputs = runner.run(&inputs?)?;

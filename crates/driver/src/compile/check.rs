@@ -1,8 +1,9 @@
 //! The error of a sketched graph on samples that it was not calibrated on.
 
+use std::sync::Arc;
+
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::Precision;
+use margay_loops::{Backend, Precision};
 use margay_plan::Goal;
 
 use super::CompileOptions;
@@ -21,13 +22,13 @@ impl Checker {
     pub(crate) fn new(
         g: &Graph,
         held_out: &Samples,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<Checker, DriverError> {
         let runs = held_out.runs(g, BATCH);
         let total = runs.len();
-        let mut dense = Runner::new(g.clone(), target, threads);
+        let mut dense = Runner::new(g.clone(), backend, threads);
         let mut batches = Vec::new();
         for (i, inputs) in runs.enumerate() {
             progress.at("running the dense model", i, total);
@@ -49,11 +50,11 @@ impl Checker {
     pub(crate) fn measure(
         &self,
         g: &Graph,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<ErrorMeasure, DriverError> {
-        let mut runner = Runner::new(g.clone(), target, threads);
+        let mut runner = Runner::new(g.clone(), backend, threads);
         let mut sum = ErrorSum::default();
         for (i, (inputs, expected)) in self.batches.iter().enumerate() {
             progress.at("checking held-out samples", i, self.batches.len());
@@ -73,10 +74,10 @@ pub(crate) fn check(
     checker: &Checker,
     sketched: &Graph,
     options: &CompileOptions,
-    run: (CpuTarget, usize),
+    (backend, threads): (&Arc<dyn Backend>, usize),
     progress: &dyn Progress,
 ) -> Result<ErrorMeasure, DriverError> {
-    let error = checker.measure(sketched, run.0, run.1, progress)?;
+    let error = checker.measure(sketched, backend, threads, progress)?;
     if !error.relative_l2.is_finite() {
         let message = "the outputs of the sketched model are not finite on the held-out samples";
         return Err(DriverError::Measure(message.into()));

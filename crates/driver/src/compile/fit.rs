@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use margay_ir::Graph;
+use margay_loops::Backend;
 use margay_passes::sketch::{Context, Fitted, Moments, SCHEMES, Scheme, Site, scheme};
 use margay_plan::{Plan, Settings};
 
@@ -67,13 +68,13 @@ pub(crate) fn measured(
     sites: &[Site],
     tasks: &[Task],
     samples: &Samples,
-    run: (margay_kernels_cpu::CpuTarget, usize),
+    (backend, threads): (&Arc<dyn Backend>, usize),
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Arc<Moments>>>, DriverError> {
     let measures = |t: &Task| sites[t.site].measures.iter();
     let requests: Vec<&[margay_passes::sketch::Rows]> =
         tasks.iter().flat_map(measures).map(Vec::as_slice).collect();
-    let mut all = calibrate(g, &requests, samples, run.0, run.1, progress)?.into_iter();
+    let mut all = calibrate(g, &requests, samples, backend, threads, progress)?.into_iter();
     Ok(tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect())
 }
 

@@ -12,10 +12,11 @@ mod report;
 mod split;
 mod weigh;
 
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::{Precision, Target};
+use std::sync::Arc;
+
+use margay_loops::{Backend, Precision};
 use margay_passes::sketch::{Site, sites};
-use margay_plan::{CostModel, Goal, Plan};
+use margay_plan::{Goal, Plan};
 use margay_tensor::Binding;
 
 use self::allocate::{allocate, candidates};
@@ -27,7 +28,7 @@ use self::report::{Outcome, header, report};
 use self::split::split;
 use self::weigh::weigh;
 use crate::bindings::bindings;
-use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, build};
+use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, backend, build};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -39,7 +40,9 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
-    /// `native` or a processor class.
+    /// The back end, one of [`backend::NAMES`].
+    pub backend: String,
+    /// `native` or a class of machines that the back end knows.
     pub target_cpu: String,
     /// How the operands of products with constants are rounded, after sketching.
     pub precision: Precision,
@@ -57,6 +60,7 @@ impl Default for CompileOptions {
             goal: Goal::Dense,
             plan: None,
             dims: Vec::new(),
+            backend: "cpu".into(),
             target_cpu: "native".into(),
             precision: Precision::F32,
             seed: 0,
@@ -88,8 +92,7 @@ pub(crate) struct Job<'a> {
     options: &'a CompileOptions,
     /// The samples in the order of the model's inputs.
     samples: Option<Samples>,
-    target: CpuTarget,
-    cost: CostModel,
+    backend: Arc<dyn Backend>,
     /// Values of the symbols, one binding for each entry of the artifact.
     bindings: Vec<Binding>,
     sites: Vec<Site>,
@@ -103,9 +106,7 @@ impl<'a> Job<'a> {
         options: &'a CompileOptions,
     ) -> Result<Job<'a>, DriverError> {
         let g = &source.graph;
-        let target = CpuTarget::by_name_for(&options.target_cpu, options.precision)?;
-        let cost = CostModel::builtin(target.name())
-            .ok_or_else(|| DriverError::Options(format!("no cost model for `{}`", target.name())))?;
+        let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
         if matches!(options.searched(), Some(Goal::Error(_))) && samples.is_none() {
@@ -119,7 +120,7 @@ impl<'a> Job<'a> {
             let calibration = samples.as_ref().map(Samples::hash);
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
-        Ok(Job { source, options, samples, target, cost, bindings, sites })
+        Ok(Job { source, options, samples, backend, bindings, sites })
     }
 }
 
@@ -142,7 +143,7 @@ pub fn compile_with(
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
     let job = Job::new(source, samples, options)?;
-    let (g, run) = (&source.graph, (job.target, options.threads));
+    let (g, run) = (&source.graph, (&job.backend, options.threads));
     let measures = options.sketches() || options.precision != Precision::F32;
     let tasks = match options.sketches() {
         true => tasks(&job.sites, options.plan.as_ref(), options.seed())?,
@@ -154,11 +155,10 @@ pub fn compile_with(
     let moments = calibration.map(|c| measured(g, &job.sites, &tasks, c, run, progress)).transpose()?;
     let fits = fit(g, &job.sites, tasks, moments.as_deref(), options.threads, progress)?;
     drop(moments);
-    let dense = margay_lower::lower(&build::bind(g, &job.bindings[0], &mut Dump::none())?, &job.target)?;
+    let dense = margay_lower::lower(&build::bind(g, &job.bindings[0], &mut Dump::none())?, &*job.backend)?;
     let pricing = Pricing {
         binding: &job.bindings[0],
-        target: &job.target,
-        cost: &job.cost,
+        backend: &*job.backend,
         threads: options.predict_threads,
     };
     let prices = price(g, &job.sites, &fits, &pricing, &dense)?;
@@ -167,7 +167,7 @@ pub fn compile_with(
         _ => None,
     };
     let held_out = split.as_ref().map(|s| &s.held_out);
-    let checker = held_out.map(|h| Checker::new(g, h, job.target, options.threads, progress)).transpose()?;
+    let checker = held_out.map(|h| Checker::new(g, h, &job.backend, options.threads, progress)).transpose()?;
 
     let mut candidates = candidates(&job.sites, &fits, &prices, weights.as_deref())?;
     let allocation = match options.searched() {
@@ -179,7 +179,7 @@ pub fn compile_with(
                 Some(checker) => {
                     let pass = pass_of(&job.sites, &fits, choice);
                     let (graph, _) = apply(g, pass, options.precision, &mut Dump::none())?;
-                    Ok(checker.measure(&graph, job.target, options.threads, progress)?.relative_l2)
+                    Ok(checker.measure(&graph, &job.backend, options.threads, progress)?.relative_l2)
                 }
                 None => unreachable!("an error limit without samples was refused"),
             };
@@ -189,7 +189,7 @@ pub fn compile_with(
     let (graph, remarks) = apply(g, pass_of(&job.sites, &fits, &allocation), options.precision, dump)?;
     let error = checker.as_ref().map(|c| check(c, &graph, options, run, progress)).transpose()?;
     let sketched =
-        margay_lower::lower(&build::bind(&graph, &job.bindings[0], &mut Dump::none())?, &job.target)?;
+        margay_lower::lower(&build::bind(&graph, &job.bindings[0], &mut Dump::none())?, &*job.backend)?;
     let mut after = pricing.of_program(&sketched);
     after.bytes += prices.model.bytes - pricing.of_program(&dense).bytes;
     let outcome = Outcome {
@@ -203,5 +203,5 @@ pub fn compile_with(
     };
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, header(&job), &allocation));
     let report = report(&job, &outcome);
-    Ok(Compiled { report, plan, graph, target: job.target, bindings: job.bindings })
+    Ok(Compiled { report, plan, graph, backend: job.backend, bindings: job.bindings })
 }

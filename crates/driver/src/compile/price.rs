@@ -9,11 +9,11 @@
 
 use std::collections::HashMap;
 
-use margay_ir::ops::{Const, Io, Lowered, Port};
+use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
-use margay_loops::{Place, Program};
+use margay_loops::{Backend, Place, Program};
 use margay_passes::sketch::{ApplyError, Site, form};
-use margay_plan::{CostModel, Price};
+use margay_plan::Price;
 use margay_tensor::{Binding, Tensor};
 
 use super::fit::Fit;
@@ -33,8 +33,7 @@ pub(crate) struct Prices {
 #[derive(Clone, Copy)]
 pub(crate) struct Pricing<'a> {
     pub(crate) binding: &'a Binding,
-    pub(crate) target: &'a margay_kernels_cpu::CpuTarget,
-    pub(crate) cost: &'a CostModel,
+    pub(crate) backend: &'a dyn Backend,
     /// Threads that times are predicted for.
     pub(crate) threads: usize,
 }
@@ -48,7 +47,7 @@ pub(crate) fn price(
     program: &Program,
 ) -> Result<Prices, DriverError> {
     let mut known: HashMap<String, Price> = HashMap::new();
-    let places: Vec<Neighbourhood> = sites.iter().map(|s| Neighbourhood::of(g, s, pricing.binding)).collect();
+    let places: Vec<Neighbourhood> = sites.iter().map(|s| Neighbourhood::of(g, s)).collect();
     let mut priced = |key: String, place: &Neighbourhood, graph: &dyn Fn() -> Result<Graph, DriverError>| {
         if let Some(price) = known.get(&key) {
             return Ok(*price);
@@ -88,7 +87,7 @@ impl Pricing<'_> {
     fn lowered(&self, g: &Graph) -> Result<Program, DriverError> {
         let mut bound = build::bind(g, self.binding, &mut Dump::none())?;
         open_border(&mut bound);
-        Ok(margay_lower::lower(&bound, self.target)?)
+        Ok(margay_lower::lower(&bound, self.backend)?)
     }
 
     /// Constants of one number are left out: code holds them.
@@ -99,8 +98,8 @@ impl Pricing<'_> {
         });
         Price {
             bytes: stored.sum(),
-            flops: build::program_flops(program) as i64,
-            seconds: build::predicted_seconds(program, self.cost, self.threads),
+            flops: program.flops() as i64,
+            seconds: program.seconds(self.backend, self.threads),
         }
     }
 }
@@ -122,14 +121,14 @@ const SMALL: usize = 16;
 const BEHIND: usize = 4;
 
 impl Neighbourhood {
-    fn of(g: &Graph, site: &Site, binding: &Binding) -> Neighbourhood {
+    fn of(g: &Graph, site: &Site) -> Neighbourhood {
         let mut inside = site.nodes.clone();
         for &n in &site.nodes {
             let mut last = n;
             for _ in 0..BEHIND {
                 let Some(next) = g.sole_user(last.into()) else { break };
                 let same = g.node(next).types == g.node(last).types;
-                if inside.contains(&next) || !same || !is_elementwise(g, next, binding) {
+                if inside.contains(&next) || !same || g.op(next).facts().elementwise.is_none() {
                     break;
                 }
                 inside.push(next);
@@ -194,19 +193,6 @@ fn shape_of(payload: &Payload, number: usize) -> Payload {
     let tensor = payload.tensor();
     let zeros = Tensor::zeros(tensor.dtype(), tensor.shape()).expect("as large as a tensor that exists");
     Payload::derived(&format!("constant({number})"), zeros)
-}
-
-/// Whether a node computes each element of its result from those at the same place.
-fn is_elementwise(g: &Graph, n: NodeId, binding: &Binding) -> bool {
-    let port = |v: Value| {
-        let ty = g.ty(v);
-        let extents = ty.shape.iter().map(|d| d.eval(binding).ok().and_then(|d| usize::try_from(d).ok()));
-        Some(Port::contiguous(ty.dtype, &extents.collect::<Option<Vec<usize>>>()?))
-    };
-    let inputs = g.inputs_of(n).into_iter().map(port).collect::<Option<Vec<_>>>();
-    let (Some(inputs), Some(output)) = (inputs, port(n.into())) else { return false };
-    let io = Io { inputs, outputs: vec![output] };
-    matches!(g.op(n).lower(&io), Ok(Lowered::Elementwise(_)))
 }
 
 /// Takes transposes away that nothing but an input is before, or nothing but an output behind.

@@ -1,7 +1,6 @@
 //! What was done, as a plan to be replayed and as a report to be read.
 
 use margay_ir::Remark;
-use margay_loops::Target;
 use margay_passes::sketch::Site;
 use margay_plan::{Allocation, Budget, Candidate, Choice, Goal, Header, Plan, Price, plan};
 
@@ -29,8 +28,8 @@ pub(crate) fn header(job: &Job<'_>) -> Header {
         version: plan::FORMAT_VERSION,
         model: job.source.hash.clone(),
         calibration: job.samples.as_ref().map(Samples::hash),
-        target_cpu: job.target.name().to_string(),
-        cost_model: job.cost.name.clone(),
+        target_cpu: job.backend.target().to_owned(),
+        cost_model: job.backend.cost_model().to_owned(),
         seed: job.options.seed(),
     }
 }
@@ -62,8 +61,8 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome<'_>) -> Report {
     Report {
         model: source.name.clone(),
         model_hash: source.hash.clone(),
-        target_cpu: job.target.name().into(),
-        cost_model: job.cost.name.clone(),
+        target_cpu: job.backend.target().into(),
+        cost_model: job.backend.cost_model().to_owned(),
         threads: options.predict_threads,
         seed: options.seed(),
         precision: options.precision.name().into(),

@@ -4,8 +4,10 @@
 //! numbers, and the model is run: the squared relative error of its outputs per unit of that of the site turns the
 //! errors of all sites into one unit.
 
+use std::sync::Arc;
+
 use margay_ir::{Graph, Value};
-use margay_loops::Precision;
+use margay_loops::{Backend, Precision};
 use margay_passes::sketch::Site;
 
 use super::apply::{alone, apply};
@@ -26,13 +28,12 @@ pub(crate) fn weigh(
     sites: &[Site],
     fits: &[Fit],
     samples: &Samples,
-    run: (margay_kernels_cpu::CpuTarget, usize),
+    (backend, threads): (&Arc<dyn Backend>, usize),
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, DriverError> {
-    let (target, threads) = run;
     let taken = samples.runs(g, BATCH).take(WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
-    let mut dense = Runner::new(g.clone(), target, 1);
+    let mut dense = Runner::new(g.clone(), backend, 1);
     let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first one that can be replaced.
     let entry = |site: usize| sites[site].nodes.last().map(|n| Value::from(*n));
@@ -48,7 +49,7 @@ pub(crate) fn weigh(
         let error = fit.fitted.squared_error(&settings).unwrap_or(0.0);
         let pass = alone(&sites[fit.site], fit, &settings);
         let (graph, _) = apply(g, pass, Precision::F32, &mut Dump::none())?;
-        let mut runner = Runner::new(graph, target, 1);
+        let mut runner = Runner::new(graph, backend, 1);
         let mut sum = ErrorSum::default();
         for (batch, expected) in batches.iter().zip(&reference) {
             sum.add(expected, &runner.run(batch)?, 1)?;
