@@ -87,7 +87,7 @@ pub struct Report {
     pub precision: String,
     /// The goal, in words.
     pub goal: String,
-    /// Stored bytes of the weights that can be sketched before, in the layout that kernels read.
+    /// Stored bytes of the weights that can be sketched before, without what layouts pad.
     pub bytes_before: u64,
     /// Stored bytes of what stands in for them.
     pub bytes_after: u64,

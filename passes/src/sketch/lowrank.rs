@@ -53,8 +53,8 @@ impl Scheme for LowRankScheme {
 }
 
 /// The decomposition of a layer's weight.
-struct FittedLowRank {
-    decomposition: LowRank,
+pub(super) struct FittedLowRank {
+    pub(super) decomposition: LowRank,
     /// What identifies the weight.
     source: String,
     /// What identifies the calibration.
@@ -62,13 +62,13 @@ struct FittedLowRank {
     /// The seed, where the factors depend on it.
     seed: Option<u64>,
     /// Biases that the correction of the mean adds.
-    new_biases: usize,
-    d_in: usize,
-    d_out: usize,
+    pub(super) new_biases: usize,
+    pub(super) d_in: usize,
+    pub(super) d_out: usize,
 }
 
 impl FittedLowRank {
-    fn new(context: &Context<'_>) -> Result<FittedLowRank, RandnlaError> {
+    pub(super) fn new(context: &Context<'_>) -> Result<FittedLowRank, RandnlaError> {
         let (g, seed) = (context.graph, context.seed);
         let layer = Layer::of(g, context.site);
         let (d_in, d_out) = (layer.d_in, layer.d_out);
@@ -115,11 +115,27 @@ impl FittedLowRank {
         Ok(rank)
     }
 
-    /// The name of a derived constant.
-    fn derivation(&self, part: &str, rank: usize) -> String {
+    /// Whether the mean of the output is corrected.
+    pub(super) fn corrects(&self) -> bool {
+        self.inputs.is_some()
+    }
+
+    /// What contents depend on that are derived at a rank.
+    pub(super) fn source(&self, rank: usize) -> String {
         let inputs = self.inputs.as_ref().map(|i| format!(", inputs = {i}")).unwrap_or_default();
         let seed = self.seed.map(|s| format!(", seed = {s}")).unwrap_or_default();
-        format!("lowrank.{part}({}, k = {rank}{inputs}{seed})", self.source)
+        format!("{}, k = {rank}{inputs}{seed}", self.source)
+    }
+
+    /// Squared error of a rank, relative to the squared norm of the output.
+    pub(super) fn relative_error(&self, rank: usize) -> f64 {
+        let energy = self.decomposition.energy();
+        if energy > 0.0 { self.decomposition.squared_errors()[rank] / energy } else { 0.0 }
+    }
+
+    /// The name of a derived constant.
+    fn derivation(&self, part: &str, rank: usize) -> String {
+        format!("lowrank.{part}({})", self.source(rank))
     }
 }
 
@@ -134,9 +150,7 @@ impl Fitted for FittedLowRank {
     }
 
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
-        let rank = self.rank(settings)?;
-        let energy = self.decomposition.energy();
-        Ok(if energy > 0.0 { self.decomposition.squared_errors()[rank] / energy } else { 0.0 })
+        Ok(self.relative_error(self.rank(settings)?))
     }
 
     fn replace(
@@ -158,8 +172,8 @@ impl Fitted for FittedLowRank {
             work.constant(&self.derivation("right", rank), &right_shape, right, origin(Part::Right))?;
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, [left, right])?;
-            match self.inputs {
-                Some(_) => {
+            match self.corrects() {
+                true => {
                     let correction = factors.as_ref().and_then(|f| f.bias.as_deref());
                     layer.replace_corrected(
                         work,
@@ -168,7 +182,7 @@ impl Fitted for FittedLowRank {
                         (&self.derivation("bias", rank), correction),
                     )?;
                 }
-                None => work.replace(n.into(), product),
+                false => work.replace(n.into(), product),
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use margay_ir::ops::Const;
 use margay_ir::{AddError, Draw, Graph, NodeId, Op, Origin, Patch, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::RandnlaError;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::Tensor;
 
 use super::{Fitted, Site};
 
@@ -31,6 +31,8 @@ pub struct Replacement<'a> {
     pub graph: &'a Graph,
     patch: Patch,
     contents: bool,
+    /// Constants made without contents so far.
+    shapes: usize,
     /// What stands in for values of the graph: uses of one weight may follow one another.
     done: HashMap<Value, Value>,
 }
@@ -43,7 +45,7 @@ pub fn patch(fitted: &dyn Fitted, g: &Graph, site: &Site, settings: &Settings) -
     replaced(fitted, g, site, settings, true)
 }
 
-/// The patch that replaces a site, with zeros in all constants.
+/// The patch that replaces a site, with constants whose shapes alone say anything.
 ///
 /// # Errors
 /// [`ApplyError`].
@@ -58,7 +60,7 @@ fn replaced(
     settings: &Settings,
     contents: bool,
 ) -> Result<Patch, ApplyError> {
-    let mut work = Replacement { graph: g, patch: Patch::new(), contents, done: HashMap::new() };
+    let mut work = Replacement { graph: g, patch: Patch::new(), contents, shapes: 0, done: HashMap::new() };
     fitted.replace(&mut work, site, settings)?;
     Ok(work.patch)
 }
@@ -94,7 +96,7 @@ impl Replacement<'_> {
     ) -> Result<Value, AddError> {
         let tensor = match contents {
             Some(values) => Tensor::from_slice(shape, &values),
-            None => Tensor::zeros(DType::F32, shape),
+            None => Tensor::from_slice(shape, &self.shape_only::<f32>(shape.iter().product())),
         };
         self.add_constant(name, tensor.expect("factors have as many numbers as their shapes"), origin)
     }
@@ -112,7 +114,7 @@ impl Replacement<'_> {
     ) -> Result<Value, AddError> {
         let tensor = match contents {
             Some(at) => Tensor::from_slice(&[length], &at.iter().map(|&p| p as i64).collect::<Vec<i64>>()),
-            None => Tensor::zeros(DType::I64, &[length]),
+            None => Tensor::from_slice(&[length], &self.shape_only::<i64>(length)),
         };
         self.add_constant(name, tensor.expect("there are as many positions as said"), origin)
     }
@@ -126,6 +128,14 @@ impl Replacement<'_> {
             true => self.add(Const { payload: Payload::random(draw, shape) }, &[], origin),
             false => self.constant(&draw.to_string(), shape, None, origin),
         }
+    }
+
+    /// Numbers that differ from those of other constants, so that none are taken for equal.
+    fn shape_only<T: Clone + From<u8>>(&mut self, length: usize) -> Vec<T> {
+        self.shapes += 1;
+        let mut numbers = vec![T::from(0); length];
+        numbers.iter_mut().take(1).for_each(|first| *first = T::from((1 + self.shapes % 255) as u8));
+        numbers
     }
 
     fn add_constant(&mut self, name: &str, tensor: Tensor, origin: Origin) -> Result<Value, AddError> {

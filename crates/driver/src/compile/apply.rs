@@ -41,7 +41,8 @@ pub(crate) fn apply(
     dump: &mut Dump,
 ) -> Result<(Graph, Vec<Remark>), DriverError> {
     let mut out = g.clone();
-    let pipeline = Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
+    let pipeline =
+        Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
     let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
     Ok((build::in_precision(out, precision, dump)?, remarks))
 }

@@ -156,18 +156,16 @@ pub fn compile_with(
     let fits = fit(g, &job.sites, tasks, moments.as_deref(), options.threads, progress)?;
     drop(moments);
     let dense = margay_lower::lower(&build::bind(g, &job.bindings[0], &mut Dump::none())?, &*job.backend)?;
-    let pricing = Pricing {
-        binding: &job.bindings[0],
-        backend: &*job.backend,
-        threads: options.predict_threads,
-    };
+    let pricing =
+        Pricing { binding: &job.bindings[0], backend: &*job.backend, threads: options.predict_threads };
     let prices = price(g, &job.sites, &fits, &pricing, &dense)?;
     let weights = match (options.searched(), calibration) {
         (Some(_), Some(c)) => Some(weigh(g, &job.sites, &fits, c, run, progress)?),
         _ => None,
     };
     let held_out = split.as_ref().map(|s| &s.held_out);
-    let checker = held_out.map(|h| Checker::new(g, h, &job.backend, options.threads, progress)).transpose()?;
+    let checker =
+        held_out.map(|h| Checker::new(g, h, &job.backend, options.threads, progress)).transpose()?;
 
     let mut candidates = candidates(&job.sites, &fits, &prices, weights.as_deref())?;
     let allocation = match options.searched() {
@@ -191,7 +189,7 @@ pub fn compile_with(
     let sketched =
         margay_lower::lower(&build::bind(&graph, &job.bindings[0], &mut Dump::none())?, &*job.backend)?;
     let mut after = pricing.of_program(&sketched);
-    after.bytes += prices.model.bytes - pricing.of_program(&dense).bytes;
+    after.bytes = allocation.price.bytes - build::bytes_saved(&graph) as i64;
     let outcome = Outcome {
         candidates: &candidates,
         allocation: &allocation,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
-use margay_loops::{Backend, Place, Program};
+use margay_loops::{Backend, Program};
 use margay_passes::sketch::{ApplyError, Site, form};
 use margay_plan::Price;
 use margay_tensor::{Binding, Tensor};
@@ -90,12 +90,11 @@ impl Pricing<'_> {
         Ok(margay_lower::lower(&bound, self.backend)?)
     }
 
-    /// Constants of one number are left out: code holds them.
+    /// The bytes are those of the constants' numbers, without what a layout pads; constants of one number are left out,
+    /// since code holds them.
     pub(crate) fn of_program(&self, program: &Program) -> Price {
-        let stored = program.buffers.iter().filter_map(|b| match b.place {
-            Place::Constant(i) if program.constants[i].tensor.len() > 1 => Some(b.bytes as i64),
-            _ => None,
-        });
+        let constants = program.constants.iter().map(|c| &c.tensor).filter(|t| t.len() > 1);
+        let stored = constants.map(|t| t.bytes().len() as i64);
         Price {
             bytes: stored.sum(),
             flops: program.flops() as i64,
@@ -188,11 +187,13 @@ impl Neighbourhood {
     }
 }
 
-/// Zeros in place of the contents, with a name that tells one from another.
+/// Zeros in place of the contents, but for a first byte that tells one constant from another.
 fn shape_of(payload: &Payload, number: usize) -> Payload {
     let tensor = payload.tensor();
-    let zeros = Tensor::zeros(tensor.dtype(), tensor.shape()).expect("as large as a tensor that exists");
-    Payload::derived(&format!("constant({number})"), zeros)
+    let mut bytes = vec![0; tensor.bytes().len()];
+    bytes[0] = 1 + (number % 255) as u8;
+    let other = Tensor::from_bytes(tensor.dtype(), tensor.shape(), &bytes);
+    Payload::derived(&format!("constant({number})"), other.expect("as many bytes as before"))
 }
 
 /// Takes transposes away that nothing but an input is before, or nothing but an output behind.

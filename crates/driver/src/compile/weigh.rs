@@ -35,10 +35,12 @@ pub(crate) fn weigh(
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
     let mut dense = Runner::new(g.clone(), backend, 1);
     let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
-    // One site for each value that errors enter at: the first one that can be replaced.
+    // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
     let entry = |site: usize| sites[site].nodes.last().map(|n| Value::from(*n));
     let mut probes: Vec<(Option<Value>, &Fit)> = Vec::new();
-    for fit in fits.iter().filter(|f| f.fitted.probe().is_some()) {
+    let mut order: Vec<&Fit> = fits.iter().filter(|f| f.fitted.probe().is_some()).collect();
+    order.sort_by_key(|f| sites[f.site].weights.len());
+    for fit in order {
         if probes.iter().all(|(value, _)| *value != entry(fit.site)) {
             probes.push((entry(fit.site), fit));
         }
