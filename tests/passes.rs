@@ -1,13 +1,18 @@
 //! Laws that hold for every pass: its doc example, and that a second run changes nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
-use margay_loops::Precision;
-use margay_passes::sketch::{PantherTraining, Start, layers, panther_for_training, read_plan};
-use margay_passes::{ApplyPlan, BindDims, LowerPrecision, PASSES, Recompute};
+use margay_ir::ops::{Numbers, Strided};
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
+use margay_passes::sketch::{Layer, PantherTraining, Start, layers, panther_for_training, read_plan};
+use margay_passes::{
+    ApplyPlan, BindDims, Differentiate, MakeTrainable, PASSES, Recompute, StoreAs, StoreConstants,
+};
+use margay_tensor::random::stream_of;
+use margay_tensor::{Binding, Tensor};
 use margay_testkit::{
-    DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
+    DocExample, Tolerance, assert_close, doc_examples, max_error, normalized, parse_with_random_constants,
 };
 
 fn source_of(pass: &str) -> String {
@@ -15,6 +20,56 @@ fn source_of(pass: &str) -> String {
         .join("../passes/src")
         .join(format!("{}.rs", pass.replace('-', "_")));
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The examples at the head of a pass, of which there is at least one.
+fn examples_of(pass: &str) -> Vec<DocExample> {
+    let examples = doc_examples(&source_of(pass));
+    assert!(!examples.is_empty(), "{pass} has no example");
+    examples
+}
+
+/// A pass that is built with a configuration and therefore stands in no list.
+struct Configured {
+    name: &'static str,
+    /// For its example.
+    for_example: fn(&Graph) -> Box<dyn Pass>,
+    /// At its exact setting, where it keeps numbers as a pass does that only rounds.
+    exactly: fn(&Graph) -> Box<dyn Pass>,
+}
+
+const CONFIGURED: &[Configured] = &[
+    Configured {
+        name: "apply-plan",
+        for_example: |g| Box::new(apply_to_all(g, |layer| if layer.is_product() { 128 } else { 8 })),
+        exactly: |g| Box::new(apply_to_all(g, |layer| layer.d_in.min(layer.d_out))),
+    },
+    Configured { name: "bind-dims", for_example: bind_dims, exactly: bind_dims },
+    Configured { name: "differentiate", for_example: differentiate, exactly: differentiate },
+    Configured { name: "make-trainable", for_example: make_trainable, exactly: make_trainable },
+    Configured { name: "recompute", for_example: recompute, exactly: recompute },
+    Configured {
+        name: "store-constants",
+        for_example: |_| Box::new(products_in("int8")),
+        // Exact for numbers that have few digits, which `number` gives it.
+        exactly: |_| Box::new(products_in("bf16")),
+    },
+];
+
+fn bind_dims(g: &Graph) -> Box<dyn Pass> {
+    Box::new(BindDims { binding: binding_of(g) })
+}
+
+fn differentiate(_: &Graph) -> Box<dyn Pass> {
+    Box::new(Differentiate { output: "loss".into(), by: vec!["w".into()] })
+}
+
+fn make_trainable(_: &Graph) -> Box<dyn Pass> {
+    Box::new(MakeTrainable { names: vec!["fc.weight".into()] })
+}
+
+fn recompute(_: &Graph) -> Box<dyn Pass> {
+    Box::new(Recompute { max_saved_bytes: 0 })
 }
 
 fn run(pass: &dyn Pass, g: &mut Graph) -> Changed {
@@ -28,10 +83,11 @@ fn check(pass: &dyn Pass, example: &DocExample) {
     assert_eq!(run(pass, &mut g), Changed::No, "{} fires twice", pass.name());
 }
 
-/// The pass that replaces every layer of the graph by one scheme at one rank, without calibration.
-fn apply_to_all(g: &Graph, rank: usize) -> ApplyPlan {
-    let choice = |name: &str| format!("\"{name}\" = {{ scheme = \"lowrank\", rank = {rank} }}\n");
-    let choices: String = layers(g).iter().map(|layer| choice(&layer.name)).collect();
+/// The pass that replaces every layer of the graph by one scheme at some rank, without calibration.
+fn apply_to_all(g: &Graph, rank: impl Fn(&Layer) -> usize) -> ApplyPlan {
+    let choice =
+        |layer: &Layer| format!("\"{}\" = {{ scheme = \"lowrank\", rank = {} }}\n", layer.name, rank(layer));
+    let choices: String = layers(g).iter().map(choice).collect();
     let plan =
         "[plan]\nversion = 1\nmodel = \"\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0\n[modules]\n";
     let plan = read_plan(&format!("{plan}{choices}")).unwrap_or_else(|e| panic!("{e}"));
@@ -39,52 +95,191 @@ fn apply_to_all(g: &Graph, rank: usize) -> ApplyPlan {
 }
 
 #[test]
+fn every_pass_has_laws() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_pass =
+        |path: &Path| path.is_file() && std::fs::read_to_string(path).unwrap().contains("impl Pass for ");
+    let mut found: Vec<String> = files
+        .filter(|path| is_pass(path))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().replace('_', "-"))
+        .collect();
+    found.sort();
+    let mut listed: Vec<&str> =
+        PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name)).collect();
+    listed.sort();
+    assert_eq!(found, listed, "left: files with a pass, right: `PASSES` and `CONFIGURED`");
+}
+
+#[test]
 fn doc_examples_hold() {
     for entry in PASSES {
-        let examples = doc_examples(&source_of(entry.name));
-        assert!(!examples.is_empty(), "{} has no example", entry.name);
-        examples.iter().for_each(|e| check(&*(entry.make)(), e));
+        examples_of(entry.name).iter().for_each(|e| check(&*(entry.make)(), e));
+    }
+    for entry in CONFIGURED {
+        for example in examples_of(entry.name) {
+            let (g, _) = parse_with_random_constants(&example.before);
+            let pass = (entry.for_example)(&g);
+            assert_eq!(pass.name(), entry.name);
+            check(&*pass, &example);
+        }
     }
 }
 
-#[test]
-fn doc_example_of_bind_dims_holds() {
-    let binding: margay_tensor::Binding = [("N".into(), 4)].into_iter().collect();
-    doc_examples(&source_of("bind-dims"))
-        .iter()
-        .for_each(|e| check(&BindDims { binding: binding.clone() }, e));
+/// Values of the symbols of a graph, different from one another.
+fn binding_of(g: &Graph) -> Binding {
+    g.symbols().into_iter().zip(4..).collect()
+}
+
+/// Numbers for constants and inputs: normal, or integers of few digits that narrow types hold exactly.
+fn number(ty: &TensorType, name: &str, digits: Digits) -> Tensor {
+    let shape = ty.extents().expect("bound");
+    let floats = margay_testkit::normal(&shape, 11, stream_of(name)).to_vec::<f32>().unwrap();
+    let numbers = match (ty.dtype.is_float(), digits) {
+        (true, Digits::Many) => Numbers::Float(floats.into_iter().map(f64::from).collect()),
+        (true, Digits::Few) => {
+            Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect())
+        }
+        // Truth values, or positions of the shortest axes.
+        (false, _) => Numbers::Int(floats.into_iter().map(|x| i128::from(x > 0.0)).collect()),
+    };
+    numbers.into_tensor(ty.dtype, &shape).unwrap()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Digits {
+    Many,
+    Few,
+}
+
+fn graph_of(source: &str, digits: Digits) -> Graph {
+    text::parse(source, &|key, ty| Some(number(ty, key, digits).into()))
+        .unwrap_or_else(|e| panic!("{e}\n{source}"))
+}
+
+/// The longest sum in a graph of known extents: the most operations that any node spends on one number.
+fn longest_sum(g: &Graph) -> f64 {
+    let per_number = |n: NodeId| {
+        let io = g.io_of(n).expect("bound");
+        let numbers: usize = io.outputs.iter().map(Strided::elements).sum();
+        g.op(n).cost(&io).flops as f64 / numbers.max(1) as f64
+    };
+    g.order().into_iter().map(per_number).fold(1.0, f64::max)
+}
+
+/// Runs a pass and compares what the graph computes before and after, as its fidelity asks. Says whether it fired.
+fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
+    let binding = binding_of(before);
+    let mut after = before.clone();
+    let changed = run(pass, &mut after) != Changed::No;
+    let bind = |g: &Graph| BindDims { binding: binding.clone() }.bound(g).unwrap();
+    let (before, after) = (bind(before), bind(&after));
+    let types = before.inputs().iter().map(|n| (before.node(*n).origin.name(), before.ty((*n).into())));
+    let mut given: BTreeMap<String, Tensor> =
+        types.map(|(name, ty)| (name.to_string(), number(ty, name, digits))).collect();
+    // Constants that have become inputs.
+    for (n, name) in margay_passes::parameter_names(&before) {
+        given.insert(name, before.constant(n.into()).unwrap().tensor().clone());
+    }
+    let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let (expected, found) = (eval::run(&before, &given).unwrap(), eval::run(&after, &given).unwrap());
+    let rounding = 8.0 * f64::from(f32::EPSILON) * longest_sum(&before).max(longest_sum(&after));
+    for (output, expected) in before.outputs().iter().zip(&expected) {
+        let what = format!("{} on {}: `{}`", pass.name(), before.name(), output.name);
+        let at = after.outputs().iter().position(|o| o.name == output.name).expect(&what);
+        let numbers = Numbers::of(expected).unwrap().floats();
+        assert!(numbers.iter().all(|x| x.is_finite()), "{what}: the numbers show nothing");
+        match pass.fidelity() {
+            Fidelity::Exact => assert_eq!(found[at].bytes(), expected.bytes(), "{what}"),
+            Fidelity::Rounding | Fidelity::Approximate => {
+                let size = numbers.iter().fold(0f64, |m, x| m.max(x.abs()));
+                let error = max_error(&found[at], expected);
+                assert!(error <= rounding * size, "{what}: off by {error:.2e} of {size:.2e}");
+            }
+        }
+    }
+    changed
 }
 
 #[test]
-fn doc_example_of_lower_precision_holds() {
-    let examples = doc_examples(&source_of("lower-precision"));
-    assert_eq!(examples.len(), 1);
-    check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
-}
-
-#[test]
-fn doc_example_of_recompute_holds() {
-    let examples = doc_examples(&source_of("recompute"));
-    assert_eq!(examples.len(), 1);
-    check(&Recompute { max_saved_bytes: 0 }, &examples[0]);
+fn passes_keep_numbers_as_their_fidelity_says() {
+    let every = || PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name));
+    let graphs = |digits| -> Vec<(&str, Graph)> {
+        let of = |name| examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, digits)));
+        every().flat_map(of).collect()
+    };
+    let (many, few) = (graphs(Digits::Many), graphs(Digits::Few));
+    for entry in PASSES {
+        let pass = (entry.make)();
+        // What is approximate is exact for numbers that narrow types hold.
+        let (digits, graphs) = match pass.fidelity() {
+            Fidelity::Approximate => (Digits::Few, &few),
+            Fidelity::Exact | Fidelity::Rounding => (Digits::Many, &many),
+        };
+        for (of, graph) in graphs {
+            let fired = check_fidelity(&*pass, graph, digits);
+            assert!(fired || *of != entry.name, "{} did not fire on its example", entry.name);
+        }
+    }
+    for entry in CONFIGURED {
+        for example in examples_of(entry.name) {
+            let narrow = entry.name == "store-constants";
+            let digits = if narrow { Digits::Few } else { Digits::Many };
+            let graph = graph_of(&example.before, digits);
+            let fired = check_fidelity(&*(entry.exactly)(&graph), &graph, digits);
+            assert!(fired, "{} did not fire on its example", entry.name);
+        }
+    }
 }
 
 #[test]
 fn products_are_narrow_once() {
-    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
-    assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
-    assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
-    assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
+    let (mut g, _) = parse_with_random_constants(&examples_of("store-constants")[0].before);
+    assert_eq!(run(&StoreConstants::default(), &mut g), Changed::No);
+    assert_eq!(run(&products_in("int8"), &mut g), Changed::times(1));
+    assert_eq!(run(&products_in("bf16"), &mut g), Changed::No);
 }
 
+fn products_in(storage: &str) -> StoreConstants {
+    StoreConstants { products: StoreAs::parse(storage).unwrap(), ..StoreConstants::default() }
+}
+
+/// A table that is gathered from and multiplied with; a product and a table by name.
 #[test]
-fn doc_examples_of_apply_plan_hold() {
-    let examples = doc_examples(&source_of("apply-plan"));
-    assert_eq!(examples.len(), 2);
-    for (example, rank) in examples.iter().zip([128, 8]) {
-        let (g, _) = parse_with_random_constants(&example.before);
-        check(&apply_to_all(&g, rank), example);
-    }
+fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
+    let source = "graph @before(%i: i64[4], %x: f32[N, 8]) -> (a: f32[4, 8], y: f32[N, 16], z: f32[N, 16]) {
+           %0 = const #t : f32[16, 8]  // table
+           %1 = gather %0, %i {axis = 0} : f32[4, 8]  // rows
+           %2 = const #u : f32[8, 16]  // first.weight
+           %3 = matmul %x, %2 : f32[N, 16]  // first
+           %4 = matmul %x, %2 : f32[N, 16]  // second
+           return %1, %3, %4
+         }";
+    let stored = |named: &[(&str, &str)]| {
+        let (mut g, names) = parse_with_random_constants(source);
+        let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
+        run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
+        let text = normalized(&g, "after", &names);
+        text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string()).collect::<Vec<_>>()
+    };
+    let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
+    let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
+    let plain = origin(weight, "", "first.weight");
+    assert_eq!(stored(&[("table", "int8")]), [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]);
+    assert_eq!(
+        stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
+        [
+            origin(table, "", "table"),
+            plain,
+            origin(weight, " stored i8(axis = 0, block = 4)", "first.weight")
+        ]
+    );
+    let both = stored(&[("first.weight", "bf16")]);
+    assert_eq!(
+        both[1..],
+        [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
+    );
+    assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }
 
 #[test]
@@ -105,7 +300,7 @@ fn doc_examples_of_panther_hold() {
 /// The graph with every module sketched at a rank, and the text it prints.
 fn sketched(source: &str, rank: usize) -> String {
     let (mut g, names) = parse_with_random_constants(source);
-    let pass = apply_to_all(&g, rank);
+    let pass = apply_to_all(&g, |_| rank);
     assert!(run(&pass, &mut g) != Changed::No);
     assert_eq!(g.verify(margay_ir::Stage::Canonical), Ok(()));
     normalized(&g, "after", &names)
@@ -369,17 +564,9 @@ fn passes_are_listed_and_sorted() {
 }
 
 #[test]
-fn doc_example_of_differentiate_holds() {
-    let pass = margay_passes::Differentiate { output: "loss".into(), by: vec!["w".into()] };
-    doc_examples(&source_of("differentiate")).iter().for_each(|e| check(&pass, e));
-}
-
-#[test]
-fn doc_example_of_make_trainable_holds() {
-    let pass = margay_passes::MakeTrainable { names: vec!["fc.weight".into()] };
-    doc_examples(&source_of("make-trainable")).iter().for_each(|e| check(&pass, e));
-    let unknown = margay_passes::MakeTrainable { names: vec!["fc".into()] };
-    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("make-trainable"))[0].before);
+fn only_constants_of_floats_are_made_trainable() {
+    let unknown = MakeTrainable { names: vec!["fc".into()] };
+    let (mut g, _) = parse_with_random_constants(&examples_of("make-trainable")[0].before);
     let refusal = unknown.run(&mut g, &mut Cx::default()).unwrap_err().to_string();
     assert_eq!(refusal, "the model has no constant of floats `fc`");
 }
@@ -392,7 +579,7 @@ fn derivatives_that_do_not_exist_are_refused_by_name() {
     }";
     let refusal = |output: &str, by: &str| {
         let (mut g, _) = parse_with_random_constants(source);
-        let pass = margay_passes::Differentiate { output: output.into(), by: vec![by.into()] };
+        let pass = Differentiate { output: output.into(), by: vec![by.into()] };
         pass.run(&mut g, &mut Cx::default()).unwrap_err().to_string()
     };
     assert_eq!(

@@ -1,6 +1,6 @@
 //! Replaces the sites that a plan names, each by its scheme.
 //!
-//! Required stage: canonical. Declines settings that would store as much as the site itself.
+//! Required stage: canonical. Declines settings that the scheme does not offer for the site.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 1024]) -> (y: f32[N, 512]) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use margay_loops::{Carried, Port};
-use margay_tensor::DType;
+use margay_tensor::{DType, Storage};
 use prost::Message;
 
 use crate::header::{ALIGN, checked_range};
@@ -32,8 +32,9 @@ struct DescriptionMessage {
 
 #[derive(Clone, PartialEq, Message)]
 struct ConstantMessage {
-    #[prost(string, tag = "1")]
-    name: String,
+    // A single name until version 2, which reads as a list of one.
+    #[prost(string, repeated, tag = "1")]
+    names: Vec<String>,
     #[prost(bytes = "vec", tag = "2")]
     tensor: Vec<u8>,
     #[prost(string, tag = "3")]
@@ -46,6 +47,8 @@ struct ConstantMessage {
     piece: Option<PieceMessage>,
     #[prost(string, optional, tag = "7")]
     packed_by: Option<String>,
+    #[prost(string, tag = "8")]
+    storage: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -113,6 +116,8 @@ struct StepMessage {
     bytes: u64,
     #[prost(uint64, tag = "5")]
     regions: u64,
+    #[prost(string, repeated, tag = "6")]
+    requirements: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,13 +152,14 @@ fn piece_message(range: &Range<usize>, hash: &[u8; 32]) -> PieceMessage {
 
 fn constant_message(c: &StoredConstant) -> ConstantMessage {
     ConstantMessage {
-        name: c.name.clone(),
+        names: c.names.clone(),
         tensor: c.tensor.to_vec(),
         dtype: c.dtype.name().to_owned(),
         shape: words(&c.shape),
         layout: c.layout.as_ref().map(|l| l.name.clone()),
         packed_by: c.layout.as_ref().map(|l| l.backend.clone()),
         piece: Some(piece_message(&c.range, &c.hash)),
+        storage: c.storage.to_string(),
     }
 }
 
@@ -168,6 +174,7 @@ fn step_message(s: &StepNote) -> StepMessage {
         flops: s.flops,
         bytes: s.bytes,
         regions: s.regions as u64,
+        requirements: s.requirements.clone(),
     }
 }
 
@@ -265,7 +272,11 @@ fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize),
 }
 
 fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
-    let (dtype, shape, bytes) = tensor_type(&message.dtype, &message.shape)?;
+    let (dtype, shape, _) = tensor_type(&message.dtype, &message.shape)?;
+    let storage =
+        Storage::parse(&message.storage).ok_or_else(|| format!("`{}` is not a storage", message.storage))?;
+    storage.check(dtype, &shape).map_err(|e| e.to_string())?;
+    let bytes = storage.layout(&shape).bytes;
     let (range, bytes_hash) = piece(message.piece, limits.weights)?;
     if !range.start.is_multiple_of(ALIGN) {
         return Err(format!("begins at {}, which is not aligned", range.start));
@@ -279,7 +290,8 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
     }
     Ok(StoredConstant {
-        name: message.name,
+        storage,
+        names: message.names,
         tensor: hash(&message.tensor)?,
         dtype,
         shape,
@@ -306,8 +318,8 @@ fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
 }
 
 fn step(message: StepMessage) -> Result<StepNote, String> {
-    let StepMessage { label, work, flops, bytes, regions } = message;
-    Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)? })
+    let StepMessage { label, work, flops, bytes, regions, requirements } = message;
+    Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)?, requirements })
 }
 
 /// Pairs of ports of one type, none of them twice.
@@ -383,10 +395,11 @@ mod tests {
     fn described() -> Description {
         let port = |name: &str| Port { name: name.into(), dtype: DType::F32, shape: vec![2, 3] };
         let constant = |name: &str, layout, range| StoredConstant {
-            name: name.into(),
+            names: vec![name.into(), "#5be1c0".into()],
             tensor: [1; 32],
             dtype: DType::F32,
             shape: vec![3, 4],
+            storage: Storage::plain(DType::F32),
             layout,
             range,
             hash: [2; 32],
@@ -404,6 +417,7 @@ mod tests {
                     flops: 48,
                     bytes: 104,
                     regions: 2,
+                    requirements: vec!["indices from -5 to 4".into()],
                 }],
                 constants: vec![0],
             },

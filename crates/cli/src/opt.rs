@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use margay_ir::{TensorType, text};
 use margay_passes::{PASSES, Pipeline, PipelineItem};
-use margay_tensor::{DType, Tensor, random::Philox};
+use margay_tensor::random::{Philox, stream_of};
+use margay_tensor::{DType, Tensor};
 use safetensors::SafeTensors;
 
 use crate::error::Failure;
@@ -67,10 +68,12 @@ fn parse(path: &Path, text: &str) -> Result<margay_ir::Graph, Failure> {
     let made_up = std::cell::Cell::new(0);
     let resolve = |key: &str, ty: &TensorType| {
         if let Some(tensor) = stored.as_ref().and_then(|s| s.tensor(key).ok()) {
-            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data()).ok();
+            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data())
+                .ok()
+                .map(Into::into);
         }
         made_up.set(made_up.get() + 1);
-        random(key, ty)
+        random(key, ty).map(Into::into)
     };
     let g = text::parse(text, &resolve)
         .map_err(|error| margay_driver::DriverError::Text { path: path.to_path_buf(), error })?;
@@ -90,9 +93,7 @@ fn random(key: &str, ty: &TensorType) -> Option<Tensor> {
     const LIMIT: usize = 1 << 28;
     let shape = ty.extents()?;
     let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LIMIT)?;
-    let seed =
-        key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let stream = Philox::new(seed, 0);
+    let stream = Philox::new(0, stream_of(key));
     match ty.dtype {
         DType::F32 => {
             let mut data = vec![0f32; len];

@@ -183,8 +183,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         return Err(Failure::usage("an artifact has its dimensions: `--dim` does not apply to it"));
     }
     let (student, teacher) = (open(&args.model)?, open(&args.teacher)?);
-    if margay_driver::build::bytes_saved(&student.graph) > 0 {
-        let message = "the sketched model has products in bf16 or int8, which do not learn";
+    let narrow =
+        |n: margay_ir::NodeId| student.graph.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
+    if student.graph.order().into_iter().any(narrow) {
+        let message = "the sketched model has constants stored in bf16 or int8, which do not learn";
         return Err(
             Failure::usage(message).help("compile it in f32, recover it, and lower its precision then")
         );

@@ -179,7 +179,7 @@ fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
         axes: 1,
         body: vec![Stmt::Loop {
             axis,
-            extent: bytes / dtype.bytes(),
+            extent: (bytes / dtype.bytes()).into(),
             parallel: true,
             body: vec![
                 Stmt::Load { to: value, arg: 0, index: Index::axis(axis), guard: None },
@@ -225,6 +225,8 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
         Stmt::Unary { op, .. } => match op {
             Unary::Exp | Unary::Log | Unary::Erf | Unary::Tanh => 16,
             Unary::Sigmoid | Unary::Sin | Unary::Cos => 20,
+            Unary::RoundF16 => 14,
+            Unary::RoundBf16 => 8,
             Unary::Sqrt => 4,
             Unary::Neg
             | Unary::Abs
@@ -254,9 +256,9 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
         | Stmt::Load { .. }
         | Stmt::Store { .. }
         | Stmt::Require { .. } => 1,
-        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(*extent as u64),
+        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(extent.bound() as u64),
         Stmt::Reduce { extent, results, body, .. } => {
-            (operations(body) + results.len() as u64).saturating_mul(*extent as u64)
+            (operations(body) + results.len() as u64).saturating_mul(extent.bound() as u64)
         }
     }
 }

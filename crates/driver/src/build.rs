@@ -1,10 +1,13 @@
 //! Graphs to code, for one value of every symbol.
 
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
-use margay_ir::{Graph, NodeId, Op, Value, verify::Stage};
+use margay_ir::{Graph, Value, verify::Stage};
 use margay_loops::{Backend, Carried, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, kept};
+use margay_passes::{
+    FoldConstants, Pipeline, PipelineItem, Recompute, RoundOperands, StoreAs, StoreConstants, backward_nodes,
+    bytes_of, saved,
+};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
@@ -22,27 +25,15 @@ pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Resu
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
         let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, PipelineItem::Run(Box::new(LowerPrecision { precision }))];
+        let products = StoreAs::Precision(precision);
+        let store = StoreConstants { products, ..StoreConstants::default() };
+        let mut steps = vec![fold, PipelineItem::Run(Box::new(store))];
+        if precision == Precision::Bf16 {
+            steps.push(PipelineItem::Run(Box::new(RoundOperands)));
+        }
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
-}
-
-/// Bytes that the constants of a graph take less for being stored narrow. One that is also read as f32 saves nothing.
-pub fn bytes_saved(g: &Graph) -> u64 {
-    let saved = |n: NodeId| -> Option<u64> {
-        let constant = g.constant(n.into())?;
-        let narrow = |user: &NodeId| match g.op(*user) {
-            Op::MatMul(product) => Some(product.precision).filter(|&p| p != Precision::F32),
-            _ => None,
-        };
-        let users = g.users_of(n.into());
-        let precisions: Vec<Precision> = users.iter().map(|(user, _)| narrow(user)).collect::<Option<_>>()?;
-        let [.., k, n] = *constant.tensor().shape() else { return None };
-        let bytes = |p: &Precision| p.stored_bytes(k as u64, n as u64);
-        Some(bytes(&Precision::F32).saturating_sub(precisions.iter().map(bytes).max()?))
-    };
-    g.order().into_iter().filter_map(saved).sum()
 }
 
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
@@ -94,8 +85,8 @@ pub fn add_step_entry(
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
-    let saved = kept(&bound, &backward_nodes(&bound));
-    let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
+    let saved = saved(&bound, &backward_nodes(&bound));
+    let saved: Vec<(String, u64)> = saved.into_iter().map(|v| (name(v), bytes_of(&bound, v))).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
     let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))

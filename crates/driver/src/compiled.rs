@@ -63,14 +63,15 @@ impl Compiled {
     fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
         for n in self.graph.order() {
             if let Op::Const(c) = self.graph.op(n) {
-                let tensor = c.payload.tensor();
+                let contents = c.payload.stored();
                 let key = c.payload.key().to_string();
-                let stored = builder.constants.stored().iter().any(|s| s.name == key);
+                let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
                 // What is random is drawn again when the text is read.
-                let drawn = c.payload.draw().is_some() && tensor.len() <= margay_ir::text::MAX_SPLAT;
+                let drawn =
+                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
                 if !stored && !drawn {
-                    let constant =
-                        margay_loops::Constant { names: vec![key], tensor: tensor.clone(), packed: None };
+                    let stored = contents.clone();
+                    let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
                     builder.constants.add(&constant, &*self.backend)?;
                 }
             }

@@ -82,14 +82,14 @@ pub struct Report {
     pub threads: usize,
     /// Seed of the random numbers.
     pub seed: u64,
-    /// How the operands of products with constants are rounded: `f32`, `bf16` or `int8`.
+    /// How constants of products are stored, where nothing else was said: `f32`, `bf16` or `int8`.
     #[serde(default = "plain")]
     pub precision: String,
     /// The goal, in words.
     pub goal: String,
-    /// Stored bytes of the weights that can be sketched before, without what layouts pad.
+    /// Bytes of the weights of products and convolutions before, as kernels read them, padding included.
     pub bytes_before: u64,
-    /// Stored bytes of what stands in for them.
+    /// The same after: the bytes of these constants in the artifact.
     pub bytes_after: u64,
     /// Multiplications and additions of products and convolutions before.
     pub flops_before: u64,

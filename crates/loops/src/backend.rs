@@ -6,8 +6,9 @@
 
 use std::fmt;
 
-use margay_tensor::Tensor;
+use margay_tensor::StoredTensor;
 
+use crate::text::fields;
 use crate::{KernelCall, Program, Step, Work};
 
 /// What a back end likes programs to be like.
@@ -38,6 +39,9 @@ pub struct Needs {
     /// Operands to be packed.
     pub packed: Vec<Packed>,
 }
+
+fields!(Packed { operand, layout, bytes });
+fields!(Needs { workspace_bytes = 0, packed = Vec::new() });
 
 /// A program in the language of a back end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,10 +95,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel>;
 
     /// The bytes of a constant operand in the layout that [`prepare`](Backend::prepare) named for it.
-    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel>;
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel>;
 
-    /// The inverse of [`pack`](Backend::pack): the row-major tensor of the given shape.
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel>;
+    /// The inverse of [`pack`](Backend::pack): the stored tensor of the given shape.
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel>;
 
     /// Compiles a program. `constant_offsets` says where its constants lie in the memory that the device is handed, in
     /// bytes. The result depends on the arguments only.

@@ -3,7 +3,7 @@
 //! The steps of a [`Program`] are numbered in the order in which they are written down: a step before those inside it,
 //! those inside it before the next one. Faults, notes and profiles name steps by these numbers.
 
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, StoredTensor};
 
 use crate::{Kernel, KernelCall, Needs, Packed};
 
@@ -53,15 +53,33 @@ pub struct Port {
     pub shape: Vec<usize>,
 }
 
+impl Port {
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bytes()
+    }
+}
+
 /// A constant of the program.
 #[derive(Clone, Debug)]
 pub struct Constant {
     /// The names it has in the graph: keys of payloads, several where constants are equal.
     pub names: Vec<String>,
-    /// The values, row-major.
-    pub tensor: Tensor,
-    /// The call that reads it, and how that wants it stored; `None` for row-major.
+    /// The contents, in the storage that the program reads.
+    pub stored: StoredTensor,
+    /// The call that reads it, and how that wants it packed; `None` for row-major, with its parts where
+    /// [`Storage::layout`](margay_tensor::Storage::layout) says.
     pub packed: Option<(KernelCall, Packed)>,
+}
+
+impl Constant {
+    /// Its bytes where steps read it, scales and padding of its layout included: the one count of what it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.packed {
+            Some((_, packed)) => packed.bytes,
+            None => self.stored.storage().layout(self.stored.shape()).bytes,
+        }
+    }
 }
 
 /// A number of repetitions: known, or read when it is needed.
@@ -76,6 +94,12 @@ pub enum Extent<R> {
         /// The most.
         bound: usize,
     },
+}
+
+impl<R> From<usize> for Extent<R> {
+    fn from(n: usize) -> Extent<R> {
+        Extent::Known(n)
+    }
 }
 
 impl<R> Extent<R> {
@@ -198,6 +222,28 @@ pub fn walk(body: &[Step]) -> impl Iterator<Item = (usize, &Step)> {
     })
 }
 
+/// Shows every operand of a list of steps and those inside them.
+pub fn for_each_operand(body: &mut [Step], change: &mut dyn FnMut(&mut Operand)) {
+    for step in body {
+        match &mut step.work {
+            Work::Kernel { args, .. } | Work::Call { args, .. } => args.iter_mut().for_each(&mut *change),
+            Work::Copy { from, to, .. } => [from, to].into_iter().for_each(&mut *change),
+            Work::If { test, then, otherwise } => {
+                change(test);
+                for_each_operand(then, change);
+                for_each_operand(otherwise, change);
+            }
+            Work::Loop(l) => {
+                if let Extent::Read { from, .. } = &mut l.trips {
+                    change(from);
+                }
+                l.condition.iter_mut().chain(&mut l.counter).for_each(&mut *change);
+                for_each_operand(&mut l.body, change);
+            }
+        }
+    }
+}
+
 /// An output that is an input of the next run: both are one region of memory, which outlives runs. The two have one type.
 ///
 /// No step reads the input after a step has begun to write the output, except at the very position it writes.
@@ -236,8 +282,18 @@ impl Program {
         walk(&self.body)
     }
 
+    /// Bytes of all constants as they are stored, scales and padding of layouts included.
+    pub fn constant_bytes(&self) -> u64 {
+        self.constants.iter().map(|c| c.bytes() as u64).sum()
+    }
+
+    /// Bytes of the constants that kernels read in layouts of their own, the weights of products and convolutions.
+    pub fn packed_bytes(&self) -> u64 {
+        self.constants.iter().filter(|c| c.packed.is_some()).map(|c| c.bytes() as u64).sum()
+    }
+
     /// Bytes that a step itself reads and writes: every operand once, but no more of one that is gathered from than
-    /// is written.
+    /// is written. Elements and scales of one constant are one operand.
     pub fn traffic(&self, step: &Step) -> u64 {
         let size = |operand: &Operand| self.buffers[operand.buffer.0].bytes;
         let total: usize = match &step.work {
@@ -246,11 +302,15 @@ impl Program {
                 let kernel = &self.kernels[*kernel];
                 let args = || kernel.args.iter().zip(args).enumerate();
                 let written: usize = args().filter(|(_, (a, _))| a.written).map(|(_, (_, o))| size(o)).sum();
+                let parts = |(i, (_, operand)): &(usize, (_, &Operand))| {
+                    let constant = matches!(self.buffers[operand.buffer.0].place, Place::Constant(_));
+                    constant && args().take(*i).any(|(_, (_, before))| before.buffer == operand.buffer)
+                };
                 let touched = |(i, (_, operand)): (usize, (_, &Operand))| match kernel.gathers_from(i) {
                     true => size(operand).min(written),
                     false => size(operand),
                 };
-                args().map(touched).sum()
+                args().filter(|arg| !parts(arg)).map(touched).sum()
             }
             Work::Copy { bytes, .. } => 2 * bytes,
             Work::If { .. } | Work::Loop(_) => step.operands().iter().map(size).sum(),

@@ -108,10 +108,10 @@ impl FittedLowRank {
         self.max_rank(self.d_in * self.d_out)
     }
 
-    /// The rank that settings name.
+    /// The rank that settings name. A plan may name ranks that save nothing, up to the exact one.
     fn rank(&self, settings: &Settings) -> Result<usize, String> {
         let LowRankSettings { rank } = settings.read()?;
-        check_rank(rank, self.most())?;
+        check_rank(rank, self.decomposition.max_rank())?;
         Ok(rank)
     }
 

@@ -51,6 +51,7 @@ use margay_ir::ops::Concat;
 use margay_ir::{Draw, DrawKind, Graph, Part, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::{Matrix, RandnlaError, panther};
+use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
 use super::{ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, layers};
@@ -131,7 +132,7 @@ impl Scheme for PantherScheme {
         let layer = Layer::of(context.graph, context.site);
         Ok(Box::new(FittedPanther {
             seed: context.seed,
-            stream: stream_of(&context.site.name),
+            stream: first_stream(&context.site.name),
             source: layer.payload(context.graph).key().to_string(),
             d_in: layer.d_in,
             d_out: layer.d_out,
@@ -175,10 +176,9 @@ enum Stream {
     Right,
 }
 
-/// The first of four streams of a layer: the hash of its name (Fowler, Noll and Vo, 32 bits, 1a) on top of two bits.
-fn stream_of(name: &str) -> u64 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-    u64::from(hash) << 2
+/// The first of four streams of a layer: that of its name on top of two bits.
+fn first_stream(name: &str) -> u64 {
+    stream_of(name) << 2
 }
 
 impl FittedPanther {

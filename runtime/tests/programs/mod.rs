@@ -8,7 +8,7 @@ use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::nest::Sink;
 use margay_loops::{
     Arg, Backend, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed,
-    Place, Port, Program, Source, Step, Work,
+    Place, Port, Producer, Program, Step, Work,
 };
 use margay_tensor::{DType, Tensor};
 
@@ -71,7 +71,7 @@ pub(crate) fn buffer(place: Place, bytes: usize) -> Buffer {
 
 /// A constant.
 pub(crate) fn constant(tensor: Tensor, packed: Option<(KernelCall, Packed)>) -> Constant {
-    Constant { names: vec!["constant".into()], tensor, packed }
+    Constant { names: vec!["constant".into()], stored: tensor.into(), packed }
 }
 
 /// The start of a buffer, given by number.
@@ -92,8 +92,8 @@ pub(crate) fn args(dtypes: &[DType]) -> Vec<Arg> {
 }
 
 /// An input read from memory.
-pub(crate) fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Source {
-    Source::Memory { arg, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
+pub(crate) fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Producer {
+    Producer::Memory { arg, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
 }
 
 /// An output written to memory.
@@ -113,7 +113,7 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
         b: layout(COLUMNS),
         c_row_stride: COLUMNS,
         b_packed: true,
-        precision: margay_loops::Precision::F32,
+        types: margay_loops::ProductTypes::F32,
         epilogue: Epilogue::default(),
     });
     let needs = backend.prepare(&call).unwrap();

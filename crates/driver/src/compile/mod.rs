@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use margay_loops::{Backend, Precision};
 use margay_passes::sketch::{Site, sites};
-use margay_plan::{Goal, Plan};
+use margay_plan::{Goal, Plan, Price};
 use margay_tensor::Binding;
 
 use self::allocate::{allocate, candidates};
@@ -189,12 +189,12 @@ pub fn compile_with(
     let sketched =
         margay_lower::lower(&build::bind(&graph, &job.bindings[0], &mut Dump::none())?, &*job.backend)?;
     let mut after = pricing.of_program(&sketched);
-    after.bytes = allocation.price.bytes - build::bytes_saved(&graph) as i64;
+    after.bytes = sketched.packed_bytes() as i64;
     let outcome = Outcome {
         candidates: &candidates,
         allocation: &allocation,
         fits: &fits,
-        before: prices.model,
+        before: Price { bytes: dense.packed_bytes() as i64, ..prices.model },
         after,
         held_out: error,
         remarks: &remarks,

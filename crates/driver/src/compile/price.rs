@@ -93,7 +93,7 @@ impl Pricing<'_> {
     /// The bytes are those of the constants' numbers, without what a layout pads; constants of one number are left out,
     /// since code holds them.
     pub(crate) fn of_program(&self, program: &Program) -> Price {
-        let constants = program.constants.iter().map(|c| &c.tensor).filter(|t| t.len() > 1);
+        let constants = program.constants.iter().map(|c| c.stored.elements()).filter(|t| t.len() > 1);
         let stored = constants.map(|t| t.bytes().len() as i64);
         Price {
             bytes: stored.sum(),

@@ -14,9 +14,9 @@ pub(crate) struct Outcome<'a> {
     pub(crate) candidates: &'a Candidates,
     pub(crate) allocation: &'a Allocation,
     pub(crate) fits: &'a [Fit],
-    /// The model as it was; bytes are those of the weights that can be sketched.
+    /// The model as it was; bytes are those of the packed constants.
     pub(crate) before: Price,
-    /// The sketched model; bytes are those that stand in for these weights.
+    /// The sketched model, in the same way.
     pub(crate) after: Price,
     pub(crate) held_out: Option<ErrorMeasure>,
     pub(crate) remarks: &'a [Remark],

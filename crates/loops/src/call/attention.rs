@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
 
-/// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
+use super::{Call, CallArg, Epilogue, dtype_text, product};
+use crate::text::fields;
+
+/// Exact softmax attention: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
 /// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
 /// The logarithm of the sum of exponentials, `log Σ exp(scale · q·k + mask)`, is -∞ in both cases.
@@ -13,6 +16,8 @@ use super::{Call, Epilogue, product};
 /// contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {
+    /// Type of Q, K, V, mask and O; logarithms are f32.
+    pub dtype: DType,
     /// Sequences.
     pub batch: usize,
     /// Heads of the queries.
@@ -56,6 +61,35 @@ impl Attention {
     }
 }
 
+fields!(Attention {
+    dtype = DType::F32,
+    batch,
+    heads,
+    kv_heads,
+    q_len,
+    kv_len,
+    qk_dim,
+    v_dim,
+    scale_bits,
+    q,
+    k,
+    v,
+    o,
+    mask = None,
+    causal = false,
+    log_sum_exp = false,
+});
+
+/// Rows of so many elements of every (batch, head, row).
+pub(super) fn rows(extents: [usize; 3], strides: [usize; 3], dim: usize) -> Vec<(usize, usize)> {
+    extents.into_iter().zip(strides).chain([(dim, 1)]).collect()
+}
+
+/// A mask of (batch, head, query, key).
+pub(super) fn mask_arg(dtype: DType, extents: [usize; 4], strides: [usize; 4]) -> CallArg {
+    CallArg::read(dtype, &extents.into_iter().zip(strides).collect::<Vec<_>>())
+}
+
 impl Call for Attention {
     const FAMILY: &'static str = "attention";
 
@@ -64,7 +98,30 @@ impl Call for Attention {
             * Attention::pairs(self.q_len, self.kv_len, self.causal)
     }
 
+    fn args(&self) -> Vec<CallArg> {
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(self.dtype, &axes);
+        let keys = [self.batch, self.kv_heads, self.kv_len];
+        let mut args = vec![
+            read(rows([self.batch, self.heads, self.q_len], self.q, self.qk_dim)),
+            read(rows(keys, self.k, self.qk_dim)),
+            read(rows(keys, self.v, self.v_dim)),
+        ];
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
+        let o = rows([self.batch, self.heads, self.q_len], self.o, self.v_dim);
+        args.push(CallArg::written(self.dtype, &o));
+        let logarithms = [(self.batch * self.heads * self.q_len, 1)];
+        args.extend(self.log_sum_exp.then(|| CallArg::written(DType::F32, &logarithms)));
+        args
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -77,7 +134,7 @@ impl fmt::Display for Attention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "attention {}x{}x[{}, {}] dims {} and {}{}{}{}",
+            "attention {}x{}x[{}, {}] dims {} and {}{}{}{}{}",
             self.batch,
             self.heads,
             self.q_len,
@@ -86,7 +143,8 @@ impl fmt::Display for Attention {
             self.v_dim,
             if self.causal { " causal" } else { "" },
             if self.mask.is_some() { " +mask" } else { "" },
-            if self.log_sum_exp { " +log_sum_exp" } else { "" }
+            if self.log_sum_exp { " +log_sum_exp" } else { "" },
+            dtype_text(self.dtype)
         )
     }
 }

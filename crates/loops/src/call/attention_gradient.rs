@@ -2,9 +2,13 @@
 
 use std::fmt;
 
-use super::{Attention, Call, Epilogue, product};
+use margay_tensor::DType;
 
-/// The cotangents of the operands of [`Attention`], in f32 (Dao, arXiv 2307.08691). With the scores
+use super::attention::{mask_arg, rows};
+use super::{Attention, Call, CallArg, Epilogue, dtype_text, product};
+use crate::text::fields;
+
+/// The cotangents of the operands of [`Attention`] (Dao, arXiv 2307.08691). With the scores
 /// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
 /// `P = exp(S - L)`, `dS = P ∘ (dO Vᵀ - Δ)`:
 ///
@@ -16,6 +20,8 @@ use super::{Attention, Call, Epilogue, product};
 /// any. The last axis of matrices is contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AttentionGradient {
+    /// Type of Q, K, V, dO, mask, dQ, dK and dV; L and Δ are f32.
+    pub dtype: DType,
     /// Sequences.
     pub batch: usize,
     /// Heads of the queries.
@@ -52,6 +58,27 @@ pub struct AttentionGradient {
     pub dv: [usize; 3],
 }
 
+fields!(AttentionGradient {
+    dtype = DType::F32,
+    batch,
+    heads,
+    kv_heads,
+    q_len,
+    kv_len,
+    qk_dim,
+    v_dim,
+    scale_bits,
+    q,
+    k,
+    v,
+    d_o,
+    mask = None,
+    causal = false,
+    dq,
+    dk,
+    dv,
+});
+
 impl Call for AttentionGradient {
     const FAMILY: &'static str = "attention_gradient";
 
@@ -61,7 +88,35 @@ impl Call for AttentionGradient {
             * Attention::pairs(self.q_len, self.kv_len, self.causal)
     }
 
+    fn args(&self) -> Vec<CallArg> {
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(self.dtype, &axes);
+        let written = |axes: Vec<(usize, usize)>| CallArg::written(self.dtype, &axes);
+        let queries = [self.batch, self.heads, self.q_len];
+        let keys = [self.batch, self.kv_heads, self.kv_len];
+        let numbers = vec![(self.batch * self.heads * self.q_len, 1)];
+        let mut args = vec![
+            read(rows(queries, self.q, self.qk_dim)),
+            read(rows(keys, self.k, self.qk_dim)),
+            read(rows(keys, self.v, self.v_dim)),
+            CallArg::read(DType::F32, &numbers),
+            CallArg::read(DType::F32, &numbers),
+            read(rows(queries, self.d_o, self.v_dim)),
+        ];
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
+        args.push(written(rows(queries, self.dq, self.qk_dim)));
+        args.push(written(rows(keys, self.dk, self.qk_dim)));
+        args.push(written(rows(keys, self.dv, self.v_dim)));
+        args
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -74,7 +129,7 @@ impl fmt::Display for AttentionGradient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}",
+            "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}{}",
             self.batch,
             self.heads,
             self.q_len,
@@ -82,7 +137,8 @@ impl fmt::Display for AttentionGradient {
             self.qk_dim,
             self.v_dim,
             if self.causal { " causal" } else { "" },
-            if self.mask.is_some() { " +mask" } else { "" }
+            if self.mask.is_some() { " +mask" } else { "" },
+            dtype_text(self.dtype)
         )
     }
 }

@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
 
-/// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
+use super::{Call, CallArg, Epilogue, ProductTypes, product};
+use crate::text::fields;
+
+/// A two-dimensional convolution: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
 /// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
@@ -32,6 +35,8 @@ pub struct Conv {
     pub dilations: [usize; 2],
     /// K is a constant, stored in the layout the target packs it into; else it is row-major.
     pub k_packed: bool,
+    /// Element types of X, K and Y.
+    pub types: ProductTypes,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -45,6 +50,22 @@ impl Conv {
     }
 }
 
+fields!(Conv {
+    batch,
+    in_channels,
+    out_channels,
+    groups,
+    in_size,
+    out_size,
+    kernel,
+    strides,
+    pads,
+    dilations,
+    k_packed = false,
+    types = ProductTypes::F32,
+    epilogue = Epilogue::default(),
+});
+
 impl Call for Conv {
     const FAMILY: &'static str = "conv";
 
@@ -53,8 +74,26 @@ impl Call for Conv {
         2 * product(&[self.batch, self.out_channels, self.out_size[0], self.out_size[1], taps])
     }
 
+    fn args(&self) -> Vec<CallArg> {
+        let whole = |n: usize| [(n, 1)];
+        let pixels = |size: [usize; 2]| self.batch * size[0] * size[1];
+        let taps = self.in_channels / self.groups.max(1) * self.kernel[0] * self.kernel[1];
+        let y = CallArg::written(self.types.result, &whole(pixels(self.out_size) * self.out_channels));
+        let mut args = vec![
+            CallArg::read(self.types.left, &whole(pixels(self.in_size) * self.in_channels)),
+            CallArg::read(self.types.right.dtype, &whole(self.out_channels * taps)),
+        ];
+        args.extend(self.epilogue.args(self.out_channels, &y));
+        args.push(y);
+        args
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
         Some(&mut self.epilogue)
+    }
+
+    fn rounds(&self, operand: usize) -> Option<DType> {
+        self.types.rounds(operand)
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
@@ -65,6 +104,7 @@ impl Call for Conv {
 impl fmt::Display for Conv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "conv {}", self.extents())?;
-        write!(f, "{}{}", if self.k_packed { "" } else { " computed" }, self.epilogue)
+        f.write_str(if self.k_packed { "" } else { " computed" })?;
+        write!(f, "{}{}", self.types, self.epilogue)
     }
 }

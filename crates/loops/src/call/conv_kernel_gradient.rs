@@ -2,17 +2,22 @@
 
 use std::fmt;
 
-use super::{Call, Conv, Epilogue};
+use margay_tensor::DType;
 
-/// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
+use super::{Call, CallArg, Conv, Epilogue};
+use crate::text::fields;
+
+/// The cotangent of the kernel of a [`Conv`]: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
 /// pixels, X and dY row-major in NHWC order, dK in OIHW order.
 ///
-/// Arguments: X, dY, dK, workspace if any.
+/// Arguments: X, dY, dK, workspace if any; their types are the left one, the result and the right one of the convolution.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ConvKernelGradient {
     /// The convolution; its epilogue and where its kernel comes from play no part.
     pub forward: Conv,
 }
+
+fields!(ConvKernelGradient { forward });
 
 impl Call for ConvKernelGradient {
     const FAMILY: &'static str = "conv_kernel_gradient";
@@ -21,7 +26,17 @@ impl Call for ConvKernelGradient {
         self.forward.flops()
     }
 
+    fn args(&self) -> Vec<CallArg> {
+        let plain = Conv { epilogue: Epilogue::default(), ..self.forward.clone() };
+        let [x, k, y] = &plain.args()[..] else { unreachable!("a convolution without an epilogue") };
+        vec![x.clone(), CallArg::read(y.dtype, &y.axes), CallArg::written(k.dtype, &k.axes)]
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -32,6 +47,6 @@ impl Call for ConvKernelGradient {
 
 impl fmt::Display for ConvKernelGradient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "conv_kernel_gradient {}", self.forward.extents())
+        write!(f, "conv_kernel_gradient {}{}", self.forward.extents(), self.forward.types)
     }
 }

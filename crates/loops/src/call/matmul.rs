@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
-use crate::Precision;
+use margay_tensor::DType;
+
+use super::{Call, CallArg, Epilogue, ProductTypes, product};
+use crate::text::fields;
 
 /// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,7 +29,7 @@ pub struct BatchAxis {
     pub c: usize,
 }
 
-/// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
+/// `C[m, n] = epilogue(A[m, k] · B[k, n])`, repeated over batch axes.
 ///
 /// Arguments: A, B, bias if any, residual if any, C, workspace if any. The columns of C are contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -48,10 +50,40 @@ pub struct MatMul {
     pub c_row_stride: usize,
     /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
     pub b_packed: bool,
-    /// How operands are rounded; other than `F32` only where B is a packed constant.
-    pub precision: Precision,
+    /// Element types of A, B and C. B is narrower than f32 only where it is a packed constant.
+    pub types: ProductTypes,
     /// What happens before the store.
     pub epilogue: Epilogue,
+}
+
+fields!(MatLayout { row_stride, col_stride });
+fields!(BatchAxis { extent, a, b, c });
+fields!(MatMul {
+    m,
+    n,
+    k,
+    batch = Vec::new(),
+    a,
+    b,
+    c_row_stride,
+    b_packed = false,
+    types = ProductTypes::F32,
+    epilogue = Epilogue::default(),
+});
+
+impl MatMul {
+    /// Turns innermost batch axes that share B into further rows of A where these are evenly spaced.
+    pub fn join_rows(&mut self) {
+        while let Some(&BatchAxis { extent, a, b: 0, c }) = self.batch.last() {
+            if self.m == 1 {
+                (self.a.row_stride, self.c_row_stride) = (a, c);
+            } else if a != self.m * self.a.row_stride || c != self.m * self.c_row_stride {
+                return;
+            }
+            self.m *= extent;
+            self.batch.pop();
+        }
+    }
 }
 
 impl Call for MatMul {
@@ -61,8 +93,26 @@ impl Call for MatMul {
         2 * product(&[self.m, self.n, self.k]) * self.batch.iter().map(|b| b.extent as u64).product::<u64>()
     }
 
+    fn args(&self) -> Vec<CallArg> {
+        let axes = |stride: fn(&BatchAxis) -> usize, matrix: [(usize, usize); 2]| -> Vec<(usize, usize)> {
+            self.batch.iter().map(|b| (b.extent, stride(b))).chain(matrix).collect()
+        };
+        let a = axes(|b| b.a, [(self.m, self.a.row_stride), (self.k, self.a.col_stride)]);
+        let b = axes(|b| b.b, [(self.k, self.b.row_stride), (self.n, self.b.col_stride)]);
+        let c =
+            CallArg::written(self.types.result, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
+        let mut args = vec![CallArg::read(self.types.left, &a), CallArg::read(self.types.right.dtype, &b)];
+        args.extend(self.epilogue.args(self.n, &c));
+        args.push(c);
+        args
+    }
+
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
         Some(&mut self.epilogue)
+    }
+
+    fn rounds(&self, operand: usize) -> Option<DType> {
+        self.types.rounds(operand)
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
@@ -76,9 +126,6 @@ impl fmt::Display for MatMul {
         self.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
         write!(f, "[{}x{}x{}]", self.m, self.k, self.n)?;
         f.write_str(if self.b_packed { " packed" } else { "" })?;
-        if self.precision != Precision::F32 {
-            write!(f, " {}", self.precision.name())?;
-        }
-        write!(f, "{}", self.epilogue)
+        write!(f, "{}{}", self.types, self.epilogue)
     }
 }
