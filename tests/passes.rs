@@ -260,7 +260,10 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
         let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
         run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
         let text = normalized(&g, "after", &names);
-        text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string()).collect::<Vec<_>>()
+        let constants = text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string());
+        let mut constants: Vec<String> = constants.collect();
+        constants.sort();
+        constants
     };
     let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
     let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");

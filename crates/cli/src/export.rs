@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{compile, export_graph, is_artifact, open, open_artifact_graph};
-use margay_passes::sketch::read_plan;
+use margay::passes::sketch::read_plan;
+use margay::{compile, export_graph, is_artifact, open, open_artifact_graph};
+
+use margay::{open_artifact, report_of};
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
-use crate::explain::report_of;
-use crate::model::open_artifact;
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable};
 use crate::{Reply, note};
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let report = report_of(&artifact)?;
         let graph = open_artifact_graph(&artifact)?;
         let plan = artifact.source("plan.toml")?.unwrap_or_default();
-        let plan = read_plan(&String::from_utf8_lossy(plan)).map_err(margay_driver::DriverError::from)?;
+        let plan = read_plan(&String::from_utf8_lossy(plan)).map_err(margay::Error::from)?;
         export_graph(&graph, Some((&plan, &report)), &args.output)?;
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;
