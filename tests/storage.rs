@@ -1,5 +1,7 @@
 //! Constants stored narrow and 16-bit floats, from graphs to results, and what bytes are said of them.
 
+use std::collections::BTreeMap;
+
 use margay_artifact::Artifact;
 use margay_driver::build::jit;
 use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile, open};
@@ -7,7 +9,7 @@ use margay_ir::{Cx, Graph, Pass, eval};
 use margay_loops::Precision;
 use margay_lower::lower;
 use margay_passes::{StoreAs, StoreConstants};
-use margay_plan::{Budget, Plan};
+use margay_plan::{Budget, Choice, Plan};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::{Tolerance, assert_close, normal, normalized, parse_with_random_constants};
@@ -195,7 +197,7 @@ fn reports_say_the_bytes_of_the_file() {
     let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
     let sketched = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
     let mut plan = compile(&source(), Some(&samples), &sketched, &Silent).unwrap().plan;
-    plan.modules.get_mut("up").unwrap().rank = 18;
+    plan.sites.insert("up".into(), Choice::new("lowrank", &BTreeMap::from([("rank", 18)])));
     let plans: [Option<Plan>; 2] = [None, Some(plan)];
     for (plan, precision) in plans.iter().flat_map(|p| Precision::ALL.map(|precision| (p, precision))) {
         let options = CompileOptions { plan: plan.clone(), precision, ..base.clone() };
