@@ -227,11 +227,10 @@ fn attention_under_training_takes_memory_for_rows_not_for_pairs() {
     for (causal, masked) in [(false, false), (true, true)] {
         let [short, long] = [2048, 4096].map(|length| attention_step(length, causal, masked));
         let families: Vec<&str> = long
-            .steps
-            .iter()
-            .filter_map(|step| match &step.work {
-                Work::Call(call) => Some(KernelCall::family(call)),
-                Work::Loops(_) => None,
+            .steps()
+            .filter_map(|(_, step)| match &step.work {
+                Work::Call { call, .. } => Some(KernelCall::family(call)),
+                _ => None,
             })
             .collect();
         assert_eq!(families, ["attention", "attention_gradient"], "the forward pass runs once");

@@ -137,7 +137,7 @@ fn an_update_of_moments_and_parameters_copies_nothing() {
     }";
     let carried = [Carried { input: 1, output: 0 }, Carried { input: 2, output: 1 }];
     let program = lower_carrying(&graph(source), &CpuTarget::new(Class::Avx512), &carried).unwrap();
-    assert_eq!(program.steps.len(), 2, "{program}");
-    assert!(program.steps.iter().all(|s| matches!(s.work, Work::Loops(_))));
+    assert_eq!(program.body.len(), 2, "{program}");
+    assert!(program.body.iter().all(|s| matches!(s.work, Work::Kernel { .. })));
     assert_eq!(program.arena_bytes, 0, "{program}");
 }

@@ -17,8 +17,8 @@ pub(crate) struct Context<'a> {
     pub(crate) stride: usize,
     /// Number of threads.
     pub(crate) threads: usize,
-    /// How long each parallel region took, if somebody wants to know.
-    pub(crate) times: Option<&'a mut Vec<Duration>>,
+    /// How long each parallel region took in all its runs, if somebody wants to know; in the order of their numbers.
+    pub(crate) times: Option<&'a mut [Duration]>,
     /// The first fault of the run, as [`margay_loops::abi::fault_word`] encodes it; 0 for none.
     pub(crate) fault: u64,
 }
@@ -76,8 +76,8 @@ impl Task {
     }
 }
 
-/// Runs the items of a step on the threads of a session. After a fault the remaining steps of the run are skipped, so
-/// that the fault reported is that of the first step that failed, however the items were spread.
+/// Runs the items of a step on the threads of a session, and says whether one of them reported a fault: the run ends
+/// then, so that the fault is that of the first step that failed, however the items were spread.
 ///
 /// # Safety
 /// The contract of [`margay_loops::abi::ParallelFn`], with a context that points at a [`Context`].
@@ -88,12 +88,10 @@ pub(crate) unsafe extern "C" fn parallel(
     args: *const *mut u8,
     total: u64,
     grain: u64,
-) {
+    region: u64,
+) -> u64 {
     // SAFETY: a session hands its own context to the driver and does not touch it while the driver runs.
     let context = unsafe { &mut *context.cast::<Context<'_>>() };
-    if context.fault != 0 {
-        return;
-    }
     let task = Task { function, params, args, scratch: context.scratch, stride: context.stride };
     let task = &task;
     let start = context.times.is_some().then(Instant::now);
@@ -103,7 +101,8 @@ pub(crate) unsafe extern "C" fn parallel(
         unsafe { task.run(thread, begin, end) };
     });
     if let (Some(start), Some(times)) = (start, &mut context.times) {
-        times.push(start.elapsed());
+        times[region as usize] += start.elapsed();
     }
     context.fault = context.reported_fault();
+    context.fault
 }

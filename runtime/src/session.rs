@@ -134,18 +134,22 @@ impl Session {
     /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each.
     pub fn profile(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(StepNote, Duration)>, RunError> {
         let index = choose(self.executable.entries().iter(), inputs)?;
-        let mut times = Vec::new();
+        let steps = self.executable.entries()[index].parts.steps.clone();
+        let mut times = vec![Duration::ZERO; steps.iter().map(|s| s.regions).sum()];
         self.run_entry(index, inputs, Some(&mut times))?;
         let mut times = times.into_iter();
-        let steps = self.executable.entries()[index].parts.steps.iter();
-        Ok(steps.map(|note| (note.clone(), times.by_ref().take(note.regions).sum())).collect())
+        let time = |note: StepNote| {
+            let spent = times.by_ref().take(note.regions).sum();
+            (note, spent)
+        };
+        Ok(steps.into_iter().map(time).collect())
     }
 
     fn run_entry(
         &mut self,
         index: usize,
         inputs: &[(&str, &Tensor)],
-        times: Option<&mut Vec<Duration>>,
+        times: Option<&mut [Duration]>,
     ) -> Result<(), RunError> {
         self.fill_bases(index, inputs)?;
         let driver = self.executable.driver(index);

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use margay_artifact::Artifact;
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::{Binary, Constant, Index, Kernel, Nest, Place, Program, Work};
+use margay_loops::{Binary, Index, Kernel, Nest, Place, Program};
 use margay_runtime::{Executable, RunError, Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
 use memmap2::MmapMut;
 
 mod programs;
-use programs::{COLUMNS, TERMS, args, assemble, buffer, linear, memory, numbers, port, sink, step};
+use programs::{
+    COLUMNS, TERMS, args, assemble, buffer, constant, kernel, linear, memory, numbers, port, sink,
+};
 
 /// Rows of the table of [`gathers`].
 const ENTRIES: usize = 100;
@@ -48,7 +50,7 @@ fn gathers(count: usize) -> Program {
         inputs: vec![port("a", DType::I64, &[count]), port("b", DType::I64, &[count])],
         outputs: vec![port("y", DType::F32, &[count]), port("z", DType::F32, &[count])],
         carried: vec![],
-        constants: vec![Constant { tensor: table, packed_for: None }],
+        constants: vec![constant(table, None)],
         buffers: vec![
             buffer(Place::Constant(0), ENTRIES * 4),
             buffer(Place::Input(0), count * 8),
@@ -57,10 +59,7 @@ fn gathers(count: usize) -> Program {
             buffer(Place::Output(1), count * 4),
         ],
         kernels: vec![gather(count)],
-        steps: vec![
-            step(Work::Loops(0), &[0, 1, 3], "embed/words/Gather"),
-            step(Work::Loops(0), &[0, 2, 4], "embed/types/Gather"),
-        ],
+        body: vec![kernel(0, &[0, 1, 3], "embed/words/Gather"), kernel(0, &[0, 2, 4], "embed/types/Gather")],
         arena_bytes: 0,
     }
 }

@@ -50,31 +50,15 @@ impl ConstantsLayout {
         ConstantsLayout::default()
     }
 
-    /// The place of a constant, packed by the target if the call it belongs to asks for that. `name` is what people
-    /// know it by. Places never change.
-    pub fn add(&mut self, name: &str, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
+    /// The place of a constant, packed by the target if the call it belongs to asks for that. Places never change.
+    pub fn add(&mut self, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
         let tensor = &constant.tensor;
-        let packed = match &constant.packed_for {
-            None => None,
-            Some((call, operand)) => {
-                let prepared = target.prepare(call)?;
-                let packed = prepared.packed.into_iter().find(|p| p.operand == *operand);
-                Some((
-                    call,
-                    packed.ok_or_else(|| NoKernel {
-                        target: target.name().to_owned(),
-                        call: call.to_string(),
-                        why: format!("operand {operand} is not packed"),
-                    })?,
-                ))
-            }
-        };
-        let layout = packed.as_ref().map(|(_, p)| p.layout.to_owned());
+        let layout = constant.packed.as_ref().map(|(_, packed)| packed.layout.clone());
         let key = (tensor.content_hash(), layout.clone());
         if let Some(&index) = self.placed.get(&key) {
             return Ok(Placed { index, offset: self.stored[index].range.start });
         }
-        let contents = match packed {
+        let contents = match &constant.packed {
             None => Contents::RowMajor(tensor.clone()),
             Some((call, p)) => {
                 let bytes = target.pack(call, p.operand, tensor)?;
@@ -86,7 +70,7 @@ impl ConstantsLayout {
         self.bytes = offset + contents.bytes().len();
         let index = self.stored.len();
         self.stored.push(StoredConstant {
-            name: name.to_owned(),
+            name: constant.names.first().cloned().unwrap_or_default(),
             tensor: *key.0.as_bytes(),
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::{Carried, Port, Program, Work};
+use margay_loops::{Carried, Port, Program, Step, Work};
 use margay_tensor::DType;
 
 /// Everything in an artifact but the bytes themselves.
@@ -99,13 +99,21 @@ pub struct StepNote {
 
 impl StepNote {
     /// What is to be said of a step of a program that was compiled to so many parallel regions.
-    pub fn of(program: &Program, step: usize, regions: usize) -> StepNote {
-        let (work, flops) = match &program.steps[step].work {
-            Work::Loops(_) => ("loops".to_owned(), 0),
-            Work::Call(call) => (call.to_string(), call.flops()),
+    pub fn of(program: &Program, step: &Step, regions: usize) -> StepNote {
+        let (work, flops) = match &step.work {
+            Work::Kernel { .. } => ("loops".to_owned(), 0),
+            Work::Call { call, .. } => (call.to_string(), call.flops()),
+            Work::Copy { .. } => ("copy".to_owned(), 0),
+            Work::If { .. } => ("if".to_owned(), 0),
+            Work::Loop(_) => ("loop".to_owned(), 0),
         };
-        let label = program.steps[step].label.clone();
-        StepNote { label, work, flops, bytes: program.traffic(step), regions }
+        StepNote { label: step.label.clone(), work, flops, bytes: program.traffic(step), regions }
+    }
+
+    /// What is to be said of every step of a program, in the order of their numbers.
+    pub fn all(program: &Program, regions: &[usize]) -> Vec<StepNote> {
+        let steps = program.steps().zip(regions);
+        steps.map(|((_, step), &regions)| StepNote::of(program, step, regions)).collect()
     }
 }
 

@@ -4,7 +4,8 @@ use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Function, Signature, UserFuncName};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use margay_loops::{Binary, Kernel, Program, Stmt, Target, Unary, Work};
+use margay_loops::{Arg, Axis, Binary, Index, Kernel, Program, Reg, Stmt, Target, Unary, Work};
+use margay_tensor::DType;
 
 use crate::driver::{self, Launch};
 use crate::kernel;
@@ -23,7 +24,8 @@ const FUNCTION_ALIGN: usize = 64;
 pub struct Code {
     /// Position-independent code without relocations; to be mapped executable at an address that is a multiple of 64.
     pub blob: Vec<u8>,
-    /// Where the functions of [`Program::kernels`] start; each is a [`KernelFn`](margay_loops::abi::KernelFn).
+    /// Where the functions of [`Program::kernels`] and then those of copies start; each is a
+    /// [`KernelFn`](margay_loops::abi::KernelFn).
     pub kernels: Vec<usize>,
     /// Where the driver starts, a [`DriverFn`](margay_loops::abi::DriverFn).
     pub driver: usize,
@@ -33,7 +35,7 @@ pub struct Code {
     pub params: Vec<u64>,
     /// Scratch that each thread needs, without the header.
     pub scratch_bytes: usize,
-    /// Number of parallel regions of each step.
+    /// Number of parallel regions of each step itself, in the order of the steps' numbers.
     pub regions: Vec<usize>,
 }
 
@@ -57,16 +59,17 @@ pub fn emit(
         imports: Vec::new(),
         params: Vec::new(),
         scratch_bytes: 0,
-        regions: vec![0; program.steps.len()],
+        regions: Vec::new(),
     };
-    for (i, kernel) in program.kernels.iter().enumerate() {
+    let mut kernels = program.kernels.clone();
+    let launches = launches(program, target, &mut kernels, &mut code)?;
+    for (i, kernel) in kernels.iter().enumerate() {
         let name = format!("k{i}");
         let (function, scratch_bytes) = write_kernel(kernel, &name, isa)?;
         code.scratch_bytes = code.scratch_bytes.max(scratch_bytes);
         let at = append(&mut code.blob, &compile(function, &name, isa)?);
         code.kernels.push(at);
     }
-    let launches = launches(program, target, &mut code)?;
     let function = write_driver(program, &launches, constant_offsets, isa);
     code.driver = append(&mut code.blob, &compile(function, "driver", isa)?);
     Ok(code)
@@ -93,7 +96,7 @@ fn write_kernel(kernel: &Kernel, name: &str, isa: &CpuIsa) -> Result<(Function, 
 
 fn write_driver(
     program: &Program,
-    launches: &[Launch],
+    launches: &[Vec<Launch>],
     constant_offsets: &[usize],
     isa: &CpuIsa,
 ) -> Function {
@@ -134,33 +137,84 @@ fn append(blob: &mut Vec<u8>, code: &[u8]) -> usize {
     at
 }
 
-/// Asks the target about calls, and lists the parallel regions of all steps with their parameters.
-fn launches(program: &Program, target: &dyn Target, code: &mut Code) -> Result<Vec<Launch>, CodegenError> {
-    let mut launches = Vec::new();
-    for (step, work) in program.steps.iter().map(|s| &s.work).enumerate() {
-        match work {
-            Work::Loops(k) => {
-                let kernel = &program.kernels[*k];
-                assert_eq!(kernel.args.len(), program.steps[step].args.len(), "arguments of step {step}");
-                let (items, params) = (items(kernel), code.params.len());
-                code.params.push(step as u64);
-                launches.push(Launch { step, slot: 1 + k, params, items, grain: grain(kernel) });
+/// Asks the target about calls, and lists the parallel regions of each step with their parameters. Copies add the
+/// kernels that do them.
+fn launches(
+    program: &Program,
+    target: &dyn Target,
+    kernels: &mut Vec<Kernel>,
+    code: &mut Code,
+) -> Result<Vec<Vec<Launch>>, CodegenError> {
+    let mut calls = Vec::new();
+    let mut all: Vec<Vec<Launch>> = Vec::new();
+    let mut region = 0;
+    for (number, (_, step)) in program.steps().enumerate() {
+        let mut launches = Vec::new();
+        let generated = match &step.work {
+            Work::Kernel { kernel, args } => {
+                assert_eq!(program.kernels[*kernel].args.len(), args.len(), "arguments of step {number}");
+                Some(*kernel)
             }
-            Work::Call(call) => {
+            Work::Copy { from, to, bytes } => {
+                Some(copies(kernels, from.offset_bytes | to.offset_bytes, *bytes))
+            }
+            Work::Call { call, .. } => {
                 let prepared = target.prepare(call)?;
                 code.scratch_bytes = code.scratch_bytes.max(prepared.scratch_bytes);
                 for phase in prepared.phases {
                     let params = code.params.len();
                     code.params.extend(&phase.params);
-                    let slot = 1 + program.kernels.len() + import(&mut code.imports, phase.kernel);
-                    launches.push(Launch { step, slot, params, items: phase.items, grain: phase.grain });
+                    let slot = import(&mut code.imports, phase.kernel);
+                    calls.push((number, launches.len()));
+                    launches.push(Launch { region: 0, slot, params, items: phase.items, grain: phase.grain });
                 }
+                None
             }
+            Work::If { .. } | Work::Loop(_) => None,
+        };
+        if let Some(k) = generated {
+            let (items, params, grain) = (items(&kernels[k]), code.params.len(), grain(&kernels[k]));
+            code.params.push(number as u64);
+            launches.push(Launch { region: 0, slot: 1 + k, params, items, grain });
         }
+        all.push(launches);
     }
-    launches.retain(|l| l.items > 0);
-    launches.iter().for_each(|l| code.regions[l.step] += 1);
-    Ok(launches)
+    for (step, launch) in calls {
+        all[step][launch].slot += 1 + kernels.len();
+    }
+    for launches in &mut all {
+        launches.retain(|l| l.items > 0);
+        for launch in launches.iter_mut() {
+            launch.region = region;
+            region += 1;
+        }
+        code.regions.push(launches.len());
+    }
+    Ok(all)
+}
+
+/// The number of the kernel that copies so many bytes to and from offsets whose bits are `offsets` together.
+fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
+    let dtype = if (offsets | bytes).is_multiple_of(4) { DType::F32 } else { DType::U8 };
+    let (axis, value) = (Axis(0), Reg(0));
+    let kernel = Kernel {
+        args: vec![Arg { dtype, written: false }, Arg { dtype, written: true }],
+        regs: vec![dtype],
+        axes: 1,
+        body: vec![Stmt::Loop {
+            axis,
+            extent: bytes / dtype.bytes(),
+            parallel: true,
+            body: vec![
+                Stmt::Load { to: value, arg: 0, index: Index::axis(axis), guard: None },
+                Stmt::Store { arg: 1, index: Index::axis(axis), value },
+            ],
+        }],
+    };
+    kernels.iter().position(|k| *k == kernel).unwrap_or_else(|| {
+        kernels.push(kernel);
+        kernels.len() - 1
+    })
 }
 
 fn import(imports: &mut Vec<String>, name: &str) -> usize {

@@ -1,17 +1,15 @@
 //! Graphs to machine code, for one value of every symbol.
 
-use std::collections::HashMap;
-
 use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
 use margay_codegen_cpu::{CpuIsa, emit};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{Carried, KernelCall, Precision, Program, Target, Work};
+use margay_loops::{Carried, KernelCall, Precision, Program, Step, Target, Work};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, Step, backward_nodes, kept};
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, kept, pipeline};
 use margay_plan::CostModel;
 use margay_runtime::Executable;
-use margay_tensor::{Binding, ContentHash};
+use margay_tensor::Binding;
 
 use crate::{DriverError, Dump};
 
@@ -26,8 +24,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = pipeline::Step::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, pipeline::Step::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -50,17 +48,6 @@ pub fn bytes_saved(g: &Graph) -> u64 {
     g.order().into_iter().filter_map(saved).sum()
 }
 
-/// What identifies the constants of a graph, by their contents.
-fn constant_names(g: &Graph) -> HashMap<ContentHash, String> {
-    g.order()
-        .into_iter()
-        .filter_map(|n| match g.op(n) {
-            Op::Const(c) => Some((c.payload.tensor().content_hash(), c.payload.key().to_string())),
-            _ => None,
-        })
-        .collect()
-}
-
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
 pub fn add_entry(
     builder: &mut ArtifactBuilder,
@@ -70,7 +57,7 @@ pub fn add_entry(
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    add_bound_entry(builder, g, &bound, binding, target, &[], dump)
+    add_bound_entry(builder, &bound, binding, target, &[], dump)
 }
 
 /// How a graph is compiled that does one step of many.
@@ -103,14 +90,17 @@ pub fn add_step_entry(
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
-        let steps = vec![Step::Run(Box::new(Recompute { max_saved_bytes })), Step::Reach(Stage::Lowerable)];
+        let steps = vec![
+            pipeline::Step::Run(Box::new(Recompute { max_saved_bytes })),
+            pipeline::Step::Reach(Stage::Lowerable),
+        ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
     let saved = kept(&bound, &backward_nodes(&bound));
     let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
-    let program = add_bound_entry(builder, g, &bound, binding, target, &form.states, dump)?;
+    let program = add_bound_entry(builder, &bound, binding, target, &form.states, dump)?;
     Ok((program, saved))
 }
 
@@ -120,10 +110,9 @@ fn saved_text(saved: &[(String, u64)]) -> String {
     format!("{lines}{total:>12}  bytes kept between the forward and the backward pass\n")
 }
 
-/// Compiles a graph whose symbols are bound, made of `g`.
+/// Compiles a graph whose symbols are bound.
 fn add_bound_entry(
     builder: &mut ArtifactBuilder,
-    g: &Graph,
     bound: &Graph,
     binding: &Binding,
     target: CpuTarget,
@@ -132,13 +121,10 @@ fn add_bound_entry(
 ) -> Result<Program, DriverError> {
     let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
-    let mut names = constant_names(bound);
-    names.extend(constant_names(g));
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let name = names.get(&c.tensor.content_hash()).map_or("", String::as_str);
-        let placed = builder.constants.add(name, c, &target)?;
+        let placed = builder.constants.add(c, &target)?;
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
@@ -160,7 +146,7 @@ fn add_bound_entry(
         driver: code.driver,
         imports,
         params: code.params,
-        steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(&program, i, n)).collect(),
+        steps: StepNote::all(&program, &code.regions),
         constants,
     };
     builder.add_entry(parts, &code.blob);
@@ -213,26 +199,32 @@ pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     }
 }
 
-/// Predicted time of one run of a program.
+/// Predicted time of one run of a program. Of two ways the dearer one counts, and loops run as often as they may.
 pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    let seconds = |(i, step): (usize, &margay_loops::Step)| match &step.work {
-        Work::Call(call) => cost.seconds(call, threads),
-        Work::Loops(_) => {
-            // About two operations per element of four bytes.
-            let bytes = program.traffic(i);
-            cost.seconds_elementwise(bytes, bytes / 2, threads)
-        }
-    };
-    program.steps.iter().enumerate().map(seconds).sum()
+    fn block(program: &Program, steps: &[Step], cost: &CostModel, threads: usize) -> f64 {
+        let all = |steps: &[Step]| block(program, steps, cost, threads);
+        let seconds = |step: &Step| match &step.work {
+            Work::Call { call, .. } => cost.seconds(call, threads),
+            Work::Kernel { .. } | Work::Copy { .. } => {
+                // About two operations per element of four bytes.
+                let bytes = program.traffic(step);
+                cost.seconds_elementwise(bytes, bytes / 2, threads)
+            }
+            Work::If { then, otherwise, .. } => all(then).max(all(otherwise)),
+            Work::Loop(l) => l.trips.bound() as f64 * all(&l.body),
+        };
+        steps.iter().map(seconds).sum()
+    }
+    block(program, &program.body, cost, threads)
 }
 
-/// Multiplications and additions of the kernel calls of a program.
+/// Multiplications and additions of the kernel calls of a program; those inside loops count once.
 pub fn program_flops(program: &Program) -> u64 {
-    let call = |work: &Work| match work {
-        Work::Call(call) => call.flops(),
-        Work::Loops(_) => 0,
+    let call = |(_, step): (usize, &Step)| match &step.work {
+        Work::Call { call, .. } => call.flops(),
+        Work::Kernel { .. } | Work::Copy { .. } | Work::If { .. } | Work::Loop(_) => 0,
     };
-    program.steps.iter().map(|s| call(&s.work)).sum()
+    program.steps().map(call).sum()
 }
 
 /// The kernel call a node of a bound graph lowers to by itself, if it does.

@@ -143,8 +143,9 @@ impl Compiled {
                 // What is random is drawn again when the text is read.
                 let drawn = c.payload.draw().is_some() && tensor.len() <= margay_ir::text::MAX_SPLAT;
                 if !stored && !drawn {
-                    let constant = margay_loops::Constant { tensor: tensor.clone(), packed_for: None };
-                    builder.constants.add(&key, &constant, &self.target)?;
+                    let constant =
+                        margay_loops::Constant { names: vec![key], tensor: tensor.clone(), packed: None };
+                    builder.constants.add(&constant, &self.target)?;
                 }
             }
         }

@@ -15,6 +15,10 @@ pub type KernelFn =
 
 /// Runs the items `0..total` of a kernel, spread over the threads of a session in runs of at least `grain`.
 /// The first word of a driver's table points at one of these.
+///
+/// - `region`: which of the program's parallel regions this is; regions are numbered in the order of the steps.
+///
+/// Returns 0, or anything else after a fault: the driver returns then.
 pub type ParallelFn = unsafe extern "C" fn(
     context: *mut u8,
     function: KernelFn,
@@ -22,7 +26,8 @@ pub type ParallelFn = unsafe extern "C" fn(
     args: *const *mut u8,
     total: u64,
     grain: u64,
-);
+    region: u64,
+) -> u64;
 
 /// The compiled whole program.
 ///

@@ -1,8 +1,8 @@
 //! The loop level of margay: what a compiled graph does, step by step, without tensor operators.
 //!
-//! A [`Program`] is a list of steps over planned buffers. A step runs a [`Kernel`] (a loop nest of scalar code
+//! A [`Program`] is a tree of steps over planned buffers. A step runs a [`Kernel`] (a loop nest of scalar code
 //! that a back end turns into machine code) or a [`KernelCall`] (matrix products, convolutions, attention: a
-//! hand-written kernel that a [`Target`] provides). Nothing here is specific to a processor: no vector
+//! hand-written kernel that a [`Target`] provides), copies, or chooses and repeats other steps. Nothing here is specific to a processor: no vector
 //! width, no tile, no thread count.
 //!
 //! - [`kernel`]: loop nests, loads, stores, scalar math.
@@ -25,11 +25,13 @@ mod text;
 
 pub use abi::KernelFn;
 pub use call::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul,
+    Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
+    KernelCall, LinearAttention, MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Scalar, ScalarFn, Source};
 pub use precision::Precision;
-pub use program::{Buffer, BufferId, Carried, Constant, Operand, Place, Port, Program, Step, Work};
-pub use target::{NoKernel, Packed, Phase, Prepared, Target};
+pub use program::{
+    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work, walk,
+};
+pub use target::{Needs, NoKernel, Packed, Phase, Prepared, Target};

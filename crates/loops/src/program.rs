@@ -1,8 +1,11 @@
-//! Programs: steps over planned buffers.
+//! Programs: a tree of steps over planned buffers.
+//!
+//! The steps of a [`Program`] are numbered in the order in which they are written down: a step before those inside it,
+//! those inside it before the next one. Faults, notes and profiles name steps by these numbers.
 
 use margay_tensor::{DType, Tensor};
 
-use crate::{Kernel, KernelCall};
+use crate::{Kernel, KernelCall, Needs, Packed};
 
 /// Names a buffer of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -53,30 +56,146 @@ pub struct Port {
 /// A constant of the program.
 #[derive(Clone, Debug)]
 pub struct Constant {
+    /// The names it has in the graph: keys of payloads, several where constants are equal.
+    pub names: Vec<String>,
     /// The values, row-major.
     pub tensor: Tensor,
-    /// The call and the operand whose layout it is stored in; `None` for row-major.
-    pub packed_for: Option<(KernelCall, usize)>,
+    /// The call that reads it, and how that wants it stored; `None` for row-major.
+    pub packed: Option<(KernelCall, Packed)>,
+}
+
+/// A number of repetitions: known, or read when it is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Extent<R> {
+    /// So many.
+    Known(usize),
+    /// What an I64 says: none if it is negative, and never more than the bound.
+    Read {
+        /// Where it is read.
+        from: R,
+        /// The most.
+        bound: usize,
+    },
+}
+
+impl<R> Extent<R> {
+    /// The most repetitions there can be.
+    pub fn bound(&self) -> usize {
+        match self {
+            Extent::Known(n) | Extent::Read { bound: n, .. } => *n,
+        }
+    }
 }
 
 /// What a step runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a program has hundreds of steps, not millions")]
 pub enum Work {
-    /// A generated kernel, by its number in [`Program::kernels`].
-    Loops(usize),
+    /// A generated kernel.
+    Kernel {
+        /// Its number in [`Program::kernels`].
+        kernel: usize,
+        /// Memory, in the order of the kernel's arguments.
+        args: Vec<Operand>,
+    },
     /// A hand-written kernel.
-    Call(KernelCall),
+    Call {
+        /// What it computes.
+        call: KernelCall,
+        /// What the target needs for it.
+        needs: Needs,
+        /// Memory, in the order of the call's arguments.
+        args: Vec<Operand>,
+    },
+    /// Copies bytes. The two regions do not overlap.
+    Copy {
+        /// The first byte read.
+        from: Operand,
+        /// The first byte written.
+        to: Operand,
+        /// How many.
+        bytes: usize,
+    },
+    /// One of two lists of steps.
+    If {
+        /// A truth value in memory.
+        test: Operand,
+        /// The steps that run where it is true.
+        then: Vec<Step>,
+        /// The steps that run where it is false.
+        otherwise: Vec<Step>,
+    },
+    /// A list of steps, again and again.
+    Loop(Loop),
+}
+
+/// A loop over steps. Before each repetition the condition is read, if there is one, and false ends the loop; then the
+/// counter is written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loop {
+    /// How often, read once before the first repetition.
+    pub trips: Extent<Operand>,
+    /// A truth value in memory that the body may change.
+    pub condition: Option<Operand>,
+    /// An I64 in memory that receives the number of the repetition, from 0 on.
+    pub counter: Option<Operand>,
+    /// What is repeated.
+    pub body: Vec<Step>,
 }
 
 /// One step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// What it runs.
-    pub work: Work,
-    /// Memory, in the order of the kernel's arguments.
-    pub args: Vec<Operand>,
     /// The nodes it stands for, for people.
     pub label: String,
+    /// What it runs.
+    pub work: Work,
+}
+
+impl Step {
+    /// The memory that the step itself touches, in the order of its arguments; not that of the steps inside it.
+    pub fn operands(&self) -> Vec<Operand> {
+        match &self.work {
+            Work::Kernel { args, .. } | Work::Call { args, .. } => args.clone(),
+            Work::Copy { from, to, .. } => vec![*from, *to],
+            Work::If { test, .. } => vec![*test],
+            Work::Loop(l) => {
+                let trips = match l.trips {
+                    Extent::Known(_) => None,
+                    Extent::Read { from, .. } => Some(from),
+                };
+                trips.into_iter().chain(l.condition).chain(l.counter).collect()
+            }
+        }
+    }
+
+    /// The lists of steps inside the step, in order.
+    pub fn blocks(&self) -> Vec<&[Step]> {
+        match &self.work {
+            Work::Kernel { .. } | Work::Call { .. } | Work::Copy { .. } => Vec::new(),
+            Work::If { then, otherwise, .. } => vec![then, otherwise],
+            Work::Loop(l) => vec![&l.body],
+        }
+    }
+}
+
+/// The steps of a list and those inside them in the order of their numbers, each with the number of steps around it.
+pub fn walk(body: &[Step]) -> impl Iterator<Item = (usize, &Step)> {
+    let mut open = vec![(0, body.iter())];
+    std::iter::from_fn(move || {
+        loop {
+            let (depth, steps) = open.last_mut()?;
+            let depth = *depth;
+            match steps.next() {
+                Some(step) => {
+                    // A step with two lists ends the first before it begins the second.
+                    open.extend(step.blocks().into_iter().rev().map(|block| (depth + 1, block.iter())));
+                    return Some((depth, step));
+                }
+                None => drop(open.pop()),
+            }
+        }
+    })
 }
 
 /// An output that is an input of the next run: both are one region of memory, which outlives runs. The two have one type.
@@ -105,27 +224,36 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// Distinct generated kernels.
     pub kernels: Vec<Kernel>,
-    /// Steps in order.
-    pub steps: Vec<Step>,
+    /// What runs, in order.
+    pub body: Vec<Step>,
     /// Size of the arena.
     pub arena_bytes: usize,
 }
 
 impl Program {
-    /// Bytes that a step reads and writes: every operand once, but no more of one that is gathered from than is
-    /// written.
-    pub fn traffic(&self, step: usize) -> u64 {
-        let step = &self.steps[step];
-        let size = |i: usize| self.buffers[step.args[i].buffer.0].bytes;
+    /// Every step in the order of their numbers, with the number of steps around it.
+    pub fn steps(&self) -> impl Iterator<Item = (usize, &Step)> {
+        walk(&self.body)
+    }
+
+    /// Bytes that a step itself reads and writes: every operand once, but no more of one that is gathered from than
+    /// is written.
+    pub fn traffic(&self, step: &Step) -> u64 {
+        let size = |operand: &Operand| self.buffers[operand.buffer.0].bytes;
         let total: usize = match &step.work {
-            Work::Call(_) => (0..step.args.len()).map(size).sum(),
-            Work::Loops(k) => {
-                let kernel = &self.kernels[*k];
-                let args = 0..kernel.args.len();
-                let written: usize = args.clone().filter(|&i| kernel.args[i].written).map(size).sum();
-                let touched = |i: usize| if kernel.gathers_from(i) { size(i).min(written) } else { size(i) };
-                args.map(touched).sum()
+            Work::Call { args, .. } => args.iter().map(size).sum(),
+            Work::Kernel { kernel, args } => {
+                let kernel = &self.kernels[*kernel];
+                let args = || kernel.args.iter().zip(args).enumerate();
+                let written: usize = args().filter(|(_, (a, _))| a.written).map(|(_, (_, o))| size(o)).sum();
+                let touched = |(i, (_, operand)): (usize, (_, &Operand))| match kernel.gathers_from(i) {
+                    true => size(operand).min(written),
+                    false => size(operand),
+                };
+                args().map(touched).sum()
             }
+            Work::Copy { bytes, .. } => 2 * bytes,
+            Work::If { .. } | Work::Loop(_) => step.operands().iter().map(size).sum(),
         };
         total as u64
     }

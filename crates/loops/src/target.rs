@@ -18,14 +18,23 @@ pub struct Phase {
 }
 
 /// A constant operand that is stored in another layout than row-major.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Packed {
     /// Position among the arguments of the call.
     pub operand: usize,
     /// Names the layout; two calls that name the same layout share the packed bytes of one constant.
-    pub layout: &'static str,
+    pub layout: String,
     /// Size of the packed constant.
     pub bytes: usize,
+}
+
+/// What a call needs of the program around it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    /// Bytes of shared workspace, handed over as the last argument; 0 for none.
+    pub workspace_bytes: usize,
+    /// Operands to be packed.
+    pub packed: Vec<Packed>,
 }
 
 /// How a target runs a call.
@@ -35,10 +44,8 @@ pub struct Prepared {
     pub phases: Vec<Phase>,
     /// Bytes of scratch each thread needs, without the header.
     pub scratch_bytes: usize,
-    /// Bytes of shared workspace, handed over as the last argument; 0 for none.
-    pub workspace_bytes: usize,
-    /// Operands to be packed.
-    pub packed: Vec<Packed>,
+    /// What it needs of the program.
+    pub needs: Needs,
 }
 
 /// No kernel of the target serves a call (a limit of margay).

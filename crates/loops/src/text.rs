@@ -110,12 +110,16 @@ impl fmt::Display for Program {
         for (i, kernel) in self.kernels.iter().enumerate() {
             write!(f, "k{i}: {kernel}")?;
         }
-        for (i, step) in self.steps.iter().enumerate() {
+        for (i, (depth, step)) in self.steps().enumerate() {
+            write!(f, "{}step {i}: ", "  ".repeat(depth))?;
             match &step.work {
-                Work::Loops(k) => write!(f, "step {i}: k{k}")?,
-                Work::Call(call) => write!(f, "step {i}: {call}")?,
+                Work::Kernel { kernel, .. } => write!(f, "k{kernel}")?,
+                Work::Call { call, .. } => write!(f, "{call}")?,
+                Work::Copy { bytes, .. } => write!(f, "copy {bytes} bytes")?,
+                Work::If { .. } => f.write_str("if")?,
+                Work::Loop(_) => f.write_str("loop")?,
             }
-            for (j, arg) in step.args.iter().enumerate() {
+            for (j, arg) in step.operands().iter().enumerate() {
                 let buffer = &self.buffers[arg.buffer.0];
                 let open = if j == 0 { " (" } else { ", " };
                 match buffer.place {

@@ -3,13 +3,13 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use margay_ir::{Graph, NodeId, Op};
+use margay_ir::{Graph, NodeId, Op, Payload};
 use margay_loops::nest::{Nest, Sink, SinkInput, Source};
 use margay_loops::{
-    Arg, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Place, Port, Program, Step,
-    Target, Work, abi,
+    Arg, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Packed, Place, Port, Program,
+    Step, Target, Work, abi,
 };
-use margay_tensor::{ContentHash, DType, Tensor};
+use margay_tensor::{ContentHash, DType};
 
 use crate::LowerError;
 use crate::arena::{Lifetime, plan_memory};
@@ -22,7 +22,7 @@ pub(crate) struct Emitter<'a> {
     program: Program,
     kernels: HashMap<Kernel, usize>,
     /// Constants by contents and packed layout.
-    constants: HashMap<(ContentHash, Option<&'static str>), BufferId>,
+    constants: HashMap<(ContentHash, Option<String>), BufferId>,
     /// The output buffers that a step writes already.
     written: Vec<bool>,
 }
@@ -62,39 +62,37 @@ impl<'a> Emitter<'a> {
         Memory::contiguous(buffer, dtype, shape)
     }
 
-    pub(crate) fn constant(&mut self, tensor: &Tensor) -> Memory {
+    pub(crate) fn constant(&mut self, payload: &Payload) -> Memory {
+        let (tensor, name) = (payload.tensor(), payload.key().to_string());
         let key = (tensor.content_hash(), None);
         let buffer = match self.constants.get(&key) {
             Some(b) => *b,
             None => {
-                let number = self.program.constants.len();
-                self.program.constants.push(Constant { tensor: tensor.clone(), packed_for: None });
-                let buffer = self.buffer(Place::Constant(number), tensor.bytes().len());
-                self.constants.insert(key, buffer);
+                let constant = Constant { names: Vec::new(), tensor: tensor.clone(), packed: None };
+                let buffer = self.buffer(Place::Constant(self.program.constants.len()), tensor.bytes().len());
+                self.program.constants.push(constant);
+                self.constants.insert(key.clone(), buffer);
                 buffer
             }
         };
+        for constant in &mut self.program.constants {
+            if constant.tensor.content_hash() == key.0 && !constant.names.contains(&name) {
+                constant.names.push(name.clone());
+            }
+        }
         Memory::contiguous(buffer, tensor.dtype(), tensor.shape())
     }
 
-    /// The constant of a buffer in the layout that a call wants for operand `operand`.
-    fn packed(
-        &mut self,
-        from: BufferId,
-        call: &KernelCall,
-        operand: usize,
-        layout: &'static str,
-        bytes: usize,
-    ) -> BufferId {
+    /// The constant of a buffer as a call wants it packed.
+    fn packed(&mut self, from: BufferId, call: &KernelCall, packed: &Packed) -> BufferId {
         let Place::Constant(number) = self.program.buffers[from.0].place else { return from };
-        let tensor = self.program.constants[number].tensor.clone();
-        let key = (tensor.content_hash(), Some(layout));
+        let Constant { names, tensor, .. } = self.program.constants[number].clone();
+        let key = (tensor.content_hash(), Some(packed.layout.clone()));
         if let Some(b) = self.constants.get(&key) {
             return *b;
         }
-        let number = self.program.constants.len();
-        self.program.constants.push(Constant { tensor, packed_for: Some((call.clone(), operand)) });
-        let buffer = self.buffer(Place::Constant(number), bytes);
+        let buffer = self.buffer(Place::Constant(self.program.constants.len()), packed.bytes);
+        self.program.constants.push(Constant { names, tensor, packed: Some((call.clone(), packed.clone())) });
         self.constants.insert(key, buffer);
         buffer
     }
@@ -227,7 +225,7 @@ impl<'a> Emitter<'a> {
                 self.program.kernels.len() - 1
             }
         };
-        self.step(Work::Loops(number), args.operands, label);
+        self.step(Work::Kernel { kernel: number, args: args.operands }, label);
     }
 
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
@@ -236,26 +234,27 @@ impl<'a> Emitter<'a> {
             name: label.first().cloned().unwrap_or_default(),
             error,
         })?;
+        let needs = prepared.needs;
         let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
         let mut args: Vec<Operand> = all
             .map(|m| Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() })
             .collect();
-        for p in &prepared.packed {
+        for p in &needs.packed {
             let from = args[p.operand].buffer;
-            args[p.operand].buffer = self.packed(from, &call, p.operand, p.layout, p.bytes);
+            args[p.operand].buffer = self.packed(from, &call, p);
         }
-        if prepared.workspace_bytes > 0 {
-            let buffer = self.temporary(prepared.workspace_bytes);
+        if needs.workspace_bytes > 0 {
+            let buffer = self.temporary(needs.workspace_bytes);
             args.push(Operand { buffer, offset_bytes: 0 });
         }
-        self.step(Work::Call(call), args, label);
+        self.step(Work::Call { call, needs, args }, label);
         Ok(())
     }
 
-    fn step(&mut self, work: Work, args: Vec<Operand>, label: &[String]) {
+    fn step(&mut self, work: Work, label: &[String]) {
         let mut names = label.to_vec();
         names.dedup();
-        self.program.steps.push(Step { work, args, label: names.join(" + ") });
+        self.program.body.push(Step { label: names.join(" + "), work });
     }
 
     /// Lets outputs and the inputs they are carried to share memory. An output that would be written while its input is
@@ -288,20 +287,19 @@ impl<'a> Emitter<'a> {
     /// Whether nothing reads the buffers of an input once those of an output are written, if both are one memory.
     fn is_safe_in_place(&self, inputs: &[usize], outputs: &[usize]) -> bool {
         let touches =
-            |step: &Step, buffers: &[usize]| step.args.iter().any(|a| buffers.contains(&a.buffer.0));
-        let steps = &self.program.steps;
+            |step: &Step, buffers: &[usize]| step.operands().iter().any(|a| buffers.contains(&a.buffer.0));
+        let steps = &self.program.body;
         let Some(last_read) = steps.iter().rposition(|s| touches(s, inputs)) else { return true };
         let Some(first_write) = steps.iter().position(|s| touches(s, outputs)) else { return true };
-        let step = &steps[first_write];
-        match (last_read.cmp(&first_write), &step.work) {
+        match (last_read.cmp(&first_write), &steps[first_write].work) {
             (Ordering::Less, _) => true,
-            (Ordering::Equal, Work::Loops(k)) => {
+            (Ordering::Equal, Work::Kernel { kernel, args }) => {
                 let at = |buffers: &[usize]| -> Vec<usize> {
-                    (0..step.args.len()).filter(|&i| buffers.contains(&step.args[i].buffer.0)).collect()
+                    (0..args.len()).filter(|&i| buffers.contains(&args[i].buffer.0)).collect()
                 };
                 let (reads, writes) = (at(inputs), at(outputs));
-                let kernel = &self.program.kernels[*k];
-                let whole = step.args.iter().all(|a| a.offset_bytes == 0);
+                let kernel = &self.program.kernels[*kernel];
+                let whole = args.iter().all(|a| a.offset_bytes == 0);
                 let [written] = writes.as_slice() else { return false };
                 whole && reads.iter().all(|&r| kernel.reads_where_it_writes(r, *written))
             }
@@ -313,8 +311,8 @@ impl<'a> Emitter<'a> {
     pub(crate) fn finish(mut self) -> Program {
         let program = &mut self.program;
         let mut lives: Vec<Option<Lifetime>> = vec![None; program.buffers.len()];
-        for (i, step) in program.steps.iter().enumerate() {
-            for arg in &step.args {
+        for (i, step) in program.body.iter().enumerate() {
+            for arg in &step.operands() {
                 let bytes = program.buffers[arg.buffer.0].bytes;
                 let life = lives[arg.buffer.0].get_or_insert(Lifetime { first: i, last: i, bytes });
                 life.last = i;

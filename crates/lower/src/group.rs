@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, Port, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Activation, Carried, Epilogue, KernelCall, Program, Target};
+use margay_loops::{Activation, Carried, KernelCall, Program, Target};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -175,7 +175,7 @@ impl Grouper<'_> {
                 return Ok(());
             }
             Op::Const(c) => {
-                let memory = self.emit.constant(c.payload.tensor());
+                let memory = self.emit.constant(&c.payload);
                 self.held.insert(v, Held::Memory(memory));
                 return Ok(());
             }
@@ -256,19 +256,10 @@ impl Grouper<'_> {
         Held::Anchored(Box::new(Anchored { anchor, shape, strides, label }))
     }
 
-    /// Attention writes a result [batch, head, row, dim] that is read as [batch, row, head, dim] in that order. Changes
-    /// the call and returns the strides of the result.
+    /// A result [batch, head, row, dim] that is read as [batch, row, head, dim] is written in that order, if the kernel
+    /// can. Changes the call and returns the strides of the result.
     fn read_transposed(&self, v: Value, call: &mut KernelCall) -> Option<Vec<i64>> {
-        let strides = match call {
-            KernelCall::Attention(c) => [&mut c.o].into_iter().nth(usize::from(v.out))?,
-            KernelCall::AttentionGradient(c) => {
-                [&mut c.dq, &mut c.dk, &mut c.dv].into_iter().nth(usize::from(v.out))?
-            }
-            KernelCall::MatMul(_)
-            | KernelCall::Conv(_)
-            | KernelCall::ConvKernelGradient(_)
-            | KernelCall::LinearAttention(_) => return None,
-        };
+        let strides = call.transposable(usize::from(v.out))?;
         let turns = |op: &Op| matches!(op, Op::Transpose(t) if t.perm == [0, 2, 1, 3]);
         let [_, heads, rows, dim] = *self.g.ty(v).extents()? else { return None };
         if !self.g.users_of(v).iter().any(|(user, _)| turns(self.g.op(*user))) {
@@ -407,14 +398,8 @@ impl Grouper<'_> {
 
 /// Moves an elementwise operator into the epilogue of a call, if the epilogue has a place for it.
 fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
-    let (epilogue, channel_axis): (&mut Epilogue, usize) = match &mut called.call {
-        KernelCall::MatMul(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Conv(c) => (&mut c.epilogue, shape.len() - 1),
-        KernelCall::Attention(_)
-        | KernelCall::AttentionGradient(_)
-        | KernelCall::ConvKernelGradient(_)
-        | KernelCall::LinearAttention(_) => return false,
-    };
+    let Some(epilogue) = called.call.epilogue() else { return false };
+    let channel_axis = shape.len() - 1;
     let activation = match op {
         Op::Relu(_) => Some(Activation::Relu),
         Op::Gelu(g) if g.tanh => Some(Activation::GeluTanh),

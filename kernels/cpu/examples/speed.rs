@@ -134,7 +134,7 @@ fn calls() -> Vec<KernelCall> {
             causal,
             log_sum_exp: false,
         }));
-        calls.push(KernelCall::AttentionGradient(Box::new(AttentionGradient {
+        calls.push(KernelCall::AttentionGradient(AttentionGradient {
             batch: 1,
             heads,
             kv_heads: heads,
@@ -152,7 +152,7 @@ fn calls() -> Vec<KernelCall> {
             dq: strides,
             dk: strides,
             dv: strides,
-        })));
+        }));
     }
     for (n, features, causal) in [
         (512, 128, false),
@@ -316,10 +316,10 @@ fn lengths(call: &KernelCall) -> Vec<usize> {
 fn measure(target: &CpuTarget, call: &KernelCall) -> f64 {
     let prepared = target.prepare(call).expect("a supported call");
     let mut sizes: Vec<usize> = lengths(call).iter().map(|n| 4 * n).collect();
-    for packed in &prepared.packed {
+    for packed in &prepared.needs.packed {
         sizes[packed.operand] = packed.bytes;
     }
-    sizes.push(prepared.workspace_bytes);
+    sizes.push(prepared.needs.workspace_bytes);
     sizes.push(SCRATCH_HEADER_BYTES + prepared.scratch_bytes);
     let mut buffers: Vec<Vec<[f32; 16]>> = sizes
         .iter()

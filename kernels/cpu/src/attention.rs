@@ -12,7 +12,7 @@
 //! NaN or a +∞ among its scores, and a row of causal attention that sees no key. With no keys at all the result
 //! is 0.
 
-use margay_loops::{Attention, Phase, Prepared};
+use margay_loops::{Attention, Needs, Phase, Prepared};
 
 use crate::Class;
 use crate::block::multiply_turned;
@@ -128,8 +128,7 @@ pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String
     Ok(Prepared {
         phases,
         scratch_bytes: 4 * params.scratch(),
-        workspace_bytes: 4 * workspace.len,
-        packed: Vec::new(),
+        needs: Needs { workspace_bytes: 4 * workspace.len, packed: Vec::new() },
     })
 }
 

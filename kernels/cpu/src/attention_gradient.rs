@@ -10,7 +10,7 @@
 //! the product of rows and panel, and results are summed as the product of turned rows and the block. As in `attention`,
 //! rows far apart that many panels will read are copied together first.
 
-use margay_loops::{AttentionGradient, Phase, Prepared};
+use margay_loops::{AttentionGradient, Needs, Phase, Prepared};
 
 use crate::Class;
 use crate::attention::{ENOUGH_ITEMS, KEYS, LANES, MOST_PANELS, add_matrix, place_rows};
@@ -128,8 +128,7 @@ pub(crate) fn prepare(class: Class, call: &AttentionGradient) -> Result<Prepared
     Ok(Prepared {
         phases,
         scratch_bytes: 4 * scratch,
-        workspace_bytes: 4 * workspace.len,
-        packed: Vec::new(),
+        needs: Needs { workspace_bytes: 4 * workspace.len, packed: Vec::new() },
     })
 }
 

@@ -12,7 +12,7 @@
 //! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
 //! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Packed, Phase, Precision, Prepared};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, Phase, Precision, Prepared};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
@@ -199,7 +199,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     }
     if shape.is_pointwise() {
         let mut prepared = matmul::prepare(class, &as_product(call))?;
-        prepared.packed.iter_mut().for_each(|p| p.layout = POINTS_LAYOUT);
+        prepared.needs.packed.iter_mut().for_each(|p| p.layout = POINTS_LAYOUT.into());
         return Ok(prepared);
     }
     let (terms, pixels) = (shape.terms(), shape.pixels());
@@ -217,12 +217,11 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
         items: blocks * call.groups * in_group.div_ceil(panels),
         grain: 1,
     });
-    let packed = Packed { operand: 1, layout: TAPS_LAYOUT, bytes: 4 * shape.panels() * PANEL * terms };
+    let packed = Packed { operand: 1, layout: TAPS_LAYOUT.into(), bytes: 4 * shape.panels() * PANEL * terms };
     Ok(Prepared {
         phases,
         scratch_bytes: 4 * rows * row_stride(params.k_block),
-        workspace_bytes,
-        packed: if call.k_packed { vec![packed] } else { Vec::new() },
+        needs: Needs { workspace_bytes, packed: if call.k_packed { vec![packed] } else { Vec::new() } },
     })
 }
 

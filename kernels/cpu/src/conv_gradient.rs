@@ -8,7 +8,7 @@
 //!
 //! With one channel per group lanes are channels, and each line adds to every tap.
 
-use margay_loops::{ConvKernelGradient, Phase, Prepared};
+use margay_loops::{ConvKernelGradient, Needs, Phase, Prepared};
 
 use crate::Class;
 use crate::block::{load_first, multiply_turned, store_first};
@@ -82,8 +82,7 @@ pub(crate) fn prepare(class: Class, call: &ConvKernelGradient) -> Result<Prepare
     Ok(Prepared {
         phases: vec![phase(sums, parts * pieces), phase(Params { joins: 1, ..sums }, results)],
         scratch_bytes: if depthwise { 0 } else { 4 * rows * (row_stride(terms) + PANEL) },
-        workspace_bytes: 4 * parts * width,
-        packed: Vec::new(),
+        needs: Needs { workspace_bytes: 4 * parts * width, packed: Vec::new() },
     })
 }
 

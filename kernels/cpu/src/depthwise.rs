@@ -2,7 +2,7 @@
 //!
 //! An item is a block of lines of one image. Layout `f32_channels` of filters C, 1, h, w: `[h][w][C]`.
 
-use margay_loops::{Conv, Packed, Phase, Prepared};
+use margay_loops::{Conv, Needs, Packed, Phase, Prepared};
 use margay_tensor::{DType, Tensor};
 
 use crate::Class;
@@ -40,12 +40,11 @@ pub(crate) fn prepare(class: Class, call: &Conv, mut shape: Shape) -> Prepared {
         items: call.batch * shape.out_size[0].div_ceil(lines),
         grain: 1,
     });
-    let packed = Packed { operand: 1, layout: LAYOUT, bytes: 4 * call.out_channels * shape.taps() };
+    let packed = Packed { operand: 1, layout: LAYOUT.into(), bytes: 4 * call.out_channels * shape.taps() };
     Prepared {
         phases,
         scratch_bytes: 0,
-        workspace_bytes,
-        packed: if call.k_packed { vec![packed] } else { Vec::new() },
+        needs: Needs { workspace_bytes, packed: if call.k_packed { vec![packed] } else { Vec::new() } },
     }
 }
 

@@ -9,7 +9,7 @@
 //! Spans and chunks depend on the extents alone, and sums go in the order of the keys: the bits do not depend on the
 //! number of threads. A row whose denominator is 0 is a quotient by 0.
 
-use margay_loops::{LinearAttention, Phase, Prepared};
+use margay_loops::{LinearAttention, Needs, Phase, Prepared};
 
 use crate::Class;
 use crate::block::{Block, Left, Right, multiply};
@@ -116,8 +116,10 @@ pub(crate) fn prepare(class: Class, call: &LinearAttention) -> Result<Prepared, 
     Ok(Prepared {
         phases,
         scratch_bytes: 4 * params.scratch(),
-        workspace_bytes: if stored { 4 * sequences * params.spans * params.state() } else { 0 },
-        packed: Vec::new(),
+        needs: Needs {
+            workspace_bytes: if stored { 4 * sequences * params.spans * params.state() } else { 0 },
+            packed: Vec::new(),
+        },
     })
 }
 

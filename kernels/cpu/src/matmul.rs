@@ -10,7 +10,7 @@
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
-use margay_loops::{MatMul, Packed, Phase, Precision, Prepared};
+use margay_loops::{MatMul, Needs, Packed, Phase, Precision, Prepared};
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
@@ -228,7 +228,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         grain: 1,
     });
     let (layout, bytes) = constants::layout(call.precision, call.k, n);
-    let packed = Packed { operand: 1, layout, bytes };
+    let packed = Packed { operand: 1, layout: layout.into(), bytes };
     Ok(Prepared {
         phases,
         scratch_bytes: match (widened, strided) {
@@ -236,8 +236,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
             (_, true) => 4 * strided::scratch(group),
             _ => 0,
         },
-        workspace_bytes: 4 * workspace.len,
-        packed: if call.b_packed { vec![packed] } else { Vec::new() },
+        needs: Needs {
+            workspace_bytes: 4 * workspace.len,
+            packed: if call.b_packed { vec![packed] } else { Vec::new() },
+        },
     })
 }
 

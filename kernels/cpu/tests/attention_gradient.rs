@@ -104,7 +104,7 @@ fn lengths(c: &AttentionGradient) -> [usize; 3] {
 }
 
 fn run(class: Class, c: &AttentionGradient, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    execute_all(class, &KernelCall::AttentionGradient(Box::new(c.clone())), inputs, &[], &lengths(c))
+    execute_all(class, &KernelCall::AttentionGradient(c.clone()), inputs, &[], &lengths(c))
 }
 
 fn check(class: Class, c: &AttentionGradient, inputs: &[Vec<f32>]) {
@@ -220,7 +220,7 @@ fn rows_far_apart_that_many_panels_read_are_copied() {
         for (q_len, kv_len, causal) in [(800, 97, true), (70, 801, false)] {
             let mut c = call([1, 2, 2, q_len, kv_len, 5, 9], None, false);
             c.causal = causal;
-            let call = KernelCall::AttentionGradient(Box::new(c.clone()));
+            let call = KernelCall::AttentionGradient(c.clone());
             let phases = CpuTarget::new(class).prepare(&call).unwrap().phases;
             assert_eq!(phases.len(), 4, "two copies, then queries and keys");
             check(class, &c, &inputs(&c, &mut random));

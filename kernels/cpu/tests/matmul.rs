@@ -491,7 +491,7 @@ fn packed_constants_depend_on_neither_class_nor_rows() {
             let case = case([m, 40, 5], &[], [false, false], true, 0).in_precision(precision);
             let call = KernelCall::MatMul(case.call);
             let target = CpuTarget::new(class);
-            let layout = target.prepare(&call).unwrap().packed.remove(0);
+            let layout = target.prepare(&call).unwrap().needs.packed.remove(0);
             (layout, target.pack(&call, 1, &tensor).unwrap())
         };
         let first = packed(Class::Portable, 1);

@@ -202,10 +202,7 @@ fn two_calls(dense: &KernelCall, width: usize) -> Vec<KernelCall> {
             (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
             vec![KernelCall::Conv(left), KernelCall::Conv(right)]
         }
-        KernelCall::Attention(_)
-        | KernelCall::AttentionGradient(_)
-        | KernelCall::ConvKernelGradient(_)
-        | KernelCall::LinearAttention(_) => vec![dense.clone()],
+        other => vec![other.clone()],
     }
 }
 

@@ -7,8 +7,8 @@ use margay_codegen_cpu::{CpuIsa, emit};
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::nest::Sink;
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Place, Port,
-    Program, Source, Step, Target, Work,
+    Arg, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed, Place,
+    Port, Program, Source, Step, Target, Work,
 };
 use margay_tensor::{DType, Tensor};
 
@@ -23,7 +23,7 @@ pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuil
     let mut builder = ArtifactBuilder::new("by hand", target.name());
     for program in programs {
         let placed: Vec<_> =
-            program.constants.iter().map(|c| builder.constants.add("constant", c, target).unwrap()).collect();
+            program.constants.iter().map(|c| builder.constants.add(c, target).unwrap()).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
         let code = emit(program, &isa, target, &offsets).unwrap();
         let import = |name: &String| Import { name: name.clone(), version: lookup(name).unwrap().version };
@@ -38,7 +38,7 @@ pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuil
             driver: code.driver,
             imports: code.imports.iter().map(import).collect(),
             params: code.params,
-            steps: code.regions.iter().enumerate().map(|(i, &n)| StepNote::of(program, i, n)).collect(),
+            steps: StepNote::all(program, &code.regions),
             constants: placed.iter().map(|p| p.index).collect(),
         };
         builder.add_entry(parts, &code.blob);
@@ -61,10 +61,20 @@ pub(crate) fn buffer(place: Place, bytes: usize) -> Buffer {
     Buffer { place, bytes }
 }
 
-/// A step over whole buffers, given by number.
-pub(crate) fn step(work: Work, args: &[usize], label: &str) -> Step {
-    let args = args.iter().map(|&b| Operand { buffer: BufferId(b), offset_bytes: 0 }).collect();
-    Step { work, args, label: label.into() }
+/// A constant.
+pub(crate) fn constant(tensor: Tensor, packed: Option<(KernelCall, Packed)>) -> Constant {
+    Constant { names: vec!["constant".into()], tensor, packed }
+}
+
+/// The start of a buffer, given by number.
+pub(crate) fn operand(buffer: usize) -> Operand {
+    Operand { buffer: BufferId(buffer), offset_bytes: 0 }
+}
+
+/// A step that runs a kernel, given by number, over whole buffers.
+pub(crate) fn kernel(kernel: usize, args: &[usize], label: &str) -> Step {
+    let args = args.iter().map(|&b| operand(b)).collect();
+    Step { label: label.into(), work: Work::Kernel { kernel, args } }
 }
 
 /// Arguments of which the last is written.
@@ -98,8 +108,9 @@ pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
         precision: margay_loops::Precision::F32,
         epilogue: Epilogue::default(),
     });
-    let prepared = target.prepare(&call).unwrap();
-    let packed_bytes = prepared.packed[0].bytes;
+    let needs = target.prepare(&call).unwrap().needs;
+    let packed = needs.packed[0].clone();
+    let packed_bytes = packed.bytes;
     let product_bytes = rows * COLUMNS * 4;
     let workspace_at = product_bytes.next_multiple_of(64);
     let shape = [rows, COLUMNS];
@@ -116,28 +127,27 @@ pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
     };
     let weight = Tensor::from_slice(&[TERMS, COLUMNS], &numbers(TERMS * COLUMNS, 1)).unwrap();
     let bias = Tensor::from_slice(&[COLUMNS], &numbers(COLUMNS, 2)).unwrap();
-    let call_args: &[usize] = if prepared.workspace_bytes > 0 { &[0, 1, 2, 5] } else { &[0, 1, 2] };
+    let call_args: &[usize] = if needs.workspace_bytes > 0 { &[0, 1, 2, 5] } else { &[0, 1, 2] };
+    let call_args = call_args.iter().map(|&b| operand(b)).collect();
+    let workspace_bytes = needs.workspace_bytes;
     Program {
         inputs: vec![port("x", DType::F32, &[rows, TERMS])],
         outputs: vec![port("y", DType::F32, &shape)],
         carried: vec![],
-        constants: vec![
-            Constant { tensor: weight, packed_for: Some((call.clone(), 1)) },
-            Constant { tensor: bias, packed_for: None },
-        ],
+        constants: vec![constant(weight, Some((call.clone(), packed))), constant(bias, None)],
         buffers: vec![
             buffer(Place::Input(0), rows * TERMS * 4),
             buffer(Place::Constant(0), packed_bytes),
             buffer(Place::Arena(0), product_bytes),
             buffer(Place::Constant(1), COLUMNS * 4),
             buffer(Place::Output(0), product_bytes),
-            buffer(Place::Arena(workspace_at), prepared.workspace_bytes),
+            buffer(Place::Arena(workspace_at), workspace_bytes),
         ],
         kernels: vec![sum],
-        steps: vec![
-            step(Work::Call(call), call_args, "fc1/MatMul"),
-            step(Work::Loops(0), &[2, 3, 4], "fc1/Add"),
+        body: vec![
+            Step { label: "fc1/MatMul".into(), work: Work::Call { call, needs, args: call_args } },
+            kernel(0, &[2, 3, 4], "fc1/Add"),
         ],
-        arena_bytes: workspace_at + prepared.workspace_bytes,
+        arena_bytes: workspace_at + workspace_bytes,
     }
 }

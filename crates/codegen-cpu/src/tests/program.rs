@@ -2,7 +2,7 @@
 
 use margay_loops::abi::KernelFn;
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul,
+    Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul, Needs,
     NoKernel, Operand, Phase, Place, Port, Prepared, Program, Reg, Step, Stmt, Target, Unary, Work,
 };
 use margay_tensor::DType::{self, F16, F32, F64};
@@ -20,12 +20,7 @@ impl Target for TwoPhases {
     }
     fn prepare(&self, _: &KernelCall) -> Result<Prepared, NoKernel> {
         let phase = |word| Phase { kernel: "scale", params: vec![word, 40], items: 40, grain: 8 };
-        Ok(Prepared {
-            phases: vec![phase(2), phase(3)],
-            scratch_bytes: 256,
-            workspace_bytes: 0,
-            packed: vec![],
-        })
+        Ok(Prepared { phases: vec![phase(2), phase(3)], scratch_bytes: 256, needs: Needs::default() })
     }
     fn pack(&self, call: &KernelCall, operand: usize, t: &Tensor) -> Result<Vec<u8>, NoKernel> {
         NoKernels.pack(call, operand, t)
@@ -57,11 +52,12 @@ unsafe extern "C" fn backwards(
     args: *const *mut u8,
     total: u64,
     grain: u64,
-) {
+    region: u64,
+) -> u64 {
     let mut scratch = [0u64; 64];
     // SAFETY: the context is the list that the test hands to the driver; everything else goes on as it came.
     unsafe {
-        (*context.cast::<Vec<(u64, u64, u64)>>()).push((*params, total, grain));
+        (*context.cast::<Vec<[u64; 4]>>()).push([region, *params, total, grain]);
         let mut end = total;
         while end > 0 {
             let begin = end.saturating_sub(grain);
@@ -69,6 +65,7 @@ unsafe extern "C" fn backwards(
             end = begin;
         }
     }
+    0
 }
 
 fn call() -> KernelCall {
@@ -93,9 +90,12 @@ fn program() -> Program {
     let port = |name: &str| Port { name: name.into(), dtype: F32, shape: vec![n] };
     let places = [Place::Input(0), Place::Constant(1), Place::Arena(64), Place::Arena(256), Place::Output(0)];
     let operand = |buffer, offset_bytes| Operand { buffer: BufferId(buffer), offset_bytes };
-    let step = |work, args| Step { work, args, label: String::new() };
-    let constant =
-        |v: &[f32]| Constant { tensor: Tensor::from_slice(&[v.len()], v).unwrap(), packed_for: None };
+    let step = |work| Step { label: String::new(), work };
+    let constant = |v: &[f32]| Constant {
+        names: vec![],
+        tensor: Tensor::from_slice(&[v.len()], v).unwrap(),
+        packed: None,
+    };
     Program {
         inputs: vec![port("x")],
         outputs: vec![port("y")],
@@ -106,10 +106,14 @@ fn program() -> Program {
             map(&[(F32, &[n]), (F32, &[n])], (F32, &[n]), |n, x| n.add(x[0], x[1])),
             map(&[(F32, &[n])], (F32, &[n]), |n, x| n.unary(Unary::Log, x[0])),
         ],
-        steps: vec![
-            step(Work::Loops(0), vec![operand(0, 0), operand(1, 4), operand(2, 0)]),
-            step(Work::Call(call()), vec![operand(2, 0), operand(3, 0)]),
-            step(Work::Loops(1), vec![operand(3, 0), operand(4, 0)]),
+        body: vec![
+            step(Work::Kernel { kernel: 0, args: vec![operand(0, 0), operand(1, 4), operand(2, 0)] }),
+            step(Work::Call {
+                call: call(),
+                needs: Needs::default(),
+                args: vec![operand(2, 0), operand(3, 0)],
+            }),
+            step(Work::Kernel { kernel: 1, args: vec![operand(3, 0), operand(4, 0)] }),
         ],
         arena_bytes: 512,
     }
@@ -126,7 +130,7 @@ fn the_driver_runs_the_steps_in_order() {
         assert_eq!(loaded.code.scratch_bytes, 256);
         let (mut arena, mut constants, mut x) = (vec![0u8; 512], f32::bytes(&constants), f32::bytes(&x));
         let mut y = vec![0u8; 160];
-        let mut calls: Vec<(u64, u64, u64)> = Vec::new();
+        let mut calls: Vec<[u64; 4]> = Vec::new();
         let table = [
             backwards as *const () as usize,
             loaded.kernel(0) as *const () as usize,
@@ -139,7 +143,7 @@ fn the_driver_runs_the_steps_in_order() {
             let context = (&raw mut calls).cast();
             loaded.driver()(table.as_ptr(), context, bases.as_ptr(), loaded.code.params.as_ptr());
         }
-        assert_eq!(calls, [(0, 40, 40), (2, 40, 8), (3, 40, 8), (2, 40, 40)]);
+        assert_eq!(calls, [[0, 0, 40, 40], [1, 2, 40, 8], [2, 3, 40, 8], [3, 2, 40, 40]]);
         for (i, (x, y)) in f32::values(&x).iter().zip(f32::values(&y)).enumerate() {
             let expected = (6.0 * (x + (17 + i) as f32 / 100.0)).ln();
             assert!(
@@ -163,8 +167,6 @@ fn large_kernels_are_cut_into_runs_of_whole_vectors() {
     let n = 1 << 20;
     let mut p = program();
     p.kernels = vec![map(&[(F32, &[n])], (F32, &[n]), |_, x| x[0])];
-    p.steps.truncate(1);
-    p.steps[0].args.truncate(2);
     let launches = crate::emit::grain(&p.kernels[0]);
     assert!(launches < n / 2 && launches.is_multiple_of(16), "grain {launches}");
 }
@@ -184,7 +186,7 @@ fn unknown_classes_and_constructs_are_errors() {
     assert_eq!(unary(F64, Unary::Exp).unwrap(), format!("kernel `k0` uses Exp of f64, {tail}"));
     assert_eq!(unary(F16, Unary::Neg).unwrap(), format!("kernel `k0` uses values of type f16, {tail}"));
     let mut p = program();
-    p.steps.remove(0);
+    p.body.remove(0);
     assert!(matches!(emit(&p, &isas()[0], &NoKernels, &[0, 64]), Err(CodegenError::NoKernel(_))));
 }
 

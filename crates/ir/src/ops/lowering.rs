@@ -95,6 +95,7 @@ pub enum View {
 }
 
 /// How an operator runs.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and on the stack")]
 pub enum Lowered {
     /// Scalar code for one element; operands broadcast to the shape of the single result.
     Elementwise(ScalarFn),

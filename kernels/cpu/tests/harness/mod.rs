@@ -103,11 +103,11 @@ pub(crate) fn execute_all(
     let target = CpuTarget::new(class);
     let prepared = target.prepare(call).unwrap();
     let mut operands: Vec<Vec<u8>> = inputs.iter().map(|x| bytes_of(x)).collect();
-    for packed in &prepared.packed {
+    for packed in &prepared.needs.packed {
         let plain = Tensor::from_bytes(DType::F32, packed_shape, &operands[packed.operand]).unwrap();
         let bytes = target.pack(call, packed.operand, &plain).unwrap();
         assert_eq!(bytes.len(), packed.bytes);
-        let back = target.unpack(packed.layout, packed_shape, &bytes).unwrap();
+        let back = target.unpack(&packed.layout, packed_shape, &bytes).unwrap();
         let narrow = matches!(call, KernelCall::MatMul(c) if c.precision != Precision::F32);
         if narrow {
             let again = target.pack(call, packed.operand, &back).unwrap();
@@ -121,8 +121,8 @@ pub(crate) fn execute_all(
     for (flush, split) in [(Flush::End, usize::MAX), (Flush::Start, 1), (Flush::End, 3)] {
         let mut buffers: Vec<Guarded> = operands.iter().map(|x| Guarded::holding(x, flush)).collect();
         buffers.extend(outs.iter().map(|&out| Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush)));
-        if prepared.workspace_bytes > 0 {
-            buffers.push(Guarded::new(prepared.workspace_bytes.next_multiple_of(64), flush));
+        if prepared.needs.workspace_bytes > 0 {
+            buffers.push(Guarded::new(prepared.needs.workspace_bytes.next_multiple_of(64), flush));
         }
         let args: Vec<*mut u8> = buffers.iter().map(|b| b.at).collect();
         for phase in &prepared.phases {

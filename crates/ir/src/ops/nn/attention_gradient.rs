@@ -129,7 +129,7 @@ impl OpDef for AttentionGradient {
             let strides = strides_of(&io.outputs[output].shape);
             [0, 1, 2].map(|axis| strides[axis] as usize)
         };
-        Ok(Lowered::Call(KernelCall::AttentionGradient(Box::new(margay_loops::AttentionGradient {
+        Ok(Lowered::Call(KernelCall::AttentionGradient(margay_loops::AttentionGradient {
             batch: q.shape[0],
             heads: q.shape[1],
             kv_heads: k.shape[1],
@@ -147,7 +147,7 @@ impl OpDef for AttentionGradient {
             dq: row_major(0),
             dk: row_major(1),
             dv: row_major(2),
-        }))))
+        })))
     }
 
     fn cost(&self, io: &Io) -> Cost {

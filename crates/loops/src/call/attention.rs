@@ -1,0 +1,92 @@
+//! Softmax attention.
+
+use std::fmt;
+
+use super::{Call, Epilogue, product};
+
+/// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
+///
+/// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
+/// The logarithm of the sum of exponentials, `log Σ exp(scale · q·k + mask)`, is -∞ in both cases.
+///
+/// Arguments: Q, K, V, mask if any (additive), O, log-sum-exp if any, workspace if any. The last axis of each is
+/// contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Attention {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of the keys and values; divides `heads`, and head h reads that with number h · kv_heads / heads.
+    pub kv_heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence.
+    pub kv_len: usize,
+    /// Length of a query and of a key.
+    pub qk_dim: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// Multiplies the scores; the bits of an f32.
+    pub scale_bits: u32,
+    /// Strides of (batch, head, row) of Q.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of K.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of O.
+    pub o: [usize; 3],
+    /// Strides of (batch, head, query, key) of the mask; 0 where it is shared.
+    pub mask: Option<[usize; 4]>,
+    /// Query i sees the keys j <= i + kv_len - q_len only.
+    pub causal: bool,
+    /// The logarithms of the sums of exponentials are a result too: row-major [batch, head, query].
+    pub log_sum_exp: bool,
+}
+
+impl Attention {
+    /// Pairs of a query and a key that it sees, of one head. Causal queries are the last of as many as there are
+    /// keys: query i sees key j where j <= i + `kv_len` - `q_len`.
+    pub fn pairs(q_len: usize, kv_len: usize, causal: bool) -> u64 {
+        let (queries, keys) = (q_len as u128, kv_len as u128);
+        let side = queries.min(keys);
+        let triangle = side * (side + 1) / 2 + queries * keys.saturating_sub(queries);
+        u64::try_from(if causal { triangle } else { queries * keys }).unwrap_or(u64::MAX)
+    }
+}
+
+impl Call for Attention {
+    const FAMILY: &'static str = "attention";
+
+    fn flops(&self) -> u64 {
+        2 * product(&[self.batch, self.heads, self.qk_dim + self.v_dim])
+            * Attention::pairs(self.q_len, self.kv_len, self.causal)
+    }
+
+    fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
+        (result == 0).then_some(&mut self.o)
+    }
+}
+
+impl fmt::Display for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "attention {}x{}x[{}, {}] dims {} and {}{}{}{}",
+            self.batch,
+            self.heads,
+            self.q_len,
+            self.kv_len,
+            self.qk_dim,
+            self.v_dim,
+            if self.causal { " causal" } else { "" },
+            if self.mask.is_some() { " +mask" } else { "" },
+            if self.log_sum_exp { " +log_sum_exp" } else { "" }
+        )
+    }
+}

@@ -1,0 +1,88 @@
+//! Derivatives of softmax attention.
+
+use std::fmt;
+
+use super::{Attention, Call, Epilogue, product};
+
+/// The cotangents of the operands of [`Attention`], in f32 (Dao, arXiv 2307.08691). With the scores
+/// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
+/// `P = exp(S - L)`, `dS = P ∘ (dO Vᵀ - Δ)`:
+///
+/// `dQ = scale · dS K`, `dK = scale · dSᵀ Q`, `dV = Pᵀ dO`, the last two summed over the heads that share keys.
+///
+/// A pair whose score is -∞, or whose key the query does not see, has no part in any sum.
+///
+/// Arguments: Q, K, V, L, Δ (both row-major [batch, head, query]), dO, mask if any (additive), dQ, dK, dV, workspace if
+/// any. The last axis of matrices is contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct AttentionGradient {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of the keys and values; divides `heads`, and head h reads that with number h · kv_heads / heads.
+    pub kv_heads: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence.
+    pub kv_len: usize,
+    /// Length of a query and of a key.
+    pub qk_dim: usize,
+    /// Length of a value.
+    pub v_dim: usize,
+    /// Multiplies the scores; the bits of an f32.
+    pub scale_bits: u32,
+    /// Strides of (batch, head, row) of Q.
+    pub q: [usize; 3],
+    /// Strides of (batch, head, row) of K.
+    pub k: [usize; 3],
+    /// Strides of (batch, head, row) of V.
+    pub v: [usize; 3],
+    /// Strides of (batch, head, row) of dO.
+    pub d_o: [usize; 3],
+    /// Strides of (batch, head, query, key) of the mask; 0 where it is shared.
+    pub mask: Option<[usize; 4]>,
+    /// Query i sees the keys j <= i + kv_len - q_len only.
+    pub causal: bool,
+    /// Strides of (batch, head, row) of dQ.
+    pub dq: [usize; 3],
+    /// Strides of (batch, head, row) of dK.
+    pub dk: [usize; 3],
+    /// Strides of (batch, head, row) of dV.
+    pub dv: [usize; 3],
+}
+
+impl Call for AttentionGradient {
+    const FAMILY: &'static str = "attention_gradient";
+
+    /// The scores again, and four products more.
+    fn flops(&self) -> u64 {
+        2 * product(&[self.batch, self.heads, 3 * self.qk_dim + 2 * self.v_dim])
+            * Attention::pairs(self.q_len, self.kv_len, self.causal)
+    }
+
+    fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
+        [&mut self.dq, &mut self.dk, &mut self.dv].into_iter().nth(result)
+    }
+}
+
+impl fmt::Display for AttentionGradient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}",
+            self.batch,
+            self.heads,
+            self.q_len,
+            self.kv_len,
+            self.qk_dim,
+            self.v_dim,
+            if self.causal { " causal" } else { "" },
+            if self.mask.is_some() { " +mask" } else { "" }
+        )
+    }
+}

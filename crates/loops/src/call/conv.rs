@@ -1,0 +1,70 @@
+//! Convolutions.
+
+use std::fmt;
+
+use super::{Call, Epilogue, product};
+
+/// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
+/// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
+///
+/// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Conv {
+    /// Images.
+    pub batch: usize,
+    /// Channels of the input, all groups together.
+    pub in_channels: usize,
+    /// Channels of the output, all groups together.
+    pub out_channels: usize,
+    /// Groups; divides both channel counts.
+    pub groups: usize,
+    /// Height and width of the input.
+    pub in_size: [usize; 2],
+    /// Height and width of the output.
+    pub out_size: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Steps between outputs.
+    pub strides: [usize; 2],
+    /// Zeros before the first row and column.
+    pub pads: [usize; 2],
+    /// Steps between taps.
+    pub dilations: [usize; 2],
+    /// K is a constant, stored in the layout the target packs it into; else it is row-major.
+    pub k_packed: bool,
+    /// What happens before the store.
+    pub epilogue: Epilogue,
+}
+
+impl Conv {
+    /// The extents as text.
+    pub(super) fn extents(&self) -> String {
+        let ([h, w], [y, x], [i, j]) = (self.in_size, self.out_size, self.kernel);
+        let (inner, outer) = (self.in_channels, self.out_channels);
+        format!("{}x[{inner}x{h}x{w} -> {outer}x{y}x{x}] kernel {i}x{j} groups {}", self.batch, self.groups)
+    }
+}
+
+impl Call for Conv {
+    const FAMILY: &'static str = "conv";
+
+    fn flops(&self) -> u64 {
+        let taps = self.in_channels / self.groups * self.kernel[0] * self.kernel[1];
+        2 * product(&[self.batch, self.out_channels, self.out_size[0], self.out_size[1], taps])
+    }
+
+    fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        Some(&mut self.epilogue)
+    }
+
+    fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
+        None
+    }
+}
+
+impl fmt::Display for Conv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "conv {}", self.extents())?;
+        write!(f, "{}{}", if self.k_packed { "" } else { " computed" }, self.epilogue)
+    }
+}

@@ -1,0 +1,37 @@
+//! Derivatives of convolutions by their kernels.
+
+use std::fmt;
+
+use super::{Call, Conv, Epilogue};
+
+/// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
+/// pixels, X and dY row-major in NHWC order, dK in OIHW order.
+///
+/// Arguments: X, dY, dK, workspace if any.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ConvKernelGradient {
+    /// The convolution; its epilogue and where its kernel comes from play no part.
+    pub forward: Conv,
+}
+
+impl Call for ConvKernelGradient {
+    const FAMILY: &'static str = "conv_kernel_gradient";
+
+    fn flops(&self) -> u64 {
+        self.forward.flops()
+    }
+
+    fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
+        None
+    }
+}
+
+impl fmt::Display for ConvKernelGradient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "conv_kernel_gradient {}", self.forward.extents())
+    }
+}

@@ -1,0 +1,66 @@
+//! What kernels of products do to a result before they store it.
+
+use std::fmt;
+
+/// A scalar function applied to every element of a result.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Activation {
+    /// max(x, 0).
+    Relu,
+    /// x Φ(x), with the error function.
+    GeluErf,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// x / (1 + exp(-x)).
+    Silu,
+    /// tanh(x).
+    Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+}
+
+/// What happens to a result before it is stored: `activation(result + bias) + residual`, or
+/// `activation(result + bias + residual)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Epilogue {
+    /// A vector is added: one element per column of a product, one per channel of a convolution.
+    pub bias: bool,
+    /// Applied after the bias.
+    pub activation: Option<Activation>,
+    /// A tensor with the layout of the result is added last.
+    pub residual: bool,
+    /// The residual is added before the activation.
+    pub residual_first: bool,
+}
+
+impl Activation {
+    /// The name used in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::GeluErf => "gelu_erf",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Silu => "silu",
+            Activation::Tanh => "tanh",
+            Activation::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+impl fmt::Display for Epilogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bias {
+            f.write_str(" +bias")?;
+        }
+        if self.residual && self.residual_first {
+            f.write_str(" +residual")?;
+        }
+        if let Some(a) = self.activation {
+            write!(f, " {}", a.name())?;
+        }
+        if self.residual && !self.residual_first {
+            f.write_str(" +residual")?;
+        }
+        Ok(())
+    }
+}

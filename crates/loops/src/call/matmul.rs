@@ -1,0 +1,84 @@
+//! Matrix products.
+
+use std::fmt;
+
+use super::{Call, Epilogue, product};
+use crate::Precision;
+
+/// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MatLayout {
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+}
+
+/// One axis over which a product is repeated; a stride of 0 shares the operand.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BatchAxis {
+    /// Number of repetitions.
+    pub extent: usize,
+    /// Distance between the left operands.
+    pub a: usize,
+    /// Distance between the right operands.
+    pub b: usize,
+    /// Distance between the results (and residuals).
+    pub c: usize,
+}
+
+/// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
+///
+/// Arguments: A, B, bias if any, residual if any, C, workspace if any. The columns of C are contiguous.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct MatMul {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Repetitions, outermost first, at most four.
+    pub batch: Vec<BatchAxis>,
+    /// Layout of A.
+    pub a: MatLayout,
+    /// Layout of B; meaningless when B is a packed constant.
+    pub b: MatLayout,
+    /// Distance between rows of C and of the residual.
+    pub c_row_stride: usize,
+    /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
+    pub b_packed: bool,
+    /// How operands are rounded; other than `F32` only where B is a packed constant.
+    pub precision: Precision,
+    /// What happens before the store.
+    pub epilogue: Epilogue,
+}
+
+impl Call for MatMul {
+    const FAMILY: &'static str = "matmul";
+
+    fn flops(&self) -> u64 {
+        2 * product(&[self.m, self.n, self.k]) * self.batch.iter().map(|b| b.extent as u64).product::<u64>()
+    }
+
+    fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        Some(&mut self.epilogue)
+    }
+
+    fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
+        None
+    }
+}
+
+impl fmt::Display for MatMul {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("matmul ")?;
+        self.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
+        write!(f, "[{}x{}x{}]", self.m, self.k, self.n)?;
+        f.write_str(if self.b_packed { " packed" } else { "" })?;
+        if self.precision != Precision::F32 {
+            write!(f, " {}", self.precision.name())?;
+        }
+        write!(f, "{}", self.epilogue)
+    }
+}

@@ -1,0 +1,100 @@
+//! Target-neutral descriptions of the kernels that are written by hand.
+//!
+//! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
+//! [`Target`](crate::Target) chooses those. All offsets and strides are in elements of `f32`.
+//!
+//! Each family is a file: its struct, what it answers as a [`Call`], and its text. The list `calls!` below makes the
+//! enum [`KernelCall`] of them. Whoever is not a target asks the call and does not look which family it is.
+
+mod attention;
+mod attention_gradient;
+mod conv;
+mod conv_kernel_gradient;
+mod epilogue;
+mod linear_attention;
+mod matmul;
+
+pub use attention::Attention;
+pub use attention_gradient::AttentionGradient;
+pub use conv::Conv;
+pub use conv_kernel_gradient::ConvKernelGradient;
+pub use epilogue::{Activation, Epilogue};
+pub use linear_attention::LinearAttention;
+pub use matmul::{BatchAxis, MatLayout, MatMul};
+
+use std::fmt;
+use std::hash::Hash;
+
+/// What every family of calls answers. There are no default bodies.
+pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display {
+    /// The name of the family, as benches and reports show it.
+    const FAMILY: &'static str;
+
+    /// Multiplications and additions of one call, each counted as one operation.
+    fn flops(&self) -> u64;
+
+    /// What the kernel does to its first result before the store; `None` if it can do nothing. A bias lies along the
+    /// last axis of the result. Bias and residual are arguments between the operands and the results.
+    fn epilogue(&mut self) -> Option<&mut Epilogue>;
+
+    /// The strides of (batch, head, row) of result number `result`, if the kernel writes it with any strides: then a
+    /// transpose behind it costs nothing. `None` where the layout is fixed.
+    fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]>;
+}
+
+/// The product of extents.
+fn product(factors: &[usize]) -> u64 {
+    factors.iter().map(|&f| f as u64).product()
+}
+
+macro_rules! calls {
+    ($($name:ident),* $(,)?) => {
+        /// A kernel that loops cannot bring to the speed of the hardware.
+        #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+        pub enum KernelCall {
+            $(
+                #[doc = concat!("See [`", stringify!($name), "`].")]
+                $name($name),
+            )*
+        }
+
+        $(
+            impl From<$name> for KernelCall {
+                fn from(call: $name) -> KernelCall {
+                    KernelCall::$name(call)
+                }
+            }
+        )*
+
+        impl KernelCall {
+            /// See [`Call::FAMILY`].
+            pub fn family(&self) -> &'static str {
+                match self { $(KernelCall::$name(_) => $name::FAMILY),* }
+            }
+
+            /// See [`Call::flops`].
+            pub fn flops(&self) -> u64 {
+                match self { $(KernelCall::$name(call) => call.flops()),* }
+            }
+
+            /// See [`Call::epilogue`].
+            pub fn epilogue(&mut self) -> Option<&mut Epilogue> {
+                match self { $(KernelCall::$name(call) => call.epilogue()),* }
+            }
+
+            /// See [`Call::transposable`].
+            pub fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
+                match self { $(KernelCall::$name(call) => call.transposable(result)),* }
+            }
+        }
+
+        impl fmt::Display for KernelCall {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self { $(KernelCall::$name(call) => call.fmt(f)),* }
+            }
+        }
+    };
+}
+
+// By the alphabet.
+calls![Attention, AttentionGradient, Conv, ConvKernelGradient, LinearAttention, MatMul];
