@@ -7,9 +7,8 @@ pub mod fma;
 
 use std::path::Path;
 
-use margay_driver::{CompileOptions, Compiled, Goal, Samples, Silent, Source, build, compile, open};
+use margay_driver::{CompileOptions, Compiled, Goal, Samples, Silent, Source, backend, build, compile, open};
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 
@@ -18,7 +17,7 @@ use margay_tensor::{Binding, Tensor};
 /// # Panics
 /// If the graph does not compile.
 pub fn session(g: &Graph) -> Session {
-    let executable = build::jit(g, &Binding::new(), CpuTarget::native()).unwrap_or_else(|e| panic!("{e}"));
+    let executable = build::jit(g, &Binding::new(), &*backend::native()).unwrap_or_else(|e| panic!("{e}"));
     Session::new(&executable, SessionOptions { threads: 1 }).unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -2,13 +2,12 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use margay_benches::{demo, noise, sketched_demo};
-use margay_driver::Runner;
-use margay_kernels_cpu::CpuTarget;
+use margay_driver::{Runner, backend};
 
 fn models(c: &mut Criterion) {
     for batch in [1usize, 8] {
         let inputs = noise(batch).row(0, batch).unwrap_or_else(|e| panic!("{e}"));
-        let mut dense = Runner::new(demo().graph, CpuTarget::native(), 1);
+        let mut dense = Runner::new(demo().graph, &backend::native(), 1);
         let mut sketched = sketched_demo(batch as i64).runner(1);
         for (name, runner) in [("dense", &mut dense), ("bytes-40", &mut sketched)] {
             runner.session(&inputs).unwrap_or_else(|e| panic!("{e}"));

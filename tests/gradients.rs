@@ -1,11 +1,10 @@
 //! Derivatives of every operator, by its own cases: the reference against finite differences in f64, and compiled code
 //! against the reference.
 
-use margay_driver::Dump;
 use margay_driver::build::{bind, jit};
+use margay_driver::{Dump, backend};
 use margay_ir::ops::{Attention, Const};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
-use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::{KernelCall, Precision, Program, Work};
 use margay_lower::lower;
 use margay_passes::gradients;
@@ -181,8 +180,8 @@ fn compiled_derivatives_agree_with_the_reference() {
         let read = |name: &str| e.graph.inputs().iter().any(|n| e.graph.node(*n).origin.name() == name);
         let by_name: Vec<(&str, &Tensor)> =
             names.iter().map(String::as_str).zip(&inputs).filter(|(name, _)| read(name)).collect();
-        for class in Class::ALL.into_iter().filter(|c| c.supported_here()) {
-            let executable = jit(&e.graph, &Binding::new(), CpuTarget::new(class))
+        for backend in backend::supported() {
+            let executable = jit(&e.graph, &Binding::new(), &*backend)
                 .unwrap_or_else(|error| panic!("{op:?}: {error}\n{}", e.graph));
             let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
             let found = session.run(&by_name).unwrap();
@@ -194,7 +193,7 @@ fn compiled_derivatives_agree_with_the_reference() {
                     assert!(
                         (f - e).abs() <= 1e-4 * scale,
                         "{op:?} {name} on {}: {f}, expected {e}",
-                        class.name()
+                        backend.target()
                     );
                 }
             }
@@ -219,7 +218,7 @@ fn attention_step(length: usize, causal: bool, masked: bool) -> Program {
     g.add_output("y", y);
     found.into_iter().flatten().enumerate().for_each(|(i, v)| g.add_output(&format!("d{i}"), v));
     let bound = bind(&g, &Binding::new(), &mut Dump::none()).unwrap();
-    lower(&bound, &CpuTarget::new(Class::Avx512)).unwrap()
+    lower(&bound, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap()).unwrap()
 }
 
 #[test]

@@ -4,10 +4,9 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use margay_driver::{Runner, open};
+use margay_driver::{Runner, backend, open};
 use margay_ir::ops::Numbers;
 use margay_ir::{Cx, Pass};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::Differentiate;
 use margay_tensor::{Tensor, npy};
 
@@ -33,7 +32,7 @@ fn gradients_of(folder: &Path, model: &str) {
     g.remove_dead();
     let mut inputs = named("input/");
     inputs.push(("cotangent".into(), cotangent));
-    let mut runner = Runner::new(g, CpuTarget::native(), 2);
+    let mut runner = Runner::new(g, &backend::native(), 2);
     let found = runner.run(&inputs).unwrap_or_else(|e| panic!("{model}: {e}"));
     assert_eq!(found.len(), expected.len());
     let floats = |t: &Tensor| Numbers::of(t).unwrap().floats();

@@ -4,9 +4,8 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use margay_driver::{CompileOptions, Goal, Runner, Samples, Silent, compile, open};
+use margay_driver::{CompileOptions, Goal, Runner, Samples, Silent, backend, compile, open};
 use margay_ir::eval;
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::{Tensor, npy};
 use margay_testkit::max_error;
 
@@ -50,7 +49,7 @@ fn transformers_agree_with_onnxruntime() {
     let Some(folder) = test_data() else { return };
     for model in ["minilm_l3", "minilm_l6"] {
         let source = open(&folder.join(format!("{model}.onnx"))).unwrap_or_else(|e| panic!("{e}"));
-        let mut runner = Runner::new(source.graph, CpuTarget::native(), 2);
+        let mut runner = Runner::new(source.graph, &backend::native(), 2);
         for shape in ["b2_s16", "b2_s37", "b5_s16", "b5_s37"] {
             let inputs = arrays(&folder.join(format!("{model}_{shape}.in.npz")));
             let expected = arrays(&folder.join(format!("{model}_{shape}.out.npz")));
@@ -101,7 +100,7 @@ fn a_small_network_compiles_to_what_the_reference_computes() {
     let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let expected = eval::run(&source.graph, &by_name).unwrap_or_else(|e| panic!("{e}"));
     let outputs =
-        Runner::new(source.graph, CpuTarget::native(), 2).run(&inputs).unwrap_or_else(|e| panic!("{e}"));
+        Runner::new(source.graph, &backend::native(), 2).run(&inputs).unwrap_or_else(|e| panic!("{e}"));
     assert!(max_error(&outputs[0].1, &expected[0]) < 1e-4);
 }
 
@@ -121,7 +120,7 @@ fn an_error_limit_holds_on_held_out_samples() {
     let inputs: Vec<(String, Tensor)> =
         calibration.arrays().iter().map(|(name, t)| (name.clone(), every_second(t))).collect();
     let floats = |runner: &mut Runner| -> Vec<f32> { runner.run(&inputs).unwrap()[0].1.to_vec().unwrap() };
-    let dense = floats(&mut Runner::new(source.graph, CpuTarget::native(), 2));
+    let dense = floats(&mut Runner::new(source.graph, &backend::native(), 2));
     let sketched = floats(&mut compiled.runner(2));
     let squares = |v: Vec<f64>| v.iter().map(|x| x * x).sum::<f64>();
     let difference = squares(dense.iter().zip(&sketched).map(|(a, b)| f64::from(a - b)).collect());

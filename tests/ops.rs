@@ -1,13 +1,15 @@
-//! Every operator by its own cases: types, reference, text, and compiled code on every processor class at hand.
+//! Every operator by its own cases: types, reference, text, and compiled code on every back end at hand.
 
-use margay_driver::build::jit;
+use std::collections::{BTreeMap, BTreeSet};
+
+use margay_driver::{Backend, DriverError, backend, build::jit};
 use margay_ir::ops::{Const, strides_of};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
-use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::Precision;
+use margay_lower::LowerError;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
-use margay_testkit::{Tolerance, assert_close, case_inputs};
+use margay_testkit::{Tolerance, assert_close, case_inputs, in_other_types};
 
 /// A graph of one node over inputs `x0`, `x1`, ….
 fn graph_of(op: &Op, inputs: &[Tensor]) -> Graph {
@@ -59,15 +61,16 @@ fn every_operator_has_cases() {
 }
 
 /// What compiled code makes of a graph, on some threads.
-fn compiled(g: &Graph, inputs: &[(&str, &Tensor)], class: Class, threads: usize) -> Vec<(String, Tensor)> {
-    let executable = jit(g, &Binding::new(), CpuTarget::new(class))
-        .unwrap_or_else(|e| panic!("{} on {}: {e}\n{g}", g.name(), class.name()));
+fn compiled(
+    g: &Graph,
+    inputs: &[(&str, &Tensor)],
+    backend: &dyn Backend,
+    threads: usize,
+) -> Vec<(String, Tensor)> {
+    let executable = jit(g, &Binding::new(), backend)
+        .unwrap_or_else(|e| panic!("{} on {}: {e}\n{g}", g.name(), backend.target()));
     let mut session = Session::new(&executable, SessionOptions { threads }).unwrap_or_else(|e| panic!("{e}"));
     session.run(inputs).unwrap_or_else(|e| panic!("{}: {e}", g.name()))
-}
-
-fn classes() -> Vec<Class> {
-    Class::ALL.into_iter().filter(|c| c.supported_here()).collect()
 }
 
 #[test]
@@ -83,6 +86,41 @@ fn compiled_code_agrees_with_the_reference() {
             .iter()
             .for_each(|&constants| agrees_with_the_reference(&op, &case_inputs(&case), constants));
     }
+}
+
+#[test]
+fn operators_compute_in_every_type_that_they_take() {
+    let backend = backend::native();
+    let (mut missing, mut compared): (BTreeMap<&str, BTreeSet<&str>>, usize) = (BTreeMap::new(), 0);
+    for (op, case) in Op::cases() {
+        for (dtype, case) in in_other_types(&op, &case) {
+            let inputs = case_inputs(&case);
+            let g = graph_of(&op, &inputs);
+            let names = named(&inputs);
+            let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+            let expected = eval::run(&g, &by_name).unwrap_or_else(|e| panic!("{op:?} of {dtype}: {e}"));
+            match jit(&g, &Binding::new(), &*backend) {
+                Err(DriverError::Lower(LowerError::Unsupported { .. })) => {
+                    missing.entry(op.name()).or_default().insert(dtype.name());
+                }
+                Err(e) => panic!("{op:?} of {dtype}: {e}"),
+                Ok(_) => {
+                    compared += 1;
+                    let found = compiled(&g, &by_name, &*backend, 1);
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let tolerance = Tolerance::REDUCTION.of(dtype).of(expected.dtype());
+                        assert_close(&format!("{op:?} of {dtype}"), &found.1, expected, tolerance);
+                    }
+                }
+            }
+        }
+    }
+    assert!(compared > 500, "{compared}");
+    let line = |(op, types): (&&str, &BTreeSet<&str>)| {
+        format!("{op}: {}\n", types.iter().copied().collect::<Vec<_>>().join(" "))
+    };
+    // What is not lowered: an operator, and the types that it takes all the same.
+    insta::assert_snapshot!(missing.iter().map(line).collect::<String>(), @"");
 }
 
 /// Runs an operator compiled and interpreted, the last so many operands as constants.
@@ -102,13 +140,13 @@ fn agrees_with_the_reference(op: &Op, inputs: &[Tensor], constants: usize) {
     let names = named(given);
     let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
     let expected = eval::run(&g, &by_name).unwrap();
-    for class in classes() {
-        let outputs = compiled(&g, &by_name, class, 2);
-        let what = format!("{op:?} on {}", class.name());
+    for backend in backend::supported() {
+        let outputs = compiled(&g, &by_name, &*backend, 2);
+        let what = format!("{op:?} on {}", backend.target());
         for (found, expected) in outputs.iter().zip(&expected) {
             assert_close(&what, &found.1, expected, Tolerance::REDUCTION);
         }
-        assert_eq!(outputs, compiled(&g, &by_name, class, 1), "{what} with 1 and 2 threads");
+        assert_eq!(outputs, compiled(&g, &by_name, &*backend, 1), "{what} with 1 and 2 threads");
     }
 }
 
@@ -132,9 +170,9 @@ fn packed_constants_agree_with_the_reference() {
         let r = margay_testkit::normal(&[m, n], 9, 0);
         let inputs = [("x", &x), ("r", &r)];
         let expected = eval::run(&g, &inputs).unwrap();
-        for class in classes() {
-            let found = compiled(&g, &inputs, class, 2);
-            assert_close(class.name(), &found[0].1, &expected[0], Tolerance::REDUCTION);
+        for backend in backend::supported() {
+            let found = compiled(&g, &inputs, &*backend, 2);
+            assert_close(backend.target(), &found[0].1, &expected[0], Tolerance::REDUCTION);
         }
     }
 }
@@ -158,8 +196,8 @@ fn views_of_every_kind_feed_every_kind_of_reader() {
     let g = text::parse(text, &|_, _| None).unwrap();
     let x = margay_testkit::normal(&[2, 6, 8], 4, 4);
     let expected = eval::run(&g, &[("x", &x)]).unwrap();
-    for class in classes() {
-        for (found, e) in compiled(&g, &[("x", &x)], class, 2).iter().zip(&expected) {
+    for backend in backend::supported() {
+        for (found, e) in compiled(&g, &[("x", &x)], &*backend, 2).iter().zip(&expected) {
             assert_close(&found.0, &found.1, e, Tolerance::ELEMENTWISE);
         }
     }
@@ -174,7 +212,7 @@ fn an_index_out_of_range_is_an_error_that_names_the_node() {
       return %1
     }";
     let g = text::parse(text, &|_, _| None).unwrap();
-    let executable = jit(&g, &Binding::new(), CpuTarget::native()).unwrap();
+    let executable = jit(&g, &Binding::new(), &*backend::native()).unwrap();
     let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
     let ids = Tensor::from_slice(&[2], &[-1i64, 3]).unwrap();
     let error = session.run(&[("i", &ids)]).unwrap_err();
@@ -198,9 +236,9 @@ fn check_text(source: &str, tolerance: Tolerance) {
         .collect();
     let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let expected = eval::run(&g, &by_name).unwrap();
-    for class in classes() {
-        for (found, e) in compiled(&g, &by_name, class, 2).iter().zip(&expected) {
-            assert_close(&format!("{} on {}", g.name(), class.name()), &found.1, e, tolerance);
+    for backend in backend::supported() {
+        for (found, e) in compiled(&g, &by_name, &*backend, 2).iter().zip(&expected) {
+            assert_close(&format!("{} on {}", g.name(), backend.target()), &found.1, e, tolerance);
         }
     }
 }
@@ -275,7 +313,7 @@ fn a_tensor_larger_than_any_machine_is_refused() {
     }";
     let g = text::parse(source, &|_, _| None).unwrap();
     let error =
-        jit(&g, &Binding::new(), CpuTarget::native()).err().map(|e| e.to_string()).unwrap_or_default();
+        jit(&g, &Binding::new(), &*backend::native()).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("of more than 1099511627776 bytes"), "{error}");
 }
 

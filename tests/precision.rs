@@ -1,9 +1,10 @@
 //! Models with narrow constants, from the driver's options to results.
 
-use margay_driver::{CompileOptions, Dump, Goal, Report, Runner, Samples, Silent, Source, compile, open};
+use margay_driver::{
+    CompileOptions, Dump, Goal, Report, Runner, Samples, Silent, Source, backend, compile, open,
+};
 use margay_ir::eval;
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::{Precision, Target};
+use margay_loops::Precision;
 use margay_tensor::Tensor;
 use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
 
@@ -50,7 +51,7 @@ fn the_error_of_a_precision_is_measured_and_its_bytes_are_counted() {
         assert!((smallest..largest).contains(&error), "{precision:?}: {error}");
         assert_eq!((report.bytes_before, report.bytes_after), (4 * parameters, bytes));
         assert_eq!(report.precision, precision.name());
-        assert_eq!(report.target_cpu, CpuTarget::native_for(precision).name());
+        assert_eq!(report.target_cpu, backend::native_for(precision).target());
     }
     assert!(report(Precision::F32, Goal::Dense).held_out.is_none());
 }
@@ -78,7 +79,7 @@ fn an_artifact_carries_its_precision() {
         let x = normal(&[24, D_IN], 6, 0);
         let inputs = vec![("x".to_string(), x.clone())];
         let first = compiled.runner(1).run(&inputs).unwrap();
-        let second = Runner::new(again, CpuTarget::native_for(precision), 2).run(&inputs).unwrap();
+        let second = Runner::new(again, &backend::native_for(precision), 2).run(&inputs).unwrap();
         assert_eq!(first, second, "what was rounded once is rounded to itself");
         let expected: Vec<Tensor> = eval::run(&compiled.graph, &[("x", &x)]).unwrap();
         // The reference rounds the operand of the second layer from f64, the kernel from f32: it may fall to the

@@ -1,13 +1,20 @@
 //! Programs that small graphs lower to: what runs in one step, and what runs nothing.
 
-use margay_ir::TensorType;
-use margay_kernels_cpu::{Class, CpuTarget};
+use margay_driver::backend;
+use margay_ir::{Cx, Graph, Pass, TensorType};
+use margay_loops::Precision;
 use margay_lower::lower;
+use margay_passes::{AssignLayout, RecognizeSilu};
 use margay_testkit::{normal, parse_with_random_constants};
 
 fn program(source: &str) -> String {
-    let (g, _) = parse_with_random_constants(source);
-    lower(&g, &CpuTarget::new(Class::Avx512)).unwrap_or_else(|e| panic!("{e}")).to_string()
+    lowered(&parse_with_random_constants(source).0)
+}
+
+fn lowered(g: &Graph) -> String {
+    lower(g, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap())
+        .unwrap_or_else(|e| panic!("{e}"))
+        .to_string()
 }
 
 #[test]
@@ -73,6 +80,36 @@ fn silu_joins_the_product() {
     arena 0 bytes
     step 0: matmul [8x64x64] packed int8 silu (in0, c0, out0)  // fc + act
     ");
+}
+
+#[test]
+fn transposes_sink_through_silu_between_convolutions() {
+    // As exporters write it: x times its sigmoid.
+    let (mut g, _) = parse_with_random_constants(
+        "graph @net(%x: f32[1, 3, 8, 8]) -> (y: f32[1, 6]) {
+           %0 = const #k1 : f32[4, 3, 3, 3]
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[1, 4, 8, 8]  // conv1
+           %2 = sigmoid %1 : f32[1, 4, 8, 8]
+           %3 = mul %1, %2 : f32[1, 4, 8, 8]
+           %4 = const #k2 : f32[6, 4, 3, 3]
+           %5 = conv %3, %4 {pads_before = [1, 1], pads_after = [1, 1]} : f32[1, 6, 8, 8]  // conv2
+           %6 = sigmoid %5 : f32[1, 6, 8, 8]
+           %7 = mul %5, %6 : f32[1, 6, 8, 8]
+           %8 = reduce %7 {kind = mean, axes = [2, 3]} : f32[1, 6]
+           return %8
+         }",
+    );
+    let passes: [&dyn Pass; 2] = [&RecognizeSilu, &AssignLayout];
+    for pass in passes {
+        pass.run(&mut g, &mut Cx::default()).unwrap_or_else(|e| panic!("{e}"));
+        g.remove_dead();
+    }
+    let transposes = |g: &Graph| g.order().iter().filter(|n| g.op(**n).name() == "transpose").count();
+    assert_eq!(transposes(&g), 1, "{g}");
+    let text = lowered(&g);
+    let convolutions: Vec<&str> = text.lines().filter(|line| line.contains(": conv ")).collect();
+    assert_eq!(convolutions.len(), 2, "{text}");
+    assert!(convolutions.iter().all(|line| line.contains(" silu (")), "{text}");
 }
 
 #[test]
@@ -156,7 +193,7 @@ fn what_cannot_be_compiled_is_named() {
            return %0
          }",
     );
-    let error = lower(&g, &CpuTarget::new(Class::Portable)).unwrap_err();
+    let error = lower(&g, &*backend::named("cpu", "portable", Precision::F32).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "`input` at `x` has type f32[N, 4]; every dimension must be bound");
     assert_eq!(TensorType::of(&normal(&[2, 3], 0, 0)).to_string(), "f32[2, 3]");
 }

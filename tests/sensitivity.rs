@@ -1,10 +1,9 @@
 //! Predicted effects of errors in layers, against what happens when the layers have these errors.
 
-use margay_driver::compare::ErrorSum;
 use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay_driver::{Dump, Runner, Samples, Silent, Source};
+use margay_driver::{backend, compare::ErrorSum};
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::sketch::{Chosen, InputStatistics, Selection, modules, scheme};
 use margay_passes::{SketchConv, SketchLinear, parameter_names, with_parameters};
 use margay_randnla::{Centring, Conditioning, Gram, Whitening};
@@ -87,7 +86,7 @@ fn images() -> (Source, Samples) {
 
 fn measured(g: &Graph, other: Graph, samples: &Samples) -> f64 {
     let inputs = samples.row(0, samples.rows()).unwrap();
-    let run = |g: Graph| Runner::new(g, CpuTarget::native(), 1).run(&inputs).unwrap();
+    let run = |g: Graph| Runner::new(g, &backend::native(), 1).run(&inputs).unwrap();
     let mut sum = ErrorSum::default();
     sum.add(&run(g.clone()), &run(other), samples.rows()).unwrap();
     sum.measure().relative_l2

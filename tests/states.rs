@@ -1,9 +1,9 @@
 //! Graphs with states: outputs that are inputs of the next run, updated in place where that is safe.
 
+use margay_driver::backend;
 use margay_driver::build::{CompiledStep, StepForm, jit_step, try_jit};
 use margay_ir::Graph;
-use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::{Carried, Work};
+use margay_loops::{Carried, Precision, Work};
 use margay_lower::lower_carrying;
 use margay_runtime::{RunError, Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
@@ -20,7 +20,7 @@ fn session(source: &str, states: &[(&str, &str)], threads: usize) -> Session {
 fn step(source: &str, states: &[(&str, &str)]) -> Result<CompiledStep, String> {
     let states = states.iter().map(|(i, o)| ((*i).into(), (*o).into())).collect();
     let form = StepForm { states, max_saved_bytes: None };
-    jit_step(&graph(source), &Binding::new(), CpuTarget::native(), &form).map_err(|e| e.to_string())
+    jit_step(&graph(source), &Binding::new(), &*backend::native(), &form).map_err(|e| e.to_string())
 }
 
 fn row(values: &[f32]) -> Tensor {
@@ -136,7 +136,12 @@ fn an_update_of_moments_and_parameters_copies_nothing() {
       return %6, %3
     }";
     let carried = [Carried { input: 1, output: 0 }, Carried { input: 2, output: 1 }];
-    let program = lower_carrying(&graph(source), &CpuTarget::new(Class::Avx512), &carried).unwrap();
+    let program = lower_carrying(
+        &graph(source),
+        &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap(),
+        &carried,
+    )
+    .unwrap();
     assert_eq!(program.body.len(), 2, "{program}");
     assert!(program.body.iter().all(|s| matches!(s.work, Work::Kernel { .. })));
     assert_eq!(program.arena_bytes, 0, "{program}");

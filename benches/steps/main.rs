@@ -13,8 +13,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use margay_benches::fma::operations_per_second;
-use margay_driver::build;
-use margay_kernels_cpu::CpuTarget;
+use margay_driver::{backend, build};
 use margay_lower::lower;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
@@ -71,13 +70,13 @@ fn arguments() -> Result<Arguments, Box<dyn std::error::Error>> {
 }
 
 fn report(name: &str, step: &Step, arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let target = CpuTarget::native();
+    let backend = &*backend::native();
     let bound = build::bind(&step.graph, &Binding::new(), &mut margay_driver::Dump::none())?;
-    let program = lower(&bound, &target)?;
+    let program = lower(&bound, backend)?;
     if arguments.program {
         println!("{program}");
     }
-    let executable = build::jit(&step.graph, &Binding::new(), target)?;
+    let executable = build::jit(&step.graph, &Binding::new(), backend)?;
     let mut session = Session::new(&executable, SessionOptions { threads: arguments.threads })?;
     let inputs = models::inputs(step);
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -93,7 +92,7 @@ fn report(name: &str, step: &Step, arguments: &Arguments) -> Result<(), Box<dyn 
     peak = peak.max(operations_per_second(arguments.threads));
     // One thread computes for as long as the processor serves it, whatever else runs.
     let seconds = if arguments.threads == 1 { cpu } else { wall };
-    let flops = build::program_flops(&program) as f64;
+    let flops = program.flops() as f64;
     println!(
         "{name}: {:.2} ms ({:.2} ms of processor time) with {} threads; {:.2} GFLOP at {:.1} GFLOP/s, {:.1}% of {:.0}; \
          arena {:.1} MB",

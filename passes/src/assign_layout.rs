@@ -1,8 +1,8 @@
 //! Puts the channels of images last, where the kernels of convolutions read them.
 //!
-//! Required stage: sketched. Every convolution is turned into one of layout `nhwc` between two transposes, and so is
-//! pooling of what a convolution made, and so are their derivatives. The transpose behind it then sinks through what
-//! follows, until it meets the one in front of the next convolution and both go. What is left stands at the inputs and
+//! Required stage: sketched. Every operator on images whose kernels demand it, such as a convolution, becomes one of
+//! layout `nhwc` between two transposes, and so does every other operator on images behind one, such as pooling. The
+//! transpose behind it then sinks through what follows, until it meets the one in front of the next convolution and both go. What is left stands at the inputs and
 //! outputs of the graph and at operators that depend on the order of axes. Declines an operator whose other operands
 //! would have to be moved in memory. A kernel keeps its order of axes; exported models keep theirs, since export comes
 //! before.
@@ -35,10 +35,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{
-    Broadcast, Concat, Const, Conv, ConvKernelGradient, ImageLayout, MaxPoolGradient, Pad, Pool, Reduce,
-    Reshape, Slice, Softmax, Transpose,
-};
+use margay_ir::ops::{Broadcast, Const, ImageLayout, Reduce, Reshape, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
@@ -62,14 +59,9 @@ impl Pass for AssignLayout {
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let rules = [
-            Rule { name: "turn-convolution", apply: turn_convolution },
-            Rule { name: "turn-pooling", apply: turn_pooling },
-            Rule { name: "turn-kernel-gradient", apply: turn_kernel_gradient },
-            Rule { name: "turn-pooling-gradient", apply: turn_pooling_gradient },
+            Rule { name: "put-channels-last", apply: put_channels_last },
             Rule { name: "cancel-transposes", apply: cancel_transposes },
-            Rule { name: "sink-through-elementwise", apply: sink_through_elementwise },
-            Rule { name: "sink-through-axes", apply: sink_through_axes },
-            Rule { name: "sink-through-concat", apply: sink_through_concat },
+            Rule { name: "sink-transposes", apply: sink_transposes },
             Rule { name: "sink-through-reduction", apply: sink_through_reduction },
             Rule { name: "reshape-behind-ones", apply: reshape_behind_ones },
             Rule { name: "turn-weight-behind-flatten", apply: turn_weight_behind_flatten },
@@ -83,11 +75,6 @@ const LAST: ImageLayout = ImageLayout::Nhwc;
 /// A list of values per axis of NCHW in the order of NHWC.
 fn channels_last<T: Clone>(list: &[T]) -> Vec<T> {
     LAST.perm_from_nchw(list.len()).iter().map(|&p| list[p].clone()).collect()
-}
-
-/// The axis of NHWC that an axis of NCHW becomes.
-fn turned_axis(axis: usize, ndim: usize) -> usize {
-    LAST.perm_to_nchw(ndim)[axis]
 }
 
 /// The operand of a transpose from NHWC to NCHW.
@@ -107,69 +94,19 @@ fn is_image(g: &Graph, v: Value) -> bool {
     /// Far more than lie between two convolutions.
     const MOST: usize = 256;
     let ndim = g.ty(v).ndim();
+    let perm = LAST.perm_to_nchw(ndim);
     let mut stack = vec![v];
     for _ in 0..MOST {
         let Some(v) = stack.pop() else { return false };
-        match g.op(v.node) {
-            Op::Conv(Conv { layout: ImageLayout::Nhwc, .. })
-            | Op::MaxPoolGradient(MaxPoolGradient { layout: ImageLayout::Nhwc, .. })
-            | Op::Pool(Pool { layout: ImageLayout::Nhwc, .. }) => return true,
-            op if is_elementwise(op) || keeps_axes(op) => {
-                stack.extend(g.inputs_of(v.node).into_iter().filter(|x| g.ty(*x).ndim() == ndim));
-            }
-            _ => {}
+        let op = g.op(v.node);
+        if op.facts().image.is_some_and(|image| image.result && image.layout == LAST) {
+            return true;
+        }
+        if op.permuted(&perm).is_some() {
+            stack.extend(g.inputs_of(v.node).into_iter().filter(|x| g.ty(*x).ndim() == ndim));
         }
     }
     false
-}
-
-fn keeps_axes(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Broadcast(_)
-            | Op::Concat(_)
-            | Op::Pad(_)
-            | Op::Slice(_)
-            | Op::Softmax(_)
-            | Op::Reduce(Reduce { keepdims: true, .. })
-    )
-}
-
-fn is_elementwise(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Abs(_)
-            | Op::Add(_)
-            | Op::And(_)
-            | Op::Cast(_)
-            | Op::Ceil(_)
-            | Op::Cos(_)
-            | Op::Div(_)
-            | Op::Equal(_)
-            | Op::Erf(_)
-            | Op::Exp(_)
-            | Op::Floor(_)
-            | Op::Gelu(_)
-            | Op::Less(_)
-            | Op::LessOrEqual(_)
-            | Op::Log(_)
-            | Op::Max(_)
-            | Op::Min(_)
-            | Op::Mul(_)
-            | Op::Neg(_)
-            | Op::Not(_)
-            | Op::Or(_)
-            | Op::Pow(_)
-            | Op::Relu(_)
-            | Op::Round(_)
-            | Op::Select(_)
-            | Op::Sigmoid(_)
-            | Op::Sin(_)
-            | Op::Softplus(_)
-            | Op::Sqrt(_)
-            | Op::Sub(_)
-            | Op::Tanh(_)
-    )
 }
 
 /// Replaces a node by a value of the patch that is the same in NHWC.
@@ -197,18 +134,26 @@ fn to_last(g: &Graph, patch: &mut Patch, v: Value) -> Result<Value, AddError> {
     }
 }
 
-fn turn_convolution(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::Conv(op @ Conv { layout: ImageLayout::Nchw, .. }) = g.op(n) else { return Ok(Verdict::NoMatch) };
-    let operands = g.inputs_of(n);
+/// An operator on images in its form for channels last: if its kernels demand it, or its first operand is such an image
+/// already.
+fn put_channels_last(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
+    let Some(image) = g.op(n).facts().image.filter(|image| image.layout != LAST) else {
+        return Ok(Verdict::NoMatch);
+    };
+    let mut operands = g.inputs_of(n);
+    if !image.demanding && image_behind(g, operands[0]).is_none() {
+        return Ok(Verdict::NoMatch);
+    }
     let mut patch = Patch::new();
-    let x = to_last(g, &mut patch, operands[0])?;
-    replace_op(g, n, patch, Conv { layout: LAST, ..op.clone() }, &[x, operands[1]])
-}
-
-fn turn_pooling(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::Pool(op @ Pool { layout: ImageLayout::Nchw, .. }) = g.op(n) else { return Ok(Verdict::NoMatch) };
-    let Some(x) = image_behind(g, g.inputs_of(n)[0]) else { return Ok(Verdict::NoMatch) };
-    replace_op(g, n, Patch::new(), Pool { layout: LAST, ..op.clone() }, &[x])
+    for v in operands.iter_mut().take(image.operands) {
+        *v = to_last(g, &mut patch, *v)?;
+    }
+    if image.result {
+        return replace_op(g, n, patch, image.channels_last, &operands);
+    }
+    let new = patch.add(g, image.channels_last, &operands, g.node(n).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
 }
 
 fn cancel_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
@@ -220,32 +165,6 @@ fn cancel_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     let mut patch = Patch::new();
     patch.redirect(n.into(), x);
     Ok(Verdict::Rewrite(patch))
-}
-
-fn turn_kernel_gradient(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::ConvKernelGradient(op @ ConvKernelGradient { layout: ImageLayout::Nchw, .. }) = g.op(n) else {
-        return Ok(Verdict::NoMatch);
-    };
-    let mut patch = Patch::new();
-    let images =
-        g.inputs_of(n).into_iter().map(|v| to_last(g, &mut patch, v)).collect::<Result<Vec<_>, _>>()?;
-    let new = ConvKernelGradient { layout: LAST, ..op.clone() };
-    let gradient = patch.add(g, new, &images, g.node(n).origin.clone())?;
-    patch.redirect(n.into(), gradient);
-    Ok(Verdict::Rewrite(patch))
-}
-
-fn turn_pooling_gradient(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::MaxPoolGradient(op @ MaxPoolGradient { layout: ImageLayout::Nchw, .. }) = g.op(n) else {
-        return Ok(Verdict::NoMatch);
-    };
-    if image_behind(g, g.inputs_of(n)[0]).is_none() {
-        return Ok(Verdict::NoMatch);
-    }
-    let mut patch = Patch::new();
-    let images =
-        g.inputs_of(n).into_iter().map(|v| to_last(g, &mut patch, v)).collect::<Result<Vec<_>, _>>()?;
-    replace_op(g, n, patch, MaxPoolGradient { layout: LAST, ..op.clone() }, &images)
 }
 
 /// Whether reordering axes of these extents moves nothing in memory.
@@ -318,63 +237,28 @@ fn turned_operands(
     operands.into_iter().map(|v| turned(g, patch, v, need)).collect()
 }
 
-fn sink_through_elementwise(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    if !is_elementwise(g.op(n)) {
+/// An operator that computes the same on images with channels last, with values per axis in their order.
+fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
+    let op = g.op(n);
+    let Some(permuted) = op.permuted(&LAST.perm_from_nchw(g.ty(n.into()).ndim())) else {
         return Ok(Verdict::NoMatch);
-    }
-    let mut patch = Patch::new();
-    match turned_operands(g, n, &mut patch, true)? {
-        Some(operands) => replace_op(g, n, patch, g.op(n).clone(), &operands),
-        None => Ok(Verdict::NoMatch),
-    }
-}
-
-fn sink_through_concat(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::Concat(op) = g.op(n) else { return Ok(Verdict::NoMatch) };
-    let mut patch = Patch::new();
-    match turned_operands(g, n, &mut patch, false)? {
-        Some(operands) => {
-            let axis = turned_axis(op.axis, g.ty(n.into()).ndim());
-            replace_op(g, n, patch, Concat { axis }, &operands)
-        }
-        None => Ok(Verdict::NoMatch),
-    }
-}
-
-/// Operators of one operand with a value for each axis, or for one.
-fn sink_through_axes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let operands = g.inputs_of(n);
-    let Some(x) = operands.first().and_then(|v| image_behind(g, *v)) else { return Ok(Verdict::NoMatch) };
-    let ndim = g.ty(x).ndim();
-    let op: Op = match g.op(n) {
-        Op::Broadcast(op) if op.shape.len() == ndim => Broadcast { shape: channels_last(&op.shape) }.into(),
-        Op::Pad(op) => {
-            let (before, after) = (channels_last(&op.before), channels_last(&op.after));
-            Pad { before, after, value: op.value }.into()
-        }
-        Op::Slice(op) => Slice {
-            starts: channels_last(&op.starts),
-            ends: channels_last(&op.ends),
-            steps: channels_last(&op.steps),
-        }
-        .into(),
-        Op::Softmax(op) => Softmax { axis: turned_axis(op.axis, ndim) }.into(),
-        _ => return Ok(Verdict::NoMatch),
     };
-    replace_op(g, n, Patch::new(), op, &[x])
+    let mut patch = Patch::new();
+    match turned_operands(g, n, &mut patch, op.facts().elementwise.is_some())? {
+        Some(operands) => replace_op(g, n, patch, permuted, &operands),
+        None => Ok(Verdict::NoMatch),
+    }
 }
 
+/// A sum over axes that disappear: the others are put in order.
 fn sink_through_reduction(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let Op::Reduce(op) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let Op::Reduce(op @ Reduce { keepdims: false, .. }) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let v = g.inputs_of(n)[0];
     let Some(x) = image_behind(g, v) else { return Ok(Verdict::NoMatch) };
     let turned = LAST.perm_to_nchw(g.ty(v).ndim());
     let mut axes: Vec<usize> = op.axes.iter().map(|&a| turned[a]).collect();
     axes.sort_unstable();
     let new = Reduce { axes, ..op.clone() };
-    if op.keepdims {
-        return replace_op(g, n, Patch::new(), new, &[x]);
-    }
     // The axes that stay, in the order in which the result has them.
     let wanted: Vec<usize> = (0..turned.len()).filter(|a| !op.axes.contains(a)).map(|a| turned[a]).collect();
     let mut found = wanted.clone();

@@ -14,9 +14,7 @@
 //! }
 //! ```
 
-use std::collections::HashMap;
-
-use margay_ir::{Changed, Cx, Fidelity, Graph, Op, Pass, PassError, Value};
+use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
 use margay_tensor::Binding;
 
 /// Gives symbols their values.
@@ -34,34 +32,10 @@ impl BindDims {
         if !open.is_empty() {
             return Err(PassError::Refused(format!("dimensions without a value: {}", open.join(", "))));
         }
-        let mut out = Graph::new(g.name());
-        let mut values: HashMap<Value, Value> = HashMap::new();
-        for n in g.inputs() {
-            if let Op::Input(input) = g.op(*n) {
-                let v = out.add_input(&input.name, input.ty.bind(&self.binding));
-                values.insert((*n).into(), v);
-            }
-        }
-        for n in g.order() {
-            let node = g.node(n);
-            if matches!(node.op, Op::Input(_)) {
-                continue;
-            }
-            let operands: Vec<Value> = g.inputs_of(n).iter().map(|v| values[v]).collect();
-            let first =
-                out.add(node.op.bind(&self.binding), &operands, node.origin.clone()).map_err(|e| {
-                    let bound: Vec<String> = self.binding.iter().map(|(s, v)| format!("{s} = {v}")).collect();
-                    let name = node.origin.name();
-                    PassError::Refused(format!("with {}, at `{name}`: {e}", bound.join(", ")))
-                })?;
-            for slot in 0..node.types.len() as u16 {
-                values.insert(Value { node: n, out: slot }, Value { node: first.node, out: slot });
-            }
-        }
-        for o in g.outputs() {
-            out.add_output(&o.name, values[&o.value]);
-        }
-        Ok(out)
+        g.map(|n| g.op(n).bind(&self.binding)).map(|(out, _)| out).map_err(|e| {
+            let bound: Vec<String> = self.binding.iter().map(|(s, v)| format!("{s} = {v}")).collect();
+            PassError::Refused(format!("with {}, {e}", bound.join(", ")))
+        })
     }
 }
 

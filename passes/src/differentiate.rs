@@ -28,10 +28,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use margay_ir::ops::{Add, Broadcast, Const, Numbers, Reduce, ReduceKind, Reshape};
+use margay_ir::ops::{Broadcast, Reshape};
 use margay_ir::vjp::{Grad, Vjp};
 use margay_ir::{
-    AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass, PassError, Payload, Remark, Value,
+    AddError, Applied, Builder, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass, PassError,
+    Patch, Remark, Value,
 };
 use margay_tensor::Dim;
 
@@ -70,19 +71,19 @@ impl Pass for Differentiate {
         if !ty.dtype.is_float() {
             return Err(PassError::Refused(format!("the output `{}` is {ty}, not of floats", self.output)));
         }
-        let seed = if ty.shape.is_empty() { number(g, y, 1.0)? } else { g.add_input("cotangent", ty) };
-        let before: HashSet<NodeId> = g.order().into_iter().collect();
-        let gradients = gradients(g, &[(y, seed)], &by)?;
+        let mut patch = Patch::new();
+        let seed = match ty.shape.as_slice() {
+            [] => Builder::patching(g, &mut patch, Origin::default()).number(y, 1.0).map_err(refused)?,
+            _ => patch.add_input("cotangent", ty),
+        };
+        let gradients = derivatives(g, &mut patch, &[(y, seed)], &by)?;
         for ((name, v), gradient) in names.iter().zip(&by).zip(gradients) {
-            let value = match gradient {
-                Some(value) => value,
-                None => {
-                    let (zero, shape) = (number(g, *v, 0.0)?, g.ty(*v).shape.clone());
-                    g.add(Broadcast { shape }, &[zero], Origin::default()).map_err(refused)?
-                }
-            };
-            g.add_output(&format!("gradient.{name}"), value);
+            let zeros = || Builder::patching(g, &mut patch, Origin::default()).filled(*v, 0.0);
+            let value = gradient.map_or_else(zeros, Ok).map_err(refused)?;
+            patch.add_output(&format!("gradient.{name}"), value);
         }
+        let before: HashSet<NodeId> = g.order().into_iter().collect();
+        apply(g, patch)?;
         g.remove_dead();
         let saved = saved(g, &before);
         let bytes = saved
@@ -116,10 +117,9 @@ fn leaf(g: &Graph, name: &str) -> Result<Value, PassError> {
     }
 }
 
-fn number(g: &mut Graph, like: Value, x: f64) -> Result<Value, PassError> {
-    let one = Numbers::Float(vec![x]).into_tensor(g.ty(like).dtype, &[]);
-    let one = one.map_err(|e| PassError::Refused(e.to_string()))?;
-    g.add(Const { payload: Payload::new(one) }, &[], Origin::default()).map_err(refused)
+fn apply(g: &mut Graph, patch: Patch) -> Result<Applied, PassError> {
+    let (rule, at) = ("differentiate", String::new());
+    g.apply(patch).map_err(|error| PassError::Patch { rule, at, error: error.into() })
 }
 
 /// The values of the forward pass that backward nodes read, other than inputs and constants, each once: what has to be
@@ -144,25 +144,36 @@ pub fn gradients(
     seeds: &[(Value, Value)],
     by: &[Value],
 ) -> Result<Vec<Option<Value>>, PassError> {
+    let mut patch = Patch::new();
+    let found = derivatives(g, &mut patch, seeds, by)?;
+    let applied = apply(g, patch)?;
+    Ok(found.into_iter().map(|v| v.map(|v| applied.value(v))).collect())
+}
+
+/// As [`gradients`], in a patch of the graph. Seeds and results are values of either.
+fn derivatives(
+    g: &Graph,
+    patch: &mut Patch,
+    seeds: &[(Value, Value)],
+    by: &[Value],
+) -> Result<Vec<Option<Value>>, PassError> {
     let order = g.order();
     let active = depending(g, &order, by);
     let mut sums = Cotangents::default();
     for (y, seed) in seeds {
-        sums.add(g, *y, *seed, Origin::default())?;
+        sums.add(g, patch, *y, *seed, Origin::default())?;
     }
     for &n in order.iter().rev() {
-        let outs = g.node(n).types.len() as u16;
-        let values = (0..outs).map(|out| Value { node: n, out });
         let inputs = g.inputs_of(n);
         let wanted: Vec<bool> =
             inputs.iter().map(|v| active.contains(v) && g.ty(*v).dtype.is_float()).collect();
-        let cotangents: Vec<Option<Value>> = values.map(|v| sums.total.get(&v).copied()).collect();
+        let cotangents: Vec<Option<Value>> = g.values_of(n).map(|v| sums.total.get(&v).copied()).collect();
         if cotangents.iter().all(Option::is_none) || !wanted.contains(&true) {
             continue;
         }
         let (op, name) = (g.op(n).clone(), g.node(n).origin.name().to_string());
         let origin = g.node(n).origin.part(Part::Gradient);
-        let answer = op.vjp(&mut Vjp::new(g, n, cotangents, wanted.clone(), origin.clone()));
+        let answer = op.vjp(&mut Vjp::new(g, patch, n, cotangents, wanted.clone(), origin.clone()));
         let add = |error: AddError| PassError::Add { rule: op.name(), at: name.clone(), error: error.into() };
         let found = match answer.map_err(add)? {
             Grad::Inputs(found) => found,
@@ -173,7 +184,7 @@ pub fn gradients(
         };
         for ((v, cotangent), wanted) in inputs.iter().zip(found).zip(wanted) {
             if let (Some(cotangent), true) = (cotangent, wanted) {
-                sums.add(g, *v, cotangent, origin.clone())?;
+                sums.add(g, patch, *v, cotangent, origin.clone())?;
             }
         }
     }
@@ -185,8 +196,7 @@ fn depending(g: &Graph, order: &[NodeId], on: &[Value]) -> HashSet<Value> {
     let mut found: HashSet<Value> = on.iter().copied().collect();
     for &n in order {
         if g.inputs_of(n).iter().any(|v| found.contains(v)) {
-            let outs = g.node(n).types.len() as u16;
-            found.extend((0..outs).map(|out| Value { node: n, out }));
+            found.extend(g.values_of(n));
         }
     }
     found
@@ -200,15 +210,20 @@ struct Cotangents {
 
 impl Cotangents {
     /// Adds a contribution, brought to the shape of the value first.
-    fn add(&mut self, g: &mut Graph, v: Value, cotangent: Value, origin: Origin) -> Result<(), PassError> {
-        let add = |error: AddError| PassError::Add {
-            rule: "collect",
-            at: origin.name().to_string(),
-            error: error.into(),
-        };
-        let fitted = sum_to(g, cotangent, v, &origin).map_err(add)?;
+    fn add(
+        &mut self,
+        g: &Graph,
+        patch: &mut Patch,
+        v: Value,
+        cotangent: Value,
+        origin: Origin,
+    ) -> Result<(), PassError> {
+        let at = origin.name().to_string();
+        let add = |error: AddError| PassError::Add { rule: "collect", at: at.clone(), error: error.into() };
+        let mut b = Builder::patching(g, patch, origin);
+        let fitted = sum_to(&mut b, cotangent, v).map_err(add)?;
         let total = match self.total.get(&v) {
-            Some(so_far) => g.add(Add, &[*so_far, fitted], origin.clone()).map_err(add)?,
+            Some(so_far) => b.add(*so_far, fitted).map_err(add)?,
             None => fitted,
         };
         self.total.insert(v, total);
@@ -217,24 +232,24 @@ impl Cotangents {
 }
 
 /// Sums over the axes along which `like` was repeated to the shape of `x`.
-fn sum_to(g: &mut Graph, x: Value, like: Value, origin: &Origin) -> Result<Value, AddError> {
-    let (from, to) = (g.ty(x).shape.clone(), g.ty(like).shape.clone());
+fn sum_to(b: &mut Builder<'_>, x: Value, like: Value) -> Result<Value, AddError> {
+    let (from, to) = (b.ty(x).shape.clone(), b.ty(like).shape.clone());
     if from == to {
         return Ok(x);
     }
     let Some(front) = from.len().checked_sub(to.len()) else {
-        return g.add(Broadcast { shape: to }, &[x], origin.clone());
+        return b.op(Broadcast { shape: to }, &[x]);
     };
     let repeated = |axis: &usize| *axis < front || (to[*axis - front].is(1) && !from[*axis].is(1));
     let axes: Vec<usize> = (0..from.len()).filter(repeated).collect();
     let mut sum = x;
     if !axes.is_empty() {
-        sum = g.add(Reduce { kind: ReduceKind::Sum, axes, keepdims: true }, &[x], origin.clone())?;
+        sum = b.sum_kept(x, axes)?;
     }
     if front > 0 {
-        let shape = g.ty(sum).shape[front..].to_vec();
-        sum = g.add(Reshape { shape }, &[sum], origin.clone())?;
+        let shape = b.ty(sum).shape[front..].to_vec();
+        sum = b.op(Reshape { shape }, &[sum])?;
     }
     // A rule may answer with less than the whole shape.
-    if g.ty(sum).shape != to { g.add(Broadcast { shape: to }, &[sum], origin.clone()) } else { Ok(sum) }
+    if b.ty(sum).shape != to { b.op(Broadcast { shape: to }, &[sum]) } else { Ok(sum) }
 }

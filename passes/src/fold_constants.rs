@@ -19,7 +19,7 @@
 
 use std::cell::Cell;
 
-use margay_ir::ops::{Const, Io, Port};
+use margay_ir::ops::{Const, Strided};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value, Verdict,
@@ -84,15 +84,9 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
     let Some(payloads) = operands.iter().map(|v| g.constant(*v)).collect::<Option<Vec<_>>>() else {
         return Ok(Verdict::NoMatch);
     };
-    let Some(shapes) = node.types.iter().map(|t| t.extents()).collect::<Option<Vec<_>>>() else {
-        return Ok(Verdict::NoMatch);
-    };
+    let Some(io) = g.io_of(n) else { return Ok(Verdict::NoMatch) };
     let tensors: Vec<&Tensor> = payloads.iter().map(|p| p.tensor()).collect();
-    let io = Io {
-        inputs: tensors.iter().map(|t| Port::contiguous(t.dtype(), t.shape())).collect(),
-        outputs: node.types.iter().zip(&shapes).map(|(t, s)| Port::contiguous(t.dtype, s)).collect(),
-    };
-    let bytes = |ports: &[Port]| -> usize {
+    let bytes = |ports: &[Strided]| -> usize {
         ports
             .iter()
             .map(|p| p.shape.iter().try_fold(p.dtype.bytes(), |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX))

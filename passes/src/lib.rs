@@ -33,7 +33,7 @@ pub use fold_constants::FoldConstants;
 pub use lower_precision::LowerPrecision;
 pub use make_trainable::{MakeTrainable, make_trainable, parameter_names, with_parameters};
 pub use merge_duplicates::MergeDuplicates;
-pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, Step};
+pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, PipelineItem};
 pub use recognize_attention::RecognizeAttention;
 pub use recognize_gelu::RecognizeGelu;
 pub use recognize_layer_norm::RecognizeLayerNorm;

@@ -23,7 +23,7 @@ use std::collections::{HashMap, HashSet};
 
 use margay_ir::ops::Const;
 use margay_ir::{
-    Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, TensorType, Value,
+    Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, TensorType, Value,
 };
 use margay_tensor::Tensor;
 
@@ -73,7 +73,7 @@ pub fn parameter_names(g: &Graph) -> Vec<(NodeId, String)> {
         if !matches!(g.op(n), Op::Const(_)) || !g.ty(n.into()).dtype.is_float() {
             continue;
         }
-        let wish = label(&g.node(n).origin);
+        let wish = g.node(n).origin.label().unwrap_or_else(|| "constant".to_owned());
         let numbered = (2..).map(|i| format!("{wish}#{i}"));
         let free = std::iter::once(wish.clone()).chain(numbered).find(|name| !taken.contains(name));
         let name = free.expect("there is no last number");
@@ -81,14 +81,6 @@ pub fn parameter_names(g: &Graph) -> Vec<(NodeId, String)> {
         found.push((n, name));
     }
     found
-}
-
-fn label(origin: &Origin) -> String {
-    let name = if origin.name().is_empty() { "constant" } else { origin.name() };
-    match origin.part {
-        Some(part) => format!("{name} {}", part.name()),
-        None => name.to_string(),
-    }
 }
 
 fn input_names(g: &Graph) -> HashSet<&str> {
@@ -153,32 +145,12 @@ pub fn with_parameters(g: &Graph, values: &[(String, Tensor)]) -> Result<Graph, 
         }
         contents.insert(*n, tensor);
     }
-    let mut out = Graph::new(g.name());
-    let mut new: HashMap<Value, Value> = HashMap::new();
-    for &n in g.inputs() {
-        if let Op::Input(input) = g.op(n) {
-            new.insert(n.into(), out.add_input(&input.name, input.ty.clone()));
-        }
+    let op_of = |n: NodeId| match contents.get(&n) {
+        Some(tensor) => Const { payload: Payload::new((*tensor).clone()) }.into(),
+        None => g.op(n).clone(),
+    };
+    match g.map(op_of) {
+        Ok((out, _)) => Ok(out),
+        Err(e) => Err(PassError::Add { rule: "with-parameters", at: e.at, error: e.error.into() }),
     }
-    for n in g.order() {
-        let node = g.node(n);
-        let op = match (&node.op, contents.get(&n)) {
-            (Op::Input(_), _) => continue,
-            (_, Some(tensor)) => Const { payload: Payload::new((*tensor).clone()) }.into(),
-            (op, None) => op.clone(),
-        };
-        let operands: Vec<Value> = g.inputs_of(n).iter().map(|v| new[v]).collect();
-        let first = out.add(op, &operands, node.origin.clone()).map_err(|error| PassError::Add {
-            rule: "with-parameters",
-            at: node.origin.name().to_string(),
-            error: error.into(),
-        })?;
-        for slot in 0..node.types.len() as u16 {
-            new.insert(Value { node: n, out: slot }, Value { node: first.node, out: slot });
-        }
-    }
-    for o in g.outputs() {
-        out.add_output(&o.name, new[&o.value]);
-    }
-    Ok(out)
 }

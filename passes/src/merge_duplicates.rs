@@ -22,7 +22,6 @@
 
 use std::collections::HashMap;
 
-use margay_ir::ops::Attention;
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
 
 /// Merges equal nodes.
@@ -50,7 +49,8 @@ impl Pass for MergeDuplicates {
                 continue;
             }
             let apart = if is_start(g.op(n)) { g.node(n).origin.name() } else { "" };
-            let key = (with_all_results(g.op(n)), g.inputs_of(n).to_vec(), apart.to_string());
+            let whole = g.op(n).facts().with_all_results.unwrap_or_else(|| g.op(n).clone());
+            let key = (whole, g.inputs_of(n).to_vec(), apart.to_string());
             let Some(first) = seen.get(&key).copied() else {
                 seen.insert(key, n);
                 continue;
@@ -80,12 +80,4 @@ fn is_start(op: &Op) -> bool {
     let Op::Const(c) = op else { return false };
     let t = c.payload.tensor();
     t.dtype().is_float() && t.len() > 1 && t.is_splat()
-}
-
-/// The operator in the form with the most results; the first ones are those of other forms.
-fn with_all_results(op: &Op) -> Op {
-    match op {
-        Op::Attention(attention) => Attention { log_sum_exp: true, ..attention.clone() }.into(),
-        other => other.clone(),
-    }
 }

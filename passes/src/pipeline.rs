@@ -34,7 +34,7 @@ pub const PASSES: &[PassEntry] = &[
 ];
 
 /// One entry of a pipeline.
-pub enum Step {
+pub enum PipelineItem {
     /// Run a pass.
     Run(Box<dyn Pass>),
     /// The graph is at this stage from here on.
@@ -43,7 +43,7 @@ pub enum Step {
 
 /// A list of passes.
 pub struct Pipeline {
-    steps: Vec<Step>,
+    steps: Vec<PipelineItem>,
 }
 
 /// What a pass did, for `--dump-dir` and reports.
@@ -99,28 +99,28 @@ fn list(violations: &[Violation]) -> String {
 
 impl Pipeline {
     /// A list of steps.
-    pub fn new(steps: Vec<Step>) -> Pipeline {
+    pub fn new(steps: Vec<PipelineItem>) -> Pipeline {
         Pipeline { steps }
     }
 
     /// From a model as imported to canonical form.
     pub fn canonicalize() -> Pipeline {
         Pipeline::new(vec![
-            Step::Run(Box::new(RemoveDead)),
-            Step::Run(Box::new(FoldConstants::default())),
-            Step::Run(Box::new(Simplify)),
-            Step::Run(Box::new(MergeDuplicates)),
-            Step::Run(Box::new(RecognizeLayerNorm)),
-            Step::Run(Box::new(RecognizeGelu)),
-            Step::Run(Box::new(RecognizeSilu)),
-            Step::Run(Box::new(RecognizeAttention)),
-            Step::Run(Box::new(RecognizeLinearAttention)),
+            PipelineItem::Run(Box::new(RemoveDead)),
+            PipelineItem::Run(Box::new(FoldConstants::default())),
+            PipelineItem::Run(Box::new(Simplify)),
+            PipelineItem::Run(Box::new(MergeDuplicates)),
+            PipelineItem::Run(Box::new(RecognizeLayerNorm)),
+            PipelineItem::Run(Box::new(RecognizeGelu)),
+            PipelineItem::Run(Box::new(RecognizeSilu)),
+            PipelineItem::Run(Box::new(RecognizeAttention)),
+            PipelineItem::Run(Box::new(RecognizeLinearAttention)),
             // What recognition added (transposes of keys, broadcasts of tables) joins with what was there.
-            Step::Run(Box::new(Simplify)),
-            Step::Run(Box::new(FoldConstants::default())),
-            Step::Run(Box::new(MergeDuplicates)),
-            Step::Run(Box::new(RemoveDead)),
-            Step::Reach(Stage::Canonical),
+            PipelineItem::Run(Box::new(Simplify)),
+            PipelineItem::Run(Box::new(FoldConstants::default())),
+            PipelineItem::Run(Box::new(MergeDuplicates)),
+            PipelineItem::Run(Box::new(RemoveDead)),
+            PipelineItem::Reach(Stage::Canonical),
         ])
     }
 
@@ -128,18 +128,18 @@ impl Pipeline {
     pub fn bind(binding: &margay_tensor::Binding) -> Pipeline {
         Pipeline::new(vec![
             // Before symbols have values, like all passes that look for patterns.
-            Step::Run(Box::new(AssignLayout)),
-            Step::Run(Box::new(crate::BindDims { binding: binding.clone() })),
-            Step::Run(Box::new(FoldConstants::default())),
-            Step::Run(Box::new(Simplify)),
-            Step::Run(Box::new(MergeDuplicates)),
-            Step::Run(Box::new(RemoveDead)),
-            Step::Reach(Stage::Lowerable),
+            PipelineItem::Run(Box::new(AssignLayout)),
+            PipelineItem::Run(Box::new(crate::BindDims { binding: binding.clone() })),
+            PipelineItem::Run(Box::new(FoldConstants::default())),
+            PipelineItem::Run(Box::new(Simplify)),
+            PipelineItem::Run(Box::new(MergeDuplicates)),
+            PipelineItem::Run(Box::new(RemoveDead)),
+            PipelineItem::Reach(Stage::Lowerable),
         ])
     }
 
     /// The steps.
-    pub fn steps(&self) -> &[Step] {
+    pub fn steps(&self) -> &[PipelineItem] {
         &self.steps
     }
 
@@ -154,7 +154,7 @@ impl Pipeline {
         let mut last = "import";
         for (number, step) in self.steps.iter().enumerate() {
             match step {
-                Step::Run(pass) => {
+                PipelineItem::Run(pass) => {
                     let before = g.clone();
                     let (nodes_before, remarks) = (g.len(), cx.remarks.len());
                     let start = Instant::now();
@@ -175,7 +175,7 @@ impl Pipeline {
                         graph: g,
                     });
                 }
-                Step::Reach(stage) => verify(g, *stage, last, None)?,
+                PipelineItem::Reach(stage) => verify(g, *stage, last, None)?,
             }
         }
         Ok(cx.remarks)

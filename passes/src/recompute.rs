@@ -29,7 +29,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use margay_ir::ops::{Io, Lowered, Port};
+use margay_ir::ops::Lowered;
 use margay_ir::{
     AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Part, Pass, PassError, Patch, Remark, Value,
 };
@@ -136,7 +136,7 @@ fn bytes_of(g: &Graph, v: Value) -> u64 {
 /// The value whose memory a view of it shows.
 fn memory_of(g: &Graph, v: Value) -> Value {
     let mut v = v;
-    while let Some(io) = io_of(g, v.node)
+    while let Some(io) = g.io_of(v.node)
         && matches!(g.op(v.node).lower(&io), Ok(Lowered::View(_)))
     {
         v = g.inputs_of(v.node)[0];
@@ -144,18 +144,9 @@ fn memory_of(g: &Graph, v: Value) -> Value {
     v
 }
 
-fn io_of(g: &Graph, n: NodeId) -> Option<Io> {
-    let port = |v: Value| Some(Port::contiguous(g.ty(v).dtype, &g.ty(v).extents()?));
-    let outputs = (0..g.node(n).types.len() as u16).map(|out| port(Value { node: n, out }));
-    Some(Io {
-        inputs: g.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
-        outputs: outputs.collect::<Option<_>>()?,
-    })
-}
-
 /// Whether computing it again costs what the hardware does best.
 fn is_dear(op: &Op) -> bool {
-    matches!(op, Op::MatMul(_) | Op::Conv(_) | Op::Attention(_) | Op::LinearAttention(_) | Op::FoldPatches(_))
+    !op.facts().cheap
 }
 
 /// What is kept and what is computed again, so far.
@@ -219,7 +210,7 @@ impl<'g> Choice<'g> {
         if self.again.contains(&n) || needs.nodes.contains(&n) {
             return Some(());
         }
-        let io = io_of(self.g, n)?;
+        let io = self.g.io_of(n)?;
         if (is_dear(self.g.op(n)) && !dear) || self.g.node(n).types.len() > 1 {
             return None;
         }
@@ -255,8 +246,7 @@ fn repeat(g: &Graph, backward: &HashSet<NodeId>, again: &HashSet<NodeId>) -> Res
         })?;
     }
     for n in own {
-        for out in 0..g.node(n).types.len() as u16 {
-            let old = Value { node: n, out };
+        for old in g.values_of(n) {
             work.patch.redirect(old, work.made[&old]);
         }
     }

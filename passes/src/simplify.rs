@@ -59,30 +59,17 @@ fn forward(n: NodeId, to: Value) -> RuleResult {
 fn drop_identity(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     let operands = g.inputs_of(n);
     let [x] = operands.as_slice() else { return Ok(Verdict::NoMatch) };
-    let same_type = g.ty(*x) == g.ty(n.into());
-    let identity = match g.op(n) {
-        Op::Cast(_) | Op::Reshape(_) | Op::Broadcast(_) | Op::Concat(_) => same_type,
-        Op::Transpose(t) => t.perm.iter().copied().eq(0..t.perm.len()),
-        Op::Slice(s) => same_type && s.steps.iter().all(|&step| step == 1),
-        Op::Pad(p) => same_type && p.before.iter().chain(&p.after).all(|&d| d == 0),
-        Op::Reduce(r) => same_type && r.axes.is_empty(),
-        _ => false,
-    };
+    let identity = g.op(n).facts().identity && g.ty(*x) == g.ty(n.into());
     if identity { forward(n, *x) } else { Ok(Verdict::NoMatch) }
 }
 
 /// x + 0, x - 0, x · 1, x / 1, x¹.
 fn drop_neutral_operand(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
-    let (neutral, commutes) = match g.op(n) {
-        Op::Add(_) => (0.0, true),
-        Op::Sub(_) => (0.0, false),
-        Op::Mul(_) => (1.0, true),
-        Op::Div(_) | Op::Pow(_) => (1.0, false),
-        _ => return Ok(Verdict::NoMatch),
-    };
+    let facts = g.op(n).facts();
+    let Some(neutral) = facts.elementwise.and_then(|e| e.neutral) else { return Ok(Verdict::NoMatch) };
     let orders = both_orders(g, n.into());
-    for [x, c] in orders.into_iter().take(if commutes { 2 } else { 1 }) {
-        if scalar(g, c) == Some(neutral) && g.ty(x) == g.ty(n.into()) {
+    for [x, c] in orders.into_iter().take(if neutral.commutes { 2 } else { 1 }) {
+        if scalar(g, c) == Some(neutral.number) && g.ty(x) == g.ty(n.into()) {
             return forward(n, x);
         }
     }

@@ -97,7 +97,7 @@ mod tests {
         let port =
             |name: &str, dtype, shape: &[usize]| Port { name: name.into(), dtype, shape: shape.to_vec() };
         let inputs = vec![port("ids", DType::I64, &[rows, 8]), port("mask", DType::F32, &[rows])];
-        Entry { parts: EntryParts { inputs, ..EntryParts::default() }, code: 0..0 }
+        Entry { parts: EntryParts { inputs, ..EntryParts::default() }, sections: Vec::new() }
     }
 
     fn message(entries: &[Entry], inputs: &[(&str, &Tensor)]) -> String {

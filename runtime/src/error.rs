@@ -28,6 +28,20 @@ pub enum RunError {
         /// The most capable class of this machine.
         supported: String,
     },
+    /// No code is for a back end that is at hand (the options' fault).
+    #[error("holds no code for the back end `{backend}`; it is compiled for {found}")]
+    NoCode {
+        /// The back end of the device.
+        backend: String,
+        /// What there is code for.
+        found: String,
+    },
+    /// The code is not what the back end writes (the file's fault).
+    #[error("malformed code: {problem}")]
+    Code {
+        /// What is wrong.
+        problem: String,
+    },
     /// Kernels that the code calls are not in this margay (the options' fault: compile again with this version).
     #[error("kernels do not match this version of margay: {}; compile the model again", problems.join("; "))]
     Kernels {

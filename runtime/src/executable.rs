@@ -1,43 +1,37 @@
-//! From an artifact, or the parts of one, to function pointers.
+//! From an artifact, or the parts of one, to code on a device.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use margay_artifact::{Artifact, Description, Entry, Import, Parts};
-use margay_kernels_cpu::CpuTarget;
-use margay_kernels_cpu::math::{RowTable, rows};
-use margay_loops::abi::{BUFFER_ALIGN, DriverFn, ParallelFn};
-use margay_loops::{Port, Target};
-use memmap2::{Mmap, MmapMut};
+use margay_artifact::{Artifact, CodeSection, Description, Entry, Parts};
+use margay_loops::Port;
 
-use crate::RunError;
-use crate::parallel::parallel;
+use crate::device::{Device, Image, Module, Weights};
+use crate::{CpuDevice, RunError};
 
-/// Machine code that is ready to run, and its constants. Cloning is cheap; sessions share it.
+/// Code on a device that is ready to run, and its constants. Cloning is cheap; sessions share it.
 #[derive(Clone, Debug)]
 pub struct Executable {
-    loaded: Arc<Loaded>,
-    /// Whether memory is asked for in huge pages.
-    huge_pages: bool,
+    contents: Arc<Contents>,
+    device: Arc<dyn Device>,
+    /// The section of each entry that the device runs.
+    sections: Arc<Vec<usize>>,
+    module: Arc<dyn Module>,
+    ports: Arc<Vec<PortAreas>>,
 }
 
+/// What is loaded.
 #[derive(Debug)]
-struct Loaded {
+struct Contents {
     description: Arc<Description>,
-    /// Readable and executable, never writable.
-    code: Mmap,
-    weights: Arc<Mmap>,
-    weights_at: Range<usize>,
-    entries: Vec<LoadedEntry>,
-    /// The functions of rows of the processor class.
-    rows: &'static RowTable,
+    /// The code section.
+    code: Box<[u8]>,
+    weights: Weights,
 }
 
-/// What a run of an entry needs.
+/// Where the inputs and outputs of an entry lie in the memory of a session.
 #[derive(Debug)]
-pub(crate) struct LoadedEntry {
-    /// The table the driver calls through: the parallel function, generated kernels, imports.
-    pub(crate) table: Vec<usize>,
+pub(crate) struct PortAreas {
     /// Where each input would lie in the staging area.
     pub(crate) inputs: Vec<Range<usize>>,
     /// Where each output lies in the output area.
@@ -45,203 +39,156 @@ pub(crate) struct LoadedEntry {
 }
 
 impl Executable {
-    /// Loads the code of an artifact. **It is run as it is: load only what you trust.**
+    /// Loads the code of an artifact for the processor. **It is run as it is: load only what you trust.**
     ///
     /// Constants stay in the mapped file. Their hashes are not checked; see [`Artifact::verify_weights`].
     pub fn from_artifact(artifact: &Artifact) -> Result<Executable, RunError> {
-        let (map, range) = artifact.weights_map();
-        Executable::load(Arc::clone(artifact.description()), artifact.code(), map, range)
+        Executable::from_artifact_on(artifact, &[Arc::new(CpuDevice)])
     }
 
-    /// Loads code that was compiled in this process.
-    pub fn from_parts(parts: Parts) -> Result<Executable, RunError> {
-        let range = 0..parts.weights.len();
-        Executable::load(Arc::new(parts.description), &parts.code, Arc::new(parts.weights), range)
-    }
-
-    fn load(
-        description: Arc<Description>,
-        code: &[u8],
-        weights: Arc<Mmap>,
-        weights_at: Range<usize>,
+    /// Loads the code of an artifact on the first of some devices that all entries have code for.
+    pub fn from_artifact_on(
+        artifact: &Artifact,
+        devices: &[Arc<dyn Device>],
     ) -> Result<Executable, RunError> {
-        let rows = check_machine(&description)?;
-        let code = executable_memory(code)?;
-        let mut problems = Vec::new();
-        let entries = description.entries.iter().map(|e| load_entry(e, &code, &mut problems)).collect();
-        if !problems.is_empty() {
-            problems.sort();
-            problems.dedup();
-            return Err(RunError::Kernels { problems });
+        let (map, range) = artifact.weights_map();
+        let description = Arc::clone(artifact.description());
+        let weights = Weights { map, range };
+        Executable::load(Contents { description, code: artifact.code().into(), weights }, devices)
+    }
+
+    /// Loads code that was compiled in this process for the processor.
+    pub fn from_parts(parts: Parts) -> Result<Executable, RunError> {
+        Executable::from_parts_on(parts, &[Arc::new(CpuDevice)])
+    }
+
+    /// Loads code that was compiled in this process, on the first of some devices that all entries have code for.
+    pub fn from_parts_on(parts: Parts, devices: &[Arc<dyn Device>]) -> Result<Executable, RunError> {
+        let range = 0..parts.weights.len();
+        let weights = Weights { map: Arc::new(parts.weights), range };
+        let description = Arc::new(parts.description);
+        Executable::load(Contents { description, code: parts.code.into(), weights }, devices)
+    }
+
+    fn load(contents: Contents, devices: &[Arc<dyn Device>]) -> Result<Executable, RunError> {
+        let mut refused = None;
+        for device in devices {
+            match sections_for(&contents.description.entries, &**device) {
+                Ok(sections) => return Executable::on(Arc::new(contents), device, Arc::new(sections), false),
+                // What a device lacks tells more than that there is no code for another.
+                Err(error) if refused.is_none() || !matches!(error, RunError::NoCode { .. }) => {
+                    refused = Some(error);
+                }
+                Err(_) => {}
+            }
         }
-        let loaded = Loaded { description, code, weights, weights_at, entries, rows };
-        Ok(Executable { loaded: Arc::new(loaded), huge_pages: false })
+        Err(refused.unwrap_or_else(|| RunError::NoCode { backend: "none".into(), found: String::new() }))
+    }
+
+    fn on(
+        contents: Arc<Contents>,
+        device: &Arc<dyn Device>,
+        sections: Arc<Vec<usize>>,
+        huge_pages: bool,
+    ) -> Result<Executable, RunError> {
+        let entries = &contents.description.entries;
+        let chosen = entries.iter().zip(&*sections).map(|(e, &s)| &e.sections[s]);
+        let module = device.load(&Image {
+            sections: chosen.map(|s| (s, &contents.code[s.code.clone()])).collect(),
+            weights: contents.weights.clone(),
+            huge_pages,
+        })?;
+        let align = device.buffer_align();
+        let ports = Arc::new(entries.iter().map(|e| PortAreas::of(e, align)).collect());
+        Ok(Executable { contents, device: Arc::clone(device), sections, module, ports })
     }
 
     /// The same with its constants, and later the memory of its sessions, in huge pages where the system has some to
     /// give: fewer address translations where products stream through large weights, for a copy of the constants.
     pub fn in_huge_pages(&self) -> Result<Executable, RunError> {
-        let bytes = self.weights_bytes();
-        let mut weights = memory("weights", bytes, true)?;
-        weights.copy_from_slice(self.weights());
-        let sealed = weights.make_read_only();
-        let weights = sealed.map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
-        let description = Arc::clone(&self.loaded.description);
-        let copy = Executable::load(description, &self.loaded.code, Arc::new(weights), 0..bytes)?;
-        Ok(Executable { huge_pages: true, ..copy })
-    }
-
-    /// Whether [`in_huge_pages`](Executable::in_huge_pages) made it.
-    pub(crate) fn huge_pages(&self) -> bool {
-        self.huge_pages
+        Executable::on(Arc::clone(&self.contents), &self.device, Arc::clone(&self.sections), true)
     }
 
     /// What the executable was compiled from and for.
     pub fn description(&self) -> &Description {
-        &self.loaded.description
+        &self.contents.description
     }
 
     /// The compiled graphs.
     pub fn entries(&self) -> &[Entry] {
-        &self.loaded.description.entries
+        &self.contents.description.entries
+    }
+
+    /// The code that runs, of every entry.
+    pub fn sections(&self) -> impl Iterator<Item = &CodeSection> {
+        (0..self.sections.len()).map(|i| self.section(i))
     }
 
     /// Bytes of constants.
     pub fn weights_bytes(&self) -> usize {
-        self.loaded.weights_at.len()
+        self.contents.weights.range.len()
     }
 
-    /// Bytes of machine code.
+    /// Bytes of code.
     pub fn code_bytes(&self) -> usize {
-        self.loaded.code.len()
+        self.module.code_bytes()
     }
 
-    /// The constants, aligned for the driver.
-    pub(crate) fn weights(&self) -> &[u8] {
-        &self.loaded.weights[self.loaded.weights_at.clone()]
+    /// The code of an entry.
+    pub(crate) fn section(&self, index: usize) -> &CodeSection {
+        &self.entries()[index].sections[self.sections[index]]
     }
 
-    pub(crate) fn rows(&self) -> &'static RowTable {
-        self.loaded.rows
+    pub(crate) fn device(&self) -> &dyn Device {
+        &*self.device
     }
 
-    pub(crate) fn loaded_entry(&self, index: usize) -> &LoadedEntry {
-        &self.loaded.entries[index]
+    pub(crate) fn module(&self) -> &dyn Module {
+        &*self.module
     }
 
-    pub(crate) fn loaded_entries(&self) -> &[LoadedEntry] {
-        &self.loaded.entries
-    }
-
-    /// The driver of an entry. It lives as long as the executable.
-    pub(crate) fn driver(&self, index: usize) -> DriverFn {
-        let entry = &self.entries()[index];
-        let at = self.loaded.code[entry.code.clone()][entry.parts.driver..].as_ptr();
-        // SAFETY: the description says that a driver begins here. That it does is the trust that loading an
-        // executable asks for; memory, architecture and processor class have been checked.
-        unsafe { std::mem::transmute::<*const u8, DriverFn>(at) }
+    pub(crate) fn ports(&self) -> &[PortAreas] {
+        &self.ports
     }
 }
 
-/// The functions of rows of the processor class, if this machine can run the code at all.
-fn check_machine(description: &Description) -> Result<&'static RowTable, RunError> {
-    let here = Description::this_machine();
-    if description.machine != here {
-        return Err(RunError::Machine { expected: here, found: description.machine.clone() });
-    }
-    let target = CpuTarget::by_name(&description.target).ok();
-    let target = target.filter(|t| t.name() == description.target && t.supported_here());
-    target.and_then(|t| rows(t.class())).ok_or_else(|| RunError::Target {
-        target: description.target.clone(),
-        supported: CpuTarget::native().name().to_owned(),
-    })
-}
-
-/// Zeroed memory on a page boundary, in huge pages if asked for and possible.
-pub(crate) fn memory(what: &'static str, bytes: usize, huge_pages: bool) -> Result<MmapMut, RunError> {
-    let map = MmapMut::map_anon(bytes).map_err(|source| RunError::Memory { what, bytes, source })?;
-    #[cfg(target_os = "linux")]
-    if huge_pages {
-        // Advice: a system without huge pages goes on without them.
-        let _ = map.advise(memmap2::Advice::HugePage);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = huge_pages;
-    Ok(map)
-}
-
-/// A copy of the code in memory that can be run and, from then on, not be written.
-fn executable_memory(code: &[u8]) -> Result<Mmap, RunError> {
-    let memory = |source| RunError::Memory { what: "code", bytes: code.len(), source };
-    let mut writable = MmapMut::map_anon(code.len()).map_err(memory)?;
-    writable.copy_from_slice(code);
-    let executable = writable.make_exec().map_err(memory)?;
-    announce(&executable);
-    Ok(executable)
-}
-
-/// Tells the processor that there is new code; x86-64 sees it by itself.
-#[cfg(target_arch = "x86_64")]
-fn announce(_code: &[u8]) {}
-
-/// Tells the processor that there is new code.
-#[cfg(target_arch = "aarch64")]
-fn announce(code: &[u8]) {
-    use std::arch::asm;
-    // The shortest cache line that the architecture allows.
-    const LINE: usize = 16;
-    let begin = code.as_ptr().addr() & !(LINE - 1);
-    let lines = (begin..code.as_ptr().addr() + code.len()).step_by(LINE);
-    // SAFETY: the sequence that the architecture prescribes: clean data caches, then invalidate instruction caches. It
-    // changes no memory, and every address lies on a page of `code`.
-    unsafe {
-        lines.clone().for_each(|at| asm!("dc cvau, {}", in(reg) at, options(nostack, preserves_flags)));
-        asm!("dsb ish", options(nostack, preserves_flags));
-        lines.for_each(|at| asm!("ic ivau, {}", in(reg) at, options(nostack, preserves_flags)));
-        asm!("dsb ish", "isb", options(nostack, preserves_flags));
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("how to announce new code is not known for this architecture");
-
-fn load_entry(entry: &Entry, code: &[u8], problems: &mut Vec<String>) -> LoadedEntry {
-    let parts = &entry.parts;
-    let block = &code[entry.code.clone()];
-    let mut table = vec![parallel as ParallelFn as usize];
-    table.extend(parts.kernels.iter().map(|&at| block[at..].as_ptr() as usize));
-    for import in &parts.imports {
-        match kernel(import) {
-            Ok(address) => table.push(address),
-            Err(problem) => problems.push(problem),
+/// For every entry, the first section that a device accepts.
+fn sections_for(entries: &[Entry], device: &dyn Device) -> Result<Vec<usize>, RunError> {
+    let find = |entry: &Entry| {
+        let mut refused = None;
+        for (i, section) in entry.sections.iter().enumerate() {
+            if section.parts.backend == device.backend() {
+                match device.accepts(section) {
+                    Ok(()) => return Ok(i),
+                    Err(error) => refused = refused.or(Some(error)),
+                }
+            }
         }
-    }
-    // States have memory of their own.
-    let input = |i: usize| parts.carried.iter().all(|c| c.input != i);
-    let output = |i: usize| parts.carried.iter().all(|c| c.output != i);
-    LoadedEntry { table, inputs: areas(&parts.inputs, &input), outputs: areas(&parts.outputs, &output) }
+        let name = |s: &CodeSection| format!("`{}` of `{}`", s.parts.target, s.parts.backend);
+        let found = || entry.sections.iter().map(name).collect::<Vec<_>>().join(", ");
+        Err(refused.unwrap_or_else(|| RunError::NoCode { backend: device.backend().into(), found: found() }))
+    };
+    entries.iter().map(find).collect()
 }
 
-/// The address of a hand-written kernel with the contract that the code was compiled for.
-fn kernel(import: &Import) -> Result<usize, String> {
-    let Import { name, version } = import;
-    match margay_kernels_cpu::lookup(name) {
-        None => Err(format!("`{name}` does not exist")),
-        Some(found) if found.version != *version => {
-            Err(format!("`{name}`: expected version {version}, found {}", found.version))
+impl PortAreas {
+    fn of(entry: &Entry, align: usize) -> PortAreas {
+        let parts = &entry.parts;
+        // States have memory of their own.
+        let input = |i: usize| parts.carried.iter().all(|c| c.input != i);
+        let output = |i: usize| parts.carried.iter().all(|c| c.output != i);
+        PortAreas {
+            inputs: areas(&parts.inputs, align, &input),
+            outputs: areas(&parts.outputs, align, &output),
         }
-        Some(found) if !found.class.supported_here() => {
-            Err(format!("`{name}` does not run on this processor"))
-        }
-        Some(found) => Ok(found.function as usize),
     }
 }
 
 /// Aligned places one after the other for those of several tensors that need one; the others get no bytes.
-fn areas(ports: &[Port], needed: &dyn Fn(usize) -> bool) -> Vec<Range<usize>> {
+fn areas(ports: &[Port], align: usize, needed: &dyn Fn(usize) -> bool) -> Vec<Range<usize>> {
     let mut end = 0;
     let place = |(i, port): (usize, &Port)| {
-        let begin = usize::next_multiple_of(end, BUFFER_ALIGN);
+        let begin = usize::next_multiple_of(end, align);
         end = begin + if needed(i) { port.dtype.bytes() * port.shape.iter().product::<usize>() } else { 0 };
         begin..end
     };

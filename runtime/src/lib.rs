@@ -10,24 +10,24 @@
 //! The same inputs give the same bits on any number of threads, because an item of work does the same wherever it
 //! runs and no two items write the same place.
 //!
-//! - `executable`: from an artifact to function pointers.
+//! - `executable`: from an artifact to code on a device.
 //! - `session`: memory, inputs and outputs of a run.
+//! - [`device`]: what a session asks of a device; `cpu`: the processor, with its threads.
 //! - `states`: what one run leaves for the next.
 //! - `entry`: which entry fits given inputs, and what is wrong with inputs that fit none.
-//! - `parallel`: the parallel function that compiled drivers call.
-//! - `pool`: threads.
 //!
 //! Deliberately absent: graphs and compilation: an ahead-of-time program carries no compiler.
 
+mod cpu;
+pub mod device;
 mod entry;
 mod error;
 mod executable;
-mod parallel;
-mod pool;
 mod session;
 mod states;
 
+pub use cpu::{CpuDevice, Job, Pool};
+pub use device::Device;
 pub use error::RunError;
 pub use executable::Executable;
-pub use pool::{Job, Pool};
 pub use session::{Outputs, Session, SessionOptions};

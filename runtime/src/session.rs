@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
 use margay_loops::Port;
-use margay_loops::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
+use crate::cpu::pages;
+use crate::device::{Address, Memory, Queue};
 use crate::entry::{choose, input_of};
-use crate::executable::memory;
-use crate::parallel::Context;
 use crate::states::States;
-use crate::{Executable, Pool, RunError};
+use crate::{Executable, RunError};
 
 /// How a session runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,47 +34,39 @@ impl Default for SessionOptions {
 /// executable share code and constants and may run at once.
 pub struct Session {
     executable: Executable,
-    pool: Pool,
-    threads: usize,
-    arena: MmapMut,
-    scratch: MmapMut,
-    scratch_stride: usize,
-    outputs: MmapMut,
+    queue: Box<dyn Queue>,
+    arena: Box<dyn Memory>,
+    outputs: Box<dyn Memory>,
+    /// Copies of the outputs, where the host cannot read the memory of the device.
+    copies: Option<MmapMut>,
     states: States,
-    /// Copies of inputs that are not aligned for their element type; empty until there is one.
-    staging: MmapMut,
-    bases: Bases,
+    /// Copies of inputs that the device does not read where they lie; nothing until there is one.
+    staging: Option<Box<dyn Memory>>,
+    bases: Vec<Address>,
 }
-
-/// The pointers handed to a driver; filled anew for every run.
-struct Bases(Vec<*mut u8>);
-
-// SAFETY: between runs nobody follows the pointers; during a run the session is borrowed by the thread that runs it.
-unsafe impl Send for Bases {}
 
 impl Session {
     /// A session with memory for the largest entry of the executable. Pages are taken from the machine when they are
     /// first used.
     pub fn new(executable: &Executable, options: SessionOptions) -> Result<Session, RunError> {
-        let pool = Pool::new(options.threads);
-        let threads = pool.threads();
+        let queue = executable.module().queue(options.threads)?;
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
-        let scratch_bytes = most(&|i| entries[i].parts.scratch_bytes);
-        // An even number of cache lines, so that threads do not share the pairs that processors fetch together.
-        let scratch_stride = (SCRATCH_HEADER_BYTES + scratch_bytes).next_multiple_of(2 * BUFFER_ALIGN);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
-        let huge = executable.huge_pages();
+        let arena_bytes = most(&|i| executable.section(i).parts.arena_bytes);
+        let outputs = queue.allocate("outputs", most(&|i| end(&executable.ports()[i].outputs)))?;
+        let copies = match outputs.host() {
+            Some(_) => None,
+            None => Some(pages("outputs", outputs.bytes(), false)?),
+        };
         Ok(Session {
-            pool,
-            threads,
-            arena: memory("intermediate results", most(&|i| entries[i].parts.arena_bytes), huge)?,
-            scratch: memory("scratch", scratch_stride.saturating_mul(threads), false)?,
-            scratch_stride,
-            outputs: memory("outputs", most(&|i| end(&executable.loaded_entry(i).outputs)), huge)?,
-            states: States::new(entries, huge)?,
-            staging: memory("inputs", 0, false)?,
-            bases: Bases(Vec::with_capacity(2 + ports)),
+            arena: queue.allocate("intermediate results", arena_bytes)?,
+            outputs,
+            copies,
+            states: States::new(entries, &*queue, executable.device().buffer_align())?,
+            staging: None,
+            bases: Vec::with_capacity(1 + ports),
+            queue,
             executable: executable.clone(),
         })
     }
@@ -88,7 +79,8 @@ impl Session {
     /// Bytes of memory a run needs besides code, constants and the caller's tensors: intermediate results, scratch
     /// of all threads, outputs, states.
     pub fn peak_bytes(&self) -> usize {
-        self.arena.len() + self.scratch.len() + self.outputs.len() + self.staging.len() + self.states.bytes()
+        let staging = self.staging.as_ref().map_or(0, |m| m.bytes());
+        self.arena.bytes() + self.queue.own_bytes() + self.outputs.bytes() + staging + self.states.bytes()
     }
 
     /// The names of the states: inputs that every run leaves for the next one. They begin as zeros.
@@ -122,11 +114,14 @@ impl Session {
     /// Allocates nothing from the second run with the same inputs on.
     pub fn run_in_place(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RunError> {
         let index = choose(self.executable.entries().iter(), inputs)?;
-        self.run_entry(index, inputs, None)?;
+        self.run_entry(index, inputs, false)?;
+        if let Some(copies) = &mut self.copies {
+            self.outputs.read(0, &mut copies[..end(&self.executable.ports()[index].outputs)]);
+        }
         Ok(Outputs {
             parts: &self.executable.entries()[index].parts,
-            areas: &self.executable.loaded_entry(index).outputs,
-            bytes: &self.outputs,
+            areas: &self.executable.ports()[index].outputs,
+            bytes: self.copies.as_deref().or_else(|| self.outputs.host()).unwrap_or_default(),
         })
     }
 
@@ -134,82 +129,52 @@ impl Session {
     /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each.
     pub fn profile(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(StepNote, Duration)>, RunError> {
         let index = choose(self.executable.entries().iter(), inputs)?;
-        let steps = self.executable.entries()[index].parts.steps.clone();
-        let mut times = vec![Duration::ZERO; steps.iter().map(|s| s.regions).sum()];
-        self.run_entry(index, inputs, Some(&mut times))?;
-        let mut times = times.into_iter();
-        let time = |note: StepNote| {
-            let spent = times.by_ref().take(note.regions).sum();
-            (note, spent)
-        };
-        Ok(steps.into_iter().map(time).collect())
+        self.run_entry(index, inputs, true)?;
+        let mut times = self.queue.times().iter();
+        let time = |note: &StepNote| (note.clone(), times.by_ref().take(note.regions).sum());
+        Ok(self.executable.section(index).parts.steps.iter().map(time).collect())
     }
 
-    fn run_entry(
-        &mut self,
-        index: usize,
-        inputs: &[(&str, &Tensor)],
-        times: Option<&mut [Duration]>,
-    ) -> Result<(), RunError> {
+    fn run_entry(&mut self, index: usize, inputs: &[(&str, &Tensor)], timed: bool) -> Result<(), RunError> {
         self.fill_bases(index, inputs)?;
-        let driver = self.executable.driver(index);
-        let table = self.executable.loaded_entry(index).table.as_ptr();
-        let parts = &self.executable.entries()[index].parts;
-        let mut context = Context {
-            pool: &mut self.pool,
-            scratch: self.scratch.as_mut_ptr(),
-            stride: self.scratch_stride,
-            threads: self.threads,
-            times,
-            fault: 0,
-        };
-        context.write_headers(self.executable.rows());
-        // SAFETY: the table holds the functions that the entry names, of this architecture and of a class that the
-        // processor supports; the context is what `parallel` expects; the bases point at memory of the sizes that the
-        // entry asks for, aligned as `abi` says; nobody else uses that memory until the driver returns.
-        // That the code keeps to it is the trust that loading an executable asks for.
-        unsafe {
-            let context = (&raw mut context).cast::<u8>();
-            driver(table, context, self.bases.0.as_ptr(), parts.params.as_ptr());
-        }
-        match context.fault {
-            0 => Ok(()),
-            word => Err(fault(word, &parts.steps)),
-        }
+        // SAFETY: the addresses are those of memory that the queue allocated, of the sizes that the entry asks for and
+        // aligned as the device says, and of inputs that it borrowed; all of it outlives the run, and nobody else
+        // writes there as long as the session and the inputs are borrowed.
+        unsafe { self.queue.launch(index, &self.bases, timed) };
+        let steps = &self.executable.section(index).parts.steps;
+        self.queue.synchronise().map_err(|step| fault(step, steps))
     }
 
-    /// Points the bases at the memory of a run; copies inputs that are not aligned for their element type.
+    /// Fills in the addresses of the memory of a run; copies inputs that the device does not read where they lie.
     fn fill_bases(&mut self, index: usize, inputs: &[(&str, &Tensor)]) -> Result<(), RunError> {
-        let entry = self.executable.loaded_entry(index);
-        let parts = &self.executable.entries()[index].parts;
-        let misaligned =
-            |t: &Tensor| !t.bytes().as_ptr().cast::<u8>().addr().is_multiple_of(t.dtype().bytes());
-        if inputs.iter().any(|(_, t)| misaligned(t)) && self.staging.len() < end(&entry.inputs) {
-            let most = self.executable.loaded_entries().iter().map(|e| end(&e.inputs)).max();
-            self.staging = memory("inputs", most.unwrap_or(0), false)?;
-        }
-        let bases = &mut self.bases.0;
-        bases.clear();
-        bases.push(self.arena.as_mut_ptr());
-        bases.push(self.executable.weights().as_ptr().cast_mut());
-        for (i, (port, area)) in parts.inputs.iter().zip(&entry.inputs).enumerate() {
+        let (areas, parts) = (&self.executable.ports()[index], &self.executable.entries()[index].parts);
+        self.bases.clear();
+        self.bases.push(self.arena.address());
+        for (i, (port, area)) in parts.inputs.iter().zip(&areas.inputs).enumerate() {
             if parts.carried.iter().any(|c| c.input == i) {
-                bases.push(self.states.pointer(port));
+                self.bases.push(self.states.address(port));
                 continue;
             }
             let tensor = input_of(port, inputs).expect("the entry was chosen because it takes these inputs");
-            if misaligned(tensor) {
-                self.staging[area.clone()].copy_from_slice(tensor.bytes());
-                bases.push(self.staging[area.clone()].as_mut_ptr());
-            } else {
-                bases.push(tensor.bytes().as_ptr().cast_mut());
-            }
+            let borrowed = self.queue.borrow(tensor.bytes(), tensor.dtype().bytes());
+            self.bases.push(match (borrowed, &mut self.staging) {
+                (Some(address), _) => address,
+                (None, Some(staging)) => {
+                    staging.write(area.start, tensor.bytes());
+                    staging.address().offset(area.start)
+                }
+                (None, none) => {
+                    let most = self.executable.ports().iter().map(|p| end(&p.inputs)).max();
+                    let staging = none.insert(self.queue.allocate("inputs", most.unwrap_or(0))?);
+                    staging.write(area.start, tensor.bytes());
+                    staging.address().offset(area.start)
+                }
+            });
         }
-        let outputs = self.outputs.as_mut_ptr();
-        for (i, area) in entry.outputs.iter().enumerate() {
-            bases.push(match parts.carried.iter().find(|c| c.output == i) {
-                Some(c) => self.states.pointer(&parts.inputs[c.input]),
-                None => outputs.wrapping_add(area.start),
+        for (i, area) in areas.outputs.iter().enumerate() {
+            self.bases.push(match parts.carried.iter().find(|c| c.output == i) {
+                Some(c) => self.states.address(&parts.inputs[c.input]),
+                None => self.outputs.address().offset(area.start),
             });
         }
         Ok(())
@@ -221,10 +186,9 @@ fn end(areas: &[Range<usize>]) -> usize {
     areas.last().map_or(0, |a| a.end)
 }
 
-fn fault(word: u64, steps: &[StepNote]) -> RunError {
-    let step = usize::try_from(word - 1).ok();
-    let label = step.and_then(|s| steps.get(s)).map(|s| &s.label).filter(|label| !label.is_empty());
-    RunError::Fault { step: label.cloned().unwrap_or_else(|| format!("step {}", word - 1)) }
+fn fault(step: usize, steps: &[StepNote]) -> RunError {
+    let label = steps.get(step).map(|s| &s.label).filter(|label| !label.is_empty());
+    RunError::Fault { step: label.cloned().unwrap_or_else(|| format!("step {step}")) }
 }
 
 /// The outputs of a run, in the memory of the session.

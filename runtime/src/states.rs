@@ -4,22 +4,20 @@ use std::ops::Range;
 
 use margay_artifact::Entry;
 use margay_loops::Port;
-use margay_loops::abi::BUFFER_ALIGN;
 use margay_tensor::Tensor;
-use memmap2::MmapMut;
 
 use crate::RunError;
-use crate::executable::memory;
+use crate::device::{Address, Memory, Queue};
 
 /// The states of an executable: tensors that a session owns, by name. Entries share those of one name.
 pub(crate) struct States {
     places: Vec<(Port, Range<usize>)>,
-    memory: MmapMut,
+    memory: Box<dyn Memory>,
 }
 
 impl States {
     /// Zeros for every state of the entries.
-    pub(crate) fn new(entries: &[Entry], huge_pages: bool) -> Result<States, RunError> {
+    pub(crate) fn new(entries: &[Entry], queue: &dyn Queue, align: usize) -> Result<States, RunError> {
         let mut places: Vec<(Port, Range<usize>)> = Vec::new();
         let mut end = 0usize;
         for parts in entries.iter().map(|e| &e.parts) {
@@ -34,18 +32,18 @@ impl States {
                         return Err(RunError::State { problem });
                     }
                     None => {
-                        let begin = end.next_multiple_of(BUFFER_ALIGN);
+                        let begin = end.next_multiple_of(align);
                         end = begin + port.dtype.bytes() * port.shape.iter().product::<usize>();
                         places.push((port.clone(), begin..end));
                     }
                 }
             }
         }
-        Ok(States { places, memory: memory("states", end, huge_pages)? })
+        Ok(States { places, memory: queue.allocate("states", end)? })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
+        self.memory.bytes()
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -70,20 +68,22 @@ impl States {
             );
             return Err(RunError::State { problem });
         }
-        let range = range.clone();
-        self.memory[range].copy_from_slice(value.bytes());
+        let at = range.start;
+        self.memory.write(at, value.bytes());
         Ok(())
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Tensor> {
         let (port, range) = self.place(name)?;
-        let tensor = Tensor::from_bytes(port.dtype, &port.shape, &self.memory[range.clone()]);
+        let mut bytes = vec![0; range.len()];
+        self.memory.read(range.start, &mut bytes);
+        let tensor = Tensor::from_bytes(port.dtype, &port.shape, &bytes);
         Some(tensor.expect("places have the sizes of their ports"))
     }
 
     /// Where the state of an input lies.
-    pub(crate) fn pointer(&mut self, port: &Port) -> *mut u8 {
+    pub(crate) fn address(&self, port: &Port) -> Address {
         let begin = self.place(&port.name).expect("every carried input has a place").1.start;
-        self.memory.as_mut_ptr().wrapping_add(begin)
+        self.memory.address().offset(begin)
     }
 }

@@ -3,12 +3,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use margay_kernels_cpu::CpuTarget;
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
 mod programs;
-use programs::{COLUMNS, TERMS, assemble, linear, numbers};
+use programs::{COLUMNS, TERMS, assemble, linear, native, numbers};
 
 /// Counts what is asked of the system's allocator, by all threads.
 struct Counting;
@@ -48,7 +47,7 @@ fn fewest(mut work: impl FnMut()) -> (usize, usize) {
 #[test]
 fn only_outputs_are_allocated() {
     const ROWS: usize = 300;
-    let target = CpuTarget::native();
+    let target = native();
     let parts = assemble(&target, &[linear(ROWS, &target), linear(2, &target)]).into_parts().unwrap();
     let executable = Executable::from_parts(parts).unwrap();
     let x = Tensor::from_slice(&[ROWS, TERMS], &numbers(ROWS * TERMS, 1)).unwrap();

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use margay_artifact::Artifact;
-use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::{Binary, Index, Kernel, Nest, Place, Program};
+use margay_codegen_cpu::CpuBackend;
+use margay_kernels_cpu::{Class, CpuCode, Import};
+use margay_loops::{Backend, Binary, Index, Kernel, Nest, Place, Program};
 use margay_runtime::{Executable, RunError, Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
 use memmap2::MmapMut;
 
 mod programs;
 use programs::{
-    COLUMNS, TERMS, args, assemble, buffer, constant, kernel, linear, memory, numbers, port, sink,
+    COLUMNS, TERMS, args, assemble, backend, buffer, constant, kernel, linear, memory, native, numbers, port,
+    sink,
 };
 
 /// Rows of the table of [`gathers`].
@@ -65,10 +67,10 @@ fn gathers(count: usize) -> Program {
 }
 
 /// The programs through a file.
-fn executable(target: CpuTarget, programs: &[Program]) -> Executable {
+fn executable(backend: &dyn Backend, programs: &[Program]) -> Executable {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.margay");
-    assemble(&target, programs).write(&path).unwrap();
+    assemble(backend, programs).write(&path).unwrap();
     let artifact = Artifact::open(&path).unwrap();
     artifact.verify_weights().unwrap();
     Executable::from_artifact(&artifact).unwrap()
@@ -82,14 +84,14 @@ fn x(rows: usize) -> Tensor {
     Tensor::from_slice(&[rows, TERMS], &numbers(rows * TERMS, 9)).unwrap()
 }
 
-fn targets() -> impl Iterator<Item = CpuTarget> {
-    Class::ALL.into_iter().filter(|c| c.supported_here()).map(CpuTarget::new)
+fn backends() -> impl Iterator<Item = CpuBackend> {
+    Class::ALL.into_iter().filter(|c| c.supported_here()).map(backend)
 }
 
 #[test]
 fn results_are_right_on_every_class_and_any_number_of_threads() {
-    for target in targets() {
-        let e = executable(target, &[linear(4, &target), linear(1500, &target)]);
+    for target in backends() {
+        let e = executable(&target, &[linear(4, &target), linear(1500, &target)]);
         for rows in [4, 1500] {
             let input = x(rows);
             let one = session(&e, 1).run(&[("x", &input)]).unwrap();
@@ -111,13 +113,13 @@ fn results_are_right_on_every_class_and_any_number_of_threads() {
 
 #[test]
 fn a_profile_tells_what_every_step_did() {
-    let target = CpuTarget::native();
-    let e = executable(target, &[linear(1500, &target)]);
+    let target = native();
+    let e = executable(&target, &[linear(1500, &target)]);
     for threads in [1, 2] {
         let mut s = session(&e, threads);
         let input = x(1500);
         let steps = s.profile(&[("x", &input)]).unwrap();
-        assert_eq!(steps.len(), e.entries()[0].parts.steps.len());
+        assert_eq!(steps.len(), e.sections().next().unwrap().parts.steps.len());
         let product = steps.iter().find(|(note, _)| note.work.starts_with("matmul")).unwrap();
         assert_eq!(product.0.flops, 2 * (1500 * TERMS * COLUMNS) as u64);
         assert!(product.0.bytes >= (4 * 1500 * (TERMS + COLUMNS)) as u64);
@@ -129,8 +131,8 @@ fn a_profile_tells_what_every_step_did() {
 
 #[test]
 fn entries_share_constants_and_a_session_serves_them_all() {
-    let target = CpuTarget::native();
-    let e = executable(target, &[linear(4, &target), linear(9, &target)]);
+    let target = native();
+    let e = executable(&target, &[linear(4, &target), linear(9, &target)]);
     assert_eq!(e.entries().len(), 2);
     assert_eq!(e.description().constants.len(), 2);
     let mut s = session(&e, 2);
@@ -144,10 +146,10 @@ fn entries_share_constants_and_a_session_serves_them_all() {
 
 #[test]
 fn code_runs_where_it_was_compiled_without_a_file() {
-    let target = CpuTarget::native();
+    let target = native();
     let parts = assemble(&target, &[linear(4, &target)]).into_parts().unwrap();
     let in_memory = Executable::from_parts(parts).unwrap();
-    let from_file = executable(target, &[linear(4, &target)]);
+    let from_file = executable(&target, &[linear(4, &target)]);
     let input = x(4);
     let expected = session(&from_file, 1).run(&[("x", &input)]).unwrap();
     assert_eq!(session(&in_memory, 1).run(&[("x", &input)]).unwrap(), expected);
@@ -155,8 +157,8 @@ fn code_runs_where_it_was_compiled_without_a_file() {
 
 #[test]
 fn huge_pages_change_no_bit() {
-    let target = CpuTarget::native();
-    let e = executable(target, &[linear(1500, &target)]);
+    let target = native();
+    let e = executable(&target, &[linear(1500, &target)]);
     let huge = e.in_huge_pages().unwrap();
     assert_eq!(huge.weights_bytes(), e.weights_bytes());
     let input = x(1500);
@@ -167,15 +169,15 @@ fn huge_pages_change_no_bit() {
 
 #[test]
 fn an_executable_without_entries_takes_nothing() {
-    let parts = assemble(&CpuTarget::native(), &[]).into_parts().unwrap();
+    let parts = assemble(&native(), &[]).into_parts().unwrap();
     let mut s = session(&Executable::from_parts(parts).unwrap(), 1);
     assert!(matches!(s.run(&[]), Err(RunError::NoEntry { available, .. }) if available.is_empty()));
 }
 
 #[test]
 fn a_session_moves_between_threads() {
-    let target = CpuTarget::native();
-    let mut s = session(&executable(target, &[linear(4, &target)]), 2);
+    let target = native();
+    let mut s = session(&executable(&target, &[linear(4, &target)]), 2);
     let here = s.run(&[("x", &x(4))]).unwrap();
     let there = std::thread::spawn(move || s.run(&[("x", &x(4))]).unwrap()).join().unwrap();
     assert_eq!(here, there);
@@ -183,8 +185,8 @@ fn a_session_moves_between_threads() {
 
 #[test]
 fn misaligned_inputs_are_copied() {
-    let target = CpuTarget::native();
-    let mut s = session(&executable(target, &[linear(4, &target)]), 1);
+    let target = native();
+    let mut s = session(&executable(&target, &[linear(4, &target)]), 1);
     let aligned = x(4);
     let mut map = MmapMut::map_anon(1 + aligned.bytes().len()).unwrap();
     map[1..].copy_from_slice(aligned.bytes());
@@ -198,7 +200,7 @@ fn misaligned_inputs_are_copied() {
 #[test]
 fn a_fault_names_the_first_step_that_failed_and_does_not_stay() {
     const COUNT: usize = 50_000;
-    let e = executable(CpuTarget::native(), &[gathers(COUNT)]);
+    let e = executable(&native(), &[gathers(COUNT)]);
     let good: Vec<i64> = (0..COUNT as i64).map(|i| i % 100).collect();
     let bad = |at: usize, id: i64| {
         let mut ids = good.clone();
@@ -220,28 +222,38 @@ fn a_fault_names_the_first_step_that_failed_and_does_not_stay() {
 
 #[test]
 fn what_cannot_run_here_is_refused() {
-    let target = CpuTarget::native();
+    let target = native();
     let message = |change: &dyn Fn(&mut margay_artifact::Parts)| {
         let mut parts = assemble(&target, &[linear(4, &target)]).into_parts().unwrap();
         change(&mut parts);
         Executable::from_parts(parts).unwrap_err()
     };
-    let machine = message(&|p| p.description.machine = "vax-vms".into());
+    let machine = message(&|p| p.description.entries[0].sections[0].parts.machine = "vax-vms".into());
     assert!(matches!(&machine, RunError::Machine { found, .. } if found == "vax-vms"), "{machine}");
     for name in ["x86-64-v9", "native"] {
-        let above = message(&|p| p.description.target = name.into());
+        let above = message(&|p| p.description.entries[0].sections[0].parts.target = name.into());
         assert!(matches!(&above, RunError::Target { target, .. } if target == name), "{above}");
     }
     let mut parts = assemble(&target, &[linear(4, &target)]).into_parts().unwrap();
-    parts.description.entries[0].parts.arena_bytes = 1 << 60;
+    parts.description.entries[0].sections[0].parts.arena_bytes = 1 << 60;
     let huge = Executable::from_parts(parts).unwrap();
     let memory = Session::new(&huge, SessionOptions { threads: 1 }).err().unwrap();
     assert!(matches!(&memory, RunError::Memory { bytes, .. } if *bytes == 1 << 60), "{memory}");
-    let kernels = message(&|p| p.description.entries[0].parts.imports[0].version += 1);
+    let import = |change: &dyn Fn(&mut Import)| {
+        message(&|p| {
+            let mut code = CpuCode::decode(&p.code).unwrap();
+            change(&mut code.imports[0]);
+            p.code = code.encode();
+            p.description.entries[0].sections[0].code = 0..p.code.len();
+        })
+    };
+    let kernels = import(&|i| i.version += 1);
     assert!(matches!(&kernels, RunError::Kernels { problems } if problems.len() == 1), "{kernels}");
-    let kernels = message(&|p| p.description.entries[0].parts.imports[0].name = "gemm__abacus".into());
+    let kernels = import(&|i| i.name = "gemm__abacus".into());
     assert_eq!(
         kernels.to_string(),
         "kernels do not match this version of margay: `gemm__abacus` does not exist; compile the model again"
     );
+    let cut = message(&|p| p.description.entries[0].sections[0].code.end -= 1);
+    assert!(matches!(&cut, RunError::Code { .. }), "{cut}");
 }

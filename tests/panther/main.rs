@@ -6,10 +6,9 @@ mod layers;
 
 use std::collections::HashMap;
 
-use margay_driver::build::jit;
+use margay_driver::{backend, build::jit};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, Op, Value, eval, text};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
@@ -95,7 +94,7 @@ fn check(
     let by_name: Vec<(&str, &Tensor)> =
         all.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| used(&graph, n)).collect();
     let executable =
-        jit(&graph, &Binding::new(), CpuTarget::native()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        jit(&graph, &Binding::new(), &*backend::native()).unwrap_or_else(|e| panic!("{what}: {e}"));
     let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
     let found = session.run(&by_name).unwrap().into_iter().map(|(_, t)| t).collect();
     close("compiled", found, 1e-4);

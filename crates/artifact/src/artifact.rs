@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use margay_loops::Target;
+use margay_loops::Backend;
 use margay_tensor::Tensor;
 use memmap2::{Mmap, MmapMut};
 
@@ -101,18 +101,17 @@ impl Artifact {
     }
 
     /// The constant at a position of [`Description::constants`], checked, as the row-major tensor it was made from.
-    /// One that is stored row-major stays in the file; a packed one is unpacked by the target.
+    /// One that is stored row-major stays in the file; a packed one is unpacked by `backend`, which
+    /// its layout names.
     ///
     /// # Panics
     /// If there is no such position.
-    pub fn constant(&self, index: usize, target: &dyn Target) -> Result<Tensor, ArtifactError> {
+    pub fn constant(&self, index: usize, backend: &dyn Backend) -> Result<Tensor, ArtifactError> {
         let constant = &self.description.constants[index];
         let bytes = self.constant_bytes(constant)?;
         if let Some(layout) = &constant.layout {
-            return target.unpack(layout, &constant.shape, bytes).map_err(|source| ArtifactError::Unpack {
-                path: self.path.clone(),
-                name: constant.name.clone(),
-                source,
+            return backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
+                ArtifactError::Unpack { path: self.path.clone(), name: constant.name.clone(), source }
             });
         }
         let begin = self.header.range(Section::Weights).start;

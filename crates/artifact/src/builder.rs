@@ -4,25 +4,24 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use margay_loops::abi::BUFFER_ALIGN;
 use memmap2::{Mmap, MmapMut};
 
-use crate::header::{Header, MAX_DESCRIPTION_BYTES, Section};
+use crate::header::{ALIGN, Header, MAX_DESCRIPTION_BYTES, Section};
 use crate::{
-    ArtifactError, ConstantsLayout, Description, Entry, EntryParts, SourcePiece, StoredConstant, save, wire,
+    ArtifactError, CodeSection, ConstantsLayout, Description, Entry, EntryParts, SectionParts, SourcePiece,
+    StoredConstant, save, wire,
 };
 
 /// An artifact in the making.
 ///
-/// For every entry: place the constants of its program in [`constants`](ArtifactBuilder::constants), compile the
-/// program with their offsets, and [`add_entry`](ArtifactBuilder::add_entry). Then [`write`](ArtifactBuilder::write)
+/// For every entry and back end: place the constants of its program in [`constants`](ArtifactBuilder::constants), compile
+/// the program with their offsets, and [`add_code`](ArtifactBuilder::add_code). Then [`write`](ArtifactBuilder::write)
 /// a file or go on [in memory](ArtifactBuilder::into_parts).
 #[derive(Debug)]
 pub struct ArtifactBuilder {
     /// The constants of all entries.
     pub constants: ConstantsLayout,
     model: String,
-    target: String,
     entries: Vec<Entry>,
     code: Vec<u8>,
     sources: BTreeMap<String, Vec<u8>>,
@@ -40,32 +39,35 @@ pub struct Parts {
 }
 
 impl ArtifactBuilder {
-    /// An artifact of a model for a target, both by name, without entries.
-    pub fn new(model: &str, target: &str) -> ArtifactBuilder {
+    /// An artifact of a model, by name, without entries.
+    pub fn new(model: &str) -> ArtifactBuilder {
         ArtifactBuilder {
             constants: ConstantsLayout::new(),
             model: model.to_owned(),
-            target: target.to_owned(),
             entries: Vec::new(),
             code: Vec::new(),
             sources: BTreeMap::new(),
         }
     }
 
-    /// Adds a compiled graph and its block of machine code, which must run wherever it is put on a multiple of 64
-    /// bytes.
+    /// Adds the code of an entry, as a back end wrote it. What takes and gives the same is one entry.
     ///
     /// # Panics
-    /// If an offset lies outside of the code or a constant was not placed before.
-    pub fn add_entry(&mut self, parts: EntryParts, code: &[u8]) {
-        let offsets = parts.kernels.iter().chain([&parts.driver]);
-        assert!(offsets.into_iter().all(|&at| at < code.len()), "every function begins in the code");
+    /// If a constant was not placed before, or the entry has code for the back end and the target.
+    pub fn add_code(&mut self, entry: EntryParts, parts: SectionParts, code: &[u8]) {
         let placed = self.constants.stored().len();
         assert!(parts.constants.iter().all(|&c| c < placed), "every constant has been placed");
-        let begin = self.code.len().next_multiple_of(BUFFER_ALIGN);
+        let begin = self.code.len().next_multiple_of(ALIGN);
         self.code.resize(begin, 0);
         self.code.extend_from_slice(code);
-        self.entries.push(Entry { parts, code: begin..self.code.len() });
+        let at = self.entries.iter().position(|e| e.parts == entry).unwrap_or_else(|| {
+            self.entries.push(Entry { parts: entry, sections: Vec::new() });
+            self.entries.len() - 1
+        });
+        let sections = &mut self.entries[at].sections;
+        let same = |s: &CodeSection| s.parts.backend == parts.backend && s.parts.target == parts.target;
+        assert!(!sections.iter().any(same), "code for `{}` is there", parts.target);
+        sections.push(CodeSection { parts, code: begin..self.code.len() });
     }
 
     /// Keeps a piece of what the artifact was compiled from: any bytes under a name.
@@ -73,17 +75,10 @@ impl ArtifactBuilder {
         self.sources.insert(name.to_owned(), bytes);
     }
 
-    fn description(
-        model: String,
-        target: String,
-        constants: Vec<StoredConstant>,
-        entries: Vec<Entry>,
-    ) -> Description {
+    fn description(model: String, constants: Vec<StoredConstant>, entries: Vec<Entry>) -> Description {
         Description {
             producer: concat!("margay ", env!("CARGO_PKG_VERSION")).to_owned(),
             model,
-            target,
-            machine: Description::this_machine(),
             constants,
             entries,
             sources: BTreeMap::new(),
@@ -99,7 +94,6 @@ impl ArtifactBuilder {
     fn write_to(&self, file: &mut dyn Write) -> io::Result<()> {
         let mut description = ArtifactBuilder::description(
             self.model.clone(),
-            self.target.clone(),
             self.constants.stored().to_vec(),
             self.entries.clone(),
         );
@@ -148,7 +142,7 @@ impl ArtifactBuilder {
             weights[constant.range.clone()].copy_from_slice(contents.bytes());
         }
         Ok(Parts {
-            description: ArtifactBuilder::description(self.model, self.target, stored, self.entries),
+            description: ArtifactBuilder::description(self.model, stored, self.entries),
             code: self.code,
             weights: weights.make_read_only().map_err(memory)?,
         })

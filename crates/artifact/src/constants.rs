@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use margay_loops::abi::BUFFER_ALIGN;
-use margay_loops::{Constant, NoKernel, Target};
+use margay_loops::{Backend, Constant, NoKernel};
 use margay_tensor::{ContentHash, Tensor};
 
-use crate::StoredConstant;
+use crate::header::ALIGN;
+use crate::{Layout, StoredConstant};
 
 /// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
 /// entries or steps use it.
 #[derive(Debug, Default)]
 pub struct ConstantsLayout {
-    placed: HashMap<(ContentHash, Option<String>), usize>,
+    placed: HashMap<(ContentHash, Option<Layout>), usize>,
     stored: Vec<StoredConstant>,
     contents: Vec<Contents>,
     bytes: usize,
@@ -22,7 +22,7 @@ pub struct ConstantsLayout {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Placed {
     /// Its position in [`Description::constants`](crate::Description::constants), for
-    /// [`EntryParts::constants`](crate::EntryParts::constants).
+    /// [`SectionParts::constants`](crate::SectionParts::constants).
     pub index: usize,
     /// Its first byte in the weights section, for code that refers to it.
     pub offset: usize,
@@ -50,10 +50,14 @@ impl ConstantsLayout {
         ConstantsLayout::default()
     }
 
-    /// The place of a constant, packed by the target if the call it belongs to asks for that. Places never change.
-    pub fn add(&mut self, constant: &Constant, target: &dyn Target) -> Result<Placed, NoKernel> {
+    /// The place of a constant, packed by the back end if the call it belongs to asks for that. Places never change.
+    pub fn add(&mut self, constant: &Constant, backend: &dyn Backend) -> Result<Placed, NoKernel> {
         let tensor = &constant.tensor;
-        let layout = constant.packed.as_ref().map(|(_, packed)| packed.layout.clone());
+        let layout = |(_, packed): &(_, margay_loops::Packed)| Layout {
+            backend: backend.name().to_owned(),
+            name: packed.layout.clone(),
+        };
+        let layout = constant.packed.as_ref().map(layout);
         let key = (tensor.content_hash(), layout.clone());
         if let Some(&index) = self.placed.get(&key) {
             return Ok(Placed { index, offset: self.stored[index].range.start });
@@ -61,12 +65,12 @@ impl ConstantsLayout {
         let contents = match &constant.packed {
             None => Contents::RowMajor(tensor.clone()),
             Some((call, p)) => {
-                let bytes = target.pack(call, p.operand, tensor)?;
-                assert_eq!(bytes.len(), p.bytes, "target `{}` packs what it prepared for", target.name());
+                let bytes = backend.pack(call, p.operand, tensor)?;
+                assert_eq!(bytes.len(), p.bytes, "back end `{}` packs what it prepared for", backend.name());
                 Contents::Packed(bytes)
             }
         };
-        let offset = self.bytes.next_multiple_of(BUFFER_ALIGN);
+        let offset = self.bytes.next_multiple_of(backend.preferences().buffer_align.max(ALIGN));
         self.bytes = offset + contents.bytes().len();
         let index = self.stored.len();
         self.stored.push(StoredConstant {

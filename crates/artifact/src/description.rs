@@ -13,10 +13,6 @@ pub struct Description {
     pub producer: String,
     /// The name of the model.
     pub model: String,
-    /// The processor class it was compiled for, by the name of the [`Target`](margay_loops::Target).
-    pub target: String,
-    /// Architecture and operating system of the machine code, such as `x86_64-linux`.
-    pub machine: String,
     /// Constants, in the order of their bytes.
     pub constants: Vec<StoredConstant>,
     /// Compiled graphs.
@@ -25,46 +21,49 @@ pub struct Description {
     pub sources: BTreeMap<String, SourcePiece>,
 }
 
-impl Description {
-    /// Architecture and operating system of machine code that runs here.
-    pub fn this_machine() -> String {
-        format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
-    }
-}
-
 /// A compiled graph, with every dimension bound.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Entry {
-    /// What it takes, gives and needs.
+    /// What it takes and gives, whatever runs it.
     pub parts: EntryParts,
-    /// Where its block of machine code lies in the code section; begins on a multiple of 64 bytes.
-    pub code: Range<usize>,
+    /// Its code for one or several back ends and targets, the preferred one first.
+    pub sections: Vec<CodeSection>,
 }
 
-/// What a compiler says of an entry: plain fields, filled from the program and the code made of it.
+/// What an entry takes and gives.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EntryParts {
     /// The dimensions of the model that were bound, and their values.
     pub symbols: BTreeMap<String, i64>,
-    /// Inputs, in the order of the driver's bases. Names differ.
+    /// Inputs, in the order of the program. Names differ.
     pub inputs: Vec<Port>,
-    /// Outputs, in the order of the driver's bases. Names differ.
+    /// Outputs, in the order of the program. Names differ.
     pub outputs: Vec<Port>,
     /// States: outputs that are inputs of the next run. The caller neither gives nor gets them.
     pub carried: Vec<Carried>,
+}
+
+/// The code of an entry for one back end and target.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CodeSection {
+    /// What is known of it without looking inside.
+    pub parts: SectionParts,
+    /// Where it lies in the code section of the file, as the back end wrote it; begins on a multiple of 64 bytes.
+    pub code: Range<usize>,
+}
+
+/// What is known of the code of an entry without looking inside.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SectionParts {
+    /// The back end that wrote it and whose device reads it; the name of a [`Backend`](margay_loops::Backend).
+    pub backend: String,
+    /// The class of machines that it was compiled for.
+    pub target: String,
+    /// Architecture and operating system that it needs, such as `x86_64-linux`, or `any`.
+    pub machine: String,
     /// Size of the arena.
     pub arena_bytes: usize,
-    /// Bytes of scratch each thread needs, without the header.
-    pub scratch_bytes: usize,
-    /// Where each generated kernel begins in the block of code, in the order of the driver's table.
-    pub kernels: Vec<usize>,
-    /// Where the driver begins in the block of code.
-    pub driver: usize,
-    /// Hand-written kernels, in the order of the driver's table, where they follow the generated ones.
-    pub imports: Vec<Import>,
-    /// The parameter words of all steps.
-    pub params: Vec<u64>,
-    /// The steps, in the order they run; faults and profiles are reported with them.
+    /// The steps, in the order of their numbers; faults and profiles are reported with them.
     pub steps: Vec<StepNote>,
     /// The constants it reads, as positions in [`Description::constants`].
     pub constants: Vec<usize>,
@@ -117,15 +116,6 @@ impl StepNote {
     }
 }
 
-/// A hand-written kernel that an entry calls.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Import {
-    /// Its name in the table of the target's kernels.
-    pub name: String,
-    /// The version of its contract that the entry was compiled for.
-    pub version: u32,
-}
-
 /// A constant as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredConstant {
@@ -137,12 +127,21 @@ pub struct StoredConstant {
     pub dtype: DType,
     /// Extents of the tensor.
     pub shape: Vec<usize>,
-    /// The layout the target packed it into; `None` for row-major.
-    pub layout: Option<String>,
+    /// The layout that a back end packed it into; `None` for row-major.
+    pub layout: Option<Layout>,
     /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.
     pub range: Range<usize>,
     /// blake3 hash of those bytes.
     pub hash: [u8; 32],
+}
+
+/// A layout that only one back end knows.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Layout {
+    /// The name of the back end.
+    pub backend: String,
+    /// Its name for the layout.
+    pub name: String,
 }
 
 /// Where a piece of source lies.

@@ -25,7 +25,10 @@ pub fn is_artifact(head: &[u8]) -> bool {
 }
 
 /// The version of the file format that this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
+
+/// What every section, block of code and constant begins at a multiple of.
+pub(crate) const ALIGN: usize = 64;
 
 /// Size of the header.
 pub(crate) const HEADER_BYTES: usize = 256;
@@ -64,7 +67,7 @@ impl Section {
     fn align(self) -> usize {
         match self {
             Section::Weights => 4096,
-            Section::Description | Section::Code | Section::Source => 64,
+            Section::Description | Section::Code | Section::Source => ALIGN,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! ```text
 //! header        256 bytes: magic, version, length, section table, hash of all that
 //! description   who made it for what, entries, constants (protobuf)
-//! code          one block of machine code per entry
+//! code          what back ends made of each entry, tagged with back end and target
 //! source        named pieces of bytes: text of the graph, plan, report; absent when stripped
 //! weights       constants in the layout the kernels read, on a page boundary
 //! ```
@@ -20,7 +20,7 @@
 //! - [`Description`], [`Entry`], [`StoredConstant`]: what both say of their contents.
 //!
 //! The same contents give the same bytes. Deliberately absent: compression (weights are used where they are mapped),
-//! signatures, several targets in one file.
+//! signatures.
 
 #![deny(unsafe_code)]
 
@@ -38,7 +38,9 @@ mod wire;
 pub use artifact::Artifact;
 pub use builder::{ArtifactBuilder, Parts};
 pub use constants::{ConstantsLayout, Placed};
-pub use description::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
+pub use description::{
+    CodeSection, Description, Entry, EntryParts, Layout, SectionParts, SourcePiece, StepNote, StoredConstant,
+};
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};
 pub use save::replace_file;

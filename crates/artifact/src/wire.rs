@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use margay_loops::abi::BUFFER_ALIGN;
 use margay_loops::{Carried, Port};
 use margay_tensor::DType;
 use prost::Message;
 
-use crate::header::checked_range;
-use crate::{Description, Entry, EntryParts, Import, SourcePiece, StepNote, StoredConstant};
+use crate::header::{ALIGN, checked_range};
+use crate::{
+    CodeSection, Description, Entry, EntryParts, Layout, SectionParts, SourcePiece, StepNote, StoredConstant,
+};
 
 #[derive(Clone, PartialEq, Message)]
 struct DescriptionMessage {
@@ -20,10 +21,7 @@ struct DescriptionMessage {
     producer: String,
     #[prost(string, tag = "2")]
     model: String,
-    #[prost(string, tag = "3")]
-    target: String,
-    #[prost(string, tag = "4")]
-    machine: String,
+    // 3 and 4 were the one target of the file up to version 3.
     #[prost(message, repeated, tag = "5")]
     constants: Vec<ConstantMessage>,
     #[prost(message, repeated, tag = "6")]
@@ -46,6 +44,8 @@ struct ConstantMessage {
     layout: Option<String>,
     #[prost(message, optional, tag = "6")]
     piece: Option<PieceMessage>,
+    #[prost(string, optional, tag = "7")]
+    packed_by: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -66,29 +66,31 @@ struct EntryMessage {
     inputs: Vec<PortMessage>,
     #[prost(message, repeated, tag = "3")]
     outputs: Vec<PortMessage>,
-    #[prost(uint64, tag = "4")]
-    arena_bytes: u64,
-    #[prost(uint64, tag = "5")]
-    scratch_bytes: u64,
-    #[prost(uint64, tag = "6")]
-    code_offset: u64,
-    #[prost(uint64, tag = "7")]
-    code_bytes: u64,
-    #[prost(uint64, repeated, tag = "8")]
-    kernels: Vec<u64>,
-    #[prost(uint64, tag = "9")]
-    driver: u64,
-    #[prost(message, repeated, tag = "10")]
-    imports: Vec<ImportMessage>,
-    #[prost(uint64, repeated, tag = "11")]
-    params: Vec<u64>,
-    #[prost(uint64, repeated, tag = "13")]
-    constants: Vec<u64>,
-    // 12 was a list of labels in version 1.
-    #[prost(message, repeated, tag = "14")]
-    steps: Vec<StepMessage>,
+    // 4 to 14 described the code up to version 3.
     #[prost(message, repeated, tag = "15")]
     carried: Vec<CarriedMessage>,
+    #[prost(message, repeated, tag = "16")]
+    sections: Vec<SectionMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SectionMessage {
+    #[prost(string, tag = "1")]
+    backend: String,
+    #[prost(string, tag = "2")]
+    target: String,
+    #[prost(string, tag = "3")]
+    machine: String,
+    #[prost(uint64, tag = "4")]
+    arena_bytes: u64,
+    #[prost(message, repeated, tag = "5")]
+    steps: Vec<StepMessage>,
+    #[prost(uint64, repeated, tag = "6")]
+    constants: Vec<u64>,
+    #[prost(uint64, tag = "7")]
+    code_offset: u64,
+    #[prost(uint64, tag = "8")]
+    code_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -123,21 +125,11 @@ struct PortMessage {
     shape: Vec<u64>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct ImportMessage {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(uint32, tag = "2")]
-    version: u32,
-}
-
 /// The bytes of a description.
 pub(crate) fn encode(d: &Description) -> Vec<u8> {
     DescriptionMessage {
         producer: d.producer.clone(),
         model: d.model.clone(),
-        target: d.target.clone(),
-        machine: d.machine.clone(),
         constants: d.constants.iter().map(constant_message).collect(),
         entries: d.entries.iter().map(entry_message).collect(),
         sources: d.sources.iter().map(|(name, p)| (name.clone(), piece_message(&p.range, &p.hash))).collect(),
@@ -159,7 +151,8 @@ fn constant_message(c: &StoredConstant) -> ConstantMessage {
         tensor: c.tensor.to_vec(),
         dtype: c.dtype.name().to_owned(),
         shape: words(&c.shape),
-        layout: c.layout.clone(),
+        layout: c.layout.as_ref().map(|l| l.name.clone()),
+        packed_by: c.layout.as_ref().map(|l| l.backend.clone()),
         piece: Some(piece_message(&c.range, &c.hash)),
     }
 }
@@ -180,26 +173,30 @@ fn step_message(s: &StepNote) -> StepMessage {
 
 fn entry_message(e: &Entry) -> EntryMessage {
     let parts = &e.parts;
-    let import = |i: &Import| ImportMessage { name: i.name.clone(), version: i.version };
     EntryMessage {
         symbols: parts.symbols.clone(),
         inputs: parts.inputs.iter().map(port_message).collect(),
         outputs: parts.outputs.iter().map(port_message).collect(),
-        arena_bytes: parts.arena_bytes as u64,
-        scratch_bytes: parts.scratch_bytes as u64,
-        code_offset: e.code.start as u64,
-        code_bytes: e.code.len() as u64,
-        kernels: words(&parts.kernels),
-        driver: parts.driver as u64,
-        imports: parts.imports.iter().map(import).collect(),
-        params: parts.params.clone(),
-        constants: words(&parts.constants),
-        steps: parts.steps.iter().map(step_message).collect(),
         carried: parts
             .carried
             .iter()
             .map(|c| CarriedMessage { input: c.input as u64, output: c.output as u64 })
             .collect(),
+        sections: e.sections.iter().map(section_message).collect(),
+    }
+}
+
+fn section_message(s: &CodeSection) -> SectionMessage {
+    let parts = &s.parts;
+    SectionMessage {
+        backend: parts.backend.clone(),
+        target: parts.target.clone(),
+        machine: parts.machine.clone(),
+        arena_bytes: parts.arena_bytes as u64,
+        steps: parts.steps.iter().map(step_message).collect(),
+        constants: words(&parts.constants),
+        code_offset: s.code.start as u64,
+        code_bytes: s.code.len() as u64,
     }
 }
 
@@ -234,15 +231,7 @@ pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Description, String
             Err(problem) => Err(format!("source `{name}`: {problem}")),
         })
         .collect::<Result<BTreeMap<_, _>, _>>()?;
-    Ok(Description {
-        producer: message.producer,
-        model: message.model,
-        target: message.target,
-        machine: message.machine,
-        constants,
-        entries,
-        sources,
-    })
+    Ok(Description { producer: message.producer, model: message.model, constants, entries, sources })
 }
 
 fn size(what: &str, n: u64) -> Result<usize, String> {
@@ -278,10 +267,15 @@ fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize),
 fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
     let (dtype, shape, bytes) = tensor_type(&message.dtype, &message.shape)?;
     let (range, bytes_hash) = piece(message.piece, limits.weights)?;
-    if !range.start.is_multiple_of(BUFFER_ALIGN) {
+    if !range.start.is_multiple_of(ALIGN) {
         return Err(format!("begins at {}, which is not aligned", range.start));
     }
-    if message.layout.is_none() && range.len() != bytes {
+    let layout = match (message.layout, message.packed_by) {
+        (Some(name), Some(backend)) => Some(Layout { backend, name }),
+        (None, None) => None,
+        _ => return Err("a layout without a back end, or the other way round".into()),
+    };
+    if layout.is_none() && range.len() != bytes {
         return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
     }
     Ok(StoredConstant {
@@ -289,7 +283,7 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         tensor: hash(&message.tensor)?,
         dtype,
         shape,
-        layout: message.layout,
+        layout,
         range,
         hash: bytes_hash,
     })
@@ -300,7 +294,7 @@ fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
     for p in messages {
         let (dtype, shape, bytes) =
             tensor_type(&p.dtype, &p.shape).map_err(|e| format!("`{}`: {e}", p.name))?;
-        total = total.saturating_add((bytes + BUFFER_ALIGN) as u64);
+        total = total.saturating_add((bytes + ALIGN) as u64);
         ports.push(Port { name: p.name, dtype, shape });
     }
     size("memory for inputs or outputs", total)?;
@@ -338,39 +332,43 @@ fn carried(messages: &[CarriedMessage], inputs: &[Port], outputs: &[Port]) -> Re
 }
 
 fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
+    let (inputs, outputs) = (ports(message.inputs)?, ports(message.outputs)?);
+    let mut seen = BTreeSet::new();
+    let mut sections = Vec::new();
+    for (i, s) in message.sections.into_iter().enumerate() {
+        if !seen.insert((s.backend.clone(), s.target.clone())) {
+            return Err(format!("two sections are for `{}` of `{}`", s.target, s.backend));
+        }
+        sections.push(section(s, limits, constants).map_err(|problem| format!("section {i}: {problem}"))?);
+    }
+    let carried = carried(&message.carried, &inputs, &outputs)?;
+    let parts = EntryParts { symbols: message.symbols, inputs, outputs, carried };
+    Ok(Entry { parts, sections })
+}
+
+fn section(message: SectionMessage, limits: Limits, constants: usize) -> Result<CodeSection, String> {
     let code = checked_range(message.code_offset, message.code_bytes, limits.code)
-        .filter(|r| r.start.is_multiple_of(BUFFER_ALIGN))
+        .filter(|r| r.start.is_multiple_of(ALIGN))
         .ok_or_else(|| {
             format!("{} bytes of code cannot begin at {}", message.code_bytes, message.code_offset)
         })?;
-    let below = |what: &str, limit: usize, n: u64| match usize::try_from(n) {
-        Ok(n) if n < limit => Ok(n),
-        _ => Err(format!("{what} {n}, expected less than {limit}")),
+    let constant = |n: u64| match usize::try_from(n) {
+        Ok(n) if n < constants => Ok(n),
+        _ => Err(format!("constant {n}, expected less than {constants}")),
     };
-    let function = |at: u64| below("a function begins at", code.len(), at);
-    let (inputs, outputs) = (ports(message.inputs)?, ports(message.outputs)?);
-    Ok(Entry {
-        parts: EntryParts {
-            carried: carried(&message.carried, &inputs, &outputs)?,
-            inputs,
-            outputs,
-            symbols: message.symbols,
+    let mut regions = 0u64;
+    for s in &message.steps {
+        regions = regions.saturating_add(s.regions);
+    }
+    size("a number of regions", regions)?;
+    Ok(CodeSection {
+        parts: SectionParts {
+            backend: message.backend,
+            target: message.target,
+            machine: message.machine,
             arena_bytes: size("an arena", message.arena_bytes)?,
-            scratch_bytes: size("scratch", message.scratch_bytes)?,
-            kernels: message.kernels.into_iter().map(function).collect::<Result<_, _>>()?,
-            driver: function(message.driver)?,
-            imports: message
-                .imports
-                .into_iter()
-                .map(|i| Import { name: i.name, version: i.version })
-                .collect(),
-            params: message.params,
             steps: message.steps.into_iter().map(step).collect::<Result<_, _>>()?,
-            constants: message
-                .constants
-                .into_iter()
-                .map(|c| below("constant", constants, c))
-                .collect::<Result<_, _>>()?,
+            constants: message.constants.into_iter().map(constant).collect::<Result<_, _>>()?,
         },
         code,
     })
@@ -384,42 +382,48 @@ mod tests {
 
     fn described() -> Description {
         let port = |name: &str| Port { name: name.into(), dtype: DType::F32, shape: vec![2, 3] };
+        let constant = |name: &str, layout, range| StoredConstant {
+            name: name.into(),
+            tensor: [1; 32],
+            dtype: DType::F32,
+            shape: vec![3, 4],
+            layout,
+            range,
+            hash: [2; 32],
+        };
+        let packed = Layout { backend: "cpu".into(), name: "panels".into() };
+        let section = |target: &str, code| CodeSection {
+            parts: SectionParts {
+                backend: "cpu".into(),
+                target: target.into(),
+                machine: "here".into(),
+                arena_bytes: 4096,
+                steps: vec![StepNote {
+                    label: "fc1/MatMul".into(),
+                    work: "matmul [2x3x4]".into(),
+                    flops: 48,
+                    bytes: 104,
+                    regions: 2,
+                }],
+                constants: vec![0],
+            },
+            code,
+        };
         Description {
             producer: "test".into(),
             model: "m".into(),
-            target: "portable".into(),
-            machine: "here".into(),
-            constants: vec![StoredConstant {
-                name: "fc1.weight".into(),
-                tensor: [1; 32],
-                dtype: DType::F32,
-                shape: vec![3, 4],
-                layout: None,
-                range: 64..112,
-                hash: [2; 32],
-            }],
+            constants: vec![
+                constant("fc1.weight", None, 64..112),
+                constant("fc2.weight", Some(packed), 128..256),
+            ],
             entries: vec![Entry {
                 parts: EntryParts {
                     symbols: BTreeMap::from([("N".into(), 2)]),
                     inputs: vec![port("x")],
                     outputs: vec![port("y"), port("z")],
                     carried: vec![Carried { input: 0, output: 1 }],
-                    arena_bytes: 4096,
-                    scratch_bytes: 100,
-                    kernels: vec![0, 16],
-                    driver: 32,
-                    imports: vec![Import { name: "matmul".into(), version: 3 }],
-                    params: vec![0, u64::MAX],
-                    steps: vec![StepNote {
-                        label: "fc1/MatMul".into(),
-                        work: "matmul [2x3x4]".into(),
-                        flops: 48,
-                        bytes: 104,
-                        regions: 2,
-                    }],
-                    constants: vec![0],
                 },
-                code: 64..128,
+                sections: vec![section("portable", 64..128), section("x86-64-v3", 0..64)],
             }],
             sources: BTreeMap::from([("plan.toml".into(), SourcePiece { range: 2..10, hash: [3; 32] })]),
         }
@@ -435,13 +439,26 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 11] = [
+        let cases: [(Change, &str); 12] = [
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
-            (|d| d.entries[0].code = 64..129, "entry 0: 65 bytes of code cannot begin at 64"),
-            (|d| d.entries[0].parts.driver = 64, "entry 0: a function begins at 64, expected less than 64"),
-            (|d| d.entries[0].parts.constants = vec![1], "entry 0: constant 1, expected less than 1"),
+            (
+                |d| d.entries[0].sections[0].code = 64..129,
+                "entry 0: section 0: 65 bytes of code cannot begin at 64",
+            ),
+            (
+                |d| d.entries[0].sections[1].code = 32..64,
+                "entry 0: section 1: 32 bytes of code cannot begin at 32",
+            ),
+            (
+                |d| d.entries[0].sections[1].parts.target = "portable".into(),
+                "entry 0: two sections are for `portable` of `cpu`",
+            ),
+            (
+                |d| d.entries[0].sections[0].parts.constants = vec![2],
+                "entry 0: section 0: constant 2, expected less than 2",
+            ),
             (|d| d.entries[0].parts.outputs[1].name = "y".into(), "entry 0: two ports are called `y`"),
             (
                 |d| d.entries[0].parts.outputs.iter_mut().for_each(|p| p.shape = vec![1 << 59]),

@@ -3,21 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Import, Parts, StepNote};
+use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Parts, SectionParts, StepNote};
 use margay_loops::{
-    Constant, Epilogue, KernelCall, MatLayout, MatMul, NoKernel, Packed, Port, Prepared, Target,
+    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
+    Port, Preferences, Program,
 };
 use margay_tensor::{DType, Tensor};
 
-/// A target that packs the right operand of a product by reversing its bytes.
+/// A back end that packs the right operand of a product by reversing its bytes.
+#[derive(Debug)]
 struct Reversing;
 
-impl Target for Reversing {
+impl Backend for Reversing {
     fn name(&self) -> &str {
+        "test"
+    }
+
+    fn target(&self) -> &str {
         "reversing"
     }
 
-    fn prepare(&self, _: &KernelCall) -> Result<Prepared, NoKernel> {
+    fn preferences(&self) -> Preferences {
+        Preferences { buffer_align: 64, channels_last: false }
+    }
+
+    fn compile(&self, _: &Program, _: &[usize]) -> Result<Code, CompileError> {
+        unreachable!("code is given by hand")
+    }
+
+    fn cost_model(&self) -> &str {
+        "none"
+    }
+
+    fn call_seconds(&self, _: &KernelCall, _: usize) -> f64 {
+        0.0
+    }
+
+    fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
+        0.0
+    }
+
+    fn prepare(&self, _: &KernelCall) -> Result<Needs, NoKernel> {
         unreachable!("a constant carries what was answered when the program was made")
     }
 
@@ -68,7 +94,7 @@ fn packed(rows: usize) -> Constant {
 
 /// Two entries over one weight, which both store packed and one also plain.
 fn sample(with_sources: bool) -> ArtifactBuilder {
-    let mut b = ArtifactBuilder::new("tiny", "reversing");
+    let mut b = ArtifactBuilder::new("tiny");
     for rows in [1, 7] {
         let w = b.constants.add(&packed(rows), &Reversing).unwrap();
         let plain = Constant { names: vec!["fc1.bias".into()], tensor: bias(), packed: None };
@@ -79,16 +105,18 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
             inputs: vec![port("x", 3)],
             outputs: vec![port("y", 5)],
             carried: vec![],
-            arena_bytes: 64 * rows,
-            scratch_bytes: 32,
-            kernels: vec![0],
-            driver: 10,
-            imports: vec![Import { name: "matmul_f32__test".into(), version: 1 }],
-            params: vec![0, rows as u64],
-            steps: vec![StepNote { label: "fc1/MatMul".into(), regions: 1, ..StepNote::default() }],
-            constants: vec![w.index, c.index],
         };
-        b.add_entry(parts, &[0xC3; 21]);
+        for target in ["forwards", "reversing"] {
+            let section = SectionParts {
+                backend: "test".into(),
+                target: target.into(),
+                machine: "any".into(),
+                arena_bytes: 64 * rows,
+                steps: vec![StepNote { label: "fc1/MatMul".into(), regions: 1, ..StepNote::default() }],
+                constants: vec![w.index, c.index],
+            };
+            b.add_code(parts.clone(), section, &[0xC3; 21]);
+        }
     }
     if with_sources {
         b.source("plan.toml", b"scheme = \"dense\"".to_vec());
@@ -111,11 +139,12 @@ fn what_is_written_is_read() {
     sample(true).write(&path).unwrap();
     let a = Artifact::open(&path).unwrap();
     let d = a.description();
-    assert_eq!((d.model.as_str(), d.target.as_str()), ("tiny", "reversing"));
-    assert_eq!(d.entries.len(), 2);
-    assert_eq!(d.entries[1].code, 64..85);
-    assert_eq!(&a.code()[d.entries[1].code.clone()], &[0xC3; 21]);
-    assert_eq!(d.entries[1].parts.params, [0, 7]);
+    assert_eq!((d.model.as_str(), d.entries.len()), ("tiny", 2));
+    let sections = &d.entries[1].sections;
+    let targets: Vec<&str> = sections.iter().map(|s| s.parts.target.as_str()).collect();
+    assert_eq!(targets, ["forwards", "reversing"], "side by side");
+    assert_eq!(sections[1].code, 192..213);
+    assert_eq!(&a.code()[sections[1].code.clone()], &[0xC3; 21]);
     assert_eq!(a.source("plan.toml").unwrap(), Some(&b"scheme = \"dense\""[..]));
     assert_eq!(a.source("report.json").unwrap(), None);
     assert!((a.weights().as_ptr() as usize).is_multiple_of(4096));
@@ -129,7 +158,9 @@ fn the_same_constant_is_stored_once() {
     let d = a.description();
     let stored: Vec<_> = d.constants.iter().map(|c| (c.name.as_str(), c.range.clone())).collect();
     assert_eq!(stored, [("fc1.weight", 0..60), ("fc1.bias", 64..84)]);
-    assert_eq!(d.entries[0].parts.constants, d.entries[1].parts.constants);
+    let read = |entry: usize, section: usize| &d.entries[entry].sections[section].parts.constants;
+    assert!((0..4).all(|i| read(i / 2, i % 2) == &[0, 1]));
+    assert_eq!(d.constants[0].layout.as_ref().map(|l| l.backend.as_str()), Some("test"));
     let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
     assert_eq!((&w, &b), (&weight(), &bias()));
     assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
@@ -167,7 +198,7 @@ fn writing_over_a_mapped_artifact_leaves_the_map_alone() {
     let path = folder.path().join("a.margay");
     sample(true).write(&path).unwrap();
     let old = Artifact::open(&path).unwrap();
-    ArtifactBuilder::new("other", "reversing").write(&path).unwrap();
+    ArtifactBuilder::new("other").write(&path).unwrap();
     old.verify_weights().unwrap();
     assert_eq!(Artifact::open(&path).unwrap().description().model, "other");
 }

@@ -96,6 +96,7 @@ impl GoalArgs {
             seed: self.seed,
             threads: self.threads.get(),
             predict_threads: self.predict_threads,
+            ..CompileOptions::default()
         })
     }
 

@@ -13,9 +13,8 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{compare::ErrorSum, is_artifact};
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::{Precision, Target};
+use margay_driver::{backend, compare::ErrorSum, is_artifact};
+use margay_loops::Precision;
 use serde::Serialize;
 
 use crate::args::{InputArgs, RunArgs, at_least_one, precision};
@@ -154,7 +153,7 @@ pub(crate) fn chunks_of(models: &[Model], inputs: &feed::Arrays) -> Result<Vec<V
 
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{}, {processors} logical processors", CpuTarget::native().name())
+    format!("{}, {processors} logical processors", backend::native().target())
 }
 
 fn text(report: &Report) -> String {

@@ -168,8 +168,9 @@ fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
 fn operators(model: &Model) -> Vec<Operator> {
     let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in &model.graph.nodes {
-        let known = |(name, since): (&str, i64)| name == node.op_type && model.opset >= since;
-        let supported = node.domain.is_empty() && supported_operators().any(known);
+        let opset = model.opset_of(&node.domain);
+        let supported = supported_operators()
+            .any(|(domain, name, since)| domain == node.domain && name == node.op_type && opset >= since);
         counts.entry(node.operator()).or_insert((0, supported)).0 += 1;
     }
     counts.into_iter().map(|(name, (count, supported))| Operator { name, count, supported }).collect()

@@ -13,9 +13,9 @@
 
 use std::path::PathBuf;
 
+use margay_driver::backend;
 use margay_driver::compare::{LayerError, layers};
 use margay_ir::ops::Numbers;
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::Tensor;
 use serde::Serialize;
 
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             // Both graphs take the smaller of the first runs.
             let smallest = chunks.iter().map(|c| &c[0].inputs).min_by_key(|i| crate::feed::rows(i));
             let inputs = smallest.unwrap_or(&inputs);
-            Some(layers(&reference, &other, inputs, CpuTarget::native(), threads)?)
+            Some(layers(&reference, &other, inputs, &backend::native(), threads)?)
         }
         _ => {
             note("a stripped artifact carries no graph, so layers are not compared");

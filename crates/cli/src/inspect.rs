@@ -11,18 +11,18 @@
 //!
 //! Of an artifact:
 //!
-//! - `path`, `producer`, `model`, `target`, `machine`, `file_bytes`, `weights_bytes`, `code_bytes`.
-//! - `entries`: objects with `dims`, `inputs`, `outputs`, `steps`, `arena_bytes`, `scratch_bytes`, `code_bytes`.
+//! - `path`, `producer`, `model`, `file_bytes`, `weights_bytes`, `code_bytes`.
+//! - `entries`: objects with `dims`, `inputs`, `outputs` and `sections`, their code: objects with `backend`, `target`,
+//!   `machine`, `steps`, `arena_bytes`, `code_bytes`.
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
 //!   `relative_l2`, `cosine`, `samples`; `plan`: the plan as TOML. Null in a stripped artifact.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use margay_artifact::{Artifact, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, build, is_artifact};
+use margay_artifact::{Artifact, CodeSection, Entry};
+use margay_driver::{Dump, ErrorMeasure, Source, backend, build, is_artifact};
 use margay_ir::{Graph, Op};
-use margay_kernels_cpu::CpuTarget;
 use margay_onnx::Model;
 use margay_passes::sketch::modules;
 use margay_tensor::Binding;
@@ -39,8 +39,9 @@ const JSON: &str = r#"With --json, of an ONNX file:
   {"path", "hash", "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
    "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
 Of an artifact:
-  {"path", "producer", "model", "target", "machine", "file_bytes", "weights_bytes", "code_bytes",
-   "entries": [{"dims": {}, "inputs", "outputs", "steps", "arena_bytes", "scratch_bytes", "code_bytes"}],
+  {"path", "producer", "model", "file_bytes", "weights_bytes", "code_bytes",
+   "entries": [{"dims": {}, "inputs", "outputs", "sections":
+   [{"backend", "target", "machine", "steps", "arena_bytes", "code_bytes"}]}],
    "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
 
 /// Tell what is in an ONNX file or an artifact.
@@ -85,8 +86,6 @@ struct ArtifactReport {
     path: String,
     producer: String,
     model: String,
-    target: String,
-    machine: String,
     file_bytes: usize,
     weights_bytes: usize,
     code_bytes: usize,
@@ -102,9 +101,16 @@ struct EntryReport {
     dims: BTreeMap<String, i64>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    sections: Vec<SectionReport>,
+}
+
+#[derive(Serialize)]
+struct SectionReport {
+    backend: String,
+    target: String,
+    machine: String,
     steps: usize,
     arena_bytes: usize,
-    scratch_bytes: usize,
     code_bytes: usize,
 }
 
@@ -180,8 +186,8 @@ fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Failure>
     }
     let bound = build::bind(g, &binding, &mut Dump::none())?;
     let program =
-        margay_lower::lower(&bound, &CpuTarget::native()).map_err(margay_driver::DriverError::from)?;
-    Ok(Some(build::program_flops(&program)))
+        margay_lower::lower(&bound, &*backend::native()).map_err(margay_driver::DriverError::from)?;
+    Ok(Some(program.flops()))
 }
 
 fn artifact_report(artifact: &Artifact) -> Result<ArtifactReport, Failure> {
@@ -193,8 +199,6 @@ fn artifact_report(artifact: &Artifact) -> Result<ArtifactReport, Failure> {
         path: artifact.path().display().to_string(),
         producer: description.producer.clone(),
         model: description.model.clone(),
-        target: description.target.clone(),
-        machine: description.machine.clone(),
         file_bytes: artifact.file_bytes(),
         weights_bytes: artifact.weights().len(),
         code_bytes: artifact.code().len(),
@@ -215,10 +219,19 @@ fn entry_report(entry: &Entry) -> EntryReport {
         dims: entry.parts.symbols.clone(),
         inputs: ports(&entry.parts.inputs),
         outputs: ports(&entry.parts.outputs),
-        steps: entry.parts.steps.len(),
-        arena_bytes: entry.parts.arena_bytes,
-        scratch_bytes: entry.parts.scratch_bytes,
-        code_bytes: entry.code.len(),
+        sections: entry.sections.iter().map(section_report).collect(),
+    }
+}
+
+fn section_report(section: &CodeSection) -> SectionReport {
+    let parts = &section.parts;
+    SectionReport {
+        backend: parts.backend.clone(),
+        target: parts.target.clone(),
+        machine: parts.machine.clone(),
+        steps: parts.steps.len(),
+        arena_bytes: parts.arena_bytes,
+        code_bytes: section.code.len(),
     }
 }
 
@@ -251,7 +264,6 @@ fn artifact_text(report: &ArtifactReport) -> String {
     let mut row = |name: &str, value: String| table.row([name.to_string(), value]);
     row("model", report.model.clone());
     row("made by", report.producer.clone());
-    row("target", format!("{}, {}", report.target, report.machine));
     row("file", format!("{} bytes ({})", report.file_bytes, bytes(report.file_bytes as u64)));
     row("constants", bytes(report.weights_bytes as u64));
     row("code", bytes(report.code_bytes as u64));
@@ -273,16 +285,20 @@ fn artifact_text(report: &ArtifactReport) -> String {
             ),
         );
     }
-    let mut entries = Table::new(&["inputs", "outputs", ">steps", ">arena", ">scratch", ">code"]);
+    let mut entries = Table::new(&["inputs", "outputs", "code for", ">steps", ">arena", ">code"]);
     for e in &report.entries {
-        entries.row([
-            list(&e.inputs),
-            list(&e.outputs),
-            e.steps.to_string(),
-            bytes(e.arena_bytes as u64),
-            bytes(e.scratch_bytes as u64),
-            bytes(e.code_bytes as u64),
-        ]);
+        let ports = [list(&e.inputs), list(&e.outputs)];
+        for (i, s) in e.sections.iter().enumerate() {
+            let [inputs, outputs] = if i == 0 { ports.clone() } else { Default::default() };
+            entries.row([
+                inputs,
+                outputs,
+                format!("{} {}, {}", s.backend, s.target, s.machine),
+                s.steps.to_string(),
+                bytes(s.arena_bytes as u64),
+                bytes(s.code_bytes as u64),
+            ]);
+        }
     }
     let plan = report.plan.as_ref().map_or(String::new(), |plan| format!("\n{plan}"));
     format!("{table}\n{entries}{plan}")

@@ -1,14 +1,13 @@
 //! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
-use margay_driver::{Dump, Runner, bound_batch, build, is_artifact, open, open_artifact_graph};
+use margay_driver::{Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph};
 use margay_ir::{Graph, eval};
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::{Precision, Target};
-use margay_plan::CostModel;
+use margay_loops::{Backend, Precision};
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
@@ -63,7 +62,7 @@ impl Model {
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
             let graph = build::in_precision(open(path)?.graph, precision, &mut Dump::none())?;
-            Form::Graph(Box::new(Runner::new(graph, CpuTarget::native_for(precision), threads)))
+            Form::Graph(Box::new(Runner::new(graph, &backend::native_for(precision), threads)))
         };
         let shown = match precision {
             Precision::F32 => path.display().to_string(),
@@ -136,10 +135,9 @@ impl Model {
         feed::join(chunks, outputs)
     }
 
-    /// Predicted milliseconds of running all chunks; `None` where the graph or a cost model is not at hand.
+    /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
     pub(crate) fn predicted_ms(&self, chunks: &[Chunk]) -> Result<Option<f64>, Failure> {
-        let (Some(graph), target) = (self.graph()?, self.target()?) else { return Ok(None) };
-        let Some(cost) = CostModel::builtin(target.name()) else { return Ok(None) };
+        let (Some(graph), backend) = (self.graph()?, self.backend()?) else { return Ok(None) };
         let mut known = Vec::new();
         let mut total = 0.0;
         for chunk in chunks {
@@ -150,8 +148,8 @@ impl Model {
                 None => {
                     let bound = build::bind(&graph, &binding, &mut Dump::none())?;
                     let program =
-                        margay_lower::lower(&bound, &target).map_err(margay_driver::DriverError::from)?;
-                    let seconds = build::predicted_seconds(&program, &cost, self.threads);
+                        margay_lower::lower(&bound, &*backend).map_err(margay_driver::DriverError::from)?;
+                    let seconds = program.seconds(&*backend, self.threads);
                     known.push((binding, seconds));
                     seconds
                 }
@@ -161,14 +159,11 @@ impl Model {
         Ok(Some(total))
     }
 
-    /// The target the model is compiled for.
-    fn target(&self) -> Result<CpuTarget, Failure> {
+    /// The back end the model is compiled for.
+    fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
         match &self.form {
-            Form::Graph(_) => Ok(CpuTarget::native_for(self.precision)),
-            Form::Artifact(artifact, _) => {
-                let name = &artifact.description().target;
-                Ok(CpuTarget::by_name(name).map_err(margay_driver::DriverError::from)?)
-            }
+            Form::Graph(_) => Ok(backend::native_for(self.precision)),
+            Form::Artifact(artifact, _) => Ok(backend::of_artifact(artifact)?),
         }
     }
 }
@@ -182,7 +177,7 @@ pub(crate) fn borrowed(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
 pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
     let constants = &executable.description().constants;
     let mut used: Vec<usize> =
-        executable.entries().iter().flat_map(|e| e.parts.constants.iter().copied()).collect();
+        executable.sections().flat_map(|s| s.parts.constants.iter().copied()).collect();
     used.sort_unstable();
     used.dedup();
     used.iter().map(|&i| constants[i].range.len() as u64).sum()

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use margay_ir::{TensorType, text};
-use margay_passes::{PASSES, Pipeline, Step};
+use margay_passes::{PASSES, Pipeline, PipelineItem};
 use margay_tensor::{DType, Tensor, random::Philox};
 use safetensors::SafeTensors;
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             return Err(Failure::usage(format!("there is no pass `{name}`"))
                 .help(format!("known are {}", known.join(", "))));
         };
-        steps.push(Step::Run((entry.make)()));
+        steps.push(PipelineItem::Run((entry.make)()));
     }
     let path = &args.graph;
     let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;

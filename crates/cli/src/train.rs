@@ -9,9 +9,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use margay_driver::{CompileOptions, Samples, Silent, Source, bound_batch, compile, export_graph, open};
+use margay_driver::{
+    CompileOptions, Samples, Silent, Source, backend, bound_batch, compile, export_graph, open,
+};
 use margay_ir::{Cx, Graph};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::{Tensor, npy};
@@ -330,7 +331,7 @@ fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
         held_out: args.held_out,
         max_saved_bytes: args.max_saved_bytes,
         threads: args.threads.get(),
-        target: CpuTarget::native(),
+        backend: backend::native(),
     })
 }
 

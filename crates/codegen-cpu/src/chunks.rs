@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
-use margay_loops::abi::{RowFunction, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::abi::{RowFunction, SCRATCH_HEADER_BYTES};
 use margay_loops::{Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};

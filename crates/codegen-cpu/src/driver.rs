@@ -5,7 +5,8 @@ use cranelift_codegen::ir::types::{I8, I64};
 use cranelift_codegen::ir::{
     Block, InstBuilder, MemFlagsData, SigRef, StackSlot, StackSlotData, StackSlotKind, Value,
 };
-use margay_loops::{Extent, Loop, Operand, Place, Program, Step, Work, abi};
+use margay_kernels_cpu::abi;
+use margay_loops::{Extent, Loop, Operand, Place, Program, Step, Work};
 
 use crate::CpuIsa;
 use crate::kernel::pointers;

@@ -4,7 +4,8 @@ use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Function, Signature, UserFuncName};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use margay_loops::{Arg, Axis, Binary, Index, Kernel, Program, Reg, Stmt, Target, Unary, Work};
+use margay_kernels_cpu::{CpuCode, Import, Prepared, lookup};
+use margay_loops::{Arg, Axis, Binary, Index, Kernel, KernelCall, NoKernel, Program, Reg, Stmt, Unary, Work};
 use margay_tensor::DType;
 
 use crate::driver::{self, Launch};
@@ -19,60 +20,36 @@ const OPERATIONS_PER_RUN: u64 = 1 << 16;
 /// Alignment in bytes of functions in the block.
 const FUNCTION_ALIGN: usize = 64;
 
-/// The machine code of a program.
-#[derive(Clone, Debug)]
-pub struct Code {
-    /// Position-independent code without relocations; to be mapped executable at an address that is a multiple of 64.
-    pub blob: Vec<u8>,
-    /// Where the functions of [`Program::kernels`] and then those of copies start; each is a
-    /// [`KernelFn`](margay_loops::abi::KernelFn).
-    pub kernels: Vec<usize>,
-    /// Where the driver starts, a [`DriverFn`](margay_loops::abi::DriverFn).
-    pub driver: usize,
-    /// Hand-written kernels by name. The driver's table holds the parallel function, then `kernels`, then these.
-    pub imports: Vec<String>,
-    /// The parameter words of all steps.
-    pub params: Vec<u64>,
-    /// Scratch that each thread needs, without the header.
-    pub scratch_bytes: usize,
-    /// Number of parallel regions of each step itself, in the order of the steps' numbers.
-    pub regions: Vec<usize>,
-}
+/// How calls are run.
+pub(crate) type Prepare<'a> = &'a dyn Fn(&KernelCall) -> Result<Prepared, NoKernel>;
 
-/// Compiles a program. The bytes depend on the arguments only, never on the machine that compiles.
+/// Compiles a program. The code depends on the arguments only, never on the machine that compiles. Besides it, the number
+/// of parallel regions of each step itself, in the order of the steps' numbers.
 ///
 /// `constant_offsets` says where the constants of the program lie in the section that the driver is handed, in bytes.
 ///
 /// # Panics
 /// When the program contradicts itself or has another number of constants.
-pub fn emit(
+pub(crate) fn emit(
     program: &Program,
     isa: &CpuIsa,
-    target: &dyn Target,
+    prepare: Prepare<'_>,
     constant_offsets: &[usize],
-) -> Result<Code, CodegenError> {
+) -> Result<(CpuCode, Vec<usize>), CodegenError> {
     assert_eq!(constant_offsets.len(), program.constants.len(), "one offset per constant");
-    let mut code = Code {
-        blob: Vec::new(),
-        kernels: Vec::new(),
-        driver: 0,
-        imports: Vec::new(),
-        params: Vec::new(),
-        scratch_bytes: 0,
-        regions: Vec::new(),
-    };
+    let mut code = CpuCode::default();
     let mut kernels = program.kernels.clone();
-    let launches = launches(program, target, &mut kernels, &mut code)?;
+    let launches = launches(program, prepare, &mut kernels, &mut code)?;
     for (i, kernel) in kernels.iter().enumerate() {
         let name = format!("k{i}");
         let (function, scratch_bytes) = write_kernel(kernel, &name, isa)?;
         code.scratch_bytes = code.scratch_bytes.max(scratch_bytes);
-        let at = append(&mut code.blob, &compile(function, &name, isa)?);
+        let at = append(&mut code.machine_code, &compile(function, &name, isa)?);
         code.kernels.push(at);
     }
     let function = write_driver(program, &launches, constant_offsets, isa);
-    code.driver = append(&mut code.blob, &compile(function, "driver", isa)?);
-    Ok(code)
+    code.driver = append(&mut code.machine_code, &compile(function, "driver", isa)?);
+    Ok((code, launches.iter().map(Vec::len).collect()))
 }
 
 /// The number of work items of a generated kernel: the positions of its parallel loops, without the innermost one
@@ -137,13 +114,13 @@ fn append(blob: &mut Vec<u8>, code: &[u8]) -> usize {
     at
 }
 
-/// Asks the target about calls, and lists the parallel regions of each step with their parameters. Copies add the
+/// Asks how calls are run, and lists the parallel regions of each step with their parameters. Copies add the
 /// kernels that do them.
 fn launches(
     program: &Program,
-    target: &dyn Target,
+    prepare: Prepare<'_>,
     kernels: &mut Vec<Kernel>,
-    code: &mut Code,
+    code: &mut CpuCode,
 ) -> Result<Vec<Vec<Launch>>, CodegenError> {
     let mut calls = Vec::new();
     let mut all: Vec<Vec<Launch>> = Vec::new();
@@ -159,7 +136,7 @@ fn launches(
                 Some(copies(kernels, from.offset_bytes | to.offset_bytes, *bytes))
             }
             Work::Call { call, .. } => {
-                let prepared = target.prepare(call)?;
+                let prepared = prepare(call)?;
                 code.scratch_bytes = code.scratch_bytes.max(prepared.scratch_bytes);
                 for phase in prepared.phases {
                     let params = code.params.len();
@@ -188,7 +165,6 @@ fn launches(
             launch.region = region;
             region += 1;
         }
-        code.regions.push(launches.len());
     }
     Ok(all)
 }
@@ -217,9 +193,10 @@ fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
     })
 }
 
-fn import(imports: &mut Vec<String>, name: &str) -> usize {
-    imports.iter().position(|n| n == name).unwrap_or_else(|| {
-        imports.push(name.to_string());
+fn import(imports: &mut Vec<Import>, name: &str) -> usize {
+    imports.iter().position(|i| i.name == name).unwrap_or_else(|| {
+        let version = lookup(name).map_or(0, |kernel| kernel.version);
+        imports.push(Import { name: name.to_string(), version });
         imports.len() - 1
     })
 }

@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use margay_loops::NoKernel;
+use margay_loops::{CompileError, NoKernel};
 
 /// Why a program could not be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -40,4 +40,18 @@ pub enum CodegenError {
         /// How many references it holds.
         count: usize,
     },
+}
+
+impl From<CodegenError> for CompileError {
+    fn from(error: CodegenError) -> CompileError {
+        match error {
+            CodegenError::NoKernel(error) => CompileError::NoKernel(error),
+            CodegenError::UnknownCpu { .. } | CodegenError::Unsupported { .. } => {
+                CompileError::Unsupported(error.to_string())
+            }
+            CodegenError::Cranelift { .. } | CodegenError::Relocations { .. } => {
+                CompileError::Internal(error.to_string())
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Values of symbols for the entries of an artifact.
 
 use margay_ir::{Graph, NodeId, Op};
-use margay_tensor::{Binding, Dim, Symbol};
+use margay_tensor::{Binding, Symbol};
 
 use crate::samples::bound_batch;
 use crate::{CompileOptions, DriverError, Samples};
@@ -62,11 +62,7 @@ pub(crate) fn bindings(
 /// The symbols that stand alone as the leading extent of an input.
 fn leading_symbols(g: &Graph) -> Vec<Symbol> {
     let leading = |n: &NodeId| match g.op(*n) {
-        Op::Input(input) if input.ty.ndim() > 0 => {
-            let mut symbols = Vec::new();
-            input.ty.shape[0].collect_symbols(&mut symbols);
-            symbols.pop().filter(|s| input.ty.shape[0] == Dim::symbol(s))
-        }
+        Op::Input(input) => input.ty.shape.first()?.as_symbol(),
         _ => None,
     };
     g.inputs().iter().filter_map(leading).collect()

@@ -1,17 +1,14 @@
-//! Graphs to machine code, for one value of every symbol.
+//! Graphs to code, for one value of every symbol.
 
-use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
-use margay_codegen_cpu::{CpuIsa, emit};
-use margay_ir::{Graph, NodeId, Op, Value, ops::Io, ops::Lowered, ops::Port, verify::Stage};
-use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::{Carried, KernelCall, Precision, Program, Step, Target, Work};
+use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
+use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
+use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, Recompute, backward_nodes, kept, pipeline};
-use margay_plan::CostModel;
+use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, kept};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump};
+use crate::{DriverError, Dump, backend};
 
 /// The graph with its symbols bound, ready to be lowered.
 pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, DriverError> {
@@ -24,8 +21,8 @@ pub fn bind(g: &Graph, binding: &Binding, dump: &mut Dump) -> Result<Graph, Driv
 pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = pipeline::Step::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, pipeline::Step::Run(Box::new(LowerPrecision { precision }))];
+        let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
+        let steps = vec![fold, PipelineItem::Run(Box::new(LowerPrecision { precision }))];
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
@@ -53,11 +50,11 @@ pub fn add_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, dump)?;
-    add_bound_entry(builder, &bound, binding, target, &[], dump)
+    add_bound_entry(builder, &bound, binding, backend, &[], dump)
 }
 
 /// How a graph is compiled that does one step of many.
@@ -84,15 +81,15 @@ pub fn add_step_entry(
     builder: &mut ArtifactBuilder,
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
     dump: &mut Dump,
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
     let mut bound = bind(g, binding, dump)?;
     if let Some(max_saved_bytes) = form.max_saved_bytes {
         let steps = vec![
-            pipeline::Step::Run(Box::new(Recompute { max_saved_bytes })),
-            pipeline::Step::Reach(Stage::Lowerable),
+            PipelineItem::Run(Box::new(Recompute { max_saved_bytes })),
+            PipelineItem::Reach(Stage::Lowerable),
         ];
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
@@ -100,7 +97,7 @@ pub fn add_step_entry(
     let saved = kept(&bound, &backward_nodes(&bound));
     let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
-    let program = add_bound_entry(builder, &bound, binding, target, &form.states, dump)?;
+    let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))
 }
 
@@ -115,41 +112,35 @@ fn add_bound_entry(
     builder: &mut ArtifactBuilder,
     bound: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     states: &[(String, String)],
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
-    let program = lower_carrying(bound, &target, &carried(bound, states)?)?;
+    let program = lower_carrying(bound, backend, &carried(bound, states)?)?;
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let placed = builder.constants.add(c, &target)?;
+        let placed = builder.constants.add(c, backend)?;
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
-    let isa = CpuIsa::for_class(target.name())?;
-    let code = emit(&program, &isa, &target, &offsets)?;
-    let imports = code
-        .imports
-        .iter()
-        .map(|name| Import { name: name.clone(), version: lookup(name).map_or(0, |k| k.version) })
-        .collect();
-    let parts = EntryParts {
+    let code = backend.compile(&program, &offsets)?;
+    let entry = EntryParts {
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
+    };
+    let section = SectionParts {
+        backend: backend.name().to_owned(),
+        target: backend.target().to_owned(),
+        machine: code.machine,
         arena_bytes: program.arena_bytes,
-        scratch_bytes: code.scratch_bytes,
-        kernels: code.kernels,
-        driver: code.driver,
-        imports,
-        params: code.params,
         steps: StepNote::all(&program, &code.regions),
         constants,
     };
-    builder.add_entry(parts, &code.blob);
+    builder.add_code(entry, section, &code.bytes);
     Ok(program)
 }
 
@@ -172,73 +163,36 @@ fn suffix(binding: &Binding) -> String {
 }
 
 /// Compiles a graph for one value of every symbol, to run in this process.
-pub fn jit(g: &Graph, binding: &Binding, target: CpuTarget) -> Result<Executable, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    add_entry(&mut builder, g, binding, target, &mut Dump::none())?;
-    Ok(Executable::from_parts(builder.into_parts()?)?)
+pub fn jit(g: &Graph, binding: &Binding, backend: &dyn Backend) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name());
+    add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
+    backend::executable(builder.into_parts()?, backend)
 }
 
 /// Compiles a step, to run in this process.
 pub fn jit_step(
     g: &Graph,
     binding: &Binding,
-    target: CpuTarget,
+    backend: &dyn Backend,
     form: &StepForm,
 ) -> Result<CompiledStep, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name(), target.name());
-    let (_, saved) = add_step_entry(&mut builder, g, binding, target, form, &mut Dump::none())?;
-    Ok(CompiledStep { executable: Executable::from_parts(builder.into_parts()?)?, saved })
+    let mut builder = ArtifactBuilder::new(g.name());
+    let (_, saved) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
+    Ok(CompiledStep { executable: backend::executable(builder.into_parts()?, backend)?, saved })
 }
 
 /// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
 pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
     match bind(g, &binding, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, CpuTarget::native()).map(|_| ()),
+        Ok(_) => jit(g, &binding, &*backend::native()).map(|_| ()),
         Err(_) => Ok(()),
     }
 }
 
-/// Predicted time of one run of a program. Of two ways the dearer one counts, and loops run as often as they may.
-pub fn predicted_seconds(program: &Program, cost: &CostModel, threads: usize) -> f64 {
-    fn block(program: &Program, steps: &[Step], cost: &CostModel, threads: usize) -> f64 {
-        let all = |steps: &[Step]| block(program, steps, cost, threads);
-        let seconds = |step: &Step| match &step.work {
-            Work::Call { call, .. } => cost.seconds(call, threads),
-            Work::Kernel { .. } | Work::Copy { .. } => {
-                // About two operations per element of four bytes.
-                let bytes = program.traffic(step);
-                cost.seconds_elementwise(bytes, bytes / 2, threads)
-            }
-            Work::If { then, otherwise, .. } => all(then).max(all(otherwise)),
-            Work::Loop(l) => l.trips.bound() as f64 * all(&l.body),
-        };
-        steps.iter().map(seconds).sum()
-    }
-    block(program, &program.body, cost, threads)
-}
-
-/// Multiplications and additions of the kernel calls of a program; those inside loops count once.
-pub fn program_flops(program: &Program) -> u64 {
-    let call = |(_, step): (usize, &Step)| match &step.work {
-        Work::Call { call, .. } => call.flops(),
-        Work::Kernel { .. } | Work::Copy { .. } | Work::If { .. } | Work::Loop(_) => 0,
-    };
-    program.steps().map(call).sum()
-}
-
 /// The kernel call a node of a bound graph lowers to by itself, if it does.
 pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    let port = |v: Value| {
-        let mut port = Port::contiguous(bound.ty(v).dtype, &bound.ty(v).extents()?);
-        port.constant = bound.constant(v).is_some();
-        Some(port)
-    };
-    let io = Io {
-        inputs: bound.inputs_of(n).into_iter().map(port).collect::<Option<_>>()?,
-        outputs: vec![port(n.into())?],
-    };
-    match bound.op(n).lower(&io) {
+    match bound.op(n).lower(&bound.io_of(n)?) {
         Ok(Lowered::Call(call)) => Some(call),
         _ => None,
     }

@@ -5,10 +5,10 @@
 //! moment and one whitening.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use margay_ir::{Graph, Op, Output, Value};
-use margay_kernels_cpu::CpuTarget;
+use margay_ir::{Graph, Op, Value};
+use margay_loops::Backend;
 use margay_passes::sketch::{InputStatistics, Module, ModuleKind};
 use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
 use margay_tensor::Tensor;
@@ -43,7 +43,7 @@ pub(crate) fn measure_inputs(
     g: &Graph,
     modules: &[Module],
     samples: &Samples,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<InputStatistics>, DriverError> {
@@ -61,7 +61,7 @@ pub(crate) fn measure_inputs(
         }
         site_of.push(mine);
     }
-    let grams = accumulate(g, &sites, samples, target, threads, progress)?;
+    let grams = accumulate(g, &sites, samples, backend, threads, progress)?;
 
     // One whitening per distinct set of sites.
     let mut sets: BTreeMap<Vec<usize>, Option<Result<Whitening, RandnlaError>>> = BTreeMap::new();
@@ -139,7 +139,7 @@ fn accumulate(
     g: &Graph,
     sites: &[(Site, usize)],
     samples: &Samples,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Gram>, DriverError> {
@@ -149,15 +149,11 @@ fn accumulate(
             values.push(site.value);
         }
     }
-    let mut probe = g.clone();
-    let name = |i: usize| format!("probe {i}");
-    probe.set_outputs(
-        values.iter().enumerate().map(|(i, &value)| Output { name: name(i).into(), value }).collect(),
-    );
-    probe.remove_dead();
+    let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
+    let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let mut grams: Vec<Gram> = sites.iter().map(|(_, d)| Gram::new(*d)).collect();
     let runs = samples.runs(g, BATCH).len();
-    let mut runner = Runner::new(probe, target, threads);
+    let mut runner = Runner::new(probe, backend, threads);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
         progress.at("measuring inputs", i, runs);
         let outputs = runner.run(&inputs?)?;

@@ -1,7 +1,9 @@
 //! The error of a sketched graph on samples that it was not calibrated on.
 
+use std::sync::Arc;
+
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
+use margay_loops::Backend;
 
 use crate::compare::ErrorSum;
 use crate::samples::Arrays;
@@ -17,13 +19,13 @@ impl Checker {
     pub(crate) fn new(
         g: &Graph,
         held_out: &Samples,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<Checker, DriverError> {
         let runs = held_out.runs(g, calibrate::BATCH);
         let total = runs.len();
-        let mut dense = Runner::new(g.clone(), target, threads);
+        let mut dense = Runner::new(g.clone(), backend, threads);
         let mut batches = Vec::new();
         for (i, inputs) in runs.enumerate() {
             progress.at("running the dense model", i, total);
@@ -45,11 +47,11 @@ impl Checker {
     pub(crate) fn measure(
         &self,
         g: &Graph,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<ErrorMeasure, DriverError> {
-        let mut runner = Runner::new(g.clone(), target, threads);
+        let mut runner = Runner::new(g.clone(), backend, threads);
         let mut sum = ErrorSum::default();
         for (i, (inputs, expected)) in self.batches.iter().enumerate() {
             progress.at("checking held-out samples", i, self.batches.len());

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use margay_loops::Backend;
 use margay_passes::sketch::{Chosen, Selection};
-use margay_plan::{AllocateError, Allocation, Candidate, CostModel, Curve, Resource, allocate, uniform};
+use margay_plan::{AllocateError, Allocation, Candidate, Curve, Resource, allocate, uniform};
 
 use crate::curves::Prospect;
 use crate::{DriverError, Goal, ModuleReport};
@@ -20,11 +21,11 @@ pub(crate) struct Table {
 
 /// Tables for an allocator. A setting whose predicted time is hardly better than dense is left out, unless bytes are what the
 /// user asked to save.
-pub(crate) fn table(prospects: &[Prospect], goal: &Goal, cost: &CostModel, threads: usize) -> Table {
+pub(crate) fn table(prospects: &[Prospect], goal: &Goal, backend: &dyn Backend, threads: usize) -> Table {
     let mut excluded = BTreeMap::new();
     let mut curves = Vec::new();
     for p in prospects {
-        let mut curve = p.curve(cost, threads);
+        let mut curve = p.curve(backend, threads);
         if curve.points.is_empty() {
             let (a, b) = (p.module.d_in, p.module.d_out);
             let message = format!("no rank of {a} x {b} stores fewer numbers than the weight");

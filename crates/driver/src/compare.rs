@@ -1,9 +1,10 @@
 //! How far two models are apart.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use margay_ir::{Graph, Op, Output, Value};
-use margay_kernels_cpu::CpuTarget;
+use margay_ir::{Graph, Op, Value};
+use margay_loops::Backend;
 use margay_passes::{BindDims, PipelineError};
 use margay_tensor::{DType, Tensor};
 use serde::Serialize;
@@ -105,7 +106,7 @@ pub fn layers(
     reference: &Graph,
     other: &Graph,
     inputs: &[(String, Tensor)],
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
@@ -127,10 +128,10 @@ pub fn layers(
         .collect();
     let mut out = Vec::new();
     for part in shared.chunks(AT_ONCE) {
-        let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, target, threads)?;
-        let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, target, threads)?;
+        let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, backend, threads)?;
+        let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, backend, threads)?;
         for ((name, v, w), (x, y)) in part.iter().zip(x.iter().zip(&y)) {
-            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, target, threads)?;
+            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, backend, threads)?;
             let mut sum = ErrorSum::default();
             let as_one = |t: &Tensor| [(String::new(), t.clone())];
             sum.add(&as_one(&x.1), &as_one(&y.1), 1)?;
@@ -167,14 +168,11 @@ fn run_to(
     g: &Graph,
     values: impl Iterator<Item = Value>,
     inputs: &[(String, Tensor)],
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<(String, Tensor)>, DriverError> {
-    let mut cut = g.clone();
-    let outputs = values.enumerate().map(|(i, value)| Output { name: format!("{i}").into(), value });
-    cut.set_outputs(outputs.collect());
-    cut.remove_dead();
-    Runner::new(cut, target, threads).run(inputs)
+    let outputs: Vec<(String, Value)> = values.enumerate().map(|(i, v)| (i.to_string(), v)).collect();
+    Runner::new(g.cut(&[], &outputs), backend, threads).run(inputs)
 }
 
 /// The error of the layer alone: the other graph from the values that the reference computes before it.
@@ -184,7 +182,7 @@ fn isolated(
     (v, w): (Value, Value),
     inputs: &[(String, Tensor)],
     expected: &Tensor,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Option<f64>, DriverError> {
     // The part of the other graph between the shared values before the layer and the layer.
@@ -193,16 +191,7 @@ fn isolated(
     let mut borders: Vec<(Value, Value)> = Vec::new();
     let mut stack: Vec<Value> = other.inputs_of(w.node).to_vec();
     while let Some(x) = stack.pop() {
-        if borders.iter().any(|(b, _)| *b == x) || matches!(other.op(x.node), Op::Const(_)) {
-            continue;
-        }
-        if let Op::Input(input) = other.op(x.node) {
-            let same = reference
-                .inputs()
-                .iter()
-                .find(|n| matches!(reference.op(**n), Op::Input(i) if i.name == input.name));
-            let Some(same) = same else { return Ok(None) };
-            borders.push((x, (*same).into()));
+        if borders.iter().any(|(b, _)| *b == x) || matches!(other.op(x.node), Op::Const(_) | Op::Input(_)) {
             continue;
         }
         let origin = &other.node(x.node).origin;
@@ -220,30 +209,14 @@ fn isolated(
     if borders.iter().any(|(_, r)| *r == v) {
         return Ok(None);
     }
-    let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, target, threads)?;
-    let mut piece = Graph::new("layer");
-    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-    let mut piece_inputs = Vec::new();
-    for (i, ((x, _), (_, t))) in borders.iter().zip(given).enumerate() {
-        let name = format!("border {i}");
-        map.insert(*x, piece.add_input(&name, other.ty(*x).clone()));
-        piece_inputs.push((name, t));
-    }
-    for n in other.order() {
-        let operands: Option<Vec<Value>> = other.inputs_of(n).iter().map(|x| map.get(x).copied()).collect();
-        let (Some(operands), false) = (operands, matches!(other.op(n), Op::Input(_))) else { continue };
-        if map.contains_key(&n.into()) {
-            continue;
-        }
-        let Ok(new) = piece.add(other.op(n).clone(), &operands, other.node(n).origin.clone()) else {
-            return Ok(None);
-        };
-        map.insert(n.into(), new);
-    }
-    let Some(result) = map.get(&w) else { return Ok(None) };
-    piece.add_output("0", *result);
-    piece.remove_dead();
-    let found = Runner::new(piece, target, threads).run(&piece_inputs)?;
+    let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, backend, threads)?;
+    let border = |(i, (x, _)): (usize, &(Value, Value))| (format!("border {i}"), *x);
+    let borders: Vec<(String, Value)> = borders.iter().enumerate().map(border).collect();
+    let piece = other.cut(&borders, &[("0".into(), w)]);
+    let names = borders.into_iter().map(|(name, _)| name);
+    let piece_inputs: Vec<(String, Tensor)> =
+        inputs.iter().cloned().chain(names.zip(given.into_iter().map(|(_, t)| t))).collect();
+    let found = Runner::new(piece, backend, threads).run(&piece_inputs)?;
     let mut sum = ErrorSum::default();
     sum.add(&[("0".into(), expected.clone())], &found, 1)?;
     Ok(Some(sum.measure().relative_l2))

@@ -1,13 +1,13 @@
 //! Calibrate, fit, allocate, rewrite, check, adjust: from a model to a sketched executable.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use margay_artifact::ArtifactBuilder;
 use margay_ir::{Graph, Op};
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::{Precision, Target};
+use margay_loops::{Backend, Precision, Program};
 use margay_passes::sketch::{modules, scheme_of};
-use margay_plan::{Allocation, Budget, CostModel, Header, Plan, plan};
+use margay_plan::{Allocation, Budget, Header, Plan, plan};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
@@ -17,7 +17,7 @@ use crate::choose::{Table, least_time, module_reports, selection, table, within_
 use crate::curves::{Configured, Prospect, fit, price, sketch, weigh};
 use crate::report::Report;
 use crate::samples::bound_batch;
-use crate::{DriverError, Dump, Progress, Runner, Samples, Source, build, calibrate, export_graph};
+use crate::{DriverError, Dump, Progress, Runner, Samples, Source, backend, build, calibrate, export_graph};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -46,7 +46,9 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
-    /// `native` or a processor class.
+    /// The back end, one of [`backend::NAMES`].
+    pub backend: String,
+    /// `native` or a class of machines that the back end knows.
     pub target_cpu: String,
     /// How the operands of products with constants are rounded, after sketching.
     pub precision: Precision,
@@ -64,6 +66,7 @@ impl Default for CompileOptions {
             goal: Goal::Dense,
             plan: None,
             dims: Vec::new(),
+            backend: "cpu".into(),
             target_cpu: "native".into(),
             precision: Precision::F32,
             seed: 0,
@@ -81,7 +84,7 @@ pub struct Compiled {
     pub plan: Plan,
     /// The sketched graph.
     pub graph: Graph,
-    pub(crate) target: CpuTarget,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) bindings: Vec<Binding>,
 }
 
@@ -104,12 +107,12 @@ pub fn compile(
 impl Compiled {
     /// A runner of the sketched graph, for inputs of any shape.
     pub fn runner(&self, threads: usize) -> Runner {
-        Runner::new(self.graph.clone(), self.target, threads)
+        Runner::new(self.graph.clone(), &self.backend, threads)
     }
 
     /// The executable for the shapes that were asked for, to run in this process.
     pub fn executable(&self) -> Result<Executable, DriverError> {
-        Ok(Executable::from_parts(self.builder(true, &mut Dump::none())?.into_parts()?)?)
+        backend::executable(self.builder(true, &mut Dump::none())?.into_parts()?, &*self.backend)
     }
 
     /// Writes the artifact. With `strip` it does not carry its graph, plan and report.
@@ -123,9 +126,9 @@ impl Compiled {
     }
 
     fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
-        let mut builder = ArtifactBuilder::new(&self.report.model, self.target.name());
+        let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
-            build::add_entry(&mut builder, &self.graph, binding, self.target, dump)?;
+            build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
         }
         if !strip {
             self.add_sources(&mut builder)?;
@@ -145,7 +148,7 @@ impl Compiled {
                 if !stored && !drawn {
                     let constant =
                         margay_loops::Constant { names: vec![key], tensor: tensor.clone(), packed: None };
-                    builder.constants.add(&constant, &self.target)?;
+                    builder.constants.add(&constant, &*self.backend)?;
                 }
             }
         }
@@ -167,9 +170,7 @@ pub fn compile_with(
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
     let g = &source.graph;
-    let target = CpuTarget::by_name_for(&options.target_cpu, options.precision)?;
-    let cost = CostModel::builtin(target.name())
-        .ok_or_else(|| DriverError::Options(format!("no cost model for `{}`", target.name())))?;
+    let backend = &backend::named(&options.backend, &options.target_cpu, options.precision)?;
     let samples = samples.map(|s| s.for_graph(g)).transpose()?;
     let bindings = bindings(g, options, samples.as_ref())?;
     if matches!(options.goal, Goal::Error(_)) && options.plan.is_none() && samples.is_none() {
@@ -191,7 +192,7 @@ pub fn compile_with(
     let seed = plan.map_or(options.seed, |p| p.header.seed);
     let statistics = match (&halves, sketching) {
         (Some((calibration, _)), true) => {
-            Some(calibrate::measure_inputs(g, &found, calibration, target, options.threads, progress)?)
+            Some(calibrate::measure_inputs(g, &found, calibration, backend, options.threads, progress)?)
         }
         _ => None,
     };
@@ -207,22 +208,22 @@ pub fn compile_with(
         let taken = calibration.runs(g, calibrate::BATCH);
         let most = WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(calibrate::BATCH));
         let batches = taken.take(most).collect::<Result<Vec<_>, _>>()?;
-        weigh(g, &mut prospects, &batches, target, options.threads, progress)?;
+        weigh(g, &mut prospects, &batches, backend, options.threads, progress)?;
     }
 
-    let dense_program = margay_lower::lower(&bound, &target)?;
-    let predicted = |p| build::predicted_seconds(p, &cost, options.predict_threads);
+    let dense_program = margay_lower::lower(&bound, &**backend)?;
+    let predicted = |p: &Program| p.seconds(&**backend, options.predict_threads);
     let dense_seconds = predicted(&dense_program);
     let checker = match &halves {
-        Some((_, held_out)) => Some(Checker::new(g, held_out, target, options.threads, progress)?),
+        Some((_, held_out)) => Some(Checker::new(g, held_out, backend, options.threads, progress)?),
         None => None,
     };
 
-    let context = Context { source, options, prospects: &prospects, checker: checker.as_ref(), target };
-    let table = table(&prospects, &options.goal, &cost, options.predict_threads);
+    let context = Context { source, options, prospects: &prospects, checker: checker.as_ref(), backend };
+    let table = table(&prospects, &options.goal, &**backend, options.predict_threads);
     let module_seconds: f64 = table.curves.iter().map(|c| c.dense.seconds).sum();
     let chosen = match (plan, &options.goal) {
-        (Some(plan), _) => context.replay(plan, &table, &cost)?,
+        (Some(plan), _) => context.replay(plan, &table)?,
         (None, Goal::Error(limit)) => context.meet_error(*limit, &table, progress)?,
         (None, goal) => within_budget(&table, goal, dense_seconds - module_seconds, weighing)?,
     };
@@ -231,15 +232,15 @@ pub fn compile_with(
         version: plan::FORMAT_VERSION,
         model: source.hash.clone(),
         calibration: samples.as_ref().map(Samples::hash),
-        target_cpu: target.name().to_string(),
-        cost_model: cost.name.clone(),
+        target_cpu: backend.target().to_owned(),
+        cost_model: backend.cost_model().to_owned(),
         seed,
     };
     let out_plan = plan.cloned().unwrap_or_else(|| chosen.plan(header));
     let (graph, remarks) = sketch(g, &selection(&prospects, &chosen.choices), dump)?;
     let graph = build::in_precision(graph, options.precision, dump)?;
     let held_out = match &checker {
-        Some(c) => Some(c.measure(&graph, target, options.threads, progress)?),
+        Some(c) => Some(c.measure(&graph, backend, options.threads, progress)?),
         None => None,
     };
     if held_out.as_ref().is_some_and(|e| !e.relative_l2.is_finite()) {
@@ -256,12 +257,12 @@ pub fn compile_with(
         return Err(DriverError::Measure(message));
     }
     let sketched_bound = build::bind(&graph, &bindings[0], &mut Dump::none())?;
-    let program = margay_lower::lower(&sketched_bound, &target)?;
+    let program = margay_lower::lower(&sketched_bound, &**backend)?;
     let report = Report {
         model: source.name.clone(),
         model_hash: source.hash.clone(),
-        target_cpu: target.name().into(),
-        cost_model: cost.name.clone(),
+        target_cpu: backend.target().into(),
+        cost_model: backend.cost_model().to_owned(),
         threads: options.predict_threads,
         seed,
         precision: options.precision.name().into(),
@@ -272,8 +273,8 @@ pub fn compile_with(
             false => found.iter().map(margay_passes::sketch::Module::bytes).sum::<u64>(),
         }
         .saturating_sub(build::bytes_saved(&graph)),
-        flops_before: build::program_flops(&dense_program),
-        flops_after: build::program_flops(&program),
+        flops_before: dense_program.flops(),
+        flops_after: program.flops(),
         predicted_ms_before: dense_seconds * 1e3,
         predicted_ms_after: predicted(&program) * 1e3,
         held_out,
@@ -286,7 +287,7 @@ pub fn compile_with(
             .map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message))
             .collect(),
     };
-    Ok(Compiled { report, plan: out_plan, graph, target, bindings })
+    Ok(Compiled { report, plan: out_plan, graph, backend: Arc::clone(backend), bindings })
 }
 
 /// The schemes that a plan names, with their settings.
@@ -316,12 +317,12 @@ struct Context<'a> {
     options: &'a CompileOptions,
     prospects: &'a [Prospect],
     checker: Option<&'a Checker>,
-    target: CpuTarget,
+    backend: &'a Arc<dyn Backend>,
 }
 
 impl Context<'_> {
     /// The choices of a plan.
-    fn replay(&self, plan: &Plan, table: &Table, cost: &CostModel) -> Result<Allocation, DriverError> {
+    fn replay(&self, plan: &Plan, table: &Table) -> Result<Allocation, DriverError> {
         let mut choices = std::collections::BTreeMap::new();
         for (p, curve) in self.prospects.iter().zip(&table.curves) {
             let choice = plan.modules.get(&p.module.name).filter(|c| !c.is_dense());
@@ -341,7 +342,7 @@ impl Context<'_> {
                             offer.points.last().map_or(0, |q| q.rank)
                         ))
                     })?;
-                    p.candidate(offer, point, cost, self.options.predict_threads)
+                    p.candidate(offer, point, &**self.backend, self.options.predict_threads)
                 }
             };
             choices.insert(p.module.name.clone(), candidate);
@@ -381,7 +382,7 @@ impl Context<'_> {
                 } else {
                     let (graph, _) = sketch(&self.source.graph, &chosen, &mut Dump::none())?;
                     let graph = build::in_precision(graph, self.options.precision, &mut Dump::none())?;
-                    checker.measure(&graph, self.target, self.options.threads, progress)?.relative_l2
+                    checker.measure(&graph, self.backend, self.options.threads, progress)?.relative_l2
                 };
             measured = Some((candidate.clone(), error));
             if error <= limit {

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
-use margay_loops::KernelCall;
+use margay_loops::{Backend, KernelCall};
 use margay_passes::sketch::{Chosen, Fitted, Module, Point, SCHEMES, Scheme, Selection};
 use margay_passes::{SketchConv, SketchLinear};
-use margay_plan::{Candidate, Choice, CostModel, Curve};
+use margay_plan::{Candidate, Choice, Curve};
 use margay_tensor::Tensor;
 
 use crate::calibrate::parallel;
@@ -82,13 +81,13 @@ pub(crate) fn fit(
 }
 
 impl Prospect {
-    fn dense(&self, cost: &CostModel, threads: usize) -> Candidate {
+    fn dense(&self, backend: &dyn Backend, threads: usize) -> Candidate {
         Candidate {
             choice: Choice::dense(),
             error: 0.0,
             bytes: self.module.bytes(),
             flops: self.calls.iter().map(KernelCall::flops).sum(),
-            seconds: self.calls.iter().map(|c| cost.seconds(c, threads)).sum(),
+            seconds: self.calls.iter().map(|c| backend.call_seconds(c, threads)).sum(),
         }
     }
 
@@ -102,7 +101,7 @@ impl Prospect {
         &self,
         offer: &Offer,
         point: &Point,
-        cost: &CostModel,
+        backend: &dyn Backend,
         threads: usize,
     ) -> Candidate {
         let calls: Vec<KernelCall> =
@@ -112,20 +111,24 @@ impl Prospect {
             error: point.relative_error * self.weight.unwrap_or(1.0),
             bytes: point.bytes,
             flops: calls.iter().map(KernelCall::flops).sum(),
-            seconds: calls.iter().map(|c| cost.seconds(c, threads)).sum(),
+            seconds: calls.iter().map(|c| backend.call_seconds(c, threads)).sum(),
         }
     }
 
     /// All candidates that may be chosen by their errors.
-    pub(crate) fn curve(&self, cost: &CostModel, threads: usize) -> Curve {
+    pub(crate) fn curve(&self, backend: &dyn Backend, threads: usize) -> Curve {
         let points = self.choosable().flat_map(|offer| {
             offer
                 .points
                 .iter()
                 .filter(|p| p.rank % rank_step(offer.points.len()) == 0)
-                .map(|p| self.candidate(offer, p, cost, threads))
+                .map(|p| self.candidate(offer, p, backend, threads))
         });
-        Curve { module: self.module.name.clone(), dense: self.dense(cost, threads), points: points.collect() }
+        Curve {
+            module: self.module.name.clone(),
+            dense: self.dense(backend, threads),
+            points: points.collect(),
+        }
     }
 }
 
@@ -135,12 +138,12 @@ pub(crate) fn sketch(
     selection: &Selection,
     dump: &mut crate::Dump,
 ) -> Result<(Graph, Vec<margay_ir::Remark>), DriverError> {
-    use margay_passes::pipeline::{Pipeline, Step};
+    use margay_passes::pipeline::{Pipeline, PipelineItem};
     let mut out = g.clone();
     let pipeline = Pipeline::new(vec![
-        Step::Run(Box::new(SketchLinear { selection: selection.clone() })),
-        Step::Run(Box::new(SketchConv { selection: selection.clone() })),
-        Step::Reach(margay_ir::Stage::Sketched),
+        PipelineItem::Run(Box::new(SketchLinear { selection: selection.clone() })),
+        PipelineItem::Run(Box::new(SketchConv { selection: selection.clone() })),
+        PipelineItem::Reach(margay_ir::Stage::Sketched),
     ]);
     let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
     Ok((out, remarks))
@@ -151,11 +154,11 @@ pub(crate) fn weigh(
     g: &Graph,
     prospects: &mut [Prospect],
     batches: &[Vec<(String, Tensor)>],
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<(), DriverError> {
-    let mut dense = Runner::new(g.clone(), target, 1);
+    let mut dense = Runner::new(g.clone(), backend, 1);
     let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     let weights = parallel(threads, prospects.len(), progress, "weighing layers", |i| {
         let prospect = &prospects[i];
@@ -169,7 +172,7 @@ pub(crate) fn weigh(
         let chosen = Chosen { fitted: offer.fitted.clone(), rank: point.rank };
         selection.choices.insert(prospect.module.name.clone(), chosen);
         let (graph, _) = sketch(g, &selection, &mut crate::Dump::none())?;
-        let mut runner = Runner::new(graph, target, 1);
+        let mut runner = Runner::new(graph, backend, 1);
         let mut sum = ErrorSum::default();
         for (batch, expected) in batches.iter().zip(&reference) {
             sum.add(expected, &runner.run(batch)?, 1)?;

@@ -1,7 +1,7 @@
 //! Models that compute derivatives of their outputs.
 
 use margay_ir::{Graph, Remark};
-use margay_passes::{Differentiate, Pipeline, Step, parameter_names};
+use margay_passes::{Differentiate, Pipeline, PipelineItem, parameter_names};
 
 use crate::DriverError;
 
@@ -35,7 +35,7 @@ pub fn differentiate(
     };
     let by = by.map_or_else(all, <[String]>::to_vec);
     let mut out = g.clone();
-    let pass = Step::Run(Box::new(Differentiate { output, by }));
+    let pass = PipelineItem::Run(Box::new(Differentiate { output, by }));
     let remarks = Pipeline::new(vec![pass]).run(&mut out, &mut |_| {})?;
     Ok((out, remarks))
 }

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use margay_artifact::ArtifactError;
-use margay_codegen_cpu::CodegenError;
-use margay_kernels_cpu::UnknownTarget;
-use margay_loops::NoKernel;
+use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_onnx::{NonFinite, OnnxError};
 use margay_passes::PipelineError;
@@ -71,13 +69,10 @@ pub enum DriverError {
     Lower(#[from] LowerError),
     /// The program cannot be compiled.
     #[error(transparent)]
-    Codegen(#[from] CodegenError),
+    Compile(#[from] CompileError),
     /// A kernel is missing.
     #[error(transparent)]
     NoKernel(#[from] NoKernel),
-    /// The processor class is not known.
-    #[error(transparent)]
-    Target(#[from] UnknownTarget),
     /// An artifact is malformed or cannot be written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -132,7 +127,8 @@ impl DriverError {
             DriverError::Allocate(AllocateError::Infeasible { .. })
             | DriverError::Budget { .. }
             | DriverError::Measure(_) => Kind::Check,
-            DriverError::Pipeline(PipelineError::Broken { .. }) => Kind::Internal,
+            DriverError::Pipeline(PipelineError::Broken { .. })
+            | DriverError::Compile(CompileError::Internal(_)) => Kind::Internal,
             DriverError::Run(RunError::Target { .. }) => Kind::Device,
             _ => Kind::Usage,
         }

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! - [`source`](open): files to graphs.
-//! - [`build`]: graphs to machine code.
+//! - [`backend`]: names to back ends.
+//! - [`build`]: graphs to code.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
 //! - [`Samples`]: calibration and held-out data.
 //! - [`compile`]: calibrate, fit, allocate, rewrite, check, adjust: the one loop there is.
@@ -31,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backend;
 mod bindings;
 pub mod build;
 mod calibrate;
@@ -52,6 +54,7 @@ pub mod sensitivity;
 mod source;
 mod unfold;
 
+pub use backend::Backend;
 pub use calibrate::{MAX_PATCHES, parallel};
 pub use compile::{CompileOptions, Compiled, Goal, compile, compile_with};
 pub use differentiate::differentiate;

@@ -2,13 +2,12 @@
 
 use margay_artifact::Artifact;
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::sketch::SCHEMES;
 use margay_plan::Plan;
 use margay_tensor::Binding;
 
 use crate::checker::Checker;
-use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, bound_batch};
+use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, backend, bound_batch};
 
 /// What an artifact holds, with another graph in place of its own: the same processor class, dimensions, plan and
 /// report, but for the error on held-out samples, which is that of the graph.
@@ -37,7 +36,7 @@ pub fn recompile(
         report: Report { held_out, ..report },
         plan,
         graph,
-        target: CpuTarget::by_name(&description.target)?,
+        backend: backend::of_artifact(artifact)?,
         bindings: description.entries.iter().map(|e| binding(&e.parts.symbols)).collect(),
     })
 }
@@ -58,6 +57,6 @@ pub fn measure_error(
         let (expected, found) = (batch, samples.rows());
         return Err(DriverError::Samples(format!("expected at least {expected}, found {found}")));
     }
-    let target = CpuTarget::native();
-    Checker::new(reference, samples, target, threads, progress)?.measure(graph, target, threads, progress)
+    let backend = &backend::native();
+    Checker::new(reference, samples, backend, threads, progress)?.measure(graph, backend, threads, progress)
 }

@@ -1,9 +1,10 @@
 //! Runs a graph on inputs of any shape, compiling for each shape once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use margay_ir::{Graph, Op, eval};
-use margay_kernels_cpu::CpuTarget;
+use margay_loops::Backend;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 
@@ -12,7 +13,7 @@ use crate::{DriverError, build};
 /// A graph and its compiled programs, one per value of its symbols.
 pub struct Runner {
     graph: Graph,
-    target: CpuTarget,
+    backend: Arc<dyn Backend>,
     threads: usize,
     huge_pages: bool,
     sessions: BTreeMap<Binding, Session>,
@@ -20,8 +21,8 @@ pub struct Runner {
 
 impl Runner {
     /// Runs a graph at stage `Canonical` or `Sketched`. Compiles nothing yet.
-    pub fn new(graph: Graph, target: CpuTarget, threads: usize) -> Runner {
-        Runner { graph, target, threads, huge_pages: false, sessions: BTreeMap::new() }
+    pub fn new(graph: Graph, backend: &Arc<dyn Backend>, threads: usize) -> Runner {
+        Runner { graph, backend: Arc::clone(backend), threads, huge_pages: false, sessions: BTreeMap::new() }
     }
 
     /// What is compiled from now on runs in [huge pages](margay_runtime::Executable::in_huge_pages).
@@ -40,7 +41,7 @@ impl Runner {
         let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         let binding = eval::bind_symbols(&self.graph, find)?;
         if !self.sessions.contains_key(&binding) {
-            let mut executable = build::jit(&self.graph, &binding, self.target)?;
+            let mut executable = build::jit(&self.graph, &binding, &*self.backend)?;
             if self.huge_pages {
                 executable = executable.in_huge_pages()?;
             }

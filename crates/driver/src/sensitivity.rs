@@ -8,8 +8,7 @@
 //!
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
-use margay_ir::{Graph, Output, Value, eval};
-use margay_kernels_cpu::CpuTarget;
+use margay_ir::{Graph, Value, eval};
 use margay_passes::PipelineError;
 use margay_passes::gradients;
 use margay_passes::sketch::{Module, ModuleKind, modules};
@@ -80,8 +79,8 @@ pub fn sensitivity(
     let g = &source.graph;
     let samples = samples.for_graph(g)?;
     let found = modules(g);
-    let target = CpuTarget::native();
-    let statistics = calibrate::measure_inputs(g, &found, &samples, target, threads, progress)?;
+    let backend = &crate::backend::native();
+    let statistics = calibrate::measure_inputs(g, &found, &samples, backend, threads, progress)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (weight_of(g, &found[i])?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
@@ -99,7 +98,7 @@ pub fn sensitivity(
     let probe = Probe::new(g, &found)?;
     let runs = samples.runs(g, calibrate::BATCH).len();
     let mut energy = 0.0;
-    let mut runner = Runner::new(probe.graph.clone(), target, threads);
+    let mut runner = Runner::new(probe.graph.clone(), backend, threads);
     let mut taken = 0;
     for (run, inputs) in samples.runs(g, calibrate::BATCH).enumerate() {
         let mut inputs = inputs?;
@@ -276,10 +275,8 @@ impl Probe {
             });
             places.push(Places { weight, nodes: nodes.collect() });
         }
-        let named = |(i, value): (usize, &Value)| Output { name: format!("value {i}").into(), value: *value };
-        let list = outputs.iter().enumerate().map(named).collect();
-        graph.set_outputs(list);
-        graph.remove_dead();
+        let named = |(i, value): (usize, &Value)| (format!("value {i}"), *value);
+        let graph = graph.cut(&[], &outputs.iter().enumerate().map(named).collect::<Vec<_>>());
         Ok(Probe { graph, outputs: count, seeds, places })
     }
 

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use margay_artifact::Artifact;
 use margay_ir::{Graph, TensorType, text};
-use margay_kernels_cpu::CpuTarget;
+use margay_loops::Precision;
 use margay_onnx::model::Model;
 use margay_passes::Pipeline;
 
-use crate::{DriverError, Dump};
+use crate::{DriverError, Dump, backend};
 
 /// A model ready to be compiled: a graph in canonical form.
 #[derive(Clone, Debug)]
@@ -77,13 +77,14 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
         return Err(DriverError::Options(message));
     };
     let text = String::from_utf8_lossy(bytes);
-    let target = CpuTarget::by_name(&artifact.description().target)?;
     let constants = &artifact.description().constants;
     let resolve = |key: &str, ty: &TensorType| {
         let index = constants
             .iter()
             .position(|c| c.name == key && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref())?;
-        artifact.constant(index, &target).ok()
+        let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
+        let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
+        artifact.constant(index, &*backend).ok()
     };
     text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })
 }

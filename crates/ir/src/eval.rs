@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use margay_tensor::{Binding, Dim, Symbol, Tensor};
+use margay_tensor::{Binding, Dim, Tensor};
 
 use crate::ops::EvalError;
 use crate::{Graph, NodeId, Op, Value};
@@ -58,7 +58,7 @@ pub fn bind_symbols<'a>(
             });
         }
         for (dim, &extent) in input.ty.shape.iter().zip(shape) {
-            match symbol_of(dim) {
+            match dim.as_symbol() {
                 Some(symbol) => match binding.insert(symbol.clone(), extent as i64) {
                     Some(old) if old != extent as i64 => {
                         return Err(RunError::Dimension(format!(
@@ -83,12 +83,6 @@ pub fn bind_symbols<'a>(
         return Err(RunError::Dimension(format!("dimension `{symbol}` is {v}, expected at least 1")));
     }
     Ok(binding)
-}
-
-fn symbol_of(dim: &Dim) -> Option<Symbol> {
-    let mut symbols = Vec::new();
-    dim.collect_symbols(&mut symbols);
-    symbols.pop().filter(|s| *dim == Dim::symbol(s))
 }
 
 /// Runs the graph on inputs by name and returns its outputs in order.

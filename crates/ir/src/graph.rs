@@ -107,6 +107,12 @@ impl Origin {
     pub fn name(&self) -> &str {
         self.names.first().map_or("", |n| n)
     }
+
+    /// The first name with the part, as in `fc1.weight left`; `None` without a name.
+    pub fn label(&self) -> Option<String> {
+        let name = self.names.first()?;
+        Some(self.part.map_or_else(|| name.to_string(), |part| format!("{name} {}", part.name())))
+    }
 }
 
 /// An operator applied to values.
@@ -174,6 +180,11 @@ impl Graph {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A graph of the same name without nodes. Generations go on, so that ids of this graph are none of that one.
+    pub(crate) fn emptied(&self) -> Graph {
+        Graph { next_generation: self.next_generation, ..Graph::new(&self.name) }
     }
 
     /// Adds an input.
@@ -250,6 +261,16 @@ impl Graph {
     /// The type of a value.
     pub fn ty(&self, v: Value) -> &TensorType {
         &self.node(v.node).types[usize::from(v.out)]
+    }
+
+    /// The outputs of a node.
+    pub fn values_of(&self, n: NodeId) -> impl Iterator<Item = Value> + use<> {
+        (0..self.node(n).types.len() as u16).map(move |out| Value { node: n, out })
+    }
+
+    /// What people call a node: its origin, or its operator if it has none.
+    pub fn label(&self, n: NodeId) -> String {
+        self.node(n).origin.label().unwrap_or_else(|| self.op(n).name().to_owned())
     }
 
     /// Number of nodes.
@@ -389,7 +410,12 @@ impl Graph {
 
     /// Inserts a node whose types were inferred before, without operands yet.
     pub(crate) fn insert_typed(&mut self, op: Op, types: Types, origin: Origin) -> NodeId {
-        self.insert(op, types, origin)
+        let input = matches!(op, Op::Input(_));
+        let node = self.insert(op, types, origin);
+        if input {
+            self.inputs.push(node);
+        }
+        node
     }
 
     /// Gives a node of [`insert_typed`](Graph::insert_typed) its operands.

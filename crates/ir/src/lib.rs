@@ -1,6 +1,8 @@
 //! The tensor graph: what a model computes, before anyone decides how.
 //!
-//! - [`Graph`]: nodes and values; edited by passes through [`Patch`] alone.
+//! - [`Graph`]: nodes and values; edited by passes through [`Patch`] alone. [`Graph::cut`] and [`Graph::map`] make
+//!   graphs of it.
+//! - [`Builder`]: formulas as nodes.
 //! - [`ops`]: the closed operator set; one file per operator, one list.
 //! - [`types`]: tensor types with symbolic extents, and the rules that several operators share.
 //! - [`text`]: the printed form and its parser.
@@ -13,9 +15,11 @@
 
 #![forbid(unsafe_code)]
 
+mod builder;
 pub mod eval;
 mod graph;
 pub mod ops;
+mod part;
 pub mod pass;
 mod patch;
 mod payload;
@@ -24,10 +28,12 @@ pub mod types;
 pub mod verify;
 pub mod vjp;
 
+pub use builder::Builder;
 pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
 pub use ops::{Op, OpDef};
+pub use part::MapError;
 pub use pass::{Changed, Cx, Fidelity, Pass, PassError, Remark, Verdict};
-pub use patch::{Patch, PatchError};
+pub use patch::{Applied, Patch, PatchError};
 pub use payload::{Draw, DrawKind, Key, Payload};
 pub use types::{TensorType, TypeError, Types};
 pub use verify::{Stage, Violation};

@@ -1,13 +1,31 @@
 //! The one way in which passes change a graph.
 
 use crate::graph::AddError;
-use crate::{Graph, NodeId, Op, Origin, TensorType, Types, Value};
+use crate::ops::Input;
+use crate::{Graph, Name, NodeId, Op, Origin, TensorType, Types, Value};
 
 /// Nodes to insert and values to redirect, in order. Built against a graph; refused before anything changes.
 #[derive(Debug, Default)]
 pub struct Patch {
     nodes: Vec<(Op, Types, Origin, Vec<Value>)>,
     redirects: Vec<(Value, Value)>,
+    outputs: Vec<(Name, Value)>,
+}
+
+/// What the values of a patch are now that it is applied.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    nodes: Vec<NodeId>,
+}
+
+impl Applied {
+    /// The value in the graph that a value of the patch became; a value of the graph is itself.
+    pub fn value(&self, v: Value) -> Value {
+        match v.node.generation {
+            NEW => Value { node: self.nodes[v.node.index as usize], out: v.out },
+            _ => v,
+        }
+    }
 }
 
 /// A patch was refused (the pass's fault).
@@ -43,7 +61,7 @@ impl Patch {
 
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.redirects.is_empty()
+        self.nodes.is_empty() && self.redirects.is_empty() && self.outputs.is_empty()
     }
 
     /// The type of a value of the graph or of this patch.
@@ -69,6 +87,18 @@ impl Patch {
         Ok(NodeId { index: self.nodes.len() as u32 - 1, generation: NEW }.into())
     }
 
+    /// Adds an input behind those there are.
+    pub fn add_input(&mut self, name: &str, ty: TensorType) -> Value {
+        let op = Input { name: name.into(), ty: ty.clone() };
+        self.nodes.push((op.into(), Types::from_elem(ty, 1), Origin::named(name), Vec::new()));
+        NodeId { index: self.nodes.len() as u32 - 1, generation: NEW }.into()
+    }
+
+    /// Adds an output behind those there are.
+    pub fn add_output(&mut self, name: &str, value: Value) {
+        self.outputs.push((name.into(), value));
+    }
+
     /// Makes every user of `old` read `new`. Nodes of this patch keep reading `old` where they say so.
     pub fn redirect(&mut self, old: Value, new: Value) {
         self.redirects.push((old, new));
@@ -79,7 +109,7 @@ impl Graph {
     /// Applies a patch. A replaced node hands its origin to the node that stands in for it, unless that one is in
     /// a role or has a name already. Nodes nobody reads any more stay until
     /// [`remove_dead`](Graph::remove_dead).
-    pub fn apply(&mut self, patch: Patch) -> Result<(), PatchError> {
+    pub fn apply(&mut self, patch: Patch) -> Result<Applied, PatchError> {
         for (old, new) in &patch.redirects {
             let (was, is) = (self.ty(*old), patch.ty(self, *new));
             if was != is {
@@ -93,22 +123,18 @@ impl Graph {
                 return Err(PatchError::Cycle { name: self.node(old.node).origin.name().into() });
             }
         }
-        let mut fresh: Vec<NodeId> = Vec::with_capacity(patch.nodes.len());
-        let real = |v: Value, fresh: &[NodeId]| match v.node.generation {
-            NEW => Value { node: fresh[v.node.index as usize], out: v.out },
-            _ => v,
-        };
+        let mut applied = Applied { nodes: Vec::with_capacity(patch.nodes.len()) };
         // Redirect first through an untouched copy of the readers: the patch's own nodes are added afterwards
         // with edges to the old values, so they are not caught by the redirection.
         let redirects: Vec<(Value, Value)> = patch.redirects;
         let mut pending = Vec::new();
         for (op, types, origin, inputs) in patch.nodes {
             let node = self.insert_typed(op, types, origin);
-            fresh.push(node);
+            applied.nodes.push(node);
             pending.push((node, inputs));
         }
         for (old, new) in redirects {
-            let new = real(new, &fresh);
+            let new = applied.value(new);
             self.redirect(old, new);
             let origin = self.node(old.node).origin.clone();
             let stand_in = self.node(new.node);
@@ -117,10 +143,13 @@ impl Graph {
             }
         }
         for (node, inputs) in pending {
-            let inputs: Vec<Value> = inputs.into_iter().map(|v| real(v, &fresh)).collect();
+            let inputs: Vec<Value> = inputs.into_iter().map(|v| applied.value(v)).collect();
             self.connect_inputs(node, &inputs);
         }
-        Ok(())
+        for (name, value) in patch.outputs {
+            self.add_output(&name, applied.value(value));
+        }
+        Ok(applied)
     }
 
     fn depends_on(&self, node: NodeId, on: NodeId) -> bool {

@@ -5,7 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use margay_tensor::random::Philox;
-use margay_tensor::{ContentHash, Tensor};
+use margay_tensor::{ContentHash, DType, Tensor};
+
+use crate::ops::Numbers;
 
 /// What identifies a constant. Equality, hashing and printing use it and never touch the data.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -91,6 +93,12 @@ impl Payload {
     /// Identified by its contents.
     pub fn new(tensor: Tensor) -> Payload {
         Payload { key: Key::Content(tensor.content_hash()), tensor }
+    }
+
+    /// A number without axes, rounded to the type.
+    pub fn number(dtype: DType, x: f64) -> Payload {
+        let tensor = Numbers::Float(vec![x]).into_tensor(dtype, &[]);
+        Payload::new(tensor.expect("a scalar of any type can be made"))
     }
 
     /// Identified by how it was computed; `derivation` must name everything the contents depend on.

@@ -2,28 +2,26 @@
 //!
 //! A [`Program`] is a tree of steps over planned buffers. A step runs a [`Kernel`] (a loop nest of scalar code
 //! that a back end turns into machine code) or a [`KernelCall`] (matrix products, convolutions, attention: a
-//! hand-written kernel that a [`Target`] provides), copies, or chooses and repeats other steps. Nothing here is specific to a processor: no vector
-//! width, no tile, no thread count.
+//! hand-written kernel that a [`Backend`] provides), copies, or chooses and repeats other steps. Nothing here is
+//! specific to a machine: no vector width, no tile, no calling convention.
 //!
 //! - [`kernel`]: loop nests, loads, stores, scalar math.
 //! - [`nest`]: the builder operators write their loop nests with; producers fuse into loads, consumers into
 //!   stores.
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
 //! - [`precision`]: how operands of products are rounded.
-//! - [`target`]: what a family of hand-written kernels answers about a call.
 //! - [`program`]: steps, buffers and places.
-//! - [`abi`]: the calling convention of compiled kernels.
+//! - [`backend`]: what a back end answers, packs, compiles and predicts.
 
-pub mod abi;
+pub mod backend;
 pub mod call;
 pub mod kernel;
 pub mod nest;
 pub mod precision;
 pub mod program;
-pub mod target;
 mod text;
 
-pub use abi::KernelFn;
+pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
     KernelCall, LinearAttention, MatLayout, MatMul,
@@ -34,4 +32,3 @@ pub use precision::Precision;
 pub use program::{
     Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work, walk,
 };
-pub use target::{Needs, NoKernel, Packed, Phase, Prepared, Target};

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use margay_ir::{Graph, NodeId, Op, Payload};
 use margay_loops::nest::{Nest, Sink, SinkInput, Source};
 use margay_loops::{
-    Arg, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Packed, Place, Port, Program,
-    Step, Target, Work, abi,
+    Arg, Backend, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Packed, Place, Port,
+    Program, Step, Work,
 };
 use margay_tensor::{ContentHash, DType};
 
@@ -18,7 +18,7 @@ use crate::memory::Memory;
 
 /// Writes a program step by step.
 pub(crate) struct Emitter<'a> {
-    target: &'a dyn Target,
+    backend: &'a dyn Backend,
     program: Program,
     kernels: HashMap<Kernel, usize>,
     /// Constants by contents and packed layout.
@@ -28,7 +28,7 @@ pub(crate) struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(g: &Graph, target: &'a dyn Target) -> Emitter<'a> {
+    pub(crate) fn new(g: &Graph, backend: &'a dyn Backend) -> Emitter<'a> {
         let port = |name: &str, ty: &margay_ir::TensorType| Port {
             name: name.into(),
             dtype: ty.dtype,
@@ -42,7 +42,7 @@ impl<'a> Emitter<'a> {
         }
         program.outputs = g.outputs().iter().map(|o| port(&o.name, g.ty(o.value))).collect();
         let written = vec![false; program.outputs.len()];
-        Emitter { target, program, kernels: HashMap::new(), constants: HashMap::new(), written }
+        Emitter { backend, program, kernels: HashMap::new(), constants: HashMap::new(), written }
     }
 
     fn buffer(&mut self, place: Place, bytes: usize) -> BufferId {
@@ -230,11 +230,10 @@ impl<'a> Emitter<'a> {
 
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
         let Called { call, operands, bias, residual, others } = called;
-        let prepared = self.target.prepare(&call).map_err(|error| LowerError::NoKernel {
+        let needs = self.backend.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,
         })?;
-        let needs = prepared.needs;
         let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
         let mut args: Vec<Operand> = all
             .map(|m| Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() })
@@ -322,7 +321,7 @@ impl<'a> Emitter<'a> {
             .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
             .collect();
         let table: Vec<Lifetime> = temporary.iter().filter_map(|&b| lives[b]).collect();
-        let (offsets, peak) = plan_memory(&table, abi::BUFFER_ALIGN);
+        let (offsets, peak) = plan_memory(&table, self.backend.preferences().buffer_align);
         for (&b, offset) in temporary.iter().zip(offsets) {
             program.buffers[b].place = Place::Arena(offset);
         }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use margay_ir::ops::{Io, Lowered, Port, View};
+use margay_ir::ops::{Io, Lowered, View};
 use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Activation, Carried, KernelCall, Program, Target};
+use margay_loops::{Backend, Carried, KernelCall, Program};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -95,14 +95,14 @@ const MAX_FUSED: usize = 48;
 /// Expressions dearer than this per element are not repeated.
 const CHEAP_FLOPS: u64 = 4;
 
-/// Lowers a graph at stage `Lowerable`.
-pub fn lower(g: &Graph, target: &dyn Target) -> Result<Program, LowerError> {
-    lower_carrying(g, target, &[])
+/// Lowers a graph at stage `Lowerable` for a back end.
+pub fn lower(g: &Graph, backend: &dyn Backend) -> Result<Program, LowerError> {
+    lower_carrying(g, backend, &[])
 }
 
 /// Lowers a graph at stage `Lowerable` some of whose outputs are inputs of the next run; they are updated in place.
 /// No input and no output occurs twice.
-pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Result<Program, LowerError> {
+pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> Result<Program, LowerError> {
     for c in carried {
         let (input, output) = (g.ty(g.inputs()[c.input].into()), g.ty(g.outputs()[c.output].value));
         if input != output {
@@ -110,7 +110,7 @@ pub fn lower_carrying(g: &Graph, target: &dyn Target, carried: &[Carried]) -> Re
             return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
         }
     }
-    let mut grouper = Grouper { g, emit: Emitter::new(g, target), held: HashMap::new() };
+    let mut grouper = Grouper { g, emit: Emitter::new(g, backend), held: HashMap::new() };
     for n in g.order() {
         grouper.visit(n)?;
     }
@@ -143,25 +143,22 @@ impl Grouper<'_> {
         }
     }
 
-    /// The results of a node.
-    fn outputs_of(&self, n: NodeId) -> impl Iterator<Item = Value> + use<> {
-        (0..self.g.node(n).types.len() as u16).map(move |out| Value { node: n, out })
-    }
-
     /// The operands and results of a node as its operator sees them: row-major, or as they lie in memory.
     fn io(&self, n: NodeId, as_they_lie: bool) -> Result<Io, LowerError> {
-        let port = |v: Value| -> Result<Port, LowerError> {
-            let mut port = Port::contiguous(self.g.ty(v).dtype, &self.known(n, v)?);
-            port.constant = self.g.constant(v).is_some();
-            if as_they_lie && let Some(Held::Memory(m)) = self.held.get(&v) {
-                port.strides.clone_from(&m.strides);
+        let operands = self.g.inputs_of(n);
+        for v in operands.iter().copied().chain(self.g.values_of(n)) {
+            self.known(n, v)?;
+        }
+        let mut io = self.g.io_of(n).expect("every extent is known");
+        if as_they_lie {
+            let ports = operands.iter().copied().zip(&mut io.inputs);
+            for (v, port) in ports.chain(self.g.values_of(n).zip(&mut io.outputs)) {
+                if let Some(Held::Memory(m)) = self.held.get(&v) {
+                    port.strides.clone_from(&m.strides);
+                }
             }
-            Ok(port)
-        };
-        Ok(Io {
-            inputs: self.g.inputs_of(n).iter().map(|v| port(*v)).collect::<Result<_, _>>()?,
-            outputs: self.outputs_of(n).map(port).collect::<Result<_, _>>()?,
-        })
+        }
+        Ok(io)
     }
 
     fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
@@ -197,7 +194,7 @@ impl Grouper<'_> {
                 Err(_) => {
                     for operand in self.g.inputs_of(n) {
                         let memory = self.memory_of(operand)?;
-                        let copy = self.emit.contiguous(&memory, &[label_of(self.g, n)])?;
+                        let copy = self.emit.contiguous(&memory, &[self.g.label(n)])?;
                         self.held.insert(operand, Held::Memory(copy));
                     }
                     node.op.lower(&self.io(n, true)?).map_err(unsupported)?
@@ -220,7 +217,7 @@ impl Grouper<'_> {
             }
             Lowered::Call(mut call) => {
                 let layouts: Vec<_> =
-                    self.outputs_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
+                    self.g.values_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
                 let operands = self
                     .g
                     .inputs_of(n)
@@ -228,7 +225,7 @@ impl Grouper<'_> {
                     .map(|v| self.memory_of(v))
                     .collect::<Result<Vec<_>, _>>()?;
                 let mut others = Vec::new();
-                for (other, strides) in self.outputs_of(n).zip(&layouts).skip(1) {
+                for (other, strides) in self.g.values_of(n).zip(&layouts).skip(1) {
                     let (dtype, shape) = (self.g.ty(other).dtype, self.known(n, other)?);
                     let output = output_of(self.g, other).filter(|_| strides.is_none());
                     let mut memory = self.emit.result(dtype, &shape, output);
@@ -252,7 +249,7 @@ impl Grouper<'_> {
     }
 
     fn anchored(&self, n: NodeId, anchor: Anchor, shape: Vec<usize>, strides: Option<Vec<i64>>) -> Held {
-        let label = vec![label_of(self.g, n)];
+        let label = vec![self.g.label(n)];
         Held::Anchored(Box::new(Anchored { anchor, shape, strides, label }))
     }
 
@@ -301,7 +298,7 @@ impl Grouper<'_> {
         let memory = match memory.view(view, &shape) {
             Some(m) => m,
             None => {
-                let copy = self.emit.contiguous(&memory, &[label_of(self.g, n)])?;
+                let copy = self.emit.contiguous(&memory, &[self.g.label(n)])?;
                 copy.view(view, &shape).unwrap_or_else(|| Memory::contiguous(copy.buffer, copy.dtype, &shape))
             }
         };
@@ -342,7 +339,7 @@ impl Grouper<'_> {
                 nodes += e.nodes;
             }
         }
-        label.push(label_of(self.g, n));
+        label.push(self.g.label(n));
         Ok(Held::Expr(Rc::new(Expr { shape, function, inputs, flops, nodes, label })))
     }
 
@@ -388,7 +385,7 @@ impl Grouper<'_> {
             }
         };
         if taken {
-            a.label.push(label_of(self.g, n));
+            a.label.push(self.g.label(n));
             return Ok(Some(Held::Anchored(a)));
         }
         self.held.insert(anchor_value, Held::Anchored(a));
@@ -400,15 +397,7 @@ impl Grouper<'_> {
 fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
     let Some(epilogue) = called.call.epilogue() else { return false };
     let channel_axis = shape.len() - 1;
-    let activation = match op {
-        Op::Relu(_) => Some(Activation::Relu),
-        Op::Gelu(g) if g.tanh => Some(Activation::GeluTanh),
-        Op::Gelu(_) => Some(Activation::GeluErf),
-        Op::Tanh(_) => Some(Activation::Tanh),
-        Op::Sigmoid(_) => Some(Activation::Sigmoid),
-        Op::Silu(_) => Some(Activation::Silu),
-        _ => None,
-    };
+    let activation = op.facts().elementwise.and_then(|e| e.activation);
     if activation.is_some() {
         let free = epilogue.activation.is_none();
         if free {
@@ -437,15 +426,6 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         return true;
     }
     false
-}
-
-fn label_of(g: &Graph, n: NodeId) -> String {
-    let origin = &g.node(n).origin;
-    match (origin.name(), origin.part) {
-        ("", _) => g.op(n).name().to_string(),
-        (name, Some(part)) => format!("{name} {}", part.name()),
-        (name, None) => name.to_string(),
-    }
 }
 
 /// The first output of the graph that the value is, if any.

@@ -15,7 +15,6 @@ mod spelled;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use margay_ir::ops::Numbers;
 use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Symbol, Tensor};
 
@@ -116,7 +115,7 @@ impl<'a> Exporter<'a> {
             exporter.value_names.reserve(&input.name);
             exporter.results.insert(n.into(), input.name.to_string());
             for (axis, dim) in input.ty.shape.iter().enumerate() {
-                if let Some(symbol) = bare_symbol(dim) {
+                if let Some(symbol) = Dim::as_symbol(dim) {
                     exporter.sources.entry(symbol).or_insert_with(|| (input.name.to_string(), axis));
                 }
             }
@@ -129,7 +128,7 @@ impl<'a> Exporter<'a> {
                 let reason = "its name is that of another output or of an input".to_owned();
                 return Err(OnnxError::NotExportable { what: format!("output `{}`", output.name), reason });
             }
-            let text = |d: &Dim| match bare_symbol(d) {
+            let text = |d: &Dim| match Dim::as_symbol(d) {
                 Some(symbol) => OnnxDim::Symbol(symbol.to_string()),
                 None => OnnxDim::Unknown,
             };
@@ -152,18 +151,20 @@ impl<'a> Exporter<'a> {
         }
         self.base = label(&node.origin, node.op.name());
         let before = self.graph.nodes.len();
-        let mut name = self.operator(n)?;
-        // The node that made the value names it after the output it is. `dims` may have given an extent that
-        // others read as well.
-        let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
-        if let (Some(wanted), Some(last)) = (wanted, self.graph.nodes[before..].last_mut())
-            && last.outputs == [name.as_str()]
-            && !matches!(node.op, Op::Dims(_))
-        {
-            last.outputs = vec![wanted.clone()];
-            name = wanted;
+        for (v, mut name) in g.values_of(n).zip(self.operator(n)?) {
+            // A value that is an output is named after it. `dims` may have given an extent that others read as well.
+            let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
+            let own = &mut self.graph.nodes[before..];
+            let made = own.iter().any(|node| node.outputs.contains(&name));
+            if let Some(wanted) = wanted.filter(|_| made && !matches!(node.op, Op::Dims(_))) {
+                for node in own {
+                    let names = node.inputs.iter_mut().chain(&mut node.outputs);
+                    names.filter(|other| **other == name).for_each(|other| other.clone_from(&wanted));
+                }
+                name = wanted;
+            }
+            self.results.insert(v, name);
         }
-        self.results.insert(v, name);
         Ok(())
     }
 
@@ -244,10 +245,8 @@ impl<'a> Exporter<'a> {
     }
 
     /// A number without axes.
-    fn number(&mut self, dtype: DType, number: f64) -> Result<String, OnnxError> {
-        let tensor = Numbers::Float(vec![number]).into_tensor(dtype, &[]);
-        let tensor = tensor.map_err(|e| self.refusal(e.to_string()))?;
-        Ok(self.initializer(&Payload::new(tensor), "number"))
+    fn number(&mut self, dtype: DType, number: f64) -> String {
+        self.initializer(&Payload::number(dtype, number), "number")
     }
 
     /// Integers along one axis.
@@ -274,11 +273,4 @@ fn label(origin: &Origin, default: &str) -> String {
 fn declared(name: &str, ty: &TensorType, text: impl Fn(&Dim) -> OnnxDim) -> OnnxValue {
     let dim = |d: &Dim| d.as_const().map_or_else(|| text(d), OnnxDim::Value);
     OnnxValue { name: name.to_owned(), dtype: Some(ty.dtype), dims: Some(ty.shape.iter().map(dim).collect()) }
-}
-
-/// The symbol that an extent is.
-fn bare_symbol(dim: &Dim) -> Option<Symbol> {
-    let mut symbols = Vec::new();
-    dim.collect_symbols(&mut symbols);
-    symbols.pop().filter(|s| *dim == Dim::symbol(s))
 }

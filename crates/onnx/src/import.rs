@@ -27,8 +27,8 @@ mod values;
 
 use std::collections::{BTreeMap, HashMap};
 
-use margay_ir::ops::{Const, Numbers};
-use margay_ir::{Graph, Op, Origin, Part, Payload, TensorType, Value};
+use margay_ir::ops::Const;
+use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
 use margay_tensor::{DType, Tensor};
 
 use crate::model::PRODUCER;
@@ -60,9 +60,10 @@ pub fn import(model: &Model) -> Result<Graph, OnnxError> {
     Ok(graph)
 }
 
-/// The names of the ONNX operators that [`import`] knows, sorted, each with the operator set that introduced it.
-pub fn supported_operators() -> impl Iterator<Item = (&'static str, i64)> {
-    OPERATORS.iter().map(|o| (o.name, o.since))
+/// The operators that [`import`] knows, sorted: domain, which is empty for the default one, name, and the operator set of
+/// the domain that introduced it.
+pub fn supported_operators() -> impl Iterator<Item = (&'static str, &'static str, i64)> {
+    OPERATORS.iter().map(|o| (o.domain, o.name, o.since))
 }
 
 /// The name before `/left` and its like, and the part. Names that were given to several things end with a number.
@@ -116,11 +117,8 @@ impl<'a> Importer<'a> {
 
     fn node(&mut self, index: usize, node: &'a OnnxNode) {
         let label = node.label(index);
-        let operator = OPERATORS
-            .binary_search_by(|o| o.name.cmp(&node.op_type))
-            .ok()
-            .filter(|_| node.domain.is_empty())
-            .map(|found| &OPERATORS[found]);
+        let opset = self.model.opset_of(&node.domain);
+        let operator = table::operator(&node.domain, &node.op_type);
         let mut inputs = Vec::new();
         let mut readable = true;
         for name in &node.inputs {
@@ -139,14 +137,14 @@ impl<'a> Importer<'a> {
         let imported = match operator {
             None => Err(Refusal::Unsupported("the operator is not supported".into())),
             Some(_) if !readable => Ok(Vec::new()),
-            Some(operator) if self.model.opset < operator.since => Err(Refusal::Invalid(format!(
+            Some(operator) if opset < operator.since => Err(Refusal::Invalid(format!(
                 "expected operator set {} or newer, found {}",
-                operator.since, self.model.opset
+                operator.since, opset
             ))),
             Some(operator) => {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
                 self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
-                let call = Call::new(node, inputs.clone(), self.model.opset);
+                let call = Call::new(node, inputs.clone(), opset);
                 (operator.import)(self, &call).and_then(|values| call.finish(values))
             }
         };
@@ -256,8 +254,7 @@ impl<'a> Importer<'a> {
 
     /// A number as a constant without axes.
     pub(crate) fn scalar(&mut self, dtype: DType, number: f64) -> Result<Value, Refusal> {
-        let tensor = Numbers::Float(vec![number]).into_tensor(dtype, &[]);
-        self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?)
+        Ok(Builder::new(&mut self.graph, Origin::default()).scalar(dtype, number)?)
     }
 
     /// The type of a value.

@@ -143,6 +143,12 @@ pub struct NonFinite {
 }
 
 impl Model {
+    /// The operator set of a domain, empty for the default one, that nodes of the model are written in; 0 if the model
+    /// names none.
+    pub fn opset_of(&self, domain: &str) -> i64 {
+        if domain.is_empty() { self.opset } else { self.domains.get(domain).copied().unwrap_or(0) }
+    }
+
     /// Reads and checks the model in a file.
     ///
     /// The file, and files of external data beside it, stay mapped while tensors of the model live. They must

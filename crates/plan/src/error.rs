@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A plan, a cost model or a quantity cannot be read, or a plan does not belong to a model.
+/// A plan or a quantity cannot be read, or a plan does not belong to a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// A text is not TOML, or a key is unknown, missing or of another type (the file's fault).
@@ -34,16 +34,6 @@ pub enum PlanError {
     Seed {
         /// The seed.
         found: u64,
-    },
-    /// A number of a cost model is outside its range (the file's fault).
-    #[error("cost model: `{key}` is out of range: expected {expected}, found {found}")]
-    CostValue {
-        /// The key, with the table it lies in.
-        key: &'static str,
-        /// Its range.
-        expected: &'static str,
-        /// The number.
-        found: f64,
     },
     /// A budget cannot be understood (the options' fault).
     #[error(

@@ -8,7 +8,6 @@
 //! - [`plan`]: the plan and its text form.
 //! - [`candidate`]: what can be done to a module, and what each way loses and costs.
 //! - [`mod@allocate`]: the choice over all modules at once.
-//! - [`cost`]: predicted times, from a file per class of processors.
 //! - [`quantity`]: budgets as people write them.
 //!
 //! Deliberately absent: graphs (the passes find modules and apply plans), spectra and sensitivities (the
@@ -18,14 +17,12 @@
 
 pub mod allocate;
 pub mod candidate;
-pub mod cost;
 mod error;
 pub mod plan;
 pub mod quantity;
 
 pub use allocate::{Allocation, Goal, allocate, uniform};
 pub use candidate::{Candidate, Curve, Resource};
-pub use cost::CostModel;
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
 pub use plan::{Choice, CopyMode, Header, Plan};
 pub use quantity::Budget;

@@ -86,6 +86,13 @@ impl Dim {
         }
     }
 
+    /// The symbol, if this is one and nothing else.
+    pub fn as_symbol(&self) -> Option<Symbol> {
+        let mut symbols = Vec::new();
+        self.collect_symbols(&mut symbols);
+        symbols.pop().filter(|s| *self == Dim::symbol(s))
+    }
+
     /// The value as an extent, if no symbol occurs and it is not negative.
     pub fn as_extent(&self) -> Option<usize> {
         self.as_const().and_then(|v| usize::try_from(v).ok())

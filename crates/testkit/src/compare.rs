@@ -1,7 +1,7 @@
 //! Comparisons. Tolerances live here, in one table with reasons.
 
 use margay_ir::ops::Numbers;
-use margay_tensor::Tensor;
+use margay_tensor::{DType, Tensor};
 
 /// How close two results must be: `|a - b| <= absolute + relative * |b|`, where the reference `b` was computed in f64
 /// and rounded.
@@ -20,6 +20,17 @@ impl Tolerance {
     pub const ELEMENTWISE: Tolerance = Tolerance { relative: 1e-5, absolute: 2e-6 };
     /// Sums of up to some thousands of products of numbers of size 1 in f32.
     pub const REDUCTION: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-4 };
+
+    /// The same for results of a type: f16 and bf16 are computed in f32 and rounded at the end, to 11 and 8 bits.
+    #[must_use]
+    pub fn of(self, dtype: DType) -> Tolerance {
+        let relative = match dtype {
+            DType::F16 => self.relative.max(1e-3),
+            DType::BF16 => self.relative.max(8e-3),
+            _ => self.relative,
+        };
+        Tolerance { relative, ..self }
+    }
 }
 
 /// The largest absolute difference between two tensors of one shape; infinite when one has a number that is not finite
@@ -41,8 +52,13 @@ pub fn max_error(a: &Tensor, b: &Tensor) -> f64 {
 pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: Tolerance) {
     assert_eq!(found.dtype(), expected.dtype(), "{what}: type");
     assert_eq!(found.shape(), expected.shape(), "{what}: shape");
-    let floats = |t: &Tensor| Numbers::of(t).expect("any tensor reads as numbers").floats();
-    for (i, (x, y)) in floats(found).into_iter().zip(floats(expected)).enumerate() {
+    let numbers = |t: &Tensor| Numbers::of(t).expect("any tensor reads as numbers");
+    if let (Numbers::Int(x), Numbers::Int(y)) = (numbers(found), numbers(expected)) {
+        // Integers are exact, and those of 64 bits no f64.
+        assert_eq!(x, y, "{what}");
+        return;
+    }
+    for (i, (x, y)) in numbers(found).floats().into_iter().zip(numbers(expected).floats()).enumerate() {
         let close = x == y
             || x.is_nan() && y.is_nan()
             || (x - y).abs() <= tolerance.absolute + tolerance.relative * y.abs();

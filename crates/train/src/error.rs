@@ -29,13 +29,8 @@ pub enum TrainError {
     #[error(transparent)]
     Pass(#[from] PassError),
     /// A formula built a node that does not type (our fault).
-    #[error("{what}: {error}")]
-    Add {
-        /// What was being built.
-        what: String,
-        /// Why.
-        error: Box<AddError>,
-    },
+    #[error(transparent)]
+    Add(Box<AddError>),
     /// A model cannot be compiled or run.
     #[error(transparent)]
     Driver(Box<DriverError>),
@@ -73,13 +68,19 @@ impl From<margay_ir::eval::RunError> for TrainError {
     }
 }
 
+impl From<AddError> for TrainError {
+    fn from(error: AddError) -> TrainError {
+        TrainError::Add(Box::new(error))
+    }
+}
+
 impl TrainError {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
             TrainError::Driver(e) => e.kind(),
             TrainError::Checkpoint(_) | TrainError::Tensor(_) => Kind::Malformed,
-            TrainError::Add { .. } => Kind::Internal,
+            TrainError::Add(_) => Kind::Internal,
             TrainError::Options(_)
             | TrainError::Mismatch { .. }
             | TrainError::Unreached(_)

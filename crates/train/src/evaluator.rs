@@ -1,8 +1,9 @@
 //! A model whose parameters change between runs, without compiling it anew.
 
-use margay_driver::Runner;
+use std::sync::Arc;
+
+use margay_driver::{Backend, Runner};
 use margay_ir::{Graph, NodeId, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::make_trainable;
 use margay_tensor::Tensor;
 
@@ -27,18 +28,17 @@ impl Evaluator {
         forward: &Graph,
         parameters: &[NodeId],
         objective: &dyn Fn(&mut Graph) -> Result<Named, TrainError>,
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
     ) -> Result<Evaluator, TrainError> {
         let mut g = forward.clone();
         make_trainable(&mut g, parameters)?;
         let outputs = objective(&mut g)?;
         if !outputs.is_empty() {
-            let named = |(name, value): (&str, Value)| margay_ir::Output { name: name.into(), value };
-            g.set_outputs(outputs.into_iter().map(named).collect());
-            g.remove_dead();
+            let wanted: Vec<_> = outputs.into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+            g = g.cut(&[], &wanted);
         }
-        Ok(Evaluator { runner: Runner::new(g, target, threads) })
+        Ok(Evaluator { runner: Runner::new(g, backend, threads) })
     }
 
     /// The outputs for a batch.

@@ -10,8 +10,8 @@
 //!
 //! What is random is named by the seed and the position of the parameter among all constants of the graph.
 
-use margay_ir::ops::Numbers;
-use margay_ir::{Graph, NodeId, Op, Value};
+use margay_ir::ops::{Numbers, Parameter, Symbolic};
+use margay_ir::{Graph, NodeId, Value};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
@@ -74,28 +74,37 @@ fn start(g: &Graph, v: Value, shape: &[usize]) -> Start {
         let gain = if is_activated(g, user.into()) { 2.0 } else { 1.0 };
         Start::Normal((gain / fan_in.max(1) as f64).sqrt())
     };
-    let axes = shape.len();
-    match (g.op(user), slot) {
-        (Op::MatMul(_), 1) if axes > 1 => normal(shape[axes - 2]),
-        (Op::MatMul(_), _) if axes > 0 => normal(shape[axes - 1]),
-        (Op::Conv(_), 1) if axes > 1 => normal(shape[1..].iter().product()),
-        (Op::Gather(_), 0) => Start::Normal(TABLE),
-        (Op::Add(_), _) if shape.iter().filter(|&&d| d > 1).count() > 1 => Start::Normal(TABLE),
-        (Op::LayerNorm(_), 1) | (Op::Mul(_), _) => Start::Constant(1.0),
+    let elementwise = g.op(user).facts().elementwise.is_some();
+    let several = shape.iter().filter(|&&d| d > 1).count() > 1;
+    match parameter(g, user, slot) {
+        Some(Parameter::Weight(terms)) if !shape.is_empty() => normal(terms(shape)),
+        Some(Parameter::Table) => Start::Normal(TABLE),
+        // One row per place, such as those of positions.
+        Some(Parameter::Shift) if elementwise && several => Start::Normal(TABLE),
+        Some(Parameter::Scale) => Start::Constant(1.0),
         _ => Start::Constant(0.0),
     }
 }
 
-/// Whether a product is followed by an activation, behind its bias, a normalization or a change of shape.
+fn parameter(g: &Graph, user: NodeId, slot: u16) -> Option<Parameter> {
+    g.op(user).facts().parameters.get(usize::from(slot)).copied().flatten()
+}
+
+/// Whether a product is followed by an activation, behind its bias, a scale, a normalization or a change of shape.
 fn is_activated(g: &Graph, product: Value) -> bool {
     let mut v = product;
     for _ in 0..LOOKED_THROUGH {
         let Some(user) = g.sole_user(v) else { return false };
-        match g.op(user) {
-            Op::Relu(_) | Op::Gelu(_) | Op::Silu(_) => return true,
-            Op::Add(_) | Op::LayerNorm(_) | Op::Reshape(_) | Op::Transpose(_) => v = user.into(),
-            _ => return false,
+        let facts = g.op(user).facts();
+        if facts.elementwise.and_then(|e| e.activation).is_some_and(|a| a.rectifies()) {
+            return true;
         }
+        let scaled = |p: &Option<Parameter>| matches!(p, Some(Parameter::Scale | Parameter::Shift));
+        let moved = matches!(facts.symbolic, Some(Symbolic::Moves([])));
+        if !moved && !facts.parameters.iter().any(scaled) {
+            return false;
+        }
+        v = user.into();
     }
     false
 }

@@ -31,7 +31,6 @@ pub mod fit;
 pub mod init;
 pub mod loss;
 pub mod masking;
-mod nodes;
 pub mod optimizer;
 pub mod recover;
 pub mod schedule;

@@ -9,11 +9,10 @@
 
 use margay_ir::ops::{Equal, Exp, Floor, Log, Not, Reduce, ReduceKind, Reshape, Sub};
 use margay_ir::types::ShapeText;
-use margay_ir::{Graph, Value};
+use margay_ir::{AddError, Builder, Graph, Origin, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::TrainError;
-use crate::nodes::Nodes;
 
 /// The label of positions that a masked language model need not predict.
 pub const IGNORED: i64 = -100;
@@ -28,7 +27,7 @@ pub fn mse(
     target: Value,
     weights: Option<Value>,
 ) -> Result<Value, TrainError> {
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     expect_alike(&n, prediction, target)?;
     let difference = n.op(Sub, &[prediction, target])?;
     let square = n.mul(difference, difference)?;
@@ -46,7 +45,7 @@ pub fn cosine(
     target: Value,
     weights: Option<Value>,
 ) -> Result<Value, TrainError> {
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     expect_alike(&n, prediction, target)?;
     expect_rows(&n, prediction)?;
     let product = n.mul(prediction, target)?;
@@ -78,7 +77,7 @@ pub fn cross_entropy(
     ignore: Option<i64>,
     weights: Option<Value>,
 ) -> Result<Value, TrainError> {
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     let kept = match ignore {
         None => None,
         Some(label) => {
@@ -137,7 +136,7 @@ pub fn kl_divergence(
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(TrainError::Options(format!("temperature: expected above 0, found {temperature}")));
     }
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     expect_alike(&n, student, teacher)?;
     expect_rows(&n, student)?;
     let [teacher, student] = [teacher, student].map(|logits| {
@@ -155,7 +154,7 @@ pub fn kl_divergence(
     let term = n.where_or(possible, term, 0.0)?;
     let rows = n.sum_last(term)?;
     let mean = average(&mut n, rows, weights)?;
-    n.scale(mean, temperature * temperature)
+    Ok(n.scale(mean, temperature * temperature)?)
 }
 
 /// The share of rows whose largest logit is that of their label, among rows whose label is not `ignore`. No loss: it
@@ -169,7 +168,7 @@ pub fn accuracy(
     labels: Value,
     ignore: Option<i64>,
 ) -> Result<Value, TrainError> {
-    let mut n = Nodes::new(g, "accuracy");
+    let mut n = Builder::new(g, Origin::named("accuracy"));
     let hit = hits(&mut n, logits, labels)?;
     let axis = n.ty(logits).ndim() - 1;
     let largest = n.op(Reduce { kind: ReduceKind::Max, axes: vec![axis], keepdims: true }, &[logits])?;
@@ -212,7 +211,7 @@ pub fn check_labels(labels: &Tensor, classes: usize, ignore: Option<i64>) -> Res
 }
 
 /// Where the class of a logit is the label of its row.
-fn hits(n: &mut Nodes<'_>, logits: Value, labels: Value) -> Result<Value, TrainError> {
+fn hits(n: &mut Builder<'_>, logits: Value, labels: Value) -> Result<Value, TrainError> {
     expect_rows(n, logits)?;
     let (x, y) = (n.ty(logits).clone(), n.ty(labels).clone());
     let outer = &x.shape[..x.ndim() - 1];
@@ -235,11 +234,11 @@ fn hits(n: &mut Nodes<'_>, logits: Value, labels: Value) -> Result<Value, TrainE
     let numbers = n.constant(Tensor::from_slice(&[classes], &numbers)?)?;
     let labels = n.cast(labels, DType::F32)?;
     let labels = keep_axis(n, labels)?;
-    n.op(Equal, &[numbers, labels])
+    Ok(n.op(Equal, &[numbers, labels])?)
 }
 
 /// Logits less a number of their row, and the logarithm of the sum of the exponentials of these.
-fn log_sum_exp(n: &mut Nodes<'_>, logits: Value) -> Result<(Value, Value), TrainError> {
+fn log_sum_exp(n: &mut Builder<'_>, logits: Value) -> Result<(Value, Value), AddError> {
     let axis = n.ty(logits).ndim() - 1;
     let largest = n.op(Reduce { kind: ReduceKind::Max, axes: vec![axis], keepdims: true }, &[logits])?;
     let shift = n.op(Floor, &[largest])?;
@@ -250,8 +249,8 @@ fn log_sum_exp(n: &mut Nodes<'_>, logits: Value) -> Result<(Value, Value), Train
 }
 
 /// The mean of `losses`, of which the rows count as the weights say.
-fn average(n: &mut Nodes<'_>, losses: Value, weights: Option<Value>) -> Result<Value, TrainError> {
-    let Some(weights) = weights else { return n.join(ReduceKind::Mean, losses, 0) };
+fn average(n: &mut Builder<'_>, losses: Value, weights: Option<Value>) -> Result<Value, TrainError> {
+    let Some(weights) = weights else { return Ok(n.join(ReduceKind::Mean, losses, 0)?) };
     expect_prefix(n, losses, weights)?;
     let weights = n.cast(weights, n.ty(losses).dtype)?;
     let rows = n.join(ReduceKind::Mean, losses, n.ty(weights).ndim())?;
@@ -259,17 +258,17 @@ fn average(n: &mut Nodes<'_>, losses: Value, weights: Option<Value>) -> Result<V
     let (total, count) = (n.join(ReduceKind::Sum, weighted, 0)?, n.join(ReduceKind::Sum, weights, 0)?);
     let some = n.positive(count)?;
     let count = n.where_or(some, count, 1.0)?;
-    n.div(total, count)
+    Ok(n.div(total, count)?)
 }
 
 /// A value with an axis of one element at its end.
-fn keep_axis(n: &mut Nodes<'_>, v: Value) -> Result<Value, TrainError> {
+fn keep_axis(n: &mut Builder<'_>, v: Value) -> Result<Value, AddError> {
     let mut shape = n.ty(v).shape.clone();
     shape.push(Dim::from(1usize));
     n.op(Reshape { shape }, &[v])
 }
 
-fn expect_alike(n: &Nodes<'_>, prediction: Value, target: Value) -> Result<(), TrainError> {
+fn expect_alike(n: &Builder<'_>, prediction: Value, target: Value) -> Result<(), TrainError> {
     let (expected, found) = (n.ty(prediction), n.ty(target));
     if expected == found && expected.dtype.is_float() {
         return Ok(());
@@ -278,7 +277,7 @@ fn expect_alike(n: &Nodes<'_>, prediction: Value, target: Value) -> Result<(), T
     Err(TrainError::Mismatch { what: "target".into(), expected, found: found.to_string() })
 }
 
-fn expect_rows(n: &Nodes<'_>, v: Value) -> Result<(), TrainError> {
+fn expect_rows(n: &Builder<'_>, v: Value) -> Result<(), TrainError> {
     let ty = n.ty(v);
     if ty.ndim() > 0 && ty.dtype.is_float() {
         return Ok(());
@@ -287,7 +286,7 @@ fn expect_rows(n: &Nodes<'_>, v: Value) -> Result<(), TrainError> {
     Err(TrainError::Mismatch { what: "prediction".into(), expected, found: ty.to_string() })
 }
 
-fn expect_prefix(n: &Nodes<'_>, losses: Value, weights: Value) -> Result<(), TrainError> {
+fn expect_prefix(n: &Builder<'_>, losses: Value, weights: Value) -> Result<(), TrainError> {
     let (rows, found) = (n.ty(losses), n.ty(weights));
     if rows.shape.starts_with(&found.shape) {
         return Ok(());

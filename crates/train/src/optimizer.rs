@@ -13,10 +13,9 @@
 //! least two axes: biases and the scales of normalizations, which have one, do not decay.
 
 use margay_ir::ops::{Exp, Tanh};
-use margay_ir::{Graph, Value};
+use margay_ir::{AddError, Builder, Graph, Origin, Value};
 use margay_tensor::{DType, Tensor};
 
-use crate::nodes::Nodes;
 use crate::{State, TrainError};
 
 /// A rule by which parameters follow gradients.
@@ -99,7 +98,7 @@ impl Optimizer {
             }
             Optimizer::Adam { betas, .. } | Optimizer::AdamW { betas, .. } => betas,
         };
-        let mut n = Nodes::new(g, "correction");
+        let mut n = Builder::new(g, Origin::named("correction"));
         let count = n.offset(step, 1.0)?;
         let first = one_minus_power(&mut n, betas[0], count)?;
         let second = one_minus_power(&mut n, betas[1], count)?;
@@ -120,7 +119,7 @@ impl Optimizer {
         let Scalars { rate, scale, corrected_rate, correction } = scalars.cast(g, dtype)?;
         match *self {
             Optimizer::Sgd { momentum: 0.0 } => {
-                let mut n = Nodes::new(g, &format!("{name}/update"));
+                let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let share = match scale {
                     Some(scale) => n.mul(scale, rate)?,
                     None => rate,
@@ -130,7 +129,7 @@ impl Optimizer {
             }
             Optimizer::Sgd { momentum } => {
                 let (state, last) = moment(g, "momentum", name, p)?;
-                let mut n = Nodes::new(g, &format!("{name}/update"));
+                let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let kept = n.scale(last, momentum)?;
                 let new = match scale {
                     Some(scale) => n.mul(gradient, scale)?,
@@ -143,7 +142,7 @@ impl Optimizer {
             Optimizer::Adam { betas, epsilon } | Optimizer::AdamW { betas, epsilon, .. } => {
                 let (first, m) = moment(g, "m", name, p)?;
                 let (second, v) = moment(g, "v", name, p)?;
-                let mut n = Nodes::new(g, &format!("{name}/update"));
+                let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let mut shares = Vec::with_capacity(2);
                 for (power, beta) in betas.into_iter().enumerate() {
                     let mut share = n.number(p, 1.0 - beta)?;
@@ -191,7 +190,7 @@ pub(crate) struct Scalars {
 
 impl Scalars {
     fn cast(&self, g: &mut Graph, dtype: DType) -> Result<Scalars, TrainError> {
-        let mut n = Nodes::new(g, "correction");
+        let mut n = Builder::new(g, Origin::named("correction"));
         Ok(Scalars {
             rate: n.cast(self.rate, dtype)?,
             scale: self.scale.map(|scale| n.cast(scale, dtype)).transpose()?,
@@ -202,7 +201,7 @@ impl Scalars {
 }
 
 /// `1 - βᵗ`. For `x = -t log β` this is `tanh(x / 2) (1 + e⁻ˣ)`, which does not cancel where `βᵗ` is near 1.
-fn one_minus_power(n: &mut Nodes<'_>, beta: f64, count: Value) -> Result<Value, TrainError> {
+fn one_minus_power(n: &mut Builder<'_>, beta: f64, count: Value) -> Result<Value, AddError> {
     if beta == 0.0 {
         return n.number(count, 1.0);
     }
@@ -234,7 +233,7 @@ pub(crate) fn clip(
     gradients: &[Value],
     clip: Option<f64>,
 ) -> Result<(Value, Option<Value>), TrainError> {
-    let mut n = Nodes::new(g, "gradient_norm");
+    let mut n = Builder::new(g, Origin::named("gradient_norm"));
     let mut total: Option<Value> = None;
     for &gradient in gradients {
         let square = n.mul(gradient, gradient)?;

@@ -28,7 +28,6 @@ use std::time::Instant;
 
 use margay_driver::{Progress, Samples, bound_batch};
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::Tensor;
 
 use crate::fit::Tensors;
@@ -163,14 +162,14 @@ pub fn recover(
     if parameters.is_empty() {
         return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
     }
-    let (target, threads) = (CpuTarget::native(), options.threads);
+    let (backend, threads) = (&margay_driver::backend::native(), options.threads);
 
     let all: Vec<pairs::Pair> = outputs.iter().chain(&hidden).cloned().collect();
-    let mut both = Teacher::new(teacher, &all, target, threads);
+    let mut both = Teacher::new(teacher, &all, backend, threads);
     let variances = both.variances(&train, &mask, batch)?;
     let goal = Goal { teacher, options, mask: &mask, variances };
-    let evaluator = distill::evaluator(student, &parameters, &goal.objective(student)?, target, threads)?;
-    let mut output_teacher = Teacher::new(teacher, &outputs, target, threads);
+    let evaluator = distill::evaluator(student, &parameters, &goal.objective(student)?, backend, threads)?;
+    let mut output_teacher = Teacher::new(teacher, &outputs, backend, threads);
     let mut task = Distillation::new(train.clone(), &held_out, both, &mut output_teacher, evaluator, batch)?;
     let mut best = trainable::contents(student, &parameters);
     let before = task.evaluate(&best)?;
@@ -180,7 +179,7 @@ pub fn recover(
     let mut refitted = None;
     let mut reports = Vec::new();
     if options.layers && !resuming {
-        let data = LayerData { teacher, train: &train, held_out: &held_out, mask: &mask, target, threads };
+        let data = LayerData { teacher, train: &train, held_out: &held_out, mask: &mask, backend, threads };
         let over = || observer.interrupted() || start.elapsed().as_secs_f64() >= options.max_seconds;
         let done = layers::refit_layers(student, &data, progress, &over)?;
         reports = done.reports;
@@ -272,7 +271,7 @@ fn learn(
     };
     let step = TrainingStep::new(student, &parameters, &|g| objective.loss(g), &update)?;
     let example = task.batch(&(0..run.batch).collect::<Vec<usize>>())?;
-    let mut trainer = Trainer::new(&step, &example, CpuTarget::native(), options.threads)?;
+    let mut trainer = Trainer::new(&step, &example, &margay_driver::backend::native(), options.threads)?;
     let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
     let fit_options = FitOptions {
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),

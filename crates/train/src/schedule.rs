@@ -5,10 +5,9 @@
 use std::f64::consts::PI;
 
 use margay_ir::ops::Cos;
-use margay_ir::{Graph, Value};
+use margay_ir::{Builder, Graph, Origin, Value};
 
 use crate::TrainError;
-use crate::nodes::Nodes;
 
 /// How the learning rate goes. It first grows linearly over the share `warm_up` of all steps.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -68,7 +67,7 @@ impl Schedule {
         step: Value,
         total_steps: Value,
     ) -> Result<Value, TrainError> {
-        let mut n = Nodes::new(g, "learning_rate");
+        let mut n = Builder::new(g, Origin::named("learning_rate"));
         let warm_up = match *self {
             Schedule::Constant { warm_up } | Schedule::Cosine { warm_up, .. } => warm_up,
         };

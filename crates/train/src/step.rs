@@ -8,11 +8,10 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use margay_ir::{Graph, NodeId, Op, Output, TensorType, Value};
+use margay_ir::{Builder, Graph, NodeId, Op, Origin, Output, TensorType, Value};
 use margay_passes::{gradients, make_trainable};
 use margay_tensor::{DType, Tensor};
 
-use crate::nodes::Nodes;
 use crate::{Optimizer, Schedule, TrainError, optimizer};
 
 /// The name of the state that counts steps from 0 on, an f32 scalar.
@@ -112,10 +111,10 @@ impl TrainingStep {
             moments.extend(more);
         }
         states.extend(moments);
-        let following = Nodes::new(&mut g, STEP).offset(step, 1.0)?;
+        let following = Builder::new(&mut g, Origin::named(STEP)).offset(step, 1.0)?;
         states.push((State { name: STEP.into(), initial: Tensor::scalar(0f32) }, following));
         states.push((State { name: TOTAL_STEPS.into(), initial: Tensor::scalar(1f32) }, total));
-        let loss = Nodes::new(&mut g, "loss").cast(loss, DType::F32)?;
+        let loss = Builder::new(&mut g, Origin::named("loss")).cast(loss, DType::F32)?;
         let mut outputs = vec![
             Output { name: "loss".into(), value: loss },
             Output { name: "learning_rate".into(), value: rate },
@@ -177,7 +176,7 @@ pub fn with_parameters(forward: &Graph, parameters: &[(String, Tensor)]) -> Resu
 
 /// The derivatives of the loss by all inputs, every one of which must have an effect on it.
 fn gradients_of(g: &mut Graph, loss: Value, inputs: &[(String, Value)]) -> Result<Vec<Value>, TrainError> {
-    let one = Nodes::new(g, "loss").number(loss, 1.0)?;
+    let one = Builder::new(g, Origin::named("loss")).number(loss, 1.0)?;
     let by: Vec<Value> = inputs.iter().map(|(_, v)| *v).collect();
     let found = gradients(g, &[(loss, one)], &by)?;
     let none = inputs.iter().zip(&found).filter(|(_, gradient)| gradient.is_none());

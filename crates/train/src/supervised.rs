@@ -3,10 +3,11 @@
 //! A share of the samples is held out, evenly spread over the file; it decides which parameters are kept. Deliberately
 //! absent: augmentation, and data that does not fit in memory.
 
-use margay_driver::{Samples, bound_batch};
+use std::sync::Arc;
+
+use margay_driver::{Backend, Samples, bound_batch};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::parameter_names;
 use margay_tensor::{DType, Tensor};
 
@@ -51,7 +52,7 @@ pub enum Selection {
 }
 
 /// How to train on labelled samples.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Supervised {
     /// What is to become small.
     pub objective: Objective,
@@ -71,8 +72,8 @@ pub struct Supervised {
     pub max_saved_bytes: Option<u64>,
     /// Threads to run on.
     pub threads: usize,
-    /// The processor class to compile for.
-    pub target: CpuTarget,
+    /// What to compile for.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// A trained model.
@@ -114,8 +115,8 @@ impl Supervised {
         let (mut step, nodes) = self.step(forward)?;
         step.max_saved_bytes = self.max_saved_bytes;
         let mut trainer =
-            Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, self.target, self.threads)?;
-        let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), self.target, self.threads)?;
+            Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, &self.backend, self.threads)?;
+        let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), &self.backend, self.threads)?;
         let (memory, samples) = (trainer.memory(), (train.len(), held_out.len()));
         let fixed = bound_batch(forward).is_some();
         let mut task = Labelled { options: self, data: &data, train, held_out, evaluator, fixed };
@@ -275,7 +276,7 @@ impl Supervised {
         h.update(forward.to_string().as_bytes());
         h.update(data.hash().as_bytes());
         h.update(step.parameters.join("\n").as_bytes());
-        h.update(format!("{rule:?} {order:?} {}", self.target.class().name()).as_bytes());
+        h.update(format!("{rule:?} {order:?} {}", self.backend.target()).as_bytes());
         h.finalize().to_hex()[..16].to_string()
     }
 }

@@ -1,8 +1,10 @@
 //! A training step as machine code, and the session that holds its states.
 
+use std::sync::Arc;
+
+use margay_driver::Backend;
 use margay_driver::build::{self, CompiledStep, StepForm};
 use margay_ir::eval;
-use margay_kernels_cpu::CpuTarget;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{DType, Tensor};
 use serde::Serialize;
@@ -56,7 +58,7 @@ impl Trainer {
     pub fn new(
         step: &TrainingStep,
         example: &[(String, Tensor)],
-        target: CpuTarget,
+        backend: &Arc<dyn Backend>,
         threads: usize,
     ) -> Result<Trainer, TrainError> {
         let find = |name: &str| example.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
@@ -71,8 +73,8 @@ impl Trainer {
         let binding = eval::bind_symbols(&step.graph, find)?;
         let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
         let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
-        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, target, &form)?;
-        let arena_bytes = executable.entries().iter().map(|e| e.parts.arena_bytes).max().unwrap_or(0);
+        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, &**backend, &form)?;
+        let arena_bytes = executable.sections().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
         for state in &step.states {
             session.set_state(&state.name, &state.initial)?;

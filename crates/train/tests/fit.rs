@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use margay_driver::Silent;
+use margay_driver::{Silent, backend};
 use margay_ir::ops::{Const, MatMul, Tanh};
 use margay_ir::{Graph, NodeId, Origin, Payload, TensorType, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::{DType, Dim, Tensor};
 use margay_train::{
     Evaluation, Evaluator, FitOptions, Fitted, Length, Observer, Optimizer, Point, Schedule, Stop, Task,
@@ -64,7 +63,7 @@ impl Regression {
     fn new() -> Regression {
         let (g, parameters) = model();
         let mut evaluator =
-            Evaluator::new(&g, &parameters, &|_| Ok(Vec::new()), CpuTarget::native(), 1).unwrap();
+            Evaluator::new(&g, &parameters, &|_| Ok(Vec::new()), &backend::native(), 1).unwrap();
         let x = tensor(&[ROWS, INPUTS], 3);
         let teacher = vec![
             ("a".to_string(), tensor(&[INPUTS, HIDDEN], 4)),
@@ -116,7 +115,7 @@ fn trainer(learning_rate: f64, threads: usize) -> Trainer {
     };
     let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
     let example = Regression::new().batch(&(0..16).collect::<Vec<_>>()).unwrap();
-    Trainer::new(&step, &example, CpuTarget::native(), threads).unwrap()
+    Trainer::new(&step, &example, &backend::native(), threads).unwrap()
 }
 
 fn options(length: Length) -> FitOptions {
@@ -344,7 +343,7 @@ fn training_ends_when_time_patience_or_numbers_do() {
     };
     let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
     let example = task.batch(&(0..16).collect::<Vec<_>>()).unwrap();
-    let mut wild = Trainer::new(&step, &example, CpuTarget::native(), 1).unwrap();
+    let mut wild = Trainer::new(&step, &example, &backend::native(), 1).unwrap();
     let fitted = fit(&mut wild, &mut task, &options(Length::Steps(100)), &mut Silent).unwrap();
     assert_eq!((fitted.stop, fitted.best), (Stop::Diverged, 0), "the initial parameters were the best");
     let finite = |t: &Tensor| t.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite());
@@ -365,7 +364,7 @@ fn less_may_be_kept_for_the_backward_pass() {
     let batch = task.batch(&(0..64).collect::<Vec<_>>()).unwrap();
     let mut run = |limit| {
         step.max_saved_bytes = limit;
-        let mut trainer = Trainer::new(&step, &batch, CpuTarget::native(), 2)?;
+        let mut trainer = Trainer::new(&step, &batch, &backend::native(), 2)?;
         let losses: Vec<f32> = (0..3).map(|_| trainer.step(&batch).unwrap().loss).collect();
         Ok::<_, TrainError>((losses, trainer.memory().saved_bytes, trainer.saved().to_vec()))
     };
@@ -387,7 +386,7 @@ fn batches_of_other_shapes_and_missing_inputs_are_told() {
     };
     let step = TrainingStep::new(&g, &parameters, &objective, &update).unwrap();
     let mut example = Regression::new().batch(&[0, 1]).unwrap();
-    let mut trainer = Trainer::new(&step, &example, CpuTarget::native(), 1).unwrap();
+    let mut trainer = Trainer::new(&step, &example, &backend::native(), 1).unwrap();
     let memory = trainer.memory();
     assert_eq!(memory.parameter_bytes, 4 * (INPUTS * HIDDEN + HIDDEN * OUTPUTS));
     assert!(memory.state_bytes >= 2 * memory.parameter_bytes && memory.session_bytes > memory.arena_bytes);
@@ -400,6 +399,6 @@ fn batches_of_other_shapes_and_missing_inputs_are_told() {
             .starts_with("inputs do not fit: `x`: expected f32[2, 12]")
     );
     example.pop();
-    let missing = Trainer::new(&step, &example, CpuTarget::native(), 1).err().unwrap().to_string();
+    let missing = Trainer::new(&step, &example, &backend::native(), 1).err().unwrap().to_string();
     assert_eq!(missing, "target: expected f32[N, 5], found nothing");
 }

@@ -1,8 +1,8 @@
 //! What a training step takes of the machine, beside what was planned. A program of its own: nothing else may allocate.
 
+use margay_driver::backend;
 use margay_ir::ops::{Const, Gelu, MatMul};
 use margay_ir::{Graph, Origin, Payload, TensorType, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::{DType, Tensor};
 use margay_train::{Optimizer, Schedule, TrainError, Trainer, TrainingStep, Update, loss};
 
@@ -55,7 +55,7 @@ fn a_step_takes_what_was_planned() {
     let mut found = Vec::new();
     for limit in [None, Some(40_000_000)] {
         step.max_saved_bytes = limit;
-        let mut trainer = Trainer::new(&step, &batch, CpuTarget::native(), 2).unwrap();
+        let mut trainer = Trainer::new(&step, &batch, &backend::native(), 2).unwrap();
         let planned = trainer.memory();
         let Some(before) = resident_bytes() else {
             println!("skipped: the system does not say what a process takes");

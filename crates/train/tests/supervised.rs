@@ -1,8 +1,7 @@
 //! Training on samples with labels, from a graph to a trained graph; what does not fit is refused; first parameters.
 
-use margay_driver::{Runner, Samples, Silent};
+use margay_driver::{Runner, Samples, Silent, backend};
 use margay_ir::{Cx, Graph, Part};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::random::Philox;
@@ -59,7 +58,7 @@ fn supervised(objective: Objective) -> Supervised {
         held_out: 0.2,
         max_saved_bytes: None,
         threads: 1,
-        target: CpuTarget::native(),
+        backend: backend::native(),
     }
 }
 
@@ -79,7 +78,7 @@ fn classes_are_learned() {
     assert_eq!(best.measures[0].0, "accuracy");
     assert!(best.measures[0].1 > 0.85, "{best:?}");
     // The graph that comes back has the accuracy that was measured.
-    let mut runner = Runner::new(trained.graph, CpuTarget::native(), 1);
+    let mut runner = Runner::new(trained.graph, &backend::native(), 1);
     let logits = runner.run(samples.arrays()).unwrap().remove(0).1.to_vec::<f32>().unwrap();
     let largest = |row: &[f32]| (0..3).fold(0, |b, i| if row[i] > row[b] { i } else { b });
     let labels = labels.to_vec::<u8>().unwrap();
@@ -245,7 +244,7 @@ fn outputs_are_fitted_to_targets() {
     // What another network of the same form gives.
     let nodes: Vec<_> = parameter_names(&g).into_iter().map(|(n, _)| n).collect();
     let teacher = with_parameters(&g, &initial(&g, &nodes, 9).unwrap()).unwrap();
-    let target = Runner::new(teacher, CpuTarget::native(), 1).run(samples.arrays()).unwrap().remove(0).1;
+    let target = Runner::new(teacher, &backend::native(), 1).run(samples.arrays()).unwrap().remove(0).1;
     for objective in [Objective::Mse, Objective::Cosine] {
         let trained = train(&supervised(objective), &g, &samples, Some(&target));
         let (first, best) = (trained.fitted.first().error, trained.fitted.best().error);

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{CpuTarget, lookup};
-use margay_loops::abi::SCRATCH_HEADER_BYTES;
 use margay_loops::{
     Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul, Precision, Target,
+    LinearAttention, MatLayout, MatMul, Precision,
 };
 
 fn main() {

@@ -12,7 +12,7 @@
 //! NaN or a +∞ among its scores, and a row of causal attention that sees no key. With no keys at all the result
 //! is 0.
 
-use margay_loops::{Attention, Needs, Phase, Prepared};
+use margay_loops::{Attention, Needs};
 
 use crate::Class;
 use crate::block::multiply_turned;
@@ -20,6 +20,7 @@ use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Source, Workspace, copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// Keys of a block: whole tiles of every class, and a square of scores that stays in the first-level cache.
 pub(crate) const KEYS: usize = 126;
@@ -184,7 +185,7 @@ impl Params {
 /// Every extent may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

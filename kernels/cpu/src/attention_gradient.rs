@@ -10,7 +10,7 @@
 //! the product of rows and panel, and results are summed as the product of turned rows and the block. As in `attention`,
 //! rows far apart that many panels will read are copied together first.
 
-use margay_loops::{AttentionGradient, Needs, Phase, Prepared};
+use margay_loops::{AttentionGradient, Needs};
 
 use crate::Class;
 use crate::attention::{ENOUGH_ITEMS, KEYS, LANES, MOST_PANELS, add_matrix, place_rows};
@@ -19,6 +19,7 @@ use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Workspace, copy_matrix};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// The panel is of queries, or of keys.
 const QUERIES: usize = 0;
@@ -182,7 +183,7 @@ impl Rows {
 /// results overlap nothing. Every extent may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -12,7 +12,7 @@
 //! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
 //! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, Phase, Precision, Prepared};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, Precision};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
@@ -21,6 +21,7 @@ use crate::matmul::even;
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
 use crate::{Class, depthwise, filters, matmul};
+use crate::{Phase, Prepared};
 
 /// Name of the layout of filters as panels of taps.
 pub(crate) const TAPS_LAYOUT: &str = "f32_taps32";
@@ -331,7 +332,7 @@ fn unpack(
 /// any (layout of Y), Y, workspace if any. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

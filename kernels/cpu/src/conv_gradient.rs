@@ -8,7 +8,7 @@
 //!
 //! With one channel per group lanes are channels, and each line adds to every tap.
 
-use margay_loops::{ConvKernelGradient, Needs, Phase, Prepared};
+use margay_loops::{ConvKernelGradient, Needs};
 
 use crate::Class;
 use crate::block::{load_first, multiply_turned, store_first};
@@ -18,6 +18,7 @@ use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// Positions of the arguments.
 const X: usize = 0;
@@ -100,7 +101,7 @@ impl Params {
 /// overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

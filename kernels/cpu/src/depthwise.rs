@@ -2,7 +2,7 @@
 //!
 //! An item is a block of lines of one image. Layout `f32_channels` of filters C, 1, h, w: `[h][w][C]`.
 
-use margay_loops::{Conv, Needs, Packed, Phase, Prepared};
+use margay_loops::{Conv, Needs, Packed};
 use margay_tensor::{DType, Tensor};
 
 use crate::Class;
@@ -11,6 +11,7 @@ use crate::conv::Shape;
 use crate::isa::Isa;
 use crate::math::with_activation;
 use crate::params::{argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// Name of the layout of filters, channels innermost.
 pub(crate) const LAYOUT: &str = "f32_channels";
@@ -74,7 +75,7 @@ pub(crate) fn unpack_filters(shape: &[usize], bytes: &[u8]) -> Result<Tensor, St
 /// any. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

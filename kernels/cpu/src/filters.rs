@@ -1,9 +1,8 @@
 //! Bringing filters that are no constants into the workspace, in the layouts that convolutions read: see `conv` and
 //! `depthwise`. Filters of one tap are a right operand of a product and go with those.
 
-use margay_loops::Phase;
-
 use crate::Class;
+use crate::Phase;
 use crate::conv::{Shape, first_channel};
 use crate::isa::{Isa, PANEL};
 use crate::params::{argument, from_words, params, to_words};
@@ -36,7 +35,7 @@ pub(crate) fn phase(class: Class, shape: &Shape, depthwise: bool, target: usize)
 /// Arguments: those of the convolution; reads its filters, row-major, and writes the workspace.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`phase`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`phase`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -5,13 +5,15 @@
 //! over the small vector interface `isa::Isa`, and compiled for several processor classes.
 //!
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
+//! - [`abi`]: the calling convention of kernels and drivers; [`Prepared`]: the parallel regions of a call;
+//!   [`CpuCode`]: what the code generator writes and the runtime loads.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
 //! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
 //!   layouts of products, `filters` brings filters that are no constants where they are
 //!   read, `pack`, `block` and `fetch` are what the families share.
 //!
-//! Every kernel has the signature [`margay_loops::KernelFn`]. An item's result does not depend on the range of
+//! Every kernel has the signature [`abi::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
 //! round differently.
 //!
@@ -20,9 +22,11 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("kernel parameters are 64-bit words");
 
+pub mod abi;
 mod attention;
 mod attention_gradient;
 mod block;
+mod code;
 mod constants;
 mod conv;
 mod conv_gradient;
@@ -37,9 +41,12 @@ mod matmul;
 mod narrow;
 mod pack;
 mod params;
+mod prepared;
 mod strided;
 pub mod target;
 mod thin;
 
+pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;
+pub use prepared::{Phase, Prepared};
 pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};

@@ -9,7 +9,7 @@
 //! Spans and chunks depend on the extents alone, and sums go in the order of the keys: the bits do not depend on the
 //! number of threads. A row whose denominator is 0 is a quotient by 0.
 
-use margay_loops::{LinearAttention, Needs, Phase, Prepared};
+use margay_loops::{LinearAttention, Needs};
 
 use crate::Class;
 use crate::block::{Block, Left, Right, multiply};
@@ -17,6 +17,7 @@ use crate::fetch::Fetch;
 use crate::isa::{Isa, PANEL, from};
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::{Phase, Prepared};
 
 /// Positions of a span: few enough for an item, so many that states are little beside what they stand for.
 const SPANS: std::ops::RangeInclusive<usize> = 256..=1024;
@@ -201,7 +202,7 @@ struct Parts {
 /// bytes; O overlaps nothing. Every extent may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

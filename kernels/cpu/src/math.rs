@@ -11,8 +11,8 @@
 //! A NaN gives a NaN; at infinities the values are the limits, and erf and tanh are exactly ±1 from 4 and 9.02
 //! on. Activations are the formulas of [`Activation`], so that x · 0 at x = -∞ is a NaN there as in the reference.
 
+use crate::abi::{RowFn, RowFunction};
 use margay_loops::Activation;
-use margay_loops::abi::{RowFn, RowFunction};
 
 use crate::Class;
 use crate::isa::Isa;
@@ -189,7 +189,7 @@ macro_rules! with_activation {
 }
 pub(crate) use with_activation;
 
-/// The functions of rows, in the order of [`RowFunction::ALL`](margay_loops::abi::RowFunction::ALL).
+/// The functions of rows, in the order of [`RowFunction::ALL`](crate::abi::RowFunction::ALL).
 pub type RowTable = [RowFn; RowFunction::ALL.len()];
 
 /// The row functions of a class; `None` where this program has none (another architecture).

@@ -10,13 +10,14 @@
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
-use margay_loops::{MatMul, Needs, Packed, Phase, Precision, Prepared};
+use margay_loops::{MatMul, Needs, Packed, Precision};
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
 use crate::{Class, constants, narrow, strided, thin};
+use crate::{Phase, Prepared};
 
 params! {
     /// One product: an item is a block of rows and a group of panels of one repetition.
@@ -306,7 +307,7 @@ impl Item {
 /// `k` is 0 the sums are 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`prepare`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`prepare`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

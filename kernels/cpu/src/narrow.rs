@@ -71,7 +71,7 @@ impl Panel {
 /// Arguments: as those of a product with a packed constant.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`words`] and scratch for a run of terms.
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`] and scratch for a run of terms.
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -4,9 +4,8 @@
 //! operand whose rows are not contiguous, or lie so that they fight for the same sets of the cache, is copied to rows
 //! at a better distance; one that is to be rounded is rounded on the way.
 
-use margay_loops::Phase;
-
 use crate::Class;
+use crate::Phase;
 use crate::isa::{Isa, PANEL};
 use crate::params::{argument, from_words, params, to_words};
 
@@ -184,7 +183,7 @@ impl Workspace {
 /// columns may be 0.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`Params`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`Params`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

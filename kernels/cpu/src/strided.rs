@@ -49,7 +49,7 @@ pub(crate) fn scratch(panels: usize) -> usize {
 /// Arguments: as those of a product with a strided right operand.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`words`] and [`scratch`] as many elements.
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`] and [`scratch`] as many elements.
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

@@ -1,7 +1,8 @@
 //! Processor classes: what they answer about a call, and the table of their kernels.
 
-use margay_loops::abi::KernelFn;
-use margay_loops::{KernelCall, NoKernel, Precision, Prepared, Target};
+use crate::Prepared;
+use crate::abi::KernelFn;
+use margay_loops::{KernelCall, NoKernel, Precision};
 use margay_tensor::Tensor;
 
 use crate::{
@@ -90,7 +91,7 @@ impl Class {
     }
 }
 
-/// The kernels of one processor class, as a [`Target`].
+/// The hand-written kernels of one processor class: which of them serve a call, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct CpuTarget {
     class: Class,
@@ -141,14 +142,14 @@ impl CpuTarget {
     fn no_kernel(&self, call: impl std::fmt::Display, why: String) -> NoKernel {
         NoKernel { target: self.name().to_owned(), call: call.to_string(), why }
     }
-}
 
-impl Target for CpuTarget {
-    fn name(&self) -> &str {
+    /// The name users give to `--target-cpu`.
+    pub fn name(&self) -> &'static str {
         self.class.name()
     }
 
-    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+    /// Kernel variants, parameters and memory of a call.
+    pub fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
@@ -160,7 +161,8 @@ impl Target for CpuTarget {
         .map_err(|why| self.no_kernel(call, why))
     }
 
-    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+    /// The bytes of a constant operand in the layout that [`prepare`](CpuTarget::prepare) named for it.
+    pub fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
             (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, tensor),
             (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, tensor),
@@ -169,7 +171,8 @@ impl Target for CpuTarget {
         .map_err(|why| self.no_kernel(call, why))
     }
 
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+    /// The inverse of [`pack`](CpuTarget::pack): the row-major tensor of the given shape.
+    pub fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
         if let Some(precision) = constants::precision_of(layout) {
             return constants::unpack_constant(precision, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
@@ -266,7 +269,7 @@ impl Class {
 macro_rules! entries {
     ($module:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
         mod $module {
-            use margay_loops::abi::SCRATCH_HEADER_BYTES;
+            use crate::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
             use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, isa, linear_attention, matmul, narrow, pack, strided, thin};
@@ -323,7 +326,7 @@ entries!(
 
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16 {
-    use margay_loops::abi::SCRATCH_HEADER_BYTES;
+    use crate::abi::SCRATCH_HEADER_BYTES;
 
     use super::{Class, KernelEntry, PAIRS};
     use crate::{isa, matmul};

@@ -36,7 +36,7 @@ pub(crate) fn words(product: matmul::Params, [b_row, b_col]: [usize; 2]) -> Vec<
 /// Arguments: as those of a product with a strided right operand; no workspace.
 ///
 /// # Safety
-/// The contract of [`margay_loops::KernelFn`], with parameters from [`words`].
+/// The contract of [`KernelFn`](crate::abi::KernelFn), with parameters from [`words`].
 #[inline(always)]
 pub(crate) unsafe fn run<I: Isa>(
     isa: I,

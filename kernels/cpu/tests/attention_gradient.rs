@@ -5,7 +5,7 @@ mod harness;
 use harness::random::Random;
 use harness::{Expected, classes, compare, execute_all};
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::{AttentionGradient, KernelCall, Target};
+use margay_loops::{AttentionGradient, KernelCall};
 
 /// Sizes: batch, heads, heads of keys, queries, keys, length of a key, length of a value. Rows lie one after the other,
 /// or are `[batch, row, head, dim]`.

@@ -4,8 +4,8 @@ mod harness;
 
 use harness::classes;
 use margay_kernels_cpu::Class;
+use margay_kernels_cpu::abi::RowFunction;
 use margay_kernels_cpu::math::rows;
-use margay_loops::abi::RowFunction;
 
 fn apply(class: Class, function: RowFunction, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];

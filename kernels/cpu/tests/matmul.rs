@@ -6,7 +6,7 @@ use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::{Class, CpuTarget, KERNELS};
 use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
-use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision, Target};
+use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision};
 
 /// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
 struct Case {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use margay_artifact::{ArtifactBuilder, EntryParts, Import, StepNote};
-use margay_codegen_cpu::{CpuIsa, emit};
-use margay_kernels_cpu::{CpuTarget, lookup};
+use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
+use margay_codegen_cpu::CpuBackend;
+use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::nest::Sink;
 use margay_loops::{
-    Arg, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed, Place,
-    Port, Program, Source, Step, Target, Work,
+    Arg, Backend, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed,
+    Place, Port, Program, Source, Step, Work,
 };
 use margay_tensor::{DType, Tensor};
 
@@ -18,32 +18,40 @@ pub(crate) const TERMS: usize = 40;
 pub(crate) const COLUMNS: usize = 70;
 
 /// Compiles programs into the entries of one artifact.
-pub(crate) fn assemble(target: &CpuTarget, programs: &[Program]) -> ArtifactBuilder {
-    let isa = CpuIsa::for_class(target.name()).unwrap();
-    let mut builder = ArtifactBuilder::new("by hand", target.name());
+pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactBuilder {
+    let mut builder = ArtifactBuilder::new("by hand");
     for program in programs {
-        let placed: Vec<_> =
-            program.constants.iter().map(|c| builder.constants.add(c, target).unwrap()).collect();
+        let add = |c| builder.constants.add(c, backend).unwrap();
+        let placed: Vec<_> = program.constants.iter().map(add).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
-        let code = emit(program, &isa, target, &offsets).unwrap();
-        let import = |name: &String| Import { name: name.clone(), version: lookup(name).unwrap().version };
-        let parts = EntryParts {
+        let code = backend.compile(program, &offsets).unwrap();
+        let entry = EntryParts {
             symbols: BTreeMap::new(),
             inputs: program.inputs.clone(),
             outputs: program.outputs.clone(),
             carried: program.carried.clone(),
+        };
+        let section = SectionParts {
+            backend: backend.name().into(),
+            target: backend.target().into(),
+            machine: code.machine,
             arena_bytes: program.arena_bytes,
-            scratch_bytes: code.scratch_bytes,
-            kernels: code.kernels,
-            driver: code.driver,
-            imports: code.imports.iter().map(import).collect(),
-            params: code.params,
             steps: StepNote::all(program, &code.regions),
             constants: placed.iter().map(|p| p.index).collect(),
         };
-        builder.add_entry(parts, &code.blob);
+        builder.add_code(entry, section, &code.bytes);
     }
     builder
+}
+
+/// The back end for a class.
+pub(crate) fn backend(class: Class) -> CpuBackend {
+    CpuBackend::new(CpuTarget::new(class)).unwrap()
+}
+
+/// The back end for this machine.
+pub(crate) fn native() -> CpuBackend {
+    backend(CpuTarget::native().class())
 }
 
 /// Numbers that are neither round nor large.
@@ -94,7 +102,7 @@ pub(crate) fn sink(arg: usize, strides: &[i64]) -> Sink {
 }
 
 /// `y[rows, COLUMNS] = x[rows, TERMS] · W + b`: a call over a packed constant, then a loop.
-pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
+pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
     let layout = |row_stride| MatLayout { row_stride, col_stride: 1 };
     let call = KernelCall::MatMul(MatMul {
         m: rows,
@@ -108,7 +116,7 @@ pub(crate) fn linear(rows: usize, target: &CpuTarget) -> Program {
         precision: margay_loops::Precision::F32,
         epilogue: Epilogue::default(),
     });
-    let needs = target.prepare(&call).unwrap().needs;
+    let needs = backend.prepare(&call).unwrap();
     let packed = needs.packed[0].clone();
     let packed_bytes = packed.bytes;
     let product_bytes = rows * COLUMNS * 4;

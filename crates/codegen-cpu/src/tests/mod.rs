@@ -8,37 +8,19 @@ mod reductions;
 
 use std::rc::Rc;
 
+use margay_kernels_cpu::abi::{DriverFn, KernelFn, SCRATCH_HEADER_BYTES};
 use margay_kernels_cpu::math::{RowTable, rows};
-use margay_kernels_cpu::{Class, CpuTarget};
-use margay_loops::abi::{DriverFn, KernelFn, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::{Class, CpuCode, CpuTarget, Prepared};
 use margay_loops::nest::Sink;
-use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Prepared, Program, Reg, Source, Target};
-use margay_tensor::{DType, Tensor};
+use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Program, Reg, Source};
+use margay_tensor::DType;
 
-use crate::{Code, CpuIsa, emit};
+use crate::CpuIsa;
+use crate::emit::emit;
 
 /// A target without hand-written kernels.
-struct NoKernels;
-
-impl NoKernels {
-    fn refuse<T>(&self, call: &str) -> Result<T, NoKernel> {
-        Err(NoKernel { target: "none".into(), call: call.into(), why: "there are none".into() })
-    }
-}
-
-impl Target for NoKernels {
-    fn name(&self) -> &str {
-        "none"
-    }
-    fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
-        self.refuse(&call.to_string())
-    }
-    fn pack(&self, call: &KernelCall, _: usize, _: &Tensor) -> Result<Vec<u8>, NoKernel> {
-        self.refuse(&call.to_string())
-    }
-    fn unpack(&self, layout: &str, _: &[usize], _: &[u8]) -> Result<Tensor, NoKernel> {
-        self.refuse(layout)
-    }
+fn no_kernels(call: &KernelCall) -> Result<Prepared, NoKernel> {
+    Err(NoKernel { target: "none".into(), call: call.to_string(), why: "there are none".into() })
 }
 
 /// The classes that this machine can run.
@@ -61,15 +43,15 @@ fn isas() -> Vec<CpuIsa> {
 /// Machine code mapped executable.
 struct Loaded {
     map: memmap2::Mmap,
-    code: Code,
+    code: CpuCode,
     rows: &'static RowTable,
 }
 
 impl Loaded {
-    fn new(code: Code, isa: &CpuIsa) -> Loaded {
+    fn new(code: CpuCode, isa: &CpuIsa) -> Loaded {
         let class = CpuTarget::by_name(isa.name()).unwrap().class();
-        let mut map = memmap2::MmapMut::map_anon(code.blob.len()).unwrap();
-        map.copy_from_slice(&code.blob);
+        let mut map = memmap2::MmapMut::map_anon(code.machine_code.len()).unwrap();
+        map.copy_from_slice(&code.machine_code);
         Loaded { map: map.make_exec().unwrap(), code, rows: rows(class).unwrap() }
     }
 
@@ -86,7 +68,7 @@ impl Loaded {
 
 fn load_kernel(kernel: &Kernel, isa: &CpuIsa) -> Loaded {
     let program = Program { kernels: vec![kernel.clone()], ..Program::default() };
-    Loaded::new(emit(&program, isa, &NoKernels, &[]).unwrap(), isa)
+    Loaded::new(emit(&program, isa, &no_kernels, &[]).unwrap().0, isa)
 }
 
 /// Step number that kernels are run as.

@@ -1,33 +1,22 @@
 //! Whole programs: the driver, the shape of the block, the text form, and what is refused.
 
-use margay_loops::abi::KernelFn;
+use margay_kernels_cpu::abi::KernelFn;
+use margay_kernels_cpu::{Phase, Prepared};
 use margay_loops::{
     Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul, Needs,
-    NoKernel, Operand, Phase, Place, Port, Prepared, Program, Reg, Step, Stmt, Target, Unary, Work,
+    NoKernel, Operand, Place, Port, Program, Reg, Step, Stmt, Unary, Work,
 };
 use margay_tensor::DType::{self, F16, F32, F64};
 use margay_tensor::Tensor;
 
-use super::{Bytes, Loaded, NoKernels, isas, map, noise};
-use crate::{CodegenError, CpuIsa, emit, print_clif};
+use super::{Bytes, Loaded, isas, map, no_kernels, noise};
+use crate::emit::emit;
+use crate::{CodegenError, CpuIsa, print_clif};
 
 /// One hand-written kernel in two phases.
-struct TwoPhases;
-
-impl Target for TwoPhases {
-    fn name(&self) -> &str {
-        "two phases"
-    }
-    fn prepare(&self, _: &KernelCall) -> Result<Prepared, NoKernel> {
-        let phase = |word| Phase { kernel: "scale", params: vec![word, 40], items: 40, grain: 8 };
-        Ok(Prepared { phases: vec![phase(2), phase(3)], scratch_bytes: 256, needs: Needs::default() })
-    }
-    fn pack(&self, call: &KernelCall, operand: usize, t: &Tensor) -> Result<Vec<u8>, NoKernel> {
-        NoKernels.pack(call, operand, t)
-    }
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
-        NoKernels.unpack(layout, shape, bytes)
-    }
+fn two_phases(_: &KernelCall) -> Result<Prepared, NoKernel> {
+    let phase = |word| Phase { kernel: "scale", params: vec![word, 40], items: 40, grain: 8 };
+    Ok(Prepared { phases: vec![phase(2), phase(3)], scratch_bytes: 256, needs: Needs::default() })
 }
 
 /// `args[1][i] = word * args[0][i]` in the first phase, `args[1][i] *= word` in the others.
@@ -124,8 +113,8 @@ fn the_driver_runs_the_steps_in_order() {
     let x = noise(1, 40, 0.1);
     let constants: Vec<f32> = (0..64).map(|i| i as f32 / 100.0).collect();
     for isa in isas() {
-        let loaded = Loaded::new(emit(&program(), &isa, &TwoPhases, &[0, 64]).unwrap(), &isa);
-        assert_eq!(loaded.code.imports, ["scale"]);
+        let loaded = Loaded::new(emit(&program(), &isa, &two_phases, &[0, 64]).unwrap().0, &isa);
+        assert_eq!(loaded.code.imports.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["scale"]);
         assert_eq!(loaded.code.params, [0, 2, 40, 3, 40, 2]);
         assert_eq!(loaded.code.scratch_bytes, 256);
         let (mut arena, mut constants, mut x) = (vec![0u8; 512], f32::bytes(&constants), f32::bytes(&x));
@@ -157,9 +146,9 @@ fn the_driver_runs_the_steps_in_order() {
 #[test]
 fn functions_are_aligned_and_the_bytes_are_reproducible() {
     let isa = &isas()[0];
-    let code = emit(&program(), isa, &TwoPhases, &[0, 64]).unwrap();
+    let code = emit(&program(), isa, &two_phases, &[0, 64]).unwrap().0;
     assert!(code.kernels.iter().chain([&code.driver]).all(|at| at % 64 == 0));
-    assert_eq!(code.blob, emit(&program(), isa, &TwoPhases, &[0, 64]).unwrap().blob);
+    assert_eq!(code, emit(&program(), isa, &two_phases, &[0, 64]).unwrap().0);
 }
 
 #[test]
@@ -180,14 +169,14 @@ fn unknown_classes_and_constructs_are_errors() {
             kernels: vec![map(&[(dtype, &[4])], (dtype, &[4]), move |n, x| n.unary(op, x[0]))],
             ..Program::default()
         };
-        emit(&p, &isas()[0], &NoKernels, &[]).err().map(|e| e.to_string())
+        emit(&p, &isas()[0], &no_kernels, &[]).err().map(|e| e.to_string())
     };
     let tail = "which the processor back end does not support";
     assert_eq!(unary(F64, Unary::Exp).unwrap(), format!("kernel `k0` uses Exp of f64, {tail}"));
     assert_eq!(unary(F16, Unary::Neg).unwrap(), format!("kernel `k0` uses values of type f16, {tail}"));
     let mut p = program();
     p.body.remove(0);
-    assert!(matches!(emit(&p, &isas()[0], &NoKernels, &[0, 64]), Err(CodegenError::NoKernel(_))));
+    assert!(matches!(emit(&p, &isas()[0], &no_kernels, &[0, 64]), Err(CodegenError::NoKernel(_))));
 }
 
 #[cfg(target_arch = "x86_64")]

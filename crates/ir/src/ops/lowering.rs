@@ -6,9 +6,11 @@ use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{KernelCall, Reg};
 use margay_tensor::DType;
 
-/// The type of an operand or result when every extent is known.
+use crate::{Graph, NodeId, Value};
+
+/// An operand or result when every extent is known: its type, and how it lies in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Port {
+pub struct Strided {
     /// Element type.
     pub dtype: DType,
     /// Extents.
@@ -19,10 +21,10 @@ pub struct Port {
     pub strides: Vec<i64>,
 }
 
-impl Port {
+impl Strided {
     /// Row-major and not constant.
-    pub fn contiguous(dtype: DType, shape: &[usize]) -> Port {
-        Port { dtype, shape: shape.to_vec(), constant: false, strides: strides_of(shape) }
+    pub fn contiguous(dtype: DType, shape: &[usize]) -> Strided {
+        Strided { dtype, shape: shape.to_vec(), constant: false, strides: strides_of(shape) }
     }
 
     /// Number of elements.
@@ -59,9 +61,24 @@ pub fn strides_of(shape: &[usize]) -> Vec<i64> {
 #[derive(Clone, Debug)]
 pub struct Io {
     /// Operands.
-    pub inputs: Vec<Port>,
+    pub inputs: Vec<Strided>,
     /// Results.
-    pub outputs: Vec<Port>,
+    pub outputs: Vec<Strided>,
+}
+
+impl Graph {
+    /// The operands and results of a node, row-major; `None` where an extent is open.
+    pub fn io_of(&self, n: NodeId) -> Option<Io> {
+        let known = |v: Value| -> Option<Strided> {
+            let ty = self.ty(v);
+            let constant = self.constant(v).is_some();
+            Some(Strided { constant, ..Strided::contiguous(ty.dtype, &ty.extents()?) })
+        };
+        Some(Io {
+            inputs: self.inputs_of(n).into_iter().map(known).collect::<Option<_>>()?,
+            outputs: self.values_of(n).map(known).collect::<Option<_>>()?,
+        })
+    }
 }
 
 impl Io {

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod elementwise;
+mod facts;
 mod leaf;
 mod lowering;
 mod nn;
@@ -15,8 +16,9 @@ mod shape;
 pub(crate) use attributes::split_top;
 pub use attributes::{Attribute, Attributes, Bits};
 pub use elementwise::*;
+pub use facts::{Elementwise, Facts, Image, IntTensor, Neutral, Parameter, Symbolic, less_or_equal};
 pub use leaf::*;
-pub use lowering::{Cost, Io, Lowered, NotLowered, Port, View, is_row_major, strides_of};
+pub use lowering::{Cost, Io, Lowered, NotLowered, Strided, View, is_row_major, strides_of};
 pub use nn::*;
 pub use reduce::*;
 pub use shape::*;
@@ -127,6 +129,14 @@ pub trait OpDef: Attributes + Clone + Eq + Hash + Debug {
     /// Operations and bytes of one run, with every extent known.
     fn cost(&self, io: &Io) -> Cost;
 
+    /// What passes, the importer and the trainer may know of it.
+    fn facts(&self) -> Facts;
+
+    /// The operator on operands whose axes are in another order, axis `perm[i]` in place `i`: its result has that order
+    /// too. Operands have as many axes as the result, unless it is elementwise. `None` if there is no such operator, or
+    /// it has results of another number of axes.
+    fn permuted(&self, perm: &[usize]) -> Option<Op>;
+
     /// Instances and inputs for the automatic tests and benches.
     fn cases() -> Vec<(Self, Case)>;
 }
@@ -182,6 +192,16 @@ macro_rules! ops {
             /// See [`OpDef::cost`].
             pub fn cost(&self, io: &Io) -> Cost {
                 match self { $(Op::$name(op) => op.cost(io)),* }
+            }
+
+            /// See [`OpDef::facts`].
+            pub fn facts(&self) -> Facts {
+                match self { $(Op::$name(op) => op.facts()),* }
+            }
+
+            /// See [`OpDef::permuted`].
+            pub fn permuted(&self, perm: &[usize]) -> Option<Op> {
+                match self { $(Op::$name(op) => op.permuted(perm)),* }
             }
 
             /// The cases of every operator.

@@ -284,7 +284,7 @@ fn read_const(
         DType::Bool => Numbers::Int(
             items
                 .iter()
-                .map(|i| i.parse::<bool>().map(i64::from).map_err(|_| bad(i)))
+                .map(|i| i.parse::<bool>().map(i128::from).map_err(|_| bad(i)))
                 .collect::<Result<_, _>>()?,
         ),
         d if d.is_float() => Numbers::Float(
@@ -295,7 +295,8 @@ fn read_const(
                 .iter()
                 .map(|i| {
                     let wide = i.parse::<i128>().map_err(|_| bad(i))?;
-                    i64::try_from(wide).or_else(|_| u64::try_from(wide).map(|v| v as i64)).map_err(|_| bad(i))
+                    let widest = i128::from(i64::MIN)..=i128::from(u64::MAX);
+                    if widest.contains(&wide) { Ok(wide) } else { Err(bad(i)) }
                 })
                 .collect::<Result<_, _>>()?,
         ),

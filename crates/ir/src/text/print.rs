@@ -112,7 +112,6 @@ fn element_texts(t: &Tensor) -> Vec<String> {
     match t.dtype() {
         DType::Bool => head.bytes().iter().map(|b| (*b != 0).to_string()).collect(),
         DType::F32 => head.as_slice::<f32>().map_or(vec![], |v| v.iter().map(|x| format!("{x:?}")).collect()),
-        DType::U64 => head.as_slice::<u64>().map_or(vec![], |v| v.iter().map(ToString::to_string).collect()),
         _ => match Numbers::of(&head) {
             Ok(Numbers::Float(v)) => v.iter().map(|x| format!("{x:?}")).collect(),
             Ok(Numbers::Int(v)) => v.iter().map(ToString::to_string).collect(),

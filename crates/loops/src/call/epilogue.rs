@@ -45,6 +45,14 @@ impl Activation {
             Activation::Sigmoid => "sigmoid",
         }
     }
+
+    /// Whether it is x for large x and 0 for small ones, so that about half of what is centred is lost.
+    pub fn rectifies(self) -> bool {
+        match self {
+            Activation::Relu | Activation::GeluErf | Activation::GeluTanh | Activation::Silu => true,
+            Activation::Tanh | Activation::Sigmoid => false,
+        }
+    }
 }
 
 impl fmt::Display for Epilogue {

@@ -1,10 +1,10 @@
 //! Target-neutral descriptions of the kernels that are written by hand.
 //!
 //! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
-//! [`Target`](crate::Target) chooses those. All offsets and strides are in elements of `f32`.
+//! [`Backend`](crate::Backend) chooses those. All offsets and strides are in elements of `f32`.
 //!
 //! Each family is a file: its struct, what it answers as a [`Call`], and its text. The list `calls!` below makes the
-//! enum [`KernelCall`] of them. Whoever is not a target asks the call and does not look which family it is.
+//! enum [`KernelCall`] of them. Whoever is not a back end asks the call and does not look which family it is.
 
 mod attention;
 mod attention_gradient;

@@ -17,7 +17,7 @@ impl Exporter<'_> {
         x: &[&str],
         dtype: DType,
         op: &AttentionGradient,
-    ) -> Result<String, OnnxError> {
+    ) -> Result<Vec<String>, OnnxError> {
         let g = self.g;
         let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
         let (queries, keys, values) = (shape(0), shape(1), shape(2));
@@ -31,7 +31,7 @@ impl Exporter<'_> {
         // A pair that is not seen has no part, whatever its row holds.
         let unseen = match mask.is_some() || op.causal {
             true => {
-                let (never, zero) = (self.number(dtype, f64::NEG_INFINITY)?, self.number(dtype, 0.0)?);
+                let (never, zero) = (self.number(dtype, f64::NEG_INFINITY), self.number(dtype, 0.0));
                 Some([self.emit("Equal", "unseen", &[&scores, &never], vec![]), zero])
             }
             false => None,
@@ -50,11 +50,12 @@ impl Exporter<'_> {
         let d_scores = self.emit("Mul", "d_scores", &[&weights, &centred], vec![]);
         let mut d_scores = only_seen(self, "d_seen", d_scores);
         if scale != 1.0 {
-            let scale = self.number(dtype, scale)?;
+            let scale = self.number(dtype, scale);
             d_scores = self.emit("Mul", "d_scaled", &[&d_scores, &scale], vec![]);
         }
-        for (out, rows, with, part, to) in
-            [(1, &d_scores, x[0], "d_keys", &keys), (2, &weights, x[5], "d_values", &values)]
+        let mut others = Vec::new();
+        for (rows, with, part, to) in
+            [(&d_scores, x[0], "d_keys", &keys), (&weights, x[5], "d_values", &values)]
         {
             let turned = self.emit("Transpose", part, &[rows], swap());
             let mut sum = self.emit("MatMul", part, &[&turned, with], vec![]);
@@ -64,9 +65,10 @@ impl Exporter<'_> {
                 sum = self.reshape(part, &sum, &from, &split)?;
                 sum = self.reduction("ReduceSum", part, &sum, &[2], false)?;
             }
-            self.results.insert(Value { node: n, out }, sum);
+            others.push(sum);
         }
-        Ok(self.emit("MatMul", "", &[&d_scores, &shared[0]], vec![]))
+        let first = self.emit("MatMul", "", &[&d_scores, &shared[0]], vec![]);
+        Ok([first].into_iter().chain(others).collect())
     }
 
     /// Windows of an image: a look-up along each spatial axis by a table of positions, tap by place.
@@ -83,7 +85,7 @@ impl Exporter<'_> {
             let channels = vec![0; 2];
             let list = [&channels, &op.pads_before, &channels, &op.pads_after];
             let list: Vec<i64> = list.into_iter().flatten().map(|&p| p as i64).collect();
-            let (list, value) = (self.integers(&list)?, self.number(dtype, op.value.get())?);
+            let (list, value) = (self.integers(&list)?, self.number(dtype, op.value.get()));
             image = self.emit("Pad", "padded", &[x, &list, &value], vec![]);
         }
         let places = self.g.ty(n.into()).shape[2 + spatial..].to_vec();
@@ -201,7 +203,7 @@ impl Exporter<'_> {
         let mut shape = result.clone();
         let extent = shape.remove(op.axis);
         shape.insert(0, extent);
-        let zero = self.number(updates.dtype, 0.0)?;
+        let zero = self.number(updates.dtype, 0.0);
         let shape = self.extents(&shape, "shape")?;
         let zeros = self.emit("Expand", "zeros", &[&zero, &shape], vec![]);
         let add = vec![("reduction", Attribute::String("add".to_owned()))];

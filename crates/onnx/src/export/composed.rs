@@ -17,9 +17,9 @@ impl Exporter<'_> {
             return Ok(self.emit("Gelu", "", &[x], vec![("approximate", kind)]));
         }
         let bent = if tanh {
-            let cubic = self.number(dtype, 0.044715)?;
-            let (one, root) = (self.number(dtype, 1.0)?, std::f64::consts::FRAC_2_PI.sqrt());
-            let root = self.number(dtype, root)?;
+            let cubic = self.number(dtype, 0.044715);
+            let (one, root) = (self.number(dtype, 1.0), std::f64::consts::FRAC_2_PI.sqrt());
+            let root = self.number(dtype, root);
             let square = self.emit("Mul", "square", &[x, x], vec![]);
             let scaled = self.emit("Mul", "cubic", &[&square, &cubic], vec![]);
             let factor = self.emit("Add", "factor", &[&scaled, &one], vec![]);
@@ -27,11 +27,11 @@ impl Exporter<'_> {
             let inner = self.emit("Mul", "scaled", &[&inner, &root], vec![]);
             self.emit("Tanh", "Tanh", &[&inner], vec![])
         } else {
-            let root = self.number(dtype, std::f64::consts::SQRT_2)?;
+            let root = self.number(dtype, std::f64::consts::SQRT_2);
             let inner = self.emit("Div", "Div", &[x, &root], vec![]);
             self.emit("Erf", "Erf", &[&inner], vec![])
         };
-        let (one, half) = (self.number(dtype, 1.0)?, self.number(dtype, 0.5)?);
+        let (one, half) = (self.number(dtype, 1.0), self.number(dtype, 0.5));
         let lifted = self.emit("Add", "Add", &[&bent, &one], vec![]);
         let product = self.emit("Mul", "Mul", &[x, &lifted], vec![]);
         Ok(self.emit("Mul", "", &[&product, &half], vec![]))
@@ -50,7 +50,7 @@ impl Exporter<'_> {
         x: &[&str],
         dtype: DType,
         op: &Attention,
-    ) -> Result<String, OnnxError> {
+    ) -> Result<Vec<String>, OnnxError> {
         let g = self.g;
         let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
         let (queries, keys) = (shape(0), shape(1));
@@ -58,12 +58,13 @@ impl Exporter<'_> {
         let lengths = [&queries[2], &keys[2]];
         let scores =
             self.scores([x[0], &shared[0]], x.get(3).copied(), op.scale.get(), op.causal, lengths, dtype)?;
-        if op.log_sum_exp {
-            let logs = self.reduction("ReduceLogSumExp", "log_sum_exp", &scores, &[3], false)?;
-            self.results.insert(Value { node: n, out: 1 }, logs);
-        }
+        let logs = match op.log_sum_exp {
+            true => Some(self.reduction("ReduceLogSumExp", "log_sum_exp", &scores, &[3], false)?),
+            false => None,
+        };
         let weights = self.emit("Softmax", "Softmax", &[&scores], axis(3));
-        Ok(self.emit("MatMul", "", &[&weights, &shared[1]], vec![]))
+        let product = self.emit("MatMul", "", &[&weights, &shared[1]], vec![]);
+        Ok([Some(product), logs].into_iter().flatten().collect())
     }
 
     /// Keys and values with a head for every head of the queries.
@@ -93,7 +94,7 @@ impl Exporter<'_> {
         let turned = self.emit("Transpose", "Transpose", &[keys], perm);
         let mut scores = self.emit("MatMul", "scores", &[queries, &turned], vec![]);
         if scale != 1.0 {
-            let scale = self.number(dtype, scale)?;
+            let scale = self.number(dtype, scale);
             scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
         }
         if let Some(mask) = mask {
@@ -132,7 +133,7 @@ impl Exporter<'_> {
         let sum = if op.epsilon.get() == 0.0 {
             sum
         } else {
-            let epsilon = self.number(dtype, op.epsilon.get())?;
+            let epsilon = self.number(dtype, op.epsilon.get());
             self.emit("Add", "epsilon", &[&sum, &epsilon], vec![])
         };
         Ok(self.emit("Div", "", &[&weighted, &sum], vec![]))
@@ -160,7 +161,7 @@ impl Exporter<'_> {
         let last = self.emit("Unsqueeze", "last_key", &[&last, &axes], vec![]); // [S, 1]
         let keys = self.positions("keys", &Dim::from(0usize), keys)?; // [T]
         let seen = self.emit("LessOrEqual", "seen", &[&keys, &last], vec![]);
-        let other = self.number(dtype, other)?;
+        let other = self.number(dtype, other);
         Ok(self.emit("Where", "causal", &[&seen, scores, &other], vec![]))
     }
 
@@ -175,7 +176,7 @@ impl Exporter<'_> {
             let list = self.extents(std::slice::from_ref(dim), part)?;
             bounds.push(self.emit("Squeeze", part, &[&list, &axes], vec![]));
         }
-        let one = self.number(DType::I64, 1.0)?;
+        let one = self.number(DType::I64, 1.0);
         Ok(self.emit("Range", part, &[&bounds[0], &bounds[1], &one], vec![]))
     }
 
@@ -193,7 +194,7 @@ impl Exporter<'_> {
             return Ok(self.emit("LayerNormalization", "", x, attributes));
         }
         let axes: Vec<usize> = (op.axis..ndim).collect();
-        let (two, epsilon) = (self.number(dtype, 2.0)?, self.number(dtype, op.epsilon.get())?);
+        let (two, epsilon) = (self.number(dtype, 2.0), self.number(dtype, op.epsilon.get()));
         let mean = self.reduction("ReduceMean", "mean", x[0], &axes, true)?;
         let centred = self.emit("Sub", "Sub", &[x[0], &mean], vec![]);
         let squares = self.emit("Pow", "Pow", &[&centred, &two], vec![]);
@@ -240,9 +241,9 @@ impl Exporter<'_> {
         };
         let sums = self.emit("Conv", "sums", &[&channels, &kernel], attributes());
         let counts = if op.count_include_pad {
-            self.number(from.dtype, elements as f64)?
+            self.number(from.dtype, elements as f64)
         } else {
-            let number = self.number(from.dtype, 1.0)?;
+            let number = self.number(from.dtype, 1.0);
             let shape = [vec![one.clone(), one.clone()], from.shape[2..].to_vec()].concat();
             let shape = self.extents(&shape, "shape")?;
             let plane = self.emit("Expand", "plane", &[&number, &shape], vec![]);

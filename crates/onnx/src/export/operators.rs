@@ -12,8 +12,8 @@ const BEFORE: i64 = i32::MIN as i64;
 const AFTER: i64 = i32::MAX as i64;
 
 impl Exporter<'_> {
-    /// Adds the nodes of an operator and returns the name of the result.
-    pub(super) fn operator(&mut self, n: NodeId) -> Result<String, OnnxError> {
+    /// Adds the nodes of an operator and returns the names of its results.
+    pub(super) fn operator(&mut self, n: NodeId) -> Result<Vec<String>, OnnxError> {
         let g = self.g;
         let op = g.op(n);
         let names = self.operands(n);
@@ -21,7 +21,13 @@ impl Exporter<'_> {
         let shape = |slot: usize| g.ty(g.inputs_of(n)[slot]).shape.clone();
         let dtype = g.inputs_of(n).first().map(|v| g.ty(*v).dtype);
         let mut plain = |op_type: &str| Ok(self.emit(op_type, "", &x, vec![]));
-        match op {
+        let result = match op {
+            // Operators with several results.
+            Op::Attention(op) => return self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::AttentionGradient(op) => {
+                return self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op);
+            }
+
             Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
             Op::Dims(d) => self.extents(&d.values, ""),
 
@@ -61,7 +67,7 @@ impl Exporter<'_> {
             Op::Relu(_) => match dtype.filter(|d| d.is_int() && self.opset < 14) {
                 // Of floats only before operator set 14.
                 Some(dtype) => {
-                    let zero = self.number(dtype, 0.0)?;
+                    let zero = self.number(dtype, 0.0);
                     Ok(self.emit("Max", "", &[x[0], &zero], vec![]))
                 }
                 None => Ok(self.emit("Relu", "", &x, vec![])),
@@ -79,8 +85,6 @@ impl Exporter<'_> {
 
             Op::Reduce(op) => self.reduce(x[0], op),
 
-            Op::Attention(op) => self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
-            Op::AttentionGradient(op) => self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
@@ -97,12 +101,13 @@ impl Exporter<'_> {
             Op::Patches(op) => self.patches(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
-        }
+        };
+        Ok(vec![result?])
     }
 
     fn pad(&mut self, x: &str, dtype: DType, op: &Pad) -> Result<String, OnnxError> {
         let pads = self.integers(&[op.before.as_slice(), &op.after].concat())?;
-        let value = self.number(dtype, op.value.get())?;
+        let value = self.number(dtype, op.value.get());
         Ok(self.emit("Pad", "", &[x, &pads, &value], vec![]))
     }
 

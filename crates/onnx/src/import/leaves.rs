@@ -116,7 +116,7 @@ fn int_range([start, limit, step]: [i64; 3]) -> Result<Numbers, Refusal> {
         _ => (-span - step - 1) / -step,
     };
     let count = range_count(count.max(0) as f64)?;
-    Ok(Numbers::Int((0..count).map(|i| (i128::from(start) + i as i128 * step) as i64).collect()))
+    Ok(Numbers::Int((0..count).map(|i| i128::from(start) + i as i128 * step).collect()))
 }
 
 fn float_range(cx: &Importer, bounds: [Value; 3]) -> Result<Numbers, Refusal> {

@@ -5,12 +5,11 @@
 //! values that make it wrong: `x[:512]` of an axis `S` means that `S` is at least 512.
 
 use margay_ir::Value;
-use margay_ir::ops::Slice;
+use margay_ir::ops::{Slice, less_or_equal};
 use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
-use super::values::less_or_equal;
 
 /// Bounds from here on mean the end of the axis, whatever its extent.
 const ENDLESS: i64 = i32::MAX as i64;

@@ -6,21 +6,45 @@ use super::{
     slices, transposed,
 };
 
-/// An operator of the default domain.
+/// The domain `ai.onnx`.
+const DEFAULT: &str = "";
+
+/// The domain of operators that onnxruntime adds.
+const MICROSOFT: &str = "com.microsoft";
+
+/// An operator of ONNX, or of another domain.
 pub(super) struct Operator {
-    /// Its name in ONNX.
+    /// The domain; empty for the default one.
+    pub(super) domain: &'static str,
+    /// Its name there.
     pub(super) name: &'static str,
-    /// The operator set that introduced it. Later changes are dealt with in the function.
+    /// The operator set of the domain that introduced it. Later changes are dealt with in the function.
     pub(super) since: i64,
     /// Adds what it means to the graph.
     pub(super) import: fn(&mut Importer, &Call) -> Imported,
 }
 
+/// An operator of the default domain.
 const fn op(name: &'static str, since: i64, import: fn(&mut Importer, &Call) -> Imported) -> Operator {
-    Operator { name, since, import }
+    of(DEFAULT, name, since, import)
 }
 
-/// Sorted by name.
+const fn of(
+    domain: &'static str,
+    name: &'static str,
+    since: i64,
+    import: fn(&mut Importer, &Call) -> Imported,
+) -> Operator {
+    Operator { domain, name, since, import }
+}
+
+/// The operator of a domain with a name.
+pub(super) fn operator(domain: &str, name: &str) -> Option<&'static Operator> {
+    let found = OPERATORS.binary_search_by(|o| (o.domain, o.name).cmp(&(domain, name)));
+    found.ok().map(|at| &OPERATORS[at])
+}
+
+/// Sorted by domain, then by name.
 pub(super) const OPERATORS: &[Operator] = &[
     op("Abs", 1, elementwise::abs),
     op("Add", 1, elementwise::add),
@@ -107,6 +131,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Transpose", 1, shapes::transpose),
     op("Unsqueeze", 1, shapes::unsqueeze),
     op("Where", 9, elementwise::select),
+    of(MICROSOFT, "Gelu", 1, activations::gelu),
 ];
 
 #[cfg(test)]
@@ -115,6 +140,9 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted() {
-        assert!(OPERATORS.is_sorted_by(|a, b| a.name < b.name));
+        assert!(OPERATORS.is_sorted_by(|a, b| (a.domain, a.name) < (b.domain, b.name)));
+        assert!(
+            OPERATORS.iter().all(|o| operator(o.domain, o.name).is_some_and(|found| found.since == o.since))
+        );
     }
 }

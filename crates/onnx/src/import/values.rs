@@ -8,24 +8,18 @@
 //! Symbols are at least 1; comparisons are decided where that suffices (`B == -1` is false, `B == S` is open).
 //! Integer division of symbols is taken where it is exact or the dividend is known not to be negative.
 
-use margay_ir::ops::{Dims, Numbers, ReduceKind, Reshape, broadcast_positions};
+use margay_ir::ops::{Dims, IntTensor, Io, Numbers, Reshape, Strided};
 use margay_ir::{Op, Origin, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Refusal};
 
-/// Integers (truth values as 0 and 1) and their shape.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct IntTensor {
-    /// Extents.
-    pub(crate) shape: Vec<usize>,
-    /// Elements in row-major order.
-    pub(crate) values: Vec<Dim>,
-}
-
 /// Tensors with more elements are data, not shapes.
 const MAX_KNOWN: usize = 1024;
+
+/// What takes more operations is left to the passes, which have a limit of their own.
+const MAX_FLOPS: u64 = 1 << 20;
 
 /// A leaf is at most a cast of a reshape of `dims`.
 const MAX_LEAF_DEPTH: usize = 3;
@@ -39,10 +33,15 @@ impl Importer<'_> {
         for _ in 0..MAX_LEAF_DEPTH {
             match self.graph.op(at.node) {
                 Op::Const(c) => {
-                    let values = Numbers::of(c.payload.tensor()).ok()?.ints();
-                    return Some(IntTensor { shape, values: values.into_iter().map(Dim::from).collect() });
+                    let Ok(Numbers::Int(values)) = Numbers::of(c.payload.tensor()) else { return None };
+                    let values = values.into_iter().map(i64::try_from).collect::<Result<Vec<_>, _>>().ok()?;
+                    return Some(IntTensor {
+                        dtype: ty.dtype,
+                        shape,
+                        values: values.into_iter().map(Dim::from).collect(),
+                    });
                 }
-                Op::Dims(d) => return Some(IntTensor { shape, values: d.values.clone() }),
+                Op::Dims(d) => return Some(IntTensor { dtype: ty.dtype, shape, values: d.values.clone() }),
                 Op::Reshape(_) | Op::Cast(_) => at = *self.graph.inputs_of(at.node).first()?,
                 _ => return None,
             }
@@ -75,14 +74,18 @@ impl Importer<'_> {
         let [ty] = types.as_slice() else { return Ok(None) };
         // A float is folded only as a single number; tables and weights are left to the passes.
         let limit = if ty.dtype.is_float() { 1 } else { MAX_KNOWN };
-        // Windows may be large where operand and result are small.
-        let windowed = matches!(op, Op::Conv(_) | Op::Pool(_));
-        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && !windowed && count(s) <= limit)
-        else {
+        let Some(shape) = ty.extents().filter(|s| !inputs.is_empty() && count(s) <= limit) else {
             return Ok(None);
         };
         let small = |v: &Value| self.graph.constant(*v).map(|p| p.tensor()).filter(|t| t.len() <= MAX_KNOWN);
         if let Some(tensors) = inputs.iter().map(small).collect::<Option<Vec<&Tensor>>>() {
+            let known = |t: &Tensor| Strided::contiguous(t.dtype(), t.shape());
+            let outputs = vec![Strided::contiguous(ty.dtype, &shape)];
+            let io = Io { inputs: tensors.iter().map(|t| known(t)).collect(), outputs };
+            // Windows may be large where operand and result are small.
+            if op.cost(&io).flops > MAX_FLOPS {
+                return Ok(None);
+            }
             // An operator that fails on its constants is kept and fails when it runs.
             return match op.eval(&tensors).ok().and_then(|mut all| all.pop()) {
                 Some(tensor) => self.constant(tensor).map(Some),
@@ -96,7 +99,7 @@ impl Importer<'_> {
             return Ok(None);
         };
         let readable = |d: &Dim| d.to_string().len() <= super::MAX_EXTENT_TEXT;
-        match evaluate(op, &known, &shape).filter(|values| values.iter().all(readable)) {
+        match op.eval_symbolic(&known, &shape).filter(|values| values.iter().all(readable)) {
             Some(values) => self.int_leaf(ty.dtype, &shape, values),
             None => Ok(None),
         }
@@ -122,6 +125,7 @@ impl Importer<'_> {
         values: Vec<Dim>,
     ) -> Result<Option<Value>, Refusal> {
         if let Some(constants) = values.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>() {
+            let constants = constants.into_iter().map(i128::from).collect();
             let tensor = Numbers::Int(constants).into_tensor(dtype, shape);
             return self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?).map(Some);
         }
@@ -143,128 +147,4 @@ impl Importer<'_> {
 
 fn count(shape: &[usize]) -> usize {
     shape.iter().fold(1, |n, &d| n.saturating_mul(d))
-}
-
-/// The elements of the result of an operator on known integers.
-fn evaluate(op: &Op, inputs: &[IntTensor], shape: &[usize]) -> Option<Vec<Dim>> {
-    match op {
-        Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Broadcast(_) | Op::Concat(_) => {
-            moved(op, inputs, &[])
-        }
-        Op::Gather(_) => moved(op, inputs, &[1]),
-        Op::Select(_) => moved(op, inputs, &[0]),
-        Op::Cast(c) if c.to == DType::Bool => inputs[0].values.iter().map(truth).collect(),
-        Op::Cast(_) => Some(inputs[0].values.clone()),
-        Op::Add(_) => pairwise(inputs, shape, |x, y| Some(x + y)),
-        Op::Sub(_) => pairwise(inputs, shape, |x, y| Some(x - y)),
-        Op::Mul(_) => pairwise(inputs, shape, |x, y| Some(x * y)),
-        Op::Div(_) => pairwise(inputs, shape, quotient),
-        Op::Max(_) => pairwise(inputs, shape, |x, y| Some(if less_or_equal(x, y)? { y } else { x }.clone())),
-        Op::Min(_) => pairwise(inputs, shape, |x, y| Some(if less_or_equal(x, y)? { x } else { y }.clone())),
-        Op::Equal(_) => pairwise(inputs, shape, |x, y| equal(x, y).map(flag)),
-        Op::LessOrEqual(_) => pairwise(inputs, shape, |x, y| less_or_equal(x, y).map(flag)),
-        Op::Less(_) => pairwise(inputs, shape, |x, y| less_or_equal(y, x).map(|not| flag(!not))),
-        Op::Neg(_) => Some(inputs[0].values.iter().map(|x| &Dim::default() - x).collect()),
-        Op::Reduce(r) if count(shape) == 1 => {
-            let joined = inputs[0].values.iter().cloned().map(Some).reduce(|x, y| {
-                let (x, y) = (x?, y?);
-                match r.kind {
-                    ReduceKind::Sum => Some(&x + &y),
-                    ReduceKind::Prod => Some(&x * &y),
-                    ReduceKind::Max => Some(if less_or_equal(&x, &y)? { y } else { x }),
-                    ReduceKind::Min => Some(if less_or_equal(&x, &y)? { x } else { y }),
-                    ReduceKind::Mean => None,
-                }
-            })?;
-            joined.map(|v| vec![v])
-        }
-        _ => None,
-    }
-}
-
-/// Runs an operator that only moves elements on the positions of the elements of its inputs, and looks those up in
-/// the result. Inputs listed in `steering` decide what is moved and must be free of symbols.
-fn moved(op: &Op, inputs: &[IntTensor], steering: &[usize]) -> Option<Vec<Dim>> {
-    let mut elements: Vec<&Dim> = Vec::new();
-    let mut operands = Vec::new();
-    for (i, input) in inputs.iter().enumerate() {
-        let (dtype, values) = if steering.contains(&i) {
-            let values = input.values.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>()?;
-            (if matches!(op, Op::Select(_)) { DType::Bool } else { DType::I64 }, values)
-        } else {
-            let first = elements.len() as i64;
-            elements.extend(&input.values);
-            (DType::I64, (first..elements.len() as i64).collect())
-        };
-        operands.push(Numbers::Int(values).into_tensor(dtype, &input.shape).ok()?);
-    }
-    let out = op.eval(&operands.iter().collect::<Vec<_>>()).ok()?.pop()?;
-    let positions = Numbers::of(&out).ok()?.ints();
-    positions.into_iter().map(|p| elements.get(usize::try_from(p).ok()?).map(|&d| d.clone())).collect()
-}
-
-fn pairwise(
-    inputs: &[IntTensor],
-    shape: &[usize],
-    f: impl Fn(&Dim, &Dim) -> Option<Dim>,
-) -> Option<Vec<Dim>> {
-    let [x, y] = inputs else { return None };
-    let at = [x, y].map(|i| broadcast_positions(shape, &i.shape));
-    at[0].iter().zip(&at[1]).map(|(&i, &j)| f(x.values.get(i)?, y.values.get(j)?)).collect()
-}
-
-fn flag(v: bool) -> Dim {
-    Dim::from(i64::from(v))
-}
-
-fn truth(x: &Dim) -> Option<Dim> {
-    equal(x, &Dim::default()).map(|zero| flag(!zero))
-}
-
-fn equal(x: &Dim, y: &Dim) -> Option<bool> {
-    let difference = x - y;
-    match difference.as_const() {
-        Some(d) => Some(d == 0),
-        None if difference.is_positive() || (y - x).is_positive() => Some(false),
-        None => None,
-    }
-}
-
-/// Whether x <= y, if that holds or fails for all symbols.
-pub(super) fn less_or_equal(x: &Dim, y: &Dim) -> Option<bool> {
-    if (&(y - x) + &Dim::from(1i64)).is_positive() {
-        return Some(true);
-    }
-    (x - y).is_positive().then_some(false)
-}
-
-/// The quotient rounded towards zero.
-fn quotient(x: &Dim, y: &Dim) -> Option<Dim> {
-    if let (Some(x), Some(y)) = (x.as_const(), y.as_const()) {
-        return x.checked_div(y).map(Dim::from);
-    }
-    let quotient = x.floor_div(y)?;
-    let exact = &quotient * y == *x;
-    (exact || y.is_positive() && less_or_equal(&Dim::default(), x)?).then_some(quotient)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_symbols_decide() {
-        let d = |t: &str| Dim::parse(t).unwrap();
-        assert_eq!(equal(&d("B"), &d("-1")), Some(false));
-        assert_eq!(equal(&d("B"), &d("B")), Some(true));
-        assert_eq!(equal(&d("B"), &d("S")), None);
-        assert_eq!(equal(&d("B"), &d("1")), None);
-        assert_eq!(less_or_equal(&d("1"), &d("S")), Some(true));
-        assert_eq!(less_or_equal(&d("S + 1"), &d("S")), Some(false));
-        assert_eq!(less_or_equal(&d("2"), &d("S")), None);
-        assert_eq!(quotient(&d("4*B*S"), &d("2*S")), Some(d("2*B")));
-        assert_eq!(quotient(&d("S - 1"), &d("2")), Some(d("floordiv(S - 1, 2)")));
-        assert_eq!(quotient(&d("S - 3"), &d("2")), None);
-        assert_eq!(quotient(&d("-7"), &d("2")), Some(d("-3")));
-    }
 }

@@ -91,3 +91,23 @@ fn composed_reductions() {
     let large = Input(floats(&[2], &[100.0, 100.0]));
     assert_floats(&run(13, "ReduceLogSumExp", &[], vec![large]), &[1], &[100.693147]);
 }
+
+#[test]
+fn operators_of_other_domains_are_known_by_their_domain() {
+    let gelu = |domain: &str| OnnxNode { domain: domain.into(), ..node("Gelu", &["x"], &["y"], &[]) };
+    let model_of = |domain: &str, version: Option<i64>| {
+        let inputs = vec![input("x", DType::F32, &["3"])];
+        let mut m = model(17, inputs, &[], vec![gelu(domain)], &["y"]);
+        m.domains = version.map(|v| (domain.to_owned(), v)).into_iter().collect();
+        m
+    };
+    let g = import(&model_of("com.microsoft", Some(1))).unwrap();
+    assert!(g.order().iter().any(|n| g.op(*n).name() == "gelu"), "{g}");
+    let refused = |m: &Model| import(m).unwrap_err().to_string();
+    let message = refused(&model_of("com.microsoft", None));
+    assert!(message.contains("expected operator set 1 or newer, found 0"), "{message}");
+    let message = refused(&model_of("ai.onnx.ml", Some(3)));
+    assert!(message.contains("ai.onnx.ml.Gelu"), "{message}");
+    // Of the default domain it is newer than the model.
+    assert!(refused(&model_of("", None)).contains("expected operator set 20 or newer, found 17"));
+}

@@ -123,7 +123,7 @@ fn change(model: &mut Model, dice: &mut Dice, names: &[String], operators: &[&st
 
 #[test]
 fn changed_models_never_panic() {
-    let operators: Vec<&str> = supported_operators().map(|(name, _)| name).collect();
+    let operators: Vec<&str> = supported_operators().map(|(_, name, _)| name).collect();
     let bases = [layers(), noise::shape_model()];
     let (mut accepted, mut exported) = (0, 0);
     for stream in 0..CHANGED {

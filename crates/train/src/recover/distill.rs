@@ -1,8 +1,9 @@
 //! Distillation as a task for [`fit`](mod@crate::fit): the teacher says on every batch what the student is to compute.
 
-use margay_driver::{Arrays, Runner, Samples};
-use margay_ir::{Graph, Output};
-use margay_kernels_cpu::CpuTarget;
+use std::sync::Arc;
+
+use margay_driver::{Arrays, Backend, Runner, Samples};
+use margay_ir::Graph;
 use margay_tensor::Tensor;
 
 use super::mask::Mask;
@@ -21,12 +22,9 @@ pub(super) struct Teacher {
 
 impl Teacher {
     /// A teacher of these values.
-    pub(super) fn new(g: &Graph, pairs: &[Pair], target: CpuTarget, threads: usize) -> Teacher {
-        let mut g = g.clone();
-        let output = |p: &Pair| Output { name: p.target.as_str().into(), value: p.teacher };
-        g.set_outputs(pairs.iter().map(output).collect());
-        g.remove_dead();
-        Teacher { runner: Runner::new(g, target, threads) }
+    pub(super) fn new(g: &Graph, pairs: &[Pair], backend: &Arc<dyn Backend>, threads: usize) -> Teacher {
+        let targets: Vec<_> = pairs.iter().map(|p| (p.target.clone(), p.teacher)).collect();
+        Teacher { runner: Runner::new(g.cut(&[], &targets), backend, threads) }
     }
 
     /// The inputs of a batch together with the targets.
@@ -160,8 +158,8 @@ pub(super) fn evaluator(
     student: &Graph,
     parameters: &[margay_ir::NodeId],
     objective: &Objective,
-    target: CpuTarget,
+    backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Evaluator, TrainError> {
-    Evaluator::new(student, parameters, &|g| objective.measures(g), target, threads)
+    Evaluator::new(student, parameters, &|g| objective.measures(g), backend, threads)
 }

@@ -8,11 +8,11 @@
 //! A layer keeps its old factors where the new ones do no better on data that was held out.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use margay_driver::{Arrays, MAX_PATCHES, Progress, Samples, Unfold, bound_batch, parallel};
+use margay_driver::{Arrays, Backend, MAX_PATCHES, Progress, Samples, Unfold, bound_batch, parallel};
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
-use margay_kernels_cpu::CpuTarget;
 use margay_passes::sketch::ModuleKind;
 use margay_randnla::{Centring, Conditioning, Factors, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
@@ -70,7 +70,7 @@ pub struct LayerData<'a> {
     /// Which rows of the data count.
     pub mask: &'a Mask,
     /// Processor class.
-    pub target: CpuTarget,
+    pub backend: &'a Arc<dyn Backend>,
     /// Threads to work with.
     pub threads: usize,
 }
@@ -113,7 +113,7 @@ pub fn refit_layers(
         Ok(samples.runs(student, size).take(most.div_ceil(size)).collect::<Result<_, _>>()?)
     };
     let batches = [batches(data.train, MOST_SAMPLES[0])?, batches(data.held_out, MOST_SAMPLES[1])?];
-    let stages = |batches| Stages::new(batches, data.target, data.threads);
+    let stages = |batches| Stages::new(batches, data.backend, data.threads);
     let mut of_student = [stages(&batches[0]), stages(&batches[1])];
     let mut of_teacher = [stages(&batches[0]), stages(&batches[1])];
     let levels: BTreeSet<usize> = layers.iter().map(|l| l.level).collect();

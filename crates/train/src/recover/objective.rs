@@ -6,13 +6,12 @@
 //! used that way.
 
 use margay_ir::ops::{Reduce, ReduceKind, Reshape};
-use margay_ir::{Graph, Op, TensorType, Value};
+use margay_ir::{Builder, Graph, Op, Origin, TensorType, Value};
 use margay_tensor::{DType, Dim};
 
 use super::mask::Mask;
 use super::pairs::Pair;
 use crate::evaluator::Named;
-use crate::nodes::Nodes;
 use crate::{TrainError, loss};
 
 /// How much the parts of the objective count.
@@ -60,7 +59,7 @@ impl Objective {
     /// The loss of a step.
     pub(super) fn loss(&self, g: &mut Graph) -> Result<Value, TrainError> {
         let parts = self.parts(g, true)?;
-        let mut n = Nodes::new(g, "loss");
+        let mut n = Builder::new(g, Origin::named("loss"));
         let mut total = n.scale(parts.outputs, self.weights.outputs)?;
         for (part, weight) in [(parts.pooled, self.weights.pooled), (parts.hidden, self.weights.hidden)] {
             if let Some(part) = part.filter(|_| weight > 0.0) {
@@ -121,14 +120,14 @@ fn add_target(g: &mut Graph, pair: &Pair) -> Value {
 /// The mean squared error over the variance, in f32.
 fn relative(g: &mut Graph, s: &Scaled, target: Value, weights: Option<Value>) -> Result<Value, TrainError> {
     let error = loss::mse(g, s.pair.student, target, weights)?;
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     let error = n.cast(error, DType::F32)?;
-    n.scale(error, 1.0 / s.variance)
+    Ok(n.scale(error, 1.0 / s.variance)?)
 }
 
 /// The mean over the second of three axes, of the places that the mask marks.
 fn mean_row(g: &mut Graph, v: Value, mask: Value) -> Result<Value, TrainError> {
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     let marks = n.cast(mask, n.ty(v).dtype)?;
     let mut shape = n.ty(marks).shape.clone();
     shape.push(Dim::from(1usize));
@@ -137,11 +136,11 @@ fn mean_row(g: &mut Graph, v: Value, mask: Value) -> Result<Value, TrainError> {
     let marked = n.mul(v, marks)?;
     let (sum, count) = (n.op(over(false), &[marked])?, n.op(over(false), &[marks])?);
     let count = n.at_least(count, 1.0)?;
-    n.div(sum, count)
+    Ok(n.div(sum, count)?)
 }
 
 fn mean(g: &mut Graph, values: &[Value]) -> Result<Option<Value>, TrainError> {
-    let mut n = Nodes::new(g, "loss");
+    let mut n = Builder::new(g, Origin::named("loss"));
     let Some((&first, rest)) = values.split_first() else { return Ok(None) };
     let mut sum = n.cast(first, DType::F32)?;
     for &v in rest {

@@ -4,10 +4,10 @@
 //! computed so far reads them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use margay_driver::{Arrays, Runner};
-use margay_ir::{Graph, NodeId, Op, Output, Patch, Value};
-use margay_kernels_cpu::CpuTarget;
+use margay_driver::{Arrays, Backend, Runner};
+use margay_ir::{Graph, NodeId, Op, Value};
 use margay_tensor::Tensor;
 
 use crate::TrainError;
@@ -15,7 +15,7 @@ use crate::TrainError;
 /// A graph on its way through some batches.
 pub(super) struct Stages<'a> {
     batches: &'a [Arrays],
-    target: CpuTarget,
+    backend: &'a Arc<dyn Backend>,
     threads: usize,
     known: HashSet<NodeId>,
     kept: Vec<Value>,
@@ -25,9 +25,9 @@ pub(super) struct Stages<'a> {
 
 impl<'a> Stages<'a> {
     /// Nothing has been computed yet.
-    pub(super) fn new(batches: &'a [Arrays], target: CpuTarget, threads: usize) -> Stages<'a> {
+    pub(super) fn new(batches: &'a [Arrays], backend: &'a Arc<dyn Backend>, threads: usize) -> Stages<'a> {
         let data = vec![Vec::new(); batches.len()];
-        Stages { batches, target, threads, known: HashSet::new(), kept: Vec::new(), data }
+        Stages { batches, backend, threads, known: HashSet::new(), kept: Vec::new(), data }
     }
 
     /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
@@ -42,12 +42,11 @@ impl<'a> Stages<'a> {
         let read_later = |v: Value| g.users_of(v).iter().any(|(user, _)| !self.known.contains(user));
         let mut live: Vec<Value> = Vec::new();
         for n in g.order().into_iter().filter(|n| self.known.contains(n)) {
-            let values = (0..g.node(n).types.len() as u16).map(|out| Value { node: n, out });
-            live.extend(values.filter(|v| read_later(*v) || wanted.contains(v)));
+            live.extend(g.values_of(n).filter(|v| read_later(*v) || wanted.contains(v)));
         }
         live.extend(wanted.iter().filter(|v| matches!(g.op(v.node), Op::Input(_))));
         let fresh: Vec<Value> = live.iter().copied().filter(|v| !self.kept.contains(v)).collect();
-        let mut runner = Runner::new(self.part(g, &fresh)?, self.target, self.threads);
+        let mut runner = Runner::new(self.part(g, &fresh), self.backend, self.threads);
         for (batch, kept) in self.batches.iter().zip(&mut self.data) {
             let mut inputs = batch.clone();
             inputs.extend(kept.iter().enumerate().map(|(i, t)| (kept_name(i), t.clone())));
@@ -68,20 +67,11 @@ impl<'a> Stages<'a> {
     }
 
     /// The graph that computes some values from those that are kept.
-    fn part(&self, g: &Graph, wanted: &[Value]) -> Result<Graph, TrainError> {
-        let mut part = g.clone();
-        let mut patch = Patch::new();
-        for (i, &v) in self.kept.iter().enumerate() {
-            let ty = g.ty(v).clone();
-            let input = part.add_input(&kept_name(i), ty);
-            patch.redirect(v, input);
-        }
-        let name = |(i, &value): (usize, &Value)| Output { name: format!("cut {i}").into(), value };
-        part.set_outputs(Vec::new());
-        part.apply(patch).expect("an input has the type of the value it stands for");
-        part.set_outputs(wanted.iter().enumerate().map(name).collect());
-        part.remove_dead();
-        Ok(part)
+    fn part(&self, g: &Graph, wanted: &[Value]) -> Graph {
+        let named = |name: fn(usize) -> String, values: &[Value]| -> Vec<(String, Value)> {
+            values.iter().enumerate().map(|(i, v)| (name(i), *v)).collect()
+        };
+        g.cut(&named(kept_name, &self.kept), &named(|i| format!("cut {i}"), wanted))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Compiled steps against the reference interpreter, over several steps.
 
+use margay_driver::backend;
 use margay_driver::build::{StepForm, jit_step};
 use margay_ir::{Graph, Value, eval};
-use margay_kernels_cpu::{Class, CpuTarget};
 use margay_passes::parameter_names;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
@@ -47,8 +47,8 @@ fn compare(objective: Objective<'_>, update: &Update, data: &[(&str, &Tensor)]) 
     let binding: Binding = [("N".into(), ROWS as i64)].into_iter().collect();
     let carried = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
     let form = StepForm { states: carried, max_saved_bytes: None };
-    for class in Class::ALL.into_iter().filter(|c| c.supported_here()) {
-        let executable = jit_step(&step.graph, &binding, CpuTarget::new(class), &form).unwrap().executable;
+    for backend in backend::supported() {
+        let executable = jit_step(&step.graph, &binding, &*backend, &form).unwrap().executable;
         let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
         let mut states: Vec<(&str, Tensor)> =
             step.states.iter().map(|s| (s.name.as_str(), s.initial.clone())).collect();
@@ -61,7 +61,7 @@ fn compare(objective: Objective<'_>, update: &Update, data: &[(&str, &Tensor)]) 
             let expected = eval::run(&step.graph, &given).unwrap();
             let expected = step.graph.outputs().iter().zip(expected);
             for (output, expected) in expected {
-                let what = format!("step {t}, `{}`, {}", output.name, class.name());
+                let what = format!("step {t}, `{}`, {}", output.name, backend.target());
                 match states.iter_mut().find(|(name, _)| *next(name) == *output.name) {
                     Some((name, state)) => {
                         assert_near(&what, &floats(&session.state(name).unwrap()), &floats(&expected), 2e-4);

@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses a part")]
 
+use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{Class, CpuTarget, lookup};
-use margay_loops::abi::SCRATCH_HEADER_BYTES;
-use margay_loops::{Activation, Epilogue, KernelCall, Precision, Target};
+use margay_loops::{Activation, Epilogue, KernelCall, Precision};
 use margay_tensor::{DType, Tensor};
 
 pub(crate) mod random;

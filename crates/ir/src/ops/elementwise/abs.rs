@@ -10,8 +10,9 @@ unary! {
     Abs = "abs",
     domain: Number, flops: 1, range: -2.0 .. 2.0,
     float: f64::abs,
-    int: i64::wrapping_abs,
+    int: i128::wrapping_abs,
     scalar: |n, x| n.unary(Unary::Abs, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let zero = cx.number(x, 0.0)?;

@@ -12,5 +12,6 @@ binary! {
     float: |x, y| x * y,
     int: |x, y| x & y,
     scalar: |n, x, y| n.binary(Binary::And, x, y),
+    neutral: None, symbolic: None, parameters: &[],
     vjp: |_| Grad::none("it gives truth values"),
 }

@@ -5,9 +5,10 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::facts::{Elementwise, Symbolic, truth};
+use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Conversion to another element type.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -48,14 +49,28 @@ impl OpDef for Cast {
         Cost::per_element(io, 1)
     }
 
+    fn facts(&self) -> Facts {
+        let truths = self.to == DType::Bool;
+        let symbolic = Symbolic::Each(if truths { truth } else { |x| Some(x.clone()) });
+        let known = Elementwise { neutral: None, activation: None };
+        Facts { identity: true, ..Facts::elementwise(known, Some(symbolic), &[]) }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        Some(self.clone().into())
+    }
+
     fn cases() -> Vec<(Self, Case)> {
-        [
-            (DType::F32, DType::I64),
-            (DType::I64, DType::F32),
-            (DType::Bool, DType::F32),
-            (DType::I32, DType::Bool),
-        ]
-        .map(|(from, to)| (Cast { to }, Case::random(from, -3.0, 3.0, &[&[3, 7]])))
-        .to_vec()
+        let small = |to: DType| {
+            let from = if to == DType::F32 { DType::I64 } else { DType::F32 };
+            (Cast { to }, Case::random(from, -3.0, 3.0, &[&[3, 7]]))
+        };
+        let large = |to: DType| {
+            let values = [u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 40, 7];
+            let values = Tensor::from_slice(&[5], &values).expect("five values in five places");
+            (Cast { to }, Case { inputs: vec![CaseInput::Values(values)] })
+        };
+        let wide = [DType::F32, DType::F64, DType::I64, DType::I32, DType::Bool];
+        DType::ALL.map(small).into_iter().chain(wide.map(large)).collect()
     }
 }

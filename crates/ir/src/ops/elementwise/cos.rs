@@ -12,6 +12,7 @@ unary! {
     float: libm::cos,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Cos, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let sine = cx.op(Sin, &[x])?;

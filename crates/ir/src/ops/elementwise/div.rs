@@ -1,6 +1,7 @@
 //! x / y; integers round towards zero, and x / 0 is 0.
 
 use crate::ops::elementwise::binary;
+use crate::ops::facts::quotient;
 use crate::vjp::Grad;
 
 binary! {
@@ -10,6 +11,9 @@ binary! {
     float: |x, y| x / y,
     int: |x, y| if y == 0 { 0 } else { x.wrapping_div(y) },
     scalar: |n, x, y| n.div(x, y),
+    neutral: Some(Neutral::second(1.0)),
+    symbolic: Some(Symbolic::Pairs(quotient)),
+    parameters: &[],
     vjp: |cx| {
         let (y, z, dz) = (cx.input(1), cx.output(), cx.cotangent()?);
         let dx = cx.div(dz, y)?;

@@ -12,6 +12,7 @@ unary! {
     float: libm::erf,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Erf, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let square = cx.mul(x, x)?;

@@ -12,5 +12,6 @@ unary! {
     float: f64::floor,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Floor, x),
+    activation: None, symbolic: None,
     vjp: |_| Grad::zero(1),
 }

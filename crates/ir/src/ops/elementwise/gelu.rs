@@ -1,15 +1,16 @@
 //! The Gaussian error linear unit (Hendrycks and Gimpel, arXiv 1606.08415): x Φ(x), or its tanh approximation
 //! x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
 
-use margay_loops::Unary;
+use margay_loops::{Activation, Unary};
 use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::facts::Elementwise;
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::ops::{Erf, Exp, Tanh};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// x Φ(x).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -106,6 +107,15 @@ impl OpDef for Gelu {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 14)
+    }
+
+    fn facts(&self) -> Facts {
+        let activation = Some(if self.tanh { Activation::GeluTanh } else { Activation::GeluErf });
+        Facts::elementwise(Elementwise { neutral: None, activation }, None, &[])
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        Some(self.clone().into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,6 +12,7 @@ unary! {
     float: libm::log,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Log, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         Grad::all([cx.div(dy, x)?])

@@ -71,7 +71,7 @@ pub use tanh::Tanh;
 
 use margay_tensor::{DType, Tensor};
 
-use crate::ops::EvalError;
+use crate::ops::{Case, CaseInput, EvalError};
 use crate::{TensorType, TypeError, types};
 
 /// Which element types an operator takes.
@@ -100,13 +100,13 @@ impl Domain {
     }
 }
 
-/// The elements of a tensor as numbers: floats and truth values as f64, integers as i64 (u64 by its bits).
+/// The elements of a tensor as numbers: floats and truth values as f64, integers as i128, which holds all of them.
 #[derive(Clone, Debug)]
 pub enum Numbers {
     /// Floats; truth values are 0 and 1.
     Float(Vec<f64>),
     /// Integers.
-    Int(Vec<i64>),
+    Int(Vec<i128>),
 }
 
 impl Numbers {
@@ -114,7 +114,7 @@ impl Numbers {
     pub fn of(t: &Tensor) -> Result<Numbers, EvalError> {
         macro_rules! ints {
             ($t:ty) => {
-                Numbers::Int(t.as_slice::<$t>()?.iter().map(|&v| v as i64).collect())
+                Numbers::Int(t.as_slice::<$t>()?.iter().map(|&v| i128::from(v)).collect())
             };
         }
         Ok(match t.dtype() {
@@ -142,11 +142,11 @@ impl Numbers {
         }
     }
 
-    /// The elements as i64; floats truncate and saturate.
+    /// The elements as i64: floats truncate and saturate, integers wrap.
     pub fn ints(self) -> Vec<i64> {
         match self {
             Numbers::Float(v) => v.into_iter().map(|x| x as i64).collect(),
-            Numbers::Int(v) => v,
+            Numbers::Int(v) => v.into_iter().map(|x| x as i64).collect(),
         }
     }
 
@@ -191,6 +191,19 @@ impl Numbers {
     }
 }
 
+/// Pairs of the largest and smallest integers of 64 bits, and of others that are told apart from them by their sign only.
+pub(crate) fn extremes() -> [Case; 2] {
+    let (high, low) = (1u64 << 63, 5u64);
+    let unsigned = [[u64::MAX, high, low, low, u64::MAX, 0], [low, u64::MAX, high, low, high, u64::MAX]];
+    let signed = [[i64::MIN, i64::MAX, -7, 7, i64::MIN, -1], [-1, i64::MIN, 2, -2, 3, i64::MAX]];
+    let case = |[x, y]: [Tensor; 2]| Case { inputs: vec![CaseInput::Values(x), CaseInput::Values(y)] };
+    let expect = "six values in six places";
+    [
+        case(unsigned.map(|v| Tensor::from_slice(&[6], &v).expect(expect))),
+        case(signed.map(|v| Tensor::from_slice(&[6], &v).expect(expect))),
+    ]
+}
+
 /// The shape tensors broadcast to.
 pub fn broadcast_extents(inputs: &[&Tensor]) -> Result<Vec<usize>, TypeError> {
     let mut shape = Vec::new();
@@ -232,7 +245,8 @@ macro_rules! unary {
     (
         $(#[$doc:meta])* $name:ident = $mnemonic:literal,
         domain: $domain:ident, flops: $flops:literal, range: $low:literal .. $high:literal,
-        float: $float:expr, int: $int:expr, scalar: $scalar:expr, vjp: $vjp:expr $(,)?
+        float: $float:expr, int: $int:expr, scalar: $scalar:expr,
+        activation: $activation:expr, symbolic: $symbolic:expr, vjp: $vjp:expr $(,)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -255,7 +269,7 @@ macro_rules! unary {
             ) -> Result<Vec<margay_tensor::Tensor>, $crate::ops::EvalError> {
                 use $crate::ops::elementwise::Numbers;
                 let float: fn(f64) -> f64 = $float;
-                let int: fn(i64) -> i64 = $int;
+                let int: fn(i128) -> i128 = $int;
                 let out = match Numbers::of(inputs[0])? {
                     Numbers::Float(v) => Numbers::Float(v.into_iter().map(float).collect()),
                     Numbers::Int(v) => Numbers::Int(v.into_iter().map(int).collect()),
@@ -275,6 +289,17 @@ macro_rules! unary {
 
             fn cost(&self, io: &$crate::ops::Io) -> $crate::ops::Cost {
                 $crate::ops::Cost::per_element(io, $flops)
+            }
+
+            fn facts(&self) -> $crate::ops::Facts {
+                #[allow(unused_imports, reason = "what an operator says is written in these words")]
+                use $crate::ops::facts::{Elementwise, Neutral, Parameter, Symbolic};
+                let known = Elementwise { neutral: None, activation: $activation };
+                $crate::ops::Facts::elementwise(known, $symbolic, &[])
+            }
+
+            fn permuted(&self, _: &[usize]) -> Option<$crate::Op> {
+                Some($name.into())
             }
 
             fn cases() -> Vec<(Self, $crate::ops::Case)> {
@@ -297,7 +322,8 @@ macro_rules! binary {
     (
         $(#[$doc:meta])* $name:ident = $mnemonic:literal,
         domain: $domain:ident, flops: $flops:literal, test: $test:literal, range: $low:literal .. $high:literal,
-        float: $float:expr, int: $int:expr, scalar: $scalar:expr, vjp: $vjp:expr $(,)?
+        float: $float:expr, int: $int:expr, scalar: $scalar:expr,
+        neutral: $neutral:expr, symbolic: $symbolic:expr, parameters: $parameters:expr, vjp: $vjp:expr $(,)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -322,7 +348,7 @@ macro_rules! binary {
             ) -> Result<Vec<margay_tensor::Tensor>, $crate::ops::EvalError> {
                 use $crate::ops::elementwise::{Numbers, broadcast_extents, broadcast_positions};
                 let float: fn(f64, f64) -> f64 = $float;
-                let int: fn(i64, i64) -> i64 = $int;
+                let int: fn(i128, i128) -> i128 = $int;
                 let shape = broadcast_extents(inputs)?;
                 let at = [0, 1].map(|i| broadcast_positions(&shape, inputs[i].shape()));
                 let pairs = at[0].iter().zip(&at[1]);
@@ -354,6 +380,17 @@ macro_rules! binary {
                 $crate::ops::Cost::per_element(io, $flops)
             }
 
+            fn facts(&self) -> $crate::ops::Facts {
+                #[allow(unused_imports, reason = "what an operator says is written in these words")]
+                use $crate::ops::facts::{Elementwise, Neutral, Parameter, Symbolic};
+                let known = Elementwise { neutral: $neutral, activation: None };
+                $crate::ops::Facts::elementwise(known, $symbolic, $parameters)
+            }
+
+            fn permuted(&self, _: &[usize]) -> Option<$crate::Op> {
+                Some($name.into())
+            }
+
             fn cases() -> Vec<(Self, $crate::ops::Case)> {
                 use $crate::ops::elementwise::Domain;
                 let (dtype, low, high) = match Domain::$domain {
@@ -369,6 +406,7 @@ macro_rules! binary {
                 if Domain::$domain == Domain::Number {
                     let i64 = margay_tensor::DType::I64;
                     cases.push(($name, $crate::ops::Case::random(i64, 1.0, 9.0, &[&[3, 5], &[5]])));
+                    cases.extend($crate::ops::elementwise::extremes().map(|case| ($name, case)));
                 }
                 cases
             }

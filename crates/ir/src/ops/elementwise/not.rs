@@ -12,5 +12,6 @@ unary! {
     float: |x| if x == 0.0 { 1.0 } else { 0.0 },
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Not, x),
+    activation: None, symbolic: None,
     vjp: |_| Grad::none("it gives truth values"),
 }

@@ -12,6 +12,9 @@ binary! {
     float: libm::pow,
     int: |x, _| x,
     scalar: |n, x, y| n.binary(Binary::Pow, x, y),
+    neutral: Some(Neutral::second(1.0)),
+    symbolic: None,
+    parameters: &[],
     vjp: |cx| {
         let (x, y, z, dz) = (cx.input(0), cx.input(1), cx.output(), cx.cotangent()?);
         let lower = cx.offset(y, -1.0)?;

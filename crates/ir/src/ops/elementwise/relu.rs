@@ -1,6 +1,6 @@
 //! max(x, 0); NaN stays NaN.
 
-use margay_loops::Binary;
+use margay_loops::{Activation, Binary};
 
 use crate::ops::elementwise::unary;
 use crate::vjp::Grad;
@@ -16,6 +16,7 @@ unary! {
         let negative = n.binary(Binary::Lt, x, zero);
         n.select(negative, zero, x)
     },
+    activation: Some(Activation::Relu), symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let zero = cx.number(x, 0.0)?;

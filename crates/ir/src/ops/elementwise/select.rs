@@ -4,9 +4,10 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_extents, broadcast_positions};
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::facts::{Elementwise, Symbolic};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Chooses between the second and the third operand by the first.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -56,6 +57,15 @@ impl OpDef for Select {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 1)
+    }
+
+    fn facts(&self) -> Facts {
+        let known = Elementwise { neutral: None, activation: None };
+        Facts::elementwise(known, Some(Symbolic::Moves(&[0])), &[])
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        Some(self.clone().into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

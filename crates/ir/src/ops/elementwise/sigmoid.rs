@@ -1,6 +1,6 @@
 //! 1 / (1 + e⁻ˣ).
 
-use margay_loops::Unary;
+use margay_loops::{Activation, Unary};
 
 use crate::ops::elementwise::unary;
 use crate::vjp::Grad;
@@ -12,6 +12,7 @@ unary! {
     float: |x| 1.0 / (1.0 + libm::exp(-x)),
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sigmoid, x),
+    activation: Some(Activation::Sigmoid), symbolic: None,
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
         let one = cx.number(y, 1.0)?;

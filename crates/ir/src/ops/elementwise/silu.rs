@@ -1,6 +1,6 @@
 //! The sigmoid linear unit (Elfwing, Uchibe and Doya, arXiv 1702.03118), also called swish: x / (1 + e⁻ˣ).
 
-use margay_loops::Unary;
+use margay_loops::{Activation, Unary};
 
 use crate::ops::elementwise::{Sigmoid, unary};
 use crate::vjp::Grad;
@@ -15,6 +15,7 @@ unary! {
         let share = n.unary(Unary::Sigmoid, x);
         n.mul(x, share)
     },
+    activation: Some(Activation::Silu), symbolic: None,
     vjp: |cx| {
         // s + y (1 - s), where y = x s.
         let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);

@@ -12,6 +12,7 @@ unary! {
     float: libm::sin,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sin, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let slope = cx.op(Cos, &[x])?;

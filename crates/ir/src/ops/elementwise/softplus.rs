@@ -21,6 +21,7 @@ unary! {
         let log = n.unary(Unary::Log, sum);
         n.add(above, log)
     },
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let slope = cx.op(Sigmoid, &[x])?;

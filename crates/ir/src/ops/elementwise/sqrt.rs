@@ -12,6 +12,7 @@ unary! {
     float: f64::sqrt,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Sqrt, x),
+    activation: None, symbolic: None,
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
         let half = cx.scale(dy, 0.5)?;

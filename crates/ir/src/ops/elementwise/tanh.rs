@@ -1,6 +1,6 @@
 //! tanh x.
 
-use margay_loops::Unary;
+use margay_loops::{Activation, Unary};
 
 use crate::ops::elementwise::unary;
 use crate::vjp::Grad;
@@ -12,6 +12,7 @@ unary! {
     float: libm::tanh,
     int: |x| x,
     scalar: |n, x| n.unary(Unary::Tanh, x),
+    activation: Some(Activation::Tanh), symbolic: None,
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
         let square = cx.mul(y, y)?;

@@ -4,9 +4,9 @@
 
 use margay_tensor::{Binding, Tensor};
 
-use crate::ops::{Attributes, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Attributes, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{Payload, TensorType, TypeError, Types, types};
+use crate::{Op, Payload, TensorType, TypeError, Types, types};
 
 /// A constant: a weight, a table, a folded result.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -51,6 +51,14 @@ impl OpDef for Const {
 
     fn cost(&self, _: &Io) -> Cost {
         Cost::default()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::leaf()
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -6,9 +6,9 @@
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Extents as data, i64\[values\].
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -43,6 +43,14 @@ impl OpDef for Dims {
 
     fn cost(&self, _: &Io) -> Cost {
         Cost::default()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::leaf()
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -2,9 +2,9 @@
 
 use margay_tensor::{Binding, Tensor};
 
-use crate::ops::{Attributes, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Attributes, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{Name, TensorType, TypeError, Types, types};
+use crate::{Name, Op, TensorType, TypeError, Types, types};
 
 /// An input; made by [`Graph::add_input`](crate::Graph::add_input), printed in the graph's header.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -51,6 +51,14 @@ impl OpDef for Input {
 
     fn cost(&self, _: &Io) -> Cost {
         Cost::default()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::leaf()
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -18,12 +18,12 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
 use crate::ops::{
-    AttentionGradient, Bits, Broadcast, Case, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Port,
-    Reduce, ReduceKind, Reshape, Softmax,
+    AttentionGradient, Bits, Broadcast, Case, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef,
+    Reduce, ReduceKind, Reshape, Softmax, Strided,
 };
 use crate::types::ShapeText;
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// Softmax attention of three operands, or four with a mask.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -79,7 +79,8 @@ impl Attention {
         let turned = cx.transposed(k)?;
         let scores = cx.op(MatMul::default(), &[q, turned])?;
         let scores = cx.scale(scores, self.scale.get())?;
-        let mut scores = cx.add(scores, cx.input(3))?;
+        let mask = cx.input(3);
+        let mut scores = cx.add(scores, mask)?;
         if self.causal {
             let (rows, keys) = (cx.ty(scores).shape[2].as_extent(), cx.ty(scores).shape[3].as_extent());
             let (Some(rows), Some(keys)) = (rows, keys) else {
@@ -99,7 +100,8 @@ impl Attention {
             (Some(d_o), d_log) => {
                 let v_turned = cx.transposed(v)?;
                 let d_weights = cx.op(MatMul::default(), &[d_o, v_turned])?;
-                let product = cx.mul(d_o, cx.output())?;
+                let o = cx.output();
+                let product = cx.mul(d_o, o)?;
                 let sum = cx.sum_kept(product, vec![3])?;
                 let mut centred = cx.sub(d_weights, sum)?;
                 if let Some(d_log) = d_log {
@@ -286,6 +288,22 @@ impl OpDef for Attention {
         Cost { flops: scores * per_score, bytes: io.bytes() }
     }
 
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: Some(Attention { log_sum_exp: true, ..self.clone() }.into()),
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
+    }
+
     fn cases() -> Vec<(Self, Case)> {
         let plain: [&[usize]; 3] = [&[1, 2, 5, 8], &[1, 2, 5, 8], &[1, 2, 5, 8]];
         let uneven: [&[usize]; 3] = [&[2, 3, 4, 7], &[2, 3, 9, 7], &[2, 3, 9, 5]];
@@ -318,7 +336,7 @@ fn known_stride(stride: i64) -> Result<usize, NotLowered> {
 }
 
 /// The strides of batch, head and row; the last axis must be contiguous.
-pub(super) fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
+pub(super) fn row_strides(port: &Strided) -> Result<[usize; 3], NotLowered> {
     if port.shape[3] != 1 && port.strides[3] != 1 {
         let message = format!("attention of an operand whose last axis has stride {}", port.strides[3]);
         return Err(NotLowered(message));
@@ -328,7 +346,7 @@ pub(super) fn row_strides(port: &Port) -> Result<[usize; 3], NotLowered> {
 }
 
 /// The strides of the mask along the axes of the scores; 0 where it is shared.
-pub(super) fn mask_strides(mask: &Port, scores: [usize; 4]) -> Result<[usize; 4], NotLowered> {
+pub(super) fn mask_strides(mask: &Strided, scores: [usize; 4]) -> Result<[usize; 4], NotLowered> {
     let mut strides = [0; 4];
     let skip = scores.len() - mask.shape.len();
     for (axis, (&extent, &stride)) in mask.shape.iter().zip(&mask.strides).enumerate() {
@@ -343,14 +361,14 @@ pub(super) fn mask_strides(mask: &Port, scores: [usize; 4]) -> Result<[usize; 4]
 mod tests {
     use super::*;
 
-    fn port(shape: &[usize]) -> Port {
-        Port::contiguous(DType::F32, shape)
+    fn port(shape: &[usize]) -> Strided {
+        Strided::contiguous(DType::F32, shape)
     }
 
     #[test]
     fn strided_heads_and_shared_masks_are_read_where_they_lie() {
         // [B, S, H, D] seen as [B, H, S, D].
-        let x = Port { strides: vec![7 * 96, 32, 96, 1], ..port(&[2, 3, 7, 32]) };
+        let x = Strided { strides: vec![7 * 96, 32, 96, 1], ..port(&[2, 3, 7, 32]) };
         let io = Io {
             inputs: vec![x.clone(), x.clone(), x.clone(), port(&[2, 1, 1, 7])],
             outputs: vec![port(&[2, 3, 7, 32])],
@@ -361,7 +379,7 @@ mod tests {
         };
         assert_eq!((call.q, call.o), ([672, 32, 96], [672, 224, 32]));
         assert_eq!(call.mask, Some([7, 0, 0, 1]));
-        let transposed = Port { strides: vec![672, 32, 1, 96], ..x.clone() };
+        let transposed = Strided { strides: vec![672, 32, 1, 96], ..x.clone() };
         let io = Io { inputs: vec![x.clone(), transposed, x], ..io };
         assert_eq!(
             op.lower(&io).err().map(|e| e.0).unwrap_or_default(),

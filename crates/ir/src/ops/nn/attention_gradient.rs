@@ -22,9 +22,9 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::attention::{Attention, mask_strides, row_strides};
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Derivatives of softmax attention by queries, keys and values.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -155,6 +155,22 @@ impl OpDef for AttentionGradient {
         let scores = (q[0] * q[1]) as u64 * margay_loops::Attention::pairs(q[2], v[2], self.causal);
         let per_score = (6 * q[3] + 4 * v[3] + SCORE_FLOPS) as u64;
         Cost { flops: scores * per_score, bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -11,14 +11,15 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
+use crate::ops::facts::{Image, Parameter};
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Case, ConvKernelGradient, Cost, EvalError, FoldPatches, Io, Lowered, MatMul, NotLowered, OpDef,
-    Patches, Reshape, Slice, Transpose,
+    Bits, Case, ConvKernelGradient, Cost, EvalError, Facts, FoldPatches, Io, Lowered, MatMul, NotLowered,
+    OpDef, Patches, Reshape, Slice, Transpose,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// Convolution; the lists have one value per spatial axis. Defaults are those of two spatial axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -165,6 +166,28 @@ impl OpDef for Conv {
     fn cost(&self, io: &Io) -> Cost {
         let taps: usize = io.inputs[1].shape[1..].iter().product();
         Cost { flops: 2 * taps as u64 * io.output_elements(), bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[None, Some(Parameter::Weight(|k| k.iter().skip(1).product()))],
+            image: Some(Image {
+                layout: self.layout,
+                channels_last: Conv { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
+                operands: 1,
+                result: true,
+                demanding: true,
+            }),
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {
@@ -441,7 +464,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Port;
+    use crate::ops::Strided;
 
     fn ty(text: &[&str]) -> TensorType {
         TensorType::new(DType::F32, text.iter().map(|t| Dim::parse(t).unwrap()).collect())
@@ -486,14 +509,14 @@ mod tests {
             "4 groups do not divide `6` channels of the result"
         );
         assert_eq!(error(one_axis(0, 1), &x), "strides contains 0");
-        let ports = [[1, 4, 2], [6, 4, 3]].map(|s| Port::contiguous(DType::F32, &s));
-        let io = Io { inputs: ports.to_vec(), outputs: vec![Port::contiguous(DType::F32, &[1, 6, 2])] };
+        let ports = [[1, 4, 2], [6, 4, 3]].map(|s| Strided::contiguous(DType::F32, &s));
+        let io = Io { inputs: ports.to_vec(), outputs: vec![Strided::contiguous(DType::F32, &[1, 6, 2])] };
         assert_eq!(
             one_axis(1, 1).lower(&io).err().map(|e| e.0).unwrap_or_default(),
             "a convolution in layout `nchw`, expected `nhwc`"
         );
         let last = Conv { layout: ImageLayout::Nhwc, ..one_axis(1, 1) };
-        let flipped = Port { strides: vec![12, 3, -1], ..ports[1].clone() };
+        let flipped = Strided { strides: vec![12, 3, -1], ..ports[1].clone() };
         let io = Io { inputs: vec![ports[0].clone(), flipped], ..io };
         assert_eq!(
             last.lower(&io).err().map(|e| e.0).unwrap_or_default(),

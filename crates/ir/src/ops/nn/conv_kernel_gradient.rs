@@ -9,12 +9,13 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
+use crate::ops::facts::Image;
 use crate::ops::nn::conv::{Conv, planar};
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Derivative of a convolution by its kernel; the lists have one value per spatial axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -160,6 +161,28 @@ impl OpDef for ConvKernelGradient {
     fn cost(&self, io: &Io) -> Cost {
         let terms: usize = io.outputs[0].shape[1..].iter().product();
         Cost { flops: 2 * (terms * io.inputs[1].elements()) as u64, bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: Some(Image {
+                layout: self.layout,
+                channels_last: ConvKernelGradient { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
+                operands: 2,
+                result: false,
+                demanding: true,
+            }),
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -10,9 +10,9 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::nn::conv::Window;
 use crate::ops::nn::patches::samples;
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Patches};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Patches};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Sums windows up to an image.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -107,6 +107,22 @@ impl OpDef for FoldPatches {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

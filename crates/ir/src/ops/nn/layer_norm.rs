@@ -8,9 +8,12 @@ use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Reduce, ReduceKind, Sqrt};
+use crate::ops::facts::Parameter;
+use crate::ops::{
+    Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reduce, ReduceKind, Sqrt,
+};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Normalises over the last axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -125,6 +128,22 @@ impl OpDef for LayerNorm {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 8)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[None, Some(Parameter::Scale), Some(Parameter::Shift)],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

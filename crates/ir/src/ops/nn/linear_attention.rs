@@ -18,10 +18,11 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::{
-    Bits, Broadcast, Case, Concat, Cost, EvalError, Io, Lowered, MatMul, NotLowered, OpDef, Reshape, Slice,
+    Bits, Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef, Reshape,
+    Slice,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// Attention by products of features, of three operands.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -60,7 +61,8 @@ impl LinearAttention {
         let total = sums.of(cx, [q, k, ones], false)?;
         let total = cx.offset(total, self.epsilon.get())?;
         let d_n = cx.div(d_out, total)?;
-        let along = cx.mul(d_n, cx.output())?;
+        let o = cx.output();
+        let along = cx.mul(d_n, o)?;
         let along = cx.sum_kept(along, vec![3])?;
         let d_total = cx.neg(along)?;
         let left = cx.op(Concat { axis: 3 }, &[d_n, d_total])?;
@@ -220,7 +222,8 @@ impl OpDef for LinearAttention {
         let total = product(cx, q, sum_turned)?;
         let total = cx.offset(total, self.epsilon.get())?;
         let d_n = cx.div(d_out, total)?;
-        let along = cx.mul(d_n, cx.output())?;
+        let o = cx.output();
+        let along = cx.mul(d_n, o)?;
         let along = cx.sum_kept(along, vec![3])?;
         let d_total = cx.neg(along)?;
         let moments_turned = cx.transposed(moments)?;
@@ -263,6 +266,22 @@ impl OpDef for LinearAttention {
         let (q, v) = (&io.inputs[0].shape, &io.inputs[2].shape);
         let rows = q[0] * q[1] * (q[2] + v[2]);
         Cost { flops: (2 * rows * q[3] * (v[3] + 1)) as u64, bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,10 +12,11 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
+use crate::ops::facts::Parameter;
 use crate::ops::lowering::strides_of;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Port, Reshape};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, Strided};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// The (batched) product of A `[…, m, k]` and B `[…, k, n]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -157,6 +158,25 @@ impl OpDef for MatMul {
         Cost { flops: 2 * k * io.output_elements(), bytes: io.bytes() }
     }
 
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: false,
+            identity: false,
+            symbolic: None,
+            parameters: &[
+                Some(Parameter::Weight(|a| a.last().copied().unwrap_or(1))),
+                Some(Parameter::Weight(|b| b.iter().rev().nth(1).or(b.last()).copied().unwrap_or(1))),
+            ],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
+    }
+
     fn cases() -> Vec<(Self, Case)> {
         let shapes: [[&[usize]; 2]; 7] = [
             [&[3, 5], &[5, 7]],
@@ -199,7 +219,7 @@ fn rows(cx: &mut Vjp<'_>, x: Value) -> Result<Value, AddError> {
 }
 
 /// The stride of the axis that lies `from_end` from the end; 0 where the operand is shared.
-fn stride(port: &Port, from_end: usize) -> Result<usize, NotLowered> {
+fn stride(port: &Strided, from_end: usize) -> Result<usize, NotLowered> {
     match port.shape.len().checked_sub(from_end) {
         Some(axis) if from_end <= 2 || port.shape[axis] != 1 => usize::try_from(port.strides[axis])
             .map_err(|_| NotLowered("a matrix product of a reversed operand".into())),
@@ -207,11 +227,11 @@ fn stride(port: &Port, from_end: usize) -> Result<usize, NotLowered> {
     }
 }
 
-fn layout(port: &Port) -> Result<MatLayout, NotLowered> {
+fn layout(port: &Strided) -> Result<MatLayout, NotLowered> {
     Ok(MatLayout { row_stride: stride(port, 2)?, col_stride: stride(port, 1)? })
 }
 
-fn is_one_matrix(port: &Port) -> bool {
+fn is_one_matrix(port: &Strided) -> bool {
     port.shape[..port.shape.len() - 2].iter().all(|&d| d == 1)
 }
 
@@ -246,23 +266,23 @@ fn join_rows(call: &mut margay_loops::MatMul) {
 mod tests {
     use super::*;
 
-    fn call(a: Port, b: Port) -> Result<margay_loops::MatMul, NotLowered> {
+    fn call(a: Strided, b: Strided) -> Result<margay_loops::MatMul, NotLowered> {
         let types = [&a, &b].map(|p| TensorType::known(p.dtype, &p.shape));
         let out = MatMul::default().infer(&[&types[0], &types[1]]).unwrap()[0].extents().unwrap();
-        let io = Io { outputs: vec![Port::contiguous(DType::F32, &out)], inputs: vec![a, b] };
+        let io = Io { outputs: vec![Strided::contiguous(DType::F32, &out)], inputs: vec![a, b] };
         match MatMul::default().lower(&io)? {
             Lowered::Call(KernelCall::MatMul(call)) => Ok(call),
             _ => unreachable!("a product lowers to a call"),
         }
     }
 
-    fn port(shape: &[usize]) -> Port {
-        Port::contiguous(DType::F32, shape)
+    fn port(shape: &[usize]) -> Strided {
+        Strided::contiguous(DType::F32, shape)
     }
 
     #[test]
     fn rows_of_all_batches_meet_a_constant_at_once() {
-        let weights = Port { constant: true, ..port(&[1, 384, 512]) };
+        let weights = Strided { constant: true, ..port(&[1, 384, 512]) };
         let call = call(port(&[2, 7, 384]), weights).unwrap();
         assert_eq!(KernelCall::MatMul(call.clone()).to_string(), "matmul [14x384x512] packed");
         assert_eq!((call.a, call.c_row_stride), (MatLayout { row_stride: 384, col_stride: 1 }, 512));
@@ -271,8 +291,8 @@ mod tests {
     #[test]
     fn heads_are_read_where_they_lie() {
         // [B, S, H, D] seen as [B, H, S, D], and its transpose.
-        let q = Port { strides: vec![7 * 12 * 32, 32, 12 * 32, 1], ..port(&[2, 12, 7, 32]) };
-        let k = Port { strides: vec![7 * 12 * 32, 32, 1, 12 * 32], ..port(&[2, 12, 32, 7]) };
+        let q = Strided { strides: vec![7 * 12 * 32, 32, 12 * 32, 1], ..port(&[2, 12, 7, 32]) };
+        let k = Strided { strides: vec![7 * 12 * 32, 32, 1, 12 * 32], ..port(&[2, 12, 32, 7]) };
         let call = call(q, k).unwrap();
         assert_eq!(call.b, MatLayout { row_stride: 1, col_stride: 384 });
         let batch = |extent, a, b, c| BatchAxis { extent, a, b, c };
@@ -288,8 +308,8 @@ mod tests {
     #[test]
     fn narrow_products_have_constant_matrices() {
         let narrow = MatMul { precision: Precision::Bf16 };
-        let io = |b: Port| Io { outputs: vec![port(&[3, 4])], inputs: vec![port(&[3, 5]), b] };
-        let Ok(Lowered::Call(call)) = narrow.lower(&io(Port { constant: true, ..port(&[5, 4]) })) else {
+        let io = |b: Strided| Io { outputs: vec![port(&[3, 4])], inputs: vec![port(&[3, 5]), b] };
+        let Ok(Lowered::Call(call)) = narrow.lower(&io(Strided { constant: true, ..port(&[5, 4]) })) else {
             panic!("a constant matrix is lowered");
         };
         assert_eq!(call.to_string(), "matmul [3x5x4] packed bf16");
@@ -303,7 +323,7 @@ mod tests {
 
     #[test]
     fn refusals_say_why() {
-        let reversed = Port { strides: vec![-5, 1], ..port(&[3, 5]) };
+        let reversed = Strided { strides: vec![-5, 1], ..port(&[3, 5]) };
         let error = call(reversed, port(&[5, 2])).unwrap_err();
         assert_eq!(error.to_string(), "a matrix product of a reversed operand");
         let vector = TensorType::known(DType::F32, &[5]);

@@ -9,13 +9,14 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
+use crate::ops::facts::Image;
 use crate::ops::nn::conv::Window;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::nn::pool::{Pool, PoolKind};
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Derivative of the maximum over windows; the lists have one value per spatial axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -146,6 +147,28 @@ impl OpDef for MaxPoolGradient {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 2 * self.kernel.iter().product::<usize>() as u64)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: Some(Image {
+                layout: self.layout,
+                channels_last: MaxPoolGradient { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
+                operands: 2,
+                result: true,
+                demanding: false,
+            }),
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

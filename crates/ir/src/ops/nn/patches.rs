@@ -11,9 +11,9 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::conv::Window;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Bits, Case, Cost, EvalError, FoldPatches, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Cost, EvalError, Facts, FoldPatches, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, types};
 
 /// Windows side by side; the lists have one value per spatial axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -102,6 +102,22 @@ impl OpDef for Patches {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -11,15 +11,16 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::Numbers;
+use crate::ops::facts::Image;
 use crate::ops::nn::conv::Window;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Broadcast, Case, Cost, EvalError, FoldPatches, Io, Lowered, MaxPoolGradient, NotLowered, OpDef,
-    Patches, Reshape,
+    Bits, Broadcast, Case, Cost, EvalError, Facts, FoldPatches, Io, Lowered, MaxPoolGradient, NotLowered,
+    OpDef, Patches, Reshape,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// What is taken from a window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -192,6 +193,28 @@ impl OpDef for Pool {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, self.kernel.iter().product::<usize>() as u64)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: Some(Image {
+                layout: self.layout,
+                channels_last: Pool { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
+                operands: 1,
+                result: true,
+                demanding: false,
+            }),
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -5,9 +5,9 @@ use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Softmax along one axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -85,6 +85,22 @@ impl OpDef for Softmax {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 14)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        Some(Softmax { axis: perm.iter().position(|&p| p == self.axis)? }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

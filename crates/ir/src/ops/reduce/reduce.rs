@@ -5,9 +5,10 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::{Domain, Numbers, broadcast_positions};
-use crate::ops::{Case, Cast, Cost, Equal, EvalError, Io, Lowered, NotLowered, OpDef, Reshape};
+use crate::ops::facts::{Symbolic, larger, smaller};
+use crate::ops::{Case, Cost, Equal, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// How elements are joined.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -125,7 +126,7 @@ impl OpDef for Reduce {
                 Numbers::Float(out)
             }
             Numbers::Int(v) => {
-                let mut out = vec![self.kind.neutral() as i64; count];
+                let mut out = vec![self.kind.neutral() as i128; count];
                 at.iter().zip(v).for_each(|(&p, x)| out[p] = self.join_ints(out[p], x));
                 Numbers::Int(out)
             }
@@ -153,7 +154,8 @@ impl OpDef for Reduce {
             // Elements that are equally large share the cotangent equally.
             ReduceKind::Max | ReduceKind::Min => {
                 let chosen = cx.op(Equal, &[x, y])?;
-                let chosen = cx.op(Cast { to: cx.ty(x).dtype }, &[chosen])?;
+                let to = cx.ty(x).dtype;
+                let chosen = cx.cast(chosen, to)?;
                 let count = cx.sum_kept(chosen, self.axes.clone())?;
                 let share = cx.div(dy, count)?;
                 Grad::all([cx.mul(chosen, share)?])
@@ -191,6 +193,33 @@ impl OpDef for Reduce {
         Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
     }
 
+    fn facts(&self) -> Facts {
+        let symbolic = match self.kind {
+            ReduceKind::Sum => Some(Symbolic::Joins(|x, y| Some(x + y))),
+            ReduceKind::Prod => Some(Symbolic::Joins(|x, y| Some(x * y))),
+            ReduceKind::Max => Some(Symbolic::Joins(larger)),
+            ReduceKind::Min => Some(Symbolic::Joins(smaller)),
+            ReduceKind::Mean => None,
+        };
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: self.axes.is_empty(),
+            symbolic,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        // Without the axes that it sums over the result has fewer.
+        let mut axes: Vec<usize> =
+            self.axes.iter().map(|a| perm.iter().position(|p| p == a)).collect::<Option<_>>()?;
+        axes.sort_unstable();
+        self.keepdims.then(|| Reduce { axes, ..self.clone() }.into())
+    }
+
     fn cases() -> Vec<(Self, Case)> {
         let reduce = |kind, axes: &[usize], keepdims| Reduce { kind, axes: axes.to_vec(), keepdims };
         let mut cases = Vec::new();
@@ -225,7 +254,7 @@ impl Reduce {
         }
     }
 
-    fn join_ints(&self, x: i64, y: i64) -> i64 {
+    fn join_ints(&self, x: i128, y: i128) -> i128 {
         match self.kind {
             ReduceKind::Sum | ReduceKind::Mean => x.wrapping_add(y),
             ReduceKind::Max => x.max(y),

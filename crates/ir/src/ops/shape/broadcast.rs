@@ -5,10 +5,10 @@ use margay_tensor::{Binding, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::broadcast_positions;
 use crate::ops::shape::pick;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View};
 use crate::types::ShapeText;
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Repeats the operand up to a shape.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -51,6 +51,16 @@ impl OpDef for Broadcast {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(true, &[], &[])
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        // Axes that the operand lacks cannot be moved.
+        (perm.len() == self.shape.len())
+            .then(|| Broadcast { shape: perm.iter().map(|&p| self.shape[p].clone()).collect() }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -4,9 +4,9 @@ use margay_loops::Index;
 use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Slice};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Joins operands along an axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -91,6 +91,14 @@ impl OpDef for Concat {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(true, &[], &[])
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        Some(Concat { axis: perm.iter().position(|&p| p == self.axis)? }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -9,9 +9,10 @@ use margay_tensor::{DType, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::{Case, CaseInput, Cost, EvalError, Io, Lowered, NotLowered, OpDef, ScatterAdd};
+use crate::ops::facts::Parameter;
+use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, ScatterAdd};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Looks up parts of the first operand (any type) by the second (i64 or i32).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -87,6 +88,14 @@ impl OpDef for Gather {
     fn cost(&self, io: &Io) -> Cost {
         let moved = 2 * io.outputs[0].bytes() + io.inputs[1].bytes();
         Cost { flops: 0, bytes: moved as u64 }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(false, &[1], &[Some(Parameter::Table)])
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -8,9 +8,9 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Bits, Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::ops::{Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Slice};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Surrounds the operand with a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -92,6 +92,23 @@ impl OpDef for Pad {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: self.before.iter().chain(&self.after).all(|&d| d == 0),
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        let list = |amounts: &[i64]| perm.iter().map(|&p| amounts[p]).collect();
+        Some(Pad { before: list(&self.before), after: list(&self.after), value: self.value }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

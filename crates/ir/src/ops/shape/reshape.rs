@@ -4,9 +4,9 @@ use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::shape::broadcast::{check_shape, known_extents};
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Gives the operand another shape with as many elements.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -34,7 +34,8 @@ impl OpDef for Reshape {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let dy = cx.cotangent()?;
-        Grad::all([cx.reshape_like(dy, cx.input(0))?])
+        let x = cx.input(0);
+        Grad::all([cx.reshape_like(dy, x)?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {
@@ -43,6 +44,14 @@ impl OpDef for Reshape {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(true, &[], &[])
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -11,9 +11,9 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::gather::checked_position;
-use crate::ops::{Case, CaseInput, Cost, EvalError, Gather, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Gather, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Adds up parts of the first operand (floats) at the places in the second (i64 or i32).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -117,6 +117,22 @@ impl OpDef for ScatterAdd {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            elementwise: None,
+            cheap: true,
+            identity: false,
+            symbolic: None,
+            parameters: &[],
+            image: None,
+            with_all_results: None,
+        }
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

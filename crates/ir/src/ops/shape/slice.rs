@@ -11,9 +11,11 @@ use crate::ops::attributes::attributes;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::broadcast::known_extents;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Broadcast, Case, Concat, Cost, EvalError, Io, Lowered, NotLowered, OpDef, Reshape, View};
+use crate::ops::{
+    Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, View,
+};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{AddError, TensorType, TypeError, Types, Value, types};
+use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// Takes a regular part of the operand; one start, end and step per axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -89,6 +91,16 @@ impl OpDef for Slice {
     fn cost(&self, io: &Io) -> Cost {
         let bytes = io.outputs.iter().map(|p| 2 * p.bytes() as u64).sum();
         Cost { flops: 0, bytes }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(self.steps.iter().all(|&step| step == 1), &[], &[])
+    }
+
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        let list = |dims: &[Dim]| perm.iter().map(|&p| dims[p].clone()).collect();
+        let steps = perm.iter().map(|&p| self.steps[p]).collect();
+        Some(Slice { starts: list(&self.starts), ends: list(&self.ends), steps }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {

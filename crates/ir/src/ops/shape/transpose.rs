@@ -5,9 +5,9 @@ use margay_tensor::Tensor;
 use crate::ops::attributes::attributes;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Case, Cost, EvalError, Io, Lowered, NotLowered, OpDef, View};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View};
 use crate::vjp::{Grad, GradResult, Vjp};
-use crate::{TensorType, TypeError, Types, types};
+use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Reorders axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -55,6 +55,14 @@ impl OpDef for Transpose {
 
     fn cost(&self, io: &Io) -> Cost {
         Cost::per_element(io, 0)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::moving(self.perm.iter().copied().eq(0..self.perm.len()), &[], &[])
+    }
+
+    fn permuted(&self, _: &[usize]) -> Option<Op> {
+        None
     }
 
     fn cases() -> Vec<(Self, Case)> {

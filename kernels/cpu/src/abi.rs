@@ -74,7 +74,7 @@ pub const fn input_base(i: usize) -> usize {
     2 + i
 }
 
-/// What a kernel stores into the first word of the scratch header when a [`Require`](crate::Stmt::Require) fails:
+/// What a kernel stores into the first word of the scratch header when a [`Require`](margay_loops::Stmt::Require) fails:
 /// one more than the number of the step, so that 0 means no fault.
 pub const fn fault_word(step: u64) -> u64 {
     step + 1

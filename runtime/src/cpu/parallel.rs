@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use margay_kernels_cpu::abi::KernelFn;
 use margay_kernels_cpu::math::RowTable;
-use margay_loops::abi::KernelFn;
 
-use crate::Pool;
+use super::Pool;
 
 /// What a driver's context points at during a run.
 pub(crate) struct Context<'a> {
@@ -19,7 +19,7 @@ pub(crate) struct Context<'a> {
     pub(crate) threads: usize,
     /// How long each parallel region took in all its runs, if somebody wants to know; in the order of their numbers.
     pub(crate) times: Option<&'a mut [Duration]>,
-    /// The first fault of the run, as [`margay_loops::abi::fault_word`] encodes it; 0 for none.
+    /// The first fault of the run, as [`margay_kernels_cpu::abi::fault_word`] encodes it; 0 for none.
     pub(crate) fault: u64,
 }
 
@@ -80,7 +80,7 @@ impl Task {
 /// then, so that the fault is that of the first step that failed, however the items were spread.
 ///
 /// # Safety
-/// The contract of [`margay_loops::abi::ParallelFn`], with a context that points at a [`Context`].
+/// The contract of [`margay_kernels_cpu::abi::ParallelFn`], with a context that points at a [`Context`].
 pub(crate) unsafe extern "C" fn parallel(
     context: *mut u8,
     function: KernelFn,

@@ -1,0 +1,123 @@
+//! What a session asks of the device it runs on: memory, the code of a back end, and runs of it one after the other.
+//!
+//! A device has a memory space of its own. Where the host can read that space, nothing is copied: inputs are read where
+//! they lie ([`Queue::borrow`]) and outputs are shown where they were written ([`Memory::host`]).
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use margay_artifact::CodeSection;
+use memmap2::Mmap;
+
+use crate::RunError;
+
+/// A place in the memory space of a device: on the host a pointer, elsewhere what the device makes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// The address so many bytes further on.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// A kind of device: it runs the code of one back end.
+pub trait Device: fmt::Debug + Send + Sync {
+    /// The back end, by the name that artifacts record.
+    fn backend(&self) -> &str;
+
+    /// What every buffer begins at a multiple of, in bytes; a power of two.
+    fn buffer_align(&self) -> usize;
+
+    /// Whether the device that is at hand can run code for a target and a machine.
+    ///
+    /// # Errors
+    /// What it lacks.
+    fn accepts(&self, section: &CodeSection) -> Result<(), RunError>;
+
+    /// Brings code and constants to the device. Every section was [accepted](Device::accepts).
+    fn load(&self, image: &Image<'_>) -> Result<Arc<dyn Module>, RunError>;
+}
+
+/// What a device loads: one accepted section of code for each entry, and the constants.
+#[derive(Debug)]
+pub struct Image<'a> {
+    /// The section of each entry, and the code as the back end wrote it.
+    pub sections: Vec<(&'a CodeSection, &'a [u8])>,
+    /// The constants, on a page boundary; sections say where theirs lie.
+    pub weights: Weights,
+    /// Whether memory is asked for in huge pages.
+    pub huge_pages: bool,
+}
+
+/// Constants in a mapped file or in memory.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// The mapping.
+    pub map: Arc<Mmap>,
+    /// Where in it the constants lie.
+    pub range: Range<usize>,
+}
+
+impl Weights {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+/// Code and constants on a device, shared by sessions.
+pub trait Module: fmt::Debug + Send + Sync {
+    /// Bytes of code.
+    fn code_bytes(&self) -> usize;
+
+    /// What a session of so many threads runs on.
+    fn queue(&self, threads: usize) -> Result<Box<dyn Queue>, RunError>;
+}
+
+/// Where one session runs: its memory, and its runs in order.
+pub trait Queue: Send {
+    /// Memory filled with zeros. `what` it is for is told in errors.
+    fn allocate(&self, what: &'static str, bytes: usize) -> Result<Box<dyn Memory>, RunError>;
+
+    /// The address of memory of the host that lies at a multiple of `align`, if the device reads it as it is.
+    fn borrow(&self, bytes: &[u8], align: usize) -> Option<Address>;
+
+    /// Bytes that the queue holds besides what was allocated.
+    fn own_bytes(&self) -> usize;
+
+    /// Begins to run an entry. The result is there when [`synchronise`](Queue::synchronise) returns.
+    ///
+    /// # Safety
+    /// `bases` are the addresses of the arena, the inputs and the outputs, of the sizes and the alignment that the entry
+    /// asks for, and nobody else writes there before the run has ended.
+    unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool);
+
+    /// Waits for the end of what was launched. `Err` gives the number of the step in which a check failed.
+    fn synchronise(&mut self) -> Result<(), usize>;
+
+    /// How long each region of the last run took, if it was timed.
+    fn times(&self) -> &[Duration];
+}
+
+/// Memory of a device that a session owns.
+pub trait Memory: Send {
+    /// Its size.
+    fn bytes(&self) -> usize;
+
+    /// Where it begins.
+    fn address(&self) -> Address;
+
+    /// Its contents, if the host can read them in place.
+    fn host(&self) -> Option<&[u8]>;
+
+    /// Copies bytes of the host to the memory from byte `at` on.
+    fn write(&mut self, at: usize, bytes: &[u8]);
+
+    /// Copies the memory from byte `at` on to the host.
+    fn read(&self, at: usize, to: &mut [u8]);
+}
