@@ -1,9 +1,8 @@
 //! Two models beside each other: exact errors of small ones, by output and by layer.
 
-use margay_driver::Arrays;
+use margay_driver::{Arrays, backend};
 use margay_driver::compare::{ErrorSum, layers};
 use margay_ir::Graph;
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::{DType, Tensor};
 use margay_testkit::parse_with_random_constants;
 
@@ -89,7 +88,7 @@ const OTHER: &str = "graph @net(%x: f32[N, 2]) -> (y: f32[N, 2]) {
 #[test]
 fn layers_are_compared_at_the_last_value_of_their_name_alone_and_behind_each_other() {
     let inputs = named(&[("x", row(&[3.0, 1.0]))]);
-    let found = layers(&graph(REFERENCE), &graph(OTHER), &inputs, CpuTarget::native(), 1).unwrap();
+    let found = layers(&graph(REFERENCE), &graph(OTHER), &inputs, &backend::native(), 1).unwrap();
     let names: Vec<&str> = found.iter().map(|l| l.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     // a: [3, 2] and [3, 5]. b of the reference's a: [3, 5] and [3, 4]; of the other's a: [3, 5.5].
@@ -104,12 +103,12 @@ fn layers_are_compared_at_the_last_value_of_their_name_alone_and_behind_each_oth
 fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
     let other = OTHER.replace("// b\n", "// c\n");
     let inputs = named(&[("x", row(&[3.0, 1.0]))]);
-    let found = layers(&graph(REFERENCE), &graph(&other), &inputs, CpuTarget::native(), 1).unwrap();
+    let found = layers(&graph(REFERENCE), &graph(&other), &inputs, &backend::native(), 1).unwrap();
     assert_eq!(found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let other = "graph @net(%x: f32[N, 2]) -> (y: f32[N, 1]) {
       %0 = const [1.0, 0.0] : f32[2, 1]  // a.weight
       %1 = matmul %x, %0 : f32[N, 1]  // a
       return %1
     }";
-    assert!(layers(&graph(REFERENCE), &graph(other), &inputs, CpuTarget::native(), 1).unwrap().is_empty());
+    assert!(layers(&graph(REFERENCE), &graph(other), &inputs, &backend::native(), 1).unwrap().is_empty());
 }

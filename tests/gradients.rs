@@ -254,7 +254,7 @@ fn derived(inputs: &[(&str, &[usize], &[f32])], nodes: &str, ty: &str) -> Vec<Ve
     }
     let by_name: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (*name, t)).collect();
     let expected = eval::run(&g, &by_name).unwrap();
-    let executable = jit(&g, &Binding::new(), CpuTarget::native()).unwrap();
+    let executable = jit(&g, &Binding::new(), &*backend::native()).unwrap();
     let found = Session::new(&executable, SessionOptions { threads: 1 }).unwrap().run(&by_name).unwrap();
     let floats = |t: &Tensor| t.to_vec::<f32>().unwrap();
     expected.iter().zip(&found).for_each(|(e, f)| assert_eq!(floats(e), floats(&f.1), "{source}"));

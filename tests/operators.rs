@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufReader;
 use std::path::Path;
 
-use margay_driver::{Runner, open};
+use margay_driver::{Runner, backend, open};
 use margay_ir::eval;
-use margay_kernels_cpu::CpuTarget;
 use margay_tensor::{Tensor, npy};
 use margay_testkit::{Tolerance, assert_close};
 
@@ -53,7 +52,7 @@ fn attributes_mean_what_they_mean_in_onnxruntime() {
         let by_name: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let reference = eval::run(&source.graph, &by_name).unwrap_or_else(|e| panic!("{name}: {e}"));
         let outputs: Vec<String> = source.graph.outputs().iter().map(|o| o.name.to_string()).collect();
-        let mut runner = Runner::new(source.graph, CpuTarget::native(), 2);
+        let mut runner = Runner::new(source.graph, &backend::native(), 2);
         let compiled = runner.run(&case.inputs);
         assert_eq!(compiled.is_err(), NOT_COMPILED.contains(&name.as_str()), "{name}: {:?}", compiled.err());
         assert_eq!(outputs.len(), case.outputs.len(), "{name}");

@@ -1,15 +1,13 @@
 //! Graphs drawn at random: every pass keeps their numbers, and compiled code agrees with the reference on every
-//! processor class.
+//! back end at hand.
 //!
 //! Operators meet in orders, with readers and with shapes that no single test thinks of: what is fused, copied, kept or
 //! seen through is decided by neighbours. Layers with everything an epilogue can take are drawn as often as single
 //! operators. Nothing is drawn whose result jumps where an operand is rounded.
 
-use margay_driver::build::jit;
-use margay_driver::{Dump, Source};
+use margay_driver::{Dump, Source, backend, build::jit};
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Cx, Fidelity, Graph, Op, Origin, Payload, TensorType, Value, eval};
-use margay_kernels_cpu::{Class, CpuTarget};
 use margay_passes::{AssignLayout, PASSES};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
@@ -335,16 +333,15 @@ fn drawn(first: u64, count: usize) -> impl Iterator<Item = (Graph, Vec<(String, 
 
 #[test]
 fn compiled_graphs_agree_with_the_reference() {
-    let classes: Vec<Class> = Class::ALL.into_iter().filter(|c| c.supported_here()).collect();
+    let backends: Vec<_> = backend::supported().into_iter().collect();
     for (i, (g, inputs, expected)) in drawn(0, 240).enumerate() {
-        let class = classes[i % classes.len()];
-        let target = CpuTarget::new(class);
+        let backend = &*backends[i % backends.len()];
         let session = |g: &Graph, what: &str| {
-            let executable = jit(g, &Binding::new(), target).unwrap_or_else(|e| panic!("{what}: {e}\n{g}"));
+            let executable = jit(g, &Binding::new(), backend).unwrap_or_else(|e| panic!("{what}: {e}\n{g}"));
             let mut session = Session::new(&executable, SessionOptions { threads: 1 + i % 2 }).unwrap();
             let found = session.run(&by_name(&inputs)).unwrap();
             let found: Vec<Tensor> = found.into_iter().map(|(_, t)| t).collect();
-            check(&format!("{what} on {}", class.name()), g, &found, &expected);
+            check(&format!("{what} on {}", backend.target()), g, &found, &expected);
         };
         session(&g, "as drawn");
         let source = Source::new(g, "random", &mut Dump::none()).unwrap();

@@ -301,7 +301,7 @@ const LANGUAGE: &str = "graph @language(%tokens: i64[B, S], %mask: i64[B, S]) ->
 /// The mean surprise at the masked tokens of the held-out samples, those that the mask hides left out.
 fn first_error(g: &Graph, arrays: &[(String, Tensor)], masking: &Masking, seed: u64) -> f64 {
     let (inputs, labels) = masking.apply(&arrays[0].1, seed, 1 << 32).unwrap();
-    let outputs = Runner::new(g.clone(), CpuTarget::native(), 1)
+    let outputs = Runner::new(g.clone(), &backend::native(), 1)
         .run(&[("tokens".into(), inputs), arrays[1].clone()])
         .unwrap();
     let logits = outputs[1].1.to_vec::<f32>().unwrap();
