@@ -1,7 +1,7 @@
 //! Two models beside each other: exact errors of small ones, by output and by layer.
 
-use margay_driver::{Arrays, backend};
 use margay_driver::compare::{ErrorSum, layers};
+use margay_driver::{Arrays, backend};
 use margay_ir::Graph;
 use margay_tensor::{DType, Tensor};
 use margay_testkit::parse_with_random_constants;
