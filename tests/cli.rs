@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use margay_tensor::{DType, Tensor, npy};
+use margay_tensor::{DType, Tensor};
 use serde_json::Value;
 
 #[path = "cli/derivatives.rs"]
@@ -316,7 +316,7 @@ fn long_inputs_are_fed_batch_by_batch() {
 fn inputs_come_from_npy_and_pb_files() {
     let place = Place::new();
     let image = images(2, 1);
-    fs::write(place.path("image.npy"), npy::write_npy(&image).unwrap()).unwrap();
+    fs::write(place.path("image.npy"), margay_npy::write_npy(&image).unwrap()).unwrap();
     // A `TensorProto`: extents, element type, name, raw data.
     let mut bytes = vec![0x08, 2, 0x08, 1, 0x08, 28, 0x08, 28, 0x10, 1, 0x42, 5];
     bytes.extend(b"image");

@@ -8,7 +8,7 @@ use margay_driver::{Runner, backend, open};
 use margay_ir::ops::Numbers;
 use margay_ir::{Cx, Pass};
 use margay_passes::Differentiate;
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 
 /// The derivatives of a model by all its parameters, compiled, beside those of jax in f64.
 fn gradients_of(folder: &Path, model: &str) {
@@ -17,7 +17,8 @@ fn gradients_of(folder: &Path, model: &str) {
         println!("skipped: no derivatives of {model}");
         return;
     };
-    let arrays = npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let arrays =
+        margay_npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let named = |prefix: &str| -> Vec<(String, Tensor)> {
         let own = arrays.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone())));
         own.collect()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use margay_driver::{CompileOptions, Goal, Runner, Samples, Silent, backend, compile, open};
 use margay_ir::eval;
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 use margay_testkit::max_error;
 
 /// The folder with models and references, or `None` with a line that says so.
@@ -20,7 +20,7 @@ fn test_data() -> Option<PathBuf> {
 
 fn arrays(path: &Path) -> Vec<(String, Tensor)> {
     let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    margay_npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn demo() -> PathBuf {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use margay_driver::{Runner, backend, open};
 use margay_ir::eval;
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 use margay_testkit::{Tolerance, assert_close};
 
 /// A model, its inputs and what onnxruntime makes of them, by name.
@@ -24,7 +24,7 @@ fn cases() -> BTreeMap<String, Case> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/operators_in_onnxruntime.npz");
     let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
-    for (member, tensor) in npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{e}")) {
+    for (member, tensor) in margay_npy::read_npz(BufReader::new(file)).unwrap_or_else(|e| panic!("{e}")) {
         let (name, part) = member.split_once('/').expect("members are parts of a case");
         let case = cases.entry(name.to_owned()).or_default();
         match part.split_once('/') {

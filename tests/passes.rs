@@ -1,15 +1,21 @@
 //! Laws that hold for every pass: its doc example, and that a second run changes nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
+use margay_ir::ops::{Numbers, Strided};
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
 use margay_loops::Precision;
 use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
 };
-use margay_passes::{BindDims, LowerPrecision, PASSES, Recompute, SketchConv, SketchLinear};
+use margay_passes::{
+    BindDims, Differentiate, LowerPrecision, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear,
+};
+use margay_tensor::random::stream_of;
+use margay_tensor::{Binding, Tensor};
 use margay_testkit::{
-    DocExample, Tolerance, assert_close, doc_examples, normalized, parse_with_random_constants,
+    DocExample, Tolerance, assert_close, doc_examples, max_error, normalized, parse_with_random_constants,
 };
 
 fn source_of(pass: &str) -> String {
@@ -17,6 +23,61 @@ fn source_of(pass: &str) -> String {
         .join("../passes/src")
         .join(format!("{}.rs", pass.replace('-', "_")));
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The examples at the head of a pass, of which there is at least one.
+fn examples_of(pass: &str) -> Vec<DocExample> {
+    let examples = doc_examples(&source_of(pass));
+    assert!(!examples.is_empty(), "{pass} has no example");
+    examples
+}
+
+/// A pass that is built with a configuration and therefore stands in no list.
+struct Configured {
+    name: &'static str,
+    /// For its example.
+    for_example: fn(&Graph) -> Box<dyn Pass>,
+    /// At its exact setting, where it keeps numbers as a pass does that only rounds.
+    exactly: fn(&Graph) -> Box<dyn Pass>,
+}
+
+const CONFIGURED: &[Configured] = &[
+    Configured { name: "bind-dims", for_example: bind_dims, exactly: bind_dims },
+    Configured { name: "differentiate", for_example: differentiate, exactly: differentiate },
+    Configured {
+        name: "lower-precision",
+        for_example: |_| Box::new(LowerPrecision { precision: Precision::Bf16 }),
+        // Exact for numbers that have few digits, which `number` gives it.
+        exactly: |_| Box::new(LowerPrecision { precision: Precision::Bf16 }),
+    },
+    Configured { name: "make-trainable", for_example: make_trainable, exactly: make_trainable },
+    Configured { name: "recompute", for_example: recompute, exactly: recompute },
+    Configured {
+        name: "sketch-conv",
+        for_example: |g| Box::new(SketchConv { selection: select_all(g, 8) }),
+        exactly: |g| Box::new(SketchConv { selection: select_all(g, usize::MAX) }),
+    },
+    Configured {
+        name: "sketch-linear",
+        for_example: |g| Box::new(SketchLinear { selection: select_all(g, 128) }),
+        exactly: |g| Box::new(SketchLinear { selection: select_all(g, usize::MAX) }),
+    },
+];
+
+fn bind_dims(g: &Graph) -> Box<dyn Pass> {
+    Box::new(BindDims { binding: binding_of(g) })
+}
+
+fn differentiate(_: &Graph) -> Box<dyn Pass> {
+    Box::new(Differentiate { output: "loss".into(), by: vec!["w".into()] })
+}
+
+fn make_trainable(_: &Graph) -> Box<dyn Pass> {
+    Box::new(MakeTrainable { names: vec!["fc.weight".into()] })
+}
+
+fn recompute(_: &Graph) -> Box<dyn Pass> {
+    Box::new(Recompute { max_saved_bytes: 0 })
 }
 
 fn run(pass: &dyn Pass, g: &mut Graph) -> Changed {
@@ -30,68 +91,156 @@ fn check(pass: &dyn Pass, example: &DocExample) {
     assert_eq!(run(pass, &mut g), Changed::No, "{} fires twice", pass.name());
 }
 
-/// Every module of the graph by one scheme at one rank, without calibration.
+/// Every module of the graph by one scheme at one rank, or at its full rank if that is less, without calibration.
 fn select_all(g: &Graph, rank: usize) -> Selection {
     let mut selection = Selection::default();
     for module in modules(g) {
         let lowrank = scheme("lowrank").expect("listed");
         let fitted = lowrank.fit(g, &module, None, 0).unwrap_or_else(|e| panic!("{e}")).into();
+        let rank = rank.min(module.d_in).min(module.d_out);
         selection.choices.insert(module.name, Chosen { fitted, rank });
     }
     selection
 }
 
 #[test]
+fn every_pass_has_laws() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_pass =
+        |path: &Path| path.is_file() && std::fs::read_to_string(path).unwrap().contains("impl Pass for ");
+    let mut found: Vec<String> = files
+        .filter(|path| is_pass(path))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().replace('_', "-"))
+        .collect();
+    found.sort();
+    let mut listed: Vec<&str> =
+        PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name)).collect();
+    listed.sort();
+    assert_eq!(found, listed, "left: files with a pass, right: `PASSES` and `CONFIGURED`");
+}
+
+#[test]
 fn doc_examples_hold() {
     for entry in PASSES {
-        let examples = doc_examples(&source_of(entry.name));
-        assert!(!examples.is_empty(), "{} has no example", entry.name);
-        examples.iter().for_each(|e| check(&*(entry.make)(), e));
+        examples_of(entry.name).iter().for_each(|e| check(&*(entry.make)(), e));
+    }
+    for entry in CONFIGURED {
+        for example in examples_of(entry.name) {
+            let (g, _) = parse_with_random_constants(&example.before);
+            let pass = (entry.for_example)(&g);
+            assert_eq!(pass.name(), entry.name);
+            check(&*pass, &example);
+        }
     }
 }
 
-#[test]
-fn doc_example_of_bind_dims_holds() {
-    let binding: margay_tensor::Binding = [("N".into(), 4)].into_iter().collect();
-    doc_examples(&source_of("bind-dims"))
-        .iter()
-        .for_each(|e| check(&BindDims { binding: binding.clone() }, e));
+/// Values of the symbols of a graph, different from one another.
+fn binding_of(g: &Graph) -> Binding {
+    g.symbols().into_iter().zip(4..).collect()
+}
+
+/// Numbers for constants and inputs: normal, or integers of few digits that narrow types hold exactly.
+fn number(ty: &TensorType, name: &str, digits: Digits) -> Tensor {
+    let shape = ty.extents().expect("bound");
+    let floats = margay_testkit::normal(&shape, 11, stream_of(name)).to_vec::<f32>().unwrap();
+    let numbers = match (ty.dtype.is_float(), digits) {
+        (true, Digits::Many) => Numbers::Float(floats.into_iter().map(f64::from).collect()),
+        (true, Digits::Few) => {
+            Numbers::Float(floats.into_iter().map(|x| f64::from(x * 3.0).round()).collect())
+        }
+        // Truth values, or positions of the shortest axes.
+        (false, _) => Numbers::Int(floats.into_iter().map(|x| i128::from(x > 0.0)).collect()),
+    };
+    numbers.into_tensor(ty.dtype, &shape).unwrap()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Digits {
+    Many,
+    Few,
+}
+
+fn graph_of(source: &str, digits: Digits) -> Graph {
+    text::parse(source, &|key, ty| Some(number(ty, key, digits))).unwrap_or_else(|e| panic!("{e}\n{source}"))
+}
+
+/// The longest sum in a graph of known extents: the most operations that any node spends on one number.
+fn longest_sum(g: &Graph) -> f64 {
+    let per_number = |n: NodeId| {
+        let io = g.io_of(n).expect("bound");
+        let numbers: usize = io.outputs.iter().map(Strided::elements).sum();
+        g.op(n).cost(&io).flops as f64 / numbers.max(1) as f64
+    };
+    g.order().into_iter().map(per_number).fold(1.0, f64::max)
+}
+
+/// Runs a pass and compares what the graph computes before and after, as its fidelity asks. Says whether it fired.
+fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
+    let binding = binding_of(before);
+    let mut after = before.clone();
+    let changed = run(pass, &mut after) != Changed::No;
+    let bind = |g: &Graph| BindDims { binding: binding.clone() }.bound(g).unwrap();
+    let (before, after) = (bind(before), bind(&after));
+    let types = before.inputs().iter().map(|n| (before.node(*n).origin.name(), before.ty((*n).into())));
+    let mut given: BTreeMap<String, Tensor> =
+        types.map(|(name, ty)| (name.to_string(), number(ty, name, digits))).collect();
+    // Constants that have become inputs.
+    for (n, name) in margay_passes::parameter_names(&before) {
+        given.insert(name, before.constant(n.into()).unwrap().tensor().clone());
+    }
+    let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let (expected, found) = (eval::run(&before, &given).unwrap(), eval::run(&after, &given).unwrap());
+    let rounding = 8.0 * f64::from(f32::EPSILON) * longest_sum(&before).max(longest_sum(&after));
+    for (output, expected) in before.outputs().iter().zip(&expected) {
+        let what = format!("{} on {}: `{}`", pass.name(), before.name(), output.name);
+        let at = after.outputs().iter().position(|o| o.name == output.name).expect(&what);
+        let numbers = Numbers::of(expected).unwrap().floats();
+        assert!(numbers.iter().all(|x| x.is_finite()), "{what}: the numbers show nothing");
+        match pass.fidelity() {
+            Fidelity::Exact => assert_eq!(found[at].bytes(), expected.bytes(), "{what}"),
+            Fidelity::Rounding | Fidelity::Approximate => {
+                let size = numbers.iter().fold(0f64, |m, x| m.max(x.abs()));
+                let error = max_error(&found[at], expected);
+                assert!(error <= rounding * size, "{what}: off by {error:.2e} of {size:.2e}");
+            }
+        }
+    }
+    changed
 }
 
 #[test]
-fn doc_example_of_lower_precision_holds() {
-    let examples = doc_examples(&source_of("lower-precision"));
-    assert_eq!(examples.len(), 1);
-    check(&LowerPrecision { precision: Precision::Bf16 }, &examples[0]);
-}
-
-#[test]
-fn doc_example_of_recompute_holds() {
-    let examples = doc_examples(&source_of("recompute"));
-    assert_eq!(examples.len(), 1);
-    check(&Recompute { max_saved_bytes: 0 }, &examples[0]);
+fn passes_keep_numbers_as_their_fidelity_says() {
+    let every = || PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name));
+    let graphs: Vec<(&str, Graph)> = every()
+        .flat_map(|name| {
+            examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, Digits::Many)))
+        })
+        .collect();
+    for entry in PASSES {
+        let pass = (entry.make)();
+        for (of, graph) in &graphs {
+            let fired = check_fidelity(&*pass, graph, Digits::Many);
+            assert!(fired || *of != entry.name, "{} did not fire on its example", entry.name);
+        }
+    }
+    for entry in CONFIGURED {
+        for example in examples_of(entry.name) {
+            let narrow = entry.name == "lower-precision";
+            let digits = if narrow { Digits::Few } else { Digits::Many };
+            let graph = graph_of(&example.before, digits);
+            let fired = check_fidelity(&*(entry.exactly)(&graph), &graph, digits);
+            assert!(fired, "{} did not fire on its example", entry.name);
+        }
+    }
 }
 
 #[test]
 fn products_are_narrow_once() {
-    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("lower-precision"))[0].before);
+    let (mut g, _) = parse_with_random_constants(&examples_of("lower-precision")[0].before);
     assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
     assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
     assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
-}
-
-#[test]
-fn doc_examples_of_sketches_hold() {
-    for (pass, rank) in [("sketch-linear", 128), ("sketch-conv", 8)] {
-        for example in doc_examples(&source_of(pass)) {
-            let (g, _) = parse_with_random_constants(&example.before);
-            let selection = select_all(&g, rank);
-            match pass {
-                "sketch-linear" => check(&SketchLinear { selection }, &example),
-                _ => check(&SketchConv { selection }, &example),
-            }
-        }
-    }
 }
 
 #[test]
@@ -376,17 +525,9 @@ fn passes_are_listed_and_sorted() {
 }
 
 #[test]
-fn doc_example_of_differentiate_holds() {
-    let pass = margay_passes::Differentiate { output: "loss".into(), by: vec!["w".into()] };
-    doc_examples(&source_of("differentiate")).iter().for_each(|e| check(&pass, e));
-}
-
-#[test]
-fn doc_example_of_make_trainable_holds() {
-    let pass = margay_passes::MakeTrainable { names: vec!["fc.weight".into()] };
-    doc_examples(&source_of("make-trainable")).iter().for_each(|e| check(&pass, e));
-    let unknown = margay_passes::MakeTrainable { names: vec!["fc".into()] };
-    let (mut g, _) = parse_with_random_constants(&doc_examples(&source_of("make-trainable"))[0].before);
+fn only_constants_of_floats_are_made_trainable() {
+    let unknown = MakeTrainable { names: vec!["fc".into()] };
+    let (mut g, _) = parse_with_random_constants(&examples_of("make-trainable")[0].before);
     let refusal = unknown.run(&mut g, &mut Cx::default()).unwrap_err().to_string();
     assert_eq!(refusal, "the model has no constant of floats `fc`");
 }
@@ -399,7 +540,7 @@ fn derivatives_that_do_not_exist_are_refused_by_name() {
     }";
     let refusal = |output: &str, by: &str| {
         let (mut g, _) = parse_with_random_constants(source);
-        let pass = margay_passes::Differentiate { output: output.into(), by: vec![by.into()] };
+        let pass = Differentiate { output: output.into(), by: vec![by.into()] };
         pass.run(&mut g, &mut Cx::default()).unwrap_err().to_string()
     };
     assert_eq!(

@@ -70,6 +70,9 @@ impl Pass for AssignLayout {
     }
 }
 
+/// Axes of an image with one spatial axis.
+const IMAGE_AXES: usize = 3;
+
 const LAST: ImageLayout = ImageLayout::Nhwc;
 
 /// A list of values per axis of NCHW in the order of NHWC.
@@ -81,7 +84,7 @@ fn channels_last<T: Clone>(list: &[T]) -> Vec<T> {
 fn behind_transpose(g: &Graph, v: Value) -> Option<Value> {
     let Op::Transpose(t) = g.op(v.node) else { return None };
     let ndim = t.perm.len();
-    (ndim >= 3 && t.perm == LAST.perm_to_nchw(ndim)).then(|| g.inputs_of(v.node)[0])
+    (ndim >= IMAGE_AXES && t.perm == LAST.perm_to_nchw(ndim)).then(|| g.inputs_of(v.node)[0])
 }
 
 /// The image in NHWC that `v` is in NCHW: only of images that a convolution made, so that other transposes stay.
@@ -94,6 +97,9 @@ fn is_image(g: &Graph, v: Value) -> bool {
     /// Far more than lie between two convolutions.
     const MOST: usize = 256;
     let ndim = g.ty(v).ndim();
+    if ndim < IMAGE_AXES {
+        return false;
+    }
     let perm = LAST.perm_to_nchw(ndim);
     let mut stack = vec![v];
     for _ in 0..MOST {
@@ -239,10 +245,11 @@ fn turned_operands(
 
 /// An operator that computes the same on images with channels last, with values per axis in their order.
 fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
-    let op = g.op(n);
-    let Some(permuted) = op.permuted(&LAST.perm_from_nchw(g.ty(n.into()).ndim())) else {
+    let (op, ndim) = (g.op(n), g.ty(n.into()).ndim());
+    if ndim < IMAGE_AXES {
         return Ok(Verdict::NoMatch);
-    };
+    }
+    let Some(permuted) = op.permuted(&LAST.perm_from_nchw(ndim)) else { return Ok(Verdict::NoMatch) };
     let mut patch = Patch::new();
     match turned_operands(g, n, &mut patch, op.facts().elementwise.is_some())? {
         Some(operands) => replace_op(g, n, patch, permuted, &operands),

@@ -36,7 +36,7 @@ use margay_ir::{
 };
 use margay_tensor::Dim;
 
-use crate::parameter_names;
+use crate::{backward_nodes, parameter_names, saved};
 
 /// Adds derivatives.
 #[derive(Clone, Debug)]
@@ -82,10 +82,9 @@ impl Pass for Differentiate {
             let value = gradient.map_or_else(zeros, Ok).map_err(refused)?;
             patch.add_output(&format!("gradient.{name}"), value);
         }
-        let before: HashSet<NodeId> = g.order().into_iter().collect();
         apply(g, patch)?;
         g.remove_dead();
-        let saved = saved(g, &before);
+        let saved = saved(g, &backward_nodes(g));
         let bytes = saved
             .iter()
             .fold(Dim::default(), |n, v| &n + &(&g.ty(*v).elements() * &Dim::from(g.ty(*v).dtype.bytes())));
@@ -120,21 +119,6 @@ fn leaf(g: &Graph, name: &str) -> Result<Value, PassError> {
 fn apply(g: &mut Graph, patch: Patch) -> Result<Applied, PassError> {
     let (rule, at) = ("differentiate", String::new());
     g.apply(patch).map_err(|error| PassError::Patch { rule, at, error: error.into() })
-}
-
-/// The values of the forward pass that backward nodes read, other than inputs and constants, each once: what has to be
-/// kept between the two.
-pub fn saved(g: &Graph, forward: &HashSet<NodeId>) -> Vec<Value> {
-    let mut found: Vec<Value> = Vec::new();
-    for n in g.order().into_iter().filter(|n| !forward.contains(n)) {
-        for v in g.inputs_of(n) {
-            let leaf = matches!(g.op(v.node), Op::Input(_) | Op::Const(_));
-            if forward.contains(&v.node) && !leaf && !found.contains(&v) {
-                found.push(v);
-            }
-        }
-    }
-    found
 }
 
 /// Adds the derivatives of `Σ seed · y` over the seeds `(y, seed)` by each of the values `by`; `None` where they are

@@ -28,7 +28,7 @@ mod sketch_linear;
 
 pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
-pub use differentiate::{Differentiate, gradients, saved};
+pub use differentiate::{Differentiate, gradients};
 pub use fold_constants::FoldConstants;
 pub use lower_precision::LowerPrecision;
 pub use make_trainable::{MakeTrainable, make_trainable, parameter_names, with_parameters};
@@ -39,7 +39,7 @@ pub use recognize_gelu::RecognizeGelu;
 pub use recognize_layer_norm::RecognizeLayerNorm;
 pub use recognize_linear_attention::RecognizeLinearAttention;
 pub use recognize_silu::RecognizeSilu;
-pub use recompute::{Recompute, backward_nodes, kept};
+pub use recompute::{Recompute, backward_nodes, bytes_of, saved};
 pub use remove_dead::RemoveDead;
 pub use simplify::Simplify;
 pub use sketch_conv::SketchConv;

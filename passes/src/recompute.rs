@@ -100,10 +100,10 @@ pub fn backward_nodes(g: &Graph) -> HashSet<NodeId> {
     found
 }
 
-/// The values of the forward pass that are kept for the backward pass, and their bytes: each memory once, whatever views
-/// of it are read. Inputs and constants are there anyway, and what derivatives do not depend on is no part of the forward
-/// pass, such as moments that an update makes smaller. Every extent must be known.
-pub fn kept(g: &Graph, backward: &HashSet<NodeId>) -> Vec<(Value, u64)> {
+/// The values of the forward pass that are kept for the backward pass: each memory once, whatever views of it are read;
+/// where extents are open, views count as memory of their own. Inputs and constants are there anyway, and what
+/// derivatives do not depend on is no part of the forward pass, such as moments that an update makes smaller.
+pub fn saved(g: &Graph, backward: &HashSet<NodeId>) -> Vec<Value> {
     let order = g.order();
     let mut forward: HashSet<NodeId> = HashSet::new();
     for n in order.iter().rev() {
@@ -111,13 +111,12 @@ pub fn kept(g: &Graph, backward: &HashSet<NodeId>) -> Vec<(Value, u64)> {
             forward.extend(g.inputs_of(*n).iter().map(|v| v.node));
         }
     }
-    let mut found: Vec<(Value, u64)> = Vec::new();
+    let mut found: Vec<Value> = Vec::new();
     for n in order.into_iter().filter(|n| backward.contains(n)) {
         for v in g.inputs_of(n).into_iter().filter(|v| !backward.contains(&v.node)) {
             let base = memory_of(g, v);
-            let known = found.iter().any(|(known, _)| *known == base);
-            if !is_leaf(g, base) && forward.contains(&base.node) && !known {
-                found.push((base, bytes_of(g, base)));
+            if !is_leaf(g, base) && forward.contains(&base.node) && !found.contains(&base) {
+                found.push(base);
             }
         }
     }
@@ -128,7 +127,8 @@ fn is_leaf(g: &Graph, v: Value) -> bool {
     matches!(g.op(v.node), Op::Const(_) | Op::Input(_))
 }
 
-fn bytes_of(g: &Graph, v: Value) -> u64 {
+/// Bytes of a value whose extents are known.
+pub fn bytes_of(g: &Graph, v: Value) -> u64 {
     let elements: usize = g.ty(v).extents().unwrap_or_default().iter().product();
     (elements * g.ty(v).dtype.bytes()) as u64
 }
@@ -169,7 +169,12 @@ struct Needs {
 impl<'g> Choice<'g> {
     fn new(g: &'g Graph, backward: &HashSet<NodeId>) -> Choice<'g> {
         let position = g.order().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
-        Choice { g, saved: kept(g, backward).into_iter().collect(), again: HashSet::new(), position }
+        Choice {
+            g,
+            saved: saved(g, backward).into_iter().map(|v| (v, bytes_of(g, v))).collect(),
+            again: HashSet::new(),
+            position,
+        }
     }
 
     fn bytes(&self) -> u64 {
@@ -347,7 +352,7 @@ mod tests {
         let changed = pass.run(&mut g, &mut cx).map_err(|e| e.to_string())?;
         g.verify(margay_ir::verify::Stage::Lowerable).unwrap();
         assert_eq!(run(&before), run(&g), "the same numbers");
-        let bytes = kept(&g, &backward_nodes(&g)).iter().map(|(_, bytes)| bytes).sum();
+        let bytes = saved(&g, &backward_nodes(&g)).iter().map(|v| bytes_of(&g, *v)).sum();
         assert_eq!(pass.run(&mut g, &mut Cx::default()), Ok(Changed::No), "a second time changes nothing");
         Ok((bytes, if let Changed::Yes(n) = changed { n } else { 0 }))
     }

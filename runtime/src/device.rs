@@ -97,11 +97,20 @@ pub trait Queue: Send {
     /// asks for, and nobody else writes there before the run has ended.
     unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool);
 
-    /// Waits for the end of what was launched. `Err` gives the number of the step in which a check failed.
-    fn synchronise(&mut self) -> Result<(), usize>;
+    /// Waits for the end of what was launched. `Err` says what of the data's requirements failed.
+    fn synchronise(&mut self) -> Result<(), Fault>;
 
     /// How long each region of the last run took, if it was timed.
     fn times(&self) -> &[Duration];
+}
+
+/// A requirement of a step that the data do not meet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The number of the step.
+    pub step: usize,
+    /// The number among its requirements.
+    pub requirement: usize,
 }
 
 /// Memory of a device that a session owns.

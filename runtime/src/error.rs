@@ -78,10 +78,12 @@ pub enum RunError {
         /// What was expected and found.
         problem: String,
     },
-    /// A check that the model asks for failed during the run (the model's or the caller's fault).
-    #[error("index out of range at `{step}`")]
+    /// The data are not what a step requires (the model's or the caller's fault).
+    #[error("`{step}` requires {requirement}")]
     Fault {
         /// The nodes of the first step that failed.
         step: String,
+        /// What it requires, such as `indices from -5 to 4`.
+        requirement: String,
     },
 }

@@ -10,7 +10,7 @@ use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
 use crate::cpu::pages;
-use crate::device::{Address, Memory, Queue};
+use crate::device::{Address, Fault, Memory, Queue};
 use crate::entry::{choose, input_of};
 use crate::states::States;
 use crate::{Executable, RunError};
@@ -142,7 +142,7 @@ impl Session {
         // writes there as long as the session and the inputs are borrowed.
         unsafe { self.queue.launch(index, &self.bases, timed) };
         let steps = &self.executable.section(index).parts.steps;
-        self.queue.synchronise().map_err(|step| fault(step, steps))
+        self.queue.synchronise().map_err(|failed| fault(failed, steps))
     }
 
     /// Fills in the addresses of the memory of a run; copies inputs that the device does not read where they lie.
@@ -186,9 +186,15 @@ fn end(areas: &[Range<usize>]) -> usize {
     areas.last().map_or(0, |a| a.end)
 }
 
-fn fault(step: usize, steps: &[StepNote]) -> RunError {
-    let label = steps.get(step).map(|s| &s.label).filter(|label| !label.is_empty());
-    RunError::Fault { step: label.cloned().unwrap_or_else(|| format!("step {step}")) }
+/// What an artifact does not say, as its numbers.
+fn fault(Fault { step, requirement }: Fault, steps: &[StepNote]) -> RunError {
+    let note = steps.get(step);
+    let label = note.map(|s| s.label.clone()).filter(|label| !label.is_empty());
+    let required = note.and_then(|s| s.requirements.get(requirement)).cloned();
+    RunError::Fault {
+        step: label.unwrap_or_else(|| format!("step {step}")),
+        requirement: required.unwrap_or_else(|| format!("its requirement {requirement}")),
+    }
 }
 
 /// The outputs of a run, in the memory of the session.

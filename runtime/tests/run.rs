@@ -38,7 +38,7 @@ fn gather(count: usize) -> Kernel {
         let (zero, end) = (n.number(id, 0.0), n.number(id, ENTRIES as f64));
         let (low, high) = (n.binary(Binary::Le, zero, id), n.binary(Binary::Lt, id, end));
         let inside = n.binary(Binary::And, low, high);
-        n.require(inside);
+        n.require(inside, "indices from 0 to 99");
         let value = n.load_guarded(0, &[Index::reg(id)], inside, 0.0);
         n.store(0, i, value);
     });
@@ -211,9 +211,15 @@ fn a_fault_names_the_first_step_that_failed_and_does_not_stay() {
     for threads in [1, 2, 4] {
         let mut s = session(&e, threads);
         let mut message = |a: &Tensor, b: &Tensor| s.run(&[("a", a), ("b", b)]).unwrap_err().to_string();
-        assert_eq!(message(&bad(COUNT - 1, 100), &good), "index out of range at `embed/words/Gather`");
-        assert_eq!(message(&good, &bad(0, -1)), "index out of range at `embed/types/Gather`");
-        assert_eq!(message(&bad(7, i64::MIN), &bad(3, 100)), "index out of range at `embed/words/Gather`");
+        assert_eq!(
+            message(&bad(COUNT - 1, 100), &good),
+            "`embed/words/Gather` requires indices from 0 to 99"
+        );
+        assert_eq!(message(&good, &bad(0, -1)), "`embed/types/Gather` requires indices from 0 to 99");
+        assert_eq!(
+            message(&bad(7, i64::MIN), &bad(3, 100)),
+            "`embed/words/Gather` requires indices from 0 to 99"
+        );
         let outputs = s.run(&[("a", &good), ("b", &good)]).unwrap();
         let (y, table) = (outputs[0].1.to_vec::<f32>().unwrap(), numbers(100, 3));
         assert!(y.iter().enumerate().all(|(i, y)| *y == table[i % 100]));

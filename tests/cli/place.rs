@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use margay_onnx::{External, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
-use margay_tensor::{DType, Tensor, npy, random::Philox};
+use margay_tensor::{DType, Tensor, random::Philox};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -36,12 +36,12 @@ impl Place {
 
     pub(crate) fn write_npz(&self, name: &str, arrays: &[(&str, Tensor)]) {
         let mut bytes = Cursor::new(Vec::new());
-        npy::write_npz(&mut bytes, arrays).unwrap();
+        margay_npy::write_npz(&mut bytes, arrays).unwrap();
         fs::write(self.path(name), bytes.into_inner()).unwrap();
     }
 
     pub(crate) fn read_npz(&self, name: &str) -> Vec<(String, Tensor)> {
-        npy::read_npz(BufReader::new(fs::File::open(self.path(name)).unwrap())).unwrap()
+        margay_npy::read_npz(BufReader::new(fs::File::open(self.path(name)).unwrap())).unwrap()
     }
 
     pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {

@@ -96,7 +96,7 @@ impl Artifact {
         let bytes = &self.weights()[constant.range.clone()];
         match *blake3::hash(bytes).as_bytes() == constant.hash {
             true => Ok(bytes),
-            false => Err(altered(&self.path, format!("constant `{}`", constant.name))),
+            false => Err(altered(&self.path, format!("constant `{}`", constant.names.join("`, `")))),
         }
     }
 
@@ -111,13 +111,17 @@ impl Artifact {
         let bytes = self.constant_bytes(constant)?;
         if let Some(layout) = &constant.layout {
             return backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
-                ArtifactError::Unpack { path: self.path.clone(), name: constant.name.clone(), source }
+                let name = constant.names.join("`, `");
+                ArtifactError::Unpack { path: self.path.clone(), name, source }
             });
         }
         let begin = self.header.range(Section::Weights).start;
         let range = begin + constant.range.start..begin + constant.range.end;
         Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range).map_err(|e| {
-            ArtifactError::Malformed { path: self.path.clone(), problem: format!("`{}`: {e}", constant.name) }
+            ArtifactError::Malformed {
+                path: self.path.clone(),
+                problem: format!("`{}`: {e}", constant.names.join("`, `")),
+            }
         })
     }
 

@@ -9,7 +9,7 @@ use crate::header::ALIGN;
 use crate::{Layout, StoredConstant};
 
 /// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
-/// entries or steps use it.
+/// entries or steps use it and under however many names.
 #[derive(Debug, Default)]
 pub struct ConstantsLayout {
     placed: HashMap<(ContentHash, Option<Layout>), usize>,
@@ -50,7 +50,8 @@ impl ConstantsLayout {
         ConstantsLayout::default()
     }
 
-    /// The place of a constant, packed by the back end if the call it belongs to asks for that. Places never change.
+    /// The place of a constant, packed by the back end if the call it belongs to asks for that. It is found by all names
+    /// under which it was added. Places never change.
     pub fn add(&mut self, constant: &Constant, backend: &dyn Backend) -> Result<Placed, NoKernel> {
         let tensor = &constant.tensor;
         let layout = |(_, packed): &(_, margay_loops::Packed)| Layout {
@@ -60,6 +61,12 @@ impl ConstantsLayout {
         let layout = constant.packed.as_ref().map(layout);
         let key = (tensor.content_hash(), layout.clone());
         if let Some(&index) = self.placed.get(&key) {
+            let stored = &mut self.stored[index];
+            for name in &constant.names {
+                if !stored.is_named(name) {
+                    stored.names.push(name.clone());
+                }
+            }
             return Ok(Placed { index, offset: self.stored[index].range.start });
         }
         let contents = match &constant.packed {
@@ -74,7 +81,7 @@ impl ConstantsLayout {
         self.bytes = offset + contents.bytes().len();
         let index = self.stored.len();
         self.stored.push(StoredConstant {
-            name: constant.names.first().cloned().unwrap_or_default(),
+            names: constant.names.clone(),
             tensor: *key.0.as_bytes(),
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),

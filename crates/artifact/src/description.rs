@@ -94,19 +94,23 @@ pub struct StepNote {
     pub bytes: u64,
     /// Parallel regions, one after the other.
     pub regions: usize,
+    /// What it requires of its data, by the number that its faults give.
+    pub requirements: Vec<String>,
 }
 
 impl StepNote {
     /// What is to be said of a step of a program that was compiled to so many parallel regions.
     pub fn of(program: &Program, step: &Step, regions: usize) -> StepNote {
-        let (work, flops) = match &step.work {
-            Work::Kernel { .. } => ("loops".to_owned(), 0),
-            Work::Call { call, .. } => (call.to_string(), call.flops()),
-            Work::Copy { .. } => ("copy".to_owned(), 0),
-            Work::If { .. } => ("if".to_owned(), 0),
-            Work::Loop(_) => ("loop".to_owned(), 0),
+        let (work, flops, requirements) = match &step.work {
+            Work::Kernel { kernel, .. } => ("loops".to_owned(), 0, program.kernels[*kernel].requirements()),
+            Work::Call { call, .. } => (call.to_string(), call.flops(), Vec::new()),
+            Work::Copy { .. } => ("copy".to_owned(), 0, Vec::new()),
+            Work::If { .. } => ("if".to_owned(), 0, Vec::new()),
+            Work::Loop(_) => ("loop".to_owned(), 0, Vec::new()),
         };
-        StepNote { label: step.label.clone(), work, flops, bytes: program.traffic(step), regions }
+        let requirements = requirements.into_iter().map(str::to_owned).collect();
+        let label = step.label.clone();
+        StepNote { label, work, flops, bytes: program.traffic(step), regions, requirements }
     }
 
     /// What is to be said of every step of a program, in the order of their numbers.
@@ -119,8 +123,8 @@ impl StepNote {
 /// A constant as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredConstant {
-    /// A name for people; the first one under which the constant was added.
-    pub name: String,
+    /// The names under which it was added, in that order. Constants of equal contents may have several.
+    pub names: Vec<String>,
     /// The [`content_hash`](margay_tensor::Tensor::content_hash) of the tensor, which names it in the text of graphs.
     pub tensor: [u8; 32],
     /// Type of the tensor's elements.
@@ -133,6 +137,13 @@ pub struct StoredConstant {
     pub range: Range<usize>,
     /// blake3 hash of those bytes.
     pub hash: [u8; 32],
+}
+
+impl StoredConstant {
+    /// Whether it was added under this name.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|n| n == name)
+    }
 }
 
 /// A layout that only one back end knows.

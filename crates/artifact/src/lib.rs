@@ -43,4 +43,4 @@ pub use description::{
 };
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};
-pub use save::replace_file;
+pub use save::{WriteSeek, replace_file};

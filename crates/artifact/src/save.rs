@@ -1,17 +1,25 @@
 //! Replacing a file as a whole.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
+
+/// A file being written, in which a writer may go back.
+pub trait WriteSeek: Write + Seek {}
+
+impl<T: Write + Seek> WriteSeek for T {}
 
 /// Makes the file at `path` hold what `write` writes. Until that is complete and on disk it lies beside it, under
 /// another name; if anything fails, that other file is removed and `path` is as it was.
 ///
 /// # Errors
-/// What the system says; folders and devices at `path` are refused.
-pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// Those of `write`, and what the system says; folders and devices at `path` are refused.
+pub fn replace_file<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn WriteSeek) -> Result<(), E>,
+) -> Result<(), E> {
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file").into());
     }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -29,7 +37,7 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     buffered.flush()?;
     drop(buffered);
     part.as_file().sync_all()?;
-    part.persist(path).map_err(|e| e.error)?;
+    part.persist(path).map_err(|e| E::from(e.error))?;
     sync_folder(folder);
     Ok(())
 }
@@ -66,15 +74,15 @@ mod tests {
     fn a_failure_leaves_the_old_file_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.margay");
-        replace_file(&path, |f| f.write_all(b"old")).unwrap();
+        replace_file::<io::Error>(&path, |f| f.write_all(b"old")).unwrap();
         let full = replace_file(&path, |f| {
             f.write_all(&[7; 1 << 20])?;
-            Err(io::Error::from(io::ErrorKind::StorageFull))
+            Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull))
         });
         assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["a.margay"]);
-        replace_file(&path, |f| f.write_all(b"new")).unwrap();
+        replace_file::<io::Error>(&path, |f| f.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["a.margay"]);
     }
@@ -82,9 +90,11 @@ mod tests {
     #[test]
     fn folders_and_missing_folders_are_errors() {
         let folder = tempfile::tempdir().unwrap();
-        let error = replace_file(folder.path(), |f| f.write_all(b"x")).unwrap_err();
+        let error = replace_file::<io::Error>(folder.path(), |f| f.write_all(b"x")).unwrap_err();
         assert_eq!(error.to_string(), "not a regular file");
-        assert!(replace_file(&folder.path().join("none/a.margay"), |f| f.write_all(b"x")).is_err());
+        assert!(
+            replace_file::<io::Error>(&folder.path().join("none/a.margay"), |f| f.write_all(b"x")).is_err()
+        );
     }
 
     #[cfg(unix)]
@@ -93,7 +103,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let (ours, plain) = (folder.path().join("a"), folder.path().join("b"));
-        replace_file(&ours, |f| f.write_all(b"x")).unwrap();
+        replace_file::<io::Error>(&ours, |f| f.write_all(b"x")).unwrap();
         fs::write(&plain, b"x").unwrap();
         let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode();
         assert_eq!(mode(&ours), mode(&plain));

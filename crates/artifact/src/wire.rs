@@ -32,8 +32,9 @@ struct DescriptionMessage {
 
 #[derive(Clone, PartialEq, Message)]
 struct ConstantMessage {
-    #[prost(string, tag = "1")]
-    name: String,
+    // A single name until version 2, which reads as a list of one.
+    #[prost(string, repeated, tag = "1")]
+    names: Vec<String>,
     #[prost(bytes = "vec", tag = "2")]
     tensor: Vec<u8>,
     #[prost(string, tag = "3")]
@@ -113,6 +114,8 @@ struct StepMessage {
     bytes: u64,
     #[prost(uint64, tag = "5")]
     regions: u64,
+    #[prost(string, repeated, tag = "6")]
+    requirements: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,7 +150,7 @@ fn piece_message(range: &Range<usize>, hash: &[u8; 32]) -> PieceMessage {
 
 fn constant_message(c: &StoredConstant) -> ConstantMessage {
     ConstantMessage {
-        name: c.name.clone(),
+        names: c.names.clone(),
         tensor: c.tensor.to_vec(),
         dtype: c.dtype.name().to_owned(),
         shape: words(&c.shape),
@@ -168,6 +171,7 @@ fn step_message(s: &StepNote) -> StepMessage {
         flops: s.flops,
         bytes: s.bytes,
         regions: s.regions as u64,
+        requirements: s.requirements.clone(),
     }
 }
 
@@ -279,7 +283,7 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
     }
     Ok(StoredConstant {
-        name: message.name,
+        names: message.names,
         tensor: hash(&message.tensor)?,
         dtype,
         shape,
@@ -306,8 +310,8 @@ fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
 }
 
 fn step(message: StepMessage) -> Result<StepNote, String> {
-    let StepMessage { label, work, flops, bytes, regions } = message;
-    Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)? })
+    let StepMessage { label, work, flops, bytes, regions, requirements } = message;
+    Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)?, requirements })
 }
 
 /// Pairs of ports of one type, none of them twice.
@@ -383,7 +387,7 @@ mod tests {
     fn described() -> Description {
         let port = |name: &str| Port { name: name.into(), dtype: DType::F32, shape: vec![2, 3] };
         let constant = |name: &str, layout, range| StoredConstant {
-            name: name.into(),
+            names: vec![name.into(), "#5be1c0".into()],
             tensor: [1; 32],
             dtype: DType::F32,
             shape: vec![3, 4],
@@ -404,6 +408,7 @@ mod tests {
                     flops: 48,
                     bytes: 104,
                     regions: 2,
+                    requirements: vec!["indices from -5 to 4".into()],
                 }],
                 constants: vec![0],
             },

@@ -156,14 +156,28 @@ fn the_same_constant_is_stored_once() {
     let bytes = bytes_of(&sample(true));
     let a = Artifact::from_bytes(&bytes, "memory").unwrap();
     let d = a.description();
-    let stored: Vec<_> = d.constants.iter().map(|c| (c.name.as_str(), c.range.clone())).collect();
-    assert_eq!(stored, [("fc1.weight", 0..60), ("fc1.bias", 64..84)]);
+    let stored: Vec<_> = d.constants.iter().map(|c| (c.names.join(" "), c.range.clone())).collect();
+    assert_eq!(stored, [("fc1.weight".into(), 0..60), ("fc1.bias".into(), 64..84)]);
     let read = |entry: usize, section: usize| &d.entries[entry].sections[section].parts.constants;
     assert!((0..4).all(|i| read(i / 2, i % 2) == &[0, 1]));
     assert_eq!(d.constants[0].layout.as_ref().map(|l| l.backend.as_str()), Some("test"));
     let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
     assert_eq!((&w, &b), (&weight(), &bias()));
     assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
+}
+
+#[test]
+fn equal_constants_keep_all_their_names() {
+    let mut b = ArtifactBuilder::new("tiny");
+    let named = |name: &str| Constant { names: vec![name.into()], tensor: bias(), packed: None };
+    let first = b.constants.add(&named("fc1.bias"), &Reversing).unwrap();
+    for name in ["ones(5)", "fc1.bias", "ones(5)"] {
+        assert_eq!(b.constants.add(&named(name), &Reversing).unwrap(), first);
+    }
+    let a = Artifact::from_bytes(&bytes_of(&b), "memory").unwrap();
+    let [stored] = &a.description().constants[..] else { panic!("one constant is stored") };
+    assert_eq!(stored.names, ["fc1.bias", "ones(5)"]);
+    assert!(stored.is_named("ones(5)") && !stored.is_named("fc2.bias"));
 }
 
 #[test]

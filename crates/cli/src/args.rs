@@ -7,7 +7,7 @@ use margay_loops::Precision;
 use margay_onnx::read_tensor;
 use margay_passes::sketch::SCHEMES;
 use margay_plan::{Budget, Plan};
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 
 use crate::error::{self, Failure};
 
@@ -179,11 +179,11 @@ fn read_inputs(text: &str) -> Result<Vec<(String, Tensor)>, Failure> {
     match (extension.as_str(), name) {
         ("npz", None) => {
             let file = std::fs::File::open(path).map_err(|e| Failure::read(path, e))?;
-            npy::read_npz(std::io::BufReader::new(file)).map_err(|e| error::arrays(path, e))
+            margay_npy::read_npz(std::io::BufReader::new(file)).map_err(|e| error::arrays(path, e))
         }
         ("npy", Some(name)) => {
             let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
-            Ok(vec![(name, npy::read_npy(&bytes).map_err(|e| error::arrays(path, e))?)])
+            Ok(vec![(name, margay_npy::read_npy(&bytes).map_err(|e| error::arrays(path, e))?)])
         }
         ("pb", name) => {
             let (own, tensor) = read_tensor(path)?;

@@ -10,7 +10,7 @@ use margay_driver::compare::ErrorSum;
 use margay_driver::{
     CompileOptions, Dump, Goal, ModuleReport, Report, Samples, Silent, Source, compile, open,
 };
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::ThreadArgs;
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let onnx = folder.path().join("model.onnx");
     std::fs::write(&onnx, MODEL).map_err(io)?;
     let source = open(&onnx)?;
-    let arrays = npy::read_npz(std::io::Cursor::new(SAMPLES))
+    let arrays = margay_npy::read_npz(std::io::Cursor::new(SAMPLES))
         .map_err(|e| crate::error::arrays(Path::new("demo/samples.npz"), e))?;
     let calibration = Samples::new(vec![("image".into(), pixels(&arrays, "calibration_image")?)])?;
     let images = vec![("image".to_string(), pixels(&arrays, "image")?)];

@@ -14,9 +14,9 @@ use std::path::Path;
 
 use margay_artifact::ArtifactError;
 use margay_driver::{DriverError, Kind};
+use margay_npy::NpyError;
 use margay_onnx::{OnnxError, Problem};
 use margay_runtime::RunError;
-use margay_tensor::npy::NpyError;
 use margay_train::TrainError;
 
 /// Why a command did not do what it was asked for.
@@ -87,7 +87,6 @@ impl From<DriverError> for Failure {
         let (kind, help) = (error.kind(), error.help());
         match error {
             DriverError::Onnx(error) => Failure { help, kind, ..error.into() },
-            DriverError::Artifact(error) => error.into(),
             DriverError::Io { path, source } => Failure::read(&path, source),
             error => Failure { help, ..Failure::new(kind, error.to_string()) },
         }
@@ -113,11 +112,7 @@ impl From<OnnxError> for Failure {
 
 impl From<ArtifactError> for Failure {
     fn from(error: ArtifactError) -> Failure {
-        let kind = match error {
-            ArtifactError::Write { .. } | ArtifactError::Unpack { .. } => Kind::Usage,
-            _ => Kind::Malformed,
-        };
-        Failure::new(kind, error.to_string())
+        DriverError::from(error).into()
     }
 }
 

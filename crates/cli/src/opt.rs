@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use margay_ir::{TensorType, text};
 use margay_passes::{PASSES, Pipeline, PipelineItem};
-use margay_tensor::{DType, Tensor, random::Philox};
+use margay_tensor::random::{Philox, stream_of};
+use margay_tensor::{DType, Tensor};
 use safetensors::SafeTensors;
 
 use crate::error::Failure;
@@ -90,9 +91,7 @@ fn random(key: &str, ty: &TensorType) -> Option<Tensor> {
     const LIMIT: usize = 1 << 28;
     let shape = ty.extents()?;
     let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LIMIT)?;
-    let seed =
-        key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let stream = Philox::new(seed, 0);
+    let stream = Philox::new(0, stream_of(key));
     match ty.dtype {
         DType::F32 => {
             let mut data = vec![0f32; len];

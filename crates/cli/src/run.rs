@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use margay_loops::Precision;
-use margay_tensor::npy::write_npz;
+use margay_npy::write_npz;
 
 use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;

@@ -1,29 +1,18 @@
 //! Writing result files: beside their place, then renamed, so that a file never carries its final name half written.
 
-use std::fs::Permissions;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::Path;
+
+use margay_artifact::WriteSeek;
 
 use crate::error::Failure;
 
 /// Makes the file at `path` hold what `write` writes; if anything fails, `path` is as it was.
 pub(crate) fn save<E: std::fmt::Display + From<io::Error>>(
     path: &Path,
-    write: impl FnOnce(&mut (dyn Seekable + '_)) -> Result<(), E>,
+    write: impl FnOnce(&mut dyn WriteSeek) -> Result<(), E>,
 ) -> Result<(), Failure> {
-    let failed = |e: &dyn std::fmt::Display| Failure::write(path, e);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".margay-").suffix(".part");
-    if let Some(permissions) = new_file_permissions() {
-        builder.permissions(permissions);
-    }
-    let part = builder.tempfile_in(folder(path)).map_err(|e| failed(&e.kind()))?;
-    let mut out = BufWriter::new(part);
-    write(&mut out).map_err(|e| failed(&e))?;
-    let part = out.into_inner().map_err(|e| failed(e.error()))?;
-    part.as_file().sync_all().map_err(|e| failed(&e))?;
-    part.persist(path).map_err(|e| failed(&e.error))?;
-    Ok(())
+    margay_artifact::replace_file(path, write).map_err(|e| Failure::write(path, e))
 }
 
 /// Writes a text.
@@ -75,26 +64,9 @@ pub(crate) fn check_distinct(
     Ok(())
 }
 
-/// A file being written, in which a writer may go back.
-pub(crate) trait Seekable: Write + io::Seek {}
-
-impl<T: Write + io::Seek> Seekable for T {}
-
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
-}
-
-/// What new files get before the user's mask is taken off; temporary files are closed to others by default.
-#[cfg(unix)]
-fn new_file_permissions() -> Option<Permissions> {
-    use std::os::unix::fs::PermissionsExt;
-    Some(Permissions::from_mode(0o666))
-}
-
-#[cfg(not(unix))]
-fn new_file_permissions() -> Option<Permissions> {
-    None
 }

@@ -15,7 +15,7 @@ use margay_driver::{
 use margay_ir::{Cx, Graph};
 use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
-use margay_tensor::{Tensor, npy};
+use margay_tensor::Tensor;
 use margay_train::init::initial;
 use margay_train::masking::Masking;
 use margay_train::{
@@ -401,9 +401,9 @@ fn labels(text: &str, samples: &Samples) -> Result<Tensor, Failure> {
     let path = Path::new(text);
     let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
     if text.to_lowercase().ends_with(".npy") {
-        return npy::read_npy(&bytes).map_err(|e| error::arrays(path, e));
+        return margay_npy::read_npy(&bytes).map_err(|e| error::arrays(path, e));
     }
-    let mut arrays = npy::read_npz(std::io::Cursor::new(bytes)).map_err(|e| error::arrays(path, e))?;
+    let mut arrays = margay_npy::read_npz(std::io::Cursor::new(bytes)).map_err(|e| error::arrays(path, e))?;
     match arrays.len() {
         1 => Ok(arrays.remove(0).1),
         n => Err(Failure::usage(format!("labels `{text}`: expected a file of 1 array, found {n}"))),

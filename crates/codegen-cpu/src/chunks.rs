@@ -95,7 +95,7 @@ fn registers(stmt: &Stmt) -> Option<(SmallVec<[Reg; 4]>, Option<Reg>)> {
             (index.regs.iter().map(|r| r.0).chain(guard.map(|g| g.0)).collect(), Some(*to))
         }
         Stmt::Store { index, value, .. } => (index.regs.iter().map(|r| r.0).chain([*value]).collect(), None),
-        Stmt::Require { test } => (smallvec![*test], None),
+        Stmt::Require { test, .. } => (smallvec![*test], None),
         Stmt::Loop { .. } | Stmt::Reduce { .. } => return None,
     })
 }

@@ -179,7 +179,7 @@ fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
         axes: 1,
         body: vec![Stmt::Loop {
             axis,
-            extent: bytes / dtype.bytes(),
+            extent: (bytes / dtype.bytes()).into(),
             parallel: true,
             body: vec![
                 Stmt::Load { to: value, arg: 0, index: Index::axis(axis), guard: None },
@@ -254,9 +254,9 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
         | Stmt::Load { .. }
         | Stmt::Store { .. }
         | Stmt::Require { .. } => 1,
-        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(*extent as u64),
+        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(extent.bound() as u64),
         Stmt::Reduce { extent, results, body, .. } => {
-            (operations(body) + results.len() as u64).saturating_mul(*extent as u64)
+            (operations(body) + results.len() as u64).saturating_mul(extent.bound() as u64)
         }
     }
 }

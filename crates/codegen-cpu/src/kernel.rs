@@ -8,7 +8,7 @@ use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, SigRef, Signature, Value,
 };
-use margay_loops::{Axis, Kernel, Literal, Reg, Stmt};
+use margay_loops::{Axis, Kernel, Literal, Reg};
 use margay_tensor::DType;
 use smallvec::SmallVec;
 
@@ -155,17 +155,26 @@ impl<'k> Emitter<'k, '_> {
 
     fn items(&mut self, begin: Value, end: Value) -> Result<(), CodegenError> {
         let kernel = self.kernel;
-        let mut parallel: Vec<LoopView<'k>> = Vec::new();
-        let mut body = kernel.body.as_slice();
-        while let [stmt @ Stmt::Loop { parallel: true, body: inner, .. }] = body {
-            parallel.extend(LoopView::of(stmt));
-            body = inner;
-        }
+        let (before, loops, inside) = kernel.parallel_nest();
+        let parallel: Vec<LoopView<'k>> = loops.into_iter().filter_map(LoopView::of).collect();
         if parallel.iter().any(|l| l.extent == Some(0)) {
             return Ok(());
         }
+        self.block(before)?;
+        let end = match parallel.split_first() {
+            Some((outermost, inner)) if outermost.extent.is_none() => {
+                // Items are those of the bound; those beyond what was read are left out.
+                let counted = inner.split_last().map_or(&[][..], |(_, counted)| counted);
+                let each = counted.iter().filter_map(|l| l.extent).product::<usize>();
+                let positions = self.positions(*outermost);
+                let each = self.ops.iconst(I64, each as i64);
+                let items = self.ops.b.ins().imul(positions, each);
+                self.ops.b.ins().smin(end, items)
+            }
+            _ => end,
+        };
         match parallel.split_last() {
-            None => self.block(body),
+            None => self.block(inside),
             Some((only, [])) => self.run(LoopView { extent: None, ..*only }, begin, end),
             Some((last, outer)) => self.run_items(outer, *last, begin, end),
         }

@@ -24,14 +24,28 @@ pub(crate) type Values = SmallVec<[Value; 8]>;
 type Body<'f, E> = dyn FnMut(&mut E, Value, &[Value]) -> Result<Values, CodegenError> + 'f;
 
 impl<'k> Emitter<'k, '_> {
-    /// Runs all positions of a loop whose extent is known.
+    /// Runs all positions of a loop.
     pub(crate) fn run_whole(&mut self, view: LoopView<'k>) -> Result<(), CodegenError> {
-        let extent = view.extent.unwrap_or(0) as i64;
-        if extent == 0 {
+        if view.extent == Some(0) {
+            let nothing = self.identities(view)?;
+            self.define_results(view, &nothing);
             return Ok(());
         }
-        let (from, to) = (self.ops.iconst(I64, 0), self.ops.iconst(I64, extent));
+        let (from, to) = (self.ops.iconst(I64, 0), self.positions(view));
         self.run(view, from, to)
+    }
+
+    /// The number of positions of a loop, known or read.
+    pub(crate) fn positions(&mut self, view: LoopView<'k>) -> Value {
+        match (view.extent, view.read) {
+            (None, Some((from, bound))) => {
+                let read = self.scalar(from);
+                let (zero, bound) = (self.ops.iconst(I64, 0), self.ops.iconst(I64, bound as i64));
+                let least = self.ops.b.ins().smax(read, zero);
+                self.ops.b.ins().smin(least, bound)
+            }
+            (extent, _) => self.ops.iconst(I64, extent.unwrap_or(0) as i64),
+        }
     }
 
     /// Runs the positions `from..to` of a loop.
@@ -80,7 +94,7 @@ impl<'k> Emitter<'k, '_> {
                     let guarded = guard.is_some_and(|(test, _)| dependent.contains(&test));
                     (Some(*to), guarded || moves(index) || stored.contains(arg))
                 }
-                Stmt::Require { test } => (None, dependent.contains(test)),
+                Stmt::Require { test, .. } => (None, dependent.contains(test)),
                 Stmt::Store { .. } | Stmt::Loop { .. } => (None, true),
                 Stmt::Reduce { results, .. } => {
                     dependent.extend(results.iter().map(|r| r.0));

@@ -3,6 +3,7 @@
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32X4, I8, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
+use margay_kernels_cpu::abi::fault_word;
 use margay_loops::{Binary, Combine, Literal, Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
@@ -56,8 +57,8 @@ impl<'k> Emitter<'k, '_> {
                 self.store(*arg, index, *value);
                 Ok(())
             }
-            Stmt::Require { test } => {
-                self.require(*test);
+            Stmt::Require { test, what } => {
+                self.require(*test, what);
                 Ok(())
             }
             Stmt::Loop { .. } | Stmt::Reduce { .. } => {
@@ -282,8 +283,11 @@ impl<'k> Emitter<'k, '_> {
         converted.expect("every conversion between scalar types has a translation");
     }
 
-    /// Writes the number of the step into the header of the scratch memory when the test fails.
-    fn require(&mut self, test: Reg) {
+    /// Writes the number of the step and of the requirement into the header of the scratch memory when the test fails.
+    /// The greatest word stays, so that what is reported depends on the data alone.
+    fn require(&mut self, test: Reg, what: &str) {
+        let number = self.kernel.requirements().iter().position(|w| *w == what);
+        let number = number.and_then(|n| u32::try_from(n).ok()).expect("a kernel lists its own requirements");
         let (fault, after) = (self.ops.b.create_block(), self.ops.b.create_block());
         let test = self.scalar(test);
         self.ops.b.ins().brif(test, after, &[], fault, &[]);
@@ -291,7 +295,10 @@ impl<'k> Emitter<'k, '_> {
         self.ops.b.switch_to_block(fault);
         let flags = MemFlagsData::trusted();
         let step = self.ops.b.ins().load(I64, flags, self.params, 0);
-        let word = self.ops.b.ins().iadd_imm_s(step, 1);
+        let first = fault_word(0, number).cast_signed();
+        let word = self.ops.b.ins().iadd_imm_s(step, first);
+        let there = self.ops.b.ins().load(I64, flags, self.scratch, 0);
+        let word = self.ops.b.ins().umax(word, there);
         self.ops.b.ins().store(flags, word, self.scratch, 0);
         self.ops.b.ins().jump(after, &[]);
         self.ops.b.switch_to_block(after);

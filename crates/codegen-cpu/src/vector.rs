@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use margay_loops::{Axis, Binary, Combine, Index, Kernel, Reg, Stmt, Unary};
+use margay_loops::{Axis, Binary, Combine, Extent, Index, Kernel, Reg, Stmt, Unary};
 use margay_tensor::DType;
 
 /// Elements of a vector.
@@ -27,20 +27,36 @@ pub(crate) struct LoopView<'k> {
     pub(crate) axis: Axis,
     /// `None` for a range known at run time only.
     pub(crate) extent: Option<usize>,
+    /// What says the extent at run time, and its bound.
+    pub(crate) read: Option<(Reg, usize)>,
     pub(crate) parallel: bool,
     pub(crate) body: &'k [Stmt],
     pub(crate) results: &'k [(Reg, Combine, Reg)],
 }
 
 impl<'k> LoopView<'k> {
+    fn new(
+        axis: Axis,
+        extent: Extent<Reg>,
+        parallel: bool,
+        body: &'k [Stmt],
+        results: &'k [(Reg, Combine, Reg)],
+    ) -> LoopView<'k> {
+        let (extent, read) = match extent {
+            Extent::Known(n) => (Some(n), None),
+            Extent::Read { from, bound } => (None, Some((from, bound))),
+        };
+        LoopView { axis, extent, read, parallel, body, results }
+    }
+
     /// The loop that a statement is.
     pub(crate) fn of(stmt: &'k Stmt) -> Option<LoopView<'k>> {
         match stmt {
             Stmt::Loop { axis, extent, parallel, body } => {
-                Some(LoopView { axis: *axis, extent: Some(*extent), parallel: *parallel, body, results: &[] })
+                Some(LoopView::new(*axis, *extent, *parallel, body, &[]))
             }
             Stmt::Reduce { axis, extent, results, body } => {
-                Some(LoopView { axis: *axis, extent: Some(*extent), parallel: false, body, results })
+                Some(LoopView::new(*axis, *extent, false, body, results))
             }
             Stmt::Literal { .. }
             | Stmt::IndexValue { .. }
@@ -149,10 +165,11 @@ impl<'k> Walk<'k> {
                 self.accesses.push((*arg, index, true));
                 self.is_next(*arg, index) && Self::has_lanes(self.dtype(*value))
             }
-            Stmt::Require { test } => !self.varies(*test),
-            Stmt::Loop { body, .. } => self.block(body),
-            Stmt::Reduce { results, body, .. } => {
-                self.block(body)
+            Stmt::Require { test, .. } => !self.varies(*test),
+            Stmt::Loop { extent, body, .. } => self.is_one_extent(extent) && self.block(body),
+            Stmt::Reduce { extent, results, body, .. } => {
+                self.is_one_extent(extent)
+                    && self.block(body)
                     && results.iter().all(|(to, _, value)| self.result(*to, &[*value], self.is_f32(*value)))
             }
         }
@@ -176,6 +193,14 @@ impl<'k> Walk<'k> {
         }
         self.varying.insert(to);
         self.is_next(arg, index)
+    }
+
+    /// Whether lanes repeat a loop equally often.
+    fn is_one_extent(&self, extent: &Extent<Reg>) -> bool {
+        match extent {
+            Extent::Known(_) => true,
+            Extent::Read { from, .. } => !self.varies(*from),
+        }
     }
 
     fn registers_are_uniform(&self, index: &Index) -> bool {

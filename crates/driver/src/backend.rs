@@ -8,12 +8,13 @@ use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
 pub use margay_loops::Backend;
 use margay_loops::Precision;
+use margay_reference::{Reference, ReferenceDevice};
 use margay_runtime::{CpuDevice, Device, Executable};
 
 use crate::DriverError;
 
 /// The back ends, by name.
-pub const NAMES: &[&str] = &[margay_codegen_cpu::NAME];
+pub const NAMES: &[&str] = &[margay_codegen_cpu::NAME, margay_reference::NAME];
 
 /// A back end by its name. `target` is the class of machines to compile for, or `native` for this machine; `precision` is
 /// that of the products, which may decide what the best class of this machine is.
@@ -26,6 +27,12 @@ pub fn named(name: &str, target: &str, precision: Precision) -> Result<Arc<dyn B
             let target = CpuTarget::by_name_for(target, precision);
             cpu(target.map_err(|e| DriverError::Options(e.to_string()))?)
         }
+        margay_reference::NAME => match target {
+            "native" | margay_reference::NAME => Ok(Arc::new(Reference)),
+            _ => Err(DriverError::Options(format!(
+                "unknown target `{target}`; back end `{name}` knows `{name}`"
+            ))),
+        },
         _ => Err(unknown(name)),
     }
 }
@@ -43,7 +50,8 @@ pub fn native_for(precision: Precision) -> Arc<dyn Backend> {
 /// Every back end with every class of machines whose code runs here, for tests that compare them.
 pub fn supported() -> Vec<Arc<dyn Backend>> {
     let here = Class::ALL.into_iter().filter(|class| class.supported_here());
-    here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
+    let processors = here.filter_map(|class| cpu(CpuTarget::new(class)).ok());
+    processors.chain([Arc::new(Reference) as Arc<dyn Backend>]).collect()
 }
 
 /// The device that runs code of a back end, by the name of the back end.
@@ -53,6 +61,7 @@ pub fn supported() -> Vec<Arc<dyn Backend>> {
 pub fn device(name: &str) -> Result<Arc<dyn Device>, DriverError> {
     match name {
         margay_codegen_cpu::NAME => Ok(Arc::new(CpuDevice)),
+        margay_reference::NAME => Ok(Arc::new(ReferenceDevice)),
         _ => Err(unknown(name)),
     }
 }

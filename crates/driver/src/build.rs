@@ -4,7 +4,9 @@ use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
 use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
 use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
-use margay_passes::{FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, kept};
+use margay_passes::{
+    FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, bytes_of, saved,
+};
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
@@ -94,8 +96,8 @@ pub fn add_step_entry(
         Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
-    let saved = kept(&bound, &backward_nodes(&bound));
-    let saved: Vec<(String, u64)> = saved.into_iter().map(|(v, bytes)| (name(v), bytes)).collect();
+    let saved = saved(&bound, &backward_nodes(&bound));
+    let saved: Vec<(String, u64)> = saved.into_iter().map(|v| (name(v), bytes_of(&bound, v))).collect();
     dump.text(&format!("saved{}.txt", suffix(binding)), &saved_text(&saved));
     let program = add_bound_entry(builder, &bound, binding, backend, &form.states, dump)?;
     Ok((program, saved))

@@ -142,7 +142,7 @@ impl Compiled {
             if let Op::Const(c) = self.graph.op(n) {
                 let tensor = c.payload.tensor();
                 let key = c.payload.key().to_string();
-                let stored = builder.constants.stored().iter().any(|s| s.name == key);
+                let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
                 // What is random is drawn again when the text is read.
                 let drawn = c.payload.draw().is_some() && tensor.len() <= margay_ir::text::MAX_SPLAT;
                 if !stored && !drawn {

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use margay_artifact::ArtifactError;
+use margay_ir::PassError;
 use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
+use margay_npy::NpyError;
 use margay_onnx::{NonFinite, OnnxError};
 use margay_passes::PipelineError;
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
-use margay_tensor::npy::NpyError;
 
 /// Classes of errors, as the exit codes of the command line tell them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,17 +121,26 @@ impl DriverError {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
-            DriverError::Io { .. } | DriverError::Arrays { .. } | DriverError::Text { .. } => Kind::Malformed,
+            DriverError::Io { .. }
+            | DriverError::NotANumber(_)
+            | DriverError::Arrays { .. }
+            | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
-            DriverError::NotANumber(_) => Kind::Malformed,
-            DriverError::Artifact(_) => Kind::Malformed,
-            DriverError::Allocate(AllocateError::Infeasible { .. })
-            | DriverError::Budget { .. }
-            | DriverError::Measure(_) => Kind::Check,
-            DriverError::Pipeline(PipelineError::Broken { .. })
-            | DriverError::Compile(CompileError::Internal(_)) => Kind::Internal,
-            DriverError::Run(RunError::Target { .. }) => Kind::Device,
-            _ => Kind::Usage,
+            DriverError::Onnx(_)
+            | DriverError::Samples(_)
+            | DriverError::Options(_)
+            | DriverError::Binding(_)
+            | DriverError::NoKernel(_)
+            | DriverError::Plan(_) => Kind::Usage,
+            DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
+            DriverError::Lower(_) => Kind::Usage,
+            DriverError::Pipeline(e) => e.into(),
+            DriverError::Compile(e) => e.into(),
+            DriverError::Artifact(e) => e.into(),
+            DriverError::Run(e) => e.into(),
+            DriverError::Allocate(e) => e.into(),
+            DriverError::Factorize { error, .. } => error.into(),
+            DriverError::Budget { .. } | DriverError::Measure(_) => Kind::Check,
         }
     }
 
@@ -149,6 +159,89 @@ impl DriverError {
     }
 }
 
+impl From<&PipelineError> for Kind {
+    fn from(error: &PipelineError) -> Kind {
+        match error {
+            PipelineError::Pass { error, .. } => error.into(),
+            PipelineError::Broken { .. } => Kind::Internal,
+        }
+    }
+}
+
+impl From<&PassError> for Kind {
+    fn from(error: &PassError) -> Kind {
+        match error {
+            PassError::Refused(_) => Kind::Usage,
+            PassError::Add { .. } | PassError::Patch { .. } | PassError::NoFixpoint { .. } => Kind::Internal,
+        }
+    }
+}
+
+impl From<&CompileError> for Kind {
+    fn from(error: &CompileError) -> Kind {
+        match error {
+            CompileError::NoKernel(_) | CompileError::Unsupported(_) => Kind::Usage,
+            CompileError::Internal(_) => Kind::Internal,
+        }
+    }
+}
+
+impl From<&ArtifactError> for Kind {
+    fn from(error: &ArtifactError) -> Kind {
+        match error {
+            ArtifactError::Write { .. } | ArtifactError::Unpack { .. } => Kind::Usage,
+            ArtifactError::Memory { .. } => Kind::Device,
+            ArtifactError::Read { .. }
+            | ArtifactError::NotAnArtifact { .. }
+            | ArtifactError::Version { .. }
+            | ArtifactError::Truncated { .. }
+            | ArtifactError::Altered { .. }
+            | ArtifactError::Malformed { .. } => Kind::Malformed,
+        }
+    }
+}
+
+impl From<&RunError> for Kind {
+    fn from(error: &RunError) -> Kind {
+        match error {
+            RunError::Artifact(e) => e.into(),
+            RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
+            RunError::Code { .. } => Kind::Malformed,
+            RunError::NoCode { .. }
+            | RunError::Kernels { .. }
+            | RunError::Inputs { .. }
+            | RunError::NoEntry { .. }
+            | RunError::State { .. }
+            | RunError::Fault { .. } => Kind::Usage,
+        }
+    }
+}
+
+impl From<&AllocateError> for Kind {
+    fn from(error: &AllocateError) -> Kind {
+        match error {
+            AllocateError::Infeasible { .. } => Kind::Check,
+            AllocateError::Number { .. } | AllocateError::Duplicate { .. } => Kind::Internal,
+        }
+    }
+}
+
+/// Shapes come from the graph; ranks and parameters may come from a plan.
+impl From<&RandnlaError> for Kind {
+    fn from(error: &RandnlaError) -> Kind {
+        match error {
+            RandnlaError::NonFinite { .. } | RandnlaError::Rank { .. } | RandnlaError::Parameter { .. } => {
+                Kind::Usage
+            }
+            RandnlaError::Shape { .. }
+            | RandnlaError::Length { .. }
+            | RandnlaError::Empty { .. }
+            | RandnlaError::EmptySample { .. }
+            | RandnlaError::NoConvergence { .. } => Kind::Internal,
+        }
+    }
+}
+
 fn weights(found: &[NonFinite]) -> String {
     let each = |f: &NonFinite| {
         format!(
@@ -157,4 +250,37 @@ fn weights(found: &[NonFinite]) -> String {
         )
     };
     found.iter().map(each).collect::<Vec<String>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_bugs_are_told_from_what_others_asked_for() {
+        let pass = |error| DriverError::from(PipelineError::Pass { pass: "simplify", error });
+        let fixpoint = PassError::NoFixpoint { pass: "simplify", rounds: 64, rules: "a, b".into() };
+        let number =
+            AllocateError::Number { module: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };
+        let shape = RandnlaError::Empty { what: "weight", rows: 0, columns: 3 };
+        let memory = RunError::Memory {
+            what: "arena",
+            bytes: 1 << 60,
+            source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),
+        };
+        let cases: [(DriverError, Kind); 9] = [
+            (pass(fixpoint), Kind::Internal),
+            (pass(PassError::Refused("no input `x`".into())), Kind::Usage),
+            (CompileError::Internal("1 relocation".into()).into(), Kind::Internal),
+            (CompileError::Unsupported("a cast".into()).into(), Kind::Usage),
+            (number.into(), Kind::Internal),
+            (DriverError::Factorize { module: "fc".into(), error: shape }, Kind::Internal),
+            (memory.into(), Kind::Device),
+            (RunError::Inputs { problems: vec![] }.into(), Kind::Usage),
+            (DriverError::Budget { asked_ms: 1.0, best_ms: 2.0 }, Kind::Check),
+        ];
+        for (error, kind) in cases {
+            assert_eq!(error.kind(), kind, "{error}");
+        }
+    }
 }

@@ -65,6 +65,6 @@ pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Arrays, Samples, bound_batch};
+pub use samples::{Arrays, Samples, bound_batch, hold_out};
 pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_with};
 pub use unfold::Unfold;

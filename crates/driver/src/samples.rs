@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use margay_ir::{Graph, Op};
-use margay_tensor::{DType, Tensor, npy};
+use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
 
@@ -105,11 +105,8 @@ impl Samples {
                 self.rows
             )));
         }
-        let part = |odd: usize| -> Result<Samples, DriverError> {
-            let rows: Vec<usize> = (0..self.rows).filter(|r| r % 2 == odd).collect();
-            Samples::new(self.pick(&rows)?)
-        };
-        Ok((part(0)?, part(1)?))
+        let (kept, held_out) = hold_out(self.rows, 1, 2);
+        Ok((Samples::new(self.pick(&kept)?)?, Samples::new(self.pick(&held_out)?)?))
     }
 
     /// The samples in the runs that a graph takes, in order: as many at once as its inputs say, and then only whole runs,
@@ -136,10 +133,18 @@ impl Samples {
     }
 }
 
+/// The numbers of samples to keep, and of those to hold out: `part` of every `of`, evenly spread, so that sorted data is
+/// split evenly. A sample is held out where the number of those held out before falls behind its share.
+pub fn hold_out(rows: usize, part: usize, of: usize) -> (Vec<usize>, Vec<usize>) {
+    let share = |rows: usize| (rows as u128 * part as u128) / of.max(1) as u128;
+    (0..rows).partition(|&r| share(r + 1) == share(r))
+}
+
 /// Reads the arrays of an `.npz` file.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError> {
     let file = std::fs::File::open(path).map_err(|source| DriverError::Io { path: path.into(), source })?;
-    npy::read_npz(BufReader::new(file)).map_err(|source| DriverError::Arrays { path: path.into(), source })
+    margay_npy::read_npz(BufReader::new(file))
+        .map_err(|source| DriverError::Arrays { path: path.into(), source })
 }
 
 /// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.

@@ -79,12 +79,40 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let text = String::from_utf8_lossy(bytes);
     let constants = &artifact.description().constants;
     let resolve = |key: &str, ty: &TensorType| {
-        let index = constants
-            .iter()
-            .position(|c| c.name == key && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref())?;
+        let index = constants.iter().position(|c| {
+            c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref()
+        })?;
         let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
         let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
         artifact.constant(index, &*backend).ok()
     };
     text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_tensor::Tensor;
+
+    use super::*;
+    use crate::{CompileOptions, Silent, compile};
+
+    #[test]
+    fn an_artifact_with_equal_constants_is_opened_again() {
+        let twins = "graph @twins(%x: f32[N, 20]) -> (y: f32[N, 20]) {
+          %0 = const #a : f32[20]  // a
+          %1 = add %x, %0 : f32[N, 20]
+          %2 = const lowrank.left(#b, k = 1) : f32[20]  // b
+          %3 = mul %1, %2 : f32[N, 20]
+          return %3
+        }";
+        let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let constant = Tensor::from_slice(&[20], &values).unwrap();
+        let g = text::parse(twins, &|_, _| Some(constant.clone())).unwrap();
+        let source = Source::new(g, "twins", &mut Dump::none()).unwrap();
+        let compiled = compile(&source, None, &CompileOptions::default(), &Silent).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("twins.margay");
+        compiled.write(&path, false, &mut Dump::none()).unwrap();
+        assert_eq!(open(&path).unwrap().graph.to_string(), source.graph.to_string());
+    }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 
 use margay_tensor::Tensor;
 
+use crate::text::fields;
 use crate::{KernelCall, Program, Step, Work};
 
 /// What a back end likes programs to be like.
@@ -38,6 +39,9 @@ pub struct Needs {
     /// Operands to be packed.
     pub packed: Vec<Packed>,
 }
+
+fields!(Packed { operand, layout, bytes });
+fields!(Needs { workspace_bytes = 0, packed = Vec::new() });
 
 /// A program in the language of a back end.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,7 +3,37 @@
 //! Registers are assigned once and visible to the statements that follow in the same block and below. Memory is
 //! reached by an argument and an [`Index`], a linear function of loop axes and integer registers, in elements.
 
+use std::sync::Arc;
+
 use margay_tensor::DType;
+
+use crate::Extent;
+
+/// An enum of operations with the names that text forms use.
+macro_rules! named {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every one of them.
+            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+
+            /// The name used in text forms.
+            pub fn name(self) -> &'static str {
+                match self { $($name::$variant => $text),* }
+            }
+
+            /// The one with a name.
+            pub fn from_name(name: &str) -> Option<$name> {
+                $name::ALL.iter().copied().find(|op| op.name() == name)
+            }
+        }
+    };
+}
 
 /// A loop axis, numbered in the order of appearance.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -109,88 +139,103 @@ impl Literal {
     }
 }
 
-/// Scalar functions of one operand. Floating point ones keep the operand's type.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Unary {
-    /// -x.
-    Neg,
-    /// |x|.
-    Abs,
-    /// eˣ.
-    Exp,
-    /// Natural logarithm.
-    Log,
-    /// √x.
-    Sqrt,
-    /// The error function.
-    Erf,
-    /// tanh.
-    Tanh,
-    /// 1 / (1 + e⁻ˣ).
-    Sigmoid,
-    /// sin.
-    Sin,
-    /// cos.
-    Cos,
-    /// Largest integer not above x.
-    Floor,
-    /// Smallest integer not below x.
-    Ceil,
-    /// Nearest integer, ties to even.
-    Round,
-    /// Logical not, of a truth value.
-    Not,
-    /// Whether x is not a number; gives a truth value.
-    IsNan,
+named! {
+    /// Scalar functions of one operand. Floating point ones keep the operand's type.
+    Unary {
+        /// -x.
+        Neg = "neg",
+        /// |x|.
+        Abs = "abs",
+        /// eˣ.
+        Exp = "exp",
+        /// Natural logarithm.
+        Log = "log",
+        /// √x.
+        Sqrt = "sqrt",
+        /// The error function.
+        Erf = "erf",
+        /// tanh.
+        Tanh = "tanh",
+        /// 1 / (1 + e⁻ˣ).
+        Sigmoid = "sigmoid",
+        /// sin.
+        Sin = "sin",
+        /// cos.
+        Cos = "cos",
+        /// Largest integer not above x.
+        Floor = "floor",
+        /// Smallest integer not below x.
+        Ceil = "ceil",
+        /// Nearest integer, ties to even.
+        Round = "round",
+        /// Logical not, of a truth value.
+        Not = "not",
+        /// Whether x is not a number; gives a truth value.
+        IsNan = "isnan",
+    }
 }
 
-/// Scalar functions of two operands of one type.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Binary {
-    /// x + y; integers wrap.
-    Add,
-    /// x - y; integers wrap.
-    Sub,
-    /// x y; integers wrap.
-    Mul,
-    /// x / y; integers round towards zero, and x / 0 is 0.
-    Div,
-    /// The smaller; NaN if either is.
-    Min,
-    /// The larger; NaN if either is.
-    Max,
-    /// xʸ.
-    Pow,
-    /// Equal; gives a truth value, as do the four below.
-    Eq,
-    /// Less.
-    Lt,
-    /// Less or equal.
-    Le,
-    /// Both, of truth values.
-    And,
-    /// Either, of truth values.
-    Or,
+named! {
+    /// Scalar functions of two operands of one type.
+    Binary {
+        /// x + y; integers wrap.
+        Add = "add",
+        /// x - y; integers wrap.
+        Sub = "sub",
+        /// x y; integers wrap.
+        Mul = "mul",
+        /// x / y; integers round towards zero, and x / 0 is 0.
+        Div = "div",
+        /// The smaller; NaN if either is.
+        Min = "min",
+        /// The larger; NaN if either is.
+        Max = "max",
+        /// xʸ.
+        Pow = "pow",
+        /// Equal; gives a truth value, as do the four below.
+        Eq = "eq",
+        /// Less.
+        Lt = "lt",
+        /// Less or equal.
+        Le = "le",
+        /// Both, of truth values.
+        And = "and",
+        /// Either, of truth values.
+        Or = "or",
+    }
+}
+
+impl Unary {
+    /// The type of the result for an operand of a type.
+    pub fn result(self, x: DType) -> DType {
+        if self == Unary::IsNan { DType::Bool } else { x }
+    }
 }
 
 impl Binary {
+    /// The type of the result for operands of a type.
+    pub fn result(self, x: DType) -> DType {
+        if self.is_test() { DType::Bool } else { x }
+    }
+
     /// Whether the result is a truth value whatever the operands are.
     pub fn is_test(self) -> bool {
         matches!(self, Binary::Eq | Binary::Lt | Binary::Le | Binary::And | Binary::Or)
     }
 }
 
-/// How a reduction joins values. The order of joining is the back end's, the same on every run.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Combine {
-    /// Sum.
-    Sum,
-    /// Product.
-    Product,
-    /// Largest; NaN if any is.
-    Max,
-    /// Smallest; NaN if any is.
-    Min,
+named! {
+    /// How a reduction joins values. The order of joining is the back end's, the same on every run.
+    Combine {
+        /// Sum.
+        Sum = "sum",
+        /// Product.
+        Product = "product",
+        /// Largest; NaN if any is.
+        Max = "max",
+        /// Smallest; NaN if any is.
+        Min = "min",
+    }
 }
 
 /// A statement.
@@ -273,25 +318,28 @@ pub enum Stmt {
     Require {
         /// A truth value.
         test: Reg,
+        /// What is required, as a noun phrase with numbers for who gave the data: `indices from -5 to 4`.
+        what: Arc<str>,
     },
     /// Runs the body for every position of the axis.
     Loop {
         /// The axis.
         axis: Axis,
         /// Number of positions.
-        extent: usize,
+        extent: Extent<Reg>,
         /// Positions are independent and may run on several threads. Only the outermost loops of a kernel
         /// whose body is that single nest may say so.
         parallel: bool,
         /// Statements.
         body: Vec<Stmt>,
     },
-    /// Runs the body for every position and joins one value per position into each result.
+    /// Runs the body for every position and joins one value per position into each result. Of no positions the sum is
+    /// 0, the product 1, the largest the least number of the type, the smallest the greatest.
     Reduce {
         /// The axis.
         axis: Axis,
-        /// Number of positions, at least 1.
-        extent: usize,
+        /// Number of positions.
+        extent: Extent<Reg>,
         /// Result, how values are joined, and the register of the body that holds the value.
         results: Vec<(Reg, Combine, Reg)>,
         /// Statements.
@@ -318,11 +366,42 @@ pub struct Kernel {
     pub regs: Vec<DType>,
     /// Number of axes.
     pub axes: u16,
-    /// Statements. A kernel with parallel loops consists of that one nest.
+    /// Statements. A kernel with parallel loops consists of that one nest, and of statements without effect before it
+    /// that compute the extent of the outermost one.
     pub body: Vec<Stmt>,
 }
 
+impl Stmt {
+    /// The registers that the statement defines in the block it stands in.
+    pub fn defines(&self) -> Vec<Reg> {
+        match self {
+            Stmt::Literal { to, .. }
+            | Stmt::IndexValue { to, .. }
+            | Stmt::Unary { to, .. }
+            | Stmt::Binary { to, .. }
+            | Stmt::Select { to, .. }
+            | Stmt::Cast { to, .. }
+            | Stmt::Load { to, .. } => vec![*to],
+            Stmt::Reduce { results, .. } => results.iter().map(|r| r.0).collect(),
+            Stmt::Store { .. } | Stmt::Require { .. } | Stmt::Loop { .. } => Vec::new(),
+        }
+    }
+}
+
 impl Kernel {
+    /// Shows every statement, those of loops after the loop.
+    pub fn visit<'k>(&'k self, see: &mut dyn FnMut(&'k Stmt)) {
+        fn go<'k>(body: &'k [Stmt], see: &mut dyn FnMut(&'k Stmt)) {
+            for stmt in body {
+                see(stmt);
+                if let Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } = stmt {
+                    go(body, see);
+                }
+            }
+        }
+        go(&self.body, see);
+    }
+
     /// Whether an argument is read where a register says: such reads touch as much as is written, not the whole.
     pub fn gathers_from(&self, arg: usize) -> bool {
         fn any(body: &[Stmt], arg: usize) -> bool {
@@ -356,14 +435,41 @@ impl Kernel {
         store.regs.is_empty() && loads.iter().all(|load| load == store)
     }
 
-    /// The extents of the parallel loops, outermost first; empty for a serial kernel.
-    pub fn parallel_extents(&self) -> Vec<usize> {
-        let mut out = Vec::new();
-        let mut body = self.body.as_slice();
-        while let [Stmt::Loop { extent, parallel: true, body: inner, .. }] = body {
-            out.push(*extent);
-            body = inner;
+    /// What the kernel requires of its data, each once, in the order of its statements. A fault of a run names one by
+    /// its position.
+    pub fn requirements(&self) -> Vec<&str> {
+        fn visit<'k>(body: &'k [Stmt], found: &mut Vec<&'k str>) {
+            for stmt in body {
+                match stmt {
+                    Stmt::Require { what, .. } if !found.contains(&&**what) => found.push(what),
+                    Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => visit(body, found),
+                    _ => {}
+                }
+            }
         }
-        out
+        let mut found = Vec::new();
+        visit(&self.body, &mut found);
+        found
+    }
+
+    /// The statements before the parallel loops, the parallel loops from the outermost in, each with its axis and
+    /// extent, and the statements inside them.
+    pub fn parallel_nest(&self) -> (&[Stmt], Vec<&Stmt>, &[Stmt]) {
+        let Some((last, before)) = self.body.split_last() else { return (&[], Vec::new(), &[]) };
+        let (mut loops, mut inside) = (Vec::new(), std::slice::from_ref(last));
+        while let [stmt @ Stmt::Loop { parallel: true, body, .. }] = inside {
+            loops.push(stmt);
+            inside = body;
+        }
+        if loops.is_empty() { (&[], loops, &self.body) } else { (before, loops, inside) }
+    }
+
+    /// The most positions of the parallel loops, outermost first; empty for a serial kernel.
+    pub fn parallel_extents(&self) -> Vec<usize> {
+        let bound = |stmt: &&Stmt| match stmt {
+            Stmt::Loop { extent, .. } => extent.bound(),
+            _ => 1,
+        };
+        self.parallel_nest().1.iter().map(bound).collect()
     }
 }

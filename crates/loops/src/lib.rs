@@ -11,6 +11,7 @@
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
 //! - [`precision`]: how operands of products are rounded.
 //! - [`program`]: steps, buffers and places.
+//! - [`text`]: programs printed and parsed; [`verify`]: what holds in every program.
 //! - [`backend`]: what a back end answers, packs, compiles and predicts.
 
 pub mod backend;
@@ -19,16 +20,20 @@ pub mod kernel;
 pub mod nest;
 pub mod precision;
 pub mod program;
-mod text;
+pub mod text;
+pub mod verify;
 
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
-    Activation, Attention, AttentionGradient, BatchAxis, Call, Conv, ConvKernelGradient, Epilogue,
+    Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     KernelCall, LinearAttention, MatLayout, MatMul,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
-pub use nest::{Nest, Scalar, ScalarFn, Source};
+pub use nest::{Nest, Producer, Scalar, ScalarFn};
 pub use precision::Precision;
 pub use program::{
-    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work, walk,
+    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work,
+    for_each_operand, walk,
 };
+pub use text::{ConstantText, ParseError, parse_program};
+pub use verify::Violation;

@@ -1,7 +1,7 @@
 //! The builder that operators write their loop nests with.
 //!
 //! An operator reads its inputs by [`Nest::load`] and writes its outputs by [`Nest::store`], at one [`Index`] per
-//! axis. What lies behind an input is a [`Source`]: memory, or scalar code over other sources, which is
+//! axis. What lies behind an input is a [`Producer`]: memory, or scalar code over other sources, which is
 //! then computed in place of the load. What lies behind an output is a [`Sink`]: memory, and scalar code that runs
 //! before the store. This is the whole mechanism of fusion; operators do not know of it.
 
@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use margay_tensor::DType;
 
-use crate::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
+use crate::{Arg, Axis, Binary, Combine, Extent, Index, Kernel, Literal, Reg, Stmt, Unary};
 
 /// Code for one element: registers of the operands in, register of the result out.
 pub type ScalarFn = Rc<dyn Fn(&mut Nest, &[Reg]) -> Reg>;
@@ -19,7 +19,7 @@ pub type Scalar = Reg;
 
 /// What an input of a nest is read from.
 #[derive(Clone)]
-pub enum Source {
+pub enum Producer {
     /// Memory.
     Memory {
         /// Position among the kernel's arguments.
@@ -38,7 +38,7 @@ pub enum Source {
         /// The code.
         function: ScalarFn,
         /// Its operands.
-        inputs: Vec<Source>,
+        inputs: Vec<Producer>,
     },
 }
 
@@ -48,7 +48,7 @@ pub enum SinkInput {
     /// The value about to be stored.
     Value,
     /// Read at the element about to be stored; broadcasts to the shape of the sink.
-    Source(Source),
+    Read(Producer),
 }
 
 /// What an output of a nest is written to.
@@ -68,13 +68,13 @@ pub struct Nest {
     axes: u16,
     blocks: Vec<Vec<Stmt>>,
     args: Vec<Arg>,
-    inputs: Vec<Source>,
+    inputs: Vec<Producer>,
     outputs: Vec<Sink>,
 }
 
 impl Nest {
     /// An empty nest over the given memory.
-    pub fn new(args: Vec<Arg>, inputs: Vec<Source>, outputs: Vec<Sink>) -> Nest {
+    pub fn new(args: Vec<Arg>, inputs: Vec<Producer>, outputs: Vec<Sink>) -> Nest {
         Nest { regs: Vec::new(), axes: 0, blocks: vec![Vec::new()], args, inputs, outputs }
     }
 
@@ -178,36 +178,36 @@ impl Nest {
         to
     }
 
-    /// Reports a fault of the step when `test` is false.
-    pub fn require(&mut self, test: Reg) {
-        self.push(Stmt::Require { test });
+    /// Reports a fault of the step when `test` is false: that it requires `what`, a noun phrase with numbers.
+    pub fn require(&mut self, test: Reg, what: &str) {
+        self.push(Stmt::Require { test, what: what.into() });
     }
 
     /// Element `index` (one per axis) of input `input`.
     pub fn load(&mut self, input: usize, index: &[Index]) -> Reg {
-        let source = self.inputs[input].clone();
-        self.read(&source, index, None)
+        let producer = self.inputs[input].clone();
+        self.read(&producer, index, None)
     }
 
     /// Like [`load`](Nest::load) where `guard` is true; `otherwise` where it is false, and then nothing is read.
     pub fn load_guarded(&mut self, input: usize, index: &[Index], guard: Reg, otherwise: f64) -> Reg {
-        let source = self.inputs[input].clone();
-        match source {
-            Source::Memory { dtype, .. } => {
-                self.read(&source, index, Some((guard, Literal::of(dtype, otherwise))))
+        let producer = self.inputs[input].clone();
+        match producer {
+            Producer::Memory { dtype, .. } => {
+                self.read(&producer, index, Some((guard, Literal::of(dtype, otherwise))))
             }
-            Source::Computed { .. } => {
+            Producer::Computed { .. } => {
                 let zero = Literal::of(DType::F32, 0.0);
-                let value = self.read(&source, index, Some((guard, zero)));
+                let value = self.read(&producer, index, Some((guard, zero)));
                 let other = self.number(value, otherwise);
                 self.select(guard, value, other)
             }
         }
     }
 
-    fn read(&mut self, source: &Source, index: &[Index], guard: Option<(Reg, Literal)>) -> Reg {
-        match source {
-            Source::Memory { arg, dtype, shape, strides } => {
+    fn read(&mut self, producer: &Producer, index: &[Index], guard: Option<(Reg, Literal)>) -> Reg {
+        match producer {
+            Producer::Memory { arg, dtype, shape, strides } => {
                 let at = linear(&broadcast(index, shape), strides);
                 let guard = guard.map(|(test, value)| match value {
                     v if v.dtype() == *dtype => (test, v),
@@ -217,7 +217,7 @@ impl Nest {
                 self.push(Stmt::Load { to, arg: *arg, index: at, guard });
                 to
             }
-            Source::Computed { shape, function, inputs } => {
+            Producer::Computed { shape, function, inputs } => {
                 let index = broadcast(index, shape);
                 let operands: Vec<Reg> = inputs.iter().map(|s| self.read(s, &index, guard)).collect();
                 function(self, &operands)
@@ -233,7 +233,7 @@ impl Nest {
                 .iter()
                 .map(|input| match input {
                     SinkInput::Value => value,
-                    SinkInput::Source(s) => self.read(s, index, None),
+                    SinkInput::Read(s) => self.read(s, index, None),
                 })
                 .collect();
             function(self, &operands)
@@ -257,8 +257,8 @@ impl Nest {
         to
     }
 
-    fn nested(&mut self, extent: usize, parallel: bool, body: impl FnOnce(&mut Nest, Index)) {
-        if extent == 1 {
+    fn nested(&mut self, extent: Extent<Reg>, parallel: bool, body: impl FnOnce(&mut Nest, Index)) {
+        if extent == Extent::Known(1) {
             return body(self, Index::constant(0));
         }
         let axis = self.fresh_axis();
@@ -269,8 +269,8 @@ impl Nest {
     }
 
     /// Runs `body` for every position below `extent`, in order.
-    pub fn serial(&mut self, extent: usize, body: impl FnOnce(&mut Nest, Index)) {
-        self.nested(extent, false, body);
+    pub fn serial(&mut self, extent: impl Into<Extent<Reg>>, body: impl FnOnce(&mut Nest, Index)) {
+        self.nested(extent.into(), false, body);
     }
 
     /// Runs `body` for every element of `shape`, in order, with the positions appended to `prefix`.
@@ -304,10 +304,15 @@ impl Nest {
         }
     }
 
-    /// Runs `body` for every element of `shape`, in any order. The outermost statement of a nest, once.
-    pub fn for_each(&mut self, shape: &[usize], body: impl FnOnce(&mut Nest, &[Index])) {
+    /// Runs `body` for every element of `shape`, in any order. The outermost statement of a nest, once; what computes
+    /// the first extent may stand before it.
+    pub fn for_each<E: Copy + Into<Extent<Reg>>>(
+        &mut self,
+        shape: &[E],
+        body: impl FnOnce(&mut Nest, &[Index]),
+    ) {
         type Body<'b> = Box<dyn FnOnce(&mut Nest, &[Index]) + 'b>;
-        fn go(nest: &mut Nest, shape: &[usize], index: &mut Vec<Index>, body: Body<'_>) {
+        fn go(nest: &mut Nest, shape: &[Extent<Reg>], index: &mut Vec<Index>, body: Body<'_>) {
             match shape.split_first() {
                 None => body(nest, index),
                 Some((&extent, rest)) => nest.nested(extent, true, |nest, i| {
@@ -317,17 +322,19 @@ impl Nest {
                 }),
             }
         }
-        go(self, shape, &mut Vec::new(), Box::new(body));
+        let shape: Vec<Extent<Reg>> = shape.iter().map(|&e| e.into()).collect();
+        go(self, &shape, &mut Vec::new(), Box::new(body));
     }
 
-    /// Joins the values that `body` returns for every position below `extent` (at least 1).
+    /// Joins the values that `body` returns for every position below `extent`.
     pub fn reduce(
         &mut self,
-        extent: usize,
+        extent: impl Into<Extent<Reg>>,
         combine: &[Combine],
         body: impl FnOnce(&mut Nest, Index) -> Vec<Reg>,
     ) -> Vec<Reg> {
-        if extent == 1 {
+        let extent = extent.into();
+        if extent == Extent::Known(1) {
             return body(self, Index::constant(0));
         }
         let axis = self.fresh_axis();
@@ -362,8 +369,10 @@ fn collapse(body: &mut [Stmt]) {
         match stmt {
             Stmt::Loop { axis, extent, parallel, body } => {
                 collapse(body);
-                while let [Stmt::Loop { axis: inner, extent: count, parallel: p, body: deeper }] =
-                    body.as_mut_slice()
+                while let [
+                    Stmt::Loop { axis: inner, extent: Extent::Known(count), parallel: p, body: deeper },
+                ] = body.as_mut_slice()
+                    && let Extent::Known(extent) = extent
                 {
                     let (outer, inner_axis, n) = (*axis, *inner, *count as i64);
                     let fits =
@@ -408,8 +417,8 @@ fn visit_indices(body: &mut [Stmt], change: &mut dyn FnMut(&mut Index)) {
 mod tests {
     use super::*;
 
-    fn memory(arg: usize, shape: &[usize], strides: &[i64]) -> Source {
-        Source::Memory { arg, dtype: DType::F32, shape: shape.to_vec(), strides: strides.to_vec() }
+    fn memory(arg: usize, shape: &[usize], strides: &[i64]) -> Producer {
+        Producer::Memory { arg, dtype: DType::F32, shape: shape.to_vec(), strides: strides.to_vec() }
     }
 
     fn args(n: usize) -> Vec<Arg> {
@@ -439,7 +448,7 @@ mod tests {
     #[test]
     fn a_broadcast_operand_keeps_the_loops_apart() {
         let bias = memory(1, &[4], &[1]);
-        let sum = Source::Computed {
+        let sum = Producer::Computed {
             shape: vec![2, 3, 4],
             function: Rc::new(|n, x| n.add(x[0], x[1])),
             inputs: vec![memory(0, &[2, 3, 4], &[12, 4, 1]), bias],

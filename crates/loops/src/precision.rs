@@ -1,5 +1,7 @@
 //! How the operands of a product are rounded, and the rounding itself: kernels and the reference share it.
 
+use crate::text::Field;
+
 /// How the operands of a product are rounded before they are multiplied. Products are summed in f32, and what enters
 /// and leaves a call is f32, whatever the precision.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -11,6 +13,15 @@ pub enum Precision {
     Bf16,
     /// The right operand to [`int8`] times the [`int8_scale`] of its column. The left one stays as it is.
     Int8,
+}
+
+impl Field for Precision {
+    fn write(&self) -> String {
+        self.name().into()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        Precision::from_name(text).ok_or_else(|| format!("`{text}` is not a precision"))
+    }
 }
 
 impl Precision {

@@ -53,6 +53,13 @@ pub struct Port {
     pub shape: Vec<usize>,
 }
 
+impl Port {
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bytes()
+    }
+}
+
 /// A constant of the program.
 #[derive(Clone, Debug)]
 pub struct Constant {
@@ -62,6 +69,13 @@ pub struct Constant {
     pub tensor: Tensor,
     /// The call that reads it, and how that wants it stored; `None` for row-major.
     pub packed: Option<(KernelCall, Packed)>,
+}
+
+impl Constant {
+    /// Bytes that it takes where steps read it.
+    pub fn bytes(&self) -> usize {
+        self.packed.as_ref().map_or(self.tensor.bytes().len(), |(_, packed)| packed.bytes)
+    }
 }
 
 /// A number of repetitions: known, or read when it is needed.
@@ -76,6 +90,12 @@ pub enum Extent<R> {
         /// The most.
         bound: usize,
     },
+}
+
+impl<R> From<usize> for Extent<R> {
+    fn from(n: usize) -> Extent<R> {
+        Extent::Known(n)
+    }
 }
 
 impl<R> Extent<R> {
@@ -196,6 +216,28 @@ pub fn walk(body: &[Step]) -> impl Iterator<Item = (usize, &Step)> {
             }
         }
     })
+}
+
+/// Shows every operand of a list of steps and those inside them.
+pub fn for_each_operand(body: &mut [Step], change: &mut dyn FnMut(&mut Operand)) {
+    for step in body {
+        match &mut step.work {
+            Work::Kernel { args, .. } | Work::Call { args, .. } => args.iter_mut().for_each(&mut *change),
+            Work::Copy { from, to, .. } => [from, to].into_iter().for_each(&mut *change),
+            Work::If { test, then, otherwise } => {
+                change(test);
+                for_each_operand(then, change);
+                for_each_operand(otherwise, change);
+            }
+            Work::Loop(l) => {
+                if let Extent::Read { from, .. } = &mut l.trips {
+                    change(from);
+                }
+                l.condition.iter_mut().chain(&mut l.counter).for_each(&mut *change);
+                for_each_operand(&mut l.body, change);
+            }
+        }
+    }
 }
 
 /// An output that is an input of the next run: both are one region of memory, which outlives runs. The two have one type.

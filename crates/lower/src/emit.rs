@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use margay_ir::{Graph, NodeId, Op, Payload};
-use margay_loops::nest::{Nest, Sink, SinkInput, Source};
+use margay_loops::nest::{Nest, Producer, Sink, SinkInput};
 use margay_loops::{
     Arg, Backend, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Packed, Place, Port,
-    Program, Step, Work,
+    Program, Step, Work, for_each_operand, walk,
 };
 use margay_tensor::{ContentHash, DType};
 
@@ -52,7 +52,7 @@ impl<'a> Emitter<'a> {
 
     /// A new temporary; its place is found at the end.
     fn temporary(&mut self, bytes: usize) -> BufferId {
-        self.buffer(Place::Arena(0), bytes.max(1))
+        self.buffer(Place::Arena(0), bytes)
     }
 
     pub(crate) fn input(&mut self, n: NodeId, dtype: DType, shape: &[usize]) -> Memory {
@@ -119,7 +119,7 @@ impl<'a> Emitter<'a> {
     ) -> Result<Memory, LowerError> {
         let out = self.result(dtype, &e.shape, output);
         let mut args = Arguments::default();
-        let source = Source::Computed {
+        let source = Producer::Computed {
             shape: e.shape.clone(),
             function: e.function.clone(),
             inputs: e.inputs.iter().map(|f| args.source(f)).collect(),
@@ -188,7 +188,7 @@ impl<'a> Emitter<'a> {
                         let inputs = s
                             .inputs
                             .into_iter()
-                            .map(|i| i.map_or(SinkInput::Value, |f| SinkInput::Source(args.source(&f))))
+                            .map(|i| i.map_or(SinkInput::Value, |f| SinkInput::Read(args.source(&f))))
                             .collect();
                         (s.function, inputs)
                     })
@@ -206,7 +206,7 @@ impl<'a> Emitter<'a> {
     fn loops(
         &mut self,
         mut args: Arguments,
-        sources: Vec<Source>,
+        sources: Vec<Producer>,
         out: &Memory,
         stages: &[(margay_loops::ScalarFn, Vec<SinkInput>)],
         label: &[String],
@@ -285,8 +285,10 @@ impl<'a> Emitter<'a> {
 
     /// Whether nothing reads the buffers of an input once those of an output are written, if both are one memory.
     fn is_safe_in_place(&self, inputs: &[usize], outputs: &[usize]) -> bool {
-        let touches =
-            |step: &Step, buffers: &[usize]| step.operands().iter().any(|a| buffers.contains(&a.buffer.0));
+        let touches = |step: &Step, buffers: &[usize]| {
+            let inside = walk(std::slice::from_ref(step)).flat_map(|(_, s)| s.operands());
+            inside.into_iter().any(|a| buffers.contains(&a.buffer.0))
+        };
         let steps = &self.program.body;
         let Some(last_read) = steps.iter().rposition(|s| touches(s, inputs)) else { return true };
         let Some(first_write) = steps.iter().position(|s| touches(s, outputs)) else { return true };
@@ -306,17 +308,10 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The program, with a place for every buffer and without constants that no step reads.
+    /// The program, with a place for every buffer and without what no step touches.
     pub(crate) fn finish(mut self) -> Program {
         let program = &mut self.program;
-        let mut lives: Vec<Option<Lifetime>> = vec![None; program.buffers.len()];
-        for (i, step) in program.body.iter().enumerate() {
-            for arg in &step.operands() {
-                let bytes = program.buffers[arg.buffer.0].bytes;
-                let life = lives[arg.buffer.0].get_or_insert(Lifetime { first: i, last: i, bytes });
-                life.last = i;
-            }
-        }
+        let lives = lifetimes(program);
         let temporary: Vec<usize> = (0..program.buffers.len())
             .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
             .collect();
@@ -327,30 +322,71 @@ impl<'a> Emitter<'a> {
         }
         program.arena_bytes = peak;
         drop_unread_constants(program, &lives);
+        order_buffers(program, &lives);
         self.program
     }
 }
 
-/// Removes constants that no step reads, such as the row-major form of a packed weight.
-fn drop_unread_constants(program: &mut Program, lives: &[Option<Lifetime>]) {
-    let mut kept: HashMap<usize, usize> = HashMap::new();
-    let mut constants = Vec::new();
-    for (b, buffer) in program.buffers.iter_mut().enumerate() {
-        if let Place::Constant(number) = buffer.place {
-            if lives[b].is_some() {
-                let next = constants.len();
-                let to = *kept.entry(number).or_insert_with(|| {
-                    constants.push(program.constants[number].clone());
-                    next
-                });
-                buffer.place = Place::Constant(to);
-            } else {
-                buffer.place = Place::Arena(0);
-                buffer.bytes = 0;
+/// From which step to which every buffer is needed, by the numbers of the steps; `None` for one that no step touches.
+///
+/// What a loop and a step outside of it touch is needed as long as the loop runs. What only steps inside it touch is
+/// made anew in every repetition.
+fn lifetimes(program: &Program) -> Vec<Option<Lifetime>> {
+    let mut lives: Vec<Option<Lifetime>> = vec![None; program.buffers.len()];
+    let mut loops = Vec::new();
+    for (i, (_, step)) in program.steps().enumerate() {
+        for operand in step.operands() {
+            let bytes = program.buffers[operand.buffer.0].bytes;
+            lives[operand.buffer.0].get_or_insert(Lifetime { first: i, last: i, bytes }).last = i;
+        }
+        if let Work::Loop(l) = &step.work {
+            loops.push((i, i + walk(&l.body).count()));
+        }
+    }
+    // Inner loops come after those around them.
+    for (start, end) in loops.into_iter().rev() {
+        for life in lives.iter_mut().flatten() {
+            let inside = life.first <= end && life.last >= start;
+            if inside && (life.first <= start || life.last > end) {
+                life.first = life.first.min(start);
+                life.last = life.last.max(end);
             }
         }
     }
-    program.constants = constants;
+    lives
+}
+
+/// Removes constants that no step reads, such as the row-major form of a packed weight.
+fn drop_unread_constants(program: &mut Program, lives: &[Option<Lifetime>]) {
+    let read = |place: Place| program.buffers.iter().zip(lives).any(|(b, l)| b.place == place && l.is_some());
+    let kept: Vec<usize> = (0..program.constants.len()).filter(|&n| read(Place::Constant(n))).collect();
+    for (to, &from) in kept.iter().enumerate() {
+        program.constants.swap(to, from);
+        for buffer in program.buffers.iter_mut().zip(lives).filter(|(_, l)| l.is_some()).map(|(b, _)| b) {
+            if buffer.place == Place::Constant(from) {
+                buffer.place = Place::Constant(to);
+            }
+        }
+    }
+    program.constants.truncate(kept.len());
+}
+
+/// Brings buffers into the order of inputs, outputs, constants and temporaries, and drops those that no step touches
+/// and that are no inputs.
+fn order_buffers(program: &mut Program, lives: &[Option<Lifetime>]) {
+    let rank = |place: &Place| match *place {
+        Place::Input(n) => (0, n),
+        Place::Output(n) => (1, n),
+        Place::Constant(n) => (2, n),
+        Place::Arena(_) => (3, 0),
+    };
+    let kept = |b: &usize| lives[*b].is_some() || matches!(program.buffers[*b].place, Place::Input(_));
+    let mut order: Vec<usize> = (0..program.buffers.len()).filter(kept).collect();
+    order.sort_by_key(|&b| rank(&program.buffers[b].place));
+    let mut numbers = vec![0; program.buffers.len()];
+    order.iter().enumerate().for_each(|(to, &from)| numbers[from] = to);
+    program.buffers = order.iter().map(|&b| program.buffers[b].clone()).collect();
+    for_each_operand(&mut program.body, &mut |operand| operand.buffer = BufferId(numbers[operand.buffer.0]));
 }
 
 fn bytes_of(dtype: DType, shape: &[usize]) -> usize {
@@ -376,15 +412,15 @@ impl Arguments {
         })
     }
 
-    fn memory(&mut self, m: &Memory) -> Source {
+    fn memory(&mut self, m: &Memory) -> Producer {
         let arg = self.push(m, false);
-        Source::Memory { arg, dtype: m.dtype, shape: m.shape.clone(), strides: m.strides.clone() }
+        Producer::Memory { arg, dtype: m.dtype, shape: m.shape.clone(), strides: m.strides.clone() }
     }
 
-    fn source(&mut self, feed: &Feed) -> Source {
+    fn source(&mut self, feed: &Feed) -> Producer {
         match feed {
             Feed::Memory(m) => self.memory(m),
-            Feed::Expr(e) => Source::Computed {
+            Feed::Expr(e) => Producer::Computed {
                 shape: e.shape.clone(),
                 function: e.function.clone(),
                 inputs: e.inputs.iter().map(|f| self.source(f)).collect(),

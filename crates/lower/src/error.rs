@@ -1,6 +1,6 @@
 //! What can go wrong on the way to the loop level.
 
-use margay_loops::NoKernel;
+use margay_loops::{NoKernel, Violation};
 
 /// A graph cannot be lowered.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -35,6 +35,9 @@ pub enum LowerError {
         /// The most a tensor may have.
         limit: u64,
     },
+    /// The program that was made does not hold together (our fault).
+    #[error("the program is broken: {}", list(.0))]
+    Broken(Vec<Violation>),
     /// An output cannot become an input of the next run (the caller's fault).
     #[error("output `{name}` is {output}; the input it is carried to is {input}")]
     Carried {
@@ -55,4 +58,8 @@ pub enum LowerError {
         /// Its type.
         ty: String,
     },
+}
+
+fn list(violations: &[Violation]) -> String {
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -119,7 +119,9 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
         grouper.emit.output(i, &memory)?;
     }
     grouper.emit.carry(carried);
-    Ok(grouper.emit.finish())
+    let program = grouper.emit.finish();
+    program.verify().map_err(LowerError::Broken)?;
+    Ok(program)
 }
 
 struct Grouper<'a> {

@@ -51,6 +51,12 @@ impl Memory {
                     .collect();
             }
         }
+        // An axis of one element has no direction; kernels that take no reversed operands take it.
+        for (extent, stride) in shape.iter().zip(&mut out.strides) {
+            if *extent == 1 {
+                *stride = (*stride).max(0);
+            }
+        }
         Some(out)
     }
 
@@ -113,6 +119,13 @@ mod tests {
         assert_eq!(heads.reshaped(&[2, 15, 4]), None);
         assert_eq!(heads.reshaped(&[2, 3, 5, 2, 2]), Some(vec![60, 4, 12, 2, 1]));
         assert_eq!(heads.reshaped(&[2, 3, 1, 5, 4]).map(|s| s[3]), Some(12));
+    }
+
+    #[test]
+    fn an_axis_of_one_element_is_never_reversed() {
+        let m = Memory::contiguous(BufferId(0), DType::F32, &[4, 6]);
+        let s = m.view(&View::Slice { starts: vec![3, 5], steps: vec![-1, -1] }, &[1, 6]).unwrap();
+        assert_eq!((s.offset, s.strides), (23, vec![0, -1]));
     }
 
     #[test]

@@ -12,16 +12,14 @@ use std::sync::Arc;
 
 use margay_tensor::Tensor;
 use memmap2::Mmap;
-use onnx_protobuf::attribute_proto::AttributeType;
-use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
-use onnx_protobuf::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
-    type_proto,
-};
 
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
 use crate::problem::Problems;
 use crate::sniff::sniff;
+use crate::wire::proto::{
+    AttributeProto, AttributeType, Dimension, Extent, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, TypeValue, ValueInfoProto,
+};
 use crate::wire::{self, Message};
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
 use tensor::Store;
@@ -31,7 +29,7 @@ pub(crate) use tensor::element_type;
 /// Reads the model that a map holds. `path` says where the map comes from, for external data.
 pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxError> {
     let (proto, payloads) = parse::<ModelProto>(map, Message::Model)?;
-    let Some(graph) = proto.graph.into_option() else { return Err(OnnxError::NoGraph) };
+    let Some(graph) = proto.graph else { return Err(OnnxError::NoGraph) };
     let mut reader = Reader {
         store: Store::new(map, payloads, path),
         problems: Problems::default(),
@@ -69,7 +67,7 @@ pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Te
 }
 
 /// The message of a map without its payloads, and where those lie.
-fn parse<M: protobuf::Message>(
+fn parse<M: prost::Message + Default>(
     map: &Mmap,
     root: Message,
 ) -> Result<(M, Vec<std::ops::Range<usize>>), OnnxError> {
@@ -77,7 +75,7 @@ fn parse<M: protobuf::Message>(
         return Err(OnnxError::NotOnnx(found));
     }
     let cut = wire::cut(map, root)?;
-    let message = M::parse_from_bytes(&cut.rest)
+    let message = M::decode(&*cut.rest)
         .map_err(|e| OnnxError::Parse { within: root.name(), message: e.to_string() })?;
     Ok((message, cut.payloads))
 }
@@ -123,7 +121,7 @@ impl Reader<'_> {
         });
         let initializers = initializers.collect();
         for sparse in proto.sparse_initializer {
-            let tensor = sparse.values.into_option().unwrap_or_default().name;
+            let tensor = sparse.values.unwrap_or_default().name;
             self.problems.push(Problem::Storage { tensor, found: "sparse tensors" });
         }
         let nodes = proto.node.into_iter().enumerate().map(|(index, n)| self.node(index, n)).collect();
@@ -133,22 +131,21 @@ impl Reader<'_> {
     /// An input or output; `typed` says whether it must have an element type.
     fn value(&mut self, proto: ValueInfoProto, typed: bool) -> OnnxValue {
         let mut value = OnnxValue { name: proto.name, dtype: None, dims: None };
-        let not_a_tensor = match proto.type_.into_option().and_then(|t| t.value) {
-            Some(type_proto::Value::TensorType(ty)) => {
+        let not_a_tensor = match proto.r#type.and_then(|t| t.value) {
+            Some(TypeValue::Tensor(ty)) => {
                 match tensor::element_type("value", &value.name, ty.elem_type) {
                     Ok(dtype) => value.dtype = Some(dtype),
                     Err(_) if ty.elem_type == 0 && !typed => {}
                     Err(problem) => self.problems.push(problem),
                 }
-                let dims = ty.shape.into_option().map(|s| s.dim);
+                let dims = ty.shape.map(|s| s.dim);
                 value.dims = dims.map(|d| d.into_iter().map(|d| self.dim(&value.name, d)).collect());
                 return value;
             }
-            Some(type_proto::Value::SequenceType(_)) => "a sequence",
-            Some(type_proto::Value::MapType(_)) => "a map",
-            Some(type_proto::Value::OptionalType(_)) => "an optional value",
-            Some(type_proto::Value::SparseTensorType(_)) => "a sparse tensor",
-            Some(_) => "a value of another kind",
+            Some(TypeValue::Sequence(_)) => "a sequence",
+            Some(TypeValue::Map(_)) => "a map",
+            Some(TypeValue::Optional(_)) => "an optional value",
+            Some(TypeValue::SparseTensor(_)) => "a sparse tensor",
             None => {
                 if typed {
                     self.problems.push(Problem::ValueType {
@@ -166,9 +163,9 @@ impl Reader<'_> {
 
     fn dim(&mut self, value: &str, proto: Dimension) -> OnnxDim {
         match proto.value {
-            Some(dimension::Value::DimValue(extent @ 0..)) => OnnxDim::Value(extent),
-            Some(dimension::Value::DimParam(name)) if !name.is_empty() => OnnxDim::Symbol(name),
-            Some(dimension::Value::DimValue(found)) if found != -1 => {
+            Some(Extent::DimValue(extent @ 0..)) => OnnxDim::Value(extent),
+            Some(Extent::DimParam(name)) if !name.is_empty() => OnnxDim::Symbol(name),
+            Some(Extent::DimValue(found)) if found != -1 => {
                 self.problems.push(Problem::ValueType {
                     value: value.to_owned(),
                     expected: "extents of at least 0, or -1 for an unknown one",
@@ -233,35 +230,35 @@ impl Reader<'_> {
         let text = |bytes| String::from_utf8(bytes).map_err(|e| ("text in UTF-8", e.to_string()));
         let label = || format!("{}.{name}", node.outputs.first().unwrap_or(&node.name));
         let none = |expected| (expected, "none".to_owned());
-        match proto.type_.enum_value() {
-            Ok(AttributeType::FLOAT) => Ok(Attribute::Float(proto.f)),
-            Ok(AttributeType::INT) => Ok(Attribute::Int(proto.i)),
-            Ok(AttributeType::STRING) => Ok(Attribute::String(text(proto.s)?)),
-            Ok(AttributeType::TENSOR) => {
-                let tensor = proto.t.into_option().ok_or(none("a tensor"))?;
-                Ok(Attribute::Tensor(self.tensor(&label(), tensor)))
+        match AttributeType::try_from(proto.r#type) {
+            Ok(AttributeType::Float) => Ok(Attribute::Float(proto.f)),
+            Ok(AttributeType::Int) => Ok(Attribute::Int(proto.i)),
+            Ok(AttributeType::String) => Ok(Attribute::String(text(proto.s)?)),
+            Ok(AttributeType::Tensor) => {
+                let tensor = proto.t.ok_or(none("a tensor"))?;
+                Ok(Attribute::Tensor(self.tensor(&label(), *tensor)))
             }
-            Ok(AttributeType::GRAPH) => {
-                let graph = proto.g.into_option().ok_or(none("a graph"))?;
-                Ok(Attribute::Graph(Box::new(self.graph(graph, false))))
+            Ok(AttributeType::Graph) => {
+                let graph = proto.g.ok_or(none("a graph"))?;
+                Ok(Attribute::Graph(Box::new(self.graph(*graph, false))))
             }
-            Ok(AttributeType::FLOATS) => Ok(Attribute::Floats(proto.floats)),
-            Ok(AttributeType::INTS) => Ok(Attribute::Ints(proto.ints)),
-            Ok(AttributeType::STRINGS) => {
+            Ok(AttributeType::Floats) => Ok(Attribute::Floats(proto.floats)),
+            Ok(AttributeType::Ints) => Ok(Attribute::Ints(proto.ints)),
+            Ok(AttributeType::Strings) => {
                 Ok(Attribute::Strings(proto.strings.into_iter().map(text).collect::<Result<_, _>>()?))
             }
-            Ok(AttributeType::TENSORS) => {
+            Ok(AttributeType::Tensors) => {
                 Ok(Attribute::Tensors(proto.tensors.into_iter().map(|t| self.tensor(&label(), t)).collect()))
             }
-            Ok(AttributeType::GRAPHS) => {
+            Ok(AttributeType::Graphs) => {
                 Ok(Attribute::Graphs(proto.graphs.into_iter().map(|g| self.graph(g, false)).collect()))
             }
-            Ok(AttributeType::SPARSE_TENSOR) => Ok(Attribute::Other("sparse tensor")),
-            Ok(AttributeType::SPARSE_TENSORS) => Ok(Attribute::Other("sparse tensors")),
-            Ok(AttributeType::TYPE_PROTO) => Ok(Attribute::Other("type")),
-            Ok(AttributeType::TYPE_PROTOS) => Ok(Attribute::Other("types")),
-            Ok(AttributeType::UNDEFINED) => Err(("of a declared type", "none".to_owned())),
-            Err(number) => Err(("of a type of ONNX", format!("number {number}"))),
+            Ok(AttributeType::SparseTensor) => Ok(Attribute::Other("sparse tensor")),
+            Ok(AttributeType::SparseTensors) => Ok(Attribute::Other("sparse tensors")),
+            Ok(AttributeType::TypeProto) => Ok(Attribute::Other("type")),
+            Ok(AttributeType::TypeProtos) => Ok(Attribute::Other("types")),
+            Ok(AttributeType::Undefined) => Err(("of a declared type", "none".to_owned())),
+            Err(_) => Err(("of a type of ONNX", format!("number {}", proto.r#type))),
         }
     }
 

@@ -1,9 +1,8 @@
 //! A bounded walk over protobuf bytes, before the parser sees them.
 //!
-//! The parser of `protobuf` 3.4.0 follows nested unknown groups by recursion until the stack ends, copies every
-//! payload, and makes hundreds of bytes out of a two-byte message. [`cut`] goes first, without recursion. It
-//! refuses groups, nesting over a limit, lengths that lie, varints that do not end, and messages that would
-//! fill memory; and it makes a copy of the message for the parser in which
+//! The parser copies every payload, and makes hundreds of bytes out of a two-byte message. [`cut`] goes first,
+//! without recursion. It refuses groups, nesting over a limit, lengths that lie, varints that do not end, and
+//! messages that would fill memory; and it makes a copy of the message for the parser in which
 //!
 //! - fields that `schema` does not list (documentation, unknown extensions) are dropped, and
 //! - each tensor payload is replaced by its index in a list of byte ranges of the file.
@@ -12,6 +11,7 @@
 //!
 //! Deliberately absent: decoding. Contents of strings and packed numbers are the parser's business.
 
+pub(crate) mod proto;
 mod schema;
 
 use std::ops::Range;

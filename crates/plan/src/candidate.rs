@@ -83,13 +83,6 @@ impl Curve {
         })
     }
 
-    /// Removes, and returns, the points that are predicted to be no faster than the dense module, unless
-    /// bytes are what is scarce.
-    pub fn drop_slow(&mut self, resource: Resource) -> Vec<Candidate> {
-        let limit = self.dense.seconds;
-        self.remove(|point| resource != Resource::Bytes && point.seconds >= limit)
-    }
-
     fn remove(&mut self, unwanted: impl FnMut(&mut Candidate) -> bool) -> Vec<Candidate> {
         self.points.extract_if(.., unwanted).collect()
     }
@@ -128,14 +121,5 @@ mod tests {
         assert_eq!(ranks(&by_time.drop_dominated(Resource::Seconds)), [1, 4, 6]);
         assert_eq!(ranks(&by_time.points), [2, 3, 5]);
         assert!(by_time.drop_dominated(Resource::Seconds).is_empty());
-    }
-
-    #[test]
-    fn slow_points_go_unless_bytes_are_scarce() {
-        let points = vec![candidate(1, 4.0, 20, 0.2), candidate(2, 2.0, 30, 1.0), candidate(3, 1.0, 40, 1.5)];
-        let mut curve = curve(points);
-        assert!(curve.drop_slow(Resource::Bytes).is_empty());
-        assert_eq!(ranks(&curve.drop_slow(Resource::Seconds)), [2, 3]);
-        assert_eq!(ranks(&curve.points), [1]);
     }
 }

@@ -7,13 +7,11 @@
 //! - [`Dim`]: an integer expression over named symbols, in normal form; [`Shape`] is a list of them.
 //! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
 //! - [`random`]: Philox streams named by (seed, stream, index).
-//! - [`npy`]: `.npy` and `.npz` files.
 //!
-//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code).
+//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code), and files.
 
 mod dim;
 mod dtype;
-pub mod npy;
 pub mod random;
 mod tensor;
 

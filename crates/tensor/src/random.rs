@@ -28,6 +28,12 @@ const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 const ROUNDS: usize = 10;
 const WORDS: u64 = 4;
 
+/// The stream that a name stands for, below 2³² so that streams can be counted from it: the hash of Fowler, Noll and
+/// Vo, of 32 bits (1a).
+pub fn stream_of(name: &str) -> u64 {
+    name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193)).into()
+}
+
 /// A stream of random 32-bit words, named by a seed and a stream number, and a position in it.
 ///
 /// As a generator of the `rand_core` traits it hands out the words in order from its position on. The fill

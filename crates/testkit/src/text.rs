@@ -2,7 +2,7 @@
 
 use margay_ir::{Graph, TensorType, text};
 use margay_tensor::Tensor;
-use margay_tensor::random::Philox;
+use margay_tensor::random::{Philox, stream_of};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -38,9 +38,8 @@ pub fn parse_with_random_constants(source: &str) -> (Graph, BTreeMap<String, Str
     let names: RefCell<BTreeMap<String, String>> = RefCell::default();
     let resolve = |key: &str, ty: &TensorType| -> Option<Tensor> {
         let shape = ty.extents()?;
-        let stream = key.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let mut data = vec![0f32; shape.iter().product()];
-        Philox::new(5, stream).fill_normal_f32(0, &mut data);
+        Philox::new(5, stream_of(key)).fill_normal_f32(0, &mut data);
         let tensor = Tensor::from_slice(&shape, &data).ok()?;
         names.borrow_mut().insert(format!("#{}", tensor.content_hash()), key.to_string());
         Some(tensor)

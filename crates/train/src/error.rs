@@ -79,13 +79,11 @@ impl TrainError {
     pub fn kind(&self) -> Kind {
         match self {
             TrainError::Driver(e) => e.kind(),
+            TrainError::Pass(e) => e.into(),
+            TrainError::Refit { error, .. } => error.into(),
             TrainError::Checkpoint(_) | TrainError::Tensor(_) => Kind::Malformed,
             TrainError::Add(_) => Kind::Internal,
-            TrainError::Options(_)
-            | TrainError::Mismatch { .. }
-            | TrainError::Unreached(_)
-            | TrainError::Refit { .. }
-            | TrainError::Pass(_) => Kind::Usage,
+            TrainError::Options(_) | TrainError::Mismatch { .. } | TrainError::Unreached(_) => Kind::Usage,
         }
     }
 }

@@ -207,9 +207,9 @@ fn one_minus_power(n: &mut Builder<'_>, beta: f64, count: Value) -> Result<Value
     }
     let half = n.scale(count, -0.5 * beta.ln())?;
     let power = n.scale(count, beta.ln())?;
-    let (slope, power) = (n.op(Tanh, &[half])?, n.op(Exp, &[power])?);
-    let above = n.offset(power, 1.0)?;
-    n.mul(slope, above)
+    let (tanh, exp) = (n.op(Tanh, &[half])?, n.op(Exp, &[power])?);
+    let one_plus_exp = n.offset(exp, 1.0)?;
+    n.mul(tanh, one_plus_exp)
 }
 
 /// A state of zeros like a parameter, as an input.

@@ -26,7 +26,7 @@ pub mod twins;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use margay_driver::{Progress, Samples, bound_batch};
+use margay_driver::{Progress, Samples, bound_batch, hold_out};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
@@ -323,8 +323,6 @@ fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Sample
             2 * batch
         )));
     }
-    // Row r is held out where the number of rows held out so far falls behind its share.
-    let is_held_out = |r: &usize| (r + 1) * count / rows > r * count / rows;
-    let (out, kept): (Vec<usize>, Vec<usize>) = (0..rows).partition(is_held_out);
-    Ok((Samples::new(samples.pick(&kept)?)?, Samples::new(samples.pick(&out)?)?))
+    let (kept, held_out) = hold_out(rows, count, rows);
+    Ok((Samples::new(samples.pick(&kept)?)?, Samples::new(samples.pick(&held_out)?)?))
 }

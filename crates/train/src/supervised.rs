@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use margay_driver::{Backend, Samples, bound_batch};
+use margay_driver::{Backend, Samples, bound_batch, hold_out};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
 use margay_passes::parameter_names;
@@ -317,8 +317,9 @@ fn no_parameter(name: &str, known: &[(NodeId, String)]) -> TrainError {
 
 /// Samples to train on, and those held out: the latter evenly spread.
 fn split(rows: usize, held_out: f64) -> Result<(Vec<usize>, Vec<usize>), TrainError> {
-    let out = |r: usize| ((r + 1) as f64 * held_out) as usize > (r as f64 * held_out) as usize;
-    let (held, train): (Vec<usize>, Vec<usize>) = (0..rows).partition(|r| out(*r));
+    /// Shares are told apart to nine digits.
+    const OF: usize = 1_000_000_000;
+    let (train, held) = hold_out(rows, (held_out * OF as f64).round() as usize, OF);
     if !(held_out > 0.0 && held_out < 1.0) || held.is_empty() || train.is_empty() {
         return Err(TrainError::Options(format!(
             "a share of {held_out} of {rows} samples is held out: expected at least 1 sample, and 1 left to train on"

@@ -74,8 +74,17 @@ pub const fn input_base(i: usize) -> usize {
     2 + i
 }
 
-/// What a kernel stores into the first word of the scratch header when a [`Require`](margay_loops::Stmt::Require) fails:
-/// one more than the number of the step, so that 0 means no fault.
-pub const fn fault_word(step: u64) -> u64 {
-    step + 1
+/// What a kernel stores into the first word of the scratch header when a [`Require`](margay_loops::Stmt::Require)
+/// fails, if no greater word is there: one more than the number of the step, so that 0 means no fault, and above 32 bits
+/// the number among [`Kernel::requirements`](margay_loops::Kernel::requirements).
+pub const fn fault_word(step: u32, requirement: u32) -> u64 {
+    step as u64 + 1 + ((requirement as u64) << 32)
+}
+
+/// The step and the number of the requirement in a [`fault_word`]; `None` for no fault.
+pub const fn fault_of(word: u64) -> Option<(u32, u32)> {
+    match word {
+        0 => None,
+        word => Some(((word as u32).wrapping_sub(1), (word >> 32) as u32)),
+    }
 }

@@ -179,6 +179,9 @@ impl Params {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// Attention of groups of panels of queries.
 ///
 /// Arguments: Q, K, V, mask if any, O, log-sum-exp if any. Any alignment of 4 bytes; the results overlap nothing.

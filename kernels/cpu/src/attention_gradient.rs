@@ -177,6 +177,9 @@ impl Rows {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// Derivatives for groups of panels.
 ///
 /// Arguments: Q, K, V, logarithms, centres, dO, mask if any, dQ, dK, dV, workspace if any. Any alignment of 4 bytes; the
@@ -530,10 +533,10 @@ unsafe fn weigh<I: Isa>(isa: I, log: I::V, centre: I::V, score: *mut f32, produc
     unsafe {
         let s = isa.load(score);
         let weight = exp2(isa, isa.mul(isa.sub(s, log), isa.splat(std::f32::consts::LOG2_E)));
-        let slope = isa.mul(weight, isa.sub(isa.load(product), centre));
+        let ds = isa.mul(weight, isa.sub(isa.load(product), centre));
         // A NaN stays.
         let hidden = isa.max(zero, s);
         isa.store(score, isa.select_lt(lowest, s, weight, hidden));
-        isa.store(product, isa.select_lt(lowest, s, slope, hidden));
+        isa.store(product, isa.select_lt(lowest, s, ds, hidden));
     }
 }

@@ -326,6 +326,9 @@ fn unpack(
     Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The convolution.
 ///
 /// Arguments: X, filters (in `f32_taps32`, or row-major), bias if any (one element per output channel), residual if

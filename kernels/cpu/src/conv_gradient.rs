@@ -95,6 +95,9 @@ impl Params {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The derivative.
 ///
 /// Arguments: X, the cotangent of Y, the result in OIHW order, workspace if any. Any alignment of 4 bytes; the result

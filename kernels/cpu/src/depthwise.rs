@@ -69,6 +69,9 @@ pub(crate) fn unpack_filters(shape: &[usize], bytes: &[u8]) -> Result<Tensor, St
     Tensor::from_bytes(DType::F32, shape, &out).map_err(|e| e.to_string())
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The convolution.
 ///
 /// Arguments: X, filters (in `f32_channels`, or row-major), bias if any, residual if any (layout of Y), Y, workspace if

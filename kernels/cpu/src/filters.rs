@@ -30,6 +30,9 @@ pub(crate) fn phase(class: Class, shape: &Shape, depthwise: bool, target: usize)
     (Phase { kernel: class.kernels().filters, params: to_words(&params), items, grain: 1 }, len)
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// Brings filters into the workspace.
 ///
 /// Arguments: those of the convolution; reads its filters, row-major, and writes the workspace.

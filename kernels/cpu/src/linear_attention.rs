@@ -196,6 +196,9 @@ struct Parts {
     turned: *mut f32,
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// One phase of linear attention.
 ///
 /// Arguments: φQ, φK, V, O, workspace (the states) unless causal attention has a single span. Any alignment of 4

@@ -79,25 +79,11 @@ fn block_rows(class: Class, m: usize, panels: usize, k: usize, repetitions: usiz
     even(m, (tiles * class.rows()).min(rows))
 }
 
-/// The same call with innermost batch axes that share B taken as further rows, where A and C allow it.
-fn fold_rows(call: &MatMul) -> MatMul {
-    let mut call = call.clone();
-    while let Some(&axis) = call.batch.last() {
-        if call.m == 1 && axis.b == 0 {
-            (call.a.row_stride, call.c_row_stride) = (axis.a, axis.c);
-        } else if axis.b != 0 || axis.a != call.m * call.a.row_stride || axis.c != call.m * call.c_row_stride
-        {
-            break;
-        }
-        call.m *= axis.extent;
-        call.batch.pop();
-    }
-    call
-}
-
 /// How a class runs a product; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
-    let call = &fold_rows(call);
+    let mut joined = call.clone();
+    joined.join_rows();
+    let call = &joined;
     if call.batch.len() > 4 {
         return Err(format!("at most 4 batch axes, found {}", call.batch.len()));
     }
@@ -299,6 +285,9 @@ impl Item {
         }
     }
 }
+
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
 
 /// The product.
 ///

@@ -66,6 +66,9 @@ impl Panel {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The product.
 ///
 /// Arguments: as those of a product with a packed constant.

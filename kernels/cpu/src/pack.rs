@@ -177,6 +177,9 @@ impl Workspace {
     }
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// Brings matrices into the workspace.
 ///
 /// Arguments: those of the call; reads `source`, writes `target`, which must not overlap. Any alignment. Rows and

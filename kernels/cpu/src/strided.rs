@@ -44,6 +44,9 @@ pub(crate) fn scratch(panels: usize) -> usize {
     2 * TERMS * panels * PANEL
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The product.
 ///
 /// Arguments: as those of a product with a strided right operand.

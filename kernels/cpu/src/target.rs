@@ -192,7 +192,7 @@ impl CpuTarget {
 pub struct KernelEntry {
     /// `<op>_<dtype>_<variant>__<instructions>`.
     pub name: &'static str,
-    /// Changes when the contract or the parameters do.
+    /// The version of its family, which changes when the contract or the parameters do.
     pub version: u32,
     /// Processors that can run it.
     pub class: Class,
@@ -308,7 +308,7 @@ macro_rules! entries {
                     $family::run($isa, params, args, scratch, begin, end)
                 }
             }
-            KernelEntry { name: $name, version: 2, class: Class::$class, function: kernel }
+            KernelEntry { name: $name, version: $family::VERSION, class: Class::$class, function: kernel }
         };
     };
 }

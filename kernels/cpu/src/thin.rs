@@ -31,6 +31,9 @@ pub(crate) fn words(product: matmul::Params, [b_row, b_col]: [usize; 2]) -> Vec<
     to_words(&Params { product, b_row, b_col })
 }
 
+/// The version of the contract and the parameters of [`run`].
+pub(crate) const VERSION: u32 = 2;
+
 /// The product.
 ///
 /// Arguments: as those of a product with a strided right operand; no workspace.

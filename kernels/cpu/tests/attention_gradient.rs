@@ -130,14 +130,14 @@ fn check(class: Class, c: &AttentionGradient, inputs: &[Vec<f32>]) {
                 let sum = &mut sums[2][base(c.dv, kv_head, key) + d];
                 *sum = (sum.0 + weight * d_o, sum.1 + (weight * d_o).abs() * (1.0 + terms));
             }
-            let (slope, slope_size) = (scale * weight * product, scale * weight * size * (1.0 + terms));
+            let (ds, ds_size) = (scale * weight * product, scale * weight * size * (1.0 + terms));
             for d in 0..c.qk_dim {
                 let q = inputs[0][base(c.q, head, query) + d] as f64;
                 let k = inputs[1][base(c.k, kv_head, key) + d] as f64;
                 let sum = &mut sums[0][base(c.dq, head, query) + d];
-                *sum = (sum.0 + slope * k, sum.1 + slope_size * k.abs());
+                *sum = (sum.0 + ds * k, sum.1 + ds_size * k.abs());
                 let sum = &mut sums[1][base(c.dk, kv_head, key) + d];
-                *sum = (sum.0 + slope * q, sum.1 + slope_size * q.abs());
+                *sum = (sum.0 + ds * q, sum.1 + ds_size * q.abs());
             }
         }
     }

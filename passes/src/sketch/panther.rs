@@ -53,6 +53,7 @@ use margay_loops::KernelCall;
 use margay_plan::CopyMode;
 use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::Tensor;
+use margay_tensor::random::stream_of;
 
 use super::{ApplyError, Fitted, InputStatistics, Module, ModuleKind, Point, Scheme, two_calls, weight_of};
 
@@ -123,7 +124,7 @@ impl Scheme for PantherScheme {
         Ok(Box::new(FittedPanther {
             scheme: *self,
             seed,
-            stream: stream_of(&module.name),
+            stream: first_stream(&module.name),
             source: payload.key().to_string(),
             kind: module.kind,
             d_in: module.d_in,
@@ -153,10 +154,9 @@ enum Stream {
     Right,
 }
 
-/// The first of four streams of a module: the hash of its name (Fowler, Noll and Vo, 32 bits, 1a) on top of two bits.
-fn stream_of(name: &str) -> u64 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-    u64::from(hash) << 2
+/// The first of four streams of a module: that of its name on top of two bits.
+fn first_stream(name: &str) -> u64 {
+    stream_of(name) << 2
 }
 
 impl FittedPanther {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use margay_artifact::CodeSection;
-use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_kernels_cpu::math::{RowTable, rows};
 use margay_kernels_cpu::{CpuTarget, this_machine};
 use memmap2::MmapMut;
@@ -25,7 +25,7 @@ pub(crate) use self::memory::pages;
 use self::parallel::Context;
 pub use self::pool::{Job, Pool};
 use crate::RunError;
-use crate::device::{Address, Device, Image, Memory, Module, Queue, Weights};
+use crate::device::{Address, Device, Fault, Image, Memory, Module, Queue, Weights};
 
 /// The processor of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -190,10 +190,12 @@ impl Queue for CpuQueue {
         self.fault = context.fault;
     }
 
-    fn synchronise(&mut self) -> Result<(), usize> {
-        match self.fault {
-            0 => Ok(()),
-            word => Err((word - 1) as usize),
+    fn synchronise(&mut self) -> Result<(), Fault> {
+        match fault_of(self.fault) {
+            None => Ok(()),
+            Some((step, requirement)) => {
+                Err(Fault { step: step as usize, requirement: requirement as usize })
+            }
         }
     }
 

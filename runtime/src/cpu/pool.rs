@@ -233,18 +233,6 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn spin_for(time: Duration) {
-        let start = Instant::now();
-        while start.elapsed() < time {
-            std::hint::spin_loop();
-        }
-    }
-
-    fn median(mut times: Vec<Duration>) -> Duration {
-        times.sort();
-        times[times.len() / 2]
-    }
-
     #[test]
     fn every_item_runs_once_on_any_number_of_threads() {
         for threads in [0, 1, 2, 3, 8] {
@@ -381,19 +369,16 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_region_is_cheap() {
-        let mut pool = Pool::new(2);
-        let times = (0..2000).map(|_| {
-            let start = Instant::now();
-            pool.run(2, 1, &|_, _, _| {});
-            start.elapsed()
-        });
-        let empty = median(times.collect());
-        let times = (0..500).map(|_| {
-            let start = Instant::now();
-            pool.run(2, 1, &|_, _, _| spin_for(Duration::from_micros(20)));
-            start.elapsed()
-        });
-        println!("empty region {empty:?}; two items of 20 us {:?}; medians", median(times.collect()));
+    fn threads_start_in_the_first_region_that_can_use_them() {
+        let mut pool = Pool::new(3);
+        for (total, grain) in [(0, 1), (1, 1), (40, 40), (40, u64::MAX)] {
+            pool.run(total, grain, &|worker, begin, end| assert_eq!((worker, begin, end), (0, 0, total)));
+            assert!(pool.workers.is_empty(), "a region of one run needs no other thread");
+        }
+        pool.run(40, 39, &|_, _, _| {});
+        assert_eq!(pool.workers.len(), 2);
+        let mut alone = Pool::new(1);
+        alone.run(40, 1, &|worker, begin, end| assert_eq!((worker, begin, end), (0, 0, 40)));
+        assert!(alone.workers.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::nest::Sink;
 use margay_loops::{
     Arg, Backend, Buffer, BufferId, Constant, Epilogue, KernelCall, MatLayout, MatMul, Nest, Operand, Packed,
-    Place, Port, Program, Source, Step, Work,
+    Place, Port, Producer, Program, Step, Work,
 };
 use margay_tensor::{DType, Tensor};
 
@@ -92,8 +92,8 @@ pub(crate) fn args(dtypes: &[DType]) -> Vec<Arg> {
 }
 
 /// An input read from memory.
-pub(crate) fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Source {
-    Source::Memory { arg, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
+pub(crate) fn memory(arg: usize, dtype: DType, shape: &[usize], strides: &[i64]) -> Producer {
+    Producer::Memory { arg, dtype, shape: shape.to_vec(), strides: strides.to_vec() }
 }
 
 /// An output written to memory.

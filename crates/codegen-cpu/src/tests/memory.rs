@@ -1,7 +1,8 @@
 //! Ways to reach memory: guards, positions computed at run time, strides, several outputs, carried loops.
 
+use margay_kernels_cpu::abi::fault_word;
 use margay_loops::nest::Sink;
-use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Source, Stmt};
+use margay_loops::{Arg, Binary, Combine, Index, Kernel, Nest, Producer, Stmt};
 use margay_tensor::DType::*;
 
 use super::{Bytes, STEP, isas, load_kernel, map, memory, nest, noise, row_major, run, run_split};
@@ -74,7 +75,7 @@ fn gather(rows: usize, width: usize, count: usize) -> Kernel {
         let (zero, last) = (nest.number(at, 0.0), nest.number(at, rows as f64 - 1.0));
         let (low, high) = (nest.binary(Binary::Le, zero, at), nest.binary(Binary::Le, at, last));
         let valid = nest.binary(Binary::And, low, high);
-        nest.require(valid);
+        nest.require(valid, "positions of rows");
         let at = nest.select(valid, at, zero);
         let value = nest.load(0, &[Index::reg(at), i[1].clone()]);
         nest.store(0, i, value);
@@ -97,7 +98,10 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
             let bad = i64::bytes(&[0, 1, 7, -1, 2]);
             let mut args = [f32::bytes(&table), bad, vec![0; 20 * width]];
             let loaded = load_kernel(&kernel, &isa);
-            assert_eq!(run_split(&loaded, &mut args, &[(0, crate::items(&kernel))]), STEP + 1);
+            assert_eq!(
+                run_split(&loaded, &mut args, &[(0, crate::items(&kernel))]),
+                fault_word(STEP as u32, 0)
+            );
             assert_eq!(
                 f32::values(&args[2])[4 * width..],
                 table[2 * width..3 * width],
@@ -108,10 +112,43 @@ fn gather_copies_rows_and_reports_positions_out_of_range() {
 }
 
 #[test]
+fn a_fault_says_which_requirement_failed() {
+    let mut nest = nest(&[(I64, &[40])], (I64, &[40]));
+    nest.for_each(&[40], |nest, i| {
+        let x = nest.load(0, i);
+        let (low, high) = (nest.number(x, -3.0), nest.number(x, 3.0));
+        let (above, below) = (nest.binary(Binary::Le, low, x), nest.binary(Binary::Le, x, high));
+        nest.require(above, "numbers from -3");
+        nest.require(below, "numbers to 3");
+        nest.store(0, i, x);
+    });
+    let kernel = nest.finish();
+    assert_eq!(kernel.requirements(), ["numbers from -3", "numbers to 3"]);
+    let step = u32::try_from(STEP).unwrap();
+    let cases = [
+        (vec![], 0),
+        (vec![(7, -4)], fault_word(step, 0)),
+        (vec![(7, 4)], fault_word(step, 1)),
+        (vec![(7, 4), (30, -4)], fault_word(step, 1)),
+        (vec![(7, -4), (30, 4)], fault_word(step, 1)),
+    ];
+    for isa in isas() {
+        let loaded = load_kernel(&kernel, &isa);
+        for (bad, expected) in &cases {
+            let mut x = vec![0i64; 40];
+            bad.iter().for_each(|&(at, v)| x[at] = v);
+            let items = crate::items(&kernel);
+            let mut args = [i64::bytes(&x), vec![0; 320]];
+            assert_eq!(run_split(&loaded, &mut args, &[(0, items)]), *expected, "{bad:?}");
+        }
+    }
+}
+
+#[test]
 fn transposition_of_every_type() {
     let (a, b) = (5, 19);
     for dtype in [F32, F64, I64, I32, I16, U8, Bool] {
-        let source = Source::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
+        let source = Producer::Memory { arg: 0, dtype, shape: vec![b, a], strides: vec![1, b as i64] };
         let args = [false, true].map(|written| Arg { dtype, written }).to_vec();
         let sink = Sink { arg: 1, strides: row_major(&[b, a]), stages: vec![] };
         let mut nest = Nest::new(args, vec![source], vec![sink]);

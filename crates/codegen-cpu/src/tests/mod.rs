@@ -12,7 +12,7 @@ use margay_kernels_cpu::abi::{DriverFn, KernelFn, SCRATCH_HEADER_BYTES};
 use margay_kernels_cpu::math::{RowTable, rows};
 use margay_kernels_cpu::{Class, CpuCode, CpuTarget, Prepared};
 use margay_loops::nest::Sink;
-use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Program, Reg, Source};
+use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Producer, Program, Reg};
 use margay_tensor::DType;
 
 use crate::CpuIsa;
@@ -135,8 +135,8 @@ fn row_major(shape: &[usize]) -> Vec<i64> {
     strides
 }
 
-fn memory(arg: usize, dtype: DType, shape: &[usize]) -> Source {
-    Source::Memory { arg, dtype, shape: shape.to_vec(), strides: row_major(shape) }
+fn memory(arg: usize, dtype: DType, shape: &[usize]) -> Producer {
+    Producer::Memory { arg, dtype, shape: shape.to_vec(), strides: row_major(shape) }
 }
 
 /// A nest that reads row-major arguments and writes one last argument of the given shape.
@@ -160,7 +160,7 @@ fn map(
         .chain([Arg { dtype: output.0, written: true }])
         .collect();
     let sources = inputs.iter().enumerate().map(|(i, (d, shape))| memory(i, *d, shape)).collect();
-    let computed = Source::Computed { shape: output.1.to_vec(), function: Rc::new(f), inputs: sources };
+    let computed = Producer::Computed { shape: output.1.to_vec(), function: Rc::new(f), inputs: sources };
     let sink = Sink { arg: inputs.len(), strides: row_major(output.1), stages: vec![] };
     let mut n = Nest::new(args, vec![computed], vec![sink]);
     n.for_each(output.1, |n, i| {

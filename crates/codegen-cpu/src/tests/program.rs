@@ -188,7 +188,7 @@ fn text_of_a_tiny_kernel() {
         axes: 1,
         body: vec![Stmt::Loop {
             axis: margay_loops::Axis(0),
-            extent: 6,
+            extent: 6.into(),
             parallel: false,
             body: vec![
                 Stmt::Literal { to: Reg(0), value: Literal::f32(2.0) },

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
+
+use super::{Call, CallArg, Epilogue, product};
+use crate::text::fields;
 
 /// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
@@ -56,12 +59,56 @@ impl Attention {
     }
 }
 
+fields!(Attention {
+    batch,
+    heads,
+    kv_heads,
+    q_len,
+    kv_len,
+    qk_dim,
+    v_dim,
+    scale_bits,
+    q,
+    k,
+    v,
+    o,
+    mask = None,
+    causal = false,
+    log_sum_exp = false,
+});
+
+/// Rows of so many elements of every (batch, head, row).
+pub(super) fn rows(extents: [usize; 3], strides: [usize; 3], dim: usize) -> Vec<(usize, usize)> {
+    extents.into_iter().zip(strides).chain([(dim, 1)]).collect()
+}
+
+/// A mask of (batch, head, query, key).
+pub(super) fn mask_arg(extents: [usize; 4], strides: [usize; 4]) -> CallArg {
+    CallArg::read(DType::F32, &extents.into_iter().zip(strides).collect::<Vec<_>>())
+}
+
 impl Call for Attention {
     const FAMILY: &'static str = "attention";
 
     fn flops(&self) -> u64 {
         2 * product(&[self.batch, self.heads, self.qk_dim + self.v_dim])
             * Attention::pairs(self.q_len, self.kv_len, self.causal)
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
+        let keys = [self.batch, self.kv_heads, self.kv_len];
+        let mut args = vec![
+            read(rows([self.batch, self.heads, self.q_len], self.q, self.qk_dim)),
+            read(rows(keys, self.k, self.qk_dim)),
+            read(rows(keys, self.v, self.v_dim)),
+        ];
+        args.extend(self.mask.map(|mask| mask_arg([self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        let o = rows([self.batch, self.heads, self.q_len], self.o, self.v_dim);
+        args.push(CallArg::written(DType::F32, &o));
+        let logarithms = [(self.batch * self.heads * self.q_len, 1)];
+        args.extend(self.log_sum_exp.then(|| CallArg::written(DType::F32, &logarithms)));
+        args
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use super::{Attention, Call, Epilogue, product};
+use margay_tensor::DType;
+
+use super::attention::{mask_arg, rows};
+use super::{Attention, Call, CallArg, Epilogue, product};
+use crate::text::fields;
 
 /// The cotangents of the operands of [`Attention`], in f32 (Dao, arXiv 2307.08691). With the scores
 /// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
@@ -52,6 +56,26 @@ pub struct AttentionGradient {
     pub dv: [usize; 3],
 }
 
+fields!(AttentionGradient {
+    batch,
+    heads,
+    kv_heads,
+    q_len,
+    kv_len,
+    qk_dim,
+    v_dim,
+    scale_bits,
+    q,
+    k,
+    v,
+    d_o,
+    mask = None,
+    causal = false,
+    dq,
+    dk,
+    dv,
+});
+
 impl Call for AttentionGradient {
     const FAMILY: &'static str = "attention_gradient";
 
@@ -59,6 +83,27 @@ impl Call for AttentionGradient {
     fn flops(&self) -> u64 {
         2 * product(&[self.batch, self.heads, 3 * self.qk_dim + 2 * self.v_dim])
             * Attention::pairs(self.q_len, self.kv_len, self.causal)
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
+        let written = |axes: Vec<(usize, usize)>| CallArg::written(DType::F32, &axes);
+        let queries = [self.batch, self.heads, self.q_len];
+        let keys = [self.batch, self.kv_heads, self.kv_len];
+        let numbers = vec![(self.batch * self.heads * self.q_len, 1)];
+        let mut args = vec![
+            read(rows(queries, self.q, self.qk_dim)),
+            read(rows(keys, self.k, self.qk_dim)),
+            read(rows(keys, self.v, self.v_dim)),
+            read(numbers.clone()),
+            read(numbers),
+            read(rows(queries, self.d_o, self.v_dim)),
+        ];
+        args.extend(self.mask.map(|mask| mask_arg([self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        args.push(written(rows(queries, self.dq, self.qk_dim)));
+        args.push(written(rows(keys, self.dk, self.qk_dim)));
+        args.push(written(rows(keys, self.dv, self.v_dim)));
+        args
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
+
+use super::{Call, CallArg, Epilogue, product};
+use crate::text::fields;
 
 /// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
@@ -45,12 +48,41 @@ impl Conv {
     }
 }
 
+fields!(Conv {
+    batch,
+    in_channels,
+    out_channels,
+    groups,
+    in_size,
+    out_size,
+    kernel,
+    strides,
+    pads,
+    dilations,
+    k_packed = false,
+    epilogue = Epilogue::default(),
+});
+
 impl Call for Conv {
     const FAMILY: &'static str = "conv";
 
     fn flops(&self) -> u64 {
         let taps = self.in_channels / self.groups * self.kernel[0] * self.kernel[1];
         2 * product(&[self.batch, self.out_channels, self.out_size[0], self.out_size[1], taps])
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let whole = |n: usize| [(n, 1)];
+        let pixels = |size: [usize; 2]| self.batch * size[0] * size[1];
+        let taps = self.in_channels / self.groups.max(1) * self.kernel[0] * self.kernel[1];
+        let y = CallArg::written(DType::F32, &whole(pixels(self.out_size) * self.out_channels));
+        let mut args = vec![
+            CallArg::read(DType::F32, &whole(pixels(self.in_size) * self.in_channels)),
+            CallArg::read(DType::F32, &whole(self.out_channels * taps)),
+        ];
+        args.extend(self.epilogue.args(self.out_channels, &y));
+        args.push(y);
+        args
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

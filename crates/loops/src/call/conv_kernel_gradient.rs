@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Call, Conv, Epilogue};
+use super::{Call, CallArg, Conv, Epilogue};
+use crate::text::fields;
 
 /// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
 /// pixels, X and dY row-major in NHWC order, dK in OIHW order.
@@ -14,11 +15,19 @@ pub struct ConvKernelGradient {
     pub forward: Conv,
 }
 
+fields!(ConvKernelGradient { forward });
+
 impl Call for ConvKernelGradient {
     const FAMILY: &'static str = "conv_kernel_gradient";
 
     fn flops(&self) -> u64 {
         self.forward.flops()
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let plain = Conv { epilogue: Epilogue::default(), ..self.forward.clone() };
+        let [x, k, y] = &plain.args()[..] else { unreachable!("a convolution without an epilogue") };
+        vec![x.clone(), CallArg::read(y.dtype, &y.axes), CallArg::written(k.dtype, &k.axes)]
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::CallArg;
+use crate::text::{Field, fields};
+
 /// A scalar function applied to every element of a result.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Activation {
@@ -33,7 +36,37 @@ pub struct Epilogue {
     pub residual_first: bool,
 }
 
+impl Field for Activation {
+    fn write(&self) -> String {
+        self.name().into()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        let found = Activation::ALL.into_iter().find(|a| a.name() == text);
+        found.ok_or_else(|| format!("`{text}` is not an activation"))
+    }
+}
+
+fields!(Epilogue { bias = false, activation = None, residual = false, residual_first = false });
+
+impl Epilogue {
+    /// The arguments of an epilogue: a bias of so many elements, and a residual that lies as the result does.
+    pub(super) fn args(&self, bias: usize, result: &CallArg) -> Vec<CallArg> {
+        let bias = self.bias.then(|| CallArg::read(result.dtype, &[(bias, 1)]));
+        let residual = self.residual.then(|| CallArg::read(result.dtype, &result.axes));
+        bias.into_iter().chain(residual).collect()
+    }
+}
+
 impl Activation {
+    const ALL: [Activation; 6] = [
+        Activation::Relu,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ];
+
     /// The name used in text forms.
     pub fn name(self) -> &'static str {
         match self {

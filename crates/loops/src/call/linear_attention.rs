@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
+
+use super::attention::rows;
+use super::{Call, CallArg, Epilogue, product};
+use crate::text::fields;
 
 /// Linear attention in f32: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
 /// goes over the keys. The features φ are computed before.
@@ -36,12 +40,38 @@ pub struct LinearAttention {
     pub o: [usize; 3],
 }
 
+fields!(LinearAttention {
+    batch,
+    heads,
+    q_len,
+    kv_len,
+    features,
+    v_dim,
+    epsilon_bits,
+    causal = false,
+    q,
+    k,
+    v,
+    o,
+});
+
 impl Call for LinearAttention {
     const FAMILY: &'static str = "linear_attention";
 
     fn flops(&self) -> u64 {
         let rows = self.q_len as u64 + self.kv_len as u64;
         2 * product(&[self.batch, self.heads, self.features, self.v_dim + 1]) * rows
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
+        let (queries, keys) = ([self.batch, self.heads, self.q_len], [self.batch, self.heads, self.kv_len]);
+        vec![
+            read(rows(queries, self.q, self.features)),
+            read(rows(keys, self.k, self.features)),
+            read(rows(keys, self.v, self.v_dim)),
+            CallArg::written(DType::F32, &rows(queries, self.o, self.v_dim)),
+        ]
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

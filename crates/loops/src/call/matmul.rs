@@ -2,8 +2,11 @@
 
 use std::fmt;
 
-use super::{Call, Epilogue, product};
+use margay_tensor::DType;
+
+use super::{Call, CallArg, Epilogue, product};
 use crate::Precision;
+use crate::text::fields;
 
 /// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -54,11 +57,54 @@ pub struct MatMul {
     pub epilogue: Epilogue,
 }
 
+fields!(MatLayout { row_stride, col_stride });
+fields!(BatchAxis { extent, a, b, c });
+fields!(MatMul {
+    m,
+    n,
+    k,
+    batch = Vec::new(),
+    a,
+    b,
+    c_row_stride,
+    b_packed = false,
+    precision = Precision::F32,
+    epilogue = Epilogue::default(),
+});
+
+impl MatMul {
+    /// Turns innermost batch axes that share B into further rows of A where these are evenly spaced.
+    pub fn join_rows(&mut self) {
+        while let Some(&BatchAxis { extent, a, b: 0, c }) = self.batch.last() {
+            if self.m == 1 {
+                (self.a.row_stride, self.c_row_stride) = (a, c);
+            } else if a != self.m * self.a.row_stride || c != self.m * self.c_row_stride {
+                return;
+            }
+            self.m *= extent;
+            self.batch.pop();
+        }
+    }
+}
+
 impl Call for MatMul {
     const FAMILY: &'static str = "matmul";
 
     fn flops(&self) -> u64 {
         2 * product(&[self.m, self.n, self.k]) * self.batch.iter().map(|b| b.extent as u64).product::<u64>()
+    }
+
+    fn args(&self) -> Vec<CallArg> {
+        let axes = |stride: fn(&BatchAxis) -> usize, matrix: [(usize, usize); 2]| -> Vec<(usize, usize)> {
+            self.batch.iter().map(|b| (b.extent, stride(b))).chain(matrix).collect()
+        };
+        let a = axes(|b| b.a, [(self.m, self.a.row_stride), (self.k, self.a.col_stride)]);
+        let b = axes(|b| b.b, [(self.k, self.b.row_stride), (self.n, self.b.col_stride)]);
+        let c = CallArg::written(DType::F32, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
+        let mut args = vec![CallArg::read(DType::F32, &a), CallArg::read(DType::F32, &b)];
+        args.extend(self.epilogue.args(self.n, &c));
+        args.push(c);
+        args
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {

@@ -25,13 +25,44 @@ pub use matmul::{BatchAxis, MatLayout, MatMul};
 use std::fmt;
 use std::hash::Hash;
 
-/// What every family of calls answers. There are no default bodies.
-pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display {
+use margay_tensor::DType;
+
+use crate::text::Field;
+
+/// An argument of a call, without the workspace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CallArg {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// The elements that are touched: extent and stride of every axis, from the first element on. Of an operand that is
+    /// packed they mean nothing.
+    pub axes: Vec<(usize, usize)>,
+    /// Whether it is a result.
+    pub written: bool,
+}
+
+impl CallArg {
+    /// An operand.
+    pub(crate) fn read(dtype: DType, axes: &[(usize, usize)]) -> CallArg {
+        CallArg { dtype, axes: axes.to_vec(), written: false }
+    }
+
+    /// A result.
+    pub(crate) fn written(dtype: DType, axes: &[(usize, usize)]) -> CallArg {
+        CallArg { dtype, axes: axes.to_vec(), written: true }
+    }
+}
+
+/// What every family of calls answers. There are no default bodies. Its parameters are [`Field`]s.
+pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display + Field {
     /// The name of the family, as benches and reports show it.
     const FAMILY: &'static str;
 
     /// Multiplications and additions of one call, each counted as one operation.
     fn flops(&self) -> u64;
+
+    /// The arguments in order, without the workspace.
+    fn args(&self) -> Vec<CallArg>;
 
     /// What the kernel does to its first result before the store; `None` if it can do nothing. A bias lies along the
     /// last axis of the result. Bias and residual are arguments between the operands and the results.
@@ -75,6 +106,25 @@ macro_rules! calls {
             /// See [`Call::flops`].
             pub fn flops(&self) -> u64 {
                 match self { $(KernelCall::$name(call) => call.flops()),* }
+            }
+
+            /// See [`Call::args`].
+            pub fn args(&self) -> Vec<CallArg> {
+                match self { $(KernelCall::$name(call) => call.args()),* }
+            }
+
+            /// The family and all parameters, as text that reads back.
+            pub fn text(&self) -> String {
+                let fields = match self { $(KernelCall::$name(call) => call.write()),* };
+                format!("{} {fields}", self.family())
+            }
+
+            /// The call of a family with parameters, as [`text`](KernelCall::text) writes them.
+            pub fn read(family: &str, fields: &str) -> Result<KernelCall, String> {
+                match family {
+                    $($name::FAMILY => $name::read(fields).map(KernelCall::$name),)*
+                    _ => Err(format!("there is no kernel call `{family}`")),
+                }
             }
 
             /// See [`Call::epilogue`].

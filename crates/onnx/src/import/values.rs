@@ -42,7 +42,7 @@ impl Importer<'_> {
                     });
                 }
                 Op::Dims(d) => return Some(IntTensor { dtype: ty.dtype, shape, values: d.values.clone() }),
-                Op::Reshape(_) | Op::Cast(_) => at = *self.graph.inputs_of(at.node).first()?,
+                op if is_renamed(op) => at = *self.graph.inputs_of(at.node).first()?,
                 _ => return None,
             }
             if self.ty(at).dtype.is_float() {
@@ -143,6 +143,11 @@ impl Importer<'_> {
         }
         Ok(Some(v))
     }
+}
+
+/// Whether it keeps the elements of its operand, in their order.
+fn is_renamed(op: &Op) -> bool {
+    matches!(op, Op::Reshape(_) | Op::Cast(_))
 }
 
 fn count(shape: &[usize]) -> usize {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use margay_tensor::{DType, Element, Tensor, TensorError};
 use memmap2::Mmap;
-use onnx_protobuf::{StringStringEntryProto, TensorProto};
 
+use crate::wire::proto::{StringStringEntryProto, TensorProto};
 use crate::{Problem, map};
 
 /// Greatest number of axes.
@@ -52,7 +52,7 @@ impl<'a> Store<'a> {
             return Err(Problem::Storage { tensor: name.to_owned(), found: "segments" });
         }
         let header = Header::new(name, proto.data_type, &proto.dims)?;
-        let location = proto.data_location.value();
+        let location = proto.data_location;
         if !matches!(location, DEFAULT | EXTERNAL) {
             return Err(header.field("the model or an external file", &format!("location number {location}")));
         }

@@ -4,10 +4,10 @@
 
 use std::fmt;
 
-use onnx_protobuf::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_proto,
-    tensor_shape_proto, type_proto,
+use super::proto::{
+    AttributeProto, Dimension, Empty, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
+    ValueInfoProto,
 };
 
 /// A kind of message.
@@ -155,15 +155,15 @@ impl Message {
             Message::Node => size_of::<NodeProto>(),
             Message::Attribute => size_of::<AttributeProto>(),
             Message::Tensor => size_of::<TensorProto>(),
-            Message::Segment => size_of::<tensor_proto::Segment>(),
+            Message::Segment => size_of::<Empty>(),
             Message::SparseTensor => size_of::<SparseTensorProto>(),
             Message::Entry => size_of::<StringStringEntryProto>(),
             Message::Value => size_of::<ValueInfoProto>(),
             Message::Type => size_of::<TypeProto>(),
-            Message::TensorType => size_of::<type_proto::Tensor>(),
-            Message::OtherType => size_of::<type_proto::Map>(),
+            Message::TensorType => size_of::<TensorType>(),
+            Message::OtherType => size_of::<Empty>(),
             Message::Shape => size_of::<TensorShapeProto>(),
-            Message::Dimension => size_of::<tensor_shape_proto::Dimension>(),
+            Message::Dimension => size_of::<Dimension>(),
         }
     }
 }

@@ -50,10 +50,13 @@ impl OpDef for Cast {
     }
 
     fn facts(&self) -> Facts {
-        let truths = self.to == DType::Bool;
-        let symbolic = Symbolic::Each(if truths { truth } else { |x| Some(x.clone()) });
+        let symbolic = match self.to {
+            DType::Bool => Some(Symbolic::Each(truth)),
+            DType::I64 | DType::I32 => Some(Symbolic::Each(|x| Some(x.clone()))),
+            _ => None,
+        };
         let known = Elementwise { neutral: None, activation: None };
-        Facts { identity: true, ..Facts::elementwise(known, Some(symbolic), &[]) }
+        Facts { identity: true, ..Facts::elementwise(known, symbolic, &[]) }
     }
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
@@ -71,6 +74,8 @@ impl OpDef for Cast {
             (Cast { to }, Case { inputs: vec![CaseInput::Values(values)] })
         };
         let wide = [DType::F32, DType::F64, DType::I64, DType::I32, DType::Bool];
-        DType::ALL.map(small).into_iter().chain(wide.map(large)).collect()
+        // Halves are not compiled.
+        let whole = DType::ALL.into_iter().filter(|to| !matches!(to, DType::F16 | DType::BF16));
+        whole.map(small).chain(wide.map(large)).collect()
     }
 }

@@ -15,10 +15,10 @@ unary! {
     activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        let square = cx.mul(x, x)?;
-        let negative = cx.neg(square)?;
-        let bell = cx.op(Exp, &[negative])?;
-        let slope = cx.scale(bell, std::f64::consts::FRAC_2_SQRT_PI)?;
-        Grad::all([cx.mul(dy, slope)?])
+        let x2 = cx.mul(x, x)?;
+        let minus_x2 = cx.neg(x2)?;
+        let exp = cx.op(Exp, &[minus_x2])?;
+        let derivative = cx.scale(exp, std::f64::consts::FRAC_2_SQRT_PI)?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

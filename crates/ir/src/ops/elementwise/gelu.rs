@@ -46,46 +46,46 @@ impl OpDef for Gelu {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        let square = cx.mul(x, x)?;
-        let slope = if self.tanh {
-            // t = tanh(u(x)): (1 + t) / 2 + x/2 (1 - t²) u'(x).
+        let x2 = cx.mul(x, x)?;
+        let derivative = if self.tanh {
+            // t = tanh u, u = √(2/π) (x + c x³): (1 + t) / 2 + (1 - t²) x u'/2, where u' = √(2/π) (1 + 3 c x²).
             let root = std::f64::consts::FRAC_2_PI.sqrt();
-            let cubic = cx.scale(square, CUBIC)?;
+            let cubic = cx.scale(x2, CUBIC)?;
             let factor = cx.offset(cubic, 1.0)?;
             let scaled = cx.scale(x, root)?;
-            let inner = cx.mul(scaled, factor)?;
-            let t = cx.op(Tanh, &[inner])?;
+            let u = cx.mul(scaled, factor)?;
+            let t = cx.op(Tanh, &[u])?;
             let half = cx.scale(t, 0.5)?;
-            let share = cx.offset(half, 0.5)?;
-            let t_square = cx.mul(t, t)?;
+            let first = cx.offset(half, 0.5)?;
+            let t2 = cx.mul(t, t)?;
             let one = cx.number(x, 1.0)?;
-            let rest = cx.sub(one, t_square)?;
-            let steep = cx.scale(square, 1.5 * root * CUBIC)?;
-            let steep = cx.offset(steep, 0.5 * root)?;
-            let steep = cx.mul(x, steep)?;
-            let bend = cx.mul(rest, steep)?;
-            cx.add(share, bend)?
+            let one_minus_t2 = cx.sub(one, t2)?;
+            let half_du = cx.scale(x2, 1.5 * root * CUBIC)?;
+            let half_du = cx.offset(half_du, 0.5 * root)?;
+            let x_half_du = cx.mul(x, half_du)?;
+            let second = cx.mul(one_minus_t2, x_half_du)?;
+            cx.add(first, second)?
         } else {
-            // Φ(x) + x φ(x).
+            // Φ(x) + x φ(x), where φ(x) = exp(-x²/2) / √(2π).
             let inner = cx.scale(x, std::f64::consts::FRAC_1_SQRT_2)?;
-            let e = cx.op(Erf, &[inner])?;
-            let half = cx.scale(e, 0.5)?;
-            let share = cx.offset(half, 0.5)?;
-            let exponent = cx.scale(square, -0.5)?;
-            let bell = cx.op(Exp, &[exponent])?;
+            let erf = cx.op(Erf, &[inner])?;
+            let half = cx.scale(erf, 0.5)?;
+            let cdf = cx.offset(half, 0.5)?;
+            let exponent = cx.scale(x2, -0.5)?;
+            let exp = cx.op(Exp, &[exponent])?;
             let scaled =
                 cx.scale(x, 0.5 * std::f64::consts::FRAC_1_SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI)?;
-            let bend = cx.mul(scaled, bell)?;
-            cx.add(share, bend)?
+            let x_pdf = cx.mul(scaled, exp)?;
+            cx.add(cdf, x_pdf)?
         };
-        Grad::all([cx.mul(dy, slope)?])
+        Grad::all([cx.mul(dy, derivative)?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {
         let tanh = self.tanh;
         Ok(Lowered::elementwise(move |n, x| {
             let x = x[0];
-            let bent = if tanh {
+            let f = if tanh {
                 let (square, cubic) = (n.mul(x, x), n.number(x, CUBIC));
                 let (scaled, one) = (n.mul(square, cubic), n.number(x, 1.0));
                 let factor = n.add(scaled, one);
@@ -100,8 +100,8 @@ impl OpDef for Gelu {
             };
             let half = n.number(x, 0.5);
             let half = n.mul(x, half);
-            let rest = n.mul(half, bent);
-            n.add(half, rest)
+            let product = n.mul(half, f);
+            n.add(half, product)
         }))
     }
 

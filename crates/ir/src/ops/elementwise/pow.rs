@@ -19,13 +19,13 @@ binary! {
         let (x, y, z, dz) = (cx.input(0), cx.input(1), cx.output(), cx.cotangent()?);
         let lower = cx.offset(y, -1.0)?;
         let power = cx.op(Pow, &[x, lower])?;
-        let slope = cx.mul(y, power)?;
-        let dx = cx.mul(dz, slope)?;
+        let by_x = cx.mul(y, power)?;
+        let dx = cx.mul(dz, by_x)?;
         // Asked for only, because it is not defined for negative x.
         let dy = if cx.wants(1) {
             let log = cx.op(Log, &[x])?;
-            let slope = cx.mul(z, log)?;
-            Some(cx.mul(dz, slope)?)
+            let by_y = cx.mul(z, log)?;
+            Some(cx.mul(dz, by_y)?)
         } else {
             None
         };

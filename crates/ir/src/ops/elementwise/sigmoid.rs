@@ -16,8 +16,8 @@ unary! {
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
         let one = cx.number(y, 1.0)?;
-        let rest = cx.sub(one, y)?;
-        let slope = cx.mul(y, rest)?;
-        Grad::all([cx.mul(dy, slope)?])
+        let one_minus_y = cx.sub(one, y)?;
+        let derivative = cx.mul(y, one_minus_y)?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

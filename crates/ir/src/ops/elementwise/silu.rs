@@ -12,18 +12,18 @@ unary! {
     float: |x| x / (1.0 + libm::exp(-x)),
     int: |x| x,
     scalar: |n, x| {
-        let share = n.unary(Unary::Sigmoid, x);
-        n.mul(x, share)
+        let s = n.unary(Unary::Sigmoid, x);
+        n.mul(x, s)
     },
     activation: Some(Activation::Silu), symbolic: None,
     vjp: |cx| {
         // s + y (1 - s), where y = x s.
         let (x, y, dy) = (cx.input(0), cx.output(), cx.cotangent()?);
-        let share = cx.op(Sigmoid, &[x])?;
+        let s = cx.op(Sigmoid, &[x])?;
         let one = cx.number(x, 1.0)?;
-        let rest = cx.sub(one, share)?;
-        let bend = cx.mul(y, rest)?;
-        let slope = cx.add(share, bend)?;
-        Grad::all([cx.mul(dy, slope)?])
+        let one_minus_s = cx.sub(one, s)?;
+        let product = cx.mul(y, one_minus_s)?;
+        let derivative = cx.add(s, product)?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

@@ -15,7 +15,7 @@ unary! {
     activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        let slope = cx.op(Cos, &[x])?;
-        Grad::all([cx.mul(dy, slope)?])
+        let derivative = cx.op(Cos, &[x])?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

@@ -24,7 +24,7 @@ unary! {
     activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        let slope = cx.op(Sigmoid, &[x])?;
-        Grad::all([cx.mul(dy, slope)?])
+        let derivative = cx.op(Sigmoid, &[x])?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

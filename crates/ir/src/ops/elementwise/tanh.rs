@@ -15,9 +15,9 @@ unary! {
     activation: Some(Activation::Tanh), symbolic: None,
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
-        let square = cx.mul(y, y)?;
+        let y2 = cx.mul(y, y)?;
         let one = cx.number(y, 1.0)?;
-        let slope = cx.sub(one, square)?;
-        Grad::all([cx.mul(dy, slope)?])
+        let derivative = cx.sub(one, y2)?;
+        Grad::all([cx.mul(dy, derivative)?])
     },
 }

@@ -143,7 +143,7 @@ impl OpDef for MatMul {
                 },
             );
         }
-        join_rows(&mut call);
+        call.join_rows();
         if call.batch.len() > MAX_BATCH_AXES {
             let found = call.batch.len();
             return Err(NotLowered(format!(
@@ -246,19 +246,6 @@ fn push_batch_axis(batch: &mut Vec<BatchAxis>, axis: BatchAxis) {
             *outer = BatchAxis { extent: outer.extent * axis.extent, ..axis };
         }
         _ => batch.push(axis),
-    }
-}
-
-/// Turns innermost batch axes that share B into further rows of A where these are evenly spaced.
-fn join_rows(call: &mut margay_loops::MatMul) {
-    while let Some(&BatchAxis { extent, a, b: 0, c }) = call.batch.last() {
-        if call.m == 1 {
-            (call.a.row_stride, call.c_row_stride) = (a, c);
-        } else if a != call.m * call.a.row_stride || c != call.m * call.c_row_stride {
-            return;
-        }
-        call.m *= extent;
-        call.batch.pop();
     }
 }
 

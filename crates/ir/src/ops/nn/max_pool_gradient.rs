@@ -159,7 +159,7 @@ impl OpDef for MaxPoolGradient {
             image: Some(Image {
                 layout: self.layout,
                 channels_last: MaxPoolGradient { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
-                operands: 2,
+                operands: 3,
                 result: true,
                 demanding: false,
             }),

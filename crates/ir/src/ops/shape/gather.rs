@@ -122,7 +122,7 @@ pub(super) fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
     let above = n.binary(Binary::Le, low, given);
     let below = n.binary(Binary::Lt, given, count);
     let inside = n.binary(Binary::And, above, below);
-    n.require(inside);
+    n.require(inside, &format!("indices from {} to {}", -extent, extent - 1));
     let negative = n.binary(Binary::Lt, given, zero);
     let shifted = n.add(given, count);
     let wrapped = n.select(negative, shifted, given);

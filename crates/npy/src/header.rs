@@ -1,7 +1,8 @@
 //! The header of an `.npy` file: magic, version, length, and a Python dictionary of three keys.
 
-use super::NpyError;
-use crate::DType;
+use margay_tensor::DType;
+
+use crate::NpyError;
 
 pub(super) const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Magic and version.

@@ -2,12 +2,12 @@
 
 use std::io::{Read, Seek, Write};
 
+use margay_tensor::Tensor;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
-use super::{NpyError, header, tensor};
-use crate::Tensor;
-use header::Header;
+use crate::header::{self, Header};
+use crate::{NpyError, tensor};
 
 const EXTENSION: &str = ".npy";
 
@@ -103,7 +103,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
-    use crate::npy::write_npy;
+    use crate::write_npy;
 
     fn zipped(members: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
         let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn deflated_members_are_read() {
-        let tensor = Tensor::zeros(crate::DType::F32, &[1000]).unwrap();
+        let tensor = Tensor::zeros(margay_tensor::DType::F32, &[1000]).unwrap();
         let bytes = zipped(&[("a.npy", &write_npy(&tensor).unwrap())], CompressionMethod::Deflated);
         assert!(bytes.len() < 400);
         assert_eq!(read_npz(Cursor::new(bytes)).unwrap(), [("a".to_owned(), tensor)]);
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_member_that_lies_about_its_size_is_caught() {
-        let mut npy = write_npy(&Tensor::zeros(crate::DType::U8, &[300]).unwrap()).unwrap();
+        let mut npy = write_npy(&Tensor::zeros(margay_tensor::DType::U8, &[300]).unwrap()).unwrap();
         let honest = npy.len() as u32;
         npy.extend_from_slice(&[0; 1000]);
         let mut bytes = zipped(&[("a.npy", &npy)], CompressionMethod::Deflated);
@@ -198,7 +198,7 @@ mod tests {
     fn what_cannot_be_written_is_named() {
         let twice = [("a", Tensor::scalar(1f32)), ("a", Tensor::scalar(2f32))];
         assert!(matches!(write_npz(Cursor::new(Vec::new()), &twice), Err(NpyError::Archive(_))));
-        let bf16 = [("w", Tensor::zeros(crate::DType::BF16, &[1]).unwrap())];
+        let bf16 = [("w", Tensor::zeros(margay_tensor::DType::BF16, &[1]).unwrap())];
         let err = write_npz(Cursor::new(Vec::new()), &bf16).unwrap_err();
         assert!(err.to_string().starts_with("in archive member `w.npy`: element type `bf16`"));
     }

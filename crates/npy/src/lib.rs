@@ -12,7 +12,8 @@ mod header;
 
 pub use archive::{read_npz, write_npz};
 
-use crate::{DType, Tensor, TensorError};
+use margay_tensor::{DType, Tensor, TensorError};
+
 use header::Header;
 
 /// A `.npy` or `.npz` file cannot be read or written.

@@ -1,0 +1,34 @@
+//! The text form of programs, and its parser.
+//!
+//! ```text
+//! input x: f32[8, 64]
+//! output y: f32[8, 64]
+//! constant c0: f32[64, 64] #5be1c0aa12ef ["fc.weight"]
+//! arena 2048 bytes
+//! temporary t0: 2048 bytes at 0
+//! k0: kernel(r f32, w f32)
+//!   for i0 in 0..512 parallel
+//!     %0 = load a0[i0]
+//!     %1 = exp %0
+//!     store a1[i0] = %1
+//! steps
+//!   matmul {m = 8, n = 64, k = 64, …} (in0, c0, t0)  // fc
+//!   k0 (t0, out0)  // exp
+//! ```
+//!
+//! Inputs, outputs and constants are numbered as they come, and each is one buffer: `in0`, `out0`, `c0`. Temporaries
+//! are the buffers of the arena. An operand is a buffer, and bytes behind its start: `t0+64`. The types of registers
+//! follow from the statements that define them. `if` and `loop` have their steps below them, indented.
+//!
+//! What is printed is all there is: a program that is read back is the same, with buffers in the order of inputs,
+//! outputs, constants, temporaries. Contents of constants are not in the text; who reads it finds them by their names.
+
+mod fields;
+mod parse;
+mod print;
+pub mod words;
+
+pub use fields::Field;
+pub(crate) use fields::{fields, pairs};
+pub use parse::{ConstantText, ParseError, parse_program};
+pub(crate) use print::buffer_names;

@@ -1,0 +1,615 @@
+//! Text to programs.
+
+use margay_tensor::{DType, Tensor};
+
+use super::Field;
+use super::words::{split_top, take_name};
+use crate::{
+    Arg, Axis, Binary, Buffer, BufferId, Carried, Combine, Constant, Extent, Index, Kernel, KernelCall,
+    Literal, Loop, Needs, Operand, Packed, Place, Port, Program, Reg, Step, Stmt, Unary, Work,
+};
+
+/// A text that is not a program (the text's fault).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct ParseError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// What a text says of the contents of a constant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConstantText {
+    /// Its names.
+    pub names: Vec<String>,
+    /// The content hash of the tensor, as it prints.
+    pub hash: String,
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<usize>,
+}
+
+type Answer<T> = Result<T, String>;
+
+/// Reads a program. `resolve` finds the contents of constants, of the type that the text says.
+pub fn parse_program(
+    text: &str,
+    resolve: &dyn Fn(&ConstantText) -> Option<Tensor>,
+) -> Result<Program, ParseError> {
+    let mut lines = Lines { all: read_lines(text)?, at: 0 };
+    let mut program = Program::default();
+    let mut temporaries: Vec<Buffer> = Vec::new();
+    while let Some(line) = lines.next_at(0) {
+        let fail = |message: String| ParseError { line: line.number, message };
+        let (word, rest) = line.text.split_once([' ', ':']).unwrap_or((line.text, ""));
+        match word {
+            "input" => program.inputs.push(port(rest).map_err(fail)?),
+            "output" => program.outputs.push(port(rest).map_err(fail)?),
+            "carried" => program.carried.push(carried(rest).map_err(fail)?),
+            "constant" => {
+                let number = program.constants.len();
+                program.constants.push(constant(rest, number, resolve).map_err(fail)?);
+            }
+            "arena" => program.arena_bytes = bytes(rest).map_err(fail)?,
+            "temporary" => temporaries.push(temporary(rest, temporaries.len()).map_err(fail)?),
+            "steps" => {
+                program.buffers = buffers(&program, std::mem::take(&mut temporaries)).map_err(fail)?;
+                let mut steps = Steps { names: super::buffer_names(&program), lines: &mut lines };
+                program.body = steps.block(1)?;
+                return match lines.peek() {
+                    None => Ok(program),
+                    Some(line) => Err(ParseError { line: line.number, message: unexpected(line.text) }),
+                };
+            }
+            _ => {
+                let expected = format!("k{}", program.kernels.len());
+                if word != expected {
+                    return Err(fail(format!(
+                        "expected `{expected}: kernel(…)` or `steps` at `{}`",
+                        line.text
+                    )));
+                }
+                let args = kernel_args(rest.trim()).map_err(fail)?;
+                program.kernels.push(read_kernel(args, &mut lines)?);
+            }
+        }
+    }
+    Err(ParseError { line: text.lines().count(), message: "expected `steps`".into() })
+}
+
+fn unexpected(text: &str) -> String {
+    format!("`{text}` is indented as nothing around it is")
+}
+
+#[derive(Clone, Copy)]
+struct Line<'t> {
+    number: usize,
+    depth: usize,
+    text: &'t str,
+}
+
+fn read_lines(text: &str) -> Result<Vec<Line<'_>>, ParseError> {
+    let mut lines = Vec::new();
+    for (i, full) in text.lines().enumerate() {
+        let text = full.trim_start();
+        if text.is_empty() || text.starts_with("//") {
+            continue;
+        }
+        let indent = full.len() - text.len();
+        if !indent.is_multiple_of(2) {
+            let message = format!("indented by {indent}, expected a multiple of 2");
+            return Err(ParseError { line: i + 1, message });
+        }
+        lines.push(Line { number: i + 1, depth: indent / 2, text: text.trim_end() });
+    }
+    Ok(lines)
+}
+
+struct Lines<'t> {
+    all: Vec<Line<'t>>,
+    at: usize,
+}
+
+impl<'t> Lines<'t> {
+    fn peek(&self) -> Option<Line<'t>> {
+        self.all.get(self.at).copied()
+    }
+
+    /// The next line if it is so deep.
+    fn next_at(&mut self, depth: usize) -> Option<Line<'t>> {
+        let line = self.peek().filter(|l| l.depth == depth)?;
+        self.at += 1;
+        Some(line)
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Answer<T> {
+    text.parse().map_err(|_| format!("`{text}` is not a number"))
+}
+
+fn bytes(text: &str) -> Answer<usize> {
+    number(text.trim().strip_suffix(" bytes").ok_or_else(|| format!("expected bytes at `{text}`"))?)
+}
+
+/// `f32[2, 3]` at the start of a text, and what follows.
+fn typed(text: &str) -> Answer<(DType, Vec<usize>, &str)> {
+    let not = || format!("expected a type such as `f32[2, 3]` at `{text}`");
+    let (dtype, rest) = text.split_once('[').ok_or_else(not)?;
+    let (shape, rest) = rest.split_once(']').ok_or_else(not)?;
+    let dtype = DType::from_name(dtype.trim()).ok_or_else(not)?;
+    let shape: Vec<usize> = split_top(shape).into_iter().map(number).collect::<Answer<_>>()?;
+    let size = shape.iter().try_fold(dtype.bytes(), |n, &d| n.checked_mul(d));
+    size.filter(|&n| i64::try_from(n).is_ok())
+        .ok_or_else(|| format!("`{text}` is larger than any memory"))?;
+    Ok((dtype, shape, rest.trim_start()))
+}
+
+fn port(text: &str) -> Answer<Port> {
+    let (name, rest) = take_name(text)?;
+    let rest = rest.strip_prefix(": ").ok_or_else(|| format!("expected `: ` after `{name}`"))?;
+    let (dtype, shape, rest) = typed(rest)?;
+    if rest.is_empty() { Ok(Port { name, dtype, shape }) } else { Err(format!("unexpected `{rest}`")) }
+}
+
+fn carried(text: &str) -> Answer<Carried> {
+    let parts =
+        text.split_once(" to ").and_then(|(o, i)| Some((o.strip_prefix("out")?, i.strip_prefix("in")?)));
+    let (output, input) = parts.ok_or_else(|| format!("expected `outN to inN` at `{text}`"))?;
+    Ok(Carried { input: number(input)?, output: number(output)? })
+}
+
+/// Splits off a bracketed text, brackets included.
+fn bracketed(text: &str) -> Answer<(&str, &str)> {
+    let (mut depth, mut quoted, mut escaped) = (0i32, false, false);
+    for (i, c) in text.char_indices() {
+        if quoted {
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            continue;
+        }
+        match c {
+            '"' => quoted = true,
+            '[' | '(' | '{' => depth += 1,
+            ']' | ')' | '}' if depth == 1 => return Ok((&text[..=i], text[i + 1..].trim_start())),
+            ']' | ')' | '}' => depth -= 1,
+            _ if depth == 0 => break,
+            _ => {}
+        }
+    }
+    Err(format!("expected a bracketed list at `{text}`"))
+}
+
+fn constant(text: &str, place: usize, resolve: &dyn Fn(&ConstantText) -> Option<Tensor>) -> Answer<Constant> {
+    let name = format!("c{place}: ");
+    let rest = text.strip_prefix(&name).ok_or_else(|| format!("expected `{name}` at `{text}`"))?;
+    let (dtype, shape, rest) = typed(rest)?;
+    let rest = rest.strip_prefix('#').ok_or_else(|| format!("expected a hash at `{rest}`"))?;
+    let (hash, rest) = rest.split_once(' ').ok_or("expected a list of names")?;
+    let (names, rest) = bracketed(rest)?;
+    let key = ConstantText { names: Vec::read(names)?, hash: hash.into(), dtype, shape };
+    let packed = match rest.strip_prefix("packed ") {
+        None if rest.is_empty() => None,
+        None => return Err(format!("unexpected `{rest}`")),
+        Some(rest) => {
+            let (packed, rest) = bracketed(rest)?;
+            let call = rest.strip_prefix("of ").ok_or_else(|| format!("expected `of` at `{rest}`"))?;
+            let (call, rest) = read_call(call)?;
+            if !rest.is_empty() {
+                return Err(format!("unexpected `{rest}`"));
+            }
+            Some((call, Packed::read(packed)?))
+        }
+    };
+    let tensor = resolve(&key).ok_or_else(|| format!("constant c{place} #{hash} is not at hand"))?;
+    if (tensor.dtype(), tensor.shape()) != (dtype, key.shape.as_slice()) {
+        let found = (tensor.dtype(), tensor.shape());
+        let shape = &key.shape;
+        return Err(format!("constant c{place}: expected {dtype}{shape:?}, found {}{:?}", found.0, found.1));
+    }
+    Ok(Constant { names: key.names, tensor, packed })
+}
+
+fn read_call(text: &str) -> Answer<(KernelCall, &str)> {
+    let (family, rest) = text.split_once(' ').ok_or_else(|| format!("expected a kernel call at `{text}`"))?;
+    let (fields, rest) = bracketed(rest)?;
+    Ok((KernelCall::read(family, fields)?, rest))
+}
+
+fn temporary(text: &str, expected: usize) -> Answer<Buffer> {
+    let shape = || format!("expected `t{expected}: N bytes at N` at `{text}`");
+    let rest = text.strip_prefix(&format!("t{expected}: ")).ok_or_else(shape)?;
+    let (size, at) = rest.split_once(" bytes at ").ok_or_else(shape)?;
+    Ok(Buffer { place: Place::Arena(number(at)?), bytes: number(size)? })
+}
+
+/// The buffers of a program in their order.
+fn buffers(program: &Program, temporaries: Vec<Buffer>) -> Answer<Vec<Buffer>> {
+    let inputs = program.inputs.iter().enumerate().map(|(i, p)| (Place::Input(i), p.bytes()));
+    let outputs = program.outputs.iter().enumerate().map(|(i, p)| (Place::Output(i), p.bytes()));
+    let constants = program.constants.iter().enumerate().map(|(i, c)| (Place::Constant(i), c.bytes()));
+    let placed = inputs.chain(outputs).chain(constants).map(|(place, bytes)| Buffer { place, bytes });
+    Ok(placed.chain(temporaries).collect())
+}
+
+fn kernel_args(text: &str) -> Answer<Vec<Arg>> {
+    let list = text.strip_prefix("kernel(").and_then(|t| t.strip_suffix(')'));
+    let list = list.ok_or_else(|| format!("expected `kernel(…)` at `{text}`"))?;
+    let arg = |text: &str| {
+        let (written, dtype) = match text.split_once(' ') {
+            Some(("r", dtype)) => (false, dtype),
+            Some(("w", dtype)) => (true, dtype),
+            _ => return Err(format!("expected `r` or `w` and a type at `{text}`")),
+        };
+        Ok(Arg { dtype: DType::read(dtype)?, written })
+    };
+    split_top(list).into_iter().map(arg).collect()
+}
+
+fn read_kernel(args: Vec<Arg>, lines: &mut Lines<'_>) -> Result<Kernel, ParseError> {
+    let mut reader = KernelReader { args, regs: Vec::new(), axes: 0, lines };
+    let body = reader.block(1)?;
+    let last = reader.lines.all[reader.lines.at - 1].number;
+    let KernelReader { args, regs, axes, .. } = reader;
+    let missing = regs.iter().position(Option::is_none);
+    if let Some(missing) = missing {
+        return Err(ParseError { line: last, message: format!("nothing defines %{missing}") });
+    }
+    Ok(Kernel { args, regs: regs.into_iter().flatten().collect(), axes, body })
+}
+
+struct KernelReader<'a, 't> {
+    args: Vec<Arg>,
+    regs: Vec<Option<DType>>,
+    axes: u16,
+    lines: &'a mut Lines<'t>,
+}
+
+/// More registers or axes than these are no kernel.
+const MAX_NAMES: usize = 1 << 20;
+
+impl KernelReader<'_, '_> {
+    fn block(&mut self, depth: usize) -> Result<Vec<Stmt>, ParseError> {
+        let mut body = Vec::new();
+        while let Some(line) = self.lines.next_at(depth) {
+            let fail = |message: String| ParseError { line: line.number, message };
+            let stmt = match line.text.split_once(' ').unwrap_or((line.text, "")) {
+                ("for", rest) => {
+                    let (axis, extent, tail) = self.range(rest).map_err(fail)?;
+                    let parallel = match tail {
+                        "" => false,
+                        "parallel" => true,
+                        _ => return Err(fail(format!("unexpected `{tail}`"))),
+                    };
+                    Stmt::Loop { axis, extent, parallel, body: self.block(depth + 1)? }
+                }
+                ("reduce", rest) => {
+                    let (range, joined) = rest
+                        .split_once(": ")
+                        .ok_or_else(|| fail(format!("expected `: ` and results at `{rest}`")))?;
+                    let (axis, extent, _) = self.range(range).map_err(fail)?;
+                    let inner = self.block(depth + 1)?;
+                    let results = split_top(joined).into_iter().map(|text| self.joined(text));
+                    Stmt::Reduce {
+                        axis,
+                        extent,
+                        results: results.collect::<Answer<_>>().map_err(fail)?,
+                        body: inner,
+                    }
+                }
+                _ => self.stmt(line.text).map_err(fail)?,
+            };
+            body.push(stmt);
+        }
+        match self.lines.peek() {
+            Some(line) if line.depth > depth => {
+                Err(ParseError { line: line.number, message: unexpected(line.text) })
+            }
+            _ => Ok(body),
+        }
+    }
+
+    /// `i0 in 0..8`, `i0 in 0..%3 max 8`, and what follows.
+    fn range<'s>(&mut self, text: &'s str) -> Answer<(Axis, Extent<Reg>, &'s str)> {
+        let not = || format!("expected `iN in 0..N` at `{text}`");
+        let (axis, rest) = text.split_once(" in 0..").ok_or_else(not)?;
+        let axis: u16 = number(axis.strip_prefix('i').ok_or_else(not)?)?;
+        self.axes = self.axes.max(axis.checked_add(1).ok_or_else(not)?);
+        let (from, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (extent, rest) = match from.starts_with('%') {
+            false => (Extent::Known(number(from)?), rest),
+            true => {
+                let rest =
+                    rest.strip_prefix("max ").ok_or_else(|| format!("expected `max N` at `{rest}`"))?;
+                let (bound, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                (Extent::Read { from: self.reg(from)?, bound: number(bound)? }, rest)
+            }
+        };
+        Ok((Axis(axis), extent, rest))
+    }
+
+    /// `%2 = sum %1`.
+    fn joined(&mut self, text: &str) -> Answer<(Reg, Combine, Reg)> {
+        let not = || format!("expected `%N = combine %N` at `{text}`");
+        let (to, rest) = text.split_once(" = ").ok_or_else(not)?;
+        let (combine, value) = rest.split_once(' ').ok_or_else(not)?;
+        let combine = Combine::from_name(combine).ok_or_else(not)?;
+        let value = self.reg(value)?;
+        let dtype = self.dtype(value)?;
+        Ok((self.define(to, dtype)?, combine, value))
+    }
+
+    fn reg(&self, text: &str) -> Answer<Reg> {
+        let number = text.strip_prefix('%').and_then(|n| n.parse::<u32>().ok());
+        number.map(Reg).ok_or_else(|| format!("expected a register such as `%0` at `{text}`"))
+    }
+
+    fn dtype(&self, reg: Reg) -> Answer<DType> {
+        let dtype = self.regs.get(reg.0 as usize).copied().flatten();
+        dtype.ok_or_else(|| format!("`{reg}` is not defined here"))
+    }
+
+    fn define(&mut self, text: &str, dtype: DType) -> Answer<Reg> {
+        let reg = self.reg(text)?;
+        let at = reg.0 as usize;
+        if at >= MAX_NAMES {
+            return Err(format!("`{reg}` is beyond the {MAX_NAMES} registers a kernel may have"));
+        }
+        if self.regs.len() <= at {
+            self.regs.resize(at + 1, None);
+        }
+        match self.regs[at].replace(dtype) {
+            None => Ok(reg),
+            Some(_) => Err(format!("`{reg}` is defined twice")),
+        }
+    }
+
+    fn defined(&self, text: &str) -> Answer<(Reg, DType)> {
+        let reg = self.reg(text.trim())?;
+        Ok((reg, self.dtype(reg)?))
+    }
+
+    /// `aN[index]`, and what follows.
+    fn access<'s>(&self, text: &'s str) -> Answer<(usize, Index, &'s str)> {
+        let not = || format!("expected `aN[index]` at `{text}`");
+        let (arg, rest) = text.strip_prefix('a').and_then(|t| t.split_once('[')).ok_or_else(not)?;
+        let (index, rest) = rest.split_once(']').ok_or_else(not)?;
+        let arg: usize = number(arg)?;
+        if arg >= self.args.len() {
+            return Err(format!("`a{arg}` is beyond the {} arguments", self.args.len()));
+        }
+        Ok((arg, self.index(index)?, rest.trim_start()))
+    }
+
+    fn index(&self, text: &str) -> Answer<Index> {
+        let mut index = Index::default();
+        let mut rest = text.trim();
+        let mut sign = 1;
+        if let Some(positive) = rest.strip_prefix('-') {
+            (sign, rest) = (-1, positive);
+        }
+        loop {
+            let end = [rest.find(" + "), rest.find(" - ")].into_iter().flatten().min();
+            let term = &rest[..end.unwrap_or(rest.len())];
+            let (factor, name) = term.split_once('*').unwrap_or(("1", term));
+            let factor = sign * number::<i64>(factor)?;
+            let part = match name.as_bytes().first() {
+                Some(b'i') => Index::axis(Axis(number(&name[1..])?)).times(factor),
+                Some(b'%') => Index::reg(self.defined(name)?.0).times(factor),
+                // The smallest number has no positive one.
+                _ if sign < 0 => Index::constant(number::<i64>(&format!("-{name}"))?),
+                _ => Index::constant(number(name)?),
+            };
+            index = index.plus(&part, 1);
+            match end {
+                None => return Ok(index),
+                Some(end) => {
+                    sign = if rest[end..].starts_with(" + ") { 1 } else { -1 };
+                    rest = &rest[end + 3..];
+                }
+            }
+        }
+    }
+
+    fn stmt(&mut self, text: &str) -> Answer<Stmt> {
+        if let Some(rest) = text.strip_prefix("store ") {
+            let (arg, index, rest) = self.access(rest)?;
+            let value = rest.strip_prefix("= ").ok_or_else(|| format!("expected `= %N` at `{rest}`"))?;
+            return Ok(Stmt::Store { arg, index, value: self.defined(value)?.0 });
+        }
+        if let Some(rest) = text.strip_prefix("require ") {
+            let (test, what) = rest.split_once(' ').ok_or("expected what is required")?;
+            let (test, (what, _)) = (self.defined(test)?.0, take_name(what)?);
+            return Ok(Stmt::Require { test, what: what.into() });
+        }
+        let (to, value) = text.split_once(" = ").ok_or_else(|| format!("`{text}` is not a statement"))?;
+        let (word, rest) = value.split_once(' ').unwrap_or((value, ""));
+        let operands = || -> Answer<Vec<(Reg, DType)>> {
+            split_top(rest).into_iter().map(|r| self.defined(r)).collect()
+        };
+        let count = |n: usize| {
+            let list = operands()?;
+            if list.len() == n {
+                Ok(list)
+            } else {
+                Err(format!("`{word}` takes {n} operands, found {}", list.len()))
+            }
+        };
+        match word {
+            "index" => {
+                let index = self.index(rest)?;
+                Ok(Stmt::IndexValue { to: self.define(to, DType::I64)?, index })
+            }
+            "load" => {
+                let (arg, index, rest) = self.access(rest)?;
+                let dtype = self.args[arg].dtype;
+                let guard = match rest.strip_prefix("if ") {
+                    None if rest.is_empty() => None,
+                    None => return Err(format!("unexpected `{rest}`")),
+                    Some(rest) => {
+                        let (test, other) = rest
+                            .split_once(" else ")
+                            .ok_or_else(|| format!("expected `else` at `{rest}`"))?;
+                        Some((self.defined(test)?.0, literal(dtype, other)?))
+                    }
+                };
+                Ok(Stmt::Load { to: self.define(to, dtype)?, arg, index, guard })
+            }
+            "select" => {
+                let [(test, _), (x, dtype), (y, _)] = count(3)?[..] else { return Err("select".into()) };
+                Ok(Stmt::Select { to: self.define(to, dtype)?, test, x, y })
+            }
+            "cast" => {
+                let (x, dtype) =
+                    rest.split_once(" : ").ok_or_else(|| format!("expected ` : type` at `{rest}`"))?;
+                let (x, dtype) = (self.defined(x)?.0, DType::read(dtype)?);
+                Ok(Stmt::Cast { to: self.define(to, dtype)?, x })
+            }
+            _ => {
+                if let Some(op) = Unary::from_name(word) {
+                    let (x, dtype) = count(1)?[0];
+                    let dtype = op.result(dtype);
+                    return Ok(Stmt::Unary { to: self.define(to, dtype)?, op, x });
+                }
+                if let Some(op) = Binary::from_name(word) {
+                    let list = count(2)?;
+                    let ((x, dtype), (y, _)) = (list[0], list[1]);
+                    let dtype = op.result(dtype);
+                    return Ok(Stmt::Binary { to: self.define(to, dtype)?, op, x, y });
+                }
+                let (value, dtype) = value
+                    .split_once(" : ")
+                    .ok_or_else(|| format!("`{word}` is no operation and no literal"))?;
+                let dtype = DType::read(dtype)?;
+                Ok(Stmt::Literal { to: self.define(to, dtype)?, value: literal(dtype, value)? })
+            }
+        }
+    }
+}
+
+/// A literal of a type. Narrow floats are written as f32.
+fn literal(dtype: DType, text: &str) -> Answer<Literal> {
+    let bits = text.strip_prefix("nan(0x").and_then(|t| t.strip_suffix(')'));
+    let bits = bits.map(|b| u64::from_str_radix(b, 16).map_err(|_| format!("`{text}` is not a number")));
+    Ok(match (dtype, bits.transpose()?) {
+        (DType::F64, Some(bits)) => Literal::F64(bits),
+        (DType::F64, None) => Literal::F64(number::<f64>(text)?.to_bits()),
+        (d, Some(bits)) if d.is_float() => Literal::F32(bits as u32),
+        (d, None) if d.is_float() => Literal::F32(number::<f32>(text)?.to_bits()),
+        (DType::Bool, _) => Literal::Bool(bool::read(text)?),
+        (d, _) => Literal::Int(d, number(text)?),
+    })
+}
+
+struct Steps<'a, 't> {
+    names: Vec<String>,
+    lines: &'a mut Lines<'t>,
+}
+
+impl Steps<'_, '_> {
+    fn block(&mut self, depth: usize) -> Result<Vec<Step>, ParseError> {
+        let mut steps = Vec::new();
+        while let Some(line) = self.lines.peek().filter(|l| l.depth == depth && l.text != "else") {
+            self.lines.at += 1;
+            let fail = |message: String| ParseError { line: line.number, message };
+            let (text, label) = line.text.split_once("  // ").unwrap_or((line.text, ""));
+            let label = match label.starts_with('"') {
+                true => take_name(label).map_err(fail)?.0,
+                false => label.to_string(),
+            };
+            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+            let work = match word {
+                "if" => {
+                    let test = self.operand(rest).map_err(fail)?;
+                    let then = self.block(depth + 1)?;
+                    let otherwise = match self.lines.peek() {
+                        Some(next) if next.depth == depth && next.text == "else" => {
+                            self.lines.at += 1;
+                            self.block(depth + 1)?
+                        }
+                        _ => Vec::new(),
+                    };
+                    Work::If { test, then, otherwise }
+                }
+                "loop" => {
+                    let mut l = self.head(rest).map_err(fail)?;
+                    l.body = self.block(depth + 1)?;
+                    Work::Loop(l)
+                }
+                _ => self.plain(text).map_err(fail)?,
+            };
+            steps.push(Step { label, work });
+        }
+        match self.lines.peek() {
+            Some(line) if line.depth > depth => {
+                Err(ParseError { line: line.number, message: unexpected(line.text) })
+            }
+            Some(line) if line.depth == depth && line.text == "else" => {
+                Err(ParseError { line: line.number, message: "`else` without `if`".into() })
+            }
+            _ => Ok(steps),
+        }
+    }
+
+    fn operand(&self, text: &str) -> Answer<Operand> {
+        let (name, offset) = text.split_once('+').unwrap_or((text, "0"));
+        let buffer = self.names.iter().position(|n| n == name);
+        let buffer = buffer.ok_or_else(|| format!("there is no buffer `{name}`"))?;
+        Ok(Operand { buffer: BufferId(buffer), offset_bytes: number(offset)? })
+    }
+
+    fn args(&self, text: &str) -> Answer<Vec<Operand>> {
+        let list = text.trim().strip_prefix('(').and_then(|t| t.strip_suffix(')'));
+        let list = list.ok_or_else(|| format!("expected operands in parentheses at `{text}`"))?;
+        split_top(list).into_iter().map(|o| self.operand(o)).collect()
+    }
+
+    /// `10 while t0 counter t1`, `t2 max 10`.
+    fn head(&self, text: &str) -> Answer<Loop> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let (trips, mut rest) = match words.as_slice() {
+            [from, "max", bound, rest @ ..] => {
+                (Extent::Read { from: self.operand(from)?, bound: number(bound)? }, rest)
+            }
+            [n, rest @ ..] => (Extent::Known(number(n)?), rest),
+            [] => return Err("expected a number of repetitions".into()),
+        };
+        let mut l = Loop { trips, condition: None, counter: None, body: Vec::new() };
+        while let [word, operand, tail @ ..] = rest {
+            let operand = self.operand(operand)?;
+            match *word {
+                "while" => l.condition = Some(operand),
+                "counter" => l.counter = Some(operand),
+                _ => return Err(format!("unexpected `{word}`")),
+            }
+            rest = tail;
+        }
+        if rest.is_empty() { Ok(l) } else { Err(format!("unexpected `{}`", rest.join(" "))) }
+    }
+
+    fn plain(&self, text: &str) -> Answer<Work> {
+        let (word, rest) = text.split_once(' ').ok_or_else(|| format!("`{text}` is not a step"))?;
+        if word == "copy" {
+            let (bytes, args) = rest.split_once(' ').ok_or("expected bytes and operands")?;
+            let args = self.args(args)?;
+            let [from, to] = args[..] else {
+                return Err(format!("a copy has 2 operands, found {}", args.len()));
+            };
+            return Ok(Work::Copy { from, to, bytes: number(bytes)? });
+        }
+        if let Some(kernel) = word.strip_prefix('k').and_then(|n| n.parse().ok()) {
+            return Ok(Work::Kernel { kernel, args: self.args(rest)? });
+        }
+        let (call, rest) = read_call(text)?;
+        let (needs, rest) = match rest.strip_prefix("needs ") {
+            None => (Needs::default(), rest),
+            Some(rest) => {
+                let (needs, rest) = bracketed(rest)?;
+                (Needs::read(needs)?, rest)
+            }
+        };
+        Ok(Work::Call { call, needs, args: self.args(rest)? })
+    }
+}

@@ -1,0 +1,146 @@
+//! What the reference back end answers the compiler: it runs every call, stores constant right operands of products
+//! column by column, and its code is the text of the program.
+
+use margay_loops::{
+    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Packed, Preferences, Program,
+};
+use margay_tensor::{DType, Tensor};
+
+/// The name of the layout of packed right operands: element (i, j) of a matrix of k rows lies at j k + i.
+const COLUMNS: &str = "columns";
+
+/// The name of the back end and of the one class of machines it knows: all.
+pub const NAME: &str = "reference";
+
+/// What buffers begin at a multiple of, in bytes.
+pub(crate) const BUFFER_ALIGN: usize = 16;
+
+/// What an operation and a byte cost, in seconds: a guess at an interpreter. Threads do not help.
+const SECONDS_PER_UNIT: f64 = 2e-8;
+
+/// The reference back end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reference;
+
+impl Reference {
+    fn refused(&self, call: impl std::fmt::Display, why: String) -> NoKernel {
+        NoKernel { target: NAME.to_owned(), call: call.to_string(), why }
+    }
+}
+
+impl Backend for Reference {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn target(&self) -> &str {
+        NAME
+    }
+
+    fn preferences(&self) -> Preferences {
+        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true }
+    }
+
+    fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
+        let packed = match call {
+            KernelCall::MatMul(c) if c.b_packed => {
+                vec![Packed { operand: 1, layout: COLUMNS.to_owned(), bytes: c.k * c.n * DType::F32.bytes() }]
+            }
+            KernelCall::MatMul(_)
+            | KernelCall::Conv(_)
+            | KernelCall::ConvKernelGradient(_)
+            | KernelCall::Attention(_)
+            | KernelCall::AttentionGradient(_)
+            | KernelCall::LinearAttention(_) => Vec::new(),
+        };
+        Ok(Needs { workspace_bytes: 0, packed })
+    }
+
+    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+        match (call, operand, tensor.dtype()) {
+            (KernelCall::MatMul(c), 1, DType::F32) if c.b_packed && tensor.len() == c.k * c.n => {
+                Ok(transposed(tensor.bytes(), c.k, c.n))
+            }
+            _ => Err(self.refused(call, format!("operand {operand}, {tensor:?}, is not packed"))),
+        }
+    }
+
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+        let asked = format_args!("unpack {layout} {shape:?}").to_string();
+        let [outer @ .., k, n] = shape else {
+            return Err(self.refused(asked, "it is no matrix".to_owned()));
+        };
+        if layout != COLUMNS || outer.iter().any(|&extent| extent != 1) || bytes.len() != 4 * k * n {
+            return Err(self.refused(asked, format!("{} bytes are no such matrix", bytes.len())));
+        }
+        let rows = transposed(bytes, *n, *k);
+        Tensor::from_bytes(DType::F32, shape, &rows).map_err(|e| self.refused(asked, e.to_string()))
+    }
+
+    fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
+        let offsets: String = constant_offsets.iter().map(|at| format!(" {at}")).collect();
+        let text = format!("constants at{offsets}\n{program}");
+        let regions = program.steps().map(|(_, step)| usize::from(step.blocks().is_empty()));
+        Ok(Code { bytes: text.into_bytes(), machine: "any".to_owned(), regions: regions.collect() })
+    }
+
+    fn cost_model(&self) -> &str {
+        "reference 1"
+    }
+
+    fn call_seconds(&self, call: &KernelCall, _threads: usize) -> f64 {
+        call.flops() as f64 * SECONDS_PER_UNIT
+    }
+
+    fn loop_seconds(&self, bytes: u64, operations: u64, _threads: usize) -> f64 {
+        (bytes + operations) as f64 * SECONDS_PER_UNIT
+    }
+}
+
+/// The bytes of a constant as it is stored.
+pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
+    match &constant.packed {
+        None => constant.tensor.bytes().to_vec(),
+        Some((call, packed)) => Reference
+            .pack(call, packed.operand, &constant.tensor)
+            .expect("what was asked for when it was lowered"),
+    }
+}
+
+/// The transpose of a matrix of `rows` rows of elements of four bytes.
+fn transposed(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let element = |i: usize, j: usize| &bytes[4 * (i * columns + j)..][..4];
+    let order = (0..columns).flat_map(|j| (0..rows).map(move |i| (i, j)));
+    order.flat_map(|(i, j)| element(i, j).to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_loops::{Epilogue, MatLayout, MatMul, Precision};
+
+    use super::*;
+
+    #[test]
+    fn what_is_packed_unpacks() {
+        let tensor = Tensor::from_slice(&[2, 3], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let layout = MatLayout { row_stride: 3, col_stride: 1 };
+        let call = KernelCall::MatMul(MatMul {
+            m: 1,
+            n: 3,
+            k: 2,
+            batch: vec![],
+            a: layout,
+            b: layout,
+            c_row_stride: 3,
+            b_packed: true,
+            precision: Precision::F32,
+            epilogue: Epilogue::default(),
+        });
+        let packed = Reference.pack(&call, 1, &tensor).unwrap();
+        let columns = Tensor::from_bytes(DType::F32, &[6], &packed).unwrap();
+        assert_eq!(columns.to_vec::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(Reference.unpack(COLUMNS, &[2, 3], &packed).unwrap(), tensor);
+        assert!(Reference.unpack(COLUMNS, &[2, 2], &packed).is_err());
+        assert!(Reference.pack(&call, 0, &tensor).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! Kernel calls, each by the formula of its documentation.
+//!
+//! An operand is read whole into row-major numbers, the formula is computed in f64 by plain loops, and the result is
+//! rounded where it is written.
+
+mod attention;
+mod conv;
+mod linear_attention;
+mod matmul;
+
+use margay_loops::{Activation, Epilogue, KernelCall, Operand};
+use margay_tensor::DType;
+
+use crate::Problem;
+use crate::memory::Memory;
+use crate::number::Number;
+
+/// The arguments of a call, taken in order.
+pub(crate) struct Arguments<'a, 'm> {
+    args: &'a [Operand],
+    memory: &'a mut Memory<'m>,
+    next: usize,
+}
+
+/// An argument, by its position.
+#[derive(Clone, Copy)]
+pub(crate) struct Argument(usize);
+
+/// Runs a call.
+pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) -> Result<(), Problem> {
+    let mut args = Arguments { args, memory, next: 0 };
+    match call {
+        KernelCall::MatMul(c) => matmul::run(c, &mut args),
+        KernelCall::Conv(c) => conv::run(c, &mut args),
+        KernelCall::ConvKernelGradient(c) => conv::kernel_gradient(c, &mut args),
+        KernelCall::Attention(c) => attention::run(c, &mut args),
+        KernelCall::AttentionGradient(c) => attention::gradient(c, &mut args),
+        KernelCall::LinearAttention(c) => linear_attention::run(c, &mut args),
+    }
+}
+
+impl Arguments<'_, '_> {
+    /// The next argument.
+    fn take(&mut self) -> Argument {
+        self.next += 1;
+        Argument(self.next - 1)
+    }
+
+    /// The next argument, if the call has it.
+    fn take_if(&mut self, present: bool) -> Option<Argument> {
+        present.then(|| self.take())
+    }
+
+    fn operand(&self, argument: Argument) -> Result<Operand, Problem> {
+        let found = self.args.get(argument.0).copied();
+        found.ok_or_else(|| Problem::Undefined(format!("a call without argument {}", argument.0)))
+    }
+
+    /// Elements of an f32 operand in the order of `extents`, the first of them at `start`.
+    fn read(
+        &self,
+        argument: Argument,
+        start: usize,
+        extents: &[usize],
+        strides: &[usize],
+    ) -> Result<Vec<f64>, Problem> {
+        let operand = self.operand(argument)?;
+        let element = |at: usize| Ok(self.memory.read(operand, argument.0, at as i64, DType::F32)?.float());
+        positions(start, extents, strides).into_iter().map(element).collect()
+    }
+
+    /// Rounds numbers to f32 and writes them to where [`read`](Arguments::read) reads them.
+    fn write(
+        &mut self,
+        argument: Argument,
+        start: usize,
+        extents: &[usize],
+        strides: &[usize],
+        values: &[f64],
+    ) -> Result<(), Problem> {
+        let operand = self.operand(argument)?;
+        for (at, value) in positions(start, extents, strides).into_iter().zip(values) {
+            self.memory.write(operand, argument.0, at as i64, DType::F32, Number::Float(*value))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the elements of a strided tensor lie, in row-major order.
+fn positions(start: usize, extents: &[usize], strides: &[usize]) -> Vec<usize> {
+    extents.iter().zip(strides).fold(vec![start], |outer, (&extent, &stride)| {
+        outer.into_iter().flat_map(|at| (0..extent).map(move |i| at + i * stride)).collect()
+    })
+}
+
+/// Strides of a row-major tensor.
+fn row_major(extents: &[usize]) -> Vec<usize> {
+    (0..extents.len()).map(|axis| extents[axis + 1..].iter().product()).collect()
+}
+
+/// A result with its epilogue: `bias` and `residual` belong to the element.
+fn finished(epilogue: &Epilogue, x: f64, bias: f64, residual: f64) -> f64 {
+    let x = x + bias;
+    let activated = |x: f64| epilogue.activation.map_or(x, |a| activation(a, x));
+    if epilogue.residual_first { activated(x + residual) } else { activated(x) + residual }
+}
+
+fn activation(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Relu if x.is_nan() => x,
+        Activation::Relu => x.max(0.0),
+        Activation::GeluErf => x * 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            x * 0.5 * (1.0 + libm::tanh(inner))
+        }
+        Activation::Silu => x / (1.0 + libm::exp(-x)),
+        Activation::Tanh => libm::tanh(x),
+        Activation::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
+    }
+}
