@@ -221,8 +221,8 @@ impl Draw {
             }
             9 => {
                 let extent = *shape.get(axis)?;
-                let indices: Vec<i64> =
-                    (0..3).map(|_| self.below(2 * extent) as i64 - extent as i64).collect();
+                let indices: Vec<i128> =
+                    (0..3).map(|_| self.below(2 * extent) as i128 - extent as i128).collect();
                 let indices = Numbers::Int(indices).into_tensor(DType::I64, &[3]).unwrap();
                 let indices = self.leaf(indices);
                 self.op("gather", &[("axis", axis.to_string())], &[x, indices])

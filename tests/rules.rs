@@ -10,6 +10,7 @@
 //! refused by its types. What no case thought of is tried at random: each graph with one thing changed, for which the
 //! numbers must stay what they are whether or not the pass fires.
 
+use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 use std::path::Path;
 
 use margay_ir::ops::{Const, Numbers};
@@ -64,7 +65,7 @@ fn inputs(g: &Graph) -> Vec<(String, Tensor)> {
         let tensor = match input.ty.dtype {
             DType::F32 => margay_testkit::normal(&shape, 11, stream as u64),
             dtype => {
-                let numbers = (0..shape.iter().product::<usize>()).map(|i| (i % 3) as i64).collect();
+                let numbers = (0..shape.iter().product::<usize>()).map(|i| (i % 3) as i128).collect();
                 Numbers::Int(numbers).into_tensor(dtype, &shape).unwrap()
             }
         };
@@ -153,7 +154,7 @@ impl Dice {
 const UNARY: [&str; 8] = ["abs", "erf", "exp", "neg", "relu", "sigmoid", "sqrt", "tanh"];
 const BINARY: [&str; 7] = ["add", "div", "max", "min", "mul", "pow", "sub"];
 const KINDS: [&str; 4] = ["sum", "mean", "max", "prod"];
-const NUMBERS: [f64; 9] = [0.0, 0.5, 1.0, 2.0, -1.0, 1e-5, 0.70710677, 1.4142135, f64::NEG_INFINITY];
+const NUMBERS: [f64; 9] = [0.0, 0.5, 1.0, 2.0, -1.0, 1e-5, FRAC_1_SQRT_2, SQRT_2, f64::NEG_INFINITY];
 
 /// An operator with one thing changed, if it has anything to change.
 fn changed_op(op: &Op, dice: &mut Dice) -> Option<Op> {
