@@ -7,7 +7,7 @@ use margay_tensor::Tensor;
 
 /// A graph over one input `x`; named constants are random.
 fn bench(c: &mut Criterion, name: &str, source: &str, shape: &[usize]) {
-    let resolve = |_: &str, ty: &TensorType| Some(random(&ty.extents()?));
+    let resolve = |_: &str, ty: &TensorType| Some(random(&ty.extents()?).into());
     let g = text::parse(source, &resolve).unwrap_or_else(|e| panic!("{e}"));
     let mut session = session(&g);
     let x = random(shape);

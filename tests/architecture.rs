@@ -29,7 +29,8 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("reference", Some(&["artifact", "loops", "runtime", "tensor"])),
     ("driver", None),
     ("train", None),
-    ("cli", None),
+    ("margay", None),
+    ("cli", Some(&["margay"])),
     ("testkit", Some(&["ir", "tensor"])),
 ];
 
@@ -70,10 +71,7 @@ fn members() -> BTreeMap<String, Vec<String>> {
     let text = cargo(&["metadata", "--format-version", "1", "--no-deps", "--offline"]);
     let metadata: serde_json::Value = serde_json::from_str(&text).expect("cargo prints JSON");
     let list = |v: &serde_json::Value| v.as_array().cloned().unwrap_or_default();
-    let name = |v: &serde_json::Value| match v["name"].as_str() {
-        Some("margay") => "cli".to_owned(),
-        name => name.expect("packages have names").to_owned(),
-    };
+    let name = |v: &serde_json::Value| v["name"].as_str().expect("packages have names").to_owned();
     let short = |name: String| name.strip_prefix("margay-").map(str::to_owned).unwrap_or(name);
     list(&metadata["packages"])
         .iter()

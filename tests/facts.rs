@@ -161,7 +161,7 @@ fn parameters_count_their_terms() {
         Some(margay_ir::ops::Parameter::Weight(terms)) => terms(shape),
         other => panic!("{op:?}: {other:?}"),
     };
-    let product = Op::from(margay_ir::ops::MatMul::default());
+    let product = Op::from(margay_ir::ops::MatMul);
     assert_eq!(weight(&product, 1, &[3, 5]), 3);
     assert_eq!(weight(&product, 1, &[2, 3, 5]), 3);
     assert_eq!(weight(&product, 0, &[3, 5]), 5);

@@ -19,7 +19,6 @@ const WITHOUT: &[(&str, &str)] = &[
     ("conv_kernel_gradient", "second derivatives of convolutions are not taken"),
     ("max_pool_gradient", "second derivatives of pooling are not taken"),
     ("reduce", "there is no rule for products of elements"),
-    ("matmul", "it rounds its operands"),
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
 ];
@@ -127,9 +126,7 @@ fn derivatives_are_those_of_finite_differences() {
         if !is_smooth(&op, &narrow_inputs) {
             continue;
         }
-        // Narrow products take f32 only; they are refused below.
-        let narrow = matches!(&op, Op::MatMul(m) if m.precision != Precision::F32);
-        let widened = |t: &Tensor| if t.dtype() == DType::F32 && !narrow { wide(t) } else { t.clone() };
+        let widened = |t: &Tensor| if t.dtype() == DType::F32 { wide(t) } else { t.clone() };
         let inputs: Vec<Tensor> = narrow_inputs.iter().map(widened).collect();
         let e = match example(&op, &inputs) {
             Ok(e) => e,

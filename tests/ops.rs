@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use margay_driver::{Backend, Kind, backend, build::jit};
 use margay_ir::ops::{Const, strides_of};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval, text};
-use margay_loops::Precision;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{Tolerance, assert_close, case_inputs, in_other_types};
@@ -75,10 +74,9 @@ fn compiled(
 #[test]
 fn compiled_code_agrees_with_the_reference() {
     for (op, case) in Op::cases() {
-        // Kernels of convolutions are constant or computed, right operands of narrow products constant.
+        // Kernels of convolutions and right operands of products are constant or computed.
         let constants = match &op {
-            Op::Conv(_) => &[1, 0][..],
-            Op::MatMul(product) if product.precision != Precision::F32 => &[1],
+            Op::Conv(_) | Op::MatMul(_) => &[1, 0][..],
             _ => &[0],
         };
         constants
@@ -165,7 +163,8 @@ fn packed_constants_agree_with_the_reference() {
                return %5
              }}"
         );
-        let resolve = |key: &str, _: &TensorType| Some(if key == "#w" { w.clone() } else { b.clone() });
+        let resolve =
+            |key: &str, _: &TensorType| Some(if key == "#w" { w.clone() } else { b.clone() }.into());
         let g = text::parse(&text, &resolve).unwrap();
         let r = margay_testkit::normal(&[m, n], 9, 0);
         let inputs = [("x", &x), ("r", &r)];

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use margay_ir::ops::{Numbers, Strided};
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
-use margay_loops::Precision;
 use margay_passes::sketch::{
     Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
 };
 use margay_passes::{
-    BindDims, Differentiate, LowerPrecision, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear,
+    BindDims, Differentiate, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear, StoreAs,
+    StoreConstants,
 };
 use margay_tensor::random::stream_of;
 use margay_tensor::{Binding, Tensor};
@@ -44,12 +44,6 @@ struct Configured {
 const CONFIGURED: &[Configured] = &[
     Configured { name: "bind-dims", for_example: bind_dims, exactly: bind_dims },
     Configured { name: "differentiate", for_example: differentiate, exactly: differentiate },
-    Configured {
-        name: "lower-precision",
-        for_example: |_| Box::new(LowerPrecision { precision: Precision::Bf16 }),
-        // Exact for numbers that have few digits, which `number` gives it.
-        exactly: |_| Box::new(LowerPrecision { precision: Precision::Bf16 }),
-    },
     Configured { name: "make-trainable", for_example: make_trainable, exactly: make_trainable },
     Configured { name: "recompute", for_example: recompute, exactly: recompute },
     Configured {
@@ -61,6 +55,12 @@ const CONFIGURED: &[Configured] = &[
         name: "sketch-linear",
         for_example: |g| Box::new(SketchLinear { selection: select_all(g, 128) }),
         exactly: |g| Box::new(SketchLinear { selection: select_all(g, usize::MAX) }),
+    },
+    Configured {
+        name: "store-constants",
+        for_example: |_| Box::new(products_in("int8")),
+        // Exact for numbers that have few digits, which `number` gives it.
+        exactly: |_| Box::new(products_in("bf16")),
     },
 ];
 
@@ -162,7 +162,8 @@ enum Digits {
 }
 
 fn graph_of(source: &str, digits: Digits) -> Graph {
-    text::parse(source, &|key, ty| Some(number(ty, key, digits))).unwrap_or_else(|e| panic!("{e}\n{source}"))
+    text::parse(source, &|key, ty| Some(number(ty, key, digits).into()))
+        .unwrap_or_else(|e| panic!("{e}\n{source}"))
 }
 
 /// The longest sum in a graph of known extents: the most operations that any node spends on one number.
@@ -212,21 +213,26 @@ fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
 #[test]
 fn passes_keep_numbers_as_their_fidelity_says() {
     let every = || PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name));
-    let graphs: Vec<(&str, Graph)> = every()
-        .flat_map(|name| {
-            examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, Digits::Many)))
-        })
-        .collect();
+    let graphs = |digits| -> Vec<(&str, Graph)> {
+        let of = |name| examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, digits)));
+        every().flat_map(of).collect()
+    };
+    let (many, few) = (graphs(Digits::Many), graphs(Digits::Few));
     for entry in PASSES {
         let pass = (entry.make)();
-        for (of, graph) in &graphs {
-            let fired = check_fidelity(&*pass, graph, Digits::Many);
+        // What is approximate is exact for numbers that narrow types hold.
+        let (digits, graphs) = match pass.fidelity() {
+            Fidelity::Approximate => (Digits::Few, &few),
+            Fidelity::Exact | Fidelity::Rounding => (Digits::Many, &many),
+        };
+        for (of, graph) in graphs {
+            let fired = check_fidelity(&*pass, graph, digits);
             assert!(fired || *of != entry.name, "{} did not fire on its example", entry.name);
         }
     }
     for entry in CONFIGURED {
         for example in examples_of(entry.name) {
-            let narrow = entry.name == "lower-precision";
+            let narrow = entry.name == "store-constants";
             let digits = if narrow { Digits::Few } else { Digits::Many };
             let graph = graph_of(&example.before, digits);
             let fired = check_fidelity(&*(entry.exactly)(&graph), &graph, digits);
@@ -237,10 +243,52 @@ fn passes_keep_numbers_as_their_fidelity_says() {
 
 #[test]
 fn products_are_narrow_once() {
-    let (mut g, _) = parse_with_random_constants(&examples_of("lower-precision")[0].before);
-    assert_eq!(run(&LowerPrecision::default(), &mut g), Changed::No);
-    assert_eq!(run(&LowerPrecision { precision: Precision::Int8 }, &mut g), Changed::times(1));
-    assert_eq!(run(&LowerPrecision { precision: Precision::Bf16 }, &mut g), Changed::No);
+    let (mut g, _) = parse_with_random_constants(&examples_of("store-constants")[0].before);
+    assert_eq!(run(&StoreConstants::default(), &mut g), Changed::No);
+    assert_eq!(run(&products_in("int8"), &mut g), Changed::times(1));
+    assert_eq!(run(&products_in("bf16"), &mut g), Changed::No);
+}
+
+fn products_in(storage: &str) -> StoreConstants {
+    StoreConstants { products: StoreAs::parse(storage).unwrap(), ..StoreConstants::default() }
+}
+
+/// A table that is gathered from and multiplied with; a product and a table by name.
+#[test]
+fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
+    let source = "graph @before(%i: i64[4], %x: f32[N, 8]) -> (a: f32[4, 8], y: f32[N, 16], z: f32[N, 16]) {
+           %0 = const #t : f32[16, 8]  // table
+           %1 = gather %0, %i {axis = 0} : f32[4, 8]  // rows
+           %2 = const #u : f32[8, 16]  // first.weight
+           %3 = matmul %x, %2 : f32[N, 16]  // first
+           %4 = matmul %x, %2 : f32[N, 16]  // second
+           return %1, %3, %4
+         }";
+    let stored = |named: &[(&str, &str)]| {
+        let (mut g, names) = parse_with_random_constants(source);
+        let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
+        run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
+        let text = normalized(&g, "after", &names);
+        text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string()).collect::<Vec<_>>()
+    };
+    let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
+    let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
+    let plain = origin(weight, "", "first.weight");
+    assert_eq!(stored(&[("table", "int8")]), [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]);
+    assert_eq!(
+        stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
+        [
+            origin(table, "", "table"),
+            plain,
+            origin(weight, " stored i8(axis = 0, block = 4)", "first.weight")
+        ]
+    );
+    let both = stored(&[("first.weight", "bf16")]);
+    assert_eq!(
+        both[1..],
+        [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
+    );
+    assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }
 
 #[test]

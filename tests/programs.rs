@@ -73,8 +73,8 @@ fn bias_activation_and_residual_join_the_product() {
 fn silu_joins_the_product() {
     insta::assert_snapshot!(program(
         "graph @gate(%x: f32[8, 64]) -> (y: f32[8, 64]) {
-           %0 = const #w : f32[64, 64]
-           %1 = matmul %x, %0 {precision = int8} : f32[8, 64]  // fc
+           %0 = const #w : f32[64, 64] stored i8(axis = 1)
+           %1 = matmul %x, %0 : f32[8, 64]  // fc
            %2 = silu %1 : f32[8, 64]  // act
            return %2
          }"
@@ -84,7 +84,7 @@ fn silu_joins_the_product() {
     constant c0: f32[64, 64] #47e6745a4e1c ["#47e6745a4e1c"] packed {operand = 1, layout = int8_kn32, bytes = 4352} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, precision = int8, epilogue = {activation = silu}}
     arena 0 bytes
     steps
-      matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, precision = int8, epilogue = {activation = silu}} needs {packed = [{operand = 1, layout = int8_kn32, bytes = 4352}]} (in0, c0, out0)  // fc + act
+      matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, types = {right = i8(axis = 1)}, epilogue = {activation = silu}} needs {packed = [{operand = 1, layout = int8_kn32, bytes = 4352}]} (in0, c0, out0)  // fc + act
     "##);
 }
 

@@ -232,7 +232,7 @@ impl Drawing {
                 let mut perm: Vec<usize> = (0..shape.len()).collect();
                 perm.swap(shape.len() - 1, shape.len() - 2);
                 let turned = self.op(Transpose { perm }, &[x])?;
-                self.op(MatMul::default(), &[x, turned])
+                self.op(MatMul, &[x, turned])
             }
             1 => {
                 let mut other = shape[..shape.len() - 2].to_vec();
@@ -244,18 +244,18 @@ impl Drawing {
                 let n = self.draw.extent(self.empty);
                 other.extend([k, n]);
                 let y = self.leaf(&other);
-                self.op(MatMul::default(), &[x, y])
+                self.op(MatMul, &[x, y])
             }
             2 => {
                 let n = self.draw.extent(self.empty);
                 let y = self.leaf(&[n, k]);
                 let turned = self.op(Transpose { perm: vec![1, 0] }, &[y])?;
-                self.op(MatMul::default(), &[x, turned])
+                self.op(MatMul, &[x, turned])
             }
             _ => {
                 let n = self.draw.extent(self.empty);
                 let y = self.leaf(&[k, n]);
-                let product = self.op(MatMul::default(), &[x, y])?;
+                let product = self.op(MatMul, &[x, y])?;
                 if self.draw.chance(2) {
                     return Some(product);
                 }

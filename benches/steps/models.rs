@@ -45,7 +45,7 @@ impl Builder {
     fn linear(&mut self, x: Value, name: &str, rows: usize, cols: usize) -> Value {
         let w = self.weight(&format!("{name}.weight"), &[rows, cols]);
         let b = self.weight(&format!("{name}.bias"), &[cols]);
-        let y = self.op(MatMul::default(), &[x, w], name);
+        let y = self.op(MatMul, &[x, w], name);
         self.op(Add, &[y, b], &format!("{name}.add"))
     }
 
@@ -129,8 +129,8 @@ pub(crate) fn thin_linear(width: usize, batch: usize, rank: usize) -> Result<Ste
     let s2 = b.weight("S2", &[rank, width]);
     let left = b.op(Concat { axis: 1 }, &[s1, u2], "left");
     let right = b.op(Concat { axis: 0 }, &[u1, s2], "right");
-    let thin = b.op(MatMul::default(), &[x, left], "left");
-    let y = b.op(MatMul::default(), &[thin, right], "right");
+    let thin = b.op(MatMul, &[x, left], "left");
+    let y = b.op(MatMul, &[thin, right], "right");
     let bias = b.weight("bias", &[width]);
     let y = b.op(Add, &[y, bias], "bias");
     b.step(y, 0)

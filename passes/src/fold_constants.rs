@@ -84,6 +84,10 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
     let Some(payloads) = operands.iter().map(|v| g.constant(*v)).collect::<Option<Vec<_>>>() else {
         return Ok(Verdict::NoMatch);
     };
+    // What is stored narrow stays so: folded, it would be numbers again.
+    if payloads.iter().any(|p| !p.stored().is_plain()) {
+        return Ok(Verdict::NoMatch);
+    }
     let Some(io) = g.io_of(n) else { return Ok(Verdict::NoMatch) };
     let tensors: Vec<&Tensor> = payloads.iter().map(|p| p.tensor()).collect();
     let bytes = |ports: &[Strided]| -> usize {

@@ -7,7 +7,7 @@ use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 
 use crate::{
     AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
-    RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify,
+    RecognizeLinearAttention, RecognizeSilu, RemoveDead, RoundOperands, Simplify,
 };
 
 /// A pass that can be asked for by name, with its default configuration.
@@ -19,7 +19,7 @@ pub struct PassEntry {
 }
 
 /// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`,
-/// `lower-precision`, `make-trainable`, `sketch-linear`, `sketch-conv`) are built where their configuration is.
+/// `make-trainable`, `sketch-linear`, `sketch-conv`, `store-constants`) are built where their configuration is.
 pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
     PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },
@@ -30,6 +30,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-linear-attention", make: || Box::new(RecognizeLinearAttention) },
     PassEntry { name: "recognize-silu", make: || Box::new(RecognizeSilu) },
     PassEntry { name: "remove-dead", make: || Box::new(RemoveDead) },
+    PassEntry { name: "round-operands", make: || Box::new(RoundOperands) },
     PassEntry { name: "simplify", make: || Box::new(Simplify) },
 ];
 

@@ -319,7 +319,7 @@ mod tests {
         let w: Vec<Value> =
             (0..3).map(|i| g.add_input(&format!("w{i}"), TensorType::known(DType::F32, &[16, 16]))).collect();
         for (i, &w) in w.iter().enumerate() {
-            x = g.add(MatMul::default(), &[x, w], Origin::named(&format!("fc{i}"))).unwrap();
+            x = g.add(MatMul, &[x, w], Origin::named(&format!("fc{i}"))).unwrap();
             x = g.add(Gelu { tanh: false }, &[x], Origin::named(&format!("act{i}"))).unwrap();
         }
         let total = Reduce { kind: ReduceKind::Sum, axes: vec![0, 1], keepdims: false };

@@ -34,7 +34,7 @@ impl Features {
         let share = number(g, 0.5);
         match self {
             Features::Relu => {
-                let u = add(g, MatMul::default().into(), &[x, projection]);
+                let u = add(g, MatMul.into(), &[x, projection]);
                 let u = add(g, Mul.into(), &[u, share]);
                 let zero = number(g, 0.0);
                 let u = add(g, Max.into(), &[u, zero]);
@@ -44,7 +44,7 @@ impl Features {
                 let half = number(g, 0.5);
                 let root = number(g, 0.75);
                 let x = add(g, Mul.into(), &[x, root]);
-                let u = add(g, MatMul::default().into(), &[x, projection]);
+                let u = add(g, MatMul.into(), &[x, projection]);
                 let square = add(g, Mul.into(), &[x, x]);
                 let over = |kind, axes: &[usize]| Reduce { kind, axes: axes.to_vec(), keepdims: true };
                 let norm = add(g, over(ReduceKind::Sum, &[3]).into(), &[square]);
@@ -193,12 +193,12 @@ fn attention(features: Features, causal: bool, [queries, keys]: [usize; 2], reco
     } else {
         let swap = || Op::from(Transpose { perm: vec![0, 1, 3, 2] });
         let turned = add(&mut g, swap(), &[fk]);
-        let moments = add(&mut g, MatMul::default().into(), &[turned, v]);
-        let numerator = add(&mut g, MatMul::default().into(), &[fq, moments]);
+        let moments = add(&mut g, MatMul.into(), &[turned, v]);
+        let numerator = add(&mut g, MatMul.into(), &[fq, moments]);
         let sum = Reduce { kind: ReduceKind::Sum, axes: vec![2], keepdims: true };
         let sum = add(&mut g, sum.into(), &[fk]);
         let sum = add(&mut g, swap(), &[sum]);
-        let total = add(&mut g, MatMul::default().into(), &[fq, sum]);
+        let total = add(&mut g, MatMul.into(), &[fq, sum]);
         add(&mut g, Div.into(), &[numerator, total])
     };
     g.add_output("y", y);

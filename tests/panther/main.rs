@@ -41,7 +41,8 @@ fn widened(g: &Graph) -> Graph {
         }
     }
     let text = g.to_string().replace("f32", "f64");
-    text::parse(&text, &|key, _| constants.get(key).cloned()).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    text::parse(&text, &|key, _| constants.get(key).cloned().map(Into::into))
+        .unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 /// Compares derivatives of the first output by values, given its cotangent: by the reference in f64, and compiled in f32.

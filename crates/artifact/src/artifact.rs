@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use margay_loops::Backend;
-use margay_tensor::Tensor;
+use margay_tensor::{StoredTensor, Tensor};
 use memmap2::{Mmap, MmapMut};
 
 use crate::header::{Header, Section};
@@ -100,29 +100,39 @@ impl Artifact {
         }
     }
 
-    /// The constant at a position of [`Description::constants`], checked, as the row-major tensor it was made from.
-    /// One that is stored row-major stays in the file; a packed one is unpacked by `backend`, which
-    /// its layout names.
+    /// The constant at a position of [`Description::constants`], checked, as the stored tensor it was made from.
+    /// One that is stored row-major and as it is stays in the file; a packed one is unpacked by `backend`, which its
+    /// layout names.
     ///
     /// # Panics
     /// If there is no such position.
-    pub fn constant(&self, index: usize, backend: &dyn Backend) -> Result<Tensor, ArtifactError> {
+    pub fn constant(&self, index: usize, backend: &dyn Backend) -> Result<StoredTensor, ArtifactError> {
         let constant = &self.description.constants[index];
         let bytes = self.constant_bytes(constant)?;
         if let Some(layout) = &constant.layout {
-            return backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
+            let stored = backend.unpack(&layout.name, &constant.shape, bytes).map_err(|source| {
                 let name = constant.names.join("`, `");
                 ArtifactError::Unpack { path: self.path.clone(), name, source }
+            })?;
+            // A layout knows its elements, not what they are called in the graph.
+            return Ok(match stored.storage().is_plain(constant.dtype) {
+                true => stored.elements().clone().into(),
+                false => stored,
             });
+        }
+        let malformed = |e: String| ArtifactError::Malformed {
+            path: self.path.clone(),
+            problem: format!("`{}`: {e}", constant.names.join("`, `")),
+        };
+        if !constant.storage.is_plain(constant.dtype) {
+            return StoredTensor::from_bytes(constant.dtype, &constant.shape, constant.storage, bytes)
+                .map_err(|e| malformed(e.to_string()));
         }
         let begin = self.header.range(Section::Weights).start;
         let range = begin + constant.range.start..begin + constant.range.end;
-        Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range).map_err(|e| {
-            ArtifactError::Malformed {
-                path: self.path.clone(),
-                problem: format!("`{}`: {e}", constant.names.join("`, `")),
-            }
-        })
+        Tensor::from_map(constant.dtype, &constant.shape, Arc::clone(&self.map), range)
+            .map(StoredTensor::from)
+            .map_err(|e| malformed(e.to_string()))
     }
 
     /// A piece of source, checked; `None` if there is none of that name.

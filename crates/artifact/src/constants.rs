@@ -31,15 +31,15 @@ pub struct Placed {
 /// The bytes of a stored constant.
 #[derive(Debug)]
 pub(crate) enum Contents {
-    RowMajor(Tensor),
-    Packed(Vec<u8>),
+    Plain(Tensor),
+    Made(Vec<u8>),
 }
 
 impl Contents {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Contents::RowMajor(tensor) => tensor.bytes(),
-            Contents::Packed(bytes) => bytes,
+            Contents::Plain(tensor) => tensor.bytes(),
+            Contents::Made(bytes) => bytes,
         }
     }
 }
@@ -53,13 +53,13 @@ impl ConstantsLayout {
     /// The place of a constant, packed by the back end if the call it belongs to asks for that. It is found by all names
     /// under which it was added. Places never change.
     pub fn add(&mut self, constant: &Constant, backend: &dyn Backend) -> Result<Placed, NoKernel> {
-        let tensor = &constant.tensor;
+        let stored = &constant.stored;
         let layout = |(_, packed): &(_, margay_loops::Packed)| Layout {
             backend: backend.name().to_owned(),
             name: packed.layout.clone(),
         };
         let layout = constant.packed.as_ref().map(layout);
-        let key = (tensor.content_hash(), layout.clone());
+        let key = (stored.content_hash(), layout.clone());
         if let Some(&index) = self.placed.get(&key) {
             let stored = &mut self.stored[index];
             for name in &constant.names {
@@ -70,11 +70,12 @@ impl ConstantsLayout {
             return Ok(Placed { index, offset: self.stored[index].range.start });
         }
         let contents = match &constant.packed {
-            None => Contents::RowMajor(tensor.clone()),
+            None if stored.is_plain() => Contents::Plain(stored.elements().clone()),
+            None => Contents::Made(stored.to_bytes()),
             Some((call, p)) => {
-                let bytes = backend.pack(call, p.operand, tensor)?;
+                let bytes = backend.pack(call, p.operand, stored)?;
                 assert_eq!(bytes.len(), p.bytes, "back end `{}` packs what it prepared for", backend.name());
-                Contents::Packed(bytes)
+                Contents::Made(bytes)
             }
         };
         let offset = self.bytes.next_multiple_of(backend.preferences().buffer_align.max(ALIGN));
@@ -83,8 +84,9 @@ impl ConstantsLayout {
         self.stored.push(StoredConstant {
             names: constant.names.clone(),
             tensor: *key.0.as_bytes(),
-            dtype: tensor.dtype(),
-            shape: tensor.shape().to_vec(),
+            dtype: stored.dtype(),
+            shape: stored.shape().to_vec(),
+            storage: stored.storage(),
             layout,
             range: offset..self.bytes,
             hash: *blake3::hash(contents.bytes()).as_bytes(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use margay_loops::{Carried, Port, Program, Step, Work};
-use margay_tensor::DType;
+use margay_tensor::{DType, Storage};
 
 /// Everything in an artifact but the bytes themselves.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -125,12 +125,15 @@ impl StepNote {
 pub struct StoredConstant {
     /// The names under which it was added, in that order. Constants of equal contents may have several.
     pub names: Vec<String>,
-    /// The [`content_hash`](margay_tensor::Tensor::content_hash) of the tensor, which names it in the text of graphs.
+    /// The [`content_hash`](margay_tensor::StoredTensor::content_hash) of what is stored, which names it in the text of
+    /// graphs.
     pub tensor: [u8; 32],
-    /// Type of the tensor's elements.
+    /// Type of its numbers.
     pub dtype: DType,
     /// Extents of the tensor.
     pub shape: Vec<usize>,
+    /// How its numbers are stored.
+    pub storage: Storage,
     /// The layout that a back end packed it into; `None` for row-major.
     pub layout: Option<Layout>,
     /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.

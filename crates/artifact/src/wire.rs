@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use margay_loops::{Carried, Port};
-use margay_tensor::DType;
+use margay_tensor::{DType, Storage};
 use prost::Message;
 
 use crate::header::{ALIGN, checked_range};
@@ -47,6 +47,8 @@ struct ConstantMessage {
     piece: Option<PieceMessage>,
     #[prost(string, optional, tag = "7")]
     packed_by: Option<String>,
+    #[prost(string, tag = "8")]
+    storage: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -157,6 +159,7 @@ fn constant_message(c: &StoredConstant) -> ConstantMessage {
         layout: c.layout.as_ref().map(|l| l.name.clone()),
         packed_by: c.layout.as_ref().map(|l| l.backend.clone()),
         piece: Some(piece_message(&c.range, &c.hash)),
+        storage: c.storage.to_string(),
     }
 }
 
@@ -269,7 +272,11 @@ fn tensor_type(dtype: &str, shape: &[u64]) -> Result<(DType, Vec<usize>, usize),
 }
 
 fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, String> {
-    let (dtype, shape, bytes) = tensor_type(&message.dtype, &message.shape)?;
+    let (dtype, shape, _) = tensor_type(&message.dtype, &message.shape)?;
+    let storage =
+        Storage::parse(&message.storage).ok_or_else(|| format!("`{}` is not a storage", message.storage))?;
+    storage.check(dtype, &shape).map_err(|e| e.to_string())?;
+    let bytes = storage.layout(&shape).bytes;
     let (range, bytes_hash) = piece(message.piece, limits.weights)?;
     if !range.start.is_multiple_of(ALIGN) {
         return Err(format!("begins at {}, which is not aligned", range.start));
@@ -283,6 +290,7 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
     }
     Ok(StoredConstant {
+        storage,
         names: message.names,
         tensor: hash(&message.tensor)?,
         dtype,
@@ -391,6 +399,7 @@ mod tests {
             tensor: [1; 32],
             dtype: DType::F32,
             shape: vec![3, 4],
+            storage: Storage::plain(DType::F32),
             layout,
             range,
             hash: [2; 32],

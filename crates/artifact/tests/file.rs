@@ -8,7 +8,7 @@ use margay_loops::{
     Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
     Port, Preferences, Program,
 };
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, StoredTensor, Tensor};
 
 /// A back end that packs the right operand of a product by reversing its bytes.
 #[derive(Debug)]
@@ -47,14 +47,14 @@ impl Backend for Reversing {
         unreachable!("a constant carries what was answered when the program was made")
     }
 
-    fn pack(&self, _: &KernelCall, _: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
-        Ok(tensor.bytes().iter().rev().copied().collect())
+    fn pack(&self, _: &KernelCall, _: usize, tensor: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+        Ok(tensor.to_bytes().iter().rev().copied().collect())
     }
 
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
         assert_eq!(layout, "reversed");
         let bytes: Vec<u8> = bytes.iter().rev().copied().collect();
-        Ok(Tensor::from_bytes(DType::F32, shape, &bytes).unwrap())
+        Ok(Tensor::from_bytes(DType::F32, shape, &bytes).unwrap().into())
     }
 }
 
@@ -69,7 +69,7 @@ fn product(m: usize, k: usize, n: usize) -> KernelCall {
         b: layout(n),
         c_row_stride: n,
         b_packed: true,
-        precision: margay_loops::Precision::F32,
+        types: margay_loops::ProductTypes::F32,
         epilogue: Epilogue::default(),
     })
 }
@@ -87,7 +87,7 @@ fn packed(rows: usize) -> Constant {
     let packed = Packed { operand: 1, layout: "reversed".into(), bytes: 60 };
     Constant {
         names: vec!["fc1.weight".into()],
-        tensor: weight(),
+        stored: weight().into(),
         packed: Some((product(rows, 3, 5), packed)),
     }
 }
@@ -97,7 +97,7 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
     let mut b = ArtifactBuilder::new("tiny");
     for rows in [1, 7] {
         let w = b.constants.add(&packed(rows), &Reversing).unwrap();
-        let plain = Constant { names: vec!["fc1.bias".into()], tensor: bias(), packed: None };
+        let plain = Constant { names: vec!["fc1.bias".into()], stored: bias().into(), packed: None };
         let c = b.constants.add(&plain, &Reversing).unwrap();
         let port = |name: &str, n| Port { name: name.into(), dtype: DType::F32, shape: vec![rows, n] };
         let parts = EntryParts {
@@ -162,14 +162,14 @@ fn the_same_constant_is_stored_once() {
     assert!((0..4).all(|i| read(i / 2, i % 2) == &[0, 1]));
     assert_eq!(d.constants[0].layout.as_ref().map(|l| l.backend.as_str()), Some("test"));
     let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
-    assert_eq!((&w, &b), (&weight(), &bias()));
+    assert_eq!((w.elements(), b.elements()), (&weight(), &bias()));
     assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
 }
 
 #[test]
 fn equal_constants_keep_all_their_names() {
     let mut b = ArtifactBuilder::new("tiny");
-    let named = |name: &str| Constant { names: vec![name.into()], tensor: bias(), packed: None };
+    let named = |name: &str| Constant { names: vec![name.into()], stored: bias().into(), packed: None };
     let first = b.constants.add(&named("fc1.bias"), &Reversing).unwrap();
     for name in ["ones(5)", "fc1.bias", "ones(5)"] {
         assert_eq!(b.constants.add(&named(name), &Reversing).unwrap(), first);

@@ -2,14 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use margay_driver::{CompileOptions, Goal, Samples};
-use margay_loops::Precision;
-use margay_onnx::read_tensor;
-use margay_passes::sketch::SCHEMES;
-use margay_plan::{Budget, Plan};
-use margay_tensor::Tensor;
+use margay::{Arrays, Budget, CompileOptions, Goal, InputFile, Precision, Samples, read_inputs, read_plan};
 
-use crate::error::{self, Failure};
+use crate::error::Failure;
 
 /// What to compile for.
 #[derive(clap::Args)]
@@ -106,12 +101,6 @@ impl GoalArgs {
     }
 }
 
-fn read_plan(path: &Path) -> Result<Plan, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
-    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-    Plan::from_toml(&text, &schemes).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))
-}
-
 /// How many threads.
 #[derive(clap::Args)]
 pub(crate) struct ThreadArgs {
@@ -143,55 +132,18 @@ pub(crate) struct InputArgs {
     /// The inputs: a .npz file with the names of the inputs as keys, or NAME=FILE with an .npy or .pb file for each
     /// input. A leading axis longer than the batch of the model is fed batch by batch.
     #[arg(long, value_name = "FILE.npz|NAME=FILE", required = true)]
-    inputs: Vec<String>,
+    inputs: Vec<InputFile>,
 }
 
 impl InputArgs {
     /// The files that are read.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        let path = |text: &String| match text.split_once('=').filter(|_| !Path::new(text).exists()) {
-            Some((_, path)) => PathBuf::from(path),
-            None => PathBuf::from(text),
-        };
-        self.inputs.iter().map(path).collect()
+        self.inputs.iter().map(|file| file.path.clone()).collect()
     }
 
     /// Reads all inputs.
-    pub(crate) fn read(&self) -> Result<Vec<(String, Tensor)>, Failure> {
-        let mut all: Vec<(String, Tensor)> = Vec::new();
-        for text in &self.inputs {
-            for (name, tensor) in read_inputs(text)? {
-                if all.iter().any(|(n, _)| *n == name) {
-                    return Err(Failure::usage(format!("input `{name}` is given twice")));
-                }
-                all.push((name, tensor));
-            }
-        }
-        Ok(all)
-    }
-}
-
-fn read_inputs(text: &str) -> Result<Vec<(String, Tensor)>, Failure> {
-    let named = text.split_once('=').filter(|_| !Path::new(text).exists());
-    let path = Path::new(named.map_or(text, |(_, path)| path));
-    let extension = path.extension().map_or(String::new(), |e| e.to_string_lossy().to_lowercase());
-    let name = named.map(|(name, _)| name.to_string());
-    match (extension.as_str(), name) {
-        ("npz", None) => {
-            let file = std::fs::File::open(path).map_err(|e| Failure::read(path, e))?;
-            margay_npy::read_npz(std::io::BufReader::new(file)).map_err(|e| error::arrays(path, e))
-        }
-        ("npy", Some(name)) => {
-            let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
-            Ok(vec![(name, margay_npy::read_npy(&bytes).map_err(|e| error::arrays(path, e))?)])
-        }
-        ("pb", name) => {
-            let (own, tensor) = read_tensor(path)?;
-            Ok(vec![(name.unwrap_or(own), tensor)])
-        }
-        _ => Err(Failure::usage(format!(
-            "inputs `{text}`: expected FILE.npz, NAME=FILE.npy, NAME=FILE.pb or FILE.pb"
-        ))),
+    pub(crate) fn read(&self) -> Result<Arrays, Failure> {
+        Ok(read_inputs(&self.inputs)?)
     }
 }
 

@@ -13,17 +13,15 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{backend, compare::ErrorSum, is_artifact};
-use margay_loops::Precision;
+use margay::{
+    BenchOptions, Measured, Precision, Predictor, RunOptions, StepTime, bench, is_artifact, this_machine,
+};
 use serde::Serialize;
 
 use crate::args::{InputArgs, RunArgs, at_least_one, precision};
 use crate::error::Failure;
-use crate::feed::{self, Chunk};
-use crate::model::{Model, stored_bytes};
 use crate::table::{Table, bytes, significant};
-use crate::timing::StepTime;
-use crate::{Reply, json, timing};
+use crate::{Reply, json};
 
 const JSON: &str = r#"With --json:
   {"models": [{"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes",
@@ -88,72 +86,36 @@ struct Error {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
     let inputs = args.inputs.read()?;
+    let huge_pages = args.how.huge_pages;
     let mut models = Vec::new();
     for path in &args.models {
-        models.push(Model::open(path, threads)?.with_huge_pages(args.how.huge_pages)?);
+        let plain = RunOptions { threads, precision: Precision::F32, huge_pages };
+        models.push(Predictor::open(path, &plain)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
-            let narrow = Model::open_in(path, threads, args.precision)?;
-            models.push(narrow.with_huge_pages(args.how.huge_pages)?);
+            models.push(Predictor::open(path, &RunOptions { precision: args.precision, ..plain })?);
         }
     }
-    let chunks = chunks_of(&models, &inputs)?;
-
-    let mut errors = Vec::new();
-    let mut reference: Option<feed::Arrays> = None;
-    for (model, chunks) in models.iter_mut().zip(&chunks) {
-        let outputs = model.run(chunks)?;
-        let mut sum = ErrorSum::default();
-        sum.add(reference.as_ref().unwrap_or(&outputs), &outputs, 1)?;
-        let error = sum.measure();
-        errors.push(Error { relative_l2: error.relative_l2, cosine: error.cosine });
-        reference.get_or_insert(outputs);
-    }
-    let mut pairs: Vec<(&mut Model, &[Chunk])> =
-        models.iter_mut().zip(&chunks).map(|(m, c)| (m, c.as_slice())).collect();
-    let (times, rounds) = timing::interleaved(&mut pairs, args.rounds)?;
-
-    let mut lines = Vec::new();
-    for (((model, chunks), times), error) in models.iter_mut().zip(&chunks).zip(times).zip(errors) {
-        let session = model.session(&chunks[0].inputs)?;
-        let executable = session.executable();
-        let stored = stored_bytes(executable);
-        let peak = stored + (executable.code_bytes() + session.peak_bytes()) as u64;
-        lines.push(Line {
-            path: model.path.clone(),
-            median_ms: times.median_ms,
-            min_ms: times.min_ms,
-            stored_bytes: stored,
-            peak_bytes: peak,
-            error,
-            predicted_ms: model.predicted_ms(chunks)?,
-            steps: args.steps.then(|| timing::steps(model, chunks, rounds)).transpose()?,
-        });
-    }
-    let report = Report {
-        models: lines,
-        runs: chunks.iter().map(Vec::len).collect(),
-        rounds,
-        threads,
-        machine: machine(),
+    let options = BenchOptions { rounds: args.rounds, steps: args.steps };
+    let (measured, rounds) = bench(&mut models, &inputs, &options)?;
+    let runs = measured.iter().map(|m| m.runs).collect();
+    let line = |(model, m): (&Predictor, Measured)| Line {
+        path: model.name().to_string(),
+        median_ms: m.median_ms,
+        min_ms: m.min_ms,
+        stored_bytes: m.stored_bytes,
+        peak_bytes: m.peak_bytes,
+        error: Error { relative_l2: m.error.relative_l2, cosine: m.error.cosine },
+        predicted_ms: m.predicted_ms,
+        steps: m.steps,
     };
+    let lines = models.iter().zip(measured).map(line).collect();
+    let report = Report { models: lines, runs, rounds, threads, machine: machine() };
     Ok(if args.json { json(&report)? } else { text(&report) }.into())
-}
-
-/// The chunks for each model. One that takes any batch is run on the same chunks as the first that does not, so that
-/// the same work is compared.
-pub(crate) fn chunks_of(models: &[Model], inputs: &feed::Arrays) -> Result<Vec<Vec<Chunk>>, Failure> {
-    let sizes: Vec<Vec<usize>> = models.iter().map(|m| m.batch_sizes(inputs)).collect();
-    let bound = sizes.iter().find(|s| !s.is_empty()).cloned().unwrap_or_default();
-    let chunks = models.iter().zip(&sizes).map(|(model, own)| {
-        let takes_any = own.is_empty() && model.takes_any_batch();
-        feed::cut(inputs, if takes_any { &bound } else { own })
-    });
-    chunks.collect()
 }
 
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{}, {processors} logical processors", backend::native().target())
+    format!("{}, {processors} logical processors", this_machine())
 }
 
 fn text(report: &Report) -> String {

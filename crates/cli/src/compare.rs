@@ -13,16 +13,11 @@
 
 use std::path::PathBuf;
 
-use margay_driver::backend;
-use margay_driver::compare::{LayerError, layers};
-use margay_ir::ops::Numbers;
-use margay_tensor::Tensor;
+use margay::{Comparison, Kind, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare};
 use serde::Serialize;
 
 use crate::args::{InputArgs, ThreadArgs, not_negative};
-use crate::bench::chunks_of;
 use crate::error::Failure;
-use crate::model::Model;
 use crate::table::{Table, significant};
 use crate::{Reply, json, note};
 
@@ -68,45 +63,20 @@ struct Report {
     layers: Option<Vec<LayerError>>,
 }
 
-#[derive(Serialize)]
-struct OutputError {
-    name: String,
-    r#type: String,
-    max_abs: f64,
-    relative_l2: f64,
-    cosine: f64,
-    elements: usize,
-    past_tolerance: usize,
-}
-
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.threads.get();
     let inputs = args.inputs.read()?;
-    let mut models = vec![Model::open(&args.reference, threads)?, Model::open(&args.other, threads)?];
-    let chunks = chunks_of(&models, &inputs)?;
-    let a = models[0].run(&chunks[0])?;
-    let b = models[1].run(&chunks[1])?;
-    let mut outputs = Vec::new();
-    for (name, x) in &a {
-        let y = b.iter().find(|(n, _)| n == name).map(|(_, y)| y);
-        outputs.push(output_error(name, x, y, args.rtol, args.atol)?);
+    let options = RunOptions { threads, ..RunOptions::default() };
+    let mut models = [Predictor::open(&args.reference, &options)?, Predictor::open(&args.other, &options)?];
+    let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
+    let Comparison { outputs, layers } = compare(&mut models, &inputs, tolerance, threads)?;
+    if layers.is_none() {
+        note("a stripped artifact carries no graph, so layers are not compared");
     }
-    let layers = match (models[0].graph()?, models[1].graph()?) {
-        (Some(reference), Some(other)) => {
-            // Both graphs take the smaller of the first runs.
-            let smallest = chunks.iter().map(|c| &c[0].inputs).min_by_key(|i| crate::feed::rows(i));
-            let inputs = smallest.unwrap_or(&inputs);
-            Some(layers(&reference, &other, inputs, &backend::native(), threads)?)
-        }
-        _ => {
-            note("a stripped artifact carries no graph, so layers are not compared");
-            None
-        }
-    };
     let past: usize = outputs.iter().map(|o| o.past_tolerance).sum();
     let report = Report {
-        reference: models[0].path.clone(),
-        other: models[1].path.clone(),
+        reference: models[0].name().to_string(),
+        other: models[1].name().to_string(),
         within: past == 0,
         rtol: args.rtol,
         atol: args.atol,
@@ -116,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let failure = (past > 0).then(|| {
         let elements: usize = report.outputs.iter().map(|o| o.elements).sum();
         Failure::new(
-            margay_driver::Kind::Check,
+            Kind::Check,
             format!(
                 "{past} of {elements} elements are past the tolerance of {} + {} |a|",
                 args.atol, args.rtol
@@ -124,46 +94,6 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         )
     });
     Ok(Reply { text: if args.json { json(&report)? } else { text(&report) }, failure })
-}
-
-fn output_error(
-    name: &str,
-    x: &Tensor,
-    y: Option<&Tensor>,
-    rtol: f64,
-    atol: f64,
-) -> Result<OutputError, Failure> {
-    let describe = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
-    let Some(y) = y.filter(|y| y.dtype() == x.dtype() && y.shape() == x.shape()) else {
-        let found = y.map_or("absent".into(), describe);
-        let message =
-            format!("output `{name}` is {} in the reference and {found} in the other model", describe(x));
-        return Err(Failure::new(margay_driver::Kind::Check, message));
-    };
-    let numbers = |t: &Tensor| match Numbers::of(t) {
-        Ok(numbers) => Ok(numbers.floats()),
-        Err(e) => Err(Failure::usage(format!("output `{name}`: {e}"))),
-    };
-    let (xs, ys) = (numbers(x)?, numbers(y)?);
-    let (mut xx, mut yy, mut xy, mut dd, mut max_abs) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
-    let mut past = 0;
-    for (&a, &b) in xs.iter().zip(&ys) {
-        let d = if a == b || a.is_nan() && b.is_nan() { 0.0 } else { (a - b).abs() };
-        xx += a * a;
-        yy += b * b;
-        xy += a * b;
-        dd += d * d;
-        if d > max_abs || d.is_nan() {
-            max_abs = d;
-        }
-        // A difference that is not a number is not within.
-        let within = d <= atol + rtol * a.abs();
-        past += usize::from(!within);
-    }
-    let relative_l2 = if dd == 0.0 { 0.0 } else { (dd / xx).sqrt() };
-    let cosine = if dd == 0.0 { 1.0 } else { xy / (xx * yy).sqrt() };
-    let (name, r#type) = (name.to_string(), describe(x));
-    Ok(OutputError { name, r#type, max_abs, relative_l2, cosine, elements: xs.len(), past_tolerance: past })
 }
 
 fn text(report: &Report) -> String {

@@ -1,6 +1,6 @@
 //! `margay compile`: from a model to an artifact.
 //!
-//! `--json`, and `--report` into a file, give [`margay_driver::Report`]: an object with `model`, `model_hash`,
+//! `--json`, and `--report` into a file, give [`margay::Report`]: an object with `model`, `model_hash`,
 //! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
 //! `flops_before`, `flops_after`, `predicted_ms_before`, `predicted_ms_after`, `held_out` (`relative_l2`, `cosine`,
 //! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, `rank`,
@@ -9,9 +9,9 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{Compiled, Dump, Report, compile_with, open_with};
+use margay::{Compiled, Dump, Report, compile_with, open_with};
 
-use margay_loops::Precision;
+use margay::Precision;
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let bars = Bars::new();
         compile_with(&source, samples.as_ref(), &options, &bars, &mut dump)?
     };
-    let plan = compiled.plan.to_toml().map_err(margay_driver::DriverError::from)?;
+    let plan = compiled.plan.to_toml().map_err(margay::Error::from)?;
     let report = json(&compiled.report)?;
     compiled.write(&args.output, args.strip, &mut dump)?;
     if let Some(path) = &args.export {

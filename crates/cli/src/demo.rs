@@ -6,20 +6,18 @@
 
 use std::path::Path;
 
-use margay_driver::compare::ErrorSum;
-use margay_driver::{
-    CompileOptions, Dump, Goal, ModuleReport, Report, Samples, Silent, Source, compile, open,
+use margay::ErrorSum;
+use margay::{
+    Arrays, BenchOptions, CompileOptions, Dump, Goal, Measured, ModuleReport, Predictor, Report, RunOptions,
+    Samples, Silent, Source, Tensor, bench, compile, open,
 };
-use margay_tensor::Tensor;
 use serde::Serialize;
 
 use crate::args::ThreadArgs;
 use crate::error::Failure;
-use crate::feed::{self, Chunk};
-use crate::model::{Model, stored_bytes};
 use crate::progress::Bars;
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json, timing};
+use crate::{Reply, json};
 
 const MODEL: &[u8] = include_bytes!("../../../demo/model.onnx");
 const SAMPLES: &[u8] = include_bytes!("../../../demo/samples.npz");
@@ -52,7 +50,7 @@ struct Outcome {
     relative_l2: f64,
     cosine: f64,
     limit: f64,
-    held_out: Option<margay_driver::ErrorMeasure>,
+    held_out: Option<margay::ErrorMeasure>,
     layers: Vec<ModuleReport>,
 }
 
@@ -71,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let onnx = folder.path().join("model.onnx");
     std::fs::write(&onnx, MODEL).map_err(io)?;
     let source = open(&onnx)?;
-    let arrays = margay_npy::read_npz(std::io::Cursor::new(SAMPLES))
+    let arrays = margay::read_npz(std::io::Cursor::new(SAMPLES))
         .map_err(|e| crate::error::arrays(Path::new("demo/samples.npz"), e))?;
     let calibration = Samples::new(vec![("image".into(), pixels(&arrays, "calibration_image")?)])?;
     let images = vec![("image".to_string(), pixels(&arrays, "image")?)];
@@ -89,25 +87,23 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     )?;
     let (mut dense, _) = artifact(&source, None, &dense_goal, &folder.path().join("dense.margay"), threads)?;
 
-    let chunks = feed::cut(&images, &sketched.batch_sizes(&images))?;
-    let (expected, found) = (dense.run(&chunks)?, sketched.run(&chunks)?);
+    let (expected, found) = (dense.predict(&images)?, sketched.predict(&images)?);
     let mut sum = ErrorSum::default();
     sum.add(&expected, &found, labels.len())?;
     let error = sum.measure();
-    let first: &[Chunk] = &chunks[..1];
-    let (times, _) = timing::interleaved(&mut [(&mut dense, first), (&mut sketched, first)], Some(300))?;
+    let first = Samples::new(images)?.row(0, BATCH as usize)?;
+    let options = BenchOptions { rounds: Some(300), steps: false };
+    let (measured, _) = bench(&mut [dense, sketched], &first, &options)?;
 
-    let line = |model: &mut Model, flops, outputs: &feed::Arrays, times: timing::Times| {
-        Ok::<Line, Failure>(Line {
-            stored_bytes: stored_bytes(model.session(&first[0].inputs)?.executable()),
-            flops,
-            median_ms: times.median_ms,
-            accuracy: accuracy(&outputs[0].1, &labels),
-        })
+    let line = |measured: &Measured, flops, outputs: &Arrays| Line {
+        stored_bytes: measured.stored_bytes,
+        flops,
+        median_ms: measured.median_ms,
+        accuracy: accuracy(&outputs[0].1, &labels),
     };
     let outcome = Outcome {
-        dense: line(&mut dense, report.flops_before, &expected, times[0])?,
-        sketched: line(&mut sketched, report.flops_after, &found, times[1])?,
+        dense: line(&measured[0], report.flops_before, &expected),
+        sketched: line(&measured[1], report.flops_after, &found),
         relative_l2: error.relative_l2,
         cosine: error.cosine,
         limit: LIMIT,
@@ -124,26 +120,26 @@ fn artifact(
     options: &CompileOptions,
     path: &Path,
     threads: usize,
-) -> Result<(Model, Report), Failure> {
+) -> Result<(Predictor, Report), Failure> {
     let compiled = match samples {
         Some(_) => compile(source, samples, options, &Bars::new())?,
         None => compile(source, None, options, &Silent)?,
     };
     compiled.write(path, true, &mut Dump::none())?;
-    Ok((Model::open(path, threads)?, compiled.report))
+    let options = RunOptions { threads, ..RunOptions::default() };
+    Ok((Predictor::open(path, &options)?, compiled.report))
 }
 
-fn array<'a>(arrays: &'a feed::Arrays, name: &str) -> Result<&'a Tensor, Failure> {
+fn array<'a>(arrays: &'a Arrays, name: &str) -> Result<&'a Tensor, Failure> {
     let found = arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    found.ok_or_else(|| Failure::new(margay_driver::Kind::Internal, format!("the samples have no `{name}`")))
+    found.ok_or_else(|| Failure::new(margay::Kind::Internal, format!("the samples have no `{name}`")))
 }
 
 /// Images as the model takes them: from bytes to numbers from 0 to 1.
-fn pixels(arrays: &feed::Arrays, name: &str) -> Result<Tensor, Failure> {
+fn pixels(arrays: &Arrays, name: &str) -> Result<Tensor, Failure> {
     let bytes = array(arrays, name)?;
     let data: Vec<f32> = bytes.bytes().iter().map(|&b| f32::from(b) / 255.0).collect();
-    Tensor::from_slice(bytes.shape(), &data)
-        .map_err(|e| Failure::new(margay_driver::Kind::Internal, e.to_string()))
+    Tensor::from_slice(bytes.shape(), &data).map_err(|e| Failure::new(margay::Kind::Internal, e.to_string()))
 }
 
 /// The share of rows whose largest element is at the place the label says.

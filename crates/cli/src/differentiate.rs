@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{differentiate, export_graph, open};
+use margay::{differentiate, export_graph, open};
 
 use crate::error::Failure;
 use crate::save::{check_distinct, check_writable};

@@ -12,12 +12,12 @@
 use std::fmt;
 use std::path::Path;
 
-use margay_artifact::ArtifactError;
-use margay_driver::{DriverError, Kind};
-use margay_npy::NpyError;
-use margay_onnx::{OnnxError, Problem};
-use margay_runtime::RunError;
-use margay_train::TrainError;
+use margay::ArtifactError;
+use margay::NpyError;
+use margay::RunError;
+use margay::train::TrainError;
+use margay::{Error as DriverError, Kind};
+use margay::{OnnxError, Problem};
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]

@@ -4,13 +4,12 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{Report, Source, compile, is_artifact, open};
-use margay_passes::sketch::modules;
+use margay::passes::sketch::modules;
+use margay::{Report, Source, compile, is_artifact, open, open_artifact, report_of};
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
 use crate::error::Failure;
-use crate::model::open_artifact;
 use crate::progress::Bars;
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, json};
@@ -44,18 +43,6 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         (compiled.report, if args.goal.is_dense() { candidates(&source) } else { String::new() })
     };
     Ok(if args.json { json(&report)? } else { text(&report) + &layers }.into())
-}
-
-/// The report an artifact carries.
-pub(crate) fn report_of(artifact: &margay_artifact::Artifact) -> Result<Report, Failure> {
-    let path = artifact.path().display();
-    let Some(bytes) = artifact.source("report.json")? else {
-        let message = format!("`{path}` was stripped: it does not carry its report");
-        return Err(Failure::usage(message).help("compile the model again without `--strip`"));
-    };
-    serde_json::from_slice(bytes).map_err(|e| {
-        Failure::new(margay_driver::Kind::Malformed, format!("`{path}`: the report is malformed: {e}"))
-    })
 }
 
 fn text(report: &Report) -> String {

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use margay_driver::{compile, export_graph, is_artifact, open, open_artifact_graph};
-use margay_passes::sketch::SCHEMES;
-use margay_plan::Plan;
+use margay::Plan;
+use margay::passes::sketch::SCHEMES;
+use margay::{compile, export_graph, is_artifact, open, open_artifact_graph};
+
+use margay::{open_artifact, report_of};
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
-use crate::explain::report_of;
-use crate::model::open_artifact;
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable};
 use crate::{Reply, note};
@@ -42,8 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let graph = open_artifact_graph(&artifact)?;
         let plan = artifact.source("plan.toml")?.unwrap_or_default();
         let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-        let plan = Plan::from_toml(&String::from_utf8_lossy(plan), &schemes)
-            .map_err(margay_driver::DriverError::from)?;
+        let plan = Plan::from_toml(&String::from_utf8_lossy(plan), &schemes).map_err(margay::Error::from)?;
         export_graph(&graph, Some((&plan, &report)), &args.output)?;
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;

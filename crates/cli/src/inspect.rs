@@ -17,21 +17,14 @@
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
 //!   `relative_l2`, `cosine`, `samples`; `plan`: the plan as TOML. Null in a stripped artifact.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use margay_artifact::{Artifact, CodeSection, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, backend, build, is_artifact};
-use margay_ir::{Graph, Op};
-use margay_onnx::Model;
-use margay_passes::sketch::modules;
-use margay_tensor::Binding;
-use serde::Serialize;
+use margay::{
+    ArtifactReport, ModelReport, Port, inspect_artifact, inspect_model, is_artifact, open_artifact,
+};
 
 use crate::args::dim;
 use crate::error::Failure;
-use crate::explain::report_of;
-use crate::model::open_artifact;
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json};
 
@@ -59,61 +52,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Port {
-    name: String,
-    r#type: String,
-}
-
-#[derive(Serialize)]
-struct ModelReport {
-    path: String,
-    hash: String,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
-    dimensions: Vec<String>,
-    nodes: usize,
-    canonical_nodes: usize,
-    parameters: usize,
-    constant_bytes: usize,
-    layers: usize,
-    layer_bytes: u64,
-    flops: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct ArtifactReport {
-    path: String,
-    producer: String,
-    model: String,
-    file_bytes: usize,
-    weights_bytes: usize,
-    code_bytes: usize,
-    entries: Vec<EntryReport>,
-    layer_bytes_before: Option<u64>,
-    layer_bytes_after: Option<u64>,
-    held_out: Option<ErrorMeasure>,
-    plan: Option<String>,
-}
-
-#[derive(Serialize)]
-struct EntryReport {
-    dims: BTreeMap<String, i64>,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
-    sections: Vec<SectionReport>,
-}
-
-#[derive(Serialize)]
-struct SectionReport {
-    backend: String,
-    target: String,
-    machine: String,
-    steps: usize,
-    arena_bytes: usize,
-    code_bytes: usize,
-}
-
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let path = &args.model;
     if is_artifact(path)? {
@@ -122,117 +60,11 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
                 "the dimensions of an artifact are fixed: `--dim` does not apply to it",
             ));
         }
-        let report = artifact_report(&open_artifact(path)?)?;
+        let report = inspect_artifact(&open_artifact(path)?)?;
         return Ok(if args.json { json(&report)? } else { artifact_text(&report) }.into());
     }
-    let report = model_report(path, &args.dims)?;
+    let report = inspect_model(path, &args.dims)?;
     Ok(if args.json { json(&report)? } else { model_text(&report) }.into())
-}
-
-fn model_report(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport, Failure> {
-    let model = Model::open(path)?;
-    let graph = margay_onnx::import(&model)?;
-    let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
-    let g = &source.graph;
-    let mut constants = BTreeMap::new();
-    for n in g.order() {
-        if let Op::Const(c) = g.op(n) {
-            constants.insert(c.payload.key().to_string(), c.payload.tensor().clone());
-        }
-    }
-    let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
-    let layers = modules(g);
-    let inputs = g.inputs().iter().filter_map(|n| match g.op(*n) {
-        Op::Input(input) => Some(Port { name: input.name.to_string(), r#type: input.ty.to_string() }),
-        _ => None,
-    });
-    let outputs = g.outputs().iter();
-    Ok(ModelReport {
-        path: path.display().to_string(),
-        hash: source.hash.clone(),
-        inputs: inputs.collect(),
-        outputs: outputs
-            .map(|o| Port { name: o.name.to_string(), r#type: g.ty(o.value).to_string() })
-            .collect(),
-        dimensions: g.symbols().iter().map(ToString::to_string).collect(),
-        nodes: model.graph.nodes.len(),
-        canonical_nodes: g
-            .order()
-            .iter()
-            .filter(|n| !matches!(g.op(**n), Op::Const(_) | Op::Input(_)))
-            .count(),
-        parameters,
-        constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
-        layers: layers.len(),
-        layer_bytes: layers.iter().map(margay_passes::sketch::Module::bytes).sum(),
-        flops: flops(g, dims)?,
-    })
-}
-
-/// Operations for the dimensions given, if they are all.
-fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Failure> {
-    let symbols = g.symbols();
-    let mut binding = Binding::new();
-    for (name, values) in dims {
-        let (true, [value]) = (symbols.iter().any(|s| **s == *name), values.as_slice()) else {
-            let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
-            let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));
-            return Err(Failure::usage(message));
-        };
-        binding.insert(name.as_str().into(), *value);
-    }
-    if symbols.iter().any(|s| !binding.contains_key(s)) {
-        return Ok(None);
-    }
-    let bound = build::bind(g, &binding, &mut Dump::none())?;
-    let program =
-        margay_lower::lower(&bound, &*backend::native()).map_err(margay_driver::DriverError::from)?;
-    Ok(Some(program.flops()))
-}
-
-fn artifact_report(artifact: &Artifact) -> Result<ArtifactReport, Failure> {
-    let description = artifact.description();
-    let stripped = description.sources.is_empty();
-    let report = if stripped { None } else { Some(report_of(artifact)?) };
-    let plan = artifact.source("plan.toml")?.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    Ok(ArtifactReport {
-        path: artifact.path().display().to_string(),
-        producer: description.producer.clone(),
-        model: description.model.clone(),
-        file_bytes: artifact.file_bytes(),
-        weights_bytes: artifact.weights().len(),
-        code_bytes: artifact.code().len(),
-        entries: description.entries.iter().map(entry_report).collect(),
-        layer_bytes_before: report.as_ref().map(|r| r.bytes_before),
-        layer_bytes_after: report.as_ref().map(|r| r.bytes_after),
-        held_out: report.and_then(|r| r.held_out),
-        plan,
-    })
-}
-
-fn entry_report(entry: &Entry) -> EntryReport {
-    let ports = |ports: &[margay_loops::Port]| {
-        let each = ports.iter();
-        each.map(|p| Port { name: p.name.clone(), r#type: format!("{}{:?}", p.dtype, p.shape) }).collect()
-    };
-    EntryReport {
-        dims: entry.parts.symbols.clone(),
-        inputs: ports(&entry.parts.inputs),
-        outputs: ports(&entry.parts.outputs),
-        sections: entry.sections.iter().map(section_report).collect(),
-    }
-}
-
-fn section_report(section: &CodeSection) -> SectionReport {
-    let parts = &section.parts;
-    SectionReport {
-        backend: parts.backend.clone(),
-        target: parts.target.clone(),
-        machine: parts.machine.clone(),
-        steps: parts.steps.len(),
-        arena_bytes: parts.arena_bytes,
-        code_bytes: section.code.len(),
-    }
 }
 
 fn list(ports: &[Port]) -> String {

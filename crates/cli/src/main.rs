@@ -4,7 +4,7 @@
 //! stdout, everything else to stderr; exit codes are listed in `error`. Commands that report take `--json`; the head of
 //! each file documents what it prints then.
 //!
-//! Deliberately absent: anything a program that uses the `margay-driver` crate could not do.
+//! Deliberately absent: anything a program that uses the `margay` crate could not do.
 
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,8 @@ mod differentiate;
 mod error;
 mod explain;
 mod export;
-mod feed;
 mod inspect;
 mod interrupt;
-mod model;
 mod opt;
 mod progress;
 mod recover;
@@ -29,7 +27,6 @@ mod run;
 mod save;
 mod sensitivity;
 mod table;
-mod timing;
 mod train;
 
 use std::io::Write;
@@ -126,7 +123,7 @@ fn note(text: impl std::fmt::Display) {
 /// A value as indented JSON with a line end.
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
-    let internal = |e: serde_json::Error| Failure::new(margay_driver::Kind::Internal, e.to_string());
+    let internal = |e: serde_json::Error| Failure::new(margay::Kind::Internal, e.to_string());
     text.map(|text| text + "\n").map_err(internal)
 }
 

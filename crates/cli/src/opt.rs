@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use margay_ir::{TensorType, text};
-use margay_passes::{PASSES, Pipeline, PipelineItem};
-use margay_tensor::random::{Philox, stream_of};
-use margay_tensor::{DType, Tensor};
+use margay::ir::{TensorType, text};
+use margay::passes::{PASSES, Pipeline, PipelineItem};
+use margay::random::{Philox, stream_of};
+use margay::{DType, Tensor};
 use safetensors::SafeTensors;
 
 use crate::error::Failure;
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let path = &args.graph;
     let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
     let mut g = parse(path, &text)?;
-    let remarks = Pipeline::new(steps).run(&mut g, &mut |_| {}).map_err(margay_driver::DriverError::from)?;
+    let remarks = Pipeline::new(steps).run(&mut g, &mut |_| {}).map_err(margay::Error::from)?;
     for r in remarks {
         note(format!("{} at `{}`: {}", r.pass, r.at, r.message));
     }
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<margay_ir::Graph, Failure> {
+fn parse(path: &Path, text: &str) -> Result<margay::ir::Graph, Failure> {
     let beside = path.with_file_name("consts.safetensors");
     let bytes = match std::fs::read(&beside) {
         Ok(bytes) => Some(bytes),
@@ -68,13 +68,15 @@ fn parse(path: &Path, text: &str) -> Result<margay_ir::Graph, Failure> {
     let made_up = std::cell::Cell::new(0);
     let resolve = |key: &str, ty: &TensorType| {
         if let Some(tensor) = stored.as_ref().and_then(|s| s.tensor(key).ok()) {
-            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data()).ok();
+            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data())
+                .ok()
+                .map(Into::into);
         }
         made_up.set(made_up.get() + 1);
-        random(key, ty)
+        random(key, ty).map(Into::into)
     };
     let g = text::parse(text, &resolve)
-        .map_err(|error| margay_driver::DriverError::Text { path: path.to_path_buf(), error })?;
+        .map_err(|error| margay::Error::Text { path: path.to_path_buf(), error })?;
     if made_up.get() > 0 {
         let count = made_up.get();
         note(format!("{count} constants are not in `{}` and hold random numbers", beside.display()));

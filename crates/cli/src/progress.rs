@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use margay_driver::Progress;
-use margay_train::{Observer, Point};
+use margay::Progress;
+use margay::train::{Observer, Point};
 
 use crate::interrupt::Interrupt;
 use crate::table::significant;

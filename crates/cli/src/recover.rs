@@ -8,20 +8,21 @@
 
 use std::path::{Path, PathBuf};
 
-use margay_artifact::Artifact;
-use margay_driver::{
+use margay::Artifact;
+use margay::train::recover::layers::LayerRefit;
+use margay::train::recover::{Hidden, RecoverOptions, Recovered, Train, recover};
+use margay::train::{Evaluation, Point, Stop};
+use margay::{
     CompileOptions, Compiled, Dump, ErrorMeasure, Samples, Source, compile, is_artifact, measure_error, open,
     recompile,
 };
-use margay_train::recover::layers::LayerRefit;
-use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train, recover};
-use margay_train::{Evaluation, Point, Stop};
 use serde::Serialize;
+
+use margay::open_artifact;
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::Interrupt;
-use crate::model::open_artifact;
 use crate::progress::{Bars, TrainingBar};
 use crate::save::{check_distinct, check_writable, save_text};
 use crate::table::{Table, bytes, count, significant};
@@ -178,13 +179,15 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     ];
     check_distinct(&written, &read)?;
 
-    let artifact = is_artifact(&args.model)?.then(|| open_artifact(&args.model)).transpose()?;
+    let artifact = if is_artifact(&args.model)? { Some(open_artifact(&args.model)?) } else { None };
     if artifact.is_some() && !args.dims.is_empty() {
         return Err(Failure::usage("an artifact has its dimensions: `--dim` does not apply to it"));
     }
     let (student, teacher) = (open(&args.model)?, open(&args.teacher)?);
-    if margay_driver::build::bytes_saved(&student.graph) > 0 {
-        let message = "the sketched model has products in bf16 or int8, which do not learn";
+    let narrow =
+        |n: margay::ir::NodeId| student.graph.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
+    if student.graph.order().into_iter().any(narrow) {
+        let message = "the sketched model has constants stored in bf16 or int8, which do not learn";
         return Err(
             Failure::usage(message).help("compile it in f32, recover it, and lower its precision then")
         );
@@ -202,7 +205,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         compiled.export(path)?;
     }
     if let Some(path) = &args.save_plan {
-        save_text(path, &compiled.plan.to_toml().map_err(margay_driver::DriverError::from)?)?;
+        save_text(path, &compiled.plan.to_toml().map_err(margay::Error::from)?)?;
     }
     if let Some(path) = &args.output {
         compiled.write(path, false, &mut Dump::none())?;

@@ -2,13 +2,10 @@
 
 use std::path::PathBuf;
 
-use margay_loops::Precision;
-use margay_npy::write_npz;
+use margay::{Precision, Predictor, RunOptions, write_npz};
 
 use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;
-use crate::feed;
-use crate::model::Model;
 use crate::save::{check_distinct, check_writable, save};
 use crate::{Reply, note};
 
@@ -36,11 +33,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut read = vec![("the model", Some(args.model.as_path()))];
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
-    let mut model = Model::open_in(&args.model, args.how.threads.get(), args.precision)?
-        .with_huge_pages(args.how.huge_pages)?;
-    let inputs = args.inputs.read()?;
-    let chunks = feed::cut(&inputs, &model.batch_sizes(&inputs))?;
-    let outputs = model.run(&chunks)?;
+    let (threads, huge_pages) = (args.how.threads.get(), args.how.huge_pages);
+    let mut model =
+        Predictor::open(&args.model, &RunOptions { threads, precision: args.precision, huge_pages })?;
+    let outputs = model.predict(&args.inputs.read()?)?;
     save(&args.outputs, |out| write_npz(out, &outputs))?;
     let list: Vec<String> =
         outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use margay_artifact::WriteSeek;
+use margay::WriteSeek;
 
 use crate::error::Failure;
 
@@ -12,7 +12,7 @@ pub(crate) fn save<E: std::fmt::Display + From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut dyn WriteSeek) -> Result<(), E>,
 ) -> Result<(), Failure> {
-    margay_artifact::replace_file(path, write).map_err(|e| Failure::write(path, e))
+    margay::replace_file(path, write).map_err(|e| Failure::write(path, e))
 }
 
 /// Writes a text.

@@ -5,12 +5,12 @@
 //! - `model`: the file; `samples`, `probes`: how many; `relative_error`: the error of weights that is predicted for.
 //! - `modules`: objects with `name`, `kind`, `d_in`, `d_out`, `weight_norm`, `input_trace`, `gradient_trace`,
 //!   `output_error`, `output_error_by_moments`, `half_rank` and `half_rank_output_error`, which are explained at
-//!   `ModuleSensitivity` of the crate `margay-driver`.
+//!   `ModuleSensitivity` of the crate `margay`.
 
 use std::path::PathBuf;
 
-use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
-use margay_driver::{Samples, open};
+use margay::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
+use margay::{Samples, open};
 use serde::Serialize;
 
 use crate::args::{ThreadArgs, at_least_one};

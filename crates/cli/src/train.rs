@@ -9,23 +9,22 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use margay_driver::{
-    CompileOptions, Samples, Silent, Source, backend, bound_batch, compile, export_graph, open,
-};
-use margay_ir::{Cx, Graph};
-use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
-use margay_passes::{parameter_names, with_parameters};
-use margay_tensor::Tensor;
-use margay_train::init::initial;
-use margay_train::masking::Masking;
-use margay_train::{
+use margay::Tensor;
+use margay::ir::{Cx, Graph};
+use margay::passes::sketch::{PantherTraining, Start, panther_for_training};
+use margay::passes::{parameter_names, with_parameters};
+use margay::train::init::initial;
+use margay::train::masking::Masking;
+use margay::train::{
     FitOptions, Length, Objective, Optimizer, Point, Schedule, Selection, Supervised, TrainError, Trained,
     Update,
 };
+use margay::{CompileOptions, Samples, Silent, Source, backend, bound_batch, compile, export_graph, open};
+use margay::{is_array_file, read_array};
 use serde::Serialize;
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
-use crate::error::{self, Failure};
+use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::TrainingBar;
 use crate::save::{check_distinct, check_writable};
@@ -235,11 +234,11 @@ struct Outcome<'a> {
     samples: Counts,
     steps: u64,
     seconds: f64,
-    stop: margay_train::Stop,
+    stop: margay::train::Stop,
     first: &'a Point,
     best: &'a Point,
     history: &'a [Point],
-    memory: margay_train::StepMemory,
+    memory: margay::train::StepMemory,
     seed: u64,
 }
 
@@ -385,10 +384,6 @@ fn stored(g: &Graph) -> usize {
     parameter_names(g).iter().filter_map(|(n, _)| Some(g.constant((*n).into())?.tensor().len())).sum()
 }
 
-fn is_array_file(text: &str) -> bool {
-    [".npy", ".npz"].iter().any(|end| text.to_lowercase().ends_with(end))
-}
-
 /// The labels, from the data or from a file of their own.
 fn labels(text: &str, samples: &Samples) -> Result<Tensor, Failure> {
     if let Some((_, t)) = samples.arrays().iter().find(|(name, _)| name == text) {
@@ -398,16 +393,7 @@ fn labels(text: &str, samples: &Samples) -> Result<Tensor, Failure> {
         let known: Vec<String> = samples.arrays().iter().map(|(name, _)| format!("`{name}`")).collect();
         return Err(Failure::usage(format!("the data has no array `{text}`; it has {}", known.join(", "))));
     }
-    let path = Path::new(text);
-    let bytes = std::fs::read(path).map_err(|e| Failure::read(path, e))?;
-    if text.to_lowercase().ends_with(".npy") {
-        return margay_npy::read_npy(&bytes).map_err(|e| error::arrays(path, e));
-    }
-    let mut arrays = margay_npy::read_npz(std::io::Cursor::new(bytes)).map_err(|e| error::arrays(path, e))?;
-    match arrays.len() {
-        1 => Ok(arrays.remove(0).1),
-        n => Err(Failure::usage(format!("labels `{text}`: expected a file of 1 array, found {n}"))),
-    }
+    Ok(read_array(Path::new(text))?)
 }
 
 fn write(args: &Args, name: &str, trained: &Trained) -> Result<(), Failure> {
@@ -415,7 +401,7 @@ fn write(args: &Args, name: &str, trained: &Trained) -> Result<(), Failure> {
         export_graph(&trained.graph, None, path)?;
     }
     if let Some(path) = &args.output {
-        let mut dump = margay_driver::Dump::none();
+        let mut dump = margay::Dump::none();
         let source = Source::new(trained.graph.clone(), name, &mut dump)?;
         let threads = args.threads.get();
         let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };

@@ -1,13 +1,13 @@
 //! Positions, addresses, loads and stores.
 
 use cranelift_codegen::ir::types::{F32X4, I32, I64};
-use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Value};
 use margay_loops::{Index, Literal, Reg};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
 
 use crate::kernel::Emitter;
-use crate::scalar::register_type;
+use crate::scalar::{register_type, signed};
 use crate::statement::Copies;
 use crate::vector::LANES;
 
@@ -65,17 +65,28 @@ impl Emitter<'_, '_> {
         let dtype = self.kernel.args[arg].dtype;
         let (address, offset, flags) = self.address(arg, index);
         let Some(copies) = self.lanes_of(index) else {
-            let value = self.ops.b.ins().load(register_type(dtype), flags, address, offset);
+            let value = match dtype {
+                DType::F16 | DType::BF16 => self.ops.load_half(dtype, false, flags, address, offset),
+                _ => self.ops.b.ins().load(register_type(dtype), flags, address, offset),
+            };
             let value = match dtype {
                 DType::Bool => self.ops.convert(value, DType::U8, DType::Bool),
                 _ => value,
             };
             return (smallvec![value], false);
         };
-        let (ty, step): (Type, i32) = if dtype == DType::Bool { (I32, 4) } else { (F32X4, 16) };
+        let step = LANES as i32 * dtype.bytes() as i32;
         let values = (0..copies as i32).map(|c| {
-            let value = self.ops.load_lanes(ty, flags, address, offset + c * step);
-            if dtype == DType::Bool { self.ops.mask_of_bytes(value) } else { value }
+            let offset = offset + c * step;
+            match dtype {
+                DType::Bool => {
+                    let word = self.ops.load_lanes(I32, flags, address, offset);
+                    self.ops.mask_of_bytes(word)
+                }
+                DType::F16 | DType::BF16 => self.ops.load_half(dtype, true, flags, address, offset),
+                DType::I8 | DType::U8 => self.ops.load_bytes(signed(dtype), flags, address, offset),
+                _ => self.ops.load_lanes(F32X4, flags, address, offset),
+            }
         });
         (values.collect(), true)
     }
@@ -111,11 +122,16 @@ impl Emitter<'_, '_> {
         let step = LANES as i32 * dtype.bytes() as i32;
         for c in 0..copies.unwrap_or(1) {
             let value = values[c % values.len()];
+            let offset = offset + c as i32 * step;
             let value = match (copies, dtype) {
+                (_, DType::F16 | DType::BF16) => {
+                    self.ops.store_half(dtype, value, flags, address, offset);
+                    continue;
+                }
                 (Some(_), DType::Bool) => self.ops.bytes_of_mask(value),
                 (Some(_) | None, _) => value,
             };
-            self.ops.b.ins().store(flags, value, address, offset + c as i32 * step);
+            self.ops.b.ins().store(flags, value, address, offset);
         }
     }
 }

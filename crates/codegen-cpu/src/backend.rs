@@ -5,7 +5,7 @@ use std::fmt;
 use margay_kernels_cpu::abi::BUFFER_ALIGN;
 use margay_kernels_cpu::{CpuTarget, this_machine};
 use margay_loops::{Backend, Code, CompileError, KernelCall, Needs, NoKernel, Preferences, Program};
-use margay_tensor::Tensor;
+use margay_tensor::StoredTensor;
 
 use crate::emit::emit;
 use crate::{CodegenError, CostModel, CpuIsa};
@@ -61,11 +61,11 @@ impl Backend for CpuBackend {
         Ok(self.target.prepare(call)?.needs)
     }
 
-    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
-        self.target.pack(call, operand, tensor)
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+        self.target.pack(call, operand, stored)
     }
 
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
         self.target.unpack(layout, shape, bytes)
     }
 

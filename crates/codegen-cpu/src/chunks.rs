@@ -79,7 +79,9 @@ fn row_function(op: Unary) -> Option<RowFunction> {
         | Unary::Ceil
         | Unary::Round
         | Unary::Not
-        | Unary::IsNan => None,
+        | Unary::IsNan
+        | Unary::RoundF16
+        | Unary::RoundBf16 => None,
     }
 }
 

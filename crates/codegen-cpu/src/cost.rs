@@ -22,8 +22,9 @@
 //! frequencies, and what neighbouring calls leave in the cache.
 
 use margay_loops::{
-    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Precision,
+    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
 };
+use margay_tensor::DType;
 use serde::Deserialize;
 
 /// A cost model cannot be read (the file's fault).
@@ -178,14 +179,15 @@ impl CostModel {
         let c = repeats.saturating_mul(product(&[call.m, call.n]));
         let rates = &self.gflops;
         let (arithmetic, constant_bytes, computed) = if call.b_packed {
-            let rate = match call.precision {
-                Precision::F32 => rates.matmul_packed,
-                Precision::Bf16 => rates.matmul_bf16,
-                Precision::Int8 => rates.matmul_int8,
+            // A constant that is narrower than the left operand is widened on the way.
+            let rate = match (call.types.right.dtype, call.types.left_rounded) {
+                (DType::F32, _) => rates.matmul_packed,
+                (right, left) if right == left => rates.matmul_bf16,
+                _ => rates.matmul_int8,
             };
             let first = seconds(rows(call.m.min(1)), rates.matmul_first_row.min(rate));
             let others = seconds(rows(call.m.saturating_sub(1)), rate);
-            (first + others, call.precision.stored_bytes(k as u64, n as u64), a)
+            (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
             // B is read, written in panels, and read again.
             (seconds(rows(call.m), rates.matmul_unpacked), 0, a.saturating_add(b.saturating_mul(3)))
@@ -333,7 +335,7 @@ fn product(factors: &[usize]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use margay_loops::{BatchAxis, MatLayout};
+    use margay_loops::{BatchAxis, MatLayout, ProductTypes};
     use margay_tensor::random::Philox;
 
     use super::*;
@@ -352,7 +354,7 @@ mod tests {
             b: MatLayout { row_stride: n, col_stride: 1 },
             c_row_stride: n,
             b_packed: true,
-            precision: Precision::F32,
+            types: ProductTypes::F32,
             epilogue: Epilogue::default(),
         }
     }
@@ -370,12 +372,14 @@ mod tests {
             pads: [kernel / 2, kernel / 2],
             dilations: [1, 1],
             k_packed: true,
+            types: ProductTypes::F32,
             epilogue: Epilogue::default(),
         }
     }
 
     fn attention(heads: usize, len: usize, dim: usize) -> Attention {
         Attention {
+            dtype: DType::F32,
             batch: 1,
             heads,
             kv_heads: heads,
@@ -396,6 +400,7 @@ mod tests {
 
     fn linear_attention(heads: usize, len: usize, features: usize, causal: bool) -> LinearAttention {
         LinearAttention {
+            dtype: DType::F32,
             batch: 1,
             heads,
             q_len: len,

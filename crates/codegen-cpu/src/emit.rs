@@ -225,6 +225,8 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
         Stmt::Unary { op, .. } => match op {
             Unary::Exp | Unary::Log | Unary::Erf | Unary::Tanh => 16,
             Unary::Sigmoid | Unary::Sin | Unary::Cos => 20,
+            Unary::RoundF16 => 14,
+            Unary::RoundBf16 => 8,
             Unary::Sqrt => 4,
             Unary::Neg
             | Unary::Abs

@@ -69,7 +69,6 @@ pub(crate) fn build(
     isa: &CpuIsa,
     mut ops: Ops<'_>,
 ) -> Result<usize, CodegenError> {
-    refuse_half_floats(kernel, name)?;
     let entry = ops.b.create_block();
     ops.b.append_block_params_for_function_params(entry);
     ops.b.switch_to_block(entry);
@@ -110,17 +109,6 @@ pub(crate) fn pointers(isa: &CpuIsa, n: usize) -> Signature {
     let mut signature = Signature::new(isa.target().default_call_conv());
     signature.params = vec![AbiParam::new(I64); n];
     signature
-}
-
-fn refuse_half_floats(kernel: &Kernel, name: &str) -> Result<(), CodegenError> {
-    let mut types = kernel.regs.iter().copied().chain(kernel.args.iter().map(|a| a.dtype));
-    match types.find(|d| matches!(d, DType::F16 | DType::BF16)) {
-        Some(dtype) => Err(CodegenError::Unsupported {
-            kernel: name.to_string(),
-            construct: format!("values of type {dtype}"),
-        }),
-        None => Ok(()),
-    }
 }
 
 /// The pointers of the arguments, each with the flags of its memory: regions of written arguments are their own.

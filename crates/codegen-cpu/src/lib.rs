@@ -27,6 +27,7 @@ pub mod cost;
 mod driver;
 mod emit;
 mod error;
+mod half;
 mod isa;
 mod kernel;
 mod math;

@@ -340,19 +340,15 @@ pub(crate) fn signed(dtype: DType) -> bool {
     matches!(dtype, DType::I8 | DType::I16 | DType::I32 | DType::I64)
 }
 
-/// The Cranelift type of a scalar register.
-///
-/// # Panics
-/// For 16-bit floats, which are refused before any code is written.
+/// The Cranelift type of a scalar register. 16-bit floats are f32 in registers.
 pub(crate) fn register_type(dtype: DType) -> Type {
     match dtype {
-        DType::F32 => F32,
+        DType::F32 | DType::F16 | DType::BF16 => F32,
         DType::F64 => F64,
         DType::I8 | DType::U8 | DType::Bool => I8,
         DType::I16 | DType::U16 => I16,
         DType::I32 | DType::U32 => I32,
         DType::I64 | DType::U64 => I64,
-        DType::F16 | DType::BF16 => unreachable!("16-bit floats are refused first"),
     }
 }
 
@@ -366,6 +362,6 @@ fn int_type(ty: Type) -> Type {
 }
 
 /// The memory flags of a bit cast, which count bytes from the lowest.
-fn little() -> MemFlagsData {
+pub(crate) fn little() -> MemFlagsData {
     MemFlagsData::new().with_endianness(Endianness::Little)
 }

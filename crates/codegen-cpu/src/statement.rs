@@ -148,6 +148,8 @@ impl<'k> Emitter<'k, '_> {
             Unary::Ceil => ops.ceil(x),
             Unary::Round => ops.nearest(x),
             Unary::IsNan => ops.compare(FloatCC::Unordered, x, x),
+            Unary::RoundF16 => ops.round_half(x, DType::F16),
+            Unary::RoundBf16 => ops.round_half(x, DType::BF16),
             Unary::Not => return self.unsupported("Not of f32".to_string()),
         })
     }
@@ -168,7 +170,9 @@ impl<'k> Emitter<'k, '_> {
             | Unary::Sigmoid
             | Unary::Sin
             | Unary::Cos
-            | Unary::Not => self.unsupported(format!("{op:?} of f64")),
+            | Unary::Not
+            | Unary::RoundF16
+            | Unary::RoundBf16 => self.unsupported(format!("{op:?} of f64")),
         }
     }
 
@@ -276,6 +280,7 @@ impl<'k> Emitter<'k, '_> {
                     let zero = e.ops.float(F32X4, 0.0);
                     e.ops.compare(FloatCC::NotEqual, v[0], zero)
                 }
+                (true, DType::I8 | DType::U8, DType::F32) => e.ops.b.ins().fcvt_from_sint(F32X4, v[0]),
                 (true, _, _) => v[0],
                 (false, _, _) => e.ops.convert(v[0], from, into),
             })

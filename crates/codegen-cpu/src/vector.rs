@@ -1,7 +1,8 @@
 //! Which loops run four lanes at a time.
 //!
 //! A loop runs in lanes along its axis when every statement whose value differs from lane to lane (*varies*) has a
-//! form for four lanes: f32 arithmetic and the truth values made from it, loads and stores of neighbours. What does
+//! form for four lanes: f32 arithmetic and the truth values made from it, loads and stores of neighbours in f32, in
+//! 16-bit floats and as truth values, loads of 8-bit integers that become f32. What does
 //! not vary stays scalar, whatever its type, and is copied to all lanes where it meets something that varies. Loops
 //! inside may be of any kind, so that a sum over the rows of a matrix runs in lanes along the columns.
 //!
@@ -120,6 +121,11 @@ impl<'k> Walk<'k> {
         matches!(dtype, DType::F32 | DType::Bool)
     }
 
+    /// Whether neighbours in memory can be loaded as lanes.
+    fn loads_lanes(dtype: DType) -> bool {
+        Self::has_lanes(dtype.computed()) || matches!(dtype, DType::I8 | DType::U8)
+    }
+
     fn varies(&self, r: Reg) -> bool {
         self.varying.contains(&r)
     }
@@ -157,13 +163,15 @@ impl<'k> Walk<'k> {
                 self.result(*to, &[*test, *x, *y], Self::has_lanes(self.dtype(*to)))
             }
             Stmt::Cast { to, x } => {
-                let lanes = Self::has_lanes(self.dtype(*x)) && Self::has_lanes(self.dtype(*to));
+                let (from, to_dtype) = (self.dtype(*x), self.dtype(*to));
+                let widened = Self::loads_lanes(from) && to_dtype == DType::F32;
+                let lanes = widened || Self::has_lanes(from) && Self::has_lanes(to_dtype);
                 self.result(*to, &[*x], lanes)
             }
             Stmt::Load { to, arg, index, guard } => self.load(*to, *arg, index, guard.map(|g| g.0)),
             Stmt::Store { arg, index, value } => {
                 self.accesses.push((*arg, index, true));
-                self.is_next(*arg, index) && Self::has_lanes(self.dtype(*value))
+                self.is_next(index) && Self::has_lanes(self.dtype(*value))
             }
             Stmt::Require { test, .. } => !self.varies(*test),
             Stmt::Loop { extent, body, .. } => self.is_one_extent(extent) && self.block(body),
@@ -192,7 +200,10 @@ impl<'k> Walk<'k> {
             return true;
         }
         self.varying.insert(to);
-        self.is_next(arg, index)
+        let dtype = self.kernel.args[arg].dtype;
+        self.is_next(index)
+            && Self::loads_lanes(dtype)
+            && (guard.is_none() || Self::has_lanes(dtype.computed()))
     }
 
     /// Whether lanes repeat a loop equally often.
@@ -211,11 +222,9 @@ impl<'k> Walk<'k> {
         index.coefficient(self.axis) == 0 && self.registers_are_uniform(index)
     }
 
-    /// Whether neighbouring lanes are neighbours in memory, of a type with lanes.
-    fn is_next(&self, arg: usize, index: &Index) -> bool {
-        index.coefficient(self.axis) == 1
-            && self.registers_are_uniform(index)
-            && Self::has_lanes(self.kernel.args[arg].dtype)
+    /// Whether neighbouring lanes are neighbours in memory.
+    fn is_next(&self, index: &Index) -> bool {
+        index.coefficient(self.axis) == 1 && self.registers_are_uniform(index)
     }
 
     /// Whether no position touches an element that another position writes. Positions of a parallel loop do not;

@@ -1,11 +1,12 @@
 //! Graphs to code, for one value of every symbol.
 
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
-use margay_ir::{Graph, NodeId, Op, Value, ops::Lowered, verify::Stage};
+use margay_ir::{Graph, NodeId, Value, ops::Lowered, verify::Stage};
 use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
 use margay_lower::lower_carrying;
 use margay_passes::{
-    FoldConstants, LowerPrecision, Pipeline, PipelineItem, Recompute, backward_nodes, bytes_of, saved,
+    FoldConstants, Pipeline, PipelineItem, Recompute, RoundOperands, StoreAs, StoreConstants, backward_nodes,
+    bytes_of, saved,
 };
 use margay_runtime::Executable;
 use margay_tensor::Binding;
@@ -24,27 +25,15 @@ pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Resu
     if precision != Precision::F32 {
         // Constants that a sketch puts side by side are one constant before they are narrow.
         let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
-        let steps = vec![fold, PipelineItem::Run(Box::new(LowerPrecision { precision }))];
+        let products = StoreAs::Precision(precision);
+        let store = StoreConstants { products, ..StoreConstants::default() };
+        let mut steps = vec![fold, PipelineItem::Run(Box::new(store))];
+        if precision == Precision::Bf16 {
+            steps.push(PipelineItem::Run(Box::new(RoundOperands)));
+        }
         Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
     }
     Ok(g)
-}
-
-/// Bytes that the constants of a graph take less for being stored narrow. One that is also read as f32 saves nothing.
-pub fn bytes_saved(g: &Graph) -> u64 {
-    let saved = |n: NodeId| -> Option<u64> {
-        let constant = g.constant(n.into())?;
-        let narrow = |user: &NodeId| match g.op(*user) {
-            Op::MatMul(product) => Some(product.precision).filter(|&p| p != Precision::F32),
-            _ => None,
-        };
-        let users = g.users_of(n.into());
-        let precisions: Vec<Precision> = users.iter().map(|(user, _)| narrow(user)).collect::<Option<_>>()?;
-        let [.., k, n] = *constant.tensor().shape() else { return None };
-        let bytes = |p: &Precision| p.stored_bytes(k as u64, n as u64);
-        Some(bytes(&Precision::F32).saturating_sub(precisions.iter().map(bytes).max()?))
-    };
-    g.order().into_iter().filter_map(saved).sum()
 }
 
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.

@@ -140,14 +140,15 @@ impl Compiled {
     fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
         for n in self.graph.order() {
             if let Op::Const(c) = self.graph.op(n) {
-                let tensor = c.payload.tensor();
+                let contents = c.payload.stored();
                 let key = c.payload.key().to_string();
                 let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
                 // What is random is drawn again when the text is read.
-                let drawn = c.payload.draw().is_some() && tensor.len() <= margay_ir::text::MAX_SPLAT;
+                let drawn =
+                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
                 if !stored && !drawn {
-                    let constant =
-                        margay_loops::Constant { names: vec![key], tensor: tensor.clone(), packed: None };
+                    let stored = contents.clone();
+                    let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
                     builder.constants.add(&constant, &*self.backend)?;
                 }
             }
@@ -267,12 +268,8 @@ pub fn compile_with(
         seed,
         precision: options.precision.name().into(),
         goal: goal_text(&options.goal, plan.is_some()),
-        bytes_before: found.iter().map(margay_passes::sketch::Module::bytes).sum(),
-        bytes_after: match sketching {
-            true => chosen.total_bytes,
-            false => found.iter().map(margay_passes::sketch::Module::bytes).sum::<u64>(),
-        }
-        .saturating_sub(build::bytes_saved(&graph)),
+        bytes_before: dense_program.packed_bytes(),
+        bytes_after: program.packed_bytes(),
         flops_before: dense_program.flops(),
         flops_after: program.flops(),
         predicted_ms_before: dense_seconds * 1e3,

@@ -107,6 +107,32 @@ pub enum DriverError {
     /// The outputs of the model have no numbers to compare, or they are not finite on the samples.
     #[error("{0}")]
     Measure(String),
+    /// An artifact was written without its source, of which the report is a part (the options' fault).
+    #[error("`{}` was stripped: it does not carry its report", path.display())]
+    Stripped {
+        /// The artifact.
+        path: PathBuf,
+    },
+    /// The report of an artifact cannot be read.
+    #[error("`{}`: the report is malformed: {message}", path.display())]
+    Report {
+        /// The artifact.
+        path: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// The outputs of several runs cannot be put together (the caller's fault).
+    #[error(
+        "output `{output}` has shape {shape:?} for a batch of {batch}: outputs without a batch axis cannot be put together"
+    )]
+    NoBatch {
+        /// The output.
+        output: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The batch of the run.
+        batch: usize,
+    },
     /// The text of a graph in an artifact or file does not parse.
     #[error("`{}`: {error}", path.display())]
     Text {
@@ -124,11 +150,14 @@ impl DriverError {
             DriverError::Io { .. }
             | DriverError::NotANumber(_)
             | DriverError::Arrays { .. }
+            | DriverError::Report { .. }
             | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
             DriverError::Onnx(_)
             | DriverError::Samples(_)
             | DriverError::Options(_)
+            | DriverError::Stripped { .. }
+            | DriverError::NoBatch { .. }
             | DriverError::Binding(_)
             | DriverError::NoKernel(_)
             | DriverError::Plan(_) => Kind::Usage,
@@ -150,6 +179,10 @@ impl DriverError {
             DriverError::Onnx(e) => e.help().map(|h| h.to_string()),
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
+            }
+            DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
+            DriverError::NoBatch { .. } => {
+                Some("give inputs of the shapes the model was compiled for".into())
             }
             DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Budget { .. } => {
                 Some("raise the budget: layers cannot be made smaller without end".into())

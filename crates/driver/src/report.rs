@@ -67,14 +67,14 @@ pub struct Report {
     pub threads: usize,
     /// Seed of the random numbers.
     pub seed: u64,
-    /// How the operands of products with constants are rounded: `f32`, `bf16` or `int8`.
+    /// How constants of products are stored, where nothing else was said: `f32`, `bf16` or `int8`.
     #[serde(default = "plain")]
     pub precision: String,
     /// The goal, in words.
     pub goal: String,
-    /// Bytes of the weights of all modules before.
+    /// Bytes of the weights of products and convolutions before, as kernels read them, padding included.
     pub bytes_before: u64,
-    /// Bytes of the weights of all modules after; those of each module count its numbers as f32.
+    /// The same after: the bytes of these constants in the artifact.
     pub bytes_after: u64,
     /// Multiplications and additions of products and convolutions before.
     pub flops_before: u64,

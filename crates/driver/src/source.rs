@@ -107,7 +107,7 @@ mod tests {
         }";
         let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
         let constant = Tensor::from_slice(&[20], &values).unwrap();
-        let g = text::parse(twins, &|_, _| Some(constant.clone())).unwrap();
+        let g = text::parse(twins, &|_, _| Some(constant.clone().into())).unwrap();
         let source = Source::new(g, "twins", &mut Dump::none()).unwrap();
         let compiled = compile(&source, None, &CompileOptions::default(), &Silent).unwrap();
         let folder = tempfile::tempdir().unwrap();

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use margay_tensor::random::Philox;
-use margay_tensor::{ContentHash, DType, Tensor};
+use margay_tensor::{ContentHash, DType, Storage, StorageError, StoredTensor, Tensor};
 
+use crate::TensorType;
 use crate::ops::Numbers;
 
 /// What identifies a constant. Equality, hashing and printing use it and never touch the data.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Key {
-    /// By its contents.
+    /// By its contents, before they were rounded to a storage.
     Content(ContentHash),
     /// By how it was computed, such as `lowrank.left(#5be1c0, k = 128)`. The text names everything the contents
     /// depend on.
@@ -82,17 +83,20 @@ impl Draw {
     }
 }
 
-/// The contents of a constant and what identifies them.
+/// The contents of a constant, as they are stored, and what identifies them.
 #[derive(Clone)]
 pub struct Payload {
     key: Key,
-    tensor: Tensor,
+    stored: StoredTensor,
+    /// The numbers, once somebody asks for them, where they are not stored as they are.
+    numbers: Arc<OnceLock<Tensor>>,
 }
 
 impl Payload {
     /// Identified by its contents.
-    pub fn new(tensor: Tensor) -> Payload {
-        Payload { key: Key::Content(tensor.content_hash()), tensor }
+    pub fn new(contents: impl Into<StoredTensor>) -> Payload {
+        let stored = contents.into();
+        Payload::of(Key::Content(stored.content_hash()), stored)
     }
 
     /// A number without axes, rounded to the type.
@@ -101,9 +105,19 @@ impl Payload {
         Payload::new(tensor.expect("a scalar of any type can be made"))
     }
 
-    /// Identified by how it was computed; `derivation` must name everything the contents depend on.
-    pub fn derived(derivation: &str, tensor: Tensor) -> Payload {
-        Payload { key: Key::Derived(derivation.into()), tensor }
+    /// Identified by how it was computed; `derivation` must name everything the numbers depend on, before they were
+    /// rounded to a storage.
+    pub fn derived(derivation: &str, contents: impl Into<StoredTensor>) -> Payload {
+        Payload::of(Key::Derived(derivation.into()), contents.into())
+    }
+
+    fn of(key: Key, stored: StoredTensor) -> Payload {
+        Payload { key, stored, numbers: Arc::default() }
+    }
+
+    /// The numbers rounded to a storage. What identified them does so still, together with the storage.
+    pub fn stored_as(&self, storage: Storage) -> Result<Payload, StorageError> {
+        Ok(Payload::of(self.key.clone(), StoredTensor::encode(self.tensor(), storage)?))
     }
 
     /// Random numbers of f32. They are identified by how they are drawn, and are drawn again when a text is read.
@@ -125,8 +139,8 @@ impl Payload {
     /// How the contents are drawn, where they are [`random`](Payload::random) numbers.
     pub fn draw(&self) -> Option<Draw> {
         match &self.key {
-            Key::Content(_) => None,
-            Key::Derived(text) => Draw::parse(text),
+            Key::Derived(text) if self.stored.is_plain() => Draw::parse(text),
+            Key::Derived(_) | Key::Content(_) => None,
         }
     }
 
@@ -135,17 +149,36 @@ impl Payload {
         &self.key
     }
 
-    /// The contents.
+    /// The numbers, rounded as they are stored.
     pub fn tensor(&self) -> &Tensor {
-        &self.tensor
+        match self.stored.is_plain() {
+            true => self.stored.elements(),
+            false => self.numbers.get_or_init(|| self.stored.decode()),
+        }
+    }
+
+    /// The contents as they are stored.
+    pub fn stored(&self) -> &StoredTensor {
+        &self.stored
+    }
+
+    /// How the contents are stored.
+    pub fn storage(&self) -> Storage {
+        self.stored.storage()
+    }
+
+    /// Type and extents of the numbers.
+    pub fn ty(&self) -> TensorType {
+        TensorType::known(self.stored.dtype(), self.stored.shape())
     }
 }
 
 impl PartialEq for Payload {
     fn eq(&self, other: &Payload) -> bool {
         self.key == other.key
-            && self.tensor.dtype() == other.tensor.dtype()
-            && self.tensor.shape() == other.tensor.shape()
+            && self.stored.dtype() == other.stored.dtype()
+            && self.stored.shape() == other.stored.shape()
+            && self.storage() == other.storage()
     }
 }
 
@@ -154,12 +187,13 @@ impl Eq for Payload {}
 impl Hash for Payload {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key.hash(state);
-        self.tensor.shape().hash(state);
+        self.stored.shape().hash(state);
+        self.storage().hash(state);
     }
 }
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} : {:?}", self.key, self.tensor)
+        write!(f, "{} : {:?}", self.key, self.stored)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use margay_tensor::Tensor;
+use margay_tensor::StoredTensor;
 
 use crate::text::fields;
 use crate::{KernelCall, Program, Step, Work};
@@ -95,10 +95,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel>;
 
     /// The bytes of a constant operand in the layout that [`prepare`](Backend::prepare) named for it.
-    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel>;
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel>;
 
-    /// The inverse of [`pack`](Backend::pack): the row-major tensor of the given shape.
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel>;
+    /// The inverse of [`pack`](Backend::pack): the stored tensor of the given shape.
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel>;
 
     /// Compiles a program. `constant_offsets` says where its constants lie in the memory that the device is handed, in
     /// bytes. The result depends on the arguments only.

@@ -2,6 +2,9 @@
 //!
 //! Registers are assigned once and visible to the statements that follow in the same block and below. Memory is
 //! reached by an argument and an [`Index`], a linear function of loop axes and integer registers, in elements.
+//!
+//! 16-bit floats exist in memory only: a load widens them to f32, a store rounds f32 to them. Between the two,
+//! [`Unary::RoundF16`] and [`Unary::RoundBf16`] round a register.
 
 use std::sync::Arc;
 
@@ -172,6 +175,10 @@ named! {
         Not = "not",
         /// Whether x is not a number; gives a truth value.
         IsNan = "isnan",
+        /// The f16 nearest to x, ties to even, as an f32; beyond the largest f16 infinite.
+        RoundF16 = "round_f16",
+        /// The bf16 nearest to x, ties to even, as an f32; beyond the largest bf16 infinite.
+        RoundBf16 = "round_bf16",
     }
 }
 
@@ -294,7 +301,7 @@ pub enum Stmt {
         /// Operand.
         x: Reg,
     },
-    /// Reads an element. With a guard that is false nothing is read and the result is `otherwise`.
+    /// Reads an element, as the type it is [computed](DType::computed) in. With a guard that is false nothing is read and the result is `otherwise`.
     Load {
         /// Result.
         to: Reg,
@@ -311,7 +318,7 @@ pub enum Stmt {
         arg: usize,
         /// Element.
         index: Index,
-        /// Value, of the argument's type.
+        /// Value, of the type that the argument's is [computed](DType::computed) in.
         value: Reg,
     },
     /// Reports a fault of the step when the test is false, and goes on.

@@ -9,7 +9,7 @@
 //! - [`nest`]: the builder operators write their loop nests with; producers fuse into loads, consumers into
 //!   stores.
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
-//! - [`precision`]: how operands of products are rounded.
+//! - [`precision`]: words for how constants of products are stored.
 //! - [`program`]: steps, buffers and places.
 //! - [`text`]: programs printed and parsed; [`verify`]: what holds in every program.
 //! - [`backend`]: what a back end answers, packs, compiles and predicts.
@@ -26,7 +26,7 @@ pub mod verify;
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
-    KernelCall, LinearAttention, MatLayout, MatMul,
+    KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};

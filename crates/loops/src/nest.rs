@@ -31,6 +31,17 @@ pub enum Producer {
         /// Distance between neighbours along each axis, in elements.
         strides: Vec<i64>,
     },
+    /// Another source, read at the position along an axis divided by `size`: what a run of `size` elements shares.
+    Runs {
+        /// What is read.
+        source: Box<Producer>,
+        /// Extents of what is seen.
+        shape: Vec<usize>,
+        /// The axis.
+        axis: usize,
+        /// Elements of a run.
+        size: usize,
+    },
     /// Scalar code over sources that broadcast to `shape`.
     Computed {
         /// Extents.
@@ -168,14 +179,24 @@ impl Nest {
         to
     }
 
-    /// Conversion; the register itself when it has the type already.
+    /// Conversion to the type that `dtype` is computed in; the register itself when it has that type already.
     pub fn cast(&mut self, x: Reg, dtype: DType) -> Reg {
+        let dtype = dtype.computed();
         if self.dtype(x) == dtype {
             return x;
         }
         let to = self.fresh(dtype);
         self.push(Stmt::Cast { to, x });
         to
+    }
+
+    /// A value of type `dtype` rounded to what that type can say: what a store and a load would make of it.
+    pub fn rounded(&mut self, x: Reg, dtype: DType) -> Reg {
+        match dtype {
+            DType::F16 => self.unary(Unary::RoundF16, x),
+            DType::BF16 => self.unary(Unary::RoundBf16, x),
+            _ => x,
+        }
     }
 
     /// Reports a fault of the step when `test` is false: that it requires `what`, a noun phrase with numbers.
@@ -196,7 +217,7 @@ impl Nest {
             Producer::Memory { dtype, .. } => {
                 self.read(&producer, index, Some((guard, Literal::of(dtype, otherwise))))
             }
-            Producer::Computed { .. } => {
+            Producer::Runs { .. } | Producer::Computed { .. } => {
                 let zero = Literal::of(DType::F32, 0.0);
                 let value = self.read(&producer, index, Some((guard, zero)));
                 let other = self.number(value, otherwise);
@@ -210,12 +231,17 @@ impl Nest {
             Producer::Memory { arg, dtype, shape, strides } => {
                 let at = linear(&broadcast(index, shape), strides);
                 let guard = guard.map(|(test, value)| match value {
-                    v if v.dtype() == *dtype => (test, v),
+                    v if v.dtype() == dtype.computed() => (test, v),
                     _ => (test, Literal::of(*dtype, 0.0)),
                 });
-                let to = self.fresh(*dtype);
+                let to = self.fresh(dtype.computed());
                 self.push(Stmt::Load { to, arg: *arg, index: at, guard });
                 to
+            }
+            Producer::Runs { source, shape, axis, size } => {
+                let mut index = broadcast(index, shape);
+                index[*axis] = self.divided(&index[*axis], *size as i64);
+                self.read(source, &index, guard)
             }
             Producer::Computed { shape, function, inputs } => {
                 let index = broadcast(index, shape);
@@ -223,6 +249,15 @@ impl Nest {
                 function(self, &operands)
             }
         }
+    }
+
+    /// A position divided by a number, rounded down; positions are not negative.
+    fn divided(&mut self, index: &Index, by: i64) -> Index {
+        if index.axes.is_empty() && index.regs.is_empty() {
+            return Index::constant(index.offset / by);
+        }
+        let (at, by) = (self.index_value(index), self.literal(Literal::Int(DType::I64, by)));
+        Index::reg(self.binary(Binary::Div, at, by))
     }
 
     /// Writes element `index` of output `output`.
@@ -252,7 +287,7 @@ impl Nest {
     pub fn reload(&mut self, output: usize, index: &[Index]) -> Reg {
         let sink = &self.outputs[output];
         let (arg, index) = (sink.arg, linear(index, &sink.strides));
-        let to = self.fresh(self.args[arg].dtype);
+        let to = self.fresh(self.args[arg].dtype.computed());
         self.push(Stmt::Load { to, arg, index, guard: None });
         to
     }

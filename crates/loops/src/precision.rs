@@ -1,27 +1,20 @@
-//! How the operands of a product are rounded, and the rounding itself: kernels and the reference share it.
+//! Settings of products with constants that people name by one word.
 
-use crate::text::Field;
+use margay_tensor::{DType, Storage};
 
-/// How the operands of a product are rounded before they are multiplied. Products are summed in f32, and what enters
-/// and leaves a call is f32, whatever the precision.
+use crate::ProductTypes;
+
+/// How constants of products are stored, and what products with them round: a word for common settings. Inputs, sums
+/// and results are f32, whatever the precision.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Precision {
-    /// Not at all.
+    /// Stored as they are.
     #[default]
     F32,
-    /// Both operands to bf16, see [`bf16`]. Subnormal operands and sums may count as zero.
+    /// Stored in bf16; the other operand is rounded to bf16 too.
     Bf16,
-    /// The right operand to [`int8`] times the [`int8_scale`] of its column. The left one stays as it is.
+    /// Stored in int8, with a scale for every result. The other operand stays as it is.
     Int8,
-}
-
-impl Field for Precision {
-    fn write(&self) -> String {
-        self.name().into()
-    }
-    fn read(text: &str) -> Result<Self, String> {
-        Precision::from_name(text).ok_or_else(|| format!("`{text}` is not a precision"))
-    }
 }
 
 impl Precision {
@@ -42,13 +35,23 @@ impl Precision {
         Precision::ALL.into_iter().find(|p| p.name() == name)
     }
 
-    /// Stored bytes of a right operand of `k` rows and `n` columns, scales of columns included.
-    pub fn stored_bytes(self, k: u64, n: u64) -> u64 {
-        let elements = k.saturating_mul(n);
+    /// Element types of a product with a constant matrix.
+    pub fn types(self) -> ProductTypes {
         match self {
-            Precision::F32 => elements.saturating_mul(4),
-            Precision::Bf16 => elements.saturating_mul(2),
-            Precision::Int8 => elements.saturating_add(n.saturating_mul(4)),
+            Precision::F32 => ProductTypes::F32,
+            Precision::Bf16 => {
+                ProductTypes { left_rounded: DType::BF16, right: self.storage(1), ..ProductTypes::F32 }
+            }
+            Precision::Int8 => ProductTypes { right: self.storage(1), ..ProductTypes::F32 },
+        }
+    }
+
+    /// How a constant is stored whose axis of results has a number.
+    pub fn storage(self, axis: usize) -> Storage {
+        match self {
+            Precision::F32 => Storage::plain(DType::F32),
+            Precision::Bf16 => Storage::plain(DType::BF16),
+            Precision::Int8 => Storage::int8(axis),
         }
     }
 }
@@ -68,17 +71,6 @@ pub fn bf16(x: f32) -> u16 {
 #[inline(always)]
 pub fn from_bf16(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
-}
-
-/// The step of a column in int8: its largest magnitude divided by 127; NaN if an element is not finite.
-pub fn int8_scale(column: impl Iterator<Item = f32>) -> f32 {
-    let largest = column.fold(0.0f32, |most, x| if x.is_nan() { f32::INFINITY } else { most.max(x.abs()) });
-    if largest.is_finite() { largest / 127.0 } else { f32::NAN }
-}
-
-/// The multiple of `scale` nearest to a number, ties to even, from -127 to 127; 0 if the scale is 0 or NaN.
-pub fn int8(x: f32, scale: f32) -> i8 {
-    if scale > 0.0 { (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 }
 }
 
 #[cfg(test)]
@@ -101,30 +93,6 @@ mod tests {
         }
         for bits in [0x7f80_0001, 0xffff_ffffu32] {
             assert!(rounded(f32::from_bits(bits)).is_nan());
-        }
-    }
-
-    #[test]
-    fn int8_keeps_what_it_can_say() {
-        let column = [0.5f32, -127.0, 63.4, 0.0];
-        let scale = int8_scale(column.into_iter());
-        assert_eq!(scale, 1.0);
-        assert_eq!(column.map(|x| int8(x, scale)), [0, -127, 63, 0]);
-        assert_eq!(int8_scale([0.0, 0.0].into_iter()), 0.0);
-        assert_eq!(int8(0.0, 0.0), 0);
-        for odd in [f32::NAN, f32::INFINITY] {
-            assert!(int8_scale([1.0, odd, 2.0].into_iter()).is_nan());
-        }
-    }
-
-    #[test]
-    fn int8_of_what_int8_says_is_the_same() {
-        for bits in (0x3f80_0000..0x4000_0000u32).step_by(97) {
-            let scale = f32::from_bits(bits);
-            let again = int8_scale([127.0 * scale].into_iter());
-            for q in -127..=127 {
-                assert_eq!(int8(f32::from(q as i8) * scale, again), q as i8);
-            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! The steps of a [`Program`] are numbered in the order in which they are written down: a step before those inside it,
 //! those inside it before the next one. Faults, notes and profiles name steps by these numbers.
 
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, StoredTensor};
 
 use crate::{Kernel, KernelCall, Needs, Packed};
 
@@ -65,16 +65,20 @@ impl Port {
 pub struct Constant {
     /// The names it has in the graph: keys of payloads, several where constants are equal.
     pub names: Vec<String>,
-    /// The values, row-major.
-    pub tensor: Tensor,
-    /// The call that reads it, and how that wants it stored; `None` for row-major.
+    /// The contents, in the storage that the program reads.
+    pub stored: StoredTensor,
+    /// The call that reads it, and how that wants it packed; `None` for row-major, with its parts where
+    /// [`Storage::layout`](margay_tensor::Storage::layout) says.
     pub packed: Option<(KernelCall, Packed)>,
 }
 
 impl Constant {
-    /// Bytes that it takes where steps read it.
+    /// Its bytes where steps read it, scales and padding of its layout included: the one count of what it takes.
     pub fn bytes(&self) -> usize {
-        self.packed.as_ref().map_or(self.tensor.bytes().len(), |(_, packed)| packed.bytes)
+        match &self.packed {
+            Some((_, packed)) => packed.bytes,
+            None => self.stored.storage().layout(self.stored.shape()).bytes,
+        }
     }
 }
 
@@ -278,8 +282,18 @@ impl Program {
         walk(&self.body)
     }
 
+    /// Bytes of all constants as they are stored, scales and padding of layouts included.
+    pub fn constant_bytes(&self) -> u64 {
+        self.constants.iter().map(|c| c.bytes() as u64).sum()
+    }
+
+    /// Bytes of the constants that kernels read in layouts of their own, the weights of products and convolutions.
+    pub fn packed_bytes(&self) -> u64 {
+        self.constants.iter().filter(|c| c.packed.is_some()).map(|c| c.bytes() as u64).sum()
+    }
+
     /// Bytes that a step itself reads and writes: every operand once, but no more of one that is gathered from than
-    /// is written.
+    /// is written. Elements and scales of one constant are one operand.
     pub fn traffic(&self, step: &Step) -> u64 {
         let size = |operand: &Operand| self.buffers[operand.buffer.0].bytes;
         let total: usize = match &step.work {
@@ -288,11 +302,15 @@ impl Program {
                 let kernel = &self.kernels[*kernel];
                 let args = || kernel.args.iter().zip(args).enumerate();
                 let written: usize = args().filter(|(_, (a, _))| a.written).map(|(_, (_, o))| size(o)).sum();
+                let parts = |(i, (_, operand)): &(usize, (_, &Operand))| {
+                    let constant = matches!(self.buffers[operand.buffer.0].place, Place::Constant(_));
+                    constant && args().take(*i).any(|(_, (_, before))| before.buffer == operand.buffer)
+                };
                 let touched = |(i, (_, operand)): (usize, (_, &Operand))| match kernel.gathers_from(i) {
                     true => size(operand).min(written),
                     false => size(operand),
                 };
-                args().map(touched).sum()
+                args().filter(|arg| !parts(arg)).map(touched).sum()
             }
             Work::Copy { bytes, .. } => 2 * bytes,
             Work::If { .. } | Work::Loop(_) => step.operands().iter().map(size).sum(),

@@ -72,7 +72,7 @@ steps
 ";
 
 fn parse(text: &str) -> Result<Program, String> {
-    let resolve = |c: &margay_loops::ConstantText| Tensor::zeros(c.dtype, &c.shape).ok();
+    let resolve = |c: &margay_loops::ConstantText| Tensor::zeros(c.dtype, &c.shape).ok().map(Into::into);
     parse_program(text, &resolve).map_err(|e| e.to_string())
 }
 
@@ -81,8 +81,8 @@ fn what_is_printed_reads_back() {
     let text = PROGRAM;
     let program = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     // Hashes are those of the contents, which this test has not.
-    let hash = format!("#{} [", program.constants[0].tensor.content_hash());
-    let other = format!("#{} [", program.constants[1].tensor.content_hash());
+    let hash = format!("#{} [", program.constants[0].stored.content_hash());
+    let other = format!("#{} [", program.constants[1].stored.content_hash());
     let expected = text.replace("#a0b1c2 [", &hash).replace("#d3e4f5 [", &other);
     assert_eq!(program.to_string(), expected);
     assert_eq!(

@@ -3,13 +3,13 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use margay_ir::{Graph, NodeId, Op, Payload};
+use margay_ir::{Graph, NodeId, Op};
 use margay_loops::nest::{Nest, Producer, Sink, SinkInput};
 use margay_loops::{
-    Arg, Backend, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Operand, Packed, Place, Port,
-    Program, Step, Work, for_each_operand, walk,
+    Arg, Backend, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Needs, Operand, Packed, Place,
+    Port, Program, Step, Work, for_each_operand, walk,
 };
-use margay_tensor::{ContentHash, DType};
+use margay_tensor::{ContentHash, DType, StoredTensor};
 
 use crate::LowerError;
 use crate::arena::{Lifetime, plan_memory};
@@ -62,37 +62,42 @@ impl<'a> Emitter<'a> {
         Memory::contiguous(buffer, dtype, shape)
     }
 
-    pub(crate) fn constant(&mut self, payload: &Payload) -> Memory {
-        let (tensor, name) = (payload.tensor(), payload.key().to_string());
-        let key = (tensor.content_hash(), None);
+    /// The elements of a constant as they are stored, row-major. `name` is what identifies it in the graph.
+    pub(crate) fn constant(&mut self, name: &str, stored: &StoredTensor) -> Memory {
+        let key = (stored.content_hash(), None);
         let buffer = match self.constants.get(&key) {
             Some(b) => *b,
             None => {
-                let constant = Constant { names: Vec::new(), tensor: tensor.clone(), packed: None };
-                let buffer = self.buffer(Place::Constant(self.program.constants.len()), tensor.bytes().len());
+                let constant = Constant { names: Vec::new(), stored: stored.clone(), packed: None };
+                let buffer = self.buffer(Place::Constant(self.program.constants.len()), constant.bytes());
                 self.program.constants.push(constant);
                 self.constants.insert(key.clone(), buffer);
                 buffer
             }
         };
         for constant in &mut self.program.constants {
-            if constant.tensor.content_hash() == key.0 && !constant.names.contains(&name) {
-                constant.names.push(name.clone());
+            if constant.stored.content_hash() == key.0 && !constant.names.iter().any(|n| n == name) {
+                constant.names.push(name.to_string());
             }
         }
-        Memory::contiguous(buffer, tensor.dtype(), tensor.shape())
+        Memory::contiguous(buffer, stored.storage().dtype, stored.shape())
+    }
+
+    /// What a call needs, if the back end has a kernel for it.
+    pub(crate) fn needs(&self, call: &KernelCall) -> Option<Needs> {
+        self.backend.prepare(call).ok()
     }
 
     /// The constant of a buffer as a call wants it packed.
     fn packed(&mut self, from: BufferId, call: &KernelCall, packed: &Packed) -> BufferId {
         let Place::Constant(number) = self.program.buffers[from.0].place else { return from };
-        let Constant { names, tensor, .. } = self.program.constants[number].clone();
-        let key = (tensor.content_hash(), Some(packed.layout.clone()));
+        let Constant { names, stored, .. } = self.program.constants[number].clone();
+        let key = (stored.content_hash(), Some(packed.layout.clone()));
         if let Some(b) = self.constants.get(&key) {
             return *b;
         }
         let buffer = self.buffer(Place::Constant(self.program.constants.len()), packed.bytes);
-        self.program.constants.push(Constant { names, tensor, packed: Some((call.clone(), packed.clone())) });
+        self.program.constants.push(Constant { names, stored, packed: Some((call.clone(), packed.clone())) });
         self.constants.insert(key, buffer);
         buffer
     }
@@ -144,13 +149,22 @@ impl<'a> Emitter<'a> {
         Ok(out)
     }
 
+    /// A row-major copy in another type.
+    pub(crate) fn converted(&mut self, m: &Memory, dtype: DType, label: &[String]) -> Memory {
+        let out = self.result(dtype, &m.shape, None);
+        self.copy(m, &out, label);
+        out
+    }
+
+    /// Copies elements, converted to the type of the target if that is another.
     fn copy(&mut self, from: &Memory, to: &Memory, label: &[String]) {
         let mut args = Arguments::default();
         let source = args.memory(from);
-        let shape = from.shape.clone();
+        let (shape, dtype) = (from.shape.clone(), to.dtype);
         self.loops(args, vec![source], to, &[], label, &|n| {
             n.for_each(&shape, |n, i| {
                 let x = n.load(0, i);
+                let x = n.cast(x, dtype);
                 n.store(0, i, x);
             });
         });
@@ -420,9 +434,15 @@ impl Arguments {
     fn source(&mut self, feed: &Feed) -> Producer {
         match feed {
             Feed::Memory(m) => self.memory(m),
+            Feed::Runs { memory, shape, axis, size } => Producer::Runs {
+                source: Box::new(self.memory(memory)),
+                shape: shape.clone(),
+                axis: *axis,
+                size: *size,
+            },
             Feed::Expr(e) => Producer::Computed {
                 shape: e.shape.clone(),
-                function: e.function.clone(),
+                function: e.rounded(),
                 inputs: e.inputs.iter().map(|f| self.source(f)).collect(),
             },
         }

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use margay_ir::ops::{Io, Lowered, View};
-use margay_ir::{Graph, NodeId, Op, Value};
+use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{Backend, Carried, KernelCall, Program};
+
+use margay_tensor::{DType, Scales, Storage};
 
 use crate::LowerError;
 use crate::emit::Emitter;
@@ -17,6 +19,8 @@ use crate::memory::Memory;
 pub(crate) enum Feed {
     /// Read from memory.
     Memory(Memory),
+    /// Read from memory, where a run of `size` elements along an axis shares one.
+    Runs { memory: Memory, shape: Vec<usize>, axis: usize, size: usize },
     /// Computed where it is read.
     Expr(Rc<Expr>),
 }
@@ -24,7 +28,7 @@ pub(crate) enum Feed {
 impl Feed {
     fn flops(&self) -> u64 {
         match self {
-            Feed::Memory(_) => 0,
+            Feed::Memory(_) | Feed::Runs { .. } => 0,
             Feed::Expr(e) => e.flops,
         }
     }
@@ -32,14 +36,30 @@ impl Feed {
 
 /// An elementwise computation that nobody has written to memory yet.
 pub(crate) struct Expr {
+    pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
+    /// Gives the value before it is rounded to its type.
     pub(crate) function: ScalarFn,
     pub(crate) inputs: Vec<Feed>,
     /// Operations per element, of the whole tree.
-    flops: u64,
+    pub(crate) flops: u64,
     /// Nodes of the whole tree.
-    nodes: usize,
+    pub(crate) nodes: usize,
     pub(crate) label: Label,
+}
+
+impl Expr {
+    /// The function with the rounding that a store and a load would do.
+    pub(crate) fn rounded(&self) -> ScalarFn {
+        let (function, dtype) = (self.function.clone(), self.dtype);
+        match dtype.computed() == dtype {
+            true => function,
+            false => Rc::new(move |n, x| {
+                let y = function(n, x);
+                n.rounded(y, dtype)
+            }),
+        }
+    }
 }
 
 /// Code between an anchor and its store. `None` stands for the anchor's value.
@@ -80,7 +100,7 @@ pub(crate) struct Anchored {
 pub(crate) type Label = Vec<String>;
 
 /// What a value is so far.
-enum Held {
+pub(crate) enum Held {
     Memory(Memory),
     Expr(Rc<Expr>),
     Anchored(Box<Anchored>),
@@ -124,15 +144,26 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
     Ok(program)
 }
 
-struct Grouper<'a> {
-    g: &'a Graph,
-    emit: Emitter<'a>,
-    held: HashMap<Value, Held>,
+/// How the operands of a node are shown to its operator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Form {
+    /// What is rounded by casts is shown as rounded.
+    pub(crate) rounded: bool,
+    /// Constants are shown as they are stored, not as numbers.
+    pub(crate) stored: bool,
+    /// 16-bit floats are shown as f32.
+    pub(crate) widened: bool,
+}
+
+pub(crate) struct Grouper<'a> {
+    pub(crate) g: &'a Graph,
+    pub(crate) emit: Emitter<'a>,
+    pub(crate) held: HashMap<Value, Held>,
 }
 
 impl Grouper<'_> {
     /// The extents of a value. Their product fits: sums and products of sizes do not overflow later.
-    fn known(&self, n: NodeId, v: Value) -> Result<Vec<usize>, LowerError> {
+    pub(crate) fn known(&self, n: NodeId, v: Value) -> Result<Vec<usize>, LowerError> {
         let (op, name) = (self.g.op(n).name(), self.g.node(n).origin.name().to_string());
         let ty = self.g.ty(v);
         let Some(extents) = ty.extents() else {
@@ -145,22 +176,90 @@ impl Grouper<'_> {
         }
     }
 
-    /// The operands and results of a node as its operator sees them: row-major, or as they lie in memory.
-    fn io(&self, n: NodeId, as_they_lie: bool) -> Result<Io, LowerError> {
+    /// The operands and results of a node as its operator sees them, all row-major.
+    pub(crate) fn io(&self, n: NodeId, form: Form) -> Result<Io, LowerError> {
         let operands = self.g.inputs_of(n);
         for v in operands.iter().copied().chain(self.g.values_of(n)) {
             self.known(n, v)?;
         }
         let mut io = self.g.io_of(n).expect("every extent is known");
-        if as_they_lie {
-            let ports = operands.iter().copied().zip(&mut io.inputs);
-            for (v, port) in ports.chain(self.g.values_of(n).zip(&mut io.outputs)) {
-                if let Some(Held::Memory(m)) = self.held.get(&v) {
-                    port.strides.clone_from(&m.strides);
+        if form.widened {
+            for shown in io.inputs.iter_mut().chain(&mut io.outputs) {
+                let dtype = shown.dtype.computed();
+                (shown.dtype, shown.storage) = (dtype, Storage::plain(dtype));
+                if !form.rounded {
+                    shown.rounded = dtype;
                 }
             }
         }
+        for (&v, shown) in operands.iter().zip(&mut io.inputs) {
+            if form.rounded
+                && let Some((_, to)) = self.rounding(v)
+            {
+                shown.rounded = to;
+            }
+            if form.stored
+                && let Some(constant) = self.g.constant(v)
+            {
+                shown.storage = constant.storage();
+            }
+        }
         Ok(io)
+    }
+
+    /// What a value is made from and rounded to, if it is an f32 that was cast to a 16-bit float and back.
+    pub(crate) fn rounding(&self, v: Value) -> Option<(Value, DType)> {
+        let cast = |v: Value| match self.g.op(v.node) {
+            Op::Cast(cast) => Some((cast.to, self.g.inputs_of(v.node)[0])),
+            _ => None,
+        };
+        let (DType::F32, narrow) = cast(v)? else { return None };
+        let (to, wide) = cast(narrow)?;
+        (to.computed() != to && self.g.ty(wide).dtype == DType::F32).then_some((wide, to))
+    }
+
+    pub(crate) fn lowered(&self, n: NodeId, io: &Io) -> Result<Lowered, LowerError> {
+        let node = self.g.node(n);
+        node.op.lower(io).map_err(|e| LowerError::Unsupported {
+            op: node.op.name(),
+            name: node.origin.name().into(),
+            why: e.to_string(),
+        })
+    }
+
+    /// A constant: memory, or an expression that makes numbers of what is stored narrow.
+    fn constant(&mut self, n: NodeId, payload: &Payload) -> Held {
+        let stored = payload.stored();
+        let elements = self.emit.constant(&payload.key().to_string(), stored);
+        if stored.is_plain() {
+            return Held::Memory(elements);
+        }
+        let (storage, shape) = (stored.storage(), stored.shape());
+        let layout = storage.layout(shape);
+        let mut inputs = vec![Feed::Memory(elements.clone())];
+        for (present, dtype, at) in [
+            (stored.scales().is_some(), DType::F32, layout.scales_at),
+            (stored.zero_points().is_some(), storage.dtype, layout.zero_points_at),
+        ] {
+            let Some(steps) = storage.scales_shape(shape).filter(|_| present) else { continue };
+            let mut memory = Memory::contiguous(elements.buffer, dtype, &steps);
+            memory.offset = (at / dtype.bytes()) as i64;
+            inputs.push(match storage.scales {
+                Scales::Block { axis, size } => Feed::Runs { memory, shape: shape.to_vec(), axis, size },
+                Scales::None | Scales::Tensor | Scales::Axis(_) => Feed::Memory(memory),
+            });
+        }
+        let function: ScalarFn = Rc::new(|n, x| {
+            let mut number = n.cast(x[0], DType::F32);
+            if let Some(&zero) = x.get(2) {
+                let zero = n.cast(zero, DType::F32);
+                number = n.sub(number, zero);
+            }
+            x.get(1).map_or(number, |&scale| n.mul(number, scale))
+        });
+        let (dtype, flops) = (stored.dtype(), inputs.len() as u64);
+        let label = vec![self.g.label(n)];
+        Held::Expr(Rc::new(Expr { dtype, shape: shape.to_vec(), function, inputs, flops, nodes: 1, label }))
     }
 
     fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
@@ -174,35 +273,13 @@ impl Grouper<'_> {
                 return Ok(());
             }
             Op::Const(c) => {
-                let memory = self.emit.constant(&c.payload);
-                self.held.insert(v, Held::Memory(memory));
+                let held = self.constant(n, &c.payload);
+                self.held.insert(v, held);
                 return Ok(());
             }
             _ => {}
         }
-        let unsupported = |e: margay_ir::ops::NotLowered| LowerError::Unsupported {
-            op: node.op.name(),
-            name: node.origin.name().into(),
-            why: e.to_string(),
-        };
-        let mut lowered = node.op.lower(&self.io(n, false)?).map_err(unsupported)?;
-        // A kernel call that cannot walk its operands as they lie gets row-major copies.
-        if matches!(lowered, Lowered::Call(_)) {
-            for operand in self.g.inputs_of(n) {
-                self.memory_of(operand)?;
-            }
-            lowered = match node.op.lower(&self.io(n, true)?) {
-                Ok(l) => l,
-                Err(_) => {
-                    for operand in self.g.inputs_of(n) {
-                        let memory = self.memory_of(operand)?;
-                        let copy = self.emit.contiguous(&memory, &[self.g.label(n)])?;
-                        self.held.insert(operand, Held::Memory(copy));
-                    }
-                    node.op.lower(&self.io(n, true)?).map_err(unsupported)?
-                }
-            };
-        }
+        let lowered = self.lowered(n, &self.io(n, Form::default())?)?;
         let held = match lowered {
             Lowered::Leaf => return Ok(()),
             Lowered::View(view) => self.view(n, &view, shape)?,
@@ -217,47 +294,31 @@ impl Grouper<'_> {
                 let anchor = Anchor::Nest { body, inputs, stages: Vec::new() };
                 self.anchored(n, anchor, shape, None)
             }
-            Lowered::Call(mut call) => {
-                let layouts: Vec<_> =
-                    self.g.values_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
-                let operands = self
-                    .g
-                    .inputs_of(n)
-                    .into_iter()
-                    .map(|v| self.memory_of(v))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let mut others = Vec::new();
-                for (other, strides) in self.g.values_of(n).zip(&layouts).skip(1) {
-                    let (dtype, shape) = (self.g.ty(other).dtype, self.known(n, other)?);
-                    let output = output_of(self.g, other).filter(|_| strides.is_none());
-                    let mut memory = self.emit.result(dtype, &shape, output);
-                    if let Some(strides) = strides {
-                        memory.strides.clone_from(strides);
-                    }
-                    self.held.insert(other, Held::Memory(memory.clone()));
-                    others.push(memory);
-                }
-                let called = Called { call, operands, bias: None, residual: None, others };
-                let anchor = Anchor::Call(Box::new(called));
-                self.anchored(n, anchor, shape, layouts.into_iter().next().flatten())
-            }
+            Lowered::Call(_) => self.call(n, shape)?,
         };
         self.held.insert(v, held);
         // Whoever reads another result reads it from memory.
-        if self.g.sole_user(v).is_none() || node.types.len() > 1 {
+        let kept = self.rounding(v).is_some();
+        if !kept && (self.g.sole_user(v).is_none() || node.types.len() > 1) {
             self.memory_of(v)?;
         }
         Ok(())
     }
 
-    fn anchored(&self, n: NodeId, anchor: Anchor, shape: Vec<usize>, strides: Option<Vec<i64>>) -> Held {
+    pub(crate) fn anchored(
+        &self,
+        n: NodeId,
+        anchor: Anchor,
+        shape: Vec<usize>,
+        strides: Option<Vec<i64>>,
+    ) -> Held {
         let label = vec![self.g.label(n)];
         Held::Anchored(Box::new(Anchored { anchor, shape, strides, label }))
     }
 
     /// A result [batch, head, row, dim] that is read as [batch, row, head, dim] is written in that order, if the kernel
     /// can. Changes the call and returns the strides of the result.
-    fn read_transposed(&self, v: Value, call: &mut KernelCall) -> Option<Vec<i64>> {
+    pub(crate) fn read_transposed(&self, v: Value, call: &mut KernelCall) -> Option<Vec<i64>> {
         let strides = call.transposable(usize::from(v.out))?;
         let turns = |op: &Op| matches!(op, Op::Transpose(t) if t.perm == [0, 2, 1, 3]);
         let [_, heads, rows, dim] = *self.g.ty(v).extents()? else { return None };
@@ -269,7 +330,7 @@ impl Grouper<'_> {
     }
 
     /// The value in memory; runs what was put off.
-    fn memory_of(&mut self, v: Value) -> Result<Memory, LowerError> {
+    pub(crate) fn memory_of(&mut self, v: Value) -> Result<Memory, LowerError> {
         let memory = match self.held.remove(&v) {
             Some(Held::Memory(m)) => m,
             Some(Held::Expr(e)) => self.emit.expr(self.g.ty(v).dtype, &e, output_of(self.g, v))?,
@@ -330,7 +391,7 @@ impl Grouper<'_> {
             let repeats = readers * elements(&shape) / elements(&self.known(n, v)?);
             inputs.push(self.feed(v, repeats, false)?);
         }
-        let io = self.io(n, false)?;
+        let io = self.io(n, Form::default())?;
         let own = self.g.op(n).cost(&io).flops / io.output_elements().max(1);
         let flops = own + inputs.iter().map(Feed::flops).sum::<u64>();
         let mut label: Label = Vec::new();
@@ -342,7 +403,8 @@ impl Grouper<'_> {
             }
         }
         label.push(self.g.label(n));
-        Ok(Held::Expr(Rc::new(Expr { shape, function, inputs, flops, nodes, label })))
+        let dtype = self.g.ty(n.into()).dtype;
+        Ok(Held::Expr(Rc::new(Expr { dtype, shape, function, inputs, flops, nodes, label })))
     }
 
     /// Appends an elementwise node to the anchor that computes its operand number `slot`.
@@ -375,13 +437,15 @@ impl Grouper<'_> {
         let Some(Held::Anchored(mut a)) = self.held.remove(&anchor_value) else { return Ok(None) };
         let taken = match &mut a.anchor {
             Anchor::Nest { stages, .. } => {
-                stages.push(Stage { function: function.clone(), inputs: others });
+                let dtype = self.g.ty(anchor_value).dtype;
+                let function = with_rounded_operand(function.clone(), slot, dtype);
+                stages.push(Stage { function, inputs: others });
                 true
             }
             Anchor::Call(called) => {
                 let other = others.into_iter().flatten().find_map(|f| match f {
                     Feed::Memory(m) => Some(m),
-                    Feed::Expr(_) => None,
+                    Feed::Runs { .. } | Feed::Expr(_) => None,
                 });
                 extend_epilogue(self.g.op(n), called, other, shape)
             }
@@ -393,6 +457,18 @@ impl Grouper<'_> {
         self.held.insert(anchor_value, Held::Anchored(a));
         Ok(None)
     }
+}
+
+/// A function one of whose operands is a value of a type that has not been stored, and so not been rounded, yet.
+fn with_rounded_operand(function: ScalarFn, slot: usize, dtype: DType) -> ScalarFn {
+    if dtype.computed() == dtype {
+        return function;
+    }
+    Rc::new(move |n, x| {
+        let mut x = x.to_vec();
+        x[slot] = n.rounded(x[slot], dtype);
+        function(n, &x)
+    })
 }
 
 /// Moves an elementwise operator into the epilogue of a call, if the epilogue has a place for it.
@@ -431,6 +507,6 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
 }
 
 /// The first output of the graph that the value is, if any.
-fn output_of(g: &Graph, v: Value) -> Option<usize> {
+pub(crate) fn output_of(g: &Graph, v: Value) -> Option<usize> {
     g.outputs().iter().position(|o| o.value == v)
 }

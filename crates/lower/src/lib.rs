@@ -7,6 +7,7 @@
 //! and [`plan_memory`] gives each buffer its place.
 //!
 //! - `group`: nodes to groups; which neighbours fuse.
+//! - `call`: operands of hand-written kernels.
 //! - `emit`: groups to steps.
 //! - `memory`: views of buffers.
 //! - [`arena`]: places of buffers.
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+mod call;
 mod emit;
 mod error;
 mod group;

@@ -4,7 +4,7 @@
 use margay_loops::{
     Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Packed, Preferences, Program,
 };
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, StoredTensor, Tensor};
 
 /// The name of the layout of packed right operands: element (i, j) of a matrix of k rows lies at j k + i.
 const COLUMNS: &str = "columns";
@@ -42,6 +42,11 @@ impl Backend for Reference {
     }
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
+        if let KernelCall::Conv(c) = call
+            && !c.types.right.is_plain(c.types.left)
+        {
+            return Err(self.refused(call, format!("a kernel stored {}", c.types.right)));
+        }
         let packed = match call {
             KernelCall::MatMul(c) if c.b_packed => {
                 vec![Packed { operand: 1, layout: COLUMNS.to_owned(), bytes: c.k * c.n * DType::F32.bytes() }]
@@ -56,7 +61,9 @@ impl Backend for Reference {
         Ok(Needs { workspace_bytes: 0, packed })
     }
 
-    fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+    fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
+        // A narrow constant is packed as its numbers.
+        let tensor = stored.widened().decode();
         match (call, operand, tensor.dtype()) {
             (KernelCall::MatMul(c), 1, DType::F32) if c.b_packed && tensor.len() == c.k * c.n => {
                 Ok(transposed(tensor.bytes(), c.k, c.n))
@@ -65,7 +72,7 @@ impl Backend for Reference {
         }
     }
 
-    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
+    fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
         let asked = format_args!("unpack {layout} {shape:?}").to_string();
         let [outer @ .., k, n] = shape else {
             return Err(self.refused(asked, "it is no matrix".to_owned()));
@@ -74,7 +81,9 @@ impl Backend for Reference {
             return Err(self.refused(asked, format!("{} bytes are no such matrix", bytes.len())));
         }
         let rows = transposed(bytes, *n, *k);
-        Tensor::from_bytes(DType::F32, shape, &rows).map_err(|e| self.refused(asked, e.to_string()))
+        Tensor::from_bytes(DType::F32, shape, &rows)
+            .map(StoredTensor::from)
+            .map_err(|e| self.refused(asked, e.to_string()))
     }
 
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
@@ -100,9 +109,9 @@ impl Backend for Reference {
 /// The bytes of a constant as it is stored.
 pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
     match &constant.packed {
-        None => constant.tensor.bytes().to_vec(),
+        None => constant.stored.to_bytes(),
         Some((call, packed)) => Reference
-            .pack(call, packed.operand, &constant.tensor)
+            .pack(call, packed.operand, &constant.stored)
             .expect("what was asked for when it was lowered"),
     }
 }
@@ -116,13 +125,14 @@ fn transposed(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use margay_loops::{Epilogue, MatLayout, MatMul, Precision};
+    use margay_loops::{Epilogue, MatLayout, MatMul, ProductTypes};
 
     use super::*;
 
     #[test]
     fn what_is_packed_unpacks() {
         let tensor = Tensor::from_slice(&[2, 3], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let tensor = StoredTensor::from(tensor);
         let layout = MatLayout { row_stride: 3, col_stride: 1 };
         let call = KernelCall::MatMul(MatMul {
             m: 1,
@@ -133,7 +143,7 @@ mod tests {
             b: layout,
             c_row_stride: 3,
             b_packed: true,
-            precision: Precision::F32,
+            types: ProductTypes::F32,
             epilogue: Epilogue::default(),
         });
         let packed = Reference.pack(&call, 1, &tensor).unwrap();

@@ -13,7 +13,7 @@ use margay_artifact::CodeSection;
 use margay_loops::{Place, Port, Program, parse_program};
 use margay_runtime::RunError;
 use margay_runtime::device::{Address, Device, Fault, Image, Memory, Module, Queue};
-use margay_tensor::Tensor;
+use margay_tensor::StoredTensor;
 
 use crate::interpret::{Outcome, interpret};
 use crate::{BUFFER_ALIGN, NAME};
@@ -65,7 +65,10 @@ impl Loaded {
         let offset = |word: &str| word.parse::<usize>().map_err(|e| format!("`{word}`: {e}"));
         let offsets = offsets.split_whitespace().map(offset).collect::<Result<Vec<_>, _>>()?;
         // Contents are read below, as they are stored; the text needs their types only.
-        let program = parse_program(text, &|c| Tensor::zeros(c.dtype, &c.shape).ok());
+        let program = parse_program(text, &|c| {
+            let zeros = vec![0; c.storage.layout(&c.shape).bytes];
+            StoredTensor::from_bytes(c.dtype, &c.shape, c.storage, &zeros).ok()
+        });
         let program = program.map_err(|e| e.to_string())?;
         program.verify().map_err(|v| v.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
         if offsets.len() != program.constants.len() {

@@ -171,6 +171,8 @@ pub(crate) fn unary(op: Unary, dtype: DType, x: Number) -> Result<Number, Proble
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
+        Unary::RoundF16 => rounded(DType::F16, x),
+        Unary::RoundBf16 => rounded(DType::BF16, x),
         Unary::IsNan => return Ok(Number::bool(x.is_nan())),
         Unary::Not => return Err(undefined(op, dtype)),
     };

@@ -90,6 +90,14 @@ impl DType {
         matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
     }
 
+    /// The type that elements are computed in: f32 for 16-bit floats, else the type itself.
+    pub const fn computed(self) -> DType {
+        match self {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        }
+    }
+
     /// Whether elements are integers (booleans are not).
     pub const fn is_int(self) -> bool {
         !self.is_float() && !matches!(self, DType::Bool)

@@ -6,6 +6,7 @@
 //! - [`DType`]: the element types a tensor may have.
 //! - [`Dim`]: an integer expression over named symbols, in normal form; [`Shape`] is a list of them.
 //! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
+//! - [`Storage`]: how a constant is stored; [`StoredTensor`] is a tensor stored so.
 //! - [`random`]: Philox streams named by (seed, stream, index).
 //!
 //! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code), and files.
@@ -13,8 +14,10 @@
 mod dim;
 mod dtype;
 pub mod random;
+mod storage;
 mod tensor;
 
 pub use dim::{Binding, Dim, Shape, Symbol, UnboundSymbol, shape_of};
 pub use dtype::{DType, Element};
+pub use storage::{Scales, Storage, StorageError, StoredLayout, StoredTensor};
 pub use tensor::{ContentHash, Tensor, TensorError};

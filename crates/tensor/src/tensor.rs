@@ -43,6 +43,26 @@ impl ContentHash {
     }
 }
 
+/// A content hash being made of parts.
+pub(crate) struct Hashing(blake3::Hasher);
+
+impl Hashing {
+    /// Begins with what kind of contents follow.
+    pub(crate) fn new(kind: &str) -> Hashing {
+        let mut h = blake3::Hasher::new();
+        h.update(kind.as_bytes());
+        Hashing(h)
+    }
+
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        self.0.update(part);
+    }
+
+    pub(crate) fn finish(self) -> ContentHash {
+        ContentHash(*self.0.finalize().as_bytes())
+    }
+}
+
 impl fmt::Display for ContentHash {
     /// The first twelve hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,14 +219,11 @@ impl Tensor {
     /// Identifies type, shape and bytes. Computed once and kept.
     pub fn content_hash(&self) -> ContentHash {
         *self.hash.get_or_init(|| {
-            let mut h = blake3::Hasher::new();
-            h.update(self.dtype.name().as_bytes());
+            let mut h = Hashing::new(self.dtype.name());
             h.update(&[self.shape.len() as u8]);
-            self.shape.iter().for_each(|d| {
-                h.update(&(*d as u64).to_le_bytes());
-            });
+            self.shape.iter().for_each(|d| h.update(&(*d as u64).to_le_bytes()));
             h.update(self.bytes());
-            ContentHash(*h.finalize().as_bytes())
+            h.finish()
         })
     }
 

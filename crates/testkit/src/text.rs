@@ -1,8 +1,8 @@
 //! Graphs in documentation.
 
 use margay_ir::{Graph, TensorType, text};
-use margay_tensor::Tensor;
 use margay_tensor::random::{Philox, stream_of};
+use margay_tensor::{StoredTensor, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -36,13 +36,13 @@ pub fn doc_examples(source: &str) -> Vec<DocExample> {
 /// printed graph can be given the names back.
 pub fn parse_with_random_constants(source: &str) -> (Graph, BTreeMap<String, String>) {
     let names: RefCell<BTreeMap<String, String>> = RefCell::default();
-    let resolve = |key: &str, ty: &TensorType| -> Option<Tensor> {
+    let resolve = |key: &str, ty: &TensorType| -> Option<StoredTensor> {
         let shape = ty.extents()?;
         let mut data = vec![0f32; shape.iter().product()];
         Philox::new(5, stream_of(key)).fill_normal_f32(0, &mut data);
         let tensor = Tensor::from_slice(&shape, &data).ok()?;
         names.borrow_mut().insert(format!("#{}", tensor.content_hash()), key.to_string());
-        Some(tensor)
+        Some(tensor.into())
     };
     let g = text::parse(source, &resolve).unwrap_or_else(|e| panic!("{e}\n{source}"));
     (g, names.into_inner())

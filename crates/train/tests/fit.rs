@@ -38,9 +38,9 @@ fn model() -> (Graph, Vec<NodeId>) {
     };
     let a = constant(&mut g, "a", &[INPUTS, HIDDEN], 1);
     let b = constant(&mut g, "b", &[HIDDEN, OUTPUTS], 2);
-    let hidden = g.add(MatMul::default(), &[x, a], Origin::named("hidden")).unwrap();
+    let hidden = g.add(MatMul, &[x, a], Origin::named("hidden")).unwrap();
     let hidden = g.add(Tanh, &[hidden], Origin::named("tanh")).unwrap();
-    let y = g.add(MatMul::default(), &[hidden, b], Origin::named("y")).unwrap();
+    let y = g.add(MatMul, &[hidden, b], Origin::named("y")).unwrap();
     g.add_output("y", y);
     (g, vec![a.node, b.node])
 }

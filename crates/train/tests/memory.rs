@@ -33,7 +33,7 @@ fn a_step_takes_what_was_planned() {
         let shift = Tensor::from_slice(&[WIDTH, WIDTH], &numbers).unwrap();
         let w = g.add(Const { payload: Payload::new(shift) }, &[], Origin::named(&format!("w{i}"))).unwrap();
         parameters.push(w.node);
-        x = g.add(MatMul::default(), &[x, w], Origin::named(&format!("fc{i}"))).unwrap();
+        x = g.add(MatMul, &[x, w], Origin::named(&format!("fc{i}"))).unwrap();
         x = g.add(Gelu { tanh: false }, &[x], Origin::named(&format!("act{i}"))).unwrap();
     }
     g.add_output("y", x);

@@ -53,14 +53,14 @@ fn linear(g: &mut Graph, x: Value, name: &str, weight: Weight, bias: Option<Tens
     let mut y = match weight {
         Weight::Dense(w) => {
             let w = constant(g, of, w);
-            g.add(MatMul::default(), &[x, w], node).unwrap()
+            g.add(MatMul, &[x, w], node).unwrap()
         }
         Weight::Factors(left, right) => {
             let left = constant(g, part(&of, Part::Left), left);
             let right = constant(g, part(&of, Part::Right), right);
             let first = if marked { node.part(Part::Left) } else { Origin::named(&format!("{name}/thin")) };
-            let thin = g.add(MatMul::default(), &[x, left], first).unwrap();
-            g.add(MatMul::default(), &[thin, right], part(&node, Part::Right)).unwrap()
+            let thin = g.add(MatMul, &[x, left], first).unwrap();
+            g.add(MatMul, &[thin, right], part(&node, Part::Right)).unwrap()
         }
     };
     if let Some(bias) = bias {

@@ -9,8 +9,9 @@ use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{
     Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul, Precision,
+    LinearAttention, MatLayout, MatMul, Precision, ProductTypes,
 };
+use margay_tensor::DType;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -118,6 +119,7 @@ fn calls() -> Vec<KernelCall> {
         let (heads, d) = (8, 64);
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::Attention(Attention {
+            dtype: DType::F32,
             batch: 1,
             heads,
             kv_heads: heads,
@@ -135,6 +137,7 @@ fn calls() -> Vec<KernelCall> {
             log_sum_exp: false,
         }));
         calls.push(KernelCall::AttentionGradient(AttentionGradient {
+            dtype: DType::F32,
             batch: 1,
             heads,
             kv_heads: heads,
@@ -166,6 +169,7 @@ fn calls() -> Vec<KernelCall> {
         let wide = [n * heads * features, features, heads * features];
         let strides = [n * heads * d, d, heads * d];
         calls.push(KernelCall::LinearAttention(LinearAttention {
+            dtype: DType::F32,
             batch: 1,
             heads,
             q_len: n,
@@ -212,7 +216,7 @@ fn product([m, n, k]: [usize; 3], packed: bool, epilogue: Epilogue) -> KernelCal
         b: MatLayout { row_stride: n, col_stride: 1 },
         c_row_stride: n,
         b_packed: packed,
-        precision: Precision::F32,
+        types: ProductTypes::F32,
         epilogue,
     })
 }
@@ -232,7 +236,7 @@ fn transposed(call: KernelCall, [a, b]: [bool; 2]) -> KernelCall {
 /// The same product with a narrow constant.
 fn narrow(call: KernelCall, precision: Precision) -> KernelCall {
     let KernelCall::MatMul(c) = call else { return call };
-    KernelCall::MatMul(MatMul { precision, ..c })
+    KernelCall::MatMul(MatMul { types: precision.types(), ..c })
 }
 
 fn conv(
@@ -246,6 +250,7 @@ fn conv(
     let pad = kernel / 2;
     let out = (size + 2 * pad - kernel) / stride + 1;
     KernelCall::Conv(Conv {
+        types: ProductTypes::F32,
         batch,
         in_channels: inner,
         out_channels: outer,

@@ -8,102 +8,137 @@
 //!   odd k with a zero.
 //! - `int8_kn32`: the step of every column, f32 `[p][32]`, then int8 `[p][k][32]`.
 //!
-//! Unpacking a narrow layout gives the rounded numbers.
+//! Packing rounds nothing: unpacking gives what was stored.
 
-use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
-use margay_loops::{MatMul, Precision};
-use margay_tensor::{DType, Tensor};
+use margay_loops::MatMul;
+use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
 use crate::isa::PANEL;
 use crate::pack::{self, packed_len};
 
-/// Name of the layout of pairs of bf16.
-pub(crate) const BF16_LAYOUT: &str = "bf16_kn32_pairs";
+/// What a constant right operand consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Format {
+    /// Numbers of f32.
+    F32,
+    /// Numbers of bf16.
+    Bf16,
+    /// Signed bytes with a scale per column.
+    Int8,
+}
 
-/// Name of the layout of int8 with a step per column.
-pub(crate) const INT8_LAYOUT: &str = "int8_kn32";
+impl Format {
+    const ALL: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
 
-/// The layout of a precision and its bytes for a matrix.
-pub(crate) fn layout(precision: Precision, k: usize, n: usize) -> (&'static str, usize) {
-    match precision {
-        Precision::F32 => (pack::LAYOUT, 4 * packed_len(k, n)),
-        Precision::Bf16 => (BF16_LAYOUT, 4 * packed_len(k.div_ceil(2), n)),
-        Precision::Int8 => (INT8_LAYOUT, 4 * packed_len(1, n) + packed_len(k, n)),
+    /// The format of a storage of a matrix, if kernels read it. One scale for all is one for every column.
+    pub(crate) fn of(storage: Storage) -> Option<Format> {
+        match (storage.dtype, storage.scales, storage.zero_points) {
+            (DType::F32, Scales::None, false) => Some(Format::F32),
+            (DType::BF16, Scales::None, false) => Some(Format::Bf16),
+            (DType::I8, Scales::Tensor | Scales::Axis(1), false) => Some(Format::Int8),
+            _ => None,
+        }
+    }
+
+    /// The format of a layout of products.
+    pub(crate) fn of_layout(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|f| f.layout(0, 0).0 == name)
+    }
+
+    /// The layout and its bytes for a matrix.
+    pub(crate) fn layout(self, k: usize, n: usize) -> (&'static str, usize) {
+        match self {
+            Format::F32 => (pack::LAYOUT, 4 * packed_len(k, n)),
+            Format::Bf16 => ("bf16_kn32_pairs", 4 * packed_len(k.div_ceil(2), n)),
+            Format::Int8 => ("int8_kn32", 4 * packed_len(1, n) + packed_len(k, n)),
+        }
     }
 }
 
-/// The precision of a layout of products.
-pub(crate) fn precision_of(name: &str) -> Option<Precision> {
-    Precision::ALL.into_iter().find(|&p| layout(p, 0, 0).0 == name)
-}
-
-/// The bytes of a constant B in the layout of its precision.
-pub(crate) fn pack_constant(call: &MatMul, tensor: &Tensor) -> Result<Vec<u8>, String> {
-    let (ones, matrix) = tensor.shape().split_at(tensor.shape().len().saturating_sub(2));
-    if tensor.dtype() != DType::F32 || matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) {
+/// The bytes of a constant B in the layout of its format.
+pub(crate) fn pack_constant(call: &MatMul, stored: &StoredTensor) -> Result<Vec<u8>, String> {
+    let (ones, matrix) = stored.shape().split_at(stored.shape().len().saturating_sub(2));
+    let storage = stored.storage();
+    if matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) || storage.dtype != call.types.right.dtype {
         return Err(format!(
-            "expected a constant f32[{}, {}], found {}{:?}",
+            "expected a constant [{}, {}] stored {}, found {:?} stored {storage}",
             call.k,
             call.n,
-            tensor.dtype(),
-            tensor.shape()
+            call.types.right,
+            stored.shape(),
         ));
     }
-    let values = tensor.as_slice::<f32>().map_err(|e| e.to_string())?;
-    let mut bytes = vec![0; layout(call.precision, call.k, call.n).1];
+    let format = Format::of(call.types.right).ok_or_else(|| format!("a constant stored {storage}"))?;
+    let mut bytes = vec![0; format.layout(call.k, call.n).1];
     let places = Places { k: call.k, n: call.n };
-    match call.precision {
-        Precision::F32 => {
-            for (at, x) in places.elements().zip(values.iter()) {
-                bytes[4 * at..][..4].copy_from_slice(&x.to_ne_bytes());
+    let elements = stored.elements().bytes();
+    match format {
+        Format::F32 => {
+            for (at, x) in places.elements().zip(elements.chunks_exact(4)) {
+                bytes[4 * at..][..4].copy_from_slice(x);
             }
         }
-        Precision::Bf16 => {
-            for (at, x) in places.pairs().zip(values.iter()) {
-                bytes[2 * at..][..2].copy_from_slice(&bf16(*x).to_ne_bytes());
+        Format::Bf16 => {
+            for (at, x) in places.pairs().zip(elements.chunks_exact(2)) {
+                bytes[2 * at..][..2].copy_from_slice(x);
             }
         }
-        Precision::Int8 => {
-            let (scales, elements) = bytes.split_at_mut(4 * packed_len(1, call.n));
-            let column = |j: usize| values.iter().skip(j).step_by(call.n).copied();
-            let steps: Vec<f32> = (0..call.n).map(|j| int8_scale(column(j))).collect();
-            for (to, step) in scales.chunks_exact_mut(4).zip(&steps) {
-                to.copy_from_slice(&step.to_ne_bytes());
+        Format::Int8 => {
+            let (to_scales, to_elements) = bytes.split_at_mut(4 * packed_len(1, call.n));
+            let scales = stored.scales().map(|s| s.to_vec::<f32>()).transpose().map_err(|e| e.to_string())?;
+            let scales = scales.unwrap_or_default();
+            if scales.len() != 1 && scales.len() != call.n {
+                return Err(format!("expected {} scales, found {}", call.n, scales.len()));
             }
-            for (at, (x, step)) in places.elements().zip(values.iter().zip(steps.iter().cycle())) {
-                elements[at] = int8(*x, *step).to_ne_bytes()[0];
+            for (to, scale) in to_scales.chunks_exact_mut(4).zip(scales.iter().cycle().take(call.n)) {
+                to.copy_from_slice(&scale.to_ne_bytes());
+            }
+            for (at, x) in places.elements().zip(elements) {
+                to_elements[at] = *x;
             }
         }
     }
     Ok(bytes)
 }
 
-/// The inverse of [`pack_constant`], up to the rounding of the precision.
-pub(crate) fn unpack_constant(precision: Precision, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+/// The inverse of [`pack_constant`]; a scale for all comes back as one for every column.
+pub(crate) fn unpack_constant(format: Format, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, String> {
     let (&[.., k, n], [ones @ .., _, _]) = (shape, shape) else {
         return Err(format!("expected two axes, found {shape:?}"));
     };
     if ones.iter().any(|&d| d != 1) {
         return Err(format!("expected one matrix, found {shape:?}"));
     }
-    let expected = layout(precision, k, n).1;
+    let expected = format.layout(k, n).1;
     if bytes.len() != expected {
         return Err(format!("expected {expected} packed bytes, found {}", bytes.len()));
     }
     let places = Places { k, n };
-    let word = |at: usize| bytes[4 * at..][..4].try_into().map_or(0.0, f32::from_ne_bytes);
-    let half = |at: usize| bytes[2 * at..][..2].try_into().map_or(0, u16::from_ne_bytes);
-    let values: Vec<f32> = match precision {
-        Precision::F32 => places.elements().map(word).collect(),
-        Precision::Bf16 => places.pairs().map(|at| from_bf16(half(at))).collect(),
-        Precision::Int8 => {
-            let elements = &bytes[4 * packed_len(1, n)..];
-            let step = |number: usize| word(number % n.max(1));
-            let byte = |at: usize| f32::from(i8::from_ne_bytes([elements[at]]));
-            places.elements().enumerate().map(|(number, at)| byte(at) * step(number)).collect()
+    match format {
+        Format::F32 => {
+            let word = |at: usize| bytes[4 * at..][..4].try_into().map_or(0.0, f32::from_ne_bytes);
+            let values: Vec<f32> = places.elements().map(word).collect();
+            Ok(Tensor::from_slice(shape, &values).map_err(|e| e.to_string())?.into())
         }
-    };
-    Tensor::from_slice(shape, &values).map_err(|e| e.to_string())
+        Format::Bf16 => {
+            let values: Vec<u8> = places.pairs().flat_map(|at| [bytes[2 * at], bytes[2 * at + 1]]).collect();
+            StoredTensor::from_bytes(DType::F32, shape, Storage::plain(DType::BF16), &values)
+                .map_err(|e| e.to_string())
+        }
+        Format::Int8 => {
+            let (scales, elements) = bytes.split_at(4 * packed_len(1, n));
+            let values: Vec<u8> = places.elements().map(|at| elements[at]).collect();
+            let axis = shape.len() - 1;
+            let mut scales_shape = vec![1; shape.len()];
+            scales_shape[axis] = n;
+            let tensor = |dtype, shape: &[usize], bytes: &[u8]| {
+                Tensor::from_bytes(dtype, shape, bytes).map_err(|e| e.to_string())
+            };
+            let scales = tensor(DType::F32, &scales_shape, &scales[..4 * n])?;
+            StoredTensor::quantized(tensor(DType::I8, shape, &values)?, (Scales::Axis(axis), scales), None)
+                .map_err(|e| e.to_string())
+        }
+    }
 }
 
 /// Where the elements of a matrix lie, in row-major order.

@@ -12,7 +12,7 @@
 //! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
 //! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, Precision};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, ProductTypes};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
@@ -237,7 +237,7 @@ fn as_product(call: &Conv) -> MatMul {
         b: MatLayout { row_stride: 1, col_stride: call.in_channels },
         c_row_stride: call.out_channels,
         b_packed: call.k_packed,
-        precision: Precision::F32,
+        types: ProductTypes::F32,
         epilogue: call.epilogue,
     }
 }

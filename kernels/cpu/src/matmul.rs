@@ -10,13 +10,15 @@
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
 //! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
 
-use margay_loops::{MatMul, Needs, Packed, Precision};
+use margay_loops::{MatMul, Needs, Packed};
+use margay_tensor::DType;
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
+use crate::constants::Format;
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-use crate::{Class, constants, narrow, strided, thin};
+use crate::{Class, narrow, strided, thin};
 use crate::{Phase, Prepared};
 
 params! {
@@ -79,6 +81,23 @@ fn block_rows(class: Class, m: usize, panels: usize, k: usize, repetitions: usiz
     even(m, (tiles * class.rows()).min(rows))
 }
 
+/// The format of B, and whether A is rounded to bf16; `Err` says what no kernel does.
+fn formats(call: &MatMul) -> Result<(Format, bool), String> {
+    let types = &call.types;
+    if types.left != DType::F32 || types.result != DType::F32 {
+        return Err(format!("operands in memory are f32, found {} and {}", types.left, types.result));
+    }
+    let format = Format::of(types.right).ok_or_else(|| format!("a right operand stored {}", types.right))?;
+    if format != Format::F32 && !call.b_packed {
+        return Err(format!("a right operand stored {} is a packed constant", types.right));
+    }
+    match types.left_rounded {
+        DType::F32 => Ok((format, false)),
+        DType::BF16 if format == Format::Bf16 => Ok((format, true)),
+        to => Err(format!("a left operand rounded to {to} beside a right one stored {}", types.right)),
+    }
+}
+
 /// How a class runs a product; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let mut joined = call.clone();
@@ -90,13 +109,11 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     if call.b_packed && call.batch.iter().any(|axis| axis.b != 0) {
         return Err("a packed constant has no batch strides".to_owned());
     }
-    if call.precision != Precision::F32 && !call.b_packed {
-        return Err(format!("a product in {} has a packed right operand", call.precision.name()));
-    }
-    let pairs = class.kernels().matmul_pairs.filter(|_| call.precision == Precision::Bf16);
+    let (format, rounded) = formats(call)?;
+    let pairs = class.kernels().matmul_pairs.filter(|_| rounded);
     // Elements of a row of A as the kernel sees it: pairs of terms, or terms.
     let (m, n, k) = (call.m, call.n, if pairs.is_some() { call.k.div_ceil(2) } else { call.k });
-    let widened = call.precision != Precision::F32 && pairs.is_none();
+    let widened = format != Format::F32 && pairs.is_none();
     let panels = n.div_ceil(PANEL);
     let repetitions = call.batch.iter().map(|axis| axis.extent).product();
     let rows = block_rows(class, m, panels, k, repetitions);
@@ -110,7 +127,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     };
     // A panel group is worth an item of `item_flops`, or of `item_bytes` where memory is the limit.
     let flops = (class.item_flops() / (2 * rows * PANEL * k).max(1)).max(1);
-    let panel_bytes = (call.precision.stored_bytes(call.k as u64, PANEL as u64) as usize).max(1);
+    let panel_bytes = format.layout(call.k, PANEL).1.max(1);
     let bytes = (class.item_bytes() / panel_bytes).max(1);
     // Every group reads A once: where A has many blocks, as many panels as stay in the cache.
     let cached = if row_blocks >= MANY_BLOCKS { GROUP_BYTES / panel_bytes } else { 0 };
@@ -174,10 +191,10 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     };
     // Rows a multiple of 4 KiB apart share the sets of the first level of the cache.
     let rows_collide = m > 4 && k > 64 && panels > 2 && !thin && call.a.row_stride.is_multiple_of(1024);
-    let placed = match call.precision {
-        Precision::Bf16 => Some(workspace.rounded(a, pairs.is_some())),
-        _ if call.a.col_stride != 1 || rows_collide => Some(workspace.rows(a)),
-        _ => None,
+    let placed = match rounded {
+        true => Some(workspace.rounded(a, pairs.is_some())),
+        false if call.a.col_stride != 1 || rows_collide => Some(workspace.rows(a)),
+        false => None,
     };
     if let Some(placed) = placed {
         (params.a_at, params.a_offset, params.a_batch) = (workspace_at, placed.offset, placed.batch);
@@ -201,12 +218,12 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         params.b_at = b_at;
     }
     let strides = [call.b.row_stride, call.b.col_stride];
-    let (kernel, words) = match (pairs, call.precision) {
-        (_, Precision::F32) if thin => (class.kernels().matmul_thin, thin::words(params, strides)),
-        (_, Precision::F32) if strided => (class.kernels().matmul_strided, strided::words(params, strides)),
-        (_, Precision::F32) => (class.kernels().matmul, to_words(&params)),
+    let (kernel, words) = match (pairs, format) {
+        (_, Format::F32) if thin => (class.kernels().matmul_thin, thin::words(params, strides)),
+        (_, Format::F32) if strided => (class.kernels().matmul_strided, strided::words(params, strides)),
+        (_, Format::F32) => (class.kernels().matmul, to_words(&params)),
         (Some(pairs), _) => (pairs, to_words(&params)),
-        (None, precision) => (class.kernels().matmul_widened, narrow::words(params, precision)),
+        (None, format) => (class.kernels().matmul_widened, narrow::words(params, format)),
     };
     phases.push(Phase {
         kernel,
@@ -214,7 +231,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         items: repetitions * row_blocks * panels.div_ceil(group),
         grain: 1,
     });
-    let (layout, bytes) = constants::layout(call.precision, call.k, n);
+    let (layout, bytes) = format.layout(call.k, n);
     let packed = Packed { operand: 1, layout: layout.into(), bytes };
     Ok(Prepared {
         phases,

@@ -2,12 +2,11 @@
 //! to f32, exactly but for the step of int8, and multiplied as such.
 //!
 //! A block of few rows reads the constant once and is bounded by memory: it widens in registers. A block of many
-//! widens a run of terms of a panel into scratch, where all tiles of rows find it. The left operand of bf16 has been
-//! rounded into the workspace before.
-
-use margay_loops::Precision;
+//! widens a run of terms of a panel into scratch, where all tiles of rows find it. A left operand that is to be rounded has
+//! been rounded into the workspace before.
 
 use crate::block::{Block, Finish, Left, Right, apply, multiply};
+use crate::constants::Format;
 use crate::isa::{Isa, PANEL};
 use crate::matmul::{self, Item};
 use crate::pack::packed_len;
@@ -40,8 +39,8 @@ const FEW_TILES: usize = 4;
 const AHEAD: usize = 4096;
 
 /// The words of a call.
-pub(crate) fn words(product: matmul::Params, precision: Precision) -> Vec<u64> {
-    let format = if precision == Precision::Bf16 { PAIRS } else { BYTES };
+pub(crate) fn words(product: matmul::Params, format: Format) -> Vec<u64> {
+    let format = if format == Format::Bf16 { PAIRS } else { BYTES };
     to_words(&Params { product, format })
 }
 

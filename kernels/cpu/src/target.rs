@@ -2,9 +2,10 @@
 
 use crate::Prepared;
 use crate::abi::KernelFn;
-use margay_loops::{KernelCall, NoKernel, Precision};
-use margay_tensor::Tensor;
+use margay_loops::{KernelCall, NoKernel, Precision, ProductTypes};
+use margay_tensor::{DType, StoredTensor};
 
+use crate::constants::Format;
 use crate::{
     UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise,
     linear_attention, matmul,
@@ -150,6 +151,7 @@ impl CpuTarget {
 
     /// Kernel variants, parameters and memory of a call.
     pub fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
+        expect_f32(call).map_err(|why| self.no_kernel(call, why))?;
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
@@ -162,19 +164,24 @@ impl CpuTarget {
     }
 
     /// The bytes of a constant operand in the layout that [`prepare`](CpuTarget::prepare) named for it.
-    pub fn pack(&self, call: &KernelCall, operand: usize, tensor: &Tensor) -> Result<Vec<u8>, NoKernel> {
+    pub fn pack(
+        &self,
+        call: &KernelCall,
+        operand: usize,
+        stored: &StoredTensor,
+    ) -> Result<Vec<u8>, NoKernel> {
         match (call, operand) {
-            (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, tensor),
-            (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, tensor),
+            (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, stored),
+            (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, stored.elements()),
             _ => Err(format!("operand {operand} is not packed")),
         }
         .map_err(|why| self.no_kernel(call, why))
     }
 
-    /// The inverse of [`pack`](CpuTarget::pack): the row-major tensor of the given shape.
-    pub fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<Tensor, NoKernel> {
-        if let Some(precision) = constants::precision_of(layout) {
-            return constants::unpack_constant(precision, shape, bytes)
+    /// The inverse of [`pack`](CpuTarget::pack): the stored tensor of the given shape.
+    pub fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
+        if let Some(format) = Format::of_layout(layout) {
+            return constants::unpack_constant(format, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         match layout {
@@ -183,7 +190,28 @@ impl CpuTarget {
             depthwise::LAYOUT => depthwise::unpack_filters(shape, bytes),
             _ => Err(format!("unknown layout `{layout}`")),
         }
+        .map(StoredTensor::from)
         .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why))
+    }
+}
+
+/// Refuses operands that are not f32, but for those of products, which say so themselves.
+fn expect_f32(call: &KernelCall) -> Result<(), String> {
+    let plain = |types: &ProductTypes| match *types == ProductTypes::F32 {
+        true => Ok(()),
+        false => Err(format!("operands are f32, found{types}")),
+    };
+    let f32 = |dtype: DType| match dtype {
+        DType::F32 => Ok(()),
+        other => Err(format!("operands are f32, found {other}")),
+    };
+    match call {
+        KernelCall::MatMul(_) => Ok(()),
+        KernelCall::Conv(c) => plain(&c.types),
+        KernelCall::ConvKernelGradient(c) => plain(&c.forward.types),
+        KernelCall::Attention(c) => f32(c.dtype),
+        KernelCall::AttentionGradient(c) => f32(c.dtype),
+        KernelCall::LinearAttention(c) => f32(c.dtype),
     }
 }
 

@@ -6,6 +6,7 @@ use harness::random::Random;
 use harness::{Expected, GAP, classes, compare, execute, execute_all};
 use margay_kernels_cpu::Class;
 use margay_loops::{Attention, KernelCall};
+use margay_tensor::DType;
 
 /// Sizes: batch, heads, queries, keys, length of a key, length of a value.
 fn call(
@@ -17,6 +18,7 @@ fn call(
         if heads_first { [heads * len * dim, len * dim, dim] } else { [len * heads * dim, dim, heads * dim] }
     };
     Attention {
+        dtype: DType::F32,
         batch,
         heads,
         kv_heads: heads,

@@ -6,6 +6,7 @@ use harness::random::Random;
 use harness::{Expected, classes, compare, execute_all};
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_loops::{AttentionGradient, KernelCall};
+use margay_tensor::DType;
 
 /// Sizes: batch, heads, heads of keys, queries, keys, length of a key, length of a value. Rows lie one after the other,
 /// or are `[batch, row, head, dim]`.
@@ -20,6 +21,7 @@ fn call(
     let (q, k) = (strides(heads, q_len, qk_dim), strides(kv_heads, kv_len, qk_dim));
     let (v, d_o) = (strides(kv_heads, kv_len, v_dim), strides(heads, q_len, v_dim));
     AttentionGradient {
+        dtype: DType::F32,
         batch,
         heads,
         kv_heads,

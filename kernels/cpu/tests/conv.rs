@@ -5,7 +5,7 @@ mod harness;
 use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::Class;
-use margay_loops::{Activation, Conv, ConvKernelGradient, Epilogue, KernelCall};
+use margay_loops::{Activation, Conv, ConvKernelGradient, Epilogue, KernelCall, ProductTypes};
 
 fn inputs(c: &Conv, random: &mut Random) -> Vec<Vec<f32>> {
     let size = |s: [usize; 2]| s[0] * s[1];
@@ -122,6 +122,7 @@ fn padded(
         Some(room / strides[i] + 1)
     };
     Some(Conv {
+        types: ProductTypes::F32,
         batch,
         in_channels,
         out_channels,

@@ -6,6 +6,7 @@ use harness::random::Random;
 use harness::{Expected, GAP, classes, compare, execute};
 use margay_kernels_cpu::Class;
 use margay_loops::{KernelCall, LinearAttention};
+use margay_tensor::DType;
 
 /// Sizes: batch, heads, queries, keys, features, length of a value.
 fn call(
@@ -17,6 +18,7 @@ fn call(
         if heads_first { [heads * len * dim, len * dim, dim] } else { [len * heads * dim, dim, heads * dim] }
     };
     LinearAttention {
+        dtype: DType::F32,
         batch,
         heads,
         q_len,

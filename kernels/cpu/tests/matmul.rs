@@ -5,8 +5,9 @@ mod harness;
 use harness::random::Random;
 use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::{Class, CpuTarget, KERNELS};
-use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
-use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision};
+use margay_loops::precision::{bf16, from_bf16};
+use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision, ProductTypes};
+use margay_tensor::{DType, StoredTensor, Tensor};
 
 /// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
 struct Case {
@@ -61,28 +62,26 @@ fn case(
         b,
         c_row_stride: n + gap,
         b_packed: packed,
-        precision: Precision::F32,
+        types: ProductTypes::F32,
         epilogue: Epilogue::default(),
     };
     Case { call, a_len, b_len, c_len }
 }
 
-/// The operands as the precision of a call rounds them.
+/// The operands as a call rounds and stores them.
 fn rounded(c: &MatMul, inputs: &[Vec<f32>]) -> [Vec<f64>; 2] {
-    let halves = |x: &[f32]| x.iter().map(|&x| f64::from(from_bf16(bf16(x)))).collect();
-    let plain = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
     let (a, b) = (&inputs[0], &inputs[1]);
-    match c.precision {
-        Precision::F32 => [plain(a), plain(b)],
-        Precision::Bf16 => [halves(a), halves(b)],
-        Precision::Int8 => {
-            let steps: Vec<f32> =
-                (0..c.n).map(|j| int8_scale(b.iter().skip(j).step_by(c.n).copied())).collect();
-            let step = |at: usize| steps[at % c.n];
-            let element = |(at, &x): (usize, &f32)| f64::from(int8(x, step(at))) * f64::from(step(at));
-            [plain(a), b.iter().enumerate().map(element).collect()]
-        }
+    let left = match c.types.left_rounded {
+        DType::BF16 => a.iter().map(|&x| f64::from(from_bf16(bf16(x)))).collect(),
+        _ => wide(a),
+    };
+    if !c.b_packed {
+        return [left, wide(b)];
     }
+    let b = Tensor::from_slice(&[c.k, c.n], b).unwrap();
+    let stored = StoredTensor::encode(&b, c.types.right).unwrap();
+    [left, wide(&stored.decode().to_vec::<f32>().unwrap())]
 }
 
 impl Case {
@@ -91,8 +90,8 @@ impl Case {
         self
     }
 
-    fn in_precision(mut self, precision: Precision) -> Case {
-        self.call.precision = precision;
+    fn of_types(mut self, types: ProductTypes) -> Case {
+        self.call.types = types;
         self
     }
 
@@ -328,7 +327,11 @@ fn every_small_height_agrees() {
     }
 }
 
-const NARROW: [Precision; 2] = [Precision::Bf16, Precision::Int8];
+/// Both operands rounded to bf16; the right one in int8; the right one in bf16 beside a left one in f32.
+fn narrow() -> [ProductTypes; 3] {
+    let [_, bf16, int8] = Precision::ALL.map(Precision::types);
+    [bf16, int8, ProductTypes { left_rounded: DType::F32, ..bf16 }]
+}
 
 #[test]
 fn narrow_constants_agree_on_sampled_shapes_and_strides() {
@@ -344,9 +347,9 @@ fn narrow_constants_agree_on_sampled_shapes_and_strides() {
                 residual: random.below(2) == 1,
                 residual_first: random.below(2) == 1,
             };
-            let precision = random.pick(&NARROW);
+            let types = random.pick(&narrow());
             let gap = random.below(3) * 5;
-            let case = case(dims, batch, transposed, true, gap).with(epilogue).in_precision(precision);
+            let case = case(dims, batch, transposed, true, gap).with(epilogue).of_types(types);
             case.check(class, &case.inputs(&mut random));
         }
     }
@@ -356,7 +359,7 @@ fn narrow_constants_agree_on_sampled_shapes_and_strides() {
 fn narrow_constants_agree_across_every_block() {
     for class in classes() {
         let mut random = Random::new(9);
-        for precision in NARROW {
+        for types in narrow() {
             for (dims, transposed) in [
                 ([283, 97, 131], [false, false]),
                 ([149, 67, 1031], [true, false]),
@@ -371,12 +374,12 @@ fn narrow_constants_agree_across_every_block() {
                     residual: true,
                     residual_first: false,
                 };
-                let case = case(dims, &[], transposed, true, 0).with(epilogue).in_precision(precision);
+                let case = case(dims, &[], transposed, true, 0).with(epilogue).of_types(types);
                 case.check(class, &case.inputs(&mut random));
             }
             for m in 1..30 {
                 for k in [1, 2, 3, 4, 5, 9] {
-                    let case = case([m, 33, k], &[], [false, false], true, 0).in_precision(precision);
+                    let case = case([m, 33, k], &[], [false, false], true, 0).of_types(types);
                     case.check(class, &case.inputs(&mut random));
                 }
             }
@@ -387,7 +390,7 @@ fn narrow_constants_agree_across_every_block() {
 #[test]
 fn narrow_constants_of_no_extent_are_fine() {
     for class in classes() {
-        for precision in NARROW {
+        for types in narrow() {
             for dims in [[0, 5, 5], [5, 0, 5], [5, 7, 0], [1, 7, 0], [0, 0, 0]] {
                 let epilogue = Epilogue {
                     bias: true,
@@ -395,7 +398,7 @@ fn narrow_constants_of_no_extent_are_fine() {
                     residual: false,
                     residual_first: false,
                 };
-                let case = case(dims, &[], [false, false], true, 0).with(epilogue).in_precision(precision);
+                let case = case(dims, &[], [false, false], true, 0).with(epilogue).of_types(types);
                 case.check(class, &case.inputs(&mut Random::new(10)));
             }
         }
@@ -405,9 +408,9 @@ fn narrow_constants_of_no_extent_are_fine() {
 #[test]
 fn narrow_constants_keep_what_is_no_number() {
     for class in classes() {
-        for precision in NARROW {
+        for types in narrow() {
             for m in [2, 7, 19] {
-                let case = case([m, 37, 23], &[], [false, false], true, 0).in_precision(precision);
+                let case = case([m, 37, 23], &[], [false, false], true, 0).of_types(types);
                 let mut inputs = case.inputs(&mut Random::new(11));
                 inputs[0][2] = f32::NAN;
                 inputs[0][23 + 5] = f32::INFINITY;
@@ -434,8 +437,8 @@ fn extreme_numbers_of_narrow_constants_are_near() {
                 inputs[1][t * 35 + 3] *= 1e-30;
             }
             inputs[0].iter_mut().step_by(5).for_each(|x| *x *= 1e-39);
-            for precision in NARROW {
-                let case = Case { call: MatMul { precision, ..case.call.clone() }, ..case };
+            for types in narrow() {
+                let case = Case { call: MatMul { types, ..case.call.clone() }, ..case };
                 let call = KernelCall::MatMul(case.call.clone());
                 let found = execute(class, &call, &inputs, &[21, 35], case.c_len);
                 let mut expected = case.expected(&inputs);
@@ -485,14 +488,15 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
 
 #[test]
 fn packed_constants_depend_on_neither_class_nor_rows() {
-    let tensor = margay_tensor::Tensor::from_slice(&[5, 40], &Random::new(6).normal(200)).unwrap();
-    for precision in Precision::ALL {
+    let tensor = Tensor::from_slice(&[5, 40], &Random::new(6).normal(200)).unwrap();
+    for types in Precision::ALL.map(Precision::types) {
         let packed = |class, m| {
-            let case = case([m, 40, 5], &[], [false, false], true, 0).in_precision(precision);
+            let case = case([m, 40, 5], &[], [false, false], true, 0).of_types(types);
             let call = KernelCall::MatMul(case.call);
             let target = CpuTarget::new(class);
             let layout = target.prepare(&call).unwrap().needs.packed.remove(0);
-            (layout, target.pack(&call, 1, &tensor).unwrap())
+            let stored = StoredTensor::encode(&tensor, types.right).unwrap();
+            (layout, target.pack(&call, 1, &stored).unwrap())
         };
         let first = packed(Class::Portable, 1);
         for class in Class::ALL {

@@ -71,7 +71,7 @@ pub(crate) fn buffer(place: Place, bytes: usize) -> Buffer {
 
 /// A constant.
 pub(crate) fn constant(tensor: Tensor, packed: Option<(KernelCall, Packed)>) -> Constant {
-    Constant { names: vec!["constant".into()], tensor, packed }
+    Constant { names: vec!["constant".into()], stored: tensor.into(), packed }
 }
 
 /// The start of a buffer, given by number.
@@ -113,7 +113,7 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
         b: layout(COLUMNS),
         c_row_stride: COLUMNS,
         b_packed: true,
-        precision: margay_loops::Precision::F32,
+        types: margay_loops::ProductTypes::F32,
         epilogue: Epilogue::default(),
     });
     let needs = backend.prepare(&call).unwrap();

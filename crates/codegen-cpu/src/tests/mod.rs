@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod elementwise;
+mod half;
 mod memory;
 mod program;
 mod reductions;

@@ -1,6 +1,5 @@
 //! Attributes of operators and their text form.
 
-use margay_loops::Precision;
 use margay_tensor::{Binding, DType, Dim};
 
 /// A float attribute: equal when its bits are equal, printed as the shortest text that reads back.
@@ -65,18 +64,6 @@ impl Attribute for DType {
     }
     fn read(text: &str) -> Result<Self, String> {
         DType::from_name(text).ok_or_else(|| format!("`{text}` is not an element type"))
-    }
-    fn bind(&self, _: &Binding) -> Self {
-        *self
-    }
-}
-
-impl Attribute for Precision {
-    fn write(&self) -> String {
-        self.name().into()
-    }
-    fn read(text: &str) -> Result<Self, String> {
-        Precision::from_name(text).ok_or_else(|| format!("`{text}` is not a precision"))
     }
     fn bind(&self, _: &Binding) -> Self {
         *self

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{KernelCall, Reg};
-use margay_tensor::DType;
+use margay_tensor::{DType, Storage};
 
 use crate::{Graph, NodeId, Value};
 
@@ -17,6 +17,11 @@ pub struct Strided {
     pub shape: Vec<usize>,
     /// Whether it is a constant of the program.
     pub constant: bool,
+    /// How it is stored, for a constant; else its type. Only a kernel that packs it reads it so.
+    pub storage: Storage,
+    /// What its elements are rounded to in the graph: a reader that rounds them itself need not have them rounded
+    /// before. Its type where they are not.
+    pub rounded: DType,
     /// Distance between neighbours along each axis, in elements.
     pub strides: Vec<i64>,
 }
@@ -24,7 +29,14 @@ pub struct Strided {
 impl Strided {
     /// Row-major and not constant.
     pub fn contiguous(dtype: DType, shape: &[usize]) -> Strided {
-        Strided { dtype, shape: shape.to_vec(), constant: false, strides: strides_of(shape) }
+        let storage = Storage::plain(dtype);
+        let strides = strides_of(shape);
+        Strided { dtype, shape: shape.to_vec(), constant: false, storage, rounded: dtype, strides }
+    }
+
+    /// What a kernel reads: the storage of a constant, else the type.
+    pub fn stored_type(&self) -> Storage {
+        if self.constant { self.storage } else { Storage::plain(self.dtype) }
     }
 
     /// Number of elements.

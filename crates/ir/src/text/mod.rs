@@ -11,12 +11,16 @@
 //! One node a line: result, mnemonic, operands, attributes that differ from their defaults, types, origin. Numbers
 //! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
 //! element are `splat(…)`, random numbers are `random(seed, stream, sign, size)` and drawn again; others print what
-//! identifies them and are resolved when read.
+//! identifies them and are resolved when read. Behind the type of a constant that is not stored as it is stands how:
+//! `: f32[64, 10] stored i8(axis = 1)`.
 
 mod parse;
 mod print;
 
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, Resolve, parse};
+
+/// Stands between the type of a constant and its storage.
+const STORED: &str = " stored ";
 
 /// Constants with more elements than this print what identifies them.
 const MAX_LITERAL: usize = 16;

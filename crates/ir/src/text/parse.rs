@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use margay_tensor::{DType, Dim, Tensor};
+use margay_tensor::{DType, Dim, Storage, StoredTensor};
 use smallvec::SmallVec;
 
-use super::MAX_SPLAT;
+use super::{MAX_SPLAT, STORED};
 use crate::ops::{Numbers, split_top};
 use crate::{Draw, Graph, Op, Origin, Part, Payload, TensorType, Value, ops};
 
@@ -19,9 +19,12 @@ pub struct ParseError {
     pub message: String,
 }
 
-/// Reads a graph. `resolve` finds the contents of a constant by what identifies it, such as `#5be1c0aa12ef` or
-/// `lowrank.left(#5be1c0, k = 128)`, and its type.
-pub fn parse(text: &str, resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>) -> Result<Graph, ParseError> {
+/// Finds the contents of a constant by what identifies it, such as `#5be1c0aa12ef` or `lowrank.left(#5be1c0, k = 128)`,
+/// and its type. They may be stored as they are where the text says that they are stored narrow.
+pub type Resolve<'a> = dyn Fn(&str, &TensorType) -> Option<StoredTensor> + 'a;
+
+/// Reads a graph.
+pub fn parse(text: &str, resolve: &Resolve<'_>) -> Result<Graph, ParseError> {
     let mut lines = text
         .lines()
         .enumerate()
@@ -155,12 +158,7 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
     Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
 }
 
-fn read_node(
-    text: &str,
-    g: &mut Graph,
-    values: &mut Values,
-    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
-) -> Result<(), String> {
+fn read_node(text: &str, g: &mut Graph, values: &mut Values, resolve: &Resolve<'_>) -> Result<(), String> {
     let (text, origin) = match text.split_once("  //") {
         Some((node, origin)) => (node.trim(), read_origin(origin.trim())?),
         None => (text, Origin::default()),
@@ -172,10 +170,14 @@ fn read_node(
     };
     let split = find_colon(rest).ok_or("expected ` : type`")?;
     let (body, types) = (rest[..split].trim(), &rest[split + 1..]);
+    let (types, storage) = match types.split_once(STORED) {
+        Some((types, storage)) if mnemonic == "const" => (types, Some(read_storage(storage)?)),
+        _ => (types, None),
+    };
     let types: Vec<TensorType> = split_top(types).into_iter().map(read_type).collect::<Result<_, _>>()?;
     let value = if mnemonic == "const" {
         let ty = types.first().ok_or("expected a type")?;
-        g.add(ops::Const { payload: read_const(body, ty, resolve)? }, &[], origin)
+        g.add(ops::Const { payload: read_const(body, ty, storage, resolve)? }, &[], origin)
     } else {
         let (operands, attributes) = match body.split_once('{') {
             Some((o, a)) => (o.trim(), a.strip_suffix('}').ok_or("expected `}`")?),
@@ -244,10 +246,30 @@ fn read_origin(text: &str) -> Result<Origin, String> {
     Ok(origin)
 }
 
+fn read_storage(text: &str) -> Result<Storage, String> {
+    Storage::parse(text.trim()).ok_or_else(|| format!("`{}` is not a storage", text.trim()))
+}
+
+/// The contents of a constant in the storage that the text says.
 fn read_const(
     text: &str,
     ty: &TensorType,
-    resolve: &dyn Fn(&str, &TensorType) -> Option<Tensor>,
+    storage: Option<Storage>,
+    resolve: &Resolve<'_>,
+) -> Result<Payload, String> {
+    let payload = read_contents(text, ty, storage.is_some(), resolve)?;
+    match storage {
+        Some(storage) if payload.stored().is_plain() => payload.stored_as(storage).map_err(|e| e.to_string()),
+        _ => Ok(payload),
+    }
+}
+
+/// The contents of a constant. What is `rounded` to a storage need not be what its name is the hash of.
+fn read_contents(
+    text: &str,
+    ty: &TensorType,
+    rounded: bool,
+    resolve: &Resolve<'_>,
 ) -> Result<Payload, String> {
     let shape = ty.extents().ok_or("a constant needs known extents")?;
     let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("extents overflow")?;
@@ -255,15 +277,16 @@ fn read_const(
         return Ok(Payload::random(draw, &shape));
     }
     if text.starts_with('#') || text.ends_with(')') && !text.starts_with("splat(") {
-        let tensor = resolve(text, ty).ok_or_else(|| format!("constant `{text}` is not at hand"))?;
-        if TensorType::of(&tensor) != *ty {
-            let found = TensorType::of(&tensor);
+        let contents = resolve(text, ty).ok_or_else(|| format!("constant `{text}` is not at hand"))?;
+        let payload = match text.starts_with('#') && !rounded {
+            true => Payload::new(contents),
+            false => Payload::derived(text, contents),
+        };
+        let found = payload.ty();
+        if found != *ty {
             return Err(format!("constant `{text}`: expected {ty}, found {found}"));
         }
-        return Ok(match text.starts_with('#') {
-            true => Payload::new(tensor),
-            false => Payload::derived(text, tensor),
-        });
+        return Ok(payload);
     }
     let splat = text.strip_prefix("splat(").and_then(|t| t.strip_suffix(')'));
     let items: Vec<&str> = match (splat, text.strip_prefix('[').and_then(|t| t.strip_suffix(']'))) {

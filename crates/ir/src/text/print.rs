@@ -5,7 +5,7 @@ use std::fmt;
 
 use margay_tensor::{DType, Tensor};
 
-use super::{MAX_LITERAL, quoted};
+use super::{MAX_LITERAL, STORED, quoted};
 use crate::ops::Numbers;
 use crate::{Graph, Key, NodeId, Op, Origin, Payload, Value};
 
@@ -53,6 +53,11 @@ impl fmt::Display for Graph {
             }
             let types: Vec<String> = node.types.iter().map(ToString::to_string).collect();
             write!(f, " : {}", types.join(", "))?;
+            if let Op::Const(c) = &node.op
+                && !c.payload.stored().is_plain()
+            {
+                write!(f, "{STORED}{}", c.payload.storage())?;
+            }
             if !node.origin.names.is_empty() || node.origin.part.is_some() {
                 write!(f, "  // {}", node.origin)?;
             }
@@ -85,8 +90,8 @@ struct ConstText<'a>(&'a Payload);
 
 impl fmt::Display for ConstText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let t = self.0.tensor();
-        if matches!(self.0.key(), Key::Derived(_)) {
+        let t = self.0.stored().elements();
+        if matches!(self.0.key(), Key::Derived(_)) || !self.0.stored().is_plain() {
             return write!(f, "{}", self.0.key());
         }
         if t.len() <= MAX_LITERAL {

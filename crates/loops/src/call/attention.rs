@@ -4,10 +4,10 @@ use std::fmt;
 
 use margay_tensor::DType;
 
-use super::{Call, CallArg, Epilogue, product};
+use super::{Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-/// Exact softmax attention in f32: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
+/// Exact softmax attention: `O = softmax(scale · Q Kᵀ + mask) V` for every batch and head.
 ///
 /// A row whose scores are all -∞, or that sees no key for being causal, is 0 / 0, a NaN; without any keys O is 0.
 /// The logarithm of the sum of exponentials, `log Σ exp(scale · q·k + mask)`, is -∞ in both cases.
@@ -16,6 +16,8 @@ use crate::text::fields;
 /// contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {
+    /// Type of Q, K, V, mask and O; logarithms are f32.
+    pub dtype: DType,
     /// Sequences.
     pub batch: usize,
     /// Heads of the queries.
@@ -60,6 +62,7 @@ impl Attention {
 }
 
 fields!(Attention {
+    dtype = DType::F32,
     batch,
     heads,
     kv_heads,
@@ -83,8 +86,8 @@ pub(super) fn rows(extents: [usize; 3], strides: [usize; 3], dim: usize) -> Vec<
 }
 
 /// A mask of (batch, head, query, key).
-pub(super) fn mask_arg(extents: [usize; 4], strides: [usize; 4]) -> CallArg {
-    CallArg::read(DType::F32, &extents.into_iter().zip(strides).collect::<Vec<_>>())
+pub(super) fn mask_arg(dtype: DType, extents: [usize; 4], strides: [usize; 4]) -> CallArg {
+    CallArg::read(dtype, &extents.into_iter().zip(strides).collect::<Vec<_>>())
 }
 
 impl Call for Attention {
@@ -96,22 +99,29 @@ impl Call for Attention {
     }
 
     fn args(&self) -> Vec<CallArg> {
-        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(self.dtype, &axes);
         let keys = [self.batch, self.kv_heads, self.kv_len];
         let mut args = vec![
             read(rows([self.batch, self.heads, self.q_len], self.q, self.qk_dim)),
             read(rows(keys, self.k, self.qk_dim)),
             read(rows(keys, self.v, self.v_dim)),
         ];
-        args.extend(self.mask.map(|mask| mask_arg([self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
         let o = rows([self.batch, self.heads, self.q_len], self.o, self.v_dim);
-        args.push(CallArg::written(DType::F32, &o));
+        args.push(CallArg::written(self.dtype, &o));
         let logarithms = [(self.batch * self.heads * self.q_len, 1)];
         args.extend(self.log_sum_exp.then(|| CallArg::written(DType::F32, &logarithms)));
         args
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -124,7 +134,7 @@ impl fmt::Display for Attention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "attention {}x{}x[{}, {}] dims {} and {}{}{}{}",
+            "attention {}x{}x[{}, {}] dims {} and {}{}{}{}{}",
             self.batch,
             self.heads,
             self.q_len,
@@ -133,7 +143,8 @@ impl fmt::Display for Attention {
             self.v_dim,
             if self.causal { " causal" } else { "" },
             if self.mask.is_some() { " +mask" } else { "" },
-            if self.log_sum_exp { " +log_sum_exp" } else { "" }
+            if self.log_sum_exp { " +log_sum_exp" } else { "" },
+            dtype_text(self.dtype)
         )
     }
 }

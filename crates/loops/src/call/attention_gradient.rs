@@ -5,10 +5,10 @@ use std::fmt;
 use margay_tensor::DType;
 
 use super::attention::{mask_arg, rows};
-use super::{Attention, Call, CallArg, Epilogue, product};
+use super::{Attention, Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-/// The cotangents of the operands of [`Attention`], in f32 (Dao, arXiv 2307.08691). With the scores
+/// The cotangents of the operands of [`Attention`] (Dao, arXiv 2307.08691). With the scores
 /// `S = scale · Q Kᵀ + mask`, the logarithms L of the sums of exponentials and a number Δ for every query,
 /// `P = exp(S - L)`, `dS = P ∘ (dO Vᵀ - Δ)`:
 ///
@@ -20,6 +20,8 @@ use crate::text::fields;
 /// any. The last axis of matrices is contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AttentionGradient {
+    /// Type of Q, K, V, dO, mask, dQ, dK and dV; L and Δ are f32.
+    pub dtype: DType,
     /// Sequences.
     pub batch: usize,
     /// Heads of the queries.
@@ -57,6 +59,7 @@ pub struct AttentionGradient {
 }
 
 fields!(AttentionGradient {
+    dtype = DType::F32,
     batch,
     heads,
     kv_heads,
@@ -86,8 +89,8 @@ impl Call for AttentionGradient {
     }
 
     fn args(&self) -> Vec<CallArg> {
-        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
-        let written = |axes: Vec<(usize, usize)>| CallArg::written(DType::F32, &axes);
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(self.dtype, &axes);
+        let written = |axes: Vec<(usize, usize)>| CallArg::written(self.dtype, &axes);
         let queries = [self.batch, self.heads, self.q_len];
         let keys = [self.batch, self.kv_heads, self.kv_len];
         let numbers = vec![(self.batch * self.heads * self.q_len, 1)];
@@ -95,11 +98,14 @@ impl Call for AttentionGradient {
             read(rows(queries, self.q, self.qk_dim)),
             read(rows(keys, self.k, self.qk_dim)),
             read(rows(keys, self.v, self.v_dim)),
-            read(numbers.clone()),
-            read(numbers),
+            CallArg::read(DType::F32, &numbers),
+            CallArg::read(DType::F32, &numbers),
             read(rows(queries, self.d_o, self.v_dim)),
         ];
-        args.extend(self.mask.map(|mask| mask_arg([self.batch, self.heads, self.q_len, self.kv_len], mask)));
+        args.extend(
+            self.mask
+                .map(|mask| mask_arg(self.dtype, [self.batch, self.heads, self.q_len, self.kv_len], mask)),
+        );
         args.push(written(rows(queries, self.dq, self.qk_dim)));
         args.push(written(rows(keys, self.dk, self.qk_dim)));
         args.push(written(rows(keys, self.dv, self.v_dim)));
@@ -107,6 +113,10 @@ impl Call for AttentionGradient {
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -119,7 +129,7 @@ impl fmt::Display for AttentionGradient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}",
+            "attention_gradient {}x{}x[{}, {}] dims {} and {}{}{}{}",
             self.batch,
             self.heads,
             self.q_len,
@@ -127,7 +137,8 @@ impl fmt::Display for AttentionGradient {
             self.qk_dim,
             self.v_dim,
             if self.causal { " causal" } else { "" },
-            if self.mask.is_some() { " +mask" } else { "" }
+            if self.mask.is_some() { " +mask" } else { "" },
+            dtype_text(self.dtype)
         )
     }
 }

@@ -4,10 +4,10 @@ use std::fmt;
 
 use margay_tensor::DType;
 
-use super::{Call, CallArg, Epilogue, product};
+use super::{Call, CallArg, Epilogue, ProductTypes, product};
 use crate::text::fields;
 
-/// A two-dimensional convolution in f32: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
+/// A two-dimensional convolution: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
 /// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
@@ -35,6 +35,8 @@ pub struct Conv {
     pub dilations: [usize; 2],
     /// K is a constant, stored in the layout the target packs it into; else it is row-major.
     pub k_packed: bool,
+    /// Element types of X, K and Y.
+    pub types: ProductTypes,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -60,6 +62,7 @@ fields!(Conv {
     pads,
     dilations,
     k_packed = false,
+    types = ProductTypes::F32,
     epilogue = Epilogue::default(),
 });
 
@@ -75,10 +78,10 @@ impl Call for Conv {
         let whole = |n: usize| [(n, 1)];
         let pixels = |size: [usize; 2]| self.batch * size[0] * size[1];
         let taps = self.in_channels / self.groups.max(1) * self.kernel[0] * self.kernel[1];
-        let y = CallArg::written(DType::F32, &whole(pixels(self.out_size) * self.out_channels));
+        let y = CallArg::written(self.types.result, &whole(pixels(self.out_size) * self.out_channels));
         let mut args = vec![
-            CallArg::read(DType::F32, &whole(pixels(self.in_size) * self.in_channels)),
-            CallArg::read(DType::F32, &whole(self.out_channels * taps)),
+            CallArg::read(self.types.left, &whole(pixels(self.in_size) * self.in_channels)),
+            CallArg::read(self.types.right.dtype, &whole(self.out_channels * taps)),
         ];
         args.extend(self.epilogue.args(self.out_channels, &y));
         args.push(y);
@@ -89,6 +92,10 @@ impl Call for Conv {
         Some(&mut self.epilogue)
     }
 
+    fn rounds(&self, operand: usize) -> Option<DType> {
+        self.types.rounds(operand)
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }
@@ -97,6 +104,7 @@ impl Call for Conv {
 impl fmt::Display for Conv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "conv {}", self.extents())?;
-        write!(f, "{}{}", if self.k_packed { "" } else { " computed" }, self.epilogue)
+        f.write_str(if self.k_packed { "" } else { " computed" })?;
+        write!(f, "{}{}", self.types, self.epilogue)
     }
 }

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use margay_tensor::DType;
+
 use super::{Call, CallArg, Conv, Epilogue};
 use crate::text::fields;
 
-/// The cotangent of the kernel of a [`Conv`], in f32: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
+/// The cotangent of the kernel of a [`Conv`]: `dK[o, c, i, j] = Σ X[n, …, c] dY[n, y, x, o]` over images and
 /// pixels, X and dY row-major in NHWC order, dK in OIHW order.
 ///
-/// Arguments: X, dY, dK, workspace if any.
+/// Arguments: X, dY, dK, workspace if any; their types are the left one, the result and the right one of the convolution.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ConvKernelGradient {
     /// The convolution; its epilogue and where its kernel comes from play no part.
@@ -34,6 +36,10 @@ impl Call for ConvKernelGradient {
         None
     }
 
+    fn rounds(&self, _: usize) -> Option<DType> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }
@@ -41,6 +47,6 @@ impl Call for ConvKernelGradient {
 
 impl fmt::Display for ConvKernelGradient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "conv_kernel_gradient {}", self.forward.extents())
+        write!(f, "conv_kernel_gradient {}{}", self.forward.extents(), self.forward.types)
     }
 }

@@ -5,15 +5,17 @@ use std::fmt;
 use margay_tensor::DType;
 
 use super::attention::rows;
-use super::{Call, CallArg, Epilogue, product};
+use super::{Call, CallArg, Epilogue, dtype_text, product};
 use crate::text::fields;
 
-/// Linear attention in f32: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
+/// Linear attention: `O = φQ (φKᵀ V) / (φQ Σ φK + ε)` for every batch and head, with a division per row; the sum
 /// goes over the keys. The features φ are computed before.
 ///
 /// Arguments: φQ, φK, V, O, workspace if any. The last axis of each is contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct LinearAttention {
+    /// Type of φQ, φK, V and O.
+    pub dtype: DType,
     /// Sequences.
     pub batch: usize,
     /// Heads.
@@ -41,6 +43,7 @@ pub struct LinearAttention {
 }
 
 fields!(LinearAttention {
+    dtype = DType::F32,
     batch,
     heads,
     q_len,
@@ -64,17 +67,21 @@ impl Call for LinearAttention {
     }
 
     fn args(&self) -> Vec<CallArg> {
-        let read = |axes: Vec<(usize, usize)>| CallArg::read(DType::F32, &axes);
+        let read = |axes: Vec<(usize, usize)>| CallArg::read(self.dtype, &axes);
         let (queries, keys) = ([self.batch, self.heads, self.q_len], [self.batch, self.heads, self.kv_len]);
         vec![
             read(rows(queries, self.q, self.features)),
             read(rows(keys, self.k, self.features)),
             read(rows(keys, self.v, self.v_dim)),
-            CallArg::written(DType::F32, &rows(queries, self.o, self.v_dim)),
+            CallArg::written(self.dtype, &rows(queries, self.o, self.v_dim)),
         ]
     }
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
+        None
+    }
+
+    fn rounds(&self, _: usize) -> Option<DType> {
         None
     }
 
@@ -87,14 +94,15 @@ impl fmt::Display for LinearAttention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "linear_attention {}x{}x[{}, {}] features {} dim {}{}",
+            "linear_attention {}x{}x[{}, {}] features {} dim {}{}{}",
             self.batch,
             self.heads,
             self.q_len,
             self.kv_len,
             self.features,
             self.v_dim,
-            if self.causal { " causal" } else { "" }
+            if self.causal { " causal" } else { "" },
+            dtype_text(self.dtype)
         )
     }
 }

@@ -4,8 +4,7 @@ use std::fmt;
 
 use margay_tensor::DType;
 
-use super::{Call, CallArg, Epilogue, product};
-use crate::Precision;
+use super::{Call, CallArg, Epilogue, ProductTypes, product};
 use crate::text::fields;
 
 /// The layout of a matrix operand: element (i, j) lies at `i * row_stride + j * col_stride`.
@@ -30,7 +29,7 @@ pub struct BatchAxis {
     pub c: usize,
 }
 
-/// `C[m, n] = epilogue(A[m, k] · B[k, n])` in f32, repeated over batch axes.
+/// `C[m, n] = epilogue(A[m, k] · B[k, n])`, repeated over batch axes.
 ///
 /// Arguments: A, B, bias if any, residual if any, C, workspace if any. The columns of C are contiguous.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -51,8 +50,8 @@ pub struct MatMul {
     pub c_row_stride: usize,
     /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
     pub b_packed: bool,
-    /// How operands are rounded; other than `F32` only where B is a packed constant.
-    pub precision: Precision,
+    /// Element types of A, B and C. B is narrower than f32 only where it is a packed constant.
+    pub types: ProductTypes,
     /// What happens before the store.
     pub epilogue: Epilogue,
 }
@@ -68,7 +67,7 @@ fields!(MatMul {
     b,
     c_row_stride,
     b_packed = false,
-    precision = Precision::F32,
+    types = ProductTypes::F32,
     epilogue = Epilogue::default(),
 });
 
@@ -100,8 +99,9 @@ impl Call for MatMul {
         };
         let a = axes(|b| b.a, [(self.m, self.a.row_stride), (self.k, self.a.col_stride)]);
         let b = axes(|b| b.b, [(self.k, self.b.row_stride), (self.n, self.b.col_stride)]);
-        let c = CallArg::written(DType::F32, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
-        let mut args = vec![CallArg::read(DType::F32, &a), CallArg::read(DType::F32, &b)];
+        let c =
+            CallArg::written(self.types.result, &axes(|b| b.c, [(self.m, self.c_row_stride), (self.n, 1)]));
+        let mut args = vec![CallArg::read(self.types.left, &a), CallArg::read(self.types.right.dtype, &b)];
         args.extend(self.epilogue.args(self.n, &c));
         args.push(c);
         args
@@ -109,6 +109,10 @@ impl Call for MatMul {
 
     fn epilogue(&mut self) -> Option<&mut Epilogue> {
         Some(&mut self.epilogue)
+    }
+
+    fn rounds(&self, operand: usize) -> Option<DType> {
+        self.types.rounds(operand)
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
@@ -122,9 +126,6 @@ impl fmt::Display for MatMul {
         self.batch.iter().try_for_each(|b| write!(f, "{}x", b.extent))?;
         write!(f, "[{}x{}x{}]", self.m, self.k, self.n)?;
         f.write_str(if self.b_packed { " packed" } else { "" })?;
-        if self.precision != Precision::F32 {
-            write!(f, " {}", self.precision.name())?;
-        }
-        write!(f, "{}", self.epilogue)
+        write!(f, "{}{}", self.types, self.epilogue)
     }
 }

@@ -1,7 +1,8 @@
 //! Target-neutral descriptions of the kernels that are written by hand.
 //!
 //! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
-//! [`Backend`](crate::Backend) chooses those. All offsets and strides are in elements of `f32`.
+//! [`Backend`](crate::Backend) chooses those. Offsets and strides are in elements of the operand. Sums are in f32,
+//! whatever the types of operands: a back end refuses those it has no kernel for.
 //!
 //! Each family is a file: its struct, what it answers as a [`Call`], and its text. The list `calls!` below makes the
 //! enum [`KernelCall`] of them. Whoever is not a back end asks the call and does not look which family it is.
@@ -13,6 +14,7 @@ mod conv_kernel_gradient;
 mod epilogue;
 mod linear_attention;
 mod matmul;
+mod types;
 
 pub use attention::Attention;
 pub use attention_gradient::AttentionGradient;
@@ -21,6 +23,8 @@ pub use conv_kernel_gradient::ConvKernelGradient;
 pub use epilogue::{Activation, Epilogue};
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
+pub use types::ProductTypes;
+use types::dtype_text;
 
 use std::fmt;
 use std::hash::Hash;
@@ -67,6 +71,10 @@ pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display + Field {
     /// What the kernel does to its first result before the store; `None` if it can do nothing. A bias lies along the
     /// last axis of the result. Bias and residual are arguments between the operands and the results.
     fn epilogue(&mut self) -> Option<&mut Epilogue>;
+
+    /// What elements of an operand are rounded to before anything is computed from them, if that is narrower than they
+    /// are in memory.
+    fn rounds(&self, operand: usize) -> Option<DType>;
 
     /// The strides of (batch, head, row) of result number `result`, if the kernel writes it with any strides: then a
     /// transpose behind it costs nothing. `None` where the layout is fixed.
@@ -130,6 +138,11 @@ macro_rules! calls {
             /// See [`Call::epilogue`].
             pub fn epilogue(&mut self) -> Option<&mut Epilogue> {
                 match self { $(KernelCall::$name(call) => call.epilogue()),* }
+            }
+
+            /// See [`Call::rounds`].
+            pub fn rounds(&self, operand: usize) -> Option<DType> {
+                match self { $(KernelCall::$name(call) => call.rounds(operand)),* }
             }
 
             /// See [`Call::transposable`].

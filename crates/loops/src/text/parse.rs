@@ -1,6 +1,6 @@
 //! Text to programs.
 
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Storage, StoredTensor};
 
 use super::Field;
 use super::words::{split_top, take_name};
@@ -26,10 +26,12 @@ pub struct ConstantText {
     pub names: Vec<String>,
     /// The content hash of the tensor, as it prints.
     pub hash: String,
-    /// Type of the elements.
+    /// Type of the numbers.
     pub dtype: DType,
     /// Extents.
     pub shape: Vec<usize>,
+    /// How they are stored.
+    pub storage: Storage,
 }
 
 type Answer<T> = Result<T, String>;
@@ -37,7 +39,7 @@ type Answer<T> = Result<T, String>;
 /// Reads a program. `resolve` finds the contents of constants, of the type that the text says.
 pub fn parse_program(
     text: &str,
-    resolve: &dyn Fn(&ConstantText) -> Option<Tensor>,
+    resolve: &dyn Fn(&ConstantText) -> Option<StoredTensor>,
 ) -> Result<Program, ParseError> {
     let mut lines = Lines { all: read_lines(text)?, at: 0 };
     let mut program = Program::default();
@@ -182,14 +184,28 @@ fn bracketed(text: &str) -> Answer<(&str, &str)> {
     Err(format!("expected a bracketed list at `{text}`"))
 }
 
-fn constant(text: &str, place: usize, resolve: &dyn Fn(&ConstantText) -> Option<Tensor>) -> Answer<Constant> {
+fn constant(
+    text: &str,
+    place: usize,
+    resolve: &dyn Fn(&ConstantText) -> Option<StoredTensor>,
+) -> Answer<Constant> {
     let name = format!("c{place}: ");
     let rest = text.strip_prefix(&name).ok_or_else(|| format!("expected `{name}` at `{text}`"))?;
-    let (dtype, shape, rest) = typed(rest)?;
+    let (dtype, shape, whole) = typed(rest)?;
+    let rest = whole;
+    let (storage, rest) = match rest.strip_prefix("stored ") {
+        None => (Storage::plain(dtype), rest),
+        Some(rest) => {
+            let (text, rest) = rest.split_once(" #").ok_or_else(|| format!("expected a hash at `{rest}`"))?;
+            let storage = Storage::parse(text).ok_or_else(|| format!("`{text}` is not a storage"))?;
+            storage.check(dtype, &shape).map_err(|e| e.to_string())?;
+            (storage, &whole[whole.len() - rest.len() - 1..])
+        }
+    };
     let rest = rest.strip_prefix('#').ok_or_else(|| format!("expected a hash at `{rest}`"))?;
     let (hash, rest) = rest.split_once(' ').ok_or("expected a list of names")?;
     let (names, rest) = bracketed(rest)?;
-    let key = ConstantText { names: Vec::read(names)?, hash: hash.into(), dtype, shape };
+    let key = ConstantText { names: Vec::read(names)?, hash: hash.into(), dtype, shape, storage };
     let packed = match rest.strip_prefix("packed ") {
         None if rest.is_empty() => None,
         None => return Err(format!("unexpected `{rest}`")),
@@ -203,13 +219,15 @@ fn constant(text: &str, place: usize, resolve: &dyn Fn(&ConstantText) -> Option<
             Some((call, Packed::read(packed)?))
         }
     };
-    let tensor = resolve(&key).ok_or_else(|| format!("constant c{place} #{hash} is not at hand"))?;
-    if (tensor.dtype(), tensor.shape()) != (dtype, key.shape.as_slice()) {
-        let found = (tensor.dtype(), tensor.shape());
-        let shape = &key.shape;
-        return Err(format!("constant c{place}: expected {dtype}{shape:?}, found {}{:?}", found.0, found.1));
+    let stored = resolve(&key).ok_or_else(|| format!("constant c{place} #{hash} is not at hand"))?;
+    let found = (stored.dtype(), stored.shape(), stored.storage());
+    if found != (dtype, key.shape.as_slice(), storage) {
+        let (shape, (found, extents, as_what)) = (&key.shape, found);
+        return Err(format!(
+            "constant c{place}: expected {dtype}{shape:?} stored {storage}, found {found}{extents:?} stored {as_what}"
+        ));
     }
-    Ok(Constant { names: key.names, tensor, packed })
+    Ok(Constant { names: key.names, stored, packed })
 }
 
 fn read_call(text: &str) -> Answer<(KernelCall, &str)> {
@@ -444,7 +462,7 @@ impl KernelReader<'_, '_> {
             }
             "load" => {
                 let (arg, index, rest) = self.access(rest)?;
-                let dtype = self.args[arg].dtype;
+                let dtype = self.args[arg].dtype.computed();
                 let guard = match rest.strip_prefix("if ") {
                     None if rest.is_empty() => None,
                     None => return Err(format!("unexpected `{rest}`")),

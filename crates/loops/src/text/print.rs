@@ -145,8 +145,12 @@ impl Writer<'_> {
 
     fn constants(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, c) in self.program.constants.iter().enumerate() {
-            let t = &c.tensor;
-            write!(f, "constant c{i}: {}{:?} #{}", t.dtype(), t.shape(), t.content_hash())?;
+            let t = &c.stored;
+            write!(f, "constant c{i}: {}{:?}", t.dtype(), t.shape())?;
+            if !t.is_plain() {
+                write!(f, " stored {}", t.storage())?;
+            }
+            write!(f, " #{}", t.content_hash())?;
             write!(f, " {}", c.names.write())?;
             if let Some((call, packed)) = &c.packed {
                 write!(f, " packed {} of {}", packed.write(), call.text())?;

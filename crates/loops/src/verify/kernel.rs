@@ -177,7 +177,7 @@ impl Checker<'_> {
                         self.found.push(format!("`{other}` stands for an element of {d}"));
                     }
                 }
-                self.define(*to, dtype);
+                self.define(*to, dtype.map(DType::computed));
             }
             Stmt::Store { arg, index, value } => {
                 self.index(index);
@@ -185,7 +185,7 @@ impl Checker<'_> {
                     if !a.written {
                         self.found.push(format!("a{arg} is stored to and not written"));
                     }
-                    self.expect(*value, a.dtype, "value");
+                    self.expect(*value, a.dtype.computed(), "value");
                 }
             }
             Stmt::Require { test, .. } => self.expect(*test, DType::Bool, "test"),

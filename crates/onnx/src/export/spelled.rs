@@ -100,7 +100,7 @@ impl Spelling<'_> {
         let outputs = Dim::from(to[0].as_extent().unwrap_or(op.groups) / op.groups);
         let dy = self.turned(dy, [1, 0].into_iter().chain(2..2 + spatial).collect())?;
         let dy = self.reshaped(dy, &[groups, outputs, places])?;
-        let product = self.op(MatMul::default(), &[dy, windows])?;
+        let product = self.op(MatMul, &[dy, windows])?;
         self.reshaped(product, &to)
     }
 

@@ -21,7 +21,7 @@ pub(super) fn matmul(cx: &mut Importer, call: &Call) -> Imported {
         let shape = vec![cx.ty(b).shape[0].clone(), one];
         b = reshape_to(cx, b, shape)?;
     }
-    let product = cx.add(MatMul::default(), &[a, b])?;
+    let product = cx.add(MatMul, &[a, b])?;
     let mut shape = cx.ty(product).shape.clone();
     if column {
         shape.pop();
@@ -40,7 +40,7 @@ pub(super) fn gemm(cx: &mut Importer, call: &Call) -> Imported {
     call.ignore(&["broadcast"]);
     let a = transposed(cx, a, call.flag("transA", false)?)?;
     let b = transposed(cx, b, call.flag("transB", false)?)?;
-    let product = cx.add(MatMul::default(), &[a, b])?;
+    let product = cx.add(MatMul, &[a, b])?;
     let mut sum = scaled(cx, product, alpha)?;
     if let Some(c) = c.filter(|_| beta != 0.0) {
         let c = scaled(cx, c, beta)?;

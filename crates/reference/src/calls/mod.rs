@@ -18,6 +18,8 @@ use crate::number::Number;
 /// The arguments of a call, taken in order.
 pub(crate) struct Arguments<'a, 'm> {
     args: &'a [Operand],
+    /// Types of their elements.
+    dtypes: Vec<DType>,
     memory: &'a mut Memory<'m>,
     next: usize,
 }
@@ -28,7 +30,8 @@ pub(crate) struct Argument(usize);
 
 /// Runs a call.
 pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) -> Result<(), Problem> {
-    let mut args = Arguments { args, memory, next: 0 };
+    let dtypes = types_of(call);
+    let mut args = Arguments { args, dtypes, memory, next: 0 };
     match call {
         KernelCall::MatMul(c) => matmul::run(c, &mut args),
         KernelCall::Conv(c) => conv::run(c, &mut args),
@@ -37,6 +40,15 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) 
         KernelCall::AttentionGradient(c) => attention::gradient(c, &mut args),
         KernelCall::LinearAttention(c) => linear_attention::run(c, &mut args),
     }
+}
+
+/// Types of the arguments of a call in memory. A packed constant lies there as numbers.
+fn types_of(call: &KernelCall) -> Vec<DType> {
+    let mut types: Vec<DType> = call.args().iter().map(|arg| arg.dtype).collect();
+    if matches!(call, KernelCall::MatMul(c) if c.b_packed) {
+        types[1] = DType::F32;
+    }
+    types
 }
 
 impl Arguments<'_, '_> {
@@ -56,7 +68,7 @@ impl Arguments<'_, '_> {
         found.ok_or_else(|| Problem::Undefined(format!("a call without argument {}", argument.0)))
     }
 
-    /// Elements of an f32 operand in the order of `extents`, the first of them at `start`.
+    /// Elements of an operand in the order of `extents`, the first of them at `start`.
     fn read(
         &self,
         argument: Argument,
@@ -64,12 +76,12 @@ impl Arguments<'_, '_> {
         extents: &[usize],
         strides: &[usize],
     ) -> Result<Vec<f64>, Problem> {
-        let operand = self.operand(argument)?;
-        let element = |at: usize| Ok(self.memory.read(operand, argument.0, at as i64, DType::F32)?.float());
+        let (operand, dtype) = (self.operand(argument)?, self.dtypes[argument.0]);
+        let element = |at: usize| Ok(self.memory.read(operand, argument.0, at as i64, dtype)?.float());
         positions(start, extents, strides).into_iter().map(element).collect()
     }
 
-    /// Rounds numbers to f32 and writes them to where [`read`](Arguments::read) reads them.
+    /// Rounds numbers to the type of an operand and writes them to where [`read`](Arguments::read) reads them.
     fn write(
         &mut self,
         argument: Argument,
@@ -78,9 +90,9 @@ impl Arguments<'_, '_> {
         strides: &[usize],
         values: &[f64],
     ) -> Result<(), Problem> {
-        let operand = self.operand(argument)?;
+        let (operand, dtype) = (self.operand(argument)?, self.dtypes[argument.0]);
         for (at, value) in positions(start, extents, strides).into_iter().zip(values) {
-            self.memory.write(operand, argument.0, at as i64, DType::F32, Number::Float(*value))?;
+            self.memory.write(operand, argument.0, at as i64, dtype, Number::Float(*value))?;
         }
         Ok(())
     }

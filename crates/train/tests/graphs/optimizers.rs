@@ -15,7 +15,7 @@ fn linear() -> (Graph, Tensor, Tensor, Tensor, Tensor) {
     let mut g = Graph::new("linear");
     let v = input(&mut g, "x", &x);
     let (weight, bias) = (constant(&mut g, "w", &w), constant(&mut g, "b", &b));
-    let product = g.add(MatMul::default(), &[v, weight], Origin::named("fc")).unwrap();
+    let product = g.add(MatMul, &[v, weight], Origin::named("fc")).unwrap();
     let sum = g.add(Add, &[product, bias], Origin::named("fc/Add")).unwrap();
     g.add_output("y", sum);
     (g, x, y, w, b)

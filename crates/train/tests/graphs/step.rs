@@ -58,8 +58,8 @@ fn gradients_of_a_weight_with_several_readers_are_summed() {
     let mut g = Graph::new("tied");
     let v = input(&mut g, "x", &x);
     let weight = constant(&mut g, "w", &w);
-    let first = g.add(MatMul::default(), &[v, weight], Origin::named("first")).unwrap();
-    let second = g.add(MatMul::default(), &[first, weight], Origin::named("second")).unwrap();
+    let first = g.add(MatMul, &[v, weight], Origin::named("first")).unwrap();
+    let second = g.add(MatMul, &[first, weight], Origin::named("second")).unwrap();
     g.add_output("y", second);
     let step = TrainingStep::new(&g, &[weight.node], &squared, &PLAIN).unwrap();
     let target = Tensor::zeros(DType::F64, &[3, 2]).unwrap();
@@ -88,7 +88,7 @@ fn normed() -> Graph {
     let mut g = Graph::new("normed");
     let x = input(&mut g, "x", &normal(&[3, 4], 1));
     let w = constant(&mut g, "w", &normal(&[4, 4], 2));
-    let product = g.add(MatMul::default(), &[x, w], Origin::named("fc")).unwrap();
+    let product = g.add(MatMul, &[x, w], Origin::named("fc")).unwrap();
     let (scale, shift) =
         (constant(&mut g, "w", &normal(&[4], 3)), constant(&mut g, "shift", &normal(&[4], 4)));
     let norm = LayerNorm { axis: 1, epsilon: Bits::new(1e-5) };

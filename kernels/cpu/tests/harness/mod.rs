@@ -4,8 +4,8 @@
 
 use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{Class, CpuTarget, lookup};
-use margay_loops::{Activation, Epilogue, KernelCall, Precision};
-use margay_tensor::{DType, Tensor};
+use margay_loops::{Activation, Epilogue, KernelCall};
+use margay_tensor::{DType, Storage, StoredTensor, Tensor};
 
 pub(crate) mod random;
 
@@ -105,16 +105,15 @@ pub(crate) fn execute_all(
     let mut operands: Vec<Vec<u8>> = inputs.iter().map(|x| bytes_of(x)).collect();
     for packed in &prepared.needs.packed {
         let plain = Tensor::from_bytes(DType::F32, packed_shape, &operands[packed.operand]).unwrap();
-        let bytes = target.pack(call, packed.operand, &plain).unwrap();
+        let storage = match call {
+            KernelCall::MatMul(c) => c.types.right,
+            _ => Storage::plain(DType::F32),
+        };
+        let stored = StoredTensor::encode(&plain, storage).unwrap();
+        let bytes = target.pack(call, packed.operand, &stored).unwrap();
         assert_eq!(bytes.len(), packed.bytes);
         let back = target.unpack(&packed.layout, packed_shape, &bytes).unwrap();
-        let narrow = matches!(call, KernelCall::MatMul(c) if c.precision != Precision::F32);
-        if narrow {
-            let again = target.pack(call, packed.operand, &back).unwrap();
-            assert!(again == bytes, "what was unpacked packs to the same");
-        } else {
-            assert_eq!(back.bytes(), plain.bytes(), "unpack is the inverse of pack");
-        }
+        assert_eq!(back.to_bytes(), stored.to_bytes(), "unpack is the inverse of pack");
         operands[packed.operand] = bytes;
     }
     let mut result: Option<Vec<Vec<f32>>> = None;

@@ -34,7 +34,7 @@ impl OpDef for Const {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
         let [] = types::inputs(inputs, "none")?;
-        Ok([TensorType::of(self.payload.tensor())].into_iter().collect())
+        Ok([self.payload.ty()].into_iter().collect())
     }
 
     fn eval(&self, _: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {

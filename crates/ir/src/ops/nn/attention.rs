@@ -12,7 +12,7 @@
 //! logarithm is -∞ in both cases.
 
 use margay_loops::KernelCall;
-use margay_tensor::{DType, Dim, Tensor};
+use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
@@ -77,7 +77,7 @@ impl Attention {
         let q = cx.input(0);
         let (k, v) = (self.spread(cx, 1)?, self.spread(cx, 2)?);
         let turned = cx.transposed(k)?;
-        let scores = cx.op(MatMul::default(), &[q, turned])?;
+        let scores = cx.op(MatMul, &[q, turned])?;
         let scores = cx.scale(scores, self.scale.get())?;
         let mask = cx.input(3);
         let mut scores = cx.add(scores, mask)?;
@@ -99,7 +99,7 @@ impl Attention {
         let d_scores = match (cx.cotangent_of(0), cx.cotangent_of(1)) {
             (Some(d_o), d_log) => {
                 let v_turned = cx.transposed(v)?;
-                let d_weights = cx.op(MatMul::default(), &[d_o, v_turned])?;
+                let d_weights = cx.op(MatMul, &[d_o, v_turned])?;
                 let o = cx.output();
                 let product = cx.mul(d_o, o)?;
                 let sum = cx.sum_kept(product, vec![3])?;
@@ -119,14 +119,14 @@ impl Attention {
             (None, None) => return Grad::zero(cx.arity()),
         };
         let inner = cx.scale(d_scores, self.scale.get())?;
-        let dq = cx.op(MatMul::default(), &[inner, k])?;
+        let dq = cx.op(MatMul, &[inner, k])?;
         let inner_turned = cx.transposed(inner)?;
-        let dk = cx.op(MatMul::default(), &[inner_turned, q])?;
+        let dk = cx.op(MatMul, &[inner_turned, q])?;
         let dk = self.joined(cx, 1, dk)?;
         let dv = match cx.cotangent_of(0) {
             Some(d_o) => {
                 let weights_turned = cx.transposed(weights)?;
-                let dv = cx.op(MatMul::default(), &[weights_turned, d_o])?;
+                let dv = cx.op(MatMul, &[weights_turned, d_o])?;
                 Some(self.joined(cx, 2, dv)?)
             }
             None => None,
@@ -257,12 +257,10 @@ impl OpDef for Attention {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (q, k, v, o) = (&io.inputs[0], &io.inputs[1], &io.inputs[2], &io.outputs[0]);
-        if q.dtype != DType::F32 {
-            return Err(NotLowered(format!("attention of {}", q.dtype)));
-        }
         let scores = [q.shape[0], q.shape[1], q.shape[2], k.shape[2]];
         let o_strides = strides_of(&o.shape);
         Ok(Lowered::Call(KernelCall::Attention(margay_loops::Attention {
+            dtype: q.dtype,
             batch: q.shape[0],
             heads: q.shape[1],
             kv_heads: k.shape[1],
@@ -359,6 +357,8 @@ pub(super) fn mask_strides(mask: &Strided, scores: [usize; 4]) -> Result<[usize;
 
 #[cfg(test)]
 mod tests {
+    use margay_tensor::DType;
+
     use super::*;
 
     fn port(shape: &[usize]) -> Strided {

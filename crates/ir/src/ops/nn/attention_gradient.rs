@@ -16,7 +16,7 @@
 //! whole matrix dS and is not computed here.
 
 use margay_loops::KernelCall;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::Tensor;
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
@@ -118,9 +118,6 @@ impl OpDef for AttentionGradient {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (q, k, v, d_o) = (&io.inputs[0], &io.inputs[1], &io.inputs[2], &io.inputs[5]);
-        if q.dtype != DType::F32 {
-            return Err(NotLowered(format!("derivatives of attention of {}", q.dtype)));
-        }
         if io.inputs[3..5].iter().any(|port| !port.is_contiguous()) {
             return Err(NotLowered("derivatives of attention with logarithms that are not row-major".into()));
         }
@@ -130,6 +127,7 @@ impl OpDef for AttentionGradient {
             [0, 1, 2].map(|axis| strides[axis] as usize)
         };
         Ok(Lowered::Call(KernelCall::AttentionGradient(margay_loops::AttentionGradient {
+            dtype: q.dtype,
             batch: q.shape[0],
             heads: q.shape[1],
             kv_heads: k.shape[1],
@@ -194,6 +192,8 @@ impl OpDef for AttentionGradient {
 
 #[cfg(test)]
 mod tests {
+    use margay_tensor::DType;
+
     use super::*;
 
     #[test]

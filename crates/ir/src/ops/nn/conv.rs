@@ -6,7 +6,7 @@
 //!
 //! Only the layout `nhwc` has a kernel: the pass `assign-layout` brings every convolution there.
 
-use margay_loops::{Binary, Epilogue, Index, KernelCall, Literal, Nest, Reg};
+use margay_loops::{Binary, Epilogue, Index, KernelCall, Literal, Nest, ProductTypes, Reg};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -137,9 +137,6 @@ impl OpDef for Conv {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (x, k, y) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
-        if x.dtype != DType::F32 {
-            return Err(NotLowered(format!("a convolution of {}", x.dtype)));
-        }
         if self.layout != ImageLayout::Nhwc {
             return Err(NotLowered("a convolution in layout `nchw`, expected `nhwc`".into()));
         }
@@ -159,6 +156,7 @@ impl OpDef for Conv {
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
             k_packed: k.constant,
+            types: ProductTypes { right: k.stored_type(), ..ProductTypes::of(x.dtype) },
             epilogue: Epilogue::default(),
         })))
     }
@@ -277,7 +275,7 @@ impl Conv {
             cx.op(Reshape { shape: vec![image[0].clone(), groups.clone(), outputs.clone(), pixels] }, &[dy])?;
         let per_group = cx.op(Reshape { shape: vec![groups, outputs, terms] }, &[k])?;
         let turned = cx.transposed(per_group)?;
-        let columns = cx.op(MatMul::default(), &[turned, dy])?;
+        let columns = cx.op(MatMul, &[turned, dy])?;
         let patches = Patches {
             kernel: spatial.to_vec(),
             strides: self.strides.clone(),

@@ -4,7 +4,7 @@
 //! Operands are X and the cotangent of Y, both in `layout`; the result is `[O, C / groups, kernel…]`. As for the
 //! convolution, only `nhwc` has a kernel of the processor, and the pass `assign-layout` goes there.
 
-use margay_loops::{Epilogue, KernelCall};
+use margay_loops::{Epilogue, KernelCall, ProductTypes};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -129,9 +129,6 @@ impl OpDef for ConvKernelGradient {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (x, dy, k) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
-        if x.dtype != DType::F32 {
-            return Err(NotLowered(format!("a derivative of a convolution of {}", x.dtype)));
-        }
         if self.layout != ImageLayout::Nhwc {
             return Err(NotLowered("a derivative of a convolution in layout `nchw`, expected `nhwc`".into()));
         }
@@ -153,6 +150,7 @@ impl OpDef for ConvKernelGradient {
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
             k_packed: false,
+            types: ProductTypes::of(x.dtype),
             epilogue: Epilogue::default(),
         };
         Ok(Lowered::Call(KernelCall::ConvKernelGradient(margay_loops::ConvKernelGradient { forward })))

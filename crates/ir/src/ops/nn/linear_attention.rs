@@ -93,7 +93,7 @@ impl CausalSums {
             }
         }
         let [x, y, z] = split;
-        let product = |cx: &mut Vjp<'_>, a, b| cx.op(MatMul::default(), &[a, b]);
+        let product = |cx: &mut Vjp<'_>, a, b| cx.op(MatMul, &[a, b]);
         let y_turned = cx.transposed(y)?;
         let pairs = product(cx, x, y_turned)?;
         let seen = triangle(cx, x, chunk, reversed, true)?;
@@ -214,7 +214,7 @@ impl OpDef for LinearAttention {
         // out = N / d with N = φQ M, d = φQ s + epsilon, M = φKᵀ V and s = Σ φK.
         let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
         let d_out = cx.cotangent()?;
-        let product = |cx: &mut Vjp<'_>, x, y| cx.op(MatMul::default(), &[x, y]);
+        let product = |cx: &mut Vjp<'_>, x, y| cx.op(MatMul, &[x, y]);
         let k_turned = cx.transposed(k)?;
         let moments = product(cx, k_turned, v)?;
         let sum = cx.sum_kept(k, vec![2])?;
@@ -242,11 +242,9 @@ impl OpDef for LinearAttention {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (q, k, v, o) = (&io.inputs[0], &io.inputs[1], &io.inputs[2], &io.outputs[0]);
-        if q.dtype != DType::F32 {
-            return Err(NotLowered(format!("linear attention of {}", q.dtype)));
-        }
         let o_strides = strides_of(&o.shape);
         Ok(Lowered::Call(KernelCall::LinearAttention(margay_loops::LinearAttention {
+            dtype: q.dtype,
             batch: q.shape[0],
             heads: q.shape[1],
             q_len: q.shape[2],

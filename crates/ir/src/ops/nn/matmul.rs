@@ -2,13 +2,11 @@
 //!
 //! Vectors are not accepted: reshape them to matrices first.
 //!
-//! [`MatMul::precision`] says how the operands are rounded before they are multiplied, in [`Precision`]'s words. What
-//! goes in and comes out is f32, and so is the constant in the graph; it is stored as narrow as it is rounded. Other
-//! than `f32` it is for f32 operands, and lowered only where B is a constant matrix.
+//! A constant matrix B is read as it is stored. Where that is bf16 and A is an f32 rounded to bf16 (by a cast there and
+//! back), the kernel does the rounding.
 
-use margay_loops::precision::{bf16, from_bf16, int8, int8_scale};
-use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout, Precision};
-use margay_tensor::{DType, Dim, Tensor};
+use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout, ProductTypes};
+use margay_tensor::{Dim, Scales, Storage, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
@@ -20,12 +18,9 @@ use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
 /// The (batched) product of A `[…, m, k]` and B `[…, k, n]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct MatMul {
-    /// How the operands are rounded.
-    pub precision: Precision,
-}
+pub struct MatMul;
 
-attributes!(MatMul { precision = Precision::F32 });
+attributes!(MatMul {});
 
 /// Batch axes a kernel call can have.
 const MAX_BATCH_AXES: usize = 4;
@@ -37,9 +32,6 @@ impl OpDef for MatMul {
         let [a, b] = types::inputs(inputs, "2")?;
         types::expect_float(0, a)?;
         types::expect_dtype(1, b, a.dtype)?;
-        if self.precision != Precision::F32 {
-            types::expect_dtype(0, a, DType::F32)?;
-        }
         for (input, x) in [a, b].into_iter().enumerate() {
             if x.ndim() < 2 {
                 return Err(TypeError::Ndim { input, expected: "at least 2".into(), found: x.ndim() });
@@ -60,14 +52,7 @@ impl OpDef for MatMul {
         let (m, n, k) = (matrix[0], matrix[1], b.shape()[b.shape().len() - 2]);
         let blocks = |x: &Tensor| broadcast_positions(batch, &x.shape()[..x.shape().len() - 2]);
         let (a_blocks, b_blocks) = (blocks(a), blocks(b));
-        let (mut a, mut b) = (Numbers::of(a)?.floats(), Numbers::of(b)?.floats());
-        match self.precision {
-            Precision::F32 => {}
-            Precision::Bf16 => {
-                a.iter_mut().chain(&mut b).for_each(|x| *x = f64::from(from_bf16(bf16(*x as f32))));
-            }
-            Precision::Int8 => b.chunks_mut((k * n).max(1)).for_each(|matrix| round_columns(matrix, n)),
-        }
+        let (a, b) = (Numbers::of(a)?.floats(), Numbers::of(b)?.floats());
         let mut out = vec![0.0; shape.iter().product()];
         for (block, (a_block, b_block)) in a_blocks.into_iter().zip(b_blocks).enumerate() {
             for (i, l) in (0..m).flat_map(|i| (0..k).map(move |l| (i, l))) {
@@ -81,13 +66,10 @@ impl OpDef for MatMul {
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
-        if self.precision != Precision::F32 {
-            return Grad::none("it rounds its operands");
-        }
         let (a, b, dc) = (cx.input(0), cx.input(1), cx.cotangent()?);
         let da = if cx.wants(0) {
             let turned = cx.transposed(b)?;
-            Some(cx.op(MatMul::default(), &[dc, turned])?)
+            Some(cx.op(MatMul, &[dc, turned])?)
         } else {
             None
         };
@@ -98,7 +80,7 @@ impl OpDef for MatMul {
                 (a, dc) = (rows(cx, a)?, rows(cx, dc)?);
             }
             let turned = cx.transposed(a)?;
-            Some(cx.op(MatMul::default(), &[turned, dc])?)
+            Some(cx.op(MatMul, &[turned, dc])?)
         } else {
             None
         };
@@ -107,18 +89,13 @@ impl OpDef for MatMul {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (a, b, shape) = (&io.inputs[0], &io.inputs[1], &io.outputs[0].shape);
-        if a.dtype != DType::F32 {
-            return Err(NotLowered(format!("a matrix product of {}", a.dtype)));
-        }
         let c = strides_of(shape);
         let rows = shape.len() - 2;
         let b_packed = b.constant && is_one_matrix(b) && b.is_contiguous();
-        if self.precision != Precision::F32 && !b_packed {
-            let name = self.precision.name();
-            return Err(NotLowered(format!(
-                "a matrix product in {name} whose right operand is no constant matrix"
-            )));
-        }
+        let right = if b_packed { matrix_storage(b) } else { Storage::plain(b.dtype) };
+        // Rounding pays where the constant is as narrow.
+        let rounded = if right == Storage::plain(a.rounded) { a.rounded } else { a.dtype };
+        let types = ProductTypes { left_rounded: rounded, right, ..ProductTypes::of(a.dtype) };
         let mut call = margay_loops::MatMul {
             m: shape[rows],
             n: shape[rows + 1],
@@ -128,7 +105,7 @@ impl OpDef for MatMul {
             b: layout(b)?,
             c_row_stride: c[rows] as usize,
             b_packed,
-            precision: self.precision,
+            types,
             epilogue: Epilogue::default(),
         };
         for axis in (0..rows).filter(|&axis| shape[axis] != 1) {
@@ -187,24 +164,20 @@ impl OpDef for MatMul {
             [&[3, 4], &[2, 4, 5]],
             [&[17, 65], &[65, 35]],
         ];
-        let mut cases = shapes.map(|s| (MatMul::default(), Case::f32(&s))).to_vec();
-        for precision in [Precision::Bf16, Precision::Int8] {
-            for shapes in [[&[1, 33][..], &[33, 17]], [&[2, 7, 41], &[41, 40]], [&[19, 65], &[65, 35]]] {
-                cases.push((MatMul { precision }, Case::f32(&shapes)));
-            }
-        }
-        cases
+        shapes.map(|s| (MatMul, Case::f32(&s))).to_vec()
     }
 }
 
-/// Rounds every column of a matrix of `n` columns as `int8` does.
-fn round_columns(matrix: &mut [f64], n: usize) {
-    for j in 0..n {
-        let scale = int8_scale(matrix.iter().skip(j).step_by(n).map(|&x| x as f32));
-        for x in matrix.iter_mut().skip(j).step_by(n) {
-            *x = f64::from(int8(*x as f32, scale)) * f64::from(scale);
-        }
-    }
+/// The storage of a constant as that of its last two axes; the others have an extent of 1.
+fn matrix_storage(port: &Strided) -> Storage {
+    let outer = port.shape.len() - 2;
+    let scales = match port.storage.scales {
+        Scales::Axis(axis) | Scales::Block { axis, size: _ } if axis < outer => Scales::Tensor,
+        Scales::Axis(axis) => Scales::Axis(axis - outer),
+        Scales::Block { axis, size } => Scales::Block { axis: axis - outer, size },
+        shared @ (Scales::None | Scales::Tensor) => shared,
+    };
+    Storage { scales, ..port.storage }
 }
 
 /// A value as one matrix with the same columns.
@@ -251,13 +224,15 @@ fn push_batch_axis(batch: &mut Vec<BatchAxis>, axis: BatchAxis) {
 
 #[cfg(test)]
 mod tests {
+    use margay_tensor::DType;
+
     use super::*;
 
     fn call(a: Strided, b: Strided) -> Result<margay_loops::MatMul, NotLowered> {
         let types = [&a, &b].map(|p| TensorType::known(p.dtype, &p.shape));
-        let out = MatMul::default().infer(&[&types[0], &types[1]]).unwrap()[0].extents().unwrap();
+        let out = MatMul.infer(&[&types[0], &types[1]]).unwrap()[0].extents().unwrap();
         let io = Io { outputs: vec![Strided::contiguous(DType::F32, &out)], inputs: vec![a, b] };
-        match MatMul::default().lower(&io)? {
+        match MatMul.lower(&io)? {
             Lowered::Call(KernelCall::MatMul(call)) => Ok(call),
             _ => unreachable!("a product lowers to a call"),
         }
@@ -293,19 +268,21 @@ mod tests {
     }
 
     #[test]
-    fn narrow_products_have_constant_matrices() {
-        let narrow = MatMul { precision: Precision::Bf16 };
-        let io = |b: Strided| Io { outputs: vec![port(&[3, 4])], inputs: vec![port(&[3, 5]), b] };
-        let Ok(Lowered::Call(call)) = narrow.lower(&io(Strided { constant: true, ..port(&[5, 4]) })) else {
-            panic!("a constant matrix is lowered");
-        };
-        assert_eq!(call.to_string(), "matmul [3x5x4] packed bf16");
-        let error = narrow.lower(&io(port(&[5, 4]))).err().unwrap();
-        let expected = "a matrix product in bf16 whose right operand is no constant matrix";
-        assert_eq!(error.to_string(), expected);
-        let double = TensorType::known(DType::F64, &[5, 5]);
-        let error = narrow.infer(&[&double, &double]).unwrap_err();
-        assert_eq!(error.to_string(), "input 0 is f64, expected f32");
+    fn constants_are_read_as_they_are_stored() {
+        let text = |a: Strided, b: Strided| call(a, b).map(|c| KernelCall::MatMul(c).to_string()).unwrap();
+        let stored = |storage| Strided { constant: true, storage, ..port(&[1, 5, 4]) };
+        let rounded = || Strided { rounded: DType::BF16, ..port(&[3, 5]) };
+        let bf16 = Storage::plain(DType::BF16);
+        assert_eq!(text(port(&[3, 5]), stored(bf16)), "matmul [3x5x4] packed right bf16");
+        assert_eq!(text(rounded(), stored(bf16)), "matmul [3x5x4] packed left to bf16 right bf16");
+        assert_eq!(text(rounded(), stored(Storage::int8(2))), "matmul [3x5x4] packed right i8(axis = 1)");
+        assert_eq!(text(rounded(), stored(Storage::int8(0))), "matmul [3x5x4] packed right i8(tensor)");
+        // What is no constant matrix is read as numbers.
+        assert_eq!(text(rounded(), port(&[5, 4])), "matmul [3x5x4]");
+        let matrices = Strided { constant: true, storage: bf16, ..port(&[2, 5, 4]) };
+        assert_eq!(text(port(&[2, 3, 5]), matrices), "matmul 2x[3x5x4]");
+        let half = || Strided::contiguous(DType::F16, &[3, 3]);
+        assert_eq!(text(half(), half()), "matmul [3x3x3] left f16 right f16 result f16");
     }
 
     #[test]
@@ -315,9 +292,9 @@ mod tests {
         assert_eq!(error.to_string(), "a matrix product of a reversed operand");
         let vector = TensorType::known(DType::F32, &[5]);
         let matrix = TensorType::known(DType::F32, &[5, 2]);
-        let error = MatMul::default().infer(&[&vector, &matrix]).unwrap_err();
+        let error = MatMul.infer(&[&vector, &matrix]).unwrap_err();
         assert_eq!(error.to_string(), "input 0 has 1 axes, expected at least 2");
-        let error = MatMul::default().infer(&[&matrix, &matrix]).unwrap_err();
+        let error = MatMul.infer(&[&matrix, &matrix]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "columns of input 0 and rows of input 1: extents `2` and `5` differ or are not known to be equal"

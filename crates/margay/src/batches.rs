@@ -1,12 +1,9 @@
 //! Inputs longer than the batch a model was compiled for: fed batch by batch, outputs put together again.
 
-use margay_driver::Samples;
+use margay_driver::{Arrays, Samples};
 use margay_tensor::Tensor;
 
-use crate::error::Failure;
-
-/// Named tensors.
-pub(crate) type Arrays = Vec<(String, Tensor)>;
+use crate::{Error, Predictor};
 
 /// Inputs are not repeated to fill a batch larger than this.
 const MAX_PADDED_BYTES: usize = 1 << 30;
@@ -26,7 +23,7 @@ pub(crate) fn rows(inputs: &[(String, Tensor)]) -> Option<usize> {
 }
 
 /// Cuts inputs along their leading axis into chunks of the sizes given, rising; no sizes: one run with all of them.
-pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Chunk>, Failure> {
+pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Chunk>, Error> {
     let (Some(rows), Some(&smallest)) = (rows(inputs), sizes.first()) else {
         return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
     };
@@ -48,8 +45,20 @@ pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Ch
     Ok(chunks)
 }
 
+/// The chunks for each model. One that takes any batch is run on the same chunks as the first that does not, so that
+/// the same work is compared.
+pub(crate) fn chunks_of(models: &[Predictor], inputs: &Arrays) -> Result<Vec<Vec<Chunk>>, Error> {
+    let sizes: Vec<Vec<usize>> = models.iter().map(|m| m.batch_sizes(inputs)).collect();
+    let bound = sizes.iter().find(|s| !s.is_empty()).cloned().unwrap_or_default();
+    let chunks = models.iter().zip(&sizes).map(|(model, own)| {
+        let takes_any = own.is_empty() && model.takes_any_batch();
+        cut(inputs, if takes_any { &bound } else { own })
+    });
+    chunks.collect()
+}
+
 /// The outputs of all chunks, put together along their leading axis.
-pub(crate) fn join(chunks: &[Chunk], mut outputs: Vec<Arrays>) -> Result<Arrays, Failure> {
+pub(crate) fn join(chunks: &[Chunk], mut outputs: Vec<Arrays>) -> Result<Arrays, Error> {
     if chunks.iter().all(|c| c.cut.is_none()) {
         return Ok(outputs.pop().unwrap_or_default());
     }
@@ -61,11 +70,7 @@ pub(crate) fn join(chunks: &[Chunk], mut outputs: Vec<Arrays>) -> Result<Arrays,
             let t = &output[i].1;
             let (taken, size) = chunk.cut.unwrap_or_default();
             if t.shape().first() != Some(&size) {
-                return Err(Failure::usage(format!(
-                    "output `{name}` has shape {:?} for a batch of {size}: outputs without a batch axis cannot be put together",
-                    t.shape()
-                ))
-                .help("give inputs of the shapes the model was compiled for"));
+                return Err(Error::NoBatch { output: name, shape: t.shape().to_vec(), batch: size });
             }
             bytes.extend_from_slice(&t.bytes()[..t.bytes().len() / size * taken]);
             total += taken;
@@ -74,7 +79,7 @@ pub(crate) fn join(chunks: &[Chunk], mut outputs: Vec<Arrays>) -> Result<Arrays,
         let mut shape = first.shape().to_vec();
         shape[0] = total;
         let tensor = Tensor::from_bytes(first.dtype(), &shape, &bytes)
-            .map_err(|e| Failure::usage(format!("output `{name}`: {e}")))?;
+            .map_err(|e| Error::Options(format!("output `{name}`: {e}")))?;
         joined.push((name, tensor));
     }
     Ok(joined)

@@ -5,19 +5,39 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
-use margay_driver::{Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph};
+use margay_driver::{
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph,
+};
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
-use crate::error::Failure;
-use crate::feed::{self, Arrays, Chunk};
+use crate::Error;
+use crate::batches::{self, Chunk};
+
+/// How a model is run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Threads to run on; results do not depend on it.
+    pub threads: usize,
+    /// Precision of products with constant matrices of an ONNX file; an artifact has its own.
+    pub precision: Precision,
+    /// Hold weights and intermediate results in huge pages of memory, where the system has them.
+    pub huge_pages: bool,
+}
+
+impl Default for RunOptions {
+    /// On all processors, in f32.
+    fn default() -> RunOptions {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        RunOptions { threads, precision: Precision::F32, huge_pages: false }
+    }
+}
 
 /// A model that can be run.
-pub(crate) struct Model {
-    /// As it was named on the command line.
-    pub(crate) path: String,
+pub struct Predictor {
+    name: String,
     threads: usize,
     precision: Precision,
     form: Form,
@@ -33,26 +53,19 @@ enum Form {
 /// ended well.
 type Verification = JoinHandle<Result<(), ArtifactError>>;
 
-/// Opens an artifact and checks all of it.
-pub(crate) fn open_artifact(path: &Path) -> Result<Artifact, Failure> {
-    let artifact = Artifact::open(path)?;
-    artifact.verify_weights()?;
-    Ok(artifact)
-}
-
-impl Model {
-    pub(crate) fn open(path: &Path, threads: usize) -> Result<Model, Failure> {
-        Model::open_in(path, threads, Precision::F32)
-    }
-
-    /// Opens a model to be run in a precision; an artifact has its own.
-    pub(crate) fn open_in(path: &Path, threads: usize, precision: Precision) -> Result<Model, Failure> {
+impl Predictor {
+    /// Opens an ONNX file, which is compiled for the shapes of inputs when they are given, or an artifact.
+    ///
+    /// # Errors
+    /// Files that cannot be read or run, and a precision for an artifact.
+    pub fn open(path: &Path, options: &RunOptions) -> Result<Predictor, Error> {
+        let RunOptions { threads, precision, huge_pages } = *options;
         let mut verification = None;
         let form = if is_artifact(path)? {
             if precision != Precision::F32 {
                 let message =
                     format!("`{}` has been compiled: `--precision` does not apply to it", path.display());
-                return Err(Failure::usage(message));
+                return Err(Error::Options(message));
             }
             let artifact = Artifact::open(path)?;
             let checked = artifact.clone();
@@ -68,24 +81,40 @@ impl Model {
             Precision::F32 => path.display().to_string(),
             narrow => format!("{} in {}", path.display(), narrow.name()),
         };
-        Ok(Model { path: shown, threads, precision, form, verification })
+        let mut predictor = Predictor { name: shown, threads, precision, form, verification };
+        if huge_pages {
+            predictor.use_huge_pages()?;
+        }
+        Ok(predictor)
     }
 
-    /// The same in huge pages of memory, if asked for.
-    pub(crate) fn with_huge_pages(mut self, asked: bool) -> Result<Model, Failure> {
+    /// The path it was opened from, with the precision if it is not f32.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The outputs for these inputs. A leading axis longer than the batch of the model is fed batch by batch.
+    ///
+    /// # Errors
+    /// Inputs that do not fit; an artifact whose weights were altered.
+    pub fn predict(&mut self, inputs: &[(String, Tensor)]) -> Result<Arrays, Error> {
+        let chunks = batches::cut(inputs, &self.batch_sizes(inputs))?;
+        self.run(&chunks)
+    }
+
+    fn use_huge_pages(&mut self) -> Result<(), Error> {
         match &mut self.form {
-            _ if !asked => {}
             Form::Graph(runner) => runner.use_huge_pages(),
             Form::Artifact(_, session) => {
                 let executable = session.executable().in_huge_pages()?;
                 **session = Session::new(&executable, SessionOptions { threads: self.threads })?;
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The graph; `None` for a stripped artifact.
-    pub(crate) fn graph(&self) -> Result<Option<Graph>, Failure> {
+    pub fn graph(&self) -> Result<Option<Graph>, Error> {
         match &self.form {
             Form::Graph(runner) => Ok(Some(runner.graph().clone())),
             Form::Artifact(artifact, _) if artifact.description().sources.is_empty() => Ok(None),
@@ -96,7 +125,7 @@ impl Model {
     /// The sizes that the leading axis of inputs has to be cut into, rising; none where they fit as they are, or where
     /// cutting does not make them fit.
     pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)]) -> Vec<usize> {
-        let Some(rows) = feed::rows(inputs) else { return Vec::new() };
+        let Some(rows) = batches::rows(inputs) else { return Vec::new() };
         let mut sizes: Vec<usize> = match &self.form {
             Form::Graph(runner) => bound_batch(runner.graph()).into_iter().collect(),
             Form::Artifact(_, session) => {
@@ -115,7 +144,7 @@ impl Model {
     }
 
     /// The session for inputs of these shapes.
-    pub(crate) fn session(&mut self, inputs: &[(String, Tensor)]) -> Result<&mut Session, Failure> {
+    pub(crate) fn session(&mut self, inputs: &[(String, Tensor)]) -> Result<&mut Session, Error> {
         match &mut self.form {
             Form::Graph(runner) => Ok(runner.session(inputs)?),
             Form::Artifact(_, session) => Ok(session),
@@ -123,7 +152,7 @@ impl Model {
     }
 
     /// Runs all chunks and puts their outputs together. Fails for an artifact whose weights were altered.
-    pub(crate) fn run(&mut self, chunks: &[Chunk]) -> Result<Arrays, Failure> {
+    pub(crate) fn run(&mut self, chunks: &[Chunk]) -> Result<Arrays, Error> {
         let mut outputs = Vec::new();
         for chunk in chunks {
             let borrowed = borrowed(&chunk.inputs);
@@ -132,23 +161,22 @@ impl Model {
         if let Some(verification) = self.verification.take() {
             verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
-        feed::join(chunks, outputs)
+        batches::join(chunks, outputs)
     }
 
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
-    pub(crate) fn predicted_ms(&self, chunks: &[Chunk]) -> Result<Option<f64>, Failure> {
+    pub(crate) fn predicted_ms(&self, chunks: &[Chunk]) -> Result<Option<f64>, Error> {
         let (Some(graph), backend) = (self.graph()?, self.backend()?) else { return Ok(None) };
         let mut known = Vec::new();
         let mut total = 0.0;
         for chunk in chunks {
             let shape = |name: &str| chunk.inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
-            let binding = eval::bind_symbols(&graph, shape).map_err(margay_driver::DriverError::from)?;
+            let binding = eval::bind_symbols(&graph, shape)?;
             let seconds = match known.iter().find(|(b, _)| *b == binding) {
                 Some((_, seconds)) => *seconds,
                 None => {
                     let bound = build::bind(&graph, &binding, &mut Dump::none())?;
-                    let program =
-                        margay_lower::lower(&bound, &*backend).map_err(margay_driver::DriverError::from)?;
+                    let program = margay_lower::lower(&bound, &*backend)?;
                     let seconds = program.seconds(&*backend, self.threads);
                     known.push((binding, seconds));
                     seconds
@@ -160,7 +188,7 @@ impl Model {
     }
 
     /// The back end the model is compiled for.
-    fn backend(&self) -> Result<Arc<dyn Backend>, Failure> {
+    fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
         match &self.form {
             Form::Graph(_) => Ok(backend::native_for(self.precision)),
             Form::Artifact(artifact, _) => Ok(backend::of_artifact(artifact)?),

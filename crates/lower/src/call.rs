@@ -1,0 +1,152 @@
+//! Kernel calls: which operands a kernel reads as they are, and what is made of the others.
+//!
+//! A call is asked for in the types and storages of the graph first. What the back end has no kernel for is then given up,
+//! one by one: that the kernel rounds an operand; that it reads a constant as it is stored; that it reads and writes
+//! 16-bit floats, which loops around it convert.
+
+use std::rc::Rc;
+
+use margay_ir::ops::{Io, Lowered};
+use margay_ir::{NodeId, Value};
+use margay_loops::{KernelCall, Needs};
+use margay_tensor::{DType, StoredTensor};
+
+use crate::LowerError;
+use crate::group::{Anchor, Anchored, Called, Expr, Feed, Form, Grouper, Held, output_of};
+use crate::memory::Memory;
+
+impl Grouper<'_> {
+    /// A node that a hand-written kernel runs.
+    pub(crate) fn call(&mut self, n: NodeId, shape: Vec<usize>) -> Result<Held, LowerError> {
+        let (form, call, needs) = self.form_of_call(n)?;
+        let label = self.g.label(n);
+        let mut operands = Vec::new();
+        for (i, v) in self.g.inputs_of(n).into_iter().enumerate() {
+            let packed = needs.packed.iter().any(|p| p.operand == i);
+            operands.push(self.operand(v, form, packed, call.rounds(i).is_some(), &label)?);
+        }
+        let mut io = self.io(n, form)?;
+        show_strides(&mut io, &operands);
+        // A kernel that cannot walk its operands as they lie gets row-major copies.
+        let lowered = match self.g.op(n).lower(&io) {
+            Ok(lowered) => lowered,
+            Err(_) => {
+                for (memory, v) in operands.iter_mut().zip(self.g.inputs_of(n)) {
+                    let copy = self.emit.contiguous(memory, std::slice::from_ref(&label))?;
+                    if let Some(Held::Memory(held)) = self.held.get_mut(&v)
+                        && held == memory
+                    {
+                        held.clone_from(&copy);
+                    }
+                    *memory = copy;
+                }
+                show_strides(&mut io, &operands);
+                self.lowered(n, &io)?
+            }
+        };
+        let Lowered::Call(mut call) = lowered else {
+            unreachable!("a node that is a call stays one when its operands lie otherwise")
+        };
+        let layouts: Vec<_> = self.g.values_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
+        let mut others = Vec::new();
+        for (other, strides) in self.g.values_of(n).zip(&layouts).skip(1) {
+            let (dtype, shape) = (self.written_as(other, form), self.known(n, other)?);
+            let output = output_of(self.g, other).filter(|_| strides.is_none() && !form.widened);
+            let mut memory = self.emit.result(dtype, &shape, output);
+            if let Some(strides) = strides {
+                memory.strides.clone_from(strides);
+            }
+            let held = self.narrowed(other, memory.clone(), &label);
+            self.held.insert(other, held);
+            others.push(memory);
+        }
+        let called = Called { call, operands, bias: None, residual: None, others };
+        let anchor = Anchor::Call(Box::new(called));
+        let strides = layouts.into_iter().next().flatten();
+        if !form.widened {
+            return Ok(self.anchored(n, anchor, shape, strides));
+        }
+        let anchored = Anchored { anchor, shape, strides, label: vec![label.clone()] };
+        let memory = self.emit.anchored(self.written_as(n.into(), form), anchored, None)?;
+        Ok(self.narrowed(n.into(), memory, &label))
+    }
+
+    /// The first form in which the back end has a kernel for a node; without any that of plain numbers, which is refused
+    /// later with a reason.
+    fn form_of_call(&self, n: NodeId) -> Result<(Form, KernelCall, Needs), LowerError> {
+        let plain = Form::default();
+        let mut forms = vec![];
+        for widened in [false, true] {
+            for (rounded, stored) in [(true, true), (false, true), (false, false)] {
+                forms.push(Form { rounded, stored, widened });
+            }
+        }
+        for form in forms {
+            if let Ok(Lowered::Call(call)) = self.g.op(n).lower(&self.io(n, form)?)
+                && let Some(needs) = self.emit.needs(&call)
+            {
+                return Ok((form, call, needs));
+            }
+        }
+        match self.lowered(n, &self.io(n, plain)?)? {
+            Lowered::Call(call) => Ok((plain, call, Needs::default())),
+            _ => unreachable!("only calls are asked for"),
+        }
+    }
+
+    /// The memory that a call reads an operand from.
+    fn operand(
+        &mut self,
+        v: Value,
+        form: Form,
+        packed: bool,
+        rounds: bool,
+        label: &str,
+    ) -> Result<Memory, LowerError> {
+        if packed && let Some(constant) = self.g.constant(v) {
+            let (name, stored) = (constant.key().to_string(), constant.stored());
+            let numbers = if form.widened { stored.widened() } else { stored.clone() };
+            return Ok(match form.stored {
+                true => self.emit.constant(&name, stored),
+                false => self.emit.constant(&name, &StoredTensor::from(numbers.decode())),
+            });
+        }
+        let read = self.rounding(v).filter(|_| rounds).map_or(v, |(wide, _)| wide);
+        let memory = self.memory_of(read)?;
+        match memory.dtype.computed() == memory.dtype || !form.widened {
+            true => Ok(memory),
+            false => Ok(self.emit.converted(&memory, DType::F32, &[label.to_string()])),
+        }
+    }
+
+    /// The type in which a call writes a result.
+    fn written_as(&self, v: Value, form: Form) -> DType {
+        let dtype = self.g.ty(v).dtype;
+        if form.widened { dtype.computed() } else { dtype }
+    }
+
+    /// A value that a call has written, rounded to its type when somebody reads it.
+    fn narrowed(&self, v: Value, memory: Memory, label: &str) -> Held {
+        let dtype = self.g.ty(v).dtype;
+        if memory.dtype == dtype {
+            return Held::Memory(memory);
+        }
+        let shape = memory.shape.clone();
+        Held::Expr(Rc::new(Expr {
+            dtype,
+            shape,
+            function: Rc::new(|_, x| x[0]),
+            inputs: vec![Feed::Memory(memory)],
+            flops: 1,
+            nodes: 1,
+            label: vec![label.to_string()],
+        }))
+    }
+}
+
+/// Shows an operator how its operands lie in memory.
+fn show_strides(io: &mut Io, operands: &[Memory]) {
+    for (port, memory) in io.inputs.iter_mut().zip(operands) {
+        port.strides.clone_from(&memory.strides);
+    }
+}

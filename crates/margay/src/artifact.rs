@@ -1,0 +1,28 @@
+//! What an artifact carries besides code.
+
+use std::path::Path;
+
+use margay_artifact::Artifact;
+use margay_driver::Report;
+
+use crate::Error;
+
+/// Opens an artifact and checks all of it, weights too.
+///
+/// # Errors
+/// A file that is no artifact, or is altered.
+pub fn open_artifact(path: &Path) -> Result<Artifact, Error> {
+    let artifact = Artifact::open(path)?;
+    artifact.verify_weights()?;
+    Ok(artifact)
+}
+
+/// The report that an artifact carries.
+///
+/// # Errors
+/// [`Error::Stripped`] where it carries none.
+pub fn report_of(artifact: &Artifact) -> Result<Report, Error> {
+    let path = artifact.path().to_path_buf();
+    let Some(bytes) = artifact.source("report.json")? else { return Err(Error::Stripped { path }) };
+    serde_json::from_slice(bytes).map_err(|e| Error::Report { path, message: e.to_string() })
+}

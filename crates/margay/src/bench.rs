@@ -1,0 +1,191 @@
+//! Models against one another: time, bytes, and the error without which a time says nothing.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use margay_artifact::StepNote;
+use margay_driver::compare::ErrorSum;
+use margay_driver::{Arrays, ErrorMeasure};
+use serde::Serialize;
+
+use crate::Error;
+use crate::Predictor;
+use crate::batches::{Chunk, chunks_of};
+use crate::predictor::{borrowed, stored_bytes};
+
+/// What was measured of a model.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The outputs, for those who know what is right.
+    pub outputs: Arrays,
+    /// The median time of running all inputs once, in milliseconds.
+    pub median_ms: f64,
+    /// The least time.
+    pub min_ms: f64,
+    /// Bytes of the constants that its code reads.
+    pub stored_bytes: u64,
+    /// All memory that a run needs but for inputs: constants, code, intermediate results, scratch, outputs.
+    pub peak_bytes: u64,
+    /// The error of all floating point outputs together against the first model.
+    pub error: ErrorMeasure,
+    /// Predicted milliseconds; `None` where the graph is not at hand.
+    pub predicted_ms: Option<f64>,
+    /// Where the time goes, if asked for.
+    pub steps: Option<Vec<StepTime>>,
+    /// Into how many runs the inputs were cut.
+    pub runs: usize,
+}
+
+/// How models are timed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BenchOptions {
+    /// How often all models are run; `None` for about three seconds, 5 to 200 times.
+    pub rounds: Option<usize>,
+    /// Whether the time of every step is measured, too.
+    pub steps: bool,
+}
+
+/// Runs all models on the same inputs, interleaved. Returns what was measured of each and the number of rounds.
+///
+/// # Errors
+/// Inputs that do not fit, and outputs that cannot be compared with those of the first model.
+pub fn bench(
+    models: &mut [Predictor],
+    inputs: &Arrays,
+    options: &BenchOptions,
+) -> Result<(Vec<Measured>, usize), Error> {
+    let chunks = chunks_of(models, inputs)?;
+    let mut found: Vec<(Arrays, ErrorMeasure)> = Vec::new();
+    for (model, chunks) in models.iter_mut().zip(&chunks) {
+        let outputs = model.run(chunks)?;
+        let mut sum = ErrorSum::default();
+        sum.add(found.first().map_or(&outputs, |(first, _)| first), &outputs, 1)?;
+        found.push((outputs, sum.measure()));
+    }
+    let mut pairs: Vec<(&mut Predictor, &[Chunk])> =
+        models.iter_mut().zip(&chunks).map(|(m, c)| (m, c.as_slice())).collect();
+    let (times, rounds) = interleaved(&mut pairs, options.rounds)?;
+    let mut measured = Vec::new();
+    for (((model, chunks), times), (outputs, error)) in models.iter_mut().zip(&chunks).zip(times).zip(found) {
+        let session = model.session(&chunks[0].inputs)?;
+        let executable = session.executable();
+        let stored = stored_bytes(executable);
+        measured.push(Measured {
+            outputs,
+            median_ms: times.median_ms,
+            min_ms: times.min_ms,
+            stored_bytes: stored,
+            peak_bytes: stored + (executable.code_bytes() + session.peak_bytes()) as u64,
+            error,
+            predicted_ms: model.predicted_ms(chunks)?,
+            steps: options.steps.then(|| steps(model, chunks, rounds)).transpose()?,
+            runs: chunks.len(),
+        });
+    }
+    Ok((measured, rounds))
+}
+
+/// Times of one model, in milliseconds for all chunks together.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    median_ms: f64,
+    min_ms: f64,
+}
+
+/// Rounds at least, so that a median means something.
+const MIN_ROUNDS: usize = 5;
+
+/// Rounds at most, unless asked for.
+const MAX_ROUNDS: usize = 200;
+
+/// Rounds are added until they took this long.
+const BUDGET: Duration = Duration::from_secs(3);
+
+/// Runs all models in turn, round by round, so that whatever else the machine does falls on all of them alike; one
+/// round before the clock starts. Returns the times and the number of rounds.
+fn interleaved(
+    models: &mut [(&mut Predictor, &[Chunk])],
+    rounds: Option<usize>,
+) -> Result<(Vec<Times>, usize), Error> {
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
+    for (model, chunks) in models.iter_mut() {
+        once(model, chunks)?;
+    }
+    let start = Instant::now();
+    let mut done = 0;
+    let more = |done: usize| match rounds {
+        Some(rounds) => done < rounds,
+        None => done < MIN_ROUNDS || done < MAX_ROUNDS && start.elapsed() < BUDGET,
+    };
+    while more(done) {
+        for ((model, chunks), times) in models.iter_mut().zip(&mut times) {
+            times.push(once(model, chunks)?);
+        }
+        done += 1;
+    }
+    let summary = |mut all: Vec<f64>| Times {
+        median_ms: median(&mut all),
+        min_ms: all.iter().copied().fold(f64::INFINITY, f64::min),
+    };
+    Ok((times.into_iter().map(summary).collect(), done))
+}
+
+fn median(all: &mut [f64]) -> f64 {
+    all.sort_unstable_by(f64::total_cmp);
+    0.5 * (all[(all.len() - 1) / 2] + all[all.len() / 2])
+}
+
+/// The time of a step in a round, all runs of the inputs together.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepTime {
+    /// The median over rounds.
+    pub median_ms: f64,
+    /// Multiplications and additions of its kernel call.
+    pub flops: u64,
+    /// Bytes it reads and writes.
+    pub bytes: u64,
+    /// What runs: a kernel call, or `loops`.
+    pub work: String,
+    /// The nodes it stands for.
+    pub label: String,
+}
+
+/// Where the time of a model goes. Chunks of several shapes run other steps: those of every shape are listed.
+fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<StepTime>, Error> {
+    let mut steps: Vec<(StepTime, Vec<f64>)> = Vec::new();
+    let mut known: HashMap<(String, String), usize> = HashMap::new();
+    for round in 0..rounds.max(1) {
+        for chunk in chunks {
+            let inputs = borrowed(&chunk.inputs);
+            for (note, time) in model.session(&chunk.inputs)?.profile(&inputs)? {
+                let StepNote { label, work, flops, bytes, .. } = note;
+                let at = *known.entry((work.clone(), label.clone())).or_insert_with(|| {
+                    steps.push((StepTime { median_ms: 0.0, flops: 0, bytes: 0, work, label }, Vec::new()));
+                    steps.len() - 1
+                });
+                let (step, times) = &mut steps[at];
+                times.resize(round + 1, 0.0);
+                times[round] += time.as_secs_f64() * 1e3;
+                if round == 0 {
+                    (step.flops, step.bytes) = (step.flops + flops, step.bytes + bytes);
+                }
+            }
+        }
+    }
+    let finished =
+        steps.into_iter().map(|(step, mut times)| StepTime { median_ms: median(&mut times), ..step });
+    Ok(finished.collect())
+}
+
+/// Milliseconds of the runs alone, without looking for sessions and without copies of the outputs.
+fn once(model: &mut Predictor, chunks: &[Chunk]) -> Result<f64, Error> {
+    let mut seconds = 0.0;
+    for chunk in chunks {
+        let inputs = borrowed(&chunk.inputs);
+        let session = model.session(&chunk.inputs)?;
+        let start = Instant::now();
+        session.run_in_place(&inputs)?;
+        seconds += start.elapsed().as_secs_f64();
+    }
+    Ok(seconds * 1e3)
+}

@@ -1,0 +1,179 @@
+//! Whether a model can be compiled: its operators, shapes and weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use margay_driver::{Dump, Source, build, check_numbers};
+use margay_ir::{Graph, Op};
+use margay_onnx::{Model, OnnxError, import, supported_operators};
+use serde::Serialize;
+
+use crate::Error;
+
+/// What is wrong with a model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProblemKind {
+    /// It asks for what margay does not do.
+    Unsupported,
+    /// It breaks the rules of ONNX, or its weights are not numbers.
+    Malformed,
+}
+
+/// What is known of a model before it is compiled.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// The file.
+    pub path: String,
+    /// Who wrote it.
+    pub producer: String,
+    /// The version of the format.
+    pub ir_version: i64,
+    /// The version of the default operator set.
+    pub opset: i64,
+    /// Whether it can be compiled.
+    pub supported: bool,
+    /// Inputs.
+    pub inputs: Vec<Port>,
+    /// Outputs.
+    pub outputs: Vec<Port>,
+    /// Names of open extents.
+    pub dimensions: Vec<String>,
+    /// Operators, sorted by name.
+    pub operators: Vec<Operator>,
+    /// Weights that hold infinities or what is not a number.
+    pub non_finite: Vec<NonFinite>,
+    /// Everything that is wrong.
+    pub problems: Vec<Fault>,
+}
+
+/// An input or output.
+#[derive(Clone, Debug, Serialize)]
+pub struct Port {
+    /// The name.
+    pub name: String,
+    /// The type, as printed.
+    pub r#type: String,
+}
+
+/// An operator and how often a model uses it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Operator {
+    /// The name.
+    pub name: String,
+    /// How often it is used.
+    pub count: usize,
+    /// Whether it can be compiled.
+    pub supported: bool,
+}
+
+/// A weight with elements that are not finite.
+#[derive(Clone, Debug, Serialize)]
+pub struct NonFinite {
+    /// The weight.
+    pub tensor: String,
+    /// Elements that are not a number.
+    pub nan: usize,
+    /// Infinite elements.
+    pub infinite: usize,
+    /// The index of the first such element.
+    pub first: usize,
+}
+
+/// Something that is wrong with a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fault {
+    /// Whose fault it is.
+    pub kind: ProblemKind,
+    /// What is wrong, with numbers.
+    pub message: String,
+}
+
+/// Reads a model, imports it and tries to compile it.
+///
+/// # Errors
+/// A file that cannot be read at all; what is wrong with a model is in the result.
+pub fn check(path: &Path) -> Result<Check, Error> {
+    let model = Model::open(path)?;
+    let mut problems = Vec::new();
+    let graph = match import(&model) {
+        Ok(graph) => Some(graph),
+        Err(OnnxError::Invalid(found)) => {
+            let word = |kind| match kind {
+                margay_onnx::Kind::Malformed => ProblemKind::Malformed,
+                margay_onnx::Kind::Unsupported => ProblemKind::Unsupported,
+            };
+            problems.extend(found.iter().map(|p| Fault { kind: word(p.kind()), message: p.to_string() }));
+            None
+        }
+        Err(other) => return Err(other.into()),
+    };
+    if let Some(graph) = &graph {
+        let failed = match Source::new(graph.clone(), graph.name(), &mut Dump::none()) {
+            Ok(source) => build::try_jit(&source.graph).err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            problems.push(Fault { kind: ProblemKind::Unsupported, message: error.to_string() });
+        }
+    }
+    let non_finite: Vec<NonFinite> = model
+        .non_finite()
+        .into_iter()
+        .map(|f| NonFinite { tensor: f.tensor, nan: f.nan, infinite: f.infinite, first: f.first })
+        .collect();
+    if let Err(error) = check_numbers(&model) {
+        problems.push(Fault { kind: ProblemKind::Malformed, message: error.to_string() });
+    }
+    let (inputs, outputs) = match &graph {
+        Some(graph) => ports_of_graph(graph),
+        None => (ports_of_model(&model.graph.inputs), ports_of_model(&model.graph.outputs)),
+    };
+    Ok(Check {
+        path: path.display().to_string(),
+        producer: [model.producer.as_str(), &model.producer_version].join(" ").trim().to_string(),
+        ir_version: model.ir_version,
+        opset: model.opset,
+        supported: problems.is_empty(),
+        inputs,
+        outputs,
+        dimensions: graph.iter().flat_map(Graph::symbols).map(|s| s.to_string()).collect(),
+        operators: operators(&model),
+        non_finite,
+        problems,
+    })
+}
+
+pub(crate) fn ports_of_graph(g: &Graph) -> (Vec<Port>, Vec<Port>) {
+    let inputs = g.inputs().iter().filter_map(|n| match g.op(*n) {
+        Op::Input(input) => Some(Port { name: input.name.to_string(), r#type: input.ty.to_string() }),
+        _ => None,
+    });
+    let outputs = g.outputs().iter();
+    let outputs = outputs.map(|o| Port { name: o.name.to_string(), r#type: g.ty(o.value).to_string() });
+    (inputs.collect(), outputs.collect())
+}
+
+fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
+    let list = |dims: &[margay_onnx::OnnxDim]| {
+        let texts: Vec<String> = dims.iter().map(ToString::to_string).collect();
+        format!("[{}]", texts.join(", "))
+    };
+    let port = |v: &margay_onnx::OnnxValue| Port {
+        name: v.name.clone(),
+        r#type: v.dtype.map_or("?".into(), |d| d.to_string())
+            + &v.dims.as_deref().map_or(String::new(), list),
+    };
+    values.iter().map(port).collect()
+}
+
+fn operators(model: &Model) -> Vec<Operator> {
+    let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
+    for node in &model.graph.nodes {
+        let opset = model.opset_of(&node.domain);
+        let supported = supported_operators()
+            .any(|(domain, name, since)| domain == node.domain && name == node.op_type && opset >= since);
+        counts.entry(node.operator()).or_insert((0, supported)).0 += 1;
+    }
+    counts.into_iter().map(|(name, (count, supported))| Operator { name, count, supported }).collect()
+}

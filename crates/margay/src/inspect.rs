@@ -1,0 +1,209 @@
+//! What is in a file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use margay_artifact::{Artifact, CodeSection, Entry};
+use margay_driver::{Dump, ErrorMeasure, Source, backend, build};
+use margay_ir::{Graph, Op};
+use margay_onnx::Model;
+use margay_passes::sketch::modules;
+use margay_tensor::Binding;
+use serde::Serialize;
+
+use crate::Error;
+use crate::artifact::report_of;
+use crate::check::{Port, ports_of_graph};
+
+/// What is in an ONNX file.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// The file.
+    pub path: String,
+    /// Identifies the graph with its weights.
+    pub hash: String,
+    /// Inputs.
+    pub inputs: Vec<Port>,
+    /// Outputs.
+    pub outputs: Vec<Port>,
+    /// Names of open extents.
+    pub dimensions: Vec<String>,
+    /// Nodes in the file.
+    pub nodes: usize,
+    /// Nodes after canonicalization, without constants.
+    pub canonical_nodes: usize,
+    /// Elements of floating point constants.
+    pub parameters: usize,
+    /// Bytes of constants.
+    pub constant_bytes: usize,
+    /// Layers that schemes can replace.
+    pub layers: usize,
+    /// Bytes of their weights.
+    pub layer_bytes: u64,
+    /// Multiplications and additions for the dimensions given; `None` where one is open.
+    pub flops: Option<u64>,
+}
+
+/// What is in an artifact.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArtifactReport {
+    /// The file.
+    pub path: String,
+    /// Who wrote it.
+    pub producer: String,
+    /// The name of the model.
+    pub model: String,
+    /// Size of the file.
+    pub file_bytes: usize,
+    /// Size of the constants.
+    pub weights_bytes: usize,
+    /// Size of the code.
+    pub code_bytes: usize,
+    /// Compiled graphs.
+    pub entries: Vec<EntryReport>,
+    /// Stored bytes of the weights that schemes can replace, of the dense model.
+    pub layer_bytes_before: Option<u64>,
+    /// Those of this one.
+    pub layer_bytes_after: Option<u64>,
+    /// The error on samples that were held out.
+    pub held_out: Option<ErrorMeasure>,
+    /// The plan as TOML; `None` in a stripped artifact.
+    pub plan: Option<String>,
+}
+
+/// A compiled graph.
+#[derive(Clone, Debug, Serialize)]
+pub struct EntryReport {
+    /// Values of the dimensions.
+    pub dims: BTreeMap<String, i64>,
+    /// Inputs.
+    pub inputs: Vec<Port>,
+    /// Outputs.
+    pub outputs: Vec<Port>,
+    /// Code.
+    pub sections: Vec<SectionReport>,
+}
+
+/// Code for one back end and target.
+#[derive(Clone, Debug, Serialize)]
+pub struct SectionReport {
+    /// The back end.
+    pub backend: String,
+    /// The class of machines.
+    pub target: String,
+    /// Architecture and system.
+    pub machine: String,
+    /// Steps of the program.
+    pub steps: usize,
+    /// Memory for intermediate results.
+    pub arena_bytes: usize,
+    /// Size of the code.
+    pub code_bytes: usize,
+}
+
+/// What is in an ONNX file. Operations are counted for the values of the dimensions.
+///
+/// # Errors
+/// A file that cannot be imported, and dimensions that the model does not have.
+pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport, Error> {
+    let model = Model::open(path)?;
+    let graph = margay_onnx::import(&model)?;
+    let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
+    let g = &source.graph;
+    let mut constants = BTreeMap::new();
+    for n in g.order() {
+        if let Op::Const(c) = g.op(n) {
+            constants.insert(c.payload.key().to_string(), c.payload.tensor().clone());
+        }
+    }
+    let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
+    let layers = modules(g);
+    let (inputs, outputs) = ports_of_graph(g);
+    Ok(ModelReport {
+        path: path.display().to_string(),
+        hash: source.hash.clone(),
+        inputs,
+        outputs,
+        dimensions: g.symbols().iter().map(ToString::to_string).collect(),
+        nodes: model.graph.nodes.len(),
+        canonical_nodes: g
+            .order()
+            .iter()
+            .filter(|n| !matches!(g.op(**n), Op::Const(_) | Op::Input(_)))
+            .count(),
+        parameters,
+        constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
+        layers: layers.len(),
+        layer_bytes: layers.iter().map(margay_passes::sketch::Module::bytes).sum(),
+        flops: flops(g, dims)?,
+    })
+}
+
+/// Operations for the dimensions given, if they are all.
+fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
+    let symbols = g.symbols();
+    let mut binding = Binding::new();
+    for (name, values) in dims {
+        let (true, [value]) = (symbols.iter().any(|s| **s == *name), values.as_slice()) else {
+            let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+            let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));
+            return Err(Error::Options(message));
+        };
+        binding.insert(name.as_str().into(), *value);
+    }
+    if symbols.iter().any(|s| !binding.contains_key(s)) {
+        return Ok(None);
+    }
+    let bound = build::bind(g, &binding, &mut Dump::none())?;
+    let program = margay_lower::lower(&bound, &*backend::native())?;
+    Ok(Some(program.flops()))
+}
+
+/// What is in an artifact.
+///
+/// # Errors
+/// A report that cannot be read.
+pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
+    let description = artifact.description();
+    let stripped = description.sources.is_empty();
+    let report = if stripped { None } else { Some(report_of(artifact)?) };
+    let plan = artifact.source("plan.toml")?.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    Ok(ArtifactReport {
+        path: artifact.path().display().to_string(),
+        producer: description.producer.clone(),
+        model: description.model.clone(),
+        file_bytes: artifact.file_bytes(),
+        weights_bytes: artifact.weights().len(),
+        code_bytes: artifact.code().len(),
+        entries: description.entries.iter().map(entry_report).collect(),
+        layer_bytes_before: report.as_ref().map(|r| r.bytes_before),
+        layer_bytes_after: report.as_ref().map(|r| r.bytes_after),
+        held_out: report.and_then(|r| r.held_out),
+        plan,
+    })
+}
+
+fn entry_report(entry: &Entry) -> EntryReport {
+    let ports = |ports: &[margay_loops::Port]| {
+        let each = ports.iter();
+        each.map(|p| Port { name: p.name.clone(), r#type: format!("{}{:?}", p.dtype, p.shape) }).collect()
+    };
+    EntryReport {
+        dims: entry.parts.symbols.clone(),
+        inputs: ports(&entry.parts.inputs),
+        outputs: ports(&entry.parts.outputs),
+        sections: entry.sections.iter().map(section_report).collect(),
+    }
+}
+
+fn section_report(section: &CodeSection) -> SectionReport {
+    let parts = &section.parts;
+    SectionReport {
+        backend: parts.backend.clone(),
+        target: parts.target.clone(),
+        machine: parts.machine.clone(),
+        steps: parts.steps.len(),
+        arena_bytes: parts.arena_bytes,
+        code_bytes: section.code.len(),
+    }
+}

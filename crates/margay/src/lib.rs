@@ -1,0 +1,87 @@
+//! margay compiles ONNX models into sketched executables: expensive layers are replaced by randomized or low-rank ones
+//! where that pays and where the error stays inside a budget.
+//!
+//! This crate is the front door: all that a program needs, in types, under one name. The command line is a caller of it.
+//!
+//! ```
+//! use margay::{CompileOptions, Goal, Predictor, RunOptions, Samples, Silent, Tensor, compile, open};
+//!
+//! # let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+//! # let model = repository.join("demo/model.onnx");
+//! # let folder = std::env::temp_dir().join(format!("margay-front-door-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! # let artifact = folder.join("model.margay");
+//! let images = Tensor::zeros(margay::DType::F32, &[8, 1, 28, 28]).expect("small");
+//! let samples = Samples::new(vec![("image".into(), images)])?;
+//!
+//! // An ONNX file, to be compiled for images in runs of four. With a goal other than `Dense` it is sketched.
+//! let options = CompileOptions {
+//!     goal: Goal::Dense,
+//!     dims: vec![("batch".into(), vec![4])],
+//!     ..CompileOptions::default()
+//! };
+//! let compiled = compile(&open(&model)?, Some(&samples), &options, &Silent)?;
+//! compiled.write(&artifact, false, &mut margay::Dump::none())?;
+//! println!("{} operations in a run", compiled.report.flops_after);
+//!
+//! // What was written runs without a compiler; more images than a run holds are fed four by four.
+//! let mut predictor = Predictor::open(&artifact, &RunOptions::default())?;
+//! let outputs = predictor.predict(samples.arrays())?;
+//! assert_eq!(outputs[0].1.shape()[0], 8);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! - [`open`], [`check()`], [`inspect_model`], [`inspect_artifact`]: what is in a file, and whether it can be compiled.
+//! - [`compile`] with [`CompileOptions`] and [`Samples`]: a [`Compiled`] model with its [`Report`] and [`Plan`].
+//! - [`Predictor`]: runs an ONNX file or an artifact.
+//! - [`bench()`], [`compare()`], [`sensitivity()`]: speed, bytes and errors.
+//! - [`recover`], [`Supervised`], [`differentiate`]: learning.
+//! - [`InputFile`], [`read_inputs`], [`read_array`]: tensors from files.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::result_large_err, reason = "errors are rare, and what they say is worth its bytes")]
+
+mod artifact;
+mod batches;
+mod bench;
+mod check;
+mod compare;
+mod inputs;
+mod inspect;
+mod plan;
+mod predictor;
+
+pub use artifact::{open_artifact, report_of};
+pub use bench::{BenchOptions, Measured, StepTime, bench};
+pub use check::{Check, Fault, NonFinite, Operator, Port, ProblemKind, check};
+pub use compare::{Comparison, OutputError, Tolerance, compare};
+pub use inputs::{InputFile, is_array_file, read_array, read_inputs};
+pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
+pub use plan::read_plan;
+pub use predictor::{Predictor, RunOptions};
+
+pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
+pub use margay_driver::compare::{ErrorSum, LayerError};
+pub use margay_driver::sensitivity::{self, sensitivity};
+pub use margay_driver::{
+    Arrays, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, ModuleReport,
+    Progress, Report, Samples, Silent, Source, backend, bound_batch, compile, compile_with, differentiate,
+    export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with, recompile,
+};
+pub use margay_ir as ir;
+pub use margay_loops::Precision;
+pub use margay_npy::{NpyError, read_npz, write_npz};
+pub use margay_onnx::{OnnxError, Problem};
+pub use margay_passes as passes;
+pub use margay_plan::{Budget, Plan};
+pub use margay_runtime::RunError;
+pub use margay_tensor::{DType, Tensor, random};
+pub use margay_train as train;
+pub use margay_train::recover::{RecoverOptions, Recovered, recover};
+pub use margay_train::{Supervised, TrainError, Trained};
+
+/// The class of machines that this one belongs to.
+pub fn this_machine() -> String {
+    backend::native().target().to_string()
+}

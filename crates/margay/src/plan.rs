@@ -1,0 +1,19 @@
+//! Plans from files.
+
+use std::path::Path;
+
+use margay_passes::sketch::SCHEMES;
+use margay_plan::Plan;
+
+use crate::Error;
+
+/// Reads a plan, which names schemes that exist.
+///
+/// # Errors
+/// A file that cannot be read or is no plan.
+pub fn read_plan(path: &Path) -> Result<Plan, Error> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+    Plan::from_toml(&text, &schemes).map_err(|e| Error::Options(format!("`{}`: {e}", path.display())))
+}

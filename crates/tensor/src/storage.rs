@@ -1,0 +1,646 @@
+//! How constants are stored: narrow elements, and the steps they count in.
+//!
+//! A [`Storage`] names a format; a [`StoredTensor`] is a tensor in it. The number behind element `q` is
+//! `(q - zero) · scale`, computed in f32, with the scale and the zero point of its group; without scales it is the
+//! element itself. [`StoredTensor::encode`] and [`StoredTensor::decode`] are the reference for whatever reads
+//! such a constant.
+//!
+//! Deliberately absent: layouts of kernels. A back end packs stored tensors as it likes, without changing a number.
+
+use std::fmt;
+
+use crate::tensor::Hashing;
+use crate::{ContentHash, DType, Tensor, TensorError};
+
+/// Which elements share a scale.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Scales {
+    /// There are no scales: elements are numbers.
+    None,
+    /// All of them.
+    Tensor,
+    /// Those at one position of an axis.
+    Axis(usize),
+    /// Those in runs of `size` along an axis; the last run of an axis may be shorter.
+    Block {
+        /// The axis.
+        axis: usize,
+        /// Elements of a run.
+        size: usize,
+    },
+}
+
+/// A format of storage. Prints as `f32`, `bf16`, `i8(axis = 1)`, `u8(tensor, zero points)`, `i8(axis = 0, block = 32)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Storage {
+    /// Type of the elements: a float type without scales, `i8` or `u8` with them.
+    pub dtype: DType,
+    /// Which elements share a scale.
+    pub scales: Scales,
+    /// Whether every group has a zero point, an element that stands for 0; without one it is 0.
+    pub zero_points: bool,
+}
+
+/// A storage does not fit a tensor (the options' or the text's fault).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("storage {storage}: {why}")]
+pub struct StorageError {
+    /// The storage, as printed.
+    pub storage: String,
+    /// The reason.
+    pub why: String,
+}
+
+/// Where the parts of a stored tensor lie in its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredLayout {
+    /// Bytes of the elements, which come first.
+    pub elements: usize,
+    /// First byte of the scales, f32.
+    pub scales_at: usize,
+    /// First byte of the zero points, of the type of the elements.
+    pub zero_points_at: usize,
+    /// All bytes.
+    pub bytes: usize,
+}
+
+/// Scales and zero points begin at multiples of this.
+const PART_ALIGN: usize = 64;
+
+impl Storage {
+    /// Elements as they are.
+    pub const fn plain(dtype: DType) -> Storage {
+        Storage { dtype, scales: Scales::None, zero_points: false }
+    }
+
+    /// Signed bytes with a scale for every position of an axis, no zero points.
+    pub const fn int8(axis: usize) -> Storage {
+        Storage { dtype: DType::I8, scales: Scales::Axis(axis), zero_points: false }
+    }
+
+    /// Whether a tensor of a type is stored as it is.
+    pub fn is_plain(&self, dtype: DType) -> bool {
+        *self == Storage::plain(dtype)
+    }
+
+    /// Whether numbers of a type and shape can be stored so.
+    pub fn check(&self, dtype: DType, shape: &[usize]) -> Result<(), StorageError> {
+        let wrong = |why: String| Err(StorageError { storage: self.to_string(), why });
+        let axis = match self.scales {
+            _ if self.is_plain(dtype) => return Ok(()),
+            Scales::None if !matches!(self.dtype, DType::F16 | DType::BF16) || self.zero_points => {
+                return wrong(format!("{} without scales is for tensors of that type", self.dtype));
+            }
+            Scales::None | Scales::Tensor => None,
+            Scales::Axis(axis) => Some(axis),
+            Scales::Block { size: 0, .. } => return wrong("a block has at least one element".into()),
+            Scales::Block { axis, .. } => Some(axis),
+        };
+        if self.scales != Scales::None && !matches!(self.dtype, DType::I8 | DType::U8) {
+            return wrong(format!("elements with scales are i8 or u8, found {}", self.dtype));
+        }
+        if dtype != DType::F32 {
+            return wrong(format!("numbers are f32, found {dtype}"));
+        }
+        match axis {
+            Some(axis) if axis >= shape.len() => {
+                wrong(format!("axis {axis} of a tensor with {} axes", shape.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The extents of scales and zero points for a tensor of a shape: as many axes, those of extent 1 shared, and
+    /// one position per run along the axis of blocks. `None` without scales.
+    pub fn scales_shape(&self, shape: &[usize]) -> Option<Vec<usize>> {
+        match self.scales {
+            Scales::None => None,
+            Scales::Tensor => Some(vec![1; shape.len()]),
+            Scales::Axis(at) => Some((0..shape.len()).map(|i| if i == at { shape[i] } else { 1 }).collect()),
+            Scales::Block { axis, size } => Some(
+                (0..shape.len())
+                    .map(|i| if i == axis { shape[i].div_ceil(size) } else { shape[i] })
+                    .collect(),
+            ),
+        }
+    }
+
+    /// Where the parts of a tensor of a shape lie.
+    pub fn layout(&self, shape: &[usize]) -> StoredLayout {
+        let elements = shape.iter().product::<usize>() * self.dtype.bytes();
+        let Some(groups) = self.scales_shape(shape).map(|s| s.iter().product::<usize>()) else {
+            return StoredLayout { elements, scales_at: elements, zero_points_at: elements, bytes: elements };
+        };
+        let scales_at = elements.next_multiple_of(PART_ALIGN);
+        let end = scales_at + 4 * groups;
+        match self.zero_points {
+            false => StoredLayout { elements, scales_at, zero_points_at: end, bytes: end },
+            true => {
+                let zero_points_at = end.next_multiple_of(PART_ALIGN);
+                let bytes = zero_points_at + groups * self.dtype.bytes();
+                StoredLayout { elements, scales_at, zero_points_at, bytes }
+            }
+        }
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn parse(text: &str) -> Option<Storage> {
+        let Some((dtype, rest)) = text.split_once('(') else {
+            return DType::from_name(text).map(Storage::plain);
+        };
+        let mut storage = Storage::plain(DType::from_name(dtype)?);
+        let (mut axis, mut block) = (None, None);
+        for item in rest.strip_suffix(')')?.split(", ") {
+            match item.split_once(" = ") {
+                None if item == "tensor" => storage.scales = Scales::Tensor,
+                None if item == "zero points" => storage.zero_points = true,
+                Some(("axis", n)) => axis = Some(n.parse().ok()?),
+                Some(("block", n)) => block = Some(n.parse().ok()?),
+                _ => return None,
+            }
+        }
+        match (axis, block) {
+            (Some(axis), None) => storage.scales = Scales::Axis(axis),
+            (Some(axis), Some(size)) => storage.scales = Scales::Block { axis, size },
+            (None, None) => {}
+            (None, Some(_)) => return None,
+        }
+        // One text for one storage.
+        (storage.to_string() == text).then_some(storage)
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut items = match self.scales {
+            Scales::None => vec![],
+            Scales::Tensor => vec!["tensor".to_string()],
+            Scales::Axis(axis) => vec![format!("axis = {axis}")],
+            Scales::Block { axis, size } => vec![format!("axis = {axis}"), format!("block = {size}")],
+        };
+        if self.zero_points {
+            items.push("zero points".into());
+        }
+        f.write_str(self.dtype.name())?;
+        if items.is_empty() { Ok(()) } else { write!(f, "({})", items.join(", ")) }
+    }
+}
+
+/// A tensor as it is stored. Cloning is cheap.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StoredTensor {
+    dtype: DType,
+    storage: Storage,
+    elements: Tensor,
+    scales: Option<Tensor>,
+    zero_points: Option<Tensor>,
+}
+
+impl From<Tensor> for StoredTensor {
+    /// Stored as it is.
+    fn from(tensor: Tensor) -> StoredTensor {
+        let dtype = tensor.dtype();
+        StoredTensor {
+            dtype,
+            storage: Storage::plain(dtype),
+            elements: tensor,
+            scales: None,
+            zero_points: None,
+        }
+    }
+}
+
+impl StoredTensor {
+    /// Numbers of f32 from elements with given steps. Scales, in f32, have the extents that
+    /// [`scales_shape`](Storage::scales_shape) says; zero points have them too, and the type of the elements.
+    pub fn quantized(
+        elements: Tensor,
+        scales: (Scales, Tensor),
+        zero_points: Option<Tensor>,
+    ) -> Result<StoredTensor, StorageError> {
+        let storage =
+            Storage { dtype: elements.dtype(), scales: scales.0, zero_points: zero_points.is_some() };
+        storage.check(DType::F32, elements.shape())?;
+        let shape = storage.scales_shape(elements.shape()).unwrap_or_default();
+        let parts = [Some((&scales.1, DType::F32)), zero_points.as_ref().map(|z| (z, elements.dtype()))];
+        for (part, dtype) in parts.into_iter().flatten() {
+            if part.dtype() != dtype || part.shape() != shape {
+                let why = format!("expected {dtype}{shape:?}, found {}{:?}", part.dtype(), part.shape());
+                return Err(StorageError { storage: storage.to_string(), why });
+            }
+        }
+        Ok(StoredTensor { dtype: DType::F32, storage, elements, scales: Some(scales.1), zero_points })
+    }
+
+    /// Rounds numbers to a storage. A scale is the largest magnitude of its group over 127 (255 for `u8`); with zero
+    /// points it is the width of the range of the group, 0 included, over 255. Where a number of a group is not
+    /// finite, all of them become NaN.
+    pub fn encode(tensor: &Tensor, storage: Storage) -> Result<StoredTensor, StorageError> {
+        storage.check(tensor.dtype(), tensor.shape())?;
+        if storage.is_plain(tensor.dtype()) {
+            return Ok(tensor.clone().into());
+        }
+        let shape = tensor.shape();
+        let numbers = tensor.as_slice::<f32>().expect("a storage that is not plain is for f32");
+        let fits = "as many elements as the tensor";
+        if storage.scales == Scales::None {
+            let elements = match storage.dtype {
+                DType::F16 => {
+                    let halves: Vec<_> = numbers.iter().map(|&x| half::f16::from_f32(x)).collect();
+                    Tensor::from_slice(shape, &halves)
+                }
+                _ => {
+                    let halves: Vec<_> = numbers.iter().map(|&x| half::bf16::from_f32(x)).collect();
+                    Tensor::from_slice(shape, &halves)
+                }
+            };
+            let elements = elements.expect(fits);
+            return Ok(StoredTensor {
+                dtype: DType::F32,
+                storage,
+                elements,
+                scales: None,
+                zero_points: None,
+            });
+        }
+        let groups = Groups::of(&storage, shape);
+        let mut ranges = vec![[0f32; 2]; groups.count];
+        groups.visit(|at, group| {
+            let [low, high] = &mut ranges[group];
+            let x = numbers[at];
+            let x = if x.is_nan() { f32::INFINITY } else { x };
+            (*low, *high) = (low.min(x), high.max(x));
+        });
+        let limits = match (storage.dtype, storage.zero_points) {
+            (DType::I8, false) => [-127.0, 127.0],
+            (DType::I8, true) => [-128.0, 127.0],
+            _ => [0.0, 255.0],
+        };
+        let steps: Vec<Step> = ranges.iter().map(|&r| Step::of(r, limits, storage.zero_points)).collect();
+        let mut bytes = vec![0u8; numbers.len()];
+        groups.visit(|at, group| {
+            let q = steps[group].element(numbers[at], limits);
+            bytes[at] = if storage.dtype == DType::I8 { q as i8 as u8 } else { q as u8 };
+        });
+        let scales: Vec<f32> = steps.iter().map(|s| s.scale).collect();
+        let zeros: Vec<u8> = steps
+            .iter()
+            .map(|s| if storage.dtype == DType::I8 { s.zero as i8 as u8 } else { s.zero as u8 })
+            .collect();
+        let scales_shape = storage.scales_shape(shape).unwrap_or_default();
+        Ok(StoredTensor {
+            dtype: DType::F32,
+            storage,
+            elements: Tensor::from_bytes(storage.dtype, shape, &bytes).expect(fits),
+            scales: Some(Tensor::from_slice(&scales_shape, &scales).expect("as many scales as groups")),
+            zero_points: storage.zero_points.then(|| {
+                Tensor::from_bytes(storage.dtype, &scales_shape, &zeros).expect("as many as groups")
+            }),
+        })
+    }
+
+    /// The numbers.
+    pub fn decode(&self) -> Tensor {
+        if self.is_plain() {
+            return self.elements.clone();
+        }
+        let shape = self.elements.shape();
+        let bytes = self.elements.bytes();
+        let read = |r: Result<Vec<f32>, TensorError>| r.expect("the type was checked");
+        let mut numbers: Vec<f32> = match self.storage.dtype {
+            DType::F16 => {
+                read(self.elements.as_slice::<half::f16>().map(|v| v.iter().map(|x| x.to_f32()).collect()))
+            }
+            DType::BF16 => {
+                read(self.elements.as_slice::<half::bf16>().map(|v| v.iter().map(|x| x.to_f32()).collect()))
+            }
+            DType::I8 => bytes.iter().map(|&b| f32::from(b as i8)).collect(),
+            _ => bytes.iter().map(|&b| f32::from(b)).collect(),
+        };
+        if let Some(scales) = &self.scales {
+            let scales = read(scales.to_vec::<f32>());
+            let zeros: Vec<f32> = match &self.zero_points {
+                None => vec![0.0; scales.len()],
+                Some(z) if z.dtype() == DType::I8 => z.bytes().iter().map(|&b| f32::from(b as i8)).collect(),
+                Some(z) => z.bytes().iter().map(|&b| f32::from(b)).collect(),
+            };
+            Groups::of(&self.storage, shape)
+                .visit(|at, group| numbers[at] = (numbers[at] - zeros[group]) * scales[group]);
+        }
+        Tensor::from_slice(shape, &numbers).expect("as many numbers as elements")
+    }
+
+    /// The same numbers as f32, where they are 16-bit floats; these are how they are stored then.
+    #[must_use]
+    pub fn widened(&self) -> StoredTensor {
+        StoredTensor { dtype: self.dtype.computed(), ..self.clone() }
+    }
+
+    /// Type of the numbers.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> &[usize] {
+        self.elements.shape()
+    }
+
+    /// The format.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Whether the elements are the numbers.
+    pub fn is_plain(&self) -> bool {
+        self.storage.is_plain(self.dtype)
+    }
+
+    /// The elements, of the type of the storage.
+    pub fn elements(&self) -> &Tensor {
+        &self.elements
+    }
+
+    /// The scales, f32, with the extents of [`Storage::scales_shape`].
+    pub fn scales(&self) -> Option<&Tensor> {
+        self.scales.as_ref()
+    }
+
+    /// The zero points, of the type of the elements, with the extents of the scales.
+    pub fn zero_points(&self) -> Option<&Tensor> {
+        self.zero_points.as_ref()
+    }
+
+    /// All bytes, with elements, scales and zero points where [`Storage::layout`] says.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let layout = self.storage.layout(self.shape());
+        let mut bytes = vec![0; layout.bytes];
+        let mut put =
+            |at: usize, part: &Tensor| bytes[at..][..part.bytes().len()].copy_from_slice(part.bytes());
+        put(0, &self.elements);
+        self.scales.iter().for_each(|s| put(layout.scales_at, s));
+        self.zero_points.iter().for_each(|z| put(layout.zero_points_at, z));
+        bytes
+    }
+
+    /// The inverse of [`to_bytes`](StoredTensor::to_bytes) for numbers of a type and shape.
+    pub fn from_bytes(
+        dtype: DType,
+        shape: &[usize],
+        storage: Storage,
+        bytes: &[u8],
+    ) -> Result<StoredTensor, StorageError> {
+        storage.check(dtype, shape)?;
+        let wrong = |why: String| StorageError { storage: storage.to_string(), why };
+        let count = shape.iter().try_fold(dtype.bytes(), |n, &d| n.checked_mul(d));
+        let layout = count.map(|_| storage.layout(shape)).filter(|l| l.bytes == bytes.len());
+        let layout = layout
+            .ok_or_else(|| wrong(format!("{} bytes are not those of {dtype}{shape:?}", bytes.len())))?;
+        let part = |dtype: DType, shape: &[usize], at: usize| {
+            let len = shape.iter().product::<usize>() * dtype.bytes();
+            Tensor::from_bytes(dtype, shape, &bytes[at..at + len]).map_err(|e| wrong(e.to_string()))
+        };
+        let steps = storage.scales_shape(shape);
+        Ok(StoredTensor {
+            dtype,
+            storage,
+            elements: part(storage.dtype, shape, 0)?,
+            scales: steps.as_ref().map(|s| part(DType::F32, s, layout.scales_at)).transpose()?,
+            zero_points: (steps.as_ref().filter(|_| storage.zero_points))
+                .map(|s| part(storage.dtype, s, layout.zero_points_at))
+                .transpose()?,
+        })
+    }
+
+    /// Identifies type, shape, storage and contents; the hash of the tensor itself where it is stored as it is.
+    pub fn content_hash(&self) -> ContentHash {
+        if self.is_plain() {
+            return self.elements.content_hash();
+        }
+        let mut h = Hashing::new(&format!("{} stored {}", self.dtype, self.storage));
+        [Some(&self.elements), self.scales.as_ref(), self.zero_points.as_ref()]
+            .into_iter()
+            .flatten()
+            .for_each(|part| h.update(part.content_hash().as_bytes()));
+        h.finish()
+    }
+}
+
+/// Scale and zero point of a group.
+#[derive(Clone, Copy)]
+struct Step {
+    scale: f32,
+    zero: f32,
+}
+
+impl Step {
+    fn of([low, high]: [f32; 2], limits: [f32; 2], zero_points: bool) -> Step {
+        if !low.is_finite() || !high.is_finite() {
+            return Step { scale: f32::NAN, zero: 0.0 };
+        }
+        if !zero_points {
+            return Step { scale: high.max(-low) / limits[1], zero: 0.0 };
+        }
+        let scale = (high / 255.0) - (low / 255.0);
+        let zero = if scale > 0.0 { (limits[0] - low / scale).round_ties_even() } else { 0.0 };
+        Step { scale, zero: zero.clamp(limits[0], limits[1]) }
+    }
+
+    /// The element nearest to a number, ties to even; the zero point where the scale is 0 or NaN.
+    fn element(self, x: f32, [low, high]: [f32; 2]) -> f32 {
+        match self.scale > 0.0 {
+            true => ((x / self.scale).round_ties_even() + self.zero).clamp(low, high),
+            false => self.zero,
+        }
+    }
+}
+
+/// How elements in row-major order fall into groups.
+struct Groups {
+    outer: usize,
+    axis: usize,
+    inner: usize,
+    scales: Scales,
+    count: usize,
+}
+
+impl Groups {
+    fn of(storage: &Storage, shape: &[usize]) -> Groups {
+        let count = storage.scales_shape(shape).map_or(0, |s| s.iter().product());
+        let at = match storage.scales {
+            Scales::Axis(axis) | Scales::Block { axis, .. } => axis,
+            Scales::None | Scales::Tensor => {
+                let all = shape.iter().product();
+                return Groups { outer: 1, axis: 1, inner: all, scales: storage.scales, count };
+            }
+        };
+        let product = |part: &[usize]| part.iter().product();
+        Groups {
+            outer: product(&shape[..at]),
+            axis: shape[at],
+            inner: product(&shape[at + 1..]),
+            scales: storage.scales,
+            count,
+        }
+    }
+
+    /// Calls `f` with every element's position and group, in order.
+    fn visit(&self, mut f: impl FnMut(usize, usize)) {
+        let mut at = 0;
+        for o in 0..self.outer {
+            for i in 0..self.axis {
+                // The group of the first of `inner` elements, and what each of the others adds.
+                let (first, step) = match self.scales {
+                    Scales::None | Scales::Tensor => (0, 0),
+                    Scales::Axis(_) => (i, 0),
+                    Scales::Block { size, .. } => ((o * self.axis.div_ceil(size) + i / size) * self.inner, 1),
+                };
+                for j in 0..self.inner {
+                    f(at, first + j * step);
+                    at += 1;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(shape: &[usize]) -> Tensor {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 40.0) * 0.03).collect();
+        Tensor::from_slice(shape, &values).unwrap()
+    }
+
+    fn formats() -> Vec<Storage> {
+        let with = |dtype, scales, zero_points| Storage { dtype, scales, zero_points };
+        let mut all = vec![Storage::plain(DType::F16), Storage::plain(DType::BF16)];
+        for zero_points in [false, true] {
+            for scales in [
+                Scales::Tensor,
+                Scales::Axis(0),
+                Scales::Axis(1),
+                Scales::Block { axis: 0, size: 4 },
+                Scales::Block { axis: 1, size: 3 },
+            ] {
+                all.push(with(DType::I8, scales, zero_points));
+                all.push(with(DType::U8, scales, zero_points));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_stored_is_near_and_is_stored_as_itself() {
+        let shape = [10, 8];
+        let x = numbers(&shape);
+        for storage in formats() {
+            let stored = StoredTensor::encode(&x, storage).unwrap();
+            let rounded = stored.decode();
+            let (a, b) = (x.to_vec::<f32>().unwrap(), rounded.to_vec::<f32>().unwrap());
+            // Half of the largest step; unsigned numbers without a zero point cannot be negative.
+            let unsigned = storage.dtype == DType::U8 && !storage.zero_points;
+            for (a, b) in a.iter().zip(&b) {
+                let a = if unsigned { a.max(0.0) } else { *a };
+                assert!((a - b).abs() <= 0.5 * 3.1 / 127.0, "{storage}: {a} {b}");
+            }
+            if !storage.zero_points && !unsigned {
+                assert_eq!(StoredTensor::encode(&rounded, storage).unwrap().decode(), rounded, "{storage}");
+            }
+            let bytes = stored.to_bytes();
+            assert_eq!(bytes.len(), storage.layout(&shape).bytes);
+            let again = StoredTensor::from_bytes(DType::F32, &shape, storage, &bytes).unwrap();
+            assert_eq!(again, stored);
+            assert_eq!(again.content_hash(), stored.content_hash());
+            assert!(StoredTensor::from_bytes(DType::F32, &shape, storage, &bytes[1..]).is_err());
+        }
+    }
+
+    /// Groups by their definition: one scale for what shares it, and no other.
+    #[test]
+    fn scales_belong_to_their_groups() {
+        let x = Tensor::from_slice(&[2, 3], &[1f32, -20.0, 300.0, 4.0, 50.0, -600.0]).unwrap();
+        let scales = |scales| {
+            let storage = Storage { dtype: DType::I8, scales, zero_points: false };
+            let stored = StoredTensor::encode(&x, storage).unwrap();
+            let scales = stored.scales().unwrap();
+            let times: Vec<f32> =
+                scales.to_vec::<f32>().unwrap().iter().map(|s| (s * 127.0).round()).collect();
+            (scales.shape().to_vec(), times)
+        };
+        assert_eq!(scales(Scales::Tensor), (vec![1, 1], vec![600.0]));
+        assert_eq!(scales(Scales::Axis(0)), (vec![2, 1], vec![300.0, 600.0]));
+        assert_eq!(scales(Scales::Axis(1)), (vec![1, 3], vec![4.0, 50.0, 600.0]));
+        let block = |axis, size| scales(Scales::Block { axis, size });
+        assert_eq!(block(1, 2), (vec![2, 2], vec![20.0, 300.0, 50.0, 600.0]));
+        assert_eq!(block(0, 2), (vec![1, 3], vec![4.0, 50.0, 600.0]));
+    }
+
+    #[test]
+    fn zero_points_use_the_whole_range() {
+        let x = Tensor::from_slice(&[3], &[-1f32, 0.0, 4.1]).unwrap();
+        let storage = Storage { dtype: DType::U8, scales: Scales::Tensor, zero_points: true };
+        let stored = StoredTensor::encode(&x, storage).unwrap();
+        assert_eq!(stored.elements().bytes(), [0, 50, 255]);
+        assert_eq!(stored.zero_points().unwrap().bytes(), [50]);
+        assert_eq!(stored.decode().to_vec::<f32>().unwrap()[1], 0.0);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let x = Tensor::from_slice(&[2, 2], &[1.0, odd, 0.5, 0.0]).unwrap();
+            let rounded = StoredTensor::encode(&x, Storage::int8(0)).unwrap().decode();
+            let rounded = rounded.to_vec::<f32>().unwrap();
+            assert!(rounded[0].is_nan() && rounded[1].is_nan() && rounded[2] == 0.5 && rounded[3] == 0.0);
+        }
+    }
+
+    #[test]
+    fn texts_are_read_back_and_others_refused() {
+        for storage in formats().into_iter().chain([Storage::plain(DType::I64)]) {
+            assert_eq!(Storage::parse(&storage.to_string()), Some(storage), "{storage}");
+        }
+        for text in
+            ["i8(", "i8()", "i9", "i8(axis = x)", "i8(block = 3)", "i8(axis = 1, tensor)", "f32(axis)"]
+        {
+            assert_eq!(Storage::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn storages_that_do_not_fit_say_why() {
+        let why = |storage: &str, dtype, shape: &[usize]| {
+            Storage::parse(storage).unwrap().check(dtype, shape).unwrap_err().to_string()
+        };
+        assert_eq!(
+            why("i8(axis = 2)", DType::F32, &[3, 4]),
+            "storage i8(axis = 2): axis 2 of a tensor with 2 axes"
+        );
+        assert_eq!(why("i8(tensor)", DType::F16, &[3]), "storage i8(tensor): numbers are f32, found f16");
+        assert_eq!(why("bf16", DType::F64, &[3]), "storage bf16: numbers are f32, found f64");
+        assert_eq!(
+            why("bf16(tensor)", DType::F32, &[3]),
+            "storage bf16(tensor): elements with scales are i8 or u8, found bf16"
+        );
+        assert_eq!(why("i8", DType::F32, &[3]), "storage i8: i8 without scales is for tensors of that type");
+        assert_eq!(
+            why("i8(axis = 0, block = 0)", DType::F32, &[3]),
+            "storage i8(axis = 0, block = 0): a block has at least one element"
+        );
+    }
+
+    #[test]
+    fn given_steps_are_checked() {
+        let elements = Tensor::from_slice(&[2, 3], &[1i8, -2, 3, 4, -5, 6]).unwrap();
+        let steps = Tensor::from_slice(&[1, 3], &[1f32, 10.0, 100.0]).unwrap();
+        let zeros = Tensor::from_slice(&[1, 3], &[0i8, 1, 2]).unwrap();
+        let stored =
+            StoredTensor::quantized(elements.clone(), (Scales::Axis(1), steps.clone()), Some(zeros)).unwrap();
+        assert_eq!(stored.decode().to_vec::<f32>().unwrap(), [1.0, -30.0, 100.0, 4.0, -60.0, 400.0]);
+        let error = StoredTensor::quantized(elements, (Scales::Axis(0), steps), None).unwrap_err();
+        assert_eq!(error.to_string(), "storage i8(axis = 0): expected f32[2, 1], found f32[1, 3]");
+    }
+}

@@ -1,0 +1,143 @@
+//! Stores constants narrow: right operands of products, and what is named.
+//!
+//! Required stage: canonical. The last change but roundings before extents are bound: sketches are chosen, and their
+//! factors computed, from the numbers as they were. A word such as `int8` stands for a scale for every result: the last
+//! axis of the right operand of a product, the first axis of anything else, such as the rows of an embedding. A product
+//! is named by itself or by its constant, and keeps other readers of that constant as they are. A constant that is not
+//! f32, or is stored narrow already, is passed over, and so is by default whatever is no right operand of a product, one
+//! matrix.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 64]) -> (y: f32[N, N]) {
+//!   %0 = const #w : f32[64, 32]  // fc.weight
+//!   %1 = matmul %x, %0 : f32[N, 32]  // fc
+//!   %2 = transpose %1 {perm = [1, 0]} : f32[32, N]  // turn
+//!   %3 = matmul %1, %2 : f32[N, N]  // scores
+//!   return %3
+//! }
+//! graph @after(%x: f32[N, 64]) -> (y: f32[N, N]) {
+//!   %0 = const #w : f32[64, 32] stored i8(axis = 1)  // fc.weight
+//!   %1 = matmul %x, %0 : f32[N, 32]  // fc
+//!   %2 = transpose %1 {perm = [1, 0]} : f32[32, N]  // turn
+//!   %3 = matmul %1, %2 : f32[N, N]  // scores
+//!   return %3
+//! }
+//! ```
+
+use std::collections::BTreeMap;
+
+use margay_ir::ops::Const;
+use margay_ir::pass::{Rule, RuleResult, rewrite};
+use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Verdict};
+use margay_loops::Precision;
+use margay_tensor::{DType, Storage};
+
+/// How something is stored, as plans and options say it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum StoreAs {
+    /// By a word.
+    Precision(Precision),
+    /// In this very storage.
+    Storage(Storage),
+}
+
+impl StoreAs {
+    /// Reads `f32`, `bf16`, `int8`, or a storage such as `i8(axis = 0, block = 32)`.
+    pub fn parse(text: &str) -> Option<StoreAs> {
+        let word = Precision::from_name(text).map(StoreAs::Precision);
+        word.or_else(|| Storage::parse(text).map(StoreAs::Storage))
+    }
+
+    /// The storage of a constant whose axis of results has a number.
+    fn storage(self, axis: usize) -> Storage {
+        match self {
+            StoreAs::Precision(precision) => precision.storage(axis),
+            StoreAs::Storage(storage) => storage,
+        }
+    }
+}
+
+/// Which constants are stored how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreConstants {
+    /// Right operands of products that are not named.
+    pub products: StoreAs,
+    /// Products and constants by their names in the model.
+    pub named: BTreeMap<String, StoreAs>,
+}
+
+impl Default for StoreConstants {
+    /// Everything as it is.
+    fn default() -> StoreConstants {
+        StoreConstants { products: StoreAs::Precision(Precision::F32), named: BTreeMap::new() }
+    }
+}
+
+impl Pass for StoreConstants {
+    fn name(&self) -> &'static str {
+        "store-constants"
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Approximate
+    }
+
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        let rules = [
+            Rule { name: "right-operand", apply: right_operand },
+            Rule { name: "named-constant", apply: named_constant },
+        ];
+        rewrite(self.name(), g, cx, self, &rules)
+    }
+}
+
+fn right_operand(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let operands = g.inputs_of(n);
+    let Some(payload) = g.constant(operands[1]) else { return Ok(Verdict::NoMatch) };
+    let shape = payload.stored().shape();
+    if shape[..shape.len() - 2].iter().any(|&d| d != 1) {
+        return Ok(Verdict::NoMatch);
+    }
+    let names = [n, operands[1].node].map(|n| g.node(n).origin.name());
+    let named = names.into_iter().find_map(|name| config.named.get(name));
+    let storage = named.unwrap_or(&config.products).storage(shape.len() - 1);
+    let constant = match narrowed(payload, storage) {
+        Ok(constant) => constant,
+        Err(verdict) => return Ok(verdict),
+    };
+    let mut patch = Patch::new();
+    let right = patch.add(g, constant, &[], g.node(operands[1].node).origin.clone())?;
+    let product = patch.add(g, g.op(n).clone(), &[operands[0], right], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), product);
+    Ok(Verdict::Rewrite(patch))
+}
+
+fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let (Op::Const(constant), origin) = (g.op(n), &g.node(n).origin) else { return Ok(Verdict::NoMatch) };
+    let product = |user: NodeId| matches!(g.op(user), Op::MatMul(_)) && g.inputs_of(user)[1].node == n;
+    let Some(store) = config.named.get(origin.name()) else { return Ok(Verdict::NoMatch) };
+    if g.users_of(n.into()).iter().all(|(user, _)| product(*user)) && !g.is_output(n.into()) {
+        return Ok(Verdict::NoMatch);
+    }
+    let constant = match narrowed(&constant.payload, store.storage(0)) {
+        Ok(constant) => constant,
+        Err(verdict) => return Ok(verdict),
+    };
+    let mut patch = Patch::new();
+    let new = patch.add(g, constant, &[], origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
+
+/// A constant in a storage that is not the one it has.
+fn narrowed(payload: &Payload, storage: Storage) -> Result<Const, Verdict> {
+    let stored = payload.stored();
+    if stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
+        return Err(Verdict::NoMatch);
+    }
+    match payload.stored_as(storage) {
+        Ok(payload) => Ok(Const { payload }),
+        Err(error) => Err(Verdict::Declined(error.to_string())),
+    }
+}

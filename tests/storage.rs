@@ -1,0 +1,212 @@
+//! Constants stored narrow and 16-bit floats, from graphs to results, and what bytes are said of them.
+
+use margay_artifact::Artifact;
+use margay_driver::build::jit;
+use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile};
+use margay_ir::{Graph, eval};
+use margay_loops::Precision;
+use margay_lower::lower;
+use margay_plan::{Budget, Plan};
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{Binding, DType, Tensor};
+use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
+
+/// Compiles a graph for every class and compares it with the reference.
+fn agrees(g: &Graph, inputs: &[(&str, &Tensor)], tolerance: Tolerance) {
+    let expected = eval::run(g, inputs).unwrap();
+    for backend in backend::supported() {
+        let executable = jit(g, &Binding::new(), &*backend).unwrap_or_else(|e| panic!("{e}\n{g}"));
+        let run =
+            |threads| Session::new(&executable, SessionOptions { threads }).unwrap().run(inputs).unwrap();
+        let found = run(1);
+        for ((name, found), expected) in found.iter().zip(&expected) {
+            assert_close(&format!("{name} on {}\n{g}", backend.target()), found, expected, tolerance);
+        }
+        assert_eq!(found, run(2), "with 1 and 2 threads");
+    }
+}
+
+/// Bytes of constants that the program of a graph stores.
+fn constant_bytes(g: &Graph) -> u64 {
+    lower(g, &*backend::named("cpu", "x86-64-v4", Precision::F32).unwrap()).unwrap().constant_bytes()
+}
+
+#[test]
+fn rows_of_a_table_are_read_as_they_are_stored() {
+    let ids = Tensor::from_slice(&[5], &[3i64, 0, 39, -1, 7]).unwrap();
+    for (storage, bytes) in [
+        ("", 40 * 33 * 4),
+        (" stored f16", 40 * 33 * 2),
+        (" stored bf16", 40 * 33 * 2),
+        (" stored i8(axis = 0)", 1344 + 40 * 4),
+        (" stored i8(axis = 1)", 1344 + 33 * 4),
+        (" stored i8(tensor)", 1344 + 4),
+        (" stored u8(axis = 0, zero points)", 1344 + 192 + 40),
+        (" stored i8(axis = 1, block = 8, zero points)", 1344 + 832 + 40 * 5),
+        (" stored i8(axis = 0, block = 16)", 1344 + 3 * 33 * 4),
+    ] {
+        let (g, _) = parse_with_random_constants(&format!(
+            "graph @rows(%i: i64[5], %x: f32[5, 33]) -> (a: f32[5, 33], b: f32[40, 33]) {{
+               %0 = const #t : f32[40, 33]{storage}  // table
+               %1 = gather %0, %i {{axis = 0}} : f32[5, 33]  // rows
+               %2 = add %1, %x : f32[5, 33]  // sum
+               %3 = tanh %0 : f32[40, 33]  // all
+               return %2, %3
+             }}"
+        ));
+        agrees(&g, &[("i", &ids), ("x", &normal(&[5, 33], 1, 0))], Tolerance::ELEMENTWISE);
+        assert_eq!(constant_bytes(&g), bytes, "{storage}");
+    }
+}
+
+/// A product with a constant that kernels read as it is stored, or as numbers where they do not.
+#[test]
+fn products_read_constants_of_any_storage() {
+    let x = normal(&[6, 40], 2, 0);
+    for (storage, bytes) in [
+        ("", 40 * 64 * 4),
+        (" stored bf16", 40 * 64 * 2),
+        (" stored i8(axis = 1)", 64 * 4 + 40 * 64),
+        (" stored i8(tensor)", 64 * 4 + 40 * 64),
+        (" stored f16", 40 * 64 * 4),
+        (" stored i8(axis = 0)", 40 * 64 * 4),
+        (" stored u8(axis = 1, zero points)", 40 * 64 * 4),
+        (" stored i8(axis = 0, block = 8)", 40 * 64 * 4),
+    ] {
+        let (g, _) = parse_with_random_constants(&format!(
+            "graph @product(%x: f32[6, 40]) -> (y: f32[6, 33]) {{
+               %0 = const #w : f32[40, 33]{storage}
+               %1 = matmul %x, %0 : f32[6, 33]  // fc
+               return %1
+             }}"
+        ));
+        agrees(&g, &[("x", &x)], Tolerance::REDUCTION);
+        assert_eq!(constant_bytes(&g), bytes, "{storage}");
+    }
+}
+
+/// Matrices that are no one constant matrix are made numbers by loops.
+#[test]
+fn a_product_with_several_narrow_matrices_reads_numbers() {
+    let (g, _) = parse_with_random_constants(
+        "graph @matrices(%x: f32[3, 4, 20]) -> (y: f32[3, 4, 9]) {
+           %0 = const #w : f32[3, 20, 9] stored i8(axis = 0)
+           %1 = matmul %x, %0 : f32[3, 4, 9]  // fc
+           return %1
+         }",
+    );
+    agrees(&g, &[("x", &normal(&[3, 4, 20], 2, 0))], Tolerance::REDUCTION);
+}
+
+fn in_type(dtype: DType, shape: &[usize], stream: u64) -> Tensor {
+    margay_ir::ops::Numbers::of(&normal(shape, 4, stream)).unwrap().into_tensor(dtype, shape).unwrap()
+}
+
+/// Rounding happens where the graph says, wherever code is fused.
+#[test]
+fn graphs_in_16_bits_round_every_value() {
+    for (dtype, steps) in [(DType::F16, 2e-3), (DType::BF16, 1.6e-2)] {
+        let (g, _) = parse_with_random_constants(&format!(
+            "graph @half(%x: {d}[6, 37], %y: {d}[37], %z: f32[6, 37]) -> (a: {d}[6, 37], b: f32[6, 37], c: {d}[6], d: {d}[6, 37]) {{
+               %0 = add %x, %y : {d}[6, 37]  // sum
+               %1 = mul %0, %0 : {d}[6, 37]  // square
+               %2 = sub %1, %x : {d}[6, 37]  // difference
+               %3 = cast %2 {{to = f32}} : f32[6, 37]  // wide
+               %4 = add %3, %z : f32[6, 37]  // wide_sum
+               %5 = reduce %x {{axes = [1], kind = sum}} : {d}[6]  // total
+               %6 = softmax %x {{axis = 1}} : {d}[6, 37]  // soft
+               %7 = mul %6, %y : {d}[6, 37]  // scaled
+               return %2, %4, %5, %7
+             }}",
+            d = dtype.name()
+        ));
+        let inputs = [in_type(dtype, &[6, 37], 0), in_type(dtype, &[37], 1), normal(&[6, 37], 4, 2)];
+        let named = [("x", &inputs[0]), ("y", &inputs[1]), ("z", &inputs[2])];
+        agrees(&g, &named, Tolerance { relative: steps, absolute: steps });
+        // Sums, products and differences of two numbers are rounded as the reference rounds them.
+        let expected = eval::run(&g, &named).unwrap();
+        let executable = jit(&g, &Binding::new(), &*backend::native()).unwrap();
+        let found = Session::new(&executable, SessionOptions { threads: 1 }).unwrap().run(&named).unwrap();
+        assert_close("a", &found[0].1, &expected[0], Tolerance::EXACT);
+        assert_close("b", &found[1].1, &expected[1], Tolerance::ELEMENTWISE);
+    }
+}
+
+#[test]
+fn products_and_attention_in_16_bits_run_on_kernels_for_f32() {
+    for (dtype, steps) in [(DType::F16, 3e-3), (DType::BF16, 2e-2)] {
+        let d = dtype.name();
+        let (g, _) = parse_with_random_constants(&format!(
+            "graph @half(%x: {d}[2, 5, 24], %k: {d}[2, 24, 7]) -> (a: {d}[2, 5, 7], b: {d}[2, 5, 24], c: {d}[2, 5, 3]) {{
+               %0 = matmul %x, %k : {d}[2, 5, 7]  // scores
+               %1 = transpose %k {{perm = [0, 2, 1]}} : {d}[2, 7, 24]
+               %2 = reshape %x {{shape = [2, 1, 5, 24]}} : {d}[2, 1, 5, 24]
+               %3 = reshape %1 {{shape = [2, 1, 7, 24]}} : {d}[2, 1, 7, 24]
+               %4 = attention %2, %3, %3 {{scale = 0.2}} : {d}[2, 1, 5, 24]  // attention
+               %5 = reshape %4 {{shape = [2, 5, 24]}} : {d}[2, 5, 24]
+               %6 = add %5, %x : {d}[2, 5, 24]  // residual
+               %7 = slice %x {{starts = [0, 0, 0], ends = [2, 5, 3], steps = [1, 1, 1]}} : {d}[2, 5, 3]
+               %8 = neg %7 : {d}[2, 5, 3]
+               return %0, %6, %8
+             }}"
+        ));
+        let inputs = [in_type(dtype, &[2, 5, 24], 0), in_type(dtype, &[2, 24, 7], 1)];
+        agrees(&g, &[("x", &inputs[0]), ("k", &inputs[1])], Tolerance { relative: steps, absolute: steps });
+    }
+}
+
+/// A weight of a model in bf16 is stored in bf16, and one in f16 as a kernel reads it.
+#[test]
+fn weights_of_16_bit_models_are_packed() {
+    for (dtype, steps, bytes) in [(DType::F16, 3e-3, 24 * 32 * 4), (DType::BF16, 2e-2, 24 * 32 * 2)] {
+        let d = dtype.name();
+        let weight = margay_ir::Payload::new(in_type(dtype, &[24, 20], 3));
+        let mut g = Graph::new("half");
+        let x = g.add_input("x", margay_ir::TensorType::known(dtype, &[5, 24]));
+        let w = g.add(margay_ir::ops::Const { payload: weight }, &[], margay_ir::Origin::default()).unwrap();
+        let y = g.add(margay_ir::ops::MatMul, &[x, w], margay_ir::Origin::named("fc")).unwrap();
+        g.add_output("y", y);
+        agrees(&g, &[("x", &in_type(dtype, &[5, 24], 0))], Tolerance { relative: steps, absolute: steps });
+        assert_eq!(constant_bytes(&g), bytes, "{d}");
+    }
+}
+
+/// Three layers of 96, 160 and 33 units, the first of them wide enough to be sketched.
+fn source() -> Source {
+    let (graph, _) = parse_with_random_constants(
+        "graph @layers(%x: f32[N, 96]) -> (y: f32[N, 33]) {
+           %0 = const #u : f32[96, 160]  // up.weight
+           %1 = matmul %x, %0 : f32[N, 160]  // up
+           %2 = gelu %1 : f32[N, 160]  // act
+           %3 = const #d : f32[160, 33]  // down.weight
+           %4 = matmul %2, %3 : f32[N, 33]  // down
+           return %4
+         }",
+    );
+    Source::new(graph, "layers", &mut Dump::none()).unwrap()
+}
+
+/// The bytes that a report says are those in the file, for dense models and for ranks that fill no panel.
+#[test]
+fn reports_say_the_bytes_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = Samples::new(vec![("x".into(), normal(&[24, 96], 5, 0))]).unwrap();
+    let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
+    let sketched = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
+    let mut plan = compile(&source(), Some(&samples), &sketched, &Silent).unwrap().plan;
+    plan.modules.get_mut("up").unwrap().rank = 18;
+    let plans: [Option<Plan>; 2] = [None, Some(plan)];
+    for (plan, precision) in plans.iter().flat_map(|p| Precision::ALL.map(|precision| (p, precision))) {
+        let options = CompileOptions { plan: plan.clone(), precision, ..base.clone() };
+        let compiled = compile(&source(), Some(&samples), &options, &Silent).unwrap();
+        let path = folder.path().join("model.margay");
+        compiled.write(&path, true, &mut Dump::none()).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let stored = &artifact.description().constants;
+        let packed = stored.iter().filter(|c| c.layout.is_some()).map(|c| c.range.len() as u64);
+        let (name, report) = (precision.name(), &compiled.report);
+        assert_eq!(report.bytes_after, packed.sum::<u64>(), "{name}, planned: {}", plan.is_some());
+        // Panels of 32 columns.
+        assert_eq!(report.bytes_before, 4 * (96 * 160 + 160 * 64), "{name}");
+    }
+}
