@@ -239,9 +239,9 @@ fn narrow_constants_drawn_together_agree() {
             let batch: &[(usize, [bool; 2])] = random.pick(&[&[][..], &[(2, [true, false])]]);
             let transposed = [random.below(3) == 0, false];
             let gap = random.pick(&[0, 0, 3]);
-            let precision = random.pick(&NARROW);
+            let types = random.pick(&narrow());
             let epilogue = epilogues[turn % epilogues.len()];
-            let case = case(dims, batch, transposed, true, gap).with(epilogue).in_precision(precision);
+            let case = case(dims, batch, transposed, true, gap).with(epilogue).of_types(types);
             case.check(class, &case.inputs(&mut random));
         }
     }
