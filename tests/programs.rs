@@ -61,8 +61,8 @@ fn bias_activation_and_residual_join_the_product() {
     ), @r##"
     input x: f32[8, 64]
     output y: f32[8, 64]
-    constant c0: f32[64] #de0f1de33bd8 ["#de0f1de33bd8"]
-    constant c1: f32[64, 64] #47e6745a4e1c ["#47e6745a4e1c"] packed {operand = 1, layout = f32_kn32, bytes = 16384} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, epilogue = {bias = true, activation = gelu_erf, residual = true}}
+    constant c0: f32[64] #3d0a68235482 ["#3d0a68235482"]
+    constant c1: f32[64, 64] #fa25b8bca673 ["#fa25b8bca673"] packed {operand = 1, layout = f32_kn32, bytes = 16384} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, epilogue = {bias = true, activation = gelu_erf, residual = true}}
     arena 0 bytes
     steps
       matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, epilogue = {bias = true, activation = gelu_erf, residual = true}} needs {packed = [{operand = 1, layout = f32_kn32, bytes = 16384}]} (in0, c1, c0, in0, out0)  // fc + bias + act + residual
@@ -81,7 +81,7 @@ fn silu_joins_the_product() {
     ), @r##"
     input x: f32[8, 64]
     output y: f32[8, 64]
-    constant c0: f32[64, 64] #47e6745a4e1c ["#47e6745a4e1c"] packed {operand = 1, layout = int8_kn32, bytes = 4352} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, precision = int8, epilogue = {activation = silu}}
+    constant c0: f32[64, 64] stored i8(axis = 1) #ea875ac1887d ["#w"] packed {operand = 1, layout = int8_kn32, bytes = 4352} of matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, types = {right = i8(axis = 1)}, epilogue = {activation = silu}}
     arena 0 bytes
     steps
       matmul {m = 8, n = 64, k = 64, a = {row_stride = 64, col_stride = 1}, b = {row_stride = 64, col_stride = 1}, c_row_stride = 64, b_packed = true, types = {right = i8(axis = 1)}, epilogue = {activation = silu}} needs {packed = [{operand = 1, layout = int8_kn32, bytes = 4352}]} (in0, c0, out0)  // fc + act
@@ -133,8 +133,8 @@ fn bias_residual_and_activation_join_the_convolution() {
     ), @r##"
     input x: f32[2, 8, 8, 32]
     output y: f32[2, 8, 8, 32]
-    constant c0: f32[32] #c7b02e2a147f ["#c7b02e2a147f"]
-    constant c1: f32[32, 32, 3, 3] #c57349b56137 ["#c57349b56137"] packed {operand = 1, layout = f32_taps32, bytes = 36864} of conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}}
+    constant c0: f32[32] #1dc332785029 ["#1dc332785029"]
+    constant c1: f32[32, 32, 3, 3] #5beadaa673e4 ["#5beadaa673e4"] packed {operand = 1, layout = f32_taps32, bytes = 36864} of conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}}
     arena 0 bytes
     steps
       conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}} needs {packed = [{operand = 1, layout = f32_taps32, bytes = 36864}]} (in0, c1, c0, in0, out0)  // conv + bias + residual + act

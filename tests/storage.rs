@@ -1,12 +1,14 @@
 //! Constants stored narrow and 16-bit floats, from graphs to results, and what bytes are said of them.
 
+use std::collections::BTreeMap;
+
 use margay_artifact::Artifact;
 use margay_driver::build::jit;
-use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile};
+use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile, open};
 use margay_ir::{Graph, eval};
 use margay_loops::Precision;
 use margay_lower::lower;
-use margay_plan::{Budget, Plan};
+use margay_plan::{Budget, Choice, Plan};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
@@ -194,7 +196,7 @@ fn reports_say_the_bytes_of_the_file() {
     let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
     let sketched = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
     let mut plan = compile(&source(), Some(&samples), &sketched, &Silent).unwrap().plan;
-    plan.modules.get_mut("up").unwrap().rank = 18;
+    plan.sites.insert("up".into(), Choice::new("lowrank", &BTreeMap::from([("rank", 18)])));
     let plans: [Option<Plan>; 2] = [None, Some(plan)];
     for (plan, precision) in plans.iter().flat_map(|p| Precision::ALL.map(|precision| (p, precision))) {
         let options = CompileOptions { plan: plan.clone(), precision, ..base.clone() };
@@ -208,5 +210,28 @@ fn reports_say_the_bytes_of_the_file() {
         assert_eq!(report.bytes_after, packed.sum::<u64>(), "{name}, planned: {}", plan.is_some());
         // Panels of 32 columns.
         assert_eq!(report.bytes_before, 4 * (96 * 160 + 160 * 64), "{name}");
+    }
+}
+
+/// An exported model computes what the reference computes from the stored constants, rounding included.
+#[test]
+fn an_exported_model_has_the_numbers_that_are_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = normal(&[24, 96], 8, 0);
+    let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
+    let outputs = |g: &Graph| eval::run(g, &[("x", &x)]).unwrap();
+    let exact = outputs(&source().graph);
+    for precision in [Precision::Bf16, Precision::Int8] {
+        let compiled =
+            compile(&source(), None, &CompileOptions { precision, ..base.clone() }, &Silent).unwrap();
+        let path = folder.path().join("model.onnx");
+        compiled.export(&path).unwrap();
+        let (expected, found) = (outputs(&compiled.graph), outputs(&open(&path).unwrap().graph));
+        assert_close(precision.name(), &found[0], &expected[0], Tolerance::ELEMENTWISE);
+        assert!(
+            margay_testkit::max_error(&found[0], &exact[0]) > 1e-4,
+            "{}: nothing was rounded",
+            precision.name()
+        );
     }
 }

@@ -10,10 +10,10 @@
 //!   return %1
 //! }
 //! graph @after(%x: f32[N, 64]) -> (y: f32[N, 32]) {
-//!   %0 = cast %x {to = bf16} : bf16[N, 64]  // fc
-//!   %1 = cast %0 {to = f32} : f32[N, 64]  // fc
-//!   %2 = const #w : f32[64, 32] stored bf16  // fc.weight
-//!   %3 = matmul %1, %2 : f32[N, 32]  // fc
+//!   %0 = const #w : f32[64, 32] stored bf16  // fc.weight
+//!   %1 = cast %x {to = bf16} : bf16[N, 64]  // fc
+//!   %2 = cast %1 {to = f32} : f32[N, 64]  // fc
+//!   %3 = matmul %2, %0 : f32[N, 32]  // fc
 //!   return %3
 //! }
 //! ```

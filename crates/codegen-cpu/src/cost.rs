@@ -22,7 +22,7 @@
 //! frequencies, and what neighbouring calls leave in the cache.
 
 use margay_loops::{
-    Activation, Attention, AttentionGradient, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
+    Activation, Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
 };
 use margay_tensor::DType;
 use serde::Deserialize;
@@ -134,6 +134,12 @@ impl CostModel {
             KernelCall::Attention(call) => self.attention(call),
             KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),
+            // Others pass over their arguments a few times at most.
+            other => Load {
+                arithmetic: seconds(other.flops(), self.gflops.elementwise),
+                constant_bytes: 0,
+                computed_bytes: other.args().iter().map(argument_bytes).fold(0, u64::saturating_add),
+            },
         };
         self.time(load, threads)
     }
@@ -322,6 +328,12 @@ impl CostModel {
         }
         Ok(())
     }
+}
+
+/// Bytes of an argument, each element once.
+fn argument_bytes(arg: &CallArg) -> u64 {
+    let extents: Vec<usize> = arg.axes.iter().map(|(extent, _)| *extent).collect();
+    product(&extents).saturating_mul(arg.dtype.bytes() as u64)
 }
 
 /// The time of `count` things at `rate` · 10^9 per second.

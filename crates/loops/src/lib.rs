@@ -26,7 +26,7 @@ pub mod verify;
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
-    KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
+    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};

@@ -125,7 +125,10 @@ impl Nest {
 
     /// The number `value` in the type of `like`.
     pub fn number(&mut self, like: Reg, value: f64) -> Reg {
-        self.literal(Literal::of(self.dtype(like), value))
+        // There are no literals of halves.
+        let (dtype, literal) = (self.dtype(like), Literal::of(self.dtype(like), value));
+        let number = self.literal(literal);
+        if literal.dtype() == dtype { number } else { self.cast(number, dtype) }
     }
 
     /// A position as an I64.

@@ -54,6 +54,7 @@ impl Backend for Reference {
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
             | KernelCall::ConvKernelGradient(_)
+            | KernelCall::Hadamard(_)
             | KernelCall::Attention(_)
             | KernelCall::AttentionGradient(_)
             | KernelCall::LinearAttention(_) => Vec::new(),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use margay_kernels_cpu::abi::SCRATCH_HEADER_BYTES;
 use margay_kernels_cpu::{CpuTarget, lookup};
 use margay_loops::{
-    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, KernelCall,
-    LinearAttention, MatLayout, MatMul, Precision, ProductTypes,
+    Activation, Attention, AttentionGradient, BatchAxis, Conv, ConvKernelGradient, Epilogue, Hadamard,
+    KernelCall, LinearAttention, MatLayout, MatMul, Precision, ProductTypes,
 };
 use margay_tensor::DType;
 
@@ -157,6 +157,9 @@ fn calls() -> Vec<KernelCall> {
             dv: strides,
         }));
     }
+    for (rows, len) in [(65_536, 64), (4096, 1024), (256, 16_384)] {
+        calls.push(KernelCall::Hadamard(Hadamard { rows, len }));
+    }
     for (n, features, causal) in [
         (512, 128, false),
         (2048, 128, false),
@@ -268,53 +271,8 @@ fn conv(
 
 /// Elements of each argument of a call, packed ones excepted.
 fn lengths(call: &KernelCall) -> Vec<usize> {
-    match call {
-        KernelCall::MatMul(c) => {
-            let times: usize = c.batch.iter().map(|axis| axis.extent).product();
-            let mut lengths = vec![times * c.m * c.k, times * c.k * c.n];
-            lengths.extend(c.epilogue.bias.then_some(c.n));
-            lengths.push(times * c.m * c.n);
-            lengths
-        }
-        KernelCall::Attention(c) => {
-            let width = c.batch * c.heads;
-            vec![
-                width * c.q_len * c.qk_dim,
-                width * c.kv_len * c.qk_dim,
-                width * c.kv_len * c.v_dim,
-                width * c.q_len * c.v_dim,
-            ]
-        }
-        KernelCall::AttentionGradient(c) => {
-            let width = c.batch * c.heads;
-            let (q, k) = (width * c.q_len * c.qk_dim, width * c.kv_len * c.qk_dim);
-            let (v, d_o) = (width * c.kv_len * c.v_dim, width * c.q_len * c.v_dim);
-            vec![q, k, v, width * c.q_len, width * c.q_len, d_o, q, k, v]
-        }
-        KernelCall::LinearAttention(c) => {
-            let width = c.batch * c.heads;
-            vec![
-                width * c.q_len * c.features,
-                width * c.kv_len * c.features,
-                width * c.kv_len * c.v_dim,
-                width * c.q_len * c.v_dim,
-            ]
-        }
-        KernelCall::ConvKernelGradient(c) => {
-            let [x, k, y] = lengths(&KernelCall::Conv(c.forward.clone()))[..] else {
-                unreachable!("no epilogue")
-            };
-            vec![x, y, k]
-        }
-        KernelCall::Conv(c) => {
-            let pixels = |size: [usize; 2]| size[0] * size[1];
-            vec![
-                c.batch * c.in_channels * pixels(c.in_size),
-                c.out_channels * c.in_channels / c.groups * pixels(c.kernel),
-                c.batch * c.out_channels * pixels(c.out_size),
-            ]
-        }
-    }
+    let last = |(extent, stride): &(usize, usize)| extent.saturating_sub(1) * stride;
+    call.args().iter().map(|arg| arg.axes.iter().map(last).sum::<usize>() + 1).collect()
 }
 
 /// Seconds of one call.

@@ -34,6 +34,7 @@ mod depthwise;
 mod error;
 mod fetch;
 mod filters;
+mod hadamard;
 mod isa;
 mod linear_attention;
 pub mod math;

@@ -7,7 +7,7 @@ use margay_tensor::{DType, StoredTensor};
 
 use crate::constants::Format;
 use crate::{
-    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise,
+    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise, hadamard,
     linear_attention, matmul,
 };
 
@@ -155,6 +155,7 @@ impl CpuTarget {
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
+            KernelCall::Hadamard(c) => hadamard::prepare(self.class, c),
             KernelCall::ConvKernelGradient(c) => conv_gradient::prepare(self.class, c),
             KernelCall::Attention(c) => attention::prepare(self.class, c),
             KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
@@ -195,7 +196,7 @@ impl CpuTarget {
     }
 }
 
-/// Refuses operands that are not f32, but for those of products, which say so themselves.
+/// Refuses operands that are not f32, but for those of products, which say so themselves. Transforms have no others.
 fn expect_f32(call: &KernelCall) -> Result<(), String> {
     let plain = |types: &ProductTypes| match *types == ProductTypes::F32 {
         true => Ok(()),
@@ -206,7 +207,7 @@ fn expect_f32(call: &KernelCall) -> Result<(), String> {
         other => Err(format!("operands are f32, found {other}")),
     };
     match call {
-        KernelCall::MatMul(_) => Ok(()),
+        KernelCall::MatMul(_) | KernelCall::Hadamard(_) => Ok(()),
         KernelCall::Conv(c) => plain(&c.types),
         KernelCall::ConvKernelGradient(c) => plain(&c.forward.types),
         KernelCall::Attention(c) => f32(c.dtype),
@@ -251,6 +252,7 @@ pub(crate) struct Names {
     pub(crate) conv: &'static str,
     pub(crate) conv_gradient: &'static str,
     pub(crate) depthwise: &'static str,
+    pub(crate) hadamard: &'static str,
     /// Filters that are no constants.
     pub(crate) filters: &'static str,
 }
@@ -273,6 +275,7 @@ macro_rules! names {
             conv: concat!("conv_f32_nhwc__", $instructions),
             conv_gradient: concat!("conv_kernel_gradient_f32_nhwc__", $instructions),
             depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
+            hadamard: concat!("hadamard_f32__", $instructions),
             filters: concat!("pack_f32_filters__", $instructions),
         }
     };
@@ -300,7 +303,7 @@ macro_rules! entries {
             use crate::abi::SCRATCH_HEADER_BYTES;
 
             use super::{Class, KernelEntry, Names};
-            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, isa, linear_attention, matmul, narrow, pack, strided, thin};
+            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, hadamard, isa, linear_attention, matmul, narrow, pack, strided, thin};
 
             const NAMES: &Names = Class::$class.kernels();
 
@@ -318,6 +321,7 @@ macro_rules! entries {
             entries!(@one CONV_GRADIENT, NAMES.conv_gradient, conv_gradient, $class, $isa, $(#[$features])?);
             entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
             entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
+            entries!(@one HADAMARD, NAMES.hadamard, hadamard, $class, $isa, $(#[$features])?);
         }
     };
     (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
@@ -379,6 +383,7 @@ pub const KERNELS: &[KernelEntry] = &[
     portable::CONV_GRADIENT,
     portable::DEPTHWISE,
     portable::FILTERS,
+    portable::HADAMARD,
     #[cfg(target_arch = "x86_64")]
     avx2::PACK,
     #[cfg(target_arch = "x86_64")]
@@ -404,6 +409,8 @@ pub const KERNELS: &[KernelEntry] = &[
     #[cfg(target_arch = "x86_64")]
     avx2::FILTERS,
     #[cfg(target_arch = "x86_64")]
+    avx2::HADAMARD,
+    #[cfg(target_arch = "x86_64")]
     avx512::PACK,
     #[cfg(target_arch = "x86_64")]
     avx512::MATMUL,
@@ -427,6 +434,8 @@ pub const KERNELS: &[KernelEntry] = &[
     avx512::DEPTHWISE,
     #[cfg(target_arch = "x86_64")]
     avx512::FILTERS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::HADAMARD,
     #[cfg(target_arch = "x86_64")]
     avx512_bf16::MATMUL,
 ];

@@ -12,6 +12,7 @@ mod attention_gradient;
 mod conv;
 mod conv_kernel_gradient;
 mod epilogue;
+mod hadamard;
 mod linear_attention;
 mod matmul;
 mod types;
@@ -21,6 +22,7 @@ pub use attention_gradient::AttentionGradient;
 pub use conv::Conv;
 pub use conv_kernel_gradient::ConvKernelGradient;
 pub use epilogue::{Activation, Epilogue};
+pub use hadamard::Hadamard;
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
 pub use types::ProductTypes;
@@ -160,4 +162,4 @@ macro_rules! calls {
 }
 
 // By the alphabet.
-calls![Attention, AttentionGradient, Conv, ConvKernelGradient, LinearAttention, MatMul];
+calls![Attention, AttentionGradient, Conv, ConvKernelGradient, Hadamard, LinearAttention, MatMul];

@@ -1,7 +1,7 @@
 //! Operators that ONNX, or the chosen operator set, spells as several. The recognition passes know these spellings.
 
-use margay_ir::ops::{Attention, LayerNorm, LinearAttention, Pool};
-use margay_ir::{NodeId, TensorType, Value};
+use margay_ir::ops::{Attention, LayerNorm, LinearAttention, Numbers, Pool};
+use margay_ir::{NodeId, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Exporter;
@@ -41,6 +41,28 @@ impl Exporter<'_> {
     pub(super) fn silu(&mut self, x: &str) -> String {
         let share = self.emit("Sigmoid", "Sigmoid", &[x], vec![]);
         self.emit("Mul", "", &[x, &share], vec![])
+    }
+
+    /// H x / √n by two products: rows of n = a b as matrices [a, b], H = Hₐ ⊗ H_b.
+    pub(super) fn hadamard(&mut self, x: &str, shape: &[Dim], dtype: DType) -> Result<String, OnnxError> {
+        let n = shape.last().and_then(Dim::as_extent).unwrap_or(1).max(1);
+        let a: usize = 1 << (n.ilog2() / 2);
+        let rows = &shape[..shape.len().saturating_sub(1)];
+        let split = [rows, &[Dim::from(a), Dim::from(n / a)]].concat();
+        let matrices = self.reshape("split", x, shape, &split)?;
+        let right = self.hadamard_matrix(n / a, dtype)?;
+        let product = self.emit("MatMul", "right", &[&matrices, &right], vec![]);
+        let left = self.hadamard_matrix(a, dtype)?;
+        let product = self.emit("MatMul", "left", &[&left, &product], vec![]);
+        self.reshape("", &product, &split, shape)
+    }
+
+    fn hadamard_matrix(&mut self, n: usize, dtype: DType) -> Result<String, OnnxError> {
+        let sign = |at: usize| if ((at / n) & (at % n)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        let elements = (0..n * n).map(|at| sign(at) / (n as f64).sqrt()).collect();
+        let tensor = Numbers::Float(elements).into_tensor(dtype, &[n, n]);
+        let tensor = tensor.map_err(|e| self.refusal(e.to_string()))?;
+        Ok(self.initializer(&Payload::new(tensor), "hadamard"))
     }
 
     /// softmax(scale Q Kᵀ + mask) V, and log Σ exp(scale Q Kᵀ + mask).

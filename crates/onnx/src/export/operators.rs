@@ -34,6 +34,7 @@ impl Exporter<'_> {
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),
             Op::And(_) => plain("And"),
+            Op::Atan(_) => plain("Atan"),
             Op::Ceil(_) => plain("Ceil"),
             Op::Cos(_) => plain("Cos"),
             Op::Div(_) => plain("Div"),
@@ -95,6 +96,7 @@ impl Exporter<'_> {
                 unreachable!("`{}` was spelled out before", op.name())
             }
             Op::FoldPatches(op) => self.fold_patches(n, x[0], op),
+            Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),

@@ -1,8 +1,8 @@
 //! Operators that compute each element from the elements at the same place.
 
 use margay_ir::ops::{
-    Abs, Add, And, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul, Neg,
-    Not, Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
+    Abs, Add, And, Atan, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul,
+    Neg, Not, Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
 };
 use margay_ir::{Op, Value};
 use margay_tensor::DType;
@@ -21,7 +21,7 @@ macro_rules! unary {
     )* };
 }
 unary! {
-    abs = Abs, ceil = Ceil, cos = Cos, erf = Erf, exp = Exp, floor = Floor, log = Log, neg = Neg, not = Not,
+    abs = Abs, atan = Atan, ceil = Ceil, cos = Cos, erf = Erf, exp = Exp, floor = Floor, log = Log, neg = Neg, not = Not,
     round = Round, sin = Sin, sqrt = Sqrt, tanh = Tanh,
 }
 

@@ -49,6 +49,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Abs", 1, elementwise::abs),
     op("Add", 1, elementwise::add),
     op("And", 1, elementwise::and),
+    op("Atan", 7, elementwise::atan),
     op("AveragePool", 1, convolutions::average_pool),
     op("BatchNormalization", 1, normalizations::batch_normalization),
     op("Cast", 1, elementwise::cast),

@@ -6,6 +6,7 @@
 mod abs;
 mod add;
 mod and;
+mod atan;
 mod cast;
 mod ceil;
 mod cos;
@@ -39,6 +40,7 @@ mod tanh;
 pub use abs::Abs;
 pub use add::Add;
 pub use and::And;
+pub use atan::Atan;
 pub use cast::Cast;
 pub use ceil::Ceil;
 pub use cos::Cos;
