@@ -246,3 +246,54 @@ fn attention_under_training_takes_memory_for_rows_not_for_pairs() {
         assert!(long.arena_bytes <= 2 * short.arena_bytes + 4096, "{} bytes", long.arena_bytes);
     }
 }
+
+/// The derivatives by the inputs of the sum of the elements of `%y`, an expression over inputs, each times 1, 2, 3, ….
+fn derived(inputs: &[(&str, &[usize], &[f32])], nodes: &str, ty: &str) -> Vec<Vec<f32>> {
+    let list: Vec<String> = inputs.iter().map(|(name, shape, _)| format!("%{name}: f32{shape:?}")).collect();
+    let source = format!("graph @ties({}) -> (y: {ty}) {{\n{nodes}\nreturn %y\n}}", list.join(", "));
+    let mut g = margay_ir::text::parse(&source, &|_, _| None).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    let by = inputs.iter().map(|(name, ..)| (*name).to_string()).collect();
+    let pass = margay_passes::Differentiate { output: "y".into(), by };
+    margay_ir::Pass::run(&pass, &mut g, &mut margay_ir::Cx::default()).unwrap();
+    let y = g.ty(g.outputs()[0].value).extents().unwrap();
+    let weights: Vec<f32> = (1..=y.iter().product::<usize>()).map(|i| i as f32).collect();
+    let mut tensors: Vec<(&str, Tensor)> =
+        inputs.iter().map(|(name, shape, x)| (*name, Tensor::from_slice(shape, x).unwrap())).collect();
+    if !y.is_empty() {
+        tensors.push(("cotangent", Tensor::from_slice(&y, &weights).unwrap()));
+    }
+    let by_name: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (*name, t)).collect();
+    let expected = eval::run(&g, &by_name).unwrap();
+    let executable = jit(&g, &Binding::new(), &*backend::native()).unwrap();
+    let found = Session::new(&executable, SessionOptions { threads: 1 }).unwrap().run(&by_name).unwrap();
+    let floats = |t: &Tensor| t.to_vec::<f32>().unwrap();
+    expected.iter().zip(&found).for_each(|(e, f)| assert_eq!(floats(e), floats(&f.1), "{source}"));
+    expected[1..].iter().map(floats).collect()
+}
+
+#[test]
+fn ties_share_or_the_first_takes_all() {
+    let x: (&str, &[usize], &[f32]) = ("x", &[3, 4], &[1., 3., 3., 0., 2., 2., 2., 2., -1., -3., -2., -3.]);
+    let max = derived(&[x], "%y = reduce %x {kind = max, axes = [1]} : f32[3]", "f32[3]");
+    assert_eq!(max, [[0., 0.5, 0.5, 0., 0.5, 0.5, 0.5, 0.5, 3., 0., 0., 0.]]);
+    let min =
+        derived(&[x], "%y = reduce %x {kind = min, axes = [1], keepdims = true} : f32[3, 1]", "f32[3, 1]");
+    assert_eq!(min, [[0., 0., 0., 1., 0.5, 0.5, 0.5, 0.5, 0., 1.5, 0., 1.5]]);
+    let all = derived(&[x], "%y = reduce %x {kind = max, axes = [0, 1]} : f32", "f32");
+    assert_eq!(all, [[0., 0.5, 0.5, 0., 0., 0., 0., 0., 0., 0., 0., 0.]]);
+
+    let a: (&str, &[usize], &[f32]) = ("a", &[3], &[1., 2., 3.]);
+    let b: (&str, &[usize], &[f32]) = ("b", &[3], &[2., 2., 1.]);
+    assert_eq!(derived(&[a, b], "%y = max %a, %b : f32[3]", "f32[3]"), [[0., 2., 3.], [1., 0., 0.]]);
+    assert_eq!(derived(&[a, b], "%y = min %a, %b : f32[3]", "f32[3]"), [[1., 2., 0.], [0., 0., 3.]]);
+
+    let z: (&str, &[usize], &[f32]) = ("x", &[3], &[-1., 0., 1.]);
+    assert_eq!(derived(&[z], "%y = relu %x : f32[3]", "f32[3]"), [[0., 0., 3.]]);
+    assert_eq!(derived(&[z], "%y = abs %x : f32[3]", "f32[3]"), [[-1., 0., 3.]]);
+
+    let image: (&str, &[usize], &[f32]) = ("x", &[1, 1, 2, 4], &[1., 1., 5., 0., 1., 0., 5., 5.]);
+    let pool = "%y = pool %x {kind = max, kernel = [2, 2], strides = [2, 2]} : f32[1, 1, 1, 2]";
+    let third = 2.0 / 3.0;
+    let expected = [1.0 / 3.0, 1.0 / 3.0, third, 0., 1.0 / 3.0, 0., third, third];
+    assert_eq!(derived(&[image], pool, "f32[1, 1, 1, 2]"), [expected]);
+}

@@ -36,6 +36,14 @@ fn pictures(name: &str) -> Samples {
     Samples::new(vec![("image".into(), tensor)]).unwrap()
 }
 
+/// The rows 1, 3, 5, … of a tensor.
+fn every_second(t: &Tensor) -> Tensor {
+    let bytes = t.bytes().len() / t.shape()[0];
+    let rows: Vec<&[u8]> = t.bytes().chunks(bytes).skip(1).step_by(2).collect();
+    let shape = [&[rows.len()], &t.shape()[1..]].concat();
+    Tensor::from_bytes(t.dtype(), &shape, &rows.concat()).unwrap()
+}
+
 #[test]
 fn transformers_agree_with_onnxruntime() {
     let Some(folder) = test_data() else { return };
@@ -108,9 +116,9 @@ fn an_error_limit_holds_on_held_out_samples() {
     assert!(report.predicted_ms_after < report.predicted_ms_before);
     assert!(report.flops_after < report.flops_before);
 
-    // The same error, measured here.
-    let (_, held_out) = calibration.halves(1).unwrap();
-    let inputs = held_out.row(0, held_out.rows()).unwrap();
+    // The same error, measured here on every second sample.
+    let inputs: Vec<(String, Tensor)> =
+        calibration.arrays().iter().map(|(name, t)| (name.clone(), every_second(t))).collect();
     let floats = |runner: &mut Runner| -> Vec<f32> { runner.run(&inputs).unwrap()[0].1.to_vec().unwrap() };
     let dense = floats(&mut Runner::new(source.graph, &backend::native(), 2));
     let sketched = floats(&mut compiled.runner(2));

@@ -166,3 +166,116 @@ impl Graph {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Abs, Cast, Exp, Neg};
+    use crate::verify::Stage;
+    use crate::{TensorType, text};
+    use margay_tensor::DType;
+
+    /// `x`, its negative, and the exponential of that.
+    fn chain() -> (Graph, [Value; 3]) {
+        let mut g = Graph::new("chain");
+        let x = g.add_input("x", TensorType::known(DType::F32, &[3]));
+        let a = g.add(Neg, &[x], Origin::named("first")).unwrap();
+        let b = g.add(Exp, &[a], Origin::named("second")).unwrap();
+        g.add_output("y", b);
+        (g, [x, a, b])
+    }
+
+    fn refused(g: &mut Graph, patch: Patch) -> String {
+        let before = g.to_string();
+        let error = g.apply(patch).unwrap_err().to_string();
+        assert_eq!(g.to_string(), before, "a refused patch changes nothing");
+        error
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused() {
+        let (mut g, [x, a, _]) = chain();
+        let mut patch = Patch::new();
+        let cast = patch.add(&g, Cast { to: DType::I64 }, &[x], Origin::default()).unwrap();
+        patch.redirect(a, cast);
+        let expected = "cannot redirect `first` of type f32[3] to a value of type i64[3]";
+        assert_eq!(refused(&mut g, patch), expected);
+
+        let y = g.add_input("y", TensorType::known(DType::F32, &[4]));
+        let mut patch = Patch::new();
+        patch.redirect(a, y);
+        let expected = "cannot redirect `first` of type f32[3] to a value of type f32[4]";
+        assert_eq!(refused(&mut g, patch), expected);
+        // The first of two redirections is not done either.
+        let mut patch = Patch::new();
+        let abs = patch.add(&g, Abs, &[x], Origin::default()).unwrap();
+        patch.redirect(a, abs);
+        patch.redirect(a, y);
+        assert_eq!(refused(&mut g, patch), expected);
+    }
+
+    #[test]
+    fn a_cycle_through_nodes_of_the_graph_is_refused() {
+        let (mut g, [x, a, b]) = chain();
+        for (old, name) in [(a, "first"), (x, "x")] {
+            let mut patch = Patch::new();
+            patch.redirect(old, b);
+            assert_eq!(refused(&mut g, patch), format!("redirecting `{name}` would close a cycle"));
+        }
+        // The other direction, and a value in place of itself, are none.
+        let mut patch = Patch::new();
+        patch.redirect(b, a);
+        patch.redirect(a, a);
+        g.apply(patch).unwrap();
+        assert_eq!(g.outputs()[0].value, a);
+        assert_eq!(g.verify(Stage::Imported), Ok(()));
+    }
+
+    #[test]
+    fn a_cycle_through_nodes_of_the_patch_is_never_a_valid_graph() {
+        let (mut g, [x, _, b]) = chain();
+        let mut patch = Patch::new();
+        let abs = patch.add(&g, Abs, &[b], Origin::default()).unwrap();
+        patch.redirect(x, abs);
+        if g.apply(patch).is_ok() {
+            let found = g.verify(Stage::Imported).unwrap_err();
+            assert_eq!(found[0].to_string(), "graph `chain`: 3 nodes lie on cycles");
+        }
+    }
+
+    #[test]
+    fn nodes_of_a_patch_read_the_value_they_replace() {
+        let (mut g, [_, a, _]) = chain();
+        let mut patch = Patch::new();
+        let abs = patch.add(&g, Abs, &[a], Origin::default()).unwrap();
+        let both = patch.add(&g, crate::ops::Add, &[abs, a], Origin::default()).unwrap();
+        assert!(!patch.is_empty());
+        patch.redirect(a, both);
+        g.apply(patch).unwrap();
+        let expected = "graph @chain(%x: f32[3]) -> (y: f32[3]) {
+          %0 = neg %x : f32[3]  // first
+          %1 = abs %0 : f32[3]
+          %2 = add %1, %0 : f32[3]  // first
+          %3 = exp %2 : f32[3]  // second
+          return %3
+        }";
+        assert_eq!(g.to_string(), text::parse(expected, &|_, _| None).unwrap().to_string());
+    }
+
+    #[test]
+    fn a_replaced_node_hands_its_name_on_to_one_without() {
+        let names = |name: &str, part: Option<crate::Part>| {
+            let (mut g, [x, a, _]) = chain();
+            let mut patch = Patch::new();
+            let origin = Origin { part, ..Origin::named(name) };
+            let abs = patch.add(&g, Abs, &[x], origin).unwrap();
+            patch.redirect(a, abs);
+            g.apply(patch).unwrap();
+            let n = g.order().into_iter().find(|n| g.op(*n).name() == "abs").unwrap();
+            g.node(n).origin.name().to_string()
+        };
+        assert_eq!(names("", None), "first");
+        assert_eq!(names("own", None), "own");
+        assert_eq!(names("", Some(crate::Part::Left)), "");
+    }
+}

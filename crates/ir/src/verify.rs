@@ -101,3 +101,100 @@ impl Graph {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Add, Dims, Exp, Neg};
+    use crate::{Origin, TensorType, Value};
+    use margay_tensor::{DType, Dim};
+
+    fn f32s(shape: &[usize]) -> TensorType {
+        TensorType::known(DType::F32, shape)
+    }
+
+    fn found(g: &Graph, stage: Stage) -> Vec<String> {
+        g.verify(stage).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    /// The sum of two inputs, named `sum`.
+    fn sum(left: TensorType, right: TensorType) -> (Graph, Value) {
+        let mut g = Graph::new("sum");
+        let (x, z) = (g.add_input("x", left), g.add_input("z", right));
+        let y = g.add(Add, &[x, z], Origin::named("sum")).unwrap();
+        g.add_output("y", y);
+        (g, z)
+    }
+
+    #[test]
+    fn types_are_inferred_anew_at_every_stage() {
+        for stage in [Stage::Imported, Stage::Canonical, Stage::Sketched, Stage::Lowerable] {
+            let (mut g, z) = sum(f32s(&[2, 3]), f32s(&[3]));
+            assert_eq!(g.verify(stage), Ok(()));
+            // An operand under which the sum gets other extents, one of another type, and one that does not fit.
+            for (ty, what) in [
+                (f32s(&[4, 2, 3]), "types differ from what the operator infers"),
+                (TensorType::known(DType::I64, &[3]), "input 1 is i64, expected f32"),
+                (
+                    f32s(&[4]),
+                    "axis 1 of a broadcast: extents `3` and `4` differ or are not known to be equal",
+                ),
+            ] {
+                let mut broken = g.clone();
+                let other = broken.add_input("w", ty);
+                broken.redirect(z, other);
+                assert_eq!(found(&broken, stage), [format!("add `sum`: {what}")]);
+            }
+            let mut broken = g.clone();
+            let n =
+                broken.insert_typed(Neg.into(), [f32s(&[3])].into_iter().collect(), Origin::named("bare"));
+            broken.add_output("b", n.into());
+            assert_eq!(found(&broken, stage), ["neg `bare`: expected 1 inputs, found 0"]);
+            let x: Value = g.inputs()[0].into();
+            let n = g.insert_typed(Neg.into(), [f32s(&[9])].into_iter().collect(), Origin::named("odd"));
+            g.connect_inputs(n, &[x]);
+            g.add_output("b", n.into());
+            assert_eq!(found(&g, stage), ["neg `odd`: types differ from what the operator infers"]);
+        }
+    }
+
+    #[test]
+    fn nodes_on_a_cycle_are_counted() {
+        let (mut g, z) = sum(f32s(&[3]), f32s(&[3]));
+        let y = g.outputs()[0].value;
+        g.redirect(z, y);
+        assert_eq!(found(&g, Stage::Imported), ["graph `sum`: 1 nodes lie on cycles"]);
+    }
+
+    #[test]
+    fn nobody_reads_a_dead_node_from_the_canonical_stage_on() {
+        let (mut g, z) = sum(f32s(&[3]), f32s(&[3]));
+        g.add_input("unread", f32s(&[3]));
+        assert_eq!(g.verify(Stage::Lowerable), Ok(()), "inputs may be left unread");
+        let first = g.add(Exp, &[z], Origin::named("first")).unwrap();
+        g.add(Neg, &[first], Origin::named("last")).unwrap();
+        assert_eq!(g.verify(Stage::Imported), Ok(()));
+        for stage in [Stage::Canonical, Stage::Sketched, Stage::Lowerable] {
+            assert_eq!(found(&g, stage), ["neg `last`: nobody reads it"]);
+        }
+    }
+
+    #[test]
+    fn extents_are_known_at_the_last_stage() {
+        let open = TensorType::new(DType::F32, vec![Dim::parse("N").unwrap()]);
+        let (mut g, _) = sum(open, f32s(&[1]));
+        let dims = g.add(Dims { values: vec![Dim::from(3usize)] }, &[], Origin::named("shape")).unwrap();
+        g.add_output("s", dims);
+        assert_eq!(g.verify(Stage::Sketched), Ok(()));
+        let mut all = found(&g, Stage::Lowerable);
+        all.sort();
+        assert_eq!(
+            all,
+            [
+                "add `sum`: extents of f32[N] are not known",
+                "dims `shape`: extents as data were not folded",
+                "input `x`: extents of f32[N] are not known",
+            ]
+        );
+    }
+}

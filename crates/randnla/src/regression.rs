@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_stays_as_it_was() {
-        let (x, weight, y) = sample();
+        let (x, weight, _) = sample();
         let flat = Matrix::from_fn(ROWS, 9, |i, j| if j < 4 { x.at(i, j) } else { 0.0 });
         let known = flat.product(&weight).unwrap();
         let known = Matrix::from_fn(ROWS, 6, |i, j| f64::from(known.at(i, j) as f32));
@@ -341,7 +341,23 @@ mod tests {
                 assert!((found.at(i, j) - weight.at(i, j)).abs() < 1e-4, "{i} {j}");
             }
         }
-        assert!(seen(&x, &y).energy().unwrap() > 0.0);
+    }
+
+    /// An offset of the targets, however large, is no energy.
+    #[test]
+    fn the_energy_is_that_about_the_means() {
+        let (x, _, y) = sample();
+        for offset in [0.0, 3.0, -100.0] {
+            let y = Matrix::from_fn(ROWS, 6, |i, j| f64::from((y.at(i, j) + offset) as f32));
+            let mean = |j: usize| (0..ROWS).map(|i| y.at(i, j)).sum::<f64>() / ROWS as f64;
+            let means: Vec<f64> = (0..6).map(mean).collect();
+            let centred = Matrix::from_fn(ROWS, 6, |i, j| y.at(i, j) - means[j]);
+            let (found, expected) = (seen(&x, &y).energy().unwrap(), centred.squared_norm() / ROWS as f64);
+            assert!(
+                (found - expected).abs() < 1e-9 * expected * (1.0 + offset * offset),
+                "{found} {expected}"
+            );
+        }
     }
 
     #[test]

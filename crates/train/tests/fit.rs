@@ -205,9 +205,115 @@ fn going_on_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped() {
     let numbers = |f: &Fitted| f.history.iter().map(|p| (p.step, p.loss, p.error)).collect::<Vec<_>>();
     assert_eq!(numbers(&parts), numbers(&whole));
     let before = parts.seconds;
-    let (again, _) = resumed(&path, &mut Silent, true);
+    let (again, last) = resumed(&path, &mut Silent, true);
     assert_eq!((again.steps, again.stop), (60, Stop::Finished), "nothing is left to do");
     assert!(again.seconds >= before);
+    assert_eq!(bytes(&last), bytes(&states));
+    assert_eq!(bytes(&again.parameters), bytes(&whole.parameters));
+    assert_eq!(numbers(&again), numbers(&whole));
+}
+
+/// A regression of which the errors at every evaluation are made up, and what was evaluated.
+struct Scripted {
+    task: Regression,
+    errors: Vec<f64>,
+    seen: Vec<Vec<(String, Vec<u8>)>>,
+}
+
+impl Scripted {
+    fn new(errors: &[f64]) -> Scripted {
+        Scripted { task: Regression::new(), errors: errors.to_vec(), seen: Vec::new() }
+    }
+}
+
+impl Task for Scripted {
+    fn rows(&self) -> usize {
+        self.task.rows()
+    }
+
+    fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
+        self.task.batch(rows)
+    }
+
+    fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
+        self.seen.push(bytes(parameters));
+        Ok(Evaluation { error: self.errors.remove(0), measures: Vec::new() })
+    }
+}
+
+/// Losses by step, and the steps evaluated with whether they were the best.
+#[derive(Default)]
+struct Log {
+    losses: Vec<f64>,
+    evaluated: Vec<(u64, bool)>,
+}
+
+impl Observer for Log {
+    fn stepped(&mut self, step: u64, total: u64, loss: f32, _: f64) {
+        self.losses.push(f64::from(loss));
+        assert_eq!((step, total), (self.losses.len() as u64, 50));
+    }
+
+    fn evaluated(&mut self, point: &Point, best: bool) {
+        self.evaluated.push((point.step, best));
+    }
+
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn the_first_of_the_best_is_kept_and_losses_are_means_since_the_evaluation_before() {
+    let mut task = Scripted::new(&[5.0, 2.0, 3.0, 2.0, 1.0, 1.0]);
+    let options = FitOptions { evaluations: 5, patience: Some(3), ..options(Length::Steps(50)) };
+    let mut log = Log::default();
+    let fitted = fit(&mut trainer(0.02, 1), &mut task, &options, &mut log).unwrap();
+    let best = [true, true, false, false, true, false];
+    let expected: Vec<(u64, bool)> = best.into_iter().enumerate().map(|(i, b)| (10 * i as u64, b)).collect();
+    assert_eq!(log.evaluated, expected);
+    assert_eq!((fitted.best, fitted.best().step, fitted.stop), (4, 40, Stop::Finished));
+    assert_eq!(bytes(&fitted.parameters), task.seen[4]);
+    assert_ne!(task.seen[4], task.seen[5]);
+    assert_eq!(fitted.history[0].loss, 0.0);
+    for (i, point) in fitted.history.iter().enumerate().skip(1) {
+        let mean = log.losses[10 * (i - 1)..10 * i].iter().sum::<f64>() / 10.0;
+        assert!((point.loss - mean).abs() < 1e-12, "evaluation {i}: {} {mean}", point.loss);
+    }
+}
+
+#[test]
+fn patience_counts_the_evaluations_since_the_best() {
+    for (patience, steps) in [(1, 30), (2, 40), (0, 30)] {
+        let mut task = Scripted::new(&[5.0, 4.0, 3.0, 3.5, 3.0, 2.0]);
+        let options = FitOptions { evaluations: 5, patience: Some(patience), ..options(Length::Steps(50)) };
+        let fitted = fit(&mut trainer(0.02, 1), &mut task, &options, &mut Silent).unwrap();
+        assert_eq!((fitted.stop, fitted.steps, fitted.best), (Stop::Patience, steps, 2), "{patience}");
+    }
+}
+
+#[test]
+fn the_best_before_a_checkpoint_is_kept_by_the_run_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint");
+    let options = |resume| FitOptions {
+        checkpoint: Some(path.clone()),
+        checkpoint_seconds: 0.0,
+        resume,
+        ..FitOptions { evaluations: 5, ..options(Length::Steps(50)) }
+    };
+    // The best evaluation is that of step 10; the last one is of the interruption.
+    let mut begun = Scripted::new(&[5.0, 1.0, 3.0, 4.0]);
+    let fitted = fit(&mut trainer(0.02, 1), &mut begun, &options(false), &mut StopAfter(25)).unwrap();
+    assert_eq!((fitted.stop, fitted.best().step), (Stop::Interrupted, 10));
+    let mut rest = Scripted::new(&[2.0, 2.0, 2.0]);
+    let mut trainer = trainer(0.02, 1);
+    let fitted = fit(&mut trainer, &mut rest, &options(true), &mut Silent).unwrap();
+    let steps: Vec<u64> = fitted.history.iter().map(|p| p.step).collect();
+    assert_eq!(steps, [0, 10, 20, 30, 40, 50]);
+    assert_eq!((fitted.stop, fitted.best().step), (Stop::Finished, 10));
+    assert_eq!(bytes(&fitted.parameters), begun.seen[1]);
+    assert_ne!(bytes(&trainer.parameters()), begun.seen[1]);
 }
 
 #[test]
@@ -221,8 +327,12 @@ fn training_ends_when_time_patience_or_numbers_do() {
     // A learning rate of nothing improves nothing.
     let patient = FitOptions { patience: Some(2), ..options(Length::Steps(100)) };
     let fitted = fit(&mut trainer(1e-12, 1), &mut task, &patient, &mut Silent).unwrap();
-    assert_eq!(fitted.stop, Stop::Patience);
-    assert!(fitted.steps <= 60, "{}", fitted.steps);
+    assert_eq!((fitted.stop, fitted.steps, fitted.best), (Stop::Patience, 20, 0), "two evaluations");
+    assert_eq!(fitted.history[2].error, fitted.history[0].error);
+
+    let late = FitOptions { max_seconds: Some(0.0), ..options(Length::Steps(100)) };
+    let fitted = fit(&mut trainer(0.01, 1), &mut task, &late, &mut Silent).unwrap();
+    assert_eq!((fitted.stop, fitted.steps), (Stop::Time, 0));
 
     let (g, parameters) = model();
     let update = Update {

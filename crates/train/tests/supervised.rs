@@ -89,6 +89,140 @@ fn classes_are_learned() {
     assert!((right as f64 / 40.0 - best.measures[0].1).abs() < 1e-6, "{right}");
 }
 
+/// A model of known constants. Nothing in it reads the weights of samples.
+const WEIGHED: &str = "graph @weighed(%x: f32[N, 2], %w: f32[N]) -> (y: f32[N, 3]) {
+  %0 = const [1.0, -0.5, 0.25, 2.0, 0.75, -1.0] : f32[2, 3]  // weight
+  %1 = matmul %x, %0 : f32[N, 3]
+  return %1
+}";
+
+/// Rows of [`WEIGHED`], with weights of which some are 0.
+fn weighed(rows: usize) -> (Samples, Vec<Vec<f64>>, Vec<f64>) {
+    let mut noise = vec![0f32; rows * 2];
+    Philox::new(2, 1).fill_normal_f32(0, &mut noise);
+    let w: Vec<f32> = (0..rows).map(|r| (r * 5 % 4) as f32 * 0.5).collect();
+    let of = |r: usize, c: [f32; 2]| f64::from(noise[2 * r] * c[0] + noise[2 * r + 1] * c[1]);
+    let y = (0..rows).map(|r| [[1.0, 2.0], [-0.5, 0.75], [0.25, -1.0]].map(|c| of(r, c)).to_vec()).collect();
+    let arrays = vec![
+        ("x".to_string(), Tensor::from_slice(&[rows, 2], &noise).unwrap()),
+        ("w".to_string(), Tensor::from_slice(&[rows], &w).unwrap()),
+    ];
+    (Samples::new(arrays).unwrap(), y, w.into_iter().map(f64::from).collect())
+}
+
+/// The samples held out of so many.
+fn held_out(rows: usize, share: f64) -> Vec<usize> {
+    (0..rows).filter(|r| ((r + 1) as f64 * share) as usize > (*r as f64 * share) as usize).collect()
+}
+
+/// The mean over the held-out samples of a number per row, with weights.
+fn mean(rows: &[usize], weight: impl Fn(usize) -> f64, number: impl Fn(usize) -> f64) -> f64 {
+    let total: f64 = rows.iter().map(|&r| weight(r)).sum();
+    rows.iter().map(|&r| weight(r) * number(r)).sum::<f64>() / total
+}
+
+#[test]
+fn samples_count_by_their_weights() {
+    const ROWS: usize = 23;
+    let (g, (samples, y, w)) = (graph(WEIGHED), weighed(ROWS));
+    // Nine samples in batches of 4, 4 and 1, of unequal weight.
+    let held = held_out(ROWS, 0.4);
+    assert_eq!(held.len(), 9);
+    let targets: Vec<f32> = (0..3 * ROWS).map(|i| (i % 5) as f32 - 2.0).collect();
+    let target = Tensor::from_slice(&[ROWS, 3], &targets).unwrap();
+    let row = |r: usize| -> Vec<f64> { targets[3 * r..][..3].iter().map(|t| f64::from(*t)).collect() };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let squares = |r: usize| y[r].iter().zip(row(r)).map(|(y, t)| (y - t).powi(2)).sum::<f64>() / 3.0;
+    let distance = |r: usize| 1.0 - dot(&y[r], &row(r)) / (dot(&y[r], &y[r]) * dot(&row(r), &row(r))).sqrt();
+    let first = |objective: Objective, weights: bool, labels: &Tensor| {
+        let mut options = supervised(objective);
+        options.weights = weights.then(|| "w".to_string());
+        (options.held_out, options.fit.batch) = (0.4, 4);
+        options.fit.length = Length::Steps(1);
+        train(&options, &g, &samples, Some(labels)).fitted.first().clone()
+    };
+    let near = |what: &str, found: f64, expected: f64| {
+        assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{what}: {found}, expected {expected}");
+    };
+    for weights in [false, true] {
+        let weight = |r: usize| if weights { w[r] } else { 1.0 };
+        near("mse", first(Objective::Mse, weights, &target).error, mean(&held, weight, squares));
+        near("cosine", first(Objective::Cosine, weights, &target).error, mean(&held, weight, distance));
+
+        let labels: Vec<i64> = (0..ROWS as i64).map(|r| if r % 4 == 1 { -100 } else { r % 3 }).collect();
+        let surprise = |r: usize| {
+            let sum: f64 = y[r].iter().map(|x| x.exp()).sum();
+            sum.ln() - usize::try_from(labels[r]).map_or(0.0, |label| y[r][label])
+        };
+        let kept = |r: usize| if labels[r] >= 0 { weight(r) } else { 0.0 };
+        let tensor = Tensor::from_slice(&[ROWS], &labels).unwrap();
+        let found = first(Objective::CrossEntropy, weights, &tensor);
+        near("cross-entropy", found.error, mean(&held, kept, surprise));
+        if !weights {
+            let largest = |r: usize| (0..3).fold(0, |b, i| if y[r][i] > y[r][b] { i } else { b });
+            let right = |r: usize| f64::from(u8::from(largest(r) as i64 == labels[r]));
+            near("accuracy", found.measures[0].1, mean(&held, kept, right));
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_of_one_model_one_set_of_data_and_one_set_of_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint");
+    let (g, (samples, labels)) = (graph(CLASSIFIER), points(203));
+    let mut base = supervised(Objective::CrossEntropy);
+    base.fit.length = Length::Steps(6);
+    base.fit.checkpoint = Some(path.clone());
+    let trained = train(&base, &g, &samples, Some(&labels));
+    base.fit.resume = true;
+    let again = train(&base, &g, &samples, Some(&labels));
+    assert_eq!(again.graph.to_string(), trained.graph.to_string());
+    // What a checkpoint does not depend on.
+    train(&Supervised { threads: 2, ..base.clone() }, &g, &samples, Some(&labels));
+
+    let mut x = samples.arrays()[0].1.to_vec::<f32>().unwrap();
+    x[1217] += 1.0;
+    let x = Samples::new(vec![("x".into(), Tensor::from_slice(&[203, 6], &x).unwrap())]).unwrap();
+    let mut other = labels.to_vec::<u8>().unwrap();
+    other[100] = (other[100] + 1) % 3;
+    let other = Tensor::from_slice(&[203], &other).unwrap();
+    let model = graph(&CLASSIFIER.replace("[0.0, 0.0, 0.0]", "[0.0, 0.0, 0.5]"));
+    let fit = |change: &dyn Fn(&mut FitOptions)| {
+        let mut options = base.clone();
+        change(&mut options.fit);
+        options
+    };
+    let update = |change: &dyn Fn(&mut Update)| {
+        let mut options = base.clone();
+        change(&mut options.update);
+        options
+    };
+    let selection = Selection::Named(vec!["fc1.weight".into()]);
+    let options = [
+        ("held-out samples", Supervised { held_out: 0.25, ..base.clone() }),
+        ("parameters", Supervised { selection, ..base.clone() }),
+        ("steps", fit(&|f| f.length = Length::Steps(7))),
+        ("batch", fit(&|f| f.batch = 8)),
+        ("seed", fit(&|f| f.seed = 1)),
+        ("evaluations", fit(&|f| f.evaluations = 3)),
+        ("patience", fit(&|f| f.patience = Some(3))),
+        ("learning rate", update(&|u| u.learning_rate = 0.02)),
+        ("optimizer", update(&|u| u.optimizer = Optimizer::ADAM)),
+        ("schedule", update(&|u| u.schedule = Schedule::Constant { warm_up: 0.1 })),
+        ("clip", update(&|u| u.clip = None)),
+    ];
+    let mut runs = vec![("samples", &base, &g, &x, &labels), ("labels", &base, &g, &samples, &other)];
+    runs.push(("model", &base, &model, &samples, &labels));
+    runs.extend(options.iter().map(|(what, options)| (*what, options, &g, &samples, &labels)));
+    for (what, options, g, samples, labels) in runs {
+        let refused = options.train(g, samples, Some(labels), &mut Silent).err();
+        let message = refused.unwrap_or_else(|| panic!("other {what} are not refused")).to_string();
+        let says = "it was written with another model, other data or other options";
+        assert!(message.ends_with(says), "{what}: {message}");
+    }
+}
+
 #[test]
 fn only_what_was_chosen_is_trained() {
     let (g, (samples, labels)) = (graph(CLASSIFIER), points(203));
@@ -164,6 +298,22 @@ const LANGUAGE: &str = "graph @language(%tokens: i64[B, S], %mask: i64[B, S]) ->
   return %3, %5
 }";
 
+/// The mean surprise at the masked tokens of the held-out samples, those that the mask hides left out.
+fn first_error(g: &Graph, arrays: &[(String, Tensor)], masking: &Masking, seed: u64) -> f64 {
+    let (inputs, labels) = masking.apply(&arrays[0].1, seed, 1 << 32).unwrap();
+    let outputs = Runner::new(g.clone(), &backend::native(), 1)
+        .run(&[("tokens".into(), inputs), arrays[1].clone()])
+        .unwrap();
+    let logits = outputs[1].1.to_vec::<f32>().unwrap();
+    let (labels, mask) = (labels.to_vec::<i64>().unwrap(), arrays[1].1.to_vec::<i64>().unwrap());
+    let places: Vec<usize> = held_out(120, 0.2).into_iter().flat_map(|r| 10 * r..10 * (r + 1)).collect();
+    let surprise = |at: usize| {
+        let row: Vec<f64> = logits[20 * at..][..20].iter().map(|x| f64::from(*x)).collect();
+        row.iter().map(|x| x.exp()).sum::<f64>().ln() - usize::try_from(labels[at]).map_or(0.0, |l| row[l])
+    };
+    mean(&places, |at| if labels[at] >= 0 { mask[at] as f64 } else { 0.0 }, surprise)
+}
+
 #[test]
 fn masked_tokens_are_predicted() {
     // Every sample is one token over and over, so that the others tell the masked ones.
@@ -173,7 +323,7 @@ fn masked_tokens_are_predicted() {
         .map(|(name, v)| (name.to_string(), Tensor::from_slice(&[120, 10], &v).unwrap()));
     let samples = Samples::new(arrays.to_vec()).unwrap();
     let masking = Masking { mask: 1, vocabulary: 20, special: vec![0], share: 0.15 };
-    let mut options = supervised(Objective::MaskedLm { tokens: "tokens".into(), masking });
+    let mut options = supervised(Objective::MaskedLm { tokens: "tokens".into(), masking: masking.clone() });
     options.output = Some("logits".into());
     options.weights = Some("mask".into());
     options.update.learning_rate = 0.03;
@@ -183,6 +333,14 @@ fn masked_tokens_are_predicted() {
     assert!(best.error < 0.6 * trained.fitted.first().error, "{:?}", trained.fitted.history);
     assert!(best.measures[0].1 > 0.5, "{best:?}");
     assert_eq!(train(&options, &g, &samples, None).graph.to_string(), trained.graph.to_string());
+    // Padded positions do not count: neither in the error nor in what is learned.
+    let error = trained.fitted.first().error;
+    let expected = first_error(&g, samples.arrays(), &masking, options.fit.seed);
+    assert!((error - expected).abs() < 1e-5 * expected, "{error}, expected {expected}");
+    let everything = Supervised { weights: None, ..options.clone() };
+    let everything = train(&everything, &g, &samples, None);
+    assert_ne!(everything.fitted.first().error, error);
+    assert_ne!(everything.graph.to_string(), trained.graph.to_string());
     assert_eq!(&*trained.graph.outputs()[0].name, "hidden", "outputs stay in order");
 
     options.output = None;

@@ -185,6 +185,37 @@ fn sampled_sizes_and_masks_agree() {
 }
 
 #[test]
+fn every_operand_has_a_layout_of_its_own() {
+    for class in classes() {
+        let mut random = Random::new(7);
+        for _ in 0..60 {
+            let kv_heads = 1 + random.below(2);
+            let (batch, heads) = (1 + random.below(2), kv_heads * (1 + random.below(2)));
+            let q_len = random.pick(&[1, 7, 33, 64, 65, 90]);
+            let kv_len = random.pick(&[1, 16, 31, 64, 65, 129]);
+            let (qk_dim, v_dim) = (random.pick(&[1, 5, 16, 33]), random.pick(&[1, 7, 16, 33]));
+            let mask =
+                random.pick(&[None, Some([0, 0, kv_len, 1]), Some([heads, 1, 0, 0]), Some([0, 0, 0, 1])]);
+            let mut c = call([batch, heads, kv_heads, q_len, kv_len, qk_dim, v_dim], mask, true);
+            c.causal = random.below(2) == 0;
+            c.scale_bits = random.pick(&[0.125f32, 0.4, 1.0]).to_bits();
+            let mut strides = |heads: usize, len: usize, dim: usize| match random.below(2) == 0 {
+                true => [heads * len * dim, len * dim, dim],
+                false => [len * heads * dim, dim, heads * dim],
+            };
+            c.q = strides(heads, q_len, qk_dim);
+            c.k = strides(kv_heads, kv_len, qk_dim);
+            c.v = strides(kv_heads, kv_len, v_dim);
+            c.d_o = strides(heads, q_len, v_dim);
+            c.dq = strides(heads, q_len, qk_dim);
+            c.dk = strides(kv_heads, kv_len, qk_dim);
+            c.dv = strides(kv_heads, kv_len, v_dim);
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
+
+#[test]
 fn rows_far_apart_that_many_panels_read_are_copied() {
     for class in classes() {
         let mut random = Random::new(2);

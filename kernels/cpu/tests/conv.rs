@@ -101,13 +101,24 @@ fn check_gradient(class: Class, c: &Conv, random: &mut Random, spoil: impl Fn(&m
 
 /// A call whose output size follows from the rest; `None` if nothing fits.
 fn call(
-    [batch, in_channels, out_channels, groups]: [usize; 4],
+    channels: [usize; 4],
     in_size: [usize; 2],
     kernel: [usize; 2],
     [strides, pads, dilations]: [[usize; 2]; 3],
 ) -> Option<Conv> {
+    padded(channels, in_size, kernel, [strides, dilations], [pads, pads])
+}
+
+/// As [`call`], with padding before and after the image.
+fn padded(
+    [batch, in_channels, out_channels, groups]: [usize; 4],
+    in_size: [usize; 2],
+    kernel: [usize; 2],
+    [strides, dilations]: [[usize; 2]; 2],
+    [pads, after]: [[usize; 2]; 2],
+) -> Option<Conv> {
     let out = |i: usize| {
-        let room = (in_size[i] + 2 * pads[i]).checked_sub((kernel[i] - 1) * dilations[i] + 1)?;
+        let room = (in_size[i] + pads[i] + after[i]).checked_sub((kernel[i] - 1) * dilations[i] + 1)?;
         Some(room / strides[i] + 1)
     };
     Some(Conv {
@@ -157,6 +168,64 @@ fn sampled_shapes_agree() {
             check(class, &c, &inputs(&c, &mut random));
             check_gradient(class, &c, &mut random, |_| {});
             checked += 1;
+        }
+    }
+}
+
+#[test]
+fn everything_drawn_together_agrees() {
+    for class in classes() {
+        let mut random = Random::new(9);
+        let mut turn = 0;
+        while turn < 240 {
+            // Filters of one pixel, few channels, and sums beyond the block of every class.
+            let groups = random.pick(&[1, 1, 1, 2, 4]);
+            let (kernel, in_group) = match random.below(4) {
+                0 => ([1, 1], 1 + random.below(40)),
+                1 => ([1, 1], 250 + random.below(900)),
+                2 => ([1 + random.below(3), 1 + random.below(3)], 1 + random.below(8)),
+                _ => ([3, 1 + random.below(3)], 30 + random.below(100)),
+            };
+            // Groups of one channel each have kernels of their own.
+            let one_each = groups > 1 && random.below(2) == 0;
+            let (in_group, out_group) = if one_each { (1, 1) } else { (in_group, 1 + random.below(45)) };
+            let groups = if one_each { 1 + random.below(40) } else { groups };
+            let channels = [1 + random.below(2), groups * in_group, groups * out_group, groups];
+            let pair = |random: &mut Random, of: &[usize]| [random.pick(of), random.pick(of)];
+            let sizes: &[usize] = if in_group < 30 { &[1, 2, 3, 5, 7, 8, 11] } else { &[1, 2, 3, 4] };
+            let in_size = pair(&mut random, sizes);
+            let strides = pair(&mut random, &[1, 1, 2, 3]);
+            let dilations = pair(&mut random, &[1, 1, 2]);
+            let pads = [pair(&mut random, &[0, 0, 1, 2]), pair(&mut random, &[0, 0, 1, 3])];
+            let Some(mut c) = padded(channels, in_size, kernel, [strides, dilations], pads) else { continue };
+            c.epilogue = Epilogue {
+                bias: turn % 2 == 1,
+                residual: turn / 2 % 3 > 0,
+                residual_first: turn / 2 % 3 > 1,
+                activation: ACTIVATIONS[turn / 6 % ACTIVATIONS.len()],
+            };
+            check(class, &c, &inputs(&c, &mut random));
+            check_gradient(class, &c, &mut random, |_| {});
+            turn += 1;
+        }
+    }
+}
+
+/// One tap per channel on the pixel it belongs to is a product only where nothing is padded: not before, not after.
+#[test]
+fn filters_of_one_pixel_with_padding_are_no_products() {
+    for class in classes() {
+        let mut random = Random::new(10);
+        for pads in [[[1, 0], [0, 0]], [[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 1]], [[1, 1], [1, 1]]]
+        {
+            for strides in [[1, 1], [1, 2], [2, 1], [2, 2]] {
+                for epilogue in [Epilogue::default(), Epilogue { bias: true, ..Epilogue::default() }] {
+                    let c = padded([2, 5, 7, 1], [4, 3], [1, 1], [strides, [1, 1]], pads).unwrap();
+                    let c = Conv { epilogue, ..c };
+                    check(class, &c, &inputs(&c, &mut random));
+                    check_gradient(class, &c, &mut random, |_| {});
+                }
+            }
         }
     }
 }

@@ -99,6 +99,29 @@ fn sampled_sizes_agree() {
 }
 
 #[test]
+fn everything_drawn_together_agrees() {
+    for class in classes() {
+        let mut random = Random::new(6);
+        for _ in 0..80 {
+            let causal = random.below(2) == 0;
+            let q_len = random.pick(&[1, 5, 33, 63, 64, 65, 130, 257]);
+            let kv_len = if causal { q_len } else { random.pick(&[1, 5, 64, 66, 129, 260]) };
+            let (batch, heads) = (1 + random.below(2), 1 + random.below(3));
+            let (features, v_dim) = (random.pick(&[1, 5, 16, 33, 64]), random.pick(&[1, 7, 16, 32, 65]));
+            let mut c = call([batch, heads, q_len, kv_len, features, v_dim], causal, true);
+            c.epsilon_bits = random.pick(&[0.0f32, 1e-3, 10.0]).to_bits();
+            let mut strides = |len: usize, dim: usize| match random.below(2) == 0 {
+                true => [heads * len * dim, len * dim, dim],
+                false => [len * heads * dim, dim, heads * dim],
+            };
+            (c.q, c.k) = (strides(q_len, features), strides(kv_len, features));
+            (c.v, c.o) = (strides(kv_len, v_dim), strides(q_len, v_dim));
+            check(class, &c, &inputs(&c, &mut random));
+        }
+    }
+}
+
+#[test]
 fn sizes_at_the_edges_of_spans_and_chunks_agree() {
     for class in classes() {
         let mut random = Random::new(2);

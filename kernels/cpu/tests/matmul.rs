@@ -173,6 +173,80 @@ fn sampled_shapes_and_strides_agree() {
     }
 }
 
+/// Every combination of what an epilogue does.
+fn epilogues() -> Vec<Epilogue> {
+    let mut all = Vec::new();
+    for activation in ACTIVATIONS {
+        for bias in [false, true] {
+            for (residual, residual_first) in [(false, false), (true, false), (true, true)] {
+                all.push(Epilogue { bias, activation, residual, residual_first });
+            }
+        }
+    }
+    all
+}
+
+/// Extents at and around tiles, panels and blocks of sums; `k` beyond the block of every class as often as not.
+fn drawn_extents(random: &mut Random) -> [usize; 3] {
+    let small = 1 + random.below(70);
+    let near = |random: &mut Random, at: usize| at + random.below(5) - 2;
+    let k = match random.below(6) {
+        0 => 1 + random.below(5),
+        1 | 2 => small,
+        3 => near(random, 256),
+        4 => near(random, 1024),
+        _ => 1025 + random.below(400),
+    };
+    let m = random.pick(&[1, 2, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 27, 29, 31, 43]);
+    let n = match random.below(3) {
+        0 => 1 + random.below(31),
+        1 => 32 * (1 + random.below(3)),
+        _ => 33 + random.below(60),
+    };
+    [m, n, k]
+}
+
+#[test]
+fn everything_drawn_together_agrees() {
+    let epilogues = epilogues();
+    for class in classes() {
+        let mut random = Random::new(15);
+        for turn in 0..6 * epilogues.len() {
+            let dims = drawn_extents(&mut random);
+            let batch: &[(usize, [bool; 2])] = random.pick(&[
+                &[][..],
+                &[],
+                &[(2, [true, true])],
+                &[(2, [true, false])],
+                &[(2, [false, true])],
+            ]);
+            let transposed = [random.below(2) == 1, random.below(2) == 1];
+            let packed = random.below(2) == 0 && batch.iter().all(|axis| !axis.1[1]);
+            let gap = random.pick(&[0, 0, 3]);
+            let case = case(dims, batch, transposed, packed, gap).with(epilogues[turn % epilogues.len()]);
+            case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
+#[test]
+fn narrow_constants_drawn_together_agree() {
+    let epilogues = epilogues();
+    for class in classes() {
+        let mut random = Random::new(16);
+        for turn in 0..6 * epilogues.len() {
+            let dims = drawn_extents(&mut random);
+            let batch: &[(usize, [bool; 2])] = random.pick(&[&[][..], &[(2, [true, false])]]);
+            let transposed = [random.below(3) == 0, false];
+            let gap = random.pick(&[0, 0, 3]);
+            let types = random.pick(&narrow());
+            let epilogue = epilogues[turn % epilogues.len()];
+            let case = case(dims, batch, transposed, true, gap).with(epilogue).of_types(types);
+            case.check(class, &case.inputs(&mut random));
+        }
+    }
+}
+
 #[test]
 fn larger_primes_cross_every_block() {
     for class in classes() {

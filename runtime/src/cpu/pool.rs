@@ -290,23 +290,22 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let mut pool = Pool::new(3);
         for culprit in [0, 1, 2] {
+            // The others wait until the one that panics has claimed an item.
+            let came = AtomicBool::new(false);
             let region = AssertUnwindSafe(|| {
                 pool.run(300, 1, &|worker, _, _| {
                     if worker == culprit {
+                        came.store(true, Ordering::Relaxed);
                         panic!("worker {worker}");
                     }
-                    thread::sleep(Duration::from_micros(100));
+                    while !came.load(Ordering::Relaxed) {
+                        thread::yield_now();
+                    }
                 });
             });
-            let caught = catch_unwind(region);
-            // A worker that got no item cannot panic; the caller always gets one.
-            if let Err(payload) = &caught {
-                assert_eq!(
-                    payload.downcast_ref::<String>().map(String::as_str),
-                    Some(&*format!("worker {culprit}"))
-                );
-            }
-            assert!(culprit != 0 || caught.is_err());
+            let payload = catch_unwind(region).expect_err("every worker has a part");
+            let message = payload.downcast_ref::<String>().map(String::as_str);
+            assert_eq!(message, Some(&*format!("worker {culprit}")));
             let sum = AtomicU64::new(0);
             pool.run(100, 1, &|_, begin, end| {
                 sum.fetch_add((begin..end).sum(), Ordering::Relaxed);

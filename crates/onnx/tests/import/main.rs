@@ -5,6 +5,7 @@ mod damage;
 mod errors;
 mod layers;
 mod noise;
+mod refusals;
 mod shapes;
 
 use std::collections::BTreeMap;
