@@ -5,12 +5,9 @@ use std::path::Path;
 
 use margay_ir::ops::{Numbers, Strided};
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
-use margay_passes::sketch::{
-    Chosen, PantherTraining, Selection, Start, modules, panther_for_training, scheme,
-};
+use margay_passes::sketch::{Layer, PantherTraining, Start, layers, panther_for_training, read_plan};
 use margay_passes::{
-    BindDims, Differentiate, MakeTrainable, PASSES, Recompute, SketchConv, SketchLinear, StoreAs,
-    StoreConstants,
+    ApplyPlan, BindDims, Differentiate, MakeTrainable, PASSES, Recompute, StoreAs, StoreConstants,
 };
 use margay_tensor::random::stream_of;
 use margay_tensor::{Binding, Tensor};
@@ -42,20 +39,15 @@ struct Configured {
 }
 
 const CONFIGURED: &[Configured] = &[
+    Configured {
+        name: "apply-plan",
+        for_example: |g| Box::new(apply_to_all(g, |layer| if layer.is_product() { 128 } else { 8 })),
+        exactly: |g| Box::new(apply_to_all(g, |layer| layer.d_in.min(layer.d_out))),
+    },
     Configured { name: "bind-dims", for_example: bind_dims, exactly: bind_dims },
     Configured { name: "differentiate", for_example: differentiate, exactly: differentiate },
     Configured { name: "make-trainable", for_example: make_trainable, exactly: make_trainable },
     Configured { name: "recompute", for_example: recompute, exactly: recompute },
-    Configured {
-        name: "sketch-conv",
-        for_example: |g| Box::new(SketchConv { selection: select_all(g, 8) }),
-        exactly: |g| Box::new(SketchConv { selection: select_all(g, usize::MAX) }),
-    },
-    Configured {
-        name: "sketch-linear",
-        for_example: |g| Box::new(SketchLinear { selection: select_all(g, 128) }),
-        exactly: |g| Box::new(SketchLinear { selection: select_all(g, usize::MAX) }),
-    },
     Configured {
         name: "store-constants",
         for_example: |_| Box::new(products_in("int8")),
@@ -91,16 +83,15 @@ fn check(pass: &dyn Pass, example: &DocExample) {
     assert_eq!(run(pass, &mut g), Changed::No, "{} fires twice", pass.name());
 }
 
-/// Every module of the graph by one scheme at one rank, or at its full rank if that is less, without calibration.
-fn select_all(g: &Graph, rank: usize) -> Selection {
-    let mut selection = Selection::default();
-    for module in modules(g) {
-        let lowrank = scheme("lowrank").expect("listed");
-        let fitted = lowrank.fit(g, &module, None, 0).unwrap_or_else(|e| panic!("{e}")).into();
-        let rank = rank.min(module.d_in).min(module.d_out);
-        selection.choices.insert(module.name, Chosen { fitted, rank });
-    }
-    selection
+/// The pass that replaces every layer of the graph by one scheme at some rank, without calibration.
+fn apply_to_all(g: &Graph, rank: impl Fn(&Layer) -> usize) -> ApplyPlan {
+    let choice =
+        |layer: &Layer| format!("\"{}\" = {{ scheme = \"lowrank\", rank = {} }}\n", layer.name, rank(layer));
+    let choices: String = layers(g).iter().map(choice).collect();
+    let plan =
+        "[plan]\nversion = 1\nmodel = \"\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0\n[modules]\n";
+    let plan = read_plan(&format!("{plan}{choices}")).unwrap_or_else(|e| panic!("{e}"));
+    ApplyPlan::uncalibrated(g, &plan).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -253,47 +244,6 @@ fn products_in(storage: &str) -> StoreConstants {
     StoreConstants { products: StoreAs::parse(storage).unwrap(), ..StoreConstants::default() }
 }
 
-/// A table that is gathered from and multiplied with; a product and a table by name.
-#[test]
-fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
-    let source = "graph @before(%i: i64[4], %x: f32[N, 8]) -> (a: f32[4, 8], y: f32[N, 16], z: f32[N, 16]) {
-           %0 = const #t : f32[16, 8]  // table
-           %1 = gather %0, %i {axis = 0} : f32[4, 8]  // rows
-           %2 = const #u : f32[8, 16]  // first.weight
-           %3 = matmul %x, %2 : f32[N, 16]  // first
-           %4 = matmul %x, %2 : f32[N, 16]  // second
-           return %1, %3, %4
-         }";
-    let stored = |named: &[(&str, &str)]| {
-        let (mut g, names) = parse_with_random_constants(source);
-        let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
-        run(&StoreConstants { named, ..StoreConstants::default() }, &mut g);
-        let text = normalized(&g, "after", &names);
-        let constants = text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string());
-        let mut constants: Vec<String> = constants.collect();
-        constants.sort();
-        constants
-    };
-    let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
-    let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
-    let plain = origin(weight, "", "first.weight");
-    assert_eq!(stored(&[("table", "int8")]), [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]);
-    assert_eq!(
-        stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
-        [
-            origin(table, "", "table"),
-            plain,
-            origin(weight, " stored i8(axis = 0, block = 4)", "first.weight")
-        ]
-    );
-    let both = stored(&[("first.weight", "bf16")]);
-    assert_eq!(
-        both[1..],
-        [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
-    );
-    assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
-}
-
 #[test]
 fn doc_examples_of_panther_hold() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src/sketch/panther.rs");
@@ -312,8 +262,8 @@ fn doc_examples_of_panther_hold() {
 /// The graph with every module sketched at a rank, and the text it prints.
 fn sketched(source: &str, rank: usize) -> String {
     let (mut g, names) = parse_with_random_constants(source);
-    let selection = select_all(&g, rank);
-    assert!(run(&SketchLinear { selection }, &mut g) != Changed::No);
+    let pass = apply_to_all(&g, |_| rank);
+    assert!(run(&pass, &mut g) != Changed::No);
     assert_eq!(g.verify(margay_ir::Stage::Canonical), Ok(()));
     normalized(&g, "after", &names)
 }
@@ -356,7 +306,7 @@ fn parameters_before_training_stay_apart() {
 }
 
 #[test]
-fn a_weight_that_others_read_is_no_module() {
+fn a_weight_that_others_read_is_no_site() {
     let (g, _) = parse_with_random_constants(
         "graph @shared(%x: f32[N, 64]) -> (y: f32[N, 64], w: f32[64, 64]) {
            %0 = const #w : f32[64, 64]  // w
@@ -364,7 +314,7 @@ fn a_weight_that_others_read_is_no_module() {
            return %1, %0
          }",
     );
-    assert!(modules(&g).is_empty());
+    assert!(layers(&g).is_empty());
 }
 
 #[test]

@@ -4,9 +4,10 @@ use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay_driver::{Dump, Runner, Samples, Silent, Source};
 use margay_driver::{backend, compare::ErrorSum};
 use margay_ir::Graph;
-use margay_passes::sketch::{Chosen, InputStatistics, Selection, modules, scheme};
-use margay_passes::{SketchConv, SketchLinear, parameter_names, with_parameters};
-use margay_randnla::{Centring, Conditioning, Gram, Whitening};
+use margay_passes::sketch::{Context, Moments, scheme, sites};
+use margay_passes::{ApplyPlan, Sketch, parameter_names, with_parameters};
+use margay_plan::Settings;
+use margay_randnla::Gram;
 use margay_tensor::Tensor;
 use margay_testkit::{normal, parse_with_random_constants};
 
@@ -130,23 +131,19 @@ fn small_random_errors_of_weights_have_the_predicted_effect() {
 /// Low rank of half the bytes, whitened by all samples, as it is predicted.
 fn at_half(source: &Source, samples: &Samples, name: &str, rank: usize) -> Option<Graph> {
     let g = &source.graph;
-    let module = modules(g).into_iter().find(|m| m.name == name)?;
+    let site = sites(g).into_iter().find(|s| s.name == name)?;
     let x = &samples.arrays()[0].1;
     // Only the first layer's inputs are at hand here.
-    let mut gram = Gram::new(module.d_in);
+    let mut gram = Gram::new(site.d_in);
     gram.add_rows(&x.to_vec::<f32>().unwrap()).unwrap();
-    let conditioning = Conditioning { shrinkage: 0.01, ..Conditioning::default() };
-    let whitening = Whitening::from_gram(&gram, Centring::Centred, &conditioning).unwrap();
-    let statistics = InputStatistics { whitening, calibration: "#x".into() };
-    let fitted = scheme("lowrank")?.fit(g, &module, Some(&statistics), 0).unwrap().into();
-    let mut selection = Selection::default();
-    selection.choices.insert(module.name, Chosen { fitted, rank });
+    let moments = [std::sync::Arc::new(Moments::new(gram, "#x"))];
+    let context = Context { graph: g, site: &site, moments: Some(&moments), seed: 0 };
+    let fitted = scheme("lowrank")?.fit(&context).unwrap().into();
+    let settings = Settings::write(&std::collections::BTreeMap::from([("rank", rank)]));
+    let mut pass = ApplyPlan::default();
+    pass.sketches.insert(site.name, Sketch { fitted, settings });
     let mut out = g.clone();
-    let passes: [Box<dyn margay_ir::Pass>; 2] =
-        [Box::new(SketchLinear { selection: selection.clone() }), Box::new(SketchConv { selection })];
-    for pass in passes {
-        pass.run(&mut out, &mut margay_ir::Cx::default()).unwrap();
-    }
+    margay_ir::Pass::run(&pass, &mut out, &mut margay_ir::Cx::default()).unwrap();
     Some(out)
 }
 

@@ -1,15 +1,18 @@
 //! Constants stored narrow and 16-bit floats, from graphs to results, and what bytes are said of them.
 
+use std::collections::BTreeMap;
+
 use margay_artifact::Artifact;
 use margay_driver::build::jit;
 use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile, open};
-use margay_ir::{Graph, eval};
+use margay_ir::{Cx, Graph, Pass, eval};
 use margay_loops::Precision;
 use margay_lower::lower;
-use margay_plan::{Budget, Plan};
+use margay_passes::{StoreAs, StoreConstants};
+use margay_plan::{Budget, Choice, Plan};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
-use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
+use margay_testkit::{Tolerance, assert_close, normal, normalized, parse_with_random_constants};
 
 /// Compiles a graph for every class and compares it with the reference.
 fn agrees(g: &Graph, inputs: &[(&str, &Tensor)], tolerance: Tolerance) {
@@ -194,7 +197,7 @@ fn reports_say_the_bytes_of_the_file() {
     let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
     let sketched = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.5)), ..base.clone() };
     let mut plan = compile(&source(), Some(&samples), &sketched, &Silent).unwrap().plan;
-    plan.modules.get_mut("up").unwrap().rank = 18;
+    plan.sites.insert("up".into(), Choice::new("lowrank", &BTreeMap::from([("rank", 18)])));
     let plans: [Option<Plan>; 2] = [None, Some(plan)];
     for (plan, precision) in plans.iter().flat_map(|p| Precision::ALL.map(|precision| (p, precision))) {
         let options = CompileOptions { plan: plan.clone(), precision, ..base.clone() };
@@ -232,4 +235,45 @@ fn an_exported_model_has_the_numbers_that_are_stored() {
             precision.name()
         );
     }
+}
+
+/// A table that is gathered from and multiplied with; a product and a table by name.
+#[test]
+fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
+    let source = "graph @before(%i: i64[4], %x: f32[N, 8]) -> (a: f32[4, 8], y: f32[N, 16], z: f32[N, 16]) {
+           %0 = const #t : f32[16, 8]  // table
+           %1 = gather %0, %i {axis = 0} : f32[4, 8]  // rows
+           %2 = const #u : f32[8, 16]  // first.weight
+           %3 = matmul %x, %2 : f32[N, 16]  // first
+           %4 = matmul %x, %2 : f32[N, 16]  // second
+           return %1, %3, %4
+         }";
+    let stored = |named: &[(&str, &str)]| {
+        let (mut g, names) = parse_with_random_constants(source);
+        let named = named.iter().map(|(n, s)| (n.to_string(), StoreAs::parse(s).unwrap())).collect();
+        StoreConstants { named, ..StoreConstants::default() }.run(&mut g, &mut Cx::default()).unwrap();
+        let text = normalized(&g, "after", &names);
+        let constants = text.lines().filter(|l| l.contains("const")).map(|l| l.trim()[5..].to_string());
+        let mut constants: Vec<String> = constants.collect();
+        constants.sort();
+        constants
+    };
+    let (table, weight) = ("const #t : f32[16, 8]", "const #u : f32[8, 16]");
+    let origin = |text: &str, storage: &str, name: &str| format!("{text}{storage}  // {name}");
+    let plain = origin(weight, "", "first.weight");
+    assert_eq!(stored(&[("table", "int8")]), [origin(table, " stored i8(axis = 0)", "table"), plain.clone()]);
+    assert_eq!(
+        stored(&[("first", "i8(axis = 0, block = 4)"), ("nobody", "bf16")]),
+        [
+            origin(table, "", "table"),
+            plain,
+            origin(weight, " stored i8(axis = 0, block = 4)", "first.weight")
+        ]
+    );
+    let both = stored(&[("first.weight", "bf16")]);
+    assert_eq!(
+        both[1..],
+        [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
+    );
+    assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apply_plan;
 mod assign_layout;
 mod bind_dims;
 mod differentiate;
@@ -23,10 +24,9 @@ mod remove_dead;
 mod round_operands;
 mod simplify;
 pub mod sketch;
-mod sketch_conv;
-mod sketch_linear;
 mod store_constants;
 
+pub use apply_plan::{ApplyPlan, Sketch};
 pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
 pub use differentiate::{Differentiate, gradients};
@@ -43,6 +43,4 @@ pub use recompute::{Recompute, backward_nodes, bytes_of, saved};
 pub use remove_dead::RemoveDead;
 pub use round_operands::RoundOperands;
 pub use simplify::Simplify;
-pub use sketch_conv::SketchConv;
-pub use sketch_linear::SketchLinear;
 pub use store_constants::{StoreAs, StoreConstants};

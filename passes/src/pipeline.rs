@@ -18,8 +18,8 @@ pub struct PassEntry {
     pub make: fn() -> Box<dyn Pass>,
 }
 
-/// The passes that need no configuration, sorted by name. Passes that do (`bind-dims`,
-/// `make-trainable`, `sketch-linear`, `sketch-conv`, `store-constants`) are built where their configuration is.
+/// The passes that need no configuration, sorted by name. Passes that do (`apply-plan`, `bind-dims`,
+/// `make-trainable`, `store-constants`) are built where their configuration is.
 pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
     PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },

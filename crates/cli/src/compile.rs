@@ -140,7 +140,7 @@ pub(crate) fn totals(report: &Report) -> String {
         significant(report.predicted_ms_after),
         percent(report.predicted_ms_after, report.predicted_ms_before),
     );
-    let sketched = report.modules.iter().filter(|m| m.rank > 0).count();
+    let sketched = report.modules.iter().filter(|m| m.is_sketched()).count();
     let plain = report.precision == Precision::F32.name();
     let precision = if plain { String::new() } else { format!(", products in {}", report.precision) };
     let mut text =

@@ -174,7 +174,7 @@ fn text(o: &Outcome, samples: usize, threads: usize) -> String {
             m.name.clone(),
             m.kind.clone(),
             format!("{} x {}", m.d_in, m.d_out),
-            if m.rank > 0 { format!("{}, rank {}", m.scheme, m.rank) } else { m.scheme.clone() },
+            m.now(),
             format!("{} of {}", bytes(m.bytes_after), bytes(m.bytes_before)),
             significant(m.layer_error),
         ]);

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use margay::passes::sketch::modules;
+use margay::passes::sketch::sites;
 use margay::{Report, Source, compile, is_artifact, open, open_artifact, report_of};
 
 use crate::args::GoalArgs;
@@ -62,7 +62,7 @@ fn text(report: &Report) -> String {
             m.name.clone(),
             m.kind.clone(),
             format!("{} x {}", m.d_in, m.d_out),
-            if m.rank > 0 { format!("{}, rank {}", m.scheme, m.rank) } else { m.scheme.clone() },
+            m.now(),
             bytes(m.bytes_after),
             crate::table::percent(m.bytes_after as f64, m.bytes_before as f64),
             significant(m.layer_error),
@@ -84,12 +84,13 @@ fn text(report: &Report) -> String {
 /// The layers that could be sketched, where no goal was given.
 fn candidates(source: &Source) -> String {
     let mut table = Table::new(&["layer", "kind", ">matrix", ">bytes"]);
-    for m in modules(&source.graph) {
+    let g = &source.graph;
+    for site in sites(g) {
         table.row([
-            m.name.clone(),
-            m.kind.name().into(),
-            format!("{} x {}", m.d_in, m.d_out),
-            bytes(m.bytes()),
+            site.name.clone(),
+            site.kind.into(),
+            format!("{} x {}", site.d_in, site.d_out),
+            bytes(site.bytes(g)),
         ]);
     }
     if table.is_empty() {

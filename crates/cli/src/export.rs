@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::Plan;
-use margay::passes::sketch::SCHEMES;
+use margay::passes::sketch::read_plan;
 use margay::{compile, export_graph, is_artifact, open, open_artifact_graph};
 
 use margay::{open_artifact, report_of};
@@ -41,8 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let report = report_of(&artifact)?;
         let graph = open_artifact_graph(&artifact)?;
         let plan = artifact.source("plan.toml")?.unwrap_or_default();
-        let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-        let plan = Plan::from_toml(&String::from_utf8_lossy(plan), &schemes).map_err(margay::Error::from)?;
+        let plan = read_plan(&String::from_utf8_lossy(plan)).map_err(margay::Error::from)?;
         export_graph(&graph, Some((&plan, &report)), &args.output)?;
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;

@@ -1,8 +1,8 @@
 //! Graphs to code, for one value of every symbol.
 
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
-use margay_ir::{Graph, NodeId, Value, ops::Lowered, verify::Stage};
-use margay_loops::{Backend, Carried, KernelCall, Precision, Program};
+use margay_ir::{Graph, Value, verify::Stage};
+use margay_loops::{Backend, Carried, Precision, Program};
 use margay_lower::lower_carrying;
 use margay_passes::{
     FoldConstants, Pipeline, PipelineItem, Recompute, RoundOperands, StoreAs, StoreConstants, backward_nodes,
@@ -178,13 +178,5 @@ pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
     match bind(g, &binding, &mut Dump::none()) {
         Ok(_) => jit(g, &binding, &*backend::native()).map(|_| ()),
         Err(_) => Ok(()),
-    }
-}
-
-/// The kernel call a node of a bound graph lowers to by itself, if it does.
-pub fn call_of(bound: &Graph, n: NodeId) -> Option<KernelCall> {
-    match bound.op(n).lower(&bound.io_of(n)?) {
-        Ok(Lowered::Call(call)) => Some(call),
-        _ => None,
     }
 }

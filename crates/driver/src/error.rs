@@ -294,7 +294,7 @@ mod tests {
         let pass = |error| DriverError::from(PipelineError::Pass { pass: "simplify", error });
         let fixpoint = PassError::NoFixpoint { pass: "simplify", rounds: 64, rules: "a, b".into() };
         let number =
-            AllocateError::Number { module: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };
+            AllocateError::Number { site: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };
         let shape = RandnlaError::Empty { what: "weight", rows: 0, columns: 3 };
         let memory = RunError::Memory {
             what: "arena",

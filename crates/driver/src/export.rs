@@ -10,7 +10,7 @@ use margay_plan::Plan;
 use crate::{DriverError, Report};
 
 /// Writes a graph as ONNX, its open dimensions still open. Plan and report of a sketched graph become metadata: `margay.`
-/// and `model_hash`, `goal`, `seed`, `modules` (`NAME: SCHEME rank RANK`, separated by `; `), `held_out_relative_l2`.
+/// and `model_hash`, `goal`, `seed`, `modules` (`NAME: SCHEME SETTINGS`, as in `fc1: lowrank rank 8`, separated by `; `), `held_out_relative_l2`.
 pub fn export_graph(
     graph: &Graph,
     sketched: Option<(&Plan, &Report)>,
@@ -23,10 +23,10 @@ pub fn export_graph(
 
 fn notes(plan: &Plan, report: &Report) -> BTreeMap<String, String> {
     let choices: Vec<String> = plan
-        .modules
+        .sites
         .iter()
         .filter(|(_, c)| !c.is_dense())
-        .map(|(name, c)| format!("{name}: {} rank {}", c.scheme, c.rank))
+        .map(|(name, c)| format!("{name}: {} {}", c.scheme, c.settings))
         .collect();
     let mut notes = BTreeMap::from([
         ("margay.model_hash".to_string(), report.model_hash.clone()),

@@ -24,7 +24,7 @@
 //! - [`build`]: graphs to code.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
 //! - [`Samples`]: calibration and held-out data.
-//! - [`compile`]: calibrate, fit, allocate, rewrite, check, adjust: the one loop there is.
+//! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
 //! - [`Report`]: what was done and what it costs.
 //! - [`compare`]: how far two models are apart.
 //! - [`differentiate()`]: models that compute derivatives.
@@ -35,16 +35,14 @@
 pub mod backend;
 mod bindings;
 pub mod build;
-mod calibrate;
-mod checker;
-mod choose;
 pub mod compare;
 mod compile;
-mod curves;
+mod compiled;
 mod differentiate;
 mod dump;
 mod error;
 mod export;
+mod parallel;
 mod progress;
 mod recompile;
 mod report;
@@ -52,19 +50,19 @@ mod runner;
 mod samples;
 pub mod sensitivity;
 mod source;
-mod unfold;
 
 pub use backend::Backend;
-pub use calibrate::{MAX_PATCHES, parallel};
-pub use compile::{CompileOptions, Compiled, Goal, compile, compile_with};
+pub use compile::{CompileOptions, compile, compile_with};
+pub use compiled::Compiled;
 pub use differentiate::differentiate;
 pub use dump::Dump;
 pub use error::{DriverError, Kind};
 pub use export::export_graph;
+pub use margay_plan::Goal;
+pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{Arrays, Samples, bound_batch, hold_out};
 pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_with};
-pub use unfold::Unfold;

@@ -2,11 +2,10 @@
 
 use margay_artifact::Artifact;
 use margay_ir::Graph;
-use margay_passes::sketch::SCHEMES;
-use margay_plan::Plan;
+use margay_passes::sketch::read_plan;
 use margay_tensor::Binding;
 
-use crate::checker::Checker;
+use crate::compile::check::Checker;
 use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, backend, bound_batch};
 
 /// What an artifact holds, with another graph in place of its own: the same processor class, dimensions, plan and
@@ -24,8 +23,7 @@ pub fn recompile(
         DriverError::Options(format!("`{path}` was stripped: it does not carry its plan and report"))
     };
     let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
-    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-    let plan = Plan::from_toml(&String::from_utf8_lossy(piece("plan.toml")?), &schemes)?;
+    let plan = read_plan(&String::from_utf8_lossy(piece("plan.toml")?))?;
     let report: Report = serde_json::from_slice(piece("report.json")?)
         .map_err(|e| DriverError::Options(format!("the report is malformed: {e}")))?;
     let description = artifact.description();

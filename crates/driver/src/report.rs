@@ -3,6 +3,7 @@
 //! The JSON form of [`Report`] is what `--report` writes and `explain --json` prints: the fields below, under the same
 //! names.
 
+use margay_plan::Settings;
 use serde::{Deserialize, Serialize};
 
 /// How far outputs are from those of the dense model, over all floating point outputs and samples together.
@@ -16,10 +17,10 @@ pub struct ErrorMeasure {
     pub samples: usize,
 }
 
-/// What was done to one module.
+/// What was done to one site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleReport {
-    /// Its name in the model.
+    /// Its name in plans.
     pub name: String,
     /// `linear` or `conv`.
     pub kind: String,
@@ -29,22 +30,36 @@ pub struct ModuleReport {
     pub d_out: usize,
     /// The scheme, or `dense`.
     pub scheme: String,
-    /// The rank, 0 for dense.
-    pub rank: usize,
+    /// The settings of the scheme, such as `rank`.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// Stored bytes of the weight before.
     pub bytes_before: u64,
     /// Stored bytes after.
     pub bytes_after: u64,
-    /// Predicted milliseconds of the module's nodes before.
+    /// Predicted milliseconds of its nodes, and of what is computed along with them, before.
     pub predicted_ms_before: f64,
     /// Predicted milliseconds after.
     pub predicted_ms_after: f64,
-    /// Relative L2 error of the module's own output on the calibration samples (of its weight, without samples).
+    /// Relative L2 error of its own output on the calibration samples (of its weight, without samples).
     pub layer_error: f64,
-    /// Predicted relative L2 error of the model's outputs from this module alone; absent without samples.
+    /// Predicted relative L2 error of the model's outputs from this site alone; absent without samples.
     pub output_error: Option<f64>,
-    /// Why the module is as it is, in words with numbers.
+    /// Why it is as it is, in words with numbers.
     pub why: String,
+}
+
+impl ModuleReport {
+    /// Whether it is sketched.
+    pub fn is_sketched(&self) -> bool {
+        self.scheme != margay_plan::plan::DENSE
+    }
+
+    /// The scheme with its settings, as in `lowrank, rank 16`.
+    pub fn now(&self) -> String {
+        let comma = if self.settings.is_empty() { "" } else { ", " };
+        format!("{}{comma}{}", self.scheme, self.settings)
+    }
 }
 
 /// The precision of reports that do not name one.
@@ -89,7 +104,7 @@ pub struct Report {
     pub held_out: Option<ErrorMeasure>,
     /// Values of the symbols that times and operations are stated for.
     pub dims: std::collections::BTreeMap<String, i64>,
-    /// The modules, in the order of the model.
+    /// The sites, in the order of the model; of those that share weights, the ones that are sketched.
     pub modules: Vec<ModuleReport>,
     /// What passes declined, in words.
     pub remarks: Vec<String>,

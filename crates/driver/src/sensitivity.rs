@@ -11,14 +11,14 @@
 use margay_ir::{Graph, Value, eval};
 use margay_passes::PipelineError;
 use margay_passes::gradients;
-use margay_passes::sketch::{Module, ModuleKind, modules};
+use margay_passes::sketch::{Layer, Rows, layers};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix};
 use margay_tensor::{Binding, Tensor, random::Philox};
 use serde::Serialize;
 
-use crate::calibrate::{self, Site, parallel};
+use crate::compile::calibrate::{BATCH, calibrate};
 use crate::samples::{Arrays, is_measured};
-use crate::{DriverError, Progress, Runner, Samples, Source};
+use crate::{DriverError, Progress, Runner, Samples, Source, parallel};
 
 /// The relative error of weights that outputs are predicted for.
 pub const RELATIVE_ERROR: f64 = 0.01;
@@ -78,15 +78,20 @@ pub fn sensitivity(
 ) -> Result<Sensitivity, DriverError> {
     let g = &source.graph;
     let samples = samples.for_graph(g)?;
-    let found = modules(g);
+    let found = layers(g);
     let backend = &crate::backend::native();
-    let statistics = calibrate::measure_inputs(g, &found, &samples, backend, threads, progress)?;
+    let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
+    let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
+    let moments = calibrate(g, &inputs, &samples, backend, threads, progress)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
-        let (weight, k) = (weight_of(g, &found[i])?, half_rank(&found[i]));
+        let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
         let factors = match k {
             0 => None,
-            k => Some(LowRank::new(&weight, Some(&statistics[i].whitening), None, &options)?.factors(k)?),
+            k => {
+                let whitening = Some(moments[i].whitening()?);
+                Some(LowRank::new(&weight, whitening, None, &options)?.factors(k)?)
+            }
         };
         Sums::new(&weight, factors.as_ref())
     });
@@ -96,11 +101,11 @@ pub fn sensitivity(
         sums.push(fitted.map_err(error)?);
     }
     let probe = Probe::new(g, &found)?;
-    let runs = samples.runs(g, calibrate::BATCH).len();
+    let runs = samples.runs(g, BATCH).len();
     let mut energy = 0.0;
     let mut runner = Runner::new(probe.graph.clone(), backend, threads);
     let mut taken = 0;
-    for (run, inputs) in samples.runs(g, calibrate::BATCH).enumerate() {
+    for (run, inputs) in samples.runs(g, BATCH).enumerate() {
         let mut inputs = inputs?;
         let shape = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         let binding = eval::bind_symbols(g, shape)?;
@@ -137,21 +142,8 @@ fn squares(x: &[f32]) -> f64 {
     x.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
 }
 
-fn half_rank(module: &Module) -> usize {
+fn half_rank(module: &Layer) -> usize {
     module.d_in * module.d_out / (2 * (module.d_in + module.d_out))
-}
-
-fn weight_of(g: &Graph, module: &Module) -> Result<Matrix, margay_randnla::RandnlaError> {
-    let tensor = g.constant(module.weight).expect("the weight of a module is a constant").tensor();
-    in_rows(module, &floats(tensor))
-}
-
-/// A weight or its gradient as a matrix `[d_in, d_out]`.
-fn in_rows(module: &Module, values: &[f32]) -> Result<Matrix, margay_randnla::RandnlaError> {
-    match module.kind {
-        ModuleKind::Linear => Matrix::from_row_major(module.d_in, module.d_out, values),
-        ModuleKind::Conv => Ok(Matrix::from_row_major(module.d_out, module.d_in, values)?.transposed()),
-    }
 }
 
 /// What is summed up for a module.
@@ -196,7 +188,7 @@ impl Sums {
         })
     }
 
-    fn report(&self, module: &Module, energy: f64, probes: usize) -> ModuleSensitivity {
+    fn report(&self, module: &Layer, energy: f64, probes: usize) -> ModuleSensitivity {
         let per_probe = |x: f64| x / probes.max(1) as f64;
         let numbers = (module.d_in * module.d_out) as f64;
         // The squared size of each entry of the error.
@@ -205,7 +197,7 @@ impl Sums {
         let mean: f64 = self.input_sum.iter().map(|s| (s / self.input_rows.max(1.0)).powi(2)).sum();
         ModuleSensitivity {
             name: module.name.clone(),
-            kind: module.kind.name().into(),
+            kind: module.word().into(),
             d_in: module.d_in,
             d_out: module.d_out,
             weight_norm: self.weight_norm,
@@ -235,11 +227,11 @@ struct Places {
     /// The gradient by the weight.
     weight: Option<usize>,
     /// For each node: how rows are made of its input, the input, and the gradient by its result.
-    nodes: Vec<(Site, usize, Option<usize>)>,
+    nodes: Vec<(Rows, usize, Option<usize>)>,
 }
 
 impl Probe {
-    fn new(g: &Graph, found: &[Module]) -> Result<Probe, DriverError> {
+    fn new(g: &Graph, found: &[Layer]) -> Result<Probe, DriverError> {
         let mut graph = g.clone();
         let mut outputs = Vec::new();
         let (mut seeds, mut pairs) = (Vec::new(), Vec::new());
@@ -271,7 +263,7 @@ impl Probe {
             let weight = derived.next().flatten().map(&mut place);
             let nodes = m.nodes.iter().map(|&n| {
                 let gradient = derived.next().flatten().map(&mut place);
-                (Site::of(g, m, n), place(g.inputs_of(n)[0]), gradient)
+                (m.input(g, n), place(g.inputs_of(n)[0]), gradient)
             });
             places.push(Places { weight, nodes: nodes.collect() });
         }
@@ -307,16 +299,16 @@ impl Probe {
     fn add(
         &self,
         i: usize,
-        module: &Module,
+        module: &Layer,
         outputs: &[(String, Tensor)],
         inputs: bool,
         samples: usize,
         mut sums: Sums,
     ) -> Sums {
         let mut by_bias = vec![0.0; module.d_out];
-        for (site, x, gradient) in &self.places[i].nodes {
+        for (rows, x, gradient) in &self.places[i].nodes {
             if inputs {
-                for row in calibrate::rows_of(&outputs[*x].1, site, samples).chunks_exact(module.d_in) {
+                for row in rows.of(&outputs[*x].1, samples).chunks_exact(module.d_in) {
                     sums.input_rows += 1.0;
                     sums.input_squares += squares(row);
                     sums.input_sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
@@ -328,9 +320,9 @@ impl Probe {
             sums.gradient_squares += squares(&values);
             sums.gradient_rows += (values.len() / module.d_out) as f64;
             // Elements from one channel to the next.
-            let inner: usize = match module.kind {
-                ModuleKind::Linear => 1,
-                ModuleKind::Conv => tensor.shape()[2..].iter().product(),
+            let inner: usize = match module.is_product() {
+                true => 1,
+                false => tensor.shape()[2..].iter().product(),
             };
             for (at, v) in values.iter().enumerate() {
                 by_bias[at / inner.max(1) % module.d_out] += f64::from(*v);
@@ -339,7 +331,7 @@ impl Probe {
         let Some(weight) = self.places[i].weight else { return sums };
         let values = floats(&outputs[weight].1);
         sums.gradients += squares(&values);
-        if let (Some((missing, bias)), Ok(gradient)) = (&sums.missing, in_rows(module, &values)) {
+        if let (Some((missing, bias)), Ok(gradient)) = (&sums.missing, module.as_matrix(&values)) {
             let mut change: f64 = bias.iter().zip(&by_bias).map(|(a, b)| a * b).sum();
             for row in 0..missing.rows() {
                 change -=

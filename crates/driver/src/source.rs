@@ -72,7 +72,7 @@ pub fn is_artifact(path: &Path) -> Result<bool, DriverError> {
 /// The sketched graph an artifact was compiled from. An error when it was stripped.
 pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let path = artifact.path();
-    let Some(bytes) = artifact.source(crate::compile::GRAPH_PIECE)? else {
+    let Some(bytes) = artifact.source(crate::compiled::GRAPH_PIECE)? else {
         let message = format!("`{}` was stripped: it does not carry its graph", path.display());
         return Err(DriverError::Options(message));
     };

@@ -7,7 +7,7 @@ use margay_artifact::{Artifact, CodeSection, Entry};
 use margay_driver::{Dump, ErrorMeasure, Source, backend, build};
 use margay_ir::{Graph, Op};
 use margay_onnx::Model;
-use margay_passes::sketch::modules;
+use margay_passes::sketch::layers;
 use margay_tensor::Binding;
 use serde::Serialize;
 
@@ -117,7 +117,7 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
         }
     }
     let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
-    let layers = modules(g);
+    let layers = layers(g);
     let (inputs, outputs) = ports_of_graph(g);
     Ok(ModelReport {
         path: path.display().to_string(),
@@ -134,7 +134,7 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
         parameters,
         constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
         layers: layers.len(),
-        layer_bytes: layers.iter().map(margay_passes::sketch::Module::bytes).sum(),
+        layer_bytes: layers.iter().map(|l| l.payload(g).tensor().bytes().len() as u64).sum(),
         flops: flops(g, dims)?,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_passes::sketch::SCHEMES;
+use margay_passes::sketch;
 use margay_plan::Plan;
 
 use crate::Error;
@@ -14,6 +14,5 @@ use crate::Error;
 pub fn read_plan(path: &Path) -> Result<Plan, Error> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
     let text = std::fs::read_to_string(path).map_err(io)?;
-    let schemes: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-    Plan::from_toml(&text, &schemes).map_err(|e| Error::Options(format!("`{}`: {e}", path.display())))
+    sketch::read_plan(&text).map_err(|e| Error::Options(format!("`{}`: {e}", path.display())))
 }

@@ -23,7 +23,7 @@ pub enum PlanError {
         /// The version of the text.
         found: u32,
     },
-    /// Entries of a plan name schemes that do not exist, or contradict themselves (the file's fault).
+    /// Entries of a plan name schemes that do not exist, or settings that their scheme refuses (the file's fault).
     #[error("{}", lines(.0))]
     Choices(Vec<ChoiceProblem>),
     /// A plan was made for something else (the options' fault).
@@ -49,12 +49,12 @@ pub enum PlanError {
 
 /// An entry of a plan that no pass could follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, module `{module}`: {why}")]
+#[error("line {line}, site `{site}`: {why}")]
 pub struct ChoiceProblem {
     /// The line, from 1.
     pub line: usize,
-    /// The module.
-    pub module: String,
+    /// The site.
+    pub site: String,
     /// What is wrong.
     pub why: String,
 }
@@ -81,18 +81,18 @@ pub enum Mismatch {
         /// The hash of the calibration, if there is one.
         found: Option<String>,
     },
-    /// The model has no such module.
-    #[error("the plan names the module `{module}`, which the model does not have")]
-    Module {
-        /// The module.
-        module: String,
+    /// The model has no such site.
+    #[error("the plan names the site `{site}`, which the model does not have")]
+    Site {
+        /// The site.
+        site: String,
     },
 }
 
-/// No choice over the modules meets the goal, or the tables are unusable.
+/// No choice over the sites meets the goal, or the tables are unusable.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AllocateError {
-    /// The budget is below the cheapest choice, or the limit below the least error (the options' fault).
+    /// The budget is below the cheapest choice, or the limit is not a number (the options' fault).
     #[error("the {what} cannot be brought down to {asked}: the least possible is {best}")]
     Infeasible {
         /// `bytes`, `flops`, `seconds` or `error`.
@@ -104,23 +104,23 @@ pub enum AllocateError {
     },
     /// An error or a time is negative or not a number (the fault of the scheme that made the table).
     #[error(
-        "module `{module}`, {choice}: `{what}` is out of range: expected a finite number from 0, found {found}"
+        "site `{site}`, {choice}: `{what}` is out of range: expected a finite number from 0, found {found}"
     )]
     Number {
-        /// The module.
-        module: String,
-        /// Scheme and rank.
+        /// The site.
+        site: String,
+        /// Scheme and settings.
         choice: String,
-        /// `error` or `seconds`.
+        /// `squared error` or `seconds`.
         what: &'static str,
         /// The number.
         found: f64,
     },
-    /// Two tables are for the same module (the caller's fault).
-    #[error("module `{module}` has more than one table of candidates")]
+    /// Two tables are for the same site (the caller's fault).
+    #[error("site `{site}` has more than one table of candidates")]
     Duplicate {
-        /// The module.
-        module: String,
+        /// The site.
+        site: String,
     },
 }
 

@@ -1,39 +1,39 @@
-//! The plan: what is done to each module of one model, as a value and as a text.
+//! The plan: what is done to each site of one model, as a value and as a text.
 //!
 //! A plan is TOML: a table `[plan]` that says what it was made for, and a table `[modules]` with one line per
-//! module. The text is a function of the value, so equal plans are equal files. Modules that a plan does
+//! site. The text is a function of the value, so equal plans are equal files. Sites that a plan does
 //! not name stay dense. A plan holds no factors: those follow from model, calibration and plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::error::line_at;
 use crate::{ChoiceProblem, Mismatch, PlanError};
 
-/// The scheme that leaves a module as it is.
+/// The scheme that leaves a site as it is.
 pub const DENSE: &str = "dense";
 
 /// The format written and read here.
 pub const FORMAT_VERSION: u32 = 1;
 
 const HEAD: &str = "\
-# A margay plan: what is done to each module of one model. Modules not named here stay dense.
-#   scheme   how the module is approximated
-#   rank     width of the sketch, for schemes that have one
-#   terms    of `panther`: sketches that are averaged, where it is not 1
-#   copy     of `panther`: `least-squares`, or `unbiased`, which is a start for training and no approximation
+# A margay plan: what is done to each site of one model, a weight or several that change together. Sites not named
+# here stay dense.
+#   scheme   how the site is approximated; its settings follow, such as the `rank` of `lowrank`
 #   seed     of the random numbers, where it is not the seed of the plan
 ";
 
-/// What is done to each module of one model.
+/// What is done to each site of one model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Plan {
     /// What the plan was made for.
     pub header: Header,
-    /// What is done, by module.
-    pub modules: BTreeMap<String, Choice>,
+    /// What is done, by site: the table `[modules]` of the text.
+    pub sites: BTreeMap<String, Choice>,
 }
 
 /// What a plan was made for.
@@ -51,40 +51,59 @@ pub struct Header {
     pub target_cpu: String,
     /// Name of the cost model that predicted them.
     pub cost_model: String,
-    /// Seed of the modules that have none of their own; at most `i64::MAX` in a text.
+    /// Seed of the sites that have none of their own; at most `i64::MAX` in a text.
     pub seed: u64,
 }
 
-/// What is done to one module.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+/// What is done to one site: a scheme, and settings that only the scheme understands.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Choice {
     /// Name of the scheme, or [`DENSE`].
     pub scheme: String,
-    /// Width of the sketch; 0 for a scheme that has none.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub rank: usize,
-    /// Sketches that are averaged, for schemes that do; at least 1.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub terms: usize,
-    /// How the weight is copied, for schemes that have a choice; `None` for [`CopyMode::LeastSquares`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copy: Option<CopyMode>,
+    /// Settings of the scheme, by name.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// Seed of the random numbers; `None` for that of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
 
-/// How a weight is copied into a sketch whose random part is given.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CopyMode {
-    /// With the least error.
-    #[default]
-    LeastSquares,
-    /// So that the expectation over the random part is the weight. The error is larger than the weight wherever the
-    /// sketch pays: a start for training.
-    Unbiased,
+/// Settings of a scheme: a table of TOML that the scheme writes from a type of its own, and reads back.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Settings(toml::Table);
+
+impl Settings {
+    /// The settings that a scheme writes.
+    ///
+    /// # Panics
+    /// For a type that is no table of TOML, which is the scheme's fault.
+    pub fn write<T: Serialize>(settings: &T) -> Settings {
+        Settings(toml::Table::try_from(settings).expect("settings are a table of small integers and strings"))
+    }
+
+    /// The settings as the scheme's type.
+    ///
+    /// # Errors
+    /// What is unknown, missing or of another type.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
+        T::deserialize(self.0.clone()).map_err(|error| error.to_string().trim().replace('\n', " "))
+    }
+
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Settings {
+    /// `rank 16, terms 2`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (name, value)) in self.0.iter().enumerate() {
+            write!(f, "{}{name} {value}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
 }
 
 /// The text form, for reading: as [`Plan`], with the places of the names.
@@ -108,75 +127,73 @@ struct AnyHeader {
 }
 
 impl Choice {
-    /// The module stays as it is.
+    /// The site stays as it is.
     pub fn dense() -> Choice {
-        Choice::new(DENSE, 0)
+        Choice { scheme: DENSE.to_owned(), settings: Settings::default(), seed: None }
     }
 
-    /// A scheme with a rank, with the seed of the plan.
-    pub fn new(scheme: impl Into<String>, rank: usize) -> Choice {
-        Choice { scheme: scheme.into(), rank, terms: 1, copy: None, seed: None }
+    /// A scheme with settings, with the seed of the plan.
+    pub fn new<T: Serialize>(scheme: impl Into<String>, settings: &T) -> Choice {
+        Choice { scheme: scheme.into(), settings: Settings::write(settings), seed: None }
     }
 
-    /// Whether the module stays as it is.
+    /// Whether the site stays as it is.
     pub fn is_dense(&self) -> bool {
         self.scheme == DENSE
     }
+}
 
-    fn problem(&self, schemes: &[&str]) -> Option<String> {
-        if self.is_dense() {
-            return (self.rank != 0).then(|| format!("scheme `{DENSE}` has no rank"));
-        }
-        if self.terms == 0 {
-            return Some("0 terms, expected at least 1".to_owned());
-        }
-        if schemes.contains(&self.scheme.as_str()) {
-            return None;
-        }
-        let mut known = vec![DENSE];
-        known.extend(schemes.iter().filter(|s| **s != DENSE));
-        Some(format!("unknown scheme `{}`; known are `{}`", self.scheme, known.join("`, `")))
+impl fmt::Display for Choice {
+    /// `lowrank, rank 16`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let comma = if self.settings.is_empty() { "" } else { ", " };
+        write!(f, "{}{comma}{}", self.scheme, self.settings)
     }
 }
 
 impl Plan {
-    /// Reads a plan whose schemes are among `schemes`; [`DENSE`] is always known.
+    /// Reads a plan. `check` says what is wrong with the scheme or the settings of a choice that is not dense.
     ///
     /// # Errors
     /// [`PlanError::Syntax`] with line and key, [`PlanError::Version`], and [`PlanError::Choices`] with every
-    /// entry that names an unknown scheme or contradicts itself.
-    pub fn from_toml(text: &str, schemes: &[&str]) -> Result<Plan, PlanError> {
+    /// entry that `check` refuses, by line.
+    pub fn from_toml(text: &str, check: &dyn Fn(&Choice) -> Result<(), String>) -> Result<Plan, PlanError> {
         let syntax = |error| PlanError::syntax(text, error);
         let found = toml::from_str::<AnyVersion>(text).map_err(syntax)?.plan.version;
         if found != FORMAT_VERSION {
             return Err(PlanError::Version { expected: FORMAT_VERSION, found });
         }
         let read: Text = toml::from_str(text).map_err(syntax)?;
+        let problem = |choice: &Choice| match choice.is_dense() {
+            true if choice.settings.is_empty() => None,
+            true => Some(format!("scheme `{DENSE}` has no settings, found `{}`", choice.settings)),
+            false => check(choice).err(),
+        };
         let problems = read.modules.iter().filter_map(|(name, choice)| {
-            let (line, module) = (line_at(text, name.span().start), name.get_ref().clone());
-            choice.problem(schemes).map(|why| ChoiceProblem { line, module, why })
+            let (line, site) = (line_at(text, name.span().start), name.get_ref().clone());
+            problem(choice).map(|why| ChoiceProblem { line, site, why })
         });
         let mut problems: Vec<ChoiceProblem> = problems.collect();
         problems.sort_by_key(|p| p.line);
         if !problems.is_empty() {
             return Err(PlanError::Choices(problems));
         }
-        let modules = read.modules.into_iter().map(|(name, choice)| (name.into_inner(), choice));
-        Ok(Plan { header: read.plan, modules: modules.collect() })
+        let sites = read.modules.into_iter().map(|(name, choice)| (name.into_inner(), choice));
+        Ok(Plan { header: read.plan, sites: sites.collect() })
     }
 
-    /// The text of the plan, one line per module in the order of their names.
+    /// The text of the plan, one line per site in the order of their names.
     ///
     /// # Errors
     /// [`PlanError::Seed`] for a seed above `i64::MAX`, which TOML cannot hold.
     pub fn to_toml(&self) -> Result<String, PlanError> {
-        let mut seeds = self.modules.values().filter_map(|c| c.seed).chain([self.header.seed]);
+        let mut seeds = self.sites.values().filter_map(|c| c.seed).chain([self.header.seed]);
         if let Some(found) = seeds.find(|&seed| i64::try_from(seed).is_err()) {
             return Err(PlanError::Seed { found });
         }
         let header = toml::to_string(&self.header).expect("strings and small integers are TOML");
         let mut text = format!("{HEAD}\n[plan]\n{header}\n[modules]\n");
-        for (name, choice) in &self.modules {
+        for (name, choice) in &self.sites {
             text.push_str(&quoted(name));
             text.push_str(" = ");
             choice
@@ -187,7 +204,7 @@ impl Plan {
         Ok(text)
     }
 
-    /// Whether the plan belongs to this model and calibration, and names only modules that exist.
+    /// Whether the plan belongs to this model and calibration, and names only sites that exist.
     ///
     /// A plan made without a calibration goes with any.
     ///
@@ -197,7 +214,7 @@ impl Plan {
         &self,
         model: &str,
         calibration: Option<&str>,
-        modules: impl IntoIterator<Item = S>,
+        sites: impl IntoIterator<Item = S>,
     ) -> Result<(), PlanError> {
         let mut problems = Vec::new();
         if self.header.model != model {
@@ -209,11 +226,11 @@ impl Plan {
             let found = calibration.map(str::to_owned);
             problems.push(Mismatch::Calibration { plan: plan.clone(), found });
         }
-        let mut absent: BTreeSet<&str> = self.modules.keys().map(String::as_str).collect();
-        modules.into_iter().for_each(|name| {
+        let mut absent: BTreeSet<&str> = self.sites.keys().map(String::as_str).collect();
+        sites.into_iter().for_each(|name| {
             absent.remove(name.as_ref());
         });
-        problems.extend(absent.into_iter().map(|name| Mismatch::Module { module: name.to_owned() }));
+        problems.extend(absent.into_iter().map(|name| Mismatch::Site { site: name.to_owned() }));
         if problems.is_empty() { Ok(()) } else { Err(PlanError::Mismatch(problems)) }
     }
 }
@@ -232,23 +249,41 @@ fn quoted(name: &str) -> String {
     key
 }
 
-fn one() -> usize {
-    1
-}
-
-fn is_one(terms: &usize) -> bool {
-    *terms == 1
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SCHEMES: &[&str] = &["lowrank", "neuron", "panther"];
+    /// A scheme with settings that are read strictly, and two that take any.
+    fn check(choice: &Choice) -> Result<(), String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Lowrank {
+            rank: usize,
+        }
+        match choice.scheme.as_str() {
+            "lowrank" => choice.settings.read::<Lowrank>().and_then(|s| match s.rank {
+                0 => Err("rank 0, expected at least 1".to_owned()),
+                _ => Ok(()),
+            }),
+            "neuron" | "panther" => Ok(()),
+            scheme => Err(format!("unknown scheme `{scheme}`")),
+        }
+    }
+
+    /// Settings of the schemes of the tests.
+    #[derive(Serialize, Default)]
+    struct Sizes {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rank: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        terms: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        copy: Option<&'static str>,
+    }
+
+    fn ranked(scheme: &str, rank: usize) -> Choice {
+        Choice::new(scheme, &Sizes { rank: Some(rank), ..Sizes::default() })
+    }
 
     fn plan() -> Plan {
         let header = Header {
@@ -259,14 +294,15 @@ mod tests {
             cost_model: "x86-64-v4/1".to_owned(),
             seed: 7,
         };
-        let query = Choice::new("lowrank", 96);
-        let modules = [
+        let query = ranked("lowrank", 96);
+        let signs = Sizes { rank: Some(16), terms: Some(2), copy: Some("unbiased") };
+        let sites = [
             ("layer.0.query", query),
-            ("layer.0.ffn", Choice { seed: Some(3), ..Choice::new("neuron", 512) }),
+            ("layer.0.ffn", Choice { seed: Some(3), ..ranked("neuron", 512) }),
             ("layer.1.query", Choice::dense()),
-            ("pooler", Choice { terms: 2, copy: Some(CopyMode::Unbiased), ..Choice::new("panther", 16) }),
+            ("pooler", Choice::new("panther", &signs)),
         ];
-        Plan { header, modules: modules.map(|(name, choice)| (name.to_owned(), choice)).into() }
+        Plan { header, sites: sites.map(|(name, choice)| (name.to_owned(), choice)).into() }
     }
 
     fn text_with(from: &str, to: &str) -> String {
@@ -276,7 +312,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        Plan::from_toml(text, SCHEMES).unwrap_err().to_string()
+        Plan::from_toml(text, &check).unwrap_err().to_string()
     }
 
     #[test]
@@ -295,10 +331,10 @@ seed = 7
 "layer.0.ffn" = { scheme = "neuron", rank = 512, seed = 3 }
 "layer.0.query" = { scheme = "lowrank", rank = 96 }
 "layer.1.query" = { scheme = "dense" }
-"pooler" = { scheme = "panther", rank = 16, terms = 2, copy = "unbiased" }
+"pooler" = { scheme = "panther", copy = "unbiased", rank = 16, terms = 2 }
 "#;
         assert_eq!(text, format!("{HEAD}{expected}"));
-        assert_eq!(Plan::from_toml(&text, SCHEMES), Ok(plan()));
+        assert_eq!(Plan::from_toml(&text, &check), Ok(plan()));
     }
 
     #[test]
@@ -306,37 +342,35 @@ seed = 7
         let mut plan = plan();
         plan.header.calibration = None;
         for name in ["", "a b", "/enc/MatMul:0", "say \"so\"\\", "new\nline\t\u{7f}", "größe", "a.b", "'"] {
-            plan.modules.insert(name.to_owned(), Choice::new("lowrank", 32));
+            plan.sites.insert(name.to_owned(), ranked("lowrank", 32));
         }
-        assert_eq!(Plan::from_toml(&plan.to_toml().unwrap(), SCHEMES), Ok(plan));
+        assert_eq!(Plan::from_toml(&plan.to_toml().unwrap(), &check), Ok(plan));
     }
 
     #[test]
     fn people_may_write_tables() {
         let inline = "\"layer.1.query\" = { scheme = \"dense\" }\n";
         let table = "[modules.\"layer.1.query\"]\nscheme = \"lowrank\"\nrank = 8";
-        let read = Plan::from_toml(&format!("{}{table}", text_with(inline, "")), SCHEMES);
-        assert_eq!(read.unwrap().modules["layer.1.query"], Choice::new("lowrank", 8));
+        let read = Plan::from_toml(&format!("{}{table}", text_with(inline, "")), &check);
+        assert_eq!(read.unwrap().sites["layer.1.query"], ranked("lowrank", 8));
     }
 
     #[test]
     fn refusals_name_line_and_key() {
         for (from, to, expected) in [
-            ("rank = 512", "rnk = 512", "line 17, key `modules.layer.0.ffn`: unknown field `rnk`"),
-            ("rank = 512", "rank = \"x\"", "line 17, key `modules.layer.0.ffn.rank`: invalid type"),
-            ("rank = 512", "rank = -1", "line 17, key `modules.layer.0.ffn.rank`: invalid value"),
-            ("rank = 96", "gauge = 1", "line 18, key `modules.layer.0.query`: unknown field `gauge`"),
-            ("seed = 7", "sed = 7", "line 14, key `plan`: unknown field `sed`"),
-            ("model = \"5be1c0\"\n", "", "line 8, key `plan`: missing field `model`"),
-            ("[modules]", "[module]", "line 16: unknown field `module`"),
-            ("target-cpu = ", "target-cpu ", "line 12: "),
-            ("layer.1.query", "layer.0.query", "line 19: duplicate key"),
-            (
-                "copy = \"unbiased\"",
-                "copy = \"best\"",
-                "line 20, key `modules.pooler.copy`: unknown variant `best`",
-            ),
-            ("terms = 2", "terms = 0", "line 20, module `pooler`: 0 terms, expected at least 1"),
+            ("rank = 96", "rnk = 96", "line 16, site `layer.0.query`: unknown field `rnk`, expected `rank`"),
+            ("rank = 96", "rank = \"x\"", "line 16, site `layer.0.query`: invalid type: string"),
+            ("rank = 96", "rank = -1", "line 16, site `layer.0.query`: invalid value: integer `-1`"),
+            ("rank = 96", "rank = 0", "line 16, site `layer.0.query`: rank 0, expected at least 1"),
+            (", rank = 96", "", "line 16, site `layer.0.query`: missing field `rank`"),
+            ("rank = 96", "rank = 96, gauge = 1", "line 16, site `layer.0.query`: unknown field `gauge`"),
+            ("scheme = \"lowrank\"", "scheme = 7", "line 16, key `modules.layer.0.query"),
+            ("seed = 3", "seed = \"x\"", "line 15, key `modules.layer.0.ffn"),
+            ("seed = 7", "sed = 7", "line 12, key `plan`: unknown field `sed`"),
+            ("model = \"5be1c0\"\n", "", "line 6, key `plan`: missing field `model`"),
+            ("[modules]", "[module]", "line 14: unknown field `module`"),
+            ("target-cpu = ", "target-cpu ", "line 10: "),
+            ("layer.1.query", "layer.0.query", "line 17: duplicate key"),
             ("version = 1", "version = 2", "the plan has format version 2, expected 1"),
         ] {
             let message = refusal(&text_with(from, to));
@@ -347,8 +381,8 @@ seed = 7
     #[test]
     fn unknown_schemes_are_all_listed() {
         let text = text_with("\"neuron\"", "\"neurons\"").replace("\"dense\" }", "\"dense\", rank = 4 }");
-        let expected = "line 17, module `layer.0.ffn`: unknown scheme `neurons`; known are `dense`, `lowrank`, \
-                        `neuron`, `panther`\nline 19, module `layer.1.query`: scheme `dense` has no rank";
+        let expected = "line 15, site `layer.0.ffn`: unknown scheme `neurons`\n\
+                        line 17, site `layer.1.query`: scheme `dense` has no settings, found `rank 4`";
         assert_eq!(refusal(&text), expected);
     }
 
@@ -358,7 +392,7 @@ seed = 7
         plan.header.seed = u64::MAX;
         assert_eq!(plan.to_toml(), Err(PlanError::Seed { found: u64::MAX }));
         plan.header.seed = i64::MAX as u64;
-        assert_eq!(Plan::from_toml(&plan.to_toml().unwrap(), SCHEMES), Ok(plan));
+        assert_eq!(Plan::from_toml(&plan.to_toml().unwrap(), &check), Ok(plan));
     }
 
     #[test]
@@ -369,9 +403,9 @@ seed = 7
         let expected = "\
 the plan is for the model with hash `5be1c0`, found a model with hash `000000`
 the plan is for the calibration with hash `77aa01`, found none
-the plan names the module `layer.0.ffn`, which the model does not have
-the plan names the module `layer.1.query`, which the model does not have
-the plan names the module `pooler`, which the model does not have";
+the plan names the site `layer.0.ffn`, which the model does not have
+the plan names the site `layer.1.query`, which the model does not have
+the plan names the site `pooler`, which the model does not have";
         assert_eq!(message, expected);
         let mut uncalibrated = plan();
         uncalibrated.header.calibration = None;

@@ -8,13 +8,11 @@
 //! SVD-LLM (Wang and others, 2024, arXiv 2403.07378) for the refit of layers on what the compressed layers before them
 //! compute.
 //!
-//! - [`factors`]: what of a graph are factors.
 //! - [`trainable`]: which constants learn.
 //! - [`pairs`], [`twins`]: what both models have in common.
 //! - [`mask`]: which rows of the data count.
 
 mod distill;
-pub mod factors;
 pub mod layers;
 pub mod mask;
 mod objective;

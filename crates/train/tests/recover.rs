@@ -6,11 +6,9 @@ use margay_driver::{Samples, Silent};
 use margay_ir::ops::{Add, Const, Conv, MatMul, Relu};
 use margay_ir::{Graph, NodeId, Op, Origin, Part, Payload, TensorType, Value};
 use margay_passes::parameter_names;
-use margay_passes::sketch::ModuleKind;
 use margay_randnla::{Distribution, random_matrix};
 use margay_tensor::{DType, Dim, Tensor};
-use margay_train::recover::factors::factored_modules;
-use margay_train::recover::trainable::{Train, balanced, trainable};
+use margay_train::recover::trainable::{Train, balanced, factored, trainable};
 use margay_train::recover::{Hidden, RecoverOptions, Recovered, recover};
 use margay_train::{Observer, Point, Stop, TrainError};
 
@@ -216,8 +214,9 @@ fn convolutions_are_refitted_too() {
     let teacher = images(None, dense.clone());
     let factors = (gaussian(&[4, 3, 3, 3], 3), gaussian(&[12, 4, 1, 1], 4));
     let student = images(Some(factors), dense);
-    let module = &factored_modules(&student)[0];
-    assert_eq!((module.kind, module.d_in, module.rank, module.d_out), (ModuleKind::Conv, 27, 4, 12));
+    let module = &factored(&student)[0];
+    assert_eq!((module.d_in, module.rank, module.d_out), (27, 4, 12));
+    assert!(module.places[0].input.windows.is_some());
     let x = random_matrix(Distribution::Gaussian, 96, 3 * 9 * 8, 20, 1).to_row_major();
     let x = Tensor::from_slice(&[96, 3, 9, 8], &x).unwrap();
     let samples = Samples::new(vec![("x".into(), x)]).unwrap();
@@ -285,14 +284,14 @@ fn balanced_factors_have_one_norm_and_the_same_product() {
 fn factors_are_found_without_marks_where_they_are_thin() {
     let of = |rank: usize| {
         let factors = Weight::Factors(gaussian(&[WIDE, rank], 8), gaussian(&[rank, WIDE], 9));
-        factored_modules(&mlp(factors, bias(WIDE, 2), false))
+        factored(&mlp(factors, bias(WIDE, 2), false))
     };
     let module = &of(11)[0];
-    assert_eq!((module.name.as_str(), module.rank, module.places[0].bias.is_some()), ("fc1", 11, true));
+    assert_eq!((module.name.as_str(), module.rank, module.constants.len()), ("fc1", 11, 3));
     // As many numbers as one weight: two layers of a dense model.
     assert!(of(12).is_empty());
     let marked = student();
-    assert_eq!(factored_modules(&marked).len(), 1);
+    assert_eq!(factored(&marked).len(), 1);
     let names = |train| -> Vec<String> {
         let known = parameter_names(&marked);
         let nodes = trainable(&marked, train);

@@ -1,69 +1,60 @@
 //! Two thinner products in place of one: `x W ≈ (x A) B`, and the same for the unfolded kernel of a convolution.
 //!
-//! Factors come from the singular value decomposition of the weight, whitened by the module's inputs where calibration
+//! Factors come from the singular value decomposition of the weight, whitened by the layer's inputs where calibration
 //! measured them (see [`margay_randnla::LowRank`]). A convolution becomes one with `k` filters followed by a
 //! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
 
-use std::collections::HashMap;
+use margay_ir::{Graph, Part};
+use margay_plan::Settings;
+use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
+use serde::{Deserialize, Serialize};
 
-use margay_ir::ops::{Add, Const, Conv, ImageLayout};
-use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, Patch, Payload, Value};
-use margay_loops::KernelCall;
-use margay_randnla::{Factors, LowRank, LowRankOptions, RandnlaError, RsvdOptions};
-use margay_tensor::Tensor;
-
-use super::{ApplyError, Fitted, InputStatistics, Module, ModuleKind, Point, Scheme, two_calls, weight_of};
+use super::{
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, factors, layers,
+    rank_grid,
+};
 
 /// Low-rank factors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LowRankScheme;
+
+/// What a plan says of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LowRankSettings {
+    /// Columns of the left factor.
+    rank: usize,
+}
 
 impl Scheme for LowRankScheme {
     fn name(&self) -> &'static str {
         "lowrank"
     }
 
-    fn takes(&self, kind: ModuleKind) -> bool {
-        match kind {
-            ModuleKind::Linear | ModuleKind::Conv => true,
-        }
+    fn only_by_name(&self) -> Option<&'static str> {
+        None
     }
 
-    fn fit(
-        &self,
-        g: &Graph,
-        module: &Module,
-        statistics: Option<&InputStatistics>,
-        seed: u64,
-    ) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let payload = g.constant(module.weight).expect("the weight of a module is a constant");
-        let weight = weight_of(g, module)?;
-        let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
-        let smaller = module.d_in.min(module.d_out);
-        let exact_up_to = LowRankOptions::default().exact_up_to;
-        // Large weights are decomposed by a randomized method, which pays for ranks well below the full one.
-        let randomized = smaller > exact_up_to;
-        let saving = (module.d_in * module.d_out).saturating_sub(1) / (module.d_in + module.d_out);
-        let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
-        let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
-        let decomposition = LowRank::new(&weight, statistics.map(|s| &s.whitening), None, &options)?;
-        Ok(Box::new(FittedLowRank {
-            decomposition,
-            source: payload.key().to_string(),
-            inputs: statistics.map(|s| s.calibration.clone()),
-            seed: randomized.then_some(seed),
-            new_biases: match statistics {
-                Some(_) => module.nodes.iter().filter(|&&n| bias_behind(g, module, n).is_none()).count(),
-                None => 0,
-            },
-            d_in: module.d_in,
-            d_out: module.d_out,
-        }))
+    fn sites(&self, g: &Graph) -> Vec<Site> {
+        layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
+    }
+
+    fn check(&self, settings: &Settings) -> Result<(), String> {
+        settings.read::<LowRankSettings>().map(|_| ())
+    }
+
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        Ok(Box::new(FittedLowRank::new(context)?))
+    }
+
+    fn factors(&self, g: &Graph) -> Vec<Factored> {
+        factors::two_products(g)
     }
 }
 
-struct FittedLowRank {
-    decomposition: LowRank,
+/// The decomposition of a layer's weight.
+pub(super) struct FittedLowRank {
+    pub(super) decomposition: LowRank,
     /// What identifies the weight.
     source: String,
     /// What identifies the calibration.
@@ -71,189 +62,129 @@ struct FittedLowRank {
     /// The seed, where the factors depend on it.
     seed: Option<u64>,
     /// Biases that the correction of the mean adds.
-    new_biases: usize,
-    d_in: usize,
-    d_out: usize,
+    pub(super) new_biases: usize,
+    pub(super) d_in: usize,
+    pub(super) d_out: usize,
 }
 
 impl FittedLowRank {
+    pub(super) fn new(context: &Context<'_>) -> Result<FittedLowRank, RandnlaError> {
+        let (g, seed) = (context.graph, context.seed);
+        let layer = Layer::of(g, context.site);
+        let (d_in, d_out) = (layer.d_in, layer.d_out);
+        let moments = context.moments.map(|m| &*m[0]);
+        let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
+        let smaller = d_in.min(d_out);
+        let exact_up_to = LowRankOptions::default().exact_up_to;
+        // Large weights are decomposed by a randomized method, which pays for ranks well below the full one.
+        let randomized = smaller > exact_up_to;
+        let saving = (d_in * d_out).saturating_sub(1) / (d_in + d_out);
+        let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
+        let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
+        let whitening = moments.map(|m| m.whitening()).transpose()?;
+        Ok(FittedLowRank {
+            decomposition: LowRank::new(&layer.matrix(g)?, whitening, None, &options)?,
+            source: layer.payload(g).key().to_string(),
+            inputs: moments.map(|m| m.samples().to_owned()),
+            seed: randomized.then_some(seed),
+            new_biases: if moments.is_some() { layer.without_bias(g) } else { 0 },
+            d_in,
+            d_out,
+        })
+    }
+
     fn numbers(&self, rank: usize) -> usize {
         rank * (self.d_in + self.d_out) + self.new_biases * self.d_out
     }
 
-    /// The name of a derived constant.
-    fn derivation(&self, part: &str, rank: usize) -> String {
+    /// The largest rank that takes fewer numbers than so many.
+    fn max_rank(&self, numbers: usize) -> usize {
+        let fits = |rank: &usize| self.numbers(*rank) < numbers;
+        (1..=self.decomposition.max_rank()).take_while(fits).last().unwrap_or(0)
+    }
+
+    /// The largest rank on offer.
+    fn most(&self) -> usize {
+        self.max_rank(self.d_in * self.d_out)
+    }
+
+    /// The rank that settings name. A plan may name ranks that save nothing, up to the exact one.
+    fn rank(&self, settings: &Settings) -> Result<usize, String> {
+        let LowRankSettings { rank } = settings.read()?;
+        check_rank(rank, self.decomposition.max_rank())?;
+        Ok(rank)
+    }
+
+    /// Whether the mean of the output is corrected.
+    pub(super) fn corrects(&self) -> bool {
+        self.inputs.is_some()
+    }
+
+    /// What contents depend on that are derived at a rank.
+    pub(super) fn source(&self, rank: usize) -> String {
         let inputs = self.inputs.as_ref().map(|i| format!(", inputs = {i}")).unwrap_or_default();
         let seed = self.seed.map(|s| format!(", seed = {s}")).unwrap_or_default();
-        format!("lowrank.{part}({}, k = {rank}{inputs}{seed})", self.source)
-    }
-}
-
-/// A patch in the making for one module at one rank.
-struct Replacement<'a> {
-    fitted: &'a FittedLowRank,
-    g: &'a Graph,
-    module: &'a Module,
-    rank: usize,
-    patch: Patch,
-    /// What stands in for values of the graph: uses of one weight may follow one another.
-    done: HashMap<Value, Value>,
-}
-
-impl Replacement<'_> {
-    fn weight_origin(&self) -> &Origin {
-        &self.g.node(self.module.weight.node).origin
+        format!("{}, k = {rank}{inputs}{seed}", self.source)
     }
 
-    fn replace(&mut self, old: Value, new: Value) {
-        self.patch.redirect(old, new);
-        self.done.insert(old, new);
+    /// Squared error of a rank, relative to the squared norm of the output.
+    pub(super) fn relative_error(&self, rank: usize) -> f64 {
+        let energy = self.decomposition.energy();
+        if energy > 0.0 { self.decomposition.squared_errors()[rank] / energy } else { 0.0 }
     }
 
-    fn factor(&mut self, part: Part, shape: &[usize], data: &[f32]) -> Result<Value, AddError> {
-        let tensor = Tensor::from_slice(shape, data).expect("factors have as many numbers as their shapes");
-        let name = self.fitted.derivation(part.name(), self.rank);
-        let constant = Const { payload: Payload::derived(&name, tensor) };
-        let origin = self.weight_origin().part(part);
-        self.patch.add(self.g, constant, &[], origin)
+    /// The name of a derived constant.
+    fn derivation(&self, part: &str, rank: usize) -> String {
+        format!("lowrank.{part}({})", self.source(rank))
     }
-
-    /// The two factors as constants.
-    fn add_factors(&mut self, factors: &Factors) -> Result<(Value, Value), AddError> {
-        let (d_in, d_out, rank) = (self.module.d_in, self.module.d_out, self.rank);
-        let (left, right, left_shape, right_shape) = match self.module.kind {
-            ModuleKind::Linear => (
-                factors.left.to_row_major(),
-                factors.right.to_row_major(),
-                vec![d_in, rank],
-                vec![rank, d_out],
-            ),
-            ModuleKind::Conv => {
-                let kernel = self.g.ty(self.module.weight).extents().unwrap_or_default();
-                (
-                    factors.left.transposed().to_row_major(),
-                    factors.right.transposed().to_row_major(),
-                    vec![rank, kernel[1], kernel[2], kernel[3]],
-                    vec![d_out, rank, 1, 1],
-                )
-            }
-        };
-        let left = self.factor(Part::Left, &left_shape, &left)?;
-        Ok((left, self.factor(Part::Right, &right_shape, &right)?))
-    }
-
-    /// Adds the correction of the mean to the bias behind a node, or as a bias of its own.
-    fn add_bias(&mut self, n: NodeId, product: Value, correction: &[f32]) -> Result<(), AddError> {
-        let g = self.g;
-        let own_shape = match self.module.kind {
-            ModuleKind::Linear => vec![self.module.d_out],
-            ModuleKind::Conv if channels_last(g, n) => vec![self.module.d_out],
-            ModuleKind::Conv => vec![self.module.d_out, 1, 1],
-        };
-        let mut name = self.fitted.derivation("bias", self.rank);
-        let (shape, values, bias_origin, sum_origin, replaced) = match bias_behind(g, self.module, n) {
-            Some(found) => {
-                name = format!("add({}, {name})", found.payload.key());
-                let sum = found.values.iter().zip(correction).map(|(a, b)| a + b).collect();
-                let shape = found.payload.tensor().shape().to_vec();
-                (shape, sum, &g.node(found.constant).origin, g.node(found.add).origin.clone(), found.add)
-            }
-            None => {
-                let origin = g.node(n).origin.part(Part::Bias);
-                (own_shape, correction.to_vec(), self.weight_origin(), origin, n)
-            }
-        };
-        let bias_origin = bias_origin.part(Part::Bias);
-        let tensor = Tensor::from_slice::<f32>(&shape, &values).expect("a bias has one number per output");
-        let constant = Const { payload: Payload::derived(&name, tensor) };
-        let bias = self.patch.add(g, constant, &[], bias_origin)?;
-        let sum = self.patch.add(g, Add, &[product, bias], sum_origin)?;
-        self.replace(replaced.into(), sum);
-        Ok(())
-    }
-}
-
-/// Whether a node is a convolution of images with the channels last.
-fn channels_last(g: &Graph, n: NodeId) -> bool {
-    matches!(g.op(n), Op::Conv(c) if c.layout == ImageLayout::Nhwc)
-}
-
-/// An addition of a constant.
-struct BiasBehind<'a> {
-    add: NodeId,
-    constant: NodeId,
-    payload: &'a Payload,
-    values: Vec<f32>,
-}
-
-/// The addition of a constant with one element per output behind a node, if it is the node's only reader.
-fn bias_behind<'g>(g: &'g Graph, module: &Module, n: NodeId) -> Option<BiasBehind<'g>> {
-    let add = g.sole_user(n.into())?;
-    let Op::Add(_) = g.op(add) else { return None };
-    let bias = g.inputs_of(add).into_iter().find(|v| v.node != n)?;
-    let payload = g.constant(bias)?;
-    let result = g.ty(n.into());
-    let output_axis = match module.kind {
-        ModuleKind::Linear => result.ndim() - 1,
-        ModuleKind::Conv if channels_last(g, n) => result.ndim() - 1,
-        ModuleKind::Conv => 1,
-    };
-    let shape = payload.tensor().shape();
-    let added = result.ndim().checked_sub(shape.len())?;
-    let one_per_output = payload.tensor().len() == module.d_out
-        && shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == output_axis);
-    let values = payload.tensor().to_vec::<f32>().ok()?;
-    (one_per_output && g.ty(add.into()) == result).then_some(BiasBehind {
-        add,
-        constant: bias.node,
-        payload,
-        values,
-    })
 }
 
 impl Fitted for FittedLowRank {
-    fn points(&self) -> Vec<Point> {
-        let energy = self.decomposition.energy();
-        let dense = self.d_in * self.d_out;
-        let errors = self.decomposition.squared_errors();
-        (1..errors.len())
-            .take_while(|&rank| self.numbers(rank) < dense)
-            .map(|rank| Point {
-                rank,
-                relative_error: if energy > 0.0 { errors[rank] / energy } else { 0.0 },
-                bytes: (self.numbers(rank) * 4) as u64,
-            })
-            .collect()
+    fn candidates(&self) -> Vec<Settings> {
+        rank_grid(self.most()).map(|rank| Settings::write(&LowRankSettings { rank })).collect()
     }
 
-    fn calls(&self, dense: &KernelCall, rank: usize) -> Vec<KernelCall> {
-        two_calls(dense, rank)
+    fn probe(&self) -> Option<Settings> {
+        let half = self.max_rank(self.d_in * self.d_out / 2 + 1);
+        (half > 0).then(|| Settings::write(&LowRankSettings { rank: half }))
     }
 
-    fn only_by_name(&self) -> Option<&'static str> {
-        None
+    fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
+        Ok(self.relative_error(self.rank(settings)?))
     }
 
-    fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError> {
-        let factors = self.decomposition.factors(rank)?;
-        let mut work =
-            Replacement { fitted: self, g, module, rank, patch: Patch::new(), done: HashMap::new() };
-        let (left, right) = work.add_factors(&factors)?;
-        for &n in &module.nodes {
-            let x = g.inputs_of(n)[0];
-            let x = work.done.get(&x).copied().unwrap_or(x);
-            let origin = |part| g.node(n).origin.part(part);
-            let thin = work.patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
-            let second: Op = match g.op(n) {
-                Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
-                op => op.clone(),
-            };
-            let product = work.patch.add(g, second, &[thin, right], origin(Part::Right))?;
-            match &factors.bias {
-                Some(correction) => work.add_bias(n, product, correction)?,
-                None => work.replace(n.into(), product),
+    fn replace(
+        &self,
+        work: &mut Replacement<'_>,
+        site: &Site,
+        settings: &Settings,
+    ) -> Result<(), ApplyError> {
+        let rank = self.rank(settings).map_err(ApplyError::Settings)?;
+        let g = work.graph;
+        let layer = Layer::of(g, site);
+        let factors = work.computed(|| self.decomposition.factors(rank))?;
+        let [left_shape, right_shape] = layer.factor_shapes(rank);
+        let origin = |part| g.node(layer.weight.node).origin.part(part);
+        let left = factors.as_ref().map(|f| layer.factor(&f.left));
+        let left = work.constant(&self.derivation("left", rank), &left_shape, left, origin(Part::Left))?;
+        let right = factors.as_ref().map(|f| layer.factor(&f.right));
+        let right =
+            work.constant(&self.derivation("right", rank), &right_shape, right, origin(Part::Right))?;
+        for &n in &layer.nodes {
+            let product = layer.two_products(work, n, [left, right])?;
+            match self.corrects() {
+                true => {
+                    let correction = factors.as_ref().and_then(|f| f.bias.as_deref());
+                    layer.replace_corrected(
+                        work,
+                        n,
+                        product,
+                        (&self.derivation("bias", rank), correction),
+                    )?;
+                }
+                false => work.replace(n.into(), product),
             }
         }
-        Ok(work.patch)
+        Ok(())
     }
 }

@@ -1,249 +1,221 @@
-//! Modules that can be sketched, and the schemes that do it.
+//! Sites that can be sketched, and the schemes that do it.
 //!
-//! A [`Module`] is a set of nodes that share a constant. A [`Scheme`] looks at a module once, with what calibration
-//! measured, and answers for every rank: error, kernel calls, and the patch. Choosing ranks is the business of the
-//! plan crate and the driver; nothing here looks at a budget.
+//! A [`Site`] is one constant weight, or several that change together, with the nodes that read them. A [`Scheme`] lists
+//! the sites that it takes and looks at one once, with what calibration measured there. What comes of it, a [`Fitted`],
+//! offers settings with their errors, and replaces the site at any of them. Settings are the scheme's own: it writes
+//! them as a table of TOML and reads them back from a plan. Choosing among them is the business of the plan crate and the
+//! driver; nothing here looks at a budget or a price.
 //!
-//! What a patch inserts are ordinary operators over new constants. Constants name what they were derived from, and
-//! nodes carry the module's name with a [`Part`](margay_ir::Part).
+//! What a replacement inserts are ordinary operators over new constants. Constants name what they were derived from, and
+//! nodes carry the site's name with a [`Part`](margay_ir::Part).
+//!
+//! - `layer`: one weight of a product or a convolution, which most schemes take.
+//! - `rows`, `moments`: what a site asks calibration to measure.
+//! - `replacement`: a patch in the making.
+//! - `factors`: what a scheme has put into a graph, for those who train it.
 
+mod factors;
+mod layer;
 mod lowrank;
+mod moments;
 mod panther;
-mod selection;
+mod replacement;
+mod rows;
 mod training;
 
+pub use factors::{Factored, Place, Stored, learned};
+pub use layer::{Layer, layers};
 pub use lowrank::LowRankScheme;
-pub use panther::{PantherScheme, Start};
-pub use selection::{Chosen, Selection};
+pub use moments::Moments;
+pub use panther::{PantherScheme, PantherSettings, Start};
+pub use replacement::{ApplyError, Replacement, form, patch};
+pub use rows::{MAX_ROWS, Rows, Windows};
 pub use training::{PantherTraining, panther_for_training};
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use margay_ir::{AddError, Graph, NodeId, Op, Patch, Value};
-use margay_loops::{Epilogue, KernelCall};
-use margay_plan::Choice;
-use margay_randnla::{Matrix, RandnlaError, Whitening};
-use margay_tensor::DType;
+use margay_ir::{Graph, NodeId, Value};
+use margay_plan::{Choice, Plan, PlanError, Settings};
+use margay_randnla::RandnlaError;
 
-/// What kind of node a module consists of.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum ModuleKind {
-    /// Products with one constant matrix \[d_in, d_out\].
-    Linear,
-    /// Convolutions with one constant kernel \[out, in, height, width\], seen as a matrix \[in·height·width, out\].
-    Conv,
-}
-
-impl ModuleKind {
-    /// The word used in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            ModuleKind::Linear => "linear",
-            ModuleKind::Conv => "conv",
-        }
-    }
-}
-
-/// Nodes that share a constant and change together.
-#[derive(Clone, Debug)]
-pub struct Module {
-    /// The name in the model of the first node; unique.
+/// Weights that change together.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Site {
+    /// The name in plans and reports; unique.
     pub name: String,
-    /// What the nodes are.
-    pub kind: ModuleKind,
-    /// The nodes, in topological order.
-    pub nodes: Vec<NodeId>,
-    /// The shared constant.
-    pub weight: Value,
-    /// Rows of the weight as a matrix: the length of the sums.
+    /// What it is, in one word for reports: `linear`, `conv`.
+    pub kind: &'static str,
+    /// Length of the rows that go in.
     pub d_in: usize,
-    /// Columns of the weight as a matrix: the number of outputs.
+    /// Length of the rows that come out.
     pub d_out: usize,
+    /// The constants that go. Of sites with a weight in common, one at most can be sketched.
+    pub weights: Vec<Value>,
+    /// The nodes that are replaced, in topological order.
+    pub nodes: Vec<NodeId>,
+    /// What calibration is to measure: for each of the moments that its schemes read, the rows that are summed.
+    pub measures: Vec<Vec<Rows>>,
+    /// Names of the schemes that take it.
+    pub schemes: Vec<&'static str>,
 }
 
-impl Module {
-    /// Stored bytes of the weight.
-    pub fn bytes(&self) -> u64 {
-        (self.d_in * self.d_out * 4) as u64
+impl Site {
+    /// Bytes of its weights in the graph.
+    pub fn bytes(&self, g: &Graph) -> u64 {
+        let bytes = |weight: &Value| g.constant(*weight).map_or(0, |c| c.tensor().bytes().len() as u64);
+        self.weights.iter().map(bytes).sum()
     }
-}
 
-/// Finds the modules of a graph, in topological order. Nodes that a rewrite made are left out, so that applying a plan
-/// twice changes nothing.
-pub fn modules(g: &Graph) -> Vec<Module> {
-    let mut found: Vec<Module> = Vec::new();
-    let mut by_weight: HashMap<Value, usize> = HashMap::new();
-    for n in g.order() {
-        let operands = g.inputs_of(n);
-        let kind = match g.op(n) {
-            Op::MatMul(_) => ModuleKind::Linear,
-            Op::Conv(c) if c.groups == 1 => ModuleKind::Conv,
-            _ => continue,
-        };
-        let weight = operands[1];
-        let Some(payload) = g.constant(weight) else { continue };
-        let tensor = payload.tensor();
-        let (d_in, d_out) = match (kind, tensor.shape()) {
-            (ModuleKind::Linear, &[k, n]) => (k, n),
-            (ModuleKind::Conv, &[o, c, h, w]) => (c * h * w, o),
-            _ => continue,
-        };
-        if tensor.dtype() != DType::F32 || g.node(n).origin.part.is_some() || d_in * d_out == 0 {
-            continue;
+    /// The same site in another graph, without what was to be measured.
+    #[must_use]
+    pub fn mapped(&self, map: &dyn Fn(NodeId) -> NodeId) -> Site {
+        Site {
+            weights: self.weights.iter().map(|v| Value { node: map(v.node), out: v.out }).collect(),
+            nodes: self.nodes.iter().map(|n| map(*n)).collect(),
+            measures: Vec::new(),
+            ..self.clone()
         }
-        if let Some(&i) = by_weight.get(&weight) {
-            if found[i].kind == kind {
-                found[i].nodes.push(n);
-            }
-            continue;
-        }
-        by_weight.insert(weight, found.len());
-        let name = unique_name(g, n, &found);
-        found.push(Module { name, kind, nodes: vec![n], weight, d_in, d_out });
-    }
-    // A weight that somebody else reads too stays as it is: sketching would add to what is stored.
-    found.retain(|m| g.users_of(m.weight).len() == m.nodes.len() && !g.is_output(m.weight));
-    found
-}
-
-fn unique_name(g: &Graph, n: NodeId, found: &[Module]) -> String {
-    let name = match g.node(n).origin.name() {
-        "" => g.node(g.inputs_of(n)[1].node).origin.name(),
-        name => name,
-    };
-    let name = if name.is_empty() { g.op(n).name() } else { name };
-    let taken = |name: &str| found.iter().any(|m| m.name == name);
-    match taken(name) {
-        false => name.to_string(),
-        true => (2..).map(|i| format!("{name}#{i}")).find(|n| !taken(n)).unwrap_or_default(),
     }
 }
 
-/// What calibration measured at the input of a module.
-#[derive(Clone, Debug)]
-pub struct InputStatistics {
-    /// The centred second moment of the module's inputs, of dimension `d_in`.
-    pub whitening: Whitening,
-    /// Identifies the samples; part of the name of derived constants.
-    pub calibration: String,
-}
-
-/// One setting of a scheme.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Point {
-    /// The setting.
-    pub rank: usize,
-    /// Squared error of the module's output over its squared norm (centred where statistics are), on the
-    /// calibration inputs.
-    pub relative_error: f64,
-    /// Stored bytes of what replaces the weight.
-    pub bytes: u64,
-}
-
-/// A way to replace the nodes of a module.
+/// A way to replace a site.
 pub trait Scheme: Sync {
     /// The name in plans.
     fn name(&self) -> &'static str;
 
-    /// Whether the scheme is about this kind of module.
-    fn takes(&self, kind: ModuleKind) -> bool;
-
-    /// Looks at a module. Costs a factorization; everything afterwards is cheap.
-    fn fit(
-        &self,
-        g: &Graph,
-        module: &Module,
-        statistics: Option<&InputStatistics>,
-        seed: u64,
-    ) -> Result<Box<dyn Fitted>, RandnlaError>;
-}
-
-/// A scheme that has looked at a module.
-pub trait Fitted: Send + Sync {
-    /// Settings with fewer stored bytes than the weight, by rising rank.
-    fn points(&self) -> Vec<Point>;
-
-    /// What stands in for the kernel call of a dense node, to be priced.
-    fn calls(&self, dense: &KernelCall, rank: usize) -> Vec<KernelCall>;
-
     /// Why this is for plans that name it, and never to be chosen by its errors; `None` where an allocator may.
     fn only_by_name(&self) -> Option<&'static str>;
 
-    /// Replaces the nodes of the module.
-    fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError>;
+    /// The sites of a canonical graph that it takes. Nodes that a rewrite made are left out, so that applying a plan twice
+    /// changes nothing.
+    fn sites(&self, g: &Graph) -> Vec<Site>;
+
+    /// Whether settings are its own, apart from any site.
+    ///
+    /// # Errors
+    /// What is wrong with them, in words.
+    fn check(&self, settings: &Settings) -> Result<(), String>;
+
+    /// Looks at a site. Costs a factorization; everything afterwards is cheap.
+    ///
+    /// # Errors
+    /// Weights or samples that cannot be factorized.
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError>;
+
+    /// What it has put into a graph, as far as that can be told from the graph alone.
+    fn factors(&self, g: &Graph) -> Vec<Factored>;
 }
 
-/// The weight of a module as a matrix \[d_in, d_out\].
-fn weight_of(g: &Graph, module: &Module) -> Result<Matrix, RandnlaError> {
-    let payload = g.constant(module.weight).expect("the weight of a module is a constant");
-    let weights = payload.tensor().to_vec::<f32>().expect("the weight of a module is f32");
-    match module.kind {
-        ModuleKind::Linear => Matrix::from_row_major(module.d_in, module.d_out, &weights),
-        ModuleKind::Conv => Ok(Matrix::from_row_major(module.d_out, module.d_in, &weights)?.transposed()),
-    }
+/// What a scheme looks at.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// One of its sites.
+    pub site: &'a Site,
+    /// What was asked for in [`Site::measures`], in that order; absent without samples.
+    pub moments: Option<&'a [Arc<Moments>]>,
+    /// Names the random numbers.
+    pub seed: u64,
 }
 
-/// The calls of two products in place of one, with so many columns between them.
-fn two_calls(dense: &KernelCall, width: usize) -> Vec<KernelCall> {
-    match dense {
-        KernelCall::MatMul(c) => {
-            let (mut left, mut right) = (c.clone(), c.clone());
-            left.n = width;
-            left.epilogue = Epilogue::default();
-            right.k = width;
-            vec![KernelCall::MatMul(left), KernelCall::MatMul(right)]
-        }
-        KernelCall::Conv(c) => {
-            let (mut left, mut right) = (c.clone(), c.clone());
-            left.out_channels = width;
-            left.epilogue = Epilogue::default();
-            right.in_channels = width;
-            right.in_size = c.out_size;
-            (right.kernel, right.strides, right.pads, right.dilations) = ([1, 1], [1, 1], [0, 0], [1, 1]);
-            vec![KernelCall::Conv(left), KernelCall::Conv(right)]
-        }
-        other => vec![other.clone()],
-    }
-}
+/// A scheme that has looked at a site.
+pub trait Fitted: Send + Sync {
+    /// The settings that an allocator may choose among, from the smallest sketch to the largest: all with fewer
+    /// numbers than the weights.
+    fn candidates(&self) -> Vec<Settings>;
 
-/// A scheme could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The patch does not type (our fault).
-    #[error(transparent)]
-    Add(#[from] AddError),
-    /// The rank is outside what the scheme offers (the plan's fault), or the weight has numbers that are not finite
-    /// (the model's).
-    #[error(transparent)]
-    Randnla(#[from] RandnlaError),
+    /// The settings, of about half the numbers of the weights, at which the site is replaced to measure how much its
+    /// error weighs in the outputs; `None` where there are none.
+    fn probe(&self) -> Option<Settings>;
+
+    /// Predicted squared error of the site's output over its squared norm (centred where there are moments), on the
+    /// calibration inputs.
+    ///
+    /// # Errors
+    /// Why these settings are not offered, in words.
+    fn squared_error(&self, settings: &Settings) -> Result<f64, String>;
+
+    /// Replaces the site. Nodes and shapes of constants depend on the site, the settings and whether there were samples, and
+    /// on nothing else.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    fn replace(&self, work: &mut Replacement<'_>, site: &Site, settings: &Settings)
+    -> Result<(), ApplyError>;
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme, &PantherScheme::DEFAULT];
+pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme, &PantherScheme];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
     SCHEMES.iter().copied().find(|s| s.name() == name)
 }
 
-/// The scheme of a choice, with what the choice says besides rank and seed.
+/// The sites of a graph, by their first nodes in topological order, those of one weight before those of several.
+pub fn sites(g: &Graph) -> Vec<Site> {
+    let mut all: Vec<Site> = Vec::new();
+    for mut site in SCHEMES.iter().flat_map(|s| s.sites(g)) {
+        let same = |other: &&mut Site| other.weights == site.weights && other.nodes == site.nodes;
+        if let Some(known) = all.iter_mut().find(same) {
+            known.schemes.append(&mut site.schemes);
+            continue;
+        }
+        site.name = unique(site.name, |name| all.iter().any(|s| s.name == name));
+        all.push(site);
+    }
+    let order: std::collections::HashMap<NodeId, usize> =
+        g.order().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+    all.sort_by_key(|s| (s.nodes.first().and_then(|n| order.get(n).copied()), s.weights.len()));
+    all
+}
+
+/// Whether a plan may say this.
 ///
 /// # Errors
-/// What the scheme does not know (the plan's fault).
-pub fn scheme_of(choice: &Choice) -> Result<Box<dyn Scheme>, String> {
-    let plain = choice.terms == 1 && choice.copy.is_none();
-    match choice.scheme.as_str() {
-        "lowrank" if plain => Ok(Box::new(LowRankScheme)),
-        "panther" => {
-            let start = Start::of(choice.copy.unwrap_or_default());
-            Ok(Box::new(PantherScheme { terms: choice.terms, start }))
-        }
-        name if scheme(name).is_some() => {
-            Err(format!("`terms` and `copy` are no settings of scheme `{name}`"))
-        }
-        name => {
+/// A scheme that does not exist, and what the scheme says of its settings.
+pub fn check(choice: &Choice) -> Result<(), String> {
+    match scheme(&choice.scheme) {
+        Some(scheme) => scheme.check(&choice.settings),
+        None => {
             let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
-            Err(format!("scheme `{name}` is not one of {}", known.join(", ")))
+            let known = known.join("`, `");
+            Err(format!(
+                "unknown scheme `{}`; known are `{}`, `{known}`",
+                choice.scheme,
+                margay_plan::plan::DENSE
+            ))
         }
+    }
+}
+
+/// Reads a plan.
+///
+/// # Errors
+/// As [`Plan::from_toml`].
+pub fn read_plan(text: &str) -> Result<Plan, PlanError> {
+    Plan::from_toml(text, &check)
+}
+
+/// The name, or the first of `name#2`, `name#3`, … that is free.
+fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
+    match taken(&name) {
+        false => name,
+        true => (2..).map(|i| format!("{name}#{i}")).find(|n| !taken(n)).expect("one of so many is free"),
+    }
+}
+
+/// The ranks up to `max` that are offered to an allocator.
+fn rank_grid(max: usize) -> impl Iterator<Item = usize> {
+    let step = if max > 128 { 8 } else { 2 };
+    (step..=max).step_by(step)
+}
+
+/// An error unless a rank is offered.
+fn check_rank(rank: usize, max: usize) -> Result<(), String> {
+    match (1..=max).contains(&rank) {
+        true => Ok(()),
+        false => Err(format!("rank {rank} is not offered, expected 1 to {max}")),
     }
 }

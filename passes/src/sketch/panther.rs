@@ -5,9 +5,9 @@
 //! `U` are random signs, named by seed and stream, with the division by the number of sketches in their size (see
 //! [`margay_randnla::panther`]). `S` is what training moves: constants with the part `left` or `right`, while those of
 //! `U` have the part `random`. Both lie side by side through `concat`, which `fold-constants` removes where nothing is
-//! trained. Streams follow from the module's name, so that trained factors find their signs again.
+//! trained. Streams follow from the layer's name, so that trained factors find their signs again.
 //!
-//! The errors of [`points`](super::Fitted::points) are expectations over the signs for white inputs. No allocator
+//! Predicted errors are expectations over the signs for white inputs. No allocator
 //! chooses this scheme: a copy without bias has an error of at least √2 wherever a square weight takes fewer numbers, and
 //! of what fits into two products of one width, `lowrank` is the best.
 //!
@@ -47,29 +47,39 @@
 //!
 //! Deliberately absent: calibration, and the second sketch of convolutions over input channels.
 
-use margay_ir::ops::{Concat, Const, Conv};
-use margay_ir::{AddError, Draw, DrawKind, Graph, Op, Origin, Part, Patch, Payload, Value};
-use margay_loops::KernelCall;
-use margay_plan::CopyMode;
+use margay_ir::ops::Concat;
+use margay_ir::{Draw, DrawKind, Graph, Part, Payload, Value};
+use margay_plan::Settings;
 use margay_randnla::{Matrix, RandnlaError, panther};
-use margay_tensor::Tensor;
 use margay_tensor::random::stream_of;
+use serde::{Deserialize, Serialize};
 
-use super::{ApplyError, Fitted, InputStatistics, Module, ModuleKind, Point, Scheme, two_calls, weight_of};
+use super::{ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, layers};
 
 /// Random signs and trained factors.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PantherScheme {
-    /// Sketches that are averaged: `L` on either side of a weight, `2L` of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PantherScheme;
+
+/// What a plan says of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PantherSettings {
+    /// Columns of each sketch.
+    pub rank: usize,
+    /// Sketches that are averaged: `L` on either side of a weight, `2L` of a kernel; at least 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub terms: usize,
     /// What the trained factors are at first.
+    #[serde(default, rename = "copy", skip_serializing_if = "is_default")]
     pub start: Start,
 }
 
 /// What trained factors are at first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Start {
     /// The factors with the least error for the signs.
+    #[default]
     LeastSquares,
     /// The factors with which the expectation over the signs is the weight.
     Unbiased,
@@ -78,16 +88,20 @@ pub enum Start {
     Random,
 }
 
-impl Start {
-    /// The start that copies a weight in this way.
-    pub fn of(copy: CopyMode) -> Start {
-        match copy {
-            CopyMode::LeastSquares => Start::LeastSquares,
-            CopyMode::Unbiased => Start::Unbiased,
-        }
-    }
+fn one() -> usize {
+    1
+}
 
-    /// The word used in names of constants.
+fn is_one(terms: &usize) -> bool {
+    *terms == 1
+}
+
+fn is_default(start: &Start) -> bool {
+    *start == Start::default()
+}
+
+impl Start {
+    /// The word used in plans and in names of constants.
     fn name(self) -> &'static str {
         match self {
             Start::LeastSquares => "least-squares",
@@ -97,55 +111,63 @@ impl Start {
     }
 }
 
-impl PantherScheme {
-    /// One term, copied with the least error.
-    pub const DEFAULT: PantherScheme = PantherScheme { terms: 1, start: Start::LeastSquares };
-}
-
 impl Scheme for PantherScheme {
     fn name(&self) -> &'static str {
         "panther"
     }
 
-    fn takes(&self, kind: ModuleKind) -> bool {
-        match kind {
-            ModuleKind::Linear | ModuleKind::Conv => true,
-        }
+    fn only_by_name(&self) -> Option<&'static str> {
+        Some("low rank of the same width loses less: it is a form to be trained")
     }
 
-    fn fit(
-        &self,
-        g: &Graph,
-        module: &Module,
-        _: Option<&InputStatistics>,
-        seed: u64,
-    ) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let payload = g.constant(module.weight).expect("the weight of a module is a constant");
+    fn sites(&self, g: &Graph) -> Vec<Site> {
+        layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
+    }
+
+    fn check(&self, settings: &Settings) -> Result<(), String> {
+        read(settings).map(|_| ())
+    }
+
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        let layer = Layer::of(context.graph, context.site);
         Ok(Box::new(FittedPanther {
-            scheme: *self,
-            seed,
-            stream: first_stream(&module.name),
-            source: payload.key().to_string(),
-            kind: module.kind,
-            d_in: module.d_in,
-            d_out: module.d_out,
+            seed: context.seed,
+            stream: first_stream(&context.site.name),
+            source: layer.payload(context.graph).key().to_string(),
+            d_in: layer.d_in,
+            d_out: layer.d_out,
+            product: layer.is_product(),
         }))
+    }
+
+    /// Nothing that could be refitted by itself: beside each trained factor there is a random one.
+    fn factors(&self, _: &Graph) -> Vec<Factored> {
+        Vec::new()
     }
 }
 
+fn read(settings: &Settings) -> Result<PantherSettings, String> {
+    let read: PantherSettings = settings.read()?;
+    if read.terms == 0 {
+        return Err("0 terms, expected at least 1".to_owned());
+    }
+    Ok(read)
+}
+
+/// A layer with its random streams.
 struct FittedPanther {
-    scheme: PantherScheme,
     seed: u64,
-    /// The first of the module's streams.
+    /// The first of four streams.
     stream: u64,
     /// What identifies the weight.
     source: String,
-    kind: ModuleKind,
     d_in: usize,
     d_out: usize,
+    /// Whether it is a product, and no convolution.
+    product: bool,
 }
 
-/// The streams of a module, counted from its first.
+/// The streams of a layer, counted from its first.
 #[derive(Clone, Copy)]
 enum Stream {
     OutputSigns,
@@ -154,203 +176,162 @@ enum Stream {
     Right,
 }
 
-/// The first of four streams of a module: that of its name on top of two bits.
+/// The first of four streams of a layer: that of its name on top of two bits.
 fn first_stream(name: &str) -> u64 {
     stream_of(name) << 2
 }
 
 impl FittedPanther {
-    /// Columns between the two products.
-    fn width(&self, rank: usize) -> Option<usize> {
-        self.scheme.terms.checked_mul(2)?.checked_mul(rank)
-    }
-
-    /// Numbers of both products, if they are fewer than those of the weight.
-    fn numbers(&self, rank: usize) -> Option<usize> {
-        let numbers = self.width(rank)?.checked_mul(self.d_in + self.d_out)?;
-        (numbers < self.d_in * self.d_out).then_some(numbers)
-    }
-
-    /// The expected squared error for white inputs, relative to the weight's norm.
-    fn relative_error(&self, rank: usize) -> f64 {
-        let [d_in, d_out, width] = [self.d_in, self.d_out, 2 * self.scheme.terms * rank].map(|n| n as f64);
-        match (self.scheme.start, self.kind) {
-            (Start::LeastSquares, ModuleKind::Linear) => {
-                (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out)
-            }
-            (Start::LeastSquares, ModuleKind::Conv) => 1.0 - width / d_out,
-            (Start::Unbiased, ModuleKind::Linear) => (d_in + d_out - 2.0) / (2.0 * width),
-            (Start::Unbiased, ModuleKind::Conv) => (d_out - 1.0) / width,
-            // Nothing of the weight is left, and as much noise put in its place.
-            (Start::Random, _) => 2.0,
-        }
+    /// The settings, if they make fewer numbers than the weight has: both products together are
+    /// `2 terms · rank · (d_in + d_out)`.
+    fn offered(&self, settings: &Settings) -> Result<PantherSettings, String> {
+        let read = read(settings)?;
+        let each = read.terms.saturating_mul(2).saturating_mul(self.d_in + self.d_out);
+        let most = (self.d_in * self.d_out).saturating_sub(1) / each;
+        check_rank(read.rank, most)?;
+        Ok(read)
     }
 
     fn draw(&self, stream: Stream, kind: DrawKind, size: f64) -> Draw {
         Draw { seed: self.seed, stream: self.stream + stream as u64, kind, size: size as f32 }
     }
 
-    fn signs(&self, stream: Stream, rank: usize, rows: usize, columns: usize) -> Payload {
-        let size = panther::sign_size(self.scheme.terms, rank);
-        Payload::random(self.draw(stream, DrawKind::Sign, size), &[rows, columns])
+    fn signs(&self, stream: Stream, s: &PantherSettings) -> Draw {
+        self.draw(stream, DrawKind::Sign, panther::sign_size(s.terms, s.rank))
     }
 
-    /// A trained factor that was computed from the weight.
-    fn copied(&self, part: &str, rank: usize, shape: &[usize], data: &[f32]) -> Payload {
-        let PantherScheme { terms, start } = self.scheme;
+    /// A trained factor: computed from the weight, or drawn where there is no weight to start from. The bound of the
+    /// uniform numbers is `√(2L / d_in)`: an entry of the whole weight is a sum of `2Lk` products with signs of size
+    /// `1 / (2L√k)`.
+    fn trained(
+        &self,
+        work: &mut Replacement<'_>,
+        s: &PantherSettings,
+        layer: &Layer,
+        (stream, part): (Stream, Part),
+        (shape, values): (&[usize], Option<Vec<f32>>),
+    ) -> Result<Value, ApplyError> {
+        let origin = work.graph.node(layer.weight.node).origin.part(part);
+        if s.start == Start::Random {
+            let bound = (2.0 * s.terms as f64 / self.d_in as f64).sqrt();
+            return Ok(work.random(self.draw(stream, DrawKind::Uniform, bound), shape, origin)?);
+        }
         let name = format!(
-            "panther.{part}({}, k = {rank}, terms = {terms}, copy = {}, seed = {}, stream = {})",
+            "panther.{}({}, k = {}, terms = {}, copy = {}, seed = {}, stream = {})",
+            part.name(),
             self.source,
-            start.name(),
+            s.rank,
+            s.terms,
+            s.start.name(),
             self.seed,
             self.stream
         );
-        let tensor = Tensor::from_slice(shape, data).expect("factors have as many numbers as their shapes");
-        Payload::derived(&name, tensor)
+        Ok(work.constant(&name, shape, values, origin)?)
     }
 
-    /// A trained factor without a weight to start from. The bound of the uniform numbers is `√(2L / d_in)`: an entry of
-    /// the whole weight is a sum of `2Lk` products with signs of size `1 / (2L√k)`.
-    fn drawn(&self, stream: Stream, shape: &[usize]) -> Payload {
-        let bound = (2.0 * self.scheme.terms as f64 / self.d_in as f64).sqrt();
-        Payload::random(self.draw(stream, DrawKind::Uniform, bound), shape)
-    }
-
-    /// The two matrices of a linear module, each of a trained and a random half.
-    fn linear(&self, work: &mut Replacement<'_>, rank: usize) -> Result<[Value; 2], ApplyError> {
-        let (terms, half) = (self.scheme.terms, self.scheme.terms * rank);
-        let outputs = self.signs(Stream::OutputSigns, rank, half, self.d_out);
-        let inputs = self.signs(Stream::InputSigns, rank, self.d_in, half);
+    /// The two matrices of a product, each of a trained and a random half.
+    fn linear(
+        &self,
+        work: &mut Replacement<'_>,
+        layer: &Layer,
+        s: &PantherSettings,
+    ) -> Result<[Value; 2], ApplyError> {
+        let half = s.terms * s.rank;
+        let (outputs, inputs) = (self.signs(Stream::OutputSigns, s), self.signs(Stream::InputSigns, s));
         let (left_shape, right_shape) = ([self.d_in, half], [half, self.d_out]);
-        let factors = match self.scheme.start {
-            Start::Random => None,
-            Start::Unbiased => {
-                let weight = weight_of(work.g, work.module)?;
-                Some(panther::unbiased(&weight, &matrix(&outputs)?, &matrix(&inputs)?, terms)?)
-            }
-            Start::LeastSquares => {
-                let weight = weight_of(work.g, work.module)?;
-                Some(panther::least_squares(&weight, &matrix(&outputs)?, &matrix(&inputs)?)?)
-            }
-        };
-        let (left, right) = match factors {
-            Some(f) => (
-                self.copied("left", rank, &left_shape, &f.left.to_row_major()),
-                self.copied("right", rank, &right_shape, &f.right.to_row_major()),
-            ),
-            None => (self.drawn(Stream::Left, &left_shape), self.drawn(Stream::Right, &right_shape)),
-        };
-        let (left, inputs) = (work.constant(Part::Left, left)?, work.constant(Part::Random, inputs)?);
-        let left = work.joined(1, &[left, inputs], Part::Left)?;
-        let (outputs, right) = (work.constant(Part::Random, outputs)?, work.constant(Part::Right, right)?);
-        Ok([left, work.joined(0, &[outputs, right], Part::Right)?])
+        let factors = work.computed(|| {
+            let (u1, u2) = (drawn(outputs, right_shape)?, drawn(inputs, left_shape)?);
+            let weight = || layer.matrix(work.graph);
+            Ok::<_, RandnlaError>(match s.start {
+                Start::Random => None,
+                Start::Unbiased => Some(panther::unbiased(&weight()?, &u1, &u2, s.terms)?),
+                Start::LeastSquares => Some(panther::least_squares(&weight()?, &u1, &u2)?),
+            })
+        })?;
+        let factors = factors.flatten();
+        let origin = |part| work.graph.node(layer.weight.node).origin.part(part);
+        let [left_origin, random, right_origin] = [Part::Left, Part::Random, Part::Right].map(origin);
+        let left = factors.as_ref().map(|f| f.left.to_row_major());
+        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, left))?;
+        let inputs = work.random(inputs, &left_shape, random.clone())?;
+        let left = work.add(Concat { axis: 1 }, &[left, inputs], left_origin)?;
+        let outputs = work.random(outputs, &right_shape, random)?;
+        let right = factors.as_ref().map(|f| f.right.to_row_major());
+        let right = self.trained(work, s, layer, (Stream::Right, Part::Right), (&right_shape, right))?;
+        Ok([left, work.add(Concat { axis: 0 }, &[outputs, right], right_origin)?])
     }
 
     /// The two kernels of a convolution: a trained one, and the random one that is 1x1.
-    fn conv(&self, work: &mut Replacement<'_>, rank: usize) -> Result<[Value; 2], ApplyError> {
-        let (terms, width) = (self.scheme.terms, 2 * self.scheme.terms * rank);
-        let signs = self.signs(Stream::OutputSigns, rank, self.d_out, width);
-        let kernel = work.g.ty(work.module.weight).extents().unwrap_or_default();
-        let shape = [width, kernel[1], kernel[2], kernel[3]];
-        let factor = match self.scheme.start {
-            Start::Random => None,
-            Start::Unbiased => {
-                let (weight, u) = (weight_of(work.g, work.module)?, matrix(&signs)?.transposed());
-                Some(panther::unbiased_outputs(&weight, &u, terms)?)
-            }
-            Start::LeastSquares => {
-                let (weight, u) = (weight_of(work.g, work.module)?, matrix(&signs)?.transposed());
-                Some(panther::least_squares_outputs(&weight, &u)?)
-            }
-        };
-        let left = match factor {
-            Some(s) => self.copied("left", rank, &shape, &s.transposed().to_row_major()),
-            None => self.drawn(Stream::Left, &shape),
-        };
-        let left = work.constant(Part::Left, left)?;
-        let draw = signs.draw().expect("signs are drawn");
-        let signs = Payload::random(draw, &[self.d_out, width, 1, 1]);
-        Ok([left, work.constant(Part::Random, signs)?])
+    fn conv(
+        &self,
+        work: &mut Replacement<'_>,
+        layer: &Layer,
+        s: &PantherSettings,
+    ) -> Result<[Value; 2], ApplyError> {
+        let width = 2 * s.terms * s.rank;
+        let signs = self.signs(Stream::OutputSigns, s);
+        let factor = work.computed(|| {
+            let u = || Ok::<_, RandnlaError>(drawn(signs, [self.d_out, width])?.transposed());
+            let weight = || layer.matrix(work.graph);
+            Ok::<_, RandnlaError>(match s.start {
+                Start::Random => None,
+                Start::Unbiased => Some(panther::unbiased_outputs(&weight()?, &u()?, s.terms)?),
+                Start::LeastSquares => Some(panther::least_squares_outputs(&weight()?, &u()?)?),
+            })
+        })?;
+        let values = factor.flatten().map(|f| layer.factor(&f));
+        let [left_shape, right_shape] = layer.factor_shapes(width);
+        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, values))?;
+        let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
+        Ok([left, work.random(signs, &right_shape, random)?])
     }
 }
 
-fn matrix(payload: &Payload) -> Result<Matrix, RandnlaError> {
-    let values = payload.tensor().to_vec::<f32>().expect("signs are f32");
-    Matrix::from_row_major(payload.tensor().shape()[0], payload.tensor().shape()[1], &values)
-}
-
-/// A patch in the making for one module.
-struct Replacement<'a> {
-    g: &'a Graph,
-    module: &'a Module,
-    patch: Patch,
-}
-
-impl Replacement<'_> {
-    fn weight_origin(&self) -> &Origin {
-        &self.g.node(self.module.weight.node).origin
-    }
-
-    fn constant(&mut self, part: Part, payload: Payload) -> Result<Value, AddError> {
-        let origin = self.weight_origin().part(part);
-        self.patch.add(self.g, Const { payload }, &[], origin)
-    }
-
-    fn joined(&mut self, axis: usize, parts: &[Value], part: Part) -> Result<Value, AddError> {
-        let origin = self.weight_origin().part(part);
-        self.patch.add(self.g, Concat { axis }, parts, origin)
-    }
+/// Random numbers as a matrix.
+fn drawn(draw: Draw, shape: [usize; 2]) -> Result<Matrix, RandnlaError> {
+    let values = Payload::random(draw, &shape).tensor().to_vec::<f32>().expect("drawn numbers are f32");
+    Matrix::from_row_major(shape[0], shape[1], &values)
 }
 
 impl Fitted for FittedPanther {
-    fn points(&self) -> Vec<Point> {
-        (1..)
-            .map_while(|rank| self.numbers(rank).map(|numbers| (rank, numbers)))
-            .map(|(rank, numbers)| Point {
-                rank,
-                relative_error: self.relative_error(rank),
-                bytes: (numbers * 4) as u64,
-            })
-            .collect()
+    fn candidates(&self) -> Vec<Settings> {
+        Vec::new()
     }
 
-    fn calls(&self, dense: &KernelCall, rank: usize) -> Vec<KernelCall> {
-        two_calls(dense, 2 * self.scheme.terms * rank)
+    fn probe(&self) -> Option<Settings> {
+        None
     }
 
-    fn only_by_name(&self) -> Option<&'static str> {
-        Some(match self.scheme.start {
-            Start::LeastSquares => "low rank of the same width loses less",
-            Start::Unbiased => "the error of the copy is larger than the weight: it is a start for training",
-            Start::Random => "nothing of the weight is kept: it is a start for training",
+    /// The expectation over the signs for white inputs, relative to the weight's norm.
+    fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
+        let s = self.offered(settings)?;
+        let [d_in, d_out, width] = [self.d_in, self.d_out, 2 * s.terms * s.rank].map(|n| n as f64);
+        Ok(match (s.start, self.product) {
+            (Start::LeastSquares, true) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
+            (Start::LeastSquares, false) => 1.0 - width / d_out,
+            (Start::Unbiased, true) => (d_in + d_out - 2.0) / (2.0 * width),
+            (Start::Unbiased, false) => (d_out - 1.0) / width,
+            // Nothing of the weight is left, and as much noise put in its place.
+            (Start::Random, _) => 2.0,
         })
     }
 
-    fn apply(&self, g: &Graph, module: &Module, rank: usize) -> Result<Patch, ApplyError> {
-        let offered = self.points().len();
-        if rank == 0 || rank > offered {
-            return Err(RandnlaError::Rank { max: offered, found: rank }.into());
-        }
-        let mut work = Replacement { g, module, patch: Patch::new() };
-        let [left, right] = match self.kind {
-            ModuleKind::Linear => self.linear(&mut work, rank)?,
-            ModuleKind::Conv => self.conv(&mut work, rank)?,
+    fn replace(
+        &self,
+        work: &mut Replacement<'_>,
+        site: &Site,
+        settings: &Settings,
+    ) -> Result<(), ApplyError> {
+        let settings = self.offered(settings).map_err(ApplyError::Settings)?;
+        let layer = Layer::of(work.graph, site);
+        let factors = match self.product {
+            true => self.linear(work, &layer, &settings)?,
+            false => self.conv(work, &layer, &settings)?,
         };
-        // Uses of one weight may follow one another.
-        let mut done = std::collections::HashMap::new();
-        for &n in &module.nodes {
-            let x = g.inputs_of(n)[0];
-            let x = done.get(&x).copied().unwrap_or(x);
-            let origin = |part| g.node(n).origin.part(part);
-            let thin = work.patch.add(g, g.op(n).clone(), &[x, left], origin(Part::Left))?;
-            let second: Op = match g.op(n) {
-                Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
-                op => op.clone(),
-            };
-            let product = work.patch.add(g, second, &[thin, right], origin(Part::Right))?;
-            work.patch.redirect(n.into(), product);
-            done.insert(Value::from(n), product);
+        for &n in &layer.nodes {
+            let product = layer.two_products(work, n, factors)?;
+            work.replace(n.into(), product);
         }
-        Ok(work.patch)
+        Ok(())
     }
 }

@@ -10,18 +10,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, MAX_PATCHES, Progress, Samples, Unfold, bound_batch, parallel};
+use margay_driver::{Arrays, Backend, Progress, Samples, bound_batch, parallel};
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
-use margay_passes::sketch::ModuleKind;
+use margay_passes::sketch::{Factored, Layer as DenseLayer};
 use margay_randnla::{Centring, Conditioning, Factors, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use super::factors::{FactoredModule, factored_modules};
 use super::mask::Mask;
 use super::stages::Stages;
-use super::trainable::named;
+use super::trainable::{factored, named};
 use super::twins::Named;
 use crate::TrainError;
 
@@ -77,7 +76,7 @@ pub struct LayerData<'a> {
 
 /// A layer with what it is fitted to.
 struct Layer {
-    module: FactoredModule,
+    module: Factored,
     /// The teacher's output, by place.
     targets: Vec<Value>,
     /// The weight of the teacher, `[d_in, d_out]`, where it has one.
@@ -88,8 +87,8 @@ struct Layer {
 
 impl Layer {
     /// What its places read.
-    fn inputs(&self, student: &Graph) -> Vec<Value> {
-        self.module.places.iter().map(|p| student.inputs_of(p.first)[0]).collect()
+    fn inputs(&self) -> Vec<Value> {
+        self.module.places.iter().map(|p| p.input.value).collect()
     }
 }
 
@@ -124,13 +123,13 @@ pub fn refit_layers(
         }
         progress.at("refitting layers", done.len(), layers.len());
         let now: Vec<&Layer> = layers.iter().filter(|l| l.level == level).collect();
-        let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs(student)).collect();
+        let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs()).collect();
         let targets: Vec<Value> = now.iter().flat_map(|l| l.targets.clone()).collect();
         let mut sums = Vec::new();
         for part in 0..2 {
             of_student[part].advance(student, &inputs)?;
             of_teacher[part].advance(data.teacher, &targets)?;
-            sums.push(measure(student, data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
+            sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
         }
         let fitted = parallel(data.threads, now.len(), &margay_driver::Silent, "", |i| {
             refit(student, now[i], &sums[0][i], &sums[1][i])
@@ -138,7 +137,7 @@ pub fn refit_layers(
         for (layer, fitted) in now.iter().zip(fitted) {
             let failed = |error| TrainError::Refit { module: layer.module.name.clone(), error };
             let (report, factors) = fitted.map_err(failed)?;
-            for (n, tensor) in factors.into_iter().flat_map(|f| contents(original, &layer.module, &f)) {
+            for (n, tensor) in factors {
                 replace_constant(student, n, tensor.clone());
                 new.push((n, tensor));
             }
@@ -150,7 +149,7 @@ pub fn refit_layers(
 }
 
 fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
-    let modules = factored_modules(student);
+    let modules = factored(student);
     if modules.is_empty() {
         let message = "the sketched model has no layer of two factors: nothing to recover";
         return Err(TrainError::Options(message.into()));
@@ -160,7 +159,7 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
     let mut layers = Vec::new();
     for (module, level) in modules.into_iter().zip(levels) {
         let target = |output: Value| twins.twin(teacher, student, output.node);
-        let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output())).collect();
+        let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output)).collect();
         if let Some(targets) = targets {
             let prior = dense_weight(teacher, &module, targets[0]);
             layers.push(Layer { module, targets, prior, level });
@@ -175,51 +174,29 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
 }
 
 /// For each module how many others are on the longest way to it.
-fn levels(g: &Graph, modules: &[FactoredModule]) -> Vec<usize> {
+fn levels(g: &Graph, modules: &[Factored]) -> Vec<usize> {
     let mut at = std::collections::HashMap::new();
-    let mut levels = vec![0; modules.len()];
     for n in g.order() {
         let before = g.inputs_of(n).iter().map(|v| at[&v.node]).max().unwrap_or(0);
-        let first = modules.iter().position(|m| m.places.iter().any(|p| p.first == n));
-        if let Some(i) = first {
-            levels[i] = before.max(levels[i]);
-        }
-        let last = modules.iter().any(|m| m.places.iter().any(|p| p.second == n));
+        let last = modules.iter().any(|m| m.places.iter().any(|p| p.output.node == n));
         at.insert(n, before + usize::from(last));
     }
-    levels
+    let level = |m: &Factored| m.places.iter().map(|p| at[&p.input.value.node]).max().unwrap_or(0);
+    modules.iter().map(level).collect()
 }
 
 /// The weight behind a value of the teacher, if it is a product with a constant, or that with a bias.
-fn dense_weight(teacher: &Graph, module: &FactoredModule, output: Value) -> Option<Matrix> {
+fn dense_weight(teacher: &Graph, module: &Factored, output: Value) -> Option<Matrix> {
     let mut n = output.node;
     if matches!(teacher.op(n), Op::Add(_)) {
         n = teacher.inputs_of(n).into_iter().find(|v| teacher.constant(*v).is_none())?.node;
     }
-    let weight = match (module.kind, teacher.op(n)) {
-        (ModuleKind::Linear, Op::MatMul(_)) | (ModuleKind::Conv, Op::Conv(_)) => teacher.inputs_of(n)[1],
-        _ => return None,
-    };
-    let tensor = teacher.constant(weight)?.tensor();
-    let matrix = as_matrix(module.kind, tensor)?;
-    (matrix.rows() == module.d_in && matrix.columns() == module.d_out).then_some(matrix)
-}
-
-/// A weight as a matrix that rows are multiplied with.
-fn as_matrix(kind: ModuleKind, tensor: &Tensor) -> Option<Matrix> {
-    let data = tensor.to_vec::<f32>().ok()?;
-    match (kind, tensor.shape()) {
-        (ModuleKind::Linear, &[rows, columns]) => Matrix::from_row_major(rows, columns, &data).ok(),
-        (ModuleKind::Conv, &[out, c, h, w]) => {
-            Some(Matrix::from_row_major(out, c * h * w, &data).ok()?.transposed())
-        }
-        _ => None,
-    }
+    let layer = DenseLayer::at(teacher, n)?;
+    (layer.d_in == module.d_in && layer.d_out == module.d_out).then(|| layer.matrix(teacher).ok())?
 }
 
 /// The moments of the layers' inputs in the student and outputs in the teacher.
 fn measure(
-    student: &Graph,
     data: &LayerData<'_>,
     batches: &[Arrays],
     (of_student, of_teacher): (&Stages<'_>, &Stages<'_>),
@@ -234,9 +211,8 @@ fn measure(
         let mut sum = Regression::new(module.d_in, module.d_out);
         for (batch, marks) in marks.iter().enumerate().filter(|(batch, _)| batch % PARTS == part) {
             for (place, target) in module.places.iter().zip(targets) {
-                let x = of_student.value(batch, student.inputs_of(place.first)[0]);
-                let y = of_teacher.value(batch, *target);
-                let (x, y) = rows(student, place.first, (x, y), module, samples);
+                let x = place.input.of(of_student.value(batch, place.input.value), samples);
+                let y = place.input.results(of_teacher.value(batch, *target), samples);
                 let (x, y) = match marks {
                     Some(keep) => kept(x, y, keep),
                     None => (x, y),
@@ -262,35 +238,6 @@ fn rows_of(batch: &Arrays) -> usize {
     batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1)
 }
 
-/// Inputs and outputs of a layer as rows.
-fn rows(
-    g: &Graph,
-    n: NodeId,
-    (x, y): (&Tensor, &Tensor),
-    module: &FactoredModule,
-    samples: usize,
-) -> (Vec<f32>, Vec<f32>) {
-    let floats = |t: &Tensor| t.to_vec::<f32>().expect("layers compute f32");
-    let unfold = match g.op(n) {
-        Op::Conv(c) => {
-            let kernel = g.ty(module.left_value()).extents().expect("constants have extents");
-            Unfold::new(c, [kernel[2], kernel[3]])
-        }
-        _ => None,
-    };
-    let Some(unfold) = unfold else { return (floats(x), floats(y)) };
-    let positions = y.shape()[2] * y.shape()[3];
-    let every = (samples * positions).div_ceil(MAX_PATCHES);
-    let (data, channels) = (floats(y), y.shape()[1]);
-    let windows = (0..y.shape()[0] * positions).step_by(every);
-    let targets = windows.flat_map(|window| {
-        let (image, at) = (window / positions, window % positions);
-        let data = &data;
-        (0..channels).map(move |c| data[(image * channels + c) * positions + at])
-    });
-    (unfold.rows(x, every), targets.collect())
-}
-
 /// The rows that count, where there are as many rows as the mask has marks.
 fn kept(x: Vec<f32>, y: Vec<f32>, keep: &[bool]) -> (Vec<f32>, Vec<f32>) {
     let pick = |v: Vec<f32>| -> Vec<f32> {
@@ -304,14 +251,18 @@ fn kept(x: Vec<f32>, y: Vec<f32>, keep: &[bool]) -> (Vec<f32>, Vec<f32>) {
     (pick(x), pick(y))
 }
 
+/// New contents of constants.
+type Contents = Vec<(NodeId, Tensor)>;
+
 /// New factors, where they are better than the old ones on held-out data.
 fn refit(
     g: &Graph,
     layer: &Layer,
     train: &Regression,
     held_out: &Regression,
-) -> Result<(LayerRefit, Option<Factors>), RandnlaError> {
-    let old = factors_of(g, &layer.module);
+) -> Result<(LayerRefit, Contents), RandnlaError> {
+    let stored = &layer.module.stored;
+    let old = stored.read(g);
     let product;
     let prior = match &layer.prior {
         Some(prior) => prior,
@@ -326,39 +277,15 @@ fn refit(
     let energy = held_out.energy()?.max(f64::MIN_POSITIVE);
     let error = |f: &Factors| held_out.squared_error(&f.left, &f.right, f.bias.as_deref());
     let (before, after) = (error(&old)? / energy, error(&new)? / energy);
-    let refitted = after < before;
+    let contents = stored.write(g, &new).filter(|_| after < before);
+    let refitted = contents.is_some();
     let report = LayerRefit {
         name: layer.module.name.clone(),
         before: before.sqrt(),
-        after: after.min(before).sqrt(),
+        after: if refitted { after } else { before }.sqrt(),
         refitted,
     };
-    Ok((report, refitted.then_some(new)))
-}
-
-fn factors_of(g: &Graph, module: &FactoredModule) -> Factors {
-    let tensor = |n: NodeId| g.constant(n.into()).expect("factors are constants").tensor();
-    let matrix = |n| as_matrix(module.kind, tensor(n)).expect("factors have the shapes they were found by");
-    let bias = module.places[0].bias.map(|(_, bias)| tensor(bias).to_vec().expect("a bias is f32"));
-    Factors { left: matrix(module.left), right: matrix(module.right), bias }
-}
-
-/// New contents of the constants of a module.
-fn contents(g: &Graph, module: &FactoredModule, factors: &Factors) -> Vec<(NodeId, Tensor)> {
-    let flat = |m: &Matrix| match module.kind {
-        ModuleKind::Linear => m.to_row_major(),
-        ModuleKind::Conv => m.transposed().to_row_major(),
-    };
-    let mut new = vec![(module.left, flat(&factors.left)), (module.right, flat(&factors.right))];
-    if let Some(bias) = &factors.bias {
-        let places = module.places.iter().filter_map(|p| p.bias);
-        new.extend(places.map(|(_, constant)| (constant, bias.clone())));
-    }
-    let shaped = |(n, data): (NodeId, Vec<f32>)| {
-        let shape = g.constant(n.into()).expect("only constants are refitted").tensor().shape().to_vec();
-        (n, Tensor::from_slice(&shape, &data).expect("as many numbers as before"))
-    };
-    new.into_iter().map(shaped).collect()
+    Ok((report, contents.unwrap_or_default()))
 }
 
 /// Makes everybody who reads a constant read another one of the same type.

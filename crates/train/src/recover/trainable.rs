@@ -1,11 +1,10 @@
 //! Which constants of a sketched graph learn, and how factors are brought to one scale before they do.
 
-use margay_ir::{Graph, NodeId, Op, Part};
+use margay_ir::{Graph, NodeId, Op};
 use margay_passes::parameter_names;
-use margay_passes::sketch::ModuleKind;
+use margay_passes::sketch::{Factored, SCHEMES, learned};
+use margay_randnla::{Factors, Matrix};
 use margay_tensor::{DType, Tensor};
-
-use super::factors::{FactoredModule, factored_modules};
 
 /// Which constants learn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,23 +31,18 @@ impl Train {
 
 /// The constants that learn, in the order of the graph.
 pub fn trainable(g: &Graph, train: Train) -> Vec<NodeId> {
-    let mut sketch: Vec<NodeId> = Vec::new();
-    for module in factored_modules(g) {
-        sketch.extend([module.left, module.right]);
-        sketch.extend(module.places.iter().filter_map(|p| p.bias).map(|(_, constant)| constant));
-    }
+    let sketch = learned(g);
     let learns = |n: &NodeId| {
         let Op::Const(c) = g.op(*n) else { return false };
         let tensor = c.payload.tensor();
         if tensor.dtype() != DType::F32 || tensor.is_empty() {
             return false;
         }
-        let part = matches!(g.node(*n).origin.part, Some(Part::Left | Part::Right | Part::Bias));
         let users = g.users_of((*n).into());
         let normalizes = users.iter().any(|(user, _)| matches!(g.op(*user), Op::LayerNorm(_)));
         let looked_up = users.iter().any(|(user, _)| matches!(g.op(*user), Op::Gather(_) | Op::Slice(_)));
         match train {
-            _ if sketch.contains(n) || part => true,
+            _ if sketch.contains(n) => true,
             Train::Sketch => false,
             Train::Norms => normalizes,
             Train::All => tensor.len() > 1 && !looked_up,
@@ -70,40 +64,31 @@ pub fn named(g: &Graph, contents: Vec<(NodeId, Tensor)>) -> Vec<(String, Tensor)
     contents.into_iter().filter_map(|(n, tensor)| Some((name(n)?, tensor))).collect()
 }
 
+/// What schemes have put into a graph, in the order of the schemes.
+pub fn factored(g: &Graph) -> Vec<Factored> {
+    SCHEMES.iter().flat_map(|s| s.factors(g)).collect()
+}
+
 /// Factors scaled so that what belongs together has one norm: for each position between two factors the column of the
 /// left one and the row of the right one. Their product stays the same. Optimizers that give every number a step of
 /// about the same size need it.
 pub fn balanced(g: &Graph) -> Vec<(String, Tensor)> {
-    named(g, factored_modules(g).iter().flat_map(|m| balance(g, m)).collect())
+    let scaled = |f: &Factored| f.stored.write(g, &balance(f.stored.read(g))).unwrap_or_default();
+    named(g, factored(g).iter().filter(|f| f.stored.can_be_scaled()).flat_map(scaled).collect())
 }
 
-fn balance(g: &Graph, module: &FactoredModule) -> Vec<(NodeId, Tensor)> {
-    let tensor = |n: NodeId| g.constant(n.into()).expect("factors are constants").tensor();
-    let (left, right) = (tensor(module.left), tensor(module.right));
-    let numbers = |t: &Tensor| t.to_vec::<f32>().expect("factors are f32");
-    let (mut a, mut b) = (numbers(left), numbers(right));
-    let (d_in, rank, d_out) = (module.d_in, module.rank, module.d_out);
-    // Where the number at position `i` of factor `r` lies.
-    let at_left = |i: usize, r: usize| match module.kind {
-        ModuleKind::Linear => i * rank + r,
-        ModuleKind::Conv => r * d_in + i,
+fn balance(factors: Factors) -> Factors {
+    let Factors { left, right, .. } = factors;
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x.powi(2)).sum::<f64>().sqrt();
+    let scale = |r: usize| {
+        let p = norm(&mut (0..left.rows()).map(|i| left.at(i, r)));
+        let q = norm(&mut (0..right.columns()).map(|j| right.at(r, j)));
+        Some((q / p).sqrt()).filter(|s| s.is_finite() && *s > 0.0).unwrap_or(1.0)
     };
-    let at_right = |r: usize, j: usize| match module.kind {
-        ModuleKind::Linear => r * d_out + j,
-        ModuleKind::Conv => j * rank + r,
-    };
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    for r in 0..rank {
-        let p = norm(&mut (0..d_in).map(|i| a[at_left(i, r)]));
-        let q = norm(&mut (0..d_out).map(|j| b[at_right(r, j)]));
-        let scale = (q / p).sqrt();
-        if !(scale.is_finite() && scale > 0.0) {
-            continue;
-        }
-        (0..d_in).for_each(|i| a[at_left(i, r)] = (f64::from(a[at_left(i, r)]) * scale) as f32);
-        (0..d_out).for_each(|j| b[at_right(r, j)] = (f64::from(b[at_right(r, j)]) / scale) as f32);
+    let scales: Vec<f64> = (0..left.columns()).map(scale).collect();
+    Factors {
+        left: Matrix::from_fn(left.rows(), left.columns(), |i, r| left.at(i, r) * scales[r]),
+        right: Matrix::from_fn(right.rows(), right.columns(), |r, j| right.at(r, j) / scales[r]),
+        bias: None,
     }
-    let like =
-        |t: &Tensor, data: &[f32]| Tensor::from_slice(t.shape(), data).expect("as many numbers as before");
-    vec![(module.left, like(left, &a)), (module.right, like(right, &b))]
 }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use margay_ir::Graph;
-use margay_loops::Backend;
+use margay_loops::{Backend, Precision};
+use margay_plan::Goal;
 
+use super::CompileOptions;
+use super::calibrate::BATCH;
 use crate::compare::ErrorSum;
 use crate::samples::Arrays;
-use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples, calibrate};
+use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples};
 
 /// Measures the error of a sketched graph on held-out samples.
 pub(crate) struct Checker {
@@ -23,7 +26,7 @@ impl Checker {
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<Checker, DriverError> {
-        let runs = held_out.runs(g, calibrate::BATCH);
+        let runs = held_out.runs(g, BATCH);
         let total = runs.len();
         let mut dense = Runner::new(g.clone(), backend, threads);
         let mut batches = Vec::new();
@@ -61,4 +64,32 @@ impl Checker {
         progress.at("checking held-out samples", self.batches.len(), self.batches.len());
         Ok(sum.measure())
     }
+}
+
+/// The error of the sketched graph.
+///
+/// # Errors
+/// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
+pub(crate) fn check(
+    checker: &Checker,
+    sketched: &Graph,
+    options: &CompileOptions,
+    (backend, threads): (&Arc<dyn Backend>, usize),
+    progress: &dyn Progress,
+) -> Result<ErrorMeasure, DriverError> {
+    let error = checker.measure(sketched, backend, threads, progress)?;
+    if !error.relative_l2.is_finite() {
+        let message = "the outputs of the sketched model are not finite on the held-out samples";
+        return Err(DriverError::Measure(message.into()));
+    }
+    if let Some(Goal::Error(limit)) = options.searched()
+        && options.precision != Precision::F32
+        && error.relative_l2 > *limit
+    {
+        let (name, found) = (options.precision.name(), error.relative_l2);
+        let message =
+            format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
+        return Err(DriverError::Measure(message));
+    }
+    Ok(error)
 }

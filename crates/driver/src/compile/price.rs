@@ -1,0 +1,219 @@
+//! What every candidate would cost: time, operations and stored bytes of the program that it becomes.
+//!
+//! The neighbourhood of a site is cut out of the graph: its nodes, and the elementwise nodes behind them that a kernel may
+//! take along. It is priced as it is and as each candidate makes it, all by the same way: symbols bound, lowered,
+//! and costed step by step. Constants have their shapes only, so nothing is factorized for a price, and
+//! neighbourhoods that look alike are priced once.
+//!
+//! Layouts are free at the border of a neighbourhood: in the whole model they are passed on.
+
+use std::collections::HashMap;
+
+use margay_ir::ops::Const;
+use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
+use margay_loops::{Backend, Program};
+use margay_passes::sketch::{ApplyError, Site, form};
+use margay_plan::Price;
+use margay_tensor::{Binding, Tensor};
+
+use super::fit::Fit;
+use crate::{DriverError, Dump, build};
+
+/// What everything costs.
+pub(crate) struct Prices {
+    /// The model as it is; bytes are those of the weights that can be sketched.
+    pub(crate) model: Price,
+    /// Each site as it is.
+    pub(crate) dense: Vec<Price>,
+    /// By fit: what its site costs at each of its settings.
+    pub(crate) candidates: Vec<Vec<Price>>,
+}
+
+/// How programs are made and costed.
+#[derive(Clone, Copy)]
+pub(crate) struct Pricing<'a> {
+    pub(crate) binding: &'a Binding,
+    pub(crate) backend: &'a dyn Backend,
+    /// Threads that times are predicted for.
+    pub(crate) threads: usize,
+}
+
+/// Prices all sites and candidates. `program` is the model as it is.
+pub(crate) fn price(
+    g: &Graph,
+    sites: &[Site],
+    fits: &[Fit],
+    pricing: &Pricing<'_>,
+    program: &Program,
+) -> Result<Prices, DriverError> {
+    let mut known: HashMap<String, Price> = HashMap::new();
+    let places: Vec<Neighbourhood> = sites.iter().map(|s| Neighbourhood::of(g, s)).collect();
+    let mut priced = |key: String, place: &Neighbourhood, graph: &dyn Fn() -> Result<Graph, DriverError>| {
+        if let Some(price) = known.get(&key) {
+            return Ok(*price);
+        }
+        let mut price = pricing.of_program(&pricing.lowered(&graph()?)?);
+        price.bytes -= place.other_bytes;
+        known.insert(key, price);
+        Ok::<Price, DriverError>(price)
+    };
+    let mut dense = Vec::new();
+    for place in &places {
+        dense.push(priced(place.text.clone(), place, &|| Ok(place.graph.clone()))?);
+    }
+    let mut candidates = Vec::new();
+    for fit in fits {
+        let place = &places[fit.site];
+        let mut prices = Vec::new();
+        for settings in &fit.settings {
+            let key = format!("{}{} {settings}", place.text, fit.scheme);
+            prices.push(priced(key, place, &|| place.with(fit, settings, &sites[fit.site].name))?);
+        }
+        candidates.push(prices);
+    }
+    let mut model = pricing.of_program(program);
+    model.bytes = 0;
+    let mut counted = Vec::new();
+    for (site, price) in sites.iter().zip(&dense) {
+        if site.weights.iter().all(|w| !counted.contains(w)) {
+            counted.extend(&site.weights);
+            model.bytes += price.bytes;
+        }
+    }
+    Ok(Prices { model, dense, candidates })
+}
+
+impl Pricing<'_> {
+    fn lowered(&self, g: &Graph) -> Result<Program, DriverError> {
+        let mut bound = build::bind(g, self.binding, &mut Dump::none())?;
+        open_border(&mut bound);
+        Ok(margay_lower::lower(&bound, self.backend)?)
+    }
+
+    /// The bytes are those of the constants' numbers, without what a layout pads; constants of one number are left out,
+    /// since code holds them.
+    pub(crate) fn of_program(&self, program: &Program) -> Price {
+        let constants = program.constants.iter().map(|c| c.stored.elements()).filter(|t| t.len() > 1);
+        let stored = constants.map(|t| t.bytes().len() as i64);
+        Price {
+            bytes: stored.sum(),
+            flops: program.flops() as i64,
+            seconds: program.seconds(self.backend, self.threads),
+        }
+    }
+}
+
+/// A site with what is around it, as a graph of its own. Constants have no contents, but for small ones.
+struct Neighbourhood {
+    graph: Graph,
+    site: Site,
+    /// The text of the graph: equal for neighbourhoods that look alike.
+    text: String,
+    /// Bytes of constants that are no weights of the site.
+    other_bytes: i64,
+}
+
+/// Elements of constants whose contents decide what a graph is lowered to, at most.
+const SMALL: usize = 16;
+
+/// Elementwise nodes that are taken along behind each node of a site, at most.
+const BEHIND: usize = 4;
+
+impl Neighbourhood {
+    fn of(g: &Graph, site: &Site) -> Neighbourhood {
+        let mut inside = site.nodes.clone();
+        for &n in &site.nodes {
+            let mut last = n;
+            for _ in 0..BEHIND {
+                let Some(next) = g.sole_user(last.into()) else { break };
+                let same = g.node(next).types == g.node(last).types;
+                if inside.contains(&next) || !same || g.op(next).facts().elementwise.is_none() {
+                    break;
+                }
+                inside.push(next);
+                last = next;
+            }
+        }
+        let mut small = Graph::new("site");
+        let mut map: HashMap<Value, Value> = HashMap::new();
+        let mut other_bytes = 0;
+        for n in g.order().into_iter().filter(|n| inside.contains(n)) {
+            let mut operands = Vec::new();
+            for v in g.inputs_of(n) {
+                let new = map.get(&v).copied().unwrap_or_else(|| match g.constant(v) {
+                    Some(payload) => {
+                        let count = payload.tensor().len();
+                        if count > 1 && !site.weights.contains(&v) {
+                            other_bytes += payload.tensor().bytes().len() as i64;
+                        }
+                        let payload =
+                            if count > SMALL { shape_of(payload, map.len()) } else { payload.clone() };
+                        let added = small.add(Const { payload }, &[], Origin::default());
+                        added.expect("constants take no operands")
+                    }
+                    None => small.add_input(&format!("x{}", map.len()), g.ty(v).clone()),
+                });
+                map.insert(v, new);
+                operands.push(new);
+            }
+            let part = Origin { part: g.node(n).origin.part, ..Origin::default() };
+            let new = small.add(g.op(n).clone(), &operands, part).expect("a part of a graph has its types");
+            for out in 0..g.node(n).types.len() as u16 {
+                map.insert(Value { node: n, out }, Value { out, ..new });
+            }
+        }
+        for n in g.order().into_iter().filter(|n| inside.contains(n)) {
+            for out in 0..g.node(n).types.len() as u16 {
+                let v = Value { node: n, out };
+                if g.is_output(v) || g.users_of(v).iter().any(|(user, _)| !inside.contains(user)) {
+                    small.add_output(&format!("y{}", small.outputs().len()), map[&v]);
+                }
+            }
+        }
+        let mapped = |n: NodeId| map[&Value::from(n)].node;
+        let text = small.to_string();
+        Neighbourhood { site: site.mapped(&mapped), graph: small, text, other_bytes }
+    }
+
+    /// The graph with the site replaced.
+    fn with(&self, fit: &Fit, settings: &margay_plan::Settings, name: &str) -> Result<Graph, DriverError> {
+        let mut graph = self.graph.clone();
+        let failed = |why: String| DriverError::Options(format!("`{name}`: {why}"));
+        let patch = form(&*fit.fitted, &graph, &self.site, settings);
+        let patch = patch.map_err(|e: ApplyError| failed(e.to_string()))?;
+        graph.apply(patch).map_err(|e| failed(e.to_string()))?;
+        graph.remove_dead();
+        Ok(graph)
+    }
+}
+
+/// Zeros in place of the contents, but for a first byte that tells one constant from another.
+fn shape_of(payload: &Payload, number: usize) -> Payload {
+    let tensor = payload.tensor();
+    let mut bytes = vec![0; tensor.bytes().len()];
+    bytes[0] = 1 + (number % 255) as u8;
+    let other = Tensor::from_bytes(tensor.dtype(), tensor.shape(), &bytes);
+    Payload::derived(&format!("constant({number})"), other.expect("as many bytes as before"))
+}
+
+/// Takes transposes away that nothing but an input is before, or nothing but an output behind.
+fn open_border(g: &mut Graph) {
+    let mut patch = Patch::new();
+    for n in g.inputs().to_vec() {
+        for (user, _) in g.users_of(n.into()) {
+            if matches!(g.op(user), Op::Transpose(_)) && !g.is_output(user.into()) {
+                let ty = g.ty(user.into()).clone();
+                let input = g.add_input(&format!("inner {}", g.inputs().len()), ty);
+                patch.redirect(user.into(), input);
+            }
+        }
+    }
+    g.apply(patch).expect("an input has the type of what it stands for");
+    let inner = |o: &Output| match g.op(o.value.node) {
+        Op::Transpose(_) => g.inputs_of(o.value.node)[0],
+        _ => o.value,
+    };
+    let outputs = g.outputs().iter().map(|o| Output { value: inner(o), ..o.clone() }).collect();
+    g.set_outputs(outputs);
+    g.remove_dead();
+}

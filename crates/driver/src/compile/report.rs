@@ -1,0 +1,137 @@
+//! What was done, as a plan to be replayed and as a report to be read.
+
+use margay_ir::Remark;
+use margay_passes::sketch::Site;
+use margay_plan::{Allocation, Budget, Candidate, Choice, Goal, Header, Plan, Price, plan};
+
+use super::Job;
+use super::allocate::Candidates;
+use super::fit::Fit;
+use crate::{ErrorMeasure, ModuleReport, Report, Samples};
+
+/// What the steps gave.
+pub(crate) struct Outcome<'a> {
+    pub(crate) candidates: &'a Candidates,
+    pub(crate) allocation: &'a Allocation,
+    pub(crate) fits: &'a [Fit],
+    /// The model as it was; bytes are those of the packed constants.
+    pub(crate) before: Price,
+    /// The sketched model, in the same way.
+    pub(crate) after: Price,
+    pub(crate) held_out: Option<ErrorMeasure>,
+    pub(crate) remarks: &'a [Remark],
+}
+
+/// What the plan of a compilation is for.
+pub(crate) fn header(job: &Job<'_>) -> Header {
+    Header {
+        version: plan::FORMAT_VERSION,
+        model: job.source.hash.clone(),
+        calibration: job.samples.as_ref().map(Samples::hash),
+        target_cpu: job.backend.target().to_owned(),
+        cost_model: job.backend.cost_model().to_owned(),
+        seed: job.options.seed(),
+    }
+}
+
+/// The choices as a plan. Weights that stay as they are, are named as well, each by its own site.
+pub(crate) fn plan(job: &Job<'_>, header: Header, allocation: &Allocation) -> Plan {
+    let mut sites = std::collections::BTreeMap::new();
+    for (site, choice) in shown(job, allocation) {
+        sites.insert(site.name.clone(), choice.map_or_else(Choice::dense, |c| c.choice.clone()));
+    }
+    Plan { header, sites }
+}
+
+/// The sites that are sketched, and those of one weight that stays as it is.
+fn shown<'a>(job: &'a Job<'_>, allocation: &'a Allocation) -> Vec<(&'a Site, Option<&'a Candidate>)> {
+    let chosen = |site: &Site| allocation.choices.get(&site.name);
+    let sketched = |weight: &margay_ir::Value| {
+        job.sites.iter().any(|s| chosen(s).is_some() && s.weights.contains(weight))
+    };
+    let is_shown = |s: &&Site| chosen(s).is_some() || s.weights.len() == 1 && !sketched(&s.weights[0]);
+    job.sites.iter().filter(is_shown).map(|s| (s, chosen(s))).collect()
+}
+
+/// The report.
+pub(crate) fn report(job: &Job<'_>, outcome: &Outcome<'_>) -> Report {
+    let (source, options) = (job.source, job.options);
+    let remarks = source.remarks.iter().chain(outcome.remarks);
+    let bytes = |price: Price| u64::try_from(price.bytes).unwrap_or(0);
+    Report {
+        model: source.name.clone(),
+        model_hash: source.hash.clone(),
+        target_cpu: job.backend.target().into(),
+        cost_model: job.backend.cost_model().to_owned(),
+        threads: options.predict_threads,
+        seed: options.seed(),
+        precision: options.precision.name().into(),
+        goal: goal_text(options.searched()),
+        bytes_before: bytes(outcome.before),
+        bytes_after: bytes(outcome.after),
+        flops_before: outcome.before.flops.unsigned_abs(),
+        flops_after: outcome.after.flops.unsigned_abs(),
+        predicted_ms_before: outcome.before.seconds * 1e3,
+        predicted_ms_after: outcome.after.seconds * 1e3,
+        held_out: outcome.held_out.clone(),
+        dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
+        modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
+        remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
+    }
+}
+
+/// What became of every site, and why.
+fn sites(job: &Job<'_>, outcome: &Outcome<'_>) -> Vec<ModuleReport> {
+    let Outcome { candidates, allocation, fits, .. } = outcome;
+    let of = |(site, chosen): (&Site, Option<&Candidate>)| {
+        let position = job.sites.iter().position(|s| s.name == site.name).expect("it is one of them");
+        let dense = candidates.curves[position].dense;
+        let price = chosen.map_or(dense, |c| c.price);
+        let choice = chosen.map_or_else(Choice::dense, |c| c.choice.clone());
+        let fit = fits.iter().find(|f| f.site == position && f.scheme == choice.scheme);
+        let error = fit.and_then(|f| f.fitted.squared_error(&choice.settings).ok());
+        let layer_error = error.unwrap_or(0.0).sqrt();
+        let why = match (chosen, candidates.excluded.get(&site.name), &job.options.plan) {
+            (Some(_), ..) => format!(
+                "{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
+                price.bytes,
+                dense.bytes,
+                price.seconds * 1e3,
+                dense.seconds * 1e3
+            ),
+            (None, Some(reason), _) => reason.clone(),
+            (None, None, Some(_)) => "kept dense: the plan does not sketch it".into(),
+            (None, None, None) => {
+                "kept dense: the goal is met with less error by sketching other layers".into()
+            }
+        };
+        ModuleReport {
+            name: site.name.clone(),
+            kind: site.kind.into(),
+            d_in: site.d_in,
+            d_out: site.d_out,
+            scheme: choice.scheme,
+            settings: choice.settings,
+            bytes_before: u64::try_from(dense.bytes).unwrap_or(0),
+            bytes_after: u64::try_from(price.bytes).unwrap_or(0),
+            predicted_ms_before: dense.seconds * 1e3,
+            predicted_ms_after: price.seconds * 1e3,
+            layer_error,
+            output_error: candidates.weighed.then(|| chosen.map_or(0.0, |c| c.squared_error).sqrt()),
+            why,
+        }
+    };
+    shown(job, allocation).into_iter().map(of).collect()
+}
+
+/// The goal in words.
+fn goal_text(goal: Option<&Goal>) -> String {
+    match goal {
+        None => "replay of a plan".into(),
+        Some(Goal::Dense) => "dense".into(),
+        Some(Goal::Error(e)) => format!("relative error of the outputs at most {e}"),
+        Some(Goal::Bytes(Budget::Fraction(f))) => format!("{}% of the bytes of the weights", f * 100.0),
+        Some(Goal::Bytes(Budget::Absolute(n))) => format!("{n} bytes of weights"),
+        Some(Goal::Seconds(s)) => format!("{} ms predicted", s * 1e3),
+    }
+}

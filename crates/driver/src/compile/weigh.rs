@@ -1,0 +1,70 @@
+//! How much an error of each site weighs in the outputs.
+//!
+//! Predicted errors of a scheme are relative to the site's own output. Each site is replaced alone, at about half its
+//! numbers, and the model is run: the squared relative error of its outputs per unit of that of the site turns the
+//! errors of all sites into one unit.
+
+use std::sync::Arc;
+
+use margay_ir::{Graph, Value};
+use margay_loops::{Backend, Precision};
+use margay_passes::sketch::Site;
+
+use super::apply::{alone, apply};
+use super::calibrate::BATCH;
+use super::fit::Fit;
+use crate::compare::ErrorSum;
+use crate::samples::bound_batch;
+use crate::{DriverError, Dump, Progress, Runner, Samples, parallel};
+
+/// Calibration samples taken to weigh sites, at most.
+const WEIGHING_SAMPLES: usize = 32;
+
+/// Squared relative error of the outputs per unit of squared relative error of each site, in the order of the sites. Sites
+/// whose errors enter at the same value weigh the same. A site weighs 1 where nothing can be measured: no sketch of
+/// it has an error, or the outputs have no size to be relative to.
+pub(crate) fn weigh(
+    g: &Graph,
+    sites: &[Site],
+    fits: &[Fit],
+    samples: &Samples,
+    (backend, threads): (&Arc<dyn Backend>, usize),
+    progress: &dyn Progress,
+) -> Result<Vec<f64>, DriverError> {
+    let taken = samples.runs(g, BATCH).take(WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(BATCH)));
+    let batches = taken.collect::<Result<Vec<_>, _>>()?;
+    let mut dense = Runner::new(g.clone(), backend, 1);
+    let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
+    // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
+    let entry = |site: usize| sites[site].nodes.last().map(|n| Value::from(*n));
+    let mut probes: Vec<(Option<Value>, &Fit)> = Vec::new();
+    let mut order: Vec<&Fit> = fits.iter().filter(|f| f.fitted.probe().is_some()).collect();
+    order.sort_by_key(|f| sites[f.site].weights.len());
+    for fit in order {
+        if probes.iter().all(|(value, _)| *value != entry(fit.site)) {
+            probes.push((entry(fit.site), fit));
+        }
+    }
+    let weights = parallel(threads, probes.len(), progress, "weighing layers", |i| {
+        let fit = probes[i].1;
+        let settings = fit.fitted.probe().expect("the others were left out");
+        let error = fit.fitted.squared_error(&settings).unwrap_or(0.0);
+        let pass = alone(&sites[fit.site], fit, &settings);
+        let (graph, _) = apply(g, pass, Precision::F32, &mut Dump::none())?;
+        let mut runner = Runner::new(graph, backend, 1);
+        let mut sum = ErrorSum::default();
+        for (batch, expected) in batches.iter().zip(&reference) {
+            sum.add(expected, &runner.run(batch)?, 1)?;
+        }
+        let effect = sum.measure().relative_l2.powi(2);
+        // A site whose spectrum is exhausted at this size shows no error to divide by.
+        // Outputs that are all zero have no relative error.
+        Ok::<f64, DriverError>(if error > 1e-12 && effect.is_finite() { effect / error } else { 1.0 })
+    });
+    let weights = weights.into_iter().collect::<Result<Vec<f64>, _>>()?;
+    let weight = |site: usize| {
+        let found = probes.iter().position(|(value, _)| *value == entry(site));
+        found.map_or(1.0, |i| weights[i])
+    };
+    Ok((0..sites.len()).map(weight).collect())
+}

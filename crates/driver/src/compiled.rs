@@ -1,0 +1,86 @@
+//! A compiled model: to be run, written or exported.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use margay_artifact::ArtifactBuilder;
+use margay_ir::{Graph, Op};
+use margay_loops::Backend;
+use margay_plan::Plan;
+use margay_runtime::Executable;
+use margay_tensor::Binding;
+
+use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph};
+
+/// The piece of an artifact's source that holds its graph.
+pub(crate) const GRAPH_PIECE: &str = "graph.ir";
+
+/// A compiled model.
+pub struct Compiled {
+    /// What was done.
+    pub report: Report,
+    /// The choices, to be replayed.
+    pub plan: Plan,
+    /// The sketched graph.
+    pub graph: Graph,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) bindings: Vec<Binding>,
+}
+
+impl Compiled {
+    /// A runner of the sketched graph, for inputs of any shape.
+    pub fn runner(&self, threads: usize) -> Runner {
+        Runner::new(self.graph.clone(), &self.backend, threads)
+    }
+
+    /// The executable for the shapes that were asked for, to run in this process.
+    pub fn executable(&self) -> Result<Executable, DriverError> {
+        backend::executable(self.builder(true, &mut Dump::none())?.into_parts()?, &*self.backend)
+    }
+
+    /// Writes the artifact. With `strip` it does not carry its graph, plan and report.
+    pub fn write(&self, path: &Path, strip: bool, dump: &mut Dump) -> Result<(), DriverError> {
+        Ok(self.builder(strip, dump)?.write(path)?)
+    }
+
+    /// Writes the sketched graph as ONNX, its open dimensions still open.
+    pub fn export(&self, path: &Path) -> Result<(), DriverError> {
+        export_graph(&self.graph, Some((&self.plan, &self.report)), path)
+    }
+
+    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
+        let mut builder = ArtifactBuilder::new(&self.report.model);
+        for binding in &self.bindings {
+            build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
+        }
+        if !strip {
+            self.add_sources(&mut builder)?;
+        }
+        Ok(builder)
+    }
+
+    /// The text of the graph, and those of its constants that no entry reads as they are.
+    fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
+        for n in self.graph.order() {
+            if let Op::Const(c) = self.graph.op(n) {
+                let contents = c.payload.stored();
+                let key = c.payload.key().to_string();
+                let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
+                // What is random is drawn again when the text is read.
+                let drawn =
+                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
+                if !stored && !drawn {
+                    let stored = contents.clone();
+                    let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
+                    builder.constants.add(&constant, &*self.backend)?;
+                }
+            }
+        }
+        let report = serde_json::to_vec_pretty(&self.report)
+            .map_err(|e| DriverError::Options(format!("the report cannot be written: {e}")))?;
+        builder.source(GRAPH_PIECE, self.graph.to_string().into_bytes());
+        builder.source("plan.toml", self.plan.to_toml()?.into_bytes());
+        builder.source("report.json", report);
+        Ok(())
+    }
+}

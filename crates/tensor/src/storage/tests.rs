@@ -1,0 +1,136 @@
+//! Storages and their texts, and rounding to them.
+
+use super::*;
+
+fn numbers(shape: &[usize]) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 40.0) * 0.03).collect();
+    Tensor::from_slice(shape, &values).unwrap()
+}
+
+fn formats() -> Vec<Storage> {
+    let with = |dtype, scales, zero_points| Storage { dtype, scales, zero_points };
+    let mut all = vec![Storage::plain(DType::F16), Storage::plain(DType::BF16)];
+    for zero_points in [false, true] {
+        for scales in [
+            Scales::Tensor,
+            Scales::Axis(0),
+            Scales::Axis(1),
+            Scales::Block { axis: 0, size: 4 },
+            Scales::Block { axis: 1, size: 3 },
+        ] {
+            all.push(with(DType::I8, scales, zero_points));
+            all.push(with(DType::U8, scales, zero_points));
+        }
+    }
+    all
+}
+
+#[test]
+fn what_is_stored_is_near_and_is_stored_as_itself() {
+    let shape = [10, 8];
+    let x = numbers(&shape);
+    for storage in formats() {
+        let stored = StoredTensor::encode(&x, storage).unwrap();
+        let rounded = stored.decode();
+        let (a, b) = (x.to_vec::<f32>().unwrap(), rounded.to_vec::<f32>().unwrap());
+        // Half of the largest step; unsigned numbers without a zero point cannot be negative.
+        let unsigned = storage.dtype == DType::U8 && !storage.zero_points;
+        for (a, b) in a.iter().zip(&b) {
+            let a = if unsigned { a.max(0.0) } else { *a };
+            assert!((a - b).abs() <= 0.5 * 3.1 / 127.0, "{storage}: {a} {b}");
+        }
+        if !storage.zero_points && !unsigned {
+            assert_eq!(StoredTensor::encode(&rounded, storage).unwrap().decode(), rounded, "{storage}");
+        }
+        let bytes = stored.to_bytes();
+        assert_eq!(bytes.len(), storage.layout(&shape).bytes);
+        let again = StoredTensor::from_bytes(DType::F32, &shape, storage, &bytes).unwrap();
+        assert_eq!(again, stored);
+        assert_eq!(again.content_hash(), stored.content_hash());
+        assert!(StoredTensor::from_bytes(DType::F32, &shape, storage, &bytes[1..]).is_err());
+    }
+}
+
+/// Groups by their definition: one scale for what shares it, and no other.
+#[test]
+fn scales_belong_to_their_groups() {
+    let x = Tensor::from_slice(&[2, 3], &[1f32, -20.0, 300.0, 4.0, 50.0, -600.0]).unwrap();
+    let scales = |scales| {
+        let storage = Storage { dtype: DType::I8, scales, zero_points: false };
+        let stored = StoredTensor::encode(&x, storage).unwrap();
+        let scales = stored.scales().unwrap();
+        let times: Vec<f32> = scales.to_vec::<f32>().unwrap().iter().map(|s| (s * 127.0).round()).collect();
+        (scales.shape().to_vec(), times)
+    };
+    assert_eq!(scales(Scales::Tensor), (vec![1, 1], vec![600.0]));
+    assert_eq!(scales(Scales::Axis(0)), (vec![2, 1], vec![300.0, 600.0]));
+    assert_eq!(scales(Scales::Axis(1)), (vec![1, 3], vec![4.0, 50.0, 600.0]));
+    let block = |axis, size| scales(Scales::Block { axis, size });
+    assert_eq!(block(1, 2), (vec![2, 2], vec![20.0, 300.0, 50.0, 600.0]));
+    assert_eq!(block(0, 2), (vec![1, 3], vec![4.0, 50.0, 600.0]));
+}
+
+#[test]
+fn zero_points_use_the_whole_range() {
+    let x = Tensor::from_slice(&[3], &[-1f32, 0.0, 4.1]).unwrap();
+    let storage = Storage { dtype: DType::U8, scales: Scales::Tensor, zero_points: true };
+    let stored = StoredTensor::encode(&x, storage).unwrap();
+    assert_eq!(stored.elements().bytes(), [0, 50, 255]);
+    assert_eq!(stored.zero_points().unwrap().bytes(), [50]);
+    assert_eq!(stored.decode().to_vec::<f32>().unwrap()[1], 0.0);
+}
+
+#[test]
+fn what_is_not_finite_is_not_hidden() {
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let x = Tensor::from_slice(&[2, 2], &[1.0, odd, 0.5, 0.0]).unwrap();
+        let rounded = StoredTensor::encode(&x, Storage::int8(0)).unwrap().decode();
+        let rounded = rounded.to_vec::<f32>().unwrap();
+        assert!(rounded[0].is_nan() && rounded[1].is_nan() && rounded[2] == 0.5 && rounded[3] == 0.0);
+    }
+}
+
+#[test]
+fn texts_are_read_back_and_others_refused() {
+    for storage in formats().into_iter().chain([Storage::plain(DType::I64)]) {
+        assert_eq!(Storage::parse(&storage.to_string()), Some(storage), "{storage}");
+    }
+    for text in ["i8(", "i8()", "i9", "i8(axis = x)", "i8(block = 3)", "i8(axis = 1, tensor)", "f32(axis)"] {
+        assert_eq!(Storage::parse(text), None, "{text}");
+    }
+}
+
+#[test]
+fn storages_that_do_not_fit_say_why() {
+    let why = |storage: &str, dtype, shape: &[usize]| {
+        Storage::parse(storage).unwrap().check(dtype, shape).unwrap_err().to_string()
+    };
+    assert_eq!(
+        why("i8(axis = 2)", DType::F32, &[3, 4]),
+        "storage i8(axis = 2): axis 2 of a tensor with 2 axes"
+    );
+    assert_eq!(why("i8(tensor)", DType::F16, &[3]), "storage i8(tensor): numbers are f32, found f16");
+    assert_eq!(why("bf16", DType::F64, &[3]), "storage bf16: numbers are f32, found f64");
+    assert_eq!(
+        why("bf16(tensor)", DType::F32, &[3]),
+        "storage bf16(tensor): elements with scales are i8 or u8, found bf16"
+    );
+    assert_eq!(why("i8", DType::F32, &[3]), "storage i8: i8 without scales is for tensors of that type");
+    assert_eq!(
+        why("i8(axis = 0, block = 0)", DType::F32, &[3]),
+        "storage i8(axis = 0, block = 0): a block has at least one element"
+    );
+}
+
+#[test]
+fn given_steps_are_checked() {
+    let elements = Tensor::from_slice(&[2, 3], &[1i8, -2, 3, 4, -5, 6]).unwrap();
+    let steps = Tensor::from_slice(&[1, 3], &[1f32, 10.0, 100.0]).unwrap();
+    let zeros = Tensor::from_slice(&[1, 3], &[0i8, 1, 2]).unwrap();
+    let stored =
+        StoredTensor::quantized(elements.clone(), (Scales::Axis(1), steps.clone()), Some(zeros)).unwrap();
+    assert_eq!(stored.decode().to_vec::<f32>().unwrap(), [1.0, -30.0, 100.0, 4.0, -60.0, 400.0]);
+    let error = StoredTensor::quantized(elements, (Scales::Axis(0), steps), None).unwrap_err();
+    assert_eq!(error.to_string(), "storage i8(axis = 0): expected f32[2, 1], found f32[1, 3]");
+}

@@ -1,0 +1,205 @@
+//! What schemes have put into a graph: linear maps of limited rank in place of weights, for those who train them.
+//!
+//! In a graph that margay made, parts of origins tell. In any other, factors are found by structure: two products with
+//! constants that follow each other, the thing between them narrower than what goes in and what comes out, and smaller
+//! together than one product would be. A convolution followed by one of 1x1 counts as well.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use margay_ir::ops::{Conv, ImageLayout};
+use margay_ir::{Graph, NodeId, Op, Part, Value};
+use margay_randnla::Factors;
+use margay_tensor::{DType, Tensor};
+
+use super::{Layer, Rows, SCHEMES};
+
+/// A linear map `x A B + bias` that stands in for one weight, with every place that computes it.
+#[derive(Clone, Debug)]
+pub struct Factored {
+    /// The name in the model of its first place.
+    pub name: String,
+    /// Length of the rows that go in: channels times taps, for a convolution.
+    pub d_in: usize,
+    /// The greatest rank it can have.
+    pub rank: usize,
+    /// Length of the rows that come out.
+    pub d_out: usize,
+    /// The places, in topological order.
+    pub places: Vec<Place>,
+    /// The constants that learn: factors, then the biases of the places.
+    pub constants: Vec<NodeId>,
+    /// How its numbers are stored.
+    pub stored: Arc<dyn Stored>,
+}
+
+/// One place that computes a linear map.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The rows that go in.
+    pub input: Rows,
+    /// What the place computes, bias included.
+    pub output: Value,
+}
+
+/// How the numbers of a linear map lie in the constants of a graph.
+pub trait Stored: Debug + Send + Sync {
+    /// The map: `[d_in, k]` and `[k, d_out]`, and the bias of its first place.
+    fn read(&self, g: &Graph) -> Factors;
+
+    /// New contents of its constants for another map of the same rank; `None` for one that cannot be stored there.
+    fn write(&self, g: &Graph, factors: &Factors) -> Option<Vec<(NodeId, Tensor)>>;
+
+    /// Whether columns of the left factor may be scaled against rows of the right one.
+    fn can_be_scaled(&self) -> bool;
+}
+
+/// The constants of a graph that a scheme put there and that training moves, in the order of the graph: the
+/// [`constants`](Factored::constants) of what schemes find, and all that have the part of a factor or a corrected bias.
+pub fn learned(g: &Graph) -> Vec<NodeId> {
+    let found: Vec<NodeId> =
+        SCHEMES.iter().flat_map(|s| s.factors(g)).flat_map(|factored| factored.constants).collect();
+    let learns = |n: &NodeId| {
+        let part = matches!(g.node(*n).origin.part, Some(Part::Left | Part::Right | Part::Bias));
+        let tensor = g.constant((*n).into()).map(margay_ir::Payload::tensor);
+        let numbers = tensor.is_some_and(|t| t.dtype() == DType::F32 && !t.is_empty());
+        numbers && (part || found.contains(n))
+    };
+    g.order().into_iter().filter(learns).collect()
+}
+
+/// New contents for a constant, as many numbers as before.
+pub(super) fn contents(g: &Graph, n: NodeId, data: &[f32]) -> (NodeId, Tensor) {
+    let shape = g.constant(n.into()).expect("factors are constants").tensor().shape();
+    (n, Tensor::from_slice(shape, data).expect("as many numbers as before"))
+}
+
+/// The numbers of a constant.
+pub(super) fn numbers(g: &Graph, n: NodeId) -> Vec<f32> {
+    let tensor = g.constant(n.into()).expect("factors are constants").tensor();
+    tensor.to_vec().expect("factors are f32")
+}
+
+/// Two products or convolutions with one constant each.
+#[derive(Clone, Debug)]
+struct TwoProducts {
+    /// With its own weight, that is the left factor.
+    left: Layer,
+    right: Layer,
+    /// Constants that are added behind the places.
+    biases: Vec<NodeId>,
+}
+
+impl Stored for TwoProducts {
+    fn read(&self, g: &Graph) -> Factors {
+        let matrix = |layer: &Layer| layer.matrix(g).expect("a weight fills its shape");
+        let bias = self.biases.first().map(|n| numbers(g, *n));
+        Factors { left: matrix(&self.left), right: matrix(&self.right), bias }
+    }
+
+    fn write(&self, g: &Graph, factors: &Factors) -> Option<Vec<(NodeId, Tensor)>> {
+        let put = |layer: &Layer, m| contents(g, layer.weight.node, &layer.factor(m));
+        let mut new = vec![put(&self.left, &factors.left), put(&self.right, &factors.right)];
+        if let Some(bias) = &factors.bias {
+            new.extend(self.biases.iter().map(|n| contents(g, *n, bias)));
+        }
+        Some(new)
+    }
+
+    fn can_be_scaled(&self) -> bool {
+        true
+    }
+}
+
+/// What of a graph are two factors, in topological order. Left out are factors that something else
+/// reads too, and maps some of whose places have a bias and others have none.
+pub(super) fn two_products(g: &Graph) -> Vec<Factored> {
+    let mut found: Vec<(Layer, Layer, Vec<Pair>)> = Vec::new();
+    let mut by_factors: BTreeMap<(Value, Value), usize> = BTreeMap::new();
+    for second in g.order() {
+        let Some((left, right, pair)) = pair_at(g, second) else { continue };
+        match by_factors.get(&(left.weight, right.weight)) {
+            Some(&i) => found[i].2.push(pair),
+            None => {
+                by_factors.insert((left.weight, right.weight), found.len());
+                found.push((left, right, vec![pair]));
+            }
+        }
+    }
+    found.retain(|(left, right, pairs)| {
+        let alone = |v: Value| g.users_of(v).len() == pairs.len() && !g.is_output(v);
+        let biased = pairs.iter().filter(|p| p.bias.is_some()).count();
+        alone(left.weight) && alone(right.weight) && (biased == 0 || biased == pairs.len())
+    });
+    found.into_iter().map(|(left, right, pairs)| factored(g, left, right, &pairs)).collect()
+}
+
+/// One place of two products.
+struct Pair {
+    first: NodeId,
+    second: NodeId,
+    /// The addition of a constant behind it with one number per output, and that constant.
+    bias: Option<(NodeId, NodeId)>,
+}
+
+fn factored(g: &Graph, left: Layer, right: Layer, pairs: &[Pair]) -> Factored {
+    let place = |p: &Pair| Place {
+        input: left.input(g, p.first),
+        output: p.bias.map_or(p.second, |(add, _)| add).into(),
+    };
+    let places: Vec<Place> = pairs.iter().map(place).collect();
+    let biases: Vec<NodeId> = pairs.iter().filter_map(|p| p.bias).map(|(_, constant)| constant).collect();
+    let name = match g.node(pairs[0].second).origin.name() {
+        "" => g.node(places[0].output.node).origin.name().to_owned(),
+        name => name.to_owned(),
+    };
+    let factors = [left.weight.node, right.weight.node];
+    let constants = factors.into_iter().chain(biases.iter().copied()).collect();
+    let (d_in, rank, d_out) = (left.d_in, left.d_out, right.d_out);
+    Factored {
+        name,
+        d_in,
+        rank,
+        d_out,
+        places,
+        constants,
+        stored: Arc::new(TwoProducts { left, right, biases }),
+    }
+}
+
+/// The two products of which a node is the second.
+fn pair_at(g: &Graph, second: NodeId) -> Option<(Layer, Layer, Pair)> {
+    let right = product(g, second)?;
+    let thin = g.inputs_of(second)[0];
+    let first = thin.node;
+    let left = product(g, first)?;
+    let pointwise = |op: &Op| !matches!(op, Op::Conv(c) if *c != Conv::pointwise());
+    // The second kernel has as many channels as the first one has filters: it is 1x1 where its rows are no longer.
+    let fits = left.is_product() == right.is_product() && right.d_in == left.d_out;
+    if !fits || g.sole_user(thin) != Some(second) || !pointwise(g.op(second)) {
+        return None;
+    }
+    let (d_in, rank, d_out) = (left.d_in, left.d_out, right.d_out);
+    let part = |n: NodeId| g.node(n).origin.part;
+    let marked = part(first) == Some(Part::Left) && part(second) == Some(Part::Right);
+    let thinner = rank < d_in.min(d_out) && rank * (d_in + d_out) < d_in * d_out;
+    let unmarked = part(first).is_none() && part(second).is_none();
+    if !(marked || unmarked && thinner) {
+        return None;
+    }
+    let bias = right.bias(g, second).filter(|b| {
+        let constant = Value::from(b.constant);
+        g.users_of(constant).len() == 1 && !g.is_output(constant)
+    });
+    let pair = Pair { first, second, bias: bias.map(|b| (b.add, b.constant)) };
+    Some((left, right, pair))
+}
+
+/// A product with a constant of f32, or a convolution with the channels second.
+fn product(g: &Graph, n: NodeId) -> Option<Layer> {
+    match g.op(n) {
+        Op::Conv(c) if c.layout != ImageLayout::Nchw => None,
+        _ => Layer::at(g, n),
+    }
+}

@@ -1,0 +1,279 @@
+//! One constant weight of a product or a convolution: the site that most schemes take.
+
+use std::collections::HashMap;
+
+use margay_ir::ops::{Add, Conv, ImageLayout};
+use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
+use margay_randnla::{Matrix, RandnlaError};
+use margay_tensor::DType;
+
+use super::{Replacement, Rows, Site, Windows, unique};
+
+/// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
+/// \[out, in, height, width\], seen as a matrix \[in·height·width, out\].
+#[derive(Clone, PartialEq, Debug)]
+pub struct Layer {
+    /// The name in the model of the first node; unique among layers.
+    pub name: String,
+    /// The nodes, in topological order.
+    pub nodes: Vec<NodeId>,
+    /// The shared constant.
+    pub weight: Value,
+    /// Rows of the weight as a matrix: the length of the sums.
+    pub d_in: usize,
+    /// Columns of the weight as a matrix: the number of outputs.
+    pub d_out: usize,
+    /// Channels, height and width of a kernel.
+    kernel: Option<[usize; 3]>,
+}
+
+/// The layers of a graph, in topological order. Nodes that a rewrite made are left out.
+pub fn layers(g: &Graph) -> Vec<Layer> {
+    let mut found: Vec<Layer> = Vec::new();
+    let mut by_weight: HashMap<Value, usize> = HashMap::new();
+    for n in g.order() {
+        let Some(mut layer) = Layer::at(g, n) else { continue };
+        if g.node(n).origin.part.is_some() {
+            continue;
+        }
+        match by_weight.get(&layer.weight) {
+            Some(&i) if found[i].kernel == layer.kernel => found[i].nodes.push(n),
+            Some(_) => {}
+            None => {
+                layer.name = unique(layer.name, |name| found.iter().any(|l| l.name == name));
+                by_weight.insert(layer.weight, found.len());
+                found.push(layer);
+            }
+        }
+    }
+    // A weight that somebody else reads too stays as it is: sketching would add to what is stored.
+    found.retain(|l| g.users_of(l.weight).len() == l.nodes.len() && !g.is_output(l.weight));
+    found
+}
+
+impl Layer {
+    /// The layer of one node.
+    pub fn at(g: &Graph, n: NodeId) -> Option<Layer> {
+        let convolves = match g.op(n) {
+            Op::MatMul(_) => false,
+            Op::Conv(c) if c.groups == 1 => true,
+            _ => return None,
+        };
+        let weight = *g.inputs_of(n).get(1)?;
+        let tensor = g.constant(weight)?.tensor();
+        let (d_in, d_out, kernel) = match *tensor.shape() {
+            [k, n] if !convolves => (k, n, None),
+            [o, c, h, w] if convolves => (c * h * w, o, Some([c, h, w])),
+            _ => return None,
+        };
+        if tensor.dtype() != DType::F32 || d_in * d_out == 0 {
+            return None;
+        }
+        let names = [g.node(n).origin.name(), g.node(weight.node).origin.name(), g.op(n).name()];
+        let name = names.into_iter().find(|name| !name.is_empty()).unwrap_or_default().to_owned();
+        Some(Layer { name, nodes: vec![n], weight, d_in, d_out, kernel })
+    }
+
+    /// The layer of a site of one weight.
+    ///
+    /// # Panics
+    /// For a site that was not made of a layer of the graph.
+    pub fn of(g: &Graph, site: &Site) -> Layer {
+        let first = Layer::at(g, site.nodes[0]).expect("the nodes of a layer read its weight");
+        Layer { name: site.name.clone(), nodes: site.nodes.clone(), ..first }
+    }
+
+    /// The layer as a site of a scheme, which asks for the moments of its inputs.
+    pub fn site(&self, g: &Graph, scheme: &'static str) -> Site {
+        Site {
+            name: self.name.clone(),
+            kind: self.word(),
+            d_in: self.d_in,
+            d_out: self.d_out,
+            weights: vec![self.weight],
+            nodes: self.nodes.clone(),
+            measures: vec![self.inputs(g)],
+            schemes: vec![scheme],
+        }
+    }
+
+    /// What it is, in one word for reports.
+    pub fn word(&self) -> &'static str {
+        if self.is_product() { "linear" } else { "conv" }
+    }
+
+    /// Whether it is a product, and no convolution.
+    pub fn is_product(&self) -> bool {
+        self.kernel.is_none()
+    }
+
+    /// How many numbers the weight holds.
+    pub fn numbers(&self) -> usize {
+        self.d_in * self.d_out
+    }
+
+    /// The rows that its nodes multiply the weight with, each once.
+    pub fn inputs(&self, g: &Graph) -> Vec<Rows> {
+        let mut all: Vec<Rows> = Vec::new();
+        for rows in self.nodes.iter().map(|n| self.input(g, *n)) {
+            if !all.contains(&rows) {
+                all.push(rows);
+            }
+        }
+        all
+    }
+
+    /// The rows that one of its nodes multiplies the weight with.
+    pub fn input(&self, g: &Graph, n: NodeId) -> Rows {
+        let windows = match (g.op(n), self.kernel) {
+            (Op::Conv(c), Some([_, height, width])) => Windows::new(c, [height, width]),
+            _ => None,
+        };
+        Rows { value: g.inputs_of(n)[0], windows, length: self.d_in }
+    }
+
+    /// The contents of the weight.
+    pub fn payload<'g>(&self, g: &'g Graph) -> &'g Payload {
+        g.constant(self.weight).expect("the weight of a layer is a constant")
+    }
+
+    /// The weight as a matrix \[d_in, d_out\].
+    ///
+    /// # Errors
+    /// None: the weight fills its shape.
+    pub fn matrix(&self, g: &Graph) -> Result<Matrix, RandnlaError> {
+        let values = self.payload(g).tensor().to_vec::<f32>().expect("the weight of a layer is f32");
+        self.as_matrix(&values)
+    }
+
+    /// Numbers that lie as those of the weight do, such as its gradient, as a matrix \[d_in, d_out\].
+    ///
+    /// # Errors
+    /// [`RandnlaError::Length`] for another number of them.
+    pub fn as_matrix(&self, values: &[f32]) -> Result<Matrix, RandnlaError> {
+        match self.kernel {
+            None => Matrix::from_row_major(self.d_in, self.d_out, values),
+            Some(_) => Ok(Matrix::from_row_major(self.d_out, self.d_in, values)?.transposed()),
+        }
+    }
+
+    /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output.
+    pub fn factor_shapes(&self, rank: usize) -> [Vec<usize>; 2] {
+        match self.kernel {
+            None => [vec![self.d_in, rank], vec![rank, self.d_out]],
+            Some([c, h, w]) => [vec![rank, c, h, w], vec![self.d_out, rank, 1, 1]],
+        }
+    }
+
+    /// The numbers of a factor as they lie in the graph.
+    pub fn factor(&self, matrix: &Matrix) -> Vec<f32> {
+        match self.kernel {
+            None => matrix.to_row_major(),
+            Some(_) => matrix.transposed().to_row_major(),
+        }
+    }
+
+    /// Two products, or two convolutions of which the second is 1x1, in place of a node. Returns the result, which nothing
+    /// reads yet.
+    ///
+    /// # Errors
+    /// For factors that do not fit, which is our fault.
+    pub fn two_products(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        [left, right]: [Value; 2],
+    ) -> Result<Value, AddError> {
+        let (g, x) = (work.graph, work.input(n));
+        let origin = |part| g.node(n).origin.part(part);
+        let thin = work.add(g.op(n).clone(), &[x, left], origin(Part::Left))?;
+        let second: Op = match g.op(n) {
+            Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
+            op => op.clone(),
+        };
+        work.add(second, &[thin, right], origin(Part::Right))
+    }
+
+    /// Puts a result in place of that of a node, with a correction added to the bias behind the node, or as a bias of its
+    /// own. `correction` is \[d_out\], absent where contents are not wanted; `name` says what it depends on.
+    ///
+    /// # Errors
+    /// For a result of another type, which is our fault.
+    pub fn replace_corrected(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        result: Value,
+        (name, correction): (&str, Option<&[f32]>),
+    ) -> Result<(), AddError> {
+        let g = work.graph;
+        let (name, shape, values, bias_origin, sum_origin, replaced) = match self.bias(g, n) {
+            Some(found) => {
+                let name = format!("add({}, {name})", found.payload.key());
+                let sum = correction.map(|c| found.values.iter().zip(c).map(|(a, b)| a + b).collect());
+                let shape = found.payload.tensor().shape().to_vec();
+                let (bias, add) = (&g.node(found.constant).origin, g.node(found.add).origin.clone());
+                (name, shape, sum, bias, add, found.add)
+            }
+            None => {
+                let origin = g.node(n).origin.part(Part::Bias);
+                let shape = match self.kernel {
+                    Some(_) if !channels_last(g, n) => vec![self.d_out, 1, 1],
+                    _ => vec![self.d_out],
+                };
+                let weight = &g.node(self.weight.node).origin;
+                (name.to_owned(), shape, correction.map(<[f32]>::to_vec), weight, origin, n)
+            }
+        };
+        let bias = work.constant(&name, &shape, values, bias_origin.part(Part::Bias))?;
+        let sum = work.add(Add, &[result, bias], sum_origin)?;
+        work.replace(replaced.into(), sum);
+        Ok(())
+    }
+
+    /// Nodes without a bias: what a correction is added to in vain.
+    pub fn without_bias(&self, g: &Graph) -> usize {
+        self.nodes.iter().filter(|&&n| self.bias(g, n).is_none()).count()
+    }
+
+    /// The addition of a constant with one element per output behind a node, if it is the node's only reader.
+    pub fn bias<'g>(&self, g: &'g Graph, n: NodeId) -> Option<Bias<'g>> {
+        let add = g.sole_user(n.into())?;
+        let Op::Add(_) = g.op(add) else { return None };
+        let bias = g.inputs_of(add).into_iter().find(|v| v.node != n)?;
+        let payload = g.constant(bias)?;
+        let result = g.ty(n.into());
+        let output_axis = match self.kernel {
+            Some(_) if !channels_last(g, n) => 1,
+            _ => result.ndim() - 1,
+        };
+        let shape = payload.tensor().shape();
+        let added = result.ndim().checked_sub(shape.len())?;
+        let one_per_output = payload.tensor().len() == self.d_out
+            && shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == output_axis);
+        let values = payload.tensor().to_vec::<f32>().ok()?;
+        (one_per_output && g.ty(add.into()) == result).then_some(Bias {
+            add,
+            constant: bias.node,
+            payload,
+            values,
+        })
+    }
+}
+
+/// An addition of a constant behind a node.
+pub struct Bias<'a> {
+    /// The addition.
+    pub add: NodeId,
+    /// The constant.
+    pub constant: NodeId,
+    /// Its contents.
+    pub payload: &'a Payload,
+    /// Its numbers.
+    pub values: Vec<f32>,
+}
+
+/// Whether a node is a convolution of images with the channels last.
+fn channels_last(g: &Graph, n: NodeId) -> bool {
+    matches!(g.op(n), Op::Conv(c) if c.layout == ImageLayout::Nhwc)
+}

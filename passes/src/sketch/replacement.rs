@@ -1,0 +1,158 @@
+//! A patch in the making: what schemes insert in place of a site.
+
+use std::collections::HashMap;
+
+use margay_ir::ops::Const;
+use margay_ir::{AddError, Draw, Graph, NodeId, Op, Origin, Patch, Payload, Value};
+use margay_plan::Settings;
+use margay_randnla::RandnlaError;
+use margay_tensor::Tensor;
+
+use super::{Fitted, Site};
+
+/// A site could not be replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The patch does not type (our fault).
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// The weights have numbers that are not finite (the model's fault).
+    #[error(transparent)]
+    Randnla(#[from] RandnlaError),
+    /// The settings are not offered (the plan's fault).
+    #[error("{0}")]
+    Settings(String),
+}
+
+/// A patch in the making for one site. Without contents, constants have their shapes and names only, and nothing is
+/// computed for them: that is enough to know what the result costs.
+pub struct Replacement<'a> {
+    /// The graph that is changed.
+    pub graph: &'a Graph,
+    patch: Patch,
+    contents: bool,
+    /// Constants made without contents so far.
+    shapes: usize,
+    /// What stands in for values of the graph: uses of one weight may follow one another.
+    done: HashMap<Value, Value>,
+}
+
+/// The patch that replaces a site.
+///
+/// # Errors
+/// [`ApplyError`].
+pub fn patch(fitted: &dyn Fitted, g: &Graph, site: &Site, settings: &Settings) -> Result<Patch, ApplyError> {
+    replaced(fitted, g, site, settings, true)
+}
+
+/// The patch that replaces a site, with constants whose shapes alone say anything.
+///
+/// # Errors
+/// [`ApplyError`].
+pub fn form(fitted: &dyn Fitted, g: &Graph, site: &Site, settings: &Settings) -> Result<Patch, ApplyError> {
+    replaced(fitted, g, site, settings, false)
+}
+
+fn replaced(
+    fitted: &dyn Fitted,
+    g: &Graph,
+    site: &Site,
+    settings: &Settings,
+    contents: bool,
+) -> Result<Patch, ApplyError> {
+    let mut work = Replacement { graph: g, patch: Patch::new(), contents, shapes: 0, done: HashMap::new() };
+    fitted.replace(&mut work, site, settings)?;
+    Ok(work.patch)
+}
+
+impl Replacement<'_> {
+    /// What the contents of constants are computed from; `None` where they are not wanted.
+    ///
+    /// # Errors
+    /// Those of the computation.
+    pub fn computed<T, E>(&self, compute: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+        self.contents.then(compute).transpose()
+    }
+
+    /// The first operand of a node, as it is after what has been replaced so far.
+    pub fn input(&self, n: NodeId) -> Value {
+        let x = self.graph.inputs_of(n)[0];
+        self.done.get(&x).copied().unwrap_or(x)
+    }
+
+    /// A constant of f32 with a name that says everything its contents depend on.
+    ///
+    /// # Panics
+    /// For contents that do not fill the shape.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn constant(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        contents: Option<Vec<f32>>,
+        origin: Origin,
+    ) -> Result<Value, AddError> {
+        let tensor = match contents {
+            Some(values) => Tensor::from_slice(shape, &values),
+            None => Tensor::from_slice(shape, &self.shape_only::<f32>(shape.iter().product())),
+        };
+        self.add_constant(name, tensor.expect("factors have as many numbers as their shapes"), origin)
+    }
+
+    /// A constant of positions, `length` of them.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn positions(
+        &mut self,
+        name: &str,
+        length: usize,
+        contents: Option<&[usize]>,
+        origin: Origin,
+    ) -> Result<Value, AddError> {
+        let tensor = match contents {
+            Some(at) => Tensor::from_slice(&[length], &at.iter().map(|&p| p as i64).collect::<Vec<i64>>()),
+            None => Tensor::from_slice(&[length], &self.shape_only::<i64>(length)),
+        };
+        self.add_constant(name, tensor.expect("there are as many positions as said"), origin)
+    }
+
+    /// A constant of random numbers.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn random(&mut self, draw: Draw, shape: &[usize], origin: Origin) -> Result<Value, AddError> {
+        match self.contents {
+            true => self.add(Const { payload: Payload::random(draw, shape) }, &[], origin),
+            false => self.constant(&draw.to_string(), shape, None, origin),
+        }
+    }
+
+    /// Numbers that differ from those of other constants, so that none are taken for equal.
+    fn shape_only<T: Clone + From<u8>>(&mut self, length: usize) -> Vec<T> {
+        self.shapes += 1;
+        let mut numbers = vec![T::from(0); length];
+        numbers.iter_mut().take(1).for_each(|first| *first = T::from((1 + self.shapes % 255) as u8));
+        numbers
+    }
+
+    fn add_constant(&mut self, name: &str, tensor: Tensor, origin: Origin) -> Result<Value, AddError> {
+        self.add(Const { payload: Payload::derived(name, tensor) }, &[], origin)
+    }
+
+    /// A node.
+    ///
+    /// # Errors
+    /// For operands that do not fit, which is our fault.
+    pub fn add(&mut self, op: impl Into<Op>, inputs: &[Value], origin: Origin) -> Result<Value, AddError> {
+        self.patch.add(self.graph, op, inputs, origin)
+    }
+
+    /// Makes everybody who read a value of the graph read a new one.
+    pub fn replace(&mut self, old: Value, new: Value) {
+        self.patch.redirect(old, new);
+        self.done.insert(old, new);
+    }
+}

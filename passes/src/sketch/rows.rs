@@ -1,0 +1,112 @@
+//! A value as rows of numbers: how calibration reads what goes into a site.
+
+use margay_ir::Value;
+use margay_ir::ops::Conv;
+use margay_tensor::Tensor;
+
+/// Windows of images taken from one value, at most; the rest are left out evenly.
+pub const MAX_ROWS: usize = 1 << 16;
+
+/// A value, and how rows are made of it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Rows {
+    /// The value, of f32.
+    pub value: Value,
+    /// Its rows are the windows of a convolution; without these they run along its last axis.
+    pub windows: Option<Windows>,
+    /// Length of a row.
+    pub length: usize,
+}
+
+impl Rows {
+    /// The rows of a tensor that has the place of the value, with some windows left out if there are so many in all:
+    /// `samples` is the number of images.
+    pub fn of(&self, x: &Tensor, samples: usize) -> Vec<f32> {
+        match &self.windows {
+            None => x.to_vec::<f32>().expect("sites read f32"),
+            Some(windows) => windows.rows(x, windows.every([x.shape()[2], x.shape()[3]], samples)),
+        }
+    }
+
+    /// Rows of the result `y` of a site, those that belong to [`of`](Rows::of): channels second where there are windows.
+    pub fn results(&self, y: &Tensor, samples: usize) -> Vec<f32> {
+        let data = y.to_vec::<f32>().expect("sites compute f32");
+        if self.windows.is_none() {
+            return data;
+        }
+        let (channels, positions) = (y.shape()[1], y.shape()[2] * y.shape()[3]);
+        let every = (samples * positions).div_ceil(MAX_ROWS);
+        let windows = (0..y.shape()[0] * positions).step_by(every);
+        let row = |window: usize| {
+            let (image, at) = (window / positions, window % positions);
+            let data = &data;
+            (0..channels).map(move |c| data[(image * channels + c) * positions + at])
+        };
+        windows.flat_map(row).collect()
+    }
+}
+
+/// The windows of a convolution over images with the channels second.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Windows {
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 2],
+    pads_after: [usize; 2],
+    dilations: [usize; 2],
+}
+
+impl Windows {
+    /// The windows of a convolution with a kernel of this height and width; `None` unless it has two spatial axes.
+    pub fn new(conv: &Conv, kernel: [usize; 2]) -> Option<Windows> {
+        let pair = |v: &[usize]| <[usize; 2]>::try_from(v).ok();
+        Some(Windows {
+            kernel,
+            strides: pair(&conv.strides)?,
+            pads: pair(&conv.pads_before)?,
+            pads_after: pair(&conv.pads_after)?,
+            dilations: pair(&conv.dilations)?,
+        })
+    }
+
+    /// Rows and columns of windows on an image of this height and width.
+    pub fn count(&self, size: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|i| {
+            let reach = self.dilations[i] * (self.kernel[i] - 1) + 1;
+            (size[i] + self.pads[i] + self.pads_after[i]).saturating_sub(reach) / self.strides[i] + 1
+        })
+    }
+
+    /// One of how many windows is taken, of so many images of this height and width.
+    fn every(&self, size: [usize; 2], samples: usize) -> usize {
+        let [rows, columns] = self.count(size);
+        (samples * rows * columns).div_ceil(MAX_ROWS)
+    }
+
+    /// Every `every`th window of images `[n, c, h, w]` of f32, one after another, each as `c` times height times width
+    /// numbers; zeros outside the image.
+    pub fn rows(&self, x: &Tensor, every: usize) -> Vec<f32> {
+        let data = x.to_vec::<f32>().expect("convolutions read f32");
+        let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
+        let [rows, columns] = self.count([h, w]);
+        let mut out = Vec::new();
+        for window in (0..n * rows * columns).step_by(every) {
+            let (image, y, x0) = (window / (rows * columns), window / columns % rows, window % columns);
+            for channel in 0..c {
+                for i in 0..self.kernel[0] {
+                    for j in 0..self.kernel[1] {
+                        let row = (y * self.strides[0] + i * self.dilations[0]).checked_sub(self.pads[0]);
+                        let column = (x0 * self.strides[1] + j * self.dilations[1]).checked_sub(self.pads[1]);
+                        out.push(match (row, column) {
+                            (Some(r), Some(s)) if r < h && s < w => {
+                                data[((image * c + channel) * h + r) * w + s]
+                            }
+                            _ => 0.0,
+                        });
+                    }
+                }
+            }
+        }
+        out
+    }
+}
