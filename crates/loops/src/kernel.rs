@@ -121,13 +121,21 @@ impl Literal {
         Literal::F32(v.to_bits())
     }
 
-    /// The number `v` in the given type, rounded or wrapped as a cast does.
+    /// The number `v` in the given type, rounded or cut off as a cast does.
     pub fn of(dtype: DType, v: f64) -> Literal {
         match dtype {
             DType::F64 => Literal::F64(v.to_bits()),
             DType::Bool => Literal::Bool(v != 0.0),
             d if d.is_float() => Literal::F32((v as f32).to_bits()),
-            d => Literal::Int(d, v as i64),
+            // As a cast does: towards zero, and no further than the type reaches.
+            DType::I8 => Literal::Int(dtype, (v as i8).into()),
+            DType::U8 => Literal::Int(dtype, (v as u8).into()),
+            DType::I16 => Literal::Int(dtype, (v as i16).into()),
+            DType::U16 => Literal::Int(dtype, (v as u16).into()),
+            DType::I32 => Literal::Int(dtype, (v as i32).into()),
+            DType::U32 => Literal::Int(dtype, (v as u32).into()),
+            DType::U64 => Literal::Int(dtype, v as u64 as i64),
+            _ => Literal::Int(dtype, v as i64),
         }
     }
 
