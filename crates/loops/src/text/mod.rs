@@ -25,6 +25,7 @@
 
 mod fields;
 mod parse;
+mod parse_kernel;
 mod print;
 pub mod words;
 
