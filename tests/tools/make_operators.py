@@ -62,7 +62,7 @@ def each(base, **choices):
 
 def elementwise():
     square = values(3, 4)
-    for op in ("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Neg", "Relu", "Round", "Sigmoid", "Sin",
+    for op in ("Abs", "Atan", "Ceil", "Cos", "Erf", "Exp", "Floor", "Neg", "Relu", "Round", "Sigmoid", "Sin",
                "Softplus", "Tanh"):
         case(op, [np.array([[-2.5, -1.5, -0.5, -0.0], [0.5, 1.5, 2.5, 3.0], [-7.3, 0.1, 20.0, -30.0]],
                            dtype=np.float32) if op != "Exp" else square])

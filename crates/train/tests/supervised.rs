@@ -69,7 +69,9 @@ fn train(options: &Supervised, g: &Graph, samples: &Samples, labels: Option<&Ten
 #[test]
 fn classes_are_learned() {
     let (g, (samples, labels)) = (graph(CLASSIFIER), points(203));
-    let trained = train(&supervised(Objective::CrossEntropy), &g, &samples, Some(&labels));
+    let mut options = supervised(Objective::CrossEntropy);
+    options.fit.length = Length::Steps(300);
+    let trained = train(&options, &g, &samples, Some(&labels));
     assert_eq!(trained.samples, (163, 40));
     assert_eq!(trained.parameters, 6 * 16 + 16 + 16 * 3 + 3);
     assert_eq!(trained.fitted.stop, Stop::Finished);

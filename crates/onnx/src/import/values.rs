@@ -33,7 +33,7 @@ impl Importer<'_> {
         for _ in 0..MAX_LEAF_DEPTH {
             match self.graph.op(at.node) {
                 Op::Const(c) => {
-                    let Ok(Numbers::Int(values)) = Numbers::of(c.payload.tensor()) else { return None };
+                    let values = Numbers::of(c.payload.tensor()).ok()?.ints();
                     let values = values.into_iter().map(i64::try_from).collect::<Result<Vec<_>, _>>().ok()?;
                     return Some(IntTensor {
                         dtype: ty.dtype,

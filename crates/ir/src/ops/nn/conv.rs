@@ -507,10 +507,7 @@ mod tests {
         assert_eq!(error(one_axis(0, 1), &x), "strides contains 0");
         let ports = [[1, 4, 2], [6, 4, 3]].map(|s| Strided::contiguous(DType::F32, &s));
         let io = Io { inputs: ports.to_vec(), outputs: vec![Strided::contiguous(DType::F32, &[1, 6, 2])] };
-        assert_eq!(
-            one_axis(1, 1).lower(&io).err().map(|e| e.0).unwrap_or_default(),
-            "a convolution in layout `nchw`, expected `nhwc`"
-        );
+        assert!(matches!(one_axis(1, 1).lower(&io), Ok(Lowered::Call(_))), "images with channels second");
         let last = Conv { layout: ImageLayout::Nhwc, ..one_axis(1, 1) };
         let flipped = Strided { strides: vec![12, 3, -1], ..ports[1].clone() };
         let io = Io { inputs: vec![ports[0].clone(), flipped], ..io };

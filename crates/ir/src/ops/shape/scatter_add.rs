@@ -82,6 +82,10 @@ impl OpDef for ScatterAdd {
         let (axis, places) = (self.axis, io.inputs[1].shape.clone());
         let extent = io.outputs[0].shape[axis];
         let dtype = io.outputs[0].dtype;
+        if matches!(dtype, DType::F16 | DType::BF16) {
+            // The sums lie in the result, which would round each of them.
+            return Err(NotLowered(format!("sums of {dtype} in memory")));
+        }
         if extent == 0 && io.inputs[0].elements() > 0 {
             return Err(NotLowered("a sum into an axis of extent 0".into()));
         }
