@@ -74,7 +74,9 @@ fn find(g: &Graph, v: Value) -> Option<(Value, Value, Value, f64)> {
             let (x, epsilon) = normalized(g, unit)?;
             let row = &g.ty(x).shape[g.ty(x).ndim() - 1..];
             let fits = |p: Value| g.constant(p).is_some() && g.ty(p).shape == row;
-            (fits(scale) && fits(bias)).then_some((x, scale, bias, epsilon))
+            // An epsilon or exponent with more axes than x gives the result its axes.
+            let same = g.ty(x) == g.ty(v);
+            (same && fits(scale) && fits(bias)).then_some((x, scale, bias, epsilon))
         })
     })
 }
