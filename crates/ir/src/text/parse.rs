@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use margay_loops::text::words::take_name;
 use margay_tensor::{DType, Dim, Storage, StoredTensor};
 use smallvec::SmallVec;
 
@@ -68,43 +69,6 @@ fn operand(text: &str, values: &Values, g: &Graph) -> Result<Value, String> {
         return Ok(Value { node: v.node, out });
     }
     Err(format!("`{text}` is not defined"))
-}
-
-/// Splits off a leading name, bare or quoted.
-fn take_name(text: &str) -> Result<(String, &str), String> {
-    if let Some(rest) = text.strip_prefix('"') {
-        let mut name = String::new();
-        let mut chars = rest.char_indices();
-        while let Some((i, c)) = chars.next() {
-            match c {
-                '"' => return Ok((name, &rest[i + 1..])),
-                '\\' => match chars.next() {
-                    Some((_, 'n')) => name.push('\n'),
-                    Some((_, 't')) => name.push('\t'),
-                    Some((_, 'r')) => name.push('\r'),
-                    Some((_, '0')) => name.push('\0'),
-                    Some((i, 'u')) => {
-                        let hex = rest[i + 1..].strip_prefix('{').and_then(|r| r.split_once('}'));
-                        let (hex, _) = hex.ok_or("unfinished escape in a name")?;
-                        let code = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32);
-                        name.push(code.ok_or("unknown escape in a name")?);
-                        chars.by_ref().take(hex.chars().count() + 2).for_each(drop);
-                    }
-                    Some((_, c)) => name.push(c),
-                    None => break,
-                },
-                c => name.push(c),
-            }
-        }
-        return Err("unfinished name".into());
-    }
-    let end = text
-        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-')))
-        .unwrap_or(text.len());
-    if end == 0 {
-        return Err(format!("expected a name at `{text}`"));
-    }
-    Ok((text[..end].to_string(), &text[end..]))
 }
 
 fn read_type(text: &str) -> Result<TensorType, String> {
