@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 SEED = 31
+LATEST = {"ai.onnx.ml": 3, "com.microsoft": 1}
 RNG = np.random.default_rng(SEED)
 CASES = {}
 
@@ -28,14 +30,15 @@ def ints(*numbers):
     return np.array(numbers, dtype=np.int64)
 
 
-def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None):
+def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None, domain="", reference=False):
     """A model for each set of attributes. Inputs that are `None` are left out; those whose positions are in
-    `constants` are initializers."""
+    `constants` are initializers. Outputs are those of onnxruntime, or of ONNX's own reference where that lacks the
+    operator."""
     for attributes in variants:
         label = ",".join(f"{k}={v}".replace(" ", "") for k, v in attributes.items())
         label = "-".join(filter(None, [op, name, f"opset{opset}" if opset != 17 else "", label]))
         names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
-        node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], **attributes)
+        node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], domain=domain, **attributes)
         given = {n: x for i, (n, x) in enumerate(zip(names, inputs)) if n and i not in constants}
         stored = [numpy_helper.from_array(x, n) for i, (n, x) in enumerate(zip(names, inputs))
                   if n and i in constants]
@@ -46,13 +49,18 @@ def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=Non
             [helper.make_empty_tensor_value_info(f"y{i}") for i in range(outputs)],
             stored,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        sets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, LATEST[domain])] if domain else [])
+        model = helper.make_model(graph, opset_imports=sets, ir_version=8 if opset < 19 else 10)
         model = onnx.shape_inference.infer_shapes(model)
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run(None, given)
+        results = [f"y{i}" for i in range(outputs)]
+        if reference:
+            found = ReferenceEvaluator(model).run(None, given)
+        else:
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), providers=["CPUExecutionProvider"])
+            found = session.run(results, given)
         assert label not in CASES, label
-        CASES[label] = (model.SerializeToString(), given, dict(zip([o.name for o in session.get_outputs()], found)))
+        CASES[label] = (model.SerializeToString(), given, dict(zip(results, found)))
 
 
 def each(base, **choices):
@@ -301,12 +309,131 @@ def write(label, nodes, kind, stored=()):
     CASES[label] = (model, {"x0": x}, {"y0": session.run(None, {"x0": x})[0]})
 
 
+def functions():
+    square, unit = values(3, 4), values(3, 4, low=-0.95, high=0.95)
+    spread = np.array([[-20, -3, -1, -1e-4], [0, 1e-4, 0.3, 0.9], [1.5, 3, 8, 20]], dtype=np.float32)
+    for op in ("Tan", "Softsign", "Asinh"):
+        case(op, [spread])
+    for op in ("Sinh", "Cosh"):
+        case(op, [spread / 2])
+    case("Mish", [square], opset=18)
+    for op in ("Asin", "Acos", "Atanh"):
+        case(op, [unit])
+    for op in ("Asin", "Acos"):
+        case(op, [np.array([-1, 0, 1], dtype=np.float32)], name="ends")
+    case("Acosh", [np.array([1, 1.0001, 1.5, 40], dtype=np.float32)])
+    case("Sign", [np.array([-2.5, 0, 3], dtype=np.float32)])
+    case("Sign", [ints(-4, 0, 9)], name="i64")
+    case("Selu", [square], each({}, alpha=[1.5], gamma=[2.0]))
+    case("Celu", [square], each({}, alpha=[1.0, 0.5]))
+    case("ThresholdedRelu", [square], each({}, alpha=[1.0, 0.5]))
+    case("Shrink", [square], each({}, bias=[0.25], lambd=[1.5]) + [{"bias": 0.5, "lambd": 0.25}])
+    case("Swish", [square], each({}, alpha=[1.0, 0.5]), opset=24, reference=True)
+    odd = np.array([[np.nan, np.inf, -np.inf, 1.0]], dtype=np.float32)
+    case("IsNaN", [odd])
+    case("IsInf", [odd], each({}, detect_negative=[0], detect_positive=[0]))
+    case("Xor", [np.array([[True, False, True, False]]), np.array([[True, True, False, False]])])
+    case("Mod", [np.array([[7, -7, 7, -7, 6]]), ints(3, 3, -3, -3, -3)], each({}, fmod=[0, 1]))
+    case("Mod", [np.array([7.5, -7.5, 7.5, -7.5], dtype=np.float32), np.array([2, 2, -2, -2], dtype=np.float32)],
+         [{"fmod": 1}], name="f32")
+    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        case(op, [ints(12, -7, 255), ints(10, 3, -2)], opset=18)
+    case("BitwiseNot", [ints(12, -7, 0)], opset=18)
+    for direction in ("LEFT", "RIGHT"):
+        case("BitShift", [ints(-100, 77, -1), ints(3, 2, 0)], [{"direction": direction}], opset=28, reference=True)
+    case("BitwiseNot", [np.array([0, 5, 255], dtype=np.uint8)], opset=18, name="u8")
+    for direction in ("LEFT", "RIGHT"):
+        case("BitShift", [np.array([200, 5, 1], dtype=np.uint8), np.array([1, 2, 7], dtype=np.uint8)],
+             [{"direction": direction}])
+    case("Hardmax", [np.array([[1, 3, 3, 2], [5, 4, 1, 5]], dtype=np.float32)], each({}, axis=[-1, 0, 1]))
+    case("Hardmax", [values(2, 3, 4)], each({}, axis=[1, 0]), opset=11)
+
+
+def places():
+    x = values(3, 4, 5)
+    ties = np.array([[1, 3, 3, 2], [5, 4, 5, 5], [0, 0, 0, 0]], dtype=np.float32)
+    for op in ("ArgMax", "ArgMin"):
+        case(op, [ties], each({}, axis=[0, 1, -1], keepdims=[0, 1], select_last_index=[0, 1]))
+        case(op, [x], [{"axis": 1, "keepdims": 0}], name="three-axes")
+    for largest in (0, 1):
+        case("TopK", [ties, ints(3)], [{"largest": largest}], constants=[1], outputs=2)
+        case("TopK", [x, ints(2)], [{"largest": largest, "axis": 1, "sorted": 1}], constants=[1], outputs=2)
+    case("TopK", [RNG.permutation(12).reshape(3, 4), ints(4)], constants=[1], outputs=2, name="all")
+    for op in ("CumSum",):
+        case(op, [x, np.array(1)], each({}, exclusive=[0, 1], reverse=[0, 1]) + [{"exclusive": 1, "reverse": 1}],
+             constants=[1])
+    case("CumProd", [x, np.array(1)], each({}, exclusive=[0, 1], reverse=[0, 1]) + [{"exclusive": 1, "reverse": 1}],
+         constants=[1], opset=26, reference=True)
+    at = np.array([[0, 1, -1], [2, 0, 1]])
+    case("GatherElements", [values(3, 3), at], each({}, axis=[0, 1, -1]))
+    case("GatherElements", [values(3, 3), at.astype(np.int32)], name="i32")
+    case("GatherND", [x, np.array([[0, 1], [2, -1]])])
+    case("GatherND", [x, np.array([[[0, 1, 2]], [[2, 3, 4]]])], name="elements")
+    case("GatherND", [x, np.array([[1], [-1], [0]])], [{"batch_dims": 1}])
+    for reduction in ("none", "add", "mul", "min", "max"):
+        attributes = {} if reduction == "none" else {"reduction": reduction}
+        rows = np.array([[0], [2]]) if reduction == "none" else np.array([[0], [2], [0]])
+        case("ScatterND", [x, rows, values(len(rows), 4, 5)], [attributes], opset=18, name="rows")
+        case("ScatterND", [x, np.array([[0, 1], [2, -1]]), values(2, 5)], [attributes], opset=18, name="pairs")
+        spots = np.array([[0, 1, 2], [2, 0, 1]]) if reduction == "none" else np.array([[0, 1, -1], [0, 1, 1]])
+        case("ScatterElements", [values(3, 3), spots, values(2, 3)],
+             [attributes, {**attributes, "axis": 0 if reduction == "none" else 1}], opset=18)
+    case("Scatter", [values(3, 3), np.array([[0, 2, 1]]), values(1, 3)], each({}, axis=[1]), opset=10)
+    case("TensorScatter", [values(2, 1, 4, 3), values(2, 1, 2, 3), ints(1, 2)], each({}, mode=["linear"]), opset=24,
+         reference=True)
+    case("TensorScatter", [values(2, 1, 4, 3), values(2, 1, 2, 3), ints(1, 3)], [{"mode": "circular"}], opset=24,
+         reference=True)
+    case("Trilu", [values(2, 4, 4)], each({}, upper=[0, 1]))
+    for k in (-1, 2):
+        case("Trilu", [values(3, 4), np.array(k)], each({}, upper=[0]), constants=[1], name=f"k{k}")
+    case("EyeLike", [values(3, 4)], each({}, k=[1, -1], dtype=[TensorProto.INT64, TensorProto.FLOAT]))
+    case("OneHot", [ints(0, 2, -1, 5), np.array(4), np.array([0.5, 2], dtype=np.float32)], each({}, axis=[-1, 0]),
+         constants=[1])
+    case("Compress", [x, np.array([True, False, True])], [{"axis": 0}, {}], constants=[1])
+    case("ReverseSequence", [values(4, 3, 2), ints(1, 4, 2)], each({}, batch_axis=[1], time_axis=[0]))
+    case("ReverseSequence", [values(3, 4, 2), ints(1, 4, 2)], [{"batch_axis": 0, "time_axis": 1}])
+    case("ArrayFeatureExtractor", [values(3, 4), ints(2, 0)], domain="ai.onnx.ml")
+    y = values(2, 8, 4, 6)
+    case("DepthToSpace", [y], [{"blocksize": 2}, {"blocksize": 2, "mode": "DCR"}, {"blocksize": 2, "mode": "CRD"}])
+    case("SpaceToDepth", [y], [{"blocksize": 2}])
+    case("CenterCropPad", [values(5, 4, 3), ints(3, 7, 3)], constants=[1], opset=18)
+    case("CenterCropPad", [values(5, 4, 3), ints(8, 2)], [{"axes": [1, -1]}], constants=[1], opset=18)
+    case("Col2Im", [values(1, 8, 12), ints(5, 6), ints(2, 2)],
+         [{"strides": [1, 2]}], constants=[1, 2], opset=18)
+    case("Col2Im", [values(1, 8, 9), ints(5, 6), ints(2, 2)],
+         [{"strides": [2, 1], "pads": [1, 0, 2, 0], "dilations": [2, 3]}], constants=[1, 2], opset=18)
+
+
+def statistics():
+    x = values(2, 6, 4, 3)
+    scale, bias = values(6), values(6)
+    case("InstanceNormalization", [x, scale, bias], each({}, epsilon=[1e-5, 0.25]))
+    case("GroupNormalization", [x, scale, bias], [{"num_groups": 2}, {"num_groups": 3, "epsilon": 0.5}], opset=21)
+    case("RMSNormalization", [x, values(3)], each({}, epsilon=[1e-5, 0.25]), opset=23)
+    case("RMSNormalization", [x, values(4, 3)], [{"axis": 2}], opset=23)
+    case("LpNormalization", [x], each({}, axis=[-1, 1], p=[1, 2]))
+    case("LRN", [x], [{"size": 3}, {"size": 5, "alpha": 0.5, "beta": 0.6, "bias": 2.0}])
+    case("LRN", [x], [{"size": 4, "alpha": 0.5}], reference=True)
+    case("MeanVarianceNormalization", [x], each({}, axes=[[1, 2]]))
+    case("GlobalLpPool", [x], each({}, p=[1, 2, 3]))
+    mean, variance = values(6), values(6, low=0.2)
+    case("BatchNormalization", [x, scale, bias, mean, variance], [{"training_mode": 1}, {"training_mode": 1, "momentum": 0.5}],
+         opset=15, outputs=3, name="training")
+    scores, targets = values(3, 5, 2), RNG.integers(0, 5, (3, 2))
+    logs = np.log(np.exp(scores) / np.exp(scores).sum(1, keepdims=True)).astype(np.float32)
+    for op, given, outputs in (("NegativeLogLikelihoodLoss", logs, 1), ("SoftmaxCrossEntropyLoss", scores, 2)):
+        choices = dict(reduction=["none", "mean", "sum"], ignore_index=[int(targets[0, 0]), -1])
+        case(op, [given, targets], each({}, **choices), outputs=outputs)
+        case(op, [given, targets, values(5, low=0.5)], each({}, **choices), outputs=outputs, name="weights")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     onnxruntime.set_default_logger_severity(3)
-    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants):
+    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, functions, places,
+                   statistics):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

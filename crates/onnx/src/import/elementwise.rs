@@ -79,10 +79,14 @@ pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
     call.ignore(&["saturate"]);
     let number = call.optional_int("to")?;
     let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
-    let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
-    let to =
-        to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))?;
+    let to = numbered_type(number)?;
     Ok(vec![cast_to(cx, x, to)?])
+}
+
+/// The element type with a number in ONNX.
+pub(super) fn numbered_type(number: i64) -> Result<DType, Refusal> {
+    let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
+    to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))
 }
 
 /// `CastLike`.

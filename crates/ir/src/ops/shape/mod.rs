@@ -5,6 +5,7 @@ mod concat;
 mod gather;
 mod pad;
 mod reshape;
+mod scatter;
 mod scatter_add;
 mod slice;
 mod transpose;
@@ -14,9 +15,13 @@ pub use concat::Concat;
 pub use gather::Gather;
 pub use pad::Pad;
 pub use reshape::Reshape;
+pub use scatter::{Scatter, ScatterKind};
 pub use scatter_add::ScatterAdd;
 pub use slice::Slice;
 pub use transpose::Transpose;
+
+pub(crate) use broadcast::known_extents;
+pub(crate) use gather::checked_position;
 
 use margay_tensor::Tensor;
 
