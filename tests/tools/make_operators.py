@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 SEED = 31
-LATEST = {"ai.onnx.ml": 3, "com.microsoft": 1}
 RNG = np.random.default_rng(SEED)
 CASES = {}
 
@@ -30,12 +29,13 @@ def ints(*numbers):
     return np.array(numbers, dtype=np.int64)
 
 
-def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None, domain="", reference=False):
+def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None, domain="", reference=False, ml=3):
     """A model for each set of attributes. Inputs that are `None` are left out; those whose positions are in
     `constants` are initializers. Outputs are those of onnxruntime, or of ONNX's own reference where that lacks the
     operator."""
     for attributes in variants:
         label = ",".join(f"{k}={v}".replace(" ", "") for k, v in attributes.items())
+        label = label if len(label) < 100 else ",".join(attributes)[:40] + str(len(CASES))
         label = "-".join(filter(None, [op, name, f"opset{opset}" if opset != 17 else "", label]))
         names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
         node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], domain=domain, **attributes)
@@ -49,7 +49,7 @@ def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=Non
             [helper.make_empty_tensor_value_info(f"y{i}") for i in range(outputs)],
             stored,
         )
-        sets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, LATEST[domain])] if domain else [])
+        sets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, ml if domain == "ai.onnx.ml" else 1)] if domain else [])
         model = helper.make_model(graph, opset_imports=sets, ir_version=8 if opset < 19 else 10)
         model = onnx.shape_inference.infer_shapes(model)
         results = [f"y{i}" for i in range(outputs)]
@@ -427,13 +427,119 @@ def statistics():
         case(op, [given, targets, values(5, low=0.5)], each({}, **choices), outputs=outputs, name="weights")
 
 
+def attention():
+    q, k, v = values(2, 4, 3, 8), values(2, 2, 5, 8), values(2, 2, 5, 6)
+    given = dict(opset=23)
+    case("Attention", [q, k, v], each({}, scale=[0.5], softcap=[2.0]), **given)
+    case("Attention", [q, k, v, values(3, 5)], [{}, {"is_causal": 1}], name="mask", **given)
+    seen = np.array([[True, False, True, True, False], [True] * 5, [False, True, False, False, True]])
+    case("Attention", [q, k, v, seen], name="truth", **given)
+    blind = seen.copy()
+    blind[1] = False
+    case("Attention", [q, k, v, blind], opset=24, reference=True, name="blind")
+    case("Attention", [q, values(2, 4, 3, 8), values(2, 4, 3, 8)], [{"is_causal": 1}], name="square", **given)
+    past = [values(2, 2, 4, 8), values(2, 2, 4, 6)]
+    new = [values(2, 2, 3, 8), values(2, 2, 3, 6)]
+    case("Attention", [q] + new + [None] + past, [{}, {"is_causal": 1}], outputs=3, name="past", **given)
+    case("Attention", [values(2, 3, 32), values(2, 5, 16), values(2, 5, 12)],
+         [{"q_num_heads": 4, "kv_num_heads": 2}], name="flat", **given)
+    for mode in (0, 1, 2, 3):
+        case("Attention", [q, k, v, values(3, 5)], [{"qk_matmul_output_mode": mode, "softcap": 3.0}], opset=24,
+             reference=True, outputs=4, name="scores")
+    case("Attention", [q, k, v, None, None, None, ints(5, 4)], [{}, {"is_causal": 1}], opset=24, reference=True,
+         name="filled")
+    x, tables = values(2, 4, 3, 8), [values(9, 4), values(9, 4)]
+    at = np.array([[0, 1, 2], [5, 8, 3]])
+    case("RotaryEmbedding", [x] + tables + [at], each({}, interleaved=[1]), **given)
+    case("RotaryEmbedding", [values(2, 3, 32)] + tables + [at], [{"num_heads": 4}], name="flat", **given)
+    case("RotaryEmbedding", [x, values(2, 3, 2), values(2, 3, 2)], [{"rotary_embedding_dim": 4}], name="part", **given)
+
+
+def learning():
+    x = values(6, 4)
+    ml = dict(domain="ai.onnx.ml")
+    floats = lambda n: [float(v) for v in values(n)]
+    case("Scaler", [x], [{"offset": floats(4), "scale": floats(4)}, {"offset": [0.5], "scale": [2.0]}], **ml)
+    case("Scaler", [RNG.integers(-9, 9, (3, 4))], [{"offset": [0.5], "scale": [2.0]}], name="i64", **ml)
+    case("Normalizer", [x], [{"norm": n} for n in ("MAX", "L1", "L2")], **ml)
+    case("Binarizer", [x], each({}, threshold=[0.5]), **ml)
+    holes = np.array([[1, np.nan, 3], [np.nan, 5, 0]], dtype=np.float32)
+    case("Imputer", [holes], [{"imputed_value_floats": [7.0, 8.0, 9.0], "replaced_value_float": float("nan")},
+                              {"imputed_value_floats": [7.0], "replaced_value_float": 0.0}], **ml)
+    case("Imputer", [np.array([[1, -1], [-1, 4]])],
+         [{"imputed_value_int64s": [7, 8], "replaced_value_int64": -1}], name="i64", **ml)
+    case("FeatureVectorizer", [values(3, 2), values(3, 3)], [{"inputdimensions": [2, 3]}], **ml)
+    case("OneHotEncoder", [ints(3, 5, 9, 4)], [{"cats_int64s": [3, 4, 5], "zeros": 1}], **ml)
+    case("LabelEncoder", [ints(3, 5, 9, 3)],
+         [{"keys_int64s": [3, 9], "values_floats": [0.5, 2.0], "default_float": -7.0},
+          {"keys_int64s": [3, 9], "values_int64s": [30, 90]}], **ml)
+    case("LabelEncoder", [np.array([1.5, np.nan, 2], dtype=np.float32)],
+         [{"keys_floats": [1.5, float("nan")], "values_int64s": [1, 2], "default_int64": 9}], name="f32", **ml)
+    weights = floats(12)
+    case("LinearRegressor", [x], [{"coefficients": weights, "targets": 3, "intercepts": floats(3)}], **ml)
+    for post in ("NONE", "LOGISTIC", "SOFTMAX"):
+        case("LinearClassifier", [x], [{"coefficients": weights, "intercepts": floats(3), "multi_class": 1,
+                                        "classlabels_ints": [4, 7, 9], "post_transform": post}], outputs=2, **ml)
+    for post in ("NONE", "LOGISTIC"):
+        case("LinearClassifier", [x], [{"coefficients": weights[:4], "intercepts": [0.25],
+                                        "classlabels_ints": [4, 7], "post_transform": post}], outputs=2, name="two", **ml)
+    for kind in ("LINEAR", "POLY", "RBF", "SIGMOID"):
+        case("SVMRegressor", [x], [{"coefficients": floats(3), "kernel_params": [0.5, 0.25, 2.0], "kernel_type": kind,
+                                    "n_supports": 3, "rho": [0.125], "support_vectors": weights}], **ml)
+    nodes = {
+        "nodes_treeids": [0, 0, 0, 0, 0, 1, 1, 1], "nodes_nodeids": [0, 1, 2, 3, 4, 0, 1, 2],
+        "nodes_featureids": [0, 1, 0, 0, 0, 3, 0, 0], "nodes_values": [0.1, -0.4, 0, 0, 0, 0.2, 0, 0],
+        "nodes_truenodeids": [1, 2, 0, 0, 0, 1, 0, 0], "nodes_falsenodeids": [4, 3, 0, 0, 0, 2, 0, 0],
+    }
+    x = np.concatenate([x, values(6, 4)])
+    x[3, 0] = np.nan
+    leaves = {"_treeids": [0, 0, 0, 1, 1], "_nodeids": [2, 3, 4, 1, 2], "_ids": [0, 0, 0, 0, 0]}
+    for branch in ("LEQ", "LT", "GTE", "GT"):
+        modes = [f"BRANCH_{branch}", "BRANCH_LEQ", "LEAF", "LEAF", "LEAF", f"BRANCH_{branch}", "LEAF", "LEAF"]
+        tree = {**nodes, "nodes_modes": modes, "nodes_missing_value_tracks_true": [1, 0, 0, 0, 0, 0, 0, 0]}
+        target = {"target" + k: v for k, v in leaves.items()}
+        case("TreeEnsembleRegressor", [x], [{**tree, **target, "target_weights": floats(5), "n_targets": 1}],
+             name=branch, **ml)
+    for join in ("AVERAGE", "MIN", "MAX"):
+        case("TreeEnsembleRegressor", [x], [{**tree, **target, "target_weights": floats(5), "n_targets": 1,
+                                             "aggregate_function": join, "base_values": [0.5]}], name=join, **ml)
+    classes = {"class" + k: v for k, v in leaves.items()}
+    one = {**tree, **classes, "classlabels_int64s": [3, 8]}
+    case("TreeEnsembleClassifier", [x], [{**one, "class_weights": [0.1, 0.9, 0.2, 0.3, 0.05]}], outputs=2, name="share", **ml)
+    for post in ("NONE", "LOGISTIC"):
+        case("TreeEnsembleClassifier", [x], [{**one, "class_weights": [-1.0, 0.9, 0.2, -0.3, 0.5], "base_values": [0.1],
+                                              "post_transform": post}], outputs=2, name="two", **ml)
+    three = {**one, "class_ids": [0, 1, 2, 1, 0], "classlabels_int64s": [3, 8, 5], "class_weights": floats(5)}
+    case("TreeEnsembleClassifier", [x], [{**three, "post_transform": p} for p in ("NONE", "SOFTMAX", "LOGISTIC")],
+         outputs=2, name="three", **ml)
+    x = values(5, 3)
+    case("TreeEnsemble", [x], [{
+        "n_targets": 2, "aggregate_function": 1, "post_transform": 0, "tree_roots": [0],
+        "nodes_featureids": [0, 2], "nodes_splits": numpy_helper.from_array(np.array([0.1, -0.3], np.float32)),
+        "nodes_modes": numpy_helper.from_array(np.array([0, 1], np.uint8)), "nodes_truenodeids": [1, 0],
+        "nodes_falsenodeids": [2, 1], "nodes_trueleafs": [0, 1], "nodes_falseleafs": [1, 1],
+        "leaf_targetids": [0, 1, 0], "leaf_weights": numpy_helper.from_array(np.array([1.5, -2, 4], np.float32)),
+    }], reference=True, domain="ai.onnx.ml", name="v5", ml=5)
+
+
+def maps():
+    """ZipMap gives maps, which are no tensors: here the numbers stay as they are."""
+    x = values(2, 3)
+    node = helper.make_node("ZipMap", ["x0"], ["y0"], domain="ai.onnx.ml", classlabels_int64s=[4, 5, 6])
+    graph = helper.make_graph([node], "operator", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, x.shape)],
+                              [helper.make_empty_tensor_value_info("y0")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+                              ir_version=8)
+    CASES["ZipMap"] = (model.SerializeToString(), {"x0": x}, {"y0": x})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, functions, places,
-                   statistics):
+                   statistics, attention, learning, maps):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -11,12 +11,14 @@
 //! Deliberately absent: subgraphs (`If`, `Loop`, `Scan`), sequences, strings, quantized operators, training.
 
 mod activations;
+mod attention;
 mod call;
 mod convolutions;
 mod elementwise;
 mod formula;
 mod inputs;
 mod integers;
+mod learning;
 mod leaves;
 mod losses;
 mod normalizations;
@@ -29,6 +31,7 @@ mod slices;
 mod statistics;
 mod table;
 mod transposed;
+mod trees;
 mod trigonometry;
 mod values;
 

@@ -18,7 +18,7 @@ use margay_tensor::{DType, Tensor};
 use crate::{External, OnnxError, map, reader, writer};
 
 /// Oldest operator set of the default domain that is read.
-pub const OLDEST_OPSET: i64 = 7;
+pub const OLDEST_OPSET: i64 = 1;
 /// The producer of models that are made here.
 pub(crate) const PRODUCER: &str = "margay";
 /// Newest operator set of the default domain that is read.

@@ -48,7 +48,10 @@ pub(super) fn leaky_relu(cx: &mut Importer, call: &Call) -> Imported {
 
 /// `PRelu`: a slope below 0 that is an operand.
 pub(super) fn prelu(cx: &mut Importer, call: &Call) -> Imported {
-    let (x, slope) = (call.input(0)?, call.input(1)?);
+    let (x, mut slope) = (call.input(0)?, call.input(1)?);
+    if call.opset < 7 && cx.ty(slope).ndim() == 1 {
+        slope = super::normalizations::channels(cx, slope, x)?;
+    }
     let below = cx.add(Mul, &[x, slope])?;
     Ok(vec![below_zero(cx, x, below)?])
 }

@@ -177,6 +177,9 @@ impl Importer<'_> {
     /// x with an axis of extent 1 more.
     pub(crate) fn unsqueezed(&mut self, x: Value, axis: usize) -> Made {
         let mut shape = self.ty(x).shape.clone();
+        if axis > shape.len() {
+            return Err(Refusal::Invalid(format!("expected at least {axis} axes, found {}", self.ty(x))));
+        }
         shape.insert(axis, Dim::from(1usize));
         self.shaped(x, shape)
     }
@@ -188,8 +191,11 @@ impl Importer<'_> {
 
     /// x, of one axis, along an axis among so many, those others of extent 1.
     pub(crate) fn along(&mut self, x: Value, axis: usize, ndim: usize) -> Made {
+        let [extent] = &self.ty(x).shape[..] else {
+            return Err(Refusal::Invalid(format!("expected one axis, found {}", self.ty(x))));
+        };
         let mut shape = vec![Dim::from(1usize); ndim];
-        shape[axis] = self.ty(x).shape[0].clone();
+        shape[axis] = extent.clone();
         self.shaped(x, shape)
     }
 
@@ -225,6 +231,12 @@ impl Importer<'_> {
                 self.cast(extent, dtype)
             }
         }
+    }
+
+    /// Numbers under a shape, in a type.
+    pub(crate) fn table(&mut self, dtype: DType, shape: &[usize], values: Vec<f64>) -> Made {
+        let tensor = margay_ir::ops::Numbers::Float(values).into_tensor(dtype, shape);
+        self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?)
     }
 
     /// The numbers of a value, if it is a constant.

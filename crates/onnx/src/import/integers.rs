@@ -9,7 +9,7 @@ use super::call::{Call, Imported, Refusal};
 
 /// `Xor` and `BitwiseXor`.
 pub(super) fn xor(cx: &mut Importer, call: &Call) -> Imported {
-    let operands = [call.input(0)?, call.input(1)?];
+    let operands = super::elementwise::pair(cx, call)?;
     cx.one(Xor, &operands)
 }
 

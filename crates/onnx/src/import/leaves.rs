@@ -50,6 +50,9 @@ pub(super) fn identity(_: &mut Importer, call: &Call) -> Imported {
 pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     call.ignore(&["ratio", "seed"]);
+    if call.opset < 7 {
+        call.ignore(&["is_test"]);
+    }
     let nothing_dropped = call.optional(1).and_then(|ratio| cx.one_number(ratio)) == Some(0.0);
     if let Some(training) = call.optional(2)
         && !nothing_dropped

@@ -15,6 +15,9 @@ pub(super) fn batch_normalization(cx: &mut Importer, call: &Call) -> Imported {
     let [scale, bias, mean, variance] = [call.input(1)?, call.input(2)?, call.input(3)?, call.input(4)?];
     let epsilon = cx.number(variance, call.float("epsilon", 1e-5)?)?;
     let momentum = call.float("momentum", 0.9)?;
+    if call.opset < 7 && !call.flag("is_test", false)? && call.wants(1) {
+        return Err(Refusal::Unsupported("training before operator set 14 is not supported".into()));
+    }
     if call.flag("training_mode", false)? {
         return in_training(cx, x, [scale, bias, mean, variance], epsilon, momentum);
     }

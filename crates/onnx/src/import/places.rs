@@ -323,6 +323,9 @@ pub(super) fn one_hot(cx: &mut Importer, call: &Call) -> Imported {
     };
     let ndim = cx.ty(at).ndim() + 1;
     let new = axis(call.int("axis", -1)?, ndim)?;
+    if cx.ty(values).ndim() != 1 {
+        return Err(Refusal::Invalid(format!("expected two values, found {}", cx.ty(values))));
+    }
     let at = cx.cast(at, DType::I64)?;
     let negative = cx.below(at, 0.0)?;
     let extent = cx.extent(&depth, DType::I64)?;

@@ -12,7 +12,10 @@ use super::slices::slice_axes;
 pub(super) fn reshape(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     let zero_is_zero = call.flag("allowzero", false)?;
-    let mut shape = cx.known_ints(call, 1, "the shape")?.values;
+    let mut shape = match call.opset < 5 {
+        true => call.ints("shape")?.unwrap_or_default().iter().copied().map(Dim::from).collect(),
+        false => cx.known_ints(call, 1, "the shape")?.values,
+    };
     let from = cx.ty(x).shape.clone();
     for (i, d) in shape.iter_mut().enumerate().filter(|(_, d)| d.is(0) && !zero_is_zero) {
         let keep = from.get(i).cloned();
@@ -151,7 +154,7 @@ pub(super) fn tile(cx: &mut Importer, call: &Call) -> Imported {
 /// `Concat`.
 pub(super) fn concat(cx: &mut Importer, call: &Call) -> Imported {
     let operands = call.all()?;
-    let at = call.optional_int("axis")?;
+    let at = call.optional_int("axis")?.or((call.opset < 4).then_some(1));
     let at = at.ok_or_else(|| Refusal::Invalid("expected attribute `axis`, found none".into()))?;
     let axis = axis(at, cx.ty(operands[0]).ndim())?;
     match operands.as_slice() {

@@ -2,8 +2,9 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, convolutions, elementwise, integers, leaves, losses, normalizations, pixels,
-    places, products, reductions, shapes, slices, statistics, transposed, trigonometry,
+    Importer, activations, attention, convolutions, elementwise, integers, learning, leaves, losses,
+    normalizations, pixels, places, products, reductions, shapes, slices, statistics, transposed, trees,
+    trigonometry,
 };
 
 /// The domain `ai.onnx`.
@@ -60,6 +61,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Asinh", 9, trigonometry::asinh),
     op("Atan", 7, elementwise::atan),
     op("Atanh", 9, trigonometry::atanh),
+    op("Attention", 23, attention::attention),
     op("AveragePool", 1, convolutions::average_pool),
     op("BatchNormalization", 1, normalizations::batch_normalization),
     op("BitShift", 11, integers::bit_shift),
@@ -154,6 +156,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Relu", 1, activations::relu),
     op("Reshape", 1, shapes::reshape),
     op("ReverseSequence", 10, places::reverse_sequence),
+    op("RotaryEmbedding", 23, attention::rotary_embedding),
     op("Round", 11, elementwise::round),
     op("Scatter", 9, places::scatter_elements),
     op("ScatterElements", 11, places::scatter_elements),
@@ -190,6 +193,20 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Where", 9, elementwise::select),
     op("Xor", 1, integers::xor),
     of(LEARNING, "ArrayFeatureExtractor", 1, places::array_feature_extractor),
+    of(LEARNING, "Binarizer", 1, learning::binarizer),
+    of(LEARNING, "FeatureVectorizer", 1, learning::feature_vectorizer),
+    of(LEARNING, "Imputer", 1, learning::imputer),
+    of(LEARNING, "LabelEncoder", 2, learning::label_encoder),
+    of(LEARNING, "LinearClassifier", 1, learning::linear_classifier),
+    of(LEARNING, "LinearRegressor", 1, learning::linear_regressor),
+    of(LEARNING, "Normalizer", 1, learning::normalizer),
+    of(LEARNING, "OneHotEncoder", 1, learning::one_hot_encoder),
+    of(LEARNING, "SVMRegressor", 1, learning::svm_regressor),
+    of(LEARNING, "Scaler", 1, learning::scaler),
+    of(LEARNING, "TreeEnsemble", 5, trees::tree_ensemble),
+    of(LEARNING, "TreeEnsembleClassifier", 1, trees::tree_ensemble_classifier),
+    of(LEARNING, "TreeEnsembleRegressor", 1, trees::tree_ensemble_regressor),
+    of(LEARNING, "ZipMap", 1, learning::zip_map),
     of(MICROSOFT, "Gelu", 1, activations::gelu),
 ];
 

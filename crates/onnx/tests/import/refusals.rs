@@ -181,9 +181,13 @@ fn what_is_computed_at_run_time() {
     let kernel = "a transposed convolution with a computed kernel is not supported";
     check(17, "ConvTranspose", &[], vec![x(&[1, 2, 4]), x(&[2, 2, 3])], OTHER, kernel);
     let training = || vec![x(&[2]), Absent, Input(Tensor::from_bools(&[], &[false]).unwrap())];
-    check(17, "Dropout", &[], training(), OTHER, "training is not supported");
+    check(17, "Dropout", &[], training(), OTHER, "training with a ratio that is not 0 is not supported");
     let training = vec![x(&[2]), Absent, Constant(Tensor::from_bools(&[], &[true]).unwrap())];
-    check(17, "Dropout", &[], training, OTHER, "training is not supported");
+    check(17, "Dropout", &[], training, OTHER, "training with a ratio that is not 0 is not supported");
+}
+
+fn numbers3() -> Operand {
+    Constant(Tensor::from_slice(&[2, 1, 3], &[0i64; 6]).unwrap())
 }
 
 #[test]
@@ -234,27 +238,21 @@ fn shapes_that_do_not_fit() {
     check(17, "Range", &[], vec![numbers(&[0]), numbers(&[5, 6]), numbers(&[1])], WRONG, one);
     let long = "a range of 1048577 elements, more than 1048576, is not supported";
     check(17, "Range", &[], vec![numbers(&[0]), numbers(&[1_048_577]), numbers(&[1])], OTHER, long);
-    let scatter = |reduction: &str, places: &[usize]| {
-        let at = Constant(Tensor::from_slice(places, &vec![0i64; places.iter().product()]).unwrap());
-        let updates = if places[1] == 1 { x(&[2, 3]) } else { x(&[2]) };
-        let says = format!(
-            "`{reduction}` at places of {} numbers each is not supported, only `add` at one",
-            places[1]
-        );
-        check(
-            18,
-            "ScatterND",
-            &[("reduction", text(reduction))],
-            vec![x(&[3, 3]), at, updates],
-            OTHER,
-            &says,
-        );
-    };
-    scatter("none", &[2, 1]);
-    scatter("mul", &[2, 1]);
-    scatter("add", &[2, 2]);
-    let flat = "expected data and indices with at least one axis";
-    check(18, "ScatterND", &[("reduction", text("add"))], vec![x(&[]), numbers(&[0]), x(&[])], WRONG, flat);
+    let says = "4 positions in data with 3 axes";
+    check(17, "GatherND", &[("batch_dims", int(1))], vec![x(&[2, 2, 2]), numbers3()], WRONG, says);
+    let none = "1 positions in data with 0 axes";
+    check(18, "ScatterND", &[], vec![x(&[]), numbers(&[0]), x(&[])], WRONG, none);
+    let way = "`avg` is no way to join";
+    let rows = || vec![x(&[3]), numbers(&[0]), x(&[1])];
+    check(18, "ScatterElements", &[("reduction", text("avg"))], rows(), WRONG, way);
+    let ndim = "expected indices with 2 axes, found 1";
+    check(13, "GatherElements", &[], vec![x(&[2, 2]), numbers(&[0])], WRONG, ndim);
+    let classes = "expected two values, found f32";
+    let one_hot = vec![numbers(&[0]), Constant(Tensor::scalar(3i64)), x(&[])];
+    check(13, "OneHot", &[], one_hot, WRONG, classes);
+    check(13, "Trilu", &[], vec![x(&[3])], WRONG, "expected at least 2 axes, found 1");
+    let blocks = "`3` is not known to be a multiple of `4`";
+    check(13, "DepthToSpace", &[("blocksize", int(2))], vec![x(&[1, 3, 2, 2])], OTHER, blocks);
 }
 
 #[test]
@@ -347,8 +345,6 @@ fn extents_that_stay_open() {
 #[test]
 fn forms_that_are_not_supported() {
     let parameters = || vec![x(&[1, 2, 4]), c(&[2]), c(&[2]), c(&[2]), c(&[2])];
-    let training = [("training_mode", int(1))];
-    check(15, "BatchNormalization", &training, parameters(), OTHER, "training is not supported");
     let positions = [("spatial", int(0))];
     let says = "normalization of each position is not supported";
     check(8, "BatchNormalization", &positions, parameters(), OTHER, says);
