@@ -250,7 +250,7 @@ fn shapes_that_do_not_fit() {
     let classes = "expected two values, found f32";
     let one_hot = vec![numbers(&[0]), Constant(Tensor::scalar(3i64)), x(&[])];
     check(13, "OneHot", &[], one_hot, WRONG, classes);
-    check(13, "Trilu", &[], vec![x(&[3])], WRONG, "expected at least 2 axes, found 1");
+    check(14, "Trilu", &[], vec![x(&[3])], WRONG, "expected at least 2 axes, found 1");
     let blocks = "`3` is not known to be a multiple of `4`";
     check(13, "DepthToSpace", &[("blocksize", int(2))], vec![x(&[1, 3, 2, 2])], OTHER, blocks);
 }
