@@ -444,7 +444,7 @@ def attention():
     case("Attention", [values(2, 3, 32), values(2, 5, 16), values(2, 5, 12)],
          [{"q_num_heads": 4, "kv_num_heads": 2}], name="flat", **given)
     for mode in (0, 1, 2, 3):
-        case("Attention", [q, k, v, values(3, 5)], [{"qk_matmul_output_mode": mode, "softcap": 3.0}], opset=24,
+        case("Attention", [q, k, v, values(3, 5)], [{"qk_matmul_output_mode": mode, "softcap": 3.0 if mode else 0.0}], opset=24,
              reference=True, outputs=4, name="scores")
     case("Attention", [q, k, v, None, None, None, ints(5, 4)], [{}, {"is_causal": 1}], opset=24, reference=True,
          name="filled")
@@ -522,6 +522,170 @@ def learning():
     }], reference=True, domain="ai.onnx.ml", name="v5", ml=5)
 
 
+def images():
+    x = values(1, 2, 4, 6)
+    at_scales = lambda *s: [x, None, np.array([1, 1, *s], dtype=np.float32)]
+    for mode in ("nearest", "linear", "cubic"):
+        for way in ("half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners", "half_pixel_symmetric"):
+            case("Resize", at_scales(2.0, 1.5), [{"mode": mode, "coordinate_transformation_mode": way}], constants=[2],
+                 opset=19, name="up")
+        case("Resize", at_scales(0.5, 0.75), [{"mode": mode}], constants=[2], opset=18, name="down")
+        case("Resize", [x, None, None, ints(1, 2, 3, 9)], [{"mode": mode}], constants=[3], opset=18, name="size")
+    for nearest in ("floor", "ceil", "round_prefer_ceil", "round_prefer_floor"):
+        case("Resize", at_scales(1.5, 2.0), [{"nearest_mode": nearest, "coordinate_transformation_mode": "asymmetric"}],
+             constants=[2], opset=18)
+    case("Resize", at_scales(2.0, 3.0), [{"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}], constants=[2],
+         opset=18)
+    for mode in ("linear", "cubic"):
+        case("Resize", at_scales(0.5, 0.6), [{"mode": mode, "antialias": 1}], constants=[2], opset=18, reference=True)
+    case("Resize", [x, None, None, ints(8, 3)], [{"axes": [2, 3], "keep_aspect_ratio_policy": p} for p in
+                                                 ("not_larger", "not_smaller")], constants=[3], opset=18)
+    roi = np.array([0, 0, 0.25, 0.3, 1, 1, 0.8, 1.2], dtype=np.float32)
+    case("Resize", [x, roi, None, ints(1, 2, 3, 5)],
+         [{"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 10.0}],
+         constants=[1, 3], opset=18, name="crop")
+    case("Resize", [x, np.array([1, 1, 2, 1.5], dtype=np.float32)], [{"mode": "nearest"}, {"mode": "linear"}],
+         constants=[1], opset=10)
+    case("Upsample", [x, np.array([1, 1, 2, 3], dtype=np.float32)], [{"mode": "nearest"}, {"mode": "linear"}],
+         constants=[1], opset=9)
+    case("Upsample", [x], [{"mode": "nearest", "scales": [1.0, 1.0, 2.0, 3.0]}], opset=8)
+    grid = values(1, 3, 5, 2, low=-1.4, high=1.4)
+    for mode in ("linear", "nearest", "cubic"):
+        for padding in ("zeros", "border", "reflection"):
+            case("GridSample", [x, grid], [{"mode": mode, "padding_mode": padding, "align_corners": c} for c in (0, 1)],
+                 opset=20)
+    case("GridSample", [values(1, 2, 3, 4, 5), values(1, 2, 2, 3, 3, low=-1.2, high=1.2)], [{}], opset=20, name="3d")
+    case("AffineGrid", [values(2, 2, 3), ints(2, 3, 4, 5)], each({}, align_corners=[1]), constants=[1], opset=20)
+    regions = np.array([[0.5, 0.2, 4.5, 3.5], [1, 1, 5, 2.5]], dtype=np.float32)
+    for mode in ("avg", "max"):
+        for way in ("half_pixel", "output_half_pixel"):
+            case("RoiAlign", [values(2, 3, 5, 6), regions, ints(1, 0)],
+                 [{"mode": mode, "coordinate_transformation_mode": way, "sampling_ratio": 2, "output_height": 2,
+                   "output_width": 3, "spatial_scale": 0.75}], opset=16)
+    case("Det", [values(2, 3, 3)])
+    case("Det", [values(4, 4)], name="4")
+    for mode in ("edge", "reflect", "wrap"):
+        case("Pad", [values(3, 4), ints(1, 2, 2, 3)], [{"mode": mode}], constants=[1], opset=19)
+        case("Pad", [values(3, 4), ints(1, -1, 0, 2)], [{"mode": mode}], constants=[1], opset=19, name="cut")
+    y = values(1, 2, 5, 7)
+    for p in (1, 2, 3):
+        case("LpPool", [y], [{"kernel_shape": [2, 3], "p": p, "strides": [2, 1], "pads": [0, 1, 1, 1]}], opset=18)
+    case("MaxPool", [y], each({"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}, storage_order=[0, 1],
+                              dilations=[[1, 2]]), outputs=2, name="places")
+    case("MaxPool", [RNG.integers(0, 99, (1, 1, 5, 5)).astype(np.uint8)], [{"kernel_shape": [2, 2]}], name="u8")
+    for op in ("MaxPool", "AveragePool"):
+        case(op, [values(1, 2, 4, 5, 4)], [{"kernel_shape": [2, 3, 2], "strides": [1, 2, 2], "pads": [0, 1, 0, 1, 1, 0]}],
+             name="3d")
+    case("AveragePool", [values(1, 1, 7, 7)], [{"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 0, 0],
+                                                "ceil_mode": 1, "count_include_pad": 1}], opset=19, name="overhang")
+    case("MaxUnpool", [values(1, 1, 2, 2), np.array([[[[1, 7], [9, 14]]]])],
+         [{"kernel_shape": [2, 2], "strides": [2, 2]}])
+    case("Conv", [values(2, 4, 4, 5, 3), values(6, 2, 2, 3, 1), values(6)],
+         [{"group": 2, "strides": [1, 2, 1], "pads": [1, 0, 0, 0, 1, 0]}], name="3d")
+    for name, image, kernel, attributes in (
+            ("computed", values(2, 4, 5, 4), values(4, 3, 3, 2), {"group": 2, "strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 2]}),
+            ("3d", values(1, 2, 3, 4, 3), values(2, 3, 2, 2, 2), {"strides": [2, 1, 2], "dilations": [1, 2, 1]})):
+        case("ConvTranspose", [image, kernel, values(kernel.shape[1] * attributes.get("group", 1))], [attributes], name=name)
+
+
+def quantized():
+    x, scale = values(3, 4, low=-3, high=3), np.array(0.02, dtype=np.float32)
+    byte = lambda *shape: RNG.integers(0, 256, shape).astype(np.uint8)
+    signed = lambda *shape: RNG.integers(-128, 128, shape).astype(np.int8)
+    scales = values(4, low=0.01, high=0.05)
+    case("QuantizeLinear", [x, scale, np.array(100, dtype=np.uint8)])
+    case("QuantizeLinear", [x, scale], name="plain")
+    case("QuantizeLinear", [x, scales, signed(4)], [{"axis": 1}, {"axis": -1}], name="axis")
+    case("QuantizeLinear", [x, values(3, 2, low=0.01, high=0.05), signed(3, 2)], [{"axis": 1, "block_size": 2}], opset=21,
+         name="block")
+    case("DequantizeLinear", [byte(3, 4), scale, np.array(100, dtype=np.uint8)])
+    case("DequantizeLinear", [signed(3, 4), scales, signed(4)], [{"axis": 1}], name="axis")
+    case("DequantizeLinear", [RNG.integers(-9999, 9999, (3, 4)).astype(np.int32), scale], name="i32")
+    case("DequantizeLinear", [signed(3, 4), values(3, 2), signed(3, 2)], [{"axis": 1, "block_size": 2}], opset=21,
+         name="block")
+    case("DynamicQuantizeLinear", [x], outputs=3)
+    for terms in (7, 300, 5000):
+        zeros = [np.array(120, dtype=np.uint8), np.array(3, dtype=np.int8)]
+        case("MatMulInteger", [byte(3, terms), signed(terms, 5)] + zeros, name=str(terms))
+    case("MatMulInteger", [byte(3, 4), signed(4, 5)], name="plain")
+    image, kernel = byte(1, 3, 6, 5), signed(4, 3, 3, 2)
+    attributes = {"pads": [1, 0, 1, 1], "strides": [2, 1]}
+    case("ConvInteger", [image, kernel.astype(np.uint8), np.array(120, dtype=np.uint8), np.array(7, dtype=np.uint8)],
+         [{}, attributes])
+    one, other = np.array(0.03, dtype=np.float32), np.array(0.01, dtype=np.float32)
+    point = lambda v: np.array(v, dtype=np.uint8)
+    case("QLinearMatMul", [byte(3, 300), one, point(120), byte(300, 5), other, point(100), np.array(1.5, dtype=np.float32), point(130)])
+    case("QLinearConv", [image, one, point(120), kernel, values(4, low=0.01, high=0.03), np.zeros(4, dtype=np.int8),
+                         np.array(0.5, dtype=np.float32), point(110), RNG.integers(-999, 999, 4).astype(np.int32)],
+         [{}, attributes], constants=[3, 4, 5, 8])
+    ms = dict(domain="com.microsoft")
+    six = [byte(3, 4), one, point(120), byte(3, 4), other, point(100)]
+    case("QLinearAdd", six + [np.array(0.04, dtype=np.float32), point(125)], **ms)
+    case("QLinearMul", six + [np.array(0.04, dtype=np.float32), point(125)], **ms)
+    case("QLinearSigmoid", six[:3] + [np.array(1 / 256, dtype=np.float32), point(0)], constants=[1, 2, 3, 4], **ms)
+    case("QLinearLeakyRelu", six[:3] + [np.array(0.04, dtype=np.float32), point(125)], [{"alpha": 0.25}],
+         constants=[1, 2, 3, 4], **ms)
+    case("QLinearGlobalAveragePool", [byte(1, 3, 4, 5), one, point(120), np.array(0.02, dtype=np.float32), point(125)],
+         [{"channels_last": 0}], **ms)
+    case("QLinearConcat", [np.array(0.04, dtype=np.float32), point(125)] + six, [{"axis": 1}], **ms)
+    case("MatMulIntegerToFloat", [byte(3, 8), signed(8, 5), one, other, point(120)], **ms)
+    case("DynamicQuantizeMatMul", [values(3, 8), signed(8, 5), other], **ms)
+    blocks = values(6, 2, low=0.01, high=0.05)
+    case("MatMulNBits", [values(3, 32), byte(6, 2, 8), blocks.reshape(-1)], [{"K": 32, "N": 6, "bits": 4, "block_size": 16}],
+         constants=[1, 2], **ms)
+    case("MatMulNBits", [values(3, 32), byte(6, 2, 8), blocks.reshape(-1), byte(6)],
+         [{"K": 32, "N": 6, "bits": 4, "block_size": 16}], constants=[1, 2, 3], name="points", **ms)
+
+
+def fused():
+    ms = dict(domain="com.microsoft")
+    x, skip, scale, bias = values(2, 3, 8), values(2, 3, 8), values(8), values(8)
+    case("SkipLayerNormalization", [x, skip, scale, bias], each({}, epsilon=[0.25]), **ms)
+    case("SkipLayerNormalization", [x, skip, scale, bias, values(8)], name="bias", **ms)
+    case("SkipSimplifiedLayerNormalization", [x, skip, scale], each({}, epsilon=[0.25]), **ms)
+    case("SimplifiedLayerNormalization", [x, scale], each({}, epsilon=[0.25]))
+    case("FastGelu", [x, bias], **ms)
+    case("BiasGelu", [x, bias], **ms)
+    case("QuickGelu", [x], each({}, alpha=[1.0]), **ms)
+    case("FusedMatMul", [values(2, 4, 3), values(2, 5, 4)], [{"transA": 1, "transB": 1, "alpha": 0.5}], **ms)
+    case("FusedGemm", [values(3, 4), values(4, 5), values(5)], [{"activation": "Relu"},
+                                                               {"activation": "LeakyRelu", "activation_alpha": 0.25}], **ms)
+    case("FusedConv", [values(1, 2, 5, 5), values(3, 2, 3, 3), values(3)],
+         [{"activation": "Relu"}, {"activation": "Clip", "activation_params": [-0.5, 0.5]}], constants=[1, 2], **ms)
+    words, kinds = np.array([[1, 4, 2]], dtype=np.int32), np.array([[0, 1, 1]], dtype=np.int32)
+    case("EmbedLayerNormalization", [words, kinds, values(5, 8), values(4, 8), values(2, 8), scale, bias],
+         each({}, epsilon=[0.25]), outputs=2, **ms)
+    q, k, v = values(2, 3, 8), values(2, 4, 8), values(2, 4, 8)
+    case("MultiHeadAttention", [q, k, v], [{"num_heads": 2}, {"num_heads": 2, "scale": 0.25}], **ms)
+    case("MultiHeadAttention", [q, k, v, values(24)], [{"num_heads": 2}], name="bias", **ms)
+    seen = np.array([[1, 1, 0, 1], [1, 1, 1, 0]], dtype=np.int32)
+    case("MultiHeadAttention", [q, k, v, None, seen], [{"num_heads": 2}], name="mask", **ms)
+    case("Attention", [x, values(8, 24), values(24)], [{"num_heads": 2}, {"num_heads": 2, "unidirectional": 1}],
+         constants=[1, 2], name="fused", **ms)
+    case("Attention", [x, values(8, 24), values(24), np.array([[1, 1, 0], [1, 1, 1]], dtype=np.int32)], [{"num_heads": 2}],
+         constants=[1, 2], name="mask", **ms)
+    tables = [values(9, 4), values(9, 4)]
+    case("RotaryEmbedding", [values(2, 2, 3, 8), np.array([[0, 1, 2], [5, 3, 8]])] + tables, each({}, interleaved=[1]),
+         name="fused", **ms)
+    case("RotaryEmbedding", [values(2, 3, 16), ints(4)] + tables, name="offset", **ms)
+    for equation, shapes in {
+        "ij,jk->ik": [(3, 4), (4, 5)], "bij,bkj->bik": [(2, 3, 4), (2, 5, 4)], "ij->ji": [(3, 4)], "ij->": [(3, 4)],
+        "ii->i": [(3, 3)], "...ij,...jk": [(2, 3, 4), (2, 4, 5)], "i,j->ij": [(3,), (4,)], "abc,cd,be->aed": [(2, 3, 4), (4, 5), (3, 6)],
+        "bhid,bhjd->bhij": [(2, 2, 3, 4), (2, 2, 5, 4)], "ij,ij->ij": [(3, 4), (3, 4)],
+    }.items():
+        case("Einsum", [values(*s) for s in shapes], [{"equation": equation}])
+    case("Einsum", [RNG.integers(-9, 9, (3, 4)), RNG.integers(-9, 9, (4, 5))], [{"equation": "ij,jk->ik"}], name="i64")
+    wave = values(2, 10, 1)
+    case("DFT", [wave], each({}, onesided=[1], axis=[1]) + [{"inverse": 1}])
+    case("DFT", [values(2, 10, 2)], each({}, inverse=[1]), name="complex")
+    case("DFT", [wave, np.array(12)], each({}, onesided=[1]), constants=[1], name="longer")
+    case("DFT", [values(2, 6, 2), None, np.array(1)], [{"onesided": 1, "inverse": 1}], constants=[2], opset=20, name="half",
+         reference=True)
+    case("STFT", [values(1, 16, 1), np.array(4), values(8)], each({}, onesided=[0, 1]), constants=[1])
+    for op in ("HannWindow", "HammingWindow", "BlackmanWindow"):
+        case(op, [np.array(9)], each({}, periodic=[0, 1]), constants=[0])
+
+
 def maps():
     """ZipMap gives maps, which are no tensors: here the numbers stay as they are."""
     x = values(2, 3)
@@ -539,7 +703,7 @@ def main():
     out = parser.parse_args().out
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, functions, places,
-                   statistics, attention, learning, maps):
+                   statistics, attention, learning, maps, images, quantized, fused):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

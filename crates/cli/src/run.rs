@@ -34,9 +34,23 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
     let (threads, huge_pages) = (args.how.threads.get(), args.how.huge_pages);
-    let mut model =
-        Predictor::open(&args.model, &RunOptions { threads, precision: args.precision, huge_pages })?;
-    let outputs = model.predict(&args.inputs.read()?)?;
+    let options = RunOptions { threads, precision: args.precision, huge_pages };
+    let (mut model, fixed) = match Predictor::open(&args.model, &options) {
+        Ok(model) => (model, Vec::new()),
+        // Where shapes follow from inputs, those that are given decide.
+        Err(refusal) => {
+            match args.inputs.read().map(|inputs| Predictor::open_for(&args.model, &options, &inputs)) {
+                Ok(Ok(found)) => found,
+                _ => return Err(refusal.into()),
+            }
+        }
+    };
+    let mut inputs = args.inputs.read()?;
+    inputs.retain(|(name, _)| !fixed.contains(name));
+    let outputs = model.predict(&inputs)?;
+    if !fixed.is_empty() {
+        note(format!("compiled for these values of `{}`", fixed.join("`, `")));
+    }
     save(&args.outputs, |out| write_npz(out, &outputs))?;
     let list: Vec<String> =
         outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();

@@ -39,6 +39,41 @@ pub fn open(path: &Path) -> Result<Source, DriverError> {
     open_with(path, &mut Dump::none())
 }
 
+/// Larger inputs are data, never what shapes follow from.
+const MAX_DECISIVE: usize = 1024;
+
+/// As [`open`], of an ONNX file whose inputs are at hand. Where it is refused because shapes, axes or the like follow from
+/// inputs, small ones become constants: integers first, then floats too. Their names come second, none where nothing had
+/// to be decided.
+pub fn open_for(path: &Path, inputs: &[(String, Tensor)]) -> Result<(Source, Vec<String>), DriverError> {
+    let refusal = match open(path) {
+        Ok(source) => return Ok((source, Vec::new())),
+        Err(refusal) if is_artifact(path)? => return Err(refusal),
+        Err(refusal) => refusal,
+    };
+    let Ok(model) = Model::open(path) else { return Err(refusal) };
+    for floats in [false, true] {
+        let mut model = model.clone();
+        let mut fixed = Vec::new();
+        for (name, tensor) in inputs {
+            let decides = tensor.len() <= MAX_DECISIVE && (floats || !tensor.dtype().is_float());
+            let declared =
+                model.graph.inputs.iter().position(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
+            if let (true, Some(at)) = (decides, declared) {
+                model.graph.inputs.remove(at);
+                model.graph.initializers.push((name.clone(), tensor.clone()));
+                fixed.push(name.clone());
+            }
+        }
+        let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        if let Ok(graph) = margay_onnx::import(&model) {
+            check_numbers(&model)?;
+            return Ok((Source::new(graph, &name, &mut Dump::none())?, fixed));
+        }
+    }
+    Err(refusal)
+}
+
 /// As [`open`], with dumps of the passes.
 pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
     let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph,
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph, open_for,
 };
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
@@ -59,6 +59,33 @@ impl Predictor {
     /// # Errors
     /// Files that cannot be read or run, and a precision for an artifact.
     pub fn open(path: &Path, options: &RunOptions) -> Result<Predictor, Error> {
+        Predictor::of(path, options, &mut |path| Ok(open(path)?.graph))
+    }
+
+    /// As [`open`](Predictor::open), for inputs that are at hand. Small ones that shapes follow from become constants;
+    /// their names come second, and they are not among the inputs of the model any more.
+    ///
+    /// # Errors
+    /// As those of [`open`](Predictor::open).
+    pub fn open_for(
+        path: &Path,
+        options: &RunOptions,
+        inputs: &[(String, Tensor)],
+    ) -> Result<(Predictor, Vec<String>), Error> {
+        let mut fixed = Vec::new();
+        let predictor = Predictor::of(path, options, &mut |path| {
+            let (source, decided) = open_for(path, inputs)?;
+            fixed = decided;
+            Ok(source.graph)
+        })?;
+        Ok((predictor, fixed))
+    }
+
+    fn of(
+        path: &Path,
+        options: &RunOptions,
+        graph: &mut dyn FnMut(&Path) -> Result<Graph, Error>,
+    ) -> Result<Predictor, Error> {
         let RunOptions { threads, precision, huge_pages } = *options;
         let mut verification = None;
         let form = if is_artifact(path)? {
@@ -74,7 +101,7 @@ impl Predictor {
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
-            let graph = build::in_precision(open(path)?.graph, precision, &mut Dump::none())?;
+            let graph = build::in_precision(graph(path)?, precision, &mut Dump::none())?;
             Form::Graph(Box::new(Runner::new(graph, &backend::native_for(precision), threads)))
         };
         let shown = match precision {

@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Conv, ImageLayout, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Add, Bits, Conv, ImageLayout, MatMul, Patches, Reduce, ReduceKind};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -11,6 +11,18 @@ use super::shapes::reshape_to;
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
+    let mut y = convolved(cx, call, x, k)?;
+    if let Some(bias) = bias {
+        let mut shape = cx.ty(bias).shape.clone();
+        shape.extend(vec![Dim::from(1usize); cx.ty(k).ndim().saturating_sub(2)]);
+        let bias = reshape_to(cx, bias, shape)?;
+        y = cx.add(Add, &[y, bias])?;
+    }
+    Ok(vec![y])
+}
+
+/// A convolution by the attributes of a call.
+pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> Result<Value, Refusal> {
     let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
     if let Some(declared) = call.ints("kernel_shape")?
         && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
@@ -24,6 +36,9 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         .ok()
         .filter(|&g| g > 0)
         .ok_or_else(|| Refusal::Invalid(format!("expected at least one group, found {groups}")))?;
+    if data.len() > 2 {
+        return by_patches(cx, x, k, windows, groups);
+    }
     let op = Conv {
         strides: windows.strides,
         pads_before: windows.before,
@@ -32,53 +47,40 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         groups,
         layout: ImageLayout::Nchw,
     };
-    let mut y = cx.add(op, &[x, k])?;
-    if let Some(bias) = bias {
-        let mut shape = cx.ty(bias).shape.clone();
-        shape.extend(vec![Dim::from(1usize); taps.len()]);
-        let bias = reshape_to(cx, bias, shape)?;
-        y = cx.add(Add, &[y, bias])?;
-    }
-    Ok(vec![y])
+    cx.add(op, &[x, k])
 }
 
-/// `MaxPool`, without the positions of the maxima.
-pub(super) fn max_pool(cx: &mut Importer, call: &Call) -> Imported {
-    // The order in which positions are counted.
-    call.ignore(&["storage_order"]);
-    pool(cx, call, PoolKind::Max, false)
-}
-
-/// `AveragePool`.
-pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
-    let count_include_pad = call.flag("count_include_pad", false)?;
-    pool(cx, call, PoolKind::Average, count_include_pad)
-}
-
-fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool) -> Imported {
-    let x = call.input(0)?;
-    let data = spatial(cx, x)?;
-    let taps = call.ints("kernel_shape")?;
-    let taps =
-        taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
-    let kernel = sizes("kernel_shape", taps, data.len())?;
-    let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
-    let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
-    if count_include_pad && windows.overhang {
-        let what = "padding that counts, with a last window that reaches over the end, is not supported";
-        return Err(Refusal::Unsupported(what.into()));
-    }
-    let op = Pool {
-        kind,
+/// A convolution along three axes: a product of the kernel with the windows, group by group.
+fn by_patches(
+    cx: &mut Importer,
+    x: Value,
+    k: Value,
+    windows: Windows,
+    groups: usize,
+) -> Result<Value, Refusal> {
+    let kernel = cx.ty(k).shape[2..].iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>();
+    let kernel =
+        kernel.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
+    let spatial = kernel.len();
+    let op = Patches {
         kernel,
         strides: windows.strides,
         pads_before: windows.before,
         pads_after: windows.after,
         dilations: windows.dilations,
-        count_include_pad,
-        layout: ImageLayout::Nchw,
+        value: Bits::new(0.0),
     };
-    Ok(vec![cx.add(op, &[x])?])
+    let elements = cx.add(op, &[x])?; // [N, C, taps…, places…]
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    let (from, of) = (cx.ty(elements).shape.clone(), cx.ty(k).shape.clone());
+    let groups = Dim::from(groups);
+    let (terms, outputs) = (product(&of[1..]), super::pixels::exact(&of[0], &groups)?);
+    let places = from[2 + spatial..].to_vec();
+    let columns = vec![from[0].clone(), groups.clone(), terms.clone(), product(&places)];
+    let columns = reshape_to(cx, elements, columns)?;
+    let rows = reshape_to(cx, k, vec![groups, outputs, terms])?;
+    let y = cx.add(MatMul, &[rows, columns])?;
+    reshape_to(cx, y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
 }
 
 /// `GlobalAveragePool`.
@@ -120,17 +122,20 @@ pub(super) fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usi
 }
 
 /// How windows move along the spatial axes.
-struct Windows {
-    strides: Vec<usize>,
-    dilations: Vec<usize>,
-    before: Vec<usize>,
-    after: Vec<usize>,
-    /// Some `after` is larger than the model says, so that a last incomplete window counts.
-    overhang: bool,
+#[derive(Clone)]
+pub(super) struct Windows {
+    pub(super) strides: Vec<usize>,
+    pub(super) dilations: Vec<usize>,
+    pub(super) before: Vec<usize>,
+    pub(super) after: Vec<usize>,
+    /// `after` as the model says.
+    pub(super) given_after: Vec<usize>,
+    /// Some `after` is larger than that, so that a last incomplete window counts.
+    pub(super) overhang: bool,
 }
 
 impl Windows {
-    fn new(call: &Call, data: &[Dim], taps: &[Dim], ceil: bool) -> Result<Windows, Refusal> {
+    pub(super) fn new(call: &Call, data: &[Dim], taps: &[Dim], ceil: bool) -> Result<Windows, Refusal> {
         let axes = data.len();
         let list = |name| match call.ints(name)? {
             Some(list) => sizes(name, list, axes),
@@ -143,7 +148,8 @@ impl Windows {
         };
         let (before, after) = pads.split_at(axes);
         let (before, after) = (before.to_vec(), after.to_vec());
-        let mut windows = Windows { strides, dilations, before, after, overhang: false };
+        let given_after = Vec::new();
+        let mut windows = Windows { strides, dilations, before, after, given_after, overhang: false };
         if windows.strides.contains(&0) || windows.dilations.contains(&0) {
             return Err(Refusal::Invalid("expected strides and dilations of at least 1".into()));
         }
@@ -154,6 +160,7 @@ impl Windows {
             "SAME_LOWER" => windows.pad_same(data, taps, true)?,
             other => return Err(Refusal::Invalid(format!("`{other}` is no way of padding"))),
         }
+        windows.given_after.clone_from(&windows.after);
         if ceil {
             windows.reach_over(data, taps)?;
         }
