@@ -1,6 +1,6 @@
 //! Removes nodes that no output depends on.
 //!
-//! Required stage: imported. Declines nothing; inputs stay.
+//! Required stage: imported. Declines nothing; inputs stay, those of graphs inside operators too.
 //!
 //! ```text
 //! graph @before(%x: f32[N]) -> (y: f32[N]) {
@@ -29,7 +29,8 @@ impl Pass for RemoveDead {
         Fidelity::Exact
     }
 
-    fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        Ok(Changed::times(g.remove_dead()))
+    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        let inside = g.change_regions(&mut |inner| self.run(inner, cx))?;
+        Ok(inside.and(Changed::times(g.remove_dead())))
     }
 }
