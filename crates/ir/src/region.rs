@@ -44,16 +44,16 @@ impl Region {
         if inputs.len() != operands.len() {
             let (expected, found) = (inputs.len(), operands.len());
             return Err(TypeError::attribute(format!(
-                "region {} has {expected} inputs, found {found} operands for them",
-                self.write()
+                "region `{}` has {expected} inputs, found {found} operands for them",
+                self.graph.name()
             )));
         }
         for (i, (n, (slot, operand))) in inputs.iter().zip(operands).enumerate() {
             let input = self.graph.ty((*n).into());
             if input != *operand {
                 return Err(TypeError::attribute(format!(
-                    "input {i} of region {}: expected {input}, found {operand} as operand {slot}",
-                    self.write()
+                    "input {i} of region `{}`: expected {input}, found {operand} as operand {slot}",
+                    self.graph.name()
                 )));
             }
         }

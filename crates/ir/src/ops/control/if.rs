@@ -27,7 +27,7 @@ impl OpDef for If {
         let Some(test) = inputs.first() else {
             return Err(TypeError::Arity { expected: "at least 1", found: 0 });
         };
-        types::expect(0, test, test.dtype == DType::Bool && test.ndim() == 0, "a single bool")?;
+        types::expect_single(0, test, DType::Bool)?;
         let operands: Vec<_> = inputs.iter().copied().enumerate().skip(1).collect();
         let (then, otherwise) = (self.then.infer(&operands)?, self.otherwise.infer(&operands)?);
         if then != otherwise || then.is_empty() {

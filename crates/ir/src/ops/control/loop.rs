@@ -47,12 +47,9 @@ impl OpDef for Loop {
             let expected = format!("{} operands for {} carried values", inputs.len(), self.carried);
             return Err(TypeError::attribute(format!("{expected}, expected at least {least}")));
         }
-        let single = |i: usize, dtype: DType, what: &'static str| {
-            types::expect(i, inputs[i], inputs[i].dtype == dtype && inputs[i].ndim() == 0, what)
-        };
-        single(0, DType::I64, "a single i64")?;
+        types::expect_single(0, inputs[0], DType::I64)?;
         if self.condition {
-            single(1, DType::Bool, "a single bool")?;
+            types::expect_single(1, inputs[1], DType::Bool)?;
         }
         let slots = std::iter::once(0).chain(self.head()..inputs.len());
         let outputs = self.body.infer(&slots.map(|i| (i, inputs[i])).collect::<Vec<_>>())?;
