@@ -107,12 +107,12 @@ impl Graph {
         change: &mut dyn FnMut(&mut Graph) -> Result<Changed, PassError>,
     ) -> Result<Changed, PassError> {
         let mut changes = 0;
-        let mut seen: HashMap<Region, Region> = HashMap::new();
+        let mut seen: HashMap<ContentHash, Region> = HashMap::new();
         for n in self.order() {
             let mut op = self.op(n).clone();
             let mut changed = false;
             for region in op.regions_mut() {
-                if !seen.contains_key(region) {
+                if !seen.contains_key(&region.hash) {
                     let mut inner = region.graph().clone();
                     let new = match change(&mut inner)? {
                         Changed::No => region.clone(),
@@ -121,9 +121,9 @@ impl Graph {
                             Region::new(inner)
                         }
                     };
-                    seen.insert(region.clone(), new);
+                    seen.insert(region.hash, new);
                 }
-                let new = &seen[region];
+                let new = &seen[&region.hash];
                 changed |= new != region;
                 region.clone_from(new);
             }
