@@ -1,6 +1,7 @@
 //! Graphs inside operators.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -112,19 +113,21 @@ impl Graph {
             let mut op = self.op(n).clone();
             let mut changed = false;
             for region in op.regions_mut() {
-                if !seen.contains_key(&region.hash) {
-                    let mut inner = region.graph().clone();
-                    let new = match change(&mut inner)? {
-                        Changed::No => region.clone(),
-                        Changed::Yes(times) => {
-                            changes += times;
-                            Region::new(inner)
-                        }
-                    };
-                    seen.insert(region.hash, new);
-                }
-                let new = &seen[&region.hash];
-                changed |= new != region;
+                let new = match seen.entry(region.hash) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(unknown) => {
+                        let mut inner = region.graph().clone();
+                        let new = match change(&mut inner)? {
+                            Changed::No => region.clone(),
+                            Changed::Yes(times) => {
+                                changes += times;
+                                Region::new(inner)
+                            }
+                        };
+                        unknown.insert(new)
+                    }
+                };
+                changed |= *new != *region;
                 region.clone_from(new);
             }
             if changed {
