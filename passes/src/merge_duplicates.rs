@@ -41,8 +41,8 @@ impl Pass for MergeDuplicates {
         clippy::mutable_key_type,
         reason = "what is mutable is the memo of a content hash, no part of the key"
     )]
-    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
-        let inside = g.change_regions(&mut |inner| self.run(inner, cx))?;
+    fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
+        let inside = g.change_regions(&mut |inner| self.run(inner, &mut Cx::default()))?;
         let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
         let mut merged = 0;
         for n in g.order() {

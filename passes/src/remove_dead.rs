@@ -29,8 +29,8 @@ impl Pass for RemoveDead {
         Fidelity::Exact
     }
 
-    fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
-        let inside = g.change_regions(&mut |inner| self.run(inner, cx))?;
+    fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
+        let inside = g.change_regions(&mut |inner| self.run(inner, &mut Cx::default()))?;
         Ok(inside.and(Changed::times(g.remove_dead())))
     }
 }
