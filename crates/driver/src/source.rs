@@ -7,6 +7,7 @@ use margay_ir::{Graph, TensorType, text};
 use margay_loops::Precision;
 use margay_onnx::model::Model;
 use margay_passes::Pipeline;
+use margay_tensor::Tensor;
 
 use crate::{DriverError, Dump, backend};
 
@@ -126,8 +127,6 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
 
 #[cfg(test)]
 mod tests {
-    use margay_tensor::Tensor;
-
     use super::*;
     use crate::{CompileOptions, Silent, compile};
 
