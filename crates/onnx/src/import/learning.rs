@@ -171,7 +171,8 @@ pub(super) fn label_encoder(cx: &mut Importer, call: &Call) -> Imported {
     let last = cx.ty(x).ndim();
     let count = keys.len();
     let wide = cx.unsqueezed(x, last)?;
-    let nan = keys.iter().position(|k| k.is_nan());
+    // Since version 4 what is not a number is a key like others.
+    let nan = keys.iter().position(|k| k.is_nan()).filter(|_| call.opset >= 4);
     let keys = row(cx, x, keys)?;
     let mut here = cx.equal(wide, keys)?;
     if let Some(nan) = nan {
@@ -303,7 +304,11 @@ pub(super) fn linear_classifier(cx: &mut Importer, call: &Call) -> Imported {
     let rows = weights.len() / columns;
     let scores = linear(cx, x, rows, weights, bias)?;
     let place = if rows == 1 && labels.count() == 2 {
-        return of_two(cx, call, &labels, scores, 0.0, Second::Opposite);
+        let second = match call.text("post_transform", "NONE")? {
+            "NONE" => Second::Rest,
+            _ => Second::Opposite,
+        };
+        return of_two(cx, call, &labels, scores, 0.0, second);
     } else if rows == labels.count() {
         place_of_extreme(cx, scores, 1, ReduceKind::Max, false, false)?
     } else {

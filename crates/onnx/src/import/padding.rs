@@ -46,6 +46,15 @@ pub(super) fn pad(cx: &mut Importer, call: &Call) -> Imported {
         return Err(Refusal::Invalid(format!("expected {expected} paddings, found {found}")));
     }
     for (i, &axis) in padded.iter().enumerate() {
+        // What is cut off is not there to be repeated.
+        let (before, after) = (given[i].min(0), given[padded.len() + i].min(0));
+        if before < 0 || after < 0 {
+            let end = &cx.ty(x).shape[axis] + &Dim::from(after);
+            x = slice_axes(cx, x, &[axis], &[Dim::from(before.saturating_neg())], &[end], &[1])?;
+        }
+    }
+    for (i, &axis) in padded.iter().enumerate() {
+        let given = given.iter().map(|&p| p.max(0)).collect::<Vec<i64>>();
         x = along(cx, x, axis, given[i], given[padded.len() + i], around)?;
     }
     Ok(vec![x])
@@ -89,11 +98,6 @@ fn along(
         let places: Vec<i64> = (-before..n + after).map(place).collect();
         let places = cx.list(&places)?;
         return cx.add(Gather { axis }, &[x, places]);
-    }
-    if before < 0 || after < 0 {
-        return Err(Refusal::Unsupported(format!(
-            "negative padding of the extent `{extent}` is not supported"
-        )));
     }
     let dim = |v: i64| Dim::from(v);
     let part = |cx: &mut Importer, start: Dim, end: Dim, step: i64| {

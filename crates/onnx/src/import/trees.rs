@@ -92,6 +92,12 @@ impl Forest {
         }
     }
 
+    /// Whether each leaf has a weight for each target.
+    fn every_leaf_says_all(&self, targets: usize) -> bool {
+        let said: BTreeSet<(usize, usize)> = self.weights.iter().map(|w| (w.0, w.1)).collect();
+        said.len() == targets * self.nodes.iter().filter(|n| n.test.is_none()).count()
+    }
+
     /// The sums `[N, targets]` of what the leaves say, in the type of the samples `[N, F]`.
     fn scores(&self, cx: &mut Importer, x: Value, targets: usize, join: Join) -> Result<Value, Refusal> {
         let dtype = cx.ty(x).dtype;
@@ -300,8 +306,16 @@ pub(super) fn tree_ensemble_classifier(cx: &mut Importer, call: &Call) -> Import
         return of_two(cx, call, &labels, score, bound, second);
     }
     let scores = forest.scores(cx, x, labels.count(), Join::Sum)?;
-    let scores = plus_base(cx, scores, base)?;
-    let place = place_of_extreme(cx, scores, 1, ReduceKind::Max, false, false)?;
+    let mut compared = plus_base(cx, scores, base.clone())?;
+    let scores = compared;
+    if base.is_empty() && !forest.every_leaf_says_all(labels.count()) {
+        // Classes that no tree has said anything about do not take part.
+        forest.weights.iter_mut().for_each(|w| w.2 = 1.0);
+        let said = forest.scores(cx, x, labels.count(), Join::Sum)?;
+        let said = cx.above(said, 0.0)?;
+        compared = cx.chosen_or(said, scores, f64::NEG_INFINITY)?;
+    }
+    let place = place_of_extreme(cx, compared, 1, ReduceKind::Max, false, false)?;
     let scores = cx.cast(scores, DType::F32)?;
     Ok(vec![labels.at(cx, call, place)?, transformed(cx, call, scores)?])
 }
