@@ -178,8 +178,6 @@ fn what_is_computed_at_run_time() {
     check(17, "Split", &[], vec![x(&[4]), given(&[4])], OTHER, &at_run_time("the length of the parts"));
     let scalar = |v: f32| Constant(Tensor::scalar(v));
     check(17, "Range", &[], vec![scalar(0.0), x(&[]), scalar(1.0)], OTHER, &at_run_time("the range"));
-    let kernel = "a transposed convolution with a computed kernel is not supported";
-    check(17, "ConvTranspose", &[], vec![x(&[1, 2, 4]), x(&[2, 2, 3])], OTHER, kernel);
     let training = || vec![x(&[2]), Absent, Input(Tensor::from_bools(&[], &[false]).unwrap())];
     check(17, "Dropout", &[], training(), OTHER, "training with a ratio that is not 0 is not supported");
     let training = vec![x(&[2]), Absent, Constant(Tensor::from_bools(&[], &[true]).unwrap())];
@@ -202,9 +200,11 @@ fn shapes_that_do_not_fit() {
     check(17, "Pad", &[], vec![x(&[2, 2]), numbers(&[1, 1])], WRONG, "expected 4 paddings, found 2");
     let axes = vec![x(&[2, 2]), numbers(&[1, 1, 1, 1]), Absent, numbers(&[0])];
     check(18, "Pad", &[], axes, WRONG, "expected 2 paddings, found 4");
+    let says = "mode `mirror` is not supported";
+    check(17, "Pad", &[("mode", text("mirror"))], vec![x(&[2]), numbers(&[1, 1])], OTHER, says);
     for mode in ["reflect", "edge", "wrap"] {
-        let says = format!("mode `{mode}` is not supported");
-        check(17, "Pad", &[("mode", text(mode))], vec![x(&[2]), numbers(&[1, 1])], OTHER, &says);
+        let few = "expected 4 paddings, found 2";
+        check(17, "Pad", &[("mode", text(mode))], vec![x(&[2, 2]), numbers(&[1, 1])], WRONG, few);
     }
     let lists = |ends: &[i64], axes: &[i64], steps: &[i64]| {
         vec![x(&[4, 4]), numbers(&[0, 0]), numbers(ends), numbers(axes), numbers(steps)]
@@ -282,20 +282,6 @@ fn windows_that_do_not_fit() {
         let few = "expected 2 values in `kernel_shape`, found 1";
         check(17, op, &[("kernel_shape", list(&[2]))], vec![x(&[1, 2, 4, 4])], WRONG, few);
     }
-    let over = "padding that counts, with a last window that reaches over the end, is not supported";
-    let pool = |count: i64, ceil: i64, stride: i64| {
-        [
-            ("kernel_shape", list(&[2])),
-            ("strides", list(&[stride])),
-            ("ceil_mode", int(ceil)),
-            ("count_include_pad", int(count)),
-        ]
-    };
-    check(19, "AveragePool", &pool(1, 1, 2), vec![x(&[1, 1, 5])], OTHER, over);
-    // Each condition alone is fine.
-    for (count, ceil, stride, extent) in [(0, 1, 2, 5), (1, 0, 2, 5), (1, 1, 1, 5), (1, 1, 2, 4)] {
-        run(19, "AveragePool", &pool(count, ceil, stride), vec![x(&[1, 1, extent])]);
-    }
 }
 
 #[test]
@@ -316,8 +302,8 @@ fn transposed_convolutions_that_do_not_fit() {
     refuse("output_shape", list(&[5]), OTHER, "`output_shape` for the extent `3` is not supported");
     let kernel = "a kernel [4, 2, 2] for f32[1, 4, 3, 3] is not supported";
     check(17, "ConvTranspose", &[], vec![x(&[1, 4, 3, 3]), c(&[4, 2, 2])], OTHER, kernel);
-    let kernel = "a kernel [4, 2, 2, 2, 2] for f32[1, 4, 3, 3, 3] is not supported";
-    check(17, "ConvTranspose", &[], vec![x(&[1, 4, 3, 3, 3]), c(&[4, 2, 2, 2, 2])], OTHER, kernel);
+    let kernel = "a kernel f32[4, 2, 2] is not supported";
+    check(17, "ConvTranspose", &[], vec![x(&[1, 4, 3, 3]), x(&[4, 2, 2])], OTHER, kernel);
 }
 
 #[test]
