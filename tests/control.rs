@@ -400,3 +400,37 @@ fn the_verifier_looks_into_regions() {
     RemoveDead.run(&mut g, &mut Cx::default()).unwrap();
     g.verify(margay_ir::Stage::Canonical).unwrap();
 }
+
+#[test]
+fn what_is_carried_may_be_empty() {
+    let g = parsed(
+        "graph @empty(%n: i64, %x: f32[0, 3], %y: f32[2]) -> (x: f32[0, 3], y: f32[2], rows: f32[4, 0, 3]) {
+           %0 = loop %n, %x, %y {body = &step, max = 4, carried = 2} : f32[0, 3], f32[2], f32[4, 0, 3]
+           return %0, %0.1, %0.2
+         }
+         region &step = graph @step(%i: i64, %x: f32[0, 3], %y: f32[2]) -> (x: f32[0, 3], y: f32[2], row: f32[0, 3]) {
+           %0 = exp %x : f32[0, 3]
+           %1 = reduce %0 {kind = sum, axes = [0, 1]} : f32
+           %2 = add %y, %1 : f32[2]
+           %3 = exp %2 : f32[2]
+           return %0, %3, %x
+         }",
+    );
+    let (x, y) = (Tensor::zeros(DType::F32, &[0, 3]).unwrap(), normal(&[2], 1, 0));
+    for n in [0i64, 2] {
+        agrees(&g, &[("n", &Tensor::scalar(n)), ("x", &x), ("y", &y)]);
+    }
+    let none = parsed(
+        "graph @never(%n: i64, %x: f32[3]) -> (x: f32[3], rows: f32[0, 3]) {
+           %0 = loop %n, %x {body = &step, max = 0, carried = 1} : f32[3], f32[0, 3]
+           return %0, %0.1
+         }
+         region &step = graph @step(%i: i64, %x: f32[3]) -> (x: f32[3], row: f32[3]) {
+           %0 = exp %x : f32[3]
+           return %0, %0
+         }",
+    );
+    let x = normal(&[3], 2, 0);
+    let found = agrees(&none, &[("n", &Tensor::scalar(7i64)), ("x", &x)]);
+    assert_eq!((&found[0], found[1].len()), (&x, 0));
+}
