@@ -88,8 +88,11 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
             1 + least
         )));
     }
+    let trips = trips.map(|v| importer.single(v, DType::I64)).transpose()?;
+    let bound = trips.and_then(|v| importer.ints(v)).map(|known| known.values[0].clone());
+    let bound = bound.map(|n| if n.as_const().is_some_and(|n| n < 0) { Dim::from(0usize) } else { n });
     let trips = match trips {
-        Some(trips) => importer.single(trips, DType::I64)?,
+        Some(trips) => trips,
         None => importer.constant(Tensor::scalar(i64::MAX))?,
     };
     let start = start.map(|v| importer.single(v, DType::Bool)).transpose()?;
@@ -98,8 +101,6 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         Some(start) => importer.constant_of(start).map(|known| known != 0),
         None => Some(true),
     };
-    let bound = importer.ints(trips).map(|known| known.values[0].clone());
-    let bound = bound.map(|n| if n.as_const().is_some_and(|n| n < 0) { Dim::from(0usize) } else { n });
     let reads = importer.reads(&[body])?;
     let types: Vec<TensorType> = initial.iter().map(|v| importer.ty(*v).clone()).collect();
     let mut inner = importer.region(body, &reads, |importer| {
