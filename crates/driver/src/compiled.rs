@@ -66,10 +66,7 @@ impl Compiled {
                 let contents = c.payload.stored();
                 let key = c.payload.key().to_string();
                 let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
-                // What is random is drawn again when the text is read.
-                let drawn =
-                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
-                if !stored && !drawn {
+                if !stored && margay_ir::text::is_named(&c.payload) {
                     let stored = contents.clone();
                     let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
                     builder.constants.add(&constant, &*self.backend)?;

@@ -8,7 +8,7 @@ use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_npy::NpyError;
 use margay_onnx::{NonFinite, OnnxError};
-use margay_passes::PipelineError;
+use margay_passes::{PipelineError, PipelineFault};
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
@@ -59,9 +59,22 @@ pub enum DriverError {
     /// The options contradict each other or the model.
     #[error("{0}")]
     Options(String),
-    /// A pass failed.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
+    /// A pass failed that is part of no pipeline.
+    #[error("pass `{pass}`: {error}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// Why.
+        error: PassError,
+    },
+    /// A pipeline failed.
+    #[error("{error}")]
+    Pipeline {
+        /// What failed, with the graphs before and after.
+        error: PipelineError,
+        /// The folder in which these are, if a [`Dump`](crate::Dump) went to one.
+        dumped: Option<PathBuf>,
+    },
     /// A dimension cannot be bound.
     #[error(transparent)]
     Binding(#[from] margay_ir::eval::RunError),
@@ -163,7 +176,8 @@ impl DriverError {
             | DriverError::Plan(_) => Kind::Usage,
             DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
             DriverError::Lower(_) => Kind::Usage,
-            DriverError::Pipeline(e) => e.into(),
+            DriverError::Pass { error, .. } => error.into(),
+            DriverError::Pipeline { error, .. } => (&error.fault).into(),
             DriverError::Compile(e) => e.into(),
             DriverError::Artifact(e) => e.into(),
             DriverError::Run(e) => e.into(),
@@ -192,11 +206,11 @@ impl DriverError {
     }
 }
 
-impl From<&PipelineError> for Kind {
-    fn from(error: &PipelineError) -> Kind {
-        match error {
-            PipelineError::Pass { error, .. } => error.into(),
-            PipelineError::Broken { .. } => Kind::Internal,
+impl From<&PipelineFault> for Kind {
+    fn from(fault: &PipelineFault) -> Kind {
+        match fault {
+            PipelineFault::Pass { error, .. } => error.into(),
+            PipelineFault::Broken { .. } => Kind::Internal,
         }
     }
 }
@@ -291,7 +305,7 @@ mod tests {
 
     #[test]
     fn our_own_bugs_are_told_from_what_others_asked_for() {
-        let pass = |error| DriverError::from(PipelineError::Pass { pass: "simplify", error });
+        let pass = |error| DriverError::Pass { pass: "simplify", error };
         let fixpoint = PassError::NoFixpoint { pass: "simplify", rounds: 64, rules: "a, b".into() };
         let number =
             AllocateError::Number { site: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };

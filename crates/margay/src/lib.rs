@@ -65,15 +65,17 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, ModuleReport,
-    Progress, Report, Samples, Silent, Source, backend, bound_batch, compile, compile_with, differentiate,
-    export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind,
+    ModuleReport, Progress, Read, Report, Samples, Silent, Source, backend, bound_batch, compile,
+    compile_with, differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph,
+    open_with, read_graph, recompile,
 };
 pub use margay_ir as ir;
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{OnnxError, Problem};
 pub use margay_passes as passes;
+pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, Plan};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor, random};

@@ -12,6 +12,7 @@ mod report;
 mod split;
 mod weigh;
 
+use std::fmt;
 use std::sync::Arc;
 
 use margay_loops::{Backend, Precision};
@@ -83,6 +84,28 @@ impl CompileOptions {
 
     fn seed(&self) -> u64 {
         self.plan.as_ref().map_or(self.seed, |p| p.header.seed)
+    }
+}
+
+impl fmt::Display for CompileOptions {
+    /// All of them on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; seed {}", report::goal_text(self.searched()), self.seed())?;
+        write!(
+            f,
+            "; back end {}, target {}, precision {}",
+            self.backend,
+            self.target_cpu,
+            self.precision.name()
+        )?;
+        for (name, values) in &self.dims {
+            write!(
+                f,
+                "; {name} = {}",
+                values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            )?;
+        }
+        write!(f, "; compiled by {} thread(s), times predicted for {}", self.threads, self.predict_threads)
     }
 }
 

@@ -13,7 +13,6 @@ mod nn;
 mod reduce;
 mod shape;
 
-pub(crate) use attributes::split_top;
 pub use attributes::{Attribute, Attributes, Bits};
 pub use elementwise::*;
 pub use facts::{Elementwise, Facts, Image, IntTensor, Neutral, Parameter, Symbolic, less_or_equal};

@@ -19,6 +19,8 @@ mod print;
 
 pub use parse::{ParseError, Resolve, parse};
 
+use crate::{Draw, Key, Payload};
+
 /// Stands between the type of a constant and its storage.
 const STORED: &str = " stored ";
 
@@ -28,10 +30,13 @@ const MAX_LITERAL: usize = 16;
 /// Elements that a splat or random numbers may have when read, at most; more random numbers than these are resolved.
 pub const MAX_SPLAT: usize = 1 << 24;
 
-/// A name as the text form writes it: bare when it is made of word characters, else quoted.
-fn quoted(name: &str) -> String {
-    let bare = !name.is_empty()
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-'))
-        && !name.starts_with(|c: char| c.is_ascii_digit() || c == '-');
-    if bare { name.to_string() } else { format!("{name:?}") }
+/// Whether the text of a graph only names a constant, so that whoever reads the text has to find the contents.
+pub fn is_named(payload: &Payload) -> bool {
+    let elements = payload.stored().elements();
+    match payload.key() {
+        Key::Derived(text) => Draw::parse(text).is_none() || elements.len() > MAX_SPLAT,
+        Key::Content(_) if !payload.stored().is_plain() => true,
+        Key::Content(_) if elements.len() <= MAX_LITERAL => false,
+        Key::Content(_) => elements.len() > MAX_SPLAT || !elements.is_splat(),
+    }
 }
