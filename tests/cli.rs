@@ -16,6 +16,8 @@ mod opt;
 mod place;
 #[path = "cli/recover.rs"]
 mod recover;
+#[path = "cli/sections.rs"]
+mod sections;
 #[path = "cli/train.rs"]
 mod train;
 use place::{Place, images, json, keys, node, write_model};

@@ -70,12 +70,6 @@ impl Failure {
         failure
     }
 
-    #[must_use]
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Failure {
-        self.help = Some(help.into());
-        self
-    }
-
     pub(crate) fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Check => 1,

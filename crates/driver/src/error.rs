@@ -120,6 +120,9 @@ pub enum DriverError {
     /// The outputs of the model have no numbers to compare, or they are not finite on the samples.
     #[error("{0}")]
     Measure(String),
+    /// A sketched model is to learn and has constants in narrow types (the model's fault).
+    #[error("the sketched model has constants stored in bf16 or int8, which do not learn")]
+    Narrow,
     /// An artifact was written without its source, of which the report is a part (the options' fault).
     #[error("`{}` was stripped: it does not carry its report", path.display())]
     Stripped {
@@ -169,6 +172,7 @@ impl DriverError {
             DriverError::Onnx(_)
             | DriverError::Samples(_)
             | DriverError::Options(_)
+            | DriverError::Narrow
             | DriverError::Stripped { .. }
             | DriverError::NoBatch { .. }
             | DriverError::Binding(_)
@@ -194,6 +198,7 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
+            DriverError::Narrow => Some("compile it in f32, recover it, and lower its precision then".into()),
             DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
             DriverError::NoBatch { .. } => {
                 Some("give inputs of the shapes the model was compiled for".into())
@@ -254,6 +259,7 @@ impl From<&RunError> for Kind {
             RunError::Artifact(e) => e.into(),
             RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
+            RunError::Program { .. } => Kind::Internal,
             RunError::NoCode { .. }
             | RunError::Kernels { .. }
             | RunError::Inputs { .. }

@@ -41,7 +41,7 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
-    /// The back end, one of [`backend::NAMES`].
+    /// The back end, by a name that [`backend::named`] knows.
     pub backend: String,
     /// `native` or a class of machines that the back end knows.
     pub target_cpu: String,
