@@ -302,7 +302,10 @@ fn cheap_values_go_before_products_that_free_more_for_an_operation() {
     assert_eq!(run(fc + act).1, 0);
     let (text, changes, _) = run(fc + act - 1);
     assert_eq!(changes, 1);
-    assert!(text.contains("tanh %z : f32[8, 4]  // act gradient") && !text.contains("// fc gradient"), "{text}");
+    assert!(
+        text.contains("tanh %z : f32[8, 4]  // act gradient") && !text.contains("// fc gradient"),
+        "{text}"
+    );
     let (text, changes, _) = run(fc - 1);
     assert_eq!(changes, 2);
     assert!(text.contains("matmul %x, %w : f32[8, 64]  // fc gradient"), "{text}");

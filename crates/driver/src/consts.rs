@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use margay_ir::text::is_named;
-use margay_ir::{Graph, Op, TensorType, text};
+use margay_ir::{Graph, TensorType, text};
 use margay_tensor::random::{Philox, stream_of};
 use margay_tensor::{DType, Storage, StoredTensor, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
@@ -32,13 +31,9 @@ pub(crate) struct Consts(BTreeMap<String, StoredTensor>);
 impl Consts {
     /// Adds those of a graph that its text only names.
     pub(crate) fn add(&mut self, g: &Graph) {
-        for n in g.order() {
-            let Op::Const(c) = g.op(n) else { continue };
-            if !is_named(&c.payload) {
-                continue;
-            }
-            let stored = c.payload.stored();
-            match self.0.entry(c.payload.key().to_string()) {
+        for payload in text::named_constants(g) {
+            let stored = payload.stored();
+            match self.0.entry(payload.key().to_string()) {
                 Entry::Vacant(entry) => {
                     entry.insert(stored.clone());
                 }

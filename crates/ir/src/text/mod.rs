@@ -8,6 +8,9 @@
 //! }
 //! ```
 //!
+//! Graphs that operators hold stand behind it, as `region &5be1c0aa12ef = graph @body(…) … {`, and are named by what
+//! identifies them: `loop %n, %x {body = &5be1c0aa12ef, max = 10, carried = 1}`.
+//!
 //! One node a line: result, mnemonic, operands, attributes that differ from their defaults, types, origin. Numbers
 //! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
 //! element are `splat(…)`, random numbers are `random(seed, stream, sign, size)` and drawn again; others print what
@@ -19,7 +22,7 @@ mod print;
 
 pub use parse::{ParseError, Resolve, parse};
 
-use crate::{Draw, Key, Payload};
+use crate::{Draw, Graph, Key, Op, Payload};
 
 /// Stands between the type of a constant and its storage.
 const STORED: &str = " stored ";
@@ -30,8 +33,24 @@ const MAX_LITERAL: usize = 16;
 /// Elements that a splat or random numbers may have when read, at most; more random numbers than these are resolved.
 pub const MAX_SPLAT: usize = 1 << 24;
 
-/// Whether the text of a graph only names a constant, so that whoever reads the text has to find the contents.
-pub fn is_named(payload: &Payload) -> bool {
+/// The constants that the text of a graph only names, so that whoever reads it has to find their contents: those of the
+/// graph and of the graphs inside its operators, in order.
+pub fn named_constants(g: &Graph) -> Vec<&Payload> {
+    let mut found = Vec::new();
+    collect_named(g, &mut found);
+    found
+}
+
+fn collect_named<'g>(g: &'g Graph, found: &mut Vec<&'g Payload>) {
+    for n in g.order() {
+        match g.op(n) {
+            Op::Const(c) if is_named(&c.payload) => found.push(&c.payload),
+            op => op.regions().into_iter().for_each(|region| collect_named(region.graph(), found)),
+        }
+    }
+}
+
+fn is_named(payload: &Payload) -> bool {
     let elements = payload.stored().elements();
     match payload.key() {
         Key::Derived(text) => Draw::parse(text).is_none() || elements.len() > MAX_SPLAT,
