@@ -187,3 +187,24 @@ fn dtypes_of_constants_survive() {
         assert_eq!(contents(&read(folder.path(), "00-g.ir"))[0].2, tensor.bytes(), "{dtype}");
     }
 }
+
+#[test]
+fn constants_of_graphs_inside_operators_are_written_too() {
+    let source = "graph @walk(%n: i64, %x: f32[1, 20]) -> (y: f32[1, 20]) {
+  %0 = loop %n, %x {body = &step, max = 5, carried = 1} : f32[1, 20]  // walk
+  return %0
+}
+region &step = graph @step(%i: i64, %x: f32[1, 20]) -> (x: f32[1, 20]) {
+  %0 = const #w : f32[20, 20]  // w
+  %1 = matmul %x, %0 : f32[1, 20]
+  return %1
+}
+";
+    let (g, _) = parse_with_random_constants(source);
+    let folder = tempfile::tempdir().unwrap();
+    dumped(folder.path(), &[("walk", &g)]);
+    let again = read(folder.path(), "00-walk.ir");
+    assert_eq!(again.to_string(), g.to_string());
+    let [constant] = margay_ir::text::named_constants(&again)[..] else { panic!("one constant") };
+    assert_eq!(constant.tensor(), margay_ir::text::named_constants(&g)[0].tensor());
+}
