@@ -156,7 +156,7 @@ fn write_failed(error: &PipelineError) -> Result<PathBuf, String> {
 
 /// The command as it was given.
 pub(crate) fn command_line() -> String {
-    std::env::args().map(|word| shell_word(&word)).collect::<Vec<String>>().join(" ")
+    std::env::args().skip(1).fold("margay".to_owned(), |line, word| line + " " + &shell_word(&word))
 }
 
 /// A word as a shell reads it.
