@@ -211,7 +211,7 @@ mod tests {
         }
         let words = ["opt", before.trim_matches('\''), "--passes", passes.trim_matches('\'')];
         let again = crate::opt::run(&Opt::parse_from(words).args).err().unwrap();
-        assert_eq!((again.message, again.exit_code()), (failure.message, 1));
+        assert_eq!((&again.message, again.exit_code()), (&failure.message, 1));
         let written = Path::new(before.trim_matches('\'')).parent().unwrap();
         assert!(written.join("violations.txt").exists());
         std::fs::remove_dir_all(written).unwrap();
