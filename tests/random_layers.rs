@@ -7,7 +7,7 @@
 
 use margay_driver::{Dump, Source, backend, build::jit};
 use margay_ir::ops::{Const, Numbers};
-use margay_ir::{Cx, Fidelity, Graph, Op, Origin, Payload, TensorType, Value, eval};
+use margay_ir::{Cx, Fidelity, Graph, Op, Origin, Pass, Payload, TensorType, Value, eval};
 use margay_passes::{AssignLayout, PASSES, PassEntry, read_pass};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
