@@ -107,6 +107,22 @@ pub(super) fn swish(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![cx.times(x, share)?])
 }
 
+/// `SwiGLU`: A sigmoid(α A) B.
+pub(super) fn swiglu(cx: &mut Importer, call: &Call) -> Imported {
+    let (gate, x) = (call.input(0)?, call.input(1)?);
+    let alpha = call.float("alpha", 1.0)?;
+    if cx.ty(gate).shape != cx.ty(x).shape {
+        return Err(Refusal::Invalid(format!("a gate {} for {}", cx.ty(gate), cx.ty(x))));
+    }
+    cx.widely(gate, |cx, gate| {
+        let inner = cx.scaled(gate, alpha)?;
+        let share = cx.add(Sigmoid, &[inner])?;
+        let swish = cx.times(gate, share)?;
+        let x = cx.cast(x, cx.ty(gate).dtype)?;
+        cx.times(swish, x)
+    })
+}
+
 /// `Mish`: x tanh(ln(1 + eˣ)).
 pub(super) fn mish(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;

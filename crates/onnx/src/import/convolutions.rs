@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Bits, Conv, ImageLayout, MatMul, Patches, Reduce, ReduceKind};
+use margay_ir::ops::{Add, Bits, Concat, Conv, ImageLayout, MatMul, Patches, Reduce, ReduceKind, Silu};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -81,6 +81,50 @@ fn by_patches(
     let rows = reshape_to(cx, k, vec![groups, outputs, terms])?;
     let y = cx.add(MatMul, &[rows, columns])?;
     reshape_to(cx, y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
+}
+
+/// `CausalConvWithState`: each channel with a kernel of its own, which ends at the element; what comes before the first
+/// one is a state, and the last elements are the next.
+pub(super) fn causal_conv_with_state(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, k, bias, past) = (call.input(0)?, call.input(1)?, call.optional(2), call.optional(3));
+    let (shape, taps) = (cx.ty(x).shape.clone(), spatial(cx, k)?);
+    let known = (shape.get(1).and_then(Dim::as_extent), taps.first().and_then(Dim::as_extent));
+    let (Some(channels), Some(taps)) = known else {
+        return Err(Refusal::Unsupported("an open number of channels or taps is not supported".into()));
+    };
+    if shape.len() != 3 || taps == 0 || cx.ty(k).ndim() != 3 {
+        return Err(Refusal::Invalid(format!("a kernel {} for {}", cx.ty(k), cx.ty(x))));
+    }
+    let past = match past {
+        Some(past) => past,
+        None => {
+            let zero = cx.number(x, 0.0)?;
+            cx.spread(zero, vec![shape[0].clone(), shape[1].clone(), Dim::from(taps - 1)])?
+        }
+    };
+    let whole = cx.add(Concat { axis: 2 }, &[past, x])?;
+    let op = Conv {
+        strides: vec![1],
+        pads_before: vec![0],
+        pads_after: vec![0],
+        dilations: vec![1],
+        groups: channels,
+        layout: ImageLayout::Nchw,
+    };
+    let mut y = cx.add(op, &[whole, k])?;
+    if let Some(bias) = bias {
+        let bias = cx.along(bias, 1, 3)?;
+        y = cx.plus(y, bias)?;
+    }
+    let y = match call.text("activation", "none")? {
+        "none" => y,
+        "silu" | "swish" => cx.add(Silu, &[y])?,
+        other => return Err(Refusal::Invalid(format!("`{other}` is no activation"))),
+    };
+    let end = cx.ty(whole).shape[2].clone();
+    let start = &end - &Dim::from(taps - 1);
+    let next = super::slices::slice_axes(cx, whole, &[2], &[start], &[end], &[1])?;
+    Ok(vec![y, next])
 }
 
 /// `GlobalAveragePool`.

@@ -53,7 +53,13 @@ pub(super) fn space_to_depth(cx: &mut Importer, call: &Call) -> Imported {
     let (rows, columns) = (exact(&h, &side)?, exact(&w, &side)?);
     let split = vec![n.clone(), c.clone(), rows.clone(), side.clone(), columns.clone(), side.clone()];
     let blocks = cx.shaped(x, split)?;
-    let blocks = cx.turned(blocks, &[0, 3, 5, 1, 2, 4])?;
+    // Channels innermost, or outermost.
+    let perm = match call.text("mode", "DCR")? {
+        "DCR" => [0, 3, 5, 1, 2, 4],
+        "CRD" => [0, 1, 3, 5, 2, 4],
+        other => return Err(Refusal::Invalid(format!("expected mode DCR or CRD, found `{other}`"))),
+    };
+    let blocks = cx.turned(blocks, &perm)?;
     Ok(vec![cx.shaped(blocks, vec![n, &(&c * &side) * &side, rows, columns])?])
 }
 

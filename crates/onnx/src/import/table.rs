@@ -2,9 +2,9 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, attention, convolutions, einsum, elementwise, integers, learning, leaves, losses,
-    microsoft, normalizations, padding, pixels, places, pools, products, quantized, reductions, resize,
-    sampling, shapes, signals, slices, statistics, transposed, trees, trigonometry,
+    Importer, activations, attention, control, convolutions, einsum, elementwise, integers, learning, leaves,
+    losses, microsoft, normalizations, padding, pixels, places, pools, products, quantized, recurrent,
+    reductions, resize, sampling, shapes, signals, slices, statistics, transposed, trees, trigonometry,
 };
 
 /// The domain `ai.onnx`.
@@ -16,6 +16,9 @@ const LEARNING: &str = "ai.onnx.ml";
 /// The domain of operators that onnxruntime adds.
 const MICROSOFT: &str = "com.microsoft";
 
+/// Adds what a node means to the graph.
+type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;
+
 /// An operator of ONNX, or of another domain.
 pub(super) struct Operator {
     /// The domain; empty for the default one.
@@ -25,20 +28,15 @@ pub(super) struct Operator {
     /// The operator set of the domain that introduced it. Later changes are dealt with in the function.
     pub(super) since: i64,
     /// Adds what it means to the graph.
-    pub(super) import: fn(&mut Importer, &Call) -> Imported,
+    pub(super) import: Import,
 }
 
 /// An operator of the default domain.
-const fn op(name: &'static str, since: i64, import: fn(&mut Importer, &Call) -> Imported) -> Operator {
+const fn op(name: &'static str, since: i64, import: Import) -> Operator {
     of(DEFAULT, name, since, import)
 }
 
-const fn of(
-    domain: &'static str,
-    name: &'static str,
-    since: i64,
-    import: fn(&mut Importer, &Call) -> Imported,
-) -> Operator {
+const fn of(domain: &'static str, name: &'static str, since: i64, import: Import) -> Operator {
     Operator { domain, name, since, import }
 }
 
@@ -73,6 +71,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("BlackmanWindow", 17, signals::blackman_window),
     op("Cast", 1, elementwise::cast),
     op("CastLike", 15, elementwise::cast_like),
+    op("CausalConvWithState", 27, convolutions::causal_conv_with_state),
     op("Ceil", 1, elementwise::ceil),
     op("Celu", 12, activations::celu),
     op("CenterCropPad", 18, pixels::center_crop_pad),
@@ -105,6 +104,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("EyeLike", 9, places::eye_like),
     op("Flatten", 1, shapes::flatten),
     op("Floor", 1, elementwise::floor),
+    op("GRU", 7, recurrent::gru),
     op("Gather", 1, shapes::gather),
     op("GatherElements", 11, places::gather_elements),
     op("GatherND", 11, places::gather_nd),
@@ -123,16 +123,19 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("HardSwish", 14, activations::hard_swish),
     op("Hardmax", 1, places::hardmax),
     op("Identity", 1, leaves::identity),
+    op("If", 1, control::choose),
     op("InstanceNormalization", 1, statistics::instance_normalization),
     op("IsInf", 10, integers::is_inf),
     op("IsNaN", 9, integers::is_nan),
     op("LRN", 1, statistics::lrn),
+    op("LSTM", 7, recurrent::lstm),
     op("LayerNormalization", 17, normalizations::layer_normalization),
     op("LeakyRelu", 1, activations::leaky_relu),
     op("Less", 1, elementwise::less),
     op("LessOrEqual", 12, elementwise::less_or_equal),
     op("Log", 1, elementwise::log),
     op("LogSoftmax", 1, normalizations::log_softmax),
+    op("Loop", 1, control::repeat),
     op("LpNormalization", 1, statistics::lp_normalization),
     op("LpPool", 1, pools::lp_pool),
     op("MatMul", 1, products::matmul),
@@ -158,6 +161,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("QLinearMatMul", 10, quantized::qlinear_matmul),
     op("QuantizeLinear", 10, quantized::quantize_linear),
     op("RMSNormalization", 23, statistics::rms_normalization),
+    op("RNN", 7, recurrent::rnn),
     op("Range", 11, leaves::range),
     op("Reciprocal", 1, elementwise::reciprocal),
     op("ReduceL1", 1, reductions::l1),
@@ -178,6 +182,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("RotaryEmbedding", 23, attention::rotary_embedding),
     op("Round", 11, elementwise::round),
     op("STFT", 17, signals::stft),
+    op("Scan", 9, control::scan),
     op("Scatter", 9, places::scatter_elements),
     op("ScatterElements", 11, places::scatter_elements),
     op("ScatterND", 11, places::scatter_nd),
@@ -201,6 +206,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Squeeze", 1, shapes::squeeze),
     op("Sub", 1, elementwise::sub),
     op("Sum", 1, elementwise::sum),
+    op("SwiGLU", 28, activations::swiglu),
     op("Swish", 24, activations::swish),
     op("Tan", 7, trigonometry::tan),
     op("Tanh", 1, elementwise::tanh),

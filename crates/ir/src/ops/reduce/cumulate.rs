@@ -66,8 +66,14 @@ impl OpDef for Cumulate {
         }
         Ok(Lowered::nest(move |n| {
             let extent = shape[op.axis];
+            if extent == 0 {
+                return n.for_each(&shape, |n, i| {
+                    let x = n.load(0, i);
+                    n.store(0, i, x);
+                });
+            }
             let mut rows = shape.clone();
-            rows[op.axis] = extent.min(1);
+            rows[op.axis] = 1;
             n.for_each(&rows, |n, i| {
                 let at = |j: &Index| {
                     let last = Index::constant(extent as i64 - 1);

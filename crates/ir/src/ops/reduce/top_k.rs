@@ -84,9 +84,19 @@ impl OpDef for TopK {
         if k > shape[self.axis] {
             return Err(NotLowered(format!("{k} of an axis of {}", shape[self.axis])));
         }
+        if k == 0 {
+            // No element to choose: loops that do not run.
+            let shape = io.outputs[0].shape.clone();
+            return Ok(Lowered::nest(move |n| {
+                n.for_each(&shape, |n, i| {
+                    let place = n.literal(Literal::Int(DType::I64, 0));
+                    n.store(0, i, place);
+                });
+            }));
+        }
         Ok(Lowered::nest(move |n| {
             let mut rows = shape.clone();
-            rows[op.axis] = k.min(1);
+            rows[op.axis] = 1;
             n.for_each(&rows, |n, i| {
                 let row = Row { op: &op, dtype, extent: shape[op.axis], index: i };
                 let first = row.chosen(n, None);
