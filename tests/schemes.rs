@@ -1,0 +1,303 @@
+//! The laws of sketch schemes, over all of them: exact where they can be, with the errors that they predict, in ordinary
+//! operators, and found again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use margay_driver::{CompileOptions, Dump, ModuleReport, Samples, Silent, Source, backend, compile};
+use margay_ir::{Cx, Graph, Pass, eval};
+use margay_onnx::{ExportOptions, export, import};
+use margay_passes::sketch::{Context, Fitted, SCHEMES, Site, read_plan, scheme, sites};
+use margay_passes::{ApplyPlan, with_parameters};
+use margay_plan::Plan;
+use margay_randnla::{Distribution, Factors, random_matrix};
+use margay_tensor::Tensor;
+use margay_testkit::{normal, parse_with_random_constants};
+
+/// A scheme on a site of one of the networks.
+struct Row {
+    scheme: &'static str,
+    network: &'static str,
+    site: &'static str,
+    /// Settings that only round; `None` for a scheme that has none.
+    exact: Option<&'static str>,
+    /// Settings that lose something, with a predicted error of their own.
+    lossy: &'static [&'static str],
+    /// Whether it is found again as the product of two matrices.
+    factored: bool,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        scheme: "lowrank",
+        network: FFN,
+        site: "up",
+        exact: Some("rank = 24"),
+        lossy: &["rank = 6", "rank = 12"],
+        factored: true,
+    },
+    Row {
+        scheme: "lowrank",
+        network: FFN,
+        site: "down",
+        exact: Some("rank = 20"),
+        lossy: &["rank = 6", "rank = 12"],
+        factored: true,
+    },
+    Row {
+        scheme: "lowrank",
+        network: CONVNET,
+        site: "conv",
+        exact: Some("rank = 12"),
+        lossy: &["rank = 4", "rank = 8"],
+        factored: true,
+    },
+    Row {
+        scheme: "panther",
+        network: FFN,
+        site: "up",
+        exact: None,
+        lossy: &["rank = 4, terms = 1, copy = \"least-squares\""],
+        factored: false,
+    },
+];
+
+const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
+  %0 = const #u : f32[24, 80]  // up.weight
+  %1 = matmul %x, %0 : f32[N, 80]  // up
+  %2 = const #b : f32[80]  // up.bias
+  %3 = add %1, %2 : f32[N, 80]  // up/Add
+  %4 = gelu %3 : f32[N, 80]  // act
+  %5 = const #v : f32[80, 20]  // down.weight
+  %6 = matmul %4, %5 : f32[N, 20]  // down
+  return %6
+}";
+
+const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) {
+  %0 = const #k : f32[12, 3, 3, 3]  // conv.weight
+  %1 = conv %x, %0 {strides = [1, 2], pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 12, 6, 3]  // conv
+  %2 = const #b : f32[12, 1, 1]  // conv.bias
+  %3 = add %1, %2 : f32[N, 12, 6, 3]  // conv/Add
+  %4 = relu %3 : f32[N, 12, 6, 3]  // act
+  return %4
+}";
+
+/// The network, whose weights have spectra that fall.
+fn source(network: &str) -> Source {
+    let (mut g, _) = parse_with_random_constants(network);
+    for (name, shape) in [("up.weight", [24, 80]), ("down.weight", [80, 20]), ("conv.weight", [12, 27])] {
+        let constant = margay_passes::parameter_names(&g).into_iter().find(|(_, found)| found == name);
+        let Some((n, _)) = constant else { continue };
+        let shape_in_graph = g.constant(n.into()).unwrap().tensor().shape().to_vec();
+        let weight = Tensor::from_slice(&shape_in_graph, &falling(shape)).unwrap();
+        g = with_parameters(&g, &[(name.to_owned(), weight)]).unwrap();
+    }
+    Source::new(g, "net", &mut Dump::none()).unwrap()
+}
+
+/// A matrix of random singular vectors and singular values that fall.
+fn falling([rows, columns]: [usize; 2]) -> Vec<f32> {
+    let inner = rows.min(columns);
+    let left = random_matrix(Distribution::Gaussian, rows, inner, 3, 1);
+    let right = random_matrix(Distribution::Gaussian, inner, columns, 3, 2);
+    let scaled = margay_randnla::Matrix::from_fn(rows, inner, |i, k| {
+        left.at(i, k) * 0.85f64.powi(k as i32) / (rows as f64).sqrt()
+    });
+    scaled.product(&right).unwrap().to_row_major()
+}
+
+/// Inputs of a network.
+fn inputs(source: &Source, rows: usize, stream: u64) -> Tensor {
+    let n = source.graph.inputs()[0];
+    let mut shape: Vec<usize> =
+        source.graph.ty(n.into()).shape[1..].iter().map(|d| d.as_extent().unwrap()).collect();
+    shape.insert(0, rows);
+    normal(&shape, 8, stream)
+}
+
+fn plan(source: &Source, row: &Row, settings: &str) -> Plan {
+    let head =
+        format!("version = 1\nmodel = \"{}\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0", source.hash);
+    let choice = format!("\"{}\" = {{ scheme = \"{}\", {settings} }}", row.site, row.scheme);
+    read_plan(&format!("[plan]\n{head}\n[modules]\n{choice}\n")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The graph with the site replaced, from its weights alone.
+fn replaced(source: &Source, row: &Row, settings: &str) -> Graph {
+    let mut g = source.graph.clone();
+    let pass = ApplyPlan::uncalibrated(&g, &plan(source, row, settings)).unwrap_or_else(|e| panic!("{e}"));
+    let mut cx = Cx::default();
+    pass.run(&mut g, &mut cx).unwrap_or_else(|e| panic!("{e}"));
+    assert!(cx.remarks.is_empty() && g.to_string() != source.graph.to_string(), "{} {settings}", row.scheme);
+    g
+}
+
+fn outputs(g: &Graph, x: &Tensor) -> Tensor {
+    eval::run(g, &[("x", x)]).unwrap().remove(0)
+}
+
+/// The root of the squared error over the squared norm of what is expected, about its mean for each output.
+fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
+    let outputs = expected.shape()[1];
+    let per_output: usize = expected.shape()[2..].iter().product();
+    let (found, expected) = (found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap());
+    let count = (expected.len() / outputs) as f64;
+    let mut sums = vec![(0f64, 0f64); outputs];
+    for (i, e) in expected.iter().enumerate() {
+        let (squared, sum) = &mut sums[i / per_output % outputs];
+        *squared += f64::from(*e).powi(2);
+        *sum += f64::from(*e);
+    }
+    let energy: f64 = sums.iter().map(|(squared, sum)| squared - sum * sum / count).sum();
+    let error: f64 = found.iter().zip(&expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
+    (error / energy).sqrt()
+}
+
+#[test]
+fn every_scheme_has_rows() {
+    let mut named: Vec<&str> = ROWS.iter().map(|r| r.scheme).collect();
+    named.dedup();
+    assert_eq!(named, SCHEMES.iter().map(|s| s.name()).collect::<Vec<_>>());
+}
+
+/// Compiled code and the exported model included.
+#[test]
+fn exact_settings_only_round() {
+    for row in ROWS {
+        let Some(exact) = row.exact else { continue };
+        let source = source(row.network);
+        let x = inputs(&source, 7, 1);
+        let expected = outputs(&source.graph, &x);
+        let g = replaced(&source, row, exact);
+        let error = relative_error(&outputs(&g, &x), &expected);
+        assert!(error < 2e-5, "{} on {}: {error}\n{g}", row.scheme, row.site);
+        // With samples, other factors.
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 64, 0))]).unwrap();
+        let plan = Some(plan(&source, row, exact));
+        let options = CompileOptions { plan, ..CompileOptions::default() };
+        let compiled = compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+        let error = relative_error(&outputs(&compiled.graph, &x), &expected);
+        assert!(error < 2e-5, "{} on {} calibrated: {error}", row.scheme, row.site);
+    }
+}
+
+#[test]
+fn sketches_compile_and_export_as_ordinary_operators() {
+    for row in ROWS {
+        let source = source(row.network);
+        let x = inputs(&source, 5, 1);
+        for settings in row.lossy.iter().copied().chain(row.exact) {
+            let g = replaced(&source, row, settings);
+            let expected = outputs(&g, &x);
+            for backend in backend::supported() {
+                let mut runner = margay_driver::Runner::new(g.clone(), &Arc::clone(&backend), 1);
+                let found = runner.run(&[("x".to_string(), x.clone())]).unwrap();
+                let error = relative_error(&found[0].1, &expected);
+                assert!(error < 1e-5, "{} on {}: {error}", row.scheme, backend.target());
+            }
+            let model = export(&g, &ExportOptions::default()).unwrap_or_else(|e| panic!("{e}\n{g}"));
+            let read = import(&model).unwrap_or_else(|e| panic!("{e}"));
+            let error = relative_error(&outputs(&read, &x), &expected);
+            assert!(error < 1e-5, "{} exported: {error}", row.scheme);
+        }
+    }
+}
+
+#[test]
+fn errors_are_those_that_are_predicted() {
+    for row in ROWS.iter().filter(|r| r.exact.is_some()) {
+        let source = source(row.network);
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 3000, 0))]).unwrap();
+        let x = inputs(&source, 500, 3);
+        let mut last = f64::INFINITY;
+        for settings in row.lossy {
+            let plan = Some(plan(&source, row, settings));
+            let options = CompileOptions { plan, ..CompileOptions::default() };
+            let compiled =
+                compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+            let report = &compiled.report;
+            let site: &ModuleReport = report.modules.iter().find(|m| m.is_sketched()).unwrap();
+            // Where the site ends in the output, that is its error.
+            if row.site == "down" || row.site == "up+down" {
+                let measured = relative_error(&outputs(&compiled.graph, &x), &outputs(&source.graph, &x));
+                let ratio = site.layer_error / measured;
+                assert!((0.85..1.18).contains(&ratio), "{} {settings}: {ratio} of {measured}", row.scheme);
+            }
+            assert!(site.layer_error < last && site.layer_error > 0.0, "{} {settings}", row.scheme);
+            last = site.layer_error;
+            assert!(report.flops_after < report.flops_before, "{} {settings}", row.scheme);
+        }
+    }
+}
+
+fn fitted(source: &Source, row: &Row) -> (Site, Box<dyn Fitted>) {
+    let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
+    let context = Context { graph: &source.graph, site: &site, moments: None, seed: 0 };
+    let fitted = scheme(row.scheme).unwrap().fit(&context).unwrap();
+    (site, fitted)
+}
+
+/// What an allocator is given: errors that fall as sketches grow, below a whole and above nothing.
+#[test]
+fn candidates_are_offered_with_falling_errors() {
+    for row in ROWS.iter().filter(|r| scheme(r.scheme).unwrap().only_by_name().is_none()) {
+        let (_, fitted) = fitted(&source(row.network), row);
+        let errors: Vec<f64> = fitted.candidates().iter().map(|s| fitted.squared_error(s).unwrap()).collect();
+        assert!(errors.len() > 2, "{}: {errors:?}", row.scheme);
+        assert!(errors.windows(2).all(|w| w[0] >= w[1]), "{}: {errors:?}", row.scheme);
+        assert!(errors.iter().all(|e| (0.0..1.0).contains(e)), "{}: {errors:?}", row.scheme);
+        let half = fitted.squared_error(&fitted.probe().unwrap()).unwrap();
+        assert!(half < errors[0] && half > errors[errors.len() - 1], "{}: {half}", row.scheme);
+    }
+}
+
+/// In the graph and in the one that is read back from a file, where no origin tells.
+#[test]
+fn factors_are_found_again_and_take_others() {
+    for row in ROWS.iter().filter(|r| r.factored) {
+        let source = source(row.network);
+        let x = inputs(&source, 5, 1);
+        for settings in row.lossy {
+            let marked = replaced(&source, row, settings);
+            let model = export(&marked, &ExportOptions::default()).unwrap();
+            for g in [marked, import(&model).unwrap()] {
+                check_factors(row, &g, &x);
+            }
+        }
+    }
+}
+
+fn check_factors(row: &Row, g: &Graph, x: &Tensor) {
+    let found = scheme(row.scheme).unwrap().factors(g);
+    let [found] = found.as_slice() else { panic!("{}: {} maps in\n{g}", row.scheme, found.len()) };
+    let factors = found.stored.read(g);
+    assert_eq!((factors.left.rows(), factors.left.columns()), (found.d_in, found.rank));
+    assert_eq!((factors.right.rows(), factors.right.columns()), (found.rank, found.d_out));
+    let names: BTreeMap<_, _> = margay_passes::parameter_names(g).into_iter().collect();
+    let all = |contents: Vec<(margay_ir::NodeId, Tensor)>| {
+        let mut out = g.clone();
+        for (n, tensor) in contents {
+            assert!(names.contains_key(&n) || tensor.to_vec::<i64>().is_ok());
+            let mut patch = margay_ir::Patch::new();
+            let constant = margay_ir::ops::Const { payload: margay_ir::Payload::new(tensor) };
+            let new = patch.add(&out, constant, &[], margay_ir::Origin::default()).unwrap();
+            patch.redirect(n.into(), new);
+            out.apply(patch).unwrap();
+        }
+        out
+    };
+    // The same map again changes nothing but roundings.
+    let Some(same) = found.stored.write(g, &factors) else { panic!("{}: the map is refused", row.scheme) };
+    let error = relative_error(&outputs(&all(same), x), &outputs(g, x));
+    assert!(error < 1e-5, "{}: {error}", row.scheme);
+    // Twice the map is the map of twice the left factor.
+    let left = margay_randnla::Matrix::from_fn(found.d_in, found.rank, |i, j| 2.0 * factors.left.at(i, j));
+    let doubled = Factors { left, right: factors.right.clone(), bias: None };
+    let Some(contents) = found.stored.write(g, &doubled) else { return };
+    let again = all(contents);
+    let read = scheme(row.scheme).unwrap().factors(&again).remove(0).stored.read(&again);
+    let expected = doubled.left.product(&doubled.right).unwrap().to_row_major();
+    let product = read.left.product(&read.right).unwrap().to_row_major();
+    let most = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    assert!(product.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * most), "{}", row.scheme);
+}
