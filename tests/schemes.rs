@@ -2,9 +2,10 @@
 //! operators, and found again.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use margay_driver::{CompileOptions, Dump, ModuleReport, Samples, Silent, Source, backend, compile};
+use margay_driver::{CompileOptions, Dump, ModuleReport, Samples, Silent, Source, backend, build, compile};
 use margay_ir::{Cx, Graph, Pass, eval};
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::sketch::{Context, Fitted, SCHEMES, Site, read_plan, scheme, sites};
@@ -12,7 +13,7 @@ use margay_passes::{ApplyPlan, with_parameters};
 use margay_plan::Plan;
 use margay_randnla::{Distribution, Factors, random_matrix};
 use margay_tensor::Tensor;
-use margay_testkit::{normal, parse_with_random_constants};
+use margay_testkit::{doc_examples, normal, normalized, parse_with_random_constants};
 
 /// A scheme on a site of one of the networks.
 struct Row {
@@ -28,6 +29,30 @@ struct Row {
 }
 
 const ROWS: &[Row] = &[
+    Row {
+        scheme: "interpolative",
+        network: FFN,
+        site: "up",
+        exact: Some("rank = 24"),
+        lossy: &["rank = 6", "rank = 12"],
+        factored: true,
+    },
+    Row {
+        scheme: "interpolative",
+        network: FFN,
+        site: "down",
+        exact: Some("rank = 20"),
+        lossy: &["rank = 6", "rank = 12"],
+        factored: true,
+    },
+    Row {
+        scheme: "interpolative",
+        network: CONVNET,
+        site: "conv",
+        exact: Some("rank = 12"),
+        lossy: &["rank = 4", "rank = 8"],
+        factored: true,
+    },
     Row {
         scheme: "lowrank",
         network: FFN,
@@ -300,4 +325,34 @@ fn check_factors(row: &Row, g: &Graph, x: &Tensor) {
     let product = read.left.product(&read.right).unwrap().to_row_major();
     let most = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     assert!(product.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * most), "{}", row.scheme);
+}
+
+/// The graphs before and after in the heads of the files, with the settings that they show.
+#[test]
+fn doc_examples_hold() {
+    for (scheme, settings) in [("interpolative", "rank = 8")] {
+        let path = format!("../passes/src/sketch/{scheme}.rs");
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let examples = doc_examples(&text);
+        assert_eq!(examples.len(), 1, "{scheme}");
+        for example in examples {
+            let (mut g, names) = parse_with_random_constants(&example.before);
+            let site = sites(&g).into_iter().find(|s| s.schemes.contains(&scheme)).unwrap();
+            let plan = plan_of("", &site.name, scheme, settings);
+            let pass = ApplyPlan::uncalibrated(&g, &plan).unwrap();
+            pass.run(&mut g, &mut Cx::default()).unwrap();
+            assert_eq!(normalized(&g, "after", &names), example.after, "{scheme}");
+        }
+    }
+}
+
+/// The channels of an image are looked up where kernels leave them.
+#[test]
+fn pivots_among_channels_cost_no_transposes() {
+    let row = ROWS.iter().find(|r| r.scheme == "interpolative" && r.network == CONVNET).unwrap();
+    let g = replaced(&source(row.network), row, row.lossy[0]);
+    let binding = [("N".into(), 2)].into_iter().collect();
+    let bound = build::bind(&g, &binding, &*backend::native(), &mut Dump::none()).unwrap().to_string();
+    let count = |op: &str| bound.matches(&format!(" = {op} ")).count();
+    assert_eq!((count("gather"), count("transpose")), (1, 2), "{bound}");
 }

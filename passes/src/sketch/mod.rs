@@ -15,6 +15,7 @@
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
 mod factors;
+mod interpolative;
 mod layer;
 mod lowrank;
 mod moments;
@@ -24,6 +25,7 @@ mod rows;
 mod training;
 
 pub use factors::{Factored, Place, Stored, learned};
+pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
 pub use lowrank::LowRankScheme;
 pub use moments::Moments;
@@ -146,7 +148,7 @@ pub trait Fitted: Send + Sync {
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme, &PantherScheme];
+pub const SCHEMES: &[&dyn Scheme] = &[&InterpolativeScheme, &LowRankScheme, &PantherScheme];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
