@@ -8,7 +8,7 @@ use std::sync::Arc;
 use margay_driver::{CompileOptions, Dump, ModuleReport, Samples, Silent, Source, backend, build, compile};
 use margay_ir::{Cx, Graph, Pass, eval};
 use margay_onnx::{ExportOptions, export, import};
-use margay_passes::sketch::{Context, Fitted, SCHEMES, Site, read_plan, scheme, sites};
+use margay_passes::sketch::{Context, Decompositions, Fitted, SCHEMES, Site, read_plan, scheme, sites};
 use margay_passes::{ApplyPlan, with_parameters};
 use margay_plan::Plan;
 use margay_randnla::{Distribution, Factors, random_matrix};
@@ -257,7 +257,8 @@ fn errors_are_those_that_are_predicted() {
 
 fn fitted(source: &Source, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
-    let context = Context { graph: &source.graph, site: &site, moments: None, seed: 0 };
+    let decompositions = &Decompositions::default();
+    let context = Context { graph: &source.graph, site: &site, moments: None, decompositions, seed: 0 };
     let fitted = scheme(row.scheme).unwrap().fit(&context).unwrap();
     (site, fitted)
 }

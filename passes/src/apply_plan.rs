@@ -40,7 +40,7 @@ use std::sync::Arc;
 use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
 use margay_plan::{Plan, Settings};
 
-use crate::sketch::{ApplyError, Context, Fitted, patch, scheme, sites};
+use crate::sketch::{ApplyError, Context, Decompositions, Fitted, patch, scheme, sites};
 
 /// What a site is to be replaced by: a scheme that has looked at it, and settings of the scheme.
 #[derive(Clone)]
@@ -67,6 +67,7 @@ impl ApplyPlan {
     pub fn uncalibrated(g: &Graph, plan: &Plan) -> Result<ApplyPlan, PassError> {
         let known = sites(g);
         let mut pass = ApplyPlan::default();
+        let decompositions = &Decompositions::default();
         for (name, choice) in plan.sites.iter().filter(|(_, choice)| !choice.is_dense()) {
             let refused = |why: String| PassError::Refused(format!("`{name}`: {why}"));
             let site = known.iter().find(|s| s.name == *name);
@@ -75,7 +76,7 @@ impl ApplyPlan {
             let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
             let scheme = scheme.ok_or_else(not_for)?;
             let seed = choice.seed.unwrap_or(plan.header.seed);
-            let fitted = scheme.fit(&Context { graph: g, site, moments: None, seed });
+            let fitted = scheme.fit(&Context { graph: g, site, moments: None, decompositions, seed });
             let fitted = fitted.map_err(|e| refused(e.to_string()))?.into();
             pass.sketches.insert(name.clone(), Sketch { fitted, settings: choice.settings.clone() });
         }

@@ -27,7 +27,7 @@ mod training;
 pub use factors::{Factored, Place, Stored, learned};
 pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
-pub use lowrank::LowRankScheme;
+pub use lowrank::{Decompositions, LowRankScheme};
 pub use moments::Moments;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use replacement::{ApplyError, Replacement, form, patch};
@@ -117,6 +117,8 @@ pub struct Context<'a> {
     pub site: &'a Site,
     /// What was asked for in [`Site::measures`], in that order; absent without samples.
     pub moments: Option<&'a [Arc<Moments>]>,
+    /// What schemes share, of one graph with one set of samples.
+    pub decompositions: &'a Decompositions,
     /// Names the random numbers.
     pub seed: u64,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use margay_ir::Graph;
 use margay_loops::Backend;
-use margay_passes::sketch::{Context, Fitted, Moments, SCHEMES, Scheme, Site, scheme};
+use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, SCHEMES, Scheme, Site, scheme};
 use margay_plan::{Plan, Settings};
 
 use super::calibrate::calibrate;
@@ -90,10 +90,12 @@ pub(crate) fn fit(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Fit>, DriverError> {
+    let decompositions = &Decompositions::default();
     let fitted = parallel(threads, tasks.len(), progress, "factorizing weights", |i| {
         let task = &tasks[i];
         let moments = moments.map(|m| m[i].as_slice());
-        task.scheme.fit(&Context { graph: g, site: &sites[task.site], moments, seed: task.seed })
+        let (site, seed) = (&sites[task.site], task.seed);
+        task.scheme.fit(&Context { graph: g, site, moments, decompositions, seed })
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;
