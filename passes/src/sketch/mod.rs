@@ -19,6 +19,7 @@ mod interpolative;
 mod layer;
 mod lowrank;
 mod moments;
+mod neurons;
 mod panther;
 mod replacement;
 mod rows;
@@ -29,6 +30,7 @@ pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
 pub use lowrank::{Decompositions, LowRankScheme};
 pub use moments::Moments;
+pub use neurons::NeuronsScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
@@ -150,7 +152,7 @@ pub trait Fitted: Send + Sync {
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&InterpolativeScheme, &LowRankScheme, &PantherScheme];
+pub const SCHEMES: &[&dyn Scheme] = &[&InterpolativeScheme, &LowRankScheme, &NeuronsScheme, &PantherScheme];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
