@@ -39,8 +39,11 @@ pub use training::{PantherTraining, panther_for_training};
 use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Value};
+use margay_loops::Precision;
 use margay_plan::{Choice, Plan, PlanError, Settings};
 use margay_randnla::RandnlaError;
+
+use crate::StoreAs;
 
 /// Weights that change together.
 #[derive(Clone, PartialEq, Debug)]
@@ -180,10 +183,15 @@ pub fn sites(g: &Graph) -> Vec<Site> {
 /// Whether a plan may say this.
 ///
 /// # Errors
-/// A scheme that does not exist, and what the scheme says of its settings.
+/// A scheme or a storage that does not exist, and what the scheme says of its settings.
 pub fn check(choice: &Choice) -> Result<(), String> {
+    if let Some(storage) = choice.storage.as_deref().filter(|s| StoreAs::parse(s).is_none()) {
+        let words = Precision::ALL.map(Precision::name).join("`, `");
+        return Err(format!("unknown storage `{storage}`; known are `{words}`, and such as `i8(axis = 1)`"));
+    }
     match scheme(&choice.scheme) {
         Some(scheme) => scheme.check(&choice.settings),
+        None if choice.is_dense() => Ok(()),
         None => {
             let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
             let known = known.join("`, `");

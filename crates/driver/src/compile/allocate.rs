@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
     AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_cost, least_error,
     uniform,
 };
 
+use super::Job;
+use super::apply::{apply, pass_of};
+use super::check::Checker;
 use super::fit::Fit;
 use super::price::Prices;
-use crate::DriverError;
+use crate::{DriverError, Dump};
 
 /// A candidate that is predicted to take more than this share of the dense time is not worth its error.
 const MAX_SHARE: f64 = 0.95;
@@ -24,15 +28,57 @@ pub(crate) struct Candidates {
     pub(crate) curves: Vec<Curve>,
     /// By site: why it has no candidate.
     pub(crate) excluded: BTreeMap<String, String>,
-    /// What the model uses as it is; bytes are those of the weights that can be sketched.
+    /// What the model uses without a sketch, its constants stored as those of the result.
     pub(crate) dense: Price,
+    /// Bytes that the weights of the model take as they are: what shares are of.
+    pub(crate) whole_bytes: u64,
     /// Whether errors of different sites can be compared.
     pub(crate) weighed: bool,
 }
 
-/// The candidates of all sites, with what the goal rules out left out, and why. Without `weights` every site weighs the
-/// same.
-pub(crate) fn candidates(
+/// What is chosen, and what it was chosen from.
+pub(crate) struct Chosen {
+    pub(crate) candidates: Candidates,
+    pub(crate) allocation: Allocation,
+}
+
+/// The choice that meets the goal, or the one of the plan. Without `weights` every site weighs the same; an error limit
+/// is checked by `checker`.
+pub(crate) fn allocate(
+    job: &Job<'_>,
+    fits: &[Fit],
+    prices: &Prices,
+    weights: Option<Vec<f64>>,
+    checker: Option<&Checker>,
+) -> Result<Chosen, DriverError> {
+    let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
+    let allocation = match job.options.searched() {
+        None => candidates.planned(),
+        Some(goal) => {
+            candidates.narrow(&job.sites, goal);
+            meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
+        }
+    };
+    Ok(Chosen { candidates, allocation })
+}
+
+/// The relative error of a choice on held-out samples.
+fn error_of(
+    job: &Job<'_>,
+    fits: &[Fit],
+    checker: Option<&Checker>,
+    choice: &Allocation,
+) -> Result<f64, DriverError> {
+    if choice.choices.is_empty() && job.storage == StoreConstants::default() {
+        return Ok(0.0);
+    }
+    let checker = checker.expect("an error limit without samples was refused");
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), &mut Dump::none())?;
+    Ok(checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?.relative_l2)
+}
+
+/// The candidates of all sites.
+fn candidates(
     sites: &[Site],
     fits: &[Fit],
     prices: &Prices,
@@ -56,18 +102,25 @@ pub(crate) fn candidates(
         let weight = weights.map_or(1.0, |w| w[fit.site]);
         for (settings, price) in fit.settings.iter().zip(prices) {
             let error = fit.fitted.squared_error(settings).map_err(DriverError::Options)?;
-            let choice = Choice { scheme: fit.scheme.to_owned(), settings: settings.clone(), seed: None };
+            let choice = Choice {
+                scheme: fit.scheme.to_owned(),
+                settings: settings.clone(),
+                storage: None,
+                seed: None,
+            };
             let candidate = Candidate { choice, squared_error: error * weight, price: *price };
             curves[fit.site].candidates.push(candidate);
         }
     }
-    Ok(Candidates { curves, excluded: BTreeMap::new(), dense: prices.model, weighed: weights.is_some() })
+    let whole_bytes = u64::try_from(prices.before.bytes).unwrap_or(0);
+    let (excluded, dense) = (BTreeMap::new(), prices.stored);
+    Ok(Candidates { curves, excluded, dense, whole_bytes, weighed: weights.is_some() })
 }
 
 impl Candidates {
     /// Leaves out what the goal rules out: candidates whose predicted time is hardly better than dense, unless bytes are
     /// what the user asked to save, and those that another one beats.
-    pub(crate) fn narrow(&mut self, sites: &[Site], goal: &Goal) {
+    fn narrow(&mut self, sites: &[Site], goal: &Goal) {
         for (site, curve) in sites.iter().zip(&mut self.curves) {
             if curve.candidates.is_empty() {
                 let (a, b) = (site.d_in, site.d_out);
@@ -90,8 +143,21 @@ impl Candidates {
         }
     }
 
+    /// The share of the bytes of the sites that is left where all weights may take so many bytes.
+    fn share(&self, bytes: u64) -> f64 {
+        let mut counted = Vec::new();
+        let mut own = 0.0;
+        for curve in &self.curves {
+            if curve.covers.iter().all(|weight| !counted.contains(weight)) {
+                counted.extend(&curve.covers);
+                own += curve.dense.bytes as f64;
+            }
+        }
+        (bytes as f64 - (self.dense.bytes as f64 - own)) / f64::max(own, 1.0)
+    }
+
     /// What a plan says: the only candidate of each site.
-    pub(crate) fn planned(&self) -> Allocation {
+    fn planned(&self) -> Allocation {
         let mut planned = Allocation::dense(self.dense);
         for curve in &self.curves {
             if let Some(candidate) = curve.candidates.first() {
@@ -104,7 +170,7 @@ impl Candidates {
 
 /// The choice that meets a goal. `measure` says the relative error of a choice on held-out samples; only an error limit
 /// needs it.
-pub(crate) fn allocate(
+fn meet(
     candidates: &Candidates,
     goal: &Goal,
     measure: &dyn Fn(&Allocation) -> Result<f64, DriverError>,
@@ -114,11 +180,10 @@ pub(crate) fn allocate(
         Goal::Dense => Ok(Allocation::dense(*dense)),
         Goal::Error(limit) => meet_error(candidates, *limit, measure),
         Goal::Bytes(budget) => {
-            let whole = u64::try_from(dense.bytes).unwrap_or(0);
-            let bytes = budget.resolve(whole);
+            let bytes = budget.resolve(candidates.whole_bytes);
             if !weighed {
                 // Errors of different sites have no common unit without samples.
-                let even = uniform(curves, *dense, bytes as f64 / whole.max(1) as f64)?;
+                let even = uniform(curves, *dense, candidates.share(bytes))?;
                 if u64::try_from(even.price.bytes).is_ok_and(|used| used <= bytes) {
                     return Ok(even);
                 }

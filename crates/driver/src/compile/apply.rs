@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use margay_ir::{Graph, Remark, Stage};
-use margay_loops::Precision;
 use margay_passes::sketch::Site;
 use margay_passes::{ApplyPlan, Pipeline, PipelineItem, Sketch};
 use margay_plan::{Allocation, Settings};
 
+use super::Job;
 use super::fit::Fit;
 use crate::{DriverError, Dump, build};
 
@@ -33,16 +33,25 @@ fn sketch(fit: &Fit, settings: &Settings) -> Sketch {
     Sketch { fitted: fit.fitted.clone(), settings: settings.clone() }
 }
 
-/// Replaces sites, and then rounds products as a precision says.
-pub(crate) fn apply(
-    g: &Graph,
-    pass: ApplyPlan,
-    precision: Precision,
-    dump: &mut Dump,
-) -> Result<(Graph, Vec<Remark>), DriverError> {
-    let mut out = g.clone();
+/// A graph with sites replaced, and what passes declined.
+pub(crate) struct Sketched {
+    pub(crate) graph: Graph,
+    pub(crate) remarks: Vec<Remark>,
+}
+
+/// Replaces sites, and then stores constants as the options and the plan say.
+pub(crate) fn apply(job: &Job<'_>, pass: ApplyPlan, dump: &mut Dump) -> Result<Sketched, DriverError> {
+    let Sketched { graph, mut remarks } = replaced(job.graph(), pass, dump)?;
+    let (graph, more) = build::stored(graph, &job.storage, dump)?;
+    remarks.extend(more);
+    Ok(Sketched { graph, remarks })
+}
+
+/// Replaces sites.
+pub(crate) fn replaced(g: &Graph, pass: ApplyPlan, dump: &mut Dump) -> Result<Sketched, DriverError> {
+    let mut graph = g.clone();
     let pipeline =
         Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
-    let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
-    Ok((build::in_precision(out, precision, dump)?, remarks))
+    let remarks = pipeline.run(&mut graph, &mut |run| dump.pass(run))?;
+    Ok(Sketched { graph, remarks })
 }
