@@ -236,11 +236,12 @@ fn turned_operands(
     facts: &Facts,
 ) -> Result<Option<Vec<Value>>, AddError> {
     let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts: facts.elementwise.is_some() };
+    let positions = if need.broadcasts { &[] } else { facts.steering() };
     let operands = g.inputs_of(n);
     if !operands.iter().any(|v| g.ty(*v).ndim() == need.ndim && image_behind(g, *v).is_some()) {
         return Ok(None);
     }
-    let in_order = |(i, v): (usize, Value)| match facts.steering().contains(&i) {
+    let in_order = |(i, v): (usize, Value)| match positions.contains(&i) {
         true => Ok(Some(v)),
         false => turned(g, patch, v, need),
     };

@@ -25,7 +25,7 @@ const JSON: &str = r#"With --json, and in the file of --report:
    "bytes_before", "bytes_after", "flops_before", "flops_after",
    "predicted_ms_before", "predicted_ms_after",
    "held_out": {"relative_l2", "cosine", "samples"}, "dims": {},
-   "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings such as "rank", "storage" if planned,
+   "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings, "storage" if planned,
                 "bytes_before", "bytes_after", "predicted_ms_before", "predicted_ms_after",
                 "layer_error", "output_error", "why"}],
    "remarks": []}"#;
