@@ -170,7 +170,7 @@ fn plan_of(model: &str, site: &str, scheme: &str, settings: &str) -> Plan {
 /// The graph with the site replaced, from its weights alone.
 fn replaced(source: &Source, row: &Row, settings: &str) -> Graph {
     let mut g = source.graph.clone();
-    let pass = ApplyPlan::uncalibrated(&g, &plan(source, row, settings)).unwrap_or_else(|e| panic!("{e}"));
+    let pass = ApplyPlan::of(&plan(source, row, settings));
     let mut cx = Cx::default();
     pass.run(&mut g, &mut cx).unwrap_or_else(|e| panic!("{e}"));
     assert!(cx.remarks.is_empty() && g.to_string() != source.graph.to_string(), "{} {settings}", row.scheme);
@@ -361,7 +361,7 @@ fn doc_examples_hold() {
             let (mut g, names) = parse_with_random_constants(&example.before);
             let site = sites(&g).into_iter().find(|s| s.schemes.contains(&scheme)).unwrap();
             let plan = plan_of("", &site.name, scheme, settings);
-            let pass = ApplyPlan::uncalibrated(&g, &plan).unwrap();
+            let pass = ApplyPlan::of(&plan);
             pass.run(&mut g, &mut Cx::default()).unwrap();
             assert_eq!(normalized(&g, "after", &names), example.after, "{scheme}");
         }

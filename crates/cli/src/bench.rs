@@ -89,10 +89,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let huge_pages = args.how.huge_pages;
     let mut models = Vec::new();
     for path in &args.models {
-        let plain = RunOptions { threads, precision: Precision::F32, huge_pages };
+        let plain = RunOptions { threads, huge_pages, ..RunOptions::default() };
         models.push(Predictor::open(path, &plain)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
-            models.push(Predictor::open(path, &RunOptions { precision: args.precision, ..plain })?);
+            models.push(Predictor::open(path, &RunOptions { precision: args.precision, ..plain.clone() })?);
         }
     }
     let options = BenchOptions { rounds: args.rounds, steps: args.steps };

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use margay::passes::sketch::sites;
+use margay::sites;
 use margay::{Report, Source, compile, is_artifact, open, open_artifact, report_of};
 
 use crate::args::GoalArgs;

@@ -1,11 +1,9 @@
 //! The graph with sites replaced.
 
-use std::collections::BTreeMap;
-
 use margay_ir::{Graph, Remark, Stage};
 use margay_passes::sketch::Site;
-use margay_passes::{ApplyPlan, Pipeline, PipelineItem, Sketch};
-use margay_plan::{Allocation, Settings};
+use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
+use margay_plan::{Allocation, Choice, Settings};
 
 use super::Job;
 use super::fit::Fit;
@@ -18,7 +16,7 @@ pub(crate) fn pass_of(sites: &[Site], fits: &[Fit], allocation: &Allocation) -> 
         let name = &sites[fit.site].name;
         let chosen = allocation.choices.get(name).filter(|c| c.choice.scheme == fit.scheme);
         if let Some(candidate) = chosen {
-            pass.sketches.insert(name.clone(), sketch(fit, &candidate.choice.settings));
+            add(&mut pass, name, fit, &candidate.choice.settings);
         }
     }
     pass
@@ -26,11 +24,16 @@ pub(crate) fn pass_of(sites: &[Site], fits: &[Fit], allocation: &Allocation) -> 
 
 /// The pass that replaces one site.
 pub(crate) fn alone(site: &Site, fit: &Fit, settings: &Settings) -> ApplyPlan {
-    ApplyPlan { sketches: BTreeMap::from([(site.name.clone(), sketch(fit, settings))]) }
+    let mut pass = ApplyPlan::default();
+    add(&mut pass, &site.name, fit, settings);
+    pass
 }
 
-fn sketch(fit: &Fit, settings: &Settings) -> Sketch {
-    Sketch { fitted: fit.fitted.clone(), settings: settings.clone() }
+fn add(pass: &mut ApplyPlan, site: &str, fit: &Fit, settings: &Settings) {
+    let (scheme, settings) = (fit.scheme.to_owned(), settings.clone());
+    let choice = Choice { scheme, settings, storage: None, seed: Some(fit.seed) };
+    pass.choices.insert(site.to_owned(), choice);
+    pass.fitted.insert(site.to_owned(), fit.fitted.clone());
 }
 
 /// A graph with sites replaced, and what passes declined.
@@ -52,6 +55,6 @@ pub(crate) fn replaced(g: &Graph, pass: ApplyPlan, dump: &mut Dump) -> Result<Sk
     let mut graph = g.clone();
     let pipeline =
         Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
-    let remarks = pipeline.run(&mut graph, &mut |run| dump.pass(run))?;
+    let remarks = dump.run(&pipeline, &mut graph)?;
     Ok(Sketched { graph, remarks })
 }
