@@ -162,7 +162,14 @@ impl<'a> Job<'a> {
     fn storage_of(&self, site: &Site) -> StoreConstants {
         let weights = site.weights.iter().map(|w| self.graph().node(w.node).origin.name());
         let named = weights.into_iter().find_map(|name| self.storage.named.get(name));
-        StoreConstants { products: *named.unwrap_or(&self.storage.products), ..StoreConstants::default() }
+        let products = match named.copied().unwrap_or(self.storage.products) {
+            // The word of the whole model rounds left operands, too; that of a site does not.
+            StoreAs::Precision(word) if named.is_some_and(|named| *named != self.storage.products) => {
+                StoreAs::Storage(word.storage(1))
+            }
+            products => products,
+        };
+        StoreConstants { products, ..StoreConstants::default() }
     }
 
     /// The model as it is.
