@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         Some(folder) => Dump::to(folder, &command_line())?,
         None => Dump::none(),
     };
-    let source = open_with(&args.model, &mut dump)?;
+    let source = open_with(&args.model, &options.known_extents(samples.as_ref()), &mut dump)?;
     let compiled = {
         let bars = Bars::new();
         compile_with(&source, samples.as_ref(), &options, &bars, &mut dump)?

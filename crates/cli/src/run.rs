@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Precision, Predictor, RunOptions, write_npz};
+use margay::{Precision, Predictor, RunOptions, extents_of, write_npz};
 
 use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;
@@ -34,9 +34,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
     let (threads, huge_pages) = (args.how.threads.get(), args.how.huge_pages);
-    let mut model =
-        Predictor::open(&args.model, &RunOptions { threads, precision: args.precision, huge_pages })?;
-    let outputs = model.predict(&args.inputs.read()?)?;
+    let inputs = args.inputs.read()?;
+    let options = RunOptions { threads, precision: args.precision, huge_pages };
+    let mut model = Predictor::open_for(&args.model, &options, &extents_of(&inputs))?;
+    let outputs = model.predict(&inputs)?;
     save(&args.outputs, |out| write_npz(out, &outputs))?;
     let list: Vec<String> =
         outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();

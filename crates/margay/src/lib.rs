@@ -59,7 +59,7 @@ pub use compare::{Comparison, OutputError, Tolerance, compare};
 pub use inputs::{InputFile, is_array_file, read_array, read_inputs};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use plan::read_plan;
-pub use predictor::{Predictor, RunOptions};
+pub use predictor::{Predictor, RunOptions, extents_of};
 
 pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
@@ -72,7 +72,7 @@ pub use margay_driver::{
 pub use margay_ir as ir;
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
-pub use margay_onnx::{OnnxError, Problem};
+pub use margay_onnx::{KnownExtents, OnnxError, Problem};
 pub use margay_passes as passes;
 pub use margay_plan::{Budget, Plan};
 pub use margay_runtime::RunError;

@@ -239,6 +239,7 @@ ops![
     Const,
     Dims,
     Input,
+    Range,
     // elementwise
     Abs,
     Add,

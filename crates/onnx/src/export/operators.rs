@@ -30,6 +30,7 @@ impl Exporter<'_> {
 
             Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
             Op::Dims(d) => self.extents(&d.values, ""),
+            Op::Range(r) => self.range(r),
 
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),

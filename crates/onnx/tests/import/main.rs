@@ -3,6 +3,7 @@
 mod arithmetic;
 mod damage;
 mod errors;
+mod guards;
 mod layers;
 mod noise;
 mod refusals;
