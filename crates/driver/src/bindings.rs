@@ -1,5 +1,7 @@
 //! Values of symbols for the entries of an artifact.
 
+use std::collections::BTreeSet;
+
 use margay_ir::{Graph, NodeId, Op};
 use margay_tensor::{Binding, Symbol};
 
@@ -58,6 +60,9 @@ pub(crate) fn bindings(
             )));
         }
     }
+    // The same entry twice would be the same code twice.
+    let mut seen = BTreeSet::new();
+    all.retain(|binding| seen.insert(binding.clone()));
     Ok(all)
 }
 
