@@ -300,6 +300,24 @@ fn graphs_with_one_thing_changed_keep_their_numbers() {
     }
 }
 
+/// What operators of `infer.txt` hold.
+const REGIONS: &str = "region &neg = graph @neg(%x: f32[4]) -> (y: f32[4]) {
+  %0 = neg %x : f32[4]
+  return %0
+}
+region &sum = graph @sum(%x: f32[4]) -> (y: f32) {
+  %0 = reduce %x {kind = sum, axes = [0]} : f32
+  return %0
+}
+region &step = graph @step(%i: i64, %x: f32[4]) -> (y: f32[4]) {
+  %0 = neg %x : f32[4]
+  return %0
+}
+region &until = graph @until(%i: i64, %x: f32[4]) -> (more: i64, y: f32[4]) {
+  return %i, %x
+}
+";
+
 #[test]
 fn type_rules_refuse_what_they_should() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules/infer.txt");
@@ -317,7 +335,7 @@ fn type_rules_refuse_what_they_should() {
         };
         let attributes = if attributes.is_empty() { String::new() } else { format!(" {{{attributes}") };
         let source = format!(
-            "graph @refused({}) -> (y: f32) {{\n  %0 = {name} {}{attributes} : f32\n  return %0\n}}",
+            "graph @refused({}) -> (y: f32) {{\n  %0 = {name} {}{attributes} : f32\n  return %0\n}}\n{REGIONS}",
             list("%x", true),
             list("%x", false),
         );

@@ -42,6 +42,7 @@ impl Pass for MergeDuplicates {
         reason = "what is mutable is the memo of a content hash, no part of the key"
     )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
+        let inside = g.change_regions(&mut |inner| self.run(inner, &mut Cx::default()))?;
         let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
         let mut merged = 0;
         for n in g.order() {
@@ -71,7 +72,7 @@ impl Pass for MergeDuplicates {
             merged += 1;
         }
         g.remove_dead();
-        Ok(Changed::times(merged))
+        Ok(inside.and(Changed::times(merged)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Removes nodes that no output depends on.
 //!
-//! Required stage: imported. Declines nothing; inputs stay.
+//! Required stage: imported. Declines nothing; inputs stay, those of graphs inside operators too.
 //!
 //! ```text
 //! graph @before(%x: f32[N]) -> (y: f32[N]) {
@@ -30,6 +30,7 @@ impl Pass for RemoveDead {
     }
 
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        Ok(Changed::times(g.remove_dead()))
+        let inside = g.change_regions(&mut |inner| self.run(inner, &mut Cx::default()))?;
+        Ok(inside.and(Changed::times(g.remove_dead())))
     }
 }

@@ -454,6 +454,12 @@ impl Graph {
         self.connect(node, inputs);
     }
 
+    /// Puts an operator of the same types in the place of another.
+    pub(crate) fn replace_op(&mut self, n: NodeId, op: Op) {
+        let index = self.at(n);
+        self.dag[index].op = op;
+    }
+
     /// Adds the origin of a replaced node to the one that stands in for it.
     pub(crate) fn absorb_origin(&mut self, n: NodeId, origin: &Origin) {
         let index = self.at(n);

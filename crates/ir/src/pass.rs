@@ -39,6 +39,13 @@ impl Changed {
     pub fn times(n: usize) -> Changed {
         if n == 0 { Changed::No } else { Changed::Yes(n) }
     }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Changed) -> Changed {
+        let count = |changed| if let Changed::Yes(n) = changed { n } else { 0 };
+        Changed::times(count(self) + count(other))
+    }
 }
 
 /// What a pass has to say to the user about a node.
@@ -134,8 +141,8 @@ pub struct Rule<C> {
 /// Rounds after which rules are taken to undo each other.
 const MAX_ROUNDS: usize = 64;
 
-/// Applies rules in topological order until none fires. Dead nodes are removed after every round. Remarks of
-/// declined rules are those of the last round, in which nothing fired.
+/// Applies rules in topological order until none fires, first in the graphs inside operators, then in the graph. Dead
+/// nodes are removed after every round. Remarks of declined rules are those of the last round, in which nothing fired.
 pub fn rewrite<C>(
     pass: &'static str,
     g: &mut Graph,
@@ -143,6 +150,7 @@ pub fn rewrite<C>(
     config: &C,
     rules: &[Rule<C>],
 ) -> Result<Changed, PassError> {
+    let inside = g.change_regions(&mut |inner| rewrite(pass, inner, cx, config, rules))?;
     let mut changes = 0;
     let mut fired: Vec<&'static str> = Vec::new();
     for _ in 0..MAX_ROUNDS {
@@ -180,7 +188,7 @@ pub fn rewrite<C>(
         changes += fired.len();
         if fired.is_empty() {
             cx.remarks.extend(declined);
-            return Ok(Changed::times(changes));
+            return Ok(inside.and(Changed::times(changes)));
         }
         g.remove_dead();
     }

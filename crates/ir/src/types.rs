@@ -177,6 +177,15 @@ pub fn expect(input: usize, ty: &TensorType, ok: bool, expected: &str) -> Result
     Err(TypeError::DType { input, expected: expected.into(), found: ty.dtype })
 }
 
+/// Checks that input number `input` is one element of a type.
+pub fn expect_single(input: usize, ty: &TensorType, dtype: DType) -> Result<(), TypeError> {
+    expect_dtype(input, ty, dtype)?;
+    match ty.ndim() {
+        0 => Ok(()),
+        found => Err(TypeError::Ndim { input, expected: "0".into(), found }),
+    }
+}
+
 /// Checks that two extents are known to be equal.
 pub fn same_extent(what: &str, left: &Dim, right: &Dim) -> Result<(), TypeError> {
     if left == right {

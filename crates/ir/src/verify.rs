@@ -56,6 +56,10 @@ impl Graph {
         self.verify_guards(&mut found);
         for &n in &order {
             self.verify_types(n, &mut found);
+            for region in self.op(n).regions() {
+                let inner = region.graph().verify(stage).err().unwrap_or_default();
+                found.extend(inner.into_iter().map(|v| self.violation(n, format!("in a region: {v}"))));
+            }
             if stage >= Stage::Canonical {
                 self.verify_read(n, &mut found);
             }

@@ -12,10 +12,10 @@ use margay_loops::{KernelCall, Needs};
 use margay_tensor::{DType, StoredTensor};
 
 use crate::LowerError;
-use crate::group::{Anchor, Anchored, Called, Expr, Feed, Form, Grouper, Held, output_of};
+use crate::group::{Anchor, Anchored, Called, Expr, Feed, Form, Grouper, Held};
 use crate::memory::Memory;
 
-impl Grouper<'_> {
+impl Grouper<'_, '_, '_> {
     /// A node that a hand-written kernel runs.
     pub(crate) fn call(&mut self, n: NodeId, shape: Vec<usize>) -> Result<Held, LowerError> {
         let (form, call, needs) = self.form_of_call(n)?;
@@ -51,7 +51,7 @@ impl Grouper<'_> {
         let mut others = Vec::new();
         for (other, strides) in self.g.values_of(n).zip(&layouts).skip(1) {
             let (dtype, shape) = (self.written_as(other, form), self.known(n, other)?);
-            let output = output_of(self.g, other).filter(|_| strides.is_none() && !form.widened);
+            let output = self.output_of(other).filter(|_| strides.is_none() && !form.widened);
             let mut memory = self.emit.result(dtype, &shape, output);
             if let Some(strides) = strides {
                 memory.strides.clone_from(strides);

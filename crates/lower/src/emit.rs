@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::nest::{Nest, Producer, Sink, SinkInput};
 use margay_loops::{
-    Arg, Backend, Buffer, BufferId, Carried, Constant, Kernel, KernelCall, Needs, Operand, Packed, Place,
-    Port, Program, Step, Work, for_each_operand, walk,
+    Arg, Backend, Buffer, BufferId, Carried, Constant, Index, Kernel, KernelCall, Literal, Needs, Operand,
+    Packed, Place, Port, Program, Step, Work, for_each_operand, walk,
 };
 use margay_tensor::{ContentHash, DType, StoredTensor};
 
@@ -25,6 +25,8 @@ pub(crate) struct Emitter<'a> {
     constants: HashMap<(ContentHash, Option<String>), BufferId>,
     /// The output buffers that a step writes already.
     written: Vec<bool>,
+    /// The lists of steps around the one that is being written, with the number of buffers there were when it began.
+    around: Vec<(Vec<Step>, usize)>,
 }
 
 impl<'a> Emitter<'a> {
@@ -42,7 +44,78 @@ impl<'a> Emitter<'a> {
         }
         program.outputs = g.outputs().iter().map(|o| port(&o.name, g.ty(o.value))).collect();
         let written = vec![false; program.outputs.len()];
-        Emitter { backend, program, kernels: HashMap::new(), constants: HashMap::new(), written }
+        Emitter {
+            backend,
+            program,
+            kernels: HashMap::new(),
+            constants: HashMap::new(),
+            written,
+            around: Vec::new(),
+        }
+    }
+
+    /// Begins a list of steps inside a step to come.
+    pub(crate) fn open(&mut self) {
+        self.around.push((std::mem::take(&mut self.program.body), self.program.buffers.len()));
+    }
+
+    /// Ends the list of steps that was begun last.
+    pub(crate) fn close(&mut self) -> Vec<Step> {
+        let (around, _) = self.around.pop().expect("a list is open");
+        std::mem::replace(&mut self.program.body, around)
+    }
+
+    /// Lets the open list of steps leave each value at its place. What the list makes is written there at once, if
+    /// nothing reads the place from then on; the rest is copied. No value lies at the place of another one.
+    pub(crate) fn leave(&mut self, values: &mut [Memory], places: &[Memory], label: &[String]) {
+        let before = self.around.last().map_or(0, |(_, buffers)| *buffers);
+        for (i, place) in places.iter().enumerate() {
+            let value = &values[i];
+            if value == place {
+                continue;
+            }
+            let (from, to) = (value.buffer, place.buffer);
+            let [made, target] = [from, to].map(|b| &self.program.buffers[b.0]);
+            let whole = from.0 >= before
+                && matches!(made.place, Place::Arena(_))
+                && made.bytes == target.bytes
+                && value.is_contiguous()
+                && value.offset == 0;
+            if !whole || !self.is_safe_in_place(&[to.0], &[from.0]) {
+                self.copy(&values[i].clone(), place, label);
+                continue;
+            }
+            for_each_operand(&mut self.program.body, &mut |operand| {
+                if operand.buffer == from {
+                    operand.buffer = to;
+                }
+            });
+            values[i..].iter_mut().filter(|v| v.buffer == from).for_each(|v| v.buffer = to);
+        }
+    }
+
+    /// Writes a value to one row of a tensor, the row that `number` says.
+    pub(crate) fn store_row(&mut self, value: &Memory, rows: &Memory, number: &Memory, label: &[String]) {
+        let mut args = Arguments::default();
+        let sources = vec![args.memory(value), args.memory(number)];
+        let shape = value.shape.clone();
+        self.loops(args, sources, &[rows], &[], label, &|n| {
+            n.for_each(&shape, |n, i| {
+                let (x, row) = (n.load(0, i), n.load(1, &[]));
+                n.store(0, &[&[Index::reg(row)], i].concat(), x);
+            });
+        });
+    }
+
+    /// Writes zeros.
+    pub(crate) fn clear(&mut self, m: &Memory, label: &[String]) {
+        let (shape, zero) = (m.shape.clone(), Literal::of(m.dtype.computed(), 0.0));
+        self.loops(Arguments::default(), Vec::new(), &[m], &[], label, &|n| {
+            n.for_each(&shape, |n, i| {
+                let zero = n.literal(zero);
+                n.store(0, i, zero);
+            });
+        });
     }
 
     fn buffer(&mut self, place: Place, bytes: usize) -> BufferId {
@@ -130,7 +203,7 @@ impl<'a> Emitter<'a> {
             inputs: e.inputs.iter().map(|f| args.source(f)).collect(),
         };
         let shape = e.shape.clone();
-        self.loops(args, vec![source], &out, &[], &e.label, &|n| {
+        self.loops(args, vec![source], &[&out], &[], &e.label, &|n| {
             n.for_each(&shape, |n, i| {
                 let x = n.load(0, i);
                 n.store(0, i, x);
@@ -156,12 +229,19 @@ impl<'a> Emitter<'a> {
         out
     }
 
-    /// Copies elements, converted to the type of the target if that is another.
-    fn copy(&mut self, from: &Memory, to: &Memory, label: &[String]) {
+    /// Copies a tensor to memory of its shape elsewhere, converted to the type of the target if that is another.
+    pub(crate) fn copy(&mut self, from: &Memory, to: &Memory, label: &[String]) {
+        if from.elements() == 0 {
+            return;
+        }
+        if from.dtype == to.dtype && from.is_contiguous() && to.is_contiguous() {
+            let bytes = bytes_of(from.dtype, &from.shape);
+            return self.step(Work::Copy { from: from.operand(), to: to.operand(), bytes }, label);
+        }
         let mut args = Arguments::default();
         let source = args.memory(from);
         let (shape, dtype) = (from.shape.clone(), to.dtype);
-        self.loops(args, vec![source], to, &[], label, &|n| {
+        self.loops(args, vec![source], &[to], &[], label, &|n| {
             n.for_each(&shape, |n, i| {
                 let x = n.load(0, i);
                 let x = n.cast(x, dtype);
@@ -193,7 +273,7 @@ impl<'a> Emitter<'a> {
     ) -> Result<Memory, LowerError> {
         let mut out = self.result(dtype, &a.shape, output.filter(|_| a.strides.is_none()));
         match a.anchor {
-            Anchor::Nest { body, inputs, stages } => {
+            Anchor::Nest { body, inputs, stages, others } => {
                 let mut args = Arguments::default();
                 let sources = inputs.iter().map(|f| args.source(f)).collect();
                 let stages: Vec<_> = stages
@@ -207,7 +287,8 @@ impl<'a> Emitter<'a> {
                         (s.function, inputs)
                     })
                     .collect();
-                self.loops(args, sources, &out, &stages, &a.label, &*body);
+                let results: Vec<&Memory> = std::iter::once(&out).chain(&others).collect();
+                self.loops(args, sources, &results, &stages, &a.label, &*body);
             }
             Anchor::Call(called) => self.call(*called, &out, &a.label)?,
         }
@@ -221,14 +302,19 @@ impl<'a> Emitter<'a> {
         &mut self,
         mut args: Arguments,
         sources: Vec<Producer>,
-        out: &Memory,
+        results: &[&Memory],
         stages: &[(margay_loops::ScalarFn, Vec<SinkInput>)],
         label: &[String],
         body: &dyn Fn(&mut Nest),
     ) {
-        let arg = args.push(out, true);
-        let sink = Sink { arg, strides: out.strides.clone(), stages: stages.to_vec() };
-        let mut nest = Nest::new(args.args, sources, vec![sink]);
+        // What is fused behind a nest runs before the first result is stored.
+        let sinks = results.iter().enumerate().map(|(i, out)| Sink {
+            arg: args.push(out, true),
+            strides: out.strides.clone(),
+            stages: if i == 0 { stages.to_vec() } else { Vec::new() },
+        });
+        let sinks = sinks.collect();
+        let mut nest = Nest::new(args.args, sources, sinks);
         body(&mut nest);
         let kernel = nest.finish();
         let number = match self.kernels.get(&kernel) {
@@ -260,9 +346,7 @@ impl<'a> Emitter<'a> {
             error,
         })?;
         let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
-        let mut args: Vec<Operand> = all
-            .map(|m| Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() })
-            .collect();
+        let mut args: Vec<Operand> = all.map(Memory::operand).collect();
         for p in &needs.packed {
             let from = args[p.operand].buffer;
             args[p.operand].buffer = self.packed(from, &call, p);
@@ -275,7 +359,7 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    fn step(&mut self, work: Work, label: &[String]) {
+    pub(crate) fn step(&mut self, work: Work, label: &[String]) {
         let mut names = label.to_vec();
         names.dedup();
         self.program.body.push(Step { label: names.join(" + "), work });
@@ -291,6 +375,14 @@ impl<'a> Emitter<'a> {
                 buffers.filter(|(_, b)| b.place == place).map(|(id, _)| id).collect()
             };
             let (inputs, outputs) = (holds(Place::Input(c.input)), holds(Place::Output(c.output)));
+            // A state that is handed on as it is lies where it belongs.
+            let bytes = self.program.outputs[c.output].bytes();
+            self.program.body.retain(|step| match &step.work {
+                Work::Copy { from, to, bytes: all } => {
+                    !(inputs.contains(&from.buffer.0) && outputs.contains(&to.buffer.0) && *all == bytes)
+                }
+                _ => true,
+            });
             if self.is_safe_in_place(&inputs, &outputs) {
                 continue;
             }
@@ -396,8 +488,8 @@ fn drop_unread_constants(program: &mut Program, lives: &[Option<Lifetime>]) {
     program.constants.truncate(kept.len());
 }
 
-/// Brings buffers into the order of inputs, outputs, constants and temporaries, and drops those that no step touches
-/// and that are no inputs.
+/// Brings buffers into the order of inputs, outputs, constants and temporaries, and drops constants and temporaries that
+/// no step touches.
 fn order_buffers(program: &mut Program, lives: &[Option<Lifetime>]) {
     let rank = |place: &Place| match *place {
         Place::Input(n) => (0, n),
@@ -405,7 +497,8 @@ fn order_buffers(program: &mut Program, lives: &[Option<Lifetime>]) {
         Place::Constant(n) => (2, n),
         Place::Arena(_) => (3, 0),
     };
-    let kept = |b: &usize| lives[*b].is_some() || matches!(program.buffers[*b].place, Place::Input(_));
+    let port = |place: &Place| matches!(place, Place::Input(_) | Place::Output(_));
+    let kept = |b: &usize| lives[*b].is_some() || port(&program.buffers[*b].place);
     let mut order: Vec<usize> = (0..program.buffers.len()).filter(kept).collect();
     order.sort_by_key(|&b| rank(&program.buffers[b].place));
     let mut numbers = vec![0; program.buffers.len()];
@@ -427,7 +520,7 @@ struct Arguments {
 
 impl Arguments {
     fn push(&mut self, m: &Memory, written: bool) -> usize {
-        let operand = Operand { buffer: m.buffer, offset_bytes: m.offset as usize * m.dtype.bytes() };
+        let operand = m.operand();
         let found =
             self.operands.iter().zip(&self.args).position(|(o, a)| *o == operand && a.dtype == m.dtype);
         found.filter(|_| !written).unwrap_or_else(|| {

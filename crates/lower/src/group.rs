@@ -7,10 +7,10 @@ use margay_ir::ops::{Io, Lowered, View};
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{Backend, Carried, KernelCall, Preferences, Program};
-
 use margay_tensor::{DType, Scales, Storage};
 
 use crate::LowerError;
+use crate::control::Repeated;
 use crate::emit::Emitter;
 use crate::memory::Memory;
 
@@ -72,7 +72,13 @@ pub(crate) struct Stage {
 /// The part of a group that is not elementwise.
 pub(crate) enum Anchor {
     /// A loop nest, and the elementwise code between its values and its store.
-    Nest { body: Rc<dyn Fn(&mut Nest)>, inputs: Vec<Feed>, stages: Vec<Stage> },
+    Nest {
+        body: Rc<dyn Fn(&mut Nest)>,
+        inputs: Vec<Feed>,
+        stages: Vec<Stage>,
+        /// Results after the first.
+        others: Vec<Memory>,
+    },
     /// A hand-written kernel.
     Call(Box<Called>),
 }
@@ -124,11 +130,13 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
             return Err(LowerError::Carried { name, input: input.to_string(), output: output.to_string() });
         }
     }
+    let mut emit = Emitter::new(g, backend);
     let mut grouper = Grouper {
         g,
         preferences: backend.preferences(),
-        emit: Emitter::new(g, backend),
+        emit: &mut emit,
         held: HashMap::new(),
+        inner: false,
     };
     for n in g.order() {
         grouper.visit(n)?;
@@ -137,8 +145,8 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
         let memory = grouper.memory_of(o.value)?;
         grouper.emit.output(i, &memory)?;
     }
-    grouper.emit.carry(carried);
-    let program = grouper.emit.finish();
+    emit.carry(carried);
+    let program = emit.finish();
     program.verify().map_err(LowerError::Broken)?;
     Ok(program)
 }
@@ -154,14 +162,16 @@ pub(crate) struct Form {
     pub(crate) widened: bool,
 }
 
-pub(crate) struct Grouper<'a> {
-    pub(crate) g: &'a Graph,
+pub(crate) struct Grouper<'g, 'm, 'e> {
+    pub(crate) g: &'g Graph,
     pub(crate) preferences: Preferences,
-    pub(crate) emit: Emitter<'a>,
+    pub(crate) emit: &'m mut Emitter<'e>,
     pub(crate) held: HashMap<Value, Held>,
+    /// Whether the graph is inside an operator: its inputs are in memory already, and its outputs are not the program's.
+    pub(crate) inner: bool,
 }
 
-impl Grouper<'_> {
+impl Grouper<'_, '_, '_> {
     /// The extents of a value. Their product fits: sums and products of sizes do not overflow later.
     pub(crate) fn known(&self, n: NodeId, v: Value) -> Result<Vec<usize>, LowerError> {
         let (op, name) = (self.g.op(n).name(), self.g.node(n).origin.name().to_string());
@@ -262,11 +272,12 @@ impl Grouper<'_> {
         Held::Expr(Rc::new(Expr { dtype, shape: shape.to_vec(), function, inputs, flops, nodes: 1, label }))
     }
 
-    fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
+    pub(crate) fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
         let node = self.g.node(n);
         let v = Value::from(n);
         let shape = self.known(n, v)?;
         match &node.op {
+            Op::Input(_) if self.inner => return Ok(()),
             Op::Input(_) => {
                 let memory = self.emit.input(n, node.types[0].dtype, &shape);
                 self.held.insert(v, Held::Memory(memory));
@@ -282,6 +293,10 @@ impl Grouper<'_> {
         let lowered = self.lowered(n, &self.io(n, Form::default())?)?;
         let held = match lowered {
             Lowered::Leaf => return Ok(()),
+            Lowered::If { then, otherwise } => return self.branch(n, &then, &otherwise),
+            Lowered::Loop { body, max, carried, condition } => {
+                return self.repeat(n, &Repeated { body: &body, max, carried, condition });
+            }
             Lowered::View(view) => self.view(n, &view, shape)?,
             Lowered::Elementwise(function) => self.elementwise(n, function, shape)?,
             Lowered::Nest(body) => {
@@ -291,7 +306,8 @@ impl Grouper<'_> {
                     .into_iter()
                     .map(|v| self.feed(v, 1, true))
                     .collect::<Result<Vec<_>, _>>()?;
-                let anchor = Anchor::Nest { body, inputs, stages: Vec::new() };
+                let others = self.others(n)?;
+                let anchor = Anchor::Nest { body, inputs, stages: Vec::new(), others };
                 self.anchored(n, anchor, shape, None)
             }
             Lowered::Call(_) => self.call(n, shape)?,
@@ -303,6 +319,11 @@ impl Grouper<'_> {
             self.memory_of(v)?;
         }
         Ok(())
+    }
+
+    /// The first output of the program that the value is, if any.
+    pub(crate) fn output_of(&self, v: Value) -> Option<usize> {
+        self.g.outputs().iter().position(|o| o.value == v).filter(|_| !self.inner)
     }
 
     pub(crate) fn anchored(
@@ -333,8 +354,8 @@ impl Grouper<'_> {
     pub(crate) fn memory_of(&mut self, v: Value) -> Result<Memory, LowerError> {
         let memory = match self.held.remove(&v) {
             Some(Held::Memory(m)) => m,
-            Some(Held::Expr(e)) => self.emit.expr(self.g.ty(v).dtype, &e, output_of(self.g, v))?,
-            Some(Held::Anchored(a)) => self.emit.anchored(self.g.ty(v).dtype, *a, output_of(self.g, v))?,
+            Some(Held::Expr(e)) => self.emit.expr(self.g.ty(v).dtype, &e, self.output_of(v))?,
+            Some(Held::Anchored(a)) => self.emit.anchored(self.g.ty(v).dtype, *a, self.output_of(v))?,
             None => unreachable!("operands come before their readers in topological order"),
         };
         self.held.insert(v, Held::Memory(memory.clone()));
@@ -505,9 +526,4 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         return true;
     }
     false
-}
-
-/// The first output of the graph that the value is, if any.
-pub(crate) fn output_of(g: &Graph, v: Value) -> Option<usize> {
-    g.outputs().iter().position(|o| o.value == v)
 }

@@ -18,6 +18,7 @@
 
 pub mod arena;
 mod call;
+mod control;
 mod emit;
 mod error;
 mod group;

@@ -1,7 +1,7 @@
 //! Values as strided views of buffers.
 
 use margay_ir::ops::{View, is_row_major, strides_of};
-use margay_loops::BufferId;
+use margay_loops::{BufferId, Operand};
 use margay_tensor::DType;
 
 /// A tensor in memory: which buffer, and how to walk it.
@@ -24,6 +24,11 @@ impl Memory {
     /// Whether elements lie in row-major order without gaps.
     pub(crate) fn is_contiguous(&self) -> bool {
         is_row_major(&self.shape, &self.strides)
+    }
+
+    /// The first element as an operand of a step.
+    pub(crate) fn operand(&self) -> Operand {
+        Operand { buffer: self.buffer, offset_bytes: self.offset as usize * self.dtype.bytes() }
     }
 
     pub(crate) fn elements(&self) -> usize {

@@ -19,6 +19,7 @@ mod inputs;
 mod leaves;
 mod normalizations;
 mod products;
+mod recurrent;
 mod reductions;
 mod shapes;
 mod slices;
@@ -268,6 +269,12 @@ impl<'a> Importer<'a> {
             }
         }
         self.try_add(&op, &inputs)
+    }
+
+    /// Applies an operator with several results.
+    pub(crate) fn add_all(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Vec<Value>, Refusal> {
+        let first = self.add(op, inputs)?;
+        Ok(self.graph.values_of(first.node).collect())
     }
 
     fn try_add(&mut self, op: &Op, inputs: &[Value]) -> Result<Value, Refusal> {

@@ -37,6 +37,11 @@ enum Bytes {
 pub struct ContentHash([u8; 32]);
 
 impl ContentHash {
+    /// Identifies bytes that are no tensor.
+    pub fn of(bytes: &[u8]) -> ContentHash {
+        ContentHash(*blake3::hash(bytes).as_bytes())
+    }
+
     /// The raw digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

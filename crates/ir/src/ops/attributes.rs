@@ -2,6 +2,8 @@
 
 use margay_tensor::{Binding, DType, Dim};
 
+use crate::Region;
+
 /// A float attribute: equal when its bits are equal, printed as the shortest text that reads back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Bits(u64);
@@ -27,6 +29,14 @@ pub trait Attribute: Sized + Clone + PartialEq {
     /// The value with symbols replaced.
     #[must_use]
     fn bind(&self, binding: &Binding) -> Self;
+    /// The graphs in the value; most have none.
+    fn regions(&self) -> Vec<&Region> {
+        Vec::new()
+    }
+    /// The graphs in the value, to be replaced.
+    fn regions_mut(&mut self) -> Vec<&mut Region> {
+        Vec::new()
+    }
 }
 
 macro_rules! plain {
@@ -143,6 +153,14 @@ pub trait Attributes: Sized {
     /// Symbols replaced by their values.
     #[must_use]
     fn bind(&self, binding: &Binding) -> Self;
+    /// The graphs among them; most operators have none.
+    fn regions(&self) -> Vec<&Region> {
+        Vec::new()
+    }
+    /// The graphs among them, to be replaced.
+    fn regions_mut(&mut self) -> Vec<&mut Region> {
+        Vec::new()
+    }
 }
 
 /// Declares which fields of an operator are attributes: `attributes!(Softmax { axis, scale = default })`.
@@ -174,6 +192,20 @@ macro_rules! attributes {
                             .ok_or(concat!("missing attribute `", stringify!($field), "`"))?,
                     }),*
                 })
+            }
+
+            #[allow(unused_mut, reason = "an operator may have no attributes")]
+            fn regions(&self) -> Vec<&$crate::Region> {
+                let mut found: Vec<&$crate::Region> = Vec::new();
+                $(found.extend($crate::ops::Attribute::regions(&self.$field));)*
+                found
+            }
+
+            #[allow(unused_mut, reason = "an operator may have no attributes")]
+            fn regions_mut(&mut self) -> Vec<&mut $crate::Region> {
+                let mut found: Vec<&mut $crate::Region> = Vec::new();
+                $(found.extend($crate::ops::Attribute::regions_mut(&mut self.$field));)*
+                found
             }
 
             #[allow(unused_variables, reason = "an operator may have no attributes")]

@@ -120,6 +120,11 @@ impl Facts {
         }
     }
 
+    /// Of an operator that holds graphs: what they do is not looked into.
+    pub(crate) fn region() -> Facts {
+        Facts { cheap: false, ..Facts::leaf() }
+    }
+
     /// Of an operator without operands.
     pub(crate) fn leaf() -> Facts {
         Facts {

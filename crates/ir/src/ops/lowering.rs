@@ -6,7 +6,7 @@ use margay_loops::nest::{Nest, ScalarFn};
 use margay_loops::{KernelCall, Reg};
 use margay_tensor::{DType, Storage};
 
-use crate::{Graph, NodeId, Value};
+use crate::{Graph, NodeId, Region, Value};
 
 /// An operand or result when every extent is known: its type, and how it lies in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -132,6 +132,24 @@ pub enum Lowered {
     Nest(Rc<dyn Fn(&mut Nest)>),
     /// A hand-written kernel. Its arguments are the operands in order, then the results.
     Call(KernelCall),
+    /// One of two graphs, chosen by the first operand; the others are their inputs.
+    If {
+        /// Runs where it is true.
+        then: Region,
+        /// Runs where it is false.
+        otherwise: Region,
+    },
+    /// A graph again and again, with operands as [`ops::Loop`](crate::ops::Loop) has them.
+    Loop {
+        /// The graph.
+        body: Region,
+        /// The most repetitions.
+        max: usize,
+        /// Values handed on.
+        carried: usize,
+        /// Whether a condition may end it.
+        condition: bool,
+    },
     /// No work.
     View(View),
     /// The node has no work of its own: an input or a constant.

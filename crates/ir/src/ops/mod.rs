@@ -5,6 +5,7 @@
 //! finds what a new operator forgot.
 
 mod attributes;
+mod control;
 mod elementwise;
 mod facts;
 mod leaf;
@@ -15,6 +16,7 @@ mod shape;
 
 pub(crate) use attributes::split_top;
 pub use attributes::{Attribute, Attributes, Bits};
+pub use control::*;
 pub use elementwise::*;
 pub use facts::{Elementwise, Facts, Image, IntTensor, Neutral, Parameter, Symbolic, less_or_equal};
 pub use leaf::*;
@@ -98,6 +100,9 @@ pub enum EvalError {
     /// A dimension has no value yet.
     #[error(transparent)]
     Unbound(#[from] margay_tensor::UnboundSymbol),
+    /// A node of a graph inside an operator failed.
+    #[error("in a region: {0}")]
+    Region(String),
     /// An index points outside its axis.
     #[error("index {index} is outside an axis of {extent}")]
     Index {
@@ -216,6 +221,16 @@ macro_rules! ops {
                 match self { $(Op::$name(op) => op.write()),* }
             }
 
+            /// The graphs that the operator holds.
+            pub fn regions(&self) -> Vec<&$crate::Region> {
+                match self { $(Op::$name(op) => op.regions()),* }
+            }
+
+            /// The graphs that the operator holds, to be replaced.
+            pub fn regions_mut(&mut self) -> Vec<&mut $crate::Region> {
+                match self { $(Op::$name(op) => op.regions_mut()),* }
+            }
+
             /// The same operator with symbols replaced by their values.
             #[must_use]
             pub fn bind(&self, binding: &Binding) -> Op {
@@ -274,10 +289,14 @@ ops![
     Sqrt,
     Sub,
     Tanh,
+    // control
+    If,
+    Loop,
     // shape
     Broadcast,
     Concat,
     Gather,
+    NonZero,
     Pad,
     Reshape,
     ScatterAdd,

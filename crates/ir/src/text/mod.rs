@@ -8,6 +8,9 @@
 //! }
 //! ```
 //!
+//! Graphs that operators hold stand behind it, as `region &5be1c0aa12ef = graph @body(…) … {`, and are named by what
+//! identifies them: `loop %n, %x {body = &5be1c0aa12ef, max = 10, carried = 1}`.
+//!
 //! One node a line: result, mnemonic, operands, attributes that differ from their defaults, types, origin. Numbers
 //! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
 //! element are `splat(…)`, random numbers are `random(seed, stream, sign, size)` and drawn again; others print what

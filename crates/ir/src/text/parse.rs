@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{MAX_SPLAT, STORED};
 use crate::ops::{Numbers, split_top};
-use crate::{Draw, Graph, Guard, Op, Origin, Part, Payload, TensorType, Value, ops};
+use crate::{Draw, Graph, Guard, Op, Origin, Part, Payload, Region, TensorType, Value, ops};
 
 /// A text that is not a graph (the text's fault).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -26,16 +26,41 @@ pub type Resolve<'a> = dyn Fn(&str, &TensorType) -> Option<StoredTensor> + 'a;
 
 /// Reads a graph.
 pub fn parse(text: &str, resolve: &Resolve<'_>) -> Result<Graph, ParseError> {
-    let mut lines = text
+    let lines: Vec<(usize, &str)> = text
         .lines()
         .enumerate()
         .map(|(i, l)| (i + 1, l.trim()))
-        .filter(|(_, l)| !l.is_empty() && !l.starts_with("//"));
-    let (line, header) =
-        lines.next().ok_or(ParseError { line: 1, message: "expected `graph @name(…)`".into() })?;
+        .filter(|(_, l)| !l.is_empty() && !l.starts_with("//"))
+        .collect();
+    // Regions stand behind the graph, each behind those it names.
+    let mut regions = Regions::new();
+    let starts: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].1.starts_with("region &")).collect();
+    for (i, &start) in starts.iter().enumerate() {
+        let end = starts.get(i + 1).copied().unwrap_or(lines.len());
+        let (line, header) = lines[start];
+        let named = header.strip_prefix("region &").and_then(|h| h.split_once(" = "));
+        let (name, header) =
+            named.ok_or_else(|| ParseError { line, message: "expected `region &name = graph`".into() })?;
+        let block = [&[(line, header)][..], &lines[start + 1..end]].concat();
+        regions.insert(name.to_owned(), Region::new(read_graph(&block, resolve, &regions)?));
+    }
+    read_graph(&lines[..starts.first().copied().unwrap_or(lines.len())], resolve, &regions)
+}
+
+/// Regions by the names that the text has for them.
+type Regions = HashMap<String, Region>;
+
+fn read_graph(
+    lines: &[(usize, &str)],
+    resolve: &Resolve<'_>,
+    regions: &Regions,
+) -> Result<Graph, ParseError> {
+    let Some((&(line, header), lines)) = lines.split_first() else {
+        return Err(ParseError { line: 1, message: "expected `graph @name(…)`".into() });
+    };
     let at = |line: usize| move |message: String| ParseError { line, message };
     let (mut g, output_names, mut values) = read_header(header).map_err(at(line))?;
-    for (line, text) in lines {
+    for &(line, text) in lines {
         if text == "}" {
             break;
         }
@@ -55,9 +80,9 @@ pub fn parse(text: &str, resolve: &Resolve<'_>) -> Result<Graph, ParseError> {
             g.add_guard(read_guard(guard).map_err(at(line))?);
             continue;
         }
-        read_node(text, &mut g, &mut values, resolve).map_err(at(line))?;
+        read_node(text, &mut g, &mut values, resolve, regions).map_err(at(line))?;
     }
-    Err(ParseError { line: text.lines().count(), message: "expected `return`".into() })
+    Err(ParseError { line: lines.last().map_or(line, |l| l.0), message: "expected `return`".into() })
 }
 
 type Values = HashMap<String, Value>;
@@ -136,7 +161,13 @@ fn read_guard(text: &str) -> Result<Guard, String> {
     Ok(Guard { symbol, value: Dim::parse(value)?, node: origin.name().into() })
 }
 
-fn read_node(text: &str, g: &mut Graph, values: &mut Values, resolve: &Resolve<'_>) -> Result<(), String> {
+fn read_node(
+    text: &str,
+    g: &mut Graph,
+    values: &mut Values,
+    resolve: &Resolve<'_>,
+    regions: &Regions,
+) -> Result<(), String> {
     let (text, origin) = match text.split_once("  //") {
         Some((node, origin)) => (node.trim(), read_origin(origin.trim())?),
         None => (text, Origin::default()),
@@ -165,9 +196,13 @@ fn read_node(text: &str, g: &mut Graph, values: &mut Values, resolve: &Resolve<'
             .into_iter()
             .map(|a| a.split_once(" = ").ok_or_else(|| format!("`{a}` is not an attribute")))
             .collect::<Result<Vec<_>, _>>()?;
-        let op = Op::parse(mnemonic, &attributes)
+        let mut op = Op::parse(mnemonic, &attributes)
             .ok_or_else(|| format!("unknown operator `{mnemonic}`"))?
             .map_err(|e| format!("`{mnemonic}`: {e}"))?;
+        for region in op.regions_mut() {
+            let name = region.graph().name();
+            *region = regions.get(name).ok_or_else(|| format!("there is no `region &{name}`"))?.clone();
+        }
         let inputs =
             split_top(operands).into_iter().map(|v| operand(v, values, g)).collect::<Result<Vec<_>, _>>()?;
         g.add(op, &inputs, origin)

@@ -6,11 +6,36 @@ use std::fmt;
 use margay_tensor::{DType, Tensor};
 
 use super::{MAX_LITERAL, STORED, quoted};
-use crate::ops::Numbers;
-use crate::{Graph, Key, NodeId, Op, Origin, Payload, Value};
+use crate::ops::{Attribute, Numbers};
+use crate::{Graph, Key, NodeId, Op, Origin, Payload, Region, Value};
 
 impl fmt::Display for Graph {
+    /// The graph, then the graphs inside its operators, each once, after those inside itself.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_nodes(f)?;
+        let mut regions = Vec::new();
+        self.collect_regions(&mut regions);
+        for region in regions {
+            write!(f, "region {} = ", region.write())?;
+            region.graph().write_nodes(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Graph {
+    fn collect_regions<'g>(&'g self, all: &mut Vec<&'g Region>) {
+        for n in self.order() {
+            for region in self.op(n).regions() {
+                if !all.contains(&region) {
+                    region.graph().collect_regions(all);
+                    all.push(region);
+                }
+            }
+        }
+    }
+
+    fn write_nodes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut names: HashMap<NodeId, String> = HashMap::new();
         write!(f, "graph @{}(", quoted(self.name()))?;
         for (i, n) in self.inputs().iter().enumerate() {

@@ -279,6 +279,8 @@ impl<'p> Flow<'p> {
             .iter()
             .map(|b| match b.place {
                 Place::Input(_) | Place::Constant(_) => Ranges::whole(b.bytes),
+                // The state that the run before has left.
+                Place::Output(n) if self.p.carried.iter().any(|c| c.output == n) => Ranges::whole(b.bytes),
                 Place::Output(_) | Place::Arena(_) => Ranges::default(),
             })
             .collect();

@@ -29,6 +29,12 @@ impl Exporter<'_> {
             }
 
             Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
+            Op::If(_) | Op::Loop(_) => {
+                Err(self.refusal("graphs inside operators are not exported".to_owned()))
+            }
+            Op::NonZero(_) => {
+                Err(self.refusal("results of which a run says the length are not exported".to_owned()))
+            }
             Op::Dims(d) => self.extents(&d.values, ""),
             Op::Range(r) => self.range(r),
 

@@ -154,6 +154,15 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// A list of texts that may be absent.
+    pub(crate) fn texts(&self, name: &'static str) -> Result<Option<&'a [String]>, Refusal> {
+        match self.attribute(name) {
+            None => Ok(None),
+            Some(Attribute::Strings(v)) => Ok(Some(v)),
+            Some(_) => Err(wrong(name, "a list of texts")),
+        }
+    }
+
     /// A constant that may be absent.
     pub(crate) fn tensor(&self, name: &'static str) -> Result<Option<&'a Tensor>, Refusal> {
         match self.attribute(name) {

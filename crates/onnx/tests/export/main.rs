@@ -53,6 +53,11 @@ fn every_operator_computes_the_same_afterwards() {
         for out in 0..g.node(y.node).types.len() as u16 {
             g.add_output(&format!("y{out}"), Value { node: y.node, out });
         }
+        if matches!(op, Op::If(_) | Op::Loop(_) | Op::NonZero(_)) {
+            let refusal = export(&g, &ExportOptions::default()).unwrap_err().to_string();
+            assert!(refusal.contains("are not exported"), "{refusal}");
+            continue;
+        }
         let expected = run(&g, &given);
         for opset in OPSETS {
             let what = format!("{op:?} in operator set {opset}");

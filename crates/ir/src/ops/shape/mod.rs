@@ -3,6 +3,7 @@
 mod broadcast;
 mod concat;
 mod gather;
+mod non_zero;
 mod pad;
 mod reshape;
 mod scatter_add;
@@ -12,6 +13,7 @@ mod transpose;
 pub use broadcast::Broadcast;
 pub use concat::Concat;
 pub use gather::Gather;
+pub use non_zero::NonZero;
 pub use pad::Pad;
 pub use reshape::Reshape;
 pub use scatter_add::ScatterAdd;
