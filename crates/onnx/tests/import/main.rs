@@ -6,6 +6,7 @@ mod errors;
 mod guards;
 mod layers;
 mod noise;
+mod recurrent;
 mod refusals;
 mod shapes;
 
