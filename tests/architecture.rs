@@ -60,6 +60,7 @@ const ANY_BACKEND: &[&str] = &[
     "crates/ir/",
     "crates/loops/",
     "crates/lower/",
+    "crates/margay/",
     "crates/plan/",
     "crates/train/",
     "passes/",
@@ -386,7 +387,16 @@ fn every_fixture_is_used() {
 
 #[test]
 fn back_ends_are_named_in_one_place() {
-    let named = ["CpuTarget", "CpuBackend", "CpuDevice", "codegen_cpu", "kernels_cpu"];
+    let named = [
+        "CpuTarget",
+        "CpuBackend",
+        "CpuDevice",
+        "codegen_cpu",
+        "kernels_cpu",
+        "ReferenceBackend",
+        "ReferenceDevice",
+        "margay_reference",
+    ];
     let mut found = Vec::new();
     for source in ANY_BACKEND.iter().flat_map(|folder| sources(folder)).filter(|s| s.path != BACKENDS) {
         for (line, text) in source.code() {
@@ -400,4 +410,13 @@ fn back_ends_are_named_in_one_place() {
         sources("crates/driver/").iter().any(|s| s.path == BACKENDS),
         "`{BACKENDS}` is where they are named"
     );
+}
+
+#[test]
+fn the_readme_counts_the_operators_of_onnx() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let table = read("crates/onnx/src/import/table.rs");
+    let rows = table.lines().filter(|line| line.trim_start().starts_with("op(\"")).count();
+    let readme = read("README.md");
+    assert!(readme.contains(&format!("| Operators | {rows} of ONNX")), "`table.rs` has {rows} operators");
 }

@@ -2,7 +2,7 @@
 
 use margay_ir::{Changed, Cx, Graph, Pass, eval, text};
 use margay_passes::{
-    BindDims, Differentiate, FoldConstants, MakeTrainable, parameter_names, with_parameters,
+    BindDims, Differentiate, FoldConstants, MakeTrainable, Recompute, parameter_names, with_parameters,
 };
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::parse_with_random_constants;
@@ -242,4 +242,132 @@ fn derivatives_of_what_is_no_number_are_refused_and_of_what_is_not_connected_zer
     let names: Vec<&str> = g.outputs().iter().map(|o| &*o.name).collect();
     assert_eq!(names, ["y", "n", "u", "gradient.w", "gradient.z", "gradient.x"]);
     assert!(text::parse(&g.to_string(), &|_, _| None).is_ok());
+}
+
+/// How many nodes are computed twice under a limit, and the graph then.
+fn recomputed(max_saved_bytes: u64, forward: &str, backward: &str) -> (usize, String) {
+    let source = format!(
+        "graph @step(%x: f32[8, 4], %w: f32[4, 4], %v: f32[4, 4]) -> (y: f32[8, 4], d: f32[8, 4]) {{
+           {forward}
+           {backward}
+           return %0, %9
+         }}"
+    );
+    let (text, changes, _) = after(&Recompute { max_saved_bytes }, &source);
+    (changes, text)
+}
+
+/// Bytes of f32\[8, 4\].
+const SAVED: u64 = 128;
+
+#[test]
+fn what_the_backward_pass_does_not_read_is_not_computed_again() {
+    let backward = "%9 = mul %x, %x : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(0, "%0 = exp %x : f32[8, 4]  // a", backward).0, 0);
+    // What an update reads besides derivatives is no part of the forward pass.
+    let moments = "%8 = exp %x : f32[8, 4]  // moments
+        %7 = mul %x, %x : f32[8, 4]  // d gradient
+        %9 = add %7, %8 : f32[8, 4]  // update";
+    assert_eq!(recomputed(0, "%0 = neg %x : f32[8, 4]", moments).0, 0);
+}
+
+#[test]
+fn limits_are_met_exactly_and_the_first_of_equals_goes() {
+    let forward = "%0 = exp %x : f32[8, 4]  // a
+        %1 = exp %0 : f32[8, 4]  // b
+        %2 = exp %x : f32[8, 4]  // c";
+    let backward = "%8 = mul %1, %2 : f32[8, 4]  // d gradient
+        %9 = mul %8, %0 : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(3 * SAVED, forward, backward).0, 0);
+    let (changes, text) = recomputed(3 * SAVED - 1, forward, backward);
+    assert_eq!(changes, 1);
+    assert!(text.contains("exp %x : f32[8, 4]  // a gradient"), "{text}");
+    let (changes, text) = recomputed(2 * SAVED - 1, forward, backward);
+    assert_eq!(changes, 2);
+    assert!(text.contains("// b gradient") && !text.contains("// c gradient"), "{text}");
+    assert_eq!(recomputed(SAVED - 1, forward, backward).0, 3);
+}
+
+#[test]
+fn cheap_values_go_before_products_that_free_more_for_an_operation() {
+    let source = "graph @step(%x: f32[8, 1], %w: f32[1, 64], %z: f32[8, 4]) -> (y: f32[8, 64], d: f32[8, 64], e: f32[8, 4]) {
+      %0 = matmul %x, %w : f32[8, 64]  // fc
+      %1 = tanh %z : f32[8, 4]  // act
+      %2 = mul %0, %0 : f32[8, 64]  // d gradient
+      %3 = mul %1, %1 : f32[8, 4]  // e gradient
+      return %0, %2, %3
+    }";
+    let (fc, act) = (4 * 8 * 64, 4 * 8 * 4);
+    let run = |max_saved_bytes: u64| after(&Recompute { max_saved_bytes }, source);
+    assert_eq!(run(fc + act).1, 0);
+    let (text, changes, _) = run(fc + act - 1);
+    assert_eq!(changes, 1);
+    assert!(
+        text.contains("tanh %z : f32[8, 4]  // act gradient") && !text.contains("// fc gradient"),
+        "{text}"
+    );
+    let (text, changes, _) = run(fc - 1);
+    assert_eq!(changes, 2);
+    assert!(text.contains("matmul %x, %w : f32[8, 64]  // fc gradient"), "{text}");
+}
+
+#[test]
+fn what_would_keep_more_than_it_frees_is_kept() {
+    // The sum again asks for two products: as cheap values they would be kept, as dear ones they are computed again.
+    let forward = "%1 = matmul %x, %w : f32[8, 4]  // one
+        %2 = matmul %x, %v : f32[8, 4]  // two
+        %0 = add %1, %2 : f32[8, 4]  // sum";
+    let backward = "%9 = mul %0, %0 : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(SAVED, forward, backward).0, 0);
+    let (changes, text) = recomputed(SAVED - 1, forward, backward);
+    assert_eq!(changes, 3);
+    assert!(["one", "two", "sum"].iter().all(|name| text.contains(&format!("// {name} gradient"))), "{text}");
+    // With one of them kept anyway, the other one takes as much as the sum gives.
+    let both = "%8 = mul %1, %1 : f32[8, 4]  // d gradient
+        %9 = mul %0, %8 : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(2 * SAVED, forward, both).0, 0);
+    let (changes, text) = recomputed(2 * SAVED - 1, forward, both);
+    assert_eq!(changes, 2);
+    assert!(text.contains("// two gradient") && !text.contains("// one gradient"), "{text}");
+}
+
+#[test]
+fn operands_that_are_kept_are_read_and_others_computed_again() {
+    let forward = "%1 = exp %x : f32[8, 4]  // a
+        %0 = neg %1 : f32[8, 4]  // b";
+    let one = "%9 = mul %0, %0 : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(0, forward, one).0, 2);
+    let both = "%8 = mul %1, %1 : f32[8, 4]  // d gradient
+        %9 = mul %0, %8 : f32[8, 4]  // d gradient";
+    let (changes, text) = recomputed(SAVED, forward, both);
+    assert_eq!(changes, 1);
+    assert!(text.contains("// b gradient") && !text.contains("// a gradient"), "{text}");
+}
+
+#[test]
+fn views_show_memory_that_is_kept_once() {
+    let forward = "%0 = exp %x : f32[8, 4]  // a
+        %1 = reshape %0 {shape = [4, 8]} : f32[4, 8]  // view";
+    let backward = "%7 = mul %1, %1 : f32[4, 8]  // d gradient
+        %8 = reshape %7 {shape = [8, 4]} : f32[8, 4]  // d gradient
+        %9 = mul %8, %0 : f32[8, 4]  // d gradient";
+    assert_eq!(recomputed(SAVED, forward, backward).0, 0);
+    let (changes, text) = recomputed(SAVED - 1, forward, backward);
+    assert_eq!(changes, 1);
+    assert!(text.contains("// a gradient") && text.contains("// view gradient"), "{text}");
+}
+
+#[test]
+fn operators_of_several_results_are_not_computed_again() {
+    let source = "graph @step(%q: f32[1, 2, 5, 4]) -> (l: f32[1, 2, 5], d: f32[1, 2, 5, 4]) {
+      %0 = attention %q, %q, %q {scale = 0.5, log_sum_exp = true} : f32[1, 2, 5, 4], f32[1, 2, 5]  // att
+      %1 = mul %0, %q : f32[1, 2, 5, 4]  // d gradient
+      return %0.1, %1
+    }";
+    let bytes = 4 * 2 * 5 * 4;
+    assert_eq!(after(&Recompute { max_saved_bytes: bytes }, source).1, 0);
+    assert_eq!(
+        refused(&Recompute { max_saved_bytes: bytes - 1 }, source),
+        format!("{} bytes may be kept for the backward pass, expected at least {bytes}", bytes - 1)
+    );
 }

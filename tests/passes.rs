@@ -5,10 +5,8 @@ use std::path::Path;
 
 use margay_ir::ops::{Numbers, Strided};
 use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Pass, TensorType, eval, text};
-use margay_passes::sketch::{Layer, PantherTraining, Start, layers, panther_for_training, read_plan};
-use margay_passes::{
-    ApplyPlan, BindDims, Differentiate, MakeTrainable, PASSES, Recompute, StoreAs, StoreConstants,
-};
+use margay_passes::sketch::{Layer, PantherTraining, Start, layers, panther_for_training};
+use margay_passes::{BindDims, Differentiate, MakeTrainable, PASSES, StoreAs, StoreConstants, read_pass};
 use margay_tensor::random::stream_of;
 use margay_tensor::{Binding, Tensor};
 use margay_testkit::{
@@ -29,47 +27,56 @@ fn examples_of(pass: &str) -> Vec<DocExample> {
     examples
 }
 
-/// A pass that is built with a configuration and therefore stands in no list.
+/// A pass that does nothing, or cannot be, without a configuration.
 struct Configured {
     name: &'static str,
     /// For its example.
-    for_example: fn(&Graph) -> Box<dyn Pass>,
+    for_example: &'static str,
     /// At its exact setting, where it keeps numbers as a pass does that only rounds.
-    exactly: fn(&Graph) -> Box<dyn Pass>,
+    exactly: &'static str,
 }
 
 const CONFIGURED: &[Configured] = &[
+    // Files that `file` writes for the graph.
+    Configured { name: "apply-plan", for_example: "128 or 8", exactly: "full rank" },
+    Configured { name: "bind-dims", for_example: "N = 4", exactly: "N = 4" },
     Configured {
-        name: "apply-plan",
-        for_example: |g| Box::new(apply_to_all(g, |layer| if layer.is_product() { 128 } else { 8 })),
-        exactly: |g| Box::new(apply_to_all(g, |layer| layer.d_in.min(layer.d_out))),
+        name: "differentiate",
+        for_example: "output = loss, by = [w]",
+        exactly: "output = loss, by = [w]",
     },
-    Configured { name: "bind-dims", for_example: bind_dims, exactly: bind_dims },
-    Configured { name: "differentiate", for_example: differentiate, exactly: differentiate },
-    Configured { name: "make-trainable", for_example: make_trainable, exactly: make_trainable },
-    Configured { name: "recompute", for_example: recompute, exactly: recompute },
-    Configured {
-        name: "store-constants",
-        for_example: |_| Box::new(products_in("int8")),
-        // Exact for numbers that have few digits, which `number` gives it.
-        exactly: |_| Box::new(products_in("bf16")),
-    },
+    Configured { name: "make-trainable", for_example: "fc.weight", exactly: "fc.weight" },
+    Configured { name: "recompute", for_example: "max-saved-bytes = 0", exactly: "max-saved-bytes = 0" },
+    // Exact for numbers that have few digits, which `number` gives it.
+    Configured { name: "store-constants", for_example: "int8", exactly: "bf16" },
 ];
 
-fn bind_dims(g: &Graph) -> Box<dyn Pass> {
-    Box::new(BindDims { binding: binding_of(g) })
+/// A pass with a configuration.
+fn configured(name: &str, configuration: &str, g: &Graph) -> Box<dyn Pass> {
+    read_pass(&format!("{name}{{{configuration}}}"), &|file| plan(g, file)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn differentiate(_: &Graph) -> Box<dyn Pass> {
-    Box::new(Differentiate { output: "loss".into(), by: vec!["w".into()] })
+/// The passes that need no configuration.
+fn unconfigured() -> impl Iterator<Item = Box<dyn Pass>> {
+    let known = |name: &str| CONFIGURED.iter().any(|c| c.name == name);
+    let names = PASSES.iter().map(|entry| entry.name).filter(move |name| !known(name));
+    names.map(|name| read_pass(name, &|_| unreachable!()).unwrap_or_else(|e| panic!("{e}")))
 }
 
-fn make_trainable(_: &Graph) -> Box<dyn Pass> {
-    Box::new(MakeTrainable { names: vec!["fc.weight".into()] })
-}
-
-fn recompute(_: &Graph) -> Box<dyn Pass> {
-    Box::new(Recompute { max_saved_bytes: 0 })
+/// The plan that replaces every layer by low rank.
+fn plan(g: &Graph, file: &str) -> Result<String, String> {
+    let rank = |layer: &Layer| match file {
+        "full rank" => Ok(layer.d_in.min(layer.d_out)),
+        "128 or 8" => Ok(if layer.is_product() { 128 } else { 8 }),
+        _ => file.parse().map_err(|_| format!("there is no `{file}`")),
+    };
+    let choice = |layer: &Layer| {
+        Ok(format!("\"{}\" = {{ scheme = \"lowrank\", rank = {} }}\n", layer.name, rank(layer)?))
+    };
+    let choices: String = layers(g).iter().map(choice).collect::<Result<_, String>>()?;
+    let head =
+        "[plan]\nversion = 1\nmodel = \"\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0\n[modules]\n";
+    Ok(format!("{head}{choices}"))
 }
 
 fn run(pass: &dyn Pass, g: &mut Graph) -> Changed {
@@ -83,17 +90,6 @@ fn check(pass: &dyn Pass, example: &DocExample) {
     assert_eq!(run(pass, &mut g), Changed::No, "{} fires twice", pass.name());
 }
 
-/// The pass that replaces every layer of the graph by one scheme at some rank, without calibration.
-fn apply_to_all(g: &Graph, rank: impl Fn(&Layer) -> usize) -> ApplyPlan {
-    let choice =
-        |layer: &Layer| format!("\"{}\" = {{ scheme = \"lowrank\", rank = {} }}\n", layer.name, rank(layer));
-    let choices: String = layers(g).iter().map(choice).collect();
-    let plan =
-        "[plan]\nversion = 1\nmodel = \"\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0\n[modules]\n";
-    let plan = read_plan(&format!("{plan}{choices}")).unwrap_or_else(|e| panic!("{e}"));
-    ApplyPlan::uncalibrated(g, &plan).unwrap_or_else(|e| panic!("{e}"))
-}
-
 #[test]
 fn every_pass_has_laws() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src");
@@ -105,23 +101,19 @@ fn every_pass_has_laws() {
         .map(|path| path.file_stem().unwrap().to_string_lossy().replace('_', "-"))
         .collect();
     found.sort();
-    let mut listed: Vec<&str> =
-        PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name)).collect();
-    listed.sort();
-    assert_eq!(found, listed, "left: files with a pass, right: `PASSES` and `CONFIGURED`");
+    let listed: Vec<&str> = PASSES.iter().map(|p| p.name).collect();
+    assert_eq!(found, listed, "left: files with a pass, right: `PASSES`, sorted");
 }
 
 #[test]
 fn doc_examples_hold() {
-    for entry in PASSES {
-        examples_of(entry.name).iter().for_each(|e| check(&*(entry.make)(), e));
+    for pass in unconfigured() {
+        examples_of(pass.name()).iter().for_each(|e| check(&*pass, e));
     }
     for entry in CONFIGURED {
         for example in examples_of(entry.name) {
             let (g, _) = parse_with_random_constants(&example.before);
-            let pass = (entry.for_example)(&g);
-            assert_eq!(pass.name(), entry.name);
-            check(&*pass, &example);
+            check(&*configured(entry.name, entry.for_example, &g), &example);
         }
     }
 }
@@ -203,14 +195,12 @@ fn check_fidelity(pass: &dyn Pass, before: &Graph, digits: Digits) -> bool {
 
 #[test]
 fn passes_keep_numbers_as_their_fidelity_says() {
-    let every = || PASSES.iter().map(|p| p.name).chain(CONFIGURED.iter().map(|p| p.name));
     let graphs = |digits| -> Vec<(&str, Graph)> {
         let of = |name| examples_of(name).into_iter().map(move |e| (name, graph_of(&e.before, digits)));
-        every().flat_map(of).collect()
+        PASSES.iter().flat_map(|entry| of(entry.name)).collect()
     };
     let (many, few) = (graphs(Digits::Many), graphs(Digits::Few));
-    for entry in PASSES {
-        let pass = (entry.make)();
+    for pass in unconfigured() {
         // What is approximate is exact for numbers that narrow types hold.
         let (digits, graphs) = match pass.fidelity() {
             Fidelity::Approximate => (Digits::Few, &few),
@@ -218,7 +208,7 @@ fn passes_keep_numbers_as_their_fidelity_says() {
         };
         for (of, graph) in graphs {
             let fired = check_fidelity(&*pass, graph, digits);
-            assert!(fired || *of != entry.name, "{} did not fire on its example", entry.name);
+            assert!(fired || *of != pass.name(), "{of} did not fire on its example");
         }
     }
     for entry in CONFIGURED {
@@ -226,7 +216,8 @@ fn passes_keep_numbers_as_their_fidelity_says() {
             let narrow = entry.name == "store-constants";
             let digits = if narrow { Digits::Few } else { Digits::Many };
             let graph = graph_of(&example.before, digits);
-            let fired = check_fidelity(&*(entry.exactly)(&graph), &graph, digits);
+            let pass = configured(entry.name, entry.exactly, &graph);
+            let fired = check_fidelity(&*pass, &graph, digits);
             assert!(fired, "{} did not fire on its example", entry.name);
         }
     }
@@ -262,8 +253,8 @@ fn doc_examples_of_panther_hold() {
 /// The graph with every module sketched at a rank, and the text it prints.
 fn sketched(source: &str, rank: usize) -> String {
     let (mut g, names) = parse_with_random_constants(source);
-    let pass = apply_to_all(&g, |_| rank);
-    assert!(run(&pass, &mut g) != Changed::No);
+    let pass = configured("apply-plan", &rank.to_string(), &g);
+    assert!(run(&*pass, &mut g) != Changed::No);
     assert_eq!(g.verify(margay_ir::Stage::Canonical), Ok(()));
     normalized(&g, "after", &names)
 }
@@ -299,8 +290,7 @@ fn parameters_before_training_stay_apart() {
       return %9
     }";
     let (mut g, _) = parse_with_random_constants(source);
-    let merge = PASSES.iter().find(|p| p.name == "merge-duplicates").unwrap();
-    assert_eq!(run(&*(merge.make)(), &mut g), Changed::times(2));
+    assert_eq!(run(&margay_passes::MergeDuplicates, &mut g), Changed::times(2));
     let names: Vec<String> = margay_passes::parameter_names(&g).into_iter().map(|(_, n)| n).collect();
     assert_eq!(names, ["a.bias", "b.bias", "c"]);
 }
@@ -515,14 +505,6 @@ fn transposes_of_heads_stay_where_they_are() {
     }";
     let (mut g, _) = parse_with_random_constants(source);
     assert_eq!(run(&margay_passes::AssignLayout, &mut g), Changed::No);
-}
-
-#[test]
-fn passes_are_listed_and_sorted() {
-    assert!(PASSES.is_sorted_by_key(|p| p.name));
-    for entry in PASSES {
-        assert_eq!((entry.make)().name(), entry.name);
-    }
 }
 
 #[test]

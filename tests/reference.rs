@@ -126,7 +126,7 @@ fn code_for_two_back_ends_lies_in_one_artifact() {
         assert!(!notes.is_empty() && notes.iter().all(|(note, _)| note.regions > 0), "{name}: {notes:?}");
     }
     // Without a choice the processor comes first.
-    let executable = backend::load(&artifact).unwrap();
+    let executable = backend::load(&artifact, None).unwrap();
     assert!(executable.sections().all(|s| s.parts.backend == "cpu"));
 }
 
@@ -151,6 +151,56 @@ fn code_that_is_no_program_is_refused() {
     section.code = 0..parts.code.len();
     let error = Executable::from_parts_on(parts, &[backend::device("reference").unwrap()]).unwrap_err();
     assert!(error.to_string().contains("arena"), "{error}");
+}
+
+/// A kernel that reads where its first input says, in place of another program that takes and gives the same.
+#[test]
+fn what_a_run_does_wrong_is_an_error_of_the_run() {
+    let source = "graph @pick(%i: i64[4], %x: f32[6]) -> (y: f32[4]) {
+       %0 = gather %x, %i {axis = 0} : f32[4]  // rows
+       return %0
+     }";
+    let g = text::parse(source, &|_, _| None).unwrap();
+    let mut builder = ArtifactBuilder::new("pick");
+    build::add_entry(&mut builder, &g, &Binding::new(), &*reference(), &mut Dump::none()).unwrap();
+    let mut parts = builder.into_parts().unwrap();
+    let code = "constants at
+input i: i64[4]
+input x: f32[6]
+output y: f32[4]
+arena 0 bytes
+k0: kernel(r i64, r f32, w f32)
+  for i0 in 0..4 parallel
+    %0 = load a0[i0]
+    %1 = load a1[%0]
+    store a2[i0] = %1
+steps
+  k0 (in0, in1, out0)  // rows
+";
+    parts.code = code.as_bytes().to_vec();
+    parts.description.entries[0].sections[0].code = 0..parts.code.len();
+    let executable = Executable::from_parts_on(parts, &[backend::device("reference").unwrap()]).unwrap();
+    let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+    let x = normal(&[6], 1, 0);
+    let mut at = |positions: [i64; 4]| {
+        let i = Tensor::from_slice(&[4], &positions).unwrap();
+        session.run(&[("i", &i), ("x", &x)]).map(|outputs| outputs[0].1.to_vec::<f32>().unwrap())
+    };
+    let numbers = x.to_vec::<f32>().unwrap();
+    assert_eq!(at([5, 0, 1, 2]).unwrap(), [numbers[5], numbers[0], numbers[1], numbers[2]]);
+    for (position, outside) in [([0, 1, 6, 2], 6), ([-1, 0, 0, 0], -1)] {
+        let error = at(position).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the compiled program is wrong: step 0 (k0, `rows`): element {outside} of argument 1, f32, lies \
+                 outside of its buffer of 24 bytes"
+            )
+        );
+        assert_eq!(margay_driver::DriverError::from(error).kind(), margay_driver::Kind::Internal);
+    }
+    // The session goes on.
+    assert_eq!(at([3, 3, 3, 3]).unwrap(), [numbers[3]; 4]);
 }
 
 /// A model through the processor and through the reference back end.

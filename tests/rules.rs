@@ -15,7 +15,7 @@ use std::path::Path;
 
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Changed, Cx, Graph, Op, Pass, Payload, Value, eval, text};
-use margay_passes::PASSES;
+use margay_passes::{PASSES, read_pass};
 use margay_tensor::random::Philox;
 use margay_tensor::{DType, Tensor};
 use margay_testkit::parse_with_random_constants;
@@ -52,7 +52,7 @@ fn passes() -> Vec<Box<dyn Pass>> {
     let listed = |entry: &&margay_passes::PassEntry| {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("rules").join(format!("{}.ir", entry.name)).exists()
     };
-    PASSES.iter().filter(listed).map(|entry| (entry.make)()).collect()
+    PASSES.iter().filter(listed).map(|entry| read_pass(entry.name, &|_| unreachable!()).unwrap()).collect()
 }
 
 /// Random operands of a graph; open extents are 3.

@@ -5,8 +5,8 @@ use margay_driver::{Dump, Runner, Samples, Silent, Source};
 use margay_driver::{backend, compare::ErrorSum};
 use margay_ir::Graph;
 use margay_passes::sketch::{Context, Moments, scheme, sites};
-use margay_passes::{ApplyPlan, Sketch, parameter_names, with_parameters};
-use margay_plan::Settings;
+use margay_passes::{ApplyPlan, parameter_names, with_parameters};
+use margay_plan::Choice;
 use margay_randnla::Gram;
 use margay_tensor::Tensor;
 use margay_testkit::{normal, parse_with_random_constants};
@@ -139,9 +139,10 @@ fn at_half(source: &Source, samples: &Samples, name: &str, rank: usize) -> Optio
     let moments = [std::sync::Arc::new(Moments::new(gram, "#x"))];
     let context = Context { graph: g, site: &site, moments: Some(&moments), seed: 0 };
     let fitted = scheme("lowrank")?.fit(&context).unwrap().into();
-    let settings = Settings::write(&std::collections::BTreeMap::from([("rank", rank)]));
+    let choice = Choice::new("lowrank", &std::collections::BTreeMap::from([("rank", rank)]));
     let mut pass = ApplyPlan::default();
-    pass.sketches.insert(site.name, Sketch { fitted, settings });
+    pass.choices.insert(site.name.clone(), choice);
+    pass.fitted.insert(site.name, fitted);
     let mut out = g.clone();
     margay_ir::Pass::run(&pass, &mut out, &mut margay_ir::Cx::default()).unwrap();
     Some(out)

@@ -1,6 +1,7 @@
 //! Replaces the sites that a plan names, each by its scheme.
 //!
-//! Required stage: canonical. Declines settings that the scheme does not offer for the site.
+//! Required stage: canonical. Declines settings that the scheme does not offer for the site, and names of
+//! sites that the graph does not have.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 1024]) -> (y: f32[N, 512]) {
@@ -37,55 +38,82 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
-use margay_plan::{Plan, Settings};
+use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, Pass, PassError, Remark};
+use margay_plan::plan::{FORMAT_VERSION, Header};
+use margay_plan::{Choice, Plan};
 
-use crate::sketch::{ApplyError, Context, Fitted, patch, scheme, sites};
-
-/// What a site is to be replaced by: a scheme that has looked at it, and settings of the scheme.
-#[derive(Clone)]
-pub struct Sketch {
-    /// The scheme, fitted to the site.
-    pub fitted: Arc<dyn Fitted>,
-    /// Its settings.
-    pub settings: Settings,
-}
+use crate::Files;
+use crate::sketch::{ApplyError, Context, Fitted, Site, patch, read_plan, scheme, sites};
 
 /// Sketches sites.
 #[derive(Clone, Default)]
 pub struct ApplyPlan {
     /// What to do with which site, by name. Sites without an entry stay dense.
-    pub sketches: BTreeMap<String, Sketch>,
+    pub choices: BTreeMap<String, Choice>,
+    /// Schemes that have looked at their sites, by the names of these. Other sites are fitted when the pass runs, without
+    /// samples.
+    pub fitted: BTreeMap<String, Arc<dyn Fitted>>,
 }
 
+/// The file that a configuration names.
+const FILE: &str = "plan.toml";
+
 impl ApplyPlan {
-    /// The pass of a plan, with every site fitted without samples.
-    ///
-    /// # Errors
-    /// [`PassError::Refused`] for a site that the graph does not have, a scheme that does not take it, and weights that
-    /// are not finite.
-    pub fn uncalibrated(g: &Graph, plan: &Plan) -> Result<ApplyPlan, PassError> {
-        let known = sites(g);
-        let mut pass = ApplyPlan::default();
-        for (name, choice) in plan.sites.iter().filter(|(_, choice)| !choice.is_dense()) {
-            let refused = |why: String| PassError::Refused(format!("`{name}`: {why}"));
-            let site = known.iter().find(|s| s.name == *name);
-            let site = site.ok_or_else(|| refused("the graph has no such site".to_owned()))?;
-            let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
-            let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
-            let scheme = scheme.ok_or_else(not_for)?;
-            let seed = choice.seed.unwrap_or(plan.header.seed);
-            let fitted = scheme.fit(&Context { graph: g, site, moments: None, seed });
-            let fitted = fitted.map_err(|e| refused(e.to_string()))?.into();
-            pass.sketches.insert(name.clone(), Sketch { fitted, settings: choice.settings.clone() });
+    /// The pass of a plan, with nothing fitted yet.
+    pub fn of(plan: &Plan) -> ApplyPlan {
+        let sketched = plan.sites.iter().filter(|(_, choice)| !choice.is_dense());
+        let seed = |choice: &Choice| Some(choice.seed.unwrap_or(plan.header.seed));
+        let choices =
+            sketched.map(|(name, choice)| (name.clone(), Choice { seed: seed(choice), ..choice.clone() }));
+        ApplyPlan { choices: choices.collect(), fitted: BTreeMap::new() }
+    }
+
+    /// Reads the name of a file with a plan.
+    pub(crate) fn read(text: &str, files: &Files<'_>) -> Result<ApplyPlan, String> {
+        if text.is_empty() {
+            return Err("expected the name of a file with a plan".to_owned());
         }
-        Ok(pass)
+        let plan = read_plan(&files(text)?).map_err(|e| format!("`{text}`: {e}"))?;
+        Ok(ApplyPlan::of(&plan))
+    }
+
+    /// The choices as a plan, for whatever model has these sites.
+    fn plan(&self) -> Plan {
+        let header = Header {
+            version: FORMAT_VERSION,
+            model: String::new(),
+            calibration: None,
+            target_cpu: String::new(),
+            cost_model: String::new(),
+            seed: 0,
+        };
+        Plan { header, sites: self.choices.clone() }
+    }
+
+    /// The scheme that has looked at a site.
+    fn fitted(&self, g: &Graph, site: &Site, choice: &Choice) -> Result<Arc<dyn Fitted>, PassError> {
+        if let Some(fitted) = self.fitted.get(&site.name) {
+            return Ok(fitted.clone());
+        }
+        let refused = |why: String| PassError::Refused(format!("`{}`: {why}", site.name));
+        let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
+        let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
+        let context = Context { graph: g, site, moments: None, seed: choice.seed.unwrap_or(0) };
+        let fitted = scheme.ok_or_else(not_for)?.fit(&context).map_err(|e| refused(e.to_string()))?;
+        Ok(fitted.into())
     }
 }
 
 impl Pass for ApplyPlan {
     fn name(&self) -> &'static str {
         "apply-plan"
+    }
+
+    /// The choices are written into a file. What schemes have seen of samples is not: read again, they have seen none.
+    fn configuration(&self) -> Configuration {
+        // A seed that TOML cannot hold stands in the file as a comment.
+        let plan = self.plan().to_toml().unwrap_or_else(|error| format!("# {error}\n"));
+        Configuration { text: FILE.to_owned(), files: vec![(FILE.to_owned(), plan)] }
     }
 
     fn fidelity(&self) -> Fidelity {
@@ -95,12 +123,23 @@ impl Pass for ApplyPlan {
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let mut changed = 0;
         let mut taken = BTreeMap::new();
-        for site in sites(g) {
-            let Some(sketch) = self.sketches.get(&site.name) else { continue };
-            if let Err(message) = sketch.fitted.squared_error(&sketch.settings) {
-                cx.remarks.push(Remark { pass: self.name(), at: site.name, message, declined: true });
-                continue;
+        let decline = |cx: &mut Cx, at: &str, message: String| {
+            cx.remarks.push(Remark { pass: self.name(), at: at.to_owned(), message, declined: true });
+        };
+        let found = sites(g);
+        for name in self.choices.keys().filter(|name| found.iter().all(|s| s.name != **name)) {
+            decline(cx, name, "the graph has no such site".to_owned());
+        }
+        let mut chosen = Vec::new();
+        for site in found {
+            let Some(choice) = self.choices.get(&site.name) else { continue };
+            let fitted = self.fitted(g, &site, choice)?;
+            match fitted.squared_error(&choice.settings) {
+                Ok(_) => chosen.push((site, fitted, &choice.settings)),
+                Err(why) => decline(cx, &site.name, why),
             }
+        }
+        for (site, fitted, settings) in chosen {
             for weight in &site.weights {
                 if let Some(other) = taken.insert(*weight, site.name.clone()) {
                     let message = format!("`{}` and `{other}` both replace one weight", site.name);
@@ -108,7 +147,7 @@ impl Pass for ApplyPlan {
                 }
             }
             let (rule, at) = (self.name(), site.name.clone());
-            let patch = patch(&*sketch.fitted, g, &site, &sketch.settings);
+            let patch = patch(&*fitted, g, &site, settings);
             let patch = patch.map_err(|error| match error {
                 ApplyError::Add(error) => PassError::Add { rule, at: at.clone(), error: error.into() },
                 error => PassError::Refused(format!("`{at}`: {error}")),

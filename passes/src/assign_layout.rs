@@ -38,8 +38,8 @@
 use margay_ir::ops::{Broadcast, Const, ImageLayout, Reduce, Reshape, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
-    Verdict,
+    AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
+    Payload, Value, Verdict,
 };
 use margay_tensor::{Dim, Tensor};
 
@@ -50,6 +50,10 @@ pub struct AssignLayout;
 impl Pass for AssignLayout {
     fn name(&self) -> &'static str {
         "assign-layout"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

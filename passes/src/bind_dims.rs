@@ -14,8 +14,11 @@
 //! }
 //! ```
 
-use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
+use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, Pass, PassError};
+use margay_loops::text::words::quoted;
 use margay_tensor::Binding;
+
+use crate::text::{number, pairs};
 
 /// Gives symbols their values.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,12 @@ pub struct BindDims {
 }
 
 impl BindDims {
+    /// Reads `N = 4, seq = 128`.
+    pub(crate) fn read(text: &str) -> Result<BindDims, String> {
+        let value = |(name, text): (String, &str)| Ok((name.as_str().into(), number(&name, text)?));
+        Ok(BindDims { binding: pairs(text)?.into_iter().map(value).collect::<Result<_, String>>()? })
+    }
+
     /// A graph in which the symbols have their values.
     pub fn bound(&self, g: &Graph) -> Result<Graph, PassError> {
         let open: Vec<String> =
@@ -47,6 +56,11 @@ impl BindDims {
 impl Pass for BindDims {
     fn name(&self) -> &'static str {
         "bind-dims"
+    }
+
+    fn configuration(&self) -> Configuration {
+        let values: Vec<String> = self.binding.iter().map(|(s, v)| format!("{} = {v}", quoted(s))).collect();
+        Configuration::of(values.join(", "))
     }
 
     fn fidelity(&self) -> Fidelity {

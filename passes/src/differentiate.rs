@@ -31,11 +31,13 @@ use std::collections::{HashMap, HashSet};
 use margay_ir::ops::{Broadcast, Reshape};
 use margay_ir::vjp::{Grad, Vjp};
 use margay_ir::{
-    AddError, Applied, Builder, Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass, PassError,
-    Patch, Remark, Value,
+    AddError, Applied, Builder, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass,
+    PassError, Patch, Remark, Value,
 };
+use margay_loops::text::words::quoted;
 use margay_tensor::Dim;
 
+use crate::text::{name, names, pairs};
 use crate::{backward_nodes, parameter_names, saved};
 
 /// Adds derivatives.
@@ -47,9 +49,36 @@ pub struct Differentiate {
     pub by: Vec<String>,
 }
 
+impl Differentiate {
+    /// Reads `output = loss, by = [w, b]`.
+    pub(crate) fn read(text: &str) -> Result<Differentiate, String> {
+        let (mut output, mut by) = (None, None);
+        for (key, value) in pairs(text)? {
+            match key.as_str() {
+                "output" => output = Some(name(value)?),
+                "by" => {
+                    let list = value.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+                    by = Some(names(
+                        list.ok_or_else(|| format!("expected `[name, name]`, found `{value}`"))?,
+                    )?);
+                }
+                _ => return Err(format!("unknown `{key}`, expected `output` and `by`")),
+            }
+        }
+        let missing = |what: &str| format!("`{what}` is missing");
+        let output = output.ok_or_else(|| missing("output"))?;
+        Ok(Differentiate { output, by: by.ok_or_else(|| missing("by"))? })
+    }
+}
+
 impl Pass for Differentiate {
     fn name(&self) -> &'static str {
         "differentiate"
+    }
+
+    fn configuration(&self) -> Configuration {
+        let by: Vec<String> = self.by.iter().map(|name| quoted(name)).collect();
+        Configuration::of(format!("output = {}, by = [{}]", quoted(&self.output), by.join(", ")))
     }
 
     fn fidelity(&self) -> Fidelity {

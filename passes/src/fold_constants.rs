@@ -22,12 +22,15 @@ use std::cell::Cell;
 use margay_ir::ops::{Const, EvalError, Strided};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    Changed, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value, Verdict,
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
+    Verdict,
 };
 use margay_tensor::{Dim, Tensor};
 
+use crate::text::{number, pairs};
+
 /// Folds nodes whose operands are constants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FoldConstants {
     /// Results of more bytes than this are made only if they are no larger than the operands.
     pub max_growth_bytes: usize,
@@ -57,9 +60,43 @@ impl Default for FoldConstants {
     }
 }
 
+impl FoldConstants {
+    /// Reads limits that differ from the default, such as `max-growth-bytes = 4096`.
+    pub(crate) fn read(text: &str) -> Result<FoldConstants, String> {
+        let mut pass = FoldConstants::default();
+        for (name, value) in pairs(text)? {
+            match name.as_str() {
+                "max-growth-bytes" => pass.max_growth_bytes = number(&name, value)?,
+                "max-flops" => pass.max_flops = number(&name, value)?,
+                "max-total-growth-bytes" => pass.max_total_growth_bytes = number(&name, value)?,
+                "max-total-flops" => pass.max_total_flops = number(&name, value)?,
+                _ => return Err(format!("unknown limit `{name}`")),
+            }
+        }
+        Ok(pass)
+    }
+}
+
 impl Pass for FoldConstants {
     fn name(&self) -> &'static str {
         "fold-constants"
+    }
+
+    fn configuration(&self) -> Configuration {
+        let usual = FoldConstants::default();
+        let limits = [
+            ("max-growth-bytes", self.max_growth_bytes as u64, usual.max_growth_bytes as u64),
+            ("max-flops", self.max_flops, usual.max_flops),
+            (
+                "max-total-growth-bytes",
+                self.max_total_growth_bytes as u64,
+                usual.max_total_growth_bytes as u64,
+            ),
+            ("max-total-flops", self.max_total_flops, usual.max_total_flops),
+        ];
+        let other = limits.into_iter().filter(|(_, limit, usual)| limit != usual);
+        let other: Vec<String> = other.map(|(name, limit, _)| format!("{name} = {limit}")).collect();
+        Configuration::of(other.join(", "))
     }
 
     fn fidelity(&self) -> Fidelity {

@@ -1,4 +1,4 @@
-//! Graph passes: one file each, pipelines in [`pipeline`].
+//! Graph passes: one file each. Pipelines are lists of them, and every pass has a [`text`].
 //!
 //! A pass turns a graph into a graph; it never runs code. What was measured is handed to it as values. Each file's
 //! head shows a graph before and after in text form, and a test checks that the pass does just that.
@@ -13,7 +13,7 @@ mod fold_constants;
 mod make_trainable;
 mod matching;
 mod merge_duplicates;
-pub mod pipeline;
+mod pipeline;
 mod recognize_attention;
 mod recognize_gelu;
 mod recognize_layer_norm;
@@ -25,15 +25,16 @@ mod round_operands;
 mod simplify;
 pub mod sketch;
 mod store_constants;
+pub mod text;
 
-pub use apply_plan::{ApplyPlan, Sketch};
+pub use apply_plan::ApplyPlan;
 pub use assign_layout::AssignLayout;
 pub use bind_dims::BindDims;
 pub use differentiate::{Differentiate, gradients};
 pub use fold_constants::FoldConstants;
 pub use make_trainable::{MakeTrainable, make_trainable, parameter_names, with_parameters};
 pub use merge_duplicates::MergeDuplicates;
-pub use pipeline::{PASSES, PassEntry, Pipeline, PipelineError, PipelineItem};
+pub use pipeline::{PassRun, Pipeline, PipelineError, PipelineFault, PipelineItem, Replay};
 pub use recognize_attention::RecognizeAttention;
 pub use recognize_gelu::RecognizeGelu;
 pub use recognize_layer_norm::RecognizeLayerNorm;
@@ -44,3 +45,4 @@ pub use remove_dead::RemoveDead;
 pub use round_operands::RoundOperands;
 pub use simplify::Simplify;
 pub use store_constants::{StoreAs, StoreConstants};
+pub use text::{Files, PASSES, PassEntry, PassRead, read_pass};

@@ -23,9 +23,13 @@ use std::collections::{HashMap, HashSet};
 
 use margay_ir::ops::Const;
 use margay_ir::{
-    Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, TensorType, Value,
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, TensorType,
+    Value,
 };
+use margay_loops::text::words::quoted;
 use margay_tensor::Tensor;
+
+use crate::text::names;
 
 /// Turns constants into inputs.
 #[derive(Clone, Debug)]
@@ -34,9 +38,21 @@ pub struct MakeTrainable {
     pub names: Vec<String>,
 }
 
+impl MakeTrainable {
+    /// Reads `fc1.weight, "fc2.weight left"`.
+    pub(crate) fn read(text: &str) -> Result<MakeTrainable, String> {
+        Ok(MakeTrainable { names: names(text)? })
+    }
+}
+
 impl Pass for MakeTrainable {
     fn name(&self) -> &'static str {
         "make-trainable"
+    }
+
+    fn configuration(&self) -> Configuration {
+        let names: Vec<String> = self.names.iter().map(|name| quoted(name)).collect();
+        Configuration::of(names.join(", "))
     }
 
     fn fidelity(&self) -> Fidelity {

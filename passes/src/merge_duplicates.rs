@@ -22,7 +22,7 @@
 
 use std::collections::HashMap;
 
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
+use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value};
 
 /// Merges equal nodes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +31,10 @@ pub struct MergeDuplicates;
 impl Pass for MergeDuplicates {
     fn name(&self) -> &'static str {
         "merge-duplicates"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

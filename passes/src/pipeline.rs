@@ -1,39 +1,17 @@
 //! Readable lists of passes with stage markers, and the runner that verifies and dumps between them.
 
+use std::fmt;
 use std::time::Instant;
 
 use margay_ir::verify::{Stage, Violation};
-use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError, Remark};
+use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_loops::Preferences;
+use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
-    RecognizeLinearAttention, RecognizeSilu, RemoveDead, RoundOperands, Simplify,
+    AssignLayout, Files, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify, read_pass,
 };
-
-/// A pass that can be asked for by name, with its default configuration.
-pub struct PassEntry {
-    /// Its name.
-    pub name: &'static str,
-    /// Makes it.
-    pub make: fn() -> Box<dyn Pass>,
-}
-
-/// The passes that need no configuration, sorted by name. Passes that do (`apply-plan`, `bind-dims`,
-/// `make-trainable`, `store-constants`) are built where their configuration is.
-pub const PASSES: &[PassEntry] = &[
-    PassEntry { name: "assign-layout", make: || Box::new(AssignLayout) },
-    PassEntry { name: "fold-constants", make: || Box::new(FoldConstants::default()) },
-    PassEntry { name: "merge-duplicates", make: || Box::new(MergeDuplicates) },
-    PassEntry { name: "recognize-attention", make: || Box::new(RecognizeAttention) },
-    PassEntry { name: "recognize-gelu", make: || Box::new(RecognizeGelu) },
-    PassEntry { name: "recognize-layer-norm", make: || Box::new(RecognizeLayerNorm) },
-    PassEntry { name: "recognize-linear-attention", make: || Box::new(RecognizeLinearAttention) },
-    PassEntry { name: "recognize-silu", make: || Box::new(RecognizeSilu) },
-    PassEntry { name: "remove-dead", make: || Box::new(RemoveDead) },
-    PassEntry { name: "round-operands", make: || Box::new(RoundOperands) },
-    PassEntry { name: "simplify", make: || Box::new(Simplify) },
-];
 
 /// One entry of a pipeline.
 pub enum PipelineItem {
@@ -43,7 +21,17 @@ pub enum PipelineItem {
     Reach(Stage),
 }
 
-/// A list of passes.
+impl fmt::Display for PipelineItem {
+    /// A pass, or `@canonical`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PipelineItem::Run(pass) => pass.fmt(f),
+            PipelineItem::Reach(stage) => write!(f, "@{}", stage.name()),
+        }
+    }
+}
+
+/// A list of passes. Prints as `fold-constants, bind-dims{N = 4}, @lowerable`.
 pub struct Pipeline {
     steps: Vec<PipelineItem>,
 }
@@ -53,9 +41,7 @@ pub struct PassRun<'a> {
     /// Position among the passes run.
     pub number: usize,
     /// The pass.
-    pub pass: &'static str,
-    /// How numbers may have changed.
-    pub fidelity: Fidelity,
+    pub pass: &'a dyn Pass,
     /// Number of changes.
     pub changes: usize,
     /// Nodes before.
@@ -68,9 +54,9 @@ pub struct PassRun<'a> {
     pub graph: &'a Graph,
 }
 
-/// A pipeline failed.
+/// What went wrong in a pipeline.
 #[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
+pub enum PipelineFault {
     /// A pass failed.
     #[error("pass `{pass}`: {error}")]
     Pass {
@@ -88,21 +74,77 @@ pub enum PipelineError {
         stage: Stage,
         /// What is broken.
         violations: Vec<Violation>,
-        /// The graph before the pass, as text.
-        before: String,
-        /// The graph after the pass, as text.
-        after: String,
     },
+}
+
+impl PipelineFault {
+    /// The stage that a marker asked for and the graph has not reached. Types are checked without being asked for.
+    pub fn missed_stage(&self) -> Option<Stage> {
+        match self {
+            PipelineFault::Broken { stage, .. } if *stage > Stage::Imported => Some(*stage),
+            PipelineFault::Broken { .. } | PipelineFault::Pass { .. } => None,
+        }
+    }
 }
 
 fn list(violations: &[Violation]) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// What it takes to see a failure again: these items on the graph before them.
+#[derive(Debug)]
+pub struct Replay {
+    /// The graph before the pass.
+    pub before: Graph,
+    /// The graph as the pass left it.
+    pub after: Graph,
+    /// The pass, and the stage that it missed.
+    pub items: String,
+    /// The contents of files that the items name.
+    pub files: Vec<(String, String)>,
+}
+
+/// A pipeline failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{fault}")]
+pub struct PipelineError {
+    /// What went wrong.
+    pub fault: PipelineFault,
+    /// How to see it again.
+    pub replay: Box<Replay>,
+}
+
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, item) in self.steps.iter().enumerate() {
+            write!(f, "{}{item}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
 impl Pipeline {
     /// A list of steps.
     pub fn new(steps: Vec<PipelineItem>) -> Pipeline {
         Pipeline { steps }
+    }
+
+    /// Reads a pipeline as it prints.
+    ///
+    /// # Errors
+    /// In words: as [`read_pass`], and stages that do not exist.
+    pub fn read(text: &str, files: &Files<'_>) -> Result<Pipeline, String> {
+        let item = |text: &str| match text.strip_prefix('@') {
+            None => Ok(PipelineItem::Run(read_pass(text, files)?)),
+            Some(name) => match Stage::ALL.into_iter().find(|stage| stage.name() == name) {
+                Some(stage) => Ok(PipelineItem::Reach(stage)),
+                None => {
+                    let known = Stage::ALL.map(|stage| format!("@{}", stage.name()));
+                    Err(format!("there is no stage `{name}`; known are {}", known.join(", ")))
+                }
+            },
+        };
+        Ok(Pipeline { steps: split_top(text).into_iter().map(item).collect::<Result<_, String>>()? })
     }
 
     /// From a model as imported to canonical form.
@@ -157,23 +199,24 @@ impl Pipeline {
         observe: &mut dyn FnMut(&PassRun<'_>),
     ) -> Result<Vec<Remark>, PipelineError> {
         let mut cx = Cx::default();
-        let mut last = "import";
+        // The last pass, and the graph before it.
+        let mut last: Option<(&dyn Pass, Graph)> = None;
         for (number, step) in self.steps.iter().enumerate() {
             match step {
                 PipelineItem::Run(pass) => {
-                    let before = g.clone();
+                    let pass = &**pass;
+                    last = Some((pass, g.clone()));
                     let (nodes_before, remarks) = (g.len(), cx.remarks.len());
                     let start = Instant::now();
-                    let changed = pass
-                        .run(g, &mut cx)
-                        .map_err(|error| PipelineError::Pass { pass: pass.name(), error })?;
+                    let changed = pass.run(g, &mut cx).map_err(|error| {
+                        let fault = PipelineFault::Pass { pass: pass.name(), error };
+                        failed(fault, g, last.as_ref(), None)
+                    })?;
                     let seconds = start.elapsed().as_secs_f64();
-                    last = pass.name();
-                    verify(g, Stage::Imported, last, Some(&before))?;
+                    verify(g, Stage::Imported, last.as_ref(), None)?;
                     observe(&PassRun {
                         number,
-                        pass: last,
-                        fidelity: pass.fidelity(),
+                        pass,
                         changes: if let Changed::Yes(n) = changed { n } else { 0 },
                         nodes_before,
                         declined: cx.remarks[remarks..].iter().filter(|r| r.declined).count(),
@@ -181,19 +224,35 @@ impl Pipeline {
                         graph: g,
                     });
                 }
-                PipelineItem::Reach(stage) => verify(g, *stage, last, None)?,
+                PipelineItem::Reach(stage) => verify(g, *stage, last.as_ref(), Some(step))?,
             }
         }
         Ok(cx.remarks)
     }
 }
 
-fn verify(g: &Graph, stage: Stage, pass: &'static str, before: Option<&Graph>) -> Result<(), PipelineError> {
-    g.verify(stage).map_err(|violations| PipelineError::Broken {
-        pass,
-        stage,
-        violations,
-        before: before.map(ToString::to_string).unwrap_or_default(),
-        after: g.to_string(),
+type Last<'a> = Option<&'a (&'a dyn Pass, Graph)>;
+
+fn verify(
+    g: &Graph,
+    stage: Stage,
+    last: Last<'_>,
+    marker: Option<&PipelineItem>,
+) -> Result<(), PipelineError> {
+    g.verify(stage).map_err(|violations| {
+        let pass = last.map_or("import", |(pass, _)| pass.name());
+        failed(PipelineFault::Broken { pass, stage, violations }, g, last, marker)
     })
+}
+
+fn failed(fault: PipelineFault, g: &Graph, last: Last<'_>, marker: Option<&PipelineItem>) -> PipelineError {
+    let pass = last.map(|(pass, _)| pass.to_string());
+    let items: Vec<String> = pass.into_iter().chain(marker.map(ToString::to_string)).collect();
+    let replay = Replay {
+        before: last.map_or(g, |(_, before)| before).clone(),
+        after: g.clone(),
+        items: items.join(", "),
+        files: last.map_or_else(Vec::new, |(pass, _)| pass.configuration().files),
+    };
+    PipelineError { fault, replay: replay.into() }
 }

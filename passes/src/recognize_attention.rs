@@ -26,7 +26,9 @@
 
 use margay_ir::ops::{Attention, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 use margay_tensor::{Dim, Element};
 
 use crate::matching::{both_orders, factors, scalar};
@@ -38,6 +40,10 @@ pub struct RecognizeAttention;
 impl Pass for RecognizeAttention {
     fn name(&self) -> &'static str {
         "recognize-attention"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

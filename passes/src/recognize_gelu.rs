@@ -22,7 +22,9 @@
 
 use margay_ir::ops::Gelu;
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 
 use crate::matching::{both_orders, factors, is_number};
 
@@ -33,6 +35,10 @@ pub struct RecognizeGelu;
 impl Pass for RecognizeGelu {
     fn name(&self) -> &'static str {
         "recognize-gelu"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

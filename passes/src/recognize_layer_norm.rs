@@ -29,7 +29,9 @@
 
 use margay_ir::ops::{Bits, LayerNorm, ReduceKind};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 
 use crate::matching::{both_orders, is_number, scalar};
 
@@ -40,6 +42,10 @@ pub struct RecognizeLayerNorm;
 impl Pass for RecognizeLayerNorm {
     fn name(&self) -> &'static str {
         "recognize-layer-norm"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

@@ -27,7 +27,9 @@
 
 use margay_ir::ops::{Bits, LinearAttention, Reduce, ReduceKind, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 
 use crate::matching::{both_orders, scalar};
 
@@ -38,6 +40,10 @@ pub struct RecognizeLinearAttention;
 impl Pass for RecognizeLinearAttention {
     fn name(&self) -> &'static str {
         "recognize-linear-attention"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

@@ -16,7 +16,7 @@
 
 use margay_ir::ops::Silu;
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Verdict};
+use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Verdict};
 
 use crate::matching::both_orders;
 
@@ -27,6 +27,10 @@ pub struct RecognizeSilu;
 impl Pass for RecognizeSilu {
     fn name(&self) -> &'static str {
         "recognize-silu"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

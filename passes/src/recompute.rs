@@ -31,8 +31,11 @@ use std::collections::{HashMap, HashSet};
 
 use margay_ir::ops::Lowered;
 use margay_ir::{
-    AddError, Changed, Cx, Fidelity, Graph, NodeId, Op, Part, Pass, PassError, Patch, Remark, Value,
+    AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Part, Pass, PassError, Patch, Remark,
+    Value,
 };
+
+use crate::text::{number, pairs};
 
 /// Computes values again rather than keep them.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +44,25 @@ pub struct Recompute {
     pub max_saved_bytes: u64,
 }
 
+impl Recompute {
+    /// Reads `max-saved-bytes = 40000`.
+    pub(crate) fn read(text: &str) -> Result<Recompute, String> {
+        match pairs(text)?.as_slice() {
+            [(name, value)] if name == "max-saved-bytes" => {
+                Ok(Recompute { max_saved_bytes: number(name, value)? })
+            }
+            _ => Err(format!("expected `max-saved-bytes = …`, found `{text}`")),
+        }
+    }
+}
+
 impl Pass for Recompute {
     fn name(&self) -> &'static str {
         "recompute"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::of(format!("max-saved-bytes = {}", self.max_saved_bytes))
     }
 
     fn fidelity(&self) -> Fidelity {

@@ -14,7 +14,7 @@
 //! }
 //! ```
 
-use margay_ir::{Changed, Cx, Fidelity, Graph, Pass, PassError};
+use margay_ir::{Changed, Configuration, Cx, Fidelity, Graph, Pass, PassError};
 
 /// Removes nodes that no output depends on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +23,10 @@ pub struct RemoveDead;
 impl Pass for RemoveDead {
     fn name(&self) -> &'static str {
         "remove-dead"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

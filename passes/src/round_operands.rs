@@ -20,7 +20,9 @@
 
 use margay_ir::ops::{Cast, MatMul};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 use margay_tensor::{DType, Storage};
 
 /// Rounds left operands of products.
@@ -30,6 +32,10 @@ pub struct RoundOperands;
 impl Pass for RoundOperands {
     fn name(&self) -> &'static str {
         "round-operands"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

@@ -20,7 +20,9 @@
 
 use margay_ir::ops::Transpose;
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+};
 
 use crate::matching::{both_orders, scalar};
 
@@ -31,6 +33,10 @@ pub struct Simplify;
 impl Pass for Simplify {
     fn name(&self) -> &'static str {
         "simplify"
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::none()
     }
 
     fn fidelity(&self) -> Fidelity {

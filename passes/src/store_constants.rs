@@ -25,12 +25,18 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use margay_ir::ops::Const;
 use margay_ir::pass::{Rule, RuleResult, rewrite};
-use margay_ir::{Changed, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Verdict};
+use margay_ir::{
+    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Verdict,
+};
 use margay_loops::Precision;
+use margay_loops::text::words::{quoted, split_top};
 use margay_tensor::{DType, Storage};
+
+use crate::text::{pair, pairs};
 
 /// How something is stored, as plans and options say it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -57,6 +63,15 @@ impl StoreAs {
     }
 }
 
+impl fmt::Display for StoreAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreAs::Precision(precision) => f.write_str(precision.name()),
+            StoreAs::Storage(storage) => storage.fmt(f),
+        }
+    }
+}
+
 /// Which constants are stored how.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreConstants {
@@ -73,9 +88,32 @@ impl Default for StoreConstants {
     }
 }
 
+impl StoreConstants {
+    /// Reads `int8, head = f32, embeddings = i8(axis = 0, block = 32)`: how products are stored, then what is named.
+    pub(crate) fn read(text: &str) -> Result<StoreConstants, String> {
+        let store = |text: &str| StoreAs::parse(text).ok_or_else(|| format!("`{text}` is not a storage"));
+        let mut pass = StoreConstants::default();
+        let mut rest = text;
+        if let Some(first) = split_top(text).first().filter(|first| pair(first).is_none()) {
+            pass.products = store(first)?;
+            rest = text[first.len()..].trim_start().trim_start_matches(',');
+        }
+        for (name, storage) in pairs(rest)? {
+            pass.named.insert(name, store(storage)?);
+        }
+        Ok(pass)
+    }
+}
+
 impl Pass for StoreConstants {
     fn name(&self) -> &'static str {
         "store-constants"
+    }
+
+    fn configuration(&self) -> Configuration {
+        let named = self.named.iter().map(|(name, store)| format!("{} = {store}", quoted(name)));
+        let items: Vec<String> = std::iter::once(self.products.to_string()).chain(named).collect();
+        Configuration::of(items.join(", "))
     }
 
     fn fidelity(&self) -> Fidelity {

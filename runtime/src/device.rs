@@ -97,20 +97,25 @@ pub trait Queue: Send {
     /// asks for, and nobody else writes there before the run has ended.
     unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool);
 
-    /// Waits for the end of what was launched. `Err` says what of the data's requirements failed.
+    /// Waits for the end of what was launched. `Err` says why it has no result.
     fn synchronise(&mut self) -> Result<(), Fault>;
 
     /// How long each region of the last run took, if it was timed.
     fn times(&self) -> &[Duration];
 }
 
-/// A requirement of a step that the data do not meet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fault {
-    /// The number of the step.
-    pub step: usize,
-    /// The number among its requirements.
-    pub requirement: usize,
+/// Why a run has no result.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The data do not meet a requirement of a step.
+    Requirement {
+        /// The number of the step.
+        step: usize,
+        /// The number among its requirements.
+        requirement: usize,
+    },
+    /// The code does what no code may; the text names the place. Only a device that checks every access says so.
+    Code(String),
 }
 
 /// Memory of a device that a session owns.

@@ -78,6 +78,12 @@ pub enum RunError {
         /// What was expected and found.
         problem: String,
     },
+    /// The code does what no code may, such as reaching outside of a buffer (our fault).
+    #[error("the compiled program is wrong: {problem}")]
+    Program {
+        /// The step, the argument, the element, and what is wrong with the access.
+        problem: String,
+    },
     /// The data are not what a step requires (the model's or the caller's fault).
     #[error("`{step}` requires {requirement}")]
     Fault {

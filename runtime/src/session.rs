@@ -187,7 +187,11 @@ fn end(areas: &[Range<usize>]) -> usize {
 }
 
 /// What an artifact does not say, as its numbers.
-fn fault(Fault { step, requirement }: Fault, steps: &[StepNote]) -> RunError {
+fn fault(fault: Fault, steps: &[StepNote]) -> RunError {
+    let (step, requirement) = match fault {
+        Fault::Requirement { step, requirement } => (step, requirement),
+        Fault::Code(problem) => return RunError::Program { problem },
+    };
     let note = steps.get(step);
     let label = note.map(|s| s.label.clone()).filter(|label| !label.is_empty());
     let required = note.and_then(|s| s.requirements.get(requirement)).cloned();

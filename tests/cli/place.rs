@@ -71,6 +71,24 @@ impl Place {
         Ran { stdout, stderr, code: output.status.code().unwrap_or(-1) }
     }
 
+    /// Runs a line as a shell does in which `margay` is known.
+    pub(crate) fn shell(&self, line: &str) -> Ran {
+        let folder = Path::new(env!("CARGO_BIN_EXE_margay")).parent().unwrap();
+        let output = Command::new("/bin/sh")
+            .args(["-c", line])
+            .current_dir(self.0.path())
+            .env("PATH", folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ran {
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+
     /// Runs it and expects success.
     pub(crate) fn done(&self, arguments: &str) -> Ran {
         let ran = self.run(arguments);

@@ -91,10 +91,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let known = extents_of(&inputs);
     let mut models = Vec::new();
     for path in &args.models {
-        let plain = RunOptions { threads, precision: Precision::F32, huge_pages };
+        let plain = RunOptions { threads, huge_pages, ..RunOptions::default() };
         models.push(Predictor::open_for(path, &plain, &known)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
-            let narrow = RunOptions { precision: args.precision, ..plain };
+            let narrow = RunOptions { precision: args.precision, ..plain.clone() };
             models.push(Predictor::open_for(path, &narrow, &known)?);
         }
     }

@@ -9,12 +9,10 @@
 
 use std::path::PathBuf;
 
-use margay::{Compiled, Dump, Report, compile_with, open_with};
-
-use margay::Precision;
+use margay::{CompileOptions, Compiled, Dump, Precision, Report, Samples, compile_with, open_with};
 
 use crate::args::GoalArgs;
-use crate::error::Failure;
+use crate::error::{Failure, command_line};
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
@@ -50,7 +48,7 @@ pub(crate) struct Args {
     /// Write what was done and why.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
-    /// Write the graph after every pass, and the program, into a folder.
+    /// Write the graph after every pass, its constants, and the program into a folder, for `margay opt`.
     #[arg(long, value_name = "FOLDER")]
     dump_dir: Option<PathBuf>,
     /// Leave graph, plan and report out of the artifact; `export`, `explain` and `compare` by layers need them.
@@ -76,17 +74,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let options = args.goal.options()?;
     let samples = args.goal.samples()?;
     let mut dump = match &args.dump_dir {
-        Some(folder) => Dump::to(folder, &command_line())?,
+        Some(folder) => Dump::to(folder, &format!("{}\n{options}", command_line()))?,
         None => Dump::none(),
     };
-    let source = open_with(&args.model, &options.known_extents(samples.as_ref()), &mut dump)?;
-    let compiled = {
-        let bars = Bars::new();
-        compile_with(&source, samples.as_ref(), &options, &bars, &mut dump)?
-    };
+    let built = build(args, &options, samples.as_ref(), &mut dump);
+    dump.finish()?;
+    let compiled = built?;
     let plan = compiled.plan.to_toml().map_err(margay::Error::from)?;
     let report = json(&compiled.report)?;
-    compiled.write(&args.output, args.strip, &mut dump)?;
     if let Some(path) = &args.export {
         compiled.export(path)?;
     }
@@ -96,12 +91,22 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     if let Some(path) = &args.report {
         save_text(path, &report)?;
     }
-    dump.finish()?;
     Ok(if args.json { report } else { summary(&compiled, args) }.into())
 }
 
-fn command_line() -> String {
-    std::env::args().collect::<Vec<String>>().join(" ")
+fn build(
+    args: &Args,
+    options: &CompileOptions,
+    samples: Option<&Samples>,
+    dump: &mut Dump,
+) -> Result<Compiled, Failure> {
+    let source = open_with(&args.model, &options.known_extents(samples), dump)?;
+    let compiled = {
+        let bars = Bars::new();
+        compile_with(&source, samples, options, &bars, dump)?
+    };
+    compiled.write(&args.output, args.strip, dump)?;
+    Ok(compiled)
 }
 
 fn summary(compiled: &Compiled, args: &Args) -> String {

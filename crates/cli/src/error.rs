@@ -10,14 +10,12 @@
 //! | 101 | a bug of margay |
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use margay::ArtifactError;
-use margay::NpyError;
-use margay::RunError;
-use margay::train::TrainError;
-use margay::{Error as DriverError, Kind};
-use margay::{OnnxError, Problem};
+use margay::{
+    ArtifactError, Dump, Error as DriverError, Kind, NpyError, OnnxError, PipelineError, Problem, RunError,
+    TrainError,
+};
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
@@ -51,10 +49,25 @@ impl Failure {
         Failure::usage(format!("cannot write `{}`: {source}", path.display()))
     }
 
-    #[must_use]
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Failure {
-        self.help = Some(help.into());
-        self
+    /// A pass failed. What it takes to see that again is in the folder of the dump, or, for a bug of ours, in one that is
+    /// made for it.
+    pub(crate) fn of_pipeline(kind: Kind, error: &PipelineError, dumped: Option<PathBuf>) -> Failure {
+        let mut failure = Failure::new(kind, error.to_string());
+        let written = match dumped {
+            Some(folder) => Ok(Some(folder)),
+            None if kind == Kind::Internal => write_failed(error).map(Some),
+            None => Ok(None),
+        };
+        failure.help = match written {
+            Ok(None) => None,
+            Ok(Some(folder)) => {
+                let graph = folder.join(margay::BEFORE).display().to_string();
+                let (graph, passes) = (shell_word(&graph), shell_word(&error.replay.items));
+                Some(format!("see it again with `margay opt {graph} --passes {passes}`"))
+            }
+            Err(why) => Some(format!("the graphs cannot be written: {why}")),
+        };
+        failure
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -86,6 +99,7 @@ impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Failure {
         let (kind, help) = (error.kind(), error.help());
         match error {
+            DriverError::Pipeline { error, dumped } => Failure::of_pipeline(kind, &error, dumped),
             DriverError::Onnx(error) => Failure { help, kind, ..error.into() },
             DriverError::Io { path, source } => Failure::read(&path, source),
             error => Failure { help, ..Failure::new(kind, error.to_string()) },
@@ -131,7 +145,75 @@ impl From<TrainError> for Failure {
     }
 }
 
+/// Writes the graphs of a failed pipeline into a new folder.
+fn write_failed(error: &PipelineError) -> Result<PathBuf, String> {
+    let folder = tempfile::Builder::new().prefix("margay-").tempdir().map_err(|e| e.to_string())?.keep();
+    let mut dump = Dump::to(&folder, &command_line()).map_err(|e| e.to_string())?;
+    dump.failure(error);
+    dump.finish().map_err(|e| e.to_string())?;
+    Ok(folder)
+}
+
+/// The command as it was given.
+pub(crate) fn command_line() -> String {
+    std::env::args().skip(1).fold("margay".to_owned(), |line, word| line + " " + &shell_word(&word))
+}
+
+/// A word as a shell reads it.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,%+@".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// An array file that cannot be read.
 pub(crate) fn arrays(path: &Path, source: NpyError) -> Failure {
     DriverError::Arrays { path: path.to_path_buf(), source }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use margay::{Pipeline, read_graph};
+
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell_where_they_must_be() {
+        assert_eq!(shell_word("--dim=N=4,8"), "--dim=N=4,8");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("bind-dims{N = 4}"), "'bind-dims{N = 4}'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn a_bug_of_a_pass_leaves_what_shows_it_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("g.ir");
+        let text = "graph @g(%x: f32[N, 4]) -> (y: f32[N, 4]) {\n  %0 = exp %x : f32[N, 4]\n  return %0\n}\n";
+        std::fs::write(&path, text).unwrap();
+        let mut g = read_graph(&path).unwrap().graph;
+        let pipeline = Pipeline::read("simplify, remove-dead, @lowerable", &|name| Err(name.into())).unwrap();
+        let error = Dump::none().run(&pipeline, &mut g).unwrap_err();
+        let failure = Failure::from(error);
+        assert_eq!(failure.exit_code(), 101);
+        let help = failure.help.clone().unwrap();
+        let line =
+            help.strip_prefix("see it again with `margay opt ").and_then(|h| h.strip_suffix('`')).unwrap();
+        let (before, passes) = line.split_once(" --passes ").unwrap();
+        assert_eq!(passes, "'remove-dead, @lowerable'");
+        #[derive(Parser)]
+        struct Opt {
+            #[command(flatten)]
+            args: crate::opt::Args,
+        }
+        let words = ["opt", before.trim_matches('\''), "--passes", passes.trim_matches('\'')];
+        let again = crate::opt::run(&Opt::parse_from(words).args).err().unwrap();
+        assert_eq!((&again.message, again.exit_code()), (&failure.message, 1));
+        let written = Path::new(before.trim_matches('\'')).parent().unwrap();
+        assert!(written.join("violations.txt").exists());
+        std::fs::remove_dir_all(written).unwrap();
+    }
 }

@@ -4,8 +4,7 @@
 
 use std::path::PathBuf;
 
-use margay::passes::sketch::sites;
-use margay::{Dump, Report, Source, compile, is_artifact, open_artifact, open_with, report_of};
+use margay::{Dump, Report, Source, compile, is_artifact, open_artifact, open_with, report_of, sites};
 
 use crate::args::GoalArgs;
 use crate::compile::totals;

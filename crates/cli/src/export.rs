@@ -2,10 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::passes::sketch::read_plan;
-use margay::{compile, export_graph, is_artifact, open, open_artifact_graph};
-
-use margay::{open_artifact, report_of};
+use margay::{compile, export_artifact, export_graph, is_artifact, open, open_artifact};
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
@@ -36,12 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
                 "an artifact has been compiled: goals and samples do not apply to it",
             ));
         }
-        let artifact = open_artifact(&args.model)?;
-        let report = report_of(&artifact)?;
-        let graph = open_artifact_graph(&artifact)?;
-        let plan = artifact.source("plan.toml")?.unwrap_or_default();
-        let plan = read_plan(&String::from_utf8_lossy(plan)).map_err(margay::Error::from)?;
-        export_graph(&graph, Some((&plan, &report)), &args.output)?;
+        export_artifact(&open_artifact(&args.model)?, &args.output)?;
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;
     } else {

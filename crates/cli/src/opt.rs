@@ -5,45 +5,56 @@
 
 use std::path::{Path, PathBuf};
 
-use margay::ir::{TensorType, text};
-use margay::passes::{PASSES, Pipeline, PipelineItem};
-use margay::random::{Philox, stream_of};
-use margay::{DType, Tensor};
-use safetensors::SafeTensors;
+use margay::{Dump, Error, Kind, Pipeline, read_graph};
 
-use crate::error::Failure;
+use crate::error::{Failure, command_line};
 use crate::save::save_text;
 use crate::{Reply, note};
 
+const SYNTAX: &str = "\
+Passes are separated by commas. One that is configured has its configuration in braces, as `index.txt` of a dump shows \
+it: bind-dims{N = 4, seq = 128}, apply-plan{plan.toml}, store-constants{int8}, make-trainable{fc.weight}, \
+differentiate{output = loss, by = [fc.weight]}, recompute{max-saved-bytes = 40000}. Files are looked for beside the \
+graph. @canonical, @sketched and @lowerable check that the graph is at that stage.";
+
 /// Run passes on a graph in text form and print the result.
 #[derive(clap::Args)]
+#[command(after_help = SYNTAX)]
 pub(crate) struct Args {
     /// A graph in text form, as --dump-dir writes it.
     #[arg(value_name = "FILE.ir")]
     graph: PathBuf,
     /// The passes, in order.
-    #[arg(long, value_name = "PASS,PASS", value_delimiter = ',', required = true)]
-    passes: Vec<String>,
+    #[arg(long, value_name = "PASS,PASS{...}", required = true)]
+    passes: String,
     /// Write the result into a file instead of printing it.
     #[arg(short, long, value_name = "OUT.ir")]
     output: Option<PathBuf>,
+    /// Write the graph after every pass, and its constants, into a folder.
+    #[arg(long, value_name = "FOLDER")]
+    dump_dir: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
-    let mut steps = Vec::new();
-    for name in args.passes.iter().map(|n| n.trim()).filter(|n| !n.is_empty()) {
-        let Some(entry) = PASSES.iter().find(|p| p.name == name) else {
-            let known: Vec<&str> = PASSES.iter().map(|p| p.name).collect();
-            return Err(Failure::usage(format!("there is no pass `{name}`"))
-                .help(format!("known are {}", known.join(", "))));
-        };
-        steps.push(PipelineItem::Run((entry.make)()));
+    let beside = args.graph.parent().unwrap_or(Path::new("")).to_path_buf();
+    let file = |name: &str| {
+        std::fs::read_to_string(beside.join(name)).map_err(|e| format!("cannot read `{name}`: {e}"))
+    };
+    let pipeline = Pipeline::read(&args.passes, &file).map_err(Failure::usage)?;
+    let read = read_graph(&args.graph)?;
+    if read.made_up > 0 {
+        let (count, consts) = (read.made_up, read.consts.display());
+        note(format!("{count} constants are not in `{consts}` and hold random numbers"));
     }
-    let path = &args.graph;
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::read(path, e))?;
-    let mut g = parse(path, &text)?;
-    let remarks = Pipeline::new(steps).run(&mut g, &mut |_| {}).map_err(margay::Error::from)?;
-    for r in remarks {
+    let mut dump = match &args.dump_dir {
+        Some(folder) => Dump::to(folder, &command_line())?,
+        None => Dump::none(),
+    };
+    let mut g = read.graph;
+    dump.graph("import", &g);
+    let ran = dump.run(&pipeline, &mut g);
+    dump.finish()?;
+    for r in ran.map_err(failure)? {
         note(format!("{} at `{}`: {}", r.pass, r.at, r.message));
     }
     let text = g.to_string();
@@ -56,57 +67,12 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<margay::ir::Graph, Failure> {
-    let beside = path.with_file_name("consts.safetensors");
-    let bytes = match std::fs::read(&beside) {
-        Ok(bytes) => Some(bytes),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        Err(e) => return Err(Failure::read(&beside, e)),
-    };
-    let stored = bytes.as_deref().map(SafeTensors::deserialize).transpose();
-    let stored = stored.map_err(|e| Failure::read(&beside, e))?;
-    let made_up = std::cell::Cell::new(0);
-    let resolve = |key: &str, ty: &TensorType| {
-        if let Some(tensor) = stored.as_ref().and_then(|s| s.tensor(key).ok()) {
-            return Tensor::from_bytes(dtype(tensor.dtype())?, tensor.shape(), tensor.data())
-                .ok()
-                .map(Into::into);
+/// A stage that was asked for and missed is a check that failed; types that a pass broke are our fault.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Pipeline { error, dumped } if error.fault.missed_stage().is_some() => {
+            Failure::of_pipeline(Kind::Check, &error, dumped)
         }
-        made_up.set(made_up.get() + 1);
-        random(key, ty).map(Into::into)
-    };
-    let g = text::parse(text, &resolve)
-        .map_err(|error| margay::Error::Text { path: path.to_path_buf(), error })?;
-    if made_up.get() > 0 {
-        let count = made_up.get();
-        note(format!("{count} constants are not in `{}` and hold random numbers", beside.display()));
-    }
-    Ok(g)
-}
-
-fn dtype(dtype: safetensors::Dtype) -> Option<DType> {
-    DType::from_name(&dtype.to_string().to_lowercase())
-}
-
-/// Numbers that depend on the name alone: normal with a small deviation, or zero where the type is no `f32` or `f64`.
-fn random(key: &str, ty: &TensorType) -> Option<Tensor> {
-    const LIMIT: usize = 1 << 28;
-    let shape = ty.extents()?;
-    let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LIMIT)?;
-    let stream = Philox::new(0, stream_of(key));
-    match ty.dtype {
-        DType::F32 => {
-            let mut data = vec![0f32; len];
-            stream.fill_normal_f32(0, &mut data);
-            data.iter_mut().for_each(|v| *v *= 0.05);
-            Tensor::from_slice(&shape, &data).ok()
-        }
-        DType::F64 => {
-            let mut data = vec![0f64; len];
-            stream.fill_normal_f64(0, &mut data);
-            data.iter_mut().for_each(|v| *v *= 0.05);
-            Tensor::from_slice(&shape, &data).ok()
-        }
-        other => Tensor::zeros(other, &shape).ok(),
+        error => error.into(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use margay::Progress;
-use margay::train::{Observer, Point};
+use margay::{Observer, Point};
 
 use crate::interrupt::Interrupt;
 use crate::table::significant;

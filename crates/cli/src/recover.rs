@@ -6,19 +6,9 @@
 //! `stop`, `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `relative_l2` (of the result on the samples
 //! held out, as `compile` states it) and `seconds`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use margay::Artifact;
-use margay::train::recover::layers::LayerRefit;
-use margay::train::recover::{Hidden, RecoverOptions, Recovered, Train, recover};
-use margay::train::{Evaluation, Point, Stop};
-use margay::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, Samples, Source, compile, is_artifact, measure_error, open,
-    recompile,
-};
-use serde::Serialize;
-
-use margay::open_artifact;
+use margay::{Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Samples, Trainable};
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
@@ -103,7 +93,7 @@ struct LearningArgs {
     hidden: Vec<String>,
     /// What learns: factors with their biases; these and normalizations; all but embeddings.
     #[arg(long, value_name = "sketch|norms|all", default_value = "sketch", value_parser = train)]
-    train: Train,
+    train: Trainable,
     /// An input whose zeros mark padding [default: `attention_mask`, where there is one].
     #[arg(long, value_name = "INPUT")]
     mask: Option<String>,
@@ -121,47 +111,10 @@ struct LearningArgs {
     seed: u64,
 }
 
-fn train(text: &str) -> Result<Train, String> {
-    let known: Vec<&str> = Train::ALL.iter().map(|(name, _)| *name).collect();
-    let found = Train::ALL.iter().find(|(name, _)| *name == text).map(|(_, train)| *train);
+fn train(text: &str) -> Result<Trainable, String> {
+    let known: Vec<&str> = Trainable::ALL.iter().map(|(name, _)| *name).collect();
+    let found = Trainable::ALL.iter().find(|(name, _)| *name == text).map(|(_, train)| *train);
     found.ok_or_else(|| format!("expected one of {}", known.join(", ")))
-}
-
-#[derive(Serialize)]
-struct Outcome<'a> {
-    model: &'a str,
-    teacher: &'a str,
-    seed: u64,
-    trained: usize,
-    hidden: &'a [String],
-    samples: Counts,
-    before: Measured<'a>,
-    refitted: Option<Measured<'a>>,
-    after: Measured<'a>,
-    layers: &'a [LayerRefit],
-    steps: u64,
-    stop: Option<Stop>,
-    history: &'a [Point],
-    relative_l2: f64,
-    seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Counts {
-    learned_from: usize,
-    held_out: usize,
-}
-
-#[derive(Serialize)]
-struct Measured<'a> {
-    error: f64,
-    measures: &'a [(String, f64)],
-}
-
-impl<'a> From<&'a Evaluation> for Measured<'a> {
-    fn from(e: &'a Evaluation) -> Measured<'a> {
-        Measured { error: e.error, measures: &e.measures }
-    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
@@ -179,40 +132,26 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     ];
     check_distinct(&written, &read)?;
 
-    let artifact = if is_artifact(&args.model)? { Some(open_artifact(&args.model)?) } else { None };
-    if artifact.is_some() && !args.dims.is_empty() {
-        return Err(Failure::usage("an artifact has its dimensions: `--dim` does not apply to it"));
-    }
-    let (student, teacher) = (open(&args.model)?, open(&args.teacher)?);
-    let narrow =
-        |n: margay::ir::NodeId| student.graph.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
-    if student.graph.order().into_iter().any(narrow) {
-        let message = "the sketched model has constants stored in bf16 or int8, which do not learn";
-        return Err(
-            Failure::usage(message).help("compile it in f32, recover it, and lower its precision then")
-        );
-    }
+    let recovery = Recovery::open(&args.model, &args.teacher, &args.dims)?;
     let samples = Samples::open(&args.data)?;
     let recovered = {
         let bars = Bars::new();
         let mut bar = TrainingBar::new("error", Interrupt::listen()?);
-        recover(&student.graph, &teacher.graph, &samples, &options(args), &bars, &mut bar)?
+        recovery.learn(&samples, &options(args), &bars, &mut bar)?
     };
-    let threads = args.threads.get();
-    let error = measure_error(&teacher.graph, &recovered.graph, &recovered.held_out, threads, &Bars::new())?;
-    let compiled = compiled(args, artifact.as_ref(), &student.name, &recovered, &error)?;
+    let model = recovery.finish(recovered, args.threads.get(), &Bars::new())?;
     if let Some(path) = &args.export {
-        compiled.export(path)?;
+        model.compiled.export(path)?;
     }
     if let Some(path) = &args.save_plan {
-        save_text(path, &compiled.plan.to_toml().map_err(margay::Error::from)?)?;
+        save_text(path, &model.compiled.plan.to_toml().map_err(margay::Error::from)?)?;
     }
     if let Some(path) = &args.output {
-        compiled.write(path, false, &mut Dump::none())?;
+        model.compiled.write(path, false, &mut Dump::none())?;
     }
     let text = match args.json {
-        true => json(&outcome(args, (&student, &teacher), &recovered, &error))?,
-        false => summary(args, &recovered, &error),
+        true => json(&model.report(args.learning.seed))?,
+        false => summary(args, &model),
     };
     Ok(text.into())
 }
@@ -244,58 +183,8 @@ fn options(args: &Args) -> RecoverOptions {
     }
 }
 
-/// The recovered model, compiled as the sketched one was.
-fn compiled(
-    args: &Args,
-    artifact: Option<&Artifact>,
-    name: &str,
-    recovered: &Recovered,
-    error: &ErrorMeasure,
-) -> Result<Compiled, Failure> {
-    let graph = recovered.graph.clone();
-    if let Some(artifact) = artifact {
-        return Ok(recompile(artifact, graph, Some(error.clone()))?);
-    }
-    let source = Source::new(graph, name, &mut Dump::none())?;
-    let threads = args.threads.get();
-    let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
-    let mut compiled = compile(&source, Some(&recovered.held_out), &options, &Bars::new())?;
-    compiled.report.held_out = Some(error.clone());
-    compiled.report.goal = format!("recovery from {}", shown(&args.teacher));
-    Ok(compiled)
-}
-
-fn shown(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-fn outcome<'a>(
-    args: &Args,
-    (student, teacher): (&'a Source, &'a Source),
-    recovered: &'a Recovered,
-    error: &ErrorMeasure,
-) -> Outcome<'a> {
-    let fitted = recovered.fitted.as_ref();
-    Outcome {
-        model: &student.name,
-        teacher: &teacher.name,
-        seed: args.learning.seed,
-        trained: recovered.trained,
-        hidden: &recovered.hidden,
-        samples: Counts { learned_from: recovered.learned_from, held_out: recovered.held_out.rows() },
-        before: (&recovered.before).into(),
-        refitted: recovered.refitted.as_ref().map(Measured::from),
-        after: (&recovered.after).into(),
-        layers: &recovered.layers,
-        steps: fitted.map_or(0, |f| f.steps),
-        stop: fitted.map(|f| f.stop),
-        history: fitted.map_or(&[], |f| &f.history),
-        relative_l2: error.relative_l2,
-        seconds: recovered.seconds,
-    }
-}
-
-fn summary(args: &Args, recovered: &Recovered, error: &ErrorMeasure) -> String {
+fn summary(args: &Args, model: &RecoveredModel) -> String {
+    let (recovered, error) = (&model.recovered, &model.error);
     let mut table = Table::new(&["on held-out samples", ">sketched", ">layers refitted", ">recovered"]);
     for (i, (name, before)) in recovered.before.measures.iter().enumerate() {
         let of = |e: &Evaluation| e.measures.get(i).map_or_else(String::new, |(_, v)| significant(*v));

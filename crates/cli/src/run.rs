@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
     precision: Precision,
+    /// Back end whose code of an artifact is run: cpu, or reference, which interprets, slowly, and checks every access.
+    #[arg(long, value_name = "NAME", hide = true)]
+    backend: Option<String>,
     #[command(flatten)]
     how: RunArgs,
 }
@@ -33,9 +36,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let mut read = vec![("the model", Some(args.model.as_path()))];
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
-    let (threads, huge_pages) = (args.how.threads.get(), args.how.huge_pages);
+    let options = RunOptions {
+        threads: args.how.threads.get(),
+        precision: args.precision,
+        backend: args.backend.clone(),
+        huge_pages: args.how.huge_pages,
+    };
     let inputs = args.inputs.read()?;
-    let options = RunOptions { threads, precision: args.precision, huge_pages };
     let mut model = Predictor::open_for(&args.model, &options, &extents_of(&inputs))?;
     let outputs = model.predict(&inputs)?;
     save(&args.outputs, |out| write_npz(out, &outputs))?;

@@ -9,19 +9,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use margay::Tensor;
-use margay::ir::{Cx, Graph};
-use margay::passes::sketch::{PantherTraining, Start, panther_for_training};
-use margay::passes::{parameter_names, with_parameters};
-use margay::train::init::initial;
-use margay::train::masking::Masking;
-use margay::train::{
-    FitOptions, Length, Objective, Optimizer, Point, Schedule, Selection, Supervised, TrainError, Trained,
-    Update,
+use margay::{
+    CompileOptions, FitOptions, Length, Masking, Objective, Optimizer, PantherTraining, Samples, Schedule,
+    Selection, Source, Start, Supervised, TrainedModel, Training, Update, backend, export_graph,
+    is_array_file, open, read_labels, training_batch, vocabulary,
 };
-use margay::{CompileOptions, Samples, Silent, Source, backend, bound_batch, compile, export_graph, open};
-use margay::{is_array_file, read_array};
-use serde::Serialize;
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
@@ -192,8 +184,7 @@ struct LengthArgs {
     seed: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Loss {
     CrossEntropy,
     Mse,
@@ -201,8 +192,7 @@ enum Loss {
     MaskedLm,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Rule {
     Adam,
     Adamw,
@@ -222,32 +212,6 @@ enum Decay {
     Cosine,
 }
 
-#[derive(Serialize)]
-struct Outcome<'a> {
-    model: &'a str,
-    loss: Loss,
-    optimizer: Rule,
-    output: String,
-    parameters: usize,
-    stored: usize,
-    dense_stored: usize,
-    samples: Counts,
-    steps: u64,
-    seconds: f64,
-    stop: margay::train::Stop,
-    first: &'a Point,
-    best: &'a Point,
-    history: &'a [Point],
-    memory: margay::train::StepMemory,
-    seed: u64,
-}
-
-#[derive(Serialize)]
-struct Counts {
-    trained: usize,
-    held_out: usize,
-}
-
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let written = [
         ("`-o`", args.output.as_deref()),
@@ -265,25 +229,21 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let source = open(&args.model)?;
     let samples = Samples::open(&args.data)?;
-    let labels = args.labels.as_deref().map(|text| labels(text, &samples)).transpose()?;
-    let options = options(args, &source.graph)?;
-    let mut graph = if args.init { begun(&source.graph, &options)? } else { source.graph.clone() };
-    let dense = stored(&graph);
-    sketch(args, &mut graph)?;
+    let labels = match &args.labels {
+        Some(text) => Some(read_labels(text, &samples)?),
+        None => None,
+    };
+    let training = Training::new(&source, options(args, &source)?, args.init, sketches(args).as_ref())?;
+    training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
         let mut bar = TrainingBar::new("loss", Interrupt::listen()?);
-        options.train(&graph, &samples, labels.as_ref(), &mut bar)?
+        training.train(&samples, labels.as_ref(), &mut bar)?
     };
-    write(args, &source.name, &trained)?;
-    let text = if args.json {
-        json(&outcome(args, &source.name, &trained, dense))?
-    } else {
-        summary(args, &trained, dense)
-    };
-    Ok(text.into())
+    write(args, &trained)?;
+    Ok(if args.json { json(&trained.report())? } else { summary(args, &trained) }.into())
 }
 
-fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
+fn options(args: &Args, source: &Source) -> Result<Supervised, Failure> {
     let (length, u) = (&args.length, &args.update);
     let optimizer = match (u.optimizer, Optimizer::ADAMW) {
         (Rule::Sgd, _) => Optimizer::Sgd { momentum: u.momentum },
@@ -307,7 +267,7 @@ fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
             Loss::CrossEntropy => Objective::CrossEntropy,
             Loss::Mse => Objective::Mse,
             Loss::Cosine => Objective::Cosine,
-            Loss::MaskedLm => masked_lm(args, g)?,
+            Loss::MaskedLm => masked_lm(args, source)?,
         },
         output: args.output_name.clone(),
         weights: args.mask.clone(),
@@ -319,7 +279,7 @@ fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
         fit: FitOptions {
             length: long,
             max_seconds: limit,
-            batch: length.batch.or_else(|| bound_batch(g)).unwrap_or(32),
+            batch: length.batch.unwrap_or_else(|| training_batch(source)),
             seed: length.seed,
             evaluations: length.evaluations,
             patience: length.patience,
@@ -334,105 +294,42 @@ fn options(args: &Args, g: &Graph) -> Result<Supervised, Failure> {
     })
 }
 
-/// The name of the output that is trained; empty where the model leaves it open.
-fn output_name<'a>(args: &'a Args, g: &'a Graph) -> &'a str {
-    args.output_name.as_deref().or_else(|| g.outputs().first().map(|o| &*o.name)).unwrap_or_default()
-}
-
-fn masked_lm(args: &Args, g: &Graph) -> Result<Objective, Failure> {
-    let name = output_name(args, g);
-    let output = g.outputs().iter().find(|o| *o.name == *name);
-    let classes = output.and_then(|o| g.ty(o.value).shape.last()?.as_extent());
-    let Some(vocabulary) = classes else {
-        return Err(Failure::usage(format!("output `{name}`: the number of tokens is not known")));
-    };
+fn masked_lm(args: &Args, source: &Source) -> Result<Objective, Failure> {
     let masking = Masking {
         mask: args.masked.mask_token.unwrap_or_default(),
-        vocabulary,
+        vocabulary: vocabulary(source, args.output_name.as_deref())?,
         special: args.masked.special_tokens.clone(),
         share: 0.15,
     };
     Ok(Objective::MaskedLm { tokens: args.masked.tokens.clone(), masking })
 }
 
-/// The graph with random values in what is to be trained.
-fn begun(g: &Graph, options: &Supervised) -> Result<Graph, Failure> {
-    let nodes = options.parameters(g)?;
-    let first = initial(g, &nodes, options.fit.seed)?;
-    Ok(with_parameters(g, &first).map_err(TrainError::from)?)
-}
-
-/// Replaces layers by sketches, if asked for.
-fn sketch(args: &Args, g: &mut Graph) -> Result<(), Failure> {
-    let (Some(_), Some(rank)) = (&args.sketch.scheme, args.sketch.rank) else { return Ok(()) };
-    let start = match (args.sketch.start, args.init) {
+/// The sketches that are asked for.
+fn sketches(args: &Args) -> Option<PantherTraining> {
+    let SketchArgs { scheme, rank, terms, layers, start } = &args.sketch;
+    let (Some(_), Some(rank)) = (scheme, *rank) else { return None };
+    let start = match (start, args.init) {
         (Some(Begin::LeastSquares), _) | (None, false) => Start::LeastSquares,
         (Some(Begin::Unbiased), _) => Start::Unbiased,
         (Some(Begin::Random), _) | (None, true) => Start::Random,
     };
-    let SketchArgs { terms, layers, .. } = &args.sketch;
-    let options =
-        PantherTraining { rank, terms: *terms, start, seed: args.length.seed, modules: layers.clone() };
-    let mut cx = Cx::default();
-    panther_for_training(g, &options, &mut cx).map_err(TrainError::from)?;
-    cx.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
-    Ok(())
+    Some(PantherTraining { rank, terms: *terms, start, seed: args.length.seed, modules: layers.clone() })
 }
 
-/// The numbers in all constants of floats.
-fn stored(g: &Graph) -> usize {
-    parameter_names(g).iter().filter_map(|(n, _)| Some(g.constant((*n).into())?.tensor().len())).sum()
-}
-
-/// The labels, from the data or from a file of their own.
-fn labels(text: &str, samples: &Samples) -> Result<Tensor, Failure> {
-    if let Some((_, t)) = samples.arrays().iter().find(|(name, _)| name == text) {
-        return Ok(t.clone());
-    }
-    if !is_array_file(text) {
-        let known: Vec<String> = samples.arrays().iter().map(|(name, _)| format!("`{name}`")).collect();
-        return Err(Failure::usage(format!("the data has no array `{text}`; it has {}", known.join(", "))));
-    }
-    Ok(read_array(Path::new(text))?)
-}
-
-fn write(args: &Args, name: &str, trained: &Trained) -> Result<(), Failure> {
+fn write(args: &Args, trained: &TrainedModel) -> Result<(), Failure> {
     if let Some(path) = &args.export {
-        export_graph(&trained.graph, None, path)?;
+        export_graph(&trained.trained.graph, None, path)?;
     }
     if let Some(path) = &args.output {
-        let mut dump = margay::Dump::none();
-        let source = Source::new(trained.graph.clone(), name, &mut dump)?;
         let threads = args.threads.get();
         let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
-        compile(&source, None, &options, &Silent)?.write(path, false, &mut dump)?;
+        trained.compile(&options)?.write(path, false, &mut margay::Dump::none())?;
     }
     Ok(())
 }
 
-fn outcome<'a>(args: &Args, name: &'a str, trained: &'a Trained, dense: usize) -> Outcome<'a> {
-    let fitted = &trained.fitted;
-    Outcome {
-        model: name,
-        loss: args.loss,
-        optimizer: args.update.optimizer,
-        output: output_name(args, &trained.graph).to_string(),
-        parameters: trained.parameters,
-        stored: stored(&trained.graph),
-        dense_stored: dense,
-        samples: Counts { trained: trained.samples.0, held_out: trained.samples.1 },
-        steps: fitted.steps,
-        seconds: fitted.seconds,
-        stop: fitted.stop,
-        first: fitted.first(),
-        best: fitted.best(),
-        history: &fitted.history,
-        memory: trained.memory,
-        seed: args.length.seed,
-    }
-}
-
-fn summary(args: &Args, trained: &Trained, dense: usize) -> String {
+fn summary(args: &Args, model: &TrainedModel) -> String {
+    let trained = &model.trained;
     let fitted = &trained.fitted;
     let (first, best) = (fitted.first(), fitted.best());
     let mut table = Table::new(&["on held-out samples", ">before", ">best"]);
@@ -454,7 +351,7 @@ fn summary(args: &Args, trained: &Trained, dense: usize) -> String {
         bytes(trained.memory.state_bytes as u64),
         bytes(trained.memory.session_bytes as u64)
     );
-    let now = stored(&trained.graph);
+    let (now, dense) = (model.stored, model.dense_stored);
     if now != dense {
         let share = percent(now as f64, dense as f64);
         text += &format!("{} of {} numbers stored, {share}\n", count(now as u64), count(dense as u64));

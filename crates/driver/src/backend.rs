@@ -3,18 +3,59 @@
 
 use std::sync::Arc;
 
-use margay_artifact::{Artifact, Parts};
+use margay_artifact::{Artifact, CodeSection, Parts};
 use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
 pub use margay_loops::Backend;
 use margay_loops::Precision;
-use margay_reference::{Reference, ReferenceDevice};
+use margay_reference::{ReferenceBackend, ReferenceDevice};
 use margay_runtime::{CpuDevice, Device, Executable};
 
 use crate::DriverError;
 
-/// The back ends, by name.
-pub const NAMES: &[&str] = &[margay_codegen_cpu::NAME, margay_reference::NAME];
+/// A back end, or why there is none for a target.
+type Made = Result<Arc<dyn Backend>, String>;
+
+/// A back end, and the device that runs its code.
+struct Entry {
+    name: &'static str,
+    /// The back end for a target, or `native`, and the precision of products, which may decide what is best for this machine.
+    make: fn(&str, Precision) -> Made,
+    /// The back end for every target whose code runs here.
+    supported: fn() -> Vec<Arc<dyn Backend>>,
+    device: fn() -> Arc<dyn Device>,
+}
+
+/// The back ends, in the order in which code of an artifact is preferred.
+const BACKENDS: &[Entry] = &[
+    Entry {
+        name: margay_codegen_cpu::NAME,
+        make: |target, precision| {
+            CpuTarget::by_name_for(target, precision).map_err(|e| e.to_string()).and_then(cpu)
+        },
+        supported: || {
+            let here = Class::ALL.into_iter().filter(|class| class.supported_here());
+            here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
+        },
+        device: || Arc::new(CpuDevice),
+    },
+    Entry {
+        name: margay_reference::NAME,
+        make: |target, _| match target {
+            "native" | margay_reference::NAME => Ok(Arc::new(ReferenceBackend)),
+            _ => Err(format!("unknown target `{target}`; this back end knows `{}`", margay_reference::NAME)),
+        },
+        supported: || vec![Arc::new(ReferenceBackend)],
+        device: || Arc::new(ReferenceDevice),
+    },
+];
+
+fn entry(name: &str) -> Result<&'static Entry, DriverError> {
+    BACKENDS.iter().find(|entry| entry.name == name).ok_or_else(|| {
+        let known = BACKENDS.iter().map(|e| format!("`{}`", e.name)).collect::<Vec<_>>().join(", ");
+        DriverError::Options(format!("unknown back end `{name}`; known are {known}"))
+    })
+}
 
 /// A back end by its name. `target` is the class of machines to compile for, or `native` for this machine; `precision` is
 /// that of the products, which may decide what the best class of this machine is.
@@ -22,19 +63,7 @@ pub const NAMES: &[&str] = &[margay_codegen_cpu::NAME, margay_reference::NAME];
 /// # Errors
 /// [`DriverError::Options`] for names that are not known.
 pub fn named(name: &str, target: &str, precision: Precision) -> Result<Arc<dyn Backend>, DriverError> {
-    match name {
-        margay_codegen_cpu::NAME => {
-            let target = CpuTarget::by_name_for(target, precision);
-            cpu(target.map_err(|e| DriverError::Options(e.to_string()))?)
-        }
-        margay_reference::NAME => match target {
-            "native" | margay_reference::NAME => Ok(Arc::new(Reference)),
-            _ => Err(DriverError::Options(format!(
-                "unknown target `{target}`; back end `{name}` knows `{name}`"
-            ))),
-        },
-        _ => Err(unknown(name)),
-    }
+    (entry(name)?.make)(target, precision).map_err(DriverError::Options)
 }
 
 /// The processor of this machine.
@@ -49,9 +78,7 @@ pub fn native_for(precision: Precision) -> Arc<dyn Backend> {
 
 /// Every back end with every class of machines whose code runs here, for tests that compare them.
 pub fn supported() -> Vec<Arc<dyn Backend>> {
-    let here = Class::ALL.into_iter().filter(|class| class.supported_here());
-    let processors = here.filter_map(|class| cpu(CpuTarget::new(class)).ok());
-    processors.chain([Arc::new(Reference) as Arc<dyn Backend>]).collect()
+    BACKENDS.iter().flat_map(|entry| (entry.supported)()).collect()
 }
 
 /// The device that runs code of a back end, by the name of the back end.
@@ -59,11 +86,7 @@ pub fn supported() -> Vec<Arc<dyn Backend>> {
 /// # Errors
 /// [`DriverError::Options`] for names that are not known.
 pub fn device(name: &str) -> Result<Arc<dyn Device>, DriverError> {
-    match name {
-        margay_codegen_cpu::NAME => Ok(Arc::new(CpuDevice)),
-        margay_reference::NAME => Ok(Arc::new(ReferenceDevice)),
-        _ => Err(unknown(name)),
-    }
+    Ok((entry(name)?.device)())
 }
 
 /// What was compiled in this process for a back end, loaded by its device.
@@ -71,28 +94,32 @@ pub(crate) fn executable(parts: Parts, backend: &dyn Backend) -> Result<Executab
     Ok(Executable::from_parts_on(parts, &[device(backend.name())?])?)
 }
 
-/// The code of an artifact on the first device that it has code for. **It is run as it is: load only what you trust.**
-pub fn load(artifact: &Artifact) -> Result<Executable, DriverError> {
-    let devices = NAMES.iter().map(|name| device(name)).collect::<Result<Vec<_>, _>>()?;
+/// The code of an artifact for a back end, or else on the first device that it has code for. **It is run as it is: load only
+/// what you trust.**
+pub fn load(artifact: &Artifact, backend: Option<&str>) -> Result<Executable, DriverError> {
+    let devices: Vec<Arc<dyn Device>> = match backend {
+        Some(name) => vec![device(name)?],
+        None => BACKENDS.iter().map(|entry| (entry.device)()).collect(),
+    };
     Ok(Executable::from_artifact_on(artifact, &devices)?)
 }
 
 /// The back end that an artifact was compiled for: that of its first code. An artifact without entries has none.
 pub fn of_artifact(artifact: &Artifact) -> Result<Arc<dyn Backend>, DriverError> {
-    let first = artifact.description().entries.iter().flat_map(|e| &e.sections).next();
-    let first = first.ok_or_else(|| {
-        let path = artifact.path().display();
-        DriverError::Options(format!("`{path}` holds no code"))
-    })?;
+    of_code(artifact.description().entries.iter().flat_map(|e| &e.sections).next())
+}
+
+/// The back end of code that was loaded.
+pub fn of_executable(executable: &Executable) -> Result<Arc<dyn Backend>, DriverError> {
+    of_code(executable.sections().next())
+}
+
+fn of_code(first: Option<&CodeSection>) -> Result<Arc<dyn Backend>, DriverError> {
+    let first = first.ok_or_else(|| DriverError::Options("the artifact holds no code".to_owned()))?;
     named(&first.parts.backend, &first.parts.target, Precision::F32)
 }
 
-fn unknown(name: &str) -> DriverError {
-    let known = NAMES.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-    DriverError::Options(format!("unknown back end `{name}`; known are {known}"))
-}
-
-fn cpu(target: CpuTarget) -> Result<Arc<dyn Backend>, DriverError> {
-    let backend = CpuBackend::new(target).map_err(|e| DriverError::Options(e.to_string()))?;
+fn cpu(target: CpuTarget) -> Made {
+    let backend = CpuBackend::new(target).map_err(|e| e.to_string())?;
     Ok(Arc::new(backend))
 }

@@ -21,7 +21,7 @@ pub fn bind(
     dump: &mut Dump,
 ) -> Result<Graph, DriverError> {
     let mut bound = g.clone();
-    Pipeline::bind(binding, &backend.preferences()).run(&mut bound, &mut |run| dump.pass(run))?;
+    dump.run(&Pipeline::bind(binding, &backend.preferences()), &mut bound)?;
     Ok(bound)
 }
 
@@ -36,7 +36,7 @@ pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Resu
         if precision == Precision::Bf16 {
             steps.push(PipelineItem::Run(Box::new(RoundOperands)));
         }
-        Pipeline::new(steps).run(&mut g, &mut |run| dump.pass(run))?;
+        dump.run(&Pipeline::new(steps), &mut g)?;
     }
     Ok(g)
 }
@@ -87,7 +87,7 @@ pub fn add_step_entry(
             PipelineItem::Run(Box::new(Recompute { max_saved_bytes })),
             PipelineItem::Reach(Stage::Lowerable),
         ];
-        Pipeline::new(steps).run(&mut bound, &mut |run| dump.pass(run))?;
+        dump.run(&Pipeline::new(steps), &mut bound)?;
     }
     let name = |v: Value| bound.node(v.node).origin.name().to_string();
     let saved = saved(&bound, &backward_nodes(&bound));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use margay_ir::{Graph, Op, Value};
 use margay_loops::Backend;
-use margay_passes::{BindDims, PipelineError};
+use margay_passes::BindDims;
 use margay_tensor::{DType, Tensor};
 use serde::Serialize;
 
@@ -113,9 +113,8 @@ pub fn layers(
     let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
     let bound = |g: &Graph| -> Result<Graph, DriverError> {
         let binding = margay_ir::eval::bind_symbols(g, find)?;
-        let pass = "bind-dims";
-        let failed = |error| PipelineError::Pass { pass, error };
-        Ok(BindDims { binding }.bound(g).map_err(failed)?)
+        let failed = |error| DriverError::Pass { pass: "bind-dims", error };
+        BindDims { binding }.bound(g).map_err(failed)
     };
     let (reference, other) = (&bound(reference)?, &bound(other)?);
     let (a, b) = (named_values(reference), named_values(other));

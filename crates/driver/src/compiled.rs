@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use margay_artifact::ArtifactBuilder;
-use margay_ir::{Graph, Op};
+use margay_ir::{Graph, text};
 use margay_loops::Backend;
 use margay_plan::Plan;
 use margay_runtime::Executable;
@@ -61,19 +61,12 @@ impl Compiled {
 
     /// The text of the graph, and those of its constants that no entry reads as they are.
     fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
-        for n in self.graph.order() {
-            if let Op::Const(c) = self.graph.op(n) {
-                let contents = c.payload.stored();
-                let key = c.payload.key().to_string();
-                let stored = builder.constants.stored().iter().any(|s| s.is_named(&key));
-                // What is random is drawn again when the text is read.
-                let drawn =
-                    c.payload.draw().is_some() && contents.elements().len() <= margay_ir::text::MAX_SPLAT;
-                if !stored && !drawn {
-                    let stored = contents.clone();
-                    let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
-                    builder.constants.add(&constant, &*self.backend)?;
-                }
+        for payload in text::named_constants(&self.graph) {
+            let key = payload.key().to_string();
+            if !builder.constants.stored().iter().any(|s| s.is_named(&key)) {
+                let stored = payload.stored().clone();
+                let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
+                builder.constants.add(&constant, &*self.backend)?;
             }
         }
         let report = serde_json::to_vec_pretty(&self.report)

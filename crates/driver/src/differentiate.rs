@@ -3,7 +3,7 @@
 use margay_ir::{Graph, Remark};
 use margay_passes::{Differentiate, Pipeline, PipelineItem, parameter_names};
 
-use crate::DriverError;
+use crate::{DriverError, Dump};
 
 /// The graph with the derivatives of one of its outputs as further outputs, `gradient.NAME`. `of` names the output; it may be
 /// left out where there is one of floats. `by` names inputs and constants as
@@ -36,6 +36,6 @@ pub fn differentiate(
     let by = by.map_or_else(all, <[String]>::to_vec);
     let mut out = g.clone();
     let pass = PipelineItem::Run(Box::new(Differentiate { output, by }));
-    let remarks = Pipeline::new(vec![pass]).run(&mut out, &mut |_| {})?;
+    let remarks = Dump::none().run(&Pipeline::new(vec![pass]), &mut out)?;
     Ok((out, remarks))
 }

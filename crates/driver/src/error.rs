@@ -8,7 +8,7 @@ use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_npy::NpyError;
 use margay_onnx::{NonFinite, OnnxError};
-use margay_passes::PipelineError;
+use margay_passes::{PipelineError, PipelineFault};
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
@@ -59,9 +59,22 @@ pub enum DriverError {
     /// The options contradict each other or the model.
     #[error("{0}")]
     Options(String),
-    /// A pass failed.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
+    /// A pass failed that is part of no pipeline.
+    #[error("pass `{pass}`: {error}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// Why.
+        error: PassError,
+    },
+    /// A pipeline failed.
+    #[error("{error}")]
+    Pipeline {
+        /// What failed, with the graphs before and after.
+        error: PipelineError,
+        /// The folder in which these are, if a [`Dump`](crate::Dump) went to one.
+        dumped: Option<PathBuf>,
+    },
     /// A dimension cannot be bound.
     #[error(transparent)]
     Binding(#[from] margay_ir::eval::RunError),
@@ -107,6 +120,9 @@ pub enum DriverError {
     /// The outputs of the model have no numbers to compare, or they are not finite on the samples.
     #[error("{0}")]
     Measure(String),
+    /// A sketched model is to learn and has constants in narrow types (the model's fault).
+    #[error("the sketched model has constants stored in bf16 or int8, which do not learn")]
+    Narrow,
     /// An artifact was written without its source, of which the report is a part (the options' fault).
     #[error("`{}` was stripped: it does not carry its report", path.display())]
     Stripped {
@@ -156,6 +172,7 @@ impl DriverError {
             DriverError::Onnx(_)
             | DriverError::Samples(_)
             | DriverError::Options(_)
+            | DriverError::Narrow
             | DriverError::Stripped { .. }
             | DriverError::NoBatch { .. }
             | DriverError::Binding(_)
@@ -163,7 +180,8 @@ impl DriverError {
             | DriverError::Plan(_) => Kind::Usage,
             DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
             DriverError::Lower(_) => Kind::Usage,
-            DriverError::Pipeline(e) => e.into(),
+            DriverError::Pass { error, .. } => error.into(),
+            DriverError::Pipeline { error, .. } => (&error.fault).into(),
             DriverError::Compile(e) => e.into(),
             DriverError::Artifact(e) => e.into(),
             DriverError::Run(e) => e.into(),
@@ -180,6 +198,7 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
+            DriverError::Narrow => Some("compile it in f32, recover it, and lower its precision then".into()),
             DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
             DriverError::NoBatch { .. } => {
                 Some("give inputs of the shapes the model was compiled for".into())
@@ -192,11 +211,11 @@ impl DriverError {
     }
 }
 
-impl From<&PipelineError> for Kind {
-    fn from(error: &PipelineError) -> Kind {
-        match error {
-            PipelineError::Pass { error, .. } => error.into(),
-            PipelineError::Broken { .. } => Kind::Internal,
+impl From<&PipelineFault> for Kind {
+    fn from(fault: &PipelineFault) -> Kind {
+        match fault {
+            PipelineFault::Pass { error, .. } => error.into(),
+            PipelineFault::Broken { .. } => Kind::Internal,
         }
     }
 }
@@ -240,6 +259,7 @@ impl From<&RunError> for Kind {
             RunError::Artifact(e) => e.into(),
             RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
+            RunError::Program { .. } => Kind::Internal,
             RunError::NoCode { .. }
             | RunError::Kernels { .. }
             | RunError::Inputs { .. }
@@ -291,7 +311,7 @@ mod tests {
 
     #[test]
     fn our_own_bugs_are_told_from_what_others_asked_for() {
-        let pass = |error| DriverError::from(PipelineError::Pass { pass: "simplify", error });
+        let pass = |error| DriverError::Pass { pass: "simplify", error };
         let fixpoint = PassError::NoFixpoint { pass: "simplify", rounds: 64, rules: "a, b".into() };
         let number =
             AllocateError::Number { site: "fc".into(), choice: "".into(), what: "error", found: f64::NAN };

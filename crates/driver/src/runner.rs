@@ -30,6 +30,11 @@ impl Runner {
         self.huge_pages = true;
     }
 
+    /// What the graph is compiled for.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
     /// The graph.
     pub fn graph(&self) -> &Graph {
         &self.graph

@@ -9,7 +9,6 @@
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
 use margay_ir::{Graph, Value, eval};
-use margay_passes::PipelineError;
 use margay_passes::gradients;
 use margay_passes::sketch::{Layer, Rows, layers};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix};
@@ -247,7 +246,7 @@ impl Probe {
             .iter()
             .flat_map(|m| std::iter::once(m.weight).chain(m.nodes.iter().map(|n| Value::from(*n))))
             .collect();
-        let error = |error| DriverError::from(PipelineError::Pass { pass: "sensitivity", error });
+        let error = |error| DriverError::Pass { pass: "sensitivity", error };
         let mut derived = gradients(&mut graph, &pairs, &by).map_err(error)?.into_iter();
         let mut place = |v: Value| {
             outputs.iter().skip(count).position(|known| *known == v).map_or_else(

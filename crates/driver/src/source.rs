@@ -28,7 +28,7 @@ impl Source {
     /// A graph as imported, brought into canonical form.
     pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Source, DriverError> {
         dump.graph("import", &graph);
-        let remarks = Pipeline::canonicalize().run(&mut graph, &mut |run| dump.pass(run))?;
+        let remarks = dump.run(&Pipeline::canonicalize(), &mut graph)?;
         // The text names every constant by its contents.
         let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
         Ok(Source { name: name.to_string(), graph, hash, remarks })

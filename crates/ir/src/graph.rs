@@ -368,6 +368,16 @@ impl Graph {
         }
     }
 
+    /// The contents of all constants, those of graphs inside operators included.
+    pub fn payloads(&self) -> Vec<&crate::Payload> {
+        let mut all = Vec::new();
+        for n in self.order() {
+            all.extend(self.constant(n.into()));
+            all.extend(self.op(n).regions().into_iter().flat_map(|region| region.graph().payloads()));
+        }
+        all
+    }
+
     /// All nodes in topological order, ties by age: the same graph built the same way gives the same order.
     pub fn order(&self) -> Vec<NodeId> {
         let mut missing: HashMap<NodeIndex, usize> = HashMap::new();

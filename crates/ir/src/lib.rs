@@ -35,7 +35,7 @@ pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value
 pub use guard::{Guard, GuardError};
 pub use ops::{Op, OpDef};
 pub use part::MapError;
-pub use pass::{Changed, Cx, Fidelity, Pass, PassError, Remark, Verdict};
+pub use pass::{Changed, Configuration, Cx, Fidelity, Pass, PassError, Remark, Verdict};
 pub use patch::{Applied, Patch, PatchError};
 pub use payload::{Draw, DrawKind, Key, Payload};
 pub use region::Region;

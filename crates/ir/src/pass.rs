@@ -106,14 +106,46 @@ pub enum PassError {
     Refused(String),
 }
 
+/// The configuration of a pass as text.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Configuration {
+    /// What stands between the braces of `bind-dims{N = 4}`; empty where nothing differs from the default.
+    pub text: String,
+    /// The contents of files that the text names, by their names.
+    pub files: Vec<(String, String)>,
+}
+
+impl Configuration {
+    /// Nothing to configure, or nothing that differs from the default.
+    pub fn none() -> Configuration {
+        Configuration::default()
+    }
+
+    /// A text that names no file.
+    pub fn of(text: impl Into<String>) -> Configuration {
+        Configuration { text: text.into(), files: Vec::new() }
+    }
+}
+
 /// A transformation of graphs.
 pub trait Pass {
     /// In kebab case; also the file's name, the name on the command line and the prefix of dumps.
     fn name(&self) -> &'static str;
+    /// The configuration, as it is read back.
+    fn configuration(&self) -> Configuration;
     /// How numbers may change.
     fn fidelity(&self) -> Fidelity;
     /// Changes the graph.
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError>;
+}
+
+impl fmt::Display for dyn Pass + '_ {
+    /// `simplify`, `bind-dims{N = 4}`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        let text = self.configuration().text;
+        if text.is_empty() { Ok(()) } else { write!(f, "{{{text}}}") }
+    }
 }
 
 /// What a rule says about a node.

@@ -18,6 +18,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All, in order.
+    pub const ALL: [Stage; 4] = [Stage::Imported, Stage::Canonical, Stage::Sketched, Stage::Lowerable];
+
     /// The word used in dumps.
     pub fn name(self) -> &'static str {
         match self {

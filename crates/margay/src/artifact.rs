@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use margay_artifact::Artifact;
-use margay_driver::Report;
+use margay_driver::{Report, export_graph, open_artifact_graph};
+use margay_passes::sketch;
 
 use crate::Error;
 
@@ -15,6 +16,18 @@ pub fn open_artifact(path: &Path) -> Result<Artifact, Error> {
     let artifact = Artifact::open(path)?;
     artifact.verify_weights()?;
     Ok(artifact)
+}
+
+/// Writes the graph that an artifact carries as ONNX, with its plan and its report.
+///
+/// # Errors
+/// [`Error::Stripped`] where it carries none; files that cannot be written.
+pub fn export_artifact(artifact: &Artifact, path: &Path) -> Result<(), Error> {
+    let report = report_of(artifact)?;
+    let graph = open_artifact_graph(artifact)?;
+    let plan = artifact.source("plan.toml")?.unwrap_or_default();
+    let plan = sketch::read_plan(&String::from_utf8_lossy(plan))?;
+    export_graph(&graph, Some((&plan, &report)), path)
 }
 
 /// The report that an artifact carries.

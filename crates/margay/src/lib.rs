@@ -36,7 +36,8 @@
 //! - [`compile`] with [`CompileOptions`] and [`Samples`]: a [`Compiled`] model with its [`Report`] and [`Plan`].
 //! - [`Predictor`]: runs an ONNX file or an artifact.
 //! - [`bench()`], [`compare()`], [`sensitivity()`]: speed, bytes and errors.
-//! - [`recover`], [`Supervised`], [`differentiate`]: learning.
+//! - [`Training`] with [`Supervised`], [`Recovery`] with [`RecoverOptions`], [`differentiate`]: learning.
+//! - [`read_graph`], [`Pipeline`], [`Dump`]: graphs as text, and passes on them.
 //! - [`InputFile`], [`read_inputs`], [`read_array`]: tensors from files.
 
 #![forbid(unsafe_code)]
@@ -51,8 +52,10 @@ mod inputs;
 mod inspect;
 mod plan;
 mod predictor;
+mod recovery;
+mod training;
 
-pub use artifact::{open_artifact, report_of};
+pub use artifact::{export_artifact, open_artifact, report_of};
 pub use bench::{BenchOptions, Measured, StepTime, bench};
 pub use check::{Check, Fault, NonFinite, Operator, Port, ProblemKind, check};
 pub use compare::{Comparison, OutputError, Tolerance, compare};
@@ -60,26 +63,36 @@ pub use inputs::{InputFile, is_array_file, read_array, read_inputs};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use plan::read_plan;
 pub use predictor::{Predictor, RunOptions, extents_of};
+pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
+pub use training::{
+    TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
+};
 
 pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, ModuleReport,
-    Progress, Report, Samples, Silent, Source, backend, bound_batch, compile, compile_with, differentiate,
-    export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind,
+    ModuleReport, Progress, Read, Report, Samples, Silent, Source, backend, bound_batch, compile,
+    compile_with, differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph,
+    open_with, read_graph, recompile,
 };
-pub use margay_ir as ir;
+pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{KnownExtents, OnnxError, Problem};
-pub use margay_passes as passes;
+pub use margay_passes::sketch::{PantherTraining, Start, sites};
+pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, Plan};
 pub use margay_runtime::RunError;
-pub use margay_tensor::{DType, Tensor, random};
-pub use margay_train as train;
-pub use margay_train::recover::{RecoverOptions, Recovered, recover};
-pub use margay_train::{Supervised, TrainError, Trained};
+pub use margay_tensor::{DType, Tensor};
+pub use margay_train::masking::Masking;
+pub use margay_train::recover::layers::LayerRefit;
+pub use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train as Trainable, recover};
+pub use margay_train::{
+    Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, Schedule, Selection,
+    StepMemory, Stop, Supervised, TrainError, Trained, Update,
+};
 
 /// The class of machines that this one belongs to.
 pub fn this_machine() -> String {

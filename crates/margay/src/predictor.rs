@@ -18,12 +18,15 @@ use crate::Error;
 use crate::batches::{self, Chunk};
 
 /// How a model is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Threads to run on; results do not depend on it.
     pub threads: usize,
     /// Precision of products with constant matrices of an ONNX file; an artifact has its own.
     pub precision: Precision,
+    /// The back end whose code of an artifact is run; `None` for the first that this machine can run. An ONNX file is
+    /// compiled for it, or for the processor.
+    pub backend: Option<String>,
     /// Hold weights and intermediate results in huge pages of memory, where the system has them.
     pub huge_pages: bool,
 }
@@ -32,7 +35,7 @@ impl Default for RunOptions {
     /// On all processors, in f32.
     fn default() -> RunOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        RunOptions { threads, precision: Precision::F32, huge_pages: false }
+        RunOptions { threads, precision: Precision::F32, backend: None, huge_pages: false }
     }
 }
 
@@ -40,7 +43,6 @@ impl Default for RunOptions {
 pub struct Predictor {
     name: String,
     threads: usize,
-    precision: Precision,
     form: Form,
     verification: Option<Verification>,
 }
@@ -69,7 +71,7 @@ impl Predictor {
     /// # Errors
     /// See [`open`](Predictor::open).
     pub fn open_for(path: &Path, options: &RunOptions, known: &KnownExtents) -> Result<Predictor, Error> {
-        let RunOptions { threads, precision, huge_pages } = *options;
+        let (threads, precision) = (options.threads, options.precision);
         let mut verification = None;
         let form = if is_artifact(path)? {
             if precision != Precision::F32 {
@@ -80,7 +82,7 @@ impl Predictor {
             let artifact = Artifact::open(path)?;
             let checked = artifact.clone();
             verification = Some(std::thread::spawn(move || checked.verify_weights()));
-            let executable = backend::load(&artifact)?;
+            let executable = backend::load(&artifact, options.backend.as_deref())?;
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
@@ -89,14 +91,18 @@ impl Predictor {
                 precision,
                 &mut Dump::none(),
             )?;
-            Form::Graph(Box::new(Runner::new(graph, &backend::native_for(precision), threads)))
+            let backend = match &options.backend {
+                Some(name) => backend::named(name, "native", precision)?,
+                None => backend::native_for(precision),
+            };
+            Form::Graph(Box::new(Runner::new(graph, &backend, threads)))
         };
         let shown = match precision {
             Precision::F32 => path.display().to_string(),
             narrow => format!("{} in {}", path.display(), narrow.name()),
         };
-        let mut predictor = Predictor { name: shown, threads, precision, form, verification };
-        if huge_pages {
+        let mut predictor = Predictor { name: shown, threads, form, verification };
+        if options.huge_pages {
             predictor.use_huge_pages()?;
         }
         Ok(predictor)
@@ -204,8 +210,8 @@ impl Predictor {
     /// The back end the model is compiled for.
     fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
         match &self.form {
-            Form::Graph(_) => Ok(backend::native_for(self.precision)),
-            Form::Artifact(artifact, _) => Ok(backend::of_artifact(artifact)?),
+            Form::Graph(runner) => Ok(runner.backend().clone()),
+            Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
     }
 }

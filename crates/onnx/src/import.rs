@@ -8,11 +8,12 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: subgraphs (`If`, `Loop`, `Scan`), sequences, strings, quantized operators, training.
+//! Deliberately absent: sequences, strings, quantized operators, training.
 
 mod activations;
 mod assume;
 mod call;
+mod control;
 mod convolutions;
 mod elementwise;
 mod inputs;
@@ -207,6 +208,7 @@ impl<'a> Importer<'a> {
                 }
                 return;
             }
+            Refusal::Reported => return,
             Refusal::Invalid(message) => (message, Kind::Malformed),
             Refusal::Type(error) => {
                 let kind = call::kind_of(&error.error);

@@ -20,15 +20,15 @@ const SECONDS_PER_UNIT: f64 = 2e-8;
 
 /// The reference back end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Reference;
+pub struct ReferenceBackend;
 
-impl Reference {
+impl ReferenceBackend {
     fn refused(&self, call: impl std::fmt::Display, why: String) -> NoKernel {
         NoKernel { target: NAME.to_owned(), call: call.to_string(), why }
     }
 }
 
-impl Backend for Reference {
+impl Backend for ReferenceBackend {
     fn name(&self) -> &str {
         NAME
     }
@@ -115,7 +115,7 @@ impl Backend for Reference {
 pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
     match &constant.packed {
         None => constant.stored.to_bytes(),
-        Some((call, packed)) => Reference
+        Some((call, packed)) => ReferenceBackend
             .pack(call, packed.operand, &constant.stored)
             .expect("what was asked for when it was lowered"),
     }
@@ -151,11 +151,11 @@ mod tests {
             types: ProductTypes::F32,
             epilogue: Epilogue::default(),
         });
-        let packed = Reference.pack(&call, 1, &tensor).unwrap();
+        let packed = ReferenceBackend.pack(&call, 1, &tensor).unwrap();
         let columns = Tensor::from_bytes(DType::F32, &[6], &packed).unwrap();
         assert_eq!(columns.to_vec::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert_eq!(Reference.unpack(COLUMNS, &[2, 3], &packed).unwrap(), tensor);
-        assert!(Reference.unpack(COLUMNS, &[2, 2], &packed).is_err());
-        assert!(Reference.pack(&call, 0, &tensor).is_err());
+        assert_eq!(ReferenceBackend.unpack(COLUMNS, &[2, 3], &packed).unwrap(), tensor);
+        assert!(ReferenceBackend.unpack(COLUMNS, &[2, 2], &packed).is_err());
+        assert!(ReferenceBackend.pack(&call, 0, &tensor).is_err());
     }
 }

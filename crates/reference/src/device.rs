@@ -219,10 +219,9 @@ impl Queue for ReferenceQueue {
         let given = program.inputs.iter().zip(inputs);
         let given = given.map(|(port, at)| self.space.with(*at, bytes(port), |b| b.to_vec())).collect();
         let constants = constants.iter().map(Vec::as_slice).collect();
-        let outcome = interpret(program, given, constants).unwrap_or_else(|e| panic!("{e}"));
         self.times.clear();
-        match outcome {
-            Outcome::Done { outputs: values, times } => {
+        match interpret(program, given, constants) {
+            Ok(Outcome::Done { outputs: values, times }) => {
                 for (at, value) in outputs.iter().zip(values) {
                     self.space.with(*at, value.len(), |to| to.copy_from_slice(&value));
                 }
@@ -231,7 +230,10 @@ impl Queue for ReferenceQueue {
                 }
                 self.done = Ok(());
             }
-            Outcome::Failed(fault) => self.done = Err(fault),
+            Ok(Outcome::Failed { step, requirement }) => {
+                self.done = Err(Fault::Requirement { step, requirement });
+            }
+            Err(error) => self.done = Err(Fault::Code(error.to_string())),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use margay_loops::{Extent, Loop, Operand, Program, Step, Work, walk};
-use margay_runtime::device::Fault;
 use margay_tensor::{DType, Tensor};
 
 use crate::memory::Memory;
@@ -19,11 +18,16 @@ pub(crate) enum Outcome {
         times: Vec<Duration>,
     },
     /// The data are not what a step requires: the first that failed.
-    Failed(Fault),
+    Failed {
+        /// The number of the step.
+        step: usize,
+        /// The number among its requirements.
+        requirement: usize,
+    },
 }
 
 /// Runs a program once. Inputs and outputs are in the order of the program, states among them; constants are in the
-/// layouts of [`Reference`](crate::Reference).
+/// layouts of [`ReferenceBackend`](crate::ReferenceBackend).
 ///
 /// # Errors
 /// Inputs that are not those of the program, a check that failed, and what [no program may do](crate::Problem).
@@ -40,7 +44,7 @@ pub fn run(program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Interpr
             };
             Ok(ports.map(tensor).collect())
         }
-        Outcome::Failed(Fault { step, requirement }) => {
+        Outcome::Failed { step, requirement } => {
             let failed = program.steps().nth(step).map(|(_, s)| s);
             let kernel = failed.and_then(|s| match s.work {
                 Work::Kernel { kernel, .. } => Some(&program.kernels[kernel]),
@@ -62,8 +66,8 @@ pub(crate) fn interpret(
     let times = vec![Duration::ZERO; program.steps().count()];
     let mut run = Run { program, memory: Memory::new(program, inputs, constants), failed: None, times };
     run.block(&program.body, 0)?;
-    if let Some(fault) = run.failed {
-        return Ok(Outcome::Failed(fault));
+    if let Some((step, requirement)) = run.failed {
+        return Ok(Outcome::Failed { step, requirement });
     }
     let output = |(i, port): (usize, &margay_loops::Port)| {
         let bytes = run.memory.output(program, i);
@@ -78,8 +82,8 @@ pub(crate) fn interpret(
 struct Run<'p> {
     program: &'p Program,
     memory: Memory<'p>,
-    /// What failed first.
-    failed: Option<Fault>,
+    /// The step that failed first, and the number of its requirement.
+    failed: Option<(usize, usize)>,
     /// The time of every step with the steps inside it.
     times: Vec<Duration>,
 }
@@ -112,8 +116,7 @@ impl<'p> Run<'p> {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];
                 let failed = kernel::run(kernel, args, &mut self.memory).map_err(named)?;
-                let fault = failed.map(|requirement| Fault { step: number, requirement });
-                self.failed = self.failed.or(fault);
+                self.failed = self.failed.or(failed.map(|requirement| (number, requirement)));
                 Ok(())
             }
             Work::Call { call, args, .. } => calls::run(call, args, &mut self.memory).map_err(named),

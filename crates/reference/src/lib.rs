@@ -26,7 +26,7 @@ mod memory;
 mod number;
 
 pub(crate) use backend::{BUFFER_ALIGN, stored_bytes};
-pub use backend::{NAME, Reference};
+pub use backend::{NAME, ReferenceBackend};
 pub use device::ReferenceDevice;
 pub use error::{InterpretError, Problem};
 pub use interpret::run;

@@ -1,10 +1,10 @@
 //! Sketches for models that are trained afterwards: the same rank everywhere, without samples and without a search.
 
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
-use margay_plan::Settings;
+use margay_plan::Choice;
 
 use super::{Context, PantherScheme, PantherSettings, Scheme, Start, layers};
-use crate::{ApplyPlan, Sketch};
+use crate::ApplyPlan;
 
 /// Which layers get sketches of [`PantherScheme`], and which.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,7 +47,10 @@ pub fn panther_for_training(
             known.join("`, `")
         )));
     }
-    let settings = Settings::write(&PantherSettings { rank, terms, start });
+    let choice = Choice {
+        seed: Some(seed),
+        ..Choice::new(PantherScheme.name(), &PantherSettings { rank, terms, start })
+    };
     let mut pass = ApplyPlan::default();
     for layer in found {
         if options.modules.as_ref().is_some_and(|names| !names.contains(&layer.name)) {
@@ -56,14 +59,15 @@ pub fn panther_for_training(
         let site = layer.site(g, PantherScheme.name());
         let fitted = PantherScheme.fit(&Context { graph: g, site: &site, moments: None, seed });
         let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
-        if fitted.squared_error(&settings).is_err() {
+        if fitted.squared_error(&choice.settings).is_err() {
             let (a, b, width) = (layer.d_in, layer.d_out, terms.saturating_mul(2).saturating_mul(rank));
             let message =
                 format!("{width} x ({a} + {b}) numbers would not be fewer than the {a} x {b} of the weight");
             cx.remarks.push(Remark { pass: PantherScheme.name(), at: layer.name, message, declined: true });
             continue;
         }
-        pass.sketches.insert(layer.name, Sketch { fitted: fitted.into(), settings: settings.clone() });
+        pass.choices.insert(layer.name.clone(), choice.clone());
+        pass.fitted.insert(layer.name, fitted.into());
     }
     pass.run(g, cx)
 }

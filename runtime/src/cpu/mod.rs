@@ -194,7 +194,7 @@ impl Queue for CpuQueue {
         match fault_of(self.fault) {
             None => Ok(()),
             Some((step, requirement)) => {
-                Err(Fault { step: step as usize, requirement: requirement as usize })
+                Err(Fault::Requirement { step: step as usize, requirement: requirement as usize })
             }
         }
     }

@@ -180,3 +180,171 @@ fn meet_error(
     }
     Ok(best)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use margay_plan::{Budget, Settings};
+
+    use super::*;
+
+    fn price(bytes: i64, seconds: f64) -> Price {
+        Price { bytes, flops: 0, seconds }
+    }
+
+    /// A site of 100 bytes and one second, with candidates of squared errors, bytes and seconds. Their schemes are called
+    /// by their numbers.
+    fn curve(site: &str, number: usize, rows: &[(f64, i64, f64)]) -> Curve {
+        let candidate = |(i, &(squared_error, bytes, seconds)): (usize, &(f64, i64, f64))| Candidate {
+            choice: Choice { scheme: i.to_string(), settings: Settings::default(), seed: None },
+            squared_error,
+            price: price(bytes, seconds),
+        };
+        let candidates = rows.iter().enumerate().map(candidate).collect();
+        Curve {
+            site: site.into(),
+            covers: [number].into_iter().collect(),
+            dense: price(100, 1.0),
+            candidates,
+        }
+    }
+
+    /// Two sites, in a model that takes three seconds of its own besides.
+    fn model(weighed: bool) -> Candidates {
+        let curves = vec![
+            curve("a", 0, &[(0.01, 50, 0.5), (0.04, 25, 0.25)]),
+            curve("b", 1, &[(0.02, 50, 0.5), (0.09, 25, 0.25)]),
+        ];
+        Candidates { curves, excluded: BTreeMap::new(), dense: price(200, 5.0), weighed }
+    }
+
+    fn unmeasured(_: &Allocation) -> Result<f64, DriverError> {
+        unreachable!("only an error limit is measured")
+    }
+
+    /// The bytes of the sites that are sketched.
+    fn chosen(candidates: &Candidates, goal: &Goal) -> Vec<(String, i64)> {
+        let found = allocate(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}"));
+        found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect()
+    }
+
+    fn sites(list: &[(&str, i64)]) -> Vec<(String, i64)> {
+        list.iter().map(|(site, bytes)| ((*site).to_owned(), *bytes)).collect()
+    }
+
+    #[test]
+    fn a_budget_of_time_is_that_of_the_whole_model() {
+        let m = model(true);
+        for (seconds, expected) in [
+            (5.0, &[][..]),
+            (4.999, &[("a", 50)][..]),
+            (4.5, &[("a", 50)][..]),
+            (4.499, &[("a", 50), ("b", 50)][..]),
+            (4.0, &[("a", 50), ("b", 50)][..]),
+            (3.75, &[("a", 25), ("b", 50)][..]),
+            (3.5, &[("a", 25), ("b", 25)][..]),
+        ] {
+            let goal = Goal::Seconds(seconds);
+            let found = allocate(&m, &goal, &unmeasured).unwrap();
+            assert!(found.price.seconds <= seconds * (1.0 + 1e-9), "{seconds}");
+            assert_eq!(chosen(&m, &goal), sites(expected), "{seconds} s");
+        }
+        let error = allocate(&m, &Goal::Seconds(3.25), &unmeasured).unwrap_err();
+        let DriverError::Budget { asked_ms, best_ms } = error else { panic!("{error}") };
+        assert_eq!((asked_ms, best_ms), (3250.0, 3500.0));
+    }
+
+    #[test]
+    fn a_budget_of_bytes_is_met_at_its_border() {
+        let m = model(true);
+        let at = |bytes: u64| chosen(&m, &Goal::Bytes(Budget::Absolute(bytes)));
+        assert_eq!(at(200), sites(&[]));
+        assert_eq!(at(199), sites(&[("a", 50)]));
+        assert_eq!(at(150), sites(&[("a", 50)]));
+        assert_eq!(at(149), sites(&[("a", 50), ("b", 50)]));
+        assert_eq!(at(100), sites(&[("a", 50), ("b", 50)]));
+        assert_eq!(at(99), sites(&[("a", 25), ("b", 50)]));
+        assert_eq!(at(50), sites(&[("a", 25), ("b", 25)]));
+        let none = allocate(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).unwrap_err();
+        assert_eq!(none.kind(), crate::Kind::Check);
+        let half = chosen(&m, &Goal::Bytes(Budget::Fraction(0.5)));
+        assert_eq!(half, at(100));
+    }
+
+    #[test]
+    fn without_a_common_unit_of_error_each_site_gets_its_share() {
+        // Of errors that can be compared, those of `b` would all be dearer than those of `a`.
+        let mut m = model(false);
+        m.curves[1].candidates.iter_mut().for_each(|c| c.squared_error = 100.0);
+        let at = |m: &Candidates| chosen(m, &Goal::Bytes(Budget::Absolute(125)));
+        assert_eq!(at(&m), sites(&[("a", 50), ("b", 50)]));
+        m.weighed = true;
+        assert_eq!(at(&m), sites(&[("a", 25)]));
+    }
+
+    #[test]
+    fn of_equal_candidates_the_first_is_taken() {
+        let twins =
+            vec![curve("a", 0, &[(0.01, 50, 0.5), (0.01, 50, 0.5)]), curve("b", 1, &[(0.01, 50, 0.5)])];
+        let m =
+            Candidates { curves: twins, excluded: BTreeMap::new(), dense: price(200, 2.0), weighed: true };
+        // Where one of two equal sites may stay dense, it is the first.
+        assert_eq!(chosen(&m, &Goal::Bytes(Budget::Absolute(150))), sites(&[("b", 50)]));
+        assert_eq!(chosen(&m, &Goal::Seconds(1.5)), sites(&[("b", 50)]));
+        for goal in [Goal::Bytes(Budget::Absolute(100)), Goal::Seconds(1.0)] {
+            let found = allocate(&m, &goal, &unmeasured).unwrap();
+            assert_eq!((found.choices.len(), found.choices["a"].choice.scheme.as_str()), (2, "0"));
+        }
+    }
+
+    #[test]
+    fn an_error_limit_takes_the_fastest_choice_that_was_measured_within_it() {
+        let m = model(true);
+        let tried = RefCell::new(Vec::new());
+        // The measured error is what is predicted.
+        let measure = |a: &Allocation| {
+            tried.borrow_mut().push(a.squared_error.sqrt());
+            Ok(a.squared_error.sqrt())
+        };
+        let limit = 0.06f64.sqrt();
+        let found = allocate(&m, &Goal::Error(limit), &measure).unwrap();
+        // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
+        assert_eq!(found.price.seconds, 3.75);
+        assert!(tried.borrow().len() <= ERROR_TRIES && tried.borrow().iter().any(|e| *e <= limit));
+        let nothing = allocate(&m, &Goal::Error(0.05), &measure).unwrap();
+        assert!(nothing.choices.is_empty());
+        // A model that errs twice as much as is predicted is allowed half as much of it.
+        let twice = allocate(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap();
+        assert_eq!(twice.price.seconds, 4.5);
+    }
+
+    #[test]
+    fn what_is_hardly_faster_is_left_out_unless_bytes_are_asked_for() {
+        let site = |name: &str| Site {
+            name: name.into(),
+            kind: "linear",
+            d_in: 5,
+            d_out: 5,
+            weights: vec![],
+            nodes: vec![],
+            measures: vec![],
+            schemes: vec![],
+        };
+        let narrowed = |goal: &Goal, rows: &[(f64, i64, f64)]| {
+            let curves = vec![curve("a", 0, rows)];
+            let mut m =
+                Candidates { curves, excluded: BTreeMap::new(), dense: price(100, 1.0), weighed: true };
+            m.narrow(&[site("a")], goal);
+            (m.curves[0].candidates.len(), m.excluded.get("a").cloned())
+        };
+        let (time, bytes) = (Goal::Seconds(1.0), Goal::Bytes(Budget::Fraction(0.5)));
+        let slow = [(0.01, 60, 0.96), (0.02, 50, 0.951)];
+        assert_eq!(narrowed(&bytes, &slow), (2, None));
+        let why = "the fastest rank would take 951.000 ms, dense takes 1000.000 ms (predicted)";
+        assert_eq!(narrowed(&time, &slow), (0, Some(why.to_owned())));
+        assert_eq!(narrowed(&time, &[(0.01, 60, 0.95)]), (1, None));
+        let none = "no rank of 5 x 5 stores fewer numbers than the weight";
+        assert_eq!(narrowed(&bytes, &[]), (0, Some(none.to_owned())));
+    }
+}

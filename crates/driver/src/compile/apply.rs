@@ -1,12 +1,10 @@
 //! The graph with sites replaced.
 
-use std::collections::BTreeMap;
-
 use margay_ir::{Graph, Remark, Stage};
 use margay_loops::Precision;
 use margay_passes::sketch::Site;
-use margay_passes::{ApplyPlan, Pipeline, PipelineItem, Sketch};
-use margay_plan::{Allocation, Settings};
+use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
+use margay_plan::{Allocation, Choice, Settings};
 
 use super::fit::Fit;
 use crate::{DriverError, Dump, build};
@@ -18,7 +16,7 @@ pub(crate) fn pass_of(sites: &[Site], fits: &[Fit], allocation: &Allocation) -> 
         let name = &sites[fit.site].name;
         let chosen = allocation.choices.get(name).filter(|c| c.choice.scheme == fit.scheme);
         if let Some(candidate) = chosen {
-            pass.sketches.insert(name.clone(), sketch(fit, &candidate.choice.settings));
+            add(&mut pass, name, fit, &candidate.choice.settings);
         }
     }
     pass
@@ -26,11 +24,15 @@ pub(crate) fn pass_of(sites: &[Site], fits: &[Fit], allocation: &Allocation) -> 
 
 /// The pass that replaces one site.
 pub(crate) fn alone(site: &Site, fit: &Fit, settings: &Settings) -> ApplyPlan {
-    ApplyPlan { sketches: BTreeMap::from([(site.name.clone(), sketch(fit, settings))]) }
+    let mut pass = ApplyPlan::default();
+    add(&mut pass, &site.name, fit, settings);
+    pass
 }
 
-fn sketch(fit: &Fit, settings: &Settings) -> Sketch {
-    Sketch { fitted: fit.fitted.clone(), settings: settings.clone() }
+fn add(pass: &mut ApplyPlan, site: &str, fit: &Fit, settings: &Settings) {
+    let choice = Choice { scheme: fit.scheme.to_owned(), settings: settings.clone(), seed: Some(fit.seed) };
+    pass.choices.insert(site.to_owned(), choice);
+    pass.fitted.insert(site.to_owned(), fit.fitted.clone());
 }
 
 /// Replaces sites, and then rounds products as a precision says.
@@ -43,6 +45,6 @@ pub(crate) fn apply(
     let mut out = g.clone();
     let pipeline =
         Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
-    let remarks = pipeline.run(&mut out, &mut |run| dump.pass(run))?;
+    let remarks = dump.run(&pipeline, &mut out)?;
     Ok((build::in_precision(out, precision, dump)?, remarks))
 }

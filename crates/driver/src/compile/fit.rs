@@ -26,6 +26,8 @@ pub(crate) struct Fit {
     pub(crate) site: usize,
     /// The scheme's name.
     pub(crate) scheme: &'static str,
+    /// Names its random numbers.
+    pub(crate) seed: u64,
     pub(crate) fitted: Arc<dyn Fitted>,
     /// The settings to choose among.
     pub(crate) settings: Vec<Settings>,
@@ -106,7 +108,8 @@ pub(crate) fn fit(
                 vec![settings]
             }
         };
-        Ok(Fit { site: task.site, scheme: task.scheme.name(), fitted: fitted.into(), settings })
+        let (site, scheme, seed) = (task.site, task.scheme.name(), task.seed);
+        Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings })
     });
     made.collect()
 }

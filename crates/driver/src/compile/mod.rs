@@ -12,6 +12,7 @@ mod report;
 mod split;
 mod weigh;
 
+use std::fmt;
 use std::sync::Arc;
 
 use margay_loops::{Backend, Precision};
@@ -41,7 +42,7 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
-    /// The back end, one of [`backend::NAMES`].
+    /// The back end, by a name that [`backend::named`] knows.
     pub backend: String,
     /// `native` or a class of machines that the back end knows.
     pub target_cpu: String,
@@ -99,6 +100,28 @@ impl CompileOptions {
 
     fn seed(&self) -> u64 {
         self.plan.as_ref().map_or(self.seed, |p| p.header.seed)
+    }
+}
+
+impl fmt::Display for CompileOptions {
+    /// All of them on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; seed {}", report::goal_text(self.searched()), self.seed())?;
+        write!(
+            f,
+            "; back end {}, target {}, precision {}",
+            self.backend,
+            self.target_cpu,
+            self.precision.name()
+        )?;
+        for (name, values) in &self.dims {
+            write!(
+                f,
+                "; {name} = {}",
+                values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            )?;
+        }
+        write!(f, "; compiled by {} thread(s), times predicted for {}", self.threads, self.predict_threads)
     }
 }
 

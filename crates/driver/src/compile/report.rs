@@ -125,7 +125,7 @@ fn sites(job: &Job<'_>, outcome: &Outcome<'_>) -> Vec<ModuleReport> {
 }
 
 /// The goal in words.
-fn goal_text(goal: Option<&Goal>) -> String {
+pub(crate) fn goal_text(goal: Option<&Goal>) -> String {
     match goal {
         None => "replay of a plan".into(),
         Some(Goal::Dense) => "dense".into(),

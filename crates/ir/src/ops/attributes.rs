@@ -1,5 +1,6 @@
 //! Attributes of operators and their text form.
 
+use margay_loops::text::words::split_top;
 use margay_tensor::{Binding, DType, Dim};
 
 use crate::Region;
@@ -121,27 +122,6 @@ impl<T: Attribute, const N: usize> Attribute for [T; N] {
     fn bind(&self, binding: &Binding) -> Self {
         self.each_ref().map(|v| v.bind(binding))
     }
-}
-
-/// Splits at commas outside brackets and parentheses; trims; nothing for an empty text.
-pub(crate) fn split_top(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0i32, 0);
-    for (i, c) in text.char_indices() {
-        match c {
-            '[' | '(' => depth += 1,
-            ']' | ')' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(text[start..i].trim());
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    let last = text[start..].trim();
-    if !(parts.is_empty() && last.is_empty()) {
-        parts.push(last);
-    }
-    parts
 }
 
 /// The attributes of an operator as a list. Written by the macro `attributes!`.

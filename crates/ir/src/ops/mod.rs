@@ -14,7 +14,6 @@ mod nn;
 mod reduce;
 mod shape;
 
-pub(crate) use attributes::split_top;
 pub use attributes::{Attribute, Attributes, Bits};
 pub use control::*;
 pub use elementwise::*;

@@ -22,6 +22,8 @@ mod print;
 
 pub use parse::{ParseError, Resolve, parse};
 
+use crate::{Draw, Graph, Key, Payload};
+
 /// Stands between the type of a constant and its storage.
 const STORED: &str = " stored ";
 
@@ -31,10 +33,18 @@ const MAX_LITERAL: usize = 16;
 /// Elements that a splat or random numbers may have when read, at most; more random numbers than these are resolved.
 pub const MAX_SPLAT: usize = 1 << 24;
 
-/// A name as the text form writes it: bare when it is made of word characters, else quoted.
-fn quoted(name: &str) -> String {
-    let bare = !name.is_empty()
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-'))
-        && !name.starts_with(|c: char| c.is_ascii_digit() || c == '-');
-    if bare { name.to_string() } else { format!("{name:?}") }
+/// The constants that the text of a graph only names, so that whoever reads it has to find their contents: those of the
+/// graph and of the graphs inside its operators, in order.
+pub fn named_constants(g: &Graph) -> Vec<&Payload> {
+    g.payloads().into_iter().filter(|payload| is_named(payload)).collect()
+}
+
+fn is_named(payload: &Payload) -> bool {
+    let elements = payload.stored().elements();
+    match payload.key() {
+        Key::Derived(text) => Draw::parse(text).is_none() || elements.len() > MAX_SPLAT,
+        Key::Content(_) if !payload.stored().is_plain() => true,
+        Key::Content(_) if elements.len() <= MAX_LITERAL => false,
+        Key::Content(_) => elements.len() > MAX_SPLAT || !elements.is_splat(),
+    }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use margay_loops::text::words::take_name;
+use margay_loops::text::words::{quoted, split_top, take_name};
 use margay_tensor::{DType, Dim, Storage, StoredTensor};
 use smallvec::SmallVec;
 
 use super::{MAX_SPLAT, STORED};
-use crate::ops::{Numbers, split_top};
+use crate::ops::Numbers;
 use crate::{Draw, Graph, Guard, Op, Origin, Part, Payload, Region, TensorType, Value, ops};
 
 /// A text that is not a graph (the text's fault).
@@ -146,7 +146,7 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
     let mut values = Values::new();
     for (name, ty) in inputs {
         let v = g.add_input(&name, ty);
-        values.insert(format!("%{}", super::quoted(&name)), v);
+        values.insert(format!("%{}", quoted(&name)), v);
     }
     Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use margay_loops::text::words::quoted;
 use margay_tensor::{DType, Tensor};
 
-use super::{MAX_LITERAL, STORED, quoted};
+use super::{MAX_LITERAL, STORED, is_named};
 use crate::ops::{Attribute, Numbers};
 use crate::{Graph, Key, NodeId, Op, Origin, Payload, Region, Value};
 
@@ -119,19 +120,14 @@ struct ConstText<'a>(&'a Payload);
 impl fmt::Display for ConstText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let t = self.0.stored().elements();
-        if matches!(self.0.key(), Key::Derived(_)) || !self.0.stored().is_plain() {
+        if matches!(self.0.key(), Key::Derived(_)) || is_named(self.0) {
             return write!(f, "{}", self.0.key());
         }
-        if t.len() <= MAX_LITERAL {
-            let items = element_texts(t);
-            return match t.shape().is_empty() {
-                true => f.write_str(&items[0]),
-                false => write!(f, "[{}]", items.join(", ")),
-            };
-        }
-        match t.is_splat() {
-            true => write!(f, "splat({})", element_texts(t)[0]),
-            false => write!(f, "{}", self.0.key()),
+        let items = element_texts(t);
+        match t.len() {
+            _ if t.shape().is_empty() => f.write_str(&items[0]),
+            0..=MAX_LITERAL => write!(f, "[{}]", items.join(", ")),
+            _ => write!(f, "splat({})", items[0]),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use margay_ir::{AddError, TypeError, Value};
 use margay_tensor::Tensor;
 
-use crate::{Attribute, Kind, OnnxNode};
+use crate::{Attribute, Kind, OnnxGraph, OnnxNode};
 
 /// Why a node is not imported.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(crate) enum Refusal {
     Invalid(String),
     /// The node needs extents to be equal that were not known to be; the import starts over.
     Assumed,
+    /// What is wrong stands in a graph inside the node and was said there.
+    Reported,
     /// An operator of the graph refuses the types.
     Type(AddError),
 }
@@ -77,6 +79,11 @@ impl<'a> Call<'a> {
     /// All inputs of an operator that takes one or more.
     pub(crate) fn all(&self) -> Result<Vec<Value>, Refusal> {
         (0..self.inputs.len().max(1)).map(|at| self.input(at)).collect()
+    }
+
+    /// Number of inputs, absent ones included.
+    pub(crate) fn given(&self) -> usize {
+        self.inputs.len()
     }
 
     /// Number of outputs.
@@ -169,6 +176,15 @@ impl<'a> Call<'a> {
             None => Ok(None),
             Some(Attribute::Tensor(v)) => Ok(Some(v)),
             Some(_) => Err(wrong(name, "a tensor")),
+        }
+    }
+
+    /// A graph.
+    pub(crate) fn graph(&self, name: &'static str) -> Result<&'a OnnxGraph, Refusal> {
+        match self.attribute(name) {
+            Some(Attribute::Graph(v)) => Ok(v),
+            Some(_) => Err(wrong(name, "a graph")),
+            None => Err(Refusal::Invalid(format!("expected attribute `{name}`, found none"))),
         }
     }
 

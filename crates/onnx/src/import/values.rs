@@ -138,7 +138,7 @@ impl Importer<'_> {
         leaf.ok_or_else(|| Refusal::Unsupported("extents of an unexpected type".into()))
     }
 
-    fn int_leaf(
+    pub(super) fn int_leaf(
         &mut self,
         dtype: DType,
         shape: &[usize],

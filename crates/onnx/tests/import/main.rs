@@ -1,6 +1,7 @@
 //! Importing: models made by hand, run by the reference interpreter.
 
 mod arithmetic;
+mod control;
 mod damage;
 mod errors;
 mod guards;

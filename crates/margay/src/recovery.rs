@@ -1,0 +1,189 @@
+//! A sketched model in a file that learns from the dense one, and is compiled again as it was.
+
+use std::path::{Path, PathBuf};
+
+use margay_artifact::Artifact;
+use margay_driver::{
+    CompileOptions, Compiled, Dump, ErrorMeasure, Progress, Samples, Source, compile, is_artifact,
+    measure_error, open, recompile,
+};
+use margay_ir::NodeId;
+use margay_train::recover::layers::LayerRefit;
+use margay_train::recover::{RecoverOptions, Recovered, recover};
+use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
+use serde::Serialize;
+
+use crate::{Error, open_artifact};
+
+/// A sketched model, and the dense one that it was made from.
+pub struct Recovery {
+    student: Source,
+    teacher: Source,
+    artifact: Option<Artifact>,
+    teacher_path: PathBuf,
+    dims: Vec<(String, Vec<i64>)>,
+}
+
+impl Recovery {
+    /// Opens both, each an ONNX file or an artifact. `dims` are values of dimensions that a sketched ONNX file leaves
+    /// open; an artifact has its own.
+    ///
+    /// # Errors
+    /// Files that cannot be read, `dims` for an artifact, and constants in narrow types, which do not learn.
+    pub fn open(model: &Path, teacher: &Path, dims: &[(String, Vec<i64>)]) -> Result<Recovery, Error> {
+        let artifact = if is_artifact(model)? { Some(open_artifact(model)?) } else { None };
+        if artifact.is_some() && !dims.is_empty() {
+            let message = "an artifact has its dimensions: `--dim` does not apply to it";
+            return Err(Error::Options(message.into()));
+        }
+        let student = open(model)?;
+        let narrow = |n: NodeId| student.graph.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
+        if student.graph.order().into_iter().any(narrow) {
+            return Err(Error::Narrow);
+        }
+        let (teacher_path, dims) = (teacher.to_path_buf(), dims.to_vec());
+        Ok(Recovery { student, teacher: open(teacher)?, artifact, teacher_path, dims })
+    }
+
+    /// Lets the sketched model learn.
+    ///
+    /// # Errors
+    /// As [`recover`](fn@recover).
+    pub fn learn(
+        &self,
+        samples: &Samples,
+        options: &RecoverOptions,
+        progress: &dyn Progress,
+        observer: &mut dyn Observer,
+    ) -> Result<Recovered, TrainError> {
+        recover(&self.student.graph, &self.teacher.graph, samples, options, progress, observer)
+    }
+
+    /// Measures what was learned on the samples held out, and compiles it as the sketched model was.
+    ///
+    /// # Errors
+    /// As [`compile`] and [`recompile`].
+    pub fn finish(
+        self,
+        recovered: Recovered,
+        threads: usize,
+        progress: &dyn Progress,
+    ) -> Result<RecoveredModel, Error> {
+        let held_out = &recovered.held_out;
+        let error = measure_error(&self.teacher.graph, &recovered.graph, held_out, threads, progress)?;
+        let graph = recovered.graph.clone();
+        let compiled = match &self.artifact {
+            Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
+            None => {
+                let source = Source::new(graph, &self.student.name, &mut Dump::none())?;
+                let options = CompileOptions { dims: self.dims, threads, ..CompileOptions::default() };
+                let mut compiled = compile(&source, Some(held_out), &options, progress)?;
+                compiled.report.held_out = Some(error.clone());
+                let file = self.teacher_path.file_name().unwrap_or_default().to_string_lossy();
+                compiled.report.goal = format!("recovery from {file}");
+                compiled
+            }
+        };
+        let (model, teacher) = (self.student.name, self.teacher.name);
+        Ok(RecoveredModel { model, teacher, compiled, recovered, error })
+    }
+}
+
+/// A model that has learned.
+pub struct RecoveredModel {
+    model: String,
+    teacher: String,
+    /// It, compiled as it was.
+    pub compiled: Compiled,
+    /// How it learned.
+    pub recovered: Recovered,
+    /// Its error on the samples held out, as [`compile`] states it.
+    pub error: ErrorMeasure,
+}
+
+impl RecoveredModel {
+    /// What was done. `seed` is that of the options.
+    pub fn report(&self, seed: u64) -> RecoveryReport<'_> {
+        let recovered = &self.recovered;
+        let fitted = recovered.fitted.as_ref();
+        RecoveryReport {
+            model: &self.model,
+            teacher: &self.teacher,
+            seed,
+            trained: recovered.trained,
+            hidden: &recovered.hidden,
+            samples: LearnedFrom {
+                learned_from: recovered.learned_from,
+                held_out: recovered.held_out.rows(),
+            },
+            before: (&recovered.before).into(),
+            refitted: recovered.refitted.as_ref().map(StudentError::from),
+            after: (&recovered.after).into(),
+            layers: &recovered.layers,
+            steps: fitted.map_or(0, |f| f.steps),
+            stop: fitted.map(|f| f.stop),
+            history: fitted.map_or(&[], |f| &f.history),
+            relative_l2: self.error.relative_l2,
+            seconds: recovered.seconds,
+        }
+    }
+}
+
+/// What a recovery did.
+#[derive(Serialize)]
+pub struct RecoveryReport<'a> {
+    /// The sketched model.
+    pub model: &'a str,
+    /// The dense one.
+    pub teacher: &'a str,
+    /// The seed.
+    pub seed: u64,
+    /// Numbers that could learn.
+    pub trained: usize,
+    /// The values inside that were to agree.
+    pub hidden: &'a [String],
+    /// Numbers of samples.
+    pub samples: LearnedFrom,
+    /// The error before anything was done.
+    pub before: StudentError<'a>,
+    /// The error with all layers refitted; absent where they were not.
+    pub refitted: Option<StudentError<'a>>,
+    /// The error of the result.
+    pub after: StudentError<'a>,
+    /// What became of each layer.
+    pub layers: &'a [LayerRefit],
+    /// Steps in which all learned together.
+    pub steps: u64,
+    /// Why they ended.
+    pub stop: Option<Stop>,
+    /// The course of the error.
+    pub history: &'a [Point],
+    /// The error of the result as [`compile`] states it.
+    pub relative_l2: f64,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// Numbers of samples.
+#[derive(Serialize)]
+pub struct LearnedFrom {
+    /// Those that were learned from.
+    pub learned_from: usize,
+    /// Those that decided what is better.
+    pub held_out: usize,
+}
+
+/// An error on the samples held out.
+#[derive(Serialize)]
+pub struct StudentError<'a> {
+    /// What learning makes small.
+    pub error: f64,
+    /// Names and numbers that say more.
+    pub measures: &'a [(String, f64)],
+}
+
+impl<'a> From<&'a Evaluation> for StudentError<'a> {
+    fn from(e: &'a Evaluation) -> StudentError<'a> {
+        StudentError { error: e.error, measures: &e.measures }
+    }
+}

@@ -1,0 +1,62 @@
+//! Artifacts that hold the code of several back ends, as the program runs them.
+
+use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts};
+use margay_driver::{Dump, backend, build, open};
+use margay_loops::Precision;
+use margay_tensor::Binding;
+
+use crate::place::Place;
+
+#[test]
+fn each_back_end_runs_its_own_code_of_an_artifact() {
+    let place = Place::new();
+    let binding: Binding = [("batch".into(), 2)].into_iter().collect();
+    let graph = open(&place.path("model.onnx")).unwrap().graph;
+    let mut both = ArtifactBuilder::new("both");
+    for name in ["cpu", "reference"] {
+        let backend = backend::named(name, "native", Precision::F32).unwrap();
+        build::add_entry(&mut both, &graph, &binding, &*backend, &mut Dump::none()).unwrap();
+    }
+    both.write(&place.path("both.margay")).unwrap();
+    let outputs = |words: &str| {
+        place.done(&format!("run both.margay --inputs in.npz --outputs out.npz {words}"));
+        place.read_npz("out.npz").remove(0).1.to_vec::<f32>().unwrap()
+    };
+    let [first, cpu, reference] = ["", "--backend cpu", "--backend reference"].map(outputs);
+    assert_eq!(first, cpu, "the processor comes first");
+    // Sums in f64 against sums in f32: near, and not the same.
+    assert_ne!(cpu, reference);
+    let off = cpu.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(off < 1e-4, "{off}");
+    let inspected = place.done("inspect both.margay").stdout;
+    assert!(inspected.contains("cpu x86-64") || inspected.contains("cpu "), "{inspected}");
+    assert!(inspected.contains("reference reference"), "{inspected}");
+    let third = place.run("run both.margay --inputs in.npz --outputs out.npz --backend gpu");
+    assert_eq!(third.code, 2);
+    assert_eq!(third.stderr, "error: unknown back end `gpu`; known are `cpu`, `reference`\n");
+}
+
+#[test]
+fn code_that_no_back_end_of_this_margay_runs_is_refused() {
+    let place = Place::new();
+    let mut builder = ArtifactBuilder::new("other");
+    let entry = EntryParts { symbols: Default::default(), inputs: vec![], outputs: vec![], carried: vec![] };
+    let section = SectionParts {
+        backend: "gpu".into(),
+        target: "sm_90".into(),
+        machine: "nvptx64".into(),
+        arena_bytes: 0,
+        steps: vec![],
+        constants: vec![],
+    };
+    builder.add_code(entry, section, b"code");
+    builder.write(&place.path("other.margay")).unwrap();
+    for (words, name) in [("", "cpu"), ("--backend cpu", "cpu"), ("--backend reference", "reference")] {
+        let ran = place.run(&format!("run other.margay --inputs in.npz --outputs out.npz {words}"));
+        assert_eq!(ran.code, 2);
+        let expected =
+            format!("error: holds no code for the back end `{name}`; it is compiled for `sm_90` of `gpu`\n");
+        assert_eq!(ran.stderr, expected);
+    }
+    assert!(!place.path("out.npz").exists());
+}
