@@ -70,8 +70,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let inputs = args.inputs.read()?;
     let options = RunOptions { threads, ..RunOptions::default() };
     let known = extents_of(&inputs);
-    let open = |path| Predictor::open_for(path, &options, &known);
-    let mut models = [open(&args.reference)?, open(&args.other)?];
+    let mut models = [
+        Predictor::open_for(&args.reference, &options, &known)?,
+        Predictor::open_for(&args.other, &options, &known)?,
+    ];
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
     let Comparison { outputs, layers } = compare(&mut models, &inputs, tolerance, threads)?;
     if layers.is_none() {
