@@ -252,7 +252,7 @@ fn gates_are_clipped_and_coupled() {
     let one = || Constant(floats(&[1, 1, 1], &[1.0]));
     let clip = ("clip", Attribute::Float(0.5));
     let x = || Input(floats(&[1, 1, 1], &[3.0]));
-    let found = run(14, "RNN", &[clip.clone()], vec![x(), one(), one()]);
+    let found = run(14, "RNN", &[clip], vec![x(), one(), one()]);
     assert_floats(&found, &[1, 1, 1, 1], &[0.5f32.tanh()]);
     // The forget gate is what the input gate leaves.
     let w = Constant(floats(&[1, 4, 1], &[1.0, 0.0, 9.0, 1.0]));
