@@ -284,9 +284,8 @@ fn plans_say_how_sites_are_stored() {
     assert_eq!(module("up").now(), "lowrank, rank 18, stored int8");
     assert_eq!(module("down").now(), "dense, stored bf16");
     assert!(module("up").bytes_after < wide.report.modules[0].bytes_after / 3);
-    assert_eq!(module("down").bytes_after * 2, module("down").bytes_before);
-    let sum: u64 = narrow.report.modules.iter().map(|m| m.bytes_after).sum();
-    assert_eq!(sum, narrow.report.bytes_after);
+    assert!(module("down").bytes_after < module("down").bytes_before);
+    assert!(narrow.report.bytes_after < wide.report.bytes_after / 2);
     let error = |c: &margay_driver::Compiled| c.report.held_out.as_ref().unwrap().relative_l2;
     assert!(error(&narrow) > error(&wide) && error(&narrow) < 1.1 * error(&wide));
     // Plans keep it when they are written.
@@ -319,6 +318,31 @@ fn convolutions_are_stored_as_they_are() {
     let options = CompileOptions { plan: Some(plan), ..CompileOptions::default() };
     let refused = compile(&source, None, &options, &Silent).err().unwrap().to_string();
     assert_eq!(refused, "plan: `conv`: storage `int8` is for products, found conv layers");
+}
+
+/// The rows of a weight behind a flattened image change their order for the sake of channels last, not their storage.
+#[test]
+fn a_weight_behind_an_image_stays_narrow() {
+    let text = "graph @net(%x: f32[N, 8, 6, 6]) -> (y: f32[N, 64]) {
+      %0 = const #k : f32[8, 8, 1, 1]  // conv.weight
+      %1 = conv %x, %0 : f32[N, 8, 6, 6]  // conv
+      %2 = reshape %1 {shape = [N, 288]} : f32[N, 288]
+      %3 = const #w : f32[288, 64]  // fc.weight
+      %4 = matmul %2, %3 : f32[N, 64]  // fc
+      return %4
+    }";
+    let (g, _) = parse_with_random_constants(text);
+    let source = Source::new(g, "net", &mut Dump::none()).unwrap();
+    let bytes = |precision| {
+        let options =
+            CompileOptions { dims: vec![("N".into(), vec![4])], precision, ..CompileOptions::default() };
+        compile(&source, None, &options, &Silent).unwrap().report.bytes_after
+    };
+    let [f32s, bf16, int8] = [Precision::F32, Precision::Bf16, Precision::Int8].map(bytes);
+    let convolution = 4 * 8 * 8;
+    assert!(f32s >= 4 * 288 * 64 + convolution);
+    assert!(bf16 <= f32s / 2 + 4 * convolution, "{bf16} of {f32s}");
+    assert!(int8 <= f32s / 4 + 4 * convolution + 4 * 64, "{int8} of {f32s}");
 }
 
 /// An exported model computes what the reference computes from the stored constants, rounding included.

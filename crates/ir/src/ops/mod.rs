@@ -254,6 +254,7 @@ ops![
     Const,
     Dims,
     Input,
+    Range,
     // elementwise
     Abs,
     Add,

@@ -2,8 +2,8 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, control, convolutions, elementwise, leaves, normalizations, products, reductions,
-    shapes, slices, transposed,
+    Importer, activations, control, convolutions, elementwise, leaves, normalizations, products, recurrent,
+    reductions, shapes, slices, transposed,
 };
 
 /// The domain `ai.onnx`.
@@ -69,6 +69,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Expand", 8, shapes::expand),
     op("Flatten", 1, shapes::flatten),
     op("Floor", 1, elementwise::floor),
+    op("GRU", 1, recurrent::gru),
     op("Gather", 1, shapes::gather),
     op("Gelu", 20, activations::gelu),
     op("Gemm", 1, products::gemm),
@@ -80,6 +81,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("HardSwish", 14, activations::hard_swish),
     op("Identity", 1, leaves::identity),
     op("If", 1, control::choose),
+    op("LSTM", 1, recurrent::lstm),
     op("LayerNormalization", 17, normalizations::layer_normalization),
     op("LeakyRelu", 1, activations::leaky_relu),
     op("Less", 1, elementwise::less),
@@ -99,6 +101,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("PRelu", 1, activations::prelu),
     op("Pad", 1, shapes::pad),
     op("Pow", 1, elementwise::pow),
+    op("RNN", 1, recurrent::rnn),
     op("Range", 11, leaves::range),
     op("Reciprocal", 1, elementwise::reciprocal),
     op("ReduceL1", 1, reductions::l1),
