@@ -35,7 +35,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Broadcast, Const, ImageLayout, Reduce, Reshape, Transpose};
+use margay_ir::ops::{Broadcast, Const, Facts, ImageLayout, Reduce, Reshape, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
@@ -232,19 +232,24 @@ fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<V
     Ok(None)
 }
 
-/// All operands in NHWC, if one of them is an image and the others can be had.
+/// All operands in NHWC, if one of them is an image and the others can be had; positions stay as they are.
 fn turned_operands(
     g: &Graph,
     n: NodeId,
     patch: &mut Patch,
-    broadcasts: bool,
+    facts: &Facts,
 ) -> Result<Option<Vec<Value>>, AddError> {
-    let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts };
+    let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts: facts.elementwise.is_some() };
+    let positions = if need.broadcasts { &[] } else { facts.steering() };
     let operands = g.inputs_of(n);
     if !operands.iter().any(|v| g.ty(*v).ndim() == need.ndim && image_behind(g, *v).is_some()) {
         return Ok(None);
     }
-    operands.into_iter().map(|v| turned(g, patch, v, need)).collect()
+    let in_order = |(i, v): (usize, Value)| match positions.contains(&i) {
+        true => Ok(Some(v)),
+        false => turned(g, patch, v, need),
+    };
+    operands.into_iter().enumerate().map(in_order).collect()
 }
 
 /// An operator that computes the same on images with channels last, with values per axis in their order.
@@ -255,7 +260,7 @@ fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     }
     let Some(permuted) = op.permuted(&LAST.perm_from_nchw(ndim)) else { return Ok(Verdict::NoMatch) };
     let mut patch = Patch::new();
-    match turned_operands(g, n, &mut patch, op.facts().elementwise.is_some())? {
+    match turned_operands(g, n, &mut patch, &op.facts())? {
         Some(operands) => replace_op(g, n, patch, permuted, &operands),
         None => Ok(Verdict::NoMatch),
     }
@@ -309,7 +314,7 @@ fn turn_weight_behind_flatten(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleRes
     let Some(payload) = g.constant(weight) else { return Ok(Verdict::NoMatch) };
     let shape = &g.ty(image).shape;
     let rows: Option<Vec<usize>> = shape[1..].iter().map(Dim::as_extent).collect();
-    let (Some(rows), &[k, cols]) = (rows, payload.tensor().shape()) else { return Ok(Verdict::NoMatch) };
+    let (Some(rows), &[k, _]) = (rows, payload.stored().shape()) else { return Ok(Verdict::NoMatch) };
     let flattens = reshape.shape.len() == 2 && reshape.shape[0] == shape[0];
     if !flattens || rows.iter().product::<usize>() != k {
         return Ok(Verdict::NoMatch);
@@ -319,14 +324,15 @@ fn turn_weight_behind_flatten(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleRes
         let found = format!("a flattened image or its weight has other readers, {readers} in all");
         return Ok(Verdict::Declined(found));
     }
-    let perm: Vec<usize> = (1..rows.len()).chain([0, rows.len()]).collect();
-    let split: Vec<usize> = rows.iter().copied().chain([cols]).collect();
-    let moved = payload.tensor().reshaped(&split).ok();
-    let moved = moved.and_then(|t| Op::from(Transpose { perm }).eval(&[&t]).ok()?.pop());
-    let Some(tensor) = moved.and_then(|t| t.reshaped(&[k, cols]).ok()) else { return Ok(Verdict::NoMatch) };
+    // Row c · pixels + p of the weight becomes row p · channels + c.
+    let (channels, pixels) = (rows[0], rows[1..].iter().product::<usize>());
+    let order: Vec<usize> = (0..pixels).flat_map(|p| (0..channels).map(move |c| c * pixels + p)).collect();
+    let Some(moved) = payload.stored().reordered(&order) else {
+        return Ok(Verdict::Declined(format!("rows of a weight stored as {} stay", payload.storage())));
+    };
     let derivation = format!("channels_last({}, channels = {})", payload.key(), rows[0]);
     let mut patch = Patch::new();
-    let constant = Const { payload: Payload::derived(&derivation, tensor) };
+    let constant = Const { payload: Payload::derived(&derivation, moved) };
     let weight = patch.add(g, constant, &[], g.node(weight.node).origin.clone())?;
     let flat = patch.add(g, reshape.clone(), &[x], g.node(flat.node).origin.clone())?;
     let product = patch.add(g, op.clone(), &[flat, weight], g.node(n).origin.clone())?;

@@ -42,17 +42,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         backend: args.backend.clone(),
         huge_pages: args.how.huge_pages,
     };
-    let (mut model, fixed) = match Predictor::open(&args.model, &options) {
-        Ok(model) => (model, Vec::new()),
-        // Where shapes follow from inputs, those that are given decide.
-        Err(refusal) => {
-            match args.inputs.read().map(|inputs| Predictor::open_for(&args.model, &options, &inputs)) {
-                Ok(Ok(found)) => found,
-                _ => return Err(refusal.into()),
-            }
-        }
-    };
     let mut inputs = args.inputs.read()?;
+    let (mut model, fixed) = Predictor::open_deciding(&args.model, &options, &inputs)?;
     inputs.retain(|(name, _)| !fixed.contains(name));
     let outputs = model.predict(&inputs)?;
     if !fixed.is_empty() {

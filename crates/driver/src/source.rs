@@ -5,6 +5,7 @@ use std::path::Path;
 use margay_artifact::Artifact;
 use margay_ir::{Graph, TensorType, text};
 use margay_loops::Precision;
+use margay_onnx::KnownExtents;
 use margay_onnx::model::Model;
 use margay_passes::Pipeline;
 use margay_tensor::Tensor;
@@ -37,22 +38,27 @@ impl Source {
 
 /// Opens an ONNX file, or an artifact that carries its graph.
 pub fn open(path: &Path) -> Result<Source, DriverError> {
-    open_with(path, &mut Dump::none())
+    open_with(path, &KnownExtents::default(), &mut Dump::none())
 }
 
 /// Larger inputs are data, never what shapes follow from.
 const MAX_DECISIVE: usize = 1024;
 
-/// As [`open`], of an ONNX file whose inputs are at hand. Where it is refused because shapes, axes or the like follow from
-/// inputs, small ones become constants: integers first, then floats too. Their names come second, none where nothing had
-/// to be decided.
-pub fn open_for(path: &Path, inputs: &[(String, Tensor)]) -> Result<(Source, Vec<String>), DriverError> {
-    let refusal = match open(path) {
+/// As [`open_with`], of a file whose inputs are at hand. Where an ONNX file is refused because shapes, axes or the like
+/// follow from inputs, small ones become constants: integers first, then floats too. Their names come second, none where
+/// nothing had to be decided.
+pub fn open_deciding(
+    path: &Path,
+    known: &KnownExtents,
+    inputs: &[(String, Tensor)],
+) -> Result<(Source, Vec<String>), DriverError> {
+    let refusal = match open_with(path, known, &mut Dump::none()) {
         Ok(source) => return Ok((source, Vec::new())),
         Err(refusal) if is_artifact(path)? => return Err(refusal),
         Err(refusal) => refusal,
     };
     let Ok(model) = Model::open(path) else { return Err(refusal) };
+    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     for floats in [false, true] {
         let mut model = model.clone();
         let mut fixed = Vec::new();
@@ -66,8 +72,7 @@ pub fn open_for(path: &Path, inputs: &[(String, Tensor)]) -> Result<(Source, Vec
                 fixed.push(name.clone());
             }
         }
-        let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-        if let Ok(graph) = margay_onnx::import(&model) {
+        if let Ok(graph) = margay_onnx::import_for(&model, known) {
             check_numbers(&model)?;
             return Ok((Source::new(graph, &name, &mut Dump::none())?, fixed));
         }
@@ -75,8 +80,8 @@ pub fn open_for(path: &Path, inputs: &[(String, Tensor)]) -> Result<(Source, Vec
     Err(refusal)
 }
 
-/// As [`open`], with dumps of the passes.
-pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
+/// As [`open`], for a use of which something is known, and with dumps of the passes.
+pub fn open_with(path: &Path, known: &KnownExtents, dump: &mut Dump) -> Result<Source, DriverError> {
     let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     if is_artifact(path)? {
         let artifact = Artifact::open(path)?;
@@ -84,7 +89,7 @@ pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
         return Source::new(graph, &name, dump);
     }
     let model = Model::open(path)?;
-    let graph = margay_onnx::import(&model)?;
+    let graph = margay_onnx::import_for(&model, known)?;
     check_numbers(&model)?;
     Source::new(graph, &name, dump)
 }

@@ -141,15 +141,17 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
 /// Operations for the dimensions given, if they are all.
 fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
     let symbols = g.symbols();
+    let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
     let mut binding = Binding::new();
     for (name, values) in dims {
-        let (true, [value]) = (symbols.iter().any(|s| **s == *name), values.as_slice()) else {
-            let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+        let (true, [value]) = (named().any(|s| **s == *name), values.as_slice()) else {
+            let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
             let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));
             return Err(Error::Options(message));
         };
         binding.insert(name.as_str().into(), *value);
     }
+    g.resolve_guards(&mut binding).map_err(|e| Error::Options(e.to_string()))?;
     if symbols.iter().any(|s| !binding.contains_key(s)) {
         return Ok(None);
     }

@@ -6,10 +6,12 @@ use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph, open_for,
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_deciding,
+    open_with,
 };
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
+use margay_onnx::KnownExtents;
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
@@ -61,22 +63,31 @@ impl Predictor {
     /// # Errors
     /// Files that cannot be read or run, and a precision for an artifact.
     pub fn open(path: &Path, options: &RunOptions) -> Result<Predictor, Error> {
-        Predictor::of(path, options, &mut |path| Ok(open(path)?.graph))
+        Predictor::open_for(path, options, &KnownExtents::default())
     }
 
-    /// As [`open`](Predictor::open), for inputs that are at hand. Small ones that shapes follow from become constants;
-    /// their names come second, and they are not among the inputs of the model any more.
+    /// As [`open`](Predictor::open), where extents of the inputs to come are known: they decide what an ONNX file leaves
+    /// open, such as an extent of 1 that broadcasts.
     ///
     /// # Errors
-    /// As those of [`open`](Predictor::open).
-    pub fn open_for(
+    /// See [`open`](Predictor::open).
+    pub fn open_for(path: &Path, options: &RunOptions, known: &KnownExtents) -> Result<Predictor, Error> {
+        Predictor::of(path, options, &mut |path| Ok(open_with(path, known, &mut Dump::none())?.graph))
+    }
+
+    /// As [`open_for`](Predictor::open_for), for inputs that are at hand. Small ones that shapes follow from become
+    /// constants; their names come second, and they are not among the inputs of the model any more.
+    ///
+    /// # Errors
+    /// See [`open`](Predictor::open).
+    pub fn open_deciding(
         path: &Path,
         options: &RunOptions,
         inputs: &[(String, Tensor)],
     ) -> Result<(Predictor, Vec<String>), Error> {
         let mut fixed = Vec::new();
         let predictor = Predictor::of(path, options, &mut |path| {
-            let (source, decided) = open_for(path, inputs)?;
+            let (source, decided) = open_deciding(path, &extents_of(inputs), inputs)?;
             fixed = decided;
             Ok(source.graph)
         })?;
@@ -227,6 +238,12 @@ impl Predictor {
             Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
     }
+}
+
+/// The extents of inputs.
+pub fn extents_of(inputs: &[(String, Tensor)]) -> KnownExtents {
+    let inputs = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+    KnownExtents { inputs, ..KnownExtents::default() }
 }
 
 /// Names and references, as sessions take them.

@@ -9,12 +9,6 @@ use super::operators::axis;
 use crate::{Attribute, OnnxError, OnnxNode, element_number};
 
 impl Exporter<'_> {
-    /// The integers below an extent.
-    pub(super) fn iota(&mut self, extent: &Dim) -> Result<String, OnnxError> {
-        let positions = self.positions("positions", &Dim::default(), extent)?;
-        Ok(self.emit("Identity", "", &[&positions], vec![]))
-    }
-
     /// Indices with those that count from the end turned around.
     pub(super) fn position(&mut self, x: &str, dtype: DType, op: &Position) -> Result<String, OnnxError> {
         let to = Attribute::Int(element_number(DType::I64));

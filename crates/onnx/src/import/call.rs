@@ -17,6 +17,8 @@ pub(crate) enum Refusal {
     Unsupported(String),
     /// The node is wrong.
     Invalid(String),
+    /// The node needs extents to be equal that were not known to be; the import starts over.
+    Assumed,
     /// What is wrong stands in a graph inside the node and was said there.
     Reported,
     /// An operator of the graph refuses the types.
@@ -35,11 +37,16 @@ pub(crate) type Imported = Result<Vec<Value>, Refusal>;
 /// Whether a type error shows a wrong model. Extents that are merely not known to be equal do not.
 pub(crate) fn kind_of(error: &TypeError) -> Kind {
     match error {
-        TypeError::Extent { left, right, .. } if left.as_const().is_some() && right.as_const().is_some() => {
+        TypeError::Extent { left, right, .. } | TypeError::Broadcast { left, right, .. }
+            if left.as_const().is_some() && right.as_const().is_some() =>
+        {
             Kind::Malformed
         }
         TypeError::Arity { .. } | TypeError::Ndim { .. } => Kind::Malformed,
-        TypeError::Extent { .. } | TypeError::DType { .. } | TypeError::Attribute(_) => Kind::Unsupported,
+        TypeError::Extent { .. }
+        | TypeError::Broadcast { .. }
+        | TypeError::DType { .. }
+        | TypeError::Attribute(_) => Kind::Unsupported,
     }
 }
 

@@ -7,6 +7,7 @@ use margay_tensor::Dim;
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
 use super::shapes::reshape_to;
+use super::values::open;
 
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
@@ -30,6 +31,7 @@ pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> R
         let found = margay_ir::types::ShapeText(&taps);
         return Err(Refusal::Invalid(format!("expected a kernel of {declared:?}, found {found}")));
     }
+    decide(cx, call, &data)?;
     let windows = Windows::new(call, &data, &taps, false)?;
     let groups = call.int("group", 1)?;
     let groups = usize::try_from(groups)
@@ -144,6 +146,13 @@ fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
     Ok(vec![cx.add(Reduce { kind, axes, keepdims: true }, &[x])?])
 }
 
+/// Takes extents that are known for fixed where the padding depends on them.
+pub(super) fn decide(cx: &mut Importer, call: &Call, data: &[Dim]) -> Result<(), Refusal> {
+    let strides = call.ints("strides")?.unwrap_or_default();
+    let same = matches!(call.text("auto_pad", "NOTSET")?, "SAME_UPPER" | "SAME_LOWER");
+    if same && strides.iter().any(|&s| s != 1) { cx.values_of(data) } else { Ok(()) }
+}
+
 /// The extents after the first two.
 pub(super) fn spatial(cx: &Importer, x: Value) -> Result<Vec<Dim>, Refusal> {
     match cx.ty(x).shape.get(2..) {
@@ -221,10 +230,7 @@ impl Windows {
                     let reach = extent.div_ceil(stride).saturating_sub(1).saturating_mul(stride);
                     reach.saturating_add(span).saturating_sub(extent)
                 }
-                (_, None) => {
-                    let why = format!("padding that depends on the extent `{data}` is not supported");
-                    return Err(Refusal::Unsupported(why));
-                }
+                (_, None) => return Err(open("the padding", data)),
             };
             let (small, large) = (total / 2, total - total / 2);
             (self.before[axis], self.after[axis]) = if lower { (large, small) } else { (small, large) };
@@ -240,9 +246,13 @@ impl Windows {
                 continue;
             }
             let Some(extent) = data.as_extent() else {
-                let why =
-                    format!("rounding up the number of windows over the extent `{data}` is not supported");
-                return Err(Refusal::Unsupported(why));
+                // Whatever the extent is, no window begins behind its end.
+                if span < self.after[axis].saturating_add(stride) {
+                    return Err(open("the number of windows", data));
+                }
+                self.overhang = true;
+                self.after[axis] = self.after[axis].saturating_add(stride - 1);
+                continue;
             };
             let front = extent.saturating_add(self.before[axis]);
             let padded = front.saturating_add(self.after[axis]);

@@ -3,7 +3,7 @@
 use margay_ir::Op;
 use margay_ir::Value;
 use margay_ir::ops::{
-    Abs, Add, And, Cast, Div, Equal, Exp, Iota, Less, LessOrEqual, Log, Max, Min, Mul, Neg, Not, Or, Reduce,
+    Abs, Add, And, Cast, Div, Equal, Exp, Less, LessOrEqual, Log, Max, Min, Mul, Neg, Not, Or, Range, Reduce,
     ReduceKind, Reshape, Select, Sqrt, Sub, Transpose,
 };
 use margay_tensor::{DType, Dim, Shape, Tensor};
@@ -206,7 +206,7 @@ impl Importer<'_> {
                 let positions: Vec<i64> = (0..n as i64).collect();
                 self.list(&positions)
             }
-            None => self.add(Iota { extent: extent.clone() }, &[]),
+            None => self.add(Range { start: Dim::default(), step: 1, count: extent.clone() }, &[]),
         }
     }
 

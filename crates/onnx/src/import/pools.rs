@@ -9,7 +9,7 @@ use margay_tensor::{DType, Dim};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::convolutions::{Windows, sizes, spatial};
+use super::convolutions::{Windows, decide, sizes, spatial};
 use super::statistics::{power_of_size, root};
 
 /// `MaxPool`, with the places of the maxima on demand.
@@ -73,13 +73,14 @@ fn sums(cx: &mut Importer, x: Value, kernel: &[usize], windows: &Windows) -> Res
     cx.scaled(means, kernel.iter().product::<usize>() as f64)
 }
 
-fn windows(cx: &Importer, call: &Call, x: Value) -> Result<(Vec<usize>, Windows), Refusal> {
+fn windows(cx: &mut Importer, call: &Call, x: Value) -> Result<(Vec<usize>, Windows), Refusal> {
     let data = spatial(cx, x)?;
     let taps = call.ints("kernel_shape")?;
     let taps =
         taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
     let kernel = sizes("kernel_shape", taps, data.len())?;
     let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
+    decide(cx, call, &data)?;
     let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
     Ok((kernel, windows))
 }

@@ -163,7 +163,7 @@ pub(super) fn dft(cx: &mut Importer, call: &Call) -> Imported {
 /// `STFT`: transforms of windows along a signal `[B, L, 1]` or `[B, L, 2]`.
 pub(super) fn stft(cx: &mut Importer, call: &Call) -> Imported {
     let (x, window) = (call.input(0)?, call.optional(2));
-    let number = |cx: &Importer, at: usize, what: &str| -> Result<usize, Refusal> {
+    let number = |cx: &mut Importer, at: usize, what: &str| -> Result<usize, Refusal> {
         let list = cx.const_ints(call, at, what)?;
         let one = list.first().copied().and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0);
         one.ok_or_else(|| Refusal::Invalid(format!("{what} is {list:?}")))

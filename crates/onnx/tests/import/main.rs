@@ -4,8 +4,10 @@ mod arithmetic;
 mod control;
 mod damage;
 mod errors;
+mod guards;
 mod layers;
 mod noise;
+mod recurrent;
 mod refusals;
 mod shapes;
 

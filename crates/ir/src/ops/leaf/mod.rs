@@ -4,9 +4,9 @@
 mod constant;
 mod dims;
 mod input;
-mod iota;
+mod range;
 
 pub use constant::Const;
 pub use dims::Dims;
 pub use input::Input;
-pub use iota::Iota;
+pub use range::Range;
