@@ -210,7 +210,7 @@ pub(super) fn transformed(cx: &mut Importer, call: &Call, scores: Value) -> Resu
 
 /// Rows of numbers as a matrix `[rows, count]`.
 fn matrix(cx: &mut Importer, like: Value, rows: usize, values: Vec<f64>) -> Result<Value, Refusal> {
-    if rows == 0 || values.is_empty() || values.len() % rows != 0 {
+    if rows == 0 || values.is_empty() || !values.len().is_multiple_of(rows) {
         return Err(Refusal::Invalid(format!("{} numbers in {rows} rows", values.len())));
     }
     let dtype = cx.ty(like).dtype;
