@@ -1,6 +1,6 @@
 //! Branches and loops from the text of a graph to results.
 
-use margay_driver::{Dump, backend, build::bind, build::jit};
+use margay_driver::{CompileOptions, Dump, Silent, Source, backend, build::bind, build::jit, compile, open};
 use margay_ir::{Changed, Cx, Graph, Op, Pass, eval, text};
 use margay_loops::{Extent, Kernel, Precision, Program, Stmt, Work};
 use margay_lower::lower;
@@ -399,4 +399,70 @@ fn the_verifier_looks_into_regions() {
     assert_eq!(found, ["if `choice`: in a region: neg `last`: nobody reads it"]);
     RemoveDead.run(&mut g, &mut Cx::default()).unwrap();
     g.verify(margay_ir::Stage::Canonical).unwrap();
+}
+
+#[test]
+fn what_is_carried_may_be_empty() {
+    let g = parsed(
+        "graph @empty(%n: i64, %x: f32[0, 3], %y: f32[2]) -> (x: f32[0, 3], y: f32[2], rows: f32[4, 0, 3]) {
+           %0 = loop %n, %x, %y {body = &step, max = 4, carried = 2} : f32[0, 3], f32[2], f32[4, 0, 3]
+           return %0, %0.1, %0.2
+         }
+         region &step = graph @step(%i: i64, %x: f32[0, 3], %y: f32[2]) -> (x: f32[0, 3], y: f32[2], row: f32[0, 3]) {
+           %0 = exp %x : f32[0, 3]
+           %1 = reduce %0 {kind = sum, axes = [0, 1]} : f32
+           %2 = add %y, %1 : f32[2]
+           %3 = exp %2 : f32[2]
+           return %0, %3, %x
+         }",
+    );
+    let (x, y) = (Tensor::zeros(DType::F32, &[0, 3]).unwrap(), normal(&[2], 1, 0));
+    for n in [0i64, 2] {
+        agrees(&g, &[("n", &Tensor::scalar(n)), ("x", &x), ("y", &y)]);
+    }
+    let none = parsed(
+        "graph @never(%n: i64, %x: f32[3]) -> (x: f32[3], rows: f32[0, 3]) {
+           %0 = loop %n, %x {body = &step, max = 0, carried = 1} : f32[3], f32[0, 3]
+           return %0, %0.1
+         }
+         region &step = graph @step(%i: i64, %x: f32[3]) -> (x: f32[3], row: f32[3]) {
+           %0 = exp %x : f32[3]
+           return %0, %0
+         }",
+    );
+    let x = normal(&[3], 2, 0);
+    let found = agrees(&none, &[("n", &Tensor::scalar(7i64)), ("x", &x)]);
+    assert_eq!((&found[0], found[1].len()), (&x, 0));
+}
+
+#[test]
+fn artifacts_carry_the_constants_of_regions() {
+    // Folding leaves nothing of the kernel and of the matrix as they are in the text.
+    let (g, _) = parse_with_random_constants(
+        "graph @net(%n: i64, %x: f32[N, 6], %b: f32[6]) -> (y: f32[N, 6]) {
+           %0 = loop %n, %x, %b {body = &layer, max = 4, carried = 1} : f32[N, 6]  // layers
+           return %0
+         }
+         region &layer = graph @layer(%i: i64, %x: f32[N, 6], %b: f32[6]) -> (y: f32[N, 6]) {
+           %0 = const #w : f32[6, 6]  // weight
+           %1 = transpose %0 {perm = [1, 0]} : f32[6, 6]
+           %2 = matmul %x, %1 : f32[N, 6]  // product
+           %3 = const #scale : f32[20]  // scale
+           %4 = reduce %3 {kind = sum, axes = [0]} : f32
+           %5 = mul %2, %4 : f32[N, 6]
+           %6 = add %5, %b : f32[N, 6]
+           %7 = tanh %6 : f32[N, 6]
+           return %7
+         }",
+    );
+    let source = Source::new(g, "net", &mut Dump::none()).unwrap();
+    let options = CompileOptions { dims: vec![("N".into(), vec![3])], ..CompileOptions::default() };
+    let compiled = compile(&source, None, &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.margay");
+    compiled.write(&path, false, &mut Dump::none()).unwrap();
+    let again = open(&path).unwrap_or_else(|e| panic!("{e}")).graph;
+    assert_eq!(again.to_string(), source.graph.to_string());
+    let inputs = [("n", &Tensor::scalar(3i64)), ("x", &normal(&[3, 6], 4, 0)), ("b", &normal(&[6], 5, 0))];
+    agrees_under(&again, &Binding::from([("N".into(), 3)]), &inputs);
 }

@@ -214,6 +214,31 @@ fn reports_say_the_bytes_of_the_file() {
     }
 }
 
+/// The rows of a weight behind a flattened image change their order for the sake of channels last, not their storage.
+#[test]
+fn a_weight_behind_an_image_stays_narrow() {
+    let text = "graph @net(%x: f32[N, 8, 6, 6]) -> (y: f32[N, 64]) {
+      %0 = const #k : f32[8, 8, 1, 1]  // conv.weight
+      %1 = conv %x, %0 : f32[N, 8, 6, 6]  // conv
+      %2 = reshape %1 {shape = [N, 288]} : f32[N, 288]
+      %3 = const #w : f32[288, 64]  // fc.weight
+      %4 = matmul %2, %3 : f32[N, 64]  // fc
+      return %4
+    }";
+    let (g, _) = parse_with_random_constants(text);
+    let source = Source::new(g, "net", &mut Dump::none()).unwrap();
+    let bytes = |precision| {
+        let options =
+            CompileOptions { dims: vec![("N".into(), vec![4])], precision, ..CompileOptions::default() };
+        compile(&source, None, &options, &Silent).unwrap().report.bytes_after
+    };
+    let [f32s, bf16, int8] = [Precision::F32, Precision::Bf16, Precision::Int8].map(bytes);
+    let convolution = 4 * 8 * 8;
+    assert!(f32s >= 4 * 288 * 64 + convolution);
+    assert!(bf16 <= f32s / 2 + 4 * convolution, "{bf16} of {f32s}");
+    assert!(int8 <= f32s / 4 + 4 * convolution + 4 * 64, "{int8} of {f32s}");
+}
+
 /// An exported model computes what the reference computes from the stored constants, rounding included.
 #[test]
 fn an_exported_model_has_the_numbers_that_are_stored() {

@@ -309,7 +309,7 @@ fn turn_weight_behind_flatten(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleRes
     let Some(payload) = g.constant(weight) else { return Ok(Verdict::NoMatch) };
     let shape = &g.ty(image).shape;
     let rows: Option<Vec<usize>> = shape[1..].iter().map(Dim::as_extent).collect();
-    let (Some(rows), &[k, cols]) = (rows, payload.tensor().shape()) else { return Ok(Verdict::NoMatch) };
+    let (Some(rows), &[k, _]) = (rows, payload.stored().shape()) else { return Ok(Verdict::NoMatch) };
     let flattens = reshape.shape.len() == 2 && reshape.shape[0] == shape[0];
     if !flattens || rows.iter().product::<usize>() != k {
         return Ok(Verdict::NoMatch);
@@ -319,14 +319,15 @@ fn turn_weight_behind_flatten(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleRes
         let found = format!("a flattened image or its weight has other readers, {readers} in all");
         return Ok(Verdict::Declined(found));
     }
-    let perm: Vec<usize> = (1..rows.len()).chain([0, rows.len()]).collect();
-    let split: Vec<usize> = rows.iter().copied().chain([cols]).collect();
-    let moved = payload.tensor().reshaped(&split).ok();
-    let moved = moved.and_then(|t| Op::from(Transpose { perm }).eval(&[&t]).ok()?.pop());
-    let Some(tensor) = moved.and_then(|t| t.reshaped(&[k, cols]).ok()) else { return Ok(Verdict::NoMatch) };
+    // Row c · pixels + p of the weight becomes row p · channels + c.
+    let (channels, pixels) = (rows[0], rows[1..].iter().product::<usize>());
+    let order: Vec<usize> = (0..pixels).flat_map(|p| (0..channels).map(move |c| c * pixels + p)).collect();
+    let Some(moved) = payload.stored().reordered(&order) else {
+        return Ok(Verdict::Declined(format!("rows of a weight stored as {} stay", payload.storage())));
+    };
     let derivation = format!("channels_last({}, channels = {})", payload.key(), rows[0]);
     let mut patch = Patch::new();
-    let constant = Const { payload: Payload::derived(&derivation, tensor) };
+    let constant = Const { payload: Payload::derived(&derivation, moved) };
     let weight = patch.add(g, constant, &[], g.node(weight.node).origin.clone())?;
     let flat = patch.add(g, reshape.clone(), &[x], g.node(flat.node).origin.clone())?;
     let product = patch.add(g, op.clone(), &[flat, weight], g.node(n).origin.clone())?;

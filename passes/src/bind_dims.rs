@@ -41,10 +41,15 @@ impl BindDims {
         if !open.is_empty() {
             return Err(PassError::Refused(format!("dimensions without a value: {}", open.join(", "))));
         }
-        g.map(|n| g.op(n).bind(&self.binding)).map(|(out, _)| out).map_err(|e| {
+        for guard in g.guards() {
+            guard.check(&self.binding).map_err(|e| PassError::Refused(e.to_string()))?;
+        }
+        let (mut bound, _) = g.map(|n| g.op(n).bind(&self.binding)).map_err(|e| {
             let bound: Vec<String> = self.binding.iter().map(|(s, v)| format!("{s} = {v}")).collect();
             PassError::Refused(format!("with {}, {e}", bound.join(", ")))
-        })
+        })?;
+        bound.set_guards(Vec::new());
+        Ok(bound)
     }
 }
 

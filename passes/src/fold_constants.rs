@@ -19,7 +19,7 @@
 
 use std::cell::Cell;
 
-use margay_ir::ops::{Const, Strided};
+use margay_ir::ops::{Const, EvalError, Strided};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
@@ -115,7 +115,6 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
     let operands = g.inputs_of(n);
     match &node.op {
         Op::Input(_) | Op::Const(_) => return Ok(Verdict::NoMatch),
-        Op::Dims(d) if d.values.iter().any(|v| v.as_const().is_none()) => return Ok(Verdict::NoMatch),
         _ => {}
     }
     let Some(payloads) = operands.iter().map(|v| g.constant(*v)).collect::<Option<Vec<_>>>() else {
@@ -153,6 +152,7 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
     // A node that fails on its constants keeps failing at run time, with the same message.
     let results = match node.op.eval(&tensors) {
         Ok(results) => results,
+        Err(EvalError::Unbound(_)) => return Ok(Verdict::NoMatch),
         Err(e) => return Ok(Verdict::Declined(format!("folding failed: {e}"))),
     };
     // Moved weights keep the weight's name, so that reports and exports show it.

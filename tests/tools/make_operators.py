@@ -273,6 +273,114 @@ def shapes():
          [{"reduction": "add"}], opset=16)
 
 
+def graph(name, nodes, inputs, outputs, stored=()):
+    """A graph inside of a node: inputs and outputs as (name, type, shape)."""
+    infos = lambda ports: [helper.make_tensor_value_info(*port) for port in ports]
+    return helper.make_graph(nodes, name, infos(inputs), infos(outputs), list(stored))
+
+
+def control():
+    f32, i64, boolean = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+    node = helper.make_node
+    x = values(2, 3)
+
+    # What both branches read, one of them twice and one a constant; values of the graph around have names of its own.
+    then = graph("then", [node("Mul", ["x1", "x2"], ["t"]), node("Add", ["t", "c"], ["u"])],
+                 [], [("u", f32, [2, 3])], [numpy_helper.from_array(values(3), "c")])
+    otherwise = graph("otherwise", [node("Sub", ["x2", "x2"], ["t"]), node("Exp", ["t"], ["v"])],
+                      [], [("v", f32, [2, 3])])
+    for test in (True, False):
+        for known in (True, False):
+            nodes = [node("If", ["x0"], ["y0"], then_branch=then, else_branch=otherwise)]
+            network("If-" + ("known" if known else "given") + f"-{test}", nodes,
+                    [np.array(test), x, values(2, 3)], constants=[0] if known else [])
+    two = lambda op, name: graph(name, [node(op, ["x1"], ["a"]), node("Relu", ["a"], ["b"])], [],
+                                 [("b", f32, [2, 3]), ("a", f32, [2, 3])])
+    network("If-one-element-axis", [node("If", ["x0"], ["y0", "y1"], then_branch=two("Tanh", "then"),
+                                         else_branch=two("Neg", "otherwise"))], [np.array([False]), x])
+    # A choice inside of a choice, by names of the outermost graph.
+    inner = graph("inner", [node("If", ["x1"], ["w"], then_branch=graph(
+        "deep", [node("Neg", ["x2"], ["d"])], [], [("d", f32, [2, 3])]), else_branch=graph(
+        "deeper", [node("Add", ["x2", "k"], ["e"])], [], [("e", f32, [2, 3])]))],
+        [], [("w", f32, [2, 3])], [numpy_helper.from_array(values(3), "k")])
+    same = graph("same", [node("Identity", ["x2"], ["s"])], [], [("s", f32, [2, 3])])
+    for a, b in ((True, True), (True, False), (False, True)):
+        network(f"If-nested-{a}-{b}", [node("If", ["x0"], ["y0"], then_branch=inner, else_branch=same)],
+                [np.array(a), np.array(b), x])
+
+    number, goes_on = ("i", i64, []), ("go", boolean, [])
+    step = [node("Cast", ["i"], ["f"], to=f32), node("Mul", ["s", "x3"], ["m"]), node("Add", ["m", "f"], ["next"])]
+    body = lambda nodes, out, rows=(): graph("body", nodes, [number, goes_on, ("s", f32, [2, 3])],
+                                             [(out, boolean, []), ("next", f32, [2, 3])] + list(rows))
+    always = body(step + [node("Identity", ["go"], ["more"])], "more")
+    until = body(step + [node("ReduceSum", ["next"], ["all"], keepdims=0), node("Less", ["all", "limit"], ["more"])],
+                 "more")
+    until.initializer.append(numpy_helper.from_array(np.array(9.0, np.float32), "limit"))
+    ones, grown = np.ones((2, 3), np.float32), values(2, 3, low=1.1, high=1.6)
+    for trips in (0, 1, 4):
+        for known in (True, False):
+            network(f"Loop-{'known' if known else 'given'}-{trips}",
+                    [node("Loop", ["x0", "x1", "x2"], ["y0"], body=always)],
+                    [np.array(trips), np.array(True), ones, grown], constants=[0, 1] if known else [1])
+    for start in (True, False):
+        network(f"Loop-until-{start}", [node("Loop", ["x0", "x1", "x2"], ["y0"], body=until)],
+                [np.array(50), np.array(start), ones, grown])
+    network("Loop-without-trips", [node("Loop", ["", "x1", "x2"], ["y0"], body=until)],
+            [None, np.array(True), ones, grown])
+    network("Loop-without-condition", [node("Loop", ["x0", "", "x2"], ["y0"], body=always)],
+            [np.array(3), None, ones, grown])
+    rows = body(step + [node("Identity", ["go"], ["more"]), node("Relu", ["f"], ["g"])], "more",
+                [("m", f32, [2, 3]), ("g", f32, [])])
+    network("Loop-rows", [node("Loop", ["x0", "x1", "x2"], ["y0", "y1", "y2"], body=rows)],
+            [np.array(4), np.array(True), ones, grown], constants=[0, 1])
+    # A loop in a loop; the inner one runs as often as the number of the outer one says.
+    inner = graph("inner", [node("Mul", ["t", "x3"], ["u"]), node("Identity", ["go2"], ["more2"])],
+                  [("j", i64, []), ("go2", boolean, []), ("t", f32, [2, 3])],
+                  [("more2", boolean, []), ("u", f32, [2, 3])])
+    nested = body([node("Loop", ["i", "", "s"], ["n"], body=inner), node("Tanh", ["n"], ["next"]),
+                   node("Identity", ["go"], ["more"])], "more")
+    network("Loop-nested", [node("Loop", ["x0", "x1", "x2"], ["y0"], body=nested)],
+            [np.array(4), np.array(True), ones, grown], constants=[1])
+
+    sums = lambda row: graph("sums", [node("Add", ["s", "r"], ["t"]), node("Mul", ["t", "w"], ["n"]),
+                                      node("Identity", ["n"], ["o"])],
+                             [("s", f32, row), ("r", f32, row)], [("n", f32, row), ("o", f32, row)],
+                             [numpy_helper.from_array(np.array(0.75, np.float32), "w")])
+    start, over = values(3), values(4, 3)
+    for backwards in ({}, {"scan_input_directions": [1]}, {"scan_output_directions": [1]},
+                      {"scan_input_directions": [1], "scan_output_directions": [1]}, {"scan_output_axes": [1]},
+                      {"scan_output_axes": [-1], "scan_output_directions": [1]}):
+        label = ",".join(f"{k}={v}".replace(" ", "") for k, v in backwards.items())
+        network("-".join(filter(None, ["Scan", label])),
+                [node("Scan", ["x0", "x1"], ["y0", "y1"], body=sums([3]), num_scan_inputs=1, **backwards)],
+                [start, over])
+    for axis in (1, -1):
+        network(f"Scan-axis-{axis}", [node("Scan", ["x0", "x1"], ["y0", "y1"], body=sums([4]), num_scan_inputs=1,
+                                           scan_input_axes=[axis])], [values(4), over])
+    pairs = graph("pairs", [node("Sub", ["a", "b"], ["c"])], [("a", f32, [3]), ("b", f32, [3])], [("c", f32, [3])])
+    network("Scan-two-without-states", [node("Scan", ["x0", "x1"], ["y0"], body=pairs, num_scan_inputs=2,
+                                             scan_input_axes=[0, 1])], [over, values(3, 4)])
+
+
+def network(label, nodes, inputs, constants=()):
+    """A model of nodes over `x0`, `x1`, …, whose results `y0`, `y1`, … are those of the last node."""
+    named = {f"x{i}": x for i, x in enumerate(inputs) if x is not None}
+    fixed = {f"x{i}" for i in constants}
+    kind = lambda x: helper.np_dtype_to_tensor_dtype(x.dtype)
+    graph = helper.make_graph(
+        nodes, "operator",
+        [helper.make_tensor_value_info(n, kind(x), x.shape) for n, x in named.items() if n not in fixed],
+        [helper.make_empty_tensor_value_info(o) for o in nodes[-1].output],
+        [numpy_helper.from_array(x, n) for n, x in named.items() if n in fixed])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(model).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    given = {n: x for n, x in named.items() if n not in fixed}
+    found = session.run(None, given)
+    assert label not in CASES, label
+    CASES[label] = (model, given, dict(zip([o.name for o in session.get_outputs()], found)))
+
+
 def constants():
     for name, attributes in {
         "value": {"value": numpy_helper.from_array(values(2, 3))},
@@ -306,7 +414,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     onnxruntime.set_default_logger_severity(3)
-    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants):
+    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -14,7 +14,8 @@
 use std::path::PathBuf;
 
 use margay::{
-    BenchOptions, Measured, Precision, Predictor, RunOptions, StepTime, bench, is_artifact, this_machine,
+    BenchOptions, Measured, Precision, Predictor, RunOptions, StepTime, bench, extents_of, is_artifact,
+    this_machine,
 };
 use serde::Serialize;
 
@@ -87,12 +88,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
     let inputs = args.inputs.read()?;
     let huge_pages = args.how.huge_pages;
+    let known = extents_of(&inputs);
     let mut models = Vec::new();
     for path in &args.models {
         let plain = RunOptions { threads, huge_pages, ..RunOptions::default() };
-        models.push(Predictor::open(path, &plain)?);
+        models.push(Predictor::open_for(path, &plain, &known)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
-            models.push(Predictor::open(path, &RunOptions { precision: args.precision, ..plain.clone() })?);
+            let narrow = RunOptions { precision: args.precision, ..plain.clone() };
+            models.push(Predictor::open_for(path, &narrow, &known)?);
         }
     }
     let options = BenchOptions { rounds: args.rounds, steps: args.steps };

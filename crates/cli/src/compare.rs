@@ -13,7 +13,9 @@
 
 use std::path::PathBuf;
 
-use margay::{Comparison, Kind, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare};
+use margay::{
+    Comparison, Kind, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare, extents_of,
+};
 use serde::Serialize;
 
 use crate::args::{InputArgs, ThreadArgs, not_negative};
@@ -67,7 +69,11 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.threads.get();
     let inputs = args.inputs.read()?;
     let options = RunOptions { threads, ..RunOptions::default() };
-    let mut models = [Predictor::open(&args.reference, &options)?, Predictor::open(&args.other, &options)?];
+    let known = extents_of(&inputs);
+    let mut models = [
+        Predictor::open_for(&args.reference, &options, &known)?,
+        Predictor::open_for(&args.other, &options, &known)?,
+    ];
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
     let Comparison { outputs, layers } = compare(&mut models, &inputs, tolerance, threads)?;
     if layers.is_none() {

@@ -4,8 +4,7 @@
 
 use std::path::PathBuf;
 
-use margay::sites;
-use margay::{Report, Source, compile, is_artifact, open, open_artifact, report_of};
+use margay::{Dump, Report, Source, compile, is_artifact, open_artifact, open_with, report_of, sites};
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
@@ -37,7 +36,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         (report_of(&open_artifact(&args.model)?)?, String::new())
     } else {
         let (options, samples) = (args.goal.options()?, args.goal.samples()?);
-        let source = open(&args.model)?;
+        let known = options.known_extents(samples.as_ref());
+        let source = open_with(&args.model, &known, &mut Dump::none())?;
         let bars = Bars::new();
         let compiled = compile(&source, samples.as_ref(), &options, &bars)?;
         (compiled.report, if args.goal.is_dense() { candidates(&source) } else { String::new() })

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Precision, Predictor, RunOptions, write_npz};
+use margay::{Precision, Predictor, RunOptions, extents_of, write_npz};
 
 use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;
@@ -42,8 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         backend: args.backend.clone(),
         huge_pages: args.how.huge_pages,
     };
-    let mut model = Predictor::open(&args.model, &options)?;
-    let outputs = model.predict(&args.inputs.read()?)?;
+    let inputs = args.inputs.read()?;
+    let mut model = Predictor::open_for(&args.model, &options, &extents_of(&inputs))?;
+    let outputs = model.predict(&inputs)?;
     save(&args.outputs, |out| write_npz(out, &outputs))?;
     let list: Vec<String> =
         outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();

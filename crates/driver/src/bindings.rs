@@ -1,5 +1,7 @@
 //! Values of symbols for the entries of an artifact.
 
+use std::collections::BTreeSet;
+
 use margay_ir::{Graph, NodeId, Op};
 use margay_tensor::{Binding, Symbol};
 
@@ -13,8 +15,9 @@ pub(crate) fn bindings(
     samples: Option<&Samples>,
 ) -> Result<Vec<Binding>, DriverError> {
     let symbols = g.symbols();
-    if let Some((name, _)) = options.dims.iter().find(|(n, _)| !symbols.iter().any(|s| **s == **n)) {
-        let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+    let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
+    if let Some((name, _)) = options.dims.iter().find(|(n, _)| !named().any(|s| **s == **n)) {
+        let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
         return Err(DriverError::Options(format!(
             "the model has no dimension `{name}`; it has {}",
             if known.is_empty() { "none".into() } else { known.join(", ") }
@@ -44,6 +47,7 @@ pub(crate) fn bindings(
             .collect();
     }
     for binding in &mut all {
+        g.resolve_guards(binding).map_err(|e| DriverError::Options(e.to_string()))?;
         for symbol in leading_symbols(g) {
             binding.entry(symbol).or_insert(1);
         }
@@ -56,6 +60,9 @@ pub(crate) fn bindings(
             )));
         }
     }
+    // The same entry twice would be the same code twice.
+    let mut seen = BTreeSet::new();
+    all.retain(|binding| seen.insert(binding.clone()));
     Ok(all)
 }
 

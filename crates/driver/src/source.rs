@@ -5,6 +5,7 @@ use std::path::Path;
 use margay_artifact::Artifact;
 use margay_ir::{Graph, TensorType, text};
 use margay_loops::Precision;
+use margay_onnx::KnownExtents;
 use margay_onnx::model::Model;
 use margay_passes::Pipeline;
 
@@ -36,11 +37,11 @@ impl Source {
 
 /// Opens an ONNX file, or an artifact that carries its graph.
 pub fn open(path: &Path) -> Result<Source, DriverError> {
-    open_with(path, &mut Dump::none())
+    open_with(path, &KnownExtents::default(), &mut Dump::none())
 }
 
-/// As [`open`], with dumps of the passes.
-pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
+/// As [`open`], for a use of which something is known, and with dumps of the passes.
+pub fn open_with(path: &Path, known: &KnownExtents, dump: &mut Dump) -> Result<Source, DriverError> {
     let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     if is_artifact(path)? {
         let artifact = Artifact::open(path)?;
@@ -48,7 +49,7 @@ pub fn open_with(path: &Path, dump: &mut Dump) -> Result<Source, DriverError> {
         return Source::new(graph, &name, dump);
     }
     let model = Model::open(path)?;
-    let graph = margay_onnx::import(&model)?;
+    let graph = margay_onnx::import_for(&model, known)?;
     check_numbers(&model)?;
     Source::new(graph, &name, dump)
 }

@@ -62,8 +62,9 @@ pub fn bind_symbols<'a>(
                 Some(symbol) => match binding.insert(symbol.clone(), extent as i64) {
                     Some(old) if old != extent as i64 => {
                         return Err(RunError::Dimension(format!(
-                            "dimension `{symbol}` is {old} in one input and {extent} in `{}`",
-                            input.name
+                            "dimension `{symbol}` is {old} in one input and {extent} in `{}`{}",
+                            input.name,
+                            guarded(g, dim)
                         )));
                     }
                     _ => {}
@@ -75,7 +76,8 @@ pub fn bind_symbols<'a>(
     for (name, dim, extent) in pending {
         if dim.eval(&binding).is_ok_and(|v| v != extent as i64) {
             return Err(RunError::Dimension(format!(
-                "input `{name}`: expected extent `{dim}`, found {extent}"
+                "input `{name}`: expected extent `{dim}`, found {extent}{}",
+                guarded(g, &dim)
             )));
         }
     }
@@ -83,6 +85,12 @@ pub fn bind_symbols<'a>(
         return Err(RunError::Dimension(format!("dimension `{symbol}` is {v}, expected at least 1")));
     }
     Ok(binding)
+}
+
+/// Why inputs share an extent which the model gives several names, for the end of a message.
+fn guarded(g: &Graph, dim: &Dim) -> String {
+    let guards = g.guards().iter().filter(|guard| guard.value == *dim);
+    guards.map(|guard| format!("; `{}` needs `{}` = {}", guard.node, guard.symbol, guard.value)).collect()
 }
 
 /// Runs the graph on inputs by name and returns its outputs in order.

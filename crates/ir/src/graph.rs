@@ -5,13 +5,13 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use margay_tensor::Symbol;
+use margay_tensor::{Binding, Symbol};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 
-use crate::{Op, TensorType, TypeError, Types, ops};
+use crate::{Guard, GuardError, Op, TensorType, TypeError, Types, ops};
 
 /// A name from the model.
 pub type Name = Arc<str>;
@@ -152,6 +152,7 @@ pub struct Graph {
     dag: StableDiGraph<Node, Edge>,
     inputs: Vec<NodeId>,
     outputs: Vec<Output>,
+    guards: Vec<Guard>,
     next_generation: u32,
 }
 
@@ -173,6 +174,7 @@ impl Graph {
             dag: StableDiGraph::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            guards: Vec::new(),
             next_generation: 0,
         }
     }
@@ -182,9 +184,11 @@ impl Graph {
         &self.name
     }
 
-    /// A graph of the same name without nodes. Generations go on, so that ids of this graph are none of that one.
+    /// A graph of the same name and guards without nodes. Generations go on, so that ids of this graph are none of that
+    /// one.
     pub(crate) fn emptied(&self) -> Graph {
-        Graph { next_generation: self.next_generation, ..Graph::new(&self.name) }
+        let guards = self.guards.clone();
+        Graph { guards, next_generation: self.next_generation, ..Graph::new(&self.name) }
     }
 
     /// Adds an input.
@@ -293,6 +297,33 @@ impl Graph {
         &self.outputs
     }
 
+    /// What is assumed of extents.
+    pub fn guards(&self) -> &[Guard] {
+        &self.guards
+    }
+
+    /// Checks values of symbols against the guards. The value of a symbol that was replaced becomes that of the symbol
+    /// which replaced it, if that has none.
+    pub fn resolve_guards(&self, binding: &mut Binding) -> Result<(), GuardError> {
+        for guard in &self.guards {
+            if let (Some(&given), Some(symbol)) = (binding.get(&guard.symbol), guard.value.as_symbol()) {
+                binding.entry(symbol).or_insert(given);
+            }
+            guard.check(binding)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the list of guards.
+    pub fn set_guards(&mut self, guards: Vec<Guard>) {
+        self.guards = guards;
+    }
+
+    /// Adds something that is assumed of extents.
+    pub fn add_guard(&mut self, guard: Guard) {
+        self.guards.push(guard);
+    }
+
     /// The operands of a node, by slot.
     pub fn inputs_of(&self, n: NodeId) -> SmallVec<[Value; 4]> {
         let mut edges: SmallVec<[(u16, Value); 4]> = self
@@ -335,6 +366,16 @@ impl Graph {
             Op::Const(c) => Some(&c.payload),
             _ => None,
         }
+    }
+
+    /// The contents of all constants, those of graphs inside operators included.
+    pub fn payloads(&self) -> Vec<&crate::Payload> {
+        let mut all = Vec::new();
+        for n in self.order() {
+            all.extend(self.constant(n.into()));
+            all.extend(self.op(n).regions().into_iter().flat_map(|region| region.graph().payloads()));
+        }
+        all
     }
 
     /// All nodes in topological order, ties by age: the same graph built the same way gives the same order.

@@ -18,6 +18,7 @@
 mod builder;
 pub mod eval;
 mod graph;
+mod guard;
 pub mod ops;
 mod part;
 pub mod pass;
@@ -31,6 +32,7 @@ pub mod vjp;
 
 pub use builder::Builder;
 pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
+pub use guard::{Guard, GuardError};
 pub use ops::{Op, OpDef};
 pub use part::MapError;
 pub use pass::{Changed, Configuration, Cx, Fidelity, Pass, PassError, Remark, Verdict};

@@ -124,6 +124,16 @@ pub enum TypeError {
         /// The other.
         right: Dim,
     },
+    /// Two extents that broadcast against each other are not equal, nor is one of them 1, or neither is known.
+    #[error("axis {axis} of a broadcast: extents `{left}` and `{right}` differ or are not known to be equal")]
+    Broadcast {
+        /// Axis of the result.
+        axis: usize,
+        /// One.
+        left: Dim,
+        /// The other.
+        right: Dim,
+    },
     /// An attribute does not fit the inputs.
     #[error("{0}")]
     Attribute(String),
@@ -195,7 +205,7 @@ pub fn broadcast_shapes(a: &[Dim], b: &[Dim]) -> Result<Shape, TypeError> {
             (x, y) if x == y => Ok(x),
             (x, y) if x.is(1) => Ok(y),
             (x, y) if y.is(1) => Ok(x),
-            (x, y) => Err(TypeError::Extent { what: format!("axis {i} of a broadcast"), left: x, right: y }),
+            (x, y) => Err(TypeError::Broadcast { axis: i, left: x, right: y }),
         })
         .collect()
 }

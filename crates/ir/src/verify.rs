@@ -56,6 +56,7 @@ impl Graph {
             let what = format!("{} nodes lie on cycles", self.len() - order.len());
             found.push(Violation { node: format!("graph `{}`", self.name()), what });
         }
+        self.verify_guards(&mut found);
         for &n in &order {
             self.verify_types(n, &mut found);
             for region in self.op(n).regions() {
@@ -70,6 +71,18 @@ impl Graph {
             }
         }
         if found.is_empty() { Ok(()) } else { Err(found) }
+    }
+
+    /// No type mentions a symbol that a guard replaced.
+    fn verify_guards(&self, found: &mut Vec<Violation>) {
+        if self.guards().is_empty() {
+            return;
+        }
+        let symbols = self.symbols();
+        for guard in self.guards().iter().filter(|g| symbols.contains(&g.symbol)) {
+            let what = format!("a type mentions `{}`, which the guard replaces", guard.symbol);
+            found.push(Violation { node: guard.to_string(), what });
+        }
     }
 
     fn violation(&self, n: NodeId, what: String) -> Violation {
@@ -163,6 +176,22 @@ mod tests {
             g.add_output("b", n.into());
             assert_eq!(found(&g, stage), ["neg `odd`: types differ from what the operator infers"]);
         }
+    }
+
+    #[test]
+    fn types_mention_no_symbol_that_a_guard_replaced() {
+        let open = TensorType::new(DType::F32, vec![Dim::parse("N").unwrap()]);
+        let (mut g, _) = sum(open, f32s(&[1]));
+        let guard = |symbol: &str| crate::Guard {
+            symbol: symbol.into(),
+            value: Dim::symbol("B"),
+            node: "sum".into(),
+        };
+        g.add_guard(guard("M"));
+        assert_eq!(g.verify(Stage::Imported), Ok(()));
+        g.add_guard(guard("N"));
+        let expected = "guard N = B  // sum: a type mentions `N`, which the guard replaces";
+        assert_eq!(found(&g, Stage::Imported), [expected]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use margay_driver::{Dump, ErrorMeasure, Source, backend, build};
 use margay_ir::{Graph, Op};
 use margay_onnx::Model;
 use margay_passes::sketch::layers;
-use margay_tensor::Binding;
+use margay_tensor::{Binding, Tensor};
 use serde::Serialize;
 
 use crate::Error;
@@ -110,12 +110,11 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
     let graph = margay_onnx::import(&model)?;
     let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
     let g = &source.graph;
-    let mut constants = BTreeMap::new();
-    for n in g.order() {
-        if let Op::Const(c) = g.op(n) {
-            constants.insert(c.payload.key().to_string(), c.payload.tensor().clone());
-        }
-    }
+    let constants: BTreeMap<String, Tensor> = g
+        .payloads()
+        .into_iter()
+        .map(|payload| (payload.key().to_string(), payload.tensor().clone()))
+        .collect();
     let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
     let layers = layers(g);
     let (inputs, outputs) = ports_of_graph(g);
@@ -142,15 +141,17 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
 /// Operations for the dimensions given, if they are all.
 fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
     let symbols = g.symbols();
+    let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
     let mut binding = Binding::new();
     for (name, values) in dims {
-        let (true, [value]) = (symbols.iter().any(|s| **s == *name), values.as_slice()) else {
-            let known: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+        let (true, [value]) = (named().any(|s| **s == *name), values.as_slice()) else {
+            let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
             let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));
             return Err(Error::Options(message));
         };
         binding.insert(name.as_str().into(), *value);
     }
+    g.resolve_guards(&mut binding).map_err(|e| Error::Options(e.to_string()))?;
     if symbols.iter().any(|s| !binding.contains_key(s)) {
         return Ok(None);
     }

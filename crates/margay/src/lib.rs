@@ -62,7 +62,7 @@ pub use compare::{Comparison, OutputError, Tolerance, compare};
 pub use inputs::{InputFile, is_array_file, read_array, read_inputs};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use plan::read_plan;
-pub use predictor::{Predictor, RunOptions};
+pub use predictor::{Predictor, RunOptions, extents_of};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
 pub use training::{
     TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
@@ -80,7 +80,7 @@ pub use margay_driver::{
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
-pub use margay_onnx::{OnnxError, Problem};
+pub use margay_onnx::{KnownExtents, OnnxError, Problem};
 pub use margay_passes::sketch::{PantherTraining, Start, sites};
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, Plan};

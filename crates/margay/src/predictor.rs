@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open, open_artifact_graph,
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_with,
 };
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
+use margay_onnx::KnownExtents;
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
@@ -61,6 +62,15 @@ impl Predictor {
     /// # Errors
     /// Files that cannot be read or run, and a precision for an artifact.
     pub fn open(path: &Path, options: &RunOptions) -> Result<Predictor, Error> {
+        Predictor::open_for(path, options, &KnownExtents::default())
+    }
+
+    /// As [`open`](Predictor::open), where extents of the inputs to come are known: they decide what an ONNX file leaves
+    /// open, such as an extent of 1 that broadcasts.
+    ///
+    /// # Errors
+    /// See [`open`](Predictor::open).
+    pub fn open_for(path: &Path, options: &RunOptions, known: &KnownExtents) -> Result<Predictor, Error> {
         let (threads, precision) = (options.threads, options.precision);
         let mut verification = None;
         let form = if is_artifact(path)? {
@@ -76,7 +86,11 @@ impl Predictor {
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
-            let graph = build::in_precision(open(path)?.graph, precision, &mut Dump::none())?;
+            let graph = build::in_precision(
+                open_with(path, known, &mut Dump::none())?.graph,
+                precision,
+                &mut Dump::none(),
+            )?;
             let backend = match &options.backend {
                 Some(name) => backend::named(name, "native", precision)?,
                 None => backend::native_for(precision),
@@ -200,6 +214,12 @@ impl Predictor {
             Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
     }
+}
+
+/// The extents of inputs.
+pub fn extents_of(inputs: &[(String, Tensor)]) -> KnownExtents {
+    let inputs = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+    KnownExtents { inputs, ..KnownExtents::default() }
 }
 
 /// Names and references, as sessions take them.

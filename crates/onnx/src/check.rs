@@ -174,7 +174,7 @@ fn reads(node: &OnnxNode) -> impl Iterator<Item = &str> {
 }
 
 /// The names a graph reads but does not define.
-fn free(graph: &OnnxGraph) -> BTreeSet<&str> {
+pub(crate) fn free(graph: &OnnxGraph) -> BTreeSet<&str> {
     let outputs = graph.outputs.iter().map(|o| o.name.as_str()).filter(|o| !o.is_empty());
     let mut names: BTreeSet<&str> = graph.nodes.iter().flat_map(reads).chain(outputs).collect();
     let inputs = graph.inputs.iter().map(|i| i.name.as_str());

@@ -8,16 +8,19 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: subgraphs (`If`, `Loop`, `Scan`), sequences, strings, quantized operators, training.
+//! Deliberately absent: sequences, strings, quantized operators, training.
 
 mod activations;
+mod assume;
 mod call;
+mod control;
 mod convolutions;
 mod elementwise;
 mod inputs;
 mod leaves;
 mod normalizations;
 mod products;
+mod recurrent;
 mod reductions;
 mod shapes;
 mod slices;
@@ -34,6 +37,8 @@ use margay_tensor::{DType, Tensor};
 use crate::model::PRODUCER;
 use crate::problem::Problems;
 use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
+pub use assume::KnownExtents;
+use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
 use table::OPERATORS;
 
@@ -46,13 +51,39 @@ use table::OPERATORS;
 /// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
 /// nodes whose inputs do not fit.
 pub fn import(model: &Model) -> Result<Graph, OnnxError> {
-    let mut importer = Importer::new(model);
-    importer.inputs();
-    for (index, node) in model.graph.nodes.iter().enumerate() {
-        importer.node(index, node);
+    import_for(model, &KnownExtents::default())
+}
+
+/// As [`import`], for a use of which something is known: it decides what the model leaves open, such as which of two
+/// extents that broadcast is the one that is 1. The graph stays open for other values as far as that allows.
+///
+/// # Errors
+/// See [`import`].
+pub fn import_for(model: &Model, known: &KnownExtents) -> Result<Graph, OnnxError> {
+    let mut assumptions = Assumptions::new(known);
+    // Each attempt but the last replaces a symbol, and makes none.
+    loop {
+        let mut importer = Importer::new(model, assumptions);
+        importer.inputs();
+        for (index, node) in model.graph.nodes.iter().enumerate() {
+            importer.node(index, node);
+        }
+        importer.outputs();
+        let Importer { graph, problems, unsupported, found, assumptions: given, .. } = importer;
+        assumptions = given;
+        if !assumptions.learn(found) {
+            return finish(graph, problems, unsupported, &assumptions);
+        }
     }
-    importer.outputs();
-    let Importer { graph, mut problems, unsupported, .. } = importer;
+}
+
+fn finish(
+    mut graph: Graph,
+    mut problems: Problems,
+    unsupported: Vec<(String, String, Vec<String>)>,
+    assumptions: &Assumptions,
+) -> Result<Graph, OnnxError> {
+    assumptions.guard(&mut graph);
     for (operator, reason, nodes) in unsupported {
         problems.push(Problem::Operator { operator, reason, nodes });
     }
@@ -87,6 +118,9 @@ enum Slot {
 /// Longest text of an extent. Products of sums grow fast, and no honest model has such.
 const MAX_EXTENT_TEXT: usize = 1000;
 
+/// Extents of the operands of one node that are made equal.
+const MAX_RECONCILED: usize = 32;
+
 /// A graph in the making.
 pub(crate) struct Importer<'a> {
     model: &'a Model,
@@ -97,12 +131,15 @@ pub(crate) struct Importer<'a> {
     /// The origin of the node at hand.
     origin: Origin,
     problems: Problems,
+    assumptions: Assumptions,
+    /// Equations of extents that this attempt has found to need.
+    found: Vec<Equation>,
     /// Operator, reason, nodes.
     unsupported: Vec<(String, String, Vec<String>)>,
 }
 
 impl<'a> Importer<'a> {
-    fn new(model: &'a Model) -> Importer<'a> {
+    fn new(model: &'a Model, assumptions: Assumptions) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
         Importer {
             model,
@@ -111,6 +148,8 @@ impl<'a> Importer<'a> {
             initializers: model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect(),
             origin: Origin::default(),
             problems: Problems::default(),
+            assumptions,
+            found: Vec::new(),
             unsupported: Vec::new(),
         }
     }
@@ -160,6 +199,7 @@ impl<'a> Importer<'a> {
 
     fn refuse(&mut self, label: String, node: &OnnxNode, inputs: &[Option<Value>], refusal: Refusal) {
         let (message, kind) = match refusal {
+            Refusal::Assumed => return,
             Refusal::Unsupported(reason) => {
                 let operator = node.operator();
                 match self.unsupported.iter_mut().find(|(o, r, _)| *o == operator && *r == reason) {
@@ -168,6 +208,7 @@ impl<'a> Importer<'a> {
                 }
                 return;
             }
+            Refusal::Reported => return,
             Refusal::Invalid(message) => (message, Kind::Malformed),
             Refusal::Type(error) => {
                 let kind = call::kind_of(&error.error);
@@ -220,7 +261,26 @@ impl<'a> Importer<'a> {
     /// Applies an operator. What can be computed from constants and symbols alone becomes a leaf at once.
     pub(crate) fn add(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, Refusal> {
         let op = op.into();
-        if let Some(known) = self.known(&op, inputs)? {
+        let mut inputs = inputs.to_vec();
+        for _ in 0..MAX_RECONCILED {
+            match self.try_add(&op, &inputs) {
+                Err(Refusal::Type(refused)) if is_open(&refused.error) => {
+                    self.reconcile(&mut inputs, &refused.error)?;
+                }
+                other => return other,
+            }
+        }
+        self.try_add(&op, &inputs)
+    }
+
+    /// Applies an operator with several results.
+    pub(crate) fn add_all(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Vec<Value>, Refusal> {
+        let first = self.add(op, inputs)?;
+        Ok(self.graph.values_of(first.node).collect())
+    }
+
+    fn try_add(&mut self, op: &Op, inputs: &[Value]) -> Result<Value, Refusal> {
+        if let Some(known) = self.known(op, inputs)? {
             return Ok(known);
         }
         // A weight that is only moved keeps its name, so that the node that uses it is the one that is found.
@@ -228,7 +288,7 @@ impl<'a> Importer<'a> {
             [x] if self.graph.constant(*x).is_some() => self.graph.node(x.node).origin.clone(),
             _ => self.origin.clone(),
         };
-        let v = self.graph.add(op, inputs, origin)?;
+        let v = self.graph.add(op.clone(), inputs, origin)?;
         match self.ty(v).shape.iter().find(|d| d.to_string().len() > MAX_EXTENT_TEXT) {
             None => Ok(v),
             Some(_) => {

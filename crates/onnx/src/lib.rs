@@ -41,7 +41,7 @@ mod writer;
 
 pub use error::{Kind, OnnxError};
 pub use export::{ExportOptions, OLDEST_EXPORT_OPSET, export};
-pub use import::{import, supported_operators};
+pub use import::{KnownExtents, import, import_for, supported_operators};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 pub use problem::Problem;
 pub use sniff::Lookalike;

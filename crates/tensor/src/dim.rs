@@ -105,11 +105,21 @@ impl Dim {
 
     /// Whether the value is at least 1 whatever the symbols are, as far as its form shows.
     pub fn is_positive(&self) -> bool {
-        let floor = self.terms.iter().try_fold(0i64, |sum, (m, c)| {
-            let simple = m.iter().all(|a| matches!(a, Atom::Symbol(_)));
-            (*c > 0 && simple || m.is_empty()).then(|| sum.saturating_add(*c))
-        });
-        floor.is_some_and(|f| f >= 1)
+        self.range().0.is_some_and(|low| low >= 1)
+    }
+
+    /// Smallest and largest value over all values of the symbols, as far as the form shows; `None` where there is no
+    /// bound, or none is found.
+    fn range(&self) -> (Option<i64>, Option<i64>) {
+        let mut sum = (Some(0i64), Some(0i64));
+        let join = |a: Option<i64>, b: Option<i64>| Some(a?.saturating_add(b?));
+        for (m, c) in &self.terms {
+            let (low, high) = product_range(m);
+            let times = |v: Option<i64>| v.map(|v| v.saturating_mul(*c));
+            let (low, high) = if *c > 0 { (times(low), times(high)) } else { (times(high), times(low)) };
+            sum = (join(sum.0, low), join(sum.1, high));
+        }
+        sum
     }
 
     /// The quotient rounded down; exact quotients stay polynomials. `None` when the divisor is zero.
@@ -152,19 +162,67 @@ impl Dim {
     }
 
     /// This expression with every bound symbol replaced by its value.
+    #[must_use]
     pub fn substitute(&self, binding: &Binding) -> Dim {
+        self.replace(&|s| binding.get(s).map(|v| Dim::from(*v)))
+    }
+
+    /// This expression with symbols replaced by what `of` answers for them.
+    #[must_use]
+    pub fn replace(&self, of: &dyn Fn(&Symbol) -> Option<Dim>) -> Dim {
         self.terms.iter().fold(Dim::default(), |sum, (m, c)| {
             let product = m.iter().fold(Dim::from(*c), |p, atom| {
                 &p * &match atom {
-                    Atom::Symbol(s) => binding.get(s).map_or_else(|| Dim::symbol(s), |v| Dim::from(*v)),
+                    Atom::Symbol(s) => of(s).unwrap_or_else(|| Dim::symbol(s)),
                     Atom::FloorDiv(a, b) => {
-                        let (a, b) = (a.substitute(binding), b.substitute(binding));
+                        let (a, b) = (a.replace(of), b.replace(of));
                         a.floor_div(&b).unwrap_or_default()
                     }
                 }
             });
             &sum + &product
         })
+    }
+
+    /// A symbol and what it has to be for `left = right` to hold: the equation is linear in it, and what it has to be is
+    /// not known to be less than 1. Of several symbols the one that `rank` puts last. `None` if there is no such symbol.
+    pub fn solve(left: &Dim, right: &Dim, rank: &dyn Fn(&Symbol) -> usize) -> Option<(Symbol, Dim)> {
+        let difference = (left - right).without_common_factor();
+        let mut symbols = Vec::new();
+        difference.collect_symbols(&mut symbols);
+        symbols.sort_by_key(|s| std::cmp::Reverse(rank(s)));
+        symbols.into_iter().find_map(|s| {
+            let alone = Dim::symbol(&s);
+            let (own, rest): (Vec<_>, Vec<_>) =
+                difference.terms.iter().cloned().partition(|(m, _)| *m == alone.terms[0].0);
+            let [(_, c)] = own.as_slice() else { return None };
+            let rest = Dim { terms: rest };
+            let mut others = Vec::new();
+            rest.collect_symbols(&mut others);
+            if others.contains(&s) {
+                return None;
+            }
+            let value = match c {
+                1 => &Dim::default() - &rest,
+                -1 => rest,
+                _ => return None,
+            };
+            value.range().1.is_none_or(|high| high >= 1).then_some((s, value))
+        })
+    }
+
+    /// What is left once common integer factors and common symbols are divided out; both are not zero.
+    fn without_common_factor(&self) -> Dim {
+        let Some((first, _)) = self.terms.first() else { return Dim::default() };
+        let gcd = self.terms.iter().fold(0u64, |g, (_, c)| gcd(g, c.unsigned_abs()));
+        let mut common = first.clone();
+        common.retain(|atom| matches!(atom, Atom::Symbol(_)));
+        for (m, _) in &self.terms {
+            let mut rest = m.clone();
+            common.retain(|atom| rest.iter().position(|a| a == atom).map(|i| rest.remove(i)).is_some());
+        }
+        let factor = Dim { terms: vec![(common, i64::try_from(gcd).unwrap_or(1))] };
+        self.exact_div(&factor).unwrap_or_else(|| self.clone())
     }
 
     /// Appends every symbol that occurs, once, in order of appearance.
@@ -191,6 +249,42 @@ impl Dim {
         }
         Ok(dim)
     }
+}
+
+/// Smallest and largest value of a product.
+fn product_range(atoms: &[Atom]) -> (Option<i64>, Option<i64>) {
+    atoms.iter().fold((Some(1), Some(1)), |(low, high), atom| {
+        let (l, h) = match atom {
+            Atom::Symbol(_) => (Some(1), None),
+            Atom::FloorDiv(a, b) => quotient_range(a.range(), b.range()),
+        };
+        // Bounds multiply where nothing is negative.
+        match (low, l) {
+            (Some(low), Some(l)) if low >= 0 && l >= 0 => {
+                (Some(low.saturating_mul(l)), high.zip(h).map(|(x, y)| x.saturating_mul(y)))
+            }
+            _ => (None, None),
+        }
+    })
+}
+
+/// Smallest and largest value of a quotient rounded down, where the divisor is at least 1.
+fn quotient_range(
+    a: (Option<i64>, Option<i64>),
+    b: (Option<i64>, Option<i64>),
+) -> (Option<i64>, Option<i64>) {
+    let Some(least) = b.0.filter(|b| *b >= 1) else { return (None, None) };
+    let low = a.0.map(|a| match b.1 {
+        _ if a < 0 => a.div_euclid(least),
+        Some(most) => a / most,
+        None => 0,
+    });
+    let high = a.1.map(|a| if a < 0 { b.1.map_or(-1, |most| a.div_euclid(most)) } else { a / least });
+    (low, high)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 impl Add for &Dim {
@@ -379,6 +473,36 @@ mod tests {
     fn positive_is_seen_where_the_form_shows_it() {
         assert!(d("S").is_positive() && d("2*B*S").is_positive() && d("S + 1").is_positive());
         assert!(!d("S - 1").is_positive() && !d("0").is_positive());
+        assert!(d("floordiv(S - 1, 2) + 1").is_positive() && d("floordiv(S, S) + 2").is_positive());
+        assert!(!d("floordiv(S, 2)").is_positive() && !d("3 - floordiv(S, 2)").is_positive());
+        assert!(d("floordiv(S + 7, 4)*B").is_positive() && !d("floordiv(S, T - 3) + 1").is_positive());
+    }
+
+    fn solved(left: &str, right: &str) -> Option<String> {
+        let rank = |s: &Symbol| usize::from(s.as_bytes()[0]);
+        Dim::solve(&d(left), &d(right), &rank).map(|(s, v)| format!("{s} = {v}"))
+    }
+
+    #[test]
+    fn equations_are_solved_for_the_last_symbol_they_are_linear_in() {
+        for (left, right, expected) in [
+            ("B", "M", "M = B"),
+            ("M", "B", "M = B"),
+            ("S", "512", "S = 512"),
+            ("P + S", "T", "T = P + S"),
+            ("2*B*D", "2*D*M", "M = B"),
+            ("B*S", "N", "N = B*S"),
+            ("floordiv(H, 2)", "W", "W = floordiv(H, 2)"),
+            ("2*floordiv(H, 2) + A", "H", "A = H - 2*floordiv(H, 2)"),
+            ("S + 1", "3", "S = 2"),
+        ] {
+            assert_eq!(solved(left, right).as_deref(), Some(expected));
+        }
+        for (left, right) in
+            [("S", "0"), ("S + 1", "1"), ("B*S", "12"), ("2*floordiv(H, 2)", "H"), ("2*S", "5"), ("3", "3")]
+        {
+            assert_eq!(solved(left, right), None, "{left} = {right}");
+        }
     }
 
     #[test]

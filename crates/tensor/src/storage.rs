@@ -232,6 +232,37 @@ impl StoredTensor {
         Ok(StoredTensor { dtype: DType::F32, storage, elements, scales: Some(scales.1), zero_points })
     }
 
+    /// The same numbers with position `order[i]` of the first axis in place `i`. `None` where runs along that axis share a
+    /// scale, which another order would separate, and for an order that is none.
+    pub fn reordered(&self, order: &[usize]) -> Option<StoredTensor> {
+        let rows = *self.shape().first()?;
+        let mut seen = vec![false; rows];
+        for &row in order {
+            if std::mem::replace(seen.get_mut(row)?, true) {
+                return None;
+            }
+        }
+        if order.len() != rows || matches!(self.storage.scales, Scales::Block { axis: 0, .. }) {
+            return None;
+        }
+        let moved = |t: &Tensor| {
+            if t.shape().first() != Some(&rows) || rows == 0 {
+                return Some(t.clone());
+            }
+            let size = t.bytes().len() / rows;
+            let bytes: Vec<u8> =
+                order.iter().flat_map(|&row| &t.bytes()[row * size..][..size]).copied().collect();
+            Tensor::from_bytes(t.dtype(), t.shape(), &bytes).ok()
+        };
+        let part = |t: &Option<Tensor>| t.as_ref().map_or(Some(None), |t| moved(t).map(Some));
+        Some(StoredTensor {
+            elements: moved(&self.elements)?,
+            scales: part(&self.scales)?,
+            zero_points: part(&self.zero_points)?,
+            ..self.clone()
+        })
+    }
+
     /// Rounds numbers to a storage. A scale is the largest magnitude of its group over 127 (255 for `u8`); with zero
     /// points it is the width of the range of the group, 0 included, over 255. Where a number of a group is not
     /// finite, all of them become NaN.

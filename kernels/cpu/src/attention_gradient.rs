@@ -79,7 +79,8 @@ pub(crate) fn prepare(class: Class, call: &AttentionGradient) -> Result<Prepared
         side: QUERIES,
         heads: call.heads,
         kv_heads: call.kv_heads,
-        q_len: call.q_len,
+        // Keys whose queries have no heads are read by no query.
+        q_len: if call.heads == 0 { 0 } else { call.q_len },
         kv_len: call.kv_len,
         qk_dim: call.qk_dim,
         v_dim: call.v_dim,

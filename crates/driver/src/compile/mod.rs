@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use margay_loops::{Backend, Precision};
+use margay_onnx::KnownExtents;
 use margay_passes::sketch::{Site, sites};
 use margay_plan::{Goal, Plan, Price};
 use margay_tensor::Binding;
@@ -53,6 +54,21 @@ pub struct CompileOptions {
     pub threads: usize,
     /// Threads that times are predicted for.
     pub predict_threads: usize,
+}
+
+impl CompileOptions {
+    /// What they and the samples say of extents before the model is read.
+    pub fn known_extents(&self, samples: Option<&Samples>) -> KnownExtents {
+        let single = |(name, values): &(String, Vec<i64>)| match values.as_slice() {
+            [value] => Some((name.as_str().into(), *value)),
+            _ => None,
+        };
+        let arrays = samples.map_or(&[][..], Samples::arrays);
+        KnownExtents {
+            dims: self.dims.iter().filter_map(single).collect(),
+            inputs: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
+        }
+    }
 }
 
 impl Default for CompileOptions {

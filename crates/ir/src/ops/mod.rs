@@ -253,6 +253,7 @@ ops![
     Const,
     Dims,
     Input,
+    Range,
     // elementwise
     Abs,
     Add,

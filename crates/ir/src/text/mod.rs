@@ -22,7 +22,7 @@ mod print;
 
 pub use parse::{ParseError, Resolve, parse};
 
-use crate::{Draw, Graph, Key, Op, Payload};
+use crate::{Draw, Graph, Key, Payload};
 
 /// Stands between the type of a constant and its storage.
 const STORED: &str = " stored ";
@@ -36,18 +36,7 @@ pub const MAX_SPLAT: usize = 1 << 24;
 /// The constants that the text of a graph only names, so that whoever reads it has to find their contents: those of the
 /// graph and of the graphs inside its operators, in order.
 pub fn named_constants(g: &Graph) -> Vec<&Payload> {
-    let mut found = Vec::new();
-    collect_named(g, &mut found);
-    found
-}
-
-fn collect_named<'g>(g: &'g Graph, found: &mut Vec<&'g Payload>) {
-    for n in g.order() {
-        match g.op(n) {
-            Op::Const(c) if is_named(&c.payload) => found.push(&c.payload),
-            op => op.regions().into_iter().for_each(|region| collect_named(region.graph(), found)),
-        }
-    }
+    g.payloads().into_iter().filter(|payload| is_named(payload)).collect()
 }
 
 fn is_named(payload: &Payload) -> bool {

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{MAX_SPLAT, STORED};
 use crate::ops::Numbers;
-use crate::{Draw, Graph, Op, Origin, Part, Payload, Region, TensorType, Value, ops};
+use crate::{Draw, Graph, Guard, Op, Origin, Part, Payload, Region, TensorType, Value, ops};
 
 /// A text that is not a graph (the text's fault).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -75,6 +75,10 @@ fn read_graph(
                 g.add_output(name, value);
             }
             return Ok(g);
+        }
+        if let Some(guard) = text.strip_prefix("guard ") {
+            g.add_guard(read_guard(guard).map_err(at(line))?);
+            continue;
         }
         read_node(text, &mut g, &mut values, resolve, regions).map_err(at(line))?;
     }
@@ -145,6 +149,16 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
         values.insert(format!("%{}", quoted(&name)), v);
     }
     Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
+}
+
+fn read_guard(text: &str) -> Result<Guard, String> {
+    let (equation, origin) = match text.split_once("  //") {
+        Some((equation, origin)) => (equation, read_origin(origin.trim())?),
+        None => (text, Origin::default()),
+    };
+    let (symbol, value) = equation.split_once(" = ").ok_or("expected `guard symbol = dimension`")?;
+    let symbol = Dim::parse(symbol)?.as_symbol().ok_or_else(|| format!("`{symbol}` is not a symbol"))?;
+    Ok(Guard { symbol, value: Dim::parse(value)?, node: origin.name().into() })
 }
 
 fn read_node(

@@ -52,6 +52,9 @@ impl Graph {
             write!(f, "{comma}{}: {}", quoted(&o.name), self.ty(o.value))?;
         }
         f.write_str(") {\n")?;
+        for guard in self.guards() {
+            writeln!(f, "  {guard}")?;
+        }
         let printed = |v: Value, names: &HashMap<NodeId, String>| match v.out {
             0 => names[&v.node].clone(),
             out => format!("{}.{out}", names[&v.node]),

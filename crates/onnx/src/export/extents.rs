@@ -3,6 +3,7 @@
 //! An extent is read from an input that has it along an axis, by one `Shape` per input and one `Gather` per symbol.
 //! Expressions are computed from those and everything is kept for the next one who asks.
 
+use margay_ir::ops::Range;
 use margay_tensor::Dim;
 
 use super::Exporter;
@@ -44,6 +45,19 @@ impl Exporter<'_> {
                 Ok(self.emit("Concat", part, &pieces, vec![("axis", Attribute::Int(0))]))
             }
         }
+    }
+
+    /// A range whose bounds may be expressions.
+    pub(super) fn range(&mut self, op: &Range) -> Result<String, OnnxError> {
+        let limit = &op.start + &(&Dim::from(op.step) * &op.count);
+        let scalar = self.integers(&[])?;
+        let mut bounds = Vec::new();
+        for (bound, part) in [(&op.start, "start"), (&limit, "limit"), (&Dim::from(op.step), "step")] {
+            let extent = self.extents(std::slice::from_ref(bound), &in_part("", part))?;
+            bounds.push(self.emit("Reshape", part, &[&extent, &scalar], vec![]));
+        }
+        let bounds: Vec<&str> = bounds.iter().map(String::as_str).collect();
+        Ok(self.emit("Range", "", &bounds, vec![]))
     }
 
     fn extent(&mut self, dim: &Dim) -> Result<String, OnnxError> {

@@ -36,6 +36,7 @@ impl Exporter<'_> {
                 Err(self.refusal("results of which a run says the length are not exported".to_owned()))
             }
             Op::Dims(d) => self.extents(&d.values, ""),
+            Op::Range(r) => self.range(r),
 
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use margay_ir::{AddError, TypeError, Value};
 use margay_tensor::Tensor;
 
-use crate::{Attribute, Kind, OnnxNode};
+use crate::{Attribute, Kind, OnnxGraph, OnnxNode};
 
 /// Why a node is not imported.
 #[derive(Debug)]
@@ -17,6 +17,10 @@ pub(crate) enum Refusal {
     Unsupported(String),
     /// The node is wrong.
     Invalid(String),
+    /// The node needs extents to be equal that were not known to be; the import starts over.
+    Assumed,
+    /// What is wrong stands in a graph inside the node and was said there.
+    Reported,
     /// An operator of the graph refuses the types.
     Type(AddError),
 }
@@ -33,11 +37,16 @@ pub(crate) type Imported = Result<Vec<Value>, Refusal>;
 /// Whether a type error shows a wrong model. Extents that are merely not known to be equal do not.
 pub(crate) fn kind_of(error: &TypeError) -> Kind {
     match error {
-        TypeError::Extent { left, right, .. } if left.as_const().is_some() && right.as_const().is_some() => {
+        TypeError::Extent { left, right, .. } | TypeError::Broadcast { left, right, .. }
+            if left.as_const().is_some() && right.as_const().is_some() =>
+        {
             Kind::Malformed
         }
         TypeError::Arity { .. } | TypeError::Ndim { .. } => Kind::Malformed,
-        TypeError::Extent { .. } | TypeError::DType { .. } | TypeError::Attribute(_) => Kind::Unsupported,
+        TypeError::Extent { .. }
+        | TypeError::Broadcast { .. }
+        | TypeError::DType { .. }
+        | TypeError::Attribute(_) => Kind::Unsupported,
     }
 }
 
@@ -70,6 +79,11 @@ impl<'a> Call<'a> {
     /// All inputs of an operator that takes one or more.
     pub(crate) fn all(&self) -> Result<Vec<Value>, Refusal> {
         (0..self.inputs.len().max(1)).map(|at| self.input(at)).collect()
+    }
+
+    /// Number of inputs, absent ones included.
+    pub(crate) fn given(&self) -> usize {
+        self.inputs.len()
     }
 
     /// Number of outputs.
@@ -147,12 +161,30 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// A list of texts that may be absent.
+    pub(crate) fn texts(&self, name: &'static str) -> Result<Option<&'a [String]>, Refusal> {
+        match self.attribute(name) {
+            None => Ok(None),
+            Some(Attribute::Strings(v)) => Ok(Some(v)),
+            Some(_) => Err(wrong(name, "a list of texts")),
+        }
+    }
+
     /// A constant that may be absent.
     pub(crate) fn tensor(&self, name: &'static str) -> Result<Option<&'a Tensor>, Refusal> {
         match self.attribute(name) {
             None => Ok(None),
             Some(Attribute::Tensor(v)) => Ok(Some(v)),
             Some(_) => Err(wrong(name, "a tensor")),
+        }
+    }
+
+    /// A graph.
+    pub(crate) fn graph(&self, name: &'static str) -> Result<&'a OnnxGraph, Refusal> {
+        match self.attribute(name) {
+            Some(Attribute::Graph(v)) => Ok(v),
+            Some(_) => Err(wrong(name, "a graph")),
+            None => Err(Refusal::Invalid(format!("expected attribute `{name}`, found none"))),
         }
     }
 

@@ -7,6 +7,7 @@ use margay_tensor::Dim;
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
 use super::shapes::reshape_to;
+use super::values::open;
 
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
@@ -18,6 +19,7 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         let found = margay_ir::types::ShapeText(&taps);
         return Err(Refusal::Invalid(format!("expected a kernel of {declared:?}, found {found}")));
     }
+    decide(cx, call, &data)?;
     let windows = Windows::new(call, &data, &taps, false)?;
     let groups = call.int("group", 1)?;
     let groups = usize::try_from(groups)
@@ -63,6 +65,7 @@ fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool)
         taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
     let kernel = sizes("kernel_shape", taps, data.len())?;
     let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
+    decide(cx, call, &data)?;
     let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
     if count_include_pad && windows.overhang {
         let what = "padding that counts, with a last window that reaches over the end, is not supported";
@@ -96,6 +99,13 @@ fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
     spatial(cx, x)?;
     let axes = (2..cx.ty(x).ndim()).collect();
     Ok(vec![cx.add(Reduce { kind, axes, keepdims: true }, &[x])?])
+}
+
+/// Takes extents that are known for fixed where the padding depends on them.
+fn decide(cx: &mut Importer, call: &Call, data: &[Dim]) -> Result<(), Refusal> {
+    let strides = call.ints("strides")?.unwrap_or_default();
+    let same = matches!(call.text("auto_pad", "NOTSET")?, "SAME_UPPER" | "SAME_LOWER");
+    if same && strides.iter().any(|&s| s != 1) { cx.values_of(data) } else { Ok(()) }
 }
 
 /// The extents after the first two.
@@ -170,10 +180,7 @@ impl Windows {
                     let reach = extent.div_ceil(stride).saturating_sub(1).saturating_mul(stride);
                     reach.saturating_add(span).saturating_sub(extent)
                 }
-                (_, None) => {
-                    let why = format!("padding that depends on the extent `{data}` is not supported");
-                    return Err(Refusal::Unsupported(why));
-                }
+                (_, None) => return Err(open("the padding", data)),
             };
             let (small, large) = (total / 2, total - total / 2);
             (self.before[axis], self.after[axis]) = if lower { (large, small) } else { (small, large) };
@@ -189,9 +196,13 @@ impl Windows {
                 continue;
             }
             let Some(extent) = data.as_extent() else {
-                let why =
-                    format!("rounding up the number of windows over the extent `{data}` is not supported");
-                return Err(Refusal::Unsupported(why));
+                // Whatever the extent is, no window begins behind its end.
+                if span < self.after[axis].saturating_add(stride) {
+                    return Err(open("the number of windows", data));
+                }
+                self.overhang = true;
+                self.after[axis] = self.after[axis].saturating_add(stride - 1);
+                continue;
             };
             let front = extent.saturating_add(self.before[axis]);
             let padded = front.saturating_add(self.after[axis]);

@@ -32,6 +32,7 @@ impl Importer<'_> {
         for input in inputs {
             let slot = match shape(input, &mut symbols) {
                 Ok((dtype, shape)) => {
+                    let shape = self.assumptions.input(&input.name, &shape);
                     Slot::Known(self.graph.add_input(&input.name, TensorType::new(dtype, shape)))
                 }
                 Err(problem) => {

@@ -1,12 +1,14 @@
 //! Constants, extents as data, and operators that do nothing.
 
 use margay_ir::Value;
-use margay_ir::ops::Numbers;
-use margay_tensor::{DType, Tensor};
+use margay_ir::ops::{Numbers, Range, less_or_equal};
+use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
+use super::elementwise::cast_to;
 use super::shapes::broadcast_to;
+use super::values::{MAX_KNOWN, open};
 
 /// Ranges with more elements are refused.
 const MAX_RANGE: usize = 1 << 20;
@@ -81,45 +83,51 @@ pub(super) fn size(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![cx.dim(elements)?])
 }
 
-/// `Range` between constants.
+/// `Range`. Integers may depend on extents; so may floats that are whole numbers.
 pub(super) fn range(cx: &mut Importer, call: &Call) -> Imported {
     let bounds = [call.input(0)?, call.input(1)?, call.input(2)?];
     let dtype = cx.ty(bounds[0]).dtype;
-    let numbers = match dtype.is_float() {
-        true => float_range(cx, bounds)?,
-        false => {
-            let mut values = [0; 3];
-            for (at, value) in values.iter_mut().enumerate() {
-                *value = match cx.const_ints(call, at, "the range")?.as_slice() {
-                    [v] => *v,
-                    _ => return Err(Refusal::Invalid(format!("expected input {at} to be one number"))),
-                };
-            }
-            int_range(values)?
+    for (at, v) in bounds.iter().enumerate() {
+        if cx.ty(*v).extents().is_some_and(|e| e.iter().product::<usize>() != 1) {
+            return Err(Refusal::Invalid(format!("expected input {at} to be one number")));
         }
-    };
-    let count = match &numbers {
-        Numbers::Float(v) => v.len(),
-        Numbers::Int(v) => v.len(),
-    };
-    let tensor = numbers.into_tensor(dtype, &[count]).map_err(|e| Refusal::Invalid(e.to_string()))?;
+    }
+    let whole: Vec<Option<Dim>> = bounds.iter().map(|v| cx.whole(*v)).collect();
+    if let [Some(start), Some(limit), Some(step)] = whole.as_slice() {
+        let v = whole_range(cx, start, limit, step)?;
+        return Ok(vec![cast_to(cx, v, dtype)?]);
+    }
+    let numbers = float_range(cx, bounds)?;
+    let tensor = Numbers::Float(numbers.clone()).into_tensor(dtype, &[numbers.len()]);
     let origin = cx.origin.clone();
-    Ok(vec![cx.leaf(tensor, origin)?])
+    Ok(vec![cx.leaf(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?, origin)?])
 }
 
-fn int_range([start, limit, step]: [i64; 3]) -> Result<Numbers, Refusal> {
-    let span = i128::from(limit) - i128::from(start);
-    let step = i128::from(step);
-    let count = match step {
+fn whole_range(cx: &mut Importer, start: &Dim, limit: &Dim, step: &Dim) -> Result<Value, Refusal> {
+    let step = cx.value_of(step)?.ok_or_else(|| open("the step of the range", step))?;
+    let one = Dim::from(1usize);
+    let (span, divisor) = match step {
         0 => return Err(Refusal::Invalid("a range with step 0".into())),
-        1.. => (span + step - 1) / step,
-        _ => (-span - step - 1) / -step,
+        1.. => (limit - start, Dim::from(step)),
+        _ => (start - limit, Dim::from(step.saturating_neg())),
     };
-    let count = range_count(count.max(0) as f64)?;
-    Ok(Numbers::Int((0..count).map(|i| i128::from(start) + i as i128 * step).collect()))
+    let rounded = &(&span + &divisor) - &one;
+    let count = rounded.floor_div(&divisor).unwrap_or_default();
+    // A range that ends before it starts is empty.
+    let count = if less_or_equal(&count, &Dim::default()) == Some(true) { Dim::default() } else { count };
+    match count.as_extent() {
+        Some(count) if count <= MAX_KNOWN => {
+            let at = |i: usize| start + &(&Dim::from(step) * &Dim::from(i));
+            cx.dims((0..count).map(at).collect())
+        }
+        Some(count) if count > MAX_RANGE => Err(Refusal::Unsupported(format!(
+            "a range of {count} elements, more than {MAX_RANGE}, is not supported"
+        ))),
+        _ => cx.add(Range { start: start.clone(), step, count }, &[]),
+    }
 }
 
-fn float_range(cx: &Importer, bounds: [Value; 3]) -> Result<Numbers, Refusal> {
+fn float_range(cx: &Importer, bounds: [Value; 3]) -> Result<Vec<f64>, Refusal> {
     let number = |v: Value| {
         let tensor = cx.graph.constant(v).map(|p| p.tensor()).filter(|t| t.len() == 1)?;
         Numbers::of(tensor).ok()?.floats().pop()
@@ -127,13 +135,9 @@ fn float_range(cx: &Importer, bounds: [Value; 3]) -> Result<Numbers, Refusal> {
     let [Some(start), Some(limit), Some(step)] = bounds.map(number) else {
         return Err(Refusal::Unsupported("the range is computed at run time".into()));
     };
-    let count = range_count(((limit - start) / step).ceil().max(0.0))?;
-    Ok(Numbers::Float((0..count).map(|i| start + i as f64 * step).collect()))
-}
-
-fn range_count(count: f64) -> Result<usize, Refusal> {
+    let count = ((limit - start) / step).ceil().max(0.0);
     if count <= MAX_RANGE as f64 {
-        return Ok(count as usize);
+        return Ok((0..count as usize).map(|i| start + i as f64 * step).collect());
     }
     Err(Refusal::Unsupported(format!("a range of {count} elements, more than {MAX_RANGE}, is not supported")))
 }

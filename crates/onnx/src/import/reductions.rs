@@ -69,7 +69,12 @@ pub(super) fn log_sum_exp(cx: &mut Importer, call: &Call) -> Imported {
 
 /// The operand and the reduction. Axes are an attribute before operator set `since` and an input from there on; none
 /// mean all, or with `noop_with_empty_axes` none.
-fn operands(cx: &Importer, call: &Call, kind: ReduceKind, since: i64) -> Result<(Value, Reduce), Refusal> {
+fn operands(
+    cx: &mut Importer,
+    call: &Call,
+    kind: ReduceKind,
+    since: i64,
+) -> Result<(Value, Reduce), Refusal> {
     let x = call.input(0)?;
     let ndim = cx.ty(x).ndim();
     let keepdims = call.flag("keepdims", true)?;

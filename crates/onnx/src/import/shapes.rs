@@ -5,8 +5,10 @@ use margay_ir::{Value, types};
 use margay_tensor::{Dim, Shape};
 
 use super::Importer;
+use super::assume::is_open;
 use super::call::{Call, Imported, Refusal, axes, axis};
 use super::slices::slice_axes;
+use super::values::open;
 
 /// `Reshape`: 0 keeps an extent (unless `allowzero`), -1 stands for what is left.
 pub(super) fn reshape(cx: &mut Importer, call: &Call) -> Imported {
@@ -27,17 +29,14 @@ pub(super) fn reshape(cx: &mut Importer, call: &Call) -> Imported {
     reshape_to(cx, x, shape).map(|v| vec![v])
 }
 
-/// The extent that makes the number of elements right.
+/// The extent that makes the number of elements right. Whether there is one is checked with the values of symbols.
 fn rest(from: &[Dim], shape: &[Dim], open: usize) -> Result<Dim, Refusal> {
     let product = |dims: &mut dyn Iterator<Item = &Dim>| dims.fold(Dim::from(1usize), |n, d| &n * d);
     let total = product(&mut from.iter());
     let known = product(&mut shape.iter().enumerate().filter(|(i, _)| *i != open).map(|(_, d)| d));
-    let quotient = total.floor_div(&known).filter(|q| (q * &known) == total);
-    let why = || format!("{total} elements are not known to be a multiple of `{known}`");
-    quotient.ok_or_else(|| match total.as_const().is_some() && known.as_const().is_some() {
-        true => Refusal::Invalid(why()),
-        false => Refusal::Unsupported(why()),
-    })
+    let exact = |q: &Dim| total.as_const().is_none() || known.as_const().is_none() || (q * &known) == total;
+    let why = || Refusal::Invalid(format!("{total} elements are not a multiple of {known}"));
+    total.floor_div(&known).filter(exact).ok_or_else(why)
 }
 
 /// A reshape, if the shape is another one.
@@ -63,7 +62,7 @@ pub(super) fn flatten_at(cx: &mut Importer, x: Value, at: usize) -> Result<Value
 }
 
 /// The axes of `Squeeze` and `Unsqueeze`: an attribute before operator set 13, an input since.
-fn given_axes(cx: &Importer, call: &Call) -> Result<Option<Vec<i64>>, Refusal> {
+fn given_axes(cx: &mut Importer, call: &Call) -> Result<Option<Vec<i64>>, Refusal> {
     if call.opset < 13 {
         return Ok(call.ints("axes")?.map(<[i64]>::to_vec));
     }
@@ -91,13 +90,18 @@ pub(super) fn squeeze(cx: &mut Importer, call: &Call) -> Imported {
     let shape = cx.ty(x).shape.clone();
     let gone = match given_axes(cx, call)? {
         Some(given) => axes(&given, shape.len())?,
-        None => match shape.iter().find(|d| d.as_const().is_none()) {
-            None => (0..shape.len()).filter(|&i| shape[i].is(1)).collect(),
-            Some(d) => {
-                return Err(Refusal::Unsupported(format!("the number of axes depends on the extent `{d}`")));
+        None => {
+            let mut gone = Vec::new();
+            for (i, d) in shape.iter().enumerate() {
+                let extent = cx.value_of(d)?.ok_or_else(|| open("the number of axes", d))?;
+                gone.extend((extent == 1).then_some(i));
             }
-        },
+            gone
+        }
     };
+    for &at in &gone {
+        cx.assume_equal(&shape[at], &Dim::from(1usize))?;
+    }
     let kept = shape.into_iter().enumerate().filter(|(i, _)| !gone.contains(i)).map(|(_, d)| d);
     reshape_to(cx, x, kept.collect()).map(|v| vec![v])
 }
@@ -117,9 +121,15 @@ pub(super) fn transpose(cx: &mut Importer, call: &Call) -> Imported {
 pub(super) fn expand(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     let shape = cx.known_ints(call, 1, "the shape")?.values;
-    let error = |error| margay_ir::AddError { op: "broadcast", error };
-    let shape = types::broadcast_shapes(&cx.ty(x).shape, &shape).map_err(error)?;
-    broadcast_to(cx, x, shape).map(|v| vec![v])
+    let mut operands = [x];
+    for _ in 0..=shape.len() {
+        match types::broadcast_shapes(&cx.ty(operands[0]).shape, &shape) {
+            Ok(shape) => return broadcast_to(cx, operands[0], shape).map(|v| vec![v]),
+            Err(error) if is_open(&error) => cx.reconcile(&mut operands, &error)?,
+            Err(error) => return Err(margay_ir::AddError { op: "broadcast", error }.into()),
+        }
+    }
+    Err(Refusal::Unsupported("the shape depends on extents that are not known to be equal".into()))
 }
 
 /// A broadcast, if the shape is another one.

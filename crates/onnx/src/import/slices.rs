@@ -149,7 +149,8 @@ pub(super) fn split(cx: &mut Importer, call: &Call) -> Imported {
         parts.push(slice_axes(cx, x, &[axis], from, to, &[1])?);
         start = end;
     }
-    if start != extent {
+    cx.assume_equal(&start, &extent)?;
+    if (&start - &extent).as_const().is_some_and(|rest| rest != 0) {
         return Err(Refusal::Invalid(format!(
             "expected parts of `{extent}` elements together, found `{start}`"
         )));
@@ -164,12 +165,18 @@ fn equal_lengths(extent: &Dim, parts: usize) -> Result<Vec<Dim>, Refusal> {
         let lengths = (0..parts).map(|i| all.saturating_sub(i * length).min(length));
         return Ok(lengths.map(Dim::from).collect());
     }
-    match extent.floor_div(&count).filter(|d| &(d * &count) == extent) {
-        Some(length) => Ok(vec![length; parts]),
-        None => Err(Refusal::Unsupported(format!(
-            "`{extent}` elements are not known to make {parts} equal parts"
-        ))),
+    // As many elements in each part as in the first, but for the last one, which has what is left.
+    let rounded = &(extent + &count) - &Dim::from(1usize);
+    let length = rounded.floor_div(&count).filter(|_| parts > 0);
+    let length = length.ok_or_else(|| Refusal::Invalid("expected at least one output".into()))?;
+    let exact = extent.floor_div(&count).filter(|d| &(d * &count) == extent);
+    if let Some(length) = exact {
+        return Ok(vec![length; parts]);
     }
+    let last = extent - &(&length * &Dim::from(parts - 1));
+    let mut lengths = vec![length; parts - 1];
+    lengths.push(last);
+    Ok(lengths)
 }
 
 #[cfg(test)]

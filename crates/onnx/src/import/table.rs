@@ -2,8 +2,8 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, convolutions, elementwise, leaves, normalizations, products, reductions, shapes,
-    slices, transposed,
+    Importer, activations, control, convolutions, elementwise, leaves, normalizations, products, recurrent,
+    reductions, shapes, slices, transposed,
 };
 
 /// The domain `ai.onnx`.
@@ -11,6 +11,9 @@ const DEFAULT: &str = "";
 
 /// The domain of operators that onnxruntime adds.
 const MICROSOFT: &str = "com.microsoft";
+
+/// Adds what a node means to the graph.
+type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;
 
 /// An operator of ONNX, or of another domain.
 pub(super) struct Operator {
@@ -21,20 +24,15 @@ pub(super) struct Operator {
     /// The operator set of the domain that introduced it. Later changes are dealt with in the function.
     pub(super) since: i64,
     /// Adds what it means to the graph.
-    pub(super) import: fn(&mut Importer, &Call) -> Imported,
+    pub(super) import: Import,
 }
 
 /// An operator of the default domain.
-const fn op(name: &'static str, since: i64, import: fn(&mut Importer, &Call) -> Imported) -> Operator {
+const fn op(name: &'static str, since: i64, import: Import) -> Operator {
     of(DEFAULT, name, since, import)
 }
 
-const fn of(
-    domain: &'static str,
-    name: &'static str,
-    since: i64,
-    import: fn(&mut Importer, &Call) -> Imported,
-) -> Operator {
+const fn of(domain: &'static str, name: &'static str, since: i64, import: Import) -> Operator {
     Operator { domain, name, since, import }
 }
 
@@ -71,6 +69,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Expand", 8, shapes::expand),
     op("Flatten", 1, shapes::flatten),
     op("Floor", 1, elementwise::floor),
+    op("GRU", 1, recurrent::gru),
     op("Gather", 1, shapes::gather),
     op("Gelu", 20, activations::gelu),
     op("Gemm", 1, products::gemm),
@@ -81,12 +80,15 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("HardSigmoid", 1, activations::hard_sigmoid),
     op("HardSwish", 14, activations::hard_swish),
     op("Identity", 1, leaves::identity),
+    op("If", 1, control::choose),
+    op("LSTM", 1, recurrent::lstm),
     op("LayerNormalization", 17, normalizations::layer_normalization),
     op("LeakyRelu", 1, activations::leaky_relu),
     op("Less", 1, elementwise::less),
     op("LessOrEqual", 12, elementwise::less_or_equal),
     op("Log", 1, elementwise::log),
     op("LogSoftmax", 1, normalizations::log_softmax),
+    op("Loop", 1, control::repeat),
     op("MatMul", 1, products::matmul),
     op("Max", 1, elementwise::max),
     op("MaxPool", 1, convolutions::max_pool),
@@ -99,6 +101,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("PRelu", 1, activations::prelu),
     op("Pad", 1, shapes::pad),
     op("Pow", 1, elementwise::pow),
+    op("RNN", 1, recurrent::rnn),
     op("Range", 11, leaves::range),
     op("Reciprocal", 1, elementwise::reciprocal),
     op("ReduceL1", 1, reductions::l1),
@@ -114,6 +117,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Relu", 1, activations::relu),
     op("Reshape", 1, shapes::reshape),
     op("Round", 11, elementwise::round),
+    op("Scan", 9, control::scan),
     op("ScatterND", 11, shapes::scatter_nd),
     op("Shape", 1, leaves::shape),
     op("Sigmoid", 1, activations::sigmoid),

@@ -14,6 +14,7 @@ use super::call::{Call, Imported, Refusal};
 use super::convolutions::{sizes, spatial};
 use super::shapes::reshape_to;
 use super::slices::slice_axes;
+use super::values::open;
 
 /// `ConvTranspose`; the kernel is a constant.
 pub(super) fn conv_transpose(cx: &mut Importer, call: &Call) -> Imported {
@@ -37,6 +38,9 @@ pub(super) fn conv_transpose(cx: &mut Importer, call: &Call) -> Imported {
     {
         let found = &kernel.shape()[2..];
         return Err(Refusal::Invalid(format!("expected a kernel of {declared:?}, found {found:?}")));
+    }
+    if call.ints("output_shape")?.is_some() {
+        cx.values_of(&data)?;
     }
     let axes = Axis::all(call, &data, &kernel.shape()[2..])?;
     let out_channels = groups * kernel.shape()[1];
@@ -105,9 +109,11 @@ impl Axis {
             // How far the result reaches behind the first of `reach` stepped inputs, where that is asked for.
             let (reach, asked) = match (wanted, kind) {
                 (Some(wanted), _) => {
-                    let (Some(extent), Some(&wanted)) = (extent.as_extent(), wanted.get(i)) else {
-                        let why = format!("`output_shape` for the extent `{extent}` is not supported");
-                        return Err(Refusal::Unsupported(why));
+                    let extent = extent.as_extent().ok_or_else(|| open("the padding", extent))?;
+                    let Some(&wanted) = wanted.get(i) else {
+                        let (expected, found) = (data.len(), wanted.len());
+                        let why = format!("expected {expected} extents in `output_shape`, found {found}");
+                        return Err(Refusal::Invalid(why));
                     };
                     let reach = extent.saturating_sub(1).saturating_mul(stride);
                     if wanted < 1 || wanted as usize > MOST || reach > MOST * MOST {

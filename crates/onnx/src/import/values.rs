@@ -16,7 +16,7 @@ use super::Importer;
 use super::call::{Call, Refusal};
 
 /// Tensors with more elements are data, not shapes.
-const MAX_KNOWN: usize = 1024;
+pub(super) const MAX_KNOWN: usize = 1024;
 
 /// What takes more operations is left to the passes, which have a limit of their own.
 const MAX_FLOPS: u64 = 1 << 20;
@@ -52,6 +52,23 @@ impl Importer<'_> {
         None
     }
 
+    /// A single whole number known at compile time, of any type.
+    pub(crate) fn whole(&self, v: Value) -> Option<Dim> {
+        if !self.ty(v).dtype.is_float() {
+            return self.ints(v).and_then(|t| <[Dim; 1]>::try_from(t.values).ok()).map(|[d]| d);
+        }
+        match self.graph.op(v.node) {
+            Op::Const(c) => {
+                let tensor = Some(c.payload.tensor()).filter(|t| t.len() == 1)?;
+                let number = Numbers::of(tensor).ok()?.floats().pop()?;
+                let whole = number.fract() == 0.0 && number.abs() < 2f64.powi(53);
+                whole.then(|| Dim::from(number as i64))
+            }
+            op if is_renamed(op) => self.whole(*self.graph.inputs_of(v.node).first()?),
+            _ => None,
+        }
+    }
+
     /// The elements of an input that must be known; `what` says what they are for.
     pub(crate) fn known_ints(&self, call: &Call, at: usize, what: &str) -> Result<IntTensor, Refusal> {
         let v = call.input(at)?;
@@ -60,11 +77,14 @@ impl Importer<'_> {
     }
 
     /// The elements of an input that must be known and free of symbols.
-    pub(crate) fn const_ints(&self, call: &Call, at: usize, what: &str) -> Result<Vec<i64>, Refusal> {
-        let constant = |d: &Dim| {
-            d.as_const().ok_or_else(|| Refusal::Unsupported(format!("{what} depends on the extent `{d}`")))
-        };
-        self.known_ints(call, at, what)?.values.iter().map(constant).collect()
+    pub(crate) fn const_ints(&mut self, call: &Call, at: usize, what: &str) -> Result<Vec<i64>, Refusal> {
+        let values = self.known_ints(call, at, what)?.values;
+        let mut constants = Vec::new();
+        for d in &values {
+            let value = self.value_of(d)?;
+            constants.push(value.ok_or_else(|| open(what, d))?);
+        }
+        Ok(constants)
     }
 
     /// The leaf that holds what an operator computes from leaves; `None` if it takes data, or cannot be decided.
@@ -118,7 +138,7 @@ impl Importer<'_> {
         leaf.ok_or_else(|| Refusal::Unsupported("extents of an unexpected type".into()))
     }
 
-    fn int_leaf(
+    pub(super) fn int_leaf(
         &mut self,
         dtype: DType,
         shape: &[usize],
@@ -143,6 +163,21 @@ impl Importer<'_> {
         }
         Ok(Some(v))
     }
+}
+
+/// The refusal of what depends on an extent whose value is not known.
+pub(super) fn open(what: &str, extent: &Dim) -> Refusal {
+    let mut symbols = Vec::new();
+    extent.collect_symbols(&mut symbols);
+    let bind: Vec<String> = symbols.iter().map(|s| format!("`--dim {s}=N`")).collect();
+    let (extent, bind) = (shortened(extent), bind.join(" and "));
+    Refusal::Unsupported(format!("{what} depends on the extent `{extent}`; say what it is by {bind}"))
+}
+
+/// An extent for a message.
+fn shortened(extent: &Dim) -> String {
+    let text = extent.to_string();
+    if text.len() <= 60 { text } else { format!("{}…", text.chars().take(60).collect::<String>()) }
 }
 
 /// Whether it keeps the elements of its operand, in their order.

@@ -1,10 +1,13 @@
 //! Importing: models made by hand, run by the reference interpreter.
 
 mod arithmetic;
+mod control;
 mod damage;
 mod errors;
+mod guards;
 mod layers;
 mod noise;
+mod recurrent;
 mod refusals;
 mod shapes;
 

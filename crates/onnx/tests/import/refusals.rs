@@ -192,7 +192,7 @@ fn shapes_that_do_not_fit() {
     check(17, "Reshape", &[], vec![x(&[4]), numbers(&[-1, -1])], WRONG, twice);
     let absent = "extent 0 keeps axis 1, which is not there";
     check(17, "Reshape", &[], vec![x(&[4]), numbers(&[4, 0])], WRONG, absent);
-    let rest = "4 elements are not known to be a multiple of `3`";
+    let rest = "4 elements are not a multiple of 3";
     check(17, "Reshape", &[], vec![x(&[4]), numbers(&[3, -1])], WRONG, rest);
     check(17, "Tile", &[], vec![x(&[2, 2]), numbers(&[2])], WRONG, "expected 2 repeats, found 1");
     check(17, "Pad", &[], vec![x(&[2, 2]), numbers(&[1, 1])], WRONG, "expected 4 paddings, found 2");
@@ -315,7 +315,7 @@ fn transposed_convolutions_that_do_not_fit() {
     refuse("output_padding", list(&[0, 1_048_577]), WRONG, most);
     refuse("auto_pad", text("SAME"), WRONG, "`SAME` is no way of padding");
     refuse("output_shape", list(&[0, 5]), OTHER, "an extent of 0 is not supported");
-    refuse("output_shape", list(&[5]), OTHER, "`output_shape` for the extent `3` is not supported");
+    refuse("output_shape", list(&[5]), WRONG, "expected 2 extents in `output_shape`, found 1");
     let kernel = "a kernel [4, 2, 2] for f32[1, 4, 3, 3] is not supported";
     check(17, "ConvTranspose", &[], vec![x(&[1, 4, 3, 3]), c(&[4, 2, 2])], OTHER, kernel);
     let kernel = "a kernel [4, 2, 2, 2, 2] for f32[1, 4, 3, 3, 3] is not supported";
@@ -334,13 +334,16 @@ fn extents_that_stay_open() {
         assert_eq!(error, format!("operator `{op}`: {says}; used by node `y` ({op})"));
     };
     let same = [("auto_pad", text("SAME_UPPER")), ("strides", list(&[2]))];
-    let padding = "padding that depends on the extent `n` is not supported";
+    let padding = "the padding depends on the extent `n`; say what it is by `--dim n=N`";
     refused("Conv", &same, Some(counting(&[3, 2, 3])), padding);
-    let ceil = [("kernel_shape", list(&[2])), ("strides", list(&[2])), ("ceil_mode", int(1))];
-    refused("MaxPool", &ceil, None, "rounding up the number of windows over the extent `n` is not supported");
-    refused("Squeeze", &[], None, "the number of axes depends on the extent `n`");
+    let pads = ("pads", list(&[1, 1]));
+    let ceil = [("kernel_shape", list(&[2])), ("strides", list(&[2])), ("ceil_mode", int(1)), pads];
+    let windows = "the number of windows depends on the extent `n`; say what it is by `--dim n=N`";
+    refused("MaxPool", &ceil, None, windows);
+    let axes = "the number of axes depends on the extent `n`; say what it is by `--dim n=N`";
+    refused("Squeeze", &[], None, axes);
     let shape = [("output_shape", list(&[5]))];
-    let says = "`output_shape` for the extent `n` is not supported";
+    let says = padding;
     refused("ConvTranspose", &shape, Some(counting(&[2, 2, 2])), says);
 }
 

@@ -134,3 +134,23 @@ fn given_steps_are_checked() {
     let error = StoredTensor::quantized(elements, (Scales::Axis(0), steps), None).unwrap_err();
     assert_eq!(error.to_string(), "storage i8(axis = 0): expected f32[2, 1], found f32[1, 3]");
 }
+
+#[test]
+fn rows_change_places_as_they_are_stored() {
+    let values: Vec<f32> = (0..12).map(|i| (i * i) as f32 - 40.0).collect();
+    let t = Tensor::from_slice(&[4, 3], &values).unwrap();
+    let order = [2, 0, 3, 1];
+    let expected: Vec<f32> = order.iter().flat_map(|&r: &usize| values[3 * r..][..3].to_vec()).collect();
+    let expected = Tensor::from_slice(&[4, 3], &expected).unwrap();
+    let stored = |text: &str| StoredTensor::encode(&t, Storage::parse(text).unwrap()).unwrap();
+    for text in
+        ["f32", "bf16", "i8(axis = 1)", "u8(axis = 0, zero points)", "i8(tensor)", "i8(axis = 1, block = 2)"]
+    {
+        let moved = stored(text).reordered(&order).unwrap();
+        assert_eq!(moved, StoredTensor::encode(&expected, Storage::parse(text).unwrap()).unwrap(), "{text}");
+    }
+    assert_eq!(stored("i8(axis = 0, block = 2)").reordered(&order), None);
+    for wrong in [&[0, 1, 2][..], &[0, 1, 2, 2], &[0, 1, 2, 4]] {
+        assert_eq!(stored("f32").reordered(wrong), None);
+    }
+}

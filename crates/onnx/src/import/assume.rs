@@ -1,0 +1,177 @@
+//! What the importer takes for granted of open extents.
+//!
+//! An operator may need two extents to be equal where nothing proves it: two inputs whose batches have different names, a
+//! table of positions as long as the sequence. No model that runs breaks such an equation, so it is assumed. If it can
+//! be solved for a symbol, that symbol is replaced everywhere: the import starts over, and the graph keeps a
+//! [`Guard`]. Otherwise the operand is given the other extent by a reshape, which is checked when symbols are bound.
+//!
+//! Extents that broadcast are taken for equal too, not for 1, unless values that are known say so.
+
+use std::collections::BTreeMap;
+
+use margay_ir::ops::Reshape;
+use margay_ir::{Graph, Guard, Name, TypeError, Value};
+use margay_tensor::{Binding, Dim, Symbol};
+
+use super::Importer;
+use super::call::Refusal;
+
+/// What is known of the use of a model before it is imported.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct KnownExtents {
+    /// Values of symbols.
+    pub dims: Binding,
+    /// Extents of inputs, by name.
+    pub inputs: Vec<(String, Vec<usize>)>,
+}
+
+/// What attempts to import a model have found so far.
+#[derive(Default)]
+pub(super) struct Assumptions {
+    /// Replaced symbols, with values that mention none of them, and the node that asked for it.
+    replaced: BTreeMap<Symbol, (Dim, Name)>,
+    /// Symbols in the order of the model. Of two equal ones the later one is replaced.
+    order: Vec<Symbol>,
+    known: KnownExtents,
+}
+
+/// An equation that one attempt found.
+pub(super) struct Equation {
+    symbol: Symbol,
+    value: Dim,
+    node: Name,
+}
+
+impl Assumptions {
+    /// None yet.
+    pub(super) fn new(known: &KnownExtents) -> Assumptions {
+        Assumptions { known: known.clone(), ..Assumptions::default() }
+    }
+
+    /// The shape of an input with symbols replaced.
+    pub(super) fn input(&mut self, name: &str, shape: &[Dim]) -> Vec<Dim> {
+        let given = self.known.inputs.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
+        for (dim, extent) in shape.iter().zip(given.iter().flat_map(|(_, extents)| extents)) {
+            if let Some(symbol) = dim.as_symbol() {
+                self.known.dims.entry(symbol).or_insert(i64::try_from(*extent).unwrap_or(i64::MAX));
+            }
+        }
+        shape.iter().map(|dim| self.apply(dim)).collect()
+    }
+
+    /// An extent with symbols replaced.
+    fn apply(&mut self, dim: &Dim) -> Dim {
+        let mut symbols = Vec::new();
+        dim.collect_symbols(&mut symbols);
+        symbols.retain(|s| !self.order.contains(s));
+        self.order.extend(symbols);
+        dim.replace(&|s| self.replaced.get(s).map(|(value, _)| value.clone()))
+    }
+
+    /// Takes up what an attempt found; whether that was something new.
+    pub(super) fn learn(&mut self, found: Vec<Equation>) -> bool {
+        let mut news = false;
+        for Equation { symbol, value, node } in found {
+            let mut symbols = vec![symbol.clone()];
+            value.collect_symbols(&mut symbols);
+            // Another equation of this attempt came first; the next attempt finds what is left of this one.
+            if symbols.iter().any(|s| self.replaced.contains_key(s)) {
+                continue;
+            }
+            let of = |s: &Symbol| (*s == symbol).then(|| value.clone());
+            self.replaced.values_mut().for_each(|(v, _)| *v = v.replace(&of));
+            self.replaced.insert(symbol, (value, node));
+            news = true;
+        }
+        news
+    }
+
+    /// Writes down in the graph what was assumed.
+    pub(super) fn guard(&self, g: &mut Graph) {
+        for (symbol, (value, node)) in &self.replaced {
+            g.add_guard(Guard { symbol: symbol.clone(), value: value.clone(), node: node.clone() });
+        }
+    }
+
+    fn rank(&self, symbol: &Symbol) -> usize {
+        self.order.iter().position(|s| s == symbol).unwrap_or(usize::MAX)
+    }
+}
+
+impl Importer<'_> {
+    /// Makes operands fit that were refused for the sake of two extents, or says why that cannot be.
+    pub(super) fn reconcile(&mut self, operands: &mut [Value], error: &TypeError) -> Result<(), Refusal> {
+        let (left, right) = match error {
+            TypeError::Extent { left, right, .. } => (left, right),
+            TypeError::Broadcast { left, right, .. } => {
+                self.broadcast_one(left, right)?;
+                (left, right)
+            }
+            _ => return Ok(()),
+        };
+        self.assume_equal(left, right)?;
+        for (from, to) in [(right, left), (left, right)] {
+            let has = |v: &Value| self.ty(*v).shape.contains(from);
+            let Some(at) = operands.iter().position(has) else { continue };
+            let shape = self.ty(operands[at]).shape.iter().map(|d| if d == from { to } else { d }).cloned();
+            let op = Reshape { shape: shape.collect() };
+            operands[at] = self.graph.add(op, &[operands[at]], self.origin.clone())?;
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Takes two extents for equal. Fails with [`Refusal::Assumed`] if that is news which the import has to start over for;
+    /// succeeds if they are equal, and if the equation cannot be solved for a symbol.
+    pub(super) fn assume_equal(&mut self, left: &Dim, right: &Dim) -> Result<(), Refusal> {
+        match Dim::solve(left, right, &|s| self.assumptions.rank(s)) {
+            Some((symbol, value)) => Err(self.assumed(symbol, value)),
+            None => Ok(()),
+        }
+    }
+
+    /// The value of an extent; `None` if it is open. One that is known from the use of the model is taken for fixed.
+    pub(super) fn value_of(&mut self, dim: &Dim) -> Result<Option<i64>, Refusal> {
+        if dim.as_const().is_some() {
+            return Ok(dim.as_const());
+        }
+        let mut symbols = Vec::new();
+        dim.collect_symbols(&mut symbols);
+        let known = &self.assumptions.known.dims;
+        let values: Option<Vec<i64>> = symbols.iter().map(|s| known.get(s).copied()).collect();
+        let Some(values) = values.filter(|values| values.iter().all(|v| *v >= 1)) else { return Ok(None) };
+        let refusals = symbols.into_iter().zip(values).map(|(s, v)| self.assumed(s, Dim::from(v)));
+        refusals.last().map_or(Ok(None), Err)
+    }
+
+    /// Extents, those that are known taken for fixed.
+    pub(super) fn values_of(&mut self, dims: &[Dim]) -> Result<(), Refusal> {
+        dims.iter().try_for_each(|d| self.value_of(d).map(|_| ()))
+    }
+
+    fn assumed(&mut self, symbol: Symbol, value: Dim) -> Refusal {
+        let node = self.origin.name().into();
+        self.found.push(Equation { symbol, value, node });
+        Refusal::Assumed
+    }
+
+    /// Of two extents that broadcast, takes one for 1 that is known to be 1 where the other is not.
+    fn broadcast_one(&mut self, left: &Dim, right: &Dim) -> Result<(), Refusal> {
+        let known = &self.assumptions.known.dims;
+        let (x, y) = (left.eval(known), right.eval(known));
+        let one = Dim::from(1usize);
+        match (x, y) {
+            (Ok(1), Ok(y)) if y != 1 => self.assume_equal(left, &one),
+            (Ok(x), Ok(1)) if x != 1 => self.assume_equal(right, &one),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a type error may be mended by an assumption: extents that are not known to differ.
+pub(super) fn is_open(error: &TypeError) -> bool {
+    let (TypeError::Extent { left, right, .. } | TypeError::Broadcast { left, right, .. }) = error else {
+        return false;
+    };
+    (left - right).as_const().is_none()
+}

@@ -1,0 +1,406 @@
+//! Operators that hold graphs: `If`, `Loop`, `Scan`.
+//!
+//! A graph in an attribute becomes a region. What it reads of the graphs around it becomes an operand of the node;
+//! constants and extents are repeated inside instead, so that weights there are weights like any others. A choice that
+//! is made at compile time leaves only the graph that was chosen, without a region.
+//!
+//! Refused: branches whose results differ in type, values that change their type from one repetition to the next, and
+//! rows of a loop that ends by a condition, of which only a run says how many there are.
+
+use std::collections::{BTreeSet, HashMap};
+
+use margay_ir::ops::{Const, Gather, If, IntTensor, Loop, Reshape, Slice, Sub, Transpose};
+use margay_ir::{Graph, Op, Origin, Payload, Region, TensorType, Value};
+use margay_tensor::{DType, Dim, Tensor};
+
+use super::call::{Call, Imported, Refusal, axis};
+use super::{Importer, Slot};
+use crate::check::free;
+use crate::{OnnxDim, OnnxGraph, OnnxValue};
+
+/// What a region reads of the graph around it.
+enum Read {
+    /// A constant, repeated inside.
+    Constant(Box<Payload>, Origin),
+    /// Extents, repeated inside.
+    Extents(IntTensor),
+    /// An operand of the node.
+    Operand(Value, TensorType),
+}
+
+/// A region with the values that its outputs are.
+struct Inner {
+    graph: Graph,
+    outputs: Vec<Value>,
+}
+
+impl Inner {
+    fn ty(&self, output: usize) -> &TensorType {
+        self.graph.ty(self.outputs[output])
+    }
+
+    /// The region with its outputs under names of the model, the last ones.
+    fn named(mut self, names: &[OnnxValue]) -> Region {
+        let unnamed = names.len() - self.outputs.len();
+        for (value, output) in self.outputs.iter().zip(&names[unnamed..]) {
+            self.graph.add_output(&output.name, *value);
+        }
+        Region::new(self.graph)
+    }
+}
+
+pub(super) fn choose<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported {
+    let test = importer.single(call.input(0)?, DType::Bool)?;
+    let branches = [call.graph("then_branch")?, call.graph("else_branch")?];
+    if let Some(known) = importer.constant_of(test) {
+        let [then, otherwise] = branches;
+        return importer.inline(if known == 0 { otherwise } else { then });
+    }
+    let reads = importer.reads(&branches)?;
+    let mut inner = Vec::new();
+    for branch in branches {
+        inner.push(importer.region(branch, &reads, |_| Ok(Vec::new()))?);
+    }
+    let types = |inner: &Inner| (0..inner.outputs.len()).map(|i| inner.ty(i).to_string()).collect::<Vec<_>>();
+    let [then, otherwise] = [types(&inner[0]), types(&inner[1])];
+    if then != otherwise {
+        let (then, otherwise) = (then.join(", "), otherwise.join(", "));
+        return Err(Refusal::Unsupported(format!(
+            "branches that give different types, {then} and {otherwise}"
+        )));
+    }
+    let mut regions = inner.into_iter().zip(branches).map(|(inner, branch)| inner.named(&branch.outputs));
+    let (Some(then), Some(otherwise)) = (regions.next(), regions.next()) else {
+        unreachable!("there are two branches")
+    };
+    importer.node_of(If { then, otherwise }, &[test], &reads)
+}
+
+pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported {
+    let body = call.graph("body")?;
+    let (trips, start) = (call.optional(0), call.optional(1));
+    let initial = (2..call.given()).map(|i| call.input(i)).collect::<Result<Vec<_>, _>>()?;
+    let least = 1 + initial.len();
+    if body.outputs.len() < least || body.inputs.len() != 1 + least {
+        let (inputs, outputs) = (body.inputs.len(), body.outputs.len());
+        return Err(Refusal::Invalid(format!(
+            "expected a body from {} to {least} values or more, found one from {inputs} to {outputs}",
+            1 + least
+        )));
+    }
+    let trips = trips.map(|v| importer.single(v, DType::I64)).transpose()?;
+    let bound = trips.and_then(|v| importer.ints(v)).map(|known| known.values[0].clone());
+    let bound = bound.map(|n| if n.as_const().is_some_and(|n| n < 0) { Dim::from(0usize) } else { n });
+    let trips = match trips {
+        Some(trips) => trips,
+        None => importer.constant(Tensor::scalar(i64::MAX))?,
+    };
+    let start = start.map(|v| importer.single(v, DType::Bool)).transpose()?;
+    // Whether it begins at all, if that is known.
+    let begins = match start {
+        Some(start) => importer.constant_of(start).map(|known| known != 0),
+        None => Some(true),
+    };
+    let reads = importer.reads(&[body])?;
+    let types: Vec<TensorType> = initial.iter().map(|v| importer.ty(*v).clone()).collect();
+    let mut inner = importer.region(body, &reads, |importer| {
+        let number = importer.graph.add_input(&body.inputs[0].name, single_of(DType::I64));
+        let mut given = vec![importer.as_declared(number, &body.inputs[0])?];
+        // A repetition runs only where the condition holds.
+        let goes_on = importer.scalar(DType::Bool, 1.0)?;
+        given.push(importer.as_declared(goes_on, &body.inputs[1])?);
+        for (input, ty) in body.inputs[2..].iter().zip(&types) {
+            given.push(importer.graph.add_input(&input.name, ty.clone()));
+        }
+        Ok(given)
+    })?;
+    for (i, ty) in types.iter().enumerate() {
+        let found = inner.ty(1 + i);
+        if found != ty {
+            return Err(Refusal::Unsupported(format!(
+                "a value that is {ty} before a repetition and {found} after it"
+            )));
+        }
+    }
+    let test = single(&mut inner.graph, inner.outputs[0], DType::Bool)?;
+    let always = inner.graph.constant(test).is_some_and(|c| c.tensor().bytes() != [0]);
+    let (max, condition) = match begins {
+        Some(false) => (Some(Dim::from(0usize)), false),
+        Some(true) if always => (bound, false),
+        _ => (bound, true),
+    };
+    let rows = body.outputs.len() - least;
+    if rows > 0 && (condition || max.is_none()) {
+        let why = "rows of a loop of which only a run says how often it runs";
+        return Err(Refusal::Unsupported(why.to_owned()));
+    }
+    match condition {
+        true => inner.outputs[0] = test,
+        false => drop(inner.outputs.remove(0)),
+    }
+    let max = max.unwrap_or(Dim::from(i64::MAX as usize));
+    let op = Loop { body: inner.named(&body.outputs), max, carried: initial.len(), condition };
+    let mut operands = vec![trips];
+    if condition {
+        operands.push(match start {
+            Some(start) => start,
+            None => importer.scalar(DType::Bool, 1.0)?,
+        });
+    }
+    operands.extend(initial);
+    importer.node_of(op, &operands, &reads)
+}
+
+pub(super) fn scan<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported {
+    let body = call.graph("body")?;
+    let inputs = call.all()?;
+    let sliced = call.int("num_scan_inputs", 0)?;
+    let carried = usize::try_from(sliced).ok().filter(|&n| n > 0).and_then(|n| inputs.len().checked_sub(n));
+    let carried = carried
+        .ok_or_else(|| Refusal::Invalid(format!("{sliced} of {} inputs are scanned", inputs.len())))?;
+    let (initial, sliced) = inputs.split_at(carried);
+    let Some(rows) = body.outputs.len().checked_sub(carried) else {
+        let found = body.outputs.len();
+        return Err(Refusal::Invalid(format!(
+            "expected a body with {carried} outputs or more, found {found}"
+        )));
+    };
+    let list = |name: &'static str, length: usize| {
+        let given = call.ints(name)?.map_or_else(|| vec![0; length], <[i64]>::to_vec);
+        match given.len() == length {
+            true => Ok(given),
+            false => {
+                Err(Refusal::Invalid(format!("`{name}` has {} numbers, expected {length}", given.len())))
+            }
+        }
+    };
+    let (axes, backwards) =
+        (list("scan_input_axes", sliced.len())?, list("scan_input_directions", sliced.len())?);
+    let (out_axes, out_backwards) = (list("scan_output_axes", rows)?, list("scan_output_directions", rows)?);
+    let axes: Vec<usize> =
+        axes.iter().zip(sliced).map(|(&a, v)| axis(a, importer.ty(*v).ndim())).collect::<Result<_, _>>()?;
+    let extents: Vec<Dim> = axes.iter().zip(sliced).map(|(&a, v)| importer.ty(*v).shape[a].clone()).collect();
+    let max = extents[0].clone();
+    if let Some(other) = extents.iter().find(|d| **d != max) {
+        let message = format!("scanned extents `{max}` and `{other}` differ or are not known to be equal");
+        return Err(match (max.as_const(), other.as_const()) {
+            (Some(_), Some(_)) => Refusal::Invalid(message),
+            _ => Refusal::Unsupported(message),
+        });
+    }
+    let reads = importer.reads(&[body])?;
+    let types: Vec<TensorType> = inputs.iter().map(|v| importer.ty(*v).clone()).collect();
+    let inner = importer.region(body, &reads, |importer| {
+        let number = importer.graph.add_input("number", single_of(DType::I64));
+        let mut given = Vec::new();
+        for (i, ty) in types.iter().enumerate() {
+            let name = body.inputs.get(i).map_or("", |input| &input.name);
+            given.push(importer.graph.add_input(name, ty.clone()));
+        }
+        for (at, v) in given[carried..].iter_mut().enumerate() {
+            let mut row = number;
+            if backwards[at] != 0 {
+                let last = importer.dim(&max - &Dim::from(1usize))?;
+                row = importer.add(Sub, &[last, number])?;
+            }
+            *v = importer.add(Gather { axis: axes[at] }, &[*v, row])?;
+        }
+        Ok(given)
+    })?;
+    for (i, ty) in types[..carried].iter().enumerate() {
+        let found = inner.ty(i);
+        if found != ty {
+            return Err(Refusal::Unsupported(format!(
+                "a value that is {ty} before a repetition and {found} after it"
+            )));
+        }
+    }
+    let trips = importer.dim(max.clone())?;
+    let op = Loop { body: inner.named(&body.outputs), max, carried, condition: false };
+    let operands: Vec<Value> = [&[trips], initial, sliced].concat();
+    let mut results = importer.node_of(op, &operands, &reads)?;
+    for (at, v) in results[carried..].iter_mut().enumerate() {
+        let ty = importer.ty(*v).clone();
+        if out_backwards[at] != 0 {
+            let mut slice = Slice {
+                starts: vec![Dim::from(0usize); ty.ndim()],
+                ends: ty.shape.to_vec(),
+                steps: vec![1; ty.ndim()],
+            };
+            slice.starts[0] = &ty.shape[0] - &Dim::from(1usize);
+            slice.ends[0] = Dim::from(-1i64);
+            slice.steps[0] = -1;
+            *v = importer.add(slice, &[*v])?;
+        }
+        let to = axis(out_axes[at], ty.ndim())?;
+        if to != 0 {
+            let mut perm: Vec<usize> = (1..ty.ndim()).collect();
+            perm.insert(to, 0);
+            *v = importer.add(Transpose { perm }, &[*v])?;
+        }
+    }
+    Ok(results)
+}
+
+fn single_of(dtype: DType) -> TensorType {
+    TensorType::new(dtype, Vec::new())
+}
+
+/// A value of one element without axes.
+fn single(g: &mut Graph, v: Value, dtype: DType) -> Result<Value, Refusal> {
+    let ty = g.ty(v);
+    if ty.dtype != dtype || ty.ndim() > 1 || ty.shape.iter().any(|d| !d.is(1)) {
+        return Err(Refusal::Invalid(format!("expected one {dtype}, found {ty}")));
+    }
+    match ty.ndim() {
+        0 => Ok(v),
+        _ => Ok(g.add(Reshape { shape: Vec::new() }, &[v], Origin::default())?),
+    }
+}
+
+impl<'a> Importer<'a> {
+    fn single(&mut self, v: Value, dtype: DType) -> Result<Value, Refusal> {
+        match self.ty(v).ndim() {
+            1 if self.ty(v).shape[0].is(1) => {
+                let v = self.add(Reshape { shape: Vec::new() }, &[v])?;
+                single(&mut self.graph, v, dtype)
+            }
+            _ => single(&mut self.graph, v, dtype),
+        }
+    }
+
+    /// The only element of a value, if it is an integer or a truth value known at compile time.
+    fn constant_of(&self, v: Value) -> Option<i64> {
+        self.ints(v)?.values.first()?.as_const()
+    }
+
+    /// A single value with the axis that an input of a body is declared with.
+    fn as_declared(&mut self, v: Value, input: &OnnxValue) -> Result<Value, Refusal> {
+        match input.dims.as_deref() {
+            Some([OnnxDim::Value(1)]) => self.add(Reshape { shape: vec![Dim::from(1usize)] }, &[v]),
+            _ => Ok(v),
+        }
+    }
+
+    /// What graphs inside a node read of the graph at hand, each once, in the order of names.
+    fn reads(&mut self, graphs: &[&'a OnnxGraph]) -> Result<Vec<(&'a str, Read)>, Refusal> {
+        let names: BTreeSet<&'a str> = graphs.iter().flat_map(|g| free(g)).collect();
+        let mut reads = Vec::new();
+        for name in names {
+            let v = match self.slot(name) {
+                Some(Slot::Known(v)) => v,
+                Some(Slot::Unknown) => return Err(Refusal::Reported),
+                None => {
+                    return Err(Refusal::Invalid(format!(
+                        "a graph inside reads `{name}`, which nothing yields"
+                    )));
+                }
+            };
+            let read = match (self.graph.op(v.node), self.ints(v)) {
+                (Op::Const(c), _) => {
+                    Read::Constant(c.payload.clone().into(), self.graph.node(v.node).origin.clone())
+                }
+                (_, Some(known)) if matches!(known.dtype, DType::I64 | DType::I32) => Read::Extents(known),
+                _ => Read::Operand(v, self.ty(v).clone()),
+            };
+            reads.push((name, read));
+        }
+        Ok(reads)
+    }
+
+    /// Imports a graph of its own. `declare` makes the inputs that the operator gives it and returns what the graph's
+    /// inputs are; the inputs behind them are the operands among `reads`.
+    fn region(
+        &mut self,
+        graph: &'a OnnxGraph,
+        reads: &[(&'a str, Read)],
+        declare: impl FnOnce(&mut Importer<'a>) -> Imported,
+    ) -> Result<Inner, Refusal> {
+        let name = if graph.name.is_empty() { "region" } else { &graph.name };
+        let around = std::mem::replace(&mut self.graph, Graph::new(name));
+        let slots = std::mem::take(&mut self.slots);
+        let initializers = std::mem::take(&mut self.initializers);
+        let origin = self.origin.clone();
+        let outputs = self.inside(graph, reads, declare);
+        (self.slots, self.initializers, self.origin) = (slots, initializers, origin);
+        let graph = std::mem::replace(&mut self.graph, around);
+        Ok(Inner { graph, outputs: outputs? })
+    }
+
+    fn inside(
+        &mut self,
+        graph: &'a OnnxGraph,
+        reads: &[(&'a str, Read)],
+        declare: impl FnOnce(&mut Importer<'a>) -> Imported,
+    ) -> Imported {
+        let given = declare(self)?;
+        if given.len() != graph.inputs.len() {
+            let (expected, found) = (given.len(), graph.inputs.len());
+            return Err(Refusal::Invalid(format!("expected a graph of {expected} inputs, found {found}")));
+        }
+        for (input, v) in graph.inputs.iter().zip(given) {
+            self.slots.insert(&input.name, Slot::Known(v));
+        }
+        for (name, read) in reads {
+            let v = match read {
+                Read::Constant(payload, origin) => {
+                    self.graph.add(Const { payload: (**payload).clone() }, &[], origin.clone())?
+                }
+                Read::Extents(known) => {
+                    let shape: &[usize] = &known.shape;
+                    let leaf = self.int_leaf(known.dtype, shape, known.values.clone())?;
+                    leaf.ok_or_else(|| Refusal::Unsupported("extents of an unexpected type".into()))?
+                }
+                Read::Operand(_, ty) => self.graph.add_input(name, ty.clone()),
+            };
+            self.slots.insert(name, Slot::Known(v));
+        }
+        self.body(graph)
+    }
+
+    /// Imports the nodes of a graph; returns what its outputs are.
+    fn body(&mut self, graph: &'a OnnxGraph) -> Imported {
+        self.initializers.extend(graph.initializers.iter().map(|(name, t)| (name.as_str(), t)));
+        for (index, node) in graph.nodes.iter().enumerate() {
+            self.node(index, node);
+        }
+        let output = |importer: &mut Self, name: &'a str| match importer.slot(name) {
+            Some(Slot::Known(v)) => Ok(v),
+            Some(Slot::Unknown) => Err(Refusal::Reported),
+            None => Err(Refusal::Invalid(format!("nothing yields the output `{name}` of a graph inside"))),
+        };
+        graph.outputs.iter().map(|o| output(self, &o.name)).collect()
+    }
+
+    /// Imports the nodes of a graph as nodes of the graph at hand. Its names mean nothing afterwards.
+    fn inline(&mut self, graph: &'a OnnxGraph) -> Imported {
+        let constants = graph.initializers.iter().map(|(name, _)| name.as_str());
+        let names = graph.nodes.iter().flat_map(|n| n.outputs.iter().map(String::as_str)).chain(constants);
+        let names: BTreeSet<&'a str> = names.filter(|n| !n.is_empty()).collect();
+        let hidden: HashMap<&'a str, Slot> =
+            names.iter().filter_map(|n| Some((*n, self.slots.remove(n)?))).collect();
+        let covered: HashMap<&'a str, &'a Tensor> =
+            names.iter().filter_map(|n| Some((*n, self.initializers.remove(n)?))).collect();
+        let origin = self.origin.clone();
+        let outputs = self.body(graph);
+        for name in &names {
+            self.slots.remove(name);
+            self.initializers.remove(name);
+        }
+        self.slots.extend(hidden);
+        self.initializers.extend(covered);
+        self.origin = origin;
+        outputs
+    }
+
+    /// A node with the operands that its regions read behind its own; returns all results.
+    fn node_of(&mut self, op: impl Into<Op>, operands: &[Value], reads: &[(&str, Read)]) -> Imported {
+        let read = reads.iter().filter_map(|(_, read)| match read {
+            Read::Operand(v, _) => Some(*v),
+            Read::Constant(..) | Read::Extents(_) => None,
+        });
+        let operands: Vec<Value> = operands.iter().copied().chain(read).collect();
+        let first = self.graph.add(op, &operands, self.origin.clone())?;
+        Ok(self.graph.values_of(first.node).collect())
+    }
+}

@@ -1,0 +1,177 @@
+//! Branches and loops: what is made of them, and what is refused. What they compute is compared with onnxruntime by the
+//! tests of the whole compiler.
+
+use margay_ir::Op;
+
+use super::*;
+
+fn graph(inputs: &[(&str, DType, &[&str])], nodes: Vec<OnnxNode>, outputs: &[&str]) -> Attribute {
+    let inputs = inputs.iter().map(|(name, dtype, dims)| input(name, *dtype, dims)).collect();
+    let outputs = outputs.iter().map(|n| output(n)).collect();
+    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, initializers: vec![], nodes };
+    Attribute::Graph(Box::new(graph))
+}
+
+const NUMBER: (&str, DType, &[&str]) = ("i", DType::I64, &[]);
+const GOES_ON: (&str, DType, &[&str]) = ("go", DType::Bool, &[]);
+const STATE: (&str, DType, &[&str]) = ("s", DType::F32, &["n"]);
+
+/// A model of one node over a truth value, a number of repetitions and a vector.
+fn of(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) -> Model {
+    let given = vec![
+        input("t", DType::Bool, &[]),
+        input("trips", DType::I64, &[]),
+        input("x", DType::F32, &["n"]),
+        input("y", DType::F32, &["m"]),
+    ];
+    let constants = [("four", Tensor::scalar(4i64)), ("w", floats(&[1], &[0.5]))];
+    model(17, given, &constants, vec![node(op, inputs, outputs, attributes)], outputs)
+}
+
+fn message(model: &Model) -> String {
+    import(model).unwrap_err().to_string()
+}
+
+fn branches(then: Vec<OnnxNode>, otherwise: Vec<OnnxNode>) -> [(&'static str, Attribute); 2] {
+    [("then_branch", graph(&[], then, &["a"])), ("else_branch", graph(&[], otherwise, &["b"]))]
+}
+
+#[test]
+fn what_a_branch_reads_is_an_operand_and_constants_are_its_own() {
+    let then = vec![node("Mul", &["x", "w"], &["a"], &[])];
+    let otherwise = vec![node("Shape", &["x"], &["k"], &[]), node("Expand", &["w", "k"], &["b"], &[])];
+    let g = imported(&of("If", &["t"], &["z"], &branches(then, otherwise)));
+    let choice = g.outputs()[0].value.node;
+    assert!(matches!(g.op(choice), Op::If(_)));
+    assert_eq!(g.inputs_of(choice).len(), 2, "{g}");
+    let [then, _] = g.op(choice).regions()[..] else { panic!("two regions") };
+    assert_eq!(then.graph().inputs().len(), 1);
+    assert_eq!(then.graph().payloads().len(), 1);
+}
+
+#[test]
+fn a_choice_that_is_known_leaves_no_region() {
+    let nodes = || vec![node("Neg", &["x"], &["a"], &[])];
+    let mut chosen =
+        of("If", &["four_is_more"], &["z"], &branches(nodes(), vec![node("Mish", &["x"], &["b"], &[])]));
+    chosen.graph.nodes.insert(0, node("Greater", &["four", "three"], &["four_is_more"], &[]));
+    chosen.graph.initializers.push(("three".into(), Tensor::scalar(3i64)));
+    let g = imported(&chosen);
+    assert!(g.order().iter().all(|n| g.op(*n).regions().is_empty()), "{g}");
+    assert_eq!(g.op(g.outputs()[0].value.node).name(), "neg");
+}
+
+#[test]
+fn loops_that_only_their_number_ends_have_no_condition() {
+    let body = |more: &str, read: &str| {
+        let nodes = vec![node(more, &[read], &["more"], &[]), node("Neg", &["s"], &["next"], &[])];
+        graph(&[NUMBER, GOES_ON, STATE], nodes, &["more", "next"])
+    };
+    let kept = |model: Model| {
+        let g = imported(&model);
+        match g.op(g.outputs()[0].value.node) {
+            Op::Loop(l) => (l.condition, l.max.to_string()),
+            op => panic!("{op:?}"),
+        }
+    };
+    let attributes = [("body", body("Identity", "go"))];
+    assert_eq!(kept(of("Loop", &["four", "", "x"], &["z"], &attributes)), (false, "4".to_owned()));
+    assert_eq!(kept(of("Loop", &["trips", "", "x"], &["z"], &attributes)), (false, i64::MAX.to_string()));
+    assert_eq!(kept(of("Loop", &["four", "t", "x"], &["z"], &attributes)), (true, "4".to_owned()));
+    let attributes = [("body", body("Not", "go"))];
+    assert_eq!(kept(of("Loop", &["four", "", "x"], &["z"], &attributes)), (true, "4".to_owned()));
+}
+
+#[test]
+fn what_is_wrong_inside_is_said_once_and_of_the_node_inside() {
+    let then = vec![node("Mish", &["x"], &["a"], &[])];
+    let otherwise = vec![node("Neg", &["x"], &["b"], &[])];
+    let found = message(&of("If", &["t"], &["z"], &branches(then, otherwise)));
+    assert_eq!(found, "operator `Mish`: the operator is not supported; used by node `a` (Mish)");
+}
+
+#[test]
+fn branches_that_are_refused() {
+    let plain = |op: &str, out: &str| vec![node(op, &["x"], &[out], &[])];
+    let found = message(&of("If", &["t"], &["z"], &branches(plain("Neg", "a"), plain("Shape", "b"))));
+    assert!(found.contains("branches that give different types, f32[n] and i64[1]"), "{found}");
+    let found = message(&of("If", &["x"], &["z"], &branches(plain("Neg", "a"), plain("Exp", "b"))));
+    assert!(found.contains("expected one bool, found f32[n]"), "{found}");
+    let [then, _] = branches(plain("Neg", "a"), plain("Exp", "b"));
+    let found = message(&of("If", &["t"], &["z"], std::slice::from_ref(&then)));
+    assert!(found.contains("expected attribute `else_branch`, found none"), "{found}");
+    let number = [then, ("else_branch", int(3))];
+    let found = message(&of("If", &["t"], &["z"], &number));
+    assert!(found.contains("expected attribute `else_branch` to be a graph"), "{found}");
+    let given = [
+        ("then_branch", graph(&[STATE], plain("Neg", "a"), &["a"])),
+        branches(vec![], plain("Exp", "b"))[1].clone(),
+    ];
+    let found = message(&of("If", &["t"], &["z"], &given));
+    assert!(found.contains("expected a graph of 0 inputs, found 1"), "{found}");
+}
+
+#[test]
+fn loops_that_are_refused() {
+    let body =
+        |nodes: Vec<OnnxNode>, outputs: &[&str]| [("body", graph(&[NUMBER, GOES_ON, STATE], nodes, outputs))];
+    let refused = |inputs: &[&str], outputs: &[&str], body: &[(&str, Attribute)], says: &str| {
+        let found = message(&of("Loop", inputs, outputs, body));
+        assert!(found.contains(says), "expected `{says}`, found `{found}`");
+    };
+    let neg = || vec![node("Neg", &["s"], &["next"], &[])];
+    let rows = body(neg(), &["go", "next", "s"]);
+    let says = "rows of a loop of which only a run says how often it runs";
+    refused(&["trips", "", "x"], &["z", "rows"], &rows, says);
+    refused(&["four", "t", "x"], &["z", "rows"], &rows, says);
+    refused(&["", "", "x"], &["z", "rows"], &rows, says);
+    imported(&of("Loop", &["four", "", "x"], &["z", "rows"], &rows));
+    let shape = body(vec![node("Shape", &["s"], &["next"], &[])], &["go", "next"]);
+    refused(
+        &["four", "", "x"],
+        &["z"],
+        &shape,
+        "a value that is f32[n] before a repetition and i64[1] after it",
+    );
+    let says = "expected a body from 3 to 2 values or more, found one from 3 to 1";
+    refused(&["four", "", "x"], &["z"], &body(neg(), &["go"]), says);
+    let says = "expected a body from 4 to 3 values or more, found one from 3 to 2";
+    refused(&["four", "", "x", "y"], &["z", "z2"], &body(neg(), &["go", "next"]), says);
+    refused(&["x", "", "x"], &["z"], &body(neg(), &["go", "next"]), "expected one i64, found f32[n]");
+    refused(&["four", "x", "x"], &["z"], &body(neg(), &["go", "next"]), "expected one bool, found f32[n]");
+    refused(&["four", "", "x"], &["z"], &body(neg(), &["s", "next"]), "expected one bool, found f32[n]");
+    refused(&["four", "", "x"], &["z"], &[], "expected attribute `body`, found none");
+}
+
+#[test]
+fn scans_that_are_refused() {
+    let row: (&str, DType, &[&str]) = ("r", DType::F32, &[]);
+    let body = |outputs: &[&str]| {
+        let nodes = vec![node("Add", &["s", "r"], &["next"], &[])];
+        ("body", graph(&[STATE, row], nodes, outputs))
+    };
+    let refused = |inputs: &[&str], attributes: &[(&str, Attribute)], says: &str| {
+        let found = message(&of("Scan", inputs, &["z", "rows"], attributes));
+        assert!(found.contains(says), "expected `{says}`, found `{found}`");
+    };
+    let with = |name: &'static str, value: Attribute| {
+        [body(&["next", "r"]), ("num_scan_inputs", int(1)), (name, value)]
+    };
+    imported(&of("Scan", &["x", "y"], &["z", "rows"], &with("scan_input_axes", list(&[0]))));
+    refused(&["x", "y"], &[body(&["next", "r"])], "0 of 2 inputs are scanned");
+    refused(&["x", "y"], &[body(&["next", "r"]), ("num_scan_inputs", int(3))], "3 of 2 inputs are scanned");
+    refused(&["x", "y"], &with("scan_input_axes", list(&[1])), "axis 1 of a tensor with 1 axes");
+    refused(
+        &["x", "y"],
+        &with("scan_input_axes", list(&[0, 0])),
+        "`scan_input_axes` has 2 numbers, expected 1",
+    );
+    refused(&["x", "y"], &with("scan_output_axes", list(&[1])), "axis 1 of a tensor with 1 axes");
+    let both = [body(&["next", "r"]), ("num_scan_inputs", int(2))];
+    let says = "scanned extents `n` and `m` differ or are not known to be equal";
+    refused(&["x", "y"], &both, says);
+    let few = [body(&[]), ("num_scan_inputs", int(1))];
+    refused(&["x", "y"], &few, "expected a body with 1 outputs or more, found 0");
+    let turned = [body(&["r", "r"]), ("num_scan_inputs", int(1))];
+    refused(&["x", "y"], &turned, "a value that is f32[n] before a repetition and f32 after it");
+}

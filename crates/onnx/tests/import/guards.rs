@@ -1,0 +1,205 @@
+//! Extents that must be equal, or known, and are not shown to be.
+
+use super::*;
+use margay_onnx::{KnownExtents, import_for};
+
+fn text_of(model: &Model, known: &KnownExtents) -> String {
+    let mut g = import_for(model, known).unwrap();
+    g.verify(Stage::Imported).unwrap();
+    g.remove_dead();
+    let printed = g.to_string();
+    let again = margay_ir::text::parse(&printed, &|_, _| None).unwrap();
+    assert_eq!(again.to_string(), printed);
+    printed
+}
+
+fn extents(inputs: &[(&str, &[usize])]) -> KnownExtents {
+    let inputs = inputs.iter().map(|(n, e)| ((*n).to_owned(), e.to_vec())).collect();
+    KnownExtents { inputs, ..KnownExtents::default() }
+}
+
+/// x + y, with an extent of each that has a name of its own.
+fn sum() -> Model {
+    let inputs = vec![input("x", DType::F32, &["B", "3"]), input("y", DType::F32, &["M", "3"])];
+    model(17, inputs, &[], vec![node("Add", &["x", "y"], &["z"], &[])], &["z"])
+}
+
+const EQUAL: &str = "graph @test(%x: f32[B, 3], %y: f32[B, 3]) -> (z: f32[B, 3]) {
+  guard M = B  // z
+  %0 = add %x, %y : f32[B, 3]  // z
+  return %0
+}
+";
+
+#[test]
+fn extents_that_broadcast_are_taken_for_equal() {
+    assert_eq!(text_of(&sum(), &KnownExtents::default()), EQUAL);
+    assert_eq!(text_of(&sum(), &extents(&[("x", &[4, 3]), ("y", &[4, 3])])), EQUAL);
+    let g = imported(&sum());
+    let given = |rows: usize| {
+        BTreeMap::from([("x".to_owned(), counting(&[2, 3])), ("y".to_owned(), counting(&[rows, 3]))])
+    };
+    assert_eq!(run_graph(&g, &given(2))[0], floats(&[2, 3], &[0., 2., 4., 6., 8., 10.]));
+    let one = given(1);
+    let one: Vec<(&str, &Tensor)> = one.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let error = eval::run(&g, &one).unwrap_err().to_string();
+    assert_eq!(error, "dimension `B` is 2 in one input and 1 in `y`; `z` needs `M` = B");
+}
+
+#[test]
+fn an_extent_that_is_known_to_be_one_broadcasts() {
+    for known in [
+        extents(&[("x", &[4, 3]), ("y", &[1, 3])]),
+        KnownExtents { dims: [("B".into(), 7), ("M".into(), 1)].into(), ..KnownExtents::default() },
+    ] {
+        let expected = "graph @test(%x: f32[B, 3], %y: f32[1, 3]) -> (z: f32[B, 3]) {
+  guard M = 1  // z
+  %0 = add %x, %y : f32[B, 3]  // z
+  return %0
+}
+";
+        assert_eq!(text_of(&sum(), &known), expected);
+    }
+}
+
+#[test]
+fn a_table_as_long_as_the_sequence_fixes_it() {
+    let inputs = vec![input("x", DType::F32, &["B", "S"])];
+    let nodes = vec![node("MatMul", &["x", "w"], &["y"], &[])];
+    let expected = "graph @test(%x: f32[B, 5]) -> (y: f32[B, 2]) {
+  guard S = 5  // y
+  %0 = const [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0] : f32[5, 2]  // w
+  %1 = matmul %x, %0 : f32[B, 2]  // y
+  return %1
+}
+";
+    let m = model(17, inputs, &[("w", counting(&[5, 2]))], nodes, &["y"]);
+    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+}
+
+#[test]
+fn one_equation_leads_to_the_next() {
+    // P + S = T, then T = U, then U = 4.
+    let inputs = vec![
+        input("past", DType::F32, &["P"]),
+        input("now", DType::F32, &["S"]),
+        input("all", DType::F32, &["T"]),
+        input("mask", DType::F32, &["U"]),
+    ];
+    let nodes = vec![
+        node("Concat", &["past", "now"], &["keys"], &[("axis", int(0))]),
+        node("Add", &["keys", "all"], &["a"], &[]),
+        node("Mul", &["a", "mask"], &["b"], &[]),
+    ];
+    let m = model(17, inputs, &[], nodes, &["b"]);
+    let g = imported(&m);
+    let guards: Vec<String> = g.guards().iter().map(ToString::to_string).collect();
+    assert_eq!(guards, ["guard T = P + S  // a", "guard U = P + S  // b"]);
+    let mut binding = [("P".into(), 1), ("S".into(), 3), ("T".into(), 5)].into();
+    let error = g.resolve_guards(&mut binding).unwrap_err().to_string();
+    assert_eq!(error, "`a` needs `T` = P + S, but `T` is 5 and `P + S` is 4");
+}
+
+#[test]
+fn an_equation_without_solution_is_checked_in_place() {
+    // Halves of H, twice as many again, beside x: H has to be even.
+    let inputs = vec![input("x", DType::F32, &["1", "1", "H", "2"])];
+    let pool = [("kernel_shape", list(&[2, 1])), ("strides", list(&[2, 1]))];
+    let nodes = vec![
+        node("MaxPool", &["x"], &["p"], &pool),
+        node("Concat", &["p", "p"], &["twice"], &[("axis", int(2))]),
+        node("Add", &["x", "twice"], &["y"], &[]),
+    ];
+    let m = model(17, inputs, &[], nodes, &["y"]);
+    let g = imported(&m);
+    assert!(g.guards().is_empty());
+    let run = |rows: usize| {
+        let given = counting(&[1, 1, rows, 2]);
+        eval::run(&g, &[("x", &given)]).map(|mut all| all.remove(0))
+    };
+    let expected = [2., 4., 8., 10., 6., 8., 12., 14.];
+    assert_eq!(run(4).unwrap(), floats(&[1, 1, 4, 2], &expected));
+    assert!(run(5).is_err());
+}
+
+#[test]
+fn what_depends_on_an_extent_takes_the_known_one() {
+    let inputs = || vec![input("x", DType::F32, &["1", "1", "n"])];
+    let same = [("auto_pad", Attribute::String("SAME_UPPER".into())), ("strides", list(&[2]))];
+    let nodes = vec![node("Conv", &["x", "k"], &["y"], &same)];
+    let m = model(17, inputs(), &[("k", counting(&[1, 1, 3]))], nodes, &["y"]);
+    let error = import(&m).unwrap_err().to_string();
+    let says = "operator `Conv`: the padding depends on the extent `n`; say what it is by `--dim n=N`; used by \
+                node `y` (Conv)";
+    assert_eq!(error, says);
+    let g = import_for(&m, &extents(&[("x", &[1, 1, 5])])).unwrap();
+    assert_eq!(g.guards()[0].to_string(), "guard n = 5  // y");
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[1, 1, 3]");
+}
+
+#[test]
+fn windows_are_rounded_up_over_open_extents() {
+    let pool = |kernel: i64, stride: i64, pads: &[i64]| {
+        let attributes = [
+            ("kernel_shape", list(&[kernel])),
+            ("strides", list(&[stride])),
+            ("pads", list(pads)),
+            ("ceil_mode", int(1)),
+        ];
+        let nodes = vec![node("MaxPool", &["x"], &["y"], &attributes)];
+        model(17, vec![input("x", DType::F32, &["1", "1", "n"])], &[], nodes, &["y"])
+    };
+    for (kernel, stride, pads) in [(2, 2, [0, 0]), (3, 2, [0, 0]), (3, 2, [1, 1]), (5, 3, [2, 1])] {
+        let open = imported(&pool(kernel, stride, &pads));
+        for n in 5..10 {
+            let fixed = import_for(&pool(kernel, stride, &pads), &KnownExtents::default());
+            let given = BTreeMap::from([("x".to_owned(), counting(&[1, 1, n]))]);
+            let (mut known, _) = single(17, "MaxPool", &[], vec![Input(counting(&[1, 1, n]))], 1);
+            known.graph.nodes[0] = pool(kernel, stride, &pads).graph.nodes[0].clone();
+            known.graph.nodes[0].inputs = vec!["x0".into()];
+            known.graph.outputs[0].name = "y".into();
+            let expected =
+                run_graph(&imported(&known), &BTreeMap::from([("x0".to_owned(), counting(&[1, 1, n]))]));
+            assert_eq!(run_graph(&open, &given), expected, "{kernel} {stride} {pads:?} {n} {fixed:?}");
+        }
+    }
+    let error = import(&pool(2, 2, &[1, 1])).unwrap_err().to_string();
+    assert!(error.contains("the number of windows depends on the extent `n`"), "{error}");
+}
+
+#[test]
+fn ranges_stay_open() {
+    let scalar = |v: i64| Tensor::scalar(v);
+    let nodes = vec![
+        node("Shape", &["x"], &["s"], &[]),
+        node("Gather", &["s", "one"], &["length"], &[("axis", int(0))]),
+        node("Range", &["zero", "length", "two"], &["even"], &[]),
+        node("Cast", &["length"], &["float"], &[("to", int(1))]),
+        node("Range", &["start", "float", "step"], &["floats"], &[]),
+        node("Range", &["length", "zero", "back"], &["down"], &[]),
+    ];
+    let constants = [
+        ("zero", scalar(0)),
+        ("one", scalar(1)),
+        ("two", scalar(2)),
+        ("back", scalar(-1)),
+        ("start", Tensor::scalar(-1f32)),
+        ("step", Tensor::scalar(1f32)),
+    ];
+    let m =
+        model(17, vec![input("x", DType::F32, &["B", "S"])], &constants, nodes, &["even", "floats", "down"]);
+    let expected =
+        "graph @test(%x: f32[B, S]) -> (even: i64[floordiv(S + 1, 2)], floats: f32[S + 1], down: i64[S]) {
+  %0 = range {start = 0, step = 2, count = floordiv(S + 1, 2)} : i64[floordiv(S + 1, 2)]  // even
+  %1 = range {start = -1, step = 1, count = S + 1} : i64[S + 1]  // floats
+  %2 = cast %1 {to = f32} : f32[S + 1]  // floats
+  %3 = range {start = S, step = -1, count = S} : i64[S]  // down
+  return %0, %2, %3
+}
+";
+    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+    let found = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), counting(&[1, 3]))]));
+    assert_eq!(found[0], ints(&[0, 2]));
+    assert_eq!(found[1], floats(&[4], &[-1., 0., 1., 2.]));
+    assert_eq!(found[2], ints(&[3, 2, 1]));
+}
