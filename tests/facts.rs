@@ -50,17 +50,22 @@ fn operators_follow_their_operands_to_another_order_of_axes() {
             assert!(op.facts().elementwise.is_none(), "{op:?}");
             return false;
         };
-        let elementwise = op.facts().elementwise.is_some();
-        if !elementwise && inputs.iter().any(|t| t.shape().len() != ndim) {
+        let facts = op.facts();
+        let positions = if facts.elementwise.is_some() { &[] } else { facts.steering() };
+        let moved = |(i, t): (usize, &Tensor)| !positions.contains(&i) && t.shape().len() != ndim;
+        if facts.elementwise.is_none() && inputs.iter().enumerate().any(moved) {
             return false;
         }
-        let turned = |t: &Tensor| {
+        let turned = |(i, t): (usize, &Tensor)| {
+            if positions.contains(&i) {
+                return t.clone();
+            }
             let missing = ndim - t.shape().len();
             let shape: Vec<usize> =
                 std::iter::repeat_n(1, missing).chain(t.shape().iter().copied()).collect();
             transposed(&t.reshaped(&shape).expect("ones in front"), &perm)
         };
-        let inputs: Vec<Tensor> = inputs.iter().map(turned).collect();
+        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(turned).collect();
         let found = eval(&permuted, &inputs);
         assert_close(&format!("{op:?}"), &found[0], &transposed(&expected[0], &perm), Tolerance::REDUCTION);
         true

@@ -4,7 +4,7 @@ use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay_driver::{Dump, Runner, Samples, Silent, Source};
 use margay_driver::{backend, compare::ErrorSum};
 use margay_ir::Graph;
-use margay_passes::sketch::{Context, Moments, scheme, sites};
+use margay_passes::sketch::{Context, Decompositions, Moments, scheme, sites};
 use margay_passes::{ApplyPlan, parameter_names, with_parameters};
 use margay_plan::Choice;
 use margay_randnla::Gram;
@@ -137,7 +137,8 @@ fn at_half(source: &Source, samples: &Samples, name: &str, rank: usize) -> Optio
     let mut gram = Gram::new(site.d_in);
     gram.add_rows(&x.to_vec::<f32>().unwrap()).unwrap();
     let moments = [std::sync::Arc::new(Moments::new(gram, "#x"))];
-    let context = Context { graph: g, site: &site, moments: Some(&moments), seed: 0 };
+    let decompositions = &Decompositions::default();
+    let context = Context { graph: g, site: &site, moments: Some(&moments), decompositions, seed: 0 };
     let fitted = scheme("lowrank")?.fit(&context).unwrap().into();
     let choice = Choice::new("lowrank", &std::collections::BTreeMap::from([("rank", rank)]));
     let mut pass = ApplyPlan::default();

@@ -206,12 +206,118 @@ fn reports_say_the_bytes_of_the_file() {
         compiled.write(&path, true, &mut Dump::none()).unwrap();
         let artifact = Artifact::open(&path).unwrap();
         let stored = &artifact.description().constants;
-        let packed = stored.iter().filter(|c| c.layout.is_some()).map(|c| c.range.len() as u64);
+        let all: u64 = stored.iter().map(|c| c.range.len() as u64).sum();
         let (name, report) = (precision.name(), &compiled.report);
-        assert_eq!(report.bytes_after, packed.sum::<u64>(), "{name}, planned: {}", plan.is_some());
+        assert_eq!(report.bytes_after, all, "{name}, planned: {}", plan.is_some());
+        let sites: u64 = report.modules.iter().map(|m| m.bytes_after).sum();
+        assert!(plan.is_none() || sites == all, "{name}: {sites} of {all}");
         // Panels of 32 columns.
         assert_eq!(report.bytes_before, 4 * (96 * 160 + 160 * 64), "{name}");
     }
+}
+
+/// A budget counts what is stored: padding of layouts, scales and new biases included.
+#[test]
+fn budgets_count_what_is_stored() {
+    let samples = Samples::new(vec![("x".into(), normal(&[24, 96], 5, 0))]).unwrap();
+    for (precision, shares) in [
+        (Precision::F32, [0.9, 0.5, 0.25]),
+        (Precision::Bf16, [0.45, 0.25, 0.12]),
+        (Precision::Int8, [0.25, 0.2, 0.12]),
+    ] {
+        for share in shares {
+            for samples in [Some(&samples), None] {
+                let goal = Goal::Bytes(Budget::Fraction(share));
+                let dims = vec![("N".into(), vec![24])];
+                let options = CompileOptions { goal, precision, dims, ..CompileOptions::default() };
+                let compiled = compile(&source(), samples, &options, &Silent).unwrap();
+                let report = &compiled.report;
+                let found = report.bytes_after as f64 / report.bytes_before as f64;
+                assert!(found <= share, "{} at {share}: {found}", precision.name());
+                assert!(found > 0.6 * share, "{} at {share}: {found}", precision.name());
+            }
+        }
+    }
+}
+
+/// A plan stores the factors of one site narrow, and a site that it does not sketch.
+#[test]
+fn plans_say_how_sites_are_stored() {
+    let samples = Samples::new(vec![("x".into(), normal(&[24, 96], 5, 0))]).unwrap();
+    let plan = |choices: &str| {
+        let head = format!(
+            "version = 1\nmodel = \"{}\"\ntarget-cpu = \"\"\ncost-model = \"\"\nseed = 0",
+            source().hash
+        );
+        margay_passes::sketch::read_plan(&format!("[plan]\n{head}\n[modules]\n{choices}\n"))
+    };
+    let planned = |choices: &str, precision| {
+        let plan = Some(plan(choices).unwrap());
+        let dims = vec![("N".into(), vec![24])];
+        let options = CompileOptions { plan, precision, dims, ..CompileOptions::default() };
+        compile(&source(), Some(&samples), &options, &Silent).map_err(|e| e.to_string())
+    };
+    let up = "\"up\" = { scheme = \"lowrank\", rank = 18, storage = \"int8\" }";
+    let storages = |choices: &str, precision| -> Vec<String> {
+        let compiled = planned(choices, precision).unwrap();
+        let text = compiled.graph.to_string();
+        let of = |line: &str| {
+            Some(line.split_once(" = const ")?.1.split_once(" : ")?.1.split("  //").next()?.to_owned())
+        };
+        let mut found: Vec<String> = text.lines().filter_map(of).filter(|c| c.contains(", ")).collect();
+        found.sort();
+        found
+    };
+    let f32 = Precision::F32;
+    let narrow = ["f32[18, 160] stored i8(axis = 1)", "f32[96, 18] stored i8(axis = 1)"];
+    assert_eq!(storages(up, f32), ["f32[160, 33]", narrow[0], narrow[1]]);
+    // Elsewhere the model's own storage holds.
+    assert_eq!(storages(up, Precision::Bf16), ["f32[160, 33] stored bf16", narrow[0], narrow[1]]);
+    let both = format!("{up}\n\"down\" = {{ scheme = \"dense\", storage = \"bf16\" }}");
+    assert_eq!(storages(&both, f32), ["f32[160, 33] stored bf16", narrow[0], narrow[1]]);
+    let pair = "\"up+down\" = { scheme = \"neurons\", units = 64, storage = \"int8\" }";
+    let units = ["f32[64, 33] stored i8(axis = 1)", "f32[96, 64] stored i8(axis = 1)"];
+    assert_eq!(storages(pair, f32), units);
+    // What is said of a site is what is stored and what it costs.
+    let (wide, narrow) = (planned(&up.replace("int8", "f32"), f32).unwrap(), planned(&both, f32).unwrap());
+    let module = |name: &str| narrow.report.modules.iter().find(|m| m.name == name).unwrap();
+    assert_eq!(module("up").now(), "lowrank, rank 18, stored int8");
+    assert_eq!(module("down").now(), "dense, stored bf16");
+    assert!(module("up").bytes_after < wide.report.modules[0].bytes_after / 3);
+    assert!(module("down").bytes_after < module("down").bytes_before);
+    assert!(narrow.report.bytes_after < wide.report.bytes_after / 2);
+    let error = |c: &margay_driver::Compiled| c.report.held_out.as_ref().unwrap().relative_l2;
+    assert!(error(&narrow) > error(&wide) && error(&narrow) < 1.1 * error(&wide));
+    // Plans keep it when they are written.
+    assert_eq!(
+        plan(&up.replace("int8", "i8(axis = 1)")).unwrap().sites["up"].storage.as_deref(),
+        Some("i8(axis = 1)")
+    );
+    let refused = plan(&up.replace("int8", "int7")).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "line 8, site `up`: unknown storage `int7`; known are `f32`, `bf16`, `int8`, and such as `i8(axis = 1)`"
+    );
+    let twice = format!("{up}\n\"up+down\" = {{ scheme = \"dense\", storage = \"bf16\" }}");
+    let refused = planned(&twice, f32).err().unwrap();
+    assert_eq!(refused, "plan: `up+down`: `up.weight` is to be stored as `bf16` and otherwise");
+}
+
+#[test]
+fn convolutions_are_stored_as_they_are() {
+    let (graph, _) = parse_with_random_constants(
+        "graph @image(%x: f32[1, 3, 8, 8]) -> (y: f32[1, 16, 8, 8]) {
+           %0 = const #k : f32[16, 3, 3, 3]  // conv.weight
+           %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[1, 16, 8, 8]  // conv
+           return %1
+         }",
+    );
+    let source = Source::new(graph, "image", &mut Dump::none()).unwrap();
+    let mut plan = compile(&source, None, &CompileOptions::default(), &Silent).unwrap().plan;
+    plan.sites.insert("conv".into(), Choice { storage: Some("int8".into()), ..Choice::dense() });
+    let options = CompileOptions { plan: Some(plan), ..CompileOptions::default() };
+    let refused = compile(&source, None, &options, &Silent).err().unwrap().to_string();
+    assert_eq!(refused, "plan: `conv`: storage `int8` is for products, found conv layers");
 }
 
 /// The rows of a weight behind a flattened image change their order for the sake of channels last, not their storage.

@@ -43,7 +43,7 @@ use margay_plan::plan::{FORMAT_VERSION, Header};
 use margay_plan::{Choice, Plan};
 
 use crate::Files;
-use crate::sketch::{ApplyError, Context, Fitted, Site, patch, read_plan, scheme, sites};
+use crate::sketch::{ApplyError, Context, Decompositions, Fitted, Site, patch, read_plan, scheme, sites};
 
 /// Sketches sites.
 #[derive(Clone, Default)]
@@ -91,14 +91,21 @@ impl ApplyPlan {
     }
 
     /// The scheme that has looked at a site.
-    fn fitted(&self, g: &Graph, site: &Site, choice: &Choice) -> Result<Arc<dyn Fitted>, PassError> {
+    fn fitted(
+        &self,
+        g: &Graph,
+        site: &Site,
+        choice: &Choice,
+        decompositions: &Decompositions,
+    ) -> Result<Arc<dyn Fitted>, PassError> {
         if let Some(fitted) = self.fitted.get(&site.name) {
             return Ok(fitted.clone());
         }
         let refused = |why: String| PassError::Refused(format!("`{}`: {why}", site.name));
         let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
         let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
-        let context = Context { graph: g, site, moments: None, seed: choice.seed.unwrap_or(0) };
+        let seed = choice.seed.unwrap_or(0);
+        let context = Context { graph: g, site, moments: None, decompositions, seed };
         let fitted = scheme.ok_or_else(not_for)?.fit(&context).map_err(|e| refused(e.to_string()))?;
         Ok(fitted.into())
     }
@@ -131,9 +138,10 @@ impl Pass for ApplyPlan {
             decline(cx, name, "the graph has no such site".to_owned());
         }
         let mut chosen = Vec::new();
+        let decompositions = &Decompositions::default();
         for site in found {
             let Some(choice) = self.choices.get(&site.name) else { continue };
-            let fitted = self.fitted(g, &site, choice)?;
+            let fitted = self.fitted(g, &site, choice, decompositions)?;
             match fitted.squared_error(&choice.settings) {
                 Ok(_) => chosen.push((site, fitted, &choice.settings)),
                 Err(why) => decline(cx, &site.name, why),

@@ -35,7 +35,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Broadcast, Const, ImageLayout, Reduce, Reshape, Transpose};
+use margay_ir::ops::{Broadcast, Const, Facts, ImageLayout, Reduce, Reshape, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
@@ -232,19 +232,24 @@ fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<V
     Ok(None)
 }
 
-/// All operands in NHWC, if one of them is an image and the others can be had.
+/// All operands in NHWC, if one of them is an image and the others can be had; positions stay as they are.
 fn turned_operands(
     g: &Graph,
     n: NodeId,
     patch: &mut Patch,
-    broadcasts: bool,
+    facts: &Facts,
 ) -> Result<Option<Vec<Value>>, AddError> {
-    let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts };
+    let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts: facts.elementwise.is_some() };
+    let positions = if need.broadcasts { &[] } else { facts.steering() };
     let operands = g.inputs_of(n);
     if !operands.iter().any(|v| g.ty(*v).ndim() == need.ndim && image_behind(g, *v).is_some()) {
         return Ok(None);
     }
-    operands.into_iter().map(|v| turned(g, patch, v, need)).collect()
+    let in_order = |(i, v): (usize, Value)| match positions.contains(&i) {
+        true => Ok(Some(v)),
+        false => turned(g, patch, v, need),
+    };
+    operands.into_iter().enumerate().map(in_order).collect()
 }
 
 /// An operator that computes the same on images with channels last, with values per axis in their order.
@@ -255,7 +260,7 @@ fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     }
     let Some(permuted) = op.permuted(&LAST.perm_from_nchw(ndim)) else { return Ok(Verdict::NoMatch) };
     let mut patch = Patch::new();
-    match turned_operands(g, n, &mut patch, op.facts().elementwise.is_some())? {
+    match turned_operands(g, n, &mut patch, &op.facts())? {
         Some(operands) => replace_op(g, n, patch, permuted, &operands),
         None => Ok(Verdict::NoMatch),
     }

@@ -3,8 +3,8 @@
 //! `--json`, and `--report` into a file, give [`margay::Report`]: an object with `model`, `model_hash`,
 //! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
 //! `flops_before`, `flops_after`, `predicted_ms_before`, `predicted_ms_after`, `held_out` (`relative_l2`, `cosine`,
-//! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, `rank`,
-//! `bytes_before`, `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`)
+//! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, its settings,
+//! `storage` if planned, `bytes_before`, `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`)
 //! and `remarks`.
 
 use std::path::PathBuf;
@@ -23,8 +23,9 @@ const JSON: &str = r#"With --json, and in the file of --report:
    "bytes_before", "bytes_after", "flops_before", "flops_after",
    "predicted_ms_before", "predicted_ms_after",
    "held_out": {"relative_l2", "cosine", "samples"}, "dims": {},
-   "modules": [{"name", "kind", "d_in", "d_out", "scheme", "rank", "bytes_before", "bytes_after",
-                "predicted_ms_before", "predicted_ms_after", "layer_error", "output_error", "why"}],
+   "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings, "storage" if planned,
+                "bytes_before", "bytes_after", "predicted_ms_before", "predicted_ms_after",
+                "layer_error", "output_error", "why"}],
    "remarks": []}"#;
 
 /// Compile a model into an artifact, sketched if a goal or a plan is given.

@@ -1,7 +1,7 @@
 //! Graphs to code, for one value of every symbol.
 
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
-use margay_ir::{Graph, Value, verify::Stage};
+use margay_ir::{Graph, Remark, Value, verify::Stage};
 use margay_loops::{Backend, Carried, Precision, Program};
 use margay_lower::lower_carrying;
 use margay_passes::{
@@ -26,19 +26,29 @@ pub fn bind(
 }
 
 /// The graph with its products with constants in a precision.
-pub fn in_precision(mut g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
-    if precision != Precision::F32 {
-        // Constants that a sketch puts side by side are one constant before they are narrow.
-        let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
-        let products = StoreAs::Precision(precision);
-        let store = StoreConstants { products, ..StoreConstants::default() };
-        let mut steps = vec![fold, PipelineItem::Run(Box::new(store))];
-        if precision == Precision::Bf16 {
-            steps.push(PipelineItem::Run(Box::new(RoundOperands)));
-        }
-        dump.run(&Pipeline::new(steps), &mut g)?;
+pub fn in_precision(g: Graph, precision: Precision, dump: &mut Dump) -> Result<Graph, DriverError> {
+    let products = StoreAs::Precision(precision);
+    Ok(stored(g, &StoreConstants { products, ..StoreConstants::default() }, dump)?.0)
+}
+
+/// The graph with its constants stored in some way, and what was declined. Where all products are in bf16, their left
+/// operands are too.
+pub fn stored(
+    mut g: Graph,
+    storage: &StoreConstants,
+    dump: &mut Dump,
+) -> Result<(Graph, Vec<Remark>), DriverError> {
+    if *storage == StoreConstants::default() {
+        return Ok((g, Vec::new()));
     }
-    Ok(g)
+    // Constants that a sketch puts side by side are one constant before they are narrow.
+    let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
+    let mut steps = vec![fold, PipelineItem::Run(Box::new(storage.clone()))];
+    if storage.products == StoreAs::Precision(Precision::Bf16) {
+        steps.push(PipelineItem::Run(Box::new(RoundOperands)));
+    }
+    let remarks = dump.run(&Pipeline::new(steps), &mut g)?;
+    Ok((g, remarks))
 }
 
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.

@@ -3,7 +3,7 @@
 //! The JSON form of [`Report`] is what `--report` writes and `explain --json` prints: the fields below, under the same
 //! names.
 
-use margay_plan::Settings;
+use margay_plan::{Choice, Settings};
 use serde::{Deserialize, Serialize};
 
 /// How far outputs are from those of the dense model, over all floating point outputs and samples together.
@@ -33,6 +33,9 @@ pub struct ModuleReport {
     /// The settings of the scheme, such as `rank`.
     #[serde(flatten)]
     pub settings: Settings,
+    /// How the constants are stored that its products read, where a plan says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<String>,
     /// Stored bytes of the weight before.
     pub bytes_before: u64,
     /// Stored bytes after.
@@ -55,10 +58,10 @@ impl ModuleReport {
         self.scheme != margay_plan::plan::DENSE
     }
 
-    /// The scheme with its settings, as in `lowrank, rank 16`.
+    /// The scheme with its settings, as in `lowrank, rank 16, stored int8`.
     pub fn now(&self) -> String {
-        let comma = if self.settings.is_empty() { "" } else { ", " };
-        format!("{}{comma}{}", self.scheme, self.settings)
+        let (scheme, settings) = (self.scheme.clone(), self.settings.clone());
+        Choice { scheme, settings, storage: self.storage.clone(), seed: None }.to_string()
     }
 }
 

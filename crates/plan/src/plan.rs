@@ -23,7 +23,8 @@ pub const FORMAT_VERSION: u32 = 1;
 const HEAD: &str = "\
 # A margay plan: what is done to each site of one model, a weight or several that change together. Sites not named
 # here stay dense.
-#   scheme   how the site is approximated; its settings follow, such as the `rank` of `lowrank`
+#   scheme   how the site is approximated, or dense; its settings follow, such as the `rank` of `lowrank`
+#   storage  of the constants that its products read, such as \"int8\", where it is not that of the whole model
 #   seed     of the random numbers, where it is not the seed of the plan
 ";
 
@@ -63,6 +64,10 @@ pub struct Choice {
     /// Settings of the scheme, by name.
     #[serde(flatten)]
     pub settings: Settings,
+    /// How the constants are stored that its products read: `f32`, `bf16`, `int8`, or a storage such as
+    /// `i8(axis = 1)`. `None` for that of the whole model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<String>,
     /// Seed of the random numbers; `None` for that of the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -129,12 +134,12 @@ struct AnyHeader {
 impl Choice {
     /// The site stays as it is.
     pub fn dense() -> Choice {
-        Choice { scheme: DENSE.to_owned(), settings: Settings::default(), seed: None }
+        Choice { scheme: DENSE.to_owned(), settings: Settings::default(), storage: None, seed: None }
     }
 
     /// A scheme with settings, with the seed of the plan.
     pub fn new<T: Serialize>(scheme: impl Into<String>, settings: &T) -> Choice {
-        Choice { scheme: scheme.into(), settings: Settings::write(settings), seed: None }
+        Choice { scheme: scheme.into(), settings: Settings::write(settings), storage: None, seed: None }
     }
 
     /// Whether the site stays as it is.
@@ -144,15 +149,16 @@ impl Choice {
 }
 
 impl fmt::Display for Choice {
-    /// `lowrank, rank 16`.
+    /// `lowrank, rank 16`, and `lowrank, rank 16, stored int8`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let comma = if self.settings.is_empty() { "" } else { ", " };
-        write!(f, "{}{comma}{}", self.scheme, self.settings)
+        write!(f, "{}{comma}{}", self.scheme, self.settings)?;
+        self.storage.iter().try_for_each(|storage| write!(f, ", stored {storage}"))
     }
 }
 
 impl Plan {
-    /// Reads a plan. `check` says what is wrong with the scheme or the settings of a choice that is not dense.
+    /// Reads a plan. `check` says what is wrong with the scheme, the settings or the storage of a choice.
     ///
     /// # Errors
     /// [`PlanError::Syntax`] with line and key, [`PlanError::Version`], and [`PlanError::Choices`] with every
@@ -164,8 +170,7 @@ impl Plan {
             return Err(PlanError::Version { expected: FORMAT_VERSION, found });
         }
         let read: Text = toml::from_str(text).map_err(syntax)?;
-        let problem = |choice: &Choice| match choice.is_dense() {
-            true if choice.settings.is_empty() => None,
+        let problem = |choice: &Choice| match choice.is_dense() && !choice.settings.is_empty() {
             true => Some(format!("scheme `{DENSE}` has no settings, found `{}`", choice.settings)),
             false => check(choice).err(),
         };
@@ -260,12 +265,15 @@ mod tests {
         struct Lowrank {
             rank: usize,
         }
+        if let Some(storage) = choice.storage.as_deref().filter(|s| *s != "int8") {
+            return Err(format!("unknown storage `{storage}`"));
+        }
         match choice.scheme.as_str() {
             "lowrank" => choice.settings.read::<Lowrank>().and_then(|s| match s.rank {
                 0 => Err("rank 0, expected at least 1".to_owned()),
                 _ => Ok(()),
             }),
-            "neuron" | "panther" => Ok(()),
+            DENSE | "neuron" | "panther" => Ok(()),
             scheme => Err(format!("unknown scheme `{scheme}`")),
         }
     }
@@ -300,7 +308,7 @@ mod tests {
             ("layer.0.query", query),
             ("layer.0.ffn", Choice { seed: Some(3), ..ranked("neuron", 512) }),
             ("layer.1.query", Choice::dense()),
-            ("pooler", Choice::new("panther", &signs)),
+            ("pooler", Choice { storage: Some("int8".to_owned()), ..Choice::new("panther", &signs) }),
         ];
         Plan { header, sites: sites.map(|(name, choice)| (name.to_owned(), choice)).into() }
     }
@@ -331,7 +339,7 @@ seed = 7
 "layer.0.ffn" = { scheme = "neuron", rank = 512, seed = 3 }
 "layer.0.query" = { scheme = "lowrank", rank = 96 }
 "layer.1.query" = { scheme = "dense" }
-"pooler" = { scheme = "panther", copy = "unbiased", rank = 16, terms = 2 }
+"pooler" = { scheme = "panther", copy = "unbiased", rank = 16, terms = 2, storage = "int8" }
 "#;
         assert_eq!(text, format!("{HEAD}{expected}"));
         assert_eq!(Plan::from_toml(&text, &check), Ok(plan()));
@@ -358,19 +366,21 @@ seed = 7
     #[test]
     fn refusals_name_line_and_key() {
         for (from, to, expected) in [
-            ("rank = 96", "rnk = 96", "line 16, site `layer.0.query`: unknown field `rnk`, expected `rank`"),
-            ("rank = 96", "rank = \"x\"", "line 16, site `layer.0.query`: invalid type: string"),
-            ("rank = 96", "rank = -1", "line 16, site `layer.0.query`: invalid value: integer `-1`"),
-            ("rank = 96", "rank = 0", "line 16, site `layer.0.query`: rank 0, expected at least 1"),
-            (", rank = 96", "", "line 16, site `layer.0.query`: missing field `rank`"),
-            ("rank = 96", "rank = 96, gauge = 1", "line 16, site `layer.0.query`: unknown field `gauge`"),
-            ("scheme = \"lowrank\"", "scheme = 7", "line 16, key `modules.layer.0.query"),
-            ("seed = 3", "seed = \"x\"", "line 15, key `modules.layer.0.ffn"),
-            ("seed = 7", "sed = 7", "line 12, key `plan`: unknown field `sed`"),
-            ("model = \"5be1c0\"\n", "", "line 6, key `plan`: missing field `model`"),
-            ("[modules]", "[module]", "line 14: unknown field `module`"),
-            ("target-cpu = ", "target-cpu ", "line 10: "),
-            ("layer.1.query", "layer.0.query", "line 17: duplicate key"),
+            ("rank = 96", "rnk = 96", "line 17, site `layer.0.query`: unknown field `rnk`, expected `rank`"),
+            ("rank = 96", "rank = \"x\"", "line 17, site `layer.0.query`: invalid type: string"),
+            ("rank = 96", "rank = -1", "line 17, site `layer.0.query`: invalid value: integer `-1`"),
+            ("rank = 96", "rank = 0", "line 17, site `layer.0.query`: rank 0, expected at least 1"),
+            (", rank = 96", "", "line 17, site `layer.0.query`: missing field `rank`"),
+            ("rank = 96", "rank = 96, gauge = 1", "line 17, site `layer.0.query`: unknown field `gauge`"),
+            ("scheme = \"lowrank\"", "scheme = 7", "line 17, key `modules.layer.0.query"),
+            ("seed = 3", "seed = \"x\"", "line 16, key `modules.layer.0.ffn"),
+            ("\"int8\"", "\"int7\"", "line 19, site `pooler`: unknown storage `int7`"),
+            ("\"int8\"", "8", "line 19, key `modules.pooler"),
+            ("seed = 7", "sed = 7", "line 13, key `plan`: unknown field `sed`"),
+            ("model = \"5be1c0\"\n", "", "line 7, key `plan`: missing field `model`"),
+            ("[modules]", "[module]", "line 15: unknown field `module`"),
+            ("target-cpu = ", "target-cpu ", "line 11: "),
+            ("layer.1.query", "layer.0.query", "line 18: duplicate key"),
             ("version = 1", "version = 2", "the plan has format version 2, expected 1"),
         ] {
             let message = refusal(&text_with(from, to));
@@ -381,8 +391,8 @@ seed = 7
     #[test]
     fn unknown_schemes_are_all_listed() {
         let text = text_with("\"neuron\"", "\"neurons\"").replace("\"dense\" }", "\"dense\", rank = 4 }");
-        let expected = "line 15, site `layer.0.ffn`: unknown scheme `neurons`\n\
-                        line 17, site `layer.1.query`: scheme `dense` has no settings, found `rank 4`";
+        let expected = "line 16, site `layer.0.ffn`: unknown scheme `neurons`\n\
+                        line 18, site `layer.1.query`: scheme `dense` has no settings, found `rank 4`";
         assert_eq!(refusal(&text), expected);
     }
 

@@ -70,6 +70,44 @@ impl IdentityGauge {
         self.pivots.len()
     }
 
+    /// The same product with `k` pivots: as many of the other coordinates as are missing become pivots that nothing else
+    /// is computed from.
+    ///
+    /// # Errors
+    /// [`RandnlaError::Rank`] unless `k` is between the rank and the number of coordinates, and as
+    /// [`product`](IdentityGauge::product).
+    pub fn with_rank(self, k: usize) -> Result<IdentityGauge, RandnlaError> {
+        let max = self.pivots.len() + self.rest.len();
+        let more = k.checked_sub(self.rank()).filter(|more| *more <= self.rest.len());
+        let more = more.ok_or(RandnlaError::Rank { max, found: k })?;
+        if more == 0 {
+            return Ok(self);
+        }
+        let product = self.product()?;
+        let old = self.pivots.iter().enumerate().map(|(i, &at)| (at, Some(i)));
+        let mut pivots: Vec<(usize, Option<usize>)> =
+            old.chain(self.rest[..more].iter().map(|&at| (at, None))).collect();
+        pivots.sort_unstable();
+        let rest = self.rest[more..].to_vec();
+        let coefficient = |pivot: usize, other: usize| match (pivots[pivot].1, self.side) {
+            (None, _) => 0.0,
+            (Some(i), Side::Input) => self.coefficients.at(more + other, i),
+            (Some(i), Side::Output) => self.coefficients.at(i, more + other),
+        };
+        let (core, coefficients) = match self.side {
+            Side::Input => (
+                Matrix::from_fn(k, product.columns(), |i, j| product.at(pivots[i].0, j)),
+                Matrix::from_fn(rest.len(), k, |other, pivot| coefficient(pivot, other)),
+            ),
+            Side::Output => (
+                Matrix::from_fn(product.rows(), k, |i, j| product.at(i, pivots[j].0)),
+                Matrix::from_fn(k, rest.len(), coefficient),
+            ),
+        };
+        let pivots = pivots.into_iter().map(|(at, _)| at).collect();
+        Ok(IdentityGauge { side: self.side, pivots, rest, core, coefficients })
+    }
+
     /// How many numbers the core and the coefficients hold.
     pub fn numbers(&self) -> usize {
         let of = |m: &Matrix| m.rows() * m.columns();
@@ -190,11 +228,20 @@ mod tests {
             let gauge = IdentityGauge::new(&left, &right, side).unwrap();
             assert_eq!(gauge.rank(), 3);
             assert!(relative_error(&gauge.product().unwrap(), &expected) < 1e-12);
+            let coordinates = gauge.pivots.len() + gauge.rest.len();
+            for k in [3, 6, coordinates] {
+                let gauge = gauge.clone().with_rank(k).unwrap();
+                assert_eq!((gauge.rank(), gauge.numbers()), (k, k * (15 + 18 - k)));
+                assert!(gauge.pivots.is_sorted() && gauge.rest.len() == coordinates - k);
+                assert!(relative_error(&gauge.product().unwrap(), &expected) < 1e-12);
+            }
+            assert!(gauge.clone().with_rank(2).is_err() && gauge.with_rank(coordinates + 1).is_err());
         }
         let zero = Matrix::from_fn(15, 6, |_, _| 0.0);
         let gauge = IdentityGauge::new(&zero, &right, Side::Output).unwrap();
         assert_eq!(gauge.rank(), 0);
         assert_eq!(gauge.product().unwrap(), Matrix::from_fn(15, 18, |_, _| 0.0));
+        assert_eq!(gauge.with_rank(6).unwrap().product().unwrap(), Matrix::from_fn(15, 18, |_, _| 0.0));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod matrix;
 pub mod panther;
 mod regression;
 mod rsvd;
+mod subset;
 mod test_matrix;
 mod whitening;
 
@@ -40,5 +41,6 @@ pub use lowrank::{Factors, LowRank, LowRankOptions};
 pub use matrix::Matrix;
 pub use regression::Regression;
 pub use rsvd::{RsvdOptions, Svd, rsvd, svd};
+pub use subset::Subset;
 pub use test_matrix::{Distribution, random_matrix, sketch};
 pub use whitening::{Centring, Conditioning, Whitening};

@@ -112,64 +112,85 @@ impl Stored for TwoProducts {
     }
 }
 
-/// What of a graph are two factors, in topological order. Left out are factors that something else
-/// reads too, and maps some of whose places have a bias and others have none.
-pub(super) fn two_products(g: &Graph) -> Vec<Factored> {
-    let mut found: Vec<(Layer, Layer, Vec<Pair>)> = Vec::new();
-    let mut by_factors: BTreeMap<(Value, Value), usize> = BTreeMap::new();
-    for second in g.order() {
-        let Some((left, right, pair)) = pair_at(g, second) else { continue };
-        match by_factors.get(&(left.weight, right.weight)) {
-            Some(&i) => found[i].2.push(pair),
-            None => {
-                by_factors.insert((left.weight, right.weight), found.len());
-                found.push((left, right, vec![pair]));
-            }
+/// One place where a graph computes a linear map that a scheme may have put there.
+pub(super) struct Found<S> {
+    /// What the map is stored in, the same at all of its places but for the nodes.
+    pub(super) map: S,
+    /// The constants that belong to no other map.
+    pub(super) factors: Vec<NodeId>,
+    /// Of these, the ones that learn.
+    pub(super) learn: Vec<NodeId>,
+    /// Length of the rows that go in, the greatest rank, and length of the rows that come out.
+    pub(super) sizes: [usize; 3],
+    /// The rows that go in.
+    pub(super) input: Rows,
+    /// The node that computes it, without a bias.
+    pub(super) last: NodeId,
+    /// The addition of a constant behind it with one number per output, and that constant.
+    pub(super) bias: Option<(NodeId, NodeId)>,
+}
+
+/// The bias of a layer behind a node, if nothing else reads the constant.
+pub(super) fn own_bias(g: &Graph, layer: &Layer, n: NodeId) -> Option<(NodeId, NodeId)> {
+    let bias = layer.bias(g, n)?;
+    let constant = Value::from(bias.constant);
+    (g.users_of(constant).len() == 1 && !g.is_output(constant)).then_some((bias.add, bias.constant))
+}
+
+/// The maps of a graph, in topological order, from `at`, which knows the one that ends at a node. Left out are maps with
+/// factors that something else reads too, and those some of whose places have a bias and others have none. `stored` is
+/// given the constants that are added behind the places.
+pub(super) fn maps<S, T: Stored + 'static>(
+    g: &Graph,
+    at: impl Fn(&Graph, NodeId) -> Option<Found<S>>,
+    stored: impl Fn(S, Vec<NodeId>) -> T,
+) -> Vec<Factored> {
+    let mut found: Vec<Vec<Found<S>>> = Vec::new();
+    let mut by_factors: BTreeMap<Vec<NodeId>, usize> = BTreeMap::new();
+    for place in g.order().into_iter().filter_map(|n| at(g, n)) {
+        let next = found.len();
+        match *by_factors.entry(place.factors.clone()).or_insert(next) {
+            i if i == next => found.push(vec![place]),
+            i => found[i].push(place),
         }
     }
-    found.retain(|(left, right, pairs)| {
-        let alone = |v: Value| g.users_of(v).len() == pairs.len() && !g.is_output(v);
-        let biased = pairs.iter().filter(|p| p.bias.is_some()).count();
-        alone(left.weight) && alone(right.weight) && (biased == 0 || biased == pairs.len())
+    found.retain(|places| {
+        let alone = |n: &NodeId| g.users_of((*n).into()).len() == places.len() && !g.is_output((*n).into());
+        let biased = places.iter().filter(|p| p.bias.is_some()).count();
+        places[0].factors.iter().all(alone) && (biased == 0 || biased == places.len())
     });
-    found.into_iter().map(|(left, right, pairs)| factored(g, left, right, &pairs)).collect()
+    let factored = |places: Vec<Found<S>>| {
+        let output = |p: &Found<S>| p.bias.map_or(p.last, |(add, _)| add);
+        let place = |p: &Found<S>| Place { input: p.input.clone(), output: output(p).into() };
+        let biases: Vec<NodeId> =
+            places.iter().filter_map(|p| p.bias).map(|(_, constant)| constant).collect();
+        let name = match g.node(places[0].last).origin.name() {
+            "" => g.node(output(&places[0])).origin.name().to_owned(),
+            name => name.to_owned(),
+        };
+        let constants = places[0].learn.iter().chain(&biases).copied().collect();
+        let ([d_in, rank, d_out], positions) = (places[0].sizes, places.iter().map(place).collect());
+        let map = places.into_iter().next().expect("a map has a place").map;
+        Factored {
+            name,
+            d_in,
+            rank,
+            d_out,
+            places: positions,
+            constants,
+            stored: Arc::new(stored(map, biases)),
+        }
+    };
+    found.into_iter().map(factored).collect()
 }
 
-/// One place of two products.
-struct Pair {
-    first: NodeId,
-    second: NodeId,
-    /// The addition of a constant behind it with one number per output, and that constant.
-    bias: Option<(NodeId, NodeId)>,
-}
-
-fn factored(g: &Graph, left: Layer, right: Layer, pairs: &[Pair]) -> Factored {
-    let place = |p: &Pair| Place {
-        input: left.input(g, p.first),
-        output: p.bias.map_or(p.second, |(add, _)| add).into(),
-    };
-    let places: Vec<Place> = pairs.iter().map(place).collect();
-    let biases: Vec<NodeId> = pairs.iter().filter_map(|p| p.bias).map(|(_, constant)| constant).collect();
-    let name = match g.node(pairs[0].second).origin.name() {
-        "" => g.node(places[0].output.node).origin.name().to_owned(),
-        name => name.to_owned(),
-    };
-    let factors = [left.weight.node, right.weight.node];
-    let constants = factors.into_iter().chain(biases.iter().copied()).collect();
-    let (d_in, rank, d_out) = (left.d_in, left.d_out, right.d_out);
-    Factored {
-        name,
-        d_in,
-        rank,
-        d_out,
-        places,
-        constants,
-        stored: Arc::new(TwoProducts { left, right, biases }),
-    }
+/// What of a graph are two factors.
+pub(super) fn two_products(g: &Graph) -> Vec<Factored> {
+    maps(g, pair_at, |(left, right), biases| TwoProducts { left, right, biases })
 }
 
 /// The two products of which a node is the second.
-fn pair_at(g: &Graph, second: NodeId) -> Option<(Layer, Layer, Pair)> {
+fn pair_at(g: &Graph, second: NodeId) -> Option<Found<(Layer, Layer)>> {
     let right = product(g, second)?;
     let thin = g.inputs_of(second)[0];
     let first = thin.node;
@@ -188,16 +209,20 @@ fn pair_at(g: &Graph, second: NodeId) -> Option<(Layer, Layer, Pair)> {
     if !(marked || unmarked && thinner) {
         return None;
     }
-    let bias = right.bias(g, second).filter(|b| {
-        let constant = Value::from(b.constant);
-        g.users_of(constant).len() == 1 && !g.is_output(constant)
-    });
-    let pair = Pair { first, second, bias: bias.map(|b| (b.add, b.constant)) };
-    Some((left, right, pair))
+    let factors = vec![left.weight.node, right.weight.node];
+    Some(Found {
+        factors: factors.clone(),
+        learn: factors,
+        sizes: [d_in, rank, d_out],
+        input: left.input(g, first),
+        last: second,
+        bias: own_bias(g, &right, second),
+        map: (left, right),
+    })
 }
 
 /// A product with a constant of f32, or a convolution with the channels second.
-fn product(g: &Graph, n: NodeId) -> Option<Layer> {
+pub(super) fn product(g: &Graph, n: NodeId) -> Option<Layer> {
     match g.op(n) {
         Op::Conv(c) if c.layout != ImageLayout::Nchw => None,
         _ => Layer::at(g, n),

@@ -159,9 +159,18 @@ impl Layer {
 
     /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output.
     pub fn factor_shapes(&self, rank: usize) -> [Vec<usize>; 2] {
+        let left = match self.kernel {
+            None => vec![self.d_in, rank],
+            Some([c, h, w]) => vec![rank, c, h, w],
+        };
+        [left, self.right_shape(rank, self.d_out)]
+    }
+
+    /// The shape of a factor \[rank, columns\] that is read behind another one.
+    pub fn right_shape(&self, rank: usize, columns: usize) -> Vec<usize> {
         match self.kernel {
-            None => [vec![self.d_in, rank], vec![rank, self.d_out]],
-            Some([c, h, w]) => [vec![rank, c, h, w], vec![self.d_out, rank, 1, 1]],
+            None => vec![rank, columns],
+            Some(_) => vec![columns, rank, 1, 1],
         }
     }
 
@@ -171,6 +180,38 @@ impl Layer {
             None => matrix.to_row_major(),
             Some(_) => matrix.transposed().to_row_major(),
         }
+    }
+
+    /// The product with a factor on the side of the input in place of a node, or the convolution with such a kernel.
+    ///
+    /// # Errors
+    /// For a factor that does not fit, which is our fault.
+    pub fn left_product(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        left: Value,
+    ) -> Result<Value, AddError> {
+        let (g, x) = (work.graph, work.input(n));
+        work.add(g.op(n).clone(), &[x, left], g.node(n).origin.part(Part::Left))
+    }
+
+    /// The product with another factor behind it, or the 1x1 convolution.
+    ///
+    /// # Errors
+    /// For a factor that does not fit, which is our fault.
+    pub fn right_product(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        [thin, right]: [Value; 2],
+    ) -> Result<Value, AddError> {
+        let g = work.graph;
+        let second: Op = match g.op(n) {
+            Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
+            op => op.clone(),
+        };
+        work.add(second, &[thin, right], g.node(n).origin.part(Part::Right))
     }
 
     /// Two products, or two convolutions of which the second is 1x1, in place of a node. Returns the result, which nothing
@@ -184,14 +225,8 @@ impl Layer {
         n: NodeId,
         [left, right]: [Value; 2],
     ) -> Result<Value, AddError> {
-        let (g, x) = (work.graph, work.input(n));
-        let origin = |part| g.node(n).origin.part(part);
-        let thin = work.add(g.op(n).clone(), &[x, left], origin(Part::Left))?;
-        let second: Op = match g.op(n) {
-            Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
-            op => op.clone(),
-        };
-        work.add(second, &[thin, right], origin(Part::Right))
+        let thin = self.left_product(work, n, left)?;
+        self.right_product(work, n, [thin, right])
     }
 
     /// Puts a result in place of that of a node, with a correction added to the bias behind the node, or as a bias of its
@@ -231,6 +266,14 @@ impl Layer {
         Ok(())
     }
 
+    /// The axis of a node's result that its outputs lie along.
+    pub fn output_axis(&self, g: &Graph, n: NodeId) -> usize {
+        match self.kernel {
+            Some(_) if !channels_last(g, n) => 1,
+            _ => g.ty(n.into()).ndim() - 1,
+        }
+    }
+
     /// Nodes without a bias: what a correction is added to in vain.
     pub fn without_bias(&self, g: &Graph) -> usize {
         self.nodes.iter().filter(|&&n| self.bias(g, n).is_none()).count()
@@ -243,10 +286,7 @@ impl Layer {
         let bias = g.inputs_of(add).into_iter().find(|v| v.node != n)?;
         let payload = g.constant(bias)?;
         let result = g.ty(n.into());
-        let output_axis = match self.kernel {
-            Some(_) if !channels_last(g, n) => 1,
-            _ => result.ndim() - 1,
-        };
+        let output_axis = self.output_axis(g, n);
         let shape = payload.tensor().shape();
         let added = result.ndim().checked_sub(shape.len())?;
         let one_per_output = payload.tensor().len() == self.d_out

@@ -4,7 +4,10 @@
 //! measured them (see [`margay_randnla::LowRank`]). A convolution becomes one with `k` filters followed by a
 //! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
 
-use margay_ir::{Graph, Part};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use margay_ir::{Graph, NodeId, Part};
 use margay_plan::Settings;
 use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use serde::{Deserialize, Serialize};
@@ -52,9 +55,33 @@ impl Scheme for LowRankScheme {
     }
 }
 
+/// Decompositions of the weights of one graph, for one set of samples, that several schemes look at: by the nodes that read
+/// the weight and the seed. The first scheme to ask computes, and all others share.
+#[derive(Default)]
+pub struct Decompositions {
+    known: Mutex<HashMap<(Vec<NodeId>, u64), Shared>>,
+}
+
+type Decomposed = Result<Arc<LowRank>, RandnlaError>;
+type Shared = Arc<OnceLock<Decomposed>>;
+
+impl Decompositions {
+    fn of(
+        &self,
+        nodes: &[NodeId],
+        seed: u64,
+        compute: impl FnOnce() -> Result<LowRank, RandnlaError>,
+    ) -> Decomposed {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = known.entry((nodes.to_vec(), seed)).or_default().clone();
+        drop(known);
+        place.get_or_init(|| compute().map(Arc::new)).clone()
+    }
+}
+
 /// The decomposition of a layer's weight.
 pub(super) struct FittedLowRank {
-    pub(super) decomposition: LowRank,
+    pub(super) decomposition: Arc<LowRank>,
     /// What identifies the weight.
     source: String,
     /// What identifies the calibration.
@@ -81,9 +108,12 @@ impl FittedLowRank {
         let saving = (d_in * d_out).saturating_sub(1) / (d_in + d_out);
         let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
         let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
-        let whitening = moments.map(|m| m.whitening()).transpose()?;
+        let decompose = || {
+            let whitening = moments.map(|m| m.whitening()).transpose()?;
+            LowRank::new(&layer.matrix(g)?, whitening, None, &options)
+        };
         Ok(FittedLowRank {
-            decomposition: LowRank::new(&layer.matrix(g)?, whitening, None, &options)?,
+            decomposition: context.decompositions.of(&layer.nodes, seed, decompose)?,
             source: layer.payload(g).key().to_string(),
             inputs: moments.map(|m| m.samples().to_owned()),
             seed: randomized.then_some(seed),

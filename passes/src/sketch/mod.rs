@@ -15,18 +15,22 @@
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
 mod factors;
+mod interpolative;
 mod layer;
 mod lowrank;
 mod moments;
+mod neurons;
 mod panther;
 mod replacement;
 mod rows;
 mod training;
 
 pub use factors::{Factored, Place, Stored, learned};
+pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
-pub use lowrank::LowRankScheme;
+pub use lowrank::{Decompositions, LowRankScheme};
 pub use moments::Moments;
+pub use neurons::NeuronsScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
@@ -35,8 +39,11 @@ pub use training::{PantherTraining, panther_for_training};
 use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Value};
+use margay_loops::Precision;
 use margay_plan::{Choice, Plan, PlanError, Settings};
 use margay_randnla::RandnlaError;
+
+use crate::StoreAs;
 
 /// Weights that change together.
 #[derive(Clone, PartialEq, Debug)]
@@ -115,6 +122,8 @@ pub struct Context<'a> {
     pub site: &'a Site,
     /// What was asked for in [`Site::measures`], in that order; absent without samples.
     pub moments: Option<&'a [Arc<Moments>]>,
+    /// What schemes share, of one graph with one set of samples.
+    pub decompositions: &'a Decompositions,
     /// Names the random numbers.
     pub seed: u64,
 }
@@ -146,7 +155,7 @@ pub trait Fitted: Send + Sync {
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&LowRankScheme, &PantherScheme];
+pub const SCHEMES: &[&dyn Scheme] = &[&InterpolativeScheme, &LowRankScheme, &NeuronsScheme, &PantherScheme];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
@@ -174,10 +183,15 @@ pub fn sites(g: &Graph) -> Vec<Site> {
 /// Whether a plan may say this.
 ///
 /// # Errors
-/// A scheme that does not exist, and what the scheme says of its settings.
+/// A scheme or a storage that does not exist, and what the scheme says of its settings.
 pub fn check(choice: &Choice) -> Result<(), String> {
+    if let Some(storage) = choice.storage.as_deref().filter(|s| StoreAs::parse(s).is_none()) {
+        let words = Precision::ALL.map(Precision::name).join("`, `");
+        return Err(format!("unknown storage `{storage}`; known are `{words}`, and such as `i8(axis = 1)`"));
+    }
     match scheme(&choice.scheme) {
         Some(scheme) => scheme.check(&choice.settings),
+        None if choice.is_dense() => Ok(()),
         None => {
             let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
             let known = known.join("`, `");

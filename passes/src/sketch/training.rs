@@ -3,7 +3,7 @@
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::Choice;
 
-use super::{Context, PantherScheme, PantherSettings, Scheme, Start, layers};
+use super::{Context, Decompositions, PantherScheme, PantherSettings, Scheme, Start, layers};
 use crate::ApplyPlan;
 
 /// Which layers get sketches of [`PantherScheme`], and which.
@@ -57,7 +57,9 @@ pub fn panther_for_training(
             continue;
         }
         let site = layer.site(g, PantherScheme.name());
-        let fitted = PantherScheme.fit(&Context { graph: g, site: &site, moments: None, seed });
+        let decompositions = &Decompositions::default();
+        let context = Context { graph: g, site: &site, moments: None, decompositions, seed };
+        let fitted = PantherScheme.fit(&context);
         let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
         if fitted.squared_error(&choice.settings).is_err() {
             let (a, b, width) = (layer.d_in, layer.d_out, terms.saturating_mul(2).saturating_mul(rank));

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
     AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_cost, least_error,
     uniform,
 };
 
+use super::Job;
+use super::apply::{apply, pass_of};
+use super::check::Checker;
 use super::fit::Fit;
 use super::price::Prices;
-use crate::DriverError;
+use crate::{DriverError, Dump};
 
 /// A candidate that is predicted to take more than this share of the dense time is not worth its error.
 const MAX_SHARE: f64 = 0.95;
@@ -24,15 +28,57 @@ pub(crate) struct Candidates {
     pub(crate) curves: Vec<Curve>,
     /// By site: why it has no candidate.
     pub(crate) excluded: BTreeMap<String, String>,
-    /// What the model uses as it is; bytes are those of the weights that can be sketched.
+    /// What the model uses without a sketch, its constants stored as those of the result.
     pub(crate) dense: Price,
+    /// Bytes that the weights of the model take as they are: what shares are of.
+    pub(crate) whole_bytes: u64,
     /// Whether errors of different sites can be compared.
     pub(crate) weighed: bool,
 }
 
-/// The candidates of all sites, with what the goal rules out left out, and why. Without `weights` every site weighs the
-/// same.
-pub(crate) fn candidates(
+/// What is chosen, and what it was chosen from.
+pub(crate) struct Chosen {
+    pub(crate) candidates: Candidates,
+    pub(crate) allocation: Allocation,
+}
+
+/// The choice that meets the goal, or the one of the plan. Without `weights` every site weighs the same; an error limit
+/// is checked by `checker`.
+pub(crate) fn allocate(
+    job: &Job<'_>,
+    fits: &[Fit],
+    prices: &Prices,
+    weights: Option<Vec<f64>>,
+    checker: Option<&Checker>,
+) -> Result<Chosen, DriverError> {
+    let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
+    let allocation = match job.options.searched() {
+        None => candidates.planned(),
+        Some(goal) => {
+            candidates.narrow(&job.sites, goal);
+            meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
+        }
+    };
+    Ok(Chosen { candidates, allocation })
+}
+
+/// The relative error of a choice on held-out samples.
+fn error_of(
+    job: &Job<'_>,
+    fits: &[Fit],
+    checker: Option<&Checker>,
+    choice: &Allocation,
+) -> Result<f64, DriverError> {
+    if choice.choices.is_empty() && job.storage == StoreConstants::default() {
+        return Ok(0.0);
+    }
+    let checker = checker.expect("an error limit without samples was refused");
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), &mut Dump::none())?;
+    Ok(checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?.relative_l2)
+}
+
+/// The candidates of all sites.
+fn candidates(
     sites: &[Site],
     fits: &[Fit],
     prices: &Prices,
@@ -56,18 +102,25 @@ pub(crate) fn candidates(
         let weight = weights.map_or(1.0, |w| w[fit.site]);
         for (settings, price) in fit.settings.iter().zip(prices) {
             let error = fit.fitted.squared_error(settings).map_err(DriverError::Options)?;
-            let choice = Choice { scheme: fit.scheme.to_owned(), settings: settings.clone(), seed: None };
+            let choice = Choice {
+                scheme: fit.scheme.to_owned(),
+                settings: settings.clone(),
+                storage: None,
+                seed: None,
+            };
             let candidate = Candidate { choice, squared_error: error * weight, price: *price };
             curves[fit.site].candidates.push(candidate);
         }
     }
-    Ok(Candidates { curves, excluded: BTreeMap::new(), dense: prices.model, weighed: weights.is_some() })
+    let whole_bytes = u64::try_from(prices.before.bytes).unwrap_or(0);
+    let (excluded, dense) = (BTreeMap::new(), prices.stored);
+    Ok(Candidates { curves, excluded, dense, whole_bytes, weighed: weights.is_some() })
 }
 
 impl Candidates {
     /// Leaves out what the goal rules out: candidates whose predicted time is hardly better than dense, unless bytes are
     /// what the user asked to save, and those that another one beats.
-    pub(crate) fn narrow(&mut self, sites: &[Site], goal: &Goal) {
+    fn narrow(&mut self, sites: &[Site], goal: &Goal) {
         for (site, curve) in sites.iter().zip(&mut self.curves) {
             if curve.candidates.is_empty() {
                 let (a, b) = (site.d_in, site.d_out);
@@ -90,8 +143,21 @@ impl Candidates {
         }
     }
 
+    /// The share of the bytes of the sites that is left where all weights may take so many bytes.
+    fn share(&self, bytes: u64) -> f64 {
+        let mut counted = Vec::new();
+        let mut own = 0.0;
+        for curve in &self.curves {
+            if curve.covers.iter().all(|weight| !counted.contains(weight)) {
+                counted.extend(&curve.covers);
+                own += curve.dense.bytes as f64;
+            }
+        }
+        (bytes as f64 - (self.dense.bytes as f64 - own)) / f64::max(own, 1.0)
+    }
+
     /// What a plan says: the only candidate of each site.
-    pub(crate) fn planned(&self) -> Allocation {
+    fn planned(&self) -> Allocation {
         let mut planned = Allocation::dense(self.dense);
         for curve in &self.curves {
             if let Some(candidate) = curve.candidates.first() {
@@ -104,7 +170,7 @@ impl Candidates {
 
 /// The choice that meets a goal. `measure` says the relative error of a choice on held-out samples; only an error limit
 /// needs it.
-pub(crate) fn allocate(
+fn meet(
     candidates: &Candidates,
     goal: &Goal,
     measure: &dyn Fn(&Allocation) -> Result<f64, DriverError>,
@@ -114,11 +180,10 @@ pub(crate) fn allocate(
         Goal::Dense => Ok(Allocation::dense(*dense)),
         Goal::Error(limit) => meet_error(candidates, *limit, measure),
         Goal::Bytes(budget) => {
-            let whole = u64::try_from(dense.bytes).unwrap_or(0);
-            let bytes = budget.resolve(whole);
+            let bytes = budget.resolve(candidates.whole_bytes);
             if !weighed {
                 // Errors of different sites have no common unit without samples.
-                let even = uniform(curves, *dense, bytes as f64 / whole.max(1) as f64)?;
+                let even = uniform(curves, *dense, candidates.share(bytes))?;
                 if u64::try_from(even.price.bytes).is_ok_and(|used| used <= bytes) {
                     return Ok(even);
                 }
@@ -197,7 +262,12 @@ mod tests {
     /// by their numbers.
     fn curve(site: &str, number: usize, rows: &[(f64, i64, f64)]) -> Curve {
         let candidate = |(i, &(squared_error, bytes, seconds)): (usize, &(f64, i64, f64))| Candidate {
-            choice: Choice { scheme: i.to_string(), settings: Settings::default(), seed: None },
+            choice: Choice {
+                scheme: i.to_string(),
+                settings: Settings::default(),
+                storage: None,
+                seed: None,
+            },
             squared_error,
             price: price(bytes, seconds),
         };
@@ -216,7 +286,7 @@ mod tests {
             curve("a", 0, &[(0.01, 50, 0.5), (0.04, 25, 0.25)]),
             curve("b", 1, &[(0.02, 50, 0.5), (0.09, 25, 0.25)]),
         ];
-        Candidates { curves, excluded: BTreeMap::new(), dense: price(200, 5.0), weighed }
+        Candidates { curves, excluded: BTreeMap::new(), dense: price(200, 5.0), whole_bytes: 200, weighed }
     }
 
     fn unmeasured(_: &Allocation) -> Result<f64, DriverError> {
@@ -225,7 +295,7 @@ mod tests {
 
     /// The bytes of the sites that are sketched.
     fn chosen(candidates: &Candidates, goal: &Goal) -> Vec<(String, i64)> {
-        let found = allocate(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}"));
+        let found = meet(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}"));
         found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect()
     }
 
@@ -246,11 +316,11 @@ mod tests {
             (3.5, &[("a", 25), ("b", 25)][..]),
         ] {
             let goal = Goal::Seconds(seconds);
-            let found = allocate(&m, &goal, &unmeasured).unwrap();
+            let found = meet(&m, &goal, &unmeasured).unwrap();
             assert!(found.price.seconds <= seconds * (1.0 + 1e-9), "{seconds}");
             assert_eq!(chosen(&m, &goal), sites(expected), "{seconds} s");
         }
-        let error = allocate(&m, &Goal::Seconds(3.25), &unmeasured).unwrap_err();
+        let error = meet(&m, &Goal::Seconds(3.25), &unmeasured).unwrap_err();
         let DriverError::Budget { asked_ms, best_ms } = error else { panic!("{error}") };
         assert_eq!((asked_ms, best_ms), (3250.0, 3500.0));
     }
@@ -266,7 +336,7 @@ mod tests {
         assert_eq!(at(100), sites(&[("a", 50), ("b", 50)]));
         assert_eq!(at(99), sites(&[("a", 25), ("b", 50)]));
         assert_eq!(at(50), sites(&[("a", 25), ("b", 25)]));
-        let none = allocate(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).unwrap_err();
+        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).unwrap_err();
         assert_eq!(none.kind(), crate::Kind::Check);
         let half = chosen(&m, &Goal::Bytes(Budget::Fraction(0.5)));
         assert_eq!(half, at(100));
@@ -287,13 +357,18 @@ mod tests {
     fn of_equal_candidates_the_first_is_taken() {
         let twins =
             vec![curve("a", 0, &[(0.01, 50, 0.5), (0.01, 50, 0.5)]), curve("b", 1, &[(0.01, 50, 0.5)])];
-        let m =
-            Candidates { curves: twins, excluded: BTreeMap::new(), dense: price(200, 2.0), weighed: true };
+        let m = Candidates {
+            curves: twins,
+            excluded: BTreeMap::new(),
+            dense: price(200, 2.0),
+            whole_bytes: 200,
+            weighed: true,
+        };
         // Where one of two equal sites may stay dense, it is the first.
         assert_eq!(chosen(&m, &Goal::Bytes(Budget::Absolute(150))), sites(&[("b", 50)]));
         assert_eq!(chosen(&m, &Goal::Seconds(1.5)), sites(&[("b", 50)]));
         for goal in [Goal::Bytes(Budget::Absolute(100)), Goal::Seconds(1.0)] {
-            let found = allocate(&m, &goal, &unmeasured).unwrap();
+            let found = meet(&m, &goal, &unmeasured).unwrap();
             assert_eq!((found.choices.len(), found.choices["a"].choice.scheme.as_str()), (2, "0"));
         }
     }
@@ -308,14 +383,14 @@ mod tests {
             Ok(a.squared_error.sqrt())
         };
         let limit = 0.06f64.sqrt();
-        let found = allocate(&m, &Goal::Error(limit), &measure).unwrap();
+        let found = meet(&m, &Goal::Error(limit), &measure).unwrap();
         // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
         assert_eq!(found.price.seconds, 3.75);
         assert!(tried.borrow().len() <= ERROR_TRIES && tried.borrow().iter().any(|e| *e <= limit));
-        let nothing = allocate(&m, &Goal::Error(0.05), &measure).unwrap();
+        let nothing = meet(&m, &Goal::Error(0.05), &measure).unwrap();
         assert!(nothing.choices.is_empty());
         // A model that errs twice as much as is predicted is allowed half as much of it.
-        let twice = allocate(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap();
+        let twice = meet(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap();
         assert_eq!(twice.price.seconds, 4.5);
     }
 
@@ -333,8 +408,13 @@ mod tests {
         };
         let narrowed = |goal: &Goal, rows: &[(f64, i64, f64)]| {
             let curves = vec![curve("a", 0, rows)];
-            let mut m =
-                Candidates { curves, excluded: BTreeMap::new(), dense: price(100, 1.0), weighed: true };
+            let mut m = Candidates {
+                curves,
+                excluded: BTreeMap::new(),
+                dense: price(100, 1.0),
+                whole_bytes: 200,
+                weighed: true,
+            };
             m.narrow(&[site("a")], goal);
             (m.curves[0].candidates.len(), m.excluded.get("a").cloned())
         };

@@ -1,11 +1,11 @@
 //! The graph with sites replaced.
 
 use margay_ir::{Graph, Remark, Stage};
-use margay_loops::Precision;
 use margay_passes::sketch::Site;
 use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
 use margay_plan::{Allocation, Choice, Settings};
 
+use super::Job;
 use super::fit::Fit;
 use crate::{DriverError, Dump, build};
 
@@ -30,21 +30,31 @@ pub(crate) fn alone(site: &Site, fit: &Fit, settings: &Settings) -> ApplyPlan {
 }
 
 fn add(pass: &mut ApplyPlan, site: &str, fit: &Fit, settings: &Settings) {
-    let choice = Choice { scheme: fit.scheme.to_owned(), settings: settings.clone(), seed: Some(fit.seed) };
+    let (scheme, settings) = (fit.scheme.to_owned(), settings.clone());
+    let choice = Choice { scheme, settings, storage: None, seed: Some(fit.seed) };
     pass.choices.insert(site.to_owned(), choice);
     pass.fitted.insert(site.to_owned(), fit.fitted.clone());
 }
 
-/// Replaces sites, and then rounds products as a precision says.
-pub(crate) fn apply(
-    g: &Graph,
-    pass: ApplyPlan,
-    precision: Precision,
-    dump: &mut Dump,
-) -> Result<(Graph, Vec<Remark>), DriverError> {
-    let mut out = g.clone();
+/// A graph with sites replaced, and what passes declined.
+pub(crate) struct Sketched {
+    pub(crate) graph: Graph,
+    pub(crate) remarks: Vec<Remark>,
+}
+
+/// Replaces sites, and then stores constants as the options and the plan say.
+pub(crate) fn apply(job: &Job<'_>, pass: ApplyPlan, dump: &mut Dump) -> Result<Sketched, DriverError> {
+    let Sketched { graph, mut remarks } = replaced(job.graph(), pass, dump)?;
+    let (graph, more) = build::stored(graph, &job.storage, dump)?;
+    remarks.extend(more);
+    Ok(Sketched { graph, remarks })
+}
+
+/// Replaces sites.
+pub(crate) fn replaced(g: &Graph, pass: ApplyPlan, dump: &mut Dump) -> Result<Sketched, DriverError> {
+    let mut graph = g.clone();
     let pipeline =
         Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
-    let remarks = dump.run(&pipeline, &mut out)?;
-    Ok((build::in_precision(out, precision, dump)?, remarks))
+    let remarks = dump.run(&pipeline, &mut graph)?;
+    Ok(Sketched { graph, remarks })
 }

@@ -6,8 +6,9 @@ use margay_ir::Graph;
 use margay_loops::{Backend, Precision};
 use margay_plan::Goal;
 
-use super::CompileOptions;
+use super::Job;
 use super::calibrate::BATCH;
+use super::split::Split;
 use crate::compare::ErrorSum;
 use crate::samples::Arrays;
 use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples};
@@ -19,6 +20,10 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
+    /// Runs the dense model on held-out samples.
+    ///
+    /// # Errors
+    /// [`DriverError::Measure`] for outputs that are not finite.
     pub(crate) fn new(
         g: &Graph,
         held_out: &Samples,
@@ -66,18 +71,28 @@ impl Checker {
     }
 }
 
-/// The error of the sketched graph.
+/// Runs the dense model on the samples that are held out; `None` without any.
+///
+/// # Errors
+/// As [`Checker::new`].
+pub(crate) fn checker(job: &Job<'_>, split: Option<Split>) -> Result<Option<Checker>, DriverError> {
+    let checker =
+        |s: Split| Checker::new(job.graph(), &s.held_out, &job.backend, job.threads(), job.progress);
+    split.map(checker).transpose()
+}
+
+/// The error of the sketched graph; `None` without samples.
 ///
 /// # Errors
 /// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
 pub(crate) fn check(
-    checker: &Checker,
+    job: &Job<'_>,
+    checker: Option<&Checker>,
     sketched: &Graph,
-    options: &CompileOptions,
-    (backend, threads): (&Arc<dyn Backend>, usize),
-    progress: &dyn Progress,
-) -> Result<ErrorMeasure, DriverError> {
-    let error = checker.measure(sketched, backend, threads, progress)?;
+) -> Result<Option<ErrorMeasure>, DriverError> {
+    let Some(checker) = checker else { return Ok(None) };
+    let (error, options) =
+        (checker.measure(sketched, &job.backend, job.threads(), job.progress)?, job.options);
     if !error.relative_l2.is_finite() {
         let message = "the outputs of the sketched model are not finite on the held-out samples";
         return Err(DriverError::Measure(message.into()));
@@ -91,5 +106,5 @@ pub(crate) fn check(
             format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
         return Err(DriverError::Measure(message));
     }
-    Ok(error)
+    Ok(Some(error))
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use margay_ir::Graph;
-use margay_loops::Backend;
-use margay_passes::sketch::{Context, Fitted, Moments, SCHEMES, Scheme, Site, scheme};
-use margay_plan::{Plan, Settings};
+use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, Rows, SCHEMES, Scheme, scheme};
+use margay_plan::Settings;
 
+use super::Job;
 use super::calibrate::calibrate;
-use crate::{DriverError, Progress, Samples, parallel};
+use super::split::Split;
+use crate::{DriverError, parallel};
 
 /// A scheme that is to look at a site.
 pub(crate) struct Task {
@@ -37,8 +37,12 @@ pub(crate) struct Fit {
 ///
 /// # Errors
 /// [`DriverError::Options`] for a plan with a scheme that does not take the site, or with sites that share a weight.
-pub(crate) fn tasks(sites: &[Site], plan: Option<&Plan>, seed: u64) -> Result<Vec<Task>, DriverError> {
-    let Some(plan) = plan else {
+pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
+    let (sites, seed) = (&job.sites, job.options.seed());
+    if !job.options.sketches() {
+        return Ok(Vec::new());
+    }
+    let Some(plan) = &job.options.plan else {
         let choosable = |site: usize| {
             let takes = move |s: &&&'static dyn Scheme| sites[site].schemes.contains(&s.name());
             let offered = SCHEMES.iter().filter(takes).filter(|s| s.only_by_name().is_none());
@@ -64,20 +68,19 @@ pub(crate) fn tasks(sites: &[Site], plan: Option<&Plan>, seed: u64) -> Result<Ve
     Ok(tasks)
 }
 
-/// Measures what the sites of the tasks ask for; one list per task.
+/// Measures what the sites of the tasks ask for, on the samples that calibrate; one list per task.
 pub(crate) fn measured(
-    g: &Graph,
-    sites: &[Site],
+    job: &Job<'_>,
     tasks: &[Task],
-    samples: &Samples,
-    (backend, threads): (&Arc<dyn Backend>, usize),
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<Arc<Moments>>>, DriverError> {
-    let measures = |t: &Task| sites[t.site].measures.iter();
-    let requests: Vec<&[margay_passes::sketch::Rows]> =
-        tasks.iter().flat_map(measures).map(Vec::as_slice).collect();
-    let mut all = calibrate(g, &requests, samples, backend, threads, progress)?.into_iter();
-    Ok(tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect())
+    split: Option<&Split>,
+) -> Result<Option<Vec<Vec<Arc<Moments>>>>, DriverError> {
+    let Some(split) = split.filter(|_| !tasks.is_empty()) else { return Ok(None) };
+    let measures = |t: &Task| job.sites[t.site].measures.iter();
+    let requests: Vec<&[Rows]> = tasks.iter().flat_map(measures).map(Vec::as_slice).collect();
+    let (samples, backend) = (&split.calibration, &job.backend);
+    let mut all =
+        calibrate(job.graph(), &requests, samples, backend, job.threads(), job.progress)?.into_iter();
+    Ok(Some(tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect()))
 }
 
 /// Lets the schemes look at their sites.
@@ -85,17 +88,16 @@ pub(crate) fn measured(
 /// # Errors
 /// [`DriverError::Factorize`], and [`DriverError::Options`] for settings of a plan that are not offered.
 pub(crate) fn fit(
-    g: &Graph,
-    sites: &[Site],
+    job: &Job<'_>,
     tasks: Vec<Task>,
-    moments: Option<&[Vec<Arc<Moments>>]>,
-    threads: usize,
-    progress: &dyn Progress,
+    moments: Option<Vec<Vec<Arc<Moments>>>>,
 ) -> Result<Vec<Fit>, DriverError> {
-    let fitted = parallel(threads, tasks.len(), progress, "factorizing weights", |i| {
+    let (g, sites, decompositions) = (job.graph(), &job.sites, &Decompositions::default());
+    let fitted = parallel(job.threads(), tasks.len(), job.progress, "factorizing weights", |i| {
         let task = &tasks[i];
-        let moments = moments.map(|m| m[i].as_slice());
-        task.scheme.fit(&Context { graph: g, site: &sites[task.site], moments, seed: task.seed })
+        let moments = moments.as_ref().map(|m| m[i].as_slice());
+        let (site, seed) = (&sites[task.site], task.seed);
+        task.scheme.fit(&Context { graph: g, site, moments, decompositions, seed })
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;

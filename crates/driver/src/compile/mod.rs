@@ -15,22 +15,24 @@ mod weigh;
 use std::fmt;
 use std::sync::Arc;
 
+use margay_ir::{Graph, NodeId, Op};
 use margay_loops::{Backend, Precision};
 use margay_onnx::KnownExtents;
 use margay_passes::sketch::{Site, sites};
-use margay_plan::{Goal, Plan, Price};
+use margay_passes::{StoreAs, StoreConstants};
+use margay_plan::{Choice, Goal, Plan};
 use margay_tensor::Binding;
 
-use self::allocate::{allocate, candidates};
+use self::allocate::allocate;
 use self::apply::{apply, pass_of};
-use self::check::{Checker, check};
+use self::check::{check, checker};
 use self::fit::{fit, measured, tasks};
-use self::price::{Pricing, price};
-use self::report::{Outcome, header, report};
+use self::price::{after, price};
+use self::report::{Outcome, report};
 use self::split::split;
 use self::weigh::weigh;
 use crate::bindings::bindings;
-use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, backend, build};
+use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -129,12 +131,15 @@ impl fmt::Display for CompileOptions {
 pub(crate) struct Job<'a> {
     source: &'a Source,
     options: &'a CompileOptions,
+    progress: &'a dyn Progress,
     /// The samples in the order of the model's inputs.
     samples: Option<Samples>,
     backend: Arc<dyn Backend>,
     /// Values of the symbols, one binding for each entry of the artifact.
     bindings: Vec<Binding>,
     sites: Vec<Site>,
+    /// How the constants of the result are stored.
+    storage: StoreConstants,
 }
 
 impl<'a> Job<'a> {
@@ -143,6 +148,7 @@ impl<'a> Job<'a> {
         source: &'a Source,
         samples: Option<&Samples>,
         options: &'a CompileOptions,
+        progress: &'a dyn Progress,
     ) -> Result<Job<'a>, DriverError> {
         let g = &source.graph;
         let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
@@ -159,8 +165,65 @@ impl<'a> Job<'a> {
             let calibration = samples.as_ref().map(Samples::hash);
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
-        Ok(Job { source, options, samples, backend, bindings, sites })
+        let storage = storage(g, &sites, options)?;
+        Ok(Job { source, options, progress, samples, backend, bindings, sites, storage })
     }
+
+    /// What the plan says of a site.
+    fn planned(&self, site: &Site) -> Option<&'a Choice> {
+        self.options.plan.as_ref().and_then(|plan| plan.sites.get(&site.name))
+    }
+
+    /// How the constants are stored that products of a site read.
+    fn storage_of(&self, site: &Site) -> StoreConstants {
+        let weights = site.weights.iter().map(|w| self.graph().node(w.node).origin.name());
+        let named = weights.into_iter().find_map(|name| self.storage.named.get(name));
+        let products = match named.copied().unwrap_or(self.storage.products) {
+            // The word of the whole model rounds left operands, too; that of a site does not.
+            StoreAs::Precision(word) if named.is_some_and(|named| *named != self.storage.products) => {
+                StoreAs::Storage(word.storage(1))
+            }
+            products => products,
+        };
+        StoreConstants { products, ..StoreConstants::default() }
+    }
+
+    /// The model as it is.
+    fn graph(&self) -> &'a Graph {
+        &self.source.graph
+    }
+
+    fn threads(&self) -> usize {
+        self.options.threads
+    }
+}
+
+/// How constants are stored: products as the options say, and those of sites that the plan says more of by the names of
+/// their weights.
+fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreConstants, DriverError> {
+    let products = StoreAs::Precision(options.precision);
+    let mut storage = StoreConstants { products, ..StoreConstants::default() };
+    for site in sites {
+        let choice = options.plan.as_ref().and_then(|plan| plan.sites.get(&site.name));
+        let Some(word) = choice.and_then(|choice| choice.storage.as_deref()) else { continue };
+        let refused = |why: String| DriverError::Options(format!("plan: `{}`: {why}", site.name));
+        let store = StoreAs::parse(word).ok_or_else(|| refused(format!("unknown storage `{word}`")))?;
+        for weight in &site.weights {
+            let is_right = |(user, _): &(NodeId, u16)| matches!(g.op(*user), Op::MatMul(_));
+            if !g.users_of(*weight).iter().all(is_right) {
+                let kind = site.kind;
+                return Err(refused(format!("storage `{word}` is for products, found {kind} layers")));
+            }
+            let name = g.node(weight.node).origin.name();
+            if name.is_empty() {
+                return Err(refused(format!("storage `{word}` is for weights that have a name")));
+            }
+            if storage.named.insert(name.to_owned(), store).is_some_and(|other| other != store) {
+                return Err(refused(format!("`{name}` is to be stored as `{word}` and otherwise")));
+            }
+        }
+    }
+    Ok(storage)
 }
 
 /// Compiles a model. With samples, half of them calibrate and the other half measures the error that is reported.
@@ -181,69 +244,19 @@ pub fn compile_with(
     progress: &dyn Progress,
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
-    let job = Job::new(source, samples, options)?;
-    let (g, run) = (&source.graph, (&job.backend, options.threads));
-    let measures = options.sketches() || options.precision != Precision::F32;
-    let tasks = match options.sketches() {
-        true => tasks(&job.sites, options.plan.as_ref(), options.seed())?,
-        false => Vec::new(),
-    };
-
-    let split = job.samples.as_ref().filter(|_| measures).map(|s| split(g, s)).transpose()?;
-    let calibration = split.as_ref().map(|s| &s.calibration).filter(|_| !tasks.is_empty());
-    let moments = calibration.map(|c| measured(g, &job.sites, &tasks, c, run, progress)).transpose()?;
-    let fits = fit(g, &job.sites, tasks, moments.as_deref(), options.threads, progress)?;
-    drop(moments);
-    let dense = margay_lower::lower(
-        &build::bind(g, &job.bindings[0], &*job.backend, &mut Dump::none())?,
-        &*job.backend,
-    )?;
-    let pricing =
-        Pricing { binding: &job.bindings[0], backend: &*job.backend, threads: options.predict_threads };
-    let prices = price(g, &job.sites, &fits, &pricing, &dense)?;
-    let weights = match (options.searched(), calibration) {
-        (Some(_), Some(c)) => Some(weigh(g, &job.sites, &fits, c, run, progress)?),
-        _ => None,
-    };
-    let held_out = split.as_ref().map(|s| &s.held_out);
-    let checker =
-        held_out.map(|h| Checker::new(g, h, &job.backend, options.threads, progress)).transpose()?;
-
-    let mut candidates = candidates(&job.sites, &fits, &prices, weights.as_deref())?;
-    let allocation = match options.searched() {
-        None => candidates.planned(),
-        Some(goal) => {
-            candidates.narrow(&job.sites, goal);
-            let error_of = |choice: &margay_plan::Allocation| match &checker {
-                Some(_) if choice.choices.is_empty() && options.precision == Precision::F32 => Ok(0.0),
-                Some(checker) => {
-                    let pass = pass_of(&job.sites, &fits, choice);
-                    let (graph, _) = apply(g, pass, options.precision, &mut Dump::none())?;
-                    Ok(checker.measure(&graph, &job.backend, options.threads, progress)?.relative_l2)
-                }
-                None => unreachable!("an error limit without samples was refused"),
-            };
-            allocate(&candidates, goal, &error_of)?
-        }
-    };
-    let (graph, remarks) = apply(g, pass_of(&job.sites, &fits, &allocation), options.precision, dump)?;
-    let error = checker.as_ref().map(|c| check(c, &graph, options, run, progress)).transpose()?;
-    let sketched = margay_lower::lower(
-        &build::bind(&graph, &job.bindings[0], &*job.backend, &mut Dump::none())?,
-        &*job.backend,
-    )?;
-    let mut after = pricing.of_program(&sketched);
-    after.bytes = sketched.packed_bytes() as i64;
-    let outcome = Outcome {
-        candidates: &candidates,
-        allocation: &allocation,
-        fits: &fits,
-        before: Price { bytes: dense.packed_bytes() as i64, ..prices.model },
-        after,
-        held_out: error,
-        remarks: &remarks,
-    };
-    let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, header(&job), &allocation));
-    let report = report(&job, &outcome);
-    Ok(Compiled { report, plan, graph, backend: job.backend, bindings: job.bindings })
+    let job = Job::new(source, samples, options, progress)?;
+    let split = split(&job)?;
+    let tasks = tasks(&job)?;
+    let moments = measured(&job, &tasks, split.as_ref())?;
+    let fits = fit(&job, tasks, moments)?;
+    let prices = price(&job, &fits)?;
+    let weights = weigh(&job, &fits, split.as_ref())?;
+    let checker = checker(&job, split)?;
+    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
+    let sketched = apply(&job, pass_of(&job.sites, &fits, &choice.allocation), dump)?;
+    let error = check(&job, checker.as_ref(), &sketched.graph)?;
+    let after = after(&job, &prices, &sketched.graph)?;
+    let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
+    let report = report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks });
+    Ok(Compiled { report, plan, graph: sketched.graph, backend: job.backend, bindings: job.bindings })
 }

@@ -2,8 +2,8 @@
 //!
 //! The neighbourhood of a site is cut out of the graph: its nodes, and the elementwise nodes behind them that a kernel may
 //! take along. It is priced as it is and as each candidate makes it, all by the same way: symbols bound, lowered,
-//! and costed step by step. Constants have their shapes only, so nothing is factorized for a price, and
-//! neighbourhoods that look alike are priced once.
+//! and costed step by step, with constants stored as those of the result will be. Constants have their shapes only, so
+//! nothing is factorized for a price, and neighbourhoods that look alike are priced once.
 //!
 //! Layouts are free at the border of a neighbourhood: in the whole model they are passed on.
 
@@ -12,91 +12,119 @@ use std::collections::HashMap;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
 use margay_loops::{Backend, Program};
+use margay_passes::StoreConstants;
 use margay_passes::sketch::{ApplyError, Site, form};
 use margay_plan::Price;
 use margay_tensor::{Binding, Tensor};
 
+use super::Job;
 use super::fit::Fit;
 use crate::{DriverError, Dump, build};
 
-/// What everything costs.
+/// What everything costs. Bytes are what is stored: in the layouts that kernels read, with scales and padding.
 pub(crate) struct Prices {
-    /// The model as it is; bytes are those of the weights that can be sketched.
-    pub(crate) model: Price,
+    /// The model as it is; bytes are those of the weights of its products and convolutions.
+    pub(crate) before: Price,
+    /// The same with its constants stored as those of the result.
+    pub(crate) stored: Price,
     /// Each site as it is.
+    pub(crate) plain: Vec<Price>,
+    /// The same with its constants stored as those of the result.
     pub(crate) dense: Vec<Price>,
-    /// By fit: what its site costs at each of its settings.
+    /// By fit: what its site costs at each of its settings, stored so.
     pub(crate) candidates: Vec<Vec<Price>>,
+    /// What the model stores besides these weights, such as tables and biases.
+    other_bytes: u64,
 }
 
 /// How programs are made and costed.
-#[derive(Clone, Copy)]
-pub(crate) struct Pricing<'a> {
-    pub(crate) binding: &'a Binding,
-    pub(crate) backend: &'a dyn Backend,
+struct Pricing<'a> {
+    binding: &'a Binding,
+    backend: &'a dyn Backend,
     /// Threads that times are predicted for.
-    pub(crate) threads: usize,
+    threads: usize,
 }
 
-/// Prices all sites and candidates. `program` is the model as it is.
-pub(crate) fn price(
-    g: &Graph,
-    sites: &[Site],
-    fits: &[Fit],
-    pricing: &Pricing<'_>,
-    program: &Program,
-) -> Result<Prices, DriverError> {
+/// Prices the model, all sites and candidates.
+pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> {
+    let pricing = Pricing::of(job);
+    let places: Vec<Neighbourhood> = job.sites.iter().map(|s| Neighbourhood::of(job.graph(), s)).collect();
     let mut known: HashMap<String, Price> = HashMap::new();
-    let places: Vec<Neighbourhood> = sites.iter().map(|s| Neighbourhood::of(g, s)).collect();
     let mut priced = |key: String, place: &Neighbourhood, graph: &dyn Fn() -> Result<Graph, DriverError>| {
         if let Some(price) = known.get(&key) {
             return Ok(*price);
         }
-        let mut price = pricing.of_program(&pricing.lowered(&graph()?)?);
-        price.bytes -= place.other_bytes;
+        let price = pricing.of_program(&pricing.lowered(&graph()?, true)?, place.other_bytes);
         known.insert(key, price);
         Ok::<Price, DriverError>(price)
     };
-    let mut dense = Vec::new();
-    for place in &places {
-        dense.push(priced(place.text.clone(), place, &|| Ok(place.graph.clone()))?);
+    let (mut plain, mut dense, mut candidates) = (Vec::new(), Vec::new(), Vec::new());
+    for (site, place) in job.sites.iter().zip(&places) {
+        let storage = job.storage_of(site);
+        plain.push(priced(place.text.clone(), place, &|| Ok(place.graph.clone()))?);
+        dense.push(priced(key(&place.text, &storage), place, &|| stored(place.graph.clone(), &storage))?);
     }
-    let mut candidates = Vec::new();
     for fit in fits {
-        let place = &places[fit.site];
+        let (site, place) = (&job.sites[fit.site], &places[fit.site]);
+        let storage = job.storage_of(site);
         let mut prices = Vec::new();
         for settings in &fit.settings {
-            let key = format!("{}{} {settings}", place.text, fit.scheme);
-            prices.push(priced(key, place, &|| place.with(fit, settings, &sites[fit.site].name))?);
+            let key = key(&format!("{}{} {settings}", place.text, fit.scheme), &storage);
+            let graph = || stored(place.with(fit, settings, &site.name)?, &storage);
+            prices.push(priced(key, place, &graph)?);
         }
         candidates.push(prices);
     }
-    let mut model = pricing.of_program(program);
-    model.bytes = 0;
-    let mut counted = Vec::new();
-    for (site, price) in sites.iter().zip(&dense) {
-        if site.weights.iter().all(|w| !counted.contains(w)) {
-            counted.extend(&site.weights);
-            model.bytes += price.bytes;
+    let program = pricing.lowered(job.graph(), false)?;
+    let other_bytes = program.constant_bytes() - program.packed_bytes();
+    let before = pricing.of_program(&program, other_bytes);
+    let stored = match job.storage == StoreConstants::default() {
+        true => before,
+        false => {
+            let graph = stored(job.graph().clone(), &job.storage)?;
+            pricing.of_program(&pricing.lowered(&graph, false)?, other_bytes)
         }
-    }
-    Ok(Prices { model, dense, candidates })
+    };
+    Ok(Prices { before, stored, plain, dense, candidates, other_bytes })
 }
 
-impl Pricing<'_> {
-    fn lowered(&self, g: &Graph) -> Result<Program, DriverError> {
+/// What the sketched model costs.
+pub(crate) fn after(job: &Job<'_>, prices: &Prices, g: &Graph) -> Result<Price, DriverError> {
+    let pricing = Pricing::of(job);
+    Ok(pricing.of_program(&pricing.lowered(g, false)?, prices.other_bytes))
+}
+
+/// What tells a graph with its constants stored in some way from others.
+fn key(text: &str, storage: &StoreConstants) -> String {
+    match *storage == StoreConstants::default() {
+        true => text.to_owned(),
+        false => format!("{:?}\n{text}", storage.products),
+    }
+}
+
+fn stored(g: Graph, storage: &StoreConstants) -> Result<Graph, DriverError> {
+    Ok(build::stored(g, storage, &mut Dump::none())?.0)
+}
+
+impl<'a> Pricing<'a> {
+    fn of(job: &'a Job<'_>) -> Pricing<'a> {
+        let threads = job.options.predict_threads;
+        Pricing { binding: &job.bindings[0], backend: &*job.backend, threads }
+    }
+
+    /// The program of a graph, or of a part of one, whose border is open.
+    fn lowered(&self, g: &Graph, part: bool) -> Result<Program, DriverError> {
         let mut bound = build::bind(g, self.binding, self.backend, &mut Dump::none())?;
-        open_border(&mut bound);
+        if part {
+            open_border(&mut bound);
+        }
         Ok(margay_lower::lower(&bound, self.backend)?)
     }
 
-    /// The bytes are those of the constants' numbers, without what a layout pads; constants of one number are left out,
-    /// since code holds them.
-    pub(crate) fn of_program(&self, program: &Program) -> Price {
-        let constants = program.constants.iter().map(|c| c.stored.elements()).filter(|t| t.len() > 1);
-        let stored = constants.map(|t| t.bytes().len() as i64);
+    /// The bytes are those of all constants but for so many of others.
+    fn of_program(&self, program: &Program, other_bytes: u64) -> Price {
         Price {
-            bytes: stored.sum(),
+            bytes: program.constant_bytes() as i64 - other_bytes as i64,
             flops: program.flops() as i64,
             seconds: program.seconds(self.backend, self.threads),
         }
@@ -110,7 +138,7 @@ struct Neighbourhood {
     /// The text of the graph: equal for neighbourhoods that look alike.
     text: String,
     /// Bytes of constants that are no weights of the site.
-    other_bytes: i64,
+    other_bytes: u64,
 }
 
 /// Elements of constants whose contents decide what a graph is lowered to, at most.
@@ -144,7 +172,7 @@ impl Neighbourhood {
                     Some(payload) => {
                         let count = payload.tensor().len();
                         if count > 1 && !site.weights.contains(&v) {
-                            other_bytes += payload.tensor().bytes().len() as i64;
+                            other_bytes += payload.tensor().bytes().len() as u64;
                         }
                         let payload =
                             if count > SMALL { shape_of(payload, map.len()) } else { payload.clone() };

@@ -5,25 +5,24 @@ use margay_passes::sketch::Site;
 use margay_plan::{Allocation, Budget, Candidate, Choice, Goal, Header, Plan, Price, plan};
 
 use super::Job;
-use super::allocate::Candidates;
+use super::allocate::Chosen;
 use super::fit::Fit;
+use super::price::Prices;
 use crate::{ErrorMeasure, ModuleReport, Report, Samples};
 
 /// What the steps gave.
-pub(crate) struct Outcome<'a> {
-    pub(crate) candidates: &'a Candidates,
-    pub(crate) allocation: &'a Allocation,
-    pub(crate) fits: &'a [Fit],
-    /// The model as it was; bytes are those of the packed constants.
-    pub(crate) before: Price,
-    /// The sketched model, in the same way.
+pub(crate) struct Outcome {
+    pub(crate) fits: Vec<Fit>,
+    pub(crate) prices: Prices,
+    pub(crate) choice: Chosen,
+    /// What the sketched model costs.
     pub(crate) after: Price,
-    pub(crate) held_out: Option<ErrorMeasure>,
-    pub(crate) remarks: &'a [Remark],
+    pub(crate) error: Option<ErrorMeasure>,
+    pub(crate) remarks: Vec<Remark>,
 }
 
 /// What the plan of a compilation is for.
-pub(crate) fn header(job: &Job<'_>) -> Header {
+fn header(job: &Job<'_>) -> Header {
     Header {
         version: plan::FORMAT_VERSION,
         model: job.source.hash.clone(),
@@ -35,12 +34,12 @@ pub(crate) fn header(job: &Job<'_>) -> Header {
 }
 
 /// The choices as a plan. Weights that stay as they are, are named as well, each by its own site.
-pub(crate) fn plan(job: &Job<'_>, header: Header, allocation: &Allocation) -> Plan {
+pub(crate) fn plan(job: &Job<'_>, allocation: &Allocation) -> Plan {
     let mut sites = std::collections::BTreeMap::new();
     for (site, choice) in shown(job, allocation) {
         sites.insert(site.name.clone(), choice.map_or_else(Choice::dense, |c| c.choice.clone()));
     }
-    Plan { header, sites }
+    Plan { header: header(job), sites }
 }
 
 /// The sites that are sketched, and those of one weight that stays as it is.
@@ -54,9 +53,10 @@ fn shown<'a>(job: &'a Job<'_>, allocation: &'a Allocation) -> Vec<(&'a Site, Opt
 }
 
 /// The report.
-pub(crate) fn report(job: &Job<'_>, outcome: &Outcome<'_>) -> Report {
+pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
     let (source, options) = (job.source, job.options);
-    let remarks = source.remarks.iter().chain(outcome.remarks);
+    let remarks = source.remarks.iter().chain(&outcome.remarks);
+    let (before, after) = (outcome.prices.before, outcome.after);
     let bytes = |price: Price| u64::try_from(price.bytes).unwrap_or(0);
     Report {
         model: source.name.clone(),
@@ -67,13 +67,13 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome<'_>) -> Report {
         seed: options.seed(),
         precision: options.precision.name().into(),
         goal: goal_text(options.searched()),
-        bytes_before: bytes(outcome.before),
-        bytes_after: bytes(outcome.after),
-        flops_before: outcome.before.flops.unsigned_abs(),
-        flops_after: outcome.after.flops.unsigned_abs(),
-        predicted_ms_before: outcome.before.seconds * 1e3,
-        predicted_ms_after: outcome.after.seconds * 1e3,
-        held_out: outcome.held_out.clone(),
+        bytes_before: bytes(before),
+        bytes_after: bytes(after),
+        flops_before: before.flops.unsigned_abs(),
+        flops_after: after.flops.unsigned_abs(),
+        predicted_ms_before: before.seconds * 1e3,
+        predicted_ms_after: after.seconds * 1e3,
+        held_out: outcome.error.clone(),
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
@@ -81,12 +81,13 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome<'_>) -> Report {
 }
 
 /// What became of every site, and why.
-fn sites(job: &Job<'_>, outcome: &Outcome<'_>) -> Vec<ModuleReport> {
-    let Outcome { candidates, allocation, fits, .. } = outcome;
+fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
+    let Outcome { prices, fits, .. } = outcome;
+    let Chosen { candidates, allocation } = &outcome.choice;
     let of = |(site, chosen): (&Site, Option<&Candidate>)| {
         let position = job.sites.iter().position(|s| s.name == site.name).expect("it is one of them");
-        let dense = candidates.curves[position].dense;
-        let price = chosen.map_or(dense, |c| c.price);
+        let dense = prices.plain[position];
+        let price = chosen.map_or(prices.dense[position], |c| c.price);
         let choice = chosen.map_or_else(Choice::dense, |c| c.choice.clone());
         let fit = fits.iter().find(|f| f.site == position && f.scheme == choice.scheme);
         let error = fit.and_then(|f| f.fitted.squared_error(&choice.settings).ok());
@@ -112,6 +113,7 @@ fn sites(job: &Job<'_>, outcome: &Outcome<'_>) -> Vec<ModuleReport> {
             d_out: site.d_out,
             scheme: choice.scheme,
             settings: choice.settings,
+            storage: job.planned(site).and_then(|choice| choice.storage.clone()),
             bytes_before: u64::try_from(dense.bytes).unwrap_or(0),
             bytes_after: u64::try_from(price.bytes).unwrap_or(0),
             predicted_ms_before: dense.seconds * 1e3,

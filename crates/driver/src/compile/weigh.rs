@@ -4,33 +4,31 @@
 //! numbers, and the model is run: the squared relative error of its outputs per unit of that of the site turns the
 //! errors of all sites into one unit.
 
-use std::sync::Arc;
+use margay_ir::Value;
 
-use margay_ir::{Graph, Value};
-use margay_loops::{Backend, Precision};
-use margay_passes::sketch::Site;
-
-use super::apply::{alone, apply};
+use super::Job;
+use super::apply::{alone, replaced};
 use super::calibrate::BATCH;
 use super::fit::Fit;
+use super::split::Split;
 use crate::compare::ErrorSum;
 use crate::samples::bound_batch;
-use crate::{DriverError, Dump, Progress, Runner, Samples, parallel};
+use crate::{DriverError, Dump, Runner, parallel};
 
 /// Calibration samples taken to weigh sites, at most.
 const WEIGHING_SAMPLES: usize = 32;
 
 /// Squared relative error of the outputs per unit of squared relative error of each site, in the order of the sites. Sites
 /// whose errors enter at the same value weigh the same. A site weighs 1 where nothing can be measured: no sketch of
-/// it has an error, or the outputs have no size to be relative to.
+/// it has an error, or the outputs have no size to be relative to. `None` without samples, or where a plan chooses.
 pub(crate) fn weigh(
-    g: &Graph,
-    sites: &[Site],
+    job: &Job<'_>,
     fits: &[Fit],
-    samples: &Samples,
-    (backend, threads): (&Arc<dyn Backend>, usize),
-    progress: &dyn Progress,
-) -> Result<Vec<f64>, DriverError> {
+    split: Option<&Split>,
+) -> Result<Option<Vec<f64>>, DriverError> {
+    let searched = job.options.sketches() && job.options.searched().is_some();
+    let Some(split) = split.filter(|_| searched) else { return Ok(None) };
+    let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.backend, &split.calibration);
     let taken = samples.runs(g, BATCH).take(WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
     let mut dense = Runner::new(g.clone(), backend, 1);
@@ -45,12 +43,12 @@ pub(crate) fn weigh(
             probes.push((entry(fit.site), fit));
         }
     }
-    let weights = parallel(threads, probes.len(), progress, "weighing layers", |i| {
+    let weights = parallel(job.threads(), probes.len(), job.progress, "weighing layers", |i| {
         let fit = probes[i].1;
         let settings = fit.fitted.probe().expect("the others were left out");
         let error = fit.fitted.squared_error(&settings).unwrap_or(0.0);
         let pass = alone(&sites[fit.site], fit, &settings);
-        let (graph, _) = apply(g, pass, Precision::F32, &mut Dump::none())?;
+        let graph = replaced(g, pass, &mut Dump::none())?.graph;
         let mut runner = Runner::new(graph, backend, 1);
         let mut sum = ErrorSum::default();
         for (batch, expected) in batches.iter().zip(&reference) {
@@ -66,5 +64,5 @@ pub(crate) fn weigh(
         let found = probes.iter().position(|(value, _)| *value == entry(site));
         found.map_or(1.0, |i| weights[i])
     };
-    Ok((0..sites.len()).map(weight).collect())
+    Ok(Some((0..sites.len()).map(weight).collect()))
 }

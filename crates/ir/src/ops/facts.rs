@@ -86,6 +86,14 @@ pub enum Symbolic {
 }
 
 impl Facts {
+    /// The operands that say where the elements of the others move to.
+    pub fn steering(&self) -> &'static [usize] {
+        match self.symbolic {
+            Some(Symbolic::Moves(steering)) => steering,
+            _ => &[],
+        }
+    }
+
     /// Of an operator that works element by element.
     pub(crate) fn elementwise(
         elementwise: Elementwise,

@@ -137,8 +137,9 @@ pub trait OpDef: Attributes + Clone + Eq + Hash + Debug {
     fn facts(&self) -> Facts;
 
     /// The operator on operands whose axes are in another order, axis `perm[i]` in place `i`: its result has that order
-    /// too. Operands have as many axes as the result, unless it is elementwise. `None` if there is no such operator, or
-    /// it has results of another number of axes.
+    /// too. Operands have as many axes as the result, unless it is elementwise; those that say where elements move to
+    /// ([`Facts::steering`]) stay as they are. `None` if there is no such operator, or it has results of another number of
+    /// axes.
     fn permuted(&self, perm: &[usize]) -> Option<Op>;
 
     /// Instances and inputs for the automatic tests and benches.

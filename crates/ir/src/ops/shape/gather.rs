@@ -94,8 +94,8 @@ impl OpDef for Gather {
         Facts::moving(false, &[1], &[Some(Parameter::Table)])
     }
 
-    fn permuted(&self, _: &[usize]) -> Option<Op> {
-        None
+    fn permuted(&self, perm: &[usize]) -> Option<Op> {
+        Some(Gather { axis: perm.iter().position(|&p| p == self.axis)? }.into())
     }
 
     fn cases() -> Vec<(Self, Case)> {
