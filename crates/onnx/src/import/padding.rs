@@ -61,7 +61,7 @@ pub(super) fn pad(cx: &mut Importer, call: &Call) -> Imported {
 }
 
 /// Padding beyond this is no padding.
-const MOST: i64 = 1 << 24;
+const MOST: i64 = 1 << 20;
 
 fn along(
     cx: &mut Importer,

@@ -10,7 +10,7 @@ use super::elementwise::numbered_type;
 use super::slices::slice_axes;
 
 /// Longer transforms would take matrices that no model has room for.
-const LONGEST: usize = 1 << 13;
+const LONGEST: usize = 1 << 11;
 
 /// The real and the imaginary part of a value whose last axis holds one or both.
 fn parts(cx: &mut Importer, x: Value) -> Result<(Value, Option<Value>), Refusal> {

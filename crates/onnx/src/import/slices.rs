@@ -59,6 +59,9 @@ pub(super) fn slice_axes(
     steps: &[i64],
 ) -> Result<Value, Refusal> {
     let shape = cx.ty(x).shape.clone();
+    if let Some(axis) = axes.iter().find(|&&axis| axis >= shape.len()) {
+        return Err(Refusal::Invalid(format!("expected more than {axis} axes, found {}", shape.len())));
+    }
     let mut op =
         Slice { starts: vec![Dim::default(); shape.len()], ends: shape.clone(), steps: vec![1; shape.len()] };
     for (i, &axis) in axes.iter().enumerate() {

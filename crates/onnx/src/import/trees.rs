@@ -17,6 +17,9 @@ use super::places::place_of_extreme;
 /// More steps than any honest tree takes.
 const MAX_DEPTH: usize = 256;
 
+/// The most numbers that the leaves say, those of targets they are silent about too.
+const MAX_NUMBERS: usize = 1 << 26;
+
 /// How a node decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Test {
@@ -159,6 +162,11 @@ impl Forest {
             Join::Min => f64::INFINITY,
             Join::Max => f64::NEG_INFINITY,
         };
+        if count.checked_mul(targets).is_none_or(|numbers| numbers > MAX_NUMBERS) {
+            return Err(Refusal::Unsupported(format!(
+                "{targets} targets of {count} nodes are not supported"
+            )));
+        }
         let mut table = vec![neutral; count * targets];
         for &(node, target, weight) in &self.weights {
             let place = table.get_mut(node * targets + target).filter(|_| target < targets);

@@ -52,8 +52,12 @@ fn what_a_branch_reads_is_an_operand_and_constants_are_its_own() {
 #[test]
 fn a_choice_that_is_known_leaves_no_region() {
     let nodes = || vec![node("Neg", &["x"], &["a"], &[])];
-    let mut chosen =
-        of("If", &["four_is_more"], &["z"], &branches(nodes(), vec![node("Mish", &["x"], &["b"], &[])]));
+    let mut chosen = of(
+        "If",
+        &["four_is_more"],
+        &["z"],
+        &branches(nodes(), vec![node("TfIdfVectorizer", &["x"], &["b"], &[])]),
+    );
     chosen.graph.nodes.insert(0, node("Greater", &["four", "three"], &["four_is_more"], &[]));
     chosen.graph.initializers.push(("three".into(), Tensor::scalar(3i64)));
     let g = imported(&chosen);
@@ -84,10 +88,13 @@ fn loops_that_only_their_number_ends_have_no_condition() {
 
 #[test]
 fn what_is_wrong_inside_is_said_once_and_of_the_node_inside() {
-    let then = vec![node("Mish", &["x"], &["a"], &[])];
+    let then = vec![node("TfIdfVectorizer", &["x"], &["a"], &[])];
     let otherwise = vec![node("Neg", &["x"], &["b"], &[])];
     let found = message(&of("If", &["t"], &["z"], &branches(then, otherwise)));
-    assert_eq!(found, "operator `Mish`: the operator is not supported; used by node `a` (Mish)");
+    assert_eq!(
+        found,
+        "operator `TfIdfVectorizer`: the operator is not supported; used by node `a` (TfIdfVectorizer)"
+    );
 }
 
 #[test]
