@@ -21,6 +21,8 @@ const WITHOUT: &[(&str, &str)] = &[
     ("conv_kernel_gradient", "second derivatives of convolutions are not taken"),
     ("max_pool_gradient", "second derivatives of pooling are not taken"),
     ("reduce", "there is no rule for products of elements"),
+    ("cumulate", "there is no rule for products of elements"),
+    ("scatter", "there is no rule for rows that are multiplied or compared"),
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
 ];

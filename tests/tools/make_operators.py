@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 SEED = 31
 RNG = np.random.default_rng(SEED)
@@ -28,14 +29,16 @@ def ints(*numbers):
     return np.array(numbers, dtype=np.int64)
 
 
-def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None):
+def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=None, domain="", reference=False, ml=3):
     """A model for each set of attributes. Inputs that are `None` are left out; those whose positions are in
-    `constants` are initializers."""
+    `constants` are initializers. Outputs are those of onnxruntime, or of ONNX's own reference where that lacks the
+    operator."""
     for attributes in variants:
         label = ",".join(f"{k}={v}".replace(" ", "") for k, v in attributes.items())
+        label = label if len(label) < 100 else ",".join(attributes)[:40] + str(len(CASES))
         label = "-".join(filter(None, [op, name, f"opset{opset}" if opset != 17 else "", label]))
         names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
-        node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], **attributes)
+        node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], domain=domain, **attributes)
         given = {n: x for i, (n, x) in enumerate(zip(names, inputs)) if n and i not in constants}
         stored = [numpy_helper.from_array(x, n) for i, (n, x) in enumerate(zip(names, inputs))
                   if n and i in constants]
@@ -46,13 +49,18 @@ def case(op, inputs, variants=({},), opset=17, constants=(), outputs=1, name=Non
             [helper.make_empty_tensor_value_info(f"y{i}") for i in range(outputs)],
             stored,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        sets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, ml if domain == "ai.onnx.ml" else 1)] if domain else [])
+        model = helper.make_model(graph, opset_imports=sets, ir_version=8 if opset < 19 else 10)
         model = onnx.shape_inference.infer_shapes(model)
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run(None, given)
+        results = [f"y{i}" for i in range(outputs)]
+        if reference:
+            found = ReferenceEvaluator(model).run(None, given)
+        else:
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), providers=["CPUExecutionProvider"])
+            found = session.run(results, given)
         assert label not in CASES, label
-        CASES[label] = (model.SerializeToString(), given, dict(zip([o.name for o in session.get_outputs()], found)))
+        CASES[label] = (model.SerializeToString(), given, dict(zip(results, found)))
 
 
 def each(base, **choices):
@@ -409,12 +417,424 @@ def write(label, nodes, kind, stored=()):
     CASES[label] = (model, {"x0": x}, {"y0": session.run(None, {"x0": x})[0]})
 
 
+def functions():
+    square, unit = values(3, 4), values(3, 4, low=-0.95, high=0.95)
+    spread = np.array([[-20, -3, -1, -1e-4], [0, 1e-4, 0.3, 0.9], [1.5, 3, 8, 20]], dtype=np.float32)
+    for op in ("Tan", "Softsign", "Asinh"):
+        case(op, [spread])
+    for op in ("Sinh", "Cosh"):
+        case(op, [spread / 2])
+    case("Mish", [square], opset=18)
+    for op in ("Asin", "Acos", "Atanh"):
+        case(op, [unit])
+    for op in ("Asin", "Acos"):
+        case(op, [np.array([-1, 0, 1], dtype=np.float32)], name="ends")
+    case("Acosh", [np.array([1, 1.0001, 1.5, 40], dtype=np.float32)])
+    case("Sign", [np.array([-2.5, 0, 3], dtype=np.float32)])
+    case("Sign", [ints(-4, 0, 9)], name="i64")
+    case("Selu", [square], each({}, alpha=[1.5], gamma=[2.0]))
+    case("Celu", [square], each({}, alpha=[1.0, 0.5]))
+    case("ThresholdedRelu", [square], each({}, alpha=[1.0, 0.5]))
+    case("Shrink", [square], each({}, bias=[0.25], lambd=[1.5]) + [{"bias": 0.5, "lambd": 0.25}])
+    case("Swish", [square], each({}, alpha=[1.0, 0.5]), opset=24, reference=True)
+    odd = np.array([[np.nan, np.inf, -np.inf, 1.0]], dtype=np.float32)
+    case("IsNaN", [odd])
+    case("IsInf", [odd], each({}, detect_negative=[0], detect_positive=[0]))
+    case("Xor", [np.array([[True, False, True, False]]), np.array([[True, True, False, False]])])
+    case("Mod", [np.array([[7, -7, 7, -7, 6]]), ints(3, 3, -3, -3, -3)], each({}, fmod=[0, 1]))
+    case("Mod", [np.array([7.5, -7.5, 7.5, -7.5], dtype=np.float32), np.array([2, 2, -2, -2], dtype=np.float32)],
+         [{"fmod": 1}], name="f32")
+    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        case(op, [ints(12, -7, 255), ints(10, 3, -2)], opset=18)
+    case("BitwiseNot", [ints(12, -7, 0)], opset=18)
+    for direction in ("LEFT", "RIGHT"):
+        case("BitShift", [ints(-100, 77, -1), ints(3, 2, 0)], [{"direction": direction}], opset=28, reference=True)
+    case("BitwiseNot", [np.array([0, 5, 255], dtype=np.uint8)], opset=18, name="u8")
+    for direction in ("LEFT", "RIGHT"):
+        case("BitShift", [np.array([200, 5, 1], dtype=np.uint8), np.array([1, 2, 7], dtype=np.uint8)],
+             [{"direction": direction}])
+    case("Hardmax", [np.array([[1, 3, 3, 2], [5, 4, 1, 5]], dtype=np.float32)], each({}, axis=[-1, 0, 1]))
+    case("Hardmax", [values(2, 3, 4)], each({}, axis=[1, 0]), opset=11)
+
+
+def places():
+    x = values(3, 4, 5)
+    ties = np.array([[1, 3, 3, 2], [5, 4, 5, 5], [0, 0, 0, 0]], dtype=np.float32)
+    for op in ("ArgMax", "ArgMin"):
+        case(op, [ties], each({}, axis=[0, 1, -1], keepdims=[0, 1], select_last_index=[0, 1]))
+        case(op, [x], [{"axis": 1, "keepdims": 0}], name="three-axes")
+    for largest in (0, 1):
+        case("TopK", [ties, ints(3)], [{"largest": largest}], constants=[1], outputs=2)
+        case("TopK", [x, ints(2)], [{"largest": largest, "axis": 1, "sorted": 1}], constants=[1], outputs=2)
+    case("TopK", [RNG.permutation(12).reshape(3, 4), ints(4)], constants=[1], outputs=2, name="all")
+    for op in ("CumSum",):
+        case(op, [x, np.array(1)], each({}, exclusive=[0, 1], reverse=[0, 1]) + [{"exclusive": 1, "reverse": 1}],
+             constants=[1])
+    case("CumProd", [x, np.array(1)], each({}, exclusive=[0, 1], reverse=[0, 1]) + [{"exclusive": 1, "reverse": 1}],
+         constants=[1], opset=26, reference=True)
+    at = np.array([[0, 1, -1], [2, 0, 1]])
+    case("GatherElements", [values(3, 3), at], each({}, axis=[0, 1, -1]))
+    case("GatherElements", [values(3, 3), at.astype(np.int32)], name="i32")
+    case("GatherND", [x, np.array([[0, 1], [2, -1]])])
+    case("GatherND", [x, np.array([[[0, 1, 2]], [[2, 3, 4]]])], name="elements")
+    case("GatherND", [x, np.array([[1], [-1], [0]])], [{"batch_dims": 1}])
+    for reduction in ("none", "add", "mul", "min", "max"):
+        attributes = {} if reduction == "none" else {"reduction": reduction}
+        rows = np.array([[0], [2]]) if reduction == "none" else np.array([[0], [2], [0]])
+        case("ScatterND", [x, rows, values(len(rows), 4, 5)], [attributes], opset=18, name="rows")
+        case("ScatterND", [x, np.array([[0, 1], [2, -1]]), values(2, 5)], [attributes], opset=18, name="pairs")
+        spots = np.array([[0, 1, 2], [2, 0, 1]]) if reduction == "none" else np.array([[0, 1, -1], [0, 1, 1]])
+        case("ScatterElements", [values(3, 3), spots, values(2, 3)],
+             [attributes, {**attributes, "axis": 0 if reduction == "none" else 1}], opset=18)
+    case("Scatter", [values(3, 3), np.array([[0, 2, 1]]), values(1, 3)], each({}, axis=[1]), opset=10)
+    case("TensorScatter", [values(2, 1, 4, 3), values(2, 1, 2, 3), ints(1, 2)], each({}, mode=["linear"]), opset=24,
+         reference=True)
+    case("TensorScatter", [values(2, 1, 4, 3), values(2, 1, 2, 3), ints(1, 3)], [{"mode": "circular"}], opset=24,
+         reference=True)
+    case("Trilu", [values(2, 4, 4)], each({}, upper=[0, 1]))
+    for k in (-1, 2):
+        case("Trilu", [values(3, 4), np.array(k)], each({}, upper=[0]), constants=[1], name=f"k{k}")
+    case("EyeLike", [values(3, 4)], each({}, k=[1, -1], dtype=[TensorProto.INT64, TensorProto.FLOAT]))
+    case("OneHot", [ints(0, 2, -1, 5), np.array(4), np.array([0.5, 2], dtype=np.float32)], each({}, axis=[-1, 0]),
+         constants=[1])
+    case("Compress", [x, np.array([True, False, True])], [{"axis": 0}, {}], constants=[1])
+    case("ReverseSequence", [values(4, 3, 2), ints(1, 4, 2)], each({}, batch_axis=[1], time_axis=[0]))
+    case("ReverseSequence", [values(3, 4, 2), ints(1, 4, 2)], [{"batch_axis": 0, "time_axis": 1}])
+    case("ArrayFeatureExtractor", [values(3, 4), ints(2, 0)], domain="ai.onnx.ml")
+    y = values(2, 8, 4, 6)
+    case("DepthToSpace", [y], [{"blocksize": 2}, {"blocksize": 2, "mode": "DCR"}, {"blocksize": 2, "mode": "CRD"}])
+    case("SpaceToDepth", [y], [{"blocksize": 2}])
+    case("SpaceToDepth", [y], [{"blocksize": 2, "mode": m} for m in ("DCR", "CRD")], opset=28, reference=True)
+    case("CenterCropPad", [values(5, 4, 3), ints(3, 7, 3)], constants=[1], opset=18)
+    case("CenterCropPad", [values(5, 4, 3), ints(8, 2)], [{"axes": [1, -1]}], constants=[1], opset=18)
+    case("Col2Im", [values(1, 8, 12), ints(5, 6), ints(2, 2)],
+         [{"strides": [1, 2]}], constants=[1, 2], opset=18)
+    case("Col2Im", [values(1, 8, 9), ints(5, 6), ints(2, 2)],
+         [{"strides": [2, 1], "pads": [1, 0, 2, 0], "dilations": [2, 3]}], constants=[1, 2], opset=18)
+
+
+def statistics():
+    x = values(2, 6, 4, 3)
+    scale, bias = values(6), values(6)
+    case("InstanceNormalization", [x, scale, bias], each({}, epsilon=[1e-5, 0.25]))
+    case("GroupNormalization", [x, scale, bias], [{"num_groups": 2}, {"num_groups": 3, "epsilon": 0.5}], opset=21)
+    case("RMSNormalization", [x, values(3)], each({}, epsilon=[1e-5, 0.25]), opset=23)
+    case("RMSNormalization", [x, values(4, 3)], [{"axis": 2}], opset=23)
+    case("LpNormalization", [x], each({}, axis=[-1, 1], p=[1, 2]))
+    case("LRN", [x], [{"size": 3}, {"size": 5, "alpha": 0.5, "beta": 0.6, "bias": 2.0}])
+    case("MeanVarianceNormalization", [x], each({}, axes=[[1, 2]]))
+    case("GlobalLpPool", [x], each({}, p=[1, 2, 3]))
+    mean, variance = values(6), values(6, low=0.2)
+    case("BatchNormalization", [x, scale, bias, mean, variance], [{"training_mode": 1}, {"training_mode": 1, "momentum": 0.5}],
+         opset=15, outputs=3, name="training")
+    scores, targets = values(3, 5, 2), RNG.integers(0, 5, (3, 2))
+    logs = np.log(np.exp(scores) / np.exp(scores).sum(1, keepdims=True)).astype(np.float32)
+    for op, given, outputs in (("NegativeLogLikelihoodLoss", logs, 1), ("SoftmaxCrossEntropyLoss", scores, 2)):
+        choices = dict(reduction=["none", "mean", "sum"], ignore_index=[int(targets[0, 0]), -1])
+        case(op, [given, targets], each({}, **choices), outputs=outputs)
+        case(op, [given, targets, values(5, low=0.5)], each({}, **choices), outputs=outputs, name="weights")
+
+
+def attention():
+    q, k, v = values(2, 4, 3, 8), values(2, 2, 5, 8), values(2, 2, 5, 6)
+    given = dict(opset=23)
+    case("Attention", [q, k, v], each({}, scale=[0.5], softcap=[2.0]), **given)
+    case("Attention", [q, k, v, values(3, 5)], [{}, {"is_causal": 1}], name="mask", **given)
+    seen = np.array([[True, False, True, True, False], [True] * 5, [False, True, False, False, True]])
+    case("Attention", [q, k, v, seen], name="truth", **given)
+    blind = seen.copy()
+    blind[1] = False
+    case("Attention", [q, k, v, blind], opset=24, reference=True, name="blind")
+    case("Attention", [q, values(2, 4, 3, 8), values(2, 4, 3, 8)], [{"is_causal": 1}], name="square", **given)
+    past = [values(2, 2, 4, 8), values(2, 2, 4, 6)]
+    new = [values(2, 2, 3, 8), values(2, 2, 3, 6)]
+    case("Attention", [q] + new + [None] + past, [{}, {"is_causal": 1}], outputs=3, name="past", **given)
+    case("Attention", [values(2, 3, 32), values(2, 5, 16), values(2, 5, 12)],
+         [{"q_num_heads": 4, "kv_num_heads": 2}], name="flat", **given)
+    for mode in (0, 1, 2, 3):
+        case("Attention", [q, k, v, values(3, 5)], [{"qk_matmul_output_mode": mode, "softcap": 3.0 if mode else 0.0}], opset=24,
+             reference=True, outputs=4, name="scores")
+    case("Attention", [q, k, v, None, None, None, ints(5, 4)], [{}, {"is_causal": 1}], opset=24, reference=True,
+         name="filled")
+    given_state = [values(2, 3, 6), values(3, 1, 4), values(3), values(2, 3, 3)]
+    case("CausalConvWithState", given_state, each({}, activation=["none", "silu"]), opset=28, outputs=2, reference=True)
+    case("CausalConvWithState", given_state[:2], opset=28, outputs=2, reference=True, name="plain")
+    x, tables = values(2, 4, 3, 8), [values(9, 4), values(9, 4)]
+    at = np.array([[0, 1, 2], [5, 8, 3]])
+    case("RotaryEmbedding", [x] + tables + [at], each({}, interleaved=[1]), **given)
+    case("RotaryEmbedding", [values(2, 3, 32)] + tables + [at], [{"num_heads": 4}], name="flat", **given)
+    case("RotaryEmbedding", [x, values(2, 3, 2), values(2, 3, 2)], [{"rotary_embedding_dim": 4}], name="part", **given)
+
+
+def learning():
+    x = values(6, 4)
+    ml = dict(domain="ai.onnx.ml")
+    floats = lambda n: [float(v) for v in values(n)]
+    case("Scaler", [x], [{"offset": floats(4), "scale": floats(4)}, {"offset": [0.5], "scale": [2.0]}], **ml)
+    case("Scaler", [RNG.integers(-9, 9, (3, 4))], [{"offset": [0.5], "scale": [2.0]}], name="i64", **ml)
+    case("Normalizer", [x], [{"norm": n} for n in ("MAX", "L1", "L2")], **ml)
+    case("Binarizer", [x], each({}, threshold=[0.5]), **ml)
+    holes = np.array([[1, np.nan, 3], [np.nan, 5, 0]], dtype=np.float32)
+    case("Imputer", [holes], [{"imputed_value_floats": [7.0, 8.0, 9.0], "replaced_value_float": float("nan")},
+                              {"imputed_value_floats": [7.0], "replaced_value_float": 0.0}], **ml)
+    case("Imputer", [np.array([[1, -1], [-1, 4]])],
+         [{"imputed_value_int64s": [7, 8], "replaced_value_int64": -1}], name="i64", **ml)
+    case("FeatureVectorizer", [values(3, 2), values(3, 3)], [{"inputdimensions": [2, 3]}], **ml)
+    case("OneHotEncoder", [ints(3, 5, 9, 4)], [{"cats_int64s": [3, 4, 5], "zeros": 1}], **ml)
+    case("LabelEncoder", [ints(3, 5, 9, 3)],
+         [{"keys_int64s": [3, 9], "values_floats": [0.5, 2.0], "default_float": -7.0},
+          {"keys_int64s": [3, 9], "values_int64s": [30, 90]}], **ml)
+    case("LabelEncoder", [np.array([1.5, np.nan, 2], dtype=np.float32)],
+         [{"keys_floats": [1.5, float("nan")], "values_int64s": [1, 2], "default_int64": 9}], name="f32", **ml)
+    weights = floats(12)
+    case("LinearRegressor", [x], [{"coefficients": weights, "targets": 3, "intercepts": floats(3)}], **ml)
+    for post in ("NONE", "LOGISTIC", "SOFTMAX"):
+        case("LinearClassifier", [x], [{"coefficients": weights, "intercepts": floats(3), "multi_class": 1,
+                                        "classlabels_ints": [4, 7, 9], "post_transform": post}], outputs=2, **ml)
+    for post in ("NONE", "LOGISTIC"):
+        case("LinearClassifier", [x], [{"coefficients": weights[:4], "intercepts": [0.25],
+                                        "classlabels_ints": [4, 7], "post_transform": post}], outputs=2, name="two", **ml)
+    for kind in ("LINEAR", "POLY", "RBF", "SIGMOID"):
+        case("SVMRegressor", [x], [{"coefficients": floats(3), "kernel_params": [0.5, 0.25, 2.0], "kernel_type": kind,
+                                    "n_supports": 3, "rho": [0.125], "support_vectors": weights}], **ml)
+    nodes = {
+        "nodes_treeids": [0, 0, 0, 0, 0, 1, 1, 1], "nodes_nodeids": [0, 1, 2, 3, 4, 0, 1, 2],
+        "nodes_featureids": [0, 1, 0, 0, 0, 3, 0, 0], "nodes_values": [0.1, -0.4, 0, 0, 0, 0.2, 0, 0],
+        "nodes_truenodeids": [1, 2, 0, 0, 0, 1, 0, 0], "nodes_falsenodeids": [4, 3, 0, 0, 0, 2, 0, 0],
+    }
+    x = np.concatenate([x, values(6, 4)])
+    x[3, 0] = np.nan
+    leaves = {"_treeids": [0, 0, 0, 1, 1], "_nodeids": [2, 3, 4, 1, 2], "_ids": [0, 0, 0, 0, 0]}
+    for branch in ("LEQ", "LT", "GTE", "GT"):
+        modes = [f"BRANCH_{branch}", "BRANCH_LEQ", "LEAF", "LEAF", "LEAF", f"BRANCH_{branch}", "LEAF", "LEAF"]
+        tree = {**nodes, "nodes_modes": modes, "nodes_missing_value_tracks_true": [1, 0, 0, 0, 0, 0, 0, 0]}
+        target = {"target" + k: v for k, v in leaves.items()}
+        case("TreeEnsembleRegressor", [x], [{**tree, **target, "target_weights": floats(5), "n_targets": 1}],
+             name=branch, **ml)
+    for join in ("AVERAGE", "MIN", "MAX"):
+        case("TreeEnsembleRegressor", [x], [{**tree, **target, "target_weights": floats(5), "n_targets": 1,
+                                             "aggregate_function": join, "base_values": [0.5]}], name=join, **ml)
+    classes = {"class" + k: v for k, v in leaves.items()}
+    one = {**tree, **classes, "classlabels_int64s": [3, 8]}
+    case("TreeEnsembleClassifier", [x], [{**one, "class_weights": [0.1, 0.9, 0.2, 0.3, 0.05]}], outputs=2, name="share", **ml)
+    for post in ("NONE", "LOGISTIC"):
+        case("TreeEnsembleClassifier", [x], [{**one, "class_weights": [-1.0, 0.9, 0.2, -0.3, 0.5], "base_values": [0.1],
+                                              "post_transform": post}], outputs=2, name="two", **ml)
+    three = {**one, "class_ids": [0, 1, 2, 1, 0], "classlabels_int64s": [3, 8, 5], "class_weights": floats(5)}
+    case("TreeEnsembleClassifier", [x], [{**three, "post_transform": p} for p in ("NONE", "SOFTMAX", "LOGISTIC")],
+         outputs=2, name="three", **ml)
+    x = values(5, 3)
+    case("TreeEnsemble", [x], [{
+        "n_targets": 2, "aggregate_function": 1, "post_transform": 0, "tree_roots": [0],
+        "nodes_featureids": [0, 2], "nodes_splits": numpy_helper.from_array(np.array([0.1, -0.3], np.float32)),
+        "nodes_modes": numpy_helper.from_array(np.array([0, 1], np.uint8)), "nodes_truenodeids": [1, 0],
+        "nodes_falsenodeids": [2, 1], "nodes_trueleafs": [0, 1], "nodes_falseleafs": [1, 1],
+        "leaf_targetids": [0, 1, 0], "leaf_weights": numpy_helper.from_array(np.array([1.5, -2, 4], np.float32)),
+    }], reference=True, domain="ai.onnx.ml", name="v5", ml=5)
+
+
+def images():
+    x = values(1, 2, 4, 6)
+    at_scales = lambda *s: [x, None, np.array([1, 1, *s], dtype=np.float32)]
+    for mode in ("nearest", "linear", "cubic"):
+        for way in ("half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners", "half_pixel_symmetric"):
+            case("Resize", at_scales(2.0, 1.5), [{"mode": mode, "coordinate_transformation_mode": way}], constants=[2],
+                 opset=19, name="up")
+        case("Resize", at_scales(0.5, 0.75), [{"mode": mode}], constants=[2], opset=18, name="down")
+        case("Resize", [x, None, None, ints(1, 2, 3, 9)], [{"mode": mode}], constants=[3], opset=18, name="size")
+    for nearest in ("floor", "ceil", "round_prefer_ceil", "round_prefer_floor"):
+        case("Resize", at_scales(1.5, 2.0), [{"nearest_mode": nearest, "coordinate_transformation_mode": "asymmetric"}],
+             constants=[2], opset=18)
+    case("Resize", at_scales(2.0, 3.0), [{"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}], constants=[2],
+         opset=18)
+    for mode in ("linear", "cubic"):
+        case("Resize", at_scales(0.5, 0.6), [{"mode": mode, "antialias": 1}], constants=[2], opset=18, reference=True)
+    case("Resize", [x, None, None, ints(8, 3)], [{"axes": [2, 3], "keep_aspect_ratio_policy": p} for p in
+                                                 ("not_larger", "not_smaller")], constants=[3], opset=18)
+    roi = np.array([0, 0, 0.25, 0.3, 1, 1, 0.8, 1.2], dtype=np.float32)
+    case("Resize", [x, roi, None, ints(1, 2, 3, 5)],
+         [{"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 10.0}],
+         constants=[1, 3], opset=18, name="crop")
+    case("Resize", [x, np.array([1, 1, 2, 1.5], dtype=np.float32)], [{"mode": "nearest"}, {"mode": "linear"}],
+         constants=[1], opset=10)
+    case("Upsample", [x, np.array([1, 1, 2, 3], dtype=np.float32)], [{"mode": "nearest"}, {"mode": "linear"}],
+         constants=[1], opset=9)
+    case("Upsample", [x], [{"mode": "nearest", "scales": [1.0, 1.0, 2.0, 3.0]}], opset=8)
+    grid = values(1, 3, 5, 2, low=-1.4, high=1.4)
+    for mode in ("linear", "nearest", "cubic"):
+        for padding in ("zeros", "border", "reflection"):
+            case("GridSample", [x, grid], [{"mode": mode, "padding_mode": padding, "align_corners": c} for c in (0, 1)],
+                 opset=20)
+    case("GridSample", [values(1, 2, 3, 4, 5), values(1, 2, 2, 3, 3, low=-1.2, high=1.2)], [{}], opset=20, name="3d")
+    case("AffineGrid", [values(2, 2, 3), ints(2, 3, 4, 5)], each({}, align_corners=[1]), constants=[1], opset=20)
+    regions = np.array([[0.5, 0.2, 4.5, 3.5], [1, 1, 5, 2.5]], dtype=np.float32)
+    for mode in ("avg", "max"):
+        for way in ("half_pixel", "output_half_pixel"):
+            case("RoiAlign", [values(2, 3, 5, 6), regions, ints(1, 0)],
+                 [{"mode": mode, "coordinate_transformation_mode": way, "sampling_ratio": 2, "output_height": 2,
+                   "output_width": 3, "spatial_scale": 0.75}], opset=16)
+    case("Det", [values(2, 3, 3)])
+    case("Det", [values(4, 4)], name="4")
+    for mode in ("edge", "reflect", "wrap"):
+        case("Pad", [values(3, 4), ints(1, 2, 2, 3)], [{"mode": mode}], constants=[1], opset=19)
+        case("Pad", [values(3, 4), ints(1, -1, 0, 2)], [{"mode": mode}], constants=[1], opset=19, name="cut")
+    y = values(1, 2, 5, 7)
+    for p in (1, 2, 3):
+        case("LpPool", [y], [{"kernel_shape": [2, 3], "p": p, "strides": [2, 1], "pads": [0, 1, 1, 1]}], opset=18)
+    case("MaxPool", [y], each({"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}, storage_order=[0, 1],
+                              dilations=[[1, 2]]), outputs=2, name="places")
+    case("MaxPool", [RNG.integers(0, 99, (1, 1, 5, 5)).astype(np.uint8)], [{"kernel_shape": [2, 2]}], name="u8")
+    for op in ("MaxPool", "AveragePool"):
+        case(op, [values(1, 2, 4, 5, 4)], [{"kernel_shape": [2, 3, 2], "strides": [1, 2, 2], "pads": [0, 1, 0, 1, 1, 0]}],
+             name="3d")
+    case("AveragePool", [values(1, 1, 7, 7)], [{"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 0, 0],
+                                                "ceil_mode": 1, "count_include_pad": 1}], opset=19, name="overhang")
+    case("MaxUnpool", [values(1, 1, 2, 2), np.array([[[[1, 7], [9, 14]]]])],
+         [{"kernel_shape": [2, 2], "strides": [2, 2]}])
+    case("Conv", [values(2, 4, 4, 5, 3), values(6, 2, 2, 3, 1), values(6)],
+         [{"group": 2, "strides": [1, 2, 1], "pads": [1, 0, 0, 0, 1, 0]}], name="3d")
+    for name, image, kernel, attributes in (
+            ("computed", values(2, 4, 5, 4), values(4, 3, 3, 2), {"group": 2, "strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 2]}),
+            ("3d", values(1, 2, 3, 4, 3), values(2, 3, 2, 2, 2), {"strides": [2, 1, 2], "dilations": [1, 2, 1]})):
+        case("ConvTranspose", [image, kernel, values(kernel.shape[1] * attributes.get("group", 1))], [attributes], name=name)
+
+
+def quantized():
+    x, scale = values(3, 4, low=-3, high=3), np.array(0.02, dtype=np.float32)
+    byte = lambda *shape: RNG.integers(0, 256, shape).astype(np.uint8)
+    signed = lambda *shape: RNG.integers(-128, 128, shape).astype(np.int8)
+    scales = values(4, low=0.01, high=0.05)
+    case("QuantizeLinear", [x, scale, np.array(100, dtype=np.uint8)])
+    case("QuantizeLinear", [x, scale], name="plain")
+    case("QuantizeLinear", [x, scales, signed(4)], [{"axis": 1}, {"axis": -1}], name="axis")
+    case("QuantizeLinear", [x, values(3, 2, low=0.01, high=0.05), signed(3, 2)], [{"axis": 1, "block_size": 2}], opset=21,
+         name="block")
+    case("DequantizeLinear", [byte(3, 4), scale, np.array(100, dtype=np.uint8)])
+    case("DequantizeLinear", [signed(3, 4), scales, signed(4)], [{"axis": 1}], name="axis")
+    case("DequantizeLinear", [RNG.integers(-9999, 9999, (3, 4)).astype(np.int32), scale], name="i32")
+    case("DequantizeLinear", [signed(3, 4), values(3, 2), signed(3, 2)], [{"axis": 1, "block_size": 2}], opset=21,
+         name="block")
+    case("DynamicQuantizeLinear", [x], outputs=3)
+    for terms in (7, 300, 5000):
+        zeros = [np.array(120, dtype=np.uint8), np.array(3, dtype=np.int8)]
+        case("MatMulInteger", [byte(3, terms), signed(terms, 5)] + zeros, name=str(terms))
+    case("MatMulInteger", [byte(3, 4), signed(4, 5)], name="plain")
+    image, kernel = byte(1, 3, 6, 5), signed(4, 3, 3, 2)
+    attributes = {"pads": [1, 0, 1, 1], "strides": [2, 1]}
+    case("ConvInteger", [image, kernel.astype(np.uint8), np.array(120, dtype=np.uint8), np.array(7, dtype=np.uint8)],
+         [{}, attributes])
+    one, other = np.array(0.03, dtype=np.float32), np.array(0.01, dtype=np.float32)
+    point = lambda v: np.array(v, dtype=np.uint8)
+    case("QLinearMatMul", [byte(3, 300), one, point(120), byte(300, 5), other, point(100), np.array(1.5, dtype=np.float32), point(130)])
+    case("QLinearConv", [image, one, point(120), kernel, values(4, low=0.01, high=0.03), np.zeros(4, dtype=np.int8),
+                         np.array(0.5, dtype=np.float32), point(110), RNG.integers(-999, 999, 4).astype(np.int32)],
+         [{}, attributes], constants=[3, 4, 5, 8])
+    ms = dict(domain="com.microsoft")
+    six = [byte(3, 4), one, point(120), byte(3, 4), other, point(100)]
+    case("QLinearAdd", six + [np.array(0.0371, dtype=np.float32), point(125)], **ms)
+    case("QLinearMul", six + [np.array(0.0371, dtype=np.float32), point(125)], **ms)
+    case("QLinearSigmoid", six[:3] + [np.array(1 / 256, dtype=np.float32), point(0)], constants=[1, 2, 3, 4], **ms)
+    case("QLinearLeakyRelu", six[:3] + [np.array(0.04, dtype=np.float32), point(125)], [{"alpha": 0.25}],
+         constants=[1, 2, 3, 4], **ms)
+    case("QLinearGlobalAveragePool", [byte(1, 3, 4, 5), one, point(120), np.array(0.02, dtype=np.float32), point(125)],
+         [{"channels_last": 0}], **ms)
+    case("QLinearConcat", [np.array(0.04, dtype=np.float32), point(125)] + six, [{"axis": 1}], **ms)
+    case("MatMulIntegerToFloat", [byte(3, 8), signed(8, 5), one, other, point(120)], **ms)
+    case("DynamicQuantizeMatMul", [values(3, 8), signed(8, 5), other], **ms)
+    blocks = values(6, 2, low=0.01, high=0.05)
+    case("MatMulNBits", [values(3, 32), byte(6, 2, 8), blocks.reshape(-1)], [{"K": 32, "N": 6, "bits": 4, "block_size": 16}],
+         constants=[1, 2], **ms)
+    case("MatMulNBits", [values(3, 32), byte(6, 2, 8), blocks.reshape(-1), byte(6)],
+         [{"K": 32, "N": 6, "bits": 4, "block_size": 16}], constants=[1, 2, 3], name="points", **ms)
+
+
+def fused():
+    ms = dict(domain="com.microsoft")
+    x, skip, scale, bias = values(2, 3, 8), values(2, 3, 8), values(8), values(8)
+    case("SkipLayerNormalization", [x, skip, scale, bias], each({}, epsilon=[0.25]), **ms)
+    case("SkipLayerNormalization", [x, skip, scale, bias, values(8)], name="bias", **ms)
+    case("SkipSimplifiedLayerNormalization", [x, skip, scale], each({}, epsilon=[0.25]), **ms)
+    case("SimplifiedLayerNormalization", [x, scale], each({}, epsilon=[0.25]))
+    case("FastGelu", [x, bias], **ms)
+    case("BiasGelu", [x, bias], **ms)
+    case("QuickGelu", [x], each({}, alpha=[1.0]), **ms)
+    case("FusedMatMul", [values(2, 4, 3), values(2, 5, 4)], [{"transA": 1, "transB": 1, "alpha": 0.5}], **ms)
+    case("FusedGemm", [values(3, 4), values(4, 5), values(5)], [{"activation": "Relu"},
+                                                               {"activation": "LeakyRelu", "activation_alpha": 0.25}], **ms)
+    case("FusedConv", [values(1, 2, 5, 5), values(3, 2, 3, 3), values(3)],
+         [{"activation": "Relu"}, {"activation": "Clip", "activation_params": [-0.5, 0.5]}], constants=[1, 2], **ms)
+    words, kinds = np.array([[1, 4, 2]], dtype=np.int32), np.array([[0, 1, 1]], dtype=np.int32)
+    case("EmbedLayerNormalization", [words, kinds, values(5, 8), values(4, 8), values(2, 8), scale, bias],
+         each({}, epsilon=[0.25]), outputs=2, **ms)
+    q, k, v = values(2, 3, 8), values(2, 4, 8), values(2, 4, 8)
+    case("MultiHeadAttention", [q, k, v], [{"num_heads": 2}, {"num_heads": 2, "scale": 0.25}], **ms)
+    case("MultiHeadAttention", [q, k, v, values(24)], [{"num_heads": 2}], name="bias", **ms)
+    seen = np.array([[1, 1, 0, 1], [1, 1, 1, 0]], dtype=np.int32)
+    case("MultiHeadAttention", [q, k, v, None, seen], [{"num_heads": 2}], name="mask", **ms)
+    case("Attention", [x, values(8, 24), values(24)], [{"num_heads": 2}, {"num_heads": 2, "unidirectional": 1}],
+         constants=[1, 2], name="fused", **ms)
+    case("Attention", [x, values(8, 24), values(24), np.array([[1, 1, 0], [1, 1, 1]], dtype=np.int32)], [{"num_heads": 2}],
+         constants=[1, 2], name="mask", **ms)
+    tables = [values(9, 4), values(9, 4)]
+    case("RotaryEmbedding", [values(2, 2, 3, 8), np.array([[0, 1, 2], [5, 3, 8]])] + tables, each({}, interleaved=[1]),
+         name="fused", **ms)
+    case("RotaryEmbedding", [values(2, 3, 16), ints(4)] + tables, name="offset", **ms)
+    for equation, shapes in {
+        "ij,jk->ik": [(3, 4), (4, 5)], "bij,bkj->bik": [(2, 3, 4), (2, 5, 4)], "ij->ji": [(3, 4)], "ij->": [(3, 4)],
+        "ii->i": [(3, 3)], "...ij,...jk": [(2, 3, 4), (2, 4, 5)], "i,j->ij": [(3,), (4,)], "abc,cd,be->aed": [(2, 3, 4), (4, 5), (3, 6)],
+        "bhid,bhjd->bhij": [(2, 2, 3, 4), (2, 2, 5, 4)], "ij,ij->ij": [(3, 4), (3, 4)],
+    }.items():
+        case("Einsum", [values(*s) for s in shapes], [{"equation": equation}])
+    case("Einsum", [RNG.integers(-9, 9, (3, 4)), RNG.integers(-9, 9, (4, 5))], [{"equation": "ij,jk->ik"}], name="i64")
+    wave = values(2, 10, 1)
+    case("SwiGLU", [values(3, 4), values(3, 4)], each({}, alpha=[0.5]), opset=28, reference=True)
+    case("DFT", [wave], each({}, onesided=[1], axis=[1]) + [{"inverse": 1}])
+    case("DFT", [values(2, 10, 2)], each({}, inverse=[1]), name="complex", reference=True)
+    case("DFT", [wave, np.array(12)], each({}, onesided=[1]), constants=[1], name="longer")
+    case("DFT", [values(2, 6, 2), None, np.array(1)], [{"onesided": 1, "inverse": 1}], constants=[2], opset=20, name="half",
+         reference=True)
+    case("STFT", [values(1, 16, 1), np.array(4), values(8)], each({}, onesided=[0, 1]), constants=[1])
+    for op in ("HannWindow", "HammingWindow", "BlackmanWindow"):
+        case(op, [np.array(9)], each({}, periodic=[0, 1]), constants=[0])
+
+
+def recurrent():
+    x = values(4, 2, 3)
+    for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+        for d, direction in ((1, "forward"), (1, "reverse"), (2, "bidirectional")):
+            outputs = 3 if op == "LSTM" else 2
+            base = {"hidden_size": 5, "direction": direction}
+            weights = [values(d, gates * 5, 3), values(d, gates * 5, 5), values(d, 2 * gates * 5)]
+            start = [values(d, 2, 5)] * (outputs - 1)
+            variants = [base] + ([{**base, "linear_before_reset": 1}] if op == "GRU" else [])
+            case(op, [x] + weights, variants, outputs=outputs)
+            case(op, [x] + weights + [np.array([4, 2], dtype=np.int32)] + start, [base], outputs=outputs, name="lengths")
+    weights = [values(1, 20, 3), values(1, 20, 5)]
+    case("LSTM", [x] + weights + [None, None, None, None, values(1, 15)], [{"hidden_size": 5}], outputs=3, name="peepholes")
+    case("LSTM", [x] + weights, [{"hidden_size": 5, "clip": 0.25}, {"hidden_size": 5, "input_forget": 1}], outputs=3)
+    case("RNN", [x, values(1, 5, 3), values(1, 5, 5)], [{"hidden_size": 5, "activations": ["Relu"]}], outputs=2)
+    case("RNN", [values(2, 4, 3), values(1, 5, 3), values(1, 5, 5)], [{"hidden_size": 5, "layout": 1}], outputs=2,
+         reference=True, name="layout")
+
+
+def maps():
+    """ZipMap gives maps, which are no tensors: here the numbers stay as they are."""
+    x = values(2, 3)
+    node = helper.make_node("ZipMap", ["x0"], ["y0"], domain="ai.onnx.ml", classlabels_int64s=[4, 5, 6])
+    graph = helper.make_graph([node], "operator", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, x.shape)],
+                              [helper.make_empty_tensor_value_info("y0")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+                              ir_version=8)
+    CASES["ZipMap"] = (model.SerializeToString(), {"x0": x}, {"y0": x})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     onnxruntime.set_default_logger_severity(3)
-    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control):
+    for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
+                   statistics, attention, learning, maps, images, quantized, fused, recurrent):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

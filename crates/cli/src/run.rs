@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Precision, Predictor, RunOptions, extents_of, write_npz};
+use margay::{Precision, Predictor, RunOptions, write_npz};
 
 use crate::args::{InputArgs, RunArgs, precision};
 use crate::error::Failure;
@@ -42,9 +42,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         backend: args.backend.clone(),
         huge_pages: args.how.huge_pages,
     };
-    let inputs = args.inputs.read()?;
-    let mut model = Predictor::open_for(&args.model, &options, &extents_of(&inputs))?;
+    let mut inputs = args.inputs.read()?;
+    let (mut model, fixed) = Predictor::open_deciding(&args.model, &options, &inputs)?;
+    inputs.retain(|(name, _)| !fixed.contains(name));
     let outputs = model.predict(&inputs)?;
+    if !fixed.is_empty() {
+        note(format!("compiled for these values of `{}`", fixed.join("`, `")));
+    }
     save(&args.outputs, |out| write_npz(out, &outputs))?;
     let list: Vec<String> =
         outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();

@@ -248,7 +248,9 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
             | Binary::Lt
             | Binary::Le
             | Binary::And
-            | Binary::Or => 1,
+            | Binary::Or
+            | Binary::Xor => 1,
+            Binary::ShiftLeft | Binary::ShiftRight => 3,
         },
         Stmt::IndexValue { .. }
         | Stmt::Select { .. }

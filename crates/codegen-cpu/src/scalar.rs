@@ -265,6 +265,15 @@ impl<'b> Ops<'b> {
         self.b.ins().select(by_zero, zero, quotient)
     }
 
+    /// x 2ʸ, or x / 2ʸ rounded down, of integers without a sign.
+    pub(crate) fn shift(&mut self, x: Value, y: Value, left: bool) -> Value {
+        let ty = self.type_of(x);
+        let (bits, zero) = (self.iconst(ty, i64::from(ty.bits())), self.iconst(ty, 0));
+        let inside = self.b.ins().icmp(IntCC::UnsignedLessThan, y, bits);
+        let shifted = if left { self.b.ins().ishl(x, y) } else { self.b.ins().ushr(x, y) };
+        self.b.ins().select(inside, shifted, zero)
+    }
+
     /// A scalar conversion.
     pub(crate) fn convert(&mut self, x: Value, from: DType, to: DType) -> Value {
         match (from.is_float(), to.is_float()) {

@@ -217,7 +217,10 @@ impl<'k> Emitter<'k, '_> {
             (Binary::Eq, _) => ops.compare(FloatCC::Equal, x, y),
             (Binary::Lt, _) => ops.compare(FloatCC::LessThan, x, y),
             (Binary::Le, _) => ops.compare(FloatCC::LessThanOrEqual, x, y),
-            (Binary::Pow | Binary::And | Binary::Or, _) => {
+            (
+                Binary::Pow | Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight,
+                _,
+            ) => {
                 return self.unsupported(format!("{op:?} of {dtype}"));
             }
         })
@@ -226,14 +229,21 @@ impl<'k> Emitter<'k, '_> {
     /// Truth values are ordered false, true.
     fn binary_bool(&mut self, op: Binary, x: Value, y: Value) -> Result<Value, CodegenError> {
         match op {
-            Binary::And => Ok(self.ops.b.ins().band(x, y)),
-            Binary::Or => Ok(self.ops.b.ins().bor(x, y)),
-            Binary::Eq | Binary::Lt | Binary::Le | Binary::Min | Binary::Max => {
-                self.binary_int(op, DType::Bool, x, y)
-            }
-            Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Pow => {
-                self.unsupported(format!("{op:?} of bool"))
-            }
+            Binary::And
+            | Binary::Or
+            | Binary::Xor
+            | Binary::Eq
+            | Binary::Lt
+            | Binary::Le
+            | Binary::Min
+            | Binary::Max => self.binary_int(op, DType::Bool, x, y),
+            Binary::Add
+            | Binary::Sub
+            | Binary::Mul
+            | Binary::Div
+            | Binary::Pow
+            | Binary::ShiftLeft
+            | Binary::ShiftRight => self.unsupported(format!("{op:?} of bool")),
         }
     }
 
@@ -257,7 +267,12 @@ impl<'k> Emitter<'k, '_> {
             Binary::Eq => ops.b.ins().icmp(IntCC::Equal, x, y),
             Binary::Lt => ops.b.ins().icmp(less, x, y),
             Binary::Le => ops.b.ins().icmp(less_or_equal, x, y),
-            Binary::Pow | Binary::And | Binary::Or => {
+            Binary::And => ops.b.ins().band(x, y),
+            Binary::Or => ops.b.ins().bor(x, y),
+            Binary::Xor => ops.b.ins().bxor(x, y),
+            Binary::ShiftLeft => ops.shift(x, y, true),
+            Binary::ShiftRight => ops.shift(x, y, false),
+            Binary::Pow => {
                 return self.unsupported(format!("{op:?} of {dtype}"));
             }
         })

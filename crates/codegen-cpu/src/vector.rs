@@ -145,7 +145,8 @@ impl<'k> Walk<'k> {
             }
             Stmt::Binary { to, op, x, y } => {
                 let lanes = match op {
-                    Binary::And | Binary::Or => true,
+                    Binary::And | Binary::Or | Binary::Xor => self.dtype(*x) == DType::Bool,
+                    Binary::ShiftLeft | Binary::ShiftRight => false,
                     Binary::Add
                     | Binary::Sub
                     | Binary::Mul

@@ -8,6 +8,7 @@ use margay_loops::Precision;
 use margay_onnx::KnownExtents;
 use margay_onnx::model::Model;
 use margay_passes::Pipeline;
+use margay_tensor::Tensor;
 
 use crate::{DriverError, Dump, backend};
 
@@ -38,6 +39,45 @@ impl Source {
 /// Opens an ONNX file, or an artifact that carries its graph.
 pub fn open(path: &Path) -> Result<Source, DriverError> {
     open_with(path, &KnownExtents::default(), &mut Dump::none())
+}
+
+/// Larger inputs are data, never what shapes follow from.
+const MAX_DECISIVE: usize = 1024;
+
+/// As [`open_with`], of a file whose inputs are at hand. Where an ONNX file is refused because shapes, axes or the like
+/// follow from inputs, small ones become constants: integers first, then floats too. Their names come second, none where
+/// nothing had to be decided.
+pub fn open_deciding(
+    path: &Path,
+    known: &KnownExtents,
+    inputs: &[(String, Tensor)],
+) -> Result<(Source, Vec<String>), DriverError> {
+    let refusal = match open_with(path, known, &mut Dump::none()) {
+        Ok(source) => return Ok((source, Vec::new())),
+        Err(refusal) if is_artifact(path)? => return Err(refusal),
+        Err(refusal) => refusal,
+    };
+    let Ok(model) = Model::open(path) else { return Err(refusal) };
+    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    for floats in [false, true] {
+        let mut model = model.clone();
+        let mut fixed = Vec::new();
+        for (name, tensor) in inputs {
+            let decides = tensor.len() <= MAX_DECISIVE && (floats || !tensor.dtype().is_float());
+            let declared =
+                model.graph.inputs.iter().position(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
+            if let (true, Some(at)) = (decides, declared) {
+                model.graph.inputs.remove(at);
+                model.graph.initializers.push((name.clone(), tensor.clone()));
+                fixed.push(name.clone());
+            }
+        }
+        if let Ok(graph) = margay_onnx::import_for(&model, known) {
+            check_numbers(&model)?;
+            return Ok((Source::new(graph, &name, &mut Dump::none())?, fixed));
+        }
+    }
+    Err(refusal)
 }
 
 /// As [`open`], for a use of which something is known, and with dumps of the passes.
@@ -92,8 +132,6 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
 
 #[cfg(test)]
 mod tests {
-    use margay_tensor::Tensor;
-
     use super::*;
     use crate::{CompileOptions, Silent, compile};
 

@@ -207,16 +207,22 @@ named! {
         Max = "max",
         /// xʸ.
         Pow = "pow",
-        /// Equal; gives a truth value, as do the four below.
+        /// Equal; gives a truth value, as do the two below.
         Eq = "eq",
         /// Less.
         Lt = "lt",
         /// Less or equal.
         Le = "le",
-        /// Both, of truth values.
+        /// Both, of truth values; bit by bit, of integers, as the two below.
         And = "and",
-        /// Either, of truth values.
+        /// Either.
         Or = "or",
+        /// One of the two, but not both.
+        Xor = "xor",
+        /// x 2ʸ, of integers without a sign, cut off as products are.
+        ShiftLeft = "shl",
+        /// x / 2ʸ, of integers without a sign, rounded down.
+        ShiftRight = "shr",
     }
 }
 
@@ -235,7 +241,7 @@ impl Binary {
 
     /// Whether the result is a truth value whatever the operands are.
     pub fn is_test(self) -> bool {
-        matches!(self, Binary::Eq | Binary::Lt | Binary::Le | Binary::And | Binary::Or)
+        matches!(self, Binary::Eq | Binary::Lt | Binary::Le)
     }
 }
 

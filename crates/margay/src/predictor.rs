@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_with,
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_deciding,
+    open_with,
 };
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
@@ -71,6 +72,33 @@ impl Predictor {
     /// # Errors
     /// See [`open`](Predictor::open).
     pub fn open_for(path: &Path, options: &RunOptions, known: &KnownExtents) -> Result<Predictor, Error> {
+        Predictor::of(path, options, &mut |path| Ok(open_with(path, known, &mut Dump::none())?.graph))
+    }
+
+    /// As [`open_for`](Predictor::open_for), for inputs that are at hand. Small ones that shapes follow from become
+    /// constants; their names come second, and they are not among the inputs of the model any more.
+    ///
+    /// # Errors
+    /// See [`open`](Predictor::open).
+    pub fn open_deciding(
+        path: &Path,
+        options: &RunOptions,
+        inputs: &[(String, Tensor)],
+    ) -> Result<(Predictor, Vec<String>), Error> {
+        let mut fixed = Vec::new();
+        let predictor = Predictor::of(path, options, &mut |path| {
+            let (source, decided) = open_deciding(path, &extents_of(inputs), inputs)?;
+            fixed = decided;
+            Ok(source.graph)
+        })?;
+        Ok((predictor, fixed))
+    }
+
+    fn of(
+        path: &Path,
+        options: &RunOptions,
+        graph: &mut dyn FnMut(&Path) -> Result<Graph, Error>,
+    ) -> Result<Predictor, Error> {
         let (threads, precision) = (options.threads, options.precision);
         let mut verification = None;
         let form = if is_artifact(path)? {
@@ -86,11 +114,7 @@ impl Predictor {
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
-            let graph = build::in_precision(
-                open_with(path, known, &mut Dump::none())?.graph,
-                precision,
-                &mut Dump::none(),
-            )?;
+            let graph = build::in_precision(graph(path)?, precision, &mut Dump::none())?;
             let backend = match &options.backend {
                 Some(name) => backend::named(name, "native", precision)?,
                 None => backend::native_for(precision),

@@ -11,6 +11,7 @@ mod composed;
 mod extents;
 mod names;
 mod operators;
+mod places;
 mod spelled;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,17 +19,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Symbol, Tensor};
 
-use crate::model::NEWEST_OPSET;
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
 use names::Names;
 
 /// Oldest operator set that is written.
 pub const OLDEST_EXPORT_OPSET: i64 = 13;
+/// Newest operator set of the default domain that is written.
+pub const NEWEST_EXPORT_OPSET: i64 = 23;
 
 /// How a graph is written.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ExportOptions {
-    /// Version of the default operator set, from [`OLDEST_EXPORT_OPSET`] to [`NEWEST_OPSET`].
+    /// Version of the default operator set, from [`OLDEST_EXPORT_OPSET`] to [`NEWEST_EXPORT_OPSET`].
     pub opset: i64,
     /// Notes for the reader of the model.
     pub metadata: BTreeMap<String, String>,
@@ -47,8 +49,12 @@ impl Default for ExportOptions {
 /// [`OnnxError::ExportOpset`], or [`OnnxError::NotExportable`] for a symbol that is no extent of an input.
 pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
     let found = options.opset;
-    if !(OLDEST_EXPORT_OPSET..=NEWEST_OPSET).contains(&found) {
-        return Err(OnnxError::ExportOpset { oldest: OLDEST_EXPORT_OPSET, newest: NEWEST_OPSET, found });
+    if !(OLDEST_EXPORT_OPSET..=NEWEST_EXPORT_OPSET).contains(&found) {
+        return Err(OnnxError::ExportOpset {
+            oldest: OLDEST_EXPORT_OPSET,
+            newest: NEWEST_EXPORT_OPSET,
+            found,
+        });
     }
     let spelled = spelled::spelled_out(g)?;
     let g = spelled.as_ref().unwrap_or(g);

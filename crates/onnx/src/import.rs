@@ -12,20 +12,38 @@
 
 mod activations;
 mod assume;
+mod attention;
 mod call;
 mod control;
 mod convolutions;
+mod einsum;
 mod elementwise;
+mod formula;
 mod inputs;
+mod integers;
+mod learning;
 mod leaves;
+mod losses;
+mod microsoft;
 mod normalizations;
+mod padding;
+mod pixels;
+mod places;
+mod pools;
 mod products;
+mod quantized;
 mod recurrent;
 mod reductions;
+mod resize;
+mod sampling;
 mod shapes;
+mod signals;
 mod slices;
+mod statistics;
 mod table;
 mod transposed;
+mod trees;
+mod trigonometry;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};

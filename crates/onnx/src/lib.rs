@@ -40,7 +40,7 @@ mod wire;
 mod writer;
 
 pub use error::{Kind, OnnxError};
-pub use export::{ExportOptions, OLDEST_EXPORT_OPSET, export};
+pub use export::{ExportOptions, NEWEST_EXPORT_OPSET, OLDEST_EXPORT_OPSET, export};
 pub use import::{KnownExtents, import, import_for, supported_operators};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 pub use problem::Problem;

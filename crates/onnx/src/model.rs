@@ -18,11 +18,11 @@ use margay_tensor::{DType, Tensor};
 use crate::{External, OnnxError, map, reader, writer};
 
 /// Oldest operator set of the default domain that is read.
-pub const OLDEST_OPSET: i64 = 7;
+pub const OLDEST_OPSET: i64 = 1;
 /// The producer of models that are made here.
 pub(crate) const PRODUCER: &str = "margay";
 /// Newest operator set of the default domain that is read.
-pub const NEWEST_OPSET: i64 = 23;
+pub const NEWEST_OPSET: i64 = 28;
 /// Oldest version of the format that is read: the first with operator sets.
 pub const OLDEST_IR: i64 = 3;
 /// Newest version of the format that is read. Those since [`OLDEST_IR`] only added element types and messages,

@@ -194,7 +194,9 @@ pub(crate) fn binary(op: Binary, dtype: DType, x: Number, y: Number) -> Result<N
                 Binary::Eq => return Ok(Number::bool(x == y)),
                 Binary::Lt => return Ok(Number::bool(x < y)),
                 Binary::Le => return Ok(Number::bool(x <= y)),
-                Binary::And | Binary::Or => return Err(undefined(op, dtype)),
+                Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight => {
+                    return Err(undefined(op, dtype));
+                }
             };
             Ok(Number::Float(rounded(dtype, z)))
         }
@@ -204,8 +206,23 @@ pub(crate) fn binary(op: Binary, dtype: DType, x: Number, y: Number) -> Result<N
                 Binary::Eq => return Ok(Number::bool(x == y)),
                 Binary::Lt => return Ok(Number::bool(x < y)),
                 Binary::Le => return Ok(Number::bool(x <= y)),
-                Binary::And if truth => x & y,
-                Binary::Or if truth => x | y,
+                Binary::And => x & y,
+                Binary::Or => x | y,
+                Binary::Xor => x ^ y,
+                Binary::ShiftLeft if !truth => {
+                    if (0..64).contains(&y) {
+                        x << y
+                    } else {
+                        0
+                    }
+                }
+                Binary::ShiftRight if !truth => {
+                    if (0..64).contains(&y) {
+                        x >> y
+                    } else {
+                        0
+                    }
+                }
                 Binary::Min => x.min(y),
                 Binary::Max => x.max(y),
                 Binary::Add if !truth => x + y,
@@ -217,8 +234,8 @@ pub(crate) fn binary(op: Binary, dtype: DType, x: Number, y: Number) -> Result<N
                 | Binary::Mul
                 | Binary::Div
                 | Binary::Pow
-                | Binary::And
-                | Binary::Or => return Err(undefined(op, dtype)),
+                | Binary::ShiftLeft
+                | Binary::ShiftRight => return Err(undefined(op, dtype)),
             };
             Ok(Number::Int(wrapped(dtype, z)))
         }

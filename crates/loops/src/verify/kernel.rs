@@ -146,8 +146,14 @@ impl Checker<'_> {
             Stmt::Binary { to, op, x, y } => {
                 let (a, b) = (self.operand(*x), self.operand(*y));
                 if let (Some(a), Some(b)) = (a, b) {
-                    let logic = matches!(op, Binary::And | Binary::Or);
-                    if a != b || (logic && a != DType::Bool) {
+                    let fits = match op {
+                        Binary::And | Binary::Or | Binary::Xor => !a.is_float(),
+                        Binary::ShiftLeft | Binary::ShiftRight => {
+                            matches!(a, DType::U8 | DType::U16 | DType::U32 | DType::U64)
+                        }
+                        _ => true,
+                    };
+                    if a != b || !fits {
                         self.found.push(format!("`{} {x}, {y}` of {a} and {b}", op.name()));
                     }
                 }

@@ -40,7 +40,7 @@ impl Exporter<'_> {
 
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),
-            Op::And(_) => plain("And"),
+            Op::And(_) => self.bits("And", "BitwiseAnd", &x, dtype),
             Op::Atan(_) => plain("Atan"),
             Op::Ceil(_) => plain("Ceil"),
             Op::Cos(_) => plain("Cos"),
@@ -57,10 +57,13 @@ impl Exporter<'_> {
             Op::Mul(_) => plain("Mul"),
             Op::Neg(_) => plain("Neg"),
             Op::Not(_) => plain("Not"),
-            Op::Or(_) => plain("Or"),
+            Op::Or(_) => self.bits("Or", "BitwiseOr", &x, dtype),
+            Op::Position(op) => self.position(x[0], dtype.unwrap_or(DType::I64), op),
             Op::Pow(_) => plain("Pow"),
             Op::Round(_) => plain("Round"),
             Op::Select(_) => plain("Where"),
+            Op::ShiftLeft(_) => Ok(self.shift(&x, "LEFT")),
+            Op::ShiftRight(_) => Ok(self.shift(&x, "RIGHT")),
             Op::Sigmoid(_) => plain("Sigmoid"),
             Op::Silu(_) => Ok(self.silu(x[0])),
             Op::Softplus(_) => plain("Softplus"),
@@ -68,6 +71,7 @@ impl Exporter<'_> {
             Op::Sqrt(_) => plain("Sqrt"),
             Op::Sub(_) => plain("Sub"),
             Op::Tanh(_) => plain("Tanh"),
+            Op::Xor(_) => self.bits("Xor", "BitwiseXor", &x, dtype),
             Op::Cast(c) => {
                 let to = Attribute::Int(element_number(c.to));
                 Ok(self.emit("Cast", "", &x, vec![("to", to)]))
@@ -87,11 +91,14 @@ impl Exporter<'_> {
             Op::Gather(op) => Ok(self.emit("Gather", "", &x, axis(op.axis))),
             Op::Pad(op) => self.pad(x[0], dtype.unwrap_or(DType::F32), op),
             Op::Reshape(op) => self.reshape("", x[0], &shape(0), &op.shape),
+            Op::Scatter(op) => self.scatter(n, &x, op),
             Op::ScatterAdd(op) => self.scatter_add(n, &x, op),
             Op::Slice(op) => self.slice(x[0], &shape(0), op),
             Op::Transpose(op) => Ok(self.emit("Transpose", "", &x, vec![("perm", ints(&op.perm))])),
 
+            Op::Cumulate(op) => self.cumulate(x[0], dtype.unwrap_or(DType::F32), &shape(0), op),
             Op::Reduce(op) => self.reduce(x[0], op),
+            Op::TopK(op) => self.top_k(x[0], op),
 
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
@@ -112,6 +119,25 @@ impl Exporter<'_> {
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
         };
         Ok(vec![result?])
+    }
+
+    /// An operator on truth values, or another one on integers.
+    fn bits(
+        &mut self,
+        of_truth: &str,
+        of_integers: &str,
+        x: &[&str],
+        dtype: Option<DType>,
+    ) -> Result<String, OnnxError> {
+        if dtype == Some(DType::Bool) {
+            return Ok(self.emit(of_truth, "", x, vec![]));
+        }
+        self.needs(18, "an operation on bits")?;
+        Ok(self.emit(of_integers, "", x, vec![]))
+    }
+
+    fn shift(&mut self, x: &[&str], direction: &str) -> String {
+        self.emit("BitShift", "", x, vec![("direction", Attribute::String(direction.to_owned()))])
     }
 
     fn pad(&mut self, x: &str, dtype: DType, op: &Pad) -> Result<String, OnnxError> {

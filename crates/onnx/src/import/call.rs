@@ -62,7 +62,9 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(node: &'a OnnxNode, inputs: Vec<Option<Value>>, opset: i64) -> Call<'a> {
-        Call { node, inputs, opset, inputs_asked: Cell::default(), attributes_asked: RefCell::default() }
+        // Which operands a runtime may overwrite, in the oldest operator sets.
+        let always = if opset < 8 { BTreeSet::from(["consumed_inputs"]) } else { BTreeSet::new() };
+        Call { node, inputs, opset, inputs_asked: Cell::default(), attributes_asked: RefCell::new(always) }
     }
 
     /// An input that must be there.
@@ -89,6 +91,11 @@ impl<'a> Call<'a> {
     /// Number of outputs.
     pub(crate) fn outputs(&self) -> usize {
         self.node.outputs.len()
+    }
+
+    /// Whether somebody may read an output.
+    pub(crate) fn wants(&self, output: usize) -> bool {
+        self.node.outputs.get(output).is_some_and(|name| !name.is_empty())
     }
 
     fn attribute(&self, name: &'static str) -> Option<&'a Attribute> {

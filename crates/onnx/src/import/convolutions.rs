@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Conv, ImageLayout, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Add, Bits, Concat, Conv, ImageLayout, MatMul, Patches, Reduce, ReduceKind, Silu};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -12,6 +12,18 @@ use super::values::open;
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
+    let mut y = convolved(cx, call, x, k)?;
+    if let Some(bias) = bias {
+        let mut shape = cx.ty(bias).shape.clone();
+        shape.extend(vec![Dim::from(1usize); cx.ty(k).ndim().saturating_sub(2)]);
+        let bias = reshape_to(cx, bias, shape)?;
+        y = cx.add(Add, &[y, bias])?;
+    }
+    Ok(vec![y])
+}
+
+/// A convolution by the attributes of a call.
+pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> Result<Value, Refusal> {
     let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
     if let Some(declared) = call.ints("kernel_shape")?
         && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
@@ -26,6 +38,9 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         .ok()
         .filter(|&g| g > 0)
         .ok_or_else(|| Refusal::Invalid(format!("expected at least one group, found {groups}")))?;
+    if data.len() > 2 {
+        return by_patches(cx, x, k, windows, groups);
+    }
     let op = Conv {
         strides: windows.strides,
         pads_before: windows.before,
@@ -34,54 +49,84 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
         groups,
         layout: ImageLayout::Nchw,
     };
-    let mut y = cx.add(op, &[x, k])?;
-    if let Some(bias) = bias {
-        let mut shape = cx.ty(bias).shape.clone();
-        shape.extend(vec![Dim::from(1usize); taps.len()]);
-        let bias = reshape_to(cx, bias, shape)?;
-        y = cx.add(Add, &[y, bias])?;
-    }
-    Ok(vec![y])
+    cx.add(op, &[x, k])
 }
 
-/// `MaxPool`, without the positions of the maxima.
-pub(super) fn max_pool(cx: &mut Importer, call: &Call) -> Imported {
-    // The order in which positions are counted.
-    call.ignore(&["storage_order"]);
-    pool(cx, call, PoolKind::Max, false)
-}
-
-/// `AveragePool`.
-pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
-    let count_include_pad = call.flag("count_include_pad", false)?;
-    pool(cx, call, PoolKind::Average, count_include_pad)
-}
-
-fn pool(cx: &mut Importer, call: &Call, kind: PoolKind, count_include_pad: bool) -> Imported {
-    let x = call.input(0)?;
-    let data = spatial(cx, x)?;
-    let taps = call.ints("kernel_shape")?;
-    let taps =
-        taps.ok_or_else(|| Refusal::Invalid("expected attribute `kernel_shape`, found none".into()))?;
-    let kernel = sizes("kernel_shape", taps, data.len())?;
-    let taps: Vec<Dim> = kernel.iter().map(|&k| Dim::from(k)).collect();
-    decide(cx, call, &data)?;
-    let windows = Windows::new(call, &data, &taps, call.flag("ceil_mode", false)?)?;
-    if count_include_pad && windows.overhang {
-        let what = "padding that counts, with a last window that reaches over the end, is not supported";
-        return Err(Refusal::Unsupported(what.into()));
-    }
-    let op = Pool {
-        kind,
+/// A convolution along three axes: a product of the kernel with the windows, group by group.
+fn by_patches(
+    cx: &mut Importer,
+    x: Value,
+    k: Value,
+    windows: Windows,
+    groups: usize,
+) -> Result<Value, Refusal> {
+    let kernel = cx.ty(k).shape[2..].iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>();
+    let kernel =
+        kernel.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
+    let spatial = kernel.len();
+    let op = Patches {
         kernel,
         strides: windows.strides,
         pads_before: windows.before,
         pads_after: windows.after,
         dilations: windows.dilations,
-        count_include_pad,
+        value: Bits::new(0.0),
+    };
+    let elements = cx.add(op, &[x])?; // [N, C, taps…, places…]
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    let (from, of) = (cx.ty(elements).shape.clone(), cx.ty(k).shape.clone());
+    let groups = Dim::from(groups);
+    let (terms, outputs) = (product(&of[1..]), super::pixels::exact(&of[0], &groups)?);
+    let places = from[2 + spatial..].to_vec();
+    let columns = vec![from[0].clone(), groups.clone(), terms.clone(), product(&places)];
+    let columns = reshape_to(cx, elements, columns)?;
+    let rows = reshape_to(cx, k, vec![groups, outputs, terms])?;
+    let y = cx.add(MatMul, &[rows, columns])?;
+    reshape_to(cx, y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
+}
+
+/// `CausalConvWithState`: each channel with a kernel of its own, which ends at the element; what comes before the first
+/// one is a state, and the last elements are the next.
+pub(super) fn causal_conv_with_state(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, k, bias, past) = (call.input(0)?, call.input(1)?, call.optional(2), call.optional(3));
+    let (shape, taps) = (cx.ty(x).shape.clone(), spatial(cx, k)?);
+    let known = (shape.get(1).and_then(Dim::as_extent), taps.first().and_then(Dim::as_extent));
+    let (Some(channels), Some(taps)) = known else {
+        return Err(Refusal::Unsupported("an open number of channels or taps is not supported".into()));
+    };
+    if shape.len() != 3 || taps == 0 || cx.ty(k).ndim() != 3 {
+        return Err(Refusal::Invalid(format!("a kernel {} for {}", cx.ty(k), cx.ty(x))));
+    }
+    let past = match past {
+        Some(past) => past,
+        None => {
+            let zero = cx.number(x, 0.0)?;
+            cx.spread(zero, vec![shape[0].clone(), shape[1].clone(), Dim::from(taps - 1)])?
+        }
+    };
+    let whole = cx.add(Concat { axis: 2 }, &[past, x])?;
+    let op = Conv {
+        strides: vec![1],
+        pads_before: vec![0],
+        pads_after: vec![0],
+        dilations: vec![1],
+        groups: channels,
         layout: ImageLayout::Nchw,
     };
-    Ok(vec![cx.add(op, &[x])?])
+    let mut y = cx.add(op, &[whole, k])?;
+    if let Some(bias) = bias {
+        let bias = cx.along(bias, 1, 3)?;
+        y = cx.plus(y, bias)?;
+    }
+    let y = match call.text("activation", "none")? {
+        "none" => y,
+        "silu" | "swish" => cx.add(Silu, &[y])?,
+        other => return Err(Refusal::Invalid(format!("`{other}` is no activation"))),
+    };
+    let end = cx.ty(whole).shape[2].clone();
+    let start = &end - &Dim::from(taps - 1);
+    let next = super::slices::slice_axes(cx, whole, &[2], &[start], &[end], &[1])?;
+    Ok(vec![y, next])
 }
 
 /// `GlobalAveragePool`.
@@ -102,7 +147,7 @@ fn global(cx: &mut Importer, call: &Call, kind: ReduceKind) -> Imported {
 }
 
 /// Takes extents that are known for fixed where the padding depends on them.
-fn decide(cx: &mut Importer, call: &Call, data: &[Dim]) -> Result<(), Refusal> {
+pub(super) fn decide(cx: &mut Importer, call: &Call, data: &[Dim]) -> Result<(), Refusal> {
     let strides = call.ints("strides")?.unwrap_or_default();
     let same = matches!(call.text("auto_pad", "NOTSET")?, "SAME_UPPER" | "SAME_LOWER");
     if same && strides.iter().any(|&s| s != 1) { cx.values_of(data) } else { Ok(()) }
@@ -130,17 +175,20 @@ pub(super) fn sizes(name: &str, list: &[i64], expected: usize) -> Result<Vec<usi
 }
 
 /// How windows move along the spatial axes.
-struct Windows {
-    strides: Vec<usize>,
-    dilations: Vec<usize>,
-    before: Vec<usize>,
-    after: Vec<usize>,
-    /// Some `after` is larger than the model says, so that a last incomplete window counts.
-    overhang: bool,
+#[derive(Clone)]
+pub(super) struct Windows {
+    pub(super) strides: Vec<usize>,
+    pub(super) dilations: Vec<usize>,
+    pub(super) before: Vec<usize>,
+    pub(super) after: Vec<usize>,
+    /// `after` as the model says.
+    pub(super) given_after: Vec<usize>,
+    /// Some `after` is larger than that, so that a last incomplete window counts.
+    pub(super) overhang: bool,
 }
 
 impl Windows {
-    fn new(call: &Call, data: &[Dim], taps: &[Dim], ceil: bool) -> Result<Windows, Refusal> {
+    pub(super) fn new(call: &Call, data: &[Dim], taps: &[Dim], ceil: bool) -> Result<Windows, Refusal> {
         let axes = data.len();
         let list = |name| match call.ints(name)? {
             Some(list) => sizes(name, list, axes),
@@ -153,7 +201,8 @@ impl Windows {
         };
         let (before, after) = pads.split_at(axes);
         let (before, after) = (before.to_vec(), after.to_vec());
-        let mut windows = Windows { strides, dilations, before, after, overhang: false };
+        let given_after = Vec::new();
+        let mut windows = Windows { strides, dilations, before, after, given_after, overhang: false };
         if windows.strides.contains(&0) || windows.dilations.contains(&0) {
             return Err(Refusal::Invalid("expected strides and dilations of at least 1".into()));
         }
@@ -164,6 +213,7 @@ impl Windows {
             "SAME_LOWER" => windows.pad_same(data, taps, true)?,
             other => return Err(Refusal::Invalid(format!("`{other}` is no way of padding"))),
         }
+        windows.given_after.clone_from(&windows.after);
         if ceil {
             windows.reach_over(data, taps)?;
         }

@@ -29,7 +29,7 @@ unary! {
 macro_rules! binary {
     ($($function:ident = $op:expr, [$x:literal, $y:literal]);* $(;)?) => { $(
         pub(super) fn $function(cx: &mut Importer, call: &Call) -> Imported {
-            let operands = [call.input(0)?, call.input(1)?];
+            let operands = pair(cx, call)?;
             Ok(vec![cx.add($op, &[operands[$x], operands[$y]])?])
         }
     )* };
@@ -48,9 +48,24 @@ binary! {
     sub = Sub, [0, 1];
 }
 
+/// Two operands. Before operator set 7 the second one stands along the axes of the first from `axis` on, or along the
+/// last ones, if it says that it broadcasts.
+pub(super) fn pair(cx: &mut Importer, call: &Call) -> Result<[Value; 2], Refusal> {
+    let (x, y) = (call.input(0)?, call.input(1)?);
+    if call.opset >= 7 || !call.flag("broadcast", false)? {
+        return Ok([x, y]);
+    }
+    let Some(at) = call.optional_int("axis")? else { return Ok([x, y]) };
+    let at = super::call::axis(at, cx.ty(x).ndim())?;
+    let mut shape = cx.ty(y).shape.clone();
+    let behind = cx.ty(x).ndim().saturating_sub(at + shape.len());
+    shape.extend(vec![margay_tensor::Dim::from(1usize); behind]);
+    Ok([x, cx.shaped(y, shape)?])
+}
+
 /// `Pow`: the exponent may have another type than the base; powers of integers are taken in f64.
 pub(super) fn pow(cx: &mut Importer, call: &Call) -> Imported {
-    let (base, exponent) = (call.input(0)?, call.input(1)?);
+    let [base, exponent] = pair(cx, call)?;
     let result = cx.ty(base).dtype;
     let within = if result.is_float() { result } else { DType::F64 };
     let base = cast_to(cx, base, within)?;
@@ -77,12 +92,41 @@ pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     // About conversions to types of 8-bit floats, which are refused.
     call.ignore(&["saturate"]);
+    if call.opset < 6 {
+        let name = call.text("to", "")?;
+        let to = (1..17).find(|&n| element_type("value", "", n).is_ok_and(|d| onnx_name(d) == name));
+        let to = to.ok_or_else(|| Refusal::Unsupported(format!("element type `{name}` is not supported")))?;
+        return Ok(vec![cast_to(cx, x, numbered_type(to.into())?)?]);
+    }
     let number = call.optional_int("to")?;
     let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
-    let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
-    let to =
-        to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))?;
+    let to = numbered_type(number)?;
     Ok(vec![cast_to(cx, x, to)?])
+}
+
+/// The element type with a number in ONNX.
+pub(super) fn numbered_type(number: i64) -> Result<DType, Refusal> {
+    let to = i32::try_from(number).ok().and_then(|n| element_type("value", "", n).ok());
+    to.ok_or_else(|| Refusal::Unsupported(format!("element type number {number} is not supported")))
+}
+
+/// What ONNX calls an element type.
+fn onnx_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "FLOAT16",
+        DType::BF16 => "BFLOAT16",
+        DType::F32 => "FLOAT",
+        DType::F64 => "DOUBLE",
+        DType::I8 => "INT8",
+        DType::I16 => "INT16",
+        DType::I32 => "INT32",
+        DType::I64 => "INT64",
+        DType::U8 => "UINT8",
+        DType::U16 => "UINT16",
+        DType::U32 => "UINT32",
+        DType::U64 => "UINT64",
+        DType::Bool => "BOOL",
+    }
 }
 
 /// `CastLike`.

@@ -52,11 +52,15 @@ pub(super) fn identity(_: &mut Importer, call: &Call) -> Imported {
 pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     call.ignore(&["ratio", "seed"]);
-    call.optional(1);
+    if call.opset < 7 {
+        call.ignore(&["is_test"]);
+    }
+    let nothing_dropped = call.optional(1).and_then(|ratio| cx.one_number(ratio)) == Some(0.0);
     if let Some(training) = call.optional(2)
+        && !nothing_dropped
         && cx.ints(training).is_none_or(|t| t.values.iter().any(|v| !v.is(0)))
     {
-        return Err(Refusal::Unsupported("training is not supported".into()));
+        return Err(Refusal::Unsupported("training with a ratio that is not 0 is not supported".into()));
     }
     if call.outputs() < 2 {
         return Ok(vec![x]);

@@ -1,23 +1,25 @@
 //! Normalization and softmax.
 
 use margay_ir::Value;
-use margay_ir::ops::{
-    Add, Bits, Broadcast, Div, Exp, LayerNorm, Log, Mul, Reduce, ReduceKind, Softmax, Sqrt, Sub,
-};
+use margay_ir::ops::{Add, Bits, Broadcast, Div, LayerNorm, Mul, Reduce, ReduceKind, Softmax, Sqrt, Sub};
 use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
 use super::shapes::{broadcast_to, flatten_at, reshape_to};
+use super::statistics::in_training;
 
 /// `BatchNormalization` outside training: x s + (B - mean s), where s = scale / √(variance + ε).
 pub(super) fn batch_normalization(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     let [scale, bias, mean, variance] = [call.input(1)?, call.input(2)?, call.input(3)?, call.input(4)?];
     let epsilon = cx.number(variance, call.float("epsilon", 1e-5)?)?;
-    call.ignore(&["momentum"]);
+    let momentum = call.float("momentum", 0.9)?;
+    if call.opset < 7 && !call.flag("is_test", false)? && call.wants(1) {
+        return Err(Refusal::Unsupported("training before operator set 14 is not supported".into()));
+    }
     if call.flag("training_mode", false)? {
-        return Err(Refusal::Unsupported("training is not supported".into()));
+        return in_training(cx, x, [scale, bias, mean, variance], epsilon, momentum);
     }
     if !call.flag("spatial", true)? {
         return Err(Refusal::Unsupported("normalization of each position is not supported".into()));
@@ -33,7 +35,7 @@ pub(super) fn batch_normalization(cx: &mut Importer, call: &Call) -> Imported {
 }
 
 /// Numbers per channel, shaped to broadcast to `x`.
-fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Value, Refusal> {
+pub(super) fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Value, Refusal> {
     let mut shape = cx.ty(numbers).shape.clone();
     shape.extend(vec![Dim::from(1usize); cx.ty(x).ndim().saturating_sub(2)]);
     reshape_to(cx, numbers, shape)
@@ -77,18 +79,22 @@ pub(super) fn softmax(cx: &mut Importer, call: &Call) -> Imported {
 
 /// `LogSoftmax`: z - log Σ eᶻ, where z = x - max x.
 pub(super) fn log_softmax(cx: &mut Importer, call: &Call) -> Imported {
-    along_axis(cx, call, |cx, x, axis| {
-        let join = |kind| Reduce { kind, axes: vec![axis], keepdims: true };
-        let largest = cx.add(join(ReduceKind::Max), &[x])?;
-        let shifted = cx.add(Sub, &[x, largest])?;
-        let powers = cx.add(Exp, &[shifted])?;
-        let sum = cx.add(join(ReduceKind::Sum), &[powers])?;
-        let logarithm = cx.add(Log, &[sum])?;
-        cx.add(Sub, &[shifted, logarithm])
-    })
+    along_axis(cx, call, log_softmax_of)
 }
 
-fn along_axis(
+/// z - log Σ eᶻ along an axis, where z = x - max x.
+pub(super) fn log_softmax_of(cx: &mut Importer, x: Value, axis: usize) -> Result<Value, Refusal> {
+    let largest = cx.joined(ReduceKind::Max, x, &[axis], true)?;
+    let shifted = cx.minus(x, largest)?;
+    let powers = cx.exp(shifted)?;
+    let sum = cx.joined(ReduceKind::Sum, powers, &[axis], true)?;
+    let logarithm = cx.log(sum)?;
+    cx.minus(shifted, logarithm)
+}
+
+/// What `f` makes of an operand along the axis of the call: along one axis since operator set 13, before along all from
+/// it on as one.
+pub(super) fn along_axis(
     cx: &mut Importer,
     call: &Call,
     f: impl FnOnce(&mut Importer, Value, usize) -> Result<Value, Refusal>,

@@ -1,6 +1,6 @@
 //! Operators that give elements another place.
 
-use margay_ir::ops::{Add, Bits, Broadcast, Concat, Gather, Numbers, Pad, Reshape, ScatterAdd, Transpose};
+use margay_ir::ops::{Bits, Broadcast, Concat, Gather, Numbers, Pad, Reshape, Transpose};
 use margay_ir::{Value, types};
 use margay_tensor::{Dim, Shape};
 
@@ -14,7 +14,10 @@ use super::values::open;
 pub(super) fn reshape(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     let zero_is_zero = call.flag("allowzero", false)?;
-    let mut shape = cx.known_ints(call, 1, "the shape")?.values;
+    let mut shape = match call.opset < 5 {
+        true => call.ints("shape")?.unwrap_or_default().iter().copied().map(Dim::from).collect(),
+        false => cx.known_ints(call, 1, "the shape")?.values,
+    };
     let from = cx.ty(x).shape.clone();
     for (i, d) in shape.iter_mut().enumerate().filter(|(_, d)| d.is(0) && !zero_is_zero) {
         let keep = from.get(i).cloned();
@@ -161,7 +164,7 @@ pub(super) fn tile(cx: &mut Importer, call: &Call) -> Imported {
 /// `Concat`.
 pub(super) fn concat(cx: &mut Importer, call: &Call) -> Imported {
     let operands = call.all()?;
-    let at = call.optional_int("axis")?;
+    let at = call.optional_int("axis")?.or((call.opset < 4).then_some(1));
     let at = at.ok_or_else(|| Refusal::Invalid("expected attribute `axis`, found none".into()))?;
     let axis = axis(at, cx.ty(operands[0]).ndim())?;
     match operands.as_slice() {
@@ -226,23 +229,4 @@ fn pad_value(cx: &Importer, call: &Call) -> Result<f64, Refusal> {
     let known = cx.graph.constant(v).map(|p| p.tensor()).filter(|t| t.len() == 1);
     let number = known.and_then(|t| Numbers::of(t).ok()).and_then(|n| n.floats().pop());
     number.ok_or_else(|| Refusal::Unsupported("the value of the padding is computed at run time".into()))
-}
-
-/// `ScatterND` that adds, at places that one number names each.
-pub(super) fn scatter_nd(cx: &mut Importer, call: &Call) -> Imported {
-    let (data, at, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
-    let reduction = call.text("reduction", "none")?;
-    let places = cx.ty(at).shape.clone();
-    let (Some((last, rest)), Some(extent)) = (places.split_last(), cx.ty(data).shape.first().cloned()) else {
-        return Err(Refusal::Invalid("expected data and indices with at least one axis".into()));
-    };
-    if reduction != "add" || !last.is(1) {
-        let why =
-            format!("`{reduction}` at places of {last} numbers each is not supported, only `add` at one");
-        return Err(Refusal::Unsupported(why));
-    }
-    let at = reshape_to(cx, at, rest.to_vec())?;
-    let op = ScatterAdd { axis: 0, extent, indices: rest.len() };
-    let sums = cx.add(op, &[updates, at])?;
-    Ok(vec![cx.add(Add, &[data, sums])?])
 }

@@ -5,7 +5,9 @@
 //! become output channels of one ordinary convolution, whose result is interleaved and cut to size. Its kernel follows
 //! from the constant kernel here, so that nothing of it is left to compute later.
 
-use margay_ir::ops::{Add, Bits, Conv, ImageLayout, Pad, Reshape, Slice, Transpose};
+use margay_ir::ops::{
+    Add, Bits, Conv, FoldPatches, ImageLayout, MatMul, Pad, Patches, Reshape, Slice, Transpose,
+};
 use margay_ir::{Op, Value};
 use margay_tensor::{Dim, Tensor};
 
@@ -16,13 +18,13 @@ use super::shapes::reshape_to;
 use super::slices::slice_axes;
 use super::values::open;
 
-/// `ConvTranspose`; the kernel is a constant.
+/// `ConvTranspose`.
 pub(super) fn conv_transpose(cx: &mut Importer, call: &Call) -> Imported {
     let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
     let data = spatial(cx, x)?;
-    let Some(kernel) = cx.graph.constant(k).map(|p| p.tensor().clone()) else {
-        let why = "a transposed convolution with a computed kernel is not supported";
-        return Err(Refusal::Unsupported(why.into()));
+    let kernel = cx.graph.constant(k).map(|p| p.tensor().clone());
+    let Some(kernel) = kernel.filter(|_| data.len() < 3) else {
+        return by_folding(cx, call, [x, k], bias, &data);
     };
     if kernel.shape().len() != data.len() + 2 || !(1..=2).contains(&data.len()) {
         let (expected, found) = (cx.ty(x).to_string(), kernel.shape());
@@ -64,6 +66,64 @@ pub(super) fn conv_transpose(cx: &mut Importer, call: &Call) -> Imported {
         shape.extend(vec![Dim::from(1usize); axes.len()]);
         let bias = reshape_to(cx, bias, shape)?;
         y = cx.add(Add, &[y, bias])?;
+    }
+    Ok(vec![y])
+}
+
+/// With a computed kernel, or along three axes: what each input adds to the outputs, summed where they overlap.
+fn by_folding(
+    cx: &mut Importer,
+    call: &Call,
+    [x, k]: [Value; 2],
+    bias: Option<Value>,
+    data: &[Dim],
+) -> Imported {
+    let (from, of) = (cx.ty(x).shape.clone(), cx.ty(k).shape.clone());
+    let taps = of.get(2..).unwrap_or_default().iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>();
+    let taps = taps.filter(|t| t.len() == data.len() && !t.contains(&0));
+    let taps = taps.ok_or_else(|| Refusal::Unsupported(format!("a kernel {} is not supported", cx.ty(k))))?;
+    if let Some(declared) = call.ints("kernel_shape")?
+        && !taps.iter().map(|&d| d as i64).eq(declared.iter().copied())
+    {
+        return Err(Refusal::Invalid(format!("expected a kernel of {declared:?}, found {taps:?}")));
+    }
+    let axes = Axis::all(call, data, &taps)?;
+    let groups = Dim::from(call.int("group", 1)?);
+    if !groups.is_positive() {
+        return Err(Refusal::Invalid(format!("expected at least one group, found {groups}")));
+    }
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    let inputs = super::pixels::exact(&from[1], &groups)?;
+    let (columns, places) = (product(&of[1..]), product(data));
+    let rows = reshape_to(cx, k, vec![groups.clone(), inputs.clone(), columns])?;
+    let rows = cx.turned(rows, &[0, 2, 1])?;
+    let images = reshape_to(cx, x, vec![from[0].clone(), groups.clone(), inputs, places])?;
+    let windows = cx.add(MatMul, &[rows, images])?;
+    let outputs = &of[1] * &groups;
+    let split = [&[from[0].clone(), outputs], &of[2..], data].concat();
+    let windows = reshape_to(cx, windows, split)?;
+    let (mut size, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    for (axis, extent) in axes.iter().zip(data) {
+        let pads = usize::try_from(axis.before);
+        before.push(
+            pads.map_err(|_| Refusal::Unsupported(format!("padding of {} is not supported", axis.before)))?,
+        );
+        after.push(axis.more.min(0).unsigned_abs() as usize);
+        let steps = &(extent - &Dim::from(1usize)) * &Dim::from(axis.stride);
+        size.push(&steps + &Dim::from(axis.span() as i64 + axis.more - axis.before));
+    }
+    let patches = Patches {
+        kernel: taps,
+        strides: axes.iter().map(|a| a.stride).collect(),
+        pads_before: before,
+        pads_after: after,
+        dilations: axes.iter().map(|a| a.dilation).collect(),
+        value: Bits::new(0.0),
+    };
+    let mut y = cx.add(FoldPatches { patches, size }, &[windows])?;
+    if let Some(bias) = bias {
+        let bias = cx.along(bias, 1, 2 + data.len())?;
+        y = cx.plus(y, bias)?;
     }
     Ok(vec![y])
 }

@@ -25,10 +25,13 @@ mod mul;
 mod neg;
 mod not;
 mod or;
+mod position;
 mod pow;
 mod relu;
 mod round;
 mod select;
+mod shift_left;
+mod shift_right;
 mod sigmoid;
 mod silu;
 mod sin;
@@ -36,6 +39,7 @@ mod softplus;
 mod sqrt;
 mod sub;
 mod tanh;
+mod xor;
 
 pub use abs::Abs;
 pub use add::Add;
@@ -59,10 +63,13 @@ pub use mul::Mul;
 pub use neg::Neg;
 pub use not::Not;
 pub use or::Or;
+pub use position::Position;
 pub use pow::Pow;
 pub use relu::Relu;
 pub use round::Round;
 pub use select::Select;
+pub use shift_left::ShiftLeft;
+pub use shift_right::ShiftRight;
 pub use sigmoid::Sigmoid;
 pub use silu::Silu;
 pub use sin::Sin;
@@ -70,6 +77,7 @@ pub use softplus::Softplus;
 pub use sqrt::Sqrt;
 pub use sub::Sub;
 pub use tanh::Tanh;
+pub use xor::Xor;
 
 use margay_tensor::{DType, Tensor};
 
@@ -85,6 +93,10 @@ pub enum Domain {
     Number,
     /// Truth values.
     Bool,
+    /// Integers without a sign.
+    Unsigned,
+    /// Truth values and integers, which are looked at bit by bit.
+    Bits,
     /// Everything.
     Any,
 }
@@ -96,10 +108,16 @@ impl Domain {
             Domain::Float => (ty.dtype.is_float(), "a float type"),
             Domain::Number => (ty.dtype != DType::Bool, "a number type"),
             Domain::Bool => (ty.dtype == DType::Bool, "bool"),
+            Domain::Unsigned => (is_unsigned(ty.dtype), "an integer type without a sign"),
+            Domain::Bits => (!ty.dtype.is_float(), "bool or an integer type"),
             Domain::Any => (true, "any type"),
         };
         types::expect(input, ty, ok, expected)
     }
+}
+
+fn is_unsigned(dtype: DType) -> bool {
+    matches!(dtype, DType::U8 | DType::U16 | DType::U32 | DType::U64)
 }
 
 /// The elements of a tensor as numbers: floats and truth values as f64, integers as i128, which holds all of them.
@@ -396,7 +414,8 @@ macro_rules! binary {
             fn cases() -> Vec<(Self, $crate::ops::Case)> {
                 use $crate::ops::elementwise::Domain;
                 let (dtype, low, high) = match Domain::$domain {
-                    Domain::Bool => (margay_tensor::DType::Bool, 0.0, 2.0),
+                    Domain::Bool | Domain::Bits => (margay_tensor::DType::Bool, 0.0, 2.0),
+                    Domain::Unsigned => (margay_tensor::DType::U32, $low, $high),
                     _ => (margay_tensor::DType::F32, $low, $high),
                 };
                 let mut cases = vec![];
@@ -405,7 +424,7 @@ macro_rules! binary {
                 for s in shapes {
                     cases.push(($name, $crate::ops::Case::random(dtype, low, high, s)));
                 }
-                if Domain::$domain == Domain::Number {
+                if matches!(Domain::$domain, Domain::Number | Domain::Bits) {
                     let i64 = margay_tensor::DType::I64;
                     cases.push(($name, $crate::ops::Case::random(i64, 1.0, 9.0, &[&[3, 5], &[5]])));
                     cases.extend($crate::ops::elementwise::extremes().map(|case| ($name, case)));

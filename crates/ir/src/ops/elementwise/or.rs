@@ -1,4 +1,4 @@
-//! Logical or.
+//! Logical or; bit by bit, of integers.
 
 use margay_loops::Binary;
 
@@ -6,12 +6,12 @@ use crate::ops::elementwise::binary;
 use crate::vjp::Grad;
 
 binary! {
-    /// Logical or.
+    /// Logical or; bit by bit, of integers.
     Or = "or",
-    domain: Bool, flops: 1, test: false, range: 0.0 .. 2.0,
+    domain: Bits, flops: 1, test: false, range: 0.0 .. 2.0,
     float: |x, y| x.max(y),
     int: |x, y| x | y,
     scalar: |n, x, y| n.binary(Binary::Or, x, y),
     neutral: None, symbolic: None, parameters: &[],
-    vjp: |_| Grad::none("it gives truth values"),
+    vjp: |_| Grad::none("it is about bits"),
 }

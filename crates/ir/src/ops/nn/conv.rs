@@ -69,6 +69,10 @@ impl OpDef for Conv {
         types::expect_float(0, x)?;
         types::expect_dtype(1, k, x.dtype)?;
         let windows = self.windows()?;
+        if windows.len() > 2 {
+            let message = format!("{} spatial axes, expected 1 or 2", windows.len());
+            return Err(TypeError::attribute(message));
+        }
         ImageLayout::check(x, windows.len())?;
         if k.ndim() != windows.len() + 2 {
             let expected = (windows.len() + 2).to_string();
@@ -329,8 +333,8 @@ impl Window {
         before: &[usize],
         after: &[usize],
     ) -> Result<Vec<Window>, TypeError> {
-        if !(1..=2).contains(&spatial) {
-            let message = format!("{spatial} spatial axes, expected 1 or 2");
+        if !(1..=3).contains(&spatial) {
+            let message = format!("{spatial} spatial axes, expected 1 to 3");
             return Err(TypeError::attribute(message));
         }
         for (name, list) in

@@ -1,6 +1,10 @@
-//! Operators that join the elements along axes.
+//! Operators that join, rank or run through the elements along axes.
 
+mod cumulate;
 #[path = "reduce.rs"]
 mod reduction;
+mod top_k;
 
+pub use cumulate::Cumulate;
 pub use reduction::{Reduce, ReduceKind};
+pub use top_k::TopK;

@@ -82,7 +82,7 @@ pub(super) fn check_shape(shape: &[Dim]) -> Result<(), TypeError> {
 }
 
 /// The extents of a checked shape whose symbols have been replaced.
-pub(super) fn known_extents(shape: &[Dim]) -> Result<Vec<usize>, EvalError> {
+pub(crate) fn known_extents(shape: &[Dim]) -> Result<Vec<usize>, EvalError> {
     let none = Binding::new();
     shape.iter().map(|d| Ok(usize::try_from(d.eval(&none)?).unwrap_or(0))).collect()
 }

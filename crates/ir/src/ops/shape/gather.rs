@@ -114,7 +114,7 @@ impl OpDef for Gather {
 
 /// The position that an index means, after a check that it lies in the axis. Clamped, so that memory outside the
 /// operand is not read when the check fails.
-pub(super) fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
+pub(crate) fn checked_position(n: &mut Nest, given: Reg, extent: usize) -> Reg {
     let extent = extent as i64;
     let given = n.cast(given, DType::I64);
     let [low, zero, last, count] =

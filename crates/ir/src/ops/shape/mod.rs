@@ -6,6 +6,7 @@ mod gather;
 mod non_zero;
 mod pad;
 mod reshape;
+mod scatter;
 mod scatter_add;
 mod slice;
 mod transpose;
@@ -16,9 +17,13 @@ pub use gather::Gather;
 pub use non_zero::NonZero;
 pub use pad::Pad;
 pub use reshape::Reshape;
+pub use scatter::{Scatter, ScatterKind};
 pub use scatter_add::ScatterAdd;
 pub use slice::Slice;
 pub use transpose::Transpose;
+
+pub(crate) use broadcast::known_extents;
+pub(crate) use gather::checked_position;
 
 use margay_tensor::Tensor;
 

@@ -6,7 +6,7 @@ use margay_tensor::{DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
-use crate::ops::shape::broadcast::known_extents;
+use crate::ops::shape::known_extents;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Slice};
 use crate::vjp::{Grad, GradResult, Vjp};

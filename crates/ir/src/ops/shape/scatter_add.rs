@@ -9,8 +9,8 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
-use crate::ops::shape::broadcast::known_extents;
-use crate::ops::shape::gather::checked_position;
+use crate::ops::shape::checked_position;
+use crate::ops::shape::known_extents;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Gather, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};

@@ -9,7 +9,7 @@ use margay_tensor::{Binding, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::lowering::strides_of;
-use crate::ops::shape::broadcast::known_extents;
+use crate::ops::shape::known_extents;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{
     Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, View,

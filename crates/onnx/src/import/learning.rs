@@ -1,0 +1,430 @@
+//! `ai.onnx.ml`: scalers, encoders, linear models and support vectors.
+//!
+//! Text is not computed on: labels that are texts are refused, unless nobody reads them.
+
+use margay_ir::Value;
+use margay_ir::ops::{Concat, Gather, MatMul, Pow, ReduceKind, Sigmoid, Softmax, Tanh};
+use margay_tensor::{DType, Dim};
+
+use super::Importer;
+use super::call::{Call, Imported, Refusal};
+use super::places::place_of_extreme;
+use super::statistics::over_norm;
+
+/// A list of numbers that must be there.
+pub(super) fn floats(call: &Call, name: &'static str) -> Result<Vec<f64>, Refusal> {
+    let list = call.floats(name)?.unwrap_or_default();
+    Ok(list.iter().map(|&v| f64::from(v)).collect())
+}
+
+/// Numbers in a row, in the type of a value.
+fn row(cx: &mut Importer, like: Value, values: Vec<f64>) -> Result<Value, Refusal> {
+    let dtype = cx.ty(like).dtype;
+    let count = values.len();
+    cx.table(dtype, &[count], values)
+}
+
+/// A matrix of numbers, one sample a row, as floats: what is f64 stays so, all else becomes f32.
+pub(super) fn samples(cx: &mut Importer, x: Value) -> Result<Value, Refusal> {
+    let x = match cx.ty(x).dtype {
+        DType::F64 => x,
+        _ => cx.cast(x, DType::F32)?,
+    };
+    match cx.ty(x).ndim() {
+        1 => cx.unsqueezed(x, 0),
+        2 => Ok(x),
+        _ => Err(Refusal::Invalid(format!("expected samples in rows, found {}", cx.ty(x)))),
+    }
+}
+
+/// `Scaler`: (x - offset) scale.
+pub(super) fn scaler(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let x = cx.cast(x, DType::F32)?;
+    let (offset, scale) = (floats(call, "offset")?, floats(call, "scale")?);
+    let mut y = x;
+    if !offset.is_empty() {
+        let offset = row(cx, x, offset)?;
+        y = cx.minus(y, offset)?;
+    }
+    if !scale.is_empty() {
+        let scale = row(cx, x, scale)?;
+        y = cx.times(y, scale)?;
+    }
+    Ok(vec![y])
+}
+
+/// `Normalizer`: rows over their largest element, the sum of their sizes, or their length.
+pub(super) fn normalizer(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let x = cx.cast(x, DType::F32)?;
+    let last = cx.ty(x).ndim().saturating_sub(1);
+    let norm = match call.text("norm", "MAX")? {
+        "MAX" => cx.joined(ReduceKind::Max, x, &[last], true)?,
+        "L1" => super::statistics::norm(cx, x, &[last], 1, true)?,
+        "L2" => super::statistics::norm(cx, x, &[last], 2, true)?,
+        other => return Err(Refusal::Invalid(format!("expected norm MAX, L1 or L2, found `{other}`"))),
+    };
+    Ok(vec![over_norm(cx, x, norm)?])
+}
+
+/// `Binarizer`: 1 above a threshold, else 0.
+pub(super) fn binarizer(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let dtype = cx.ty(x).dtype;
+    let above = cx.above(x, call.float("threshold", 0.0)?)?;
+    Ok(vec![cx.cast(above, dtype)?])
+}
+
+/// `Imputer`: numbers in place of one number, which may be NaN.
+pub(super) fn imputer(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let (replaced, values) = match cx.ty(x).dtype.is_float() {
+        true => {
+            call.ignore(&["imputed_value_int64s", "replaced_value_int64"]);
+            let replaced = call.optional_float("replaced_value_float")?.unwrap_or(0.0);
+            (replaced, floats(call, "imputed_value_floats")?)
+        }
+        false => {
+            call.ignore(&["imputed_value_floats", "replaced_value_float"]);
+            let list = call.ints("imputed_value_int64s")?.unwrap_or_default();
+            (call.int("replaced_value_int64", 0)? as f64, list.iter().map(|&v| v as f64).collect())
+        }
+    };
+    if values.is_empty() {
+        return Err(Refusal::Invalid("expected values to put in place, found none".into()));
+    }
+    let gone = if replaced.is_nan() {
+        let same = cx.equal(x, x)?;
+        cx.not(same)?
+    } else {
+        let replaced = cx.number(x, replaced)?;
+        cx.equal(x, replaced)?
+    };
+    let values = row(cx, x, values)?;
+    Ok(vec![cx.chosen(gone, values, x)?])
+}
+
+/// `FeatureVectorizer`: operands beside each other, as f32.
+pub(super) fn feature_vectorizer(cx: &mut Importer, call: &Call) -> Imported {
+    // The widths of the operands, which their types say too.
+    call.ignore(&["inputdimensions"]);
+    let mut parts = Vec::new();
+    for x in call.all()? {
+        let x = samples(cx, x)?;
+        parts.push(cx.cast(x, DType::F32)?);
+    }
+    match parts.as_slice() {
+        [only] => Ok(vec![*only]),
+        all => cx.one(Concat { axis: 1 }, all),
+    }
+}
+
+/// `OneHotEncoder` of numbers.
+pub(super) fn one_hot_encoder(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let known = call.flag("zeros", true)?;
+    let categories = call.ints("cats_int64s")?;
+    let categories = categories.ok_or_else(|| Refusal::Unsupported("texts are not supported".into()))?;
+    if !known {
+        return Err(Refusal::Unsupported("failing on unknown categories is not supported".into()));
+    }
+    let x = cx.cast(x, DType::I64)?;
+    let last = cx.ty(x).ndim();
+    let x = cx.unsqueezed(x, last)?;
+    let categories = cx.list(categories)?;
+    let here = cx.equal(x, categories)?;
+    Ok(vec![cx.cast(here, DType::F32)?])
+}
+
+/// `LabelEncoder` from numbers to numbers: the value that stands beside an equal key, or a default.
+pub(super) fn label_encoder(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let texts = || Refusal::Unsupported("texts are not supported".into());
+    let whole = |list: &[i64]| list.iter().map(|&v| v as f64).collect::<Vec<f64>>();
+    let of_tensor = |t: &margay_tensor::Tensor| margay_ir::ops::Numbers::of(t).map(|n| n.floats());
+    let keys = match (call.ints("keys_int64s")?, call.floats("keys_floats")?, call.tensor("keys_tensor")?) {
+        (Some(list), _, _) => whole(list),
+        (_, Some(list), _) => list.iter().map(|&v| f64::from(v)).collect(),
+        (_, _, Some(t)) => of_tensor(t).map_err(|e| Refusal::Invalid(e.to_string()))?,
+        _ => return Err(texts()),
+    };
+    let whole_default = call.int("default_int64", -1)? as f64;
+    let float_default = call.float("default_float", -0.0)?;
+    let tensor_default = call.tensor("default_tensor")?;
+    let (ints, numbers, tensor) =
+        (call.ints("values_int64s")?, call.floats("values_floats")?, call.tensor("values_tensor")?);
+    let (dtype, values, default) = match (ints, numbers, tensor) {
+        (Some(list), _, _) => (DType::I64, whole(list), whole_default),
+        (_, Some(list), _) => (DType::F32, list.iter().map(|&v| f64::from(v)).collect(), float_default),
+        (_, _, Some(t)) => {
+            let values = of_tensor(t).map_err(|e| Refusal::Invalid(e.to_string()))?;
+            let default = tensor_default.and_then(|t| of_tensor(t).ok()).and_then(|v| v.first().copied());
+            let other = if t.dtype().is_float() { float_default } else { whole_default };
+            (t.dtype(), values, default.unwrap_or(other))
+        }
+        _ => return Err(texts()),
+    };
+    if keys.len() != values.len() || keys.is_empty() {
+        return Err(Refusal::Invalid(format!("{} keys and {} values", keys.len(), values.len())));
+    }
+    let last = cx.ty(x).ndim();
+    let count = keys.len();
+    let wide = cx.unsqueezed(x, last)?;
+    // Since version 4 what is not a number is a key like others.
+    let nan = keys.iter().position(|k| k.is_nan()).filter(|_| call.opset >= 4);
+    let keys = row(cx, x, keys)?;
+    let mut here = cx.equal(wide, keys)?;
+    if let Some(nan) = nan {
+        let same = cx.equal(wide, wide)?;
+        let other = cx.not(same)?;
+        let place = cx.table(DType::Bool, &[count], (0..count).map(|i| f64::from(i == nan)).collect())?;
+        let place = cx.both(other, place)?;
+        here = cx.either(here, place)?;
+    }
+    // The first key that is equal, and one behind all where none is.
+    let places = cx.iota(&Dim::from(count))?;
+    let behind = cx.scalar(DType::I64, count as f64)?;
+    let places = cx.chosen(here, places, behind)?;
+    let place = cx.joined(ReduceKind::Min, places, &[last], false)?;
+    let values = cx.table(dtype, &[count + 1], values.into_iter().chain([default]).collect())?;
+    cx.one(Gather { axis: 0 }, &[values, place])
+}
+
+/// `ZipMap`: the numbers as they are. Maps by label do not exist here; the columns have the order of the labels.
+pub(super) fn zip_map(_: &mut Importer, call: &Call) -> Imported {
+    call.ignore(&["classlabels_int64s", "classlabels_strings"]);
+    Ok(vec![call.input(0)?])
+}
+
+/// What is done to the scores of all classes or targets in the end.
+pub(super) fn transformed(cx: &mut Importer, call: &Call, scores: Value) -> Result<Value, Refusal> {
+    let last = cx.ty(scores).ndim().saturating_sub(1);
+    match call.text("post_transform", "NONE")? {
+        "NONE" => Ok(scores),
+        "LOGISTIC" => cx.add(Sigmoid, &[scores]),
+        "SOFTMAX" => cx.add(Softmax { axis: last }, &[scores]),
+        other => Err(Refusal::Unsupported(format!("transform `{other}` is not supported"))),
+    }
+}
+
+/// Rows of numbers as a matrix `[rows, count]`.
+fn matrix(cx: &mut Importer, like: Value, rows: usize, values: Vec<f64>) -> Result<Value, Refusal> {
+    if rows == 0 || values.is_empty() || !values.len().is_multiple_of(rows) {
+        return Err(Refusal::Invalid(format!("{} numbers in {rows} rows", values.len())));
+    }
+    let dtype = cx.ty(like).dtype;
+    let columns = values.len() / rows;
+    cx.table(dtype, &[rows, columns], values)
+}
+
+/// X Wᵀ + b.
+fn linear(
+    cx: &mut Importer,
+    x: Value,
+    rows: usize,
+    weights: Vec<f64>,
+    bias: Vec<f64>,
+) -> Result<Value, Refusal> {
+    let weights = matrix(cx, x, rows, weights)?;
+    let weights = cx.turned(weights, &[1, 0])?;
+    let product = cx.add(MatMul, &[x, weights])?;
+    if bias.is_empty() {
+        return Ok(product);
+    }
+    let bias = row(cx, x, bias)?;
+    cx.plus(product, bias)
+}
+
+/// `LinearRegressor`.
+pub(super) fn linear_regressor(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let x = cx.cast(x, DType::F32)?;
+    let x = samples(cx, x)?;
+    let targets = call.int("targets", 1)?;
+    let targets = usize::try_from(targets).map_err(|_| Refusal::Invalid(format!("{targets} targets")))?;
+    let scores = linear(cx, x, targets, floats(call, "coefficients")?, floats(call, "intercepts")?)?;
+    Ok(vec![transformed(cx, call, scores)?])
+}
+
+/// The labels of classes.
+pub(super) enum Labels {
+    /// Numbers.
+    Numbers(Vec<i64>),
+    /// So many texts.
+    Texts(usize),
+}
+
+impl Labels {
+    /// Of a classifier.
+    pub(super) fn of(call: &Call, numbers: &'static str, texts: &'static str) -> Result<Labels, Refusal> {
+        match (call.ints(numbers)?, call.texts(texts)?) {
+            (Some(list), None) => Ok(Labels::Numbers(list.to_vec())),
+            (None, Some(list)) => Ok(Labels::Texts(list.len())),
+            _ => Err(Refusal::Invalid("expected labels that are either numbers or texts".into())),
+        }
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Labels::Numbers(list) => list.len(),
+            Labels::Texts(count) => *count,
+        }
+    }
+
+    /// The labels at positions. Nobody can read texts.
+    pub(super) fn at(&self, cx: &mut Importer, call: &Call, place: Value) -> Result<Value, Refusal> {
+        match self {
+            Labels::Numbers(list) => {
+                let list = cx.list(list)?;
+                cx.add(Gather { axis: 0 }, &[list, place])
+            }
+            Labels::Texts(_) if call.wants(0) => {
+                let why = "labels that are texts are not supported; the probabilities alone are";
+                Err(Refusal::Unsupported(why.into()))
+            }
+            Labels::Texts(_) => Ok(place),
+        }
+    }
+}
+
+/// `LinearClassifier`: scores, and the label of the largest. Of one score for two classes the sign decides.
+pub(super) fn linear_classifier(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let x = cx.cast(x, DType::F32)?;
+    let x = samples(cx, x)?;
+    let labels = Labels::of(call, "classlabels_ints", "classlabels_strings")?;
+    // Whether classes compete, which the scores do not depend on.
+    call.ignore(&["multi_class"]);
+    let (weights, bias) = (floats(call, "coefficients")?, floats(call, "intercepts")?);
+    let columns = cx.ty(x).shape[1].as_extent().filter(|&c| c > 0);
+    let columns =
+        columns.ok_or_else(|| Refusal::Unsupported("an open number of features is not supported".into()))?;
+    let rows = weights.len() / columns;
+    let scores = linear(cx, x, rows, weights, bias)?;
+    let place = if rows == 1 && labels.count() == 2 {
+        let second = match call.text("post_transform", "NONE")? {
+            "NONE" => Second::Rest,
+            _ => Second::Opposite,
+        };
+        return of_two(cx, call, &labels, scores, 0.0, second);
+    } else if rows == labels.count() {
+        place_of_extreme(cx, scores, 1, ReduceKind::Max, false, false)?
+    } else {
+        return Err(Refusal::Invalid(format!("{rows} scores for {} labels", labels.count())));
+    };
+    Ok(vec![labels.at(cx, call, place)?, transformed(cx, call, scores)?])
+}
+
+/// What the score of the first of two classes is, when one score is that of the second.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Second {
+    /// 1 - s.
+    Rest,
+    /// -s.
+    Opposite,
+}
+
+/// Label and scores of two classes, of one score `[N, 1]`; the second class where that is above a bound.
+pub(super) fn of_two(
+    cx: &mut Importer,
+    call: &Call,
+    labels: &Labels,
+    score: Value,
+    bound: f64,
+    second: Second,
+) -> Imported {
+    let above = cx.above(score, bound)?;
+    let place = cx.cast(above, DType::I64)?;
+    let shape = vec![cx.ty(place).shape[0].clone()];
+    let place = cx.shaped(place, shape)?;
+    let other = match second {
+        Second::Rest => {
+            let one = cx.number(score, 1.0)?;
+            cx.minus(one, score)?
+        }
+        Second::Opposite => cx.negated(score)?,
+    };
+    let scores = cx.add(Concat { axis: 1 }, &[other, score])?;
+    let scores = match second {
+        Second::Rest => {
+            call.ignore(&["post_transform"]);
+            scores
+        }
+        Second::Opposite => match call.text("post_transform", "NONE")? {
+            "LOGISTIC" => cx.add(Sigmoid, &[scores])?,
+            "NONE" => scores,
+            other => {
+                let why = format!("transform `{other}` of one score for two classes is not supported");
+                return Err(Refusal::Unsupported(why));
+            }
+        },
+    };
+    Ok(vec![labels.at(cx, call, place)?, scores])
+}
+
+/// `SVMRegressor`.
+pub(super) fn svm_regressor(cx: &mut Importer, call: &Call) -> Imported {
+    let x = call.input(0)?;
+    let x = cx.cast(x, DType::F32)?;
+    let x = samples(cx, x)?;
+    let (coefficients, vectors) = (floats(call, "coefficients")?, floats(call, "support_vectors")?);
+    let supports = call.int("n_supports", 0)?;
+    let supports = usize::try_from(supports).map_err(|_| Refusal::Invalid(format!("{supports} vectors")))?;
+    let rho = floats(call, "rho")?;
+    let parameters = floats(call, "kernel_params")?;
+    let kind = call.text("kernel_type", "LINEAR")?;
+    let products = if supports == 0 {
+        x
+    } else {
+        let vectors = matrix(cx, x, supports, vectors)?;
+        kernel(cx, x, vectors, kind, &parameters)?
+    };
+    let mut y = linear(cx, products, 1, coefficients, rho)?;
+    if call.flag("one_class", false)? {
+        let positive = cx.above(y, 0.0)?;
+        let one = cx.number(y, 1.0)?;
+        y = cx.chosen_or(positive, one, -1.0)?;
+    }
+    match call.text("post_transform", "NONE")? {
+        "NONE" => Ok(vec![y]),
+        other => Err(Refusal::Unsupported(format!("transform `{other}` is not supported"))),
+    }
+}
+
+/// The kernel of every row of X `[N, F]` and every vector `[M, F]`.
+fn kernel(
+    cx: &mut Importer,
+    x: Value,
+    vectors: Value,
+    kind: &str,
+    parameters: &[f64],
+) -> Result<Value, Refusal> {
+    let parameter = |i: usize| parameters.get(i).copied().unwrap_or(0.0);
+    let (gamma, zeroth, degree) = (parameter(0), parameter(1), parameter(2));
+    if kind == "RBF" {
+        // Σ (x - v)², not the square of the difference of lengths: what is near is not cancelled.
+        let (left, right) = (cx.unsqueezed(x, 1)?, cx.unsqueezed(vectors, 0)?);
+        let difference = cx.minus(left, right)?;
+        let squares = cx.times(difference, difference)?;
+        let distance = cx.joined(ReduceKind::Sum, squares, &[2], false)?;
+        let exponent = cx.scaled(distance, -gamma)?;
+        return cx.exp(exponent);
+    }
+    let turned = cx.turned(vectors, &[1, 0])?;
+    let products = cx.add(MatMul, &[x, turned])?;
+    if kind == "LINEAR" {
+        return Ok(products);
+    }
+    let scaled = cx.scaled(products, gamma)?;
+    let moved = cx.offset(scaled, zeroth)?;
+    match kind {
+        "POLY" => {
+            let degree = cx.number(moved, degree)?;
+            cx.add(Pow, &[moved, degree])
+        }
+        "SIGMOID" => cx.add(Tanh, &[moved]),
+        other => Err(Refusal::Invalid(format!("`{other}` is no kernel"))),
+    }
+}
