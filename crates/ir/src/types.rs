@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use margay_tensor::{Binding, DType, Dim, Shape, Tensor, UnboundSymbol};
+use margay_tensor::{Binding, DType, Dim, Shape, Tensor};
 use smallvec::SmallVec;
 
 /// The type of a value: element type and extents.
@@ -52,11 +52,6 @@ impl TensorType {
     #[must_use]
     pub fn bind(&self, binding: &Binding) -> TensorType {
         TensorType::new(self.dtype, self.shape.iter().map(|d| d.substitute(binding)).collect())
-    }
-
-    /// The extents under a binding of every symbol.
-    pub fn eval_extents(&self, binding: &Binding) -> Result<Vec<i64>, UnboundSymbol> {
-        self.shape.iter().map(|d| d.eval(binding)).collect()
     }
 }
 
