@@ -15,9 +15,10 @@ pub(crate) fn scalar(g: &Graph, v: Value) -> Option<f64> {
     Numbers::of(t).ok().map(Numbers::floats).and_then(|x| x.first().copied())
 }
 
-/// Whether a constant of one element is `x`, up to the rounding of f32.
+/// Whether a constant of one element is `x`: exactly where f32 has that number, else up to the rounding of f32.
 pub(crate) fn is_number(g: &Graph, v: Value, x: f64) -> bool {
-    scalar(g, v).is_some_and(|y| (y - x).abs() <= 1e-6 * x.abs())
+    let tolerance = if f64::from(x as f32) == x { 0.0 } else { 1e-6 * x.abs() };
+    scalar(g, v).is_some_and(|y| (y - x).abs() <= tolerance)
 }
 
 /// The two operands in both orders.

@@ -1,7 +1,7 @@
 //! Operators that join elements along axes, alone or composed.
 
 use margay_ir::Value;
-use margay_ir::ops::{Abs, Add, Exp, Log, Mul, Reduce, ReduceKind, Sqrt, Sub};
+use margay_ir::ops::{Abs, Add, Exp, Less, Log, Mul, Reduce, ReduceKind, Select, Sqrt, Sub};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axes};
@@ -56,6 +56,12 @@ pub(super) fn log_sum_exp(cx: &mut Importer, call: &Call) -> Imported {
     let (x, join) = operands(cx, call, ReduceKind::Sum, 18)?;
     let kept = Reduce { keepdims: true, ..join.clone() };
     let largest = cx.add(Reduce { kind: ReduceKind::Max, ..kept.clone() }, &[x])?;
+    // An infinite maximum is not taken away: infinity less itself is not a number.
+    let size = cx.add(Abs, &[largest])?;
+    let infinity = cx.number(x, f64::INFINITY)?;
+    let finite = cx.add(Less, &[size, infinity])?;
+    let zero = cx.number(x, 0.0)?;
+    let largest = cx.add(Select, &[finite, largest, zero])?;
     let shifted = cx.add(Sub, &[x, largest])?;
     let powers = cx.add(Exp, &[shifted])?;
     let sum = cx.add(kept, &[powers])?;

@@ -93,6 +93,17 @@ fn composed_reductions() {
 }
 
 #[test]
+fn logarithms_of_sums_of_powers_take_infinities() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let rows = [[-inf, -inf], [inf, 1.0], [-inf, 0.5], [inf, -inf], [nan, 1.0]];
+    let x = Input(floats(&[5, 2], &rows.concat()));
+    let found = run(18, "ReduceLogSumExp", &[("keepdims", int(0))], vec![x, Constant(ints(&[1]))]);
+    let found = found.to_vec::<f32>().unwrap();
+    assert_eq!(found[..4], [-inf, inf, 0.5, inf]);
+    assert!(found[4].is_nan());
+}
+
+#[test]
 fn operators_of_other_domains_are_known_by_their_domain() {
     let gelu = |domain: &str| OnnxNode { domain: domain.into(), ..node("Gelu", &["x"], &["y"], &[]) };
     let model_of = |domain: &str, version: Option<i64>| {
