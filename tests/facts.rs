@@ -56,7 +56,7 @@ fn operators_follow_their_operands_to_another_order_of_axes() {
         if facts.elementwise.is_none() && inputs.iter().enumerate().any(moved) {
             return false;
         }
-        let turned = |(i, t): (usize, &Tensor)| {
+        let in_order = |(i, t): (usize, &Tensor)| {
             if positions.contains(&i) {
                 return t.clone();
             }
@@ -65,7 +65,7 @@ fn operators_follow_their_operands_to_another_order_of_axes() {
                 std::iter::repeat_n(1, missing).chain(t.shape().iter().copied()).collect();
             transposed(&t.reshaped(&shape).expect("ones in front"), &perm)
         };
-        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(turned).collect();
+        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(in_order).collect();
         let found = eval(&permuted, &inputs);
         assert_close(&format!("{op:?}"), &found[0], &transposed(&expected[0], &perm), Tolerance::REDUCTION);
         true
@@ -76,12 +76,12 @@ fn operators_follow_their_operands_to_another_order_of_axes() {
 fn images_with_channels_last_give_the_same() {
     counted("image", 10, |op, inputs| {
         let Some(image) = op.facts().image.filter(|i| i.layout == ImageLayout::Nchw) else { return false };
-        let mut turned = inputs.to_vec();
-        for x in &mut turned[..image.operands] {
+        let mut in_order = inputs.to_vec();
+        for x in &mut in_order[..image.operands] {
             *x = transposed(x, &ImageLayout::Nhwc.perm_from_nchw(x.shape().len()));
         }
         let (mut expected, found) =
-            (eval(op, inputs).remove(0), eval(&image.channels_last, &turned).remove(0));
+            (eval(op, inputs).remove(0), eval(&image.channels_last, &in_order).remove(0));
         if image.result {
             expected = transposed(&expected, &ImageLayout::Nhwc.perm_from_nchw(expected.shape().len()));
         }

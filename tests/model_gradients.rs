@@ -44,7 +44,7 @@ fn gradients_of(folder: &Path, model: &str) {
     for ((name, t), (_, e)) in found.iter().zip(&expected) {
         let (mut f, e) = (floats(t), floats(e));
         if t.shape().len() == 2 && e.len() == f.len() && t.shape() != expected_shape(&expected, name) {
-            // A matrix that the importer turned.
+            // A matrix that the importer transposed.
             let [rows, columns] = [t.shape()[0], t.shape()[1]];
             f = (0..f.len()).map(|i| f[i % rows * columns + i / rows]).collect();
         }

@@ -228,8 +228,8 @@ impl Drawing {
             0 if m * m * 8 <= MOST => {
                 let mut perm: Vec<usize> = (0..shape.len()).collect();
                 perm.swap(shape.len() - 1, shape.len() - 2);
-                let turned = self.op(Transpose { perm }, &[x])?;
-                self.op(MatMul, &[x, turned])
+                let transposed = self.op(Transpose { perm }, &[x])?;
+                self.op(MatMul, &[x, transposed])
             }
             1 => {
                 let mut other = shape[..shape.len() - 2].to_vec();
@@ -246,8 +246,8 @@ impl Drawing {
             2 => {
                 let n = self.draw.extent(self.empty);
                 let y = self.leaf(&[n, k]);
-                let turned = self.op(Transpose { perm: vec![1, 0] }, &[y])?;
-                self.op(MatMul, &[x, turned])
+                let transposed = self.op(Transpose { perm: vec![1, 0] }, &[y])?;
+                self.op(MatMul, &[x, transposed])
             }
             _ => {
                 let n = self.draw.extent(self.empty);

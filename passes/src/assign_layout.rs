@@ -120,9 +120,9 @@ fn is_image(g: &Graph, v: Value) -> bool {
 }
 
 /// Replaces a node by a value of the patch that is the same in NHWC.
-fn replace(g: &Graph, n: NodeId, mut patch: Patch, turned: Value) -> RuleResult {
+fn replace(g: &Graph, n: NodeId, mut patch: Patch, transposed: Value) -> RuleResult {
     let perm = LAST.perm_to_nchw(g.ty(n.into()).ndim());
-    let back = patch.add(g, Transpose { perm }, &[turned], Origin::default())?;
+    let back = patch.add(g, Transpose { perm }, &[transposed], Origin::default())?;
     patch.redirect(n.into(), back);
     Ok(Verdict::Rewrite(patch))
 }
@@ -133,7 +133,7 @@ fn replace_op(g: &Graph, n: NodeId, mut patch: Patch, op: impl Into<Op>, operand
     replace(g, n, patch, new)
 }
 
-/// A value in NHWC: what it was before it was turned, or turned anew.
+/// A value in NHWC: what it was before it was transposed, or transposed anew.
 fn to_last(g: &Graph, patch: &mut Patch, v: Value) -> Result<Value, AddError> {
     match behind_transpose(g, v) {
         Some(x) => Ok(x),
@@ -192,7 +192,7 @@ struct Need {
 }
 
 /// A constant of this shape in NHWC.
-fn turned_constant(tensor: &Tensor, shape: &[Dim], need: Need) -> Option<Tensor> {
+fn transposed_constant(tensor: &Tensor, shape: &[Dim], need: Need) -> Option<Tensor> {
     let extents: Vec<usize> = shape.iter().map(Dim::as_extent).collect::<Option<_>>()?;
     let reshaped = tensor.reshaped(&extents).ok()?;
     let perm = LAST.perm_from_nchw(need.ndim);
@@ -202,7 +202,7 @@ fn turned_constant(tensor: &Tensor, shape: &[Dim], need: Need) -> Option<Tensor>
 }
 
 /// An operand in NHWC, if nothing but constants moves in memory for it.
-fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<Value>, AddError> {
+fn transposed(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<Value>, AddError> {
     let ty = g.ty(v);
     if ty.ndim() == need.ndim
         && let Some(x) = image_behind(g, v)
@@ -216,7 +216,7 @@ fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<V
     shape.extend(ty.shape.iter().cloned());
     let origin = || g.node(v.node).origin.clone();
     if let Some(payload) = g.constant(v) {
-        let Some(tensor) = turned_constant(payload.tensor(), &shape, need) else { return Ok(None) };
+        let Some(tensor) = transposed_constant(payload.tensor(), &shape, need) else { return Ok(None) };
         return patch.add(g, Const { payload: Payload::new(tensor) }, &[], origin()).map(Some);
     }
     if moves_only_ones(&shape, &LAST.perm_from_nchw(need.ndim)) {
@@ -224,7 +224,7 @@ fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<V
         return patch.add(g, op, &[v], Origin::default()).map(Some);
     }
     if let Op::Broadcast(_) = g.op(v.node)
-        && let Some(x) = turned(g, patch, g.inputs_of(v.node)[0], Need { broadcasts: true, ..need })?
+        && let Some(x) = transposed(g, patch, g.inputs_of(v.node)[0], Need { broadcasts: true, ..need })?
     {
         let op = Broadcast { shape: channels_last(&shape) };
         return patch.add(g, op, &[x], origin()).map(Some);
@@ -233,7 +233,7 @@ fn turned(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Option<V
 }
 
 /// All operands in NHWC, if one of them is an image and the others can be had; positions stay as they are.
-fn turned_operands(
+fn transposed_operands(
     g: &Graph,
     n: NodeId,
     patch: &mut Patch,
@@ -247,7 +247,7 @@ fn turned_operands(
     }
     let in_order = |(i, v): (usize, Value)| match positions.contains(&i) {
         true => Ok(Some(v)),
-        false => turned(g, patch, v, need),
+        false => transposed(g, patch, v, need),
     };
     operands.into_iter().enumerate().map(in_order).collect()
 }
@@ -260,7 +260,7 @@ fn sink_transposes(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult {
     }
     let Some(permuted) = op.permuted(&LAST.perm_from_nchw(ndim)) else { return Ok(Verdict::NoMatch) };
     let mut patch = Patch::new();
-    match turned_operands(g, n, &mut patch, &op.facts())? {
+    match transposed_operands(g, n, &mut patch, &op.facts())? {
         Some(operands) => replace_op(g, n, patch, permuted, &operands),
         None => Ok(Verdict::NoMatch),
     }
@@ -271,12 +271,13 @@ fn sink_through_reduction(g: &Graph, n: NodeId, _: &AssignLayout) -> RuleResult 
     let Op::Reduce(op @ Reduce { keepdims: false, .. }) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let v = g.inputs_of(n)[0];
     let Some(x) = image_behind(g, v) else { return Ok(Verdict::NoMatch) };
-    let turned = LAST.perm_to_nchw(g.ty(v).ndim());
-    let mut axes: Vec<usize> = op.axes.iter().map(|&a| turned[a]).collect();
+    let transposed = LAST.perm_to_nchw(g.ty(v).ndim());
+    let mut axes: Vec<usize> = op.axes.iter().map(|&a| transposed[a]).collect();
     axes.sort_unstable();
     let new = Reduce { axes, ..op.clone() };
     // The axes that stay, in the order in which the result has them.
-    let wanted: Vec<usize> = (0..turned.len()).filter(|a| !op.axes.contains(a)).map(|a| turned[a]).collect();
+    let wanted: Vec<usize> =
+        (0..transposed.len()).filter(|a| !op.axes.contains(a)).map(|a| transposed[a]).collect();
     let mut found = wanted.clone();
     found.sort_unstable();
     let perm = wanted.iter().map(|w| found.iter().take_while(|f| *f < w).count()).collect();

@@ -59,10 +59,10 @@ fn apply(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     let Op::Div(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let [numerator, denominator] = both_orders(g, n.into())[0];
     let Some([q, products]) = product(g, numerator) else { return Ok(Verdict::NoMatch) };
-    let Some([turned, v]) = product(g, products) else { return Ok(Verdict::NoMatch) };
+    let Some([kt, v]) = product(g, products) else { return Ok(Verdict::NoMatch) };
     let (sums, epsilon) = with_epsilon(g, denominator);
-    let four = [q, turned, v, sums].iter().all(|&x| g.ty(x).ndim() == 4);
-    if !four || !is_sum_of_weights(g, sums, q, turned) {
+    let four = [q, kt, v, sums].iter().all(|&x| g.ty(x).ndim() == 4);
+    if !four || !is_sum_of_weights(g, sums, q, kt) {
         return Ok(Verdict::NoMatch);
     }
     for (what, value) in [("product of keys and values", products), ("numerator", numerator), ("sum", sums)] {
@@ -72,17 +72,17 @@ fn apply(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
         }
     }
     let mut patch = Patch::new();
-    let k = match transposed(g, turned) {
+    let k = match transposed(g, kt) {
         Some(k) => k,
         None => {
             let swap = Transpose { perm: vec![0, 1, 3, 2] };
-            patch.add(g, swap, &[turned], g.node(products.node).origin.clone())?
+            patch.add(g, swap, &[kt], g.node(products.node).origin.clone())?
         }
     };
     let op = LinearAttention { causal: false, epsilon: Bits::new(epsilon) };
     // Extents that broadcast are no attention.
     let heads = |x: Value| g.ty(x).shape[..2].to_vec();
-    if heads(q) != heads(turned) || heads(q) != heads(v) {
+    if heads(q) != heads(kt) || heads(q) != heads(v) {
         return Ok(Verdict::NoMatch);
     }
     let new = patch.add(g, op, &[q, k, v], g.node(n).origin.clone())?;

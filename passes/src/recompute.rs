@@ -73,8 +73,8 @@ impl Pass for Recompute {
         let backward = backward_nodes(g);
         let mut choice = Choice::new(g, &backward);
         let before = choice.bytes();
-        for dear in [false, true] {
-            while choice.bytes() > self.max_saved_bytes && choice.take_best(dear) {}
+        for expensive in [false, true] {
+            while choice.bytes() > self.max_saved_bytes && choice.take_best(expensive) {}
         }
         let after = choice.bytes();
         if after > self.max_saved_bytes {
@@ -164,7 +164,7 @@ fn memory_of(g: &Graph, v: Value) -> Value {
 }
 
 /// Whether computing it again costs what the hardware does best.
-fn is_dear(op: &Op) -> bool {
+fn is_expensive(op: &Op) -> bool {
     !op.facts().cheap
 }
 
@@ -202,10 +202,10 @@ impl<'g> Choice<'g> {
 
     /// Moves the value that frees the most bytes per operation from what is kept to what is computed again; false if
     /// none frees any.
-    fn take_best(&mut self, dear: bool) -> bool {
+    fn take_best(&mut self, expensive: bool) -> bool {
         let mut best: Option<(f64, std::cmp::Reverse<usize>, Value, Needs)> = None;
         for (&v, &bytes) in &self.saved {
-            let Some(needs) = self.needs(v, dear) else { continue };
+            let Some(needs) = self.needs(v, expensive) else { continue };
             let more: u64 = needs.kept.values().sum();
             let Some(freed) = bytes.checked_sub(more).filter(|f| *f > 0) else { continue };
             let score = freed as f64 / (needs.flops + 1) as f64;
@@ -222,20 +222,20 @@ impl<'g> Choice<'g> {
     }
 
     /// What it takes to compute a kept value again; `None` if it cannot be.
-    fn needs(&self, v: Value, dear: bool) -> Option<Needs> {
+    fn needs(&self, v: Value, expensive: bool) -> Option<Needs> {
         let mut needs = Needs::default();
-        self.collect(v, dear, &mut needs)?;
+        self.collect(v, expensive, &mut needs)?;
         // It is itself what must not be kept.
         (!needs.kept.contains_key(&v)).then_some(needs)
     }
 
-    fn collect(&self, v: Value, dear: bool, needs: &mut Needs) -> Option<()> {
+    fn collect(&self, v: Value, expensive: bool, needs: &mut Needs) -> Option<()> {
         let n = v.node;
         if self.again.contains(&n) || needs.nodes.contains(&n) {
             return Some(());
         }
         let io = self.g.io_of(n)?;
-        if (is_dear(self.g.op(n)) && !dear) || self.g.node(n).types.len() > 1 {
+        if (is_expensive(self.g.op(n)) && !expensive) || self.g.node(n).types.len() > 1 {
             return None;
         }
         needs.nodes.insert(n);
@@ -246,7 +246,7 @@ impl<'g> Choice<'g> {
                 // Views on the way are made again.
                 continue;
             }
-            if self.collect(base, dear, needs).is_none() {
+            if self.collect(base, expensive, needs).is_none() {
                 needs.kept.insert(base, bytes_of(self.g, base));
             }
         }
@@ -262,7 +262,7 @@ fn repeat(g: &Graph, backward: &HashSet<NodeId>, again: &HashSet<NodeId>) -> Res
     let anew = order.iter().copied().filter(|n| backward.contains(n) || shows_again(*n));
     let mut work = Repeat { g, backward, anew: anew.collect(), patch: Patch::new(), made: HashMap::new() };
     let own: Vec<NodeId> = order.into_iter().filter(|n| backward.contains(n)).collect();
-    for &n in own.iter().filter(|n| is_dear(g.op(**n))).chain(&own) {
+    for &n in own.iter().filter(|n| is_expensive(g.op(**n))).chain(&own) {
         work.demand(n).map_err(|error| PassError::Add {
             rule: "recompute",
             at: g.node(n).origin.name().to_string(),

@@ -7,7 +7,7 @@ use margay_ir::{Cx, Graph, Op, Origin, Pass, Payload, TensorType, Value};
 use margay_passes::RecognizeLinearAttention;
 use margay_tensor::{DType, Tensor};
 
-use crate::{check, floats, multiply, narrow, random, turned};
+use crate::{check, floats, multiply, narrow, random, transposed};
 
 /// What random-feature attention makes of queries and keys before it multiplies them.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -97,7 +97,7 @@ impl Features {
             Features::Relu => {
                 let through = |(d, u): (&f64, &f64)| if *u > 0.0 { d * share } else { 0.0 };
                 let du: Vec<f64> = d.iter().zip(kept).map(through).collect();
-                multiply(&mut dx, &du, &turned(p, DIM, FEATURES), [len, FEATURES, DIM]);
+                multiply(&mut dx, &du, &transposed(p, DIM, FEATURES), [len, FEATURES, DIM]);
             }
             Features::Softmax => {
                 let dt: Vec<f64> = d.iter().zip(kept).map(|(d, e)| d * share * e).collect();
@@ -114,7 +114,7 @@ impl Features {
                     true => lower(0..len),
                     false => (0..len).for_each(|t| lower(t..t + 1)),
                 }
-                multiply(&mut dx, &du, &turned(p, DIM, FEATURES), [len, FEATURES, DIM]);
+                multiply(&mut dx, &du, &transposed(p, DIM, FEATURES), [len, FEATURES, DIM]);
                 for (at, dx) in dx.iter_mut().enumerate() {
                     let t = at / DIM;
                     let d_norm: f64 = -dt[t * FEATURES..][..FEATURES].iter().sum::<f64>();
@@ -192,8 +192,8 @@ fn attention(features: Features, causal: bool, [queries, keys]: [usize; 2], reco
         add(&mut g, op.into(), &[fq, fk, v])
     } else {
         let swap = || Op::from(Transpose { perm: vec![0, 1, 3, 2] });
-        let turned = add(&mut g, swap(), &[fk]);
-        let moments = add(&mut g, MatMul.into(), &[turned, v]);
+        let transposed = add(&mut g, swap(), &[fk]);
+        let moments = add(&mut g, MatMul.into(), &[transposed, v]);
         let numerator = add(&mut g, MatMul.into(), &[fq, moments]);
         let sum = Reduce { kind: ReduceKind::Sum, axes: vec![2], keepdims: true };
         let sum = add(&mut g, sum.into(), &[fk]);

@@ -6,7 +6,7 @@ use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
 
-use crate::{check, floats, multiply, random, turned, widened};
+use crate::{check, floats, multiply, random, transposed, widened};
 
 /// The constant with a part, and its contents.
 fn constant(g: &Graph, part: Option<Part>, has: impl Fn(&Tensor) -> bool) -> (Value, Vec<f64>) {
@@ -96,8 +96,8 @@ fn a_sketched_layer_computes_the_formula_with_a_copy_of_the_weight() {
         let [s1, u1, u2, s2] = parts.term(l);
         // S₁ = W U₁ᵀ and S₂ = U₂ᵀ W, which the constants hold in f32.
         let (mut copy1, mut copy2) = (vec![0.0; D_IN * RANK], vec![0.0; RANK * D_OUT]);
-        multiply(&mut copy1, &w, &turned(&u1, RANK, D_OUT), [D_IN, D_OUT, RANK]);
-        multiply(&mut copy2, &turned(&u2, D_IN, RANK), &w, [RANK, D_IN, D_OUT]);
+        multiply(&mut copy1, &w, &transposed(&u1, RANK, D_OUT), [D_IN, D_OUT, RANK]);
+        multiply(&mut copy2, &transposed(&u2, D_IN, RANK), &w, [RANK, D_IN, D_OUT]);
         for (found, expected) in s1.iter().zip(&copy1).chain(s2.iter().zip(&copy2)) {
             assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
         }
@@ -154,20 +154,20 @@ fn derivatives_of_a_sketched_linear_layer_are_those_of_its_backward_pass() {
     for l in 0..TERMS {
         let [s1, u1, u2, s2] = parts.term(l);
         let mut through1 = vec![0.0; ROWS * RANK];
-        multiply(&mut through1, &share, &turned(&u1, RANK, D_OUT), [ROWS, D_OUT, RANK]);
-        multiply(&mut dx, &through1, &turned(&s1, D_IN, RANK), [ROWS, RANK, D_IN]);
+        multiply(&mut through1, &share, &transposed(&u1, RANK, D_OUT), [ROWS, D_OUT, RANK]);
+        multiply(&mut dx, &through1, &transposed(&s1, D_IN, RANK), [ROWS, RANK, D_IN]);
         let mut through2 = vec![0.0; ROWS * RANK];
-        multiply(&mut through2, &share, &turned(&s2, RANK, D_OUT), [ROWS, D_OUT, RANK]);
-        multiply(&mut dx, &through2, &turned(&u2, D_IN, RANK), [ROWS, RANK, D_IN]);
+        multiply(&mut through2, &share, &transposed(&s2, RANK, D_OUT), [ROWS, D_OUT, RANK]);
+        multiply(&mut dx, &through2, &transposed(&u2, D_IN, RANK), [ROWS, RANK, D_IN]);
         let mut one = vec![0.0; D_IN * RANK];
-        multiply(&mut one, &turned(&xs, ROWS, D_IN), &through1, [D_IN, ROWS, RANK]);
+        multiply(&mut one, &transposed(&xs, ROWS, D_IN), &through1, [D_IN, ROWS, RANK]);
         for (i, row) in one.chunks_exact(RANK).enumerate() {
             ds1[i * TERMS * RANK + l * RANK..][..RANK].copy_from_slice(row);
         }
         let mut thin = vec![0.0; ROWS * RANK];
         multiply(&mut thin, &xs, &u2, [ROWS, D_IN, RANK]);
         let mut two = vec![0.0; RANK * D_OUT];
-        multiply(&mut two, &turned(&thin, ROWS, RANK), &share, [RANK, ROWS, D_OUT]);
+        multiply(&mut two, &transposed(&thin, ROWS, RANK), &share, [RANK, ROWS, D_OUT]);
         ds2.extend(two);
     }
     let db: Vec<f64> = (0..D_OUT).map(|o| (0..ROWS).map(|r| dys[r * D_OUT + o]).sum()).collect();

@@ -112,6 +112,6 @@ fn multiply(out: &mut [f64], a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) {
     }
 }
 
-fn turned(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+fn transposed(a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     (0..rows * columns).map(|i| a[i % rows * columns + i / rows]).collect()
 }

@@ -125,7 +125,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 }
 
 impl Program {
-    /// The predicted seconds of one run. Of two ways the dearer one counts, and loops run as often as they may.
+    /// The predicted seconds of one run. Of two ways the more expensive one counts, and loops run as often as they may.
     pub fn seconds(&self, backend: &dyn Backend, threads: usize) -> f64 {
         self.block_seconds(&self.body, backend, threads)
     }

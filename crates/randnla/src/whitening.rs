@@ -123,10 +123,10 @@ impl Whitening {
 
     /// `C⁻¹ · m`, for the conditioned moment `C = Sᵀ S`.
     pub(crate) fn solve(&self, m: Mat<f64>) -> Mat<f64> {
-        let mut turned = dense::product(self.vectors.transpose(), m.as_ref());
+        let mut transposed = dense::product(self.vectors.transpose(), m.as_ref());
         let inverse: Vec<f64> = self.roots.iter().map(|r| 1.0 / (r * r)).collect();
-        dense::scale_rows(&mut turned, &inverse);
-        dense::product(self.vectors.as_ref(), turned.as_ref())
+        dense::scale_rows(&mut transposed, &inverse);
+        dense::product(self.vectors.as_ref(), transposed.as_ref())
     }
 
     /// `S⁻¹ · m`.

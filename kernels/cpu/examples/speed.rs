@@ -40,8 +40,8 @@ fn main() {
 fn name(call: &KernelCall) -> String {
     let KernelCall::MatMul(c) = call else { return call.to_string() };
     let sides = [(" transposed-a", c.a), (" transposed-b", c.b)];
-    let turned = sides.iter().filter(|(_, layout)| layout.col_stride != 1).map(|(name, _)| *name);
-    call.to_string() + &turned.collect::<String>()
+    let transposed = sides.iter().filter(|(_, layout)| layout.col_stride != 1).map(|(name, _)| *name);
+    call.to_string() + &transposed.collect::<String>()
 }
 
 fn calls() -> Vec<KernelCall> {

@@ -15,7 +15,7 @@
 use margay_loops::{Attention, Needs};
 
 use crate::Class;
-use crate::block::multiply_turned;
+use crate::block::multiply_transposed;
 use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Source, Workspace, copy_matrix, row_stride};
@@ -384,7 +384,7 @@ impl Queries<'_> {
             }
             weigh(isa, panel, keys.count, p.v_dim, scores);
             let sums = panel.sums;
-            multiply_turned(isa, keys.count, keys.v, p.v[2], p.v_dim, scores, sums, true);
+            multiply_transposed(isa, keys.count, keys.v, p.v[2], p.v_dim, scores, sums, true);
         }
     }
 

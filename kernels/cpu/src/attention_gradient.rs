@@ -7,14 +7,14 @@
 //! five would do if the phases were one; in return nothing is added across items.
 //!
 //! The panel lies in the lanes of vectors, and the *rows* of the other side are read where they lie: a block of scores is
-//! the product of rows and panel, and results are summed as the product of turned rows and the block. As in `attention`,
+//! the product of rows and panel, and results are summed as the product of transposed rows and the block. As in `attention`,
 //! rows far apart that many panels will read are copied together first.
 
 use margay_loops::{AttentionGradient, Needs};
 
 use crate::Class;
 use crate::attention::{ENOUGH_ITEMS, KEYS, LANES, MOST_PANELS, add_matrix, place_rows};
-use crate::block::multiply_turned;
+use crate::block::multiply_transposed;
 use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Workspace, copy_matrix};
@@ -400,7 +400,7 @@ impl Group<'_> {
                         weigh(isa, log, centre, scores.add(j * PANEL + i), products.add(j * PANEL + i));
                     }
                 }
-                multiply_turned(
+                multiply_transposed(
                     isa,
                     block.count,
                     far[0].0,
@@ -420,7 +420,7 @@ impl Group<'_> {
             }
             let sums = [(far[0], p.qk_dim, products), (far[1], p.v_dim, scores)];
             for (((rows, stride), dim, factors), to) in sums.into_iter().zip(panel.sums) {
-                multiply_turned(isa, block.count, rows, stride, dim, factors, to, true);
+                multiply_transposed(isa, block.count, rows, stride, dim, factors, to, true);
             }
         }
     }

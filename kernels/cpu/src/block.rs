@@ -257,7 +257,7 @@ fn fetch_rows<I: Isa>(isa: I, rows: usize, at: *const f32, stride: usize) {
 /// The operands are readable and writable at their strides; `c` overlaps nothing else.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
-pub(crate) unsafe fn multiply_turned<I: Isa>(
+pub(crate) unsafe fn multiply_transposed<I: Isa>(
     isa: I,
     k: usize,
     a: *const f32,
@@ -272,7 +272,7 @@ pub(crate) unsafe fn multiply_turned<I: Isa>(
         let here = (rows - row).div_ceil((rows - row).div_ceil(I::ROWS));
         // SAFETY: the rows lie in the operands.
         unsafe {
-            isa.tile_turned(here, k, a.add(row), a_stride, b, c.add(row * PANEL), PANEL, accumulate);
+            isa.tile_transposed(here, k, a.add(row), a_stride, b, c.add(row * PANEL), PANEL, accumulate);
         }
         row += here;
     }

@@ -1,4 +1,4 @@
-//! Derivatives of convolutions by their kernel over NHWC images: turned patches times cotangents.
+//! Derivatives of convolutions by their kernel over NHWC images: transposed patches times cotangents.
 //!
 //! The rows of the product are the terms of the convolution, in the order of `conv`; its columns are output channels;
 //! its sums go over pixels. They are cut into parts, so that few channels give enough items: an item sums one part of
@@ -11,7 +11,7 @@
 use margay_loops::{ConvKernelGradient, Needs};
 
 use crate::Class;
-use crate::block::{load_first, multiply_turned, store_first};
+use crate::block::{load_first, multiply_transposed, store_first};
 use crate::conv::{Shape, first_channel, gather};
 use crate::depthwise::inside;
 use crate::isa::{Isa, PANEL};
@@ -163,7 +163,7 @@ unsafe fn sum_terms<I: Isa>(isa: I, p: &Params, args: *const *mut u8, item: usiz
                 let source = argument(args, CHANGES).add(first * s.out_channels + channel);
                 copy_matrix(isa, rows, cols, (source, [s.out_channels, 1]), (changes, PANEL));
                 let sum = sums.add((panel * terms + from) * PANEL);
-                multiply_turned(
+                multiply_transposed(
                     isa,
                     rows,
                     scratch,

@@ -118,13 +118,13 @@ pub(crate) trait Isa: Copy {
         ahead: *const f32,
         pace: usize,
     );
-    /// As [`tile`](Isa::tile) with `a` turned: the element of row i and term j is `a[j * a_stride + i]`; nothing is
+    /// As [`tile`](Isa::tile) with `a` transposed: the element of row i and term j is `a[j * a_stride + i]`; nothing is
     /// fetched ahead.
     ///
     /// # Safety
     /// As [`tile`](Isa::tile).
     #[expect(clippy::too_many_arguments, reason = "as `tile`")]
-    unsafe fn tile_turned(
+    unsafe fn tile_transposed(
         self,
         m: usize,
         k: usize,

@@ -193,7 +193,7 @@ struct Parts {
     totals: *mut f32,
     /// Products of the queries and keys of a chunk, and the keys in panels; of causal attention.
     scores: *mut f32,
-    turned: *mut f32,
+    transposed: *mut f32,
 }
 
 /// The version of the contract and the parameters of [`run`].
@@ -219,12 +219,12 @@ pub(crate) unsafe fn run<I: Isa>(
     unsafe {
         let p = from_words::<Params>(params);
         let mut at = scratch;
-        let [queries, keys, values, results, totals, scores, turned, state] = p.parts().map(|len| {
+        let [queries, keys, values, results, totals, scores, transposed, state] = p.parts().map(|len| {
             let part = at;
             at = at.wrapping_add(len);
             part
         });
-        let parts = Parts { queries, keys, values, results, totals, scores, turned };
+        let parts = Parts { queries, keys, values, results, totals, scores, transposed };
         for item in begin as usize..end as usize {
             let pieces = match p.phase {
                 STATES => p.spans,
@@ -387,7 +387,7 @@ impl Span<'_> {
                 while row < p.features {
                     let left = p.features - row;
                     let rows = left.div_ceil(left.div_ceil(I::ROWS));
-                    isa.tile_turned(
+                    isa.tile_transposed(
                         rows,
                         count,
                         keys.add(row),
@@ -543,7 +543,7 @@ impl Span<'_> {
                 self.load_keys(isa, first, here);
                 self.load_queries(isa, first, here, state);
                 for col in (0..here).step_by(PANEL) {
-                    let (cols, to) = (PANEL.min(here - col), parts.turned.add(col * p.features));
+                    let (cols, to) = (PANEL.min(here - col), parts.transposed.add(col * p.features));
                     if cols < PANEL {
                         std::ptr::write_bytes(to, 0, p.features * PANEL);
                     }
@@ -555,7 +555,7 @@ impl Span<'_> {
                     p.features,
                     Left { at: parts.queries, stride: p.stride(), rows: here },
                     Right {
-                        at: parts.turned,
+                        at: parts.transposed,
                         stride: p.features * PANEL,
                         cols: here.next_multiple_of(PANEL),
                     },

@@ -135,7 +135,7 @@ impl Run {
         let last = self.done.saturating_add(count).min(self.pieces());
         for piece in self.done..last {
             // SAFETY: the caller's promise.
-            unsafe { if self.strides[1] == 1 { self.row(isa, piece) } else { self.turned(isa, piece) } }
+            unsafe { if self.strides[1] == 1 { self.row(isa, piece) } else { self.transposed(isa, piece) } }
         }
         self.done = last;
     }
@@ -181,7 +181,7 @@ impl Run {
     /// # Safety
     /// As [`advance`](Self::advance).
     #[inline(always)]
-    unsafe fn turned<I: Isa>(&self, isa: I, piece: usize) {
+    unsafe fn transposed<I: Isa>(&self, isa: I, piece: usize) {
         let at = |[term, col]: [usize; 2]| self.b.wrapping_add(term + col * self.strides[1]);
         let ahead = at(self.place(piece + PIECES_AHEAD));
         for j in 0..COLUMNS {

@@ -294,7 +294,7 @@ fn a_few_rows_read_computed_matrices_where_they_lie() {
                 let phases = CpuTarget::new(class).prepare(&call).unwrap().phases;
                 let thin = phases.last().unwrap().kernel.contains("_thin__");
                 assert_eq!(thin, m <= 8, "{call}");
-                // Whatever its rows, B is not copied; only a turned A is.
+                // Whatever its rows, B is not copied; only a transposed A is.
                 assert_eq!(phases.len(), 1 + usize::from(transposed[0]));
             }
         }

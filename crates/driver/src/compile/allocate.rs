@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn without_a_common_unit_of_error_each_site_gets_its_share() {
-        // Of errors that can be compared, those of `b` would all be dearer than those of `a`.
+        // Of errors that can be compared, those of `b` would all be larger than those of `a`.
         let mut m = model(false);
         m.curves[1].candidates.iter_mut().for_each(|c| c.squared_error *= 100.0);
         let at = |m: &Candidates| chosen(m, &Goal::Bytes(Budget::Absolute(125)));

@@ -44,8 +44,8 @@ impl Exporter<'_> {
         let weights = self.emit("Exp", "Exp", &[&weights], vec![]);
         let weights = only_seen(self, "weights", weights);
         let swap = || vec![("perm", ints(&[0, 1, 3, 2]))];
-        let turned = self.emit("Transpose", "values_turned", &[&shared[1]], swap());
-        let products = self.emit("MatMul", "products", &[x[5], &turned], vec![]);
+        let transposed = self.emit("Transpose", "values_transposed", &[&shared[1]], swap());
+        let products = self.emit("MatMul", "products", &[x[5], &transposed], vec![]);
         let centred = self.emit("Sub", "centred", &[&products, &centres], vec![]);
         let d_scores = self.emit("Mul", "d_scores", &[&weights, &centred], vec![]);
         let mut d_scores = only_seen(self, "d_seen", d_scores);
@@ -57,8 +57,8 @@ impl Exporter<'_> {
         for (rows, with, part, to) in
             [(&d_scores, x[0], "d_keys", &keys), (&weights, x[5], "d_values", &values)]
         {
-            let turned = self.emit("Transpose", part, &[rows], swap());
-            let mut sum = self.emit("MatMul", part, &[&turned, with], vec![]);
+            let transposed = self.emit("Transpose", part, &[rows], swap());
+            let mut sum = self.emit("MatMul", part, &[&transposed, with], vec![]);
             if let Some(shared) = queries[1].floor_div(&to[1]).filter(|_| queries[1] != to[1]) {
                 let from = [&to[..1], &queries[1..2], &to[2..]].concat();
                 let split = [&to[..2], &[shared], &to[2..]].concat();

@@ -113,8 +113,8 @@ impl Exporter<'_> {
         dtype: DType,
     ) -> Result<String, OnnxError> {
         let perm = vec![("perm", ints(&[0, 1, 3, 2]))];
-        let turned = self.emit("Transpose", "Transpose", &[keys], perm);
-        let mut scores = self.emit("MatMul", "scores", &[queries, &turned], vec![]);
+        let transposed = self.emit("Transpose", "Transpose", &[keys], perm);
+        let mut scores = self.emit("MatMul", "scores", &[queries, &transposed], vec![]);
         if scale != 1.0 {
             let scale = self.number(dtype, scale);
             scores = self.emit("Mul", "scale", &[&scores, &scale], vec![]);
@@ -137,16 +137,16 @@ impl Exporter<'_> {
         op: &LinearAttention,
     ) -> Result<String, OnnxError> {
         let swap = || vec![("perm", ints(&[0, 1, 3, 2]))];
-        let turned = self.emit("Transpose", "keys", &[x[1]], swap());
+        let transposed = self.emit("Transpose", "keys", &[x[1]], swap());
         let (weighted, sum) = if op.causal {
             let g = self.g;
             let len = &g.ty(g.inputs_of(n)[0]).shape[2];
-            let products = self.emit("MatMul", "weights", &[x[0], &turned], vec![]);
+            let products = self.emit("MatMul", "weights", &[x[0], &transposed], vec![]);
             let weights = self.causal(&products, [len, len], dtype, 0.0)?;
             let sum = self.reduction("ReduceSum", "sum", &weights, &[3], true)?;
             (self.emit("MatMul", "values", &[&weights, x[2]], vec![]), sum)
         } else {
-            let state = self.emit("MatMul", "state", &[&turned, x[2]], vec![]);
+            let state = self.emit("MatMul", "state", &[&transposed, x[2]], vec![]);
             let row = self.reduction("ReduceSum", "key_sum", x[1], &[2], true)?;
             let column = self.emit("Transpose", "key_column", &[&row], swap());
             let sum = self.emit("MatMul", "sum", &[x[0], &column], vec![]);

@@ -60,7 +60,7 @@ impl Spelling<'_> {
         self.patch.ty(self.g, v).dtype
     }
 
-    fn turned(&mut self, v: Value, perm: Vec<usize>) -> Result<Value, AddError> {
+    fn transposed(&mut self, v: Value, perm: Vec<usize>) -> Result<Value, AddError> {
         if perm.iter().copied().eq(0..perm.len()) { Ok(v) } else { self.op(Transpose { perm }, &[v]) }
     }
 
@@ -71,7 +71,7 @@ impl Spelling<'_> {
     /// Channels second.
     fn image(&mut self, v: Value, layout: ImageLayout) -> Result<Value, AddError> {
         let perm = layout.perm_to_nchw(self.shape(v).len());
-        self.turned(v, perm)
+        self.transposed(v, perm)
     }
 
     /// dK = dY Pᵀ, group by group, where P holds the windows of X.
@@ -94,11 +94,11 @@ impl Spelling<'_> {
         let places = product(&[&self.shape(dy)[..1], &self.shape(dy)[2..]].concat());
         let taps = product(&to[1..]);
         let perm = (1..2 + spatial).chain([0]).chain(2 + spatial..2 + 2 * spatial).collect();
-        let windows = self.turned(windows, perm)?; // [C, kernel…, N, places…]
+        let windows = self.transposed(windows, perm)?; // [C, kernel…, N, places…]
         let windows = self.reshaped(windows, &[groups.clone(), taps, places.clone()])?;
-        let windows = self.turned(windows, vec![0, 2, 1])?;
+        let windows = self.transposed(windows, vec![0, 2, 1])?;
         let outputs = Dim::from(to[0].as_extent().unwrap_or(op.groups) / op.groups);
-        let dy = self.turned(dy, [1, 0].into_iter().chain(2..2 + spatial).collect())?;
+        let dy = self.transposed(dy, [1, 0].into_iter().chain(2..2 + spatial).collect())?;
         let dy = self.reshaped(dy, &[groups, outputs, places])?;
         let product = self.op(MatMul, &[dy, windows])?;
         self.reshaped(product, &to)
@@ -136,6 +136,6 @@ impl Spelling<'_> {
         let size = self.shape(x)[2..].to_vec();
         let sum = self.op(FoldPatches { patches: patches(0.0), size }, &[sent])?;
         let perm = op.layout.perm_from_nchw(2 + spatial);
-        self.turned(sum, perm)
+        self.transposed(sum, perm)
     }
 }

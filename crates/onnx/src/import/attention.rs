@@ -70,8 +70,8 @@ impl Attend {
         let q = cx.cast(q, wide)?;
         let (k, v) = (cx.cast(k, wide)?, cx.cast(v, wide)?);
         let (k, v) = (with_heads(cx, k, &heads)?, with_heads(cx, v, &heads)?);
-        let turned = cx.turned(k, &[0, 1, 3, 2])?;
-        let products = cx.add(MatMul, &[q, turned])?;
+        let swapped = cx.transposed(k, &[0, 1, 3, 2])?;
+        let products = cx.add(MatMul, &[q, swapped])?;
         let products = cx.scaled(products, self.scale)?;
         let mut kept = [products; 4];
         let mut scores = products;
@@ -132,14 +132,14 @@ pub(super) fn split_heads(cx: &mut Importer, x: Value, heads: i64) -> Result<Val
     let heads = Dim::from(heads);
     let each = exact(&shape[2], &heads)?;
     let split = cx.shaped(x, vec![shape[0].clone(), shape[1].clone(), heads, each])?;
-    cx.turned(split, &[0, 2, 1, 3])
+    cx.transposed(split, &[0, 2, 1, 3])
 }
 
 /// `[B, H, S, D]` as `[B, S, H · D]`.
 pub(super) fn join_heads(cx: &mut Importer, x: Value) -> Result<Value, Refusal> {
-    let turned = cx.turned(x, &[0, 2, 1, 3])?;
-    let shape = cx.ty(turned).shape.clone();
-    cx.shaped(turned, vec![shape[0].clone(), shape[1].clone(), &shape[2] * &shape[3]])
+    let swapped = cx.transposed(x, &[0, 2, 1, 3])?;
+    let shape = cx.ty(swapped).shape.clone();
+    cx.shaped(swapped, vec![shape[0].clone(), shape[1].clone(), &shape[2] * &shape[3]])
 }
 
 /// What was kept before what is new, along the third axis.
@@ -308,7 +308,7 @@ pub(super) fn rotary_embedding(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![if flat { join_heads(cx, y)? } else { y }])
 }
 
-/// `[B, H, S, D]` turned, pair by pair, by angles whose cosines and sines are `[B, S, R/2]`, where R is `part`, or D if
+/// `[B, H, S, D]` rotated, pair by pair, by angles whose cosines and sines are `[B, S, R/2]`, where R is `part`, or D if
 /// that is 0.
 pub(super) fn rotated(
     cx: &mut Importer,
@@ -330,7 +330,7 @@ pub(super) fn rotated(
     let size = size.ok_or_else(|| Refusal::Unsupported("heads of unknown size are not supported".into()))?;
     let part = if part == 0 { size } else { part };
     if part % 2 != 0 || part > size {
-        return Err(Refusal::Invalid(format!("{part} of {size} elements to be turned")));
+        return Err(Refusal::Invalid(format!("{part} of {size} elements to be rotated")));
     }
     let cut = |cx: &mut Importer, from: i64, to: i64, step: i64| {
         slice_axes(cx, x, &[3], &[Dim::from(from)], &[Dim::from(to)], &[step])
@@ -349,7 +349,7 @@ pub(super) fn rotated(
     let (cc, ss) = (product(cx, first, cos)?, product(cx, second, sin)?);
     let (cs, sc) = (product(cx, second, cos)?, product(cx, first, sin)?);
     let (real, imaginary) = (cx.minus(cc, ss)?, cx.add(Add, &[sc, cs])?);
-    let turned = if interleaved {
+    let rotated = if interleaved {
         let (real, imaginary) = (cx.unsqueezed(real, 4)?, cx.unsqueezed(imaginary, 4)?);
         let pairs = cx.add(Concat { axis: 4 }, &[real, imaginary])?;
         let mut flat = shape.clone();
@@ -359,10 +359,10 @@ pub(super) fn rotated(
         cx.add(Concat { axis: 3 }, &[real, imaginary])?
     };
     if part == size {
-        return Ok(turned);
+        return Ok(rotated);
     }
     let rest = cut(cx, part, size, 1)?;
-    cx.add(Concat { axis: 3 }, &[turned, rest])
+    cx.add(Concat { axis: 3 }, &[rotated, rest])
 }
 
 fn slice_of(end: i64) -> ([Dim; 1], [Dim; 1]) {

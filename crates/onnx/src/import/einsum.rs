@@ -114,7 +114,7 @@ pub(super) fn einsum(cx: &mut Importer, call: &Call) -> Imported {
     let place = |l: &Label| joined.labels.iter().position(|other| other == l);
     let perm = wanted.iter().map(place).collect::<Option<Vec<usize>>>();
     let perm = perm.ok_or_else(|| Refusal::Invalid("a result whose axes are not all different".into()))?;
-    let y = cx.turned(joined.value, &perm)?;
+    let y = cx.transposed(joined.value, &perm)?;
     let shape = wanted.iter().map(|l| extents[l].clone()).collect();
     Ok(vec![cx.spread(y, shape)?])
 }
@@ -128,14 +128,14 @@ fn diagonal(cx: &mut Importer, mut term: Term) -> Result<Term, Refusal> {
         let ndim = term.labels.len();
         let perm: Vec<usize> =
             (0..ndim).filter(|&a| a != first && a != second).chain([first, second]).collect();
-        let turned = cx.turned(term.value, &perm)?;
-        let shape = cx.ty(turned).shape.clone();
+        let transposed = cx.transposed(term.value, &perm)?;
+        let shape = cx.ty(transposed).shape.clone();
         let size = shape[ndim - 1].as_const().filter(|_| shape[ndim - 1] == shape[ndim - 2]);
         let size = size.ok_or_else(|| {
             Refusal::Unsupported(format!("a diagonal of `{}` and `{}`", shape[ndim - 2], shape[ndim - 1]))
         })?;
         let flat = [&shape[..ndim - 2], &[Dim::from(size * size)]].concat();
-        let flat = cx.shaped(turned, flat)?;
+        let flat = cx.shaped(transposed, flat)?;
         let (start, end) = ([Dim::default()], [Dim::from(size * size)]);
         term.value = slice_axes(cx, flat, &[ndim - 2], &start, &end, &[size + 1])?;
         let label = term.labels[first];
@@ -185,7 +185,7 @@ fn contracted(
         let order: Vec<Label> = groups.concat();
         let perm: Vec<usize> =
             order.iter().filter_map(|l| term.labels.iter().position(|other| other == l)).collect();
-        let mut value = cx.turned(term.value, &perm)?;
+        let mut value = cx.transposed(term.value, &perm)?;
         let full: Vec<Dim> =
             order
                 .iter()

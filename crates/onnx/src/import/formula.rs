@@ -165,7 +165,7 @@ impl Importer<'_> {
     }
 
     /// x with its axes in another order.
-    pub(crate) fn turned(&mut self, x: Value, perm: &[usize]) -> Made {
+    pub(crate) fn transposed(&mut self, x: Value, perm: &[usize]) -> Made {
         if perm.is_sorted() { Ok(x) } else { self.add(Transpose { perm: perm.to_vec() }, &[x]) }
     }
 

@@ -227,7 +227,7 @@ fn linear(
     bias: Vec<f64>,
 ) -> Result<Value, Refusal> {
     let weights = matrix(cx, x, rows, weights)?;
-    let weights = cx.turned(weights, &[1, 0])?;
+    let weights = cx.transposed(weights, &[1, 0])?;
     let product = cx.add(MatMul, &[x, weights])?;
     if bias.is_empty() {
         return Ok(product);
@@ -412,8 +412,8 @@ fn kernel(
         let exponent = cx.scaled(distance, -gamma)?;
         return cx.exp(exponent);
     }
-    let turned = cx.turned(vectors, &[1, 0])?;
-    let products = cx.add(MatMul, &[x, turned])?;
+    let transposed = cx.transposed(vectors, &[1, 0])?;
+    let products = cx.add(MatMul, &[x, transposed])?;
     if kind == "LINEAR" {
         return Ok(products);
     }

@@ -146,7 +146,7 @@ pub(super) fn fused_matmul(cx: &mut Importer, call: &Call) -> Imported {
         }
         let mut perm: Vec<usize> = (0..n).collect();
         perm.swap(n - 2, n - 1);
-        cx.turned(x, &perm)
+        cx.transposed(x, &perm)
     };
     let a = exchanged(cx, a, call.flag("transA", false)?)?;
     let b = exchanged(cx, b, call.flag("transB", false)?)?;

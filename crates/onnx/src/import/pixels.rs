@@ -42,7 +42,7 @@ pub(super) fn depth_to_space(cx: &mut Importer, call: &Call) -> Imported {
         other => return Err(Refusal::Invalid(format!("expected mode DCR or CRD, found `{other}`"))),
     };
     let blocks = cx.shaped(x, split)?;
-    let blocks = cx.turned(blocks, &perm)?;
+    let blocks = cx.transposed(blocks, &perm)?;
     Ok(vec![cx.shaped(blocks, vec![n, left, &h * &side, &w * &side])?])
 }
 
@@ -59,7 +59,7 @@ pub(super) fn space_to_depth(cx: &mut Importer, call: &Call) -> Imported {
         "CRD" => [0, 1, 3, 5, 2, 4],
         other => return Err(Refusal::Invalid(format!("expected mode DCR or CRD, found `{other}`"))),
     };
-    let blocks = cx.turned(blocks, &perm)?;
+    let blocks = cx.transposed(blocks, &perm)?;
     Ok(vec![cx.shaped(blocks, vec![n, &(&c * &side) * &side, rows, columns])?])
 }
 

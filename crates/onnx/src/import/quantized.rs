@@ -466,7 +466,7 @@ pub(super) fn matmul_n_bits(cx: &mut Importer, call: &Call) -> Imported {
     let weights = cx.times(moved, scales)?;
     let weights = cx.shaped(weights, [columns, blocks * block].map(Dim::from).to_vec())?;
     let weights = slice_axes(cx, weights, &[1], &[Dim::default()], &[Dim::from(terms)], &[1])?;
-    let weights = cx.turned(weights, &[1, 0])?;
+    let weights = cx.transposed(weights, &[1, 0])?;
     let weights = cx.cast(weights, dtype)?;
     let y = cx.add(MatMul, &[a, weights])?;
     match bias {

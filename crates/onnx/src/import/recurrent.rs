@@ -333,8 +333,8 @@ fn one_direction(
     let width = &hidden * &Dim::from(gates);
     let times = cx.ty(x).shape[0].clone();
     // What the inputs contribute, with the biases that do not depend on the state.
-    let turned = transposed(cx, weights.w)?;
-    let mut inputs = cx.add(MatMul, &[x, turned])?;
+    let columns = transposed(cx, weights.w)?;
+    let mut inputs = cx.add(MatMul, &[x, columns])?;
     let mut state_bias = None;
     if let Some(bias) = weights.bias {
         let own = slice(cx, bias, &Dim::default(), &width)?;

@@ -28,10 +28,10 @@ enum Between {
 pub(super) fn rows_of_channels(cx: &mut Importer, x: Value) -> Result<Value, Refusal> {
     let shape = cx.ty(x).shape.clone();
     let perm: Vec<usize> = [0].into_iter().chain(2..shape.len()).chain([1]).collect();
-    let turned = cx.turned(x, &perm)?;
+    let transposed = cx.transposed(x, &perm)?;
     let places = shape.iter().enumerate().filter(|(i, _)| *i != 1);
     let places = places.fold(Dim::from(1usize), |n, (_, d)| &n * d);
-    cx.shaped(turned, vec![places, shape[1].clone()])
+    cx.shaped(transposed, vec![places, shape[1].clone()])
 }
 
 /// `GridSample`.
@@ -74,7 +74,7 @@ pub(super) fn grid_sample(cx: &mut Importer, call: &Call) -> Imported {
     let sum = read(cx, rows, batch, &shape[2..], &taps, None)?;
     // `[N, out…, C]` back.
     let perm: Vec<usize> = [0, spatial + 1].into_iter().chain(1..=spatial).collect();
-    let y = cx.turned(sum, &perm)?;
+    let y = cx.transposed(sum, &perm)?;
     Ok(vec![cx.cast(y, dtype)?])
 }
 
@@ -291,8 +291,8 @@ pub(super) fn affine_grid(cx: &mut Importer, call: &Call) -> Imported {
     let grid = cx.add(margay_ir::ops::Concat { axis: spatial }, &columns)?;
     let places = out.iter().fold(Dim::from(1usize), |n, d| &n * d);
     let grid = cx.shaped(grid, vec![places, Dim::from(spatial + 1)])?;
-    let turned = cx.turned(theta, &[0, 2, 1])?;
-    let product = cx.add(MatMul, &[grid, turned])?;
+    let transposed = cx.transposed(theta, &[0, 2, 1])?;
+    let product = cx.add(MatMul, &[grid, transposed])?;
     let shape = [&size[..1], out, &[Dim::from(spatial)]].concat();
     Ok(vec![cx.shaped(product, shape)?])
 }
@@ -370,7 +370,7 @@ pub(super) fn roi_align(cx: &mut Importer, call: &Call) -> Imported {
     let bins = cx.shaped(read, split)?;
     let kind = if largest { ReduceKind::Max } else { ReduceKind::Mean };
     let joined = cx.joined(kind, bins, &[2, 4], false)?;
-    Ok(vec![cx.turned(joined, &[0, 3, 1, 2])?])
+    Ok(vec![cx.transposed(joined, &[0, 3, 1, 2])?])
 }
 
 /// Of positions at most one element outside of an axis what lies around them; nothing of those farther away.

@@ -132,9 +132,9 @@ pub(super) fn dft(cx: &mut Importer, call: &Call) -> Imported {
     let mut back: Vec<usize> =
         (0..ndim - 1).map(|a| perm.iter().position(|&p| p == a).unwrap_or(a)).collect();
     back.push(ndim - 1);
-    let turned = |cx: &mut Importer, v: Value| cx.turned(v, &perm);
-    let real = turned(cx, real)?;
-    let imaginary = imaginary.map(|v| turned(cx, v)).transpose()?;
+    let transposed = |cx: &mut Importer, v: Value| cx.transposed(v, &perm);
+    let real = transposed(cx, real)?;
+    let imaginary = imaginary.map(|v| transposed(cx, v)).transpose()?;
     let y = if onesided && inverse {
         // Of half a spectrum, the rest of which is its mirror image, the signal is real.
         let bins = n / 2 + 1;
@@ -156,7 +156,7 @@ pub(super) fn dft(cx: &mut Importer, call: &Call) -> Imported {
         let bins = if onesided { n / 2 + 1 } else { n };
         transformed(cx, real, imaginary, n, bins, inverse)?
     };
-    let y = cx.turned(y, &back)?;
+    let y = cx.transposed(y, &back)?;
     Ok(vec![cx.cast(y, dtype)?])
 }
 

@@ -96,7 +96,7 @@ fn by_folding(
     let inputs = super::pixels::exact(&from[1], &groups)?;
     let (columns, places) = (product(&of[1..]), product(data));
     let rows = reshape_to(cx, k, vec![groups.clone(), inputs.clone(), columns])?;
-    let rows = cx.turned(rows, &[0, 2, 1])?;
+    let rows = cx.transposed(rows, &[0, 2, 1])?;
     let images = reshape_to(cx, x, vec![from[0].clone(), groups.clone(), inputs, places])?;
     let windows = cx.add(MatMul, &[rows, images])?;
     let outputs = &of[1] * &groups;

@@ -194,7 +194,7 @@ impl Isa for Avx2 {
         unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start, ahead, pace) }
     }
     #[inline(always)]
-    unsafe fn tile_turned(
+    unsafe fn tile_transposed(
         self,
         m: usize,
         k: usize,

@@ -1,6 +1,6 @@
 //! AVX-512 (F, BW, DQ, VL): thirty-two vectors of sixteen elements. [`Avx512Bf16`] differs in its tile alone.
 
-mod turned;
+mod transposed;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -169,7 +169,7 @@ macro_rules! vectors {
                 unsafe { $tiles::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, start, ahead, pace) }
             }
             #[inline(always)]
-            unsafe fn tile_turned(
+            unsafe fn tile_transposed(
                 self,
                 m: usize,
                 k: usize,
@@ -181,7 +181,7 @@ macro_rules! vectors {
                 accumulate: bool,
             ) {
                 // SAFETY: the caller's promise; `self` proves the instructions.
-                unsafe { turned::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize) }
+                unsafe { transposed::TILES[m - 1](k, a, 4 * a_stride, b, c, 4 * c_stride, accumulate as usize) }
             }
         }
     };

@@ -164,7 +164,7 @@ impl Isa for Portable {
         unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start) }
     }
     #[inline(always)]
-    unsafe fn tile_turned(
+    unsafe fn tile_transposed(
         self,
         m: usize,
         k: usize,

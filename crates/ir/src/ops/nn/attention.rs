@@ -76,8 +76,8 @@ impl Attention {
     fn vjp_with_mask(&self, cx: &mut Vjp<'_>) -> GradResult {
         let q = cx.input(0);
         let (k, v) = (self.spread(cx, 1)?, self.spread(cx, 2)?);
-        let turned = cx.transposed(k)?;
-        let scores = cx.op(MatMul, &[q, turned])?;
+        let transposed = cx.transposed(k)?;
+        let scores = cx.op(MatMul, &[q, transposed])?;
         let scores = cx.scale(scores, self.scale.get())?;
         let mask = cx.input(3);
         let mut scores = cx.add(scores, mask)?;
@@ -98,8 +98,8 @@ impl Attention {
         let weights = cx.op(Softmax { axis: 3 }, &[scores])?;
         let d_scores = match (cx.cotangent_of(0), cx.cotangent_of(1)) {
             (Some(d_o), d_log) => {
-                let v_turned = cx.transposed(v)?;
-                let d_weights = cx.op(MatMul, &[d_o, v_turned])?;
+                let v_transposed = cx.transposed(v)?;
+                let d_weights = cx.op(MatMul, &[d_o, v_transposed])?;
                 let o = cx.output();
                 let product = cx.mul(d_o, o)?;
                 let sum = cx.sum_kept(product, vec![3])?;
@@ -120,13 +120,13 @@ impl Attention {
         };
         let inner = cx.scale(d_scores, self.scale.get())?;
         let dq = cx.op(MatMul, &[inner, k])?;
-        let inner_turned = cx.transposed(inner)?;
-        let dk = cx.op(MatMul, &[inner_turned, q])?;
+        let inner_transposed = cx.transposed(inner)?;
+        let dk = cx.op(MatMul, &[inner_transposed, q])?;
         let dk = self.joined(cx, 1, dk)?;
         let dv = match cx.cotangent_of(0) {
             Some(d_o) => {
-                let weights_turned = cx.transposed(weights)?;
-                let dv = cx.op(MatMul, &[weights_turned, d_o])?;
+                let weights_transposed = cx.transposed(weights)?;
+                let dv = cx.op(MatMul, &[weights_transposed, d_o])?;
                 Some(self.joined(cx, 2, dv)?)
             }
             None => None,

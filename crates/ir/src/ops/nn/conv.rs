@@ -248,15 +248,15 @@ impl Conv {
         if let (Some(pads_before), Some(pads_after)) = backwards
             && self.strides.iter().all(|&s| s == 1)
         {
-            // A convolution of dY with the kernel turned round: dX [N, C] from K [G, O/G, C/G, …] as [C, O/G, …].
+            // A convolution of dY with the kernel flipped: dX [N, C] from K [G, O/G, C/G, …] as [C, O/G, …].
             let taps = spatial.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
             let (inputs, one) = (Dim::from(kernel[1]), Dim::from(1usize));
             let split = [&[groups.clone(), outputs.clone(), inputs.clone()], &taps[..]].concat();
-            let turned = cx.op(Reshape { shape: split }, &[k])?;
+            let swapped = cx.op(Reshape { shape: split }, &[k])?;
             let perm = [0, 2, 1].into_iter().chain(3..3 + spatial.len()).collect();
-            let turned = cx.op(Transpose { perm }, &[turned])?;
+            let swapped = cx.op(Transpose { perm }, &[swapped])?;
             let shape = [&[&groups * &inputs, outputs.clone()], &taps[..]].concat();
-            let turned = cx.op(Reshape { shape }, &[turned])?;
+            let swapped = cx.op(Reshape { shape }, &[swapped])?;
             let whole = vec![Dim::default(), Dim::default()];
             let flipped = Slice {
                 starts: whole.into_iter().chain(taps.iter().map(|d| d - &one)).collect(),
@@ -266,8 +266,8 @@ impl Conv {
                     .collect(),
                 steps: [1, 1].into_iter().chain(taps.iter().map(|_| -1)).collect(),
             };
-            let turned = cx.op(flipped, &[turned])?;
-            return cx.op(Conv { pads_before, pads_after, ..self.clone() }, &[dy, turned]);
+            let swapped = cx.op(flipped, &[swapped])?;
+            return cx.op(Conv { pads_before, pads_after, ..self.clone() }, &[dy, swapped]);
         }
         // Per group columns [N, G, T, P] = Kᵀ [G, T, O/G] dY [N, G, O/G, P] for P places, summed where they overlap.
         let image = cx.ty(x).shape.clone();
@@ -276,8 +276,8 @@ impl Conv {
         let dy =
             cx.op(Reshape { shape: vec![image[0].clone(), groups.clone(), outputs.clone(), pixels] }, &[dy])?;
         let per_group = cx.op(Reshape { shape: vec![groups, outputs, terms] }, &[k])?;
-        let turned = cx.transposed(per_group)?;
-        let columns = cx.op(MatMul, &[turned, dy])?;
+        let swapped = cx.transposed(per_group)?;
+        let columns = cx.op(MatMul, &[swapped, dy])?;
         let patches = Patches {
             kernel: spatial.to_vec(),
             strides: self.strides.clone(),

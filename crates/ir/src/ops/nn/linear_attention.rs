@@ -94,15 +94,15 @@ impl CausalSums {
         }
         let [x, y, z] = split;
         let product = |cx: &mut Vjp<'_>, a, b| cx.op(MatMul, &[a, b]);
-        let y_turned = cx.transposed(y)?;
-        let pairs = product(cx, x, y_turned)?;
+        let y_transposed = cx.transposed(y)?;
+        let pairs = product(cx, x, y_transposed)?;
         let seen = triangle(cx, x, chunk, reversed, true)?;
         let weights = cx.mul(pairs, seen)?;
         let within = product(cx, weights, z)?;
         if chunks == 1 {
             return Ok(within);
         }
-        let moments = product(cx, y_turned, z)?;
+        let moments = product(cx, y_transposed, z)?;
         let moment_shape = cx.ty(moments).shape.clone();
         let flat = &moment_shape[2] * &moment_shape[3];
         let by_chunk = vec![batch.clone(), heads.clone(), Dim::from(chunks), flat];
@@ -215,27 +215,27 @@ impl OpDef for LinearAttention {
         let [q, k, v] = [0, 1, 2].map(|i| cx.input(i));
         let d_out = cx.cotangent()?;
         let product = |cx: &mut Vjp<'_>, x, y| cx.op(MatMul, &[x, y]);
-        let k_turned = cx.transposed(k)?;
-        let moments = product(cx, k_turned, v)?;
+        let k_transposed = cx.transposed(k)?;
+        let moments = product(cx, k_transposed, v)?;
         let sum = cx.sum_kept(k, vec![2])?;
-        let sum_turned = cx.transposed(sum)?;
-        let total = product(cx, q, sum_turned)?;
+        let sum_transposed = cx.transposed(sum)?;
+        let total = product(cx, q, sum_transposed)?;
         let total = cx.offset(total, self.epsilon.get())?;
         let d_n = cx.div(d_out, total)?;
         let o = cx.output();
         let along = cx.mul(d_n, o)?;
         let along = cx.sum_kept(along, vec![3])?;
         let d_total = cx.neg(along)?;
-        let moments_turned = cx.transposed(moments)?;
-        let dq = product(cx, d_n, moments_turned)?;
+        let moments_transposed = cx.transposed(moments)?;
+        let dq = product(cx, d_n, moments_transposed)?;
         let by_total = product(cx, d_total, sum)?;
         let dq = cx.add(dq, by_total)?;
-        let q_turned = cx.transposed(q)?;
-        let d_moments = product(cx, q_turned, d_n)?;
-        let d_sum = product(cx, q_turned, d_total)?;
+        let q_transposed = cx.transposed(q)?;
+        let d_moments = product(cx, q_transposed, d_n)?;
+        let d_sum = product(cx, q_transposed, d_total)?;
         let d_sum = cx.transposed(d_sum)?;
-        let d_moments_turned = cx.transposed(d_moments)?;
-        let dk = product(cx, v, d_moments_turned)?;
+        let d_moments_transposed = cx.transposed(d_moments)?;
+        let dk = product(cx, v, d_moments_transposed)?;
         let dk = cx.add(dk, d_sum)?;
         Grad::all([dq, dk, product(cx, k, d_moments)?])
     }

@@ -65,8 +65,8 @@ impl OpDef for MatMul {
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let (a, b, dc) = (cx.input(0), cx.input(1), cx.cotangent()?);
         let da = if cx.wants(0) {
-            let turned = cx.transposed(b)?;
-            Some(cx.op(MatMul, &[dc, turned])?)
+            let transposed = cx.transposed(b)?;
+            Some(cx.op(MatMul, &[dc, transposed])?)
         } else {
             None
         };
@@ -76,8 +76,8 @@ impl OpDef for MatMul {
             if cx.ty(b).ndim() == 2 {
                 (a, dc) = (rows(cx, a)?, rows(cx, dc)?);
             }
-            let turned = cx.transposed(a)?;
-            Some(cx.op(MatMul, &[turned, dc])?)
+            let transposed = cx.transposed(a)?;
+            Some(cx.op(MatMul, &[transposed, dc])?)
         } else {
             None
         };

@@ -99,8 +99,8 @@ impl OpDef for MaxPoolGradient {
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        let turned = |input: usize| self.layout.tensor_to_nchw(inputs[input]);
-        let (x, y, dy) = (turned(0)?, turned(1)?, turned(2)?);
+        let nchw = |input: usize| self.layout.tensor_to_nchw(inputs[input]);
+        let (x, y, dy) = (nchw(0)?, nchw(1)?, nchw(2)?);
         let (windows, size) = (self.windows()?, &x.shape()[2..]);
         let [xs, maxima, changes] = [&x, &y, &dy].map(|t| Numbers::of(t).map(Numbers::floats));
         let (xs, maxima) = (xs?, maxima?);

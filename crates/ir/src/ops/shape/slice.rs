@@ -138,7 +138,7 @@ impl Slice {
         if step < 0 {
             // The last element taken is the first in memory.
             start = &start + &(&Dim::from(step) * &(&length - &one));
-            dy = turned(cx, axis, dy)?;
+            dy = reversed(cx, axis, dy)?;
         }
         let distance = step.unsigned_abs() as usize;
         if distance > 1 {
@@ -183,7 +183,7 @@ impl Slice {
 }
 
 /// `v` with an axis reversed.
-fn turned(cx: &mut Vjp<'_>, axis: usize, v: Value) -> Result<Value, AddError> {
+fn reversed(cx: &mut Vjp<'_>, axis: usize, v: Value) -> Result<Value, AddError> {
     let shape = cx.ty(v).shape.clone();
     let (mut starts, mut ends) = (vec![Dim::default(); shape.len()], shape.clone());
     let mut steps = vec![1; shape.len()];

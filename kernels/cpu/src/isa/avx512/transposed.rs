@@ -1,12 +1,12 @@
-//! Tiles whose left operand is turned: its rows lie side by side, so that one pointer walks along the terms.
+//! Tiles whose left operand is transposed: its rows lie side by side, so that one pointer walks along the terms.
 
 use std::arch::asm;
 
-/// As [`Isa::tile_turned`](crate::isa::Isa::tile_turned) with the number of rows fixed and strides in bytes.
+/// As [`Isa::tile_transposed`](crate::isa::Isa::tile_transposed) with the number of rows fixed and strides in bytes.
 pub(super) type TurnedTile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, usize);
 
-/// One step of the sum of a turned tile: two vectors of `b`, one element of `a` per row at `$x`.
-macro_rules! turned_step {
+/// One step of the sum of a transposed tile: two vectors of `b`, one element of `a` per row at `$x`.
+macro_rules! transposed_step {
     ($b0:literal $b1:literal; $(($t:literal $c0:literal $c1:literal $x:literal))*) => {
         concat!(
             "vmovups zmm0, [{b} + ", $b0, "]\n",
@@ -21,8 +21,8 @@ macro_rules! turned_step {
     };
 }
 
-/// The turned tile with one row per tuple: register of the broadcast element, registers of the sums, place in `a`.
-macro_rules! turned_tile {
+/// The transposed tile with one row per tuple: register of the broadcast element, registers of the sums, place in `a`.
+macro_rules! transposed_tile {
     ($name:ident $(($t:literal $c0:literal $c1:literal $x:literal))*) => {
         unsafe fn $name(
             k: usize,
@@ -55,15 +55,15 @@ macro_rules! turned_tile {
                     "jb 23f",
                     ".p2align 5",
                     "22:",
-                    turned_step!(0 64; $(($t $c0 $c1 $x))*),
-                    turned_step!(128 192; $(($t $c0 $c1 $x))*),
+                    transposed_step!(0 64; $(($t $c0 $c1 $x))*),
+                    transposed_step!(128 192; $(($t $c0 $c1 $x))*),
                     "add {b}, 256",
                     "sub {k}, 2",
                     "jae 22b",
                     "23:",
                     "add {k}, 2",
                     "jz 25f",
-                    turned_step!(0 64; $(($t $c0 $c1 $x))*),
+                    transposed_step!(0 64; $(($t $c0 $c1 $x))*),
                     "25:",
                     $(
                         concat!("vmovups [{c}], zmm", $c0),
@@ -92,34 +92,46 @@ macro_rules! turned_tile {
     };
 }
 
-/// `turned_1` from the first row, `turned_2` from the first two, and so on.
-macro_rules! turned_tiles {
+/// `transposed_1` from the first row, `transposed_2` from the first two, and so on.
+macro_rules! transposed_tiles {
     ([$($row:tt)*]) => {};
     ([$($row:tt)*] $name:ident $next:tt $($rest:tt)*) => {
-        turned_tile!($name $($row)* $next);
-        turned_tiles!([$($row)* $next] $($rest)*);
+        transposed_tile!($name $($row)* $next);
+        transposed_tiles!([$($row)* $next] $($rest)*);
     };
 }
 
-turned_tiles!([]
-    turned_1 (2 4 5 0)
-    turned_2 (3 6 7 4)
-    turned_3 (2 8 9 8)
-    turned_4 (3 10 11 12)
-    turned_5 (2 12 13 16)
-    turned_6 (3 14 15 20)
-    turned_7 (2 16 17 24)
-    turned_8 (3 18 19 28)
-    turned_9 (2 20 21 32)
-    turned_10 (3 22 23 36)
-    turned_11 (2 24 25 40)
-    turned_12 (3 26 27 44)
-    turned_13 (2 28 29 48)
-    turned_14 (3 30 31 52)
+transposed_tiles!([]
+    transposed_1 (2 4 5 0)
+    transposed_2 (3 6 7 4)
+    transposed_3 (2 8 9 8)
+    transposed_4 (3 10 11 12)
+    transposed_5 (2 12 13 16)
+    transposed_6 (3 14 15 20)
+    transposed_7 (2 16 17 24)
+    transposed_8 (3 18 19 28)
+    transposed_9 (2 20 21 32)
+    transposed_10 (3 22 23 36)
+    transposed_11 (2 24 25 40)
+    transposed_12 (3 26 27 44)
+    transposed_13 (2 28 29 48)
+    transposed_14 (3 30 31 52)
 );
 
 /// The tiles of up to fourteen rows.
 pub(super) const TILES: [TurnedTile; 14] = [
-    turned_1, turned_2, turned_3, turned_4, turned_5, turned_6, turned_7, turned_8, turned_9, turned_10,
-    turned_11, turned_12, turned_13, turned_14,
+    transposed_1,
+    transposed_2,
+    transposed_3,
+    transposed_4,
+    transposed_5,
+    transposed_6,
+    transposed_7,
+    transposed_8,
+    transposed_9,
+    transposed_10,
+    transposed_11,
+    transposed_12,
+    transposed_13,
+    transposed_14,
 ];
