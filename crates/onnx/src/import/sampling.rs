@@ -421,6 +421,12 @@ pub(super) fn max_unpool(cx: &mut Importer, call: &Call) -> Imported {
         Some(_) => cx.known_ints(call, 2, "the shape")?.values,
         None => inner.clone(),
     };
+    // Which of the two shapes places count through is not the same everywhere.
+    if out != inner {
+        return Err(Refusal::Unsupported(
+            "a shape that does not follow from the windows is not supported".into(),
+        ));
+    }
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
     // Places count through an image of the shape that the pool saw.
     let count = product(&shape);
