@@ -1,7 +1,7 @@
 //! Passes as text: `simplify`, `bind-dims{N = 4, seq = 128}`, `apply-plan{plan.toml}`.
 //!
 //! Every pass has a row in [`PASSES`] with a reader of its configuration, which is what
-//! [`Pass::configuration`](margay_ir::Pass::configuration) writes. Files that a configuration names are asked for by name;
+//! [`Pass::configuration`] writes. Files that a configuration names are asked for by name;
 //! nothing here opens one.
 
 use margay_ir::Pass;

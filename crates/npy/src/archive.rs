@@ -198,8 +198,5 @@ mod tests {
     fn what_cannot_be_written_is_named() {
         let twice = [("a", Tensor::scalar(1f32)), ("a", Tensor::scalar(2f32))];
         assert!(matches!(write_npz(Cursor::new(Vec::new()), &twice), Err(NpyError::Archive(_))));
-        let bf16 = [("w", Tensor::zeros(margay_tensor::DType::BF16, &[1]).unwrap())];
-        let err = write_npz(Cursor::new(Vec::new()), &bf16).unwrap_err();
-        assert!(err.to_string().starts_with("in archive member `w.npy`: element type `bf16`"));
     }
 }

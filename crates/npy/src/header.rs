@@ -48,7 +48,7 @@ pub(super) fn write(dtype: DType, shape: &[usize]) -> Result<Vec<u8>, NpyError> 
     if shape.len() > MAX_AXES {
         return Err(NpyError::Axes { limit: MAX_AXES, found: shape.len() });
     }
-    let code = code(dtype).ok_or(NpyError::NoNpyType { dtype })?;
+    let code = code(dtype);
     let order = if dtype.bytes() == 1 { '|' } else { '<' };
     let extents: Vec<String> = shape.iter().map(usize::to_string).collect();
     let comma = if shape.len() == 1 { "," } else { "" };
@@ -65,13 +65,14 @@ pub(super) fn write(dtype: DType, shape: &[usize]) -> Result<Vec<u8>, NpyError> 
     Ok(bytes)
 }
 
-/// NumPy's kind and size, without the byte order.
-fn code(dtype: DType) -> Option<&'static str> {
-    Some(match dtype {
+/// NumPy's kind and size, without the byte order. NumPy lacks bf16; two bytes of no type are how the package `ml_dtypes`
+/// has NumPy write it.
+fn code(dtype: DType) -> &'static str {
+    match dtype {
         DType::F32 => "f4",
         DType::F64 => "f8",
         DType::F16 => "f2",
-        DType::BF16 => return None,
+        DType::BF16 => "V2",
         DType::I8 => "i1",
         DType::U8 => "u1",
         DType::I16 => "i2",
@@ -81,17 +82,18 @@ fn code(dtype: DType) -> Option<&'static str> {
         DType::I64 => "i8",
         DType::U64 => "u8",
         DType::Bool => "b1",
-    })
+    }
 }
 
 fn dtype(descr: &str) -> Result<DType, NpyError> {
     let unsupported = || NpyError::UnsupportedType { descr: descr.to_owned() };
     let mut chars = descr.chars();
     let order = chars.next().ok_or_else(unsupported)?;
-    let dtype = DType::ALL.into_iter().find(|d| code(*d) == Some(chars.as_str())).ok_or_else(unsupported)?;
+    let dtype = DType::ALL.into_iter().find(|d| code(*d) == chars.as_str()).ok_or_else(unsupported)?;
     match (order, dtype.bytes()) {
         (_, 1) if "|<>=".contains(order) => Ok(dtype),
         ('<', _) => Ok(dtype),
+        ('|', _) if dtype == DType::BF16 => Ok(dtype),
         ('>', _) => Err(NpyError::BigEndian { descr: descr.to_owned() }),
         _ => Err(unsupported()),
     }
