@@ -143,10 +143,9 @@ cargo_counts() {
     ' "$1"
 }
 
-# The whole program, checked from Python; the script closes with `N passed, N failed, N skipped`.
-python_checks() {
-    local check=$tools/check_e2e.py log=$cache/check-e2e.log status=0 counts ok bad without
-    [ -f "$check" ] || return 0
+# The whole program, checked by a script that closes with `N passed, N failed, N skipped`.
+python_check() {
+    local check=$tools/$1 log=$cache/${1%.py}.log status=0 counts ok bad without
     if ! "$python" -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then
         leave_out "$check: no Python environment"
         add_counts 0 0 1
@@ -197,7 +196,8 @@ require_compilers
 mkdir -p "$cache"
 prepare_data
 cargo_tests
-python_checks
+python_check check_e2e.py
+python_check check_nodes.py
 peers_check
 for sentence in ${left_out[@]+"${left_out[@]}"}; do
     say "left out: $sentence"

@@ -114,9 +114,9 @@ fn models_that_are_wrong_or_unsupported_are_refused() {
         vec![("w".into(), Tensor::from_slice(&[2, 3], &[1f32; 6]).unwrap())],
     );
     let unsupported = vec![
-        node("fft", "DFT", &["x"], "a"),
+        node("decode", "ImageDecoder", &["x"], "a"),
         node("pick", "NonMaxSuppression", &["a"], "b"),
-        node("again", "DFT", &["b"], "y"),
+        node("again", "ImageDecoder", &["b"], "y"),
     ];
     write_model(&place.path("unsupported.onnx"), unsupported, vec![]);
     let sum = || vec![node("sum", "Add", &["x", "w"], "y")];

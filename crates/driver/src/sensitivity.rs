@@ -81,7 +81,7 @@ pub fn sensitivity(
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
-    let moments = calibrate(g, &inputs, &samples, backend, threads, progress)?;
+    let moments = calibrate(g, &[], &inputs, &samples, backend, threads, progress)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };

@@ -103,15 +103,16 @@ impl<'a> Memory<'a> {
         Ok(())
     }
 
-    /// The bytes of an output; `None` if it was not written whole.
+    /// The bytes of an output; `None` if it was not written whole. A state that nothing wrote is handed on as it was given.
     pub(crate) fn output(&self, program: &Program, i: usize) -> Option<&[u8]> {
         let state = program.carried.iter().find(|c| c.output == i);
         let first_output = program.inputs.len() + program.constants.len();
         let region = &self.regions[state.map_or(first_output + i, |c| c.input)];
         let mut located = program.buffers.iter().zip(&self.buffers);
         let owner = located.find(|(b, _)| b.place == Place::Output(i)).map_or(0, |(_, l)| l.owner);
-        let whole = region.writers.iter().flatten().all(|w| w.owner == owner);
-        whole.then_some(&region.bytes)
+        let written = region.writers.iter().flatten().all(|w| w.owner == owner);
+        let given = state.is_some() && region.writers.iter().flatten().all(|w| w.step == 0);
+        (written || given).then_some(&region.bytes)
     }
 
     /// The bytes of an element inside its region.

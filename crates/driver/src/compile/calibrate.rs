@@ -18,8 +18,12 @@ use crate::{DriverError, Progress, Runner, Samples, Silent, parallel};
 pub(crate) const BATCH: usize = 8;
 
 /// Measures rows; the result has one entry per request, in order: the moments of all rows of the request together.
+///
+/// The graph is cut at the values `probes` whoever asks for them: where it is cut decides how operators are fused, and that
+/// the last bits of what is measured. So a plan that names a few sites has the factors that the choice among all had.
 pub(crate) fn calibrate(
     g: &Graph,
+    probes: &[Value],
     requests: &[&[Rows]],
     samples: &Samples,
     backend: &Arc<dyn Backend>,
@@ -32,7 +36,7 @@ pub(crate) fn calibrate(
             rows.push(asked);
         }
     }
-    let grams = accumulate(g, &rows, samples, backend, threads, progress)?;
+    let grams = accumulate(g, probes, &rows, samples, backend, threads, progress)?;
     let calibration = format!("#{}", samples.hash());
     let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
     let moments = |request: &&[Rows]| {
@@ -60,6 +64,7 @@ fn unmeasured(error: margay_randnla::RandnlaError) -> DriverError {
 
 fn accumulate(
     g: &Graph,
+    probes: &[Value],
     rows: &[&Rows],
     samples: &Samples,
     backend: &Arc<dyn Backend>,
@@ -67,9 +72,9 @@ fn accumulate(
     progress: &dyn Progress,
 ) -> Result<Vec<Gram>, DriverError> {
     let mut values: Vec<Value> = Vec::new();
-    for asked in rows {
-        if !values.contains(&asked.value) {
-            values.push(asked.value);
+    for v in probes.iter().copied().chain(rows.iter().map(|asked| asked.value)) {
+        if !values.contains(&v) {
+            values.push(v);
         }
     }
     let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use margay_ir::Value;
 use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, Rows, SCHEMES, Scheme, scheme};
 use margay_plan::Settings;
 
@@ -78,8 +79,11 @@ pub(crate) fn measured(
     let measures = |t: &Task| job.sites[t.site].measures.iter();
     let requests: Vec<&[Rows]> = tasks.iter().flat_map(measures).map(Vec::as_slice).collect();
     let (samples, backend) = (&split.calibration, &job.backend);
-    let mut all =
-        calibrate(job.graph(), &requests, samples, backend, job.threads(), job.progress)?.into_iter();
+    let rows = job.sites.iter().flat_map(|site| site.measures.iter().flatten());
+    let probes: Vec<Value> = rows.map(|asked| asked.value).collect();
+    let (threads, progress) = (job.threads(), job.progress);
+    let all = calibrate(job.graph(), &probes, &requests, samples, backend, threads, progress)?;
+    let mut all = all.into_iter();
     Ok(Some(tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect()))
 }
 

@@ -1,0 +1,173 @@
+"""Runs the node cases of the package `onnx` through compiled code.
+
+    python tests/tools/check_nodes.py --binary target/release/margay [--update] [NAME ...]
+
+Every case is a model of one operator with inputs and outputs; `margay run` compiles it for the inputs, and the outputs
+are compared with the tolerances of the case. `tests/fixtures/node_cases.txt` lists the cases that do not pass, each
+with the class of its reason. The check fails for a case that fails and is not listed, for one that is listed with
+another reason, and for one that is listed and passes: the list may only become shorter. `--update` writes it anew.
+Names choose the cases that contain one of them, and show what margay says; the list is left out then. The last line
+counts the cases.
+
+Classes of reasons:
+
+    type       an input or output is no tensor, or holds strings, 8-bit floats or integers of fewer than 8 bits
+    operator   an operator is not supported
+    domain     as `operator`, of a preview domain
+    run-time   an extent, axes or an attribute that a run decides
+    random     numbers of a generator whose bits ONNX does not say
+    function   a function of f64, which compiled code lacks
+    refused    refused for another reason
+    wrong      other numbers
+    failed     a crash, or no answer within a minute
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+LIST = Path(__file__).resolve().parent.parent / "fixtures" / "node_cases.txt"
+SECONDS = 60
+RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform", "Multinomial", "Dropout")
+
+
+def load_cases():
+    """The cases, in the order of their names. Making them warns of overflow on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.loader import load_model_tests
+
+        return sorted(load_model_tests(kind="node"), key=lambda case: case.name)
+
+
+def array(value):
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+
+
+def tensors(declared, values):
+    """Arrays by name; `None` if one of them is no tensor of numbers that an `.npz` file can hold."""
+    found = {}
+    for port, value in zip(declared, values):
+        if port.type.WhichOneof("value") != "tensor_type":
+            return None
+        found[port.name] = array(value)
+        kind = found[port.name].dtype
+        if kind.kind not in "biufV" or kind.name.startswith(("float8", "float4", "int4", "uint4", "int2", "uint2")):
+            return None
+    return found
+
+
+def reason_of(message):
+    """The class of a refusal."""
+    if "element type `" in message or "attribute that is no tensor of numbers" in message:
+        return "type"
+    if "the operator is not supported" in message:
+        if "ai.onnx.preview" in message:
+            return "domain"
+        return "random" if any(f"`{name}" in message for name in RANDOM) else "operator"
+    if "of f64, which" in message:
+        return "function"
+    if "training with a ratio" in message:
+        return "random"
+    if "computed at run time" in message or "a run decides" in message:
+        return "run-time"
+    return "refused"
+
+
+def differs(expected, found, rtol, atol):
+    if found is None:
+        return "an output is missing"
+    if found.dtype.kind == "V" and found.dtype.itemsize == expected.dtype.itemsize:
+        found = found.view(expected.dtype)
+    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+        return f"expected {expected.dtype}{expected.shape}, found {found.dtype}{found.shape}"
+    if expected.dtype.kind in "fV":
+        x, y = found.astype(np.float64), expected.astype(np.float64)
+        same = np.allclose(x, y, rtol=rtol, atol=atol, equal_nan=True)
+    else:
+        same = np.array_equal(expected, found)
+    return None if same else "other numbers"
+
+
+def run_case(binary, case):
+    """The class of the reason why a case does not pass, with what there is to say; `None` if it does."""
+    graph = case.model.graph
+    for given, wanted in case.data_sets:
+        inputs, outputs = tensors(graph.input, given), tensors(graph.output, wanted)
+        if inputs is None or outputs is None:
+            return "type", "no tensors of numbers"
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            (folder / "model.onnx").write_bytes(case.model.SerializeToString())
+            np.savez(folder / "in.npz", **inputs)
+            command = [binary, "run", "model.onnx", "--outputs", "out.npz", "--inputs", "in.npz"]
+            try:
+                done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
+                                      text=True, errors="replace", timeout=SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                return "failed", f"no answer within {SECONDS} seconds"
+            message = " ".join(done.stderr.split())
+            if done.returncode not in (0, 2, 3):
+                return "failed", f"status {done.returncode}: {message}"
+            if done.returncode != 0:
+                return reason_of(message), message
+            with np.load(folder / "out.npz") as found:
+                found = dict(found)
+        for name, expected in outputs.items():
+            if why := differs(expected, found.get(name), case.rtol, case.atol):
+                return "wrong", f"`{name}`: {why}"
+    return None
+
+
+def read_list():
+    lines = (line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#"))
+    return {name: reason for name, reason in lines}
+
+
+def write_list(failing):
+    head = "# Node cases of the package `onnx` that do not pass; tests/tools/check_nodes.py says what the reasons mean.\n"
+    LIST.write_text(head + "".join(f"{name} {reason}\n" for name, reason in sorted(failing.items())))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Runs the node cases of the package `onnx`.")
+    parser.add_argument("--binary", required=True, help="the program `margay`")
+    parser.add_argument("--update", action="store_true", help="write the list of cases that do not pass")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="run the cases that contain one of these")
+    args = parser.parse_args()
+    binary = str(Path(args.binary).resolve())
+    cases = [c for c in load_cases() if not args.names or any(name in c.name for name in args.names)]
+    with ThreadPoolExecutor(4) as pool:
+        results = dict(zip((c.name for c in cases), pool.map(lambda c: run_case(binary, c), cases)))
+    failing = {name: result for name, result in results.items() if result}
+    if args.names:
+        for name, (reason, message) in failing.items():
+            print(f"{name}: {reason}: {message}")
+        print(f"{len(results) - len(failing)} of {len(results)} cases pass")
+        return 1 if failing else 0
+    if args.update:
+        write_list({name: reason for name, (reason, _) in failing.items()})
+    listed, wrong = read_list(), 0
+    for name in sorted(results.keys() | listed.keys()):
+        reason, message = failing.get(name, (None, "it passes"))
+        if reason != listed.get(name):
+            wrong += 1
+            print(f"FAILED: {name}: listed as {listed.get(name, 'passing')}, found {reason or 'passing'}: {message}")
+    counts = Counter(reason for reason, _ in failing.values())
+    print("not passing: " + ", ".join(f"{n} {reason}" for reason, n in counts.most_common()))
+    print(f"{len(results) - len(failing)} of {len(results)} node cases pass")
+    print(f"{len(results) - len(failing)} passed, {wrong} failed, 0 skipped")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
