@@ -5,7 +5,8 @@
 Every case is a model of one operator with inputs and outputs; `margay run` compiles it for the inputs, and the outputs
 are compared with the tolerances of the case. `tests/fixtures/node_cases.txt` lists the cases that do not pass, each
 with the class of its reason. The check fails for a case that fails and is not listed, for one that is listed with
-another reason, and for one that is listed and passes: the list may only become shorter. `--update` writes it anew.
+another reason, and for one that is listed and passes (but for those with other numbers): the list may only become
+shorter. `--update` writes it anew.
 Names choose the cases that contain one of them, and show what margay says; the list is left out then. The last line
 counts the cases.
 
@@ -18,7 +19,7 @@ Classes of reasons:
     random     numbers of a generator whose bits ONNX does not say
     function   a function of f64, which compiled code lacks
     refused    refused for another reason
-    wrong      other numbers
+    wrong      other numbers; all of them known so far round elsewhere than the reference does
     failed     a crash, or no answer within a minute
 """
 
@@ -159,7 +160,9 @@ def main():
     listed, wrong = read_list(), 0
     for name in sorted(results.keys() | listed.keys()):
         reason, message = failing.get(name, (None, "it passes"))
-        if reason != listed.get(name):
+        # Rounding depends on the processor: other numbers here may be near enough there.
+        near = listed.get(name) == "wrong" and reason is None
+        if reason != listed.get(name) and not near:
             wrong += 1
             print(f"FAILED: {name}: listed as {listed.get(name, 'passing')}, found {reason or 'passing'}: {message}")
     counts = Counter(reason for reason, _ in failing.values())
