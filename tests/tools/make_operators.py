@@ -681,6 +681,8 @@ def images():
     y = values(1, 2, 5, 7)
     for p in (1, 2, 3):
         case("LpPool", [y], [{"kernel_shape": [2, 3], "p": p, "strides": [2, 1], "pads": [0, 1, 1, 1]}], opset=18)
+        # The order is 2 where none is given.
+        case("LpPool", [y], [{"kernel_shape": [2, 3], "strides": [1, p]}], opset=18)
     case("MaxPool", [y], each({"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}, storage_order=[0, 1],
                               dilations=[[1, 2]]), outputs=2, name="places")
     case("MaxPool", [RNG.integers(0, 99, (1, 1, 5, 5)).astype(np.uint8)], [{"kernel_shape": [2, 2]}], name="u8")

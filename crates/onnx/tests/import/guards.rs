@@ -60,6 +60,13 @@ fn an_extent_that_is_known_to_be_one_broadcasts() {
 ";
         assert_eq!(text_of(&sum(), &known), expected);
     }
+    let expected = "graph @test(%x: f32[1, 3], %y: f32[M, 3]) -> (z: f32[M, 3]) {
+  guard B = 1  // z
+  %0 = add %x, %y : f32[M, 3]  // z
+  return %0
+}
+";
+    assert_eq!(text_of(&sum(), &extents(&[("x", &[1, 3]), ("y", &[4, 3])])), expected);
 }
 
 #[test]
