@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use margay_loops::text::words::{quoted, split_top, take_name};
+use margay_loops::text::words::{quoted, split_top, split_unquoted, take_name};
 use margay_tensor::{DType, Dim, Storage, StoredTensor};
 use smallvec::SmallVec;
 
@@ -152,7 +152,7 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
 }
 
 fn read_guard(text: &str) -> Result<Guard, String> {
-    let (equation, origin) = match text.split_once("  //") {
+    let (equation, origin) = match split_unquoted(text, "  //") {
         Some((equation, origin)) => (equation, read_origin(origin.trim())?),
         None => (text, Origin::default()),
     };
@@ -168,7 +168,7 @@ fn read_node(
     resolve: &Resolve<'_>,
     regions: &Regions,
 ) -> Result<(), String> {
-    let (text, origin) = match text.split_once("  //") {
+    let (text, origin) = match split_unquoted(text, "  //") {
         Some((node, origin)) => (node.trim(), read_origin(origin.trim())?),
         None => (text, Origin::default()),
     };
@@ -188,7 +188,7 @@ fn read_node(
         let ty = types.first().ok_or("expected a type")?;
         g.add(ops::Const { payload: read_const(body, ty, storage, resolve)? }, &[], origin)
     } else {
-        let (operands, attributes) = match body.split_once('{') {
+        let (operands, attributes) = match split_unquoted(body, "{") {
             Some((o, a)) => (o.trim(), a.strip_suffix('}').ok_or("expected `}`")?),
             None => (body, ""),
         };
@@ -217,12 +217,18 @@ fn read_node(
     Ok(())
 }
 
-/// The ` :` that separates operands from types: the last one outside braces.
+/// The ` :` that separates operands from types: the last one outside braces and quotes.
 fn find_colon(text: &str) -> Option<usize> {
-    let mut depth = 0i32;
-    let mut at = None;
+    let (mut depth, mut at) = (0i32, None);
+    let (mut quoted, mut escaped) = (false, false);
     for (i, c) in text.char_indices() {
+        if quoted {
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            continue;
+        }
         match c {
+            '"' => quoted = true,
             '{' | '(' => depth += 1,
             '}' | ')' => depth -= 1,
             ':' if depth == 0 && (i == 0 || text[..i].ends_with(' ')) => at = Some(i),
@@ -338,4 +344,36 @@ fn read_contents(
         ),
     };
     numbers.into_tensor(ty.dtype, &shape).map(Payload::new).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Relu;
+
+    #[test]
+    fn names_of_any_characters_read_back() {
+        for name in [
+            "im,ge",
+            "i  //",
+            "a {b}",
+            "q\"uote\\",
+            "new = line",
+            "%0",
+            "x : y",
+            "tab\there",
+            "größe",
+            "(",
+            "//",
+        ] {
+            let mut g = Graph::new(name);
+            let x = g.add_input(name, TensorType::known(DType::F32, &[2]));
+            let y = g.add(Relu, &[x], Origin::named(name).and(&Origin::named("plain"))).unwrap();
+            g.add_output(name, y);
+            let text = g.to_string();
+            let again = parse(&text, &|_, _| None).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            assert_eq!(again.to_string(), text);
+            assert_eq!(again.node(again.outputs()[0].value.node).origin, g.node(y.node).origin);
+        }
+    }
 }

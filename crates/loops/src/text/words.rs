@@ -45,6 +45,27 @@ pub fn take_name(text: &str) -> Result<(String, &str), String> {
     Ok((text[..end].to_string(), &text[end..]))
 }
 
+/// Where `pattern` begins for the first time outside quotes.
+pub fn find_unquoted(text: &str, pattern: &str) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (i, c) in text.char_indices() {
+        if quoted {
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if text[i..].starts_with(pattern) {
+            return Some(i);
+        } else {
+            quoted = c == '"';
+        }
+    }
+    None
+}
+
+/// Splits at the first `pattern` outside quotes.
+pub fn split_unquoted<'a>(text: &'a str, pattern: &str) -> Option<(&'a str, &'a str)> {
+    find_unquoted(text, pattern).map(|at| (&text[..at], &text[at + pattern.len()..]))
+}
+
 /// Splits at commas outside brackets, parentheses, braces and quotes; trims; nothing for an empty text.
 pub fn split_top(text: &str) -> Vec<&str> {
     let (mut parts, mut depth, mut start, mut quoted, mut escaped) = (Vec::new(), 0i32, 0, false, false);
