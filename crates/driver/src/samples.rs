@@ -37,9 +37,12 @@ impl Samples {
         Ok(Samples { rows: expected.unwrap_or(0), arrays })
     }
 
-    /// Reads an `.npz` file.
+    /// Reads an `.npz` file. Leading extents are compared [for a graph](Samples::for_graph): what else is in the file does
+    /// not matter.
     pub fn open(path: &Path) -> Result<Samples, DriverError> {
-        Samples::new(read_npz(path)?)
+        let arrays = read_npz(path)?;
+        let rows = arrays.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
+        Ok(Samples { arrays, rows })
     }
 
     /// Keeps the arrays that are inputs of a graph; a missing one is an error, others are left out.
@@ -160,4 +163,31 @@ pub fn bound_batch(g: &Graph) -> Option<usize> {
 /// Whether a type holds numbers that errors can be measured on.
 pub(crate) fn is_measured(dtype: DType) -> bool {
     dtype.is_float()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_ir::text::parse;
+    use margay_tensor::DType;
+
+    #[test]
+    fn only_inputs_need_one_leading_extent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.npz");
+        let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape).unwrap();
+        let arrays =
+            [("labels", zeros(&[3])), ("x", zeros(&[8, 2])), ("z", zeros(&[7, 2])), ("n", zeros(&[]))];
+        margay_npy::write_npz(std::fs::File::create(&path).unwrap(), &arrays).unwrap();
+        let samples = Samples::open(&path).unwrap();
+        let graph = |inputs: &str| {
+            let text = format!("graph @g({inputs}) -> (y: f32[N, 2]) {{\n  return %x\n}}\n");
+            parse(&text, &|_, _| None).unwrap()
+        };
+        assert_eq!(samples.for_graph(&graph("%x: f32[N, 2]")).unwrap().rows(), 8);
+        let error = samples.for_graph(&graph("%x: f32[N, 2], %z: f32[M, 2]")).unwrap_err().to_string();
+        assert!(error.contains("expected the same leading extent"), "{error}");
+        let error = samples.for_graph(&graph("%x: f32[N, 2], %n: f32")).unwrap_err().to_string();
+        assert!(error.contains("expected the same leading extent"), "{error}");
+    }
 }
