@@ -130,20 +130,25 @@ impl Facts {
 
     /// Of an operator that holds graphs: what they do is not looked into.
     pub(crate) fn region() -> Facts {
-        Facts { cheap: false, ..Facts::leaf() }
+        Facts::plain(false)
     }
 
-    /// Of an operator without operands.
-    pub(crate) fn leaf() -> Facts {
+    /// Of an operator of which nothing else is to be said.
+    pub(crate) fn plain(cheap: bool) -> Facts {
         Facts {
             elementwise: None,
-            cheap: true,
+            cheap,
             identity: false,
             symbolic: None,
             parameters: &[],
             image: None,
             with_all_results: None,
         }
+    }
+
+    /// Of an operator without operands.
+    pub(crate) fn leaf() -> Facts {
+        Facts::plain(true)
     }
 }
 

@@ -6,7 +6,6 @@ use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::shapes::reshape_to;
 use super::values::open;
 
 /// `Conv`; a bias is added afterwards.
@@ -16,7 +15,7 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     if let Some(bias) = bias {
         let mut shape = cx.ty(bias).shape.clone();
         shape.extend(vec![Dim::from(1usize); cx.ty(k).ndim().saturating_sub(2)]);
-        let bias = reshape_to(cx, bias, shape)?;
+        let bias = cx.shaped(bias, shape)?;
         y = cx.add(Add, &[y, bias])?;
     }
     Ok(vec![y])
@@ -79,10 +78,10 @@ fn by_patches(
     let (terms, outputs) = (product(&of[1..]), super::pixels::exact(&of[0], &groups)?);
     let places = from[2 + spatial..].to_vec();
     let columns = vec![from[0].clone(), groups.clone(), terms.clone(), product(&places)];
-    let columns = reshape_to(cx, elements, columns)?;
-    let rows = reshape_to(cx, k, vec![groups, outputs, terms])?;
+    let columns = cx.shaped(elements, columns)?;
+    let rows = cx.shaped(k, vec![groups, outputs, terms])?;
     let y = cx.add(MatMul, &[rows, columns])?;
-    reshape_to(cx, y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
+    cx.shaped(y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
 }
 
 /// `CausalConvWithState`: each channel with a kernel of its own, which ends at the element; what comes before the first

@@ -1,8 +1,8 @@
 //! Operators that compute each element from the elements at the same place.
 
 use margay_ir::ops::{
-    Abs, Add, And, Atan, Cast, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul,
-    Neg, Not, Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
+    Abs, Add, And, Atan, Ceil, Cos, Div, Equal, Erf, Exp, Floor, Less, LessOrEqual, Log, Max, Min, Mul, Neg,
+    Not, Or, Pow, Reshape, Round, Select, Sin, Sqrt, Sub, Tanh,
 };
 use margay_ir::{Op, Value};
 use margay_tensor::DType;
@@ -68,10 +68,10 @@ pub(super) fn pow(cx: &mut Importer, call: &Call) -> Imported {
     let [base, exponent] = pair(cx, call)?;
     let result = cx.ty(base).dtype;
     let within = if result.is_float() { result } else { DType::F64 };
-    let base = cast_to(cx, base, within)?;
-    let exponent = cast_to(cx, exponent, within)?;
+    let base = cx.cast(base, within)?;
+    let exponent = cx.cast(exponent, within)?;
     let power = cx.add(Pow, &[base, exponent])?;
-    Ok(vec![cast_to(cx, power, result)?])
+    Ok(vec![cx.cast(power, result)?])
 }
 
 /// `Reciprocal`: 1 / x.
@@ -96,12 +96,12 @@ pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
         let name = call.text("to", "")?;
         let to = (1..17).find(|&n| element_type("value", "", n).is_ok_and(|d| onnx_name(d) == name));
         let to = to.ok_or_else(|| Refusal::Unsupported(format!("element type `{name}` is not supported")))?;
-        return Ok(vec![cast_to(cx, x, numbered_type(to.into())?)?]);
+        return Ok(vec![cx.cast(x, numbered_type(to.into())?)?]);
     }
     let number = call.optional_int("to")?;
     let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
     let to = numbered_type(number)?;
-    Ok(vec![cast_to(cx, x, to)?])
+    Ok(vec![cx.cast(x, to)?])
 }
 
 /// The element type with a number in ONNX.
@@ -134,12 +134,7 @@ pub(super) fn cast_like(cx: &mut Importer, call: &Call) -> Imported {
     let (x, like) = (call.input(0)?, call.input(1)?);
     call.ignore(&["saturate"]);
     let to = cx.ty(like).dtype;
-    Ok(vec![cast_to(cx, x, to)?])
-}
-
-/// Converts where the type is another one.
-pub(super) fn cast_to(cx: &mut Importer, x: Value, to: DType) -> Result<Value, Refusal> {
-    if cx.ty(x).dtype == to { Ok(x) } else { cx.add(Cast { to }, &[x]) }
+    Ok(vec![cx.cast(x, to)?])
 }
 
 /// `Max` of one or more operands.

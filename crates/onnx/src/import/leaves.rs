@@ -6,7 +6,6 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::elementwise::cast_to;
 use super::shapes::broadcast_to;
 use super::values::{MAX_KNOWN, open};
 
@@ -99,7 +98,7 @@ pub(super) fn range(cx: &mut Importer, call: &Call) -> Imported {
     let whole: Vec<Option<Dim>> = bounds.iter().map(|v| cx.whole(*v)).collect();
     if let [Some(start), Some(limit), Some(step)] = whole.as_slice() {
         let v = whole_range(cx, start, limit, step)?;
-        return Ok(vec![cast_to(cx, v, dtype)?]);
+        return Ok(vec![cx.cast(v, dtype)?]);
     }
     let numbers = float_range(cx, bounds)?;
     let tensor = Numbers::Float(numbers.clone()).into_tensor(dtype, &[numbers.len()]);

@@ -6,7 +6,7 @@ use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
-use super::shapes::{broadcast_to, flatten_at, reshape_to};
+use super::shapes::{broadcast_to, flatten_at};
 use super::statistics::in_training;
 
 /// `BatchNormalization` outside training: x s + (B - mean s), where s = scale / √(variance + ε).
@@ -38,7 +38,7 @@ pub(super) fn batch_normalization(cx: &mut Importer, call: &Call) -> Imported {
 pub(super) fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Value, Refusal> {
     let mut shape = cx.ty(numbers).shape.clone();
     shape.extend(vec![Dim::from(1usize); cx.ty(x).ndim().saturating_sub(2)]);
-    reshape_to(cx, numbers, shape)
+    cx.shaped(numbers, shape)
 }
 
 /// `LayerNormalization`; mean and reciprocal deviation, where somebody wants them, are computed apart.
@@ -107,5 +107,5 @@ pub(super) fn along_axis(
     }
     let flat = flatten_at(cx, x, at)?;
     let y = f(cx, flat, 1)?;
-    reshape_to(cx, y, shape).map(|v| vec![v])
+    cx.shaped(y, shape).map(|v| vec![v])
 }

@@ -6,7 +6,6 @@ use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::shapes::reshape_to;
 
 /// `MatMul`: vectors are made matrices first, and what they add to the result is dropped.
 pub(super) fn matmul(cx: &mut Importer, call: &Call) -> Imported {
@@ -15,11 +14,11 @@ pub(super) fn matmul(cx: &mut Importer, call: &Call) -> Imported {
     let (row, column) = (cx.ty(a).ndim() == 1, cx.ty(b).ndim() == 1);
     if row {
         let shape = vec![one.clone(), cx.ty(a).shape[0].clone()];
-        a = reshape_to(cx, a, shape)?;
+        a = cx.shaped(a, shape)?;
     }
     if column {
         let shape = vec![cx.ty(b).shape[0].clone(), one];
-        b = reshape_to(cx, b, shape)?;
+        b = cx.shaped(b, shape)?;
     }
     let product = cx.add(MatMul, &[a, b])?;
     let mut shape = cx.ty(product).shape.clone();
@@ -29,7 +28,7 @@ pub(super) fn matmul(cx: &mut Importer, call: &Call) -> Imported {
     if row {
         shape.remove(shape.len() - if column { 1 } else { 2 });
     }
-    reshape_to(cx, product, shape).map(|v| vec![v])
+    cx.shaped(product, shape).map(|v| vec![v])
 }
 
 /// `Gemm`: α A B + β C, with A and B transposed on demand.

@@ -13,7 +13,8 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::shapes::{broadcast_to, reshape_to};
+use super::shapes::broadcast_to;
+use super::slices::slice_axes;
 
 /// `LSTM`.
 pub(super) fn lstm(cx: &mut Importer, call: &Call) -> Imported {
@@ -266,11 +267,11 @@ fn recurrent(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
         // A new axis for the direction.
         let mut shape = cx.ty(y).shape.clone();
         shape.insert(1, Dim::from(1usize));
-        outputs.push(reshape_to(cx, y, shape)?);
+        outputs.push(cx.shaped(y, shape)?);
         for (all, v) in finals.iter_mut().zip(last) {
             let mut shape = cx.ty(v).shape.clone();
             shape.insert(0, Dim::from(1usize));
-            all.push(reshape_to(cx, v, shape)?);
+            all.push(cx.shaped(v, shape)?);
         }
     }
     let y = joined(cx, outputs, 1)?;
@@ -307,7 +308,7 @@ fn direction(cx: &mut Importer, v: Value, d: usize) -> Result<Value, Refusal> {
         Slice { starts: vec![Dim::default(); shape.len()], ends: shape.clone(), steps: vec![1; shape.len()] };
     (op.starts[0], op.ends[0]) = (Dim::from(d), Dim::from(d + 1));
     let part = cx.add(op, &[v])?;
-    reshape_to(cx, part, shape[1..].to_vec())
+    cx.shaped(part, shape[1..].to_vec())
 }
 
 /// Weights of one direction: `w` is `[gates H, I]`, `r` is `[gates H, H]`, `bias` `[2 gates H]`, `peepholes` `[3 H]`.
@@ -431,19 +432,15 @@ fn transposed(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
     }
 }
 
+/// Elements `from..to` of a value of one axis.
 fn slice(cx: &mut Importer, v: Value, from: &Dim, to: &Dim) -> Result<Value, Refusal> {
-    cx.add(Slice { starts: vec![from.clone()], ends: vec![to.clone()], steps: vec![1] }, &[v])
+    slice_axes(cx, v, &[0], std::slice::from_ref(from), std::slice::from_ref(to), &[1])
 }
 
 /// Backwards along the first axis.
 fn flipped(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
-    let shape = cx.ty(v).shape.clone();
-    let n = shape.len();
-    let mut op = Slice { starts: vec![Dim::default(); n], ends: shape.clone(), steps: vec![1; n] };
-    op.starts[0] = &shape[0] - &Dim::from(1usize);
-    op.ends[0] = Dim::from(-1i64);
-    op.steps[0] = -1;
-    cx.add(op, &[v])
+    let last = &cx.ty(v).shape[0] - &Dim::from(1usize);
+    slice_axes(cx, v, &[0], &[last], &[Dim::from(-1i64)], &[-1])
 }
 
 /// The body of a loop in the making.

@@ -5,7 +5,6 @@ use margay_ir::ops::{Abs, Add, Exp, Less, Log, Mul, Reduce, ReduceKind, Select, 
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axes};
-use super::shapes::reshape_to;
 
 /// `ReduceSum`, whose axes became an input before those of the others.
 pub(super) fn sum(cx: &mut Importer, call: &Call) -> Imported {
@@ -70,7 +69,7 @@ pub(super) fn log_sum_exp(cx: &mut Importer, call: &Call) -> Imported {
     let axes = &join.axes;
     let shape = cx.ty(y).shape.iter().enumerate();
     let shape = shape.filter(|(i, _)| join.keepdims || !axes.contains(i)).map(|(_, d)| d.clone()).collect();
-    reshape_to(cx, y, shape).map(|v| vec![v])
+    cx.shaped(y, shape).map(|v| vec![v])
 }
 
 /// The operand and the reduction. Axes are an attribute before operator set `since` and an input from there on; none

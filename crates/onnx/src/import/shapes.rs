@@ -1,6 +1,6 @@
 //! Operators that give elements another place.
 
-use margay_ir::ops::{Bits, Broadcast, Concat, Gather, Numbers, Pad, Reshape, Transpose};
+use margay_ir::ops::{Bits, Broadcast, Concat, Gather, Numbers, Pad, Transpose};
 use margay_ir::{Value, types};
 use margay_tensor::{Dim, Shape};
 
@@ -29,7 +29,7 @@ pub(super) fn reshape(cx: &mut Importer, call: &Call) -> Imported {
         [i] => shape[*i] = rest(&from, &shape, *i)?,
         _ => return Err(Refusal::Invalid("expected at most one extent of -1 in the shape".into())),
     }
-    reshape_to(cx, x, shape).map(|v| vec![v])
+    cx.shaped(x, shape).map(|v| vec![v])
 }
 
 /// The extent that makes the number of elements right. Whether there is one is checked with the values of symbols.
@@ -40,11 +40,6 @@ fn rest(from: &[Dim], shape: &[Dim], open: usize) -> Result<Dim, Refusal> {
     let exact = |q: &Dim| total.as_const().is_none() || known.as_const().is_none() || (q * &known) == total;
     let why = || Refusal::Invalid(format!("{total} elements are not a multiple of {known}"));
     total.floor_div(&known).filter(exact).ok_or_else(why)
-}
-
-/// A reshape, if the shape is another one.
-pub(super) fn reshape_to(cx: &mut Importer, x: Value, shape: Shape) -> Result<Value, Refusal> {
-    if cx.ty(x).shape == shape { Ok(x) } else { cx.add(Reshape { shape }, &[x]) }
 }
 
 /// `Flatten`: the axes before and from `axis` on become one each.
@@ -61,7 +56,7 @@ pub(super) fn flatten_at(cx: &mut Importer, x: Value, at: usize) -> Result<Value
     let (outer, inner) = cx.ty(x).shape.split_at(at);
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
     let shape = vec![product(outer), product(inner)];
-    reshape_to(cx, x, shape)
+    cx.shaped(x, shape)
 }
 
 /// The axes of `Squeeze` and `Unsqueeze`: an attribute before operator set 13, an input since.
@@ -84,7 +79,7 @@ pub(super) fn unsqueeze(cx: &mut Importer, call: &Call) -> Imported {
     for at in axes(&given, shape.len() + given.len())? {
         shape.insert(at, Dim::from(1usize));
     }
-    reshape_to(cx, x, shape).map(|v| vec![v])
+    cx.shaped(x, shape).map(|v| vec![v])
 }
 
 /// `Squeeze`: without the given axes, or all, of extent 1.
@@ -106,7 +101,7 @@ pub(super) fn squeeze(cx: &mut Importer, call: &Call) -> Imported {
         cx.assume_equal(&shape[at], &Dim::from(1usize))?;
     }
     let kept = shape.into_iter().enumerate().filter(|(i, _)| !gone.contains(i)).map(|(_, d)| d);
-    reshape_to(cx, x, kept.collect()).map(|v| vec![v])
+    cx.shaped(x, kept.collect()).map(|v| vec![v])
 }
 
 /// `Transpose`; without a permutation the axes are reversed.
@@ -151,12 +146,12 @@ pub(super) fn tile(cx: &mut Importer, call: &Call) -> Imported {
     for (at, times) in repeats.into_iter().enumerate().filter(|(_, times)| !times.is(1)) {
         let mut shape = cx.ty(x).shape.clone();
         shape.insert(at, Dim::from(1usize));
-        x = reshape_to(cx, x, shape.clone())?;
+        x = cx.shaped(x, shape.clone())?;
         shape[at] = times;
         x = broadcast_to(cx, x, shape.clone())?;
         let repeated = &shape.remove(at) * &shape[at];
         shape[at] = repeated;
-        x = reshape_to(cx, x, shape)?;
+        x = cx.shaped(x, shape)?;
     }
     Ok(vec![x])
 }

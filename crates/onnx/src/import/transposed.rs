@@ -14,7 +14,6 @@ use margay_tensor::{Dim, Tensor};
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
 use super::convolutions::{sizes, spatial};
-use super::shapes::reshape_to;
 use super::slices::slice_axes;
 use super::values::open;
 
@@ -64,7 +63,7 @@ pub(super) fn conv_transpose(cx: &mut Importer, call: &Call) -> Imported {
     if let Some(bias) = bias {
         let mut shape = cx.ty(bias).shape.clone();
         shape.extend(vec![Dim::from(1usize); axes.len()]);
-        let bias = reshape_to(cx, bias, shape)?;
+        let bias = cx.shaped(bias, shape)?;
         y = cx.add(Add, &[y, bias])?;
     }
     Ok(vec![y])
@@ -95,13 +94,13 @@ fn by_folding(
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
     let inputs = super::pixels::exact(&from[1], &groups)?;
     let (columns, places) = (product(&of[1..]), product(data));
-    let rows = reshape_to(cx, k, vec![groups.clone(), inputs.clone(), columns])?;
+    let rows = cx.shaped(k, vec![groups.clone(), inputs.clone(), columns])?;
     let rows = cx.transposed(rows, &[0, 2, 1])?;
-    let images = reshape_to(cx, x, vec![from[0].clone(), groups.clone(), inputs, places])?;
+    let images = cx.shaped(x, vec![from[0].clone(), groups.clone(), inputs, places])?;
     let windows = cx.add(MatMul, &[rows, images])?;
     let outputs = &of[1] * &groups;
     let split = [&[from[0].clone(), outputs], &of[2..], data].concat();
-    let windows = reshape_to(cx, windows, split)?;
+    let windows = cx.shaped(windows, split)?;
     let (mut size, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
     for (axis, extent) in axes.iter().zip(data) {
         let pads = usize::try_from(axis.before);
@@ -278,12 +277,12 @@ fn interleave(cx: &mut Importer, y: Value, channels: usize, axes: &[Axis]) -> Re
     let lead = [shape[0].clone(), Dim::from(channels)];
     let strides = axes.iter().map(|a| Dim::from(a.stride));
     let split = lead.iter().cloned().chain(strides).chain(shape[2..].iter().cloned()).collect();
-    let y = reshape_to(cx, y, split)?;
+    let y = cx.shaped(y, split)?;
     let n = axes.len();
     let perm = [0, 1].into_iter().chain((0..n).flat_map(|i| [2 + n + i, 2 + i])).collect();
     let y = cx.add(Transpose { perm }, &[y])?;
     let joined = shape[2..].iter().zip(axes).map(|(d, a)| d * &Dim::from(a.stride));
-    reshape_to(cx, y, lead.iter().cloned().chain(joined).collect())
+    cx.shaped(y, lead.iter().cloned().chain(joined).collect())
 }
 
 /// The outputs that are wanted: those from `before` on; where the taps do not reach, zeros.

@@ -156,15 +156,7 @@ impl OpDef for AttentionGradient {
     }
 
     fn facts(&self) -> Facts {
-        Facts {
-            elementwise: None,
-            cheap: false,
-            identity: false,
-            symbolic: None,
-            parameters: &[],
-            image: None,
-            with_all_results: None,
-        }
+        Facts::plain(false)
     }
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {

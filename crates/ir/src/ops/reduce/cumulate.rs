@@ -107,15 +107,7 @@ impl OpDef for Cumulate {
     }
 
     fn facts(&self) -> Facts {
-        Facts {
-            elementwise: None,
-            cheap: true,
-            identity: false,
-            symbolic: None,
-            parameters: &[],
-            image: None,
-            with_all_results: None,
-        }
+        Facts::plain(true)
     }
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {

@@ -123,15 +123,7 @@ impl OpDef for TopK {
     }
 
     fn facts(&self) -> Facts {
-        Facts {
-            elementwise: None,
-            cheap: false,
-            identity: false,
-            symbolic: None,
-            parameters: &[],
-            image: None,
-            with_all_results: None,
-        }
+        Facts::plain(false)
     }
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {

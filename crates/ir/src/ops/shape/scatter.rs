@@ -209,15 +209,7 @@ impl OpDef for Scatter {
     }
 
     fn facts(&self) -> Facts {
-        Facts {
-            elementwise: None,
-            cheap: true,
-            identity: false,
-            symbolic: None,
-            parameters: &[],
-            image: None,
-            with_all_results: None,
-        }
+        Facts::plain(true)
     }
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
