@@ -5,8 +5,8 @@ use std::path::Path;
 
 use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Parts, SectionParts, StepNote};
 use margay_loops::{
-    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
-    Port, Preferences, Program,
+    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel,
+    Operations, Packed, Port, Preferences, Program,
 };
 use margay_tensor::{DType, StoredTensor, Tensor};
 
@@ -39,7 +39,7 @@ impl Backend for Reversing {
         0.0
     }
 
-    fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
+    fn loop_seconds(&self, _: u64, _: Operations, _: usize) -> f64 {
         0.0
     }
 

@@ -28,7 +28,7 @@ pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
-pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
+pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Operations, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};
 pub use precision::Precision;
 pub use program::{
