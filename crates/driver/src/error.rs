@@ -31,9 +31,17 @@ pub enum Kind {
 /// Something between a model and its executable went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
-    /// A file cannot be read or written.
-    #[error("`{}`: {source}", path.display())]
-    Io {
+    /// A file cannot be read (the file's fault).
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written (the options' fault).
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -96,6 +104,14 @@ pub enum DriverError {
     /// A plan does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A file is no plan (the file's fault).
+    #[error("`{}`: {error}", path.display())]
+    PlanFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: PlanError,
+    },
     /// A budget cannot be met.
     #[error(transparent)]
     Allocate(#[from] AllocateError),
@@ -123,11 +139,13 @@ pub enum DriverError {
     /// A sketched model is to learn and has constants in narrow types (the model's fault).
     #[error("the sketched model has constants stored in bf16 or int8, which do not learn")]
     Narrow,
-    /// An artifact was written without its source, of which the report is a part (the options' fault).
-    #[error("`{}` was stripped: it does not carry its report", path.display())]
+    /// An artifact was written without its source, of which a graph, a plan and a report are parts (the options' fault).
+    #[error("`{}` was stripped: it does not carry its {lacks}", path.display())]
     Stripped {
         /// The artifact.
         path: PathBuf,
+        /// What was asked for.
+        lacks: &'static str,
     },
     /// The report of an artifact cannot be read.
     #[error("`{}`: the report is malformed: {message}", path.display())]
@@ -163,13 +181,15 @@ impl DriverError {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
-            DriverError::Io { .. }
+            DriverError::Read { .. }
+            | DriverError::PlanFile { .. }
             | DriverError::NotANumber(_)
             | DriverError::Arrays { .. }
             | DriverError::Report { .. }
             | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
             DriverError::Onnx(_)
+            | DriverError::Write { .. }
             | DriverError::Samples(_)
             | DriverError::Options(_)
             | DriverError::Narrow

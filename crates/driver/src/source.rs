@@ -104,30 +104,38 @@ pub fn check_numbers(model: &Model) -> Result<(), DriverError> {
 /// Whether a file starts as an artifact does.
 pub fn is_artifact(path: &Path) -> Result<bool, DriverError> {
     use std::io::Read;
-    let io = |source| DriverError::Io { path: path.to_path_buf(), source };
+    let io = |source| DriverError::Read { path: path.to_path_buf(), source };
     let mut head = Vec::new();
     std::fs::File::open(path).map_err(io)?.take(16).read_to_end(&mut head).map_err(io)?;
     Ok(margay_artifact::is_artifact(&head))
 }
 
-/// The sketched graph an artifact was compiled from. An error when it was stripped.
+/// The sketched graph an artifact was compiled from.
+///
+/// # Errors
+/// [`DriverError::Stripped`] where it carries none; [`DriverError::Artifact`] for constants that are damaged.
 pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let path = artifact.path();
     let Some(bytes) = artifact.source(crate::compiled::GRAPH_PIECE)? else {
-        let message = format!("`{}` was stripped: it does not carry its graph", path.display());
-        return Err(DriverError::Options(message));
+        return Err(DriverError::Stripped { path: path.to_path_buf(), lacks: "graph" });
     };
     let text = String::from_utf8_lossy(bytes);
     let constants = &artifact.description().constants;
+    let damage = std::cell::RefCell::new(None);
     let resolve = |key: &str, ty: &TensorType| {
         let index = constants.iter().position(|c| {
             c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref()
         })?;
         let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
         let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
-        artifact.constant(index, &*backend).ok()
+        let found = artifact.constant(index, &*backend);
+        found.map_err(|error| damage.replace(Some(error))).ok()
     };
-    text::parse(&text, &resolve).map_err(|error| DriverError::Text { path: path.to_path_buf(), error })
+    let graph = text::parse(&text, &resolve);
+    match damage.into_inner() {
+        Some(damage) => Err(damage.into()),
+        None => graph.map_err(|error| DriverError::Text { path: path.to_path_buf(), error }),
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_driver::{Dump, Source, build, check_numbers};
+use margay_driver::{Dump, Kind, Source, build, check_numbers};
 use margay_ir::{Graph, Op};
 use margay_onnx::{Model, OnnxError, import, supported_operators};
 use serde::Serialize;
@@ -18,6 +18,8 @@ pub enum ProblemKind {
     Unsupported,
     /// It breaks the rules of ONNX, or its weights are not numbers.
     Malformed,
+    /// A bug of margay.
+    Internal,
 }
 
 /// What is known of a model before it is compiled.
@@ -114,7 +116,12 @@ pub fn check(path: &Path) -> Result<Check, Error> {
             Err(error) => Some(error),
         };
         if let Some(error) = failed {
-            problems.push(Fault { kind: ProblemKind::Unsupported, message: error.to_string() });
+            let kind = match error.kind() {
+                Kind::Internal => ProblemKind::Internal,
+                Kind::Malformed => ProblemKind::Malformed,
+                Kind::Usage | Kind::Check | Kind::Device => ProblemKind::Unsupported,
+            };
+            problems.push(Fault { kind, message: error.to_string() });
         }
     }
     let non_finite: Vec<NonFinite> = model

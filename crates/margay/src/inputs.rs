@@ -43,7 +43,7 @@ impl InputFile {
         let path = &self.path;
         match (extension(path).as_str(), &self.name) {
             ("npz", None) => {
-                let file = File::open(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+                let file = File::open(path).map_err(|source| Error::Read { path: path.clone(), source })?;
                 read_npz(BufReader::new(file)).map_err(|source| Error::Arrays { path: path.clone(), source })
             }
             ("npy", Some(name)) => Ok(vec![(name.clone(), read_array(path)?)]),
@@ -90,7 +90,7 @@ pub fn is_array_file(text: &str) -> bool {
 /// A file that cannot be read, or that holds several arrays.
 pub fn read_array(path: &Path) -> Result<Tensor, Error> {
     let arrays = |source| Error::Arrays { path: path.to_path_buf(), source };
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
     if extension(path) == "npy" {
         return read_npy(&bytes).map_err(arrays);
     }
