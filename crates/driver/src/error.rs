@@ -218,6 +218,9 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
+            DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => Some(
+                "compile the model for these shapes with `--dim`, or feed a longer leading axis with `--in-batches`".into(),
+            ),
             DriverError::Narrow => Some("compile it in f32, recover it, and lower its precision then".into()),
             DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
             DriverError::NoBatch { .. } => {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_driver::{Dump, Kind, Source, build, check_numbers};
+use margay_driver::{Dump, Kind, Model, build, check_numbers};
 use margay_ir::{Graph, Op};
-use margay_onnx::{Model, OnnxError, import, supported_operators};
+use margay_onnx::{Model as OnnxModel, OnnxError, import, supported_operators};
 use serde::Serialize;
 
 use crate::Error;
@@ -96,7 +96,7 @@ pub struct Fault {
 /// # Errors
 /// A file that cannot be read at all; what is wrong with a model is in the result.
 pub fn check(path: &Path) -> Result<Check, Error> {
-    let model = Model::open(path)?;
+    let model = OnnxModel::open(path)?;
     let mut problems = Vec::new();
     let graph = match import(&model) {
         Ok(graph) => Some(graph),
@@ -111,8 +111,8 @@ pub fn check(path: &Path) -> Result<Check, Error> {
         Err(other) => return Err(other.into()),
     };
     if let Some(graph) = &graph {
-        let failed = match Source::new(graph.clone(), graph.name(), &mut Dump::none()) {
-            Ok(source) => build::try_jit(&source.graph).err(),
+        let failed = match Model::new(graph.clone(), graph.name(), &mut Dump::none()) {
+            Ok(source) => build::try_compile(&source.graph).err(),
             Err(error) => Some(error),
         };
         if let Some(error) = failed {
@@ -174,7 +174,7 @@ fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
     values.iter().map(port).collect()
 }
 
-fn operators(model: &Model) -> Vec<Operator> {
+fn operators(model: &OnnxModel) -> Vec<Operator> {
     let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in &model.graph.nodes {
         let opset = model.opset_of(&node.domain);

@@ -1,4 +1,4 @@
-//! A model as plain structures: what a reader of ONNX files wants to know, without protobuf.
+//! A model as plain structures, without protobuf.
 //!
 //! A model that was read keeps these promises:
 //!
@@ -96,7 +96,7 @@ pub struct OnnxNode {
     pub domain: String,
     /// Values read; an empty name stands for an absent optional input.
     pub inputs: Vec<String>,
-    /// Values produced; an empty name stands for one nobody wants.
+    /// Values produced; an empty name stands for one that is not used.
     pub outputs: Vec<String>,
     /// Attributes by name.
     pub attributes: BTreeMap<String, Attribute>,

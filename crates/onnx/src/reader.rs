@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use margay_tensor::Tensor;
-use memmap2::Mmap;
+use margay_tensor::{Map, Tensor};
 
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
 use crate::problem::Problems;
@@ -27,7 +26,7 @@ use tensor::Store;
 pub(crate) use tensor::element_type;
 
 /// Reads the model that a map holds. `path` says where the map comes from, for external data.
-pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxError> {
+pub(crate) fn model(map: &Arc<Map>, path: Option<&Path>) -> Result<Model, OnnxError> {
     let (proto, payloads) = parse::<ModelProto>(map, Message::Model)?;
     let Some(graph) = proto.graph else { return Err(OnnxError::NoGraph) };
     let mut reader = Reader {
@@ -59,7 +58,7 @@ pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxE
 }
 
 /// Reads the tensor that a map holds, and its name.
-pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Tensor), OnnxError> {
+pub(crate) fn tensor(map: &Arc<Map>, path: Option<&Path>) -> Result<(String, Tensor), OnnxError> {
     let (proto, payloads) = parse::<TensorProto>(map, Message::Tensor)?;
     let name = proto.name.clone();
     let tensor = Store::new(map, payloads, path).tensor(&name, proto);
@@ -68,7 +67,7 @@ pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Te
 
 /// The message of a map without its payloads, and where those lie.
 fn parse<M: prost::Message + Default>(
-    map: &Mmap,
+    map: &Map,
     root: Message,
 ) -> Result<(M, Vec<std::ops::Range<usize>>), OnnxError> {
     if let Some(found) = sniff(map) {

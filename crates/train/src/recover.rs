@@ -24,8 +24,8 @@ pub mod twins;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use margay_driver::{Progress, Samples, bound_batch, hold_out};
-use margay_ir::Graph;
+use margay_driver::{DriverError, Progress, Samples, bound_batch, hold_out};
+use margay_ir::{Graph, NodeId};
 use margay_tensor::Tensor;
 
 use crate::fit::Tensors;
@@ -135,6 +135,15 @@ pub struct Recovered {
     pub seconds: f64,
 }
 
+/// Whether a sketched model can learn: no constant is stored in a narrow type.
+///
+/// # Errors
+/// [`DriverError::Narrow`].
+pub fn check_learns(student: &Graph) -> Result<(), DriverError> {
+    let narrow = |n: NodeId| student.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
+    if student.order().into_iter().any(narrow) { Err(DriverError::Narrow) } else { Ok(()) }
+}
+
 /// Lets a sketched model learn from the dense one. Both are at stage `Canonical` or `Sketched`; `samples` give the inputs
 /// that they share.
 ///
@@ -149,6 +158,7 @@ pub fn recover(
     observer: &mut dyn Observer,
 ) -> Result<Recovered, TrainError> {
     let start = Instant::now();
+    check_learns(student)?;
     let outputs = pairs::outputs(student, teacher)?;
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
     let mask = Mask::find(student, options.mask.as_deref())?;

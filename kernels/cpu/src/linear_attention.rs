@@ -282,8 +282,8 @@ pub(crate) unsafe fn run<I: Isa>(
     }
 }
 
-/// Sums up to `SUM_ITEM` elements, from `first` on, of the states of one head. Attention that is not causal wants the
-/// sum of all in the place of the first; causal attention wants in each place the sum of those before.
+/// Sums up to `SUM_ITEM` elements, from `first` on, of the states of one head. Attention that is not causal reads the
+/// sum of all in the place of the first; causal attention reads in each place the sum of those before.
 ///
 /// # Safety
 /// `states` are those of a head; `first` is inside of a state.

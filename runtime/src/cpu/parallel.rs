@@ -17,7 +17,7 @@ pub(crate) struct Context<'a> {
     pub(crate) stride: usize,
     /// Number of threads.
     pub(crate) threads: usize,
-    /// How long each parallel region took in all its runs, if somebody wants to know; in the order of their numbers.
+    /// How long each parallel region took in all its runs, if they are timed; in the order of their numbers.
     pub(crate) times: Option<&'a mut [Duration]>,
     /// The first fault of the run, as [`margay_kernels_cpu::abi::fault_word`] encodes it; 0 for none.
     pub(crate) fault: u64,

@@ -57,7 +57,7 @@ pub enum Parameter {
     Shift,
 }
 
-/// An operator on images, whose kernels may want the channels last.
+/// An operator on images, whose kernels may need the channels last.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
     /// The order of axes of its images.

@@ -109,12 +109,12 @@ impl Exporter<'_> {
             Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {
                 unreachable!("`{}` was spelled out before", op.name())
             }
-            Op::FoldPatches(op) => self.fold_patches(n, x[0], op),
+            Op::Col2im(op) => self.col2im(n, x[0], op),
             Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
-            Op::Patches(op) => self.patches(n, x[0], dtype.unwrap_or(DType::F32), op),
+            Op::Im2col(op) => self.im2col(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
         };

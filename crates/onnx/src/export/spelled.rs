@@ -1,8 +1,8 @@
 //! Operators of backward passes of convolutional networks, spelled as windows, products and sums of windows.
 
 use margay_ir::ops::{
-    Bits, Cast, Const, ConvKernelGradient, Div, Equal, FoldPatches, ImageLayout, MatMul, Max,
-    MaxPoolGradient, Mul, Numbers, Patches, Reduce, ReduceKind, Reshape, Transpose,
+    Bits, Cast, Col2im, Const, ConvKernelGradient, Div, Equal, Im2col, ImageLayout, MatMul, Max,
+    MaxPoolGradient, Mul, Numbers, Reduce, ReduceKind, Reshape, Transpose,
 };
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Patch, Payload, Value};
 use margay_tensor::{DType, Dim};
@@ -79,7 +79,7 @@ impl Spelling<'_> {
         let operands = self.g.inputs_of(n);
         let (x, dy) = (self.image(operands[0], op.layout)?, self.image(operands[1], op.layout)?);
         let spatial = op.kernel.len();
-        let patches = Patches {
+        let im2col = Im2col {
             kernel: op.kernel.clone(),
             strides: op.strides.clone(),
             pads_before: op.pads_before.clone(),
@@ -87,7 +87,7 @@ impl Spelling<'_> {
             dilations: op.dilations.clone(),
             value: Bits::new(0.0),
         };
-        let windows = self.op(patches, &[x])?; // [N, C, kernel…, places…]
+        let windows = self.op(im2col, &[x])?; // [N, C, kernel…, places…]
         let to = self.g.ty(n.into()).shape.to_vec(); // [O, C / groups, kernel…]
         let groups = Dim::from(op.groups);
         let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |all, d| &all * d);
@@ -110,7 +110,7 @@ impl Spelling<'_> {
         let x = self.image(operands[0], op.layout)?;
         let (y, dy) = (self.image(operands[1], op.layout)?, self.image(operands[2], op.layout)?);
         let spatial = op.kernel.len();
-        let patches = |value| Patches {
+        let im2col = |value| Im2col {
             kernel: op.kernel.clone(),
             strides: op.strides.clone(),
             pads_before: op.pads_before.clone(),
@@ -122,7 +122,7 @@ impl Spelling<'_> {
         let mut shape = self.shape(y);
         shape.splice(2..2, std::iter::repeat_n(Dim::from(1usize), spatial));
         let (y, dy) = (self.reshaped(y, &shape)?, self.reshaped(dy, &shape)?);
-        let windows = self.op(patches(f64::NEG_INFINITY), &[x])?;
+        let windows = self.op(im2col(f64::NEG_INFINITY), &[x])?;
         let chosen = self.op(Equal, &[windows, y])?;
         let to = self.dtype(x);
         let chosen = self.op(Cast { to }, &[chosen])?;
@@ -134,7 +134,7 @@ impl Spelling<'_> {
         let share = self.op(Div, &[dy, count])?;
         let sent = self.op(Mul, &[chosen, share])?;
         let size = self.shape(x)[2..].to_vec();
-        let sum = self.op(FoldPatches { patches: patches(0.0), size }, &[sent])?;
+        let sum = self.op(Col2im { im2col: im2col(0.0), size }, &[sent])?;
         let perm = op.layout.perm_from_nchw(2 + spatial);
         self.transposed(sum, perm)
     }

@@ -11,18 +11,28 @@ use std::collections::BTreeMap;
 
 use margay_ir::ops::Reshape;
 use margay_ir::{Graph, Guard, Name, TypeError, Value};
-use margay_tensor::{Binding, Dim, Symbol};
+use margay_tensor::{Binding, Dim, Symbol, Tensor};
 
 use super::Importer;
 use super::call::Refusal;
 
-/// What is known of the use of a model before it is imported.
+/// What is known of the inputs of a model before it is imported.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct KnownExtents {
+pub struct KnownInputs {
     /// Values of symbols.
     pub dims: Binding,
     /// Extents of inputs, by name.
-    pub inputs: Vec<(String, Vec<usize>)>,
+    pub extents: Vec<(String, Vec<usize>)>,
+    /// Inputs themselves, by name: what the model is to be run on, and nothing else.
+    pub values: Vec<(String, Tensor)>,
+}
+
+impl KnownInputs {
+    /// All that inputs say.
+    pub fn of(inputs: &[(String, Tensor)]) -> KnownInputs {
+        let extents = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+        KnownInputs { extents, values: inputs.to_vec(), ..KnownInputs::default() }
+    }
 }
 
 /// What attempts to import a model have found so far.
@@ -32,7 +42,7 @@ pub(super) struct Assumptions {
     replaced: BTreeMap<Symbol, (Dim, Name)>,
     /// Symbols in the order of the model. Of two equal ones the later one is replaced.
     order: Vec<Symbol>,
-    known: KnownExtents,
+    known: KnownInputs,
 }
 
 /// An equation that one attempt found.
@@ -44,13 +54,13 @@ pub(super) struct Equation {
 
 impl Assumptions {
     /// None yet.
-    pub(super) fn new(known: &KnownExtents) -> Assumptions {
+    pub(super) fn new(known: &KnownInputs) -> Assumptions {
         Assumptions { known: known.clone(), ..Assumptions::default() }
     }
 
     /// The shape of an input with symbols replaced.
     pub(super) fn input(&mut self, name: &str, shape: &[Dim]) -> Vec<Dim> {
-        let given = self.known.inputs.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
+        let given = self.known.extents.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
         for (dim, extent) in shape.iter().zip(given.iter().flat_map(|(_, extents)| extents)) {
             if let Some(symbol) = dim.as_symbol() {
                 self.known.dims.entry(symbol).or_insert(i64::try_from(*extent).unwrap_or(i64::MAX));

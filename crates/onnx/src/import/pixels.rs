@@ -1,6 +1,6 @@
 //! Operators that move blocks of images between space and channels, or cut and pad them.
 
-use margay_ir::ops::{Bits, FoldPatches, Pad, Patches};
+use margay_ir::ops::{Bits, Col2im, Im2col, Pad};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -130,7 +130,7 @@ pub(super) fn col_to_im(cx: &mut Importer, call: &Call) -> Imported {
         split.push(&steps + &Dim::from(1usize));
     }
     let windows = cx.shaped(x, split)?;
-    let patches = Patches {
+    let im2col = Im2col {
         kernel,
         strides,
         pads_before: pads_before.to_vec(),
@@ -138,5 +138,5 @@ pub(super) fn col_to_im(cx: &mut Importer, call: &Call) -> Imported {
         dilations,
         value: Bits::new(0.0),
     };
-    cx.one(FoldPatches { patches, size }, &[windows])
+    cx.one(Col2im { im2col, size }, &[windows])
 }

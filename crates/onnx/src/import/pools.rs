@@ -4,7 +4,7 @@
 //! that counts, are computed from the windows themselves.
 
 use margay_ir::Value;
-use margay_ir::ops::{Bits, ImageLayout, Pad, Patches, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Bits, Im2col, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -117,7 +117,7 @@ fn places(
 ) -> Result<Value, Refusal> {
     let shape = cx.ty(x).shape.clone();
     let spatial = kernel.len();
-    let op = Patches {
+    let op = Im2col {
         kernel: kernel.to_vec(),
         strides: windows.strides.clone(),
         pads_before: windows.before.clone(),

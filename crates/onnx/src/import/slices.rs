@@ -49,7 +49,7 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     slice_axes(cx, x, &axes, &from, &to, &steps).map(|v| vec![v])
 }
 
-/// A slice along some axes, with bounds as the graph wants them. Nothing is added where all is taken.
+/// A slice along some axes, with bounds inside the operand. Nothing is added where all is taken.
 pub(super) fn slice_axes(
     cx: &mut Importer,
     x: Value,

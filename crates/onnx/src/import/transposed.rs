@@ -5,9 +5,7 @@
 //! become output channels of one ordinary convolution, whose result is interleaved and cut to size. Its kernel follows
 //! from the constant kernel here, so that nothing of it is left to compute later.
 
-use margay_ir::ops::{
-    Add, Bits, Conv, FoldPatches, ImageLayout, MatMul, Pad, Patches, Reshape, Slice, Transpose,
-};
+use margay_ir::ops::{Add, Bits, Col2im, Conv, Im2col, ImageLayout, MatMul, Pad, Reshape, Slice, Transpose};
 use margay_ir::{Op, Value};
 use margay_tensor::{Dim, Tensor};
 
@@ -111,7 +109,7 @@ fn by_folding(
         let steps = &(extent - &Dim::from(1usize)) * &Dim::from(axis.stride);
         size.push(&steps + &Dim::from(axis.span() as i64 + axis.more - axis.before));
     }
-    let patches = Patches {
+    let im2col = Im2col {
         kernel: taps,
         strides: axes.iter().map(|a| a.stride).collect(),
         pads_before: before,
@@ -119,7 +117,7 @@ fn by_folding(
         dilations: axes.iter().map(|a| a.dilation).collect(),
         value: Bits::new(0.0),
     };
-    let mut y = cx.add(FoldPatches { patches, size }, &[windows])?;
+    let mut y = cx.add(Col2im { im2col, size }, &[windows])?;
     if let Some(bias) = bias {
         let bias = cx.along(bias, 1, 2 + data.len())?;
         y = cx.plus(y, bias)?;

@@ -1,10 +1,10 @@
 //! Extents that must be equal, or known, and are not shown to be.
 
 use super::*;
-use margay_onnx::{KnownExtents, import_for};
+use margay_onnx::{KnownInputs, import_for};
 
-fn text_of(model: &Model, known: &KnownExtents) -> String {
-    let mut g = import_for(model, known).unwrap();
+fn text_of(model: &Model, known: &KnownInputs) -> String {
+    let mut g = import_for(model, known).unwrap().graph;
     g.verify(Stage::Imported).unwrap();
     g.remove_dead();
     let printed = g.to_string();
@@ -13,9 +13,9 @@ fn text_of(model: &Model, known: &KnownExtents) -> String {
     printed
 }
 
-fn extents(inputs: &[(&str, &[usize])]) -> KnownExtents {
+fn extents(inputs: &[(&str, &[usize])]) -> KnownInputs {
     let inputs = inputs.iter().map(|(n, e)| ((*n).to_owned(), e.to_vec())).collect();
-    KnownExtents { inputs, ..KnownExtents::default() }
+    KnownInputs { extents: inputs, ..KnownInputs::default() }
 }
 
 /// x + y, with an extent of each that has a name of its own.
@@ -33,7 +33,7 @@ const EQUAL: &str = "graph @test(%x: f32[B, 3], %y: f32[B, 3]) -> (z: f32[B, 3])
 
 #[test]
 fn extents_that_broadcast_are_taken_for_equal() {
-    assert_eq!(text_of(&sum(), &KnownExtents::default()), EQUAL);
+    assert_eq!(text_of(&sum(), &KnownInputs::default()), EQUAL);
     assert_eq!(text_of(&sum(), &extents(&[("x", &[4, 3]), ("y", &[4, 3])])), EQUAL);
     let g = imported(&sum());
     let given = |rows: usize| {
@@ -50,7 +50,7 @@ fn extents_that_broadcast_are_taken_for_equal() {
 fn an_extent_that_is_known_to_be_one_broadcasts() {
     for known in [
         extents(&[("x", &[4, 3]), ("y", &[1, 3])]),
-        KnownExtents { dims: [("B".into(), 7), ("M".into(), 1)].into(), ..KnownExtents::default() },
+        KnownInputs { dims: [("B".into(), 7), ("M".into(), 1)].into(), ..KnownInputs::default() },
     ] {
         let expected = "graph @test(%x: f32[B, 3], %y: f32[1, 3]) -> (z: f32[B, 3]) {
   guard M = 1  // z
@@ -81,7 +81,7 @@ fn a_table_as_long_as_the_sequence_fixes_it() {
 }
 ";
     let m = model(17, inputs, &[("w", counting(&[5, 2]))], nodes, &["y"]);
-    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+    assert_eq!(text_of(&m, &KnownInputs::default()), expected);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn what_depends_on_an_extent_takes_the_known_one() {
     let says = "operator `Conv`: the padding depends on the extent `n`; say what it is by `--dim n=N`; used by \
                 node `y` (Conv)";
     assert_eq!(error, says);
-    let g = import_for(&m, &extents(&[("x", &[1, 1, 5])])).unwrap();
+    let g = import_for(&m, &extents(&[("x", &[1, 1, 5])])).unwrap().graph;
     assert_eq!(g.guards()[0].to_string(), "guard n = 5  // y");
     assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[1, 1, 3]");
 }
@@ -159,7 +159,7 @@ fn windows_are_rounded_up_over_open_extents() {
     for (kernel, stride, pads) in [(2, 2, [0, 0]), (3, 2, [0, 0]), (3, 2, [1, 1]), (5, 3, [2, 1])] {
         let open = imported(&pool(kernel, stride, &pads));
         for n in 5..10 {
-            let fixed = import_for(&pool(kernel, stride, &pads), &KnownExtents::default());
+            let fixed = import_for(&pool(kernel, stride, &pads), &KnownInputs::default());
             let given = BTreeMap::from([("x".to_owned(), counting(&[1, 1, n]))]);
             let (mut known, _) = single(17, "MaxPool", &[], vec![Input(counting(&[1, 1, n]))], 1);
             known.graph.nodes[0] = pool(kernel, stride, &pads).graph.nodes[0].clone();
@@ -204,7 +204,7 @@ fn ranges_stay_open() {
   return %0, %2, %3
 }
 ";
-    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+    assert_eq!(text_of(&m, &KnownInputs::default()), expected);
     let found = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), counting(&[1, 3]))]));
     assert_eq!(found[0], ints(&[0, 2]));
     assert_eq!(found[1], floats(&[4], &[-1., 0., 1., 2.]));

@@ -15,8 +15,8 @@ use crate::ops::facts::{Image, Parameter};
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Case, ConvKernelGradient, Cost, EvalError, Facts, FoldPatches, Io, Lowered, MatMul, NotLowered,
-    OpDef, Patches, Reshape, Slice, Transpose,
+    Bits, Case, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul, NotLowered,
+    OpDef, Reshape, Slice, Transpose,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
@@ -278,7 +278,7 @@ impl Conv {
         let per_group = cx.op(Reshape { shape: vec![groups, outputs, terms] }, &[k])?;
         let swapped = cx.transposed(per_group)?;
         let columns = cx.op(MatMul, &[swapped, dy])?;
-        let patches = Patches {
+        let im2col = Im2col {
             kernel: spatial.to_vec(),
             strides: self.strides.clone(),
             pads_before: self.pads_before.clone(),
@@ -286,9 +286,9 @@ impl Conv {
             dilations: self.dilations.clone(),
             value: Bits::new(0.0),
         };
-        let shape = patches.unfolded(cx.ty(x))?;
+        let shape = im2col.unfolded(cx.ty(x))?;
         let columns = cx.op(Reshape { shape }, &[columns])?;
-        cx.op(FoldPatches { patches, size: image[2..].to_vec() }, &[columns])
+        cx.op(Col2im { im2col, size: image[2..].to_vec() }, &[columns])
     }
 
     fn windows(&self) -> Result<Vec<Window>, TypeError> {

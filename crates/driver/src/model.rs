@@ -5,16 +5,14 @@ use std::path::Path;
 use margay_artifact::Artifact;
 use margay_ir::{Graph, TensorType, text};
 use margay_loops::Precision;
-use margay_onnx::KnownExtents;
-use margay_onnx::model::Model;
+use margay_onnx::{Imported, KnownInputs, Model as OnnxModel};
 use margay_passes::Pipeline;
-use margay_tensor::Tensor;
 
-use crate::{DriverError, Dump, backend};
+use crate::{Arrays, DriverError, Dump, backend};
 
 /// A model ready to be compiled: a graph in canonical form.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct Model {
     /// The name people know it by.
     pub name: String,
     /// The graph, at stage `Canonical`.
@@ -23,79 +21,42 @@ pub struct Source {
     pub hash: String,
     /// What canonicalization had to say.
     pub remarks: Vec<margay_ir::Remark>,
+    /// Inputs of the file that are constants of the graph, with their values ([`margay_onnx::import_for`]).
+    pub fixed: Arrays,
 }
 
-impl Source {
+impl Model {
     /// A graph as imported, brought into canonical form.
-    pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Source, DriverError> {
+    pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Model, DriverError> {
         dump.graph("import", &graph);
         let remarks = dump.run(&Pipeline::canonicalize(), &mut graph)?;
         // The text names every constant by its contents.
         let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
-        Ok(Source { name: name.to_string(), graph, hash, remarks })
+        Ok(Model { name: name.to_string(), graph, hash, remarks, fixed: Arrays::new() })
     }
 }
 
 /// Opens an ONNX file, or an artifact that carries its graph.
-pub fn open(path: &Path) -> Result<Source, DriverError> {
-    open_with(path, &KnownExtents::default(), &mut Dump::none())
+pub fn open(path: &Path) -> Result<Model, DriverError> {
+    open_with(path, &KnownInputs::default(), &mut Dump::none())
 }
 
-/// Larger inputs are data, never what shapes follow from.
-const MAX_DECISIVE: usize = 1024;
-
-/// As [`open_with`], of a file whose inputs are at hand. Where an ONNX file is refused because shapes, axes or the like
-/// follow from inputs, small ones become constants: integers first, then floats too. Their names come second, none where
-/// nothing had to be decided.
-pub fn open_deciding(
-    path: &Path,
-    known: &KnownExtents,
-    inputs: &[(String, Tensor)],
-) -> Result<(Source, Vec<String>), DriverError> {
-    let refusal = match open_with(path, known, &mut Dump::none()) {
-        Ok(source) => return Ok((source, Vec::new())),
-        Err(refusal) if is_artifact(path)? => return Err(refusal),
-        Err(refusal) => refusal,
-    };
-    let Ok(model) = Model::open(path) else { return Err(refusal) };
-    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-    for floats in [false, true] {
-        let mut model = model.clone();
-        let mut fixed = Vec::new();
-        for (name, tensor) in inputs {
-            let decides = tensor.len() <= MAX_DECISIVE && (floats || !tensor.dtype().is_float());
-            let declared =
-                model.graph.inputs.iter().position(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
-            if let (true, Some(at)) = (decides, declared) {
-                model.graph.inputs.remove(at);
-                model.graph.initializers.push((name.clone(), tensor.clone()));
-                fixed.push(name.clone());
-            }
-        }
-        if let Ok(graph) = margay_onnx::import_for(&model, known) {
-            check_numbers(&model)?;
-            return Ok((Source::new(graph, &name, &mut Dump::none())?, fixed));
-        }
-    }
-    Err(refusal)
-}
-
-/// As [`open`], for a use of which something is known, and with dumps of the passes.
-pub fn open_with(path: &Path, known: &KnownExtents, dump: &mut Dump) -> Result<Source, DriverError> {
+/// As [`open`], for inputs of which something is known, and with dumps of the passes.
+pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Model, DriverError> {
     let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     if is_artifact(path)? {
         let artifact = Artifact::open(path)?;
         let graph = open_artifact_graph(&artifact)?;
-        return Source::new(graph, &name, dump);
+        return Model::new(graph, &name, dump);
     }
-    let model = Model::open(path)?;
-    let graph = margay_onnx::import_for(&model, known)?;
+    let model = OnnxModel::open(path)?;
+    let Imported { graph, fixed } = margay_onnx::import_for(&model, known)?;
     check_numbers(&model)?;
-    Source::new(graph, &name, dump)
+    Ok(Model { fixed, ..Model::new(graph, &name, dump)? })
 }
 
 /// Fails for weights that hold what is not a number. Infinities pass: masks hold them on purpose.
-pub fn check_numbers(model: &Model) -> Result<(), DriverError> {
+pub fn check_numbers(model: &OnnxModel) -> Result<(), DriverError> {
     let mut found = model.non_finite();
     found.retain(|f| f.nan > 0);
     if found.is_empty() { Ok(()) } else { Err(DriverError::NotANumber(found)) }
@@ -141,6 +102,8 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use margay_tensor::Tensor;
+
     use crate::{CompileOptions, Silent, compile};
 
     #[test]
@@ -155,7 +118,7 @@ mod tests {
         let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
         let constant = Tensor::from_slice(&[20], &values).unwrap();
         let g = text::parse(twins, &|_, _| Some(constant.clone().into())).unwrap();
-        let source = Source::new(g, "twins", &mut Dump::none()).unwrap();
+        let source = Model::new(g, "twins", &mut Dump::none()).unwrap();
         let compiled = compile(&source, None, &CompileOptions::default(), &Silent).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("twins.margay");
