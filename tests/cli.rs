@@ -214,7 +214,7 @@ fn damaged_artifacts_are_refused() {
         b[at..].iter_mut().for_each(|v| *v ^= 1);
     });
     for name in ["short", "head", "garbage", "weights"] {
-        for command in ["run {} --inputs in.npz --outputs out.npz", "inspect {}"] {
+        for command in ["run {} --inputs in.npz --in-batches --outputs out.npz", "inspect {}"] {
             let ran = place.run(&command.replace("{}", &format!("{name}.margay")));
             assert_eq!(ran.code, 3, "{name}: {}", ran.stderr);
             assert!(ran.stderr.starts_with("error: `") && ran.stdout.is_empty(), "{}", ran.stderr);
@@ -437,7 +437,16 @@ fn bench_tells_speed_with_bytes_and_error() {
     assert_eq!(keys(&report), ["machine", "models", "rounds", "runs", "threads"]);
     let models = report["models"].as_array().unwrap();
     assert_eq!(models.len(), 2);
-    let names = ["error", "median_ms", "min_ms", "path", "peak_bytes", "predicted_ms", "stored_bytes"];
+    let names = [
+        "error",
+        "median_ms",
+        "min_ms",
+        "other_differences",
+        "path",
+        "peak_bytes",
+        "predicted_ms",
+        "stored_bytes",
+    ];
     for m in models {
         assert_eq!(keys(m), names);
         assert_eq!(keys(&m["error"]), ["cosine", "relative_l2"]);

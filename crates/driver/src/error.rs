@@ -104,7 +104,7 @@ pub enum DriverError {
     /// A plan does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A file is no plan (the file's fault).
+    /// A file is no plan, or names schemes or settings that do not exist (the file's fault).
     #[error("`{}`: {error}", path.display())]
     PlanFile {
         /// The file.
@@ -182,7 +182,7 @@ impl DriverError {
     pub fn kind(&self) -> Kind {
         match self {
             DriverError::Read { .. }
-            | DriverError::PlanFile { .. }
+            | DriverError::PlanFile { error: PlanError::Syntax { .. } | PlanError::Version { .. }, .. }
             | DriverError::NotANumber(_)
             | DriverError::Arrays { .. }
             | DriverError::Report { .. }
@@ -197,7 +197,8 @@ impl DriverError {
             | DriverError::NoBatch { .. }
             | DriverError::Binding(_)
             | DriverError::NoKernel(_)
-            | DriverError::Plan(_) => Kind::Usage,
+            | DriverError::Plan(_)
+            | DriverError::PlanFile { .. } => Kind::Usage,
             DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
             DriverError::Lower(_) => Kind::Usage,
             DriverError::Pass { error, .. } => error.into(),

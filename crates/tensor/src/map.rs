@@ -45,6 +45,16 @@ impl Map {
         Map::sealed(map)
     }
 
+    /// Zeros but for the first byte, which take no memory until they are read.
+    ///
+    /// # Errors
+    /// The machine has not enough memory.
+    pub fn zeros(bytes: usize, first: u8) -> io::Result<Map> {
+        let mut map = MmapMut::map_anon(bytes)?;
+        map[..1].fill(first);
+        Map::sealed(map)
+    }
+
     /// Memory that nobody writes any more.
     ///
     /// # Errors
