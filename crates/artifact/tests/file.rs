@@ -165,7 +165,7 @@ fn the_same_constant_is_stored_once() {
     let read = |entry: usize, section: usize| &d.entries[entry].sections[section].parts.constants;
     assert!((0..4).all(|i| read(i / 2, i % 2) == &[0, 1]));
     assert_eq!(d.constants[0].layout.as_ref().map(|l| l.backend.as_str()), Some("test"));
-    let (w, b) = (a.constant(0, &Reversing), a.constant(1, &Reversing));
+    let (w, b) = (a.constant(0, &Reversing).unwrap(), a.constant(1, &Reversing).unwrap());
     assert_eq!((w.elements(), b.elements()), (&weight(), &bias()));
     assert_eq!(&d.constants[0].tensor, w.content_hash().as_bytes());
 }
@@ -195,7 +195,10 @@ fn the_same_contents_give_the_same_bytes() {
 fn parts_in_memory_are_those_of_the_file() {
     let a = Artifact::from_bytes(&bytes_of(&sample(false)), "memory").unwrap();
     let Parts { description, code, weights } = sample(false).into_parts().unwrap();
-    assert_eq!(&description, &**a.description());
+    // What was never in a file has no hashes.
+    let mut of_file = (**a.description()).clone();
+    of_file.constants.iter_mut().for_each(|c| c.hash = [0; 32]);
+    assert_eq!(description, of_file);
     assert_eq!((code.as_slice(), &weights[..]), (a.code(), a.weights()));
 }
 

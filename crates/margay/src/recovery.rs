@@ -8,7 +8,7 @@ use margay_driver::{
     measure_error, open, recompile,
 };
 use margay_train::recover::layers::LayerRefit;
-use margay_train::recover::{RecoverOptions, Recovered, check_learns, recover};
+use margay_train::recover::{RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
 use serde::Serialize;
 
@@ -36,7 +36,9 @@ impl Recovery {
             return Err(Error::Options(message.into()));
         }
         let student = open(model)?;
-        check_learns(&student.graph)?;
+        if has_narrow_constants(&student.graph) {
+            return Err(Error::Narrow);
+        }
         let (teacher_path, dims) = (teacher.to_path_buf(), dims.to_vec());
         Ok(Recovery { student, teacher: open(teacher)?, artifact, teacher_path, dims })
     }

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{DriverError, Progress, Samples, bound_batch, hold_out};
-use margay_ir::{Graph, NodeId};
+use margay_ir::Graph;
 use margay_tensor::Tensor;
 
 use crate::fit::Tensors;
@@ -135,13 +135,9 @@ pub struct Recovered {
     pub seconds: f64,
 }
 
-/// Whether a sketched model can learn: no constant is stored in a narrow type.
-///
-/// # Errors
-/// [`DriverError::Narrow`].
-pub fn check_learns(student: &Graph) -> Result<(), DriverError> {
-    let narrow = |n: NodeId| student.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
-    if student.order().into_iter().any(narrow) { Err(DriverError::Narrow) } else { Ok(()) }
+/// Whether constants of a graph are stored in narrow types, which do not learn.
+pub fn has_narrow_constants(g: &Graph) -> bool {
+    g.order().into_iter().any(|n| g.constant(n.into()).is_some_and(|p| !p.stored().is_plain()))
 }
 
 /// Lets a sketched model learn from the dense one. Both are at stage `Canonical` or `Sketched`; `samples` give the inputs
@@ -158,7 +154,9 @@ pub fn recover(
     observer: &mut dyn Observer,
 ) -> Result<Recovered, TrainError> {
     let start = Instant::now();
-    check_learns(student)?;
+    if has_narrow_constants(student) {
+        return Err(DriverError::Narrow.into());
+    }
     let outputs = pairs::outputs(student, teacher)?;
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
     let mask = Mask::find(student, options.mask.as_deref())?;
