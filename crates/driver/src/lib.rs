@@ -67,4 +67,4 @@ pub use recompile::{measure_error, recompile};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{Arrays, Samples, bound_batch, hold_out};
-pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_deciding, open_with};
+pub use source::{Source, is_artifact, open, open_artifact_graph, open_deciding, open_with};
