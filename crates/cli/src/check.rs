@@ -70,7 +70,7 @@ fn text(report: &Check) -> String {
         let found = match f.nan {
             0 => format!("{} infinities, as masks do", f.infinite),
             nan => {
-                format!("{nan} elements that are not numbers, the first of them not finite at {}", f.first)
+                format!("{nan} elements that are not a number; the first that is not finite is at {}", f.first)
             }
         };
         text += &format!("\nweight `{}` holds {found}\n", f.tensor);
