@@ -70,7 +70,10 @@ fn text(report: &Check) -> String {
         let found = match f.nan {
             0 => format!("{} infinities, as masks do", f.infinite),
             nan => {
-                format!("{nan} elements that are not a number; the first that is not finite is at {}", f.first)
+                format!(
+                    "{nan} elements that are not a number; the first that is not finite is at {}",
+                    f.first
+                )
             }
         };
         text += &format!("\nweight `{}` holds {found}\n", f.tensor);
