@@ -70,8 +70,17 @@ fn text(report: &Check) -> String {
         operators.row([o.name.clone(), o.count.to_string(), if o.supported { "yes" } else { "no" }.into()]);
     }
     let mut text = format!("{head}\n{operators}");
-    for f in report.non_finite.iter().filter(|f| f.nan == 0) {
-        text += &format!("\nweight `{}` holds {} infinities, as masks do\n", f.tensor, f.infinite);
+    for f in &report.non_finite {
+        let found = match f.nan {
+            0 => format!("{} infinities, as masks do", f.infinite),
+            nan => {
+                format!(
+                    "{nan} elements that are not a number; the first that is not finite is at {}",
+                    f.first
+                )
+            }
+        };
+        text += &format!("\nweight `{}` holds {found}\n", f.tensor);
     }
     if report.supported {
         text += "\nThe model can be compiled.\n";

@@ -7,7 +7,7 @@ use margay_ir::PassError;
 use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_npy::NpyError;
-use margay_onnx::{NonFinite, OnnxError};
+use margay_onnx::OnnxError;
 use margay_passes::{PipelineError, PipelineFault};
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
@@ -50,9 +50,6 @@ pub enum DriverError {
     /// The model cannot be imported or exported.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
-    /// Weights hold what is not a number (the model's fault).
-    #[error("{}", weights(.0))]
-    NotANumber(Vec<NonFinite>),
     /// An array file is malformed.
     #[error("`{}`: {source}", path.display())]
     Arrays {
@@ -183,7 +180,6 @@ impl DriverError {
         match self {
             DriverError::Read { .. }
             | DriverError::PlanFile { error: PlanError::Syntax { .. } | PlanError::Version { .. }, .. }
-            | DriverError::NotANumber(_)
             | DriverError::Arrays { .. }
             | DriverError::Report { .. }
             | DriverError::Text { .. } => Kind::Malformed,
@@ -317,16 +313,6 @@ impl From<&RandnlaError> for Kind {
             | RandnlaError::NoConvergence { .. } => Kind::Internal,
         }
     }
-}
-
-fn weights(found: &[NonFinite]) -> String {
-    let each = |f: &NonFinite| {
-        format!(
-            "weight `{}`: expected numbers, found {} elements that are not, the first at {}",
-            f.tensor, f.nan, f.first
-        )
-    };
-    found.iter().map(each).collect::<Vec<String>>().join("; ")
 }
 
 #[cfg(test)]

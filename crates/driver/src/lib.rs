@@ -61,7 +61,7 @@ pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
 pub use export::export_graph;
 pub use margay_plan::Goal;
-pub use model::{Model, check_numbers, is_artifact, open, open_artifact_graph, open_with};
+pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};

@@ -203,11 +203,14 @@ pub(crate) struct Importer<'a> {
 impl<'a> Importer<'a> {
     fn new(model: &'a Model, assumptions: Assumptions) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
+        let mut initializers: HashMap<&str, &Tensor> =
+            model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        assumptions.overridden(model).for_each(|input| _ = initializers.remove(input.name.as_str()));
         Importer {
             model,
             graph: Graph::new(name),
             slots: HashMap::new(),
-            initializers: model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect(),
+            initializers,
             origin: Origin::default(),
             problems: Problems::default(),
             assumptions,

@@ -53,8 +53,10 @@ pub struct Model {
 pub struct OnnxGraph {
     /// Its name.
     pub name: String,
-    /// What it is given. Inputs that have an initializer are constants and not listed here.
+    /// What it is given. Inputs that have an initializer are not listed here.
     pub inputs: Vec<OnnxValue>,
+    /// Inputs whose initializer is the value that they have unless another one is given.
+    pub defaults: Vec<OnnxValue>,
     /// What it yields.
     pub outputs: Vec<OnnxValue>,
     /// Constants by name, in the order of the file.

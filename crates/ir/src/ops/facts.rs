@@ -35,7 +35,7 @@ pub struct Elementwise {
     pub activation: Option<Activation>,
 }
 
-/// `x ∘ number = x`, up to the sign of zero.
+/// `x ∘ number = x`, the sign of zero included: of sums of floats -0 is neutral and 0 is not, as -0 + 0 = 0.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Neutral {
     /// The number.

@@ -1,7 +1,7 @@
 //! What each operator is in ONNX.
 
 use margay_ir::ops::{Conv, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind, Slice};
-use margay_ir::{NodeId, Op};
+use margay_ir::{NodeId, Op, Payload};
 use margay_tensor::{DType, Dim};
 
 use super::Exporter;
@@ -55,6 +55,7 @@ impl Exporter<'_> {
             Op::Max(_) => plain("Max"),
             Op::Min(_) => plain("Min"),
             Op::Mul(_) => plain("Mul"),
+            Op::MulOrZero(_) => Ok(self.mul_or_zero(x[0], x[1], dtype.unwrap_or(DType::F32))),
             Op::Neg(_) => plain("Neg"),
             Op::Not(_) => plain("Not"),
             Op::Or(_) => self.bits("Or", "BitwiseOr", &x, dtype),
@@ -142,7 +143,7 @@ impl Exporter<'_> {
 
     fn pad(&mut self, x: &str, dtype: DType, op: &Pad) -> Result<String, OnnxError> {
         let pads = self.integers(&[op.before.as_slice(), &op.after].concat())?;
-        let value = self.number(dtype, op.value.get());
+        let value = self.initializer(&Payload::new(op.value.tensor(dtype)), "number");
         Ok(self.emit("Pad", "", &[x, &pads, &value], vec![]))
     }
 

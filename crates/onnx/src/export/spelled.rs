@@ -1,8 +1,8 @@
 //! Operators of backward passes of convolutional networks, spelled as windows, products and sums of windows.
 
 use margay_ir::ops::{
-    Bits, Cast, Col2im, Const, ConvKernelGradient, Div, Equal, Im2col, ImageLayout, MatMul, Max,
-    MaxPoolGradient, Mul, Numbers, Reduce, ReduceKind, Reshape, Transpose,
+    Bits, Col2im, Const, ConvKernelGradient, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient, Numbers,
+    Reduce, ReduceKind, Reshape, Select, Transpose,
 };
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Patch, Payload, Value};
 use margay_tensor::{DType, Dim};
@@ -68,6 +68,13 @@ impl Spelling<'_> {
         self.op(Reshape { shape: shape.to_vec() }, &[v])
     }
 
+    /// Constants in the element type of a value.
+    fn numbers(&mut self, like: Value, shape: &[usize], numbers: Vec<f64>) -> Result<Value, AddError> {
+        let tensor = Numbers::Float(numbers).into_tensor(self.dtype(like), shape);
+        let tensor = tensor.expect("as many numbers as the shape holds");
+        self.op(Const { payload: Payload::new(tensor) }, &[])
+    }
+
     /// Channels second.
     fn image(&mut self, v: Value, layout: ImageLayout) -> Result<Value, AddError> {
         let perm = layout.perm_to_nchw(self.shape(v).len());
@@ -104,7 +111,7 @@ impl Spelling<'_> {
         self.reshaped(product, &to)
     }
 
-    /// Elements that are the maximum of their window share what reaches it.
+    /// The first element that is the maximum of its window gets what reaches it.
     fn max_pool_gradient(&mut self, n: NodeId, op: &MaxPoolGradient) -> Result<Value, AddError> {
         let operands = self.g.inputs_of(n);
         let x = self.image(operands[0], op.layout)?;
@@ -124,15 +131,18 @@ impl Spelling<'_> {
         let (y, dy) = (self.reshaped(y, &shape)?, self.reshaped(dy, &shape)?);
         let windows = self.op(im2col(f64::NEG_INFINITY), &[x])?;
         let chosen = self.op(Equal, &[windows, y])?;
-        let to = self.dtype(x);
-        let chosen = self.op(Cast { to }, &[chosen])?;
+        // The first tap whose element is the maximum, or their number if there is none.
+        let count: usize = op.kernel.iter().product();
+        let mut shape = vec![1; 2 + 2 * spatial];
+        shape[2..2 + spatial].copy_from_slice(&op.kernel);
+        let numbers = self.numbers(x, &shape, (0..count).map(|tap| tap as f64).collect())?;
+        let none = self.numbers(x, &[], vec![count as f64])?;
+        let met = self.op(Select, &[chosen, numbers, none])?;
         let taps = (2..2 + spatial).collect();
-        let count = self.op(Reduce { kind: ReduceKind::Sum, axes: taps, keepdims: true }, &[chosen])?;
-        let one = Numbers::Float(vec![1.0]).into_tensor(to, &[]).expect("a scalar of any type can be made");
-        let one = self.op(Const { payload: Payload::new(one) }, &[])?;
-        let count = self.op(Max, &[count, one])?;
-        let share = self.op(Div, &[dy, count])?;
-        let sent = self.op(Mul, &[chosen, share])?;
+        let first = self.op(Reduce { kind: ReduceKind::Min, axes: taps, keepdims: true }, &[met])?;
+        let is_first = self.op(Equal, &[numbers, first])?;
+        let zero = self.numbers(x, &[], vec![0.0])?;
+        let sent = self.op(Select, &[is_first, dy, zero])?;
         let size = self.shape(x)[2..].to_vec();
         let sum = self.op(Col2im { im2col: im2col(0.0), size }, &[sent])?;
         let perm = op.layout.perm_from_nchw(2 + spatial);

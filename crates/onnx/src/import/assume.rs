@@ -15,6 +15,7 @@ use margay_tensor::{Binding, Dim, Symbol, Tensor};
 
 use super::Importer;
 use super::call::Refusal;
+use crate::{Model, OnnxValue};
 
 /// What is known of the inputs of a model before it is imported.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -58,6 +59,15 @@ impl Assumptions {
         Assumptions { known: known.clone(), ..Assumptions::default() }
     }
 
+    /// Inputs with a default value for which another value is given.
+    pub(super) fn overridden<'m>(
+        &self,
+        model: &'m Model,
+    ) -> impl Iterator<Item = &'m OnnxValue> + use<'_, 'm> {
+        let given = |input: &&OnnxValue| self.known.inputs.iter().any(|(name, _)| *name == input.name);
+        model.graph.defaults.iter().filter(given)
+    }
+
     /// The shape of an input with symbols replaced.
     pub(super) fn input(&mut self, name: &str, shape: &[Dim]) -> Vec<Dim> {
         let given = self.known.extents.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
@@ -67,6 +77,14 @@ impl Assumptions {
             }
         }
         shape.iter().map(|dim| self.apply(dim)).collect()
+    }
+
+    /// Symbols that are known to be 0, which those of a graph never are, and are not replaced yet.
+    pub(super) fn empty(&self) -> Vec<Symbol> {
+        let known = &self.known.dims;
+        let empty =
+            self.order.iter().filter(|s| known.get(*s) == Some(&0) && !self.replaced.contains_key(*s));
+        empty.cloned().collect()
     }
 
     /// An extent with symbols replaced.
@@ -149,9 +167,22 @@ impl Importer<'_> {
         dim.collect_symbols(&mut symbols);
         let known = &self.assumptions.known.dims;
         let values: Option<Vec<i64>> = symbols.iter().map(|s| known.get(s).copied()).collect();
-        let Some(values) = values.filter(|values| values.iter().all(|v| *v >= 1)) else { return Ok(None) };
+        let Some(values) = values else { return Ok(None) };
         let refusals = symbols.into_iter().zip(values).map(|(s, v)| self.assumed(s, Dim::from(v)));
         refusals.last().map_or(Ok(None), Err)
+    }
+
+    /// Whether bounds of a slice are known to lie outside of an extent, or to be in the wrong order.
+    pub(super) fn is_outside(&self, start: &Dim, end: &Dim, step: i64, extent: &Dim) -> bool {
+        let known = &self.assumptions.known.dims;
+        let (Ok(start), Ok(end), Ok(extent)) = (start.eval(known), end.eval(known), extent.eval(known))
+        else {
+            return false;
+        };
+        match step > 0 {
+            true => !(0 <= start && start <= end && end <= extent),
+            false => !(-1 <= end && end <= start && start < extent.max(1)),
+        }
     }
 
     /// Extents, those that are known taken for fixed.
@@ -159,7 +190,7 @@ impl Importer<'_> {
         dims.iter().try_for_each(|d| self.value_of(d).map(|_| ()))
     }
 
-    fn assumed(&mut self, symbol: Symbol, value: Dim) -> Refusal {
+    pub(super) fn assumed(&mut self, symbol: Symbol, value: Dim) -> Refusal {
         let node = self.origin.name().into();
         self.found.push(Equation { symbol, value, node });
         Refusal::Assumed

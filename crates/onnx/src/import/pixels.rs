@@ -1,6 +1,6 @@
 //! Operators that move blocks of images between space and channels, or cut and pad them.
 
-use margay_ir::ops::{Bits, Col2im, Im2col, Pad};
+use margay_ir::ops::{Bits, Col2im, Im2col, Number, Pad};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -97,7 +97,7 @@ pub(super) fn center_crop_pad(cx: &mut Importer, call: &Call) -> Imported {
     if before.iter().chain(&after).all(|&p| p == 0) {
         return Ok(vec![x]);
     }
-    cx.one(Pad { before, after, value: Bits::new(0.0) }, &[x])
+    cx.one(Pad { before, after, value: Number::float(0.0) }, &[x])
 }
 
 /// `Col2Im`: columns of windows added up where they lie in the image.

@@ -5,7 +5,9 @@
 //! become output channels of one ordinary convolution, whose result is interleaved and cut to size. Its kernel follows
 //! from the constant kernel here, so that nothing of it is left to compute later.
 
-use margay_ir::ops::{Add, Bits, Col2im, Conv, Im2col, ImageLayout, MatMul, Pad, Reshape, Slice, Transpose};
+use margay_ir::ops::{
+    Add, Bits, Col2im, Conv, Im2col, ImageLayout, MatMul, Number, Pad, Reshape, Slice, Transpose,
+};
 use margay_ir::{Op, Value};
 use margay_tensor::{Dim, Tensor};
 
@@ -224,7 +226,7 @@ fn phases_of(kernel: &Tensor, groups: usize, axes: &[Axis]) -> Result<Tensor, Re
     let reshape = |t: Tensor, shape: Vec<usize>| run(Reshape { shape: dims(&shape) }.into(), t);
     let pad = |t: Tensor, after: Vec<i64>| {
         let before = vec![0; after.len()];
-        run(Pad { before, after, value: Bits::new(0.0) }.into(), t)
+        run(Pad { before, after, value: Number::float(0.0) }.into(), t)
     };
     let mut k = kernel.clone();
     // Zeros between the taps, and behind them up to a multiple of the stride.
@@ -295,7 +297,7 @@ fn cut(cx: &mut Importer, mut y: Value, data: &[Dim], axes: &[Axis]) -> Result<V
         behind[i + 2] = (beyond - (axis.taps_per_phase() * axis.stride) as i64).max(0);
     }
     if behind.iter().any(|&p| p > 0) {
-        y = cx.add(Pad { before: vec![0; behind.len()], after: behind, value: Bits::new(0.0) }, &[y])?;
+        y = cx.add(Pad { before: vec![0; behind.len()], after: behind, value: Number::float(0.0) }, &[y])?;
     }
     let spatial: Vec<usize> = (2..data.len() + 2).collect();
     slice_axes(cx, y, &spatial, &starts, &ends, &vec![1; axes.len()])

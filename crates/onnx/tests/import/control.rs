@@ -8,7 +8,7 @@ use super::*;
 fn graph(inputs: &[(&str, DType, &[&str])], nodes: Vec<OnnxNode>, outputs: &[&str]) -> Attribute {
     let inputs = inputs.iter().map(|(name, dtype, dims)| input(name, *dtype, dims)).collect();
     let outputs = outputs.iter().map(|n| output(n)).collect();
-    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, initializers: vec![], nodes };
+    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, nodes, ..OnnxGraph::default() };
     Attribute::Graph(Box::new(graph))
 }
 

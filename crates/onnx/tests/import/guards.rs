@@ -210,3 +210,64 @@ fn ranges_stay_open() {
     assert_eq!(found[1], floats(&[4], &[-1., 0., 1., 2.]));
     assert_eq!(found[2], ints(&[3, 2, 1]));
 }
+
+/// x[:, from..to] of an extent with a name.
+fn part(from: i64, to: i64) -> Model {
+    let bounds = [("from", ints(&[from])), ("to", ints(&[to])), ("axes", ints(&[1]))];
+    let slice = node("Slice", &["x", "from", "to", "axes"], &["y"], &[]);
+    model(17, vec![input("x", DType::F32, &["B", "S"])], &bounds, vec![slice], &["y"])
+}
+
+#[test]
+fn a_bound_that_is_known_to_lie_outside_fixes_the_extent() {
+    // Bounds, the extent that is known, and the elements of a row that are left.
+    let cases: [(i64, i64, usize, &[f32]); 6] = [
+        (0, 512, 3, &[0., 1., 2.]),
+        (4, 8, 3, &[]),
+        (-5, i64::MAX, 3, &[0., 1., 2.]),
+        (-5, -1, 3, &[0., 1.]),
+        (2, 8, 3, &[2.]),
+        (1, 2, 3, &[1.]),
+    ];
+    for (from, to, extent, expected) in cases {
+        let known = extents(&[("x", &[1, extent])]);
+        let mut g = import_for(&part(from, to), &known).unwrap();
+        g.remove_dead();
+        let given = BTreeMap::from([("x".to_owned(), counting(&[1, extent]))]);
+        assert_eq!(run_graph(&g, &given)[0], floats(&[1, expected.len()], expected), "{from}..{to}");
+        let fixed = g.guards().iter().any(|guard| guard.symbol == "S".into());
+        assert_eq!(fixed, (from, to) != (1, 2), "{from}..{to}");
+    }
+}
+
+#[test]
+fn an_extent_that_is_known_to_be_nothing_is_fixed() {
+    let inputs = vec![input("past", DType::F32, &["P", "2"]), input("x", DType::F32, &["S", "2"])];
+    let join = node("Concat", &["past", "x"], &["y"], &[("axis", int(0))]);
+    let m = model(17, inputs, &[], vec![join], &["y"]);
+    let expected = "graph @test(%past: f32[0, 2], %x: f32[S, 2]) -> (y: f32[S, 2]) {
+  guard P = 0
+  %0 = concat %past, %x {axis = 0} : f32[S, 2]  // y
+  return %0
+}
+";
+    let from_inputs = extents(&[("past", &[0, 2]), ("x", &[3, 2])]);
+    let from_dims = KnownExtents { dims: [("P".into(), 0)].into(), ..KnownExtents::default() };
+    for known in [from_inputs, from_dims] {
+        assert_eq!(text_of(&m, &known), expected);
+    }
+}
+
+#[test]
+fn a_default_value_gives_way_to_a_value() {
+    let product = node("Mul", &["x", "s"], &["y"], &[]);
+    let two = [("s", floats(&[1], &[2.0]))];
+    let mut m = model(17, vec![input("x", DType::F32, &["3"])], &two, vec![product], &["y"]);
+    m.graph.defaults.push(input("s", DType::F32, &["1"]));
+    let (x, s) = (counting(&[3]), floats(&[1], &[5.0]));
+    let y = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), x.clone())]));
+    assert_eq!(y[0], floats(&[3], &[0., 2., 4.]));
+    let g = import_for(&m, &extents(&[("x", &[3]), ("s", &[1])])).unwrap();
+    let y = run_graph(&g, &BTreeMap::from([("x".to_owned(), x), ("s".to_owned(), s)]));
+    assert_eq!(y[0], floats(&[3], &[0., 5., 10.]));
+}

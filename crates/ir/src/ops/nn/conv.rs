@@ -13,6 +13,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::facts::{Image, Parameter};
 use crate::ops::nn::layout::ImageLayout;
+use crate::ops::nn::wide;
 use crate::ops::shape::indices;
 use crate::ops::{
     Bits, Case, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul, NotLowered,
@@ -141,6 +142,9 @@ impl OpDef for Conv {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (x, k, y) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+        if wide::is_wide(x) {
+            return wide::conv(self, io);
+        }
         if !x.is_contiguous() || !k.is_contiguous() {
             return Err(NotLowered("a convolution of an operand that is not row-major".into()));
         }
@@ -291,7 +295,7 @@ impl Conv {
         cx.op(Col2im { im2col, size: image[2..].to_vec() }, &[columns])
     }
 
-    fn windows(&self) -> Result<Vec<Window>, TypeError> {
+    pub(super) fn windows(&self) -> Result<Vec<Window>, TypeError> {
         Window::all(self.strides.len(), &self.strides, &self.dilations, &self.pads_before, &self.pads_after)
     }
 

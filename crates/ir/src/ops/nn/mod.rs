@@ -14,6 +14,7 @@ mod matmul;
 mod max_pool_gradient;
 mod pool;
 mod softmax;
+mod wide;
 
 pub use attention::Attention;
 pub use attention_gradient::AttentionGradient;
