@@ -14,6 +14,8 @@ mod derivatives;
 mod opt;
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/ranges.rs"]
+mod ranges;
 #[path = "cli/recover.rs"]
 mod recover;
 #[path = "cli/sections.rs"]

@@ -88,17 +88,16 @@ fn artifact(g: &Graph, points: &[Binding], backend: &dyn Backend) -> Artifact {
 }
 
 /// Runs a graph for a range at some of its values.
-fn check(text: &str, points: &[Binding], at: &[Binding], name: &str) {
-    let g = graph(text);
+fn check(g: &Graph, points: &[Binding], at: &[Binding], name: &str) {
     let (kind, target) = if name == "reference" { ("reference", "native") } else { ("cpu", name) };
     let backend = backend::named(kind, target, Precision::F32).unwrap();
-    let artifact = artifact(&g, points, &*backend);
+    let artifact = artifact(g, points, &*backend);
     let executable = backend::load(&artifact, Some(kind)).unwrap();
     let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
     for values in at {
-        let given = inputs(&g, values);
+        let given = inputs(g, values);
         let found = session.run(&borrowed(&given)).unwrap();
-        let exact = build::jit(&g, values, &*backend).unwrap();
+        let exact = build::jit(g, values, &*backend).unwrap();
         let mut exact = Session::new(&exact, SessionOptions { threads: 1 }).unwrap();
         assert!(found == exact.run(&borrowed(&given)).unwrap(), "{name} at {values:?}: other bits");
         let mut bound = g.clone();
@@ -114,12 +113,22 @@ fn every_value_of_a_range_is_served_with_the_bits_of_its_own_entry() {
     let points = lengths(1..=70);
     for name in ["portable", "native", "reference"] {
         let at = if name == "reference" { lengths(1..=19) } else { points.clone() };
-        check(ROWS, &points, &at, name);
+        check(&graph(ROWS), &points, &at, name);
     }
     let (points, at) = (grid(1..=3, 1..=40), grid(1..=3, 1..=40));
     let some: Vec<Binding> = at.iter().step_by(7).cloned().collect();
     for (name, at) in [("portable", &at), ("native", &at), ("reference", &some)] {
-        check(ENCODER, &points, at, name);
+        check(&graph(ENCODER), &points, at, name);
+    }
+}
+
+#[test]
+fn images_come_in_batches_of_any_size() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model.onnx");
+    let g = margay_driver::open(&path).unwrap().graph;
+    let batches: Vec<Binding> = (1..=9).map(|n| point(&[("batch", n)])).collect();
+    for name in ["portable", "native"] {
+        check(&g, &batches, &batches, name);
     }
 }
 
@@ -205,4 +214,15 @@ fn the_compiler_takes_ranges_beside_values() {
     assert_eq!(refused(&[("S", 2)], &[("S", 1, 8)]), "dimension `S` has a range and another range or value");
     assert!(refused(&[], &[("T", 1, 8)]).starts_with("the model has no dimension `T`"));
     assert!(refused(&[], &[("S", 1, 1 << 20)]).contains("combinations of values"));
+}
+
+#[test]
+fn extents_that_tell_no_symbol_take_no_range() {
+    let text = "graph @flat(%x: f32[B*S, 4]) -> (y: f32[B*S, 4]) {
+      %0 = exp %x : f32[B*S, 4]
+      return %0
+    }";
+    let error = programs(&graph(text), &grid(2..=3, 4..=5), &*backend::native(), 1).unwrap_err();
+    assert_eq!(error.to_string(), "the extents of the inputs do not tell `B`, `S`: it takes no range");
+    check(&graph(text), &grid(2..=2, 4..=5), &grid(2..=2, 4..=5), "native");
 }

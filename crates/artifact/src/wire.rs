@@ -332,6 +332,14 @@ fn open(text: &str, inputs: &[Port], outputs: &[Port]) -> Result<Open, String> {
         return Ok(Open::default());
     }
     let open = parse_open(text)?;
+    // Whoever compiles compares all of them.
+    const MAX_VALUES: u64 = 1 << 16;
+    let width = |(least, most): &(i64, i64)| most.abs_diff(*least).saturating_add(1);
+    let count = |ranges: &Vec<(i64, i64)>| ranges.iter().map(width).fold(1, u64::saturating_mul);
+    let values = open.values.iter().map(count).fold(0, u64::saturating_add);
+    if values > MAX_VALUES {
+        return Err(format!("{values} values are open, expected at most {MAX_VALUES}"));
+    }
     let fits = |ports: &[Port], all: &[Vec<(usize, SizeId)>]| {
         let axis = |port: &Port, (axis, size): &(usize, SizeId)| {
             let bounds = open.sizes.get(size.0 as usize);
@@ -482,7 +490,11 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 15] = [
+            (
+                |d| d.entries[0].parts.open.values[0][0].1 = 70_000,
+                "entry 0: 70000 values are open, expected at most 65536",
+            ),
             (
                 |d| d.entries[0].parts.open.inputs[0][0].0 = 1,
                 "entry 0: its open axes are not those of its ports",

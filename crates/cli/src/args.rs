@@ -9,9 +9,9 @@ use crate::error::Failure;
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, a range makes one
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, NAME=N..M one
     /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
-    #[arg(long = "dim", value_name = "NAME=N[,N...]|NAME=N..M", value_parser = dim_or_range)]
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
     dims: Vec<(String, Extents)>,
     /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
     /// reported.

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use margay_artifact::ArtifactBuilder;
+use margay_artifact::{ArtifactBuilder, EntryParts};
 use margay_ir::Graph;
 use margay_loops::open::Ranges;
 use margay_loops::{Backend, Outline, Program, generalize};
@@ -149,14 +149,24 @@ impl Job<'_> {
             return Ok(None);
         };
         place(&mut open, self.backend.preferences().buffer_align);
+        let (inputs, outputs) = (open.inputs.clone(), open.outputs.clone());
+        let parts = EntryParts { open: open.open.clone(), inputs, outputs, ..EntryParts::default() };
         let same = parallel(self.threads, values.len(), &Silent, "", |i| {
-            let closed = open.open.sizes_at(&values[i]).and_then(|sizes| open.at(&sizes).ok());
-            closed.is_some_and(|closed| {
-                let outline = closed.outline(&self.steps);
-                outline.text == of[i].text && outline.numbers == of[i].numbers
-            })
+            let sizes = open.open.sizes_at(&values[i])?;
+            let (closed, mut found) = (open.at(&sizes).ok()?, Vec::new());
+            let outline = closed.outline(&self.steps);
+            let shape_of =
+                |name: &str| closed.inputs.iter().find(|p| p.name == name).map(|p| p.shape.as_slice());
+            let told = parts.solve(&shape_of, &mut found) && found == values[i];
+            (outline.text == of[i].text && outline.numbers == of[i].numbers).then_some(told)
         });
-        let right = same.iter().all(|same| *same) && open.verify().is_ok();
+        if same.contains(&Some(false)) {
+            let names: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+            let message =
+                format!("the extents of the inputs do not tell {}: it takes no range", names.join(", "));
+            return Err(DriverError::Options(message));
+        }
+        let right = same.iter().all(Option::is_some) && open.verify().is_ok();
         Ok(right.then(|| Form::Open(Box::new(open), self.points[last].clone())))
     }
 }

@@ -283,5 +283,8 @@ fn batches_of(parts: &EntryParts, inputs: &[(String, Tensor)]) -> Vec<usize> {
         let shape_of = |name: &str| shapes.iter().find(|(n, _)| *n == name).map(|(_, s)| s.as_slice());
         parts.solve(&shape_of, &mut symbols) && (parts.open.is_closed() || parts.open.serves(&symbols))
     };
-    (least.max(1)..=most).filter(|batch| takes(batch)).collect()
+    // Larger ones than there are rows are asked for only where no smaller one is taken.
+    let rows = inputs.iter().map(|(_, t)| t.shape()[0]).max().unwrap_or(most);
+    let least = least.max(1);
+    (least..=most.min(rows.max(least))).filter(|batch| takes(batch)).collect()
 }
