@@ -193,7 +193,7 @@ fn the_compiler_takes_ranges_beside_values() {
             ranges: ranges.iter().map(|(n, a, b)| ((*n).into(), (*a, *b))).collect(),
             ..CompileOptions::default()
         };
-        compile(&source, None, &options, &Silent)
+        compile(&source, None, &options, &Silent).map_err(|e| e.to_string())
     };
     let executable = compiled(&[("B", 2)], &[("S", 4, 18)]).unwrap().executable().unwrap();
     let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
@@ -207,9 +207,8 @@ fn the_compiler_takes_ranges_beside_values() {
         }
     }
     assert_eq!(shapes.into_iter().collect::<Vec<_>>(), [[2, 8, 16], [2, 30, 16], [2, 32, 16], [2, 36, 16]]);
-    let refused = |dims: &[(&str, i64)], ranges: &[(&str, i64, i64)]| {
-        compiled(dims, ranges).err().map(|e| e.to_string()).unwrap_or_default()
-    };
+    let refused =
+        |dims: &[(&str, i64)], ranges: &[(&str, i64, i64)]| compiled(dims, ranges).err().unwrap_or_default();
     assert_eq!(refused(&[], &[("S", 9, 8)]), "dimension `S`: 9 to 8 is no range of extents");
     assert_eq!(refused(&[("S", 2)], &[("S", 1, 8)]), "dimension `S` has a range and another range or value");
     assert!(refused(&[], &[("T", 1, 8)]).starts_with("the model has no dimension `T`"));
