@@ -16,6 +16,8 @@ mod given;
 mod opt;
 #[path = "cli/place.rs"]
 mod place;
+#[path = "cli/ranges.rs"]
+mod ranges;
 #[path = "cli/recover.rs"]
 mod recover;
 #[path = "cli/sections.rs"]

@@ -90,12 +90,13 @@ pub trait Queue: Send {
     /// Bytes that the queue holds besides what was allocated.
     fn own_bytes(&self) -> usize;
 
-    /// Begins to run an entry. The result is there when [`synchronise`](Queue::synchronise) returns.
+    /// Begins to run an entry where its sizes have these values. The result is there when [`synchronise`](Queue::synchronise) returns.
     ///
     /// # Safety
-    /// `bases` are the addresses of the arena, the inputs and the outputs, of the sizes and the alignment that the entry
-    /// asks for, and nobody else writes there before the run has ended.
-    unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool);
+    /// `sizes` are the values of the entry's sizes at values of symbols that it serves. `bases` are the addresses of the
+    /// arena, the inputs and the outputs, of the bytes and the alignment that the entry asks for, and nobody else writes
+    /// there before the run has ended.
+    unsafe fn launch(&mut self, entry: usize, sizes: &[i64], bases: &[Address], timed: bool);
 
     /// Waits for the end of what was launched. `Err` says why it has no result.
     fn synchronise(&mut self) -> Result<(), Fault>;

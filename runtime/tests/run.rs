@@ -62,6 +62,7 @@ fn gathers(count: usize) -> Program {
         kernels: vec![gather(count)],
         body: vec![kernel(0, &[0, 1, 3], "embed/words/Gather"), kernel(0, &[0, 2, 4], "embed/types/Gather")],
         arena_bytes: 0,
+        ..Program::default()
     }
 }
 

@@ -40,7 +40,7 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
 fn code_that_no_back_end_of_this_margay_runs_is_refused() {
     let place = Place::new();
     let mut builder = ArtifactBuilder::new("other");
-    let entry = EntryParts { symbols: Default::default(), inputs: vec![], outputs: vec![], carried: vec![] };
+    let entry = EntryParts::default();
     let section = SectionParts {
         backend: "gpu".into(),
         target: "sm_90".into(),

@@ -24,7 +24,13 @@ impl Backend for Reversing {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: 64, channels_last: false, max_fused: 1, cheap_operations: 0 }
+        Preferences {
+            buffer_align: 64,
+            channels_last: false,
+            max_fused: 1,
+            cheap_operations: 0,
+            extent_steps: vec![],
+        }
     }
 
     fn compile(&self, _: &Program, _: &[usize]) -> Result<Code, CompileError> {
@@ -108,7 +114,7 @@ fn sample(with_sources: bool) -> ArtifactBuilder<'static> {
             symbols: BTreeMap::from([("N".into(), rows as i64)]),
             inputs: vec![port("x", 3)],
             outputs: vec![port("y", 5)],
-            carried: vec![],
+            ..EntryParts::default()
         };
         for target in ["forwards", "reversing"] {
             let section = SectionParts {

@@ -12,10 +12,10 @@ use crate::note;
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each. Without it
-    /// the samples tell, and the leading dimension is 1.
-    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
-    dims: Vec<(String, Vec<i64>)>,
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, NAME=N..M one
+    /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
+    dims: Vec<(String, Extents)>,
     /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
     /// reported.
     #[arg(long, value_name = "FILE.npz")]
@@ -82,7 +82,15 @@ impl GoalArgs {
     /// The driver's options; reads the plan.
     pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
         let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
-        for (name, values) in &self.dims {
+        let mut ranges = Vec::new();
+        for (name, extents) in &self.dims {
+            let values = match extents {
+                Extents::Values(values) => values,
+                Extents::Range(least, most) => {
+                    ranges.push((name.clone(), (*least, *most)));
+                    continue;
+                }
+            };
             match dims.iter_mut().find(|(n, _)| n == name) {
                 Some((_, all)) => all.extend(values),
                 None => dims.push((name.clone(), values.clone())),
@@ -92,6 +100,7 @@ impl GoalArgs {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             dims,
+            ranges,
             target_cpu: self.target_cpu.clone(),
             precision: self.precision,
             seed: self.seed,
@@ -171,13 +180,39 @@ impl InputArgs {
     }
 }
 
+/// What a dimension is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Extents {
+    /// Each of these.
+    Values(Vec<i64>),
+    /// Every value from the first to the second.
+    Range(i64, i64),
+}
+
+/// The values of a dimension, or its range.
+fn dim_or_range(text: &str) -> Result<(String, Extents), String> {
+    let Some((name, (least, most))) =
+        text.split_once('=').and_then(|(name, values)| Some((name, values.split_once("..")?)))
+    else {
+        return dim(text).map(|(name, values)| (name, Extents::Values(values)));
+    };
+    let (least, most) = (extent(least)?, extent(most)?);
+    match least <= most {
+        true => Ok((name.trim().to_string(), Extents::Range(least, most))),
+        false => Err(format!("the range {least}..{most} is empty: it ends before it begins")),
+    }
+}
+
+fn extent(text: &str) -> Result<i64, String> {
+    match text.trim().parse::<i64>() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err(format!("`{text}` is not an extent, expected a whole number of at least 1")),
+    }
+}
+
 /// The values of a dimension.
 pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
-    let extent = |v: &str| match v.trim().parse::<i64>() {
-        Ok(n) if n >= 1 => Ok(n),
-        _ => Err(format!("`{v}` is not an extent, expected a whole number of at least 1")),
-    };
     Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
 }
 

@@ -9,7 +9,9 @@ use margay_loops::{
 };
 use margay_tensor::StoredTensor;
 
+use crate::chunks::MIN_EXTENT;
 use crate::emit::emit;
+use crate::vector::LANES;
 use crate::{CodegenError, CostModel, CpuIsa};
 
 /// The name of the back end.
@@ -56,7 +58,14 @@ impl Backend for CpuBackend {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true, max_fused: 48, cheap_operations: 4 }
+        let extent_steps = vec![LANES as usize, MIN_EXTENT];
+        Preferences {
+            buffer_align: BUFFER_ALIGN,
+            channels_last: true,
+            max_fused: 48,
+            cheap_operations: 4,
+            extent_steps,
+        }
     }
 
     fn packs(&self, _: &KernelCall, _: usize) -> bool {

@@ -1,7 +1,7 @@
 //! The statements of a kernel, one function per construct.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::types::{F32X4, I8, I64};
+use cranelift_codegen::ir::types::{F32X4, F64, I8, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
 use margay_kernels_cpu::abi::{ScalarFunction, fault_word};
 use margay_loops::{Binary, Combine, Literal, Reg, Stmt, Unary};
@@ -27,6 +27,17 @@ impl<'k> Emitter<'k, '_> {
         match stmt {
             Stmt::Literal { to, value } => {
                 self.literal(*to, *value);
+                Ok(())
+            }
+            Stmt::Size { to, size, inverse } => {
+                let (mut value, dtype) = (self.size(*size), self.dtype(*to));
+                let mut from = DType::I64;
+                if *inverse {
+                    let (one, size) = (self.ops.float(F64, 1.0), self.ops.convert(value, from, DType::F64));
+                    (value, from) = (self.ops.b.ins().fdiv(one, size), DType::F64);
+                }
+                let value = self.ops.convert(value, from, dtype);
+                self.define(*to, smallvec![value], false);
                 Ok(())
             }
             Stmt::IndexValue { to, index } => {

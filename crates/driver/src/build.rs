@@ -123,6 +123,18 @@ fn add_bound_entry<'b>(
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let program = lower_carrying(bound, backend, &carried(bound, states)?)?;
+    add_program(builder, &program, binding, backend, dump)?;
+    Ok(program)
+}
+
+/// Compiles a program, open or closed, into an entry. `binding` has the values of the symbols, of open ones the greatest.
+pub(crate) fn add_program(
+    builder: &mut ArtifactBuilder,
+    program: &Program,
+    binding: &Binding,
+    backend: &dyn Backend,
+    dump: &mut Dump,
+) -> Result<(), DriverError> {
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
@@ -131,9 +143,10 @@ fn add_bound_entry<'b>(
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
-    let code = backend.compile(&program, &offsets)?;
+    let code = backend.compile(program, &offsets)?;
     let entry = EntryParts {
         symbols: binding.iter().map(|(s, v)| (s.to_string(), *v)).collect(),
+        open: program.open.clone(),
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
@@ -143,11 +156,11 @@ fn add_bound_entry<'b>(
         target: backend.target().to_owned(),
         machine: code.machine,
         arena_bytes: program.arena_bytes,
-        steps: StepNote::all(&program, &code.regions),
+        steps: StepNote::all(program, &code.regions),
         constants,
     };
     builder.add_code(entry, section, &code.bytes);
-    Ok(program)
+    Ok(())
 }
 
 /// States by position.

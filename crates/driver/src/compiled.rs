@@ -10,7 +10,7 @@ use margay_plan::Plan;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph};
+use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph, range};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -25,6 +25,9 @@ pub struct Compiled {
     pub graph: Graph,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) bindings: Vec<Binding>,
+    /// Values that share entries where they can.
+    pub(crate) ranges: Vec<Vec<Binding>>,
+    pub(crate) threads: usize,
 }
 
 impl Compiled {
@@ -52,6 +55,9 @@ impl Compiled {
         let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
             build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
+        }
+        for points in &self.ranges {
+            range::add_entries(&mut builder, &self.graph, points, &*self.backend, self.threads, dump)?;
         }
         if !strip {
             self.add_sources(&mut builder)?;

@@ -21,7 +21,7 @@
 //!
 //! - [`source`](open): files to graphs.
 //! - [`backend`]: names to back ends.
-//! - [`build`]: graphs to code.
+//! - [`build`]: graphs to code; [`range`]: graphs to code for every value in ranges of symbols.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
 //! - [`Samples`]: calibration and held-out data.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
@@ -46,6 +46,7 @@ mod export;
 mod model;
 mod parallel;
 mod progress;
+pub mod range;
 mod recompile;
 mod report;
 mod runner;

@@ -27,12 +27,26 @@ pub fn recompile(
     let binding = |symbols: &std::collections::BTreeMap<String, i64>| -> Binding {
         symbols.iter().map(|(name, v)| (name.as_str().into(), *v)).collect()
     };
+    let entries = || description.entries.iter().map(|e| &e.parts);
+    let closed = entries().filter(|parts| parts.open.is_closed());
+    let bindings = closed.map(|parts| binding(&parts.symbols)).collect();
+    let open = entries().filter(|parts| !parts.open.is_closed());
+    let ranged = open.flat_map(|parts| {
+        parts.open.points().into_iter().map(|point| {
+            let mut all = binding(&parts.symbols);
+            all.extend(parts.open.symbols.iter().cloned().zip(point));
+            all
+        })
+    });
+    let ranged: Vec<Binding> = ranged.collect();
     Ok(Compiled {
         report: Report { held_out, ..report },
         plan,
         graph,
         backend: backend::of_artifact(artifact)?,
-        bindings: description.entries.iter().map(|e| binding(&e.parts.symbols)).collect(),
+        bindings,
+        ranges: vec![ranged].into_iter().filter(|points| !points.is_empty()).collect(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
     })
 }
 

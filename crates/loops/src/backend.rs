@@ -23,6 +23,9 @@ pub struct Preferences {
     pub max_fused: usize,
     /// The most operations per element of an expression that is computed again for each of its readers.
     pub cheap_operations: u64,
+    /// Extents from which on the code of a loop has another form, in order. Code for a size is made for extents that none
+    /// of them lies between.
+    pub extent_steps: Vec<usize>,
 }
 
 /// A constant operand that is stored in another layout than row-major.

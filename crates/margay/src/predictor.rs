@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use margay_artifact::{Artifact, ArtifactError};
+use margay_artifact::{Artifact, ArtifactError, EntryParts};
 use margay_driver::{
     Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_with,
 };
@@ -175,7 +175,7 @@ impl Predictor {
             Form::Graph(runner) => bound_batch(runner.graph()).into_iter().collect(),
             Form::Artifact(_, session) => {
                 let entries = session.executable().entries().iter();
-                entries.filter_map(|e| batch_of(&e.parts.inputs, inputs)).collect()
+                entries.flat_map(|e| batches_of(&e.parts, inputs)).collect()
             }
         };
         sizes.sort_unstable();
@@ -256,16 +256,30 @@ pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
     used.iter().map(|&i| constants[i].range.len() as u64).sum()
 }
 
-/// The batch of an entry that takes these inputs but for their leading extent.
-fn batch_of(ports: &[margay_loops::Port], inputs: &[(String, Tensor)]) -> Option<usize> {
-    let batch = ports.first()?.shape.first().copied().filter(|&b| b > 0)?;
-    let fits = |port: &margay_loops::Port| {
-        inputs.iter().any(|(name, t)| {
-            *name == port.name
-                && t.dtype() == port.dtype
-                && port.shape.first() == Some(&batch)
-                && t.shape().get(1..) == port.shape.get(1..)
-        })
+/// The batches of an entry that takes these inputs but for their leading extent.
+fn batches_of(parts: &EntryParts, inputs: &[(String, Tensor)]) -> Vec<usize> {
+    let Some(first) = parts.inputs.first() else { return Vec::new() };
+    let Some(&most) = first.shape.first() else { return Vec::new() };
+    let leading = parts.open.inputs.first().and_then(|axes| axes.iter().find(|(axis, _)| *axis == 0));
+    let least = match leading {
+        None => most,
+        Some((_, size)) => usize::try_from(parts.open.sizes[size.0 as usize].least).unwrap_or(most),
     };
-    (ports.len() == inputs.len() && ports.iter().all(fits)).then_some(batch)
+    let typed = |(name, t): &(String, Tensor)| {
+        parts.inputs.iter().any(|p| p.name == *name && p.dtype == t.dtype() && !t.shape().is_empty())
+    };
+    if parts.inputs.len() != inputs.len() || !inputs.iter().all(typed) {
+        return Vec::new();
+    }
+    let mut symbols = Vec::new();
+    let mut takes = |batch: &usize| {
+        let shapes: Vec<(&str, Vec<usize>)> =
+            inputs.iter().map(|(name, t)| (name.as_str(), [&[*batch], &t.shape()[1..]].concat())).collect();
+        let shape_of = |name: &str| shapes.iter().find(|(n, _)| *n == name).map(|(_, s)| s.as_slice());
+        parts.solve(&shape_of, &mut symbols) && (parts.open.is_closed() || parts.open.serves(&symbols))
+    };
+    // Larger ones than there are rows are asked for only where no smaller one is taken.
+    let rows = inputs.iter().map(|(_, t)| t.shape()[0]).max().unwrap_or(most);
+    let least = least.max(1);
+    (least..=most.min(rows.max(least))).filter(|batch| takes(batch)).collect()
 }

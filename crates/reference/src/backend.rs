@@ -39,7 +39,13 @@ impl Backend for ReferenceBackend {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: false, max_fused: 20, cheap_operations: 4 }
+        Preferences {
+            buffer_align: BUFFER_ALIGN,
+            channels_last: false,
+            max_fused: 20,
+            cheap_operations: 4,
+            extent_steps: vec![],
+        }
     }
 
     fn packs(&self, call: &KernelCall, operand: usize) -> bool {

@@ -3,7 +3,7 @@
 /// A compiled kernel: runs the work items `begin..end` of one step.
 ///
 /// - `params`: the words the target prepared for the step; for a generated kernel the first word is the
-///   number of the step.
+///   number of the step, and the others are the sizes that it uses, by their numbers.
 /// - `args`: one pointer per argument, in the order of the step.
 /// - `scratch`: memory of the calling thread, aligned to 64 bytes. The first [`SCRATCH_HEADER_BYTES`] bytes are
 ///   the header: its first word receives a fault (see [`fault_word`]), its second points at the table of
@@ -34,7 +34,7 @@ pub type ParallelFn = unsafe extern "C" fn(
 /// - `table`: `table[0]` is a [`ParallelFn`]; the others are [`KernelFn`]s in the order of the artifact's list.
 /// - `context`: handed to the parallel function.
 /// - `bases`: the arena, the constants, then one pointer per input and per output.
-/// - `params`: the parameter words of all steps.
+/// - `params`: the [table of words](crate::table).
 pub type DriverFn =
     unsafe extern "C" fn(table: *const usize, context: *mut u8, bases: *const *mut u8, params: *const u64);
 

@@ -31,7 +31,7 @@ use self::price::{after, price};
 use self::report::{Outcome, report};
 use self::split::split;
 use self::weigh::weigh;
-use crate::bindings::bindings;
+use crate::bindings::{bindings, range_points};
 use crate::{Compiled, DriverError, Dump, Model, Progress, Samples, backend};
 
 /// How to compile.
@@ -44,6 +44,9 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
+    /// Symbols with ranges of values, the least and the greatest: entries that serve every value between them. Prices and the
+    /// report are those of the greatest.
+    pub ranges: Vec<(String, (i64, i64))>,
     /// The back end, by a name that [`backend::named`] knows.
     pub backend: String,
     /// `native` or a class of machines that the back end knows.
@@ -80,6 +83,7 @@ impl Default for CompileOptions {
             goal: Goal::Dense,
             plan: None,
             dims: Vec::new(),
+            ranges: Vec::new(),
             backend: "cpu".into(),
             target_cpu: "native".into(),
             precision: Precision::F32,
@@ -124,6 +128,9 @@ impl fmt::Display for CompileOptions {
                 values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             )?;
         }
+        for (name, (least, most)) in &self.ranges {
+            write!(f, "; {name} = {least}..{most}")?;
+        }
         write!(f, "; compiled by {} thread(s), times predicted for {}", self.threads, self.predict_threads)
     }
 }
@@ -138,6 +145,8 @@ pub(crate) struct Job<'a> {
     backend: Arc<dyn Backend>,
     /// Values of the symbols, one binding for each entry of the artifact.
     bindings: Vec<Binding>,
+    /// For each binding the values that its ranges have; nothing without ranges.
+    ranges: Vec<Vec<Binding>>,
     sites: Vec<Site>,
     /// How the constants of the result are stored.
     storage: StoreConstants,
@@ -155,6 +164,7 @@ impl<'a> Job<'a> {
         let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
+        let ranges = range_points(g, options, &bindings)?;
         if matches!(options.searched(), Some(Goal::Error(_))) && samples.is_none() {
             let message =
                 "an error limit is checked by running the model: samples are needed (`--calibrate`)";
@@ -167,7 +177,7 @@ impl<'a> Job<'a> {
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
         let storage = storage(g, &sites, options)?;
-        Ok(Job { source, options, progress, samples, backend, bindings, sites, storage })
+        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage })
     }
 
     /// What the plan says of a site.
@@ -259,5 +269,8 @@ pub fn compile_with(
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
     let report = report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks });
-    Ok(Compiled { report, plan, graph: sketched.graph, backend: job.backend, bindings: job.bindings })
+    // Values that a range serves need no entries of their own.
+    let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
+    let (graph, threads) = (sketched.graph, options.threads);
+    Ok(Compiled { report, plan, graph, backend: job.backend, bindings, ranges: job.ranges, threads })
 }

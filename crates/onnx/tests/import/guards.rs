@@ -252,7 +252,7 @@ fn an_extent_that_is_known_to_be_nothing_is_fixed() {
 }
 ";
     let from_inputs = extents(&[("past", &[0, 2]), ("x", &[3, 2])]);
-    let from_dims = KnownExtents { dims: [("P".into(), 0)].into(), ..KnownExtents::default() };
+    let from_dims = KnownInputs { dims: [("P".into(), 0)].into(), ..KnownInputs::default() };
     for known in [from_inputs, from_dims] {
         assert_eq!(text_of(&m, &known), expected);
     }
