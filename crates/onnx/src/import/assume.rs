@@ -144,6 +144,11 @@ impl Importer<'_> {
         refusals.last().map_or(Ok(None), Err)
     }
 
+    /// The value of an extent for the use of the model that is known; it stays open.
+    pub(super) fn known_value(&self, dim: &Dim) -> Option<i64> {
+        dim.eval(&self.assumptions.known.dims).ok()
+    }
+
     /// Extents, those that are known taken for fixed.
     pub(super) fn values_of(&mut self, dims: &[Dim]) -> Result<(), Refusal> {
         dims.iter().try_for_each(|d| self.value_of(d).map(|_| ()))

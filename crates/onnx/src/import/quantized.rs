@@ -328,8 +328,20 @@ fn scaled_product(
 pub(super) fn dynamic_quantize_matmul(cx: &mut Importer, call: &Call) -> Imported {
     let (a, b, b_scale) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let (b_zero, bias) = (call.optional(3), call.optional(4));
+    Ok(vec![dynamic_product(cx, a, b, b_scale, b_zero, bias)?])
+}
+
+/// A B of numbers and integers, the numbers quantized by their range, plus a bias.
+pub(super) fn dynamic_product(
+    cx: &mut Importer,
+    a: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Option<Value>,
+    bias: Option<Value>,
+) -> Result<Value, Refusal> {
     let [a, a_scale, a_zero] = by_range(cx, a)?;
-    Ok(vec![scaled_product(cx, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)?])
+    scaled_product(cx, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)
 }
 
 /// Operands as numbers, and what `f` makes of them quantized again.

@@ -2,7 +2,8 @@
 //!
 //! ONNX clamps bounds to the operand; the graph does not. Where bound and extent are known they are clamped here.
 //! Where symbols hide which is larger the bound is taken as it stands, and the graph reports it when the symbols get
-//! values that make it wrong: `x[:512]` of an axis `S` means that `S` is at least 512.
+//! values that make it wrong: `x[:512]` of an axis `S` means that `S` is at least 512. Where the use of the model is
+//! known and says otherwise, the symbols are taken for fixed.
 
 use margay_ir::Value;
 use margay_ir::ops::{Slice, less_or_equal};
@@ -12,7 +13,7 @@ use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
 
 /// Bounds from here on mean the end of the axis, whatever its extent.
-const ENDLESS: i64 = i32::MAX as i64;
+const ENDLESS: i64 = 1_000_000_000;
 
 /// `Slice`: bounds are attributes before operator set 10 and inputs since.
 pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
@@ -43,10 +44,26 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     let (mut from, mut to) = (Vec::new(), Vec::new());
     for (i, &axis) in axes.iter().enumerate() {
         let (start, end) = clamped(&starts[i], &ends[i], steps[i], &shape[axis]);
+        if cx.known_outside(&start, &end, steps[i], &shape[axis]) {
+            cx.values_of(&[starts[i].clone(), ends[i].clone(), shape[axis].clone()])?;
+        }
         from.push(start);
         to.push(end);
     }
     slice_axes(cx, x, &axes, &from, &to, &steps).map(|v| vec![v])
+}
+
+impl Importer<'_> {
+    /// Whether bounds do not lie in an extent for the values that the symbols are known to have.
+    fn known_outside(&self, start: &Dim, end: &Dim, step: i64, extent: &Dim) -> bool {
+        let [Some(start), Some(end), Some(extent)] = [start, end, extent].map(|d| self.known_value(d)) else {
+            return false;
+        };
+        match step > 0 {
+            true => !(0 <= start && start <= end && end <= extent),
+            false => !(-1 <= end && end <= start && start < extent),
+        }
+    }
 }
 
 /// A slice along some axes, with bounds as the graph wants them. Nothing is added where all is taken.

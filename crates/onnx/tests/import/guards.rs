@@ -210,3 +210,32 @@ fn ranges_stay_open() {
     assert_eq!(found[1], floats(&[4], &[-1., 0., 1., 2.]));
     assert_eq!(found[2], ints(&[3, 2, 1]));
 }
+
+#[test]
+fn a_bound_behind_the_end_of_a_known_extent_is_the_end() {
+    let bound = |end: i64, step: i64| {
+        let inputs = vec![input("x", DType::F32, &["S"])];
+        let constants = [("start", ints(&[if step > 0 { 1 } else { end }])), ("axis", ints(&[0]))];
+        let more = [("end", ints(&[if step > 0 { end } else { 0 }])), ("step", ints(&[step]))];
+        let constants: Vec<(&str, Tensor)> = constants.into_iter().chain(more).collect();
+        let nodes = vec![node("Slice", &["x", "start", "end", "axis", "step"], &["y"], &[])];
+        model(17, inputs, &constants, nodes, &["y"])
+    };
+    let known = extents(&[("x", &[4])]);
+    let type_of = |m: &Model, known: &KnownExtents| {
+        let g = import_for(m, known).unwrap();
+        g.ty(g.outputs()[0].value).to_string()
+    };
+    assert_eq!(type_of(&bound(3, 1), &known), "f32[2]", "inside: S stays open");
+    assert_eq!(type_of(&bound(7, 1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, -1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, 1), &extents(&[("x", &[9])])), "f32[6]");
+    assert_eq!(type_of(&bound(1_000_000_000, 1), &KnownExtents::default()), "f32[S - 1]");
+}
+
+#[test]
+fn names_without_letters_name_no_extent() {
+    let inputs = vec![input("x", DType::F32, &["??", "??", "N"]), input("y", DType::F32, &["N"])];
+    let g = imported(&model(17, inputs, &[], vec![node("Add", &["x", "y"], &["z"], &[])], &["z"]));
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[x_d0, x_d1, N]");
+}
