@@ -1,7 +1,10 @@
 //! Quantized operators.
 //!
 //! Products of 8-bit integers are taken as products of whole f32, which are exact below 2²⁴: the left operand is split
-//! into parts small enough for the length of the sums, and the parts are put together as i32.
+//! into parts small enough for the length of the sums, and the parts are put together as i32. A constant right operand
+//! tells how large its sums can become; most need no parts.
+
+mod kept;
 
 use margay_ir::Value;
 use margay_ir::ops::{Floor, MatMul, ReduceKind, Round};
@@ -129,6 +132,12 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
         number => numbered_type(number)?,
     };
     let shape = cx.ty(x).shape.clone();
+    let steps = cx.ty(scale);
+    if (steps.shape.iter().all(|d| d.is(1)) || (steps.ndim() == 1 && matches!(at, 1 | -1)))
+        && let Some(kept) = cx.kept(x, zero, Some(scale))?
+    {
+        return Ok(vec![cx.cast(kept, to)?]);
+    }
     let scale = spread_scale(cx, scale, &shape, at, block)?;
     let zero = zero.map(|z| spread_scale(cx, z, &shape, at, block)).transpose()?;
     let y = dequantized(cx, x, scale, zero)?;
@@ -201,10 +210,18 @@ fn integer_product(
         _ => Ok(zero),
     };
     let a_zero = a_zero.map(|z| row_zero(cx, z)).transpose()?;
-    let (a, b) = (centred(cx, a, a_zero)?, centred(cx, b, b_zero)?);
+    let a = centred(cx, a, a_zero)?;
+    let b = match cx.kept(b, b_zero, None)? {
+        Some(kept) => kept,
+        None => centred(cx, b, b_zero)?,
+    };
     let (left, right) = (cx.ty(a).ndim(), cx.ty(b).ndim());
     if left == 0 || right < 2 {
         return Err(Refusal::Invalid(format!("a product of {} and {}", cx.ty(a), cx.ty(b))));
+    }
+    if cx.sums_are_whole(b) {
+        let sums = cx.add(MatMul, &[a, b])?;
+        return cx.cast(sums, DType::I32);
     }
     let terms = known_terms(cx.ty(b).shape[right - 2].as_extent())?;
     let mut sum: Option<Value> = None;
