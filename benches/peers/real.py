@@ -8,7 +8,7 @@
 
 A model is run at the first of its sizes in `tests/tools/real_models.py`. Both sides get the same ONNX file: extents bound
 to those of the inputs, inputs without axes as constants, integers of 32 bits given as such of 64, all outputs in f32.
-Rounds, peers and ratios are those of `run.py`. Where margay is slower, the steps that take most of its time are noted.
+Rounds and peers are those of `run.py`; ratios are of processor time. Where margay is slower, the steps that take most of its time are noted.
 Times of earlier calls stay in the result file until their models are timed again.
 """
 
@@ -25,7 +25,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from peers import CACHE, ROOT, Paths, Probe, Unavailable, describe
-from report import digits, number, ratios, spread, table
+from report import digits, milliseconds, number, ratios, spread, table
 from run import measure, names, say
 
 sys.path.insert(0, str(ROOT / "tests" / "tools"))
@@ -42,9 +42,11 @@ HEAD = """# Real models
 
 *Written by `benches/peers/real.py` from `benches/results/real_models.json`; do not edit.*
 
-Models that packages of the Python registry hold, beside onnxruntime {version} on the same ONNX files, f32 and one thread.
-**A ratio is the time of onnxruntime over margay's: above 1, margay is faster**; the median over rounds in which both take
-turns, the smallest and the largest in brackets. The error is the relative L2 norm of the difference of the outputs.
+Models that packages of the Python registry hold, beside onnxruntime {version} on the same ONNX files, with one thread.
+**A ratio is the processor time of a run in onnxruntime over that in margay: above 1, margay is faster**; the median over
+rounds in which both take turns, the smallest and the largest in brackets. Times are processor times as well, since those by
+the clock hold the share of other programs; what others do to caches they do hold. The error is the relative L2 norm of the
+difference of the outputs.
 Models marked * round to 8 bits on the way, where a number between two steps may go either way. That outputs agree at two
 sizes each is what `tests/tools/check_models.py` tests; `tests/tools/real_models.py` says where the models come from.
 
@@ -106,7 +108,7 @@ def prepare(model, source, folder):
 def slow_steps(paths, name):
     """The steps of a run that take most of margay's time: what they are, and their share in it."""
     folder = paths.model(name)
-    command = [paths.program("margay"), "bench", str(folder / "model.onnx"), "--inputs", str(folder / "inputs" / "inputs.npz"),
+    command = [paths.program("margay"), "bench", str(folder / "margay.margay"), "--inputs", str(folder / "inputs" / "inputs.npz"),
                "--threads", "1", "--rounds", "20", "--steps", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -123,15 +125,22 @@ def slow_steps(paths, name):
         f"longest: {worst['label'][:60]} {100 * worst['median_ms'] / total:.0f}%"]
 
 
+def error_of(result):
+    """The relative error; 0 for outputs that are all 0 on both sides, `None` for wrong ones."""
+    error = result["peers"]["margay"]["error"]
+    return error and (error["relative"] if error["max"] else 0.0)
+
+
 def timed(paths, model, args, probe):
     """The row of a model in the result file."""
     result = measure(paths, model.name, 1, args, probe)
     if set(PEERS) - set(result["peers"]):
         return {"left_out": result["left_out"]}
-    over = ratios(result, "onnxruntime", "margay")
+    over = ratios(result, "onnxruntime", "margay", "cpu")
     row = {
-        "ms": {p: 1e3 * statistics.median(r["times"][p]["median"] for r in result["rounds"]) for p in PEERS},
-        "ratios": over, "error": result["peers"]["margay"]["error"], "rounds": len(over),
+        "processor_ms": {p: milliseconds(result, p, "cpu") for p in PEERS},
+        "clock_ms": {p: milliseconds(result, p) for p in PEERS},
+        "ratios": over, "error": error_of(result), "rounds": len(over),
         "version": result["peers"]["onnxruntime"]["version"], "load_average": result["load_average"],
         "commit": result["commit"], "date": result["date"],
     }
@@ -146,9 +155,9 @@ def page(found):
     for name, row in sorted(measured.items(), key=lambda item: statistics.median(item[1]["ratios"])):
         ratio = statistics.median(row["ratios"])
         shown = f"**{spread(row['ratios'])}**" if ratio < 1 else spread(row["ratios"])
-        error = digits(row["error"]["relative"]) if row["error"] else "**wrong**"
-        rows.append([name + ("*" if name in rounding else ""), number(row["ms"]["margay"]), number(row["ms"]["onnxruntime"]),
-                     shown, error])
+        error = "**wrong**" if row["error"] is None else digits(row["error"])
+        ms = row["processor_ms"]
+        rows.append([name + ("*" if name in rounding else ""), number(ms["margay"]), number(ms["onnxruntime"]), shown, error])
         if ratio < 1:
             lost.append([name, f"{ratio:.2f}", "; ".join(row.get("steps", []))])
     medians = [statistics.median(row["ratios"]) for row in measured.values()]

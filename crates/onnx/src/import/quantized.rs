@@ -132,9 +132,12 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
         number => numbered_type(number)?,
     };
     let shape = cx.ty(x).shape.clone();
-    let steps = cx.ty(scale);
-    if (steps.shape.iter().all(|d| d.is(1)) || (steps.ndim() == 1 && matches!(at, 1 | -1)))
-        && let Some(kept) = cx.kept(x, zero, Some(scale))?
+    let is_one = |v: Value| cx.ty(v).shape.iter().all(|d| d.is(1));
+    let all = is_one(scale) && zero.is_none_or(is_one);
+    let position = if all { Ok(0) } else { axis(at, shape.len()) };
+    if block == 0
+        && let Ok(position) = position
+        && let Some(kept) = cx.kept(x, zero, Some(scale), position)?
     {
         return Ok(vec![cx.cast(kept, to)?]);
     }
@@ -211,7 +214,8 @@ fn integer_product(
     };
     let a_zero = a_zero.map(|z| row_zero(cx, z)).transpose()?;
     let a = centred(cx, a, a_zero)?;
-    let b = match cx.kept(b, b_zero, None)? {
+    let last = cx.ty(b).ndim().saturating_sub(1);
+    let b = match cx.kept(b, b_zero, None, last)? {
         Some(kept) => kept,
         None => centred(cx, b, b_zero)?,
     };
@@ -253,12 +257,15 @@ fn integer_convolution(
     [x, k]: [Value; 2],
     [x_zero, k_zero]: [Option<Value>; 2],
 ) -> Result<Value, Refusal> {
-    let k_zero = k_zero.map(|z| {
-        let shape = cx.ty(k).shape.clone();
-        spread_scale(cx, z, &shape, 0, 0)
-    });
-    let k_zero = k_zero.transpose()?;
-    let (x, k) = (centred(cx, x, x_zero)?, centred(cx, k, k_zero)?);
+    let x = centred(cx, x, x_zero)?;
+    let k = match cx.kept(k, k_zero, None, 0)? {
+        Some(kept) => kept,
+        None => {
+            let shape = cx.ty(k).shape.clone();
+            let k_zero = k_zero.map(|z| spread_scale(cx, z, &shape, 0, 0)).transpose()?;
+            centred(cx, k, k_zero)?
+        }
+    };
     let taps: Option<usize> = cx.ty(k).shape.iter().skip(1).map(Dim::as_extent).product();
     let terms = known_terms(taps)?;
     if terms > SPLIT {
