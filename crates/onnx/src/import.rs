@@ -8,7 +8,7 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: sequences, strings, quantized operators, training.
+//! Deliberately absent: sequences, strings, training.
 
 mod activations;
 mod assume;

@@ -172,11 +172,14 @@ impl Importer<'_> {
         refusals.last().map_or(Ok(None), Err)
     }
 
+    /// The value of an extent for the use of the model that is known; it stays open.
+    pub(super) fn known_value(&self, dim: &Dim) -> Option<i64> {
+        dim.eval(&self.assumptions.known.dims).ok()
+    }
+
     /// Whether bounds of a slice are known to lie outside of an extent, or to be in the wrong order.
     pub(super) fn is_outside(&self, start: &Dim, end: &Dim, step: i64, extent: &Dim) -> bool {
-        let known = &self.assumptions.known.dims;
-        let (Ok(start), Ok(end), Ok(extent)) = (start.eval(known), end.eval(known), extent.eval(known))
-        else {
+        let [Some(start), Some(end), Some(extent)] = [start, end, extent].map(|d| self.known_value(d)) else {
             return false;
         };
         match step > 0 {

@@ -24,8 +24,10 @@ impl<'a> Importer<'a> {
         let mut symbols = Symbols::default();
         let dims = || inputs.iter().flat_map(|i| i.dims.iter().flatten());
         // Plain names come first, so that they are kept and expressions over them are understood.
-        let texts: Vec<&String> =
-            dims().filter_map(|d| if let OnnxDim::Symbol(text) = d { Some(text) } else { None }).collect();
+        let texts: Vec<&String> = dims()
+            .filter_map(|d| if let OnnxDim::Symbol(text) = d { Some(text) } else { None })
+            .filter(|text| is_name(text))
+            .collect();
         texts.iter().filter(|text| is_plain(text)).for_each(|text| symbols.name(text, text));
         for text in texts {
             symbols.expression(text);
@@ -55,8 +57,10 @@ fn shape(input: &OnnxValue, symbols: &mut Symbols) -> Result<(DType, Vec<Dim>), 
     let dims = input.dims.as_ref().ok_or_else(|| lacks("a number of axes"))?;
     let extent = |(axis, dim): (usize, &OnnxDim)| match dim {
         OnnxDim::Value(v) => Dim::from(*v),
-        OnnxDim::Symbol(text) => symbols.named.get(text).cloned().unwrap_or_default(),
-        OnnxDim::Unknown => Dim::symbol(&symbols.fresh(&format!("{}_d{axis}", input.name))),
+        OnnxDim::Symbol(text) if is_name(text) => symbols.named.get(text).cloned().unwrap_or_default(),
+        OnnxDim::Symbol(_) | OnnxDim::Unknown => {
+            Dim::symbol(&symbols.fresh(&format!("{}_d{axis}", input.name)))
+        }
     };
     Ok((dtype, dims.iter().enumerate().map(extent).collect()))
 }
@@ -105,6 +109,11 @@ impl Symbols {
         }
         name
     }
+}
+
+/// Whether a text names an extent. Some exporters write `?` for each that they do not know.
+fn is_name(text: &str) -> bool {
+    text.chars().any(char::is_alphanumeric)
 }
 
 /// Whether a name is a symbol as it stands.

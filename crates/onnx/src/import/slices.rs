@@ -13,7 +13,7 @@ use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
 
 /// Bounds from here on mean the end of the axis, whatever its extent.
-const ENDLESS: i64 = i32::MAX as i64;
+const ENDLESS: i64 = 1_000_000_000;
 
 /// `Slice`: bounds are attributes before operator set 10 and inputs since.
 pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {

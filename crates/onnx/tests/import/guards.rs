@@ -231,7 +231,7 @@ fn a_bound_that_is_known_to_lie_outside_fixes_the_extent() {
     ];
     for (from, to, extent, expected) in cases {
         let known = extents(&[("x", &[1, extent])]);
-        let mut g = import_for(&part(from, to), &known).unwrap();
+        let mut g = import_for(&part(from, to), &known).unwrap().graph;
         g.remove_dead();
         let given = BTreeMap::from([("x".to_owned(), counting(&[1, extent]))]);
         assert_eq!(run_graph(&g, &given)[0], floats(&[1, expected.len()], expected), "{from}..{to}");
@@ -267,7 +267,36 @@ fn a_default_value_gives_way_to_a_value() {
     let (x, s) = (counting(&[3]), floats(&[1], &[5.0]));
     let y = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), x.clone())]));
     assert_eq!(y[0], floats(&[3], &[0., 2., 4.]));
-    let g = import_for(&m, &extents(&[("x", &[3]), ("s", &[1])])).unwrap();
+    let g = import_for(&m, &extents(&[("x", &[3]), ("s", &[1])])).unwrap().graph;
     let y = run_graph(&g, &BTreeMap::from([("x".to_owned(), x), ("s".to_owned(), s)]));
     assert_eq!(y[0], floats(&[3], &[0., 5., 10.]));
+}
+
+#[test]
+fn a_bound_behind_the_end_of_a_known_extent_is_the_end() {
+    let bound = |end: i64, step: i64| {
+        let inputs = vec![input("x", DType::F32, &["S"])];
+        let constants = [("start", ints(&[if step > 0 { 1 } else { end }])), ("axis", ints(&[0]))];
+        let more = [("end", ints(&[if step > 0 { end } else { 0 }])), ("step", ints(&[step]))];
+        let constants: Vec<(&str, Tensor)> = constants.into_iter().chain(more).collect();
+        let nodes = vec![node("Slice", &["x", "start", "end", "axis", "step"], &["y"], &[])];
+        model(17, inputs, &constants, nodes, &["y"])
+    };
+    let known = extents(&[("x", &[4])]);
+    let type_of = |m: &Model, known: &KnownInputs| {
+        let g = import_for(m, known).unwrap().graph;
+        g.ty(g.outputs()[0].value).to_string()
+    };
+    assert_eq!(type_of(&bound(3, 1), &known), "f32[2]", "inside: S stays open");
+    assert_eq!(type_of(&bound(7, 1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, -1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, 1), &extents(&[("x", &[9])])), "f32[6]");
+    assert_eq!(type_of(&bound(1_000_000_000, 1), &KnownInputs::default()), "f32[S - 1]");
+}
+
+#[test]
+fn names_without_letters_name_no_extent() {
+    let inputs = vec![input("x", DType::F32, &["??", "??", "N"]), input("y", DType::F32, &["N"])];
+    let g = imported(&model(17, inputs, &[], vec![node("Add", &["x", "y"], &["z"], &[])], &["z"]));
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[x_d0, x_d1, N]");
 }
