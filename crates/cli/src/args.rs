@@ -163,7 +163,7 @@ pub(crate) struct InputArgs {
     #[arg(long, value_name = "NAME:1x3x224x224", value_parser = shape)]
     shapes: Vec<(String, Vec<usize>)>,
     /// Value of a dimension the model leaves open: inputs that no file holds are random in the shape that follows.
-    #[arg(long = "dim", value_name = "NAME=N", value_parser = extent)]
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
     dims: Vec<(String, usize)>,
 }
 
@@ -217,7 +217,7 @@ pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
 }
 
 /// The value of an extent.
-pub(crate) fn extent(text: &str) -> Result<(String, usize), String> {
+pub(crate) fn named_extent(text: &str) -> Result<(String, usize), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
     let value = value.trim().parse().map_err(|_| format!("`{value}` is not an extent"))?;
     Ok((name.trim().to_string(), value))

@@ -128,11 +128,11 @@ fn add_bound_entry<'b>(
 }
 
 /// Compiles a program, open or closed, into an entry. `binding` has the values of the symbols, of open ones the greatest.
-pub(crate) fn add_program(
-    builder: &mut ArtifactBuilder,
+pub(crate) fn add_program<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     program: &Program,
     binding: &Binding,
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     dump: &mut Dump,
 ) -> Result<(), DriverError> {
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());

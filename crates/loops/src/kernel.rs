@@ -504,6 +504,7 @@ impl Kernel {
                         add(&mut sum.cheap, times);
                     }
                     Stmt::Literal { .. }
+                    | Stmt::Size { .. }
                     | Stmt::IndexValue { .. }
                     | Stmt::Load { .. }
                     | Stmt::Store { .. }

@@ -64,7 +64,7 @@ impl Assumptions {
         &self,
         model: &'m Model,
     ) -> impl Iterator<Item = &'m OnnxValue> + use<'_, 'm> {
-        let given = |input: &&OnnxValue| self.known.inputs.iter().any(|(name, _)| *name == input.name);
+        let given = |input: &&OnnxValue| self.known.extents.iter().any(|(name, _)| *name == input.name);
         model.graph.defaults.iter().filter(given)
     }
 
