@@ -66,6 +66,19 @@ fn folding_keeps_to_its_limits_of_bytes() {
     }
     let (changes, declined) = fold(24, 11);
     assert_eq!((changes, declined.len()), (0, 2), "{declined:?}");
+    // What a product reads as its weight has a limit of its own.
+    let weight = "graph @weight(%x: f32[N, 4]) -> (y: f32[N, 6]) {
+      %0 = const 0.5 : f32  // half
+      %1 = broadcast %0 {shape = [4, 6]} : f32[4, 6]  // w
+      %2 = matmul %x, %1 : f32[N, 6]
+      return %2
+    }";
+    for (limit, expected) in [(96, (1, vec![])), (95, (0, vec![grows("w", 96)]))] {
+        let limits =
+            FoldConstants { max_growth_bytes: 4, max_weight_growth_bytes: limit, ..FoldConstants::default() };
+        let (_, changes, declined) = after(&limits, weight);
+        assert_eq!((changes, declined), expected);
+    }
     // What does not grow is folded whatever the limit.
     let same = "graph @same(%x: f32[N, 4]) -> (y: f32[N, 4]) {
       %0 = const [1.0, 2.0, 3.0, 4.0] : f32[4]

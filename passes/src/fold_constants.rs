@@ -19,7 +19,7 @@
 
 use std::cell::Cell;
 
-use margay_ir::ops::{Const, EvalError, Strided};
+use margay_ir::ops::{Const, EvalError, Parameter, Strided};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
@@ -34,6 +34,8 @@ use crate::text::{number, pairs};
 pub struct FoldConstants {
     /// Results of more bytes than this are made only if they are no larger than the operands.
     pub max_growth_bytes: usize,
+    /// The same for what a product or a convolution reads as its weight, which is then packed once and not in every run.
+    pub max_weight_growth_bytes: usize,
     /// Nodes with more floating point operations than this are left.
     pub max_flops: u64,
     /// Bytes that one run of the pass may add in all.
@@ -53,8 +55,9 @@ impl Default for FoldConstants {
     fn default() -> Self {
         FoldConstants {
             max_growth_bytes: 1 << 20,
+            max_weight_growth_bytes: 64 << 20,
             max_flops: 200_000_000,
-            max_total_growth_bytes: 64 << 20,
+            max_total_growth_bytes: 256 << 20,
             max_total_flops: 2_000_000_000,
         }
     }
@@ -67,6 +70,7 @@ impl FoldConstants {
         for (name, value) in pairs(text)? {
             match name.as_str() {
                 "max-growth-bytes" => pass.max_growth_bytes = number(&name, value)?,
+                "max-weight-growth-bytes" => pass.max_weight_growth_bytes = number(&name, value)?,
                 "max-flops" => pass.max_flops = number(&name, value)?,
                 "max-total-growth-bytes" => pass.max_total_growth_bytes = number(&name, value)?,
                 "max-total-flops" => pass.max_total_flops = number(&name, value)?,
@@ -86,6 +90,11 @@ impl Pass for FoldConstants {
         let usual = FoldConstants::default();
         let limits = [
             ("max-growth-bytes", self.max_growth_bytes as u64, usual.max_growth_bytes as u64),
+            (
+                "max-weight-growth-bytes",
+                self.max_weight_growth_bytes as u64,
+                usual.max_weight_growth_bytes as u64,
+            ),
             ("max-flops", self.max_flops, usual.max_flops),
             (
                 "max-total-growth-bytes",
@@ -107,6 +116,14 @@ impl Pass for FoldConstants {
         let budget = Budget { limits: self, grown_bytes: Cell::new(0), flops: Cell::new(0) };
         rewrite(self.name(), g, cx, &budget, &[Rule { name: "fold", apply: fold }])
     }
+}
+
+/// Whether a product or a convolution reads the node as its weight.
+fn is_weight(g: &Graph, n: NodeId) -> bool {
+    let reads = |(user, slot): &(NodeId, u16)| {
+        matches!(g.op(*user).facts().parameters.get(usize::from(*slot)), Some(Some(Parameter::Weight(_))))
+    };
+    g.users_of(n.into()).iter().any(reads)
 }
 
 fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
@@ -133,7 +150,11 @@ fn fold(g: &Graph, n: NodeId, budget: &Budget<'_>) -> RuleResult {
             .fold(0, usize::saturating_add)
     };
     let (before, after) = (bytes(&io.inputs), bytes(&io.outputs));
-    if after > limits.max_growth_bytes && after > before {
+    let max_growth = match is_weight(g, n) {
+        true => limits.max_weight_growth_bytes,
+        false => limits.max_growth_bytes,
+    };
+    if after > max_growth && after > before {
         return Ok(Verdict::Declined(format!("folding would turn {before} bytes into {after}")));
     }
     let flops = node.op.cost(&io).flops;
