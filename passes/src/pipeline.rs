@@ -186,6 +186,17 @@ impl Pipeline {
         Pipeline::new(items)
     }
 
+    /// As [`bind`](Pipeline::bind), without computing what depends on the values of symbols alone: what is left is the same
+    /// for other values but for extents.
+    pub fn bind_for_range(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
+        let mut pipeline = Pipeline::bind(binding, preferences);
+        pipeline.steps.retain(|item| match item {
+            PipelineItem::Run(pass) => pass.name() != FoldConstants::default().name(),
+            PipelineItem::Reach(_) => true,
+        });
+        pipeline
+    }
+
     /// The steps.
     pub fn steps(&self) -> &[PipelineItem] {
         &self.steps

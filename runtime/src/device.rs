@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use margay_artifact::CodeSection;
-use memmap2::Mmap;
+use margay_tensor::Map;
 
 use crate::RunError;
 
@@ -58,7 +58,7 @@ pub struct Image<'a> {
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// The mapping.
-    pub map: Arc<Mmap>,
+    pub map: Arc<Map>,
     /// Where in it the constants lie.
     pub range: Range<usize>,
 }
@@ -90,12 +90,13 @@ pub trait Queue: Send {
     /// Bytes that the queue holds besides what was allocated.
     fn own_bytes(&self) -> usize;
 
-    /// Begins to run an entry. The result is there when [`synchronise`](Queue::synchronise) returns.
+    /// Begins to run an entry where its sizes have these values. The result is there when [`synchronise`](Queue::synchronise) returns.
     ///
     /// # Safety
-    /// `bases` are the addresses of the arena, the inputs and the outputs, of the sizes and the alignment that the entry
-    /// asks for, and nobody else writes there before the run has ended.
-    unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool);
+    /// `sizes` are the values of the entry's sizes at values of symbols that it serves. `bases` are the addresses of the
+    /// arena, the inputs and the outputs, of the bytes and the alignment that the entry asks for, and nobody else writes
+    /// there before the run has ended.
+    unsafe fn launch(&mut self, entry: usize, sizes: &[i64], bases: &[Address], timed: bool);
 
     /// Waits for the end of what was launched. `Err` says why it has no result.
     fn synchronise(&mut self) -> Result<(), Fault>;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
-use margay_loops::Port;
+use margay_loops::{Port, SizeId};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
@@ -43,6 +43,21 @@ pub struct Session {
     /// Copies of inputs that the device does not read where they lie; nothing until there is one.
     staging: Option<Box<dyn Memory>>,
     bases: Vec<Address>,
+    /// What the last run found open.
+    now: Now,
+    /// The values of the symbols that the inputs of a run ask for.
+    asked: Vec<i64>,
+}
+
+/// The values of what an entry leaves open.
+#[derive(Default)]
+struct Now {
+    /// The entry; `None` before the first run of an open one.
+    entry: Option<usize>,
+    symbols: Vec<i64>,
+    sizes: Vec<i64>,
+    /// The outputs of the entry with their extents.
+    outputs: Vec<Port>,
 }
 
 impl Session {
@@ -66,6 +81,8 @@ impl Session {
             states: States::new(entries, &*queue, executable.device().buffer_align())?,
             staging: None,
             bases: Vec::with_capacity(1 + ports),
+            now: Now::default(),
+            asked: Vec::new(),
             queue,
             executable: executable.clone(),
         })
@@ -113,36 +130,71 @@ impl Session {
     /// Like [`run`](Session::run) without copies of the outputs: they are the session's until its next run.
     /// Allocates nothing from the second run with the same inputs on.
     pub fn run_in_place(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RunError> {
-        let index = choose(self.executable.entries().iter(), inputs)?;
-        self.run_entry(index, inputs, false)?;
+        let index = self.run_entry(inputs, false)?;
         if let Some(copies) = &mut self.copies {
             self.outputs.read(0, &mut copies[..end(&self.executable.ports()[index].outputs)]);
         }
+        let parts = &self.executable.entries()[index].parts;
         Ok(Outputs {
-            parts: &self.executable.entries()[index].parts,
+            parts,
+            ports: if parts.open.is_closed() { &parts.outputs } else { &self.now.outputs },
             areas: &self.executable.ports()[index].outputs,
             bytes: self.copies.as_deref().or_else(|| self.outputs.host()).unwrap_or_default(),
         })
     }
 
     /// Runs like [`run_in_place`](Session::run_in_place) and takes the time of every step, as all threads together
-    /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each.
+    /// spend it on the clock. What is between the steps is not in it, and reading the clock adds to each. Operations and
+    /// bytes of the steps of an entry for a range are those of its greatest extents.
     pub fn profile(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(StepNote, Duration)>, RunError> {
-        let index = choose(self.executable.entries().iter(), inputs)?;
-        self.run_entry(index, inputs, true)?;
+        let index = self.run_entry(inputs, true)?;
         let mut times = self.queue.times().iter();
         let time = |note: &StepNote| (note.clone(), times.by_ref().take(note.regions).sum());
         Ok(self.executable.section(index).parts.steps.iter().map(time).collect())
     }
 
-    fn run_entry(&mut self, index: usize, inputs: &[(&str, &Tensor)], timed: bool) -> Result<(), RunError> {
+    /// Runs the entry that takes these inputs, and says which it is.
+    fn run_entry(&mut self, inputs: &[(&str, &Tensor)], timed: bool) -> Result<usize, RunError> {
+        let index = choose(self.executable.entries().iter(), inputs, &mut self.asked)?;
+        self.resolve(index)?;
         self.fill_bases(index, inputs)?;
-        // SAFETY: the addresses are those of memory that the queue allocated, of the sizes that the entry asks for and
-        // aligned as the device says, and of inputs that it borrowed; all of it outlives the run, and nobody else
-        // writes there as long as the session and the inputs are borrowed.
-        unsafe { self.queue.launch(index, &self.bases, timed) };
+        let closed = self.executable.entries()[index].parts.open.is_closed();
+        let sizes: &[i64] = if closed { &[] } else { &self.now.sizes };
+        // SAFETY: the sizes are those at values that the entry serves, as `choose` has seen. The addresses are those of
+        // memory that the queue allocated, of the bytes that the entry asks for and aligned as the device says, and of
+        // inputs that it borrowed; all of it outlives the run, and nobody else writes there as long as the session and
+        // the inputs are borrowed.
+        unsafe { self.queue.launch(index, sizes, &self.bases, timed) };
         let steps = &self.executable.section(index).parts.steps;
-        self.queue.synchronise().map_err(|failed| fault(failed, steps))
+        self.queue.synchronise().map_err(|failed| fault(failed, steps))?;
+        Ok(index)
+    }
+
+    /// Works out sizes and ports where an entry is open and its symbols have other values than in the last run.
+    fn resolve(&mut self, index: usize) -> Result<(), RunError> {
+        let parts = &self.executable.entries()[index].parts;
+        let same = self.now.entry == Some(index) && self.now.symbols == self.asked;
+        if parts.open.is_closed() || same {
+            return Ok(());
+        }
+        let problem = || RunError::Program { problem: format!("a size has no value at {:?}", self.asked) };
+        let sizes = parts.open.sizes_at(&self.asked).ok_or_else(problem)?;
+        let at = |ports: &[Port], open: &[Vec<(usize, SizeId)>]| -> Option<Vec<Port>> {
+            let mut ports = ports.to_vec();
+            for (port, axes) in ports.iter_mut().zip(open) {
+                for (axis, size) in axes {
+                    // No extent is beyond that which memory was taken for.
+                    let extent = usize::try_from(*sizes.get(size.0 as usize)?).ok()?;
+                    let most = port.shape.get_mut(*axis).filter(|most| extent <= **most)?;
+                    *most = extent;
+                }
+            }
+            Some(ports)
+        };
+        at(&parts.inputs, &parts.open.inputs).ok_or_else(problem)?;
+        let outputs = at(&parts.outputs, &parts.open.outputs).ok_or_else(problem)?;
+        self.now = Now { entry: Some(index), symbols: self.asked.clone(), sizes, outputs };
+        Ok(())
     }
 
     /// Fills in the addresses of the memory of a run; copies inputs that the device does not read where they lie.
@@ -205,6 +257,7 @@ fn fault(fault: Fault, steps: &[StepNote]) -> RunError {
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'s> {
     parts: &'s EntryParts,
+    ports: &'s [Port],
     areas: &'s [Range<usize>],
     bytes: &'s [u8],
 }
@@ -212,8 +265,8 @@ pub struct Outputs<'s> {
 impl<'s> Outputs<'s> {
     /// Every output with its little-endian row-major bytes, aligned to 64 bytes, in the order of the model.
     pub fn iter(&self) -> impl Iterator<Item = (&'s Port, &'s [u8])> + use<'s> {
-        let (bytes, areas) = (self.bytes, self.areas);
-        self.parts.returned().map(move |(i, port)| (port, &bytes[areas[i].clone()]))
+        let (bytes, areas, ports) = (self.bytes, self.areas, self.ports);
+        self.parts.returned().map(move |(i, _)| (&ports[i], &bytes[areas[i].start..][..ports[i].bytes()]))
     }
 
     /// Copies of the outputs.

@@ -3,6 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use margay_loops::{Backend, Outline, Program, generalize};
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
@@ -60,6 +61,44 @@ fn only_outputs_are_allocated() {
         let (calls, _) = fewest(|| {
             let outputs = session.run_in_place(&[("x", &x)]).unwrap();
             assert_eq!(outputs.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), output);
+        });
+        assert_eq!(calls, 0);
+    }
+}
+
+/// The products of 20 to 30 rows as one program.
+fn any_rows(target: &dyn Backend) -> Program {
+    let closed: Vec<Program> = (20..=30).map(|rows| linear(rows, target)).collect();
+    let outlines: Vec<Outline> =
+        closed.iter().map(|p| p.outline(&target.preferences().extent_steps)).collect();
+    let outlines: Vec<&Outline> = outlines.iter().collect();
+    let (points, last): (Vec<Vec<i64>>, _) = ((20..=30).map(|rows| vec![rows]).collect(), &closed[10]);
+    let mut open = generalize(&["rows".into()], &points, vec![vec![(20, 30)]], last, &outlines).unwrap();
+    for (buffer, greatest) in open.buffers.iter_mut().zip(&last.buffers) {
+        assert_eq!(buffer.bytes, greatest.bytes);
+        buffer.place = greatest.place.clone();
+    }
+    open.arena_bytes = last.arena_bytes;
+    open.verify().unwrap();
+    open
+}
+
+#[test]
+fn an_open_entry_allocates_for_new_extents_only() {
+    let target = native();
+    let parts = assemble(&target, &[any_rows(&target), linear(22, &target)]).into_parts().unwrap();
+    let mut session =
+        Session::new(&Executable::from_parts(parts).unwrap(), SessionOptions { threads: 1 }).unwrap();
+    for rows in [25, 22, 30] {
+        let x = Tensor::from_slice(&[rows, TERMS], &numbers(rows * TERMS, 1)).unwrap();
+        let alone = assemble(&target, &[linear(rows, &target)]).into_parts().unwrap();
+        let alone = Executable::from_parts(alone).unwrap();
+        let expected =
+            Session::new(&alone, SessionOptions { threads: 1 }).unwrap().run(&[("x", &x)]).unwrap();
+        assert_eq!(session.run(&[("x", &x)]).unwrap(), expected);
+        let (calls, _) = fewest(|| {
+            let outputs = session.run_in_place(&[("x", &x)]).unwrap();
+            assert_eq!(outputs.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), rows * COLUMNS * 4);
         });
         assert_eq!(calls, 0);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::{Carried, Port, Program, Step, Work};
+use margay_loops::{Carried, Open, Port, Program, SizeId, Step, Work};
 use margay_tensor::{DType, Storage};
 
 /// Everything in an artifact but the bytes themselves.
@@ -21,7 +21,7 @@ pub struct Description {
     pub sources: BTreeMap<String, SourcePiece>,
 }
 
-/// A compiled graph, with every dimension bound.
+/// A compiled graph, with every dimension bound to a value or to ranges of values.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Entry {
     /// What it takes and gives, whatever runs it.
@@ -33,8 +33,10 @@ pub struct Entry {
 /// What an entry takes and gives.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EntryParts {
-    /// The dimensions of the model that were bound, and their values.
+    /// The dimensions of the model that were bound, and their values; of those that are open the greatest.
     pub symbols: BTreeMap<String, i64>,
+    /// What is left open; nothing where every extent is known. Ports have their greatest extents.
+    pub open: Open,
     /// Inputs, in the order of the program. Names differ.
     pub inputs: Vec<Port>,
     /// Outputs, in the order of the program. Names differ.
@@ -70,6 +72,77 @@ pub struct SectionParts {
 }
 
 impl EntryParts {
+    /// Finds the values of the open dimensions for inputs of the shapes that `shape_of` tells by name; false if some input
+    /// has no such shape. Whether the entry serves the values is another question. Allocates nothing where `symbols` has
+    /// room for as many.
+    pub fn solve<'t>(&self, shape_of: &dyn Fn(&str) -> Option<&'t [usize]>, symbols: &mut Vec<i64>) -> bool {
+        // Extents are at least 0, so that this is none.
+        const UNKNOWN: i64 = i64::MIN;
+        symbols.clear();
+        symbols.resize(self.open.symbols.len(), UNKNOWN);
+        // An extent may follow from a symbol that another one tells.
+        for _ in 0..=self.open.symbols.len() {
+            for (i, port) in self.given() {
+                let Some(shape) = shape_of(&port.name).filter(|s| s.len() == port.shape.len()) else {
+                    return false;
+                };
+                for (axis, size) in self.open.inputs.get(i).map_or(&[][..], Vec::as_slice) {
+                    self.solve_axis(*size, shape[*axis] as i64, symbols);
+                }
+            }
+        }
+        let fits = |(i, port): (usize, &Port)| {
+            let open = self.open.inputs.get(i).map_or(&[][..], Vec::as_slice);
+            shape_of(&port.name).is_some_and(|shape| {
+                shape.iter().zip(&port.shape).enumerate().all(|(axis, (found, most))| {
+                    match open.iter().find(|(a, _)| *a == axis) {
+                        None => found == most,
+                        Some((_, size)) => self.open.size_at(*size, symbols) == Some(*found as i64),
+                    }
+                })
+            })
+        };
+        !symbols.contains(&UNKNOWN) && self.given().all(fits)
+    }
+
+    /// Sets the one symbol without a value that an extent follows from in a straight line.
+    fn solve_axis(&self, size: SizeId, extent: i64, symbols: &mut [i64]) {
+        let value = &self.open.sizes[size.0 as usize].value;
+        for k in 0..symbols.len() {
+            let at = |v: i64| {
+                value.value(&|name| {
+                    let place = self.open.symbols.iter().position(|s| **s == *name)?;
+                    if place == k { Some(v) } else { Some(symbols[place]).filter(|v| *v != i64::MIN) }
+                })
+            };
+            if symbols[k] == i64::MIN
+                && let (Some(zero), Some(one)) = (at(0), at(1))
+                && let (Some(rest), Some(slope)) = (extent.checked_sub(zero), one.checked_sub(zero))
+                && rest.checked_rem(slope) == Some(0)
+                && let Some(value) = rest.checked_div(slope)
+            {
+                symbols[k] = value;
+            }
+        }
+    }
+
+    fn extents(&self, port: &Port, open: &[(usize, SizeId)]) -> Vec<String> {
+        let extent = |(axis, n): (usize, &usize)| match open.iter().find(|(a, _)| *a == axis) {
+            Some((_, size)) => self.open.sizes[size.0 as usize].value.to_string(),
+            None => n.to_string(),
+        };
+        port.shape.iter().enumerate().map(extent).collect()
+    }
+
+    /// The extents of every input and of every output, open ones as they follow from symbols: `1`, `seq`.
+    pub fn shapes(&self) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
+        let all = |ports: &[Port], open: &[Vec<(usize, SizeId)>]| {
+            let of = |(i, port)| self.extents(port, open.get(i).map_or(&[][..], Vec::as_slice));
+            ports.iter().enumerate().map(of).collect()
+        };
+        (all(&self.inputs, &self.open.inputs), all(&self.outputs, &self.open.outputs))
+    }
+
     /// The inputs that the caller gives, with their numbers.
     pub fn given(&self) -> impl Iterator<Item = (usize, &Port)> + Clone {
         self.inputs.iter().enumerate().filter(|(i, _)| self.carried.iter().all(|c| c.input != *i))
@@ -81,7 +154,7 @@ impl EntryParts {
     }
 }
 
-/// What an entry says of a step, for people.
+/// What an entry says of a step, for people; of an open entry at the greatest extents.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct StepNote {
     /// The nodes it stands for.
@@ -102,13 +175,16 @@ impl StepNote {
     /// What is to be said of a step of a program that was compiled to so many parallel regions.
     pub fn of(program: &Program, step: &Step, regions: usize) -> StepNote {
         let (work, flops, requirements) = match &step.work {
-            Work::Kernel { kernel, .. } => ("loops".to_owned(), 0, program.kernels[*kernel].requirements()),
+            Work::Kernel { kernel, .. } => {
+                let kernel = &program.kernels[*kernel];
+                let required = kernel.requirements().into_iter().map(|what| program.open.spelled(what));
+                ("loops".to_owned(), 0, required.collect())
+            }
             Work::Call { call, .. } => (call.to_string(), call.flops(), Vec::new()),
-            Work::Copy { .. } => ("copy".to_owned(), 0, Vec::new()),
+            Work::Copy { .. } => ("copy".to_owned(), 0, Vec::<String>::new()),
             Work::If { .. } => ("if".to_owned(), 0, Vec::new()),
             Work::Loop(_) => ("loop".to_owned(), 0, Vec::new()),
         };
-        let requirements = requirements.into_iter().map(str::to_owned).collect();
         let label = step.label.clone();
         StepNote { label, work, flops, bytes: program.traffic(step), regions, requirements }
     }
@@ -138,7 +214,7 @@ pub struct StoredConstant {
     pub layout: Option<Layout>,
     /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.
     pub range: Range<usize>,
-    /// blake3 hash of those bytes.
+    /// blake3 hash of those bytes; zeros where they were never in a file.
     pub hash: [u8; 32],
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use margay_loops::{Carried, Port};
+use margay_loops::{Carried, Open, Port, SizeId, parse_open};
 use margay_tensor::{DType, Storage};
 use prost::Message;
 
@@ -74,6 +74,9 @@ struct EntryMessage {
     carried: Vec<CarriedMessage>,
     #[prost(message, repeated, tag = "16")]
     sections: Vec<SectionMessage>,
+    // The text of what is open; empty where nothing is.
+    #[prost(string, tag = "17")]
+    open: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -190,6 +193,7 @@ fn entry_message(e: &Entry) -> EntryMessage {
             .map(|c| CarriedMessage { input: c.input as u64, output: c.output as u64 })
             .collect(),
         sections: e.sections.iter().map(section_message).collect(),
+        open: if parts.open.is_closed() { String::new() } else { parts.open.to_text() },
     }
 }
 
@@ -322,6 +326,34 @@ fn step(message: StepMessage) -> Result<StepNote, String> {
     Ok(StepNote { label, work, flops, bytes, regions: size("a number of regions", regions)?, requirements })
 }
 
+/// What an entry leaves open: every open axis is one of its port, and has the greatest extent there.
+fn open(text: &str, inputs: &[Port], outputs: &[Port]) -> Result<Open, String> {
+    if text.is_empty() {
+        return Ok(Open::default());
+    }
+    let open = parse_open(text)?;
+    // Whoever compiles compares all of them.
+    const MAX_VALUES: u64 = 1 << 16;
+    let width = |(least, most): &(i64, i64)| most.abs_diff(*least).saturating_add(1);
+    let count = |ranges: &Vec<(i64, i64)>| ranges.iter().map(width).fold(1, u64::saturating_mul);
+    let values = open.values.iter().map(count).fold(0, u64::saturating_add);
+    if values > MAX_VALUES {
+        return Err(format!("{values} values are open, expected at most {MAX_VALUES}"));
+    }
+    let fits = |ports: &[Port], all: &[Vec<(usize, SizeId)>]| {
+        let axis = |port: &Port, (axis, size): &(usize, SizeId)| {
+            let bounds = open.sizes.get(size.0 as usize);
+            port.shape.get(*axis).is_some_and(|&n| bounds.is_some_and(|s| s.least >= 0 && s.most == n as i64))
+        };
+        ports.len() == all.len()
+            && ports.iter().zip(all).all(|(port, axes)| axes.iter().all(|a| axis(port, a)))
+    };
+    match !open.is_closed() && fits(inputs, &open.inputs) && fits(outputs, &open.outputs) {
+        true => Ok(open),
+        false => Err("its open axes are not those of its ports".to_owned()),
+    }
+}
+
 /// Pairs of ports of one type, none of them twice.
 fn carried(messages: &[CarriedMessage], inputs: &[Port], outputs: &[Port]) -> Result<Vec<Carried>, String> {
     let (mut free_inputs, mut free_outputs) = (vec![true; inputs.len()], vec![true; outputs.len()]);
@@ -354,7 +386,8 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
         sections.push(section(s, limits, constants).map_err(|problem| format!("section {i}: {problem}"))?);
     }
     let carried = carried(&message.carried, &inputs, &outputs)?;
-    let parts = EntryParts { symbols: message.symbols, inputs, outputs, carried };
+    let open = open(&message.open, &inputs, &outputs)?;
+    let parts = EntryParts { symbols: message.symbols, open, inputs, outputs, carried };
     Ok(Entry { parts, sections })
 }
 
@@ -389,6 +422,9 @@ fn section(message: SectionMessage, limits: Limits, constants: usize) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The rows of both ports but one are open.
+    const OPEN: &str = "open N 1 to 2\nsize $0: N from 1 to 2\ninput 0 $0\noutput 0 $0\noutput 0 $0\n";
 
     const LIMITS: Limits = Limits { code: 128, source: 10, weights: 256 };
 
@@ -433,6 +469,7 @@ mod tests {
             entries: vec![Entry {
                 parts: EntryParts {
                     symbols: BTreeMap::from([("N".into(), 2)]),
+                    open: parse_open(OPEN).unwrap(),
                     inputs: vec![port("x")],
                     outputs: vec![port("y"), port("z")],
                     carried: vec![Carried { input: 0, output: 1 }],
@@ -453,7 +490,19 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 15] = [
+            (
+                |d| d.entries[0].parts.open.values[0][0].1 = 70_000,
+                "entry 0: 70000 values are open, expected at most 65536",
+            ),
+            (
+                |d| d.entries[0].parts.open.inputs[0][0].0 = 1,
+                "entry 0: its open axes are not those of its ports",
+            ),
+            (
+                |d| d.entries[0].parts.open.sizes[0].most = 3,
+                "entry 0: its open axes are not those of its ports",
+            ),
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),

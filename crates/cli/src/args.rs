@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use margay::{Arrays, Budget, CompileOptions, Goal, InputFile, Precision, Samples, read_inputs, read_plan};
+use margay::{
+    Budget, CompileOptions, Given, Goal, InputFile, InputSource, Precision, Predictor, Samples, read_plan,
+};
 
 use crate::error::Failure;
+use crate::note;
 
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each. Without it
-    /// the samples tell, and the leading dimension is 1.
-    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim)]
-    dims: Vec<(String, Vec<i64>)>,
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, NAME=N..M one
+    /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
+    dims: Vec<(String, Extents)>,
     /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
     /// reported.
     #[arg(long, value_name = "FILE.npz")]
@@ -79,7 +82,15 @@ impl GoalArgs {
     /// The driver's options; reads the plan.
     pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
         let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
-        for (name, values) in &self.dims {
+        let mut ranges = Vec::new();
+        for (name, extents) in &self.dims {
+            let values = match extents {
+                Extents::Values(values) => values,
+                Extents::Range(least, most) => {
+                    ranges.push((name.clone(), (*least, *most)));
+                    continue;
+                }
+            };
             match dims.iter_mut().find(|(n, _)| n == name) {
                 Some((_, all)) => all.extend(values),
                 None => dims.push((name.clone(), values.clone())),
@@ -89,6 +100,7 @@ impl GoalArgs {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             dims,
+            ranges,
             target_cpu: self.target_cpu.clone(),
             precision: self.precision,
             seed: self.seed,
@@ -127,15 +139,32 @@ pub(crate) struct RunArgs {
     /// for that.
     #[arg(long)]
     pub(crate) huge_pages: bool,
+    /// Feed inputs that are longer than the batch of a model batch by batch. Without it their shapes have to fit.
+    #[arg(long)]
+    pub(crate) in_batches: bool,
+}
+
+/// Says which inputs of a file were made constants.
+pub(crate) fn note_fixed(model: &Predictor) {
+    let names: Vec<&str> = model.fixed().iter().map(|(name, _)| name.as_str()).collect();
+    if !names.is_empty() {
+        note(format!("compiled `{}` for these values of `{}`", model.name(), names.join("`, `")));
+    }
 }
 
 /// The inputs of a run.
 #[derive(clap::Args)]
 pub(crate) struct InputArgs {
-    /// The inputs: a .npz file with the names of the inputs as keys, or NAME=FILE with an .npy or .pb file for each
-    /// input. A leading axis longer than the batch of the model is fed batch by batch.
-    #[arg(long, value_name = "FILE.npz|NAME=FILE", required = true)]
+    /// The inputs: a .npz file with the names of the inputs as keys, NAME=FILE with an .npy or .pb file for an input, or a
+    /// folder of test data as ONNX's are, with input_0.pb and so on.
+    #[arg(long, value_name = "FILE.npz|NAME=FILE|FOLDER")]
     inputs: Vec<InputFile>,
+    /// Random numbers for an input, in a shape: floats normal with variance 1, integers and truth values 0 or 1.
+    #[arg(long, value_name = "NAME:1x3x224x224", value_parser = shape)]
+    shapes: Vec<(String, Vec<usize>)>,
+    /// Value of a dimension the model leaves open: inputs that no file holds are random in the shape that follows.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
+    dims: Vec<(String, usize)>,
 }
 
 impl InputArgs {
@@ -144,20 +173,65 @@ impl InputArgs {
         self.inputs.iter().map(|file| file.path.clone()).collect()
     }
 
-    /// Reads all inputs.
-    pub(crate) fn read(&self) -> Result<Arrays, Failure> {
-        Ok(read_inputs(&self.inputs)?)
+    /// Reads or makes all inputs of a model.
+    pub(crate) fn read(&self, model: &Path) -> Result<Given, Failure> {
+        let (files, shapes) = (self.inputs.clone(), self.shapes.clone());
+        Ok(InputSource { files, shapes, dims: self.dims.clone(), seed: 0 }.inputs_of(model)?)
+    }
+}
+
+/// What a dimension is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Extents {
+    /// Each of these.
+    Values(Vec<i64>),
+    /// Every value from the first to the second.
+    Range(i64, i64),
+}
+
+/// The values of a dimension, or its range.
+fn dim_or_range(text: &str) -> Result<(String, Extents), String> {
+    let Some((name, (least, most))) =
+        text.split_once('=').and_then(|(name, values)| Some((name, values.split_once("..")?)))
+    else {
+        return dim(text).map(|(name, values)| (name, Extents::Values(values)));
+    };
+    let (least, most) = (extent(least)?, extent(most)?);
+    match least <= most {
+        true => Ok((name.trim().to_string(), Extents::Range(least, most))),
+        false => Err(format!("the range {least}..{most} is empty: it ends before it begins")),
+    }
+}
+
+fn extent(text: &str) -> Result<i64, String> {
+    match text.trim().parse::<i64>() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err(format!("`{text}` is not an extent, expected a whole number of at least 1")),
     }
 }
 
 /// The values of a dimension.
 pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
-    let extent = |v: &str| match v.trim().parse::<i64>() {
-        Ok(n) if n >= 1 => Ok(n),
-        _ => Err(format!("`{v}` is not an extent, expected a whole number of at least 1")),
-    };
     Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
+}
+
+/// The value of an extent.
+pub(crate) fn named_extent(text: &str) -> Result<(String, usize), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
+    let value = value.trim().parse().map_err(|_| format!("`{value}` is not an extent"))?;
+    Ok((name.trim().to_string(), value))
+}
+
+/// The shape of an input. Names may hold colons.
+pub(crate) fn shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    let (name, extents) = text.rsplit_once(':').ok_or("expected NAME:1x3x224x224")?;
+    let extent = |e: &str| e.trim().parse::<usize>().map_err(|_| format!("`{e}` is not an extent"));
+    let extents = extents.trim().trim_matches(['[', ']']);
+    if extents.is_empty() {
+        return Ok((name.to_string(), Vec::new()));
+    }
+    Ok((name.to_string(), extents.split(['x', ',']).map(extent).collect::<Result<_, _>>()?))
 }
 
 /// A precision.

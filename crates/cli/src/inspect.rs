@@ -12,7 +12,7 @@
 //! Of an artifact:
 //!
 //! - `path`, `producer`, `model`, `file_bytes`, `weights_bytes`, `code_bytes`.
-//! - `entries`: objects with `dims`, `inputs`, `outputs` and `sections`, their code: objects with `backend`, `target`,
+//! - `entries`: objects with `dims`, `ranges`, `inputs`, `outputs` and `sections`, their code: objects with `backend`, `target`,
 //!   `machine`, `steps`, `arena_bytes`, `code_bytes`.
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
 //!   `relative_l2`, `cosine`, `samples`; `plan`: the plan as TOML. Null in a stripped artifact.
@@ -20,7 +20,8 @@
 use std::path::PathBuf;
 
 use margay::{
-    ArtifactReport, ModelReport, Port, inspect_artifact, inspect_model, is_artifact, open_artifact,
+    ArtifactReport, EntryReport, ModelReport, Port, inspect_artifact, inspect_model, is_artifact,
+    open_artifact,
 };
 
 use crate::args::dim;
@@ -33,7 +34,7 @@ const JSON: &str = r#"With --json, of an ONNX file:
    "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
 Of an artifact:
   {"path", "producer", "model", "file_bytes", "weights_bytes", "code_bytes",
-   "entries": [{"dims": {}, "inputs", "outputs", "sections":
+   "entries": [{"dims": {}, "ranges": [{NAME: [LEAST, GREATEST]}], "inputs", "outputs", "sections":
    [{"backend", "target", "machine", "steps", "arena_bytes", "code_bytes"}]}],
    "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
 
@@ -91,6 +92,18 @@ fn model_text(report: &ModelReport) -> String {
     table.to_string()
 }
 
+/// The values of dimensions: `batch_size = 1, seq = 16..512`.
+fn values(entry: &EntryReport) -> String {
+    let fixed: Vec<String> = entry.dims.iter().map(|(name, v)| format!("{name} = {v}")).collect();
+    let range = |(name, (least, most)): (&String, &(i64, i64))| match least == most {
+        true => format!("{name} = {least}"),
+        false => format!("{name} = {least}..{most}"),
+    };
+    let ranges = entry.ranges.iter().map(|all| all.iter().map(range).collect::<Vec<_>>().join(", "));
+    let ranges: Vec<String> = ranges.collect();
+    fixed.into_iter().chain((!ranges.is_empty()).then(|| ranges.join(" or "))).collect::<Vec<_>>().join(", ")
+}
+
 fn artifact_text(report: &ArtifactReport) -> String {
     let mut table = Table::new(&["artifact", &report.path]);
     let mut row = |name: &str, value: String| table.row([name.to_string(), value]);
@@ -117,19 +130,25 @@ fn artifact_text(report: &ArtifactReport) -> String {
             ),
         );
     }
-    let mut entries = Table::new(&["inputs", "outputs", "code for", ">steps", ">arena", ">code"]);
+    let ranged = report.entries.iter().any(|e| !e.ranges.is_empty());
+    let mut entries = match ranged {
+        true => Table::new(&["inputs", "outputs", "values", "code for", ">steps", ">arena", ">code"]),
+        false => Table::new(&["inputs", "outputs", "code for", ">steps", ">arena", ">code"]),
+    };
     for e in &report.entries {
-        let ports = [list(&e.inputs), list(&e.outputs)];
+        let mut ports = vec![list(&e.inputs), list(&e.outputs)];
+        if ranged {
+            ports.push(values(e));
+        }
         for (i, s) in e.sections.iter().enumerate() {
-            let [inputs, outputs] = if i == 0 { ports.clone() } else { Default::default() };
-            entries.row([
-                inputs,
-                outputs,
+            let what = if i == 0 { ports.clone() } else { vec![String::new(); ports.len()] };
+            let code = [
                 format!("{} {}, {}", s.backend, s.target, s.machine),
                 s.steps.to_string(),
                 bytes(s.arena_bytes as u64),
                 bytes(s.code_bytes as u64),
-            ]);
+            ];
+            entries.row(what.into_iter().chain(code));
         }
     }
     let plan = report.plan.as_ref().map_or(String::new(), |plan| format!("\n{plan}"));

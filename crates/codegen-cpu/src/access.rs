@@ -2,7 +2,7 @@
 
 use cranelift_codegen::ir::types::{F32X4, I32, I64};
 use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Value};
-use margay_loops::{Index, Literal, Reg};
+use margay_loops::{Factor, Index, Literal, Reg, SizeId};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
 
@@ -29,6 +29,21 @@ impl Emitter<'_, '_> {
         for (r, c) in &index.regs {
             terms.push((self.slot(*r).depth, self.scalar(*r), *c));
         }
+        for (size, factor) in &index.sizes {
+            let size = self.size(*size);
+            terms.push(match *factor {
+                Factor::One => (0, size, 1),
+                Factor::Axis(axis) => {
+                    let (value, depth) =
+                        self.axes[usize::from(axis.0)].expect("an axis is used inside its loop only");
+                    (depth, self.ops.b.ins().imul(value, size), 1)
+                }
+                Factor::Reg(r) => {
+                    let (value, depth) = (self.scalar(r), self.slot(r).depth);
+                    (depth, self.ops.b.ins().imul(value, size), 1)
+                }
+            });
+        }
         terms.sort_by_key(|t| t.0);
         terms.into_iter().fold(start, |sum, (_, value, coefficient)| {
             let factor = coefficient * scale;
@@ -41,6 +56,12 @@ impl Emitter<'_, '_> {
             };
             self.ops.b.ins().iadd(sum, term)
         })
+    }
+
+    /// The value of a size, which was read from the parameters at the start.
+    pub(crate) fn size(&self, size: SizeId) -> Value {
+        let place = self.sizes.iter().position(|(known, _)| *known == size);
+        self.sizes[place.expect("a kernel lists its own sizes")].1
     }
 
     /// The address of an element, as a pointer and bytes to add.
@@ -57,7 +78,7 @@ impl Emitter<'_, '_> {
 
     /// How many vectors an access along an index moves; `None` for a scalar one.
     fn lanes_of(&self, index: &Index) -> Option<usize> {
-        self.lanes.as_ref().filter(|l| index.coefficient(l.axis) != 0).map(|l| l.copies)
+        self.lanes.as_ref().filter(|l| index.moves_along(l.axis)).map(|l| l.copies)
     }
 
     /// The element at an index, or the vectors that start there when the index moves along the lanes.

@@ -4,10 +4,14 @@ use std::fmt;
 
 use margay_kernels_cpu::abi::BUFFER_ALIGN;
 use margay_kernels_cpu::{CpuTarget, this_machine};
-use margay_loops::{Backend, Code, CompileError, KernelCall, Needs, NoKernel, Preferences, Program};
+use margay_loops::{
+    Backend, Code, CompileError, KernelCall, Needs, NoKernel, Operations, Preferences, Program,
+};
 use margay_tensor::StoredTensor;
 
+use crate::chunks::MIN_EXTENT;
 use crate::emit::emit;
+use crate::vector::LANES;
 use crate::{CodegenError, CostModel, CpuIsa};
 
 /// The name of the back end.
@@ -54,7 +58,14 @@ impl Backend for CpuBackend {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: true, max_fused: 48, cheap_operations: 4 }
+        let extent_steps = vec![LANES as usize, MIN_EXTENT];
+        Preferences {
+            buffer_align: BUFFER_ALIGN,
+            channels_last: true,
+            max_fused: 48,
+            cheap_operations: 4,
+            extent_steps,
+        }
     }
 
     fn packs(&self, _: &KernelCall, _: usize) -> bool {
@@ -87,7 +98,7 @@ impl Backend for CpuBackend {
         self.cost.seconds(call, threads)
     }
 
-    fn loop_seconds(&self, bytes: u64, operations: u64, threads: usize) -> f64 {
-        self.cost.seconds_elementwise(bytes, operations, threads)
+    fn loop_seconds(&self, bytes: u64, operations: Operations, threads: usize) -> f64 {
+        self.cost.loop_seconds(bytes, operations, threads)
     }
 }

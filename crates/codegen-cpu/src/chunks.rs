@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
-use margay_kernels_cpu::abi::{RowFunction, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::abi::{ROW_TABLE_AT, RowFunction, SCRATCH_HEADER_BYTES};
 use margay_loops::{Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
@@ -27,9 +27,7 @@ const CHUNK: i64 = 256;
 /// Buffers of one loop; with more, the chunks would not stay in the first level of the cache.
 const MAX_BUFFERS: usize = 16;
 /// Loops of fewer elements are not worth a call.
-const MIN_EXTENT: usize = 16;
-/// Where the header of the scratch memory holds the table of row functions.
-const TABLE_AT: i32 = 8;
+pub(crate) const MIN_EXTENT: usize = 16;
 
 /// A buffer of one chunk in the scratch memory, by number.
 type Buffer = usize;
@@ -88,15 +86,15 @@ fn row_function(op: Unary) -> Option<RowFunction> {
 /// The registers that a statement without a body reads, and the one it sets.
 fn registers(stmt: &Stmt) -> Option<(SmallVec<[Reg; 4]>, Option<Reg>)> {
     Some(match stmt {
-        Stmt::Literal { to, .. } => (smallvec![], Some(*to)),
-        Stmt::IndexValue { to, index } => (index.regs.iter().map(|r| r.0).collect(), Some(*to)),
+        Stmt::Literal { to, .. } | Stmt::Size { to, .. } => (smallvec![], Some(*to)),
+        Stmt::IndexValue { to, index } => (index.registers().collect(), Some(*to)),
         Stmt::Unary { to, x, .. } | Stmt::Cast { to, x } => (smallvec![*x], Some(*to)),
         Stmt::Binary { to, x, y, .. } => (smallvec![*x, *y], Some(*to)),
         Stmt::Select { to, test, x, y } => (smallvec![*test, *x, *y], Some(*to)),
         Stmt::Load { to, index, guard, .. } => {
-            (index.regs.iter().map(|r| r.0).chain(guard.map(|g| g.0)).collect(), Some(*to))
+            (index.registers().chain(guard.map(|g| g.0)).collect(), Some(*to))
         }
-        Stmt::Store { index, value, .. } => (index.regs.iter().map(|r| r.0).chain([*value]).collect(), None),
+        Stmt::Store { index, value, .. } => (index.registers().chain([*value]).collect(), None),
         Stmt::Require { test, .. } => (smallvec![*test], None),
         Stmt::Loop { .. } | Stmt::Reduce { .. } => return None,
     })
@@ -109,7 +107,7 @@ pub(crate) fn cut<'k>(
     body: &[&'k Stmt],
     varying: &Varying,
 ) -> Option<Levels<'k>> {
-    if !view.results.is_empty() || view.extent.is_some_and(|n| n < MIN_EXTENT) {
+    if !view.results.is_empty() || view.is_shorter_than(MIN_EXTENT) {
         return None;
     }
     // The level from which on a register of the body is known; operands from outside are known at once.
@@ -175,8 +173,10 @@ pub(crate) fn cut<'k>(
         }
         match stmt {
             // What does not vary, or is read from memory that stays as it is, is made again.
-            Stmt::Literal { .. } => again(&mut levels[level], stmt),
-            Stmt::Load { arg, guard: None, index, .. } if !stored(*arg) && index.regs.is_empty() => {
+            Stmt::Literal { .. } | Stmt::Size { .. } => again(&mut levels[level], stmt),
+            Stmt::Load { arg, guard: None, index, .. }
+                if !stored(*arg) && index.registers().next().is_none() =>
+            {
                 again(&mut levels[level], stmt);
             }
             _ if varying.contains(&r) && e.dtype(r) == DType::F32 => {
@@ -220,7 +220,7 @@ impl<'k> Emitter<'k, '_> {
         to: Value,
     ) -> Result<(), CodegenError> {
         self.buffers = self.buffers.max(levels.buffers);
-        let table = self.ops.b.ins().load(I64, MemFlagsData::trusted(), self.scratch, TABLE_AT);
+        let table = self.ops.b.ins().load(I64, MemFlagsData::trusted(), self.scratch, ROW_TABLE_AT as i32);
         // The last chunk may be shorter: the loop counts up to the next whole one.
         let span = self.ops.b.ins().isub(to, from);
         let up = self.ops.b.ins().iadd_imm_s(span, CHUNK - 1);

@@ -5,32 +5,18 @@ use cranelift_codegen::ir::types::{I8, I64};
 use cranelift_codegen::ir::{
     Block, InstBuilder, MemFlagsData, SigRef, StackSlot, StackSlotData, StackSlotKind, Value,
 };
-use margay_kernels_cpu::abi;
-use margay_loops::{Extent, Loop, Operand, Place, Program, Step, Work};
+use margay_kernels_cpu::{Control, abi};
+use margay_loops::{Extent, Loop, Operand, Place, Program, SizeId, Step, Work};
 
 use crate::CpuIsa;
 use crate::kernel::pointers;
 use crate::scalar::Ops;
 
-/// One parallel region: a kernel with its parameters.
-pub(crate) struct Launch {
-    /// Its number among the regions of the program.
-    pub(crate) region: usize,
-    /// The kernel's place in the table.
-    pub(crate) slot: usize,
-    /// The first word of the parameters.
-    pub(crate) params: usize,
-    /// Number of items, not 0.
-    pub(crate) items: usize,
-    /// Items that run together at least.
-    pub(crate) grain: usize,
-}
-
-/// Writes the body of a function with the signature of a driver. `launches` are those of every step, in the order of
-/// the steps' numbers. The driver returns early when a region reports a fault.
+/// Writes the body of a function with the signature of a driver. `regions` are the numbers of parallel regions of every
+/// step itself, in the order of the steps' numbers. The driver returns early when a region reports a fault.
 pub(crate) fn build(
     program: &Program,
-    launches: &[Vec<Launch>],
+    regions: &[usize],
     constant_offsets: &[usize],
     isa: &CpuIsa,
     mut ops: Ops<'_>,
@@ -48,12 +34,11 @@ pub(crate) fn build(
     let mut signature = pointers(isa, 7);
     signature.returns = signature.params[..1].to_vec();
     let parallel = ops.b.import_signature(signature);
-    let mut launches = launches.iter();
-    let launches: &mut dyn Iterator<Item = &Vec<Launch>> = &mut launches;
     let mut w = Writer {
         ops,
         program,
-        launches,
+        regions: regions.iter(),
+        region: 0,
         constant_offsets,
         table,
         context,
@@ -75,7 +60,9 @@ struct Writer<'a, 'b> {
     ops: Ops<'b>,
     program: &'a Program,
     /// Those of the steps that are still to be written.
-    launches: &'a mut dyn Iterator<Item = &'a Vec<Launch>>,
+    regions: std::slice::Iter<'a, usize>,
+    /// The number of the next region.
+    region: usize,
     constant_offsets: &'a [usize],
     table: Value,
     context: Value,
@@ -89,13 +76,13 @@ struct Writer<'a, 'b> {
 impl Writer<'_, '_> {
     fn block(&mut self, steps: &[Step]) {
         for step in steps {
-            let launches = self.launches.next().expect("every step has its list of regions");
+            let regions = *self.regions.next().expect("every step has its number of regions");
             match &step.work {
                 Work::Kernel { .. } | Work::Call { .. } | Work::Copy { .. } => {
-                    if !launches.is_empty() {
-                        self.fill_args(&step.operands());
+                    if regions > 0 {
+                        self.fill_args(step);
                     }
-                    launches.iter().for_each(|launch| self.launch(launch));
+                    (0..regions).for_each(|_| self.launch());
                 }
                 Work::If { test, then, otherwise } => self.branch(*test, then, otherwise),
                 Work::Loop(l) => self.repeat(l),
@@ -119,6 +106,7 @@ impl Writer<'_, '_> {
         let [head, body, after] = std::array::from_fn(|_| self.ops.b.create_block());
         let trips = match l.trips {
             Extent::Known(n) => self.ops.iconst(I64, n as i64),
+            Extent::Sized { size, .. } => self.size(size),
             Extent::Read { from, bound } => {
                 let pointer = self.pointer(from);
                 let trips = self.ops.b.ins().load(I64, MemFlagsData::trusted(), pointer, 0);
@@ -167,28 +155,51 @@ impl Writer<'_, '_> {
         self.ops.b.ins().iadd_imm_s(pointer, (offset + operand.offset_bytes) as i64)
     }
 
+    /// A size of the program.
+    fn size(&mut self, size: SizeId) -> Value {
+        self.word(self.params, size.0 as usize)
+    }
+
     /// Writes the pointers of a step's arguments to the stack.
-    fn fill_args(&mut self, args: &[Operand]) {
-        for (i, operand) in args.iter().enumerate() {
-            let pointer = self.pointer(*operand);
+    fn fill_args(&mut self, step: &Step) {
+        for (i, operand) in step.operands().into_iter().enumerate() {
+            let pointer = match step.offset_size(i) {
+                None => self.pointer(operand),
+                Some(size) => {
+                    let start = self.pointer(Operand { offset_bytes: 0, ..operand });
+                    let offset = self.size(size);
+                    self.ops.b.ins().iadd(start, offset)
+                }
+            };
             self.ops.b.ins().stack_store(I64, pointer, self.args, 8 * i as i32);
         }
     }
 
-    fn launch(&mut self, launch: &Launch) {
+    /// Launches the next region as its control words say.
+    fn launch(&mut self) {
+        let region = self.region;
+        self.region += 1;
         let parallel = self.word(self.table, 0);
-        let kernel = self.word(self.table, launch.slot);
-        let params = self.ops.b.ins().iadd_imm_s(self.params, 8 * launch.params as i64);
+        let sizes = self.program.open.sizes.len();
+        let [items, grain, slot, params] = [Control::Items, Control::Grain, Control::Slot, Control::Params]
+            .map(|control| self.word(self.params, control.at(sizes, region)));
+        let kernel = self.indexed(self.table, slot);
+        let kernel = self.ops.b.ins().load(I64, MemFlagsData::trusted().with_readonly(), kernel, 0);
+        let params = self.indexed(self.params, params);
         let args = self.ops.b.ins().stack_addr(I64, self.args, 0);
-        let items = self.ops.iconst(I64, launch.items as i64);
-        let grain = self.ops.iconst(I64, launch.grain as i64);
-        let region = self.ops.iconst(I64, launch.region as i64);
+        let region = self.ops.iconst(I64, region as i64);
         let call = [self.context, kernel, params, args, items, grain, region];
         let call = self.ops.b.ins().call_indirect(self.parallel, parallel, &call);
         let fault = self.ops.b.inst_results(call)[0];
         let next = self.ops.b.create_block();
         self.ops.b.ins().brif(fault, self.exit, &[], next, &[]);
         self.ops.b.switch_to_block(next);
+    }
+
+    /// Where the word of a number lies in a table.
+    fn indexed(&mut self, table: Value, number: Value) -> Value {
+        let bytes = self.ops.b.ins().ishl_imm_u(number, 3);
+        self.ops.b.ins().iadd(table, bytes)
     }
 
     fn word(&mut self, table: Value, index: usize) -> Value {

@@ -4,24 +4,20 @@ use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Function, Signature, UserFuncName};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use margay_kernels_cpu::{CpuCode, Import, Prepared, lookup};
-use margay_loops::{Arg, Axis, Binary, Index, Kernel, KernelCall, NoKernel, Program, Reg, Stmt, Unary, Work};
+use margay_kernels_cpu::{CpuCode, Import, Launch, Prepare, Term, lookup, prepare_at, table};
+use margay_loops::{
+    Arg, Axis, Binary, Extent, Index, Kernel, Program, Reg, SizeId, SizedAt, Step, Stmt, Unary, Work,
+};
 use margay_tensor::DType;
 
-use crate::driver::{self, Launch};
+use crate::driver;
 use crate::kernel;
 use crate::scalar::Ops;
 use crate::vector::{LANES, UNROLL};
 use crate::{CodegenError, CpuIsa};
 
-/// Operations that a run of items is worth, in the units of [`operations`]: a kernel with fewer than two runs' worth
-/// is one run.
-const OPERATIONS_PER_RUN: u64 = 1 << 16;
 /// Alignment in bytes of functions in the block.
 const FUNCTION_ALIGN: usize = 64;
-
-/// How calls are run.
-pub(crate) type Prepare<'a> = &'a dyn Fn(&KernelCall) -> Result<Prepared, NoKernel>;
 
 /// Compiles a program. The code depends on the arguments only, never on the machine that compiles. Besides it, the number
 /// of parallel regions of each step itself, in the order of the steps' numbers.
@@ -39,7 +35,9 @@ pub(crate) fn emit(
     assert_eq!(constant_offsets.len(), program.constants.len(), "one offset per constant");
     let mut code = CpuCode::default();
     let mut kernels = program.kernels.clone();
-    let launches = launches(program, prepare, &mut kernels, &mut code)?;
+    let launches = Launches { program, prepare, points: points(program)?, scratch_bytes: 0 };
+    let (launches, scratch_bytes) = launches.all(&mut kernels)?;
+    code.scratch_bytes = scratch_bytes;
     for (i, kernel) in kernels.iter().enumerate() {
         let name = format!("k{i}");
         let (function, scratch_bytes) = write_kernel(kernel, &name, isa)?;
@@ -47,9 +45,18 @@ pub(crate) fn emit(
         let at = append(&mut code.machine_code, &compile(function, &name, isa)?);
         code.kernels.push(at);
     }
-    let function = write_driver(program, &launches, constant_offsets, isa);
+    let regions: Vec<usize> = launches.iter().map(|l| l.as_ref().map_or(0, Launch::regions)).collect();
+    let function = write_driver(program, &regions, constant_offsets, isa);
     code.driver = append(&mut code.machine_code, &compile(function, "driver", isa)?);
-    Ok((code, launches.iter().map(Vec::len).collect()))
+    let launches: Vec<Launch> = launches.into_iter().flatten().collect();
+    if program.open.is_closed() {
+        let table = table(&launches, &[], 1 + kernels.len(), prepare).map_err(CodegenError::Launch)?;
+        code.imports = table.imports.into_iter().map(import).collect();
+        code.params = table.words;
+    } else {
+        code.launches = launches;
+    }
+    Ok((code, regions))
 }
 
 /// The number of work items of a generated kernel: the positions of its parallel loops, without the innermost one
@@ -71,14 +78,9 @@ fn write_kernel(kernel: &Kernel, name: &str, isa: &CpuIsa) -> Result<(Function, 
     write_function(kernel::signature(isa), isa, |ops| kernel::build(kernel, name, isa, ops))
 }
 
-fn write_driver(
-    program: &Program,
-    launches: &[Vec<Launch>],
-    constant_offsets: &[usize],
-    isa: &CpuIsa,
-) -> Function {
+fn write_driver(program: &Program, regions: &[usize], constant_offsets: &[usize], isa: &CpuIsa) -> Function {
     let written = write_function(kernel::pointers(isa, 4), isa, |ops| {
-        driver::build(program, launches, constant_offsets, isa, ops);
+        driver::build(program, regions, constant_offsets, isa, ops);
         Ok(())
     });
     written.expect("writing a driver cannot fail").0
@@ -114,64 +116,136 @@ fn append(blob: &mut Vec<u8>, code: &[u8]) -> usize {
     at
 }
 
-/// Asks how calls are run, and lists the parallel regions of each step with their parameters. Copies add the
-/// kernels that do them.
-fn launches(
-    program: &Program,
-    prepare: Prepare<'_>,
-    kernels: &mut Vec<Kernel>,
-    code: &mut CpuCode,
-) -> Result<Vec<Vec<Launch>>, CodegenError> {
-    let mut calls = Vec::new();
-    let mut all: Vec<Vec<Launch>> = Vec::new();
-    let mut region = 0;
-    for (number, (_, step)) in program.steps().enumerate() {
-        let mut launches = Vec::new();
-        let generated = match &step.work {
-            Work::Kernel { kernel, args } => {
-                assert_eq!(program.kernels[*kernel].args.len(), args.len(), "arguments of step {number}");
-                Some(*kernel)
-            }
-            Work::Copy { from, to, bytes } => {
-                Some(copies(kernels, from.offset_bytes | to.offset_bytes, *bytes))
-            }
-            Work::Call { call, .. } => {
-                let prepared = prepare(call)?;
-                code.scratch_bytes = code.scratch_bytes.max(prepared.scratch_bytes);
-                for phase in prepared.phases {
-                    let params = code.params.len();
-                    code.params.extend(&phase.params);
-                    let slot = import(&mut code.imports, phase.kernel);
-                    calls.push((number, launches.len()));
-                    launches.push(Launch { region: 0, slot, params, items: phase.items, grain: phase.grain });
-                }
-                None
-            }
-            Work::If { .. } | Work::Loop(_) => None,
-        };
-        if let Some(k) = generated {
-            let (items, params, grain) = (items(&kernels[k]), code.params.len(), grain(&kernels[k]));
-            code.params.push(number as u64);
-            launches.push(Launch { region: 0, slot: 1 + k, params, items, grain });
-        }
-        all.push(launches);
+/// The values of all sizes at every value of the symbols that the program serves; of a closed program one without sizes.
+fn points(program: &Program) -> Result<Vec<Vec<i64>>, CodegenError> {
+    if program.open.is_closed() {
+        return Ok(vec![Vec::new()]);
     }
-    for (step, launch) in calls {
-        all[step][launch].slot += 1 + kernels.len();
-    }
-    for launches in &mut all {
-        launches.retain(|l| l.items > 0);
-        for launch in launches.iter_mut() {
-            launch.region = region;
-            region += 1;
-        }
-    }
-    Ok(all)
+    let at = |point: Vec<i64>| {
+        let sizes = program.open.sizes_at(&point);
+        sizes.ok_or_else(|| CodegenError::Launch(format!("a size has no value at {point:?}")))
+    };
+    program.open.points().into_iter().map(at).collect()
 }
 
-/// The number of the kernel that copies so many bytes to and from offsets whose bits are `offsets` together.
-fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
-    let dtype = if (offsets | bytes).is_multiple_of(4) { DType::F32 } else { DType::U8 };
+/// Asks how calls are run, and says what every step launches.
+struct Launches<'a> {
+    program: &'a Program,
+    prepare: Prepare<'a>,
+    /// The sizes at all values of the symbols.
+    points: Vec<Vec<i64>>,
+    scratch_bytes: usize,
+}
+
+impl Launches<'_> {
+    /// What every step launches, in the order of their numbers, and the scratch that hand-written kernels need. Copies add
+    /// the kernels that do them.
+    fn all(mut self, kernels: &mut Vec<Kernel>) -> Result<(Vec<Option<Launch>>, usize), CodegenError> {
+        let mut all = Vec::new();
+        for (number, (_, step)) in self.program.steps().enumerate() {
+            all.push(match &step.work {
+                Work::Kernel { kernel, args } => {
+                    assert_eq!(
+                        self.program.kernels[*kernel].args.len(),
+                        args.len(),
+                        "arguments of step {number}"
+                    );
+                    let sizes = kernels[*kernel].sizes();
+                    let params = sizes.into_iter().map(|size| Term::size(size.0, 1)).collect();
+                    Some(generated(number, *kernel, &kernels[*kernel], 1, params))
+                }
+                Work::Copy { bytes, .. } => Some(self.copy(number, step, *bytes, kernels)),
+                Work::Call { call, needs, .. } => {
+                    let call = step.call_text(call);
+                    let regions = self.regions(&call)?;
+                    let (workspace_bytes, packed) = (needs.workspace_bytes, needs.packed.clone());
+                    Some(Launch::Call { call, regions, workspace_bytes, packed })
+                }
+                Work::If { .. } | Work::Loop(_) => None,
+            });
+        }
+        Ok((all, self.scratch_bytes))
+    }
+
+    /// The most regions of a call.
+    fn regions(&mut self, call: &str) -> Result<usize, CodegenError> {
+        let mut regions = 0;
+        // Points with the same call are asked for once.
+        let mut asked = std::collections::HashSet::new();
+        for sizes in &self.points {
+            if asked.insert(margay_loops::open::with_sizes(call, sizes)) {
+                let prepared = prepare_at(call, sizes, self.prepare).map_err(CodegenError::Launch)?;
+                self.scratch_bytes = self.scratch_bytes.max(prepared.scratch_bytes);
+                regions = regions.max(prepared.phases.len());
+            }
+        }
+        Ok(regions)
+    }
+
+    /// Whether a number is a multiple of 4 for all values of the symbols.
+    fn is_words(&self, number: usize, size: Option<SizeId>) -> bool {
+        match size {
+            None => number.is_multiple_of(4),
+            Some(size) => self.points.iter().all(|sizes| sizes[size.0 as usize] % 4 == 0),
+        }
+    }
+
+    fn copy(&self, number: usize, step: &Step, bytes: usize, kernels: &mut Vec<Kernel>) -> Launch {
+        let size = step.sizes.iter().find(|(at, _)| *at == SizedAt::Bytes).map(|(_, size)| *size);
+        let offsets = step.operands().into_iter().enumerate();
+        let words = self.is_words(bytes, size)
+            && offsets.into_iter().all(|(i, o)| self.is_words(o.offset_bytes, step.offset_size(i)));
+        let dtype = if words { DType::F32 } else { DType::U8 };
+        let element = dtype.bytes();
+        let extent = match size {
+            None => Extent::Known(bytes / element),
+            Some(size) => {
+                let bounds = &self.program.open.sizes[size.0 as usize];
+                let count = |v: i64| usize::try_from(v).unwrap_or(0) / element;
+                Extent::Sized { size, least: count(bounds.least), most: count(bounds.most) }
+            }
+        };
+        let k = copies(kernels, dtype, extent);
+        let params = size.map(|size| Term::size(size.0, element as u64));
+        generated(number, k, &kernels[k], element as u64, params.into_iter().collect())
+    }
+}
+
+/// What a step launches that runs a generated kernel, whose extents are sizes divided by a number.
+fn generated(number: usize, k: usize, kernel: &Kernel, divisor: u64, params: Vec<Term>) -> Launch {
+    let extents: Vec<Extent<Reg>> = kernel.parallel_nest().1.into_iter().filter_map(extent_of).collect();
+    let counted = match extents.as_slice() {
+        [outer @ .., _] if !outer.is_empty() => outer,
+        all => all,
+    };
+    let one = Term::number(1);
+    Launch::Kernel {
+        step: number as u64,
+        slot: 1 + k,
+        items: counted.iter().fold(one, |product, extent| product.times(&count(extent, divisor))),
+        operations: operations(&kernel.body, divisor),
+        block: if extents.len() == 1 { (LANES * UNROLL) as usize } else { 1 },
+        params,
+    }
+}
+
+fn extent_of(stmt: &Stmt) -> Option<Extent<Reg>> {
+    match stmt {
+        Stmt::Loop { extent, .. } | Stmt::Reduce { extent, .. } => Some(*extent),
+        _ => None,
+    }
+}
+
+/// The number of positions of a loop, at most; a size is divided.
+fn count(extent: &Extent<Reg>, divisor: u64) -> Term {
+    match extent {
+        Extent::Sized { size, .. } => Term::size(size.0, divisor),
+        Extent::Known(_) | Extent::Read { .. } => Term::number(extent.bound() as u64),
+    }
+}
+
+/// The number of the kernel that copies so many elements.
+fn copies(kernels: &mut Vec<Kernel>, dtype: DType, extent: Extent<Reg>) -> usize {
     let (axis, value) = (Axis(0), Reg(0));
     let kernel = Kernel {
         args: vec![Arg { dtype, written: false }, Arg { dtype, written: true }],
@@ -179,7 +253,7 @@ fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
         axes: 1,
         body: vec![Stmt::Loop {
             axis,
-            extent: (bytes / dtype.bytes()).into(),
+            extent,
             parallel: true,
             body: vec![
                 Stmt::Load { to: value, arg: 0, index: Index::axis(axis), guard: None },
@@ -193,35 +267,39 @@ fn copies(kernels: &mut Vec<Kernel>, offsets: usize, bytes: usize) -> usize {
     })
 }
 
-fn import(imports: &mut Vec<Import>, name: &str) -> usize {
-    imports.iter().position(|i| i.name == name).unwrap_or_else(|| {
-        let version = lookup(name).map_or(0, |kernel| kernel.version);
-        imports.push(Import { name: name.to_string(), version });
-        imports.len() - 1
-    })
+fn import(name: &str) -> Import {
+    Import { name: name.to_string(), version: lookup(name).map_or(0, |kernel| kernel.version) }
 }
 
-/// Items per run: [`OPERATIONS_PER_RUN`], all items when that would leave less than two runs, and whole blocks of
-/// lanes when items are elements.
-pub(crate) fn grain(kernel: &Kernel) -> usize {
-    let items = items(kernel) as u64;
-    let operations = operations(&kernel.body);
-    if operations < 2 * OPERATIONS_PER_RUN || items < 2 {
-        return items.max(1) as usize;
+/// An estimate of the work of a list of statements, with additions as the unit: a sum. Sizes that are extents are divided.
+fn operations(body: &[Stmt], divisor: u64) -> Vec<Term> {
+    let mut sum: Vec<Term> = Vec::new();
+    let mut add =
+        |term: Term| match sum.iter_mut().find(|t| t.sizes == term.sizes && t.divisor == term.divisor) {
+            Some(same) => same.factor = same.factor.saturating_add(term.factor),
+            None => sum.push(term),
+        };
+    for stmt in body {
+        match stmt {
+            Stmt::Loop { extent, body, .. } => {
+                let times = count(extent, divisor);
+                operations(body, divisor).iter().for_each(|term| add(term.times(&times)));
+            }
+            Stmt::Reduce { extent, results, body, .. } => {
+                let times = count(extent, divisor);
+                operations(body, divisor).iter().for_each(|term| add(term.times(&times)));
+                add(Term::number(results.len() as u64).times(&times));
+            }
+            _ => add(Term::number(cost_of(stmt))),
+        }
     }
-    let grain = (items * OPERATIONS_PER_RUN / operations).max(1) as usize;
-    let block = if kernel.parallel_extents().len() == 1 { (LANES * UNROLL) as usize } else { 1 };
-    grain.next_multiple_of(block)
+    sum
 }
 
-/// An estimate of the work of a list of statements, with additions as the unit.
-fn operations(body: &[Stmt]) -> u64 {
-    body.iter().map(stmt_operations).fold(0, u64::saturating_add)
-}
-
-fn stmt_operations(stmt: &Stmt) -> u64 {
+/// The work of a statement without a body.
+fn cost_of(stmt: &Stmt) -> u64 {
     match stmt {
-        Stmt::Literal { .. } => 0,
+        Stmt::Literal { .. } | Stmt::Size { .. } => 0,
         Stmt::Unary { op, .. } => match op {
             Unary::Exp | Unary::Log | Unary::Erf | Unary::Tanh => 16,
             Unary::Sigmoid | Unary::Sin | Unary::Cos => 20,
@@ -258,9 +336,6 @@ fn stmt_operations(stmt: &Stmt) -> u64 {
         | Stmt::Load { .. }
         | Stmt::Store { .. }
         | Stmt::Require { .. } => 1,
-        Stmt::Loop { extent, body, .. } => operations(body).saturating_mul(extent.bound() as u64),
-        Stmt::Reduce { extent, results, body, .. } => {
-            (operations(body) + results.len() as u64).saturating_mul(extent.bound() as u64)
-        }
+        Stmt::Loop { .. } | Stmt::Reduce { .. } => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use margay_loops::{CompileError, NoKernel};
+use margay_loops::CompileError;
 
 /// Why a program could not be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +22,8 @@ pub enum CodegenError {
         construct: String,
     },
     /// No hand-written kernel serves a call (a limit of margay).
-    #[error(transparent)]
-    NoKernel(#[from] NoKernel),
+    #[error("{0}")]
+    Launch(String),
     /// Our bug: Cranelift refused the code we wrote.
     #[error("function `{function}`: {message}")]
     Cranelift {
@@ -45,8 +45,7 @@ pub enum CodegenError {
 impl From<CodegenError> for CompileError {
     fn from(error: CodegenError) -> CompileError {
         match error {
-            CodegenError::NoKernel(error) => CompileError::NoKernel(error),
-            CodegenError::UnknownCpu { .. } | CodegenError::Unsupported { .. } => {
+            CodegenError::UnknownCpu { .. } | CodegenError::Unsupported { .. } | CodegenError::Launch(_) => {
                 CompileError::Unsupported(error.to_string())
             }
             CodegenError::Cranelift { .. } | CodegenError::Relocations { .. } => {

@@ -8,7 +8,7 @@ use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{
     AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, SigRef, Signature, Value,
 };
-use margay_loops::{Axis, Kernel, Literal, Reg};
+use margay_loops::{Axis, Kernel, Literal, Reg, SizeId};
 use margay_tensor::DType;
 use smallvec::SmallVec;
 
@@ -53,10 +53,14 @@ pub(crate) struct Emitter<'k, 'b> {
     /// How many loops surround the current place.
     pub(crate) depth: u32,
     pub(crate) params: Value,
+    /// The values of its sizes.
+    pub(crate) sizes: Vec<(SizeId, Value)>,
     pub(crate) scratch: Value,
     pub(crate) isa: &'k CpuIsa,
     /// The signature of row functions, once one is called.
     pub(crate) row_signature: Option<SigRef>,
+    /// The signature of scalar functions, once one is called.
+    pub(crate) scalar_signature: Option<SigRef>,
     /// Buffers in the scratch memory that the kernel uses at once.
     pub(crate) buffers: usize,
 }
@@ -76,6 +80,7 @@ pub(crate) fn build(
         unreachable!("the signature of a kernel has five parameters");
     };
     let args = load_args(&mut ops, kernel, args);
+    let sizes = load_sizes(&mut ops, kernel, params);
     let mut e = Emitter {
         ops,
         kernel,
@@ -87,9 +92,11 @@ pub(crate) fn build(
         left_over: false,
         depth: 0,
         params,
+        sizes,
         scratch,
         isa,
         row_signature: None,
+        scalar_signature: None,
         buffers: 0,
     };
     e.items(begin, end)?;
@@ -109,6 +116,13 @@ pub(crate) fn pointers(isa: &CpuIsa, n: usize) -> Signature {
     let mut signature = Signature::new(isa.target().default_call_conv());
     signature.params = vec![AbiParam::new(I64); n];
     signature
+}
+
+/// The values of the sizes of a kernel, which are its parameters behind the number of the step.
+fn load_sizes(ops: &mut Ops<'_>, kernel: &Kernel, params: Value) -> Vec<(SizeId, Value)> {
+    let constant = MemFlagsData::trusted().with_readonly();
+    let load = |(i, size): (usize, SizeId)| (size, ops.b.ins().load(I64, constant, params, 8 + 8 * i as i32));
+    kernel.sizes().into_iter().enumerate().map(load).collect()
 }
 
 /// The pointers of the arguments, each with the flags of its memory: regions of written arguments are their own.
@@ -150,20 +164,21 @@ impl<'k> Emitter<'k, '_> {
         }
         self.block(before)?;
         let end = match parallel.split_first() {
-            Some((outermost, inner)) if outermost.extent.is_none() => {
+            Some((outermost, inner)) if outermost.read.is_some() => {
                 // Items are those of the bound; those beyond what was read are left out.
                 let counted = inner.split_last().map_or(&[][..], |(_, counted)| counted);
-                let each = counted.iter().filter_map(|l| l.extent).product::<usize>();
-                let positions = self.positions(*outermost);
-                let each = self.ops.iconst(I64, each as i64);
-                let items = self.ops.b.ins().imul(positions, each);
+                let mut items = self.positions(*outermost);
+                for view in counted {
+                    let each = self.positions(*view);
+                    items = self.ops.b.ins().imul(items, each);
+                }
                 self.ops.b.ins().smin(end, items)
             }
             _ => end,
         };
         match parallel.split_last() {
             None => self.block(inside),
-            Some((only, [])) => self.run(LoopView { extent: None, ..*only }, begin, end),
+            Some((only, [])) => self.run(only.over_a_range(), begin, end),
             Some((last, outer)) => self.run_items(outer, *last, begin, end),
         }
     }
@@ -179,7 +194,7 @@ impl<'k> Emitter<'k, '_> {
         let mut rest = begin;
         let mut start: Values = SmallVec::new();
         for view in outer[1..].iter().rev() {
-            let extent = self.ops.iconst(I64, view.extent.unwrap_or(1) as i64);
+            let extent = self.positions(*view);
             start.push(self.ops.b.ins().urem(rest, extent));
             rest = self.ops.b.ins().udiv(rest, extent);
         }
@@ -199,7 +214,7 @@ impl<'k> Emitter<'k, '_> {
         let (zero, mut carry) = (self.ops.iconst(I64, 0), self.ops.iconst(I64, 1));
         let mut next: Values = SmallVec::new();
         for (view, &value) in outer[1..].iter().rev().zip(position) {
-            let extent = self.ops.iconst(I64, view.extent.unwrap_or(1) as i64);
+            let extent = self.positions(*view);
             let sum = self.ops.b.ins().iadd(value, carry);
             let full = self.ops.b.ins().icmp(IntCC::Equal, sum, extent);
             next.push(self.ops.b.ins().select(full, zero, sum));

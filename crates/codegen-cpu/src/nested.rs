@@ -37,6 +37,9 @@ impl<'k> Emitter<'k, '_> {
 
     /// The number of positions of a loop, known or read.
     pub(crate) fn positions(&mut self, view: LoopView<'k>) -> Value {
+        if let Some((size, _)) = view.sized {
+            return self.size(size);
+        }
         match (view.extent, view.read) {
             (None, Some((from, bound))) => {
                 let read = self.scalar(from);
@@ -80,10 +83,10 @@ impl<'k> Emitter<'k, '_> {
         let mut rest = Vec::new();
         for stmt in view.body {
             let moves = |index: &Index| {
-                index.coefficient(view.axis) != 0 || index.regs.iter().any(|(r, _)| dependent.contains(r))
+                index.moves_along(view.axis) || index.registers().any(|r| dependent.contains(&r))
             };
             let (to, stays) = match stmt {
-                Stmt::Literal { to, .. } => (Some(*to), false),
+                Stmt::Literal { to, .. } | Stmt::Size { to, .. } => (Some(*to), false),
                 Stmt::IndexValue { to, index } => (Some(*to), moves(index)),
                 Stmt::Unary { to, x, .. } | Stmt::Cast { to, x } => (Some(*to), dependent.contains(x)),
                 Stmt::Binary { to, x, y, .. } => (Some(*to), dependent.contains(x) || dependent.contains(y)),

@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use margay_loops::{Axis, Binary, Combine, Extent, Index, Kernel, Reg, Stmt, Unary};
+use margay_loops::{Axis, Binary, Combine, Extent, Index, Kernel, Reg, SizeId, Stmt, Unary};
 use margay_tensor::DType;
 
 /// Elements of a vector.
@@ -28,6 +28,8 @@ pub(crate) struct LoopView<'k> {
     pub(crate) axis: Axis,
     /// `None` for a range known at run time only.
     pub(crate) extent: Option<usize>,
+    /// The size that the extent is, and its least value.
+    pub(crate) sized: Option<(SizeId, usize)>,
     /// What says the extent at run time, and its bound.
     pub(crate) read: Option<(Reg, usize)>,
     pub(crate) parallel: bool,
@@ -43,11 +45,23 @@ impl<'k> LoopView<'k> {
         body: &'k [Stmt],
         results: &'k [(Reg, Combine, Reg)],
     ) -> LoopView<'k> {
-        let (extent, read) = match extent {
-            Extent::Known(n) => (Some(n), None),
-            Extent::Read { from, bound } => (None, Some((from, bound))),
+        let (extent, sized, read) = match extent {
+            Extent::Known(n) => (Some(n), None, None),
+            Extent::Sized { size, least, .. } => (None, Some((size, least)), None),
+            Extent::Read { from, bound } => (None, None, Some((from, bound))),
         };
-        LoopView { axis, extent, read, parallel, body, results }
+        LoopView { axis, extent, sized, read, parallel, body, results }
+    }
+
+    /// The loop over a range that is known at run time only.
+    pub(crate) fn over_a_range(self) -> LoopView<'k> {
+        LoopView { extent: None, sized: None, ..self }
+    }
+
+    /// Whether it has fewer positions than so many: of a size, at its least value and by what the back end prefers at every
+    /// other one.
+    pub(crate) fn is_shorter_than(&self, n: usize) -> bool {
+        self.extent.or(self.sized.map(|(_, least)| least)).is_some_and(|least| least < n)
     }
 
     /// The loop that a statement is.
@@ -67,6 +81,7 @@ impl<'k> LoopView<'k> {
             | Stmt::Cast { .. }
             | Stmt::Load { .. }
             | Stmt::Store { .. }
+            | Stmt::Size { .. }
             | Stmt::Require { .. } => None,
         }
     }
@@ -91,7 +106,7 @@ fn innermost_in_lanes(kernel: &Kernel, view: LoopView<'_>) -> bool {
 }
 
 fn possible(kernel: &Kernel, view: LoopView<'_>) -> Option<HashSet<Reg>> {
-    if view.extent.is_some_and(|n| (n as i64) < LANES) {
+    if view.is_shorter_than(LANES as usize) {
         return None;
     }
     let mut walk = Walk { kernel, axis: view.axis, varying: HashSet::new(), accesses: Vec::new() };
@@ -137,7 +152,7 @@ impl<'k> Walk<'k> {
     /// Notes what varies; false when a statement has no form for lanes.
     fn stmt(&mut self, stmt: &'k Stmt) -> bool {
         match stmt {
-            Stmt::Literal { .. } => true,
+            Stmt::Literal { .. } | Stmt::Size { .. } => true,
             Stmt::IndexValue { index, .. } => self.is_uniform(index),
             Stmt::Unary { to, op, x } => {
                 let lanes = if *op == Unary::Not { self.dtype(*x) == DType::Bool } else { self.is_f32(*x) };
@@ -210,17 +225,17 @@ impl<'k> Walk<'k> {
     /// Whether lanes repeat a loop equally often.
     fn is_one_extent(&self, extent: &Extent<Reg>) -> bool {
         match extent {
-            Extent::Known(_) => true,
+            Extent::Known(_) | Extent::Sized { .. } => true,
             Extent::Read { from, .. } => !self.varies(*from),
         }
     }
 
     fn registers_are_uniform(&self, index: &Index) -> bool {
-        index.regs.iter().all(|(r, _)| !self.varies(*r))
+        index.registers().all(|r| !self.varies(r))
     }
 
     fn is_uniform(&self, index: &Index) -> bool {
-        index.coefficient(self.axis) == 0 && self.registers_are_uniform(index)
+        !index.moves_along(self.axis) && self.registers_are_uniform(index)
     }
 
     /// Whether neighbouring lanes are neighbours in memory.

@@ -16,7 +16,8 @@ pub(crate) fn bindings(
 ) -> Result<Vec<Binding>, DriverError> {
     let symbols = g.symbols();
     let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
-    if let Some((name, _)) = options.dims.iter().find(|(n, _)| !named().any(|s| **s == **n)) {
+    let given = || options.dims.iter().map(|(n, _)| n).chain(options.ranges.iter().map(|(n, _)| n));
+    if let Some(name) = given().find(|n| !named().any(|s| **s == ***n)) {
         let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
         return Err(DriverError::Options(format!(
             "the model has no dimension `{name}`; it has {}",
@@ -34,7 +35,9 @@ pub(crate) fn bindings(
         }
     }
     let mut all = vec![base];
-    for (name, values) in &options.dims {
+    // What is priced and reported is the greatest value of a range.
+    let most = options.ranges.iter().map(|(name, (_, most))| (name.clone(), vec![*most]));
+    for (name, values) in options.dims.iter().cloned().chain(most) {
         all = all
             .iter()
             .flat_map(|b| {
@@ -65,6 +68,68 @@ pub(crate) fn bindings(
     all.retain(|binding| seen.insert(binding.clone()));
     Ok(all)
 }
+
+/// For each binding those that differ from it by the ranges of the options, the last of which is the binding itself; nothing
+/// without ranges.
+pub(crate) fn range_points(
+    g: &Graph,
+    options: &CompileOptions,
+    bindings: &[Binding],
+) -> Result<Vec<Vec<Binding>>, DriverError> {
+    if options.ranges.is_empty() {
+        return Ok(Vec::new());
+    }
+    for (i, (name, (least, most))) in options.ranges.iter().enumerate() {
+        let twice = options.ranges[..i].iter().any(|(other, _)| other == name);
+        if twice || options.dims.iter().any(|(other, _)| other == name) {
+            let message = format!("dimension `{name}` has a range and another range or value");
+            return Err(DriverError::Options(message));
+        }
+        if *least < 1 || least > most {
+            let message = format!("dimension `{name}`: {least} to {most} is no range of extents");
+            return Err(DriverError::Options(message));
+        }
+    }
+    let widths = options.ranges.iter().map(|(_, (least, most))| most.abs_diff(*least).saturating_add(1));
+    let count = widths.fold(1u64, u64::saturating_mul);
+    if count > MAX_POINTS {
+        return Err(DriverError::Options(format!(
+            "the ranges have {count} combinations of values, each of which is compared with its own program; at most \
+             {MAX_POINTS} are, give narrower ones"
+        )));
+    }
+    let points = |binding: &Binding| {
+        // What follows from a symbol of a range is found anew.
+        let mut base = binding.clone();
+        let follows = |s: &Symbol| {
+            g.guards().iter().any(|guard| {
+                let mut symbols = Vec::new();
+                guard.value.collect_symbols(&mut symbols);
+                let ranged = |s: &Symbol| options.ranges.iter().any(|(name, _)| **name == **s);
+                (guard.symbol == *s && symbols.iter().any(ranged))
+                    || (ranged(&guard.symbol) && symbols.contains(s))
+            })
+        };
+        base.retain(|s, _| !follows(s) && options.ranges.iter().all(|(name, _)| **name != **s));
+        let mut points = vec![base];
+        for (name, (least, most)) in &options.ranges {
+            let with = |point: &Binding, v: i64| {
+                let mut point = point.clone();
+                point.insert(name.as_str().into(), v);
+                point
+            };
+            points = points.iter().flat_map(|p| (*least..=*most).map(move |v| with(p, v))).collect();
+        }
+        for point in &mut points {
+            g.resolve_guards(point).map_err(|e| DriverError::Options(e.to_string()))?;
+        }
+        Ok(points)
+    };
+    bindings.iter().map(points).collect()
+}
+
+/// Combinations of values that ranges may have.
+const MAX_POINTS: u64 = 1 << 12;
 
 /// The symbols that stand alone as the leading extent of an input.
 fn leading_symbols(g: &Graph) -> Vec<Symbol> {

@@ -10,7 +10,7 @@ use margay_plan::Plan;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph};
+use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph, range};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -25,6 +25,9 @@ pub struct Compiled {
     pub graph: Graph,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) bindings: Vec<Binding>,
+    /// Values that share entries where they can.
+    pub(crate) ranges: Vec<Vec<Binding>>,
+    pub(crate) threads: usize,
 }
 
 impl Compiled {
@@ -48,10 +51,13 @@ impl Compiled {
         export_graph(&self.graph, Some((&self.plan, &self.report)), path)
     }
 
-    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
+    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder<'_>, DriverError> {
         let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
             build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
+        }
+        for points in &self.ranges {
+            range::add_entries(&mut builder, &self.graph, points, &*self.backend, self.threads, dump)?;
         }
         if !strip {
             self.add_sources(&mut builder)?;
@@ -60,13 +66,13 @@ impl Compiled {
     }
 
     /// The text of the graph, and those of its constants that no entry reads as they are.
-    fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
+    fn add_sources<'b>(&'b self, builder: &mut ArtifactBuilder<'b>) -> Result<(), DriverError> {
         for payload in text::named_constants(&self.graph) {
             let key = payload.key().to_string();
             if !builder.constants.stored().iter().any(|s| s.is_named(&key)) {
                 let stored = payload.stored().clone();
                 let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
-                builder.constants.add(&constant, &*self.backend)?;
+                builder.constants.add(&constant, &*self.backend);
             }
         }
         let report = serde_json::to_vec_pretty(&self.report)

@@ -21,7 +21,7 @@
 //!
 //! - [`source`](open): files to graphs.
 //! - [`backend`]: names to back ends.
-//! - [`build`]: graphs to code.
+//! - [`build`]: graphs to code; [`range`]: graphs to code for every value in ranges of symbols.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
 //! - [`Samples`]: calibration and held-out data.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
@@ -43,14 +43,15 @@ mod differentiate;
 mod dump;
 mod error;
 mod export;
+mod model;
 mod parallel;
 mod progress;
+pub mod range;
 mod recompile;
 mod report;
 mod runner;
 mod samples;
 pub mod sensitivity;
-mod source;
 
 pub use backend::Backend;
 pub use compile::{CompileOptions, compile, compile_with};
@@ -61,10 +62,10 @@ pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
 pub use export::export_graph;
 pub use margay_plan::Goal;
+pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{Arrays, Samples, bound_batch, hold_out};
-pub use source::{Source, check_numbers, is_artifact, open, open_artifact_graph, open_deciding, open_with};

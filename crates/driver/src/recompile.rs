@@ -12,30 +12,41 @@ use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, back
 /// report, but for the error on held-out samples, which is that of the graph.
 ///
 /// # Errors
-/// [`DriverError::Options`] for an artifact that was stripped; [`DriverError::Artifact`] for one that is damaged.
+/// [`DriverError::Stripped`] for an artifact that was stripped; [`DriverError::Artifact`] for one that is damaged.
 pub fn recompile(
     artifact: &Artifact,
     graph: Graph,
     held_out: Option<ErrorMeasure>,
 ) -> Result<Compiled, DriverError> {
-    let stripped = || {
-        let path = artifact.path().display();
-        DriverError::Options(format!("`{path}` was stripped: it does not carry its plan and report"))
-    };
+    let stripped = || DriverError::Stripped { path: artifact.path().to_path_buf(), lacks: "plan and report" };
     let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
     let plan = read_plan(&String::from_utf8_lossy(piece("plan.toml")?))?;
     let report: Report = serde_json::from_slice(piece("report.json")?)
-        .map_err(|e| DriverError::Options(format!("the report is malformed: {e}")))?;
+        .map_err(|e| DriverError::Report { path: artifact.path().to_path_buf(), message: e.to_string() })?;
     let description = artifact.description();
     let binding = |symbols: &std::collections::BTreeMap<String, i64>| -> Binding {
         symbols.iter().map(|(name, v)| (name.as_str().into(), *v)).collect()
     };
+    let entries = || description.entries.iter().map(|e| &e.parts);
+    let closed = entries().filter(|parts| parts.open.is_closed());
+    let bindings = closed.map(|parts| binding(&parts.symbols)).collect();
+    let open = entries().filter(|parts| !parts.open.is_closed());
+    let ranged = open.flat_map(|parts| {
+        parts.open.points().into_iter().map(|point| {
+            let mut all = binding(&parts.symbols);
+            all.extend(parts.open.symbols.iter().cloned().zip(point));
+            all
+        })
+    });
+    let ranged: Vec<Binding> = ranged.collect();
     Ok(Compiled {
         report: Report { held_out, ..report },
         plan,
         graph,
         backend: backend::of_artifact(artifact)?,
-        bindings: description.entries.iter().map(|e| binding(&e.parts.symbols)).collect(),
+        bindings,
+        ranges: vec![ranged].into_iter().filter(|points| !points.is_empty()).collect(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
     })
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use margay_tensor::DType;
 
-use crate::Extent;
+use crate::{Extent, SizeId};
 
 /// An enum of operations with the names that text forms use.
 macro_rules! named {
@@ -46,7 +46,19 @@ pub struct Axis(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Reg(pub u32);
 
-/// A position in memory or along an axis: `offset + Σ coefficient · axis + Σ coefficient · register`.
+/// What a size in an [`Index`] multiplies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Factor {
+    /// Nothing: the size is added.
+    One,
+    /// The position of a loop.
+    Axis(Axis),
+    /// An I64 register.
+    Reg(Reg),
+}
+
+/// A position in memory or along an axis: `offset + Σ coefficient · axis + Σ coefficient · register`, where the offset
+/// and coefficients may be [sizes](crate::Size).
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Index {
     /// The constant part.
@@ -55,6 +67,9 @@ pub struct Index {
     pub axes: Vec<(Axis, i64)>,
     /// I64 registers with their coefficients, sorted, none zero.
     pub regs: Vec<(Reg, i64)>,
+    /// Sizes with what each multiplies; an axis or register that is here is not among those above. Builders of nests
+    /// know every extent and make none.
+    pub sizes: Vec<(SizeId, Factor)>,
 }
 
 impl Index {
@@ -73,7 +88,7 @@ impl Index {
         Index { regs: vec![(reg, 1)], ..Index::default() }
     }
 
-    /// `self + factor * other`.
+    /// `self + factor * other`, of an `other` without sizes.
     #[must_use]
     pub fn plus(&self, other: &Index, factor: i64) -> Index {
         fn merge<K: Ord + Copy>(a: &[(K, i64)], b: &[(K, i64)], factor: i64) -> Vec<(K, i64)> {
@@ -87,6 +102,7 @@ impl Index {
             offset: self.offset + other.offset * factor,
             axes: merge(&self.axes, &other.axes, factor),
             regs: merge(&self.regs, &other.regs, factor),
+            sizes: self.sizes.clone(),
         }
     }
 
@@ -96,9 +112,23 @@ impl Index {
         Index::default().plus(self, factor)
     }
 
-    /// The coefficient of an axis, 0 if it does not occur.
+    /// The coefficient of an axis if it is a number, 0 if there is none.
     pub fn coefficient(&self, axis: Axis) -> i64 {
         self.axes.iter().find(|(a, _)| *a == axis).map_or(0, |(_, c)| *c)
+    }
+
+    /// Whether the position of a loop occurs, with any coefficient.
+    pub fn moves_along(&self, axis: Axis) -> bool {
+        self.coefficient(axis) != 0 || self.sizes.iter().any(|(_, f)| *f == Factor::Axis(axis))
+    }
+
+    /// The registers that occur.
+    pub fn registers(&self) -> impl Iterator<Item = Reg> + '_ {
+        let sized = self.sizes.iter().filter_map(|(_, f)| match f {
+            Factor::Reg(r) => Some(*r),
+            Factor::One | Factor::Axis(_) => None,
+        });
+        self.regs.iter().map(|(r, _)| *r).chain(sized)
     }
 }
 
@@ -227,6 +257,25 @@ named! {
 }
 
 impl Unary {
+    /// Whether it costs tens of operations: exponentials, error functions and their kin.
+    pub fn is_evaluation(self) -> bool {
+        match self {
+            Unary::Exp | Unary::Log | Unary::Erf | Unary::Tanh | Unary::Sigmoid | Unary::Sin | Unary::Cos => {
+                true
+            }
+            Unary::Neg
+            | Unary::Abs
+            | Unary::Sqrt
+            | Unary::Floor
+            | Unary::Ceil
+            | Unary::Round
+            | Unary::Not
+            | Unary::IsNan
+            | Unary::RoundF16
+            | Unary::RoundBf16 => false,
+        }
+    }
+
     /// The type of the result for an operand of a type.
     pub fn result(self, x: DType) -> DType {
         if self == Unary::IsNan { DType::Bool } else { x }
@@ -342,6 +391,15 @@ pub enum Stmt {
         /// What is required, as a noun phrase with numbers for who gave the data: `indices from -5 to 4`.
         what: Arc<str>,
     },
+    /// Sets a register to a size, converted to its type.
+    Size {
+        /// Result.
+        to: Reg,
+        /// The size.
+        size: SizeId,
+        /// Whether it is one over the size instead, as an f64 that is rounded to the type.
+        inverse: bool,
+    },
     /// Runs the body for every position of the axis.
     Loop {
         /// The axis.
@@ -378,6 +436,15 @@ pub struct Arg {
     pub written: bool,
 }
 
+/// What a loop nest computes, counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Operations {
+    /// Additions, multiplications, comparisons and the like.
+    pub cheap: u64,
+    /// Exponentials, error functions and their kin.
+    pub evaluations: u64,
+}
+
 /// A loop nest.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Kernel {
@@ -397,6 +464,7 @@ impl Stmt {
     pub fn defines(&self) -> Vec<Reg> {
         match self {
             Stmt::Literal { to, .. }
+            | Stmt::Size { to, .. }
             | Stmt::IndexValue { to, .. }
             | Stmt::Unary { to, .. }
             | Stmt::Binary { to, .. }
@@ -423,11 +491,60 @@ impl Kernel {
         go(&self.body, see);
     }
 
+    /// How much the kernel computes at most: loops run as often as they may. Of reads, writes and positions nothing is
+    /// counted.
+    pub fn operations(&self) -> Operations {
+        fn count(body: &[Stmt], times: u64, sum: &mut Operations) {
+            let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
+            for stmt in body {
+                match stmt {
+                    Stmt::Unary { op, .. } if op.is_evaluation() => add(&mut sum.evaluations, times),
+                    Stmt::Binary { op: Binary::Pow, .. } => add(&mut sum.evaluations, times),
+                    Stmt::Unary { .. } | Stmt::Binary { .. } | Stmt::Select { .. } | Stmt::Cast { .. } => {
+                        add(&mut sum.cheap, times);
+                    }
+                    Stmt::Literal { .. }
+                    | Stmt::Size { .. }
+                    | Stmt::IndexValue { .. }
+                    | Stmt::Load { .. }
+                    | Stmt::Store { .. }
+                    | Stmt::Require { .. } => {}
+                    Stmt::Loop { extent, body, .. } => {
+                        count(body, times.saturating_mul(extent.bound() as u64), sum);
+                    }
+                    Stmt::Reduce { extent, results, body, .. } => {
+                        let times = times.saturating_mul(extent.bound() as u64);
+                        add(&mut sum.cheap, times.saturating_mul(results.len() as u64));
+                        count(body, times, sum);
+                    }
+                }
+            }
+        }
+        let mut sum = Operations::default();
+        count(&self.body, 1, &mut sum);
+        sum
+    }
+
+    /// The sizes that occur, each once, in order.
+    pub fn sizes(&self) -> Vec<SizeId> {
+        let mut found = std::collections::BTreeSet::new();
+        self.visit(&mut |stmt| match stmt {
+            Stmt::Size { size, .. } => drop(found.insert(*size)),
+            Stmt::IndexValue { index, .. } | Stmt::Load { index, .. } | Stmt::Store { index, .. } => {
+                found.extend(index.sizes.iter().map(|(size, _)| *size));
+            }
+            Stmt::Loop { extent: Extent::Sized { size, .. }, .. }
+            | Stmt::Reduce { extent: Extent::Sized { size, .. }, .. } => drop(found.insert(*size)),
+            _ => {}
+        });
+        found.into_iter().collect()
+    }
+
     /// Whether an argument is read where a register says: such reads touch as much as is written, not the whole.
     pub fn gathers_from(&self, arg: usize) -> bool {
         fn any(body: &[Stmt], arg: usize) -> bool {
             body.iter().any(|stmt| match stmt {
-                Stmt::Load { arg: a, index, .. } => *a == arg && !index.regs.is_empty(),
+                Stmt::Load { arg: a, index, .. } => *a == arg && index.registers().next().is_some(),
                 Stmt::Loop { body, .. } | Stmt::Reduce { body, .. } => any(body, arg),
                 _ => false,
             })
@@ -453,7 +570,7 @@ impl Kernel {
         visit(&self.body, read, &mut loads);
         visit(&self.body, written, &mut stores);
         let [store] = stores.as_slice() else { return false };
-        store.regs.is_empty() && loads.iter().all(|load| load == store)
+        store.registers().next().is_none() && loads.iter().all(|load| load == store)
     }
 
     /// What the kernel requires of its data, each once, in the order of its statements. A fault of a run names one by

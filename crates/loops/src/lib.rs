@@ -11,6 +11,7 @@
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
 //! - [`precision`]: words for how constants of products are stored.
 //! - [`program`]: steps, buffers and places.
+//! - [`open`]: programs for a range of extents, made of programs for one extent each.
 //! - [`text`]: programs printed and parsed; [`verify`]: what holds in every program.
 //! - [`backend`]: what a back end answers, packs, compiles and predicts.
 
@@ -18,6 +19,7 @@ pub mod backend;
 pub mod call;
 pub mod kernel;
 pub mod nest;
+pub mod open;
 pub mod precision;
 pub mod program;
 pub mod text;
@@ -28,12 +30,13 @@ pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
-pub use kernel::{Arg, Axis, Binary, Combine, Index, Kernel, Literal, Reg, Stmt, Unary};
+pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Operations, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};
+pub use open::{Open, Outline, Size, SizeId, generalize};
 pub use precision::Precision;
 pub use program::{
-    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, Step, Work,
+    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, SizedAt, Step, Work,
     for_each_operand, walk,
 };
-pub use text::{ConstantText, ParseError, parse_program};
+pub use text::{ConstantText, ParseError, parse_open, parse_program};
 pub use verify::Violation;

@@ -5,7 +5,7 @@
 
 use margay_tensor::{DType, StoredTensor};
 
-use crate::{Kernel, KernelCall, Needs, Packed};
+use crate::{Kernel, KernelCall, Needs, Open, Packed, SizeId};
 
 /// Names a buffer of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ pub struct Constant {
     pub names: Vec<String>,
     /// The contents, in the storage that the program reads.
     pub stored: StoredTensor,
-    /// The call that reads it, and how that wants it packed; `None` for row-major, with its parts where
+    /// The call that reads it, and how it is packed for that call; `None` for row-major, with its parts where
     /// [`Storage::layout`](margay_tensor::Storage::layout) says.
     pub packed: Option<(KernelCall, Packed)>,
 }
@@ -82,11 +82,20 @@ impl Constant {
     }
 }
 
-/// A number of repetitions: known, or read when it is needed.
+/// A number of repetitions: known, a size, or read when it is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Extent<R> {
     /// So many.
     Known(usize),
+    /// A size, which is never below `least` nor above `most`.
+    Sized {
+        /// The size.
+        size: SizeId,
+        /// The fewest.
+        least: usize,
+        /// The most.
+        most: usize,
+    },
     /// What an I64 says: none if it is negative, and never more than the bound.
     Read {
         /// Where it is read.
@@ -106,7 +115,7 @@ impl<R> Extent<R> {
     /// The most repetitions there can be.
     pub fn bound(&self) -> usize {
         match self {
-            Extent::Known(n) | Extent::Read { bound: n, .. } => *n,
+            Extent::Known(n) | Extent::Sized { most: n, .. } | Extent::Read { bound: n, .. } => *n,
         }
     }
 }
@@ -167,6 +176,17 @@ pub struct Loop {
     pub body: Vec<Step>,
 }
 
+/// A number in the work of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum SizedAt {
+    /// The number of so many before it in the [text](KernelCall::text) of a call.
+    Call(usize),
+    /// The first byte of so many operands before it.
+    Offset(usize),
+    /// The bytes of a copy.
+    Bytes,
+}
+
 /// One step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
@@ -174,6 +194,8 @@ pub struct Step {
     pub label: String,
     /// What it runs.
     pub work: Work,
+    /// The numbers of a kernel's, call's or copy's work that are sizes, in order; the work has the greatest of each.
+    pub sizes: Vec<(SizedAt, SizeId)>,
 }
 
 impl Step {
@@ -185,7 +207,7 @@ impl Step {
             Work::If { test, .. } => vec![*test],
             Work::Loop(l) => {
                 let trips = match l.trips {
-                    Extent::Known(_) => None,
+                    Extent::Known(_) | Extent::Sized { .. } => None,
                     Extent::Read { from, .. } => Some(from),
                 };
                 trips.into_iter().chain(l.condition).chain(l.counter).collect()
@@ -255,9 +277,12 @@ pub struct Carried {
     pub output: usize,
 }
 
-/// A compiled graph at the loop level: every extent is known, every buffer has its place.
+/// A compiled graph at the loop level: every buffer has its place, and every extent is known, or follows from symbols
+/// where the program is [open](Open).
 #[derive(Clone, Debug, Default)]
 pub struct Program {
+    /// What it leaves open; nothing where every extent is known. Ports and buffers have their greatest extents.
+    pub open: Open,
     /// Inputs in the order of the graph.
     pub inputs: Vec<Port>,
     /// Outputs in the order of the graph.

@@ -161,7 +161,7 @@ impl<'a> Emitter<'a> {
         self.backend.prepare(&self.decided(call.clone())).ok()
     }
 
-    /// The constant of a buffer as a call wants it packed.
+    /// The constant of a buffer, packed for a call.
     fn packed(&mut self, from: BufferId, call: &KernelCall, packed: &Packed) -> BufferId {
         let Place::Constant(number) = self.program.buffers[from.0].place else { return from };
         let Constant { names, stored, .. } = self.program.constants[number].clone();
@@ -362,7 +362,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn step(&mut self, work: Work, label: &[String]) {
         let mut names = label.to_vec();
         names.dedup();
-        self.program.body.push(Step { label: names.join(" + "), work });
+        self.program.body.push(Step { label: names.join(" + "), work, sizes: Vec::new() });
     }
 
     /// Lets outputs and the inputs they are carried to share memory. An output that would be written while its input is
@@ -428,20 +428,32 @@ impl<'a> Emitter<'a> {
     /// The program, with a place for every buffer and without what no step touches.
     pub(crate) fn finish(mut self) -> Program {
         let program = &mut self.program;
-        let lives = lifetimes(program);
-        let temporary: Vec<usize> = (0..program.buffers.len())
-            .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
-            .collect();
-        let table: Vec<Lifetime> = temporary.iter().filter_map(|&b| lives[b]).collect();
-        let (offsets, peak) = plan_memory(&table, self.backend.preferences().buffer_align);
-        for (&b, offset) in temporary.iter().zip(offsets) {
-            program.buffers[b].place = Place::Arena(offset);
-        }
-        program.arena_bytes = peak;
+        let lives = place_temporaries(program, self.backend.preferences().buffer_align);
         drop_unread_constants(program, &lives);
         order_buffers(program, &lives);
         self.program
     }
+}
+
+/// Gives every temporary that a step touches its place in the arena, at a multiple of `align` bytes. Returns from which step
+/// to which every buffer is needed.
+fn place_temporaries(program: &mut Program, align: usize) -> Vec<Option<Lifetime>> {
+    let lives = lifetimes(program);
+    let temporary: Vec<usize> = (0..program.buffers.len())
+        .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
+        .collect();
+    let table: Vec<Lifetime> = temporary.iter().filter_map(|&b| lives[b]).collect();
+    let (offsets, peak) = plan_memory(&table, align);
+    for (&b, offset) in temporary.iter().zip(offsets) {
+        program.buffers[b].place = Place::Arena(offset);
+    }
+    program.arena_bytes = peak;
+    lives
+}
+
+/// Gives the temporaries of a program places for the bytes that they have.
+pub fn place(program: &mut Program, align: usize) {
+    place_temporaries(program, align);
 }
 
 /// From which step to which every buffer is needed, by the numbers of the steps; `None` for one that no step touches.

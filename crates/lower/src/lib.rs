@@ -25,5 +25,6 @@ mod group;
 mod memory;
 
 pub use arena::{Lifetime, plan_memory};
+pub use emit::place;
 pub use error::LowerError;
 pub use group::{lower, lower_carrying};

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use margay_artifact::{Artifact, CodeSection, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, backend, build};
+use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
-use margay_onnx::Model;
+use margay_onnx::Model as OnnxModel;
 use margay_passes::sketch::layers;
 use margay_tensor::{Binding, Tensor};
 use serde::Serialize;
@@ -74,8 +74,10 @@ pub struct ArtifactReport {
 /// A compiled graph.
 #[derive(Clone, Debug, Serialize)]
 pub struct EntryReport {
-    /// Values of the dimensions.
+    /// Values of the dimensions that have one.
     pub dims: BTreeMap<String, i64>,
+    /// The values of those that have ranges: for each range of all of them together the least and the greatest.
+    pub ranges: Vec<BTreeMap<String, (i64, i64)>>,
     /// Inputs.
     pub inputs: Vec<Port>,
     /// Outputs.
@@ -106,9 +108,9 @@ pub struct SectionReport {
 /// # Errors
 /// A file that cannot be imported, and dimensions that the model does not have.
 pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport, Error> {
-    let model = Model::open(path)?;
+    let model = OnnxModel::open(path)?;
     let graph = margay_onnx::import(&model)?;
-    let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
+    let source = Model::new(graph, &path.display().to_string(), &mut Dump::none())?;
     let g = &source.graph;
     let constants: BTreeMap<String, Tensor> = g
         .payloads()
@@ -186,14 +188,21 @@ pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
 }
 
 fn entry_report(entry: &Entry) -> EntryReport {
-    let ports = |ports: &[margay_loops::Port]| {
-        let each = ports.iter();
-        each.map(|p| Port { name: p.name.clone(), r#type: format!("{}{:?}", p.dtype, p.shape) }).collect()
+    let ports = |ports: &[margay_loops::Port], shapes: Vec<Vec<String>>| {
+        let each = ports.iter().zip(shapes);
+        each.map(|(p, s)| Port { name: p.name.clone(), r#type: format!("{}[{}]", p.dtype, s.join(", ")) })
+            .collect()
+    };
+    let (parts, (inputs, outputs)) = (&entry.parts, entry.parts.shapes());
+    let open = |name: &String| parts.open.symbols.iter().any(|s| **s == **name);
+    let named = |ranges: &margay_loops::open::Ranges| {
+        parts.open.symbols.iter().map(ToString::to_string).zip(ranges.iter().copied()).collect()
     };
     EntryReport {
-        dims: entry.parts.symbols.clone(),
-        inputs: ports(&entry.parts.inputs),
-        outputs: ports(&entry.parts.outputs),
+        dims: parts.symbols.iter().filter(|(name, _)| !open(name)).map(|(s, v)| (s.clone(), *v)).collect(),
+        ranges: parts.open.values.iter().map(named).collect(),
+        inputs: ports(&parts.inputs, inputs),
+        outputs: ports(&parts.outputs, outputs),
         sections: entry.sections.iter().map(section_report).collect(),
     }
 }

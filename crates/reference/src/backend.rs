@@ -2,7 +2,8 @@
 //! column by column, and its code is the text of the program.
 
 use margay_loops::{
-    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Packed, Preferences, Program,
+    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Operations, Packed, Preferences,
+    Program,
 };
 use margay_tensor::{DType, StoredTensor, Tensor};
 
@@ -38,7 +39,13 @@ impl Backend for ReferenceBackend {
     }
 
     fn preferences(&self) -> Preferences {
-        Preferences { buffer_align: BUFFER_ALIGN, channels_last: false, max_fused: 20, cheap_operations: 4 }
+        Preferences {
+            buffer_align: BUFFER_ALIGN,
+            channels_last: false,
+            max_fused: 20,
+            cheap_operations: 4,
+            extent_steps: vec![],
+        }
     }
 
     fn packs(&self, call: &KernelCall, operand: usize) -> bool {
@@ -106,8 +113,8 @@ impl Backend for ReferenceBackend {
         call.flops() as f64 * SECONDS_PER_UNIT
     }
 
-    fn loop_seconds(&self, bytes: u64, operations: u64, _threads: usize) -> f64 {
-        (bytes + operations) as f64 * SECONDS_PER_UNIT
+    fn loop_seconds(&self, bytes: u64, operations: Operations, _threads: usize) -> f64 {
+        (bytes as f64 + operations.cheap as f64 + operations.evaluations as f64) * SECONDS_PER_UNIT
     }
 }
 

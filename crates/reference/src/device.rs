@@ -211,8 +211,19 @@ impl Queue for ReferenceQueue {
 
     // SAFETY: no pointer is followed: an address that is none of the device is a panic.
     #[allow(unsafe_code, reason = "the method is declared so; nothing unsafe is done")]
-    unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool) {
+    unsafe fn launch(&mut self, entry: usize, sizes: &[i64], bases: &[Address], timed: bool) {
         let Loaded { program, constants } = &self.entries[entry];
+        let closed = match program.open.is_closed() {
+            true => None,
+            false => match program.at(sizes) {
+                Ok(closed) => Some(closed),
+                Err(problem) => {
+                    self.done = Err(Fault::Code(problem));
+                    return;
+                }
+            },
+        };
+        let program = closed.as_ref().unwrap_or(program);
         let (arena, ports) = bases.split_first().expect("the arena comes first");
         self.space.with(*arena, program.arena_bytes, |_| ());
         let (inputs, outputs) = ports.split_at(program.inputs.len());

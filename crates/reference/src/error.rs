@@ -92,6 +92,9 @@ pub enum Problem {
     /// A register is read before it is set.
     #[error("register %{0} is read before it is set")]
     Unset(u32),
+    /// A size of an open program, which only a closed one has a value for.
+    #[error("an extent or index is a size without a value")]
+    Open,
     /// Scalar code without meaning.
     #[error("{0} has no meaning")]
     Undefined(String),

@@ -144,6 +144,7 @@ impl<'p> Run<'p> {
     fn trips(&self, l: &Loop) -> Result<usize, Problem> {
         match l.trips {
             Extent::Known(n) => Ok(n),
+            Extent::Sized { .. } => Err(Problem::Open),
             Extent::Read { from, bound } => {
                 let trips = self.memory.read(from, 0, 0, DType::I64)?.int();
                 Ok(usize::try_from(trips.max(0)).unwrap_or(usize::MAX).min(bound))

@@ -47,6 +47,9 @@ impl Frame<'_, '_> {
     }
 
     fn index(&self, index: &Index) -> Result<i64, Problem> {
+        if !index.sizes.is_empty() {
+            return Err(Problem::Open);
+        }
         let axes = index.axes.iter().map(|(a, c)| self.axes[usize::from(a.0)].wrapping_mul(*c));
         let start = axes.fold(index.offset, i64::wrapping_add);
         index.regs.iter().try_fold(start, |sum, (r, c)| {
@@ -58,6 +61,7 @@ impl Frame<'_, '_> {
     fn extent(&self, extent: Extent<Reg>) -> Result<usize, Problem> {
         match extent {
             Extent::Known(n) => Ok(n),
+            Extent::Sized { .. } => Err(Problem::Open),
             Extent::Read { from, bound } => {
                 let n = self.get(from)?.int().max(0);
                 Ok(usize::try_from(n).unwrap_or(usize::MAX).min(bound))
@@ -72,6 +76,7 @@ impl Frame<'_, '_> {
     fn stmt(&mut self, stmt: &Stmt) -> Result<(), Problem> {
         match stmt {
             Stmt::Literal { to, value } => self.set(*to, Number::of(*value)),
+            Stmt::Size { .. } => return Err(Problem::Open),
             Stmt::IndexValue { to, index } => {
                 let value = self.index(index)?;
                 self.set(*to, Number::Int(value.into()));

@@ -161,6 +161,23 @@ impl Dim {
         })
     }
 
+    /// The value where `of` tells those of the symbols; `None` without one of them, or where it is no `i64`. Allocates
+    /// nothing.
+    pub fn value(&self, of: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+        self.terms.iter().try_fold(0i64, |sum, (m, c)| {
+            let product = m.iter().try_fold(*c, |product, atom| {
+                product.checked_mul(match atom {
+                    Atom::Symbol(s) => of(s)?,
+                    Atom::FloorDiv(a, b) => match b.value(of)? {
+                        0 => return None,
+                        divisor => a.value(of)?.checked_div_euclid(divisor)?,
+                    },
+                })
+            })?;
+            sum.checked_add(product)
+        })
+    }
+
     /// This expression with every bound symbol replaced by its value.
     #[must_use]
     pub fn substitute(&self, binding: &Binding) -> Dim {
@@ -467,6 +484,9 @@ mod tests {
         let b = Binding::from([("H".into(), 28)]);
         assert_eq!(d("floordiv(H - 3, 2) + 1").eval(&b), Ok(13));
         assert_eq!(d("H*W").eval(&b), Err(UnboundSymbol("W".into())));
+        let value = |text: &str| d(text).value(&|s| (s == "H").then_some(28));
+        assert_eq!(value("floordiv(H - 3, 2) + 1"), Some(13));
+        assert_eq!((value("H*W"), value("9223372036854775807*H"), value("5")), (None, None, Some(5)));
     }
 
     #[test]

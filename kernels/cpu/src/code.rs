@@ -3,7 +3,10 @@
 //!
 //! One protobuf message. Field numbers are never used again for something else.
 
+use margay_loops::Packed;
 use prost::Message;
+
+use crate::{Launch, Term};
 
 /// Machine code with its table and parameters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -16,8 +19,10 @@ pub struct CpuCode {
     pub driver: usize,
     /// Hand-written kernels, in the order of the driver's table, where they follow the generated ones.
     pub imports: Vec<Import>,
-    /// The parameter words of all steps.
+    /// The [table of words](crate::table) of a closed program; of an open one, nothing: imports and words follow from sizes.
     pub params: Vec<u64>,
+    /// What the steps of an open program launch; of a closed one, nothing.
+    pub launches: Vec<Launch>,
     /// Position-independent machine code without relocations, to be mapped executable at a multiple of 64.
     pub machine_code: Vec<u8>,
 }
@@ -50,6 +55,116 @@ struct CodeMessage {
     params: Vec<u64>,
     #[prost(bytes = "vec", tag = "6")]
     machine_code: Vec<u8>,
+    #[prost(message, repeated, tag = "7")]
+    launches: Vec<LaunchMessage>,
+}
+
+/// A launch of a kernel where `call` is empty, else of a call.
+#[derive(Clone, PartialEq, Message)]
+struct LaunchMessage {
+    #[prost(uint64, tag = "1")]
+    step: u64,
+    #[prost(uint64, tag = "2")]
+    slot: u64,
+    #[prost(message, optional, tag = "3")]
+    items: Option<TermMessage>,
+    #[prost(message, repeated, tag = "4")]
+    operations: Vec<TermMessage>,
+    #[prost(uint64, tag = "5")]
+    block: u64,
+    #[prost(message, repeated, tag = "6")]
+    params: Vec<TermMessage>,
+    #[prost(string, tag = "7")]
+    call: String,
+    #[prost(uint64, tag = "8")]
+    regions: u64,
+    #[prost(uint64, tag = "9")]
+    workspace_bytes: u64,
+    #[prost(message, repeated, tag = "10")]
+    packed: Vec<PackedMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TermMessage {
+    #[prost(uint64, tag = "1")]
+    factor: u64,
+    #[prost(uint32, repeated, tag = "2")]
+    sizes: Vec<u32>,
+    #[prost(uint64, tag = "3")]
+    divisor: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PackedMessage {
+    #[prost(uint64, tag = "1")]
+    operand: u64,
+    #[prost(string, tag = "2")]
+    layout: String,
+    #[prost(uint64, tag = "3")]
+    bytes: u64,
+}
+
+fn term_message(t: &Term) -> TermMessage {
+    TermMessage { factor: t.factor, sizes: t.sizes.clone(), divisor: t.divisor }
+}
+
+fn term(m: TermMessage) -> Term {
+    Term { factor: m.factor, divisor: m.divisor, sizes: m.sizes }
+}
+
+fn launch_message(launch: &Launch) -> LaunchMessage {
+    match launch {
+        Launch::Kernel { step, slot, items, operations, block, params } => LaunchMessage {
+            step: *step,
+            slot: *slot as u64,
+            items: Some(term_message(items)),
+            operations: operations.iter().map(term_message).collect(),
+            block: *block as u64,
+            params: params.iter().map(term_message).collect(),
+            ..LaunchMessage::default()
+        },
+        Launch::Call { call, regions, workspace_bytes, packed } => LaunchMessage {
+            call: call.clone(),
+            regions: *regions as u64,
+            workspace_bytes: *workspace_bytes as u64,
+            packed: packed.iter().map(packed_message).collect(),
+            ..LaunchMessage::default()
+        },
+    }
+}
+
+fn packed_message(p: &Packed) -> PackedMessage {
+    PackedMessage { operand: p.operand as u64, layout: p.layout.clone(), bytes: p.bytes as u64 }
+}
+
+/// A launch whose kernel is one of `kernels` generated ones.
+fn launch(m: LaunchMessage, kernels: usize) -> Result<Launch, String> {
+    let count = |what: &str, n: u64, limit: usize| match usize::try_from(n) {
+        Ok(n) if n <= limit => Ok(n),
+        _ => Err(format!("{what} is {n}, expected at most {limit}")),
+    };
+    const MAX_REGIONS: usize = 64;
+    if m.call.is_empty() {
+        return Ok(Launch::Kernel {
+            step: m.step,
+            slot: count("a kernel", m.slot, kernels)?,
+            items: m.items.map(term).ok_or("a launch without items")?,
+            operations: m.operations.into_iter().map(term).collect(),
+            block: count("a block", m.block, isize::MAX as usize)?,
+            params: m.params.into_iter().map(term).collect(),
+        });
+    }
+    let packed = m.packed.into_iter().map(|p| {
+        let (operand, bytes) =
+            (count("an operand", p.operand, 64)?, count("bytes", p.bytes, isize::MAX as usize)?);
+        Ok(Packed { operand, layout: p.layout, bytes })
+    });
+    Ok(Launch::Call {
+        call: m.call,
+        regions: count("a number of regions", m.regions, MAX_REGIONS)?,
+        workspace_bytes: count("a workspace", m.workspace_bytes, isize::MAX as usize)?,
+        packed: packed.collect::<Result<_, String>>()?,
+    })
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -71,6 +186,7 @@ impl CpuCode {
             imports: self.imports.iter().map(import).collect(),
             params: self.params.clone(),
             machine_code: self.machine_code.clone(),
+            launches: self.launches.iter().map(launch_message).collect(),
         }
         .encode_to_vec()
     }
@@ -88,7 +204,10 @@ impl CpuCode {
         };
         let scratch = usize::try_from(message.scratch_bytes).ok().filter(|&n| n <= isize::MAX as usize / 2);
         let import = |i: ImportMessage| Import { name: i.name, version: i.version };
+        let kernels = message.kernels.len();
+        let launches = message.launches.into_iter().map(|m| launch(m, kernels));
         Ok(CpuCode {
+            launches: launches.collect::<Result<_, _>>()?,
             scratch_bytes: scratch.ok_or_else(|| {
                 format!("scratch of {} is more than memory can hold", message.scratch_bytes)
             })?,
@@ -112,6 +231,22 @@ mod tests {
             driver: 32,
             imports: vec![Import { name: "matmul".into(), version: 3 }],
             params: vec![0, u64::MAX],
+            launches: vec![
+                Launch::Kernel {
+                    step: 0,
+                    slot: 2,
+                    items: Term { factor: 3, divisor: 2, sizes: vec![0, 1] },
+                    operations: vec![Term::number(1)],
+                    block: 16,
+                    params: vec![Term::size(1, 4)],
+                },
+                Launch::Call {
+                    call: "matmul {m = $0}".into(),
+                    regions: 2,
+                    workspace_bytes: 64,
+                    packed: vec![Packed { operand: 1, layout: "f32".into(), bytes: 128 }],
+                },
+            ],
             machine_code: vec![0xc3; 64],
         }
     }
@@ -124,7 +259,19 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut CpuCode);
-        let cases: [(Change, &str); 3] = [
+        let slot = |c: &mut CpuCode| {
+            if let Launch::Kernel { slot, .. } = &mut c.launches[0] {
+                *slot = 3;
+            }
+        };
+        let regions = |c: &mut CpuCode| {
+            if let Launch::Call { regions, .. } = &mut c.launches[1] {
+                *regions = 65;
+            }
+        };
+        let cases: [(Change, &str); 5] = [
+            (slot, "a kernel is 3, expected at most 2"),
+            (regions, "a number of regions is 65, expected at most 64"),
             (|c| c.driver = 64, "a function begins at 64, expected less than 64"),
             (|c| c.kernels[1] = 65, "a function begins at 65, expected less than 64"),
             (

@@ -6,7 +6,7 @@
 //!
 //! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
 //! - [`abi`]: the calling convention of kernels and drivers; [`Prepared`]: the parallel regions of a call;
-//!   [`CpuCode`]: what the code generator writes and the runtime loads.
+//!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
 //! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
@@ -36,6 +36,7 @@ mod fetch;
 mod filters;
 mod hadamard;
 mod isa;
+mod launches;
 mod linear_attention;
 pub mod math;
 mod matmul;
@@ -44,10 +45,13 @@ mod pack;
 mod params;
 mod prepared;
 mod strided;
-pub mod target;
+pub mod table;
+mod target;
 mod thin;
 
 pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;
+pub use launches::{Control, Launch, Prepare, Table, Term, prepare_at, table};
 pub use prepared::{Phase, Prepared};
-pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};
+pub use table::{KernelEntry, kernels, lookup};
+pub use target::{Class, CpuTarget};

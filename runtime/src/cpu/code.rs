@@ -2,11 +2,20 @@
 
 use margay_kernels_cpu::abi::{DriverFn, ParallelFn};
 use margay_kernels_cpu::math::RowTable;
-use margay_kernels_cpu::{CpuCode, Import};
+use margay_kernels_cpu::{CpuCode, CpuTarget, Import, Launch, table};
 use memmap2::{Mmap, MmapMut};
 
 use super::parallel::parallel;
 use crate::RunError;
+
+/// What a driver is handed.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    /// The table the driver calls through: the parallel function, generated kernels, imports.
+    pub(super) functions: Vec<usize>,
+    /// The table of words.
+    pub(super) words: Vec<u64>,
+}
 
 /// The code of an entry, ready to run.
 #[derive(Debug)]
@@ -15,10 +24,12 @@ pub(super) struct LoadedCode {
     code: Mmap,
     /// Where the driver begins.
     driver: usize,
-    /// The table the driver calls through: the parallel function, generated kernels, imports.
-    pub(super) table: Vec<usize>,
-    /// The parameter words of all steps.
-    pub(super) params: Vec<u64>,
+    /// The table the driver calls through, and its words; of an open program without imports and words.
+    pub(super) tables: Tables,
+    /// What an open program launches.
+    launches: Vec<Launch>,
+    /// The kernels of the processor class.
+    target: CpuTarget,
     /// Bytes of scratch each thread needs, without the header.
     pub(super) scratch_bytes: usize,
     /// Number of parallel regions of all steps.
@@ -32,21 +43,44 @@ impl LoadedCode {
     pub(super) fn new(
         bytes: &[u8],
         regions: usize,
-        rows: &'static RowTable,
+        (target, rows): (CpuTarget, &'static RowTable),
         problems: &mut Vec<String>,
     ) -> Result<LoadedCode, RunError> {
-        let CpuCode { scratch_bytes, kernels, driver, imports, params, machine_code } =
+        let CpuCode { scratch_bytes, kernels, driver, imports, params, launches, machine_code } =
             CpuCode::decode(bytes).map_err(|problem| RunError::Code { problem })?;
         let code = executable_memory(&machine_code)?;
-        let mut table = vec![parallel as ParallelFn as usize];
-        table.extend(kernels.iter().map(|&at| code[at..].as_ptr() as usize));
+        let mut functions = vec![parallel as ParallelFn as usize];
+        functions.extend(kernels.iter().map(|&at| code[at..].as_ptr() as usize));
         for import in &imports {
             match kernel(import) {
-                Ok(address) => table.push(address),
+                Ok(address) => functions.push(address),
                 Err(problem) => problems.push(problem),
             }
         }
-        Ok(LoadedCode { code, driver, table, params, scratch_bytes, regions, rows })
+        let tables = Tables { functions, words: params };
+        Ok(LoadedCode { code, driver, tables, launches, target, scratch_bytes, regions, rows })
+    }
+
+    /// Whether what the driver is handed follows from sizes.
+    pub(super) fn is_open(&self) -> bool {
+        !self.launches.is_empty()
+    }
+
+    /// What the driver of an open program is handed for sizes.
+    ///
+    /// # Errors
+    /// In words: kernels that this program lacks, and calls that ask for more than the program was compiled with.
+    pub(super) fn tables_at(&self, sizes: &[i64]) -> Result<Tables, String> {
+        let mut functions = self.tables.functions.clone();
+        let made = table(&self.launches, sizes, functions.len(), &|call| self.target.prepare(call))?;
+        if made.scratch_bytes > self.scratch_bytes {
+            return Err(format!("a step needs {} bytes of scratch at {sizes:?}", made.scratch_bytes));
+        }
+        for name in made.imports {
+            let found = margay_kernels_cpu::lookup(name).filter(|kernel| kernel.class.supported_here());
+            functions.push(found.ok_or_else(|| format!("`{name}` does not run here"))?.function as usize);
+        }
+        Ok(Tables { functions, words: made.words })
     }
 
     /// Bytes of machine code.

@@ -17,9 +17,10 @@ use margay_artifact::CodeSection;
 use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_kernels_cpu::math::{RowTable, rows};
 use margay_kernels_cpu::{CpuTarget, this_machine};
+use margay_tensor::Map;
 use memmap2::MmapMut;
 
-use self::code::LoadedCode;
+use self::code::{LoadedCode, Tables};
 use self::memory::HostMemory;
 pub(crate) use self::memory::pages;
 use self::parallel::Context;
@@ -53,8 +54,8 @@ impl Device for CpuDevice {
         let mut entries = Vec::new();
         for (section, bytes) in &image.sections {
             let regions = section.parts.steps.iter().map(|s| s.regions).sum();
-            let rows = rows_of(&section.parts.target)?;
-            entries.push(LoadedCode::new(bytes, regions, rows, &mut problems)?);
+            let class = rows_of(&section.parts.target)?;
+            entries.push(LoadedCode::new(bytes, regions, class, &mut problems)?);
         }
         if !problems.is_empty() {
             problems.sort();
@@ -70,11 +71,11 @@ impl Device for CpuDevice {
     }
 }
 
-/// The functions of rows of a processor class, if this processor supports it.
-fn rows_of(class: &str) -> Result<&'static RowTable, RunError> {
+/// A processor class and its functions of rows, if this processor supports it.
+fn rows_of(class: &str) -> Result<(CpuTarget, &'static RowTable), RunError> {
     let target = CpuTarget::by_name(class).ok();
     let target = target.filter(|t| t.name() == class && t.supported_here());
-    target.and_then(|t| rows(t.class())).ok_or_else(|| RunError::Target {
+    target.and_then(|t| Some((t, rows(t.class())?))).ok_or_else(|| RunError::Target {
         target: class.to_owned(),
         supported: CpuTarget::native().name().to_owned(),
     })
@@ -84,8 +85,7 @@ fn in_huge_pages(weights: &Weights) -> Result<Weights, RunError> {
     let bytes = weights.bytes().len();
     let mut copy = pages("weights", bytes, true)?;
     copy.copy_from_slice(weights.bytes());
-    let sealed = copy.make_read_only();
-    let map = sealed.map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
+    let map = Map::sealed(copy).map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
     Ok(Weights { map: Arc::new(map), range: 0..bytes })
 }
 
@@ -120,6 +120,8 @@ impl Module for CpuModule {
             bases: Bases(Vec::new()),
             times: Vec::new(),
             fault: 0,
+            problem: None,
+            made: Vec::new(),
         }))
     }
 }
@@ -135,6 +137,28 @@ struct CpuQueue {
     times: Vec<Duration>,
     /// What the last run reported, as [`margay_kernels_cpu::abi::fault_word`] encodes it; 0 for none.
     fault: u64,
+    /// Why the last run did not begin.
+    problem: Option<String>,
+    /// What drivers of open entries were handed in the last runs, with entry and sizes, the latest last.
+    made: Vec<(usize, Vec<i64>, Tables)>,
+}
+
+/// How many tables of open entries a queue keeps.
+const KEPT_TABLES: usize = 16;
+
+impl CpuQueue {
+    /// The place of what the driver of an open entry is handed for sizes.
+    fn tables(&mut self, entry: usize, sizes: &[i64]) -> Result<usize, String> {
+        if let Some(at) = self.made.iter().position(|(e, s, _)| *e == entry && s == sizes) {
+            return Ok(at);
+        }
+        let tables = self.loaded.entries[entry].tables_at(sizes)?;
+        if self.made.len() == KEPT_TABLES {
+            self.made.remove(0);
+        }
+        self.made.push((entry, sizes.to_vec(), tables));
+        Ok(self.made.len() - 1)
+    }
 }
 
 /// The pointers handed to a driver; filled anew for every run.
@@ -157,8 +181,20 @@ impl Queue for CpuQueue {
         self.scratch.len()
     }
 
-    unsafe fn launch(&mut self, entry: usize, bases: &[Address], timed: bool) {
+    unsafe fn launch(&mut self, entry: usize, sizes: &[i64], bases: &[Address], timed: bool) {
+        self.fault = 0;
+        let made = match self.loaded.entries[entry].is_open() {
+            false => None,
+            true => match self.tables(entry, sizes) {
+                Ok(at) => Some(at),
+                Err(problem) => {
+                    self.problem = Some(problem);
+                    return;
+                }
+            },
+        };
         let code = &self.loaded.entries[entry];
+        let tables = made.map_or(&code.tables, |at| &self.made[at].2);
         let pointer = |address: &Address| std::ptr::with_exposed_provenance_mut(address.0 as usize);
         let (arena, ports) = bases.split_first().expect("the arena comes first");
         self.bases.0.clear();
@@ -185,12 +221,15 @@ impl Queue for CpuQueue {
         // returns. That the code keeps to it is the trust that loading an executable asks for.
         unsafe {
             let context = (&raw mut context).cast::<u8>();
-            driver(code.table.as_ptr(), context, self.bases.0.as_ptr(), code.params.as_ptr());
+            driver(tables.functions.as_ptr(), context, self.bases.0.as_ptr(), tables.words.as_ptr());
         }
         self.fault = context.fault;
     }
 
     fn synchronise(&mut self) -> Result<(), Fault> {
+        if let Some(problem) = self.problem.take() {
+            return Err(Fault::Code(problem));
+        }
         match fault_of(self.fault) {
             None => Ok(()),
             Some((step, requirement)) => {

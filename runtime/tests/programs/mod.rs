@@ -1,7 +1,5 @@
 //! Small programs, written by hand, and their way into an artifact.
 
-use std::collections::BTreeMap;
-
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
 use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
@@ -18,18 +16,19 @@ pub(crate) const TERMS: usize = 40;
 pub(crate) const COLUMNS: usize = 70;
 
 /// Compiles programs into the entries of one artifact.
-pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactBuilder {
+pub(crate) fn assemble<'b>(backend: &'b dyn Backend, programs: &[Program]) -> ArtifactBuilder<'b> {
     let mut builder = ArtifactBuilder::new("by hand");
     for program in programs {
-        let add = |c| builder.constants.add(c, backend).unwrap();
+        let add = |c| builder.constants.add(c, backend);
         let placed: Vec<_> = program.constants.iter().map(add).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
         let code = backend.compile(program, &offsets).unwrap();
         let entry = EntryParts {
-            symbols: BTreeMap::new(),
+            open: program.open.clone(),
             inputs: program.inputs.clone(),
             outputs: program.outputs.clone(),
             carried: program.carried.clone(),
+            ..EntryParts::default()
         };
         let section = SectionParts {
             backend: backend.name().into(),
@@ -82,7 +81,7 @@ pub(crate) fn operand(buffer: usize) -> Operand {
 /// A step that runs a kernel, given by number, over whole buffers.
 pub(crate) fn kernel(kernel: usize, args: &[usize], label: &str) -> Step {
     let args = args.iter().map(|&b| operand(b)).collect();
-    Step { label: label.into(), work: Work::Kernel { kernel, args } }
+    Step { label: label.into(), work: Work::Kernel { kernel, args }, sizes: vec![] }
 }
 
 /// Arguments of which the last is written.
@@ -153,9 +152,14 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
         ],
         kernels: vec![sum],
         body: vec![
-            Step { label: "fc1/MatMul".into(), work: Work::Call { call, needs, args: call_args } },
+            Step {
+                label: "fc1/MatMul".into(),
+                work: Work::Call { call, needs, args: call_args },
+                sizes: vec![],
+            },
             kernel(0, &[2, 3, 4], "fc1/Add"),
         ],
         arena_bytes: workspace_at + workspace_bytes,
+        ..Program::default()
     }
 }

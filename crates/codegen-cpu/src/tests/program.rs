@@ -1,7 +1,7 @@
 //! Whole programs: the driver, the shape of the block, the text form, and what is refused.
 
 use margay_kernels_cpu::abi::KernelFn;
-use margay_kernels_cpu::{Phase, Prepared};
+use margay_kernels_cpu::{Control, Phase, Prepared};
 use margay_loops::{
     Arg, Buffer, BufferId, Constant, Epilogue, Index, Kernel, KernelCall, Literal, MatLayout, MatMul, Needs,
     NoKernel, Operand, Place, Port, Program, Reg, Step, Stmt, Unary, Work,
@@ -79,7 +79,7 @@ fn program() -> Program {
     let port = |name: &str| Port { name: name.into(), dtype: F32, shape: vec![n] };
     let places = [Place::Input(0), Place::Constant(1), Place::Arena(64), Place::Arena(256), Place::Output(0)];
     let operand = |buffer, offset_bytes| Operand { buffer: BufferId(buffer), offset_bytes };
-    let step = |work| Step { label: String::new(), work };
+    let step = |work| Step { label: String::new(), work, sizes: vec![] };
     let constant = |v: &[f32]| Constant {
         names: vec![],
         stored: Tensor::from_slice(&[v.len()], v).unwrap().into(),
@@ -105,6 +105,7 @@ fn program() -> Program {
             step(Work::Kernel { kernel: 1, args: vec![operand(3, 0), operand(4, 0)] }),
         ],
         arena_bytes: 512,
+        ..Program::default()
     }
 }
 
@@ -115,7 +116,8 @@ fn the_driver_runs_the_steps_in_order() {
     for isa in isas() {
         let loaded = Loaded::new(emit(&program(), &isa, &two_phases, &[0, 64]).unwrap().0, &isa);
         assert_eq!(loaded.code.imports.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["scale"]);
-        assert_eq!(loaded.code.params, [0, 2, 40, 3, 40, 2]);
+        let control = [40, 40, 1, 16, 40, 8, 3, 17, 40, 8, 3, 19, 40, 40, 2, 21];
+        assert_eq!(loaded.code.params, [control.as_slice(), &[0, 2, 40, 3, 40, 2]].concat());
         assert_eq!(loaded.code.scratch_bytes, 256);
         let (mut arena, mut constants, mut x) = (vec![0u8; 512], f32::bytes(&constants), f32::bytes(&x));
         let mut y = vec![0u8; 160];
@@ -156,8 +158,14 @@ fn large_kernels_are_cut_into_runs_of_whole_vectors() {
     let n = 1 << 20;
     let mut p = program();
     p.kernels = vec![map(&[(F32, &[n])], (F32, &[n]), |_, x| x[0])];
-    let launches = crate::emit::grain(&p.kernels[0]);
-    assert!(launches < n / 2 && launches.is_multiple_of(16), "grain {launches}");
+    p.body.truncate(1);
+    p.body[0].work = match &p.body[0].work {
+        Work::Kernel { args, .. } => Work::Kernel { kernel: 0, args: vec![args[0], args[2]] },
+        _ => unreachable!("the first step runs a kernel"),
+    };
+    let code = emit(&p, &isas()[0], &no_kernels, &[0, 64]).unwrap().0;
+    let grain = code.params[Control::Grain.at(0, 0)] as usize;
+    assert!(grain < n / 2 && grain.is_multiple_of(16), "grain {grain}");
 }
 
 #[test]
@@ -176,7 +184,7 @@ fn unknown_classes_and_constructs_are_errors() {
     assert_eq!(unary(F16, Unary::Neg), None);
     let mut p = program();
     p.body.remove(0);
-    assert!(matches!(emit(&p, &isas()[0], &no_kernels, &[0, 64]), Err(CodegenError::NoKernel(_))));
+    assert!(matches!(emit(&p, &isas()[0], &no_kernels, &[0, 64]), Err(CodegenError::Launch(_))));
 }
 
 #[cfg(target_arch = "x86_64")]

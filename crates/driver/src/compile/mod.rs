@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::{Backend, Precision};
-use margay_onnx::KnownExtents;
+use margay_onnx::KnownInputs;
 use margay_passes::sketch::{Site, sites};
 use margay_passes::{StoreAs, StoreConstants};
 use margay_plan::{Choice, Goal, Plan};
@@ -31,8 +31,8 @@ use self::price::{after, price};
 use self::report::{Outcome, report};
 use self::split::split;
 use self::weigh::weigh;
-use crate::bindings::bindings;
-use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, backend};
+use crate::bindings::{bindings, range_points};
+use crate::{Compiled, DriverError, Dump, Model, Progress, Samples, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -44,6 +44,9 @@ pub struct CompileOptions {
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
+    /// Symbols with ranges of values, the least and the greatest: entries that serve every value between them. Prices and the
+    /// report are those of the greatest.
+    pub ranges: Vec<(String, (i64, i64))>,
     /// The back end, by a name that [`backend::named`] knows.
     pub backend: String,
     /// `native` or a class of machines that the back end knows.
@@ -59,16 +62,17 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
-    /// What they and the samples say of extents before the model is read.
-    pub fn known_extents(&self, samples: Option<&Samples>) -> KnownExtents {
+    /// What they and the samples say of inputs before the model is read.
+    pub fn known_inputs(&self, samples: Option<&Samples>) -> KnownInputs {
         let single = |(name, values): &(String, Vec<i64>)| match values.as_slice() {
             [value] => Some((name.as_str().into(), *value)),
             _ => None,
         };
         let arrays = samples.map_or(&[][..], Samples::arrays);
-        KnownExtents {
+        KnownInputs {
             dims: self.dims.iter().filter_map(single).collect(),
-            inputs: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
+            extents: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
+            values: Vec::new(),
         }
     }
 }
@@ -79,6 +83,7 @@ impl Default for CompileOptions {
             goal: Goal::Dense,
             plan: None,
             dims: Vec::new(),
+            ranges: Vec::new(),
             backend: "cpu".into(),
             target_cpu: "native".into(),
             precision: Precision::F32,
@@ -123,13 +128,16 @@ impl fmt::Display for CompileOptions {
                 values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             )?;
         }
+        for (name, (least, most)) in &self.ranges {
+            write!(f, "; {name} = {least}..{most}")?;
+        }
         write!(f, "; compiled by {} thread(s), times predicted for {}", self.threads, self.predict_threads)
     }
 }
 
 /// What all steps of one compilation share.
 pub(crate) struct Job<'a> {
-    source: &'a Source,
+    source: &'a Model,
     options: &'a CompileOptions,
     progress: &'a dyn Progress,
     /// The samples in the order of the model's inputs.
@@ -137,6 +145,8 @@ pub(crate) struct Job<'a> {
     backend: Arc<dyn Backend>,
     /// Values of the symbols, one binding for each entry of the artifact.
     bindings: Vec<Binding>,
+    /// For each binding the values that its ranges have; nothing without ranges.
+    ranges: Vec<Vec<Binding>>,
     sites: Vec<Site>,
     /// How the constants of the result are stored.
     storage: StoreConstants,
@@ -145,7 +155,7 @@ pub(crate) struct Job<'a> {
 impl<'a> Job<'a> {
     /// Checks that options, samples and plan fit the model.
     fn new(
-        source: &'a Source,
+        source: &'a Model,
         samples: Option<&Samples>,
         options: &'a CompileOptions,
         progress: &'a dyn Progress,
@@ -154,6 +164,7 @@ impl<'a> Job<'a> {
         let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
+        let ranges = range_points(g, options, &bindings)?;
         if matches!(options.searched(), Some(Goal::Error(_))) && samples.is_none() {
             let message =
                 "an error limit is checked by running the model: samples are needed (`--calibrate`)";
@@ -166,7 +177,7 @@ impl<'a> Job<'a> {
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
         let storage = storage(g, &sites, options)?;
-        Ok(Job { source, options, progress, samples, backend, bindings, sites, storage })
+        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage })
     }
 
     /// What the plan says of a site.
@@ -228,7 +239,7 @@ fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreC
 
 /// Compiles a model. With samples, half of them calibrate and the other half measures the error that is reported.
 pub fn compile(
-    source: &Source,
+    source: &Model,
     samples: Option<&Samples>,
     options: &CompileOptions,
     progress: &dyn Progress,
@@ -238,7 +249,7 @@ pub fn compile(
 
 /// As [`compile`], with dumps of the passes.
 pub fn compile_with(
-    source: &Source,
+    source: &Model,
     samples: Option<&Samples>,
     options: &CompileOptions,
     progress: &dyn Progress,
@@ -258,5 +269,8 @@ pub fn compile_with(
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
     let report = report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks });
-    Ok(Compiled { report, plan, graph: sketched.graph, backend: job.backend, bindings: job.bindings })
+    // Values that a range serves need no entries of their own.
+    let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
+    let (graph, threads) = (sketched.graph, options.threads);
+    Ok(Compiled { report, plan, graph, backend: job.backend, bindings, ranges: job.ranges, threads })
 }

@@ -4,10 +4,12 @@ use margay_tensor::{DType, Storage, StoredTensor};
 
 use super::Field;
 use super::parse_kernel::{kernel_args, read_kernel};
+use super::parse_open::{open_line, port_axes, size_line, step_sizes};
 use super::words::{split_top, take_name};
+use crate::open::replace_sizes;
 use crate::{
-    Buffer, BufferId, Carried, Constant, Extent, KernelCall, Loop, Needs, Operand, Packed, Place, Port,
-    Program, Step, Work,
+    Buffer, BufferId, Carried, Constant, Extent, KernelCall, Loop, Needs, Open, Operand, Packed, Place, Port,
+    Program, SizeId, Step, Work,
 };
 
 /// A text that is not a program (the text's fault).
@@ -49,8 +51,18 @@ pub fn parse_program(
         let fail = |message: String| ParseError { line: line.number, message };
         let (word, rest) = line.text.split_once([' ', ':']).unwrap_or((line.text, ""));
         match word {
-            "input" => program.inputs.push(port(rest).map_err(fail)?),
-            "output" => program.outputs.push(port(rest).map_err(fail)?),
+            "open" => open_line(rest, &mut program.open).map_err(fail)?,
+            "size" => size_line(rest, &mut program.open).map_err(fail)?,
+            "input" | "output" => {
+                let (port, axes) = port(rest, &program.open).map_err(fail)?;
+                let open = !program.open.is_closed();
+                let (ports, all) = match word {
+                    "input" => (&mut program.inputs, &mut program.open.inputs),
+                    _ => (&mut program.outputs, &mut program.open.outputs),
+                };
+                ports.push(port);
+                all.extend(open.then_some(axes));
+            }
             "carried" => program.carried.push(carried(rest).map_err(fail)?),
             "constant" => {
                 let number = program.constants.len();
@@ -60,7 +72,8 @@ pub fn parse_program(
             "temporary" => temporaries.push(temporary(rest, temporaries.len()).map_err(fail)?),
             "steps" => {
                 program.buffers = buffers(&program, std::mem::take(&mut temporaries)).map_err(fail)?;
-                let mut steps = Steps { names: super::buffer_names(&program), lines: &mut lines };
+                let names = super::buffer_names(&program);
+                let mut steps = Steps { names, open: &program.open, lines: &mut lines };
                 program.body = steps.block(1)?;
                 return match lines.peek() {
                     None => Ok(program),
@@ -150,11 +163,16 @@ fn typed(text: &str) -> Answer<(DType, Vec<usize>, &str)> {
     Ok((dtype, shape, rest.trim_start()))
 }
 
-fn port(text: &str) -> Answer<Port> {
+fn port(text: &str, open: &Open) -> Answer<(Port, Vec<(usize, SizeId)>)> {
     let (name, rest) = take_name(text)?;
     let rest = rest.strip_prefix(": ").ok_or_else(|| format!("expected `: ` after `{name}`"))?;
     let (dtype, shape, rest) = typed(rest)?;
-    if rest.is_empty() { Ok(Port { name, dtype, shape }) } else { Err(format!("unexpected `{rest}`")) }
+    let axes = match rest.strip_prefix("axis ") {
+        None if rest.is_empty() => Vec::new(),
+        None => return Err(format!("unexpected `{rest}`")),
+        Some(rest) => port_axes(rest, &shape, open)?,
+    };
+    Ok((Port { name, dtype, shape }, axes))
 }
 
 fn carried(text: &str) -> Answer<Carried> {
@@ -253,8 +271,14 @@ fn buffers(program: &Program, temporaries: Vec<Buffer>) -> Answer<Vec<Buffer>> {
     Ok(placed.chain(temporaries).collect())
 }
 
+/// `$0` of so many at least and at most.
+pub(super) fn sized<R>(size: &str, least: &str, most: &str) -> Answer<Extent<R>> {
+    Ok(Extent::Sized { size: SizeId::read(size)?, least: number(least)?, most: number(most)? })
+}
+
 struct Steps<'a, 't> {
     names: Vec<String>,
+    open: &'a Open,
     lines: &'a mut Lines<'t>,
 }
 
@@ -290,7 +314,8 @@ impl Steps<'_, '_> {
                 }
                 _ => self.plain(text).map_err(fail)?,
             };
-            steps.push(Step { label, work });
+            let sizes = step_sizes(text, &work);
+            steps.push(Step { label, work, sizes });
         }
         match self.lines.peek() {
             Some(line) if line.depth > depth => {
@@ -323,6 +348,7 @@ impl Steps<'_, '_> {
             [from, "max", bound, rest @ ..] => {
                 (Extent::Read { from: self.operand(from)?, bound: number(bound)? }, rest)
             }
+            [size, "from", least, "max", most, rest @ ..] => (sized(size, least, most)?, rest),
             [n, rest @ ..] => (Extent::Known(number(n)?), rest),
             [] => return Err("expected a number of repetitions".into()),
         };
@@ -340,6 +366,9 @@ impl Steps<'_, '_> {
     }
 
     fn plain(&self, text: &str) -> Answer<Work> {
+        // The work has the greatest of every size.
+        let most = |size: SizeId| self.open.sizes.get(size.0 as usize).map(|s| s.most.to_string());
+        let text = &replace_sizes(text, &most);
         let (word, rest) = text.split_once(' ').ok_or_else(|| format!("`{text}` is not a step"))?;
         if word == "copy" {
             let (bytes, args) = rest.split_once(' ').ok_or("expected bytes and operands")?;

@@ -3,9 +3,9 @@
 use margay_tensor::DType;
 
 use super::Field;
-use super::parse::{Answer, Lines, ParseError, number, unexpected};
+use super::parse::{Answer, Lines, ParseError, number, sized, unexpected};
 use super::words::{split_top, take_name};
-use crate::{Arg, Axis, Binary, Combine, Extent, Index, Kernel, Literal, Reg, Stmt, Unary};
+use crate::{Arg, Axis, Binary, Combine, Extent, Factor, Index, Kernel, Literal, Reg, SizeId, Stmt, Unary};
 
 pub(super) fn kernel_args(text: &str) -> Answer<Vec<Arg>> {
     let list = text.strip_prefix("kernel(").and_then(|t| t.strip_suffix(')'));
@@ -84,7 +84,7 @@ impl KernelReader<'_, '_> {
         }
     }
 
-    /// `i0 in 0..8`, `i0 in 0..%3 max 8`, and what follows.
+    /// `i0 in 0..8`, `i0 in 0..$1 from 4 max 8`, `i0 in 0..%3 max 8`, and what follows.
     fn range<'s>(&mut self, text: &'s str) -> Answer<(Axis, Extent<Reg>, &'s str)> {
         let not = || format!("expected `iN in 0..N` at `{text}`");
         let (axis, rest) = text.split_once(" in 0..").ok_or_else(not)?;
@@ -92,6 +92,13 @@ impl KernelReader<'_, '_> {
         self.axes = self.axes.max(axis.checked_add(1).ok_or_else(not)?);
         let (from, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         let (extent, rest) = match from.starts_with('%') {
+            false if from.starts_with('$') => {
+                let words = rest.splitn(5, ' ').collect::<Vec<_>>();
+                let ["from", least, "max", most, rest @ ..] = words.as_slice() else {
+                    return Err(format!("expected `from N max N` at `{rest}`"));
+                };
+                (sized(from, least, most)?, rest.first().copied().unwrap_or(""))
+            }
             false => (Extent::Known(number(from)?), rest),
             true => {
                 let rest =
@@ -166,16 +173,10 @@ impl KernelReader<'_, '_> {
         loop {
             let end = [rest.find(" + "), rest.find(" - ")].into_iter().flatten().min();
             let term = &rest[..end.unwrap_or(rest.len())];
-            let (factor, name) = term.split_once('*').unwrap_or(("1", term));
-            let factor = sign * number::<i64>(factor)?;
-            let part = match name.as_bytes().first() {
-                Some(b'i') => Index::axis(Axis(number(&name[1..])?)).times(factor),
-                Some(b'%') => Index::reg(self.defined(name)?.0).times(factor),
-                // The smallest number has no positive one.
-                _ if sign < 0 => Index::constant(number::<i64>(&format!("-{name}"))?),
-                _ => Index::constant(number(name)?),
-            };
-            index = index.plus(&part, 1);
+            match term.starts_with('$') && sign > 0 {
+                true => index.sizes.push(self.size_term(term)?),
+                false => index = index.plus(&self.term(term, sign)?, 1),
+            }
             match end {
                 None => return Ok(index),
                 Some(end) => {
@@ -184,6 +185,30 @@ impl KernelReader<'_, '_> {
                 }
             }
         }
+    }
+
+    /// `3*i1`, `%2`, `64`, with a sign.
+    fn term(&self, term: &str, sign: i64) -> Answer<Index> {
+        let (factor, name) = term.split_once('*').unwrap_or(("1", term));
+        let factor = sign * number::<i64>(factor)?;
+        Ok(match name.as_bytes().first() {
+            Some(b'i') => Index::axis(Axis(number(&name[1..])?)).times(factor),
+            Some(b'%') => Index::reg(self.defined(name)?.0).times(factor),
+            // The smallest number has no positive one.
+            _ if sign < 0 => Index::constant(number::<i64>(&format!("-{name}"))?),
+            _ => Index::constant(number(name)?),
+        })
+    }
+
+    /// `$0`, `$0*i1`, `$0*%2`.
+    fn size_term(&self, term: &str) -> Answer<(SizeId, Factor)> {
+        let (size, factor) = term.split_once('*').unwrap_or((term, ""));
+        let factor = match factor.as_bytes().first() {
+            None => Factor::One,
+            Some(b'i') => Factor::Axis(Axis(number(&factor[1..])?)),
+            _ => Factor::Reg(self.defined(factor)?.0),
+        };
+        Ok((SizeId::read(size)?, factor))
     }
 
     fn stmt(&mut self, text: &str) -> Answer<Stmt> {
@@ -214,6 +239,13 @@ impl KernelReader<'_, '_> {
             "index" => {
                 let index = self.index(rest)?;
                 Ok(Stmt::IndexValue { to: self.define(to, DType::I64)?, index })
+            }
+            "size" => {
+                let (size, dtype) =
+                    rest.split_once(" : ").ok_or_else(|| format!("expected ` : type` at `{rest}`"))?;
+                let (size, inverse) = size.strip_prefix("1/").map_or((size, false), |size| (size, true));
+                let (size, dtype) = (SizeId::read(size)?, DType::read(dtype)?);
+                Ok(Stmt::Size { to: self.define(to, dtype)?, size, inverse })
             }
             "load" => {
                 let (arg, index, rest) = self.access(rest)?;

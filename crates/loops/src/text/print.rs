@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::Field;
 use super::words::quoted;
-use crate::{Extent, Index, Kernel, Literal, Needs, Operand, Place, Port, Program, Reg, Step, Stmt, Work};
+use crate::{
+    Extent, Factor, Index, Kernel, Literal, Needs, Open, Operand, Place, Port, Program, Reg, SizeId, SizedAt,
+    Step, Stmt, Work,
+};
 
 impl fmt::Display for Literal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,6 +40,15 @@ impl fmt::Display for Index {
                 n => write!(f, "{sign}{n}*{name}")?,
             }
         }
+        for (size, factor) in &self.sizes {
+            write!(f, "{}{size}", if first { "" } else { " + " })?;
+            first = false;
+            match factor {
+                Factor::One => {}
+                Factor::Axis(a) => write!(f, "*i{}", a.0)?,
+                Factor::Reg(r) => write!(f, "*{r}")?,
+            }
+        }
         match self.offset {
             o if first => write!(f, "{o}"),
             0 => Ok(()),
@@ -56,6 +68,7 @@ impl fmt::Display for Extent<Reg> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Extent::Known(n) => write!(f, "{n}"),
+            Extent::Sized { size, least, most } => write!(f, "{size} from {least} max {most}"),
             Extent::Read { from, bound } => write!(f, "{from} max {bound}"),
         }
     }
@@ -67,6 +80,10 @@ fn write_body(f: &mut fmt::Formatter<'_>, k: &Kernel, body: &[Stmt], depth: usiz
     for stmt in body {
         match stmt {
             Stmt::Literal { to, value } => writeln!(f, "{pad}{to} = {value} : {}", dtype(to))?,
+            Stmt::Size { to, size, inverse } => {
+                let over = if *inverse { "1/" } else { "" };
+                writeln!(f, "{pad}{to} = size {over}{size} : {}", dtype(to))?;
+            }
             Stmt::IndexValue { to, index } => writeln!(f, "{pad}{to} = index {index}")?,
             Stmt::Unary { to, op, x } => writeln!(f, "{pad}{to} = {} {x}", op.name())?,
             Stmt::Binary { to, op, x, y } => writeln!(f, "{pad}{to} = {} {x}, {y}", op.name())?,
@@ -124,12 +141,40 @@ pub(crate) fn buffer_names(program: &Program) -> Vec<String> {
     program.buffers.iter().map(|b| &b.place).map(name).collect()
 }
 
+impl fmt::Display for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for ranges in &self.values {
+            let each = self.symbols.iter().zip(ranges);
+            let each: Vec<String> = each.map(|(s, (least, most))| format!("{s} {least} to {most}")).collect();
+            writeln!(f, "open {}", each.join(", "))?;
+        }
+        for (i, s) in self.sizes.iter().enumerate() {
+            writeln!(f, "size ${i}: {} from {} to {}", s.value, s.least, s.most)?;
+        }
+        Ok(())
+    }
+}
+
+/// The axes of a port that are sizes: `1 $0, 2 $3`.
+pub(super) fn axes_text(axes: &[(usize, SizeId)]) -> String {
+    let each: Vec<String> = axes.iter().map(|(axis, size)| format!("{axis} {size}")).collect();
+    each.join(", ")
+}
+
 struct Writer<'p> {
     program: &'p Program,
     names: Vec<String>,
 }
 
 impl Writer<'_> {
+    /// An operand that begins at a size, if there is one.
+    fn sized(&self, operand: &Operand, size: Option<SizeId>) -> String {
+        match size {
+            None => self.operand(operand),
+            Some(size) => format!("{}+{size}", self.names[operand.buffer.0]),
+        }
+    }
+
     fn operand(&self, operand: &Operand) -> String {
         let name = &self.names[operand.buffer.0];
         match operand.offset_bytes {
@@ -138,9 +183,9 @@ impl Writer<'_> {
         }
     }
 
-    fn args(&self, args: &[Operand]) -> String {
-        let args: Vec<String> = args.iter().map(|a| self.operand(a)).collect();
-        args.join(", ")
+    fn args(&self, step: &Step, args: &[Operand]) -> String {
+        let args = args.iter().enumerate().map(|(i, a)| self.sized(a, step.offset_size(i)));
+        args.collect::<Vec<String>>().join(", ")
     }
 
     fn constants(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,21 +210,28 @@ impl Writer<'_> {
         for step in steps {
             write!(f, "{pad}")?;
             match &step.work {
-                Work::Kernel { kernel, args } => write!(f, "k{kernel} ({})", self.args(args))?,
+                Work::Kernel { kernel, args } => write!(f, "k{kernel} ({})", self.args(step, args))?,
                 Work::Call { call, needs, args } => {
-                    write!(f, "{}", call.text())?;
+                    write!(f, "{}", step.call_text(call))?;
                     if *needs != Needs::default() {
                         write!(f, " needs {}", needs.write())?;
                     }
-                    write!(f, " ({})", self.args(args))?;
+                    write!(f, " ({})", self.args(step, args))?;
                 }
                 Work::Copy { from, to, bytes } => {
-                    write!(f, "copy {bytes} ({}, {})", self.operand(from), self.operand(to))?;
+                    match step.sizes.iter().find(|(at, _)| *at == SizedAt::Bytes) {
+                        Some((_, size)) => write!(f, "copy {size}")?,
+                        None => write!(f, "copy {bytes}")?,
+                    }
+                    write!(f, " ({})", self.args(step, &[*from, *to]))?;
                 }
                 Work::If { test, .. } => write!(f, "if {}", self.operand(test))?,
                 Work::Loop(l) => {
                     match &l.trips {
                         Extent::Known(n) => write!(f, "loop {n}")?,
+                        Extent::Sized { size, least, most } => {
+                            write!(f, "loop {size} from {least} max {most}")?;
+                        }
                         Extent::Read { from, bound } => write!(f, "loop {} max {bound}", self.operand(from))?,
                     }
                     for (word, operand) in [("while", l.condition), ("counter", l.counter)] {
@@ -213,9 +265,14 @@ impl Writer<'_> {
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let w = Writer { program: self, names: buffer_names(self) };
-        for (kind, ports) in [("input", &self.inputs), ("output", &self.outputs)] {
-            for port in ports {
-                writeln!(f, "{kind} {port}")?;
+        let (inputs, outputs) = ((&self.inputs, &self.open.inputs), (&self.outputs, &self.open.outputs));
+        write!(f, "{}", self.open)?;
+        for (kind, (ports, open)) in [("input", inputs), ("output", outputs)] {
+            for (i, port) in ports.iter().enumerate() {
+                match open.get(i).filter(|axes| !axes.is_empty()) {
+                    None => writeln!(f, "{kind} {port}")?,
+                    Some(axes) => writeln!(f, "{kind} {port} axis {}", axes_text(axes))?,
+                }
             }
         }
         for c in &self.carried {

@@ -93,6 +93,9 @@ impl Checker<'_> {
     }
 
     fn index(&mut self, index: &Index) {
+        if !index.sizes.is_empty() {
+            self.found.push(format!("index `{index}` has sizes in a program that is not open"));
+        }
         for (axis, _) in &index.axes {
             if !self.open.contains(axis) {
                 self.found
@@ -105,8 +108,12 @@ impl Checker<'_> {
     }
 
     fn extent(&mut self, extent: &Extent<Reg>) {
-        if let Extent::Read { from, .. } = extent {
-            self.expect(*from, DType::I64, "extent");
+        match extent {
+            Extent::Known(_) => {}
+            Extent::Sized { size, .. } => {
+                self.found.push(format!("extent {size} in a program that is not open"));
+            }
+            Extent::Read { from, .. } => self.expect(*from, DType::I64, "extent"),
         }
     }
 
@@ -125,6 +132,9 @@ impl Checker<'_> {
                 let narrow = declared.is_some_and(|d| d.is_float() && d != DType::F64);
                 let fits = narrow && value.dtype() == DType::F32;
                 self.define(*to, Some(value.dtype()).filter(|_| !fits));
+            }
+            Stmt::Size { size, .. } => {
+                self.found.push(format!("size {size} in a program that is not open"));
             }
             Stmt::IndexValue { to, index } => {
                 self.index(index);

@@ -39,8 +39,25 @@ impl fmt::Display for Violation {
 }
 
 impl Program {
-    /// Checks all that holds in a program; everything that does not is reported.
+    /// Checks all that holds in a program; everything that does not is reported. Of an open program, what it is at the
+    /// least and at the greatest values of its symbols.
     pub fn verify(&self) -> Result<(), Vec<Violation>> {
+        if self.open.is_closed() {
+            return self.verify_closed();
+        }
+        for symbols in self.open.corners() {
+            let at = || format!("at {symbols:?}");
+            let closed = self.open.sizes_at(&symbols).map(|sizes| self.at(&sizes));
+            match closed {
+                Some(Ok(closed)) => closed.verify_closed()?,
+                Some(Err(problem)) => return Err(vec![Violation { at: at(), problem }]),
+                None => return Err(vec![Violation { at: at(), problem: "a size has no value".to_owned() }]),
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_closed(&self) -> Result<(), Vec<Violation>> {
         let mut found = Vec::new();
         buffers(self, &mut found);
         for (i, k) in self.kernels.iter().enumerate() {
@@ -178,7 +195,7 @@ pub(crate) fn control(work: &Work) -> Vec<(Operand, DType, bool)> {
         Work::If { test, .. } => vec![(*test, DType::Bool, false)],
         Work::Loop(l) => {
             let trips = match l.trips {
-                Extent::Known(_) => None,
+                Extent::Known(_) | Extent::Sized { .. } => None,
                 Extent::Read { from, .. } => Some((from, DType::I64, false)),
             };
             let condition = l.condition.map(|o| (o, DType::Bool, false));

@@ -16,10 +16,11 @@ struct Symbols {
     used: BTreeSet<String>,
 }
 
-impl Importer<'_> {
-    /// Adds the inputs.
+impl<'a> Importer<'a> {
+    /// Adds the inputs, and of those with a default value those that are given. Extents of 0 are taken for fixed.
     pub(super) fn inputs(&mut self) {
-        let inputs = &self.model.graph.inputs;
+        let inputs: Vec<&'a OnnxValue> =
+            self.model.graph.inputs.iter().chain(self.assumptions.overridden(self.model)).collect();
         let mut symbols = Symbols::default();
         let dims = || inputs.iter().flat_map(|i| i.dims.iter().flatten());
         // Plain names come first, so that they are kept and expressions over them are understood.
@@ -31,7 +32,7 @@ impl Importer<'_> {
         for text in texts {
             symbols.expression(text);
         }
-        for input in inputs {
+        for input in &inputs {
             let slot = match shape(input, &mut symbols) {
                 Ok((dtype, shape)) => {
                     let shape = self.assumptions.input(&input.name, &shape);
@@ -43,6 +44,9 @@ impl Importer<'_> {
                 }
             };
             self.slots.insert(&input.name, slot);
+        }
+        for symbol in self.assumptions.empty() {
+            self.assumed(symbol, Dim::default());
         }
     }
 }

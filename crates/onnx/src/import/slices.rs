@@ -1,9 +1,9 @@
 //! `Slice` and `Split`.
 //!
 //! ONNX clamps bounds to the operand; the graph does not. Where bound and extent are known they are clamped here.
-//! Where symbols hide which is larger the bound is taken as it stands, and the graph reports it when the symbols get
-//! values that make it wrong: `x[:512]` of an axis `S` means that `S` is at least 512. Where the use of the model is
-//! known and says otherwise, the symbols are taken for fixed.
+//! Where symbols hide which is larger the bound is taken as it stands, unless it is known from the use of the model that it
+//! lies outside: then the extent is taken for fixed. The graph reports it when the symbols get other values that make a
+//! bound wrong: `x[:512]` of an axis `S` means that `S` is at least 512.
 
 use margay_ir::Value;
 use margay_ir::ops::{Slice, less_or_equal};
@@ -44,8 +44,8 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     let (mut from, mut to) = (Vec::new(), Vec::new());
     for (i, &axis) in axes.iter().enumerate() {
         let (start, end) = clamped(&starts[i], &ends[i], steps[i], &shape[axis]);
-        if cx.known_outside(&start, &end, steps[i], &shape[axis]) {
-            cx.values_of(&[starts[i].clone(), ends[i].clone(), shape[axis].clone()])?;
+        if cx.is_outside(&start, &end, steps[i], &shape[axis]) {
+            cx.values_of(&[shape[axis].clone(), starts[i].clone(), ends[i].clone()])?;
         }
         from.push(start);
         to.push(end);
@@ -53,20 +53,7 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     slice_axes(cx, x, &axes, &from, &to, &steps).map(|v| vec![v])
 }
 
-impl Importer<'_> {
-    /// Whether bounds do not lie in an extent for the values that the symbols are known to have.
-    fn known_outside(&self, start: &Dim, end: &Dim, step: i64, extent: &Dim) -> bool {
-        let [Some(start), Some(end), Some(extent)] = [start, end, extent].map(|d| self.known_value(d)) else {
-            return false;
-        };
-        match step > 0 {
-            true => !(0 <= start && start <= end && end <= extent),
-            false => !(-1 <= end && end <= start && start < extent),
-        }
-    }
-}
-
-/// A slice along some axes, with bounds as the graph wants them. Nothing is added where all is taken.
+/// A slice along some axes, with bounds inside the operand. Nothing is added where all is taken.
 pub(super) fn slice_axes(
     cx: &mut Importer,
     x: Value,

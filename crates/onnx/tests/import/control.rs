@@ -8,7 +8,7 @@ use super::*;
 fn graph(inputs: &[(&str, DType, &[&str])], nodes: Vec<OnnxNode>, outputs: &[&str]) -> Attribute {
     let inputs = inputs.iter().map(|(name, dtype, dims)| input(name, *dtype, dims)).collect();
     let outputs = outputs.iter().map(|n| output(n)).collect();
-    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, initializers: vec![], nodes };
+    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, nodes, ..OnnxGraph::default() };
     Attribute::Graph(Box::new(graph))
 }
 
@@ -130,9 +130,9 @@ fn extents_that_are_known_choose_a_branch() {
     let found = message(&model);
     assert!(found.contains("f32[n] and f32[1, n]; say which by `--dim n=N`"), "{found}");
     for (extent, expected) in [(1usize, "f32[1]"), (5, "f32[1, 5]")] {
-        let inputs = vec![("x".to_owned(), vec![extent])];
-        let known = margay_onnx::KnownExtents { inputs, ..Default::default() };
-        let g = margay_onnx::import_for(&model, &known).unwrap();
+        let extents = vec![("x".to_owned(), vec![extent])];
+        let known = margay_onnx::KnownInputs { extents, ..Default::default() };
+        let g = margay_onnx::import_for(&model, &known).unwrap().graph;
         assert_eq!(g.ty(g.outputs()[0].value).to_string(), expected);
     }
 }
