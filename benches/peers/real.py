@@ -66,6 +66,8 @@ def prepare(model, source, folder):
     """Writes the folder of a model for the peers: its file with all extents bound, and the inputs."""
     given = arrays(model, 0)
     proto = onnx.load(source)
+    # From here on constants need not be inputs.
+    proto.ir_version = max(proto.ir_version, 4)
     graph = proto.graph
     constants = {name for name, array in given.items() if array.ndim == 0}
     graph.initializer.extend(numpy_helper.from_array(given[name], name) for name in sorted(constants))
