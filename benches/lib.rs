@@ -7,7 +7,7 @@ pub mod fma;
 
 use std::path::Path;
 
-use margay_driver::{CompileOptions, Compiled, Goal, Samples, Silent, Source, backend, build, compile, open};
+use margay_driver::{CompileOptions, Compiled, Goal, Model, Samples, Silent, backend, build, compile, open};
 use margay_ir::Graph;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
@@ -25,7 +25,7 @@ pub fn session(g: &Graph) -> Session {
 ///
 /// # Panics
 /// If it is not in the repository.
-pub fn demo() -> Source {
+pub fn demo() -> Model {
     open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model.onnx")).unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -198,6 +198,7 @@ prepare_data
 cargo_tests
 python_check check_e2e.py
 python_check check_nodes.py
+python_check check_models.py
 peers_check
 for sentence in ${left_out[@]+"${left_out[@]}"}; do
     say "left out: $sentence"

@@ -10,6 +10,8 @@ use serde_json::Value;
 
 #[path = "cli/derivatives.rs"]
 mod derivatives;
+#[path = "cli/given.rs"]
+mod given;
 #[path = "cli/opt.rs"]
 mod opt;
 #[path = "cli/place.rs"]
@@ -129,7 +131,6 @@ fn models_that_are_wrong_or_unsupported_are_refused() {
         "compile missing.onnx -o out.margay",
         "compile shapes.onnx -o out.margay",
         "compile unsupported.onnx -o out.margay",
-        "compile nan.onnx -o out.margay",
         "check shapes.onnx",
         "check unsupported.onnx",
         "check nan.onnx",
@@ -214,7 +215,7 @@ fn damaged_artifacts_are_refused() {
         b[at..].iter_mut().for_each(|v| *v ^= 1);
     });
     for name in ["short", "head", "garbage", "weights"] {
-        for command in ["run {} --inputs in.npz --outputs out.npz", "inspect {}"] {
+        for command in ["run {} --inputs in.npz --in-batches --outputs out.npz", "inspect {}"] {
             let ran = place.run(&command.replace("{}", &format!("{name}.margay")));
             assert_eq!(ran.code, 3, "{name}: {}", ran.stderr);
             assert!(ran.stderr.starts_with("error: `") && ran.stdout.is_empty(), "{}", ran.stderr);
@@ -313,8 +314,11 @@ fn long_inputs_are_fed_batch_by_batch() {
     place.done("run model.onnx --inputs five.npz --outputs whole.npz");
     for dims in ["batch=1", "batch=2", "batch=1,4"] {
         place.done(&format!("compile model.onnx -o dense.margay --dim {dims}"));
-        place.done("run dense.margay --inputs five.npz --outputs parts.npz");
+        place.done("run dense.margay --inputs five.npz --in-batches --outputs parts.npz");
         close(&place.read_npz("parts.npz")[0].1, &place.read_npz("whole.npz")[0].1);
+        let refused = place.run("run dense.margay --inputs five.npz --outputs parts.npz");
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains("--in-batches"), "{}", refused.stderr);
     }
 }
 
@@ -360,8 +364,8 @@ fn the_same_command_gives_the_same_bytes() {
         }
     }
     place.done("compile model.onnx -o replayed.margay --calibrate samples.npz --plan 0.toml");
-    place.done("run 0.margay --inputs in.npz --outputs a.npz");
-    place.done("run replayed.margay --inputs in.npz --outputs b.npz");
+    place.done("run 0.margay --inputs in.npz --in-batches --outputs a.npz");
+    place.done("run replayed.margay --inputs in.npz --in-batches --outputs b.npz");
     assert_eq!(place.bytes("a.npz"), place.bytes("b.npz"));
 }
 
@@ -373,10 +377,10 @@ fn an_export_runs_like_the_artifact() {
     );
     place.done("export s.margay -o later.onnx");
     assert!(place.bytes("direct.onnx") == place.bytes("later.onnx"));
-    place.done("run s.margay --inputs in.npz --outputs a.npz");
+    place.done("run s.margay --inputs in.npz --in-batches --outputs a.npz");
     place.done("run later.onnx --inputs in.npz --outputs b.npz");
     close(&place.read_npz("b.npz")[0].1, &place.read_npz("a.npz")[0].1);
-    place.done("compare s.margay later.onnx --inputs in.npz");
+    place.done("compare s.margay later.onnx --inputs in.npz --in-batches");
     // Products of two small matrices instead of one large one.
     let parameters = |file: &str| {
         json(&place.done(&format!("inspect {file} --json")).stdout)["parameters"].as_u64().unwrap()
@@ -389,9 +393,10 @@ fn compare_finds_differences_and_layers() {
     let place = Place::new();
     place.done("compile model.onnx -o dense.margay");
     place.done("compile model.onnx -o s.margay --calibrate samples.npz --budget-bytes 50%");
-    let same = json(&place.done("compare model.onnx dense.margay --inputs in.npz --json").stdout);
+    let same =
+        json(&place.done("compare model.onnx dense.margay --inputs in.npz --in-batches --json").stdout);
     assert_eq!(same["within"], true);
-    let ran = place.run("compare model.onnx s.margay --inputs in.npz --json");
+    let ran = place.run("compare model.onnx s.margay --inputs in.npz --in-batches --json");
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("elements are past the tolerance"));
     let report = json(&ran.stdout);
@@ -405,7 +410,7 @@ fn compare_finds_differences_and_layers() {
     assert_eq!(keys(&layers[0]), ["cumulative", "isolated", "name"]);
     assert!(layers.iter().any(|l| l["isolated"].as_f64() > Some(0.0)));
     assert!(layers.iter().all(|l| l["cumulative"].as_f64().is_some()));
-    place.done("compare model.onnx s.margay --inputs in.npz --rtol 0 --atol 1000");
+    place.done("compare model.onnx s.margay --inputs in.npz --in-batches --rtol 0 --atol 1000");
 }
 
 #[test]
@@ -415,7 +420,8 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
     let report = json(&place.done("inspect interpreted.margay --json").stdout);
     let section = &report["entries"][0]["sections"][0];
     assert_eq!((&section["backend"], &section["machine"]), (&"reference".into(), &"any".into()));
-    let same = json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --json").stdout);
+    let same =
+        json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --in-batches --json").stdout);
     assert_eq!(same["within"], true);
     let unknown = place.run("compile model.onnx -o none.margay --backend gpu");
     assert_eq!(unknown.code, 2);
@@ -426,12 +432,22 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
 fn bench_tells_speed_with_bytes_and_error() {
     let place = Place::new();
     place.done("compile model.onnx -o s.margay --budget-bytes 50%");
-    let ran = place.done("bench model.onnx s.margay --inputs in.npz --rounds 5 --threads 1 --json");
+    let ran =
+        place.done("bench model.onnx s.margay --inputs in.npz --in-batches --rounds 5 --threads 1 --json");
     let report = json(&ran.stdout);
     assert_eq!(keys(&report), ["machine", "models", "rounds", "runs", "threads"]);
     let models = report["models"].as_array().unwrap();
     assert_eq!(models.len(), 2);
-    let names = ["error", "median_ms", "min_ms", "path", "peak_bytes", "predicted_ms", "stored_bytes"];
+    let names = [
+        "error",
+        "median_ms",
+        "min_ms",
+        "other_differences",
+        "path",
+        "peak_bytes",
+        "predicted_ms",
+        "stored_bytes",
+    ];
     for m in models {
         assert_eq!(keys(m), names);
         assert_eq!(keys(&m["error"]), ["cosine", "relative_l2"]);
@@ -456,7 +472,10 @@ fn bench_tells_speed_with_bytes_and_error() {
     let narrow = &json(&ran.stdout)["models"][1];
     assert_eq!(narrow["path"], "model.onnx in bf16");
     assert!(narrow["error"]["relative_l2"].as_f64() > Some(1e-6));
-    assert_eq!(place.run("run s.margay --inputs in.npz --outputs y.npz --precision int8").code, 2);
+    assert_eq!(
+        place.run("run s.margay --inputs in.npz --in-batches --outputs y.npz --precision int8").code,
+        2
+    );
 }
 
 #[test]

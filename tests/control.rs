@@ -1,6 +1,6 @@
 //! Branches and loops from the text of a graph to results.
 
-use margay_driver::{CompileOptions, Dump, Silent, Source, backend, build::bind, build::jit, compile, open};
+use margay_driver::{CompileOptions, Dump, Model, Silent, backend, build::bind, build::jit, compile, open};
 use margay_ir::{Changed, Cx, Graph, Op, Pass, eval, text};
 use margay_loops::{Extent, Kernel, Precision, Program, Stmt, Work};
 use margay_lower::lower;
@@ -455,7 +455,7 @@ fn artifacts_carry_the_constants_of_regions() {
            return %7
          }",
     );
-    let source = Source::new(g, "net", &mut Dump::none()).unwrap();
+    let source = Model::new(g, "net", &mut Dump::none()).unwrap();
     let options = CompileOptions { dims: vec![("N".into(), vec![3])], ..CompileOptions::default() };
     let compiled = compile(&source, None, &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
     let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@ use margay_ir::ops::{Attention, Const};
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
 use margay_loops::{KernelCall, Precision, Program, Work};
 use margay_lower::lower;
+use margay_onnx::{Attribute, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
@@ -278,7 +279,7 @@ fn derived(inputs: &[(&str, &[usize], &[f32])], nodes: &str, ty: &str) -> Vec<Ve
 }
 
 #[test]
-fn ties_share_or_the_first_takes_all() {
+fn ties_share_but_in_windows_the_first_takes_all() {
     let x: (&str, &[usize], &[f32]) = ("x", &[3, 4], &[1., 3., 3., 0., 2., 2., 2., 2., -1., -3., -2., -3.]);
     let max = derived(&[x], "%y = reduce %x {kind = max, axes = [1]} : f32[3]", "f32[3]");
     assert_eq!(max, [[0., 0.5, 0.5, 0., 0.5, 0.5, 0.5, 0.5, 3., 0., 0., 0.]]);
@@ -290,8 +291,8 @@ fn ties_share_or_the_first_takes_all() {
 
     let a: (&str, &[usize], &[f32]) = ("a", &[3], &[1., 2., 3.]);
     let b: (&str, &[usize], &[f32]) = ("b", &[3], &[2., 2., 1.]);
-    assert_eq!(derived(&[a, b], "%y = max %a, %b : f32[3]", "f32[3]"), [[0., 2., 3.], [1., 0., 0.]]);
-    assert_eq!(derived(&[a, b], "%y = min %a, %b : f32[3]", "f32[3]"), [[1., 2., 0.], [0., 0., 3.]]);
+    assert_eq!(derived(&[a, b], "%y = max %a, %b : f32[3]", "f32[3]"), [[0., 1., 3.], [1., 1., 0.]]);
+    assert_eq!(derived(&[a, b], "%y = min %a, %b : f32[3]", "f32[3]"), [[1., 1., 0.], [0., 1., 3.]]);
 
     let z: (&str, &[usize], &[f32]) = ("x", &[3], &[-1., 0., 1.]);
     assert_eq!(derived(&[z], "%y = relu %x : f32[3]", "f32[3]"), [[0., 0., 3.]]);
@@ -299,7 +300,105 @@ fn ties_share_or_the_first_takes_all() {
 
     let image: (&str, &[usize], &[f32]) = ("x", &[1, 1, 2, 4], &[1., 1., 5., 0., 1., 0., 5., 5.]);
     let pool = "%y = pool %x {kind = max, kernel = [2, 2], strides = [2, 2]} : f32[1, 1, 1, 2]";
-    let third = 2.0 / 3.0;
-    let expected = [1.0 / 3.0, 1.0 / 3.0, third, 0., 1.0 / 3.0, 0., third, third];
+    let expected = [1., 0., 2., 0., 0., 0., 0., 0.];
     assert_eq!(derived(&[image], pool, "f32[1, 1, 1, 2]"), [expected]);
+}
+
+#[test]
+fn what_a_choice_leaves_out_has_no_derivative() {
+    // Where each function and its derivative are numbers that f32 has; elsewhere the derivative is infinite or no number.
+    let functions: [(&str, f32, f32); 14] = [
+        ("log", 1.0, 1.0),
+        ("sqrt", 1.0, 0.5),
+        ("exp", 0.0, 1.0),
+        ("sin", 0.0, 1.0),
+        ("cos", 0.0, 0.0),
+        ("tanh", 0.0, 1.0),
+        ("sigmoid", 0.0, 0.25),
+        ("softplus", 0.0, 0.5),
+        ("silu", 0.0, 0.5),
+        ("gelu", 0.0, 0.5),
+        ("atan", 0.0, 1.0),
+        ("relu", 1.0, 1.0),
+        ("abs", 1.0, 1.0),
+        ("neg", 1.0, -1.0),
+    ];
+    let chosen = "%c = const [true, false, false, false, false] : bool[5]\n%z = const 0.0 : f32\n";
+    let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0];
+    for (name, x, slope) in functions {
+        let x = [&[x][..], &bad].concat();
+        let nodes = format!("{chosen}%f = {name} %x : f32[5]\n%y = select %c, %f, %z : f32[5]");
+        assert_eq!(derived(&[("x", &[5], &x)], &nodes, "f32[5]"), [[slope, 0., 0., 0., 0.]], "{name}");
+    }
+    let (x, y) = ([&[2.0][..], &bad].concat(), [&[4.0][..], &bad].concat());
+    for (name, by_a, by_b) in [("mul", 4.0, 2.0), ("div", 0.25, -0.125)] {
+        let nodes = format!("{chosen}%f = {name} %a, %b : f32[5]\n%y = select %c, %f, %z : f32[5]");
+        let found = derived(&[("a", &[5], &x), ("b", &[5], &y)], &nodes, "f32[5]");
+        assert_eq!(found, [[by_a, 0., 0., 0., 0.], [by_b, 0., 0., 0., 0.]], "{name}");
+    }
+    // Rows whose weights are no numbers.
+    let rows: (&str, &[usize], &[f32]) = ("x", &[2, 2], &[0.0, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
+    let nodes = "%c = const [true, false] : bool[2]\n%r = reshape %c {shape = [2, 1]} : bool[2, 1]\n\
+        %z = const 0.0 : f32\n%f = softmax %x {axis = 1} : f32[2, 2]\n%y = select %r, %f, %z : f32[2, 2]";
+    assert_eq!(derived(&[rows], nodes, "f32[2, 2]"), [[-0.25, 0.25, 0., 0.]]);
+}
+
+#[test]
+fn powers_have_derivatives_at_zero() {
+    let x: (&str, &[usize], &[f32]) = ("a", &[4], &[0., 0., 1., 2.]);
+    let y: (&str, &[usize], &[f32]) = ("b", &[4], &[2., 0., 3., 0.]);
+    let found = derived(&[x, y], "%y = pow %a, %b : f32[4]", "f32[4]");
+    assert_eq!(found[0], [0., 0., 9., 0.]);
+    assert_eq!(found[1][..3], [0., 0., 0.]);
+    assert!((found[1][3] - 4.0 * std::f32::consts::LN_2).abs() < 1e-6, "{found:?}");
+}
+
+/// The derivative by x of the sum of the results of an operator of ONNX, with its attributes and further operands.
+fn derived_onnx(op: &str, attributes: &[(&str, Attribute)], x: &Tensor, constants: &[f32]) -> Vec<f32> {
+    let names: Vec<String> = (0..constants.len()).map(|i| format!("c{i}")).collect();
+    let dims = x.shape().iter().map(|&d| OnnxDim::Value(d as i64)).collect();
+    let value = |name: &str, dims| OnnxValue { name: name.to_owned(), dtype: Some(DType::F32), dims };
+    let node = OnnxNode {
+        op_type: op.to_owned(),
+        inputs: std::iter::once("x".to_owned()).chain(names.iter().cloned()).collect(),
+        outputs: vec!["y".to_owned()],
+        attributes: attributes.iter().map(|(name, a)| ((*name).to_owned(), a.clone())).collect(),
+        ..OnnxNode::default()
+    };
+    let graph = OnnxGraph {
+        inputs: vec![value("x", Some(dims))],
+        outputs: vec![value("y", None)],
+        initializers: names.into_iter().zip(constants.iter().map(|&c| Tensor::scalar(c))).collect(),
+        nodes: vec![node],
+        ..OnnxGraph::default()
+    };
+    let mut g = margay_onnx::import(&Model::new(17, graph)).unwrap_or_else(|e| panic!("{op}: {e}"));
+    let (y, x_value) = (g.outputs()[0].value, Value::from(g.inputs()[0]));
+    let ones = vec![1f32; g.ty(y).extents().unwrap().iter().product()];
+    let ones = Tensor::from_slice(&g.ty(y).extents().unwrap(), &ones).unwrap();
+    let seed = g.add(Const { payload: Payload::new(ones) }, &[], Origin::default()).unwrap();
+    let dx = gradients(&mut g, &[(y, seed)], &[x_value]).unwrap()[0].expect("y depends on x");
+    g.set_outputs(vec![]);
+    g.add_output("dx", dx);
+    g.remove_dead();
+    eval::run(&g, &[("x", x)]).unwrap()[0].to_vec::<f32>().unwrap()
+}
+
+#[test]
+fn operators_of_onnx_have_derivatives_at_their_corners() {
+    let row = |x: &[f32]| Tensor::from_slice(&[x.len()], x).unwrap();
+    let edges = row(&[-2., -1., 0., 1., 2.]);
+    assert_eq!(derived_onnx("Clip", &[], &edges, &[-1.0, 1.0]), [0., 1., 1., 1., 0.]);
+    // Norms of rows of zeros.
+    let rows = Tensor::from_slice(&[2, 2], &[0f32, 0., 3., 4.]).unwrap();
+    let axes = ("axes", Attribute::Ints(vec![1]));
+    assert_eq!(derived_onnx("ReduceL2", std::slice::from_ref(&axes), &rows, &[]), [0., 0., 0.6, 0.8]);
+    assert_eq!(derived_onnx("ReduceL1", &[axes], &rows, &[]), [0., 0., 1., 1.]);
+    let along = ("axis", Attribute::Int(1));
+    let unit = derived_onnx("LpNormalization", &[along], &rows, &[]);
+    assert!(unit.iter().all(|d| d.is_finite()), "{unit:?}");
+    // Far out the derivative is that of the asymptote.
+    let far = row(&[1e14, -1e14]);
+    assert_eq!(derived_onnx("Elu", &[], &far, &[]), [1., 0.]);
+    assert_eq!(derived_onnx("Softplus", &[], &far, &[]), [1., 0.]);
 }

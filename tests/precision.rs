@@ -1,7 +1,7 @@
 //! Models with narrow constants, from the driver's options to results.
 
 use margay_driver::{
-    CompileOptions, Dump, Goal, Report, Runner, Samples, Silent, Source, backend, compile, open,
+    CompileOptions, Dump, Goal, Model, Report, Runner, Samples, Silent, backend, compile, open,
 };
 use margay_ir::eval;
 use margay_loops::Precision;
@@ -12,7 +12,7 @@ const D_IN: usize = 96;
 const D_HIDDEN: usize = 160;
 
 /// Two layers with a SiLU between them.
-fn source() -> Source {
+fn source() -> Model {
     let (graph, _) = parse_with_random_constants(
         "graph @layers(%x: f32[N, 96]) -> (y: f32[N, 33]) {
            %0 = const #u : f32[96, 160]  // up.weight
@@ -24,7 +24,7 @@ fn source() -> Source {
            return %5
          }",
     );
-    Source::new(graph, "layers", &mut Dump::none()).unwrap()
+    Model::new(graph, "layers", &mut Dump::none()).unwrap()
 }
 
 fn samples() -> Samples {

@@ -5,8 +5,8 @@ use margay_driver::backend;
 use margay_driver::build::jit;
 use margay_ir::ops::{
     Abs, Add, Attention, Bits, Broadcast, Concat, Const, Cos, Div, Erf, LayerNorm, MatMul, Max, Min, Mul,
-    Neg, Pad, Reduce, ReduceKind, Relu, Reshape, Sigmoid, Silu, Sin, Slice, Softmax, Softplus, Sub, Tanh,
-    Transpose,
+    Neg, Number, Pad, Reduce, ReduceKind, Relu, Reshape, Sigmoid, Silu, Sin, Slice, Softmax, Softplus, Sub,
+    Tanh, Transpose,
 };
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value, eval};
 use margay_runtime::{Session, SessionOptions};
@@ -290,7 +290,7 @@ impl Drawing {
         let mut some = |n: usize| -> Vec<i64> { (0..n).map(|_| self.draw.of(&[0, 0, 1, 2])).collect() };
         let ndim = self.g.ty(x).ndim();
         let (before, after) = (some(ndim), some(ndim));
-        self.op(Pad { before, after, value: Bits::new(0.5) }, &[x])
+        self.op(Pad { before, after, value: Number::float(0.5) }, &[x])
     }
 
     fn step(&mut self) {

@@ -5,7 +5,7 @@
 //! seen through is decided by neighbours. Layers with everything an epilogue can take are drawn as often as single
 //! operators. Nothing is drawn whose result jumps where an operand is rounded.
 
-use margay_driver::{Dump, Source, backend, build::jit};
+use margay_driver::{Dump, Model, backend, build::jit};
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Cx, Fidelity, Graph, Op, Origin, Pass, Payload, TensorType, Value, eval};
 use margay_passes::{AssignLayout, PASSES, PassEntry, read_pass};
@@ -344,7 +344,7 @@ fn compiled_graphs_agree_with_the_reference() {
             check(&format!("{what} on {}", backend.target()), g, &found, &expected);
         };
         session(&g, "as drawn");
-        let source = Source::new(g, "random", &mut Dump::none()).unwrap();
+        let source = Model::new(g, "random", &mut Dump::none()).unwrap();
         session(&source.graph, "after all passes");
     }
 }
@@ -371,7 +371,7 @@ fn passes_keep_the_numbers_of_random_graphs() {
             }
         }
         // What one pass leaves is what the next one gets.
-        let source = Source::new(g.clone(), "random", &mut Dump::none()).unwrap();
+        let source = Model::new(g.clone(), "random", &mut Dump::none()).unwrap();
         let mut after = source.graph;
         margay_ir::Pass::run(&AssignLayout, &mut after, &mut Cx::default()).unwrap();
         check("all passes", &g, &eval::run(&after, &by_name(&inputs)).unwrap(), &expected);

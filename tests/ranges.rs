@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use margay_artifact::{Artifact, ArtifactBuilder};
 use margay_driver::range::{Form, add_entries, programs};
-use margay_driver::{CompileOptions, Dump, Silent, Source, backend, build, compile};
+use margay_driver::{CompileOptions, Dump, Model, Silent, backend, build, compile};
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision, Program, parse_program};
 use margay_runtime::{Session, SessionOptions};
@@ -186,7 +186,7 @@ fn inputs_outside_of_the_range_are_told_so() {
 
 #[test]
 fn the_compiler_takes_ranges_beside_values() {
-    let source = Source::new(graph(ENCODER), "encoder", &mut Dump::none()).unwrap();
+    let source = Model::new(graph(ENCODER), "encoder", &mut Dump::none()).unwrap();
     let compiled = |dims: &[(&str, i64)], ranges: &[(&str, i64, i64)]| {
         let options = CompileOptions {
             dims: dims.iter().map(|(n, v)| ((*n).into(), vec![*v])).collect(),

@@ -92,9 +92,10 @@ fn reference() -> std::sync::Arc<dyn Backend> {
 fn code_for_two_back_ends_lies_in_one_artifact() {
     let g = network();
     let binding: Binding = [("B".into(), 5)].into_iter().collect();
+    let backends = [backend::native(), reference()];
     let mut builder = ArtifactBuilder::new("net");
-    for backend in [backend::native(), reference()] {
-        build::add_entry(&mut builder, &g, &binding, &*backend, &mut Dump::none()).unwrap();
+    for backend in &backends {
+        build::add_entry(&mut builder, &g, &binding, &**backend, &mut Dump::none()).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.margay");
@@ -134,6 +135,7 @@ fn code_for_two_back_ends_lies_in_one_artifact() {
 fn code_that_is_no_program_is_refused() {
     let g = network();
     let binding: Binding = [("B".into(), 1)].into_iter().collect();
+    let backend = reference();
     let mut builder = ArtifactBuilder::new("net");
     let mut bound = g.clone();
     margay_passes::Pipeline::bind(&binding, &reference().preferences()).run(&mut bound, &mut |_| ()).unwrap();
@@ -144,7 +146,7 @@ fn code_that_is_no_program_is_refused() {
     // Its temporaries lie outside of the arena.
     let wrong = good.replacen("arena ", "arena 0 bytes\n// ", 1);
     assert_ne!(good, wrong);
-    build::add_entry(&mut builder, &g, &binding, &*reference(), &mut Dump::none()).unwrap();
+    build::add_entry(&mut builder, &g, &binding, &*backend, &mut Dump::none()).unwrap();
     let mut parts = builder.into_parts().unwrap();
     let section = &mut parts.description.entries[0].sections[0];
     parts.code = wrong.into_bytes();
@@ -161,8 +163,9 @@ fn what_a_run_does_wrong_is_an_error_of_the_run() {
        return %0
      }";
     let g = text::parse(source, &|_, _| None).unwrap();
+    let backend = reference();
     let mut builder = ArtifactBuilder::new("pick");
-    build::add_entry(&mut builder, &g, &Binding::new(), &*reference(), &mut Dump::none()).unwrap();
+    build::add_entry(&mut builder, &g, &Binding::new(), &*backend, &mut Dump::none()).unwrap();
     let mut parts = builder.into_parts().unwrap();
     let code = "constants at
 input i: i64[4]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use margay_driver::{CompileOptions, Dump, ModuleReport, Samples, Silent, Source, backend, build, compile};
+use margay_driver::{CompileOptions, Dump, Model, ModuleReport, Samples, Silent, backend, build, compile};
 use margay_ir::{Cx, Graph, Pass, eval};
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::sketch::{Context, Decompositions, Fitted, SCHEMES, Site, read_plan, scheme, sites};
@@ -125,7 +125,7 @@ const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) 
 }";
 
 /// The network, whose weights have spectra that fall.
-fn source(network: &str) -> Source {
+fn source(network: &str) -> Model {
     let (mut g, _) = parse_with_random_constants(network);
     for (name, shape) in [("up.weight", [24, 80]), ("down.weight", [80, 20]), ("conv.weight", [12, 27])] {
         let constant = margay_passes::parameter_names(&g).into_iter().find(|(_, found)| found == name);
@@ -134,7 +134,7 @@ fn source(network: &str) -> Source {
         let weight = Tensor::from_slice(&shape_in_graph, &falling(shape)).unwrap();
         g = with_parameters(&g, &[(name.to_owned(), weight)]).unwrap();
     }
-    Source::new(g, "net", &mut Dump::none()).unwrap()
+    Model::new(g, "net", &mut Dump::none()).unwrap()
 }
 
 /// A matrix of random singular vectors and singular values that fall.
@@ -149,7 +149,7 @@ fn falling([rows, columns]: [usize; 2]) -> Vec<f32> {
 }
 
 /// Inputs of a network.
-fn inputs(source: &Source, rows: usize, stream: u64) -> Tensor {
+fn inputs(source: &Model, rows: usize, stream: u64) -> Tensor {
     let n = source.graph.inputs()[0];
     let mut shape: Vec<usize> =
         source.graph.ty(n.into()).shape[1..].iter().map(|d| d.as_extent().unwrap()).collect();
@@ -157,7 +157,7 @@ fn inputs(source: &Source, rows: usize, stream: u64) -> Tensor {
     normal(&shape, 8, stream)
 }
 
-fn plan(source: &Source, row: &Row, settings: &str) -> Plan {
+fn plan(source: &Model, row: &Row, settings: &str) -> Plan {
     plan_of(&source.hash, row.site, row.scheme, settings)
 }
 
@@ -168,7 +168,7 @@ fn plan_of(model: &str, site: &str, scheme: &str, settings: &str) -> Plan {
 }
 
 /// The graph with the site replaced, from its weights alone.
-fn replaced(source: &Source, row: &Row, settings: &str) -> Graph {
+fn replaced(source: &Model, row: &Row, settings: &str) -> Graph {
     let mut g = source.graph.clone();
     let pass = ApplyPlan::of(&plan(source, row, settings));
     let mut cx = Cx::default();
@@ -275,7 +275,7 @@ fn errors_are_those_that_are_predicted() {
     }
 }
 
-fn fitted(source: &Source, row: &Row) -> (Site, Box<dyn Fitted>) {
+fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();
     let context = Context { graph: &source.graph, site: &site, moments: None, decompositions, seed: 0 };

@@ -1,7 +1,7 @@
 //! Predicted effects of errors in layers, against what happens when the layers have these errors.
 
 use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
-use margay_driver::{Dump, Runner, Samples, Silent, Source};
+use margay_driver::{Dump, Model, Runner, Samples, Silent};
 use margay_driver::{backend, compare::ErrorSum};
 use margay_ir::Graph;
 use margay_passes::sketch::{Context, Decompositions, Moments, scheme, sites};
@@ -25,7 +25,7 @@ fn decaying(rows: usize, columns: usize, stream: u64) -> Vec<f32> {
     out
 }
 
-fn source(text: &str) -> Source {
+fn source(text: &str) -> Model {
     let (g, _) = parse_with_random_constants(text);
     let mut stream = 0;
     let weights: Vec<(String, Tensor)> = parameter_names(&g)
@@ -47,10 +47,10 @@ fn source(text: &str) -> Source {
             (name, Tensor::from_slice(&shape, &values).unwrap())
         })
         .collect();
-    Source::new(with_parameters(&g, &weights).unwrap(), "net", &mut Dump::none()).unwrap()
+    Model::new(with_parameters(&g, &weights).unwrap(), "net", &mut Dump::none()).unwrap()
 }
 
-fn network() -> (Source, Samples) {
+fn network() -> (Model, Samples) {
     let source = source(
         "graph @net(%x: f32[N, 12]) -> (y: f32[N, 10]) {
            %0 = const #w1 : f32[12, 32]  // a.weight
@@ -67,7 +67,7 @@ fn network() -> (Source, Samples) {
     (source, Samples::new(vec![("x".into(), normal(&[96, 12], 8, 0))]).unwrap())
 }
 
-fn images() -> (Source, Samples) {
+fn images() -> (Model, Samples) {
     let source = source(
         "graph @net(%x: f32[N, 3, 9, 8]) -> (y: f32[N, 5]) {
            %0 = const #k1 : f32[8, 3, 3, 3]  // a.weight
@@ -93,7 +93,7 @@ fn measured(g: &Graph, other: Graph, samples: &Samples) -> f64 {
     sum.measure().relative_l2
 }
 
-fn predicted(source: &Source, samples: &Samples, probes: usize) -> Sensitivity {
+fn predicted(source: &Model, samples: &Samples, probes: usize) -> Sensitivity {
     sensitivity(source, samples, probes, 1, 2, &Silent).unwrap()
 }
 
@@ -129,7 +129,7 @@ fn small_random_errors_of_weights_have_the_predicted_effect() {
 }
 
 /// Low rank of half the bytes, whitened by all samples, as it is predicted.
-fn at_half(source: &Source, samples: &Samples, name: &str, rank: usize) -> Option<Graph> {
+fn at_half(source: &Model, samples: &Samples, name: &str, rank: usize) -> Option<Graph> {
     let g = &source.graph;
     let site = sites(g).into_iter().find(|s| s.name == name)?;
     let x = &samples.arrays()[0].1;

@@ -1,7 +1,7 @@
 //! Graphs with states: outputs that are inputs of the next run, updated in place where that is safe.
 
 use margay_driver::backend;
-use margay_driver::build::{CompiledStep, StepForm, jit_step, try_jit};
+use margay_driver::build::{CompiledStep, StepForm, jit_step, try_compile};
 use margay_ir::Graph;
 use margay_loops::{Carried, Precision, Work};
 use margay_lower::lower_carrying;
@@ -70,7 +70,7 @@ fn states_of_other_types_and_names_are_refused() {
         message(&[("sum", "next.count")]),
         "output `next.count` is f32; the input it is carried to is f32[4]"
     );
-    try_jit(&graph(MEAN)).unwrap();
+    try_compile(&graph(MEAN)).unwrap();
 }
 
 /// Each state becomes the other one: neither may be overwritten before it was read.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use margay_artifact::Artifact;
 use margay_driver::build::jit;
-use margay_driver::{CompileOptions, Dump, Goal, Samples, Silent, Source, backend, compile, open};
+use margay_driver::{CompileOptions, Dump, Goal, Model, Samples, Silent, backend, compile, open};
 use margay_ir::{Cx, Graph, Pass, eval};
 use margay_loops::Precision;
 use margay_lower::lower;
@@ -175,7 +175,7 @@ fn weights_of_16_bit_models_are_packed() {
 }
 
 /// Three layers of 96, 160 and 33 units, the first of them wide enough to be sketched.
-fn source() -> Source {
+fn source() -> Model {
     let (graph, _) = parse_with_random_constants(
         "graph @layers(%x: f32[N, 96]) -> (y: f32[N, 33]) {
            %0 = const #u : f32[96, 160]  // up.weight
@@ -186,7 +186,7 @@ fn source() -> Source {
            return %4
          }",
     );
-    Source::new(graph, "layers", &mut Dump::none()).unwrap()
+    Model::new(graph, "layers", &mut Dump::none()).unwrap()
 }
 
 /// The bytes that a report says are those in the file, for dense models and for ranks that fill no panel.
@@ -312,7 +312,7 @@ fn convolutions_are_stored_as_they_are() {
            return %1
          }",
     );
-    let source = Source::new(graph, "image", &mut Dump::none()).unwrap();
+    let source = Model::new(graph, "image", &mut Dump::none()).unwrap();
     let mut plan = compile(&source, None, &CompileOptions::default(), &Silent).unwrap().plan;
     plan.sites.insert("conv".into(), Choice { storage: Some("int8".into()), ..Choice::dense() });
     let options = CompileOptions { plan: Some(plan), ..CompileOptions::default() };
@@ -332,7 +332,7 @@ fn a_weight_behind_an_image_stays_narrow() {
       return %4
     }";
     let (g, _) = parse_with_random_constants(text);
-    let source = Source::new(g, "net", &mut Dump::none()).unwrap();
+    let source = Model::new(g, "net", &mut Dump::none()).unwrap();
     let bytes = |precision| {
         let options =
             CompileOptions { dims: vec![("N".into(), vec![4])], precision, ..CompileOptions::default() };

@@ -1,6 +1,6 @@
 //! Training steps of models: forward, a loss, and its derivatives by every weight.
 
-use margay_driver::Source;
+use margay_driver::Model;
 use margay_ir::ops::{
     Add, Attention, Bits, Concat, Const, Gather, Gelu, LayerNorm, MatMul, Mul, Reduce, ReduceKind, Reshape,
     Transpose,
@@ -137,7 +137,7 @@ pub(crate) fn thin_linear(width: usize, batch: usize, rank: usize) -> Result<Ste
 }
 
 /// A model whose constants of floats become inputs; all its extents are bound to `batch`.
-pub(crate) fn model(source: &Source, batch: usize) -> Result<Step, PassError> {
+pub(crate) fn model(source: &Model, batch: usize) -> Result<Step, PassError> {
     let mut g = source.graph.clone();
     let binding = g.symbols().into_iter().map(|s| (s, batch as i64)).collect();
     BindDims { binding }.run(&mut g, &mut Cx::default())?;

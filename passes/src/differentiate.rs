@@ -19,7 +19,7 @@
 //!   %3 = const 1.0 : f32
 //!   %4 = reshape %3 {shape = [1, 1]} : f32[1, 1]  // total gradient
 //!   %5 = broadcast %4 {shape = [N, 3]} : f32[N, 3]  // total gradient
-//!   %6 = mul %5, %x : f32[N, 3]  // scaled gradient
+//!   %6 = mul_or_zero %5, %x : f32[N, 3]  // scaled gradient
 //!   %7 = reduce %6 {kind = sum, axes = [0], keepdims = true} : f32[1, 3]  // scaled gradient
 //!   %8 = reshape %7 {shape = [3]} : f32[3]  // scaled gradient
 //!   return %2, %8

@@ -1,7 +1,7 @@
 //! Computes equal things once: nodes with the same operator, attributes and operands become one. Constants are equal
-//! when their contents are, so that tied weights become one constant. Constants of floats that hold one number in all
-//! of several elements stay apart where their names differ: such are biases and scales before training, equal by
-//! chance, and they must not become one parameter.
+//! when their contents are. Constants of floats with axes stay apart where their names differ: they may be parameters that
+//! are equal before training only, such as biases of zeros or layers that begin as copies of one. Equal contents are
+//! stored once all the same.
 //! Attention that gives its logarithms too stands for one that does not.
 //!
 //! Required stage: imported. Declines nothing.
@@ -53,7 +53,7 @@ impl Pass for MergeDuplicates {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }
-            let apart = if is_start(g.op(n)) { g.node(n).origin.name() } else { "" };
+            let apart = if may_be_parameter(g.op(n)) { g.node(n).origin.name() } else { "" };
             let whole = g.op(n).facts().with_all_results.unwrap_or_else(|| g.op(n).clone());
             let key = (whole, g.inputs_of(n).to_vec(), apart.to_string());
             let Some(first) = seen.get(&key).copied() else {
@@ -80,9 +80,9 @@ impl Pass for MergeDuplicates {
     }
 }
 
-/// Whether this is what a parameter may hold before training: several floats, all the same.
-fn is_start(op: &Op) -> bool {
+/// Whether this is a constant of floats with axes.
+fn may_be_parameter(op: &Op) -> bool {
     let Op::Const(c) = op else { return false };
-    let t = c.payload.tensor();
-    t.dtype().is_float() && t.len() > 1 && t.is_splat()
+    let ty = c.payload.ty();
+    ty.dtype.is_float() && ty.ndim() > 0
 }

@@ -1,9 +1,13 @@
 //! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes.
 //!
 //! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
-//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or a number
-//! of at most -10⁹. The exponential of what is hidden is then 0 in f32, provided that no score is 10⁹ below another;
-//! a NaN or +∞ that is hidden no longer spoils its row.
+//! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or, without
+//! another mask, a number of at most -10⁹. The exponential of what is hidden is then 0 in f32, provided that no score is
+//! 10⁹ below another; a NaN or +∞ that is hidden no longer spoils its row.
+//!
+//! Where another mask may hide all keys that a query sees, finite numbers that hide are equal to those of the other mask,
+//! and the row is the mean over all keys. Such masks are joined and added: an addend as it is, a choice as the number in
+//! place of the other mask where that number absorbs every score.
 //!
 //! Required stage: imported. Declines when the probabilities are read by somebody else.
 //!
@@ -24,10 +28,11 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Attention, Transpose};
+use margay_ir::ops::{Add, Attention, Const, Select, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Value, Verdict,
+    AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
+    Payload, Value, Verdict,
 };
 use margay_tensor::{Dim, Element};
 
@@ -55,12 +60,23 @@ impl Pass for RecognizeAttention {
     }
 }
 
-/// The scores of an attention: `scale · q kt + mask`, of keys that come no later if `causal`.
+/// The scores of an attention: `scale · q kt` and masks, of keys that come no later if `causal`.
 struct Scores {
     product: NodeId,
     scale: f64,
-    mask: Option<Value>,
+    /// Innermost first.
+    masks: Vec<Mask>,
     causal: bool,
+}
+
+/// What hides scores.
+enum Mask {
+    /// Any addend.
+    Added(Value),
+    /// An addend that hides what is to come by finite numbers.
+    Triangle(Value),
+    /// A choice between scores, the operand of this number, and a finite number for what is to come.
+    Chosen { node: NodeId, scores: usize },
 }
 
 /// Additions and choices between the product and the softmax: one of each kind of mask.
@@ -68,6 +84,9 @@ const MOST_MASKS: usize = 2;
 
 /// The largest number that hides a score.
 const HIDDEN: f32 = -1e9;
+
+/// The largest number that absorbs every score it is added to, up to 2⁷⁴ in size.
+const ABSORBING: f64 = -1e30;
 
 fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
@@ -91,8 +110,9 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let mut patch = Patch::new();
     let swap = Transpose { perm: vec![0, 1, 3, 2] };
     let k = patch.add(g, swap, &[kt], g.node(scores.product).origin.clone())?;
-    let operands: Vec<Value> = [q, k, v].into_iter().chain(scores.mask).collect();
-    let op = Attention { causal: scores.causal, ..Attention::new(scores.scale) };
+    let Some((mask, causal)) = join_masks(g, &mut patch, &scores)? else { return Ok(Verdict::NoMatch) };
+    let operands: Vec<Value> = [q, k, v].into_iter().chain(mask).collect();
+    let op = Attention { causal, ..Attention::new(scores.scale) };
     let new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
     if patch.ty(g, new) != g.ty(n.into()) {
         return Ok(Verdict::NoMatch);
@@ -101,39 +121,85 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     Ok(Verdict::Rewrite(patch))
 }
 
+/// One addend for all masks, if there is any, and whether the attention is causal besides; `None` where masks cannot be
+/// joined.
+fn join_masks(
+    g: &Graph,
+    patch: &mut Patch,
+    scores: &Scores,
+) -> Result<Option<(Option<Value>, bool)>, AddError> {
+    if let [Mask::Triangle(_) | Mask::Chosen { .. }] = scores.masks[..] {
+        return Ok(Some((None, true)));
+    }
+    let mut joined: Option<Value> = None;
+    for mask in &scores.masks {
+        joined = Some(match (mask, joined) {
+            (Mask::Added(mask) | Mask::Triangle(mask), None) => *mask,
+            (Mask::Added(mask) | Mask::Triangle(mask), Some(before)) => {
+                patch.add(g, Add, &[before, *mask], g.node(mask.node).origin.clone())?
+            }
+            (Mask::Chosen { node, scores }, before) => {
+                let (mut operands, origin) = (g.inputs_of(*node).to_vec(), g.node(*node).origin.clone());
+                if scalar(g, operands[3 - scores]).is_none_or(|number| number > ABSORBING) {
+                    return Ok(None);
+                }
+                let zero = Const { payload: Payload::number(g.ty(operands[*scores]).dtype, 0.0) };
+                operands[*scores] = before.map_or_else(|| patch.add(g, zero, &[], Origin::default()), Ok)?;
+                patch.add(g, Select, &operands, origin)?
+            }
+        });
+    }
+    Ok(Some((joined, scores.causal)))
+}
+
 fn find_scores(g: &Graph, v: Value, masks: usize) -> Option<Scores> {
     g.sole_user(v)?;
     if let Some((product, scale)) = scaled_product(g, v) {
-        return Some(Scores { product, scale, mask: None, causal: false });
+        return Some(Scores { product, scale, masks: Vec::new(), causal: false });
     }
     let masks = masks.checked_sub(1)?;
-    if let Some(seen) = without_future(g, v) {
-        let inner = find_scores(g, seen, masks).filter(|s| !s.causal && g.ty(seen) == g.ty(v));
-        return inner.map(|scores| Scores { causal: true, ..scores });
+    let is_causal = |s: &Scores| s.causal || s.masks.iter().any(|m| !matches!(m, Mask::Added(_)));
+    if let Some((scores, finite)) = without_future(g, v) {
+        let operands = g.inputs_of(v.node);
+        let seen = operands[scores];
+        let mut inner = find_scores(g, seen, masks).filter(|s| !is_causal(s) && g.ty(seen) == g.ty(v))?;
+        match g.op(v.node) {
+            _ if !finite => inner.causal = true,
+            Op::Add(_) => inner.masks.push(Mask::Triangle(operands[1 - scores])),
+            _ => inner.masks.push(Mask::Chosen { node: v.node, scores }),
+        }
+        return Some(inner);
     }
     if !matches!(g.op(v.node), Op::Add(_)) {
         return None;
     }
     both_orders(g, v).into_iter().find_map(|[scores, mask]| {
-        let inner = find_scores(g, scores, masks).filter(|s| s.mask.is_none());
-        inner.filter(|_| g.ty(scores) == g.ty(v)).map(|s| Scores { mask: Some(mask), ..s })
+        let added = |m: &Mask| matches!(m, Mask::Added(_));
+        let inner = find_scores(g, scores, masks).filter(|s| !s.masks.iter().any(added));
+        let mut inner = inner.filter(|_| g.ty(scores) == g.ty(v))?;
+        inner.masks.push(Mask::Added(mask));
+        Some(inner)
     })
 }
 
-/// What is left of scores when a causal mask is taken off.
-fn without_future(g: &Graph, v: Value) -> Option<Value> {
+/// Which operand is what is left of scores when a causal mask is taken off, and whether it hides by finite numbers.
+fn without_future(g: &Graph, v: Value) -> Option<(usize, bool)> {
     let hides = |x: f32| x <= HIDDEN;
     match g.op(v.node) {
-        Op::Add(_) => both_orders(g, v)
-            .into_iter()
-            .find_map(|[scores, mask]| is_triangle::<f32>(g, mask, v, |x| x == 0.0, hides).then_some(scores)),
+        Op::Add(_) => [(0, 1), (1, 0)].into_iter().find_map(|(scores, mask)| {
+            let mask = g.inputs_of(v.node)[mask];
+            let infinite = |x: f32| x == f32::NEG_INFINITY;
+            let triangle = |hides: &dyn Fn(f32) -> bool| is_triangle::<f32>(g, mask, v, |x| x == 0.0, hides);
+            triangle(&hides).then(|| (scores, !triangle(&infinite)))
+        }),
         Op::Select(_) => {
             let inputs = g.inputs_of(v.node);
-            let (test, options) = (inputs[0], [[inputs[1], inputs[2]], [inputs[2], inputs[1]]]);
-            options.into_iter().enumerate().find_map(|(swapped, [scores, other])| {
-                let hidden = scalar(g, other).is_some_and(|x| hides(x as f32));
+            let (test, options) = (inputs[0], [inputs[2], inputs[1]]);
+            options.into_iter().enumerate().find_map(|(swapped, other)| {
+                let hidden = scalar(g, other).filter(|x| hides(*x as f32))?;
                 let seen = |x: u8| (x != 0) == (swapped == 0);
-                (hidden && is_triangle::<u8>(g, test, v, seen, |x| !seen(x))).then_some(scores)
+                let triangle = is_triangle::<u8>(g, test, v, seen, |x| !seen(x));
+                triangle.then_some((1 + swapped, hidden.is_finite()))
             })
         }
         _ => None,

@@ -7,8 +7,8 @@
 //!   %0 = transpose %x {perm = [0, 2, 1]} : f32[N, 6, 4]
 //!   %1 = transpose %0 {perm = [0, 2, 1]} : f32[N, 4, 6]
 //!   %2 = reshape %1 {shape = [4*N, 6]} : f32[4*N, 6]
-//!   %3 = const 0.0 : f32
-//!   %4 = add %2, %3 : f32[4*N, 6]
+//!   %3 = const 1.0 : f32
+//!   %4 = mul %2, %3 : f32[4*N, 6]
 //!   %5 = reshape %4 {shape = [N, 24]} : f32[N, 24]
 //!   return %5
 //! }
@@ -40,8 +40,7 @@ impl Pass for Simplify {
     }
 
     fn fidelity(&self) -> Fidelity {
-        // x + 0 turns -0 into 0, x * 1 keeps every bit.
-        Fidelity::Rounding
+        Fidelity::Exact
     }
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
@@ -69,13 +68,17 @@ fn drop_identity(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     if identity { forward(n, *x) } else { Ok(Verdict::NoMatch) }
 }
 
-/// x + 0, x - 0, x · 1, x / 1, x¹.
+/// x - 0, x · 1, x / 1, x¹, x + -0 of floats and x + 0 of integers.
 fn drop_neutral_operand(g: &Graph, n: NodeId, _: &Simplify) -> RuleResult {
     let facts = g.op(n).facts();
     let Some(neutral) = facts.elementwise.and_then(|e| e.neutral) else { return Ok(Verdict::NoMatch) };
     let orders = both_orders(g, n.into());
     for [x, c] in orders.into_iter().take(if neutral.commutes { 2 } else { 1 }) {
-        if scalar(g, c) == Some(neutral.number) && g.ty(x) == g.ty(n.into()) {
+        let is_neutral = match scalar(g, c) {
+            Some(number) if g.ty(c).dtype.is_float() => number.to_bits() == neutral.number.to_bits(),
+            number => number == Some(neutral.number),
+        };
+        if is_neutral && g.ty(x) == g.ty(n.into()) {
             return forward(n, x);
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use margay_artifact::CodeSection;
-use memmap2::Mmap;
+use margay_tensor::Map;
 
 use crate::RunError;
 
@@ -58,7 +58,7 @@ pub struct Image<'a> {
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// The mapping.
-    pub map: Arc<Mmap>,
+    pub map: Arc<Map>,
     /// Where in it the constants lie.
     pub range: Range<usize>,
 }

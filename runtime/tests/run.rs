@@ -8,8 +8,7 @@ use margay_codegen_cpu::CpuBackend;
 use margay_kernels_cpu::{Class, CpuCode, Import};
 use margay_loops::{Backend, Binary, Index, Kernel, Nest, Place, Program};
 use margay_runtime::{Executable, RunError, Session, SessionOptions};
-use margay_tensor::{DType, Tensor};
-use memmap2::MmapMut;
+use margay_tensor::{DType, Map, Tensor};
 
 mod programs;
 use programs::{
@@ -189,10 +188,9 @@ fn misaligned_inputs_are_copied() {
     let target = native();
     let mut s = session(&executable(&target, &[linear(4, &target)]), 1);
     let aligned = x(4);
-    let mut map = MmapMut::map_anon(1 + aligned.bytes().len()).unwrap();
-    map[1..].copy_from_slice(aligned.bytes());
-    let range = 1..map.len();
-    let map = Arc::new(map.make_read_only().unwrap());
+    let mut bytes = vec![0];
+    bytes.extend(aligned.bytes());
+    let (range, map) = (1..bytes.len(), Arc::new(Map::copy_of(&bytes).unwrap()));
     let misaligned = Tensor::from_map(DType::F32, &[4, TERMS], map, range).unwrap();
     let expected = s.run(&[("x", &aligned)]).unwrap();
     assert_eq!(s.run(&[("x", &misaligned)]).unwrap(), expected);

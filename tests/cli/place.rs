@@ -145,6 +145,7 @@ pub(crate) fn write_model(path: &Path, nodes: Vec<OnnxNode>, initializers: Vec<(
     let graph = OnnxGraph {
         name: "small".into(),
         inputs: vec![value("x", &[2, 3])],
+        defaults: vec![],
         outputs: vec![value("y", &[2, 3])],
         initializers,
         nodes,

@@ -12,14 +12,14 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
     let place = Place::new();
     let binding: Binding = [("batch".into(), 2)].into_iter().collect();
     let graph = open(&place.path("model.onnx")).unwrap().graph;
+    let backends = ["cpu", "reference"].map(|name| backend::named(name, "native", Precision::F32).unwrap());
     let mut both = ArtifactBuilder::new("both");
-    for name in ["cpu", "reference"] {
-        let backend = backend::named(name, "native", Precision::F32).unwrap();
-        build::add_entry(&mut both, &graph, &binding, &*backend, &mut Dump::none()).unwrap();
+    for backend in &backends {
+        build::add_entry(&mut both, &graph, &binding, &**backend, &mut Dump::none()).unwrap();
     }
     both.write(&place.path("both.margay")).unwrap();
     let outputs = |words: &str| {
-        place.done(&format!("run both.margay --inputs in.npz --outputs out.npz {words}"));
+        place.done(&format!("run both.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
         place.read_npz("out.npz").remove(0).1.to_vec::<f32>().unwrap()
     };
     let [first, cpu, reference] = ["", "--backend cpu", "--backend reference"].map(outputs);
@@ -31,7 +31,7 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
     let inspected = place.done("inspect both.margay").stdout;
     assert!(inspected.contains("cpu x86-64") || inspected.contains("cpu "), "{inspected}");
     assert!(inspected.contains("reference reference"), "{inspected}");
-    let third = place.run("run both.margay --inputs in.npz --outputs out.npz --backend gpu");
+    let third = place.run("run both.margay --inputs in.npz --in-batches --outputs out.npz --backend gpu");
     assert_eq!(third.code, 2);
     assert_eq!(third.stderr, "error: unknown back end `gpu`; known are `cpu`, `reference`\n");
 }
@@ -52,7 +52,8 @@ fn code_that_no_back_end_of_this_margay_runs_is_refused() {
     builder.add_code(entry, section, b"code");
     builder.write(&place.path("other.margay")).unwrap();
     for (words, name) in [("", "cpu"), ("--backend cpu", "cpu"), ("--backend reference", "reference")] {
-        let ran = place.run(&format!("run other.margay --inputs in.npz --outputs out.npz {words}"));
+        let ran =
+            place.run(&format!("run other.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
         assert_eq!(ran.code, 2);
         let expected =
             format!("error: holds no code for the back end `{name}`; it is compiled for `sm_90` of `gpu`\n");

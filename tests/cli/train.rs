@@ -60,7 +60,7 @@ fn a_model_is_trained_exported_and_compiled() {
 
     // Both files hold the same trained model.
     place.done("run t.onnx --inputs in.npz --outputs a.npz");
-    place.done("run t.margay --inputs in.npz --outputs b.npz");
+    place.done("run t.margay --inputs in.npz --in-batches --outputs b.npz");
     let (a, b) = (place.read_npz("a.npz"), place.read_npz("b.npz"));
     let (a, b) = (a[0].1.to_vec::<f32>().unwrap(), b[0].1.to_vec::<f32>().unwrap());
     assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-3 * (1.0 + x.abs())), "{a:?} {b:?}");

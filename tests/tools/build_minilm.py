@@ -20,7 +20,6 @@ from downloads import replace
 OPSET = 17
 IR_VERSION = 8
 HEADS = 12
-LAYERS = 6
 EPSILON = 1e-12
 MASKED = -1e9
 
@@ -72,9 +71,10 @@ class GraphWriter:
 class Encoder:
     """Writes the layers of a BERT encoder with the weights `tensors`."""
 
-    def __init__(self, tensors):
+    def __init__(self, tensors, name, heads):
         self.graph = GraphWriter()
         self.tensors = tensors
+        self.name, self.head_count = name, heads
         self.hidden = tensors["embeddings.word_embeddings.weight"].shape[1]
 
     def table(self, key):
@@ -136,7 +136,7 @@ class Encoder:
     def heads(self, x, name, perm):
         """[batch, seq, hidden] to one matrix per head, axes ordered by `perm`."""
         g = self.graph
-        shape = g.axes("shape_heads", 0, 0, HEADS, self.hidden // HEADS)
+        shape = g.axes("shape_heads", 0, 0, self.head_count, self.hidden // self.head_count)
         split = g.node("Reshape", [x, shape], f"{name}/Reshape")
         return g.node("Transpose", [split], f"{name}/Transpose", perm=perm)
 
@@ -148,7 +148,7 @@ class Encoder:
         value = self.linear(x, f"{key}.self.value", f"{name}/v")
         value = self.heads(value, f"{name}/v", [0, 2, 1, 3])
         scores = g.node("MatMul", [query, keys], f"{name}/qk")
-        scale = g.scalar("sqrt_head", math.sqrt(self.hidden // HEADS))
+        scale = g.scalar("sqrt_head", math.sqrt(self.hidden // self.head_count))
         scores = g.node("Div", [scores, scale], f"{name}/scale")
         scores = g.node("Add", [scores, mask], f"{name}/mask")
         weights = g.node("Softmax", [scores], f"{name}/softmax", axis=-1)
@@ -172,8 +172,10 @@ class Encoder:
 
     def model(self):
         x, mask = self.embeddings(), self.mask_bias()
-        for index in range(LAYERS):
+        index = 0
+        while f"encoder.layer.{index}.output.dense.weight" in self.tensors:
             x = self.layer(x, mask, index)
+            index += 1
         output = "last_hidden_state"
         self.graph.nodes.append(helper.make_node("Identity", [x], [output], name="output"))
         axes = ["batch", "seq"]
@@ -184,7 +186,7 @@ class Encoder:
         hidden = helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, self.hidden])
         graph = helper.make_graph(
             self.graph.nodes,
-            "all-MiniLM-L6-v2",
+            self.name,
             inputs,
             [hidden],
             list(self.graph.initializers.values()),
@@ -199,7 +201,7 @@ class Encoder:
 
 def build(weights, path):
     """Writes the checked model to `path`."""
-    model = Encoder(read_safetensors(weights)).model()
+    model = Encoder(read_safetensors(weights), "all-MiniLM-L6-v2", HEADS).model()
     onnx.checker.check_model(model, full_check=True)
     replace(Path(path), lambda temporary: onnx.save(model, temporary))
 

@@ -55,10 +55,14 @@ def replace(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def wheel(name, version, digest, directory):
-    """Downloads a wheel without its dependencies, checks it and returns its path in `directory`."""
+def wheel(name, version, digest, directory, python=None):
+    """Downloads a wheel without its dependencies, checks it and returns its path in `directory`.
+
+    `python` is a version of Python that the wheel is for, where that is not the one that runs.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--retries", "1"]
+    command += ["--python-version", python] if python else []
     command += ["--dest", str(directory), f"{name}=={version}"]
     if _run(command).returncode != 0:
         raise NotAvailable(f"pip could not download {name}=={version} (no network?)")

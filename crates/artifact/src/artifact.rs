@@ -5,18 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use margay_loops::Backend;
-use margay_tensor::{StoredTensor, Tensor};
-use memmap2::{Mmap, MmapMut};
+use margay_tensor::{Map, StoredTensor, Tensor};
 
 use crate::header::{Header, Section};
 use crate::wire::{self, Limits};
-use crate::{ArtifactError, Description, StoredConstant, map};
+use crate::{ArtifactError, Description, StoredConstant};
 
 /// An artifact, mapped into memory. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Artifact {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<Map>,
     header: Header,
     description: Arc<Description>,
 }
@@ -25,7 +24,7 @@ impl Artifact {
     /// Maps a file and checks everything but weights and sources. Nothing is run.
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
         let map =
-            map::map_file(path).map_err(|source| ArtifactError::Read { path: path.to_path_buf(), source })?;
+            Map::open(path).map_err(|source| ArtifactError::Read { path: path.to_path_buf(), source })?;
         Artifact::from_map(map, path)
     }
 
@@ -33,12 +32,10 @@ impl Artifact {
     /// in errors.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Artifact, ArtifactError> {
         let memory = |source| ArtifactError::Memory { bytes: bytes.len(), source };
-        let mut map = MmapMut::map_anon(bytes.len()).map_err(memory)?;
-        map.copy_from_slice(bytes);
-        Artifact::from_map(map.make_read_only().map_err(memory)?, Path::new(name))
+        Artifact::from_map(Map::copy_of(bytes).map_err(memory)?, Path::new(name))
     }
 
-    fn from_map(map: Mmap, path: &Path) -> Result<Artifact, ArtifactError> {
+    fn from_map(map: Map, path: &Path) -> Result<Artifact, ArtifactError> {
         let header = Header::decode(path, &map)?;
         for section in [Section::Description, Section::Code] {
             if *blake3::hash(&map[header.range(section)]).as_bytes() != header.hash(section) {
@@ -77,7 +74,7 @@ impl Artifact {
     }
 
     /// The mapped file and where in it the weights section lies, for those who outlive the artifact.
-    pub fn weights_map(&self) -> (Arc<Mmap>, Range<usize>) {
+    pub fn weights_map(&self) -> (Arc<Map>, Range<usize>) {
         (Arc::clone(&self.map), self.header.range(Section::Weights))
     }
 

@@ -1,15 +1,16 @@
 //! What a compiler fills to write an artifact or to run what it compiled.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, SeekFrom};
 use std::path::Path;
 
-use memmap2::{Mmap, MmapMut};
+use margay_tensor::Map;
+use memmap2::MmapMut;
 
 use crate::header::{ALIGN, Header, MAX_DESCRIPTION_BYTES, Section};
 use crate::{
     ArtifactError, CodeSection, ConstantsLayout, Description, Entry, EntryParts, SectionParts, SourcePiece,
-    StoredConstant, save, wire,
+    StoredConstant, WriteSeek, save, wire,
 };
 
 /// An artifact in the making.
@@ -18,9 +19,9 @@ use crate::{
 /// the program with their offsets, and [`add_code`](ArtifactBuilder::add_code). Then [`write`](ArtifactBuilder::write)
 /// a file or go on [in memory](ArtifactBuilder::into_parts).
 #[derive(Debug)]
-pub struct ArtifactBuilder {
+pub struct ArtifactBuilder<'b> {
     /// The constants of all entries.
-    pub constants: ConstantsLayout,
+    pub constants: ConstantsLayout<'b>,
     model: String,
     entries: Vec<Entry>,
     code: Vec<u8>,
@@ -35,12 +36,12 @@ pub struct Parts {
     /// The code section.
     pub code: Vec<u8>,
     /// The weights section, on a page boundary.
-    pub weights: Mmap,
+    pub weights: Map,
 }
 
-impl ArtifactBuilder {
+impl<'b> ArtifactBuilder<'b> {
     /// An artifact of a model, by name, without entries.
-    pub fn new(model: &str) -> ArtifactBuilder {
+    pub fn new(model: &str) -> ArtifactBuilder<'b> {
         ArtifactBuilder {
             constants: ConstantsLayout::new(),
             model: model.to_owned(),
@@ -91,7 +92,8 @@ impl ArtifactBuilder {
             .map_err(|source| ArtifactError::Write { path: path.to_path_buf(), source })
     }
 
-    fn write_to(&self, file: &mut dyn Write) -> io::Result<()> {
+    /// Weights first, one at a time: the description holds their hashes.
+    fn write_to(&self, file: &mut dyn WriteSeek) -> io::Result<()> {
         let mut description = ArtifactBuilder::description(
             self.model.clone(),
             self.constants.stored().to_vec(),
@@ -104,18 +106,30 @@ impl ArtifactBuilder {
             let piece = SourcePiece { range, hash: *blake3::hash(bytes).as_bytes() };
             description.sources.insert(name.clone(), piece);
         }
-        let encoded = wire::encode(&description);
-        if encoded.len() > MAX_DESCRIPTION_BYTES {
+        // Hashes have one length, whatever they are.
+        let description_bytes = wire::encode(&description).len();
+        if description_bytes > MAX_DESCRIPTION_BYTES {
             return Err(io::Error::other(format!(
-                "its description has {} bytes, the limit is {MAX_DESCRIPTION_BYTES}",
-                encoded.len()
+                "its description has {description_bytes} bytes, the limit is {MAX_DESCRIPTION_BYTES}"
             )));
         }
-        let header = Header::lay_out(
-            [encoded.len(), self.code.len(), source_bytes, self.constants.bytes()],
-            *blake3::hash(&encoded).as_bytes(),
-            *blake3::hash(&self.code).as_bytes(),
-        );
+        let sizes = [description_bytes, self.code.len(), source_bytes, self.constants.bytes()];
+        let code = *blake3::hash(&self.code).as_bytes();
+        let layout = Header::lay_out(sizes, [0; 32], code);
+        let weights = layout.range(Section::Weights).start;
+        file.seek(SeekFrom::Start(weights as u64))?;
+        let mut out = Padded { file, at: weights };
+        for ((constant, contents), noted) in self.constants.iter().zip(&mut description.constants) {
+            let bytes = contents.bytes();
+            noted.hash = *blake3::hash(&bytes).as_bytes();
+            out.put(weights + constant.range.start, &bytes)?;
+            contents.rest();
+        }
+        out.put(layout.file_bytes, &[])?;
+        let encoded = wire::encode(&description);
+        assert_eq!(encoded.len(), description_bytes, "hashes do not change the length of a description");
+        let header = Header::lay_out(sizes, *blake3::hash(&encoded).as_bytes(), code);
+        file.seek(SeekFrom::Start(0))?;
         let mut out = Padded { file, at: 0 };
         out.put(0, &header.encode())?;
         out.put(header.range(Section::Description).start, &encoded)?;
@@ -125,33 +139,30 @@ impl ArtifactBuilder {
             out.put(at, bytes)?;
             at += bytes.len();
         }
-        let weights = header.range(Section::Weights).start;
-        for (constant, contents) in self.constants.iter() {
-            out.put(weights + constant.range.start, contents.bytes())?;
-        }
-        out.put(header.file_bytes, &[])
+        out.put(weights, &[])
     }
 
-    /// The contents in memory, to be run without a file. Sources are dropped.
+    /// The contents in memory, to be run without a file. Sources are dropped, and constants have no hashes.
     pub fn into_parts(self) -> Result<Parts, ArtifactError> {
         let bytes = self.constants.bytes();
         let memory = |source| ArtifactError::Memory { bytes, source };
         let mut weights = MmapMut::map_anon(bytes).map_err(memory)?;
         let (stored, contents) = self.constants.into_parts();
         for (constant, contents) in stored.iter().zip(contents) {
-            weights[constant.range.clone()].copy_from_slice(contents.bytes());
+            weights[constant.range.clone()].copy_from_slice(&contents.bytes());
+            contents.rest();
         }
         Ok(Parts {
             description: ArtifactBuilder::description(self.model, stored, self.entries),
             code: self.code,
-            weights: weights.make_read_only().map_err(memory)?,
+            weights: Map::sealed(weights).map_err(memory)?,
         })
     }
 }
 
 /// A writer that knows where it is and fills gaps with zeros.
 struct Padded<'a> {
-    file: &'a mut dyn Write,
+    file: &'a mut dyn WriteSeek,
     at: usize,
 }
 

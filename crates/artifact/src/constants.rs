@@ -1,20 +1,22 @@
 //! Laying out constants before code is made that refers to them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use margay_loops::{Backend, Constant, NoKernel};
-use margay_tensor::{ContentHash, Tensor};
+use margay_loops::{Backend, Constant, KernelCall};
+use margay_tensor::{ContentHash, StoredTensor};
 
 use crate::header::ALIGN;
 use crate::{Layout, StoredConstant};
 
 /// Hands out places in the weights section. The same tensor in the same layout is stored once, however many
-/// entries or steps use it and under however many names.
+/// entries or steps use it and under however many names. Constants are packed when the section is written, one after the
+/// other.
 #[derive(Debug, Default)]
-pub struct ConstantsLayout {
+pub struct ConstantsLayout<'b> {
     placed: HashMap<(ContentHash, Option<Layout>), usize>,
     stored: Vec<StoredConstant>,
-    contents: Vec<Contents>,
+    contents: Vec<Contents<'b>>,
     bytes: usize,
 }
 
@@ -28,31 +30,42 @@ pub struct Placed {
     pub offset: usize,
 }
 
-/// The bytes of a stored constant.
+/// What the bytes of a constant are made of.
 #[derive(Debug)]
-pub(crate) enum Contents {
-    Plain(Tensor),
-    Made(Vec<u8>),
+pub(crate) struct Contents<'b> {
+    stored: StoredTensor,
+    /// Who packs it, for which call, as which operand.
+    packed: Option<(&'b dyn Backend, KernelCall, usize)>,
 }
 
-impl Contents {
-    pub(crate) fn bytes(&self) -> &[u8] {
-        match self {
-            Contents::Plain(tensor) => tensor.bytes(),
-            Contents::Made(bytes) => bytes,
+impl Contents<'_> {
+    /// The bytes in their layout.
+    pub(crate) fn bytes(&self) -> Cow<'_, [u8]> {
+        match &self.packed {
+            Some((backend, call, operand)) => {
+                let packed = backend.pack(call, *operand, &self.stored);
+                Cow::Owned(packed.unwrap_or_else(|e| panic!("a back end packs what it prepared for: {e}")))
+            }
+            None if self.stored.is_plain() => Cow::Borrowed(self.stored.elements().bytes()),
+            None => Cow::Owned(self.stored.to_bytes()),
         }
+    }
+
+    /// Says that the tensor is not read for a while: what lies in a mapped file needs no memory then.
+    pub(crate) fn rest(&self) {
+        self.stored.elements().rest();
     }
 }
 
-impl ConstantsLayout {
+impl<'b> ConstantsLayout<'b> {
     /// No constants.
-    pub fn new() -> ConstantsLayout {
+    pub fn new() -> ConstantsLayout<'b> {
         ConstantsLayout::default()
     }
 
     /// The place of a constant, packed by the back end if the call it belongs to asks for that. It is found by all names
     /// under which it was added. Places never change.
-    pub fn add(&mut self, constant: &Constant, backend: &dyn Backend) -> Result<Placed, NoKernel> {
+    pub fn add(&mut self, constant: &Constant, backend: &'b dyn Backend) -> Placed {
         let stored = &constant.stored;
         let layout = |(_, packed): &(_, margay_loops::Packed)| Layout {
             backend: backend.name().to_owned(),
@@ -67,19 +80,11 @@ impl ConstantsLayout {
                     stored.names.push(name.clone());
                 }
             }
-            return Ok(Placed { index, offset: self.stored[index].range.start });
+            return Placed { index, offset: self.stored[index].range.start };
         }
-        let contents = match &constant.packed {
-            None if stored.is_plain() => Contents::Plain(stored.elements().clone()),
-            None => Contents::Made(stored.to_bytes()),
-            Some((call, p)) => {
-                let bytes = backend.pack(call, p.operand, stored)?;
-                assert_eq!(bytes.len(), p.bytes, "back end `{}` packs what it prepared for", backend.name());
-                Contents::Made(bytes)
-            }
-        };
+        let packed = constant.packed.as_ref().map(|(call, p)| (backend, call.clone(), p.operand));
         let offset = self.bytes.next_multiple_of(backend.preferences().buffer_align.max(ALIGN));
-        self.bytes = offset + contents.bytes().len();
+        self.bytes = offset + constant.bytes();
         let index = self.stored.len();
         self.stored.push(StoredConstant {
             names: constant.names.clone(),
@@ -89,14 +94,14 @@ impl ConstantsLayout {
             storage: stored.storage(),
             layout,
             range: offset..self.bytes,
-            hash: *blake3::hash(contents.bytes()).as_bytes(),
+            hash: [0; 32],
         });
-        self.contents.push(contents);
+        self.contents.push(Contents { stored: stored.clone(), packed });
         self.placed.insert(key, index);
-        Ok(Placed { index, offset })
+        Placed { index, offset }
     }
 
-    /// The constants placed so far, in the order of their bytes.
+    /// The constants placed so far, without hashes, in the order of their bytes.
     pub fn stored(&self) -> &[StoredConstant] {
         &self.stored
     }
@@ -107,12 +112,12 @@ impl ConstantsLayout {
     }
 
     /// Descriptions with their bytes, in the order of the bytes.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&StoredConstant, &Contents)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&StoredConstant, &Contents<'b>)> {
         self.stored.iter().zip(&self.contents)
     }
 
     /// Descriptions and bytes, each by itself.
-    pub(crate) fn into_parts(self) -> (Vec<StoredConstant>, Vec<Contents>) {
+    pub(crate) fn into_parts(self) -> (Vec<StoredConstant>, Vec<Contents<'b>>) {
         (self.stored, self.contents)
     }
 }

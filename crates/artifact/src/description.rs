@@ -214,7 +214,7 @@ pub struct StoredConstant {
     pub layout: Option<Layout>,
     /// Where its bytes lie in the weights section; begins on a multiple of 64 bytes.
     pub range: Range<usize>,
-    /// blake3 hash of those bytes.
+    /// blake3 hash of those bytes; zeros where they were never in a file.
     pub hash: [u8; 32],
 }
 

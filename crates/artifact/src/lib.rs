@@ -22,7 +22,7 @@
 //! The same contents give the same bytes. Deliberately absent: compression (weights are used where they are mapped),
 //! signatures.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod artifact;
 mod builder;
@@ -30,8 +30,6 @@ mod constants;
 mod description;
 mod error;
 mod header;
-#[expect(unsafe_code, reason = "mapping a file is unsafe, and this module does nothing else")]
-mod map;
 mod save;
 mod wire;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use margay_artifact::{Artifact, ArtifactBuilder, ArtifactError, EntryParts, Parts, SectionParts, StepNote};
 use margay_loops::{
-    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel, Packed,
-    Port, Preferences, Program,
+    Backend, Code, CompileError, Constant, Epilogue, KernelCall, MatLayout, MatMul, Needs, NoKernel,
+    Operations, Packed, Port, Preferences, Program,
 };
 use margay_tensor::{DType, StoredTensor, Tensor};
 
@@ -45,7 +45,7 @@ impl Backend for Reversing {
         0.0
     }
 
-    fn loop_seconds(&self, _: u64, _: u64, _: usize) -> f64 {
+    fn loop_seconds(&self, _: u64, _: Operations, _: usize) -> f64 {
         0.0
     }
 
@@ -103,12 +103,12 @@ fn packed(rows: usize) -> Constant {
 }
 
 /// Two entries over one weight, which both store packed and one also plain.
-fn sample(with_sources: bool) -> ArtifactBuilder {
+fn sample(with_sources: bool) -> ArtifactBuilder<'static> {
     let mut b = ArtifactBuilder::new("tiny");
     for rows in [1, 7] {
-        let w = b.constants.add(&packed(rows), &Reversing).unwrap();
+        let w = b.constants.add(&packed(rows), &Reversing);
         let plain = Constant { names: vec!["fc1.bias".into()], stored: bias().into(), packed: None };
-        let c = b.constants.add(&plain, &Reversing).unwrap();
+        let c = b.constants.add(&plain, &Reversing);
         let port = |name: &str, n| Port { name: name.into(), dtype: DType::F32, shape: vec![rows, n] };
         let parts = EntryParts {
             symbols: BTreeMap::from([("N".into(), rows as i64)]),
@@ -135,7 +135,7 @@ fn sample(with_sources: bool) -> ArtifactBuilder {
     b
 }
 
-fn bytes_of(b: &ArtifactBuilder) -> Vec<u8> {
+fn bytes_of(b: &ArtifactBuilder<'_>) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.margay");
     b.write(&path).unwrap();
@@ -180,9 +180,9 @@ fn the_same_constant_is_stored_once() {
 fn equal_constants_keep_all_their_names() {
     let mut b = ArtifactBuilder::new("tiny");
     let named = |name: &str| Constant { names: vec![name.into()], stored: bias().into(), packed: None };
-    let first = b.constants.add(&named("fc1.bias"), &Reversing).unwrap();
+    let first = b.constants.add(&named("fc1.bias"), &Reversing);
     for name in ["ones(5)", "fc1.bias", "ones(5)"] {
-        assert_eq!(b.constants.add(&named(name), &Reversing).unwrap(), first);
+        assert_eq!(b.constants.add(&named(name), &Reversing), first);
     }
     let a = Artifact::from_bytes(&bytes_of(&b), "memory").unwrap();
     let [stored] = &a.description().constants[..] else { panic!("one constant is stored") };
@@ -201,7 +201,10 @@ fn the_same_contents_give_the_same_bytes() {
 fn parts_in_memory_are_those_of_the_file() {
     let a = Artifact::from_bytes(&bytes_of(&sample(false)), "memory").unwrap();
     let Parts { description, code, weights } = sample(false).into_parts().unwrap();
-    assert_eq!(&description, &**a.description());
+    // What was never in a file has no hashes.
+    let mut of_file = (**a.description()).clone();
+    of_file.constants.iter_mut().for_each(|c| c.hash = [0; 32]);
+    assert_eq!(description, of_file);
     assert_eq!((code.as_slice(), &weights[..]), (a.code(), a.weights()));
 }
 

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use margay::{Arrays, Budget, CompileOptions, Goal, InputFile, Precision, Samples, read_inputs, read_plan};
+use margay::{
+    Budget, CompileOptions, Given, Goal, InputFile, InputSource, Precision, Predictor, Samples, read_plan,
+};
 
 use crate::error::Failure;
+use crate::note;
 
 /// What to compile for.
 #[derive(clap::Args)]
@@ -136,15 +139,32 @@ pub(crate) struct RunArgs {
     /// for that.
     #[arg(long)]
     pub(crate) huge_pages: bool,
+    /// Feed inputs that are longer than the batch of a model batch by batch. Without it their shapes have to fit.
+    #[arg(long)]
+    pub(crate) in_batches: bool,
+}
+
+/// Says which inputs of a file were made constants.
+pub(crate) fn note_fixed(model: &Predictor) {
+    let names: Vec<&str> = model.fixed().iter().map(|(name, _)| name.as_str()).collect();
+    if !names.is_empty() {
+        note(format!("compiled `{}` for these values of `{}`", model.name(), names.join("`, `")));
+    }
 }
 
 /// The inputs of a run.
 #[derive(clap::Args)]
 pub(crate) struct InputArgs {
-    /// The inputs: a .npz file with the names of the inputs as keys, or NAME=FILE with an .npy or .pb file for each
-    /// input. A leading axis longer than the batch of the model is fed batch by batch.
-    #[arg(long, value_name = "FILE.npz|NAME=FILE", required = true)]
+    /// The inputs: a .npz file with the names of the inputs as keys, NAME=FILE with an .npy or .pb file for an input, or a
+    /// folder of test data as ONNX's are, with input_0.pb and so on.
+    #[arg(long, value_name = "FILE.npz|NAME=FILE|FOLDER")]
     inputs: Vec<InputFile>,
+    /// Random numbers for an input, in a shape: floats normal with variance 1, integers and truth values 0 or 1.
+    #[arg(long, value_name = "NAME:1x3x224x224", value_parser = shape)]
+    shapes: Vec<(String, Vec<usize>)>,
+    /// Value of a dimension the model leaves open: inputs that no file holds are random in the shape that follows.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
+    dims: Vec<(String, usize)>,
 }
 
 impl InputArgs {
@@ -153,9 +173,10 @@ impl InputArgs {
         self.inputs.iter().map(|file| file.path.clone()).collect()
     }
 
-    /// Reads all inputs.
-    pub(crate) fn read(&self) -> Result<Arrays, Failure> {
-        Ok(read_inputs(&self.inputs)?)
+    /// Reads or makes all inputs of a model.
+    pub(crate) fn read(&self, model: &Path) -> Result<Given, Failure> {
+        let (files, shapes) = (self.inputs.clone(), self.shapes.clone());
+        Ok(InputSource { files, shapes, dims: self.dims.clone(), seed: 0 }.inputs_of(model)?)
     }
 }
 
@@ -193,6 +214,24 @@ fn extent(text: &str) -> Result<i64, String> {
 pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
     Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
+}
+
+/// The value of an extent.
+pub(crate) fn named_extent(text: &str) -> Result<(String, usize), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
+    let value = value.trim().parse().map_err(|_| format!("`{value}` is not an extent"))?;
+    Ok((name.trim().to_string(), value))
+}
+
+/// The shape of an input. Names may hold colons.
+pub(crate) fn shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    let (name, extents) = text.rsplit_once(':').ok_or("expected NAME:1x3x224x224")?;
+    let extent = |e: &str| e.trim().parse::<usize>().map_err(|_| format!("`{e}` is not an extent"));
+    let extents = extents.trim().trim_matches(['[', ']']);
+    if extents.is_empty() {
+        return Ok((name.to_string(), Vec::new()));
+    }
+    Ok((name.to_string(), extents.split(['x', ',']).map(extent).collect::<Result<_, _>>()?))
 }
 
 /// A precision.

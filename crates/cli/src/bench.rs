@@ -5,7 +5,8 @@
 //! - `models`: one object per model, in the order given, with `path` (and ` in ` the precision, if not f32); `median_ms` and `min_ms` of running all inputs
 //!   once; `stored_bytes`, the constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
 //!   code, intermediate results, scratch, outputs; `error` with `relative_l2` and `cosine` of all floating point outputs
-//!   together against the first model; `predicted_ms` from the cost model, or null without one or without a graph;
+//!   together against the first model, or null without such outputs; `other_differences`, elements of integer and boolean
+//!   outputs that differ from those of the first model; `predicted_ms` from the cost model, or null without one or without a graph;
 //!   with `--steps` also `steps`, in the order they run: `median_ms` of all runs of a round together, `flops`, `bytes`,
 //!   `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
 //! - `runs`: into how many runs the inputs are cut for each model; `rounds`: how often all were run;
@@ -14,19 +15,19 @@
 use std::path::PathBuf;
 
 use margay::{
-    BenchOptions, Measured, Precision, Predictor, RunOptions, StepTime, bench, extents_of, is_artifact,
+    BenchOptions, KnownInputs, Measured, Precision, Predictor, RunOptions, StepTime, bench, is_artifact,
     this_machine,
 };
 use serde::Serialize;
 
-use crate::args::{InputArgs, RunArgs, at_least_one, precision};
+use crate::args::{InputArgs, RunArgs, at_least_one, note_fixed, precision};
 use crate::error::Failure;
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, json};
 
 const JSON: &str = r#"With --json:
   {"models": [{"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes",
-               "error": {"relative_l2", "cosine"}, "predicted_ms",
+               "error": {"relative_l2", "cosine"}, "other_differences", "predicted_ms",
                "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
    "runs", "rounds", "threads", "machine"}
 Times are of running all inputs once; errors are against the first model."#;
@@ -72,7 +73,8 @@ struct Line {
     min_ms: f64,
     stored_bytes: u64,
     peak_bytes: u64,
-    error: Error,
+    error: Option<Error>,
+    other_differences: u64,
     predicted_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<Vec<StepTime>>,
@@ -86,18 +88,19 @@ struct Error {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
-    let inputs = args.inputs.read()?;
-    let huge_pages = args.how.huge_pages;
-    let known = extents_of(&inputs);
+    let inputs = args.inputs.read(&args.models[0])?.inputs;
+    let (in_batches, huge_pages) = (args.how.in_batches, args.how.huge_pages);
+    let known = KnownInputs::of(&inputs);
     let mut models = Vec::new();
     for path in &args.models {
-        let plain = RunOptions { threads, huge_pages, ..RunOptions::default() };
+        let plain = RunOptions { threads, in_batches, huge_pages, ..RunOptions::default() };
         models.push(Predictor::open_for(path, &plain, &known)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
             let narrow = RunOptions { precision: args.precision, ..plain.clone() };
             models.push(Predictor::open_for(path, &narrow, &known)?);
         }
     }
+    models.iter().for_each(note_fixed);
     let options = BenchOptions { rounds: args.rounds, steps: args.steps };
     let (measured, rounds) = bench(&mut models, &inputs, &options)?;
     let runs = measured.iter().map(|m| m.runs).collect();
@@ -107,7 +110,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         min_ms: m.min_ms,
         stored_bytes: m.stored_bytes,
         peak_bytes: m.peak_bytes,
-        error: Error { relative_l2: m.error.relative_l2, cosine: m.error.cosine },
+        error: m.error.map(|e| Error { relative_l2: e.relative_l2, cosine: e.cosine }),
+        other_differences: m.other_differences,
         predicted_ms: m.predicted_ms,
         steps: m.steps,
     };
@@ -143,16 +147,22 @@ fn text(report: &Report) -> String {
             format!("{:.2}x", first / m.median_ms),
             bytes(m.stored_bytes),
             bytes(m.peak_bytes),
-            significant(m.error.relative_l2),
-            format!("{:.5}", m.error.cosine),
+            m.error.as_ref().map_or("-".into(), |e| significant(e.relative_l2)),
+            m.error.as_ref().map_or("-".into(), |e| format!("{:.5}", e.cosine)),
         ]);
     }
+    let others: String = report
+        .models
+        .iter()
+        .filter(|m| m.other_differences > 0)
+        .map(|m| format!("{}: {} elements of integer outputs differ\n", m.path, m.other_differences))
+        .collect();
     let steps: String = report.models.iter().filter_map(|m| Some(steps_text(m, m.steps.as_ref()?))).collect();
     let runs: Vec<String> = report.runs.iter().map(ToString::to_string).collect();
     let same = report.runs.iter().all(|r| r == &report.runs[0]);
     let runs = if same { runs[0].clone() } else { runs.join(", ") };
     format!(
-        "{table}{steps}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
+        "{table}{others}{steps}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
         report.machine, report.threads, report.rounds
     )
 }

@@ -7,7 +7,7 @@
 //! - `operators`: objects with `name`, `count`, `supported`, sorted by name.
 //! - `non_finite`: weights that hold infinities or what is not a number, as objects with `tensor`, `nan`, `infinite`,
 //!   `first` (index of the first such element).
-//! - `problems`: objects with `kind` (`unsupported` or `malformed`) and `message`.
+//! - `problems`: objects with `kind` (`unsupported`, `malformed`, or `internal` for a bug of margay) and `message`.
 //!
 //! Weights that are not a number are a problem; infinities alone, as masks hold them, are not.
 
@@ -41,8 +41,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let report = check(&args.model)?;
     let failure = (!report.supported).then(|| {
-        let malformed = report.problems.iter().any(|p| p.kind == ProblemKind::Malformed);
-        let kind = if malformed { Kind::Malformed } else { Kind::Usage };
+        let any = |kind| report.problems.iter().any(|p| p.kind == kind);
+        let kind = match (any(ProblemKind::Internal), any(ProblemKind::Malformed)) {
+            (true, _) => Kind::Internal,
+            (false, true) => Kind::Malformed,
+            (false, false) => Kind::Usage,
+        };
         let lines: Vec<String> = report.problems.iter().map(|p| format!("\n  {}", p.message)).collect();
         Failure::new(kind, format!("{} problem(s):{}", lines.len(), lines.concat()))
     });
@@ -66,8 +70,17 @@ fn text(report: &Check) -> String {
         operators.row([o.name.clone(), o.count.to_string(), if o.supported { "yes" } else { "no" }.into()]);
     }
     let mut text = format!("{head}\n{operators}");
-    for f in report.non_finite.iter().filter(|f| f.nan == 0) {
-        text += &format!("\nweight `{}` holds {} infinities, as masks do\n", f.tensor, f.infinite);
+    for f in &report.non_finite {
+        let found = match f.nan {
+            0 => format!("{} infinities, as masks do", f.infinite),
+            nan => {
+                format!(
+                    "{nan} elements that are not a number; the first that is not finite is at {}",
+                    f.first
+                )
+            }
+        };
+        text += &format!("\nweight `{}` holds {found}\n", f.tensor);
     }
     if report.supported {
         text += "\nThe model can be compiled.\n";

@@ -14,11 +14,11 @@
 use std::path::PathBuf;
 
 use margay::{
-    Comparison, Kind, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare, extents_of,
+    Comparison, Kind, KnownInputs, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare,
 };
 use serde::Serialize;
 
-use crate::args::{InputArgs, ThreadArgs, not_negative};
+use crate::args::{InputArgs, RunArgs, not_negative, note_fixed};
 use crate::error::Failure;
 use crate::table::{Table, significant};
 use crate::{Reply, json, note};
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "A", default_value_t = 1e-4, value_parser = not_negative)]
     atol: f64,
     #[command(flatten)]
-    threads: ThreadArgs,
+    how: RunArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,14 +66,20 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
-    let threads = args.threads.get();
-    let inputs = args.inputs.read()?;
-    let options = RunOptions { threads, ..RunOptions::default() };
-    let known = extents_of(&inputs);
+    let threads = args.how.threads.get();
+    let inputs = args.inputs.read(&args.reference)?.inputs;
+    let options = RunOptions {
+        threads,
+        in_batches: args.how.in_batches,
+        huge_pages: args.how.huge_pages,
+        ..RunOptions::default()
+    };
+    let known = KnownInputs::of(&inputs);
     let mut models = [
         Predictor::open_for(&args.reference, &options, &known)?,
         Predictor::open_for(&args.other, &options, &known)?,
     ];
+    models.iter().for_each(note_fixed);
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
     let Comparison { outputs, layers } = compare(&mut models, &inputs, tolerance, threads)?;
     if layers.is_none() {
@@ -89,17 +95,16 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         outputs,
         layers,
     };
-    let failure = (past > 0).then(|| {
-        let elements: usize = report.outputs.iter().map(|o| o.elements).sum();
-        Failure::new(
-            Kind::Check,
-            format!(
-                "{past} of {elements} elements are past the tolerance of {} + {} |a|",
-                args.atol, args.rtol
-            ),
-        )
-    });
+    let failure = past_tolerance(&report.outputs, args.rtol, args.atol);
     Ok(Reply { text: if args.json { json(&report)? } else { text(&report) }, failure })
+}
+
+/// The failure where elements are past a tolerance.
+pub(crate) fn past_tolerance(outputs: &[OutputError], rtol: f64, atol: f64) -> Option<Failure> {
+    let past: usize = outputs.iter().map(|o| o.past_tolerance).sum();
+    let elements: usize = outputs.iter().map(|o| o.elements).sum();
+    let message = || format!("{past} of {elements} elements are past the tolerance of {atol} + {rtol} |a|");
+    (past > 0).then(|| Failure::new(Kind::Check, message()))
 }
 
 fn text(report: &Report) -> String {

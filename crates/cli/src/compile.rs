@@ -101,7 +101,7 @@ fn build(
     samples: Option<&Samples>,
     dump: &mut Dump,
 ) -> Result<Compiled, Failure> {
-    let source = open_with(&args.model, &options.known_extents(samples), dump)?;
+    let source = open_with(&args.model, &options.known_inputs(samples), dump)?;
     let compiled = {
         let bars = Bars::new();
         compile_with(&source, samples, options, &bars, dump)?

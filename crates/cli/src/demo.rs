@@ -8,8 +8,8 @@ use std::path::Path;
 
 use margay::ErrorSum;
 use margay::{
-    Arrays, BenchOptions, CompileOptions, Dump, Goal, Measured, ModuleReport, Predictor, Report, RunOptions,
-    Samples, Silent, Source, Tensor, bench, compile, open,
+    Arrays, BenchOptions, CompileOptions, Dump, Goal, Measured, Model, ModuleReport, Predictor, Report,
+    RunOptions, Samples, Silent, Tensor, bench, compile, open,
 };
 use serde::Serialize;
 
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
 /// Compiles into a file and opens it.
 fn artifact(
-    source: &Source,
+    source: &Model,
     samples: Option<&Samples>,
     options: &CompileOptions,
     path: &Path,
@@ -126,7 +126,7 @@ fn artifact(
         None => compile(source, None, options, &Silent)?,
     };
     compiled.write(path, true, &mut Dump::none())?;
-    let options = RunOptions { threads, ..RunOptions::default() };
+    let options = RunOptions { threads, in_batches: true, ..RunOptions::default() };
     Ok((Predictor::open(path, &options)?, compiled.report))
 }
 

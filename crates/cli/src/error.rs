@@ -39,11 +39,6 @@ impl Failure {
         Failure::new(Kind::Usage, message)
     }
 
-    /// A file cannot be read.
-    pub(crate) fn read(path: &Path, source: impl fmt::Display) -> Failure {
-        Failure::new(Kind::Malformed, format!("cannot read `{}`: {source}", path.display()))
-    }
-
     /// A file cannot be written.
     pub(crate) fn write(path: &Path, source: impl fmt::Display) -> Failure {
         Failure::usage(format!("cannot write `{}`: {source}", path.display()))
@@ -68,6 +63,27 @@ impl Failure {
             Err(why) => Some(format!("the graphs cannot be written: {why}")),
         };
         failure
+    }
+
+    /// The failure as an object for `--json`: `error` with `kind`, `exit_code`, `message`, and `at`, `inputs`, `help`
+    /// where there is something to say.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let kind = match self.kind {
+            Kind::Check => "check",
+            Kind::Usage => "usage",
+            Kind::Malformed => "malformed",
+            Kind::Device => "device",
+            Kind::Internal => "internal",
+        };
+        let mut error = serde_json::json!({
+            "kind": kind, "exit_code": self.exit_code(), "message": self.message,
+        });
+        for (name, line) in [("at", &self.at), ("inputs", &self.inputs), ("help", &self.help)] {
+            if let Some(line) = line {
+                error[name] = line.as_str().into();
+            }
+        }
+        serde_json::json!({ "error": error })
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -101,7 +117,6 @@ impl From<DriverError> for Failure {
         match error {
             DriverError::Pipeline { error, dumped } => Failure::of_pipeline(kind, &error, dumped),
             DriverError::Onnx(error) => Failure { help, kind, ..error.into() },
-            DriverError::Io { path, source } => Failure::read(&path, source),
             error => Failure { help, ..Failure::new(kind, error.to_string()) },
         }
     }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Dump, Report, Source, compile, is_artifact, open_artifact, open_with, report_of, sites};
+use margay::{Dump, Model, Report, compile, is_artifact, open_artifact, open_with, report_of, sites};
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         (report_of(&open_artifact(&args.model)?)?, String::new())
     } else {
         let (options, samples) = (args.goal.options()?, args.goal.samples()?);
-        let known = options.known_extents(samples.as_ref());
+        let known = options.known_inputs(samples.as_ref());
         let source = open_with(&args.model, &known, &mut Dump::none())?;
         let bars = Bars::new();
         let compiled = compile(&source, samples.as_ref(), &options, &bars)?;
@@ -82,7 +82,7 @@ fn text(report: &Report) -> String {
 }
 
 /// The layers that could be sketched, where no goal was given.
-fn candidates(source: &Source) -> String {
+fn candidates(source: &Model) -> String {
     let mut table = Table::new(&["layer", "kind", ">matrix", ">bytes"]);
     let g = &source.graph;
     for site in sites(g) {

@@ -2,7 +2,8 @@
 //!
 //! Each command is one file with a `struct Args` and a `fn run` that returns what stdout is to say. Results go to
 //! stdout, everything else to stderr; exit codes are listed in `error`. Commands that report take `--json`; the head of
-//! each file documents what it prints then.
+//! each file documents what it prints then. Of a command that fails it is `{"error": …}` ([`error::Failure::json`]), unless
+//! there is a report of what was asked for.
 //!
 //! Deliberately absent: anything a program that uses the `margay` crate could not do.
 
@@ -29,10 +30,10 @@ mod sensitivity;
 mod table;
 mod train;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Failure;
 
@@ -87,7 +88,11 @@ fn main() -> ExitCode {
         eprintln!("error: this is a bug of margay: {panic}");
         eprintln!("help: please report it with the command and, if possible, the model");
     }));
-    let reply = match Cli::parse().command {
+    let (command, as_json) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse(&error),
+    };
+    let reply = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Train(args) => train::run(&args),
@@ -103,15 +108,52 @@ fn main() -> ExitCode {
         Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),
     };
-    let reply = reply.unwrap_or_else(|failure| Reply { text: String::new(), failure: Some(failure) });
-    // Whoever stops reading early, as `head` does, has seen enough.
-    let _ = std::io::stdout().write_all(reply.text.as_bytes());
+    let mut reply = reply.unwrap_or_else(|failure| Reply { text: String::new(), failure: Some(failure) });
+    if let (true, true, Some(failure)) = (as_json, reply.text.is_empty(), &reply.failure) {
+        reply.text = format!("{:#}\n", failure.json());
+    }
+    if let Err(unwritten) = print(&reply.text) {
+        reply.failure.get_or_insert(unwritten);
+    }
     match reply.failure {
         None => ExitCode::SUCCESS,
         Some(failure) => {
             eprintln!("{failure}");
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+/// The command, and whether it is to print JSON.
+fn parse() -> Result<(Command, bool), clap::Error> {
+    let matches = Cli::command().try_get_matches()?;
+    let flag = |(_, m): (&str, &clap::ArgMatches)| m.try_get_one::<bool>("json").ok().flatten().copied();
+    let as_json = matches.subcommand().and_then(flag).unwrap_or(false);
+    Ok((Cli::from_arg_matches(&matches)?.command, as_json))
+}
+
+/// Says what is wrong with the arguments, or what they asked for: help, the version.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args().any(|word| word == "--json") {
+        let message = error.to_string();
+        let message = message.trim().trim_start_matches("error: ");
+        let _ = print(&format!("{:#}\n", Failure::usage(message).json()));
+    }
+    match error.print() {
+        Ok(()) => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
+        Err(source) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(2),
+    }
+}
+
+/// Writes to stdout. Whoever stops reading early, as `head` does, has seen enough.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::usage(format!("cannot write to stdout: {source}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -129,10 +171,10 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn arguments_are_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

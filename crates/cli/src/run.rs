@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use margay::{Precision, Predictor, RunOptions, write_npz};
+use margay::{Given, KnownInputs, Precision, Predictor, RunOptions, Tolerance, compare_outputs, write_npz};
 
-use crate::args::{InputArgs, RunArgs, precision};
+use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, precision};
+use crate::compare::past_tolerance;
 use crate::error::Failure;
 use crate::save::{check_distinct, check_writable, save};
 use crate::{Reply, note};
@@ -17,9 +18,15 @@ pub(crate) struct Args {
     model: PathBuf,
     #[command(flatten)]
     inputs: InputArgs,
-    /// Where the outputs go, under their names.
+    /// Where the outputs go, under their names. May be left out where test data say what is right.
     #[arg(long, value_name = "FILE.npz")]
-    outputs: PathBuf,
+    outputs: Option<PathBuf>,
+    /// Relative tolerance of every element that test data say the right value of.
+    #[arg(long, value_name = "R", default_value_t = 1e-3, value_parser = not_negative)]
+    rtol: f64,
+    /// Absolute tolerance of every such element.
+    #[arg(long, value_name = "A", default_value_t = 1e-5, value_parser = not_negative)]
+    atol: f64,
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
     precision: Precision,
@@ -31,27 +38,39 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
-    check_writable(&args.outputs)?;
+    if let Some(outputs) = &args.outputs {
+        check_writable(outputs)?;
+    }
     let inputs = args.inputs.paths();
     let mut read = vec![("the model", Some(args.model.as_path()))];
     read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
-    check_distinct(&[("`--outputs`", Some(&args.outputs))], &read)?;
+    check_distinct(&[("`--outputs`", args.outputs.as_deref())], &read)?;
     let options = RunOptions {
         threads: args.how.threads.get(),
         precision: args.precision,
         backend: args.backend.clone(),
+        in_batches: args.how.in_batches,
         huge_pages: args.how.huge_pages,
     };
-    let mut inputs = args.inputs.read()?;
-    let (mut model, fixed) = Predictor::open_deciding(&args.model, &options, &inputs)?;
-    inputs.retain(|(name, _)| !fixed.contains(name));
-    let outputs = model.predict(&inputs)?;
-    if !fixed.is_empty() {
-        note(format!("compiled for these values of `{}`", fixed.join("`, `")));
+    let Given { inputs, expected } = args.inputs.read(&args.model)?;
+    if args.outputs.is_none() && expected.is_none() {
+        return Err(Failure::usage("there is nothing to do with the outputs: give `--outputs FILE.npz`"));
     }
-    save(&args.outputs, |out| write_npz(out, &outputs))?;
-    let list: Vec<String> =
-        outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();
-    note(format!("wrote {} to {}", list.join(", "), args.outputs.display()));
+    let mut model = Predictor::open_for(&args.model, &options, &KnownInputs::of(&inputs))?;
+    note_fixed(&model);
+    let outputs = model.predict(&inputs)?;
+    if let Some(path) = &args.outputs {
+        save(path, |out| write_npz(out, &outputs))?;
+        let list: Vec<String> =
+            outputs.iter().map(|(name, t)| format!("{name} {}{:?}", t.dtype(), t.shape())).collect();
+        note(format!("wrote {} to {}", list.join(", "), path.display()));
+    }
+    if let Some(expected) = expected {
+        let found = compare_outputs(&expected, &outputs, Tolerance { rtol: args.rtol, atol: args.atol })?;
+        if let Some(failure) = past_tolerance(&found, args.rtol, args.atol) {
+            return Err(failure);
+        }
+        note(format!("{} outputs are what the test data say", found.len()));
+    }
     Ok(Reply::default())
 }

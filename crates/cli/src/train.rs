@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FitOptions, Length, Masking, Objective, Optimizer, PantherTraining, Samples, Schedule,
-    Selection, Source, Start, Supervised, TrainedModel, Training, Update, backend, export_graph,
+    CompileOptions, FitOptions, Length, Masking, Model, Objective, Optimizer, PantherTraining, Samples,
+    Schedule, Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph,
     is_array_file, open, read_labels, training_batch, vocabulary,
 };
 
@@ -243,7 +243,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     Ok(if args.json { json(&trained.report())? } else { summary(args, &trained) }.into())
 }
 
-fn options(args: &Args, source: &Source) -> Result<Supervised, Failure> {
+fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
     let (length, u) = (&args.length, &args.update);
     let optimizer = match (u.optimizer, Optimizer::ADAMW) {
         (Rule::Sgd, _) => Optimizer::Sgd { momentum: u.momentum },
@@ -294,7 +294,7 @@ fn options(args: &Args, source: &Source) -> Result<Supervised, Failure> {
     })
 }
 
-fn masked_lm(args: &Args, source: &Source) -> Result<Objective, Failure> {
+fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
     let masking = Masking {
         mask: args.masked.mask_token.unwrap_or_default(),
         vocabulary: vocabulary(source, args.output_name.as_deref())?,

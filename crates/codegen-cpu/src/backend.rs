@@ -4,7 +4,9 @@ use std::fmt;
 
 use margay_kernels_cpu::abi::BUFFER_ALIGN;
 use margay_kernels_cpu::{CpuTarget, this_machine};
-use margay_loops::{Backend, Code, CompileError, KernelCall, Needs, NoKernel, Preferences, Program};
+use margay_loops::{
+    Backend, Code, CompileError, KernelCall, Needs, NoKernel, Operations, Preferences, Program,
+};
 use margay_tensor::StoredTensor;
 
 use crate::chunks::MIN_EXTENT;
@@ -96,7 +98,7 @@ impl Backend for CpuBackend {
         self.cost.seconds(call, threads)
     }
 
-    fn loop_seconds(&self, bytes: u64, operations: u64, threads: usize) -> f64 {
-        self.cost.seconds_elementwise(bytes, operations, threads)
+    fn loop_seconds(&self, bytes: u64, operations: Operations, threads: usize) -> f64 {
+        self.cost.loop_seconds(bytes, operations, threads)
     }
 }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
-use margay_kernels_cpu::abi::{RowFunction, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::abi::{ROW_TABLE_AT, RowFunction, SCRATCH_HEADER_BYTES};
 use margay_loops::{Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
@@ -28,8 +28,6 @@ const CHUNK: i64 = 256;
 const MAX_BUFFERS: usize = 16;
 /// Loops of fewer elements are not worth a call.
 pub(crate) const MIN_EXTENT: usize = 16;
-/// Where the header of the scratch memory holds the table of row functions.
-const TABLE_AT: i32 = 8;
 
 /// A buffer of one chunk in the scratch memory, by number.
 type Buffer = usize;
@@ -222,7 +220,7 @@ impl<'k> Emitter<'k, '_> {
         to: Value,
     ) -> Result<(), CodegenError> {
         self.buffers = self.buffers.max(levels.buffers);
-        let table = self.ops.b.ins().load(I64, MemFlagsData::trusted(), self.scratch, TABLE_AT);
+        let table = self.ops.b.ins().load(I64, MemFlagsData::trusted(), self.scratch, ROW_TABLE_AT as i32);
         // The last chunk may be shorter: the loop counts up to the next whole one.
         let span = self.ops.b.ins().isub(to, from);
         let up = self.ops.b.ins().iadd_imm_s(span, CHUNK - 1);

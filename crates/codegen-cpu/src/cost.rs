@@ -23,6 +23,7 @@
 
 use margay_loops::{
     Activation, Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
+    Operations,
 };
 use margay_tensor::DType;
 use serde::Deserialize;
@@ -134,27 +135,20 @@ impl CostModel {
             KernelCall::Attention(call) => self.attention(call),
             KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),
-            // Others pass over their arguments a few times at most.
-            other => Load {
-                arithmetic: seconds(other.flops(), self.gflops.elementwise),
+            // It passes over its arguments once or twice.
+            KernelCall::Hadamard(_) => Load {
+                arithmetic: seconds(call.flops(), self.gflops.elementwise),
                 constant_bytes: 0,
-                computed_bytes: other.args().iter().map(argument_bytes).fold(0, u64::saturating_add),
+                computed_bytes: call.args().iter().map(argument_bytes).fold(0, u64::saturating_add),
             },
         };
         self.time(load, threads)
     }
 
-    /// The predicted time of a loop nest of cheap operations (additions, multiplications, comparisons) on
-    /// computed tensors: `bytes` read and written, `flops` operations.
-    pub fn seconds_elementwise(&self, bytes: u64, flops: u64, threads: usize) -> f64 {
-        let arithmetic = seconds(flops, self.gflops.elementwise);
-        self.time(Load { arithmetic, computed_bytes: bytes, ..Load::default() }, threads)
-    }
-
-    /// The predicted time of a loop nest that evaluates exponentials, error functions and their kin:
-    /// `bytes` read and written, one of `evaluations` per element.
-    pub fn seconds_transcendental(&self, bytes: u64, evaluations: u64, threads: usize) -> f64 {
-        let arithmetic = seconds(evaluations, self.gflops.gevaluations);
+    /// The predicted time of a loop nest on computed tensors: `bytes` read and written.
+    pub fn loop_seconds(&self, bytes: u64, operations: Operations, threads: usize) -> f64 {
+        let arithmetic = seconds(operations.cheap, self.gflops.elementwise)
+            + seconds(operations.evaluations, self.gflops.gevaluations);
         self.time(Load { arithmetic, computed_bytes: bytes, ..Load::default() }, threads)
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct Emitter<'k, 'b> {
     pub(crate) isa: &'k CpuIsa,
     /// The signature of row functions, once one is called.
     pub(crate) row_signature: Option<SigRef>,
+    /// The signature of scalar functions, once one is called.
+    pub(crate) scalar_signature: Option<SigRef>,
     /// Buffers in the scratch memory that the kernel uses at once.
     pub(crate) buffers: usize,
 }
@@ -94,6 +96,7 @@ pub(crate) fn build(
         scratch,
         isa,
         row_signature: None,
+        scalar_signature: None,
         buffers: 0,
     };
     e.items(begin, end)?;

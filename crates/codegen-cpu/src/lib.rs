@@ -18,10 +18,11 @@
 //! are split into runs.
 //!
 //! Deliberately absent: matrix products and other kernels that need the full width of the machine (hand-written
-//! ones are called), 16-bit floats, and functions such as exp in f64.
+//! ones are called), 16-bit floats, and functions such as exp in f64 (`calls` calls them).
 
 mod access;
 mod backend;
+mod calls;
 mod chunks;
 pub mod cost;
 mod driver;

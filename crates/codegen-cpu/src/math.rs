@@ -9,7 +9,7 @@
 //! | erf | 4e-7 | may exceed 1 by one unit in the last place |
 //! | tanh | 4e-7 | |
 //! | sigmoid | 2e-7 | |
-//! | sin, cos | 1e-7 absolute | for arguments below 1e4; loses accuracy beyond, stays within [-1, 1] |
+//! | sin, cos | 1e-7 absolute | of any argument: beyond 1e4 they are computed in f64 (`calls.rs`) |
 //! | pow | 1e-5 | exponents 2, 3, 0.5, -1 and -0.5 given as literals cost, and err, one or two operations |
 //!
 //! NaN in gives NaN out, except pow(x, 0) = pow(1, y) = 1. A negative number, -∞ included, to a fraction is NaN.

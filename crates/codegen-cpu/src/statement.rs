@@ -3,7 +3,7 @@
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32X4, F64, I8, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
-use margay_kernels_cpu::abi::fault_word;
+use margay_kernels_cpu::abi::{ScalarFunction, fault_word};
 use margay_loops::{Binary, Combine, Literal, Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
@@ -153,8 +153,8 @@ impl<'k> Emitter<'k, '_> {
             Unary::Erf => ops.erf(x),
             Unary::Tanh => ops.tanh(x),
             Unary::Sigmoid => ops.sigmoid(x),
-            Unary::Sin => ops.sin(x),
-            Unary::Cos => ops.cos(x),
+            Unary::Sin => return Ok(self.circular(ScalarFunction::Sin, x)),
+            Unary::Cos => return Ok(self.circular(ScalarFunction::Cos, x)),
             Unary::Floor => ops.floor(x),
             Unary::Ceil => ops.ceil(x),
             Unary::Round => ops.nearest(x),
@@ -174,16 +174,14 @@ impl<'k> Emitter<'k, '_> {
             | Unary::Ceil
             | Unary::Round
             | Unary::IsNan => self.unary_f32(op, x),
-            Unary::Exp
-            | Unary::Log
-            | Unary::Erf
-            | Unary::Tanh
-            | Unary::Sigmoid
-            | Unary::Sin
-            | Unary::Cos
-            | Unary::Not
-            | Unary::RoundF16
-            | Unary::RoundBf16 => self.unsupported(format!("{op:?} of f64")),
+            Unary::Exp => Ok(self.call_scalar(ScalarFunction::Exp, x, x)),
+            Unary::Log => Ok(self.call_scalar(ScalarFunction::Log, x, x)),
+            Unary::Erf => Ok(self.call_scalar(ScalarFunction::Erf, x, x)),
+            Unary::Tanh => Ok(self.call_scalar(ScalarFunction::Tanh, x, x)),
+            Unary::Sigmoid => Ok(self.call_scalar(ScalarFunction::Sigmoid, x, x)),
+            Unary::Sin => Ok(self.call_scalar(ScalarFunction::Sin, x, x)),
+            Unary::Cos => Ok(self.call_scalar(ScalarFunction::Cos, x, x)),
+            Unary::Not | Unary::RoundF16 | Unary::RoundBf16 => self.unsupported(format!("{op:?} of f64")),
         }
     }
 
@@ -225,13 +223,11 @@ impl<'k> Emitter<'k, '_> {
             (Binary::Max, (Some(_), None)) => ops.at_least(y, x),
             (Binary::Max, (None, None)) => ops.max(x, y),
             (Binary::Pow, (_, exponent)) if dtype == DType::F32 => ops.pow(x, y, exponent),
+            (Binary::Pow, _) => self.call_scalar(ScalarFunction::Pow, x, y),
             (Binary::Eq, _) => ops.compare(FloatCC::Equal, x, y),
             (Binary::Lt, _) => ops.compare(FloatCC::LessThan, x, y),
             (Binary::Le, _) => ops.compare(FloatCC::LessThanOrEqual, x, y),
-            (
-                Binary::Pow | Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight,
-                _,
-            ) => {
+            (Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight, _) => {
                 return self.unsupported(format!("{op:?} of {dtype}"));
             }
         })

@@ -52,11 +52,11 @@ pub fn stored(
 }
 
 /// Compiles a graph for one value of every symbol into an entry of an artifact. Returns the program, for reports.
-pub fn add_entry(
-    builder: &mut ArtifactBuilder,
+pub fn add_entry<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     g: &Graph,
     binding: &Binding,
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
     let bound = bind(g, binding, backend, dump)?;
@@ -83,11 +83,11 @@ pub struct CompiledStep {
 }
 
 /// As [`add_entry`], of a graph with states. Returns what is kept between the forward and the backward pass, too.
-pub fn add_step_entry(
-    builder: &mut ArtifactBuilder,
+pub fn add_step_entry<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     g: &Graph,
     binding: &Binding,
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     form: &StepForm,
     dump: &mut Dump,
 ) -> Result<(Program, Vec<(String, u64)>), DriverError> {
@@ -114,11 +114,11 @@ fn saved_text(saved: &[(String, u64)]) -> String {
 }
 
 /// Compiles a graph whose symbols are bound.
-fn add_bound_entry(
-    builder: &mut ArtifactBuilder,
+fn add_bound_entry<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     bound: &Graph,
     binding: &Binding,
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     states: &[(String, String)],
     dump: &mut Dump,
 ) -> Result<Program, DriverError> {
@@ -128,18 +128,18 @@ fn add_bound_entry(
 }
 
 /// Compiles a program, open or closed, into an entry. `binding` has the values of the symbols, of open ones the greatest.
-pub(crate) fn add_program(
-    builder: &mut ArtifactBuilder,
+pub(crate) fn add_program<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     program: &Program,
     binding: &Binding,
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     dump: &mut Dump,
 ) -> Result<(), DriverError> {
     dump.text(&format!("program{}.txt", suffix(binding)), &program.to_string());
     let mut offsets = Vec::new();
     let mut constants = Vec::new();
     for c in &program.constants {
-        let placed = builder.constants.add(c, backend)?;
+        let placed = builder.constants.add(c, backend);
         offsets.push(placed.offset);
         constants.push(placed.index);
     }
@@ -200,12 +200,16 @@ pub fn jit_step(
     Ok(CompiledStep { executable: backend::executable(builder.into_parts()?, backend)?, saved })
 }
 
-/// Whether a graph compiles, tried with 1 for every open dimension. Where it does not type with that, nothing is said.
-pub fn try_jit(g: &Graph) -> Result<(), DriverError> {
+/// Whether a graph compiles, tried with 1 for every open dimension; no constant is packed. Where it does not type with
+/// that, nothing is said.
+pub fn try_compile(g: &Graph) -> Result<(), DriverError> {
     let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
     let backend = &*backend::native();
     match bind(g, &binding, backend, &mut Dump::none()) {
-        Ok(_) => jit(g, &binding, backend).map(|_| ()),
+        Ok(bound) => {
+            let mut builder = ArtifactBuilder::new(g.name());
+            add_bound_entry(&mut builder, &bound, &binding, backend, &[], &mut Dump::none()).map(|_| ())
+        }
         Err(_) => Ok(()),
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use margay_ir::ops::Numbers;
 use margay_ir::{Graph, Op, Value};
 use margay_loops::Backend;
 use margay_passes::BindDims;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::Tensor;
 use serde::Serialize;
 
 use crate::samples::is_measured;
@@ -44,7 +45,11 @@ impl ErrorSum {
                 )));
             };
             any = true;
-            for (x, y) in floats(a).into_iter().zip(floats(b)) {
+            let numbers = |t: &Tensor| {
+                let unreadable = |e| DriverError::Measure(format!("output `{name}`: {e}"));
+                Ok::<_, DriverError>(Numbers::of(t).map_err(unreadable)?.floats())
+            };
+            for (x, y) in numbers(a)?.into_iter().zip(numbers(b)?) {
                 self.reference += x * x;
                 self.found += y * y;
                 self.product += x * y;
@@ -78,14 +83,6 @@ impl ErrorSum {
     /// Whether all numbers were finite.
     pub fn is_finite(&self) -> bool {
         self.reference.is_finite() && self.difference.is_finite()
-    }
-}
-
-fn floats(t: &Tensor) -> Vec<f64> {
-    match t.dtype() {
-        DType::F32 => t.to_vec::<f32>().map_or(vec![], |v| v.into_iter().map(f64::from).collect()),
-        DType::F64 => t.to_vec::<f64>().unwrap_or_default(),
-        _ => margay_ir::ops::Numbers::of(t).map_or(vec![], margay_ir::ops::Numbers::floats),
     }
 }
 

@@ -51,7 +51,7 @@ impl Compiled {
         export_graph(&self.graph, Some((&self.plan, &self.report)), path)
     }
 
-    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder, DriverError> {
+    fn builder(&self, strip: bool, dump: &mut Dump) -> Result<ArtifactBuilder<'_>, DriverError> {
         let mut builder = ArtifactBuilder::new(&self.report.model);
         for binding in &self.bindings {
             build::add_entry(&mut builder, &self.graph, binding, &*self.backend, dump)?;
@@ -66,13 +66,13 @@ impl Compiled {
     }
 
     /// The text of the graph, and those of its constants that no entry reads as they are.
-    fn add_sources(&self, builder: &mut ArtifactBuilder) -> Result<(), DriverError> {
+    fn add_sources<'b>(&'b self, builder: &mut ArtifactBuilder<'b>) -> Result<(), DriverError> {
         for payload in text::named_constants(&self.graph) {
             let key = payload.key().to_string();
             if !builder.constants.stored().iter().any(|s| s.is_named(&key)) {
                 let stored = payload.stored().clone();
                 let constant = margay_loops::Constant { names: vec![key], stored, packed: None };
-                builder.constants.add(&constant, &*self.backend)?;
+                builder.constants.add(&constant, &*self.backend);
             }
         }
         let report = serde_json::to_vec_pretty(&self.report)

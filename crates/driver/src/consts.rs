@@ -51,7 +51,8 @@ impl Consts {
             return Ok(());
         }
         let path = folder.join(FILE);
-        let failed = |why: String| DriverError::Io { path: path.clone(), source: std::io::Error::other(why) };
+        let failed =
+            |why: String| DriverError::Write { path: path.clone(), source: std::io::Error::other(why) };
         let mut views = Vec::new();
         for (key, constant) in &self.0 {
             let name = match constant.is_plain() {
@@ -86,9 +87,9 @@ pub struct Read {
 /// Reads the text of a graph. Constants that it only names are looked up in `consts.safetensors` beside it.
 ///
 /// # Errors
-/// [`DriverError::Io`] for files that cannot be read or are no safetensors, and [`DriverError::Text`].
+/// [`DriverError::Read`] for files that cannot be read or are no safetensors, and [`DriverError::Text`].
 pub fn read_graph(path: &Path) -> Result<Read, DriverError> {
-    let io = |path: &Path, source| DriverError::Io { path: path.to_path_buf(), source };
+    let io = |path: &Path, source| DriverError::Read { path: path.to_path_buf(), source };
     let source = std::fs::read_to_string(path).map_err(|e| io(path, e))?;
     let consts = path.with_file_name(FILE);
     let bytes = match std::fs::read(&consts) {

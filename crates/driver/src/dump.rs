@@ -43,7 +43,7 @@ impl Dump {
     /// Writes to a folder, which is made if it is not there. Each text starts with `options` as a comment.
     pub fn to(folder: &Path, options: &str) -> Result<Dump, DriverError> {
         std::fs::create_dir_all(folder)
-            .map_err(|source| DriverError::Io { path: folder.to_path_buf(), source })?;
+            .map_err(|source| DriverError::Write { path: folder.to_path_buf(), source })?;
         let head = options.lines().fold(String::new(), |s, l| s + "// " + l + "\n");
         let index = format!(
             "{:<24} {:>8} {:>8} {:>8} {:>9} {:<12} {:>8}  {}\n",
@@ -127,7 +127,7 @@ impl Dump {
         let Some(folder) = &self.folder else { return };
         let path = folder.join(name);
         if let Err(source) = std::fs::write(&path, text) {
-            self.failed.get_or_insert(DriverError::Io { path, source });
+            self.failed.get_or_insert(DriverError::Write { path, source });
         }
     }
 

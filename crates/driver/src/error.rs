@@ -7,7 +7,7 @@ use margay_ir::PassError;
 use margay_loops::{CompileError, NoKernel};
 use margay_lower::LowerError;
 use margay_npy::NpyError;
-use margay_onnx::{NonFinite, OnnxError};
+use margay_onnx::OnnxError;
 use margay_passes::{PipelineError, PipelineFault};
 use margay_plan::{AllocateError, PlanError};
 use margay_randnla::RandnlaError;
@@ -31,9 +31,17 @@ pub enum Kind {
 /// Something between a model and its executable went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
-    /// A file cannot be read or written.
-    #[error("`{}`: {source}", path.display())]
-    Io {
+    /// A file cannot be read (the file's fault).
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written (the options' fault).
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -42,9 +50,6 @@ pub enum DriverError {
     /// The model cannot be imported or exported.
     #[error(transparent)]
     Onnx(#[from] OnnxError),
-    /// Weights hold what is not a number (the model's fault).
-    #[error("{}", weights(.0))]
-    NotANumber(Vec<NonFinite>),
     /// An array file is malformed.
     #[error("`{}`: {source}", path.display())]
     Arrays {
@@ -96,6 +101,14 @@ pub enum DriverError {
     /// A plan does not fit.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A file is no plan, or names schemes or settings that do not exist (the file's fault).
+    #[error("`{}`: {error}", path.display())]
+    PlanFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: PlanError,
+    },
     /// A budget cannot be met.
     #[error(transparent)]
     Allocate(#[from] AllocateError),
@@ -123,11 +136,13 @@ pub enum DriverError {
     /// A sketched model is to learn and has constants in narrow types (the model's fault).
     #[error("the sketched model has constants stored in bf16 or int8, which do not learn")]
     Narrow,
-    /// An artifact was written without its source, of which the report is a part (the options' fault).
-    #[error("`{}` was stripped: it does not carry its report", path.display())]
+    /// An artifact was written without its source, of which a graph, a plan and a report are parts (the options' fault).
+    #[error("`{}` was stripped: it does not carry its {lacks}", path.display())]
     Stripped {
         /// The artifact.
         path: PathBuf,
+        /// What was asked for.
+        lacks: &'static str,
     },
     /// The report of an artifact cannot be read.
     #[error("`{}`: the report is malformed: {message}", path.display())]
@@ -163,13 +178,14 @@ impl DriverError {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
-            DriverError::Io { .. }
-            | DriverError::NotANumber(_)
+            DriverError::Read { .. }
+            | DriverError::PlanFile { error: PlanError::Syntax { .. } | PlanError::Version { .. }, .. }
             | DriverError::Arrays { .. }
             | DriverError::Report { .. }
             | DriverError::Text { .. } => Kind::Malformed,
             DriverError::Onnx(e) if e.is_malformed() => Kind::Malformed,
             DriverError::Onnx(_)
+            | DriverError::Write { .. }
             | DriverError::Samples(_)
             | DriverError::Options(_)
             | DriverError::Narrow
@@ -177,7 +193,8 @@ impl DriverError {
             | DriverError::NoBatch { .. }
             | DriverError::Binding(_)
             | DriverError::NoKernel(_)
-            | DriverError::Plan(_) => Kind::Usage,
+            | DriverError::Plan(_)
+            | DriverError::PlanFile { .. } => Kind::Usage,
             DriverError::Lower(LowerError::Broken(_)) => Kind::Internal,
             DriverError::Lower(_) => Kind::Usage,
             DriverError::Pass { error, .. } => error.into(),
@@ -198,6 +215,9 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
+            DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => Some(
+                "compile the model for these shapes with `--dim`, or feed a longer leading axis with `--in-batches`".into(),
+            ),
             DriverError::Narrow => Some("compile it in f32, recover it, and lower its precision then".into()),
             DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
             DriverError::NoBatch { .. } => {
@@ -293,16 +313,6 @@ impl From<&RandnlaError> for Kind {
             | RandnlaError::NoConvergence { .. } => Kind::Internal,
         }
     }
-}
-
-fn weights(found: &[NonFinite]) -> String {
-    let each = |f: &NonFinite| {
-        format!(
-            "weight `{}`: expected numbers, found {} elements that are not, the first at {}",
-            f.tensor, f.nan, f.first
-        )
-    };
-    found.iter().map(each).collect::<Vec<String>>().join("; ")
 }
 
 #[cfg(test)]

@@ -27,11 +27,11 @@ const MAX_PROGRAMS: usize = 64;
 ///
 /// # Errors
 /// [`DriverError::Options`] where these are more than 64; what lowering and compilation refuse at any of the values.
-pub fn add_entries(
-    builder: &mut ArtifactBuilder,
+pub fn add_entries<'b>(
+    builder: &mut ArtifactBuilder<'b>,
     g: &Graph,
     points: &[Binding],
-    backend: &dyn Backend,
+    backend: &'b dyn Backend,
     threads: usize,
     dump: &mut Dump,
 ) -> Result<(), DriverError> {

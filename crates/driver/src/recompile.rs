@@ -12,20 +12,17 @@ use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, back
 /// report, but for the error on held-out samples, which is that of the graph.
 ///
 /// # Errors
-/// [`DriverError::Options`] for an artifact that was stripped; [`DriverError::Artifact`] for one that is damaged.
+/// [`DriverError::Stripped`] for an artifact that was stripped; [`DriverError::Artifact`] for one that is damaged.
 pub fn recompile(
     artifact: &Artifact,
     graph: Graph,
     held_out: Option<ErrorMeasure>,
 ) -> Result<Compiled, DriverError> {
-    let stripped = || {
-        let path = artifact.path().display();
-        DriverError::Options(format!("`{path}` was stripped: it does not carry its plan and report"))
-    };
+    let stripped = || DriverError::Stripped { path: artifact.path().to_path_buf(), lacks: "plan and report" };
     let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
     let plan = read_plan(&String::from_utf8_lossy(piece("plan.toml")?))?;
     let report: Report = serde_json::from_slice(piece("report.json")?)
-        .map_err(|e| DriverError::Options(format!("the report is malformed: {e}")))?;
+        .map_err(|e| DriverError::Report { path: artifact.path().to_path_buf(), message: e.to_string() })?;
     let description = artifact.description();
     let binding = |symbols: &std::collections::BTreeMap<String, i64>| -> Binding {
         symbols.iter().map(|(name, v)| (name.as_str().into(), *v)).collect()

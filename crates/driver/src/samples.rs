@@ -145,7 +145,7 @@ pub fn hold_out(rows: usize, part: usize, of: usize) -> (Vec<usize>, Vec<usize>)
 
 /// Reads the arrays of an `.npz` file.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError> {
-    let file = std::fs::File::open(path).map_err(|source| DriverError::Io { path: path.into(), source })?;
+    let file = std::fs::File::open(path).map_err(|source| DriverError::Read { path: path.into(), source })?;
     margay_npy::read_npz(BufReader::new(file))
         .map_err(|source| DriverError::Arrays { path: path.into(), source })
 }

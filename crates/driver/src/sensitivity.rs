@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::compile::calibrate::{BATCH, calibrate};
 use crate::samples::{Arrays, is_measured};
-use crate::{DriverError, Progress, Runner, Samples, Source, parallel};
+use crate::{DriverError, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
 pub const RELATIVE_ERROR: f64 = 0.01;
@@ -68,7 +68,7 @@ pub struct ModuleSensitivity {
 /// [`DriverError::Samples`] for samples that do not fit; [`DriverError::Pipeline`] for an operator without derivative
 /// behind a module; [`DriverError::Measure`] for outputs that are zero or not finite.
 pub fn sensitivity(
-    source: &Source,
+    source: &Model,
     samples: &Samples,
     probes: usize,
     seed: u64,

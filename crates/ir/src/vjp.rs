@@ -8,6 +8,7 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::graph::AddError;
+use crate::ops::{MulOrZero, Numbers};
 use crate::{Builder, Graph, NodeId, Op, Origin, Patch, Value};
 
 /// What a rule answers.
@@ -44,6 +45,7 @@ impl Grad {
 
 /// A node whose derivative is asked for: a [`Builder`] of what answers.
 pub struct Vjp<'a> {
+    graph: &'a Graph,
     builder: Builder<'a>,
     node: NodeId,
     /// Origin of the node.
@@ -79,7 +81,7 @@ impl<'a> Vjp<'a> {
         origin: Origin,
     ) -> Vjp<'a> {
         let (of, inputs) = (graph.node(node).origin.clone(), graph.inputs_of(node).to_vec());
-        Vjp { builder: Builder::patching(graph, patch, origin), node, of, inputs, cotangents, wanted }
+        Vjp { graph, builder: Builder::patching(graph, patch, origin), node, of, inputs, cotangents, wanted }
     }
 
     /// An input of the node.
@@ -111,6 +113,31 @@ impl<'a> Vjp<'a> {
     /// The cotangent of an output, `None` for zero.
     pub fn cotangent_of(&self, out: usize) -> Option<Value> {
         self.cotangents.get(out).copied().flatten()
+    }
+
+    /// A cotangent times a derivative; 0 where the cotangent is, whatever the derivative is there.
+    pub fn product(&mut self, cotangent: Value, derivative: Value) -> Result<Value, AddError> {
+        if self.is_finite(derivative) {
+            return self.mul(cotangent, derivative);
+        }
+        self.op(MulOrZero, &[cotangent, derivative])
+    }
+
+    /// A cotangent over the reciprocal of a derivative; 0 where the cotangent is.
+    pub fn quotient(&mut self, cotangent: Value, divisor: Value) -> Result<Value, AddError> {
+        if self.is_finite(divisor) {
+            return self.div(cotangent, divisor);
+        }
+        let one = self.number(divisor, 1.0)?;
+        let derivative = self.div(one, divisor)?;
+        self.product(cotangent, derivative)
+    }
+
+    /// Whether a value of the graph is a constant of numbers other than 0.
+    fn is_finite(&self, v: Value) -> bool {
+        let constant = self.inputs.contains(&v).then(|| self.graph.constant(v)).flatten();
+        let numbers = constant.and_then(|c| Numbers::of(c.tensor()).ok()).map(Numbers::floats);
+        numbers.is_some_and(|all| all.iter().all(|x| x.is_finite() && *x != 0.0))
     }
 
     /// Whether anybody asks for the cotangent of an input.

@@ -9,7 +9,7 @@ use std::fmt;
 use margay_tensor::StoredTensor;
 
 use crate::text::fields;
-use crate::{KernelCall, Program, Step, Work};
+use crate::{KernelCall, Operations, Program, Step, Work};
 
 /// What a back end likes programs to be like.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,9 +122,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The predicted seconds of a call on some threads.
     fn call_seconds(&self, call: &KernelCall, threads: usize) -> f64;
 
-    /// The predicted seconds of a loop nest on some threads: `bytes` read and written, `operations` cheap ones such as
-    /// additions.
-    fn loop_seconds(&self, bytes: u64, operations: u64, threads: usize) -> f64;
+    /// The predicted seconds of a loop nest on some threads, that reads and writes so many bytes.
+    fn loop_seconds(&self, bytes: u64, operations: Operations, threads: usize) -> f64;
 }
 
 impl Program {
@@ -137,11 +136,10 @@ impl Program {
         let block = |steps: &[Step]| self.block_seconds(steps, backend, threads);
         let seconds = |step: &Step| match &step.work {
             Work::Call { call, .. } => backend.call_seconds(call, threads),
-            Work::Kernel { .. } | Work::Copy { .. } => {
-                // About two operations per element of four bytes.
-                let bytes = self.traffic(step);
-                backend.loop_seconds(bytes, bytes / 2, threads)
+            Work::Kernel { kernel, .. } => {
+                backend.loop_seconds(self.traffic(step), self.kernels[*kernel].operations(), threads)
             }
+            Work::Copy { .. } => backend.loop_seconds(self.traffic(step), Operations::default(), threads),
             Work::If { then, otherwise, .. } => block(then).max(block(otherwise)),
             Work::Loop(l) => l.trips.bound() as f64 * block(&l.body),
         };

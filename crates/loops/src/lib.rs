@@ -30,7 +30,7 @@ pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
-pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Reg, Stmt, Unary};
+pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Operations, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};
 pub use open::{Open, Outline, Size, SizeId, generalize};
 pub use precision::Precision;

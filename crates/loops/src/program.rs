@@ -67,7 +67,7 @@ pub struct Constant {
     pub names: Vec<String>,
     /// The contents, in the storage that the program reads.
     pub stored: StoredTensor,
-    /// The call that reads it, and how that wants it packed; `None` for row-major, with its parts where
+    /// The call that reads it, and how it is packed for that call; `None` for row-major, with its parts where
     /// [`Storage::layout`](margay_tensor::Storage::layout) says.
     pub packed: Option<(KernelCall, Packed)>,
 }

@@ -161,7 +161,7 @@ impl<'a> Emitter<'a> {
         self.backend.prepare(&self.decided(call.clone())).ok()
     }
 
-    /// The constant of a buffer as a call wants it packed.
+    /// The constant of a buffer, packed for a call.
     fn packed(&mut self, from: BufferId, call: &KernelCall, packed: &Packed) -> BufferId {
         let Place::Constant(number) = self.program.buffers[from.0].place else { return from };
         let Constant { names, stored, .. } = self.program.constants[number].clone();

@@ -36,6 +36,8 @@ pub fn export_artifact(artifact: &Artifact, path: &Path) -> Result<(), Error> {
 /// [`Error::Stripped`] where it carries none.
 pub fn report_of(artifact: &Artifact) -> Result<Report, Error> {
     let path = artifact.path().to_path_buf();
-    let Some(bytes) = artifact.source("report.json")? else { return Err(Error::Stripped { path }) };
+    let Some(bytes) = artifact.source("report.json")? else {
+        return Err(Error::Stripped { path, lacks: "report" });
+    };
     serde_json::from_slice(bytes).map_err(|e| Error::Report { path, message: e.to_string() })
 }

@@ -48,9 +48,11 @@ pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Ch
 /// The chunks for each model. One that takes any batch is run on the same chunks as the first that does not, so that
 /// the same work is compared.
 pub(crate) fn chunks_of(models: &[Predictor], inputs: &Arrays) -> Result<Vec<Vec<Chunk>>, Error> {
-    let sizes: Vec<Vec<usize>> = models.iter().map(|m| m.batch_sizes(inputs)).collect();
+    let inputs = models.iter().map(|m| m.open_inputs(inputs)).collect::<Result<Vec<_>, _>>()?;
+    let sizes: Vec<Vec<usize>> =
+        models.iter().zip(&inputs).map(|(m, inputs)| m.batch_sizes(inputs)).collect();
     let bound = sizes.iter().find(|s| !s.is_empty()).cloned().unwrap_or_default();
-    let chunks = models.iter().zip(&sizes).map(|(model, own)| {
+    let chunks = models.iter().zip(&inputs).zip(&sizes).map(|((model, inputs), own)| {
         let takes_any = own.is_empty() && model.takes_any_batch();
         cut(inputs, if takes_any { &bound } else { own })
     });

@@ -12,6 +12,7 @@ use crate::Error;
 use crate::Predictor;
 use crate::batches::{Chunk, chunks_of};
 use crate::predictor::{borrowed, stored_bytes};
+use crate::{Tolerance, compare_outputs};
 
 /// What was measured of a model.
 #[derive(Clone, Debug)]
@@ -26,8 +27,10 @@ pub struct Measured {
     pub stored_bytes: u64,
     /// All memory that a run needs but for inputs: constants, code, intermediate results, scratch, outputs.
     pub peak_bytes: u64,
-    /// The error of all floating point outputs together against the first model.
-    pub error: ErrorMeasure,
+    /// The error of all floating point outputs together against the first model; `None` where there are none.
+    pub error: Option<ErrorMeasure>,
+    /// How many elements of integer and boolean outputs differ from those of the first model.
+    pub other_differences: u64,
     /// Predicted milliseconds; `None` where the graph is not at hand.
     pub predicted_ms: Option<f64>,
     /// Where the time goes, if asked for.
@@ -55,18 +58,17 @@ pub fn bench(
     options: &BenchOptions,
 ) -> Result<(Vec<Measured>, usize), Error> {
     let chunks = chunks_of(models, inputs)?;
-    let mut found: Vec<(Arrays, ErrorMeasure)> = Vec::new();
+    let mut found: Vec<Arrays> = Vec::new();
     for (model, chunks) in models.iter_mut().zip(&chunks) {
-        let outputs = model.run(chunks)?;
-        let mut sum = ErrorSum::default();
-        sum.add(found.first().map_or(&outputs, |(first, _)| first), &outputs, 1)?;
-        found.push((outputs, sum.measure()));
+        found.push(model.run(chunks)?);
     }
+    let reference = found.first().cloned().unwrap_or_default();
     let mut pairs: Vec<(&mut Predictor, &[Chunk])> =
         models.iter_mut().zip(&chunks).map(|(m, c)| (m, c.as_slice())).collect();
     let (times, rounds) = interleaved(&mut pairs, options.rounds)?;
     let mut measured = Vec::new();
-    for (((model, chunks), times), (outputs, error)) in models.iter_mut().zip(&chunks).zip(times).zip(found) {
+    for (((model, chunks), times), outputs) in models.iter_mut().zip(&chunks).zip(times).zip(found) {
+        let (error, other_differences) = differences(&reference, &outputs)?;
         let session = model.session(&chunks[0].inputs)?;
         let executable = session.executable();
         let stored = stored_bytes(executable);
@@ -77,12 +79,28 @@ pub fn bench(
             stored_bytes: stored,
             peak_bytes: stored + (executable.code_bytes() + session.peak_bytes()) as u64,
             error,
+            other_differences,
             predicted_ms: model.predicted_ms(chunks)?,
             steps: options.steps.then(|| steps(model, chunks, rounds)).transpose()?,
             runs: chunks.len(),
         });
     }
     Ok((measured, rounds))
+}
+
+/// The error of floating point outputs, and how many elements of others differ.
+fn differences(reference: &Arrays, found: &Arrays) -> Result<(Option<ErrorMeasure>, u64), Error> {
+    let mut sum = ErrorSum::default();
+    let error = match reference.iter().any(|(_, t)| t.dtype().is_float()) {
+        true => {
+            sum.add(reference, found, 1)?;
+            Some(sum.measure())
+        }
+        false => None,
+    };
+    let others: Arrays = reference.iter().filter(|(_, t)| !t.dtype().is_float()).cloned().collect();
+    let others = compare_outputs(&others, found, Tolerance { rtol: 0.0, atol: 0.0 })?;
+    Ok((error, others.iter().map(|o| o.past_tolerance as u64).sum()))
 }
 
 /// Times of one model, in milliseconds for all chunks together.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use margay_driver::{Dump, Source, build, check_numbers};
+use margay_driver::{Dump, Kind, Model, build};
 use margay_ir::{Graph, Op};
-use margay_onnx::{Model, OnnxError, import, supported_operators};
+use margay_onnx::{Model as OnnxModel, OnnxError, import, supported_operators};
 use serde::Serialize;
 
 use crate::Error;
@@ -18,6 +18,8 @@ pub enum ProblemKind {
     Unsupported,
     /// It breaks the rules of ONNX, or its weights are not numbers.
     Malformed,
+    /// A bug of margay.
+    Internal,
 }
 
 /// What is known of a model before it is compiled.
@@ -94,7 +96,7 @@ pub struct Fault {
 /// # Errors
 /// A file that cannot be read at all; what is wrong with a model is in the result.
 pub fn check(path: &Path) -> Result<Check, Error> {
-    let model = Model::open(path)?;
+    let model = OnnxModel::open(path)?;
     let mut problems = Vec::new();
     let graph = match import(&model) {
         Ok(graph) => Some(graph),
@@ -109,12 +111,17 @@ pub fn check(path: &Path) -> Result<Check, Error> {
         Err(other) => return Err(other.into()),
     };
     if let Some(graph) = &graph {
-        let failed = match Source::new(graph.clone(), graph.name(), &mut Dump::none()) {
-            Ok(source) => build::try_jit(&source.graph).err(),
+        let failed = match Model::new(graph.clone(), graph.name(), &mut Dump::none()) {
+            Ok(source) => build::try_compile(&source.graph).err(),
             Err(error) => Some(error),
         };
         if let Some(error) = failed {
-            problems.push(Fault { kind: ProblemKind::Unsupported, message: error.to_string() });
+            let kind = match error.kind() {
+                Kind::Internal => ProblemKind::Internal,
+                Kind::Malformed => ProblemKind::Malformed,
+                Kind::Usage | Kind::Check | Kind::Device => ProblemKind::Unsupported,
+            };
+            problems.push(Fault { kind, message: error.to_string() });
         }
     }
     let non_finite: Vec<NonFinite> = model
@@ -122,9 +129,6 @@ pub fn check(path: &Path) -> Result<Check, Error> {
         .into_iter()
         .map(|f| NonFinite { tensor: f.tensor, nan: f.nan, infinite: f.infinite, first: f.first })
         .collect();
-    if let Err(error) = check_numbers(&model) {
-        problems.push(Fault { kind: ProblemKind::Malformed, message: error.to_string() });
-    }
     let (inputs, outputs) = match &graph {
         Some(graph) => ports_of_graph(graph),
         None => (ports_of_model(&model.graph.inputs), ports_of_model(&model.graph.outputs)),
@@ -167,7 +171,7 @@ fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
     values.iter().map(port).collect()
 }
 
-fn operators(model: &Model) -> Vec<Operator> {
+fn operators(model: &OnnxModel) -> Vec<Operator> {
     let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in &model.graph.nodes {
         let opset = model.opset_of(&node.domain);

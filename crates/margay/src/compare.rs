@@ -60,11 +60,7 @@ pub fn compare(
     let chunks = chunks_of(models, inputs)?;
     let a = models[0].run(&chunks[0])?;
     let b = models[1].run(&chunks[1])?;
-    let mut outputs = Vec::new();
-    for (name, x) in &a {
-        let y = b.iter().find(|(n, _)| n == name).map(|(_, y)| y);
-        outputs.push(output_error(name, x, y, tolerance)?);
-    }
+    let outputs = compare_outputs(&a, &b, tolerance)?;
     let layers = match (models[0].graph()?, models[1].graph()?) {
         (Some(reference), Some(other)) => {
             // Both graphs take the smaller of the first runs.
@@ -75,6 +71,19 @@ pub fn compare(
         _ => None,
     };
     Ok(Comparison { outputs, layers })
+}
+
+/// How far outputs are from those of a reference, in the order of the reference.
+///
+/// # Errors
+/// Outputs that are not of the same types.
+pub fn compare_outputs(
+    reference: &[(String, Tensor)],
+    found: &[(String, Tensor)],
+    tolerance: Tolerance,
+) -> Result<Vec<OutputError>, Error> {
+    let other = |name: &str| found.iter().find(|(n, _)| n == name).map(|(_, y)| y);
+    reference.iter().map(|(name, x)| output_error(name, x, other(name), tolerance)).collect()
 }
 
 fn output_error(

@@ -43,7 +43,7 @@ impl InputFile {
         let path = &self.path;
         match (extension(path).as_str(), &self.name) {
             ("npz", None) => {
-                let file = File::open(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+                let file = File::open(path).map_err(|source| Error::Read { path: path.clone(), source })?;
                 read_npz(BufReader::new(file)).map_err(|source| Error::Arrays { path: path.clone(), source })
             }
             ("npy", Some(name)) => Ok(vec![(name.clone(), read_array(path)?)]),
@@ -54,7 +54,7 @@ impl InputFile {
             _ => {
                 let text = self.name.iter().map(|n| format!("{n}=")).collect::<String>();
                 Err(Error::Options(format!(
-                    "inputs `{text}{}`: expected FILE.npz, NAME=FILE.npy, NAME=FILE.pb or FILE.pb",
+                    "inputs `{text}{}`: expected FILE.npz, NAME=FILE.npy, NAME=FILE.pb, FILE.pb or a folder of test data",
                     path.display()
                 )))
             }
@@ -62,21 +62,44 @@ impl InputFile {
     }
 }
 
-/// All tensors of several files.
+/// The tensors of a folder of test data, with their positions and the names they carry, which may be empty.
+pub(crate) struct TestData {
+    pub(crate) inputs: Vec<(usize, String, Tensor)>,
+    pub(crate) outputs: Vec<(usize, String, Tensor)>,
+}
+
+impl InputFile {
+    /// Reads a folder as ONNX's test data are: `input_0.pb`, `input_1.pb`, …, and `output_0.pb`, … where they are known.
+    pub(crate) fn read_folder(&self) -> Result<TestData, Error> {
+        let read = |kind: &str| -> Result<Vec<(usize, String, Tensor)>, Error> {
+            let file = |at: &usize| self.path.join(format!("{kind}_{at}.pb"));
+            let files = (0..).map(|at| (at, file(&at))).take_while(|(_, path)| path.exists());
+            files
+                .map(|(at, path)| read_tensor(&path).map(|(name, t)| (at, name, t)).map_err(Error::from))
+                .collect()
+        };
+        let data = TestData { inputs: read("input")?, outputs: read("output")? };
+        if data.inputs.is_empty() {
+            let message =
+                format!("folder `{}`: expected input_0.pb and so on, found none", self.path.display());
+            return Err(Error::Options(message));
+        }
+        Ok(data)
+    }
+}
+
+/// Adds arrays to others.
 ///
 /// # Errors
-/// Files that cannot be read, and a name that is given twice.
-pub fn read_inputs(files: &[InputFile]) -> Result<Arrays, Error> {
-    let mut all = Arrays::new();
-    for (name, tensor) in
-        files.iter().map(InputFile::read).collect::<Result<Vec<_>, _>>()?.into_iter().flatten()
-    {
+/// A name that is given twice.
+pub(crate) fn merge(all: &mut Arrays, more: Arrays) -> Result<(), Error> {
+    for (name, tensor) in more {
         if all.iter().any(|(n, _)| *n == name) {
             return Err(Error::Options(format!("input `{name}` is given twice")));
         }
         all.push((name, tensor));
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Whether a text names a file of arrays by its ending.
@@ -90,7 +113,7 @@ pub fn is_array_file(text: &str) -> bool {
 /// A file that cannot be read, or that holds several arrays.
 pub fn read_array(path: &Path) -> Result<Tensor, Error> {
     let arrays = |source| Error::Arrays { path: path.to_path_buf(), source };
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
     if extension(path) == "npy" {
         return read_npy(&bytes).map_err(arrays);
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use margay_artifact::{Artifact, CodeSection, Entry};
-use margay_driver::{Dump, ErrorMeasure, Source, backend, build};
+use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
-use margay_onnx::Model;
+use margay_onnx::Model as OnnxModel;
 use margay_passes::sketch::layers;
 use margay_tensor::{Binding, Tensor};
 use serde::Serialize;
@@ -108,9 +108,9 @@ pub struct SectionReport {
 /// # Errors
 /// A file that cannot be imported, and dimensions that the model does not have.
 pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelReport, Error> {
-    let model = Model::open(path)?;
+    let model = OnnxModel::open(path)?;
     let graph = margay_onnx::import(&model)?;
-    let source = Source::new(graph, &path.display().to_string(), &mut Dump::none())?;
+    let source = Model::new(graph, &path.display().to_string(), &mut Dump::none())?;
     let g = &source.graph;
     let constants: BTreeMap<String, Tensor> = g
         .payloads()

@@ -25,7 +25,7 @@
 //! println!("{} operations in a run", compiled.report.flops_after);
 //!
 //! // What was written runs without a compiler; more images than a run holds are fed four by four.
-//! let mut predictor = Predictor::open(&artifact, &RunOptions::default())?;
+//! let mut predictor = Predictor::open(&artifact, &RunOptions { in_batches: true, ..RunOptions::default() })?;
 //! let outputs = predictor.predict(samples.arrays())?;
 //! assert_eq!(outputs[0].1.shape()[0], 8);
 //! # std::fs::remove_dir_all(&folder)?;
@@ -38,7 +38,7 @@
 //! - [`bench()`], [`compare()`], [`sensitivity()`]: speed, bytes and errors.
 //! - [`Training`] with [`Supervised`], [`Recovery`] with [`RecoverOptions`], [`differentiate`]: learning.
 //! - [`read_graph`], [`Pipeline`], [`Dump`]: graphs as text, and passes on them.
-//! - [`InputFile`], [`read_inputs`], [`read_array`]: tensors from files.
+//! - [`InputSource`], [`InputFile`], [`read_array`]: tensors from files, or random ones.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::result_large_err, reason = "errors are rare, and what they say is worth its bytes")]
@@ -48,6 +48,7 @@ mod batches;
 mod bench;
 mod check;
 mod compare;
+mod given;
 mod inputs;
 mod inspect;
 mod plan;
@@ -58,11 +59,12 @@ mod training;
 pub use artifact::{export_artifact, open_artifact, report_of};
 pub use bench::{BenchOptions, Measured, StepTime, bench};
 pub use check::{Check, Fault, NonFinite, Operator, Port, ProblemKind, check};
-pub use compare::{Comparison, OutputError, Tolerance, compare};
-pub use inputs::{InputFile, is_array_file, read_array, read_inputs};
+pub use compare::{Comparison, OutputError, Tolerance, compare, compare_outputs};
+pub use given::{Given, InputSource};
+pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use plan::read_plan;
-pub use predictor::{Predictor, RunOptions, extents_of};
+pub use predictor::{Predictor, RunOptions};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
 pub use training::{
     TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
@@ -72,15 +74,15 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind,
-    ModuleReport, Progress, Read, Report, Samples, Silent, Source, backend, bound_batch, compile,
-    compile_with, differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph,
-    open_with, read_graph, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, Model,
+    ModuleReport, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with,
+    differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with,
+    read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
-pub use margay_onnx::{KnownExtents, OnnxError, Problem};
+pub use margay_onnx::{KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{PantherTraining, Start, sites};
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, Plan};

@@ -12,7 +12,7 @@ use crate::Error;
 /// # Errors
 /// A file that cannot be read or is no plan.
 pub fn read_plan(path: &Path) -> Result<Plan, Error> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let io = |source| Error::Read { path: path.to_path_buf(), source };
     let text = std::fs::read_to_string(path).map_err(io)?;
-    sketch::read_plan(&text).map_err(|e| Error::Options(format!("`{}`: {e}", path.display())))
+    sketch::read_plan(&text).map_err(|error| Error::PlanFile { path: path.to_path_buf(), error })
 }

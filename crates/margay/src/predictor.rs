@@ -6,12 +6,11 @@ use std::thread::JoinHandle;
 
 use margay_artifact::{Artifact, ArtifactError, EntryParts};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_deciding,
-    open_with,
+    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_with,
 };
 use margay_ir::{Graph, eval};
 use margay_loops::{Backend, Precision};
-use margay_onnx::KnownExtents;
+use margay_onnx::KnownInputs;
 use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
@@ -28,6 +27,9 @@ pub struct RunOptions {
     /// The back end whose code of an artifact is run; `None` for the first that this machine can run. An ONNX file is
     /// compiled for it, or for the processor.
     pub backend: Option<String>,
+    /// Whether inputs with a leading axis longer than the batch of the model are fed batch by batch, the last of them
+    /// filled up with copies of its last row, and outputs put together again. Without it shapes have to fit.
+    pub in_batches: bool,
     /// Hold weights and intermediate results in huge pages of memory, where the system has them.
     pub huge_pages: bool,
 }
@@ -36,15 +38,16 @@ impl Default for RunOptions {
     /// On all processors, in f32.
     fn default() -> RunOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        RunOptions { threads, precision: Precision::F32, backend: None, huge_pages: false }
+        RunOptions { threads, precision: Precision::F32, backend: None, in_batches: false, huge_pages: false }
     }
 }
 
 /// A model that can be run.
 pub struct Predictor {
     name: String,
-    threads: usize,
+    options: RunOptions,
     form: Form,
+    fixed: Arrays,
     verification: Option<Verification>,
 }
 
@@ -63,44 +66,18 @@ impl Predictor {
     /// # Errors
     /// Files that cannot be read or run, and a precision for an artifact.
     pub fn open(path: &Path, options: &RunOptions) -> Result<Predictor, Error> {
-        Predictor::open_for(path, options, &KnownExtents::default())
+        Predictor::open_for(path, options, &KnownInputs::default())
     }
 
-    /// As [`open`](Predictor::open), where extents of the inputs to come are known: they decide what an ONNX file leaves
-    /// open, such as an extent of 1 that broadcasts.
+    /// As [`open`](Predictor::open), where something of the inputs to come is known: it decides what an ONNX file leaves
+    /// open, such as an extent of 1 that broadcasts. Small inputs that shapes follow from may be made constants; the model
+    /// then takes them with these values only.
     ///
     /// # Errors
     /// See [`open`](Predictor::open).
-    pub fn open_for(path: &Path, options: &RunOptions, known: &KnownExtents) -> Result<Predictor, Error> {
-        Predictor::of(path, options, &mut |path| Ok(open_with(path, known, &mut Dump::none())?.graph))
-    }
-
-    /// As [`open_for`](Predictor::open_for), for inputs that are at hand. Small ones that shapes follow from become
-    /// constants; their names come second, and they are not among the inputs of the model any more.
-    ///
-    /// # Errors
-    /// See [`open`](Predictor::open).
-    pub fn open_deciding(
-        path: &Path,
-        options: &RunOptions,
-        inputs: &[(String, Tensor)],
-    ) -> Result<(Predictor, Vec<String>), Error> {
-        let mut fixed = Vec::new();
-        let predictor = Predictor::of(path, options, &mut |path| {
-            let (source, decided) = open_deciding(path, &extents_of(inputs), inputs)?;
-            fixed = decided;
-            Ok(source.graph)
-        })?;
-        Ok((predictor, fixed))
-    }
-
-    fn of(
-        path: &Path,
-        options: &RunOptions,
-        graph: &mut dyn FnMut(&Path) -> Result<Graph, Error>,
-    ) -> Result<Predictor, Error> {
+    pub fn open_for(path: &Path, options: &RunOptions, known: &KnownInputs) -> Result<Predictor, Error> {
         let (threads, precision) = (options.threads, options.precision);
-        let mut verification = None;
+        let (mut verification, mut fixed) = (None, Arrays::new());
         let form = if is_artifact(path)? {
             if precision != Precision::F32 {
                 let message =
@@ -114,7 +91,9 @@ impl Predictor {
             let session = Session::new(&executable, SessionOptions { threads })?;
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
-            let graph = build::in_precision(graph(path)?, precision, &mut Dump::none())?;
+            let source = open_with(path, known, &mut Dump::none())?;
+            fixed = source.fixed;
+            let graph = build::in_precision(source.graph, precision, &mut Dump::none())?;
             let backend = match &options.backend {
                 Some(name) => backend::named(name, "native", precision)?,
                 None => backend::native_for(precision),
@@ -125,7 +104,7 @@ impl Predictor {
             Precision::F32 => path.display().to_string(),
             narrow => format!("{} in {}", path.display(), narrow.name()),
         };
-        let mut predictor = Predictor { name: shown, threads, form, verification };
+        let mut predictor = Predictor { name: shown, options: options.clone(), form, fixed, verification };
         if options.huge_pages {
             predictor.use_huge_pages()?;
         }
@@ -137,13 +116,34 @@ impl Predictor {
         &self.name
     }
 
-    /// The outputs for these inputs. A leading axis longer than the batch of the model is fed batch by batch.
+    /// Inputs of the file that were made constants, with their values.
+    pub fn fixed(&self) -> &[(String, Tensor)] {
+        &self.fixed
+    }
+
+    /// The outputs for these inputs; see [`RunOptions::in_batches`].
     ///
     /// # Errors
     /// Inputs that do not fit; an artifact whose weights were altered.
     pub fn predict(&mut self, inputs: &[(String, Tensor)]) -> Result<Arrays, Error> {
+        let inputs = &self.open_inputs(inputs)?;
         let chunks = batches::cut(inputs, &self.batch_sizes(inputs))?;
         self.run(&chunks)
+    }
+
+    /// The inputs without those that were made constants.
+    pub(crate) fn open_inputs(&self, inputs: &[(String, Tensor)]) -> Result<Arrays, Error> {
+        let mut open = inputs.to_vec();
+        for (name, value) in &self.fixed {
+            let Some(at) = open.iter().position(|(n, _)| n == name) else { continue };
+            if open.remove(at).1 != *value {
+                let message = format!(
+                    "input `{name}`: shapes follow from it, and the model was opened for other values"
+                );
+                return Err(Error::Options(message));
+            }
+        }
+        Ok(open)
     }
 
     fn use_huge_pages(&mut self) -> Result<(), Error> {
@@ -151,7 +151,7 @@ impl Predictor {
             Form::Graph(runner) => runner.use_huge_pages(),
             Form::Artifact(_, session) => {
                 let executable = session.executable().in_huge_pages()?;
-                **session = Session::new(&executable, SessionOptions { threads: self.threads })?;
+                **session = Session::new(&executable, SessionOptions { threads: self.options.threads })?;
             }
         }
         Ok(())
@@ -166,10 +166,11 @@ impl Predictor {
         }
     }
 
-    /// The sizes that the leading axis of inputs has to be cut into, rising; none where they fit as they are, or where
-    /// cutting does not make them fit.
+    /// The sizes that the leading axis of inputs has to be cut into, rising; none where they fit as they are, where
+    /// cutting does not make them fit, or where it is not asked for.
     pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)]) -> Vec<usize> {
-        let Some(rows) = batches::rows(inputs) else { return Vec::new() };
+        let rows = batches::rows(inputs).filter(|_| self.options.in_batches);
+        let Some(rows) = rows else { return Vec::new() };
         let mut sizes: Vec<usize> = match &self.form {
             Form::Graph(runner) => bound_batch(runner.graph()).into_iter().collect(),
             Form::Artifact(_, session) => {
@@ -221,7 +222,7 @@ impl Predictor {
                 None => {
                     let bound = build::bind(&graph, &binding, &*backend, &mut Dump::none())?;
                     let program = margay_lower::lower(&bound, &*backend)?;
-                    let seconds = program.seconds(&*backend, self.threads);
+                    let seconds = program.seconds(&*backend, self.options.threads);
                     known.push((binding, seconds));
                     seconds
                 }
@@ -238,12 +239,6 @@ impl Predictor {
             Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
     }
-}
-
-/// The extents of inputs.
-pub fn extents_of(inputs: &[(String, Tensor)]) -> KnownExtents {
-    let inputs = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
-    KnownExtents { inputs, ..KnownExtents::default() }
 }
 
 /// Names and references, as sessions take them.

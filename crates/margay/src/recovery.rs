@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, Progress, Samples, Source, compile, is_artifact,
+    CompileOptions, Compiled, Dump, ErrorMeasure, Model, Progress, Samples, compile, is_artifact,
     measure_error, open, recompile,
 };
-use margay_ir::NodeId;
 use margay_train::recover::layers::LayerRefit;
-use margay_train::recover::{RecoverOptions, Recovered, recover};
+use margay_train::recover::{RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
 use serde::Serialize;
 
@@ -17,8 +16,8 @@ use crate::{Error, open_artifact};
 
 /// A sketched model, and the dense one that it was made from.
 pub struct Recovery {
-    student: Source,
-    teacher: Source,
+    student: Model,
+    teacher: Model,
     artifact: Option<Artifact>,
     teacher_path: PathBuf,
     dims: Vec<(String, Vec<i64>)>,
@@ -37,8 +36,7 @@ impl Recovery {
             return Err(Error::Options(message.into()));
         }
         let student = open(model)?;
-        let narrow = |n: NodeId| student.graph.constant(n.into()).is_some_and(|p| !p.stored().is_plain());
-        if student.graph.order().into_iter().any(narrow) {
+        if has_narrow_constants(&student.graph) {
             return Err(Error::Narrow);
         }
         let (teacher_path, dims) = (teacher.to_path_buf(), dims.to_vec());
@@ -75,7 +73,7 @@ impl Recovery {
         let compiled = match &self.artifact {
             Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
             None => {
-                let source = Source::new(graph, &self.student.name, &mut Dump::none())?;
+                let source = Model::new(graph, &self.student.name, &mut Dump::none())?;
                 let options = CompileOptions { dims: self.dims, threads, ..CompileOptions::default() };
                 let mut compiled = compile(&source, Some(held_out), &options, progress)?;
                 compiled.report.held_out = Some(error.clone());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_driver::{CompileOptions, Compiled, Dump, Samples, Silent, Source, bound_batch, compile};
+use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, bound_batch, compile};
 use margay_ir::{Cx, Graph, Remark};
 use margay_passes::sketch::{PantherTraining, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
@@ -35,7 +35,7 @@ impl Training {
     /// # Errors
     /// Names and settings that do not fit the model.
     pub fn new(
-        source: &Source,
+        source: &Model,
         options: Supervised,
         anew: bool,
         sketches: Option<&PantherTraining>,
@@ -86,7 +86,7 @@ impl TrainedModel {
     /// # Errors
     /// As [`compile`].
     pub fn compile(&self, options: &CompileOptions) -> Result<Compiled, Error> {
-        let source = Source::new(self.trained.graph.clone(), &self.name, &mut Dump::none())?;
+        let source = Model::new(self.trained.graph.clone(), &self.name, &mut Dump::none())?;
         compile(&source, None, options, &Silent)
     }
 
@@ -180,7 +180,7 @@ fn output_name<'a>(g: &'a Graph, name: Option<&'a str>) -> &'a str {
 }
 
 /// The samples of a step for a model: as many as it takes, or 32.
-pub fn training_batch(source: &Source) -> usize {
+pub fn training_batch(source: &Model) -> usize {
     bound_batch(&source.graph).unwrap_or(BATCH)
 }
 
@@ -188,7 +188,7 @@ pub fn training_batch(source: &Source) -> usize {
 ///
 /// # Errors
 /// [`Error::Options`] where the model has no such output, or the extent is open.
-pub fn vocabulary(source: &Source, output: Option<&str>) -> Result<usize, Error> {
+pub fn vocabulary(source: &Model, output: Option<&str>) -> Result<usize, Error> {
     let g = &source.graph;
     let name = output_name(g, output);
     let found = g.outputs().iter().find(|o| *o.name == *name);

@@ -1,6 +1,6 @@
 //! From a graph to a model: every operator as ordinary operators of ONNX, so that any tool can run the result.
 //!
-//! Dynamic axes stay dynamic. Where an ONNX operator wants a shape as data, extents are computed from the shapes of
+//! Dynamic axes stay dynamic. Where an ONNX operator takes a shape as data, extents are computed from the shapes of
 //! the inputs (see `extents`), once for each symbol. Nodes are named after their origins, constants after the
 //! initializers they were; inputs and outputs keep their names. Nodes that no output depends on are left out.
 //!

@@ -8,7 +8,7 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: sequences, strings, quantized operators, training.
+//! Deliberately absent: sequences, strings, training.
 
 mod activations;
 mod assume;
@@ -55,7 +55,7 @@ use margay_tensor::{DType, Tensor};
 use crate::model::PRODUCER;
 use crate::problem::Problems;
 use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
-pub use assume::KnownExtents;
+pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
 use table::OPERATORS;
@@ -69,15 +69,59 @@ use table::OPERATORS;
 /// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
 /// nodes whose inputs do not fit.
 pub fn import(model: &Model) -> Result<Graph, OnnxError> {
-    import_for(model, &KnownExtents::default())
+    attempts(model, &KnownInputs::default())
 }
 
-/// As [`import`], for a use of which something is known: it decides what the model leaves open, such as which of two
+/// A graph for inputs of which something is known.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The graph.
+    pub graph: Graph,
+    /// Inputs of the model that are constants of the graph, with their values: it holds for no others.
+    pub fixed: Vec<(String, Tensor)>,
+}
+
+/// Larger inputs are data, never what shapes follow from.
+const MAX_DECISIVE: usize = 1024;
+
+/// As [`import`], for inputs of which something is known: it decides what the model leaves open, such as which of two
 /// extents that broadcast is the one that is 1. The graph stays open for other values as far as that allows.
 ///
+/// Where a model is refused because shapes, axes or the like follow from inputs, and these are known, small ones become
+/// constants: integers first, then floats too.
+///
 /// # Errors
-/// See [`import`].
-pub fn import_for(model: &Model, known: &KnownExtents) -> Result<Graph, OnnxError> {
+/// See [`import`]. Where constants do not help it is the refusal without them.
+pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxError> {
+    let refusal = match attempts(model, known) {
+        Ok(graph) => return Ok(Imported { graph, fixed: Vec::new() }),
+        Err(refusal) => refusal,
+    };
+    for floats in [false, true] {
+        let mut model = model.clone();
+        let mut fixed = Vec::new();
+        for (name, tensor) in &known.values {
+            let decides = tensor.len() <= MAX_DECISIVE && (floats || !tensor.dtype().is_float());
+            let declared =
+                model.graph.inputs.iter().position(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
+            if let (true, Some(at)) = (decides, declared) {
+                model.graph.inputs.remove(at);
+                model.graph.initializers.push((name.clone(), tensor.clone()));
+                fixed.push((name.clone(), tensor.clone()));
+            }
+        }
+        if fixed.is_empty() {
+            continue;
+        }
+        if let Ok(graph) = attempts(&model, known) {
+            return Ok(Imported { graph, fixed });
+        }
+    }
+    Err(refusal)
+}
+
+/// Imports until nothing is left to be assumed.
+fn attempts(model: &Model, known: &KnownInputs) -> Result<Graph, OnnxError> {
     let mut assumptions = Assumptions::new(known);
     // Each attempt but the last replaces a symbol, and makes none.
     loop {
@@ -159,11 +203,14 @@ pub(crate) struct Importer<'a> {
 impl<'a> Importer<'a> {
     fn new(model: &'a Model, assumptions: Assumptions) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
+        let mut initializers: HashMap<&str, &Tensor> =
+            model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        assumptions.overridden(model).for_each(|input| _ = initializers.remove(input.name.as_str()));
         Importer {
             model,
             graph: Graph::new(name),
             slots: HashMap::new(),
-            initializers: model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect(),
+            initializers,
             origin: Origin::default(),
             problems: Problems::default(),
             assumptions,

@@ -24,7 +24,7 @@
 //! Deliberately absent: training information, documentation strings, and declared types of inner values (they are
 //! inferred anew). Reading and writing know no meaning of operators.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod check;
 mod error;
@@ -41,7 +41,7 @@ mod writer;
 
 pub use error::{Kind, OnnxError};
 pub use export::{ExportOptions, NEWEST_EXPORT_OPSET, OLDEST_EXPORT_OPSET, export};
-pub use import::{KnownExtents, import, import_for, supported_operators};
+pub use import::{Imported, KnownInputs, import, import_for, supported_operators};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 pub use problem::Problem;
 pub use sniff::Lookalike;

@@ -1,4 +1,4 @@
-//! A model as plain structures: what a reader of ONNX files wants to know, without protobuf.
+//! A model as plain structures, without protobuf.
 //!
 //! A model that was read keeps these promises:
 //!
@@ -53,8 +53,10 @@ pub struct Model {
 pub struct OnnxGraph {
     /// Its name.
     pub name: String,
-    /// What it is given. Inputs that have an initializer are constants and not listed here.
+    /// What it is given. Inputs that have an initializer are not listed here.
     pub inputs: Vec<OnnxValue>,
+    /// Inputs whose initializer is the value that they have unless another one is given.
+    pub defaults: Vec<OnnxValue>,
     /// What it yields.
     pub outputs: Vec<OnnxValue>,
     /// Constants by name, in the order of the file.
@@ -96,7 +98,7 @@ pub struct OnnxNode {
     pub domain: String,
     /// Values read; an empty name stands for an absent optional input.
     pub inputs: Vec<String>,
-    /// Values produced; an empty name stands for one nobody wants.
+    /// Values produced; an empty name stands for one that is not used.
     pub outputs: Vec<String>,
     /// Attributes by name.
     pub attributes: BTreeMap<String, Attribute>,

@@ -42,8 +42,12 @@ pub enum Problem {
         /// The other one.
         second: i64,
     },
-    /// A node calls a function defined in the model itself (unsupported).
-    #[error("node {node}: expected an operator, found a function that the model defines, `{function}`")]
+    /// A node calls a function of the model that cannot take its place: it is written for other operator sets, or calls
+    /// itself, or is very large (unsupported).
+    #[error(
+        "node {node}: expected an operator, found a function of the model that is written for other operator sets or calls \
+         itself, `{function}`"
+    )]
     Function {
         /// The first such node.
         node: String,
@@ -355,7 +359,9 @@ impl Problem {
             Problem::InputType { .. } => {
                 Some("run `onnx.shape_inference.infer_shapes` on the model, or export it again")
             }
-            Problem::Function { .. } => Some("inline functions with `onnx.inliner.inline_local_functions`"),
+            Problem::Function { .. } => Some(
+                "convert the model to one operator set, or inline functions with `onnx.inliner.inline_local_functions`",
+            ),
             Problem::ExternalRead { .. } | Problem::ExternalLength { .. } => {
                 Some("fetch the data file that belongs to the model and keep it in the same folder")
             }

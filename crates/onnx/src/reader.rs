@@ -4,14 +4,14 @@
 //! what is missing, contradictory or unsupported becomes a [`Problem`], and reading goes on to find the rest.
 //! Types of protobuf are known here and in `wire` only.
 
+mod functions;
 mod tensor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use margay_tensor::Tensor;
-use memmap2::Mmap;
+use margay_tensor::{Map, Tensor};
 
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
 use crate::problem::Problems;
@@ -22,18 +22,20 @@ use crate::wire::proto::{
 };
 use crate::wire::{self, Message};
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
+use functions::Functions;
 use tensor::Store;
 
 pub(crate) use tensor::element_type;
 
 /// Reads the model that a map holds. `path` says where the map comes from, for external data.
-pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxError> {
+pub(crate) fn model(map: &Arc<Map>, path: Option<&Path>) -> Result<Model, OnnxError> {
     let (proto, payloads) = parse::<ModelProto>(map, Message::Model)?;
-    let Some(graph) = proto.graph else { return Err(OnnxError::NoGraph) };
+    let Some(mut graph) = proto.graph else { return Err(OnnxError::NoGraph) };
     let mut reader = Reader {
         store: Store::new(map, payloads, path),
         problems: Problems::default(),
-        functions: proto.functions.into_iter().map(|f| (domain(f.domain), f.name)).collect(),
+        functions: Functions::new(proto.functions, &proto.opset_import),
+        called: BTreeSet::new(),
     };
     if !(OLDEST_IR..=NEWEST_IR).contains(&proto.ir_version) {
         reader.problems.push(Problem::IrVersion {
@@ -42,6 +44,7 @@ pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxE
             found: proto.ir_version,
         });
     }
+    reader.functions.inline(&mut graph);
     let standard = graph.node.iter().any(|n| matches!(n.domain.as_str(), "" | "ai.onnx"));
     let (opset, domains) = reader.opsets(proto.opset_import, standard);
     let mut graph = reader.graph(graph, true);
@@ -59,7 +62,7 @@ pub(crate) fn model(map: &Arc<Mmap>, path: Option<&Path>) -> Result<Model, OnnxE
 }
 
 /// Reads the tensor that a map holds, and its name.
-pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Tensor), OnnxError> {
+pub(crate) fn tensor(map: &Arc<Map>, path: Option<&Path>) -> Result<(String, Tensor), OnnxError> {
     let (proto, payloads) = parse::<TensorProto>(map, Message::Tensor)?;
     let name = proto.name.clone();
     let tensor = Store::new(map, payloads, path).tensor(&name, proto);
@@ -68,7 +71,7 @@ pub(crate) fn tensor(map: &Arc<Mmap>, path: Option<&Path>) -> Result<(String, Te
 
 /// The message of a map without its payloads, and where those lie.
 fn parse<M: prost::Message + Default>(
-    map: &Mmap,
+    map: &Map,
     root: Message,
 ) -> Result<(M, Vec<std::ops::Range<usize>>), OnnxError> {
     if let Some(found) = sniff(map) {
@@ -83,8 +86,9 @@ fn parse<M: prost::Message + Default>(
 struct Reader<'a> {
     store: Store<'a>,
     problems: Problems,
-    /// Domain and name of the functions that the model defines and no node has called yet.
-    functions: BTreeSet<(String, String)>,
+    functions: Functions,
+    /// Functions that are still called, each reported once.
+    called: BTreeSet<String>,
 }
 
 impl Reader<'_> {
@@ -111,8 +115,10 @@ impl Reader<'_> {
 
     fn graph(&mut self, proto: GraphProto, main: bool) -> OnnxGraph {
         let constants: BTreeSet<String> = proto.initializer.iter().map(|t| t.name.clone()).collect();
-        let inputs = proto.input.into_iter().filter(|i| i.name.is_empty() || !constants.contains(&i.name));
-        let inputs = inputs.map(|i| self.value(i, main)).collect();
+        let (inputs, defaults): (Vec<_>, Vec<_>) =
+            proto.input.into_iter().partition(|i| i.name.is_empty() || !constants.contains(&i.name));
+        let inputs = inputs.into_iter().map(|i| self.value(i, main)).collect();
+        let defaults = defaults.into_iter().map(|i| self.value(i, false)).collect();
         let outputs = proto.output.into_iter().map(|o| self.value(o, false)).collect();
         let initializers = proto.initializer.into_iter().map(|t| {
             let name = t.name.clone();
@@ -125,7 +131,7 @@ impl Reader<'_> {
             self.problems.push(Problem::Storage { tensor, found: "sparse tensors" });
         }
         let nodes = proto.node.into_iter().enumerate().map(|(index, n)| self.node(index, n)).collect();
-        OnnxGraph { name: proto.name, inputs, outputs, initializers, nodes }
+        OnnxGraph { name: proto.name, inputs, defaults, outputs, initializers, nodes }
     }
 
     /// An input or output; `typed` says whether it must have an element type.
@@ -189,7 +195,7 @@ impl Reader<'_> {
         if node.op_type.is_empty() {
             self.problems.push(Problem::NoOperator { node: node.label(index) });
         }
-        if self.functions.remove(&(node.domain.clone(), node.op_type.clone())) {
+        if self.functions.has(&node.domain, &node.op_type) && self.called.insert(node.operator()) {
             self.problems.push(Problem::Function { node: node.label(index), function: node.operator() });
         }
         for mut attribute in proto.attribute {

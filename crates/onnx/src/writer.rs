@@ -259,7 +259,7 @@ impl Encoder<'_> {
             let tensor = self.initializer(name, tensor, depth);
             out.message(5, tensor);
         }
-        for (field, values) in [(11, &graph.inputs), (12, &graph.outputs)] {
+        for (field, values) in [(11, &graph.inputs), (11, &graph.defaults), (12, &graph.outputs)] {
             values.iter().for_each(|v| out.message(field, value(v)));
         }
         Ok(out)

@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 
-use margay_onnx::{Attribute, External, Model, NonFinite, OnnxError, OnnxNode, read_tensor};
+use margay_onnx::{Attribute, External, Model, NonFinite, OnnxError, OnnxNode, OnnxValue, read_tensor};
 use margay_tensor::{DType, Tensor};
 use onnx_protobuf::{Message, ModelProto, TensorProto, tensor_proto};
 use support::{everything, linear, node};
@@ -155,13 +155,16 @@ fn typed_fields_equal_raw_data() {
 }
 
 #[test]
-fn inputs_with_an_initializer_are_constants() {
+fn inputs_with_an_initializer_have_a_default_value() {
     let mut proto = ModelProto::parse_from_bytes(&linear().to_bytes().unwrap()).unwrap();
     let graph = proto.graph.as_mut().unwrap();
     let mut weight = graph.input[0].clone();
     weight.name = "w".to_owned();
     graph.input.push(weight);
-    assert_eq!(Model::from_bytes(&proto.write_to_bytes().unwrap()).unwrap(), linear());
+    let mut expected = linear();
+    expected.graph.defaults.push(OnnxValue { name: "w".to_owned(), ..expected.graph.inputs[0].clone() });
+    assert_eq!(Model::from_bytes(&proto.write_to_bytes().unwrap()).unwrap(), expected);
+    assert_eq!(Model::from_bytes(&expected.to_bytes().unwrap()).unwrap(), expected);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! column by column, and its code is the text of the program.
 
 use margay_loops::{
-    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Packed, Preferences, Program,
+    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Operations, Packed, Preferences,
+    Program,
 };
 use margay_tensor::{DType, StoredTensor, Tensor};
 
@@ -112,8 +113,8 @@ impl Backend for ReferenceBackend {
         call.flops() as f64 * SECONDS_PER_UNIT
     }
 
-    fn loop_seconds(&self, bytes: u64, operations: u64, _threads: usize) -> f64 {
-        (bytes + operations) as f64 * SECONDS_PER_UNIT
+    fn loop_seconds(&self, bytes: u64, operations: Operations, _threads: usize) -> f64 {
+        (bytes as f64 + operations.cheap as f64 + operations.evaluations as f64) * SECONDS_PER_UNIT
     }
 }
 

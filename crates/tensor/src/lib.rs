@@ -6,18 +6,23 @@
 //! - [`DType`]: the element types a tensor may have.
 //! - [`Dim`]: an integer expression over named symbols, in normal form; [`Shape`] is a list of them.
 //! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
+//! - [`Map`]: a mapped file.
 //! - [`Storage`]: how a constant is stored; [`StoredTensor`] is a tensor stored so.
 //! - [`random`]: Philox streams named by (seed, stream, index).
 //!
-//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code), and files.
+//! Deliberately absent: arithmetic on tensors (that is `eval` of each op, and generated code), and what is in files.
+
+#![deny(unsafe_code)]
 
 mod dim;
 mod dtype;
+mod map;
 pub mod random;
 mod storage;
 mod tensor;
 
 pub use dim::{Binding, Dim, Shape, Symbol, UnboundSymbol, shape_of};
 pub use dtype::{DType, Element};
+pub use map::Map;
 pub use storage::{Scales, Storage, StorageError, StoredLayout, StoredTensor};
 pub use tensor::{ContentHash, Tensor, TensorError};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use crate::{DType, Element};
+use crate::{DType, Element, Map};
 
 /// A dense row-major tensor in host memory. Cloning is cheap: the bytes are shared.
 ///
@@ -27,7 +27,7 @@ enum Bytes {
         len: usize,
     },
     Mapped {
-        map: Arc<memmap2::Mmap>,
+        map: Arc<Map>,
         range: Range<usize>,
     },
 }
@@ -137,11 +137,18 @@ impl Tensor {
     pub fn from_map(
         dtype: DType,
         shape: &[usize],
-        map: Arc<memmap2::Mmap>,
+        map: Arc<Map>,
         range: Range<usize>,
     ) -> Result<Tensor, TensorError> {
         let found = map.get(range.clone()).map_or(0, <[u8]>::len);
         Tensor::new(dtype, shape, Bytes::Mapped { map, range }, found)
+    }
+
+    /// Says that the elements are not read for a while: see [`Map::rest`].
+    pub fn rest(&self) {
+        if let Bytes::Mapped { map, range } = &self.bytes {
+            map.rest(range.clone());
+        }
     }
 
     /// A tensor holding a copy of `data`.
@@ -228,6 +235,7 @@ impl Tensor {
             h.update(&[self.shape.len() as u8]);
             self.shape.iter().for_each(|d| h.update(&(*d as u64).to_le_bytes()));
             h.update(self.bytes());
+            self.rest();
             h.finish()
         })
     }

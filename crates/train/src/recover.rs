@@ -24,7 +24,7 @@ pub mod twins;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use margay_driver::{Progress, Samples, bound_batch, hold_out};
+use margay_driver::{DriverError, Progress, Samples, bound_batch, hold_out};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
@@ -135,6 +135,11 @@ pub struct Recovered {
     pub seconds: f64,
 }
 
+/// Whether constants of a graph are stored in narrow types, which do not learn.
+pub fn has_narrow_constants(g: &Graph) -> bool {
+    g.order().into_iter().any(|n| g.constant(n.into()).is_some_and(|p| !p.stored().is_plain()))
+}
+
 /// Lets a sketched model learn from the dense one. Both are at stage `Canonical` or `Sketched`; `samples` give the inputs
 /// that they share.
 ///
@@ -149,6 +154,9 @@ pub fn recover(
     observer: &mut dyn Observer,
 ) -> Result<Recovered, TrainError> {
     let start = Instant::now();
+    if has_narrow_constants(student) {
+        return Err(DriverError::Narrow.into());
+    }
     let outputs = pairs::outputs(student, teacher)?;
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
     let mask = Mask::find(student, options.mask.as_deref())?;

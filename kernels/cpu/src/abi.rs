@@ -7,7 +7,7 @@
 /// - `args`: one pointer per argument, in the order of the step.
 /// - `scratch`: memory of the calling thread, aligned to 64 bytes. The first [`SCRATCH_HEADER_BYTES`] bytes are
 ///   the header: its first word receives a fault (see [`fault_word`]), its second points at the table of
-///   [`RowFn`]s of the processor class; what follows is the kernel's to use.
+///   [`RowFn`]s of the processor class, its third at the table of [`ScalarFn`]s; what follows is the kernel's to use.
 ///
 /// Items may run in any order and on any thread; two items never write the same byte.
 pub type KernelFn =
@@ -62,6 +62,51 @@ impl RowFunction {
 /// - `x`, `y`: readable and writable for `len` elements, of any alignment; equal or disjoint.
 /// - `len`: may be 0.
 pub type RowFn = unsafe extern "C" fn(x: *const f32, y: *mut f32, len: usize);
+
+/// A function of one f64 or two.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ScalarFunction {
+    /// e to the power of x.
+    Exp,
+    /// The natural logarithm.
+    Log,
+    /// The error function.
+    Erf,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+    /// The sine.
+    Sin,
+    /// The cosine.
+    Cos,
+    /// x to the power of y.
+    Pow,
+}
+
+impl ScalarFunction {
+    /// Every function, in the order of the table. Artifacts rely on it: new ones go to the end.
+    pub const ALL: [ScalarFunction; 8] = [
+        ScalarFunction::Exp,
+        ScalarFunction::Log,
+        ScalarFunction::Erf,
+        ScalarFunction::Tanh,
+        ScalarFunction::Sigmoid,
+        ScalarFunction::Sin,
+        ScalarFunction::Cos,
+        ScalarFunction::Pow,
+    ];
+}
+
+/// `f(x, y)`; a function of one number does not look at y. Errors are at most a few units in the last place, for arguments
+/// of any size.
+pub type ScalarFn = extern "C" fn(x: f64, y: f64) -> f64;
+
+/// Where the header of the scratch memory points at the table of row functions, in bytes.
+pub const ROW_TABLE_AT: usize = 8;
+
+/// Where the header of the scratch memory points at the table of scalar functions, in bytes.
+pub const SCALAR_TABLE_AT: usize = 16;
 
 /// Bytes at the start of a thread's scratch that belong to the runtime.
 pub const SCRATCH_HEADER_BYTES: usize = 64;

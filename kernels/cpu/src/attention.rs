@@ -20,6 +20,7 @@ use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Source, Workspace, copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::prepared::expect_f32;
 use crate::{Phase, Prepared};
 
 /// Keys of a block: whole tiles of every class, and a square of scores that stays in the first-level cache.
@@ -80,6 +81,7 @@ params! {
 
 /// How a class runs attention.
 pub(crate) fn prepare(class: Class, call: &Attention) -> Result<Prepared, String> {
+    expect_f32(call.dtype)?;
     let mut at = Positions::default();
     let (q_at, k_at, v_at) = (at.next(), at.next(), at.next());
     let mask_at = at.next_if(call.mask.is_some());

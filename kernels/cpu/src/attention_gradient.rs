@@ -19,6 +19,7 @@ use crate::isa::{Isa, PANEL};
 use crate::math::exp2;
 use crate::pack::{Workspace, copy_matrix};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::prepared::expect_f32;
 use crate::{Phase, Prepared};
 
 /// The panel is of queries, or of keys.
@@ -68,6 +69,7 @@ params! {
 
 /// How a class runs the derivatives of attention.
 pub(crate) fn prepare(class: Class, call: &AttentionGradient) -> Result<Prepared, String> {
+    expect_f32(call.dtype)?;
     let mut at = Positions::default();
     let plain = |at: usize, strides| Rows { at, offset: 0, strides };
     let (q, k, v) = (plain(at.next(), call.q), plain(at.next(), call.k), plain(at.next(), call.v));

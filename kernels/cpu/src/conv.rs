@@ -20,6 +20,7 @@ use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::row_stride;
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::prepared::expect_f32_operands;
 use crate::{Class, depthwise, filters, matmul};
 use crate::{Phase, Prepared};
 
@@ -197,6 +198,7 @@ const ENOUGH_ITEMS: usize = 12;
 
 /// How a class runs a convolution; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
+    expect_f32_operands(&call.types)?;
     let mut shape = Shape::checked(call)?;
     if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));

@@ -18,6 +18,7 @@ use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{argument, from_words, params, to_words};
+use crate::prepared::expect_f32_operands;
 use crate::{Phase, Prepared};
 
 /// Positions of the arguments.
@@ -56,6 +57,7 @@ const ENOUGH_ITEMS: usize = 16;
 
 /// How a class runs the derivative; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &ConvKernelGradient) -> Result<Prepared, String> {
+    expect_f32_operands(&call.forward.types)?;
     let shape = Shape::checked(&call.forward)?;
     let depthwise = shape.is_depthwise();
     let in_group = shape.out_group().div_ceil(PANEL);

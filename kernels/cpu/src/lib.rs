@@ -45,11 +45,13 @@ mod pack;
 mod params;
 mod prepared;
 mod strided;
-pub mod target;
+pub mod table;
+mod target;
 mod thin;
 
 pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;
 pub use launches::{Control, Launch, Prepare, Table, Term, prepare_at, table};
 pub use prepared::{Phase, Prepared};
-pub use target::{Class, CpuTarget, KERNELS, KernelEntry, lookup};
+pub use table::{KernelEntry, kernels, lookup};
+pub use target::{Class, CpuTarget};

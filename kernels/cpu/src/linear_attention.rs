@@ -17,6 +17,7 @@ use crate::fetch::Fetch;
 use crate::isa::{Isa, PANEL, from};
 use crate::pack::{copy_matrix, row_stride};
 use crate::params::{Positions, argument, from_words, params, to_words};
+use crate::prepared::expect_f32;
 use crate::{Phase, Prepared};
 
 /// Positions of a span: few enough for an item, so many that states are little beside what they stand for.
@@ -70,6 +71,7 @@ params! {
 
 /// How a class runs linear attention.
 pub(crate) fn prepare(class: Class, call: &LinearAttention) -> Result<Prepared, String> {
+    expect_f32(call.dtype)?;
     if call.causal && call.q_len != call.kv_len {
         return Err(format!("causal linear attention of {} queries and {} keys", call.q_len, call.kv_len));
     }
@@ -280,8 +282,8 @@ pub(crate) unsafe fn run<I: Isa>(
     }
 }
 
-/// Sums up to `SUM_ITEM` elements, from `first` on, of the states of one head. Attention that is not causal wants the
-/// sum of all in the place of the first; causal attention wants in each place the sum of those before.
+/// Sums up to `SUM_ITEM` elements, from `first` on, of the states of one head. Attention that is not causal reads the
+/// sum of all in the place of the first; causal attention reads in each place the sum of those before.
 ///
 /// # Safety
 /// `states` are those of a head; `first` is inside of a state.

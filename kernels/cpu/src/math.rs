@@ -1,4 +1,4 @@
-//! Transcendental functions on vectors and rows of `f32`, and the activations made of them.
+//! Transcendental functions on vectors and rows of `f32`, the activations made of them, and functions of one f64 or two.
 //!
 //! | function | method | error |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //! A NaN gives a NaN; at infinities the values are the limits, and erf and tanh are exactly ±1 from 4 and 9.02
 //! on. Activations are the formulas of [`Activation`], so that x · 0 at x = -∞ is a NaN there as in the reference.
 
-use crate::abi::{RowFn, RowFunction};
+use crate::abi::{RowFn, RowFunction, ScalarFn, ScalarFunction};
 use margay_loops::Activation;
 
 use crate::Class;
@@ -207,6 +207,32 @@ pub fn rows(class: Class) -> Option<&'static RowTable> {
         #[cfg(not(target_arch = "x86_64"))]
         _ => return None,
     })
+}
+
+/// The functions of scalars, in the order of [`ScalarFunction::ALL`].
+pub type ScalarTable = [ScalarFn; ScalarFunction::ALL.len()];
+
+/// The scalar functions, the same for all classes and machines.
+pub static SCALARS: ScalarTable =
+    [exp_f64, log_f64, erf_f64, tanh_f64, sigmoid_f64, sin_f64, cos_f64, pow_f64];
+
+macro_rules! scalar_functions {
+    ($($name:ident = |$x:ident, $y:ident| $f:expr;)*) => { $(
+        extern "C" fn $name($x: f64, $y: f64) -> f64 {
+            $f
+        }
+    )* };
+}
+
+scalar_functions! {
+    exp_f64 = |x, _y| libm::exp(x);
+    log_f64 = |x, _y| libm::log(x);
+    erf_f64 = |x, _y| libm::erf(x);
+    tanh_f64 = |x, _y| libm::tanh(x);
+    sigmoid_f64 = |x, _y| 1.0 / (1.0 + libm::exp(-x));
+    sin_f64 = |x, _y| libm::sin(x);
+    cos_f64 = |x, _y| libm::cos(x);
+    pow_f64 = |x, y| libm::pow(x, y);
 }
 
 /// # Safety

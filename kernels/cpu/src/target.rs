@@ -1,9 +1,8 @@
-//! Processor classes: what they answer about a call, and the table of their kernels.
+//! Processor classes, and what they answer about a call.
 
 use crate::Prepared;
-use crate::abi::KernelFn;
-use margay_loops::{KernelCall, NoKernel, Precision, ProductTypes};
-use margay_tensor::{DType, StoredTensor};
+use margay_loops::{KernelCall, NoKernel, Precision};
+use margay_tensor::StoredTensor;
 
 use crate::constants::Format;
 use crate::{
@@ -151,7 +150,6 @@ impl CpuTarget {
 
     /// Kernel variants, parameters and memory of a call.
     pub fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
-        expect_f32(call).map_err(|why| self.no_kernel(call, why))?;
         match call {
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
@@ -171,10 +169,16 @@ impl CpuTarget {
         operand: usize,
         stored: &StoredTensor,
     ) -> Result<Vec<u8>, NoKernel> {
-        match (call, operand) {
-            (KernelCall::MatMul(c), 1) if c.b_packed => constants::pack_constant(c, stored),
-            (KernelCall::Conv(c), 1) if c.k_packed => conv::pack_constant(c, stored.elements()),
-            _ => Err(format!("operand {operand} is not packed")),
+        match call {
+            KernelCall::MatMul(c) if operand == 1 && c.b_packed => constants::pack_constant(c, stored),
+            KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored.elements()),
+            KernelCall::MatMul(_)
+            | KernelCall::Conv(_)
+            | KernelCall::Hadamard(_)
+            | KernelCall::ConvKernelGradient(_)
+            | KernelCall::Attention(_)
+            | KernelCall::AttentionGradient(_)
+            | KernelCall::LinearAttention(_) => Err(format!("operand {operand} is not packed")),
         }
         .map_err(|why| self.no_kernel(call, why))
     }
@@ -195,247 +199,3 @@ impl CpuTarget {
         .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why))
     }
 }
-
-/// Refuses operands that are not f32, but for those of products, which say so themselves. Transforms have no others.
-fn expect_f32(call: &KernelCall) -> Result<(), String> {
-    let plain = |types: &ProductTypes| match *types == ProductTypes::F32 {
-        true => Ok(()),
-        false => Err(format!("operands are f32, found{types}")),
-    };
-    let f32 = |dtype: DType| match dtype {
-        DType::F32 => Ok(()),
-        other => Err(format!("operands are f32, found {other}")),
-    };
-    match call {
-        KernelCall::MatMul(_) | KernelCall::Hadamard(_) => Ok(()),
-        KernelCall::Conv(c) => plain(&c.types),
-        KernelCall::ConvKernelGradient(c) => plain(&c.forward.types),
-        KernelCall::Attention(c) => f32(c.dtype),
-        KernelCall::AttentionGradient(c) => f32(c.dtype),
-        KernelCall::LinearAttention(c) => f32(c.dtype),
-    }
-}
-
-/// A kernel and what an artifact records of it.
-#[derive(Clone, Copy, Debug)]
-pub struct KernelEntry {
-    /// `<op>_<dtype>_<variant>__<instructions>`.
-    pub name: &'static str,
-    /// The version of its family, which changes when the contract or the parameters do.
-    pub version: u32,
-    /// Processors that can run it.
-    pub class: Class,
-    /// The entry point.
-    pub function: KernelFn,
-}
-
-/// The kernel with a name, if this program has it.
-pub fn lookup(name: &str) -> Option<&'static KernelEntry> {
-    KERNELS.iter().find(|entry| entry.name == name)
-}
-
-/// The names of the kernels of a class.
-pub(crate) struct Names {
-    pub(crate) pack: &'static str,
-    pub(crate) matmul: &'static str,
-    /// A few rows with a right operand as it lies.
-    pub(crate) matmul_thin: &'static str,
-    /// One block of rows with a right operand that is packed on the way.
-    pub(crate) matmul_strided: &'static str,
-    /// Narrow constants, widened.
-    pub(crate) matmul_widened: &'static str,
-    /// Pairs of bf16, where the class has an instruction for them.
-    pub(crate) matmul_pairs: Option<&'static str>,
-    pub(crate) attention: &'static str,
-    pub(crate) attention_gradient: &'static str,
-    pub(crate) linear_attention: &'static str,
-    pub(crate) conv: &'static str,
-    pub(crate) conv_gradient: &'static str,
-    pub(crate) depthwise: &'static str,
-    pub(crate) hadamard: &'static str,
-    /// Filters that are no constants.
-    pub(crate) filters: &'static str,
-}
-
-macro_rules! names {
-    ($tile:literal, $instructions:literal) => {
-        names!($tile, $instructions, None)
-    };
-    ($tile:literal, $instructions:literal, $pairs:expr) => {
-        Names {
-            pack: concat!("pack_f32_kn32__", $instructions),
-            matmul: concat!("matmul_f32_", $tile, "__", $instructions),
-            matmul_thin: concat!("matmul_f32_thin__", $instructions),
-            matmul_strided: concat!("matmul_f32_strided_", $tile, "__", $instructions),
-            matmul_widened: concat!("matmul_widened_", $tile, "__", $instructions),
-            matmul_pairs: $pairs,
-            attention: concat!("attention_f32_flash__", $instructions),
-            attention_gradient: concat!("attention_gradient_f32_flash__", $instructions),
-            linear_attention: concat!("linear_attention_f32__", $instructions),
-            conv: concat!("conv_f32_nhwc__", $instructions),
-            conv_gradient: concat!("conv_kernel_gradient_f32_nhwc__", $instructions),
-            depthwise: concat!("conv_f32_depthwise_nhwc__", $instructions),
-            hadamard: concat!("hadamard_f32__", $instructions),
-            filters: concat!("pack_f32_filters__", $instructions),
-        }
-    };
-}
-
-/// The product of pairs of bf16.
-const PAIRS: &str = "matmul_bf16_14x32__avx512_bf16";
-
-impl Class {
-    /// Names of kernels, the same on every machine.
-    pub(crate) const fn kernels(self) -> &'static Names {
-        match self {
-            Class::Portable => &names!("4x8", "portable"),
-            Class::Avx2 => &names!("6x16", "avx2"),
-            Class::Avx512 => &names!("14x32", "avx512"),
-            Class::Avx512Bf16 => &names!("14x32", "avx512", Some(PAIRS)),
-        }
-    }
-}
-
-/// The entry points of a class: the families, compiled with its instructions.
-macro_rules! entries {
-    ($module:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
-        mod $module {
-            use crate::abi::SCRATCH_HEADER_BYTES;
-
-            use super::{Class, KernelEntry, Names};
-            use crate::{attention, attention_gradient, conv, conv_gradient, depthwise, filters, hadamard, isa, linear_attention, matmul, narrow, pack, strided, thin};
-
-            const NAMES: &Names = Class::$class.kernels();
-
-            entries!(@one PACK, NAMES.pack, pack, $class, $isa, $(#[$features])?);
-            entries!(@one MATMUL, NAMES.matmul, matmul, $class, $isa, $(#[$features])?);
-            entries!(@one THIN, NAMES.matmul_thin, thin, $class, $isa, $(#[$features])?);
-            entries!(@one STRIDED, NAMES.matmul_strided, strided, $class, $isa, $(#[$features])?);
-            entries!(@one WIDENED, NAMES.matmul_widened, narrow, $class, $isa, $(#[$features])?);
-            entries!(@one ATTENTION, NAMES.attention, attention, $class, $isa, $(#[$features])?);
-            entries!(@one ATTENTION_GRADIENT, NAMES.attention_gradient, attention_gradient, $class, $isa,
-                $(#[$features])?);
-            entries!(@one LINEAR_ATTENTION, NAMES.linear_attention, linear_attention, $class, $isa,
-                $(#[$features])?);
-            entries!(@one CONV, NAMES.conv, conv, $class, $isa, $(#[$features])?);
-            entries!(@one CONV_GRADIENT, NAMES.conv_gradient, conv_gradient, $class, $isa, $(#[$features])?);
-            entries!(@one DEPTHWISE, NAMES.depthwise, depthwise, $class, $isa, $(#[$features])?);
-            entries!(@one FILTERS, NAMES.filters, filters, $class, $isa, $(#[$features])?);
-            entries!(@one HADAMARD, NAMES.hadamard, hadamard, $class, $isa, $(#[$features])?);
-        }
-    };
-    (@one $entry:ident, $name:expr, $family:ident, $class:ident, $isa:expr, $(#[$features:meta])?) => {
-        pub(super) const $entry: KernelEntry = {
-            $(#[$features])?
-            unsafe extern "C" fn kernel(
-                params: *const u64,
-                args: *const *mut u8,
-                scratch: *mut u8,
-                begin: u64,
-                end: u64,
-            ) {
-                // SAFETY: the caller's promise: the contract of `KernelFn` and a processor of the class.
-                unsafe {
-                    let scratch = scratch.wrapping_add(SCRATCH_HEADER_BYTES).cast();
-                    $family::run($isa, params, args, scratch, begin, end)
-                }
-            }
-            KernelEntry { name: $name, version: $family::VERSION, class: Class::$class, function: kernel }
-        };
-    };
-}
-
-entries!(portable, Portable, isa::portable::Portable,);
-#[cfg(target_arch = "x86_64")]
-entries!(avx2, Avx2, isa::avx2::Avx2::new(), #[target_feature(enable = "avx2,fma")]);
-#[cfg(target_arch = "x86_64")]
-entries!(
-    avx512,
-    Avx512,
-    isa::avx512::Avx512::new(),
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-);
-
-#[cfg(target_arch = "x86_64")]
-mod avx512_bf16 {
-    use crate::abi::SCRATCH_HEADER_BYTES;
-
-    use super::{Class, KernelEntry, PAIRS};
-    use crate::{isa, matmul};
-
-    entries!(
-        @one MATMUL, PAIRS, matmul, Avx512Bf16, isa::avx512::Avx512Bf16::new(),
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    );
-}
-
-/// Every kernel of this program, by class.
-pub const KERNELS: &[KernelEntry] = &[
-    portable::PACK,
-    portable::MATMUL,
-    portable::THIN,
-    portable::STRIDED,
-    portable::WIDENED,
-    portable::ATTENTION,
-    portable::ATTENTION_GRADIENT,
-    portable::LINEAR_ATTENTION,
-    portable::CONV,
-    portable::CONV_GRADIENT,
-    portable::DEPTHWISE,
-    portable::FILTERS,
-    portable::HADAMARD,
-    #[cfg(target_arch = "x86_64")]
-    avx2::PACK,
-    #[cfg(target_arch = "x86_64")]
-    avx2::MATMUL,
-    #[cfg(target_arch = "x86_64")]
-    avx2::THIN,
-    #[cfg(target_arch = "x86_64")]
-    avx2::STRIDED,
-    #[cfg(target_arch = "x86_64")]
-    avx2::WIDENED,
-    #[cfg(target_arch = "x86_64")]
-    avx2::ATTENTION,
-    #[cfg(target_arch = "x86_64")]
-    avx2::ATTENTION_GRADIENT,
-    #[cfg(target_arch = "x86_64")]
-    avx2::LINEAR_ATTENTION,
-    #[cfg(target_arch = "x86_64")]
-    avx2::CONV,
-    #[cfg(target_arch = "x86_64")]
-    avx2::CONV_GRADIENT,
-    #[cfg(target_arch = "x86_64")]
-    avx2::DEPTHWISE,
-    #[cfg(target_arch = "x86_64")]
-    avx2::FILTERS,
-    #[cfg(target_arch = "x86_64")]
-    avx2::HADAMARD,
-    #[cfg(target_arch = "x86_64")]
-    avx512::PACK,
-    #[cfg(target_arch = "x86_64")]
-    avx512::MATMUL,
-    #[cfg(target_arch = "x86_64")]
-    avx512::THIN,
-    #[cfg(target_arch = "x86_64")]
-    avx512::STRIDED,
-    #[cfg(target_arch = "x86_64")]
-    avx512::WIDENED,
-    #[cfg(target_arch = "x86_64")]
-    avx512::ATTENTION,
-    #[cfg(target_arch = "x86_64")]
-    avx512::ATTENTION_GRADIENT,
-    #[cfg(target_arch = "x86_64")]
-    avx512::LINEAR_ATTENTION,
-    #[cfg(target_arch = "x86_64")]
-    avx512::CONV,
-    #[cfg(target_arch = "x86_64")]
-    avx512::CONV_GRADIENT,
-    #[cfg(target_arch = "x86_64")]
-    avx512::DEPTHWISE,
-    #[cfg(target_arch = "x86_64")]
-    avx512::FILTERS,
-    #[cfg(target_arch = "x86_64")]
-    avx512::HADAMARD,
-    #[cfg(target_arch = "x86_64")]
-    avx512_bf16::MATMUL,
-];

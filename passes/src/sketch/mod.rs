@@ -166,7 +166,9 @@ pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
 pub fn sites(g: &Graph) -> Vec<Site> {
     let mut all: Vec<Site> = Vec::new();
     for mut site in SCHEMES.iter().flat_map(|s| s.sites(g)) {
-        let same = |other: &&mut Site| other.weights == site.weights && other.nodes == site.nodes;
+        let same = |other: &&mut Site| {
+            other.weights == site.weights && other.nodes == site.nodes && other.measures == site.measures
+        };
         if let Some(known) = all.iter_mut().find(same) {
             known.schemes.append(&mut site.schemes);
             continue;

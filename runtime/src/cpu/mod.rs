@@ -17,6 +17,7 @@ use margay_artifact::CodeSection;
 use margay_kernels_cpu::abi::{BUFFER_ALIGN, SCRATCH_HEADER_BYTES, fault_of};
 use margay_kernels_cpu::math::{RowTable, rows};
 use margay_kernels_cpu::{CpuTarget, this_machine};
+use margay_tensor::Map;
 use memmap2::MmapMut;
 
 use self::code::{LoadedCode, Tables};
@@ -84,8 +85,7 @@ fn in_huge_pages(weights: &Weights) -> Result<Weights, RunError> {
     let bytes = weights.bytes().len();
     let mut copy = pages("weights", bytes, true)?;
     copy.copy_from_slice(weights.bytes());
-    let sealed = copy.make_read_only();
-    let map = sealed.map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
+    let map = Map::sealed(copy).map_err(|source| RunError::Memory { what: "weights", bytes, source })?;
     Ok(Weights { map: Arc::new(map), range: 0..bytes })
 }
 

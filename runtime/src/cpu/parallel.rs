@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use margay_kernels_cpu::abi::KernelFn;
-use margay_kernels_cpu::math::RowTable;
+use margay_kernels_cpu::abi::{KernelFn, ROW_TABLE_AT, SCALAR_TABLE_AT};
+use margay_kernels_cpu::math::{RowTable, SCALARS, ScalarTable};
 
 use super::Pool;
 
@@ -17,7 +17,7 @@ pub(crate) struct Context<'a> {
     pub(crate) stride: usize,
     /// Number of threads.
     pub(crate) threads: usize,
-    /// How long each parallel region took in all its runs, if somebody wants to know; in the order of their numbers.
+    /// How long each parallel region took in all its runs, if they are timed; in the order of their numbers.
     pub(crate) times: Option<&'a mut [Duration]>,
     /// The first fault of the run, as [`margay_kernels_cpu::abi::fault_word`] encodes it; 0 for none.
     pub(crate) fault: u64,
@@ -29,7 +29,7 @@ impl Context<'_> {
         self.scratch.wrapping_add(thread * self.stride).cast()
     }
 
-    /// Forgets the faults of earlier runs, and tells kernels where the functions of rows are.
+    /// Forgets the faults of earlier runs, and tells kernels where the functions of rows and scalars are.
     pub(crate) fn write_headers(&mut self, rows: &'static RowTable) {
         self.fault = 0;
         for thread in 0..self.threads {
@@ -37,7 +37,8 @@ impl Context<'_> {
             // SAFETY: every thread's scratch begins with a header, aligned to 64 bytes, and no kernel is running.
             unsafe {
                 header.write(0);
-                header.add(1).cast::<*const RowTable>().write(rows);
+                header.byte_add(ROW_TABLE_AT).cast::<*const RowTable>().write(rows);
+                header.byte_add(SCALAR_TABLE_AT).cast::<*const ScalarTable>().write(&raw const SCALARS);
             }
         }
     }

@@ -16,10 +16,10 @@ pub(crate) const TERMS: usize = 40;
 pub(crate) const COLUMNS: usize = 70;
 
 /// Compiles programs into the entries of one artifact.
-pub(crate) fn assemble(backend: &dyn Backend, programs: &[Program]) -> ArtifactBuilder {
+pub(crate) fn assemble<'b>(backend: &'b dyn Backend, programs: &[Program]) -> ArtifactBuilder<'b> {
     let mut builder = ArtifactBuilder::new("by hand");
     for program in programs {
-        let add = |c| builder.constants.add(c, backend).unwrap();
+        let add = |c| builder.constants.add(c, backend);
         let placed: Vec<_> = program.constants.iter().map(add).collect();
         let offsets: Vec<usize> = placed.iter().map(|p| p.offset).collect();
         let code = backend.compile(program, &offsets).unwrap();

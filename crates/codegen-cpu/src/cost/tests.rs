@@ -1,6 +1,6 @@
 //! What is predicted: order, limits, and a table of what was seen.
 
-use margay_loops::{BatchAxis, MatLayout, ProductTypes};
+use margay_loops::{BatchAxis, MatLayout, Operations, ProductTypes};
 use margay_tensor::random::Philox;
 
 use super::*;
@@ -226,12 +226,15 @@ fn threads_help_up_to_an_item() {
 fn loops_count_bytes_and_operations() {
     let model = model();
     let region = 0.5e-6;
-    assert_eq!(model.seconds_elementwise(0, 0, 1), region);
-    let streamed = model.seconds_elementwise(1 << 30, 0, 1);
+    let none = Operations::default();
+    assert_eq!(model.loop_seconds(0, none, 1), region);
+    let streamed = model.loop_seconds(1 << 30, none, 1);
     assert!((streamed / ((1u64 << 30) as f64 / 32e9) - 1.0).abs() < 0.05, "{streamed}");
-    let gelu = model.seconds_transcendental(2 * 4 * 128 * 3072, 128 * 3072, 1) * 1e6;
+    let evaluations = |evaluations| Operations { evaluations, ..none };
+    let gelu = model.loop_seconds(2 * 4 * 128 * 3072, evaluations(128 * 3072), 1) * 1e6;
     assert!((100.0..260.0).contains(&gelu), "{gelu}");
-    assert!(model.seconds_transcendental(8, 1 << 20, 1) > model.seconds_elementwise(8, 1 << 20, 1));
+    let cheap = Operations { cheap: 1 << 20, ..none };
+    assert!(model.loop_seconds(8, evaluations(1 << 20), 1) > model.loop_seconds(8, cheap, 1));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Errors of the polynomial functions against f64, and their special values.
 
 use margay_loops::{Binary, Literal, Unary};
-use margay_tensor::DType::F32;
+use margay_tensor::DType::{F32, F64};
 
 use super::{Bytes, map, noise, run};
 
@@ -53,8 +53,10 @@ fn errors_are_as_documented() {
     check(Unary::Erf, &sweep(1e-8, 6.0), libm::erf, 4e-7, 4e-7);
     check(Unary::Tanh, &sweep(1e-8, 12.0), f64::tanh, 4e-7, 4e-7);
     check(Unary::Sigmoid, &sweep(1e-8, 87.0), |x| 1.0 / (1.0 + (-x).exp()), 2e-7, 1e-7);
-    check(Unary::Sin, &sweep(1e-6, 1e4), f64::sin, f64::MAX, 1e-7);
-    check(Unary::Cos, &sweep(1e-6, 1e4), f64::cos, f64::MAX, 1e-7);
+    check(Unary::Sin, &sweep(1e-6, 1e4), libm::sin, f64::MAX, 1e-7);
+    check(Unary::Cos, &sweep(1e-6, 1e4), libm::cos, f64::MAX, 1e-7);
+    check(Unary::Sin, &sweep(1.0, f32::MAX), libm::sin, f64::MAX, 1e-7);
+    check(Unary::Cos, &sweep(1.0, f32::MAX), libm::cos, f64::MAX, 1e-7);
 }
 
 #[test]
@@ -84,8 +86,38 @@ fn special_values() {
             super::assert_close(&y, &expected, 4e-7);
         }
     }
-    for y in apply(Unary::Sin, &[1e6, 1e9, 3e38, -1e20]) {
-        assert!(y.iter().all(|v| v.abs() <= 1.0), "{y:?}");
+}
+
+#[test]
+fn functions_in_f64_are_exact_to_their_last_places() {
+    let x: Vec<f64> =
+        sweep(1e-6, 600.0).into_iter().map(f64::from).chain([f64::NAN, f64::INFINITY, -0.0]).collect();
+    let n = x.len();
+    let cases: [(Unary, fn(f64) -> f64); 7] = [
+        (Unary::Exp, f64::exp),
+        (Unary::Log, f64::ln),
+        (Unary::Erf, libm::erf),
+        (Unary::Tanh, f64::tanh),
+        (Unary::Sigmoid, |x| 1.0 / (1.0 + (-x).exp())),
+        (Unary::Sin, f64::sin),
+        (Unary::Cos, f64::cos),
+    ];
+    let close =
+        |got: f64, e: f64| got == e || got.is_nan() && e.is_nan() || (got - e).abs() <= 1e-15 * e.abs();
+    for (op, exact) in cases {
+        let kernel = map(&[(F64, &[n])], (F64, &[n]), move |n, x| n.unary(op, x[0]));
+        for out in run(&kernel, &[f64::bytes(&x), vec![0; 8 * n]]) {
+            for (x, got) in x.iter().zip(f64::values(&out)) {
+                assert!(close(got, exact(*x)), "{op:?} of {x} is {got}, expected {}", exact(*x));
+            }
+        }
+    }
+    let y: Vec<f64> = x.iter().map(|x| (x / 7.0).round()).collect();
+    let kernel = map(&[(F64, &[n]), (F64, &[n])], (F64, &[n]), |n, x| n.binary(Binary::Pow, x[0], x[1]));
+    for out in run(&kernel, &[f64::bytes(&x), f64::bytes(&y), vec![0; 8 * n]]) {
+        for ((x, y), got) in x.iter().zip(&y).zip(f64::values(&out)) {
+            assert!(close(got, x.powf(*y)), "{x} to the {y} is {got}, expected {}", x.powf(*y));
+        }
     }
 }
 

@@ -9,8 +9,8 @@ mod reductions;
 
 use std::rc::Rc;
 
-use margay_kernels_cpu::abi::{DriverFn, KernelFn, SCRATCH_HEADER_BYTES};
-use margay_kernels_cpu::math::{RowTable, rows};
+use margay_kernels_cpu::abi::{DriverFn, KernelFn, ROW_TABLE_AT, SCALAR_TABLE_AT, SCRATCH_HEADER_BYTES};
+use margay_kernels_cpu::math::{RowTable, SCALARS, rows};
 use margay_kernels_cpu::{Class, CpuCode, CpuTarget, Prepared};
 use margay_loops::nest::Sink;
 use margay_loops::{Arg, Kernel, KernelCall, Nest, NoKernel, Producer, Program, Reg};
@@ -80,7 +80,8 @@ fn run_split(loaded: &Loaded, args: &mut [Vec<u8>], runs: &[(usize, usize)]) -> 
     let pointers: Vec<*mut u8> =
         args.iter_mut().map(|a| if a.is_empty() { std::ptr::null_mut() } else { a.as_mut_ptr() }).collect();
     let mut scratch = vec![0u64; (SCRATCH_HEADER_BYTES + loaded.code.scratch_bytes) / 8];
-    scratch[1] = loaded.rows.as_ptr() as u64;
+    scratch[ROW_TABLE_AT / 8] = loaded.rows.as_ptr() as u64;
+    scratch[SCALAR_TABLE_AT / 8] = SCALARS.as_ptr() as u64;
     for &(begin, end) in runs {
         // SAFETY: the tests hand over as many arguments, each as large, as their kernels reach.
         unsafe {

@@ -124,7 +124,7 @@ impl Candidates {
         for (site, curve) in sites.iter().zip(&mut self.curves) {
             if curve.candidates.is_empty() {
                 let (a, b) = (site.d_in, site.d_out);
-                let message = format!("no rank of {a} x {b} stores fewer numbers than the weight");
+                let message = format!("no sketch of {a} x {b} stores fewer numbers than the weight");
                 self.excluded.insert(site.name.clone(), message);
             } else if goal.resource() != Resource::Bytes {
                 let worth = MAX_SHARE * curve.dense.seconds;
@@ -132,7 +132,7 @@ impl Candidates {
                 curve.candidates.retain(|c| c.price.seconds <= worth);
                 if curve.candidates.is_empty() {
                     let message = format!(
-                        "the fastest rank would take {:.3} ms, dense takes {:.3} ms (predicted)",
+                        "the fastest sketch would take {:.3} ms, dense takes {:.3} ms (predicted)",
                         best * 1e3,
                         curve.dense.seconds * 1e3
                     );
@@ -421,10 +421,10 @@ mod tests {
         let (time, bytes) = (Goal::Seconds(1.0), Goal::Bytes(Budget::Fraction(0.5)));
         let slow = [(0.01, 60, 0.96), (0.02, 50, 0.951)];
         assert_eq!(narrowed(&bytes, &slow), (2, None));
-        let why = "the fastest rank would take 951.000 ms, dense takes 1000.000 ms (predicted)";
+        let why = "the fastest sketch would take 951.000 ms, dense takes 1000.000 ms (predicted)";
         assert_eq!(narrowed(&time, &slow), (0, Some(why.to_owned())));
         assert_eq!(narrowed(&time, &[(0.01, 60, 0.95)]), (1, None));
-        let none = "no rank of 5 x 5 stores fewer numbers than the weight";
+        let none = "no sketch of 5 x 5 stores fewer numbers than the weight";
         assert_eq!(narrowed(&bytes, &[]), (0, Some(none.to_owned())));
     }
 }

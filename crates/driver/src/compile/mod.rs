@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::{Backend, Precision};
-use margay_onnx::KnownExtents;
+use margay_onnx::KnownInputs;
 use margay_passes::sketch::{Site, sites};
 use margay_passes::{StoreAs, StoreConstants};
 use margay_plan::{Choice, Goal, Plan};
@@ -32,7 +32,7 @@ use self::report::{Outcome, report};
 use self::split::split;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
-use crate::{Compiled, DriverError, Dump, Progress, Samples, Source, backend};
+use crate::{Compiled, DriverError, Dump, Model, Progress, Samples, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -62,16 +62,17 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
-    /// What they and the samples say of extents before the model is read.
-    pub fn known_extents(&self, samples: Option<&Samples>) -> KnownExtents {
+    /// What they and the samples say of inputs before the model is read.
+    pub fn known_inputs(&self, samples: Option<&Samples>) -> KnownInputs {
         let single = |(name, values): &(String, Vec<i64>)| match values.as_slice() {
             [value] => Some((name.as_str().into(), *value)),
             _ => None,
         };
         let arrays = samples.map_or(&[][..], Samples::arrays);
-        KnownExtents {
+        KnownInputs {
             dims: self.dims.iter().filter_map(single).collect(),
-            inputs: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
+            extents: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
+            values: Vec::new(),
         }
     }
 }
@@ -136,7 +137,7 @@ impl fmt::Display for CompileOptions {
 
 /// What all steps of one compilation share.
 pub(crate) struct Job<'a> {
-    source: &'a Source,
+    source: &'a Model,
     options: &'a CompileOptions,
     progress: &'a dyn Progress,
     /// The samples in the order of the model's inputs.
@@ -154,7 +155,7 @@ pub(crate) struct Job<'a> {
 impl<'a> Job<'a> {
     /// Checks that options, samples and plan fit the model.
     fn new(
-        source: &'a Source,
+        source: &'a Model,
         samples: Option<&Samples>,
         options: &'a CompileOptions,
         progress: &'a dyn Progress,
@@ -238,7 +239,7 @@ fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreC
 
 /// Compiles a model. With samples, half of them calibrate and the other half measures the error that is reported.
 pub fn compile(
-    source: &Source,
+    source: &Model,
     samples: Option<&Samples>,
     options: &CompileOptions,
     progress: &dyn Progress,
@@ -248,7 +249,7 @@ pub fn compile(
 
 /// As [`compile`], with dumps of the passes.
 pub fn compile_with(
-    source: &Source,
+    source: &Model,
     samples: Option<&Samples>,
     options: &CompileOptions,
     progress: &dyn Progress,

@@ -8,6 +8,7 @@
 //! Layouts are free at the border of a neighbourhood: in the whole model they are passed on.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Origin, Output, Patch, Payload, Value};
@@ -15,7 +16,7 @@ use margay_loops::{Backend, Program};
 use margay_passes::StoreConstants;
 use margay_passes::sketch::{ApplyError, Site, form};
 use margay_plan::Price;
-use margay_tensor::{Binding, Tensor};
+use margay_tensor::{Binding, Map, Tensor};
 
 use super::Job;
 use super::fit::Fit;
@@ -218,9 +219,9 @@ impl Neighbourhood {
 /// Zeros in place of the contents, but for a first byte that tells one constant from another.
 fn shape_of(payload: &Payload, number: usize) -> Payload {
     let tensor = payload.tensor();
-    let mut bytes = vec![0; tensor.bytes().len()];
-    bytes[0] = 1 + (number % 255) as u8;
-    let other = Tensor::from_bytes(tensor.dtype(), tensor.shape(), &bytes);
+    let bytes = tensor.bytes().len();
+    let zeros = Map::zeros(bytes, 1 + (number % 255) as u8).expect("addresses for one more constant");
+    let other = Tensor::from_map(tensor.dtype(), tensor.shape(), Arc::new(zeros), 0..bytes);
     Payload::derived(&format!("constant({number})"), other.expect("as many bytes as before"))
 }
 

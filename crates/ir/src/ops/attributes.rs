@@ -1,9 +1,10 @@
 //! Attributes of operators and their text form.
 
 use margay_loops::text::words::split_top;
-use margay_tensor::{Binding, DType, Dim};
+use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::Region;
+use crate::ops::Numbers;
 
 /// A float attribute: equal when its bits are equal, printed as the shortest text that reads back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -18,6 +19,45 @@ impl Bits {
     /// The number.
     pub fn get(self) -> f64 {
         f64::from_bits(self.0)
+    }
+}
+
+/// A number of any element type as an attribute. An f64 does not hold all integers of 64 bits; those that it does not hold
+/// are integers here.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Number {
+    /// A float, or an integer that is one.
+    Float(Bits),
+    /// Any other integer.
+    Int(i128),
+}
+
+impl Number {
+    /// A float.
+    pub fn float(v: f64) -> Number {
+        Number::Float(Bits::new(v))
+    }
+
+    /// An integer.
+    pub fn int(v: i128) -> Number {
+        if v as f64 as i128 == v { Number::float(v as f64) } else { Number::Int(v) }
+    }
+
+    /// The only element of a tensor; `None` of one with none or several.
+    pub fn of(t: &Tensor) -> Option<Number> {
+        match Numbers::of(t).ok()? {
+            Numbers::Float(v) => <[f64; 1]>::try_from(v).ok().map(|[v]| Number::float(v)),
+            Numbers::Int(v) => <[i128; 1]>::try_from(v).ok().map(|[v]| Number::int(v)),
+        }
+    }
+
+    /// As a tensor without axes, converted to the type.
+    pub fn tensor(self, dtype: DType) -> Tensor {
+        let numbers = match self {
+            Number::Float(v) => Numbers::Float(vec![v.get()]),
+            Number::Int(v) => Numbers::Int(vec![v]),
+        };
+        numbers.into_tensor(dtype, &[]).expect("a scalar of any type can be made")
     }
 }
 
@@ -63,6 +103,21 @@ impl Attribute for Bits {
     }
     fn read(text: &str) -> Result<Self, String> {
         text.parse().map(Bits::new).map_err(|_| format!("`{text}` is not a number"))
+    }
+    fn bind(&self, _: &Binding) -> Self {
+        *self
+    }
+}
+
+impl Attribute for Number {
+    fn write(&self) -> String {
+        match self {
+            Number::Float(v) => v.write(),
+            Number::Int(v) => v.to_string(),
+        }
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map(Number::int).or_else(|_| Bits::read(text).map(Number::Float))
     }
     fn bind(&self, _: &Binding) -> Self {
         *self

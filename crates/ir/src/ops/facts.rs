@@ -35,7 +35,7 @@ pub struct Elementwise {
     pub activation: Option<Activation>,
 }
 
-/// `x ∘ number = x`, up to the sign of zero.
+/// `x ∘ number = x`, the sign of zero included: of sums of floats -0 is neutral and 0 is not, as -0 + 0 = 0.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Neutral {
     /// The number.
@@ -57,7 +57,7 @@ pub enum Parameter {
     Shift,
 }
 
-/// An operator on images, whose kernels may want the channels last.
+/// An operator on images, whose kernels may need the channels last.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
     /// The order of axes of its images.

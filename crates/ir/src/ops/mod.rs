@@ -14,7 +14,7 @@ mod nn;
 mod reduce;
 mod shape;
 
-pub use attributes::{Attribute, Attributes, Bits};
+pub use attributes::{Attribute, Attributes, Bits, Number};
 pub use control::*;
 pub use elementwise::*;
 pub use facts::{Elementwise, Facts, Image, IntTensor, Neutral, Parameter, Symbolic, less_or_equal};
@@ -275,6 +275,7 @@ ops![
     Max,
     Min,
     Mul,
+    MulOrZero,
     Neg,
     Not,
     Or,
@@ -316,13 +317,13 @@ ops![
     AttentionGradient,
     Conv,
     ConvKernelGradient,
-    FoldPatches,
+    Col2im,
     Hadamard,
     LayerNorm,
     LinearAttention,
     MatMul,
     MaxPoolGradient,
-    Patches,
+    Im2col,
     Pool,
     Softmax,
 ];

@@ -1,7 +1,7 @@
 //! Operators of backward passes: derivatives of attention, windows side by side, their sum, and sums at places that data
 //! names.
 
-use margay_ir::ops::{AttentionGradient, FoldPatches, Patches, ScatterAdd};
+use margay_ir::ops::{AttentionGradient, Col2im, Im2col, ScatterAdd};
 use margay_ir::{NodeId, Payload, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
@@ -72,12 +72,12 @@ impl Exporter<'_> {
     }
 
     /// Windows of an image: a look-up along each spatial axis by a table of positions, tap by place.
-    pub(super) fn patches(
+    pub(super) fn im2col(
         &mut self,
         n: NodeId,
         x: &str,
         dtype: DType,
-        op: &Patches,
+        op: &Im2col,
     ) -> Result<String, OnnxError> {
         let spatial = op.kernel.len();
         let mut image = x.to_owned();
@@ -129,10 +129,10 @@ impl Exporter<'_> {
     }
 
     /// The sum of windows: a transposed convolution of the taps as channels, each with a 1 at its own place.
-    pub(super) fn fold_patches(&mut self, n: NodeId, x: &str, op: &FoldPatches) -> Result<String, OnnxError> {
+    pub(super) fn col2im(&mut self, n: NodeId, x: &str, op: &Col2im) -> Result<String, OnnxError> {
         let g = self.g;
         let (from, to) = (g.ty(g.inputs_of(n)[0]), &g.ty(n.into()).shape);
-        let p = &op.patches;
+        let p = &op.im2col;
         let spatial = p.kernel.len();
         let places = &from.shape[2 + spatial..];
         let taps: usize = p.kernel.iter().product();

@@ -37,6 +37,14 @@ impl Exporter<'_> {
         Ok(self.emit("Mul", "", &[&product, &half], vec![]))
     }
 
+    /// x y, and 0 where x is 0.
+    pub(super) fn mul_or_zero(&mut self, x: &str, y: &str, dtype: DType) -> String {
+        let zero = self.number(dtype, 0.0);
+        let nothing = self.emit("Equal", "Equal", &[x, &zero], vec![]);
+        let product = self.emit("Mul", "Mul", &[x, y], vec![]);
+        self.emit("Where", "", &[&nothing, &zero, &product], vec![])
+    }
+
     /// x sigmoid(x).
     pub(super) fn silu(&mut self, x: &str) -> String {
         let share = self.emit("Sigmoid", "Sigmoid", &[x], vec![]);

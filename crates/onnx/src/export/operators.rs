@@ -1,7 +1,7 @@
 //! What each operator is in ONNX.
 
 use margay_ir::ops::{Conv, ImageLayout, Pad, Pool, PoolKind, Reduce, ReduceKind, Slice};
-use margay_ir::{NodeId, Op};
+use margay_ir::{NodeId, Op, Payload};
 use margay_tensor::{DType, Dim};
 
 use super::Exporter;
@@ -55,6 +55,7 @@ impl Exporter<'_> {
             Op::Max(_) => plain("Max"),
             Op::Min(_) => plain("Min"),
             Op::Mul(_) => plain("Mul"),
+            Op::MulOrZero(_) => Ok(self.mul_or_zero(x[0], x[1], dtype.unwrap_or(DType::F32))),
             Op::Neg(_) => plain("Neg"),
             Op::Not(_) => plain("Not"),
             Op::Or(_) => self.bits("Or", "BitwiseOr", &x, dtype),
@@ -109,12 +110,12 @@ impl Exporter<'_> {
             Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {
                 unreachable!("`{}` was spelled out before", op.name())
             }
-            Op::FoldPatches(op) => self.fold_patches(n, x[0], op),
+            Op::Col2im(op) => self.col2im(n, x[0], op),
             Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
-            Op::Patches(op) => self.patches(n, x[0], dtype.unwrap_or(DType::F32), op),
+            Op::Im2col(op) => self.im2col(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),
             Op::Softmax(op) => Ok(self.emit("Softmax", "", &x, axis(op.axis))),
         };
@@ -142,7 +143,7 @@ impl Exporter<'_> {
 
     fn pad(&mut self, x: &str, dtype: DType, op: &Pad) -> Result<String, OnnxError> {
         let pads = self.integers(&[op.before.as_slice(), &op.after].concat())?;
-        let value = self.number(dtype, op.value.get());
+        let value = self.initializer(&Payload::new(op.value.tensor(dtype)), "number");
         Ok(self.emit("Pad", "", &[x, &pads, &value], vec![]))
     }
 

@@ -1,8 +1,8 @@
 //! Operators of backward passes of convolutional networks, spelled as windows, products and sums of windows.
 
 use margay_ir::ops::{
-    Bits, Cast, Const, ConvKernelGradient, Div, Equal, FoldPatches, ImageLayout, MatMul, Max,
-    MaxPoolGradient, Mul, Numbers, Patches, Reduce, ReduceKind, Reshape, Transpose,
+    Bits, Col2im, Const, ConvKernelGradient, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient, Numbers,
+    Reduce, ReduceKind, Reshape, Select, Transpose,
 };
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Patch, Payload, Value};
 use margay_tensor::{DType, Dim};
@@ -68,6 +68,13 @@ impl Spelling<'_> {
         self.op(Reshape { shape: shape.to_vec() }, &[v])
     }
 
+    /// Constants in the element type of a value.
+    fn numbers(&mut self, like: Value, shape: &[usize], numbers: Vec<f64>) -> Result<Value, AddError> {
+        let tensor = Numbers::Float(numbers).into_tensor(self.dtype(like), shape);
+        let tensor = tensor.expect("as many numbers as the shape holds");
+        self.op(Const { payload: Payload::new(tensor) }, &[])
+    }
+
     /// Channels second.
     fn image(&mut self, v: Value, layout: ImageLayout) -> Result<Value, AddError> {
         let perm = layout.perm_to_nchw(self.shape(v).len());
@@ -79,7 +86,7 @@ impl Spelling<'_> {
         let operands = self.g.inputs_of(n);
         let (x, dy) = (self.image(operands[0], op.layout)?, self.image(operands[1], op.layout)?);
         let spatial = op.kernel.len();
-        let patches = Patches {
+        let im2col = Im2col {
             kernel: op.kernel.clone(),
             strides: op.strides.clone(),
             pads_before: op.pads_before.clone(),
@@ -87,7 +94,7 @@ impl Spelling<'_> {
             dilations: op.dilations.clone(),
             value: Bits::new(0.0),
         };
-        let windows = self.op(patches, &[x])?; // [N, C, kernel…, places…]
+        let windows = self.op(im2col, &[x])?; // [N, C, kernel…, places…]
         let to = self.g.ty(n.into()).shape.to_vec(); // [O, C / groups, kernel…]
         let groups = Dim::from(op.groups);
         let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |all, d| &all * d);
@@ -104,13 +111,13 @@ impl Spelling<'_> {
         self.reshaped(product, &to)
     }
 
-    /// Elements that are the maximum of their window share what reaches it.
+    /// The first element that is the maximum of its window gets what reaches it.
     fn max_pool_gradient(&mut self, n: NodeId, op: &MaxPoolGradient) -> Result<Value, AddError> {
         let operands = self.g.inputs_of(n);
         let x = self.image(operands[0], op.layout)?;
         let (y, dy) = (self.image(operands[1], op.layout)?, self.image(operands[2], op.layout)?);
         let spatial = op.kernel.len();
-        let patches = |value| Patches {
+        let im2col = |value| Im2col {
             kernel: op.kernel.clone(),
             strides: op.strides.clone(),
             pads_before: op.pads_before.clone(),
@@ -122,19 +129,22 @@ impl Spelling<'_> {
         let mut shape = self.shape(y);
         shape.splice(2..2, std::iter::repeat_n(Dim::from(1usize), spatial));
         let (y, dy) = (self.reshaped(y, &shape)?, self.reshaped(dy, &shape)?);
-        let windows = self.op(patches(f64::NEG_INFINITY), &[x])?;
+        let windows = self.op(im2col(f64::NEG_INFINITY), &[x])?;
         let chosen = self.op(Equal, &[windows, y])?;
-        let to = self.dtype(x);
-        let chosen = self.op(Cast { to }, &[chosen])?;
+        // The first tap whose element is the maximum, or their number if there is none.
+        let count: usize = op.kernel.iter().product();
+        let mut shape = vec![1; 2 + 2 * spatial];
+        shape[2..2 + spatial].copy_from_slice(&op.kernel);
+        let numbers = self.numbers(x, &shape, (0..count).map(|tap| tap as f64).collect())?;
+        let none = self.numbers(x, &[], vec![count as f64])?;
+        let met = self.op(Select, &[chosen, numbers, none])?;
         let taps = (2..2 + spatial).collect();
-        let count = self.op(Reduce { kind: ReduceKind::Sum, axes: taps, keepdims: true }, &[chosen])?;
-        let one = Numbers::Float(vec![1.0]).into_tensor(to, &[]).expect("a scalar of any type can be made");
-        let one = self.op(Const { payload: Payload::new(one) }, &[])?;
-        let count = self.op(Max, &[count, one])?;
-        let share = self.op(Div, &[dy, count])?;
-        let sent = self.op(Mul, &[chosen, share])?;
+        let first = self.op(Reduce { kind: ReduceKind::Min, axes: taps, keepdims: true }, &[met])?;
+        let is_first = self.op(Equal, &[numbers, first])?;
+        let zero = self.numbers(x, &[], vec![0.0])?;
+        let sent = self.op(Select, &[is_first, dy, zero])?;
         let size = self.shape(x)[2..].to_vec();
-        let sum = self.op(FoldPatches { patches: patches(0.0), size }, &[sent])?;
+        let sum = self.op(Col2im { im2col: im2col(0.0), size }, &[sent])?;
         let perm = op.layout.perm_from_nchw(2 + spatial);
         self.transposed(sum, perm)
     }

@@ -11,18 +11,29 @@ use std::collections::BTreeMap;
 
 use margay_ir::ops::Reshape;
 use margay_ir::{Graph, Guard, Name, TypeError, Value};
-use margay_tensor::{Binding, Dim, Symbol};
+use margay_tensor::{Binding, Dim, Symbol, Tensor};
 
 use super::Importer;
 use super::call::Refusal;
+use crate::{Model, OnnxValue};
 
-/// What is known of the use of a model before it is imported.
+/// What is known of the inputs of a model before it is imported.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct KnownExtents {
+pub struct KnownInputs {
     /// Values of symbols.
     pub dims: Binding,
     /// Extents of inputs, by name.
-    pub inputs: Vec<(String, Vec<usize>)>,
+    pub extents: Vec<(String, Vec<usize>)>,
+    /// Inputs themselves, by name: what the model is to be run on, and nothing else.
+    pub values: Vec<(String, Tensor)>,
+}
+
+impl KnownInputs {
+    /// All that inputs say.
+    pub fn of(inputs: &[(String, Tensor)]) -> KnownInputs {
+        let extents = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+        KnownInputs { extents, values: inputs.to_vec(), ..KnownInputs::default() }
+    }
 }
 
 /// What attempts to import a model have found so far.
@@ -32,7 +43,7 @@ pub(super) struct Assumptions {
     replaced: BTreeMap<Symbol, (Dim, Name)>,
     /// Symbols in the order of the model. Of two equal ones the later one is replaced.
     order: Vec<Symbol>,
-    known: KnownExtents,
+    known: KnownInputs,
 }
 
 /// An equation that one attempt found.
@@ -44,19 +55,36 @@ pub(super) struct Equation {
 
 impl Assumptions {
     /// None yet.
-    pub(super) fn new(known: &KnownExtents) -> Assumptions {
+    pub(super) fn new(known: &KnownInputs) -> Assumptions {
         Assumptions { known: known.clone(), ..Assumptions::default() }
+    }
+
+    /// Inputs with a default value for which another value is given.
+    pub(super) fn overridden<'m>(
+        &self,
+        model: &'m Model,
+    ) -> impl Iterator<Item = &'m OnnxValue> + use<'_, 'm> {
+        let given = |input: &&OnnxValue| self.known.extents.iter().any(|(name, _)| *name == input.name);
+        model.graph.defaults.iter().filter(given)
     }
 
     /// The shape of an input with symbols replaced.
     pub(super) fn input(&mut self, name: &str, shape: &[Dim]) -> Vec<Dim> {
-        let given = self.known.inputs.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
+        let given = self.known.extents.iter().find(|(n, extents)| n == name && extents.len() == shape.len());
         for (dim, extent) in shape.iter().zip(given.iter().flat_map(|(_, extents)| extents)) {
             if let Some(symbol) = dim.as_symbol() {
                 self.known.dims.entry(symbol).or_insert(i64::try_from(*extent).unwrap_or(i64::MAX));
             }
         }
         shape.iter().map(|dim| self.apply(dim)).collect()
+    }
+
+    /// Symbols that are known to be 0, which those of a graph never are, and are not replaced yet.
+    pub(super) fn empty(&self) -> Vec<Symbol> {
+        let known = &self.known.dims;
+        let empty =
+            self.order.iter().filter(|s| known.get(*s) == Some(&0) && !self.replaced.contains_key(*s));
+        empty.cloned().collect()
     }
 
     /// An extent with symbols replaced.
@@ -139,9 +167,25 @@ impl Importer<'_> {
         dim.collect_symbols(&mut symbols);
         let known = &self.assumptions.known.dims;
         let values: Option<Vec<i64>> = symbols.iter().map(|s| known.get(s).copied()).collect();
-        let Some(values) = values.filter(|values| values.iter().all(|v| *v >= 1)) else { return Ok(None) };
+        let Some(values) = values else { return Ok(None) };
         let refusals = symbols.into_iter().zip(values).map(|(s, v)| self.assumed(s, Dim::from(v)));
         refusals.last().map_or(Ok(None), Err)
+    }
+
+    /// The value of an extent for the use of the model that is known; it stays open.
+    pub(super) fn known_value(&self, dim: &Dim) -> Option<i64> {
+        dim.eval(&self.assumptions.known.dims).ok()
+    }
+
+    /// Whether bounds of a slice are known to lie outside of an extent, or to be in the wrong order.
+    pub(super) fn is_outside(&self, start: &Dim, end: &Dim, step: i64, extent: &Dim) -> bool {
+        let [Some(start), Some(end), Some(extent)] = [start, end, extent].map(|d| self.known_value(d)) else {
+            return false;
+        };
+        match step > 0 {
+            true => !(0 <= start && start <= end && end <= extent),
+            false => !(-1 <= end && end <= start && start < extent.max(1)),
+        }
     }
 
     /// Extents, those that are known taken for fixed.
@@ -149,7 +193,7 @@ impl Importer<'_> {
         dims.iter().try_for_each(|d| self.value_of(d).map(|_| ()))
     }
 
-    fn assumed(&mut self, symbol: Symbol, value: Dim) -> Refusal {
+    pub(super) fn assumed(&mut self, symbol: Symbol, value: Dim) -> Refusal {
         let node = self.origin.name().into();
         self.found.push(Equation { symbol, value, node });
         Refusal::Assumed

@@ -4,7 +4,7 @@
 //! are asked for as results, are spelled out. A row that sees no key is 0 here, where the graph makes it NaN.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Attention, Bits, Concat, Gather, MatMul, Pad, ReduceKind, Softmax, Tanh};
+use margay_ir::ops::{Add, Attention, Bits, Concat, Gather, MatMul, Number, Pad, ReduceKind, Softmax, Tanh};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -236,8 +236,10 @@ fn bias(
         if let Some(missing) = (keys - &found).as_const().filter(|&m| m > 0 && !found.is(1)) {
             let mut after = vec![0; ndim];
             after[ndim - 1] = missing;
-            mask =
-                cx.add(Pad { before: vec![0; ndim], after, value: Bits::new(f64::NEG_INFINITY) }, &[mask])?;
+            mask = cx.add(
+                Pad { before: vec![0; ndim], after, value: Number::float(f64::NEG_INFINITY) },
+                &[mask],
+            )?;
         }
         bias = mask;
     }

@@ -195,7 +195,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Checks that everything the node has was asked for, and that nobody wants an output that is not there.
+    /// Checks that everything the node has was asked for, and that no output is used that is not there.
     pub(crate) fn finish(&self, values: Vec<Value>) -> Imported {
         let asked = self.attributes_asked.borrow();
         if let Some(name) = self.node.attributes.keys().find(|name| !asked.contains(name.as_str())) {

@@ -14,6 +14,7 @@ use margay_ir::{Graph, Op, Origin, Payload, Region, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::call::{Call, Imported, Refusal, axis};
+use super::values::binding_of;
 use super::{Importer, Slot};
 use crate::check::free;
 use crate::{OnnxDim, OnnxGraph, OnnxValue};
@@ -64,9 +65,13 @@ pub(super) fn choose<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
     let types = |inner: &Inner| (0..inner.outputs.len()).map(|i| inner.ty(i).to_string()).collect::<Vec<_>>();
     let [then, otherwise] = [types(&inner[0]), types(&inner[1])];
     if then != otherwise {
+        // Extents that are known say which branch is taken.
+        let extents = importer.extents_behind(test);
+        importer.values_of(&extents)?;
         let (then, otherwise) = (then.join(", "), otherwise.join(", "));
+        let bind = binding_of(&extents).map(|bind| format!("; say which by {bind}")).unwrap_or_default();
         return Err(Refusal::Unsupported(format!(
-            "branches that give different types, {then} and {otherwise}"
+            "branches that give different types, {then} and {otherwise}{bind}"
         )));
     }
     let mut regions = inner.into_iter().zip(branches).map(|(inner, branch)| inner.named(&branch.outputs));
@@ -246,10 +251,10 @@ fn single_of(dtype: DType) -> TensorType {
     TensorType::new(dtype, Vec::new())
 }
 
-/// A value of one element without axes.
+/// A value of one element, with its axes taken away.
 fn single(g: &mut Graph, v: Value, dtype: DType) -> Result<Value, Refusal> {
     let ty = g.ty(v);
-    if ty.dtype != dtype || ty.ndim() > 1 || ty.shape.iter().any(|d| !d.is(1)) {
+    if ty.dtype != dtype || ty.shape.iter().any(|d| !d.is(1)) {
         return Err(Refusal::Invalid(format!("expected one {dtype}, found {ty}")));
     }
     match ty.ndim() {
@@ -260,12 +265,13 @@ fn single(g: &mut Graph, v: Value, dtype: DType) -> Result<Value, Refusal> {
 
 impl<'a> Importer<'a> {
     fn single(&mut self, v: Value, dtype: DType) -> Result<Value, Refusal> {
-        match self.ty(v).ndim() {
-            1 if self.ty(v).shape[0].is(1) => {
+        let ty = self.ty(v);
+        match ty.ndim() > 0 && ty.shape.iter().all(|d| d.is(1)) {
+            true => {
                 let v = self.add(Reshape { shape: Vec::new() }, &[v])?;
                 single(&mut self.graph, v, dtype)
             }
-            _ => single(&mut self.graph, v, dtype),
+            false => single(&mut self.graph, v, dtype),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Bits, Concat, Conv, ImageLayout, MatMul, Patches, Reduce, ReduceKind, Silu};
+use margay_ir::ops::{Add, Bits, Concat, Conv, Im2col, ImageLayout, MatMul, Reduce, ReduceKind, Silu};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -63,7 +63,7 @@ fn by_patches(
     let kernel =
         kernel.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
     let spatial = kernel.len();
-    let op = Patches {
+    let op = Im2col {
         kernel,
         strides: windows.strides,
         pads_before: windows.before,

@@ -16,20 +16,23 @@ struct Symbols {
     used: BTreeSet<String>,
 }
 
-impl Importer<'_> {
-    /// Adds the inputs.
+impl<'a> Importer<'a> {
+    /// Adds the inputs, and of those with a default value those that are given. Extents of 0 are taken for fixed.
     pub(super) fn inputs(&mut self) {
-        let inputs = &self.model.graph.inputs;
+        let inputs: Vec<&'a OnnxValue> =
+            self.model.graph.inputs.iter().chain(self.assumptions.overridden(self.model)).collect();
         let mut symbols = Symbols::default();
         let dims = || inputs.iter().flat_map(|i| i.dims.iter().flatten());
         // Plain names come first, so that they are kept and expressions over them are understood.
-        let texts: Vec<&String> =
-            dims().filter_map(|d| if let OnnxDim::Symbol(text) = d { Some(text) } else { None }).collect();
+        let texts: Vec<&String> = dims()
+            .filter_map(|d| if let OnnxDim::Symbol(text) = d { Some(text) } else { None })
+            .filter(|text| is_name(text))
+            .collect();
         texts.iter().filter(|text| is_plain(text)).for_each(|text| symbols.name(text, text));
         for text in texts {
             symbols.expression(text);
         }
-        for input in inputs {
+        for input in &inputs {
             let slot = match shape(input, &mut symbols) {
                 Ok((dtype, shape)) => {
                     let shape = self.assumptions.input(&input.name, &shape);
@@ -42,6 +45,9 @@ impl Importer<'_> {
             };
             self.slots.insert(&input.name, slot);
         }
+        for symbol in self.assumptions.empty() {
+            self.assumed(symbol, Dim::default());
+        }
     }
 }
 
@@ -51,8 +57,10 @@ fn shape(input: &OnnxValue, symbols: &mut Symbols) -> Result<(DType, Vec<Dim>), 
     let dims = input.dims.as_ref().ok_or_else(|| lacks("a number of axes"))?;
     let extent = |(axis, dim): (usize, &OnnxDim)| match dim {
         OnnxDim::Value(v) => Dim::from(*v),
-        OnnxDim::Symbol(text) => symbols.named.get(text).cloned().unwrap_or_default(),
-        OnnxDim::Unknown => Dim::symbol(&symbols.fresh(&format!("{}_d{axis}", input.name))),
+        OnnxDim::Symbol(text) if is_name(text) => symbols.named.get(text).cloned().unwrap_or_default(),
+        OnnxDim::Symbol(_) | OnnxDim::Unknown => {
+            Dim::symbol(&symbols.fresh(&format!("{}_d{axis}", input.name)))
+        }
     };
     Ok((dtype, dims.iter().enumerate().map(extent).collect()))
 }
@@ -101,6 +109,11 @@ impl Symbols {
         }
         name
     }
+}
+
+/// Whether a text names an extent. Some exporters write `?` for each that they do not know.
+fn is_name(text: &str) -> bool {
+    text.chars().any(char::is_alphanumeric)
 }
 
 /// Whether a name is a symbol as it stands.

@@ -3,7 +3,7 @@
 //! Text is not computed on: labels that are texts are refused, unless nobody reads them.
 
 use margay_ir::Value;
-use margay_ir::ops::{Concat, Gather, MatMul, Pow, ReduceKind, Sigmoid, Softmax, Tanh};
+use margay_ir::ops::{Concat, Gather, MatMul, Number, Numbers, Pow, ReduceKind, Sigmoid, Softmax, Tanh};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -22,6 +22,23 @@ fn row(cx: &mut Importer, like: Value, values: Vec<f64>) -> Result<Value, Refusa
     let dtype = cx.ty(like).dtype;
     let count = values.len();
     cx.table(dtype, &[count], values)
+}
+
+/// Numbers along one axis, in a type.
+fn numbers_row(cx: &mut Importer, dtype: DType, values: Numbers) -> Result<Value, Refusal> {
+    let tensor = values.clone().into_tensor(dtype, &[count(&values)]);
+    cx.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?)
+}
+
+fn whole(list: &[i64]) -> Numbers {
+    Numbers::Int(list.iter().map(|&v| v.into()).collect())
+}
+
+fn count(numbers: &Numbers) -> usize {
+    match numbers {
+        Numbers::Float(v) => v.len(),
+        Numbers::Int(v) => v.len(),
+    }
 }
 
 /// A matrix of numbers, one sample a row, as floats: what is f64 stays so, all else becomes f32.
@@ -83,25 +100,26 @@ pub(super) fn imputer(cx: &mut Importer, call: &Call) -> Imported {
         true => {
             call.ignore(&["imputed_value_int64s", "replaced_value_int64"]);
             let replaced = call.optional_float("replaced_value_float")?.unwrap_or(0.0);
-            (replaced, floats(call, "imputed_value_floats")?)
+            let values = floats(call, "imputed_value_floats")?;
+            (Number::float(replaced), Numbers::Float(values))
         }
         false => {
             call.ignore(&["imputed_value_floats", "replaced_value_float"]);
             let list = call.ints("imputed_value_int64s")?.unwrap_or_default();
-            (call.int("replaced_value_int64", 0)? as f64, list.iter().map(|&v| v as f64).collect())
+            (Number::int(call.int("replaced_value_int64", 0)?.into()), whole(list))
         }
     };
-    if values.is_empty() {
+    if count(&values) == 0 {
         return Err(Refusal::Invalid("expected values to put in place, found none".into()));
     }
-    let gone = if replaced.is_nan() {
+    let gone = if matches!(replaced, Number::Float(v) if v.get().is_nan()) {
         let same = cx.equal(x, x)?;
         cx.not(same)?
     } else {
-        let replaced = cx.number(x, replaced)?;
+        let replaced = cx.constant(replaced.tensor(cx.ty(x).dtype))?;
         cx.equal(x, replaced)?
     };
-    let values = row(cx, x, values)?;
+    let values = numbers_row(cx, cx.ty(x).dtype, values)?;
     Ok(vec![cx.chosen(gone, values, x)?])
 }
 
@@ -141,39 +159,41 @@ pub(super) fn one_hot_encoder(cx: &mut Importer, call: &Call) -> Imported {
 pub(super) fn label_encoder(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
     let texts = || Refusal::Unsupported("texts are not supported".into());
-    let whole = |list: &[i64]| list.iter().map(|&v| v as f64).collect::<Vec<f64>>();
-    let of_tensor = |t: &margay_tensor::Tensor| margay_ir::ops::Numbers::of(t).map(|n| n.floats());
+    let wide = |list: &[f32]| Numbers::Float(list.iter().map(|&v| f64::from(v)).collect());
     let keys = match (call.ints("keys_int64s")?, call.floats("keys_floats")?, call.tensor("keys_tensor")?) {
         (Some(list), _, _) => whole(list),
-        (_, Some(list), _) => list.iter().map(|&v| f64::from(v)).collect(),
-        (_, _, Some(t)) => of_tensor(t).map_err(|e| Refusal::Invalid(e.to_string()))?,
+        (_, Some(list), _) => wide(list),
+        (_, _, Some(t)) => Numbers::of(t).map_err(|e| Refusal::Invalid(e.to_string()))?,
         _ => return Err(texts()),
     };
-    let whole_default = call.int("default_int64", -1)? as f64;
-    let float_default = call.float("default_float", -0.0)?;
+    let whole_default = Number::int(call.int("default_int64", -1)?.into());
+    let float_default = Number::float(call.float("default_float", -0.0)?);
     let tensor_default = call.tensor("default_tensor")?;
     let (ints, numbers, tensor) =
         (call.ints("values_int64s")?, call.floats("values_floats")?, call.tensor("values_tensor")?);
     let (dtype, values, default) = match (ints, numbers, tensor) {
         (Some(list), _, _) => (DType::I64, whole(list), whole_default),
-        (_, Some(list), _) => (DType::F32, list.iter().map(|&v| f64::from(v)).collect(), float_default),
+        (_, Some(list), _) => (DType::F32, wide(list), float_default),
         (_, _, Some(t)) => {
-            let values = of_tensor(t).map_err(|e| Refusal::Invalid(e.to_string()))?;
-            let default = tensor_default.and_then(|t| of_tensor(t).ok()).and_then(|v| v.first().copied());
+            let values = Numbers::of(t).map_err(|e| Refusal::Invalid(e.to_string()))?;
+            let default = tensor_default.and_then(Number::of);
             let other = if t.dtype().is_float() { float_default } else { whole_default };
             (t.dtype(), values, default.unwrap_or(other))
         }
         _ => return Err(texts()),
     };
-    if keys.len() != values.len() || keys.is_empty() {
-        return Err(Refusal::Invalid(format!("{} keys and {} values", keys.len(), values.len())));
+    let (count, found) = (count(&keys), count(&values));
+    if count != found || count == 0 {
+        return Err(Refusal::Invalid(format!("{count} keys and {found} values")));
     }
     let last = cx.ty(x).ndim();
-    let count = keys.len();
     let wide = cx.unsqueezed(x, last)?;
     // Since version 4 what is not a number is a key like others.
-    let nan = keys.iter().position(|k| k.is_nan()).filter(|_| call.opset >= 4);
-    let keys = row(cx, x, keys)?;
+    let nan = match &keys {
+        Numbers::Float(keys) => keys.iter().position(|k| k.is_nan()).filter(|_| call.opset >= 4),
+        Numbers::Int(_) => None,
+    };
+    let keys = numbers_row(cx, cx.ty(x).dtype, keys)?;
     let mut here = cx.equal(wide, keys)?;
     if let Some(nan) = nan {
         let same = cx.equal(wide, wide)?;
@@ -187,7 +207,10 @@ pub(super) fn label_encoder(cx: &mut Importer, call: &Call) -> Imported {
     let behind = cx.scalar(DType::I64, count as f64)?;
     let places = cx.chosen(here, places, behind)?;
     let place = cx.joined(ReduceKind::Min, places, &[last], false)?;
-    let values = cx.table(dtype, &[count + 1], values.into_iter().chain([default]).collect())?;
+    let values = numbers_row(cx, dtype, values)?;
+    let default = cx.constant(default.tensor(dtype))?;
+    let default = cx.unsqueezed(default, 0)?;
+    let values = cx.add(Concat { axis: 0 }, &[values, default])?;
     cx.one(Gather { axis: 0 }, &[values, place])
 }
 

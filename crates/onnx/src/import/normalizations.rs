@@ -41,7 +41,7 @@ pub(super) fn channels(cx: &mut Importer, numbers: Value, x: Value) -> Result<Va
     cx.shaped(numbers, shape)
 }
 
-/// `LayerNormalization`; mean and reciprocal deviation, where somebody wants them, are computed apart.
+/// `LayerNormalization`; mean and reciprocal deviation, where they are used, are computed apart.
 pub(super) fn layer_normalization(cx: &mut Importer, call: &Call) -> Imported {
     let (x, scale, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
     // The precision within.

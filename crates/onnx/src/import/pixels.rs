@@ -1,6 +1,6 @@
 //! Operators that move blocks of images between space and channels, or cut and pad them.
 
-use margay_ir::ops::{Bits, FoldPatches, Pad, Patches};
+use margay_ir::ops::{Bits, Col2im, Im2col, Number, Pad};
 use margay_tensor::Dim;
 
 use super::Importer;
@@ -97,7 +97,7 @@ pub(super) fn center_crop_pad(cx: &mut Importer, call: &Call) -> Imported {
     if before.iter().chain(&after).all(|&p| p == 0) {
         return Ok(vec![x]);
     }
-    cx.one(Pad { before, after, value: Bits::new(0.0) }, &[x])
+    cx.one(Pad { before, after, value: Number::float(0.0) }, &[x])
 }
 
 /// `Col2Im`: columns of windows added up where they lie in the image.
@@ -130,7 +130,7 @@ pub(super) fn col_to_im(cx: &mut Importer, call: &Call) -> Imported {
         split.push(&steps + &Dim::from(1usize));
     }
     let windows = cx.shaped(x, split)?;
-    let patches = Patches {
+    let im2col = Im2col {
         kernel,
         strides,
         pads_before: pads_before.to_vec(),
@@ -138,5 +138,5 @@ pub(super) fn col_to_im(cx: &mut Importer, call: &Call) -> Imported {
         dilations,
         value: Bits::new(0.0),
     };
-    cx.one(FoldPatches { patches, size }, &[windows])
+    cx.one(Col2im { im2col, size }, &[windows])
 }

@@ -4,7 +4,7 @@
 //! that counts, are computed from the windows themselves.
 
 use margay_ir::Value;
-use margay_ir::ops::{Bits, ImageLayout, Pad, Patches, Pool, PoolKind, Reduce, ReduceKind};
+use margay_ir::ops::{Bits, Im2col, ImageLayout, Number, Pad, Pool, PoolKind, Reduce, ReduceKind};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -47,7 +47,7 @@ pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
     let ones = cx.spread(one, plane)?;
     let around = |pads: &[usize]| [0, 0].into_iter().chain(pads.iter().map(|&p| p as i64)).collect();
     let (before, after) = (around(&windows.before), around(&windows.given_after));
-    let ones = cx.add(Pad { before, after, value: Bits::new(1.0) }, &[ones])?;
+    let ones = cx.add(Pad { before, after, value: Number::float(1.0) }, &[ones])?;
     let rest = Windows {
         before: vec![0; kernel.len()],
         after: windows.after.iter().zip(&windows.given_after).map(|(a, g)| a.saturating_sub(*g)).collect(),
@@ -117,7 +117,7 @@ fn places(
 ) -> Result<Value, Refusal> {
     let shape = cx.ty(x).shape.clone();
     let spatial = kernel.len();
-    let op = Patches {
+    let op = Im2col {
         kernel: kernel.to_vec(),
         strides: windows.strides.clone(),
         pads_before: windows.before.clone(),

@@ -1,7 +1,10 @@
 //! Quantized operators.
 //!
 //! Products of 8-bit integers are taken as products of whole f32, which are exact below 2²⁴: the left operand is split
-//! into parts small enough for the length of the sums, and the parts are put together as i32.
+//! into parts small enough for the length of the sums, and the parts are put together as i32. A constant right operand
+//! tells how large its sums can become; most need no parts.
+
+mod kept;
 
 use margay_ir::Value;
 use margay_ir::ops::{Floor, MatMul, ReduceKind, Round};
@@ -129,6 +132,15 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
         number => numbered_type(number)?,
     };
     let shape = cx.ty(x).shape.clone();
+    let is_one = |v: Value| cx.ty(v).shape.iter().all(|d| d.is(1));
+    let all = is_one(scale) && zero.is_none_or(is_one);
+    let position = if all { Ok(0) } else { axis(at, shape.len()) };
+    if block == 0
+        && let Ok(position) = position
+        && let Some(kept) = cx.kept(x, zero, Some(scale), position)?
+    {
+        return Ok(vec![cx.cast(kept, to)?]);
+    }
     let scale = spread_scale(cx, scale, &shape, at, block)?;
     let zero = zero.map(|z| spread_scale(cx, z, &shape, at, block)).transpose()?;
     let y = dequantized(cx, x, scale, zero)?;
@@ -201,10 +213,19 @@ fn integer_product(
         _ => Ok(zero),
     };
     let a_zero = a_zero.map(|z| row_zero(cx, z)).transpose()?;
-    let (a, b) = (centred(cx, a, a_zero)?, centred(cx, b, b_zero)?);
+    let a = centred(cx, a, a_zero)?;
+    let last = cx.ty(b).ndim().saturating_sub(1);
+    let b = match cx.kept(b, b_zero, None, last)? {
+        Some(kept) => kept,
+        None => centred(cx, b, b_zero)?,
+    };
     let (left, right) = (cx.ty(a).ndim(), cx.ty(b).ndim());
     if left == 0 || right < 2 {
         return Err(Refusal::Invalid(format!("a product of {} and {}", cx.ty(a), cx.ty(b))));
+    }
+    if cx.sums_are_whole(b) {
+        let sums = cx.add(MatMul, &[a, b])?;
+        return cx.cast(sums, DType::I32);
     }
     let terms = known_terms(cx.ty(b).shape[right - 2].as_extent())?;
     let mut sum: Option<Value> = None;
@@ -236,12 +257,15 @@ fn integer_convolution(
     [x, k]: [Value; 2],
     [x_zero, k_zero]: [Option<Value>; 2],
 ) -> Result<Value, Refusal> {
-    let k_zero = k_zero.map(|z| {
-        let shape = cx.ty(k).shape.clone();
-        spread_scale(cx, z, &shape, 0, 0)
-    });
-    let k_zero = k_zero.transpose()?;
-    let (x, k) = (centred(cx, x, x_zero)?, centred(cx, k, k_zero)?);
+    let x = centred(cx, x, x_zero)?;
+    let k = match cx.kept(k, k_zero, None, 0)? {
+        Some(kept) => kept,
+        None => {
+            let shape = cx.ty(k).shape.clone();
+            let k_zero = k_zero.map(|z| spread_scale(cx, z, &shape, 0, 0)).transpose()?;
+            centred(cx, k, k_zero)?
+        }
+    };
     let taps: Option<usize> = cx.ty(k).shape.iter().skip(1).map(Dim::as_extent).product();
     let terms = known_terms(taps)?;
     if terms > SPLIT {
@@ -328,8 +352,20 @@ fn scaled_product(
 pub(super) fn dynamic_quantize_matmul(cx: &mut Importer, call: &Call) -> Imported {
     let (a, b, b_scale) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let (b_zero, bias) = (call.optional(3), call.optional(4));
+    Ok(vec![dynamic_product(cx, a, b, b_scale, b_zero, bias)?])
+}
+
+/// A B of numbers and integers, the numbers quantized by their range, plus a bias.
+pub(super) fn dynamic_product(
+    cx: &mut Importer,
+    a: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Option<Value>,
+    bias: Option<Value>,
+) -> Result<Value, Refusal> {
     let [a, a_scale, a_zero] = by_range(cx, a)?;
-    Ok(vec![scaled_product(cx, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)?])
+    scaled_product(cx, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)
 }
 
 /// Operands as numbers, and what `f` makes of them quantized again.

@@ -4,31 +4,88 @@
 //! state's contribution. Both directions are loops of their own, the second one reads and writes times backwards.
 //! Behind the end of a shorter sequence the state stays and the output is zero.
 
-use margay_ir::ops::{
-    Abs, Add, Concat, Const, Exp, Gather, Loop, MatMul, Max, Min, Relu, Reshape, Select, Sigmoid, Slice,
-    Softplus, Tanh, Transpose,
-};
-use margay_ir::{AddError, Builder, Graph, Op, Payload, Region, TensorType, Value};
+mod activation;
+mod step;
+
+use margay_ir::ops::{Add, Concat, Const, Gather, Loop, MatMul, Reshape, Select, Slice, Transpose};
+use margay_ir::{Builder, Graph, Op, Payload, Region, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
+use super::quantized::dynamic_product;
 use super::shapes::broadcast_to;
 use super::slices::slice_axes;
+use activation::Activation;
+use step::Step;
 
 /// `LSTM`.
 pub(super) fn lstm(cx: &mut Importer, call: &Call) -> Imported {
-    recurrent(cx, call, Cell::Lstm { coupled: call.flag("input_forget", false)? })
+    of_numbers(cx, call, Cell::Lstm { coupled: call.flag("input_forget", false)? })
 }
 
 /// `GRU`.
 pub(super) fn gru(cx: &mut Importer, call: &Call) -> Imported {
-    recurrent(cx, call, Cell::Gru { reset_after: call.flag("linear_before_reset", false)? })
+    of_numbers(cx, call, Cell::Gru { reset_after: call.flag("linear_before_reset", false)? })
 }
 
 /// `RNN`.
 pub(super) fn rnn(cx: &mut Importer, call: &Call) -> Imported {
-    recurrent(cx, call, Cell::Plain)
+    of_numbers(cx, call, Cell::Plain)
+}
+
+/// `DynamicQuantizeLSTM`: weights are integers with the terms first, and what they are multiplied with is quantized by
+/// its range: the inputs of all times at once, the state at each time.
+pub(super) fn dynamic_quantize_lstm(cx: &mut Importer, call: &Call) -> Imported {
+    let quantization = |at: usize| Ok::<_, Refusal>(Some([call.input(at)?, call.input(at + 1)?]));
+    let matrices = [
+        Matrix { columns: call.input(1)?, quantization: quantization(8)? },
+        Matrix { columns: call.input(2)?, quantization: quantization(10)? },
+    ];
+    let coupled = call.flag("input_forget", false)?;
+    let cell = Cell::Lstm { coupled };
+    recurrent(cx, call, Settings::of(call, cell)?, matrices)
+}
+
+/// `LSTM`, `GRU` and `RNN`, whose weights are transposed.
+fn of_numbers(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
+    let settings = Settings::of(call, cell)?;
+    let mut columns = |at: usize| {
+        let v = call.input(at)?;
+        match cx.ty(v).ndim() {
+            3 => Ok(Matrix { columns: transposed(cx, v)?, quantization: None }),
+            _ => Err(Refusal::Invalid(format!("expected input {at} with 3 axes, found {}", cx.ty(v)))),
+        }
+    };
+    let matrices = [columns(1)?, columns(2)?];
+    recurrent(cx, call, settings, matrices)
+}
+
+/// A matrix of weights, `[terms, columns]`, behind an axis of directions until one is taken.
+#[derive(Clone, Copy)]
+struct Matrix {
+    columns: Value,
+    /// Scale and zero point of a matrix of integers: one for all, or one for each column.
+    quantization: Option<[Value; 2]>,
+}
+
+impl Matrix {
+    /// The same with other values.
+    fn map<E>(self, mut f: impl FnMut(Value) -> Result<Value, E>) -> Result<Matrix, E> {
+        let quantization = match self.quantization {
+            Some([scale, zero]) => Some([f(scale)?, f(zero)?]),
+            None => None,
+        };
+        Ok(Matrix { columns: f(self.columns)?, quantization })
+    }
+
+    /// x times this.
+    fn product(self, cx: &mut Importer, x: Value) -> Result<Value, Refusal> {
+        match self.quantization {
+            Some([scale, zero]) => dynamic_product(cx, x, self.columns, scale, Some(zero), None),
+            None => cx.add(MatMul, &[x, self.columns]),
+        }
+    }
 }
 
 /// The kind of a cell.
@@ -65,97 +122,6 @@ impl Cell {
     /// Values handed from one time to the next.
     fn states(self) -> usize {
         if matches!(self, Cell::Lstm { .. }) { 2 } else { 1 }
-    }
-}
-
-/// A function of the gates, with its parameters.
-#[derive(Clone, Copy, PartialEq)]
-enum Activation {
-    Affine(f64, f64),
-    Elu(f64),
-    HardSigmoid(f64, f64),
-    LeakyRelu(f64),
-    Relu,
-    ScaledTanh(f64, f64),
-    Sigmoid,
-    Softplus,
-    Softsign,
-    Tanh,
-    ThresholdedRelu(f64),
-}
-
-impl Activation {
-    /// The function of a name, which takes its parameters from the lists where they have some left.
-    fn named(
-        name: &str,
-        alpha: &mut dyn Iterator<Item = f64>,
-        beta: &mut dyn Iterator<Item = f64>,
-    ) -> Option<Activation> {
-        let mut a = |default: f64| alpha.next().unwrap_or(default);
-        let mut b = |default: f64| beta.next().unwrap_or(default);
-        Some(match name.to_ascii_lowercase().as_str() {
-            "affine" => Activation::Affine(a(1.0), b(0.0)),
-            "elu" => Activation::Elu(a(1.0)),
-            "hardsigmoid" => Activation::HardSigmoid(a(0.2), b(0.5)),
-            "leakyrelu" => Activation::LeakyRelu(a(0.01)),
-            "relu" => Activation::Relu,
-            "scaledtanh" => Activation::ScaledTanh(a(1.0), b(1.0)),
-            "sigmoid" => Activation::Sigmoid,
-            "softplus" => Activation::Softplus,
-            "softsign" => Activation::Softsign,
-            "tanh" => Activation::Tanh,
-            "thresholdedrelu" => Activation::ThresholdedRelu(a(1.0)),
-            _ => return None,
-        })
-    }
-
-    fn apply(self, b: &mut Builder, x: Value) -> Result<Value, AddError> {
-        match self {
-            Activation::Affine(alpha, beta) => {
-                let scaled = b.scale(x, alpha)?;
-                b.offset(scaled, beta)
-            }
-            Activation::Elu(alpha) => {
-                // Of negative x only, so that nothing overflows.
-                let below = b.at_most(x, 0.0)?;
-                let power = b.op(Exp, &[below])?;
-                let less_one = b.offset(power, -1.0)?;
-                let negative = b.scale(less_one, alpha)?;
-                let positive = b.at_least(x, 0.0)?;
-                b.add(positive, negative)
-            }
-            Activation::HardSigmoid(alpha, beta) => {
-                let scaled = b.scale(x, alpha)?;
-                let shifted = b.offset(scaled, beta)?;
-                let low = b.at_least(shifted, 0.0)?;
-                b.at_most(low, 1.0)
-            }
-            Activation::LeakyRelu(alpha) => {
-                let positive = b.at_least(x, 0.0)?;
-                let below = b.at_most(x, 0.0)?;
-                let negative = b.scale(below, alpha)?;
-                b.add(positive, negative)
-            }
-            Activation::Relu => b.op(Relu, &[x]),
-            Activation::ScaledTanh(alpha, beta) => {
-                let inner = b.scale(x, beta)?;
-                let tanh = b.op(Tanh, &[inner])?;
-                b.scale(tanh, alpha)
-            }
-            Activation::Sigmoid => b.op(Sigmoid, &[x]),
-            Activation::Softplus => b.op(Softplus, &[x]),
-            Activation::Softsign => {
-                let size = b.op(Abs, &[x])?;
-                let divisor = b.offset(size, 1.0)?;
-                b.div(x, divisor)
-            }
-            Activation::Tanh => b.op(Tanh, &[x]),
-            Activation::ThresholdedRelu(alpha) => {
-                let threshold = b.number(x, alpha)?;
-                let above = b.less(threshold, x)?;
-                b.where_or(above, x, 0.0)
-            }
-        }
     }
 }
 
@@ -209,9 +175,9 @@ impl Settings {
     }
 }
 
-fn recurrent(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
-    let settings = Settings::of(call, cell)?;
-    let (x, w, r) = (call.input(0)?, call.input(1)?, call.input(2)?);
+fn recurrent(cx: &mut Importer, call: &Call, settings: Settings, [w, r]: [Matrix; 2]) -> Imported {
+    let cell = settings.cell;
+    let x = call.input(0)?;
     let (bias, lengths) = (call.optional(3), call.optional(4));
     let lstm = cell.states() == 2;
     let mut initial = vec![call.optional(5)];
@@ -221,15 +187,12 @@ fn recurrent(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
     } else {
         None
     };
-    for (at, v, ndim) in [(0, x, 3), (1, w, 3), (2, r, 3)] {
-        if cx.ty(v).ndim() != ndim {
-            return Err(Refusal::Invalid(format!(
-                "expected input {at} with {ndim} axes, found {}",
-                cx.ty(v)
-            )));
+    for (at, v) in [(0, x), (1, w.columns), (2, r.columns)] {
+        if cx.ty(v).ndim() != 3 {
+            return Err(Refusal::Invalid(format!("expected input {at} with 3 axes, found {}", cx.ty(v))));
         }
     }
-    let hidden = cx.ty(r).shape[2].clone();
+    let hidden = cx.ty(r.columns).shape[1].clone();
     if let Some(declared) = call.optional_int("hidden_size")?
         && hidden.as_const().is_some_and(|h| h != declared)
     {
@@ -247,15 +210,19 @@ fn recurrent(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
     for d in 0..settings.backwards.len() {
         let part = |cx: &mut Importer, v: Value| direction(cx, v, d);
         let weights = Weights {
-            w: part(cx, w)?,
-            r: part(cx, r)?,
+            w: w.map(|v| part(cx, v))?,
+            r: r.map(|v| part(cx, v))?,
             bias: bias.map(|v| part(cx, v)).transpose()?,
             peepholes: peepholes.map(|v| part(cx, v)).transpose()?,
         };
         let mut states = Vec::new();
         for given in &initial {
             states.push(match given {
-                Some(v) => part(cx, *v)?,
+                Some(v) => {
+                    let own = part(cx, *v)?;
+                    let shape = vec![cx.ty(x).shape[1].clone(), hidden.clone()];
+                    alike(cx, own, shape)?
+                }
                 None => {
                     let zero = cx.number(x, 0.0)?;
                     let shape = vec![cx.ty(x).shape[1].clone(), hidden.clone()];
@@ -282,6 +249,25 @@ fn recurrent(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
         results.push(first(cx, v)?);
     }
     Ok(results)
+}
+
+/// A state with the extents of the inputs, which are assumed to be its own where nothing proves it.
+fn alike(cx: &mut Importer, state: Value, shape: Vec<Dim>) -> Result<Value, Refusal> {
+    let own = cx.ty(state).shape.clone();
+    if own.len() != shape.len() {
+        return Err(Refusal::Invalid(format!(
+            "expected a state of {} axes, found {}",
+            shape.len(),
+            own.len()
+        )));
+    }
+    for (own, extent) in own.iter().zip(&shape) {
+        if (own - extent).as_const().is_some_and(|d| d != 0) {
+            return Err(Refusal::Invalid(format!("a state of extent `{own}`, expected `{extent}`")));
+        }
+        cx.assume_equal(own, extent)?;
+    }
+    if own.as_slice() == shape { Ok(state) } else { cx.shaped(state, shape) }
 }
 
 fn joined(cx: &mut Importer, parts: Vec<Value>, axis: usize) -> Result<Value, Refusal> {
@@ -311,10 +297,10 @@ fn direction(cx: &mut Importer, v: Value, d: usize) -> Result<Value, Refusal> {
     cx.shaped(part, shape[1..].to_vec())
 }
 
-/// Weights of one direction: `w` is `[gates H, I]`, `r` is `[gates H, H]`, `bias` `[2 gates H]`, `peepholes` `[3 H]`.
+/// Weights of one direction: `w` is `[I, gates H]`, `r` is `[H, gates H]`, `bias` `[2 gates H]`, `peepholes` `[3 H]`.
 struct Weights {
-    w: Value,
-    r: Value,
+    w: Matrix,
+    r: Matrix,
     bias: Option<Value>,
     peepholes: Option<Value>,
 }
@@ -330,12 +316,11 @@ fn one_direction(
     states: &[Value],
 ) -> Result<(Value, Vec<Value>), Refusal> {
     let gates = settings.cell.gates();
-    let hidden = cx.ty(weights.r).shape[1].clone();
+    let hidden = cx.ty(weights.r.columns).shape[0].clone();
     let width = &hidden * &Dim::from(gates);
     let times = cx.ty(x).shape[0].clone();
     // What the inputs contribute, with the biases that do not depend on the state.
-    let columns = transposed(cx, weights.w)?;
-    let mut inputs = cx.add(MatMul, &[x, columns])?;
+    let mut inputs = weights.w.product(cx, x)?;
     let mut state_bias = None;
     if let Some(bias) = weights.bias {
         let own = slice(cx, bias, &Dim::default(), &width)?;
@@ -346,11 +331,10 @@ fn one_direction(
             _ => inputs = cx.add(Add, &[inputs, of_state])?,
         }
     }
-    let recurrent = transposed(cx, weights.r)?;
     let mut body = Body::new(states, cx);
     let number = body.inputs[0];
     let contributions = body.read(cx, inputs);
-    let r = body.read(cx, recurrent);
+    let r = weights.r.map(|v| Ok::<_, Refusal>(body.read(cx, v)))?;
     let state_bias = state_bias.map(|v| body.read(cx, v));
     let peepholes = weights.peepholes.map(|v| body.read(cx, v));
     let lengths = lengths.map(|v| body.read(cx, v));
@@ -364,6 +348,7 @@ fn one_direction(
     };
     let dtype = body.graph.ty(contributions).dtype;
     let current: Vec<Value> = body.inputs[1..=states.len()].to_vec();
+    let product = body.within(cx, |cx| r.product(cx, current[0]))?;
     let mut b = Builder::new(&mut body.graph, cx.origin.clone());
     let at = match (settings.backwards[d], times.as_const(), total) {
         (false, ..) => number,
@@ -383,14 +368,15 @@ fn one_direction(
         clip: settings.clip,
         hidden: &hidden,
         now,
-        r,
+        product,
+        r: r.columns,
         state_bias,
         peepholes,
     };
     let mut next = match settings.cell {
-        Cell::Lstm { coupled } => step.lstm(&mut b, current[0], current[1], coupled)?,
+        Cell::Lstm { coupled } => step.lstm(&mut b, current[1], coupled)?,
         Cell::Gru { reset_after } => vec![step.gru(&mut b, current[0], reset_after)?],
-        Cell::Plain => vec![step.plain(&mut b, current[0])?],
+        Cell::Plain => vec![step.plain(&mut b)?],
     };
     let mut row = next[0];
     if let Some(lengths) = lengths {
@@ -423,7 +409,7 @@ fn one_direction(
 
 /// A value with its last two axes exchanged; of a constant, a constant.
 fn transposed(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
-    let op = Transpose { perm: vec![1, 0] };
+    let op = Transpose { perm: vec![0, 2, 1] };
     let origin = cx.graph.node(v.node).origin.clone();
     let constant = cx.graph.constant(v).map(|p| p.tensor().clone());
     match constant.and_then(|t| Op::from(op.clone()).eval(&[&t]).ok()?.pop()) {
@@ -462,6 +448,18 @@ impl Body {
         Body { graph, inputs, operands: Vec::new() }
     }
 
+    /// What `f` makes with the graph of the body in place of that around it.
+    fn within<'a, T>(
+        &mut self,
+        cx: &mut Importer<'a>,
+        f: impl FnOnce(&mut Importer<'a>) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        std::mem::swap(&mut self.graph, &mut cx.graph);
+        let made = f(cx);
+        std::mem::swap(&mut self.graph, &mut cx.graph);
+        made
+    }
+
     /// A value of the graph around it: a constant is repeated inside, anything else is an operand.
     fn read(&mut self, cx: &Importer, outer: Value) -> Value {
         if let Some(payload) = cx.graph.constant(outer) {
@@ -474,111 +472,5 @@ impl Body {
         self.operands.push(outer);
         let name = format!("x{}", self.operands.len());
         self.graph.add_input(&name, cx.ty(outer).clone())
-    }
-}
-
-/// One time: what there is to compute with.
-struct Step<'a> {
-    activations: &'a [Activation],
-    clip: Option<f64>,
-    hidden: &'a Dim,
-    /// `[B, gates H]`: the contribution of the inputs.
-    now: Value,
-    /// `[H, gates H]`.
-    r: Value,
-    /// `[gates H]`, of the state where the reset comes after.
-    state_bias: Option<Value>,
-    /// `[3 H]`: input, output, forget.
-    peepholes: Option<Value>,
-}
-
-impl Step<'_> {
-    /// Part `at` of `[.., parts H]` along the last axis.
-    fn part(&self, b: &mut Builder, v: Value, at: usize) -> Result<Value, AddError> {
-        let shape = b.ty(v).shape.clone();
-        let n = shape.len();
-        let mut op = Slice { starts: vec![Dim::default(); n], ends: shape, steps: vec![1; n] };
-        op.starts[n - 1] = self.hidden * &Dim::from(at);
-        op.ends[n - 1] = self.hidden * &Dim::from(at + 1);
-        b.op(op, &[v])
-    }
-
-    fn activate(&self, b: &mut Builder, which: usize, x: Value) -> Result<Value, AddError> {
-        let x = match self.clip {
-            Some(clip) => {
-                let (low, high) = (b.number(x, -clip)?, b.number(x, clip)?);
-                let x = b.op(Max, &[x, low])?;
-                b.op(Min, &[x, high])?
-            }
-            None => x,
-        };
-        self.activations[which].apply(b, x)
-    }
-
-    /// A gate with what the cell contributes through a peephole.
-    fn peep(&self, b: &mut Builder, gate: Value, cell: Value, at: usize) -> Result<Value, AddError> {
-        let Some(peepholes) = self.peepholes else { return Ok(gate) };
-        let weight = self.part(b, peepholes, at)?;
-        let more = b.mul(weight, cell)?;
-        b.add(gate, more)
-    }
-
-    fn lstm(&self, b: &mut Builder, h: Value, c: Value, coupled: bool) -> Result<Vec<Value>, AddError> {
-        let product = b.op(MatMul, &[h, self.r])?;
-        let all = b.add(self.now, product)?;
-        let parts = (0..4).map(|at| self.part(b, all, at)).collect::<Result<Vec<_>, _>>()?;
-        let input = self.peep(b, parts[0], c, 0)?;
-        let input = self.activate(b, 0, input)?;
-        let forget = if coupled {
-            let minus = b.neg(input)?;
-            b.offset(minus, 1.0)?
-        } else {
-            let forget = self.peep(b, parts[2], c, 2)?;
-            self.activate(b, 0, forget)?
-        };
-        let candidate = self.activate(b, 1, parts[3])?;
-        let kept = b.mul(forget, c)?;
-        let added = b.mul(input, candidate)?;
-        let cell = b.add(kept, added)?;
-        let output = self.peep(b, parts[1], cell, 1)?;
-        let output = self.activate(b, 0, output)?;
-        let shown = self.activations[2].apply(b, cell)?;
-        Ok(vec![b.mul(output, shown)?, cell])
-    }
-
-    fn gru(&self, b: &mut Builder, h: Value, reset_after: bool) -> Result<Value, AddError> {
-        let mut product = b.op(MatMul, &[h, self.r])?;
-        if let Some(bias) = self.state_bias {
-            product = b.add(product, bias)?;
-        }
-        let gate = |b: &mut Builder, at: usize| {
-            let (x, y) = (self.part(b, self.now, at)?, self.part(b, product, at)?);
-            b.add(x, y)
-        };
-        let update = gate(b, 0)?;
-        let update = self.activate(b, 0, update)?;
-        let reset = gate(b, 1)?;
-        let reset = self.activate(b, 0, reset)?;
-        let of_state = if reset_after {
-            let of_state = self.part(b, product, 2)?;
-            b.mul(reset, of_state)?
-        } else {
-            let kept = b.mul(reset, h)?;
-            let r = self.part(b, self.r, 2)?;
-            b.op(MatMul, &[kept, r])?
-        };
-        let hidden = self.part(b, self.now, 2)?;
-        let hidden = b.add(hidden, of_state)?;
-        let hidden = self.activate(b, 1, hidden)?;
-        // (1 - z) h' + z h.
-        let difference = b.sub(h, hidden)?;
-        let change = b.mul(update, difference)?;
-        b.add(hidden, change)
-    }
-
-    fn plain(&self, b: &mut Builder, h: Value) -> Result<Value, AddError> {
-        let product = b.op(MatMul, &[h, self.r])?;
-        let all = b.add(self.now, product)?;
-        self.activate(b, 0, all)
     }
 }

@@ -1,10 +1,12 @@
 //! Operators that join elements along axes, alone or composed.
 
 use margay_ir::Value;
-use margay_ir::ops::{Abs, Add, Exp, Less, Log, Mul, Reduce, ReduceKind, Select, Sqrt, Sub};
+use margay_ir::ops::{Abs, Add, Exp, Less, Log, Mul, Reduce, ReduceKind, Select, Sub};
+use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axes};
+use super::statistics::root;
 
 /// `ReduceSum`, whose axes became an input before those of the others.
 pub(super) fn sum(cx: &mut Importer, call: &Call) -> Imported {
@@ -21,7 +23,21 @@ macro_rules! reductions {
         }
     )* };
 }
-reductions! { max = Max, mean = Mean, min = Min, prod = Prod }
+reductions! { max = Max, min = Min, prod = Prod }
+
+/// `ReduceMean`; of integers the sum, which wraps, over the number of elements, rounded towards zero.
+pub(super) fn mean(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, join) = operands(cx, call, ReduceKind::Mean, 18)?;
+    let dtype = cx.ty(x).dtype;
+    if dtype.is_float() {
+        return Ok(vec![cx.add(join, &[x])?]);
+    }
+    let extent = |axis: &usize| cx.ty(x).shape[*axis].clone();
+    let count = join.axes.iter().map(extent).fold(Dim::from(1usize), |n, d| &n * &d);
+    let count = cx.extent(&count, dtype)?;
+    let sum = cx.add(Reduce { kind: ReduceKind::Sum, ..join }, &[x])?;
+    Ok(vec![cx.over(sum, count)?])
+}
 
 /// `ReduceL1`: Σ |x|.
 pub(super) fn l1(cx: &mut Importer, call: &Call) -> Imported {
@@ -32,8 +48,8 @@ pub(super) fn l1(cx: &mut Importer, call: &Call) -> Imported {
 
 /// `ReduceL2`: √Σ x².
 pub(super) fn l2(cx: &mut Importer, call: &Call) -> Imported {
-    let sum = sum_square(cx, call)?;
-    Ok(vec![cx.add(Sqrt, &sum)?])
+    let sum = sum_square(cx, call)?[0];
+    Ok(vec![root(cx, sum, 2)?])
 }
 
 /// `ReduceSumSquare`: Σ x².

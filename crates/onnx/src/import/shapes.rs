@@ -1,6 +1,6 @@
 //! Operators that give elements another place.
 
-use margay_ir::ops::{Bits, Broadcast, Concat, Gather, Numbers, Pad, Transpose};
+use margay_ir::ops::{Broadcast, Concat, Gather, Number, Pad, Transpose};
 use margay_ir::{Value, types};
 use margay_tensor::{Dim, Shape};
 
@@ -184,7 +184,7 @@ pub(super) fn pad(cx: &mut Importer, call: &Call) -> Imported {
         return Err(Refusal::Unsupported(format!("mode `{mode}` is not supported")));
     }
     let (given, value) = if call.opset < 11 {
-        (call.ints("pads")?.unwrap_or_default().to_vec(), call.float("value", 0.0)?)
+        (call.ints("pads")?.unwrap_or_default().to_vec(), Number::float(call.float("value", 0.0)?))
     } else {
         (cx.const_ints(call, 1, "the padding")?, pad_value(cx, call)?)
     };
@@ -216,12 +216,11 @@ pub(super) fn pad(cx: &mut Importer, call: &Call) -> Imported {
     if before.iter().chain(&after).all(|&p| p == 0) {
         return Ok(vec![x]);
     }
-    Ok(vec![cx.add(Pad { before, after, value: Bits::new(value) }, &[x])?])
+    Ok(vec![cx.add(Pad { before, after, value }, &[x])?])
 }
 
-fn pad_value(cx: &Importer, call: &Call) -> Result<f64, Refusal> {
-    let Some(v) = call.optional(2) else { return Ok(0.0) };
-    let known = cx.graph.constant(v).map(|p| p.tensor()).filter(|t| t.len() == 1);
-    let number = known.and_then(|t| Numbers::of(t).ok()).and_then(|n| n.floats().pop());
+fn pad_value(cx: &Importer, call: &Call) -> Result<Number, Refusal> {
+    let Some(v) = call.optional(2) else { return Ok(Number::float(0.0)) };
+    let number = cx.graph.constant(v).and_then(|p| Number::of(p.tensor()));
     number.ok_or_else(|| Refusal::Unsupported("the value of the padding is computed at run time".into()))
 }

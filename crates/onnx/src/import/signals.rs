@@ -1,7 +1,7 @@
 //! Signals: Fourier transforms as products with matrices of cosines and sines, and windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Bits, Concat, Cos, Gather, MatMul, Pad};
+use margay_ir::ops::{Concat, Cos, Gather, MatMul, Number, Pad};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -86,7 +86,7 @@ fn fitted(cx: &mut Importer, x: Value, n: usize) -> Result<Value, Refusal> {
     }
     let mut after = vec![0; last + 1];
     after[last] = (n - found) as i64;
-    cx.add(Pad { before: vec![0; last + 1], after, value: Bits::new(0.0) }, &[x])
+    cx.add(Pad { before: vec![0; last + 1], after, value: Number::float(0.0) }, &[x])
 }
 
 /// `DFT`: the axis is an attribute before operator set 20 and an input since.

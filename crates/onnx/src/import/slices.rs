@@ -1,8 +1,9 @@
 //! `Slice` and `Split`.
 //!
 //! ONNX clamps bounds to the operand; the graph does not. Where bound and extent are known they are clamped here.
-//! Where symbols hide which is larger the bound is taken as it stands, and the graph reports it when the symbols get
-//! values that make it wrong: `x[:512]` of an axis `S` means that `S` is at least 512.
+//! Where symbols hide which is larger the bound is taken as it stands, unless it is known from the use of the model that it
+//! lies outside: then the extent is taken for fixed. The graph reports it when the symbols get other values that make a
+//! bound wrong: `x[:512]` of an axis `S` means that `S` is at least 512.
 
 use margay_ir::Value;
 use margay_ir::ops::{Slice, less_or_equal};
@@ -12,7 +13,7 @@ use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
 
 /// Bounds from here on mean the end of the axis, whatever its extent.
-const ENDLESS: i64 = i32::MAX as i64;
+const ENDLESS: i64 = 1_000_000_000;
 
 /// `Slice`: bounds are attributes before operator set 10 and inputs since.
 pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
@@ -43,13 +44,16 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     let (mut from, mut to) = (Vec::new(), Vec::new());
     for (i, &axis) in axes.iter().enumerate() {
         let (start, end) = clamped(&starts[i], &ends[i], steps[i], &shape[axis]);
+        if cx.is_outside(&start, &end, steps[i], &shape[axis]) {
+            cx.values_of(&[shape[axis].clone(), starts[i].clone(), ends[i].clone()])?;
+        }
         from.push(start);
         to.push(end);
     }
     slice_axes(cx, x, &axes, &from, &to, &steps).map(|v| vec![v])
 }
 
-/// A slice along some axes, with bounds as the graph wants them. Nothing is added where all is taken.
+/// A slice along some axes, with bounds inside the operand. Nothing is added where all is taken.
 pub(super) fn slice_axes(
     cx: &mut Importer,
     x: Value,

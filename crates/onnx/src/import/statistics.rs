@@ -139,16 +139,21 @@ pub(super) fn power_of_size(cx: &mut Importer, x: Value, p: i64) -> Result<Value
     }
 }
 
-/// x^(1/p).
+/// x^(1/p) of sums of powers, x >= 0. The derivative at 0 is 0: that of a norm is taken for 0 where its operands are.
 pub(super) fn root(cx: &mut Importer, x: Value, p: i64) -> Result<Value, Refusal> {
-    match p {
-        1 => Ok(x),
-        2 => cx.sqrt(x),
-        p => {
-            let p = cx.number(x, 1.0 / p as f64)?;
-            cx.add(Pow, &[x, p])
-        }
+    if p == 1 {
+        return Ok(x);
     }
+    let (zero, one) = (cx.number(x, 0.0)?, cx.number(x, 1.0)?);
+    let none = cx.equal(x, zero)?;
+    let base = cx.chosen(none, one, x)?;
+    let root = if p == 2 {
+        cx.sqrt(base)?
+    } else {
+        let p = cx.number(x, 1.0 / p as f64)?;
+        cx.add(Pow, &[base, p])?
+    };
+    cx.chosen(none, zero, root)
 }
 
 /// `GlobalLpPool`: the norm of each channel.
@@ -167,7 +172,7 @@ pub(super) fn mean_variance_normalization(cx: &mut Importer, call: &Call) -> Imp
     let centred = cx.minus(x, mean)?;
     let squares = cx.times(centred, centred)?;
     let variance = cx.joined(ReduceKind::Mean, squares, &over, true)?;
-    let deviation = cx.sqrt(variance)?;
+    let deviation = root(cx, variance, 2)?;
     let divisor = cx.offset(deviation, 1e-9)?;
     Ok(vec![cx.over(centred, divisor)?])
 }

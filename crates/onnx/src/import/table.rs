@@ -237,6 +237,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(LEARNING, "ZipMap", 1, learning::zip_map),
     of(MICROSOFT, "Attention", 1, microsoft::attention),
     of(MICROSOFT, "BiasGelu", 1, microsoft::bias_gelu),
+    of(MICROSOFT, "DynamicQuantizeLSTM", 1, recurrent::dynamic_quantize_lstm),
     of(MICROSOFT, "DynamicQuantizeMatMul", 1, quantized::dynamic_quantize_matmul),
     of(MICROSOFT, "EmbedLayerNormalization", 1, microsoft::embed_layer_normalization),
     of(MICROSOFT, "FastGelu", 1, microsoft::fast_gelu),

@@ -6,7 +6,7 @@
 //! from the constant kernel here, so that nothing of it is left to compute later.
 
 use margay_ir::ops::{
-    Add, Bits, Conv, FoldPatches, ImageLayout, MatMul, Pad, Patches, Reshape, Slice, Transpose,
+    Add, Bits, Col2im, Conv, Im2col, ImageLayout, MatMul, Number, Pad, Reshape, Slice, Transpose,
 };
 use margay_ir::{Op, Value};
 use margay_tensor::{Dim, Tensor};
@@ -111,7 +111,7 @@ fn by_folding(
         let steps = &(extent - &Dim::from(1usize)) * &Dim::from(axis.stride);
         size.push(&steps + &Dim::from(axis.span() as i64 + axis.more - axis.before));
     }
-    let patches = Patches {
+    let im2col = Im2col {
         kernel: taps,
         strides: axes.iter().map(|a| a.stride).collect(),
         pads_before: before,
@@ -119,7 +119,7 @@ fn by_folding(
         dilations: axes.iter().map(|a| a.dilation).collect(),
         value: Bits::new(0.0),
     };
-    let mut y = cx.add(FoldPatches { patches, size }, &[windows])?;
+    let mut y = cx.add(Col2im { im2col, size }, &[windows])?;
     if let Some(bias) = bias {
         let bias = cx.along(bias, 1, 2 + data.len())?;
         y = cx.plus(y, bias)?;
@@ -226,7 +226,7 @@ fn phases_of(kernel: &Tensor, groups: usize, axes: &[Axis]) -> Result<Tensor, Re
     let reshape = |t: Tensor, shape: Vec<usize>| run(Reshape { shape: dims(&shape) }.into(), t);
     let pad = |t: Tensor, after: Vec<i64>| {
         let before = vec![0; after.len()];
-        run(Pad { before, after, value: Bits::new(0.0) }.into(), t)
+        run(Pad { before, after, value: Number::float(0.0) }.into(), t)
     };
     let mut k = kernel.clone();
     // Zeros between the taps, and behind them up to a multiple of the stride.
@@ -297,7 +297,7 @@ fn cut(cx: &mut Importer, mut y: Value, data: &[Dim], axes: &[Axis]) -> Result<V
         behind[i + 2] = (beyond - (axis.taps_per_phase() * axis.stride) as i64).max(0);
     }
     if behind.iter().any(|&p| p > 0) {
-        y = cx.add(Pad { before: vec![0; behind.len()], after: behind, value: Bits::new(0.0) }, &[y])?;
+        y = cx.add(Pad { before: vec![0; behind.len()], after: behind, value: Number::float(0.0) }, &[y])?;
     }
     let spatial: Vec<usize> = (2..data.len() + 2).collect();
     slice_axes(cx, y, &spatial, &starts, &ends, &vec![1; axes.len()])

@@ -8,6 +8,8 @@
 //! Symbols are at least 1; comparisons are decided where that suffices (`B == -1` is false, `B == S` is open).
 //! Integer division of symbols is taken where it is exact or the dividend is known not to be negative.
 
+use std::collections::BTreeSet;
+
 use margay_ir::ops::{Dims, IntTensor, Io, Numbers, Reshape, Strided};
 use margay_ir::{Op, Origin, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
@@ -20,6 +22,9 @@ pub(super) const MAX_KNOWN: usize = 1024;
 
 /// What takes more operations is left to the passes, which have a limit of their own.
 const MAX_FLOPS: u64 = 1 << 20;
+
+/// Nodes between extents and a choice that they decide.
+const MAX_BEHIND: usize = 64;
 
 /// A leaf is at most a cast of a reshape of `dims`.
 const MAX_LEAF_DEPTH: usize = 3;
@@ -125,6 +130,24 @@ impl Importer<'_> {
         }
     }
 
+    /// The extents that a value is computed from; none if it is computed from anything else but constants, or from more
+    /// than a few nodes.
+    pub(super) fn extents_behind(&self, v: Value) -> Vec<Dim> {
+        let (mut open, mut extents) = (vec![v], Vec::new());
+        for _ in 0..MAX_BEHIND {
+            let Some(at) = open.pop() else { return extents };
+            match self.graph.op(at.node) {
+                Op::Const(_) => {}
+                Op::Dims(d) => extents.extend(d.values.iter().cloned()),
+                _ => match self.graph.inputs_of(at.node) {
+                    inputs if inputs.is_empty() => break,
+                    inputs => open.extend(inputs),
+                },
+            }
+        }
+        Vec::new()
+    }
+
     /// Extents as an i64 tensor of one axis.
     pub(crate) fn dims(&mut self, values: Vec<Dim>) -> Result<Value, Refusal> {
         let shape = [values.len()];
@@ -167,11 +190,17 @@ impl Importer<'_> {
 
 /// The refusal of what depends on an extent whose value is not known.
 pub(super) fn open(what: &str, extent: &Dim) -> Refusal {
-    let mut symbols = Vec::new();
-    extent.collect_symbols(&mut symbols);
-    let bind: Vec<String> = symbols.iter().map(|s| format!("`--dim {s}=N`")).collect();
-    let (extent, bind) = (shortened(extent), bind.join(" and "));
+    let bind = binding_of(std::slice::from_ref(extent)).unwrap_or_default();
+    let extent = shortened(extent);
     Refusal::Unsupported(format!("{what} depends on the extent `{extent}`; say what it is by {bind}"))
+}
+
+/// The options that give extents values; `None` if no symbol is among them.
+pub(super) fn binding_of(extents: &[Dim]) -> Option<String> {
+    let mut symbols = Vec::new();
+    extents.iter().for_each(|d| d.collect_symbols(&mut symbols));
+    let bind: BTreeSet<String> = symbols.iter().map(|s| format!("`--dim {s}=N`")).collect();
+    (!bind.is_empty()).then(|| Vec::from_iter(bind).join(" and "))
 }
 
 /// An extent for a message.

@@ -10,8 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use margay_tensor::{DType, Element, Tensor, TensorError};
-use memmap2::Mmap;
+use margay_tensor::{DType, Element, Map, Tensor, TensorError};
 
 use crate::wire::proto::{StringStringEntryProto, TensorProto};
 use crate::{Problem, map};
@@ -24,11 +23,11 @@ const EXTERNAL: i32 = 1;
 
 /// Where the data of tensors comes from.
 pub(super) struct Store<'a> {
-    map: &'a Arc<Mmap>,
+    map: &'a Arc<Map>,
     payloads: Vec<Range<usize>>,
     path: Option<&'a Path>,
     /// External files by resolved path; each is mapped once.
-    files: BTreeMap<PathBuf, Arc<Mmap>>,
+    files: BTreeMap<PathBuf, Arc<Map>>,
 }
 
 /// What a tensor is, whatever its data.
@@ -42,7 +41,7 @@ struct Header<'a> {
 
 impl<'a> Store<'a> {
     /// `payloads` are ranges of `map`; `path` is the file it comes from.
-    pub(super) fn new(map: &'a Arc<Mmap>, payloads: Vec<Range<usize>>, path: Option<&'a Path>) -> Store<'a> {
+    pub(super) fn new(map: &'a Arc<Map>, payloads: Vec<Range<usize>>, path: Option<&'a Path>) -> Store<'a> {
         Store { map, payloads, path, files: BTreeMap::new() }
     }
 
@@ -110,8 +109,8 @@ impl<'a> Store<'a> {
     }
 
     /// Maps an external file, after making sure that it lies in the folder of the model once all links are
-    /// followed.
-    fn file(&mut self, header: &Header<'_>, location: &str) -> Result<Arc<Mmap>, Problem> {
+    /// followed, or in the [cache](hub_cache) that the folder belongs to.
+    fn file(&mut self, header: &Header<'_>, location: &str) -> Result<Arc<Map>, Problem> {
         let [tensor, location] = [header.name, location].map(str::to_owned);
         let unreadable = |message: String| Problem::ExternalRead {
             tensor: tensor.clone(),
@@ -131,7 +130,7 @@ impl<'a> Store<'a> {
         };
         let folder = folder.canonicalize().map_err(|e| unreadable(e.to_string()))?;
         let path = folder.join(relative).canonicalize().map_err(|e| unreadable(e.to_string()))?;
-        if !path.starts_with(&folder) {
+        if !path.starts_with(hub_cache(&folder).unwrap_or(&folder)) {
             return Err(Problem::ExternalOutside { tensor, location });
         }
         if let Some(file) = self.files.get(&path) {
@@ -141,6 +140,12 @@ impl<'a> Store<'a> {
         self.files.insert(path, file.clone());
         Ok(file)
     }
+}
+
+/// The cache of a model hub that a folder belongs to: `snapshots/REVISION` inside it holds links to files in `blobs`.
+fn hub_cache(folder: &Path) -> Option<&Path> {
+    let snapshots = folder.ancestors().find(|p| p.file_name().is_some_and(|name| name == "snapshots"))?;
+    snapshots.parent().filter(|cache| cache.join("blobs").is_dir())
 }
 
 impl<'a> Header<'a> {
@@ -164,7 +169,7 @@ impl<'a> Header<'a> {
     }
 
     /// A tensor over a range of a map.
-    fn mapped(&self, map: &Arc<Mmap>, range: Range<usize>) -> Result<Tensor, Problem> {
+    fn mapped(&self, map: &Arc<Map>, range: Range<usize>) -> Result<Tensor, Problem> {
         let tensor = self.make(Tensor::from_map(self.dtype, &self.extents, map.clone(), range))?;
         if self.dtype == DType::Bool
             && let Some((index, &found)) = tensor.bytes().iter().enumerate().find(|(_, b)| **b > 1)

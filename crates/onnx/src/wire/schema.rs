@@ -73,7 +73,10 @@ impl Message {
             (Message::OperatorSet, 1) => Bytes,  // domain
             (Message::OperatorSet, 2) => Varint, // version
 
-            (Message::Function, 1 | 10) => Bytes, // name, domain
+            (Message::Function, 1 | 4 | 5 | 10) => Bytes, // name, input, output, domain
+            (Message::Function, 7) => Encoding::Message(Message::Node),
+            (Message::Function, 9) => Encoding::Message(Message::OperatorSet),
+            (Message::Function, 11) => Encoding::Message(Message::Attribute), // attribute_proto
 
             (Message::Graph, 1) => Encoding::Message(Message::Node),
             (Message::Graph, 2) => Bytes,                              // name

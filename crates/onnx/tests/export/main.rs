@@ -126,8 +126,8 @@ const SYMBOLIC: &[&str] = &[
 }",
     "graph @windows(%x: f32[B, S, 6]) -> (a: f32[B, S, 2, 2, 2, 3], b: f32[B, S, 2, 3], c: f32[B, S, 3]) {
   %0 = reshape %x {shape = [B, S, 2, 3]} : f32[B, S, 2, 3]
-  %1 = patches %0 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1]} : f32[B, S, 2, 2, 2, 3]
-  %2 = fold_patches %1 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1], size = [2, 3]} : f32[B, S, 2, 3]
+  %1 = im2col %0 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1]} : f32[B, S, 2, 2, 2, 3]
+  %2 = col2im %1 {kernel = [2, 2], pads_before = [1, 0], pads_after = [0, 1], size = [2, 3]} : f32[B, S, 2, 3]
   %3 = const [0, 2, -1, 0, 1, 2] : i64[6]
   %4 = scatter_add %x, %3 {axis = 2, extent = 3, indices = 1} : f32[B, S, 3]
   return %1, %2, %4

@@ -8,7 +8,7 @@ use super::*;
 fn graph(inputs: &[(&str, DType, &[&str])], nodes: Vec<OnnxNode>, outputs: &[&str]) -> Attribute {
     let inputs = inputs.iter().map(|(name, dtype, dims)| input(name, *dtype, dims)).collect();
     let outputs = outputs.iter().map(|n| output(n)).collect();
-    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, initializers: vec![], nodes };
+    let graph = OnnxGraph { name: "inside".to_owned(), inputs, outputs, nodes, ..OnnxGraph::default() };
     Attribute::Graph(Box::new(graph))
 }
 
@@ -116,6 +116,34 @@ fn branches_that_are_refused() {
     ];
     let found = message(&of("If", &["t"], &["z"], &given));
     assert!(found.contains("expected a graph of 0 inputs, found 1"), "{found}");
+}
+
+#[test]
+fn extents_that_are_known_choose_a_branch() {
+    let squeezed = vec![node("Reshape", &["x", "flat"], &["a"], &[])];
+    let kept = vec![node("Unsqueeze", &["x", "flat_axis"], &["b"], &[])];
+    let mut model = of("If", &["is_one"], &["z"], &branches(squeezed, kept));
+    model.graph.nodes.insert(0, node("Shape", &["x"], &["shape"], &[]));
+    model.graph.nodes.insert(1, node("Equal", &["shape", "one"], &["is_one"], &[]));
+    let constants = [("one", ints(&[1])), ("flat", ints(&[-1])), ("flat_axis", ints(&[0]))];
+    model.graph.initializers.extend(constants.map(|(n, t)| (n.to_owned(), t)));
+    let found = message(&model);
+    assert!(found.contains("f32[n] and f32[1, n]; say which by `--dim n=N`"), "{found}");
+    for (extent, expected) in [(1usize, "f32[1]"), (5, "f32[1, 5]")] {
+        let extents = vec![("x".to_owned(), vec![extent])];
+        let known = margay_onnx::KnownInputs { extents, ..Default::default() };
+        let g = margay_onnx::import_for(&model, &known).unwrap().graph;
+        assert_eq!(g.ty(g.outputs()[0].value).to_string(), expected);
+    }
+}
+
+#[test]
+fn one_truth_value_may_have_axes() {
+    let plain = |op: &str, out: &str| vec![node(op, &["x"], &[out], &[])];
+    let mut model = of("If", &["test"], &["z"], &branches(plain("Neg", "a"), plain("Exp", "b")));
+    model.graph.nodes.insert(0, node("Reshape", &["t", "ones"], &["test"], &[]));
+    model.graph.initializers.push(("ones".into(), ints(&[1, 1, 1])));
+    assert!(imported(&model).to_string().contains(" = if "));
 }
 
 #[test]

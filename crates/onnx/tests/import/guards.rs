@@ -1,10 +1,10 @@
 //! Extents that must be equal, or known, and are not shown to be.
 
 use super::*;
-use margay_onnx::{KnownExtents, import_for};
+use margay_onnx::{KnownInputs, import_for};
 
-fn text_of(model: &Model, known: &KnownExtents) -> String {
-    let mut g = import_for(model, known).unwrap();
+fn text_of(model: &Model, known: &KnownInputs) -> String {
+    let mut g = import_for(model, known).unwrap().graph;
     g.verify(Stage::Imported).unwrap();
     g.remove_dead();
     let printed = g.to_string();
@@ -13,9 +13,9 @@ fn text_of(model: &Model, known: &KnownExtents) -> String {
     printed
 }
 
-fn extents(inputs: &[(&str, &[usize])]) -> KnownExtents {
+fn extents(inputs: &[(&str, &[usize])]) -> KnownInputs {
     let inputs = inputs.iter().map(|(n, e)| ((*n).to_owned(), e.to_vec())).collect();
-    KnownExtents { inputs, ..KnownExtents::default() }
+    KnownInputs { extents: inputs, ..KnownInputs::default() }
 }
 
 /// x + y, with an extent of each that has a name of its own.
@@ -33,7 +33,7 @@ const EQUAL: &str = "graph @test(%x: f32[B, 3], %y: f32[B, 3]) -> (z: f32[B, 3])
 
 #[test]
 fn extents_that_broadcast_are_taken_for_equal() {
-    assert_eq!(text_of(&sum(), &KnownExtents::default()), EQUAL);
+    assert_eq!(text_of(&sum(), &KnownInputs::default()), EQUAL);
     assert_eq!(text_of(&sum(), &extents(&[("x", &[4, 3]), ("y", &[4, 3])])), EQUAL);
     let g = imported(&sum());
     let given = |rows: usize| {
@@ -50,7 +50,7 @@ fn extents_that_broadcast_are_taken_for_equal() {
 fn an_extent_that_is_known_to_be_one_broadcasts() {
     for known in [
         extents(&[("x", &[4, 3]), ("y", &[1, 3])]),
-        KnownExtents { dims: [("B".into(), 7), ("M".into(), 1)].into(), ..KnownExtents::default() },
+        KnownInputs { dims: [("B".into(), 7), ("M".into(), 1)].into(), ..KnownInputs::default() },
     ] {
         let expected = "graph @test(%x: f32[B, 3], %y: f32[1, 3]) -> (z: f32[B, 3]) {
   guard M = 1  // z
@@ -81,7 +81,7 @@ fn a_table_as_long_as_the_sequence_fixes_it() {
 }
 ";
     let m = model(17, inputs, &[("w", counting(&[5, 2]))], nodes, &["y"]);
-    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+    assert_eq!(text_of(&m, &KnownInputs::default()), expected);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn what_depends_on_an_extent_takes_the_known_one() {
     let says = "operator `Conv`: the padding depends on the extent `n`; say what it is by `--dim n=N`; used by \
                 node `y` (Conv)";
     assert_eq!(error, says);
-    let g = import_for(&m, &extents(&[("x", &[1, 1, 5])])).unwrap();
+    let g = import_for(&m, &extents(&[("x", &[1, 1, 5])])).unwrap().graph;
     assert_eq!(g.guards()[0].to_string(), "guard n = 5  // y");
     assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[1, 1, 3]");
 }
@@ -159,7 +159,7 @@ fn windows_are_rounded_up_over_open_extents() {
     for (kernel, stride, pads) in [(2, 2, [0, 0]), (3, 2, [0, 0]), (3, 2, [1, 1]), (5, 3, [2, 1])] {
         let open = imported(&pool(kernel, stride, &pads));
         for n in 5..10 {
-            let fixed = import_for(&pool(kernel, stride, &pads), &KnownExtents::default());
+            let fixed = import_for(&pool(kernel, stride, &pads), &KnownInputs::default());
             let given = BTreeMap::from([("x".to_owned(), counting(&[1, 1, n]))]);
             let (mut known, _) = single(17, "MaxPool", &[], vec![Input(counting(&[1, 1, n]))], 1);
             known.graph.nodes[0] = pool(kernel, stride, &pads).graph.nodes[0].clone();
@@ -204,9 +204,99 @@ fn ranges_stay_open() {
   return %0, %2, %3
 }
 ";
-    assert_eq!(text_of(&m, &KnownExtents::default()), expected);
+    assert_eq!(text_of(&m, &KnownInputs::default()), expected);
     let found = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), counting(&[1, 3]))]));
     assert_eq!(found[0], ints(&[0, 2]));
     assert_eq!(found[1], floats(&[4], &[-1., 0., 1., 2.]));
     assert_eq!(found[2], ints(&[3, 2, 1]));
+}
+
+/// x[:, from..to] of an extent with a name.
+fn part(from: i64, to: i64) -> Model {
+    let bounds = [("from", ints(&[from])), ("to", ints(&[to])), ("axes", ints(&[1]))];
+    let slice = node("Slice", &["x", "from", "to", "axes"], &["y"], &[]);
+    model(17, vec![input("x", DType::F32, &["B", "S"])], &bounds, vec![slice], &["y"])
+}
+
+#[test]
+fn a_bound_that_is_known_to_lie_outside_fixes_the_extent() {
+    // Bounds, the extent that is known, and the elements of a row that are left.
+    let cases: [(i64, i64, usize, &[f32]); 6] = [
+        (0, 512, 3, &[0., 1., 2.]),
+        (4, 8, 3, &[]),
+        (-5, i64::MAX, 3, &[0., 1., 2.]),
+        (-5, -1, 3, &[0., 1.]),
+        (2, 8, 3, &[2.]),
+        (1, 2, 3, &[1.]),
+    ];
+    for (from, to, extent, expected) in cases {
+        let known = extents(&[("x", &[1, extent])]);
+        let mut g = import_for(&part(from, to), &known).unwrap().graph;
+        g.remove_dead();
+        let given = BTreeMap::from([("x".to_owned(), counting(&[1, extent]))]);
+        assert_eq!(run_graph(&g, &given)[0], floats(&[1, expected.len()], expected), "{from}..{to}");
+        let fixed = g.guards().iter().any(|guard| guard.symbol == "S".into());
+        assert_eq!(fixed, (from, to) != (1, 2), "{from}..{to}");
+    }
+}
+
+#[test]
+fn an_extent_that_is_known_to_be_nothing_is_fixed() {
+    let inputs = vec![input("past", DType::F32, &["P", "2"]), input("x", DType::F32, &["S", "2"])];
+    let join = node("Concat", &["past", "x"], &["y"], &[("axis", int(0))]);
+    let m = model(17, inputs, &[], vec![join], &["y"]);
+    let expected = "graph @test(%past: f32[0, 2], %x: f32[S, 2]) -> (y: f32[S, 2]) {
+  guard P = 0
+  %0 = concat %past, %x {axis = 0} : f32[S, 2]  // y
+  return %0
+}
+";
+    let from_inputs = extents(&[("past", &[0, 2]), ("x", &[3, 2])]);
+    let from_dims = KnownInputs { dims: [("P".into(), 0)].into(), ..KnownInputs::default() };
+    for known in [from_inputs, from_dims] {
+        assert_eq!(text_of(&m, &known), expected);
+    }
+}
+
+#[test]
+fn a_default_value_gives_way_to_a_value() {
+    let product = node("Mul", &["x", "s"], &["y"], &[]);
+    let two = [("s", floats(&[1], &[2.0]))];
+    let mut m = model(17, vec![input("x", DType::F32, &["3"])], &two, vec![product], &["y"]);
+    m.graph.defaults.push(input("s", DType::F32, &["1"]));
+    let (x, s) = (counting(&[3]), floats(&[1], &[5.0]));
+    let y = run_graph(&imported(&m), &BTreeMap::from([("x".to_owned(), x.clone())]));
+    assert_eq!(y[0], floats(&[3], &[0., 2., 4.]));
+    let g = import_for(&m, &extents(&[("x", &[3]), ("s", &[1])])).unwrap().graph;
+    let y = run_graph(&g, &BTreeMap::from([("x".to_owned(), x), ("s".to_owned(), s)]));
+    assert_eq!(y[0], floats(&[3], &[0., 5., 10.]));
+}
+
+#[test]
+fn a_bound_behind_the_end_of_a_known_extent_is_the_end() {
+    let bound = |end: i64, step: i64| {
+        let inputs = vec![input("x", DType::F32, &["S"])];
+        let constants = [("start", ints(&[if step > 0 { 1 } else { end }])), ("axis", ints(&[0]))];
+        let more = [("end", ints(&[if step > 0 { end } else { 0 }])), ("step", ints(&[step]))];
+        let constants: Vec<(&str, Tensor)> = constants.into_iter().chain(more).collect();
+        let nodes = vec![node("Slice", &["x", "start", "end", "axis", "step"], &["y"], &[])];
+        model(17, inputs, &constants, nodes, &["y"])
+    };
+    let known = extents(&[("x", &[4])]);
+    let type_of = |m: &Model, known: &KnownInputs| {
+        let g = import_for(m, known).unwrap().graph;
+        g.ty(g.outputs()[0].value).to_string()
+    };
+    assert_eq!(type_of(&bound(3, 1), &known), "f32[2]", "inside: S stays open");
+    assert_eq!(type_of(&bound(7, 1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, -1), &known), "f32[3]");
+    assert_eq!(type_of(&bound(7, 1), &extents(&[("x", &[9])])), "f32[6]");
+    assert_eq!(type_of(&bound(1_000_000_000, 1), &KnownInputs::default()), "f32[S - 1]");
+}
+
+#[test]
+fn names_without_letters_name_no_extent() {
+    let inputs = vec![input("x", DType::F32, &["??", "??", "N"]), input("y", DType::F32, &["N"])];
+    let g = imported(&model(17, inputs, &[], vec![node("Add", &["x", "y"], &["z"], &[])], &["z"]));
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[x_d0, x_d1, N]");
 }

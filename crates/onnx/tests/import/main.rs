@@ -4,6 +4,7 @@ mod arithmetic;
 mod control;
 mod damage;
 mod errors;
+mod functions;
 mod guards;
 mod layers;
 mod noise;
@@ -85,7 +86,10 @@ fn model(
 ) -> Model {
     let initializers = constants.iter().map(|(n, t)| ((*n).to_owned(), t.clone())).collect();
     let outputs = outputs.iter().map(|n| output(n)).collect();
-    Model::new(opset, OnnxGraph { name: "test".to_owned(), inputs, outputs, initializers, nodes })
+    Model::new(
+        opset,
+        OnnxGraph { name: "test".to_owned(), inputs, outputs, initializers, nodes, ..OnnxGraph::default() },
+    )
 }
 
 /// A model of a single node, and the inputs it is given.

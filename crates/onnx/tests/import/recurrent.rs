@@ -281,3 +281,25 @@ fn wrong_recurrent_layers_are_refused() {
     let two = refused(&[("activations", names(&["Tanh", "Tanh"]))]);
     assert!(two.contains("expected 1 activations, found 2"), "{two}");
 }
+
+#[test]
+fn states_are_taken_to_have_the_batch_of_the_inputs() {
+    let with = |batch: &str| {
+        let inputs = vec![
+            input("x", DType::F32, &["4", "B", "3"]),
+            input("h", DType::F32, &["1", batch, "2"]),
+            input("c", DType::F32, &["1", "B", "2"]),
+        ];
+        let constants = [("w", numbers(&[1, 8, 3], 1)), ("r", numbers(&[1, 8, 2], 2))];
+        let names = ["x", "w", "r", "", "", "h", "c"];
+        model(17, inputs, &constants, vec![node("LSTM", &names, &["y"], &[])], &["y"])
+    };
+    let g = imported(&with("M"));
+    assert_eq!(
+        g.guards().iter().map(|g| format!("{} = {}", g.symbol, g.value)).collect::<Vec<_>>(),
+        ["M = B"]
+    );
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[4, 1, B, 2]");
+    let error = import(&with("B + 1")).unwrap_err().to_string();
+    assert!(error.contains("a state of extent `B + 1`, expected `B`"), "{error}");
+}

@@ -39,6 +39,7 @@ pub(crate) fn linear() -> Model {
             node("Add", &["product", "b"], &["sum"]),
             node("Relu", &["sum"], &["y"]),
         ],
+        ..OnnxGraph::default()
     };
     Model::new(17, graph)
 }

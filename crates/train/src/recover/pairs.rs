@@ -65,7 +65,7 @@ pub fn outputs(student: &Graph, teacher: &Graph) -> Result<Vec<Pair>, TrainError
     if problems.is_empty() { Ok(pairs) } else { Err(TrainError::Options(problems.join("; "))) }
 }
 
-/// What one model wants to be given and the other does not, or in another type.
+/// Inputs that one model takes and the other does not, or in another type.
 fn input_problems(student: &Graph, teacher: &Graph) -> Vec<String> {
     let inputs = |g: &Graph| -> Vec<(String, String)> {
         let text = |op: &Op| match op {

@@ -10,7 +10,7 @@ binary! {
     float: |x, y| x + y,
     int: i128::wrapping_add,
     scalar: |n, x, y| n.add(x, y),
-    neutral: Some(Neutral::either(0.0)),
+    neutral: Some(Neutral::either(-0.0)),
     symbolic: Some(Symbolic::Pairs(|x, y| Some(x + y))),
     parameters: &[Some(Parameter::Shift), Some(Parameter::Shift)],
     vjp: |cx| {

@@ -23,7 +23,7 @@ unary! {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let square = cx.mul(x, x)?;
         let slope = cx.offset(square, 1.0)?;
-        Grad::all([cx.div(dy, slope)?])
+        Grad::all([cx.quotient(dy, slope)?])
     },
 }
 

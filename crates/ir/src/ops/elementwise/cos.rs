@@ -16,7 +16,7 @@ unary! {
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let sine = cx.op(Sin, &[x])?;
-        let product = cx.mul(dy, sine)?;
+        let product = cx.product(dy, sine)?;
         Grad::all([cx.neg(product)?])
     },
 }

@@ -16,8 +16,8 @@ binary! {
     parameters: &[],
     vjp: |cx| {
         let (y, z, dz) = (cx.input(1), cx.output(), cx.cotangent()?);
-        let dx = cx.div(dz, y)?;
-        let product = cx.mul(dx, z)?;
+        let dx = cx.quotient(dz, y)?;
+        let product = cx.product(dx, z)?;
         Grad::all([dx, cx.neg(product)?])
     },
 }

@@ -19,6 +19,6 @@ unary! {
         let minus_x2 = cx.neg(x2)?;
         let exp = cx.op(Exp, &[minus_x2])?;
         let derivative = cx.scale(exp, std::f64::consts::FRAC_2_SQRT_PI)?;
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     },
 }

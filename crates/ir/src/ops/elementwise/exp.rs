@@ -15,6 +15,6 @@ unary! {
     activation: None, symbolic: None,
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
-        Grad::all([cx.mul(dy, y)?])
+        Grad::all([cx.product(dy, y)?])
     },
 }

@@ -63,7 +63,7 @@ impl OpDef for Gelu {
             let half_du = cx.scale(x2, 1.5 * root * CUBIC)?;
             let half_du = cx.offset(half_du, 0.5 * root)?;
             let x_half_du = cx.mul(x, half_du)?;
-            let second = cx.mul(one_minus_t2, x_half_du)?;
+            let second = cx.product(one_minus_t2, x_half_du)?;
             cx.add(first, second)?
         } else {
             // Φ(x) + x φ(x), where φ(x) = exp(-x²/2) / √(2π).
@@ -75,10 +75,10 @@ impl OpDef for Gelu {
             let exp = cx.op(Exp, &[exponent])?;
             let scaled =
                 cx.scale(x, 0.5 * std::f64::consts::FRAC_1_SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI)?;
-            let x_pdf = cx.mul(scaled, exp)?;
+            let x_pdf = cx.product(exp, scaled)?;
             cx.add(cdf, x_pdf)?
         };
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

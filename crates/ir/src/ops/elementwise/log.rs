@@ -15,6 +15,6 @@ unary! {
     activation: None, symbolic: None,
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
-        Grad::all([cx.div(dy, x)?])
+        Grad::all([cx.quotient(dy, x)?])
     },
 }

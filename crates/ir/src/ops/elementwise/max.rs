@@ -2,7 +2,7 @@
 
 use margay_loops::Binary;
 
-use crate::ops::elementwise::binary;
+use crate::ops::elementwise::{Equal, Select, binary};
 use crate::ops::facts::larger;
 use crate::vjp::Grad;
 
@@ -17,10 +17,13 @@ binary! {
     symbolic: Some(Symbolic::Pairs(larger)),
     parameters: &[],
     vjp: |cx| {
-        // Where both are equal, the first one is the larger.
+        // Two that are equal share the cotangent equally.
         let (x, y, dz) = (cx.input(0), cx.input(1), cx.cotangent()?);
-        let second = cx.less(x, y)?;
-        let [dy, dx] = cx.split(second, dz)?;
+        let equal = cx.op(Equal, &[x, y])?;
+        let half = cx.scale(dz, 0.5)?;
+        let share = cx.op(Select, &[equal, half, dz])?;
+        let (second, first) = (cx.less(x, y)?, cx.less(y, x)?);
+        let ([_, dx], [_, dy]) = (cx.split(second, share)?, cx.split(first, share)?);
         Grad::all([dx, dy])
     },
 }

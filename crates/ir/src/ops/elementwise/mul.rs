@@ -15,6 +15,6 @@ binary! {
     parameters: &[Some(Parameter::Scale), Some(Parameter::Scale)],
     vjp: |cx| {
         let (x, y, dz) = (cx.input(0), cx.input(1), cx.cotangent()?);
-        Grad::all([cx.mul(dz, y)?, cx.mul(dz, x)?])
+        Grad::all([cx.product(dz, y)?, cx.product(dz, x)?])
     },
 }

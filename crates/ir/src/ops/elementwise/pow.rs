@@ -2,7 +2,7 @@
 
 use margay_loops::Binary;
 
-use crate::ops::elementwise::{Log, binary};
+use crate::ops::elementwise::{Equal, Log, Select, binary};
 use crate::vjp::Grad;
 
 binary! {
@@ -19,13 +19,18 @@ binary! {
         let (x, y, z, dz) = (cx.input(0), cx.input(1), cx.output(), cx.cotangent()?);
         let lower = cx.offset(y, -1.0)?;
         let power = cx.op(Pow, &[x, lower])?;
-        let by_x = cx.mul(y, power)?;
-        let dx = cx.mul(dz, by_x)?;
+        let by_x = cx.product(y, power)?;
+        let dx = cx.product(dz, by_x)?;
         // Asked for only, because it is not defined for negative x.
         let dy = if cx.wants(1) {
-            let log = cx.op(Log, &[x])?;
-            let by_y = cx.mul(z, log)?;
-            Some(cx.mul(dz, by_y)?)
+            // 0ʸ does not change with y where it is a number.
+            let zero = cx.number(x, 0.0)?;
+            let at_zero = cx.op(Equal, &[x, zero])?;
+            let one = cx.number(x, 1.0)?;
+            let base = cx.op(Select, &[at_zero, one, x])?;
+            let log = cx.op(Log, &[base])?;
+            let by_y = cx.product(z, log)?;
+            Some(cx.product(dz, by_y)?)
         } else {
             None
         };

@@ -18,6 +18,6 @@ unary! {
         let one = cx.number(y, 1.0)?;
         let one_minus_y = cx.sub(one, y)?;
         let derivative = cx.mul(y, one_minus_y)?;
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     },
 }

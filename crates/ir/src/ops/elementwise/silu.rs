@@ -22,8 +22,8 @@ unary! {
         let s = cx.op(Sigmoid, &[x])?;
         let one = cx.number(x, 1.0)?;
         let one_minus_s = cx.sub(one, s)?;
-        let product = cx.mul(y, one_minus_s)?;
+        let product = cx.product(one_minus_s, y)?;
         let derivative = cx.add(s, product)?;
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     },
 }

@@ -16,6 +16,6 @@ unary! {
     vjp: |cx| {
         let (x, dy) = (cx.input(0), cx.cotangent()?);
         let derivative = cx.op(Cos, &[x])?;
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     },
 }

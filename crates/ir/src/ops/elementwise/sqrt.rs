@@ -16,6 +16,6 @@ unary! {
     vjp: |cx| {
         let (y, dy) = (cx.output(), cx.cotangent()?);
         let half = cx.scale(dy, 0.5)?;
-        Grad::all([cx.div(half, y)?])
+        Grad::all([cx.quotient(half, y)?])
     },
 }

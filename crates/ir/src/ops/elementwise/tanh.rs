@@ -18,6 +18,6 @@ unary! {
         let y2 = cx.mul(y, y)?;
         let one = cx.number(y, 1.0)?;
         let derivative = cx.sub(one, y2)?;
-        Grad::all([cx.mul(dy, derivative)?])
+        Grad::all([cx.product(dy, derivative)?])
     },
 }

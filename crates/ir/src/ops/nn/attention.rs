@@ -17,6 +17,7 @@ use margay_tensor::{Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
+use crate::ops::nn::wide;
 use crate::ops::{
     AttentionGradient, Bits, Broadcast, Case, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef,
     Reduce, ReduceKind, Reshape, Softmax, Strided,
@@ -101,20 +102,20 @@ impl Attention {
                 let v_transposed = cx.transposed(v)?;
                 let d_weights = cx.op(MatMul, &[d_o, v_transposed])?;
                 let o = cx.output();
-                let product = cx.mul(d_o, o)?;
+                let product = cx.product(d_o, o)?;
                 let sum = cx.sum_kept(product, vec![3])?;
                 let mut centred = cx.sub(d_weights, sum)?;
                 if let Some(d_log) = d_log {
                     let d_log = cx.reshape_like(d_log, sum)?;
                     centred = cx.add(centred, d_log)?;
                 }
-                cx.mul(weights, centred)?
+                cx.product(centred, weights)?
             }
             (None, Some(d_log)) => {
                 let mut shape = cx.ty(weights).shape.clone();
                 shape[3] = Dim::from(1usize);
                 let d_log = cx.op(Reshape { shape }, &[d_log])?;
-                cx.mul(weights, d_log)?
+                cx.product(d_log, weights)?
             }
             (None, None) => return Grad::zero(cx.arity()),
         };
@@ -241,7 +242,7 @@ impl OpDef for Attention {
         let output = cx.again(both, &operands)?;
         let logs = Value { out: 1, ..output };
         let (d_o, d_log) = (cx.cotangent()?, cx.cotangent_of(1));
-        let product = cx.mul(d_o, output)?;
+        let product = cx.product(d_o, output)?;
         let sum = Reduce { kind: ReduceKind::Sum, axes: vec![3], keepdims: false };
         let mut centres = cx.op(sum, &[product])?;
         if let Some(d_log) = d_log {
@@ -257,6 +258,9 @@ impl OpDef for Attention {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (q, k, v, o) = (&io.inputs[0], &io.inputs[1], &io.inputs[2], &io.outputs[0]);
+        if wide::is_wide(q) {
+            return wide::attention(self, io);
+        }
         let scores = [q.shape[0], q.shape[1], q.shape[2], k.shape[2]];
         let o_strides = strides_of(&o.shape);
         Ok(Lowered::Call(KernelCall::Attention(margay_loops::Attention {

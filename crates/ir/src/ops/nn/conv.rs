@@ -13,10 +13,11 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::facts::{Image, Parameter};
 use crate::ops::nn::layout::ImageLayout;
+use crate::ops::nn::wide;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Case, ConvKernelGradient, Cost, EvalError, Facts, FoldPatches, Io, Lowered, MatMul, NotLowered,
-    OpDef, Patches, Reshape, Slice, Transpose,
+    Bits, Case, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul, NotLowered,
+    OpDef, Reshape, Slice, Transpose,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
@@ -141,6 +142,9 @@ impl OpDef for Conv {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (x, k, y) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);
+        if wide::is_wide(x) {
+            return wide::conv(self, io);
+        }
         if !x.is_contiguous() || !k.is_contiguous() {
             return Err(NotLowered("a convolution of an operand that is not row-major".into()));
         }
@@ -278,7 +282,7 @@ impl Conv {
         let per_group = cx.op(Reshape { shape: vec![groups, outputs, terms] }, &[k])?;
         let swapped = cx.transposed(per_group)?;
         let columns = cx.op(MatMul, &[swapped, dy])?;
-        let patches = Patches {
+        let im2col = Im2col {
             kernel: spatial.to_vec(),
             strides: self.strides.clone(),
             pads_before: self.pads_before.clone(),
@@ -286,12 +290,12 @@ impl Conv {
             dilations: self.dilations.clone(),
             value: Bits::new(0.0),
         };
-        let shape = patches.unfolded(cx.ty(x))?;
+        let shape = im2col.unfolded(cx.ty(x))?;
         let columns = cx.op(Reshape { shape }, &[columns])?;
-        cx.op(FoldPatches { patches, size: image[2..].to_vec() }, &[columns])
+        cx.op(Col2im { im2col, size: image[2..].to_vec() }, &[columns])
     }
 
-    fn windows(&self) -> Result<Vec<Window>, TypeError> {
+    pub(super) fn windows(&self) -> Result<Vec<Window>, TypeError> {
         Window::all(self.strides.len(), &self.strides, &self.dilations, &self.pads_before, &self.pads_after)
     }
 

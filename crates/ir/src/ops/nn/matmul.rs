@@ -12,6 +12,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::facts::Parameter;
 use crate::ops::lowering::strides_of;
+use crate::ops::nn::wide;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, Strided};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
@@ -86,6 +87,9 @@ impl OpDef for MatMul {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (a, b, shape) = (&io.inputs[0], &io.inputs[1], &io.outputs[0].shape);
+        if wide::is_wide(a) {
+            return Ok(wide::matmul(io));
+        }
         let c = strides_of(shape);
         let rows = shape.len() - 2;
         let b_packed = b.constant && is_one_matrix(b) && b.is_contiguous();

@@ -1,5 +1,5 @@
 //! The cotangent of X under the maximum over windows, [`Pool`](crate::ops::Pool) of kind `max`: what reaches a window goes
-//! to its elements that are the maximum, in equal parts where there are several.
+//! to the first of its elements that are the maximum, in row-major order.
 //!
 //! Operands are X, the maxima Y and the cotangent of Y, all in `layout`; the result is as X. A window whose maximum is a
 //! NaN passes nothing on.
@@ -111,9 +111,8 @@ impl OpDef for MaxPoolGradient {
                     Some(flat * size[axis] + w.position(at[axis + 2], tap[axis], size[axis])?)
                 })
             };
-            let reached: Vec<usize> =
-                indices(&self.kernel).filter_map(under).filter(|&p| xs[p] == maximum).collect();
-            reached.iter().for_each(|&p| out[p] += change / reached.len() as f64);
+            let first = indices(&self.kernel).filter_map(under).find(|&p| xs[p] == maximum);
+            first.into_iter().for_each(|p| out[p] += change);
         }
         let dx = Numbers::Float(out).into_tensor(x.dtype(), x.shape())?;
         Ok(vec![self.layout.tensor_from_nchw(&dx)?])
@@ -138,8 +137,7 @@ impl OpDef for MaxPoolGradient {
         let shape = io.outputs[0].shape.clone();
         Ok(Lowered::nest(move |n| {
             n.for_each(&shape, |n, i| {
-                let x = n.load(0, i);
-                let sum = taps.gather(n, i, x, &mut Vec::new(), None);
+                let sum = taps.gather(n, i, &mut Vec::new(), None);
                 n.store(0, i, sum);
             });
         }))
@@ -198,29 +196,29 @@ struct Taps {
 }
 
 impl Taps {
-    /// Sums what the windows around the element `i`, which is `x`, send there. `at` holds the places of the windows along
+    /// Sums what the windows around the element `i` send there. `at` holds the places of the windows along
     /// the spatial axes done so far, `guard` whether they exist; the axes left are looped over.
-    fn gather(&self, n: &mut Nest, i: &[Index], x: Reg, at: &mut Vec<Index>, guard: Option<Reg>) -> Reg {
+    fn gather(&self, n: &mut Nest, i: &[Index], at: &mut Vec<Index>, guard: Option<Reg>) -> Reg {
         let axis = at.len();
-        let Some(w) = self.windows.get(axis) else { return self.share(n, i, x, at, guard) };
+        let Some(w) = self.windows.get(axis) else { return self.share(n, i, at, guard) };
         let here = &i[self.layout.spatial_axis(axis)];
         if let Some((place, guard)) = w.only_place(n, guard, here, self.kernel[axis], self.places[axis]) {
             at.push(place);
-            let sum = self.gather(n, i, x, at, Some(guard));
+            let sum = self.gather(n, i, at, Some(guard));
             at.pop();
             return sum;
         }
         n.reduce(self.kernel[axis], &[Combine::Sum], |n, tap| {
             let (place, guard) = w.place(n, guard, here, &tap, self.places[axis]);
             at.push(place);
-            let sum = self.gather(n, i, x, at, Some(guard));
+            let sum = self.gather(n, i, at, Some(guard));
             at.pop();
             vec![sum]
         })[0]
     }
 
-    /// What the window at a place sends to `x`.
-    fn share(&self, n: &mut Nest, i: &[Index], x: Reg, at: &[Index], guard: Option<Reg>) -> Reg {
+    /// What the window at a place sends to the element `i`.
+    fn share(&self, n: &mut Nest, i: &[Index], at: &[Index], guard: Option<Reg>) -> Reg {
         let mut place = i.to_vec();
         at.iter().enumerate().for_each(|(axis, at)| place[self.layout.spatial_axis(axis)] = at.clone());
         let guarded = |n: &mut Nest, input: usize| match guard {
@@ -228,21 +226,38 @@ impl Taps {
             None => n.load(input, &place),
         };
         let (maximum, change) = (guarded(n, 1), guarded(n, 2));
-        let count = self.count(n, &place, maximum, &mut Vec::new(), guard);
-        let one = n.number(count, 1.0);
-        let count = n.binary(Binary::Max, count, one);
-        let (part, zero) = (n.div(change, count), n.number(change, 0.0));
-        let chosen = n.binary(Binary::Eq, x, maximum);
-        n.select(chosen, part, zero)
+        let own = self.tap_of(n, i, at);
+        let own = n.cast(own, n.dtype(maximum));
+        let first = self.first(n, &place, maximum, &mut Vec::new(), &Index::constant(0), guard);
+        let zero = n.number(change, 0.0);
+        let chosen = n.binary(Binary::Eq, own, first);
+        n.select(chosen, change, zero)
     }
 
-    /// How many elements of the window at `place` are `maximum`.
-    fn count(
+    /// Which tap of the window at `at` the element `i` lies under; taps count in row-major order.
+    fn tap_of(&self, n: &mut Nest, i: &[Index], at: &[Index]) -> Reg {
+        let mut number = n.literal(Literal::Int(DType::I64, 0));
+        for (axis, (w, place)) in self.windows.iter().zip(at).enumerate() {
+            let padded = i[self.layout.spatial_axis(axis)].plus(&Index::constant(w.before as i64), 1);
+            let distance = n.index_value(&padded.plus(place, -(w.stride as i64)));
+            let int = |n: &mut Nest, v: usize| n.literal(Literal::Int(DType::I64, v as i64));
+            let (dilation, taps) = (int(n, w.dilation), int(n, self.kernel[axis]));
+            let tap = if w.dilation == 1 { distance } else { n.div(distance, dilation) };
+            let before = n.mul(number, taps);
+            number = n.add(before, tap);
+        }
+        number
+    }
+
+    /// The first tap of the window at `place` whose element is `maximum`, as a number of its type; infinite if none is.
+    /// `number` counts the taps of the axes done so far.
+    fn first(
         &self,
         n: &mut Nest,
         place: &[Index],
         maximum: Reg,
         from: &mut Vec<Index>,
+        number: &Index,
         guard: Option<Reg>,
     ) -> Reg {
         let axis = from.len();
@@ -256,18 +271,20 @@ impl Taps {
                 Some(test) => n.load_guarded(0, &at, test, f64::NAN),
                 None => n.load(0, &at),
             };
-            let [one, zero] = [1.0, 0.0].map(|v| n.literal(Literal::of(n.dtype(maximum), v)));
+            let tap = n.index_value(number);
+            let (tap, none) = (n.cast(tap, n.dtype(maximum)), n.number(maximum, f64::INFINITY));
             let equal = n.binary(Binary::Eq, value, maximum);
-            return n.select(equal, one, zero);
+            return n.select(equal, tap, none);
         };
-        n.reduce(self.kernel[axis], &[Combine::Sum], |n, tap| {
+        n.reduce(self.kernel[axis], &[Combine::Min], |n, tap| {
             let start = place[self.layout.spatial_axis(axis)].times(w.stride as i64);
             let at = start.plus(&tap, w.dilation as i64).plus(&Index::constant(w.before as i64), -1);
             let guard = w.inside(n, guard, &at, self.size[axis]);
             from.push(at);
-            let sum = self.count(n, place, maximum, from, guard);
+            let number = number.times(self.kernel[axis] as i64).plus(&tap, 1);
+            let first = self.first(n, place, maximum, from, &number, guard);
             from.pop();
-            vec![sum]
+            vec![first]
         })[0]
     }
 }

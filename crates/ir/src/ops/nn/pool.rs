@@ -16,8 +16,8 @@ use crate::ops::nn::conv::Window;
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Broadcast, Case, Cost, EvalError, Facts, FoldPatches, Io, Lowered, MaxPoolGradient, NotLowered,
-    OpDef, Patches, Reshape,
+    Bits, Broadcast, Case, Col2im, Cost, EvalError, Facts, Im2col, Io, Lowered, MaxPoolGradient, NotLowered,
+    OpDef, Reshape,
 };
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
@@ -138,7 +138,7 @@ impl OpDef for Pool {
             return Grad::all([cx.op(MaxPoolGradient::of(self), &[x, y, dy])?]);
         }
         let spatial = self.kernel.len();
-        let patches = Patches {
+        let im2col = Im2col {
             kernel: self.kernel.clone(),
             strides: self.strides.clone(),
             pads_before: self.pads_before.clone(),
@@ -154,14 +154,14 @@ impl OpDef for Pool {
             cx.number(x, self.kernel.iter().product::<usize>() as f64)?
         } else {
             let ones = cx.filled(x, 1.0)?;
-            let inside = cx.op(patches.clone(), &[ones])?;
+            let inside = cx.op(im2col.clone(), &[ones])?;
             cx.sum_kept(inside, (2..2 + spatial).collect())?
         };
         let share = cx.div(dy, count)?;
-        let shape = patches.unfolded(cx.ty(x))?;
+        let shape = im2col.unfolded(cx.ty(x))?;
         let windows = cx.op(Broadcast { shape }, &[share])?;
         let size = cx.ty(x).shape[2..].to_vec();
-        Grad::all([cx.op(FoldPatches { patches, size }, &[windows])?])
+        Grad::all([cx.op(Col2im { im2col, size }, &[windows])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

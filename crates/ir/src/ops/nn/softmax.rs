@@ -45,10 +45,10 @@ impl OpDef for Softmax {
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         // y (dy - Σ dy y).
         let (y, dy) = (cx.output(), cx.cotangent()?);
-        let product = cx.mul(dy, y)?;
+        let product = cx.product(dy, y)?;
         let sum = cx.sum_kept(product, vec![self.axis])?;
         let centred = cx.sub(dy, sum)?;
-        Grad::all([cx.mul(y, centred)?])
+        Grad::all([cx.product(centred, y)?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {

@@ -15,11 +15,11 @@ use crate::{Op, TensorType, TypeError, Types, types};
 pub enum ReduceKind {
     /// Σ x; 0 over no elements. Integers wrap.
     Sum,
-    /// Σ x / n, of floats.
+    /// Σ x / n, of floats; 0 over no elements.
     Mean,
-    /// The largest; NaN if any is.
+    /// The largest; NaN if any is. Over no elements -∞, or the lowest integer of the type.
     Max,
-    /// The smallest; NaN if any is.
+    /// The smallest; NaN if any is. Over no elements ∞, or the highest integer of the type.
     Min,
     /// Π x; 1 over no elements. Integers wrap.
     Prod,
@@ -48,7 +48,7 @@ impl ReduceKind {
         }
     }
 
-    /// What changes nothing when joined. Types are refused where there is no such number.
+    /// What changes nothing when joined, brought into the range of the type.
     fn neutral(self) -> f64 {
         match self {
             ReduceKind::Sum | ReduceKind::Mean => 0.0,
@@ -98,11 +98,6 @@ impl OpDef for Reduce {
         if !self.axes.is_sorted_by(|a, b| a < b) {
             return Err(TypeError::attribute(format!("axes {:?} are not ascending", self.axes)));
         }
-        let has_empty = matches!(self.kind, ReduceKind::Sum | ReduceKind::Prod);
-        if !has_empty && let Some(axis) = self.axes.iter().find(|&&axis| x.shape[axis].is(0)) {
-            let kind = self.kind.name();
-            return Err(TypeError::attribute(format!("the {kind} over axis {axis}, which has extent 0")));
-        }
         let shape = x.shape.iter().enumerate().filter_map(|(axis, d)| match self.axes.contains(&axis) {
             false => Some(d.clone()),
             true => self.keepdims.then(|| Dim::from(1usize)),
@@ -119,12 +114,13 @@ impl OpDef for Reduce {
             Numbers::Float(v) => {
                 let mut out = vec![self.kind.neutral(); count];
                 at.iter().zip(v).for_each(|(&p, x)| out[p] = self.join_floats(out[p], x));
-                if self.kind == ReduceKind::Mean {
+                if self.kind == ReduceKind::Mean && !at.is_empty() {
                     let joined: usize = self.axes.iter().map(|&axis| x.shape()[axis]).product();
                     out.iter_mut().for_each(|v| *v /= joined as f64);
                 }
                 Numbers::Float(out)
             }
+            Numbers::Int(_) if at.is_empty() => Numbers::Float(vec![self.kind.neutral(); count]),
             Numbers::Int(v) => {
                 let mut out = vec![self.kind.neutral() as i128; count];
                 at.iter().zip(v).for_each(|(&p, x)| out[p] = self.join_ints(out[p], x));
@@ -176,7 +172,7 @@ impl OpDef for Reduce {
                     _ => join(n, op.kind.combine(), &op.axes, &shape, &mut i.to_vec()),
                 };
                 let value = match op.kind {
-                    ReduceKind::Mean => {
+                    ReduceKind::Mean if joined > 0 => {
                         let scale = n.number(value, 1.0 / joined as f64);
                         n.mul(value, scale)
                     }
@@ -281,13 +277,16 @@ mod tests {
 
     #[test]
     fn nothing_to_join() {
-        let reduce = |kind| Reduce { kind, axes: vec![0], keepdims: false };
-        let (x, ty) = (Tensor::zeros(DType::F32, &[0]).unwrap(), TensorType::known(DType::F32, &[0]));
-        assert_eq!(reduce(ReduceKind::Prod).eval(&[&x]).unwrap()[0], Tensor::scalar(1f32));
-        assert_eq!(
-            reduce(ReduceKind::Max).infer(&[&ty]).unwrap_err().to_string(),
-            "the max over axis 0, which has extent 0"
-        );
+        let reduce = |kind, dtype| {
+            let x = Tensor::zeros(dtype, &[0]).unwrap();
+            Reduce { kind, axes: vec![0], keepdims: false }.eval(&[&x]).unwrap().remove(0)
+        };
+        let floats = [0.0, 0.0, f32::NEG_INFINITY, f32::INFINITY, 1.0];
+        for (kind, expected) in ReduceKind::ALL.into_iter().zip(floats) {
+            assert_eq!(reduce(kind, DType::F32), Tensor::scalar(expected), "{kind:?}");
+        }
+        assert_eq!(reduce(ReduceKind::Max, DType::I64), Tensor::scalar(i64::MIN));
+        assert_eq!(reduce(ReduceKind::Min, DType::U8), Tensor::scalar(u8::MAX));
     }
 
     #[test]

@@ -4,11 +4,10 @@ use margay_loops::{Binary, Index, Literal, Nest, Reg};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::shape::known_extents;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, Number, OpDef, Slice};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -20,10 +19,10 @@ pub struct Pad {
     /// Elements put behind each axis; not negative.
     pub after: Vec<i64>,
     /// The value, converted to the type of the operand.
-    pub value: Bits,
+    pub value: Number,
 }
 
-attributes!(Pad { before, after, value = Bits::new(0.0) });
+attributes!(Pad { before, after, value = Number::float(0.0) });
 
 impl OpDef for Pad {
     const NAME: &'static str = "pad";
@@ -55,7 +54,7 @@ impl OpDef for Pad {
                 Some(sum + i * strides[axis] as usize)
             })
         };
-        let filler = Numbers::Float(vec![self.value.get()]).into_tensor(x.dtype(), &[])?;
+        let filler = self.value.tensor(x.dtype());
         Ok(vec![pick(x, &shape, indices(&shape).map(at), filler.bytes())?])
     }
 
@@ -69,7 +68,7 @@ impl OpDef for Pad {
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
         let (op, inner) = (self.clone(), io.inputs[0].shape.clone());
-        let shape = io.outputs[0].shape.clone();
+        let (dtype, shape) = (io.outputs[0].dtype, io.outputs[0].shape.clone());
         Ok(Lowered::nest(move |n| {
             n.for_each(&shape, |n, i| {
                 let mut guard = None;
@@ -82,7 +81,15 @@ impl OpDef for Pad {
                     from.push(at);
                 }
                 let x = match guard {
-                    Some(test) => n.load_guarded(0, &from, test, op.value.get()),
+                    Some(test) => match op.value {
+                        Number::Float(v) => n.load_guarded(0, &from, test, v.get()),
+                        Number::Int(v) if dtype.is_float() => n.load_guarded(0, &from, test, v as f64),
+                        Number::Int(v) => {
+                            let x = n.load_guarded(0, &from, test, 0.0);
+                            let value = n.literal(Literal::Int(dtype, v as i64));
+                            n.select(test, x, value)
+                        }
+                    },
                     None => n.load(0, &from),
                 };
                 n.store(0, i, x);
@@ -115,13 +122,18 @@ impl OpDef for Pad {
         let pad = |before: &[i64], after: &[i64], value: f64| Pad {
             before: before.to_vec(),
             after: after.to_vec(),
-            value: Bits::new(value),
+            value: Number::float(value),
         };
         vec![
             (pad(&[1, 2], &[0, 3], 0.0), Case::f32(&[&[3, 5]])),
             (pad(&[0, 0, 1], &[2, 0, 0], -1.5), Case::f32(&[&[2, 1, 4]])),
             (pad(&[0], &[0], 0.0), Case::f32(&[&[7]])),
             (pad(&[2], &[1], 3.0), Case::random(DType::I64, -9.0, 9.0, &[&[5]])),
+            // No f64 is this integer.
+            (
+                Pad { value: Number::int((1 << 53) + 1), ..pad(&[1], &[1], 0.0) },
+                Case::random(DType::I64, -9.0, 9.0, &[&[2]]),
+            ),
         ]
     }
 }
@@ -151,7 +163,7 @@ mod tests {
     #[test]
     fn negative_padding_is_refused() {
         let x = TensorType::known(DType::F32, &[5]);
-        let pad = Pad { before: vec![-1], after: vec![0], value: Bits::new(0.0) };
+        let pad = Pad { before: vec![-1], after: vec![0], value: Number::float(0.0) };
         assert_eq!(pad.infer(&[&x]).unwrap_err().to_string(), "before contains -1, which is negative");
         let pad = Pad { before: vec![1, 1], ..pad };
         assert_eq!(pad.infer(&[&x]).unwrap_err().to_string(), "before has 2 values for 1 axes");

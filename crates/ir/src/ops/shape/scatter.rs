@@ -1,5 +1,5 @@
 //! The first operand with rows changed: row `at[j]` of the result joins row `at[j]` of `data` with `updates[j]`, for
-//! all j in order. A row is what lies behind the first axis.
+//! all j in order. A row is the slice at one position of the first axis.
 //!
 //! Negative indices count from the end. An index outside the axis is an error of the reference interpreter and a
 //! fault of a compiled program, which then changes the nearest row instead.

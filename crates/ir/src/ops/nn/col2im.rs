@@ -1,4 +1,4 @@
-//! The sum of windows where they overlap (known as col2im), the adjoint of [`Patches`]: element `i` of the result
+//! The sum of windows where they overlap (known as col2im), the adjoint of [`Im2col`]: element `i` of the result
 //! `[N, C, spatial…]` is the sum over all taps `t` and places `p` of the operand `[N, C, kernel…, places…]` with
 //! `i = p stride + t dilation - before`.
 
@@ -8,24 +8,24 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 use crate::ops::attributes::{Attribute, Attributes};
 use crate::ops::elementwise::Numbers;
 use crate::ops::nn::conv::Window;
-use crate::ops::nn::patches::samples;
+use crate::ops::nn::im2col::samples;
 use crate::ops::shape::indices;
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Patches};
+use crate::ops::{Case, Cost, EvalError, Facts, Im2col, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
 /// Sums windows up to an image.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct FoldPatches {
+pub struct Col2im {
     /// How the windows lie in the image; the value of the padding plays no part.
-    pub patches: Patches,
+    pub im2col: Im2col,
     /// Spatial extents of the image.
     pub size: Vec<Dim>,
 }
 
-impl Attributes for FoldPatches {
+impl Attributes for Col2im {
     fn write(&self) -> Vec<(&'static str, String)> {
-        let mut all = self.patches.write();
+        let mut all = self.im2col.write();
         all.push(("size", self.size.write()));
         all
     }
@@ -34,21 +34,21 @@ impl Attributes for FoldPatches {
         let (size, rest): (Vec<_>, Vec<_>) =
             attributes.iter().copied().partition(|(name, _)| *name == "size");
         let [(_, size)] = size.as_slice() else { return Err("missing attribute `size`".into()) };
-        Ok(FoldPatches { patches: Patches::read(&rest)?, size: Attribute::read(size)? })
+        Ok(Col2im { im2col: Im2col::read(&rest)?, size: Attribute::read(size)? })
     }
 
     fn bind(&self, binding: &Binding) -> Self {
-        FoldPatches { patches: self.patches.bind(binding), size: Attribute::bind(&self.size, binding) }
+        Col2im { im2col: self.im2col.bind(binding), size: Attribute::bind(&self.size, binding) }
     }
 }
 
-impl OpDef for FoldPatches {
-    const NAME: &'static str = "fold_patches";
+impl OpDef for Col2im {
+    const NAME: &'static str = "col2im";
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
         let [x] = types::inputs(inputs, "1")?;
         types::expect_float(0, x)?;
-        let spatial = self.patches.kernel.len();
+        let spatial = self.im2col.kernel.len();
         if self.size.len() != spatial {
             let found = self.size.len();
             return Err(TypeError::attribute(format!("size has {found} values for {spatial} spatial axes")));
@@ -57,8 +57,8 @@ impl OpDef for FoldPatches {
             let expected = (2 + 2 * spatial).to_string();
             return Err(TypeError::Ndim { input: 0, expected, found: x.ndim() });
         }
-        let taps = self.patches.kernel.iter().map(|&k| Dim::from(k));
-        let expected = taps.chain(self.patches.places(&self.size)?);
+        let taps = self.im2col.kernel.iter().map(|&k| Dim::from(k));
+        let expected = taps.chain(self.im2col.places(&self.size)?);
         for (axis, extent) in expected.enumerate() {
             types::same_extent(&format!("axis {} of windows", axis + 2), &extent, &x.shape[axis + 2])?;
         }
@@ -68,7 +68,7 @@ impl OpDef for FoldPatches {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = inputs[0];
         let shape = self.infer(&[&TensorType::of(x)])?[0].extents().unwrap_or_default();
-        let windows = self.patches.windows()?;
+        let windows = self.im2col.windows()?;
         let values = Numbers::of(x)?.floats();
         let mut out = vec![0.0; shape.iter().product()];
         for (index, value) in indices(x.shape()).zip(values) {
@@ -86,13 +86,13 @@ impl OpDef for FoldPatches {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let dy = cx.cotangent()?;
-        let patches = Patches { value: crate::ops::Bits::new(0.0), ..self.patches.clone() };
-        Grad::all([cx.op(patches, &[dy])?])
+        let im2col = Im2col { value: crate::ops::Bits::new(0.0), ..self.im2col.clone() };
+        Grad::all([cx.op(im2col, &[dy])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
-        let windows = self.patches.windows().map_err(|e| NotLowered(e.to_string()))?;
-        let (kernel, shape) = (self.patches.kernel.clone(), io.outputs[0].shape.clone());
+        let windows = self.im2col.windows().map_err(|e| NotLowered(e.to_string()))?;
+        let (kernel, shape) = (self.im2col.kernel.clone(), io.outputs[0].shape.clone());
         let places = io.inputs[0].shape[2 + kernel.len()..].to_vec();
         if places.contains(&0) || kernel.contains(&0) {
             return Err(NotLowered("a sum of no windows".into()));
@@ -118,11 +118,11 @@ impl OpDef for FoldPatches {
     }
 
     fn cases() -> Vec<(Self, Case)> {
-        let case = |(patches, shape): (Patches, Vec<usize>)| {
+        let case = |(im2col, shape): (Im2col, Vec<usize>)| {
             let size = margay_tensor::shape_of(&shape[2..]);
-            let types = patches.infer(&[&TensorType::known(DType::F32, &shape)]);
+            let types = im2col.infer(&[&TensorType::known(DType::F32, &shape)]);
             let windows = types.ok().and_then(|t| t[0].extents()).unwrap_or_default();
-            (FoldPatches { patches, size }, Case::f32(&[&windows]))
+            (Col2im { im2col, size }, Case::f32(&[&windows]))
         };
         samples().into_iter().map(case).collect()
     }

@@ -11,13 +11,13 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::conv::Window;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Bits, Case, Cost, EvalError, Facts, FoldPatches, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Bits, Case, Col2im, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, types};
 
 /// Windows side by side; the lists have one value per spatial axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Patches {
+pub struct Im2col {
     /// Elements of a window; not 0.
     pub kernel: Vec<usize>,
     /// Steps between windows.
@@ -32,7 +32,7 @@ pub struct Patches {
     pub value: Bits,
 }
 
-attributes!(Patches {
+attributes!(Im2col {
     kernel,
     strides = vec![1, 1],
     pads_before = vec![0, 0],
@@ -41,8 +41,8 @@ attributes!(Patches {
     value = Bits::new(0.0),
 });
 
-impl OpDef for Patches {
-    const NAME: &'static str = "patches";
+impl OpDef for Im2col {
+    const NAME: &'static str = "im2col";
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
         let [x] = types::inputs(inputs, "1")?;
@@ -74,7 +74,7 @@ impl OpDef for Patches {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         let (dy, size) = (cx.cotangent()?, cx.ty(cx.input(0)).shape[2..].to_vec());
-        Grad::all([cx.op(FoldPatches { patches: self.clone(), size }, &[dy])?])
+        Grad::all([cx.op(Col2im { im2col: self.clone(), size }, &[dy])?])
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
@@ -118,8 +118,8 @@ impl OpDef for Patches {
 }
 
 /// Instances with the shapes of images.
-pub(super) fn samples() -> Vec<(Patches, Vec<usize>)> {
-    let plain = Patches {
+pub(super) fn samples() -> Vec<(Im2col, Vec<usize>)> {
+    let plain = Im2col {
         kernel: vec![3, 2],
         strides: vec![1, 1],
         pads_before: vec![0, 0],
@@ -127,13 +127,13 @@ pub(super) fn samples() -> Vec<(Patches, Vec<usize>)> {
         dilations: vec![1, 1],
         value: Bits::new(0.0),
     };
-    let padded = Patches { pads_before: vec![1, 0], pads_after: vec![2, 1], ..plain.clone() };
+    let padded = Im2col { pads_before: vec![1, 0], pads_after: vec![2, 1], ..plain.clone() };
     vec![
         (plain.clone(), vec![2, 3, 5, 4]),
-        (Patches { strides: vec![2, 3], dilations: vec![1, 2], ..padded.clone() }, vec![1, 2, 7, 9]),
-        (Patches { strides: vec![3, 1], value: Bits::new(-1.5), ..padded }, vec![1, 1, 6, 5]),
+        (Im2col { strides: vec![2, 3], dilations: vec![1, 2], ..padded.clone() }, vec![1, 2, 7, 9]),
+        (Im2col { strides: vec![3, 1], value: Bits::new(-1.5), ..padded }, vec![1, 1, 6, 5]),
         (
-            Patches {
+            Im2col {
                 kernel: vec![4],
                 strides: vec![2],
                 pads_before: vec![3],
@@ -146,7 +146,7 @@ pub(super) fn samples() -> Vec<(Patches, Vec<usize>)> {
     ]
 }
 
-impl Patches {
+impl Im2col {
     pub(super) fn windows(&self) -> Result<Vec<Window>, TypeError> {
         let (strides, dilations) = (&self.strides, &self.dilations);
         Window::all(self.kernel.len(), strides, dilations, &self.pads_before, &self.pads_after)
@@ -154,7 +154,7 @@ impl Patches {
 
     /// The shape of the windows of an image, for rules that build them.
     pub(super) fn unfolded(&self, image: &TensorType) -> Result<Shape, AddError> {
-        let types = self.infer(&[image]).map_err(|error| AddError { op: Patches::NAME, error })?;
+        let types = self.infer(&[image]).map_err(|error| AddError { op: Im2col::NAME, error })?;
         Ok(types[0].shape.clone())
     }
 

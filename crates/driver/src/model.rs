@@ -1,0 +1,120 @@
+//! Files to graphs.
+
+use std::path::Path;
+
+use margay_artifact::Artifact;
+use margay_ir::{Graph, TensorType, text};
+use margay_loops::Precision;
+use margay_onnx::{Imported, KnownInputs, Model as OnnxModel};
+use margay_passes::Pipeline;
+
+use crate::{Arrays, DriverError, Dump, backend};
+
+/// A model ready to be compiled: a graph in canonical form.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name people know it by.
+    pub name: String,
+    /// The graph, at stage `Canonical`.
+    pub graph: Graph,
+    /// Identifies the graph with its weights, as sixteen hexadecimal digits.
+    pub hash: String,
+    /// What canonicalization had to say.
+    pub remarks: Vec<margay_ir::Remark>,
+    /// Inputs of the file that are constants of the graph, with their values ([`margay_onnx::import_for`]).
+    pub fixed: Arrays,
+}
+
+impl Model {
+    /// A graph as imported, brought into canonical form.
+    pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Model, DriverError> {
+        dump.graph("import", &graph);
+        let remarks = dump.run(&Pipeline::canonicalize(), &mut graph)?;
+        // The text names every constant by its contents.
+        let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
+        Ok(Model { name: name.to_string(), graph, hash, remarks, fixed: Arrays::new() })
+    }
+}
+
+/// Opens an ONNX file, or an artifact that carries its graph.
+pub fn open(path: &Path) -> Result<Model, DriverError> {
+    open_with(path, &KnownInputs::default(), &mut Dump::none())
+}
+
+/// As [`open`], for inputs of which something is known, and with dumps of the passes.
+pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Model, DriverError> {
+    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    if is_artifact(path)? {
+        let artifact = Artifact::open(path)?;
+        let graph = open_artifact_graph(&artifact)?;
+        return Model::new(graph, &name, dump);
+    }
+    let model = OnnxModel::open(path)?;
+    let Imported { graph, fixed } = margay_onnx::import_for(&model, known)?;
+    Ok(Model { fixed, ..Model::new(graph, &name, dump)? })
+}
+
+/// Whether a file starts as an artifact does.
+pub fn is_artifact(path: &Path) -> Result<bool, DriverError> {
+    use std::io::Read;
+    let io = |source| DriverError::Read { path: path.to_path_buf(), source };
+    let mut head = Vec::new();
+    std::fs::File::open(path).map_err(io)?.take(16).read_to_end(&mut head).map_err(io)?;
+    Ok(margay_artifact::is_artifact(&head))
+}
+
+/// The sketched graph an artifact was compiled from.
+///
+/// # Errors
+/// [`DriverError::Stripped`] where it carries none; [`DriverError::Artifact`] for constants that are damaged.
+pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
+    let path = artifact.path();
+    let Some(bytes) = artifact.source(crate::compiled::GRAPH_PIECE)? else {
+        return Err(DriverError::Stripped { path: path.to_path_buf(), lacks: "graph" });
+    };
+    let text = String::from_utf8_lossy(bytes);
+    let constants = &artifact.description().constants;
+    let damage = std::cell::RefCell::new(None);
+    let resolve = |key: &str, ty: &TensorType| {
+        let index = constants.iter().position(|c| {
+            c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref()
+        })?;
+        let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
+        let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
+        let found = artifact.constant(index, &*backend);
+        found.map_err(|error| damage.replace(Some(error))).ok()
+    };
+    let graph = text::parse(&text, &resolve);
+    match damage.into_inner() {
+        Some(damage) => Err(damage.into()),
+        None => graph.map_err(|error| DriverError::Text { path: path.to_path_buf(), error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_tensor::Tensor;
+
+    use crate::{CompileOptions, Silent, compile};
+
+    #[test]
+    fn an_artifact_with_equal_constants_is_opened_again() {
+        let twins = "graph @twins(%x: f32[N, 20]) -> (y: f32[N, 20]) {
+          %0 = const #a : f32[20]  // a
+          %1 = add %x, %0 : f32[N, 20]
+          %2 = const lowrank.left(#b, k = 1) : f32[20]  // b
+          %3 = mul %1, %2 : f32[N, 20]
+          return %3
+        }";
+        let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let constant = Tensor::from_slice(&[20], &values).unwrap();
+        let g = text::parse(twins, &|_, _| Some(constant.clone().into())).unwrap();
+        let source = Model::new(g, "twins", &mut Dump::none()).unwrap();
+        let compiled = compile(&source, None, &CompileOptions::default(), &Silent).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("twins.margay");
+        compiled.write(&path, false, &mut Dump::none()).unwrap();
+        assert_eq!(open(&path).unwrap().graph.to_string(), source.graph.to_string());
+    }
+}

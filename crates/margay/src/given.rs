@@ -1,0 +1,214 @@
+//! What a model is to be run on: arrays from files, folders of test data, or random numbers in declared shapes.
+
+use std::path::Path;
+
+use margay_artifact::Artifact;
+use margay_driver::{Arrays, is_artifact};
+use margay_ir::ops::Numbers;
+use margay_onnx::{Model as OnnxModel, OnnxDim};
+use margay_tensor::random::{Philox, stream_of};
+use margay_tensor::{DType, Tensor};
+
+use crate::Error;
+use crate::inputs::{InputFile, merge};
+
+/// Where inputs come from.
+#[derive(Clone, Debug, Default)]
+pub struct InputSource {
+    /// Files and folders of arrays.
+    pub files: Vec<InputFile>,
+    /// Shapes of inputs that are to be random, by name.
+    pub shapes: Vec<(String, Vec<usize>)>,
+    /// Values of extents that inputs leave open, by name.
+    pub dims: Vec<(String, usize)>,
+    /// Seed of random inputs.
+    pub seed: u64,
+}
+
+/// Inputs, and what is known of the outputs.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Inputs by name.
+    pub inputs: Arrays,
+    /// The right outputs by name, where a folder of test data holds them.
+    pub expected: Option<Arrays>,
+}
+
+/// An input as a file declares it.
+struct Declared {
+    name: String,
+    dtype: Option<DType>,
+    /// An extent, or the name it is open under; an empty name for none.
+    extents: Option<Vec<Result<usize, String>>>,
+}
+
+impl InputSource {
+    /// The inputs of a model. Where shapes or extents are given, or no file is, inputs that no file holds are random:
+    /// floats normal with variance 1, integers and truth values 0 or 1.
+    ///
+    /// # Errors
+    /// Files that cannot be read; inputs that are given twice; extents that nobody says.
+    pub fn inputs_of(&self, model: &Path) -> Result<Given, Error> {
+        let mut given = Given::default();
+        let mut nameless = Vec::new();
+        let mut expected_nameless = Vec::new();
+        for file in &self.files {
+            if file.name.is_none() && file.path.is_dir() {
+                let data = file.read_folder()?;
+                nameless.extend(data.inputs);
+                expected_nameless.extend(data.outputs);
+            } else {
+                merge(&mut given.inputs, file.read()?)?;
+            }
+        }
+        let is_random = self.files.is_empty() || !self.shapes.is_empty() || !self.dims.is_empty();
+        if !is_random && nameless.is_empty() {
+            return Ok(given);
+        }
+        let declared = Ports::of(model, &self.dims)?;
+        let names: Vec<&str> = declared.inputs.iter().map(|d| d.name.as_str()).collect();
+        merge(&mut given.inputs, named(nameless, &names, "input")?)?;
+        if !expected_nameless.is_empty() {
+            let outputs: Vec<&str> = declared.outputs.iter().map(String::as_str).collect();
+            given.expected = Some(named(expected_nameless, &outputs, "output")?);
+        }
+        if is_random {
+            self.add_random(&declared.inputs, &mut given.inputs)?;
+        }
+        Ok(given)
+    }
+
+    fn add_random(&self, declared: &[Declared], inputs: &mut Arrays) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        for (name, _) in &self.shapes {
+            if !declared.iter().any(|d| d.name == *name) {
+                problems.push(format!("the model has no input `{name}`"));
+            }
+        }
+        let missing = declared.iter().filter(|d| !inputs.iter().any(|(n, _)| *n == d.name));
+        let mut random = Arrays::new();
+        for input in missing {
+            let Some(dtype) = input.dtype else {
+                problems.push(format!("input `{}` has a type that margay does not know", input.name));
+                continue;
+            };
+            match self.shape_of(input) {
+                Ok(shape) => random.push((input.name.clone(), self.random(&input.name, dtype, &shape)?)),
+                Err(why) => problems.push(why),
+            }
+        }
+        if problems.is_empty() {
+            return merge(inputs, random);
+        }
+        Err(Error::Options(problems.join("; ")))
+    }
+
+    fn shape_of(&self, input: &Declared) -> Result<Vec<usize>, String> {
+        let name = &input.name;
+        if let Some((_, shape)) = self.shapes.iter().find(|(n, _)| n == name) {
+            return Ok(shape.clone());
+        }
+        let Some(extents) = &input.extents else {
+            return Err(format!("input `{name}` declares no shape: give it with `--shapes {name}:2x3`"));
+        };
+        let bound = |extent: &Result<usize, String>| match extent {
+            Ok(extent) => Ok(*extent),
+            Err(symbol) => match self.dims.iter().find(|(n, _)| n == symbol) {
+                Some((_, value)) => Ok(*value),
+                None => Err(symbol.clone()),
+            },
+        };
+        let found: Vec<Result<usize, String>> = extents.iter().map(bound).collect();
+        let open: Vec<&str> = found.iter().filter_map(|e| e.as_ref().err()).map(String::as_str).collect();
+        if open.is_empty() {
+            return Ok(found.into_iter().flatten().collect());
+        }
+        let mut how: Vec<String> =
+            open.iter().filter(|n| !n.is_empty()).map(|n| format!("`--dim {n}=1`")).collect();
+        how.push(format!("`--shapes {name}:{}`", vec!["1"; extents.len()].join("x")));
+        let open: Vec<String> =
+            open.iter().map(|n| format!("`{}`", if n.is_empty() { "?" } else { n })).collect();
+        Err(format!(
+            "input `{name}` leaves {} open: give inputs, or say {}",
+            open.join(", "),
+            how.join(" or ")
+        ))
+    }
+
+    fn random(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
+        let len = shape.iter().try_fold(1usize, |all, &e| all.checked_mul(e));
+        let len = len.filter(|len| len.checked_mul(8).is_some_and(|bytes| bytes <= isize::MAX as usize));
+        let len = len.ok_or_else(|| {
+            Error::Options(format!("input `{name}` of shape {shape:?} is more than memory can hold"))
+        })?;
+        let random = Philox::new(self.seed, stream_of(name));
+        let mut numbers = vec![0.0; len];
+        if dtype.is_float() {
+            random.fill_normal_f64(0, &mut numbers);
+        } else {
+            random.fill_uniform_f64(0, &mut numbers);
+            numbers.iter_mut().for_each(|x| *x = x.round());
+        }
+        let numbers = match dtype.is_float() || dtype == DType::Bool {
+            true => Numbers::Float(numbers),
+            false => Numbers::Int(numbers.into_iter().map(|x| x as i128).collect()),
+        };
+        let tensor = numbers.into_tensor(dtype, shape);
+        tensor.map_err(|e| Error::Options(format!("input `{name}`: {e}")))
+    }
+}
+
+/// What a file takes and gives.
+struct Ports {
+    inputs: Vec<Declared>,
+    outputs: Vec<String>,
+}
+
+impl Ports {
+    /// Of an artifact with several entries, those of the first that agrees with the extents.
+    fn of(path: &Path, dims: &[(String, usize)]) -> Result<Ports, Error> {
+        if is_artifact(path)? {
+            let artifact = Artifact::open(path)?;
+            let agrees = |symbols: &std::collections::BTreeMap<String, i64>| {
+                dims.iter().all(|(name, v)| symbols.get(name).is_none_or(|s| *s == *v as i64))
+            };
+            let entries = &artifact.description().entries;
+            let entry = entries.iter().find(|e| agrees(&e.parts.symbols)).or(entries.first());
+            let inputs = entry.iter().flat_map(|e| e.parts.given()).map(|(_, port)| Declared {
+                name: port.name.clone(),
+                dtype: Some(port.dtype),
+                extents: Some(port.shape.iter().map(|e| Ok(*e)).collect()),
+            });
+            let outputs = entry.iter().flat_map(|e| &e.parts.outputs).map(|port| port.name.clone());
+            return Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() });
+        }
+        let model = OnnxModel::open(path)?;
+        let extent = |dim: &OnnxDim| match dim {
+            OnnxDim::Value(v) => usize::try_from(*v).map_err(|_| String::new()),
+            OnnxDim::Symbol(name) => Err(name.clone()),
+            OnnxDim::Unknown => Err(String::new()),
+        };
+        let initialized = |name: &str| model.graph.initializers.iter().any(|(n, _)| n == name);
+        let inputs = model.graph.inputs.iter().filter(|v| !initialized(&v.name)).map(|v| Declared {
+            name: v.name.clone(),
+            dtype: v.dtype,
+            extents: v.dims.as_ref().map(|dims| dims.iter().map(extent).collect()),
+        });
+        let outputs = model.graph.outputs.iter().map(|v| v.name.clone());
+        Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() })
+    }
+}
+
+/// Arrays of a folder under the names of ports: their own, or the one at their position.
+fn named(arrays: Vec<(usize, String, Tensor)>, ports: &[&str], what: &str) -> Result<Arrays, Error> {
+    let name = |(at, own, tensor): (usize, String, Tensor)| {
+        if ports.contains(&own.as_str()) {
+            return Ok((own, tensor));
+        }
+        let port = ports.get(at).ok_or_else(|| {
+            Error::Options(format!("{what} {at} of the test data: the model has {} of them", ports.len()))
+        })?;
+        Ok(((*port).to_string(), tensor))
+    };
+    arrays.into_iter().map(name).collect()
+}

@@ -1,0 +1,94 @@
+//! Where inputs come from, and how failures are told to programs.
+
+use std::fs;
+
+use margay_tensor::{DType, Tensor};
+
+use crate::place::{Place, images, json};
+
+/// A `TensorProto` of f32: extents below 128, element type, name, raw data.
+fn tensor_proto(name: &str, tensor: &Tensor) -> Vec<u8> {
+    let mut bytes: Vec<u8> = tensor.shape().iter().flat_map(|&extent| [0x08, extent as u8]).collect();
+    bytes.extend([0x10, 1, 0x42, name.len() as u8]);
+    bytes.extend(name.as_bytes());
+    bytes.push(0x4a);
+    let mut length = tensor.bytes().len();
+    while length >= 0x80 {
+        bytes.push((length & 0x7f) as u8 | 0x80);
+        length >>= 7;
+    }
+    bytes.push(length as u8);
+    bytes.extend(tensor.bytes());
+    bytes
+}
+
+#[test]
+fn random_inputs_follow_shapes_and_dimensions() {
+    let place = Place::new();
+    let shape = |words: &str| {
+        place.done(&format!("run model.onnx {words} --outputs out.npz"));
+        place.read_npz("out.npz")[0].1.shape().to_vec()
+    };
+    assert_eq!(shape("--dim batch=3"), [3, 10]);
+    assert_eq!(shape("--shapes image:2x1x28x28"), [2, 10]);
+    place.done("compile model.onnx -o two.margay --dim batch=1,2");
+    for (words, batch) in [("", 1), ("--dim batch=2", 2)] {
+        place.done(&format!("run two.margay --outputs out.npz {words}"));
+        assert_eq!(place.read_npz("out.npz")[0].1.shape(), [batch, 10]);
+    }
+    let open = place.run("run model.onnx --outputs out.npz");
+    let expected = "error: input `image` leaves `batch` open: give inputs, or say `--dim batch=1` or \
+                    `--shapes image:1x1x1x1`\n";
+    assert_eq!((open.stderr.as_str(), open.code), (expected, 2));
+    let unknown = place.run("run model.onnx --dim batch=1 --shapes picture:1 --outputs out.npz");
+    assert_eq!(unknown.stderr, "error: the model has no input `picture`\n");
+}
+
+#[test]
+fn test_data_say_what_is_right() {
+    let place = Place::new();
+    let image = images(2, 1);
+    place.done("run model.onnx --inputs in.npz --outputs out.npz");
+    let right = place.read_npz("out.npz").remove(0).1;
+    fs::create_dir(place.path("data")).unwrap();
+    // The name of the input is missing: it is the first one.
+    fs::write(place.path("data/input_0.pb"), tensor_proto("", &image)).unwrap();
+    fs::write(place.path("data/output_0.pb"), tensor_proto("logits", &right)).unwrap();
+    let passed = place.done("run model.onnx --inputs data");
+    assert_eq!(passed.stderr, "note: 1 outputs are what the test data say\n");
+    let wrong = Tensor::zeros(DType::F32, right.shape()).unwrap();
+    fs::write(place.path("data/output_0.pb"), tensor_proto("logits", &wrong)).unwrap();
+    let failed = place.run("run model.onnx --inputs data");
+    assert_eq!(failed.code, 1);
+    assert!(failed.stderr.starts_with("error: 20 of 20 elements are past"), "{}", failed.stderr);
+    fs::remove_file(place.path("data/output_0.pb")).unwrap();
+    assert_eq!(place.run("run model.onnx --inputs data").code, 2, "nothing is done with the outputs");
+}
+
+#[test]
+fn failures_are_json_where_json_is_asked_for() {
+    let place = Place::new();
+    fs::write(place.path("bad.onnx"), b"no model").unwrap();
+    fs::write(place.path("bad.toml"), b"no plan").unwrap();
+    for (command, kind, code) in [
+        ("inspect bad.onnx --json", "malformed", 3),
+        ("inspect missing.onnx --json", "malformed", 3),
+        ("compile model.onnx -o a.margay --plan bad.toml --json", "malformed", 3),
+        ("bench model.onnx --inputs in.npz --json --rounds 0", "usage", 2),
+        ("compile model.onnx -o a.margay --calibrate samples.npz --budget-ms 1e-9 --json", "check", 1),
+    ] {
+        let ran = place.run(command);
+        let error = &json(&ran.stdout)["error"];
+        assert_eq!((error["kind"].as_str(), ran.code), (Some(kind), code), "{command}: {}", ran.stdout);
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{command}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_behind_stdout_is_told() {
+    let place = Place::new();
+    let ran = place.shell("margay inspect model.onnx >/dev/full");
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.starts_with("error: cannot write to stdout"), "{}", ran.stderr);
+}
