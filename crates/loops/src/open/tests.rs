@@ -1,3 +1,5 @@
+//! Polynomials, numbers in texts, and what a program leaves open.
+
 use super::*;
 use crate::open::fit::fit;
 
