@@ -93,7 +93,8 @@ fn functions_in_f64_are_exact_to_their_last_places() {
     let x: Vec<f64> =
         sweep(1e-6, 600.0).into_iter().map(f64::from).chain([f64::NAN, f64::INFINITY, -0.0]).collect();
     let n = x.len();
-    let cases: [(Unary, fn(f64) -> f64); 7] = [
+    type Function = fn(f64) -> f64;
+    let cases: [(Unary, Function); 7] = [
         (Unary::Exp, f64::exp),
         (Unary::Log, f64::ln),
         (Unary::Erf, libm::erf),
