@@ -4,7 +4,7 @@
 //! products, convolutions and attention need register tiles and packed operands, and are written here once,
 //! over the small vector interface `isa::Isa`, and compiled for several processor classes.
 //!
-//! - [`target`]: [`CpuTarget`], the answers of a class about a call, and the table of kernels.
+//! - [`CpuTarget`]: the answers of a class about a call; [`kernels`]: the list of kernels, from the rows of `families`.
 //! - [`abi`]: the calling convention of kernels and drivers; [`Prepared`]: the parallel regions of a call;
 //!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
@@ -32,6 +32,7 @@ mod conv;
 mod conv_gradient;
 mod depthwise;
 mod error;
+mod families;
 mod fetch;
 mod filters;
 mod hadamard;
@@ -45,13 +46,12 @@ mod pack;
 mod params;
 mod prepared;
 mod strided;
-pub mod table;
-mod target;
+pub mod target;
 mod thin;
 
 pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;
+pub use families::{KernelEntry, kernels, lookup};
 pub use launches::{Control, Launch, Prepare, Table, Term, prepare_at, table};
 pub use prepared::{Phase, Prepared};
-pub use table::{KernelEntry, kernels, lookup};
 pub use target::{Class, CpuTarget};

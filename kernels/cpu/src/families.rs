@@ -1,6 +1,6 @@
 //! The table of kernels: every family compiled for every class, under names that artifacts record.
 //!
-//! A kernel is one row of `families!`. From the rows follow the fields of [`Names`], the names in each class, the entry
+//! A kernel is one row of `families!`. From the rows follow the fields of `Names`, the names in each class, the entry
 //! points and the list that [`lookup`] searches.
 
 use crate::Class;
