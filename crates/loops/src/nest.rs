@@ -2,7 +2,8 @@
 //!
 //! An operator reads its inputs by [`Nest::load`] and writes its outputs by [`Nest::store`], at one [`Index`] per
 //! axis. An input is read from a [`Producer`]: memory, or scalar code over other producers, which is then
-//! computed in place of the load. An output is written to a [`Sink`]: memory, and scalar code that runs before the store. This is the whole mechanism of fusion; operators do not know of it.
+//! computed in place of the load. An output is written to a [`Sink`]: memory, and scalar code that runs before the
+//! store. This is the whole mechanism of fusion; operators do not know of it.
 
 use std::rc::Rc;
 

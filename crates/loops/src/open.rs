@@ -2,7 +2,8 @@
 //!
 //! An *open* program has integers that follow from the values of symbols: its *sizes*, each a polynomial. Nobody writes one
 //! down. [`generalize`] makes it of closed programs, one per value of the symbols, that have one [`Outline`]: the same
-//! text but for integers. [`Program::at`](crate::Program::at) gives the closed program for given sizes again, and whoever generalizes compares:
+//! text but for integers. [`Program::at`](crate::Program::at) gives the closed program for given sizes again, and
+//! whoever generalizes compares:
 //! it has the outline and the numbers of the program it stands for. So nothing has to be known of operators for an open
 //! program to be right; only values that were compared are [served](Open::serves).
 //!
