@@ -1,5 +1,7 @@
 //! Artifacts for a range of extents, as the program compiles, shows and runs them.
 
+use std::fs;
+
 use crate::place::{Place, images, json};
 
 #[test]
@@ -21,10 +23,18 @@ fn an_artifact_for_a_range_takes_every_extent_in_it() {
 
     // Seven are fed as six and one, and compared with the model itself.
     place.write_npz("seven.npz", &[("image", images(7, 3))]);
-    let ran = place.done("run range.margay --inputs seven.npz --outputs seven_out.npz");
+    let ran = place.done("run range.margay --inputs seven.npz --in-batches --outputs seven_out.npz");
     assert_eq!(place.read_npz("seven_out.npz")[0].1.shape()[0], 7, "{}", ran.stderr);
-    place.done("compare model.onnx range.margay --inputs seven.npz");
+    place.done("compare model.onnx range.margay --inputs seven.npz --in-batches");
     place.done("bench model.onnx range.margay --inputs four.npz --rounds 5 --steps --threads 1");
+
+    // Random inputs have the extent that is said, or the greatest.
+    for (words, batch) in [("--dim batch=5", 5), ("", 6)] {
+        place.done(&format!("run range.margay {words} --outputs out.npz"));
+        assert_eq!(place.read_npz("out.npz")[0].1.shape(), [batch, 10]);
+    }
+    assert_eq!(place.run("run range.margay --dim batch=7 --outputs out.npz").code, 2);
+    fs::remove_file(place.path("out.npz")).unwrap();
 
     place.write_npz(
         "wide.npz",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_artifact::Artifact;
+use margay_artifact::{Artifact, EntryParts};
 use margay_driver::{Arrays, is_artifact};
 use margay_ir::ops::Numbers;
 use margay_onnx::{Model as OnnxModel, OnnxDim};
@@ -165,21 +165,34 @@ struct Ports {
 }
 
 impl Ports {
-    /// Of an artifact with several entries, those of the first that agrees with the extents.
+    /// Of an artifact with several entries, those of the first that serves the extents; what a range leaves open and
+    /// nobody says is the greatest.
     fn of(path: &Path, dims: &[(String, usize)]) -> Result<Ports, Error> {
         if is_artifact(path)? {
             let artifact = Artifact::open(path)?;
-            let agrees = |symbols: &std::collections::BTreeMap<String, i64>| {
-                dims.iter().all(|(name, v)| symbols.get(name).is_none_or(|s| *s == *v as i64))
-            };
             let entries = &artifact.description().entries;
-            let entry = entries.iter().find(|e| agrees(&e.parts.symbols)).or(entries.first());
-            let inputs = entry.iter().flat_map(|e| e.parts.given()).map(|(_, port)| Declared {
+            let served = entries.iter().find_map(|e| Some((e, served_at(&e.parts, dims)?)));
+            let Some((entry, values)) = served else {
+                let message = format!("`{}` has no entry for these values of `--dim`", path.display());
+                return Err(Error::Options(message));
+            };
+            let open = &entry.parts.open;
+            let extent = |input: usize, axis: usize, most: usize| {
+                let sizes = open.inputs.get(input).map_or(&[][..], Vec::as_slice);
+                match sizes.iter().find(|(a, _)| *a == axis) {
+                    None => Ok(most),
+                    Some((_, size)) => {
+                        let value = open.size_at(*size, &values).and_then(|v| usize::try_from(v).ok());
+                        value.ok_or_else(String::new)
+                    }
+                }
+            };
+            let inputs = entry.parts.given().map(|(i, port)| Declared {
                 name: port.name.clone(),
                 dtype: Some(port.dtype),
-                extents: Some(port.shape.iter().map(|e| Ok(*e)).collect()),
+                extents: Some(port.shape.iter().enumerate().map(|(axis, e)| extent(i, axis, *e)).collect()),
             });
-            let outputs = entry.iter().flat_map(|e| &e.parts.outputs).map(|port| port.name.clone());
+            let outputs = entry.parts.outputs.iter().map(|port| port.name.clone());
             return Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() });
         }
         let model = OnnxModel::open(path)?;
@@ -197,6 +210,17 @@ impl Ports {
         let outputs = model.graph.outputs.iter().map(|v| v.name.clone());
         Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() })
     }
+}
+
+/// The values of what an entry leaves open, where it serves the extents.
+fn served_at(parts: &EntryParts, dims: &[(String, usize)]) -> Option<Vec<i64>> {
+    let said = |name: &str| dims.iter().find(|(n, _)| n == name).map(|(_, v)| *v as i64);
+    let is_open = |name: &str| parts.open.symbols.iter().any(|s| **s == *name);
+    let agrees = |(name, v): (&String, &i64)| is_open(name) || said(name).is_none_or(|s| s == *v);
+    let value = |s: &margay_tensor::Symbol| said(s).or_else(|| parts.symbols.get(&**s).copied());
+    let values = parts.open.symbols.iter().map(value).collect::<Option<Vec<i64>>>()?;
+    let serves = parts.open.is_closed() || parts.open.serves(&values);
+    (serves && parts.symbols.iter().all(agrees)).then_some(values)
 }
 
 /// Arrays of a folder under the names of ports: their own, or the one at their position.
