@@ -2,6 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use margay_loops::{Backend, Outline, Program, generalize};
 use margay_runtime::{Executable, Session, SessionOptions};
@@ -15,6 +16,9 @@ struct Counting;
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Held by a test while it counts: others would be counted too.
+static ALONE: Mutex<()> = Mutex::new(());
 
 // SAFETY: everything is handed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
@@ -47,6 +51,7 @@ fn fewest(mut work: impl FnMut()) -> (usize, usize) {
 
 #[test]
 fn only_outputs_are_allocated() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const ROWS: usize = 300;
     let target = native();
     let parts = assemble(&target, &[linear(ROWS, &target), linear(2, &target)]).into_parts().unwrap();
@@ -85,6 +90,7 @@ fn any_rows(target: &dyn Backend) -> Program {
 
 #[test]
 fn an_open_entry_allocates_for_new_extents_only() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let target = native();
     let parts = assemble(&target, &[any_rows(&target), linear(22, &target)]).into_parts().unwrap();
     let mut session =

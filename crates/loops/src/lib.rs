@@ -20,6 +20,7 @@ pub mod call;
 pub mod kernel;
 pub mod nest;
 pub mod open;
+mod operations;
 pub mod precision;
 pub mod program;
 pub mod text;
@@ -30,9 +31,10 @@ pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
     Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
 };
-pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Operations, Reg, Stmt, Unary};
+pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};
 pub use open::{Open, Outline, Size, SizeId, generalize};
+pub use operations::Operations;
 pub use precision::Precision;
 pub use program::{
     Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, SizedAt, Step, Work,
