@@ -327,18 +327,7 @@ fn inputs_come_from_npy_and_pb_files() {
     let place = Place::new();
     let image = images(2, 1);
     fs::write(place.path("image.npy"), margay_npy::write_npy(&image).unwrap()).unwrap();
-    // A `TensorProto`: extents, element type, name, raw data.
-    let mut bytes = vec![0x08, 2, 0x08, 1, 0x08, 28, 0x08, 28, 0x10, 1, 0x42, 5];
-    bytes.extend(b"image");
-    bytes.push(0x4a);
-    let mut length = image.bytes().len();
-    while length >= 0x80 {
-        bytes.push((length & 0x7f) as u8 | 0x80);
-        length >>= 7;
-    }
-    bytes.push(length as u8);
-    bytes.extend(image.bytes());
-    fs::write(place.path("image.pb"), bytes).unwrap();
+    fs::write(place.path("image.pb"), given::tensor_proto("image", &image)).unwrap();
     place.done("run model.onnx --inputs in.npz --outputs expected.npz");
     for inputs in ["image=image.npy", "image=image.pb", "image.pb"] {
         place.done(&format!("run model.onnx --inputs {inputs} --outputs out.npz"));

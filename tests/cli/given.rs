@@ -7,7 +7,7 @@ use margay_tensor::{DType, Tensor};
 use crate::place::{Place, images, json};
 
 /// A `TensorProto` of f32: extents below 128, element type, name, raw data.
-fn tensor_proto(name: &str, tensor: &Tensor) -> Vec<u8> {
+pub(crate) fn tensor_proto(name: &str, tensor: &Tensor) -> Vec<u8> {
     let mut bytes: Vec<u8> = tensor.shape().iter().flat_map(|&extent| [0x08, extent as u8]).collect();
     bytes.extend([0x10, 1, 0x42, name.len() as u8]);
     bytes.extend(name.as_bytes());
