@@ -181,24 +181,11 @@ pub(super) fn clip(cx: &mut Importer, call: &Call) -> Imported {
             call.optional(at).map(|v| scalar(cx, v)).transpose()?
         });
     }
-    // Of integers extents may be known, which are compared as they stand. Floats are chosen from, so that the derivative at a
-    // bound is 1.
-    let chosen = cx.ty(x).dtype.is_float();
     if let Some(low) = bounds[0] {
-        x = if chosen {
-            let below = cx.less(x, low)?;
-            cx.chosen(below, low, x)?
-        } else {
-            cx.larger(x, low)?
-        };
+        x = cx.larger(x, low)?;
     }
     if let Some(high) = bounds[1] {
-        x = if chosen {
-            let above = cx.less(high, x)?;
-            cx.chosen(above, high, x)?
-        } else {
-            cx.smaller(x, high)?
-        };
+        x = cx.smaller(x, high)?;
     }
     Ok(vec![x])
 }

@@ -17,11 +17,16 @@ binary! {
     symbolic: Some(Symbolic::Pairs(smaller)),
     parameters: &[],
     vjp: |cx| {
-        // Two that are equal share the cotangent equally.
+        // Two that are equal share the cotangent equally; one alone, such as x between constant bounds, takes all.
         let (x, y, dz) = (cx.input(0), cx.input(1), cx.cotangent()?);
-        let equal = cx.op(Equal, &[x, y])?;
-        let half = cx.scale(dz, 0.5)?;
-        let share = cx.op(Select, &[equal, half, dz])?;
+        let share = match cx.wants(0) && cx.wants(1) {
+            true => {
+                let equal = cx.op(Equal, &[x, y])?;
+                let half = cx.scale(dz, 0.5)?;
+                cx.op(Select, &[equal, half, dz])?
+            }
+            false => dz,
+        };
         let (second, first) = (cx.less(y, x)?, cx.less(x, y)?);
         let ([_, dx], [_, dy]) = (cx.split(second, share)?, cx.split(first, share)?);
         Grad::all([dx, dy])
