@@ -1,6 +1,6 @@
 """Checks the command line tool end to end against onnxruntime and numpy.
 
-    python tests/tools/check_e2e.py --binary target/release/margay
+    python tests/tools/check_e2e.py [--binary target/release/margay]
 
 The folder that the variable `MARGAY_TEST_DATA` names holds the models and arrays that the other
 tools of this folder make. Each check prints one line with the numbers it saw; the last line counts
@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+import program
 from evaluate import cosine, load, mean_pool, relative_l2, run
 
 RESULTS = []
@@ -208,7 +209,7 @@ def benches_and_comparisons(tool, data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", required=True)
+    program.add_binary(parser)
     binary = parser.parse_args().binary
     data = os.environ.get("MARGAY_TEST_DATA")
     if not data:

