@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use margay_artifact::{EntryParts, StepNote};
-use margay_loops::{Port, SizeId};
+use margay_loops::{Open, Port};
 use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
@@ -179,20 +179,9 @@ impl Session {
         }
         let problem = || RunError::Program { problem: format!("a size has no value at {:?}", self.asked) };
         let sizes = parts.open.sizes_at(&self.asked).ok_or_else(problem)?;
-        let at = |ports: &[Port], open: &[Vec<(usize, SizeId)>]| -> Option<Vec<Port>> {
-            let mut ports = ports.to_vec();
-            for (port, axes) in ports.iter_mut().zip(open) {
-                for (axis, size) in axes {
-                    // No extent is beyond that which memory was taken for.
-                    let extent = usize::try_from(*sizes.get(size.0 as usize)?).ok()?;
-                    let most = port.shape.get_mut(*axis).filter(|most| extent <= **most)?;
-                    *most = extent;
-                }
-            }
-            Some(ports)
-        };
-        at(&parts.inputs, &parts.open.inputs).ok_or_else(problem)?;
-        let outputs = at(&parts.outputs, &parts.open.outputs).ok_or_else(problem)?;
+        // No extent is beyond that which memory was taken for.
+        Open::ports_at(&parts.inputs, &parts.open.inputs, &sizes).ok_or_else(problem)?;
+        let outputs = Open::ports_at(&parts.outputs, &parts.open.outputs, &sizes).ok_or_else(problem)?;
         self.now = Now { entry: Some(index), symbols: self.asked.clone(), sizes, outputs };
         Ok(())
     }

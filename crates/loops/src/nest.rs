@@ -255,7 +255,10 @@ impl Nest {
     }
 
     /// A position divided by a number, rounded down; positions are not negative.
-    fn divided(&mut self, index: &Index, by: i64) -> Index {
+    pub fn divided(&mut self, index: &Index, by: i64) -> Index {
+        if by == 1 {
+            return index.clone();
+        }
         if index.axes.is_empty() && index.regs.is_empty() {
             return Index::constant(index.offset / by);
         }

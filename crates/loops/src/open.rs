@@ -26,6 +26,8 @@ use margay_tensor::{Dim, Symbol};
 
 pub use outline::{Outline, generalize};
 
+use crate::Port;
+
 /// Names a size by its number in [`Open::sizes`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct SizeId(pub u32);
@@ -87,6 +89,20 @@ impl Open {
     /// The values of all sizes where the symbols have the given ones.
     pub fn sizes_at(&self, symbols: &[i64]) -> Option<Vec<i64>> {
         (0..self.sizes.len() as u32).map(|i| self.size_at(SizeId(i), symbols)).collect()
+    }
+
+    /// Ports of the greatest extents with those for the values of all sizes, given the axes that are open in each; `None`
+    /// where an extent has no value or is beyond the greatest.
+    pub fn ports_at(ports: &[Port], axes: &[Vec<(usize, SizeId)>], sizes: &[i64]) -> Option<Vec<Port>> {
+        let mut ports = ports.to_vec();
+        for (port, axes) in ports.iter_mut().zip(axes) {
+            for (axis, size) in axes {
+                let extent = usize::try_from(*sizes.get(size.0 as usize)?).ok()?;
+                let most = port.shape.get_mut(*axis).filter(|most| extent <= **most)?;
+                *most = extent;
+            }
+        }
+        Some(ports)
     }
 
     /// The least and the greatest values of each of the ranges.

@@ -5,6 +5,7 @@ use std::path::Path;
 use margay_artifact::{Artifact, EntryParts};
 use margay_driver::{Arrays, is_artifact};
 use margay_ir::ops::Numbers;
+use margay_loops::Open;
 use margay_onnx::{Model as OnnxModel, OnnxDim};
 use margay_tensor::random::{Philox, stream_of};
 use margay_tensor::{DType, Tensor};
@@ -176,21 +177,14 @@ impl Ports {
                 let message = format!("`{}` has no entry for these values of `--dim`", path.display());
                 return Err(Error::Options(message));
             };
-            let open = &entry.parts.open;
-            let extent = |input: usize, axis: usize, most: usize| {
-                let sizes = open.inputs.get(input).map_or(&[][..], Vec::as_slice);
-                match sizes.iter().find(|(a, _)| *a == axis) {
-                    None => Ok(most),
-                    Some((_, size)) => {
-                        let value = open.size_at(*size, &values).and_then(|v| usize::try_from(v).ok());
-                        value.ok_or_else(String::new)
-                    }
-                }
-            };
-            let inputs = entry.parts.given().map(|(i, port)| Declared {
-                name: port.name.clone(),
-                dtype: Some(port.dtype),
-                extents: Some(port.shape.iter().enumerate().map(|(axis, e)| extent(i, axis, *e)).collect()),
+            let parts = &entry.parts;
+            let sizes = parts.open.sizes_at(&values).unwrap_or_default();
+            let inputs = Open::ports_at(&parts.inputs, &parts.open.inputs, &sizes);
+            let inputs = inputs.unwrap_or_else(|| parts.inputs.clone());
+            let inputs = parts.given().map(|(i, _)| Declared {
+                name: inputs[i].name.clone(),
+                dtype: Some(inputs[i].dtype),
+                extents: Some(inputs[i].shape.iter().map(|e| Ok(*e)).collect()),
             });
             let outputs = entry.parts.outputs.iter().map(|port| port.name.clone());
             return Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{replace_numbers, replace_sizes};
+use super::{Open, replace_numbers, replace_sizes};
 use crate::{
     Extent, Factor, Index, Kernel, KernelCall, Literal, Place, Program, SizeId, SizedAt, Step, Stmt, Work,
 };
@@ -16,17 +16,10 @@ impl Program {
     pub fn at(&self, sizes: &[i64]) -> Result<Program, String> {
         let values = Values { program: self, sizes };
         values.check()?;
-        let mut closed = Program { open: super::Open::default(), ..self.clone() };
-        for (ports, open) in
-            [(&mut closed.inputs, &self.open.inputs), (&mut closed.outputs, &self.open.outputs)]
-        {
-            for (port, axes) in ports.iter_mut().zip(open) {
-                for (axis, size) in axes {
-                    let extent = values.count(*size)?;
-                    *port.shape.get_mut(*axis).ok_or("an axis that there is not is open")? = extent;
-                }
-            }
-        }
+        let mut closed = Program { open: Open::default(), ..self.clone() };
+        let beyond = "an axis that is open has no extent, or one beyond the greatest";
+        closed.inputs = Open::ports_at(&self.inputs, &self.open.inputs, sizes).ok_or(beyond)?;
+        closed.outputs = Open::ports_at(&self.outputs, &self.open.outputs, sizes).ok_or(beyond)?;
         for buffer in &mut closed.buffers {
             let port = match buffer.place {
                 Place::Input(n) => closed.inputs.get(n),

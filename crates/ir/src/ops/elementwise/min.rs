@@ -2,9 +2,9 @@
 
 use margay_loops::Binary;
 
-use crate::ops::elementwise::{Equal, Select, binary};
+use crate::ops::elementwise::binary;
+use crate::ops::elementwise::max::gradient_of_chosen;
 use crate::ops::facts::smaller;
-use crate::vjp::Grad;
 
 binary! {
     /// The smaller; NaN if either is.
@@ -17,18 +17,8 @@ binary! {
     symbolic: Some(Symbolic::Pairs(smaller)),
     parameters: &[],
     vjp: |cx| {
-        // Two that are equal share the cotangent equally; one alone, such as x between constant bounds, takes all.
-        let (x, y, dz) = (cx.input(0), cx.input(1), cx.cotangent()?);
-        let share = match cx.wants(0) && cx.wants(1) {
-            true => {
-                let equal = cx.op(Equal, &[x, y])?;
-                let half = cx.scale(dz, 0.5)?;
-                cx.op(Select, &[equal, half, dz])?
-            }
-            false => dz,
-        };
+        let (x, y) = (cx.input(0), cx.input(1));
         let (second, first) = (cx.less(y, x)?, cx.less(x, y)?);
-        let ([_, dx], [_, dy]) = (cx.split(second, share)?, cx.split(first, share)?);
-        Grad::all([dx, dy])
+        gradient_of_chosen(cx, first, second)
     },
 }

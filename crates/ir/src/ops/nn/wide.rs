@@ -13,21 +13,9 @@ pub(super) fn is_wide(port: &Strided) -> bool {
     port.dtype == DType::F64
 }
 
-/// Σ of `terms` terms; 0 of none.
+/// Σ of `terms` terms.
 fn sum(n: &mut Nest, terms: usize, term: &mut dyn FnMut(&mut Nest, Index) -> Reg) -> Reg {
-    match terms {
-        0 => n.literal(Literal::of(DType::F64, 0.0)),
-        _ => n.reduce(terms, &[Combine::Sum], |n, j| vec![term(n, j)])[0],
-    }
-}
-
-/// Which of equal parts of `size` positions a position lies in.
-fn part(n: &mut Nest, position: &Index, size: usize) -> Index {
-    if size == 1 {
-        return position.clone();
-    }
-    let (position, size) = (n.index_value(position), n.literal(Literal::Int(DType::I64, size as i64)));
-    Index::reg(n.div(position, size))
+    n.reduce(terms, &[Combine::Sum], |n, j| vec![term(n, j)])[0]
 }
 
 /// A matrix product whose outer axes broadcast.
@@ -67,7 +55,10 @@ pub(super) fn conv(op: &Conv, io: &Io) -> Result<Lowered, NotLowered> {
     Ok(Lowered::nest(move |n| {
         n.for_each(&shape, |n, i| {
             let channel = taps.op.layout.channel_axis(i.len());
-            let group = if taps.op.groups == 1 { Index::constant(0) } else { part(n, &i[channel], outputs) };
+            let group = match taps.op.groups {
+                1 => Index::constant(0),
+                _ => n.divided(&i[channel], outputs as i64),
+            };
             let total = sum(n, channels, &mut |n, c| {
                 let mut x = i.to_vec();
                 x[channel] = group.times(channels as i64).plus(&c, 1);
@@ -133,7 +124,7 @@ pub(super) fn attention(op: &Attention, io: &Io) -> Result<Lowered, NotLowered> 
                 let zero = n.literal(Literal::of(DType::F64, 0.0));
                 return n.store(0, i, zero);
             }
-            let head = part(n, &i[1], q[1] / k[1].max(1));
+            let head = n.divided(&i[1], (q[1] / k[1].max(1)) as i64);
             let score = |n: &mut Nest, t: &Index| {
                 let product = sum(n, dim, &mut |n, j| {
                     let x = n.load(0, &[i[0].clone(), i[1].clone(), i[2].clone(), j.clone()]);
