@@ -27,6 +27,7 @@ const TEXTS: &[&str] = &[
     "differentiate{output = \"the loss\", by = [w, \"fc.weight left\", \"a, b\"]}",
     "fold-constants",
     "fold-constants{max-growth-bytes = 1, max-flops = 2, max-total-growth-bytes = 3, max-total-flops = 4}",
+    "fold-scales",
     "make-trainable{fc.weight, \"w#2\", \"fc.weight left\"}",
     "merge-duplicates",
     "recognize-attention",

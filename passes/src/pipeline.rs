@@ -9,7 +9,7 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, Files, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu,
+    AssignLayout, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention, RecognizeGelu,
     RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify, read_pass,
 };
 
@@ -159,6 +159,7 @@ impl Pipeline {
             PipelineItem::Run(Box::new(RecognizeSilu)),
             PipelineItem::Run(Box::new(RecognizeAttention)),
             PipelineItem::Run(Box::new(RecognizeLinearAttention)),
+            PipelineItem::Run(Box::new(FoldScales)),
             // What recognition added (transposes of keys, broadcasts of tables) joins with what was there.
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(FoldConstants::default())),
