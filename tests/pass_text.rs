@@ -34,6 +34,7 @@ const TEXTS: &[&str] = &[
     "recognize-gelu",
     "recognize-layer-norm",
     "recognize-linear-attention",
+    "recognize-piecewise",
     "recognize-silu",
     "recompute{max-saved-bytes = 40000}",
     "remove-dead",

@@ -10,7 +10,8 @@ use margay_loops::text::words::split_top;
 
 use crate::{
     AssignLayout, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention, RecognizeGelu,
-    RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify, read_pass,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead, Simplify,
+    read_pass,
 };
 
 /// One entry of a pipeline.
@@ -157,6 +158,7 @@ impl Pipeline {
             PipelineItem::Run(Box::new(RecognizeLayerNorm)),
             PipelineItem::Run(Box::new(RecognizeGelu)),
             PipelineItem::Run(Box::new(RecognizeSilu)),
+            PipelineItem::Run(Box::new(RecognizePiecewise)),
             PipelineItem::Run(Box::new(RecognizeAttention)),
             PipelineItem::Run(Box::new(RecognizeLinearAttention)),
             PipelineItem::Run(Box::new(FoldScales)),

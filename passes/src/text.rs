@@ -10,7 +10,7 @@ use margay_loops::text::words::{split_top, take_name};
 use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, FoldScales, MakeTrainable,
     MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
+    RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -41,6 +41,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },
     PassEntry { name: "recognize-linear-attention", read: |text, _| plain(text, RecognizeLinearAttention) },
+    PassEntry { name: "recognize-piecewise", read: |text, _| plain(text, RecognizePiecewise) },
     PassEntry { name: "recognize-silu", read: |text, _| plain(text, RecognizeSilu) },
     PassEntry { name: "recompute", read: |text, _| boxed(Recompute::read(text)) },
     PassEntry { name: "remove-dead", read: |text, _| plain(text, RemoveDead) },

@@ -46,14 +46,14 @@ impl Finish {
 }
 
 /// The bits of [`epilogue_word`] that hold an activation.
-pub(crate) const ACTIVATION: usize = 7;
+pub(crate) const ACTIVATION: usize = 15;
 
 /// The bit of [`epilogue_word`] that puts the residual before the activation.
-const RESIDUAL_FIRST: usize = 8;
+const RESIDUAL_FIRST: usize = 16;
 
 /// The bit of a word that asks for whole tiles to be stored past the caches: results far larger than those, none of
 /// whose sums is read back. Where the result is not aligned to lines of the cache they are stored as usual.
-pub(crate) const STREAMED: usize = 16;
+pub(crate) const STREAMED: usize = 32;
 
 /// The word for the activation of an epilogue, and for what comes before it.
 pub(crate) fn epilogue_word(epilogue: &Epilogue) -> usize {
