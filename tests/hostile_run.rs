@@ -97,6 +97,9 @@ fn run(name: &str, seconds: u64, first: u64, folder: &Path) -> Result<()> {
             }
         }
     }
-    println!("{name}: {executions} executions, {accepted} accepted, {faults} faults in {:?}", start.elapsed());
+    println!(
+        "{name}: {executions} executions, {accepted} accepted, {faults} faults in {:?}",
+        start.elapsed()
+    );
     Ok(())
 }

@@ -204,8 +204,11 @@ impl Graph {
         let op = op.into();
         let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(*v)).collect();
         // Type rules multiply extents.
-        let bounded = types.iter().try_for_each(|ty| ty.check_terms());
-        let types = bounded.and_then(|()| op.infer(&types));
+        let bounded = types.iter().try_for_each(|ty| ty.check_extents());
+        let types = bounded.and_then(|()| op.infer(&types)).and_then(|types| {
+            types.iter().try_for_each(TensorType::check_extents)?;
+            Ok(types)
+        });
         let types = types.map_err(|error| AddError { op: op.name(), error })?;
         let node = self.insert(op, types, origin);
         self.connect(node, inputs);

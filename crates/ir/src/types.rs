@@ -48,8 +48,12 @@ impl TensorType {
         self.shape.iter().fold(Dim::from(1usize), |n, d| &n * d)
     }
 
-    /// An error where the number of elements, multiplied out, would be a sum of more than [`MAX_TERMS`] products.
-    pub(crate) fn check_terms(&self) -> Result<(), TypeError> {
+    /// An error for an extent below 0, and where the number of elements, multiplied out, would be a sum of more than
+    /// [`MAX_TERMS`] products.
+    pub(crate) fn check_extents(&self) -> Result<(), TypeError> {
+        if let Some(extent) = self.shape.iter().filter_map(Dim::as_const).find(|&v| v < 0) {
+            return Err(TypeError::attribute(format!("expected extents of at least 0, found {extent}")));
+        }
         let terms = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(d.terms().max(1)));
         match terms.filter(|&n| n <= MAX_TERMS) {
             Some(_) => Ok(()),

@@ -146,7 +146,9 @@ fn read_type(text: &str) -> Result<TensorType, String> {
     };
     let dtype = DType::from_name(dtype.trim()).ok_or_else(|| format!("`{text}` is not a type"))?;
     let shape = split_top(shape).into_iter().map(Dim::parse).collect::<Result<Vec<Dim>, _>>()?;
-    Ok(TensorType::new(dtype, shape))
+    let ty = TensorType::new(dtype, shape);
+    ty.check_extents().map_err(|e| e.to_string())?;
+    Ok(ty)
 }
 
 type Ports = Vec<(String, TensorType)>;
@@ -422,6 +424,16 @@ mod tests {
         for levels in [24, 200] {
             let message = read(levels).unwrap_err();
             assert!(message.contains("graphs in one another have at most"), "{message}");
+        }
+    }
+
+    #[test]
+    fn extents_below_zero_are_refused() {
+        let input = "graph @below(%x: f32[-1, 4]) -> (y: f32[-1, 4]) {\n  return %x\n}";
+        let cut = "graph @cut(%x: f32[2]) -> (y: f32[-3]) {\n  %0 = pad %x {before = [-5], after = [0]} : f32[-3]\n  return %0\n}";
+        for (text, extent) in [(input, -1), (cut, -3)] {
+            let message = parse(text, &|_, _| None).map(|g| g.to_string()).unwrap_err().to_string();
+            assert!(message.contains(&format!("extents of at least 0, found {extent}")), "{message}");
         }
     }
 
