@@ -347,3 +347,10 @@ fn forms_that_are_not_supported() {
         check(17, "Cast", &[("to", int(number))], vec![x(&[2])], OTHER, &says);
     }
 }
+
+#[test]
+fn updates_have_the_axis_that_they_are_written_along() {
+    let operands = vec![x(&[2, 3, 4]), x(&[5])];
+    let says = "expected a tensor with more than 2 axes, found 1";
+    check(24, "TensorScatter", &[("axis", int(-1))], operands, WRONG, says);
+}
