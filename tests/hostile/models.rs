@@ -178,7 +178,7 @@ fn change_initializer(graph: &mut OnnxGraph, draw: &mut Draw) {
         }
         _ => {
             let bytes = super::bytes::change(&bytes, draw);
-            Tensor::from_bytes(tensor.dtype(), &tensor.shape().to_vec(), &bytes).ok()
+            Tensor::from_bytes(tensor.dtype(), tensor.shape(), &bytes).ok()
         }
     };
     match changed {
