@@ -5,7 +5,7 @@
 //! `tests/fuzz` hands the same targets to libFuzzer. Neither adds checks of its own: what must hold stands here.
 //!
 //! Mutations know the structure of what they change, for random bytes hardly get past the first check: see `bytes`,
-//! `protobuf` and `words`, and [`models`] for changes that leave a well-formed model.
+//! `protobuf` and `words`, and `models` for changes that leave a well-formed model.
 //!
 //! Deliberately absent: running the code of an artifact, which is running a program, and files that only tests read.
 
