@@ -77,6 +77,7 @@ struct Rates {
     matmul_packed: f64,
     matmul_bf16: f64,
     matmul_int8: f64,
+    matmul_bytes: f64,
     matmul_first_row: f64,
     matmul_unpacked: f64,
     conv: f64,
@@ -181,6 +182,7 @@ impl CostModel {
         let (arithmetic, constant_bytes, computed) = if call.b_packed {
             // A constant that is narrower than the left operand is widened on the way.
             let rate = match (call.types.right.dtype, call.types.left_rounded) {
+                (_, left) if left.is_int() => rates.matmul_bytes,
                 (DType::F32, _) => rates.matmul_packed,
                 (right, left) if right == left => rates.matmul_bf16,
                 _ => rates.matmul_int8,
@@ -190,9 +192,15 @@ impl CostModel {
             (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
             // B is read, written in panels, and read again.
-            (seconds(rows(call.m), rates.matmul_unpacked), 0, a.saturating_add(b.saturating_mul(3)))
+            let rate = if call.types.left.is_int() {
+                rates.matmul_bytes.min(rates.matmul_unpacked)
+            } else {
+                rates.matmul_unpacked
+            };
+            (seconds(rows(call.m), rate), 0, a.saturating_add(b.saturating_mul(3)))
         };
-        let mut load = Load { arithmetic, constant_bytes, computed_bytes: computed.saturating_mul(F32) };
+        let bytes = call.types.left.bytes() as u64;
+        let mut load = Load { arithmetic, constant_bytes, computed_bytes: computed.saturating_mul(bytes) };
         self.add_result(&mut load, c, &call.epilogue);
         load
     }
@@ -305,6 +313,7 @@ impl CostModel {
             ("gflops.matmul-packed", rates.matmul_packed),
             ("gflops.matmul-bf16", rates.matmul_bf16),
             ("gflops.matmul-int8", rates.matmul_int8),
+            ("gflops.matmul-bytes", rates.matmul_bytes),
             ("gflops.matmul-first-row", rates.matmul_first_row),
             ("gflops.matmul-unpacked", rates.matmul_unpacked),
             ("gflops.conv", rates.conv),

@@ -29,7 +29,7 @@ pub mod verify;
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
-    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
+    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes, Scale,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};

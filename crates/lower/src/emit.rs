@@ -339,13 +339,14 @@ impl<'a> Emitter<'a> {
     }
 
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
-        let Called { call, operands, bias, residual, others } = called;
+        let Called { call, operands, offset, scale, bias, residual, others } = called;
         let call = self.decided(call);
         let needs = self.backend.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,
         })?;
-        let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
+        let added = offset.iter().chain(&scale).chain(&bias).chain(&residual);
+        let all = operands.iter().chain(added).chain([out]).chain(&others);
         let mut args: Vec<Operand> = all.map(Memory::operand).collect();
         for p in &needs.packed {
             let from = args[p.operand].buffer;

@@ -52,6 +52,7 @@ fn calls() -> Vec<KernelCall> {
         activation: Some(Activation::GeluErf),
         residual: false,
         residual_first: false,
+        ..Epilogue::default()
     };
     for [m, n, k] in [
         [128, 768, 768],

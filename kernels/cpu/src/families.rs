@@ -45,6 +45,10 @@ macro_rules! families {
             matmul_strided: strided, "matmul_f32_strided_", (tile);
             /// Narrow constants, widened.
             matmul_widened: narrow, "matmul_widened_", (tile);
+            /// Products of bytes.
+            matmul_bytes: bytes, "matmul_i8", ();
+            /// Operands of products of bytes.
+            pack_bytes: pack_bytes, "pack_i8_kn32", ();
             /// Attention.
             attention: attention, "attention_f32_flash", ();
             /// The derivative of attention.

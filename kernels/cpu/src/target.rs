@@ -6,7 +6,7 @@ use margay_tensor::StoredTensor;
 
 use crate::constants::Format;
 use crate::{
-    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise, hadamard,
+    UnknownTarget, attention, attention_gradient, bytes, constants, conv, conv_gradient, depthwise, hadamard,
     linear_attention, matmul,
 };
 
@@ -151,6 +151,7 @@ impl CpuTarget {
     /// Kernel variants, parameters and memory of a call.
     pub fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
         match call {
+            KernelCall::MatMul(c) if bytes::serves(c) => bytes::prepare(self.class, c),
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Hadamard(c) => hadamard::prepare(self.class, c),
@@ -170,6 +171,9 @@ impl CpuTarget {
         stored: &StoredTensor,
     ) -> Result<Vec<u8>, NoKernel> {
         match call {
+            KernelCall::MatMul(c) if operand == 1 && c.b_packed && bytes::serves(c) => {
+                bytes::pack_constant(c, stored)
+            }
             KernelCall::MatMul(c) if operand == 1 && c.b_packed => constants::pack_constant(c, stored),
             KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored.elements()),
             KernelCall::MatMul(_)
@@ -187,6 +191,10 @@ impl CpuTarget {
     pub fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
         if let Some(format) = Format::of_layout(layout) {
             return constants::unpack_constant(format, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
+        if let Some(signed) = bytes::of_layout(layout) {
+            return bytes::unpack_constant(signed, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         match layout {

@@ -106,6 +106,10 @@ impl Call for Conv {
         self.types.rounds(operand)
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }

@@ -114,6 +114,9 @@ impl Exporter<'_> {
             Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::MatMul(_) if dtype.is_some_and(DType::is_int) => {
+                Ok(self.emit("MatMulInteger", "", &x, vec![]))
+            }
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
             Op::Im2col(op) => self.im2col(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),

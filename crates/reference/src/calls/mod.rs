@@ -44,10 +44,10 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) 
     }
 }
 
-/// Types of the arguments of a call in memory. A packed constant lies there as numbers.
+/// Types of the arguments of a call in memory. A packed constant beside floats lies there as numbers.
 fn types_of(call: &KernelCall) -> Vec<DType> {
     let mut types: Vec<DType> = call.args().iter().map(|arg| arg.dtype).collect();
-    if matches!(call, KernelCall::MatMul(c) if c.b_packed) {
+    if matches!(call, KernelCall::MatMul(c) if c.b_packed && !c.types.left.is_int()) {
         types[1] = DType::F32;
     }
     types

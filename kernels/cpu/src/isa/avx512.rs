@@ -1,11 +1,12 @@
 //! AVX-512 (F, BW, DQ, VL): thirty-two vectors of sixteen elements. [`Avx512Bf16`] differs in its tile alone.
 
+mod bytes;
 mod transposed;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Isa, avx2};
+use super::{ByteTiles, Isa, avx2};
 
 /// A proof that the processor has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -142,6 +143,11 @@ macro_rules! vectors {
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
             }
             #[inline(always)]
+            fn byte_tiles(self) -> ByteTiles {
+                // SAFETY: `self` proves AVX2 too.
+                bytes::tiles().unwrap_or_else(|| unsafe { avx2::Avx2::new() }.byte_tiles())
+            }
+            #[inline(always)]
             fn prefetch(self, p: *const f32) {
                 // SAFETY: prefetches do not fault.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -193,9 +199,19 @@ vectors!(Avx512Bf16, multiply_bf16);
 /// As [`Isa::tile`] with the number of rows fixed and strides in bytes.
 type Tile = unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, *const f32, *const f32, usize);
 
+/// An instruction that adds products to a sum, with the element of `a` before the vector of `b`, or behind it.
+macro_rules! factors {
+    ([$multiply:literal left] $c:literal $a:literal $b:literal) => {
+        concat!($multiply, " zmm", $c, ", zmm", $a, ", zmm", $b, "\n")
+    };
+    ([$multiply:literal right] $c:literal $a:literal $b:literal) => {
+        concat!($multiply, " zmm", $c, ", zmm", $b, ", zmm", $a, "\n")
+    };
+}
+
 /// One step of the sum: two vectors of `b` at `$b0` and `$b1`, one element of `a` per row at `$x`.
 macro_rules! step {
-    ($multiply:literal $b0:literal $b1:literal $x:literal;
+    ($multiply:tt $b0:literal $b1:literal $x:literal;
      $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         concat!(
             "vmovups zmm0, [{b} + ", $b0, "]\n",
@@ -206,8 +222,8 @@ macro_rules! step {
             "add {f}, {fs}\n",
             $(
                 "vbroadcastss zmm", $t, ", dword ptr [", $at, " + ", $x, "]\n",
-                $multiply, " zmm", $c0, ", zmm", $t, ", zmm0\n",
-                $multiply, " zmm", $c1, ", zmm", $t, ", zmm1\n",
+                factors!($multiply $c0 $t "0"),
+                factors!($multiply $c1 $t "1"),
             )*
         )
     };
@@ -217,7 +233,7 @@ macro_rules! step {
 ///
 /// Written in assembly because compilers hoist the broadcasts of a strided `a` and spill.
 macro_rules! tile {
-    ($multiply:literal $name:ident $rows:literal
+    ($multiply:tt $name:ident $rows:literal
      $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
         unsafe fn $name(
@@ -326,16 +342,16 @@ macro_rules! tile {
 
 /// `tile_1` from the first row, `tile_2` from the first two, and so on.
 macro_rules! tiles {
-    ($multiply:literal [$($row:tt)*]) => {};
-    ($multiply:literal [$($row:tt)*] $name:ident $rows:literal $next:tt $($rest:tt)*) => {
+    ($multiply:tt [$($row:tt)*]) => {};
+    ($multiply:tt [$($row:tt)*] $name:ident $rows:literal $next:tt $($rest:tt)*) => {
         tile!($multiply $name $rows $($row)* $next);
         tiles!($multiply [$($row)* $next] $($rest)*);
     };
 }
 
-/// The tiles of up to fourteen rows, by the instruction that multiplies and adds.
+/// The tiles of up to fourteen rows, by the instruction that multiplies and adds, and where it takes the element of `a`.
 macro_rules! tiles_with {
-    ($multiply:literal) => {
+    ($multiply:tt) => {
         pub(super) const TILES: [Tile; 14] = {
             tiles!($multiply []
                 tile_1 1 (2 4 5 "{a0}")
@@ -364,11 +380,23 @@ macro_rules! tiles_with {
 mod multiply_f32 {
     use super::{Tile, asm};
 
-    tiles_with!("vfmadd231ps");
+    tiles_with!(["vfmadd231ps" left]);
 }
 
 mod multiply_bf16 {
     use super::{Tile, asm};
 
-    tiles_with!("vdpbf16ps");
+    tiles_with!(["vdpbf16ps" left]);
+}
+
+mod multiply_unsigned {
+    use super::{Tile, asm};
+
+    tiles_with!(["vpdpbusd" left]);
+}
+
+mod multiply_signed {
+    use super::{Tile, asm};
+
+    tiles_with!(["vpdpbusd" right]);
 }
