@@ -1,10 +1,11 @@
 //! Quantized operators.
 //!
-//! Products of 8-bit integers are taken as products of whole f32, which are exact below 2²⁴: the left operand is split
-//! into parts small enough for the length of the sums, and the parts are put together as i32. A constant right operand
-//! tells how large its sums can become; most need no parts.
+//! Matrix products of 8-bit integers are products of the graph, `products` with what zero points add to them.
+//! Convolutions of them are taken as convolutions of whole f32, which are exact below 2²⁴: the image is split into parts
+//! small enough for the length of the sums, and the parts are put together as i32.
 
 mod kept;
+mod products;
 
 use margay_ir::Value;
 use margay_ir::ops::{Floor, MatMul, ReduceKind, Round};
@@ -15,6 +16,7 @@ use super::call::{Call, Imported, Refusal, axis};
 use super::convolutions::convolved;
 use super::elementwise::numbered_type;
 use super::slices::slice_axes;
+use products::{integer_product, known_terms};
 
 /// The smallest and largest number of a type that values are quantized to.
 fn bounds(dtype: DType) -> Result<(f64, f64), Refusal> {
@@ -195,52 +197,6 @@ fn exactly(
     let (high, low) = (cx.cast(high, DType::I32)?, cx.cast(low, DType::I32)?);
     let high = cx.scaled(high, 16.0)?;
     cx.plus(high, low)
-}
-
-fn known_terms(count: Option<usize>) -> Result<usize, Refusal> {
-    count.ok_or_else(|| Refusal::Unsupported("integer products of unknown length are not supported".into()))
-}
-
-/// A B of integers less their zero points, as i32.
-fn integer_product(
-    cx: &mut Importer,
-    [a, b]: [Value; 2],
-    [a_zero, b_zero]: [Option<Value>; 2],
-) -> Result<Value, Refusal> {
-    let row_zero = |cx: &mut Importer, zero: Value| match cx.ty(zero).ndim() {
-        // One for each row.
-        1 if !cx.ty(zero).shape[0].is(1) => cx.unsqueezed(zero, 1),
-        _ => Ok(zero),
-    };
-    let a_zero = a_zero.map(|z| row_zero(cx, z)).transpose()?;
-    let a = centred(cx, a, a_zero)?;
-    let last = cx.ty(b).ndim().saturating_sub(1);
-    let b = match cx.kept(b, b_zero, None, last)? {
-        Some(kept) => kept,
-        None => centred(cx, b, b_zero)?,
-    };
-    let (left, right) = (cx.ty(a).ndim(), cx.ty(b).ndim());
-    if left == 0 || right < 2 {
-        return Err(Refusal::Invalid(format!("a product of {} and {}", cx.ty(a), cx.ty(b))));
-    }
-    if cx.sums_are_whole(b) {
-        let sums = cx.add(MatMul, &[a, b])?;
-        return cx.cast(sums, DType::I32);
-    }
-    let terms = known_terms(cx.ty(b).shape[right - 2].as_extent())?;
-    let mut sum: Option<Value> = None;
-    for from in (0..terms.max(1)).step_by(SPLIT) {
-        let to = (from + SPLIT).min(terms);
-        let (start, end) = ([Dim::from(from)], [Dim::from(to)]);
-        let a = slice_axes(cx, a, &[left - 1], &start, &end, &[1])?;
-        let b = slice_axes(cx, b, &[right - 2], &start, &end, &[1])?;
-        let part = exactly(cx, a, to - from, &mut |cx, a| cx.add(MatMul, &[a, b]))?;
-        sum = Some(match sum {
-            None => part,
-            Some(sum) => cx.plus(sum, part)?,
-        });
-    }
-    sum.ok_or_else(|| Refusal::Invalid("a product without terms".into()))
 }
 
 /// `MatMulInteger`.

@@ -3,18 +3,12 @@
 //! Products read matrices with one scale for all or one for each column as they are stored. For anything else the back end
 //! makes numbers when it compiles, without the limits that folding has.
 
-use margay_ir::ops::{Const, Numbers};
+use margay_ir::ops::{Const, Numbers, ReduceKind};
 use margay_ir::{Payload, Value};
 use margay_tensor::{DType, Scales, StoredTensor, Tensor};
 
 use super::super::Importer;
 use super::super::call::Refusal;
-
-/// f32 holds every whole number up to here.
-const WHOLE_F32: f64 = (1u64 << 24) as f64;
-
-/// The greatest distance of an 8-bit integer from its zero point.
-const LARGEST: f64 = 255.0;
 
 impl Importer<'_> {
     /// (q - zero) scale of a constant of 8-bit integers, as a constant that is stored in them. Scales and zero points are
@@ -86,15 +80,38 @@ impl Importer<'_> {
         }
     }
 
-    /// Whether sums of products of 8-bit integers with each column of a constant matrix of whole numbers are whole in f32,
-    /// whatever the other integers are.
-    pub(super) fn sums_are_whole(&self, matrix: Value) -> bool {
-        let Some(tensor) = self.graph.constant(matrix).map(|p| p.stored().decode()) else { return false };
-        let (&[_, columns], Ok(numbers)) = (tensor.shape(), tensor.to_vec::<f32>()) else { return false };
-        let mut sums = vec![0f64; columns];
-        for row in numbers.chunks_exact(columns.max(1)) {
-            row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += f64::from(x.abs()));
+    /// A constant of 8-bit integers less its zero points, one for all or one for each column, as i8 where that fits.
+    pub(super) fn signed(&mut self, q: Value, zero: Option<Value>) -> Result<Option<Value>, Refusal> {
+        let last = self.ty(q).ndim().saturating_sub(1);
+        let Some(stored) = self.stored_integers(q, zero, None, last) else { return Ok(None) };
+        if stored.storage().dtype != DType::I8 || stored.zero_points().is_some() {
+            return Ok(None);
         }
-        sums.iter().all(|sum| sum * LARGEST <= WHOLE_F32)
+        let origin = self.graph.node(q.node).origin.clone();
+        Ok(Some(self.leaf(stored.elements().clone(), origin)?))
+    }
+
+    /// The sums of the columns of matrices of 8-bit integers as i32, `[…, 1, n]`, or `[n]` of a constant matrix, which is
+    /// summed at once.
+    pub(super) fn column_sums(&mut self, q: Value) -> Result<Value, Refusal> {
+        if let Some(tensor) = self.graph.constant(q).map(Payload::tensor)
+            && let (&[_, columns], Ok(Numbers::Int(numbers))) = (tensor.shape(), Numbers::of(tensor))
+        {
+            let mut sums = vec![0i128; columns];
+            for row in numbers.chunks_exact(columns.max(1)) {
+                row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x);
+            }
+            let sums = Numbers::Int(sums).into_tensor(DType::I32, &[columns]);
+            return self.constant(sums.map_err(|e| Refusal::Invalid(e.to_string()))?);
+        }
+        let rows = self.ty(q).ndim() - 2;
+        let wide = self.cast(q, DType::I32)?;
+        self.joined(ReduceKind::Sum, wide, &[rows], true)
+    }
+
+    /// Whether a value is known to be 0 everywhere.
+    pub(super) fn is_zero(&self, v: Value) -> bool {
+        let numbers = self.graph.constant(v).and_then(|payload| Numbers::of(payload.tensor()).ok());
+        numbers.is_some_and(|numbers| numbers.floats().iter().all(|x| *x == 0.0))
     }
 }
