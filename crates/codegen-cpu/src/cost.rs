@@ -208,20 +208,25 @@ impl CostModel {
     fn conv(&self, call: &Conv) -> Load {
         let group = call.in_channels / call.groups.max(1);
         let taps = [call.out_channels, group, call.kernel[0], call.kernel[1]];
+        // Copying pixels takes about as long as multiplying bytes.
+        let conv = match call.types.left.is_int() {
+            true => self.gflops.conv.max(self.gflops.matmul_bytes / 2.0),
+            false => self.gflops.conv,
+        };
         let depthwise = group == 1 && call.groups > 1;
         let pixels = call.out_size[0].saturating_mul(call.out_size[1]);
         let (counted, rate) = if depthwise {
             (call.out_channels, self.gflops.depthwise)
         } else {
             let groups = call.groups.max(1);
-            (self.padded(call.out_channels / groups).saturating_mul(groups), self.gflops.conv)
+            (self.padded(call.out_channels / groups).saturating_mul(groups), conv)
         };
         let flops = product(&[2, call.batch, pixels, counted]).saturating_mul(product(&taps[1..]));
         let input = product(&[call.batch, call.in_channels, call.in_size[0], call.in_size[1]]);
         let mut load = Load {
             arithmetic: seconds(flops, rate),
-            constant_bytes: product(&taps).saturating_mul(F32),
-            computed_bytes: input.saturating_mul(F32),
+            constant_bytes: product(&taps).saturating_mul(call.types.right.dtype.bytes() as u64),
+            computed_bytes: input.saturating_mul(call.types.left.bytes() as u64),
         };
         self.add_result(&mut load, product(&[call.batch, call.out_channels, pixels]), &call.epilogue);
         load

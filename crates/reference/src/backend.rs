@@ -61,7 +61,7 @@ impl Backend for ReferenceBackend {
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         if let KernelCall::Conv(c) = call
-            && !c.types.right.is_plain(c.types.left)
+            && !c.types.right.is_plain(if c.types.left.is_int() { c.types.right.dtype } else { c.types.left })
         {
             return Err(self.refused(call, format!("a kernel stored {}", c.types.right)));
         }

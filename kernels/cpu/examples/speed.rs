@@ -267,6 +267,7 @@ fn conv(
         pads: [pad; 2],
         dilations: [1; 2],
         k_packed: true,
+        zero: false,
         epilogue: Epilogue::default(),
     })
 }

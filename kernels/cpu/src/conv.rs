@@ -12,7 +12,7 @@
 //! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
 //! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, ProductTypes};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
@@ -150,7 +150,7 @@ impl Shape {
     }
 
     /// Each filter is one tap on the pixel it belongs to.
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.groups == 1
             && self.taps() == 1
             && self.strides == [1, 1]
@@ -232,7 +232,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
 }
 
 /// A convolution of one tap as a product of pixels and filters.
-fn as_product(call: &Conv) -> MatMul {
+pub(crate) fn as_product(call: &Conv) -> MatMul {
     MatMul {
         m: call.batch * call.out_size[0] * call.out_size[1],
         n: call.out_channels,
@@ -242,7 +242,7 @@ fn as_product(call: &Conv) -> MatMul {
         b: MatLayout { row_stride: 1, col_stride: call.in_channels },
         c_row_stride: call.out_channels,
         b_packed: call.k_packed,
-        types: ProductTypes::F32,
+        types: call.types,
         epilogue: call.epilogue,
     }
 }

@@ -57,6 +57,8 @@ macro_rules! families {
             linear_attention: linear_attention, "linear_attention_f32", ();
             /// Convolutions of images with channels last.
             conv: conv, "conv_f32_nhwc", ();
+            /// Convolutions of bytes.
+            conv_bytes: conv_bytes, "conv_i8_nhwc", ();
             /// The derivative of a convolution by its filters.
             conv_gradient: conv_gradient, "conv_kernel_gradient_f32_nhwc", ();
             /// Depthwise convolutions.

@@ -129,6 +129,11 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// `LANES` integers as floats, rounded to nearest.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_i32(self, p: *const i32) -> Self::V;
     /// Tiles of products of bytes.
     fn byte_tiles(self) -> ByteTiles;
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.

@@ -9,7 +9,7 @@
 //!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
+//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_bytes`, `depthwise`: the families; `constants` are the
 //!   layouts of products, `filters` brings filters that are no constants where they are
 //!   read, `pack`, `pack_bytes`, `block` and `fetch` are what the families share.
 //!
@@ -30,6 +30,7 @@ mod bytes;
 mod code;
 mod constants;
 mod conv;
+mod conv_bytes;
 mod conv_gradient;
 mod depthwise;
 mod error;

@@ -45,6 +45,9 @@ params! {
         cols: usize,
         row_stride: usize,
         col_stride: usize,
+        /// Rows of panels lie at their stride in runs of so many, and the runs at another.
+        run: usize,
+        run_stride: usize,
         /// Axes over which there are several matrices, outermost first, and their strides.
         extents: [usize; 4],
         strides: [usize; 4],
@@ -56,6 +59,22 @@ params! {
         target_offset: usize,
         matrix_bytes: usize,
     }
+}
+
+/// Strided matrices among the arguments of a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Source {
+    /// Position of the argument.
+    pub(crate) at: usize,
+    /// Rows and columns of a matrix, and their strides.
+    pub(crate) size: [usize; 2],
+    pub(crate) strides: [usize; 2],
+    /// Rows that lie at their stride, and the stride of runs of them; all rows where there is one.
+    pub(crate) run: usize,
+    pub(crate) run_stride: usize,
+    /// Axes over which there are several, outermost first, and their strides; a stride of 0 repeats a matrix.
+    pub(crate) extents: [usize; 4],
+    pub(crate) batch: [usize; 4],
 }
 
 /// Operands in the workspace, and the phases that bring them there.
@@ -83,51 +102,28 @@ impl Workspace {
     }
 
     /// Rows at the distance [`row_stride`], filled up with zeros to a multiple of four.
-    pub(crate) fn rows(
-        &mut self,
-        source: usize,
-        size: [usize; 2],
-        strides: [usize; 2],
-        extents: [usize; 4],
-        batch: [usize; 4],
-        moved: bool,
-    ) -> Placed {
-        let [rows, cols] = size;
+    pub(crate) fn rows(&mut self, source: Source, moved: bool) -> Placed {
+        let [rows, cols] = source.size;
         let group = (1 << 17) / cols.max(1);
-        self.add([ROWS, usize::from(moved)], source, size, strides, extents, batch, [rows, group], {
-            rows * row_stride(cols)
-        })
+        self.add([ROWS, usize::from(moved)], source, [rows, group], rows * row_stride(cols))
     }
 
     /// Panels of right operands.
-    pub(crate) fn panels(
-        &mut self,
-        source: usize,
-        size: [usize; 2],
-        strides: [usize; 2],
-        extents: [usize; 4],
-        batch: [usize; 4],
-        signed: bool,
-    ) -> Placed {
-        let [rows, cols] = size;
-        let (parts, group) = (cols.div_ceil(PANEL), (1 << 16) / (rows * PANEL).max(1));
-        self.add([PANELS, usize::from(signed)], source, size, strides, extents, batch, [parts, group], {
-            packed_bytes(rows, cols)
-        })
+    pub(crate) fn panels(&mut self, source: Source, signed: bool) -> Placed {
+        let [rows, cols] = source.size;
+        let parts = [cols.div_ceil(PANEL), (1 << 16) / (rows * PANEL).max(1)];
+        self.add([PANELS, usize::from(signed)], source, parts, packed_bytes(rows, cols))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an operand has this many properties")]
+    /// Adds a phase for matrices of so many parts, which take so many bytes each.
     fn add(
         &mut self,
         [layout, flag]: [usize; 2],
-        source: usize,
-        [rows, cols]: [usize; 2],
-        [row_stride, col_stride]: [usize; 2],
-        extents: [usize; 4],
-        batch: [usize; 4],
+        source: Source,
         [parts, group]: [usize; 2],
         matrix_bytes: usize,
     ) -> Placed {
+        let (extents, batch) = (source.extents, source.batch);
         let matrix_bytes = matrix_bytes.next_multiple_of(64);
         // Only distinct matrices are stored.
         let distinct: [usize; 4] =
@@ -144,14 +140,16 @@ impl Workspace {
         let params = Params {
             layout,
             flag,
-            rows,
-            cols,
-            row_stride,
-            col_stride,
+            rows: source.size[0],
+            cols: source.size[1],
+            row_stride: source.strides[0],
+            col_stride: source.strides[1],
+            run: source.run.max(1),
+            run_stride: source.run_stride,
             extents: distinct,
             strides: batch,
             group: group.clamp(1, parts.max(1)),
-            source,
+            source: source.at,
             target: self.at,
             target_offset: placed.offset,
             matrix_bytes,
@@ -205,7 +203,8 @@ pub(crate) unsafe fn run<I: Isa>(
                 let panel_bytes = p.rows.div_ceil(QUAD) * QUAD_BYTES;
                 let panel = to.add(sums_bytes(p.cols) + part * panel_bytes);
                 let columns = (p.cols - part * PANEL).min(PANEL);
-                let at = |i: usize, j: usize| i * p.row_stride + (part * PANEL + j) * p.col_stride;
+                let row = |i: usize| i / p.run * p.run_stride + i % p.run * p.row_stride;
+                let at = |i: usize, j: usize| row(i) + (part * PANEL + j) * p.col_stride;
                 let read = |i, j| from.add(at(i, j)).read();
                 let write = |at, x| panel.add(at).write(x);
                 panel.write_bytes(0, panel_bytes);

@@ -6,8 +6,8 @@ use margay_tensor::StoredTensor;
 
 use crate::constants::Format;
 use crate::{
-    UnknownTarget, attention, attention_gradient, bytes, constants, conv, conv_gradient, depthwise, hadamard,
-    linear_attention, matmul,
+    UnknownTarget, attention, attention_gradient, bytes, constants, conv, conv_bytes, conv_gradient,
+    depthwise, hadamard, linear_attention, matmul,
 };
 
 /// A set of vector instructions.
@@ -153,6 +153,7 @@ impl CpuTarget {
         match call {
             KernelCall::MatMul(c) if bytes::serves(c) => bytes::prepare(self.class, c),
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
+            KernelCall::Conv(c) if conv_bytes::serves(c) => conv_bytes::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Hadamard(c) => hadamard::prepare(self.class, c),
             KernelCall::ConvKernelGradient(c) => conv_gradient::prepare(self.class, c),
@@ -175,6 +176,9 @@ impl CpuTarget {
                 bytes::pack_constant(c, stored)
             }
             KernelCall::MatMul(c) if operand == 1 && c.b_packed => constants::pack_constant(c, stored),
+            KernelCall::Conv(c) if operand == 1 && c.k_packed && conv_bytes::serves(c) => {
+                conv_bytes::pack_constant(c, stored)
+            }
             KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored.elements()),
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
@@ -195,6 +199,10 @@ impl CpuTarget {
         }
         if let Some(signed) = bytes::of_layout(layout) {
             return bytes::unpack_constant(signed, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
+        if let Some(signed) = conv_bytes::of_layout(layout) {
+            return conv_bytes::unpack_constant(signed, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         match layout {

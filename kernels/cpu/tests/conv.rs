@@ -135,6 +135,7 @@ fn padded(
         pads,
         dilations,
         k_packed: true,
+        zero: false,
         epilogue: Epilogue::default(),
     })
 }

@@ -38,6 +38,7 @@ fn conv(channels: [usize; 2], size: usize, kernel: usize, groups: usize) -> Conv
         pads: [kernel / 2, kernel / 2],
         dilations: [1, 1],
         k_packed: true,
+        zero: false,
         types: ProductTypes::F32,
         epilogue: Epilogue::default(),
     }

@@ -103,8 +103,9 @@ impl Exporter<'_> {
 
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
+                let name = if dtype.is_some_and(DType::is_int) { "ConvInteger" } else { "Conv" };
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
-                    Ok(e.emit("Conv", "", &[image, x[1]], attributes))
+                    Ok(e.emit(name, "", &[&[image], &x[1..]].concat(), attributes))
                 })
             }
             Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {

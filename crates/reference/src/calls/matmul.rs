@@ -1,11 +1,11 @@
 //! Matrix products.
 
-use margay_loops::{MatMul, Scale};
+use margay_loops::MatMul;
 
 use crate::number::rounded;
 
 use crate::Problem;
-use crate::calls::{Arguments, finished, positions};
+use crate::calls::{Arguments, Sums, finished, positions};
 
 pub(crate) fn run(c: &MatMul, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
     let (a, b) = (args.take(), args.take());
@@ -16,9 +16,7 @@ pub(crate) fn run(c: &MatMul, args: &mut Arguments<'_, '_>) -> Result<(), Proble
     let b_strides = if c.b_packed { [1, c.k] } else { [c.b.row_stride, c.b.col_stride] };
     let c_strides = [c.c_row_stride, 1];
     let bias = bias.map(|bias| args.read(bias, 0, &[c.n], &[1])).transpose()?.unwrap_or(vec![0.0; c.n]);
-    let scale_step = usize::from(c.epilogue.scale == Some(Scale::Columns));
-    let scale = scale.map(|scale| args.read(scale, 0, &[c.n], &[scale_step])).transpose()?;
-    let offset = offset.map(|offset| args.read(offset, 0, &[c.n], &[1])).transpose()?;
+    let sums = Sums::of(&c.types, &c.epilogue, c.n, [offset, scale], args)?;
     let extents: Vec<usize> = c.batch.iter().map(|axis| axis.extent).collect();
     let starts = |stride: fn(&margay_loops::BatchAxis) -> usize| {
         positions(0, &extents, &c.batch.iter().map(stride).collect::<Vec<_>>())
@@ -38,12 +36,7 @@ pub(crate) fn run(c: &MatMul, args: &mut Arguments<'_, '_>) -> Result<(), Proble
             }
         }
         for (at, x) in product.iter_mut().enumerate() {
-            if c.types.left.is_int() {
-                // Sums of bytes are exact in f64.
-                let sum = *x as i64 + offset.as_ref().map_or(0, |offset| offset[at % c.n] as i64);
-                *x = rounded(c.types.result, (sum as i32).into());
-            }
-            *x *= scale.as_ref().map_or(1.0, |scale| scale[at % c.n]);
+            *x = sums.finished(*x, at % c.n);
             *x = finished(&c.epilogue, *x, bias[at % c.n], added.as_ref().map_or(0.0, |r| r[at]));
         }
         args.write(out, c_start, &[c.m, c.n], &c_strides, &product)?;

@@ -169,6 +169,11 @@ impl Isa for Avx2 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
     }
     #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
     fn byte_tiles(self) -> ByteTiles {
         bytes::TILES
     }

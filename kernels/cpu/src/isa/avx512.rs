@@ -143,6 +143,11 @@ macro_rules! vectors {
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
             }
             #[inline(always)]
+            unsafe fn load_i32(self, p: *const i32) -> __m512 {
+                // SAFETY: the caller's promise; `self` proves the instructions.
+                unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(p.cast())) }
+            }
+            #[inline(always)]
             fn byte_tiles(self) -> ByteTiles {
                 // SAFETY: `self` proves AVX2 too.
                 bytes::tiles().unwrap_or_else(|| unsafe { avx2::Avx2::new() }.byte_tiles())

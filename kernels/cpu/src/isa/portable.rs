@@ -143,6 +143,11 @@ impl Isa for Portable {
         unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
     }
     #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[i32; LANES]>().read_unaligned() }.map(|x| x as f32)
+    }
+    #[inline(always)]
     fn byte_tiles(self) -> ByteTiles {
         ByteTiles { rows: 4, tile: byte_tile }
     }

@@ -148,6 +148,7 @@ impl OpDef for ConvKernelGradient {
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
             k_packed: false,
+            zero: false,
             types: ProductTypes::of(x.dtype),
             epilogue: Epilogue::default(),
         };
