@@ -11,7 +11,7 @@ use super::values::open;
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
-    let mut y = convolved(cx, call, x, k)?;
+    let mut y = convolved(cx, call, [x, k], None)?;
     if let Some(bias) = bias {
         let mut shape = cx.ty(bias).shape.clone();
         shape.extend(vec![Dim::from(1usize); cx.ty(k).ndim().saturating_sub(2)]);
@@ -21,8 +21,13 @@ pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![y])
 }
 
-/// A convolution by the attributes of a call.
-pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> Result<Value, Refusal> {
+/// A convolution by the attributes of a call, of integers less `zero` if there is one: along at most two axes in one group.
+pub(super) fn convolved(
+    cx: &mut Importer,
+    call: &Call,
+    [x, k]: [Value; 2],
+    zero: Option<Value>,
+) -> Result<Value, Refusal> {
     let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
     if let Some(declared) = call.ints("kernel_shape")?
         && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
@@ -48,7 +53,8 @@ pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> R
         groups,
         layout: ImageLayout::Nchw,
     };
-    cx.add(op, &[x, k])
+    let operands: Vec<Value> = [x, k].into_iter().chain(zero).collect();
+    cx.add(op, &operands)
 }
 
 /// A convolution along three axes: a product of the kernel with the windows, group by group.

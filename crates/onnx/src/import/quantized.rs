@@ -1,8 +1,8 @@
 //! Quantized operators.
 //!
 //! Matrix products of 8-bit integers are products of the graph, `products` with what zero points add to them.
-//! Convolutions of them are taken as convolutions of whole f32, which are exact below 2²⁴: the image is split into parts
-//! small enough for the length of the sums, and the parts are put together as i32.
+//! So are convolutions in one group with a constant kernel. Others are taken as convolutions of whole f32, which are exact
+//! below 2²⁴: the image is split into parts small enough for the length of the sums, and the parts are put together as i32.
 
 mod kept;
 mod products;
@@ -213,6 +213,16 @@ fn integer_convolution(
     [x, k]: [Value; 2],
     [x_zero, k_zero]: [Option<Value>; 2],
 ) -> Result<Value, Refusal> {
+    // Along at most two axes in one group, with a constant kernel.
+    if call.int("group", 1)? == 1
+        && cx.ty(x).ndim() <= 4
+        && let Some((k, rest)) = cx.signed(k, k_zero, 0)?
+    {
+        let zero = x_zero.filter(|zero| !cx.is_zero(*zero));
+        let zero = zero.map(|zero| cx.shaped(zero, Vec::new())).transpose()?;
+        let sums = convolved(cx, call, [x, k], zero)?;
+        return cx.less_zero(sums, rest, 1);
+    }
     let x = centred(cx, x, x_zero)?;
     let k = match cx.kept(k, k_zero, None, 0)? {
         Some(kept) => kept,
@@ -227,7 +237,7 @@ fn integer_convolution(
     if terms > SPLIT {
         return Err(Refusal::Unsupported(format!("integer sums of {terms} terms are not supported")));
     }
-    exactly(cx, x, terms, &mut |cx, x| convolved(cx, call, x, k))
+    exactly(cx, x, terms, &mut |cx, x| convolved(cx, call, [x, k], None))
 }
 
 /// `ConvInteger`.

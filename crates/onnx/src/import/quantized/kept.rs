@@ -5,10 +5,11 @@
 
 use margay_ir::ops::{Const, Numbers, ReduceKind};
 use margay_ir::{Payload, Value};
-use margay_tensor::{DType, Scales, StoredTensor, Tensor};
+use margay_tensor::{DType, Dim, Scales, StoredTensor, Tensor};
 
 use super::super::Importer;
 use super::super::call::Refusal;
+use super::super::slices::slice_axes;
 
 impl Importer<'_> {
     /// (q - zero) scale of a constant of 8-bit integers, as a constant that is stored in them. Scales and zero points are
@@ -80,15 +81,58 @@ impl Importer<'_> {
         }
     }
 
-    /// A constant of 8-bit integers less its zero points, one for all or one for each column, as i8 where that fits.
-    pub(super) fn signed(&mut self, q: Value, zero: Option<Value>) -> Result<Option<Value>, Refusal> {
-        let last = self.ty(q).ndim().saturating_sub(1);
-        let Some(stored) = self.stored_integers(q, zero, None, last) else { return Ok(None) };
-        if stored.storage().dtype != DType::I8 || stored.zero_points().is_some() {
-            return Ok(None);
+    /// A constant of 8-bit integers less its zero points, one for all or one for each position of an axis, as i8.
+    ///
+    /// Where that does not fit, what is left of the zero points is handed on as i32, and the constant has one more position
+    /// on the axis, with ones: sums of products with these are what [`less_zero`](Importer::less_zero) needs.
+    pub(super) fn signed(
+        &mut self,
+        q: Value,
+        zero: Option<Value>,
+        axis: usize,
+    ) -> Result<Option<(Value, Option<Value>)>, Refusal> {
+        let Some(stored) = self.stored_integers(q, zero, None, axis) else { return Ok(None) };
+        let (origin, mut shape) = (self.graph.node(q.node).origin.clone(), stored.shape().to_vec());
+        let Some(zeros) = stored.zero_points() else {
+            return Ok(Some((self.leaf(stored.elements().clone(), origin)?, None)));
+        };
+        // As i8: the upper half of what is unsigned keeps its bits, the lower is moved down.
+        let (flip, down) = if stored.storage().dtype == DType::U8 { (0x80, 128) } else { (0, 0) };
+        let inner: usize = shape[axis + 1..].iter().product();
+        let mut bytes = Vec::new();
+        for part in stored.elements().bytes().chunks_exact((shape[axis] * inner).max(1)) {
+            bytes.extend(part.iter().map(|byte| byte ^ flip));
+            bytes.resize(bytes.len() + inner, 1);
         }
-        let origin = self.graph.node(q.node).origin.clone();
-        Ok(Some(self.leaf(stored.elements().clone(), origin)?))
+        shape[axis] += 1;
+        let invalid = |e: &dyn std::fmt::Display| Refusal::Invalid(e.to_string());
+        let extended = Tensor::from_bytes(DType::I8, &shape, &bytes).map_err(|e| invalid(&e))?;
+        let zeros = Numbers::of(zeros).map_err(|e| invalid(&e))?.ints();
+        let zeros: Vec<i32> = zeros.into_iter().map(|zero| zero as i32 - down).collect();
+        let zeros = Tensor::from_slice(&[zeros.len()], &zeros).map_err(|e| invalid(&e))?;
+        Ok(Some((self.leaf(extended, origin)?, Some(self.constant(zeros)?))))
+    }
+
+    /// Sums of products with a constant of [`signed`](Importer::signed), less its zero points along an axis: these times the
+    /// sums of products with ones, which are last.
+    pub(super) fn less_zero(
+        &mut self,
+        sums: Value,
+        zero: Option<Value>,
+        axis: usize,
+    ) -> Result<Value, Refusal> {
+        let Some(zero) = zero else { return Ok(sums) };
+        let shape = self.ty(sums).shape.clone();
+        let last = &shape[axis] - &Dim::from(1usize);
+        let (start, whole) = (Dim::default(), shape[axis].clone());
+        let columns = slice_axes(self, sums, &[axis], &[start], std::slice::from_ref(&last), &[1])?;
+        let ones = slice_axes(self, sums, &[axis], &[last], &[whole], &[1])?;
+        let zero = match self.ty(zero).shape[0].is(1) {
+            true => zero,
+            false => self.along(zero, axis, shape.len())?,
+        };
+        let product = self.times(ones, zero)?;
+        self.minus(columns, product)
     }
 
     /// The sums of the columns of matrices of 8-bit integers as i32, `[…, 1, n]`, or `[n]` of a constant matrix, which is

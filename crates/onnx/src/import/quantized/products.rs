@@ -1,7 +1,8 @@
 //! Matrix products of 8-bit integers less their zero points.
 //!
 //! Σ (a - za) (b - zb) is Σ a b less za times the sums of the columns of B, less zb times those of the rows of A, plus k za zb.
-//! Zero points of a constant B are taken off where bytes remain, and the sums of its columns are constants.
+//! Zero points of a constant B are taken off where bytes remain, else a column of ones gives the sums of the rows of A; the
+//! sums of its columns are constants.
 
 use margay_ir::Value;
 use margay_ir::ops::{MatMul, ReduceKind};
@@ -20,9 +21,9 @@ pub(super) fn integer_product(
     if left == 0 || right < 2 {
         return Err(Refusal::Invalid(format!("a product of {} and {}", cx.ty(a), cx.ty(b))));
     }
-    let (b, b_zero) = match cx.signed(b, b_zero)? {
-        Some(b) => (b, None),
-        None => (b, b_zero),
+    let (b, b_zero, rest) = match cx.signed(b, b_zero, right - 1)? {
+        Some((b, rest)) => (b, None, rest),
+        None => (b, b_zero, None),
     };
     let mut sums = cx.add(MatMul, &[a, b])?;
     let wide = |cx: &mut Importer, zero: Option<Value>| {
@@ -52,7 +53,8 @@ pub(super) fn integer_product(
         let offset = cx.times(rows, zero)?;
         sums = cx.minus(sums, offset)?;
     }
-    Ok(sums)
+    let last = cx.ty(sums).ndim() - 1;
+    cx.less_zero(sums, rest, last)
 }
 
 /// How many terms sums have, which must be known.
