@@ -31,6 +31,7 @@ const TEXTS: &[&str] = &[
     "merge-duplicates",
     "recognize-attention",
     "recognize-gelu",
+    "recognize-integer-products",
     "recognize-layer-norm",
     "recognize-linear-attention",
     "recognize-silu",

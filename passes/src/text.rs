@@ -9,8 +9,8 @@ use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, MakeTrainable, MergeDuplicates,
-    RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu,
-    Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
+    RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm,
+    RecognizeLinearAttention, RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -38,6 +38,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "merge-duplicates", read: |text, _| plain(text, MergeDuplicates) },
     PassEntry { name: "recognize-attention", read: |text, _| plain(text, RecognizeAttention) },
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
+    PassEntry { name: "recognize-integer-products", read: |text, _| plain(text, RecognizeIntegerProducts) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },
     PassEntry { name: "recognize-linear-attention", read: |text, _| plain(text, RecognizeLinearAttention) },
     PassEntry { name: "recognize-silu", read: |text, _| plain(text, RecognizeSilu) },
