@@ -171,3 +171,33 @@ impl Matrix {
         Some(Matrix { rows, integers, sums, scales })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use margay_ir::{Origin, TensorType};
+    use margay_tensor::Storage;
+
+    use super::*;
+
+    #[test]
+    fn sums_that_may_not_fit_stay() {
+        let product_of = |terms: usize| {
+            let mut g = Graph::new("g");
+            let q = g.add_input("q", TensorType::known(DType::I8, &[1, terms]));
+            let x = g.add(Cast { to: DType::F32 }, &[q], Origin::default()).unwrap();
+            let constant = |g: &mut Graph, stored: StoredTensor| {
+                g.add(Const { payload: Payload::new(stored) }, &[], Origin::default()).unwrap()
+            };
+            let scale = constant(&mut g, Tensor::scalar(0.5f32).into());
+            let scaled = g.add(Mul, &[x, scale], Origin::default()).unwrap();
+            let ones = Tensor::from_slice(&[terms, 1], &vec![1f32; terms]).unwrap();
+            let matrix = constant(&mut g, StoredTensor::encode(&ones, Storage::int8(1)).unwrap());
+            let y = g.add(MatMul, &[scaled, matrix], Origin::default()).unwrap();
+            g.add_output("y", y);
+            product(&g, y.node, &RecognizeIntegerProducts).unwrap()
+        };
+        assert!(matches!(product_of(65_793), Verdict::Rewrite(_)));
+        let Verdict::Declined(why) = product_of(65_794) else { panic!("sums of 65794 terms") };
+        assert_eq!(why, "sums of 65794 terms, at most 65793 fit 32 bits");
+    }
+}
