@@ -858,6 +858,35 @@ def integers_and_lstm():
              constants=[1, 2], name=f"constant_{name}")
 
 
+def products_of_integers():
+    """Bytes of every kind; constants whose zero points leave bytes, and some whose do not."""
+    byte = lambda *shape: RNG.integers(0, 256, shape).astype(np.uint8)
+    signed = lambda *shape: RNG.integers(-128, 128, shape).astype(np.int8)
+    of = {"u8": (byte, np.uint8), "i8": (signed, np.int8)}
+    for left, right in (("u8", "u8"), ("u8", "i8"), ("i8", "i8"), ("i8", "u8")):
+        (a, a_type), (b, b_type) = of[left], of[right]
+        a_zero = np.array(17, dtype=a_type)
+        for zeros, name in ((np.array(100, b_type), "one"), (b(37), "columns"), (np.array(0, b_type), "none")):
+            inputs = [a(2, 5, 70), b(70, 37), a_zero, zeros]
+            case("MatMulInteger", inputs, constants=[1, 3], name=f"{left}_{right}_constant_{name}")
+        case("MatMulInteger", [a(2, 3, 21), b(2, 21, 6), a_zero, np.array(9, b_type)], name=f"{left}_{right}")
+    images = {"conv1d": (byte(2, 3, 9), (4, 3, 3), {"pads": [1, 2]}),
+              "points": (byte(1, 8, 4, 5), (6, 8, 1, 1), {}),
+              "window": (byte(2, 3, 7, 6), (35, 3, 3, 2), {"pads": [1, 2, 0, 1], "strides": [2, 1]}),
+              "dilated": (byte(1, 2, 9, 8), (4, 2, 2, 3), {"dilations": [2, 2], "pads": [1, 1, 1, 1]}),
+              "groups": (byte(1, 4, 5, 5), (6, 2, 3, 3), {"group": 2})}
+    for name, (image, shape, attributes) in images.items():
+        point = np.array(130, dtype=np.uint8)
+        for zero in (0, 128, 200):
+            case("ConvInteger", [image, byte(*shape), point, np.array(zero, dtype=np.uint8)], [attributes],
+                 constants=[1, 3], name=f"{name}_{zero}")
+        scale = lambda v: np.array(v, dtype=np.float32)
+        case("QLinearConv", [image, scale(0.03), point, signed(*shape), values(shape[0], low=0.01, high=0.03),
+                             np.zeros(shape[0], dtype=np.int8), scale(0.9), point, RNG.integers(-999, 999, shape[0]).astype(np.int32)],
+             [attributes], constants=[1, 2, 3, 4, 5, 6, 7, 8], name=name)
+    case("ConvInteger", [images["window"][0], byte(4, 3, 3, 2)], [images["window"][2]], name="computed")
+
+
 def maps():
     """ZipMap gives maps, which are no tensors: here the numbers stay as they are."""
     x = values(2, 3)
@@ -876,7 +905,7 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm):
+                   integers_and_lstm, products_of_integers):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():
