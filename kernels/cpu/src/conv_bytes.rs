@@ -54,7 +54,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
         return Err(format!("integers in one group, found {}", call.groups));
     }
     let signed = right_is_signed(&call.types, &call.epilogue)?;
-    if shape.is_pointwise() {
+    if shape.is_product() {
         let mut prepared = bytes::prepare_less(class, &as_product(call), call.zero)?;
         prepared.needs.packed.iter_mut().for_each(|p| p.layout = layout(signed).into());
         return Ok(prepared);

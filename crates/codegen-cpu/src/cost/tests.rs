@@ -1,6 +1,6 @@
 //! What is predicted: order, limits, and a table of what was seen.
 
-use margay_loops::{BatchAxis, MatLayout, Operations, ProductTypes};
+use margay_loops::{Activation, BatchAxis, MatLayout, Operations, ProductTypes};
 use margay_tensor::random::Philox;
 
 use super::*;
@@ -105,7 +105,7 @@ fn files_are_checked() {
             "conv = 0",
             "cost model: `gflops.conv` is out of range: expected a finite number above 0",
         ),
-        ("padding = 32", "padding = 0", "cost model: `padding` is out of range"),
+        ("padding = 16", "padding = 0", "cost model: `padding` is out of range"),
         ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
         ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
         ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 16, column 1\n"),

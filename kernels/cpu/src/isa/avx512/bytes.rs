@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Tile, multiply_signed, multiply_unsigned};
+use super::tiles::{Tile, multiply_signed, multiply_unsigned};
 use crate::isa::{ByteOperands, ByteTiles, PANEL};
 
 /// The tiles, if this processor can run them: integers are exact, so that results are those of the other tiles.
