@@ -12,7 +12,7 @@ use margay_tensor::{DType, StoredTensor, Tensor};
 
 use crate::bytes::{self, Rows, multiply, pack_matrix, place, right_is_signed};
 use crate::conv::{Shape, as_product};
-use crate::isa::{Isa, PANEL};
+use crate::isa::{Isa, MAX_ROWS, PANEL};
 use crate::matmul::even;
 use crate::pack_bytes::{QUAD, Source, Workspace, packed_bytes, row_stride};
 use crate::params::{ABSENT, argument, from_words, params, to_words};
@@ -41,6 +41,9 @@ pub(crate) fn of_layout(name: &str) -> Option<bool> {
     [true, false].into_iter().find(|&signed| layout(signed) == name)
 }
 
+/// Bytes of the pixels of a block, which stay in the second level of the cache.
+const BLOCK_BYTES: usize = 1 << 18;
+
 /// Items that a few threads can balance.
 const ENOUGH_ITEMS: usize = 12;
 
@@ -63,6 +66,8 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     let size = [pixels, call.out_channels, terms];
     let (mut product, workspace_at) = bytes::Params::new(size, &call.types, &call.epilogue, call.zero)?;
     product.a_row = row_stride(terms);
+    product.rows =
+        even(pixels, (BLOCK_BYTES / product.a_row.max(1)).clamp(MAX_ROWS, product.rows.max(MAX_ROWS)));
     let (panels, blocks) = (call.out_channels.div_ceil(PANEL), pixels.div_ceil(product.rows));
     let parts = ENOUGH_ITEMS.div_ceil(blocks.max(1));
     product.panels = even(panels, panels.div_ceil(parts).max(SHARING_PANELS));
