@@ -1,9 +1,9 @@
 //! Multiplies integers where both operands of a product are integers times scales: `(q - z) s` of 8-bit integers q, and a
-//! constant matrix that is stored in int8.
+//! constant matrix that is stored in int8. The same for convolutions in one group.
 //!
 //! Required stage: imported. A scale and a zero point of the left operand are constants, one for all; the matrix has a scale
-//! for each column, or one for all, and no zero points. What the zero point adds to the sums of a column is a constant.
-//! Declines sums that may be too long for 32 bits.
+//! for each column, a kernel for each filter, or one for all, and no zero points. What the zero point adds to the sums of a
+//! column is a constant; a convolution takes it off itself, since padding is 0. Declines sums that may be too long for 32 bits.
 //!
 //! ```text
 //! graph @before(%q: u8[N, 64]) -> (y: f32[N, 32]) {
@@ -29,7 +29,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Add, Cast, Const, MatMul, Mul, Numbers};
+use margay_ir::ops::{Add, Cast, Const, ImageLayout, MatMul, Mul, Numbers};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Value, Verdict,
@@ -56,7 +56,11 @@ impl Pass for RecognizeIntegerProducts {
     }
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
-        rewrite(self.name(), g, cx, self, &[Rule { name: "product-of-integers", apply: product }])
+        let rules = [
+            Rule { name: "product-of-integers", apply: product },
+            Rule { name: "convolution-of-integers", apply: convolution },
+        ];
+        rewrite(self.name(), g, cx, self, &rules)
     }
 }
 
@@ -70,9 +74,8 @@ fn product(g: &Graph, n: NodeId, _: &RecognizeIntegerProducts) -> RuleResult {
     let (Some(left), Some(matrix)) = (dequantized(g, operands[0]), Matrix::of(payload.stored())) else {
         return Ok(Verdict::NoMatch);
     };
-    if matrix.rows > i32::MAX as usize / LARGEST {
-        let (found, most) = (matrix.rows, i32::MAX as usize / LARGEST);
-        return Ok(Verdict::Declined(format!("sums of {found} terms, at most {most} fit 32 bits")));
+    if let Some(declined) = too_long(matrix.rows) {
+        return Ok(declined);
     }
     // Both sums and what is added to them fit 32 bits.
     let offset: Vec<i32> = matrix.sums.iter().map(|sum| (-left.zero * sum) as i32).collect();
@@ -94,6 +97,50 @@ fn product(g: &Graph, n: NodeId, _: &RecognizeIntegerProducts) -> RuleResult {
         let offset = patch.add(g, constant, &[], origin.clone())?;
         sums = patch.add(g, Add, &[sums, offset], origin.clone())?;
     }
+    let numbers = patch.add(g, Cast { to: DType::F32 }, &[sums], origin.clone())?;
+    let derivation = format!("scales({key}, scale = {})", left.scale);
+    let scales =
+        patch.add(g, Const { payload: Payload::derived(&derivation, scales) }, &[], origin.clone())?;
+    let scaled = patch.add(g, Mul, &[numbers, scales], origin.clone())?;
+    patch.redirect(n.into(), scaled);
+    Ok(Verdict::Rewrite(patch))
+}
+
+/// The verdict on sums of so many terms, where they may be too long for 32 bits.
+fn too_long(terms: usize) -> Option<Verdict> {
+    let most = i32::MAX as usize / LARGEST;
+    (terms > most).then(|| Verdict::Declined(format!("sums of {terms} terms, at most {most} fit 32 bits")))
+}
+
+/// A convolution in one group, whose kernel has a scale for each filter, or one for all. Its zero is what padding holds.
+fn convolution(g: &Graph, n: NodeId, _: &RecognizeIntegerProducts) -> RuleResult {
+    let Op::Conv(op) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let (operands, plain) = (g.inputs_of(n), op.groups == 1 && op.layout == ImageLayout::Nchw);
+    let Some(payload) = g.constant(operands[1]).filter(|_| plain) else {
+        return Ok(Verdict::NoMatch);
+    };
+    let Some(left) = dequantized(g, operands[0]) else { return Ok(Verdict::NoMatch) };
+    let Some((integers, scales)) = scaled_integers(payload.stored(), 0) else { return Ok(Verdict::NoMatch) };
+    let (filters, rest) = (integers.shape()[0], &integers.shape()[1..]);
+    if let Some(declined) = too_long(rest.iter().product()) {
+        return Ok(declined);
+    }
+    // Along the channels of the result, before its spatial axes.
+    let along: Vec<usize> = [filters].into_iter().chain(rest[1..].iter().map(|_| 1)).collect();
+    let scales: Vec<f32> = scales.iter().map(|scale| scale * left.scale).collect();
+    let zero = Numbers::Int(vec![left.zero.into()]).into_tensor(g.ty(left.integers).dtype, &[]);
+    let (Ok(zero), Ok(scales)) = (zero, Tensor::from_slice(&along, &scales)) else {
+        return Ok(Verdict::NoMatch);
+    };
+    let (origin, key) = (&g.node(n).origin, payload.key());
+    let mut patch = Patch::new();
+    let integers = Const { payload: Payload::derived(&format!("integers({key})"), integers) };
+    let mut inputs =
+        vec![left.integers, patch.add(g, integers, &[], g.node(operands[1].node).origin.clone())?];
+    if left.zero != 0 {
+        inputs.push(patch.add(g, Const { payload: Payload::new(zero) }, &[], origin.clone())?);
+    }
+    let sums = patch.add(g, op.clone(), &inputs, origin.clone())?;
     let numbers = patch.add(g, Cast { to: DType::F32 }, &[sums], origin.clone())?;
     let derivation = format!("scales({key}, scale = {})", left.scale);
     let scales =
@@ -156,20 +203,26 @@ struct Matrix {
 
 impl Matrix {
     fn of(stored: &StoredTensor) -> Option<Matrix> {
-        let (&[rows, columns], storage) = (stored.shape(), stored.storage()) else { return None };
-        let known = matches!(storage.scales, Scales::Tensor | Scales::Axis(1));
-        if storage.dtype != DType::I8 || stored.dtype() != DType::F32 || storage.zero_points || !known {
-            return None;
-        }
-        let scales = stored.scales()?.to_vec::<f32>().ok()?;
-        let scales = scales.iter().copied().cycle().take(columns).collect();
-        let integers = stored.elements().clone();
+        let &[rows, columns] = stored.shape() else { return None };
+        let (integers, scales) = scaled_integers(stored, 1)?;
         let mut sums = vec![0i64; columns];
         for row in Numbers::of(&integers).ok()?.ints().chunks_exact(columns.max(1)) {
             row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x);
         }
         Some(Matrix { rows, integers, sums, scales })
     }
+}
+
+/// The integers of a constant that is stored in int8 without zero points, and their scales along an axis.
+fn scaled_integers(stored: &StoredTensor, axis: usize) -> Option<(Tensor, Vec<f32>)> {
+    let storage = stored.storage();
+    let known = storage.scales == Scales::Tensor || storage.scales == Scales::Axis(axis);
+    if storage.dtype != DType::I8 || stored.dtype() != DType::F32 || storage.zero_points || !known {
+        return None;
+    }
+    let extent = *stored.shape().get(axis)?;
+    let scales = stored.scales()?.to_vec::<f32>().ok()?;
+    Some((stored.elements().clone(), scales.iter().copied().cycle().take(extent).collect()))
 }
 
 #[cfg(test)]
