@@ -9,8 +9,8 @@ use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, MakeTrainable, MergeDuplicates,
-    RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu,
-    Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
+    PadDecided, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention,
+    RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -36,6 +36,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
     PassEntry { name: "make-trainable", read: |text, _| boxed(MakeTrainable::read(text)) },
     PassEntry { name: "merge-duplicates", read: |text, _| plain(text, MergeDuplicates) },
+    PassEntry { name: "pad-decided", read: |text, _| plain(text, PadDecided) },
     PassEntry { name: "recognize-attention", read: |text, _| plain(text, RecognizeAttention) },
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },

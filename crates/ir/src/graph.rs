@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use margay_tensor::{Binding, Symbol};
+use margay_tensor::{Binding, Symbol, is_decided};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
@@ -140,6 +140,18 @@ pub struct Output {
     pub name: Name,
     /// What it holds.
     pub value: Value,
+    /// What it counts, if it says what an extent of another output is: i64 without axes.
+    pub counts: Option<Counts>,
+}
+
+/// What an output counts: the positions of another output along an axis. That output holds as many elements as its type
+/// has; those at the positions that count come first, row by row, and no others are given to who asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// The name of the other output.
+    pub output: Name,
+    /// Its axis.
+    pub axis: usize,
 }
 
 /// A typed data-flow graph.
@@ -226,7 +238,7 @@ impl Graph {
 
     /// Adds an output.
     pub fn add_output(&mut self, name: &str, value: Value) {
-        self.outputs.push(Output { name: name.into(), value });
+        self.outputs.push(Output { name: name.into(), value, counts: None });
     }
 
     /// Replaces the list of outputs, for running a part of a graph.
@@ -403,7 +415,7 @@ impl Graph {
         order
     }
 
-    /// The symbols that occur in the types of inputs and nodes, in order of appearance.
+    /// The open symbols in the types of inputs and nodes, in order of appearance: all but those that a run decides.
     pub fn symbols(&self) -> Vec<Symbol> {
         let mut out = Vec::new();
         let inputs = self.inputs.iter().copied();
@@ -412,6 +424,7 @@ impl Graph {
                 dim.collect_symbols(&mut out);
             }
         }
+        out.retain(|symbol| !is_decided(symbol));
         out
     }
 

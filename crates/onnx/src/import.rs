@@ -16,6 +16,7 @@ mod attention;
 mod call;
 mod control;
 mod convolutions;
+mod decided;
 mod einsum;
 mod elementwise;
 mod formula;
@@ -196,6 +197,10 @@ pub(crate) struct Importer<'a> {
     assumptions: Assumptions,
     /// Equations of extents that this attempt has found to need.
     found: Vec<Equation>,
+    /// Extents so far that a run decides.
+    decided: usize,
+    /// Graphs around the one at hand.
+    depth: usize,
     /// Operator, reason, nodes.
     unsupported: Vec<(String, String, Vec<String>)>,
 }
@@ -215,6 +220,8 @@ impl<'a> Importer<'a> {
             problems: Problems::default(),
             assumptions,
             found: Vec::new(),
+            decided: 0,
+            depth: 0,
             unsupported: Vec::new(),
         }
     }

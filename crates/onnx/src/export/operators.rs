@@ -32,7 +32,7 @@ impl Exporter<'_> {
             Op::If(_) | Op::Loop(_) => {
                 Err(self.refusal("graphs inside operators are not exported".to_owned()))
             }
-            Op::NonZero(_) => {
+            Op::Cut(_) | Op::NonMaxSuppression(_) | Op::NonZero(_) | Op::Pack(_) => {
                 Err(self.refusal("results of which a run says the length are not exported".to_owned()))
             }
             Op::Dims(d) => self.extents(&d.values, ""),

@@ -327,7 +327,9 @@ impl<'a> Importer<'a> {
         let slots = std::mem::take(&mut self.slots);
         let initializers = std::mem::take(&mut self.initializers);
         let origin = self.origin.clone();
+        self.depth += 1;
         let outputs = self.inside(graph, reads, declare);
+        self.depth -= 1;
         (self.slots, self.initializers, self.origin) = (slots, initializers, origin);
         let graph = std::mem::replace(&mut self.graph, around);
         Ok(Inner { graph, outputs: outputs? })

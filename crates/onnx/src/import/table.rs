@@ -2,9 +2,10 @@
 
 use super::call::{Call, Imported};
 use super::{
-    Importer, activations, attention, control, convolutions, einsum, elementwise, integers, learning, leaves,
-    losses, microsoft, normalizations, padding, pixels, places, pools, products, quantized, recurrent,
-    reductions, resize, sampling, shapes, signals, slices, statistics, transposed, trees, trigonometry,
+    Importer, activations, attention, control, convolutions, decided, einsum, elementwise, integers,
+    learning, leaves, losses, microsoft, normalizations, padding, pixels, places, pools, products, quantized,
+    recurrent, reductions, resize, sampling, shapes, signals, slices, statistics, transposed, trees,
+    trigonometry,
 };
 
 /// The domain `ai.onnx`.
@@ -151,6 +152,8 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Mul", 1, elementwise::mul),
     op("Neg", 1, elementwise::neg),
     op("NegativeLogLikelihoodLoss", 12, losses::negative_log_likelihood),
+    op("NonMaxSuppression", 10, decided::non_max_suppression),
+    op("NonZero", 9, decided::non_zero),
     op("Not", 1, elementwise::not),
     op("OneHot", 9, places::one_hot),
     op("Or", 1, elementwise::or),
@@ -216,6 +219,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("TopK", 1, places::top_k),
     op("Transpose", 1, shapes::transpose),
     op("Trilu", 14, places::trilu),
+    op("Unique", 11, decided::unique),
     op("Unsqueeze", 1, shapes::unsqueeze),
     op("Upsample", 7, resize::upsample),
     op("Where", 9, elementwise::select),
