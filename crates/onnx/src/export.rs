@@ -278,5 +278,10 @@ fn label(origin: &Origin, default: &str) -> String {
 
 fn declared(name: &str, ty: &TensorType, text: impl Fn(&Dim) -> OnnxDim) -> OnnxValue {
     let dim = |d: &Dim| d.as_const().map_or_else(|| text(d), OnnxDim::Value);
-    OnnxValue { name: name.to_owned(), dtype: Some(ty.dtype), dims: Some(ty.shape.iter().map(dim).collect()) }
+    OnnxValue {
+        name: name.to_owned(),
+        dtype: Some(ty.dtype),
+        narrow: None,
+        dims: Some(ty.shape.iter().map(dim).collect()),
+    }
 }

@@ -20,12 +20,14 @@ mod decided;
 mod einsum;
 mod elementwise;
 mod formula;
+mod grouped;
 mod inputs;
 mod integers;
 mod learning;
 mod leaves;
 mod losses;
 mod microsoft;
+mod narrow;
 mod normalizations;
 mod padding;
 mod pixels;
@@ -55,7 +57,7 @@ use margay_tensor::{DType, Tensor};
 
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
+use crate::{Kind, Model, Narrow, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
@@ -197,6 +199,10 @@ pub(crate) struct Importer<'a> {
     assumptions: Assumptions,
     /// Equations of extents that this attempt has found to need.
     found: Vec<Equation>,
+    /// Values whose bytes stand for elements of narrow types.
+    narrow: HashMap<Value, Narrow>,
+    /// Which constants have such elements.
+    narrow_names: HashMap<&'a str, Narrow>,
     /// Extents so far that a run decides.
     decided: usize,
     /// Graphs around the one at hand.
@@ -220,6 +226,8 @@ impl<'a> Importer<'a> {
             problems: Problems::default(),
             assumptions,
             found: Vec::new(),
+            narrow: HashMap::new(),
+            narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
             decided: 0,
             depth: 0,
             unsupported: Vec::new(),
@@ -256,7 +264,8 @@ impl<'a> Importer<'a> {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
                 self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
                 let call = Call::new(node, inputs.clone(), opset);
-                (operator.import)(self, &call).and_then(|values| call.finish(values))
+                self.with_narrow(&call, node, |importer| (operator.import)(importer, &call))
+                    .and_then(|values| call.finish(values))
             }
         };
         let values = imported.unwrap_or_else(|refusal| {
@@ -308,7 +317,10 @@ impl<'a> Importer<'a> {
         }
         let tensor = (*self.initializers.get(name)?).clone();
         let slot = match self.leaf(tensor, self.origin_of(name)) {
-            Ok(v) => Slot::Known(v),
+            Ok(v) => {
+                self.narrow.extend(self.narrow_names.get(name).map(|narrow| (v, *narrow)));
+                Slot::Known(v)
+            }
             Err(_) => Slot::Unknown,
         };
         self.slots.insert(name, slot);

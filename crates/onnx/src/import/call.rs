@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use margay_ir::{AddError, TypeError, Value};
 use margay_tensor::Tensor;
 
-use crate::{Attribute, Kind, OnnxGraph, OnnxNode};
+use crate::{Attribute, Kind, Narrow, OnnxGraph, OnnxNode};
 
 /// Why a node is not imported.
 #[derive(Debug)]
@@ -81,6 +81,11 @@ impl<'a> Call<'a> {
     /// All inputs of an operator that takes one or more.
     pub(crate) fn all(&self) -> Result<Vec<Value>, Refusal> {
         (0..self.inputs.len().max(1)).map(|at| self.input(at)).collect()
+    }
+
+    /// The inputs that are there.
+    pub(crate) fn values(&self) -> impl Iterator<Item = Value> {
+        self.inputs.iter().copied().flatten()
     }
 
     /// Number of inputs, absent ones included.
@@ -183,6 +188,14 @@ impl<'a> Call<'a> {
             None => Ok(None),
             Some(Attribute::Tensor(v)) => Ok(Some(v)),
             Some(_) => Err(wrong(name, "a tensor")),
+        }
+    }
+
+    /// A constant of a narrow type that may be absent.
+    pub(crate) fn narrow_tensor(&self, name: &'static str) -> Option<(Narrow, &'a Tensor)> {
+        match self.attribute(name) {
+            Some(Attribute::NarrowTensor(narrow, v)) => Some((*narrow, v)),
+            _ => None,
         }
     }
 

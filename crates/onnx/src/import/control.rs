@@ -302,6 +302,12 @@ impl<'a> Importer<'a> {
                     )));
                 }
             };
+            if let Some(narrow) = self.narrow(v) {
+                let name = narrow.name();
+                return Err(Refusal::Unsupported(format!(
+                    "element type `{name}` in a graph inside is not supported"
+                )));
+            }
             let read = match (self.graph.op(v.node), self.ints(v)) {
                 (Op::Const(c), _) => {
                     Read::Constant(c.payload.clone().into(), self.graph.node(v.node).origin.clone())
@@ -325,12 +331,14 @@ impl<'a> Importer<'a> {
         let name = if graph.name.is_empty() { "region" } else { &graph.name };
         let around = std::mem::replace(&mut self.graph, Graph::new(name));
         let slots = std::mem::take(&mut self.slots);
+        let narrow = std::mem::take(&mut self.narrow);
         let initializers = std::mem::take(&mut self.initializers);
         let origin = self.origin.clone();
         self.depth += 1;
         let outputs = self.inside(graph, reads, declare);
         self.depth -= 1;
         (self.slots, self.initializers, self.origin) = (slots, initializers, origin);
+        self.narrow = narrow;
         let graph = std::mem::replace(&mut self.graph, around);
         Ok(Inner { graph, outputs: outputs? })
     }
@@ -369,6 +377,7 @@ impl<'a> Importer<'a> {
     /// Imports the nodes of a graph; returns what its outputs are.
     fn body(&mut self, graph: &'a OnnxGraph) -> Imported {
         self.initializers.extend(graph.initializers.iter().map(|(name, t)| (name.as_str(), t)));
+        self.narrow_names.extend(graph.narrow.iter().map(|(name, narrow)| (name.as_str(), *narrow)));
         for (index, node) in graph.nodes.iter().enumerate() {
             self.node(index, node);
         }

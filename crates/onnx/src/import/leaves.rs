@@ -16,6 +16,9 @@ const MAX_RANGE: usize = 1 << 20;
 pub(super) fn constant(cx: &mut Importer, call: &Call) -> Imported {
     let made =
         |t: Result<Tensor, _>| t.map_err(|e: margay_tensor::TensorError| Refusal::Invalid(e.to_string()));
+    if let Some((narrow, tensor)) = call.narrow_tensor("value") {
+        return super::narrow::constant(cx, narrow, tensor.clone());
+    }
     let tensor = if let Some(tensor) = call.tensor("value")? {
         tensor.clone()
     } else if let Some(v) = call.optional_float("value_float")? {
