@@ -869,6 +869,87 @@ def maps():
     CASES["ZipMap"] = (model.SerializeToString(), {"x0": x}, {"y0": x})
 
 
+def decided():
+    """Results of which only a run says how long they are."""
+    x = np.array([[1, 0, 2], [0, 0, 3]], dtype=np.float32)
+    case("NonZero", [x])
+    case("NonZero", [np.array([True, False, True])], name="bool")
+    case("NonZero", [np.zeros((2, 0, 3), dtype=np.int64)], name="empty")
+    case("Compress", [values(3, 4), np.array([True, False, True])], [{"axis": 0}, {}], name="decided")
+    scores = [np.array(v, dtype=np.float32) for v in (0.4, 0.1)]
+    boxes, by_class = values(1, 12, 4, low=0.0, high=1.0), values(1, 2, 12, low=0.0, high=1.0)
+    case("NonMaxSuppression", [boxes, by_class, np.array([3]), *(s.reshape(1) for s in scores)],
+         each({}, center_point_box=[0, 1]))
+    case("NonMaxSuppression", [boxes, by_class, np.array([5])], constants=[2], name="no_score")
+    repeated = RNG.integers(0, 5, 14).astype(np.float32)
+    case("Unique", [repeated], each({}, sorted=[0, 1]), outputs=4)
+    case("Unique", [RNG.integers(0, 2, (6, 2)).astype(np.float32)], [{"axis": 0}, {"axis": -1}, {"axis": 0, "sorted": 0}], outputs=4,
+         name="rows")
+    nodes = [helper.make_node("NonZero", ["x0"], ["at"]), helper.make_node("Transpose", ["at"], ["rows"]),
+             helper.make_node("GatherND", ["x0", "rows"], ["found"]), helper.make_node("Exp", ["found"], ["y0"]),
+             helper.make_node("ReduceMean", ["found"], ["y1"], keepdims=0), helper.make_node("Shape", ["found"], ["y2"]),
+             helper.make_node("Softmax", ["found"], ["weights"], axis=0), helper.make_node("Concat", ["found", "weights"], ["y3"], axis=0),
+             helper.make_node("ScatterND", ["x0", "rows", "weights"], ["y4"])]
+    model = helper.make_graph(nodes, "found", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [4, 5])],
+                              [helper.make_empty_tensor_value_info(f"y{i}") for i in range(5)])
+    model = helper.make_model(model, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    sparse = np.where(RNG.uniform(size=(4, 5)) < 0.4, values(4, 5), 0).astype(np.float32)
+    outputs = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x0": sparse})
+    CASES["NonZero-read"] = (model.SerializeToString(), {"x0": sparse}, {f"y{i}": y for i, y in enumerate(outputs)})
+
+
+def grouped():
+    ms = dict(domain="com.microsoft")
+    q, k, v = values(2, 3, 64), values(2, 3, 32), values(2, 3, 32)
+    base = {"num_heads": 4, "kv_num_heads": 2}
+    whole = [np.array([2, 2], dtype=np.int32), np.array(3, dtype=np.int32)]
+    tables = [values(9, 8), values(9, 8)]
+    case("GroupQueryAttention", [q, k, v, None, None, *whole], each(base, scale=[0.25], local_window_size=[2], softcap=[1.5]),
+         outputs=3, **ms)
+    case("GroupQueryAttention", [q, k, v, None, None, *whole, *tables], each({**base, "do_rotary": 1}, rotary_interleaved=[1]),
+         outputs=3, name="rotary", **ms)
+    past = [values(2, 2, 4, 16), values(2, 2, 4, 16)]
+    one = [x[:, :1] for x in (q, k, v)]
+    further = [np.array([4, 4], dtype=np.int32), np.array(5, dtype=np.int32)]
+    case("GroupQueryAttention", [*one, *past, *further, *tables], [{**base, "do_rotary": 1}, {**base, "local_window_size": 3}],
+         outputs=3, name="cache", **ms)
+    packed = np.concatenate([q, k, v], axis=2)
+    case("GroupQueryAttention", [packed, None, None, None, None, *whole], [base], outputs=3, name="packed", **ms)
+    byte = lambda *shape: RNG.integers(0, 255, shape).astype(np.uint8)
+    number, point = lambda v: np.array(v, dtype=np.float32), lambda v: np.array(v, dtype=np.uint8)
+    weights = RNG.integers(-90, 90, (8, 24)).astype(np.int8)
+    case("QAttention", [byte(2, 3, 8), weights, values(24), number(0.02), number(0.01), None, point(120), np.array(0, dtype=np.int8)],
+         [{"num_heads": 2}, {"num_heads": 2, "unidirectional": 1}], constants=[1, 2, 3, 4, 6, 7], **ms)
+    image = [byte(1, 3, 6, 5), number(0.03), point(120), number(0.0217), point(125)]
+    case("QLinearAveragePool", image, [{"kernel_shape": [2, 2]}, {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1],
+                                                                  "count_include_pad": 1}], constants=[1, 2, 3, 4], **ms)
+    case("QLinearAveragePool", [byte(1, 6, 5, 3)] + image[1:], [{"kernel_shape": [2, 2], "channels_last": 1}], constants=[1, 2, 3, 4],
+         name="channels_last", **ms)
+    case("QLinearGlobalAveragePool", [byte(1, 4, 5, 3)] + image[1:], [{"channels_last": 1}], constants=[1, 2, 3, 4], **ms)
+    case("QLinearSoftmax", [byte(3, 7), number(0.05), point(120), number(1 / 256), point(0)], [{"axis": -1, "opset": 13}],
+         constants=[1, 2, 3, 4], **ms)
+    chosen = [RNG.integers(0, 2, (3, 4)).astype(bool)]
+    six = [byte(3, 4), number(0.03), point(120), byte(3, 4), number(0.01), point(100)]
+    case("QLinearWhere", chosen + six + [number(0.04), point(110)], constants=[2, 3, 5, 6, 7, 8], **ms)
+    # No runtime at hand has it for this processor: by the operator with channels second.
+    x, kernel, bias = values(1, 6, 5, 4), values(6, 3, 2, 2), values(6)
+    attributes = {"pads": [1, 0, 1, 1], "strides": [2, 1], "group": 2}
+    node = helper.make_node("NhwcConv", ["x0", "x1", "x2"], ["y0"], domain="com.microsoft", **attributes)
+    second = helper.make_node("Conv", ["x0", "x1", "x2"], ["y0"], **attributes)
+    info = lambda name, a: helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape)
+
+    def made(node, x, kernel):
+        graph = helper.make_graph([node], "operator", [info("x0", x)], [helper.make_empty_tensor_value_info("y0")],
+                                  [numpy_helper.from_array(kernel, "x1"), numpy_helper.from_array(bias, "x2")])
+        sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=sets, ir_version=8)
+
+    turned = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    expected = onnxruntime.InferenceSession(made(second, turned, np.ascontiguousarray(kernel.transpose(0, 3, 1, 2))).SerializeToString(),
+                                            providers=["CPUExecutionProvider"]).run(None, {"x0": turned})[0]
+    CASES["NhwcConv"] = (made(node, x, kernel).SerializeToString(), {"x0": x}, {"y0": expected.transpose(0, 2, 3, 1)})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -876,7 +957,7 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm):
+                   integers_and_lstm, decided, grouped):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -261,7 +261,6 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(MICROSOFT, "QLinearGlobalAveragePool", 1, quantized::qlinear_global_average_pool),
     of(MICROSOFT, "QLinearLeakyRelu", 1, quantized::qlinear_leaky_relu),
     of(MICROSOFT, "QLinearMul", 1, quantized::qlinear_mul),
-    of(MICROSOFT, "QLinearReduceMean", 1, quantized::qlinear_reduce_mean),
     of(MICROSOFT, "QLinearSigmoid", 1, quantized::qlinear_sigmoid),
     of(MICROSOFT, "QLinearSoftmax", 1, quantized::qlinear_softmax),
     of(MICROSOFT, "QLinearWhere", 1, quantized::qlinear_where),

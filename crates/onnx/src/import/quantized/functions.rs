@@ -4,7 +4,7 @@ use margay_ir::Value;
 use margay_ir::ops::{ReduceKind, Softmax};
 
 use super::super::Importer;
-use super::super::call::{Call, Imported, Refusal, axes, axis};
+use super::super::call::{Call, Imported, Refusal, axis};
 use super::super::pools::averaged;
 use super::super::shapes::flatten_at;
 use super::{dequantized, quantized};
@@ -101,20 +101,6 @@ pub(in crate::import) fn qlinear_softmax(cx: &mut Importer, call: &Call) -> Impo
         let flat = flatten_at(cx, x[0], at)?;
         let y = cx.add(Softmax { axis: 1 }, &[flat])?;
         cx.shaped(y, shape)
-    })
-}
-
-/// `QLinearReduceMean`.
-pub(in crate::import) fn qlinear_reduce_mean(cx: &mut Importer, call: &Call) -> Imported {
-    let operand = [triple(call, 0)?];
-    let keepdims = call.flag("keepdims", true)?;
-    through_numbers(cx, &operand, [call.input(3)?, call.input(4)?], |cx, x| {
-        let ndim = cx.ty(x[0]).ndim();
-        let joined = match call.ints("axes")? {
-            Some(list) if !list.is_empty() => axes(list, ndim)?,
-            _ => (0..ndim).collect(),
-        };
-        cx.joined(ReduceKind::Mean, x[0], &joined, keepdims)
     })
 }
 
