@@ -950,6 +950,59 @@ def grouped():
     CASES["NhwcConv"] = (made(node, x, kernel).SerializeToString(), {"x0": x}, {"y0": expected.transpose(0, 2, 3, 1)})
 
 
+def sequences():
+    """Sequences and optionals inside of a model, whose inputs and outputs are tensors."""
+    x, y = values(5, 3), values(5, 3)
+    node, info = helper.make_node, helper.make_tensor_value_info
+    int_of = lambda name, v: numpy_helper.from_array(np.array(v, dtype=np.int64), name)
+
+    def made(label, nodes, outputs, stored=(), reference=False):
+        graph = helper.make_graph(nodes, "sequence", [info("x0", TensorProto.FLOAT, [5, 3]), info("x1", TensorProto.FLOAT, [5, 3])],
+                                  [helper.make_empty_tensor_value_info(n) for n in outputs], list(stored))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        given = {"x0": x, "x1": y}
+        if reference:
+            found = ReferenceEvaluator(model).run(None, given)
+        else:
+            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+            found = session.run(outputs, given)
+        CASES[label] = (model.SerializeToString(), given, dict(zip(outputs, found)))
+
+    pair = node("SequenceConstruct", ["x0", "x1"], ["s"])
+    concat = lambda s, axis=0, **more: node("ConcatFromSequence", [s], ["y0"], axis=axis, **more)
+    made("SequenceConstruct", [pair, concat("s")], ["y0"])
+    made("ConcatFromSequence", [pair, concat("s", -1, new_axis=1)], ["y0"])
+    made("SplitToSequence", [node("SplitToSequence", ["x0", "two"], ["s"], axis=0), node("SequenceAt", ["s", "last"], ["y1"]), concat("s")],
+         ["y0", "y1"], [int_of("two", 2), int_of("last", -1)])
+    made("SplitToSequence-each", [node("SplitToSequence", ["x0"], ["s"], axis=1, keepdims=0), node("SequenceAt", ["s", "last"], ["y1"]),
+                                  node("SequenceLength", ["s"], ["y2"])], ["y1", "y2"], [int_of("last", -1)])
+    made("SplitToSequence-lengths", [node("SplitToSequence", ["x0", "lengths"], ["s"], axis=0), node("SequenceAt", ["s", "one"], ["y1"])],
+         ["y1"], [int_of("lengths", [1, 3, 1]), int_of("one", 1)])
+    made("SequenceAt", [pair, node("SequenceAt", ["s", "one"], ["y0"])], ["y0"], [int_of("one", 1)])
+    made("SequenceLength", [pair, node("SequenceLength", ["s"], ["y0"])], ["y0"])
+    made("SequenceInsert", [node("SequenceEmpty", [], ["e"]), node("SequenceInsert", ["e", "x0"], ["a"]),
+                            node("SequenceInsert", ["a", "x1", "zero"], ["b"]), concat("b")], ["y0"], [int_of("zero", 0)])
+    made("SequenceEmpty", [node("SequenceEmpty", [], ["e"]), node("SequenceLength", ["e"], ["y0"])], ["y0"])
+    made("SequenceErase", [pair, node("SequenceErase", ["s", "zero"], ["a"]), concat("a")], ["y0"], [int_of("zero", 0)])
+    body = helper.make_graph([node("Add", ["a", "b"], ["sum"])], "body", [info("a", TensorProto.FLOAT, None), info("b", TensorProto.FLOAT, None)],
+                             [info("sum", TensorProto.FLOAT, None)])
+    made("SequenceMap", [pair, node("SequenceMap", ["s", "x1"], ["m"], body=body), concat("m")], ["y0"], reference=True)
+    whole = onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, [5, 3])
+    made("Optional", [node("Optional", ["x0"], ["o"]), node("OptionalGetElement", ["o"], ["y0"])], ["y0"])
+    made("OptionalGetElement", [node("OptionalGetElement", ["x0"], ["y0"])], ["y0"])
+    made("OptionalHasElement", [node("Optional", ["x0"], ["o"]), node("OptionalHasElement", ["o"], ["y0"])], ["y0"])
+    made("OptionalHasElement-none", [node("Optional", [], ["o"], type=whole), node("OptionalHasElement", ["o"], ["y0"])], ["y0"])
+    state = helper.make_tensor_sequence_value_info("before", TensorProto.FLOAT, None)
+    after = helper.make_tensor_sequence_value_info("after", TensorProto.FLOAT, None)
+    step = helper.make_graph(
+        [node("Identity", ["go"], ["goes"]), node("Gather", ["x0", "number"], ["row"], axis=0), node("Exp", ["row"], ["power"]),
+         node("SequenceInsert", ["before", "power"], ["after"])],
+        "step", [info("number", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), state],
+        [info("goes", TensorProto.BOOL, []), after])
+    made("Loop-sequence", [node("SequenceEmpty", [], ["e"]), node("Loop", ["three", "", "e"], ["all"], body=step),
+                           concat("all", 0, new_axis=1)], ["y0"], [int_of("three", 3)])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -957,7 +1010,7 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm, decided, grouped):
+                   integers_and_lstm, decided, grouped, sequences):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -8,7 +8,7 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: sequences, strings, training.
+//! Deliberately absent: strings, training.
 
 mod activations;
 mod assume;
@@ -39,6 +39,7 @@ mod recurrent;
 mod reductions;
 mod resize;
 mod sampling;
+mod sequences;
 mod shapes;
 mod signals;
 mod slices;
@@ -61,7 +62,8 @@ use crate::{Kind, Model, Narrow, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
-use table::OPERATORS;
+use sequences::Slots;
+use table::{Meaning, OPERATORS, Operator};
 
 /// Turns a model into a graph.
 ///
@@ -176,6 +178,10 @@ fn part_of(name: &str) -> Option<(&str, Part)> {
 #[derive(Clone, Copy)]
 enum Slot {
     Known(Value),
+    /// A sequence, by its number in [`Importer::lists`].
+    List(usize),
+    /// An optional that holds nothing.
+    Nothing,
     /// The node or input that yields it was refused.
     Unknown,
 }
@@ -191,6 +197,8 @@ pub(crate) struct Importer<'a> {
     model: &'a Model,
     graph: Graph,
     slots: HashMap<&'a str, Slot>,
+    /// Sequences.
+    lists: Vec<Vec<Value>>,
     /// Constants that no node has read yet.
     initializers: HashMap<&'a str, &'a Tensor>,
     /// The origin of the node at hand.
@@ -221,6 +229,7 @@ impl<'a> Importer<'a> {
             model,
             graph: Graph::new(name),
             slots: HashMap::new(),
+            lists: Vec::new(),
             initializers,
             origin: Origin::default(),
             problems: Problems::default(),
@@ -238,13 +247,15 @@ impl<'a> Importer<'a> {
         let label = node.label(index);
         let opset = self.model.opset_of(&node.domain);
         let operator = table::operator(&node.domain, &node.op_type);
-        let mut inputs = Vec::new();
+        let (mut inputs, mut slots) = (Vec::new(), Vec::new());
         let mut readable = true;
         for name in &node.inputs {
             let slot = if name.is_empty() { None } else { self.slot(name) };
+            slots.push(slot);
             match slot {
                 Some(Slot::Known(v)) => inputs.push(Some(v)),
                 Some(Slot::Unknown) => readable = false,
+                Some(Slot::List(_) | Slot::Nothing) => inputs.push(None),
                 None if name.is_empty() => inputs.push(None),
                 None => {
                     readable = false;
@@ -264,8 +275,7 @@ impl<'a> Importer<'a> {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
                 self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
                 let call = Call::new(node, inputs.clone(), opset);
-                self.with_narrow(&call, node, |importer| (operator.import)(importer, &call))
-                    .and_then(|values| call.finish(values))
+                self.meaning(operator, &call, node, &slots).and_then(|found| call.finish(found))
             }
         };
         let values = imported.unwrap_or_else(|refusal| {
@@ -273,8 +283,29 @@ impl<'a> Importer<'a> {
             Vec::new()
         });
         for (i, name) in node.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
-            let slot = values.get(i).map_or(Slot::Unknown, |v| Slot::Known(*v));
-            self.slots.insert(name, slot);
+            self.slots.insert(name, values.get(i).copied().unwrap_or(Slot::Unknown));
+        }
+    }
+
+    /// What the outputs of a node stand for.
+    fn meaning(
+        &mut self,
+        operator: &Operator,
+        call: &Call<'a>,
+        node: &'a OnnxNode,
+        slots: &[Option<Slot>],
+    ) -> Slots {
+        match operator.import {
+            Meaning::Values(import) => {
+                if slots.iter().any(|slot| matches!(slot, Some(Slot::List(_) | Slot::Nothing))) {
+                    return Err(Refusal::Unsupported(
+                        "a sequence or an optional is not supported by it".into(),
+                    ));
+                }
+                let values = self.with_narrow(call, node, |importer| import(importer, call))?;
+                Ok(values.into_iter().map(Slot::Known).collect())
+            }
+            Meaning::Lists(import) => import(self, call, slots),
         }
     }
 
@@ -336,6 +367,10 @@ impl<'a> Importer<'a> {
                     self.problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
                 }
                 Some(Slot::Known(v)) => self.graph.add_output(&output.name, v),
+                Some(Slot::List(_) | Slot::Nothing) => {
+                    let found = "a sequence or an optional";
+                    self.problems.push(Problem::NotATensor { value: output.name.clone(), found });
+                }
                 Some(Slot::Unknown) => {}
                 None => self.problems.push(Problem::MissingOutput { output: output.name.clone() }),
             }

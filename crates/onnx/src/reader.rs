@@ -167,7 +167,10 @@ impl Reader<'_> {
                 return value;
             }
         };
-        self.problems.push(Problem::NotATensor { value: value.name.clone(), found: not_a_tensor });
+        // Sequences inside of a model are the business of who imports it.
+        if typed {
+            self.problems.push(Problem::NotATensor { value: value.name.clone(), found: not_a_tensor });
+        }
         value
     }
 

@@ -209,7 +209,7 @@ impl<'a> Call<'a> {
     }
 
     /// Checks that everything the node has was asked for, and that no output is used that is not there.
-    pub(crate) fn finish(&self, values: Vec<Value>) -> Imported {
+    pub(crate) fn finish<T>(&self, values: Vec<T>) -> Result<Vec<T>, Refusal> {
         let asked = self.attributes_asked.borrow();
         if let Some(name) = self.node.attributes.keys().find(|name| !asked.contains(name.as_str())) {
             return Err(Refusal::Unsupported(format!("attribute `{name}` is not supported")));

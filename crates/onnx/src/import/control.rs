@@ -296,6 +296,10 @@ impl<'a> Importer<'a> {
             let v = match self.slot(name) {
                 Some(Slot::Known(v)) => v,
                 Some(Slot::Unknown) => return Err(Refusal::Reported),
+                Some(Slot::List(_) | Slot::Nothing) => {
+                    let why = "a sequence in a graph inside is not supported";
+                    return Err(Refusal::Unsupported(why.into()));
+                }
                 None => {
                     return Err(Refusal::Invalid(format!(
                         "a graph inside reads `{name}`, which nothing yields"
@@ -376,17 +380,25 @@ impl<'a> Importer<'a> {
 
     /// Imports the nodes of a graph; returns what its outputs are.
     fn body(&mut self, graph: &'a OnnxGraph) -> Imported {
+        self.nodes_of(graph);
+        let output = |importer: &mut Self, name: &'a str| match importer.slot(name) {
+            Some(Slot::Known(v)) => Ok(v),
+            Some(Slot::Unknown) => Err(Refusal::Reported),
+            Some(Slot::List(_) | Slot::Nothing) => {
+                Err(Refusal::Unsupported("a sequence that a graph inside yields is not supported".into()))
+            }
+            None => Err(Refusal::Invalid(format!("nothing yields the output `{name}` of a graph inside"))),
+        };
+        graph.outputs.iter().map(|o| output(self, &o.name)).collect()
+    }
+
+    /// Imports the nodes of a graph.
+    pub(super) fn nodes_of(&mut self, graph: &'a OnnxGraph) {
         self.initializers.extend(graph.initializers.iter().map(|(name, t)| (name.as_str(), t)));
         self.narrow_names.extend(graph.narrow.iter().map(|(name, narrow)| (name.as_str(), *narrow)));
         for (index, node) in graph.nodes.iter().enumerate() {
             self.node(index, node);
         }
-        let output = |importer: &mut Self, name: &'a str| match importer.slot(name) {
-            Some(Slot::Known(v)) => Ok(v),
-            Some(Slot::Unknown) => Err(Refusal::Reported),
-            None => Err(Refusal::Invalid(format!("nothing yields the output `{name}` of a graph inside"))),
-        };
-        graph.outputs.iter().map(|o| output(self, &o.name)).collect()
     }
 
     /// Imports the nodes of a graph as nodes of the graph at hand. Its names mean nothing afterwards.

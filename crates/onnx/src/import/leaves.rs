@@ -45,11 +45,6 @@ pub(super) fn constant_of_shape(cx: &mut Importer, call: &Call) -> Imported {
     broadcast_to(cx, element, shape).map(|v| vec![v])
 }
 
-/// `Identity`.
-pub(super) fn identity(_: &mut Importer, call: &Call) -> Imported {
-    Ok(vec![call.input(0)?])
-}
-
 /// `Dropout`, which does nothing outside training: all elements stay.
 pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;

@@ -1,11 +1,12 @@
 //! The operators of ONNX that are imported.
 
 use super::call::{Call, Imported};
+use super::sequences::Slots;
 use super::{
-    Importer, activations, attention, control, convolutions, decided, einsum, elementwise, grouped, integers,
-    learning, leaves, losses, microsoft, normalizations, padding, pixels, places, pools, products, quantized,
-    recurrent, reductions, resize, sampling, shapes, signals, slices, statistics, transposed, trees,
-    trigonometry,
+    Importer, Slot, activations, attention, control, convolutions, decided, einsum, elementwise, grouped,
+    integers, learning, leaves, losses, microsoft, normalizations, padding, pixels, places, pools, products,
+    quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices, statistics,
+    transposed, trees, trigonometry,
 };
 
 /// The domain `ai.onnx`.
@@ -20,6 +21,9 @@ const MICROSOFT: &str = "com.microsoft";
 /// Adds what a node means to the graph.
 type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;
 
+/// The same where sequences are read or yielded.
+type ListImport = for<'a> fn(&mut Importer<'a>, &Call<'a>, &[Option<Slot>]) -> Slots;
+
 /// An operator of ONNX, or of another domain.
 pub(super) struct Operator {
     /// The domain; empty for the default one.
@@ -29,7 +33,15 @@ pub(super) struct Operator {
     /// The operator set of the domain that introduced it. Later changes are dealt with in the function.
     pub(super) since: i64,
     /// Adds what it means to the graph.
-    pub(super) import: Import,
+    pub(super) import: Meaning,
+}
+
+/// What an operator reads and yields.
+pub(super) enum Meaning {
+    /// Tensors.
+    Values(Import),
+    /// Sequences or optionals, and tensors.
+    Lists(ListImport),
 }
 
 /// An operator of the default domain.
@@ -38,7 +50,12 @@ const fn op(name: &'static str, since: i64, import: Import) -> Operator {
 }
 
 const fn of(domain: &'static str, name: &'static str, since: i64, import: Import) -> Operator {
-    Operator { domain, name, since, import }
+    Operator { domain, name, since, import: Meaning::Values(import) }
+}
+
+/// An operator of the default domain on sequences or optionals.
+const fn op_on_lists(name: &'static str, since: i64, import: ListImport) -> Operator {
+    Operator { domain: DEFAULT, name, since, import: Meaning::Lists(import) }
 }
 
 /// The operator of a domain with a name.
@@ -80,6 +97,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Col2Im", 18, pixels::col_to_im),
     op("Compress", 9, places::compress),
     op("Concat", 1, shapes::concat),
+    op_on_lists("ConcatFromSequence", 11, sequences::concat),
     op("Constant", 1, leaves::constant),
     op("ConstantOfShape", 9, leaves::constant_of_shape),
     op("Conv", 1, convolutions::conv),
@@ -123,7 +141,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("HardSigmoid", 1, activations::hard_sigmoid),
     op("HardSwish", 14, activations::hard_swish),
     op("Hardmax", 1, places::hardmax),
-    op("Identity", 1, leaves::identity),
+    op_on_lists("Identity", 1, sequences::same),
     op("If", 1, control::choose),
     op("InstanceNormalization", 1, statistics::instance_normalization),
     op("IsInf", 10, integers::is_inf),
@@ -136,7 +154,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("LessOrEqual", 12, elementwise::less_or_equal),
     op("Log", 1, elementwise::log),
     op("LogSoftmax", 1, normalizations::log_softmax),
-    op("Loop", 1, control::repeat),
+    op_on_lists("Loop", 1, sequences::repeat),
     op("LpNormalization", 1, statistics::lp_normalization),
     op("LpPool", 1, pools::lp_pool),
     op("MatMul", 1, products::matmul),
@@ -156,6 +174,9 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("NonZero", 9, decided::non_zero),
     op("Not", 1, elementwise::not),
     op("OneHot", 9, places::one_hot),
+    op_on_lists("Optional", 15, sequences::same),
+    op_on_lists("OptionalGetElement", 15, sequences::same),
+    op_on_lists("OptionalHasElement", 15, sequences::has_element),
     op("Or", 1, elementwise::or),
     op("PRelu", 1, activations::prelu),
     op("Pad", 1, padding::pad),
@@ -190,6 +211,13 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("ScatterElements", 11, places::scatter_elements),
     op("ScatterND", 11, places::scatter_nd),
     op("Selu", 1, activations::selu),
+    op_on_lists("SequenceAt", 11, sequences::at),
+    op_on_lists("SequenceConstruct", 11, sequences::construct),
+    op_on_lists("SequenceEmpty", 11, sequences::empty),
+    op_on_lists("SequenceErase", 11, sequences::erase),
+    op_on_lists("SequenceInsert", 11, sequences::insert),
+    op_on_lists("SequenceLength", 11, sequences::length),
+    op_on_lists("SequenceMap", 17, sequences::map),
     op("Shape", 1, leaves::shape),
     op("Shrink", 9, activations::shrink),
     op("Sigmoid", 1, activations::sigmoid),
@@ -205,6 +233,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Softsign", 1, activations::softsign),
     op("SpaceToDepth", 1, pixels::space_to_depth),
     op("Split", 1, slices::split),
+    op_on_lists("SplitToSequence", 11, sequences::split),
     op("Sqrt", 1, elementwise::sqrt),
     op("Squeeze", 1, shapes::squeeze),
     op("Sub", 1, elementwise::sub),
