@@ -885,6 +885,29 @@ def decided():
     case("Unique", [repeated], each({}, sorted=[0, 1]), outputs=4)
     case("Unique", [RNG.integers(0, 2, (6, 2)).astype(np.float32)], [{"axis": 0}, {"axis": -1}, {"axis": 0, "sorted": 0}], outputs=4,
          name="rows")
+    case("TopK", [values(3, 6), ints(4)], [{"axis": 1}], outputs=2, name="decided")
+    for name, bounds in (("decided", (ints(1), ints(4))), ("from_end", (ints(-3), ints(99))), ("empty", (ints(4), ints(2)))):
+        case("Slice", [values(3, 6), *bounds, ints(1)], constants=[3], name=f"part_{name}")
+    case("Slice", [values(3, 6), ints(0, 1), ints(2, 5)], constants=[1], name="decided_end")
+    step = helper.make_graph(
+        [helper.make_node("Add", ["sum", "x0"], ["next"]), helper.make_node("ReduceSum", ["next"], ["all"], keepdims=0),
+         helper.make_node("Less", ["all", "limit"], ["goes"]), helper.make_node("Exp", ["number_f"], ["e"]),
+         helper.make_node("Mul", ["next", "e"], ["row"])],
+        "step", [helper.make_tensor_value_info("number", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                 helper.make_tensor_value_info("sum", TensorProto.FLOAT, [3])],
+        [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, [3]),
+         helper.make_tensor_value_info("row", TensorProto.FLOAT, [3])])
+    step.node.insert(0, helper.make_node("Cast", ["number"], ["number_f"], to=TensorProto.FLOAT))
+    for limit, name in ((4.0, "some"), (-1.0, "first"), (1e9, "all")):
+        stored = [numpy_helper.from_array(np.array(limit, dtype=np.float32), "limit"), numpy_helper.from_array(np.array(7), "seven"),
+                  numpy_helper.from_array(np.array(True), "yes")]
+        nodes = [helper.make_node("Loop", ["seven", "yes", "x0"], ["last", "rows"], body=step)]
+        graph = helper.make_graph(nodes, "rows", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [3])],
+                                  [helper.make_empty_tensor_value_info(n) for n in ("last", "rows")], stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        x = np.array([0.5, 0.25, 0.125], dtype=np.float32)
+        found = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(["last", "rows"], {"x0": x})
+        CASES[f"Loop-decided-{name}"] = (model.SerializeToString(), {"x0": x}, dict(zip(("last", "rows"), found)))
     nodes = [helper.make_node("NonZero", ["x0"], ["at"]), helper.make_node("Transpose", ["at"], ["rows"]),
              helper.make_node("GatherND", ["x0", "rows"], ["found"]), helper.make_node("Exp", ["found"], ["y0"]),
              helper.make_node("ReduceMean", ["found"], ["y1"], keepdims=0), helper.make_node("Shape", ["found"], ["y2"]),

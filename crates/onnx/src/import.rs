@@ -74,7 +74,18 @@ use table::{Meaning, OPERATORS, Operator};
 /// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
 /// nodes whose inputs do not fit.
 pub fn import(model: &Model) -> Result<Graph, OnnxError> {
-    attempts(model, &KnownInputs::default())
+    let known = KnownInputs::default();
+    attempts(model, &known, Lengths::Known)
+        .or_else(|refusal| attempts(model, &known, Lengths::Decided).map_err(|_| refusal))
+}
+
+/// What may say how long a part is that operands bound.
+#[derive(Clone, Copy, PartialEq)]
+enum Lengths {
+    /// What is known before the model runs.
+    Known,
+    /// A run, too.
+    Decided,
 }
 
 /// A graph for inputs of which something is known.
@@ -93,12 +104,12 @@ const MAX_DECISIVE: usize = 1024;
 /// extents that broadcast is the one that is 1. The graph stays open for other values as far as that allows.
 ///
 /// Where a model is refused because shapes, axes or the like follow from inputs, and these are known, small ones become
-/// constants: integers first, then floats too.
+/// constants: integers first, then floats too. Where that does not help, a run says how long parts are.
 ///
 /// # Errors
 /// See [`import`]. Where constants do not help it is the refusal without them.
 pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxError> {
-    let refusal = match attempts(model, known) {
+    let refusal = match attempts(model, known, Lengths::Known) {
         Ok(graph) => return Ok(Imported { graph, fixed: Vec::new() }),
         Err(refusal) => refusal,
     };
@@ -118,19 +129,22 @@ pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxEr
         if fixed.is_empty() {
             continue;
         }
-        if let Ok(graph) = attempts(&model, known) {
+        if let Ok(graph) = attempts(&model, known, Lengths::Known) {
             return Ok(Imported { graph, fixed });
         }
     }
-    Err(refusal)
+    match attempts(model, known, Lengths::Decided) {
+        Ok(graph) => Ok(Imported { graph, fixed: Vec::new() }),
+        Err(_) => Err(refusal),
+    }
 }
 
 /// Imports until nothing is left to be assumed.
-fn attempts(model: &Model, known: &KnownInputs) -> Result<Graph, OnnxError> {
+fn attempts(model: &Model, known: &KnownInputs, lengths: Lengths) -> Result<Graph, OnnxError> {
     let mut assumptions = Assumptions::new(known);
     // Each attempt but the last replaces a symbol, and makes none.
     loop {
-        let mut importer = Importer::new(model, assumptions);
+        let mut importer = Importer::new(model, assumptions, lengths);
         importer.inputs();
         for (index, node) in model.graph.nodes.iter().enumerate() {
             importer.node(index, node);
@@ -211,6 +225,8 @@ pub(crate) struct Importer<'a> {
     narrow: HashMap<Value, Narrow>,
     /// Which constants have such elements.
     narrow_names: HashMap<&'a str, Narrow>,
+    /// What may bound a part.
+    lengths: Lengths,
     /// Extents so far that a run decides.
     decided: usize,
     /// Graphs around the one at hand.
@@ -220,7 +236,7 @@ pub(crate) struct Importer<'a> {
 }
 
 impl<'a> Importer<'a> {
-    fn new(model: &'a Model, assumptions: Assumptions) -> Importer<'a> {
+    fn new(model: &'a Model, assumptions: Assumptions, lengths: Lengths) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
         let mut initializers: HashMap<&str, &Tensor> =
             model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -237,6 +253,7 @@ impl<'a> Importer<'a> {
             found: Vec::new(),
             narrow: HashMap::new(),
             narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
+            lengths,
             decided: 0,
             depth: 0,
             unsupported: Vec::new(),

@@ -96,6 +96,51 @@ pub(super) fn first_of_all(
     cx.cut(&[values, places], axis, count)
 }
 
+/// `Slice` between bounds that a run says, forwards and without gaps.
+pub(super) fn slice(cx: &mut Importer, call: &Call, x: Value, bounds: [Value; 2]) -> Imported {
+    let unsupported = |what: &str| Err(Refusal::Unsupported(format!("{what} is computed at run time")));
+    let ndim = cx.ty(x).ndim();
+    let Some(count) = cx.ty(bounds[0]).shape.first().and_then(Dim::as_extent) else {
+        return unsupported("the number of starts");
+    };
+    let given = match call.optional(3) {
+        Some(_) => cx.const_ints(call, 3, "the list of axes")?,
+        None => (0..count as i64).collect(),
+    };
+    if let Some(steps) = call.optional(4)
+        && cx.ints(steps).is_none_or(|known| known.values.iter().any(|step| !step.is(1)))
+    {
+        return unsupported("a bound of a part with another step than 1");
+    }
+    let mut y = x;
+    for (i, at) in given.into_iter().enumerate() {
+        let at = axis(at, ndim)?;
+        let extent = cx.extent(&cx.ty(x).shape[at].clone(), DType::I64)?;
+        let bound = |cx: &mut Importer, list: Value| {
+            let one = slice_axes(cx, list, &[0], &[Dim::from(i)], &[Dim::from(i + 1)], &[1])?;
+            let one = scalar(cx, one)?;
+            let one = cx.cast(one, DType::I64)?;
+            let from_end = cx.plus(one, extent)?;
+            let negative = cx.below(one, 0.0)?;
+            let one = cx.chosen(negative, from_end, one)?;
+            let one = cx.smaller(one, extent)?;
+            cx.floored(one, 0.0)
+        };
+        let (start, end) = (bound(cx, bounds[0])?, bound(cx, bounds[1])?);
+        let count = cx.minus(end, start)?;
+        let count = cx.floored(count, 0.0)?;
+        if cx.one_number(start) != Some(0.0) {
+            let places = cx.iota(&cx.ty(x).shape[at].clone())?;
+            let places = cx.plus(places, start)?;
+            let last = cx.offset(extent, -1.0)?;
+            let places = cx.smaller(places, last)?;
+            y = cx.add(Gather { axis: at }, &[y, places])?;
+        }
+        y = cx.cut(&[y], at, count)?[0];
+    }
+    Ok(vec![y])
+}
+
 /// `NonMaxSuppression`.
 pub(super) fn non_max_suppression(cx: &mut Importer, call: &Call) -> Imported {
     let (mut boxes, scores) = (call.input(0)?, call.input(1)?);

@@ -9,8 +9,8 @@ use margay_ir::Value;
 use margay_ir::ops::{Broadcast, Cumulate, Gather, Position, ReduceKind, Scatter, ScatterKind, TopK};
 use margay_tensor::{DType, Dim};
 
-use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
+use super::{Importer, Lengths};
 
 fn product(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::from(1usize), |n, d| &n * d)
@@ -242,6 +242,10 @@ pub(super) fn top_k(cx: &mut Importer, call: &Call) -> Imported {
     } else {
         let given = call.input(1)?;
         match cx.ints(given).map(|known| known.values) {
+            None if cx.lengths == Lengths::Known => {
+                let why = "the number of elements is computed at run time";
+                return Err(Refusal::Unsupported(why.into()));
+            }
             None => return super::decided::first_of_all(cx, x, at, given, largest),
             Some(k) => match k.as_slice() {
                 [k] => k.clone(),
@@ -355,6 +359,9 @@ pub(super) fn compress(cx: &mut Importer, call: &Call) -> Imported {
             (cx.shaped(x, vec![count])?, 0)
         }
     };
+    if cx.lengths == Lengths::Known && cx.numbers(condition).is_none() {
+        return Err(Refusal::Unsupported("the condition is computed at run time".into()));
+    }
     let places = cx.places_where(condition)?;
     cx.one(Gather { axis: at }, &[x, places])
 }

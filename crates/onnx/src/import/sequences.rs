@@ -305,7 +305,9 @@ pub(super) fn repeat<'a>(cx: &mut Importer<'a>, call: &Call<'a>, slots: &[Option
     for list in kept {
         states.push(Slot::Known(match list.as_slice() {
             [] => {
-                return Err(Refusal::Unsupported("rows of a loop that does not run are not supported".into()));
+                return Err(Refusal::Unsupported(
+                    "rows of a loop that does not run are not supported".into(),
+                ));
             }
             [only] => *only,
             all => cx.add(Concat { axis: 0 }, all)?,

@@ -206,7 +206,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("RotaryEmbedding", 23, attention::rotary_embedding),
     op("Round", 11, elementwise::round),
     op("STFT", 17, signals::stft),
-    op("Scan", 9, control::scan),
+    op("Scan", 8, control::scan),
     op("Scatter", 9, places::scatter_elements),
     op("ScatterElements", 11, places::scatter_elements),
     op("ScatterND", 11, places::scatter_nd),

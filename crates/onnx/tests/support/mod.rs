@@ -97,9 +97,15 @@ pub(crate) fn everything() -> Model {
     model.graph.outputs.push(OnnxValue {
         name: "custom".to_owned(),
         dtype: Some(DType::I64),
+        narrow: None,
         dims: Some(vec![OnnxDim::Unknown, OnnxDim::Value(0)]),
     });
-    model.graph.outputs.push(OnnxValue { name: "rest".to_owned(), dtype: Some(DType::Bool), dims: None });
+    model.graph.outputs.push(OnnxValue {
+        name: "rest".to_owned(),
+        dtype: Some(DType::Bool),
+        narrow: None,
+        dims: None,
+    });
     model.domains.insert("com.example".to_owned(), 3);
     model.metadata.insert("note".to_owned(), "made by hand".to_owned());
     model
