@@ -7,6 +7,7 @@ use margay_ir::ops::{
 };
 use margay_ir::ops::{Bits, NonMaxSuppression, Position};
 use margay_ir::{AddError, Graph, Op, Origin, TensorType, Value, eval, text};
+use margay_onnx::{ExportOptions, export, import};
 use margay_passes::Pipeline;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Dim, Tensor};
@@ -187,6 +188,36 @@ fn operators_serve_extents_that_a_run_decides() {
         taken.g.add_output("y", y);
         agrees(name, &taken.g, if *some { &[1, 4, 6] } else { &[0, 1, 4, 6] });
     }
+}
+
+#[test]
+fn exported_models_decide_the_same_extents() {
+    let options = ExportOptions { opset: 18, ..ExportOptions::default() };
+    for (name, some, make) in MADE {
+        let mut taken = Taken::new();
+        let y = make(&mut taken);
+        taken.g.add_output("y", y);
+        let model = export(&taken.g, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let again = import(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for n in if *some { &[1, 4, 6][..] } else { &[0, 1, 4, 6] } {
+            let given = inputs(*n);
+            let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (*name, t)).collect();
+            let run = |g: &Graph| eval::run(g, &given).unwrap_or_else(|e| panic!("{name}: {e}\n{g}"));
+            let (expected, found) = (run(&taken.g), run(&again));
+            assert_eq!(found[0].shape(), expected[0].shape(), "{name} of {n}");
+            assert_close(&format!("{name} of {n}"), &found[0], &expected[0], Tolerance::REDUCTION);
+        }
+    }
+}
+
+#[test]
+fn a_number_alone_is_what_a_run_says() {
+    let mut t = Taken::new();
+    let y = t.op(Dims { values: dims(["n'", "2*n'"]) }, &[]);
+    t.g.add_output("y", y);
+    t.g.remove_dead();
+    Dump::none().run(&Pipeline::canonicalize(), &mut t.g).unwrap_or_else(|e| panic!("{e}"));
+    agrees("numbers", &t.g, &[0, 5]);
 }
 
 #[test]

@@ -357,7 +357,8 @@ fn powers_have_derivatives_at_zero() {
 fn derived_onnx(op: &str, attributes: &[(&str, Attribute)], x: &Tensor, constants: &[f32]) -> Vec<f32> {
     let names: Vec<String> = (0..constants.len()).map(|i| format!("c{i}")).collect();
     let dims = x.shape().iter().map(|&d| OnnxDim::Value(d as i64)).collect();
-    let value = |name: &str, dims| OnnxValue { name: name.to_owned(), dtype: Some(DType::F32), dims };
+    let value =
+        |name: &str, dims| OnnxValue { name: name.to_owned(), dtype: Some(DType::F32), narrow: None, dims };
     let node = OnnxNode {
         op_type: op.to_owned(),
         inputs: std::iter::once("x".to_owned()).chain(names.iter().cloned()).collect(),

@@ -1,7 +1,7 @@
 //! Nodes, values and the graph that holds them.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+mod order;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -390,31 +390,6 @@ impl Graph {
         all
     }
 
-    /// All nodes in topological order, ties by age: the same graph built the same way gives the same order.
-    pub fn order(&self) -> Vec<NodeId> {
-        let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
-        let mut ready = BinaryHeap::new();
-        for index in self.dag.node_indices() {
-            let count = self.dag.edges_directed(index, Direction::Incoming).count();
-            missing.insert(index, count);
-            if count == 0 {
-                ready.push(Reverse((self.dag[index].generation, index)));
-            }
-        }
-        let mut order = Vec::with_capacity(self.dag.node_count());
-        while let Some(Reverse((_, index))) = ready.pop() {
-            order.push(self.id(index));
-            for edge in self.dag.edges_directed(index, Direction::Outgoing) {
-                let left = missing.get_mut(&edge.target()).expect("every node was counted");
-                *left -= 1;
-                if *left == 0 {
-                    ready.push(Reverse((self.dag[edge.target()].generation, edge.target())));
-                }
-            }
-        }
-        order
-    }
-
     /// The open symbols in the types of inputs and nodes, in order of appearance: all but those that a run decides.
     pub fn symbols(&self) -> Vec<Symbol> {
         let mut out = Vec::new();
@@ -426,20 +401,6 @@ impl Graph {
         }
         out.retain(|symbol| !is_decided(symbol));
         out
-    }
-
-    /// Removes every node that no output depends on, except inputs. Returns how many.
-    pub fn remove_dead(&mut self) -> usize {
-        let mut live: BTreeSet<NodeIndex> = self.inputs.iter().map(|n| self.at(*n)).collect();
-        let mut stack: Vec<NodeIndex> = self.outputs.iter().map(|o| self.at(o.value.node)).collect();
-        while let Some(index) = stack.pop() {
-            if live.insert(index) {
-                stack.extend(self.dag.neighbors_directed(index, Direction::Incoming));
-            }
-        }
-        let before = self.len();
-        self.dag.retain_nodes(|_, index| live.contains(&index));
-        before - self.len()
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.

@@ -8,13 +8,16 @@
 
 mod adjoints;
 mod composed;
+mod decided;
 mod extents;
 mod names;
 mod operators;
 mod places;
+mod regions;
 mod spelled;
+mod stored;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Symbol, Tensor};
@@ -70,13 +73,7 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
 
 /// The nodes that outputs depend on, and inputs, in order.
 fn live(g: &Graph) -> Vec<NodeId> {
-    let mut live: HashSet<NodeId> = HashSet::new();
-    let mut stack: Vec<NodeId> = g.outputs().iter().map(|o| o.value.node).collect();
-    while let Some(n) = stack.pop() {
-        if live.insert(n) {
-            stack.extend(g.inputs_of(n).iter().map(|v| v.node));
-        }
-    }
+    let live = g.live();
     g.order().into_iter().filter(|n| live.contains(n)).collect()
 }
 
@@ -84,6 +81,8 @@ fn live(g: &Graph) -> Vec<NodeId> {
 struct Exporter<'a> {
     g: &'a Graph,
     opset: i64,
+    /// Whether it is a graph inside an operator.
+    inner: bool,
     graph: OnnxGraph,
     value_names: Names,
     node_names: Names,
@@ -106,6 +105,7 @@ impl<'a> Exporter<'a> {
         let mut exporter = Exporter {
             g,
             opset,
+            inner: false,
             graph: OnnxGraph { name: g.name().to_owned(), ..OnnxGraph::default() },
             value_names: Names::default(),
             node_names: Names::default(),
@@ -149,7 +149,7 @@ impl<'a> Exporter<'a> {
         match &node.op {
             Op::Input(_) => return Ok(()),
             Op::Const(c) => {
-                let name = self.initializer(&c.payload, &label(&node.origin, "constant"));
+                let name = self.constant(&c.payload, &label(&node.origin, "constant"));
                 self.results.insert(v, name);
                 return Ok(());
             }
@@ -162,7 +162,7 @@ impl<'a> Exporter<'a> {
             let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
             let own = &mut self.graph.nodes[before..];
             let made = own.iter().any(|node| node.outputs.contains(&name));
-            if let Some(wanted) = wanted.filter(|_| made && !matches!(node.op, Op::Dims(_))) {
+            if let Some(wanted) = wanted.filter(|_| made && !self.inner && !matches!(node.op, Op::Dims(_))) {
                 for node in own {
                     let names = node.inputs.iter_mut().chain(&mut node.outputs);
                     names.filter(|other| **other == name).for_each(|other| other.clone_from(&wanted));

@@ -73,9 +73,9 @@ impl OpDef for NonMaxSuppression {
                     break;
                 };
                 rows.extend([image as i64, class as i64, chosen as i64]);
-                for j in 0..n {
+                for (j, left) in left.iter_mut().enumerate() {
                     if j == chosen || overlap(of(chosen), of(j)) > share {
-                        left[j] = f64::NEG_INFINITY;
+                        *left = f64::NEG_INFINITY;
                     }
                 }
             }

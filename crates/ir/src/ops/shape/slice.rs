@@ -109,17 +109,17 @@ impl OpDef for Slice {
         let mut x = cx.input(0);
         // Along axes that begin where a run says, or go backwards, elements are looked up.
         let mut rest = self.clone();
-        for axis in 0..to.len() {
+        for (axis, length) in to.iter().enumerate() {
             let (start, step) = (&self.starts[axis], self.steps[axis]);
             if !start.is_decided() && (step > 0 || !self.ends[axis].is_decided()) {
                 continue;
             }
-            let (places, start) = (cx.iota(&to[axis])?, cx.count(start)?);
+            let (places, start) = (cx.iota(length)?, cx.count(start)?);
             let mut builder = cx.builder();
             let places = builder.scale(places, step as f64)?;
             let at = builder.add(places, start)?;
             x = cx.gathered(x, axis, at)?;
-            (rest.starts[axis], rest.ends[axis], rest.steps[axis]) = (Dim::default(), cx.bound(&to[axis]), 1);
+            (rest.starts[axis], rest.ends[axis], rest.steps[axis]) = (Dim::default(), cx.bound(length), 1);
         }
         cx.replace(0, x);
         cx.apart(rest)
