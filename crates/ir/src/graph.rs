@@ -2,6 +2,8 @@
 
 mod order;
 
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -401,6 +403,37 @@ impl Graph {
         }
         out.retain(|symbol| !is_decided(symbol));
         out
+    }
+
+    /// All nodes in topological order, ties by age.
+    fn by_age(&self) -> Vec<NodeId> {
+        let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
+        let mut ready = BinaryHeap::new();
+        for index in self.dag.node_indices() {
+            let count = self.dag.edges_directed(index, Direction::Incoming).count();
+            missing.insert(index, count);
+            if count == 0 {
+                ready.push(Reverse((self.dag[index].generation, index)));
+            }
+        }
+        let mut order = Vec::with_capacity(self.dag.node_count());
+        while let Some(Reverse((_, index))) = ready.pop() {
+            order.push(self.id(index));
+            for edge in self.dag.edges_directed(index, Direction::Outgoing) {
+                let left = missing.get_mut(&edge.target()).expect("every node was counted");
+                *left -= 1;
+                if *left == 0 {
+                    ready.push(Reverse((self.dag[edge.target()].generation, edge.target())));
+                }
+            }
+        }
+        order
+    }
+
+    /// Removes all nodes but these.
+    fn keep(&mut self, live: &BTreeSet<NodeId>) {
+        let kept: BTreeSet<NodeIndex> = live.iter().map(|n| self.at(*n)).collect();
+        self.dag.retain_nodes(|_, index| kept.contains(&index));
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.

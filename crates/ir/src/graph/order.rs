@@ -3,13 +3,9 @@
 //! An extent that a run decides is mentioned by types and attributes of nodes that do not read the node which decides it:
 //! they depend on it all the same.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::BTreeSet;
 
 use margay_tensor::{Binding, Symbol};
-use petgraph::Direction;
-use petgraph::stable_graph::NodeIndex;
-use petgraph::visit::EdgeRef;
 
 use super::{Graph, NodeId};
 use crate::Op;
@@ -47,30 +43,6 @@ impl Graph {
                 return done;
             }
         }
-    }
-
-    fn by_age(&self) -> Vec<NodeId> {
-        let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
-        let mut ready = BinaryHeap::new();
-        for index in self.dag.node_indices() {
-            let count = self.dag.edges_directed(index, Direction::Incoming).count();
-            missing.insert(index, count);
-            if count == 0 {
-                ready.push(Reverse((self.dag[index].generation, index)));
-            }
-        }
-        let mut order = Vec::with_capacity(self.dag.node_count());
-        while let Some(Reverse((_, index))) = ready.pop() {
-            order.push(self.id(index));
-            for edge in self.dag.edges_directed(index, Direction::Outgoing) {
-                let left = missing.get_mut(&edge.target()).expect("every node was counted");
-                *left -= 1;
-                if *left == 0 {
-                    ready.push(Reverse((self.dag[edge.target()].generation, edge.target())));
-                }
-            }
-        }
-        order
     }
 
     /// The symbol that a node gives a value in a run.
@@ -116,9 +88,8 @@ impl Graph {
 
     /// Removes every node that no output depends on, except inputs. Returns how many.
     pub fn remove_dead(&mut self) -> usize {
-        let live: BTreeSet<usize> = self.live().into_iter().map(|n| n.index as usize).collect();
-        let before = self.len();
-        self.dag.retain_nodes(|_, index| live.contains(&index.index()));
+        let (live, before) = (self.live(), self.len());
+        self.keep(&live);
         before - self.len()
     }
 }

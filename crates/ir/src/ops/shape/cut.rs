@@ -9,7 +9,9 @@ use margay_tensor::{DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::shape::{indices, pick};
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View, strides_of};
+use crate::ops::{
+    Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Range, ScatterAdd, View, strides_of,
+};
 use crate::padding::{Padded, Padding, PaddingError};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
@@ -57,8 +59,12 @@ impl OpDef for Cut {
         Ok(vec![pick(x, &shape, indices(&shape).map(at), &[])?])
     }
 
-    fn vjp(&self, _: &mut Vjp<'_>) -> GradResult {
-        Grad::none("there is no rule for a part whose extent a run decides")
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        // Put back among zeros.
+        let (dy, extent) = (cx.cotangent()?, cx.ty(cx.input(0)).shape[self.axis].clone());
+        let places = cx.op(Range { start: Dim::default(), step: 1, count: self.extent.clone() }, &[])?;
+        let back = ScatterAdd { axis: self.axis, extent, indices: 1 };
+        Ok(Grad::Inputs(vec![Some(cx.op(back, &[dy, places])?), None]))
     }
 
     fn lower(&self, io: &Io) -> Result<Lowered, NotLowered> {
