@@ -26,6 +26,8 @@ const WITHOUT: &[(&str, &str)] = &[
     ("scatter", "there is no rule for rows that are multiplied or compared"),
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
+    ("pack", "there is no rule for a part whose extent a run decides"),
+    ("non_max_suppression", "there is no rule for scores of boxes that are left"),
 ];
 
 fn is_refused(op: &Op, message: &str) -> bool {

@@ -134,10 +134,10 @@ fn bias_residual_and_activation_join_the_convolution() {
     input x: f32[2, 8, 8, 32]
     output y: f32[2, 8, 8, 32]
     constant c0: f32[32] #1dc332785029 ["#1dc332785029"]
-    constant c1: f32[32, 32, 3, 3] #5beadaa673e4 ["#5beadaa673e4"] packed {operand = 1, layout = f32_taps32, bytes = 36864} of conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}}
+    constant c1: f32[32, 32, 3, 3] #5beadaa673e4 ["#5beadaa673e4"] packed {operand = 1, layout = f32_taps32_g1, bytes = 36864} of conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}}
     arena 0 bytes
     steps
-      conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}} needs {packed = [{operand = 1, layout = f32_taps32, bytes = 36864}]} (in0, c1, c0, in0, out0)  // conv + bias + residual + act
+      conv {batch = 2, in_channels = 32, out_channels = 32, groups = 1, in_size = [8, 8], out_size = [8, 8], kernel = [3, 3], strides = [1, 1], pads = [1, 1], dilations = [1, 1], k_packed = true, epilogue = {bias = true, activation = relu, residual = true, residual_first = true}} needs {packed = [{operand = 1, layout = f32_taps32_g1, bytes = 36864}]} (in0, c1, c0, in0, out0)  // conv + bias + residual + act
     "##);
 }
 

@@ -9,8 +9,9 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, Files, FoldConstants, MergeDuplicates, RecognizeAttention, RecognizeGelu,
-    RecognizeLayerNorm, RecognizeLinearAttention, RecognizeSilu, RemoveDead, Simplify, read_pass,
+    AssignLayout, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention, RecognizeGelu,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead, Simplify,
+    read_pass,
 };
 
 /// One entry of a pipeline.
@@ -157,8 +158,10 @@ impl Pipeline {
             PipelineItem::Run(Box::new(RecognizeLayerNorm)),
             PipelineItem::Run(Box::new(RecognizeGelu)),
             PipelineItem::Run(Box::new(RecognizeSilu)),
+            PipelineItem::Run(Box::new(RecognizePiecewise)),
             PipelineItem::Run(Box::new(RecognizeAttention)),
             PipelineItem::Run(Box::new(RecognizeLinearAttention)),
+            PipelineItem::Run(Box::new(FoldScales)),
             // What recognition added (transposes of keys, broadcasts of tables) joins with what was there.
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(FoldConstants::default())),

@@ -8,9 +8,10 @@ use margay_ir::Pass;
 use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
-    ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, MakeTrainable, MergeDuplicates,
-    PadDecided, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
+    ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, FoldScales, MakeTrainable,
+    MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm,
+    RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead, RoundOperands,
+    Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -34,6 +35,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "bind-dims", read: |text, _| boxed(BindDims::read(text)) },
     PassEntry { name: "differentiate", read: |text, _| boxed(Differentiate::read(text)) },
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
+    PassEntry { name: "fold-scales", read: |text, _| plain(text, FoldScales) },
     PassEntry { name: "make-trainable", read: |text, _| boxed(MakeTrainable::read(text)) },
     PassEntry { name: "merge-duplicates", read: |text, _| plain(text, MergeDuplicates) },
     PassEntry { name: "pad-decided", read: |text, _| plain(text, PadDecided) },
@@ -41,6 +43,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },
     PassEntry { name: "recognize-linear-attention", read: |text, _| plain(text, RecognizeLinearAttention) },
+    PassEntry { name: "recognize-piecewise", read: |text, _| plain(text, RecognizePiecewise) },
     PassEntry { name: "recognize-silu", read: |text, _| plain(text, RecognizeSilu) },
     PassEntry { name: "recompute", read: |text, _| boxed(Recompute::read(text)) },
     PassEntry { name: "remove-dead", read: |text, _| plain(text, RemoveDead) },

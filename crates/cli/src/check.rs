@@ -4,6 +4,8 @@
 //!
 //! - `path`, `producer`, `ir_version`, `opset`; `supported`: whether there are no problems.
 //! - `inputs`, `outputs`: objects with `name` and `type`; `dimensions`: names of the extents the model leaves open.
+//! - `guards`: equations between extents that the import assumed, as text; `layers`: what schemes can replace, as an
+//!   object with `count`, `bytes` and `constant_bytes`, or null where the model cannot be imported.
 //! - `operators`: objects with `name`, `count`, `supported`, sorted by name.
 //! - `non_finite`: weights that hold infinities or what is not a number, as objects with `tensor`, `nan`, `infinite`,
 //!   `first` (index of the first such element).
@@ -16,12 +18,13 @@ use std::path::PathBuf;
 use margay::{Check, Kind, Port, ProblemKind, check};
 
 use crate::error::Failure;
-use crate::table::Table;
+use crate::table::{Table, bytes};
 use crate::{Reply, json};
 
 const JSON: &str = r#"With --json:
   {"path", "producer", "ir_version", "opset", "supported",
-   "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
+   "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [], "guards": [],
+   "layers": {"count", "bytes", "constant_bytes"},
    "operators": [{"name", "count", "supported"}],
    "non_finite": [{"tensor", "nan", "infinite", "first"}],
    "problems": [{"kind", "message"}]}"#;
@@ -65,6 +68,17 @@ fn text(report: &Check) -> String {
     head.row(["outputs", &list(&report.outputs)]);
     let open = if report.dimensions.is_empty() { "none".into() } else { report.dimensions.join(", ") };
     head.row(["open dimensions", &open]);
+    for guard in &report.guards {
+        head.row(["assumed", guard]);
+    }
+    if let Some(layers) = report.layers {
+        let share = 100.0 * layers.bytes as f64 / (layers.constant_bytes as f64).max(1.0);
+        let (own, all) = (bytes(layers.bytes), bytes(layers.constant_bytes));
+        head.row([
+            "layers",
+            &format!("{} that schemes can replace, {own} of {all} of constants ({share:.0}%)", layers.count),
+        ]);
+    }
     let mut operators = Table::new(&["operator", ">nodes", "supported"]);
     for o in &report.operators {
         operators.row([o.name.clone(), o.count.to_string(), if o.supported { "yes" } else { "no" }.into()]);
@@ -84,6 +98,11 @@ fn text(report: &Check) -> String {
     }
     if report.supported {
         text += "\nThe model can be compiled.\n";
+        if let [first, ..] = report.dimensions.as_slice() {
+            text += &format!(
+                "Give every open dimension a value or a range, `--dim {first}=1` or `--dim {first}=1..8`.\n"
+            );
+        }
     }
     text
 }

@@ -81,7 +81,7 @@ fn model_text(report: &ModelReport) -> String {
     let open = if report.dimensions.is_empty() { "none".into() } else { report.dimensions.join(", ") };
     row("open dimensions", open);
     row("nodes", format!("{}, in canonical form {}", report.nodes, report.canonical_nodes));
-    row("parameters", format!("{} ({})", report.parameters, bytes(report.constant_bytes as u64)));
+    row("parameters", format!("{} ({})", report.parameters, bytes(report.constant_bytes)));
     row("layers", format!("{} that schemes can replace ({})", report.layers, bytes(report.layer_bytes)));
     row(
         "operations",

@@ -22,8 +22,7 @@
 //! frequencies, and what neighbouring calls leave in the cache.
 
 use margay_loops::{
-    Activation, Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul,
-    Operations,
+    Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Operations,
 };
 use margay_tensor::DType;
 use serde::Deserialize;
@@ -278,7 +277,7 @@ impl CostModel {
         let passes = 1 + u64::from(epilogue.residual);
         let bytes = elements.saturating_mul(F32 * passes);
         load.computed_bytes = load.computed_bytes.saturating_add(bytes);
-        if epilogue.activation.is_some_and(|a| a != Activation::Relu) {
+        if epilogue.activation.is_some_and(|a| !a.is_cheap()) {
             load.arithmetic += seconds(elements, self.gflops.gevaluations);
         }
     }

@@ -1,11 +1,12 @@
 //! Whether a model can be compiled: its operators, shapes and weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use margay_driver::{Dump, Kind, Model, build};
 use margay_ir::{Graph, Op};
 use margay_onnx::{Model as OnnxModel, OnnxError, import, supported_operators};
+use margay_passes::sketch::layers;
 use serde::Serialize;
 
 use crate::Error;
@@ -41,6 +42,10 @@ pub struct Check {
     pub outputs: Vec<Port>,
     /// Names of open extents.
     pub dimensions: Vec<String>,
+    /// Equations between extents that the import assumed, as printed; values of dimensions are checked against them.
+    pub guards: Vec<String>,
+    /// What schemes can replace; `None` where the model cannot be imported.
+    pub layers: Option<Layers>,
     /// Operators, sorted by name.
     pub operators: Vec<Operator>,
     /// Weights that hold infinities or what is not a number.
@@ -56,6 +61,17 @@ pub struct Port {
     pub name: String,
     /// The type, as printed.
     pub r#type: String,
+}
+
+/// The layers that schemes can replace.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Layers {
+    /// How many there are.
+    pub count: usize,
+    /// Bytes of their weights.
+    pub bytes: u64,
+    /// Bytes of all constants.
+    pub constant_bytes: u64,
 }
 
 /// An operator and how often a model uses it.
@@ -110,9 +126,13 @@ pub fn check(path: &Path) -> Result<Check, Error> {
         }
         Err(other) => return Err(other.into()),
     };
+    let mut layers = None;
     if let Some(graph) = &graph {
         let failed = match Model::new(graph.clone(), graph.name(), &mut Dump::none()) {
-            Ok(source) => build::try_compile(&source.graph).err(),
+            Ok(source) => {
+                layers = Some(Layers::of(&source.graph));
+                build::try_compile(&source.graph).err()
+            }
             Err(error) => Some(error),
         };
         if let Some(error) = failed {
@@ -142,10 +162,24 @@ pub fn check(path: &Path) -> Result<Check, Error> {
         inputs,
         outputs,
         dimensions: graph.iter().flat_map(Graph::symbols).map(|s| s.to_string()).collect(),
+        guards: graph.iter().flat_map(|g| g.guards()).map(ToString::to_string).collect(),
+        layers,
         operators: operators(&model),
         non_finite,
         problems,
     })
+}
+
+impl Layers {
+    /// Those of a graph in canonical form. A weight counts once, however many layers read it.
+    pub(crate) fn of(g: &Graph) -> Layers {
+        let mut all: BTreeMap<String, usize> = BTreeMap::new();
+        all.extend(g.payloads().iter().map(|p| (p.key().to_string(), p.tensor().bytes().len())));
+        let layers = layers(g);
+        let weights: BTreeSet<String> = layers.iter().map(|l| l.payload(g).key().to_string()).collect();
+        let bytes = weights.iter().filter_map(|key| all.get(key)).sum::<usize>() as u64;
+        Layers { count: layers.len(), bytes, constant_bytes: all.values().sum::<usize>() as u64 }
+    }
 }
 
 pub(crate) fn ports_of_graph(g: &Graph) -> (Vec<Port>, Vec<Port>) {

@@ -7,13 +7,12 @@ use margay_artifact::{Artifact, CodeSection, Entry};
 use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
 use margay_onnx::Model as OnnxModel;
-use margay_passes::sketch::layers;
-use margay_tensor::{Binding, Tensor};
+use margay_tensor::Binding;
 use serde::Serialize;
 
 use crate::Error;
 use crate::artifact::report_of;
-use crate::check::{Port, ports_of_graph};
+use crate::check::{Layers, Port, ports_of_graph};
 
 /// What is in an ONNX file.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +34,7 @@ pub struct ModelReport {
     /// Elements of floating point constants.
     pub parameters: usize,
     /// Bytes of constants.
-    pub constant_bytes: usize,
+    pub constant_bytes: u64,
     /// Layers that schemes can replace.
     pub layers: usize,
     /// Bytes of their weights.
@@ -112,13 +111,10 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
     let graph = margay_onnx::import(&model)?;
     let source = Model::new(graph, &path.display().to_string(), &mut Dump::none())?;
     let g = &source.graph;
-    let constants: BTreeMap<String, Tensor> = g
-        .payloads()
-        .into_iter()
-        .map(|payload| (payload.key().to_string(), payload.tensor().clone()))
-        .collect();
-    let parameters = constants.values().filter(|t| t.dtype().is_float()).map(|t| t.len()).sum();
-    let layers = layers(g);
+    let floats = |p: &&margay_ir::Payload| p.tensor().dtype().is_float();
+    let elements: BTreeMap<String, usize> =
+        g.payloads().into_iter().filter(floats).map(|p| (p.key().to_string(), p.tensor().len())).collect();
+    let layers = Layers::of(g);
     let (inputs, outputs) = ports_of_graph(g);
     Ok(ModelReport {
         path: path.display().to_string(),
@@ -132,10 +128,10 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
             .iter()
             .filter(|n| !matches!(g.op(**n), Op::Const(_) | Op::Input(_)))
             .count(),
-        parameters,
-        constant_bytes: constants.values().map(|t| t.bytes().len()).sum(),
-        layers: layers.len(),
-        layer_bytes: layers.iter().map(|l| l.payload(g).tensor().bytes().len() as u64).sum(),
+        parameters: elements.values().sum(),
+        constant_bytes: layers.constant_bytes,
+        layers: layers.count,
+        layer_bytes: layers.bytes,
         flops: flops(g, dims)?,
     })
 }

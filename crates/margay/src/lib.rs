@@ -58,7 +58,7 @@ mod training;
 
 pub use artifact::{export_artifact, open_artifact, report_of};
 pub use bench::{BenchOptions, Measured, StepTime, bench};
-pub use check::{Check, Fault, NonFinite, Operator, Port, ProblemKind, check};
+pub use check::{Check, Fault, Layers, NonFinite, Operator, Port, ProblemKind, check};
 pub use compare::{Comparison, OutputError, Tolerance, compare, compare_outputs};
 pub use given::{Given, InputSource};
 pub use inputs::{InputFile, is_array_file, read_array};

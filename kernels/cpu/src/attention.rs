@@ -363,7 +363,7 @@ impl Queries<'_> {
                     keys.k.wrapping_add(keys.count * p.k[2] + fetched - values)
                 };
                 isa.tile(
-                    rows,
+                    [rows, PANEL],
                     p.qk_dim,
                     k,
                     p.k[2],

@@ -520,7 +520,7 @@ unsafe fn multiply_rows<I: Isa>(
         // The rows that follow come near.
         let ahead = a.wrapping_add(here * stride);
         // SAFETY: the rows lie in the operands.
-        unsafe { isa.tile(here, k, a, stride, b, c, PANEL, std::ptr::null(), ahead, 4 * PANEL / 2) }
+        unsafe { isa.tile([here, PANEL], k, a, stride, b, c, PANEL, std::ptr::null(), ahead, 4 * PANEL / 2) }
         row += here;
     }
 }

@@ -46,14 +46,14 @@ impl Finish {
 }
 
 /// The bits of [`epilogue_word`] that hold an activation.
-pub(crate) const ACTIVATION: usize = 7;
+pub(crate) const ACTIVATION: usize = 15;
 
 /// The bit of [`epilogue_word`] that puts the residual before the activation.
-const RESIDUAL_FIRST: usize = 8;
+const RESIDUAL_FIRST: usize = 16;
 
 /// The bit of a word that asks for whole tiles to be stored past the caches: results far larger than those, none of
 /// whose sums is read back. Where the result is not aligned to lines of the cache they are stored as usual.
-pub(crate) const STREAMED: usize = 16;
+pub(crate) const STREAMED: usize = 32;
 
 /// The word for the activation of an epilogue, and for what comes before it.
 pub(crate) fn epilogue_word(epilogue: &Epilogue) -> usize {
@@ -168,6 +168,8 @@ pub(crate) unsafe fn multiply_between<I: Isa>(
     let mut col = 0;
     while col < b.cols {
         let cols = (b.cols - col).min(PANEL);
+        // A tile computes a few columns of the panel more than there are, at most.
+        let width = cols.next_multiple_of(I::COLUMNS);
         let right = b.at.wrapping_add(col / PANEL * b.stride);
         let following = if col + PANEL < b.cols { right.wrapping_add(b.stride) } else { next };
         let mut row = 0;
@@ -190,7 +192,18 @@ pub(crate) unsafe fn multiply_between<I: Isa>(
                 }
                 let streamed = here.is_some_and(|f| f.word & STREAMED != 0) && !accumulate;
                 if let Some(f) = here.filter(|_| streamed && cols == PANEL && c.is_aligned()) {
-                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, std::ptr::null(), ahead, pace);
+                    isa.tile(
+                        [rows, PANEL],
+                        k,
+                        left,
+                        a.stride,
+                        right,
+                        tile,
+                        PANEL,
+                        std::ptr::null(),
+                        ahead,
+                        pace,
+                    );
                     if !f.is_plain() {
                         apply(isa, rows, cols, (tile, PANEL), (tile, PANEL), &f);
                     }
@@ -199,9 +212,9 @@ pub(crate) unsafe fn multiply_between<I: Isa>(
                             isa.stream(out.add(i * c.stride + j), isa.load(tile.add(i * PANEL + j)));
                         }
                     }
-                } else if cols == PANEL {
+                } else if cols == width {
                     let (start, rest) = start(out, accumulate, here);
-                    isa.tile(rows, k, left, a.stride, right, out, c.stride, start, ahead, pace);
+                    isa.tile([rows, cols], k, left, a.stride, right, out, c.stride, start, ahead, pace);
                     if let Some(f) = rest {
                         apply(isa, rows, cols, (out, c.stride), (out, c.stride), &f);
                     }
@@ -212,7 +225,7 @@ pub(crate) unsafe fn multiply_between<I: Isa>(
                         }
                     }
                     let start = if accumulate { tile.cast_const() } else { std::ptr::null() };
-                    isa.tile(rows, k, left, a.stride, right, tile, PANEL, start, ahead, pace);
+                    isa.tile([rows, width], k, left, a.stride, right, tile, PANEL, start, ahead, pace);
                     let nothing = Finish { bias: std::ptr::null(), word: 0, residual: std::ptr::null() };
                     let f = here.unwrap_or(nothing);
                     apply(isa, rows, cols, (tile, PANEL), (out, c.stride), &f);

@@ -6,11 +6,11 @@
 //!
 //! An item computes a block of pixels for a group of panels. It walks over the terms in blocks that stay in the cache:
 //! copies the runs of its pixels into scratch, zero outside of the image, then multiplies. A 1x1 convolution needs no
-//! copies and is a matrix product as it stands. Convolutions with one channel per group go to `depthwise`.
+//! copies; of one group it is a matrix product as it stands. Convolutions with one channel per group go to `depthwise`.
 //!
-//! Layout `f32_taps32` of filters O, C, h, w: `[panel][h][w][C][32]`. The output channels are spread evenly over the
-//! panels: panel i of n holds those from `i O / n` on, to `(i + 1) O / n`, and zeros after them. No panel crosses
-//! the boundary of a group. Layout `f32_points32` of filters O, C, 1, 1: `f32_kn32` of their transpose.
+//! Layout `f32_taps32_gG` of filters O, C, h, w of G groups: `[panel][h][w][C][32]`. The output channels of a group fill
+//! its panels one after the other, the last one with zeros after them. Layout `f32_points32` of filters O, C, 1, 1 of one
+//! group: `f32_kn32` of their transpose.
 
 use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, ProductTypes};
 use margay_tensor::{DType, Tensor};
@@ -24,8 +24,8 @@ use crate::prepared::expect_f32_operands;
 use crate::{Class, depthwise, filters, matmul};
 use crate::{Phase, Prepared};
 
-/// Name of the layout of filters as panels of taps.
-pub(crate) const TAPS_LAYOUT: &str = "f32_taps32";
+/// The layout of filters as panels of taps, up to the number of groups.
+const TAPS_LAYOUT: &str = "f32_taps32_g";
 
 /// Name of the layout of filters of one tap.
 pub(crate) const POINTS_LAYOUT: &str = "f32_points32";
@@ -149,13 +149,23 @@ impl Shape {
         self.groups * self.out_group().div_ceil(PANEL)
     }
 
+    /// The output channels of a panel: the first one, and how many.
+    #[inline(always)]
+    pub(crate) fn channels(&self, panel: usize) -> (usize, usize) {
+        let in_group = self.out_group().div_ceil(PANEL);
+        let (group, first) = (panel / in_group, panel % in_group * PANEL);
+        (group * self.out_group() + first, PANEL.min(self.out_group() - first))
+    }
+
     /// Each filter is one tap on the pixel it belongs to.
+    #[inline(always)]
     fn is_pointwise(&self) -> bool {
-        self.groups == 1
-            && self.taps() == 1
-            && self.strides == [1, 1]
-            && self.pads == [0, 0]
-            && self.in_size == self.out_size
+        self.taps() == 1 && self.strides == [1, 1] && self.pads == [0, 0] && self.in_size == self.out_size
+    }
+
+    /// The convolution is a matrix product of the images as they lie.
+    fn is_product(&self) -> bool {
+        self.groups == 1 && self.is_pointwise()
     }
 
     /// Each group is one channel.
@@ -203,7 +213,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));
     }
-    if shape.is_pointwise() {
+    if shape.is_product() {
         let mut prepared = matmul::prepare(class, &as_product(call))?;
         prepared.needs.packed.iter_mut().for_each(|p| p.layout = POINTS_LAYOUT.into());
         return Ok(prepared);
@@ -223,10 +233,11 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
         items: blocks * call.groups * in_group.div_ceil(panels),
         grain: 1,
     });
-    let packed = Packed { operand: 1, layout: TAPS_LAYOUT.into(), bytes: 4 * shape.panels() * PANEL * terms };
+    let packed =
+        Packed { operand: 1, layout: taps_layout(shape.groups), bytes: 4 * shape.panels() * PANEL * terms };
     Ok(Prepared {
         phases,
-        scratch_bytes: 4 * rows * row_stride(params.k_block),
+        scratch_bytes: if shape.is_pointwise() { 0 } else { 4 * rows * row_stride(params.k_block) },
         needs: Needs { workspace_bytes, packed: if call.k_packed { vec![packed] } else { Vec::new() } },
     })
 }
@@ -247,10 +258,14 @@ fn as_product(call: &Conv) -> MatMul {
     }
 }
 
-/// Where the channels of panel `panel` of `panels` begin.
-#[inline(always)]
-pub(crate) fn first_channel(channels: usize, panel: usize, panels: usize) -> usize {
-    panel * channels / panels
+/// The name of the layout of filters of so many groups.
+fn taps_layout(groups: usize) -> String {
+    format!("{TAPS_LAYOUT}{groups}")
+}
+
+/// The groups of filters in a layout as panels of taps.
+pub(crate) fn groups_of_layout(layout: &str) -> Option<usize> {
+    layout.strip_prefix(TAPS_LAYOUT)?.parse().ok().filter(|groups| *groups > 0)
 }
 
 /// The bytes of constant filters in the layout that [`prepare`] names.
@@ -269,16 +284,11 @@ pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, Str
     if shape.is_depthwise() {
         return Ok(depthwise::pack_filters(&values, call.out_channels));
     }
-    // The layout `f32_points32` is the one of as many panels as there are, filled one after the other.
-    let panel_of: &dyn Fn(usize) -> (usize, usize) = match shape.is_pointwise() {
-        true => &|channel| (channel / PANEL, channel % PANEL),
-        false => &|channel| place(call.out_channels, shape.panels(), channel),
-    };
     let panels = shape.panels();
     let (terms, taps) = (shape.terms(), shape.taps());
     let mut bytes = vec![0; 4 * panels * PANEL * terms];
     for (channel, filter) in values.chunks_exact(terms.max(1)).enumerate() {
-        let (panel, column) = panel_of(channel);
+        let (panel, column) = place(shape.out_group(), channel);
         for (i, x) in filter.iter().enumerate() {
             let term = i % taps * shape.in_group() + i / taps;
             let at = 4 * ((panel * terms + term) * PANEL + column);
@@ -288,40 +298,28 @@ pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, Str
     Ok(bytes)
 }
 
-/// The panel of an output channel in `f32_taps32`, and its column there.
-fn place(channels: usize, panels: usize, channel: usize) -> (usize, usize) {
-    // The last panel that begins at the channel or before.
-    let panel = ((channel + 1) * panels - 1) / channels.max(1);
-    (panel, channel - first_channel(channels, panel, panels))
+/// The panel of an output channel and its column there, with so many channels in a group.
+fn place(out_group: usize, channel: usize) -> (usize, usize) {
+    let (group, channel) = (channel / out_group, channel % out_group);
+    (group * out_group.div_ceil(PANEL) + channel / PANEL, channel % PANEL)
 }
 
-/// The tensor of filters behind `f32_taps32`.
-pub(crate) fn unpack_taps(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    unpack(shape, bytes, &|panels, channel| place(shape[0], panels, channel))
-}
-
-/// The tensor of filters behind `f32_points32`.
-pub(crate) fn unpack_points(shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    unpack(shape, bytes, &|_, channel| (channel / PANEL, channel % PANEL))
-}
-
-fn unpack(
-    shape: &[usize],
-    bytes: &[u8],
-    place: &dyn Fn(usize, usize) -> (usize, usize),
-) -> Result<Tensor, String> {
+/// The tensor of filters behind panels, of so many groups.
+pub(crate) fn unpack(groups: usize, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
     let [channels, in_group, window @ ..] = shape else {
         return Err(format!("expected filters, found {shape:?}"));
     };
     let taps = window.iter().product::<usize>();
     let terms = in_group * taps;
-    let panels = bytes.len() / (4 * PANEL * terms).max(1);
-    if bytes.len() != 4 * PANEL * terms * panels || (terms > 0 && panels * PANEL < *channels) {
+    let out_group = channels / groups;
+    if !channels.is_multiple_of(groups)
+        || bytes.len() != 4 * PANEL * terms * groups * out_group.div_ceil(PANEL)
+    {
         return Err(format!("{} packed bytes do not hold filters {shape:?}", bytes.len()));
     }
     let mut out = Vec::with_capacity(4 * channels * terms);
     for channel in (0..*channels).filter(|_| terms > 0) {
-        let (panel, column) = place(panels, channel);
+        let (panel, column) = place(out_group, channel);
         for i in 0..terms {
             let term = i % taps * in_group + i / taps;
             let at = 4 * ((panel * terms + term) * PANEL + column);
@@ -332,11 +330,11 @@ fn unpack(
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The convolution.
 ///
-/// Arguments: X, filters (in `f32_taps32`, or row-major), bias if any (one element per output channel), residual if
+/// Arguments: X, filters (in `f32_taps32_gG`, or row-major), bias if any (one element per output channel), residual if
 /// any (layout of Y), Y, workspace if any. Any alignment of 4 bytes; Y overlaps nothing. Images, channels and sizes may be 0.
 ///
 /// # Safety
@@ -370,14 +368,18 @@ pub(crate) unsafe fn run<I: Isa>(
             let mut done = 0;
             loop {
                 let count = p.k_block.min(terms - done);
-                gather(isa, s, x, [first, rows], [done, done + count], scratch, stride);
+                let left = match s.is_pointwise() {
+                    true => Left { at: x.add(first * s.in_channels + done), stride: s.in_channels, rows },
+                    false => {
+                        gather(isa, s, x, [first, rows], [done, done + count], scratch, stride);
+                        Left { at: scratch, stride, rows }
+                    }
+                };
                 let last = done + count == terms;
                 for panel in begin..end {
-                    let channel = first_channel(s.out_channels, panel, all_panels);
-                    let cols = first_channel(s.out_channels, panel + 1, all_panels) - channel;
+                    let (channel, cols) = s.channels(panel);
                     let at = first * s.out_channels + channel;
                     let finish = s.finish(args, channel, at);
-                    let left = Left { at: scratch, stride, rows };
                     let right = Right {
                         at: filters.add((panel * terms + done) * PANEL),
                         stride: terms * PANEL,

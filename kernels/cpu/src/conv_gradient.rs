@@ -12,7 +12,7 @@ use margay_loops::{ConvKernelGradient, Needs};
 
 use crate::Class;
 use crate::block::{load_first, multiply_transposed, store_first};
-use crate::conv::{Shape, first_channel, gather};
+use crate::conv::{Shape, gather};
 use crate::depthwise::inside;
 use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
@@ -98,7 +98,7 @@ impl Params {
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The derivative.
 ///
@@ -157,8 +157,7 @@ unsafe fn sum_terms<I: Isa>(isa: I, p: &Params, args: *const *mut u8, item: usiz
             let rows = p.rows.min(s.pixels() - first);
             gather(isa, s, x, [first, rows], [from, to], scratch, stride);
             for panel in first_panel..last_panel {
-                let channel = first_channel(s.out_channels, panel, all_panels);
-                let cols = first_channel(s.out_channels, panel + 1, all_panels) - channel;
+                let (channel, cols) = s.channels(panel);
                 if cols < PANEL {
                     std::ptr::write_bytes(changes, 0, rows * PANEL);
                 }
@@ -188,8 +187,7 @@ unsafe fn sum_terms<I: Isa>(isa: I, p: &Params, args: *const *mut u8, item: usiz
 unsafe fn join_panel<I: Isa>(isa: I, p: &Params, args: *const *mut u8, panel: usize) {
     let s = &p.shape;
     let (terms, panels) = (s.terms(), s.panels());
-    let channel = first_channel(s.out_channels, panel, panels);
-    let cols = first_channel(s.out_channels, panel + 1, panels) - channel;
+    let (channel, cols) = s.channels(panel);
     let mut row = [0.0; PANEL];
     // SAFETY: the parts have every term of the panel; the result has those of its channels.
     unsafe {

@@ -70,7 +70,7 @@ pub(crate) fn unpack_filters(shape: &[usize], bytes: &[u8]) -> Result<Tensor, St
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The convolution.
 ///

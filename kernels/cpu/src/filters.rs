@@ -3,7 +3,7 @@
 
 use crate::Class;
 use crate::Phase;
-use crate::conv::{Shape, first_channel};
+use crate::conv::Shape;
 use crate::isa::{Isa, PANEL};
 use crate::params::{argument, from_words, params, to_words};
 
@@ -31,7 +31,7 @@ pub(crate) fn phase(class: Class, shape: &Shape, depthwise: bool, target: usize)
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// Brings filters into the workspace.
 ///
@@ -68,14 +68,13 @@ pub(crate) unsafe fn run<I: Isa>(
     }
 }
 
-/// Writes panel `panel` of `f32_taps32`.
+/// Writes panel `panel` of `f32_taps32_gG`.
 ///
 /// # Safety
 /// The filters are readable and the panel is writable.
 #[inline(always)]
 unsafe fn pack_panel<I: Isa>(isa: I, s: &Shape, panel: usize, filters: *const f32, target: *mut f32) {
-    let channel = first_channel(s.out_channels, panel, s.panels());
-    let columns = first_channel(s.out_channels, panel + 1, s.panels()) - channel;
+    let (channel, columns) = s.channels(panel);
     let (terms, taps, in_group) = (s.terms(), s.taps(), s.in_group());
     // SAFETY: the filters of the panel are `columns` rows of `terms` elements.
     unsafe {

@@ -25,6 +25,8 @@ pub(crate) trait Isa: Copy {
     const LANES: usize;
     /// Most rows of a tile, at most [`MAX_ROWS`].
     const ROWS: usize;
+    /// Columns that a tile computes together; divides [`PANEL`].
+    const COLUMNS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -97,17 +99,17 @@ pub(crate) trait Isa: Copy {
     fn prefetch(self, p: *const f32);
     /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.
     fn prefetch_near(self, p: *const f32);
-    /// `c[m][32] = start + a[m][k] · b[k][32]`, rows of `b` contiguous. `start` is null for zeros, `c` to add to what is
+    /// With `[m, n] = size`, `c[m][n] = start + a[m][k] · b[k][n]` for the first `n` columns of a panel. `start` is null for zeros, `c` to add to what is
     /// there, or one row for all rows. Meanwhile `2 * k * pace` bytes from `ahead` on, which may be anywhere, are
     /// fetched towards the processor; `pace` is at most 64.
     ///
     /// # Safety
-    /// `1 <= m <= ROWS`; the operands are readable and writable at their strides, what sums start from included; `c`
+    /// `1 <= m <= ROWS`; `n` is a multiple of `COLUMNS`, at least that and at most [`PANEL`]; the operands are readable and writable at their strides, what sums start from included; `c`
     /// overlaps nothing else.
     #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
     unsafe fn tile(
         self,
-        m: usize,
+        size: [usize; 2],
         k: usize,
         a: *const f32,
         a_stride: usize,
@@ -118,7 +120,7 @@ pub(crate) trait Isa: Copy {
         ahead: *const f32,
         pace: usize,
     );
-    /// As [`tile`](Isa::tile) with `a` transposed: the element of row i and term j is `a[j * a_stride + i]`; nothing is
+    /// As [`tile`](Isa::tile) for whole panels, with `a` transposed: the element of row i and term j is `a[j * a_stride + i]`; nothing is
     /// fetched ahead.
     ///
     /// # Safety

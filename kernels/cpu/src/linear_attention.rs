@@ -472,7 +472,7 @@ impl Span<'_> {
                     let (q, panel) = (parts.queries.add(row * p.stride()), state.add(col * p.features));
                     let to = parts.results.add(row * p.result_stride() + col);
                     isa.tile(
-                        rows,
+                        [rows, PANEL],
                         p.features,
                         q,
                         p.stride(),

@@ -146,6 +146,17 @@ pub(crate) fn silu<I: Isa>(isa: I, x: I::V) -> I::V {
     isa.div(x, isa.add(isa.splat(1.0), exp(isa, isa.sub(isa.splat(0.0), x))))
 }
 
+#[inline(always)]
+fn relu6<I: Isa>(isa: I, x: I::V) -> I::V {
+    isa.min(isa.splat(6.0), relu(isa, x))
+}
+
+#[inline(always)]
+fn hard_swish<I: Isa>(isa: I, x: I::V) -> I::V {
+    let line = isa.add(isa.mul(x, isa.splat(1.0 / 6.0)), isa.splat(0.5));
+    isa.mul(x, isa.max(isa.splat(0.0), isa.min(isa.splat(1.0), line)))
+}
+
 /// The word that stands for an activation in parameters; 0 for none.
 pub(crate) fn activation_word(activation: Option<Activation>) -> usize {
     match activation {
@@ -156,6 +167,8 @@ pub(crate) fn activation_word(activation: Option<Activation>) -> usize {
         Some(Activation::Silu) => 4,
         Some(Activation::Tanh) => 5,
         Some(Activation::Sigmoid) => 6,
+        Some(Activation::Relu6) => 7,
+        Some(Activation::HardSwish) => 8,
     }
 }
 
@@ -169,7 +182,9 @@ pub(crate) fn activate<I: Isa, const WORD: usize>(isa: I, x: I::V) -> I::V {
         3 => gelu_tanh(isa, x),
         4 => silu(isa, x),
         5 => tanh(isa, x),
-        _ => sigmoid(isa, x),
+        6 => sigmoid(isa, x),
+        7 => relu6(isa, x),
+        _ => hard_swish(isa, x),
     }
 }
 
@@ -178,12 +193,12 @@ pub(crate) fn activate<I: Isa, const WORD: usize>(isa: I, x: I::V) -> I::V {
 /// Not a closure: one would be compiled without the vector instructions of its surroundings.
 macro_rules! with_activation {
     ($word:expr, $name:ident => $body:expr) => {
-        with_activation!(@arms $word, $name, $body; 0 1 2 3 4 5)
+        with_activation!(@arms $word, $name, $body; 0 1 2 3 4 5 6 7)
     };
     (@arms $word:expr, $name:ident, $body:expr; $($value:literal)*) => {
         match $word {
             $($value => { const $name: usize = $value; $body })*
-            _ => { const $name: usize = 6; $body }
+            _ => { const $name: usize = 8; $body }
         }
     };
 }

@@ -45,7 +45,7 @@ pub(crate) fn scratch(panels: usize) -> usize {
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The product.
 ///

@@ -189,9 +189,13 @@ impl CpuTarget {
             return constants::unpack_constant(format, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
+        if let Some(groups) = conv::groups_of_layout(layout) {
+            return conv::unpack(groups, shape, bytes)
+                .map(StoredTensor::from)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
         match layout {
-            conv::TAPS_LAYOUT => conv::unpack_taps(shape, bytes),
-            conv::POINTS_LAYOUT => conv::unpack_points(shape, bytes),
+            conv::POINTS_LAYOUT => conv::unpack(1, shape, bytes),
             depthwise::LAYOUT => depthwise::unpack_filters(shape, bytes),
             _ => Err(format!("unknown layout `{layout}`")),
         }

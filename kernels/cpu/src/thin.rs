@@ -32,7 +32,7 @@ pub(crate) fn words(product: matmul::Params, [b_row, b_col]: [usize; 2]) -> Vec<
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The product.
 ///

@@ -104,7 +104,7 @@ fn files_are_checked() {
             "conv = 0",
             "cost model: `gflops.conv` is out of range: expected a finite number above 0",
         ),
-        ("padding = 32", "padding = 0", "cost model: `padding` is out of range"),
+        ("padding = 16", "padding = 0", "cost model: `padding` is out of range"),
         ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
         ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
         ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 15, column 1\n"),

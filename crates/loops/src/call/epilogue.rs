@@ -20,6 +20,10 @@ pub enum Activation {
     Tanh,
     /// 1 / (1 + exp(-x)).
     Sigmoid,
+    /// min(max(x, 0), 6).
+    Relu6,
+    /// x min(max(x / 6 + 1/2, 0), 1).
+    HardSwish,
 }
 
 /// What happens to a result before it is stored: `activation(result + bias) + residual`, or
@@ -58,13 +62,15 @@ impl Epilogue {
 }
 
 impl Activation {
-    const ALL: [Activation; 6] = [
+    const ALL: [Activation; 8] = [
         Activation::Relu,
         Activation::GeluErf,
         Activation::GeluTanh,
         Activation::Silu,
         Activation::Tanh,
         Activation::Sigmoid,
+        Activation::Relu6,
+        Activation::HardSwish,
     ];
 
     /// The name used in text forms.
@@ -76,13 +82,32 @@ impl Activation {
             Activation::Silu => "silu",
             Activation::Tanh => "tanh",
             Activation::Sigmoid => "sigmoid",
+            Activation::Relu6 => "relu6",
+            Activation::HardSwish => "hard_swish",
+        }
+    }
+
+    /// Whether it takes a few multiplications or comparisons, no more.
+    pub fn is_cheap(self) -> bool {
+        match self {
+            Activation::Relu | Activation::Relu6 | Activation::HardSwish => true,
+            Activation::GeluErf
+            | Activation::GeluTanh
+            | Activation::Silu
+            | Activation::Tanh
+            | Activation::Sigmoid => false,
         }
     }
 
     /// Whether it is x for large x and 0 for small ones, so that about half of what is centred is lost.
     pub fn rectifies(self) -> bool {
         match self {
-            Activation::Relu | Activation::GeluErf | Activation::GeluTanh | Activation::Silu => true,
+            Activation::Relu
+            | Activation::GeluErf
+            | Activation::GeluTanh
+            | Activation::Silu
+            | Activation::Relu6
+            | Activation::HardSwish => true,
             Activation::Tanh | Activation::Sigmoid => false,
         }
     }

@@ -51,6 +51,30 @@ impl Exporter<'_> {
         self.emit("Mul", "", &[x, &share], vec![])
     }
 
+    /// x min(max(x / 6 + 1/2, 0), 1), an operator since operator set 14.
+    pub(super) fn hard_swish(&mut self, x: &str, dtype: DType) -> String {
+        if self.opset >= 14 {
+            return self.emit("HardSwish", "", &[x], vec![]);
+        }
+        let (sixth, half) = (self.number(dtype, 1.0 / 6.0), self.number(dtype, 0.5));
+        let scaled = self.emit("Mul", "scaled", &[x, &sixth], vec![]);
+        let line = self.emit("Add", "line", &[&scaled, &half], vec![]);
+        let (zero, one) = (self.number(dtype, 0.0), self.number(dtype, 1.0));
+        let capped = self.emit("Min", "capped", &[&line, &one], vec![]);
+        let gate = self.emit("Max", "gate", &[&capped, &zero], vec![]);
+        self.emit("Mul", "", &[x, &gate], vec![])
+    }
+
+    /// min(max(x, 0), 6), whose bounds are operands of `Clip` since operator set 11.
+    pub(super) fn relu6(&mut self, x: &str, dtype: DType) -> String {
+        if self.opset < 11 {
+            let bounds = vec![("min", Attribute::Float(0.0)), ("max", Attribute::Float(6.0))];
+            return self.emit("Clip", "", &[x], bounds);
+        }
+        let (zero, six) = (self.number(dtype, 0.0), self.number(dtype, 6.0));
+        self.emit("Clip", "", &[x, &zero, &six], vec![])
+    }
+
     /// H x / √n by two products: rows of n = a b as matrices [a, b], H = Hₐ ⊗ H_b.
     pub(super) fn hadamard(&mut self, x: &str, shape: &[Dim], dtype: DType) -> Result<String, OnnxError> {
         let n = shape.last().and_then(Dim::as_extent).unwrap_or(1).max(1);

@@ -85,6 +85,8 @@ impl Exporter<'_> {
                 }
                 None => Ok(self.emit("Relu", "", &x, vec![])),
             },
+            Op::HardSwish(_) => Ok(self.hard_swish(x[0], dtype.unwrap_or(DType::F32))),
+            Op::Relu6(_) => Ok(self.relu6(x[0], dtype.unwrap_or(DType::F32))),
             Op::Gelu(op) => self.gelu(x[0], dtype.unwrap_or(DType::F32), op.tanh),
 
             Op::Broadcast(op) => self.expand(x[0], &shape(0), &op.shape),

@@ -1,7 +1,7 @@
 //! Activation functions, alone or composed from simpler operators.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Gelu, Max, Min, Mul, Relu, Sigmoid, Silu, Softplus, Tanh};
+use margay_ir::ops::{Add, Gelu, HardSwish, Max, Min, Mul, Relu, Sigmoid, Silu, Softplus, Tanh};
 use margay_tensor::DType;
 
 use super::Importer;
@@ -176,8 +176,7 @@ pub(super) fn hard_sigmoid(cx: &mut Importer, call: &Call) -> Imported {
 /// `HardSwish`: x times x/6 + 1/2 between 0 and 1.
 pub(super) fn hard_swish(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
-    let gate = ramp(cx, x, 1.0 / 6.0, 0.5)?;
-    Ok(vec![cx.add(Mul, &[x, gate])?])
+    cx.one(HardSwish, &[x])
 }
 
 fn ramp(cx: &mut Importer, x: Value, slope: f64, offset: f64) -> Result<Value, Refusal> {

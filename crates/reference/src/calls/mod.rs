@@ -130,6 +130,8 @@ fn activation(activation: Activation, x: f64) -> f64 {
         }
         Activation::Silu => x / (1.0 + libm::exp(-x)),
         Activation::Tanh => libm::tanh(x),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
+        Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         Activation::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
     }
 }

@@ -43,6 +43,7 @@ impl Isa for Avx2 {
     type V = __m256;
     const LANES: usize = LANES;
     const ROWS: usize = 6;
+    const COLUMNS: usize = 2 * LANES;
 
     operations! {
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
@@ -179,7 +180,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn tile(
         self,
-        m: usize,
+        [m, n]: [usize; 2],
         k: usize,
         a: *const f32,
         a_stride: usize,
@@ -191,7 +192,7 @@ impl Isa for Avx2 {
         pace: usize,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start, ahead, pace) }
+        unsafe { tile([m, n], k, a, [a_stride, 1], b, c, c_stride, start, ahead, pace) }
     }
     #[inline(always)]
     unsafe fn tile_transposed(
@@ -206,7 +207,7 @@ impl Isa for Avx2 {
         accumulate: bool,
     ) {
         // SAFETY: the caller's promise; `self` proves the instructions.
-        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate), b, 0) }
+        unsafe { tile([m, PANEL], k, a, [1, a_stride], b, c, c_stride, from(c, accumulate), b, 0) }
     }
 }
 
@@ -240,7 +241,7 @@ pub(super) unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f
 #[target_feature(enable = "avx2,fma")]
 #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
 unsafe fn tile(
-    m: usize,
+    [m, n]: [usize; 2],
     k: usize,
     a: *const f32,
     a_strides: [usize; 2],
@@ -251,7 +252,7 @@ unsafe fn tile(
     ahead: *const f32,
     pace: usize,
 ) {
-    for column in (0..PANEL).step_by(2 * LANES) {
+    for column in (0..n).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel; this function has the features.
         unsafe {
             let (isa, b, c) = (Avx2::new(), b.add(column), c.add(column));

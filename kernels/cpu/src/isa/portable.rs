@@ -20,6 +20,7 @@ impl Isa for Portable {
     type V = V;
     const LANES: usize = LANES;
     const ROWS: usize = 4;
+    const COLUMNS: usize = 2 * LANES;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -149,7 +150,7 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn tile(
         self,
-        m: usize,
+        [m, n]: [usize; 2],
         k: usize,
         a: *const f32,
         a_stride: usize,
@@ -161,7 +162,7 @@ impl Isa for Portable {
         _: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, [a_stride, 1], b, c, c_stride, start) }
+        unsafe { tile([m, n], k, a, [a_stride, 1], b, c, c_stride, start) }
     }
     #[inline(always)]
     unsafe fn tile_transposed(
@@ -176,13 +177,13 @@ impl Isa for Portable {
         accumulate: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(m, k, a, [1, a_stride], b, c, c_stride, from(c, accumulate)) }
+        unsafe { tile([m, PANEL], k, a, [1, a_stride], b, c, c_stride, from(c, accumulate)) }
     }
 }
 
 #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
 unsafe fn tile(
-    m: usize,
+    [m, n]: [usize; 2],
     k: usize,
     a: *const f32,
     a_strides: [usize; 2],
@@ -191,7 +192,7 @@ unsafe fn tile(
     c_stride: usize,
     start: *const f32,
 ) {
-    for column in (0..PANEL).step_by(2 * LANES) {
+    for column in (0..n).step_by(2 * LANES) {
         // SAFETY: the caller's promise; the columns lie in the panel.
         unsafe {
             let (b, c, start) = (b.add(column), c.add(column), from_column(start, column));

@@ -205,6 +205,8 @@ pub(crate) fn activation(a: Option<Activation>, x: f64) -> f64 {
         }
         Some(Activation::GeluErf) => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
         Some(Activation::GeluTanh) => 0.5 * x * (1.0 + tanh_inner.tanh()),
+        Some(Activation::Relu6) => x.clamp(0.0, 6.0),
+        Some(Activation::HardSwish) => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         Some(Activation::Silu) => x / (1.0 + (-x).exp()),
         Some(Activation::Tanh) => x.tanh(),
         Some(Activation::Sigmoid) => 1.0 / (1.0 + (-x).exp()),
@@ -212,7 +214,7 @@ pub(crate) fn activation(a: Option<Activation>, x: f64) -> f64 {
 }
 
 /// Every activation and none.
-pub(crate) const ACTIVATIONS: [Option<Activation>; 7] = [
+pub(crate) const ACTIVATIONS: [Option<Activation>; 9] = [
     None,
     Some(Activation::Relu),
     Some(Activation::GeluErf),
@@ -220,6 +222,8 @@ pub(crate) const ACTIVATIONS: [Option<Activation>; 7] = [
     Some(Activation::Silu),
     Some(Activation::Tanh),
     Some(Activation::Sigmoid),
+    Some(Activation::Relu6),
+    Some(Activation::HardSwish),
 ];
 
 /// The finished sum and its tolerance: rounding of a sum of `terms` products with the given sum of magnitudes, and
