@@ -38,7 +38,9 @@ impl OpDef for Cut {
         let decided = self.extent.as_symbol().is_some_and(|s| margay_tensor::is_decided(&s));
         if !decided && extent.is_none_or(|v| v < 0 || most.is_some_and(|most| v > most)) {
             let (extent, axis) = (&self.extent, &x.shape[self.axis]);
-            return Err(TypeError::attribute(format!("extent `{extent}` of an axis of {axis} is no symbol")));
+            return Err(TypeError::attribute(format!(
+                "extent `{extent}` of an axis of {axis}, expected a symbol of a run, or less"
+            )));
         }
         let mut shape = x.shape.clone();
         shape[self.axis] = self.extent.clone();

@@ -30,7 +30,7 @@ impl OpDef for Pack {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
         let Some((x, counts)) = inputs.split_first().filter(|(_, counts)| counts.len() == self.axes.len())
         else {
-            return Err(TypeError::Arity { expected: "1, and 1 for each axis", found: inputs.len() });
+            return Err(TypeError::Arity { expected: "1 and 1 for each axis", found: inputs.len() });
         };
         counts.iter().enumerate().try_for_each(|(i, ty)| types::expect_single(1 + i, ty, DType::I64))?;
         self.axes.iter().try_for_each(|&axis| types::check_axis(axis, x.ndim()))?;
