@@ -210,12 +210,9 @@ fn extent(text: &str) -> Result<i64, String> {
     }
 }
 
-/// The values of a dimension; 0 alone, since a model of which a part is empty is another one.
+/// The values of a dimension.
 pub(crate) fn dim(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, values) = text.split_once('=').ok_or("expected NAME=N or NAME=N,N,...")?;
-    if values.trim() == "0" {
-        return Ok((name.trim().to_string(), vec![0]));
-    }
     Ok((name.trim().to_string(), values.split(',').map(extent).collect::<Result<_, _>>()?))
 }
 
