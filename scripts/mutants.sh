@@ -4,9 +4,10 @@
 #   bash scripts/mutants.sh BASE [OPTION...]
 #
 # BASE is the commit that the change starts from, such as `main`; the change is the working tree against it.
-# Options go to `cargo mutants`, such as `--timeout 60` or `--shard 0/4`. Each fault is built and the tests of the
-# whole workspace run on it, so keep the change small. Reports lie in target/mutants. Exit status 2: a fault was
-# not caught. Needs cargo and, if cargo-mutants is missing, a network.
+# Options go to `cargo mutants`, such as `--timeout 60`, `--shard 0/4` or `--file 'crates/plan/**'`. Each fault is built
+# and the tests of the whole workspace run on it, which takes long; `--test-package NAME` runs those of one crate.
+# Reports lie in target/mutants. Exit status 2: a fault was not caught. Needs cargo and, if cargo-mutants is missing, a
+# network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,5 +28,11 @@ if ! [ -s target/mutants/change.diff ]; then
     echo "no Rust file differs from $base"
     exit 0
 fi
-exec cargo mutants --in-diff target/mutants/change.diff --output target/mutants --profile release \
-    --test-workspace true --no-shuffle "$@"
+tests=(--test-workspace true)
+for option in "$@"; do
+    case $option in
+    --test-package* | --test-workspace*) tests=() ;;
+    esac
+done
+exec cargo mutants --workspace --in-diff target/mutants/change.diff --output target/mutants --profile release \
+    --no-shuffle "${tests[@]}" "$@"

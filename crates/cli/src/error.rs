@@ -39,6 +39,12 @@ impl Failure {
         Failure::new(Kind::Usage, message)
     }
 
+    /// Of a training that ended since a loss was not finite; what it had reached is no failure of its own.
+    pub(crate) fn of_training(fitted: &margay::Fitted) -> Option<Failure> {
+        let message = fitted.divergence()?;
+        Some(Failure::new(Kind::Check, format!("{message}; a smaller learning rate may help")))
+    }
+
     /// A file cannot be written.
     pub(crate) fn write(path: &Path, source: impl fmt::Display) -> Failure {
         Failure::usage(format!("cannot write `{}`: {source}", path.display()))

@@ -3,7 +3,7 @@
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
 //! `samples` (`learned_from`, `held_out`), `before`, `refitted` and `after` (`error` and `measures` as pairs of name and
 //! number; `refitted` is null where layers were not refitted), `layers` (`name`, `before`, `after`, `refitted`), `steps`,
-//! `stop`, `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `relative_l2` (of the result on the samples
+//! `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `relative_l2` (of the result on the samples
 //! held out, as `compile` states it) and `seconds`.
 
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ Ctrl-C ends learning and keeps the best so far.
 With --json:
   {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
    "before": {"error", "measures"}, "refitted", "after",
-   "layers": [{"name", "before", "after", "refitted"}], "steps", "stop",
+   "layers": [{"name", "before", "after", "refitted"}], "steps", "stop", "divergence",
    "history": [{"step", "seconds", "loss", "error", "measures"}], "relative_l2", "seconds"}"#;
 
 /// Let a sketched model learn from the dense one what it lost, without labels.
@@ -153,7 +153,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         true => json(&model.report(args.learning.seed))?,
         false => summary(args, &model),
     };
-    Ok(text.into())
+    let failure = model.recovered.fitted.as_ref().and_then(Failure::of_training);
+    Ok(Reply { text, failure })
 }
 
 fn options(args: &Args) -> RecoverOptions {

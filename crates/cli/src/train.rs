@@ -2,7 +2,7 @@
 //!
 //! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `stored` and
 //! `dense_stored` (numbers in all constants, of the trained model and of the one without sketches), `samples` (`trained`,
-//! `held_out`), `steps`, `seconds`, `stop`, `first` and `best` (points: `step`, `seconds`, `loss` of training since the
+//! `held_out`), `steps`, `seconds`, `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
 //! point before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
 //! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `saved_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
 
@@ -28,7 +28,7 @@ on held-out samples.
 
 With --json:
   {"model", "loss", "optimizer", "output", "parameters", "stored", "dense_stored",
-   "samples": {"trained", "held_out"}, "steps", "seconds", "stop", "first", "best",
+   "samples": {"trained", "held_out"}, "steps", "seconds", "stop", "divergence", "first", "best",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
    "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "saved_bytes", "constant_bytes",
               "session_bytes"}, "seed"}"#;
@@ -240,7 +240,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         training.train(&samples, labels.as_ref(), &mut bar)?
     };
     write(args, &trained)?;
-    Ok(if args.json { json(&trained.report())? } else { summary(args, &trained) }.into())
+    let text = if args.json { json(&trained.report())? } else { summary(args, &trained) };
+    Ok(Reply { text, failure: Failure::of_training(&trained.trained.fitted) })
 }
 
 fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {

@@ -120,6 +120,7 @@ impl RecoveredModel {
             layers: &recovered.layers,
             steps: fitted.map_or(0, |f| f.steps),
             stop: fitted.map(|f| f.stop),
+            divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
             relative_l2: self.error.relative_l2,
             seconds: recovered.seconds,
@@ -154,6 +155,8 @@ pub struct RecoveryReport<'a> {
     pub steps: u64,
     /// Why they ended.
     pub stop: Option<Stop>,
+    /// Which step was no use and why, if that ended it.
+    pub divergence: Option<String>,
     /// The course of the error.
     pub history: &'a [Point],
     /// The error of the result as [`compile`] states it.

@@ -114,6 +114,7 @@ impl TrainedModel {
             steps: fitted.steps,
             seconds: fitted.seconds,
             stop: fitted.stop,
+            divergence: fitted.divergence(),
             first: fitted.first(),
             best: fitted.best(),
             history: &fitted.history,
@@ -148,6 +149,8 @@ pub struct TrainingReport<'a> {
     pub seconds: f64,
     /// Why training ended.
     pub stop: Stop,
+    /// Which step was no use and why, if that ended it.
+    pub divergence: Option<String>,
     /// The error before.
     pub first: &'a Point,
     /// The least error.

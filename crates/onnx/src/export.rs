@@ -10,6 +10,7 @@ mod adjoints;
 mod composed;
 mod decided;
 mod extents;
+mod joined;
 mod names;
 mod operators;
 mod places;
@@ -23,6 +24,7 @@ use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Symbol, Tensor};
 
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
+use joined::Joined;
 use names::Names;
 
 /// Oldest operator set that is written.
@@ -73,7 +75,10 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
 
 /// The nodes that outputs depend on, and inputs, in order.
 fn live(g: &Graph) -> Vec<NodeId> {
-    let live = g.live();
+    let live = g.live_by(&|n| match Joined::find(g, n) {
+        Some(joined) => vec![joined.operand()],
+        None => g.inputs_of(n).to_vec(),
+    });
     g.order().into_iter().filter(|n| live.contains(n)).collect()
 }
 
@@ -157,7 +162,11 @@ impl<'a> Exporter<'a> {
         }
         self.base = label(&node.origin, node.op.name());
         let before = self.graph.nodes.len();
-        for (v, mut name) in g.values_of(n).zip(self.operator(n)?) {
+        let names = match Joined::find(g, n) {
+            Some(joined) => vec![self.joined(&joined)?],
+            None => self.operator(n)?,
+        };
+        for (v, mut name) in g.values_of(n).zip(names) {
             // A value that is an output is named after it. `dims` may have given an extent that others read as well.
             let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
             let own = &mut self.graph.nodes[before..];

@@ -11,7 +11,7 @@ use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Record};
-use crate::{Batches, TrainError, Trainer};
+use crate::{Batches, NonFinite, TrainError, Trainer};
 
 /// Named tensors.
 pub type Tensors = Vec<(String, Tensor)>;
@@ -129,7 +129,7 @@ impl Stop {
             Stop::Time => "time is over",
             Stop::Patience => "no better for long enough",
             Stop::Interrupted => "interrupted",
-            Stop::Diverged => "the loss is not finite, try a smaller learning rate",
+            Stop::Diverged => "the loss or its derivatives are not finite",
         }
     }
 }
@@ -172,12 +172,23 @@ pub struct Fitted {
     pub seconds: f64,
     /// Why it ended.
     pub stop: Stop,
+    /// Where the loss stopped being finite, if that is why.
+    pub non_finite: Option<NonFinite>,
 }
 
 impl Fitted {
     /// The evaluation before training.
     pub fn first(&self) -> &Point {
         &self.history[0]
+    }
+
+    /// Which step was no use and why, if training ended for that.
+    pub fn divergence(&self) -> Option<String> {
+        let step = self.steps;
+        (self.stop == Stop::Diverged).then(|| match &self.non_finite {
+            Some(found) => format!("the loss of step {step} is not finite: {found}"),
+            None => format!("the derivatives of step {step} are not finite"),
+        })
     }
 
     /// The best evaluation.
@@ -198,11 +209,14 @@ pub fn fit(
     observer: &mut dyn Observer,
 ) -> Result<Fitted, TrainError> {
     let mut run = Run::begin(trainer, task, options, observer)?;
+    let mut non_finite = None;
     let stop = loop {
         if let Some(stop) = run.ended(observer) {
             break stop;
         }
         if !run.step(trainer, task, observer)? {
+            let batch = task.batch(run.batches.batch(run.record.step - 1))?;
+            non_finite = trainer.first_non_finite(&batch)?;
             break Stop::Diverged;
         }
         if run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps {
@@ -225,6 +239,7 @@ pub fn fit(
         seconds: run.record.seconds,
         history: run.record.history,
         stop,
+        non_finite,
     })
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use margay_ir::ops::{Abs, Select};
 use margay_ir::{Builder, Graph, NodeId, Op, Origin, Output, TensorType, Value};
 use margay_passes::{gradients, make_trainable};
 use margay_tensor::{DType, Tensor};
@@ -111,6 +112,7 @@ impl TrainingStep {
             moments.extend(more);
         }
         states.extend(moments);
+        keep_unless_finite(&mut g, loss, &mut states)?;
         let following = Builder::new(&mut g, Origin::named(STEP)).offset(step, 1.0)?;
         states.push((State { name: STEP.into(), initial: Tensor::scalar(0f32) }, following));
         states.push((State { name: TOTAL_STEPS.into(), initial: Tensor::scalar(1f32) }, total));
@@ -176,6 +178,20 @@ impl Update {
 /// [`TrainError::Pass`] for a name that no constant of the graph has, and for a tensor of another type.
 pub fn with_parameters(forward: &Graph, parameters: &[(String, Tensor)]) -> Result<Graph, TrainError> {
     Ok(margay_passes::with_parameters(forward, parameters)?)
+}
+
+/// States stay what they are where the loss is no finite number.
+fn keep_unless_finite(g: &mut Graph, loss: Value, states: &mut [(State, Value)]) -> Result<(), TrainError> {
+    let mut b = Builder::new(g, Origin::named("loss/finite"));
+    let (magnitude, infinity) = (b.op(Abs, &[loss])?, b.number(loss, f64::INFINITY)?);
+    let finite = b.less(magnitude, infinity)?;
+    for (state, next) in states {
+        let named = |n: &&NodeId| g.node(**n).origin.name() == state.name;
+        let now = Value::from(*g.inputs().iter().find(named).expect("a state is an input"));
+        let mut b = Builder::new(g, Origin::named(&format!("{}/update", state.name)));
+        *next = b.op(Select, &[finite, *next, now])?;
+    }
+    Ok(())
 }
 
 /// The derivatives of the loss by all inputs, every one of which must have an effect on it.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use margay_driver::Backend;
 use margay_driver::build::{self, CompiledStep, StepForm};
-use margay_ir::eval;
+use margay_ir::{Graph, eval};
 use margay_runtime::{Session, SessionOptions};
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{Binding, DType, Tensor};
 use serde::Serialize;
 
+use crate::non_finite::{self, NonFinite};
 use crate::step::{TOTAL_STEPS, next};
 use crate::{TrainError, TrainingStep};
 
@@ -19,6 +20,16 @@ pub struct Trainer {
     arena_bytes: usize,
     parameter_bytes: usize,
     saved: Vec<(String, u64)>,
+    /// What was compiled, to be looked into when its loss is not finite.
+    source: Source,
+}
+
+/// A graph, what it was compiled for, and how many threads run it.
+struct Source {
+    graph: Graph,
+    binding: Binding,
+    backend: Arc<dyn Backend>,
+    threads: usize,
 }
 
 /// The scalars that a step computes.
@@ -82,7 +93,8 @@ impl Trainer {
         let parameters = step.parameters.clone();
         let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
         let parameter_bytes = parameters.iter().map(bytes).sum();
-        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved })
+        let source = Source { graph: step.graph.clone(), binding, backend: backend.clone(), threads };
+        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, source })
     }
 
     /// Runs one step on a batch.
@@ -101,6 +113,19 @@ impl Trainer {
             gradient_norm: found("gradient_norm"),
         };
         Ok(result)
+    }
+
+    /// Where the loss on a batch, with the states as they are, is not finite first; `None` where it is finite. A step whose
+    /// loss is not finite leaves parameters and moments as they were, so that this can be asked afterwards.
+    ///
+    /// # Errors
+    /// What the compiler refuses.
+    pub fn first_non_finite(&self, batch: &[(String, Tensor)]) -> Result<Option<NonFinite>, TrainError> {
+        let states = self.states();
+        let inputs: Vec<(&str, &Tensor)> =
+            batch.iter().chain(&states).map(|(n, t)| (n.as_str(), t)).collect();
+        let Source { graph, binding, backend, threads } = &self.source;
+        non_finite::find(graph, &inputs, binding, &**backend, *threads)
     }
 
     /// Says how many steps there are in all, for schedules.

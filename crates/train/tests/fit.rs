@@ -346,6 +346,10 @@ fn training_ends_when_time_patience_or_numbers_do() {
     let mut wild = Trainer::new(&step, &example, &backend::native(), 1).unwrap();
     let fitted = fit(&mut wild, &mut task, &options(Length::Steps(100)), &mut Silent).unwrap();
     assert_eq!((fitted.stop, fitted.best), (Stop::Diverged, 0), "the initial parameters were the best");
+    let found = fitted.non_finite.as_ref().expect("the loss stopped being finite");
+    assert_eq!(found.to_string(), "`loss` (mul) is the first to give infinite values");
+    let divergence = fitted.divergence().expect("that ended it");
+    assert!(divergence.starts_with("the loss of step 2 is not finite: "), "{divergence}");
     let finite = |t: &Tensor| t.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite());
     assert!(fitted.parameters.iter().all(|(_, t)| finite(t)));
 }

@@ -31,26 +31,14 @@ use margay_ir::{Graph, NodeId, Op, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{Factors, IdentityGauge, Matrix, RandnlaError, Side};
 use margay_tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
-use super::lowrank::FittedLowRank;
-use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, Site, Stored, check_rank,
-    layers, rank_grid,
-};
+use super::lowrank::{FittedLowRank, RankSettings};
+use super::{ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, Site, Stored, layers};
 
 /// Low-rank factors of which one holds an identity.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InterpolativeScheme;
-
-/// What a plan says of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InterpolativeSettings {
-    /// How many inputs or outputs are pivots.
-    rank: usize,
-}
 
 impl Scheme for InterpolativeScheme {
     fn name(&self) -> &'static str {
@@ -66,7 +54,7 @@ impl Scheme for InterpolativeScheme {
     }
 
     fn check(&self, settings: &Settings) -> Result<(), String> {
-        settings.read::<InterpolativeSettings>().map(|_| ())
+        RankSettings::check(settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -104,19 +92,6 @@ impl FittedInterpolative {
     fn numbers(&self, rank: usize) -> usize {
         let FittedLowRank { d_in, d_out, new_biases, .. } = self.lowrank;
         rank * (d_in + d_out - rank) + 2 * self.coordinates() + new_biases * d_out
-    }
-
-    /// The largest rank that takes fewer numbers than so many.
-    fn max_rank(&self, numbers: usize) -> usize {
-        let fits = |rank: &usize| self.numbers(*rank) < numbers;
-        (1..=self.lowrank.decomposition.max_rank()).take_while(fits).last().unwrap_or(0)
-    }
-
-    /// The rank that settings name. A plan may name ranks that save nothing, up to the exact one.
-    fn rank(&self, settings: &Settings) -> Result<usize, String> {
-        let InterpolativeSettings { rank } = settings.read()?;
-        check_rank(rank, self.lowrank.decomposition.max_rank())?;
-        Ok(rank)
     }
 
     /// The name of a derived constant.
@@ -223,17 +198,15 @@ impl FittedInterpolative {
 
 impl Fitted for FittedInterpolative {
     fn candidates(&self) -> Vec<Settings> {
-        let most = self.max_rank(self.lowrank.d_in * self.lowrank.d_out);
-        rank_grid(most).map(|rank| Settings::write(&InterpolativeSettings { rank })).collect()
+        self.lowrank.candidates_of(|rank| self.numbers(rank))
     }
 
     fn probe(&self) -> Option<Settings> {
-        let rank = self.max_rank(self.lowrank.d_in * self.lowrank.d_out / 2 + 1);
-        (rank > 0).then(|| Settings::write(&InterpolativeSettings { rank }))
+        self.lowrank.probe_of(|rank| self.numbers(rank))
     }
 
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
-        Ok(self.lowrank.relative_error(self.rank(settings)?))
+        Ok(self.lowrank.relative_error(self.lowrank.rank(settings)?))
     }
 
     fn replace(
@@ -242,7 +215,7 @@ impl Fitted for FittedInterpolative {
         site: &Site,
         settings: &Settings,
     ) -> Result<(), ApplyError> {
-        let rank = self.rank(settings).map_err(ApplyError::Settings)?;
+        let rank = self.lowrank.rank(settings).map_err(ApplyError::Settings)?;
         let layer = Layer::of(work.graph, site);
         let computed = work.computed(|| {
             let factors = self.lowrank.decomposition.factors(rank)?;

@@ -21,12 +21,18 @@ use super::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LowRankScheme;
 
-/// What a plan says of them.
+/// What a plan says of factors of any gauge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowRankSettings {
+pub(super) struct RankSettings {
     /// Columns of the left factor.
     rank: usize,
+}
+
+impl RankSettings {
+    pub(super) fn check(settings: &Settings) -> Result<(), String> {
+        settings.read::<RankSettings>().map(|_| ())
+    }
 }
 
 impl Scheme for LowRankScheme {
@@ -43,7 +49,7 @@ impl Scheme for LowRankScheme {
     }
 
     fn check(&self, settings: &Settings) -> Result<(), String> {
-        settings.read::<LowRankSettings>().map(|_| ())
+        RankSettings::check(settings)
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -127,20 +133,26 @@ impl FittedLowRank {
         rank * (self.d_in + self.d_out) + self.new_biases * self.d_out
     }
 
-    /// The largest rank that takes fewer numbers than so many.
-    fn max_rank(&self, numbers: usize) -> usize {
-        let fits = |rank: &usize| self.numbers(*rank) < numbers;
-        (1..=self.decomposition.max_rank()).take_while(fits).last().unwrap_or(0)
+    /// The largest rank that takes fewer numbers than so many, where `numbers` says what one takes.
+    fn largest(&self, below: usize, numbers: impl Fn(usize) -> usize) -> usize {
+        (1..=self.decomposition.max_rank()).take_while(|rank| numbers(*rank) < below).last().unwrap_or(0)
     }
 
-    /// The largest rank on offer.
-    fn most(&self) -> usize {
-        self.max_rank(self.d_in * self.d_out)
+    /// The ranks on offer: those that take fewer numbers than the weight.
+    pub(super) fn candidates_of(&self, numbers: impl Fn(usize) -> usize) -> Vec<Settings> {
+        let most = self.largest(self.d_in * self.d_out, numbers);
+        rank_grid(most).map(|rank| Settings::write(&RankSettings { rank })).collect()
+    }
+
+    /// The rank that takes half as many numbers as the weight, if there is one.
+    pub(super) fn probe_of(&self, numbers: impl Fn(usize) -> usize) -> Option<Settings> {
+        let rank = self.largest(self.d_in * self.d_out / 2 + 1, numbers);
+        (rank > 0).then(|| Settings::write(&RankSettings { rank }))
     }
 
     /// The rank that settings name. A plan may name ranks that save nothing, up to the exact one.
-    fn rank(&self, settings: &Settings) -> Result<usize, String> {
-        let LowRankSettings { rank } = settings.read()?;
+    pub(super) fn rank(&self, settings: &Settings) -> Result<usize, String> {
+        let RankSettings { rank } = settings.read()?;
         check_rank(rank, self.decomposition.max_rank())?;
         Ok(rank)
     }
@@ -171,12 +183,11 @@ impl FittedLowRank {
 
 impl Fitted for FittedLowRank {
     fn candidates(&self) -> Vec<Settings> {
-        rank_grid(self.most()).map(|rank| Settings::write(&LowRankSettings { rank })).collect()
+        self.candidates_of(|rank| self.numbers(rank))
     }
 
     fn probe(&self) -> Option<Settings> {
-        let half = self.max_rank(self.d_in * self.d_out / 2 + 1);
-        (half > 0).then(|| Settings::write(&LowRankSettings { rank: half }))
+        self.probe_of(|rank| self.numbers(rank))
     }
 
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {

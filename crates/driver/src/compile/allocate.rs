@@ -5,22 +5,19 @@ use std::collections::BTreeMap;
 use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
-    AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_cost, least_error,
-    uniform,
+    AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_error, uniform,
 };
 
 use super::Job;
 use super::apply::{apply, pass_of};
 use super::check::Checker;
 use super::fit::Fit;
+use super::limit::{Measure, Met, meet_error};
 use super::price::Prices;
 use crate::{DriverError, Dump};
 
 /// A candidate that is predicted to take more than this share of the dense time is not worth its error.
 const MAX_SHARE: f64 = 0.95;
-
-/// Allocations tried to meet an error limit.
-const ERROR_TRIES: usize = 10;
 
 /// What can be done to each site, in one unit of error.
 pub(crate) struct Candidates {
@@ -40,6 +37,8 @@ pub(crate) struct Candidates {
 pub(crate) struct Chosen {
     pub(crate) candidates: Candidates,
     pub(crate) allocation: Allocation,
+    /// The least error of a sketch that was tried to meet an error limit.
+    pub(crate) closest: Option<f64>,
 }
 
 /// The choice that meets the goal, or the one of the plan. Without `weights` every site weighs the same; an error limit
@@ -52,14 +51,14 @@ pub(crate) fn allocate(
     checker: Option<&Checker>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
-    let allocation = match job.options.searched() {
-        None => candidates.planned(),
+    let met = match job.options.searched() {
+        None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             candidates.narrow(&job.sites, goal);
             meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
         }
     };
-    Ok(Chosen { candidates, allocation })
+    Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
 }
 
 /// The relative error of a choice on held-out samples.
@@ -170,22 +169,18 @@ impl Candidates {
 
 /// The choice that meets a goal. `measure` says the relative error of a choice on held-out samples; only an error limit
 /// needs it.
-fn meet(
-    candidates: &Candidates,
-    goal: &Goal,
-    measure: &dyn Fn(&Allocation) -> Result<f64, DriverError>,
-) -> Result<Allocation, DriverError> {
+fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<Met, DriverError> {
     let Candidates { curves, dense, weighed, .. } = candidates;
-    match goal {
+    let allocation = match goal {
         Goal::Dense => Ok(Allocation::dense(*dense)),
-        Goal::Error(limit) => meet_error(candidates, *limit, measure),
+        Goal::Error(limit) => return meet_error(candidates, *limit, measure),
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);
             if !weighed {
                 // Errors of different sites have no common unit without samples.
                 let even = uniform(curves, *dense, candidates.share(bytes))?;
                 if u64::try_from(even.price.bytes).is_ok_and(|used| used <= bytes) {
-                    return Ok(even);
+                    return Ok(Met { allocation: even, closest: None });
                 }
             }
             Ok(least_error(curves, *dense, Resource::Bytes, bytes as f64)?)
@@ -198,52 +193,8 @@ fn meet(
                 e => e.into(),
             })
         }
-    }
-}
-
-/// The fastest choice whose measured error on held-out samples stays below a limit. The predicted error is a sum over
-/// sites; how far the measured one is from it is found by bisection.
-fn meet_error(
-    candidates: &Candidates,
-    limit: f64,
-    measure: &dyn Fn(&Allocation) -> Result<f64, DriverError>,
-) -> Result<Allocation, DriverError> {
-    let fastest = |squared| least_cost(&candidates.curves, candidates.dense, Resource::Seconds, squared);
-    let mut best = fastest(0.0)?;
-    let (mut low, mut high) = (0.0, f64::INFINITY);
-    let mut asked = limit * limit;
-    let mut measured: Option<(Allocation, f64)> = None;
-    for _ in 0..ERROR_TRIES {
-        let candidate = fastest(asked)?;
-        let error = match measured.as_ref().filter(|(a, _)| a.choices == candidate.choices) {
-            Some((_, e)) => *e,
-            None => measure(&candidate)?,
-        };
-        measured = Some((candidate.clone(), error));
-        if error <= limit {
-            if candidate.price.seconds <= best.price.seconds {
-                best = candidate;
-            }
-            low = asked;
-        } else {
-            high = asked;
-        }
-        // Towards the limit by the ratio of what was measured, inside the bracket.
-        let scaled = if error.is_finite() && error > 0.0 {
-            asked * (limit / error).powi(2) * 0.98
-        } else {
-            asked * 8.0
-        };
-        asked = match (low, high.is_finite()) {
-            (_, false) => scaled.max(asked * 1.05),
-            (l, true) if scaled > l && scaled < high => scaled,
-            (l, true) => 0.5 * (l + high),
-        };
-        if high.is_finite() && high - low < 0.02 * high {
-            break;
-        }
-    }
-    Ok(best)
+    };
+    Ok(Met { allocation: allocation?, closest: None })
 }
 
 #[cfg(test)]
@@ -295,7 +246,7 @@ mod tests {
 
     /// The bytes of the sites that are sketched.
     fn chosen(candidates: &Candidates, goal: &Goal) -> Vec<(String, i64)> {
-        let found = meet(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}"));
+        let found = meet(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}")).allocation;
         found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect()
     }
 
@@ -316,11 +267,11 @@ mod tests {
             (3.5, &[("a", 25), ("b", 25)][..]),
         ] {
             let goal = Goal::Seconds(seconds);
-            let found = meet(&m, &goal, &unmeasured).unwrap();
+            let found = meet(&m, &goal, &unmeasured).unwrap().allocation;
             assert!(found.price.seconds <= seconds * (1.0 + 1e-9), "{seconds}");
             assert_eq!(chosen(&m, &goal), sites(expected), "{seconds} s");
         }
-        let error = meet(&m, &Goal::Seconds(3.25), &unmeasured).unwrap_err();
+        let error = meet(&m, &Goal::Seconds(3.25), &unmeasured).err().expect("too little");
         let DriverError::Budget { asked_ms, best_ms } = error else { panic!("{error}") };
         assert_eq!((asked_ms, best_ms), (3250.0, 3500.0));
     }
@@ -336,7 +287,7 @@ mod tests {
         assert_eq!(at(100), sites(&[("a", 50), ("b", 50)]));
         assert_eq!(at(99), sites(&[("a", 25), ("b", 50)]));
         assert_eq!(at(50), sites(&[("a", 25), ("b", 25)]));
-        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).unwrap_err();
+        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).err().expect("too few");
         assert_eq!(none.kind(), crate::Kind::Check);
         let half = chosen(&m, &Goal::Bytes(Budget::Fraction(0.5)));
         assert_eq!(half, at(100));
@@ -368,7 +319,7 @@ mod tests {
         assert_eq!(chosen(&m, &Goal::Bytes(Budget::Absolute(150))), sites(&[("b", 50)]));
         assert_eq!(chosen(&m, &Goal::Seconds(1.5)), sites(&[("b", 50)]));
         for goal in [Goal::Bytes(Budget::Absolute(100)), Goal::Seconds(1.0)] {
-            let found = meet(&m, &goal, &unmeasured).unwrap();
+            let found = meet(&m, &goal, &unmeasured).unwrap().allocation;
             assert_eq!((found.choices.len(), found.choices["a"].choice.scheme.as_str()), (2, "0"));
         }
     }
@@ -383,14 +334,14 @@ mod tests {
             Ok(a.squared_error.sqrt())
         };
         let limit = 0.06f64.sqrt();
-        let found = meet(&m, &Goal::Error(limit), &measure).unwrap();
+        let found = meet(&m, &Goal::Error(limit), &measure).unwrap().allocation;
         // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
         assert_eq!(found.price.seconds, 3.75);
-        assert!(tried.borrow().len() <= ERROR_TRIES && tried.borrow().iter().any(|e| *e <= limit));
-        let nothing = meet(&m, &Goal::Error(0.05), &measure).unwrap();
+        assert!(tried.borrow().iter().any(|e| *e <= limit));
+        let nothing = meet(&m, &Goal::Error(0.05), &measure).unwrap().allocation;
         assert!(nothing.choices.is_empty());
         // A model that errs twice as much as is predicted is allowed half as much of it.
-        let twice = meet(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap();
+        let twice = meet(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap().allocation;
         assert_eq!(twice.price.seconds, 4.5);
     }
 

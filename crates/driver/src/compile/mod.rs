@@ -7,6 +7,7 @@ mod apply;
 pub(crate) mod calibrate;
 pub(crate) mod check;
 mod fit;
+mod limit;
 mod price;
 mod report;
 mod split;

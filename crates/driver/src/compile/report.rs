@@ -83,7 +83,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
 /// What became of every site, and why.
 fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
     let Outcome { prices, fits, .. } = outcome;
-    let Chosen { candidates, allocation } = &outcome.choice;
+    let Chosen { candidates, allocation, closest } = &outcome.choice;
     let of = |(site, chosen): (&Site, Option<&Candidate>)| {
         let position = job.sites.iter().position(|s| s.name == site.name).expect("it is one of them");
         let dense = prices.plain[position];
@@ -102,9 +102,7 @@ fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
             ),
             (None, Some(reason), _) => reason.clone(),
             (None, None, Some(_)) => "kept dense: the plan does not sketch it".into(),
-            (None, None, None) => {
-                "kept dense: the goal is met with less error by sketching other layers".into()
-            }
+            (None, None, None) => kept_dense(job.options.searched(), *closest, allocation),
         };
         ModuleReport {
             name: site.name.clone(),
@@ -124,6 +122,20 @@ fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
         }
     };
     shown(job, allocation).into_iter().map(of).collect()
+}
+
+/// Why a site that could be sketched is not.
+fn kept_dense(goal: Option<&Goal>, closest: Option<f64>, allocation: &Allocation) -> String {
+    match (goal, closest) {
+        (Some(Goal::Error(limit)), Some(least)) if allocation.choices.is_empty() => {
+            format!("kept dense: of what was tried, the least error was {least:.3}, above {limit}")
+        }
+        (Some(Goal::Error(limit)), _) => {
+            format!("kept dense: no choice that was tried sketches it, is faster and errs by {limit} at most")
+        }
+        _ if allocation.choices.is_empty() => "kept dense: the goal is met without any sketch".into(),
+        _ => "kept dense: the goal is met with less error by sketching other layers".into(),
+    }
 }
 
 /// The goal in words.

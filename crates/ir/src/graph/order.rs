@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use margay_tensor::{Binding, Symbol};
 
-use super::{Graph, NodeId};
+use super::{Graph, NodeId, Value};
 use crate::Op;
 
 impl Graph {
@@ -67,6 +67,11 @@ impl Graph {
 
     /// The nodes that outputs depend on, and the inputs.
     pub fn live(&self) -> BTreeSet<NodeId> {
+        self.live_by(&|n| self.inputs_of(n).to_vec())
+    }
+
+    /// The same where nodes read the values that `operands` says.
+    pub fn live_by(&self, operands: &dyn Fn(NodeId) -> Vec<Value>) -> BTreeSet<NodeId> {
         let decides: Vec<(Symbol, NodeId)> =
             self.by_age().into_iter().filter_map(|n| Some((self.decided_by(n)?, n))).collect();
         let open: BTreeSet<Symbol> = decides.iter().map(|(symbol, _)| symbol.clone()).collect();
@@ -76,7 +81,7 @@ impl Graph {
             if !live.insert(n) {
                 continue;
             }
-            stack.extend(self.inputs_of(n).iter().map(|v| v.node));
+            stack.extend(operands(n).iter().map(|v| v.node));
             if !open.is_empty() {
                 for symbol in self.mentioned(n, &open) {
                     stack.extend(decides.iter().find(|(s, _)| *s == symbol).map(|(_, n)| *n));

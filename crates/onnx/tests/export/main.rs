@@ -1,5 +1,7 @@
 //! Exporting: what is written and read back computes the same.
 
+mod joined;
+
 use std::collections::BTreeMap;
 
 use margay_ir::ops::{CaseInput, Numbers};

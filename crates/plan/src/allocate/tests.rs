@@ -57,6 +57,26 @@ fn error_is_bought_where_it_is_cheapest() {
 }
 
 #[test]
+fn a_budget_is_exact_in_bytes_and_up_to_rounding_in_seconds() {
+    // The candidate uses a little more than the budget: one part in 2 10^9 and one in 10^8.
+    let one = |seconds: f64, bytes: i64| {
+        let candidate = Candidate {
+            choice: Choice { scheme: "1".into(), ..Choice::dense() },
+            squared_error: 1.0,
+            price: Price { bytes, flops: 0, seconds },
+        };
+        let dense = Price { bytes: 10_000_000_000, flops: 0, seconds: 4000.0 };
+        vec![Curve { site: "a".into(), covers: vec![0], dense, candidates: vec![candidate] }]
+    };
+    let met =
+        |resource, budget, curves: Vec<Curve>| least_error(&curves, dense(&curves), resource, budget).is_ok();
+    assert!(met(Resource::Seconds, 2000.0, one(2000.0 * (1.0 + 5e-10), 0)));
+    assert!(!met(Resource::Seconds, 2000.0, one(2000.0 * (1.0 + 1e-8), 0)));
+    assert!(met(Resource::Bytes, 4e9, one(0.0, 4_000_000_000)));
+    assert!(!met(Resource::Bytes, 4e9, one(0.0, 4_000_000_001)));
+}
+
+#[test]
 fn what_is_no_site_counts_against_the_budget() {
     let whole = dense(&tables()) + Price { bytes: 1000, flops: 0, seconds: 0.0 };
     let at = |budget| least_error(&tables(), whole, Resource::Bytes, budget);

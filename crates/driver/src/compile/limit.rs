@@ -1,0 +1,214 @@
+//! The fastest choice whose measured error stays within a limit.
+//!
+//! Predicted errors are sums over sites, and how far measured ones are from them is not known. So choices are measured: for
+//! fixed shares of the time that can be saved the choice of least predicted error, the fastest first, until one is within the
+//! limit; then between that one and the one before by bisection. What is tried does not depend on the limit but for where it
+//! ends, so that a larger limit never gives a slower model. Where all of these exceed the limit, sites are tried one by one.
+
+use margay_plan::{Allocation, Price, Resource, least_cost, least_error};
+
+use super::allocate::Candidates;
+use crate::DriverError;
+
+/// Shares of the time that the fastest choice saves.
+const SHARES: [f64; 9] = [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.03125];
+
+/// Choices measured between two of those.
+const BISECTIONS: usize = 4;
+
+/// Sites tried one by one.
+const SINGLE_SITES: usize = 8;
+
+/// What was found.
+pub(crate) struct Met {
+    /// The choice; no site is sketched where nothing that was tried is within the limit.
+    pub(crate) allocation: Allocation,
+    /// The least error of a sketch that was tried.
+    pub(crate) closest: Option<f64>,
+}
+
+/// Says the relative error of a choice on held-out samples.
+pub(crate) type Measure<'a> = dyn Fn(&Allocation) -> Result<f64, DriverError> + 'a;
+
+/// The fastest choice of those tried whose error is at most `limit`.
+pub(crate) fn meet_error(
+    candidates: &Candidates,
+    limit: f64,
+    measure: &Measure<'_>,
+) -> Result<Met, DriverError> {
+    let mut search = Search { candidates, limit, measure, known: Vec::new(), best: None };
+    search.run()?;
+    let errors = search.known.iter().map(|(_, error)| *error).filter(|error| error.is_finite());
+    let closest = errors.fold(None, |least: Option<f64>, error| Some(least.map_or(error, |l| l.min(error))));
+    let allocation = search.best.unwrap_or_else(|| Allocation::dense(candidates.dense));
+    Ok(Met { allocation, closest })
+}
+
+struct Search<'a> {
+    candidates: &'a Candidates,
+    limit: f64,
+    measure: &'a Measure<'a>,
+    /// What was measured, with its error.
+    known: Vec<(Allocation, f64)>,
+    /// The fastest within the limit.
+    best: Option<Allocation>,
+}
+
+impl Search<'_> {
+    fn run(&mut self) -> Result<(), DriverError> {
+        let Candidates { curves, dense, .. } = self.candidates;
+        let all: f64 = curves.iter().flat_map(|c| &c.candidates).map(|c| c.squared_error).sum();
+        let fastest = least_cost(curves, *dense, Resource::Seconds, all)?.price.seconds;
+        let saving = |share: f64| {
+            let seconds = dense.seconds - share * (dense.seconds - fastest);
+            least_error(curves, *dense, Resource::Seconds, seconds)
+        };
+        let mut beyond = None;
+        for share in SHARES {
+            if !self.within(&saving(share)?)? {
+                beyond = Some(share);
+                continue;
+            }
+            let (mut slow, Some(mut fast)) = (share, beyond) else { return Ok(()) };
+            for _ in 0..BISECTIONS {
+                let middle = 0.5 * (slow + fast);
+                match self.within(&saving(middle)?)? {
+                    true => slow = middle,
+                    false => fast = middle,
+                }
+            }
+            return Ok(());
+        }
+        for choice in self.single_sites() {
+            self.within(&choice)?;
+        }
+        Ok(())
+    }
+
+    /// The sites of least predicted error, each by itself at that error.
+    fn single_sites(&self) -> Vec<Allocation> {
+        let Candidates { curves, dense, .. } = self.candidates;
+        let alone = curves.iter().filter_map(|curve| {
+            let saves = |p: Price| p.seconds < curve.dense.seconds;
+            let found = curve.candidates.iter().filter(|c| saves(c.price));
+            let least = found.min_by(|a, b| a.squared_error.total_cmp(&b.squared_error))?;
+            let mut choice = Allocation::dense(*dense);
+            choice.choose(curve, least.clone());
+            Some(choice)
+        });
+        let mut alone: Vec<Allocation> = alone.collect();
+        alone.sort_by(|a, b| a.squared_error.total_cmp(&b.squared_error));
+        alone.truncate(SINGLE_SITES);
+        alone
+    }
+
+    /// Whether a choice is within the limit.
+    fn within(&mut self, choice: &Allocation) -> Result<bool, DriverError> {
+        if choice.choices.is_empty() {
+            return Ok(false);
+        }
+        let known = self.known.iter().find(|(other, _)| other.choices == choice.choices);
+        let error = match known {
+            Some((_, error)) => *error,
+            None => {
+                let error = (self.measure)(choice)?;
+                self.known.push((choice.clone(), error));
+                error
+            }
+        };
+        let within = error <= self.limit;
+        let faster = self.best.as_ref().is_none_or(|best| choice.price.seconds < best.price.seconds);
+        if within && faster {
+            self.best = Some(choice.clone());
+        }
+        Ok(within)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use margay_plan::{Candidate, Choice, Curve, Settings};
+
+    use super::*;
+
+    /// Sites of one second each with candidates that save the more the more they err.
+    fn model(sites: usize) -> Candidates {
+        let curve = |site: usize| Curve {
+            site: format!("{site}"),
+            covers: [site].into_iter().collect(),
+            dense: Price { bytes: 100, flops: 0, seconds: 1.0 },
+            candidates: (1..=6)
+                .map(|step| Candidate {
+                    choice: Choice {
+                        scheme: step.to_string(),
+                        settings: Settings::default(),
+                        storage: None,
+                        seed: None,
+                    },
+                    squared_error: 1e-4 * ((step * step * (site + 2)) as f64),
+                    price: Price { bytes: 50, flops: 0, seconds: 0.9 - 0.13 * step as f64 },
+                })
+                .collect(),
+        };
+        Candidates {
+            curves: (0..sites).map(curve).collect(),
+            excluded: BTreeMap::new(),
+            dense: Price { bytes: 100, flops: 0, seconds: 1.0 + sites as f64 },
+            whole_bytes: 100,
+            weighed: true,
+        }
+    }
+
+    /// An error that is not what is predicted, and does not always grow with it.
+    fn uneven(choice: &Allocation) -> f64 {
+        let bumps: usize =
+            choice.choices.iter().map(|(site, c)| site.len() * 7 + c.choice.scheme.len()).sum();
+        let steps: usize = choice.choices.values().map(|c| c.choice.scheme.parse::<usize>().unwrap()).sum();
+        1.7 * choice.squared_error.sqrt() * (1.0 + 0.3 * ((bumps + 5 * steps) % 4) as f64)
+    }
+
+    #[test]
+    fn a_larger_limit_never_gives_a_slower_model() {
+        for sites in [1, 3, 8] {
+            let m = model(sites);
+            let mut before = f64::INFINITY;
+            for limit in (1..80).map(|i| 0.004 * f64::from(i) * f64::from(i).sqrt()) {
+                let met = meet_error(&m, limit, &|c| Ok(uneven(c))).unwrap();
+                let error = if met.allocation.choices.is_empty() { 0.0 } else { uneven(&met.allocation) };
+                assert!(error <= limit);
+                assert!(met.allocation.price.seconds <= before, "{sites} sites, limit {limit}");
+                before = met.allocation.price.seconds;
+            }
+            assert_eq!(before, least_cost(&m.curves, m.dense, Resource::Seconds, 1e9).unwrap().price.seconds);
+        }
+    }
+
+    #[test]
+    fn a_model_stays_dense_only_if_no_site_alone_is_within_the_limit() {
+        let m = model(4);
+        // Whatever is sketched with another site is far off.
+        let alone = |c: &Allocation| Ok(if c.choices.len() > 1 { 9.0 } else { c.squared_error.sqrt() });
+        let met = meet_error(&m, 0.03, &alone).unwrap();
+        assert_eq!(met.allocation.choices.len(), 1);
+        let met = meet_error(&m, 0.001, &alone).unwrap();
+        assert!(met.allocation.choices.is_empty());
+        assert_eq!(met.closest, Some(2e-4f64.sqrt()));
+    }
+
+    #[test]
+    fn nothing_is_measured_twice() {
+        let m = model(3);
+        let seen = RefCell::new(Vec::new());
+        let measure = |c: &Allocation| {
+            assert!(!seen.borrow().contains(&c.choices));
+            seen.borrow_mut().push(c.choices.clone());
+            Ok(uneven(c))
+        };
+        meet_error(&m, 0.0, &measure).unwrap();
+        let tried = seen.borrow().len();
+        assert!((SINGLE_SITES.min(3)..=SHARES.len() + BISECTIONS + SINGLE_SITES).contains(&tried), "{tried}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Several nodes of a graph that are one operator of ONNX, for which other tools have a kernel.
+//!
+//! Each is found from its last node. The nodes before it are written only if others read them.
+
+use margay_ir::{Graph, NodeId, Op, Payload, Value};
+use margay_tensor::{Dim, Tensor};
+
+use super::Exporter;
+use crate::{Attribute, OnnxError};
+
+/// An operator of ONNX that stands for a node and some before it.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Joined {
+    /// x, and a multiple of x below 0.
+    LeakyRelu { x: Value, slope: f32 },
+    /// Every element of an image repeated along its spatial axes.
+    Upsample { x: Value, times: Vec<usize> },
+    /// Blocks of channels moved into blocks of pixels of so many rows and columns.
+    DepthToSpace { x: Value, block: usize, channels_first: bool },
+    /// An axis continued by its first and last elements.
+    PadEdge { x: Value, axis: usize, before: usize, after: usize },
+}
+
+impl Joined {
+    /// What a node is the last one of.
+    pub(super) fn find(g: &Graph, n: NodeId) -> Option<Joined> {
+        leaky_relu(g, n)
+            .or_else(|| upsample(g, n))
+            .or_else(|| depth_to_space(g, n))
+            .or_else(|| pad_edge(g, n))
+    }
+
+    /// The value it is computed from.
+    pub(super) fn operand(&self) -> Value {
+        match self {
+            Joined::LeakyRelu { x, .. }
+            | Joined::Upsample { x, .. }
+            | Joined::DepthToSpace { x, .. }
+            | Joined::PadEdge { x, .. } => *x,
+        }
+    }
+}
+
+/// The operator of a node and its operands.
+fn parts(g: &Graph, v: Value) -> (&Op, Vec<Value>) {
+    (g.op(v.node), g.inputs_of(v.node).to_vec())
+}
+
+/// A constant f32 of one element.
+fn number(g: &Graph, v: Value) -> Option<f32> {
+    let payload = g.constant(v).filter(|p| p.stored().is_plain() && p.tensor().len() == 1)?;
+    payload.tensor().as_slice::<f32>().ok().map(|x| x[0])
+}
+
+fn leaky_relu(g: &Graph, n: NodeId) -> Option<Joined> {
+    let (Op::Select(_), chosen) = parts(g, n.into()) else { return None };
+    let [below, scaled, x] = chosen[..] else { return None };
+    let ((Op::Less(_), compared), (Op::Mul(_), factors)) = (parts(g, below), parts(g, scaled)) else {
+        return None;
+    };
+    let slope = match factors[..] {
+        [a, b] if a == x => number(g, b)?,
+        [a, b] if b == x => number(g, a)?,
+        _ => return None,
+    };
+    let of_sign = compared[0] == x && number(g, compared[1]) == Some(0.0);
+    (of_sign && g.ty(x) == g.ty(n.into())).then_some(Joined::LeakyRelu { x, slope })
+}
+
+/// The product of extents.
+fn product(dims: &[Dim]) -> Dim {
+    dims.iter().fold(Dim::from(1usize), |n, d| &n * d)
+}
+
+/// Reshapes and broadcasts of single axes, back from a node: each broadcast repeats runs of so many elements so often.
+fn upsample(g: &Graph, n: NodeId) -> Option<Joined> {
+    let Op::Reshape(_) = g.op(n) else { return None };
+    let (mut v, mut repeats) = (Value::from(n), Vec::new());
+    loop {
+        match parts(g, v) {
+            (Op::Reshape(_), x) => v = x[0],
+            (Op::Broadcast(_), x) => {
+                let (from, to) = (&g.ty(x[0]).shape, &g.ty(v).shape);
+                if from.len() != to.len() {
+                    break;
+                }
+                let changed: Vec<usize> = (0..to.len()).filter(|i| from[*i] != to[*i]).collect();
+                let [axis] = changed[..] else { break };
+                let times = to[axis].as_extent().filter(|_| from[axis].is(1))?;
+                repeats.push((times, product(&to[axis + 1..])));
+                v = x[0];
+            }
+            _ => break,
+        }
+    }
+    let (from, to) = (&g.ty(v).shape, &g.ty(n.into()).shape);
+    if repeats.is_empty()
+        || from.len() != to.len()
+        || !(3..=5).contains(&to.len())
+        || !g.ty(v).dtype.is_float()
+    {
+        return None;
+    }
+    // From the first broadcast on: the run of an axis is what lies behind it, as far as that has been repeated.
+    let mut times = vec![1; to.len()];
+    for (count, run) in repeats.into_iter().rev() {
+        let behind = |axis: usize| {
+            let rest = from[axis + 1..].iter().zip(&times[axis + 1..]);
+            rest.fold(Dim::from(1usize), |n, (d, t)| &(&n * d) * &Dim::from(*t))
+        };
+        let axis = (2..to.len()).find(|axis| times[*axis] == 1 && behind(*axis) == run)?;
+        times[axis] = count;
+    }
+    let reached = from.iter().zip(&times).map(|(d, t)| d * &Dim::from(*t));
+    reached.eq(to.iter().cloned()).then_some(Joined::Upsample { x: v, times })
+}
+
+fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
+    let (Op::Reshape(_), last) = parts(g, n.into()) else { return None };
+    let (Op::Transpose(order), moved) = parts(g, last[0]) else { return None };
+    let (Op::Reshape(_), split) = parts(g, moved[0]) else { return None };
+    let (x, blocks, result) = (split[0], &g.ty(moved[0]).shape, &g.ty(n.into()).shape);
+    let image = &g.ty(x).shape;
+    let (channels_first, [rows, columns, channels]) = match order.perm[..] {
+        [0, 1, 4, 2, 5, 3] => (true, [2, 3, 1]),
+        [0, 3, 4, 1, 5, 2] => (false, [1, 2, 3]),
+        _ => return None,
+    };
+    if image.len() != 4 || result.len() != 4 || blocks[rows] != blocks[columns] {
+        return None;
+    }
+    let block = blocks[rows].as_extent().filter(|b| *b > 1)?;
+    let size = Dim::from(block);
+    let whole = [&blocks[0], &blocks[4], &blocks[5]] == [&image[0], &image[2], &image[3]];
+    let expected = [blocks[0].clone(), blocks[channels].clone(), &image[2] * &size, &image[3] * &size];
+    (whole && **result == expected).then_some(Joined::DepthToSpace { x, block, channels_first })
+}
+
+fn pad_edge(g: &Graph, n: NodeId) -> Option<Joined> {
+    let (Op::Gather(op), operands) = parts(g, n.into()) else { return None };
+    let [x, places] = operands[..] else { return None };
+    let extent = g.ty(x).shape[op.axis].as_extent().filter(|e| *e > 0)?;
+    let payload = g.constant(places).filter(|p| p.tensor().shape().len() == 1)?;
+    let places = payload.tensor().as_slice::<i64>().ok()?;
+    let before = places.iter().take_while(|p| **p == 0).count().checked_sub(1)?;
+    let added = places.len().checked_sub(extent).filter(|added| *added > 0 && before <= *added)?;
+    let continued = |at: usize| (at.saturating_sub(before)).min(extent - 1) as i64;
+    let all = places.iter().enumerate().all(|(at, place)| *place == continued(at));
+    all.then_some(Joined::PadEdge { x, axis: op.axis, before, after: added - before })
+}
+
+impl Exporter<'_> {
+    /// Adds the operator and returns the name of its result.
+    pub(super) fn joined(&mut self, found: &Joined) -> Result<String, OnnxError> {
+        let g = self.g;
+        let x = self.results[&found.operand()].clone();
+        let text = |s: &str| Attribute::String(s.to_owned());
+        Ok(match found {
+            Joined::LeakyRelu { slope, .. } => {
+                self.emit("LeakyRelu", "", &[&x], vec![("alpha", Attribute::Float(*slope))])
+            }
+            Joined::Upsample { times, .. } => {
+                let scales: Vec<f32> = times.iter().map(|t| *t as f32).collect();
+                let scales = Tensor::from_slice(&[scales.len()], &scales);
+                let scales = scales.map_err(|e| self.refusal(e.to_string()))?;
+                let scales = self.initializer(&Payload::new(scales), "scales");
+                let attributes = vec![
+                    ("mode", text("nearest")),
+                    ("nearest_mode", text("floor")),
+                    ("coordinate_transformation_mode", text("asymmetric")),
+                ];
+                self.emit("Resize", "", &[&x, "", &scales], attributes)
+            }
+            Joined::DepthToSpace { block, channels_first, .. } => {
+                let mode = if *channels_first { "CRD" } else { "DCR" };
+                let attributes = vec![("blocksize", Attribute::Int(*block as i64)), ("mode", text(mode))];
+                self.emit("DepthToSpace", "", &[&x], attributes)
+            }
+            Joined::PadEdge { x: of, axis, before, after } => {
+                let ndim = g.ty(*of).ndim();
+                let mut pads = vec![0; 2 * ndim];
+                (pads[*axis], pads[ndim + axis]) = (*before as i64, *after as i64);
+                let pads = self.integers(&pads)?;
+                self.emit("Pad", "", &[&x, &pads], vec![("mode", text("edge"))])
+            }
+        })
+    }
+}
