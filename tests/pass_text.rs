@@ -30,6 +30,7 @@ const TEXTS: &[&str] = &[
     "fold-scales",
     "make-trainable{fc.weight, \"w#2\", \"fc.weight left\"}",
     "merge-duplicates",
+    "pad-decided",
     "recognize-attention",
     "recognize-gelu",
     "recognize-integer-products",

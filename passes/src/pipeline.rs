@@ -180,6 +180,7 @@ impl Pipeline {
         }
         items.extend([
             PipelineItem::Run(Box::new(crate::BindDims { binding: binding.clone() })),
+            PipelineItem::Run(Box::new(crate::PadDecided)),
             PipelineItem::Run(Box::new(FoldConstants::default())),
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(MergeDuplicates)),

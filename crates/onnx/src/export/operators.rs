@@ -24,17 +24,17 @@ impl Exporter<'_> {
         let result = match op {
             // Operators with several results.
             Op::Attention(op) => return self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::NonMaxSuppression(op) => return self.non_max_suppression(n, &x, op),
+            Op::NonZero(_) => return self.non_zero(n, &x),
+            Op::If(op) => return self.choice(n, &x, op),
+            Op::Loop(op) => return self.repeated(n, &x, op),
             Op::AttentionGradient(op) => {
                 return self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op);
             }
 
             Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
-            Op::If(_) | Op::Loop(_) => {
-                Err(self.refusal("graphs inside operators are not exported".to_owned()))
-            }
-            Op::NonZero(_) => {
-                Err(self.refusal("results of which a run says the length are not exported".to_owned()))
-            }
+            Op::Cut(op) => self.cut(n, &x, op),
+            Op::Pack(_) => Err(self.refusal("what a program gives out is not exported".to_owned())),
             Op::Dims(d) => self.extents(&d.values, ""),
             Op::Range(r) => self.range(r),
 

@@ -22,6 +22,7 @@ use crate::ops::{
     Bits, Case, CaseInput, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul,
     NotLowered, OpDef, Reshape, Slice, Transpose,
 };
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -222,6 +223,13 @@ impl OpDef for Conv {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(
+            self.clone(),
+            |input, axis| if (input, axis) == (0, 0) { Along::Apart } else { Along::Change },
+        )
     }
 
     fn cases() -> Vec<(Self, Case)> {

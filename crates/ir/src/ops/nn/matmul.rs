@@ -17,6 +17,7 @@ use crate::ops::facts::Parameter;
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::wide;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, Strided};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -157,6 +158,14 @@ impl OpDef for MatMul {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let ndim = [cx.type_of(0).ndim(), cx.type_of(1).ndim()];
+        // What is summed over is the last axis of the left operand, and the one before it of the right one.
+        cx.along(self.clone(), |input, axis| {
+            if axis + 1 + input == ndim[input] { Along::Neutral(0.0) } else { Along::Apart }
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {
