@@ -100,3 +100,25 @@ fn what_graphs_lower_to_reads_back() {
         reads_back(&program(&parse_with_random_constants(source).0));
     }
 }
+
+#[test]
+fn numbers_of_indices_reach_the_ends_of_their_type_and_no_further() {
+    let text = |index: &str| {
+        format!(
+            "input x: f32[4]\noutput y: f32[4]\narena 0 bytes\nk0: kernel(r f32, w f32)\n  for i0 in 0..4 parallel\n    \
+             %0 = load a0[{index}]\n    store a1[i0] = %0\nsteps\n  k0 (in0, out0)\n"
+        )
+    };
+    let least = parse_program(&text("i0 - 9223372036854775808*i0"), &|_| None);
+    assert!(least.is_ok_and(|p| p.to_string().contains("a0[-9223372036854775807*i0]")));
+    let least = parse_program(&text("-9223372036854775808*i0"), &|_| None).unwrap();
+    assert_eq!(parse_program(&least.to_string(), &|_| None).unwrap().to_string(), least.to_string());
+    for (index, says) in [
+        ("9223372036854775808*i0", "`9223372036854775808*i0` is too large"),
+        ("9223372036854775807*i0 + i0", "the numbers of `9223372036854775807*i0 + i0` are too large"),
+        ("9223372036854775807 + 1", "the numbers of `9223372036854775807 + 1` are too large"),
+    ] {
+        let error = parse_program(&text(index), &|_| None).map(|p| p.to_string()).unwrap_err();
+        assert_eq!(error.message, says);
+    }
+}

@@ -143,16 +143,25 @@ fn code_that_is_no_program_is_refused() {
     let offsets = vec![0; program.constants.len()];
     let code = reference().compile(&program, &offsets).unwrap();
     let good = String::from_utf8(code.bytes).unwrap();
-    // Its temporaries lie outside of the arena.
-    let wrong = good.replacen("arena ", "arena 0 bytes\n// ", 1);
-    assert_ne!(good, wrong);
     build::add_entry(&mut builder, &g, &binding, &*backend, &mut Dump::none()).unwrap();
     let mut parts = builder.into_parts().unwrap();
-    let section = &mut parts.description.entries[0].sections[0];
-    parts.code = wrong.into_bytes();
-    section.code = 0..parts.code.len();
-    let error = Executable::from_parts_on(parts, &[backend::device("reference").unwrap()]).unwrap_err();
-    assert!(error.to_string().contains("arena"), "{error}");
+    let mut refused = |wrong: String| {
+        assert_ne!(good, wrong);
+        parts.code = wrong.into_bytes();
+        parts.description.entries[0].sections[0].code = 0..parts.code.len();
+        let (description, code, weights) = (parts.description.clone(), parts.code.clone(), &parts.weights);
+        let weights = margay_tensor::Map::copy_of(weights).unwrap();
+        let parts = margay_artifact::Parts { description, code, weights };
+        Executable::from_parts_on(parts, &[backend::device("reference").unwrap()]).unwrap_err().to_string()
+    };
+    // Its temporaries lie outside of the arena.
+    let error = refused(good.replacen("arena ", "arena 0 bytes\n// ", 1));
+    assert!(error.contains("arena"), "{error}");
+    // A constant that would take more memory than there are weights.
+    let (start, rest) = good.split_once("constant c0: f32[").unwrap();
+    let (_, rest) = rest.split_once(']').unwrap();
+    let error = refused(format!("{start}constant c0: f32[1099511627776]{rest}"));
+    assert!(error.contains("is not at hand"), "{error}");
 }
 
 /// A kernel that reads where its first input says, in place of another program that takes and gives the same.

@@ -217,7 +217,13 @@ impl Graph {
     pub fn add(&mut self, op: impl Into<Op>, inputs: &[Value], origin: Origin) -> Result<Value, AddError> {
         let op = op.into();
         let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(*v)).collect();
-        let types = op.infer(&types).map_err(|error| AddError { op: op.name(), error })?;
+        // Type rules multiply extents.
+        let bounded = types.iter().try_for_each(|ty| ty.check_extents());
+        let types = bounded.and_then(|()| op.infer(&types)).and_then(|types| {
+            types.iter().try_for_each(TensorType::check_extents)?;
+            Ok(types)
+        });
+        let types = types.map_err(|error| AddError { op: op.name(), error })?;
         let node = self.insert(op, types, origin);
         self.connect(node, inputs);
         Ok(node.into())

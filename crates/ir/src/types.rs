@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use margay_tensor::{Binding, DType, Dim, Shape, Tensor};
+use margay_tensor::{Binding, DType, Dim, MAX_TERMS, Shape, Tensor};
 use smallvec::SmallVec;
 
 /// The type of a value: element type and extents.
@@ -46,6 +46,22 @@ impl TensorType {
     /// The number of elements.
     pub fn elements(&self) -> Dim {
         self.shape.iter().fold(Dim::from(1usize), |n, d| &n * d)
+    }
+
+    /// An error for an extent below 0, and where the number of elements, multiplied out, would be a sum of more than
+    /// [`MAX_TERMS`] products.
+    pub(crate) fn check_extents(&self) -> Result<(), TypeError> {
+        if let Some(extent) = self.shape.iter().filter_map(Dim::as_const).find(|&v| v < 0) {
+            return Err(TypeError::attribute(format!("expected extents of at least 0, found {extent}")));
+        }
+        let terms = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(d.count_terms().max(1)));
+        match terms.filter(|&n| n <= MAX_TERMS) {
+            Some(_) => Ok(()),
+            None => Err(TypeError::attribute(format!(
+                "the number of elements of a tensor with {} axes is a sum of more than {MAX_TERMS} products",
+                self.ndim()
+            ))),
+        }
     }
 
     /// The type with symbols replaced by their values.

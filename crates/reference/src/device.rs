@@ -3,6 +3,7 @@
 //! Code is checked when it is loaded: a text that does not parse, or a program that [does not
 //! hold](Program::verify), is refused.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -49,6 +50,9 @@ impl Device for ReferenceDevice {
     }
 }
 
+/// Bytes of the constants of an entry for each byte of the weights, at most.
+const MOST_OF_WEIGHTS: usize = 8;
+
 /// An entry on the device.
 #[derive(Debug)]
 struct Loaded {
@@ -64,9 +68,13 @@ impl Loaded {
         let offsets = offsets.strip_prefix("constants at").ok_or("it does not say where constants lie")?;
         let offset = |word: &str| word.parse::<usize>().map_err(|e| format!("`{word}`: {e}"));
         let offsets = offsets.split_whitespace().map(offset).collect::<Result<Vec<_>, _>>()?;
-        // Contents are read below, as they are stored; the text needs their types only.
+        // Contents are read below, as they are stored; the text needs their types only. It only claims their sizes: all
+        // together they may be a few times the weights, some of which stand for several constants or are packed.
+        let left = Cell::new(weights.len().saturating_mul(MOST_OF_WEIGHTS));
         let program = parse_program(text, &|c| {
-            let zeros = vec![0; c.storage.layout(&c.shape).bytes];
+            let bytes = c.storage.layout(&c.shape).bytes;
+            left.set(left.get().checked_sub(bytes)?);
+            let zeros = vec![0; bytes];
             StoredTensor::from_bytes(c.dtype, &c.shape, c.storage, &zeros).ok()
         });
         let program = program.map_err(|e| e.to_string())?;

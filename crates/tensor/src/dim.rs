@@ -56,6 +56,10 @@ pub struct Dim {
 /// The extents of a tensor, outermost first.
 pub type Shape = Vec<Dim>;
 
+/// The most products that a dimension may be a sum of where it comes from a file, and the most that the number of elements of
+/// a tensor may be: multiplied out, some tens of short extents would not fit into memory.
+pub const MAX_TERMS: usize = 1 << 12;
+
 /// A shape of known extents.
 pub fn shape_of(extents: &[usize]) -> Shape {
     extents.iter().map(|&d| Dim::from(d)).collect()
@@ -90,6 +94,11 @@ impl Dim {
         }
         out.retain(|(_, c)| *c != 0);
         Dim { terms: out }
+    }
+
+    /// How many products it is a sum of. A product of dimensions has up to the product of their numbers.
+    pub fn count_terms(&self) -> usize {
+        self.terms.len()
     }
 
     /// The value, if no symbol occurs.
@@ -449,7 +458,12 @@ impl Parser<'_> {
     fn product(&mut self, depth: usize) -> Result<Dim, String> {
         let mut total = self.atom(depth)?;
         while self.take("*") {
-            total = &total * &self.atom(depth)?;
+            let factor = self.atom(depth)?;
+            // A short text can stand for more terms than memory holds.
+            if total.count_terms() * factor.count_terms() > MAX_TERMS {
+                return Err(format!("dimension is a sum of more than {MAX_TERMS} products"));
+            }
+            total = &total * &factor;
         }
         Ok(total)
     }

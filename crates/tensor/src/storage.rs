@@ -102,11 +102,14 @@ impl Storage {
         if dtype != DType::F32 {
             return wrong(format!("numbers are f32, found {dtype}"));
         }
-        match axis {
-            Some(axis) if axis >= shape.len() => {
-                wrong(format!("axis {axis} of a tensor with {} axes", shape.len()))
-            }
-            _ => Ok(()),
+        if let Some(axis) = axis.filter(|&axis| axis >= shape.len()) {
+            return wrong(format!("axis {axis} of a tensor with {} axes", shape.len()));
+        }
+        // Scales of an axis are as many as it is long, though the tensor be empty along another.
+        let most = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d.max(1)));
+        match most.filter(|&n| n <= isize::MAX as usize / 4) {
+            Some(_) => Ok(()),
+            None => wrong(format!("shape {shape:?} is more than memory can hold")),
         }
     }
 

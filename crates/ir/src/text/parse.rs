@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use margay_loops::text::words::{quoted, split_top, split_unquoted, take_name};
-use margay_tensor::{DType, Dim, Storage, StoredTensor};
+use margay_tensor::{ContentHash, DType, Dim, Storage, StoredTensor};
 use smallvec::SmallVec;
 
 use super::{MAX_SPLAT, STORED};
@@ -33,7 +33,7 @@ pub fn parse(text: &str, resolve: &Resolve<'_>) -> Result<Graph, ParseError> {
         .filter(|(_, l)| !l.is_empty() && !l.starts_with("//"))
         .collect();
     // Regions stand behind the graph, each behind those it names.
-    let mut regions = Regions::new();
+    let mut regions = Regions::default();
     let starts: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].1.starts_with("region &")).collect();
     for (i, &start) in starts.iter().enumerate() {
         let end = starts.get(i + 1).copied().unwrap_or(lines.len());
@@ -42,13 +42,51 @@ pub fn parse(text: &str, resolve: &Resolve<'_>) -> Result<Graph, ParseError> {
         let (name, header) =
             named.ok_or_else(|| ParseError { line, message: "expected `region &name = graph`".into() })?;
         let block = [&[(line, header)][..], &lines[start + 1..end]].concat();
-        regions.insert(name.to_owned(), Region::new(read_graph(&block, resolve, &regions)?));
+        let graph = read_graph(&block, resolve, &regions)?;
+        let extent = regions.extent_of(&graph).map_err(|message| ParseError { line, message })?;
+        let region = Region::new(graph);
+        regions.extents.insert(region.hash(), extent);
+        regions.named.insert(name.to_owned(), region);
     }
-    read_graph(&lines[..starts.first().copied().unwrap_or(lines.len())], resolve, &regions)
+    let g = read_graph(&lines[..starts.first().copied().unwrap_or(lines.len())], resolve, &regions)?;
+    regions.extent_of(&g).map_err(|message| ParseError { line: 1, message })?;
+    Ok(g)
 }
 
-/// Regions by the names that the text has for them.
-type Regions = HashMap<String, Region>;
+/// Nodes that graphs with all that they hold may have, those of a region once for each operator that holds it.
+const MAX_NODES: usize = 1 << 20;
+
+/// Graphs in one another, at most.
+const MAX_DEPTH: usize = 32;
+
+/// What the text has of regions.
+#[derive(Default)]
+struct Regions {
+    /// By the names that the text has for them.
+    named: HashMap<String, Region>,
+    /// Of each its nodes, with those of the regions in it, and how deep these go.
+    extents: HashMap<ContentHash, (usize, usize)>,
+}
+
+impl Regions {
+    /// Nodes and depth of a graph with the regions in it. A short text can name a region twice in each of many.
+    fn extent_of(&self, g: &Graph) -> Result<(usize, usize), String> {
+        let (mut nodes, mut depth) = (g.len(), 1);
+        for n in g.order() {
+            for (inner, below) in g.op(n).regions().iter().filter_map(|r| self.extents.get(&r.hash())) {
+                nodes = nodes.saturating_add(*inner);
+                depth = depth.max(below + 1);
+            }
+        }
+        match nodes <= MAX_NODES && depth <= MAX_DEPTH {
+            true => Ok((nodes, depth)),
+            false => Err(format!(
+                "graphs in one another have at most {MAX_NODES} nodes and are at most {MAX_DEPTH} deep, \
+                 found {nodes} nodes, {depth} deep"
+            )),
+        }
+    }
+}
 
 fn read_graph(
     lines: &[(usize, &str)],
@@ -64,7 +102,8 @@ fn read_graph(
         if text == "}" {
             break;
         }
-        if let Some(list) = text.strip_prefix("return ") {
+        // Nothing stands behind it in a graph without outputs.
+        if let Some(list) = text.strip_prefix("return").filter(|l| l.is_empty() || l.starts_with(' ')) {
             let found = split_top(list);
             if found.len() != output_names.len() {
                 let message = format!("expected {} outputs, found {}", output_names.len(), found.len());
@@ -109,7 +148,9 @@ fn read_type(text: &str) -> Result<TensorType, String> {
     };
     let dtype = DType::from_name(dtype.trim()).ok_or_else(|| format!("`{text}` is not a type"))?;
     let shape = split_top(shape).into_iter().map(Dim::parse).collect::<Result<Vec<Dim>, _>>()?;
-    Ok(TensorType::new(dtype, shape))
+    let ty = TensorType::new(dtype, shape);
+    ty.check_extents().map_err(|e| e.to_string())?;
+    Ok(ty)
 }
 
 /// An input or output of a header.
@@ -222,7 +263,7 @@ fn read_node(
             .map_err(|e| format!("`{mnemonic}`: {e}"))?;
         for region in op.regions_mut() {
             let name = region.graph().name();
-            *region = regions.get(name).ok_or_else(|| format!("there is no `region &{name}`"))?.clone();
+            *region = regions.named.get(name).ok_or_else(|| format!("there is no `region &{name}`"))?.clone();
         }
         let inputs =
             split_top(operands).into_iter().map(|v| operand(v, values, g)).collect::<Result<Vec<_>, _>>()?;
@@ -371,6 +412,58 @@ fn read_contents(
 mod tests {
     use super::*;
     use crate::ops::Relu;
+
+    #[test]
+    fn extents_that_multiply_to_more_than_memory_holds_are_refused() {
+        let extents: Vec<String> = (0..60).map(|i| format!("a{i} + b{i}")).collect();
+        let (shape, product) = (extents.join(", "), extents.join(") * ("));
+        let flat = format!(
+            "graph @flat(%x: f32[{shape}]) -> (y: f32[N]) {{\n  %0 = reshape %x {{shape = [N]}} : f32[N]\n  return %0\n}}"
+        );
+        let multiplied = format!("graph @product(%x: f32[({product})]) -> (y: f32[N]) {{\n  return %x\n}}");
+        for text in [flat, multiplied] {
+            let message = parse(&text, &|_, _| None).map(|g| g.to_string()).unwrap_err().to_string();
+            assert!(message.contains("a sum of more than 4096 products"), "{message}");
+        }
+    }
+
+    #[test]
+    fn regions_that_hold_each_other_again_and_again_are_refused() {
+        let choice = |i: usize| format!("%0 = if %t, %t, %x {{then = &r{i}, otherwise = &r{i}}} : f32[2]");
+        let header = |name: &str| format!("graph @{name}(%t: bool, %x: f32[2]) -> (y: f32[2]) {{\n");
+        let text = |levels: usize| {
+            let mut text = format!("{}  {}\n  return %0\n}}\n", header("main"), choice(levels - 1));
+            text += &format!("region &r0 = {}  return %x\n}}\n", header("r0"));
+            for i in 1..levels {
+                let line = choice(i - 1);
+                text += &format!("region &r{i} = {}  {line}\n  return %0\n}}\n", header(&format!("r{i}")));
+            }
+            text
+        };
+        let read = |levels| parse(&text(levels), &|_, _| None).map(|g| g.len()).map_err(|e| e.to_string());
+        assert_eq!(read(5), Ok(3));
+        for levels in [24, 200] {
+            let message = read(levels).unwrap_err();
+            assert!(message.contains("graphs in one another have at most"), "{message}");
+        }
+    }
+
+    #[test]
+    fn extents_below_zero_are_refused() {
+        let input = "graph @below(%x: f32[-1, 4]) -> (y: f32[-1, 4]) {\n  return %x\n}";
+        let cut = "graph @cut(%x: f32[2]) -> (y: f32[-3]) {\n  %0 = pad %x {before = [-5], after = [0]} : f32[-3]\n  return %0\n}";
+        for (text, extent) in [(input, -1), (cut, -3)] {
+            let message = parse(text, &|_, _| None).map(|g| g.to_string()).unwrap_err().to_string();
+            assert!(message.contains(&format!("extents of at least 0, found {extent}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_graph_without_outputs_reads_back() {
+        let g = Graph::new("empty");
+        let again = parse(&g.to_string(), &|_, _| None).unwrap_or_else(|e| panic!("{e}\n{g}"));
+        assert_eq!(again.to_string(), g.to_string());
+    }
 
     #[test]
     fn names_of_any_characters_read_back() {

@@ -175,7 +175,10 @@ impl KernelReader<'_, '_> {
             let term = &rest[..end.unwrap_or(rest.len())];
             match term.starts_with('$') && sign > 0 {
                 true => index.sizes.push(self.size_term(term)?),
-                false => index = index.plus(&self.term(term, sign)?, 1),
+                false => {
+                    index = sum(&index, &self.term(term, sign)?)
+                        .ok_or_else(|| format!("the numbers of `{text}` are too large"))?
+                }
             }
             match end {
                 None => return Ok(index),
@@ -190,11 +193,12 @@ impl KernelReader<'_, '_> {
     /// `3*i1`, `%2`, `64`, with a sign.
     fn term(&self, term: &str, sign: i64) -> Answer<Index> {
         let (factor, name) = term.split_once('*').unwrap_or(("1", term));
-        let factor = sign * number::<i64>(factor)?;
+        // The smallest number has no positive one.
+        let factor = i64::try_from(i128::from(sign) * number::<i128>(factor)?)
+            .map_err(|_| format!("`{term}` is too large"))?;
         Ok(match name.as_bytes().first() {
             Some(b'i') => Index::axis(Axis(number(&name[1..])?)).times(factor),
             Some(b'%') => Index::reg(self.defined(name)?.0).times(factor),
-            // The smallest number has no positive one.
             _ if sign < 0 => Index::constant(number::<i64>(&format!("-{name}"))?),
             _ => Index::constant(number(name)?),
         })
@@ -306,4 +310,13 @@ fn literal(dtype: DType, text: &str) -> Answer<Literal> {
         (DType::Bool, _) => Literal::Bool(bool::read(text)?),
         (d, _) => Literal::Int(d, number(text)?),
     })
+}
+
+/// The sum of two indices without sizes, unless it overflows.
+fn sum(a: &Index, b: &Index) -> Option<Index> {
+    let of = |all: &[(Reg, i64)], reg: Reg| all.iter().find(|(r, _)| *r == reg).map_or(0, |(_, c)| *c);
+    a.offset.checked_add(b.offset)?;
+    b.axes.iter().try_for_each(|(axis, c)| a.coefficient(*axis).checked_add(*c).map(drop))?;
+    b.regs.iter().try_for_each(|(reg, c)| of(&a.regs, *reg).checked_add(*c).map(drop))?;
+    Some(a.plus(b, 1))
 }

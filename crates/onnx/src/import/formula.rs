@@ -212,7 +212,11 @@ impl Importer<'_> {
 
     /// The integers below the extent of axis `axis` of a shape, along that axis.
     pub(crate) fn positions(&mut self, shape: &[Dim], axis: usize) -> Made {
-        let positions = self.iota(&shape[axis])?;
+        let extent = shape.get(axis).ok_or_else(|| {
+            let ndim = shape.len();
+            Refusal::Invalid(format!("expected a tensor with more than {axis} axes, found {ndim}"))
+        })?;
+        let positions = self.iota(extent)?;
         self.along(positions, axis, shape.len())
     }
 

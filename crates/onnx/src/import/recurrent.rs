@@ -187,9 +187,10 @@ fn recurrent(cx: &mut Importer, call: &Call, settings: Settings, [w, r]: [Matrix
     } else {
         None
     };
-    for (at, v) in [(0, x), (1, w.columns), (2, r.columns)] {
-        if cx.ty(v).ndim() != 3 {
-            return Err(Refusal::Invalid(format!("expected input {at} with 3 axes, found {}", cx.ty(v))));
+    let needed = [(0, x), (1, w.columns), (2, r.columns)].map(|(at, v)| (at, Some(v), 3));
+    for (at, v, axes) in needed.into_iter().chain([(3, bias, 2), (7, peepholes, 2)]) {
+        if let Some(ty) = v.map(|v| cx.ty(v)).filter(|ty| ty.ndim() != axes) {
+            return Err(Refusal::Invalid(format!("expected input {at} with {axes} axes, found {ty}")));
         }
     }
     let hidden = cx.ty(r.columns).shape[1].clone();

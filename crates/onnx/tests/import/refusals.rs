@@ -349,3 +349,26 @@ fn forms_that_are_not_supported() {
         check(17, "Cast", &[("to", int(number))], vec![x(&[2])], OTHER, &says);
     }
 }
+
+#[test]
+fn updates_have_the_axis_that_they_are_written_along() {
+    let operands = vec![x(&[2, 3, 4]), x(&[5])];
+    let says = "expected a tensor with more than 2 axes, found 1";
+    check(24, "TensorScatter", &[("axis", int(-1))], operands, WRONG, says);
+}
+
+#[test]
+fn operands_of_recurrent_operators_have_their_axes() {
+    let right: [&[usize]; 8] =
+        [&[4, 2, 3], &[1, 20, 3], &[1, 20, 5], &[1, 40], &[2], &[1, 2, 5], &[1, 2, 5], &[1, 15]];
+    for (at, axes) in [(0, 3), (1, 3), (2, 3), (3, 2), (7, 2)] {
+        let operand = |i: usize| match i {
+            4 => numbers(&[4, 3]),
+            _ if i == at => x(&[15]),
+            _ => x(right[i]),
+        };
+        let operands = (0..8).map(operand).collect();
+        let says = format!("expected input {at} with {axes} axes, found f32[15]");
+        check(14, "LSTM", &[("hidden_size", int(5))], operands, WRONG, &says);
+    }
+}

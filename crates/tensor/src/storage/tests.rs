@@ -154,3 +154,14 @@ fn rows_change_places_as_they_are_stored() {
         assert_eq!(stored("f32").reordered(wrong), None);
     }
 }
+
+#[test]
+fn more_scales_than_memory_holds_are_refused() {
+    // Empty, but with a scale for each position of the other axis.
+    let shape = [0, usize::MAX / 2];
+    for scales in [Scales::Axis(1), Scales::Block { axis: 0, size: 2 }] {
+        let storage = Storage { dtype: DType::I8, scales, zero_points: true };
+        assert!(storage.check(DType::F32, &shape).is_err(), "{storage}");
+        assert!(StoredTensor::from_bytes(DType::F32, &shape, storage, &[]).is_err(), "{storage}");
+    }
+}
