@@ -119,7 +119,7 @@ fn models_that_are_wrong_or_unsupported_are_refused() {
     );
     let unsupported = vec![
         node("decode", "ImageDecoder", &["x"], "a"),
-        node("pick", "NonMaxSuppression", &["a"], "b"),
+        node("pick", "TfIdfVectorizer", &["a"], "b"),
         node("again", "ImageDecoder", &["b"], "y"),
     ];
     write_model(&place.path("unsupported.onnx"), unsupported, vec![]);

@@ -1,7 +1,8 @@
 //! Computes at compile time what depends on constants alone.
 //!
 //! Required stage: imported. Declines a node whose result would be much larger than its operands (a broadcast zero) or
-//! whose computation would take long.
+//! whose computation would take long. What is stored narrow would become numbers and is left, but for transposes: their
+//! results are stored as the operands are.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 3]) -> (y: f32[N, 2]) {
@@ -19,13 +20,13 @@
 
 use std::cell::Cell;
 
-use margay_ir::ops::{Const, EvalError, Parameter, Strided};
+use margay_ir::ops::{Const, EvalError, Parameter, Strided, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
     Verdict,
 };
-use margay_tensor::{Dim, Tensor};
+use margay_tensor::{Dim, Scales, StoredTensor, Tensor};
 
 use crate::text::{number, pairs};
 
@@ -114,8 +115,36 @@ impl Pass for FoldConstants {
 
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let budget = Budget { limits: self, grown_bytes: Cell::new(0), flops: Cell::new(0) };
-        rewrite(self.name(), g, cx, &budget, &[Rule { name: "fold", apply: fold }])
+        let rules = [Rule { name: "fold", apply: fold }, Rule { name: "turn-stored", apply: turn_stored }];
+        rewrite(self.name(), g, cx, &budget, &rules)
     }
+}
+
+/// A transpose of what is stored as integers times scales: the integers are in another order, and stay stored.
+fn turn_stored(g: &Graph, n: NodeId, _: &Budget<'_>) -> RuleResult {
+    let Op::Transpose(transpose) = g.op(n) else { return Ok(Verdict::NoMatch) };
+    let operand = g.inputs_of(n)[0];
+    let Some(payload) = g.constant(operand) else { return Ok(Verdict::NoMatch) };
+    let Some(turned) = turned(payload.stored(), transpose) else { return Ok(Verdict::NoMatch) };
+    let mut patch = Patch::new();
+    let constant = Const { payload: Payload::new(turned) };
+    let new = patch.add(g, constant, &[], g.node(operand.node).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
+
+fn turned(stored: &StoredTensor, transpose: &Transpose) -> Option<StoredTensor> {
+    let scales = match stored.storage().scales {
+        Scales::Axis(axis) => Scales::Axis(transpose.perm.iter().position(|p| *p == axis)?),
+        Scales::Tensor => Scales::Tensor,
+        Scales::None | Scales::Block { .. } => return None,
+    };
+    let turn = |tensor: &Tensor| Op::from(transpose.clone()).eval(&[tensor]).ok()?.pop();
+    let zeros = match stored.zero_points() {
+        Some(zeros) => Some(turn(zeros)?),
+        None => None,
+    };
+    StoredTensor::quantized(turn(stored.elements())?, (scales, turn(stored.scales()?)?), zeros).ok()
 }
 
 /// Whether a product or a convolution reads the node as its weight.

@@ -10,8 +10,8 @@ use margay_loops::text::words::split_top;
 
 use crate::{
     AssignLayout, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention, RecognizeGelu,
-    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, RemoveDead, Simplify,
-    read_pass,
+    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
+    RecognizeSilu, RemoveDead, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -173,13 +173,14 @@ impl Pipeline {
 
     /// From a sketched graph to one that can be lowered for a back end, for one value of every symbol.
     pub fn bind(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
-        let mut items = Vec::new();
+        // Before symbols have values, like all passes that look for patterns; behind sketches, which are of numbers.
+        let mut items = vec![PipelineItem::Run(Box::new(RecognizeIntegerProducts))];
         if preferences.channels_last {
-            // Before symbols have values, like all passes that look for patterns.
             items.push(PipelineItem::Run(Box::new(AssignLayout)));
         }
         items.extend([
             PipelineItem::Run(Box::new(crate::BindDims { binding: binding.clone() })),
+            PipelineItem::Run(Box::new(crate::PadDecided)),
             PipelineItem::Run(Box::new(FoldConstants::default())),
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(MergeDuplicates)),

@@ -9,8 +9,9 @@ use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, FoldScales, MakeTrainable,
-    MergeDuplicates, RecognizeAttention, RecognizeGelu, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead, RoundOperands, Simplify, StoreConstants,
+    MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts,
+    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
+    RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -37,8 +38,10 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "fold-scales", read: |text, _| plain(text, FoldScales) },
     PassEntry { name: "make-trainable", read: |text, _| boxed(MakeTrainable::read(text)) },
     PassEntry { name: "merge-duplicates", read: |text, _| plain(text, MergeDuplicates) },
+    PassEntry { name: "pad-decided", read: |text, _| plain(text, PadDecided) },
     PassEntry { name: "recognize-attention", read: |text, _| plain(text, RecognizeAttention) },
     PassEntry { name: "recognize-gelu", read: |text, _| plain(text, RecognizeGelu) },
+    PassEntry { name: "recognize-integer-products", read: |text, _| plain(text, RecognizeIntegerProducts) },
     PassEntry { name: "recognize-layer-norm", read: |text, _| plain(text, RecognizeLayerNorm) },
     PassEntry { name: "recognize-linear-attention", read: |text, _| plain(text, RecognizeLinearAttention) },
     PassEntry { name: "recognize-piecewise", read: |text, _| plain(text, RecognizePiecewise) },

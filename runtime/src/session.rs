@@ -56,7 +56,7 @@ struct Now {
     entry: Option<usize>,
     symbols: Vec<i64>,
     sizes: Vec<i64>,
-    /// The outputs of the entry with their extents.
+    /// The outputs of the entry with their extents, which a run may decide.
     outputs: Vec<Port>,
 }
 
@@ -134,10 +134,11 @@ impl Session {
         if let Some(copies) = &mut self.copies {
             self.outputs.read(0, &mut copies[..end(&self.executable.ports()[index].outputs)]);
         }
+        self.count(index);
         let parts = &self.executable.entries()[index].parts;
         Ok(Outputs {
             parts,
-            ports: if parts.open.is_closed() { &parts.outputs } else { &self.now.outputs },
+            ports: if is_fixed(parts) { &parts.outputs } else { &self.now.outputs },
             areas: &self.executable.ports()[index].outputs,
             bytes: self.copies.as_deref().or_else(|| self.outputs.host()).unwrap_or_default(),
         })
@@ -174,7 +175,12 @@ impl Session {
     fn resolve(&mut self, index: usize) -> Result<(), RunError> {
         let parts = &self.executable.entries()[index].parts;
         let same = self.now.entry == Some(index) && self.now.symbols == self.asked;
-        if parts.open.is_closed() || same {
+        if is_fixed(parts) || same {
+            return Ok(());
+        }
+        if parts.open.is_closed() {
+            let outputs = parts.outputs.clone();
+            self.now = Now { entry: Some(index), symbols: self.asked.clone(), outputs, ..Now::default() };
             return Ok(());
         }
         let problem = || RunError::Program { problem: format!("a size has no value at {:?}", self.asked) };
@@ -184,6 +190,25 @@ impl Session {
         let outputs = Open::ports_at(&parts.outputs, &parts.open.outputs, &sizes).ok_or_else(problem)?;
         self.now = Now { entry: Some(index), symbols: self.asked.clone(), sizes, outputs };
         Ok(())
+    }
+
+    /// Gives outputs the extents that the run decided, never more than there is room for.
+    fn count(&mut self, index: usize) {
+        let parts = &self.executable.entries()[index].parts;
+        let areas = &self.executable.ports()[index].outputs;
+        let bytes = self.copies.as_deref().or_else(|| self.outputs.host()).unwrap_or_default();
+        let sizes = &self.now.sizes;
+        for c in &parts.counted {
+            let count = bytes.get(areas[c.count].clone()).and_then(|area| area.first_chunk());
+            let most =
+                parts.open.outputs.get(c.output).and_then(|axes| axes.iter().find(|(a, _)| *a == c.axis));
+            let most = match most {
+                Some((_, size)) => usize::try_from(sizes[size.0 as usize]).unwrap_or(0),
+                None => parts.outputs[c.output].shape[c.axis],
+            };
+            let count = usize::try_from(i64::from_le_bytes(*count.unwrap_or(&[0; 8]))).unwrap_or(0);
+            self.now.outputs[c.output].shape[c.axis] = count.min(most);
+        }
     }
 
     /// Fills in the addresses of the memory of a run; copies inputs that the device does not read where they lie.
@@ -220,6 +245,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether the extents of the outputs of an entry are always the same.
+fn is_fixed(parts: &EntryParts) -> bool {
+    parts.open.is_closed() && parts.counted.is_empty()
 }
 
 /// Where the last of several areas ends.

@@ -51,6 +51,7 @@ fn gathers(count: usize) -> Program {
         inputs: vec![port("a", DType::I64, &[count]), port("b", DType::I64, &[count])],
         outputs: vec![port("y", DType::F32, &[count]), port("z", DType::F32, &[count])],
         carried: vec![],
+        counted: vec![],
         constants: vec![constant(table, None)],
         buffers: vec![
             buffer(Place::Constant(0), ENTRIES * 4),

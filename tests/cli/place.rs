@@ -137,7 +137,7 @@ pub(crate) fn node(name: &str, op_type: &str, inputs: &[&str], output: &str) -> 
 
 fn value(name: &str, dims: &[i64]) -> OnnxValue {
     let dims = dims.iter().map(|d| OnnxDim::Value(*d)).collect();
-    OnnxValue { name: name.into(), dtype: Some(DType::F32), dims: Some(dims) }
+    OnnxValue { name: name.into(), dtype: Some(DType::F32), narrow: None, dims: Some(dims) }
 }
 
 /// Writes a model with input `x` of shape \[2, 3\] and output `y`.
@@ -146,6 +146,7 @@ pub(crate) fn write_model(path: &Path, nodes: Vec<OnnxNode>, initializers: Vec<(
         name: "small".into(),
         inputs: vec![value("x", &[2, 3])],
         defaults: vec![],
+        narrow: Default::default(),
         outputs: vec![value("y", &[2, 3])],
         initializers,
         nodes,

@@ -56,6 +56,7 @@ fn has_other(graph: &OnnxGraph) -> bool {
         | Attribute::Int(_)
         | Attribute::String(_)
         | Attribute::Tensor(_)
+        | Attribute::NarrowTensor(..)
         | Attribute::Floats(_)
         | Attribute::Ints(_)
         | Attribute::Strings(_)
@@ -112,7 +113,7 @@ fn change_graph(graph: &mut OnnxGraph, draw: &mut Draw) {
             let produced: Vec<String> = names(graph);
             let Some(name) = draw.of(&produced).cloned() else { return };
             match draw.chance(2) {
-                true => graph.outputs.push(OnnxValue { name, dtype: None, dims: None }),
+                true => graph.outputs.push(OnnxValue { name, dtype: None, narrow: None, dims: None }),
                 false => {
                     let at = draw.below(graph.outputs.len());
                     graph.outputs.get_mut(at).into_iter().for_each(|o| o.name = name.clone());
@@ -188,7 +189,12 @@ fn change_initializer(graph: &mut OnnxGraph, draw: &mut Draw) {
             let name = name.clone();
             let (_, tensor) = graph.initializers.remove(at);
             let dims = tensor.shape().iter().map(|&d| OnnxDim::Value(d as i64)).collect();
-            graph.inputs.push(OnnxValue { name, dtype: Some(tensor.dtype()), dims: Some(dims) });
+            graph.inputs.push(OnnxValue {
+                name,
+                dtype: Some(tensor.dtype()),
+                narrow: None,
+                dims: Some(dims),
+            });
         }
     }
 }
@@ -271,7 +277,7 @@ fn change_attribute(attribute: &mut Attribute, draw: &mut Draw) {
             all.get_mut(at).into_iter().for_each(|graph| change_graph(graph, draw));
         }
         // A constant under a name becomes a number.
-        Attribute::Tensor(_) | Attribute::Tensors(_) | Attribute::Other(_) => {
+        Attribute::Tensor(_) | Attribute::NarrowTensor(..) | Attribute::Tensors(_) | Attribute::Other(_) => {
             *attribute = Attribute::Int(draw.extent());
         }
     }

@@ -858,6 +858,35 @@ def integers_and_lstm():
              constants=[1, 2], name=f"constant_{name}")
 
 
+def products_of_integers():
+    """Bytes of every kind; constants whose zero points leave bytes, and some whose do not."""
+    byte = lambda *shape: RNG.integers(0, 256, shape).astype(np.uint8)
+    signed = lambda *shape: RNG.integers(-128, 128, shape).astype(np.int8)
+    of = {"u8": (byte, np.uint8), "i8": (signed, np.int8)}
+    for left, right in (("u8", "u8"), ("u8", "i8"), ("i8", "i8"), ("i8", "u8")):
+        (a, a_type), (b, b_type) = of[left], of[right]
+        a_zero = np.array(17, dtype=a_type)
+        for zeros, name in ((np.array(100, b_type), "one"), (b(37), "columns"), (np.array(0, b_type), "none")):
+            inputs = [a(2, 5, 70), b(70, 37), a_zero, zeros]
+            case("MatMulInteger", inputs, constants=[1, 3], name=f"{left}_{right}_constant_{name}")
+        case("MatMulInteger", [a(2, 3, 21), b(2, 21, 6), a_zero, np.array(9, b_type)], name=f"{left}_{right}")
+    images = {"conv1d": (byte(2, 3, 9), (4, 3, 3), {"pads": [1, 2]}),
+              "points": (byte(1, 8, 4, 5), (6, 8, 1, 1), {}),
+              "window": (byte(2, 3, 7, 6), (35, 3, 3, 2), {"pads": [1, 2, 0, 1], "strides": [2, 1]}),
+              "dilated": (byte(1, 2, 9, 8), (4, 2, 2, 3), {"dilations": [2, 2], "pads": [1, 1, 1, 1]}),
+              "groups": (byte(1, 4, 5, 5), (6, 2, 3, 3), {"group": 2})}
+    for name, (image, shape, attributes) in images.items():
+        point = np.array(130, dtype=np.uint8)
+        for zero in (0, 128, 200):
+            case("ConvInteger", [image, byte(*shape), point, np.array(zero, dtype=np.uint8)], [attributes],
+                 constants=[1, 3], name=f"{name}_{zero}")
+        scale = lambda v: np.array(v, dtype=np.float32)
+        case("QLinearConv", [image, scale(0.03), point, signed(*shape), values(shape[0], low=0.01, high=0.03),
+                             np.zeros(shape[0], dtype=np.int8), scale(0.9), point, RNG.integers(-999, 999, shape[0]).astype(np.int32)],
+             [attributes], constants=[1, 2, 3, 4, 5, 6, 7, 8], name=name)
+    case("ConvInteger", [images["window"][0], byte(4, 3, 3, 2)], [images["window"][2]], name="computed")
+
+
 def maps():
     """ZipMap gives maps, which are no tensors: here the numbers stay as they are."""
     x = values(2, 3)
@@ -869,6 +898,163 @@ def maps():
     CASES["ZipMap"] = (model.SerializeToString(), {"x0": x}, {"y0": x})
 
 
+def decided():
+    """Results of which only a run says how long they are."""
+    x = np.array([[1, 0, 2], [0, 0, 3]], dtype=np.float32)
+    case("NonZero", [x])
+    case("NonZero", [np.array([True, False, True])], name="bool")
+    case("NonZero", [np.zeros((2, 0, 3), dtype=np.int64)], name="empty")
+    case("Compress", [values(3, 4), np.array([True, False, True])], [{"axis": 0}, {}], name="decided")
+    scores = [np.array(v, dtype=np.float32) for v in (0.4, 0.1)]
+    boxes, by_class = values(1, 12, 4, low=0.0, high=1.0), values(1, 2, 12, low=0.0, high=1.0)
+    case("NonMaxSuppression", [boxes, by_class, np.array([3]), *(s.reshape(1) for s in scores)],
+         each({}, center_point_box=[0, 1]))
+    case("NonMaxSuppression", [boxes, by_class, np.array([5])], constants=[2], name="no_score")
+    repeated = RNG.integers(0, 5, 14).astype(np.float32)
+    case("Unique", [repeated], each({}, sorted=[0, 1]), outputs=4)
+    case("Unique", [RNG.integers(0, 2, (6, 2)).astype(np.float32)], [{"axis": 0}, {"axis": -1}, {"axis": 0, "sorted": 0}], outputs=4,
+         name="rows")
+    case("TopK", [values(3, 6), ints(4)], [{"axis": 1}], outputs=2, name="decided")
+    for name, bounds in (("decided", (ints(1), ints(4))), ("from_end", (ints(-3), ints(99))), ("empty", (ints(4), ints(2)))):
+        case("Slice", [values(3, 6), *bounds, ints(1)], constants=[3], name=f"part_{name}")
+    case("Slice", [values(3, 6), ints(0, 1), ints(2, 5)], constants=[1], name="decided_end")
+    step = helper.make_graph(
+        [helper.make_node("Add", ["sum", "x0"], ["next"]), helper.make_node("ReduceSum", ["next"], ["all"], keepdims=0),
+         helper.make_node("Less", ["all", "limit"], ["goes"]), helper.make_node("Exp", ["number_f"], ["e"]),
+         helper.make_node("Mul", ["next", "e"], ["row"])],
+        "step", [helper.make_tensor_value_info("number", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                 helper.make_tensor_value_info("sum", TensorProto.FLOAT, [3])],
+        [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, [3]),
+         helper.make_tensor_value_info("row", TensorProto.FLOAT, [3])])
+    step.node.insert(0, helper.make_node("Cast", ["number"], ["number_f"], to=TensorProto.FLOAT))
+    for limit, name in ((4.0, "some"), (-1.0, "first"), (1e9, "all")):
+        stored = [numpy_helper.from_array(np.array(limit, dtype=np.float32), "limit"), numpy_helper.from_array(np.array(7), "seven"),
+                  numpy_helper.from_array(np.array(True), "yes")]
+        nodes = [helper.make_node("Loop", ["seven", "yes", "x0"], ["last", "rows"], body=step)]
+        graph = helper.make_graph(nodes, "rows", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [3])],
+                                  [helper.make_empty_tensor_value_info(n) for n in ("last", "rows")], stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        x = np.array([0.5, 0.25, 0.125], dtype=np.float32)
+        found = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(["last", "rows"], {"x0": x})
+        CASES[f"Loop-decided-{name}"] = (model.SerializeToString(), {"x0": x}, dict(zip(("last", "rows"), found)))
+    nodes = [helper.make_node("NonZero", ["x0"], ["at"]), helper.make_node("Transpose", ["at"], ["rows"]),
+             helper.make_node("GatherND", ["x0", "rows"], ["found"]), helper.make_node("Exp", ["found"], ["y0"]),
+             helper.make_node("ReduceMean", ["found"], ["y1"], keepdims=0), helper.make_node("Shape", ["found"], ["y2"]),
+             helper.make_node("Softmax", ["found"], ["weights"], axis=0), helper.make_node("Concat", ["found", "weights"], ["y3"], axis=0),
+             helper.make_node("ScatterND", ["x0", "rows", "weights"], ["y4"])]
+    model = helper.make_graph(nodes, "found", [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [4, 5])],
+                              [helper.make_empty_tensor_value_info(f"y{i}") for i in range(5)])
+    model = helper.make_model(model, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    sparse = np.where(RNG.uniform(size=(4, 5)) < 0.4, values(4, 5), 0).astype(np.float32)
+    outputs = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x0": sparse})
+    CASES["NonZero-read"] = (model.SerializeToString(), {"x0": sparse}, {f"y{i}": y for i, y in enumerate(outputs)})
+
+
+def grouped():
+    ms = dict(domain="com.microsoft")
+    q, k, v = values(2, 3, 64), values(2, 3, 32), values(2, 3, 32)
+    base = {"num_heads": 4, "kv_num_heads": 2}
+    whole = [np.array([2, 2], dtype=np.int32), np.array(3, dtype=np.int32)]
+    tables = [values(9, 8), values(9, 8)]
+    case("GroupQueryAttention", [q, k, v, None, None, *whole], each(base, scale=[0.25], local_window_size=[2], softcap=[1.5]),
+         outputs=3, **ms)
+    case("GroupQueryAttention", [q, k, v, None, None, *whole, *tables], each({**base, "do_rotary": 1}, rotary_interleaved=[1]),
+         outputs=3, name="rotary", **ms)
+    past = [values(2, 2, 4, 16), values(2, 2, 4, 16)]
+    one = [x[:, :1] for x in (q, k, v)]
+    further = [np.array([4, 4], dtype=np.int32), np.array(5, dtype=np.int32)]
+    case("GroupQueryAttention", [*one, *past, *further, *tables], [{**base, "do_rotary": 1}, {**base, "local_window_size": 3}],
+         outputs=3, name="cache", **ms)
+    packed = np.concatenate([q, k, v], axis=2)
+    case("GroupQueryAttention", [packed, None, None, None, None, *whole], [base], outputs=3, name="packed", **ms)
+    byte = lambda *shape: RNG.integers(0, 255, shape).astype(np.uint8)
+    number, point = lambda v: np.array(v, dtype=np.float32), lambda v: np.array(v, dtype=np.uint8)
+    weights = RNG.integers(-90, 90, (8, 24)).astype(np.int8)
+    case("QAttention", [byte(2, 3, 8), weights, values(24), number(0.02), number(0.01), None, point(120), np.array(0, dtype=np.int8)],
+         [{"num_heads": 2}, {"num_heads": 2, "unidirectional": 1}], constants=[1, 2, 3, 4, 6, 7], **ms)
+    image = [byte(1, 3, 6, 5), number(0.03), point(120), number(0.0217), point(125)]
+    case("QLinearAveragePool", image, [{"kernel_shape": [2, 2]}, {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1],
+                                                                  "count_include_pad": 1}], constants=[1, 2, 3, 4], **ms)
+    case("QLinearAveragePool", [byte(1, 6, 5, 3)] + image[1:], [{"kernel_shape": [2, 2], "channels_last": 1}], constants=[1, 2, 3, 4],
+         name="channels_last", **ms)
+    case("QLinearGlobalAveragePool", [byte(1, 4, 5, 3)] + image[1:], [{"channels_last": 1}], constants=[1, 2, 3, 4], **ms)
+    case("QLinearSoftmax", [byte(3, 7), number(0.05), point(120), number(1 / 256), point(0)], [{"axis": -1, "opset": 13}],
+         constants=[1, 2, 3, 4], **ms)
+    chosen = [RNG.integers(0, 2, (3, 4)).astype(bool)]
+    six = [byte(3, 4), number(0.03), point(120), byte(3, 4), number(0.01), point(100)]
+    case("QLinearWhere", chosen + six + [number(0.04), point(110)], constants=[2, 3, 5, 6, 7, 8], **ms)
+    # No runtime at hand has it for this processor: by the operator with channels second.
+    x, kernel, bias = values(1, 6, 5, 4), values(6, 3, 2, 2), values(6)
+    attributes = {"pads": [1, 0, 1, 1], "strides": [2, 1], "group": 2}
+    node = helper.make_node("NhwcConv", ["x0", "x1", "x2"], ["y0"], domain="com.microsoft", **attributes)
+    second = helper.make_node("Conv", ["x0", "x1", "x2"], ["y0"], **attributes)
+    info = lambda name, a: helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape)
+
+    def made(node, x, kernel):
+        graph = helper.make_graph([node], "operator", [info("x0", x)], [helper.make_empty_tensor_value_info("y0")],
+                                  [numpy_helper.from_array(kernel, "x1"), numpy_helper.from_array(bias, "x2")])
+        sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=sets, ir_version=8)
+
+    turned = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    expected = onnxruntime.InferenceSession(made(second, turned, np.ascontiguousarray(kernel.transpose(0, 3, 1, 2))).SerializeToString(),
+                                            providers=["CPUExecutionProvider"]).run(None, {"x0": turned})[0]
+    CASES["NhwcConv"] = (made(node, x, kernel).SerializeToString(), {"x0": x}, {"y0": expected.transpose(0, 2, 3, 1)})
+
+
+def sequences():
+    """Sequences and optionals inside of a model, whose inputs and outputs are tensors."""
+    x, y = values(5, 3), values(5, 3)
+    node, info = helper.make_node, helper.make_tensor_value_info
+    int_of = lambda name, v: numpy_helper.from_array(np.array(v, dtype=np.int64), name)
+
+    def made(label, nodes, outputs, stored=(), reference=False):
+        graph = helper.make_graph(nodes, "sequence", [info("x0", TensorProto.FLOAT, [5, 3]), info("x1", TensorProto.FLOAT, [5, 3])],
+                                  [helper.make_empty_tensor_value_info(n) for n in outputs], list(stored))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        given = {"x0": x, "x1": y}
+        if reference:
+            found = ReferenceEvaluator(model).run(None, given)
+        else:
+            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+            found = session.run(outputs, given)
+        CASES[label] = (model.SerializeToString(), given, dict(zip(outputs, found)))
+
+    pair = node("SequenceConstruct", ["x0", "x1"], ["s"])
+    concat = lambda s, axis=0, **more: node("ConcatFromSequence", [s], ["y0"], axis=axis, **more)
+    made("SequenceConstruct", [pair, concat("s")], ["y0"])
+    made("ConcatFromSequence", [pair, concat("s", -1, new_axis=1)], ["y0"])
+    made("SplitToSequence", [node("SplitToSequence", ["x0", "two"], ["s"], axis=0), node("SequenceAt", ["s", "last"], ["y1"]), concat("s")],
+         ["y0", "y1"], [int_of("two", 2), int_of("last", -1)])
+    made("SplitToSequence-each", [node("SplitToSequence", ["x0"], ["s"], axis=1, keepdims=0), node("SequenceAt", ["s", "last"], ["y1"]),
+                                  node("SequenceLength", ["s"], ["y2"])], ["y1", "y2"], [int_of("last", -1)])
+    made("SplitToSequence-lengths", [node("SplitToSequence", ["x0", "lengths"], ["s"], axis=0), node("SequenceAt", ["s", "one"], ["y1"])],
+         ["y1"], [int_of("lengths", [1, 3, 1]), int_of("one", 1)])
+    made("SequenceAt", [pair, node("SequenceAt", ["s", "one"], ["y0"])], ["y0"], [int_of("one", 1)])
+    made("SequenceLength", [pair, node("SequenceLength", ["s"], ["y0"])], ["y0"])
+    made("SequenceInsert", [node("SequenceEmpty", [], ["e"]), node("SequenceInsert", ["e", "x0"], ["a"]),
+                            node("SequenceInsert", ["a", "x1", "zero"], ["b"]), concat("b")], ["y0"], [int_of("zero", 0)])
+    made("SequenceEmpty", [node("SequenceEmpty", [], ["e"]), node("SequenceLength", ["e"], ["y0"])], ["y0"])
+    made("SequenceErase", [pair, node("SequenceErase", ["s", "zero"], ["a"]), concat("a")], ["y0"], [int_of("zero", 0)])
+    body = helper.make_graph([node("Add", ["a", "b"], ["sum"])], "body", [info("a", TensorProto.FLOAT, None), info("b", TensorProto.FLOAT, None)],
+                             [info("sum", TensorProto.FLOAT, None)])
+    made("SequenceMap", [pair, node("SequenceMap", ["s", "x1"], ["m"], body=body), concat("m")], ["y0"], reference=True)
+    whole = onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, [5, 3])
+    made("Optional", [node("Optional", ["x0"], ["o"]), node("OptionalGetElement", ["o"], ["y0"])], ["y0"])
+    made("OptionalGetElement", [node("OptionalGetElement", ["x0"], ["y0"])], ["y0"])
+    made("OptionalHasElement", [node("Optional", ["x0"], ["o"]), node("OptionalHasElement", ["o"], ["y0"])], ["y0"])
+    made("OptionalHasElement-none", [node("Optional", [], ["o"], type=whole), node("OptionalHasElement", ["o"], ["y0"])], ["y0"])
+    state = helper.make_tensor_sequence_value_info("before", TensorProto.FLOAT, None)
+    after = helper.make_tensor_sequence_value_info("after", TensorProto.FLOAT, None)
+    step = helper.make_graph(
+        [node("Identity", ["go"], ["goes"]), node("Gather", ["x0", "number"], ["row"], axis=0), node("Exp", ["row"], ["power"]),
+         node("SequenceInsert", ["before", "power"], ["after"])],
+        "step", [info("number", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), state],
+        [info("goes", TensorProto.BOOL, []), after])
+    made("Loop-sequence", [node("SequenceEmpty", [], ["e"]), node("Loop", ["three", "", "e"], ["all"], body=step),
+                           concat("all", 0, new_axis=1)], ["y0"], [int_of("three", 3)])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -876,7 +1062,7 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm):
+                   integers_and_lstm, products_of_integers, decided, grouped, sequences):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use margay_loops::{Carried, Open, Port, Program, SizeId, Step, Work};
+use margay_loops::{Carried, Counted, Open, Port, Program, SizeId, Step, Work};
 use margay_tensor::{DType, Storage};
 
 /// Everything in an artifact but the bytes themselves.
@@ -43,6 +43,8 @@ pub struct EntryParts {
     pub outputs: Vec<Port>,
     /// States: outputs that are inputs of the next run. The caller neither gives nor gets them.
     pub carried: Vec<Carried>,
+    /// Extents of outputs that a run decides, each by another output, which the caller does not get.
+    pub counted: Vec<Counted>,
 }
 
 /// The code of an entry for one back end and target.
@@ -150,7 +152,10 @@ impl EntryParts {
 
     /// The outputs that the caller gets, with their numbers.
     pub fn returned(&self) -> impl Iterator<Item = (usize, &Port)> + Clone {
-        self.outputs.iter().enumerate().filter(|(i, _)| self.carried.iter().all(|c| c.output != *i))
+        let kept = |i: usize| {
+            self.carried.iter().any(|c| c.output == i) || self.counted.iter().any(|c| c.count == i)
+        };
+        self.outputs.iter().enumerate().filter(move |(i, _)| !kept(*i))
     }
 }
 

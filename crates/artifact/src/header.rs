@@ -25,7 +25,7 @@ pub fn is_artifact(head: &[u8]) -> bool {
 }
 
 /// The version of the file format that this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 /// What every section, block of code and constant begins at a multiple of.
 pub(crate) const ALIGN: usize = 64;

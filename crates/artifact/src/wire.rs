@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use margay_loops::{Carried, Open, Port, SizeId, parse_open};
+use margay_loops::{Carried, Counted, Open, Port, SizeId, parse_open};
 use margay_tensor::{DType, Storage};
 use prost::Message;
 
@@ -77,6 +77,18 @@ struct EntryMessage {
     // The text of what is open; empty where nothing is.
     #[prost(string, tag = "17")]
     open: String,
+    #[prost(message, repeated, tag = "18")]
+    counted: Vec<CountedMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CountedMessage {
+    #[prost(uint64, tag = "1")]
+    output: u64,
+    #[prost(uint64, tag = "2")]
+    axis: u64,
+    #[prost(uint64, tag = "3")]
+    count: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -192,9 +204,14 @@ fn entry_message(e: &Entry) -> EntryMessage {
             .iter()
             .map(|c| CarriedMessage { input: c.input as u64, output: c.output as u64 })
             .collect(),
+        counted: parts.counted.iter().map(counted_message).collect(),
         sections: e.sections.iter().map(section_message).collect(),
         open: if parts.open.is_closed() { String::new() } else { parts.open.to_text() },
     }
+}
+
+fn counted_message(c: &Counted) -> CountedMessage {
+    CountedMessage { output: c.output as u64, axis: c.axis as u64, count: c.count as u64 }
 }
 
 fn section_message(s: &CodeSection) -> SectionMessage {
@@ -375,6 +392,21 @@ fn carried(messages: &[CarriedMessage], inputs: &[Port], outputs: &[Port]) -> Re
     messages.iter().map(pair).collect()
 }
 
+/// Axes of outputs, each with the number that another output says.
+fn counted(messages: &[CountedMessage], outputs: &[Port]) -> Result<Vec<Counted>, String> {
+    let one = |m: &CountedMessage| {
+        let [output, axis, count] =
+            [m.output, m.axis, m.count].map(|v| usize::try_from(v).unwrap_or(usize::MAX));
+        let has_axis = outputs.get(output).is_some_and(|port| axis < port.shape.len());
+        let single = |port: &Port| port.dtype == DType::I64 && port.shape.is_empty();
+        match has_axis && output != count && outputs.get(count).is_some_and(single) {
+            true => Ok(Counted { output, axis, count }),
+            false => Err(format!("axis {axis} of output {output} is counted by output {count}")),
+        }
+    };
+    messages.iter().map(one).collect()
+}
+
 fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entry, String> {
     let (inputs, outputs) = (ports(message.inputs)?, ports(message.outputs)?);
     let mut seen = BTreeSet::new();
@@ -386,8 +418,9 @@ fn entry(message: EntryMessage, limits: Limits, constants: usize) -> Result<Entr
         sections.push(section(s, limits, constants).map_err(|problem| format!("section {i}: {problem}"))?);
     }
     let carried = carried(&message.carried, &inputs, &outputs)?;
+    let counted = counted(&message.counted, &outputs)?;
     let open = open(&message.open, &inputs, &outputs)?;
-    let parts = EntryParts { symbols: message.symbols, open, inputs, outputs, carried };
+    let parts = EntryParts { symbols: message.symbols, open, inputs, outputs, carried, counted };
     Ok(Entry { parts, sections })
 }
 
@@ -473,6 +506,7 @@ mod tests {
                     inputs: vec![port("x")],
                     outputs: vec![port("y"), port("z")],
                     carried: vec![Carried { input: 0, output: 1 }],
+                    counted: vec![],
                 },
                 sections: vec![section("portable", 64..128), section("x86-64-v3", 0..64)],
             }],

@@ -1,6 +1,6 @@
 //! Positions, addresses, loads and stores.
 
-use cranelift_codegen::ir::types::{F32X4, I32, I64};
+use cranelift_codegen::ir::types::{F32X4, I32, I32X4, I64};
 use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, Value};
 use margay_loops::{Factor, Index, Literal, Reg, SizeId};
 use margay_tensor::DType;
@@ -106,6 +106,7 @@ impl Emitter<'_, '_> {
                 }
                 DType::F16 | DType::BF16 => self.ops.load_half(dtype, true, flags, address, offset),
                 DType::I8 | DType::U8 => self.ops.load_bytes(signed(dtype), flags, address, offset),
+                DType::I32 => self.ops.load_lanes(I32X4, flags, address, offset),
                 _ => self.ops.load_lanes(F32X4, flags, address, offset),
             }
         });
@@ -150,6 +151,7 @@ impl Emitter<'_, '_> {
                     continue;
                 }
                 (Some(_), DType::Bool) => self.ops.bytes_of_mask(value),
+                (Some(_), DType::I8 | DType::U8) => self.ops.bytes_of_lanes(value, signed(dtype)),
                 (Some(_) | None, _) => value,
             };
             self.ops.b.ins().store(flags, value, address, offset);

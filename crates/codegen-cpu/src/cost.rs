@@ -76,6 +76,7 @@ struct Rates {
     matmul_packed: f64,
     matmul_bf16: f64,
     matmul_int8: f64,
+    matmul_bytes: f64,
     matmul_first_row: f64,
     matmul_unpacked: f64,
     conv: f64,
@@ -180,6 +181,7 @@ impl CostModel {
         let (arithmetic, constant_bytes, computed) = if call.b_packed {
             // A constant that is narrower than the left operand is widened on the way.
             let rate = match (call.types.right.dtype, call.types.left_rounded) {
+                (_, left) if left.is_int() => rates.matmul_bytes,
                 (DType::F32, _) => rates.matmul_packed,
                 (right, left) if right == left => rates.matmul_bf16,
                 _ => rates.matmul_int8,
@@ -189,9 +191,15 @@ impl CostModel {
             (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
             // B is read, written in panels, and read again.
-            (seconds(rows(call.m), rates.matmul_unpacked), 0, a.saturating_add(b.saturating_mul(3)))
+            let rate = if call.types.left.is_int() {
+                rates.matmul_bytes.min(rates.matmul_unpacked)
+            } else {
+                rates.matmul_unpacked
+            };
+            (seconds(rows(call.m), rate), 0, a.saturating_add(b.saturating_mul(3)))
         };
-        let mut load = Load { arithmetic, constant_bytes, computed_bytes: computed.saturating_mul(F32) };
+        let bytes = call.types.left.bytes() as u64;
+        let mut load = Load { arithmetic, constant_bytes, computed_bytes: computed.saturating_mul(bytes) };
         self.add_result(&mut load, c, &call.epilogue);
         load
     }
@@ -199,20 +207,25 @@ impl CostModel {
     fn conv(&self, call: &Conv) -> Load {
         let group = call.in_channels / call.groups.max(1);
         let taps = [call.out_channels, group, call.kernel[0], call.kernel[1]];
+        // Copying pixels takes about as long as multiplying bytes.
+        let conv = match call.types.left.is_int() {
+            true => self.gflops.conv.max(self.gflops.matmul_bytes / 2.0),
+            false => self.gflops.conv,
+        };
         let depthwise = group == 1 && call.groups > 1;
         let pixels = call.out_size[0].saturating_mul(call.out_size[1]);
         let (counted, rate) = if depthwise {
             (call.out_channels, self.gflops.depthwise)
         } else {
             let groups = call.groups.max(1);
-            (self.padded(call.out_channels / groups).saturating_mul(groups), self.gflops.conv)
+            (self.padded(call.out_channels / groups).saturating_mul(groups), conv)
         };
         let flops = product(&[2, call.batch, pixels, counted]).saturating_mul(product(&taps[1..]));
         let input = product(&[call.batch, call.in_channels, call.in_size[0], call.in_size[1]]);
         let mut load = Load {
             arithmetic: seconds(flops, rate),
-            constant_bytes: product(&taps).saturating_mul(F32),
-            computed_bytes: input.saturating_mul(F32),
+            constant_bytes: product(&taps).saturating_mul(call.types.right.dtype.bytes() as u64),
+            computed_bytes: input.saturating_mul(call.types.left.bytes() as u64),
         };
         self.add_result(&mut load, product(&[call.batch, call.out_channels, pixels]), &call.epilogue);
         load
@@ -304,6 +317,7 @@ impl CostModel {
             ("gflops.matmul-packed", rates.matmul_packed),
             ("gflops.matmul-bf16", rates.matmul_bf16),
             ("gflops.matmul-int8", rates.matmul_int8),
+            ("gflops.matmul-bytes", rates.matmul_bytes),
             ("gflops.matmul-first-row", rates.matmul_first_row),
             ("gflops.matmul-unpacked", rates.matmul_unpacked),
             ("gflops.conv", rates.conv),

@@ -1,4 +1,4 @@
-//! Operations on a scalar or on four lanes of f32, written once for both.
+//! Operations on a scalar or on four lanes of f32, written once for both. Lanes of integers of 8 bits are those of i32.
 //!
 //! A truth value is an I8 of 0 or 1 beside scalars and an I32X4 of all zeros or all ones beside lanes. Every
 //! method looks at the type of the value it is given, so that a function composed of them works for both and
@@ -68,14 +68,40 @@ impl<'b> Ops<'b> {
         }
     }
 
-    /// A scalar of type f32 or bool in every lane.
+    /// A scalar of type f32, i32 or bool in every lane.
     pub(crate) fn splat(&mut self, dtype: DType, x: Value) -> Value {
-        if dtype == DType::Bool {
-            let word = self.b.ins().uextend(I32, x);
-            let mask = self.b.ins().ineg(word);
-            return self.b.ins().splat(I32X4, mask);
+        match dtype {
+            DType::Bool => {
+                let word = self.b.ins().uextend(I32, x);
+                let mask = self.b.ins().ineg(word);
+                self.b.ins().splat(I32X4, mask)
+            }
+            DType::I32 => self.b.ins().splat(I32X4, x),
+            _ => self.b.ins().splat(F32X4, x),
         }
-        self.b.ins().splat(F32X4, x)
+    }
+
+    /// Lanes of f32 as whole numbers in i32, cut off at the bounds of an integer type of at most 32 bits.
+    pub(crate) fn whole_lanes(&mut self, x: Value, to: DType) -> Value {
+        let whole = self.b.ins().fcvt_to_sint_sat(I32X4, x);
+        let (low, high) = match to {
+            DType::I8 => (-128, 127),
+            DType::U8 => (0, 255),
+            _ => return whole,
+        };
+        let (low, high) = (self.int(I32X4, low), self.int(I32X4, high));
+        let below = self.b.ins().icmp(IntCC::SignedLessThan, whole, low);
+        let whole = self.choose(below, low, whole);
+        let above = self.b.ins().icmp(IntCC::SignedGreaterThan, whole, high);
+        self.choose(above, high, whole)
+    }
+
+    /// Lanes of i32 that fit 8 bits as four bytes, packed in an I32.
+    pub(crate) fn bytes_of_lanes(&mut self, x: Value, signed: bool) -> Value {
+        let v = self.b.ins().snarrow(x, x);
+        let v = if signed { self.b.ins().snarrow(v, v) } else { self.b.ins().unarrow(v, v) };
+        let v = self.b.ins().bitcast(I32X4, little(), v);
+        self.b.ins().extractlane(v, 0)
     }
 
     /// Four bytes of 0 or not 0, packed in an I32, as lanes.
@@ -101,13 +127,13 @@ impl<'b> Ops<'b> {
 
     /// Loads four lanes from any address.
     pub(crate) fn load_lanes(&mut self, ty: Type, flags: MemFlagsData, address: Value, offset: i32) -> Value {
-        if ty != F32X4 || self.fused {
+        if !matches!(ty, F32X4 | I32X4) || self.fused {
             return self.b.ins().load(ty, flags, address, offset);
         }
         // Without AVX, operands in memory must be aligned. Cranelift 0.135 merges a load into a vector comparison
         // all the same; the detour through another type keeps it apart.
         let bits = self.b.ins().load(I8X16, flags, address, offset);
-        self.b.ins().bitcast(F32X4, MemFlagsData::new().with_endianness(Endianness::Little), bits)
+        self.b.ins().bitcast(ty, MemFlagsData::new().with_endianness(Endianness::Little), bits)
     }
 
     /// x y + z, with one rounding where the processor can and with two where it cannot.

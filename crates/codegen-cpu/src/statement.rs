@@ -302,7 +302,10 @@ impl<'k> Emitter<'k, '_> {
                     let zero = e.ops.float(F32X4, 0.0);
                     e.ops.compare(FloatCC::NotEqual, v[0], zero)
                 }
-                (true, DType::I8 | DType::U8, DType::F32) => e.ops.b.ins().fcvt_from_sint(F32X4, v[0]),
+                (true, DType::I8 | DType::U8 | DType::I32, DType::F32) => {
+                    e.ops.b.ins().fcvt_from_sint(F32X4, v[0])
+                }
+                (true, DType::F32, DType::I8 | DType::U8 | DType::I32) => e.ops.whole_lanes(v[0], into),
                 (true, _, _) => v[0],
                 (false, _, _) => e.ops.convert(v[0], from, into),
             })

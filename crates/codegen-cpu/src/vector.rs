@@ -1,9 +1,9 @@
 //! Which loops run four lanes at a time.
 //!
 //! A loop runs in lanes along its axis when every statement whose value differs from lane to lane (*varies*) has a
-//! form for four lanes: f32 arithmetic and the truth values made from it, loads and stores of neighbours in f32, in
-//! 16-bit floats and as truth values, loads of 8-bit integers that become f32. What does
-//! not vary stays scalar, whatever its type, and is copied to all lanes where it meets something that varies. Loops
+//! form for four lanes: f32 arithmetic and the truth values made from it, sums, differences and products of i32, loads and
+//! stores of neighbours in f32, i32, 16-bit floats, 8-bit integers and as truth values, conversions between these. Of 8-bit
+//! integers there is no arithmetic. What does not vary stays scalar, whatever its type, and is copied to all lanes where it meets something that varies. Loops
 //! inside may be of any kind, so that a sum over the rows of a matrix runs in lanes along the columns.
 //!
 //! An innermost loop is preferred to the one around it. Absent: strided and gathered lanes, lanes of other types.
@@ -116,6 +116,10 @@ fn possible(kernel: &Kernel, view: LoopView<'_>) -> Option<HashSet<Reg>> {
     fits.then_some(walk.varying)
 }
 
+fn is_byte(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::U8)
+}
+
 struct Walk<'k> {
     kernel: &'k Kernel,
     axis: Axis,
@@ -132,13 +136,24 @@ impl<'k> Walk<'k> {
         self.dtype(r) == DType::F32
     }
 
+    /// Whether values are chosen, loaded under a condition and stored in lanes.
     fn has_lanes(dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::Bool)
+        matches!(dtype, DType::F32 | DType::Bool | DType::I32)
     }
 
     /// Whether neighbours in memory can be loaded as lanes.
     fn loads_lanes(dtype: DType) -> bool {
-        Self::has_lanes(dtype.computed()) || matches!(dtype, DType::I8 | DType::U8)
+        Self::has_lanes(dtype.computed()) || is_byte(dtype)
+    }
+
+    /// Whether there is a conversion of lanes.
+    fn casts_lanes(from: DType, to: DType) -> bool {
+        match (from, to) {
+            (DType::I32, DType::Bool) | (DType::Bool, DType::I32) => false,
+            (from, DType::F32 | DType::I32) => Self::loads_lanes(from),
+            (DType::F32, to) if is_byte(to) => true,
+            (from, to) => Self::has_lanes(from) && Self::has_lanes(to),
+        }
     }
 
     fn varies(&self, r: Reg) -> bool {
@@ -162,10 +177,10 @@ impl<'k> Walk<'k> {
                 let lanes = match op {
                     Binary::And | Binary::Or | Binary::Xor => self.dtype(*x) == DType::Bool,
                     Binary::ShiftLeft | Binary::ShiftRight => false,
-                    Binary::Add
-                    | Binary::Sub
-                    | Binary::Mul
-                    | Binary::Div
+                    Binary::Add | Binary::Sub | Binary::Mul => {
+                        self.is_f32(*x) || self.dtype(*x) == DType::I32
+                    }
+                    Binary::Div
                     | Binary::Min
                     | Binary::Max
                     | Binary::Pow
@@ -179,15 +194,14 @@ impl<'k> Walk<'k> {
                 self.result(*to, &[*test, *x, *y], Self::has_lanes(self.dtype(*to)))
             }
             Stmt::Cast { to, x } => {
-                let (from, to_dtype) = (self.dtype(*x), self.dtype(*to));
-                let widened = Self::loads_lanes(from) && to_dtype == DType::F32;
-                let lanes = widened || Self::has_lanes(from) && Self::has_lanes(to_dtype);
+                let lanes = Self::casts_lanes(self.dtype(*x), self.dtype(*to));
                 self.result(*to, &[*x], lanes)
             }
             Stmt::Load { to, arg, index, guard } => self.load(*to, *arg, index, guard.map(|g| g.0)),
             Stmt::Store { arg, index, value } => {
                 self.accesses.push((*arg, index, true));
-                self.is_next(index) && Self::has_lanes(self.dtype(*value))
+                let bytes = is_byte(self.dtype(*value)) && self.varies(*value);
+                self.is_next(index) && (bytes || Self::has_lanes(self.dtype(*value)))
             }
             Stmt::Require { test, .. } => !self.varies(*test),
             Stmt::Loop { extent, body, .. } => self.is_one_extent(extent) && self.block(body),

@@ -150,6 +150,7 @@ pub(crate) fn add_program<'b>(
         inputs: program.inputs.clone(),
         outputs: program.outputs.clone(),
         carried: program.carried.clone(),
+        counted: program.counted.clone(),
     };
     let section = SectionParts {
         backend: backend.name().to_owned(),

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use margay_tensor::{Binding, Dim, Tensor};
+use margay_tensor::{Binding, Dim, Tensor, TensorError, is_decided};
 
 use crate::ops::EvalError;
 use crate::{Graph, NodeId, Op, Value};
@@ -81,7 +81,7 @@ pub fn bind_symbols<'a>(
             )));
         }
     }
-    if let Some((symbol, v)) = binding.iter().find(|(_, v)| **v < 1) {
+    if let Some((symbol, v)) = binding.iter().find(|(s, v)| **v < 1 && !is_decided(s)) {
         return Err(RunError::Dimension(format!("dimension `{symbol}` is {v}, expected at least 1")));
     }
     Ok(binding)
@@ -93,10 +93,11 @@ fn guarded(g: &Graph, dim: &Dim) -> String {
     guards.map(|guard| format!("; `{}` needs `{}` = {}", guard.node, guard.symbol, guard.value)).collect()
 }
 
-/// Runs the graph on inputs by name and returns its outputs in order.
+/// Runs the graph on inputs by name and returns its outputs in order, but for those that count others: what is counted
+/// has the extents that they say.
 pub fn run(g: &Graph, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, RunError> {
     let find = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| *t);
-    let binding = bind_symbols(g, |name| find(name).map(Tensor::shape))?;
+    let mut binding = bind_symbols(g, |name| find(name).map(Tensor::shape))?;
     let mut values: HashMap<Value, Tensor> = HashMap::new();
     for n in g.order() {
         let node = g.node(n);
@@ -114,10 +115,36 @@ pub fn run(g: &Graph, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, RunErro
         }
         let operands: Vec<&Tensor> = g.inputs_of(n).iter().map(|v| &values[v]).collect();
         for (out, tensor) in eval_node(g, n, &binding, &operands)?.into_iter().enumerate() {
+            learn(&mut binding, &node.types[out], tensor.shape());
             values.insert(Value { node: n, out: out as u16 }, tensor);
         }
     }
-    Ok(g.outputs().iter().map(|o| values[&o.value].clone()).collect())
+    let given = g.outputs().iter().filter(|o| o.counts.is_none());
+    given.map(|o| counted(g, &o.name, &values[&o.value], &values)).collect()
+}
+
+/// The values of symbols that a run decides, from what a node gave.
+fn learn(binding: &mut Binding, ty: &crate::TensorType, shape: &[usize]) {
+    for (dim, extent) in ty.shape.iter().zip(shape) {
+        if let Some(symbol) = dim.as_symbol().filter(|s| is_decided(s)) {
+            binding.entry(symbol).or_insert(*extent as i64);
+        }
+    }
+}
+
+/// An output with the extents that others count.
+fn counted(g: &Graph, name: &str, t: &Tensor, values: &HashMap<Value, Tensor>) -> Result<Tensor, RunError> {
+    let mut shape = t.shape().to_vec();
+    for other in g.outputs() {
+        let Some(counts) = other.counts.as_ref().filter(|c| *c.output == *name) else { continue };
+        let count = values[&other.value].to_vec::<i64>().ok().and_then(|v| v.first().copied());
+        let (Some(extent), Some(count)) = (shape.get_mut(counts.axis), count) else { continue };
+        *extent = count.clamp(0, *extent as i64) as usize;
+    }
+    let bytes = shape.iter().product::<usize>() * t.dtype().bytes();
+    let failed =
+        |error: TensorError| RunError::Node { op: "output", name: name.to_owned(), error: error.into() };
+    Tensor::from_bytes(t.dtype(), &shape, &t.bytes()[..bytes]).map_err(failed)
 }
 
 /// Runs one node.

@@ -1,11 +1,13 @@
 //! Nodes, values and the graph that holds them.
 
+mod order;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use margay_tensor::{Binding, Symbol};
+use margay_tensor::{Binding, Symbol, is_decided};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
@@ -140,6 +142,18 @@ pub struct Output {
     pub name: Name,
     /// What it holds.
     pub value: Value,
+    /// What it counts, if it says what an extent of another output is: i64 without axes.
+    pub counts: Option<Counts>,
+}
+
+/// What an output counts: the positions of another output along an axis. That output holds as many elements as its type
+/// has; those at the positions that count come first, row by row, and no others are given to who asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// The name of the other output.
+    pub output: Name,
+    /// Its axis.
+    pub axis: usize,
 }
 
 /// A typed data-flow graph.
@@ -232,7 +246,7 @@ impl Graph {
 
     /// Adds an output.
     pub fn add_output(&mut self, name: &str, value: Value) {
-        self.outputs.push(Output { name: name.into(), value });
+        self.outputs.push(Output { name: name.into(), value, counts: None });
     }
 
     /// Replaces the list of outputs, for running a part of a graph.
@@ -384,8 +398,21 @@ impl Graph {
         all
     }
 
-    /// All nodes in topological order, ties by age: the same graph built the same way gives the same order.
-    pub fn order(&self) -> Vec<NodeId> {
+    /// The open symbols in the types of inputs and nodes, in order of appearance: all but those that a run decides.
+    pub fn symbols(&self) -> Vec<Symbol> {
+        let mut out = Vec::new();
+        let inputs = self.inputs.iter().copied();
+        for n in inputs.chain(self.order()) {
+            for dim in self.node(n).types.iter().flat_map(|t| &t.shape) {
+                dim.collect_symbols(&mut out);
+            }
+        }
+        out.retain(|symbol| !is_decided(symbol));
+        out
+    }
+
+    /// All nodes in topological order, ties by age.
+    fn by_age(&self) -> Vec<NodeId> {
         let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
         let mut ready = BinaryHeap::new();
         for index in self.dag.node_indices() {
@@ -409,30 +436,10 @@ impl Graph {
         order
     }
 
-    /// The symbols that occur in the types of inputs and nodes, in order of appearance.
-    pub fn symbols(&self) -> Vec<Symbol> {
-        let mut out = Vec::new();
-        let inputs = self.inputs.iter().copied();
-        for n in inputs.chain(self.order()) {
-            for dim in self.node(n).types.iter().flat_map(|t| &t.shape) {
-                dim.collect_symbols(&mut out);
-            }
-        }
-        out
-    }
-
-    /// Removes every node that no output depends on, except inputs. Returns how many.
-    pub fn remove_dead(&mut self) -> usize {
-        let mut live: BTreeSet<NodeIndex> = self.inputs.iter().map(|n| self.at(*n)).collect();
-        let mut stack: Vec<NodeIndex> = self.outputs.iter().map(|o| self.at(o.value.node)).collect();
-        while let Some(index) = stack.pop() {
-            if live.insert(index) {
-                stack.extend(self.dag.neighbors_directed(index, Direction::Incoming));
-            }
-        }
-        let before = self.len();
-        self.dag.retain_nodes(|_, index| live.contains(&index));
-        before - self.len()
+    /// Removes all nodes but these.
+    fn keep(&mut self, live: &BTreeSet<NodeId>) {
+        let kept: BTreeSet<NodeIndex> = live.iter().map(|n| self.at(*n)).collect();
+        self.dag.retain_nodes(|_, index| kept.contains(&index));
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.

@@ -7,6 +7,7 @@
 //! - [`types`]: tensor types with symbolic extents, and the rules that several operators share.
 //! - [`text`]: the printed form and its parser.
 //! - [`vjp`]: what the derivative rules of operators see and answer.
+//! - [`padding`]: what operators answer of extents that a run decides.
 //! - [`verify`]: the invariants of the four stages.
 //! - [`pass`]: the pass interface and the rewrite driver.
 //! - [`eval`]: the reference interpreter, slow and obvious.
@@ -20,6 +21,7 @@ pub mod eval;
 mod graph;
 mod guard;
 pub mod ops;
+pub mod padding;
 mod part;
 pub mod pass;
 mod patch;
@@ -31,7 +33,7 @@ pub mod verify;
 pub mod vjp;
 
 pub use builder::Builder;
-pub use graph::{AddError, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
+pub use graph::{AddError, Counts, Graph, Name, Node, NodeId, Origin, Output, Part, Value};
 pub use guard::{Guard, GuardError};
 pub use ops::{Op, OpDef};
 pub use part::MapError;

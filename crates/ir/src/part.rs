@@ -25,7 +25,10 @@ impl Graph {
     pub fn cut(&self, given: &[(String, Value)], wanted: &[(String, Value)]) -> Graph {
         let mut part = self.clone();
         part.set_outputs(
-            wanted.iter().map(|(n, value)| Output { name: n.as_str().into(), value: *value }).collect(),
+            wanted
+                .iter()
+                .map(|(n, value)| Output { name: n.as_str().into(), value: *value, counts: None })
+                .collect(),
         );
         let mut patch = Patch::new();
         for (name, v) in given {
@@ -62,9 +65,8 @@ impl Graph {
                 .map_err(|error| MapError { at: node.origin.name().to_owned(), error })?;
             values.extend(self.values_of(n).zip(out.values_of(first.node)));
         }
-        for o in self.outputs() {
-            out.add_output(&o.name, values[&o.value]);
-        }
+        let output = |o: &Output| Output { value: values[&o.value], ..o.clone() };
+        out.set_outputs(self.outputs().iter().map(output).collect());
         Ok((out, values))
     }
 }

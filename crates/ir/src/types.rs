@@ -54,7 +54,7 @@ impl TensorType {
         if let Some(extent) = self.shape.iter().filter_map(Dim::as_const).find(|&v| v < 0) {
             return Err(TypeError::attribute(format!("expected extents of at least 0, found {extent}")));
         }
-        let terms = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(d.terms().max(1)));
+        let terms = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(d.count_terms().max(1)));
         match terms.filter(|&n| n <= MAX_TERMS) {
             Some(_) => Ok(()),
             None => Err(TypeError::attribute(format!(

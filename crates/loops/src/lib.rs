@@ -29,7 +29,7 @@ pub mod verify;
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,
-    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes,
+    Hadamard, KernelCall, LinearAttention, MatLayout, MatMul, ProductTypes, Scale,
 };
 pub use kernel::{Arg, Axis, Binary, Combine, Factor, Index, Kernel, Literal, Reg, Stmt, Unary};
 pub use nest::{Nest, Producer, Scalar, ScalarFn};
@@ -37,8 +37,8 @@ pub use open::{Open, Outline, Size, SizeId, generalize};
 pub use operations::Operations;
 pub use precision::Precision;
 pub use program::{
-    Buffer, BufferId, Carried, Constant, Extent, Loop, Operand, Place, Port, Program, SizedAt, Step, Work,
-    for_each_operand, walk,
+    Buffer, BufferId, Carried, Constant, Counted, Extent, Loop, Operand, Place, Port, Program, SizedAt, Step,
+    Work, for_each_operand, walk,
 };
 pub use text::{ConstantText, ParseError, parse_open, parse_program};
 pub use verify::Violation;

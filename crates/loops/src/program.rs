@@ -277,6 +277,18 @@ pub struct Carried {
     pub output: usize,
 }
 
+/// An output that says how many positions another output has along an axis: an I64, which a run decides. The other one has
+/// room for the most there can be; the elements at the positions that count come first, row by row.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Counted {
+    /// The number of the output that is counted.
+    pub output: usize,
+    /// Its axis.
+    pub axis: usize,
+    /// The number of the output that says how many.
+    pub count: usize,
+}
+
 /// A compiled graph at the loop level: every buffer has its place, and every extent is known, or follows from symbols
 /// where the program is [open](Open).
 #[derive(Clone, Debug, Default)]
@@ -289,6 +301,8 @@ pub struct Program {
     pub outputs: Vec<Port>,
     /// States: what a run leaves for the next one.
     pub carried: Vec<Carried>,
+    /// Extents of outputs that a run decides.
+    pub counted: Vec<Counted>,
     /// Constants.
     pub constants: Vec<Constant>,
     /// Buffers.

@@ -60,7 +60,7 @@ impl Grouper<'_, '_, '_> {
             self.held.insert(other, held);
             others.push(memory);
         }
-        let called = Called { call, operands, bias: None, residual: None, others };
+        let called = Called { call, operands, offset: None, scale: None, bias: None, residual: None, others };
         let anchor = Anchor::Call(Box::new(called));
         let strides = layouts.into_iter().next().flatten();
         if !form.widened {

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use margay_ir::{Graph, NodeId, Op};
 use margay_loops::nest::{Nest, Producer, Sink, SinkInput};
 use margay_loops::{
-    Arg, Backend, Buffer, BufferId, Carried, Constant, Index, Kernel, KernelCall, Literal, Needs, Operand,
-    Packed, Place, Port, Program, Step, Work, for_each_operand, walk,
+    Arg, Backend, Buffer, BufferId, Carried, Constant, Counted, Index, Kernel, KernelCall, Literal, Needs,
+    Operand, Packed, Place, Port, Program, Step, Work, for_each_operand, walk,
 };
 use margay_tensor::{ContentHash, DType, StoredTensor};
 
@@ -43,6 +43,12 @@ impl<'a> Emitter<'a> {
             }
         }
         program.outputs = g.outputs().iter().map(|o| port(&o.name, g.ty(o.value))).collect();
+        let place = |name: &str| g.outputs().iter().position(|o| *o.name == *name);
+        let counts =
+            g.outputs().iter().enumerate().filter_map(|(count, o)| Some((count, o.counts.as_ref()?)));
+        let counted =
+            counts.filter_map(|(count, c)| Some(Counted { output: place(&c.output)?, axis: c.axis, count }));
+        program.counted = counted.collect();
         let written = vec![false; program.outputs.len()];
         Emitter {
             backend,
@@ -339,13 +345,14 @@ impl<'a> Emitter<'a> {
     }
 
     fn call(&mut self, called: Called, out: &Memory, label: &[String]) -> Result<(), LowerError> {
-        let Called { call, operands, bias, residual, others } = called;
+        let Called { call, operands, offset, scale, bias, residual, others } = called;
         let call = self.decided(call);
         let needs = self.backend.prepare(&call).map_err(|error| LowerError::NoKernel {
             name: label.first().cloned().unwrap_or_default(),
             error,
         })?;
-        let all = operands.iter().chain(&bias).chain(&residual).chain([out]).chain(&others);
+        let added = offset.iter().chain(&scale).chain(&bias).chain(&residual);
+        let all = operands.iter().chain(added).chain([out]).chain(&others);
         let mut args: Vec<Operand> = all.map(Memory::operand).collect();
         for p in &needs.packed {
             let from = args[p.operand].buffer;

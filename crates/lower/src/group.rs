@@ -6,7 +6,7 @@ use std::rc::Rc;
 use margay_ir::ops::{Io, Lowered, View};
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_loops::nest::{Nest, ScalarFn};
-use margay_loops::{Backend, Carried, KernelCall, Preferences, Program};
+use margay_loops::{Backend, Carried, KernelCall, Preferences, Program, Scale};
 use margay_tensor::{DType, Scales, Storage};
 
 use crate::LowerError;
@@ -87,6 +87,8 @@ pub(crate) enum Anchor {
 pub(crate) struct Called {
     pub(crate) call: KernelCall,
     pub(crate) operands: Vec<Memory>,
+    pub(crate) offset: Option<Memory>,
+    pub(crate) scale: Option<Memory>,
     pub(crate) bias: Option<Memory>,
     pub(crate) residual: Option<Memory>,
     /// Results after the first.
@@ -397,10 +399,11 @@ impl Grouper<'_, '_, '_> {
             let fits = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.shape == shape);
             let short = matches!(self.held.get(&v), Some(Held::Anchored(a)) if a.label.len() < self.preferences.max_fused);
             let same_dtype = self.g.ty(v).dtype == self.g.ty(n.into()).dtype;
+            let converts = matches!(self.g.op(n), Op::Cast(_));
             if once
                 && fits
                 && short
-                && same_dtype
+                && (same_dtype || converts && self.is_call(v))
                 && let Some(held) = self.absorb(n, slot, &function, &shape)?
             {
                 return Ok(held);
@@ -429,6 +432,11 @@ impl Grouper<'_, '_, '_> {
         Ok(Held::Expr(Rc::new(Expr { dtype, shape, function, inputs, flops, nodes, label })))
     }
 
+    /// Whether a value is the result of a call that nobody has run yet.
+    fn is_call(&self, v: Value) -> bool {
+        matches!(self.held.get(&v), Some(Held::Anchored(a)) if matches!(a.anchor, Anchor::Call(_)))
+    }
+
     /// Appends an elementwise node to the anchor that computes its operand number `slot`.
     fn absorb(
         &mut self,
@@ -440,10 +448,7 @@ impl Grouper<'_, '_, '_> {
         let operands = self.g.inputs_of(n);
         let anchor_value = operands[slot];
         // The other operands first, so that the anchor can be taken out whole.
-        let is_call = matches!(
-            self.held.get(&anchor_value),
-            Some(Held::Anchored(a)) if matches!(a.anchor, Anchor::Call(_))
-        );
+        let is_call = self.is_call(anchor_value);
         let mut others: Vec<Option<Feed>> = Vec::new();
         for (i, &v) in operands.iter().enumerate() {
             others.push(match (i == slot, is_call) {
@@ -495,8 +500,25 @@ fn with_rounded_operand(function: ScalarFn, slot: usize, dtype: DType) -> Scalar
 
 /// Moves an elementwise operator into the epilogue of a call, if the epilogue has a place for it.
 fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &[usize]) -> bool {
-    let Some(epilogue) = called.call.epilogue() else { return false };
     let channel_axis = shape.len() - 1;
+    let along_channels = other.as_ref().is_some_and(|other| {
+        let added = shape.len() - other.shape.len();
+        other.shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == channel_axis)
+            && other.elements() == shape[channel_axis]
+            && other.is_contiguous()
+    });
+    let sums = called.call.sums_of_integers().filter(|result| **result == DType::I32);
+    if let Op::Cast(cast) = op {
+        let made = sums.filter(|_| cast.to == DType::F32);
+        return made.map(|result| *result = DType::F32).is_some();
+    }
+    if sums.is_some() {
+        return extend_sums(op, called, other, along_channels);
+    }
+    if let (Op::Mul(_), Some(_)) = (op, called.call.sums_of_integers()) {
+        return extend_scale(called, other, along_channels);
+    }
+    let Some(epilogue) = called.call.epilogue() else { return false };
     let activation = op.facts().elementwise.and_then(|e| e.activation);
     if activation.is_some() {
         let free = epilogue.activation.is_none();
@@ -507,15 +529,7 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         return free;
     }
     let (Op::Add(_), Some(other)) = (op, other) else { return false };
-    let added = shape.len() - other.shape.len();
-    let along_channels = other.shape.iter().enumerate().all(|(i, &d)| d == 1 || i + added == channel_axis)
-        && other.elements() == shape[channel_axis];
-    if along_channels
-        && other.is_contiguous()
-        && !epilogue.bias
-        && epilogue.activation.is_none()
-        && !epilogue.residual
-    {
+    if along_channels && !epilogue.bias && epilogue.activation.is_none() && !epilogue.residual {
         epilogue.bias = true;
         called.bias = Some(other);
         return true;
@@ -526,4 +540,32 @@ fn extend_epilogue(op: &Op, called: &mut Called, other: Option<Memory>, shape: &
         return true;
     }
     false
+}
+
+/// Adds integers, one for each column, to sums of them.
+fn extend_sums(op: &Op, called: &mut Called, other: Option<Memory>, along_channels: bool) -> bool {
+    let (Op::Add(_), Some(other), Some(epilogue)) = (op, other, called.call.epilogue()) else { return false };
+    let free = along_channels && !epilogue.offset;
+    if free {
+        epilogue.offset = true;
+        called.offset = Some(other);
+    }
+    free
+}
+
+/// Multiplies what was made of sums of integers with one number, or with one for each column.
+fn extend_scale(called: &mut Called, other: Option<Memory>, along_channels: bool) -> bool {
+    let (Some(other), Some(epilogue)) = (other, called.call.epilogue()) else { return false };
+    let scale = match other.elements() {
+        1 => Scale::One,
+        _ if along_channels => Scale::Columns,
+        _ => return false,
+    };
+    let free =
+        epilogue.scale.is_none() && !epilogue.bias && epilogue.activation.is_none() && !epilogue.residual;
+    if free {
+        epilogue.scale = Some(scale);
+        called.scale = Some(other);
+    }
+    free
 }

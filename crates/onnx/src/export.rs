@@ -8,14 +8,17 @@
 
 mod adjoints;
 mod composed;
+mod decided;
 mod extents;
 mod joined;
 mod names;
 mod operators;
 mod places;
+mod regions;
 mod spelled;
+mod stored;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use margay_ir::{Graph, NodeId, Op, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Symbol, Tensor};
@@ -72,16 +75,10 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
 
 /// The nodes that outputs depend on, and inputs, in order.
 fn live(g: &Graph) -> Vec<NodeId> {
-    let mut live: HashSet<NodeId> = HashSet::new();
-    let mut stack: Vec<NodeId> = g.outputs().iter().map(|o| o.value.node).collect();
-    while let Some(n) = stack.pop() {
-        if live.insert(n) {
-            match Joined::find(g, n) {
-                Some(joined) => stack.push(joined.operand().node),
-                None => stack.extend(g.inputs_of(n).iter().map(|v| v.node)),
-            }
-        }
-    }
+    let live = g.live_by(&|n| match Joined::find(g, n) {
+        Some(joined) => vec![joined.operand()],
+        None => g.inputs_of(n).to_vec(),
+    });
     g.order().into_iter().filter(|n| live.contains(n)).collect()
 }
 
@@ -89,6 +86,8 @@ fn live(g: &Graph) -> Vec<NodeId> {
 struct Exporter<'a> {
     g: &'a Graph,
     opset: i64,
+    /// Whether it is a graph inside an operator.
+    inner: bool,
     graph: OnnxGraph,
     value_names: Names,
     node_names: Names,
@@ -111,6 +110,7 @@ impl<'a> Exporter<'a> {
         let mut exporter = Exporter {
             g,
             opset,
+            inner: false,
             graph: OnnxGraph { name: g.name().to_owned(), ..OnnxGraph::default() },
             value_names: Names::default(),
             node_names: Names::default(),
@@ -154,7 +154,7 @@ impl<'a> Exporter<'a> {
         match &node.op {
             Op::Input(_) => return Ok(()),
             Op::Const(c) => {
-                let name = self.initializer(&c.payload, &label(&node.origin, "constant"));
+                let name = self.constant(&c.payload, &label(&node.origin, "constant"));
                 self.results.insert(v, name);
                 return Ok(());
             }
@@ -171,7 +171,7 @@ impl<'a> Exporter<'a> {
             let wanted = g.outputs().iter().find(|o| o.value == v).map(|o| o.name.to_string());
             let own = &mut self.graph.nodes[before..];
             let made = own.iter().any(|node| node.outputs.contains(&name));
-            if let Some(wanted) = wanted.filter(|_| made && !matches!(node.op, Op::Dims(_))) {
+            if let Some(wanted) = wanted.filter(|_| made && !self.inner && !matches!(node.op, Op::Dims(_))) {
                 for node in own {
                     let names = node.inputs.iter_mut().chain(&mut node.outputs);
                     names.filter(|other| **other == name).for_each(|other| other.clone_from(&wanted));
@@ -287,5 +287,10 @@ fn label(origin: &Origin, default: &str) -> String {
 
 fn declared(name: &str, ty: &TensorType, text: impl Fn(&Dim) -> OnnxDim) -> OnnxValue {
     let dim = |d: &Dim| d.as_const().map_or_else(|| text(d), OnnxDim::Value);
-    OnnxValue { name: name.to_owned(), dtype: Some(ty.dtype), dims: Some(ty.shape.iter().map(dim).collect()) }
+    OnnxValue {
+        name: name.to_owned(),
+        dtype: Some(ty.dtype),
+        narrow: None,
+        dims: Some(ty.shape.iter().map(dim).collect()),
+    }
 }

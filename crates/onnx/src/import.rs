@@ -8,7 +8,7 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: sequences, strings, training.
+//! Deliberately absent: strings, training.
 
 mod activations;
 mod assume;
@@ -16,15 +16,18 @@ mod attention;
 mod call;
 mod control;
 mod convolutions;
+mod decided;
 mod einsum;
 mod elementwise;
 mod formula;
+mod grouped;
 mod inputs;
 mod integers;
 mod learning;
 mod leaves;
 mod losses;
 mod microsoft;
+mod narrow;
 mod normalizations;
 mod padding;
 mod pixels;
@@ -36,6 +39,7 @@ mod recurrent;
 mod reductions;
 mod resize;
 mod sampling;
+mod sequences;
 mod shapes;
 mod signals;
 mod slices;
@@ -54,11 +58,12 @@ use margay_tensor::{DType, Tensor};
 
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::{Kind, Model, OnnxError, OnnxNode, Problem};
+use crate::{Kind, Model, Narrow, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
-use table::OPERATORS;
+use sequences::Slots;
+use table::{Meaning, OPERATORS, Operator};
 
 /// Turns a model into a graph.
 ///
@@ -69,7 +74,18 @@ use table::OPERATORS;
 /// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
 /// nodes whose inputs do not fit.
 pub fn import(model: &Model) -> Result<Graph, OnnxError> {
-    attempts(model, &KnownInputs::default())
+    let known = KnownInputs::default();
+    attempts(model, &known, Lengths::Known)
+        .or_else(|refusal| attempts(model, &known, Lengths::Decided).map_err(|_| refusal))
+}
+
+/// What may say how long a part is that operands bound.
+#[derive(Clone, Copy, PartialEq)]
+enum Lengths {
+    /// What is known before the model runs.
+    Known,
+    /// A run, too.
+    Decided,
 }
 
 /// A graph for inputs of which something is known.
@@ -88,12 +104,12 @@ const MAX_DECISIVE: usize = 1024;
 /// extents that broadcast is the one that is 1. The graph stays open for other values as far as that allows.
 ///
 /// Where a model is refused because shapes, axes or the like follow from inputs, and these are known, small ones become
-/// constants: integers first, then floats too.
+/// constants: integers first, then floats too. Where that does not help, a run says how long parts are.
 ///
 /// # Errors
 /// See [`import`]. Where constants do not help it is the refusal without them.
 pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxError> {
-    let refusal = match attempts(model, known) {
+    let refusal = match attempts(model, known, Lengths::Known) {
         Ok(graph) => return Ok(Imported { graph, fixed: Vec::new() }),
         Err(refusal) => refusal,
     };
@@ -113,19 +129,22 @@ pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxEr
         if fixed.is_empty() {
             continue;
         }
-        if let Ok(graph) = attempts(&model, known) {
+        if let Ok(graph) = attempts(&model, known, Lengths::Known) {
             return Ok(Imported { graph, fixed });
         }
     }
-    Err(refusal)
+    match attempts(model, known, Lengths::Decided) {
+        Ok(graph) => Ok(Imported { graph, fixed: Vec::new() }),
+        Err(_) => Err(refusal),
+    }
 }
 
 /// Imports until nothing is left to be assumed.
-fn attempts(model: &Model, known: &KnownInputs) -> Result<Graph, OnnxError> {
+fn attempts(model: &Model, known: &KnownInputs, lengths: Lengths) -> Result<Graph, OnnxError> {
     let mut assumptions = Assumptions::new(known);
     // Each attempt but the last replaces a symbol, and makes none.
     loop {
-        let mut importer = Importer::new(model, assumptions);
+        let mut importer = Importer::new(model, assumptions, lengths);
         importer.inputs();
         for (index, node) in model.graph.nodes.iter().enumerate() {
             importer.node(index, node);
@@ -173,6 +192,10 @@ fn part_of(name: &str) -> Option<(&str, Part)> {
 #[derive(Clone, Copy)]
 enum Slot {
     Known(Value),
+    /// A sequence, by its number in [`Importer::lists`].
+    List(usize),
+    /// An optional that holds nothing.
+    Nothing,
     /// The node or input that yields it was refused.
     Unknown,
 }
@@ -188,6 +211,8 @@ pub(crate) struct Importer<'a> {
     model: &'a Model,
     graph: Graph,
     slots: HashMap<&'a str, Slot>,
+    /// Sequences.
+    lists: Vec<Vec<Value>>,
     /// Constants that no node has read yet.
     initializers: HashMap<&'a str, &'a Tensor>,
     /// The origin of the node at hand.
@@ -196,12 +221,22 @@ pub(crate) struct Importer<'a> {
     assumptions: Assumptions,
     /// Equations of extents that this attempt has found to need.
     found: Vec<Equation>,
+    /// Values whose bytes stand for elements of narrow types.
+    narrow: HashMap<Value, Narrow>,
+    /// Which constants have such elements.
+    narrow_names: HashMap<&'a str, Narrow>,
+    /// What may bound a part.
+    lengths: Lengths,
+    /// Extents so far that a run decides.
+    decided: usize,
+    /// Graphs around the one at hand.
+    depth: usize,
     /// Operator, reason, nodes.
     unsupported: Vec<(String, String, Vec<String>)>,
 }
 
 impl<'a> Importer<'a> {
-    fn new(model: &'a Model, assumptions: Assumptions) -> Importer<'a> {
+    fn new(model: &'a Model, assumptions: Assumptions, lengths: Lengths) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
         let mut initializers: HashMap<&str, &Tensor> =
             model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -210,11 +245,17 @@ impl<'a> Importer<'a> {
             model,
             graph: Graph::new(name),
             slots: HashMap::new(),
+            lists: Vec::new(),
             initializers,
             origin: Origin::default(),
             problems: Problems::default(),
             assumptions,
             found: Vec::new(),
+            narrow: HashMap::new(),
+            narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
+            lengths,
+            decided: 0,
+            depth: 0,
             unsupported: Vec::new(),
         }
     }
@@ -223,13 +264,15 @@ impl<'a> Importer<'a> {
         let label = node.label(index);
         let opset = self.model.opset_of(&node.domain);
         let operator = table::operator(&node.domain, &node.op_type);
-        let mut inputs = Vec::new();
+        let (mut inputs, mut slots) = (Vec::new(), Vec::new());
         let mut readable = true;
         for name in &node.inputs {
             let slot = if name.is_empty() { None } else { self.slot(name) };
+            slots.push(slot);
             match slot {
                 Some(Slot::Known(v)) => inputs.push(Some(v)),
                 Some(Slot::Unknown) => readable = false,
+                Some(Slot::List(_) | Slot::Nothing) => inputs.push(None),
                 None if name.is_empty() => inputs.push(None),
                 None => {
                     readable = false;
@@ -249,7 +292,7 @@ impl<'a> Importer<'a> {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
                 self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
                 let call = Call::new(node, inputs.clone(), opset);
-                (operator.import)(self, &call).and_then(|values| call.finish(values))
+                self.meaning(operator, &call, node, &slots).and_then(|found| call.finish(found))
             }
         };
         let values = imported.unwrap_or_else(|refusal| {
@@ -257,8 +300,29 @@ impl<'a> Importer<'a> {
             Vec::new()
         });
         for (i, name) in node.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
-            let slot = values.get(i).map_or(Slot::Unknown, |v| Slot::Known(*v));
-            self.slots.insert(name, slot);
+            self.slots.insert(name, values.get(i).copied().unwrap_or(Slot::Unknown));
+        }
+    }
+
+    /// What the outputs of a node stand for.
+    fn meaning(
+        &mut self,
+        operator: &Operator,
+        call: &Call<'a>,
+        node: &'a OnnxNode,
+        slots: &[Option<Slot>],
+    ) -> Slots {
+        match operator.import {
+            Meaning::Values(import) => {
+                if slots.iter().any(|slot| matches!(slot, Some(Slot::List(_) | Slot::Nothing))) {
+                    return Err(Refusal::Unsupported(
+                        "a sequence or an optional is not supported by it".into(),
+                    ));
+                }
+                let values = self.with_narrow(call, node, |importer| import(importer, call))?;
+                Ok(values.into_iter().map(Slot::Known).collect())
+            }
+            Meaning::Lists(import) => import(self, call, slots),
         }
     }
 
@@ -301,7 +365,10 @@ impl<'a> Importer<'a> {
         }
         let tensor = (*self.initializers.get(name)?).clone();
         let slot = match self.leaf(tensor, self.origin_of(name)) {
-            Ok(v) => Slot::Known(v),
+            Ok(v) => {
+                self.narrow.extend(self.narrow_names.get(name).map(|narrow| (v, *narrow)));
+                Slot::Known(v)
+            }
             Err(_) => Slot::Unknown,
         };
         self.slots.insert(name, slot);
@@ -317,6 +384,10 @@ impl<'a> Importer<'a> {
                     self.problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
                 }
                 Some(Slot::Known(v)) => self.graph.add_output(&output.name, v),
+                Some(Slot::List(_) | Slot::Nothing) => {
+                    let found = "a sequence or an optional";
+                    self.problems.push(Problem::NotATensor { value: output.name.clone(), found });
+                }
                 Some(Slot::Unknown) => {}
                 None => self.problems.push(Problem::MissingOutput { output: output.name.clone() }),
             }

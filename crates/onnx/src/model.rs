@@ -15,7 +15,7 @@ use std::path::Path;
 
 use margay_tensor::{DType, Tensor};
 
-use crate::{External, OnnxError, map, reader, writer};
+use crate::{External, Narrow, OnnxError, map, reader, writer};
 
 /// Oldest operator set of the default domain that is read.
 pub const OLDEST_OPSET: i64 = 1;
@@ -61,6 +61,8 @@ pub struct OnnxGraph {
     pub outputs: Vec<OnnxValue>,
     /// Constants by name, in the order of the file.
     pub initializers: Vec<(String, Tensor)>,
+    /// Which constants have elements that stand for others.
+    pub narrow: BTreeMap<String, Narrow>,
     /// Operators, in topological order.
     pub nodes: Vec<OnnxNode>,
 }
@@ -72,6 +74,8 @@ pub struct OnnxValue {
     pub name: String,
     /// Element type, if declared.
     pub dtype: Option<DType>,
+    /// What its elements stand for, if that is no type of graphs; `dtype` is then that of their bytes.
+    pub narrow: Option<Narrow>,
     /// Extents, if the number of axes is declared.
     pub dims: Option<Vec<OnnxDim>>,
 }
@@ -115,6 +119,8 @@ pub enum Attribute {
     String(String),
     /// A constant.
     Tensor(Tensor),
+    /// A constant with elements that stand for others.
+    NarrowTensor(Narrow, Tensor),
     /// A subgraph.
     Graph(Box<OnnxGraph>),
     /// Numbers.

@@ -21,7 +21,7 @@ use crate::wire::proto::{
     TensorProto, TypeValue, ValueInfoProto,
 };
 use crate::wire::{self, Message};
-use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
+use crate::{Attribute, Model, Narrow, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue, Problem, check};
 use functions::Functions;
 use tensor::Store;
 
@@ -120,8 +120,10 @@ impl Reader<'_> {
         let inputs = inputs.into_iter().map(|i| self.value(i, main)).collect();
         let defaults = defaults.into_iter().map(|i| self.value(i, false)).collect();
         let outputs = proto.output.into_iter().map(|o| self.value(o, false)).collect();
+        let mut narrow = BTreeMap::new();
         let initializers = proto.initializer.into_iter().map(|t| {
             let name = t.name.clone();
+            narrow.extend(Narrow::numbered(t.data_type).map(|narrow| (name.clone(), narrow)));
             let tensor = self.tensor(&name, t);
             (name, tensor)
         });
@@ -131,15 +133,17 @@ impl Reader<'_> {
             self.problems.push(Problem::Storage { tensor, found: "sparse tensors" });
         }
         let nodes = proto.node.into_iter().enumerate().map(|(index, n)| self.node(index, n)).collect();
-        OnnxGraph { name: proto.name, inputs, defaults, outputs, initializers, nodes }
+        OnnxGraph { name: proto.name, inputs, defaults, outputs, initializers, narrow, nodes }
     }
 
     /// An input or output; `typed` says whether it must have an element type.
     fn value(&mut self, proto: ValueInfoProto, typed: bool) -> OnnxValue {
-        let mut value = OnnxValue { name: proto.name, dtype: None, dims: None };
+        let mut value = OnnxValue { name: proto.name, dtype: None, narrow: None, dims: None };
         let not_a_tensor = match proto.r#type.and_then(|t| t.value) {
             Some(TypeValue::Tensor(ty)) => {
-                match tensor::element_type("value", &value.name, ty.elem_type) {
+                value.narrow = Narrow::numbered(ty.elem_type);
+                let carried = value.narrow.map(|narrow| Ok(narrow.carrier()));
+                match carried.unwrap_or_else(|| tensor::element_type("value", &value.name, ty.elem_type)) {
                     Ok(dtype) => value.dtype = Some(dtype),
                     Err(_) if ty.elem_type == 0 && !typed => {}
                     Err(problem) => self.problems.push(problem),
@@ -163,7 +167,10 @@ impl Reader<'_> {
                 return value;
             }
         };
-        self.problems.push(Problem::NotATensor { value: value.name.clone(), found: not_a_tensor });
+        // Sequences inside of a model are the business of who imports it.
+        if typed {
+            self.problems.push(Problem::NotATensor { value: value.name.clone(), found: not_a_tensor });
+        }
         value
     }
 
@@ -242,7 +249,12 @@ impl Reader<'_> {
             Ok(AttributeType::String) => Ok(Attribute::String(text(proto.s)?)),
             Ok(AttributeType::Tensor) => {
                 let tensor = proto.t.ok_or(none("a tensor"))?;
-                Ok(Attribute::Tensor(self.tensor(&label(), *tensor)))
+                let narrow = Narrow::numbered(tensor.data_type);
+                let tensor = self.tensor(&label(), *tensor);
+                Ok(match narrow {
+                    Some(narrow) => Attribute::NarrowTensor(narrow, tensor),
+                    None => Attribute::Tensor(tensor),
+                })
             }
             Ok(AttributeType::Graph) => {
                 let graph = proto.g.ok_or(none("a graph"))?;

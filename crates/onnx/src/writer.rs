@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use margay_tensor::{DType, Tensor};
 
-use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
+use crate::{Attribute, Model, Narrow, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
 
 /// Where the weights go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -256,7 +256,10 @@ impl Encoder<'_> {
         }
         out.name(2, &graph.name);
         for (name, tensor) in &graph.initializers {
-            let tensor = self.initializer(name, tensor, depth);
+            let tensor = match graph.narrow.get(name) {
+                Some(narrow) => narrow_tensor(name, *narrow, tensor),
+                None => self.initializer(name, tensor, depth),
+            };
             out.message(5, tensor);
         }
         for (field, values) in [(11, &graph.inputs), (11, &graph.defaults), (12, &graph.outputs)] {
@@ -297,6 +300,10 @@ impl Encoder<'_> {
             }
             Attribute::Tensor(v) => {
                 out.message(5, tensor("", v));
+                4
+            }
+            Attribute::NarrowTensor(narrow, v) => {
+                out.message(5, narrow_tensor("", *narrow, v));
                 4
             }
             Attribute::Graph(v) => {
@@ -356,7 +363,16 @@ impl Encoder<'_> {
 }
 
 fn tensor(name: &str, value: &Tensor) -> Encoded {
-    let mut out = header(name, value);
+    with_data(header(name, value), value)
+}
+
+/// A tensor of bytes that stand for elements of a narrow type, which are packed.
+fn narrow_tensor(name: &str, narrow: Narrow, value: &Tensor) -> Encoded {
+    let header = typed_header(name, value.shape(), narrow.number().into());
+    with_data(header, &narrow.packed(value))
+}
+
+fn with_data(mut out: Encoded, value: &Tensor) -> Encoded {
     out.varint(9 << 3 | 2);
     out.varint(value.bytes().len() as u64);
     out.payload(value.clone());
@@ -365,9 +381,13 @@ fn tensor(name: &str, value: &Tensor) -> Encoded {
 
 /// The part of a tensor that is not its data.
 fn header(name: &str, value: &Tensor) -> Encoded {
+    typed_header(name, value.shape(), element_number(value.dtype()))
+}
+
+fn typed_header(name: &str, shape: &[usize], number: i64) -> Encoded {
     let mut out = Encoded::default();
-    value.shape().iter().for_each(|&d| out.int(1, d as i64));
-    out.int(2, element_number(value.dtype()));
+    shape.iter().for_each(|&d| out.int(1, d as i64));
+    out.int(2, number);
     out.name(8, name);
     out
 }
@@ -380,7 +400,7 @@ fn value(value: &OnnxValue) -> Encoded {
     }
     let mut ty = Encoded::default();
     if let Some(dtype) = value.dtype {
-        ty.int(1, element_number(dtype));
+        ty.int(1, value.narrow.map_or_else(|| element_number(dtype), |narrow| narrow.number().into()));
     }
     if let Some(dims) = &value.dims {
         let mut shape = Encoded::default();

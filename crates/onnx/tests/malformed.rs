@@ -285,8 +285,8 @@ fn what_is_not_supported_is_named() {
     let cases: Vec<(TensorProto, &str)> = vec![
         (typed(8), "tensor `t`: element type `STRING` is not supported"),
         (typed(14), "tensor `t`: element type `COMPLEX64` is not supported"),
-        (typed(17), "tensor `t`: element type `FLOAT8E4M3FN` is not supported"),
-        (typed(22), "tensor `t`: element type `INT4` is not supported"),
+        (typed(15), "tensor `t`: element type `COMPLEX128` is not supported"),
+        (typed(27), "tensor `t`: element type `FLOAT6E2M3` is not supported"),
         (
             TensorProto { segment: Some(tensor_proto::Segment::default()).into(), ..floats(&[0]) },
             "tensor `t`: segments are not supported",

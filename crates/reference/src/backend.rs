@@ -1,14 +1,21 @@
 //! What the reference back end answers the compiler: it runs every call, stores constant right operands of products
-//! column by column, and its code is the text of the program.
+//! column by column as numbers or bytes, and its code is the text of the program.
 
 use margay_loops::{
-    Backend, Code, CompileError, Constant, KernelCall, Needs, NoKernel, Operations, Packed, Preferences,
-    Program,
+    Backend, Code, CompileError, Constant, KernelCall, MatMul, Needs, NoKernel, Operations, Packed,
+    Preferences, Program,
 };
 use margay_tensor::{DType, StoredTensor, Tensor};
 
-/// The name of the layout of packed right operands: element (i, j) of a matrix of k rows lies at j k + i.
-const COLUMNS: &str = "columns";
+/// Types of packed right operands, and the names of their layouts: element (i, j) of a matrix of k rows lies at j k + i.
+const LAYOUTS: [(DType, &str); 3] =
+    [(DType::F32, "columns"), (DType::I8, "columns_i8"), (DType::U8, "columns_u8")];
+
+/// The type and the name of the layout of the packed right operand of a product: numbers, or bytes beside bytes.
+fn layout(call: &MatMul) -> (DType, &'static str) {
+    let dtype = if call.types.left.is_int() { call.types.right.dtype } else { DType::F32 };
+    LAYOUTS.into_iter().find(|(of, _)| *of == dtype).unwrap_or(LAYOUTS[0])
+}
 
 /// The name of the back end and of the one class of machines it knows: all.
 pub const NAME: &str = "reference";
@@ -54,13 +61,14 @@ impl Backend for ReferenceBackend {
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         if let KernelCall::Conv(c) = call
-            && !c.types.right.is_plain(c.types.left)
+            && !c.types.right.is_plain(if c.types.left.is_int() { c.types.right.dtype } else { c.types.left })
         {
             return Err(self.refused(call, format!("a kernel stored {}", c.types.right)));
         }
         let packed = match call {
             KernelCall::MatMul(c) if c.b_packed => {
-                vec![Packed { operand: 1, layout: COLUMNS.to_owned(), bytes: c.k * c.n * DType::F32.bytes() }]
+                let (dtype, layout) = layout(c);
+                vec![Packed { operand: 1, layout: layout.to_owned(), bytes: c.k * c.n * dtype.bytes() }]
             }
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
@@ -76,9 +84,11 @@ impl Backend for ReferenceBackend {
     fn pack(&self, call: &KernelCall, operand: usize, stored: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
         // A narrow constant is packed as its numbers.
         let tensor = stored.widened().decode();
-        match (call, operand, tensor.dtype()) {
-            (KernelCall::MatMul(c), 1, DType::F32) if c.b_packed && tensor.len() == c.k * c.n => {
-                Ok(transposed(tensor.bytes(), c.k, c.n))
+        match (call, operand) {
+            (KernelCall::MatMul(c), 1)
+                if c.b_packed && tensor.len() == c.k * c.n && tensor.dtype() == layout(c).0 =>
+            {
+                Ok(transposed(tensor.bytes(), c.k, c.n, tensor.dtype().bytes()))
             }
             _ => Err(self.refused(call, format!("operand {operand}, {tensor:?}, is not packed"))),
         }
@@ -89,11 +99,14 @@ impl Backend for ReferenceBackend {
         let [outer @ .., k, n] = shape else {
             return Err(self.refused(asked, "it is no matrix".to_owned()));
         };
-        if layout != COLUMNS || outer.iter().any(|&extent| extent != 1) || bytes.len() != 4 * k * n {
+        let found = LAYOUTS.into_iter().find(|(_, name)| *name == layout).map(|(dtype, _)| dtype);
+        let Some(dtype) = found
+            .filter(|dtype| outer.iter().all(|&extent| extent == 1) && bytes.len() == dtype.bytes() * k * n)
+        else {
             return Err(self.refused(asked, format!("{} bytes are no such matrix", bytes.len())));
-        }
-        let rows = transposed(bytes, *n, *k);
-        Tensor::from_bytes(DType::F32, shape, &rows)
+        };
+        let rows = transposed(bytes, *n, *k, dtype.bytes());
+        Tensor::from_bytes(dtype, shape, &rows)
             .map(StoredTensor::from)
             .map_err(|e| self.refused(asked, e.to_string()))
     }
@@ -128,16 +141,16 @@ pub(crate) fn stored_bytes(constant: &Constant) -> Vec<u8> {
     }
 }
 
-/// The transpose of a matrix of `rows` rows of elements of four bytes.
-fn transposed(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
-    let element = |i: usize, j: usize| &bytes[4 * (i * columns + j)..][..4];
+/// The transpose of a matrix of `rows` rows of elements of `size` bytes.
+fn transposed(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
+    let element = |i: usize, j: usize| &bytes[size * (i * columns + j)..][..size];
     let order = (0..columns).flat_map(|j| (0..rows).map(move |i| (i, j)));
     order.flat_map(|(i, j)| element(i, j).to_vec()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use margay_loops::{Epilogue, MatLayout, MatMul, ProductTypes};
+    use margay_loops::{Epilogue, MatLayout, ProductTypes};
 
     use super::*;
 
@@ -161,8 +174,8 @@ mod tests {
         let packed = ReferenceBackend.pack(&call, 1, &tensor).unwrap();
         let columns = Tensor::from_bytes(DType::F32, &[6], &packed).unwrap();
         assert_eq!(columns.to_vec::<f32>().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert_eq!(ReferenceBackend.unpack(COLUMNS, &[2, 3], &packed).unwrap(), tensor);
-        assert!(ReferenceBackend.unpack(COLUMNS, &[2, 2], &packed).is_err());
+        assert_eq!(ReferenceBackend.unpack("columns", &[2, 3], &packed).unwrap(), tensor);
+        assert!(ReferenceBackend.unpack("columns", &[2, 2], &packed).is_err());
         assert!(ReferenceBackend.pack(&call, 0, &tensor).is_err());
     }
 }

@@ -4,8 +4,8 @@
 //! quotients stay in this form, so that two dimensions a model computes in different ways
 //! (`B*S*384 / 384` and `B*S`) compare equal. An inexact quotient is an atom of its own, `floordiv(a, b)`.
 //!
-//! Symbols stand for integers that are at least 1. Arithmetic saturates at the ends of `i64`; a saturated
-//! extent fails where the bytes of a tensor are counted.
+//! Symbols stand for integers that are at least 1, but for those that a run [decides](is_decided), which may be 0.
+//! Arithmetic saturates at the ends of `i64`; a saturated extent fails where the bytes of a tensor are counted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +14,12 @@ use std::sync::Arc;
 
 /// The name of an unknown extent, such as `batch` or `seq`.
 pub type Symbol = Arc<str>;
+
+/// Whether a symbol stands for an extent that a run decides: its name ends with `'`. It is at least 0, and no equation is
+/// solved for it.
+pub fn is_decided(symbol: &str) -> bool {
+    symbol.ends_with('\'')
+}
 
 /// Values for symbols.
 pub type Binding = BTreeMap<Symbol, i64>;
@@ -30,6 +36,15 @@ enum Atom {
 }
 
 type Monomial = Vec<Atom>;
+
+/// What is multiplied in a term of a [`Dim`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Factor<'a> {
+    /// The value of a symbol.
+    Symbol(&'a Symbol),
+    /// A quotient rounded down.
+    FloorDiv(&'a Dim, &'a Dim),
+}
 
 /// An integer expression over symbols.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -82,7 +97,7 @@ impl Dim {
     }
 
     /// How many products it is a sum of. A product of dimensions has up to the product of their numbers.
-    pub fn terms(&self) -> usize {
+    pub fn count_terms(&self) -> usize {
         self.terms.len()
     }
 
@@ -216,6 +231,7 @@ impl Dim {
         let difference = (left - right).without_common_factor();
         let mut symbols = Vec::new();
         difference.collect_symbols(&mut symbols);
+        symbols.retain(|s| !is_decided(s));
         symbols.sort_by_key(|s| std::cmp::Reverse(rank(s)));
         symbols.into_iter().find_map(|s| {
             let alone = Dim::symbol(&s);
@@ -251,6 +267,24 @@ impl Dim {
         self.exact_div(&factor).unwrap_or_else(|| self.clone())
     }
 
+    /// The terms whose sum this is: what is multiplied in each, and its coefficient.
+    pub fn terms(&self) -> impl Iterator<Item = (Vec<Factor<'_>>, i64)> {
+        fn factor(atom: &Atom) -> Factor<'_> {
+            match atom {
+                Atom::Symbol(s) => Factor::Symbol(s),
+                Atom::FloorDiv(a, b) => Factor::FloorDiv(a, b),
+            }
+        }
+        self.terms.iter().map(|(m, c)| (m.iter().map(factor).collect(), *c))
+    }
+
+    /// Whether a symbol occurs that a run [decides](is_decided).
+    pub fn is_decided(&self) -> bool {
+        let mut symbols = Vec::new();
+        self.collect_symbols(&mut symbols);
+        symbols.iter().any(|s| is_decided(s))
+    }
+
     /// Appends every symbol that occurs, once, in order of appearance.
     pub fn collect_symbols(&self, into: &mut Vec<Symbol>) {
         for atom in self.terms.iter().flat_map(|(m, _)| m) {
@@ -281,7 +315,7 @@ impl Dim {
 fn product_range(atoms: &[Atom]) -> (Option<i64>, Option<i64>) {
     atoms.iter().fold((Some(1), Some(1)), |(low, high), atom| {
         let (l, h) = match atom {
-            Atom::Symbol(_) => (Some(1), None),
+            Atom::Symbol(s) => (Some(i64::from(!is_decided(s))), None),
             Atom::FloorDiv(a, b) => quotient_range(a.range(), b.range()),
         };
         // Bounds multiply where nothing is negative.
@@ -426,7 +460,7 @@ impl Parser<'_> {
         while self.take("*") {
             let factor = self.atom(depth)?;
             // A short text can stand for more terms than memory holds.
-            if total.terms() * factor.terms() > MAX_TERMS {
+            if total.count_terms() * factor.count_terms() > MAX_TERMS {
                 return Err(format!("dimension is a sum of more than {MAX_TERMS} products"));
             }
             total = &total * &factor;
@@ -509,6 +543,7 @@ mod tests {
         assert!(!d("S - 1").is_positive() && !d("0").is_positive());
         assert!(d("floordiv(S - 1, 2) + 1").is_positive() && d("floordiv(S, S) + 2").is_positive());
         assert!(!d("floordiv(S, 2)").is_positive() && !d("3 - floordiv(S, 2)").is_positive());
+        assert!(!d("n'").is_positive() && d("n' + 1").is_positive() && !d("B*n'").is_positive());
         assert!(d("floordiv(S + 7, 4)*B").is_positive() && !d("floordiv(S, T - 3) + 1").is_positive());
     }
 
@@ -532,9 +567,16 @@ mod tests {
         ] {
             assert_eq!(solved(left, right).as_deref(), Some(expected));
         }
-        for (left, right) in
-            [("S", "0"), ("S + 1", "1"), ("B*S", "12"), ("2*floordiv(H, 2)", "H"), ("2*S", "5"), ("3", "3")]
-        {
+        for (left, right) in [
+            ("n'", "B*B"),
+            ("n'", "m'"),
+            ("S", "0"),
+            ("S + 1", "1"),
+            ("B*S", "12"),
+            ("2*floordiv(H, 2)", "H"),
+            ("2*S", "5"),
+            ("3", "3"),
+        ] {
             assert_eq!(solved(left, right), None, "{left} = {right}");
         }
     }

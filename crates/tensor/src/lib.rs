@@ -21,7 +21,7 @@ pub mod random;
 mod storage;
 mod tensor;
 
-pub use dim::{Binding, Dim, MAX_TERMS, Shape, Symbol, UnboundSymbol, shape_of};
+pub use dim::{Binding, Dim, Factor, MAX_TERMS, Shape, Symbol, UnboundSymbol, is_decided, shape_of};
 pub use dtype::{DType, Element};
 pub use map::Map;
 pub use storage::{Scales, Storage, StorageError, StoredLayout, StoredTensor};

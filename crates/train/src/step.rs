@@ -118,12 +118,16 @@ impl TrainingStep {
         states.push((State { name: TOTAL_STEPS.into(), initial: Tensor::scalar(1f32) }, total));
         let loss = Builder::new(&mut g, Origin::named("loss")).cast(loss, DType::F32)?;
         let mut outputs = vec![
-            Output { name: "loss".into(), value: loss },
-            Output { name: "learning_rate".into(), value: rate },
-            Output { name: "gradient_norm".into(), value: norm },
+            Output { name: "loss".into(), value: loss, counts: None },
+            Output { name: "learning_rate".into(), value: rate, counts: None },
+            Output { name: "gradient_norm".into(), value: norm, counts: None },
         ];
         outputs.extend(more);
-        outputs.extend(states.iter().map(|(s, v)| Output { name: next(&s.name).into(), value: *v }));
+        outputs.extend(states.iter().map(|(s, v)| Output {
+            name: next(&s.name).into(),
+            value: *v,
+            counts: None,
+        }));
         g.set_outputs(outputs);
         g.remove_dead();
         expect_distinct(&g)?;

@@ -52,6 +52,7 @@ fn calls() -> Vec<KernelCall> {
         activation: Some(Activation::GeluErf),
         residual: false,
         residual_first: false,
+        ..Epilogue::default()
     };
     for [m, n, k] in [
         [128, 768, 768],
@@ -266,6 +267,7 @@ fn conv(
         pads: [pad; 2],
         dilations: [1; 2],
         k_packed: true,
+        zero: false,
         epilogue: Epilogue::default(),
     })
 }

@@ -12,7 +12,7 @@
 //! its panels one after the other, the last one with zeros after them. Layout `f32_points32` of filters O, C, 1, 1 of one
 //! group: `f32_kn32` of their transpose.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, ProductTypes};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed};
 use margay_tensor::{DType, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
@@ -159,12 +159,12 @@ impl Shape {
 
     /// Each filter is one tap on the pixel it belongs to.
     #[inline(always)]
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.taps() == 1 && self.strides == [1, 1] && self.pads == [0, 0] && self.in_size == self.out_size
     }
 
     /// The convolution is a matrix product of the images as they lie.
-    fn is_product(&self) -> bool {
+    pub(crate) fn is_product(&self) -> bool {
         self.groups == 1 && self.is_pointwise()
     }
 
@@ -243,7 +243,7 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
 }
 
 /// A convolution of one tap as a product of pixels and filters.
-fn as_product(call: &Conv) -> MatMul {
+pub(crate) fn as_product(call: &Conv) -> MatMul {
     MatMul {
         m: call.batch * call.out_size[0] * call.out_size[1],
         n: call.out_channels,
@@ -253,7 +253,7 @@ fn as_product(call: &Conv) -> MatMul {
         b: MatLayout { row_stride: 1, col_stride: call.in_channels },
         c_row_stride: call.out_channels,
         b_packed: call.k_packed,
-        types: ProductTypes::F32,
+        types: call.types,
         epilogue: call.epilogue,
     }
 }

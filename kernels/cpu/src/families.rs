@@ -45,6 +45,10 @@ macro_rules! families {
             matmul_strided: strided, "matmul_f32_strided_", (tile);
             /// Narrow constants, widened.
             matmul_widened: narrow, "matmul_widened_", (tile);
+            /// Products of bytes.
+            matmul_bytes: bytes, "matmul_i8", ();
+            /// Operands of products of bytes.
+            pack_bytes: pack_bytes, "pack_i8_kn32", ();
             /// Attention.
             attention: attention, "attention_f32_flash", ();
             /// The derivative of attention.
@@ -53,6 +57,8 @@ macro_rules! families {
             linear_attention: linear_attention, "linear_attention_f32", ();
             /// Convolutions of images with channels last.
             conv: conv, "conv_f32_nhwc", ();
+            /// Convolutions of bytes.
+            conv_bytes: conv_bytes, "conv_i8_nhwc", ();
             /// The derivative of a convolution by its filters.
             conv_gradient: conv_gradient, "conv_kernel_gradient_f32_nhwc", ();
             /// Depthwise convolutions.

@@ -17,6 +17,42 @@ pub(crate) const PANEL: usize = 32;
 /// Most rows of a tile of any class.
 pub(crate) const MAX_ROWS: usize = 14;
 
+/// A tile of a product of bytes: `c[rows][32] = start + a[rows][4 quads] · b[4 quads][32]` in i32, wrapping around. One
+/// of the operands is signed, the other is not.
+#[derive(Clone, Copy)]
+pub(crate) struct ByteOperands {
+    /// Rows, from 1 to those of [`ByteTiles`].
+    pub(crate) rows: usize,
+    /// Runs of four terms.
+    pub(crate) quads: usize,
+    /// The left operand, its terms contiguous, and the bytes between its rows.
+    pub(crate) a: *const u8,
+    pub(crate) a_stride: usize,
+    /// A panel, `[quads][32][4]`.
+    pub(crate) b: *const u8,
+    /// Whether the left operand is the signed one.
+    pub(crate) left_is_signed: bool,
+    /// The result, `[rows][32]`.
+    pub(crate) c: *mut i32,
+    /// What the sums of every row start from, `[32]`.
+    pub(crate) start: *const i32,
+    /// Bytes that are fetched towards the processor meanwhile, `pace` after each half of a quad; they may be anywhere.
+    pub(crate) ahead: *const u8,
+    pub(crate) pace: usize,
+}
+
+/// The tiles of products of bytes that this processor is best at.
+#[derive(Clone, Copy)]
+pub(crate) struct ByteTiles {
+    /// Most rows, at most [`MAX_ROWS`].
+    pub(crate) rows: usize,
+    /// Computes a tile.
+    ///
+    /// # Safety
+    /// The operands are readable and writable; `c` overlaps nothing else.
+    pub(crate) tile: unsafe fn(ByteOperands),
+}
+
 /// Operations on vectors of `f32`.
 pub(crate) trait Isa: Copy {
     /// A vector.
@@ -95,6 +131,13 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// `LANES` integers as floats, rounded to nearest.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_i32(self, p: *const i32) -> Self::V;
+    /// Tiles of products of bytes.
+    fn byte_tiles(self) -> ByteTiles;
     /// Asks for the cache line at `p`, which may be anywhere, to come to the second level.
     fn prefetch(self, p: *const f32);
     /// Asks for the cache line at `p`, which may be anywhere, to come to the first level.

@@ -9,9 +9,9 @@
 //!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `thin`, `narrow`, `attention`, `linear_attention`, `conv`, `depthwise`: the families; `constants` are the
+//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_bytes`, `depthwise`: the families; `constants` are the
 //!   layouts of products, `filters` brings filters that are no constants where they are
-//!   read, `pack`, `block` and `fetch` are what the families share.
+//!   read, `pack`, `pack_bytes`, `block` and `fetch` are what the families share.
 //!
 //! Every kernel has the signature [`abi::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
@@ -26,9 +26,11 @@ pub mod abi;
 mod attention;
 mod attention_gradient;
 mod block;
+mod bytes;
 mod code;
 mod constants;
 mod conv;
+mod conv_bytes;
 mod conv_gradient;
 mod depthwise;
 mod error;
@@ -43,6 +45,7 @@ pub mod math;
 mod matmul;
 mod narrow;
 mod pack;
+mod pack_bytes;
 mod params;
 mod prepared;
 mod strided;

@@ -51,7 +51,7 @@ params! {
 }
 
 /// Most rows of a block: the A of a block stays in the second level of the cache.
-const BLOCK_ROWS: usize = 140;
+pub(crate) const BLOCK_ROWS: usize = 140;
 
 /// Blocks of rows that make enough items without a cut along the columns.
 const MANY_BLOCKS: usize = 12;

@@ -6,8 +6,8 @@ use margay_tensor::StoredTensor;
 
 use crate::constants::Format;
 use crate::{
-    UnknownTarget, attention, attention_gradient, constants, conv, conv_gradient, depthwise, hadamard,
-    linear_attention, matmul,
+    UnknownTarget, attention, attention_gradient, bytes, constants, conv, conv_bytes, conv_gradient,
+    depthwise, hadamard, linear_attention, matmul,
 };
 
 /// A set of vector instructions.
@@ -151,7 +151,9 @@ impl CpuTarget {
     /// Kernel variants, parameters and memory of a call.
     pub fn prepare(&self, call: &KernelCall) -> Result<Prepared, NoKernel> {
         match call {
+            KernelCall::MatMul(c) if bytes::serves(c) => bytes::prepare(self.class, c),
             KernelCall::MatMul(c) => matmul::prepare(self.class, c),
+            KernelCall::Conv(c) if conv_bytes::serves(c) => conv_bytes::prepare(self.class, c),
             KernelCall::Conv(c) => conv::prepare(self.class, c),
             KernelCall::Hadamard(c) => hadamard::prepare(self.class, c),
             KernelCall::ConvKernelGradient(c) => conv_gradient::prepare(self.class, c),
@@ -170,7 +172,13 @@ impl CpuTarget {
         stored: &StoredTensor,
     ) -> Result<Vec<u8>, NoKernel> {
         match call {
+            KernelCall::MatMul(c) if operand == 1 && c.b_packed && bytes::serves(c) => {
+                bytes::pack_constant(c, stored)
+            }
             KernelCall::MatMul(c) if operand == 1 && c.b_packed => constants::pack_constant(c, stored),
+            KernelCall::Conv(c) if operand == 1 && c.k_packed && conv_bytes::serves(c) => {
+                conv_bytes::pack_constant(c, stored)
+            }
             KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored.elements()),
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
@@ -187,6 +195,14 @@ impl CpuTarget {
     pub fn unpack(&self, layout: &str, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, NoKernel> {
         if let Some(format) = Format::of_layout(layout) {
             return constants::unpack_constant(format, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
+        if let Some(signed) = bytes::of_layout(layout) {
+            return bytes::unpack_constant(signed, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
+        if let Some(signed) = conv_bytes::of_layout(layout) {
+            return conv_bytes::unpack_constant(signed, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         if let Some(groups) = conv::groups_of_layout(layout) {

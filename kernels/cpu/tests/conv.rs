@@ -135,6 +135,7 @@ fn padded(
         pads,
         dilations,
         k_packed: true,
+        zero: false,
         epilogue: Epilogue::default(),
     })
 }
@@ -164,6 +165,7 @@ fn sampled_shapes_agree() {
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
                 residual_first: random.below(2) == 1,
+                ..Epilogue::default()
             };
             check(class, &c, &inputs(&c, &mut random));
             check_gradient(class, &c, &mut random, |_| {});
@@ -203,6 +205,7 @@ fn everything_drawn_together_agrees() {
                 residual: turn / 2 % 3 > 0,
                 residual_first: turn / 2 % 3 > 1,
                 activation: ACTIVATIONS[turn / 6 % ACTIVATIONS.len()],
+                ..Epilogue::default()
             };
             check(class, &c, &inputs(&c, &mut random));
             check_gradient(class, &c, &mut random, |_| {});
@@ -246,6 +249,7 @@ fn many_channels_cross_every_block() {
                 activation: Some(Activation::Relu),
                 residual: true,
                 residual_first: false,
+                ..Epilogue::default()
             };
             check(class, &c, &inputs(&c, &mut random));
             check_gradient(class, &c, &mut random, |_| {});
@@ -264,8 +268,13 @@ fn one_channel_per_group_agrees() {
                         let geometry = [strides, [2, 3], dilations];
                         let mut c = call([2, 4, 4 * multiplier, 4], size, [3, 5], geometry).unwrap();
                         let activation = random.pick(&ACTIVATIONS);
-                        c.epilogue =
-                            Epilogue { bias: true, activation, residual: true, residual_first: false };
+                        c.epilogue = Epilogue {
+                            bias: true,
+                            activation,
+                            residual: true,
+                            residual_first: false,
+                            ..Epilogue::default()
+                        };
                         check(class, &c, &inputs(&c, &mut random));
                         check_gradient(class, &c, &mut random, |_| {});
                     }
@@ -300,7 +309,13 @@ fn groups_and_wide_padding_agree() {
         ] {
             let mut c = call(channels, size, kernel, geometry).unwrap();
             let activation = random.pick(&ACTIVATIONS);
-            c.epilogue = Epilogue { bias: true, activation, residual: true, residual_first: true };
+            c.epilogue = Epilogue {
+                bias: true,
+                activation,
+                residual: true,
+                residual_first: true,
+                ..Epilogue::default()
+            };
             check(class, &c, &inputs(&c, &mut random));
             check_gradient(class, &c, &mut random, |_| {});
         }

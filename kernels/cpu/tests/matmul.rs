@@ -166,6 +166,7 @@ fn sampled_shapes_and_strides_agree() {
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
                 residual_first: random.below(2) == 1,
+                ..Epilogue::default()
             };
             let case = case(dims, batch, transposed, packed, gap).with(epilogue);
             case.check(class, &case.inputs(&mut random));
@@ -179,7 +180,7 @@ fn epilogues() -> Vec<Epilogue> {
     for activation in ACTIVATIONS {
         for bias in [false, true] {
             for (residual, residual_first) in [(false, false), (true, false), (true, true)] {
-                all.push(Epilogue { bias, activation, residual, residual_first });
+                all.push(Epilogue { bias, activation, residual, residual_first, ..Epilogue::default() });
             }
         }
     }
@@ -265,6 +266,7 @@ fn larger_primes_cross_every_block() {
                 activation: Some(Activation::GeluErf),
                 residual: true,
                 residual_first: false,
+                ..Epilogue::default()
             };
             let case = case(dims, &[], transposed, packed, 0).with(epilogue);
             case.check(class, &case.inputs(&mut random));
@@ -283,6 +285,7 @@ fn a_few_rows_read_computed_matrices_where_they_lie() {
                     activation: Some(Activation::Tanh),
                     residual: true,
                     residual_first: false,
+                    ..Epilogue::default()
                 };
                 let batch = [(2, [true, true])];
                 let case = case([m, 1093, 61], &batch, transposed, false, 3).with(epilogue);
@@ -346,6 +349,7 @@ fn narrow_constants_agree_on_sampled_shapes_and_strides() {
                 activation: random.pick(&ACTIVATIONS),
                 residual: random.below(2) == 1,
                 residual_first: random.below(2) == 1,
+                ..Epilogue::default()
             };
             let types = random.pick(&narrow());
             let gap = random.below(3) * 5;
@@ -373,6 +377,7 @@ fn narrow_constants_agree_across_every_block() {
                     activation: Some(Activation::Silu),
                     residual: true,
                     residual_first: false,
+                    ..Epilogue::default()
                 };
                 let case = case(dims, &[], transposed, true, 0).with(epilogue).of_types(types);
                 case.check(class, &case.inputs(&mut random));
@@ -397,6 +402,7 @@ fn narrow_constants_of_no_extent_are_fine() {
                     activation: Some(Activation::Relu),
                     residual: false,
                     residual_first: false,
+                    ..Epilogue::default()
                 };
                 let case = case(dims, &[], [false, false], true, 0).with(epilogue).of_types(types);
                 case.check(class, &case.inputs(&mut Random::new(10)));
@@ -461,6 +467,7 @@ fn empty_extents_are_fine() {
                     activation: Some(Activation::Relu),
                     residual: false,
                     residual_first: false,
+                    ..Epilogue::default()
                 };
                 let case = case(dims, &[], [false, false], packed, 0).with(epilogue);
                 case.check(class, &case.inputs(&mut random));
@@ -474,7 +481,13 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
     for class in classes() {
         for activation in ACTIVATIONS {
             let mut random = Random::new(5);
-            let epilogue = Epilogue { bias: true, activation, residual: true, residual_first: false };
+            let epilogue = Epilogue {
+                bias: true,
+                activation,
+                residual: true,
+                residual_first: false,
+                ..Epilogue::default()
+            };
             let case = case([19, 37, 23], &[], [false, false], false, 1).with(epilogue);
             let mut inputs = case.inputs(&mut random);
             inputs[0][case.call.a.row_stride * 3 + 2] = f32::NAN;

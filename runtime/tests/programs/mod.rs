@@ -28,6 +28,7 @@ pub(crate) fn assemble<'b>(backend: &'b dyn Backend, programs: &[Program]) -> Ar
             inputs: program.inputs.clone(),
             outputs: program.outputs.clone(),
             carried: program.carried.clone(),
+            counted: program.counted.clone(),
             ..EntryParts::default()
         };
         let section = SectionParts {
@@ -141,6 +142,7 @@ pub(crate) fn linear(rows: usize, backend: &dyn Backend) -> Program {
         inputs: vec![port("x", DType::F32, &[rows, TERMS])],
         outputs: vec![port("y", DType::F32, &shape)],
         carried: vec![],
+        counted: vec![],
         constants: vec![constant(weight, Some((call.clone(), packed))), constant(bias, None)],
         buffers: vec![
             buffer(Place::Input(0), rows * TERMS * 4),

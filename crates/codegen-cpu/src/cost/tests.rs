@@ -1,6 +1,6 @@
 //! What is predicted: order, limits, and a table of what was seen.
 
-use margay_loops::{BatchAxis, MatLayout, Operations, ProductTypes};
+use margay_loops::{Activation, BatchAxis, MatLayout, Operations, ProductTypes};
 use margay_tensor::random::Philox;
 
 use super::*;
@@ -38,6 +38,7 @@ fn conv(channels: [usize; 2], size: usize, kernel: usize, groups: usize) -> Conv
         pads: [kernel / 2, kernel / 2],
         dilations: [1, 1],
         k_packed: true,
+        zero: false,
         types: ProductTypes::F32,
         epilogue: Epilogue::default(),
     }
@@ -107,7 +108,7 @@ fn files_are_checked() {
         ("padding = 16", "padding = 0", "cost model: `padding` is out of range"),
         ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
         ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
-        ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 15, column 1\n"),
+        ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 16, column 1\n"),
     ] {
         assert!(text.contains(from));
         let message = CostModel::from_toml(&text.replace(from, to)).unwrap_err().to_string();

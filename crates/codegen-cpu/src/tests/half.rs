@@ -108,6 +108,47 @@ fn bytes_become_floats_at_any_length() {
     }
 }
 
+/// Halves of numbers from beyond the bounds, ties and what is no number among them, become integers of every narrow type, and
+/// the sums that are made of these become numbers again.
+#[test]
+fn floats_become_integers_at_any_length() {
+    for n in 1..40 {
+        let mut x: Vec<f32> = (0..n as i32).map(|i| (i * 67 - 400) as f32 * 0.5).collect();
+        x[n / 2] = f32::NAN;
+        x[n / 3] = 3e9;
+        for (to, whole) in [
+            (I8, (|x| i32::from(x as i8)) as fn(f32) -> i32),
+            (U8, |x| i32::from(x as u8)),
+            (I32, |x| x as i32),
+        ] {
+            let kernel = map(&[(F32, &[n])], (to, &[n]), move |n, x| n.cast(x[0], to));
+            let expected: Vec<i32> = x.iter().map(|x| whole(*x)).collect();
+            let bytes: Vec<u8> =
+                expected.iter().flat_map(|x| x.to_ne_bytes()[..to.bytes()].to_vec()).collect();
+            for out in run(&kernel, &[f32::bytes(&x), vec![0; n * to.bytes()]]) {
+                assert_eq!(out, bytes, "{n} numbers to {to}");
+            }
+            let kernel = map(&[(F32, &[n]), (I32, &[n]), (I32, &[1])], (F32, &[n]), move |n, x| {
+                let whole = n.cast(x[0], to);
+                let wide = n.cast(whole, I32);
+                let product = n.mul(x[1], x[2]);
+                let sum = n.sub(wide, product);
+                let sum = n.add(sum, x[2]);
+                n.cast(sum, F32)
+            });
+            let factors: Vec<i32> = (0..n as i32).map(|i| i * 7_000_001 - 3).collect();
+            let sum = |(whole, factor): (&i32, &i32)| {
+                whole.wrapping_sub(factor.wrapping_mul(-5)).wrapping_add(-5) as f32
+            };
+            let sums: Vec<f32> = expected.iter().zip(&factors).map(sum).collect();
+            let args = [f32::bytes(&x), i32::bytes(&factors), i32::bytes(&[-5]), vec![0; 4 * n]];
+            for out in run(&kernel, &args) {
+                assert_eq!(f32::values(&out), sums, "{n} numbers by way of {to}");
+            }
+        }
+    }
+}
+
 /// A map over an input of `n` elements.
 fn run_one(
     (dtype, input): (DType, Vec<u8>),

@@ -89,6 +89,7 @@ fn program() -> Program {
         inputs: vec![port("x")],
         outputs: vec![port("y")],
         carried: vec![],
+        counted: vec![],
         constants: vec![constant(&[0.0]), constant(&[0.0; 41])],
         buffers: places.into_iter().map(|place| Buffer { place, bytes: 4 * n }).collect(),
         kernels: vec![

@@ -41,6 +41,8 @@ pub(crate) struct Prices {
 /// How programs are made and costed.
 struct Pricing<'a> {
     binding: &'a Binding,
+    /// The most that extents which a run decides can be.
+    decided: Binding,
     backend: &'a dyn Backend,
     /// Threads that times are predicted for.
     threads: usize,
@@ -110,12 +112,18 @@ fn stored(g: Graph, storage: &StoreConstants) -> Result<Graph, DriverError> {
 impl<'a> Pricing<'a> {
     fn of(job: &'a Job<'_>) -> Pricing<'a> {
         let threads = job.options.predict_threads;
-        Pricing { binding: &job.bindings[0], backend: &*job.backend, threads }
+        let decided = job.graph().bounds_of_decided(&job.bindings[0]);
+        Pricing { binding: &job.bindings[0], decided, backend: &*job.backend, threads }
     }
 
     /// The program of a graph, or of a part of one, whose border is open.
     fn lowered(&self, g: &Graph, part: bool) -> Result<Program, DriverError> {
-        let mut bound = build::bind(g, self.binding, self.backend, &mut Dump::none())?;
+        let mut binding = self.binding.clone();
+        if part {
+            // What decides an extent may lie outside of the part.
+            binding.extend(self.decided.clone());
+        }
+        let mut bound = build::bind(g, &binding, self.backend, &mut Dump::none())?;
         if part {
             open_border(&mut bound);
         }

@@ -29,6 +29,7 @@ use std::hash::Hash;
 
 use margay_tensor::{Binding, Tensor};
 
+use crate::padding::{Padded, Padding};
 use crate::vjp::{GradResult, Vjp};
 use crate::{TensorType, TypeError, Types};
 
@@ -142,6 +143,9 @@ pub trait OpDef: Attributes + Clone + Eq + Hash + Debug {
     /// axes.
     fn permuted(&self, perm: &[usize]) -> Option<Op>;
 
+    /// The same with bounds in place of extents that a run decides, which operands, results or attributes mention.
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded;
+
     /// Instances and inputs for the automatic tests and benches.
     fn cases() -> Vec<(Self, Case)>;
 }
@@ -207,6 +211,11 @@ macro_rules! ops {
             /// See [`OpDef::permuted`].
             pub fn permuted(&self, perm: &[usize]) -> Option<Op> {
                 match self { $(Op::$name(op) => op.permuted(perm)),* }
+            }
+
+            /// See [`OpDef::padded`].
+            pub fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+                match self { $(Op::$name(op) => op.padded(cx)),* }
             }
 
             /// The cases of every operator.
@@ -302,8 +311,10 @@ ops![
     // shape
     Broadcast,
     Concat,
+    Cut,
     Gather,
     NonZero,
+    Pack,
     Pad,
     Reshape,
     Scatter,
@@ -326,6 +337,7 @@ ops![
     MatMul,
     MaxPoolGradient,
     Im2col,
+    NonMaxSuppression,
     Pool,
     Softmax,
 ];

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{MAX_SPLAT, STORED};
 use crate::ops::Numbers;
-use crate::{Draw, Graph, Guard, Op, Origin, Part, Payload, Region, TensorType, Value, ops};
+use crate::{Counts, Draw, Graph, Guard, Op, Origin, Output, Part, Payload, Region, TensorType, Value, ops};
 
 /// A text that is not a graph (the text's fault).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -109,10 +109,12 @@ fn read_graph(
                 let message = format!("expected {} outputs, found {}", output_names.len(), found.len());
                 return Err(ParseError { line, message });
             }
-            for (name, v) in output_names.iter().zip(found) {
+            let mut outputs = Vec::new();
+            for (port, v) in output_names.into_iter().zip(found) {
                 let value = operand(v, &values, &g).map_err(at(line))?;
-                g.add_output(name, value);
+                outputs.push(Output { name: port.name.into(), value, counts: port.counts });
             }
+            g.set_outputs(outputs);
             return Ok(g);
         }
         if let Some(guard) = text.strip_prefix("guard ") {
@@ -151,7 +153,14 @@ fn read_type(text: &str) -> Result<TensorType, String> {
     Ok(ty)
 }
 
-type Ports = Vec<(String, TensorType)>;
+/// An input or output of a header.
+struct Port {
+    name: String,
+    ty: TensorType,
+    counts: Option<Counts>,
+}
+
+type Ports = Vec<Port>;
 
 /// Reads `name: type` pairs up to the closing parenthesis.
 fn read_ports<'a>(mut text: &'a str, sigil: &str) -> Result<(Ports, &'a str), String> {
@@ -172,12 +181,24 @@ fn read_ports<'a>(mut text: &'a str, sigil: &str) -> Result<(Ports, &'a str), St
                 depth < 0 || (c == ',' && depth == 0)
             })
             .ok_or("expected `)`")?;
-        ports.push((name, read_type(rest[..end].trim())?));
+        let (ty, counts) = match rest[..end].split_once(" counts axis ") {
+            None => (&rest[..end], None),
+            Some((ty, counts)) => (ty, Some(read_counts(counts)?)),
+        };
+        ports.push(Port { name, ty: read_type(ty.trim())?, counts });
         text = &rest[end..];
     }
 }
 
-fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
+/// Reads `0 of name`.
+fn read_counts(text: &str) -> Result<Counts, String> {
+    let expected = || format!("expected `counts axis 0 of output`, found `{text}`");
+    let (axis, output) = text.split_once(" of ").ok_or_else(expected)?;
+    let (output, _) = take_name(output)?;
+    Ok(Counts { output: output.into(), axis: axis.parse().map_err(|_| expected())? })
+}
+
+fn read_header(text: &str) -> Result<(Graph, Ports, Values), String> {
     let rest = text.strip_prefix("graph @").ok_or("expected `graph @name(…)`")?;
     let (name, rest) = take_name(rest)?;
     let (inputs, rest) = read_ports(rest.strip_prefix('(').ok_or("expected `(`")?, "%")?;
@@ -185,11 +206,11 @@ fn read_header(text: &str) -> Result<(Graph, Vec<String>, Values), String> {
     let (outputs, _) = read_ports(rest, "")?;
     let mut g = Graph::new(&name);
     let mut values = Values::new();
-    for (name, ty) in inputs {
+    for Port { name, ty, .. } in inputs {
         let v = g.add_input(&name, ty);
         values.insert(format!("%{}", quoted(&name)), v);
     }
-    Ok((g, outputs.into_iter().map(|(name, _)| name).collect(), values))
+    Ok((g, outputs, values))
 }
 
 fn read_guard(text: &str) -> Result<Guard, String> {

@@ -50,6 +50,9 @@ impl Graph {
         for (i, o) in self.outputs().iter().enumerate() {
             let comma = if i > 0 { ", " } else { "" };
             write!(f, "{comma}{}: {}", quoted(&o.name), self.ty(o.value))?;
+            if let Some(counts) = &o.counts {
+                write!(f, " counts axis {} of {}", counts.axis, quoted(&counts.output))?;
+            }
         }
         f.write_str(") {\n")?;
         for guard in self.guards() {

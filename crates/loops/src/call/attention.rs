@@ -129,6 +129,10 @@ impl Call for Attention {
         None
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        None
+    }
+
     fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
         (result == 0).then_some(&mut self.o)
     }

@@ -124,6 +124,10 @@ impl Call for AttentionGradient {
         None
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        None
+    }
+
     fn transposable(&mut self, result: usize) -> Option<&mut [usize; 3]> {
         [&mut self.dq, &mut self.dk, &mut self.dv].into_iter().nth(result)
     }

@@ -10,7 +10,10 @@ use crate::text::fields;
 /// A two-dimensional convolution: `Y[n, y, x, o] = epilogue(Σ X[n, …, c] K[o, c, i, j])`, images row-major
 /// in NHWC or NCHW order, the kernel in OIHW order. A one-dimensional one has a height of 1.
 ///
-/// Arguments: X, K, bias if any, residual if any, Y, workspace if any.
+/// Arguments: X, K, zero, offset, scale, bias and residual where there are any, Y, workspace if any.
+///
+/// Of 8-bit integers X and K, each signed or not, `zero` is taken off X first, sums and what is added to them are i32 and
+/// wrap around. Y is i32, or f32 made of the sums.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Conv {
     /// Images lie in NHWC order; else in NCHW.
@@ -37,6 +40,8 @@ pub struct Conv {
     pub dilations: [usize; 2],
     /// K is a constant, stored in the layout the target packs it into; else it is row-major.
     pub k_packed: bool,
+    /// X is less a number of its type: one element.
+    pub zero: bool,
     /// Element types of X, K and Y.
     pub types: ProductTypes,
     /// What happens before the store.
@@ -67,6 +72,7 @@ fields!(Conv {
     pads,
     dilations,
     k_packed = false,
+    zero = false,
     types = ProductTypes::F32,
     epilogue = Epilogue::default(),
 });
@@ -88,6 +94,7 @@ impl Call for Conv {
             CallArg::read(self.types.left, &whole(pixels(self.in_size) * self.in_channels)),
             CallArg::read(self.types.right.dtype, &whole(self.out_channels * taps)),
         ];
+        args.extend(self.zero.then(|| CallArg::read(self.types.left, &[(1, 1)])));
         args.extend(self.epilogue.args(self.out_channels, &y));
         args.push(y);
         args
@@ -106,6 +113,10 @@ impl Call for Conv {
         self.types.rounds(operand)
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        self.types.left.is_int().then_some(&mut self.types.result)
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }
@@ -115,6 +126,7 @@ impl fmt::Display for Conv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "conv {}", self.extents())?;
         f.write_str(if self.k_packed { "" } else { " computed" })?;
+        f.write_str(if self.zero { " less zero" } else { "" })?;
         write!(f, "{}{}", self.types, self.epilogue)
     }
 }

@@ -44,6 +44,10 @@ impl Call for ConvKernelGradient {
         None
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }

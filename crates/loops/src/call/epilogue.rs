@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use margay_tensor::DType;
+
 use super::CallArg;
 use crate::text::{Field, fields};
 
@@ -26,10 +28,23 @@ pub enum Activation {
     HardSwish,
 }
 
+/// What sums of integers are multiplied with when they become f32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Scale {
+    /// One number for all.
+    One,
+    /// One for each column of a product.
+    Columns,
+}
+
 /// What happens to a result before it is stored: `activation(result + bias) + residual`, or
-/// `activation(result + bias + residual)`.
+/// `activation(result + bias + residual)`. Of a product of integers the result is `(sum + offset) scale`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Epilogue {
+    /// A vector of i32 is added to sums of integers: one element per column.
+    pub offset: bool,
+    /// What sums of integers are multiplied with once they are f32; nothing where the result is i32.
+    pub scale: Option<Scale>,
     /// A vector is added: one element per column of a product, one per channel of a convolution.
     pub bias: bool,
     /// Applied after the bias.
@@ -50,14 +65,45 @@ impl Field for Activation {
     }
 }
 
-fields!(Epilogue { bias = false, activation = None, residual = false, residual_first = false });
+impl Field for Scale {
+    fn write(&self) -> String {
+        self.name().into()
+    }
+    fn read(text: &str) -> Result<Self, String> {
+        let found = [Scale::One, Scale::Columns].into_iter().find(|s| s.name() == text);
+        found.ok_or_else(|| format!("`{text}` is no scale"))
+    }
+}
+
+impl Scale {
+    /// The name used in text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::One => "scale",
+            Scale::Columns => "scales",
+        }
+    }
+
+    /// Elements for a result of so many columns.
+    pub fn elements(self, columns: usize) -> usize {
+        match self {
+            Scale::One => 1,
+            Scale::Columns => columns,
+        }
+    }
+}
+
+fields!(Epilogue { offset = false, scale = None, bias = false, activation = None, residual = false, residual_first = false });
 
 impl Epilogue {
-    /// The arguments of an epilogue: a bias of so many elements, and a residual that lies as the result does.
-    pub(super) fn args(&self, bias: usize, result: &CallArg) -> Vec<CallArg> {
-        let bias = self.bias.then(|| CallArg::read(result.dtype, &[(bias, 1)]));
+    /// The arguments of an epilogue of so many columns: offset, scale and bias, and a residual that lies as the result
+    /// does.
+    pub(super) fn args(&self, columns: usize, result: &CallArg) -> Vec<CallArg> {
+        let offset = self.offset.then(|| CallArg::read(DType::I32, &[(columns, 1)]));
+        let scale = self.scale.map(|scale| CallArg::read(DType::F32, &[(scale.elements(columns), 1)]));
+        let bias = self.bias.then(|| CallArg::read(result.dtype, &[(columns, 1)]));
         let residual = self.residual.then(|| CallArg::read(result.dtype, &result.axes));
-        bias.into_iter().chain(residual).collect()
+        offset.into_iter().chain(scale).chain(bias).chain(residual).collect()
     }
 }
 
@@ -115,6 +161,12 @@ impl Activation {
 
 impl fmt::Display for Epilogue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.offset {
+            f.write_str(" +offset")?;
+        }
+        if let Some(scale) = self.scale {
+            write!(f, " {}", scale.name())?;
+        }
         if self.bias {
             f.write_str(" +bias")?;
         }

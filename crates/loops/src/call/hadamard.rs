@@ -45,6 +45,10 @@ impl Call for Hadamard {
         None
     }
 
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        None
+    }
+
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {
         None
     }

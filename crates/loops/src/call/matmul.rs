@@ -31,7 +31,11 @@ pub struct BatchAxis {
 
 /// `C[m, n] = epilogue(A[m, k] · B[k, n])`, repeated over batch axes.
 ///
-/// Arguments: A, B, bias if any, residual if any, C, workspace if any. The columns of C are contiguous.
+/// Arguments: A, B, offset, scale, bias and residual where there are any, C, workspace if any. The columns of C are
+/// contiguous.
+///
+/// Of 8-bit integers A and B, each signed or not, sums and what is added to them are i32 and wrap around. C is i32, or
+/// f32 made of the sums.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct MatMul {
     /// Rows of the result.
@@ -50,7 +54,7 @@ pub struct MatMul {
     pub c_row_stride: usize,
     /// B is a constant, stored in the layout the target packs it into. Never with batch strides of B.
     pub b_packed: bool,
-    /// Element types of A, B and C. B is narrower than f32 only where it is a packed constant.
+    /// Element types of A, B and C. Beside an A of f32, B is narrower only where it is a packed constant.
     pub types: ProductTypes,
     /// What happens before the store.
     pub epilogue: Epilogue,
@@ -117,6 +121,10 @@ impl Call for MatMul {
 
     fn rounds(&self, operand: usize) -> Option<DType> {
         self.types.rounds(operand)
+    }
+
+    fn sums_of_integers(&mut self) -> Option<&mut DType> {
+        self.types.left.is_int().then_some(&mut self.types.result)
     }
 
     fn transposable(&mut self, _: usize) -> Option<&mut [usize; 3]> {

@@ -2,7 +2,7 @@
 //!
 //! A call states the mathematics and the memory layout of its operands, never a tile or an instruction set: a
 //! [`Backend`](crate::Backend) chooses those. Offsets and strides are in elements of the operand. Sums are in f32,
-//! whatever the types of operands: a back end refuses those it has no kernel for.
+//! those of 8-bit integers in i32, whatever the types of operands: a back end refuses those it has no kernel for.
 //!
 //! Each family is a file: its struct, what it answers as a [`Call`], and its text. The list `calls!` below makes the
 //! enum [`KernelCall`] of them. Whoever is not a back end asks the call and does not look which family it is.
@@ -21,7 +21,7 @@ pub use attention::Attention;
 pub use attention_gradient::AttentionGradient;
 pub use conv::Conv;
 pub use conv_kernel_gradient::ConvKernelGradient;
-pub use epilogue::{Activation, Epilogue};
+pub use epilogue::{Activation, Epilogue, Scale};
 pub use hadamard::Hadamard;
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
@@ -81,6 +81,10 @@ pub trait Call: Clone + Eq + Hash + fmt::Debug + fmt::Display + Field {
     /// What elements of an operand are rounded to before anything is computed from them, if that is narrower than they
     /// are in memory.
     fn rounds(&self, operand: usize) -> Option<DType>;
+
+    /// The type of the first result, if the kernel sums integers and can make f32 of the sums: i32, or f32. An offset and a
+    /// scale are for these.
+    fn sums_of_integers(&mut self) -> Option<&mut DType>;
 
     /// The strides of (batch, head, row) of result number `result`, if the kernel writes it with any strides: then a
     /// transpose behind it costs nothing. `None` where the layout is fixed.
@@ -154,6 +158,11 @@ macro_rules! calls {
             /// See [`Call::rounds`].
             pub fn rounds(&self, operand: usize) -> Option<DType> {
                 match self { $(KernelCall::$name(call) => call.rounds(operand)),* }
+            }
+
+            /// See [`Call::sums_of_integers`].
+            pub fn sums_of_integers(&mut self) -> Option<&mut DType> {
+                match self { $(KernelCall::$name(call) => call.sums_of_integers()),* }
             }
 
             /// See [`Call::transposable`].

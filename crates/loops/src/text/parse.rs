@@ -8,8 +8,8 @@ use super::parse_open::{open_line, port_axes, size_line, step_sizes};
 use super::words::{split_top, take_name};
 use crate::open::replace_sizes;
 use crate::{
-    Buffer, BufferId, Carried, Constant, Extent, KernelCall, Loop, Needs, Open, Operand, Packed, Place, Port,
-    Program, SizeId, Step, Work,
+    Buffer, BufferId, Carried, Constant, Counted, Extent, KernelCall, Loop, Needs, Open, Operand, Packed,
+    Place, Port, Program, SizeId, Step, Work,
 };
 
 /// A text that is not a program (the text's fault).
@@ -64,6 +64,7 @@ pub fn parse_program(
                 all.extend(open.then_some(axes));
             }
             "carried" => program.carried.push(carried(rest).map_err(fail)?),
+            "counted" => program.counted.push(counted(rest).map_err(fail)?),
             "constant" => {
                 let number = program.constants.len();
                 program.constants.push(constant(rest, number, resolve).map_err(fail)?);
@@ -180,6 +181,16 @@ fn carried(text: &str) -> Answer<Carried> {
         text.split_once(" to ").and_then(|(o, i)| Some((o.strip_prefix("out")?, i.strip_prefix("in")?)));
     let (output, input) = parts.ok_or_else(|| format!("expected `outN to inN` at `{text}`"))?;
     Ok(Carried { input: number(input)?, output: number(output)? })
+}
+
+fn counted(text: &str) -> Answer<Counted> {
+    let parts = text.strip_prefix("out").and_then(|rest| {
+        let (output, rest) = rest.split_once(" axis ")?;
+        let (axis, count) = rest.split_once(" by out")?;
+        Some((output, axis, count))
+    });
+    let (output, axis, count) = parts.ok_or_else(|| format!("expected `outN axis N by outN` at `{text}`"))?;
+    Ok(Counted { output: number(output)?, axis: number(axis)?, count: number(count)? })
 }
 
 /// Splits off a bracketed text, brackets included.

@@ -278,6 +278,9 @@ impl fmt::Display for Program {
         for c in &self.carried {
             writeln!(f, "carried out{} to in{}", c.output, c.input)?;
         }
+        for c in &self.counted {
+            writeln!(f, "counted out{} axis {} by out{}", c.output, c.axis, c.count)?;
+        }
         w.constants(f)?;
         writeln!(f, "arena {} bytes", self.arena_bytes)?;
         for (buffer, name) in self.buffers.iter().zip(&w.names) {

@@ -20,7 +20,7 @@ use std::fmt;
 
 use margay_tensor::DType;
 
-use crate::{BufferId, Extent, Operand, Place, Program, Step, Work};
+use crate::{BufferId, Counted, Extent, Operand, Place, Port, Program, Step, Work};
 use memory::{Access, Flow};
 
 /// What does not hold, and where.
@@ -123,6 +123,23 @@ fn buffers(p: &Program, found: &mut Vec<Violation>) {
         };
         found.push(Violation { at, problem });
     }
+    for c in &p.counted {
+        let at = format!("counted out{} axis {} by out{}", c.output, c.axis, c.count);
+        if let Some(problem) = counted(&p.outputs, c) {
+            found.push(Violation { at, problem });
+        }
+    }
+}
+
+/// What is wrong with what an output counts of another.
+fn counted(outputs: &[Port], c: &Counted) -> Option<String> {
+    let (Some(output), Some(count)) = (outputs.get(c.output), outputs.get(c.count)) else {
+        return Some("there is no such port".to_owned());
+    };
+    if count.dtype != DType::I64 || !count.shape.is_empty() || c.count == c.output {
+        return Some(format!("{}{:?} is no number of positions", count.dtype, count.shape));
+    }
+    (c.axis >= output.shape.len()).then(|| format!("{:?} has no such axis", output.shape))
 }
 
 /// Rules 3 and 4.

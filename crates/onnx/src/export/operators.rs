@@ -24,17 +24,17 @@ impl Exporter<'_> {
         let result = match op {
             // Operators with several results.
             Op::Attention(op) => return self.attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::NonMaxSuppression(op) => return self.non_max_suppression(n, &x, op),
+            Op::NonZero(_) => return self.non_zero(n, &x),
+            Op::If(op) => return self.choice(n, &x, op),
+            Op::Loop(op) => return self.repeated(n, &x, op),
             Op::AttentionGradient(op) => {
                 return self.attention_gradient(n, &x, dtype.unwrap_or(DType::F32), op);
             }
 
             Op::Const(_) | Op::Input(_) => Err(self.refusal("a leaf is no node".to_owned())),
-            Op::If(_) | Op::Loop(_) => {
-                Err(self.refusal("graphs inside operators are not exported".to_owned()))
-            }
-            Op::NonZero(_) => {
-                Err(self.refusal("results of which a run says the length are not exported".to_owned()))
-            }
+            Op::Cut(op) => self.cut(n, &x, op),
+            Op::Pack(_) => Err(self.refusal("what a program gives out is not exported".to_owned())),
             Op::Dims(d) => self.extents(&d.values, ""),
             Op::Range(r) => self.range(r),
 
@@ -105,8 +105,9 @@ impl Exporter<'_> {
 
             Op::Conv(op) => {
                 let attributes = conv_attributes(op, &shape(1));
+                let name = if dtype.is_some_and(DType::is_int) { "ConvInteger" } else { "Conv" };
                 self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| {
-                    Ok(e.emit("Conv", "", &[image, x[1]], attributes))
+                    Ok(e.emit(name, "", &[&[image], &x[1..]].concat(), attributes))
                 })
             }
             Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {
@@ -116,6 +117,9 @@ impl Exporter<'_> {
             Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
             Op::LayerNorm(op) => self.layer_norm(&x, dtype.unwrap_or(DType::F32), shape(0).len(), op),
             Op::LinearAttention(op) => self.linear_attention(n, &x, dtype.unwrap_or(DType::F32), op),
+            Op::MatMul(_) if dtype.is_some_and(DType::is_int) => {
+                Ok(self.emit("MatMulInteger", "", &x, vec![]))
+            }
             Op::MatMul(_) => Ok(self.emit("MatMul", "", &x, vec![])),
             Op::Im2col(op) => self.im2col(n, x[0], dtype.unwrap_or(DType::F32), op),
             Op::Pool(op) => self.in_nchw(op.layout, x[0], shape(0).len(), |e, image| e.pool(image, n, op)),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use margay_ir::{AddError, TypeError, Value};
 use margay_tensor::Tensor;
 
-use crate::{Attribute, Kind, OnnxGraph, OnnxNode};
+use crate::{Attribute, Kind, Narrow, OnnxGraph, OnnxNode};
 
 /// Why a node is not imported.
 #[derive(Debug)]
@@ -81,6 +81,11 @@ impl<'a> Call<'a> {
     /// All inputs of an operator that takes one or more.
     pub(crate) fn all(&self) -> Result<Vec<Value>, Refusal> {
         (0..self.inputs.len().max(1)).map(|at| self.input(at)).collect()
+    }
+
+    /// The inputs that are there.
+    pub(crate) fn values(&self) -> impl Iterator<Item = Value> {
+        self.inputs.iter().copied().flatten()
     }
 
     /// Number of inputs, absent ones included.
@@ -186,6 +191,14 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// A constant of a narrow type that may be absent.
+    pub(crate) fn narrow_tensor(&self, name: &'static str) -> Option<(Narrow, &'a Tensor)> {
+        match self.attribute(name) {
+            Some(Attribute::NarrowTensor(narrow, v)) => Some((*narrow, v)),
+            _ => None,
+        }
+    }
+
     /// A graph.
     pub(crate) fn graph(&self, name: &'static str) -> Result<&'a OnnxGraph, Refusal> {
         match self.attribute(name) {
@@ -196,7 +209,7 @@ impl<'a> Call<'a> {
     }
 
     /// Checks that everything the node has was asked for, and that no output is used that is not there.
-    pub(crate) fn finish(&self, values: Vec<Value>) -> Imported {
+    pub(crate) fn finish<T>(&self, values: Vec<T>) -> Result<Vec<T>, Refusal> {
         let asked = self.attributes_asked.borrow();
         if let Some(name) = self.node.attributes.keys().find(|name| !asked.contains(name.as_str())) {
             return Err(Refusal::Unsupported(format!("attribute `{name}` is not supported")));

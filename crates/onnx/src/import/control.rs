@@ -4,13 +4,14 @@
 //! constants and extents are repeated inside instead, so that weights there are weights like any others. A choice that
 //! is made at compile time leaves only the graph that was chosen, without a region.
 //!
-//! Refused: branches whose results differ in type, values that change their type from one repetition to the next, and
-//! rows of a loop that ends by a condition, of which only a run says how many there are.
+//! Refused: branches whose results differ in type, and values that change their type from one repetition to the next. Rows
+//! of a loop that ends by a condition are as many as a run decides.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
 use margay_ir::ops::{Const, Gather, If, IntTensor, Loop, Reshape, Slice, Sub, Transpose};
-use margay_ir::{Graph, Op, Origin, Payload, Region, TensorType, Value};
+use margay_ir::{Builder, Graph, Op, Origin, Payload, Region, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::call::{Call, Imported, Refusal, axis};
@@ -18,6 +19,9 @@ use super::values::binding_of;
 use super::{Importer, Slot};
 use crate::check::free;
 use crate::{OnnxDim, OnnxGraph, OnnxValue};
+
+/// What the number of repetitions of a loop is called inside it.
+const COUNT: &str = "repetitions";
 
 /// What a region reads of the graph around it.
 enum Read {
@@ -38,6 +42,24 @@ struct Inner {
 impl Inner {
     fn ty(&self, output: usize) -> &TensorType {
         self.graph.ty(self.outputs[output])
+    }
+
+    /// The region of a loop that counts its repetitions by the last of so many values that it hands on, behind the
+    /// condition.
+    fn counting(mut self, names: &[OnnxValue], carried: usize) -> Result<Region, Refusal> {
+        let number = self.graph.inputs()[0];
+        let mut builder = Builder::new(&mut self.graph, Origin::default());
+        let next = builder.offset(number.into(), 1.0)?;
+        self.outputs.insert(carried, next);
+        for (at, value) in self.outputs.iter().enumerate() {
+            let name = match at.cmp(&carried) {
+                Ordering::Less => &names[at].name,
+                Ordering::Equal => COUNT,
+                Ordering::Greater => &names[at - 1].name,
+            };
+            self.graph.add_output(name, *value);
+        }
+        Ok(Region::new(self.graph))
     }
 
     /// The region with its outputs under names of the model, the last ones.
@@ -108,17 +130,7 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
     };
     let reads = importer.reads(&[body])?;
     let types: Vec<TensorType> = initial.iter().map(|v| importer.ty(*v).clone()).collect();
-    let mut inner = importer.region(body, &reads, |importer| {
-        let number = importer.graph.add_input(&body.inputs[0].name, single_of(DType::I64));
-        let mut given = vec![importer.as_declared(number, &body.inputs[0])?];
-        // A repetition runs only where the condition holds.
-        let goes_on = importer.scalar(DType::Bool, 1.0)?;
-        given.push(importer.as_declared(goes_on, &body.inputs[1])?);
-        for (input, ty) in body.inputs[2..].iter().zip(&types) {
-            given.push(importer.graph.add_input(&input.name, ty.clone()));
-        }
-        Ok(given)
-    })?;
+    let mut inner = importer.repetition(body, &reads, &types, false)?;
     for (i, ty) in types.iter().enumerate() {
         let found = inner.ty(1 + i);
         if found != ty {
@@ -135,16 +147,32 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         _ => (bound, true),
     };
     let rows = body.outputs.len() - least;
-    if rows > 0 && (condition || max.is_none()) {
-        let why = "rows of a loop of which only a run says how often it runs";
+    if rows > 0 && max.is_none() {
+        let why = "rows of a loop of which nothing says how often it runs at most";
         return Err(Refusal::Unsupported(why.to_owned()));
+    }
+    // Rows that a run decides are counted by a value that the loop hands on behind the others.
+    let counted = rows > 0 && condition;
+    let mut test = test;
+    if counted {
+        inner = importer.repetition(body, &reads, &types, true)?;
+        test = single(&mut inner.graph, inner.outputs[0], DType::Bool)?;
     }
     match condition {
         true => inner.outputs[0] = test,
         false => drop(inner.outputs.remove(0)),
     }
     let max = max.unwrap_or(Dim::from(i64::MAX as usize));
-    let op = Loop { body: inner.named(&body.outputs), max, carried: initial.len(), condition };
+    let (mut carried, mut initial) = (initial.len(), initial);
+    let body = match counted {
+        false => inner.named(&body.outputs),
+        true => {
+            initial.push(importer.scalar(DType::I64, 0.0)?);
+            carried += 1;
+            inner.counting(&body.outputs, carried)?
+        }
+    };
+    let op = Loop { body, max, carried, condition };
     let mut operands = vec![trips];
     if condition {
         operands.push(match start {
@@ -153,12 +181,52 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         });
     }
     operands.extend(initial);
-    importer.node_of(op, &operands, &reads)
+    let mut results = importer.node_of(op, &operands, &reads)?;
+    if counted {
+        let count = results.remove(carried - 1);
+        let rows = results.split_off(carried - 1);
+        results.extend(importer.cut(&rows, 0, count)?);
+    }
+    Ok(results)
 }
 
 pub(super) fn scan<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported {
     let body = call.graph("body")?;
-    let inputs = call.all()?;
+    let inputs = match call.opset < 9 {
+        true => of_one_batch(importer, call)?,
+        false => call.all()?,
+    };
+    let mut results = scanned(importer, call, body, &inputs)?;
+    if call.opset < 9 {
+        results = results.into_iter().map(|v| importer.unsqueezed(v, 0)).collect::<Result<_, _>>()?;
+    }
+    Ok(results)
+}
+
+/// The inputs of a `Scan` of operator set 8, which has batches, without the axis of a batch of one.
+fn of_one_batch(importer: &mut Importer, call: &Call) -> Imported {
+    if call.optional(0).is_some() {
+        return Err(Refusal::Unsupported("lengths of sequences are not supported".into()));
+    }
+    let mut inputs = Vec::new();
+    for at in 1..call.given() {
+        let v = call.input(at)?;
+        let mut shape = importer.ty(v).shape.clone();
+        if shape.is_empty() || !shape.remove(0).is(1) {
+            let ty = importer.ty(v);
+            return Err(Refusal::Unsupported(format!("a batch {ty} of other than one is not supported")));
+        }
+        inputs.push(importer.shaped(v, shape)?);
+    }
+    Ok(inputs)
+}
+
+fn scanned<'a>(
+    importer: &mut Importer<'a>,
+    call: &Call<'a>,
+    body: &'a OnnxGraph,
+    inputs: &[Value],
+) -> Imported {
     let sliced = call.int("num_scan_inputs", 0)?;
     let carried = usize::try_from(sliced).ok().filter(|&n| n > 0).and_then(|n| inputs.len().checked_sub(n));
     let carried = carried
@@ -179,8 +247,8 @@ pub(super) fn scan<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported
             }
         }
     };
-    let (axes, backwards) =
-        (list("scan_input_axes", sliced.len())?, list("scan_input_directions", sliced.len())?);
+    let directions = if call.opset < 9 { "directions" } else { "scan_input_directions" };
+    let (axes, backwards) = (list("scan_input_axes", sliced.len())?, list(directions, sliced.len())?);
     let (out_axes, out_backwards) = (list("scan_output_axes", rows)?, list("scan_output_directions", rows)?);
     let axes: Vec<usize> =
         axes.iter().zip(sliced).map(|(&a, v)| axis(a, importer.ty(*v).ndim())).collect::<Result<_, _>>()?;
@@ -280,6 +348,30 @@ impl<'a> Importer<'a> {
         self.ints(v)?.values.first()?.as_const()
     }
 
+    /// The body of a loop with values of these types; `counted` adds one more that it hands on, the number of repetitions.
+    fn repetition(
+        &mut self,
+        body: &'a OnnxGraph,
+        reads: &[(&'a str, Read)],
+        types: &[TensorType],
+        counted: bool,
+    ) -> Result<Inner, Refusal> {
+        self.region(body, reads, |importer| {
+            let number = importer.graph.add_input(&body.inputs[0].name, single_of(DType::I64));
+            let mut given = vec![importer.as_declared(number, &body.inputs[0])?];
+            // A repetition runs only where the condition holds.
+            let goes_on = importer.scalar(DType::Bool, 1.0)?;
+            given.push(importer.as_declared(goes_on, &body.inputs[1])?);
+            for (input, ty) in body.inputs[2..].iter().zip(types) {
+                given.push(importer.graph.add_input(&input.name, ty.clone()));
+            }
+            if counted {
+                importer.graph.add_input(COUNT, single_of(DType::I64));
+            }
+            Ok(given)
+        })
+    }
+
     /// A single value with the axis that an input of a body is declared with.
     fn as_declared(&mut self, v: Value, input: &OnnxValue) -> Result<Value, Refusal> {
         match input.dims.as_deref() {
@@ -296,12 +388,22 @@ impl<'a> Importer<'a> {
             let v = match self.slot(name) {
                 Some(Slot::Known(v)) => v,
                 Some(Slot::Unknown) => return Err(Refusal::Reported),
+                Some(Slot::List(_) | Slot::Nothing) => {
+                    let why = "a sequence in a graph inside is not supported";
+                    return Err(Refusal::Unsupported(why.into()));
+                }
                 None => {
                     return Err(Refusal::Invalid(format!(
                         "a graph inside reads `{name}`, which nothing yields"
                     )));
                 }
             };
+            if let Some(narrow) = self.narrow(v) {
+                let name = narrow.name();
+                return Err(Refusal::Unsupported(format!(
+                    "element type `{name}` in a graph inside is not supported"
+                )));
+            }
             let read = match (self.graph.op(v.node), self.ints(v)) {
                 (Op::Const(c), _) => {
                     Read::Constant(c.payload.clone().into(), self.graph.node(v.node).origin.clone())
@@ -325,10 +427,14 @@ impl<'a> Importer<'a> {
         let name = if graph.name.is_empty() { "region" } else { &graph.name };
         let around = std::mem::replace(&mut self.graph, Graph::new(name));
         let slots = std::mem::take(&mut self.slots);
+        let narrow = std::mem::take(&mut self.narrow);
         let initializers = std::mem::take(&mut self.initializers);
         let origin = self.origin.clone();
+        self.depth += 1;
         let outputs = self.inside(graph, reads, declare);
+        self.depth -= 1;
         (self.slots, self.initializers, self.origin) = (slots, initializers, origin);
+        self.narrow = narrow;
         let graph = std::mem::replace(&mut self.graph, around);
         Ok(Inner { graph, outputs: outputs? })
     }
@@ -366,16 +472,25 @@ impl<'a> Importer<'a> {
 
     /// Imports the nodes of a graph; returns what its outputs are.
     fn body(&mut self, graph: &'a OnnxGraph) -> Imported {
-        self.initializers.extend(graph.initializers.iter().map(|(name, t)| (name.as_str(), t)));
-        for (index, node) in graph.nodes.iter().enumerate() {
-            self.node(index, node);
-        }
+        self.nodes_of(graph);
         let output = |importer: &mut Self, name: &'a str| match importer.slot(name) {
             Some(Slot::Known(v)) => Ok(v),
             Some(Slot::Unknown) => Err(Refusal::Reported),
+            Some(Slot::List(_) | Slot::Nothing) => {
+                Err(Refusal::Unsupported("a sequence that a graph inside yields is not supported".into()))
+            }
             None => Err(Refusal::Invalid(format!("nothing yields the output `{name}` of a graph inside"))),
         };
         graph.outputs.iter().map(|o| output(self, &o.name)).collect()
+    }
+
+    /// Imports the nodes of a graph.
+    pub(super) fn nodes_of(&mut self, graph: &'a OnnxGraph) {
+        self.initializers.extend(graph.initializers.iter().map(|(name, t)| (name.as_str(), t)));
+        self.narrow_names.extend(graph.narrow.iter().map(|(name, narrow)| (name.as_str(), *narrow)));
+        for (index, node) in graph.nodes.iter().enumerate() {
+            self.node(index, node);
+        }
     }
 
     /// Imports the nodes of a graph as nodes of the graph at hand. Its names mean nothing afterwards.

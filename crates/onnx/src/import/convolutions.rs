@@ -11,18 +11,44 @@ use super::values::open;
 /// `Conv`; a bias is added afterwards.
 pub(super) fn conv(cx: &mut Importer, call: &Call) -> Imported {
     let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
-    let mut y = convolved(cx, call, x, k)?;
+    Ok(vec![with_bias(cx, call, x, k, bias)?])
+}
+
+/// `NhwcConv`: images and kernels with their channels last.
+pub(super) fn nhwc_conv(cx: &mut Importer, call: &Call) -> Imported {
+    let (x, k, bias) = (call.input(0)?, call.input(1)?, call.optional(2));
+    if cx.ty(x).ndim() != 4 || cx.ty(k).ndim() != 4 {
+        return Err(Refusal::Unsupported(format!("images {} are not supported", cx.ty(x))));
+    }
+    let (x, k) = (cx.transposed(x, &[0, 3, 1, 2])?, cx.transposed(k, &[0, 3, 1, 2])?);
+    let y = with_bias(cx, call, x, k, bias)?;
+    Ok(vec![cx.transposed(y, &[0, 2, 3, 1])?])
+}
+
+fn with_bias(
+    cx: &mut Importer,
+    call: &Call,
+    x: Value,
+    k: Value,
+    bias: Option<Value>,
+) -> Result<Value, Refusal> {
+    let mut y = convolved(cx, call, [x, k], None)?;
     if let Some(bias) = bias {
         let mut shape = cx.ty(bias).shape.clone();
         shape.extend(vec![Dim::from(1usize); cx.ty(k).ndim().saturating_sub(2)]);
         let bias = cx.shaped(bias, shape)?;
         y = cx.add(Add, &[y, bias])?;
     }
-    Ok(vec![y])
+    Ok(y)
 }
 
-/// A convolution by the attributes of a call.
-pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> Result<Value, Refusal> {
+/// A convolution by the attributes of a call, of integers less `zero` if there is one: along at most two axes in one group.
+pub(super) fn convolved(
+    cx: &mut Importer,
+    call: &Call,
+    [x, k]: [Value; 2],
+    zero: Option<Value>,
+) -> Result<Value, Refusal> {
     let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
     if let Some(declared) = call.ints("kernel_shape")?
         && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
@@ -48,7 +74,8 @@ pub(super) fn convolved(cx: &mut Importer, call: &Call, x: Value, k: Value) -> R
         groups,
         layout: ImageLayout::Nchw,
     };
-    cx.add(op, &[x, k])
+    let operands: Vec<Value> = [x, k].into_iter().chain(zero).collect();
+    cx.add(op, &operands)
 }
 
 /// A convolution along three axes: a product of the kernel with the windows, group by group.

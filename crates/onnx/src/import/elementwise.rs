@@ -9,7 +9,8 @@ use margay_tensor::DType;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use crate::element_type;
+use super::narrow::Beyond;
+use crate::{Narrow, element_type};
 
 /// Writes functions of operators that are those of the graph with one operand.
 macro_rules! unary {
@@ -90,8 +91,7 @@ pub(super) fn select(cx: &mut Importer, call: &Call) -> Imported {
 /// `Cast`.
 pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
-    // About conversions to types of 8-bit floats, which are refused.
-    call.ignore(&["saturate"]);
+    let beyond = Beyond::of(call)?;
     if call.opset < 6 {
         let name = call.text("to", "")?;
         let to = (1..17).find(|&n| element_type("value", "", n).is_ok_and(|d| onnx_name(d) == name));
@@ -100,7 +100,10 @@ pub(super) fn cast(cx: &mut Importer, call: &Call) -> Imported {
     }
     let number = call.optional_int("to")?;
     let number = number.ok_or_else(|| Refusal::Invalid("expected attribute `to`, found none".into()))?;
-    let to = numbered_type(number)?;
+    if let Some(narrow) = i32::try_from(number).ok().and_then(Narrow::numbered) {
+        return Ok(vec![cx.narrowed(x, narrow, beyond)?]);
+    }
+    let (x, to) = (cx.widened(x)?, numbered_type(number)?);
     Ok(vec![cx.cast(x, to)?])
 }
 
@@ -132,8 +135,11 @@ fn onnx_name(dtype: DType) -> &'static str {
 /// `CastLike`.
 pub(super) fn cast_like(cx: &mut Importer, call: &Call) -> Imported {
     let (x, like) = (call.input(0)?, call.input(1)?);
-    call.ignore(&["saturate"]);
-    let to = cx.ty(like).dtype;
+    let beyond = Beyond::of(call)?;
+    if let Some(narrow) = cx.narrow(like) {
+        return Ok(vec![cx.narrowed(x, narrow, beyond)?]);
+    }
+    let (x, to) = (cx.widened(x)?, cx.ty(like).dtype);
     Ok(vec![cx.cast(x, to)?])
 }
 

@@ -36,7 +36,9 @@ impl<'a> Importer<'a> {
             let slot = match shape(input, &mut symbols) {
                 Ok((dtype, shape)) => {
                     let shape = self.assumptions.input(&input.name, &shape);
-                    Slot::Known(self.graph.add_input(&input.name, TensorType::new(dtype, shape)))
+                    let v = self.graph.add_input(&input.name, TensorType::new(dtype, shape));
+                    self.narrow.extend(input.narrow.map(|narrow| (v, narrow)));
+                    Slot::Known(v)
                 }
                 Err(problem) => {
                     self.problems.push(problem);

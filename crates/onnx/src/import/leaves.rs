@@ -16,6 +16,9 @@ const MAX_RANGE: usize = 1 << 20;
 pub(super) fn constant(cx: &mut Importer, call: &Call) -> Imported {
     let made =
         |t: Result<Tensor, _>| t.map_err(|e: margay_tensor::TensorError| Refusal::Invalid(e.to_string()));
+    if let Some((narrow, tensor)) = call.narrow_tensor("value") {
+        return super::narrow::constant(cx, narrow, tensor.clone());
+    }
     let tensor = if let Some(tensor) = call.tensor("value")? {
         tensor.clone()
     } else if let Some(v) = call.optional_float("value_float")? {
@@ -40,11 +43,6 @@ pub(super) fn constant_of_shape(cx: &mut Importer, call: &Call) -> Imported {
     let element = element.reshaped(&[]).map_err(|e| Refusal::Invalid(format!("attribute `value`: {e}")))?;
     let element = cx.constant(element)?;
     broadcast_to(cx, element, shape).map(|v| vec![v])
-}
-
-/// `Identity`.
-pub(super) fn identity(_: &mut Importer, call: &Call) -> Imported {
-    Ok(vec![call.input(0)?])
 }
 
 /// `Dropout`, which does nothing outside training: all elements stay.

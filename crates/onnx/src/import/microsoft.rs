@@ -345,6 +345,32 @@ pub(super) fn attention(cx: &mut Importer, call: &Call) -> Imported {
     call.ignore(&["past_present_share_buffer", "rotary_embedding_dim"]);
     let product = cx.add(MatMul, &[x, weights])?;
     let product = summed(cx, product, &[bias])?;
+    attention_of(cx, call, product, keys, scores, heads)
+}
+
+/// `QAttention`: the same of 8-bit integers.
+pub(super) fn q_attention(cx: &mut Importer, call: &Call) -> Imported {
+    let operands = [call.input(0)?, call.input(1)?];
+    let (bias, scales) = (call.optional(2), [call.input(3)?, call.input(4)?]);
+    let (keys, zeros, past) = (call.optional(5), [call.optional(6), call.optional(7)], call.optional(8));
+    let heads = call.int("num_heads", 0)?;
+    if past.is_some() || call.wants(1) || call.flag("do_rotary", false)? {
+        return Err(Refusal::Unsupported("caches and rotations are not supported".into()));
+    }
+    call.ignore(&["past_present_share_buffer"]);
+    let product = super::quantized::scaled_product(cx, operands, scales, zeros, bias)?;
+    attention_of(cx, call, product, keys, None, heads)
+}
+
+/// Attention of queries, keys and values that stand side by side.
+fn attention_of(
+    cx: &mut Importer,
+    call: &Call,
+    product: Value,
+    keys: Option<Value>,
+    scores: Option<Value>,
+    heads: i64,
+) -> Imported {
     let width = cx.ty(product).shape.last().and_then(Dim::as_const);
     let width = width.ok_or_else(|| Refusal::Unsupported("an open width is not supported".into()))?;
     let widths = match call.ints("qkv_hidden_sizes")? {

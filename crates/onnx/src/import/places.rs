@@ -9,8 +9,8 @@ use margay_ir::Value;
 use margay_ir::ops::{Broadcast, Cumulate, Gather, Position, ReduceKind, Scatter, ScatterKind, TopK};
 use margay_tensor::{DType, Dim};
 
-use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
+use super::{Importer, Lengths};
 
 fn product(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::from(1usize), |n, d| &n * d)
@@ -240,14 +240,20 @@ pub(super) fn top_k(cx: &mut Importer, call: &Call) -> Imported {
         let k = call.optional_int("k")?;
         Dim::from(k.ok_or_else(|| Refusal::Invalid("expected attribute `k`, found none".into()))?)
     } else {
-        match cx.known_ints(call, 1, "the number of elements")?.values.as_slice() {
-            [k] => k.clone(),
-            all => {
-                return Err(Refusal::Invalid(format!(
-                    "expected one number of elements, found {}",
-                    all.len()
-                )));
+        let given = call.input(1)?;
+        match cx.ints(given).map(|known| known.values) {
+            None if cx.lengths == Lengths::Known => {
+                let why = "the number of elements is computed at run time";
+                return Err(Refusal::Unsupported(why.into()));
             }
+            None => return super::decided::first_of_all(cx, x, at, given, largest),
+            Some(k) => match k.as_slice() {
+                [k] => k.clone(),
+                all => {
+                    let found = all.len();
+                    return Err(Refusal::Invalid(format!("expected one number of elements, found {found}")));
+                }
+            },
         }
     };
     let places = cx.ranked(x, at, k, largest)?;
@@ -317,10 +323,10 @@ pub(super) fn eye_like(cx: &mut Importer, call: &Call) -> Imported {
 /// `OneHot`: one value at the index, another elsewhere; indices outside are nowhere.
 pub(super) fn one_hot(cx: &mut Importer, call: &Call) -> Imported {
     let (at, values) = (call.input(0)?, call.input(2)?);
-    let depth = match cx.known_ints(call, 1, "the number of classes")?.values.as_slice() {
-        [depth] => depth.clone(),
-        all => return Err(Refusal::Invalid(format!("expected one number of classes, found {}", all.len()))),
-    };
+    let depth = call.input(1)?;
+    let depth = cx.whole(depth);
+    let depth =
+        depth.ok_or_else(|| Refusal::Unsupported("the number of classes is computed at run time".into()))?;
     let ndim = cx.ty(at).ndim() + 1;
     let new = axis(call.int("axis", -1)?, ndim)?;
     if cx.ty(values).ndim() != 1 {
@@ -343,12 +349,9 @@ pub(super) fn one_hot(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![cx.chosen(here, on, off)?])
 }
 
-/// `Compress` by a condition that is known: the parts of an axis, or of all elements, where it holds.
+/// `Compress`: the parts of an axis, or of all elements, where a condition holds.
 pub(super) fn compress(cx: &mut Importer, call: &Call) -> Imported {
     let (x, condition) = (call.input(0)?, call.input(1)?);
-    let wanted = cx.numbers(condition);
-    let wanted =
-        wanted.ok_or_else(|| Refusal::Unsupported("the condition is computed at run time".into()))?;
     let (x, at) = match call.optional_int("axis")? {
         Some(at) => (x, axis(at, cx.ty(x).ndim())?),
         None => {
@@ -356,8 +359,10 @@ pub(super) fn compress(cx: &mut Importer, call: &Call) -> Imported {
             (cx.shaped(x, vec![count])?, 0)
         }
     };
-    let places: Vec<i64> = (0..wanted.len()).filter(|&i| wanted[i] != 0.0).map(|i| i as i64).collect();
-    let places = cx.list(&places)?;
+    if cx.lengths == Lengths::Known && cx.numbers(condition).is_none() {
+        return Err(Refusal::Unsupported("the condition is computed at run time".into()));
+    }
+    let places = cx.places_where(condition)?;
     cx.one(Gather { axis: at }, &[x, places])
 }
 

@@ -33,11 +33,16 @@ pub(super) fn max_pool(cx: &mut Importer, call: &Call) -> Imported {
 
 /// `AveragePool`.
 pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
-    let counted = call.flag("count_include_pad", false)?;
     let x = call.input(0)?;
+    Ok(vec![averaged(cx, call, x)?])
+}
+
+/// Means over windows, by the attributes of a call.
+pub(super) fn averaged(cx: &mut Importer, call: &Call, x: Value) -> Result<Value, Refusal> {
+    let counted = call.flag("count_include_pad", false)?;
     let (kernel, windows) = windows(cx, call, x)?;
     if !(counted && windows.overhang) {
-        return Ok(vec![pooled(cx, x, PoolKind::Average, &kernel, &windows, counted)?]);
+        return pooled(cx, x, PoolKind::Average, &kernel, &windows, counted);
     }
     // Sums over windows that reach over the end, by how many of their elements lie in the image and its padding.
     let sums = sums(cx, x, &kernel, &windows)?;
@@ -54,7 +59,7 @@ pub(super) fn average_pool(cx: &mut Importer, call: &Call) -> Imported {
         ..windows
     };
     let counts = self::sums(cx, ones, &kernel, &rest)?;
-    Ok(vec![cx.over(sums, counts)?])
+    cx.over(sums, counts)
 }
 
 /// `LpPool`: (Σ |x|ᵖ)^(1/p) over windows.

@@ -1,10 +1,14 @@
 //! Quantized operators.
 //!
-//! Products of 8-bit integers are taken as products of whole f32, which are exact below 2²⁴: the left operand is split
-//! into parts small enough for the length of the sums, and the parts are put together as i32. A constant right operand
-//! tells how large its sums can become; most need no parts.
+//! Matrix products of 8-bit integers are products of the graph, `products` with what zero points add to them.
+//! So are convolutions in one group with a constant kernel. Others are taken as convolutions of whole f32, which are exact
+//! below 2²⁴: the image is split into parts small enough for the length of the sums, and the parts are put together as i32.
 
+mod functions;
 mod kept;
+mod products;
+
+pub(super) use functions::*;
 
 use margay_ir::Value;
 use margay_ir::ops::{Floor, MatMul, ReduceKind, Round};
@@ -14,7 +18,10 @@ use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
 use super::convolutions::convolved;
 use super::elementwise::numbered_type;
+use super::narrow::Beyond;
 use super::slices::slice_axes;
+use crate::Narrow;
+use products::{integer_product, known_terms};
 
 /// The smallest and largest number of a type that values are quantized to.
 fn bounds(dtype: DType) -> Result<(f64, f64), Refusal> {
@@ -109,17 +116,29 @@ fn centred(cx: &mut Importer, x: Value, zero: Option<Value>) -> Result<Value, Re
 /// `QuantizeLinear`.
 pub(super) fn quantize_linear(cx: &mut Importer, call: &Call) -> Imported {
     let (x, scale, zero) = (call.input(0)?, call.input(1)?, call.optional(2));
-    // About 8-bit floats, and about a precision that is never less than that of the scale.
-    call.ignore(&["saturate", "precision"]);
+    // About a precision that is never less than that of the scale.
+    call.ignore(&["precision"]);
+    let beyond = Beyond::of(call)?;
     let (at, block) = (call.int("axis", 1)?, call.int("block_size", 0)?);
-    let to = match (zero, call.int("output_dtype", 0)?) {
-        (Some(zero), _) => cx.ty(zero).dtype,
-        (None, 0) => DType::U8,
-        (None, number) => numbered_type(number)?,
+    let number = call.int("output_dtype", 0)?;
+    let narrow = match zero {
+        Some(zero) => cx.narrow(zero),
+        None => i32::try_from(number).ok().and_then(Narrow::numbered),
+    };
+    let to = match (zero, narrow, number) {
+        (_, Some(narrow), _) => narrow.carrier(),
+        (Some(zero), None, _) => cx.ty(zero).dtype,
+        (None, None, 0) => DType::U8,
+        (None, None, number) => numbered_type(number)?,
     };
     let shape = cx.ty(x).shape.clone();
     let scale = spread_scale(cx, scale, &shape, at, block)?;
     let zero = zero.map(|z| spread_scale(cx, z, &shape, at, block)).transpose()?;
+    if let Some(narrow) = narrow {
+        let x = cx.cast(x, cx.ty(scale).dtype)?;
+        let quotient = cx.over(x, scale)?;
+        return Ok(vec![cx.quantized_narrow(quotient, zero, narrow, beyond)?]);
+    }
     Ok(vec![quantized(cx, x, scale, zero, to)?])
 }
 
@@ -132,6 +151,14 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
         number => numbered_type(number)?,
     };
     let shape = cx.ty(x).shape.clone();
+    if cx.narrow(x).is_some_and(Narrow::is_float) {
+        // Their zero point is 0.
+        let scale = spread_scale(cx, scale, &shape, at, block)?;
+        let numbers = cx.widened(x)?;
+        let wide = cx.cast(scale, DType::F32)?;
+        let y = cx.times(numbers, wide)?;
+        return Ok(vec![cx.cast(y, to)?]);
+    }
     let is_one = |v: Value| cx.ty(v).shape.iter().all(|d| d.is(1));
     let all = is_one(scale) && zero.is_none_or(is_one);
     let position = if all { Ok(0) } else { axis(at, shape.len()) };
@@ -197,52 +224,6 @@ fn exactly(
     cx.plus(high, low)
 }
 
-fn known_terms(count: Option<usize>) -> Result<usize, Refusal> {
-    count.ok_or_else(|| Refusal::Unsupported("integer products of unknown length are not supported".into()))
-}
-
-/// A B of integers less their zero points, as i32.
-fn integer_product(
-    cx: &mut Importer,
-    [a, b]: [Value; 2],
-    [a_zero, b_zero]: [Option<Value>; 2],
-) -> Result<Value, Refusal> {
-    let row_zero = |cx: &mut Importer, zero: Value| match cx.ty(zero).ndim() {
-        // One for each row.
-        1 if !cx.ty(zero).shape[0].is(1) => cx.unsqueezed(zero, 1),
-        _ => Ok(zero),
-    };
-    let a_zero = a_zero.map(|z| row_zero(cx, z)).transpose()?;
-    let a = centred(cx, a, a_zero)?;
-    let last = cx.ty(b).ndim().saturating_sub(1);
-    let b = match cx.kept(b, b_zero, None, last)? {
-        Some(kept) => kept,
-        None => centred(cx, b, b_zero)?,
-    };
-    let (left, right) = (cx.ty(a).ndim(), cx.ty(b).ndim());
-    if left == 0 || right < 2 {
-        return Err(Refusal::Invalid(format!("a product of {} and {}", cx.ty(a), cx.ty(b))));
-    }
-    if cx.sums_are_whole(b) {
-        let sums = cx.add(MatMul, &[a, b])?;
-        return cx.cast(sums, DType::I32);
-    }
-    let terms = known_terms(cx.ty(b).shape[right - 2].as_extent())?;
-    let mut sum: Option<Value> = None;
-    for from in (0..terms.max(1)).step_by(SPLIT) {
-        let to = (from + SPLIT).min(terms);
-        let (start, end) = ([Dim::from(from)], [Dim::from(to)]);
-        let a = slice_axes(cx, a, &[left - 1], &start, &end, &[1])?;
-        let b = slice_axes(cx, b, &[right - 2], &start, &end, &[1])?;
-        let part = exactly(cx, a, to - from, &mut |cx, a| cx.add(MatMul, &[a, b]))?;
-        sum = Some(match sum {
-            None => part,
-            Some(sum) => cx.plus(sum, part)?,
-        });
-    }
-    sum.ok_or_else(|| Refusal::Invalid("a product without terms".into()))
-}
-
 /// `MatMulInteger`.
 pub(super) fn matmul_integer(cx: &mut Importer, call: &Call) -> Imported {
     let operands = [call.input(0)?, call.input(1)?];
@@ -257,6 +238,16 @@ fn integer_convolution(
     [x, k]: [Value; 2],
     [x_zero, k_zero]: [Option<Value>; 2],
 ) -> Result<Value, Refusal> {
+    // Along at most two axes in one group, with a constant kernel.
+    if call.int("group", 1)? == 1
+        && cx.ty(x).ndim() <= 4
+        && let Some((k, rest)) = cx.signed(k, k_zero, 0)?
+    {
+        let zero = x_zero.filter(|zero| !cx.is_zero(*zero));
+        let zero = zero.map(|zero| cx.shaped(zero, Vec::new())).transpose()?;
+        let sums = convolved(cx, call, [x, k], zero)?;
+        return cx.less_zero(sums, rest, 1);
+    }
     let x = centred(cx, x, x_zero)?;
     let k = match cx.kept(k, k_zero, None, 0)? {
         Some(kept) => kept,
@@ -271,7 +262,7 @@ fn integer_convolution(
     if terms > SPLIT {
         return Err(Refusal::Unsupported(format!("integer sums of {terms} terms are not supported")));
     }
-    exactly(cx, x, terms, &mut |cx, x| convolved(cx, call, x, k))
+    exactly(cx, x, terms, &mut |cx, x| convolved(cx, call, [x, k], None))
 }
 
 /// `ConvInteger`.
@@ -331,7 +322,7 @@ pub(super) fn matmul_integer_to_float(cx: &mut Importer, call: &Call) -> Importe
     Ok(vec![scaled_product(cx, operands, scales, zeros, bias)?])
 }
 
-fn scaled_product(
+pub(super) fn scaled_product(
     cx: &mut Importer,
     operands: [Value; 2],
     [left, right]: [Value; 2],
@@ -366,84 +357,6 @@ pub(super) fn dynamic_product(
 ) -> Result<Value, Refusal> {
     let [a, a_scale, a_zero] = by_range(cx, a)?;
     scaled_product(cx, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)
-}
-
-/// Operands as numbers, and what `f` makes of them quantized again.
-fn through_numbers(
-    cx: &mut Importer,
-    operands: &[[Value; 3]],
-    [scale, zero]: [Value; 2],
-    f: impl FnOnce(&mut Importer, &[Value]) -> Result<Value, Refusal>,
-) -> Imported {
-    let mut numbers = Vec::new();
-    for &[x, scale, zero] in operands {
-        let (scale, zero) = (cx.shaped(scale, Vec::new())?, cx.shaped(zero, Vec::new())?);
-        numbers.push(dequantized(cx, x, scale, Some(zero))?);
-    }
-    let y = f(cx, &numbers)?;
-    let to = cx.ty(zero).dtype;
-    let (scale, zero) = (cx.shaped(scale, Vec::new())?, cx.shaped(zero, Vec::new())?);
-    Ok(vec![quantized(cx, y, scale, Some(zero), to)?])
-}
-
-fn triple(call: &Call, at: usize) -> Result<[Value; 3], Refusal> {
-    Ok([call.input(at)?, call.input(at + 1)?, call.input(at + 2)?])
-}
-
-/// `QLinearAdd`.
-pub(super) fn qlinear_add(cx: &mut Importer, call: &Call) -> Imported {
-    let operands = [triple(call, 0)?, triple(call, 3)?];
-    through_numbers(cx, &operands, [call.input(6)?, call.input(7)?], |cx, x| cx.plus(x[0], x[1]))
-}
-
-/// `QLinearMul`.
-pub(super) fn qlinear_mul(cx: &mut Importer, call: &Call) -> Imported {
-    let operands = [triple(call, 0)?, triple(call, 3)?];
-    through_numbers(cx, &operands, [call.input(6)?, call.input(7)?], |cx, x| cx.times(x[0], x[1]))
-}
-
-/// `QLinearSigmoid`.
-pub(super) fn qlinear_sigmoid(cx: &mut Importer, call: &Call) -> Imported {
-    let operand = [triple(call, 0)?];
-    through_numbers(cx, &operand, [call.input(3)?, call.input(4)?], |cx, x| {
-        cx.add(margay_ir::ops::Sigmoid, &[x[0]])
-    })
-}
-
-/// `QLinearLeakyRelu`.
-pub(super) fn qlinear_leaky_relu(cx: &mut Importer, call: &Call) -> Imported {
-    let (operand, slope) = ([triple(call, 0)?], call.float("alpha", 0.01)?);
-    through_numbers(cx, &operand, [call.input(3)?, call.input(4)?], |cx, x| {
-        let below = cx.scaled(x[0], slope)?;
-        let negative = cx.below(x[0], 0.0)?;
-        cx.chosen(negative, below, x[0])
-    })
-}
-
-/// `QLinearGlobalAveragePool`, with channels second.
-pub(super) fn qlinear_global_average_pool(cx: &mut Importer, call: &Call) -> Imported {
-    let operand = [triple(call, 0)?];
-    if call.flag("channels_last", false)? {
-        return Err(Refusal::Unsupported("channels last are not supported".into()));
-    }
-    through_numbers(cx, &operand, [call.input(3)?, call.input(4)?], |cx, x| {
-        let axes: Vec<usize> = (2..cx.ty(x[0]).ndim()).collect();
-        cx.joined(ReduceKind::Mean, x[0], &axes, true)
-    })
-}
-
-/// `QLinearConcat`.
-pub(super) fn qlinear_concat(cx: &mut Importer, call: &Call) -> Imported {
-    let result = [call.input(0)?, call.input(1)?];
-    let mut operands = Vec::new();
-    for at in (2..call.all()?.len()).step_by(3) {
-        operands.push(triple(call, at)?);
-    }
-    let at = call.int("axis", 0)?;
-    through_numbers(cx, &operands, result, |cx, parts| {
-        let axis = axis(at, parts.first().map_or(0, |p| cx.ty(*p).ndim()))?;
-        cx.add(margay_ir::ops::Concat { axis }, parts)
-    })
 }
 
 /// `MatMulNBits`: a matrix of 4-bit or 8-bit numbers, each run of them along the terms with a scale of its own.

@@ -2,7 +2,7 @@
 
 use margay_ir::Value;
 use margay_ir::ops::{Abs, Add, Exp, Less, Log, Mul, Reduce, ReduceKind, Select, Sub};
-use margay_tensor::Dim;
+use margay_tensor::{DType, Dim};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal, axes};
@@ -19,7 +19,11 @@ macro_rules! reductions {
     ($($function:ident = $kind:ident),* $(,)?) => { $(
         pub(super) fn $function(cx: &mut Importer, call: &Call) -> Imported {
             let (x, join) = operands(cx, call, ReduceKind::$kind, 18)?;
-            Ok(vec![cx.add(join, &[x])?])
+            // Truth values as bytes, so that over none of them Max is false and Min is true.
+            let dtype = cx.ty(x).dtype;
+            let x = if dtype == DType::Bool { cx.cast(x, DType::U8)? } else { x };
+            let y = cx.add(join, &[x])?;
+            Ok(vec![cx.cast(y, dtype)?])
         }
     )* };
 }

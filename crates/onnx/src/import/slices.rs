@@ -9,8 +9,8 @@ use margay_ir::Value;
 use margay_ir::ops::{Slice, less_or_equal};
 use margay_tensor::Dim;
 
-use super::Importer;
 use super::call::{Call, Imported, Refusal, axis};
+use super::{Importer, Lengths};
 
 /// Bounds from here on mean the end of the axis, whatever its extent.
 const ENDLESS: i64 = 1_000_000_000;
@@ -21,6 +21,12 @@ pub(super) fn slice(cx: &mut Importer, call: &Call) -> Imported {
     let ndim = cx.ty(x).ndim();
     let missing = |name: &str| Refusal::Invalid(format!("expected attribute `{name}`, found none"));
     let dims = |list: &[i64]| list.iter().copied().map(Dim::from).collect::<Vec<Dim>>();
+    if call.opset >= 10 && cx.lengths == Lengths::Decided {
+        let bounds = [call.input(1)?, call.input(2)?];
+        if bounds.iter().any(|v| cx.ints(*v).is_none()) {
+            return super::decided::slice(cx, call, x, bounds);
+        }
+    }
     let (starts, ends, given, steps) = if call.opset < 10 {
         let starts = dims(call.ints("starts")?.ok_or_else(|| missing("starts"))?);
         let ends = dims(call.ints("ends")?.ok_or_else(|| missing("ends"))?);

@@ -1,10 +1,12 @@
 //! The operators of ONNX that are imported.
 
 use super::call::{Call, Imported};
+use super::sequences::Slots;
 use super::{
-    Importer, activations, attention, control, convolutions, einsum, elementwise, integers, learning, leaves,
-    losses, microsoft, normalizations, padding, pixels, places, pools, products, quantized, recurrent,
-    reductions, resize, sampling, shapes, signals, slices, statistics, transposed, trees, trigonometry,
+    Importer, Slot, activations, attention, control, convolutions, decided, einsum, elementwise, grouped,
+    integers, learning, leaves, losses, microsoft, normalizations, padding, pixels, places, pools, products,
+    quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices, statistics,
+    transposed, trees, trigonometry,
 };
 
 /// The domain `ai.onnx`.
@@ -19,6 +21,9 @@ const MICROSOFT: &str = "com.microsoft";
 /// Adds what a node means to the graph.
 type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;
 
+/// The same where sequences are read or yielded.
+type ListImport = for<'a> fn(&mut Importer<'a>, &Call<'a>, &[Option<Slot>]) -> Slots;
+
 /// An operator of ONNX, or of another domain.
 pub(super) struct Operator {
     /// The domain; empty for the default one.
@@ -28,7 +33,15 @@ pub(super) struct Operator {
     /// The operator set of the domain that introduced it. Later changes are dealt with in the function.
     pub(super) since: i64,
     /// Adds what it means to the graph.
-    pub(super) import: Import,
+    pub(super) import: Meaning,
+}
+
+/// What an operator reads and yields.
+pub(super) enum Meaning {
+    /// Tensors.
+    Values(Import),
+    /// Sequences or optionals, and tensors.
+    Lists(ListImport),
 }
 
 /// An operator of the default domain.
@@ -37,7 +50,12 @@ const fn op(name: &'static str, since: i64, import: Import) -> Operator {
 }
 
 const fn of(domain: &'static str, name: &'static str, since: i64, import: Import) -> Operator {
-    Operator { domain, name, since, import }
+    Operator { domain, name, since, import: Meaning::Values(import) }
+}
+
+/// An operator of the default domain on sequences or optionals.
+const fn op_on_lists(name: &'static str, since: i64, import: ListImport) -> Operator {
+    Operator { domain: DEFAULT, name, since, import: Meaning::Lists(import) }
 }
 
 /// The operator of a domain with a name.
@@ -79,6 +97,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Col2Im", 18, pixels::col_to_im),
     op("Compress", 9, places::compress),
     op("Concat", 1, shapes::concat),
+    op_on_lists("ConcatFromSequence", 11, sequences::concat),
     op("Constant", 1, leaves::constant),
     op("ConstantOfShape", 9, leaves::constant_of_shape),
     op("Conv", 1, convolutions::conv),
@@ -122,7 +141,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("HardSigmoid", 1, activations::hard_sigmoid),
     op("HardSwish", 14, activations::hard_swish),
     op("Hardmax", 1, places::hardmax),
-    op("Identity", 1, leaves::identity),
+    op_on_lists("Identity", 1, sequences::same),
     op("If", 1, control::choose),
     op("InstanceNormalization", 1, statistics::instance_normalization),
     op("IsInf", 10, integers::is_inf),
@@ -135,7 +154,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("LessOrEqual", 12, elementwise::less_or_equal),
     op("Log", 1, elementwise::log),
     op("LogSoftmax", 1, normalizations::log_softmax),
-    op("Loop", 1, control::repeat),
+    op_on_lists("Loop", 1, sequences::repeat),
     op("LpNormalization", 1, statistics::lp_normalization),
     op("LpPool", 1, pools::lp_pool),
     op("MatMul", 1, products::matmul),
@@ -151,8 +170,13 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Mul", 1, elementwise::mul),
     op("Neg", 1, elementwise::neg),
     op("NegativeLogLikelihoodLoss", 12, losses::negative_log_likelihood),
+    op("NonMaxSuppression", 10, decided::non_max_suppression),
+    op("NonZero", 9, decided::non_zero),
     op("Not", 1, elementwise::not),
     op("OneHot", 9, places::one_hot),
+    op_on_lists("Optional", 15, sequences::same),
+    op_on_lists("OptionalGetElement", 15, sequences::same),
+    op_on_lists("OptionalHasElement", 15, sequences::has_element),
     op("Or", 1, elementwise::or),
     op("PRelu", 1, activations::prelu),
     op("Pad", 1, padding::pad),
@@ -182,11 +206,18 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("RotaryEmbedding", 23, attention::rotary_embedding),
     op("Round", 11, elementwise::round),
     op("STFT", 17, signals::stft),
-    op("Scan", 9, control::scan),
+    op("Scan", 8, control::scan),
     op("Scatter", 9, places::scatter_elements),
     op("ScatterElements", 11, places::scatter_elements),
     op("ScatterND", 11, places::scatter_nd),
     op("Selu", 1, activations::selu),
+    op_on_lists("SequenceAt", 11, sequences::at),
+    op_on_lists("SequenceConstruct", 11, sequences::construct),
+    op_on_lists("SequenceEmpty", 11, sequences::empty),
+    op_on_lists("SequenceErase", 11, sequences::erase),
+    op_on_lists("SequenceInsert", 11, sequences::insert),
+    op_on_lists("SequenceLength", 11, sequences::length),
+    op_on_lists("SequenceMap", 17, sequences::map),
     op("Shape", 1, leaves::shape),
     op("Shrink", 9, activations::shrink),
     op("Sigmoid", 1, activations::sigmoid),
@@ -202,6 +233,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("Softsign", 1, activations::softsign),
     op("SpaceToDepth", 1, pixels::space_to_depth),
     op("Split", 1, slices::split),
+    op_on_lists("SplitToSequence", 11, sequences::split),
     op("Sqrt", 1, elementwise::sqrt),
     op("Squeeze", 1, shapes::squeeze),
     op("Sub", 1, elementwise::sub),
@@ -216,6 +248,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     op("TopK", 1, places::top_k),
     op("Transpose", 1, shapes::transpose),
     op("Trilu", 14, places::trilu),
+    op("Unique", 11, decided::unique),
     op("Unsqueeze", 1, shapes::unsqueeze),
     op("Upsample", 7, resize::upsample),
     op("Where", 9, elementwise::select),
@@ -245,15 +278,21 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(MICROSOFT, "FusedGemm", 1, microsoft::fused_gemm),
     of(MICROSOFT, "FusedMatMul", 1, microsoft::fused_matmul),
     of(MICROSOFT, "Gelu", 1, activations::gelu),
+    of(MICROSOFT, "GroupQueryAttention", 1, grouped::group_query_attention),
     of(MICROSOFT, "MatMulIntegerToFloat", 1, quantized::matmul_integer_to_float),
     of(MICROSOFT, "MatMulNBits", 1, quantized::matmul_n_bits),
     of(MICROSOFT, "MultiHeadAttention", 1, microsoft::multi_head_attention),
+    of(MICROSOFT, "NhwcConv", 1, convolutions::nhwc_conv),
+    of(MICROSOFT, "QAttention", 1, microsoft::q_attention),
     of(MICROSOFT, "QLinearAdd", 1, quantized::qlinear_add),
+    of(MICROSOFT, "QLinearAveragePool", 1, quantized::qlinear_average_pool),
     of(MICROSOFT, "QLinearConcat", 1, quantized::qlinear_concat),
     of(MICROSOFT, "QLinearGlobalAveragePool", 1, quantized::qlinear_global_average_pool),
     of(MICROSOFT, "QLinearLeakyRelu", 1, quantized::qlinear_leaky_relu),
     of(MICROSOFT, "QLinearMul", 1, quantized::qlinear_mul),
     of(MICROSOFT, "QLinearSigmoid", 1, quantized::qlinear_sigmoid),
+    of(MICROSOFT, "QLinearSoftmax", 1, quantized::qlinear_softmax),
+    of(MICROSOFT, "QLinearWhere", 1, quantized::qlinear_where),
     of(MICROSOFT, "QuickGelu", 1, microsoft::quick_gelu),
     of(MICROSOFT, "RotaryEmbedding", 1, microsoft::rotary_embedding),
     of(MICROSOFT, "SkipLayerNormalization", 1, microsoft::skip_layer_normalization),

@@ -13,13 +13,16 @@ use half::{bf16, f16};
 use margay_tensor::{DType, Element, Map, Tensor, TensorError};
 
 use crate::wire::proto::{StringStringEntryProto, TensorProto};
-use crate::{Problem, map};
+use crate::{Narrow, Problem, map};
 
 /// Greatest number of axes.
 const MAX_AXES: usize = 64;
 /// The values of `data_location`: in the model, and in another file.
 const DEFAULT: i32 = 0;
 const EXTERNAL: i32 = 1;
+
+/// The number of the element type of bytes.
+const UINT8: i32 = 2;
 
 /// Where the data of tensors comes from.
 pub(super) struct Store<'a> {
@@ -45,8 +48,27 @@ impl<'a> Store<'a> {
         Store { map, payloads, path, files: BTreeMap::new() }
     }
 
-    /// The tensor of a message whose raw data was cut out by `wire`.
-    pub(super) fn tensor(&mut self, name: &str, proto: TensorProto) -> Result<Tensor, Problem> {
+    /// The tensor of a message whose raw data was cut out by `wire`; elements of narrow types have a byte each.
+    pub(super) fn tensor(&mut self, name: &str, mut proto: TensorProto) -> Result<Tensor, Problem> {
+        let Some(narrow) = Narrow::numbered(proto.data_type) else { return self.plain(name, proto) };
+        // What is packed is a list of bytes.
+        let bytes = UINT8;
+        let header = Header::new(name, bytes, &proto.dims)?;
+        let (extents, packed) = (header.extents.clone(), (header.bytes * narrow.bits()).div_ceil(8));
+        let dims = std::mem::replace(&mut proto.dims, vec![packed as i64]);
+        proto.data_type = bytes;
+        let packed = self.plain(name, proto)?;
+        narrow.unpacked(&extents, packed.bytes()).ok_or_else(|| Problem::Length {
+            tensor: name.to_owned(),
+            dtype: narrow.carrier(),
+            dims,
+            unit: "bytes",
+            expected: packed.len() as u64,
+            found: packed.len() as u64,
+        })
+    }
+
+    fn plain(&mut self, name: &str, proto: TensorProto) -> Result<Tensor, Problem> {
         if proto.segment.is_some() {
             return Err(Problem::Storage { tensor: name.to_owned(), found: "segments" });
         }

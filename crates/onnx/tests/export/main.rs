@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use margay_ir::ops::{CaseInput, Numbers};
 use margay_ir::{Graph, Op, Origin, Part, Stage, TensorType, Value, eval, ops, text};
 use margay_onnx::{ExportOptions, Model, OnnxDim, export, import};
-use margay_tensor::{DType, Tensor, shape_of};
+use margay_tensor::{DType, Dim, Tensor, shape_of};
 use margay_testkit::{Tolerance, assert_close, case_inputs};
 
 /// The oldest, those where operators change, the newest.
@@ -52,7 +52,7 @@ fn needed_opset(op: &Op, dtype: DType) -> i64 {
 
 #[test]
 fn every_operator_computes_the_same_afterwards() {
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut seen, mut refused): (BTreeMap<&str, usize>, _) = (BTreeMap::new(), 0);
     for (op, case) in Op::cases() {
         if matches!(op, Op::Const(_)) {
             continue;
@@ -69,9 +69,18 @@ fn every_operator_computes_the_same_afterwards() {
         for out in 0..g.node(y.node).types.len() as u16 {
             g.add_output(&format!("y{out}"), Value { node: y.node, out });
         }
-        if matches!(op, Op::If(_) | Op::Loop(_) | Op::NonZero(_)) {
-            let refusal = export(&g, &ExportOptions::default()).unwrap_err().to_string();
-            assert!(refusal.contains("are not exported"), "{refusal}");
+        // Loops whose rows only a run counts, and what programs give out.
+        if matches!(op, Op::Loop(_) | Op::Pack(_) | Op::NonMaxSuppression(_))
+            && let Err(refusal) = export(&g, &ExportOptions::default())
+        {
+            let refusal = refusal.to_string();
+            assert!(refusal.contains(" not exported"), "{refusal}");
+            refused += 1;
+            continue;
+        }
+        if matches!(op, Op::NonZero(_)) {
+            // Zeros behind what was found, which are as many as a run says, are not read back.
+            export(&g, &ExportOptions::default()).unwrap();
             continue;
         }
         let expected = run(&g, &given);
@@ -86,7 +95,9 @@ fn every_operator_computes_the_same_afterwards() {
             }
             let again = round_trip(&g, opset);
             for (before, after) in g.outputs().iter().zip(again.outputs()) {
-                assert_eq!(again.ty(after.value), g.ty(before.value), "{what}");
+                let (before, after) = (g.ty(before.value), again.ty(after.value));
+                // What a run decides is no number when it is read back.
+                assert!(before == after || after.shape.iter().any(Dim::is_decided), "{what}");
             }
             for (found, expected) in run(&again, &given).iter().zip(&expected) {
                 // Its logarithms are no normalizers here, so that weights are large and their products cancel.
@@ -98,6 +109,9 @@ fn every_operator_computes_the_same_afterwards() {
             }
         }
     }
+    let loops = Op::cases().iter().filter(|(op, _)| matches!(op, Op::Loop(_))).count();
+    let others = seen["pack"] + seen["non_max_suppression"];
+    assert!((others..others + loops).contains(&refused), "{refused} cases are refused");
     let without: Vec<_> = Op::ALL.iter().filter(|name| !seen.contains_key(*name)).collect();
     assert_eq!(without, [&"const", &"dims", &"input"]);
 }

@@ -29,7 +29,7 @@ fn all_problems_are_listed() {
     let inputs = vec![
         input("x", DType::F32, &["n", "4"]),
         input("x_int", DType::I64, &["2"]),
-        OnnxValue { name: "rankless".to_owned(), dtype: Some(DType::F32), dims: None },
+        OnnxValue { name: "rankless".to_owned(), dtype: Some(DType::F32), narrow: None, dims: None },
     ];
     let error = import(&model(17, inputs, &constants, nodes, &["sum", "lost"])).unwrap_err();
     assert_eq!(

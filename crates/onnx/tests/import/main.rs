@@ -70,11 +70,16 @@ fn input(name: &str, dtype: DType, dims: &[&str]) -> OnnxValue {
         Err(_) if *d == "?" => OnnxDim::Unknown,
         Err(_) => OnnxDim::Symbol((*d).to_owned()),
     };
-    OnnxValue { name: name.to_owned(), dtype: Some(dtype), dims: Some(dims.iter().map(dim).collect()) }
+    OnnxValue {
+        name: name.to_owned(),
+        dtype: Some(dtype),
+        narrow: None,
+        dims: Some(dims.iter().map(dim).collect()),
+    }
 }
 
 fn output(name: &str) -> OnnxValue {
-    OnnxValue { name: name.to_owned(), dtype: None, dims: None }
+    OnnxValue { name: name.to_owned(), dtype: None, narrow: None, dims: None }
 }
 
 fn model(

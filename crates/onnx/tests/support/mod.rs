@@ -19,7 +19,7 @@ pub(crate) fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> OnnxNode {
 
 /// A value of type `f32` with these extents.
 pub(crate) fn value(name: &str, dims: &[OnnxDim]) -> OnnxValue {
-    OnnxValue { name: name.to_owned(), dtype: Some(DType::F32), dims: Some(dims.to_vec()) }
+    OnnxValue { name: name.to_owned(), dtype: Some(DType::F32), narrow: None, dims: Some(dims.to_vec()) }
 }
 
 /// `y = relu(x w + b)` with a symbolic batch.
@@ -69,7 +69,7 @@ pub(crate) fn everything() -> Model {
     }
     let branch = |op: &str| OnnxGraph {
         name: op.to_owned(),
-        outputs: vec![OnnxValue { name: "inner".to_owned(), dtype: None, dims: None }],
+        outputs: vec![OnnxValue { name: "inner".to_owned(), dtype: None, narrow: None, dims: None }],
         initializers: vec![("two".to_owned(), Tensor::scalar(2f32))],
         nodes: vec![node(op, &["sum", "two"], &["inner"])],
         ..OnnxGraph::default()
@@ -97,9 +97,15 @@ pub(crate) fn everything() -> Model {
     model.graph.outputs.push(OnnxValue {
         name: "custom".to_owned(),
         dtype: Some(DType::I64),
+        narrow: None,
         dims: Some(vec![OnnxDim::Unknown, OnnxDim::Value(0)]),
     });
-    model.graph.outputs.push(OnnxValue { name: "rest".to_owned(), dtype: Some(DType::Bool), dims: None });
+    model.graph.outputs.push(OnnxValue {
+        name: "rest".to_owned(),
+        dtype: Some(DType::Bool),
+        narrow: None,
+        dims: None,
+    });
     model.domains.insert("com.example".to_owned(), 3);
     model.metadata.insert("note".to_owned(), "made by hand".to_owned());
     model

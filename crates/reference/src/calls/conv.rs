@@ -3,7 +3,7 @@
 use margay_loops::{Conv, ConvKernelGradient};
 
 use crate::Problem;
-use crate::calls::{Arguments, finished, row_major};
+use crate::calls::{Arguments, Sums, finished, row_major};
 
 /// A tap of a convolution: where it reads and what it belongs to.
 struct Tap {
@@ -76,7 +76,8 @@ fn kernel(c: &Conv) -> [usize; 4] {
 }
 
 pub(crate) fn run(c: &Conv, args: &mut Arguments<'_, '_>) -> Result<(), Problem> {
-    let (x, k) = (args.take(), args.take());
+    let (x, k, zero) = (args.take(), args.take(), args.take_if(c.zero));
+    let (offset, scale) = (args.take_if(c.epilogue.offset), args.take_if(c.epilogue.scale.is_some()));
     let (bias, residual) = (args.take_if(c.epilogue.bias), args.take_if(c.epilogue.residual));
     let out = args.take();
     let x = args.read(x, 0, &image(c), &row_major(&image(c)))?;
@@ -84,9 +85,12 @@ pub(crate) fn run(c: &Conv, args: &mut Arguments<'_, '_>) -> Result<(), Problem>
     let (extents, strides) = (result(c), row_major(&result(c)));
     let bias = bias.map(|b| args.read(b, 0, &[c.out_channels], &[1])).transpose()?;
     let added = residual.map(|r| args.read(r, 0, &extents, &strides)).transpose()?;
+    let zero = zero.map(|zero| args.read(zero, 0, &[1], &[1])).transpose()?.map_or(0.0, |zero| zero[0]);
+    let sums = Sums::of(&c.types, &c.epilogue, c.out_channels, [offset, scale], args)?;
     let mut y = vec![0.0; extents.iter().product()];
-    for_each_tap(c, |tap| y[tap.y] += x[tap.x] * k[tap.k]);
+    for_each_tap(c, |tap| y[tap.y] += (x[tap.x] - zero) * k[tap.k]);
     for (at, y) in y.iter_mut().enumerate() {
+        *y = sums.finished(*y, at % c.out_channels);
         let bias = bias.as_ref().map_or(0.0, |b| b[at % c.out_channels]);
         *y = finished(&c.epilogue, *y, bias, added.as_ref().map_or(0.0, |r| r[at]));
     }

@@ -9,12 +9,12 @@ mod hadamard;
 mod linear_attention;
 mod matmul;
 
-use margay_loops::{Activation, Epilogue, KernelCall, Operand};
+use margay_loops::{Activation, Epilogue, KernelCall, Operand, ProductTypes, Scale};
 use margay_tensor::DType;
 
 use crate::Problem;
 use crate::memory::Memory;
-use crate::number::Number;
+use crate::number::{Number, rounded};
 
 /// The arguments of a call, taken in order.
 pub(crate) struct Arguments<'a, 'm> {
@@ -44,10 +44,10 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) 
     }
 }
 
-/// Types of the arguments of a call in memory. A packed constant lies there as numbers.
+/// Types of the arguments of a call in memory. A packed constant beside floats lies there as numbers.
 fn types_of(call: &KernelCall) -> Vec<DType> {
     let mut types: Vec<DType> = call.args().iter().map(|arg| arg.dtype).collect();
-    if matches!(call, KernelCall::MatMul(c) if c.b_packed) {
+    if matches!(call, KernelCall::MatMul(c) if c.b_packed && !c.types.left.is_int()) {
         types[1] = DType::F32;
     }
     types
@@ -110,6 +110,43 @@ fn positions(start: usize, extents: &[usize], strides: &[usize]) -> Vec<usize> {
 /// Strides of a row-major tensor.
 fn row_major(extents: &[usize]) -> Vec<usize> {
     (0..extents.len()).map(|axis| extents[axis + 1..].iter().product()).collect()
+}
+
+/// What is done to sums of integers before the rest of an epilogue; nothing to those of floats.
+struct Sums {
+    integers: bool,
+    result: DType,
+    offset: Option<Vec<f64>>,
+    scale: Option<Vec<f64>>,
+}
+
+impl Sums {
+    /// Reads the offset and the scale of so many columns.
+    fn of(
+        types: &ProductTypes,
+        epilogue: &Epilogue,
+        columns: usize,
+        [offset, scale]: [Option<Argument>; 2],
+        args: &Arguments<'_, '_>,
+    ) -> Result<Sums, Problem> {
+        let step = usize::from(epilogue.scale == Some(Scale::Columns));
+        Ok(Sums {
+            integers: types.left.is_int(),
+            result: types.result,
+            offset: offset.map(|offset| args.read(offset, 0, &[columns], &[1])).transpose()?,
+            scale: scale.map(|scale| args.read(scale, 0, &[columns], &[step])).transpose()?,
+        })
+    }
+
+    /// A sum of a column; sums of bytes are exact in f64.
+    fn finished(&self, sum: f64, column: usize) -> f64 {
+        if !self.integers {
+            return sum;
+        }
+        let whole = sum as i64 + self.offset.as_ref().map_or(0, |offset| offset[column] as i64);
+        let sum = rounded(self.result, (whole as i32).into());
+        sum * self.scale.as_ref().map_or(1.0, |scale| scale[column])
+    }
 }
 
 /// A result with its epilogue: `bias` and `residual` belong to the element.

@@ -1,8 +1,10 @@
 //! AVX2 and FMA: sixteen vectors of eight elements.
 
+mod bytes;
+
 use std::arch::x86_64::*;
 
-use super::{Isa, PANEL, from, from_column, register_tile};
+use super::{ByteTiles, Isa, PANEL, from, from_column, register_tile};
 
 /// A proof that the processor has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -166,6 +168,15 @@ impl Isa for Avx2 {
     unsafe fn load_i8(self, p: *const i8) -> __m256 {
         // SAFETY: the caller's promise; `self` proves the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    fn byte_tiles(self) -> ByteTiles {
+        bytes::TILES
     }
     #[inline(always)]
     fn prefetch(self, p: *const f32) {

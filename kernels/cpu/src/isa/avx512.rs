@@ -1,11 +1,12 @@
 //! AVX-512 (F, BW, DQ, VL): thirty-two vectors of sixteen elements. [`Avx512Bf16`] differs in its tile alone.
 
+mod bytes;
 mod tiles;
 mod transposed;
 
 use std::arch::x86_64::*;
 
-use super::{Isa, avx2};
+use super::{ByteTiles, Isa, avx2};
 
 use tiles::{multiply_bf16, multiply_f32};
 
@@ -143,6 +144,16 @@ macro_rules! vectors {
             unsafe fn load_i8(self, p: *const i8) -> __m512 {
                 // SAFETY: the caller's promise; `self` proves the instructions.
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+            }
+            #[inline(always)]
+            unsafe fn load_i32(self, p: *const i32) -> __m512 {
+                // SAFETY: the caller's promise; `self` proves the instructions.
+                unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(p.cast())) }
+            }
+            #[inline(always)]
+            fn byte_tiles(self) -> ByteTiles {
+                // SAFETY: `self` proves AVX2 too.
+                bytes::tiles().unwrap_or_else(|| unsafe { avx2::Avx2::new() }.byte_tiles())
             }
             #[inline(always)]
             fn prefetch(self, p: *const f32) {

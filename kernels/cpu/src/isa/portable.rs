@@ -2,7 +2,7 @@
 
 use margay_loops::precision::{bf16, from_bf16};
 
-use super::{Isa, PANEL, from, from_column, register_tile};
+use super::{ByteOperands, ByteTiles, Isa, PANEL, from, from_column, register_tile};
 
 /// Vectors as arrays.
 #[derive(Clone, Copy)]
@@ -144,6 +144,15 @@ impl Isa for Portable {
         unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
     }
     #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[i32; LANES]>().read_unaligned() }.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn byte_tiles(self) -> ByteTiles {
+        ByteTiles { rows: 4, tile: byte_tile }
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
     #[inline(always)]
     fn prefetch_near(self, _: *const f32) {}
@@ -210,6 +219,31 @@ unsafe fn tile(
                     register_tile::<_, 4>(Portable, k, a, a_strides, b, c, c_stride, start, c.cast_const(), 0)
                 }
             }
+        }
+    }
+}
+
+/// # Safety
+/// As [`ByteTiles::tile`].
+unsafe fn byte_tile(o: ByteOperands) {
+    for i in 0..o.rows {
+        // SAFETY: the quads of the row and the panel, and a row of the result.
+        unsafe {
+            let mut sums = o.start.cast::<[i32; PANEL]>().read_unaligned();
+            for quad in 0..o.quads {
+                let bytes = o.a.add(i * o.a_stride + 4 * quad).cast::<[u8; 4]>().read();
+                let panel = &*o.b.add(4 * PANEL * quad).cast::<[[u8; 4]; PANEL]>();
+                for (sum, right) in sums.iter_mut().zip(panel) {
+                    for (x, y) in bytes.into_iter().zip(*right) {
+                        let product = match o.left_is_signed {
+                            true => i32::from(x.cast_signed()) * i32::from(y),
+                            false => i32::from(x) * i32::from(y.cast_signed()),
+                        };
+                        *sum = sum.wrapping_add(product);
+                    }
+                }
+            }
+            o.c.add(i * PANEL).cast::<[i32; PANEL]>().write_unaligned(sums);
         }
     }
 }

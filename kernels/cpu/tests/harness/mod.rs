@@ -64,9 +64,9 @@ impl Guarded {
         guarded
     }
 
-    fn to_vec(&self) -> Vec<f32> {
-        // SAFETY: the buffer is readable and aligned to 4 bytes.
-        unsafe { std::slice::from_raw_parts(self.at.cast::<f32>(), self.bytes / 4).to_vec() }
+    fn to_vec(&self) -> Vec<u8> {
+        // SAFETY: the buffer is readable.
+        unsafe { std::slice::from_raw_parts(self.at, self.bytes).to_vec() }
     }
 }
 
@@ -116,10 +116,37 @@ pub(crate) fn execute_all(
         assert_eq!(back.to_bytes(), stored.to_bytes(), "unpack is the inverse of pack");
         operands[packed.operand] = bytes;
     }
-    let mut result: Option<Vec<Vec<f32>>> = None;
+    let outs: Vec<Vec<u8>> = outs.iter().map(|&out| bytes_of(&vec![UNTOUCHED; out])).collect();
+    let floats = |bytes: &Vec<u8>| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|x| f32::from_ne_bytes(x.try_into().unwrap())).collect()
+    };
+    let runs = execute_bytes(class, call, &operands, &outs);
+    let mut runs = runs.iter().map(|outs| outs.iter().map(floats).collect::<Vec<_>>());
+    let result = runs.next().unwrap();
+    for found in runs {
+        let same = found
+            .iter()
+            .flatten()
+            .zip(result.iter().flatten())
+            .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+        assert!(same, "{} {call}: bits depend on the split or on the place of buffers", class.name());
+    }
+    result
+}
+
+/// What is in the outputs, which begin as `outs`, after runs of a call on operands as they lie in memory: over different
+/// splits of the items and places of the buffers.
+pub(crate) fn execute_bytes(
+    class: Class,
+    call: &KernelCall,
+    operands: &[Vec<u8>],
+    outs: &[Vec<u8>],
+) -> Vec<Vec<Vec<u8>>> {
+    let prepared = CpuTarget::new(class).prepare(call).unwrap();
+    let mut runs = Vec::new();
     for (flush, split) in [(Flush::End, usize::MAX), (Flush::Start, 1), (Flush::End, 3)] {
         let mut buffers: Vec<Guarded> = operands.iter().map(|x| Guarded::holding(x, flush)).collect();
-        buffers.extend(outs.iter().map(|&out| Guarded::holding(&bytes_of(&vec![UNTOUCHED; out]), flush)));
+        buffers.extend(outs.iter().map(|out| Guarded::holding(out, flush)));
         if prepared.needs.workspace_bytes > 0 {
             buffers.push(Guarded::new(prepared.needs.workspace_bytes.next_multiple_of(64), flush));
         }
@@ -149,21 +176,12 @@ pub(crate) fn execute_all(
                 }
             }
         }
-        for (buffer, operand) in buffers.iter().zip(&operands) {
-            assert_eq!(bytes_of(&buffer.to_vec()), *operand, "inputs are not written");
+        for (buffer, operand) in buffers.iter().zip(operands) {
+            assert_eq!(buffer.to_vec(), *operand, "inputs are not written");
         }
-        let found: Vec<Vec<f32>> = (0..outs.len()).map(|i| buffers[operands.len() + i].to_vec()).collect();
-        if let Some(result) = &result {
-            let same = found
-                .iter()
-                .flatten()
-                .zip(result.iter().flatten())
-                .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
-            assert!(same, "{} {call}: bits depend on the split or on the place of buffers", class.name());
-        }
-        result = Some(found);
+        runs.push((0..outs.len()).map(|i| buffers[operands.len() + i].to_vec()).collect());
     }
-    result.unwrap()
+    runs
 }
 
 fn bytes_of(x: &[f32]) -> Vec<u8> {

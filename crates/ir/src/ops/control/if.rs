@@ -6,6 +6,7 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::control::truth;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, Region, TensorType, TypeError, Types, types};
 
@@ -62,6 +63,10 @@ impl OpDef for If {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

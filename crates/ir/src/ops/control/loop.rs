@@ -13,6 +13,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::control::truth;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, Region, TensorType, TypeError, Types, types};
 
@@ -129,6 +130,10 @@ impl OpDef for Loop {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

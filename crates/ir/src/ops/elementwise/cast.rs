@@ -7,6 +7,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::facts::{Elementwise, Symbolic, truth};
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -61,6 +62,10 @@ impl OpDef for Cast {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         Some(self.clone().into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

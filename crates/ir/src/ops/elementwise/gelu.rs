@@ -9,6 +9,7 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::facts::Elementwise;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::ops::{Erf, Exp, Tanh};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -116,6 +117,10 @@ impl OpDef for Gelu {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         Some(self.clone().into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

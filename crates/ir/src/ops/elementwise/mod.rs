@@ -328,6 +328,10 @@ macro_rules! unary {
                 Some($name.into())
             }
 
+            fn padded(&self, cx: &mut $crate::padding::Padding<'_>) -> $crate::padding::Padded {
+                cx.apart($name)
+            }
+
             fn cases() -> Vec<(Self, $crate::ops::Case)> {
                 use $crate::ops::elementwise::Domain;
                 let dtype = match Domain::$domain {
@@ -415,6 +419,10 @@ macro_rules! binary {
 
             fn permuted(&self, _: &[usize]) -> Option<$crate::Op> {
                 Some($name.into())
+            }
+
+            fn padded(&self, cx: &mut $crate::padding::Padding<'_>) -> $crate::padding::Padded {
+                cx.apart($name)
             }
 
             fn cases() -> Vec<(Self, $crate::ops::Case)> {

@@ -10,6 +10,7 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::facts::Elementwise;
 use crate::ops::shape::{checked_position, known_extents};
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -66,6 +67,12 @@ impl OpDef for Position {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         Some(self.clone().into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let at = cx.indices(0, &self.extent)?;
+        cx.replace(0, at);
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -6,6 +6,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_extents, broadcast_positions};
 use crate::ops::facts::{Elementwise, Symbolic};
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -66,6 +67,10 @@ impl OpDef for Select {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         Some(self.clone().into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -5,6 +5,7 @@
 use margay_tensor::{Binding, Tensor};
 
 use crate::ops::{Attributes, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, Payload, TensorType, TypeError, Types, types};
 
@@ -59,6 +60,10 @@ impl OpDef for Const {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -6,7 +6,8 @@
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, Concat, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -51,6 +52,15 @@ impl OpDef for Dims {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let mut parts = Vec::new();
+        for value in &self.values {
+            let count = cx.count(value)?;
+            parts.push(cx.op(Reshape { shape: vec![Dim::from(1usize)] }, &[count])?);
+        }
+        Ok(vec![cx.op(Concat { axis: 0 }, &parts)?])
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -7,7 +7,8 @@ use margay_loops::Literal;
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Add, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -74,6 +75,13 @@ impl OpDef for Range {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let from_zero = Range { start: Dim::default(), ..self.clone() };
+        let places = cx.apart(from_zero)?[0];
+        let start = cx.count(&self.start)?;
+        Ok(vec![cx.op(Add, &[places, start])?])
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -22,6 +22,7 @@ use crate::ops::{
     AttentionGradient, Bits, Broadcast, Case, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef,
     Reduce, ReduceKind, Reshape, Softmax, Strided,
 };
+use crate::padding::{Along, Padded, Padding};
 use crate::types::ShapeText;
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
@@ -304,6 +305,15 @@ impl OpDef for Attention {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        // Queries and batches stand for themselves; keys do not.
+        cx.along(self.clone(), |input, axis| match (input, axis) {
+            (0..=2, 0) => Along::Apart,
+            (0, 2) if !self.causal => Along::Apart,
+            _ => Along::Change,
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {

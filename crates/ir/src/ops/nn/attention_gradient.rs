@@ -23,6 +23,7 @@ use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::attention::{Attention, mask_strides, row_strides};
 use crate::ops::{Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -161,6 +162,10 @@ impl OpDef for AttentionGradient {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

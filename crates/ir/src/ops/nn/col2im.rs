@@ -11,6 +11,7 @@ use crate::ops::nn::conv::Window;
 use crate::ops::nn::im2col::samples;
 use crate::ops::shape::indices;
 use crate::ops::{Case, Cost, EvalError, Facts, Im2col, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -115,6 +116,10 @@ impl OpDef for Col2im {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

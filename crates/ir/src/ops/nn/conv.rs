@@ -4,6 +4,9 @@
 //! Operands are X `[N, C, spatial…]` and K `[O, C / groups, kernel…]`; the result is `[N, O, spatial…]`. With `layout`
 //! `nhwc` the channels of X and of the result are last; K is the same. A bias is an addition afterwards.
 //!
+//! Of 8-bit integers X and K, each signed or not, sums are i32 and wrap around. A third operand, one number of the type of X,
+//! is then taken off X. There is one group.
+//!
 //! Only the layout `nhwc` has a kernel: the pass `assign-layout` brings every convolution there.
 
 use margay_loops::{Binary, Epilogue, Index, KernelCall, Literal, Nest, ProductTypes, Reg};
@@ -16,9 +19,10 @@ use crate::ops::nn::layout::ImageLayout;
 use crate::ops::nn::wide;
 use crate::ops::shape::indices;
 use crate::ops::{
-    Bits, Case, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul, NotLowered,
-    OpDef, Reshape, Slice, Transpose,
+    Bits, Case, CaseInput, Col2im, ConvKernelGradient, Cost, EvalError, Facts, Im2col, Io, Lowered, MatMul,
+    NotLowered, OpDef, Reshape, Slice, Transpose,
 };
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -66,9 +70,23 @@ impl OpDef for Conv {
     const NAME: &'static str = "conv";
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
-        let [x, k] = types::inputs(inputs, "2")?;
-        types::expect_float(0, x)?;
-        types::expect_dtype(1, k, x.dtype)?;
+        let (x, k, result) = match *inputs {
+            [x, k, ref zero @ ..] if is_byte(x.dtype) && zero.len() < 2 => {
+                types::expect(1, k, is_byte(k.dtype), "i8 or u8")?;
+                zero.iter().try_for_each(|zero| types::expect_single(2, zero, x.dtype))?;
+                if self.groups != 1 {
+                    let message = format!("{} groups of integers, expected 1", self.groups);
+                    return Err(TypeError::attribute(message));
+                }
+                (x, k, DType::I32)
+            }
+            _ => {
+                let [x, k] = types::inputs(inputs, "2")?;
+                types::expect(0, x, x.dtype.is_float(), "a float type, i8 or u8")?;
+                types::expect_dtype(1, k, x.dtype)?;
+                (x, k, x.dtype)
+            }
+        };
         let windows = self.windows()?;
         if windows.len() > 2 {
             let message = format!("{} spatial axes, expected 1 or 2", windows.len());
@@ -92,12 +110,15 @@ impl OpDef for Conv {
         for (axis, w) in windows.iter().enumerate() {
             shape.push(w.outputs(axis, &x.shape[axis + 2], &k.shape[axis + 2])?);
         }
-        types::one(x.dtype, self.layout.shape_from_nchw(&shape))
+        types::one(result, self.layout.shape_from_nchw(&shape))
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (x, k) = (inputs[0], inputs[1]);
-        let types = self.infer(&[&TensorType::of(x), &TensorType::of(k)])?;
+        let types: Vec<TensorType> = inputs.iter().map(|x| TensorType::of(x)).collect();
+        let types = self.infer(&types.iter().collect::<Vec<_>>())?;
+        let zero = inputs.get(2).map(|zero| Numbers::of(zero)).transpose()?.map(Numbers::floats);
+        let zero = zero.and_then(|zero| zero.first().copied()).unwrap_or(0.0);
         let shape = self.layout.extents_to_nchw(&types[0].extents().unwrap_or_default());
         let x = &self.layout.tensor_to_nchw(x)?;
         let windows = self.planar_windows()?;
@@ -114,18 +135,27 @@ impl OpDef for Conv {
                 let col = windows[1].position(at[3], tap[2], size[1]);
                 if let (Some(row), Some(col)) = (row, col) {
                     let x = xs[((at[0] * channels + first + tap[0]) * size[0] + row) * size[1] + col];
-                    sum += x * ks[((at[1] * per_group + tap[0]) * taps[0] + tap[1]) * taps[1] + tap[2]];
+                    sum +=
+                        (x - zero) * ks[((at[1] * per_group + tap[0]) * taps[0] + tap[1]) * taps[1] + tap[2]];
                 }
             }
             out.push(sum);
         }
-        let y = Numbers::Float(out).into_tensor(x.dtype(), &shape)?;
+        let out = match types[0].dtype {
+            // Sums of bytes are exact.
+            DType::I32 => Numbers::Int(out.into_iter().map(|sum| sum as i128).collect()),
+            _ => Numbers::Float(out),
+        };
+        let y = out.into_tensor(types[0].dtype, &shape)?;
         Ok(vec![self.layout.tensor_from_nchw(&y)?])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
         if self.layout != ImageLayout::Nchw {
             return Grad::none("there is no rule for channels last; layouts are assigned afterwards");
+        }
+        if is_byte(cx.ty(cx.input(0)).dtype) {
+            return Grad::none("a convolution of integers has no derivative");
         }
         let (x, k, dy) = (cx.input(0), cx.input(1), cx.cotangent()?);
         let Some(known) = cx.ty(k).shape.iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>() else {
@@ -162,7 +192,8 @@ impl OpDef for Conv {
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
             k_packed: k.constant,
-            types: ProductTypes { right: k.stored_type(), ..ProductTypes::of(x.dtype) },
+            zero: io.inputs.len() > 2,
+            types: ProductTypes { right: k.stored_type(), result: y.dtype, ..ProductTypes::of(x.dtype) },
             epilogue: Epilogue::default(),
         })))
     }
@@ -178,7 +209,7 @@ impl OpDef for Conv {
             cheap: false,
             identity: false,
             symbolic: None,
-            parameters: &[None, Some(Parameter::Weight(|k| k.iter().skip(1).product()))],
+            parameters: &[None, Some(Parameter::Weight(|k| k.iter().skip(1).product())), None],
             image: Some(Image {
                 layout: self.layout,
                 channels_last: Conv { layout: ImageLayout::Nhwc, ..self.clone() }.into(),
@@ -192,6 +223,13 @@ impl OpDef for Conv {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(
+            self.clone(),
+            |input, axis| if (input, axis) == (0, 0) { Along::Apart } else { Along::Change },
+        )
     }
 
     fn cases() -> Vec<(Self, Case)> {
@@ -232,8 +270,31 @@ impl OpDef for Conv {
             };
             cases.iter().map(case)
         };
-        in_layout(ImageLayout::Nchw).chain(in_layout(ImageLayout::Nhwc)).collect()
+        let numbers = in_layout(ImageLayout::Nchw).chain(in_layout(ImageLayout::Nhwc));
+        numbers.chain(byte_cases(&cases)).collect()
     }
+}
+
+/// Whether sums of products of the type are of 32 bits.
+fn is_byte(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::U8)
+}
+
+/// The cases of one group on bytes of every kind, with and without a number that is taken off.
+fn byte_cases(cases: &[(Conv, [&[usize]; 2])]) -> Vec<(Conv, Case)> {
+    let mut found = Vec::new();
+    for (op, [x, k]) in cases.iter().filter(|(op, _)| op.groups == 1) {
+        for (left, right) in [(DType::U8, DType::I8), (DType::I8, DType::I8), (DType::U8, DType::U8)] {
+            let random = |dtype, shape: &[usize]| {
+                let (low, high) = if dtype == DType::I8 { (-128.0, 128.0) } else { (0.0, 256.0) };
+                CaseInput::Random { dtype, shape: shape.to_vec(), low, high }
+            };
+            let plain = Case { inputs: vec![random(left, x), random(right, k)] };
+            found.push((op.clone(), plain.clone()));
+            found.push((op.clone(), plain.with(random(left, &[]))));
+        }
+    }
+    found
 }
 
 impl Conv {

@@ -14,6 +14,7 @@ use crate::ops::nn::conv::{Conv, planar};
 use crate::ops::nn::layout::ImageLayout;
 use crate::ops::shape::indices;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -148,6 +149,7 @@ impl OpDef for ConvKernelGradient {
             pads: [h.before, w.before],
             dilations: [h.dilation, w.dilation],
             k_packed: false,
+            zero: false,
             types: ProductTypes::of(x.dtype),
             epilogue: Epilogue::default(),
         };
@@ -179,6 +181,10 @@ impl OpDef for ConvKernelGradient {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -8,6 +8,7 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -84,6 +85,11 @@ impl OpDef for Hadamard {
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         // The last axis stays where it is.
         (perm.last()? + 1 == perm.len()).then(|| Hadamard.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let last = cx.type_of(0).ndim() - 1;
+        cx.along(self.clone(), |_, axis| if axis == last { Along::Change } else { Along::Apart })
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,6 +12,7 @@ use crate::ops::lowering::strides_of;
 use crate::ops::nn::conv::Window;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Bits, Case, Col2im, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, types};
 
@@ -110,6 +111,10 @@ impl OpDef for Im2col {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,6 +12,7 @@ use crate::ops::facts::Parameter;
 use crate::ops::{
     Bits, Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reduce, ReduceKind, Sqrt,
 };
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -144,6 +145,15 @@ impl OpDef for LayerNorm {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(
+            self.clone(),
+            |input, axis| {
+                if input == 0 && axis < self.axis { Along::Apart } else { Along::Change }
+            },
+        )
     }
 
     fn cases() -> Vec<(Self, Case)> {

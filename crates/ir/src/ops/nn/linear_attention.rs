@@ -21,6 +21,7 @@ use crate::ops::{
     Bits, Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, MatMul, NotLowered, OpDef, Reshape,
     Slice,
 };
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -272,6 +273,10 @@ impl OpDef for LinearAttention {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -2,18 +2,22 @@
 //!
 //! Vectors are not accepted: reshape them to matrices first.
 //!
+//! Operands of 8-bit integers, each signed or not, give sums of 32 bits, which wrap around. There is no product of wider
+//! integers.
+//!
 //! A constant matrix B is read as it is stored. Where that is bf16 and A is an f32 rounded to bf16 (by a cast there and
 //! back), the kernel does the rounding.
 
 use margay_loops::{BatchAxis, Epilogue, KernelCall, MatLayout, ProductTypes};
-use margay_tensor::{Dim, Scales, Storage, Tensor};
+use margay_tensor::{DType, Dim, Scales, Storage, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Numbers, broadcast_positions};
 use crate::ops::facts::Parameter;
 use crate::ops::lowering::strides_of;
 use crate::ops::nn::wide;
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, Strided};
+use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, Strided};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -28,8 +32,14 @@ impl OpDef for MatMul {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Types, TypeError> {
         let [a, b] = types::inputs(inputs, "2")?;
-        types::expect_float(0, a)?;
-        types::expect_dtype(1, b, a.dtype)?;
+        types::expect(0, a, a.dtype.is_float() || is_byte(a.dtype), "a float type, i8 or u8")?;
+        let result = if is_byte(a.dtype) {
+            types::expect(1, b, is_byte(b.dtype), "i8 or u8")?;
+            DType::I32
+        } else {
+            types::expect_dtype(1, b, a.dtype)?;
+            a.dtype
+        };
         for (input, x) in [a, b].into_iter().enumerate() {
             if x.ndim() < 2 {
                 return Err(TypeError::Ndim { input, expected: "at least 2".into(), found: x.ndim() });
@@ -40,30 +50,30 @@ impl OpDef for MatMul {
         types::same_extent("columns of input 0 and rows of input 1", &a_matrix[1], &b_matrix[0])?;
         let mut shape = types::broadcast_shapes(a_batch, b_batch)?;
         shape.extend([a_matrix[0].clone(), b_matrix[1].clone()]);
-        types::one(a.dtype, shape)
+        types::one(result, shape)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let [a, b] = [inputs[0], inputs[1]];
-        let shape = self.infer(&[&TensorType::of(a), &TensorType::of(b)])?[0].extents().unwrap_or_default();
+        let ty = self.infer(&[&TensorType::of(a), &TensorType::of(b)])?.swap_remove(0);
+        let shape = ty.extents().unwrap_or_default();
         let (batch, matrix) = shape.split_at(shape.len() - 2);
         let (m, n, k) = (matrix[0], matrix[1], b.shape()[b.shape().len() - 2]);
         let blocks = |x: &Tensor| broadcast_positions(batch, &x.shape()[..x.shape().len() - 2]);
         let (a_blocks, b_blocks) = (blocks(a), blocks(b));
-        let (a, b) = (Numbers::of(a)?.floats(), Numbers::of(b)?.floats());
-        let mut out = vec![0.0; shape.iter().product()];
-        for (block, (a_block, b_block)) in a_blocks.into_iter().zip(b_blocks).enumerate() {
-            for (i, l) in (0..m).flat_map(|i| (0..k).map(move |l| (i, l))) {
-                let factor = a[(a_block * m + i) * k + l];
-                let row = &b[(b_block * k + l) * n..][..n];
-                let sums = &mut out[(block * m + i) * n..][..n];
-                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += factor * x);
+        let out = match (Numbers::of(a)?, Numbers::of(b)?) {
+            (Numbers::Int(a), Numbers::Int(b)) => {
+                Numbers::Int(products(&a, &b, [m, n, k], &a_blocks, &b_blocks))
             }
-        }
-        Ok(vec![Numbers::Float(out).into_tensor(inputs[0].dtype(), &shape)?])
+            (a, b) => Numbers::Float(products(&a.floats(), &b.floats(), [m, n, k], &a_blocks, &b_blocks)),
+        };
+        Ok(vec![out.into_tensor(ty.dtype, &shape)?])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if is_byte(cx.ty(cx.input(0)).dtype) {
+            return Grad::none("a product of integers has no derivative");
+        }
         let (a, b, dc) = (cx.input(0), cx.input(1), cx.cotangent()?);
         let da = if cx.wants(0) {
             let transposed = cx.transposed(b)?;
@@ -96,7 +106,8 @@ impl OpDef for MatMul {
         let right = if b_packed { matrix_storage(b) } else { Storage::plain(b.dtype) };
         // Rounding pays where the constant is as narrow.
         let rounded = if right == Storage::plain(a.rounded) { a.rounded } else { a.dtype };
-        let types = ProductTypes { left_rounded: rounded, right, ..ProductTypes::of(a.dtype) };
+        let result = io.outputs[0].dtype;
+        let types = ProductTypes { left: a.dtype, left_rounded: rounded, right, result };
         let mut call = margay_loops::MatMul {
             m: shape[rows],
             n: shape[rows + 1],
@@ -149,6 +160,14 @@ impl OpDef for MatMul {
         None
     }
 
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let ndim = [cx.type_of(0).ndim(), cx.type_of(1).ndim()];
+        // What is summed over is the last axis of the left operand, and the one before it of the right one.
+        cx.along(self.clone(), |input, axis| {
+            if axis + 1 + input == ndim[input] { Along::Neutral(0.0) } else { Along::Apart }
+        })
+    }
+
     fn cases() -> Vec<(Self, Case)> {
         let shapes: [[&[usize]; 2]; 7] = [
             [&[3, 5], &[5, 7]],
@@ -159,8 +178,44 @@ impl OpDef for MatMul {
             [&[3, 4], &[2, 4, 5]],
             [&[17, 65], &[65, 35]],
         ];
-        shapes.map(|s| (MatMul, Case::f32(&s))).to_vec()
+        let mut cases = shapes.map(|s| (MatMul, Case::f32(&s))).to_vec();
+        let bytes = |dtype| if dtype == DType::I8 { (-128.0, 128.0) } else { (0.0, 256.0) };
+        for (a, b) in [DType::U8, DType::I8].into_iter().flat_map(|a| [(a, DType::U8), (a, DType::I8)]) {
+            for [left, right] in shapes {
+                let random = |dtype, shape: &[usize]| {
+                    let (low, high) = bytes(dtype);
+                    CaseInput::Random { dtype, shape: shape.to_vec(), low, high }
+                };
+                cases.push((MatMul, Case { inputs: vec![random(a, left), random(b, right)] }));
+            }
+        }
+        cases
     }
+}
+
+/// Whether products of the type are sums of 32 bits.
+fn is_byte(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::U8)
+}
+
+/// The products of the blocks of A `[m, k]` and B `[k, n]` at the given places.
+fn products<T: Copy + Default + std::ops::AddAssign + std::ops::Mul<Output = T>>(
+    a: &[T],
+    b: &[T],
+    [m, n, k]: [usize; 3],
+    a_blocks: &[usize],
+    b_blocks: &[usize],
+) -> Vec<T> {
+    let mut out = vec![T::default(); a_blocks.len() * m * n];
+    for (block, (a_block, b_block)) in a_blocks.iter().zip(b_blocks).enumerate() {
+        for (i, l) in (0..m).flat_map(|i| (0..k).map(move |l| (i, l))) {
+            let factor = a[(a_block * m + i) * k + l];
+            let row = &b[(b_block * k + l) * n..][..n];
+            let sums = &mut out[(block * m + i) * n..][..n];
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += factor * *x);
+        }
+    }
+    out
 }
 
 /// The storage of a constant as that of its last two axes; the others have an extent of 1.
@@ -219,14 +274,13 @@ fn push_batch_axis(batch: &mut Vec<BatchAxis>, axis: BatchAxis) {
 
 #[cfg(test)]
 mod tests {
-    use margay_tensor::DType;
-
     use super::*;
 
     fn call(a: Strided, b: Strided) -> Result<margay_loops::MatMul, NotLowered> {
         let types = [&a, &b].map(|p| TensorType::known(p.dtype, &p.shape));
-        let out = MatMul.infer(&[&types[0], &types[1]]).unwrap()[0].extents().unwrap();
-        let io = Io { outputs: vec![Strided::contiguous(DType::F32, &out)], inputs: vec![a, b] };
+        let out = MatMul.infer(&[&types[0], &types[1]]).unwrap().swap_remove(0);
+        let outputs = vec![Strided::contiguous(out.dtype, &out.extents().unwrap())];
+        let io = Io { outputs, inputs: vec![a, b] };
         match MatMul.lower(&io)? {
             Lowered::Call(KernelCall::MatMul(call)) => Ok(call),
             _ => unreachable!("a product lowers to a call"),
@@ -278,6 +332,26 @@ mod tests {
         assert_eq!(text(port(&[2, 3, 5]), matrices), "matmul 2x[3x5x4]");
         let half = || Strided::contiguous(DType::F16, &[3, 3]);
         assert_eq!(text(half(), half()), "matmul [3x3x3] left f16 right f16 result f16");
+    }
+
+    #[test]
+    fn bytes_give_sums_of_32_bits() {
+        let bytes = |dtype, shape: &[usize]| Strided::contiguous(dtype, shape);
+        let weights = Strided { constant: true, ..bytes(DType::I8, &[5, 4]) };
+        let call = call(bytes(DType::U8, &[3, 5]), weights).unwrap();
+        assert_eq!(KernelCall::MatMul(call).to_string(), "matmul [3x5x4] packed left u8 right i8 result i32");
+        let ty = |dtype, shape: &[usize]| TensorType::known(dtype, shape);
+        let error = MatMul.infer(&[&ty(DType::U8, &[3, 5]), &ty(DType::F32, &[5, 4])]).unwrap_err();
+        assert_eq!(error.to_string(), "input 1 is f32, expected i8 or u8");
+        let error = MatMul.infer(&[&ty(DType::I32, &[3, 5]), &ty(DType::I32, &[5, 4])]).unwrap_err();
+        assert_eq!(error.to_string(), "input 0 is i32, expected a float type, i8 or u8");
+        let sums = MatMul
+            .eval(&[
+                &Tensor::from_slice(&[1, 70_000], &vec![255u8; 70_000]).unwrap(),
+                &Tensor::from_slice(&[70_000, 1], &vec![255u8; 70_000]).unwrap(),
+            ])
+            .unwrap();
+        assert_eq!(sums[0].to_vec::<i32>().unwrap(), [4_551_750_000i64 as i32]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::ops::nn::layout::ImageLayout;
 use crate::ops::nn::pool::{Pool, PoolKind};
 use crate::ops::shape::indices;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -167,6 +168,10 @@ impl OpDef for MaxPoolGradient {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.none(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

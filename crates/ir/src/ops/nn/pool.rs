@@ -19,6 +19,7 @@ use crate::ops::{
     Bits, Broadcast, Case, Col2im, Cost, EvalError, Facts, Im2col, Io, Lowered, MaxPoolGradient, NotLowered,
     OpDef, Reshape,
 };
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -215,6 +216,13 @@ impl OpDef for Pool {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(
+            self.clone(),
+            |input, axis| if (input, axis) == (0, 0) { Along::Apart } else { Along::Change },
+        )
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -6,6 +6,7 @@ use margay_tensor::Tensor;
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -93,6 +94,12 @@ impl OpDef for Softmax {
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         Some(Softmax { axis: perm.iter().position(|&p| p == self.axis)? }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(self.clone(), |_, axis| {
+            if axis == self.axis { Along::Neutral(f64::NEG_INFINITY) } else { Along::Apart }
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {

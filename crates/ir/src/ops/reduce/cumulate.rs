@@ -7,6 +7,7 @@ use margay_tensor::{DType, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Domain, Numbers};
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -112,6 +113,14 @@ impl OpDef for Cumulate {
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         Some(Cumulate { axis: perm.iter().position(|&p| p == self.axis)?, ..self.clone() }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let neutral = if self.product { 1.0 } else { 0.0 };
+        cx.along(self.clone(), |_, axis| match axis == self.axis && self.reverse {
+            true => Along::Neutral(neutral),
+            false => Along::Apart,
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -7,6 +7,7 @@ use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::{Domain, Numbers, broadcast_positions};
 use crate::ops::facts::{Symbolic, larger, smaller};
 use crate::ops::{Case, Cost, Equal, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -214,6 +215,26 @@ impl OpDef for Reduce {
             self.axes.iter().map(|a| perm.iter().position(|p| p == a)).collect::<Option<_>>()?;
         axes.sort_unstable();
         self.keepdims.then(|| Reduce { axes, ..self.clone() }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let joined: Vec<usize> = cx.decided_axes(0).into_iter().filter(|a| self.axes.contains(a)).collect();
+        let neutral = |_, axis: usize| match self.axes.contains(&axis) {
+            true => Along::Neutral(self.kind.neutral()),
+            false => Along::Apart,
+        };
+        if self.kind != ReduceKind::Mean || joined.is_empty() {
+            return cx.along(self.clone(), neutral);
+        }
+        let sum = Reduce { kind: ReduceKind::Sum, ..self.clone() };
+        let sums = cx.along(sum, neutral)?[0];
+        let shape = cx.type_of(0).shape.clone();
+        let elements = self.axes.iter().fold(Dim::from(1usize), |n, &axis| &n * &shape[axis]);
+        let count = cx.count(&elements)?;
+        let mut builder = cx.builder();
+        let count = builder.at_least(count, 1.0)?;
+        let count = builder.cast(count, builder.ty(sums).dtype)?;
+        Ok(vec![builder.div(sums, count)?])
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,6 +12,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::{Domain, Numbers};
 use crate::ops::shape::known_extents;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -128,6 +129,11 @@ impl OpDef for TopK {
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         Some(TopK { axis: perm.iter().position(|&p| p == self.axis)?, ..self.clone() }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let worst = if self.largest { f64::NEG_INFINITY } else { f64::INFINITY };
+        cx.along(self.clone(), |_, axis| if axis == self.axis { Along::Neutral(worst) } else { Along::Apart })
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -6,6 +6,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::broadcast_positions;
 use crate::ops::shape::pick;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View};
+use crate::padding::{Padded, Padding};
 use crate::types::ShapeText;
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
@@ -61,6 +62,10 @@ impl OpDef for Broadcast {
         // Axes that the operand lacks cannot be moved.
         (perm.len() == self.shape.len())
             .then(|| Broadcast { shape: perm.iter().map(|&p| self.shape[p].clone()).collect() }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -4,7 +4,8 @@ use margay_loops::Index;
 use margay_tensor::{Dim, Tensor};
 
 use crate::ops::attributes::attributes;
-use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Slice};
+use crate::ops::{Case, Cost, EvalError, Facts, Io, LessOrEqual, Lowered, NotLowered, OpDef, Select, Slice};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -99,6 +100,25 @@ impl OpDef for Concat {
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         Some(Concat { axis: perm.iter().position(|&p| p == self.axis)? }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let extents: Vec<Dim> = (0..cx.arity()).map(|i| cx.type_of(i).shape[self.axis].clone()).collect();
+        let joined = cx.apart(self.clone())?[0];
+        let (mut at, mut before) = (cx.iota(&cx.result().shape[self.axis].clone())?, Dim::default());
+        let places = at;
+        // What stands behind an operand begins where that ends in the run.
+        let decided = extents[..extents.len() - 1].iter().any(Dim::is_decided);
+        for extent in extents.iter().take(extents.len() - 1).filter(|_| decided) {
+            before = &before + extent;
+            let (count, bound) = (cx.count(&before)?, cx.bound(&before));
+            let mut builder = cx.builder();
+            let behind = builder.op(LessOrEqual, &[count, places])?;
+            let inside = builder.sub(places, count)?;
+            let there = builder.offset(inside, bound.as_const().unwrap_or(0) as f64)?;
+            at = builder.op(Select, &[behind, there, at])?;
+        }
+        Ok(vec![if decided { cx.gathered(joined, self.axis, at)? } else { joined }])
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -11,6 +11,7 @@ use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::facts::Parameter;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, ScatterAdd};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -96,6 +97,13 @@ impl OpDef for Gather {
 
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         Some(Gather { axis: perm.iter().position(|&p| p == self.axis)? }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let extent = cx.type_of(0).shape[self.axis].clone();
+        let at = cx.indices(1, &extent)?;
+        cx.replace(1, at);
+        cx.apart(self.clone())
     }
 
     fn cases() -> Vec<(Self, Case)> {

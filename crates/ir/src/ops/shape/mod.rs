@@ -2,8 +2,10 @@
 
 mod broadcast;
 mod concat;
+mod cut;
 mod gather;
 mod non_zero;
+mod pack;
 mod pad;
 mod reshape;
 mod scatter;
@@ -13,8 +15,10 @@ mod transpose;
 
 pub use broadcast::Broadcast;
 pub use concat::Concat;
+pub use cut::Cut;
 pub use gather::Gather;
 pub use non_zero::NonZero;
+pub use pack::Pack;
 pub use pad::Pad;
 pub use reshape::Reshape;
 pub use scatter::{Scatter, ScatterKind};

@@ -9,6 +9,7 @@ use margay_tensor::{DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -82,6 +83,11 @@ impl OpDef for NonZero {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        // Places are counted row by row, so that only the first axis may have further positions.
+        cx.along(self.clone(), |_, axis| if axis == 0 { Along::Neutral(0.0) } else { Along::Change })
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -8,6 +8,7 @@ use crate::ops::lowering::strides_of;
 use crate::ops::shape::known_extents;
 use crate::ops::shape::{indices, pick};
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, Number, OpDef, Slice};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -116,6 +117,13 @@ impl OpDef for Pad {
     fn permuted(&self, perm: &[usize]) -> Option<Op> {
         let list = |amounts: &[i64]| perm.iter().map(|&p| amounts[p]).collect();
         Some(Pad { before: list(&self.before), after: list(&self.after), value: self.value }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        cx.along(self.clone(), |_, axis| match (self.before[axis], self.after[axis]) {
+            (0, 0) => Along::Apart,
+            _ => Along::Change,
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {

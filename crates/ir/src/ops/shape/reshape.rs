@@ -5,6 +5,7 @@ use margay_tensor::{Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::shape::broadcast::{check_shape, known_extents};
 use crate::ops::{Case, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, View};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -59,6 +60,17 @@ impl OpDef for Reshape {
         None
     }
 
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let (from, to) = (cx.type_of(0).shape.clone(), self.shape.clone());
+        match in_step(&from, &to) {
+            true => cx.apart(self.clone()),
+            false => match cx.decided_axes(0).first() {
+                Some(&axis) => Err(cx.refused(0, axis)),
+                None => cx.none(self.clone()),
+            },
+        }
+    }
+
     fn cases() -> Vec<(Self, Case)> {
         let to = |shape: &[usize]| Reshape { shape: margay_tensor::shape_of(shape) };
         vec![
@@ -67,6 +79,22 @@ impl OpDef for Reshape {
             (to(&[28]), Case::f32(&[&[4, 1, 7]])),
         ]
     }
+}
+
+/// Whether elements at positions there were keep their places when extents that a run decides become larger: apart from
+/// axes that stay, at most one such extent is on either side, with as many elements in front of it as on the other.
+fn in_step(from: &[Dim], to: &[Dim]) -> bool {
+    let same = from.iter().zip(to).take_while(|(a, b)| a == b).count();
+    let (from, to) = (&from[same..], &to[same..]);
+    let same = from.iter().rev().zip(to.iter().rev()).take_while(|(a, b)| a == b).count();
+    let (from, to) = (&from[..from.len() - same], &to[..to.len() - same]);
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
+    let decided = |dims: &[Dim]| dims.iter().filter(|d| d.is_decided()).count();
+    if product(from) != product(to) || decided(from) > 1 || decided(to) > 1 {
+        return false;
+    }
+    let before = |dims: &[Dim]| dims.iter().position(Dim::is_decided).map(|at| product(&dims[..at]));
+    before(from) == before(to)
 }
 
 #[cfg(test)]
@@ -87,6 +115,16 @@ mod tests {
         assert_eq!(
             to(&["B*S", "12", "33"]).unwrap_err(),
             "number of elements: extents `384*B*S` and `396*B*S` differ or are not known to be equal"
+        );
+    }
+
+    #[test]
+    fn elements_keep_their_places_behind_what_a_run_does_not_decide() {
+        let stays = |from: &[&str], to: &[&str]| in_step(&shape(from), &shape(to));
+        assert!(stays(&["n'", "4"], &["4*n'"]) && stays(&["n'"], &["1", "n'", "1"]));
+        assert!(stays(&["n'", "2", "6"], &["n'", "12"]) && stays(&["2", "n'", "6"], &["2", "n'", "3", "2"]));
+        assert!(
+            !stays(&["2", "n'"], &["2*n'"]) && !stays(&["n'"], &["m'"]) && !stays(&["n'", "m'"], &["m'*n'"])
         );
     }
 

@@ -5,12 +5,15 @@
 //! fault of a compiled program, which then changes the nearest row instead.
 
 use margay_loops::{Binary, Index, Nest, Reg};
-use margay_tensor::{Binding, DType, Tensor};
+use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
 use crate::ops::elementwise::{Domain, Numbers};
 use crate::ops::shape::checked_position;
-use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Gather, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{
+    Case, CaseInput, Cost, EvalError, Facts, Gather, Io, Lowered, NotLowered, Number, OpDef, Pad, Slice,
+};
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -214,6 +217,33 @@ impl OpDef for Scatter {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let extent = cx.type_of(0).shape[0].clone();
+        let further = !cx.decided_axes(1).is_empty();
+        let at = cx.indices(1, &extent)?;
+        cx.replace(1, at);
+        if !further {
+            return cx.apart(self.clone());
+        }
+        // Updates that there were not change a row behind the others, which is taken away again.
+        let at = if extent.is_decided() { at } else { cx.from_start(at, &extent)? };
+        cx.replace(1, at);
+        let ndim = cx.type_of(0).ndim();
+        let bound = cx.bound(&extent);
+        let row = bound.as_const().unwrap_or(0);
+        let (mut after, value) = (vec![0; ndim], Number::float(0.0));
+        after[0] = 1;
+        let data = cx.op(Pad { before: vec![0; ndim], after, value }, &[cx.input(0)])?;
+        cx.replace(0, data);
+        let at = cx.masked(1, 0, row as f64)?;
+        cx.replace(1, at);
+        let changed = cx.apart(self.clone())?[0];
+        let mut ends = cx.builder().ty(changed).shape.clone();
+        ends[0] = bound;
+        let starts = vec![Dim::default(); ndim];
+        Ok(vec![cx.op(Slice { starts, ends, steps: vec![1; ndim] }, &[changed])?])
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -12,6 +12,7 @@ use crate::ops::elementwise::Numbers;
 use crate::ops::shape::checked_position;
 use crate::ops::shape::known_extents;
 use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Gather, Io, Lowered, NotLowered, OpDef};
+use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
@@ -129,6 +130,16 @@ impl OpDef for ScatterAdd {
 
     fn permuted(&self, _: &[usize]) -> Option<Op> {
         None
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let at = cx.indices(1, &self.extent)?;
+        cx.replace(1, at);
+        let indices = self.axis..self.axis + self.indices;
+        cx.along(self.clone(), |input, axis| match input == 0 && indices.contains(&axis) {
+            true => Along::Neutral(0.0),
+            false => Along::Apart,
+        })
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -14,6 +14,7 @@ use crate::ops::shape::{indices, pick};
 use crate::ops::{
     Broadcast, Case, Concat, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Reshape, View,
 };
+use crate::padding::{Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{AddError, Op, TensorType, TypeError, Types, Value, types};
 
@@ -101,6 +102,27 @@ impl OpDef for Slice {
         let list = |dims: &[Dim]| perm.iter().map(|&p| dims[p].clone()).collect();
         let steps = perm.iter().map(|&p| self.steps[p]).collect();
         Some(Slice { starts: list(&self.starts), ends: list(&self.ends), steps }.into())
+    }
+
+    fn padded(&self, cx: &mut Padding<'_>) -> Padded {
+        let to = cx.result().shape.clone();
+        let mut x = cx.input(0);
+        // Along axes that begin where a run says, or go backwards, elements are looked up.
+        let mut rest = self.clone();
+        for (axis, length) in to.iter().enumerate() {
+            let (start, step) = (&self.starts[axis], self.steps[axis]);
+            if !start.is_decided() && (step > 0 || !self.ends[axis].is_decided()) {
+                continue;
+            }
+            let (places, start) = (cx.iota(length)?, cx.count(start)?);
+            let mut builder = cx.builder();
+            let places = builder.scale(places, step as f64)?;
+            let at = builder.add(places, start)?;
+            x = cx.gathered(x, axis, at)?;
+            (rest.starts[axis], rest.ends[axis], rest.steps[axis]) = (Dim::default(), cx.bound(length), 1);
+        }
+        cx.replace(0, x);
+        cx.apart(rest)
     }
 
     fn cases() -> Vec<(Self, Case)> {

@@ -3,18 +3,13 @@
 //! Products read matrices with one scale for all or one for each column as they are stored. For anything else the back end
 //! makes numbers when it compiles, without the limits that folding has.
 
-use margay_ir::ops::{Const, Numbers};
+use margay_ir::ops::{Const, Numbers, ReduceKind};
 use margay_ir::{Payload, Value};
-use margay_tensor::{DType, Scales, StoredTensor, Tensor};
+use margay_tensor::{DType, Dim, Scales, StoredTensor, Tensor};
 
 use super::super::Importer;
 use super::super::call::Refusal;
-
-/// f32 holds every whole number up to here.
-const WHOLE_F32: f64 = (1u64 << 24) as f64;
-
-/// The greatest distance of an 8-bit integer from its zero point.
-const LARGEST: f64 = 255.0;
+use super::super::slices::slice_axes;
 
 impl Importer<'_> {
     /// (q - zero) scale of a constant of 8-bit integers, as a constant that is stored in them. Scales and zero points are
@@ -86,15 +81,81 @@ impl Importer<'_> {
         }
     }
 
-    /// Whether sums of products of 8-bit integers with each column of a constant matrix of whole numbers are whole in f32,
-    /// whatever the other integers are.
-    pub(super) fn sums_are_whole(&self, matrix: Value) -> bool {
-        let Some(tensor) = self.graph.constant(matrix).map(|p| p.stored().decode()) else { return false };
-        let (&[_, columns], Ok(numbers)) = (tensor.shape(), tensor.to_vec::<f32>()) else { return false };
-        let mut sums = vec![0f64; columns];
-        for row in numbers.chunks_exact(columns.max(1)) {
-            row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += f64::from(x.abs()));
+    /// A constant of 8-bit integers less its zero points, one for all or one for each position of an axis, as i8.
+    ///
+    /// Where that does not fit, what is left of the zero points is handed on as i32, and the constant has one more position
+    /// on the axis, with ones: sums of products with these are what [`less_zero`](Importer::less_zero) needs.
+    pub(super) fn signed(
+        &mut self,
+        q: Value,
+        zero: Option<Value>,
+        axis: usize,
+    ) -> Result<Option<(Value, Option<Value>)>, Refusal> {
+        let Some(stored) = self.stored_integers(q, zero, None, axis) else { return Ok(None) };
+        let (origin, mut shape) = (self.graph.node(q.node).origin.clone(), stored.shape().to_vec());
+        let Some(zeros) = stored.zero_points() else {
+            return Ok(Some((self.leaf(stored.elements().clone(), origin)?, None)));
+        };
+        // As i8: the upper half of what is unsigned keeps its bits, the lower is moved down.
+        let (flip, down) = if stored.storage().dtype == DType::U8 { (0x80, 128) } else { (0, 0) };
+        let inner: usize = shape[axis + 1..].iter().product();
+        let mut bytes = Vec::new();
+        for part in stored.elements().bytes().chunks_exact((shape[axis] * inner).max(1)) {
+            bytes.extend(part.iter().map(|byte| byte ^ flip));
+            bytes.resize(bytes.len() + inner, 1);
         }
-        sums.iter().all(|sum| sum * LARGEST <= WHOLE_F32)
+        shape[axis] += 1;
+        let invalid = |e: &dyn std::fmt::Display| Refusal::Invalid(e.to_string());
+        let extended = Tensor::from_bytes(DType::I8, &shape, &bytes).map_err(|e| invalid(&e))?;
+        let zeros = Numbers::of(zeros).map_err(|e| invalid(&e))?.ints();
+        let zeros: Vec<i32> = zeros.into_iter().map(|zero| zero as i32 - down).collect();
+        let zeros = Tensor::from_slice(&[zeros.len()], &zeros).map_err(|e| invalid(&e))?;
+        Ok(Some((self.leaf(extended, origin)?, Some(self.constant(zeros)?))))
+    }
+
+    /// Sums of products with a constant of [`signed`](Importer::signed), less its zero points along an axis: these times the
+    /// sums of products with ones, which are last.
+    pub(super) fn less_zero(
+        &mut self,
+        sums: Value,
+        zero: Option<Value>,
+        axis: usize,
+    ) -> Result<Value, Refusal> {
+        let Some(zero) = zero else { return Ok(sums) };
+        let shape = self.ty(sums).shape.clone();
+        let last = &shape[axis] - &Dim::from(1usize);
+        let (start, whole) = (Dim::default(), shape[axis].clone());
+        let columns = slice_axes(self, sums, &[axis], &[start], std::slice::from_ref(&last), &[1])?;
+        let ones = slice_axes(self, sums, &[axis], &[last], &[whole], &[1])?;
+        let zero = match self.ty(zero).shape[0].is(1) {
+            true => zero,
+            false => self.along(zero, axis, shape.len())?,
+        };
+        let product = self.times(ones, zero)?;
+        self.minus(columns, product)
+    }
+
+    /// The sums of the columns of matrices of 8-bit integers as i32, `[…, 1, n]`, or `[n]` of a constant matrix, which is
+    /// summed at once.
+    pub(super) fn column_sums(&mut self, q: Value) -> Result<Value, Refusal> {
+        if let Some(tensor) = self.graph.constant(q).map(Payload::tensor)
+            && let (&[_, columns], Ok(Numbers::Int(numbers))) = (tensor.shape(), Numbers::of(tensor))
+        {
+            let mut sums = vec![0i128; columns];
+            for row in numbers.chunks_exact(columns.max(1)) {
+                row.iter().zip(&mut sums).for_each(|(x, sum)| *sum += x);
+            }
+            let sums = Numbers::Int(sums).into_tensor(DType::I32, &[columns]);
+            return self.constant(sums.map_err(|e| Refusal::Invalid(e.to_string()))?);
+        }
+        let rows = self.ty(q).ndim() - 2;
+        let wide = self.cast(q, DType::I32)?;
+        self.joined(ReduceKind::Sum, wide, &[rows], true)
+    }
+
+    /// Whether a value is known to be 0 everywhere.
+    pub(super) fn is_zero(&self, v: Value) -> bool {
+        let numbers = self.graph.constant(v).and_then(|payload| Numbers::of(payload.tensor()).ok());
+        numbers.is_some_and(|numbers| numbers.floats().iter().all(|x| *x == 0.0))
     }
 }

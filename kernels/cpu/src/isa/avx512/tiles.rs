@@ -6,7 +6,8 @@ use std::arch::asm;
 pub(super) type Tile =
     unsafe fn(usize, *const f32, usize, *const f32, *mut f32, usize, *const f32, *const f32, usize);
 
-/// One step of the sum: a vector of `b` at `$b0` for every sixteen columns, one element of `a` per row at `$x`.
+/// One step of the sum: a vector of `b` at `$b0` for every sixteen columns, one element of `a` per row at `$x`. Where the
+/// order of factors matters, the element of `a` is the left one of 32 columns, or the right one.
 macro_rules! step {
     (32 $multiply:literal $b0:literal $b1:literal $x:literal;
      $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
@@ -21,6 +22,22 @@ macro_rules! step {
                 "vbroadcastss zmm", $t, ", dword ptr [", $at, " + ", $x, "]\n",
                 $multiply, " zmm", $c0, ", zmm", $t, ", zmm0\n",
                 $multiply, " zmm", $c1, ", zmm", $t, ", zmm1\n",
+            )*
+        )
+    };
+    (32 [$multiply:literal right] $b0:literal $b1:literal $x:literal;
+     $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
+        concat!(
+            "vmovups zmm0, [{b} + ", $b0, "]\n",
+            "vmovups zmm1, [{b} + ", $b1, "]\n",
+            "prefetcht1 [{f}]\n",
+            "add {f}, {fs}\n",
+            "prefetcht1 [{f}]\n",
+            "add {f}, {fs}\n",
+            $(
+                "vbroadcastss zmm", $t, ", dword ptr [", $at, " + ", $x, "]\n",
+                $multiply, " zmm", $c0, ", zmm0, zmm", $t, "\n",
+                $multiply, " zmm", $c1, ", zmm1, zmm", $t, "\n",
             )*
         )
     };
@@ -84,7 +101,7 @@ macro_rules! store {
 ///
 /// Written in assembly because compilers hoist the broadcasts of a strided `a` and spill.
 macro_rules! tile {
-    ($columns:tt $multiply:literal $name:ident $rows:literal
+    ($columns:tt $multiply:tt $name:ident $rows:literal
      $(($t:literal $c0:literal $c1:literal $at:literal))*) => {
         #[expect(clippy::too_many_arguments, reason = "as `Isa::tile`")]
         unsafe fn $name(
@@ -189,8 +206,8 @@ macro_rules! tile {
 
 /// `tile_1` from the first row, `tile_2` from the first two, and so on.
 macro_rules! tiles {
-    ($columns:tt $multiply:literal [$($row:tt)*]) => {};
-    ($columns:tt $multiply:literal [$($row:tt)*] $name:ident $rows:literal $next:tt $($rest:tt)*) => {
+    ($columns:tt $multiply:tt [$($row:tt)*]) => {};
+    ($columns:tt $multiply:tt [$($row:tt)*] $name:ident $rows:literal $next:tt $($rest:tt)*) => {
         tile!($columns $multiply $name $rows $($row)* $next);
         tiles!($columns $multiply [$($row)* $next] $($rest)*);
     };
@@ -198,7 +215,7 @@ macro_rules! tiles {
 
 /// The tiles of up to fourteen rows and so many columns, by the instruction that multiplies and adds.
 macro_rules! tiles_with {
-    ($columns:tt $multiply:literal) => {{
+    ($columns:tt $multiply:tt) => {{
         tiles!($columns $multiply []
             tile_1 1 (2 4 5 "{a0}")
             tile_2 2 (3 6 7 "{a0} + {rs}")
@@ -234,4 +251,20 @@ pub(super) mod multiply_bf16 {
 
     /// By sixteen columns, by rows.
     pub(crate) const TILES: [[Tile; 14]; 2] = [tiles_with!(16 "vdpbf16ps"), tiles_with!(32 "vdpbf16ps")];
+}
+
+/// Bytes in quads, those of `a` without a sign and those of `b` with one.
+pub(super) mod multiply_unsigned {
+    use super::{Tile, asm};
+
+    /// By rows, of 32 columns.
+    pub(crate) const TILES: [Tile; 14] = tiles_with!(32 "vpdpbusd");
+}
+
+/// Bytes in quads, those of `a` with a sign and those of `b` without one.
+pub(super) mod multiply_signed {
+    use super::{Tile, asm};
+
+    /// By rows, of 32 columns.
+    pub(crate) const TILES: [Tile; 14] = tiles_with!(32 ["vpdpbusd" right]);
 }
