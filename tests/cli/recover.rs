@@ -38,6 +38,7 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     let names = [
         "after",
         "before",
+        "divergence",
         "hidden",
         "history",
         "layers",

@@ -34,6 +34,7 @@ fn a_model_is_trained_exported_and_compiled() {
     let told = [
         "best",
         "dense_stored",
+        "divergence",
         "first",
         "history",
         "loss",

@@ -27,6 +27,9 @@ use margay_loops::{
 use margay_tensor::DType;
 use serde::Deserialize;
 
+/// Keys of a block of causal linear attention.
+const CAUSAL_BLOCK: usize = 32;
+
 /// A cost model cannot be read (the file's fault).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CostError {
@@ -263,15 +266,15 @@ impl CostModel {
         }
     }
 
-    /// Counts at the rate of attention. A causal one sums its keys twice, and multiplies queries with some keys before
-    /// them; the padding stands for how many.
+    /// Counts at the rate of attention. A causal one sums its keys twice, and multiplies queries with the keys of
+    /// their block.
     fn linear_attention(&self, call: &LinearAttention) -> Load {
         let heads = product(&[call.batch, call.heads]);
         let rows = product(&[call.q_len.saturating_add(call.kv_len)]);
         let state = product(&[2, call.features, call.v_dim.saturating_add(1)]);
         let widths = call.features.saturating_add(call.v_dim);
         let more = if call.causal {
-            let near = product(&[2, 2, self.padding, widths]);
+            let near = product(&[2, 2, CAUSAL_BLOCK, widths]);
             product(&[call.q_len]).saturating_mul(state.saturating_add(near))
         } else {
             0
