@@ -23,11 +23,9 @@ pub(crate) fn packed_bytes(k: usize, n: usize) -> usize {
     sums_bytes(n) + n.div_ceil(PANEL) * k.div_ceil(QUAD) * QUAD_BYTES
 }
 
-/// Bytes between rows of `k` terms in the workspace: rows a multiple of 4 KiB apart share the sets of the first level of
-/// the cache.
+/// Bytes between rows of `k` terms in the workspace: as rows of f32 that take as many.
 pub(crate) fn row_stride(k: usize) -> usize {
-    let stride = k.next_multiple_of(64);
-    if stride.is_multiple_of(1024) { stride + 64 } else { stride }
+    4 * crate::pack::row_stride(k.div_ceil(4))
 }
 
 /// What an operand becomes.

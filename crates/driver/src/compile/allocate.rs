@@ -128,7 +128,7 @@ impl Candidates {
             } else if goal.resource() != Resource::Bytes {
                 let worth = MAX_SHARE * curve.dense.seconds;
                 let best = curve.candidates.iter().map(|c| c.price.seconds).fold(f64::INFINITY, f64::min);
-                // One that stores more than the weight, once padded, has a smaller rank beside it that is as fast.
+                // What stores more than the weight, once padded, is left out where something smaller saves time.
                 let smaller = |c: &Candidate| c.price.bytes <= curve.dense.bytes;
                 if curve.candidates.iter().any(|c| smaller(c) && c.price.seconds <= worth) {
                     curve.candidates.retain(smaller);
