@@ -105,7 +105,7 @@ impl ApplyPlan {
         let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
         let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
         let seed = choice.seed.unwrap_or(0);
-        let context = Context { graph: g, site, moments: None, decompositions, seed };
+        let context = Context { graph: g, site, moments: None, metric: None, decompositions, seed };
         let fitted = scheme.ok_or_else(not_for)?.fit(&context).map_err(|e| refused(e.to_string()))?;
         Ok(fitted.into())
     }

@@ -29,10 +29,12 @@
 //! - [`compare`]: how far two models are apart.
 //! - [`differentiate()`]: models that compute derivatives.
 //! - [`mod@sensitivity`]: how much an error in each layer shows in the outputs.
+//! - [`refit_layers`]: factors of layers fitted anew to what a dense model computes.
 
 #![forbid(unsafe_code)]
 
 pub mod backend;
+mod backward;
 mod bindings;
 pub mod build;
 pub mod compare;
@@ -43,15 +45,18 @@ mod differentiate;
 mod dump;
 mod error;
 mod export;
+mod mask;
 mod model;
 mod parallel;
 mod progress;
 pub mod range;
 mod recompile;
+mod refit;
 mod report;
 mod runner;
 mod samples;
 pub mod sensitivity;
+mod twins;
 
 pub use backend::Backend;
 pub use compile::{CompileOptions, compile, compile_with};
@@ -62,10 +67,13 @@ pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
 pub use export::export_graph;
 pub use margay_plan::Goal;
+pub use mask::{Marks, Mask};
 pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
+pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, refit_layers};
 pub use report::{ErrorMeasure, ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{Arrays, Samples, bound_batch, hold_out};
+pub use twins::Named;

@@ -105,6 +105,9 @@ pub struct Report {
     /// Error on samples that nothing was calibrated on; absent without samples. With an error limit these samples
     /// decided which choice meets it.
     pub held_out: Option<ErrorMeasure>,
+    /// The numbers of the samples that this was measured on; nothing of the choice has seen them, but for an error limit.
+    #[serde(default)]
+    pub held_out_rows: Vec<usize>,
     /// Values of the symbols that times and operations are stated for.
     pub dims: std::collections::BTreeMap<String, i64>,
     /// The sites, in the order of the model; of those that share weights, the ones that are sketched.

@@ -98,20 +98,6 @@ impl Samples {
             .collect()
     }
 
-    /// Two halves: every second sample is held out, so that sorted data is split evenly. Both must fill a run of
-    /// `batch` samples.
-    pub fn halves(&self, batch: usize) -> Result<(Samples, Samples), DriverError> {
-        if self.rows < 2 * batch.max(1) {
-            return Err(DriverError::Samples(format!(
-                "one half calibrates and the other half checks: expected at least {}, found {}",
-                2 * batch.max(1),
-                self.rows
-            )));
-        }
-        let (kept, held_out) = hold_out(self.rows, 1, 2);
-        Ok((Samples::new(self.pick(&kept)?)?, Samples::new(self.pick(&held_out)?)?))
-    }
-
     /// The samples in the runs that a graph takes, in order: as many at once as its inputs say, and then only whole runs,
     /// or `batch` at once where they leave it open.
     pub fn runs(

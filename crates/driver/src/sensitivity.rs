@@ -1,23 +1,20 @@
 //! How much an error in each layer shows in the outputs, from backward passes of random cotangents.
 //!
 //! To first order an error `E` of a weight changes the outputs by `J vec(E)`. For a cotangent `ξ` of independent signs the
-//! mean of `(ξᵀ J vec(E))²` is the squared change of the outputs (Hutchinson, *A stochastic estimator of the trace of the
-//! influence matrix*, 1989), and `ξᵀ J` is what a backward pass computes for all weights at once. Its second moment is the
-//! Gauss-Newton matrix of the squared error of the outputs. Samples have cotangents of their own, so that their
-//! contributions add up.
+//! mean of `(ξᵀ J vec(E))²` is the squared change of the outputs, and `ξᵀ J` comes from a backward pass (`backward.rs`).
+//! Samples have cotangents of their own, so that their contributions add up.
 //!
 //! Deliberately absent: what is beyond the first order, which large errors have, and errors of several layers together.
 
 use margay_ir::{Graph, Value, eval};
-use margay_passes::gradients;
 use margay_passes::sketch::{Layer, Rows, layers};
 use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix};
-use margay_tensor::{Binding, Tensor, random::Philox};
+use margay_tensor::Tensor;
 use serde::Serialize;
 
-use crate::compile::calibrate::{BATCH, calibrate};
-use crate::samples::{Arrays, is_measured};
-use crate::{DriverError, Model, Progress, Runner, Samples, parallel};
+use crate::backward::Backward;
+use crate::compile::calibrate::{BATCH, Measuring, calibrate};
+use crate::{DriverError, Mask, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
 pub const RELATIVE_ERROR: f64 = 0.01;
@@ -81,7 +78,7 @@ pub fn sensitivity(
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
-    let moments = calibrate(g, &[], &inputs, &samples, backend, threads, progress)?;
+    let moments = calibrate(g, &[], &inputs, &samples, &Measuring { mask: &Mask::default(), backend, threads, progress })?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
@@ -102,7 +99,7 @@ pub fn sensitivity(
     let probe = Probe::new(g, &found)?;
     let runs = samples.runs(g, BATCH).len();
     let mut energy = 0.0;
-    let mut runner = Runner::new(probe.graph.clone(), backend, threads);
+    let mut runner = Runner::new(probe.backward.graph.clone(), backend, threads);
     let mut taken = 0;
     for (run, inputs) in samples.runs(g, BATCH).enumerate() {
         let mut inputs = inputs?;
@@ -114,10 +111,11 @@ pub fn sensitivity(
         for number in 0..probes {
             progress.at("running backward", run * probes + number, runs * probes);
             inputs.truncate(given);
-            inputs.extend(probe.cotangents(g, &binding, seed, (run * probes + number) as u64)?);
+            let name = (run * probes + number) as u64;
+            inputs.extend(probe.backward.cotangents(g, &binding, None, seed, name)?);
             let outputs = runner.run(&inputs)?;
             if number == 0 {
-                energy += outputs[..probe.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
+                energy += outputs[..probe.backward.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
             }
             let added = parallel(threads, found.len(), &crate::Silent, "", |i| {
                 probe.add(i, &found[i], &outputs, number == 0, rows, sums[i].clone())
@@ -213,11 +211,7 @@ impl Sums {
 
 /// The graph that runs forward and backward, and where its outputs are.
 struct Probe {
-    graph: Graph,
-    /// The outputs of the model that are numbers come first.
-    outputs: usize,
-    /// The inputs for cotangents, with the value of the model each belongs to.
-    seeds: Vec<(String, Value)>,
+    backward: Backward,
     places: Vec<Places>,
 }
 
@@ -231,67 +225,26 @@ struct Places {
 
 impl Probe {
     fn new(g: &Graph, found: &[Layer]) -> Result<Probe, DriverError> {
-        let mut graph = g.clone();
-        let mut outputs = Vec::new();
-        let (mut seeds, mut pairs) = (Vec::new(), Vec::new());
-        for (i, output) in g.outputs().iter().filter(|o| is_measured(g.ty(o.value).dtype)).enumerate() {
-            let name = format!("cotangent of output {i}");
-            let seed = graph.add_input(&name, g.ty(output.value).clone());
-            pairs.push((output.value, seed));
-            seeds.push((name, output.value));
-            outputs.push(output.value);
-        }
-        let count = outputs.len();
-        let by: Vec<Value> = found
-            .iter()
-            .flat_map(|m| std::iter::once(m.weight).chain(m.nodes.iter().map(|n| Value::from(*n))))
-            .collect();
-        let error = |error| DriverError::Pass { pass: "sensitivity", error };
-        let mut derived = gradients(&mut graph, &pairs, &by).map_err(error)?.into_iter();
-        let mut place = |v: Value| {
-            outputs.iter().skip(count).position(|known| *known == v).map_or_else(
-                || {
-                    outputs.push(v);
-                    outputs.len() - 1
-                },
-                |at| at + count,
-            )
-        };
-        let mut places = Vec::new();
+        let mut by = Vec::new();
         for m in found {
-            let weight = derived.next().flatten().map(&mut place);
-            let nodes = m.nodes.iter().map(|&n| {
-                let gradient = derived.next().flatten().map(&mut place);
-                (m.input(g, n), place(g.inputs_of(n)[0]), gradient)
-            });
-            places.push(Places { weight, nodes: nodes.collect() });
+            by.push(m.weight);
+            by.extend(m.nodes.iter().map(|n| Value::from(*n)));
         }
-        let named = |(i, value): (usize, &Value)| (format!("value {i}"), *value);
-        let graph = graph.cut(&[], &outputs.iter().enumerate().map(named).collect::<Vec<_>>());
-        Ok(Probe { graph, outputs: count, seeds, places })
-    }
-
-    /// Independent signs for every element of the outputs.
-    fn cotangents(
-        &self,
-        g: &Graph,
-        binding: &Binding,
-        seed: u64,
-        number: u64,
-    ) -> Result<Arrays, DriverError> {
-        let signs = |(i, (name, value)): (usize, &(String, Value))| {
-            let dims = g.ty(*value).shape.iter();
-            let shape = dims.map(|d| d.eval(binding).ok().and_then(|v| usize::try_from(v).ok()));
-            let shape = shape.collect::<Option<Vec<usize>>>().ok_or_else(|| {
-                DriverError::Measure(format!("output {i} has a shape that its inputs do not give"))
-            })?;
-            let mut values = vec![0f32; shape.iter().product()];
-            let stream = number * self.seeds.len() as u64 + i as u64;
-            Philox::new(seed, stream).fill_signs(0, &mut values);
-            let tensor = Tensor::from_slice(&shape, &values).expect("as many signs as the shape holds");
-            Ok((name.clone(), tensor))
-        };
-        self.seeds.iter().enumerate().map(signs).collect()
+        let inputs: Vec<Value> =
+            found.iter().flat_map(|m| m.nodes.iter().map(|&n| g.inputs_of(n)[0])).collect();
+        let (backward, numbered) = Backward::new(g, &by, &inputs)?;
+        let (mut gradients, mut values) = (numbered.gradients.into_iter(), numbered.values.into_iter());
+        let mut next = || gradients.next().flatten();
+        let places = found.iter().map(|m| Places {
+            weight: next(),
+            nodes: m
+                .nodes
+                .iter()
+                .map(|&n| (m.input(g, n), values.next().expect("one for each node"), next()))
+                .collect(),
+        });
+        let places = places.collect();
+        Ok(Probe { backward, places })
     }
 
     /// Adds what one run says of a module; `inputs` if these inputs were not seen before.

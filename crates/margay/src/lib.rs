@@ -74,7 +74,7 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, Model,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, LayerRefit, Model,
     ModuleReport, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with,
     differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with,
     read_graph, recompile,
@@ -89,7 +89,6 @@ pub use margay_plan::{Budget, Plan};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;
-pub use margay_train::recover::layers::LayerRefit;
 pub use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train as Trainable, recover};
 pub use margay_train::{
     Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, Schedule, Selection,

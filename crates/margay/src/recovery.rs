@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, Model, Progress, Samples, compile, is_artifact,
+    CompileOptions, Compiled, Dump, ErrorMeasure, LayerRefit, Model, Progress, Samples, compile, is_artifact,
     measure_error, open, recompile,
 };
-use margay_train::recover::layers::LayerRefit;
 use margay_train::recover::{RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
 use serde::Serialize;

@@ -111,14 +111,47 @@ impl Regression {
         Ok(())
     }
 
-    /// The factors `[d_in, k]` and `[k, d_out]` and the bias `[d_out]` that fit best, shrunk towards the weight
-    /// `prior` `[d_in, d_out]`. Centred, the bias is part of the fit; otherwise there is none. Where the rank is at
-    /// least half the smaller dimension or that is at most 1024 the approximation is exact, otherwise randomized with
-    /// `seed`.
+    /// For each of some conditionings the factors `[d_in, k]` and `[k, d_out]` and the bias `[d_out]` that fit best,
+    /// shrunk towards the weight `prior` `[d_in, d_out]`. Centred, the bias is part of the fit; otherwise there is none.
+    /// Errors of outputs are weighed by `outputs` (dimension `d_out`), where it is given. Where the rank is at least half
+    /// the smaller dimension or that is at most 1024 the approximation is exact, otherwise randomized with `seed`.
     ///
     /// # Errors
     /// [`RandnlaError::EmptySample`], [`RandnlaError::Shape`], [`RandnlaError::Rank`],
     /// [`RandnlaError::Parameter`] or [`RandnlaError::NoConvergence`].
+    pub fn fits(
+        &self,
+        prior: &Matrix,
+        rank: usize,
+        centring: Centring,
+        outputs: Option<&Whitening>,
+        conditionings: &[Conditioning],
+        seed: u64,
+    ) -> Result<Vec<Factors>, RandnlaError> {
+        check_shape("the prior weight", (self.sum_x.len(), self.sum_y.len()), prior)?;
+        let moments = self.moments(centring)?;
+        let mut white = Whitening::new(&moments.xx, None, &Conditioning::default())?;
+        // C₀ and D are what was seen, C is conditioned: M = P + C⁻¹ (D - C₀ P).
+        let rest = &moments.xy - dense::product(moments.xx.as_ref(), prior.as_ref());
+        let rsvd = crate::RsvdOptions { seed, ..Default::default() };
+        let options = LowRankOptions { max_rank: Some(rank), rsvd, ..LowRankOptions::default() };
+        let mut all = Vec::with_capacity(conditionings.len());
+        for conditioning in conditionings {
+            white = white.with_conditioning(conditioning)?;
+            let weight = Matrix::new(prior.as_ref() + white.solve(rest.clone()));
+            let mut factors = LowRank::new(&weight, Some(&white), outputs, &options)?.factors(rank)?;
+            if centring == Centring::Centred {
+                factors.bias = Some(moments.bias(&factors.left.product(&factors.right)?));
+            }
+            all.push(factors);
+        }
+        Ok(all)
+    }
+
+    /// As [`fits`](Regression::fits), for one conditioning and outputs that all weigh the same.
+    ///
+    /// # Errors
+    /// As there.
     pub fn fit(
         &self,
         prior: &Matrix,
@@ -127,20 +160,8 @@ impl Regression {
         conditioning: &Conditioning,
         seed: u64,
     ) -> Result<Factors, RandnlaError> {
-        check_shape("the prior weight", (self.sum_x.len(), self.sum_y.len()), prior)?;
-        let moments = self.moments(centring)?;
-        let white = Whitening::new(&moments.xx, None, conditioning)?;
-        // C₀ and D are what was seen, C is conditioned: M = P + C⁻¹ (D - C₀ P).
-        let mut rest = dense::product(moments.xx.as_ref(), prior.as_ref());
-        rest = &moments.xy - rest;
-        let weight = Matrix::new(prior.as_ref() + white.solve(rest));
-        let rsvd = crate::RsvdOptions { seed, ..Default::default() };
-        let options = LowRankOptions { max_rank: Some(rank), rsvd, ..LowRankOptions::default() };
-        let mut factors = LowRank::new(&weight, Some(&white), None, &options)?.factors(rank)?;
-        if centring == Centring::Centred {
-            factors.bias = Some(moments.bias(&factors.left.product(&factors.right)?));
-        }
-        Ok(factors)
+        let mut all = self.fits(prior, rank, centring, None, &[*conditioning], seed)?;
+        Ok(all.remove(0))
     }
 
     /// The mean of `‖y - x left right - bias‖²` over the pairs seen; without a bias it is taken as zero.
@@ -170,6 +191,35 @@ impl Regression {
             .sum();
         // What cancels may leave a negative rest.
         Ok(spread.max(0.0) + offset)
+    }
+
+    /// The mean of `e G eᵀ` with `e = y - x left right - bias` and the second moment `G = Tᵀ T` of `outputs`, but for
+    /// what the targets alone give: it compares weights for one sample, and may be negative. Without a bias it is taken
+    /// as zero.
+    ///
+    /// # Errors
+    /// [`RandnlaError::EmptySample`] or [`RandnlaError::Shape`].
+    pub fn loss(
+        &self,
+        left: &Matrix,
+        right: &Matrix,
+        bias: Option<&[f32]>,
+        outputs: &Whitening,
+    ) -> Result<f64, RandnlaError> {
+        let weight = left.product(right)?;
+        check_shape("the product of the factors", (self.sum_x.len(), outputs.dim()), &weight)?;
+        let moments = self.moments(Centring::Centred)?;
+        let m = weight.as_ref();
+        let image = dense::product(moments.xx.as_ref(), m);
+        let rest = &image - &moments.xy - &moments.xy;
+        let (m, rest) = (outputs.whiten(m.transpose()), outputs.whiten(rest.transpose()));
+        let spread: f64 = (0..m.ncols())
+            .map(|j| (0..m.nrows()).map(|i| m[(i, j)] * rest[(i, j)]).sum::<f64>())
+            .sum();
+        let best = moments.exact_bias(&weight);
+        let offset = |j: usize| best[j] - bias.map_or(0.0, |bias| f64::from(bias[j]));
+        let offset = outputs.whiten(Mat::from_fn(best.len(), 1, |j, _| offset(j)).as_ref());
+        Ok(spread + dense::squared_column(offset.as_ref(), 0))
     }
 
     /// The mean of `‖y - ȳ‖²`.

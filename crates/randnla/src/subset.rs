@@ -15,7 +15,7 @@
 use faer::Mat;
 
 use crate::matrix::{check_factorable, check_shape};
-use crate::{Matrix, RandnlaError, dense};
+use crate::{Matrix, RandnlaError, Whitening, dense};
 
 /// Coordinates in the order of what they add, with errors and weights for every number of them.
 #[derive(Clone, Debug)]
@@ -98,15 +98,25 @@ impl Rest {
 }
 
 impl Subset {
-    /// Orders the coordinates of `h`: `moment` is `[dim, dim]` and symmetric, `weight` `[dim, d_out]`. `shrinkage` is the
-    /// share of the mean variance that is mixed into the moment, against trusting a small sample.
+    /// Orders the coordinates of `h`: `moment` is `[dim, dim]` and symmetric, `weight` `[dim, d_out]`. `outputs` (dimension
+    /// `d_out`) weighs the outputs, for the order and the errors; the best weight for some coordinates is the same in every
+    /// metric. `shrinkage` is the share of the mean variance that is mixed into the moment, against trusting a small sample.
     ///
     /// # Errors
     /// [`RandnlaError::Empty`], [`RandnlaError::NonFinite`] and [`RandnlaError::Shape`].
-    pub fn new(moment: &Matrix, weight: &Matrix, shrinkage: f64) -> Result<Subset, RandnlaError> {
+    pub fn new(
+        moment: &Matrix,
+        weight: &Matrix,
+        outputs: Option<&Whitening>,
+        shrinkage: f64,
+    ) -> Result<Subset, RandnlaError> {
         check_factorable("the second moment", moment)?;
         check_factorable("the weight", weight)?;
         let (dim, d_out) = (weight.rows(), weight.columns());
+        check_shape("the weight", (dim, outputs.map_or(d_out, Whitening::dim)), weight)?;
+        let transposed = weight.as_ref().transpose();
+        let scaled = outputs.map(|outputs| outputs.whiten(transposed));
+        let scaled = scaled.as_ref().map_or(transposed, Mat::as_ref);
         check_shape("the second moment", (dim, dim), moment)?;
         let mean = (0..dim).map(|i| moment.at(i, i)).sum::<f64>() / dim as f64;
         // Under a moment of zero every order is as good; a small ridge keeps the decomposition defined.
@@ -114,7 +124,7 @@ impl Subset {
         let schur = Mat::from_fn(dim, dim, |i, j| {
             (1.0 - shrinkage) * moment.at(i, j) + if i == j { ridge } else { 0.0 }
         });
-        let carried = dense::product(weight.as_ref().transpose(), schur.as_ref());
+        let carried = dense::product(scaled, schur.as_ref());
         let mut rest = Rest { coordinates: (0..dim).collect(), schur, carried, least: 1e-6 * ridge };
         let mut order = Vec::with_capacity(dim);
         let (mut factor, mut image) = (Mat::zeros(dim, dim), Mat::zeros(d_out, dim));
@@ -128,6 +138,9 @@ impl Subset {
         let mut squared_errors = vec![0.0; dim + 1];
         for k in (0..dim).rev() {
             squared_errors[k] = squared_errors[k + 1] + dense::squared_column(image.as_ref(), k);
+        }
+        if outputs.is_some() {
+            image = dense::product(transposed, factor.as_ref());
         }
         Ok(Subset { order, factor, image, squared_errors })
     }
@@ -222,7 +235,7 @@ mod tests {
 
     #[test]
     fn errors_are_those_on_the_sample() {
-        let subset = Subset::new(&moment(), &weight(), 0.0).unwrap();
+        let subset = Subset::new(&moment(), &weight(), None, 0.0).unwrap();
         let energy = subset.squared_errors()[0];
         assert!(subset.squared_errors().windows(2).all(|w| w[0] >= w[1]));
         for k in 1..=DIM {
@@ -236,7 +249,7 @@ mod tests {
     #[test]
     fn every_step_is_the_best_one() {
         let (c, w) = (moment(), weight());
-        let subset = Subset::new(&c, &w, 0.0).unwrap();
+        let subset = Subset::new(&c, &w, None, 0.0).unwrap();
         // The least loss with some coordinates, by a subset of these alone.
         let loss = |chosen: &[usize]| {
             let k = chosen.len();
@@ -273,7 +286,7 @@ mod tests {
     #[test]
     fn all_coordinates_have_the_weight_itself() {
         for shrinkage in [0.0, 0.01] {
-            let all = Subset::new(&moment(), &weight(), shrinkage).unwrap().weight(DIM).unwrap();
+            let all = Subset::new(&moment(), &weight(), None, shrinkage).unwrap().weight(DIM).unwrap();
             let off = Matrix::from_fn(DIM, D_OUT, |i, j| all.at(i, j) - weight().at(i, j)).squared_norm();
             assert!(off < 1e-12 * weight().squared_norm(), "{off}");
         }
@@ -284,7 +297,7 @@ mod tests {
         // Independent coordinates, of which two thirds are not read.
         let unit = Matrix::from_fn(DIM, DIM, |i, j| if i == j { 1.0 } else { 0.0 });
         let used = Matrix::from_fn(DIM, D_OUT, |i, j| if i % 3 == 0 { weight().at(i, j) } else { 0.0 });
-        let subset = Subset::new(&unit, &used, 0.0).unwrap();
+        let subset = Subset::new(&unit, &used, None, 0.0).unwrap();
         assert_eq!(subset.coordinates(7).unwrap(), [0, 3, 6, 9, 12, 15, 18]);
         assert!(subset.squared_errors()[7] <= 1e-9 * subset.squared_errors()[0]);
         assert!(subset.coordinates(0).is_err() && subset.weight(DIM + 1).is_err());
@@ -293,7 +306,7 @@ mod tests {
     #[test]
     fn bad_input_is_named() {
         let nan = Matrix::from_fn(DIM, D_OUT, |_, _| f64::NAN);
-        let of = |c: &Matrix, w: &Matrix| Subset::new(c, w, 0.0).unwrap_err().to_string();
+        let of = |c: &Matrix, w: &Matrix| Subset::new(c, w, None, 0.0).unwrap_err().to_string();
         assert!(of(&moment(), &nan).starts_with("the weight is not finite"));
         assert_eq!(
             of(&weight(), &weight()),
@@ -301,6 +314,6 @@ mod tests {
         );
         // A moment of nothing at all is no error.
         let zero = Matrix::from_fn(DIM, DIM, |_, _| 0.0);
-        assert!(Subset::new(&zero, &weight(), 0.01).unwrap().weight(3).unwrap().squared_norm().is_finite());
+        assert!(Subset::new(&zero, &weight(), None, 0.01).unwrap().weight(3).unwrap().squared_norm().is_finite());
     }
 }

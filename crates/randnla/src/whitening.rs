@@ -45,6 +45,8 @@ impl Default for Conditioning {
 pub struct Whitening {
     /// Eigenvectors as columns.
     vectors: Mat<f64>,
+    /// Eigenvalues as they were found, ascending.
+    values: Vec<f64>,
     /// Square roots of the conditioned eigenvalues, ascending, all positive.
     roots: Vec<f64>,
     mean: Option<Vec<f64>>,
@@ -64,24 +66,26 @@ impl Whitening {
         mean: Option<&[f64]>,
         conditioning: &Conditioning,
     ) -> Result<Whitening, RandnlaError> {
-        let Conditioning { shrinkage, floor } = *conditioning;
-        check_range("shrinkage", "0 to 1", shrinkage, 0.0)?;
-        check_range("floor", "1e-14 to 1", floor, 1e-14)?;
+        check_conditioning(conditioning)?;
         let dim = moment.rows();
         check_shape("the second moment", (dim, dim), moment)?;
         check_factorable("the second moment", moment)?;
         if let Some(mean) = mean {
             check_mean(mean, dim)?;
         }
-        let (mut values, vectors) = dense::symmetric_eigen(moment.as_ref())?;
-        let average = values.iter().sum::<f64>() / dim as f64;
-        values.iter_mut().for_each(|l| *l = (1.0 - shrinkage) * *l + shrinkage * average);
-        // Inputs that never vary leave nothing to be relative to; a tiny isotropic moment then reports
-        // vanishing errors and reduces to the plain decomposition.
-        let least = (floor * values[dim - 1]).max(f64::MIN_POSITIVE.sqrt());
-        let floored = values.iter().filter(|l| **l < least).count();
-        let roots = values.into_iter().map(|l| l.max(least).sqrt()).collect();
-        Ok(Whitening { vectors, roots, mean: mean.map(<[f64]>::to_vec), floored })
+        let (values, vectors) = dense::symmetric_eigen(moment.as_ref())?;
+        let (roots, floored) = conditioned(&values, conditioning);
+        Ok(Whitening { vectors, values, roots, mean: mean.map(<[f64]>::to_vec), floored })
+    }
+
+    /// The same moment, conditioned in another way. Costs no decomposition.
+    ///
+    /// # Errors
+    /// [`RandnlaError::Parameter`].
+    pub fn with_conditioning(self, conditioning: &Conditioning) -> Result<Whitening, RandnlaError> {
+        check_conditioning(conditioning)?;
+        let (roots, floored) = conditioned(&self.values, conditioning);
+        Ok(Whitening { roots, floored, ..self })
     }
 
     /// The whitening of the rows an accumulator has seen.
@@ -135,6 +139,24 @@ impl Whitening {
         dense::scale_rows(&mut m, &inverse);
         dense::product(self.vectors.as_ref(), m.as_ref())
     }
+}
+
+/// The roots of eigenvalues `values`, ascending, once conditioned, and how many were raised to the floor.
+fn conditioned(values: &[f64], conditioning: &Conditioning) -> (Vec<f64>, usize) {
+    let Conditioning { shrinkage, floor } = *conditioning;
+    let average = values.iter().sum::<f64>() / values.len() as f64;
+    let shrunk = |l: &f64| (1.0 - shrinkage) * l + shrinkage * average;
+    // Inputs that never vary leave nothing to be relative to; a tiny isotropic moment then reports
+    // vanishing errors and reduces to the plain decomposition.
+    let greatest = values.last().map_or(0.0, shrunk);
+    let least = (floor * greatest).max(f64::MIN_POSITIVE.sqrt());
+    let floored = values.iter().filter(|l| shrunk(l) < least).count();
+    (values.iter().map(|l| shrunk(l).max(least).sqrt()).collect(), floored)
+}
+
+fn check_conditioning(conditioning: &Conditioning) -> Result<(), RandnlaError> {
+    check_range("shrinkage", "0 to 1", conditioning.shrinkage, 0.0)?;
+    check_range("floor", "1e-14 to 1", conditioning.floor, 1e-14)
 }
 
 fn check_range(

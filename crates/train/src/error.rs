@@ -2,7 +2,6 @@
 
 use margay_driver::{DriverError, Kind};
 use margay_ir::{AddError, PassError};
-use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
 use margay_tensor::TensorError;
 
@@ -34,14 +33,6 @@ pub enum TrainError {
     /// A model cannot be compiled or run.
     #[error(transparent)]
     Driver(Box<DriverError>),
-    /// The factors of a layer cannot be fitted: its inputs or outputs are not finite on the data, or there are none.
-    #[error("`{module}`: {error}")]
-    Refit {
-        /// The layer.
-        module: String,
-        /// Why.
-        error: RandnlaError,
-    },
     /// A file of states cannot be written, or training not go on from it.
     #[error("{0}")]
     Checkpoint(String),
@@ -80,7 +71,6 @@ impl TrainError {
         match self {
             TrainError::Driver(e) => e.kind(),
             TrainError::Pass(e) => e.into(),
-            TrainError::Refit { error, .. } => error.into(),
             TrainError::Checkpoint(_) | TrainError::Tensor(_) => Kind::Malformed,
             TrainError::Add(_) => Kind::Internal,
             TrainError::Options(_) | TrainError::Mismatch { .. } | TrainError::Unreached(_) => Kind::Usage,

@@ -1,6 +1,6 @@
 //! Recovery of what sketching lost: the sketched model learns from the dense one, without labels.
 //!
-//! First each layer is refitted by itself, in closed form ([`layers`]). Then all of them learn together by gradients to
+//! First each layer is refitted by itself, in closed form ([`refit_layers`]). Then all of them learn together by gradients to
 //! compute what the teacher does, at the outputs and at some places inside. Whatever is not a factor stays frozen unless
 //! asked for. Nothing gets worse on the data that was held out: where a stage does not help, what was before it stays.
 //!
@@ -9,22 +9,19 @@
 //! compute.
 //!
 //! - [`trainable`]: which constants learn.
-//! - [`pairs`], [`twins`]: what both models have in common.
-//! - [`mask`]: which rows of the data count.
+//! - [`pairs`]: what both models have in common.
 
 mod distill;
-pub mod layers;
-pub mod mask;
 mod objective;
 pub mod pairs;
-mod stages;
 pub mod trainable;
-pub mod twins;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use margay_driver::{DriverError, Progress, Samples, bound_batch, hold_out};
+use margay_driver::{
+    DriverError, LayerRefit, Mask, Progress, Metrics, RefitData, Samples, bound_batch, hold_out, refit_layers,
+};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
@@ -35,8 +32,6 @@ use crate::{
     TrainingStep, Update, fit,
 };
 use distill::{Distillation, Teacher};
-use layers::{LayerData, LayerRefit};
-use mask::Mask;
 use objective::Objective;
 pub use objective::Weights;
 pub use pairs::Hidden;
@@ -185,11 +180,20 @@ pub fn recover(
     let mut refitted = None;
     let mut reports = Vec::new();
     if options.layers && !resuming {
-        let data = LayerData { teacher, train: &train, held_out: &held_out, mask: &mask, backend, threads };
+        let data = RefitData {
+            teacher,
+            train: &train,
+            held_out: &held_out,
+            fit_to_both: false,
+            mask: &mask,
+            metrics: &Metrics::default(),
+            backend,
+            threads,
+        };
         let over = || observer.interrupted() || start.elapsed().as_secs_f64() >= options.max_seconds;
-        let done = layers::refit_layers(student, &data, progress, &over)?;
+        let done = refit_layers(student, &data, progress, &over)?;
         reports = done.reports;
-        let values = replaced(&best, done.factors);
+        let values = replaced(&best, trainable::named(student, done.contents));
         let found = task.evaluate(&values)?;
         if found.error < after.error {
             (best, after) = (values, found.clone());

@@ -59,7 +59,7 @@ pub trait Stored: Debug + Send + Sync {
 /// [`constants`](Factored::constants) of what schemes find, and all that have the part of a factor or a corrected bias.
 pub fn learned(g: &Graph) -> Vec<NodeId> {
     let found: Vec<NodeId> =
-        SCHEMES.iter().flat_map(|s| s.factors(g)).flat_map(|factored| factored.constants).collect();
+        factored(g).into_iter().flat_map(|factored| factored.constants).collect();
     let learns = |n: &NodeId| {
         let part = matches!(g.node(*n).origin.part, Some(Part::Left | Part::Right | Part::Bias));
         let tensor = g.constant((*n).into()).map(margay_ir::Payload::tensor);
@@ -67,6 +67,11 @@ pub fn learned(g: &Graph) -> Vec<NodeId> {
         numbers && (part || found.contains(n))
     };
     g.order().into_iter().filter(learns).collect()
+}
+
+/// What schemes have put into a graph, in the order of the schemes.
+pub fn factored(g: &Graph) -> Vec<Factored> {
+    SCHEMES.iter().flat_map(|s| s.factors(g)).collect()
 }
 
 /// New contents for a constant, as many numbers as before.

@@ -93,6 +93,7 @@ impl Layer {
             weights: vec![self.weight],
             nodes: self.nodes.clone(),
             measures: vec![self.inputs(g)],
+            results: self.nodes.iter().map(|n| self.result(*n)).collect(),
             schemes: vec![scheme],
         }
     }
@@ -121,6 +122,15 @@ impl Layer {
             }
         }
         all
+    }
+
+    /// What one of its nodes gives, as rows.
+    pub fn result(&self, n: NodeId) -> Rows {
+        let windows = match self.kernel {
+            Some(_) => Windows::new(&Conv::pointwise(), [1, 1]),
+            None => None,
+        };
+        Rows { value: n.into(), windows, length: self.d_out }
     }
 
     /// The rows that one of its nodes multiplies the weight with.

@@ -13,7 +13,7 @@ use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, factors, layers,
+    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, check_rank, factors, layers,
     rank_grid,
 };
 
@@ -116,7 +116,8 @@ impl FittedLowRank {
         let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
         let decompose = || {
             let whitening = moments.map(|m| m.whitening()).transpose()?;
-            LowRank::new(&layer.matrix(g)?, whitening, None, &options)
+            let outputs = context.metric.map(Moments::whitening).transpose()?;
+            LowRank::new(&layer.matrix(g)?, whitening, outputs, &options)
         };
         Ok(FittedLowRank {
             decomposition: context.decompositions.of(&layer.nodes, seed, decompose)?,

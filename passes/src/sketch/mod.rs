@@ -25,7 +25,7 @@ mod replacement;
 mod rows;
 mod training;
 
-pub use factors::{Factored, Place, Stored, learned};
+pub use factors::{Factored, Place, Stored, factored, learned};
 pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
 pub use lowrank::{Decompositions, LowRankScheme};
@@ -62,6 +62,8 @@ pub struct Site {
     pub nodes: Vec<NodeId>,
     /// What calibration is to measure: for each of the moments that its schemes read, the rows that are summed.
     pub measures: Vec<Vec<Rows>>,
+    /// The values at which its errors enter, as rows of `d_out` numbers: what gradients are measured by.
+    pub results: Vec<Rows>,
     /// Names of the schemes that take it.
     pub schemes: Vec<&'static str>,
 }
@@ -80,6 +82,7 @@ impl Site {
             weights: self.weights.iter().map(|v| Value { node: map(v.node), out: v.out }).collect(),
             nodes: self.nodes.iter().map(|n| map(*n)).collect(),
             measures: Vec::new(),
+            results: Vec::new(),
             ..self.clone()
         }
     }
@@ -122,6 +125,9 @@ pub struct Context<'a> {
     pub site: &'a Site,
     /// What was asked for in [`Site::measures`], in that order; absent without samples.
     pub moments: Option<&'a [Arc<Moments>]>,
+    /// Moments of the gradients of the model's outputs by [`Site::results`]: errors weigh by them; absent where that is not
+    /// known.
+    pub metric: Option<&'a Moments>,
     /// What schemes share, of one graph with one set of samples.
     pub decompositions: &'a Decompositions,
     /// Names the random numbers.
@@ -139,7 +145,7 @@ pub trait Fitted: Send + Sync {
     fn probe(&self) -> Option<Settings>;
 
     /// Predicted squared error of the site's output over its squared norm (centred where there are moments), on the
-    /// calibration inputs.
+    /// calibration inputs; both in the metric of the outputs, where there is one.
     ///
     /// # Errors
     /// Why these settings are not offered, in words.

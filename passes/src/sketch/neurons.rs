@@ -84,11 +84,12 @@ impl Scheme for NeuronsScheme {
             Some(moments) => moments.gram().covariance()?,
             None => Matrix::from_fn(second.d_in, second.d_in, |i, j| if i == j { 1.0 } else { 0.0 }),
         };
+        let outputs = context.metric.map(Moments::whitening).transpose()?;
         let mean = moments.map(|m| m.gram().mean()).transpose()?;
         let inputs = moments.map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();
         let (up, down) = (first.payload(g).key(), second.payload(g).key());
         Ok(Box::new(FittedNeurons {
-            subset: Subset::new(&moment, &weight, Moments::CONDITIONING.shrinkage)?,
+            subset: Subset::new(&moment, &weight, outputs, Moments::INPUTS.shrinkage)?,
             new_biases: if mean.is_some() { second.without_bias(g) } else { 0 },
             mean,
             source: format!("{up}, {down}{inputs}"),
@@ -121,6 +122,7 @@ impl NeuronsScheme {
             weights: vec![first.weight, second.weight],
             nodes,
             measures: vec![second.inputs(g)],
+            results: vec![second.result(last)],
             schemes: vec![self.name()],
         })
     }

@@ -58,7 +58,7 @@ pub fn panther_for_training(
         }
         let site = layer.site(g, PantherScheme.name());
         let decompositions = &Decompositions::default();
-        let context = Context { graph: g, site: &site, moments: None, decompositions, seed };
+        let context = Context { graph: g, site: &site, moments: None, metric: None, decompositions, seed };
         let fitted = PantherScheme.fit(&context);
         let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
         if fitted.squared_error(&choice.settings).is_err() {

@@ -9,7 +9,7 @@ use margay_plan::{
 };
 
 use super::Job;
-use super::apply::{apply, pass_of};
+use super::apply::{Refit, apply, pass_of};
 use super::check::Checker;
 use super::fit::Fit;
 use super::limit::{Measure, Met, meet_error};
@@ -49,13 +49,14 @@ pub(crate) fn allocate(
     prices: &Prices,
     weights: Option<Vec<f64>>,
     checker: Option<&Checker>,
+    refit: Option<&Refit>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
     let met = match job.options.searched() {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             candidates.narrow(&job.sites, goal);
-            meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
+            meet(&candidates, goal, &|choice| error_of(job, fits, checker, refit, choice))?
         }
     };
     Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
@@ -66,13 +67,14 @@ fn error_of(
     job: &Job<'_>,
     fits: &[Fit],
     checker: Option<&Checker>,
+    refit: Option<&Refit>,
     choice: &Allocation,
 ) -> Result<f64, DriverError> {
     if choice.choices.is_empty() && job.storage == StoreConstants::default() {
         return Ok(0.0);
     }
     let checker = checker.expect("an error limit without samples was refused");
-    let sketched = apply(job, pass_of(&job.sites, fits, choice), &mut Dump::none())?;
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), refit, &mut Dump::none())?;
     Ok(checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?.relative_l2)
 }
 

@@ -1,4 +1,4 @@
-//! The graph with sites replaced.
+//! The graph with sites replaced, and their factors refitted to what the layers before them have become.
 
 use margay_ir::{Graph, Remark, Stage};
 use margay_passes::sketch::Site;
@@ -6,8 +6,12 @@ use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
 use margay_plan::{Allocation, Choice, Settings};
 
 use super::Job;
-use super::fit::Fit;
-use crate::{DriverError, Dump, build};
+use super::fit::{Fit, Measured};
+use super::split::{Split, drawn};
+use crate::{DriverError, Dump, Metrics, RefitData, Samples, build, refit_layers};
+
+/// One of so many calibration samples decides how far layers are refitted, before they are fitted to all.
+const DECIDE_EVERY: usize = 4;
 
 /// The pass that makes the choices of an allocation.
 pub(crate) fn pass_of(sites: &[Site], fits: &[Fit], allocation: &Allocation) -> ApplyPlan {
@@ -42,9 +46,66 @@ pub(crate) struct Sketched {
     pub(crate) remarks: Vec<Remark>,
 }
 
-/// Replaces sites, and then stores constants as the options and the plan say.
-pub(crate) fn apply(job: &Job<'_>, pass: ApplyPlan, dump: &mut Dump) -> Result<Sketched, DriverError> {
-    let Sketched { graph, mut remarks } = replaced(job.graph(), pass, dump)?;
+/// What factors are refitted with.
+pub(crate) struct Refit {
+    train: Samples,
+    decide: Samples,
+    metrics: Metrics,
+}
+
+impl Refit {
+    /// `None` without samples, or with too few of them to decide by.
+    pub(crate) fn new(
+        job: &Job<'_>,
+        split: Option<&Split>,
+        measured: Option<&Measured>,
+    ) -> Result<Option<Refit>, DriverError> {
+        let (Some(split), Some(measured)) = (split, measured) else { return Ok(None) };
+        let samples = &split.calibration;
+        let batch = crate::bound_batch(job.graph()).unwrap_or(1);
+        let count = (samples.rows() / DECIDE_EVERY).max(batch);
+        if samples.rows() < count + batch {
+            return Ok(None);
+        }
+        let (train, decide) = drawn(samples.rows(), count, job.options.seed(), "refit");
+        let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
+        let mut metrics = Metrics::default();
+        for (i, site) in job.sites.iter().enumerate().filter(|(_, site)| site.weights.len() == 1) {
+            let metric = measured.metric(i);
+            metrics.extend(site.nodes.iter().filter_map(|n| Some((*n, metric?.clone()))));
+        }
+        Ok(Some(Refit { train: part(&train)?, decide: part(&decide)?, metrics }))
+    }
+
+    /// The sketched graph with refitted factors.
+    fn refitted(&self, job: &Job<'_>, sketched: &Graph) -> Result<Graph, DriverError> {
+        let data = RefitData {
+            teacher: job.graph(),
+            train: &self.train,
+            held_out: &self.decide,
+            fit_to_both: true,
+            metrics: &self.metrics,
+            mask: &job.mask,
+            backend: &job.backend,
+            threads: job.threads(),
+        };
+        Ok(refit_layers(sketched, &data, job.progress, &|| false)?.graph)
+    }
+}
+
+/// Replaces sites, refits their factors, and then stores constants as the options and the plan say.
+pub(crate) fn apply(
+    job: &Job<'_>,
+    pass: ApplyPlan,
+    refit: Option<&Refit>,
+    dump: &mut Dump,
+) -> Result<Sketched, DriverError> {
+    let sketches = !pass.choices.is_empty();
+    let Sketched { mut graph, mut remarks } = replaced(job.graph(), pass, dump)?;
+    if let Some(refit) = refit.filter(|_| sketches) {
+        graph = refit.refitted(job, &graph)?;
+        dump.graph("refit", &graph);
+    }
     let (graph, more) = build::stored(graph, &job.storage, dump)?;
     remarks.extend(more);
     Ok(Sketched { graph, remarks })

@@ -1,21 +1,34 @@
-//! What calibration measures: first and second moments of the rows that sites ask for.
+//! What calibration measures: first and second moments of the rows that sites ask for, and second moments of the gradients
+//! of the outputs by what sites give.
 //!
 //! The graph is cut so that its outputs are the values that rows are made of, compiled, and run over the samples; the
 //! moments are summed batch by batch, so that memory does not grow with the number of samples. Sites that ask for the
-//! same rows share one sum and all that is derived from it.
+//! same rows share one sum and all that is derived from it. Places of padding do not count.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use margay_ir::{Graph, Value};
+use margay_ir::{Graph, Value, eval};
 use margay_loops::Backend;
 use margay_passes::sketch::{Moments, Rows};
 use margay_randnla::Gram;
+use margay_tensor::Tensor;
 
-use crate::{DriverError, Progress, Runner, Samples, Silent, parallel};
+use crate::backward::Backward;
+use crate::{DriverError, Marks, Mask, Progress, Runner, Samples, Silent, parallel};
 
 /// Samples run at once where the model leaves its batch open.
 pub(crate) const BATCH: usize = 8;
+
+/// How rows are measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Measuring<'a> {
+    /// Which places of samples count.
+    pub(crate) mask: &'a Mask,
+    pub(crate) backend: &'a Arc<dyn Backend>,
+    pub(crate) threads: usize,
+    pub(crate) progress: &'a dyn Progress,
+}
 
 /// Measures rows; the result has one entry per request, in order: the moments of all rows of the request together.
 ///
@@ -26,51 +39,9 @@ pub(crate) fn calibrate(
     probes: &[Value],
     requests: &[&[Rows]],
     samples: &Samples,
-    backend: &Arc<dyn Backend>,
-    threads: usize,
-    progress: &dyn Progress,
+    measuring: &Measuring<'_>,
 ) -> Result<Vec<Arc<Moments>>, DriverError> {
-    let mut rows: Vec<&Rows> = Vec::new();
-    for asked in requests.iter().flat_map(|r| r.iter()) {
-        if !rows.contains(&asked) {
-            rows.push(asked);
-        }
-    }
-    let grams = accumulate(g, probes, &rows, samples, backend, threads, progress)?;
-    let calibration = format!("#{}", samples.hash());
-    let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
-    let moments = |request: &&[Rows]| {
-        let key = positions(&rows, request);
-        if let Some(known) = made.get(&key) {
-            return Ok(known.clone());
-        }
-        let mut sum = grams[key[0]].clone();
-        key[1..].iter().try_for_each(|&more| sum.merge(&grams[more])).map_err(unmeasured)?;
-        let moments = Arc::new(Moments::new(sum, &calibration));
-        made.insert(key, moments.clone());
-        Ok(moments)
-    };
-    requests.iter().map(moments).collect()
-}
-
-fn positions(rows: &[&Rows], request: &[Rows]) -> Vec<usize> {
-    let position = |asked: &Rows| rows.iter().position(|r| *r == asked).expect("every row was listed");
-    request.iter().map(position).collect()
-}
-
-fn unmeasured(error: margay_randnla::RandnlaError) -> DriverError {
-    DriverError::Measure(format!("the inputs of the layers cannot be measured: {error}"))
-}
-
-fn accumulate(
-    g: &Graph,
-    probes: &[Value],
-    rows: &[&Rows],
-    samples: &Samples,
-    backend: &Arc<dyn Backend>,
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Vec<Gram>, DriverError> {
+    let rows = distinct(requests);
     let mut values: Vec<Value> = Vec::new();
     for v in probes.iter().copied().chain(rows.iter().map(|asked| asked.value)) {
         if !values.contains(&v) {
@@ -79,22 +50,127 @@ fn accumulate(
     }
     let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
     let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
-    let mut grams: Vec<Gram> = rows.iter().map(|asked| Gram::new(asked.length)).collect();
+    let at = |asked: &Rows| values.iter().position(|v| *v == asked.value).expect("every value was listed");
+    let mut sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
     let runs = samples.runs(g, BATCH).len();
-    let mut runner = Runner::new(probe, backend, threads);
+    let mut runner = Runner::new(probe, measuring.backend, measuring.threads);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
-        progress.at("measuring inputs", i, runs);
-        let outputs = runner.run(&inputs?)?;
-        let added = parallel(threads, rows.len(), &Silent, "", |r| {
-            let asked = rows[r];
-            let at = values.iter().position(|v| *v == asked.value).expect("every value was listed");
-            let mut part = Gram::new(asked.length);
-            part.add_rows(&asked.of(&outputs[at].1, samples.rows())).map(|()| part)
-        });
-        for (r, part) in added.into_iter().enumerate() {
-            part.and_then(|p| grams[r].merge(&p)).map_err(unmeasured)?;
+        measuring.progress.at("measuring inputs", i, runs);
+        let inputs = inputs?;
+        let outputs = runner.run(&inputs)?;
+        sums.add(&outputs, measuring.mask.marks(&inputs).as_ref(), samples.rows(), measuring.threads)?;
+    }
+    measuring.progress.at("measuring inputs", runs, runs);
+    let samples = format!("#{}", samples.hash());
+    sums.requested(requests, |gram| Moments::of_inputs(gram, &samples))
+}
+
+/// Measures the gradients of the outputs by the values of rows, from one backward pass of random signs for each sample.
+/// Requests that no output depends on have no moments.
+///
+/// # Errors
+/// [`DriverError::Pass`] for an operator without derivative.
+pub(crate) fn calibrate_gradients(
+    g: &Graph,
+    requests: &[&[Rows]],
+    samples: &Samples,
+    seed: u64,
+    measuring: &Measuring<'_>,
+) -> Result<Vec<Arc<Moments>>, DriverError> {
+    let rows = distinct(requests);
+    let by: Vec<Value> = rows.iter().map(|asked| asked.value).collect();
+    let (backward, numbered) = Backward::new(g, &by, &[])?;
+    let mut sums = Sums::new(&rows, numbered.gradients);
+    let runs = samples.runs(g, BATCH).len();
+    let mut runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
+    for (i, inputs) in samples.runs(g, BATCH).enumerate() {
+        measuring.progress.at("measuring gradients", i, runs);
+        let mut inputs = inputs?;
+        let shape = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+        let binding = eval::bind_symbols(g, shape)?;
+        let marks = measuring.mask.marks(&inputs);
+        inputs.extend(backward.cotangents(g, &binding, marks.as_ref(), seed, i as u64)?);
+        let outputs = runner.run(&inputs)?;
+        sums.add(&outputs, marks.as_ref(), samples.rows(), measuring.threads)?;
+    }
+    measuring.progress.at("measuring gradients", runs, runs);
+    let samples = format!("#{}", samples.hash());
+    sums.requested(requests, |gram| Moments::of_gradients(gram, &samples))
+}
+
+/// All rows of some requests, each once.
+fn distinct<'a>(requests: &[&'a [Rows]]) -> Vec<&'a Rows> {
+    let mut rows: Vec<&Rows> = Vec::new();
+    for asked in requests.iter().flat_map(|r| r.iter()) {
+        if !rows.contains(&asked) {
+            rows.push(asked);
         }
     }
-    progress.at("measuring inputs", runs, runs);
-    Ok(grams)
+    rows
+}
+
+/// Moments in the making.
+struct Sums<'a> {
+    rows: &'a [&'a Rows],
+    /// For each of the rows the number of the output that they are made of.
+    outputs: Vec<Option<usize>>,
+    grams: Vec<Gram>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(rows: &'a [&'a Rows], outputs: Vec<Option<usize>>) -> Sums<'a> {
+        let grams = rows.iter().map(|asked| Gram::new(asked.length)).collect();
+        Sums { rows, outputs, grams }
+    }
+
+    /// Adds what a run gave; `samples` in all are run.
+    fn add(
+        &mut self,
+        outputs: &[(String, Tensor)],
+        marks: Option<&Marks>,
+        samples: usize,
+        threads: usize,
+    ) -> Result<(), DriverError> {
+        let added = parallel(threads, self.rows.len(), &Silent, "", |r| {
+            let asked = self.rows[r];
+            let mut part = Gram::new(asked.length);
+            let Some(at) = self.outputs[r] else { return Ok(part) };
+            let all = asked.of(&outputs[at].1, samples);
+            let counted = match marks {
+                Some(marks) => marks.kept(all, asked.length),
+                None => all,
+            };
+            part.add_rows(&counted).map(|()| part)
+        });
+        for (gram, part) in self.grams.iter_mut().zip(added) {
+            part.and_then(|p| gram.merge(&p)).map_err(unmeasured)?;
+        }
+        Ok(())
+    }
+
+    /// The moments of all rows of each request together.
+    fn requested(
+        &self,
+        requests: &[&[Rows]],
+        moments: impl Fn(Gram) -> Moments,
+    ) -> Result<Vec<Arc<Moments>>, DriverError> {
+        let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
+        let position = |asked: &Rows| self.rows.iter().position(|r| *r == asked).expect("every row was listed");
+        let mut of = |request: &&[Rows]| {
+            let key: Vec<usize> = request.iter().map(position).collect();
+            if let Some(known) = made.get(&key) {
+                return Ok(known.clone());
+            }
+            let mut sum = self.grams[key[0]].clone();
+            key[1..].iter().try_for_each(|&more| sum.merge(&self.grams[more])).map_err(unmeasured)?;
+            let moments = Arc::new(moments(sum));
+            made.insert(key, moments.clone());
+            Ok(moments)
+        };
+        requests.iter().map(&mut of).collect()
+    }
+}
+
+fn unmeasured(error: margay_randnla::RandnlaError) -> DriverError {
+    DriverError::Measure(format!("the inputs of the layers cannot be measured: {error}"))
 }

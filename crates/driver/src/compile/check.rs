@@ -75,9 +75,9 @@ impl Checker {
 ///
 /// # Errors
 /// As [`Checker::new`].
-pub(crate) fn checker(job: &Job<'_>, split: Option<Split>) -> Result<Option<Checker>, DriverError> {
+pub(crate) fn checker(job: &Job<'_>, split: Option<&Split>) -> Result<Option<Checker>, DriverError> {
     let checker =
-        |s: Split| Checker::new(job.graph(), &s.held_out, &job.backend, job.threads(), job.progress);
+        |s: &Split| Checker::new(job.graph(), &s.held_out, &job.backend, job.threads(), job.progress);
     split.map(checker).transpose()
 }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use margay_ir::Value;
+use margay_ir::{Remark, Value};
 use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, Rows, SCHEMES, Scheme, scheme};
 use margay_plan::Settings;
 
 use super::Job;
-use super::calibrate::calibrate;
+use super::calibrate::{calibrate, calibrate_gradients};
 use super::split::Split;
-use crate::{DriverError, parallel};
+use crate::{DriverError, Kind, parallel};
 
 /// A scheme that is to look at a site.
 pub(crate) struct Task {
@@ -69,22 +69,51 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     Ok(tasks)
 }
 
-/// Measures what the sites of the tasks ask for, on the samples that calibrate; one list per task.
+/// What calibration measured for tasks.
+pub(crate) struct Measured {
+    /// What their sites ask for: one list per task.
+    inputs: Vec<Vec<Arc<Moments>>>,
+    /// By site, the gradients of the outputs by what it gives; absent where an operator has no derivative.
+    pub(crate) gradients: Option<Vec<Arc<Moments>>>,
+    /// Why there are no gradients.
+    pub(crate) remark: Option<Remark>,
+}
+
+/// Measures what the sites of the tasks ask for, on the samples that calibrate.
 pub(crate) fn measured(
     job: &Job<'_>,
     tasks: &[Task],
     split: Option<&Split>,
-) -> Result<Option<Vec<Vec<Arc<Moments>>>>, DriverError> {
+) -> Result<Option<Measured>, DriverError> {
     let Some(split) = split.filter(|_| !tasks.is_empty()) else { return Ok(None) };
     let measures = |t: &Task| job.sites[t.site].measures.iter();
     let requests: Vec<&[Rows]> = tasks.iter().flat_map(measures).map(Vec::as_slice).collect();
-    let (samples, backend) = (&split.calibration, &job.backend);
+    let samples = &split.calibration;
     let rows = job.sites.iter().flat_map(|site| site.measures.iter().flatten());
     let probes: Vec<Value> = rows.map(|asked| asked.value).collect();
-    let (threads, progress) = (job.threads(), job.progress);
-    let all = calibrate(job.graph(), &probes, &requests, samples, backend, threads, progress)?;
-    let mut all = all.into_iter();
-    Ok(Some(tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect()))
+    let measuring = job.measuring();
+    let mut all = calibrate(job.graph(), &probes, &requests, samples, &measuring)?.into_iter();
+    let inputs = tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect();
+    let results: Vec<&[Rows]> = job.sites.iter().map(|site| site.results.as_slice()).collect();
+    let (gradients, remark) =
+        match calibrate_gradients(job.graph(), &results, samples, job.options.seed(), &measuring) {
+            Ok(found) => (Some(found), None),
+            // Without derivatives, errors of a layer's outputs all weigh the same.
+            Err(error) if error.kind() == Kind::Usage => {
+                let message = format!("errors of outputs of a layer all weigh the same: {error}");
+                let at = job.source.name.clone();
+                (None, Some(Remark { pass: "gradients", at, message, declined: true }))
+            }
+            Err(error) => return Err(error),
+        };
+    Ok(Some(Measured { inputs, gradients, remark }))
+}
+
+impl Measured {
+    /// What errors of a site weigh by; `None` where outputs do not depend on it, as far as was seen.
+    pub(crate) fn metric(&self, site: usize) -> Option<&Arc<Moments>> {
+        self.gradients.as_ref().map(|all| &all[site]).filter(|moments| moments.gram().count() > 0)
+    }
 }
 
 /// Lets the schemes look at their sites.
@@ -94,14 +123,15 @@ pub(crate) fn measured(
 pub(crate) fn fit(
     job: &Job<'_>,
     tasks: Vec<Task>,
-    moments: Option<Vec<Vec<Arc<Moments>>>>,
+    measured: Option<&Measured>,
 ) -> Result<Vec<Fit>, DriverError> {
     let (g, sites, decompositions) = (job.graph(), &job.sites, &Decompositions::default());
     let fitted = parallel(job.threads(), tasks.len(), job.progress, "factorizing weights", |i| {
         let task = &tasks[i];
-        let moments = moments.as_ref().map(|m| m[i].as_slice());
+        let moments = measured.map(|m| m.inputs[i].as_slice());
+        let metric = measured.and_then(|m| m.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
-        task.scheme.fit(&Context { graph: g, site, moments, decompositions, seed })
+        task.scheme.fit(&Context { graph: g, site, moments, metric: metric.map(|m| &**m), decompositions, seed })
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;

@@ -1,4 +1,4 @@
-//! From a model to a sketched executable: split, calibrate, fit, price, weigh, allocate, apply, check, report.
+//! From a model to a sketched executable: split, calibrate, fit, price, weigh, allocate, apply and refit, check, report.
 //!
 //! Each step is a function in a file of its own that takes what the steps before it gave, and nothing else.
 
@@ -25,7 +25,8 @@ use margay_plan::{Choice, Goal, Plan};
 use margay_tensor::Binding;
 
 use self::allocate::allocate;
-use self::apply::{apply, pass_of};
+use self::apply::{Refit, apply, pass_of};
+use self::calibrate::Measuring;
 use self::check::{check, checker};
 use self::fit::{fit, measured, tasks};
 use self::price::{after, price};
@@ -33,7 +34,7 @@ use self::report::{Outcome, report};
 use self::split::split;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
-use crate::{Compiled, DriverError, Dump, Model, Progress, Samples, backend};
+use crate::{Compiled, DriverError, Dump, Mask, Model, Progress, Samples, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -151,6 +152,8 @@ pub(crate) struct Job<'a> {
     sites: Vec<Site>,
     /// How the constants of the result are stored.
     storage: StoreConstants,
+    /// Which places of samples count.
+    mask: Mask,
 }
 
 impl<'a> Job<'a> {
@@ -178,7 +181,8 @@ impl<'a> Job<'a> {
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
         let storage = storage(g, &sites, options)?;
-        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage })
+        let mask = Mask::find(g, None)?;
+        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage, mask })
     }
 
     /// What the plan says of a site.
@@ -203,6 +207,12 @@ impl<'a> Job<'a> {
     /// The model as it is.
     fn graph(&self) -> &'a Graph {
         &self.source.graph
+    }
+
+    /// How calibration measures.
+    fn measuring(&self) -> Measuring<'_> {
+        let (backend, progress) = (&self.backend, self.progress);
+        Measuring { mask: &self.mask, backend, threads: self.threads(), progress }
     }
 
     fn threads(&self) -> usize {
@@ -238,7 +248,7 @@ fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreC
     Ok(storage)
 }
 
-/// Compiles a model. With samples, half of them calibrate and the other half measures the error that is reported.
+/// Compiles a model. With samples, three quarters of them calibrate and the others measure the error that is reported.
 pub fn compile(
     source: &Model,
     samples: Option<&Samples>,
@@ -259,17 +269,22 @@ pub fn compile_with(
     let job = Job::new(source, samples, options, progress)?;
     let split = split(&job)?;
     let tasks = tasks(&job)?;
-    let moments = measured(&job, &tasks, split.as_ref())?;
-    let fits = fit(&job, tasks, moments)?;
+    let measured = measured(&job, &tasks, split.as_ref())?;
+    let fits = fit(&job, tasks, measured.as_ref())?;
     let prices = price(&job, &fits)?;
     let weights = weigh(&job, &fits, split.as_ref())?;
-    let checker = checker(&job, split)?;
-    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
-    let sketched = apply(&job, pass_of(&job.sites, &fits, &choice.allocation), dump)?;
+    let checker = checker(&job, split.as_ref())?;
+    let refit = Refit::new(&job, split.as_ref(), measured.as_ref())?;
+    let refit = refit.as_ref();
+    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref(), refit)?;
+    let sketched = apply(&job, pass_of(&job.sites, &fits, &choice.allocation), refit, dump)?;
     let error = check(&job, checker.as_ref(), &sketched.graph)?;
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
-    let report = report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks });
+    let mut remarks = sketched.remarks;
+    remarks.extend(measured.and_then(|m| m.remark));
+    let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
+    let report = report(&job, &Outcome { fits, prices, choice, after, error, held_out_rows, remarks });
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
     let (graph, threads) = (sketched.graph, options.threads);

@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
     /// What the sketched model costs.
     pub(crate) after: Price,
     pub(crate) error: Option<ErrorMeasure>,
+    /// The numbers of the samples that it was measured on.
+    pub(crate) held_out_rows: Vec<usize>,
     pub(crate) remarks: Vec<Remark>,
 }
 
@@ -74,6 +76,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         predicted_ms_before: before.seconds * 1e3,
         predicted_ms_after: after.seconds * 1e3,
         held_out: outcome.error.clone(),
+        held_out_rows: outcome.held_out_rows.clone(),
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),

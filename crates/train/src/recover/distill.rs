@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Runner, Samples};
+use margay_driver::{Arrays, Backend, Marks, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
-use super::mask::Mask;
 use super::objective::{Objective, Scaled};
 use super::pairs::Pair;
 use crate::fit::Tensors;
@@ -43,11 +42,11 @@ impl Teacher {
         let mut sums: Vec<Spread> = Vec::new();
         for inputs in samples.runs(self.runner.graph(), batch).take(SCALING_SAMPLES.div_ceil(batch)) {
             let inputs = inputs?;
-            let marks = mask.rows(&inputs);
+            let marks = mask.marks(&inputs);
             let outputs = self.runner.run(&inputs)?;
             sums.resize_with(outputs.len(), Spread::default);
             for (sum, (name, tensor)) in sums.iter_mut().zip(&outputs) {
-                sum.add(tensor, marks.as_deref());
+                sum.add(tensor, marks.as_ref().map(Marks::counts));
                 if !sum.energy.is_finite() {
                     let message = format!("the teacher's `{name}` is not finite on the data");
                     return Err(TrainError::Options(message));

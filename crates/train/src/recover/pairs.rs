@@ -2,7 +2,7 @@
 
 use margay_ir::{Graph, Op, Value};
 
-use super::twins::Named;
+use margay_driver::Named;
 use crate::TrainError;
 
 /// Which values inside the models are to agree, besides the outputs.

@@ -2,7 +2,8 @@
 
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::parameter_names;
-use margay_passes::sketch::{Factored, SCHEMES, learned};
+pub use margay_passes::sketch::factored;
+use margay_passes::sketch::{Factored, learned};
 use margay_randnla::{Factors, Matrix};
 use margay_tensor::{DType, Tensor};
 
@@ -62,11 +63,6 @@ pub fn named(g: &Graph, contents: Vec<(NodeId, Tensor)>) -> Vec<(String, Tensor)
     let names = parameter_names(g);
     let name = |n: NodeId| names.iter().find(|(m, _)| *m == n).map(|(_, name)| name.clone());
     contents.into_iter().filter_map(|(n, tensor)| Some((name(n)?, tensor))).collect()
-}
-
-/// What schemes have put into a graph, in the order of the schemes.
-pub fn factored(g: &Graph) -> Vec<Factored> {
-    SCHEMES.iter().flat_map(|s| s.factors(g)).collect()
 }
 
 /// Factors scaled so that what belongs together has one norm: for each position between two factors the column of the

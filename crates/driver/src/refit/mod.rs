@@ -2,30 +2,32 @@
 //!
 //! A layer of the student reads what the layers before it, already refitted, make of the data; its target is what the
 //! teacher has at the same place. The best factors of the same rank for that are known in closed form (see
-//! [`Regression`]), and so is the bias. This makes up for errors that add up along the way; what it cannot see is how
-//! much an error matters to the outputs.
+//! [`Regression`]), and so is the bias. This makes up for errors that add up along the way. How much an error of a layer's
+//! output matters to the outputs of the model is known from its second moment of gradients, where that was measured.
 //!
-//! A layer keeps its old factors where the new ones do no better on data that was held out.
+//! How far the estimate is shrunk towards the weight of the teacher is chosen for each layer on data that was held out; a
+//! layer keeps its old factors where no new ones do better there.
 
-use std::collections::BTreeSet;
+mod stages;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Progress, Samples, bound_batch, parallel};
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
-use margay_passes::sketch::{Factored, Layer as DenseLayer};
+use margay_loops::Backend;
+use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
 use margay_randnla::{Centring, Conditioning, Factors, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use super::mask::Mask;
-use super::stages::Stages;
-use super::trainable::{factored, named};
-use super::twins::Named;
-use crate::TrainError;
+use self::stages::Stages;
+use crate::mask::{Marks, Mask};
+use crate::twins::Named;
+use crate::{Arrays, DriverError, Progress, Samples, Silent, bound_batch, parallel};
 
-/// Weight of the dense layer in the estimate, as a share of the mean variance of its inputs.
-const SHRINKAGE: f64 = 0.01;
+/// Weights of the dense layer in the estimate that are tried, as shares of the mean variance of its inputs.
+const SHRINKAGES: [f64; 4] = [0.003, 0.01, 0.03, 0.1];
 
 /// Samples that layers are fitted to, at most, and samples that are held out for them.
 const MOST_SAMPLES: [usize; 2] = [2048, 512];
@@ -54,18 +56,30 @@ pub struct LayerRefit {
 pub struct Refitted {
     /// What became of each layer.
     pub reports: Vec<LayerRefit>,
-    /// The new contents of constants, by the names that parameters have.
-    pub factors: Vec<(String, Tensor)>,
+    /// The new contents of constants of the student.
+    pub contents: Contents,
+    /// The student with them.
+    pub graph: Graph,
 }
 
+/// New contents of constants.
+pub type Contents = Vec<(NodeId, Tensor)>;
+
+/// Second moments of the gradients of a model by the results of products and convolutions, by their nodes.
+pub type Metrics = HashMap<NodeId, Arc<Moments>>;
+
 /// What layers are refitted with.
-pub struct LayerData<'a> {
+pub struct RefitData<'a> {
     /// The dense model.
     pub teacher: &'a Graph,
     /// Data that layers are fitted to.
     pub train: &'a Samples,
     /// Data that decides whether the new factors are better.
     pub held_out: &'a Samples,
+    /// Whether factors that are better are fitted once more, to both.
+    pub fit_to_both: bool,
+    /// How errors of the teacher's layers weigh.
+    pub metrics: &'a Metrics,
     /// Which rows of the data count.
     pub mask: &'a Mask,
     /// Processor class.
@@ -81,6 +95,8 @@ struct Layer {
     targets: Vec<Value>,
     /// The weight of the teacher, `[d_in, d_out]`, where it has one.
     prior: Option<Matrix>,
+    /// How errors of its outputs weigh, where that is known.
+    metric: Option<Arc<Moments>>,
     /// How many layers are before it.
     level: usize,
 }
@@ -92,22 +108,21 @@ impl Layer {
     }
 }
 
-/// Refits all layers that the teacher has too, or those before an interruption.
+/// Refits all layers that the teacher has too, or those before an interruption. There may be none.
 ///
 /// # Errors
-/// [`TrainError::Driver`] where a model does not run on the data, [`TrainError::Refit`] where a layer sees numbers that
-/// are not finite, [`TrainError::Options`] where there is no layer to refit.
+/// Those of running a model on the data, and [`DriverError::Factorize`] where a layer sees numbers that are not finite.
 pub fn refit_layers(
     student: &Graph,
-    data: &LayerData<'_>,
+    data: &RefitData<'_>,
     progress: &dyn Progress,
     interrupted: &dyn Fn() -> bool,
-) -> Result<Refitted, TrainError> {
-    let layers = layers(student, data.teacher)?;
+) -> Result<Refitted, DriverError> {
+    let layers = layers(student, data);
     let original = student;
     let student = &mut original.clone();
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
-    let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, TrainError> {
+    let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, DriverError> {
         let size = bound_batch(student).unwrap_or(SAMPLES_AT_ONCE);
         Ok(samples.runs(student, size).take(most.div_ceil(size)).collect::<Result<_, _>>()?)
     };
@@ -131,11 +146,11 @@ pub fn refit_layers(
             of_teacher[part].advance(data.teacher, &targets)?;
             sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
         }
-        let fitted = parallel(data.threads, now.len(), &margay_driver::Silent, "", |i| {
-            refit(student, now[i], &sums[0][i], &sums[1][i])
+        let fitted = parallel(data.threads, now.len(), &Silent, "", |i| {
+            refit(student, now[i], [&sums[0][i], &sums[1][i]], data.fit_to_both)
         });
         for (layer, fitted) in now.iter().zip(fitted) {
-            let failed = |error| TrainError::Refit { module: layer.module.name.clone(), error };
+            let failed = |error| DriverError::Factorize { module: layer.module.name.clone(), error };
             let (report, factors) = fitted.map_err(failed)?;
             for (n, tensor) in factors {
                 replace_constant(student, n, tensor.clone());
@@ -145,15 +160,12 @@ pub fn refit_layers(
         }
     }
     progress.at("refitting layers", layers.len(), layers.len());
-    Ok(Refitted { reports: done, factors: named(original, new) })
+    Ok(Refitted { reports: done, contents: new, graph: student.clone() })
 }
 
-fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
+fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
+    let teacher = data.teacher;
     let modules = factored(student);
-    if modules.is_empty() {
-        let message = "the sketched model has no layer of two factors: nothing to recover";
-        return Err(TrainError::Options(message.into()));
-    }
     let twins = Named::of(teacher);
     let levels = levels(student, &modules);
     let mut layers = Vec::new();
@@ -161,16 +173,17 @@ fn layers(student: &Graph, teacher: &Graph) -> Result<Vec<Layer>, TrainError> {
         let target = |output: Value| twins.twin(teacher, student, output.node);
         let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output)).collect();
         if let Some(targets) = targets {
-            let prior = dense_weight(teacher, &module, targets[0]);
-            layers.push(Layer { module, targets, prior, level });
+            let (prior, metric) = match dense_layer(teacher, &module, targets[0]) {
+                Some(dense) => {
+                    let metric = data.metrics.get(&dense.nodes[0]).cloned();
+                    (dense.matrix(teacher).ok(), metric)
+                }
+                None => (None, None),
+            };
+            layers.push(Layer { module, targets, prior, metric, level });
         }
     }
-    if layers.is_empty() {
-        let message = "no layer of the sketched model has the name of one of the teacher: \
-                       is this the model that was sketched?";
-        return Err(TrainError::Options(message.into()));
-    }
-    Ok(layers)
+    layers
 }
 
 /// For each module how many others are on the longest way to it.
@@ -185,27 +198,27 @@ fn levels(g: &Graph, modules: &[Factored]) -> Vec<usize> {
     modules.iter().map(level).collect()
 }
 
-/// The weight behind a value of the teacher, if it is a product with a constant, or that with a bias.
-fn dense_weight(teacher: &Graph, module: &Factored, output: Value) -> Option<Matrix> {
+/// The layer behind a value of the teacher, if it is a product with a constant, or that with a bias.
+fn dense_layer(teacher: &Graph, module: &Factored, output: Value) -> Option<DenseLayer> {
     let mut n = output.node;
     if matches!(teacher.op(n), Op::Add(_)) {
         n = teacher.inputs_of(n).into_iter().find(|v| teacher.constant(*v).is_none())?.node;
     }
     let layer = DenseLayer::at(teacher, n)?;
-    (layer.d_in == module.d_in && layer.d_out == module.d_out).then(|| layer.matrix(teacher).ok())?
+    (layer.d_in == module.d_in && layer.d_out == module.d_out).then_some(layer)
 }
 
 /// The moments of the layers' inputs in the student and outputs in the teacher.
 fn measure(
-    data: &LayerData<'_>,
+    data: &RefitData<'_>,
     batches: &[Arrays],
     (of_student, of_teacher): (&Stages<'_>, &Stages<'_>),
     layers: &[&Layer],
-) -> Result<Vec<Regression>, TrainError> {
+) -> Result<Vec<Regression>, DriverError> {
     let samples: usize = batches.iter().map(rows_of).sum();
-    let marks: Vec<Option<Vec<bool>>> = batches.iter().map(|b| data.mask.rows(b)).collect();
+    let marks: Vec<Option<Marks>> = batches.iter().map(|b| data.mask.marks(b)).collect();
     // Parts of the batches are summed side by side; how many there are does not depend on the threads.
-    let sums = parallel(data.threads, PARTS * layers.len(), &margay_driver::Silent, "", |i| {
+    let sums = parallel(data.threads, PARTS * layers.len(), &Silent, "", |i| {
         let (part, layer) = (i % PARTS, layers[i / PARTS]);
         let (module, targets) = (&layer.module, &layer.targets);
         let mut sum = Regression::new(module.d_in, module.d_out);
@@ -214,7 +227,7 @@ fn measure(
                 let x = place.input.of(of_student.value(batch, place.input.value), samples);
                 let y = place.input.results(of_teacher.value(batch, *target), samples);
                 let (x, y) = match marks {
-                    Some(keep) => kept(x, y, keep),
+                    Some(marks) => (marks.kept(x, module.d_in), marks.kept(y, module.d_out)),
                     None => (x, y),
                 };
                 sum.add_rows(&x, &y)?;
@@ -227,7 +240,7 @@ fn measure(
         let parts: Vec<_> = sums.by_ref().take(PARTS).collect();
         let mut sum = Regression::new(layer.module.d_in, layer.module.d_out);
         let added = parts.into_iter().try_for_each(|part| sum.merge(&part?));
-        let failed = |error| TrainError::Refit { module: layer.module.name.clone(), error };
+        let failed = |error| DriverError::Factorize { module: layer.module.name.clone(), error };
         added.map(|()| sum).map_err(failed)
     };
     layers.iter().map(whole).collect()
@@ -238,29 +251,15 @@ fn rows_of(batch: &Arrays) -> usize {
     batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1)
 }
 
-/// The rows that count, where there are as many rows as the mask has marks.
-fn kept(x: Vec<f32>, y: Vec<f32>, keep: &[bool]) -> (Vec<f32>, Vec<f32>) {
-    let pick = |v: Vec<f32>| -> Vec<f32> {
-        let width = v.len() / keep.len();
-        let rows = v.chunks_exact(width.max(1)).zip(keep).filter(|(_, keep)| **keep);
-        rows.flat_map(|(row, _)| row.iter().copied()).collect()
-    };
-    if [&x, &y].iter().any(|v| !v.len().is_multiple_of(keep.len())) {
-        return (x, y);
-    }
-    (pick(x), pick(y))
-}
-
-/// New contents of constants.
-type Contents = Vec<(NodeId, Tensor)>;
-
-/// New factors, where they are better than the old ones on held-out data.
+/// New factors, where they are better than the old ones on held-out data; `seen` is what was seen of the data to learn from
+/// and of that.
 fn refit(
     g: &Graph,
     layer: &Layer,
-    train: &Regression,
-    held_out: &Regression,
+    seen: [&Regression; 2],
+    fit_to_both: bool,
 ) -> Result<(LayerRefit, Contents), RandnlaError> {
+    let [train, held_out] = seen;
     let stored = &layer.module.stored;
     let old = stored.read(g);
     let product;
@@ -272,19 +271,45 @@ fn refit(
         }
     };
     let centring = if old.bias.is_some() { Centring::Centred } else { Centring::Uncentred };
-    let conditioning = Conditioning { shrinkage: SHRINKAGE, ..Conditioning::default() };
-    let new = train.fit(prior, layer.module.rank, centring, &conditioning, 0)?;
-    let energy = held_out.energy()?.max(f64::MIN_POSITIVE);
-    let error = |f: &Factors| held_out.squared_error(&f.left, &f.right, f.bias.as_deref());
-    let (before, after) = (error(&old)? / energy, error(&new)? / energy);
-    let contents = stored.write(g, &new).filter(|_| after < before);
-    let refitted = contents.is_some();
-    let report = LayerRefit {
-        name: layer.module.name.clone(),
-        before: before.sqrt(),
-        after: if refitted { after } else { before }.sqrt(),
-        refitted,
+    let outputs = layer.metric.as_ref().map(|moments| moments.whitening()).transpose()?;
+    let fits = |sums: &Regression, conditionings: &[Conditioning]| {
+        sums.fits(prior, layer.module.rank, centring, outputs, conditionings, 0)
     };
+    let error = |f: &Factors| held_out.squared_error(&f.left, &f.right, f.bias.as_deref());
+    let loss = |f: &Factors| match outputs {
+        Some(outputs) => held_out.loss(&f.left, &f.right, f.bias.as_deref(), outputs),
+        None => error(f),
+    };
+    let conditionings = SHRINKAGES.map(|shrinkage| Conditioning { shrinkage, ..Conditioning::default() });
+    let mut best: Option<(f64, Conditioning, Factors)> = None;
+    for (factors, conditioning) in fits(train, &conditionings)?.into_iter().zip(conditionings) {
+        let found = loss(&factors)?;
+        if best.as_ref().is_none_or(|(least, ..)| found < *least) {
+            best = Some((found, conditioning, factors));
+        }
+    }
+    let (least, conditioning, new) = best.expect("there is a conditioning");
+    let energy = held_out.energy()?.max(f64::MIN_POSITIVE);
+    let mut report = LayerRefit {
+        name: layer.module.name.clone(),
+        before: (error(&old)? / energy).sqrt(),
+        after: (error(&new)? / energy).sqrt(),
+        refitted: least < loss(&old)?,
+    };
+    let mut contents = None;
+    if report.refitted {
+        let factors = if fit_to_both {
+            let mut both = train.clone();
+            both.merge(held_out)?;
+            fits(&both, &[conditioning])?.remove(0)
+        } else {
+            new
+        };
+        contents = stored.write(g, &factors);
+    }
+    if contents.is_none() {
+        report = LayerRefit { after: report.before, refitted: false, ..report };
+    }
     Ok((report, contents.unwrap_or_default()))
 }
 

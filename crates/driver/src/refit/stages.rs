@@ -6,11 +6,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Runner};
 use margay_ir::{Graph, NodeId, Op, Value};
+use margay_loops::Backend;
 use margay_tensor::Tensor;
 
-use crate::TrainError;
+use crate::{Arrays, DriverError, Runner};
 
 /// A graph on its way through some batches.
 pub(super) struct Stages<'a> {
@@ -31,7 +31,7 @@ impl<'a> Stages<'a> {
     }
 
     /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
-    pub(super) fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), TrainError> {
+    pub(super) fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), DriverError> {
         let leaf = |n: NodeId| matches!(g.op(n), Op::Input(_) | Op::Const(_));
         let mut stack: Vec<NodeId> = wanted.iter().map(|v| v.node).collect();
         while let Some(n) = stack.pop() {
