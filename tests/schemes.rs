@@ -278,7 +278,8 @@ fn errors_are_those_that_are_predicted() {
 fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();
-    let context = Context { graph: &source.graph, site: &site, moments: None, metric: None, decompositions, seed: 0 };
+    let context =
+        Context { graph: &source.graph, site: &site, moments: None, metric: None, decompositions, seed: 0 };
     let fitted = scheme(row.scheme).unwrap().fit(&context).unwrap();
     (site, fitted)
 }

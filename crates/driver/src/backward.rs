@@ -34,7 +34,11 @@ impl Backward {
     ///
     /// # Errors
     /// [`DriverError::Pass`] for an operator without derivative between these values and the outputs.
-    pub(crate) fn new(g: &Graph, by: &[Value], values: &[Value]) -> Result<(Backward, Numbered), DriverError> {
+    pub(crate) fn new(
+        g: &Graph,
+        by: &[Value],
+        values: &[Value],
+    ) -> Result<(Backward, Numbered), DriverError> {
         let mut graph = g.clone();
         let mut outputs = Vec::new();
         let (mut seeds, mut pairs) = (Vec::new(), Vec::new());

@@ -78,14 +78,20 @@ pub fn sensitivity(
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
-    let moments = calibrate(g, &[], &inputs, &samples, &Measuring { mask: &Mask::default(), backend, threads, progress })?;
+    let moments = calibrate(
+        g,
+        &[],
+        &inputs,
+        &samples,
+        &Measuring { mask: &Mask::default(), backend, threads, progress },
+    )?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };
         let factors = match k {
             0 => None,
             k => {
-                let whitening = Some(moments[i].whitening()?);
+                let whitening = moments[i].as_ref().map(|m| m.whitening()).transpose()?;
                 Some(LowRank::new(&weight, whitening, None, &options)?.factors(k)?)
             }
         };
@@ -115,7 +121,8 @@ pub fn sensitivity(
             inputs.extend(probe.backward.cotangents(g, &binding, None, seed, name)?);
             let outputs = runner.run(&inputs)?;
             if number == 0 {
-                energy += outputs[..probe.backward.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
+                energy +=
+                    outputs[..probe.backward.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
             }
             let added = parallel(threads, found.len(), &crate::Silent, "", |i| {
                 probe.add(i, &found[i], &outputs, number == 0, rows, sums[i].clone())

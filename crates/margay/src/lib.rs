@@ -74,10 +74,10 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::{ErrorSum, LayerError};
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind, LayerRefit, Model,
-    ModuleReport, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with,
-    differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph, open_with,
-    read_graph, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind,
+    LayerRefit, Model, ModuleReport, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile,
+    compile_with, differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph,
+    open_with, read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;

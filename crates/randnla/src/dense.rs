@@ -6,6 +6,7 @@
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
@@ -14,7 +15,7 @@ use faer::linalg::householder::{
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::qr::{col_pivoting, no_pivoting};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 
 use crate::RandnlaError;
@@ -61,15 +62,6 @@ pub(crate) fn scale_columns(a: &mut Mat<f64>, scale: impl Fn(usize) -> f64) {
     for j in 0..a.ncols() {
         let by = scale(j);
         for i in 0..a.nrows() {
-            a[(i, j)] *= by;
-        }
-    }
-}
-
-/// Multiplies row `i` by `scale[i]`.
-pub(crate) fn scale_rows(a: &mut Mat<f64>, scale: &[f64]) {
-    for j in 0..a.ncols() {
-        for (i, by) in scale.iter().enumerate() {
             a[(i, j)] *= by;
         }
     }
@@ -176,6 +168,40 @@ pub(crate) fn pivoted_triangle(a: MatRef<'_, f64>) -> (Mat<f64>, Vec<usize>) {
     );
     let triangle = Mat::from_fn(size, columns, |i, j| if i <= j { qr[(i, j)] } else { 0.0 });
     (triangle, forward)
+}
+
+/// The lower triangular factor `l` with `l · lᵀ = a`, for a positive definite `a` of which the lower triangle is read and
+/// what is above it is zero; `None` for any other.
+pub(crate) fn cholesky(mut a: Mat<f64>) -> Option<Mat<f64>> {
+    let scratch = cholesky_in_place_scratch::<f64>(a.nrows(), Par::Seq, Default::default());
+    let stack = &mut MemBuffer::new(scratch);
+    let stack = MemStack::new(stack);
+    let done = cholesky_in_place(a.as_mut(), Default::default(), Par::Seq, stack, Default::default());
+    // A factor of what is not finite is none.
+    done.ok().filter(|_| (0..a.nrows()).all(|i| a[(i, i)].is_finite())).map(|_| a)
+}
+
+/// `triangle · m` for upper triangular `triangle`.
+pub(crate) fn triangular_product(triangle: MatRef<'_, f64>, m: MatRef<'_, f64>) -> Mat<f64> {
+    let mut out = Mat::zeros(triangle.nrows(), m.ncols());
+    triangular::matmul(
+        out.as_mut(),
+        BlockStructure::Rectangular,
+        Accum::Replace,
+        triangle,
+        BlockStructure::TriangularUpper,
+        m,
+        BlockStructure::Rectangular,
+        1.0,
+        Par::Seq,
+    );
+    out
+}
+
+/// Solves `triangle · x = right` for lower triangular `triangle`.
+pub(crate) fn solve_lower(triangle: MatRef<'_, f64>, mut right: Mat<f64>) -> Mat<f64> {
+    solve_lower_triangular_in_place(triangle, right.as_mut(), Par::Seq);
+    right
 }
 
 /// Solves `triangle · x = right` for upper triangular `triangle`.

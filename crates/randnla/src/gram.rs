@@ -1,33 +1,61 @@
 //! Streaming mean and second moment.
 
 use faer::{Mat, MatRef};
+use margay_tensor::random::Philox;
 
 use crate::{Matrix, RandnlaError, dense};
 
 /// Rows per update. Large enough that the update runs at the speed of a matrix product.
 const BLOCK_ROWS: usize = 256;
 
+/// Names the signs and buckets of a count sketch.
+const SKETCH_SEED: u64 = 0x6772_616d;
+
 /// Accumulates count, sum and sum of outer products of rows `x` of length `dim`, in `f64`.
 ///
-/// Rows are taken in fixed blocks whatever pieces they arrive in, so the bits depend on the rows and their
-/// order only. Memory is `8 dim²` bytes and one block. Moments about the origin are kept, so a centred
-/// covariance loses as many digits as the squared mean exceeds the variance by: of sixteen.
+/// The bits depend on the rows and their order only, not on the pieces they arrive in. Moments about the origin are kept,
+/// so a centred covariance loses as many digits as the squared mean exceeds the variance by: of sixteen.
+///
+/// Few rows are kept as they are, `4 dim` bytes each. Of more than a quarter of `dim` the sum of outer products is kept in
+/// `8 dim²` bytes, up to [`Gram::MOST_DENSE`]. Beyond, rows are sketched to [`Gram::SKETCHED_ROWS`]: each is added with a
+/// random sign to one of as many (a count sketch; Charikar, Chen and Farach-Colton, 2002), so that the outer products
+/// sum up to what they are on average, with a relative error of about `1 / √SKETCHED_ROWS` in any direction.
 #[derive(Clone, Debug)]
 pub struct Gram {
     dim: usize,
-    /// Rows in `sum` and `outer`.
     count: u64,
     sum: Vec<f64>,
-    /// Lower triangle; what is above it is unspecified.
-    outer: Mat<f64>,
-    /// Rows of an unfinished block.
-    pending: Vec<f32>,
+    store: Store,
+}
+
+/// What stands for the sum of outer products.
+#[derive(Clone, Debug)]
+enum Store {
+    /// All rows.
+    Rows(Vec<f32>),
+    /// The lower triangle of the sum, and rows of an unfinished block that are not in it. What is above is unspecified.
+    Dense { outer: Mat<f64>, pending: Vec<f32> },
+    /// Sums of rows with signs, one for each bucket, and sums of the signs.
+    Sketched { sums: Mat<f64>, signs: Vec<f64> },
+}
+
+/// Rows `z` with `zᵀ z` the second moment or covariance, and the mean of what was seen.
+pub(crate) struct ThinRoot {
+    /// `[rows, dim]`.
+    pub(crate) rows: Mat<f64>,
+    pub(crate) mean: Vec<f64>,
 }
 
 impl Gram {
+    /// The greatest length of rows whose outer products are summed.
+    pub const MOST_DENSE: usize = 4096;
+
+    /// The rows that longer ones are sketched to.
+    pub const SKETCHED_ROWS: usize = 2048;
+
     /// An accumulator for rows of this length, which has seen none.
     pub fn new(dim: usize) -> Gram {
-        Gram { dim, count: 0, sum: vec![0.0; dim], outer: Mat::zeros(dim, dim), pending: Vec::new() }
+        Gram { dim, count: 0, sum: vec![0.0; dim], store: Store::Rows(Vec::new()) }
     }
 
     /// An accumulator that has seen `count` rows with this sum (`[dim]`) and this sum of outer products
@@ -44,7 +72,8 @@ impl Gram {
         if let Some((column, &value)) = sum.iter().enumerate().find(|(_, v)| !v.is_finite()) {
             return Err(RandnlaError::NonFinite { what: "the sum of rows", row: 0, column, value });
         }
-        Ok(Gram { dim, count, sum: sum.to_vec(), outer: outer.as_ref().to_owned(), pending: Vec::new() })
+        let store = Store::Dense { outer: outer.as_ref().to_owned(), pending: Vec::new() };
+        Ok(Gram { dim, count, sum: sum.to_vec(), store })
     }
 
     /// Length of a row.
@@ -54,7 +83,7 @@ impl Gram {
 
     /// Rows seen.
     pub fn count(&self) -> u64 {
-        self.count + (self.pending.len() / self.dim.max(1)) as u64
+        self.count
     }
 
     /// Takes in rows, given one after another.
@@ -76,22 +105,62 @@ impl Gram {
             let (row, column) = (i / dim, i % dim);
             return Err(RandnlaError::NonFinite { what: "the sample", row, column, value: value.into() });
         }
-        let block = BLOCK_ROWS * dim;
-        let mut rest = rows;
-        while !rest.is_empty() {
-            let (head, tail) = rest.split_at(rest.len().min(block - self.pending.len()));
-            rest = tail;
-            if head.len() == block {
-                self.add_block(head);
-                continue;
+        let first = self.count;
+        for row in rows.chunks_exact(dim.max(1)) {
+            self.sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+        }
+        self.count += (rows.len() / dim.max(1)) as u64;
+        self.take(rows, first);
+        Ok(())
+    }
+
+    /// Takes rows into the store, the first of which has this number.
+    fn take(&mut self, rows: &[f32], first: u64) {
+        let dim = self.dim;
+        match &mut self.store {
+            Store::Rows(kept) => {
+                kept.extend_from_slice(rows);
+                let most = if dim <= Gram::MOST_DENSE { dim / 4 } else { Gram::SKETCHED_ROWS };
+                if kept.len() <= most * dim {
+                    return;
+                }
+                let all = std::mem::take(kept);
+                self.store = match dim <= Gram::MOST_DENSE {
+                    true => Store::Dense { outer: Mat::zeros(dim, dim), pending: Vec::new() },
+                    false => Store::Sketched {
+                        sums: Mat::zeros(Gram::SKETCHED_ROWS, dim),
+                        signs: vec![0.0; Gram::SKETCHED_ROWS],
+                    },
+                };
+                self.take(&all, self.count - (all.len() / dim) as u64);
             }
-            self.pending.extend_from_slice(head);
-            if self.pending.len() == block {
-                let full = std::mem::take(&mut self.pending);
-                self.add_block(&full);
+            Store::Dense { outer, pending } => {
+                let block = BLOCK_ROWS * dim;
+                let mut rest = rows;
+                while !rest.is_empty() {
+                    let (head, tail) = rest.split_at(rest.len().min(block - pending.len()));
+                    rest = tail;
+                    if head.len() == block {
+                        add_block(outer, head);
+                        continue;
+                    }
+                    pending.extend_from_slice(head);
+                    if pending.len() == block {
+                        add_block(outer, &std::mem::take(pending));
+                    }
+                }
+            }
+            Store::Sketched { sums, signs } => {
+                let draw = Philox::new(SKETCH_SEED, dim as u64);
+                for (i, row) in rows.chunks_exact(dim).enumerate() {
+                    let words = draw.block(first + i as u64);
+                    let bucket = words[0] as usize % Gram::SKETCHED_ROWS;
+                    let sign = if words[1] & 1 == 0 { 1.0 } else { -1.0 };
+                    signs[bucket] += sign;
+                    row.iter().enumerate().for_each(|(j, v)| sums[(bucket, j)] += sign * f64::from(*v));
+                }
             }
         }
-        Ok(())
     }
 
     /// Takes in all that `other` has seen.
@@ -103,10 +172,37 @@ impl Gram {
             let what = "a row of the other accumulator";
             return Err(RandnlaError::Length { what, expected: self.dim, found: other.dim });
         }
+        if let Store::Rows(rows) = &other.store {
+            return self.add_rows(rows);
+        }
+        if let Store::Rows(rows) = &mut self.store {
+            let rows = std::mem::take(rows);
+            *self = other.clone();
+            return self.add_rows(&rows);
+        }
+        let dim = self.dim;
+        match (&mut self.store, &other.store) {
+            (Store::Dense { outer, .. }, Store::Dense { outer: more, .. }) => *outer += more,
+            (Store::Sketched { sums, signs }, Store::Sketched { sums: more, signs: others }) => {
+                // Signs of their own, so that what meets in a bucket has nothing to do with each other.
+                let draw = Philox::new(SKETCH_SEED, dim as u64 + 1);
+                for (bucket, other) in others.iter().enumerate() {
+                    let word = draw.block(self.count ^ (bucket as u64) << 32)[0];
+                    let sign = if word & 1 == 0 { 1.0 } else { -1.0 };
+                    signs[bucket] += sign * other;
+                    (0..dim).for_each(|j| sums[(bucket, j)] += sign * more[(bucket, j)]);
+                }
+            }
+            // Rows of one length go over to one of these.
+            _ => unreachable!("a length has one store for many rows"),
+        }
         self.count += other.count;
         self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
-        self.outer += &other.outer;
-        self.add_rows(&other.pending)
+        if let Store::Dense { pending, .. } = &other.store {
+            let first = self.count;
+            self.take(pending, first);
+        }
+        Ok(())
     }
 
     /// The mean of the rows: `[dim]`.
@@ -115,7 +211,7 @@ impl Gram {
     /// [`RandnlaError::EmptySample`].
     pub fn mean(&self) -> Result<Vec<f64>, RandnlaError> {
         let count = self.nonzero_count()?;
-        Ok(self.sums().0.into_iter().map(|s| s / count).collect())
+        Ok(self.sum.iter().map(|s| s / count).collect())
     }
 
     /// The mean of `x xᵀ`: `[dim, dim]`, symmetric.
@@ -124,7 +220,7 @@ impl Gram {
     /// [`RandnlaError::EmptySample`].
     pub fn second_moment(&self) -> Result<Matrix, RandnlaError> {
         let count = self.nonzero_count()?;
-        Ok(symmetric(&self.sums().1, |_, _, outer| outer / count))
+        Ok(symmetric(&self.outer(), |_, _, outer| outer / count))
     }
 
     /// The mean of `(x - mean)(x - mean)ᵀ`: `[dim, dim]`, symmetric. It divides by the count, not by one
@@ -134,36 +230,59 @@ impl Gram {
     /// [`RandnlaError::EmptySample`].
     pub fn covariance(&self) -> Result<Matrix, RandnlaError> {
         let count = self.nonzero_count()?;
-        let (sum, outer) = self.sums();
-        Ok(symmetric(&outer, |i, j, outer| (outer - sum[i] * sum[j] / count) / count))
+        let sum = &self.sum;
+        Ok(symmetric(&self.outer(), |i, j, outer| (outer - sum[i] * sum[j] / count) / count))
+    }
+
+    /// Fewer rows than half their length with the same second moment, about the mean if `centred`; `None` where there are
+    /// more.
+    pub(crate) fn thin_root(&self, centred: bool) -> Result<Option<ThinRoot>, RandnlaError> {
+        let (count, mean) = (self.nonzero_count()?, self.mean()?);
+        let scale = count.sqrt().recip();
+        let centre = |j: usize| if centred { mean[j] } else { 0.0 };
+        let rows = match &self.store {
+            Store::Rows(kept) if 2 * self.count <= self.dim as u64 => {
+                let entry = |i: usize, j: usize| (f64::from(kept[i * self.dim + j]) - centre(j)) * scale;
+                Mat::from_fn(kept.len() / self.dim, self.dim, entry)
+            }
+            Store::Sketched { sums, signs } if 2 * Gram::SKETCHED_ROWS <= self.dim => {
+                Mat::from_fn(sums.nrows(), self.dim, |i, j| (sums[(i, j)] - signs[i] * centre(j)) * scale)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(ThinRoot { rows, mean }))
     }
 
     fn nonzero_count(&self) -> Result<f64, RandnlaError> {
-        match self.count() {
+        match self.count {
             0 => Err(RandnlaError::EmptySample { dim: self.dim }),
             n => Ok(n as f64),
         }
     }
 
-    /// Sum and sum of outer products, with the unfinished block.
-    fn sums(&self) -> (Vec<f64>, Mat<f64>) {
-        let mut all = self.clone();
-        let pending = std::mem::take(&mut all.pending);
-        all.add_block(&pending);
-        (all.sum, all.outer)
+    /// The sum of outer products: its lower triangle.
+    fn outer(&self) -> Mat<f64> {
+        let mut all = Mat::zeros(self.dim, self.dim);
+        match &self.store {
+            Store::Rows(rows) => {
+                rows.chunks(BLOCK_ROWS * self.dim.max(1)).for_each(|b| add_block(&mut all, b))
+            }
+            Store::Dense { outer, pending } => {
+                all = outer.clone();
+                add_block(&mut all, pending);
+            }
+            Store::Sketched { sums, .. } => dense::add_gram(all.as_mut(), sums.as_ref()),
+        }
+        all
     }
+}
 
-    fn add_block(&mut self, rows: &[f32]) {
-        if rows.is_empty() {
-            return;
-        }
-        let wide: Vec<f64> = rows.iter().map(|&v| f64::from(v)).collect();
-        for row in wide.chunks_exact(self.dim) {
-            self.sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
-        }
-        let count = wide.len() / self.dim;
-        dense::add_gram(self.outer.as_mut(), MatRef::from_row_major_slice(&wide, count, self.dim));
-        self.count += count as u64;
+fn add_block(outer: &mut Mat<f64>, rows: &[f32]) {
+    let dim = outer.nrows();
+    let wide: Vec<f64> = rows.iter().map(|&v| f64::from(v)).collect();
+    let count = wide.len().checked_div(dim).unwrap_or(0);
+    if count > 0 {
+        dense::add_gram(outer.as_mut(), MatRef::from_row_major_slice(&wide, count, dim));
     }
 }
 
@@ -225,6 +344,69 @@ mod tests {
         }
     }
 
+    /// Whatever stands for the outer products, merging is seeing both, and thin roots square to the moments.
+    #[test]
+    fn few_long_rows_are_kept_as_they_are() {
+        let (count, dim) = (9, 40);
+        let x = rows(count, dim, 4);
+        let mut gram = Gram::new(dim);
+        gram.add_rows(&x).unwrap();
+        for centred in [false, true] {
+            let root = gram.thin_root(centred).unwrap().expect("there are few rows");
+            assert_eq!((root.rows.nrows(), root.mean), (count, gram.mean().unwrap()));
+            let squared = Matrix::new(dense::product(root.rows.transpose(), root.rows.as_ref()));
+            let expected = if centred { gram.covariance() } else { gram.second_moment() };
+            assert_close(&squared, &expected.unwrap(), 1e-10);
+        }
+        // More than a quarter of the length.
+        let (mut left, mut right) = (gram.clone(), Gram::new(dim));
+        right.add_rows(&rows(30, dim, 5)).unwrap();
+        assert!(right.thin_root(true).unwrap().is_none());
+        let mut other = right.clone();
+        left.merge(&right).unwrap();
+        other.merge(&gram).unwrap();
+        let mut whole = Gram::new(dim);
+        whole.add_rows(&x).unwrap();
+        whole.add_rows(&rows(30, dim, 5)).unwrap();
+        for merged in [left, other] {
+            assert_eq!(merged.count(), 39);
+            assert_close(&merged.covariance().unwrap(), &whole.covariance().unwrap(), 1e-9);
+        }
+    }
+
+    #[test]
+    fn many_long_rows_are_sketched() {
+        let dim = Gram::MOST_DENSE + 904;
+        let mut gram = Gram::new(dim);
+        // Rows along three directions, about a mean.
+        let directions = random_matrix(Distribution::Gaussian, 3, dim, 6, 1);
+        let weights = random_matrix(Distribution::Gaussian, 4000, 3, 6, 2);
+        let at =
+            |i: usize, j: usize| 1.0 + (0..3).map(|k| weights.at(i, k) * directions.at(k, j)).sum::<f64>();
+        let mut other = Gram::new(dim);
+        for first in (0..4000).step_by(500) {
+            let numbers = (0..500 * dim).map(|n| at(first + n / dim, n % dim) as f32);
+            let half = if first < 1500 { &mut gram } else { &mut other };
+            half.add_rows(&numbers.collect::<Vec<f32>>()).unwrap();
+        }
+        gram.merge(&other).unwrap();
+        let root = gram.thin_root(true).unwrap().expect("it is sketched");
+        assert_eq!((gram.count(), root.rows.shape()), (4000, (Gram::SKETCHED_ROWS, dim)));
+        let mean = gram.mean().unwrap();
+        // The variance along each direction, and along the mean.
+        for k in 0..3 {
+            let along =
+                |row: &dyn Fn(usize) -> f64| (0..dim).map(|j| row(j) * directions.at(k, j)).sum::<f64>();
+            let seen: f64 = (0..Gram::SKETCHED_ROWS).map(|i| along(&|j| root.rows[(i, j)]).powi(2)).sum();
+            let exact: f64 = (0..4000).map(|i| along(&|j| at(i, j) - mean[j]).powi(2)).sum::<f64>() / 4000.0;
+            assert!(
+                (seen / exact - 1.0).abs() < 6.0 / (Gram::SKETCHED_ROWS as f64).sqrt(),
+                "{}",
+                seen / exact
+            );
+        }
+    }
+
     #[test]
     fn merging_is_seeing_both() {
         let x = rows(900, 4, 3);
@@ -236,8 +418,7 @@ mod tests {
         left.merge(&right).unwrap();
         assert_eq!(left.count(), 900);
         assert_close(&left.covariance().unwrap(), &whole.covariance().unwrap(), 1e-11);
-        let (sum, outer) = whole.sums();
-        let restored = Gram::from_sums(900, &sum, &Matrix::new(outer)).unwrap();
+        let restored = Gram::from_sums(900, &whole.sum, &Matrix::new(whole.outer())).unwrap();
         assert_eq!(restored.covariance().unwrap(), whole.covariance().unwrap());
         assert_eq!(
             left.merge(&Gram::new(3)).unwrap_err().to_string(),

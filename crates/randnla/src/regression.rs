@@ -130,14 +130,13 @@ impl Regression {
     ) -> Result<Vec<Factors>, RandnlaError> {
         check_shape("the prior weight", (self.sum_x.len(), self.sum_y.len()), prior)?;
         let moments = self.moments(centring)?;
-        let mut white = Whitening::new(&moments.xx, None, &Conditioning::default())?;
         // C₀ and D are what was seen, C is conditioned: M = P + C⁻¹ (D - C₀ P).
         let rest = &moments.xy - dense::product(moments.xx.as_ref(), prior.as_ref());
         let rsvd = crate::RsvdOptions { seed, ..Default::default() };
         let options = LowRankOptions { max_rank: Some(rank), rsvd, ..LowRankOptions::default() };
         let mut all = Vec::with_capacity(conditionings.len());
         for conditioning in conditionings {
-            white = white.with_conditioning(conditioning)?;
+            let white = Whitening::new(&moments.xx, None, conditioning)?;
             let weight = Matrix::new(prior.as_ref() + white.solve(rest.clone()));
             let mut factors = LowRank::new(&weight, Some(&white), outputs, &options)?.factors(rank)?;
             if centring == Centring::Centred {
@@ -213,9 +212,8 @@ impl Regression {
         let image = dense::product(moments.xx.as_ref(), m);
         let rest = &image - &moments.xy - &moments.xy;
         let (m, rest) = (outputs.whiten(m.transpose()), outputs.whiten(rest.transpose()));
-        let spread: f64 = (0..m.ncols())
-            .map(|j| (0..m.nrows()).map(|i| m[(i, j)] * rest[(i, j)]).sum::<f64>())
-            .sum();
+        let spread: f64 =
+            (0..m.ncols()).map(|j| (0..m.nrows()).map(|i| m[(i, j)] * rest[(i, j)]).sum::<f64>()).sum();
         let best = moments.exact_bias(&weight);
         let offset = |j: usize| best[j] - bias.map_or(0.0, |bias| f64::from(bias[j]));
         let offset = outputs.whiten(Mat::from_fn(best.len(), 1, |j, _| offset(j)).as_ref());

@@ -314,6 +314,8 @@ mod tests {
         );
         // A moment of nothing at all is no error.
         let zero = Matrix::from_fn(DIM, DIM, |_, _| 0.0);
-        assert!(Subset::new(&zero, &weight(), None, 0.01).unwrap().weight(3).unwrap().squared_norm().is_finite());
+        assert!(
+            Subset::new(&zero, &weight(), None, 0.01).unwrap().weight(3).unwrap().squared_norm().is_finite()
+        );
     }
 }

@@ -1,10 +1,10 @@
-//! Square roots of second moments.
+//! Roots of second moments.
 //!
-//! A second moment `C = V diag(l) Vᵀ` has the root `S = diag(√l) Vᵀ` with `Sᵀ S = C`. For inputs `x` with
+//! A second moment `C` has a root `S` with `Sᵀ S = C`; here it is the transposed Cholesky factor. For inputs `x` with
 //! `E[x xᵀ] = C` the mean of `‖x M‖²` is `‖S M‖²` (Frobenius), so the best approximation of a weight on these
-//! inputs is the best plain approximation of `S W`.
+//! inputs is the best plain approximation of `S W`, whichever root is taken.
 
-use faer::Mat;
+use faer::{Mat, MatRef};
 
 use crate::matrix::{check_factorable, check_shape};
 use crate::{Gram, Matrix, RandnlaError, dense};
@@ -25,9 +25,8 @@ pub struct Conditioning {
     /// Weight `a`, from 0 to 1, of the scaled identity: `C` becomes `(1 - a) C + a (tr C / dim) I`. It guards
     /// against trusting a small sample; the errors reported are then those of the mixture.
     pub shrinkage: f64,
-    /// Eigenvalues below `floor` times the greatest are raised to it, so that directions the sample never
-    /// shows still count a little. Between 1e-14 and 1. The errors reported then exceed those on the sample,
-    /// by at most the floor's share.
+    /// `floor` times the trace is added to every eigenvalue, so that directions the sample never shows still count
+    /// a little. Between 1e-14 and 1. The errors reported then exceed those on the sample by the floor's share.
     pub floor: f64,
 }
 
@@ -40,17 +39,20 @@ impl Default for Conditioning {
 
 /// A root `S` of a second moment, its inverse, and the mean if the moment is centred.
 ///
-/// Layers that share an input share its whitening: the eigendecomposition is the greater part of the work.
+/// Layers that share an input share its whitening: the decomposition is the greater part of the work.
 #[derive(Clone, Debug)]
 pub struct Whitening {
-    /// Eigenvectors as columns.
-    vectors: Mat<f64>,
-    /// Eigenvalues as they were found, ascending.
-    values: Vec<f64>,
-    /// Square roots of the conditioned eigenvalues, ascending, all positive.
-    roots: Vec<f64>,
+    root: Root,
     mean: Option<Vec<f64>>,
-    floored: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Root {
+    /// `Sᵀ`: the Cholesky factor, lower triangular.
+    Triangle(Mat<f64>),
+    /// Of fewer rows `Z` than half their length: `S` is `Z` above `√ridge` times the identity. With the Cholesky factor of
+    /// `ridge I + Z Zᵀ`.
+    Thin { rows: Mat<f64>, ridge: f64, inner: Mat<f64> },
 }
 
 impl Whitening {
@@ -73,19 +75,8 @@ impl Whitening {
         if let Some(mean) = mean {
             check_mean(mean, dim)?;
         }
-        let (values, vectors) = dense::symmetric_eigen(moment.as_ref())?;
-        let (roots, floored) = conditioned(&values, conditioning);
-        Ok(Whitening { vectors, values, roots, mean: mean.map(<[f64]>::to_vec), floored })
-    }
-
-    /// The same moment, conditioned in another way. Costs no decomposition.
-    ///
-    /// # Errors
-    /// [`RandnlaError::Parameter`].
-    pub fn with_conditioning(self, conditioning: &Conditioning) -> Result<Whitening, RandnlaError> {
-        check_conditioning(conditioning)?;
-        let (roots, floored) = conditioned(&self.values, conditioning);
-        Ok(Whitening { roots, floored, ..self })
+        let root = Root::Triangle(factor(moment.as_ref(), conditioning)?);
+        Ok(Whitening { root, mean: mean.map(<[f64]>::to_vec) })
     }
 
     /// The whitening of the rows an accumulator has seen.
@@ -97,15 +88,48 @@ impl Whitening {
         centring: Centring,
         conditioning: &Conditioning,
     ) -> Result<Whitening, RandnlaError> {
+        let centred = centring == Centring::Centred;
+        if let Some(thin) = gram.thin_root(centred)? {
+            return Whitening::of_rows(thin.rows, centred.then_some(thin.mean), conditioning);
+        }
         match centring {
             Centring::Centred => Whitening::new(&gram.covariance()?, Some(&gram.mean()?), conditioning),
             Centring::Uncentred => Whitening::new(&gram.second_moment()?, None, conditioning),
         }
     }
 
+    /// The whitening of the second moment `Zᵀ Z` of a few long rows. Nothing of the size of the moment is made.
+    fn of_rows(
+        mut rows: Mat<f64>,
+        mean: Option<Vec<f64>>,
+        conditioning: &Conditioning,
+    ) -> Result<Whitening, RandnlaError> {
+        check_conditioning(conditioning)?;
+        let (count, dim) = rows.shape();
+        let mut ridge = ridge(conditioning, dense::squared_norm(rows.as_ref()), dim);
+        let scale = (1.0 - conditioning.shrinkage).sqrt();
+        dense::scale_columns(&mut rows, |_| scale);
+        let outer = dense::product(rows.as_ref(), rows.transpose());
+        for _ in 0..ATTEMPTS {
+            let conditioned = Mat::from_fn(count, count, |i, j| match i.cmp(&j) {
+                std::cmp::Ordering::Less => 0.0,
+                std::cmp::Ordering::Equal => outer[(i, i)] + ridge,
+                std::cmp::Ordering::Greater => outer[(i, j)],
+            });
+            if let Some(inner) = dense::cholesky(conditioned) {
+                return Ok(Whitening { root: Root::Thin { rows, ridge, inner }, mean });
+            }
+            ridge *= 100.0;
+        }
+        Err(RandnlaError::NoConvergence { what: "Cholesky decomposition", rows: count, columns: count })
+    }
+
     /// Length of the vectors whitened.
     pub fn dim(&self) -> usize {
-        self.roots.len()
+        match &self.root {
+            Root::Triangle(factor) => factor.nrows(),
+            Root::Thin { rows, .. } => rows.ncols(),
+        }
     }
 
     /// The mean of the inputs, if the moment is centred: `[dim]`.
@@ -113,45 +137,87 @@ impl Whitening {
         self.mean.as_deref()
     }
 
-    /// Number of eigenvalues raised to the floor: directions the sample does not show.
-    pub fn floored(&self) -> usize {
-        self.floored
-    }
-
-    /// `S · m`.
-    pub(crate) fn whiten(&self, m: faer::MatRef<'_, f64>) -> Mat<f64> {
-        let mut out = dense::product(self.vectors.transpose(), m);
-        dense::scale_rows(&mut out, &self.roots);
-        out
+    /// `S · m`, which may have more rows than `m`.
+    pub(crate) fn whiten(&self, m: MatRef<'_, f64>) -> Mat<f64> {
+        match &self.root {
+            Root::Triangle(factor) => dense::triangular_product(factor.transpose(), m),
+            Root::Thin { rows, ridge, .. } => {
+                let (above, scale) = (dense::product(rows.as_ref(), m), ridge.sqrt());
+                let count = above.nrows();
+                Mat::from_fn(count + m.nrows(), m.ncols(), |i, j| match i.checked_sub(count) {
+                    None => above[(i, j)],
+                    Some(i) => scale * m[(i, j)],
+                })
+            }
+        }
     }
 
     /// `C⁻¹ · m`, for the conditioned moment `C = Sᵀ S`.
     pub(crate) fn solve(&self, m: Mat<f64>) -> Mat<f64> {
-        let mut transposed = dense::product(self.vectors.transpose(), m.as_ref());
-        let inverse: Vec<f64> = self.roots.iter().map(|r| 1.0 / (r * r)).collect();
-        dense::scale_rows(&mut transposed, &inverse);
-        dense::product(self.vectors.as_ref(), transposed.as_ref())
+        match &self.root {
+            Root::Triangle(factor) => {
+                let half = dense::solve_lower(factor.as_ref(), m);
+                dense::solve_upper(factor.transpose(), half.as_ref())
+            }
+            // (r I + Zᵀ Z)⁻¹ = (I - Zᵀ (r I + Z Zᵀ)⁻¹ Z) / r
+            Root::Thin { rows, ridge, inner } => {
+                let half = dense::solve_lower(inner.as_ref(), dense::product(rows.as_ref(), m.as_ref()));
+                let solved = dense::solve_upper(inner.transpose(), half.as_ref());
+                let mut out = m;
+                out -= dense::product(rows.transpose(), solved.as_ref());
+                dense::scale_columns(&mut out, |_| 1.0 / ridge);
+                out
+            }
+        }
     }
 
-    /// `S⁻¹ · m`.
-    pub(crate) fn unwhiten(&self, mut m: Mat<f64>) -> Mat<f64> {
-        let inverse: Vec<f64> = self.roots.iter().map(|r| 1.0 / r).collect();
-        dense::scale_rows(&mut m, &inverse);
-        dense::product(self.vectors.as_ref(), m.as_ref())
+    /// `S⁻¹ · m`, or the least squares solution of it where `S` has more rows than columns.
+    pub(crate) fn unwhiten(&self, m: Mat<f64>) -> Mat<f64> {
+        match &self.root {
+            Root::Triangle(factor) => dense::solve_upper(factor.transpose(), m.as_ref()),
+            Root::Thin { rows, ridge, .. } => {
+                let count = rows.nrows();
+                let (above, below) = m.as_ref().split_at_row(count);
+                let mut image = dense::product(rows.transpose(), above);
+                let scale = ridge.sqrt();
+                for j in 0..image.ncols() {
+                    for i in 0..image.nrows() {
+                        image[(i, j)] += scale * below[(i, j)];
+                    }
+                }
+                self.solve(image)
+            }
+        }
     }
 }
 
-/// The roots of eigenvalues `values`, ascending, once conditioned, and how many were raised to the floor.
-fn conditioned(values: &[f64], conditioning: &Conditioning) -> (Vec<f64>, usize) {
-    let Conditioning { shrinkage, floor } = *conditioning;
-    let average = values.iter().sum::<f64>() / values.len() as f64;
-    let shrunk = |l: &f64| (1.0 - shrinkage) * l + shrinkage * average;
+/// Moments that rounding leaves indefinite are given a larger ridge, so many times at most.
+const ATTEMPTS: usize = 6;
+
+/// What conditioning adds to every eigenvalue of a moment with a trace.
+fn ridge(conditioning: &Conditioning, trace: f64, dim: usize) -> f64 {
     // Inputs that never vary leave nothing to be relative to; a tiny isotropic moment then reports
     // vanishing errors and reduces to the plain decomposition.
-    let greatest = values.last().map_or(0.0, shrunk);
-    let least = (floor * greatest).max(f64::MIN_POSITIVE.sqrt());
-    let floored = values.iter().filter(|l| shrunk(l) < least).count();
-    (values.iter().map(|l| shrunk(l).max(least).sqrt()).collect(), floored)
+    conditioning.shrinkage * trace / dim as f64 + (conditioning.floor * trace).max(f64::MIN_POSITIVE.sqrt())
+}
+
+/// The Cholesky factor of a moment, of which the lower triangle is read, once conditioned.
+fn factor(moment: MatRef<'_, f64>, conditioning: &Conditioning) -> Result<Mat<f64>, RandnlaError> {
+    let dim = moment.nrows();
+    let trace: f64 = (0..dim).map(|i| moment[(i, i)]).sum();
+    let (kept, mut ridge) = (1.0 - conditioning.shrinkage, ridge(conditioning, trace, dim));
+    for _ in 0..ATTEMPTS {
+        let conditioned = Mat::from_fn(dim, dim, |i, j| match i.cmp(&j) {
+            std::cmp::Ordering::Less => 0.0,
+            std::cmp::Ordering::Equal => kept * moment[(i, i)] + ridge,
+            std::cmp::Ordering::Greater => kept * moment[(i, j)],
+        });
+        if let Some(factor) = dense::cholesky(conditioned) {
+            return Ok(factor);
+        }
+        ridge *= 100.0;
+    }
+    Err(RandnlaError::NoConvergence { what: "Cholesky decomposition", rows: dim, columns: dim })
 }
 
 fn check_conditioning(conditioning: &Conditioning) -> Result<(), RandnlaError> {
@@ -209,25 +275,58 @@ mod tests {
         let c = moment(12, 30);
         let w = Whitening::new(&c, None, &Conditioning::default()).unwrap();
         let s = root(&w);
-        assert_close(&s.transposed().product(&s).unwrap(), &c, 1e-13);
+        assert_close(&s.transposed().product(&s).unwrap(), &c, 1e-7);
         assert_close(&Matrix::new(w.unwhiten(s.as_ref().to_owned())), &identity(12), 1e-12);
-        assert_eq!(w.floored(), 0);
+        let solved = Matrix::new(w.solve(s.transposed().product(&s).unwrap().as_ref().to_owned()));
+        assert_close(&solved, &identity(12), 1e-9);
     }
 
     #[test]
     fn floor_and_shrinkage_do_what_they_say() {
         let c = moment(10, 4);
         let w = Whitening::new(&c, None, &Conditioning { shrinkage: 0.0, floor: 1e-3 }).unwrap();
-        assert_eq!(w.floored(), 6);
-        assert!((w.roots[0] / w.roots[9] - 1e-3f64.sqrt()).abs() < 1e-12);
+        let trace = (0..10).map(|i| c.at(i, i)).sum::<f64>();
+        let raised = Matrix::from_fn(10, 10, |i, j| c.at(i, j) + 1e-3 * trace * f64::from(i == j));
+        let s = root(&w);
+        assert_close(&s.transposed().product(&s).unwrap(), &raised, 1e-13);
         let shrunk = Whitening::new(&c, None, &Conditioning { shrinkage: 0.25, floor: 1e-8 }).unwrap();
         let s = root(&shrunk);
         let average = (0..10).map(|i| c.at(i, i)).sum::<f64>() / 10.0;
         let mixture = Matrix::from_fn(10, 10, |i, j| 0.75 * c.at(i, j) + 0.25 * average * f64::from(i == j));
-        assert_close(&s.transposed().product(&s).unwrap(), &mixture, 1e-13);
+        assert_close(&s.transposed().product(&s).unwrap(), &mixture, 1e-6);
         let zero = Matrix::from_fn(3, 3, |_, _| 0.0);
         let w = Whitening::new(&zero, None, &Conditioning::default()).unwrap();
         assert!(root(&w).squared_norm() > 0.0 && root(&w).squared_norm() < 1e-100);
+    }
+
+    /// A few long rows are whitened as their second moment is.
+    #[test]
+    fn few_rows_are_whitened_without_their_moment() {
+        let dim = 48;
+        let mut gram = Gram::new(dim);
+        gram.add_rows(&random_matrix(Distribution::Gaussian, 7, dim, 2, 1).to_row_major()).unwrap();
+        let conditioning = Conditioning { shrinkage: 0.02, floor: 1e-8 };
+        for centring in [Centring::Centred, Centring::Uncentred] {
+            let thin = Whitening::from_gram(&gram, centring, &conditioning).unwrap();
+            assert!(matches!(thin.root, Root::Thin { .. }));
+            let moment = match centring {
+                Centring::Centred => gram.covariance(),
+                Centring::Uncentred => gram.second_moment(),
+            };
+            let whole = Whitening::new(&moment.unwrap(), thin.mean(), &conditioning).unwrap();
+            assert_eq!((thin.dim(), thin.mean().is_some()), (dim, centring == Centring::Centred));
+            let s = root(&thin);
+            assert_close(&s.transposed().product(&s).unwrap(), &root_squared(&whole), 1e-12);
+            let m = random_matrix(Distribution::Gaussian, dim, 5, 3, 1);
+            let solved = |w: &Whitening| Matrix::new(w.solve(m.as_ref().to_owned()));
+            assert_close(&solved(&thin), &solved(&whole), 1e-10);
+            assert_close(&Matrix::new(thin.unwhiten(thin.whiten(m.as_ref()))), &m, 1e-10);
+        }
+    }
+
+    fn root_squared(w: &Whitening) -> Matrix {
+        let s = root(w);
+        s.transposed().product(&s).unwrap()
     }
 
     #[test]

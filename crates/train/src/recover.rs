@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    DriverError, LayerRefit, Mask, Progress, Metrics, RefitData, Samples, bound_batch, hold_out, refit_layers,
+    DriverError, LayerRefit, Mask, Metrics, Progress, RefitData, Samples, bound_batch, hold_out, refit_layers,
 };
 use margay_ir::Graph;
 use margay_tensor::Tensor;

@@ -58,8 +58,7 @@ pub trait Stored: Debug + Send + Sync {
 /// The constants of a graph that a scheme put there and that training moves, in the order of the graph: the
 /// [`constants`](Factored::constants) of what schemes find, and all that have the part of a factor or a corrected bias.
 pub fn learned(g: &Graph) -> Vec<NodeId> {
-    let found: Vec<NodeId> =
-        factored(g).into_iter().flat_map(|factored| factored.constants).collect();
+    let found: Vec<NodeId> = factored(g).into_iter().flat_map(|factored| factored.constants).collect();
     let learns = |n: &NodeId| {
         let part = matches!(g.node(*n).origin.part, Some(Part::Left | Part::Right | Part::Bias));
         let tensor = g.constant((*n).into()).map(margay_ir::Payload::tensor);

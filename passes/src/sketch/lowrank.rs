@@ -13,8 +13,8 @@ use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, check_rank, factors, layers,
-    rank_grid,
+    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, check_rank, factors,
+    layers, rank_grid,
 };
 
 /// Low-rank factors.

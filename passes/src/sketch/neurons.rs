@@ -28,12 +28,12 @@
 //! }
 //! ```
 //!
-//! Declines pairs whose hidden values something else reads, and hidden constants that are neither one number nor one per
+//! Declines pairs with more hidden units than [`Gram::MOST_DENSE`], pairs whose hidden values something else reads, and hidden constants that are neither one number nor one per
 //! unit. Without samples all units count as independent, of one variance.
 
 use margay_ir::{Graph, NodeId, Part, Value};
 use margay_plan::Settings;
-use margay_randnla::{Factors, Matrix, RandnlaError, Subset};
+use margay_randnla::{Factors, Gram, Matrix, RandnlaError, Subset};
 use margay_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +109,7 @@ impl NeuronsScheme {
     /// The site that ends at a layer, if all that lies between it and another one works element by element.
     fn pair(&self, g: &Graph, all: &[Layer], second: &Layer) -> Option<Site> {
         let [last] = second.nodes[..] else { return None };
-        if !second.is_product() {
+        if !second.is_product() || second.d_in > Gram::MOST_DENSE {
             return None;
         }
         let nodes = chain(g, last, second.d_in)?;

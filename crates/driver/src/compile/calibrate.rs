@@ -6,7 +6,7 @@
 //! same rows share one sum and all that is derived from it. Places of padding do not count.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use margay_ir::{Graph, Value, eval};
 use margay_loops::Backend;
@@ -40,7 +40,7 @@ pub(crate) fn calibrate(
     requests: &[&[Rows]],
     samples: &Samples,
     measuring: &Measuring<'_>,
-) -> Result<Vec<Arc<Moments>>, DriverError> {
+) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
     let rows = distinct(requests);
     let mut values: Vec<Value> = Vec::new();
     for v in probes.iter().copied().chain(rows.iter().map(|asked| asked.value)) {
@@ -51,7 +51,7 @@ pub(crate) fn calibrate(
     let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
     let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let at = |asked: &Rows| values.iter().position(|v| *v == asked.value).expect("every value was listed");
-    let mut sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
+    let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
     let runs = samples.runs(g, BATCH).len();
     let mut runner = Runner::new(probe, measuring.backend, measuring.threads);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
@@ -66,7 +66,7 @@ pub(crate) fn calibrate(
 }
 
 /// Measures the gradients of the outputs by the values of rows, from one backward pass of random signs for each sample.
-/// Requests that no output depends on have no moments.
+/// Requests of no rows have no moments, and those that no output depends on have moments of nothing.
 ///
 /// # Errors
 /// [`DriverError::Pass`] for an operator without derivative.
@@ -76,11 +76,11 @@ pub(crate) fn calibrate_gradients(
     samples: &Samples,
     seed: u64,
     measuring: &Measuring<'_>,
-) -> Result<Vec<Arc<Moments>>, DriverError> {
+) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
     let rows = distinct(requests);
     let by: Vec<Value> = rows.iter().map(|asked| asked.value).collect();
     let (backward, numbered) = Backward::new(g, &by, &[])?;
-    let mut sums = Sums::new(&rows, numbered.gradients);
+    let sums = Sums::new(&rows, numbered.gradients);
     let runs = samples.runs(g, BATCH).len();
     let mut runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
@@ -114,18 +114,19 @@ struct Sums<'a> {
     rows: &'a [&'a Rows],
     /// For each of the rows the number of the output that they are made of.
     outputs: Vec<Option<usize>>,
-    grams: Vec<Gram>,
+    /// Each is added to by one thread at a time, run after run.
+    grams: Vec<Mutex<Gram>>,
 }
 
 impl<'a> Sums<'a> {
     fn new(rows: &'a [&'a Rows], outputs: Vec<Option<usize>>) -> Sums<'a> {
-        let grams = rows.iter().map(|asked| Gram::new(asked.length)).collect();
+        let grams = rows.iter().map(|asked| Mutex::new(Gram::new(asked.length))).collect();
         Sums { rows, outputs, grams }
     }
 
     /// Adds what a run gave; `samples` in all are run.
     fn add(
-        &mut self,
+        &self,
         outputs: &[(String, Tensor)],
         marks: Option<&Marks>,
         samples: usize,
@@ -133,39 +134,39 @@ impl<'a> Sums<'a> {
     ) -> Result<(), DriverError> {
         let added = parallel(threads, self.rows.len(), &Silent, "", |r| {
             let asked = self.rows[r];
-            let mut part = Gram::new(asked.length);
-            let Some(at) = self.outputs[r] else { return Ok(part) };
+            let Some(at) = self.outputs[r] else { return Ok(()) };
             let all = asked.of(&outputs[at].1, samples);
             let counted = match marks {
                 Some(marks) => marks.kept(all, asked.length),
                 None => all,
             };
-            part.add_rows(&counted).map(|()| part)
+            self.grams[r].lock().unwrap_or_else(PoisonError::into_inner).add_rows(&counted)
         });
-        for (gram, part) in self.grams.iter_mut().zip(added) {
-            part.and_then(|p| gram.merge(&p)).map_err(unmeasured)?;
-        }
-        Ok(())
+        added.into_iter().collect::<Result<(), _>>().map_err(unmeasured)
     }
 
-    /// The moments of all rows of each request together.
+    /// The moments of all rows of each request together; of no rows there are none.
     fn requested(
-        &self,
+        self,
         requests: &[&[Rows]],
         moments: impl Fn(Gram) -> Moments,
-    ) -> Result<Vec<Arc<Moments>>, DriverError> {
+    ) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
+        let grams: Vec<Gram> =
+            self.grams.into_iter().map(|g| g.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
         let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
-        let position = |asked: &Rows| self.rows.iter().position(|r| *r == asked).expect("every row was listed");
+        let position =
+            |asked: &Rows| self.rows.iter().position(|r| *r == asked).expect("every row was listed");
         let mut of = |request: &&[Rows]| {
             let key: Vec<usize> = request.iter().map(position).collect();
+            let Some(&first) = key.first() else { return Ok(None) };
             if let Some(known) = made.get(&key) {
-                return Ok(known.clone());
+                return Ok(Some(known.clone()));
             }
-            let mut sum = self.grams[key[0]].clone();
-            key[1..].iter().try_for_each(|&more| sum.merge(&self.grams[more])).map_err(unmeasured)?;
+            let mut sum = grams[first].clone();
+            key[1..].iter().try_for_each(|&more| sum.merge(&grams[more])).map_err(unmeasured)?;
             let moments = Arc::new(moments(sum));
             made.insert(key, moments.clone());
-            Ok(moments)
+            Ok(Some(moments))
         };
         requests.iter().map(&mut of).collect()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use margay_ir::{Remark, Value};
 use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, Rows, SCHEMES, Scheme, scheme};
 use margay_plan::Settings;
+use margay_randnla::Gram;
 
 use super::Job;
 use super::calibrate::{calibrate, calibrate_gradients};
@@ -74,7 +75,7 @@ pub(crate) struct Measured {
     /// What their sites ask for: one list per task.
     inputs: Vec<Vec<Arc<Moments>>>,
     /// By site, the gradients of the outputs by what it gives; absent where an operator has no derivative.
-    pub(crate) gradients: Option<Vec<Arc<Moments>>>,
+    gradients: Option<Vec<Option<Arc<Moments>>>>,
     /// Why there are no gradients.
     pub(crate) remark: Option<Remark>,
 }
@@ -93,8 +94,14 @@ pub(crate) fn measured(
     let probes: Vec<Value> = rows.map(|asked| asked.value).collect();
     let measuring = job.measuring();
     let mut all = calibrate(job.graph(), &probes, &requests, samples, &measuring)?.into_iter();
-    let inputs = tasks.iter().map(|t| all.by_ref().take(measures(t).len()).collect()).collect();
-    let results: Vec<&[Rows]> = job.sites.iter().map(|site| site.results.as_slice()).collect();
+    let mut next = || all.next().flatten().expect("sites ask for some rows");
+    let inputs = tasks.iter().map(|t| measures(t).map(|_| next()).collect()).collect();
+    // Moments of longer rows would be larger than the weight.
+    let results = job.sites.iter().map(|site| match site.d_out <= Gram::MOST_DENSE {
+        true => site.results.as_slice(),
+        false => &[],
+    });
+    let results: Vec<&[Rows]> = results.collect();
     let (gradients, remark) =
         match calibrate_gradients(job.graph(), &results, samples, job.options.seed(), &measuring) {
             Ok(found) => (Some(found), None),
@@ -112,7 +119,8 @@ pub(crate) fn measured(
 impl Measured {
     /// What errors of a site weigh by; `None` where outputs do not depend on it, as far as was seen.
     pub(crate) fn metric(&self, site: usize) -> Option<&Arc<Moments>> {
-        self.gradients.as_ref().map(|all| &all[site]).filter(|moments| moments.gram().count() > 0)
+        let found = self.gradients.as_ref().and_then(|all| all[site].as_ref());
+        found.filter(|moments| moments.gram().count() > 0)
     }
 }
 
@@ -131,7 +139,14 @@ pub(crate) fn fit(
         let moments = measured.map(|m| m.inputs[i].as_slice());
         let metric = measured.and_then(|m| m.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
-        task.scheme.fit(&Context { graph: g, site, moments, metric: metric.map(|m| &**m), decompositions, seed })
+        task.scheme.fit(&Context {
+            graph: g,
+            site,
+            moments,
+            metric: metric.map(|m| &**m),
+            decompositions,
+            seed,
+        })
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;

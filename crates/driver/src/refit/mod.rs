@@ -17,7 +17,7 @@ use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
 use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
-use margay_randnla::{Centring, Conditioning, Factors, Matrix, RandnlaError, Regression};
+use margay_randnla::{Centring, Conditioning, Factors, Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
 use serde::Serialize;
 
@@ -169,7 +169,9 @@ fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
     let twins = Named::of(teacher);
     let levels = levels(student, &modules);
     let mut layers = Vec::new();
-    for (module, level) in modules.into_iter().zip(levels) {
+    let modules = modules.into_iter().zip(levels);
+    // Second moments of longer rows would be larger than the weight.
+    for (module, level) in modules.filter(|(module, _)| module.d_in <= Gram::MOST_DENSE) {
         let target = |output: Value| twins.twin(teacher, student, output.node);
         let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output)).collect();
         if let Some(targets) = targets {

@@ -2,8 +2,8 @@
 
 use margay_ir::{Graph, Op, Value};
 
-use margay_driver::Named;
 use crate::TrainError;
+use margay_driver::Named;
 
 /// Which values inside the models are to agree, besides the outputs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
