@@ -16,7 +16,7 @@ use margay_tensor::{Binding, Tensor, random::Philox};
 use serde::Serialize;
 
 use crate::compile::calibrate::{BATCH, calibrate};
-use crate::samples::{Arrays, is_measured};
+use crate::samples::{Arrays, doubts, is_measured};
 use crate::{DriverError, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
@@ -29,6 +29,8 @@ pub struct Sensitivity {
     pub samples: usize,
     /// Random cotangents per sample.
     pub probes: usize,
+    /// Why what was found may not hold for other samples.
+    pub warnings: Vec<String>,
     /// The layers, in order.
     pub modules: Vec<ModuleSensitivity>,
 }
@@ -130,7 +132,7 @@ pub fn sensitivity(
         return Err(DriverError::Measure(message));
     }
     let list = found.iter().zip(&sums).map(|(module, s)| s.report(module, energy, probes));
-    Ok(Sensitivity { samples: taken, probes, modules: list.collect() })
+    Ok(Sensitivity { samples: taken, probes, warnings: doubts(&samples), modules: list.collect() })
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, Model, Progress, Samples, compile, is_artifact,
+    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, Model, Progress, Samples, compile, is_artifact,
     measure_error, open, recompile,
 };
 use margay_train::recover::layers::LayerRefit;
@@ -68,7 +68,9 @@ impl Recovery {
         progress: &dyn Progress,
     ) -> Result<RecoveredModel, Error> {
         let held_out = &recovered.held_out;
-        let error = measure_error(&self.teacher.graph, &recovered.graph, held_out, threads, progress)?;
+        let scope = ErrorScope { mask: recovered.mask.clone(), outputs: Vec::new() };
+        let (teacher, student) = (&self.teacher.graph, &recovered.graph);
+        let error = measure_error(teacher, student, held_out, &scope, threads, progress)?;
         let graph = recovered.graph.clone();
         let compiled = match &self.artifact {
             Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
@@ -122,7 +124,7 @@ impl RecoveredModel {
             stop: fitted.map(|f| f.stop),
             divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
-            relative_l2: self.error.relative_l2,
+            error: &self.error,
             seconds: recovered.seconds,
         }
     }
@@ -160,7 +162,7 @@ pub struct RecoveryReport<'a> {
     /// The course of the error.
     pub history: &'a [Point],
     /// The error of the result as [`compile`] states it.
-    pub relative_l2: f64,
+    pub error: &'a ErrorMeasure,
     /// Seconds in all.
     pub seconds: f64,
 }

@@ -11,6 +11,7 @@ mod limit;
 mod price;
 mod report;
 mod split;
+mod warn;
 mod weigh;
 
 use std::fmt;
@@ -31,9 +32,10 @@ use self::fit::{fit, measured, tasks};
 use self::price::{after, price};
 use self::report::{Outcome, report};
 use self::split::split;
+use self::warn::{calibrated_rows, warnings};
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
-use crate::{Compiled, DriverError, Dump, Model, Progress, Samples, backend};
+use crate::{Compiled, DriverError, Dump, ErrorScope, Model, Progress, Samples, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -60,6 +62,8 @@ pub struct CompileOptions {
     pub threads: usize,
     /// Threads that times are predicted for.
     pub predict_threads: usize,
+    /// What counts in errors of the outputs: padding does not, and other outputs than those named.
+    pub errors: ErrorScope,
 }
 
 impl CompileOptions {
@@ -91,6 +95,7 @@ impl Default for CompileOptions {
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
+            errors: ErrorScope::default(),
         }
     }
 }
@@ -162,6 +167,7 @@ impl<'a> Job<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Job<'a>, DriverError> {
         let g = &source.graph;
+        options.errors.check(g)?;
         let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
@@ -260,6 +266,7 @@ pub fn compile_with(
     let split = split(&job)?;
     let tasks = tasks(&job)?;
     let moments = measured(&job, &tasks, split.as_ref())?;
+    let rows = calibrated_rows(moments.as_ref());
     let fits = fit(&job, tasks, moments)?;
     let prices = price(&job, &fits)?;
     let weights = weigh(&job, &fits, split.as_ref())?;
@@ -269,7 +276,17 @@ pub fn compile_with(
     let error = check(&job, checker.as_ref(), &sketched.graph)?;
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
-    let report = report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks });
+    let doubted = warn::Outcome {
+        fits: &fits,
+        rows: &rows,
+        prices: &prices,
+        allocation: &choice.allocation,
+        after,
+        error: error.as_ref(),
+    };
+    let warnings = warnings(&job, checker.as_ref(), &doubted)?;
+    let report =
+        report(&job, &Outcome { fits, prices, choice, after, error, remarks: sketched.remarks, warnings });
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
     let (graph, threads) = (sketched.graph, options.threads);

@@ -19,6 +19,7 @@ pub(crate) struct Outcome {
     pub(crate) after: Price,
     pub(crate) error: Option<ErrorMeasure>,
     pub(crate) remarks: Vec<Remark>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What the plan of a compilation is for.
@@ -69,6 +70,8 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         goal: goal_text(options.searched()),
         bytes_before: bytes(before),
         bytes_after: bytes(after),
+        constant_bytes_before: bytes(before) + outcome.prices.other_bytes,
+        constant_bytes_after: bytes(after) + outcome.prices.other_bytes,
         flops_before: before.flops.unsigned_abs(),
         flops_after: after.flops.unsigned_abs(),
         predicted_ms_before: before.seconds * 1e3,
@@ -76,6 +79,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         held_out: outcome.error.clone(),
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
+        warnings: outcome.warnings.clone(),
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
     }
 }

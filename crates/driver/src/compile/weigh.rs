@@ -11,9 +11,8 @@ use super::apply::{alone, replaced};
 use super::calibrate::BATCH;
 use super::fit::Fit;
 use super::split::Split;
-use crate::compare::ErrorSum;
 use crate::samples::bound_batch;
-use crate::{DriverError, Dump, Runner, parallel};
+use crate::{DriverError, Dump, ErrorSum, Runner, parallel};
 
 /// Calibration samples taken to weigh sites, at most.
 const WEIGHING_SAMPLES: usize = 32;
@@ -50,9 +49,9 @@ pub(crate) fn weigh(
         let pass = alone(&sites[fit.site], fit, &settings);
         let graph = replaced(g, pass, &mut Dump::none())?.graph;
         let mut runner = Runner::new(graph, backend, 1);
-        let mut sum = ErrorSum::default();
+        let mut sum = ErrorSum::new(&job.options.errors);
         for (batch, expected) in batches.iter().zip(&reference) {
-            sum.add(expected, &runner.run(batch)?, 1)?;
+            sum.add(batch, expected, &runner.run(batch)?)?;
         }
         let effect = sum.measure().relative_l2.powi(2);
         // A site whose spectrum is exhausted at this size shows no error to divide by.

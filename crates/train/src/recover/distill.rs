@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Runner, Samples};
+use margay_driver::{Arrays, Backend, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
-use super::mask::Mask;
 use super::objective::{Objective, Scaled};
 use super::pairs::Pair;
 use crate::fit::Tensors;

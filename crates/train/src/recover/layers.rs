@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Progress, Samples, bound_batch, parallel};
+use margay_driver::{Arrays, Backend, Mask, Progress, Samples, bound_batch, parallel};
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_passes::sketch::{Factored, Layer as DenseLayer};
@@ -18,7 +18,6 @@ use margay_randnla::{Centring, Conditioning, Factors, Matrix, RandnlaError, Regr
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use super::mask::Mask;
 use super::stages::Stages;
 use super::trainable::{factored, named};
 use super::twins::Named;

@@ -5,11 +5,11 @@
 //! a row of vectors for each sample, and the cosine between the means of these rows counts as well: sentence encoders are
 //! used that way.
 
+use margay_driver::Mask;
 use margay_ir::ops::{Reduce, ReduceKind, Reshape};
 use margay_ir::{Builder, Graph, Op, Origin, TensorType, Value};
 use margay_tensor::{DType, Dim};
 
-use super::mask::Mask;
 use super::pairs::Pair;
 use crate::evaluator::Named;
 use crate::{TrainError, loss};
