@@ -1,7 +1,7 @@
 //! Two models beside each other: exact errors of small ones, by output and by layer.
 
-use margay_driver::compare::{ErrorSum, layers};
-use margay_driver::{Arrays, backend};
+use margay_driver::compare::layers;
+use margay_driver::{Arrays, ErrorSum, MaskChoice, backend};
 use margay_ir::Graph;
 use margay_tensor::{DType, Tensor};
 use margay_testkit::parse_with_random_constants;
@@ -29,21 +29,24 @@ fn errors_are_sums_over_outputs_and_runs() {
     let first = [("a", row(&[3.0, 0.0])), ("ids", ids.clone()), ("b", row(&[0.0, 4.0]))];
     let other = Tensor::from_slice(&[1], &[7i64]).unwrap();
     let found = [("b", row(&[0.0, 3.0])), ("a", row(&[3.0, 2.0])), ("ids", other)];
-    sum.add(&named(&first), &named(&found), 2).unwrap();
-    sum.add(&named(&[("a", row(&[12.0]))]), &named(&[("a", row(&[10.0]))]), 3).unwrap();
+    let inputs = |rows: usize| named(&[("x", Tensor::zeros(DType::F32, &[rows, 4]).unwrap())]);
+    sum.add(&inputs(2), &named(&first), &named(&found)).unwrap();
+    sum.add(&inputs(3), &named(&[("a", row(&[12.0]))]), &named(&[("a", row(&[10.0]))])).unwrap();
     let measure = sum.measure();
     // Squares: 9 + 16 + 144 of the reference, 4 + 9 + 9 + 100 found, 4 + 1 + 4 apart; products 9 + 12 + 120.
     near(measure.relative_l2, (9.0f64 / 169.0).sqrt());
     near(measure.cosine, 141.0 / (169.0f64 * 122.0).sqrt());
-    assert_eq!((measure.samples, sum.max_abs), (5, 2.0));
+    assert_eq!((measure.samples, sum.max_abs()), (5, 2.0));
+    let of: Vec<(&str, f64)> = measure.outputs.iter().map(|o| (o.name.as_str(), o.max_abs)).collect();
+    assert_eq!(of, [("a", 2.0), ("b", 1.0)]);
 }
 
 #[test]
 fn errors_of_nothing_and_of_what_is_no_number() {
     let measured = |reference: &[f32], found: &[f32]| {
         let mut sum = ErrorSum::default();
-        sum.add(&named(&[("y", row(reference))]), &named(&[("y", row(found))]), 1).unwrap();
-        (sum.measure().relative_l2, sum.measure().cosine, sum.max_abs, sum.is_finite())
+        sum.add(&[], &named(&[("y", row(reference))]), &named(&[("y", row(found))])).unwrap();
+        (sum.measure().relative_l2, sum.measure().cosine, sum.max_abs(), sum.is_finite())
     };
     assert_eq!(measured(&[0.0, 0.0], &[0.0, 0.0]), (0.0, 1.0, 0.0, true));
     assert_eq!(measured(&[0.0], &[1.0]).0, f64::INFINITY);
@@ -54,7 +57,7 @@ fn errors_of_nothing_and_of_what_is_no_number() {
 #[test]
 fn outputs_that_do_not_correspond_are_refused() {
     let refused = |reference: &[(&str, Tensor)], found: &[(&str, Tensor)]| {
-        ErrorSum::default().add(&named(reference), &named(found), 1).unwrap_err().to_string()
+        ErrorSum::default().add(&[], &named(reference), &named(found)).unwrap_err().to_string()
     };
     let wide = Tensor::from_slice(&[1, 1], &[1f64]).unwrap();
     let of = |other: &str| format!("output `y` is f32[1, 1] in the reference and {other} in the other model");
@@ -88,7 +91,9 @@ const OTHER: &str = "graph @net(%x: f32[N, 2]) -> (y: f32[N, 2]) {
 #[test]
 fn layers_are_compared_at_the_last_value_of_their_name_alone_and_behind_each_other() {
     let inputs = named(&[("x", row(&[3.0, 1.0]))]);
-    let found = layers(&graph(REFERENCE), &graph(OTHER), &inputs, &backend::native(), 1).unwrap();
+    let found =
+        layers(&graph(REFERENCE), &graph(OTHER), &inputs, &MaskChoice::Default, &backend::native(), 1)
+            .unwrap();
     let names: Vec<&str> = found.iter().map(|l| l.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     // a: [3, 2] and [3, 5]. b of the reference's a: [3, 5] and [3, 4]; of the other's a: [3, 5.5].
@@ -103,12 +108,18 @@ fn layers_are_compared_at_the_last_value_of_their_name_alone_and_behind_each_oth
 fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
     let other = OTHER.replace("// b\n", "// c\n");
     let inputs = named(&[("x", row(&[3.0, 1.0]))]);
-    let found = layers(&graph(REFERENCE), &graph(&other), &inputs, &backend::native(), 1).unwrap();
+    let found =
+        layers(&graph(REFERENCE), &graph(&other), &inputs, &MaskChoice::Default, &backend::native(), 1)
+            .unwrap();
     assert_eq!(found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let other = "graph @net(%x: f32[N, 2]) -> (y: f32[N, 1]) {
       %0 = const [1.0, 0.0] : f32[2, 1]  // a.weight
       %1 = matmul %x, %0 : f32[N, 1]  // a
       return %1
     }";
-    assert!(layers(&graph(REFERENCE), &graph(other), &inputs, &backend::native(), 1).unwrap().is_empty());
+    assert!(
+        layers(&graph(REFERENCE), &graph(other), &inputs, &MaskChoice::Default, &backend::native(), 1)
+            .unwrap()
+            .is_empty()
+    );
 }

@@ -2,7 +2,7 @@
 
 use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay_driver::{Dump, Model, Runner, Samples, Silent};
-use margay_driver::{backend, compare::ErrorSum};
+use margay_driver::{ErrorSum, backend};
 use margay_ir::Graph;
 use margay_passes::sketch::{Context, Decompositions, Moments, scheme, sites};
 use margay_passes::{ApplyPlan, parameter_names, with_parameters};

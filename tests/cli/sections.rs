@@ -57,7 +57,7 @@ fn code_that_no_back_end_of_this_margay_runs_is_refused() {
         assert_eq!(ran.code, 2);
         let expected =
             format!("error: holds no code for the back end `{name}`; it is compiled for `sm_90` of `gpu`\n");
-        assert_eq!(ran.stderr, expected);
+        assert!(ran.stderr.ends_with(&expected), "{}", ran.stderr);
     }
     assert!(!place.path("out.npz").exists());
 }

@@ -85,7 +85,7 @@ fn a_run_that_goes_on_gives_the_same_bytes() {
     // The same file, with another learning rate.
     let refused = place.run(&format!("{other} --resume --clip 1"));
     assert_eq!(refused.code, 3);
-    assert!(refused.stderr.contains("other options"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("another run: the clip was None, is Some(1.0)"), "{}", refused.stderr);
 }
 
 #[test]

@@ -196,7 +196,7 @@ def benches_and_comparisons(tool, data):
     inputs = {n: a[:1, :64] for n, a in load(data / "minilm_l6_evaluation.npz").items()}
     np.savez(tool.folder / "in.npz", **inputs)
     bench = json.loads(tool("bench", model, artifact, "--inputs", "in.npz", "--json"))["models"]
-    keys = {"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes", "error"}
+    keys = {"path", "median_ms", "min_ms", "constant_bytes", "peak_bytes", "error"}
     complete = all(keys <= set(m) and {"relative_l2", "cosine"} <= set(m["error"]) for m in bench)
     times = ", ".join(f"{m['median_ms']:.2f} ms" for m in bench)
     check("bench reports time, bytes and error of both models", complete and len(bench) == 2, times)

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use margay::{
-    Budget, CompileOptions, Given, Goal, InputFile, InputSource, Precision, Predictor, Samples, read_plan,
+    Budget, CompileOptions, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice, Precision,
+    Predictor, Samples, read_plan, samples_of,
 };
 
 use crate::error::Failure;
@@ -17,11 +18,11 @@ pub(crate) struct GoalArgs {
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
     dims: Vec<(String, Extents)>,
     /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
-    /// reported.
-    #[arg(long, value_name = "FILE.npz")]
-    calibrate: Option<PathBuf>,
+    /// reported. Other arrays in the file are left out.
+    #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
+    data: Option<PathBuf>,
     /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E.
-    #[arg(long, value_name = "E", value_parser = positive, requires = "calibrate", group = "goal")]
+    #[arg(long, value_name = "E", value_parser = positive, requires = "data", group = "goal")]
     max_error: Option<f64>,
     /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
     /// bytes as in 1500000 or 1.5MB.
@@ -50,13 +51,38 @@ pub(crate) struct GoalArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     predict_threads: usize,
     #[command(flatten)]
+    errors: ErrorArgs,
+    #[command(flatten)]
     threads: ThreadArgs,
+}
+
+/// What counts in errors of outputs.
+#[derive(clap::Args)]
+pub(crate) struct ErrorArgs {
+    /// The input whose zeros mark padding, which does not count in errors; none where all counts [default:
+    /// `attention_mask`, where there is one].
+    #[arg(long, value_name = "INPUT|none")]
+    mask: Option<String>,
+    /// The outputs that count in errors, by name [default: all of floating point numbers].
+    #[arg(long = "output-name", value_name = "NAMES", value_delimiter = ',')]
+    outputs: Vec<String>,
+}
+
+impl ErrorArgs {
+    pub(crate) fn scope(&self) -> ErrorScope {
+        ErrorScope { mask: mask(self.mask.as_deref()), outputs: self.outputs.clone() }
+    }
+}
+
+/// The mask of an option, if it was given.
+pub(crate) fn mask(text: Option<&str>) -> MaskChoice {
+    text.map_or(MaskChoice::Default, MaskChoice::parse)
 }
 
 impl GoalArgs {
     /// The file of samples.
-    pub(crate) fn calibrate(&self) -> Option<&Path> {
-        self.calibrate.as_deref()
+    pub(crate) fn data(&self) -> Option<&Path> {
+        self.data.as_deref()
     }
 
     /// Whether nothing is to be sketched.
@@ -67,7 +93,7 @@ impl GoalArgs {
     /// Whether any of these options was given that only makes sense for a model that is compiled.
     pub(crate) fn is_default(&self) -> bool {
         let plain = self.precision == Precision::F32;
-        self.is_dense() && self.dims.is_empty() && self.calibrate.is_none() && plain
+        self.is_dense() && self.dims.is_empty() && self.data.is_none() && plain
     }
 
     fn goal(&self) -> Goal {
@@ -107,12 +133,13 @@ impl GoalArgs {
             threads: self.threads.get(),
             predict_threads: self.predict_threads,
             backend: self.backend.clone(),
+            errors: self.errors.scope(),
         })
     }
 
-    /// The calibration samples.
-    pub(crate) fn samples(&self) -> Result<Option<Samples>, Failure> {
-        Ok(self.calibrate.as_deref().map(Samples::open).transpose()?)
+    /// The samples for a model.
+    pub(crate) fn samples(&self, model: &Path) -> Result<Option<Samples>, Failure> {
+        Ok(self.data.as_deref().map(|data| samples_of(model, data, &[])).transpose()?)
     }
 }
 
@@ -155,9 +182,9 @@ pub(crate) fn note_fixed(model: &Predictor) {
 /// The inputs of a run.
 #[derive(clap::Args)]
 pub(crate) struct InputArgs {
-    /// The inputs: a .npz file with the names of the inputs as keys, NAME=FILE with an .npy or .pb file for an input, or a
+    /// The inputs: a .npz file with the names of the inputs as keys, other arrays in which are left out, NAME=FILE with an .npy or .pb file for an input, or a
     /// folder of test data as ONNX's are, with input_0.pb and so on.
-    #[arg(long, value_name = "FILE.npz|NAME=FILE|FOLDER")]
+    #[arg(long = "data", visible_alias = "inputs", value_name = "FILE.npz|NAME=FILE|FOLDER")]
     inputs: Vec<InputFile>,
     /// Random numbers for an input, in a shape: floats normal with variance 1, integers and truth values 0 or 1.
     #[arg(long, value_name = "NAME:1x3x224x224", value_parser = shape)]
@@ -165,6 +192,9 @@ pub(crate) struct InputArgs {
     /// Value of a dimension the model leaves open: inputs that no file holds are random in the shape that follows.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
     dims: Vec<(String, usize)>,
+    /// Seed of random inputs.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
 }
 
 impl InputArgs {
@@ -176,7 +206,16 @@ impl InputArgs {
     /// Reads or makes all inputs of a model.
     pub(crate) fn read(&self, model: &Path) -> Result<Given, Failure> {
         let (files, shapes) = (self.inputs.clone(), self.shapes.clone());
-        Ok(InputSource { files, shapes, dims: self.dims.clone(), seed: 0 }.inputs_of(model)?)
+        let source = InputSource { files, shapes, dims: self.dims.clone(), seed: self.seed };
+        let given = source.inputs_of(model)?;
+        if !given.left_out.is_empty() {
+            note(format!(
+                "left out, since `{}` has no such inputs: `{}`",
+                model.display(),
+                given.left_out.join("`, `")
+            ));
+        }
+        Ok(given)
     }
 }
 

@@ -2,35 +2,37 @@
 //!
 //! `--json` prints an object:
 //!
-//! - `models`: one object per model, in the order given, with `path` (and ` in ` the precision, if not f32); `median_ms` and `min_ms` of running all inputs
-//!   once; `stored_bytes`, the constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
-//!   code, intermediate results, scratch, outputs; `error` with `relative_l2` and `cosine` of all floating point outputs
-//!   together against the first model, or null without such outputs; `other_differences`, elements of integer and boolean
-//!   outputs that differ from those of the first model; `predicted_ms` from the cost model, or null without one or without a graph;
-//!   with `--steps` also `steps`, in the order they run: `median_ms` of all runs of a round together, `flops`, `bytes`,
-//!   `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
-//! - `runs`: into how many runs the inputs are cut for each model; `rounds`: how often all were run;
-//!   `threads`; `machine`: processor class and number of logical processors.
+//! - `models`: one object per model, in the order given, with `path` (and ` in ` the precision, if not f32); `runs`, into how
+//!   many its inputs are cut; `median_ms`, `p90_ms`, `p99_ms`, `min_ms` of one run; `runs_per_second`; `all_inputs_ms`, the
+//!   median of running all inputs once; `predicted_ms` of one run on as many threads from the cost model, or null without a
+//!   graph; `constant_bytes`, all constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
+//!   code, intermediate results, scratch, outputs; `error` against the first model as `margay compile --json` has it in
+//!   `held_out`, or null without floating point outputs; `other_differences`, elements of integer and boolean outputs that
+//!   differ from those of the first model; with `--steps` also `steps`, in the order they run: `median_ms` of one run,
+//!   `flops`, `bytes`, `work` (a kernel call, or `loops`) and `label` (the nodes it stands for).
+//! - `rounds`: how often all inputs were run; `warm_up_rounds`: how often before that; `threads`; `machine`: processor class
+//!   and number of logical processors.
 
 use std::path::PathBuf;
 
 use margay::{
-    BenchOptions, KnownInputs, Measured, Precision, Predictor, RunOptions, StepTime, bench, is_artifact,
-    this_machine,
+    BenchOptions, ErrorMeasure, KnownInputs, Measured, Precision, Predictor, RunOptions, RunTimes, StepTime,
+    WARM_UP_ROUNDS, bench, is_artifact, this_machine,
 };
 use serde::Serialize;
 
-use crate::args::{InputArgs, RunArgs, at_least_one, note_fixed, precision};
+use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision};
 use crate::error::Failure;
 use crate::table::{Table, bytes, significant};
-use crate::{Reply, json};
+use crate::{Reply, errors, json};
 
 const JSON: &str = r#"With --json:
-  {"models": [{"path", "median_ms", "min_ms", "stored_bytes", "peak_bytes",
-               "error": {"relative_l2", "cosine"}, "other_differences", "predicted_ms",
-               "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
-   "runs", "rounds", "threads", "machine"}
-Times are of running all inputs once; errors are against the first model."#;
+  {"models": [{"path", "runs", "median_ms", "p90_ms", "p99_ms", "min_ms", "runs_per_second",
+               "all_inputs_ms", "predicted_ms", "constant_bytes", "peak_bytes",
+               "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs"},
+               "other_differences", "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
+   "rounds", "warm_up_rounds", "threads", "machine"}
+Times are of one run, but for all_inputs_ms; errors are against the first model."#;
 
 /// Compare the speed of models, with the bytes they store and their error against the first.
 #[derive(clap::Args)]
@@ -41,6 +43,8 @@ pub(crate) struct Args {
     models: Vec<PathBuf>,
     #[command(flatten)]
     inputs: InputArgs,
+    #[command(flatten)]
+    errors: ErrorArgs,
     #[command(flatten)]
     how: RunArgs,
     /// Run every ONNX file in this precision of products with constant matrices as well.
@@ -60,8 +64,8 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Report {
     models: Vec<Line>,
-    runs: Vec<usize>,
     rounds: usize,
+    warm_up_rounds: usize,
     threads: usize,
     machine: String,
 }
@@ -69,21 +73,18 @@ struct Report {
 #[derive(Serialize)]
 struct Line {
     path: String,
-    median_ms: f64,
-    min_ms: f64,
-    stored_bytes: u64,
-    peak_bytes: u64,
-    error: Option<Error>,
-    other_differences: u64,
+    runs: usize,
+    #[serde(flatten)]
+    times: RunTimes,
+    runs_per_second: f64,
+    all_inputs_ms: f64,
     predicted_ms: Option<f64>,
+    constant_bytes: u64,
+    peak_bytes: u64,
+    error: Option<ErrorMeasure>,
+    other_differences: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<Vec<StepTime>>,
-}
-
-#[derive(Serialize)]
-struct Error {
-    relative_l2: f64,
-    cosine: f64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
@@ -101,22 +102,23 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         }
     }
     models.iter().for_each(note_fixed);
-    let options = BenchOptions { rounds: args.rounds, steps: args.steps };
+    let options = BenchOptions { rounds: args.rounds, steps: args.steps, errors: args.errors.scope() };
     let (measured, rounds) = bench(&mut models, &inputs, &options)?;
-    let runs = measured.iter().map(|m| m.runs).collect();
     let line = |(model, m): (&Predictor, Measured)| Line {
         path: model.name().to_string(),
-        median_ms: m.median_ms,
-        min_ms: m.min_ms,
-        stored_bytes: m.stored_bytes,
-        peak_bytes: m.peak_bytes,
-        error: m.error.map(|e| Error { relative_l2: e.relative_l2, cosine: e.cosine }),
-        other_differences: m.other_differences,
+        runs: m.runs,
+        times: m.times,
+        runs_per_second: 1e3 * m.runs as f64 / m.all_inputs_ms,
+        all_inputs_ms: m.all_inputs_ms,
         predicted_ms: m.predicted_ms,
+        constant_bytes: m.constant_bytes,
+        peak_bytes: m.peak_bytes,
+        error: m.error,
+        other_differences: m.other_differences,
         steps: m.steps,
     };
-    let lines = models.iter().zip(measured).map(line).collect();
-    let report = Report { models: lines, runs, rounds, threads, machine: machine() };
+    let models = models.iter().zip(measured).map(line).collect();
+    let report = Report { models, rounds, warm_up_rounds: WARM_UP_ROUNDS, threads, machine: machine() };
     Ok(if args.json { json(&report)? } else { text(&report) }.into())
 }
 
@@ -128,27 +130,34 @@ fn machine() -> String {
 fn text(report: &Report) -> String {
     let mut table = Table::new(&[
         "model",
-        ">median ms",
-        ">min ms",
-        ">predicted ms",
+        ">ms per run",
+        ">p90",
+        ">p99",
+        ">predicted",
+        ">runs/s",
         ">speed-up",
-        ">stored",
+        ">constants",
         ">peak",
         ">relative error",
+        ">centred",
         ">cosine",
     ]);
-    let first = report.models.first().map_or(f64::NAN, |m| m.median_ms);
+    let first = report.models.first().map_or(f64::NAN, |m| m.all_inputs_ms);
     for m in &report.models {
+        let of_error = |f: &dyn Fn(&ErrorMeasure) -> String| m.error.as_ref().map_or("-".into(), f);
         table.row([
             m.path.clone(),
-            significant(m.median_ms),
-            significant(m.min_ms),
+            significant(m.times.median_ms),
+            significant(m.times.p90_ms),
+            significant(m.times.p99_ms),
             m.predicted_ms.map_or("-".into(), significant),
-            format!("{:.2}x", first / m.median_ms),
-            bytes(m.stored_bytes),
+            significant(m.runs_per_second),
+            format!("{:.2}x", first / m.all_inputs_ms),
+            bytes(m.constant_bytes),
             bytes(m.peak_bytes),
-            m.error.as_ref().map_or("-".into(), |e| significant(e.relative_l2)),
-            m.error.as_ref().map_or("-".into(), |e| format!("{:.5}", e.cosine)),
+            of_error(&|e| significant(e.relative_l2)),
+            of_error(&|e| e.centred_l2.map_or("-".into(), significant)),
+            of_error(&|e| format!("{:.5}", e.cosine)),
         ]);
     }
     let others: String = report
@@ -157,14 +166,23 @@ fn text(report: &Report) -> String {
         .filter(|m| m.other_differences > 0)
         .map(|m| format!("{}: {} elements of integer outputs differ\n", m.path, m.other_differences))
         .collect();
+    let outputs: String = report.models.iter().skip(1).map(outputs_of).collect();
     let steps: String = report.models.iter().filter_map(|m| Some(steps_text(m, m.steps.as_ref()?))).collect();
-    let runs: Vec<String> = report.runs.iter().map(ToString::to_string).collect();
-    let same = report.runs.iter().all(|r| r == &report.runs[0]);
+    let runs: Vec<String> = report.models.iter().map(|m| m.runs.to_string()).collect();
+    let same = runs.iter().all(|r| r == &runs[0]);
     let runs = if same { runs[0].clone() } else { runs.join(", ") };
     format!(
-        "{table}{others}{steps}\n{}, {} threads; {} interleaved rounds of all inputs, cut into {runs} run(s)\n",
-        report.machine, report.threads, report.rounds
+        "{table}{others}{outputs}{steps}\n{}, {} thread(s), for which times are predicted too; {} interleaved rounds of all \
+         inputs in {runs} run(s) after {} of warm-up; the median is shown as ms per run\n",
+        report.machine, report.threads, report.rounds, report.warm_up_rounds
     )
+}
+
+/// The errors of a model output by output, where there is more to say than in one line.
+fn outputs_of(model: &Line) -> String {
+    let Some(error) = model.error.as_ref() else { return String::new() };
+    let table = errors::outputs(error);
+    if table.is_empty() { String::new() } else { format!("\noutputs of {}:\n{table}", model.path) }
 }
 
 fn steps_text(model: &Line, steps: &[StepTime]) -> String {
@@ -181,7 +199,7 @@ fn steps_text(model: &Line, steps: &[StepTime]) -> String {
             shortened(&s.label),
         ]);
     }
-    format!("\nsteps of {}, {} ms in all:\n{table}", model.path, significant(total))
+    format!("\nsteps of {}, {} ms of a run in all:\n{table}", model.path, significant(total))
 }
 
 /// The first and the last of many nodes.

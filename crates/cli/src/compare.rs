@@ -4,7 +4,8 @@
 //! `--json` prints an object:
 //!
 //! - `reference`, `other`: the files; `within`: whether no element is past the tolerance; `rtol`, `atol`.
-//! - `outputs`: objects with `name`, `type`, `max_abs`, `relative_l2`, `cosine`, `elements`, `past_tolerance` (a count).
+//! - `outputs`: objects with `name`, `type`, `relative_l2`, `centred_l2`, `cosine`, `max_abs`, `pooled` where
+//!   padding is marked, `elements` that count, `past_tolerance` (how many of them).
 //! - `layers`: objects with `name`, `isolated` (relative L2 error when the layer is given the reference's inputs; null
 //!   where it cannot be cut out) and `cumulative` (when the layers before it are the other model's too); null where a
 //!   model carries no graph. Layers are measured on the first run of the inputs.
@@ -14,18 +15,19 @@
 use std::path::PathBuf;
 
 use margay::{
-    Comparison, Kind, KnownInputs, LayerError, OutputError, Predictor, RunOptions, Tolerance, compare,
+    Comparison, Kind, KnownInputs, LayerError, OutputComparison, Predictor, RunOptions, Tolerance, compare,
 };
 use serde::Serialize;
 
-use crate::args::{InputArgs, RunArgs, not_negative, note_fixed};
+use crate::args::{ErrorArgs, InputArgs, RunArgs, not_negative, note_fixed};
 use crate::error::Failure;
 use crate::table::{Table, significant};
 use crate::{Reply, json, note};
 
 const JSON: &str = r#"With --json:
   {"reference", "other", "within", "rtol", "atol",
-   "outputs": [{"name", "type", "max_abs", "relative_l2", "cosine", "elements", "past_tolerance"}],
+   "outputs": [{"name", "type", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled",
+                "elements", "past_tolerance"}],
    "layers": [{"name", "isolated", "cumulative"}]}
 An element b is past the tolerance of a when |a - b| > A + R |a|; then the exit code is 1."#;
 
@@ -48,6 +50,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "A", default_value_t = 1e-4, value_parser = not_negative)]
     atol: f64,
     #[command(flatten)]
+    errors: ErrorArgs,
+    #[command(flatten)]
     how: RunArgs,
     /// Print JSON.
     #[arg(long)]
@@ -61,7 +65,7 @@ struct Report {
     within: bool,
     rtol: f64,
     atol: f64,
-    outputs: Vec<OutputError>,
+    outputs: Vec<OutputComparison>,
     layers: Option<Vec<LayerError>>,
 }
 
@@ -81,7 +85,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     ];
     models.iter().for_each(note_fixed);
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
-    let Comparison { outputs, layers } = compare(&mut models, &inputs, tolerance, threads)?;
+    let Comparison { outputs, layers } =
+        compare(&mut models, &inputs, &args.errors.scope(), tolerance, threads)?;
     if layers.is_none() {
         note("a stripped artifact carries no graph, so layers are not compared");
     }
@@ -100,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 }
 
 /// The failure where elements are past a tolerance.
-pub(crate) fn past_tolerance(outputs: &[OutputError], rtol: f64, atol: f64) -> Option<Failure> {
+pub(crate) fn past_tolerance(outputs: &[OutputComparison], rtol: f64, atol: f64) -> Option<Failure> {
     let past: usize = outputs.iter().map(|o| o.past_tolerance).sum();
     let elements: usize = outputs.iter().map(|o| o.elements).sum();
     let message = || format!("{past} of {elements} elements are past the tolerance of {atol} + {rtol} |a|");
@@ -112,18 +117,20 @@ fn text(report: &Report) -> String {
         "output",
         "type",
         ">max abs",
-        ">relative L2",
+        ">relative error",
+        ">about the mean",
         ">cosine",
         ">elements",
         ">past tolerance",
     ]);
     for o in &report.outputs {
         outputs.row([
-            o.name.clone(),
+            o.error.name.clone(),
             o.r#type.clone(),
-            significant(o.max_abs),
-            significant(o.relative_l2),
-            format!("{:.6}", o.cosine),
+            significant(o.error.max_abs),
+            significant(o.error.relative_l2),
+            o.error.centred_l2.map_or("-".into(), significant),
+            format!("{:.6}", o.error.cosine),
             o.elements.to_string(),
             o.past_tolerance.to_string(),
         ]);

@@ -1,32 +1,37 @@
 //! `margay compile`: from a model to an artifact.
 //!
 //! `--json`, and `--report` into a file, give [`margay::Report`]: an object with `model`, `model_hash`,
-//! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`, `bytes_before` and `bytes_after` of the weights of all modules,
-//! `flops_before`, `flops_after`, `predicted_ms_before`, `predicted_ms_after`, `held_out` (`relative_l2`, `cosine`,
-//! `samples`; null without samples), `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, its settings,
-//! `storage` if planned, `bytes_before`, `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`)
-//! and `remarks`.
+//! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`; `bytes_before` and `bytes_after` of the weights of all
+//! modules, `constant_bytes_before` and `constant_bytes_after` of all constants that code reads; `flops_before`,
+//! `flops_after`, `predicted_ms_before`, `predicted_ms_after`; `held_out` ([`margay::ErrorMeasure`]; null without samples),
+//! `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, its settings, `storage` if planned, `bytes_before`,
+//! `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`), `remarks` and
+//! `warnings`.
 
 use std::path::PathBuf;
 
-use margay::{CompileOptions, Compiled, Dump, Precision, Report, Samples, compile_with, open_with};
+use margay::{
+    CompileOptions, Compiled, Dump, Precision, Report, Samples, compile_with, is_artifact, open_with,
+};
 
 use crate::args::GoalArgs;
 use crate::error::{Failure, command_line};
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json};
+use crate::{Reply, errors, json, warn};
 
 const JSON: &str = r#"With --json, and in the file of --report:
   {"model", "model_hash", "target_cpu", "cost_model", "threads", "seed", "precision", "goal",
-   "bytes_before", "bytes_after", "flops_before", "flops_after",
-   "predicted_ms_before", "predicted_ms_after",
-   "held_out": {"relative_l2", "cosine", "samples"}, "dims": {},
+   "bytes_before", "bytes_after", "constant_bytes_before", "constant_bytes_after",
+   "flops_before", "flops_after", "predicted_ms_before", "predicted_ms_after",
+   "held_out": {"relative_l2", "centred_l2", "cosine", "samples", "mask",
+                "outputs": [{"name", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled"}]},
+   "dims": {},
    "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings, "storage" if planned,
                 "bytes_before", "bytes_after", "predicted_ms_before", "predicted_ms_after",
                 "layer_error", "output_error", "why"}],
-   "remarks": []}"#;
+   "remarks": [], "warnings": []}"#;
 
 /// Compile a model into an artifact, sketched if a goal or a plan is given.
 #[derive(clap::Args)]
@@ -70,10 +75,17 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             ("`--export`", args.export.as_deref()),
             ("`--report`", args.report.as_deref()),
         ],
-        &[("the model", Some(&args.model)), ("`--calibrate`", args.goal.calibrate())],
+        &[("the model", Some(&args.model)), ("`--data`", args.goal.data())],
     )?;
+    if is_artifact(&args.model)? {
+        return Err(Failure::usage(format!(
+            "`{}` is an artifact, expected an ONNX file",
+            args.model.display()
+        ))
+        .with_help("`margay export` makes ONNX of an artifact".into()));
+    }
     let options = args.goal.options()?;
-    let samples = args.goal.samples()?;
+    let samples = args.goal.samples(&args.model)?;
     let mut dump = match &args.dump_dir {
         Some(folder) => Dump::to(folder, &format!("{}\n{options}", command_line()))?,
         None => Dump::none(),
@@ -81,6 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let built = build(args, &options, samples.as_ref(), &mut dump);
     dump.finish()?;
     let compiled = built?;
+    warn(&compiled.report.warnings);
     let plan = compiled.plan.to_toml().map_err(margay::Error::from)?;
     let report = json(&compiled.report)?;
     if let Some(path) = &args.export {
@@ -135,6 +148,12 @@ pub(crate) fn totals(report: &Report) -> String {
         percent(report.bytes_after as f64, report.bytes_before as f64),
     );
     row(
+        "all constants".into(),
+        bytes(report.constant_bytes_before),
+        bytes(report.constant_bytes_after),
+        percent(report.constant_bytes_after as f64, report.constant_bytes_before as f64),
+    );
+    row(
         format!("operations{dims}"),
         count(report.flops_before),
         count(report.flops_after),
@@ -156,14 +175,18 @@ pub(crate) fn totals(report: &Report) -> String {
         all => format!("{sketched} of {all} layers sketched\n"),
     };
     text += &match &report.held_out {
-        Some(e) => format!(
-            "on {} samples held out: relative error {}, cosine {:.5}\n",
-            e.samples,
-            significant(e.relative_l2),
-            e.cosine
-        ),
+        Some(e) => {
+            let table = errors::outputs(e);
+            let table = if table.is_empty() { String::new() } else { format!("\n{table}") };
+            format!(
+                "on {} samples held out: {}{}\n{table}",
+                e.samples,
+                errors::words(e),
+                errors::uncounted(e)
+            )
+        }
         None if sketched > 0 || !plain => {
-            "the error is not known: give samples with --calibrate to measure it\n".to_string()
+            "the error is not known: give samples with --data to measure it\n".to_string()
         }
         None => String::new(),
     };

@@ -1,15 +1,14 @@
 //! `margay demo`: the main job on a small trained model that is part of the program.
 //!
-//! `--json` prints an object with `dense` and `sketched`, each with `stored_bytes`, `flops`, `median_ms`, `accuracy`;
+//! `--json` prints an object with `dense` and `sketched`, each with `constant_bytes`, `flops`, `median_ms`, `accuracy`;
 //! `relative_l2` and `cosine` of the outputs on the labelled samples; `limit` and `held_out` error; `layers`: as
 //! `modules` in `margay compile --json`. Operations and times are of one run of 16 images.
 
 use std::path::Path;
 
-use margay::ErrorSum;
 use margay::{
-    Arrays, BenchOptions, CompileOptions, Dump, Goal, Measured, Model, ModuleReport, Predictor, Report,
-    RunOptions, Samples, Silent, Tensor, bench, compile, open,
+    Arrays, BenchOptions, CompileOptions, Dump, ErrorSum, Goal, Measured, Model, ModuleReport, Predictor,
+    Report, RunOptions, Samples, Silent, Tensor, bench, compile, open,
 };
 use serde::Serialize;
 
@@ -29,8 +28,8 @@ const LIMIT: f64 = 0.15;
 const BATCH: i64 = 16;
 
 const JSON: &str = r#"With --json:
-  {"dense": {"stored_bytes", "flops", "median_ms", "accuracy"}, "sketched": {the same},
-   "relative_l2", "cosine", "limit", "held_out": {"relative_l2", "cosine", "samples"}, "layers": []}"#;
+  {"dense": {"constant_bytes", "flops", "median_ms", "accuracy"}, "sketched": {the same},
+   "relative_l2", "cosine", "limit", "held_out": {}, "layers": []}"#;
 
 /// Sketch, compile and run a small trained model that comes with margay, and compare it with the dense one.
 #[derive(clap::Args)]
@@ -56,7 +55,7 @@ struct Outcome {
 
 #[derive(Serialize)]
 struct Line {
-    stored_bytes: u64,
+    constant_bytes: u64,
     flops: u64,
     median_ms: f64,
     accuracy: f64,
@@ -89,16 +88,16 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let (expected, found) = (dense.predict(&images)?, sketched.predict(&images)?);
     let mut sum = ErrorSum::default();
-    sum.add(&expected, &found, labels.len())?;
+    sum.add(&images, &expected, &found)?;
     let error = sum.measure();
     let first = Samples::new(images)?.row(0, BATCH as usize)?;
-    let options = BenchOptions { rounds: Some(300), steps: false };
+    let options = BenchOptions { rounds: Some(300), ..BenchOptions::default() };
     let (measured, _) = bench(&mut [dense, sketched], &first, &options)?;
 
     let line = |measured: &Measured, flops, outputs: &Arrays| Line {
-        stored_bytes: measured.stored_bytes,
+        constant_bytes: measured.constant_bytes,
         flops,
-        median_ms: measured.median_ms,
+        median_ms: measured.times.median_ms,
         accuracy: accuracy(&outputs[0].1, &labels),
     };
     let outcome = Outcome {
@@ -160,8 +159,8 @@ fn text(o: &Outcome, samples: usize, threads: usize) -> String {
         table.row([name.to_string(), dense, sketched, share]);
     };
     let share = |a: f64, b: f64| percent(b, a);
-    let stored = share(d.stored_bytes as f64, s.stored_bytes as f64);
-    row("stored bytes", bytes(d.stored_bytes), bytes(s.stored_bytes), stored);
+    let stored = share(d.constant_bytes as f64, s.constant_bytes as f64);
+    row("bytes of all constants", bytes(d.constant_bytes), bytes(s.constant_bytes), stored);
     row("operations of a run", count(d.flops), count(s.flops), share(d.flops as f64, s.flops as f64));
     let times = share(d.median_ms, s.median_ms);
     row("median ms of a run", significant(d.median_ms), significant(s.median_ms), times);
@@ -188,8 +187,8 @@ fn text(o: &Outcome, samples: usize, threads: usize) -> String {
          images, {BATCH} in a run, {threads} thread(s):\n\n{table}\nWhat became of its layers:\n\n{layers}\n\
          With a model of your own:\n\n\
          \x20   margay check   MODEL.onnx\n\
-         \x20   margay compile MODEL.onnx -o MODEL.margay --calibrate SAMPLES.npz --max-error 0.05\n\
-         \x20   margay bench   MODEL.onnx MODEL.margay --inputs SAMPLES.npz\n\n\
+         \x20   margay compile MODEL.onnx -o MODEL.margay --data SAMPLES.npz --max-error 0.05\n\
+         \x20   margay bench   MODEL.onnx MODEL.margay --data SAMPLES.npz\n\n\
          SAMPLES.npz holds arrays under the names of the model's inputs, one sample a row.\n",
         o.limit
     )

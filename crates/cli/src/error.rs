@@ -50,6 +50,11 @@ impl Failure {
         Failure::usage(format!("cannot write `{}`: {source}", path.display()))
     }
 
+    /// The failure with what a person may do about it.
+    pub(crate) fn with_help(self, help: String) -> Failure {
+        Failure { help: Some(help), ..self }
+    }
+
     /// A pass failed. What it takes to see that again is in the folder of the dump, or, for a bug of ours, in one that is
     /// made for it.
     pub(crate) fn of_pipeline(kind: Kind, error: &PipelineError, dumped: Option<PathBuf>) -> Failure {

@@ -11,7 +11,7 @@ use crate::compile::totals;
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, bytes, significant};
-use crate::{Reply, json};
+use crate::{Reply, json, warn};
 
 /// Tell for every layer what it is replaced by and why, or why it is kept.
 #[derive(clap::Args)]
@@ -35,13 +35,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         }
         (report_of(&open_artifact(&args.model)?)?, String::new())
     } else {
-        let (options, samples) = (args.goal.options()?, args.goal.samples()?);
+        let (options, samples) = (args.goal.options()?, args.goal.samples(&args.model)?);
         let known = options.known_inputs(samples.as_ref());
         let source = open_with(&args.model, &known, &mut Dump::none())?;
         let bars = Bars::new();
         let compiled = compile(&source, samples.as_ref(), &options, &bars)?;
         (compiled.report, if args.goal.is_dense() { candidates(&source) } else { String::new() })
     };
+    warn(&report.warnings);
     Ok(if args.json { json(&report)? } else { text(&report) + &layers }.into())
 }
 

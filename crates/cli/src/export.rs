@@ -25,7 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_writable(&args.output)?;
-    let read = [("the model", Some(args.model.as_path())), ("`--calibrate`", args.goal.calibrate())];
+    let read = [("the model", Some(args.model.as_path())), ("`--data`", args.goal.data())];
     check_distinct(&[("`-o`", Some(&args.output))], &read)?;
     if is_artifact(&args.model)? {
         if !args.goal.is_default() {
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     } else if args.goal.is_dense() {
         export_graph(&open(&args.model)?.graph, None, &args.output)?;
     } else {
-        let (options, samples) = (args.goal.options()?, args.goal.samples()?);
+        let (options, samples) = (args.goal.options()?, args.goal.samples(&args.model)?);
         let source = open(&args.model)?;
         let bars = Bars::new();
         compile(&source, samples.as_ref(), &options, &bars)?.export(&args.output)?;

@@ -26,8 +26,8 @@ use margay::{
 
 use crate::args::dim;
 use crate::error::Failure;
-use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json};
+use crate::table::{Table, bytes, count, percent};
+use crate::{Reply, errors, json};
 
 const JSON: &str = r#"With --json, of an ONNX file:
   {"path", "hash", "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
@@ -122,12 +122,7 @@ fn artifact_text(report: &ArtifactReport) -> String {
     if let Some(e) = &report.held_out {
         row(
             "error",
-            format!(
-                "{} relative L2, cosine {:.5}, on {} samples held out",
-                significant(e.relative_l2),
-                e.cosine,
-                e.samples
-            ),
+            format!("{}, on {} samples held out{}", errors::words(e), e.samples, errors::uncounted(e)),
         );
     }
     let ranged = report.entries.iter().any(|e| !e.ranges.is_empty());

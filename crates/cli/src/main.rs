@@ -17,6 +17,7 @@ mod compile;
 mod demo;
 mod differentiate;
 mod error;
+mod errors;
 mod explain;
 mod export;
 mod inspect;
@@ -142,7 +143,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
     match error.print() {
         Ok(()) => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
         Err(source) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(2),
+        Err(source) => {
+            eprintln!("{}", unwritten(&source));
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -150,16 +154,23 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::usage(format!("cannot write to stdout: {source}")))
-        }
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => Err(unwritten(&source)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+fn unwritten(source: &std::io::Error) -> Failure {
+    Failure::usage(format!("cannot write to stdout: {source}"))
 }
 
 /// Says something on stderr that is no error.
 fn note(text: impl std::fmt::Display) {
     eprintln!("note: {text}");
+}
+
+/// Says on stderr what should make a reader doubt a result.
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|text| eprintln!("warning: {text}"));
 }
 
 /// A value as indented JSON with a line end.

@@ -1,27 +1,57 @@
-//! Progress bars on stderr for work that takes longer than a second; none when stderr is no terminal. Training has a bar
-//! of its own, with the loss, and ends early when it is interrupted.
+//! Progress on stderr for work that takes longer than a second: bars, or lines every few seconds where stderr is no terminal.
+//! Training has a bar of its own, with the loss, writes the course of its error into a file, and ends early when it is
+//! interrupted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use margay::Progress;
-use margay::{Observer, Point};
+use margay::{Observer, Point, TrainError};
 
+use crate::error::Failure;
 use crate::interrupt::Interrupt;
+use crate::note;
 use crate::table::significant;
 
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Between two lines, and before the first one.
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
+
+/// Lines of progress where stderr is no terminal.
+struct Lines {
+    is_on: bool,
+    last: Cell<Instant>,
+}
+
+impl Lines {
+    fn new() -> Lines {
+        Lines { is_on: !std::io::stderr().is_terminal(), last: Cell::new(Instant::now()) }
+    }
+
+    /// Prints a line if the last one is old enough.
+    fn say(&self, line: impl FnOnce() -> String) {
+        if self.is_on && self.last.get().elapsed() >= BETWEEN_LINES {
+            eprintln!("{}", line());
+            self.last.set(Instant::now());
+        }
+    }
+}
 
 /// Shows the work at hand. What is shown disappears when it is dropped.
 pub(crate) struct Bars {
     start: Instant,
     shown: RefCell<Option<(String, ProgressBar)>>,
+    lines: Lines,
 }
 
 impl Bars {
     pub(crate) fn new() -> Bars {
-        Bars { start: Instant::now(), shown: RefCell::new(None) }
+        Bars { start: Instant::now(), shown: RefCell::new(None), lines: Lines::new() }
     }
 
     fn clear(&self) {
@@ -33,6 +63,7 @@ impl Bars {
 
 impl Progress for Bars {
     fn at(&self, what: &str, done: usize, total: usize) {
+        self.lines.say(|| format!("{what}: {done} of {total}"));
         if self.start.elapsed() < QUIET {
             return;
         }
@@ -61,35 +92,68 @@ impl Drop for Bars {
 /// Shows how training goes, and ends it when the user asks for that.
 pub(crate) struct TrainingBar {
     bar: ProgressBar,
+    lines: Lines,
     interrupt: Interrupt,
     /// What is minimized on held-out samples, in words.
     error: &'static str,
     loss: Option<f64>,
     held_out: String,
+    history: Option<File>,
+    /// Whether a failure was told: the same one may come again and again.
+    told: bool,
 }
 
 /// The share of the shown loss that the losses before the last one make.
 const SMOOTH: f64 = 0.95;
 
 impl TrainingBar {
-    /// A bar, and from now on Ctrl-C ends the training instead of the program.
-    pub(crate) fn new(error: &'static str, interrupt: Interrupt) -> TrainingBar {
+    /// A bar, and from now on Ctrl-C ends the training instead of the program. Every evaluation becomes a line of JSON in
+    /// the file `history`, if there is one: behind those of a run that goes on, else of a new file.
+    pub(crate) fn new(
+        error: &'static str,
+        interrupt: Interrupt,
+        history: Option<&Path>,
+        goes_on: bool,
+    ) -> Result<TrainingBar, Failure> {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}, {eta} left") {
             bar.set_style(style);
         }
-        TrainingBar { bar, interrupt, error, loss: None, held_out: String::new() }
+        let open = |path: &Path| {
+            let mut how = File::options();
+            how.create(true).write(true).append(goes_on).truncate(!goes_on);
+            how.open(path).map_err(|e| Failure::write(path, e))
+        };
+        let (history, lines) = (history.map(open).transpose()?, Lines::new());
+        Ok(TrainingBar {
+            bar,
+            lines,
+            interrupt,
+            error,
+            loss: None,
+            held_out: String::new(),
+            history,
+            told: false,
+        })
+    }
+
+    fn tell(&mut self, message: String) {
+        if !std::mem::replace(&mut self.told, true) {
+            self.bar.suspend(|| note(message));
+        }
     }
 }
 
 impl Observer for TrainingBar {
-    fn stepped(&mut self, step: u64, total: u64, loss: f32, _: f64) {
+    fn stepped(&mut self, step: u64, total: u64, loss: f32, seconds: f64) {
         let loss = f64::from(loss);
         let shown = self.loss.map_or(loss, |before| SMOOTH * before + (1.0 - SMOOTH) * loss);
         self.loss = Some(shown);
         self.bar.set_length(total);
         self.bar.set_position(step);
-        self.bar.set_message(format!("loss {}{}", significant(shown), self.held_out));
+        let message = format!("loss {}{}", significant(shown), self.held_out);
+        self.lines.say(|| format!("step {step} of {total}, {seconds:.0} s, {message}"));
+        self.bar.set_message(message);
     }
 
     fn evaluated(&mut self, point: &Point, _: bool) {
@@ -101,6 +165,16 @@ impl Observer for TrainingBar {
             measures.collect::<String>()
         );
         self.bar.set_message(self.held_out.trim_start_matches(", ").to_string());
+        if let Some(file) = &mut self.history {
+            let line = serde_json::to_string(point).map_err(std::io::Error::other);
+            if let Err(error) = line.and_then(|line| writeln!(file, "{line}")) {
+                self.tell(format!("the history cannot be written: {error}"));
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &TrainError) {
+        self.tell(format!("{error}; training goes on, and the next checkpoint is tried in time"));
     }
 
     fn interrupted(&self) -> bool {

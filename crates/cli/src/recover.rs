@@ -3,20 +3,20 @@
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
 //! `samples` (`learned_from`, `held_out`), `before`, `refitted` and `after` (`error` and `measures` as pairs of name and
 //! number; `refitted` is null where layers were not refitted), `layers` (`name`, `before`, `after`, `refitted`), `steps`,
-//! `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `relative_l2` (of the result on the samples
-//! held out, as `compile` states it) and `seconds`.
+//! `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `error` (of the result on the samples
+//! held out, as `compile` states it in `held_out`) and `seconds`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use margay::{Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Samples, Trainable};
+use margay::{Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Trainable, samples_of};
 
-use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::args::{ThreadArgs, at_least_one, dim, mask, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::{Bars, TrainingBar};
-use crate::save::{check_distinct, check_writable, save_text};
+use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
-use crate::{Reply, json};
+use crate::{Reply, errors, json};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then all learn together. The best on held-out samples is kept.
 Ctrl-C ends learning and keeps the best so far.
@@ -25,7 +25,8 @@ With --json:
   {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
    "before": {"error", "measures"}, "refitted", "after",
    "layers": [{"name", "before", "after", "refitted"}], "steps", "stop", "divergence",
-   "history": [{"step", "seconds", "loss", "error", "measures"}], "relative_l2", "seconds"}"#;
+   "history": [{"step", "seconds", "loss", "error", "measures"}],
+   "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs"}, "seconds"}"#;
 
 /// Let a sketched model learn from the dense one what it lost, without labels.
 #[derive(clap::Args)]
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     /// Go on from the checkpoint, if it is there.
     #[arg(long, requires = "checkpoint")]
     resume: bool,
+    /// Write every evaluation as a line of JSON; with --resume behind those that are there.
+    #[arg(long, value_name = "FILE.jsonl")]
+    history: Option<PathBuf>,
     /// Write the recovered model as ONNX.
     #[arg(long, value_name = "OUT.onnx")]
     export: Option<PathBuf>,
@@ -94,8 +98,8 @@ struct LearningArgs {
     /// What learns: factors with their biases; these and normalizations; all but embeddings.
     #[arg(long, value_name = "sketch|norms|all", default_value = "sketch", value_parser = train)]
     train: Trainable,
-    /// An input whose zeros mark padding [default: `attention_mask`, where there is one].
-    #[arg(long, value_name = "INPUT")]
+    /// The input whose zeros mark padding, or none [default: `attention_mask`, where there is one].
+    #[arg(long, value_name = "INPUT|none")]
     mask: Option<String>,
     /// The share of samples that is held out.
     #[arg(long, value_name = "SHARE", default_value_t = 0.125)]
@@ -123,6 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         ("`--export`", args.export.as_deref()),
         ("`--save-plan`", args.save_plan.as_deref()),
         ("`--checkpoint`", args.checkpoint.as_deref()),
+        ("`--history`", args.history.as_deref()),
     ];
     written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
     let read = [
@@ -133,28 +138,32 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_distinct(&written, &read)?;
 
     let recovery = Recovery::open(&args.model, &args.teacher, &args.dims)?;
-    let samples = Samples::open(&args.data)?;
+    let samples = samples_of(&args.model, &args.data, &[])?;
     let recovered = {
         let bars = Bars::new();
-        let mut bar = TrainingBar::new("error", Interrupt::listen()?);
+        let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume)?;
         recovery.learn(&samples, &options(args), &bars, &mut bar)?
     };
     let model = recovery.finish(recovered, args.threads.get(), &Bars::new())?;
-    if let Some(path) = &args.export {
-        model.compiled.export(path)?;
-    }
-    if let Some(path) = &args.save_plan {
-        save_text(path, &model.compiled.plan.to_toml().map_err(margay::Error::from)?)?;
-    }
-    if let Some(path) = &args.output {
-        model.compiled.write(path, false, &mut Dump::none())?;
-    }
+    let unwritten = write(args, &model);
     let text = match args.json {
         true => json(&model.report(args.learning.seed))?,
         false => summary(args, &model),
     };
-    let failure = model.recovered.fitted.as_ref().and_then(Failure::of_training);
-    Ok(Reply { text, failure })
+    let failure = || model.recovered.fitted.as_ref().and_then(Failure::of_training);
+    Ok(Reply { text, failure: unwritten.or_else(failure) })
+}
+
+/// Writes what was asked for, each file whatever becomes of the others; the first failure.
+fn write(args: &Args, model: &RecoveredModel) -> Option<Failure> {
+    let compiled = &model.compiled;
+    let export = |path: &Path| Ok(compiled.export(path)?);
+    let plan = |path: &Path| save_text(path, &compiled.plan.to_toml().map_err(margay::Error::from)?);
+    let artifact = |path: &Path| Ok(compiled.write(path, false, &mut Dump::none())?);
+    let exported = args.export.as_ref().and_then(|path| rescued(path, export).err());
+    let planned = args.save_plan.as_ref().and_then(|path| rescued(path, plan).err());
+    let written = args.output.as_ref().and_then(|path| rescued(path, artifact).err());
+    exported.or(planned).or(written)
 }
 
 fn options(args: &Args) -> RecoverOptions {
@@ -170,7 +179,7 @@ fn options(args: &Args) -> RecoverOptions {
             names => Hidden::Names(names.iter().map(|n| n.trim().to_owned()).collect()),
         },
         train: l.train,
-        mask: l.mask.clone(),
+        mask: mask(l.mask.as_deref()),
         together: !l.layers_only,
         held_out: l.held_out,
         patience: l.patience,
@@ -207,14 +216,13 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         text += &format!("{steps} steps together, {}; best at step {best}\n", fitted.stop.text());
     }
     text += &format!("\n{table}\n");
-    text += &format!(
-        "as `compile` states it: relative error {}, cosine {:.5}\n",
-        significant(error.relative_l2),
-        error.cosine
-    );
+    text += &format!("as `compile` states it: {}{}\n", errors::words(error), errors::uncounted(error));
+    text += &errors::outputs(error).to_string();
     for path in [&args.output, &args.export, &args.save_plan].into_iter().flatten() {
-        let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
-        text += &format!("wrote {}{size}\n", path.display());
+        // One that could not be written is told of elsewhere.
+        if let Ok(m) = std::fs::metadata(path) {
+            text += &format!("wrote {} ({})\n", path.display(), bytes(m.len()));
+        }
     }
     text
 }

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use margay::{Given, KnownInputs, Precision, Predictor, RunOptions, Tolerance, compare_outputs, write_npz};
+use margay::{
+    ErrorScope, Given, KnownInputs, MaskChoice, Precision, Predictor, RunOptions, Tolerance, compare_outputs,
+    write_npz,
+};
 
 use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, precision};
 use crate::compare::past_tolerance;
@@ -43,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     }
     let inputs = args.inputs.paths();
     let mut read = vec![("the model", Some(args.model.as_path()))];
-    read.extend(inputs.iter().map(|path| ("`--inputs`", Some(path.as_path()))));
+    read.extend(inputs.iter().map(|path| ("`--data`", Some(path.as_path()))));
     check_distinct(&[("`--outputs`", args.outputs.as_deref())], &read)?;
     let options = RunOptions {
         threads: args.how.threads.get(),
@@ -52,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         in_batches: args.how.in_batches,
         huge_pages: args.how.huge_pages,
     };
-    let Given { inputs, expected } = args.inputs.read(&args.model)?;
+    let Given { inputs, expected, .. } = args.inputs.read(&args.model)?;
     if args.outputs.is_none() && expected.is_none() {
         return Err(Failure::usage("there is nothing to do with the outputs: give `--outputs FILE.npz`"));
     }
@@ -66,7 +69,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         note(format!("wrote {} to {}", list.join(", "), path.display()));
     }
     if let Some(expected) = expected {
-        let found = compare_outputs(&expected, &outputs, Tolerance { rtol: args.rtol, atol: args.atol })?;
+        let found = compare_outputs(
+            &inputs,
+            &expected,
+            &outputs,
+            &ErrorScope { mask: MaskChoice::Nothing, outputs: Vec::new() },
+            Tolerance { rtol: args.rtol, atol: args.atol },
+        )?;
         if let Some(failure) = past_tolerance(&found, args.rtol, args.atol) {
             return Err(failure);
         }

@@ -20,7 +20,21 @@ pub(crate) fn save_text(path: &Path, text: &str) -> Result<(), Failure> {
     save::<io::Error>(path, |out| out.write_all(text.as_bytes()))
 }
 
-/// Fails early where a file cannot be written later: the folder is missing, or the path names something else.
+/// Writes a file that took long to make. Where it cannot be written, it goes to a new folder for temporary files, which the
+/// failure names.
+pub(crate) fn rescued(path: &Path, write: impl Fn(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    let Err(failure) = write(path) else { return Ok(()) };
+    let folder = tempfile::Builder::new().prefix("margay-").tempdir();
+    let Ok(folder) = folder else { return Err(failure) };
+    let place = folder.path().join(path.file_name().unwrap_or_default());
+    if write(&place).is_err() {
+        return Err(failure);
+    }
+    let kept = folder.keep().join(path.file_name().unwrap_or_default());
+    Err(failure.with_help(format!("it was written to `{}` instead", kept.display())))
+}
+
+/// Fails early where a file cannot be written later: nothing can be made in its folder, or the path names something else.
 pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
     let folder = folder(path);
     match std::fs::metadata(folder) {
@@ -30,10 +44,12 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
         }
         Ok(_) => {}
     }
-    match std::fs::metadata(path) {
-        Ok(m) if !m.is_file() => Err(Failure::write(path, "not a regular file")),
-        _ => Ok(()),
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Failure::write(path, "not a regular file"));
     }
+    // The file replaces another one only when it is whole, so that the folder must take a new one.
+    let probe = tempfile::Builder::new().prefix(".margay-").suffix(".part").tempfile_in(folder);
+    probe.and_then(tempfile::NamedTempFile::close).map_err(|e| Failure::write(path, e))
 }
 
 /// Fails where a file would be written over another one that the command reads or writes. Each file comes with the

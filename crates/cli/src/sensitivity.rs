@@ -2,7 +2,7 @@
 //!
 //! `--json` prints an object:
 //!
-//! - `model`: the file; `samples`, `probes`: how many; `relative_error`: the error of weights that is predicted for.
+//! - `model`: the file; `samples`, `probes`: how many; `warnings`; `relative_error`: the error of weights that is predicted for.
 //! - `modules`: objects with `name`, `kind`, `d_in`, `d_out`, `weight_norm`, `input_trace`, `gradient_trace`,
 //!   `output_error`, `output_error_by_moments`, `half_rank` and `half_rank_output_error`, which are explained at
 //!   `ModuleSensitivity` of the crate `margay`.
@@ -10,17 +10,17 @@
 use std::path::PathBuf;
 
 use margay::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
-use margay::{Samples, open};
+use margay::{open, samples_of};
 use serde::Serialize;
 
 use crate::args::{ThreadArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, significant};
-use crate::{Reply, json};
+use crate::{Reply, json, warn};
 
 const JSON: &str = r#"With --json:
-  {"model", "relative_error", "samples", "probes",
+  {"model", "relative_error", "samples", "probes", "warnings": [],
    "modules": [{"name", "kind", "d_in", "d_out", "weight_norm", "input_trace", "gradient_trace",
                 "output_error", "output_error_by_moments", "half_rank", "half_rank_output_error"}]}"#;
 
@@ -61,8 +61,9 @@ struct Report {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let source = open(&args.model)?;
-    let samples = Samples::open(&args.data)?;
+    let samples = samples_of(&args.model, &args.data, &[])?;
     let found = sensitivity(&source, &samples, args.probes, args.seed, args.threads.get(), &Bars::new())?;
+    warn(&found.warnings);
     let report = Report {
         model: args.model.display().to_string(),
         relative_error: RELATIVE_ERROR,

@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FitOptions, Length, Masking, Model, Objective, Optimizer, PantherTraining, Samples,
-    Schedule, Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph,
-    is_array_file, open, read_labels, training_batch, vocabulary,
+    CompileOptions, FitOptions, Length, Masking, Model, Objective, Optimizer, PantherTraining, Schedule,
+    Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph, is_array_file, open,
+    read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::TrainingBar;
-use crate::save::{check_distinct, check_writable};
+use crate::save::{check_distinct, check_writable, rescued};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, json, note};
 
@@ -82,6 +82,9 @@ pub(crate) struct Args {
     /// Go on from the checkpoint, if it is there.
     #[arg(long, requires = "checkpoint")]
     resume: bool,
+    /// Write every evaluation as a line of JSON; with --resume behind those that are there.
+    #[arg(long, value_name = "FILE.jsonl")]
+    history: Option<PathBuf>,
     /// Write the trained model as ONNX.
     #[arg(long, value_name = "OUT.onnx")]
     export: Option<PathBuf>,
@@ -217,6 +220,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         ("`-o`", args.output.as_deref()),
         ("`--export`", args.export.as_deref()),
         ("`--checkpoint`", args.checkpoint.as_deref()),
+        ("`--history`", args.history.as_deref()),
     ];
     written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
     let label_file = args.labels.as_deref().filter(|text| is_array_file(text)).map(Path::new);
@@ -228,7 +232,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_distinct(&written, &read)?;
 
     let source = open(&args.model)?;
-    let samples = Samples::open(&args.data)?;
+    let name = args.labels.as_deref().filter(|text| !is_array_file(text));
+    let samples = samples_of(&args.model, &args.data, &name.into_iter().collect::<Vec<_>>())?;
     let labels = match &args.labels {
         Some(text) => Some(read_labels(text, &samples)?),
         None => None,
@@ -236,12 +241,12 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let training = Training::new(&source, options(args, &source)?, args.init, sketches(args).as_ref())?;
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
-        let mut bar = TrainingBar::new("loss", Interrupt::listen()?);
+        let mut bar = TrainingBar::new("loss", Interrupt::listen()?, args.history.as_deref(), args.resume)?;
         training.train(&samples, labels.as_ref(), &mut bar)?
     };
-    write(args, &trained)?;
+    let unwritten = write(args, &trained);
     let text = if args.json { json(&trained.report())? } else { summary(args, &trained) };
-    Ok(Reply { text, failure: Failure::of_training(&trained.trained.fitted) })
+    Ok(Reply { text, failure: unwritten.or_else(|| Failure::of_training(&trained.trained.fitted)) })
 }
 
 fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
@@ -317,16 +322,16 @@ fn sketches(args: &Args) -> Option<PantherTraining> {
     Some(PantherTraining { rank, terms: *terms, start, seed: args.length.seed, modules: layers.clone() })
 }
 
-fn write(args: &Args, trained: &TrainedModel) -> Result<(), Failure> {
-    if let Some(path) = &args.export {
-        export_graph(&trained.trained.graph, None, path)?;
-    }
-    if let Some(path) = &args.output {
-        let threads = args.threads.get();
-        let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
-        trained.compile(&options)?.write(path, false, &mut margay::Dump::none())?;
-    }
-    Ok(())
+/// Writes what was asked for, each file whatever becomes of the others; the first failure.
+fn write(args: &Args, trained: &TrainedModel) -> Option<Failure> {
+    let threads = args.threads.get();
+    let options = CompileOptions { dims: args.dims.clone(), threads, ..CompileOptions::default() };
+    let export = |path: &Path| Ok(export_graph(&trained.trained.graph, None, path)?);
+    let compile =
+        |path: &Path| Ok(trained.compile(&options)?.write(path, false, &mut margay::Dump::none())?);
+    let exported = args.export.as_ref().and_then(|path| rescued(path, export).err());
+    let compiled = args.output.as_ref().and_then(|path| rescued(path, compile).err());
+    exported.or(compiled)
 }
 
 fn summary(args: &Args, model: &TrainedModel) -> String {
@@ -358,8 +363,10 @@ fn summary(args: &Args, model: &TrainedModel) -> String {
         text += &format!("{} of {} numbers stored, {share}\n", count(now as u64), count(dense as u64));
     }
     for path in [&args.output, &args.export].into_iter().flatten() {
-        let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
-        text += &format!("wrote {}{size}\n", path.display());
+        // One that could not be written is told of elsewhere.
+        if let Ok(m) = std::fs::metadata(path) {
+            text += &format!("wrote {} ({})\n", path.display(), bytes(m.len()));
+        }
     }
     text
 }

@@ -1,9 +1,8 @@
-//! How far two models are apart.
+//! How far two models are apart, layer by layer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use margay_ir::ops::Numbers;
 use margay_ir::{Graph, Op, Value};
 use margay_loops::Backend;
 use margay_passes::BindDims;
@@ -11,80 +10,7 @@ use margay_tensor::Tensor;
 use serde::Serialize;
 
 use crate::samples::is_measured;
-use crate::{DriverError, ErrorMeasure, Runner};
-
-/// Sums errors over outputs and samples.
-#[derive(Clone, Debug, Default)]
-pub struct ErrorSum {
-    reference: f64,
-    found: f64,
-    product: f64,
-    difference: f64,
-    /// The largest absolute difference.
-    pub max_abs: f64,
-    samples: usize,
-}
-
-impl ErrorSum {
-    /// Adds the outputs of one run. Integer outputs do not count.
-    pub fn add(
-        &mut self,
-        reference: &[(String, Tensor)],
-        found: &[(String, Tensor)],
-        samples: usize,
-    ) -> Result<(), DriverError> {
-        let mut any = false;
-        for (name, a) in reference.iter().filter(|(_, t)| is_measured(t.dtype())) {
-            let b = found.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-            let Some(b) = b.filter(|b| b.shape() == a.shape() && b.dtype() == a.dtype()) else {
-                return Err(DriverError::Measure(format!(
-                    "output `{name}` is {}{:?} in the reference and {} in the other model",
-                    a.dtype(),
-                    a.shape(),
-                    b.map_or("absent".into(), |b| format!("{}{:?}", b.dtype(), b.shape()))
-                )));
-            };
-            any = true;
-            let numbers = |t: &Tensor| {
-                let unreadable = |e| DriverError::Measure(format!("output `{name}`: {e}"));
-                Ok::<_, DriverError>(Numbers::of(t).map_err(unreadable)?.floats())
-            };
-            for (x, y) in numbers(a)?.into_iter().zip(numbers(b)?) {
-                self.reference += x * x;
-                self.found += y * y;
-                self.product += x * y;
-                self.difference += (x - y) * (x - y);
-                // A difference that is not a number stays.
-                let gap = (x - y).abs();
-                if gap.is_nan() || gap > self.max_abs {
-                    self.max_abs = gap;
-                }
-            }
-        }
-        if !any {
-            return Err(DriverError::Measure("the model has no floating point output to compare".into()));
-        }
-        self.samples += samples;
-        Ok(())
-    }
-
-    /// The error so far.
-    pub fn measure(&self) -> ErrorMeasure {
-        let relative_l2 = match self.difference == 0.0 {
-            true => 0.0,
-            false if self.difference.is_nan() => f64::INFINITY,
-            false => (self.difference / self.reference).sqrt(),
-        };
-        let scale = (self.reference * self.found).sqrt();
-        let cosine = if scale == 0.0 && self.difference == 0.0 { 1.0 } else { self.product / scale };
-        ErrorMeasure { relative_l2, cosine, samples: self.samples }
-    }
-
-    /// Whether all numbers were finite.
-    pub fn is_finite(&self) -> bool {
-        self.reference.is_finite() && self.difference.is_finite()
-    }
-}
+use crate::{DriverError, ErrorScope, ErrorSum, MaskChoice, Runner};
 
 /// The error of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -98,15 +24,17 @@ pub struct LayerError {
 }
 
 /// Relative L2 errors of the values that two graphs name alike, in the order of the reference. Layers are run a few at a
-/// time, so that memory stays bounded.
+/// time, so that memory stays bounded. What `mask` marks as padding does not count in values that begin with its axes.
 pub fn layers(
     reference: &Graph,
     other: &Graph,
     inputs: &[(String, Tensor)],
+    mask: &MaskChoice,
     backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
+    let scope = ErrorScope { mask: mask.clone(), outputs: Vec::new() };
     let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
     let bound = |g: &Graph| -> Result<Graph, DriverError> {
         let binding = margay_ir::eval::bind_symbols(g, find)?;
@@ -127,10 +55,10 @@ pub fn layers(
         let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, backend, threads)?;
         let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, backend, threads)?;
         for ((name, v, w), (x, y)) in part.iter().zip(x.iter().zip(&y)) {
-            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, backend, threads)?;
-            let mut sum = ErrorSum::default();
+            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, &scope, backend, threads)?;
+            let mut sum = ErrorSum::new(&scope);
             let as_one = |t: &Tensor| [(String::new(), t.clone())];
-            sum.add(&as_one(&x.1), &as_one(&y.1), 1)?;
+            sum.add(inputs, &as_one(&x.1), &as_one(&y.1))?;
             out.push(LayerError { name: name.clone(), isolated, cumulative: sum.measure().relative_l2 });
         }
     }
@@ -178,6 +106,7 @@ fn isolated(
     (v, w): (Value, Value),
     inputs: &[(String, Tensor)],
     expected: &Tensor,
+    scope: &ErrorScope,
     backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Option<f64>, DriverError> {
@@ -213,7 +142,7 @@ fn isolated(
     let piece_inputs: Vec<(String, Tensor)> =
         inputs.iter().cloned().chain(names.zip(given.into_iter().map(|(_, t)| t))).collect();
     let found = Runner::new(piece, backend, threads).run(&piece_inputs)?;
-    let mut sum = ErrorSum::default();
-    sum.add(&[("0".into(), expected.clone())], &found, 1)?;
+    let mut sum = ErrorSum::new(scope);
+    sum.add(inputs, &[("0".into(), expected.clone())], &found)?;
     Ok(Some(sum.measure().relative_l2))
 }

@@ -26,7 +26,7 @@
 //! - [`Samples`]: calibration and held-out data.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
 //! - [`Report`]: what was done and what it costs.
-//! - [`compare`]: how far two models are apart.
+//! - [`ErrorSum`], [`ErrorMeasure`]: how far outputs are apart. [`compare`]: the same of layers.
 //! - [`differentiate()`]: models that compute derivatives.
 //! - [`mod@sensitivity`]: how much an error in each layer shows in the outputs.
 //! - [`refit_layers`]: factors of layers fitted anew to what a dense model computes.
@@ -44,6 +44,7 @@ mod consts;
 mod differentiate;
 mod dump;
 mod error;
+mod errors;
 mod export;
 mod mask;
 mod model;
@@ -65,15 +66,16 @@ pub use consts::{Read, read_graph};
 pub use differentiate::differentiate;
 pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
+pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
 pub use export::export_graph;
 pub use margay_plan::Goal;
-pub use mask::{Marks, Mask};
+pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};
 pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
 pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, refit_layers};
-pub use report::{ErrorMeasure, ModuleReport, Report};
+pub use report::{ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Arrays, Samples, bound_batch, hold_out};
+pub use samples::{Arrays, Samples, bound_batch, doubts, first_nan, hold_out, missing_inputs};
 pub use twins::Named;

@@ -6,7 +6,9 @@ use margay_passes::sketch::read_plan;
 use margay_tensor::Binding;
 
 use crate::compile::check::Checker;
-use crate::{Compiled, DriverError, ErrorMeasure, Progress, Report, Samples, backend, bound_batch};
+use crate::{
+    Compiled, DriverError, ErrorMeasure, ErrorScope, Progress, Report, Samples, backend, bound_batch,
+};
 
 /// What an artifact holds, with another graph in place of its own: the same processor class, dimensions, plan and
 /// report, but for the error on held-out samples, which is that of the graph.
@@ -58,6 +60,7 @@ pub fn measure_error(
     reference: &Graph,
     graph: &Graph,
     samples: &Samples,
+    scope: &ErrorScope,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<ErrorMeasure, DriverError> {
@@ -67,5 +70,6 @@ pub fn measure_error(
         return Err(DriverError::Samples(format!("expected at least {expected}, found {found}")));
     }
     let backend = &backend::native();
-    Checker::new(reference, samples, backend, threads, progress)?.measure(graph, backend, threads, progress)
+    Checker::new(reference, samples, scope, backend, threads, progress)?
+        .measure(graph, backend, threads, progress)
 }

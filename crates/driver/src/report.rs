@@ -6,16 +6,7 @@
 use margay_plan::{Choice, Settings};
 use serde::{Deserialize, Serialize};
 
-/// How far outputs are from those of the dense model, over all floating point outputs and samples together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ErrorMeasure {
-    /// `‖y - ŷ‖ / ‖y‖`.
-    pub relative_l2: f64,
-    /// `⟨y, ŷ⟩ / (‖y‖ ‖ŷ‖)`.
-    pub cosine: f64,
-    /// Number of samples.
-    pub samples: usize,
-}
+use crate::ErrorMeasure;
 
 /// What was done to one site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +85,12 @@ pub struct Report {
     pub bytes_before: u64,
     /// The same after: the bytes of these constants in the artifact.
     pub bytes_after: u64,
+    /// Bytes of all constants that the code of the dense model reads: these weights, biases, tables and the rest.
+    #[serde(default)]
+    pub constant_bytes_before: u64,
+    /// The same after.
+    #[serde(default)]
+    pub constant_bytes_after: u64,
     /// Multiplications and additions of products and convolutions before.
     pub flops_before: u64,
     /// Multiplications and additions of products and convolutions after.
@@ -114,4 +111,7 @@ pub struct Report {
     pub modules: Vec<ModuleReport>,
     /// What passes declined, in words.
     pub remarks: Vec<String>,
+    /// What should make a reader doubt the result, in words with numbers.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }

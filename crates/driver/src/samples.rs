@@ -1,9 +1,10 @@
 //! Calibration and held-out data.
 
+use std::collections::HashSet;
 use std::io::BufReader;
 use std::path::Path;
 
-use margay_ir::{Graph, Op};
+use margay_ir::{Graph, Op, TensorType};
 use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
@@ -16,6 +17,8 @@ pub type Arrays = Vec<(String, Tensor)>;
 pub struct Samples {
     arrays: Vec<(String, Tensor)>,
     rows: usize,
+    /// Names of arrays in the file that were not asked for.
+    others: Vec<String>,
 }
 
 impl Samples {
@@ -34,33 +37,45 @@ impl Samples {
                 )));
             }
         }
-        Ok(Samples { rows: expected.unwrap_or(0), arrays })
+        Ok(Samples { rows: expected.unwrap_or(0), arrays, others: Vec::new() })
     }
 
     /// Reads an `.npz` file. Leading extents are compared [for a graph](Samples::for_graph): what else is in the file does
     /// not matter.
     pub fn open(path: &Path) -> Result<Samples, DriverError> {
-        let arrays = read_npz(path)?;
-        let rows = arrays.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
-        Ok(Samples { arrays, rows })
+        Samples::open_only(path, &|_| true)
     }
 
-    /// Keeps the arrays that are inputs of a graph; a missing one is an error, others are left out.
+    /// As [`open`](Samples::open), but only the arrays that are `wanted` by their names are loaded.
+    pub fn open_only(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Samples, DriverError> {
+        let (arrays, others) = read_npz(path, wanted)?;
+        let rows = arrays.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
+        Ok(Samples { arrays, rows, others })
+    }
+
+    /// Keeps the arrays that are inputs of a graph; others are left out.
+    ///
+    /// # Errors
+    /// [`DriverError::Samples`] that lists all that is missing, of another type, or not a number.
     pub fn for_graph(&self, g: &Graph) -> Result<Samples, DriverError> {
         let mut arrays = Vec::new();
+        let mut problems = Vec::new();
         let mut missing = Vec::new();
         for n in g.inputs() {
             let Op::Input(input) = g.op(*n) else { continue };
             match self.arrays.iter().find(|(name, _)| **name == *input.name) {
-                Some((name, t)) if t.dtype() == input.ty.dtype => arrays.push((name.clone(), t.clone())),
-                Some((_, t)) => {
-                    missing.push(format!("`{}` is {}, expected {}", input.name, t.dtype(), input.ty.dtype))
-                }
-                None => missing.push(format!("input `{}` is not in the file", input.name)),
+                Some((name, t)) => match misfit(name, t, &input.ty) {
+                    None => arrays.push((name.clone(), t.clone())),
+                    Some(problem) => problems.push(problem),
+                },
+                None => missing.push(format!("`{}`: {}", input.name, input.ty)),
             }
         }
         if !missing.is_empty() {
-            return Err(DriverError::Samples(missing.join("; ")));
+            problems.push(missing_inputs(&missing, self.names()));
+        }
+        if !problems.is_empty() {
+            return Err(DriverError::Samples(problems.join("; ")));
         }
         Samples::new(arrays)
     }
@@ -68,6 +83,11 @@ impl Samples {
     /// Number of samples.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The names of all arrays, those in the file that were not loaded among them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.arrays.iter().map(|(name, _)| name.as_str()).chain(self.others.iter().map(String::as_str))
     }
 
     /// The arrays.
@@ -129,11 +149,109 @@ pub fn hold_out(rows: usize, part: usize, of: usize) -> (Vec<usize>, Vec<usize>)
     (0..rows).partition(|&r| share(r + 1) == share(r))
 }
 
-/// Reads the arrays of an `.npz` file.
-pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, DriverError> {
+/// Reads the arrays of an `.npz` file that are wanted, and the names of the others.
+fn read_npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(Arrays, Vec<String>), DriverError> {
     let file = std::fs::File::open(path).map_err(|source| DriverError::Read { path: path.into(), source })?;
-    margay_npy::read_npz(BufReader::new(file))
+    margay_npy::read_npz_only(BufReader::new(file), wanted)
         .map_err(|source| DriverError::Arrays { path: path.into(), source })
+}
+
+/// Says that inputs, each with its type, are not in a file, and what is.
+pub fn missing_inputs<'n>(missing: &[String], found: impl Iterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 8;
+    let found: Vec<String> = found.map(|name| format!("`{name}`")).collect();
+    let more = found.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let holds = match found.as_slice() {
+        [] => "no array".to_owned(),
+        found => found[..found.len().min(SHOWN)].join(", ") + &more,
+    };
+    format!("the model takes {}, the file holds {holds}", missing.join(", "))
+}
+
+/// Why samples of an input are not what the model takes.
+fn misfit(name: &str, t: &Tensor, ty: &TensorType) -> Option<String> {
+    let found = TensorType::of(t);
+    if found.dtype != ty.dtype {
+        let how = numpy_name(ty.dtype)
+            .map_or(String::new(), |to| format!(": in numpy, `{name}.astype(\"{to}\")` converts it"));
+        return Some(format!("`{name}` is {found}, expected {ty}{how}"));
+    }
+    if found.ndim() != ty.ndim() {
+        return Some(format!("`{name}` is {found}, expected {ty}: it has {} axes", found.ndim()));
+    }
+    // The leading axis is that of samples, of which a run takes some.
+    let wrong = ty.shape.iter().zip(t.shape()).enumerate().skip(1).find_map(|(axis, (expected, found))| {
+        let expected = expected.as_extent().filter(|e| e != found)?;
+        Some(format!("axis {axis} is {found}, expected {expected}"))
+    });
+    if let Some(wrong) = wrong {
+        return Some(format!("`{name}` is {found}, expected {ty}: {wrong}"));
+    }
+    let at = first_nan(t)?;
+    let row = at / (t.len() / t.shape().first().copied().unwrap_or(1).max(1)).max(1);
+    Some(format!("`{name}` is not a number in row {row}, at element {at}"))
+}
+
+/// What numpy calls a type, if it has it.
+fn numpy_name(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F32 => "float32",
+        DType::F64 => "float64",
+        DType::F16 => "float16",
+        DType::BF16 => return None,
+        DType::I8 => "int8",
+        DType::U8 => "uint8",
+        DType::I16 => "int16",
+        DType::U16 => "uint16",
+        DType::I32 => "int32",
+        DType::U32 => "uint32",
+        DType::I64 => "int64",
+        DType::U64 => "uint64",
+        DType::Bool => "bool",
+    })
+}
+
+/// Fewer samples than this are few.
+const FEW: usize = 32;
+
+/// Why what is measured on samples may not hold for others, in words with numbers.
+pub fn doubts(samples: &Samples) -> Vec<String> {
+    let (rows, mut all) = (samples.rows(), Vec::new());
+    if rows < FEW {
+        all.push(format!("{rows} samples are few: errors on other data may be larger"));
+    }
+    let mut known = HashSet::new();
+    let row_hash = |r: &usize| {
+        let mut h = blake3::Hasher::new();
+        for (_, t) in samples.arrays() {
+            let size = t.bytes().len() / rows.max(1);
+            h.update(&t.bytes()[r * size..(r + 1) * size]);
+        }
+        *h.finalize().as_bytes()
+    };
+    let again = (0..rows).filter(|r| !known.insert(row_hash(r))).count();
+    if again > 0 {
+        all.push(format!(
+            "{again} of {rows} samples are the same as others, so that what is held out has been seen in part"
+        ));
+    }
+    for (name, t) in samples.arrays().iter().filter(|(_, t)| t.dtype().is_float() && t.bytes().len() > 4) {
+        let size = t.dtype().bytes();
+        if t.bytes().chunks_exact(size).all(|e| *e == t.bytes()[..size]) {
+            all.push(format!("`{name}` is the same number everywhere"));
+        }
+    }
+    all
+}
+
+/// The position of the first element that is not a number.
+pub fn first_nan(t: &Tensor) -> Option<usize> {
+    match t.dtype() {
+        DType::F32 => t.as_slice::<f32>().ok()?.iter().position(|v| v.is_nan()),
+        DType::F64 => t.as_slice::<f64>().ok()?.iter().position(|v| v.is_nan()),
+        _ => None,
+    }
 }
 
 /// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.

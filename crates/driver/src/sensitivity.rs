@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::backward::Backward;
 use crate::compile::calibrate::{BATCH, Measuring, calibrate};
+use crate::samples::doubts;
 use crate::{DriverError, Mask, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
@@ -26,6 +27,8 @@ pub struct Sensitivity {
     pub samples: usize,
     /// Random cotangents per sample.
     pub probes: usize,
+    /// Why what was found may not hold for other samples.
+    pub warnings: Vec<String>,
     /// The layers, in order.
     pub modules: Vec<ModuleSensitivity>,
 }
@@ -135,7 +138,7 @@ pub fn sensitivity(
         return Err(DriverError::Measure(message));
     }
     let list = found.iter().zip(&sums).map(|(module, s)| s.report(module, energy, probes));
-    Ok(Sensitivity { samples: taken, probes, modules: list.collect() })
+    Ok(Sensitivity { samples: taken, probes, warnings: doubts(&samples), modules: list.collect() })
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {

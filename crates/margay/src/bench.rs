@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use margay_artifact::StepNote;
-use margay_driver::compare::ErrorSum;
-use margay_driver::{Arrays, ErrorMeasure};
+use margay_driver::{Arrays, ErrorMeasure, ErrorScope, ErrorSum};
 use serde::Serialize;
 
 use crate::Error;
 use crate::Predictor;
 use crate::batches::{Chunk, chunks_of};
-use crate::predictor::{borrowed, stored_bytes};
+use crate::predictor::{borrowed, constant_bytes};
 use crate::{Tolerance, compare_outputs};
 
 /// What was measured of a model.
@@ -19,19 +18,19 @@ use crate::{Tolerance, compare_outputs};
 pub struct Measured {
     /// The outputs, for those who know what is right.
     pub outputs: Arrays,
+    /// Times of one run, over all runs of all rounds.
+    pub times: RunTimes,
     /// The median time of running all inputs once, in milliseconds.
-    pub median_ms: f64,
-    /// The least time.
-    pub min_ms: f64,
-    /// Bytes of the constants that its code reads.
-    pub stored_bytes: u64,
+    pub all_inputs_ms: f64,
+    /// Bytes of all constants that its code reads.
+    pub constant_bytes: u64,
     /// All memory that a run needs but for inputs: constants, code, intermediate results, scratch, outputs.
     pub peak_bytes: u64,
-    /// The error of all floating point outputs together against the first model; `None` where there are none.
+    /// The error of the floating point outputs against the first model; `None` where there are none.
     pub error: Option<ErrorMeasure>,
     /// How many elements of integer and boolean outputs differ from those of the first model.
     pub other_differences: u64,
-    /// Predicted milliseconds; `None` where the graph is not at hand.
+    /// Predicted milliseconds of one run on as many threads; `None` where the graph is not at hand.
     pub predicted_ms: Option<f64>,
     /// Where the time goes, if asked for.
     pub steps: Option<Vec<StepTime>>,
@@ -39,13 +38,45 @@ pub struct Measured {
     pub runs: usize,
 }
 
-/// How models are timed.
-#[derive(Clone, Copy, Debug, Default)]
+/// Milliseconds of one run: quantiles by nearest rank.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct RunTimes {
+    /// Half of the runs took no longer.
+    pub median_ms: f64,
+    /// 90% of the runs took no longer.
+    pub p90_ms: f64,
+    /// 99% of the runs took no longer.
+    pub p99_ms: f64,
+    /// The least.
+    pub min_ms: f64,
+}
+
+impl RunTimes {
+    /// Of some times, at least one.
+    fn of(mut all: Vec<f64>) -> RunTimes {
+        all.sort_unstable_by(f64::total_cmp);
+        let rank = |share: f64| all[((share * all.len() as f64).ceil() as usize).clamp(1, all.len()) - 1];
+        RunTimes {
+            median_ms: median(&mut all.clone()),
+            p90_ms: rank(0.9),
+            p99_ms: rank(0.99),
+            min_ms: all[0],
+        }
+    }
+}
+
+/// Rounds of all inputs before the clock starts.
+pub const WARM_UP_ROUNDS: usize = 1;
+
+/// How models are timed and compared.
+#[derive(Clone, Debug, Default)]
 pub struct BenchOptions {
     /// How often all models are run; `None` for about three seconds, 5 to 200 times.
     pub rounds: Option<usize>,
     /// Whether the time of every step is measured, too.
     pub steps: bool,
+    /// What counts in errors.
+    pub errors: ErrorScope,
 }
 
 /// Runs all models on the same inputs, interleaved. Returns what was measured of each and the number of rounds.
@@ -68,19 +99,19 @@ pub fn bench(
     let (times, rounds) = interleaved(&mut pairs, options.rounds)?;
     let mut measured = Vec::new();
     for (((model, chunks), times), outputs) in models.iter_mut().zip(&chunks).zip(times).zip(found) {
-        let (error, other_differences) = differences(&reference, &outputs)?;
+        let (error, other_differences) = differences(inputs, &reference, &outputs, &options.errors)?;
         let session = model.session(&chunks[0].inputs)?;
         let executable = session.executable();
-        let stored = stored_bytes(executable);
+        let constants = constant_bytes(executable);
         measured.push(Measured {
             outputs,
-            median_ms: times.median_ms,
-            min_ms: times.min_ms,
-            stored_bytes: stored,
-            peak_bytes: stored + (executable.code_bytes() + session.peak_bytes()) as u64,
+            times: times.runs,
+            all_inputs_ms: times.all_inputs_ms,
+            constant_bytes: constants,
+            peak_bytes: constants + (executable.code_bytes() + session.peak_bytes()) as u64,
             error,
             other_differences,
-            predicted_ms: model.predicted_ms(chunks)?,
+            predicted_ms: model.predicted_ms(chunks)?.map(|all| all / chunks.len() as f64),
             steps: options.steps.then(|| steps(model, chunks, rounds)).transpose()?,
             runs: chunks.len(),
         });
@@ -89,25 +120,31 @@ pub fn bench(
 }
 
 /// The error of floating point outputs, and how many elements of others differ.
-fn differences(reference: &Arrays, found: &Arrays) -> Result<(Option<ErrorMeasure>, u64), Error> {
-    let mut sum = ErrorSum::default();
+fn differences(
+    inputs: &Arrays,
+    reference: &Arrays,
+    found: &Arrays,
+    scope: &ErrorScope,
+) -> Result<(Option<ErrorMeasure>, u64), Error> {
+    let mut sum = ErrorSum::new(scope);
     let error = match reference.iter().any(|(_, t)| t.dtype().is_float()) {
         true => {
-            sum.add(reference, found, 1)?;
+            sum.add(inputs, reference, found)?;
             Some(sum.measure())
         }
         false => None,
     };
     let others: Arrays = reference.iter().filter(|(_, t)| !t.dtype().is_float()).cloned().collect();
-    let others = compare_outputs(&others, found, Tolerance { rtol: 0.0, atol: 0.0 })?;
+    let all = ErrorScope { outputs: Vec::new(), ..scope.clone() };
+    let others = compare_outputs(inputs, &others, found, &all, Tolerance { rtol: 0.0, atol: 0.0 })?;
     Ok((error, others.iter().map(|o| o.past_tolerance as u64).sum()))
 }
 
-/// Times of one model, in milliseconds for all chunks together.
+/// Times of one model.
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    median_ms: f64,
-    min_ms: f64,
+    runs: RunTimes,
+    all_inputs_ms: f64,
 }
 
 /// Rounds at least, so that a median means something.
@@ -119,15 +156,18 @@ const MAX_ROUNDS: usize = 200;
 /// Rounds are added until they took this long.
 const BUDGET: Duration = Duration::from_secs(3);
 
-/// Runs all models in turn, round by round, so that whatever else the machine does falls on all of them alike; one
-/// round before the clock starts. Returns the times and the number of rounds.
+/// Runs all models in turn, round by round, so that whatever else the machine does falls on all of them alike. Returns the
+/// times and the number of rounds.
 fn interleaved(
     models: &mut [(&mut Predictor, &[Chunk])],
     rounds: Option<usize>,
 ) -> Result<(Vec<Times>, usize), Error> {
-    let mut times: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
-    for (model, chunks) in models.iter_mut() {
-        once(model, chunks)?;
+    // By model, by round, by run.
+    let mut times: Vec<Vec<Vec<f64>>> = vec![Vec::new(); models.len()];
+    for _ in 0..WARM_UP_ROUNDS {
+        for (model, chunks) in models.iter_mut() {
+            once(model, chunks)?;
+        }
     }
     let start = Instant::now();
     let mut done = 0;
@@ -141,9 +181,9 @@ fn interleaved(
         }
         done += 1;
     }
-    let summary = |mut all: Vec<f64>| Times {
-        median_ms: median(&mut all),
-        min_ms: all.iter().copied().fold(f64::INFINITY, f64::min),
+    let summary = |rounds: Vec<Vec<f64>>| {
+        let mut sums: Vec<f64> = rounds.iter().map(|runs| runs.iter().sum()).collect();
+        Times { all_inputs_ms: median(&mut sums), runs: RunTimes::of(rounds.concat()) }
     };
     Ok((times.into_iter().map(summary).collect(), done))
 }
@@ -153,7 +193,7 @@ fn median(all: &mut [f64]) -> f64 {
     0.5 * (all[(all.len() - 1) / 2] + all[all.len() / 2])
 }
 
-/// The time of a step in a round, all runs of the inputs together.
+/// The time of a step in one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepTime {
     /// The median over rounds.
@@ -190,20 +230,39 @@ fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<S
             }
         }
     }
-    let finished =
-        steps.into_iter().map(|(step, mut times)| StepTime { median_ms: median(&mut times), ..step });
+    let runs = chunks.len() as u64;
+    let finished = steps.into_iter().map(|(step, mut times)| StepTime {
+        median_ms: median(&mut times) / runs as f64,
+        flops: step.flops / runs,
+        bytes: step.bytes / runs,
+        ..step
+    });
     Ok(finished.collect())
 }
 
-/// Milliseconds of the runs alone, without looking for sessions and without copies of the outputs.
-fn once(model: &mut Predictor, chunks: &[Chunk]) -> Result<f64, Error> {
-    let mut seconds = 0.0;
+/// Milliseconds of each run alone, without looking for sessions and without copies of the outputs.
+fn once(model: &mut Predictor, chunks: &[Chunk]) -> Result<Vec<f64>, Error> {
+    let mut times = Vec::with_capacity(chunks.len());
     for chunk in chunks {
         let inputs = borrowed(&chunk.inputs);
         let session = model.session(&chunk.inputs)?;
         let start = Instant::now();
         session.run_in_place(&inputs)?;
-        seconds += start.elapsed().as_secs_f64();
+        times.push(start.elapsed().as_secs_f64() * 1e3);
     }
-    Ok(seconds * 1e3)
+    Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_the_nearest_rank() {
+        let times = RunTimes::of((1..=200).rev().map(f64::from).collect());
+        let expected = RunTimes { median_ms: 100.5, p90_ms: 180.0, p99_ms: 198.0, min_ms: 1.0 };
+        assert_eq!(times, expected);
+        let one = RunTimes::of(vec![3.0]);
+        assert_eq!((one.median_ms, one.p90_ms, one.p99_ms, one.min_ms), (3.0, 3.0, 3.0, 3.0));
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use margay_driver::{Dump, Kind, Model, build};
+use margay_driver::{Dump, Kind, Model, build, is_artifact};
 use margay_ir::{Graph, Op};
 use margay_onnx::{Model as OnnxModel, OnnxError, import, supported_operators};
 use margay_passes::sketch::layers;
@@ -112,6 +112,13 @@ pub struct Fault {
 /// # Errors
 /// A file that cannot be read at all; what is wrong with a model is in the result.
 pub fn check(path: &Path) -> Result<Check, Error> {
+    if is_artifact(path)? {
+        let message = format!(
+            "`{}` is an artifact, expected an ONNX file; `margay inspect` tells what is in it",
+            path.display()
+        );
+        return Err(Error::Options(message));
+    }
     let model = OnnxModel::open(path)?;
     let mut problems = Vec::new();
     let graph = match import(&model) {

@@ -1,9 +1,10 @@
 //! What a model is to be run on: arrays from files, folders of test data, or random numbers in declared shapes.
 
+use std::fmt;
 use std::path::Path;
 
 use margay_artifact::{Artifact, EntryParts};
-use margay_driver::{Arrays, is_artifact};
+use margay_driver::{Arrays, Samples, is_artifact, missing_inputs};
 use margay_ir::ops::Numbers;
 use margay_loops::Open;
 use margay_onnx::{Model as OnnxModel, OnnxDim};
@@ -33,6 +34,8 @@ pub struct Given {
     pub inputs: Arrays,
     /// The right outputs by name, where a folder of test data holds them.
     pub expected: Option<Arrays>,
+    /// Names of arrays in archives that are no inputs of the model. They are not loaded.
+    pub left_out: Vec<String>,
 }
 
 /// An input as a file declares it.
@@ -43,6 +46,20 @@ struct Declared {
     extents: Option<Vec<Result<usize, String>>>,
 }
 
+impl fmt::Display for Declared {
+    /// The name with the type.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = self.dtype.map_or("?".into(), |d| d.to_string());
+        let extent = |e: &Result<usize, String>| match e {
+            Ok(extent) => extent.to_string(),
+            Err(symbol) if symbol.is_empty() => "?".into(),
+            Err(symbol) => symbol.clone(),
+        };
+        let extents = self.extents.iter().flatten().map(extent).collect::<Vec<_>>().join(", ");
+        write!(f, "`{}`: {dtype}[{extents}]", self.name)
+    }
+}
+
 impl InputSource {
     /// The inputs of a model. Where shapes or extents are given, or no file is, inputs that no file holds are random:
     /// floats normal with variance 1, integers and truth values 0 or 1.
@@ -51,6 +68,8 @@ impl InputSource {
     /// Files that cannot be read; inputs that are given twice; extents that nobody says.
     pub fn inputs_of(&self, model: &Path) -> Result<Given, Error> {
         let mut given = Given::default();
+        let declared = Ports::of(model, &self.dims)?;
+        let wanted = |name: &str| declared.inputs.iter().any(|d| d.name == name);
         let mut nameless = Vec::new();
         let mut expected_nameless = Vec::new();
         for file in &self.files {
@@ -59,14 +78,16 @@ impl InputSource {
                 nameless.extend(data.inputs);
                 expected_nameless.extend(data.outputs);
             } else {
-                merge(&mut given.inputs, file.read()?)?;
+                let (arrays, others) = file.read(&wanted)?;
+                merge(&mut given.inputs, arrays)?;
+                given.left_out.extend(others);
             }
         }
         let is_random = self.files.is_empty() || !self.shapes.is_empty() || !self.dims.is_empty();
         if !is_random && nameless.is_empty() {
+            declared.all_in(&given)?;
             return Ok(given);
         }
-        let declared = Ports::of(model, &self.dims)?;
         let names: Vec<&str> = declared.inputs.iter().map(|d| d.name.as_str()).collect();
         merge(&mut given.inputs, named(nameless, &names, "input")?)?;
         if !expected_nameless.is_empty() {
@@ -165,7 +186,35 @@ struct Ports {
     outputs: Vec<String>,
 }
 
+/// The names of the inputs of a model or an artifact.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn input_names(model: &Path) -> Result<Vec<String>, Error> {
+    Ok(Ports::of(model, &[])?.inputs.into_iter().map(|d| d.name).collect())
+}
+
+/// Samples of a model from an archive: the arrays that are its inputs, and those with other names that are asked for.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn samples_of(model: &Path, data: &Path, others: &[&str]) -> Result<Samples, Error> {
+    let names = input_names(model)?;
+    Samples::open_only(data, &|name| others.contains(&name) || names.iter().any(|n| n == name))
+}
+
 impl Ports {
+    /// Fails where arrays of archives have other names than inputs that are missing.
+    fn all_in(&self, given: &Given) -> Result<(), Error> {
+        let is_missing = |d: &&Declared| !given.inputs.iter().any(|(name, _)| *name == d.name);
+        let missing: Vec<String> = self.inputs.iter().filter(is_missing).map(Declared::to_string).collect();
+        if missing.is_empty() || given.left_out.is_empty() {
+            return Ok(());
+        }
+        let found = given.inputs.iter().map(|(name, _)| name).chain(&given.left_out).map(String::as_str);
+        Err(Error::Options(missing_inputs(&missing, found)))
+    }
+
     /// Of an artifact with several entries, those of the first that serves the extents; what a range leaves open and
     /// nobody says is the greatest.
     fn of(path: &Path, dims: &[(String, usize)]) -> Result<Ports, Error> {

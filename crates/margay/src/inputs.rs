@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use margay_driver::Arrays;
-use margay_npy::{read_npy, read_npz};
+use margay_npy::{read_npy, read_npz, read_npz_only};
 use margay_onnx::read_tensor;
 use margay_tensor::Tensor;
 
@@ -35,21 +35,23 @@ impl FromStr for InputFile {
 }
 
 impl InputFile {
-    /// The tensors in the file by the names of inputs.
+    /// The tensors in the file by the names of inputs, and the names of arrays in an archive that are not `wanted`, which
+    /// are not loaded.
     ///
     /// # Errors
     /// Files that cannot be read, and kinds of files other than `.npz`, `.npy` with a name, and `.pb`.
-    pub fn read(&self) -> Result<Arrays, Error> {
+    pub fn read(&self, wanted: &dyn Fn(&str) -> bool) -> Result<(Arrays, Vec<String>), Error> {
         let path = &self.path;
         match (extension(path).as_str(), &self.name) {
             ("npz", None) => {
                 let file = File::open(path).map_err(|source| Error::Read { path: path.clone(), source })?;
-                read_npz(BufReader::new(file)).map_err(|source| Error::Arrays { path: path.clone(), source })
+                let arrays = |source| Error::Arrays { path: path.clone(), source };
+                read_npz_only(BufReader::new(file), wanted).map_err(arrays)
             }
-            ("npy", Some(name)) => Ok(vec![(name.clone(), read_array(path)?)]),
+            ("npy", Some(name)) => Ok((vec![(name.clone(), read_array(path)?)], Vec::new())),
             ("pb", name) => {
                 let (own, tensor) = read_tensor(path)?;
-                Ok(vec![(name.clone().unwrap_or(own), tensor)])
+                Ok((vec![(name.clone().unwrap_or(own), tensor)], Vec::new()))
             }
             _ => {
                 let text = self.name.iter().map(|n| format!("{n}=")).collect::<String>();

@@ -57,10 +57,10 @@ mod recovery;
 mod training;
 
 pub use artifact::{export_artifact, open_artifact, report_of};
-pub use bench::{BenchOptions, Measured, StepTime, bench};
+pub use bench::{BenchOptions, Measured, RunTimes, StepTime, WARM_UP_ROUNDS, bench};
 pub use check::{Check, Fault, Layers, NonFinite, Operator, Port, ProblemKind, check};
-pub use compare::{Comparison, OutputError, Tolerance, compare, compare_outputs};
-pub use given::{Given, InputSource};
+pub use compare::{Comparison, OutputComparison, Tolerance, compare, compare_outputs};
+pub use given::{Given, InputSource, input_names, samples_of};
 pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use plan::read_plan;
@@ -71,13 +71,13 @@ pub use training::{
 };
 
 pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
-pub use margay_driver::compare::{ErrorSum, LayerError};
+pub use margay_driver::compare::LayerError;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, Goal, Kind,
-    LayerRefit, Model, ModuleReport, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile,
-    compile_with, differentiate, export_graph, is_artifact, measure_error, open, open_artifact_graph,
-    open_with, read_graph, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, ErrorScope, ErrorSum,
+    Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError, PooledError, Progress, Read,
+    Report, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate, export_graph,
+    is_artifact, measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;

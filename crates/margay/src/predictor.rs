@@ -247,7 +247,7 @@ pub(crate) fn borrowed(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
 }
 
 /// Stored bytes of the constants that the code of an executable reads.
-pub(crate) fn stored_bytes(executable: &Executable) -> u64 {
+pub(crate) fn constant_bytes(executable: &Executable) -> u64 {
     let constants = &executable.description().constants;
     let mut used: Vec<usize> =
         executable.sections().flat_map(|s| s.parts.constants.iter().copied()).collect();

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, LayerRefit, Model, Progress, Samples, compile, is_artifact,
-    measure_error, open, recompile,
+    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples, compile,
+    is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
@@ -67,7 +67,9 @@ impl Recovery {
         progress: &dyn Progress,
     ) -> Result<RecoveredModel, Error> {
         let held_out = &recovered.held_out;
-        let error = measure_error(&self.teacher.graph, &recovered.graph, held_out, threads, progress)?;
+        let scope = ErrorScope { mask: recovered.mask.clone(), outputs: Vec::new() };
+        let (teacher, student) = (&self.teacher.graph, &recovered.graph);
+        let error = measure_error(teacher, student, held_out, &scope, threads, progress)?;
         let graph = recovered.graph.clone();
         let compiled = match &self.artifact {
             Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
@@ -121,7 +123,7 @@ impl RecoveredModel {
             stop: fitted.map(|f| f.stop),
             divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
-            relative_l2: self.error.relative_l2,
+            error: &self.error,
             seconds: recovered.seconds,
         }
     }
@@ -159,7 +161,7 @@ pub struct RecoveryReport<'a> {
     /// The course of the error.
     pub history: &'a [Point],
     /// The error of the result as [`compile`] states it.
-    pub relative_l2: f64,
+    pub error: &'a ErrorMeasure,
     /// Seconds in all.
     pub seconds: f64,
 }

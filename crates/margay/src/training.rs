@@ -208,7 +208,7 @@ pub fn read_labels(text: &str, samples: &Samples) -> Result<Tensor, Error> {
         return Ok(t.clone());
     }
     if !is_array_file(text) {
-        let known: Vec<String> = samples.arrays().iter().map(|(name, _)| format!("`{name}`")).collect();
+        let known: Vec<String> = samples.names().map(|name| format!("`{name}`")).collect();
         let known = known.join(", ");
         return Err(Error::Options(format!("the data has no array `{text}`; it has {known}")));
     }

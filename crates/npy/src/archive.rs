@@ -20,24 +20,40 @@ const EXTENSION: &str = ".npy";
 /// [`NpyError::Archive`] if it is no zip file or holds a name twice, [`NpyError::Member`] for a member that
 /// is no array, and [`NpyError::InMember`] for whatever is wrong inside one.
 pub fn read_npz(from: impl Read + Seek) -> Result<Vec<(String, Tensor)>, NpyError> {
+    Ok(read_npz_only(from, &|_| true)?.0)
+}
+
+/// As [`read_npz`], but only the arrays that are `wanted` by their names; of the others the names. Those are not inflated,
+/// whatever they hold.
+///
+/// # Errors
+/// As [`read_npz`], of wanted arrays.
+pub fn read_npz_only(
+    from: impl Read + Seek,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<(String, Tensor)>, Vec<String>), NpyError> {
     let mut archive = ZipArchive::new(from)?;
     if archive.has_duplicate_names() {
         return Err(zip::result::ZipError::InvalidArchive("a member name occurs twice".into()).into());
     }
-    let mut arrays = Vec::new();
+    let (mut arrays, mut others) = (Vec::new(), Vec::new());
     for index in 0..archive.len() {
         let mut member = archive.by_index(index)?;
         let name = member.name()?.into_owned();
         let Some(stem) = name.strip_suffix(EXTENSION) else {
             return Err(NpyError::Member { name });
         };
+        if !wanted(stem) {
+            others.push(stem.to_owned());
+            continue;
+        }
         let claimed = member.size();
         match read_member(&mut member, claimed) {
             Ok(tensor) => arrays.push((stem.to_owned(), tensor)),
             Err(source) => return Err(NpyError::InMember { name, source: Box::new(source) }),
         }
     }
-    Ok(arrays)
+    Ok((arrays, others))
 }
 
 /// Writes an archive of arrays under these names, to which `.npy` is added.
@@ -137,6 +153,15 @@ mod tests {
         assert_eq!(bytes, write());
         let read = read_npz(Cursor::new(&bytes)).unwrap();
         assert!(read.iter().map(|(n, t)| (n.as_str(), t)).eq(sample().iter().map(|(n, t)| (*n, t))));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_not_inflated() {
+        let good = write_npy(&Tensor::scalar(1f32)).unwrap();
+        let bytes = zipped(&[("a.npy", &good), ("b.npy", b"no array")], CompressionMethod::Deflated);
+        let (arrays, others) = read_npz_only(Cursor::new(&bytes), &|name| name == "a").unwrap();
+        assert_eq!((arrays.len(), others), (1, vec!["b".to_owned()]));
+        assert!(read_npz(Cursor::new(&bytes)).is_err());
     }
 
     #[test]

@@ -5,12 +5,12 @@
 //! written is version 1.0, little endian, in C order, and the same bytes every time.
 //!
 //! Deliberately absent: big-endian data, strings, structures, complex numbers and pickled objects (each has
-//! its error); and reading a member of an archive without reading the others.
+//! its error).
 
 mod archive;
 mod header;
 
-pub use archive::{read_npz, write_npz};
+pub use archive::{read_npz, read_npz_only, write_npz};
 
 use margay_tensor::{DType, Tensor, TensorError};
 

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use margay_driver::DriverError;
 use margay_tensor::{DType, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
@@ -16,9 +17,12 @@ use crate::fit::Point;
 /// The key of the metadata under which the record lies, as JSON.
 const RECORD: &str = "margay.training";
 /// The version of the record that is written and read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const STATE: &str = "state.";
 const BEST: &str = "best.";
+
+/// What decides the numbers that a run computes, by name, as text: hashes of model and data, options.
+pub type Identity = Vec<(String, String)>;
 
 /// What is known besides tensors.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -26,7 +30,7 @@ pub struct Record {
     /// Version of the format.
     pub version: u32,
     /// Identifies model, data and options: a run with others cannot go on from here.
-    pub identity: String,
+    pub identity: Identity,
     /// Steps done.
     pub step: u64,
     /// Steps in all, as the schedule has them.
@@ -61,6 +65,7 @@ impl Checkpoint {
     pub fn write(&self, path: &Path) -> Result<(), TrainError> {
         let failed =
             |why: String| TrainError::Checkpoint(format!("cannot write `{}`: {why}", path.display()));
+        let unwritten = |source| DriverError::Write { path: path.to_path_buf(), source };
         let record = Record { version: VERSION, ..self.record.clone() };
         let record = serde_json::to_string(&record).map_err(|e| failed(e.to_string()))?;
         let mut views = Vec::new();
@@ -74,11 +79,22 @@ impl Checkpoint {
         }
         let metadata = HashMap::from([(RECORD.to_string(), record)]);
         let bytes = serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
-        margay_artifact::replace_file(path, |out| out.write_all(&bytes)).map_err(|e| failed(e.to_string()))
+        Ok(margay_artifact::replace_file(path, |out| out.write_all(&bytes)).map_err(unwritten)?)
+    }
+
+    /// Fails where a run would begin anew and its checkpoint would replace one that is there.
+    pub fn claim(path: Option<&Path>, resume: bool) -> Result<(), TrainError> {
+        match path.filter(|path| !resume && path.exists()) {
+            None => Ok(()),
+            Some(path) => Err(TrainError::Options(format!(
+                "the checkpoint `{}` is there already: go on from it with `--resume`, or give another name",
+                path.display()
+            ))),
+        }
     }
 
     /// Reads the file of a run with this identity.
-    pub fn read(path: &Path, identity: &str) -> Result<Checkpoint, TrainError> {
+    pub fn read(path: &Path, identity: &Identity) -> Result<Checkpoint, TrainError> {
         let failed =
             |why: String| TrainError::Checkpoint(format!("cannot go on from `{}`: {why}", path.display()));
         let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
@@ -89,8 +105,8 @@ impl Checkpoint {
         if record.version != VERSION {
             return Err(failed(format!("version {}, expected {VERSION}", record.version)));
         }
-        if record.identity != identity {
-            return Err(failed("it was written with another model, other data or other options".into()));
+        if let Some(differences) = differences(&record.identity, identity) {
+            return Err(failed(format!("it was written by another run: {differences}")));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new() };
@@ -106,6 +122,16 @@ impl Checkpoint {
         }
         Ok(read)
     }
+}
+
+/// What two runs differ in, in words.
+fn differences(there: &Identity, here: &Identity) -> Option<String> {
+    let find = |list: &Identity, name: &str| list.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let names = there.iter().chain(here.iter().filter(|(n, _)| find(there, n).is_none())).map(|(n, _)| n);
+    let shown = |value: Option<String>| value.unwrap_or_else(|| "nothing".into());
+    let different = names.filter(|n| find(there, n) != find(here, n));
+    let words = different.map(|n| format!("{n} was {}, is {}", shown(find(there, n)), shown(find(here, n))));
+    Some(words.collect::<Vec<_>>().join("; ")).filter(|words| !words.is_empty())
 }
 
 const DTYPES: [(DType, Dtype); 5] = [
@@ -124,12 +150,16 @@ fn dtype_of(dtype: DType) -> Option<Dtype> {
 mod tests {
     use super::*;
 
+    fn identity(model: &str) -> Identity {
+        vec![("the model".into(), model.into()), ("the seed".into(), "0".into())]
+    }
+
     fn sample() -> Checkpoint {
         let weights = Tensor::from_slice(&[2, 2], &[1.0f32, -0.0, f32::MIN_POSITIVE, 3.5]).unwrap();
         Checkpoint {
             record: Record {
                 version: VERSION,
-                identity: "abc".into(),
+                identity: identity("abc"),
                 step: 12,
                 total_steps: 100,
                 settled: true,
@@ -156,7 +186,7 @@ mod tests {
         let path = folder.path().join("run.safetensors");
         let written = sample();
         written.write(&path).unwrap();
-        let read = Checkpoint::read(&path, "abc").unwrap();
+        let read = Checkpoint::read(&path, &identity("abc")).unwrap();
         assert_eq!(read.record, written.record);
         assert_eq!(read.best[0].1.bytes(), written.best[0].1.bytes());
         let state = |c: &Checkpoint, name: &str| c.states.iter().find(|(n, _)| n == name).unwrap().1.clone();
@@ -171,11 +201,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.safetensors");
         sample().write(&path).unwrap();
-        let message = |identity: &str| {
-            let text = Checkpoint::read(&path, identity).unwrap_err().to_string();
+        let message = |model: &str| {
+            let text = Checkpoint::read(&path, &identity(model)).unwrap_err().to_string();
             text.split_once("`: ").unwrap().1.to_string()
         };
-        assert_eq!(message("abd"), "it was written with another model, other data or other options");
+        assert_eq!(message("abd"), "it was written by another run: the model was abc, is abd");
+        let mut other = identity("abc");
+        other[1] = ("the clip".into(), "1".into());
+        assert_eq!(
+            differences(&identity("abc"), &other).unwrap(),
+            "the seed was 0, is nothing; the clip was nothing, is 1"
+        );
+        assert!(Checkpoint::claim(Some(&path), true).is_ok() && Checkpoint::claim(None, false).is_ok());
+        assert!(Checkpoint::claim(Some(&path), false).unwrap_err().to_string().contains("`--resume`"));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
         assert!(!message("abc").is_empty());

@@ -10,7 +10,7 @@ use std::time::Instant;
 use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, Record};
+use crate::checkpoint::{Checkpoint, Identity, Record};
 use crate::{Batches, NonFinite, TrainError, Trainer};
 
 /// Named tensors.
@@ -85,7 +85,7 @@ pub struct FitOptions {
     /// Whether to go on from the checkpoint, if there is one.
     pub resume: bool,
     /// Identifies model, data and options in the checkpoint.
-    pub identity: String,
+    pub identity: Identity,
 }
 
 impl Default for FitOptions {
@@ -100,7 +100,7 @@ impl Default for FitOptions {
             checkpoint: None,
             checkpoint_seconds: 20.0,
             resume: false,
-            identity: String::new(),
+            identity: Identity::new(),
         }
     }
 }
@@ -142,6 +142,9 @@ pub trait Observer {
     /// Held-out samples were evaluated; whether it is the best so far.
     fn evaluated(&mut self, point: &Point, best: bool);
 
+    /// Something went wrong that does not end training, such as a checkpoint that could not be written.
+    fn failed(&mut self, error: &TrainError);
+
     /// Asked after every step: whether to stop and keep the best so far.
     fn interrupted(&self) -> bool;
 }
@@ -151,6 +154,8 @@ impl Observer for margay_driver::Silent {
     fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {}
 
     fn evaluated(&mut self, _: &Point, _: bool) {}
+
+    fn failed(&mut self, _: &TrainError) {}
 
     fn interrupted(&self) -> bool {
         false
@@ -222,11 +227,11 @@ pub fn fit(
         if run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps {
             run.evaluate(trainer, task, observer)?;
         }
-        run.save(trainer, options.checkpoint_seconds)?;
+        run.try_save(trainer, options.checkpoint_seconds, observer);
     };
     if stop != Stop::Diverged {
         // Before an evaluation that a run which goes on would not make.
-        run.save(trainer, 0.0)?;
+        run.try_save(trainer, 0.0, observer);
         if run.record.history.last().is_none_or(|p| p.step != run.record.step) {
             run.evaluate(trainer, task, observer)?;
         }
@@ -293,6 +298,11 @@ impl<'o> Run<'o> {
             run.saved = run.before;
             run.record = checkpoint.record;
             run.best = checkpoint.best;
+            // A run may go on for longer than it was meant to at first; its schedule is that of all steps then.
+            if settled && run.record.total_steps != total_steps {
+                run.record.total_steps = total_steps;
+                trainer.set_total_steps(total_steps)?;
+            }
         } else {
             trainer.set_total_steps(total_steps)?;
             run.evaluate(trainer, task, observer)?;
@@ -396,6 +406,15 @@ impl<'o> Run<'o> {
         observer.evaluated(&point, best);
         self.record.history.push(point);
         Ok(())
+    }
+
+    /// As [`save`](Run::save), where a failure is told and training goes on: what was learned is worth more than its
+    /// checkpoint. The next one is tried as late as if this one had been written.
+    fn try_save(&mut self, trainer: &Trainer, older_than: f64, observer: &mut dyn Observer) {
+        if let Err(error) = self.save(trainer, older_than) {
+            self.saved = self.seconds();
+            observer.failed(&error);
+        }
     }
 
     /// Writes a checkpoint if the last one is older than so many seconds.

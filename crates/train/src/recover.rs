@@ -20,11 +20,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    DriverError, LayerRefit, Mask, Metrics, Progress, RefitData, Samples, bound_batch, hold_out, refit_layers,
+    DriverError, LayerRefit, Mask, MaskChoice, Metrics, Progress, RefitData, Samples, bound_batch, hold_out,
+    refit_layers,
 };
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
+use crate::checkpoint::{Checkpoint, Identity};
 use crate::fit::Tensors;
 use crate::step::with_parameters;
 use crate::{
@@ -55,7 +57,7 @@ pub struct RecoverOptions {
     /// Which constants learn.
     pub train: Train,
     /// The input that marks padding.
-    pub mask: Option<String>,
+    pub mask: MaskChoice,
     /// Whether layers are refitted by themselves first.
     pub layers: bool,
     /// Whether all layers learn together.
@@ -88,7 +90,7 @@ impl Default for RecoverOptions {
             hidden: Hidden::Auto,
             weights: Weights::default(),
             train: Train::Sketch,
-            mask: None,
+            mask: MaskChoice::Default,
             layers: true,
             together: true,
             held_out: 0.125,
@@ -126,6 +128,8 @@ pub struct Recovered {
     pub learned_from: usize,
     /// Samples that decided what is better.
     pub held_out: Samples,
+    /// What marked padding in them.
+    pub mask: MaskChoice,
     /// Seconds in all, by this run.
     pub seconds: f64,
 }
@@ -152,9 +156,10 @@ pub fn recover(
     if has_narrow_constants(student) {
         return Err(DriverError::Narrow.into());
     }
+    Checkpoint::claim(options.checkpoint.as_deref(), options.resume)?;
     let outputs = pairs::outputs(student, teacher)?;
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
-    let mask = Mask::find(student, options.mask.as_deref())?;
+    let mask = Mask::find(student, &options.mask)?;
     let samples = samples.for_graph(student)?;
     let batch = bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options.held_out, batch)?;
@@ -227,6 +232,7 @@ pub fn recover(
         hidden: hidden.into_iter().map(|p| p.name).collect(),
         learned_from,
         held_out,
+        mask: options.mask.clone(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -259,7 +265,7 @@ struct LearnRun {
     batch: usize,
     /// Seconds that are over.
     spent: f64,
-    identity: String,
+    identity: Identity,
 }
 
 /// All layers together, by gradients.
@@ -299,16 +305,25 @@ fn learn(
 }
 
 /// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
-fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &RecoverOptions) -> String {
-    let RecoverOptions { steps, batch, learning_rate, hidden, weights, train, mask, layers, .. } = options;
-    let RecoverOptions { held_out, seed, .. } = options;
-    let chosen = (steps, batch, learning_rate, hidden, weights, train, mask, layers, held_out, seed);
-    let mut hasher = blake3::Hasher::new();
-    for text in [student.to_string(), teacher.to_string(), samples.hash(), format!("{chosen:?}")] {
-        hasher.update(text.as_bytes());
-        hasher.update(b"\0");
-    }
-    hasher.finalize().to_hex()[..16].to_string()
+/// How long a run is to be is not part of it: it may go on for longer.
+fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &RecoverOptions) -> Identity {
+    let hash = |g: &Graph| blake3::hash(g.to_string().as_bytes()).to_hex()[..16].to_string();
+    let RecoverOptions { batch, learning_rate, hidden, weights, train, mask, layers, .. } = options;
+    let parts = [
+        ("the sketched model", hash(student)),
+        ("the teacher", hash(teacher)),
+        ("the data", samples.hash()),
+        ("the batch", batch.to_string()),
+        ("the learning rate", learning_rate.to_string()),
+        ("what is hidden", format!("{hidden:?}")),
+        ("the weights of the objective", format!("{weights:?}")),
+        ("what is trained", format!("{train:?}")),
+        ("the mask", format!("{mask:?}")),
+        ("the refit of layers", layers.to_string()),
+        ("the share held out", options.held_out.to_string()),
+        ("the seed", options.seed.to_string()),
+    ];
+    parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
 /// The values with some of them replaced, by name.

@@ -11,6 +11,7 @@ use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
 use margay_passes::parameter_names;
 use margay_tensor::{DType, Tensor};
 
+use crate::checkpoint::{Checkpoint, Identity};
 use crate::fit::Tensors;
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
@@ -105,6 +106,7 @@ impl Supervised {
         labels: Option<&Tensor>,
         observer: &mut dyn Observer,
     ) -> Result<Trained, TrainError> {
+        Checkpoint::claim(self.fit.checkpoint.as_deref(), self.fit.resume)?;
         let (model, forward) = (forward, &self.with_output(forward)?);
         let data = self.data(forward, samples, labels)?;
         let batch = self.fit.batch;
@@ -268,16 +270,27 @@ impl Supervised {
         Ok(Samples::new(arrays)?)
     }
 
-    /// Identifies all that a step's numbers depend on.
-    fn identity(&self, forward: &Graph, data: &Samples, step: &TrainingStep) -> String {
-        let mut h = blake3::Hasher::new();
-        let rule = (&self.objective, &self.output, &self.weights, self.update, self.held_out);
-        let order = (self.fit.length, self.fit.batch, self.fit.seed, self.fit.evaluations, self.fit.patience);
-        h.update(forward.to_string().as_bytes());
-        h.update(data.hash().as_bytes());
-        h.update(step.parameters.join("\n").as_bytes());
-        h.update(format!("{rule:?} {order:?} {}", self.backend.target()).as_bytes());
-        h.finalize().to_hex()[..16].to_string()
+    /// All that a step's numbers depend on. How long a run is to be is not part of it: it may go on for longer.
+    fn identity(&self, forward: &Graph, data: &Samples, step: &TrainingStep) -> Identity {
+        let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex()[..16].to_string();
+        let Update { optimizer, learning_rate, schedule, clip } = self.update;
+        let parts = [
+            ("the model", hash(&forward.to_string())),
+            ("the data", data.hash()),
+            ("what is trained", hash(&step.parameters.join("\n"))),
+            ("the loss", format!("{:?}", self.objective)),
+            ("the output", format!("{:?}", self.output)),
+            ("the mask", format!("{:?}", self.weights)),
+            ("the optimizer", format!("{optimizer:?}")),
+            ("the learning rate", learning_rate.to_string()),
+            ("the schedule", format!("{schedule:?}")),
+            ("the clip", format!("{clip:?}")),
+            ("the share held out", self.held_out.to_string()),
+            ("the batch", self.fit.batch.to_string()),
+            ("the seed", self.fit.seed.to_string()),
+            ("the processor", self.backend.target().to_owned()),
+        ];
+        parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
     }
 }
 

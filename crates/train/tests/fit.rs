@@ -124,7 +124,7 @@ fn options(length: Length) -> FitOptions {
         batch: 16,
         seed: 5,
         evaluations: 10,
-        identity: "run".into(),
+        identity: vec![("the run".into(), "one".into())],
         ..FitOptions::default()
     }
 }
@@ -144,6 +144,10 @@ impl Observer for StopAfter {
     }
 
     fn evaluated(&mut self, _: &Point, _: bool) {}
+
+    fn failed(&mut self, error: &TrainError) {
+        panic!("{error}");
+    }
 
     fn interrupted(&self) -> bool {
         self.0 == 0
@@ -213,6 +217,50 @@ fn going_on_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped() {
     assert_eq!(numbers(&again), numbers(&whole));
 }
 
+#[test]
+fn a_run_goes_on_for_more_steps_than_it_was_begun_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let run = |steps, resume| {
+        let options = FitOptions { checkpoint: Some(path.clone()), resume, ..options(Length::Steps(steps)) };
+        fit(&mut trainer(0.02, 1), &mut Regression::new(), &options, &mut Silent).unwrap()
+    };
+    let first = run(50, false);
+    let more = run(80, true);
+    assert_eq!((first.steps, more.steps, more.stop), (50, 80, Stop::Finished));
+    assert!(more.best().error <= first.best().error);
+    assert_eq!(more.history[..first.history.len()], first.history);
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_told_and_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gone/run");
+    std::fs::create_dir(folder.path().join("gone")).unwrap();
+    /// Takes the folder of the checkpoint away before the first step.
+    struct Gone<'f>(Regression, &'f Path);
+    impl Task for Gone<'_> {
+        fn rows(&self) -> usize {
+            self.0.rows()
+        }
+
+        fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
+            let _ = std::fs::remove_dir_all(self.1);
+            self.0.batch(rows)
+        }
+
+        fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
+            self.0.evaluate(parameters)
+        }
+    }
+    let options =
+        FitOptions { checkpoint: Some(path), checkpoint_seconds: 0.0, ..options(Length::Steps(50)) };
+    let (mut task, mut log) = (Gone(Regression::new(), &folder.path().join("gone")), Log::default());
+    let fitted = fit(&mut trainer(0.02, 1), &mut task, &options, &mut log).unwrap();
+    assert_eq!((fitted.steps, fitted.stop), (50, Stop::Finished));
+    assert!(!log.failures.is_empty() && log.failures[0].starts_with("cannot write `"), "{:?}", log.failures);
+}
+
 /// A regression of which the errors at every evaluation are made up, and what was evaluated.
 struct Scripted {
     task: Regression,
@@ -246,6 +294,7 @@ impl Task for Scripted {
 struct Log {
     losses: Vec<f64>,
     evaluated: Vec<(u64, bool)>,
+    failures: Vec<String>,
 }
 
 impl Observer for Log {
@@ -256,6 +305,10 @@ impl Observer for Log {
 
     fn evaluated(&mut self, point: &Point, best: bool) {
         self.evaluated.push((point.step, best));
+    }
+
+    fn failed(&mut self, error: &TrainError) {
+        self.failures.push(error.to_string());
     }
 
     fn interrupted(&self) -> bool {

@@ -9,14 +9,17 @@ use margay_plan::Goal;
 use super::Job;
 use super::calibrate::BATCH;
 use super::split::Split;
-use crate::compare::ErrorSum;
 use crate::samples::Arrays;
-use crate::{DriverError, ErrorMeasure, Progress, Runner, Samples};
+use crate::{DriverError, ErrorMeasure, ErrorScope, ErrorSum, Progress, Runner, Samples};
 
 /// Measures the error of a sketched graph on held-out samples.
 pub(crate) struct Checker {
     /// Inputs, and the outputs of the dense model.
     batches: Vec<(Arrays, Arrays)>,
+    /// What counts.
+    scope: ErrorScope,
+    /// See [`ErrorSum::relative_spread`].
+    relative_spread: Option<f64>,
 }
 
 impl Checker {
@@ -27,6 +30,7 @@ impl Checker {
     pub(crate) fn new(
         g: &Graph,
         held_out: &Samples,
+        scope: &ErrorScope,
         backend: &Arc<dyn Backend>,
         threads: usize,
         progress: &dyn Progress,
@@ -35,12 +39,12 @@ impl Checker {
         let total = runs.len();
         let mut dense = Runner::new(g.clone(), backend, threads);
         let mut batches = Vec::new();
+        let mut sum = ErrorSum::new(scope);
         for (i, inputs) in runs.enumerate() {
             progress.at("running the dense model", i, total);
             let inputs = inputs?;
             let outputs = dense.run(&inputs)?;
-            let mut sum = ErrorSum::default();
-            sum.add(&outputs, &outputs, 1)?;
+            sum.add(&inputs, &outputs, &outputs)?;
             if !sum.is_finite() {
                 let message = "the outputs of the model are not finite on the held-out samples";
                 return Err(DriverError::Measure(message.into()));
@@ -48,7 +52,12 @@ impl Checker {
             batches.push((inputs, outputs));
         }
         progress.at("running the dense model", total, total);
-        Ok(Checker { batches })
+        Ok(Checker { batches, scope: scope.clone(), relative_spread: sum.relative_spread() })
+    }
+
+    /// How much the outputs of the dense model differ between samples; see [`ErrorSum::relative_spread`].
+    pub(crate) fn relative_spread(&self) -> Option<f64> {
+        self.relative_spread
     }
 
     /// The error; not finite where the outputs are not.
@@ -60,11 +69,10 @@ impl Checker {
         progress: &dyn Progress,
     ) -> Result<ErrorMeasure, DriverError> {
         let mut runner = Runner::new(g.clone(), backend, threads);
-        let mut sum = ErrorSum::default();
+        let mut sum = ErrorSum::new(&self.scope);
         for (i, (inputs, expected)) in self.batches.iter().enumerate() {
             progress.at("checking held-out samples", i, self.batches.len());
-            let rows = inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1);
-            sum.add(expected, &runner.run(inputs)?, rows)?;
+            sum.add(inputs, expected, &runner.run(inputs)?)?;
         }
         progress.at("checking held-out samples", self.batches.len(), self.batches.len());
         Ok(sum.measure())
@@ -76,8 +84,9 @@ impl Checker {
 /// # Errors
 /// As [`Checker::new`].
 pub(crate) fn checker(job: &Job<'_>, split: Option<&Split>) -> Result<Option<Checker>, DriverError> {
+    let scope = &job.options.errors;
     let checker =
-        |s: &Split| Checker::new(job.graph(), &s.held_out, &job.backend, job.threads(), job.progress);
+        |s: &Split| Checker::new(job.graph(), &s.held_out, scope, &job.backend, job.threads(), job.progress);
     split.map(checker).transpose()
 }
 

@@ -117,6 +117,12 @@ pub(crate) fn measured(
 }
 
 impl Measured {
+    /// By task, the fewest rows that its layer was calibrated on.
+    pub(crate) fn rows(&self) -> Vec<u64> {
+        let fewest = |all: &Vec<Arc<Moments>>| all.iter().map(|m| m.gram().count()).min().unwrap_or(0);
+        self.inputs.iter().map(fewest).collect()
+    }
+
     /// What errors of a site weigh by; `None` where outputs do not depend on it, as far as was seen.
     pub(crate) fn metric(&self, site: usize) -> Option<&Arc<Moments>> {
         let found = self.gradients.as_ref().and_then(|all| all[site].as_ref());

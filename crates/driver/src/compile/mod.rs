@@ -11,6 +11,7 @@ mod limit;
 mod price;
 mod report;
 mod split;
+mod warn;
 mod weigh;
 
 use std::fmt;
@@ -28,13 +29,14 @@ use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
 use self::check::{check, checker};
-use self::fit::{fit, measured, tasks};
+use self::fit::{Measured, fit, measured, tasks};
 use self::price::{after, price};
 use self::report::{Outcome, report};
 use self::split::split;
+use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
-use crate::{Compiled, DriverError, Dump, Mask, Model, Progress, Samples, backend};
+use crate::{Compiled, DriverError, Dump, ErrorScope, Mask, Model, Progress, Samples, backend};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ pub struct CompileOptions {
     pub threads: usize,
     /// Threads that times are predicted for.
     pub predict_threads: usize,
+    /// What counts in errors of the outputs: padding does not, and other outputs than those named.
+    pub errors: ErrorScope,
 }
 
 impl CompileOptions {
@@ -92,6 +96,7 @@ impl Default for CompileOptions {
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
+            errors: ErrorScope::default(),
         }
     }
 }
@@ -165,6 +170,7 @@ impl<'a> Job<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Job<'a>, DriverError> {
         let g = &source.graph;
+        options.errors.check(g)?;
         let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
@@ -181,7 +187,7 @@ impl<'a> Job<'a> {
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
         let storage = storage(g, &sites, options)?;
-        let mask = Mask::find(g, None)?;
+        let mask = Mask::find(g, &options.errors.mask)?;
         Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage, mask })
     }
 
@@ -270,6 +276,7 @@ pub fn compile_with(
     let split = split(&job)?;
     let tasks = tasks(&job)?;
     let measured = measured(&job, &tasks, split.as_ref())?;
+    let rows = measured.as_ref().map_or(Vec::new(), Measured::rows);
     let fits = fit(&job, tasks, measured.as_ref())?;
     let prices = price(&job, &fits)?;
     let weights = weigh(&job, &fits, split.as_ref())?;
@@ -281,10 +288,20 @@ pub fn compile_with(
     let error = check(&job, checker.as_ref(), &sketched.graph)?;
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
+    let doubted = warn::Outcome {
+        fits: &fits,
+        rows: &rows,
+        prices: &prices,
+        allocation: &choice.allocation,
+        after,
+        error: error.as_ref(),
+    };
+    let warnings = warnings(&job, checker.as_ref(), &doubted)?;
     let mut remarks = sketched.remarks;
     remarks.extend(measured.and_then(|m| m.remark));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
-    let report = report(&job, &Outcome { fits, prices, choice, after, error, held_out_rows, remarks });
+    let outcome = Outcome { fits, prices, choice, after, error, held_out_rows, remarks, warnings };
+    let report = report(&job, &outcome);
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
     let (graph, threads) = (sketched.graph, options.threads);

@@ -35,7 +35,7 @@ pub(crate) struct Prices {
     /// By fit: what its site costs at each of its settings, stored so.
     pub(crate) candidates: Vec<Vec<Price>>,
     /// What the model stores besides these weights, such as tables and biases.
-    other_bytes: u64,
+    pub(crate) other_bytes: u64,
 }
 
 /// How programs are made and costed.

@@ -21,6 +21,7 @@ pub(crate) struct Outcome {
     /// The numbers of the samples that it was measured on.
     pub(crate) held_out_rows: Vec<usize>,
     pub(crate) remarks: Vec<Remark>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What the plan of a compilation is for.
@@ -71,6 +72,8 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         goal: goal_text(options.searched()),
         bytes_before: bytes(before),
         bytes_after: bytes(after),
+        constant_bytes_before: bytes(before) + outcome.prices.other_bytes,
+        constant_bytes_after: bytes(after) + outcome.prices.other_bytes,
         flops_before: before.flops.unsigned_abs(),
         flops_after: after.flops.unsigned_abs(),
         predicted_ms_before: before.seconds * 1e3,
@@ -79,6 +82,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         held_out_rows: outcome.held_out_rows.clone(),
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
+        warnings: outcome.warnings.clone(),
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
     }
 }

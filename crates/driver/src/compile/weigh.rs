@@ -5,16 +5,14 @@
 //! errors of all sites into one unit.
 
 use margay_ir::Value;
-use margay_tensor::Tensor;
 
 use super::Job;
 use super::apply::{alone, replaced};
 use super::calibrate::BATCH;
 use super::fit::Fit;
 use super::split::Split;
-use crate::compare::ErrorSum;
-use crate::samples::{Arrays, bound_batch};
-use crate::{DriverError, Dump, Mask, Runner, parallel};
+use crate::samples::bound_batch;
+use crate::{DriverError, Dump, ErrorSum, Runner, parallel};
 
 /// Calibration samples taken to weigh sites, at most.
 const WEIGHING_SAMPLES: usize = 32;
@@ -29,13 +27,11 @@ pub(crate) fn weigh(
 ) -> Result<Option<Vec<f64>>, DriverError> {
     let searched = job.options.sketches() && job.options.searched().is_some();
     let Some(split) = split.filter(|_| searched) else { return Ok(None) };
-    let mask = &job.mask;
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.backend, &split.calibration);
     let taken = samples.runs(g, BATCH).take(WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
     let mut dense = Runner::new(g.clone(), backend, 1);
-    let mut reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
-    batches.iter().zip(&mut reference).for_each(|(batch, outputs)| blank(mask, batch, outputs));
+    let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
     let entry = |site: usize| sites[site].nodes.last().map(|n| Value::from(*n));
     let mut probes: Vec<(Option<Value>, &Fit)> = Vec::new();
@@ -53,11 +49,9 @@ pub(crate) fn weigh(
         let pass = alone(&sites[fit.site], fit, &settings);
         let graph = replaced(g, pass, &mut Dump::none())?.graph;
         let mut runner = Runner::new(graph, backend, 1);
-        let mut sum = ErrorSum::default();
+        let mut sum = ErrorSum::new(&job.options.errors);
         for (batch, expected) in batches.iter().zip(&reference) {
-            let mut found = runner.run(batch)?;
-            blank(mask, batch, &mut found);
-            sum.add(expected, &found, 1)?;
+            sum.add(batch, expected, &runner.run(batch)?)?;
         }
         let effect = sum.measure().relative_l2.powi(2);
         // A site whose spectrum is exhausted at this size shows no error to divide by.
@@ -70,14 +64,4 @@ pub(crate) fn weigh(
         found.map_or(1.0, |i| weights[i])
     };
     Ok(Some((0..sites.len()).map(weight).collect()))
-}
-
-/// Zeros in the places of outputs that do not count.
-fn blank(mask: &Mask, inputs: &Arrays, outputs: &mut Arrays) {
-    let Some(marks) = mask.marks(inputs) else { return };
-    for (_, tensor) in outputs.iter_mut() {
-        let Ok(mut numbers) = tensor.to_vec::<f32>() else { continue };
-        marks.blank(tensor.shape(), &mut numbers);
-        *tensor = Tensor::from_slice(tensor.shape(), &numbers).expect("as many numbers as before");
-    }
 }

@@ -1,0 +1,43 @@
+//! Errors of outputs in words and tables, the same in every command.
+
+use margay::ErrorMeasure;
+
+use crate::table::{Table, significant};
+
+/// `relative error 0.106, 0.142 about the mean, cosine 0.99437`.
+pub(crate) fn words(e: &ErrorMeasure) -> String {
+    let centred = e.centred_l2.map_or(String::new(), |c| format!("{} about the mean, ", significant(c)));
+    format!("relative error {}, {centred}cosine {:.5}", significant(e.relative_l2), e.cosine)
+}
+
+/// What does not count, if anything: `; padding by `attention_mask` does not count`.
+pub(crate) fn uncounted(e: &ErrorMeasure) -> String {
+    e.mask.as_ref().map_or(String::new(), |mask| format!("; padding, by `{mask}`, does not count"))
+}
+
+/// The error of each output; empty where one line has said all of it.
+pub(crate) fn outputs(e: &ErrorMeasure) -> Table {
+    let mut table = Table::new(&[
+        "output",
+        ">relative error",
+        ">about the mean",
+        ">cosine",
+        ">of means",
+        ">their cosine",
+    ]);
+    if e.outputs.len() < 2 && e.outputs.iter().all(|o| o.pooled.is_none()) {
+        return table;
+    }
+    for o in &e.outputs {
+        let pooled = o.pooled.as_ref();
+        table.row([
+            o.name.clone(),
+            significant(o.relative_l2),
+            o.centred_l2.map_or("-".into(), significant),
+            format!("{:.5}", o.cosine),
+            pooled.map_or("-".into(), |p| significant(p.relative_l2)),
+            pooled.map_or("-".into(), |p| format!("{:.5}", p.cosine)),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,135 @@
+//! What should make a reader doubt the result of a compilation, in words with numbers.
+
+use margay_loops::Precision;
+use margay_plan::{Allocation, Goal, Price};
+use serde::Deserialize;
+
+use super::Job;
+use super::check::Checker;
+use super::fit::Fit;
+use super::price::{Prices, after};
+use crate::samples::doubts;
+use crate::{DriverError, Dump, ErrorMeasure, build};
+
+/// Below this share of the size of the outputs, what tells samples apart is small.
+const SMALL_SPREAD: f64 = 0.1;
+
+/// More than this share of the time of the dense model is slower.
+const SLOWER: f64 = 1.02;
+
+/// What a compilation gave, as far as it can be doubted.
+pub(crate) struct Outcome<'a> {
+    pub(crate) fits: &'a [Fit],
+    /// By fit, the rows that its layer was calibrated on; empty without samples.
+    pub(crate) rows: &'a [u64],
+    pub(crate) prices: &'a Prices,
+    pub(crate) allocation: &'a Allocation,
+    pub(crate) after: Price,
+    pub(crate) error: Option<&'a ErrorMeasure>,
+}
+
+/// All that should make a reader doubt.
+///
+/// # Errors
+/// What fails when the model is compiled and run in int8.
+pub(crate) fn warnings(
+    job: &Job<'_>,
+    checker: Option<&Checker>,
+    outcome: &Outcome<'_>,
+) -> Result<Vec<String>, DriverError> {
+    let options = job.options;
+    let mut all = Vec::new();
+    if let (Some(samples), true) = (&job.samples, checker.is_some()) {
+        all.extend(doubts(samples));
+    }
+    match checker.and_then(Checker::relative_spread) {
+        Some(0.0) => all.push("all samples have the same outputs: an error says nothing of others".into()),
+        Some(spread) if spread < SMALL_SPREAD => all.push(format!(
+            "the outputs hardly differ between samples, by {:.1}% of their size: a small relative error says little, the \
+             one about the mean more; are these samples what the model expects?",
+            100.0 * spread
+        )),
+        _ => {}
+    }
+    if let Some(Goal::Error(limit)) = options.searched().filter(|g| matches!(g, Goal::Error(e) if *e >= 1.0))
+    {
+        all.push(format!("a limit of {limit} is met by outputs that are all zero"));
+    }
+    all.extend(high_ranks(job, outcome));
+    let (before, now) = (outcome.prices.before.seconds, outcome.after.seconds);
+    if now > SLOWER * before {
+        all.push(format!(
+            "it is predicted to take {:.0}% of the time of the dense model: fewer bytes, but no faster",
+            100.0 * now / before
+        ));
+    }
+    if let Some(checker) = checker {
+        all.extend(int8_is_better(job, checker, outcome)?);
+    }
+    Ok(all)
+}
+
+/// What settings of several schemes have.
+#[derive(Deserialize)]
+struct Ranked {
+    rank: u64,
+}
+
+/// Sketches whose rank is near the number of rows that they were fitted to.
+fn high_ranks(job: &Job<'_>, outcome: &Outcome<'_>) -> Option<String> {
+    let mut names = Vec::new();
+    for (fit, &rows) in outcome.fits.iter().zip(outcome.rows) {
+        let name = &job.sites[fit.site].name;
+        let chosen = outcome.allocation.choices.get(name).filter(|c| c.choice.scheme == fit.scheme);
+        let rank = chosen.and_then(|c| c.choice.settings.read::<Ranked>().ok()).map(|r| r.rank);
+        if let Some(rank) = rank.filter(|rank| 2 * rank > rows) {
+            names.push(format!("`{name}` (rank {rank}, {rows} rows)"));
+        }
+    }
+    const SHOWN: usize = 4;
+    let more = names.len().saturating_sub(SHOWN);
+    names.truncate(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty()).then(|| {
+        format!(
+            "ranks are near the number of rows that calibrated, so that sketches fit these rows only: {}{more}; give more \
+             samples",
+            names.join(", ")
+        )
+    })
+}
+
+/// Whether the model in int8 without any sketch reaches the goal with a smaller error.
+fn int8_is_better(
+    job: &Job<'_>,
+    checker: &Checker,
+    outcome: &Outcome<'_>,
+) -> Result<Option<String>, DriverError> {
+    let (Some(goal), Some(error)) = (job.options.searched(), outcome.error) else { return Ok(None) };
+    if job.options.precision != Precision::F32 || outcome.allocation.choices.is_empty() {
+        return Ok(None);
+    }
+    let narrow = build::in_precision(job.graph().clone(), Precision::Int8, &mut Dump::none())?;
+    let price = after(job, outcome.prices, &narrow)?;
+    let sketched = outcome.after;
+    let meets = match goal {
+        Goal::Dense => false,
+        Goal::Bytes(budget) => {
+            let whole = u64::try_from(outcome.prices.before.bytes).unwrap_or(0);
+            u64::try_from(price.bytes).is_ok_and(|bytes| bytes <= budget.resolve(whole))
+        }
+        Goal::Seconds(seconds) => price.seconds <= *seconds,
+        Goal::Error(_) => price.seconds <= sketched.seconds && price.bytes <= sketched.bytes,
+    };
+    if !meets {
+        return Ok(None);
+    }
+    let found = checker.measure(&narrow, &job.backend, job.threads(), job.progress)?.relative_l2;
+    Ok((found < error.relative_l2).then(|| {
+        format!(
+            "int8 without any sketch does better: {} bytes of weights with a relative error of {found:.3}, against {} bytes \
+             with {:.3}; give `--precision int8`, with this goal or without one",
+            price.bytes, sketched.bytes, error.relative_l2
+        )
+    }))
+}
