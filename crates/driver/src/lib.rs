@@ -56,7 +56,7 @@ mod samples;
 pub mod sensitivity;
 
 pub use backend::Backend;
-pub use compile::{CompileOptions, compile, compile_with};
+pub use compile::{CompileOptions, CurvePoint, compile, compile_with};
 pub use compiled::Compiled;
 pub use consts::{Read, read_graph};
 pub use differentiate::differentiate;
@@ -72,4 +72,4 @@ pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
 pub use report::{ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Arrays, Samples, bound_batch, doubts, first_nan, hold_out, missing_inputs};
+pub use samples::{Arrays, Samples, bound_batch, doubts, hold_out, listed, missing_inputs};
