@@ -24,6 +24,8 @@ mod recover;
 mod sections;
 #[path = "cli/train.rs"]
 mod train;
+#[path = "cli/users.rs"]
+mod users;
 use place::{Place, images, json, keys, node, write_model};
 
 #[test]
@@ -38,6 +40,7 @@ fn help() {
         "run",
         "bench",
         "compare",
+        "evaluate",
         "explain",
         "inspect",
         "check",
@@ -386,11 +389,15 @@ fn compare_finds_differences_and_layers() {
     let same =
         json(&place.done("compare model.onnx dense.margay --inputs in.npz --in-batches --json").stdout);
     assert_eq!(same["within"], true);
-    let ran = place.run("compare model.onnx s.margay --inputs in.npz --in-batches --json");
+    let ran =
+        place.run("compare model.onnx s.margay --inputs in.npz --in-batches --json --rtol 1e-3 --atol 1e-4");
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("elements are past the tolerance"));
     let report = json(&ran.stdout);
-    assert_eq!(keys(&report), ["atol", "layers", "other", "outputs", "reference", "rtol", "within"]);
+    assert_eq!(
+        keys(&report),
+        ["atol", "error", "layers", "max_error", "other", "outputs", "reference", "rtol", "within"]
+    );
     let output = &report["outputs"][0];
     assert_eq!(
         keys(output),

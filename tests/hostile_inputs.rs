@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use margay_npy::{read_npz_only, write_npz};
+use margay_passes::sketch::read_plan;
+use margay_tensor::{DType, Tensor};
 use margay_tests::hostile::{TARGETS, Target, target};
 
 /// The longest that an input may take.
@@ -163,6 +166,82 @@ fn plans() {
 #[test]
 fn arrays() {
     bounded("arrays", 10_000);
+}
+
+/// Inputs that are large in number only: within some seconds, without what nobody asked for.
+#[test]
+fn many_small_things_end() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let within = |what: &str, seconds: u64, work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        let taken = start.elapsed();
+        assert!(taken < Duration::from_secs(seconds), "{what} took {taken:?}, at most {seconds} s");
+    };
+    // Each of the arrays that nobody asks for would be some megabytes.
+    let zeros = Tensor::zeros(DType::F32, &[1 << 20]).expect("small");
+    let mut arrays: Vec<(String, Tensor)> =
+        (0..20_000).map(|i| (format!("a{i}"), Tensor::scalar(0f32))).collect();
+    arrays.push(("large".into(), zeros));
+    arrays.push(("image".into(), Tensor::scalar(1f32)));
+    let mut archive = std::io::Cursor::new(Vec::new());
+    write_npz(&mut archive, &arrays).expect("it is written");
+    drop(arrays);
+    let archive = archive.into_inner();
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    within("an archive of many arrays", 20, &|| {
+        let found = read_npz_only(std::io::Cursor::new(&archive), &|name| name == "image");
+        let (arrays, others) = found.expect("it is an archive");
+        assert_eq!((arrays.len(), others.len()), (1, 20_001));
+    });
+    let peak = PEAK.load(Relaxed) - before;
+    // Names and places of members take memory, contents none.
+    assert!(peak < 64 << 20, "{peak} bytes");
+
+    let sites: String = (0..100_000).map(|i| format!("m{i} = {{ scheme = \"none\" }}\n")).collect();
+    let plan = format!(
+        "[plan]\nversion = 1\nmodel = \"0123456789abcdef\"\ntarget-cpu = \"portable\"\ncost-model = \"x\"\nseed = 0\n\
+         [modules]\n{sites}"
+    );
+    within("a plan of many sites", 20, &|| assert!(read_plan(&plan).is_err()));
+
+    // More operands than 16 bits count.
+    let operands = 70_000;
+    within("a node of many operands", 60, &|| {
+        let model = concatenation(operands);
+        let g = margay_onnx::import(&model).expect("it is a model");
+        let x = Tensor::from_slice(&[1], &[2f32]).expect("small");
+        let y = margay_ir::eval::run(&g, &[("x", &x)]).expect("it runs").remove(0);
+        assert_eq!((y.shape(), y.as_slice::<f32>().expect("f32")[operands - 1]), (&[operands][..], 2.0));
+    });
+}
+
+/// One input of one element, so many times behind itself.
+fn concatenation(operands: usize) -> margay_onnx::Model {
+    use margay_onnx::{Attribute, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
+    let value = |name: &str, extent: usize| OnnxValue {
+        name: name.into(),
+        dtype: Some(DType::F32),
+        narrow: None,
+        dims: Some(vec![OnnxDim::Value(extent as i64)]),
+    };
+    let node = OnnxNode {
+        name: "concat".into(),
+        op_type: "Concat".into(),
+        inputs: vec!["x".into(); operands],
+        outputs: vec!["y".into()],
+        attributes: [("axis".to_string(), Attribute::Int(0))].into(),
+        ..OnnxNode::default()
+    };
+    let graph = OnnxGraph {
+        name: "many".into(),
+        inputs: vec![value("x", 1)],
+        outputs: vec![value("y", operands)],
+        nodes: vec![node],
+        ..OnnxGraph::default()
+    };
+    margay_onnx::Model::new(17, graph)
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn measured(g: &Graph, other: Graph, samples: &Samples) -> f64 {
     let inputs = samples.row(0, samples.rows()).unwrap();
     let run = |g: Graph| Runner::new(g, &backend::native(), 1).run(&inputs).unwrap();
     let mut sum = ErrorSum::default();
-    sum.add(&run(g.clone()), &run(other), samples.rows()).unwrap();
+    sum.add(samples.arrays(), &run(g.clone()), &run(other)).unwrap();
     sum.measure().relative_l2
 }
 

@@ -122,6 +122,11 @@ fn a_folder_that_goes_away_is_an_error() {
     let (code, _, stderr) = interrupted(child);
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("cannot write `gone/r.onnx`"), "{stderr}");
+    // What was learned is not lost.
+    let (_, place) = stderr.split_once("help: it was written to `").expect(&stderr);
+    let kept = std::path::Path::new(place.split('`').next().unwrap());
+    assert!(std::fs::metadata(kept).unwrap().len() > 100_000);
+    std::fs::remove_dir_all(kept.parent().unwrap()).unwrap();
 }
 
 fn start(place: &Place, words: &str) -> Child {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use margay::{
     Budget, CompileOptions, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice, Precision,
-    Predictor, Samples, read_plan, samples_of,
+    Predictor, Samples, listed, read_plan, samples_of,
 };
 
 use crate::error::Failure;
@@ -34,6 +34,9 @@ pub(crate) struct GoalArgs {
     /// Replay the choices of a plan.
     #[arg(long, value_name = "FILE.toml", group = "goal")]
     plan: Option<PathBuf>,
+    /// Replay the plan on other samples than those that it was made with.
+    #[arg(long, requires = "plan")]
+    recalibrate: bool,
     /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
     /// constants, column by column. Convolutions and attention stay f32, and so does exported ONNX.
     #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
@@ -93,7 +96,11 @@ impl GoalArgs {
     /// Whether any of these options was given that only makes sense for a model that is compiled.
     pub(crate) fn is_default(&self) -> bool {
         let plain = self.precision == Precision::F32;
-        self.is_dense() && self.dims.is_empty() && self.data.is_none() && plain
+        self.is_dense()
+            && self.dims.is_empty()
+            && self.data.is_none()
+            && plain
+            && self.errors.scope() == ErrorScope::default()
     }
 
     fn goal(&self) -> Goal {
@@ -125,6 +132,7 @@ impl GoalArgs {
         Ok(CompileOptions {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
+            recalibrate: self.recalibrate,
             dims,
             ranges,
             target_cpu: self.target_cpu.clone(),
@@ -209,11 +217,8 @@ impl InputArgs {
         let source = InputSource { files, shapes, dims: self.dims.clone(), seed: self.seed };
         let given = source.inputs_of(model)?;
         if !given.left_out.is_empty() {
-            note(format!(
-                "left out, since `{}` has no such inputs: `{}`",
-                model.display(),
-                given.left_out.join("`, `")
-            ));
+            let shown = listed(given.left_out.iter().map(String::as_str));
+            note(format!("left out, since `{}` has no such inputs: {shown}", model.display()));
         }
         Ok(given)
     }

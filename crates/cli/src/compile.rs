@@ -15,6 +15,7 @@ use margay::{
 };
 
 use crate::args::GoalArgs;
+use crate::curves::CurvesArgs;
 use crate::error::{Failure, command_line};
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable, save_text};
@@ -54,6 +55,8 @@ pub(crate) struct Args {
     /// Write what was done and why.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    curves: CurvesArgs,
     /// Write the graph after every pass, its constants, and the program into a folder, for `margay opt`.
     #[arg(long, value_name = "FOLDER")]
     dump_dir: Option<PathBuf>,
@@ -68,12 +71,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let files = [Some(&args.output), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
     files.into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    args.curves.check()?;
     check_distinct(
         &[
             ("`-o`", Some(&args.output)),
             ("`--save-plan`", args.save_plan.as_deref()),
             ("`--export`", args.export.as_deref()),
             ("`--report`", args.report.as_deref()),
+            ("`--curves`", args.curves.path()),
         ],
         &[("the model", Some(&args.model)), ("`--data`", args.goal.data())],
     )?;
@@ -102,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     if let Some(path) = &args.save_plan {
         save_text(path, &plan)?;
     }
+    args.curves.write(&compiled.curves)?;
     if let Some(path) = &args.report {
         save_text(path, &report)?;
     }

@@ -22,8 +22,8 @@ pub(crate) fn outputs(e: &ErrorMeasure) -> Table {
         ">relative error",
         ">about the mean",
         ">cosine",
-        ">of means",
-        ">their cosine",
+        ">error of means",
+        ">cosine of means",
     ]);
     if e.outputs.len() < 2 && e.outputs.iter().all(|o| o.pooled.is_none()) {
         return table;

@@ -4,10 +4,14 @@
 
 use std::path::PathBuf;
 
-use margay::{Dump, Model, Report, compile, is_artifact, open_artifact, open_with, report_of, sites};
+use margay::{
+    Dump, Graph, Model, Report, compile, found_sketches, is_artifact, open_artifact, open_artifact_graph,
+    open_with, report_of, sites,
+};
 
 use crate::args::GoalArgs;
 use crate::compile::totals;
+use crate::curves::CurvesArgs;
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, bytes, significant};
@@ -21,25 +25,34 @@ pub(crate) struct Args {
     model: PathBuf,
     #[command(flatten)]
     goal: GoalArgs,
+    #[command(flatten)]
+    curves: CurvesArgs,
     /// Print JSON, in the form of `margay compile --json`.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    args.curves.check()?;
     let (report, layers) = if is_artifact(&args.model)? {
         if !args.goal.is_default() {
             return Err(Failure::usage(
                 "an artifact has been compiled: goals and samples do not apply to it",
             ));
         }
-        (report_of(&open_artifact(&args.model)?)?, String::new())
+        let artifact = open_artifact(&args.model)?;
+        let report = report_of(&artifact)?;
+        // One that was trained has sketches that no goal chose.
+        let found =
+            if report.modules.is_empty() { found(&open_artifact_graph(&artifact)?) } else { String::new() };
+        (report, found)
     } else {
         let (options, samples) = (args.goal.options()?, args.goal.samples(&args.model)?);
         let known = options.known_inputs(samples.as_ref());
         let source = open_with(&args.model, &known, &mut Dump::none())?;
         let bars = Bars::new();
         let compiled = compile(&source, samples.as_ref(), &options, &bars)?;
+        args.curves.write(&compiled.curves)?;
         (compiled.report, if args.goal.is_dense() { candidates(&source) } else { String::new() })
     };
     warn(&report.warnings);
@@ -80,6 +93,23 @@ fn text(report: &Report) -> String {
         report.remarks.iter().for_each(|r| text += &format!("  {r}\n"));
     }
     text
+}
+
+/// The sketches of a graph that has no report of them.
+fn found(g: &Graph) -> String {
+    let mut table = Table::new(&["layer", "matrix", "scheme", ">rank", ">numbers", ">share"]);
+    for s in found_sketches(g) {
+        let matrix = (s.d_in * s.d_out) as f64;
+        table.row([
+            s.name,
+            format!("{} x {}", s.d_in, s.d_out),
+            s.scheme.into(),
+            s.rank.to_string(),
+            s.stored.to_string(),
+            crate::table::percent(s.stored as f64, matrix),
+        ]);
+    }
+    if table.is_empty() { String::new() } else { format!("\nSketches found in the graph:\n{table}") }
 }
 
 /// The layers that could be sketched, where no goal was given.

@@ -11,7 +11,8 @@
 //!
 //! Of an artifact:
 //!
-//! - `path`, `producer`, `model`, `file_bytes`, `weights_bytes`, `code_bytes`.
+//! - `path`, `producer`, `model`, `file_bytes`, and what these are: `constant_bytes` that code reads, `graph_constant_bytes`
+//!   that only the graph has, `code_bytes`, `source_bytes` of graph, plan and report, `other_bytes`.
 //! - `entries`: objects with `dims`, `ranges`, `inputs`, `outputs` and `sections`, their code: objects with `backend`, `target`,
 //!   `machine`, `steps`, `arena_bytes`, `code_bytes`.
 //! - `layer_bytes_before`, `layer_bytes_after`: stored bytes of the weights that schemes can replace; `held_out`:
@@ -33,7 +34,8 @@ const JSON: &str = r#"With --json, of an ONNX file:
   {"path", "hash", "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
    "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
 Of an artifact:
-  {"path", "producer", "model", "file_bytes", "weights_bytes", "code_bytes",
+  {"path", "producer", "model", "file_bytes", "constant_bytes", "graph_constant_bytes",
+   "code_bytes", "source_bytes", "other_bytes",
    "entries": [{"dims": {}, "ranges": [{NAME: [LEAST, GREATEST]}], "inputs", "outputs", "sections":
    [{"backend", "target", "machine", "steps", "arena_bytes", "code_bytes"}]}],
    "layer_bytes_before", "layer_bytes_after", "held_out", "plan"}"#;
@@ -110,8 +112,11 @@ fn artifact_text(report: &ArtifactReport) -> String {
     row("model", report.model.clone());
     row("made by", report.producer.clone());
     row("file", format!("{} bytes ({})", report.file_bytes, bytes(report.file_bytes as u64)));
-    row("constants", bytes(report.weights_bytes as u64));
-    row("code", bytes(report.code_bytes as u64));
+    row("all constants", bytes(report.constant_bytes));
+    row("of the graph alone", bytes(report.graph_constant_bytes));
+    row("code", bytes(report.code_bytes));
+    row("graph, plan, report", bytes(report.source_bytes));
+    row("the rest of the file", bytes(report.other_bytes));
     match (report.layer_bytes_before, report.layer_bytes_after) {
         (Some(before), Some(after)) => row(
             "weights of layers",

@@ -14,10 +14,12 @@ mod bench;
 mod check;
 mod compare;
 mod compile;
+mod curves;
 mod demo;
 mod differentiate;
 mod error;
 mod errors;
+mod evaluate;
 mod explain;
 mod export;
 mod inspect;
@@ -60,6 +62,7 @@ enum Command {
     Run(run::Args),
     Bench(bench::Args),
     Compare(compare::Args),
+    Evaluate(evaluate::Args),
     Explain(explain::Args),
     Inspect(inspect::Args),
     Check(check::Args),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),

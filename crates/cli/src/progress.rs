@@ -5,14 +5,13 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use margay::Progress;
 use margay::{Observer, Point, TrainError};
 
-use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::note;
 use crate::table::significant;
@@ -98,9 +97,28 @@ pub(crate) struct TrainingBar {
     error: &'static str,
     loss: Option<f64>,
     held_out: String,
-    history: Option<File>,
+    history: Option<History>,
     /// Whether a failure was told: the same one may come again and again.
     told: bool,
+}
+
+/// A file of evaluations, which is opened with the first of them: a run that is refused changes no file.
+struct History {
+    path: PathBuf,
+    goes_on: bool,
+    file: Option<File>,
+}
+
+impl History {
+    fn add(&mut self, point: &Point) -> std::io::Result<()> {
+        let line = serde_json::to_string(point).map_err(std::io::Error::other)?;
+        if self.file.is_none() {
+            let mut how = File::options();
+            how.create(true).write(true).append(self.goes_on).truncate(!self.goes_on);
+            self.file = Some(how.open(&self.path)?);
+        }
+        self.file.as_mut().map_or(Ok(()), |file| writeln!(file, "{line}"))
+    }
 }
 
 /// The share of the shown loss that the losses before the last one make.
@@ -114,27 +132,14 @@ impl TrainingBar {
         interrupt: Interrupt,
         history: Option<&Path>,
         goes_on: bool,
-    ) -> Result<TrainingBar, Failure> {
+    ) -> TrainingBar {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}, {eta} left") {
             bar.set_style(style);
         }
-        let open = |path: &Path| {
-            let mut how = File::options();
-            how.create(true).write(true).append(goes_on).truncate(!goes_on);
-            how.open(path).map_err(|e| Failure::write(path, e))
-        };
-        let (history, lines) = (history.map(open).transpose()?, Lines::new());
-        Ok(TrainingBar {
-            bar,
-            lines,
-            interrupt,
-            error,
-            loss: None,
-            held_out: String::new(),
-            history,
-            told: false,
-        })
+        let history = history.map(|path| History { path: path.to_path_buf(), goes_on, file: None });
+        let (lines, held_out) = (Lines::new(), String::new());
+        TrainingBar { bar, lines, interrupt, error, loss: None, held_out, history, told: false }
     }
 
     fn tell(&mut self, message: String) {
@@ -165,11 +170,9 @@ impl Observer for TrainingBar {
             measures.collect::<String>()
         );
         self.bar.set_message(self.held_out.trim_start_matches(", ").to_string());
-        if let Some(file) = &mut self.history {
-            let line = serde_json::to_string(point).map_err(std::io::Error::other);
-            if let Err(error) = line.and_then(|line| writeln!(file, "{line}")) {
-                self.tell(format!("the history cannot be written: {error}"));
-            }
+        let written = self.history.as_mut().map(|history| history.add(point));
+        if let Some(Err(error)) = written {
+            self.tell(format!("the history cannot be written: {error}"));
         }
     }
 

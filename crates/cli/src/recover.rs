@@ -141,7 +141,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let samples = samples_of(&args.model, &args.data, &[])?;
     let recovered = {
         let bars = Bars::new();
-        let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume)?;
+        let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume);
         recovery.learn(&samples, &options(args), &bars, &mut bar)?
     };
     let model = recovery.finish(recovered, args.threads.get(), &Bars::new())?;

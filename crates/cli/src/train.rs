@@ -56,9 +56,13 @@ pub(crate) struct Args {
     /// An input of the model that says how much each row counts, such as an attention mask.
     #[arg(long, value_name = "INPUT")]
     mask: Option<String>,
-    /// What is trained: names of constants, or all that have a name and several elements.
+    /// What is trained: names of constants, in which * stands for any text, or all that have a name and several elements.
     #[arg(long, value_name = "NAMES|all", default_value = "all", value_delimiter = ',')]
     train: Vec<String>,
+    /// Put a fresh linear layer for so many classes behind the output that is trained; its constants are head.weight and
+    /// head.bias.
+    #[arg(long, value_name = "CLASSES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    head: Option<u32>,
     /// Begin with random parameters instead of those of the model.
     #[arg(long)]
     init: bool,
@@ -238,10 +242,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         Some(text) => Some(read_labels(text, &samples)?),
         None => None,
     };
-    let training = Training::new(&source, options(args, &source)?, args.init, sketches(args).as_ref())?;
+    let training = {
+        let head = args.head.map(|classes| classes as usize);
+        Training::new(&source, options(args, &source)?, head, args.init, sketches(args).as_ref())?
+    };
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
-        let mut bar = TrainingBar::new("loss", Interrupt::listen()?, args.history.as_deref(), args.resume)?;
+        let mut bar = TrainingBar::new("loss", Interrupt::listen()?, args.history.as_deref(), args.resume);
         training.train(&samples, labels.as_ref(), &mut bar)?
     };
     let unwritten = write(args, &trained);

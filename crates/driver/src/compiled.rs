@@ -10,7 +10,7 @@ use margay_plan::Plan;
 use margay_runtime::Executable;
 use margay_tensor::Binding;
 
-use crate::{DriverError, Dump, Report, Runner, backend, build, export_graph, range};
+use crate::{CurvePoint, DriverError, Dump, Report, Runner, backend, build, export_graph, range};
 
 /// The piece of an artifact's source that holds its graph.
 pub(crate) const GRAPH_PIECE: &str = "graph.ir";
@@ -21,6 +21,8 @@ pub struct Compiled {
     pub report: Report,
     /// The choices, to be replayed.
     pub plan: Plan,
+    /// What every site could be replaced by, where something was fitted.
+    pub curves: Vec<CurvePoint>,
     /// The sketched graph.
     pub graph: Graph,
     pub(crate) backend: Arc<dyn Backend>,

@@ -60,7 +60,7 @@ pub mod sensitivity;
 mod twins;
 
 pub use backend::Backend;
-pub use compile::{CompileOptions, compile, compile_with};
+pub use compile::{CompileOptions, CurvePoint, compile, compile_with};
 pub use compiled::Compiled;
 pub use consts::{Read, read_graph};
 pub use differentiate::differentiate;
@@ -77,5 +77,5 @@ pub use recompile::{measure_error, recompile};
 pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, refit_layers};
 pub use report::{ModuleReport, Report};
 pub use runner::Runner;
-pub use samples::{Arrays, Samples, bound_batch, doubts, first_nan, hold_out, missing_inputs};
+pub use samples::{Arrays, Samples, bound_batch, doubts, hold_out, listed, missing_inputs};
 pub use twins::Named;

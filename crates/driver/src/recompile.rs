@@ -44,6 +44,7 @@ pub fn recompile(
     Ok(Compiled {
         report: Report { held_out, ..report },
         plan,
+        curves: Vec::new(),
         graph,
         backend: backend::of_artifact(artifact)?,
         bindings,

@@ -158,15 +158,18 @@ fn read_npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(Arrays, Vec<S
 
 /// Says that inputs, each with its type, are not in a file, and what is.
 pub fn missing_inputs<'n>(missing: &[String], found: impl Iterator<Item = &'n str>) -> String {
-    const SHOWN: usize = 8;
-    let found: Vec<String> = found.map(|name| format!("`{name}`")).collect();
-    let more = found.len().saturating_sub(SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let holds = match found.as_slice() {
-        [] => "no array".to_owned(),
-        found => found[..found.len().min(SHOWN)].join(", ") + &more,
-    };
+    let holds = Some(listed(found)).filter(|list| !list.is_empty());
+    let holds = holds.unwrap_or_else(|| "no array".into());
     format!("the model takes {}, the file holds {holds}", missing.join(", "))
+}
+
+/// Names in backquotes, the first of very many.
+pub fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 8;
+    let names: Vec<&str> = names.collect();
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 /// Why samples of an input are not what the model takes.
@@ -246,7 +249,7 @@ pub fn doubts(samples: &Samples) -> Vec<String> {
 }
 
 /// The position of the first element that is not a number.
-pub fn first_nan(t: &Tensor) -> Option<usize> {
+fn first_nan(t: &Tensor) -> Option<usize> {
     match t.dtype() {
         DType::F32 => t.as_slice::<f32>().ok()?.iter().position(|v| v.is_nan()),
         DType::F64 => t.as_slice::<f64>().ok()?.iter().position(|v| v.is_nan()),

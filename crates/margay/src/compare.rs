@@ -1,7 +1,7 @@
 //! How far two models are apart, end to end and layer by layer.
 
 use margay_driver::compare::{LayerError, layers};
-use margay_driver::{Arrays, ErrorScope, OutputError, backend, output_error};
+use margay_driver::{Arrays, ErrorMeasure, ErrorScope, ErrorSum, OutputError, backend, output_error};
 use margay_tensor::Tensor;
 use serde::Serialize;
 
@@ -36,6 +36,8 @@ pub struct OutputComparison {
 pub struct Comparison {
     /// The outputs of the reference, in order.
     pub outputs: Vec<OutputComparison>,
+    /// The error of the floating point outputs; `None` where there are none.
+    pub error: Option<ErrorMeasure>,
     /// The layers that both models name, measured on the first run of the inputs; `None` where a model carries no graph.
     pub layers: Option<Vec<LayerError>>,
 }
@@ -55,6 +57,17 @@ pub fn compare(
     let a = models[0].run(&chunks[0])?;
     let b = models[1].run(&chunks[1])?;
     let outputs = compare_outputs(inputs, &a, &b, scope, tolerance)?;
+    let has_floats = |(name, t): &(String, Tensor)| {
+        t.dtype().is_float() && (scope.outputs.is_empty() || scope.outputs.contains(name))
+    };
+    let error = match a.iter().any(has_floats) {
+        true => {
+            let mut sum = ErrorSum::new(scope);
+            sum.add(inputs, &a, &b)?;
+            Some(sum.measure())
+        }
+        false => None,
+    };
     let layers = match (models[0].graph()?, models[1].graph()?) {
         (Some(reference), Some(other)) => {
             // Both graphs take the smaller of the first runs.
@@ -64,7 +77,7 @@ pub fn compare(
         }
         _ => None,
     };
-    Ok(Comparison { outputs, layers })
+    Ok(Comparison { outputs, error, layers })
 }
 
 /// How far outputs of any type are from those of a reference, in the order of the reference. `inputs` are those of the run,

@@ -1,6 +1,6 @@
 //! What is in a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use margay_artifact::{Artifact, CodeSection, Entry};
@@ -54,10 +54,16 @@ pub struct ArtifactReport {
     pub model: String,
     /// Size of the file.
     pub file_bytes: usize,
-    /// Size of the constants.
-    pub weights_bytes: usize,
-    /// Size of the code.
-    pub code_bytes: usize,
+    /// Bytes of the constants that code reads.
+    pub constant_bytes: u64,
+    /// Bytes of further constants, which only the graph has, for `export`, `explain` and `recover`.
+    pub graph_constant_bytes: u64,
+    /// Bytes of code.
+    pub code_bytes: u64,
+    /// Bytes of the graph, the plan and the report.
+    pub source_bytes: u64,
+    /// The rest of the file: its description, and padding between parts.
+    pub other_bytes: u64,
     /// Compiled graphs.
     pub entries: Vec<EntryReport>,
     /// Stored bytes of the weights that schemes can replace, of the dense model.
@@ -168,13 +174,30 @@ pub fn inspect_artifact(artifact: &Artifact) -> Result<ArtifactReport, Error> {
     let stripped = description.sources.is_empty();
     let report = if stripped { None } else { Some(report_of(artifact)?) };
     let plan = artifact.source("plan.toml")?.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let used: BTreeSet<usize> = description
+        .entries
+        .iter()
+        .flat_map(|e| &e.sections)
+        .flat_map(|s| s.parts.constants.iter().copied())
+        .collect();
+    let (mut constant_bytes, mut graph_constant_bytes) = (0, 0);
+    for (i, constant) in description.constants.iter().enumerate() {
+        let bytes = constant.range.len() as u64;
+        *if used.contains(&i) { &mut constant_bytes } else { &mut graph_constant_bytes } += bytes;
+    }
+    let code_bytes = artifact.code().len() as u64;
+    let source_bytes = description.sources.values().map(|piece| piece.range.len() as u64).sum();
+    let known = constant_bytes + graph_constant_bytes + code_bytes + source_bytes;
     Ok(ArtifactReport {
         path: artifact.path().display().to_string(),
         producer: description.producer.clone(),
         model: description.model.clone(),
         file_bytes: artifact.file_bytes(),
-        weights_bytes: artifact.weights().len(),
-        code_bytes: artifact.code().len(),
+        constant_bytes,
+        graph_constant_bytes,
+        code_bytes,
+        source_bytes,
+        other_bytes: (artifact.file_bytes() as u64).saturating_sub(known),
         entries: description.entries.iter().map(entry_report).collect(),
         layer_bytes_before: report.as_ref().map(|r| r.bytes_before),
         layer_bytes_after: report.as_ref().map(|r| r.bytes_after),

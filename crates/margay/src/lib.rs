@@ -35,7 +35,7 @@
 //! - [`open`], [`check()`], [`inspect_model`], [`inspect_artifact`]: what is in a file, and whether it can be compiled.
 //! - [`compile`] with [`CompileOptions`] and [`Samples`]: a [`Compiled`] model with its [`Report`] and [`Plan`].
 //! - [`Predictor`]: runs an ONNX file or an artifact.
-//! - [`bench()`], [`compare()`], [`sensitivity()`]: speed, bytes and errors.
+//! - [`bench()`], [`compare()`], [`evaluate()`], [`sensitivity()`]: speed, bytes and errors.
 //! - [`Training`] with [`Supervised`], [`Recovery`] with [`RecoverOptions`], [`differentiate`]: learning.
 //! - [`read_graph`], [`Pipeline`], [`Dump`]: graphs as text, and passes on them.
 //! - [`InputSource`], [`InputFile`], [`read_array`]: tensors from files, or random ones.
@@ -48,6 +48,8 @@ mod batches;
 mod bench;
 mod check;
 mod compare;
+mod evaluate;
+mod found;
 mod given;
 mod inputs;
 mod inspect;
@@ -60,6 +62,8 @@ pub use artifact::{export_artifact, open_artifact, report_of};
 pub use bench::{BenchOptions, Measured, RunTimes, StepTime, WARM_UP_ROUNDS, bench};
 pub use check::{Check, Fault, Layers, NonFinite, Operator, Port, ProblemKind, check};
 pub use compare::{Comparison, OutputComparison, Tolerance, compare, compare_outputs};
+pub use evaluate::{Evaluated, Metric, evaluate};
+pub use found::{FoundSketch, found_sketches};
 pub use given::{Given, InputSource, input_names, samples_of};
 pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
@@ -74,10 +78,11 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::LayerError;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, DriverError as Error, Dump, ErrorMeasure, ErrorScope, ErrorSum,
-    Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError, PooledError, Progress, Read,
-    Report, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate, export_graph,
-    is_artifact, measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorMeasure,
+    ErrorScope, ErrorSum, Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError, PooledError,
+    Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,
+    export_graph, is_artifact, listed, measure_error, open, open_artifact_graph, open_with, read_graph,
+    recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
@@ -94,6 +99,11 @@ pub use margay_train::{
     Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, Schedule, Selection,
     StepMemory, Stop, Supervised, TrainError, Trained, Update,
 };
+
+/// The examples of the README, which compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
 
 /// The class of machines that this one belongs to.
 pub fn this_machine() -> String {

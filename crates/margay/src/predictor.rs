@@ -232,6 +232,12 @@ impl Predictor {
         Ok(Some(total))
     }
 
+    /// Bytes of all constants that the code for these inputs reads.
+    pub(crate) fn constant_bytes(&mut self, inputs: &[(String, Tensor)]) -> Result<u64, Error> {
+        let inputs = self.open_inputs(inputs)?;
+        Ok(constant_bytes(self.session(&inputs)?.executable()))
+    }
+
     /// The back end the model is compiled for.
     fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
         match &self.form {

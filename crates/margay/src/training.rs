@@ -7,6 +7,7 @@ use margay_ir::{Cx, Graph, Remark};
 use margay_passes::sketch::{PantherTraining, panther_for_training};
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::Tensor;
+use margay_train::head::with_head;
 use margay_train::init::initial;
 use margay_train::{
     Objective, Observer, Optimizer, Point, StepMemory, Stop, Supervised, TrainError, Trained,
@@ -29,18 +30,22 @@ pub struct Training {
 }
 
 impl Training {
-    /// A model with random parameters where it is begun `anew`, and with sketches in place of layers where these are
-    /// asked for.
+    /// A model with a fresh head of so many classes on the output that is trained, with random parameters where it is begun
+    /// `anew`, and with sketches in place of layers, each where that is asked for.
     ///
     /// # Errors
     /// Names and settings that do not fit the model.
     pub fn new(
         source: &Model,
         options: Supervised,
+        head: Option<usize>,
         anew: bool,
         sketches: Option<&PantherTraining>,
     ) -> Result<Training, TrainError> {
         let mut graph = source.graph.clone();
+        if let Some(classes) = head {
+            graph = with_head(&graph, options.output.as_deref(), classes, options.fit.seed)?;
+        }
         if anew {
             let nodes = options.parameters(&graph)?;
             graph = with_parameters(&graph, &initial(&graph, &nodes, options.fit.seed)?)?;

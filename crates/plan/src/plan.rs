@@ -174,12 +174,18 @@ impl Plan {
             true => Some(format!("scheme `{DENSE}` has no settings, found `{}`", choice.settings)),
             false => check(choice).err(),
         };
-        let problems = read.modules.iter().filter_map(|(name, choice)| {
-            let (line, site) = (line_at(text, name.span().start), name.get_ref().clone());
-            problem(choice).map(|why| ChoiceProblem { line, site, why })
+        // Places count up from the one before, so that many problems cost one way through the text.
+        let wrong = read.modules.iter().filter_map(|(name, choice)| Some((name, problem(choice)?)));
+        let mut wrong: Vec<(&Spanned<String>, String)> = wrong.collect();
+        wrong.sort_by_key(|(name, _)| name.span().start);
+        let (mut at, mut line) = (0, 1);
+        let problems = wrong.into_iter().map(|(name, why)| {
+            let start = name.span().start;
+            line += line_at(text.get(at..).unwrap_or_default(), start - at) - 1;
+            at = start;
+            ChoiceProblem { line, site: name.get_ref().clone(), why }
         });
-        let mut problems: Vec<ChoiceProblem> = problems.collect();
-        problems.sort_by_key(|p| p.line);
+        let problems: Vec<ChoiceProblem> = problems.collect();
         if !problems.is_empty() {
             return Err(PlanError::Choices(problems));
         }

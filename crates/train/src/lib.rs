@@ -28,6 +28,7 @@ pub mod checkpoint;
 mod error;
 pub mod evaluator;
 pub mod fit;
+pub mod head;
 pub mod init;
 pub mod loss;
 pub mod masking;

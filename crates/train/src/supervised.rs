@@ -48,7 +48,8 @@ pub enum Objective {
 pub enum Selection {
     /// All with a name and several elements on which the loss depends, but the random matrices of sketches.
     All,
-    /// Those with these names, as [`parameter_names`] gives them.
+    /// Those with these names, as [`parameter_names`] gives them; `*` in a name stands for any text, and takes what has
+    /// several elements only.
     Named(Vec<String>),
 }
 
@@ -165,11 +166,20 @@ impl Supervised {
         match &self.selection {
             Selection::All => Ok(known.into_iter().filter(|(n, _)| is_weight(forward, *n)).collect()),
             Selection::Named(names) => {
-                let find = |name: &String| {
-                    let found = known.iter().find(|(_, n)| n == name).cloned();
-                    found.ok_or_else(|| no_parameter(name, &known))
-                };
-                names.iter().map(find).collect()
+                let mut chosen: Vec<(NodeId, String)> = Vec::new();
+                for name in names {
+                    let fits = |(n, known): &&(NodeId, String)| match name.contains('*') {
+                        true => matches_pattern(name, known) && is_weight(forward, *n),
+                        false => known == name,
+                    };
+                    let found: Vec<_> = known.iter().filter(fits).cloned().collect();
+                    if found.is_empty() {
+                        return Err(no_parameter(name, &known));
+                    }
+                    let new = found.into_iter().filter(|(n, _)| chosen.iter().all(|(c, _)| c != n));
+                    chosen.extend(new.collect::<Vec<_>>());
+                }
+                Ok(chosen)
             }
         }
     }
@@ -320,6 +330,19 @@ fn is_weight(g: &Graph, n: NodeId) -> bool {
     several && named && matches!(ty.dtype, DType::F32 | DType::F64)
 }
 
+/// Whether a name is that of a pattern in which `*` stands for any text.
+fn matches_pattern(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, rest)) => name.strip_prefix(before).is_some_and(|tail| {
+            tail.char_indices()
+                .map(|(at, _)| at)
+                .chain([tail.len()])
+                .any(|at| matches_pattern(rest, &tail[at..]))
+        }),
+    }
+}
+
 fn no_parameter(name: &str, known: &[(NodeId, String)]) -> TrainError {
     const SHOWN: usize = 8;
     let shown: Vec<String> = known.iter().take(SHOWN).map(|(_, n)| format!("`{n}`")).collect();
@@ -425,6 +448,17 @@ impl Task for Labelled<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, fits) in [("*", true), ("layer.*.weight", true), ("*weight", true), ("layer.1.*", true)]
+        {
+            assert_eq!(matches_pattern(pattern, "layer.1.fc.weight"), fits, "{pattern}");
+        }
+        for pattern in ["layer.2.*", "*bias", "layer", "a*", "*.fc"] {
+            assert!(!matches_pattern(pattern, "layer.1.fc.weight"), "{pattern}");
+        }
+    }
 
     #[test]
     fn samples_are_held_out_evenly() {

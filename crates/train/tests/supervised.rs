@@ -373,7 +373,7 @@ fn what_does_not_fit_is_refused() {
     let language = supervised(Objective::MaskedLm { tokens: "tokens".into(), masking });
     refused(&language, &samples, None);
     refused(&language, &samples, Some(&labels));
-    insta::assert_snapshot!(said.join("\n"), @r"
+    insta::assert_snapshot!(said.join("\n"), @r#"
     the model has no output `y`; it has `logits`
     the model has no input `mask`
     a share of 0.01 of 40 samples is held out: expected at least 1 sample, and 1 left to train on
@@ -387,7 +387,7 @@ fn what_does_not_fit_is_refused() {
     samples: `x` is u8[40, 6], expected f32[N, 6]: in numpy, `x.astype("float32")` converts it
     the model has no input `tokens`
     a masked language model takes no labels: its tokens are
-    ");
+    "#);
 }
 
 #[test]

@@ -362,6 +362,7 @@ mod tests {
             weights: vec![],
             nodes: vec![],
             measures: vec![],
+            results: Vec::new(),
             schemes: vec![],
         };
         let narrowed = |goal: &Goal, rows: &[(f64, i64, f64)]| {

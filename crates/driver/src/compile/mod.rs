@@ -6,6 +6,7 @@ mod allocate;
 mod apply;
 pub(crate) mod calibrate;
 pub(crate) mod check;
+mod curves;
 mod fit;
 mod limit;
 mod price;
@@ -29,6 +30,8 @@ use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
 use self::check::{check, checker};
+pub use self::curves::CurvePoint;
+use self::curves::curves;
 use self::fit::{Measured, fit, measured, tasks};
 use self::price::{after, price};
 use self::report::{Outcome, report};
@@ -45,6 +48,8 @@ pub struct CompileOptions {
     pub goal: Goal,
     /// Choices to replay.
     pub plan: Option<Plan>,
+    /// Whether a plan is replayed on other samples than those that it was made with.
+    pub recalibrate: bool,
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
     /// of the samples, and 1 for the leading axis.
     pub dims: Vec<(String, Vec<i64>)>,
@@ -88,6 +93,7 @@ impl Default for CompileOptions {
         CompileOptions {
             goal: Goal::Dense,
             plan: None,
+            recalibrate: false,
             dims: Vec::new(),
             ranges: Vec::new(),
             backend: "cpu".into(),
@@ -183,7 +189,10 @@ impl<'a> Job<'a> {
         let sites = sites(g);
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = sites.iter().map(|s| s.name.as_str()).collect();
-            let calibration = samples.as_ref().map(Samples::hash);
+            let calibration = match options.recalibrate {
+                true => plan.header.calibration.clone(),
+                false => samples.as_ref().map(Samples::hash),
+            };
             plan.check(&source.hash, calibration.as_deref(), &names)?;
         }
         let storage = storage(g, &sites, options)?;
@@ -280,6 +289,7 @@ pub fn compile_with(
     let fits = fit(&job, tasks, measured.as_ref())?;
     let prices = price(&job, &fits)?;
     let weights = weigh(&job, &fits, split.as_ref())?;
+    let curves = curves(&job, &fits, &prices, weights.as_deref())?;
     let checker = checker(&job, split.as_ref())?;
     let refit = Refit::new(&job, split.as_ref(), measured.as_ref())?;
     let refit = refit.as_ref();
@@ -287,7 +297,10 @@ pub fn compile_with(
     let sketched = apply(&job, pass_of(&job.sites, &fits, &choice.allocation), refit, dump)?;
     let error = check(&job, checker.as_ref(), &sketched.graph)?;
     let after = after(&job, &prices, &sketched.graph)?;
-    let plan = options.plan.clone().unwrap_or_else(|| report::plan(&job, &choice.allocation));
+    let plan = match &options.plan {
+        None => report::plan(&job, &choice.allocation),
+        Some(plan) => Plan { header: report::header(&job), ..plan.clone() },
+    };
     let doubted = warn::Outcome {
         fits: &fits,
         rows: &rows,
@@ -305,5 +318,5 @@ pub fn compile_with(
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };
     let (graph, threads) = (sketched.graph, options.threads);
-    Ok(Compiled { report, plan, graph, backend: job.backend, bindings, ranges: job.ranges, threads })
+    Ok(Compiled { report, plan, curves, graph, backend: job.backend, bindings, ranges: job.ranges, threads })
 }

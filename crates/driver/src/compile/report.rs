@@ -25,7 +25,7 @@ pub(crate) struct Outcome {
 }
 
 /// What the plan of a compilation is for.
-fn header(job: &Job<'_>) -> Header {
+pub(crate) fn header(job: &Job<'_>) -> Header {
     Header {
         version: plan::FORMAT_VERSION,
         model: job.source.hash.clone(),

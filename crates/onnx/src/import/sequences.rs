@@ -7,10 +7,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use margay_ir::Value;
-use margay_ir::ops::Concat;
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::call::{Call, Refusal, axis};
+use super::shapes::joined;
 use super::slices::slice_axes;
 use super::values::open;
 use super::{Importer, Slot};
@@ -173,11 +173,7 @@ pub(super) fn concat(cx: &mut Importer, call: &Call, slots: &[Option<Slot>]) -> 
     if new {
         list = list.into_iter().map(|v| cx.unsqueezed(v, axis)).collect::<Result<_, _>>()?;
     }
-    let v = match list.as_slice() {
-        [only] => *only,
-        all => cx.add(Concat { axis }, all)?,
-    };
-    known(vec![v])
+    known(vec![joined(cx, axis, list)?])
 }
 
 /// `SplitToSequence`: parts of given lengths, of one length but for a shorter last one, or of a single position each.
@@ -303,15 +299,10 @@ pub(super) fn repeat<'a>(cx: &mut Importer<'a>, call: &Call<'a>, slots: &[Option
         states = next[1..=states.len()].to_vec();
     }
     for list in kept {
-        states.push(Slot::Known(match list.as_slice() {
-            [] => {
-                return Err(Refusal::Unsupported(
-                    "rows of a loop that does not run are not supported".into(),
-                ));
-            }
-            [only] => *only,
-            all => cx.add(Concat { axis: 0 }, all)?,
-        }));
+        if list.is_empty() {
+            return Err(Refusal::Unsupported("rows of a loop that does not run are not supported".into()));
+        }
+        states.push(Slot::Known(joined(cx, 0, list)?));
     }
     Ok(states)
 }

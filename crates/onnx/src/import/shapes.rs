@@ -162,10 +162,23 @@ pub(super) fn concat(cx: &mut Importer, call: &Call) -> Imported {
     let at = call.optional_int("axis")?.or((call.opset < 4).then_some(1));
     let at = at.ok_or_else(|| Refusal::Invalid("expected attribute `axis`, found none".into()))?;
     let axis = axis(at, cx.ty(operands[0]).ndim())?;
-    match operands.as_slice() {
-        [only] => Ok(vec![*only]),
-        all => Ok(vec![cx.add(Concat { axis }, all)?]),
+    Ok(vec![joined(cx, axis, operands)?])
+}
+
+/// Operands of one node, at most: their positions are numbers of 16 bits in graphs and programs.
+const MOST_OPERANDS: usize = 1024;
+
+/// Values, at least one, behind each other along an axis; very many of them group by group.
+pub(super) fn joined(cx: &mut Importer, axis: usize, mut values: Vec<Value>) -> Result<Value, Refusal> {
+    while values.len() > 1 {
+        let groups: Vec<Vec<Value>> = values.chunks(MOST_OPERANDS).map(<[Value]>::to_vec).collect();
+        let join = |group: &Vec<Value>| match group.as_slice() {
+            [only] => Ok(*only),
+            all => cx.add(Concat { axis }, all),
+        };
+        values = groups.iter().map(join).collect::<Result<_, _>>()?;
     }
+    values.pop().ok_or_else(|| Refusal::Invalid("expected at least 1 input, found 0".into()))
 }
 
 /// `Gather`.

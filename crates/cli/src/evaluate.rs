@@ -1,0 +1,87 @@
+//! `margay evaluate`: models on samples with labels, side by side.
+//!
+//! `--json` prints an object with `metric`, `samples` and `models`: for each, in the order given, `path`, `value`, `agreement`
+//! (the share of answers that are those of the first model; null for `mse`) and `constant_bytes`.
+
+use std::path::PathBuf;
+
+use margay::{
+    Evaluated, KnownInputs, Metric, Predictor, RunOptions, evaluate, is_array_file, read_labels, samples_of,
+};
+use serde::Serialize;
+
+use crate::args::{RunArgs, note_fixed};
+use crate::error::Failure;
+use crate::table::{Table, bytes, percent, significant};
+use crate::{Reply, json};
+
+const JSON: &str = r#"With --json:
+  {"metric", "samples", "models": [{"path", "value", "agreement", "constant_bytes"}]}"#;
+
+/// Measure models on samples with labels, such as a dense one and its sketch side by side.
+#[derive(clap::Args)]
+#[command(after_help = JSON)]
+pub(crate) struct Args {
+    /// ONNX files or artifacts; answers are compared with those of the first one.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    /// Samples of the models' inputs, by name; one row is one sample.
+    #[arg(long, value_name = "FILE.npz")]
+    data: PathBuf,
+    /// The labels: the name of an array in the data, or a file of one array. Integers, of which -100 does not count; for
+    /// mse, numbers like the output.
+    #[arg(long, value_name = "NAME|FILE.npy|FILE.npz")]
+    labels: String,
+    /// What is measured: the share of right answers, the share of labels among the best five, the mean cross-entropy, the
+    /// mean squared error.
+    #[arg(long, value_name = "accuracy|top5|loss|mse", default_value = "accuracy")]
+    metric: Metric,
+    /// The output that is measured, where models have several.
+    #[arg(long, value_name = "NAME")]
+    output_name: Option<String>,
+    #[command(flatten)]
+    how: RunArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    metric: Metric,
+    samples: usize,
+    models: Vec<Evaluated>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    let name = (!is_array_file(&args.labels)).then_some(args.labels.as_str());
+    let samples = samples_of(&args.models[0], &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    let labels = read_labels(&args.labels, &samples)?;
+    let inputs: Vec<_> = samples.arrays().iter().filter(|(n, _)| Some(n.as_str()) != name).cloned().collect();
+    let threads = args.how.threads.get();
+    // Samples are many, and models take few at once.
+    let options =
+        RunOptions { threads, in_batches: true, huge_pages: args.how.huge_pages, ..RunOptions::default() };
+    let known = KnownInputs::of(&inputs);
+    let open = |path: &PathBuf| Predictor::open_for(path, &options, &known);
+    let mut models = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    models.iter().for_each(note_fixed);
+    let evaluated = evaluate(&mut models, &inputs, &labels, args.output_name.as_deref(), args.metric)?;
+    let rows = labels.shape().first().copied().unwrap_or(0);
+    let report = Report { metric: args.metric, samples: rows, models: evaluated };
+    Ok(if args.json { json(&report)? } else { text(&report) }.into())
+}
+
+fn text(report: &Report) -> String {
+    let metric = format!(">{}", report.metric.name());
+    let mut table = Table::new(&["model", &metric, ">answers as the first", ">constants"]);
+    for m in &report.models {
+        let value = match report.metric {
+            Metric::Accuracy | Metric::Top5 => percent(m.value, 1.0),
+            Metric::Loss | Metric::Mse => significant(m.value),
+        };
+        let agreement = m.agreement.map_or("-".into(), |share| percent(share, 1.0));
+        table.row([m.path.clone(), value, agreement, bytes(m.constant_bytes)]);
+    }
+    format!("{table}\non {} samples\n", report.samples)
+}

@@ -1,0 +1,210 @@
+//! What people who use the program would otherwise stumble over: numbers that agree, warnings, inputs that are checked before
+//! work, runs that are kept, and the commands of the documentation.
+
+use std::fs;
+
+use margay_tensor::{DType, Tensor};
+
+use crate::place::{Place, images, json};
+
+/// A folder with the demo model sketched to half its bytes, and labels: what the model itself answers, but for one.
+fn place() -> Place {
+    let place = Place::new();
+    let rows = 40;
+    let pixels = images(rows, 3);
+    place.write_npz("data.npz", &[("image", pixels.clone())]);
+    place.done("run model.onnx --data data.npz --outputs answers.npz");
+    let answers = place.read_npz("answers.npz").remove(0).1.to_vec::<f32>().unwrap();
+    let greatest = |row: &[f32]| (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as i64;
+    let mut labels: Vec<i64> = answers.chunks_exact(10).map(greatest).collect();
+    labels[7] = (labels[7] + 1) % 10;
+    let labels = Tensor::from_slice(&[rows], &labels).unwrap();
+    place.write_npz("labelled.npz", &[("image", pixels), ("label", labels)]);
+    place
+}
+
+#[test]
+fn every_command_counts_the_same_bytes_and_warns() {
+    let place = place();
+    // The same three images again and again.
+    let few = images(3, 9).to_vec::<f32>().unwrap();
+    let again: Vec<f32> = (0..12).flat_map(|i| few[i % 3 * 784..][..784].to_vec()).collect();
+    place.write_npz("again.npz", &[("image", Tensor::from_slice(&[12, 1, 28, 28], &again).unwrap())]);
+    let words = "compile model.onnx -o s.margay --data again.npz --budget-bytes 50% --curves c.csv \
+                 --save-plan plan.toml --target-cpu portable";
+    let ran = place.done(&format!("{words} --json"));
+    let report = json(&ran.stdout);
+    for said in ["12 samples are few", "9 of 12 samples are the same as others"] {
+        assert!(ran.stderr.contains(&format!("warning: {said}")), "{said}: {}", ran.stderr);
+        assert!(report["warnings"].to_string().contains(said));
+    }
+    let constants = &report["constant_bytes_after"];
+    assert!(constants.as_u64() >= report["bytes_after"].as_u64());
+    let inspected = json(&place.done("inspect s.margay --json").stdout);
+    assert_eq!(&inspected["constant_bytes"], constants);
+    let parts = ["constant_bytes", "graph_constant_bytes", "code_bytes", "source_bytes", "other_bytes"];
+    let sum: u64 = parts.iter().map(|part| inspected[part].as_u64().unwrap()).sum();
+    assert_eq!(sum, place.bytes("s.margay").len() as u64);
+    let bench =
+        json(&place.done("bench model.onnx s.margay --data data.npz --in-batches --rounds 1 --json").stdout);
+    assert_eq!(&bench["models"][1]["constant_bytes"], constants);
+
+    let curves = String::from_utf8(place.bytes("c.csv")).unwrap();
+    let mut lines = curves.lines();
+    assert!(lines.next().unwrap().starts_with("layer,scheme,settings,layer_error,output_error,bytes_before"));
+    let of = |layer: &str| curves.lines().filter(|l| l.starts_with(&format!("{layer},lowrank,"))).count();
+    assert!(of("conv2") > 3 && of("fc1") > 3, "{curves}");
+
+    // A plan is for its own samples, unless somebody says otherwise.
+    let replay = "compile model.onnx -o r.margay --data samples.npz --plan plan.toml --target-cpu portable";
+    assert_eq!(place.run(replay).code, 2);
+    let replayed = place.done(&format!("{replay} --recalibrate --save-plan again.toml"));
+    assert!(replayed.stdout.contains("replay of a plan"), "{}", replayed.stdout);
+    let plans = ["plan.toml", "again.toml"].map(|name| String::from_utf8(place.bytes(name)).unwrap());
+    let modules = |plan: &str| plan.split_once("[modules]").unwrap().1.to_owned();
+    assert_eq!(modules(&plans[0]), modules(&plans[1]));
+    assert_ne!(plans[0], plans[1], "the second one is for the other samples");
+
+    // A sketch is compared with what its report states.
+    let compared = place.done("compare model.onnx s.margay --data again.npz --in-batches --json");
+    let limit = json(&compared.stdout)["max_error"].as_f64().unwrap();
+    let stated = report["held_out"]["relative_l2"].as_f64().unwrap();
+    assert!((limit - (2.0 * stated).min(stated.max(1.0))).abs() < 1e-12, "{limit} {stated}");
+    for check in ["--max-error 0.0001", "--rtol 0.001"] {
+        let ran = place.run(&format!("compare model.onnx s.margay --data data.npz --in-batches {check}"));
+        assert_eq!(ran.code, 1, "{}", ran.stderr);
+    }
+    for command in ["compile s.margay -o t.margay", "check s.margay"] {
+        let ran = place.run(command);
+        assert_eq!(ran.code, 2);
+        assert!(ran.stderr.contains("`s.margay` is an artifact, expected an ONNX file"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn inputs_are_checked_before_any_work() {
+    let place = Place::new();
+    let mut pixels = images(20, 1).to_vec::<f32>().unwrap();
+    pixels[784 * 6 + 5] = f32::NAN;
+    let pixels = Tensor::from_slice(&[20, 1, 28, 28], &pixels).unwrap();
+    place.write_npz("nan.npz", &[("image", pixels), ("label", Tensor::zeros(DType::I64, &[20]).unwrap())]);
+    place.write_npz("wide.npz", &[("image", Tensor::zeros(DType::F32, &[20, 1, 28, 30]).unwrap())]);
+    place.write_npz("bytes.npz", &[("image", Tensor::zeros(DType::U8, &[20, 1, 28, 28]).unwrap())]);
+    place.write_npz("other.npz", &[("picture", images(20, 1)), ("label", images(20, 1))]);
+    for (data, message) in [
+        ("nan", "`image` is not a number in row 6, at element 4709"),
+        ("wide", "`image` is f32[20, 1, 28, 30], expected f32[batch, 1, 28, 28]: axis 3 is 30, expected 28"),
+        ("bytes", "in numpy, `image.astype(\"float32\")` converts it"),
+        ("other", "the model takes `image`: f32[batch, 1, 28, 28], the file holds"),
+    ] {
+        for command in [
+            "compile model.onnx -o o.margay --max-error 0.1",
+            "sensitivity model.onnx",
+            "train model.onnx --labels label --export t.onnx --batch 4",
+        ] {
+            let ran = place.run(&format!("{command} --data {data}.npz"));
+            // Labels are looked for first.
+            let of_labels = command.starts_with("train") && ["wide", "bytes"].contains(&data);
+            assert_eq!(ran.code, 2, "{command}: {}", ran.stderr);
+            assert!(of_labels || ran.stderr.contains(message), "{command}: {}", ran.stderr);
+        }
+    }
+    let ran = place.run("explain model.onnx --output-name logit");
+    assert!(ran.stderr.contains("no floating point output `logit`; it has `logits`"), "{}", ran.stderr);
+    let ran = place.run("bench model.onnx --data in.npz --mask image --rounds 1");
+    assert!(ran.stderr.contains("the mask `image` has 4 axes, expected two"), "{}", ran.stderr);
+}
+
+#[test]
+fn models_are_evaluated_and_get_a_new_head() {
+    let place = place();
+    place.done("compile model.onnx -o s.margay --budget-bytes 50% --target-cpu portable --dim batch=4");
+    let words = "evaluate model.onnx s.margay --data labelled.npz --labels label --json";
+    let report = json(&place.done(words).stdout);
+    let models = report["models"].as_array().unwrap();
+    assert_eq!((report["samples"].as_u64(), report["metric"].as_str()), (Some(40), Some("accuracy")));
+    assert_eq!(
+        (models[0]["value"].as_f64(), models[0]["agreement"].as_f64()),
+        (Some(39.0 / 40.0), Some(1.0))
+    );
+    assert!(models[1]["agreement"].as_f64() <= Some(1.0));
+    let of = |metric: &str| {
+        let words = words.replace("--json", &format!("--json --metric {metric}"));
+        json(&place.done(&words).stdout)["models"][0]["value"].as_f64().unwrap()
+    };
+    assert!(of("top5") >= 39.0 / 40.0 && of("loss") > 0.0);
+    let refused = place.run(&format!("{words} --output-name probabilities"));
+    assert!(refused.stderr.contains("no output `probabilities`; it has `logits`"), "{}", refused.stderr);
+
+    let labels: Vec<i64> = (0..40).map(|i| i % 3).collect();
+    place.write_npz(
+        "three.npz",
+        &[("image", images(40, 3)), ("label", Tensor::from_slice(&[40], &labels).unwrap())],
+    );
+    let train =
+        "train model.onnx --data three.npz --labels label --head 3 --train head.* --batch 8 --threads 1";
+    let told = json(&place.done(&format!("{train} --steps 4 --export t.onnx --json")).stdout);
+    assert_eq!(told["parameters"], 10 * 3 + 3);
+    place.done("run t.onnx --data in.npz --outputs y.npz");
+    assert_eq!(place.read_npz("y.npz")[0].1.shape(), [2, 3]);
+    let none = place.run(&format!("{} --export u.onnx", train.replace("head.*", "tail.*")));
+    assert!(none.code == 2 && none.stderr.contains("no constant `tail.*`"), "{}", none.stderr);
+}
+
+#[test]
+fn a_run_is_told_kept_and_made_longer() {
+    let place = place();
+    let train = "train model.onnx --data labelled.npz --labels label --train fc2.weight --batch 8 --threads 1 \
+                 --evaluations 2 --history h.jsonl --checkpoint c.safetensors";
+    place.done(&format!("{train} --steps 4 --export t.onnx"));
+    let history = || {
+        let text = String::from_utf8(place.bytes("h.jsonl")).unwrap();
+        text.lines().map(|line| json(line)["step"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(history(), [0, 2, 4]);
+    let before = place.bytes("c.safetensors");
+    let again = place.run(&format!("{train} --steps 4 --export t.onnx"));
+    assert_eq!(again.code, 2);
+    assert!(again.stderr.contains("`c.safetensors` is there already"), "{}", again.stderr);
+    assert!(place.bytes("c.safetensors") == before);
+    let longer = json(&place.done(&format!("{train} --steps 8 --export t.onnx --resume --json")).stdout);
+    assert_eq!((&longer["steps"], &longer["stop"]), (&8.into(), &"finished".into()));
+    assert_eq!(history()[3..], [8]);
+}
+
+#[test]
+fn sketches_that_were_trained_are_explained() {
+    let place = place();
+    place.done(
+        "train model.onnx --data labelled.npz --labels label --scheme panther --rank 4 --layers fc1 --batch 8 \
+         --steps 2 --threads 1 -o t.margay --dim batch=1",
+    );
+    let explained = place.done("explain t.margay").stdout;
+    let (_, found) = explained.split_once("Sketches found in the graph:").expect(&explained);
+    assert!(found.contains("fc1") && found.contains("3136 x 64") && found.contains("panther"), "{found}");
+}
+
+/// Runs the commands of a document as they are written, one after the other.
+fn as_written(place: &Place, document: &str) -> usize {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(document);
+    let text = fs::read_to_string(path).unwrap().replace("\\\n", " ");
+    // What is between fences is every second part.
+    let blocks = text.split("```").skip(1).step_by(2);
+    let commands = blocks.flat_map(str::lines).filter_map(|line| line.strip_prefix("margay "));
+    let commands: Vec<&str> = commands.map(|line| line.split(" #").next().unwrap_or(line)).collect();
+    commands.iter().for_each(|words| {
+        place.done(words);
+    });
+    commands.len()
+}
+
+#[test]
+fn the_documents_run_as_written() {
+    let place = Place::new();
+    let bright = (0..256).map(|i| i64::from(i % 2 == 0)).collect::<Vec<_>>();
+    let label = Tensor::from_slice(&[256], &bright).unwrap();
+    place.write_npz("samples.npz", &[("image", images(256, 2)), ("label", label)]);
+    assert!(as_written(&place, "README.md") >= 12);
+    assert!(as_written(&place, "docs/recovery.md") >= 2);
+    assert!(as_written(&place, "docs/training.md") >= 1);
+}
