@@ -36,14 +36,6 @@ fn pictures(name: &str) -> Samples {
     Samples::new(vec![("image".into(), tensor)]).unwrap()
 }
 
-/// The rows 1, 3, 5, … of a tensor.
-fn every_second(t: &Tensor) -> Tensor {
-    let bytes = t.bytes().len() / t.shape()[0];
-    let rows: Vec<&[u8]> = t.bytes().chunks(bytes).skip(1).step_by(2).collect();
-    let shape = [&[rows.len()], &t.shape()[1..]].concat();
-    Tensor::from_bytes(t.dtype(), &shape, &rows.concat()).unwrap()
-}
-
 #[test]
 fn transformers_agree_with_onnxruntime() {
     let Some(folder) = test_data() else { return };
@@ -116,9 +108,8 @@ fn an_error_limit_holds_on_held_out_samples() {
     assert!(report.predicted_ms_after < report.predicted_ms_before);
     assert!(report.flops_after < report.flops_before);
 
-    // The same error, measured here on every second sample.
-    let inputs: Vec<(String, Tensor)> =
-        calibration.arrays().iter().map(|(name, t)| (name.clone(), every_second(t))).collect();
+    // The same error, measured here.
+    let inputs = calibration.pick(&report.held_out_rows).unwrap();
     let floats = |runner: &mut Runner| -> Vec<f32> { runner.run(&inputs).unwrap()[0].1.to_vec().unwrap() };
     let dense = floats(&mut Runner::new(source.graph, &backend::native(), 2));
     let sketched = floats(&mut compiled.runner(2));
@@ -126,6 +117,35 @@ fn an_error_limit_holds_on_held_out_samples() {
     let difference = squares(dense.iter().zip(&sketched).map(|(a, b)| f64::from(a - b)).collect());
     let here = (difference / squares(dense.iter().map(|a| f64::from(*a)).collect())).sqrt();
     assert!((here - error).abs() <= 0.01 * error, "{here} against {error}");
+}
+
+#[test]
+fn a_budget_of_operations_is_met_and_bounds_of_samples_are_stated() {
+    let source = open(&demo().join("model.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    let calibration = pictures("calibration_image");
+    let goal = Goal::Flops("50%".parse().unwrap());
+    let options = CompileOptions { goal, threads: 2, ..CompileOptions::default() };
+    let compiled = compile(&source, Some(&calibration), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let report = &compiled.report;
+    assert!(2 * report.flops_after <= report.flops_before);
+    assert!(report.flops_after * 10 > report.flops_before * 4);
+    let error = report.held_out.as_ref().expect("samples were given");
+    // As many samples have a larger error as the levels leave.
+    let inputs = calibration.pick(&report.held_out_rows).unwrap();
+    let floats = |runner: &mut Runner| -> Vec<f32> { runner.run(&inputs).unwrap()[0].1.to_vec().unwrap() };
+    let (dense, sketched) =
+        (floats(&mut Runner::new(source.graph, &backend::native(), 2)), floats(&mut compiled.runner(2)));
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+    let of_sample = |(a, b): (&[f32], &[f32])| {
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+    };
+    let errors: Vec<f64> = dense.chunks(10).zip(sketched.chunks(10)).map(of_sample).collect();
+    assert_eq!((errors.len(), error.bounds.len()), (error.samples, 2));
+    for bound in &error.bounds {
+        let larger = errors.iter().filter(|e| **e > bound.relative_l2 * (1.0 + 1e-5)).count();
+        let rank = ((errors.len() + 1) as f64 * bound.level).ceil() as usize;
+        assert_eq!(larger, errors.len() - rank, "{bound:?}");
+    }
 }
 
 #[test]

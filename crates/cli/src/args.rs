@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use margay::{
-    Budget, CompileOptions, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice, Precision,
-    Predictor, Samples, listed, read_plan, samples_of,
+    Budget, CompileOptions, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice, Operations,
+    Precision, Predictor, Samples, listed, read_plan, samples_of,
 };
 
 use crate::error::Failure;
@@ -17,8 +17,8 @@ pub(crate) struct GoalArgs {
     /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
     dims: Vec<(String, Extents)>,
-    /// Samples of the model's inputs, by name. Half of them calibrate; the other half measures the error that is
-    /// reported. Other arrays in the file are left out.
+    /// Samples of the model's inputs, by name. Three quarters of them calibrate; the others measure the error that
+    /// is reported. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
     data: Option<PathBuf>,
     /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E.
@@ -28,6 +28,10 @@ pub(crate) struct GoalArgs {
     /// bytes as in 1500000 or 1.5MB.
     #[arg(long, value_name = "50%|N", group = "goal")]
     budget_bytes: Option<Budget>,
+    /// As exact as possible with so many multiplications and additions of products and convolutions in one run: a share as
+    /// in 50%, or a number as in 700M or 1.5G.
+    #[arg(long, value_name = "50%|N", group = "goal")]
+    budget_flops: Option<Operations>,
     /// As exact as possible with a predicted time of one run of so many milliseconds.
     #[arg(long, value_name = "MS", value_parser = positive, group = "goal")]
     budget_ms: Option<f64>,
@@ -104,12 +108,11 @@ impl GoalArgs {
     }
 
     fn goal(&self) -> Goal {
-        match (self.max_error, self.budget_bytes, self.budget_ms) {
-            (Some(e), _, _) => Goal::Error(e),
-            (_, Some(budget), _) => Goal::Bytes(budget),
-            (_, _, Some(ms)) => Goal::Seconds(ms / 1e3),
-            _ => Goal::Dense,
-        }
+        let error = self.max_error.map(Goal::Error);
+        let bytes = self.budget_bytes.map(Goal::Bytes);
+        let flops = self.budget_flops.map(|Operations(budget)| Goal::Flops(budget));
+        let seconds = self.budget_ms.map(|ms| Goal::Seconds(ms / 1e3));
+        error.or(bytes).or(flops).or(seconds).unwrap_or_default()
     }
 
     /// The driver's options; reads the plan.

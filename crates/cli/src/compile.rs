@@ -185,10 +185,11 @@ pub(crate) fn totals(report: &Report) -> String {
             let table = errors::outputs(e);
             let table = if table.is_empty() { String::new() } else { format!("\n{table}") };
             format!(
-                "on {} samples held out: {}{}\n{table}",
+                "on {} samples held out: {}{}\n{}{table}",
                 e.samples,
                 errors::words(e),
-                errors::uncounted(e)
+                errors::uncounted(e),
+                errors::bounds(e)
             )
         }
         None if sketched > 0 || !plain => {

@@ -10,6 +10,16 @@ pub(crate) fn words(e: &ErrorMeasure) -> String {
     format!("relative error {}, {centred}cosine {:.5}", significant(e.relative_l2), e.cosine)
 }
 
+/// A line on what further samples err by; empty with too few samples.
+pub(crate) fn bounds(e: &ErrorMeasure) -> String {
+    let each =
+        e.bounds.iter().map(|b| format!("{} with {:.0}%", significant(b.relative_l2), b.level * 100.0));
+    match each.collect::<Vec<_>>().join(", ") {
+        list if list.is_empty() => list,
+        list => format!("relative error of a further sample like these, at most: {list} probability\n"),
+    }
+}
+
 /// What does not count, if anything: `; padding by `attention_mask` does not count`.
 pub(crate) fn uncounted(e: &ErrorMeasure) -> String {
     e.mask.as_ref().map_or(String::new(), |mask| format!("; padding, by `{mask}`, does not count"))

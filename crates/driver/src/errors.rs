@@ -104,7 +104,24 @@ pub struct ErrorMeasure {
     /// Each output that counts.
     #[serde(default)]
     pub outputs: Vec<OutputError>,
+    /// What a further sample errs by at most, with a probability of 90, 95 and 99%, where there are samples enough;
+    /// none where these samples had a part in the choice.
+    #[serde(default)]
+    pub bounds: Vec<ErrorBound>,
 }
+
+/// A bound of the error of one further sample.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBound {
+    /// The least probability that it holds with.
+    pub level: f64,
+    /// The relative L2 error of the outputs of that sample, at most.
+    #[serde(deserialize_with = "infinite_if_null")]
+    pub relative_l2: f64,
+}
+
+/// The probabilities that bounds are given for.
+const LEVELS: [f64; 3] = [0.9, 0.95, 0.99];
 
 /// JSON has no infinity.
 fn infinite_if_null<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
@@ -121,12 +138,14 @@ pub struct ErrorSum {
     mask: Mask,
     outputs: Vec<OutputSum>,
     samples: usize,
+    /// By sample the squared difference and the squared size of its outputs; `None` once an output is not of single samples.
+    by_sample: Option<Vec<(f64, f64)>>,
 }
 
 impl ErrorSum {
     /// Nothing summed up yet.
     pub fn new(scope: &ErrorScope) -> ErrorSum {
-        ErrorSum { scope: scope.clone(), ..ErrorSum::default() }
+        ErrorSum { scope: scope.clone(), by_sample: Some(Vec::new()), ..ErrorSum::default() }
     }
 
     /// Adds the outputs of one run with these inputs, of which the mask is one; they also say how many samples a run has, by
@@ -148,6 +167,7 @@ impl ErrorSum {
         self.scope.check_outputs(&known)?;
         let marks = self.mask.marks(inputs);
         let samples = rows_of(inputs);
+        let mut by_sample = Some(vec![(0.0, 0.0); samples]);
         let mut any = false;
         for (name, a) in reference.iter().filter(|(n, t)| is_measured(t.dtype()) && self.scope.counts(n)) {
             let b = corresponding(name, a, found)?;
@@ -157,12 +177,21 @@ impl ErrorSum {
                 self.outputs.len() - 1
             });
             let marks = marks.as_ref().filter(|marks| marks.apply_to(a.shape()));
-            self.outputs[at].add(a, b, samples, marks.map(Marks::counts))?;
+            let single = self.outputs[at].add(a, b, samples, marks.map(Marks::counts))?;
+            by_sample = by_sample.zip(single).map(|(mut sums, single)| {
+                let both = sums.iter_mut().zip(single);
+                both.for_each(|(sum, one)| *sum = (sum.0 + one.0, sum.1 + one.1));
+                sums
+            });
         }
         if !any {
             return Err(DriverError::Measure("the model has no floating point output to compare".into()));
         }
         self.samples += samples;
+        self.by_sample = self.by_sample.take().zip(by_sample).map(|(mut all, more)| {
+            all.extend(more);
+            all
+        });
         Ok(())
     }
 
@@ -178,7 +207,28 @@ impl ErrorSum {
             samples: self.samples,
             mask: self.mask.input().map(str::to_owned),
             outputs: self.outputs.iter().map(OutputSum::error).collect(),
+            bounds: self.bounds(),
         }
+    }
+
+    /// Split conformal bounds (Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2005): of `n`
+    /// samples that had no part in the choice, and a further one that is exchangeable with them, the latter errs by more than
+    /// the `⌈(n + 1) p⌉`th smallest error with a probability of at most `1 - p`.
+    fn bounds(&self) -> Vec<ErrorBound> {
+        let Some(all) = &self.by_sample else { return Vec::new() };
+        let relative = |(difference, size): &(f64, f64)| match *difference == 0.0 {
+            true => 0.0,
+            false if difference.is_nan() => f64::INFINITY,
+            false => (difference / size).sqrt(),
+        };
+        let mut errors: Vec<f64> = all.iter().map(relative).collect();
+        errors.sort_by(f64::total_cmp);
+        let bound = |level: f64| {
+            let rank = ((errors.len() + 1) as f64 * level).ceil() as usize;
+            let relative_l2 = *errors.get(rank.checked_sub(1)?)?;
+            Some(ErrorBound { level, relative_l2 })
+        };
+        LEVELS.into_iter().filter_map(bound).collect()
     }
 
     /// The norm of what tells samples apart in the reference, relative to that of the reference: `‖y - ȳ‖ / ‖y‖`. `None`
@@ -346,15 +396,18 @@ impl OutputSum {
         }
     }
 
+    /// Adds one run; returns the squared difference and the squared size by sample, where the output has a part for each.
     fn add(
         &mut self,
         a: &Tensor,
         b: &Tensor,
         samples: usize,
         marks: Option<&[bool]>,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Option<Vec<(f64, f64)>>, DriverError> {
         let (x, y) = (numbers(&self.name, a)?, numbers(&self.name, b)?);
-        let samples = if a.shape().first() == Some(&samples) { samples } else { 1 };
+        let of_samples = a.shape().first() == Some(&samples) || samples == 1;
+        let samples = if of_samples { samples } else { 1 };
+        let mut single = vec![Squares::default(); samples];
         let size = x.len() / samples.max(1);
         if self.elements.is_empty() {
             self.elements = vec![(0, 0.0); size];
@@ -365,7 +418,7 @@ impl OutputSum {
             if marks.is_some_and(|m| !m[i / width]) {
                 continue;
             }
-            self.squares.add(x, y);
+            single[i / size].add(x, y);
             if !self.uneven {
                 let (count, sum) = &mut self.elements[i % size];
                 *count += 1;
@@ -380,7 +433,8 @@ impl OutputSum {
                 pooled.add(&x[part.clone()], &y[part], marks, features);
             }
         }
-        Ok(())
+        single.iter().for_each(|one| self.squares.merge(one));
+        Ok(of_samples.then(|| single.iter().map(|s| (s.difference, s.reference)).collect()))
     }
 
     /// `‖y - ȳ‖²`; `None` where it cannot be known.
@@ -523,5 +577,30 @@ mod tests {
         assert_eq!(serde_json::from_str::<ErrorMeasure>(old).unwrap().outputs, []);
         let ids = vec![("ids".to_string(), Tensor::zeros(DType::I64, &[1]).unwrap())];
         assert!(ErrorSum::default().add(&[], &ids, &ids).is_err());
+    }
+
+    /// Samples of one kind are covered as often as the level says.
+    #[test]
+    fn bounds_hold_for_further_samples() {
+        const HELD_OUT: usize = 64;
+        const FRESH: usize = 300;
+        const TRIALS: usize = 60;
+        let mut covered = [0usize; 2];
+        for trial in 0..TRIALS {
+            let mut uniform = vec![0f64; HELD_OUT + FRESH];
+            margay_tensor::random::Philox::new(3, trial as u64).fill_uniform_f64(0, &mut uniform);
+            // Relative errors of a skewed distribution.
+            let errors: Vec<f64> = uniform.iter().map(|u| 0.1 * (1.0 / (1.0 - u)).ln()).collect();
+            let by_sample = errors[..HELD_OUT].iter().map(|e| (4.0 * e * e, 4.0)).collect();
+            let bounds = ErrorSum { by_sample: Some(by_sample), ..ErrorSum::default() }.bounds();
+            assert_eq!(bounds.len(), covered.len());
+            for (covered, bound) in covered.iter_mut().zip(&bounds) {
+                *covered += errors[HELD_OUT..].iter().filter(|e| **e <= bound.relative_l2).count();
+            }
+        }
+        for (covered, level) in covered.into_iter().zip(LEVELS) {
+            let share = covered as f64 / (FRESH * TRIALS) as f64;
+            assert!((share - level).abs() < 0.02, "{share} at {level}");
+        }
     }
 }

@@ -78,11 +78,11 @@ pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::LayerError;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorMeasure,
-    ErrorScope, ErrorSum, Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError, PooledError,
-    Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,
-    export_graph, is_artifact, listed, measure_error, open, open_artifact_graph, open_with, read_graph,
-    recompile,
+    Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
+    ErrorMeasure, ErrorScope, ErrorSum, Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError,
+    PooledError, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with,
+    differentiate, export_graph, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
+    read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
@@ -90,7 +90,7 @@ pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{PantherTraining, Start, sites};
 pub use margay_passes::{Pipeline, PipelineError};
-pub use margay_plan::{Budget, Plan};
+pub use margay_plan::{Budget, Operations, Plan};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;

@@ -39,15 +39,18 @@ pub enum Goal {
     Error(f64),
     /// The smallest error with so many stored bytes of the weights that can be sketched.
     Bytes(Budget),
+    /// The smallest error with so many multiplications and additions of products and convolutions in one run.
+    Flops(Budget),
     /// The smallest error with a predicted time of one run of so many seconds.
     Seconds(f64),
 }
 
 impl Goal {
-    /// What is saved: bytes where they are asked for, else time.
+    /// What is saved: bytes or operations where they are asked for, else time.
     pub fn resource(&self) -> Resource {
         match self {
             Goal::Bytes(_) => Resource::Bytes,
+            Goal::Flops(_) => Resource::Flops,
             Goal::Dense | Goal::Error(_) | Goal::Seconds(_) => Resource::Seconds,
         }
     }

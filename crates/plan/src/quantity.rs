@@ -13,7 +13,15 @@ pub enum Budget {
     Absolute(u64),
 }
 
-/// Units by their lower-case names, and what they stand for.
+/// A budget of operations of one run: as text, a share or a number with `k`, `M`, `G` or `T` for powers of 1000.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Operations(pub Budget);
+
+/// Units of operations by their lower-case names.
+const OPERATIONS: &[(&str, u64)] =
+    &[("", 1), ("k", 1_000), ("m", 1_000_000), ("g", 1_000_000_000), ("t", 1_000_000_000_000)];
+
+/// Units of bytes by their lower-case names, and what they stand for.
 const UNITS: &[(&str, u64)] = &[
     ("", 1),
     ("b", 1),
@@ -44,11 +52,22 @@ impl FromStr for Budget {
     /// # Errors
     /// [`PlanError::Quantity`].
     fn from_str(text: &str) -> Result<Budget, PlanError> {
-        parse(text.trim()).map_err(|why| PlanError::Quantity { text: text.to_owned(), why })
+        parse(text.trim(), UNITS).map_err(|why| PlanError::Quantity { text: text.to_owned(), why })
     }
 }
 
-fn parse(text: &str) -> Result<Budget, String> {
+impl FromStr for Operations {
+    type Err = PlanError;
+
+    /// # Errors
+    /// [`PlanError::Quantity`].
+    fn from_str(text: &str) -> Result<Operations, PlanError> {
+        let budget = parse(text.trim(), OPERATIONS);
+        budget.map(Operations).map_err(|why| PlanError::Quantity { text: text.to_owned(), why })
+    }
+}
+
+fn parse(text: &str, units: &[(&str, u64)]) -> Result<Budget, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = (&text[..digits], text[digits..].trim_start());
     let value: f64 = match number.parse() {
@@ -67,7 +86,7 @@ fn parse(text: &str) -> Result<Budget, String> {
         };
     }
     let lower = unit.to_ascii_lowercase();
-    let Some(&(_, scale)) = UNITS.iter().find(|(name, _)| *name == lower) else {
+    let Some(&(_, scale)) = units.iter().find(|(name, _)| *name == lower) else {
         return Err(format!("the unit `{unit}` is unknown"));
     };
     if let Ok(whole) = number.parse::<u64>() {
@@ -111,6 +130,16 @@ mod tests {
         ] {
             assert_eq!(read(text), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn operations_have_units_of_their_own() {
+        let read = |text: &str| text.parse::<Operations>().map(|o| o.0).map_err(|e| e.to_string());
+        assert_eq!(read("50%"), Ok(Budget::Fraction(0.5)));
+        assert_eq!(read("1.5G"), Ok(Budget::Absolute(1_500_000_000)));
+        assert_eq!(read("700 M"), Ok(Budget::Absolute(700_000_000)));
+        assert_eq!(read("12"), Ok(Budget::Absolute(12)));
+        assert!(read("3 MiB").is_err() && read("0").is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    DriverError, LayerRefit, Mask, MaskChoice, Metrics, Progress, RefitData, Samples, bound_batch, hold_out,
+    DriverError, LayerRefit, Mask, MaskChoice, Progress, RefitData, Samples, bound_batch, hold_out, metrics,
     refit_layers,
 };
 use margay_ir::Graph;
@@ -185,13 +185,15 @@ pub fn recover(
     let mut refitted = None;
     let mut reports = Vec::new();
     if options.layers && !resuming {
+        let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
+        let metrics = metrics(teacher, &few, &mask, backend, threads, progress)?;
         let data = RefitData {
             teacher,
             train: &train,
             held_out: &held_out,
             fit_to_both: false,
             mask: &mask,
-            metrics: &Metrics::default(),
+            metrics: &metrics,
             backend,
             threads,
         };
@@ -331,6 +333,9 @@ fn replaced(values: &[(String, Tensor)], by: Tensors) -> Tensors {
     let new = |name: &str| by.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
     values.iter().map(|(name, t)| (name.clone(), new(name).unwrap_or_else(|| t.clone()))).collect()
 }
+
+/// Samples by which the weights of errors of layers are measured, at most.
+const METRIC_SAMPLES: usize = 256;
 
 /// Samples that are held out, at most: more of them cost time at every evaluation and tell little more.
 const MOST_HELD_OUT: usize = 512;

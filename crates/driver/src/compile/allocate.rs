@@ -192,6 +192,10 @@ fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<M
             }
             Ok(least_error(curves, *dense, Resource::Bytes, bytes as f64)?)
         }
+        Goal::Flops(budget) => {
+            let flops = budget.resolve(dense.flops.unsigned_abs());
+            Ok(least_error(curves, *dense, Resource::Flops, flops as f64)?)
+        }
         Goal::Seconds(seconds) => {
             least_error(curves, *dense, Resource::Seconds, *seconds).map_err(|e| match e {
                 AllocateError::Infeasible { best, .. } => {

@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use margay_ir::{Graph, Value, eval};
+use margay_ir::{Graph, NodeId, Value, eval};
 use margay_loops::Backend;
-use margay_passes::sketch::{Moments, Rows};
+use margay_passes::sketch::{Moments, Rows, layers};
 use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
 use crate::backward::Backward;
-use crate::{DriverError, Marks, Mask, Progress, Runner, Samples, Silent, parallel};
+use crate::{DriverError, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel};
 
 /// Samples run at once where the model leaves its batch open.
 pub(crate) const BATCH: usize = 8;
@@ -96,6 +96,33 @@ pub(crate) fn calibrate_gradients(
     measuring.progress.at("measuring gradients", runs, runs);
     let samples = format!("#{}", samples.hash());
     sums.requested(requests, |gram| Moments::of_gradients(gram, &samples))
+}
+
+/// How errors of the layers of a model weigh in its outputs, from one backward pass of each sample; nothing where an operator
+/// has no derivative. Layers with rows longer than [`Gram::MOST_DENSE`] are left out.
+///
+/// # Errors
+/// Those of running the model.
+pub fn metrics(
+    g: &Graph,
+    samples: &Samples,
+    mask: &Mask,
+    backend: &Arc<dyn Backend>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Metrics, DriverError> {
+    let layers = layers(g);
+    let short = layers.iter().filter(|layer| layer.d_out <= Gram::MOST_DENSE);
+    let results: Vec<(NodeId, Vec<Rows>)> =
+        short.map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(*n)).collect())).collect();
+    let requests: Vec<&[Rows]> = results.iter().map(|(_, rows)| rows.as_slice()).collect();
+    let measuring = Measuring { mask, backend, threads, progress };
+    let found = match calibrate_gradients(g, &requests, samples, 0, &measuring) {
+        Err(error) if error.kind() == Kind::Usage => return Ok(Metrics::default()),
+        found => found?,
+    };
+    let seen = |m: Option<Arc<Moments>>| m.filter(|m| m.gram().count() > 0);
+    Ok(results.iter().zip(found).filter_map(|((n, _), m)| Some((*n, seen(m)?))).collect())
 }
 
 /// All rows of some requests, each once.

@@ -100,8 +100,12 @@ pub(crate) fn check(
     sketched: &Graph,
 ) -> Result<Option<ErrorMeasure>, DriverError> {
     let Some(checker) = checker else { return Ok(None) };
-    let (error, options) =
+    let (mut error, options) =
         (checker.measure(sketched, &job.backend, job.threads(), job.progress)?, job.options);
+    if matches!(options.searched(), Some(Goal::Error(_))) {
+        // The limit was checked on these samples.
+        error.bounds.clear();
+    }
     if !error.relative_l2.is_finite() {
         let message = "the outputs of the sketched model are not finite on the held-out samples";
         return Err(DriverError::Measure(message.into()));

@@ -29,6 +29,7 @@ use margay_tensor::Binding;
 use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
+pub use self::calibrate::metrics;
 use self::check::{check, checker};
 pub use self::curves::CurvePoint;
 use self::curves::curves;

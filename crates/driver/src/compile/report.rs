@@ -153,6 +153,8 @@ pub(crate) fn goal_text(goal: Option<&Goal>) -> String {
         Some(Goal::Error(e)) => format!("relative error of the outputs at most {e}"),
         Some(Goal::Bytes(Budget::Fraction(f))) => format!("{}% of the bytes of the weights", f * 100.0),
         Some(Goal::Bytes(Budget::Absolute(n))) => format!("{n} bytes of weights"),
+        Some(Goal::Flops(Budget::Fraction(f))) => format!("{}% of the operations", f * 100.0),
+        Some(Goal::Flops(Budget::Absolute(n))) => format!("{n} operations"),
         Some(Goal::Seconds(s)) => format!("{} ms predicted", s * 1e3),
     }
 }

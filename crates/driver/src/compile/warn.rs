@@ -118,6 +118,8 @@ fn int8_is_better(
             let whole = u64::try_from(outcome.prices.before.bytes).unwrap_or(0);
             u64::try_from(price.bytes).is_ok_and(|bytes| bytes <= budget.resolve(whole))
         }
+        // Narrow storage saves no operations.
+        Goal::Flops(_) => false,
         Goal::Seconds(seconds) => price.seconds <= *seconds,
         Goal::Error(_) => price.seconds <= sketched.seconds && price.bytes <= sketched.bytes,
     };
