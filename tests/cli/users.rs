@@ -180,8 +180,8 @@ fn sketches_that_were_trained_are_explained() {
          --steps 2 --threads 1 -o t.margay --dim batch=1",
     );
     let explained = place.done("explain t.margay").stdout;
-    let (_, found) = explained.split_once("Sketches found in the graph:").expect(&explained);
-    assert!(found.contains("fc1") && found.contains("3136 x 64") && found.contains("panther"), "{found}");
+    let (_, found) = explained.split_once("Sketches found in the graph, by their form:").expect(&explained);
+    assert!(found.contains("fc1    3136 x 64  lowrank     8"), "{found}");
 }
 
 /// Runs the commands of a document as they are written, one after the other.

@@ -124,14 +124,16 @@ def sketched(tool, data, model):
     check(f"{model} has {layers} linear weights", weights == layers,
           f"{weights}, in {len(sketches)} sketched sites of {len(report['modules'])}")
 
-    # The reported error, measured again. Padding does not count.
+    # The reported error, measured again.
     rows = report["held_out_rows"]
     held_out = {name: array[rows] for name, array in calibration.items()}
     dense, exported = str(source), str(files[1][2])
     reference, found = run(dense, held_out), run(exported, held_out)
     floats = [n for n in reference if reference[n].dtype.kind == "f"]
-    counts = held_out["attention_mask"].astype(bool)
-    counted = lambda array: array[counts] if array.shape[:2] == counts.shape else array
+    mask = held_out.get("attention_mask")
+    # Padding does not count.
+    marks = lambda a: mask is not None and a.shape[:2] == mask.shape
+    counted = lambda a: a[mask != 0] if marks(a) else a
     flat = lambda arrays: np.concatenate([counted(arrays[n]).astype(np.float64).ravel() for n in floats])
     measured = relative_l2(flat(reference), flat(found))
     said = report["held_out"]["relative_l2"]

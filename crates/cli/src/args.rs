@@ -150,7 +150,10 @@ impl GoalArgs {
 
     /// The samples for a model.
     pub(crate) fn samples(&self, model: &Path) -> Result<Option<Samples>, Failure> {
-        Ok(self.data.as_deref().map(|data| samples_of(model, data, &[])).transpose()?)
+        match &self.data {
+            Some(data) => Ok(Some(samples_of(model, data, &[])?)),
+            None => Ok(None),
+        }
     }
 }
 

@@ -34,9 +34,9 @@ const JSON: &str = r#"With --json:
    "outputs": [{"name", "type", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled",
                 "elements", "past_tolerance"}],
    "layers": [{"name", "isolated", "cumulative"}]}
-An element b is past the tolerance of a when |a - b| > A + R |a|. The exit code is 1 where the relative error
-is above --max-error, or else an element past the tolerance. Without any of these options a sketch may have
-twice the error that its report states."#;
+An element b is past the tolerance of a when |a - b| > A + R |a|. The exit code is 1 where the
+relative error is above --max-error, or else where an element is past the tolerance. Without any of
+these options a sketch may have twice the error that its report states."#;
 
 /// Tell how far the outputs of two models are apart, and in which layers it comes about.
 #[derive(clap::Args)]
@@ -148,7 +148,9 @@ fn stated_limit(path: &Path) -> Result<Option<f64>, Failure> {
 fn above(error: &ErrorMeasure, limit: f64) -> Option<Failure> {
     let found = error.relative_l2;
     let message = || format!("the relative error is {}, above {}", significant(found), significant(limit));
-    (!(found <= limit)).then(|| Failure::new(Kind::Check, message()))
+    // What is not a number is not within.
+    let within = found <= limit;
+    (!within).then(|| Failure::new(Kind::Check, message()))
 }
 
 /// The failure where elements are past a tolerance.

@@ -10,7 +10,7 @@ use margay::{
 };
 use serde::Serialize;
 
-use crate::args::{RunArgs, note_fixed};
+use crate::args::{ThreadArgs, note_fixed};
 use crate::error::Failure;
 use crate::table::{Table, bytes, percent, significant};
 use crate::{Reply, json};
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     output_name: Option<String>,
     #[command(flatten)]
-    how: RunArgs,
+    threads: ThreadArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -58,13 +58,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let samples = samples_of(&args.models[0], &args.data, &name.into_iter().collect::<Vec<_>>())?;
     let labels = read_labels(&args.labels, &samples)?;
     let inputs: Vec<_> = samples.arrays().iter().filter(|(n, _)| Some(n.as_str()) != name).cloned().collect();
-    let threads = args.how.threads.get();
     // Samples are many, and models take few at once.
-    let options =
-        RunOptions { threads, in_batches: true, huge_pages: args.how.huge_pages, ..RunOptions::default() };
+    let options = RunOptions { threads: args.threads.get(), in_batches: true, ..RunOptions::default() };
     let known = KnownInputs::of(&inputs);
-    let open = |path: &PathBuf| Predictor::open_for(path, &options, &known);
-    let mut models = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut models = Vec::new();
+    for path in &args.models {
+        models.push(Predictor::open_for(path, &options, &known)?);
+    }
     models.iter().for_each(note_fixed);
     let evaluated = evaluate(&mut models, &inputs, &labels, args.output_name.as_deref(), args.metric)?;
     let rows = labels.shape().first().copied().unwrap_or(0);

@@ -97,7 +97,7 @@ fn text(report: &Report) -> String {
 
 /// The sketches of a graph that has no report of them.
 fn found(g: &Graph) -> String {
-    let mut table = Table::new(&["layer", "matrix", "scheme", ">rank", ">numbers", ">share"]);
+    let mut table = Table::new(&["layer", "matrix", "form", ">rank", ">numbers", ">share"]);
     for s in found_sketches(g) {
         let matrix = (s.d_in * s.d_out) as f64;
         table.row([
@@ -109,7 +109,11 @@ fn found(g: &Graph) -> String {
             crate::table::percent(s.stored as f64, matrix),
         ]);
     }
-    if table.is_empty() { String::new() } else { format!("\nSketches found in the graph:\n{table}") }
+    if table.is_empty() {
+        String::new()
+    } else {
+        format!("\nSketches found in the graph, by their form:\n{table}")
+    }
 }
 
 /// The layers that could be sketched, where no goal was given.

@@ -35,6 +35,7 @@ pub fn layers(
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
     let scope = ErrorScope { mask: mask.clone(), outputs: Vec::new() };
+    let how = How { scope: &scope, backend, threads };
     let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
     let bound = |g: &Graph| -> Result<Graph, DriverError> {
         let binding = margay_ir::eval::bind_symbols(g, find)?;
@@ -55,7 +56,7 @@ pub fn layers(
         let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, backend, threads)?;
         let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, backend, threads)?;
         for ((name, v, w), (x, y)) in part.iter().zip(x.iter().zip(&y)) {
-            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, &scope, backend, threads)?;
+            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, &how)?;
             let mut sum = ErrorSum::new(&scope);
             let as_one = |t: &Tensor| [(String::new(), t.clone())];
             sum.add(inputs, &as_one(&x.1), &as_one(&y.1))?;
@@ -99,6 +100,14 @@ fn run_to(
     Runner::new(g.cut(&[], &outputs), backend, threads).run(inputs)
 }
 
+/// How layers are run and compared.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    scope: &'a ErrorScope,
+    backend: &'a Arc<dyn Backend>,
+    threads: usize,
+}
+
 /// The error of the layer alone: the other graph from the values that the reference computes before it.
 fn isolated(
     reference: &Graph,
@@ -106,10 +115,9 @@ fn isolated(
     (v, w): (Value, Value),
     inputs: &[(String, Tensor)],
     expected: &Tensor,
-    scope: &ErrorScope,
-    backend: &Arc<dyn Backend>,
-    threads: usize,
+    how: &How<'_>,
 ) -> Result<Option<f64>, DriverError> {
+    let How { scope, backend, threads } = *how;
     // The part of the other graph between the shared values before the layer and the layer.
     let known = named_values(reference);
     let own = &other.node(w.node).origin;

@@ -1,7 +1,7 @@
 //! The sketches in a graph, as far as that can be told from the graph alone.
 
-use margay_ir::{Graph, Part};
-use margay_passes::sketch::{Factored, SCHEMES};
+use margay_ir::Graph;
+use margay_passes::sketch::SCHEMES;
 use serde::Serialize;
 
 /// A layer that a scheme has replaced.
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub struct FoundSketch {
     /// Its name in the model.
     pub name: String,
-    /// The scheme.
+    /// The scheme that gives this form. Products with random signs have that of `lowrank` once they are folded.
     pub scheme: &'static str,
     /// Rows of the weight as a matrix.
     pub d_in: usize,
@@ -24,21 +24,9 @@ pub struct FoundSketch {
 /// What schemes have put into a graph, in the order of the schemes.
 pub fn found_sketches(g: &Graph) -> Vec<FoundSketch> {
     let elements = |n: &margay_ir::NodeId| g.constant((*n).into()).map_or(0, |p| p.tensor().len());
-    // Products with random matrices are found by their form, too: names tell whose they are.
-    let with_random: Vec<&str> = g
-        .order()
-        .into_iter()
-        .filter(|n| g.node(*n).origin.part == Some(Part::Random))
-        .flat_map(|n| g.users_of(n.into()))
-        .flat_map(|(user, _)| g.node(user).origin.names.iter().map(|name| &**name))
-        .collect();
-    let is_random = |f: &Factored| {
-        let names = f.places.iter().flat_map(|p| g.node(p.output.node).origin.names.iter());
-        names.into_iter().any(|name| with_random.contains(&&**name))
-    };
     let of = |scheme: &'static dyn margay_passes::sketch::Scheme| {
-        scheme.factors(g).into_iter().map(|f| FoundSketch {
-            scheme: if is_random(&f) { "panther" } else { scheme.name() },
+        scheme.factors(g).into_iter().map(move |f| FoundSketch {
+            scheme: scheme.name(),
             stored: f.constants.iter().map(elements).sum(),
             name: f.name,
             d_in: f.d_in,

@@ -11,6 +11,9 @@ use crate::{NpyError, tensor};
 
 const EXTENSION: &str = ".npy";
 
+/// Arrays with their names.
+pub type Named = Vec<(String, Tensor)>;
+
 /// Reads every array of an archive, in the archive's order, under its name without `.npy`.
 ///
 /// Members may be stored or deflated. A member is inflated no further than the size its own header promises,
@@ -31,7 +34,7 @@ pub fn read_npz(from: impl Read + Seek) -> Result<Vec<(String, Tensor)>, NpyErro
 pub fn read_npz_only(
     from: impl Read + Seek,
     wanted: &dyn Fn(&str) -> bool,
-) -> Result<(Vec<(String, Tensor)>, Vec<String>), NpyError> {
+) -> Result<(Named, Vec<String>), NpyError> {
     let mut archive = ZipArchive::new(from)?;
     if archive.has_duplicate_names() {
         return Err(zip::result::ZipError::InvalidArchive("a member name occurs twice".into()).into());

@@ -10,7 +10,7 @@
 mod archive;
 mod header;
 
-pub use archive::{read_npz, read_npz_only, write_npz};
+pub use archive::{Named, read_npz, read_npz_only, write_npz};
 
 use margay_tensor::{DType, Tensor, TensorError};
 
