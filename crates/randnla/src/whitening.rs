@@ -114,6 +114,11 @@ impl Whitening {
         self.floored
     }
 
+    /// The upper triangular root `R` of the second moment, `[dim, dim]`: `Rᵀ R = C`.
+    pub fn triangle(&self) -> Matrix {
+        Matrix::new(dense::triangle(self.whiten(Mat::identity(self.dim(), self.dim()).as_ref())))
+    }
+
     /// `S · m`.
     pub(crate) fn whiten(&self, m: faer::MatRef<'_, f64>) -> Mat<f64> {
         let mut out = dense::product(self.vectors.transpose(), m);
@@ -190,6 +195,9 @@ mod tests {
         assert_close(&s.transposed().product(&s).unwrap(), &c, 1e-13);
         assert_close(&Matrix::new(w.unwhiten(s.as_ref().to_owned())), &identity(12), 1e-12);
         assert_eq!(w.floored(), 0);
+        let r = w.triangle();
+        assert_close(&r.transposed().product(&r).unwrap(), &c, 1e-13);
+        assert!((0..12).all(|i| (0..i).all(|j| r.at(i, j) == 0.0)));
     }
 
     #[test]

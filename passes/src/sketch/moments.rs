@@ -2,13 +2,14 @@
 
 use std::sync::OnceLock;
 
-use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
+use margay_randnla::{Centring, Conditioning, Gram, Matrix, RandnlaError, Whitening};
 
 /// First and second moments of rows.
 #[derive(Debug)]
 pub struct Moments {
     gram: Gram,
     whitening: OnceLock<Result<Whitening, RandnlaError>>,
+    triangle: OnceLock<Result<Matrix, RandnlaError>>,
     samples: String,
 }
 
@@ -19,7 +20,8 @@ impl Moments {
 
     /// Sums over samples that `samples` identifies; it becomes a part of the names of derived constants.
     pub fn new(gram: Gram, samples: &str) -> Moments {
-        Moments { gram, whitening: OnceLock::new(), samples: samples.to_owned() }
+        let (whitening, triangle) = (OnceLock::new(), OnceLock::new());
+        Moments { gram, whitening, triangle, samples: samples.to_owned() }
     }
 
     /// The sums.
@@ -34,6 +36,15 @@ impl Moments {
     pub fn whitening(&self) -> Result<&Whitening, RandnlaError> {
         let compute = || Whitening::from_gram(&self.gram, Centring::Centred, &Moments::CONDITIONING);
         self.whitening.get_or_init(compute).as_ref().map_err(Clone::clone)
+    }
+
+    /// The upper triangular root of the same moment. The first call computes it, and all others share it.
+    ///
+    /// # Errors
+    /// Of [`Whitening::from_gram`].
+    pub fn triangle(&self) -> Result<&Matrix, RandnlaError> {
+        let compute = || self.whitening().map(Whitening::triangle);
+        self.triangle.get_or_init(compute).as_ref().map_err(Clone::clone)
     }
 
     /// Identifies the samples.
