@@ -100,7 +100,7 @@ class Bench:
         return float((product / norms).mean())
 
     def quality(self, name, options, samples, change):
-        dims = ("batch_size=32", "sequence_length=64")
+        dims = ("batch=32", "seq=64")
         made, exported, report = self.compiled(name, options, samples, change, dims)
         schemes = {}
         for module in report["modules"]:
@@ -117,7 +117,7 @@ class Bench:
         """Median times of all runs at some lengths, interleaved."""
         table = []
         for length in LENGTHS:
-            dims = ("batch_size=1", f"sequence_length={length}")
+            dims = ("batch=1", f"seq={length}")
             paths = [(run[0], self.compiled(f"{run[0]} {length}", *run[1:], dims)[0]) for run in runs]
             told = json.loads(margay(self.binary, "bench", *[path for _, path in paths], "--threads", "1",
                                      "--rounds", str(rounds), "--json"))

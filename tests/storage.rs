@@ -434,3 +434,39 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
     );
     assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
 }
+
+/// Tables count for nothing in the bytes of the weights of products, however they are stored.
+#[test]
+fn tables_have_int8_rows_beside_narrow_products() {
+    let (graph, _) = parse_with_random_constants(
+        "graph @net(%i: i64[N]) -> (y: f32[N, 32], again: f32[N, 128]) {
+           %0 = const #t : f32[50, 128]  // table
+           %1 = gather %0, %i {axis = 0} : f32[N, 128]  // rows
+           %2 = const #w : f32[128, 32]  // fc.weight
+           %3 = matmul %1, %2 : f32[N, 32]  // fc
+           return %3, %1
+         }",
+    );
+    let source = Model::new(graph, "net", &mut Dump::none()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let compiled = |precision, name: &str| {
+        let dims = vec![("N".into(), vec![4])];
+        let options = CompileOptions { precision, dims, ..CompileOptions::default() };
+        let compiled = compile(&source, None, &options, &Silent).unwrap();
+        let path = folder.path().join(name);
+        compiled.write(&path, true, &mut Dump::none()).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let all: u64 = artifact.description().constants.iter().map(|c| c.range.len() as u64).sum();
+        (compiled.report.bytes_after, all, compiled.graph.to_string())
+    };
+    let (wide, numbers, _) = compiled(Precision::F32, "f32");
+    assert_eq!((wide, numbers), (4 * 128 * 32, 4 * 128 * 32 + 4 * 50 * 128));
+    let table = 50 * 128 + 50 * 4;
+    for (precision, weights) in
+        [(Precision::Int8, 32 * 4 + 128 * 32), (Precision::Int4, 32 * (2 * 2 + 4 + 16 * 4))]
+    {
+        let (bytes, all, text) = compiled(precision, precision.name());
+        assert_eq!((bytes, all), (weights, weights + table), "{}", precision.name());
+        assert!(text.contains(" : f32[50, 128] stored i8(axis = 0)  // table"), "{text}");
+    }
+}

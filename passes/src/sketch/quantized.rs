@@ -18,8 +18,8 @@
 //! graph @after(%x: f32[N, 256]) -> (y: f32[N, 64]) {
 //!   %0 = const #b : f32[64]  // fc.bias
 //!   %1 = const quantized.weight(#w, bits = 4) : f32[256, 64] stored u4(axis = 0, block = 64, bf16 scales, zero points)  // fc.weight term
-//!   %2 = const quantized.left(#w, bits = 4, k = 8) : f32[256, 8] stored u4(axis = 0, block = 64, bf16 scales, zero points)  // fc.weight left
-//!   %3 = const quantized.right(#w, bits = 4, k = 8) : f32[8, 64] stored u4(axis = 0, block = 64, bf16 scales, zero points)  // fc.weight right
+//!   %2 = const quantized.left(#w, bits = 4, k = 8) : f32[256, 8] stored i4(axis = 0, block = 64, bf16 scales)  // fc.weight left
+//!   %3 = const quantized.right(#w, bits = 4, k = 8) : f32[8, 64] stored i4(axis = 0, block = 64, bf16 scales)  // fc.weight right
 //!   %4 = matmul %x, %1 : f32[N, 64]  // fc term
 //!   %5 = add %4, %0 : f32[N, 64]  // fc/Add term
 //!   %6 = matmul %x, %2 : f32[N, 8]  // fc left
@@ -37,7 +37,7 @@ use margay_ir::ops::Add;
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded, Whitening};
-use margay_tensor::{Storage, StoredTensor};
+use margay_tensor::{DType, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
 use super::{ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, layers};
@@ -77,8 +77,8 @@ impl QuantizedSettings {
 /// How many bits an element may have.
 const BITS: [u32; 2] = [3, 4];
 
-/// How factors are stored.
-const FACTORS: Storage = Storage::blocks(4, 0);
+/// How factors are stored: zero points would take as much as scales in runs as short as a rank.
+const FACTORS: Storage = Storage { dtype: DType::I8, zero_points: false, ..Storage::blocks(4, 0) };
 
 /// Factors as wide as a panel of kernels are offered, where weights are large enough.
 const RANK_STEP: usize = 32;
