@@ -44,6 +44,7 @@ const TEXTS: &[&str] = &[
     "simplify",
     "store-constants{f32, \"a = b\" = bf16, embeddings = i8(axis = 0, block = 32)}",
     "store-constants{i8(axis = 1)}",
+    "store-constants{int4, embeddings = u3(axis = 1, block = 32, bf16 scales, zero points)}",
 ];
 
 #[test]
@@ -96,8 +97,8 @@ fn what_is_wrong_in_a_text_is_said() {
         ("differentiate{output = y, by = w}", "pass `differentiate`: expected `[name, name]`, found `w`"),
         ("differentiate{of = y}", "pass `differentiate`: unknown `of`, expected `output` and `by`"),
         ("fold-constants{max-bytes = 3}", "pass `fold-constants`: unknown limit `max-bytes`"),
-        ("store-constants{int4}", "pass `store-constants`: `int4` is not a storage"),
-        ("store-constants{int8, fc = int4}", "pass `store-constants`: `int4` is not a storage"),
+        ("store-constants{int5}", "pass `store-constants`: `int5` is not a storage"),
+        ("store-constants{int8, fc = int5}", "pass `store-constants`: `int5` is not a storage"),
         ("make-trainable{fc weight}", "pass `make-trainable`: unexpected ` weight`"),
         ("apply-plan", "pass `apply-plan`: expected the name of a file with a plan"),
         ("apply-plan{other.toml}", "pass `apply-plan`: there is no `other.toml`"),

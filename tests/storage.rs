@@ -47,6 +47,9 @@ fn rows_of_a_table_are_read_as_they_are_stored() {
         (" stored u8(axis = 0, zero points)", 1344 + 192 + 40),
         (" stored i8(axis = 1, block = 8, zero points)", 1344 + 832 + 40 * 5),
         (" stored i8(axis = 0, block = 16)", 1344 + 3 * 33 * 4),
+        // Loops read whole bytes.
+        (" stored u4(axis = 1, block = 8, bf16 scales, zero points)", 1344 + 448 + 40 * 5),
+        (" stored i3(axis = 0)", 1344 + 40 * 4),
     ] {
         let (g, _) = parse_with_random_constants(&format!(
             "graph @rows(%i: i64[5], %x: f32[5, 33]) -> (a: f32[5, 33], b: f32[40, 33]) {{
@@ -75,6 +78,12 @@ fn products_read_constants_of_any_storage() {
         (" stored i8(axis = 0)", 40 * 64 * 4),
         (" stored u8(axis = 1, zero points)", 40 * 64 * 4),
         (" stored i8(axis = 0, block = 8)", 40 * 64 * 4),
+        // Scales, zero points in words of eight, and elements, of panels of 32 columns.
+        (" stored u4(axis = 0, block = 16, bf16 scales, zero points)", 64 * (3 * 2 + 4 + 5 * 4)),
+        (" stored i4(axis = 0, block = 8)", 64 * (5 * 4 + 5 * 4)),
+        (" stored u3(axis = 0, block = 32, bf16 scales, zero points)", 64 * (2 * 2 + 4 + 2 * 3 * 4)),
+        (" stored u4(axis = 0, block = 12)", 40 * 64 * 4),
+        (" stored u4(axis = 1, block = 8)", 40 * 64 * 4),
     ] {
         let (g, _) = parse_with_random_constants(&format!(
             "graph @product(%x: f32[6, 40]) -> (y: f32[6, 33]) {{
@@ -224,6 +233,7 @@ fn budgets_count_what_is_stored() {
         (Precision::F32, [0.9, 0.5, 0.25]),
         (Precision::Bf16, [0.45, 0.25, 0.12]),
         (Precision::Int8, [0.25, 0.2, 0.12]),
+        (Precision::Int4, [0.14, 0.1, 0.08]),
     ] {
         for share in shares {
             for samples in [Some(&samples), None] {
@@ -293,10 +303,15 @@ fn plans_say_how_sites_are_stored() {
         plan(&up.replace("int8", "i8(axis = 1)")).unwrap().sites["up"].storage.as_deref(),
         Some("i8(axis = 1)")
     );
+    let few = planned(&up.replace("int8", "int4"), f32).unwrap();
+    assert_eq!(
+        few.report.modules.iter().find(|m| m.name == "up").unwrap().now(),
+        "lowrank, rank 18, stored int4"
+    );
     let refused = plan(&up.replace("int8", "int7")).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "line 8, site `up`: unknown storage `int7`; known are `f32`, `bf16`, `int8`, and such as `i8(axis = 1)`"
+        "line 8, site `up`: unknown storage `int7`; known are `f32`, `bf16`, `int8`, `int4`, and such as `i8(axis = 1)`"
     );
     let twice = format!("{up}\n\"up+down\" = {{ scheme = \"dense\", storage = \"bf16\" }}");
     let refused = planned(&twice, f32).err().unwrap();
@@ -353,7 +368,7 @@ fn an_exported_model_has_the_numbers_that_are_stored() {
     let base = CompileOptions { dims: vec![("N".into(), vec![24])], ..CompileOptions::default() };
     let outputs = |g: &Graph| eval::run(g, &[("x", &x)]).unwrap();
     let exact = outputs(&source().graph);
-    for precision in [Precision::Bf16, Precision::Int8] {
+    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
         let compiled =
             compile(&source(), None, &CompileOptions { precision, ..base.clone() }, &Silent).unwrap();
         let path = folder.path().join("model.onnx");
@@ -364,8 +379,12 @@ fn an_exported_model_has_the_numbers_that_are_stored() {
         let bytes = std::fs::metadata(&path).unwrap().len() as usize;
         let elements: usize = again.payloads().iter().map(|p| p.tensor().len()).sum();
         assert!(bytes < 3 * elements, "{bytes} bytes of {elements} numbers");
-        let stored = again.payloads().iter().any(|p| p.stored().storage().dtype == DType::I8);
-        assert_eq!(stored, precision == Precision::Int8);
+        let kept = |p: &margay_ir::Payload| match precision {
+            Precision::Int8 => p.storage().dtype == DType::I8,
+            _ => p.storage() == precision.storage(1),
+        };
+        let stored = again.payloads().into_iter().any(kept);
+        assert_eq!(stored, precision != Precision::Bf16, "{}", precision.name());
         assert_close(precision.name(), &found[0], &expected[0], Tolerance::ELEMENTWISE);
         assert!(
             margay_testkit::max_error(&found[0], &exact[0]) > 1e-4,
@@ -414,4 +433,40 @@ fn what_is_named_is_stored_as_it_says_and_other_readers_keep_their_numbers() {
         [origin(weight, " stored bf16", "first.weight"), origin(weight, " stored bf16", "first.weight")]
     );
     assert_eq!(stored(&[("table", "i8(axis = 5)")])[0], origin(table, "", "table"));
+}
+
+/// Tables count for nothing in the bytes of the weights of products, however they are stored.
+#[test]
+fn tables_have_int8_rows_beside_narrow_products() {
+    let (graph, _) = parse_with_random_constants(
+        "graph @net(%i: i64[N]) -> (y: f32[N, 32], again: f32[N, 128]) {
+           %0 = const #t : f32[50, 128]  // table
+           %1 = gather %0, %i {axis = 0} : f32[N, 128]  // rows
+           %2 = const #w : f32[128, 32]  // fc.weight
+           %3 = matmul %1, %2 : f32[N, 32]  // fc
+           return %3, %1
+         }",
+    );
+    let source = Model::new(graph, "net", &mut Dump::none()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let compiled = |precision, name: &str| {
+        let dims = vec![("N".into(), vec![4])];
+        let options = CompileOptions { precision, dims, ..CompileOptions::default() };
+        let compiled = compile(&source, None, &options, &Silent).unwrap();
+        let path = folder.path().join(name);
+        compiled.write(&path, true, &mut Dump::none()).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let all: u64 = artifact.description().constants.iter().map(|c| c.range.len() as u64).sum();
+        (compiled.report.bytes_after, all, compiled.graph.to_string())
+    };
+    let (wide, numbers, _) = compiled(Precision::F32, "f32");
+    assert_eq!((wide, numbers), (4 * 128 * 32, 4 * 128 * 32 + 4 * 50 * 128));
+    let table = 50 * 128 + 50 * 4;
+    for (precision, weights) in
+        [(Precision::Int8, 32 * 4 + 128 * 32), (Precision::Int4, 32 * (2 * 2 + 4 + 16 * 4))]
+    {
+        let (bytes, all, text) = compiled(precision, precision.name());
+        assert_eq!((bytes, all), (weights, weights + table), "{}", precision.name());
+        assert!(text.contains(" : f32[50, 128] stored i8(axis = 0)  // table"), "{text}");
+    }
 }

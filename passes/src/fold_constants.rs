@@ -26,7 +26,7 @@ use margay_ir::{
     Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch, Payload, Value,
     Verdict,
 };
-use margay_tensor::{Dim, Scales, StoredTensor, Tensor};
+use margay_tensor::{Dim, Scales, Storage, StoredTensor, Tensor};
 
 use crate::text::{number, pairs};
 
@@ -134,17 +134,20 @@ fn turn_stored(g: &Graph, n: NodeId, _: &Budget<'_>) -> RuleResult {
 }
 
 fn turned(stored: &StoredTensor, transpose: &Transpose) -> Option<StoredTensor> {
+    let place = |axis: usize| transpose.perm.iter().position(|p| *p == axis);
     let scales = match stored.storage().scales {
-        Scales::Axis(axis) => Scales::Axis(transpose.perm.iter().position(|p| *p == axis)?),
+        Scales::Axis(axis) => Scales::Axis(place(axis)?),
+        Scales::Block { axis, size } => Scales::Block { axis: place(axis)?, size },
         Scales::Tensor => Scales::Tensor,
-        Scales::None | Scales::Block { .. } => return None,
+        Scales::None => return None,
     };
+    let storage = Storage { scales, ..stored.storage() };
     let turn = |tensor: &Tensor| Op::from(transpose.clone()).eval(&[tensor]).ok()?.pop();
     let zeros = match stored.zero_points() {
         Some(zeros) => Some(turn(zeros)?),
         None => None,
     };
-    StoredTensor::quantized(turn(stored.elements())?, (scales, turn(stored.scales()?)?), zeros).ok()
+    StoredTensor::from_parts(storage, turn(stored.elements())?, turn(stored.scales()?)?, zeros).ok()
 }
 
 /// Whether a product or a convolution reads the node as its weight.

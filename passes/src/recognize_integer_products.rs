@@ -217,7 +217,8 @@ impl Matrix {
 fn scaled_integers(stored: &StoredTensor, axis: usize) -> Option<(Tensor, Vec<f32>)> {
     let storage = stored.storage();
     let known = storage.scales == Scales::Tensor || storage.scales == Scales::Axis(axis);
-    if storage.dtype != DType::I8 || stored.dtype() != DType::F32 || storage.zero_points || !known {
+    let bytes = storage.dtype == DType::I8 && !storage.is_packed();
+    if !bytes || stored.dtype() != DType::F32 || storage.zero_points || !known {
         return None;
     }
     let extent = *stored.shape().get(axis)?;

@@ -1,11 +1,13 @@
-//! Stores constants narrow: right operands of products, and what is named.
+//! Stores constants narrow: right operands of products, tables, and what is named.
 //!
 //! Required stage: canonical. The last change but roundings before extents are bound: sketches are chosen, and their
 //! factors computed, from the numbers as they were. A word such as `int8` stands for a scale for every result: the last
-//! axis of the right operand of a product, the first axis of anything else, such as the rows of an embedding. A product
+//! axis of the right operand of a product, the first axis of anything else, such as the rows of an embedding; `int4` for a scale
+//! and a zero point for every 64 terms of a result. Tables of two axes whose rows are looked up, and that nothing else reads,
+//! have int8 rows where products are stored in int8 or int4. A product
 //! is named by itself or by its constant, and keeps other readers of that constant as they are. A constant that is not
-//! f32, or is stored narrow already, is passed over, and so is by default whatever is no right operand of a product, one
-//! matrix.
+//! f32, or is stored narrow already, is passed over, and so is by default whatever is neither a table nor the right operand of a
+//! product, one matrix.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 64]) -> (y: f32[N, N]) {
@@ -48,7 +50,7 @@ pub enum StoreAs {
 }
 
 impl StoreAs {
-    /// Reads `f32`, `bf16`, `int8`, or a storage such as `i8(axis = 0, block = 32)`.
+    /// Reads `f32`, `bf16`, `int8`, `int4`, or a storage such as `i8(axis = 0, block = 32)`.
     pub fn parse(text: &str) -> Option<StoreAs> {
         let word = Precision::from_name(text).map(StoreAs::Precision);
         word.or_else(|| Storage::parse(text).map(StoreAs::Storage))
@@ -75,7 +77,7 @@ impl fmt::Display for StoreAs {
 /// Which constants are stored how.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreConstants {
-    /// Right operands of products that are not named.
+    /// Right operands of products, and tables, that are not named.
     pub products: StoreAs,
     /// Products and constants by their names in the model.
     pub named: BTreeMap<String, StoreAs>,
@@ -123,6 +125,7 @@ impl Pass for StoreConstants {
     fn run(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         let rules = [
             Rule { name: "right-operand", apply: right_operand },
+            Rule { name: "table", apply: table },
             Rule { name: "named-constant", apply: named_constant },
         ];
         rewrite(self.name(), g, cx, self, &rules)
@@ -151,6 +154,33 @@ fn right_operand(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
     Ok(Verdict::Rewrite(patch))
 }
 
+fn table(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
+    let (Op::Const(constant), origin) = (g.op(n), &g.node(n).origin) else { return Ok(Verdict::NoMatch) };
+    let StoreAs::Precision(Precision::Int8 | Precision::Int4) = config.products else {
+        return Ok(Verdict::NoMatch);
+    };
+    let looked_up = |(user, slot): &(NodeId, u16)| matches!(g.op(*user), Op::Gather(gather) if gather.axis == 0 && *slot == 0);
+    let users = g.users_of(n.into());
+    // The scale of a row takes the bytes of a number.
+    let saves = matches!(constant.payload.stored().shape(), [_, width] if *width > 1);
+    let table = saves && !users.is_empty() && users.iter().all(looked_up) && !g.is_output(n.into());
+    if !table || config.named.contains_key(origin.name()) {
+        return Ok(Verdict::NoMatch);
+    }
+    match narrowed(&constant.payload, Storage::int8(0)) {
+        Ok(constant) => stored_so(g, n, constant),
+        Err(verdict) => Ok(verdict),
+    }
+}
+
+/// A constant in place of another one.
+fn stored_so(g: &Graph, n: NodeId, constant: Const) -> RuleResult {
+    let mut patch = Patch::new();
+    let new = patch.add(g, constant, &[], g.node(n).origin.clone())?;
+    patch.redirect(n.into(), new);
+    Ok(Verdict::Rewrite(patch))
+}
+
 fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
     let (Op::Const(constant), origin) = (g.op(n), &g.node(n).origin) else { return Ok(Verdict::NoMatch) };
     let product = |user: NodeId| matches!(g.op(user), Op::MatMul(_)) && g.inputs_of(user)[1].node == n;
@@ -158,14 +188,10 @@ fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
     if g.users_of(n.into()).iter().all(|(user, _)| product(*user)) && !g.is_output(n.into()) {
         return Ok(Verdict::NoMatch);
     }
-    let constant = match narrowed(&constant.payload, store.storage(0)) {
-        Ok(constant) => constant,
-        Err(verdict) => return Ok(verdict),
-    };
-    let mut patch = Patch::new();
-    let new = patch.add(g, constant, &[], origin.clone())?;
-    patch.redirect(n.into(), new);
-    Ok(Verdict::Rewrite(patch))
+    match narrowed(&constant.payload, store.storage(0)) {
+        Ok(constant) => stored_so(g, n, constant),
+        Err(verdict) => Ok(verdict),
+    }
 }
 
 /// A constant in a storage that is not the one it has.

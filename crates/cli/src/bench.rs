@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     how: RunArgs,
     /// Run every ONNX file in this precision of products with constant matrices as well.
-    #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
+    #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "A", default_value_t = 1e-5, value_parser = not_negative)]
     atol: f64,
     /// Precision of products with constant matrices of an ONNX file.
-    #[arg(long, value_name = "f32|bf16|int8", default_value = "f32", value_parser = precision)]
+    #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
     /// Back end whose code of an artifact is run: cpu, or reference, which interprets, slowly, and checks every access.
     #[arg(long, value_name = "NAME", hide = true)]

@@ -8,7 +8,7 @@
 //!
 //! - *Operations* count by class, each with its rate. The first row of a product with a constant counts at
 //!   `matmul-first-row`, the others at `matmul-packed`, or at the rate of their precision: a matrix–vector product
-//!   cannot keep the arithmetic busy. Columns and terms of a product, and output channels of a convolution, count in
+//!   cannot keep the arithmetic busy. Elements of 3 and 4 bits have a first row of their own, which unpacks them. Columns and terms of a product, and output channels of a convolution, count in
 //!   multiples of `padding`. An
 //!   activation other than ReLU counts as one evaluation per element.
 //! - `spread` divides by `1 + (threads - 1) · thread-efficiency`, but no piece is smaller than `item-us`.
@@ -79,8 +79,10 @@ struct Rates {
     matmul_packed: f64,
     matmul_bf16: f64,
     matmul_int8: f64,
+    matmul_int4: f64,
     matmul_bytes: f64,
     matmul_first_row: f64,
+    matmul_int4_first_row: f64,
     matmul_unpacked: f64,
     conv: f64,
     depthwise: f64,
@@ -186,10 +188,15 @@ impl CostModel {
             let rate = match (call.types.right.dtype, call.types.left_rounded) {
                 (_, left) if left.is_int() => rates.matmul_bytes,
                 (DType::F32, _) => rates.matmul_packed,
+                _ if call.types.right.is_packed() => rates.matmul_int4,
                 (right, left) if right == left => rates.matmul_bf16,
                 _ => rates.matmul_int8,
             };
-            let first = seconds(rows(call.m.min(1)), rates.matmul_first_row.min(rate));
+            let first_row = match call.types.right.is_packed() {
+                true => rates.matmul_int4_first_row,
+                false => rates.matmul_first_row,
+            };
+            let first = seconds(rows(call.m.min(1)), first_row.min(rate));
             let others = seconds(rows(call.m.saturating_sub(1)), rate);
             (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
@@ -320,8 +327,10 @@ impl CostModel {
             ("gflops.matmul-packed", rates.matmul_packed),
             ("gflops.matmul-bf16", rates.matmul_bf16),
             ("gflops.matmul-int8", rates.matmul_int8),
+            ("gflops.matmul-int4", rates.matmul_int4),
             ("gflops.matmul-bytes", rates.matmul_bytes),
             ("gflops.matmul-first-row", rates.matmul_first_row),
+            ("gflops.matmul-int4-first-row", rates.matmul_int4_first_row),
             ("gflops.matmul-unpacked", rates.matmul_unpacked),
             ("gflops.conv", rates.conv),
             ("gflops.depthwise", rates.depthwise),

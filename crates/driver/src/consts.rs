@@ -128,7 +128,7 @@ fn find(file: &SafeTensors<'_>, key: &str) -> Option<StoredTensor> {
         None => Some(StoredTensor::from(elements).widened()),
         Some(scales) => {
             let zero_points = tensor(&format!("{name}{ZERO_POINTS}"));
-            StoredTensor::quantized(elements, (storage.scales, scales), zero_points).ok()
+            StoredTensor::from_parts(storage, elements, scales, zero_points).ok()
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn export_graph(
     path: &Path,
 ) -> Result<(), DriverError> {
     let metadata = sketched.map_or(BTreeMap::new(), |(plan, report)| notes(plan, report));
-    let options = ExportOptions { metadata, ..ExportOptions::default() };
+    let options = ExportOptions { metadata, ..ExportOptions::of(graph) };
     Ok(margay_onnx::export(graph, &options)?.write(path, External::Auto)?)
 }
 

@@ -16,7 +16,7 @@ impl Named {
         let mut all = HashMap::new();
         for n in g.order() {
             let node = g.node(n);
-            let inner = matches!(node.origin.part, Some(Part::Left | Part::Gradient));
+            let inner = matches!(node.origin.part, Some(Part::Left | Part::Term | Part::Gradient));
             if matches!(node.op, Op::Input(_) | Op::Const(_)) || inner || !node.types[0].dtype.is_float() {
                 continue;
             }

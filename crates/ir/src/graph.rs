@@ -52,13 +52,16 @@ pub enum Part {
     Bias,
     /// Random numbers that a sketch keeps as they are.
     Random,
+    /// One of the terms that add up to what the node computed.
+    Term,
     /// Computes derivatives by the inputs of the node.
     Gradient,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Part; 5] = [Part::Left, Part::Right, Part::Bias, Part::Random, Part::Gradient];
+    pub const ALL: [Part; 6] =
+        [Part::Left, Part::Right, Part::Bias, Part::Random, Part::Term, Part::Gradient];
 
     /// The word used in text forms and exported names.
     pub fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Part {
             Part::Right => "right",
             Part::Bias => "bias",
             Part::Random => "random",
+            Part::Term => "term",
             Part::Gradient => "gradient",
         }
     }

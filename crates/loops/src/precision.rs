@@ -15,11 +15,13 @@ pub enum Precision {
     Bf16,
     /// Stored in int8, with a scale for every result. The other operand stays as it is.
     Int8,
+    /// Stored in 4 bits, with a scale and a zero point for every 64 terms of a result. The other operand stays as it is.
+    Int4,
 }
 
 impl Precision {
     /// Every precision, the widest first.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+    pub const ALL: [Precision; 4] = [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int4];
 
     /// The name used in text forms and options.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
+            Precision::Int4 => "int4",
         }
     }
 
@@ -42,16 +45,18 @@ impl Precision {
             Precision::Bf16 => {
                 ProductTypes { left_rounded: DType::BF16, right: self.storage(1), ..ProductTypes::F32 }
             }
-            Precision::Int8 => ProductTypes { right: self.storage(1), ..ProductTypes::F32 },
+            Precision::Int8 | Precision::Int4 => ProductTypes { right: self.storage(1), ..ProductTypes::F32 },
         }
     }
 
-    /// How a constant is stored whose axis of results has a number.
+    /// How a constant is stored whose axis of results has a number. Its terms lie along the axis before, or along the second
+    /// one where results are the first.
     pub fn storage(self, axis: usize) -> Storage {
         match self {
             Precision::F32 => Storage::plain(DType::F32),
             Precision::Bf16 => Storage::plain(DType::BF16),
             Precision::Int8 => Storage::int8(axis),
+            Precision::Int4 => Storage::blocks(4, if axis == 0 { 1 } else { axis - 1 }),
         }
     }
 }

@@ -241,7 +241,9 @@ impl Grouper<'_, '_, '_> {
 
     /// A constant: memory, or an expression that makes numbers of what is stored narrow.
     fn constant(&mut self, n: NodeId, payload: &Payload) -> Held {
-        let stored = payload.stored();
+        // Loops read whole bytes.
+        let whole = payload.storage().is_packed().then(|| payload.stored().in_bytes());
+        let stored = whole.as_ref().unwrap_or(payload.stored());
         let elements = self.emit.constant(&payload.key().to_string(), stored);
         if stored.is_plain() {
             return Held::Memory(elements);
@@ -250,7 +252,7 @@ impl Grouper<'_, '_, '_> {
         let layout = storage.layout(shape);
         let mut inputs = vec![Feed::Memory(elements.clone())];
         for (present, dtype, at) in [
-            (stored.scales().is_some(), DType::F32, layout.scales_at),
+            (stored.scales().is_some(), storage.scale_type, layout.scales_at),
             (stored.zero_points().is_some(), storage.dtype, layout.zero_points_at),
         ] {
             let Some(steps) = storage.scales_shape(shape).filter(|_| present) else { continue };

@@ -41,6 +41,15 @@ pub struct ExportOptions {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl ExportOptions {
+    /// Operator set 17, or the first one that has nodes for how constants of a graph are stored; no notes.
+    pub fn of(g: &Graph) -> ExportOptions {
+        let blocks = g.payloads().iter().any(|p| stored::needs_blocks(p.storage()));
+        let usual = ExportOptions::default();
+        ExportOptions { opset: if blocks { stored::BLOCKS_SINCE } else { usual.opset }, ..usual }
+    }
+}
+
 impl Default for ExportOptions {
     /// Operator set 17, no notes.
     fn default() -> ExportOptions {

@@ -141,6 +141,23 @@ pub(crate) fn orthonormal_basis(mut a: Mat<f64>) -> Mat<f64> {
     basis
 }
 
+/// The upper triangular `r` with `rᵀ r = aᵀ a`, for `a` with at least as many rows as columns. Consumes `a`.
+pub(crate) fn triangle(mut a: Mat<f64>) -> Mat<f64> {
+    let (rows, columns) = a.shape();
+    let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
+    let mut coefficients = Mat::zeros(block, columns);
+    let scratch =
+        no_pivoting::factor::qr_in_place_scratch::<f64>(rows, columns, block, Par::Seq, Default::default());
+    no_pivoting::factor::qr_in_place(
+        a.as_mut(),
+        coefficients.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    );
+    Mat::from_fn(columns, columns, |i, j| if i <= j { a[(i, j)] } else { 0.0 })
+}
+
 /// Column-pivoted QR of `a`: the upper trapezoidal factor, and for each of its columns the column of `a` it
 /// stands for. The diagonal of the factor falls in magnitude.
 pub(crate) fn pivoted_triangle(a: MatRef<'_, f64>) -> (Mat<f64>, Vec<usize>) {

@@ -8,6 +8,7 @@
 //! - [`Whitening`]: a square root of a second moment, and its inverse.
 //! - [`LowRank`]: one decomposition of a weight, then factors and exact errors for every rank.
 //! - [`Regression`]: factors fitted to pairs of inputs and outputs.
+//! - [`Rounded`]: a weight rounded to a few bits, errors fed back into rows that are still to be rounded.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`svd`], [`rsvd`]: thin and randomized singular value decomposition.
 //! - [`panther`]: weights sketched with random signs that stay as they are.
@@ -29,6 +30,7 @@ mod lowrank;
 mod matrix;
 pub mod panther;
 mod regression;
+mod rounding;
 mod rsvd;
 mod subset;
 mod test_matrix;
@@ -40,6 +42,7 @@ pub use gram::Gram;
 pub use lowrank::{Factors, LowRank, LowRankOptions};
 pub use matrix::Matrix;
 pub use regression::Regression;
+pub use rounding::Rounded;
 pub use rsvd::{RsvdOptions, Svd, rsvd, svd};
 pub use subset::Subset;
 pub use test_matrix::{Distribution, random_matrix, sketch};

@@ -137,6 +137,16 @@ impl Whitening {
         self.mean.as_deref()
     }
 
+    /// The upper triangular root `R` of the second moment, `[dim, dim]`: `Rᵀ R = C`.
+    pub fn triangle(&self) -> Matrix {
+        Matrix::new(match &self.root {
+            Root::Triangle(factor) => factor.transpose().to_owned(),
+            Root::Thin { rows, .. } => {
+                dense::triangle(self.whiten(Mat::identity(rows.ncols(), rows.ncols()).as_ref()))
+            }
+        })
+    }
+
     /// `S · m`, which may have more rows than `m`.
     pub(crate) fn whiten(&self, m: MatRef<'_, f64>) -> Mat<f64> {
         match &self.root {
@@ -279,6 +289,9 @@ mod tests {
         assert_close(&Matrix::new(w.unwhiten(s.as_ref().to_owned())), &identity(12), 1e-12);
         let solved = Matrix::new(w.solve(s.transposed().product(&s).unwrap().as_ref().to_owned()));
         assert_close(&solved, &identity(12), 1e-9);
+        let r = w.triangle();
+        assert_close(&r.transposed().product(&r).unwrap(), &c, 1e-7);
+        assert!((0..12).all(|i| (0..i).all(|j| r.at(i, j) == 0.0)));
     }
 
     #[test]

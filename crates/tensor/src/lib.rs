@@ -24,5 +24,5 @@ mod tensor;
 pub use dim::{Binding, Dim, Factor, MAX_TERMS, Shape, Symbol, UnboundSymbol, is_decided, shape_of};
 pub use dtype::{DType, Element};
 pub use map::Map;
-pub use storage::{Scales, Storage, StorageError, StoredLayout, StoredTensor};
+pub use storage::{Grid, Scales, Storage, StorageError, StoredLayout, StoredTensor};
 pub use tensor::{ContentHash, Tensor, TensorError};

@@ -95,7 +95,7 @@ fn calls() -> Vec<KernelCall> {
         calls.push(product([m, 4096, 4096], false, plain));
         calls.push(transposed(product([m, 4096, 4096], false, plain), [false, true]));
     }
-    for precision in [Precision::Bf16, Precision::Int8] {
+    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
         for dims in [
             [128, 768, 768],
             [128, 3072, 768],

@@ -7,12 +7,14 @@
 //! - `bf16_kn32_pairs`: bf16 `[p][ceil(k / 2)][32][2]`: neighbouring terms of a column side by side, the last of an
 //!   odd k with a zero.
 //! - `int8_kn32`: the step of every column, f32 `[p][32]`, then int8 `[p][k][32]`.
+//! - `kn32 STORAGE`: elements of 3 or 4 bits in runs along the terms; `few_bits` says how.
 //!
 //! Packing rounds nothing: unpacking gives what was stored.
 
 use margay_loops::MatMul;
 use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
+use crate::few_bits;
 use crate::isa::PANEL;
 use crate::pack::{self, packed_len};
 
@@ -25,32 +27,38 @@ pub(crate) enum Format {
     Bf16,
     /// Signed bytes with a scale per column.
     Int8,
+    /// Elements of a few bits, in runs along the terms.
+    FewBits(Storage),
 }
 
 impl Format {
-    const ALL: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
-
     /// The format of a storage of a matrix, if kernels read it. One scale for all is one for every column.
     pub(crate) fn of(storage: Storage) -> Option<Format> {
         match (storage.dtype, storage.scales, storage.zero_points) {
             (DType::F32, Scales::None, false) => Some(Format::F32),
             (DType::BF16, Scales::None, false) => Some(Format::Bf16),
-            (DType::I8, Scales::Tensor | Scales::Axis(1), false) => Some(Format::Int8),
-            _ => None,
+            (DType::I8, Scales::Tensor | Scales::Axis(1), false)
+                if !storage.is_packed() && storage.scale_type == DType::F32 =>
+            {
+                Some(Format::Int8)
+            }
+            _ => few_bits::serves(storage).then_some(Format::FewBits(storage)),
         }
     }
 
     /// The format of a layout of products.
     pub(crate) fn of_layout(name: &str) -> Option<Format> {
-        Format::ALL.into_iter().find(|f| f.layout(0, 0).0 == name)
+        let named = [Format::F32, Format::Bf16, Format::Int8].into_iter().find(|f| f.layout(0, 0).0 == name);
+        named.or_else(|| few_bits::of_layout(name).map(Format::FewBits))
     }
 
     /// The layout and its bytes for a matrix.
-    pub(crate) fn layout(self, k: usize, n: usize) -> (&'static str, usize) {
+    pub(crate) fn layout(self, k: usize, n: usize) -> (String, usize) {
         match self {
-            Format::F32 => (pack::LAYOUT, 4 * packed_len(k, n)),
-            Format::Bf16 => ("bf16_kn32_pairs", 4 * packed_len(k.div_ceil(2), n)),
-            Format::Int8 => ("int8_kn32", 4 * packed_len(1, n) + packed_len(k, n)),
+            Format::F32 => (pack::LAYOUT.to_owned(), 4 * packed_len(k, n)),
+            Format::Bf16 => ("bf16_kn32_pairs".to_owned(), 4 * packed_len(k.div_ceil(2), n)),
+            Format::Int8 => ("int8_kn32".to_owned(), 4 * packed_len(1, n) + packed_len(k, n)),
+            Format::FewBits(storage) => (few_bits::layout(storage), few_bits::Parts::of(storage, k, n).bytes),
         }
     }
 }
@@ -97,6 +105,7 @@ pub(crate) fn pack_constant(call: &MatMul, stored: &StoredTensor) -> Result<Vec<
                 to_elements[at] = *x;
             }
         }
+        Format::FewBits(storage) => few_bits::pack(storage, [call.k, call.n], stored, &mut bytes),
     }
     Ok(bytes)
 }
@@ -138,6 +147,7 @@ pub(crate) fn unpack_constant(format: Format, shape: &[usize], bytes: &[u8]) -> 
             StoredTensor::quantized(tensor(DType::I8, shape, &values)?, (Scales::Axis(axis), scales), None)
                 .map_err(|e| e.to_string())
         }
+        Format::FewBits(storage) => few_bits::unpack(storage, shape, bytes),
     }
 }
 

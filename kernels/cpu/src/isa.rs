@@ -57,6 +57,8 @@ pub(crate) struct ByteTiles {
 pub(crate) trait Isa: Copy {
     /// A vector.
     type V: Copy;
+    /// As many words of 32 bits.
+    type W: Copy;
     /// Elements of a vector; divides [`PANEL`].
     const LANES: usize;
     /// Most rows of a tile, at most [`MAX_ROWS`].
@@ -131,6 +133,24 @@ pub(crate) trait Isa: Copy {
     /// # Safety
     /// They are readable.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// `LANES` numbers of bf16.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    /// `LANES` words.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_words(self, p: *const u32) -> Self::W;
+    /// Words shifted towards their lowest bits.
+    fn shift_words<const BITS: u32>(self, w: Self::W) -> Self::W;
+    /// Words whose lowest bits have become the highest.
+    fn rotate_words<const BITS: i32>(self, w: Self::W) -> Self::W;
+    /// The lowest four bits of words as floats.
+    fn low_nibbles(self, w: Self::W) -> Self::V;
+    /// The lowest two bits of words and the third one of others as floats from 0 to 7.
+    fn low_triples(self, lower: Self::W, upper: Self::W) -> Self::V;
     /// `LANES` integers as floats, rounded to nearest.
     ///
     /// # Safety

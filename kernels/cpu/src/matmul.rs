@@ -121,7 +121,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
 
     // Terms per run: all of them where A is read once, else what the first level of the cache holds.
     let k_block = match widened {
-        true => even(k, narrow::WIDENED_TERMS).next_multiple_of(2),
+        true => even(k, narrow::WIDENED_TERMS).next_multiple_of(narrow::TERMS),
         false if rows <= class.rows() => k.max(1),
         false => even(k, class.k_block()),
     };
@@ -232,7 +232,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         grain: 1,
     });
     let (layout, bytes) = format.layout(call.k, n);
-    let packed = Packed { operand: 1, layout: layout.into(), bytes };
+    let packed = Packed { operand: 1, layout, bytes };
     Ok(Prepared {
         phases,
         scratch_bytes: match (widened, strided) {

@@ -9,64 +9,38 @@ use crate::block::{Block, Finish, Left, Right, apply, multiply};
 use crate::constants::Format;
 use crate::isa::{Isa, PANEL};
 use crate::matmul::{self, Item};
-use crate::pack::packed_len;
+use crate::panels::{BYTES, Bytes, FewBits, Halves, NIBBLES, PAIRS, Panel, Stored};
 use crate::params::{argument, from_words, params, to_words};
 
 params! {
     /// A product, and how its constant is stored.
     Params {
         product: matmul::Params,
-        /// `PAIRS` or `BYTES`.
-        format: usize,
+        stored: Stored,
     }
 }
 
-/// Layout `bf16_kn32_pairs`.
-const PAIRS: usize = 0;
-/// Layout `int8_kn32`.
-const BYTES: usize = 1;
-
-/// Most terms of a panel in scratch; even.
+/// Most terms of a panel in scratch.
 pub(crate) const WIDENED_TERMS: usize = 512;
 
-/// Most rows that widen a panel in registers together.
-const TILE_ROWS: usize = 8;
+/// Terms in scratch are a multiple of this: elements of a few bits are stored in such runs.
+pub(crate) const TERMS: usize = 32;
 
-/// Most tiles of rows that each widen a panel in registers; more share one in scratch.
-const FEW_TILES: usize = 4;
+/// Most rows that widen a panel of any kind in registers together.
+pub(crate) const TILE_ROWS: usize = 8;
 
-/// How far ahead a constant is fetched, in bytes.
-const AHEAD: usize = 4096;
-
-/// The words of a call.
+/// The words of a call of a format other than f32.
 pub(crate) fn words(product: matmul::Params, format: Format) -> Vec<u64> {
-    let format = if format == Format::Bf16 { PAIRS } else { BYTES };
-    to_words(&Params { product, format })
-}
-
-/// One panel of a constant.
-#[derive(Clone, Copy)]
-struct Panel {
-    format: usize,
-    /// The first element.
-    at: *const u8,
-    /// Steps of its columns, for `BYTES`.
-    steps: *const f32,
-}
-
-impl Panel {
-    /// Panel `number` of a constant of `k` rows and `n` columns.
-    fn of(format: usize, at: *const f32, k: usize, n: usize, number: usize) -> Panel {
-        let (bytes, steps) = match format {
-            PAIRS => (number * k.div_ceil(2) * PANEL * 4, at),
-            _ => (4 * packed_len(1, n) + number * k * PANEL, at.wrapping_add(number * PANEL)),
-        };
-        Panel { format, at: at.cast::<u8>().wrapping_add(bytes), steps }
-    }
+    let stored = match format {
+        Format::FewBits(storage) => Stored::few_bits(storage, [product.k, product.n]),
+        Format::Bf16 => Stored::plain(PAIRS),
+        Format::F32 | Format::Int8 => Stored::plain(BYTES),
+    };
+    to_words(&Params { product, stored })
 }
 
 /// The version of the contract and the parameters of [`run`].
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// The product.
 ///
@@ -83,19 +57,46 @@ pub(crate) unsafe fn run<I: Isa>(
     begin: u64,
     end: u64,
 ) {
-    // SAFETY: the parameters are ours; the extents of the call bound every access.
+    // SAFETY: the parameters are ours.
     unsafe {
-        let Params { product: p, format } = from_words::<Params>(params);
-        for item in begin as usize..end as usize {
+        let Params { product: p, stored } = from_words::<Params>(params);
+        let at = argument(args, p.b_at).cast_const();
+        let range = [begin as usize, end as usize];
+        match stored.format {
+            PAIRS => items(isa, p, args, scratch, range, |number| Halves::of(at, p.k, number)),
+            BYTES => items(isa, p, args, scratch, range, |number| Bytes::of(at, [p.k, p.n], number)),
+            NIBBLES => {
+                items(isa, p, args, scratch, range, |number| FewBits::<4>::of(at, stored, p.k, number))
+            }
+            _ => items(isa, p, args, scratch, range, |number| FewBits::<3>::of(at, stored, p.k, number)),
+        }
+    }
+}
+
+/// The items of a range, with a constant of one kind.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn items<I: Isa, P: Panel>(
+    isa: I,
+    p: &matmul::Params,
+    args: *const *mut u8,
+    scratch: *mut f32,
+    [begin, end]: [usize; 2],
+    panel: impl Fn(usize) -> P,
+) {
+    for item in begin..end {
+        // SAFETY: the extents of the call bound every access.
+        unsafe {
             let Item { a, c, rows, panel: first, cols, finish, .. } = Item::of(p, args, item);
             for col in (0..cols).step_by(PANEL) {
-                let weights = argument(args, p.b_at).cast_const();
-                let panel = Panel::of(*format, weights, p.k, p.n, first + col / PANEL);
+                let panel = panel(first + col / PANEL);
                 let a = Left { at: a, stride: p.a_row, rows };
                 let c = Block { at: c.at.add(col), stride: c.stride };
                 let finish = finish.at(0, col, c.stride);
                 let cols = (cols - col).min(PANEL);
-                if rows <= FEW_TILES * TILE_ROWS.min(I::ROWS) {
+                if rows <= P::FEW_TILES * P::TILE_ROWS.min(I::ROWS) {
                     few_rows(isa, p.k, a, panel, cols, c, &finish);
                 } else {
                     many_rows(isa, [p.k, p.k_block], a, panel, cols, c, &finish, scratch);
@@ -111,11 +112,11 @@ pub(crate) unsafe fn run<I: Isa>(
 /// As [`run`], for `cols` columns of a panel; scratch has room for a run of terms.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
-unsafe fn many_rows<I: Isa>(
+unsafe fn many_rows<I: Isa, P: Panel>(
     isa: I,
     [k, k_block]: [usize; 2],
     a: Left,
-    panel: Panel,
+    panel: P,
     cols: usize,
     c: Block,
     finish: &Finish,
@@ -142,28 +143,38 @@ unsafe fn many_rows<I: Isa>(
 /// Writes the terms `first..first + terms` of a panel to scratch, `[terms][32]`.
 ///
 /// # Safety
-/// They are readable, and the last of an odd number with the padding behind it; scratch has room for an even number.
+/// They lie in the panel; scratch has room for an even number.
 #[inline(always)]
-unsafe fn widen<I: Isa>(isa: I, panel: Panel, first: usize, terms: usize, scratch: *mut f32) {
-    // SAFETY: the caller's promise; the columns lie in the panel.
+unsafe fn widen<I: Isa, P: Panel>(isa: I, panel: P, first: usize, terms: usize, scratch: *mut f32) {
+    for column in (0..PANEL).step_by(2 * I::LANES) {
+        // SAFETY: the caller's promise; the columns lie in the panel.
+        unsafe {
+            let steps = panel.steps(isa, column);
+            panel.pairs(isa, column, first, first + terms, |t, [even, odd]| {
+                let to = scratch.add((t - first) * PANEL + column);
+                put(isa, even, steps, to);
+                put(isa, odd, steps, to.add(PANEL));
+            });
+        }
+    }
+}
+
+/// Writes two vectors of elements, multiplied with steps where there are any.
+///
+/// # Safety
+/// They are writable.
+#[inline(always)]
+unsafe fn put<I: Isa>(isa: I, x: [I::V; 2], steps: Option<[I::V; 2]>, to: *mut f32) {
+    // SAFETY: the caller's promise.
     unsafe {
-        for column in (0..PANEL).step_by(I::LANES) {
-            if panel.format == PAIRS {
-                for t in (0..terms).step_by(2) {
-                    let at = panel.at.cast::<u16>().add((first + t) * PANEL + 2 * column);
-                    isa.prefetch(at.cast::<u8>().wrapping_add(AHEAD).cast());
-                    let to = scratch.add(t * PANEL + column);
-                    let [even, odd] = isa.load_bf16_pairs(at);
-                    isa.store(to, even);
-                    isa.store(to.add(PANEL), odd);
-                }
-            } else {
-                let step = isa.load(panel.steps.add(column));
-                for t in 0..terms {
-                    let at = panel.at.cast::<i8>().add((first + t) * PANEL + column);
-                    isa.prefetch(at.cast::<u8>().wrapping_add(AHEAD).cast());
-                    isa.store(scratch.add(t * PANEL + column), isa.mul(isa.load_i8(at), step));
-                }
+        match steps {
+            Some(steps) => {
+                isa.store(to, isa.mul(x[0], steps[0]));
+                isa.store(to.add(I::LANES), isa.mul(x[1], steps[1]));
+            }
+            None => {
+                isa.store(to, x[0]);
+                isa.store(to.add(I::LANES), x[1]);
             }
         }
     }
@@ -177,25 +188,33 @@ struct Aligned([f32; TILE_ROWS * PANEL]);
 /// # Safety
 /// As [`run`], for `cols` columns of a panel.
 #[inline(always)]
-unsafe fn few_rows<I: Isa>(isa: I, k: usize, a: Left, panel: Panel, cols: usize, c: Block, finish: &Finish) {
+unsafe fn few_rows<I: Isa, P: Panel>(
+    isa: I,
+    k: usize,
+    a: Left,
+    panel: P,
+    cols: usize,
+    c: Block,
+    finish: &Finish,
+) {
     let mut sums = Aligned([0.0; TILE_ROWS * PANEL]);
     let to = sums.0.as_mut_ptr();
     let mut row = 0;
     while row < a.rows {
-        let rows = (a.rows - row).div_ceil((a.rows - row).div_ceil(TILE_ROWS.min(I::ROWS)));
+        let rows = (a.rows - row).div_ceil((a.rows - row).div_ceil(P::TILE_ROWS.min(I::ROWS)));
         // SAFETY: the caller's promise; the sums have room for every row of a tile.
         unsafe {
             let a = Left { at: a.at.add(row * a.stride), stride: a.stride, rows };
             for column in (0..PANEL).step_by(2 * I::LANES) {
                 match rows {
-                    1 => registers::<I, 1>(isa, k, a, panel, column, to),
-                    2 => registers::<I, 2>(isa, k, a, panel, column, to),
-                    3 => registers::<I, 3>(isa, k, a, panel, column, to),
-                    4 => registers::<I, 4>(isa, k, a, panel, column, to),
-                    5 if I::ROWS >= 5 => registers::<I, 5>(isa, k, a, panel, column, to),
-                    6 if I::ROWS >= 6 => registers::<I, 6>(isa, k, a, panel, column, to),
-                    7 if I::ROWS >= 7 => registers::<I, 7>(isa, k, a, panel, column, to),
-                    8 if I::ROWS >= 8 => registers::<I, 8>(isa, k, a, panel, column, to),
+                    1 => registers::<I, P, 1>(isa, k, a, panel, column, to),
+                    2 => registers::<I, P, 2>(isa, k, a, panel, column, to),
+                    3 => registers::<I, P, 3>(isa, k, a, panel, column, to),
+                    4 => registers::<I, P, 4>(isa, k, a, panel, column, to),
+                    5 if P::TILE_ROWS.min(I::ROWS) >= 5 => registers::<I, P, 5>(isa, k, a, panel, column, to),
+                    6 if P::TILE_ROWS.min(I::ROWS) >= 6 => registers::<I, P, 6>(isa, k, a, panel, column, to),
+                    7 if P::TILE_ROWS.min(I::ROWS) >= 7 => registers::<I, P, 7>(isa, k, a, panel, column, to),
+                    8 if P::TILE_ROWS.min(I::ROWS) >= 8 => registers::<I, P, 8>(isa, k, a, panel, column, to),
                     _ => unreachable!("a tile has at most as many rows as the class"),
                 }
             }
@@ -211,11 +230,11 @@ unsafe fn few_rows<I: Isa>(isa: I, k: usize, a: Left, panel: Panel, cols: usize,
 /// # Safety
 /// As [`few_rows`], for `M` rows.
 #[inline(always)]
-unsafe fn registers<I: Isa, const M: usize>(
+unsafe fn registers<I: Isa, P: Panel, const M: usize>(
     isa: I,
     k: usize,
     a: Left,
-    panel: Panel,
+    panel: P,
     column: usize,
     to: *mut f32,
 ) {
@@ -223,40 +242,23 @@ unsafe fn registers<I: Isa, const M: usize>(
     // Few rows sum even and odd terms apart, so that additions need not wait for each other.
     let second = usize::from(M <= I::ROWS / 2);
     let mut sums = [[[zero; 2]; M]; 2];
-    // SAFETY: t < k; padding follows the last of an odd number of bf16.
+    // SAFETY: the terms lie in the panel and in A.
     unsafe {
-        if panel.format == PAIRS {
-            for t in (0..k).step_by(2) {
-                let at = panel.at.cast::<u16>().add(t * PANEL + 2 * column);
-                isa.prefetch(at.wrapping_byte_add(AHEAD).cast());
-                isa.prefetch(at.wrapping_byte_add(AHEAD + 64).cast());
-                let [even, odd] = isa.load_bf16_pairs(at);
-                let [next_even, next_odd] = isa.load_bf16_pairs(at.add(2 * I::LANES));
-                add_term(isa, &mut sums[0], a, t, [even, next_even]);
-                if t + 1 < k {
-                    add_term(isa, &mut sums[second], a, t + 1, [odd, next_odd]);
-                }
+        panel.pairs(isa, column, 0, k, |t, [even, odd]| {
+            add_term(isa, &mut sums[0], a, t, even);
+            if t + 1 < k {
+                add_term(isa, &mut sums[second], a, t + 1, odd);
             }
-        } else {
-            for t in (0..k).step_by(2) {
-                let at = panel.at.cast::<i8>().add(t * PANEL + column);
-                isa.prefetch(at.wrapping_byte_add(AHEAD).cast());
-                add_term(isa, &mut sums[0], a, t, [isa.load_i8(at), isa.load_i8(at.add(I::LANES))]);
-                if t + 1 < k {
-                    let at = at.add(PANEL);
-                    let right = [isa.load_i8(at), isa.load_i8(at.add(I::LANES))];
-                    add_term(isa, &mut sums[second], a, t + 1, right);
-                }
-            }
-        }
+        });
+        let steps = panel.steps(isa, column);
         let [first, second] = sums;
         for (i, (first, second)) in first.into_iter().zip(second).enumerate() {
             for (half, (x, y)) in first.into_iter().zip(second).enumerate() {
                 let place = column + half * I::LANES;
                 let sum = isa.add(x, y);
-                let sum = match panel.format {
-                    BYTES => isa.mul(sum, isa.load(panel.steps.add(place))),
-                    _ => sum,
+                let sum = match steps {
+                    Some(steps) => isa.mul(sum, steps[half]),
+                    None => sum,
                 };
                 isa.store(to.add(i * PANEL + place), sum);
             }

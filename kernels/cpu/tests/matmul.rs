@@ -7,7 +7,7 @@ use harness::{ACTIVATIONS, Expected, GAP, classes, compare, execute, finished};
 use margay_kernels_cpu::{Class, CpuTarget, kernels};
 use margay_loops::precision::{bf16, from_bf16};
 use margay_loops::{Activation, BatchAxis, Epilogue, KernelCall, MatLayout, MatMul, Precision, ProductTypes};
-use margay_tensor::{DType, StoredTensor, Tensor};
+use margay_tensor::{DType, Storage, StoredTensor, Tensor};
 
 /// A call whose operands lie close together: A and B optionally transposed, `gap` elements between rows of C.
 struct Case {
@@ -330,18 +330,29 @@ fn every_small_height_agrees() {
     }
 }
 
-/// Both operands rounded to bf16; the right one in int8; the right one in bf16 beside a left one in f32.
-fn narrow() -> [ProductTypes; 3] {
-    let [_, bf16, int8] = Precision::ALL.map(Precision::types);
-    [bf16, int8, ProductTypes { left_rounded: DType::F32, ..bf16 }]
+/// Both operands rounded to bf16; the right one in int8; the right one in bf16 beside a left one in f32; elements of a few
+/// bits.
+fn narrow() -> [ProductTypes; 8] {
+    let [_, bf16, int8, int4] = Precision::ALL.map(Precision::types);
+    let of = |text| ProductTypes { right: Storage::parse(text).unwrap(), ..ProductTypes::F32 };
+    [
+        bf16,
+        int8,
+        ProductTypes { left_rounded: DType::F32, ..bf16 },
+        int4,
+        of("u3(axis = 0, block = 32, bf16 scales, zero points)"),
+        of("i4(axis = 0, block = 8)"),
+        of("i3(axis = 0, block = 64, zero points)"),
+        of("u4(axis = 0, block = 16, zero points)"),
+    ]
 }
 
 #[test]
 fn narrow_constants_agree_on_sampled_shapes_and_strides() {
     for class in classes() {
         let mut random = Random::new(8);
-        for _ in 0..150 {
-            let dims = [1 + random.below(40), 1 + random.below(100), 1 + random.below(70)];
+        for _ in 0..300 {
+            let dims = [1 + random.below(40), 1 + random.below(100), 1 + random.below(170)];
             let batch: &[(usize, [bool; 2])] = random.pick(&[&[][..], &[(3, [true, false])]]);
             let transposed = [random.below(3) == 0, false];
             let epilogue = Epilogue {

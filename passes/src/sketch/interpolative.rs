@@ -49,6 +49,10 @@ impl Scheme for InterpolativeScheme {
         None
     }
 
+    fn is_storage(&self) -> bool {
+        false
+    }
+
     fn sites(&self, g: &Graph) -> Vec<Site> {
         layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
     }

@@ -251,6 +251,23 @@ impl Layer {
         result: Value,
         (name, correction): (&str, Option<&[f32]>),
     ) -> Result<(), AddError> {
+        let (replaced, sum) = self.corrected(work, n, result, (name, correction))?;
+        work.replace(replaced, sum);
+        Ok(())
+    }
+
+    /// As [`replace_corrected`](Layer::replace_corrected), without putting it in place: the value that it stands for, and the
+    /// result with the correction.
+    ///
+    /// # Errors
+    /// For a result of another type, which is our fault.
+    pub fn corrected(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        result: Value,
+        (name, correction): (&str, Option<&[f32]>),
+    ) -> Result<(Value, Value), AddError> {
         let g = work.graph;
         let (name, shape, values, bias_origin, sum_origin, replaced) = match self.bias(g, n) {
             Some(found) => {
@@ -271,9 +288,7 @@ impl Layer {
             }
         };
         let bias = work.constant(&name, &shape, values, bias_origin.part(Part::Bias))?;
-        let sum = work.add(Add, &[result, bias], sum_origin)?;
-        work.replace(replaced.into(), sum);
-        Ok(())
+        Ok((replaced.into(), work.add(Add, &[result, bias], sum_origin)?))
     }
 
     /// The axis of a node's result that its outputs lie along.

@@ -44,6 +44,10 @@ impl Scheme for LowRankScheme {
         None
     }
 
+    fn is_storage(&self) -> bool {
+        false
+    }
+
     fn sites(&self, g: &Graph) -> Vec<Site> {
         layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
     }

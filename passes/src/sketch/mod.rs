@@ -21,6 +21,7 @@ mod lowrank;
 mod moments;
 mod neurons;
 mod panther;
+mod quantized;
 mod replacement;
 mod rows;
 mod training;
@@ -32,6 +33,7 @@ pub use lowrank::{Decompositions, LowRankScheme};
 pub use moments::Moments;
 pub use neurons::NeuronsScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
+pub use quantized::QuantizedScheme;
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
 pub use training::{PantherTraining, panther_for_training};
@@ -95,6 +97,10 @@ pub trait Scheme: Sync {
 
     /// Why this is for plans that name it, and never to be chosen by its errors; `None` where an allocator may.
     fn only_by_name(&self) -> Option<&'static str>;
+
+    /// Whether it stores weights in fewer bits and does no less with them: an allocator is offered it where the constants of
+    /// the model are to be stored narrow.
+    fn is_storage(&self) -> bool;
 
     /// The sites of a canonical graph that it takes. Nodes that a rewrite made are left out, so that applying a plan twice
     /// changes nothing.
@@ -161,7 +167,8 @@ pub trait Fitted: Send + Sync {
 }
 
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] = &[&InterpolativeScheme, &LowRankScheme, &NeuronsScheme, &PantherScheme];
+pub const SCHEMES: &[&dyn Scheme] =
+    &[&InterpolativeScheme, &LowRankScheme, &NeuronsScheme, &PantherScheme, &QuantizedScheme];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use margay_randnla::{Centring, Conditioning, Gram, RandnlaError, Whitening};
+use margay_randnla::{Centring, Conditioning, Gram, Matrix, RandnlaError, Whitening};
 
 /// First and second moments of rows.
 #[derive(Debug)]
@@ -11,6 +11,7 @@ pub struct Moments {
     centring: Centring,
     conditioning: Conditioning,
     whitening: OnceLock<Result<Whitening, RandnlaError>>,
+    triangle: OnceLock<Result<Matrix, RandnlaError>>,
     samples: String,
 }
 
@@ -34,7 +35,8 @@ impl Moments {
     }
 
     fn new(gram: Gram, centring: Centring, conditioning: Conditioning, samples: &str) -> Moments {
-        Moments { gram, centring, conditioning, whitening: OnceLock::new(), samples: samples.to_owned() }
+        let (whitening, triangle) = (OnceLock::new(), OnceLock::new());
+        Moments { gram, centring, conditioning, whitening, triangle, samples: samples.to_owned() }
     }
 
     /// The sums.
@@ -49,6 +51,15 @@ impl Moments {
     pub fn whitening(&self) -> Result<&Whitening, RandnlaError> {
         let compute = || Whitening::from_gram(&self.gram, self.centring, &self.conditioning);
         self.whitening.get_or_init(compute).as_ref().map_err(Clone::clone)
+    }
+
+    /// The upper triangular root of the same moment. The first call computes it, and all others share it.
+    ///
+    /// # Errors
+    /// Of [`Whitening::from_gram`].
+    pub fn triangle(&self) -> Result<&Matrix, RandnlaError> {
+        let compute = || self.whitening().map(Whitening::triangle);
+        self.triangle.get_or_init(compute).as_ref().map_err(Clone::clone)
     }
 
     /// Identifies the samples.

@@ -67,6 +67,10 @@ impl Scheme for NeuronsScheme {
         None
     }
 
+    fn is_storage(&self) -> bool {
+        false
+    }
+
     fn sites(&self, g: &Graph) -> Vec<Site> {
         let all = layers(g);
         all.iter().filter_map(|second| self.pair(g, &all, second)).collect()

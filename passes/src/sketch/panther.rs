@@ -120,6 +120,10 @@ impl Scheme for PantherScheme {
         Some("low rank of the same width loses less: it is a form to be trained")
     }
 
+    fn is_storage(&self) -> bool {
+        false
+    }
+
     fn sites(&self, g: &Graph) -> Vec<Site> {
         layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
     }

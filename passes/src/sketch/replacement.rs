@@ -6,7 +6,7 @@ use margay_ir::ops::Const;
 use margay_ir::{AddError, Draw, Graph, NodeId, Op, Origin, Patch, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::RandnlaError;
-use margay_tensor::Tensor;
+use margay_tensor::{Storage, StoredTensor, Tensor};
 
 use super::{Fitted, Site};
 
@@ -99,6 +99,29 @@ impl Replacement<'_> {
             None => Tensor::from_slice(shape, &self.shape_only::<f32>(shape.iter().product())),
         };
         self.add_constant(name, tensor.expect("factors have as many numbers as their shapes"), origin)
+    }
+
+    /// A constant of f32 that is stored in some way, as [`constant`](Replacement::constant). Contents are of that storage.
+    ///
+    /// # Panics
+    /// For a storage that does not fit the shape.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn stored(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        storage: Storage,
+        contents: Option<StoredTensor>,
+        origin: Origin,
+    ) -> Result<Value, AddError> {
+        let stored = contents.unwrap_or_else(|| {
+            let numbers = self.shape_only::<f32>(shape.iter().product());
+            let tensor = Tensor::from_slice(shape, &numbers).expect("as many numbers as the shape has");
+            StoredTensor::encode(&tensor, storage).expect("the storage fits the shape")
+        });
+        self.add(Const { payload: Payload::derived(name, stored) }, &[], origin)
     }
 
     /// A constant of positions, `length` of them.

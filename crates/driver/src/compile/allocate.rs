@@ -52,7 +52,8 @@ pub(crate) fn allocate(
     refit: Option<&Refit>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
-    let met = match job.options.searched() {
+    let given = job.options.searched().filter(|_| !job.rounds_with_feedback());
+    let met = match given {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             candidates.narrow(&job.sites, goal);

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use margay_ir::{Remark, Value};
-use margay_passes::sketch::{Context, Decompositions, Fitted, Moments, Rows, SCHEMES, Scheme, scheme};
+use margay_loops::Precision;
+use margay_passes::sketch::{
+    Context, Decompositions, Fitted, Moments, QuantizedScheme, Rows, SCHEMES, Scheme, scheme,
+};
 use margay_plan::Settings;
-use margay_randnla::Gram;
+use margay_randnla::{Gram, RandnlaError};
 
 use super::Job;
 use super::calibrate::{calibrate, calibrate_gradients};
@@ -41,13 +44,22 @@ pub(crate) struct Fit {
 /// [`DriverError::Options`] for a plan with a scheme that does not take the site, or with sites that share a weight.
 pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let (sites, seed) = (&job.sites, job.options.seed());
+    if job.rounds_with_feedback() {
+        let scheme: &'static dyn Scheme = &QuantizedScheme;
+        let takes = |site: &usize| sites[*site].schemes.contains(&scheme.name());
+        let settings = Some(QuantizedScheme::uncorrected());
+        let task = |site| Task { site, scheme, settings: settings.clone(), seed };
+        return Ok((0..sites.len()).filter(takes).map(task).collect());
+    }
     if !job.options.sketches() {
         return Ok(Vec::new());
     }
+    let narrow = job.options.precision == Precision::Int8;
     let Some(plan) = &job.options.plan else {
         let choosable = |site: usize| {
             let takes = move |s: &&&'static dyn Scheme| sites[site].schemes.contains(&s.name());
             let offered = SCHEMES.iter().filter(takes).filter(|s| s.only_by_name().is_none());
+            let offered = offered.filter(move |s| narrow || !s.is_storage());
             offered.map(move |s| Task { site, scheme: *s, settings: None, seed })
         };
         return Ok((0..sites.len()).flat_map(choosable).collect());
@@ -145,26 +157,18 @@ pub(crate) fn fit(
         let moments = measured.map(|m| m.inputs[i].as_slice());
         let metric = measured.and_then(|m| m.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
-        task.scheme.fit(&Context {
-            graph: g,
-            site,
-            moments,
-            metric: metric.map(|m| &**m),
-            decompositions,
-            seed,
-        })
+        let metric = metric.map(|m| &**m);
+        let fitted = task.scheme.fit(&Context { graph: g, site, moments, metric, decompositions, seed })?;
+        // A scheme may put off what its errors need.
+        let settings = task.settings.clone().map_or_else(|| fitted.candidates(), |settings| vec![settings]);
+        let offered = settings.iter().try_for_each(|settings| fitted.squared_error(settings).map(drop));
+        Ok::<_, RandnlaError>((fitted, settings, offered))
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;
-        let fitted = fitted.map_err(|error| DriverError::Factorize { module: name.clone(), error })?;
-        let settings = match task.settings {
-            None => fitted.candidates(),
-            Some(settings) => {
-                let offered = fitted.squared_error(&settings);
-                offered.map_err(|why| DriverError::Options(format!("plan: `{name}`: {why}")))?;
-                vec![settings]
-            }
-        };
+        let factorized = |error| DriverError::Factorize { module: name.clone(), error };
+        let (fitted, settings, offered) = fitted.map_err(factorized)?;
+        offered.map_err(|why| DriverError::Options(format!("plan: `{name}`: {why}")))?;
         let (site, scheme, seed) = (task.site, task.scheme.name(), task.seed);
         Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings })
     });

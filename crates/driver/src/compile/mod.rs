@@ -220,6 +220,11 @@ impl<'a> Job<'a> {
         StoreConstants { products, ..StoreConstants::default() }
     }
 
+    /// Whether weights are rounded to 4 bits with what calibration says of their inputs, and nothing is sketched.
+    fn rounds_with_feedback(&self) -> bool {
+        self.options.precision == Precision::Int4 && self.samples.is_some() && !self.options.sketches()
+    }
+
     /// The model as it is.
     fn graph(&self) -> &'a Graph {
         &self.source.graph

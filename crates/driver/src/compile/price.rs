@@ -34,7 +34,7 @@ pub(crate) struct Prices {
     pub(crate) dense: Vec<Price>,
     /// By fit: what its site costs at each of its settings, stored so.
     pub(crate) candidates: Vec<Vec<Price>>,
-    /// What the model stores besides these weights, such as tables and biases.
+    /// What the result stores besides these weights, such as tables and biases.
     pub(crate) other_bytes: u64,
 }
 
@@ -78,16 +78,16 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
         }
         candidates.push(prices);
     }
+    let others = |program: &Program| program.constant_bytes() - program.packed_bytes();
     let program = pricing.lowered(job.graph(), false)?;
-    let other_bytes = program.constant_bytes() - program.packed_bytes();
-    let before = pricing.of_program(&program, other_bytes);
-    let stored = match job.storage == StoreConstants::default() {
-        true => before,
-        false => {
-            let graph = stored(job.graph().clone(), &job.storage)?;
-            pricing.of_program(&pricing.lowered(&graph, false)?, other_bytes)
-        }
+    let before = pricing.of_program(&program, others(&program));
+    let program = match job.storage == StoreConstants::default() {
+        true => program,
+        // Tables may be stored otherwise, too.
+        false => pricing.lowered(&stored(job.graph().clone(), &job.storage)?, false)?,
     };
+    let other_bytes = others(&program);
+    let stored = pricing.of_program(&program, other_bytes);
     Ok(Prices { before, stored, plain, dense, candidates, other_bytes })
 }
 

@@ -1,13 +1,18 @@
 //! Constants that are stored narrow: the elements as they are, and a node that makes numbers of them.
 
 use margay_ir::Payload;
-use margay_tensor::{DType, Scales, StoredTensor, Tensor};
+use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
 
 use super::Exporter;
-use crate::Attribute;
+use crate::{Attribute, Narrow};
 
-/// The operator set with scales for runs along an axis.
-const BLOCKS_SINCE: i64 = 21;
+/// The operator set with scales for runs along an axis, and elements of 4 bits.
+pub(super) const BLOCKS_SINCE: i64 = 21;
+
+/// Whether a storage is written in operators of [`BLOCKS_SINCE`] alone.
+pub(super) fn needs_blocks(storage: Storage) -> bool {
+    matches!(storage.scales, Scales::Block { .. }) || storage.is_packed()
+}
 
 impl Exporter<'_> {
     /// The name of a constant's numbers. Where the operator set has no node for how it is stored, they are written as
@@ -18,11 +23,8 @@ impl Exporter<'_> {
         }
         let stored = payload.stored();
         let written = stored.dtype() == DType::F32
-            && match stored.storage().scales {
-                Scales::None => !stored.is_plain(),
-                Scales::Tensor | Scales::Axis(_) => true,
-                Scales::Block { .. } => self.opset >= BLOCKS_SINCE,
-            };
+            && !stored.is_plain()
+            && (self.opset >= BLOCKS_SINCE || !needs_blocks(stored.storage()));
         if !written {
             return self.initializer(payload, wish);
         }
@@ -34,7 +36,7 @@ impl Exporter<'_> {
     }
 
     fn numbers_of(&mut self, stored: &StoredTensor, wish: &str) -> String {
-        let elements = self.tensor(stored.elements().clone(), wish);
+        let elements = self.elements(stored.elements(), stored.storage(), wish);
         let (axis, mut attributes) = match stored.storage().scales {
             Scales::None => {
                 // 1 is f32.
@@ -53,11 +55,31 @@ impl Exporter<'_> {
             (false, None) => t.reshaped(&[]).unwrap_or_else(|_| t.clone()),
         };
         let mut inputs = vec![elements];
-        for (name, t) in [("scale", stored.scales()), ("zero_point", stored.zero_points())] {
-            inputs.extend(t.map(|t| self.tensor(part(t), &format!("{wish}/{name}"))));
+        if let Some(scales) = stored.scales() {
+            let scales = self.tensor(part(scales), &format!("{wish}/scale"));
+            // Numbers have the type of their scales: 1 is f32.
+            inputs.push(match stored.storage().scale_type {
+                DType::F32 => scales,
+                _ => self.emit("Cast", "scale", &[&scales], vec![("to", Attribute::Int(1))]),
+            });
+        }
+        if let Some(zeros) = stored.zero_points() {
+            inputs.push(self.elements(&part(zeros), stored.storage(), &format!("{wish}/zero_point")));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.emit("DequantizeLinear", "numbers", &inputs, attributes)
+    }
+
+    /// Elements or zero points of a storage.
+    fn elements(&mut self, elements: &Tensor, storage: Storage, wish: &str) -> String {
+        if !storage.is_packed() {
+            return self.tensor(elements.clone(), wish);
+        }
+        let narrow = if storage.dtype == DType::I8 { Narrow::I4 } else { Narrow::U4 };
+        let name = self.value_names.fresh(wish);
+        self.graph.initializers.push((name.clone(), elements.clone()));
+        self.graph.narrow.insert(name.clone(), narrow);
+        name
     }
 
     fn tensor(&mut self, tensor: Tensor, wish: &str) -> String {

@@ -4,6 +4,7 @@
 //! So are convolutions in one group with a constant kernel. Others are taken as convolutions of whole f32, which are exact
 //! below 2²⁴: the image is split into parts small enough for the length of the sums, and the parts are put together as i32.
 
+mod blocks;
 mod functions;
 mod kept;
 mod products;
@@ -165,6 +166,11 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
     if block == 0
         && let Ok(position) = position
         && let Some(kept) = cx.kept(x, zero, Some(scale), position)?
+    {
+        return Ok(vec![cx.cast(kept, to)?]);
+    }
+    if let (Ok(at), Ok(size @ 1..)) = (axis(at, shape.len()), usize::try_from(block))
+        && let Some(kept) = cx.kept_blocks(x, zero, scale, [at, size])?
     {
         return Ok(vec![cx.cast(kept, to)?]);
     }
@@ -378,6 +384,14 @@ pub(super) fn matmul_n_bits(cx: &mut Importer, call: &Call) -> Imported {
     if !matches!(bits, 4 | 8) {
         return Err(Refusal::Unsupported(format!("numbers of {bits} bits are not supported")));
     }
+    let dtype = cx.ty(a).dtype;
+    let kept =
+        if bits == 4 { cx.kept_columns(packed, scales, zeros, [terms, columns, block])? } else { None };
+    if let Some(weights) = kept {
+        let weights = cx.cast(weights, dtype)?;
+        let y = cx.add(MatMul, &[a, weights])?;
+        return Ok(vec![bias.map_or(Ok(y), |bias| cx.plus(y, bias))?]);
+    }
     let blocks = terms.div_ceil(block);
     // Pairs of 4 bits, the lower ones first, as numbers in rows.
     let unpacked = |cx: &mut Importer, v: Value, row: usize| -> Result<Value, Refusal> {
@@ -407,7 +421,6 @@ pub(super) fn matmul_n_bits(cx: &mut Importer, call: &Call) -> Imported {
             cx.unsqueezed(zeros, 2)?
         }
     };
-    let dtype = cx.ty(a).dtype;
     let scales = cx.cast(scales, DType::F32)?;
     let scales = cx.shaped(scales, [columns, blocks, 1].map(Dim::from).to_vec())?;
     let numbers = cx.shaped(numbers, [columns, blocks, block].map(Dim::from).to_vec())?;

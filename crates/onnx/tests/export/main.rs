@@ -1,6 +1,7 @@
 //! Exporting: what is written and read back computes the same.
 
 mod joined;
+mod stored;
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Importing: models made by hand, run by the reference interpreter.
 
 mod arithmetic;
+mod blocks;
 mod control;
 mod damage;
 mod errors;

@@ -1,6 +1,7 @@
 //! Storages and their texts, and rounding to them.
 
 use super::*;
+use crate::Tensor;
 
 fn numbers(shape: &[usize]) -> Tensor {
     let n = shape.iter().product::<usize>();
@@ -9,7 +10,7 @@ fn numbers(shape: &[usize]) -> Tensor {
 }
 
 fn formats() -> Vec<Storage> {
-    let with = |dtype, scales, zero_points| Storage { dtype, scales, zero_points };
+    let with = |dtype, scales, zero_points| Storage { zero_points, ..Storage::bytes(dtype, scales) };
     let mut all = vec![Storage::plain(DType::F16), Storage::plain(DType::BF16)];
     for zero_points in [false, true] {
         for scales in [
@@ -19,8 +20,12 @@ fn formats() -> Vec<Storage> {
             Scales::Block { axis: 0, size: 4 },
             Scales::Block { axis: 1, size: 3 },
         ] {
-            all.push(with(DType::I8, scales, zero_points));
-            all.push(with(DType::U8, scales, zero_points));
+            for dtype in [DType::I8, DType::U8] {
+                all.push(with(dtype, scales, zero_points));
+                for (bits, scale_type) in [(4, DType::F32), (4, DType::BF16), (3, DType::BF16)] {
+                    all.push(Storage { bits, scale_type, ..with(dtype, scales, zero_points) });
+                }
+            }
         }
     }
     all
@@ -34,11 +39,15 @@ fn what_is_stored_is_near_and_is_stored_as_itself() {
         let stored = StoredTensor::encode(&x, storage).unwrap();
         let rounded = stored.decode();
         let (a, b) = (x.to_vec::<f32>().unwrap(), rounded.to_vec::<f32>().unwrap());
-        // Half of the largest step; unsigned numbers without a zero point cannot be negative.
+        // Half of the largest step, and what rounding a scale moves the ends by; unsigned numbers without a zero point cannot
+        // be negative. A zero point is rounded too.
         let unsigned = storage.dtype == DType::U8 && !storage.zero_points;
+        let levels = if storage.scales == Scales::None { 127 } else { (1 << (storage.bits - 1)) - 1 };
+        let most = (0.5 * 3.1 / levels as f32) * if storage.zero_points { 1.1 } else { 1.0 };
+        let ends = if storage.scale_type == DType::BF16 { 3.1 / 256.0 } else { 0.0 };
         for (a, b) in a.iter().zip(&b) {
             let a = if unsigned { a.max(0.0) } else { *a };
-            assert!((a - b).abs() <= 0.5 * 3.1 / 127.0, "{storage}: {a} {b}");
+            assert!((a - b).abs() <= most + ends, "{storage}: {a} {b}");
         }
         if !storage.zero_points && !unsigned {
             assert_eq!(StoredTensor::encode(&rounded, storage).unwrap().decode(), rounded, "{storage}");
@@ -57,8 +66,7 @@ fn what_is_stored_is_near_and_is_stored_as_itself() {
 fn scales_belong_to_their_groups() {
     let x = Tensor::from_slice(&[2, 3], &[1f32, -20.0, 300.0, 4.0, 50.0, -600.0]).unwrap();
     let scales = |scales| {
-        let storage = Storage { dtype: DType::I8, scales, zero_points: false };
-        let stored = StoredTensor::encode(&x, storage).unwrap();
+        let stored = StoredTensor::encode(&x, Storage::bytes(DType::I8, scales)).unwrap();
         let scales = stored.scales().unwrap();
         let times: Vec<f32> = scales.to_vec::<f32>().unwrap().iter().map(|s| (s * 127.0).round()).collect();
         (scales.shape().to_vec(), times)
@@ -74,7 +82,7 @@ fn scales_belong_to_their_groups() {
 #[test]
 fn zero_points_use_the_whole_range() {
     let x = Tensor::from_slice(&[3], &[-1f32, 0.0, 4.1]).unwrap();
-    let storage = Storage { dtype: DType::U8, scales: Scales::Tensor, zero_points: true };
+    let storage = Storage { zero_points: true, ..Storage::bytes(DType::U8, Scales::Tensor) };
     let stored = StoredTensor::encode(&x, storage).unwrap();
     assert_eq!(stored.elements().bytes(), [0, 50, 255]);
     assert_eq!(stored.zero_points().unwrap().bytes(), [50]);
@@ -95,6 +103,10 @@ fn what_is_not_finite_is_not_hidden() {
 fn texts_are_read_back_and_others_refused() {
     for storage in formats().into_iter().chain([Storage::plain(DType::I64)]) {
         assert_eq!(Storage::parse(&storage.to_string()), Some(storage), "{storage}");
+    }
+    for text in ["u4", "i5(tensor)", "u4(bf16 scales, tensor)", "i8(tensor, f32 scales)"] {
+        let read = Storage::parse(text);
+        assert!(read.is_none_or(|storage| storage.check(DType::F32, &[8]).is_err()), "{text}");
     }
     for text in ["i8(", "i8()", "i9", "i8(axis = x)", "i8(block = 3)", "i8(axis = 1, tensor)", "f32(axis)"] {
         assert_eq!(Storage::parse(text), None, "{text}");
@@ -121,6 +133,12 @@ fn storages_that_do_not_fit_say_why() {
         why("i8(axis = 0, block = 0)", DType::F32, &[3]),
         "storage i8(axis = 0, block = 0): a block has at least one element"
     );
+    let odd = Storage { bits: 5, ..Storage::int8(0) };
+    let error = odd.check(DType::F32, &[3]).unwrap_err().to_string();
+    assert_eq!(error, "storage i5(axis = 0): 5 bits are for elements with scales, 3 or 4");
+    let halves = Storage { scale_type: DType::F16, ..Storage::int8(0) };
+    let error = halves.check(DType::F32, &[3]).unwrap_err().to_string();
+    assert_eq!(error, "storage i8(axis = 0, f16 scales): scales are f32 or bf16, found f16");
 }
 
 #[test]
@@ -160,8 +178,44 @@ fn more_scales_than_memory_holds_are_refused() {
     // Empty, but with a scale for each position of the other axis.
     let shape = [0, usize::MAX / 2];
     for scales in [Scales::Axis(1), Scales::Block { axis: 0, size: 2 }] {
-        let storage = Storage { dtype: DType::I8, scales, zero_points: true };
+        let storage = Storage { zero_points: true, ..Storage::bytes(DType::I8, scales) };
         assert!(storage.check(DType::F32, &shape).is_err(), "{storage}");
         assert!(StoredTensor::from_bytes(DType::F32, &shape, storage, &[]).is_err(), "{storage}");
     }
+}
+
+/// Four bits with a step for every run of the rows: bytes, numbers, and what does not fit them.
+#[test]
+fn elements_of_a_few_bits_follow_each_other() {
+    let storage = Storage::parse("u4(axis = 0, block = 2, bf16 scales, zero points)").unwrap();
+    let elements = Tensor::from_slice(&[3, 2], &[1u8, 2, 3, 4, 15, 0]).unwrap();
+    let scales: Vec<half::bf16> = [1.0, 2.0, 0.5, 4.0].map(half::bf16::from_f32).to_vec();
+    let scales = Tensor::from_slice(&[2, 2], &scales).unwrap();
+    let zeros = Tensor::from_slice(&[2, 2], &[1u8, 8, 15, 0]).unwrap();
+    let stored = StoredTensor::from_parts(storage, elements, scales.clone(), Some(zeros.clone())).unwrap();
+    assert_eq!(stored.decode().to_vec::<f32>().unwrap(), [0.0, -12.0, 2.0, -8.0, 0.0, 0.0]);
+    let bytes = stored.to_bytes();
+    assert_eq!(bytes[..3], [0x21, 0x43, 0x0f]);
+    assert_eq!(
+        storage.layout(&[3, 2]),
+        StoredLayout { elements: 3, scales_at: 64, zero_points_at: 128, bytes: 130 }
+    );
+    assert_eq!(bytes[128..], [0x81, 0x0f]);
+    assert_eq!(stored.in_bytes().decode(), stored.decode());
+    assert_eq!(stored.in_bytes().storage().to_string(), "u8(axis = 0, block = 2, bf16 scales, zero points)");
+    let large = Tensor::from_slice(&[3, 2], &[1u8, 2, 3, 4, 16, 0]).unwrap();
+    let error = StoredTensor::from_parts(storage, large, scales, Some(zeros)).unwrap_err().to_string();
+    assert!(error.ends_with("elements are 0 to 15, found 16"), "{error}");
+}
+
+#[test]
+fn signed_elements_of_three_bits_keep_their_signs() {
+    let storage = Storage::parse("i3(tensor)").unwrap();
+    let elements = Tensor::from_slice(&[9], &[-4i8, -3, -2, -1, 0, 1, 2, 3, -4]).unwrap();
+    let scale = Tensor::from_slice(&[1], &[0.5f32]).unwrap();
+    let stored = StoredTensor::from_parts(storage, elements, scale, None).unwrap();
+    let bytes = stored.to_bytes();
+    assert_eq!(storage.layout(&[9]).elements, 4);
+    assert_eq!(StoredTensor::from_bytes(DType::F32, &[9], storage, &bytes).unwrap(), stored);
+    assert_eq!(stored.decode().to_vec::<f32>().unwrap()[..3], [-2.0, -1.5, -1.0]);
 }

@@ -43,6 +43,7 @@ macro_rules! operations {
 
 impl Isa for Avx2 {
     type V = __m256;
+    type W = __m256i;
     const LANES: usize = LANES;
     const ROWS: usize = 6;
     const COLUMNS: usize = 2 * LANES;
@@ -168,6 +169,46 @@ impl Isa for Avx2 {
     unsafe fn load_i8(self, p: *const i8) -> __m256 {
         // SAFETY: the caller's promise; `self` proves the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the instructions.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u32) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the instruction.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn shift_words<const BITS: u32>(self, w: __m256i) -> __m256i {
+        // SAFETY: `self` proves the instruction.
+        unsafe { _mm256_srl_epi32(w, _mm_cvtsi32_si128(BITS as i32)) }
+    }
+    #[inline(always)]
+    fn rotate_words<const BITS: i32>(self, w: __m256i) -> __m256i {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let down = _mm256_srl_epi32(w, _mm_cvtsi32_si128(BITS));
+            _mm256_or_si256(down, _mm256_sll_epi32(w, _mm_cvtsi32_si128(32 - BITS)))
+        }
+    }
+    #[inline(always)]
+    fn low_nibbles(self, w: __m256i) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(15))) }
+    }
+    #[inline(always)]
+    fn low_triples(self, lower: __m256i, upper: __m256i) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let lower = _mm256_and_si256(lower, _mm256_set1_epi32(3));
+            let upper = _mm256_and_si256(upper, _mm256_set1_epi32(4));
+            _mm256_cvtepi32_ps(_mm256_or_si256(lower, upper))
+        }
     }
     #[inline(always)]
     unsafe fn load_i32(self, p: *const i32) -> __m256 {

@@ -39,6 +39,14 @@ impl Avx512Bf16 {
     }
 }
 
+/// The numbers of the lanes, of which only the bits of `mask` count.
+#[inline(always)]
+fn numbers(mask: i32) -> __m512 {
+    let lanes: [f32; 16] = std::array::from_fn(|i| (i as i32 & mask) as f32);
+    // SAFETY: sixteen floats; callers have AVX-512.
+    unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+}
+
 /// Vector operations without memory.
 macro_rules! operations {
     ($($(#[$doc:meta])* fn $name:ident($($x:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {$(
@@ -55,6 +63,7 @@ macro_rules! vectors {
     ($name:ident, $tiles:ident) => {
         impl Isa for $name {
             type V = __m512;
+            type W = __m512i;
             const LANES: usize = 16;
             const ROWS: usize = 14;
             const COLUMNS: usize = 16;
@@ -144,6 +153,45 @@ macro_rules! vectors {
             unsafe fn load_i8(self, p: *const i8) -> __m512 {
                 // SAFETY: the caller's promise; `self` proves the instructions.
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(self, p: *const u16) -> __m512 {
+                // SAFETY: the caller's promise; `self` proves the instructions.
+                unsafe {
+                    let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_words(self, p: *const u32) -> __m512i {
+                // SAFETY: the caller's promise; `self` proves the instruction.
+                unsafe { _mm512_loadu_si512(p.cast()) }
+            }
+            #[inline(always)]
+            fn shift_words<const BITS: u32>(self, w: __m512i) -> __m512i {
+                // SAFETY: `self` proves the instruction.
+                unsafe { _mm512_srli_epi32::<BITS>(w) }
+            }
+            #[inline(always)]
+            fn rotate_words<const BITS: i32>(self, w: __m512i) -> __m512i {
+                // SAFETY: `self` proves the instruction.
+                unsafe { _mm512_ror_epi32::<BITS>(w) }
+            }
+            #[inline(always)]
+            fn low_nibbles(self, w: __m512i) -> __m512 {
+                // The number is looked up; higher bits of an index do not count.
+                // SAFETY: `self` proves the instructions.
+                unsafe { _mm512_permutexvar_ps(w, numbers(15)) }
+            }
+            #[inline(always)]
+            fn low_triples(self, lower: __m512i, upper: __m512i) -> __m512 {
+                // SAFETY: `self` proves the instructions.
+                unsafe {
+                    // Bits of the first where the mask has ones, of the second elsewhere; what is above three bits does
+                    // not count.
+                    let index = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi32(3), lower, upper);
+                    _mm512_permutexvar_ps(index, numbers(7))
+                }
             }
             #[inline(always)]
             unsafe fn load_i32(self, p: *const i32) -> __m512 {

@@ -18,6 +18,7 @@ fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 
 impl Isa for Portable {
     type V = V;
+    type W = [u32; LANES];
     const LANES: usize = LANES;
     const ROWS: usize = 4;
     const COLUMNS: usize = 2 * LANES;
@@ -142,6 +143,32 @@ impl Isa for Portable {
     unsafe fn load_i8(self, p: *const i8) -> V {
         // SAFETY: the caller's promise; bytes have no alignment.
         unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(from_bf16)
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u32) -> [u32; LANES] {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn shift_words<const BITS: u32>(self, w: [u32; LANES]) -> [u32; LANES] {
+        w.map(|w| w >> BITS)
+    }
+    #[inline(always)]
+    fn rotate_words<const BITS: i32>(self, w: [u32; LANES]) -> [u32; LANES] {
+        w.map(|w| w.rotate_right(BITS.cast_unsigned()))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, w: [u32; LANES]) -> V {
+        w.map(|w| (w & 15) as f32)
+    }
+    #[inline(always)]
+    fn low_triples(self, lower: [u32; LANES], upper: [u32; LANES]) -> V {
+        std::array::from_fn(|i| (lower[i] & 3 | upper[i] & 4) as f32)
     }
     #[inline(always)]
     unsafe fn load_i32(self, p: *const i32) -> V {
