@@ -13,8 +13,8 @@ use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, check_rank, factors,
-    layers, rank_grid,
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, factors, layers,
+    rank_grid,
 };
 
 /// Low-rank factors.
@@ -120,7 +120,7 @@ impl FittedLowRank {
         let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
         let decompose = || {
             let whitening = moments.map(|m| m.whitening()).transpose()?;
-            let outputs = context.metric.map(Moments::whitening).transpose()?;
+            let outputs = context.metric.map(|m| m.whitening()).transpose()?;
             LowRank::new(&layer.matrix(g)?, whitening, outputs, &options)
         };
         Ok(FittedLowRank {

@@ -133,7 +133,7 @@ pub struct Context<'a> {
     pub moments: Option<&'a [Arc<Moments>]>,
     /// Moments of the gradients of the model's outputs by [`Site::results`]: errors weigh by them; absent where that is not
     /// known.
-    pub metric: Option<&'a Moments>,
+    pub metric: Option<&'a Arc<Moments>>,
     /// What schemes share, of one graph with one set of samples.
     pub decompositions: &'a Decompositions,
     /// Names the random numbers.

@@ -88,7 +88,7 @@ impl Scheme for NeuronsScheme {
             Some(moments) => moments.gram().covariance()?,
             None => Matrix::from_fn(second.d_in, second.d_in, |i, j| if i == j { 1.0 } else { 0.0 }),
         };
-        let outputs = context.metric.map(Moments::whitening).transpose()?;
+        let outputs = context.metric.map(|m| m.whitening()).transpose()?;
         let mean = moments.map(|m| m.gram().mean()).transpose()?;
         let inputs = moments.map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();
         let (up, down) = (first.payload(g).key(), second.payload(g).key());

@@ -110,18 +110,17 @@ impl Scheme for QuantizedScheme {
         let layer = Layer::of(g, context.site);
         let moments = context.moments.map(|m| m[0].clone());
         let weight = layer.matrix(g)?;
-        let energy = match &moments {
-            Some(moments) => moments.triangle()?.product(&weight)?.squared_norm(),
-            None => weight.squared_norm(),
-        };
-        Ok(Box::new(FittedQuantized {
+        let mut fitted = FittedQuantized {
             source: layer.payload(g).key().to_string(),
             moments,
-            energy,
+            metric: context.metric.cloned(),
+            energy: 0.0,
             weight,
             rounded: [OnceLock::new(), OnceLock::new()],
             rest: [OnceLock::new(), OnceLock::new()],
-        }))
+        };
+        fitted.energy = fitted.squared_norm(&fitted.weight)?;
+        Ok(Box::new(fitted))
     }
 
     /// None: the correction is no map of its own, and what is stored in 4 bits cannot learn.
@@ -135,7 +134,9 @@ struct FittedQuantized {
     /// What identifies the weight.
     source: String,
     moments: Option<Arc<Moments>>,
-    /// The mean squared output, about its mean where there are moments.
+    /// What errors of outputs weigh by, where that is known.
+    metric: Option<Arc<Moments>>,
+    /// The mean squared output, about its mean where there are moments, in the metric of the outputs.
     energy: f64,
     weight: Matrix,
     rounded: [OnceLock<Result<Rounded, RandnlaError>>; 2],
@@ -174,6 +175,18 @@ impl FittedQuantized {
         std::iter::once(few).chain(ranks.map(|rank| QuantizedSettings { bits: 4, rank }))
     }
 
+    /// The mean squared output of a matrix in place of the weight, as [`energy`](FittedQuantized::energy) is.
+    fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
+        let seen = match &self.moments {
+            Some(moments) => moments.triangle()?.product(matrix)?,
+            None => matrix.clone(),
+        };
+        Ok(match &self.metric {
+            Some(metric) => seen.product(&metric.triangle()?.transposed())?.squared_norm(),
+            None => seen.squared_norm(),
+        })
+    }
+
     fn rounded(&self, bits: u32) -> Result<&Rounded, RandnlaError> {
         let compute = || {
             let triangle = self.moments.as_ref().map(|m| m.triangle()).transpose()?;
@@ -185,7 +198,8 @@ impl FittedQuantized {
     fn rest(&self, bits: u32) -> Result<&LowRank, RandnlaError> {
         let compute = || {
             let whitening = self.moments.as_ref().map(|m| m.whitening()).transpose()?;
-            LowRank::new(&self.rounded(bits)?.rest, whitening, None, &LowRankOptions::default())
+            let outputs = self.metric.as_ref().map(|m| m.whitening()).transpose()?;
+            LowRank::new(&self.rounded(bits)?.rest, whitening, outputs, &LowRankOptions::default())
         };
         self.rest[usize::from(bits == 4)].get_or_init(compute).as_ref().map_err(Clone::clone)
     }
@@ -268,7 +282,7 @@ impl Fitted for FittedQuantized {
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let QuantizedSettings { bits, rank } = self.settings(settings)?;
         let error = match rank {
-            0 => self.rounded(bits).map(|rounded| rounded.squared_error),
+            0 => self.rounded(bits).and_then(|rounded| self.squared_norm(&rounded.rest)),
             rank => self.rest(bits).map(|rest| rest.squared_errors()[rank]),
         };
         let error = error.map_err(|e| e.to_string())?;

@@ -157,7 +157,6 @@ pub(crate) fn fit(
         let moments = measured.map(|m| m.inputs[i].as_slice());
         let metric = measured.and_then(|m| m.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
-        let metric = metric.map(|m| &**m);
         let fitted = task.scheme.fit(&Context { graph: g, site, moments, metric, decompositions, seed })?;
         // A scheme may put off what its errors need.
         let settings = task.settings.clone().map_or_else(|| fitted.candidates(), |settings| vec![settings]);
