@@ -33,7 +33,7 @@ BEGIN, END = "<!-- begin: benches/peers/randnla.py -->", "<!-- end -->"
 
 def measured(parts):
     """What the example `measure` prints, by case."""
-    command = ["cargo", "run", "--release", "--quiet", "-p", "margay-randnla", "--example", "measure", "--", *parts]
+    command = ["cargo", "run", "--release", "--offline", "--quiet", "-p", "margay-randnla", "--example", "measure", "--", *parts]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     return {name: float(value) for name, value in (line.split() for line in lines)}
 

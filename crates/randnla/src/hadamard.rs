@@ -4,7 +4,7 @@
 //! It is the `k`-fold Kronecker product of `[1 1; 1 -1]`, so `H x` takes `k` stages of sums and differences of pairs
 //! (Fino and Algazi, *Unified matrix treatment of the fast Walsh–Hadamard transform*, IEEE Trans. Computers 1976). Three
 //! stages are done at a time, from the greatest distance down, depth first: what they leave is independent pieces that fit
-//! into ever closer caches.
+//! into ever closer caches. Loops are `for` loops: what iterators do with closures is not inlined into the code for vectors.
 //!
 //! Where few rows of `H x` are needed, the stages of greatest distance are left out, and each of these rows is summed over
 //! the pieces instead (Ailon and Liberty, *Fast dimension reduction using Rademacher series on dual BCH codes*, DCG 2009).
@@ -27,16 +27,14 @@ pub(crate) fn transform<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
     for panel in panel.chunks_exact_mut(piece) {
         let mut rest = panel.len();
         while rest > LEAF {
-            panel.chunks_exact_mut(rest).for_each(
-                #[inline(always)]
-                |p| pass(p),
-            );
+            for p in panel.chunks_exact_mut(rest) {
+                pass(p);
+            }
             rest /= 8;
         }
-        panel.chunks_exact_mut(rest).for_each(
-            #[inline(always)]
-            |p| leaf(p),
-        );
+        for p in panel.chunks_exact_mut(rest) {
+            leaf(p);
+        }
     }
 }
 
@@ -49,10 +47,9 @@ pub(crate) fn transform_rows<T: Scalar, const L: usize>(
     to: &mut [Row<T, L>],
 ) {
     let piece = panel.len() >> summed_stages(panel.len(), picked.len());
-    panel.chunks_exact_mut(piece).for_each(
-        #[inline(always)]
-        |p| transform(p),
-    );
+    for p in panel.chunks_exact_mut(piece) {
+        transform(p);
+    }
     for (to, &i) in to.iter_mut().zip(picked) {
         let (high, low) = (i / piece, i % piece);
         let mut sum = [T::ZERO; L];
@@ -79,19 +76,17 @@ const LEAF: usize = 512;
 fn leaf<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
     let mut piece = panel.len();
     while piece >= 8 {
-        panel.chunks_exact_mut(piece).for_each(
-            #[inline(always)]
-            |p| pass(p),
-        );
+        for p in panel.chunks_exact_mut(piece) {
+            pass(p);
+        }
         piece /= 8;
     }
     while piece >= 2 {
         for p in panel.chunks_exact_mut(piece) {
             let (a, b) = p.split_at_mut(piece / 2);
-            a.iter_mut().zip(b).for_each(
-                #[inline(always)]
-                |(a, b)| butterfly(a, b),
-            );
+            for (a, b) in a.iter_mut().zip(b) {
+                butterfly(a, b);
+            }
         }
         piece /= 2;
     }
@@ -122,11 +117,10 @@ fn pass<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
 fn eight<T: Scalar, const L: usize, const W: usize>(rows: [&mut Row<T, L>; 8]) {
     let [x0, x1, x2, x3, x4, x5, x6, x7] = rows;
     for first in (0..L).step_by(W) {
-        let y = [&*x0, x1, x2, x3, x4, x5, x6, x7].map(
-            #[inline(always)]
-            |row| take::<T, L, W>(row, first),
-        );
-        let [y0, y1, y2, y3, y4, y5, y6, y7] = y;
+        let (y0, y1) = (take::<T, L, W>(x0, first), take::<T, L, W>(x1, first));
+        let (y2, y3) = (take::<T, L, W>(x2, first), take::<T, L, W>(x3, first));
+        let (y4, y5) = (take::<T, L, W>(x4, first), take::<T, L, W>(x5, first));
+        let (y6, y7) = (take::<T, L, W>(x6, first), take::<T, L, W>(x7, first));
         let ((y0, y4), (y1, y5)) = (pair(y0, y4), pair(y1, y5));
         let ((y2, y6), (y3, y7)) = (pair(y2, y6), pair(y3, y7));
         let ((y0, y2), (y1, y3)) = (pair(y0, y2), pair(y1, y3));

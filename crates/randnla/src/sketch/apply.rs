@@ -215,7 +215,9 @@ impl<T: Scalar> Kernel<T> for Srht<T> {
             return;
         }
         for (row, sign) in from[..n].iter_mut().zip(&self.signs) {
-            row.iter_mut().for_each(|v| *v *= *sign);
+            for v in row {
+                *v *= *sign;
+            }
         }
         if self.first > 0 {
             from[..self.first + n].rotate_right(self.first);
