@@ -310,6 +310,10 @@ impl From<&RandnlaError> for Kind {
             | RandnlaError::Length { .. }
             | RandnlaError::Empty { .. }
             | RandnlaError::EmptySample { .. }
+            | RandnlaError::Structure { .. }
+            | RandnlaError::Window { .. }
+            | RandnlaError::Dependent { .. }
+            | RandnlaError::Indefinite { .. }
             | RandnlaError::NoConvergence { .. } => Kind::Internal,
         }
     }

@@ -1,229 +1,296 @@
 //! The few dense operations this crate needs, on the calling thread.
-//!
-//! faer's convenient methods read a process-wide thread count, which another crate may change and which
-//! changes the bits of the result. The functions here pass [`Par::Seq`] down instead. They are not generic,
-//! so that an unoptimised caller still gets compiled-once code.
 
-use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
-use faer::linalg::householder::{
-    apply_block_householder_sequence_on_the_left_in_place_scratch,
-    apply_block_householder_sequence_on_the_left_in_place_with_conj,
-};
-use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::linalg::qr::{col_pivoting, no_pivoting};
-use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
+use faer::{Mat, MatMut, MatRef};
 
-use crate::RandnlaError;
+use crate::{RandnlaError, Scalar};
 
 /// `a · b`.
-pub(crate) fn product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
+pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
-    faer::linalg::matmul::matmul(out.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
+    T::add_product(out.as_mut(), a, b, T::ONE);
     out
 }
 
 /// Adds `xᵀ · x` to the lower triangle of `acc`.
-pub(crate) fn add_gram(acc: MatMut<'_, f64>, x: MatRef<'_, f64>) {
-    triangular::matmul(
-        acc,
-        BlockStructure::TriangularLower,
-        Accum::Add,
-        x.transpose(),
-        BlockStructure::Rectangular,
-        x,
-        BlockStructure::Rectangular,
-        1.0,
-        Par::Seq,
-    );
+pub(crate) fn add_gram<T: Scalar>(acc: MatMut<'_, T>, x: MatRef<'_, T>) {
+    T::add_gram(acc, x);
+}
+
+/// `xᵀ · x`, in the lower triangle; zeros above it.
+pub(crate) fn gram<T: Scalar>(x: MatRef<'_, T>) -> Mat<T> {
+    let mut gram = Mat::zeros(x.ncols(), x.ncols());
+    add_gram(gram.as_mut(), x);
+    gram
 }
 
 /// Adds `a · b` to `acc`.
-pub(crate) fn add_product(acc: MatMut<'_, f64>, a: MatRef<'_, f64>, b: MatRef<'_, f64>) {
-    faer::linalg::matmul::matmul(acc, Accum::Add, a, b, 1.0, Par::Seq);
+pub(crate) fn add_product<T: Scalar>(acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    T::add_product(acc, a, b, T::ONE);
+}
+
+/// Takes `a · b` from `acc`.
+pub(crate) fn subtract_product<T: Scalar>(acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    T::add_product(acc, a, b, -T::ONE);
 }
 
 /// The sum of squares, column by column.
-pub(crate) fn squared_norm(a: MatRef<'_, f64>) -> f64 {
+pub(crate) fn squared_norm<T: Scalar>(a: MatRef<'_, T>) -> f64 {
     (0..a.ncols()).map(|j| squared_column(a, j)).sum()
 }
 
 /// The sum of squares of one column.
-pub(crate) fn squared_column(a: MatRef<'_, f64>, column: usize) -> f64 {
-    (0..a.nrows()).map(|i| a[(i, column)] * a[(i, column)]).sum()
+pub(crate) fn squared_column<T: Scalar>(a: MatRef<'_, T>, column: usize) -> f64 {
+    (0..a.nrows()).map(|i| a[(i, column)].to_f64().powi(2)).sum()
 }
 
 /// Multiplies column `j` by `scale(j)`.
-pub(crate) fn scale_columns(a: &mut Mat<f64>, scale: impl Fn(usize) -> f64) {
+pub(crate) fn scale_columns<T: Scalar>(a: &mut Mat<T>, scale: impl Fn(usize) -> f64) {
     for j in 0..a.ncols() {
-        let by = scale(j);
+        let by = T::from_f64(scale(j));
         for i in 0..a.nrows() {
             a[(i, j)] *= by;
         }
     }
 }
 
+/// Multiplies row `i` by `scale[i]`.
+pub(crate) fn scale_rows<T: Scalar>(a: &mut Mat<T>, scale: &[f64]) {
+    for j in 0..a.ncols() {
+        for (i, by) in scale.iter().enumerate() {
+            a[(i, j)] *= T::from_f64(*by);
+        }
+    }
+}
+
+/// Matrices side by side.
+pub(crate) fn beside<T: Scalar>(parts: &[MatRef<'_, T>]) -> Mat<T> {
+    let rows = parts.first().map_or(0, |p| p.nrows());
+    let mut out = Mat::zeros(rows, parts.iter().map(|p| p.ncols()).sum());
+    let mut first = 0;
+    for part in parts {
+        out.as_mut().subcols_mut(first, part.ncols()).copy_from(part);
+        first += part.ncols();
+    }
+    out
+}
+
 /// Eigenvalues, ascending, and eigenvectors (columns) of a symmetric matrix; reads its lower triangle.
-pub(crate) fn symmetric_eigen(a: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), RandnlaError> {
+pub(crate) fn symmetric_eigen<T: Scalar>(a: MatRef<'_, T>) -> Result<(Vec<f64>, Mat<T>), RandnlaError> {
     let n = a.nrows();
-    let mut vectors = Mat::zeros(n, n);
-    let mut values = Diag::zeros(n);
-    let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-    self_adjoint_evd(
-        a,
-        values.as_mut(),
-        Some(vectors.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| RandnlaError::NoConvergence { what: "eigendecomposition", rows: n, columns: n })?;
-    Ok((values.column_vector().iter().copied().collect(), vectors))
+    let no = RandnlaError::NoConvergence { what: "eigendecomposition", rows: n, columns: n };
+    let (values, vectors) = T::eigen(a).ok_or(no)?;
+    Ok((values.into_iter().map(T::to_f64).collect(), vectors))
 }
 
 /// A thin singular value decomposition `u · diag(s) · vᵀ`, `s` descending.
-pub(crate) struct ThinSvd {
-    pub(crate) u: Mat<f64>,
+pub(crate) struct ThinSvd<T> {
+    pub(crate) u: Mat<T>,
     pub(crate) s: Vec<f64>,
-    pub(crate) v: Mat<f64>,
+    pub(crate) v: Mat<T>,
 }
 
 /// The thin singular value decomposition of `a`.
-pub(crate) fn thin_svd(a: MatRef<'_, f64>) -> Result<ThinSvd, RandnlaError> {
+pub(crate) fn thin_svd<T: Scalar>(a: MatRef<'_, T>) -> Result<ThinSvd<T>, RandnlaError> {
     let (rows, columns) = a.shape();
-    let size = rows.min(columns);
-    let (mut u, mut v) = (Mat::zeros(rows, size), Mat::zeros(columns, size));
-    let mut s = Diag::zeros(size);
-    let thin = ComputeSvdVectors::Thin;
-    let scratch = svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default());
-    svd(
-        a,
-        s.as_mut(),
-        Some(u.as_mut()),
-        Some(v.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| RandnlaError::NoConvergence { what: "singular value decomposition", rows, columns })?;
-    Ok(ThinSvd { u, s: s.column_vector().iter().copied().collect(), v })
+    if rows < columns {
+        let ThinSvd { u, s, v } = thin_svd(a.transpose())?;
+        return Ok(ThinSvd { u: v, s, v: u });
+    }
+    let no = RandnlaError::NoConvergence { what: "singular value decomposition", rows, columns };
+    let values = |s: Vec<T>| s.into_iter().map(T::to_f64).collect();
+    if rows < 2 * columns {
+        let (u, s, v) = T::svd(a).ok_or(no)?;
+        return Ok(ThinSvd { u, s: values(s), v });
+    }
+    // The triangle has the same singular values. faer would take it, too, but of a decomposition that leaves out columns.
+    let reflectors = Reflectors::complete(a.to_owned());
+    let (inner, s, right) = T::svd(reflectors.triangle().as_ref()).ok_or(no)?;
+    let mut u = Mat::zeros(rows, columns);
+    u.as_mut().subrows_mut(0, columns).copy_from(inner);
+    reflectors.apply(u.as_mut());
+    let mut v = Mat::zeros(columns, columns);
+    for (from, &to) in reflectors.order.iter().enumerate() {
+        v.as_mut().subrows_mut(to, 1).copy_from(right.as_ref().subrows(from, 1));
+    }
+    Ok(ThinSvd { u, s: values(s), v })
 }
 
 /// An orthonormal basis, as columns, of a space that contains the range of `a`. Consumes `a`.
-pub(crate) fn orthonormal_basis(mut a: Mat<f64>) -> Mat<f64> {
-    let (rows, columns) = a.shape();
-    let size = rows.min(columns);
-    let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
-    let mut coefficients = Mat::zeros(block, size);
-    let scratch =
-        no_pivoting::factor::qr_in_place_scratch::<f64>(rows, columns, block, Par::Seq, Default::default());
-    no_pivoting::factor::qr_in_place(
-        a.as_mut(),
-        coefficients.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    );
-    let mut basis = Mat::identity(rows, size);
-    let scratch = apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(rows, block, size);
-    apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        a.as_ref().subcols(0, size),
-        coefficients.as_ref(),
-        Conj::No,
-        basis.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-    );
-    basis
+pub(crate) fn orthonormal_basis<T: Scalar>(a: Mat<T>) -> Mat<T> {
+    Reflectors::complete(a).basis()
+}
+
+/// An orthonormal basis of a space that contains the part of the range of `y` orthogonal to that of `q`, orthogonal to
+/// the orthonormal columns of `q`. There must be room: `q` and `y` together have at most as many columns as rows.
+pub(crate) fn orthonormal_beside<T: Scalar>(y: Mat<T>, q: MatRef<'_, T>) -> Mat<T> {
+    let mut y = project_out(y, q);
+    // What is left after one projection may be rounding errors of the space that was taken out; a basis of them is not
+    // orthogonal to it. Each further round squares that error.
+    for _ in 0..4 {
+        y = orthonormal_basis(y);
+        if q.ncols() == 0 {
+            break;
+        }
+        let overlap = product(q.transpose(), y.as_ref());
+        if squared_norm(overlap.as_ref()) <= (4.0 * T::EPSILON).powi(2) * y.ncols() as f64 {
+            break;
+        }
+        subtract_product(y.as_mut(), q, overlap.as_ref());
+    }
+    y
+}
+
+/// `y - q qᵀ y`.
+pub(crate) fn project_out<T: Scalar>(mut y: Mat<T>, q: MatRef<'_, T>) -> Mat<T> {
+    if q.ncols() > 0 {
+        let overlap = product(q.transpose(), y.as_ref());
+        subtract_product(y.as_mut(), q, overlap.as_ref());
+    }
+    y
+}
+
+/// A QR decomposition by Householder reflectors, which keeps the orthogonal factor as reflectors.
+pub(crate) struct Reflectors<T> {
+    /// The triangle, and below it the reflectors.
+    packed: Mat<T>,
+    coefficients: Mat<T>,
+    /// For each column of the triangle, the column it stands for.
+    pub(crate) order: Vec<usize>,
+    /// Whether there is a reflector for each column. If not, what is left of some columns was small beside their norms, and
+    /// neither the triangle nor the range of the basis is right.
+    pub(crate) complete: bool,
+}
+
+impl<T: Scalar> Reflectors<T> {
+    /// Factors `a` without pivots.
+    ///
+    /// faer gives no reflector to a column of which less than `16 m ε` is independent of those before. That is much for a
+    /// tall matrix in single precision.
+    pub(crate) fn new(mut a: Mat<T>) -> Reflectors<T> {
+        let (coefficients, rank) = T::qr(a.as_mut());
+        let order = (0..a.ncols()).collect();
+        Reflectors { packed: a, complete: rank == coefficients.ncols(), coefficients, order }
+    }
+
+    /// Factors `a`, with pivots where a decomposition without them leaves columns out.
+    pub(crate) fn complete(a: Mat<T>) -> Reflectors<T> {
+        let found = Reflectors::new(a.clone());
+        if found.complete || squared_norm(a.as_ref()) == 0.0 {
+            return found;
+        }
+        let mut packed = a;
+        let (coefficients, order) = T::pivoted_qr(packed.as_mut());
+        Reflectors { packed, coefficients, order, complete: true }
+    }
+
+    /// Columns of the thin orthogonal factor.
+    pub(crate) fn size(&self) -> usize {
+        self.coefficients.ncols()
+    }
+
+    /// The orthogonal factor, thin.
+    pub(crate) fn basis(&self) -> Mat<T> {
+        let mut basis = Mat::identity(self.packed.nrows(), self.size());
+        self.apply(basis.as_mut());
+        basis
+    }
+
+    /// The triangular factor, upper trapezoidal.
+    pub(crate) fn triangle(&self) -> Mat<T> {
+        let at = |i, j| if i <= j { self.packed[(i, j)] } else { T::ZERO };
+        Mat::from_fn(self.size(), self.packed.ncols(), at)
+    }
+
+    /// Replaces `x` by `Q x`, with the square orthogonal factor.
+    pub(crate) fn apply(&self, x: MatMut<'_, T>) {
+        let reflectors = self.packed.as_ref().subcols(0, self.size());
+        T::apply_q(reflectors, self.coefficients.as_ref(), x, false);
+    }
+
+    /// Replaces `x` by `Qᵀ x`, with the square orthogonal factor.
+    pub(crate) fn apply_transposed(&self, x: MatMut<'_, T>) {
+        let reflectors = self.packed.as_ref().subcols(0, self.size());
+        T::apply_q(reflectors, self.coefficients.as_ref(), x, true);
+    }
 }
 
 /// The upper triangular `r` with `rᵀ r = aᵀ a`, for `a` with at least as many rows as columns. Consumes `a`.
-pub(crate) fn triangle(mut a: Mat<f64>) -> Mat<f64> {
-    let (rows, columns) = a.shape();
-    let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
-    let mut coefficients = Mat::zeros(block, columns);
-    let scratch =
-        no_pivoting::factor::qr_in_place_scratch::<f64>(rows, columns, block, Par::Seq, Default::default());
-    no_pivoting::factor::qr_in_place(
-        a.as_mut(),
-        coefficients.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    );
-    Mat::from_fn(columns, columns, |i, j| if i <= j { a[(i, j)] } else { 0.0 })
+pub(crate) fn triangle<T: Scalar>(a: Mat<T>) -> Mat<T> {
+    Reflectors::new(a).triangle()
 }
 
 /// Column-pivoted QR of `a`: the upper trapezoidal factor, and for each of its columns the column of `a` it
 /// stands for. The diagonal of the factor falls in magnitude.
-pub(crate) fn pivoted_triangle(a: MatRef<'_, f64>) -> (Mat<f64>, Vec<usize>) {
+///
+/// faer updates the norms of columns from step to step, which leaves errors of `√ε` of the greatest norm: below that, a
+/// column that is all but dependent may be taken for a large one, or the reverse. So what is left where the diagonal has
+/// fallen to the root of that is factored anew, with its own norms.
+pub(crate) fn pivoted_triangle<T: Scalar>(a: MatRef<'_, T>) -> (Mat<T>, Vec<usize>) {
     let (rows, columns) = a.shape();
     let size = rows.min(columns);
-    let mut qr = a.to_owned();
-    let block = no_pivoting::factor::recommended_block_size::<f64>(rows, columns);
-    let mut coefficients = Mat::zeros(block, size);
-    let (mut forward, mut backward) = (vec![0usize; columns], vec![0usize; columns]);
-    let scratch = col_pivoting::factor::qr_in_place_scratch::<usize, f64>(
-        rows,
-        columns,
-        block,
-        Par::Seq,
-        Default::default(),
-    );
-    col_pivoting::factor::qr_in_place(
-        qr.as_mut(),
-        coefficients.as_mut(),
-        &mut forward,
-        &mut backward,
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    );
-    let triangle = Mat::from_fn(size, columns, |i, j| if i <= j { qr[(i, j)] } else { 0.0 });
-    (triangle, forward)
-}
-
-/// The lower triangular factor `l` with `l · lᵀ = a`, for a positive definite `a` of which the lower triangle is read and
-/// what is above it is zero; `None` for any other.
-pub(crate) fn cholesky(mut a: Mat<f64>) -> Option<Mat<f64>> {
-    let scratch = cholesky_in_place_scratch::<f64>(a.nrows(), Par::Seq, Default::default());
-    let stack = &mut MemBuffer::new(scratch);
-    let stack = MemStack::new(stack);
-    let done = cholesky_in_place(a.as_mut(), Default::default(), Par::Seq, stack, Default::default());
-    // A factor of what is not finite is none.
-    done.ok().filter(|_| (0..a.nrows()).all(|i| a[(i, i)].is_finite())).map(|_| a)
-}
-
-/// `triangle · m` for upper triangular `triangle`.
-pub(crate) fn triangular_product(triangle: MatRef<'_, f64>, m: MatRef<'_, f64>) -> Mat<f64> {
-    let mut out = Mat::zeros(triangle.nrows(), m.ncols());
-    triangular::matmul(
-        out.as_mut(),
-        BlockStructure::Rectangular,
-        Accum::Replace,
-        triangle,
-        BlockStructure::TriangularUpper,
-        m,
-        BlockStructure::Rectangular,
-        1.0,
-        Par::Seq,
-    );
-    out
-}
-
-/// Solves `triangle · x = right` for lower triangular `triangle`.
-pub(crate) fn solve_lower(triangle: MatRef<'_, f64>, mut right: Mat<f64>) -> Mat<f64> {
-    solve_lower_triangular_in_place(triangle, right.as_mut(), Par::Seq);
-    right
+    let mut pivots: Vec<usize> = (0..columns).collect();
+    let mut triangle = Mat::zeros(size, columns);
+    let mut rest = a.to_owned();
+    let (mut first, mut least) = (0, 0.0);
+    while squared_norm(rest.as_ref()) > 0.0 {
+        let (_, order) = T::pivoted_qr(rest.as_mut());
+        let before = pivots[first..].to_vec();
+        let above = triangle.as_ref().submatrix(0, first, first, columns - first).to_owned();
+        for (to, &from) in order.iter().enumerate() {
+            pivots[first + to] = before[from];
+            triangle.as_mut().submatrix_mut(0, first + to, first, 1).copy_from(above.subcols(from, 1));
+        }
+        let at = |i, j| if i <= j { rest[(i, j)] } else { T::ZERO };
+        let found = Mat::from_fn(size - first, columns - first, at);
+        let diagonal = |i: usize| found[(i, i)].to_f64().abs();
+        if first == 0 {
+            least = T::EPSILON * diagonal(0);
+        }
+        let floor = (T::EPSILON.sqrt().sqrt() * diagonal(0)).max(least);
+        triangle.as_mut().submatrix_mut(first, first, size - first, columns - first).copy_from(&found);
+        match (1..size - first).find(|&i| diagonal(i) <= floor) {
+            Some(next) if diagonal(0) > least => {
+                rest = found.submatrix(next, next, size - first - next, columns - first - next).to_owned();
+                first += next;
+            }
+            _ => break,
+        }
+    }
+    (triangle, pivots)
 }
 
 /// Solves `triangle · x = right` for upper triangular `triangle`.
-pub(crate) fn solve_upper(triangle: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+pub(crate) fn solve_upper<T: Scalar>(triangle: MatRef<'_, T>, right: MatRef<'_, T>) -> Mat<T> {
     let mut x = right.to_owned();
-    solve_upper_triangular_in_place(triangle, x.as_mut(), Par::Seq);
+    T::solve_upper(triangle, x.as_mut());
     x
+}
+
+/// Solves `triangleᵀ · x = right` for upper triangular `triangle`.
+pub(crate) fn solve_upper_transposed<T: Scalar>(triangle: MatRef<'_, T>, right: MatRef<'_, T>) -> Mat<T> {
+    let mut x = right.to_owned();
+    T::solve_lower(triangle.transpose(), x.as_mut());
+    x
+}
+
+/// Solves `rootᵀ root · x = right` for upper triangular `root`.
+pub(crate) fn solve_positive<T: Scalar>(root: MatRef<'_, T>, right: MatRef<'_, T>) -> Mat<T> {
+    let half = solve_upper_transposed(root, right);
+    solve_upper(root, half.as_ref())
+}
+
+/// Replaces `x` by `x · triangle⁻¹` for upper triangular `triangle`.
+pub(crate) fn divide_by_upper<T: Scalar>(x: MatMut<'_, T>, triangle: MatRef<'_, T>) {
+    T::solve_lower(triangle.transpose(), x.transpose_mut());
+}
+
+/// The upper triangular `R` with `Rᵀ R = a`, of which the lower triangle is read.
+///
+/// # Errors
+/// The size of the leading block that is positive definite, if that is not all of `a`.
+pub(crate) fn cholesky<T: Scalar>(a: MatRef<'_, T>) -> Result<Mat<T>, usize> {
+    let n = a.nrows();
+    let mut lower = a.to_owned();
+    T::cholesky(lower.as_mut())?;
+    Ok(Mat::from_fn(n, n, |i, j| if i <= j { lower[(j, i)] } else { T::ZERO }))
 }

@@ -54,6 +54,38 @@ pub enum RandnlaError {
         /// Length of a row.
         dim: usize,
     },
+    /// The arrays of a sparse matrix do not fit together (the caller's fault).
+    #[error("{what} of a sparse matrix is out of order or range: expected less than {limit}, found {found}")]
+    Structure {
+        /// The number that is wrong.
+        what: &'static str,
+        /// What it must be below.
+        limit: usize,
+        /// The number.
+        found: usize,
+    },
+    /// A range of rows or columns does not exist (the caller's fault).
+    #[error("the range {start}..{end} is not in 0..{extent}")]
+    Window {
+        /// Its start.
+        start: usize,
+        /// Its end.
+        end: usize,
+        /// Rows or columns there are.
+        extent: usize,
+    },
+    /// Columns that must be linearly independent are dependent to rounding (the fault of the data).
+    #[error("the {columns} columns are linearly dependent: expected full column rank")]
+    Dependent {
+        /// How many columns there are.
+        columns: usize,
+    },
+    /// A matrix that must be positive semidefinite is not (the fault of the data).
+    #[error("the matrix is not positive semidefinite: expected no negative pivot, found {found}")]
+    Indefinite {
+        /// The pivot.
+        found: f64,
+    },
     /// The rank asked for is not available (the caller's fault).
     #[error("rank is out of range: expected 1 to {max}, found {found}")]
     Rank {

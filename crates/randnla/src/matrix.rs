@@ -2,13 +2,14 @@
 
 use faer::{Mat, MatRef};
 
-use crate::{RandnlaError, dense};
+use crate::{MatrixRef, RandnlaError, Scalar, dense};
 
-/// A dense matrix of `f64`.
+/// A dense matrix, of `f64` unless said otherwise.
 ///
-/// Callers see rows: conversions from and to slices are row-major. How the numbers lie inside is private.
+/// Callers see rows: conversions from and to slices are row-major. Inside is a matrix of faer, which goes in and out by
+/// [`From`] and [`as_faer`](Matrix::as_faer).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Matrix(Mat<f64>);
+pub struct Matrix<T = f64>(Mat<T>);
 
 impl Matrix {
     /// A matrix from row-major `f32`.
@@ -29,8 +30,20 @@ impl Matrix {
         Ok(Matrix::from_fn(rows, columns, |i, j| data[i * columns + j]))
     }
 
+    /// The entries, row-major, rounded to `f32`.
+    pub fn to_row_major(&self) -> Vec<f32> {
+        self.entries().map(|v| v as f32).collect()
+    }
+
+    /// The entries, row-major.
+    pub fn to_row_major_f64(&self) -> Vec<f64> {
+        self.entries().collect()
+    }
+}
+
+impl<T: Scalar> Matrix<T> {
     /// The matrix whose entry at row `i` and column `j` is `entry(i, j)`.
-    pub fn from_fn(rows: usize, columns: usize, entry: impl FnMut(usize, usize) -> f64) -> Matrix {
+    pub fn from_fn(rows: usize, columns: usize, entry: impl FnMut(usize, usize) -> T) -> Matrix<T> {
         Matrix(Mat::from_fn(rows, columns, entry))
     }
 
@@ -45,31 +58,21 @@ impl Matrix {
     }
 
     /// The entry at this row and column, which must exist.
-    pub fn at(&self, row: usize, column: usize) -> f64 {
+    pub fn at(&self, row: usize, column: usize) -> T {
         self.0[(row, column)]
-    }
-
-    /// The entries, row-major, rounded to `f32`.
-    pub fn to_row_major(&self) -> Vec<f32> {
-        self.entries().map(|v| v as f32).collect()
-    }
-
-    /// The entries, row-major.
-    pub fn to_row_major_f64(&self) -> Vec<f64> {
-        self.entries().collect()
     }
 
     /// The matrix product `self · right`.
     ///
     /// # Errors
     /// [`RandnlaError::Shape`] unless `right` has as many rows as `self` has columns.
-    pub fn product(&self, right: &Matrix) -> Result<Matrix, RandnlaError> {
+    pub fn product(&self, right: &Matrix<T>) -> Result<Matrix<T>, RandnlaError> {
         check_shape("the right factor", (self.columns(), right.columns()), right)?;
         Ok(Matrix(dense::product(self.as_ref(), right.as_ref())))
     }
 
     /// The transpose.
-    pub fn transposed(&self) -> Matrix {
+    pub fn transposed(&self) -> Matrix<T> {
         Matrix(self.0.transpose().to_owned())
     }
 
@@ -78,21 +81,37 @@ impl Matrix {
         dense::squared_norm(self.as_ref())
     }
 
-    pub(crate) fn new(inner: Mat<f64>) -> Matrix {
-        Matrix(inner)
-    }
-
-    pub(crate) fn as_ref(&self) -> MatRef<'_, f64> {
+    /// The matrix as faer sees it.
+    pub fn as_faer(&self) -> MatRef<'_, T> {
         self.0.as_ref()
     }
 
-    fn entries(&self) -> impl Iterator<Item = f64> {
+    /// The matrix as one of faer.
+    pub fn into_faer(self) -> Mat<T> {
+        self.0
+    }
+
+    pub(crate) fn new(inner: Mat<T>) -> Matrix<T> {
+        Matrix(inner)
+    }
+
+    pub(crate) fn as_ref(&self) -> MatRef<'_, T> {
+        self.0.as_ref()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = T> {
         (0..self.rows()).flat_map(move |i| (0..self.columns()).map(move |j| self.0[(i, j)]))
     }
 }
 
+impl<T> From<Mat<T>> for Matrix<T> {
+    fn from(inner: Mat<T>) -> Matrix<T> {
+        Matrix(inner)
+    }
+}
+
 /// An error unless `found` elements fill the shape.
-fn check_length(rows: usize, columns: usize, found: usize) -> Result<(), RandnlaError> {
+pub(crate) fn check_length(rows: usize, columns: usize, found: usize) -> Result<(), RandnlaError> {
     match rows.checked_mul(columns) {
         Some(n) if n == found => Ok(()),
         n => Err(RandnlaError::Length { what: "the matrix", expected: n.unwrap_or(usize::MAX), found }),
@@ -100,10 +119,10 @@ fn check_length(rows: usize, columns: usize, found: usize) -> Result<(), Randnla
 }
 
 /// An error unless the matrix has this shape.
-pub(crate) fn check_shape(
+pub(crate) fn check_shape<T: Scalar>(
     what: &'static str,
     expected: (usize, usize),
-    matrix: &Matrix,
+    matrix: &Matrix<T>,
 ) -> Result<(), RandnlaError> {
     let found = (matrix.rows(), matrix.columns());
     if found != expected {
@@ -114,20 +133,11 @@ pub(crate) fn check_shape(
 
 /// An error unless the matrix has entries and all of them are finite. Every decomposition asks this first:
 /// NaN makes some of them fail, some loop and some return nonsense.
-pub(crate) fn check_factorable(what: &'static str, matrix: &Matrix) -> Result<(), RandnlaError> {
-    let (rows, columns) = (matrix.rows(), matrix.columns());
-    if rows == 0 || columns == 0 {
-        return Err(RandnlaError::Empty { what, rows, columns });
-    }
-    for column in 0..columns {
-        for row in 0..rows {
-            let value = matrix.at(row, column);
-            if !value.is_finite() {
-                return Err(RandnlaError::NonFinite { what, row, column, value });
-            }
-        }
-    }
-    Ok(())
+pub(crate) fn check_factorable<T: Scalar>(
+    what: &'static str,
+    matrix: &Matrix<T>,
+) -> Result<(), RandnlaError> {
+    MatrixRef::from(matrix).check(what)
 }
 
 #[cfg(test)]

@@ -8,27 +8,28 @@
 //! Its error needs no estimate. With `Q` the orthonormal basis, `A - Q Qᵀ A` and `Q Qᵀ A` are orthogonal, so
 //! `‖A - Aₖ‖² = ‖A‖² - Σ_{i<k} sᵢ²` holds exactly for the truncation `Aₖ` of `Q Qᵀ A`.
 
-use faer::Mat;
-
 use crate::dense::ThinSvd;
-use crate::matrix::check_factorable;
-use crate::{Distribution, Matrix, RandnlaError, dense, random_matrix};
+use crate::range::check_rank;
+use crate::{
+    Distribution, Law, Matrix, MatrixRef, Qb, QbOptions, RandnlaError, Scalar, Sketch, dense, qb,
+    range_finder,
+};
 
 /// A singular value decomposition `left · diag(singular_values) · rightᵀ`, possibly truncated.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Svd {
+pub struct Svd<T = f64> {
     /// Left singular vectors as columns: `[rows, rank]`.
-    pub left: Matrix,
+    pub left: Matrix<T>,
     /// Singular values, descending: `[rank]`.
     pub singular_values: Vec<f64>,
     /// Right singular vectors as columns: `[columns, rank]`.
-    pub right: Matrix,
+    pub right: Matrix<T>,
     /// Squared Frobenius norm of what the factors leave out; 0 for a complete decomposition. Where it is
     /// found as a difference, its absolute error is that of rounding the squared norm of the whole matrix.
     pub tail: f64,
 }
 
-impl Svd {
+impl<T> Svd<T> {
     /// Number of singular values held.
     pub fn rank(&self) -> usize {
         self.singular_values.len()
@@ -80,8 +81,8 @@ impl Default for RsvdOptions {
 ///
 /// # Errors
 /// [`RandnlaError::Empty`], [`RandnlaError::NonFinite`], [`RandnlaError::NoConvergence`].
-pub fn svd(a: &Matrix) -> Result<Svd, RandnlaError> {
-    check_factorable("the matrix", a)?;
+pub fn svd<T: Scalar>(a: &Matrix<T>) -> Result<Svd<T>, RandnlaError> {
+    MatrixRef::from(a).check("the matrix")?;
     let ThinSvd { u, s, v } = dense::thin_svd(a.as_ref())?;
     Ok(Svd { left: Matrix::new(u), singular_values: s, right: Matrix::new(v), tail: 0.0 })
 }
@@ -89,44 +90,66 @@ pub fn svd(a: &Matrix) -> Result<Svd, RandnlaError> {
 /// A randomized singular value decomposition of the given rank.
 ///
 /// With `l = rank + oversampling` it costs about `2 (2 q + 2) m n l` operations for an `m x n` matrix and `q`
-/// power iterations.
+/// power iterations; for a sparse matrix, its entries take the place of `m n`.
 ///
 /// # Errors
 /// [`RandnlaError::Rank`] unless the rank is between 1 and the smaller dimension; and those of [`svd`].
-pub fn rsvd(a: &Matrix, rank: usize, options: &RsvdOptions) -> Result<Svd, RandnlaError> {
-    check_factorable("the matrix", a)?;
-    let max = a.rows().min(a.columns());
-    if rank == 0 || rank > max {
-        return Err(RandnlaError::Rank { max, found: rank });
+pub fn rsvd<'a, T: Scalar>(
+    a: impl Into<MatrixRef<'a, T>>,
+    rank: usize,
+    options: &RsvdOptions,
+) -> Result<Svd<T>, RandnlaError> {
+    let a = a.into();
+    a.check("the matrix")?;
+    check_rank(&a, rank)?;
+    let size = rank.saturating_add(options.oversampling).min(a.rows().min(a.columns()));
+    let law = Law::Dense(options.distribution);
+    let test = Sketch::new(law, size, a.columns(), options.seed, options.stream)?;
+    let basis = range_finder(a, &test, options.power_iterations)?.basis;
+    let coefficients = a.transposed().times(basis.as_ref()); // [columns, size]
+    truncated(&basis, coefficients.transpose(), rank, a.squared_norm())
+}
+
+/// A randomized singular value decomposition whose error meets a tolerance: that of the approximation of [`qb`].
+///
+/// # Errors
+/// Those of [`qb`], and [`RandnlaError::NoConvergence`].
+pub fn rsvd_to_tolerance<'a, T: Scalar>(
+    a: impl Into<MatrixRef<'a, T>>,
+    options: &QbOptions,
+) -> Result<Svd<T>, RandnlaError> {
+    let Qb { basis, coefficients, squared_error, .. } = qb(a, options)?;
+    let rank = basis.columns();
+    if rank == 0 {
+        let right = Matrix::from_fn(coefficients.columns(), 0, |_, _| T::ZERO);
+        return Ok(Svd { left: basis, singular_values: Vec::new(), right, tail: squared_error });
     }
-    let size = rank.saturating_add(options.oversampling).min(max);
-    let basis = range_basis(a, size, options);
-    let small = dense::product(basis.transpose(), a.as_ref()); // [size, columns]
-    let ThinSvd { u, s: mut singular_values, v } = dense::thin_svd(small.as_ref())?;
+    let found = truncated(&basis, coefficients.as_ref(), rank, coefficients.squared_norm())?;
+    Ok(Svd { tail: squared_error, ..found })
+}
+
+/// The leading part of `basis · coefficients`, which is the projection of a matrix of this squared norm.
+fn truncated<T: Scalar>(
+    basis: &Matrix<T>,
+    coefficients: faer::MatRef<'_, T>,
+    rank: usize,
+    squared_norm: f64,
+) -> Result<Svd<T>, RandnlaError> {
+    let ThinSvd { u, s: mut singular_values, v } = dense::thin_svd(coefficients)?;
     singular_values.truncate(rank);
     let kept: f64 = singular_values.iter().rev().map(|s| s * s).sum();
     Ok(Svd {
         left: Matrix::new(dense::product(basis.as_ref(), u.as_ref().subcols(0, rank))),
         singular_values,
         right: Matrix::new(v.as_ref().subcols(0, rank).to_owned()),
-        tail: (a.squared_norm() - kept).max(0.0),
+        tail: (squared_norm - kept).max(0.0),
     })
-}
-
-/// An orthonormal basis `[rows, size]` of a space that nearly contains the leading left singular vectors.
-fn range_basis(a: &Matrix, size: usize, options: &RsvdOptions) -> Mat<f64> {
-    let test = random_matrix(options.distribution, a.columns(), size, options.seed, options.stream);
-    let mut basis = dense::orthonormal_basis(dense::product(a.as_ref(), test.as_ref()));
-    for _ in 0..options.power_iterations {
-        let other = dense::orthonormal_basis(dense::product(a.as_ref().transpose(), basis.as_ref()));
-        basis = dense::orthonormal_basis(dense::product(a.as_ref(), other.as_ref()));
-    }
-    basis
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random_matrix;
 
     /// `u · diag(s) · vᵀ` with random orthonormal `u`, `v` and `sᵢ = (i + 1)^-power`.
     fn with_spectrum(rows: usize, columns: usize, power: f64, seed: u64) -> Matrix {

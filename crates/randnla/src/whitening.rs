@@ -1,6 +1,6 @@
 //! Roots of second moments.
 //!
-//! A second moment `C` has a root `S` with `Sᵀ S = C`; here it is the transposed Cholesky factor. For inputs `x` with
+//! A second moment `C` has a root `S` with `Sᵀ S = C`; here it is the Cholesky factor, upper triangular. For inputs `x` with
 //! `E[x xᵀ] = C` the mean of `‖x M‖²` is `‖S M‖²` (Frobenius), so the best approximation of a weight on these
 //! inputs is the best plain approximation of `S W`, whichever root is taken.
 
@@ -48,7 +48,7 @@ pub struct Whitening {
 
 #[derive(Clone, Debug)]
 enum Root {
-    /// `Sᵀ`: the Cholesky factor, lower triangular.
+    /// `S`: the Cholesky factor, upper triangular.
     Triangle(Mat<f64>),
     /// Of fewer rows `Z` than half their length: `S` is `Z` above `√ridge` times the identity. With the Cholesky factor of
     /// `ridge I + Z Zᵀ`.
@@ -116,7 +116,7 @@ impl Whitening {
                 std::cmp::Ordering::Equal => outer[(i, i)] + ridge,
                 std::cmp::Ordering::Greater => outer[(i, j)],
             });
-            if let Some(inner) = dense::cholesky(conditioned) {
+            if let Some(inner) = finite_cholesky(&conditioned) {
                 return Ok(Whitening { root: Root::Thin { rows, ridge, inner }, mean });
             }
             ridge *= 100.0;
@@ -127,7 +127,7 @@ impl Whitening {
     /// Length of the vectors whitened.
     pub fn dim(&self) -> usize {
         match &self.root {
-            Root::Triangle(factor) => factor.nrows(),
+            Root::Triangle(root) => root.nrows(),
             Root::Thin { rows, .. } => rows.ncols(),
         }
     }
@@ -140,7 +140,7 @@ impl Whitening {
     /// The upper triangular root `R` of the second moment, `[dim, dim]`: `Rᵀ R = C`.
     pub fn triangle(&self) -> Matrix {
         Matrix::new(match &self.root {
-            Root::Triangle(factor) => factor.transpose().to_owned(),
+            Root::Triangle(root) => root.clone(),
             Root::Thin { rows, .. } => {
                 dense::triangle(self.whiten(Mat::identity(rows.ncols(), rows.ncols()).as_ref()))
             }
@@ -150,7 +150,7 @@ impl Whitening {
     /// `S · m`, which may have more rows than `m`.
     pub(crate) fn whiten(&self, m: MatRef<'_, f64>) -> Mat<f64> {
         match &self.root {
-            Root::Triangle(factor) => dense::triangular_product(factor.transpose(), m),
+            Root::Triangle(root) => dense::product(root.as_ref(), m),
             Root::Thin { rows, ridge, .. } => {
                 let (above, scale) = (dense::product(rows.as_ref(), m), ridge.sqrt());
                 let count = above.nrows();
@@ -165,14 +165,11 @@ impl Whitening {
     /// `C⁻¹ · m`, for the conditioned moment `C = Sᵀ S`.
     pub(crate) fn solve(&self, m: Mat<f64>) -> Mat<f64> {
         match &self.root {
-            Root::Triangle(factor) => {
-                let half = dense::solve_lower(factor.as_ref(), m);
-                dense::solve_upper(factor.transpose(), half.as_ref())
-            }
+            Root::Triangle(root) => dense::solve_positive(root.as_ref(), m.as_ref()),
             // (r I + Zᵀ Z)⁻¹ = (I - Zᵀ (r I + Z Zᵀ)⁻¹ Z) / r
             Root::Thin { rows, ridge, inner } => {
-                let half = dense::solve_lower(inner.as_ref(), dense::product(rows.as_ref(), m.as_ref()));
-                let solved = dense::solve_upper(inner.transpose(), half.as_ref());
+                let image = dense::product(rows.as_ref(), m.as_ref());
+                let solved = dense::solve_positive(inner.as_ref(), image.as_ref());
                 let mut out = m;
                 out -= dense::product(rows.transpose(), solved.as_ref());
                 dense::scale_columns(&mut out, |_| 1.0 / ridge);
@@ -184,7 +181,7 @@ impl Whitening {
     /// `S⁻¹ · m`, or the least squares solution of it where `S` has more rows than columns.
     pub(crate) fn unwhiten(&self, m: Mat<f64>) -> Mat<f64> {
         match &self.root {
-            Root::Triangle(factor) => dense::solve_upper(factor.transpose(), m.as_ref()),
+            Root::Triangle(root) => dense::solve_upper(root.as_ref(), m.as_ref()),
             Root::Thin { rows, ridge, .. } => {
                 let count = rows.nrows();
                 let (above, below) = m.as_ref().split_at_row(count);
@@ -222,12 +219,18 @@ fn factor(moment: MatRef<'_, f64>, conditioning: &Conditioning) -> Result<Mat<f6
             std::cmp::Ordering::Equal => kept * moment[(i, i)] + ridge,
             std::cmp::Ordering::Greater => kept * moment[(i, j)],
         });
-        if let Some(factor) = dense::cholesky(conditioned) {
+        if let Some(factor) = finite_cholesky(&conditioned) {
             return Ok(factor);
         }
         ridge *= 100.0;
     }
     Err(RandnlaError::NoConvergence { what: "Cholesky decomposition", rows: dim, columns: dim })
+}
+
+/// The upper Cholesky factor, unless the matrix is not positive definite.
+fn finite_cholesky(a: &Mat<f64>) -> Option<Mat<f64>> {
+    let found = dense::cholesky(a.as_ref()).ok()?;
+    (0..found.nrows()).all(|i| found[(i, i)].is_finite()).then_some(found)
 }
 
 fn check_conditioning(conditioning: &Conditioning) -> Result<(), RandnlaError> {
