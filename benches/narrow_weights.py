@@ -116,10 +116,11 @@ class Bench:
     def speed(self, runs, rounds):
         """Median times of all runs at some lengths, interleaved."""
         table = []
+        dims = ("batch=1", "seq=" + ",".join(map(str, LENGTHS)))
+        paths = [(run[0], self.compiled(f"{run[0]} timed", *run[1:], dims)[0]) for run in runs]
         for length in LENGTHS:
-            dims = ("batch=1", f"seq={length}")
-            paths = [(run[0], self.compiled(f"{run[0]} {length}", *run[1:], dims)[0]) for run in runs]
             told = json.loads(margay(self.binary, "bench", *[path for _, path in paths], "--threads", "1",
+                                     "--dim", "batch=1", "--dim", f"seq={length}",
                                      "--rounds", str(rounds), "--json"))
             times = [model["median_ms"] for model in told["models"]]
             predicted = [model["predicted_ms"] for model in told["models"]]

@@ -54,7 +54,6 @@ fn model(zeros: bool, terms: i64) -> Model {
         inputs: inputs.iter().map(|i| (*i).to_owned()).collect(),
         outputs: vec!["y".to_owned()],
         attributes: sizes.into_iter().map(|(name, size)| (name.to_owned(), Attribute::Int(size))).collect(),
-        ..OnnxNode::default()
     };
     let value = |name: &str, width: i64| OnnxValue {
         name: name.to_owned(),
