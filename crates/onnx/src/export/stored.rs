@@ -56,8 +56,22 @@ impl Exporter<'_> {
         for (name, t) in [("scale", stored.scales()), ("zero_point", stored.zero_points())] {
             inputs.extend(t.map(|t| self.tensor(part(t), &format!("{wish}/{name}"))));
         }
+        if stored.zero_points().is_none() && !blocks && axis.is_some() {
+            inputs.extend(self.zeros(stored, &format!("{wish}/zero_point")));
+        }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.emit("DequantizeLinear", "numbers", &inputs, attributes)
+    }
+
+    /// Zero points of 0, as many as there are scales: where they are missing onnxruntime may take them for a single one, and
+    /// where several nodes share them it may refuse to change them.
+    fn zeros(&mut self, stored: &StoredTensor, wish: &str) -> Option<String> {
+        let count = stored.scales()?.len();
+        let dtype = stored.storage().dtype;
+        let zeros = Tensor::zeros(dtype, &[count]).ok()?;
+        let name = self.value_names.fresh(wish);
+        self.graph.initializers.push((name.clone(), zeros));
+        Some(name)
     }
 
     fn tensor(&mut self, tensor: Tensor, wish: &str) -> String {
