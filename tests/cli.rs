@@ -179,7 +179,7 @@ fn options_that_do_not_fit_are_refused() {
     fs::write(place.path("broken.toml"), plan.replace("version = 1", "version = ")).unwrap();
     let text = place.transcript(&[
         "compile model.onnx -o out.margay --dim length=3",
-        "compile model.onnx -o out.margay --dim batch=0",
+        "compile model.onnx -o out.margay --dim batch=-1",
         "compile model.onnx -o out.margay --max-error 0.1",
         "compile model.onnx -o out.margay --budget-bytes 1000",
         "compile model.onnx -o out.margay --budget-bytes 10% --budget-ms 1",

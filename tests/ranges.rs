@@ -49,6 +49,31 @@ const ROWS: &str = "graph @rows(%x: f32[S, 5]) -> (y: f32[5, S], most: f32[S], s
   return %1, %2, %3, %4, %x
 }";
 
+/// A step of a decoder, whose keys and values of earlier steps may be none.
+const DECODER: &str = "graph @decoder(%x: f32[B, S, 16], %keys: f32[B, 2, past?, 8], %values: f32[B, 2, past?, 8]) -> (y: f32[B, S, 16], keys_next: f32[B, 2, S + past?, 8], values_next: f32[B, 2, S + past?, 8]) {
+  %0 = const #query : f32[16, 16]
+  %1 = const #key : f32[16, 16]
+  %2 = const #value : f32[16, 16]
+  %3 = matmul %x, %0 : f32[B, S, 16]
+  %4 = reshape %3 {shape = [B, S, 2, 8]} : f32[B, S, 2, 8]
+  %5 = transpose %4 {perm = [0, 2, 1, 3]} : f32[B, 2, S, 8]
+  %6 = matmul %x, %1 : f32[B, S, 16]
+  %7 = reshape %6 {shape = [B, S, 2, 8]} : f32[B, S, 2, 8]
+  %8 = transpose %7 {perm = [0, 2, 1, 3]} : f32[B, 2, S, 8]
+  %9 = concat %keys, %8 {axis = 2} : f32[B, 2, S + past?, 8]
+  %10 = matmul %x, %2 : f32[B, S, 16]
+  %11 = reshape %10 {shape = [B, S, 2, 8]} : f32[B, S, 2, 8]
+  %12 = transpose %11 {perm = [0, 2, 1, 3]} : f32[B, 2, S, 8]
+  %13 = concat %values, %12 {axis = 2} : f32[B, 2, S + past?, 8]
+  %14 = transpose %9 {perm = [0, 1, 3, 2]} : f32[B, 2, 8, S + past?]
+  %15 = matmul %5, %14 : f32[B, 2, S, S + past?]
+  %16 = softmax %15 {axis = 3} : f32[B, 2, S, S + past?]
+  %17 = matmul %16, %13 : f32[B, 2, S, 8]
+  %18 = transpose %17 {perm = [0, 2, 1, 3]} : f32[B, S, 2, 8]
+  %19 = reshape %18 {shape = [B, S, 16]} : f32[B, S, 16]
+  return %19, %9, %13
+}";
+
 fn graph(text: &str) -> Graph {
     parse_with_random_constants(text).0
 }
@@ -119,6 +144,28 @@ fn every_value_of_a_range_is_served_with_the_bits_of_its_own_entry() {
     for (name, step) in [("portable", 5), ("native", 4), ("reference", 13)] {
         let at: Vec<Binding> = points.iter().step_by(step).cloned().collect();
         check(&graph(ENCODER), &points, &at, name);
+    }
+}
+
+#[test]
+fn a_range_may_begin_at_nothing() {
+    let step = |past: i64| point(&[("B", 1), ("S", 1), ("past?", past)]);
+    let points: Vec<Binding> = (0..=20).map(step).collect();
+    for name in ["portable", "native"] {
+        check(&graph(DECODER), &points, &[step(0), step(1), step(2), step(17)], name);
+    }
+    let source = Model::new(graph(DECODER), "decoder", &mut Dump::none()).unwrap();
+    let options = CompileOptions {
+        dims: vec![("B".into(), vec![1]), ("S".into(), vec![1])],
+        ranges: vec![("past".into(), (0, 20))],
+        ..CompileOptions::default()
+    };
+    let executable = compile(&source, None, &options, &Silent).unwrap().executable().unwrap();
+    let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+    for past in [3, 0, 20] {
+        let given = inputs(&source.graph, &step(past));
+        let outputs = session.run(&borrowed(&given)).unwrap();
+        assert_eq!(outputs[1].1.shape(), [1, 2, 1 + past as usize, 8]);
     }
 }
 

@@ -9,9 +9,9 @@ use margay_loops::Preferences;
 use margay_loops::text::words::split_top;
 
 use crate::{
-    AssignLayout, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention, RecognizeGelu,
-    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
-    RecognizeSilu, RemoveDead, Simplify, read_pass,
+    AssignLayout, ExpandRecurrences, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention,
+    RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention,
+    RecognizePiecewise, RecognizeSilu, RemoveDead, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -174,7 +174,10 @@ impl Pipeline {
     /// From a sketched graph to one that can be lowered for a back end, for one value of every symbol.
     pub fn bind(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
         // Before symbols have values, like all passes that look for patterns; behind sketches, which are of numbers.
-        let mut items = vec![PipelineItem::Run(Box::new(RecognizeIntegerProducts))];
+        let mut items = vec![
+            PipelineItem::Run(Box::new(ExpandRecurrences)),
+            PipelineItem::Run(Box::new(RecognizeIntegerProducts)),
+        ];
         if preferences.channels_last {
             items.push(PipelineItem::Run(Box::new(AssignLayout)));
         }

@@ -8,8 +8,8 @@ use margay_ir::Pass;
 use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
-    ApplyPlan, AssignLayout, BindDims, Differentiate, FoldConstants, FoldScales, MakeTrainable,
-    MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts,
+    ApplyPlan, AssignLayout, BindDims, Differentiate, ExpandRecurrences, FoldConstants, FoldScales,
+    MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts,
     RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
     RoundOperands, Simplify, StoreConstants,
 };
@@ -34,6 +34,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "assign-layout", read: |text, _| plain(text, AssignLayout) },
     PassEntry { name: "bind-dims", read: |text, _| boxed(BindDims::read(text)) },
     PassEntry { name: "differentiate", read: |text, _| boxed(Differentiate::read(text)) },
+    PassEntry { name: "expand-recurrences", read: |text, _| plain(text, ExpandRecurrences) },
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
     PassEntry { name: "fold-scales", read: |text, _| plain(text, FoldScales) },
     PassEntry { name: "make-trainable", read: |text, _| boxed(MakeTrainable::read(text)) },

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use crate::place::{Place, images, json};
+use margay_onnx::{Attribute, External, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
+use margay_tensor::{DType, Tensor, random::Philox};
+
+use crate::place::{Place, images, json, node};
 
 #[test]
 fn an_artifact_for_a_range_takes_every_extent_in_it() {
@@ -49,11 +52,81 @@ fn an_artifact_for_a_range_takes_every_extent_in_it() {
     );
     for (words, expected) in [
         ("batch=3..2", "the range 3..2 is empty: it ends before it begins"),
-        ("batch=0..2", "`0` is not an extent, expected a whole number of at least 1"),
-        ("batch=1..x", "`x` is not an extent, expected a whole number of at least 1"),
+        ("batch=-1..2", "`-1` is not an extent, expected a whole number of at least 0"),
+        ("batch=1..x", "`x` is not an extent, expected a whole number of at least 0"),
     ] {
         let refused = place.run(&format!("compile model.onnx -o x.margay --dim {words}"));
         assert_eq!(refused.code, 2);
         assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     }
+}
+
+/// A step of attention over the keys of earlier steps and its own.
+fn write_step(path: &std::path::Path) {
+    let with = |node: OnnxNode, name: &str, value: Attribute| OnnxNode {
+        attributes: [(name.to_owned(), value)].into(),
+        ..node
+    };
+    let value = |name: &str, dims: &[&str]| OnnxValue {
+        name: name.to_owned(),
+        dtype: Some(DType::F32),
+        narrow: None,
+        dims: Some(
+            dims.iter().map(|d| d.parse().map_or(OnnxDim::Symbol((*d).to_owned()), OnnxDim::Value)).collect(),
+        ),
+    };
+    let nodes = vec![
+        node("key", "MatMul", &["x", "w"], "key"),
+        with(node("keys", "Concat", &["past", "key"], "keys"), "axis", Attribute::Int(1)),
+        with(node("turned", "Transpose", &["keys"], "turned"), "perm", Attribute::Ints(vec![0, 2, 1])),
+        node("scores", "MatMul", &["x", "turned"], "scores"),
+        with(node("weights", "Softmax", &["scores"], "weights"), "axis", Attribute::Int(2)),
+        node("y", "MatMul", &["weights", "keys"], "y"),
+    ];
+    let graph = OnnxGraph {
+        name: "step".to_owned(),
+        nodes,
+        initializers: vec![("w".to_owned(), numbers(&[4, 4], 0))],
+        inputs: vec![value("x", &["B", "S", "4"]), value("past", &["B", "past", "4"])],
+        outputs: vec![value("y", &["B", "S", "4"]), value("keys", &["B", "all", "4"])],
+        ..OnnxGraph::default()
+    };
+    Model::new(17, graph).write(path, External::Auto).unwrap();
+}
+
+fn numbers(shape: &[usize], stream: u64) -> Tensor {
+    let mut values = vec![0f32; shape.iter().product()];
+    Philox::new(5, stream).fill_uniform_f32(0, &mut values);
+    Tensor::from_slice(shape, &values).unwrap()
+}
+
+#[test]
+fn keys_of_earlier_steps_may_be_none() {
+    let place = Place::new();
+    write_step(&place.path("step.onnx"));
+    let one = "--dim B=1 --dim S=1";
+    place.done(&format!("compile step.onnx -o range.margay --dim past=0..5 {one} --export again.onnx"));
+    place.done(&format!("compile step.onnx -o none.margay --dim past=0 {one}"));
+    place.done(&format!("compile step.onnx -o two.margay --dim past=0,3 {one}"));
+    for (past, models) in [
+        (0, &["range.margay", "none.margay", "two.margay", "again.onnx"][..]),
+        (3, &["range.margay", "two.margay", "again.onnx"]),
+        (5, &["range.margay", "again.onnx"]),
+    ] {
+        let (x, keys) = (numbers(&[1, 1, 4], 1), numbers(&[1, past, 4], 2));
+        place.write_npz("in.npz", &[("x", x), ("past", keys.clone())]);
+        place.done("run step.onnx --inputs in.npz --outputs expected.npz");
+        let expected = place.read_npz("expected.npz");
+        let all = &expected.iter().find(|(name, _)| name == "keys").unwrap().1;
+        assert_eq!(all.shape(), [1, past + 1, 4]);
+        assert_eq!(all.bytes()[..keys.bytes().len()], *keys.bytes());
+        for model in models {
+            place.done(&format!("compare step.onnx {model} --inputs in.npz --rtol 1e-5 --atol 1e-6"));
+        }
+    }
+    place.done(&format!("bench step.onnx none.margay range.margay --dim past=0 {one} --rounds 2"));
+    let refused = place.run(&format!("run none.margay --dim past=1 {one} --outputs out.npz"));
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    let checked = place.done("check again.onnx").stdout;
+    assert!(checked.contains("past") && !checked.contains("past?"), "{checked}");
 }

@@ -1055,6 +1055,23 @@ def sequences():
                            concat("all", 0, new_axis=1)], ["y0"], [int_of("three", 3)])
 
 
+def quantized_layers():
+    ms = dict(domain="com.microsoft")
+    byte = lambda *shape: RNG.integers(0, 255, shape).astype(np.uint8)
+    number, point = lambda v: np.array(v, dtype=np.float32), lambda v, dtype=np.uint8: np.array(v, dtype=dtype)
+    signed = lambda *shape: RNG.integers(-90, 90, shape).astype(np.int8)
+    a, bias = [byte(5, 8), number(0.02), point(120)], RNG.integers(-4000, 4000, 6).astype(np.int32)
+    result = [number(0.03), point(118)]
+    columns = [signed(8, 6), values(6, low=0.005, high=0.02), np.zeros(6, np.int8)]
+    whole = [byte(6, 8), number(0.013), point(131)]
+    case("QGemm", a + columns + [bias], [{}, {"alpha": 0.5}], constants=[1, 2, 3, 4, 5, 6], name="columns", **ms)
+    case("QGemm", a + columns + [bias] + result, [{}], constants=[1, 2, 3, 4, 5, 6, 7, 8], name="columns-again", **ms)
+    case("QGemm", a + whole + [bias] + result, [{"transB": 1}, {"transB": 1, "alpha": 1.5}], constants=[1, 2, 3, 4, 5, 6, 7, 8], **ms)
+    case("QGemm", [byte(8, 5)] + a[1:] + whole + [None] + result, [{"transA": 1, "transB": 1}], constants=[1, 2, 3, 4, 5, 7, 8],
+         name="transposed", **ms)
+    case("QGemm", a + whole, [{"transB": 1}], constants=[1, 2, 4, 5], name="given", **ms)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -1062,7 +1079,7 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm, products_of_integers, decided, grouped, sequences):
+                   integers_and_lstm, products_of_integers, decided, grouped, sequences, quantized_layers):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

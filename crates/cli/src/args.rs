@@ -256,8 +256,8 @@ fn dim_or_range(text: &str) -> Result<(String, Extents), String> {
 
 fn extent(text: &str) -> Result<i64, String> {
     match text.trim().parse::<i64>() {
-        Ok(n) if n >= 1 => Ok(n),
-        _ => Err(format!("`{text}` is not an extent, expected a whole number of at least 1")),
+        Ok(n) if n >= 0 => Ok(n),
+        _ => Err(format!("`{text}` is not an extent, expected a whole number of at least 0")),
     }
 }
 

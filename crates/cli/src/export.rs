@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use margay::{compile, export_artifact, export_graph, is_artifact, open, open_artifact};
+use margay::{Dump, compile, export_artifact, export_graph, is_artifact, open_artifact, open_with};
 
 use crate::args::GoalArgs;
 use crate::error::Failure;
@@ -34,13 +34,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
             ));
         }
         export_artifact(&open_artifact(&args.model)?, &args.output)?;
-    } else if args.goal.is_dense() {
-        export_graph(&open(&args.model)?.graph, None, &args.output)?;
     } else {
         let (options, samples) = (args.goal.options()?, args.goal.samples(&args.model)?);
-        let source = open(&args.model)?;
-        let bars = Bars::new();
-        compile(&source, samples.as_ref(), &options, &bars)?.export(&args.output)?;
+        let source = open_with(&args.model, &options.known_inputs(samples.as_ref()), &mut Dump::none())?;
+        if args.goal.is_dense() {
+            export_graph(&source.graph, None, &args.output)?;
+        } else {
+            compile(&source, samples.as_ref(), &options, &Bars::new())?.export(&args.output)?;
+        }
     }
     note(format!("wrote {}", args.output.display()));
     Ok(Reply::default())

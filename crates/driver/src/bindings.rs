@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use margay_ir::{Graph, NodeId, Op};
-use margay_tensor::{Binding, Symbol};
+use margay_tensor::{Binding, Symbol, is_named};
 
 use crate::samples::bound_batch;
 use crate::{CompileOptions, DriverError, Samples};
@@ -15,10 +15,9 @@ pub(crate) fn bindings(
     samples: Option<&Samples>,
 ) -> Result<Vec<Binding>, DriverError> {
     let symbols = g.symbols();
-    let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
     let given = || options.dims.iter().map(|(n, _)| n).chain(options.ranges.iter().map(|(n, _)| n));
-    if let Some(name) = given().find(|n| !named().any(|s| **s == ***n)) {
-        let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
+    if let Some(name) = given().find(|n| symbol_named(g, n).is_none()) {
+        let known: Vec<String> = named_symbols(g).iter().map(|s| format!("`{s}`")).collect();
         return Err(DriverError::Options(format!(
             "the model has no dimension `{name}`; it has {}",
             if known.is_empty() { "none".into() } else { known.join(", ") }
@@ -43,7 +42,7 @@ pub(crate) fn bindings(
             .flat_map(|b| {
                 values.iter().map(|v| {
                     let mut b = b.clone();
-                    b.insert(name.as_str().into(), *v);
+                    b.extend(symbol_named(g, &name).map(|symbol| (symbol, *v)));
                     b
                 })
             })
@@ -85,7 +84,7 @@ pub(crate) fn range_points(
             let message = format!("dimension `{name}` has a range and another range or value");
             return Err(DriverError::Options(message));
         }
-        if *least < 1 || least > most {
+        if *least < 0 || least > most {
             let message = format!("dimension `{name}`: {least} to {most} is no range of extents");
             return Err(DriverError::Options(message));
         }
@@ -105,17 +104,17 @@ pub(crate) fn range_points(
             g.guards().iter().any(|guard| {
                 let mut symbols = Vec::new();
                 guard.value.collect_symbols(&mut symbols);
-                let ranged = |s: &Symbol| options.ranges.iter().any(|(name, _)| **name == **s);
+                let ranged = |s: &Symbol| options.ranges.iter().any(|(name, _)| is_named(s, name));
                 (guard.symbol == *s && symbols.iter().any(ranged))
                     || (ranged(&guard.symbol) && symbols.contains(s))
             })
         };
-        base.retain(|s, _| !follows(s) && options.ranges.iter().all(|(name, _)| **name != **s));
+        base.retain(|s, _| !follows(s) && options.ranges.iter().all(|(name, _)| !is_named(s, name)));
         let mut points = vec![base];
         for (name, (least, most)) in &options.ranges {
             let with = |point: &Binding, v: i64| {
                 let mut point = point.clone();
-                point.insert(name.as_str().into(), v);
+                point.extend(symbol_named(g, name).map(|symbol| (symbol, v)));
                 point
             };
             points = points.iter().flat_map(|p| (*least..=*most).map(move |v| with(p, v))).collect();
@@ -126,6 +125,16 @@ pub(crate) fn range_points(
         Ok(points)
     };
     bindings.iter().map(points).collect()
+}
+
+/// The symbols that may be given values: those of the graph, and those that others stand for.
+fn named_symbols(g: &Graph) -> Vec<Symbol> {
+    g.symbols().into_iter().chain(g.guards().iter().map(|guard| guard.symbol.clone())).collect()
+}
+
+/// The symbol that a user calls so.
+fn symbol_named(g: &Graph, name: &str) -> Option<Symbol> {
+    named_symbols(g).into_iter().find(|symbol| is_named(symbol, name))
 }
 
 /// Combinations of values that ranges may have.

@@ -40,6 +40,19 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// What new nodes carry.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The numbers and the origin of a constant; `None` for any other value.
+    pub fn constant_of(&self, v: Value) -> Option<(&Payload, &Origin)> {
+        match &self.place {
+            Place::Graph(g) => Some((g.constant(v)?, &g.node(v.node).origin)),
+            Place::Patch(g, patch) => patch.constant(g, v),
+        }
+    }
+
     /// Adds a node.
     pub fn op(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, AddError> {
         let origin = self.origin.clone();

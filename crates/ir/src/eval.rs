@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use margay_tensor::{Binding, Dim, Tensor, TensorError, is_decided};
+use margay_tensor::{Binding, Dim, Tensor, TensorError, is_decided, may_be_empty};
 
 use crate::ops::EvalError;
 use crate::{Graph, NodeId, Op, Value};
@@ -81,7 +81,7 @@ pub fn bind_symbols<'a>(
             )));
         }
     }
-    if let Some((symbol, v)) = binding.iter().find(|(s, v)| **v < 1 && !is_decided(s)) {
+    if let Some((symbol, v)) = binding.iter().find(|(s, v)| **v < 1 && !may_be_empty(s)) {
         return Err(RunError::Dimension(format!("dimension `{symbol}` is {v}, expected at least 1")));
     }
     Ok(binding)

@@ -2,7 +2,7 @@
 
 use crate::graph::AddError;
 use crate::ops::Input;
-use crate::{Graph, Name, NodeId, Op, Origin, TensorType, Types, Value};
+use crate::{Graph, Name, NodeId, Op, Origin, Payload, TensorType, Types, Value};
 
 /// Nodes to insert and values to redirect, in order. Built against a graph; refused before anything changes.
 #[derive(Debug, Default)]
@@ -69,6 +69,21 @@ impl Patch {
         match v.node.generation {
             NEW => &self.nodes[v.node.index as usize].1[usize::from(v.out)],
             _ => g.ty(v),
+        }
+    }
+
+    /// The numbers and the origin of a constant of the graph or of this patch; `None` for any other value.
+    pub fn constant<'a>(&'a self, g: &'a Graph, v: Value) -> Option<(&'a Payload, &'a Origin)> {
+        let (op, origin) = match v.node.generation {
+            NEW => {
+                let (op, _, origin, _) = &self.nodes[v.node.index as usize];
+                (op, origin)
+            }
+            _ => (g.op(v.node), &g.node(v.node).origin),
+        };
+        match op {
+            Op::Const(constant) => Some((&constant.payload, origin)),
+            _ => None,
         }
     }
 

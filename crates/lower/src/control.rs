@@ -96,6 +96,10 @@ impl Grouper<'_, '_, '_> {
         let places: Vec<Memory> = goes_on.iter().chain(values).cloned().collect();
         let first = &operands[1..head + carried];
         first.iter().zip(&places).for_each(|(from, to)| self.emit.copy(from, to, &label));
+        if max == 0 {
+            // What the body reads may have no rows.
+            return Ok(());
+        }
         if condition || trips != Extent::Known(max) {
             rows.iter().for_each(|rows| self.emit.clear(rows, &label));
         }

@@ -9,7 +9,7 @@ use margay_ir::ops::Numbers;
 use margay_loops::Open;
 use margay_onnx::{Model as OnnxModel, OnnxDim};
 use margay_tensor::random::{Philox, stream_of};
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Tensor, is_named};
 
 use crate::Error;
 use crate::inputs::{InputFile, merge};
@@ -257,7 +257,7 @@ impl Ports {
 
 /// The values of what an entry leaves open, where it serves the extents.
 fn served_at(parts: &EntryParts, dims: &[(String, usize)]) -> Option<Vec<i64>> {
-    let said = |name: &str| dims.iter().find(|(n, _)| n == name).map(|(_, v)| *v as i64);
+    let said = |symbol: &str| dims.iter().find(|(name, _)| is_named(symbol, name)).map(|(_, v)| *v as i64);
     let is_open = |name: &str| parts.open.symbols.iter().any(|s| **s == *name);
     let agrees = |(name, v): (&String, &i64)| is_open(name) || said(name).is_none_or(|s| s == *v);
     let value = |s: &margay_tensor::Symbol| said(s).or_else(|| parts.symbols.get(&**s).copied());

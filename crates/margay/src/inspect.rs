@@ -7,7 +7,7 @@ use margay_artifact::{Artifact, CodeSection, Entry};
 use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
 use margay_onnx::Model as OnnxModel;
-use margay_tensor::Binding;
+use margay_tensor::{Binding, is_named};
 use serde::Serialize;
 
 use crate::Error;
@@ -148,12 +148,12 @@ fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
     let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
     let mut binding = Binding::new();
     for (name, values) in dims {
-        let (true, [value]) = (named().any(|s| **s == *name), values.as_slice()) else {
+        let (Some(symbol), [value]) = (named().find(|s| is_named(s, name)), values.as_slice()) else {
             let known: Vec<String> = named().map(|s| format!("`{s}`")).collect();
             let message = format!("`--dim {name}`: expected one value of one of {}", known.join(", "));
             return Err(Error::Options(message));
         };
-        binding.insert(name.as_str().into(), *value);
+        binding.insert(symbol.clone(), *value);
     }
     g.resolve_guards(&mut binding).map_err(|e| Error::Options(e.to_string()))?;
     if symbols.iter().any(|s| !binding.contains_key(s)) {

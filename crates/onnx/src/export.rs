@@ -14,6 +14,8 @@ mod joined;
 mod names;
 mod operators;
 mod places;
+mod quantized;
+mod recurrent;
 mod regions;
 mod spelled;
 mod stored;
@@ -26,6 +28,8 @@ use margay_tensor::{DType, Dim, Symbol, Tensor};
 use crate::{Attribute, Model, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
 use joined::Joined;
 use names::Names;
+use quantized::Quantized;
+use recurrent::Layer;
 
 /// Oldest operator set that is written.
 pub const OLDEST_EXPORT_OPSET: i64 = 13;
@@ -84,11 +88,37 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
 
 /// The nodes that outputs depend on, and inputs, in order.
 fn live(g: &Graph) -> Vec<NodeId> {
-    let live = g.live_by(&|n| match Joined::find(g, n) {
-        Some(joined) => vec![joined.operand()],
+    let live = g.live_by(&|n| match Whole::find(g, n) {
+        Some(whole) => whole.operands(g),
         None => g.inputs_of(n).to_vec(),
     });
     g.order().into_iter().filter(|n| live.contains(n)).collect()
+}
+
+/// An operator of ONNX that stands for a node and some before it, which are written only if others read them.
+enum Whole<'g> {
+    Joined(Joined),
+    Layer(Layer<'g>),
+    Quantized(Box<Quantized>),
+}
+
+impl<'g> Whole<'g> {
+    /// What a node is the last one of.
+    fn find(g: &'g Graph, n: NodeId) -> Option<Whole<'g>> {
+        let joined = || Joined::find(g, n).map(Whole::Joined);
+        let layer = || Layer::find(g, n).map(Whole::Layer);
+        let quantized = || Quantized::find(g, n).map(|found| Whole::Quantized(Box::new(found)));
+        joined().or_else(layer).or_else(quantized)
+    }
+
+    /// The values that are read by name.
+    fn operands(&self, g: &Graph) -> Vec<Value> {
+        match self {
+            Whole::Joined(joined) => vec![joined.operand()],
+            Whole::Layer(layer) => layer.operands(g),
+            Whole::Quantized(quantized) => quantized.operands(),
+        }
+    }
 }
 
 /// A model in the making.
@@ -139,7 +169,7 @@ impl<'a> Exporter<'a> {
                     exporter.sources.entry(symbol).or_insert_with(|| (input.name.to_string(), axis));
                 }
             }
-            let text = |d: &Dim| OnnxDim::Symbol(d.to_string());
+            let text = |d: &Dim| OnnxDim::Symbol(named(d).to_string());
             exporter.graph.inputs.push(declared(&input.name, &input.ty, text));
         }
         for output in g.outputs() {
@@ -148,7 +178,7 @@ impl<'a> Exporter<'a> {
                 let reason = "its name is that of another output or of an input".to_owned();
                 return Err(OnnxError::NotExportable { what: format!("output `{}`", output.name), reason });
             }
-            let text = |d: &Dim| match Dim::as_symbol(d) {
+            let text = |d: &Dim| match Dim::as_symbol(&named(d)) {
                 Some(symbol) => OnnxDim::Symbol(symbol.to_string()),
                 None => OnnxDim::Unknown,
             };
@@ -171,8 +201,10 @@ impl<'a> Exporter<'a> {
         }
         self.base = label(&node.origin, node.op.name());
         let before = self.graph.nodes.len();
-        let names = match Joined::find(g, n) {
-            Some(joined) => vec![self.joined(&joined)?],
+        let names = match Whole::find(g, n) {
+            Some(Whole::Joined(joined)) => vec![self.joined(&joined)?],
+            Some(Whole::Layer(layer)) => self.recurrence(&layer)?,
+            Some(Whole::Quantized(quantized)) => vec![self.quantized(&quantized)?],
             None => self.operator(n)?,
         };
         for (v, mut name) in g.values_of(n).zip(names) {
@@ -292,6 +324,11 @@ fn label(origin: &Origin, default: &str) -> String {
         Some(part) => format!("{name}/{}", part.name()),
         None => name.to_owned(),
     }
+}
+
+/// An extent by the names that models give them: `past` may be 0 in ONNX as well.
+fn named(d: &Dim) -> Dim {
+    d.replace(&|s| Some(Dim::symbol(s.strip_suffix('?')?)))
 }
 
 fn declared(name: &str, ty: &TensorType, text: impl Fn(&Dim) -> OnnxDim) -> OnnxValue {

@@ -4,8 +4,10 @@
 //! quotients stay in this form, so that two dimensions a model computes in different ways
 //! (`B*S*384 / 384` and `B*S`) compare equal. An inexact quotient is an atom of its own, `floordiv(a, b)`.
 //!
-//! Symbols stand for integers that are at least 1, but for those that a run [decides](is_decided), which may be 0.
+//! Symbols stand for integers that are at least 1, but for those that [may be 0](may_be_empty).
 //! Arithmetic saturates at the ends of `i64`; a saturated extent fails where the bytes of a tensor are counted.
+
+mod parse;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +21,21 @@ pub type Symbol = Arc<str>;
 /// solved for it.
 pub fn is_decided(symbol: &str) -> bool {
     symbol.ends_with('\'')
+}
+
+/// Whether a symbol stands for an extent that may be 0: a run [decides](is_decided) it, or its name ends with `?`.
+pub fn may_be_empty(symbol: &str) -> bool {
+    is_decided(symbol) || symbol.ends_with('?')
+}
+
+/// The symbol of this name that may be 0, `past?` for `past`.
+pub fn possibly_empty(name: &str) -> Symbol {
+    format!("{name}?").into()
+}
+
+/// Whether a symbol stands for the extent that a user calls so: `past` means `past?` too.
+pub fn is_named(symbol: &str, name: &str) -> bool {
+    symbol == name || symbol.strip_suffix('?') == Some(name)
 }
 
 /// Values for symbols.
@@ -226,7 +243,7 @@ impl Dim {
     }
 
     /// A symbol and what it has to be for `left = right` to hold: the equation is linear in it, and what it has to be is
-    /// not known to be less than 1. Of several symbols the one that `rank` puts last. `None` if there is no such symbol.
+    /// not known to be less than the symbol can be. Of several symbols the one that `rank` puts last. `None` if there is no such symbol.
     pub fn solve(left: &Dim, right: &Dim, rank: &dyn Fn(&Symbol) -> usize) -> Option<(Symbol, Dim)> {
         let difference = (left - right).without_common_factor();
         let mut symbols = Vec::new();
@@ -249,7 +266,8 @@ impl Dim {
                 -1 => rest,
                 _ => return None,
             };
-            value.range().1.is_none_or(|high| high >= 1).then_some((s, value))
+            let least = i64::from(!may_be_empty(&s));
+            value.range().1.is_none_or(|high| high >= least).then_some((s, value))
         })
     }
 
@@ -258,7 +276,7 @@ impl Dim {
         let Some((first, _)) = self.terms.first() else { return Dim::default() };
         let gcd = self.terms.iter().fold(0u64, |g, (_, c)| gcd(g, c.unsigned_abs()));
         let mut common = first.clone();
-        common.retain(|atom| matches!(atom, Atom::Symbol(_)));
+        common.retain(|atom| matches!(atom, Atom::Symbol(s) if !may_be_empty(s)));
         for (m, _) in &self.terms {
             let mut rest = m.clone();
             common.retain(|atom| rest.iter().position(|a| a == atom).map(|i| rest.remove(i)).is_some());
@@ -301,13 +319,7 @@ impl Dim {
 
     /// Reads what [`Display`](fmt::Display) writes.
     pub fn parse(text: &str) -> Result<Dim, String> {
-        let mut p = Parser { text, at: 0 };
-        let dim = p.sum(0)?;
-        p.space();
-        if p.at < text.len() {
-            return Err(format!("unexpected `{}` in dimension `{text}`", &text[p.at..]));
-        }
-        Ok(dim)
+        parse::parse(text)
     }
 }
 
@@ -315,7 +327,7 @@ impl Dim {
 fn product_range(atoms: &[Atom]) -> (Option<i64>, Option<i64>) {
     atoms.iter().fold((Some(1), Some(1)), |(low, high), atom| {
         let (l, h) = match atom {
-            Atom::Symbol(s) => (Some(i64::from(!is_decided(s))), None),
+            Atom::Symbol(s) => (Some(i64::from(!may_be_empty(s))), None),
             Atom::FloorDiv(a, b) => quotient_range(a.range(), b.range()),
         };
         // Bounds multiply where nothing is negative.
@@ -415,91 +427,6 @@ impl fmt::Display for Dim {
     }
 }
 
-struct Parser<'a> {
-    text: &'a str,
-    at: usize,
-}
-
-impl Parser<'_> {
-    const DEPTH: usize = 32;
-
-    fn space(&mut self) {
-        while self.text[self.at..].starts_with(' ') {
-            self.at += 1;
-        }
-    }
-
-    fn take(&mut self, token: &str) -> bool {
-        self.space();
-        let found = self.text[self.at..].starts_with(token);
-        if found {
-            self.at += token.len();
-        }
-        found
-    }
-
-    fn sum(&mut self, depth: usize) -> Result<Dim, String> {
-        if depth > Self::DEPTH {
-            return Err("dimension is nested too deeply".into());
-        }
-        let mut total =
-            if self.take("-") { &Dim::default() - &self.product(depth)? } else { self.product(depth)? };
-        loop {
-            if self.take("+") {
-                total = &total + &self.product(depth)?;
-            } else if self.take("-") {
-                total = &total - &self.product(depth)?;
-            } else {
-                return Ok(total);
-            }
-        }
-    }
-
-    fn product(&mut self, depth: usize) -> Result<Dim, String> {
-        let mut total = self.atom(depth)?;
-        while self.take("*") {
-            let factor = self.atom(depth)?;
-            // A short text can stand for more terms than memory holds.
-            if total.count_terms() * factor.count_terms() > MAX_TERMS {
-                return Err(format!("dimension is a sum of more than {MAX_TERMS} products"));
-            }
-            total = &total * &factor;
-        }
-        Ok(total)
-    }
-
-    fn atom(&mut self, depth: usize) -> Result<Dim, String> {
-        if self.take("(") {
-            let inner = self.sum(depth + 1)?;
-            return if self.take(")") { Ok(inner) } else { Err("expected `)` in dimension".into()) };
-        }
-        self.space();
-        let rest = &self.text[self.at..];
-        let end = rest
-            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.' || c == '\''))
-            .unwrap_or(rest.len());
-        let word = &rest[..end];
-        self.at += end;
-        if word.starts_with(|c: char| c.is_ascii_digit()) {
-            return word.parse::<i64>().map(Dim::from).map_err(|_| format!("`{word}` is not an extent"));
-        }
-        if word.is_empty() {
-            return Err(format!("expected a dimension at `{rest}`"));
-        }
-        if word != "floordiv" {
-            return Ok(Dim::symbol(word));
-        }
-        let ok = self.take("(");
-        let a = self.sum(depth + 1)?;
-        let ok = self.take(",") && ok;
-        let b = self.sum(depth + 1)?;
-        if !(self.take(")") && ok) {
-            return Err("expected `floordiv(a, b)` in dimension".into());
-        }
-        a.floor_div(&b).ok_or_else(|| "division by zero in dimension".into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -544,6 +471,7 @@ mod tests {
         assert!(d("floordiv(S - 1, 2) + 1").is_positive() && d("floordiv(S, S) + 2").is_positive());
         assert!(!d("floordiv(S, 2)").is_positive() && !d("3 - floordiv(S, 2)").is_positive());
         assert!(!d("n'").is_positive() && d("n' + 1").is_positive() && !d("B*n'").is_positive());
+        assert!(!d("past?").is_positive() && d("past? + S").is_positive() && !d("B*past?").is_positive());
         assert!(d("floordiv(S + 7, 4)*B").is_positive() && !d("floordiv(S, T - 3) + 1").is_positive());
     }
 
@@ -564,12 +492,17 @@ mod tests {
             ("floordiv(H, 2)", "W", "W = floordiv(H, 2)"),
             ("2*floordiv(H, 2) + A", "H", "A = H - 2*floordiv(H, 2)"),
             ("S + 1", "3", "S = 2"),
+            ("past?", "0", "past? = 0"),
+            ("past? + S", "T", "past? = -S + T"),
+            ("B*past?", "B*p?", "p? = past?"),
         ] {
             assert_eq!(solved(left, right).as_deref(), Some(expected));
         }
         for (left, right) in [
             ("n'", "B*B"),
             ("n'", "m'"),
+            ("B*past?", "C*past?"),
+            ("past? + 1", "0"),
             ("S", "0"),
             ("S + 1", "1"),
             ("B*S", "12"),

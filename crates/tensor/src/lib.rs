@@ -21,7 +21,10 @@ pub mod random;
 mod storage;
 mod tensor;
 
-pub use dim::{Binding, Dim, Factor, MAX_TERMS, Shape, Symbol, UnboundSymbol, is_decided, shape_of};
+pub use dim::{
+    Binding, Dim, Factor, MAX_TERMS, Shape, Symbol, UnboundSymbol, is_decided, is_named, may_be_empty,
+    possibly_empty, shape_of,
+};
 pub use dtype::{DType, Element};
 pub use map::Map;
 pub use storage::{Grid, Scales, Storage, StorageError, StoredLayout, StoredTensor};

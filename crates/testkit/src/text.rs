@@ -22,14 +22,15 @@ pub fn doc_examples(source: &str) -> Vec<DocExample> {
         .take_while(|l| l.starts_with("//!"))
         .map(|l| format!("{}\n", l.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default()))
         .collect();
-    let graphs: Vec<&str> = doc.split("graph @").skip(1).collect();
-    graphs
-        .chunks_exact(2)
-        .map(|pair| {
-            let whole = |g: &str| format!("graph @{}\n}}\n", g.split("\n}").next().unwrap_or_default());
-            DocExample { before: whole(pair[0]), after: whole(pair[1]) }
-        })
-        .collect()
+    // A graph ends where the next one begins, with the regions behind it.
+    let of_block = |block: &str| {
+        let text = format!("\n{}", block.split("```").next().unwrap_or_default());
+        let graphs = text.split("\ngraph @").skip(1);
+        graphs.map(|g| format!("graph @{}\n", g.trim_end())).collect::<Vec<_>>()
+    };
+    let graphs: Vec<String> = doc.split("```text\n").skip(1).flat_map(of_block).collect();
+    let pairs = graphs.chunks_exact(2);
+    pairs.map(|pair| DocExample { before: pair[0].clone(), after: pair[1].clone() }).collect()
 }
 
 /// Reads a graph; constants that are named but not given are random. Returns what each one's contents hash to, so that a

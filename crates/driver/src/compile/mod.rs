@@ -81,8 +81,12 @@ impl CompileOptions {
             _ => None,
         };
         let arrays = samples.map_or(&[][..], Samples::arrays);
+        let several = self.dims.iter().filter(|(_, values)| values.len() > 1 && values.contains(&0));
+        let ranges = self.ranges.iter().filter(|(_, (least, _))| *least == 0);
+        let empty = several.map(|(name, _)| name).chain(ranges.map(|(name, _)| name));
         KnownInputs {
             dims: self.dims.iter().filter_map(single).collect(),
+            empty: empty.map(|name| name.as_str().into()).collect(),
             extents: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
             values: Vec::new(),
         }

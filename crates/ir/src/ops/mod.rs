@@ -339,5 +339,6 @@ ops![
     Im2col,
     NonMaxSuppression,
     Pool,
+    Recurrence,
     Softmax,
 ];

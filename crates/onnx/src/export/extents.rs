@@ -238,7 +238,7 @@ impl Reader<'_> {
             return self.take(")").then(|| binary("Div", dividend, divisor));
         }
         let text = self.text.trim_start();
-        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '\'');
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '\'' | '?');
         let (found, rest) = text.split_at(text.find(|c| !word(c)).unwrap_or(text.len()));
         self.text = rest;
         match found.chars().next()? {

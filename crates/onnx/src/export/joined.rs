@@ -17,17 +17,14 @@ pub(super) enum Joined {
     Upsample { x: Value, times: Vec<usize> },
     /// Blocks of channels moved into blocks of pixels of so many rows and columns.
     DepthToSpace { x: Value, block: usize, channels_first: bool },
-    /// An axis continued by its first and last elements.
-    PadEdge { x: Value, axis: usize, before: usize, after: usize },
+    /// An axis continued by elements of its own, as this mode of padding says.
+    Pad { mode: &'static str, x: Value, axis: usize, before: usize, after: usize },
 }
 
 impl Joined {
     /// What a node is the last one of.
     pub(super) fn find(g: &Graph, n: NodeId) -> Option<Joined> {
-        leaky_relu(g, n)
-            .or_else(|| upsample(g, n))
-            .or_else(|| depth_to_space(g, n))
-            .or_else(|| pad_edge(g, n))
+        leaky_relu(g, n).or_else(|| upsample(g, n)).or_else(|| depth_to_space(g, n)).or_else(|| padded(g, n))
     }
 
     /// The value it is computed from.
@@ -36,7 +33,7 @@ impl Joined {
             Joined::LeakyRelu { x, .. }
             | Joined::Upsample { x, .. }
             | Joined::DepthToSpace { x, .. }
-            | Joined::PadEdge { x, .. } => *x,
+            | Joined::Pad { x, .. } => *x,
         }
     }
 }
@@ -136,17 +133,30 @@ fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
     (whole && **result == expected).then_some(Joined::DepthToSpace { x, block, channels_first })
 }
 
-fn pad_edge(g: &Graph, n: NodeId) -> Option<Joined> {
+/// The place of the element that stands so far behind the first one, by the last place.
+type Continued = fn(i64, i64) -> i64;
+
+fn padded(g: &Graph, n: NodeId) -> Option<Joined> {
     let (Op::Gather(op), operands) = parts(g, n.into()) else { return None };
     let [x, places] = operands[..] else { return None };
     let extent = g.ty(x).shape[op.axis].as_extent().filter(|e| *e > 0)?;
     let payload = g.constant(places).filter(|p| p.tensor().shape().len() == 1)?;
     let places = payload.tensor().as_slice::<i64>().ok()?;
-    let before = places.iter().take_while(|p| **p == 0).count().checked_sub(1)?;
-    let added = places.len().checked_sub(extent).filter(|added| *added > 0 && before <= *added)?;
-    let continued = |at: usize| (at.saturating_sub(before)).min(extent - 1) as i64;
-    let all = places.iter().enumerate().all(|(at, place)| *place == continued(at));
-    all.then_some(Joined::PadEdge { x, axis: op.axis, before, after: added - before })
+    let added = places.len().checked_sub(extent).filter(|added| *added > 0)?;
+    let last = extent as i64 - 1;
+    let modes: [(&str, Continued); 2] = [
+        ("edge", |at, last| at.clamp(0, last)),
+        ("reflect", |at, last| if at > last { 2 * last - at } else { at.abs() }),
+    ];
+    let all = |before: usize, place: Continued| {
+        places.iter().enumerate().all(|(at, found)| *found == place(at as i64 - before as i64, last))
+    };
+    let zeros = places.iter().take_while(|p| **p == 0).count();
+    let first = places.iter().position(|p| *p == 0)?;
+    let before = [zeros.saturating_sub(1), first];
+    let mut found = modes.into_iter().zip(before);
+    let ((mode, _), before) = found.find(|((_, place), before)| *before <= added && all(*before, *place))?;
+    Some(Joined::Pad { mode, x, axis: op.axis, before, after: added - before })
 }
 
 impl Exporter<'_> {
@@ -176,12 +186,12 @@ impl Exporter<'_> {
                 let attributes = vec![("blocksize", Attribute::Int(*block as i64)), ("mode", text(mode))];
                 self.emit("DepthToSpace", "", &[&x], attributes)
             }
-            Joined::PadEdge { x: of, axis, before, after } => {
+            Joined::Pad { mode, x: of, axis, before, after } => {
                 let ndim = g.ty(*of).ndim();
                 let mut pads = vec![0; 2 * ndim];
                 (pads[*axis], pads[ndim + axis]) = (*before as i64, *after as i64);
                 let pads = self.integers(&pads)?;
-                self.emit("Pad", "", &[&x, &pads], vec![("mode", text("edge"))])
+                self.emit("Pad", "", &[&x, &pads], vec![("mode", text(mode))])
             }
         })
     }

@@ -5,6 +5,7 @@ use margay_ir::{NodeId, Op, Payload};
 use margay_tensor::{DType, Dim};
 
 use super::Exporter;
+use super::recurrent::has_directions;
 use crate::{Attribute, OnnxError, element_number};
 
 /// A bound before or after every element. The smallest and largest i32, which all tools understand.
@@ -93,6 +94,7 @@ impl Exporter<'_> {
             Op::Concat(op) => Ok(self.emit("Concat", "", &x, axis(op.axis))),
             Op::Gather(op) => Ok(self.emit("Gather", "", &x, axis(op.axis))),
             Op::Pad(op) => self.pad(x[0], dtype.unwrap_or(DType::F32), op),
+            Op::Reshape(_) if has_directions(g, g.inputs_of(n)[0]) => Ok(x[0].to_owned()),
             Op::Reshape(op) => self.reshape("", x[0], &shape(0), &op.shape),
             Op::Scatter(op) => self.scatter(n, &x, op),
             Op::ScatterAdd(op) => self.scatter_add(n, &x, op),
@@ -110,8 +112,8 @@ impl Exporter<'_> {
                     Ok(e.emit(name, "", &[&[image], &x[1..]].concat(), attributes))
                 })
             }
-            Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) => {
-                unreachable!("`{}` was spelled out before", op.name())
+            Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_) | Op::Recurrence(_) => {
+                unreachable!("`{}` is written elsewhere", op.name())
             }
             Op::Col2im(op) => self.col2im(n, x[0], op),
             Op::Hadamard(_) => self.hadamard(x[0], &shape(0), dtype.unwrap_or(DType::F32)),
@@ -253,7 +255,7 @@ pub(super) fn pads(before: &[usize], after: &[usize]) -> Attribute {
     ints(&[before, after].concat())
 }
 
-fn conv_attributes(op: &Conv, kernel: &[Dim]) -> Vec<(&'static str, Attribute)> {
+pub(super) fn conv_attributes(op: &Conv, kernel: &[Dim]) -> Vec<(&'static str, Attribute)> {
     let mut attributes = vec![
         ("strides", ints(&op.strides)),
         ("pads", pads(&op.pads_before, &op.pads_after)),

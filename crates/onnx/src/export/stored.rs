@@ -66,6 +66,9 @@ impl Exporter<'_> {
         if let Some(zeros) = stored.zero_points() {
             inputs.push(self.elements(&part(zeros), stored.storage(), &format!("{wish}/zero_point")));
         }
+        if stored.zero_points().is_none() && !blocks && !stored.storage().is_packed() && axis.is_some() {
+            inputs.extend(self.zeros(stored, &format!("{wish}/zero_point")));
+        }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.emit("DequantizeLinear", "numbers", &inputs, attributes)
     }
@@ -80,6 +83,17 @@ impl Exporter<'_> {
         self.graph.initializers.push((name.clone(), elements.clone()));
         self.graph.narrow.insert(name.clone(), narrow);
         name
+    }
+
+    /// Zero points of 0, as many as there are scales: where they are missing onnxruntime may take them for a single one, and
+    /// where several nodes share them it may refuse to change them.
+    fn zeros(&mut self, stored: &StoredTensor, wish: &str) -> Option<String> {
+        let count = stored.scales()?.len();
+        let dtype = stored.storage().dtype;
+        let zeros = Tensor::zeros(dtype, &[count]).ok()?;
+        let name = self.value_names.fresh(wish);
+        self.graph.initializers.push((name.clone(), zeros));
+        Some(name)
     }
 
     fn tensor(&mut self, tensor: Tensor, wish: &str) -> String {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use margay_ir::ops::Reshape;
 use margay_ir::{Graph, Guard, Name, TypeError, Value};
-use margay_tensor::{Binding, Dim, Symbol, Tensor};
+use margay_tensor::{Binding, Dim, Symbol, Tensor, possibly_empty};
 
 use super::Importer;
 use super::call::Refusal;
@@ -22,6 +22,8 @@ use crate::{Model, OnnxValue};
 pub struct KnownInputs {
     /// Values of symbols.
     pub dims: Binding,
+    /// Symbols that may be 0; others are at least 1.
+    pub empty: Vec<Symbol>,
     /// Extents of inputs, by name.
     pub extents: Vec<(String, Vec<usize>)>,
     /// Inputs themselves, by name: what the model is to be run on, and nothing else.
@@ -89,6 +91,8 @@ impl Assumptions {
 
     /// An extent with symbols replaced.
     fn apply(&mut self, dim: &Dim) -> Dim {
+        let empty = |s: &Symbol| self.known.empty.contains(s).then(|| Dim::symbol(&possibly_empty(s)));
+        let dim = dim.replace(&empty);
         let mut symbols = Vec::new();
         dim.collect_symbols(&mut symbols);
         symbols.retain(|s| !self.order.contains(s));

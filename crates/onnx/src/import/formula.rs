@@ -169,6 +169,17 @@ impl Importer<'_> {
         if perm.is_sorted() { Ok(x) } else { self.add(Transpose { perm: perm.to_vec() }, &[x]) }
     }
 
+    /// x with its axes in another order; of a constant, a constant.
+    pub(crate) fn turned(&mut self, x: Value, perm: &[usize]) -> Made {
+        let op = Op::from(Transpose { perm: perm.to_vec() });
+        let origin = self.graph.node(x.node).origin.clone();
+        let constant = self.graph.constant(x).map(|p| p.tensor().clone());
+        match constant.and_then(|t| op.eval(&[&t]).ok()?.pop()) {
+            Some(t) => self.leaf(t, origin),
+            None => self.add(op, &[x]),
+        }
+    }
+
     /// x under another shape.
     pub(crate) fn shaped(&mut self, x: Value, shape: Shape) -> Made {
         if self.ty(x).shape == shape { Ok(x) } else { self.add(Reshape { shape }, &[x]) }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_ir::TensorType;
-use margay_tensor::{DType, Dim};
+use margay_tensor::{DType, Dim, may_be_empty};
 
 use super::{Importer, Slot};
 use crate::{OnnxDim, OnnxValue, Problem};
@@ -118,9 +118,9 @@ fn is_name(text: &str) -> bool {
     text.chars().any(char::is_alphanumeric)
 }
 
-/// Whether a name is a symbol as it stands.
+/// Whether a name is a symbol as it stands, and one of at least 1.
 fn is_plain(text: &str) -> bool {
-    Dim::parse(text).is_ok_and(|dim| dim == Dim::symbol(text))
+    Dim::parse(text).is_ok_and(|dim| dim == Dim::symbol(text)) && !may_be_empty(text)
 }
 
 #[cfg(test)]

@@ -304,6 +304,40 @@ pub(super) fn qlinear_matmul(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![requantized(cx, sums, [a_scale, b_scale, y_scale], Some(y_zero), to)?])
 }
 
+/// `QGemm`: α A B + C of integers, with A and B transposed on demand, where C has the scale of the sums; as numbers, or
+/// quantized again.
+pub(super) fn qgemm(cx: &mut Importer, call: &Call) -> Imported {
+    let [a, a_scale, a_zero] = [call.input(0)?, call.input(1)?, call.input(2)?];
+    let [b, b_scale, b_zero] = [call.input(3)?, call.input(4)?, call.input(5)?];
+    let (bias, y_scale, y_zero) = (call.optional(6), call.optional(7), call.optional(8));
+    let alpha = call.float("alpha", 1.0)?;
+    let mut operands = [a, b];
+    for (v, name) in operands.iter_mut().zip(["transA", "transB"]) {
+        if cx.ty(*v).ndim() != 2 {
+            return Err(Refusal::Invalid(format!("expected a matrix, found {}", cx.ty(*v))));
+        }
+        if call.flag(name, false)? {
+            *v = cx.turned(*v, &[1, 0])?;
+        }
+    }
+    let mut sums = integer_product(cx, operands, [Some(a_zero), Some(b_zero)])?;
+    if let Some(bias) = bias {
+        sums = cx.plus(sums, bias)?;
+    }
+    let a_scale = cx.scaled(a_scale, alpha)?;
+    match (y_scale, y_zero) {
+        (Some(y_scale), zero) => {
+            let to = zero.map_or(cx.ty(a).dtype, |zero| cx.ty(zero).dtype);
+            Ok(vec![requantized(cx, sums, [a_scale, b_scale, y_scale], zero, to)?])
+        }
+        (None, _) => {
+            let sums = cx.cast(sums, DType::F32)?;
+            let factor = cx.times(a_scale, b_scale)?;
+            Ok(vec![cx.times(sums, factor)?])
+        }
+    }
+}
+
 /// `QLinearConv`.
 pub(super) fn qlinear_conv(cx: &mut Importer, call: &Call) -> Imported {
     let [x, x_scale, x_zero] = [call.input(0)?, call.input(1)?, call.input(2)?];

@@ -1,14 +1,11 @@
-//! `LSTM`, `GRU` and `RNN`: loops over time.
+//! `LSTM`, `GRU` and `RNN`: recurrences.
 //!
-//! What the inputs contribute to the gates is one product for all times, before the loop; the body of the loop adds the
-//! state's contribution. Both directions are loops of their own, the second one reads and writes times backwards.
-//! Behind the end of a shorter sequence the state stays and the output is zero.
+//! What the inputs contribute to the gates is one product for all times, before the recurrence. Both directions are
+//! recurrences of their own.
 
-mod activation;
-mod step;
-
-use margay_ir::ops::{Add, Concat, Const, Gather, Loop, MatMul, Reshape, Select, Slice, Transpose};
-use margay_ir::{Builder, Graph, Op, Payload, Region, TensorType, Value};
+use margay_ir::ops::recurrence::{Activation, Body, Cell, Operands};
+use margay_ir::ops::{Add, Bits, Concat, MatMul, Recurrence, Slice, Transpose};
+use margay_ir::{Builder, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
@@ -16,22 +13,21 @@ use super::call::{Call, Imported, Refusal};
 use super::quantized::dynamic_product;
 use super::shapes::broadcast_to;
 use super::slices::slice_axes;
-use activation::Activation;
-use step::Step;
 
 /// `LSTM`.
 pub(super) fn lstm(cx: &mut Importer, call: &Call) -> Imported {
-    of_numbers(cx, call, Cell::Lstm { coupled: call.flag("input_forget", false)? })
+    of_numbers(cx, call, lstm_cell(call)?)
 }
 
 /// `GRU`.
 pub(super) fn gru(cx: &mut Importer, call: &Call) -> Imported {
-    of_numbers(cx, call, Cell::Gru { reset_after: call.flag("linear_before_reset", false)? })
+    let after = call.flag("linear_before_reset", false)?;
+    of_numbers(cx, call, if after { Cell::GruResetAfter } else { Cell::Gru })
 }
 
 /// `RNN`.
 pub(super) fn rnn(cx: &mut Importer, call: &Call) -> Imported {
-    of_numbers(cx, call, Cell::Plain)
+    of_numbers(cx, call, Cell::Rnn)
 }
 
 /// `DynamicQuantizeLSTM`: weights are integers with the terms first, and what they are multiplied with is quantized by
@@ -42,9 +38,11 @@ pub(super) fn dynamic_quantize_lstm(cx: &mut Importer, call: &Call) -> Imported 
         Matrix { columns: call.input(1)?, quantization: quantization(8)? },
         Matrix { columns: call.input(2)?, quantization: quantization(10)? },
     ];
-    let coupled = call.flag("input_forget", false)?;
-    let cell = Cell::Lstm { coupled };
-    recurrent(cx, call, Settings::of(call, cell)?, matrices)
+    recurrent(cx, call, Settings::of(call, lstm_cell(call)?)?, matrices)
+}
+
+fn lstm_cell(call: &Call) -> Result<Cell, Refusal> {
+    Ok(if call.flag("input_forget", false)? { Cell::CoupledLstm } else { Cell::Lstm })
 }
 
 /// `LSTM`, `GRU` and `RNN`, whose weights are transposed.
@@ -53,7 +51,7 @@ fn of_numbers(cx: &mut Importer, call: &Call, cell: Cell) -> Imported {
     let mut columns = |at: usize| {
         let v = call.input(at)?;
         match cx.ty(v).ndim() {
-            3 => Ok(Matrix { columns: transposed(cx, v)?, quantization: None }),
+            3 => Ok(Matrix { columns: cx.turned(v, &[0, 2, 1])?, quantization: None }),
             _ => Err(Refusal::Invalid(format!("expected input {at} with 3 axes, found {}", cx.ty(v)))),
         }
     };
@@ -88,43 +86,6 @@ impl Matrix {
     }
 }
 
-/// The kind of a cell.
-#[derive(Clone, Copy, PartialEq)]
-enum Cell {
-    /// Gates input, output, forget, cell; forget is 1 - input where they are coupled.
-    Lstm {
-        coupled: bool,
-    },
-    /// Gates update, reset, hidden; the reset may come after the product with the state.
-    Gru {
-        reset_after: bool,
-    },
-    Plain,
-}
-
-impl Cell {
-    fn gates(self) -> usize {
-        match self {
-            Cell::Lstm { .. } => 4,
-            Cell::Gru { .. } => 3,
-            Cell::Plain => 1,
-        }
-    }
-
-    fn default_activations(self) -> &'static [&'static str] {
-        match self {
-            Cell::Lstm { .. } => &["Sigmoid", "Tanh", "Tanh"],
-            Cell::Gru { .. } => &["Sigmoid", "Tanh"],
-            Cell::Plain => &["Tanh"],
-        }
-    }
-
-    /// Values handed from one time to the next.
-    fn states(self) -> usize {
-        if matches!(self, Cell::Lstm { .. }) { 2 } else { 1 }
-    }
-}
-
 /// What the attributes say.
 struct Settings {
     cell: Cell,
@@ -148,22 +109,19 @@ impl Settings {
         let (alpha, beta) = (floats("activation_alpha")?, floats("activation_beta")?);
         let mut alpha = alpha.into_iter().map(f64::from);
         let mut beta = beta.into_iter().map(f64::from);
-        let names: Vec<&str> = match call.texts("activations")? {
-            Some(names) => names.iter().map(String::as_str).collect(),
-            None => cell.default_activations().repeat(backwards.len()),
+        let mut named = |name: &String| {
+            let known = Activation::named(name, &mut alpha, &mut beta);
+            known.ok_or_else(|| Refusal::Unsupported(format!("activation `{name}` is not supported")))
         };
         let each = cell.default_activations().len();
-        if names.len() != each * backwards.len() {
-            let (expected, found) = (each * backwards.len(), names.len());
+        let all: Vec<Activation> = match call.texts("activations")? {
+            Some(names) => names.iter().map(&mut named).collect::<Result<_, _>>()?,
+            None => cell.default_activations().repeat(backwards.len()),
+        };
+        if all.len() != each * backwards.len() {
+            let (expected, found) = (each * backwards.len(), all.len());
             return Err(Refusal::Invalid(format!("expected {expected} activations, found {found}")));
         }
-        let all: Vec<Activation> = names
-            .iter()
-            .map(|name| {
-                let known = Activation::named(name, &mut alpha, &mut beta);
-                known.ok_or_else(|| Refusal::Unsupported(format!("activation `{name}` is not supported")))
-            })
-            .collect::<Result<_, _>>()?;
         let clip = call.optional_float("clip")?;
         let batch_first = match call.int("layout", 0)? {
             0 => false,
@@ -316,162 +274,73 @@ fn one_direction(
     lengths: Option<Value>,
     states: &[Value],
 ) -> Result<(Value, Vec<Value>), Refusal> {
-    let gates = settings.cell.gates();
-    let hidden = cx.ty(weights.r.columns).shape[0].clone();
-    let width = &hidden * &Dim::from(gates);
-    let times = cx.ty(x).shape[0].clone();
+    let cell = settings.cell;
+    let width = &cx.ty(weights.r.columns).shape[0] * &Dim::from(cell.gates());
     // What the inputs contribute, with the biases that do not depend on the state.
     let mut inputs = weights.w.product(cx, x)?;
     let mut state_bias = None;
     if let Some(bias) = weights.bias {
-        let own = slice(cx, bias, &Dim::default(), &width)?;
+        let mut own = slice(cx, bias, &Dim::default(), &width)?;
         let of_state = slice(cx, bias, &width, &(&width + &width))?;
+        match cell {
+            Cell::GruResetAfter => state_bias = Some(of_state),
+            _ => own = cx.add(Add, &[own, of_state])?,
+        }
         inputs = cx.add(Add, &[inputs, own])?;
-        match settings.cell {
-            Cell::Gru { reset_after: true } => state_bias = Some(of_state),
-            _ => inputs = cx.add(Add, &[inputs, of_state])?,
-        }
     }
-    let mut body = Body::new(states, cx);
-    let number = body.inputs[0];
-    let contributions = body.read(cx, inputs);
-    let r = weights.r.map(|v| Ok::<_, Refusal>(body.read(cx, v)))?;
-    let state_bias = state_bias.map(|v| body.read(cx, v));
-    let peepholes = weights.peepholes.map(|v| body.read(cx, v));
-    let lengths = lengths.map(|v| body.read(cx, v));
-    let total = match (settings.backwards[d], times.as_const()) {
-        (false, _) => None,
-        (true, Some(_)) => None,
-        (true, None) => {
-            let count = cx.dim(times.clone())?;
-            Some(body.read(cx, count))
-        }
-    };
-    let dtype = body.graph.ty(contributions).dtype;
-    let current: Vec<Value> = body.inputs[1..=states.len()].to_vec();
-    let product = body.within(cx, |cx| r.product(cx, current[0]))?;
-    let mut b = Builder::new(&mut body.graph, cx.origin.clone());
-    let at = match (settings.backwards[d], times.as_const(), total) {
-        (false, ..) => number,
-        (true, Some(count), _) => {
-            let last = b.scalar(DType::I64, (count - 1) as f64)?;
-            b.sub(last, number)?
-        }
-        (true, None, total) => {
-            let total = total.unwrap_or(number);
-            let last = b.offset(total, -1.0)?;
-            b.sub(last, number)?
-        }
-    };
-    let now = b.op(Gather { axis: 0 }, &[contributions, at])?;
-    let step = Step {
-        activations: &settings.activations[d],
-        clip: settings.clip,
-        hidden: &hidden,
-        now,
-        product,
-        r: r.columns,
-        state_bias,
-        peepholes,
-    };
-    let mut next = match settings.cell {
-        Cell::Lstm { coupled } => step.lstm(&mut b, current[1], coupled)?,
-        Cell::Gru { reset_after } => vec![step.gru(&mut b, current[0], reset_after)?],
-        Cell::Plain => vec![step.plain(&mut b)?],
-    };
-    let mut row = next[0];
-    if let Some(lengths) = lengths {
-        let lengths = b.cast(lengths, DType::I64)?;
-        let active = b.less(at, lengths)?;
-        let shape = vec![b.ty(active).shape[0].clone(), Dim::from(1usize)];
-        let active = b.op(Reshape { shape }, &[active])?;
-        row = b.where_or(active, row, 0.0)?;
-        for (new, old) in next.iter_mut().zip(&current) {
-            *new = b.op(Select, &[active, *new, *old])?;
-        }
+    if cell == Cell::GruResetAfter && state_bias.is_none() {
+        let zero = cx.number(inputs, 0.0)?;
+        state_bias = Some(broadcast_to(cx, zero, vec![width])?);
     }
-    debug_assert_eq!(b.ty(row).dtype, dtype);
-    let names = ["h", "c"];
-    for (v, name) in next.iter().zip(names) {
-        body.graph.add_output(name, *v);
-    }
-    body.graph.add_output("y", row);
-    let trips = cx.dim(times.clone())?;
-    let op = Loop { body: Region::new(body.graph), max: times, carried: states.len(), condition: false };
-    let operands: Vec<Value> =
-        std::iter::once(trips).chain(states.iter().copied()).chain(body.operands).collect();
-    let first = cx.add_all(op, &operands)?;
-    let mut y = first[states.len()];
-    if settings.backwards[d] {
-        y = flipped(cx, y)?;
-    }
-    Ok((y, first[..states.len()].to_vec()))
+    // States of 16 bits are f32 from one time to the next.
+    let dtype = cx.ty(inputs).dtype;
+    let quantized = weights.r.quantization.is_some();
+    let mut wide = |v: Value| match dtype {
+        DType::F16 | DType::BF16 => cx.cast(v, DType::F32),
+        _ => Ok(v),
+    };
+    let operands = Operands {
+        x: wide(inputs)?,
+        r: if quantized { weights.r.columns } else { wide(weights.r.columns)? },
+        states: states.iter().map(|v| wide(*v)).collect::<Result<_, _>>()?,
+        bias: state_bias.map(&mut wide).transpose()?,
+        peepholes: weights.peepholes.map(&mut wide).transpose()?,
+        lengths,
+    };
+    let op = Recurrence {
+        cell,
+        activations: settings.activations[d].clone(),
+        clip: Bits::new(settings.clip.unwrap_or(f64::INFINITY)),
+        reverse: settings.backwards[d],
+        peepholes: weights.peepholes.is_some(),
+        lengths: lengths.is_some(),
+    };
+    let all = match weights.r.quantization {
+        None => cx.add_all(op, &operands.list())?,
+        Some(_) => of_integers(cx, &op, &operands, weights.r)?,
+    };
+    let all = all.into_iter().map(|v| cx.cast(v, dtype)).collect::<Result<Vec<_>, _>>()?;
+    Ok((all[0], all[1..].to_vec()))
 }
 
-/// A value with its last two axes exchanged; of a constant, a constant.
-fn transposed(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
-    let op = Transpose { perm: vec![0, 2, 1] };
-    let origin = cx.graph.node(v.node).origin.clone();
-    let constant = cx.graph.constant(v).map(|p| p.tensor().clone());
-    match constant.and_then(|t| Op::from(op.clone()).eval(&[&t]).ok()?.pop()) {
-        Some(t) => cx.leaf(t, origin),
-        None => cx.add(op, &[v]),
-    }
+/// A recurrence as a loop, whose product of state and weights is one of integers.
+fn of_integers(
+    cx: &mut Importer,
+    op: &Recurrence,
+    operands: &Operands<Value>,
+    r: Matrix,
+) -> Result<Vec<Value>, Refusal> {
+    let origin = cx.origin.clone();
+    let outer = Builder::new(&mut cx.graph, origin.clone());
+    let mut body = Body::new(&outer, &operands.states);
+    let r = r.map(|v| body.read(&outer, v))?;
+    std::mem::swap(&mut body.graph, &mut cx.graph);
+    let product = r.product(cx, body.state());
+    std::mem::swap(&mut body.graph, &mut cx.graph);
+    Ok(op.repeat(&mut Builder::new(&mut cx.graph, origin), body, operands, product?, None)?)
 }
 
 /// Elements `from..to` of a value of one axis.
 fn slice(cx: &mut Importer, v: Value, from: &Dim, to: &Dim) -> Result<Value, Refusal> {
     slice_axes(cx, v, &[0], std::slice::from_ref(from), std::slice::from_ref(to), &[1])
-}
-
-/// Backwards along the first axis.
-fn flipped(cx: &mut Importer, v: Value) -> Result<Value, Refusal> {
-    let last = &cx.ty(v).shape[0] - &Dim::from(1usize);
-    slice_axes(cx, v, &[0], &[last], &[Dim::from(-1i64)], &[-1])
-}
-
-/// The body of a loop in the making.
-struct Body {
-    graph: Graph,
-    /// The number of the repetition and the states.
-    inputs: Vec<Value>,
-    /// What it reads from outside.
-    operands: Vec<Value>,
-}
-
-impl Body {
-    fn new(states: &[Value], cx: &Importer) -> Body {
-        let mut graph = Graph::new("step");
-        let mut inputs = vec![graph.add_input("i", TensorType::known(DType::I64, &[]))];
-        for (v, name) in states.iter().zip(["h", "c"]) {
-            inputs.push(graph.add_input(name, cx.ty(*v).clone()));
-        }
-        Body { graph, inputs, operands: Vec::new() }
-    }
-
-    /// What `f` makes with the graph of the body in place of that around it.
-    fn within<'a, T>(
-        &mut self,
-        cx: &mut Importer<'a>,
-        f: impl FnOnce(&mut Importer<'a>) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
-        std::mem::swap(&mut self.graph, &mut cx.graph);
-        let made = f(cx);
-        std::mem::swap(&mut self.graph, &mut cx.graph);
-        made
-    }
-
-    /// A value of the graph around it: a constant is repeated inside, anything else is an operand.
-    fn read(&mut self, cx: &Importer, outer: Value) -> Value {
-        if let Some(payload) = cx.graph.constant(outer) {
-            let origin = cx.graph.node(outer.node).origin.clone();
-            let payload: Payload = payload.clone();
-            if let Ok(v) = self.graph.add(Const { payload }, &[], origin) {
-                return v;
-            }
-        }
-        self.operands.push(outer);
-        let name = format!("x{}", self.operands.len());
-        self.graph.add_input(&name, cx.ty(outer).clone())
-    }
 }

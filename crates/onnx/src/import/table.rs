@@ -284,6 +284,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(MICROSOFT, "MultiHeadAttention", 1, microsoft::multi_head_attention),
     of(MICROSOFT, "NhwcConv", 1, convolutions::nhwc_conv),
     of(MICROSOFT, "QAttention", 1, microsoft::q_attention),
+    of(MICROSOFT, "QGemm", 1, quantized::qgemm),
     of(MICROSOFT, "QLinearAdd", 1, quantized::qlinear_add),
     of(MICROSOFT, "QLinearAveragePool", 1, quantized::qlinear_average_pool),
     of(MICROSOFT, "QLinearConcat", 1, quantized::qlinear_concat),

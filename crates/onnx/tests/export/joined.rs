@@ -142,6 +142,24 @@ const CASES: &[(&str, &[usize], &[&str])] = &[
   return %1
 }",
         &[2, 3],
+        &["Pad"],
+    ),
+    (
+        "graph @reflected_behind(%x: f32[2, 3]) -> (y: f32[2, 5]) {
+  %0 = const [0, 1, 2, 1, 0] : i64[5]
+  %1 = gather %x, %0 {axis = 1} : f32[2, 5]
+  return %1
+}",
+        &[2, 3],
+        &["Pad"],
+    ),
+    (
+        "graph @reflected_with_the_edge(%x: f32[2, 3]) -> (y: f32[2, 5]) {
+  %0 = const [1, 0, 0, 1, 2] : i64[5]
+  %1 = gather %x, %0 {axis = 1} : f32[2, 5]
+  return %1
+}",
+        &[2, 3],
         &["Gather"],
     ),
     (

@@ -1,5 +1,6 @@
 //! Exporting: what is written and read back computes the same.
 
+mod again;
 mod joined;
 mod stored;
 

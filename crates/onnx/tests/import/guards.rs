@@ -259,6 +259,47 @@ fn an_extent_that_is_known_to_be_nothing_is_fixed() {
 }
 
 #[test]
+fn an_extent_that_may_be_nothing_decides_nothing() {
+    let inputs = vec![input("past", DType::F32, &["P", "2"]), input("x", DType::F32, &["S", "2"])];
+    // One row where P is 0, else P.
+    let nodes = vec![
+        node("Concat", &["past", "x"], &["y"], &[("axis", int(0))]),
+        node("Shape", &["past"], &["shape"], &[("end", int(1))]),
+        node("Equal", &["shape", "zero"], &["none"], &[]),
+        node("Where", &["none", "one", "shape"], &["rows"], &[]),
+        node("Concat", &["rows", "two"], &["both"], &[("axis", int(0))]),
+        node("ConstantOfShape", &["both"], &["z"], &[]),
+    ];
+    let constants = [("zero", ints(&[0])), ("one", ints(&[1])), ("two", ints(&[2]))];
+    let m = model(17, inputs, &constants, nodes, &["y", "z"]);
+    let types = |known: &KnownInputs| {
+        let g = import_for(&m, known).map_err(|e| e.to_string())?.graph;
+        Ok::<_, String>(g.outputs().iter().map(|o| g.ty(o.value).to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(types(&KnownInputs::default()).unwrap(), ["f32[P + S, 2]", "f32[P, 2]"]);
+    let empty = KnownInputs { empty: vec!["P".into()], ..KnownInputs::default() };
+    let refusal = types(&empty).unwrap_err();
+    assert!(refusal.contains("`z`") || refusal.contains("ConstantOfShape"), "{refusal}");
+    let joined = model(
+        17,
+        vec![input("past", DType::F32, &["P", "2"]), input("x", DType::F32, &["S", "2"])],
+        &[],
+        vec![node("Concat", &["past", "x"], &["y"], &[("axis", int(0))])],
+        &["y"],
+    );
+    let expected = "graph @test(%past: f32[P?, 2], %x: f32[S, 2]) -> (y: f32[P? + S, 2]) {
+  %0 = concat %past, %x {axis = 0} : f32[P? + S, 2]  // y
+  return %0
+}
+";
+    assert_eq!(text_of(&joined, &empty), expected);
+    let g = import_for(&joined, &empty).unwrap().graph;
+    let x = counting(&[1, 2]);
+    let given = BTreeMap::from([("past".to_owned(), floats(&[0, 2], &[])), ("x".to_owned(), x.clone())]);
+    assert_eq!(run_graph(&g, &given)[0], x);
+}
+
+#[test]
 fn a_default_value_gives_way_to_a_value() {
     let product = node("Mul", &["x", "s"], &["y"], &[]);
     let two = [("s", floats(&[1], &[2.0]))];

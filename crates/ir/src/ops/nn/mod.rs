@@ -14,6 +14,7 @@ mod matmul;
 mod max_pool_gradient;
 mod non_max_suppression;
 mod pool;
+pub mod recurrence;
 mod softmax;
 mod wide;
 
@@ -31,4 +32,5 @@ pub use matmul::MatMul;
 pub use max_pool_gradient::MaxPoolGradient;
 pub use non_max_suppression::NonMaxSuppression;
 pub use pool::{Pool, PoolKind};
+pub use recurrence::Recurrence;
 pub use softmax::Softmax;

@@ -1,0 +1,251 @@
+//! A recurrence as a loop over time.
+
+use margay_tensor::{DType, Dim};
+
+use super::{Cell, Operands, Recurrence};
+use crate::graph::AddError;
+use crate::ops::{Const, Dims, Gather, Loop, MatMul, Max, Min, Reshape, Select, Slice};
+use crate::{Builder, Graph, Op, Payload, Region, TensorType, Value};
+
+/// The body of a loop over time in the making. Its inputs are the number of the repetition, the states, then what it
+/// reads of the graph around it.
+pub struct Body {
+    /// The graph of the body.
+    pub graph: Graph,
+    number: Value,
+    states: Vec<Value>,
+    /// What it reads from outside.
+    read: Vec<Value>,
+}
+
+impl Body {
+    /// A body over states, values of the graph around it.
+    pub fn new(b: &Builder<'_>, states: &[Value]) -> Body {
+        let mut graph = Graph::new("step");
+        let number = graph.add_input("i", TensorType::known(DType::I64, &[]));
+        let states =
+            states.iter().zip(["h", "c"]).map(|(v, name)| graph.add_input(name, b.ty(*v).clone())).collect();
+        Body { graph, number, states, read: Vec::new() }
+    }
+
+    /// The state that the cell shows, `[B, H]`.
+    pub fn state(&self) -> Value {
+        self.states[0]
+    }
+
+    /// A value of the graph around it: a constant is repeated inside, anything else is an operand.
+    ///
+    /// # Errors
+    /// For a constant that the body refuses, which none is.
+    pub fn read(&mut self, b: &Builder<'_>, outer: Value) -> Result<Value, AddError> {
+        if let Some((payload, origin)) = b.constant_of(outer) {
+            return self.graph.add(Const { payload: payload.clone() }, &[], origin.clone());
+        }
+        self.read.push(outer);
+        let name = format!("x{}", self.read.len());
+        Ok(self.graph.add_input(&name, b.ty(outer).clone()))
+    }
+}
+
+/// One time: what there is to compute with.
+struct Step<'a> {
+    op: &'a Recurrence,
+    hidden: Dim,
+    /// `[B, gates H]`: the contribution of the inputs.
+    now: Value,
+    /// `[B, gates H]`: the contribution of the state.
+    product: Value,
+    /// `[H, gates H]`, where a part of the state's contribution depends on the gates.
+    r: Option<Value>,
+    /// `[3 H]`: input, output, forget.
+    peepholes: Option<Value>,
+}
+
+impl Recurrence {
+    /// The same as a loop over time, with the product of state and weights: the results in the order of this operator.
+    ///
+    /// # Errors
+    /// For operands that [`infer`](crate::ops::OpDef::infer) refuses.
+    pub fn repeated(&self, b: &mut Builder<'_>, operands: &[Value]) -> Result<Vec<Value>, AddError> {
+        let given = self.operands(operands).map_err(|error| AddError { op: "recurrence", error })?;
+        let mut body = Body::new(b, &given.states);
+        let r = body.read(b, given.r)?;
+        let (h, origin) = (body.state(), b.origin().clone());
+        let product = Builder::new(&mut body.graph, origin).op(MatMul, &[h, r])?;
+        self.repeat(b, body, &given, product, Some(r))
+    }
+
+    /// The loop over a body that has the product of state and weights already, `[B, gates H]`; the weights, where they are
+    /// numbers, are read by a cell that resets the state before the product. The weights among the operands are not looked at.
+    ///
+    /// # Errors
+    /// For operands that do not fit each other.
+    pub fn repeat(
+        &self,
+        b: &mut Builder<'_>,
+        mut body: Body,
+        given: &Operands<Value>,
+        product: Value,
+        r: Option<Value>,
+    ) -> Result<Vec<Value>, AddError> {
+        let (times, hidden) = (b.ty(given.x).shape[0].clone(), b.ty(given.states[0]).shape[1].clone());
+        let trips = match times.as_const() {
+            Some(count) => b.constant(margay_tensor::Tensor::scalar(count))?,
+            None => {
+                let count = b.op(Dims { values: vec![times.clone()] }, &[])?;
+                b.op(Reshape { shape: Vec::new() }, &[count])?
+            }
+        };
+        let x = body.read(b, given.x)?;
+        let mut optional = |v: Option<Value>| v.map(|v| body.read(b, v)).transpose();
+        let bias = optional(given.bias)?;
+        let peepholes = optional(given.peepholes)?;
+        let lengths = optional(given.lengths)?;
+        let total = optional(self.reverse.then_some(trips))?;
+        let (number, states) = (body.number, body.states.clone());
+        let mut inner = Builder::new(&mut body.graph, b.origin().clone());
+        let at = match total {
+            None => number,
+            Some(total) => {
+                let last = inner.offset(total, -1.0)?;
+                inner.sub(last, number)?
+            }
+        };
+        let now = inner.op(Gather { axis: 0 }, &[x, at])?;
+        let product = match bias {
+            Some(bias) => inner.add(product, bias)?,
+            None => product,
+        };
+        let step = Step { op: self, hidden, now, product, r, peepholes };
+        let mut next = match self.cell {
+            Cell::Lstm | Cell::CoupledLstm => step.lstm(&mut inner, states[1])?,
+            Cell::Gru | Cell::GruResetAfter => vec![step.gru(&mut inner, states[0])?],
+            Cell::Rnn => vec![step.plain(&mut inner)?],
+        };
+        let mut row = next[0];
+        if let Some(lengths) = lengths {
+            let lengths = inner.cast(lengths, DType::I64)?;
+            let active = inner.less(at, lengths)?;
+            let shape = vec![inner.ty(active).shape[0].clone(), Dim::from(1usize)];
+            let active = inner.op(Reshape { shape }, &[active])?;
+            row = inner.where_or(active, row, 0.0)?;
+            for (new, old) in next.iter_mut().zip(&states) {
+                *new = inner.op(Select, &[active, *new, *old])?;
+            }
+        }
+        for (v, name) in next.iter().zip(["h", "c"]) {
+            body.graph.add_output(name, *v);
+        }
+        body.graph.add_output("y", row);
+        let operands: Vec<Value> =
+            std::iter::once(trips).chain(given.states.iter().copied()).chain(body.read).collect();
+        let carried = given.states.len();
+        let op = Loop { body: Region::new(body.graph), max: times.clone(), carried, condition: false };
+        let node = b.op(op, &operands)?.node;
+        let result = |out: usize| Value { node, out: out as u16 };
+        let mut y = result(carried);
+        if self.reverse {
+            let shape = b.ty(y).shape.clone();
+            let mut flip = Slice { starts: vec![Dim::default(); 3], ends: shape, steps: vec![1; 3] };
+            (flip.starts[0], flip.ends[0]) = (&times - &Dim::from(1usize), Dim::from(-1i64));
+            flip.steps[0] = -1;
+            y = b.op(flip, &[y])?;
+        }
+        Ok(std::iter::once(y).chain((0..carried).map(result)).collect())
+    }
+}
+
+impl Step<'_> {
+    /// Part `at` of `[.., parts H]` along the last axis; of a constant, a constant.
+    fn part(&self, b: &mut Builder, v: Value, at: usize) -> Result<Value, AddError> {
+        let shape = b.ty(v).shape.clone();
+        let n = shape.len();
+        let mut op = Slice { starts: vec![Dim::default(); n], ends: shape, steps: vec![1; n] };
+        op.starts[n - 1] = &self.hidden * &Dim::from(at);
+        op.ends[n - 1] = &self.hidden * &Dim::from(at + 1);
+        let constant = b.constant_of(v).map(|(payload, origin)| (payload.tensor().clone(), origin.clone()));
+        if let Some((tensor, origin)) = constant
+            && let Some(part) = Op::from(op.clone()).eval(&[&tensor]).ok().and_then(|mut parts| parts.pop())
+        {
+            return b.op_for(Const { payload: Payload::new(part) }, &[], origin);
+        }
+        b.op(op, &[v])
+    }
+
+    fn activate(&self, b: &mut Builder, which: usize, x: Value) -> Result<Value, AddError> {
+        let clip = self.op.clip.get();
+        let x = match clip.is_finite() {
+            true => {
+                let (low, high) = (b.number(x, -clip)?, b.number(x, clip)?);
+                let x = b.op(Max, &[x, low])?;
+                b.op(Min, &[x, high])?
+            }
+            false => x,
+        };
+        self.op.activations[which].apply(b, x)
+    }
+
+    /// A gate with what the cell contributes through a peephole.
+    fn peep(&self, b: &mut Builder, gate: Value, cell: Value, at: usize) -> Result<Value, AddError> {
+        let Some(peepholes) = self.peepholes else { return Ok(gate) };
+        let weight = self.part(b, peepholes, at)?;
+        let more = b.mul(weight, cell)?;
+        b.add(gate, more)
+    }
+
+    fn lstm(&self, b: &mut Builder, c: Value) -> Result<Vec<Value>, AddError> {
+        let all = b.add(self.now, self.product)?;
+        let parts = (0..4).map(|at| self.part(b, all, at)).collect::<Result<Vec<_>, _>>()?;
+        let input = self.peep(b, parts[0], c, 0)?;
+        let input = self.activate(b, 0, input)?;
+        let forget = if self.op.cell == Cell::CoupledLstm {
+            let minus = b.neg(input)?;
+            b.offset(minus, 1.0)?
+        } else {
+            let forget = self.peep(b, parts[2], c, 2)?;
+            self.activate(b, 0, forget)?
+        };
+        let candidate = self.activate(b, 1, parts[3])?;
+        let kept = b.mul(forget, c)?;
+        let added = b.mul(input, candidate)?;
+        let cell = b.add(kept, added)?;
+        let output = self.peep(b, parts[1], cell, 1)?;
+        let output = self.activate(b, 0, output)?;
+        let shown = self.op.activations[2].apply(b, cell)?;
+        Ok(vec![b.mul(output, shown)?, cell])
+    }
+
+    fn gru(&self, b: &mut Builder, h: Value) -> Result<Value, AddError> {
+        let gate = |b: &mut Builder, at: usize| {
+            let (x, y) = (self.part(b, self.now, at)?, self.part(b, self.product, at)?);
+            b.add(x, y)
+        };
+        let update = gate(b, 0)?;
+        let update = self.activate(b, 0, update)?;
+        let reset = gate(b, 1)?;
+        let reset = self.activate(b, 0, reset)?;
+        let of_state = match self.r {
+            Some(r) if self.op.cell == Cell::Gru => {
+                let kept = b.mul(reset, h)?;
+                let r = self.part(b, r, 2)?;
+                b.op(MatMul, &[kept, r])?
+            }
+            _ => {
+                let of_state = self.part(b, self.product, 2)?;
+                b.mul(reset, of_state)?
+            }
+        };
+        let hidden = self.part(b, self.now, 2)?;
+        let hidden = b.add(hidden, of_state)?;
+        let hidden = self.activate(b, 1, hidden)?;
+        // (1 - z) h' + z h.
+        let difference = b.sub(h, hidden)?;
+        let change = b.mul(update, difference)?;
+        b.add(hidden, change)
+    }
+
+    fn plain(&self, b: &mut Builder) -> Result<Value, AddError> {
+        let all = b.add(self.now, self.product)?;
+        self.activate(b, 0, all)
+    }
+}
