@@ -29,7 +29,7 @@ use crate::{Reply, errors, json};
 const JSON: &str = r#"With --json:
   {"models": [{"path", "runs", "median_ms", "p90_ms", "p99_ms", "min_ms", "runs_per_second",
                "all_inputs_ms", "predicted_ms", "constant_bytes", "peak_bytes",
-               "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs"},
+               "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"},
                "other_differences", "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
    "rounds", "warm_up_rounds", "threads", "machine"}
 Times are of one run, but for all_inputs_ms; errors are against the first model."#;

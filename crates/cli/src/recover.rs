@@ -26,7 +26,7 @@ With --json:
    "before": {"error", "measures"}, "refitted", "after",
    "layers": [{"name", "before", "after", "refitted"}], "steps", "stop", "divergence",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
-   "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs"}, "seconds"}"#;
+   "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"}, "seconds"}"#;
 
 /// Let a sketched model learn from the dense one what it lost, without labels.
 #[derive(clap::Args)]

@@ -8,6 +8,7 @@ use margay_ir::ops::Numbers;
 use margay_tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::bounds::{ErrorBound, bounds};
 use crate::mask::{Marks, Mask, MaskChoice};
 use crate::samples::is_measured;
 use crate::{Arrays, DriverError};
@@ -110,21 +111,8 @@ pub struct ErrorMeasure {
     pub bounds: Vec<ErrorBound>,
 }
 
-/// A bound of the error of one further sample.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ErrorBound {
-    /// The least probability that it holds with.
-    pub level: f64,
-    /// The relative L2 error of the outputs of that sample, at most.
-    #[serde(deserialize_with = "infinite_if_null")]
-    pub relative_l2: f64,
-}
-
-/// The probabilities that bounds are given for.
-const LEVELS: [f64; 3] = [0.9, 0.95, 0.99];
-
 /// JSON has no infinity.
-fn infinite_if_null<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+pub(crate) fn infinite_if_null<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::INFINITY))
 }
 
@@ -207,28 +195,8 @@ impl ErrorSum {
             samples: self.samples,
             mask: self.mask.input().map(str::to_owned),
             outputs: self.outputs.iter().map(OutputSum::error).collect(),
-            bounds: self.bounds(),
+            bounds: self.by_sample.as_deref().map_or(Vec::new(), bounds),
         }
-    }
-
-    /// Split conformal bounds (Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2005): of `n`
-    /// samples that had no part in the choice, and a further one that is exchangeable with them, the latter errs by more than
-    /// the `⌈(n + 1) p⌉`th smallest error with a probability of at most `1 - p`.
-    fn bounds(&self) -> Vec<ErrorBound> {
-        let Some(all) = &self.by_sample else { return Vec::new() };
-        let relative = |(difference, size): &(f64, f64)| match *difference == 0.0 {
-            true => 0.0,
-            false if difference.is_nan() => f64::INFINITY,
-            false => (difference / size).sqrt(),
-        };
-        let mut errors: Vec<f64> = all.iter().map(relative).collect();
-        errors.sort_by(f64::total_cmp);
-        let bound = |level: f64| {
-            let rank = ((errors.len() + 1) as f64 * level).ceil() as usize;
-            let relative_l2 = *errors.get(rank.checked_sub(1)?)?;
-            Some(ErrorBound { level, relative_l2 })
-        };
-        LEVELS.into_iter().filter_map(bound).collect()
     }
 
     /// The norm of what tells samples apart in the reference, relative to that of the reference: `‖y - ȳ‖ / ‖y‖`. `None`
@@ -577,30 +545,5 @@ mod tests {
         assert_eq!(serde_json::from_str::<ErrorMeasure>(old).unwrap().outputs, []);
         let ids = vec![("ids".to_string(), Tensor::zeros(DType::I64, &[1]).unwrap())];
         assert!(ErrorSum::default().add(&[], &ids, &ids).is_err());
-    }
-
-    /// Samples of one kind are covered as often as the level says.
-    #[test]
-    fn bounds_hold_for_further_samples() {
-        const HELD_OUT: usize = 64;
-        const FRESH: usize = 300;
-        const TRIALS: usize = 60;
-        let mut covered = [0usize; 2];
-        for trial in 0..TRIALS {
-            let mut uniform = vec![0f64; HELD_OUT + FRESH];
-            margay_tensor::random::Philox::new(3, trial as u64).fill_uniform_f64(0, &mut uniform);
-            // Relative errors of a skewed distribution.
-            let errors: Vec<f64> = uniform.iter().map(|u| 0.1 * (1.0 / (1.0 - u)).ln()).collect();
-            let by_sample = errors[..HELD_OUT].iter().map(|e| (4.0 * e * e, 4.0)).collect();
-            let bounds = ErrorSum { by_sample: Some(by_sample), ..ErrorSum::default() }.bounds();
-            assert_eq!(bounds.len(), covered.len());
-            for (covered, bound) in covered.iter_mut().zip(&bounds) {
-                *covered += errors[HELD_OUT..].iter().filter(|e| **e <= bound.relative_l2).count();
-            }
-        }
-        for (covered, level) in covered.into_iter().zip(LEVELS) {
-            let share = covered as f64 / (FRESH * TRIALS) as f64;
-            assert!((share - level).abs() < 0.02, "{share} at {level}");
-        }
     }
 }

@@ -36,6 +36,7 @@
 pub mod backend;
 mod backward;
 mod bindings;
+mod bounds;
 pub mod build;
 pub mod compare;
 mod compile;
@@ -60,13 +61,14 @@ pub mod sensitivity;
 mod twins;
 
 pub use backend::Backend;
+pub use bounds::ErrorBound;
 pub use compile::{CompileOptions, CurvePoint, compile, compile_with, metrics};
 pub use compiled::Compiled;
 pub use consts::{Read, read_graph};
 pub use differentiate::differentiate;
 pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
-pub use errors::{ErrorBound, ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
+pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
 pub use export::export_graph;
 pub use margay_plan::Goal;
 pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};

@@ -42,7 +42,8 @@ pub fn recompile(
     });
     let ranged: Vec<Binding> = ranged.collect();
     Ok(Compiled {
-        report: Report { held_out, ..report },
+        // The samples are others than those that the report listed.
+        report: Report { held_out, held_out_rows: Vec::new(), ..report },
         plan,
         curves: Vec::new(),
         graph,

@@ -69,7 +69,9 @@ impl Recovery {
         let held_out = &recovered.held_out;
         let scope = ErrorScope { mask: recovered.mask.clone(), outputs: Vec::new() };
         let (teacher, student) = (&self.teacher.graph, &recovered.graph);
-        let error = measure_error(teacher, student, held_out, &scope, threads, progress)?;
+        let mut error = measure_error(teacher, student, held_out, &scope, threads, progress)?;
+        // These samples decided what was kept.
+        error.bounds.clear();
         let graph = recovered.graph.clone();
         let compiled = match &self.artifact {
             Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
@@ -78,6 +80,7 @@ impl Recovery {
                 let options = CompileOptions { dims: self.dims, threads, ..CompileOptions::default() };
                 let mut compiled = compile(&source, Some(held_out), &options, progress)?;
                 compiled.report.held_out = Some(error.clone());
+                compiled.report.held_out_rows.clear();
                 let file = self.teacher_path.file_name().unwrap_or_default().to_string_lossy();
                 compiled.report.goal = format!("recovery from {file}");
                 compiled

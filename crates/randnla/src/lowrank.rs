@@ -412,4 +412,27 @@ mod tests {
         assert!(low.factors(0).is_err() && low.factors(18).is_err());
         assert!(low.factors(3).unwrap().bias.is_none());
     }
+
+    /// Few long rows give the factors that their second moment gives.
+    #[test]
+    fn few_rows_are_as_good_as_their_moment() {
+        let (d_in, d_out, count) = (60, 9, 12);
+        let mut gram = Gram::new(d_in);
+        gram.add_rows(&random_matrix(Distribution::Gaussian, count, d_in, 8, 1).to_row_major()).unwrap();
+        let weight = random_matrix(Distribution::Gaussian, d_in, d_out, 8, 2);
+        let conditioning = Conditioning { shrinkage: 0.01, floor: 1e-8 };
+        let thin = Whitening::from_gram(&gram, Centring::Centred, &conditioning).unwrap();
+        let (moment, mean) = (gram.covariance().unwrap(), gram.mean().unwrap());
+        let whole = Whitening::new(&moment, Some(&mean), &conditioning).unwrap();
+        let of = |w: &Whitening| LowRank::new(&weight, Some(w), None, &LowRankOptions::default()).unwrap();
+        let (a, b) = (of(&thin), of(&whole));
+        for k in 0..=d_out {
+            let (found, expected) = (a.squared_errors()[k], b.squared_errors()[k]);
+            assert!((found - expected).abs() < 1e-10 * b.energy(), "{k}: {found} and {expected}");
+        }
+        let (a, b) = (a.factors(4).unwrap(), b.factors(4).unwrap());
+        let (a, b) = (a.left.product(&a.right).unwrap(), b.left.product(&b.right).unwrap());
+        let off = Matrix::from_fn(d_in, d_out, |i, j| a.at(i, j) - b.at(i, j));
+        assert!(off.squared_norm() < 1e-8 * b.squared_norm());
+    }
 }

@@ -200,6 +200,11 @@ pub fn recover(
         let over = || observer.interrupted() || start.elapsed().as_secs_f64() >= options.max_seconds;
         let done = refit_layers(student, &data, progress, &over)?;
         reports = done.reports;
+        if done.matched == 0 {
+            let message = "no layer of the sketched model has the name of one of the teacher: \
+                           is this the model that was sketched?";
+            return Err(TrainError::Options(message.into()));
+        }
         let values = replaced(&best, trainable::named(student, done.contents));
         let found = task.evaluate(&values)?;
         if found.error < after.error {

@@ -54,6 +54,8 @@ pub struct LayerRefit {
 /// What refitting gave.
 #[derive(Clone, Debug)]
 pub struct Refitted {
+    /// Sketched layers that the teacher has, too.
+    pub matched: usize,
     /// What became of each layer.
     pub reports: Vec<LayerRefit>,
     /// The new contents of constants of the student.
@@ -108,7 +110,8 @@ impl Layer {
     }
 }
 
-/// Refits all layers that the teacher has too, or those before an interruption. There may be none.
+/// Refits all layers that the teacher has too, or those before an interruption. There may be none. Layers with inputs longer
+/// than [`Gram::MOST_DENSE`] keep their factors.
 ///
 /// # Errors
 /// Those of running a model on the data, and [`DriverError::Factorize`] where a layer sees numbers that are not finite.
@@ -118,7 +121,10 @@ pub fn refit_layers(
     progress: &dyn Progress,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Refitted, DriverError> {
-    let layers = layers(student, data);
+    let mut layers = layers(student, data);
+    let matched = layers.len();
+    // Second moments of longer rows would be larger than the weight.
+    layers.retain(|layer| layer.module.d_in <= Gram::MOST_DENSE);
     let original = student;
     let student = &mut original.clone();
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
@@ -160,7 +166,7 @@ pub fn refit_layers(
         }
     }
     progress.at("refitting layers", layers.len(), layers.len());
-    Ok(Refitted { reports: done, contents: new, graph: student.clone() })
+    Ok(Refitted { matched, reports: done, contents: new, graph: student.clone() })
 }
 
 fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
@@ -169,9 +175,7 @@ fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
     let twins = Named::of(teacher);
     let levels = levels(student, &modules);
     let mut layers = Vec::new();
-    let modules = modules.into_iter().zip(levels);
-    // Second moments of longer rows would be larger than the weight.
-    for (module, level) in modules.filter(|(module, _)| module.d_in <= Gram::MOST_DENSE) {
+    for (module, level) in modules.into_iter().zip(levels) {
         let target = |output: Value| twins.twin(teacher, student, output.node);
         let targets: Option<Vec<Value>> = module.places.iter().map(|p| target(p.output)).collect();
         if let Some(targets) = targets {
