@@ -452,7 +452,7 @@ fn bench_tells_speed_with_bytes_and_error() {
     ];
     for m in models {
         assert_eq!(keys(m), names);
-        let of_error = ["centred_l2", "cosine", "mask", "outputs", "relative_l2", "samples"];
+        let of_error = ["bounds", "centred_l2", "cosine", "mask", "outputs", "relative_l2", "samples"];
         assert_eq!(keys(&m["error"]), of_error);
         let rising = ["min_ms", "median_ms", "p90_ms", "p99_ms"].map(|name| m[name].as_f64().unwrap());
         assert!(rising[0] > 0.0 && rising.is_sorted(), "{rising:?}");

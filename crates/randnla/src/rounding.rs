@@ -175,7 +175,8 @@ mod tests {
     fn triangle(x: &Matrix) -> Matrix {
         let mut moment = x.transposed().product(x).unwrap();
         moment = Matrix::from_fn(48, 48, |i, j| moment.at(i, j) / 300.0);
-        Whitening::new(&moment, None, &Conditioning::default()).unwrap().triangle()
+        let conditioning = Conditioning { floor: 1e-12, ..Conditioning::default() };
+        Whitening::new(&moment, None, &conditioning).unwrap().triangle()
     }
 
     fn numbers(stored: &StoredTensor) -> Matrix {

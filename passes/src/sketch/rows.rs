@@ -28,6 +28,18 @@ impl Rows {
         }
     }
 
+    /// How many rows [`of`](Rows::of) gives.
+    pub fn count(&self, x: &Tensor, samples: usize) -> usize {
+        match &self.windows {
+            None => x.len() / self.length.max(1),
+            Some(windows) => {
+                let size = [x.shape()[2], x.shape()[3]];
+                let [rows, columns] = windows.count(size);
+                (x.shape()[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
+            }
+        }
+    }
+
     /// Rows of the result `y` of a site, those that belong to [`of`](Rows::of): channels second where there are windows.
     pub fn results(&self, y: &Tensor, samples: usize) -> Vec<f32> {
         let data = y.to_vec::<f32>().expect("sites compute f32");

@@ -108,7 +108,7 @@ fn files_are_checked() {
         ("padding = 16", "padding = 0", "cost model: `padding` is out of range"),
         ("thread-efficiency = 0.95", "thread-efficiency = 2", "cost model: `thread-efficiency`"),
         ("region-us = 0.5", "region-us = nan", "cost model: `region-us` is out of range"),
-        ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 16, column 1\n"),
+        ("conv = 215.0", "convs = 215.0", "cost model: TOML parse error at line 18, column 1\n"),
     ] {
         assert!(text.contains(from));
         let message = CostModel::from_toml(&text.replace(from, to)).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use margay_plan::{
 };
 
 use super::Job;
-use super::apply::{Refit, apply, pass_of};
+use super::apply::{apply, pass_of};
 use super::check::Checker;
 use super::fit::Fit;
 use super::limit::{Measure, Met, meet_error};
@@ -49,7 +49,6 @@ pub(crate) fn allocate(
     prices: &Prices,
     weights: Option<Vec<f64>>,
     checker: Option<&Checker>,
-    refit: Option<&Refit>,
 ) -> Result<Chosen, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights.as_deref())?;
     let given = job.options.searched().filter(|_| !job.rounds_with_feedback());
@@ -57,7 +56,7 @@ pub(crate) fn allocate(
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
             candidates.narrow(&job.sites, goal);
-            meet(&candidates, goal, &|choice| error_of(job, fits, checker, refit, choice))?
+            meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
         }
     };
     Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
@@ -68,14 +67,13 @@ fn error_of(
     job: &Job<'_>,
     fits: &[Fit],
     checker: Option<&Checker>,
-    refit: Option<&Refit>,
     choice: &Allocation,
 ) -> Result<f64, DriverError> {
     if choice.choices.is_empty() && job.storage == StoreConstants::default() {
         return Ok(0.0);
     }
     let checker = checker.expect("an error limit without samples was refused");
-    let sketched = apply(job, pass_of(&job.sites, fits, choice), refit, &mut Dump::none())?;
+    let sketched = apply(job, pass_of(&job.sites, fits, choice), None, &mut Dump::none())?;
     Ok(checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?.relative_l2)
 }
 

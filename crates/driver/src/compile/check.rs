@@ -90,6 +90,22 @@ pub(crate) fn checker(job: &Job<'_>, split: Option<&Split>) -> Result<Option<Che
     split.map(checker).transpose()
 }
 
+/// Whether there is an error limit and the sketched graph exceeds it.
+///
+/// # Errors
+/// What running it says.
+pub(crate) fn exceeds(
+    job: &Job<'_>,
+    checker: Option<&Checker>,
+    sketched: &Graph,
+) -> Result<bool, DriverError> {
+    let (Some(Goal::Error(limit)), Some(checker)) = (job.options.searched(), checker) else {
+        return Ok(false);
+    };
+    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?.relative_l2;
+    Ok(error.is_nan() || error > *limit)
+}
+
 /// The error of the sketched graph; `None` without samples.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
 pub use self::calibrate::metrics;
-use self::check::{check, checker};
+use self::check::{check, checker, exceeds};
 pub use self::curves::CurvePoint;
 use self::curves::curves;
 use self::fit::{Measured, fit, measured, tasks};
@@ -302,9 +302,14 @@ pub fn compile_with(
     let curves = curves(&job, &fits, &prices, weights.as_deref())?;
     let checker = checker(&job, split.as_ref())?;
     let refit = Refit::new(&job, split.as_ref(), measured.as_ref())?;
-    let refit = refit.as_ref();
-    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref(), refit)?;
-    let sketched = apply(&job, pass_of(&job.sites, &fits, &choice.allocation), refit, dump)?;
+    let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
+    let pass = || pass_of(&job.sites, &fits, &choice.allocation);
+    let sketched = apply(&job, pass(), refit.as_ref(), dump)?;
+    // The limit was met before the refit, which is no reason to miss it.
+    let sketched = match exceeds(&job, checker.as_ref(), &sketched.graph)? && refit.is_some() {
+        true => apply(&job, pass(), None, dump)?,
+        false => sketched,
+    };
     let error = check(&job, checker.as_ref(), &sketched.graph)?;
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = match &options.plan {

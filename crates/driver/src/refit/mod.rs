@@ -108,10 +108,20 @@ impl Layer {
     fn inputs(&self) -> Vec<Value> {
         self.module.places.iter().map(|p| p.input.value).collect()
     }
+
+    /// How many rows it reads of some batches, padding included.
+    fn rows(&self, batches: &[Arrays], of_student: &Stages<'_>) -> usize {
+        let samples: usize = batches.iter().map(rows_of).sum();
+        let of = |batch: usize| {
+            let inputs = self.module.places.iter().map(|p| &p.input);
+            inputs.map(|i| i.count(of_student.value(batch, i.value), samples)).sum::<usize>()
+        };
+        (0..batches.len()).map(of).sum()
+    }
 }
 
 /// Refits all layers that the teacher has too, or those before an interruption. There may be none. Layers with inputs longer
-/// than [`Gram::MOST_DENSE`] keep their factors.
+/// than [`Gram::MOST_DENSE`], or than there are rows to learn from, keep their factors.
 ///
 /// # Errors
 /// Those of running a model on the data, and [`DriverError::Factorize`] where a layer sees numbers that are not finite.
@@ -146,10 +156,14 @@ pub fn refit_layers(
         let now: Vec<&Layer> = layers.iter().filter(|l| l.level == level).collect();
         let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs()).collect();
         let targets: Vec<Value> = now.iter().flat_map(|l| l.targets.clone()).collect();
-        let mut sums = Vec::new();
         for part in 0..2 {
             of_student[part].advance(student, &inputs)?;
             of_teacher[part].advance(data.teacher, &targets)?;
+        }
+        let now: Vec<&Layer> =
+            now.into_iter().filter(|l| l.rows(&batches[0], &of_student[0]) >= l.module.d_in).collect();
+        let mut sums = Vec::new();
+        for part in 0..2 {
             sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
         }
         let fitted = parallel(data.threads, now.len(), &Silent, "", |i| {
