@@ -140,7 +140,7 @@ pub fn refit_layers(
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
     let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, DriverError> {
         let size = bound_batch(student).unwrap_or(SAMPLES_AT_ONCE);
-        Ok(samples.runs(student, size).take(most.div_ceil(size)).collect::<Result<_, _>>()?)
+        samples.runs(student, size).take(most.div_ceil(size)).collect()
     };
     let batches = [batches(data.train, MOST_SAMPLES[0])?, batches(data.held_out, MOST_SAMPLES[1])?];
     let stages = |batches| Stages::new(batches, data.backend, data.threads);
