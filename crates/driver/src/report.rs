@@ -35,7 +35,8 @@ pub struct ModuleReport {
     pub predicted_ms_before: f64,
     /// Predicted milliseconds after.
     pub predicted_ms_after: f64,
-    /// Relative L2 error of its own output on the calibration samples (of its weight, without samples).
+    /// Relative L2 error of its own output on the calibration samples, before the refit, weighed by what the outputs of the
+    /// model depend on where that is known (of its weight, without samples).
     pub layer_error: f64,
     /// Predicted relative L2 error of the model's outputs from this site alone; absent without samples.
     pub output_error: Option<f64>,

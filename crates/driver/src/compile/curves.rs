@@ -17,7 +17,8 @@ pub struct CurvePoint {
     pub scheme: String,
     /// Its settings, such as the rank.
     pub settings: Settings,
-    /// Relative L2 error of the site's own output on the calibration samples (of its weight, without samples).
+    /// Relative L2 error of the site's own output on the calibration samples, weighed by what the outputs of the model depend
+    /// on where that is known (of its weight, without samples).
     pub layer_error: f64,
     /// Predicted relative L2 error of the model's outputs from this site alone; absent without samples.
     pub output_error: Option<f64>,
