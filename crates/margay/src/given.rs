@@ -69,7 +69,9 @@ impl InputSource {
     pub fn inputs_of(&self, model: &Path) -> Result<Given, Error> {
         let mut given = Given::default();
         let declared = Ports::of(model, &self.dims)?;
-        let wanted = |name: &str| declared.inputs.iter().any(|d| d.name == name);
+        let wanted = |name: &str| {
+            declared.inputs.iter().any(|d| d.name == name) || declared.overridable.iter().any(|n| n == name)
+        };
         let mut nameless = Vec::new();
         let mut expected_nameless = Vec::new();
         for file in &self.files {
@@ -183,6 +185,8 @@ impl InputSource {
 /// What a file takes and gives.
 struct Ports {
     inputs: Vec<Declared>,
+    /// Inputs that have a value in the model, which another may take the place of.
+    overridable: Vec<String>,
     outputs: Vec<String>,
 }
 
@@ -236,7 +240,8 @@ impl Ports {
                 extents: Some(inputs[i].shape.iter().map(|e| Ok(*e)).collect()),
             });
             let outputs = entry.parts.outputs.iter().map(|port| port.name.clone());
-            return Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() });
+            let overridable = Vec::new();
+            return Ok(Ports { inputs: inputs.collect(), overridable, outputs: outputs.collect() });
         }
         let model = OnnxModel::open(path)?;
         let extent = |dim: &OnnxDim| match dim {
@@ -251,7 +256,8 @@ impl Ports {
             extents: v.dims.as_ref().map(|dims| dims.iter().map(extent).collect()),
         });
         let outputs = model.graph.outputs.iter().map(|v| v.name.clone());
-        Ok(Ports { inputs: inputs.collect(), outputs: outputs.collect() })
+        let overridable = model.graph.inputs.iter().filter(|v| initialized(&v.name)).map(|v| v.name.clone());
+        Ok(Ports { inputs: inputs.collect(), overridable: overridable.collect(), outputs: outputs.collect() })
     }
 }
 
