@@ -14,6 +14,8 @@ mod derivatives;
 mod given;
 #[path = "cli/opt.rs"]
 mod opt;
+#[path = "cli/pareto.rs"]
+mod pareto;
 #[path = "cli/place.rs"]
 mod place;
 #[path = "cli/ranges.rs"]
@@ -45,6 +47,7 @@ fn help() {
         "inspect",
         "check",
         "sensitivity",
+        "pareto",
         "export",
         "differentiate",
         "opt",

@@ -150,17 +150,30 @@ pub fn make_trainable(g: &mut Graph, constants: &[NodeId]) -> Result<Vec<(String
 /// [`PassError::Refused`] for a name that no constant has, and for contents of another type than the constant's.
 pub fn with_parameters(g: &Graph, values: &[(String, Tensor)]) -> Result<Graph, PassError> {
     let names = parameter_names(g);
-    let mut contents: HashMap<NodeId, &Tensor> = HashMap::new();
+    let mut contents = Vec::with_capacity(values.len());
     for (name, tensor) in values {
         let Some((n, _)) = names.iter().find(|(_, known)| known == name) else {
             return Err(PassError::Refused(format!("the model has no constant of floats `{name}`")));
         };
+        contents.push((*n, tensor.clone()));
+    }
+    with_constants(g, &contents)
+}
+
+/// The same graph with other contents of some constants. Order, origins and so [`parameter_names`] stay; all ids are new.
+///
+/// # Errors
+/// [`PassError::Refused`] for a tensor of another type than the constant.
+pub fn with_constants(g: &Graph, contents: &[(NodeId, Tensor)]) -> Result<Graph, PassError> {
+    for (n, tensor) in contents {
         let (expected, found) = (g.ty((*n).into()), TensorType::of(tensor));
         if *expected != found {
+            let known = parameter_names(g).into_iter().find(|(other, _)| other == n);
+            let name = known.map_or_else(|| g.node(*n).origin.name().to_owned(), |(_, name)| name);
             return Err(PassError::Refused(format!("constant `{name}`: expected {expected}, found {found}")));
         }
-        contents.insert(*n, tensor);
     }
+    let contents: HashMap<NodeId, &Tensor> = contents.iter().map(|(n, tensor)| (*n, tensor)).collect();
     let op_of = |n: NodeId| match contents.get(&n) {
         Some(tensor) => Const { payload: Payload::new((*tensor).clone()) }.into(),
         None => g.op(n).clone(),

@@ -38,12 +38,14 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     let names = [
         "after",
         "before",
+        "blocks",
         "divergence",
         "error",
         "hidden",
         "history",
         "layers",
         "model",
+        "refined",
         "refitted",
         "samples",
         "seconds",
@@ -78,6 +80,48 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     let layers =
         json(&place.done(&format!("recover s.onnx {LEARN} --layers-only --export l.onnx --json")).stdout);
     assert_eq!((layers["steps"].as_u64(), layers["stop"].is_null()), (Some(0), true));
+}
+
+#[test]
+fn stages_are_done_as_asked_and_each_helps() {
+    let place = place();
+    let of = |words: &str| {
+        let told = place.done(&format!("recover s.onnx {LEARN} {words} --export t.onnx --json"));
+        json(&told.stdout)
+    };
+    let report = of("--stages layers,blocks --hidden conv2");
+    let error = |part: &str| report[part]["error"].as_f64().unwrap();
+    assert!(error("refitted") < error("before") && error("after") <= error("refitted"), "{report}");
+    let blocks = report["blocks"].as_array().unwrap();
+    assert!(blocks.len() >= 2, "{report}");
+    for block in blocks {
+        let of = |name: &str| block[name].as_f64().unwrap();
+        assert!(of("after") <= of("before") && of("steps") > 0.0, "{block}");
+    }
+    assert!(blocks.iter().any(|b| b["after"].as_f64() < b["before"].as_f64()), "{report}");
+    assert_eq!((report["steps"].as_u64(), report["stop"].is_null()), (Some(0), true));
+    let report = of("--stages together --steps 4");
+    assert!(report["refitted"].is_null() && report["refined"].is_null(), "{report}");
+    assert_eq!(report["steps"], 4);
+    let wrong = place.run(&format!("recover s.onnx {LEARN} --stages heads --export t.onnx"));
+    assert!(wrong.code == 2 && wrong.stderr.contains("[possible values: layers, blocks, together]"));
+}
+
+/// A refit chooses anew which coordinates carry the identity of a factor: that is no parameter, and a checkpoint holds it.
+#[test]
+fn a_finished_run_goes_on_with_the_positions_that_its_refit_chose() {
+    let place = place();
+    let plan = String::from_utf8(place.bytes("plan.toml")).unwrap();
+    let (head, _) = plan.split_once("[modules]").unwrap();
+    let choice = "fc2 = { scheme = \"interpolative\", rank = 4 }\n";
+    std::fs::write(place.path("gauge.toml"), format!("{head}[modules]\n{choice}")).unwrap();
+    // Without samples the factors are those of the weight alone.
+    place.done("compile model.onnx -o g.margay --export g.onnx --plan gauge.toml --recalibrate --target-cpu portable");
+    let words = format!("recover g.onnx {LEARN} --steps 6 --evaluations 2 --checkpoint c.safetensors");
+    place.done(&format!("{words} --export whole.onnx"));
+    assert!(String::from_utf8_lossy(&place.bytes("c.safetensors")).contains("\"fixed.constant "));
+    place.done(&format!("{words} --resume --export again.onnx"));
+    assert!(place.bytes("again.onnx") == place.bytes("whole.onnx"));
 }
 
 #[test]

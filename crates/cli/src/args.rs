@@ -13,10 +13,6 @@ use crate::note;
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, NAME=N..M one
-    /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
-    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
-    dims: Vec<(String, Extents)>,
     /// Samples of the model's inputs, by name. Three quarters of them calibrate; the others measure the error that
     /// is reported. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
@@ -41,6 +37,17 @@ pub(crate) struct GoalArgs {
     /// Replay the plan on other samples than those that it was made with.
     #[arg(long, requires = "plan")]
     recalibrate: bool,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// What to compile for, whatever is sketched.
+#[derive(clap::Args)]
+pub(crate) struct TargetArgs {
+    /// Value of a dimension the model leaves open; several values make an artifact with an entry for each, NAME=N..M one
+    /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
+    #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
+    dims: Vec<(String, Extents)>,
     /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
     /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate; tables are int8 beside
     /// both. Convolutions and attention stay f32, and so does exported ONNX.
@@ -100,12 +107,12 @@ impl GoalArgs {
 
     /// Whether any of these options was given that only makes sense for a model that is compiled.
     pub(crate) fn is_default(&self) -> bool {
-        let plain = self.precision == Precision::F32;
+        let TargetArgs { precision, dims, errors, .. } = &self.target;
         self.is_dense()
-            && self.dims.is_empty()
+            && dims.is_empty()
             && self.data.is_none()
-            && plain
-            && self.errors.scope() == ErrorScope::default()
+            && *precision == Precision::F32
+            && errors.scope() == ErrorScope::default()
     }
 
     fn goal(&self) -> Goal {
@@ -118,6 +125,26 @@ impl GoalArgs {
 
     /// The driver's options; reads the plan.
     pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
+        Ok(CompileOptions {
+            goal: self.goal(),
+            plan: self.plan.as_deref().map(read_plan).transpose()?,
+            recalibrate: self.recalibrate,
+            ..self.target.options()
+        })
+    }
+
+    /// The samples for a model.
+    pub(crate) fn samples(&self, model: &Path) -> Result<Option<Samples>, Failure> {
+        match &self.data {
+            Some(data) => Ok(Some(samples_of(model, data, &[])?)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl TargetArgs {
+    /// The driver's options, without a goal.
+    pub(crate) fn options(&self) -> CompileOptions {
         let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
         let mut ranges = Vec::new();
         for (name, extents) in &self.dims {
@@ -133,10 +160,7 @@ impl GoalArgs {
                 None => dims.push((name.clone(), values.clone())),
             }
         }
-        Ok(CompileOptions {
-            goal: self.goal(),
-            plan: self.plan.as_deref().map(read_plan).transpose()?,
-            recalibrate: self.recalibrate,
+        CompileOptions {
             dims,
             ranges,
             target_cpu: self.target_cpu.clone(),
@@ -146,14 +170,7 @@ impl GoalArgs {
             predict_threads: self.predict_threads,
             backend: self.backend.clone(),
             errors: self.errors.scope(),
-        })
-    }
-
-    /// The samples for a model.
-    pub(crate) fn samples(&self, model: &Path) -> Result<Option<Samples>, Failure> {
-        match &self.data {
-            Some(data) => Ok(Some(samples_of(model, data, &[])?)),
-            None => Ok(None),
+            ..CompileOptions::default()
         }
     }
 }

@@ -25,6 +25,7 @@ mod export;
 mod inspect;
 mod interrupt;
 mod opt;
+mod pareto;
 mod progress;
 mod recover;
 mod run;
@@ -67,6 +68,7 @@ enum Command {
     Inspect(inspect::Args),
     Check(check::Args),
     Sensitivity(sensitivity::Args),
+    Pareto(pareto::Args),
     Export(export::Args),
     Differentiate(differentiate::Args),
     Opt(opt::Args),
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Sensitivity(args) => sensitivity::run(&args),
+        Command::Pareto(args) => pareto::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),

@@ -1,14 +1,17 @@
 //! `margay recover`: what sketching lost, learned back from the dense model.
 //!
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
-//! `samples` (`learned_from`, `held_out`), `before`, `refitted` and `after` (`error` and `measures` as pairs of name and
-//! number; `refitted` is null where layers were not refitted), `layers` (`name`, `before`, `after`, `refitted`), `steps`,
+//! `samples` (`learned_from`, `held_out`), `before`, `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and
+//! number; `refitted` and `refined` are null where layers were not refitted, blocks not refined), `layers` (`name`, `before`,
+//! `after`, `refitted`), `blocks` (`name`, `before`, `after`, `steps`), `steps`,
 //! `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `error` (of the result on the samples
 //! held out, as `compile` states it in `held_out`) and `seconds`.
 
 use std::path::{Path, PathBuf};
 
-use margay::{Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Trainable, samples_of};
+use margay::{
+    BlockReport, Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Trainable, samples_of,
+};
 
 use crate::args::{ThreadArgs, at_least_one, dim, mask, not_negative, positive};
 use crate::error::Failure;
@@ -18,13 +21,14 @@ use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
 use crate::{Reply, errors, json};
 
-const AFTER: &str = r#"First each layer is refitted by itself, then all learn together. The best on held-out samples is kept.
+const AFTER: &str = r#"First each layer is refitted by itself, then those of each block learn together, then all of them. The best on held-out samples is kept.
 Ctrl-C ends learning and keeps the best so far.
 
 With --json:
   {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
-   "before": {"error", "measures"}, "refitted", "after",
-   "layers": [{"name", "before", "after", "refitted"}], "steps", "stop", "divergence",
+   "before": {"error", "measures"}, "refitted", "refined", "after",
+   "layers": [{"name", "before", "after", "refitted"}], "blocks": [{"name", "before", "after", "steps"}],
+   "steps", "stop", "divergence",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
    "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"}, "seconds"}"#;
 
@@ -83,8 +87,17 @@ struct LearningArgs {
     /// So many steps of learning together.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Refit layers one by one, and no more.
-    #[arg(long, conflicts_with_all = ["steps", "checkpoint"])]
+    /// What is done, in this order: layers are refitted one by one; those of each block learn together; all learn together.
+    #[arg(
+        long,
+        value_name = "layers,blocks,together",
+        default_value = "layers,blocks,together",
+        value_delimiter = ',',
+        value_parser = ["layers", "blocks", "together"]
+    )]
+    stages: Vec<String>,
+    /// As `--stages layers`.
+    #[arg(long, conflicts_with_all = ["stages", "steps", "checkpoint"])]
     layers_only: bool,
     /// Samples of a step, where the model leaves its batch open.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
@@ -168,6 +181,7 @@ fn write(args: &Args, model: &RecoveredModel) -> Option<Failure> {
 
 fn options(args: &Args) -> RecoverOptions {
     let l = &args.learning;
+    let does = |stage: &str| l.stages.iter().any(|s| s == stage);
     RecoverOptions {
         max_seconds: l.max_seconds,
         steps: l.steps,
@@ -180,7 +194,9 @@ fn options(args: &Args) -> RecoverOptions {
         },
         train: l.train,
         mask: mask(l.mask.as_deref()),
-        together: !l.layers_only,
+        layers: does("layers"),
+        blocks: !l.layers_only && does("blocks"),
+        together: !l.layers_only && does("together"),
         held_out: l.held_out,
         patience: l.patience,
         evaluations: l.evaluations,
@@ -195,11 +211,18 @@ fn options(args: &Args) -> RecoverOptions {
 
 fn summary(args: &Args, model: &RecoveredModel) -> String {
     let (recovered, error) = (&model.recovered, &model.error);
-    let mut table = Table::new(&["on held-out samples", ">sketched", ">layers refitted", ">recovered"]);
+    let mut table = Table::new(&[
+        "on held-out samples",
+        ">sketched",
+        ">layers refitted",
+        ">blocks refined",
+        ">recovered",
+    ]);
     for (i, (name, before)) in recovered.before.measures.iter().enumerate() {
         let of = |e: &Evaluation| e.measures.get(i).map_or_else(String::new, |(_, v)| significant(*v));
-        let refitted = recovered.refitted.as_ref().map_or_else(|| "-".into(), of);
-        table.row([name.clone(), significant(*before), refitted, of(&recovered.after)]);
+        let stage = |e: &Option<Evaluation>| e.as_ref().map_or_else(|| "-".into(), of);
+        let (refitted, refined) = (stage(&recovered.refitted), stage(&recovered.refined));
+        table.row([name.clone(), significant(*before), refitted, refined, of(&recovered.after)]);
     }
     let (learned_from, held_out) = (recovered.learned_from, recovered.held_out.rows());
     let mut text = format!(
@@ -210,6 +233,11 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
     let refitted = recovered.layers.iter().filter(|l| l.refitted).count();
     if !recovered.layers.is_empty() {
         text += &format!("{refitted} of {} layers refitted\n", recovered.layers.len());
+    }
+    if !recovered.blocks.is_empty() {
+        let (before, after) = mean_errors(&recovered.blocks);
+        let (blocks, before, after) = (recovered.blocks.len(), significant(before), significant(after));
+        text += &format!("{blocks} blocks refined: mean error {before} -> {after}\n");
     }
     if let Some(fitted) = &recovered.fitted {
         let (steps, best) = (fitted.steps, fitted.best().step);
@@ -225,4 +253,11 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         }
     }
     text
+}
+
+/// Before and after, about the means of what blocks end with.
+fn mean_errors(blocks: &[BlockReport]) -> (f64, f64) {
+    let count = blocks.len() as f64;
+    let mean = |of: fn(&BlockReport) -> f64| blocks.iter().map(of).sum::<f64>() / count;
+    (mean(|b| b.before), mean(|b| b.after))
 }

@@ -62,7 +62,10 @@ mod twins;
 
 pub use backend::Backend;
 pub use bounds::ErrorBound;
-pub use compile::{CompileOptions, CurvePoint, compile, compile_with, metrics};
+pub use compile::{
+    CompileOptions, CurvePoint, Front, FrontOptions, FrontPoint, compile, compile_with, front, input_moments,
+    metrics,
+};
 pub use compiled::Compiled;
 pub use consts::{Read, read_graph};
 pub use differentiate::differentiate;
@@ -70,13 +73,13 @@ pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
 pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
 pub use export::export_graph;
-pub use margay_plan::Goal;
+pub use margay_plan::{Goal, Resource};
 pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};
 pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};
-pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, refit_layers};
+pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, Stages, refit_layers, replace_constant};
 pub use report::{ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{Arrays, Samples, bound_batch, doubts, hold_out, listed, missing_inputs};

@@ -79,10 +79,10 @@ pub use margay_driver::compare::LayerError;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
     Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
-    ErrorMeasure, ErrorScope, ErrorSum, Goal, Kind, LayerRefit, MaskChoice, Model, ModuleReport, OutputError,
-    PooledError, Progress, Read, Report, Samples, Silent, backend, bound_batch, compile, compile_with,
-    differentiate, export_graph, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
-    read_graph, recompile,
+    ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Kind, LayerRefit, MaskChoice,
+    Model, ModuleReport, OutputError, PooledError, Progress, Read, Report, Resource, Samples, Silent,
+    backend, bound_batch, compile, compile_with, differentiate, export_graph, front, is_artifact, listed,
+    measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
@@ -94,7 +94,9 @@ pub use margay_plan::{Budget, Operations, Plan};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;
-pub use margay_train::recover::{Hidden, RecoverOptions, Recovered, Train as Trainable, recover};
+pub use margay_train::recover::{
+    BlockReport, Hidden, RecoverOptions, Recovered, Train as Trainable, recover,
+};
 pub use margay_train::{
     Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, Schedule, Selection,
     StepMemory, Stop, Supervised, TrainError, Trained, Update,

@@ -7,7 +7,7 @@ use margay_driver::{
     CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples, compile,
     is_artifact, measure_error, open, recompile,
 };
-use margay_train::recover::{RecoverOptions, Recovered, has_narrow_constants, recover};
+use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
 use serde::Serialize;
 
@@ -120,8 +120,10 @@ impl RecoveredModel {
             },
             before: (&recovered.before).into(),
             refitted: recovered.refitted.as_ref().map(StudentError::from),
+            refined: recovered.refined.as_ref().map(StudentError::from),
             after: (&recovered.after).into(),
             layers: &recovered.layers,
+            blocks: &recovered.blocks,
             steps: fitted.map_or(0, |f| f.steps),
             stop: fitted.map(|f| f.stop),
             divergence: fitted.and_then(|f| f.divergence()),
@@ -151,10 +153,14 @@ pub struct RecoveryReport<'a> {
     pub before: StudentError<'a>,
     /// The error with all layers refitted; absent where they were not.
     pub refitted: Option<StudentError<'a>>,
+    /// The error with all blocks refined; absent where they were not.
+    pub refined: Option<StudentError<'a>>,
     /// The error of the result.
     pub after: StudentError<'a>,
     /// What became of each layer.
     pub layers: &'a [LayerRefit],
+    /// What became of each block.
+    pub blocks: &'a [BlockReport],
     /// Steps in which all learned together.
     pub steps: u64,
     /// Why they ended.

@@ -24,6 +24,9 @@ impl Resource {
             Resource::Seconds => "seconds",
         }
     }
+
+    /// All of them.
+    pub const ALL: [Resource; 3] = [Resource::Bytes, Resource::Flops, Resource::Seconds];
 }
 
 /// How much of every resource something uses.

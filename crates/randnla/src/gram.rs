@@ -223,6 +223,21 @@ impl Gram {
         Ok(symmetric(&self.outer(), |_, _, outer| outer / count))
     }
 
+    /// The principal axes of the second moment, as columns, each divided by `(λ / λ̄ + shrinkage)^power`: `[dim, dim]`, where
+    /// `λ` is the moment along the axis and `λ̄` the mean of all. With power ½ the rows `x S` have about the same moment
+    /// in all directions.
+    ///
+    /// # Errors
+    /// [`RandnlaError::EmptySample`] and [`RandnlaError::NoConvergence`].
+    pub fn scaled_axes(&self, shrinkage: f64, power: f64) -> Result<Matrix, RandnlaError> {
+        let moment = self.second_moment()?;
+        let (values, axes) = crate::dense::symmetric_eigen(moment.as_ref())?;
+        let mean = (values.iter().sum::<f64>() / values.len().max(1) as f64).max(f64::MIN_POSITIVE);
+        let scales: Vec<f64> =
+            values.iter().map(|value| (value.max(0.0) / mean + shrinkage).powf(-power)).collect();
+        Ok(Matrix::from_fn(self.dim, self.dim, |i, j| axes[(i, j)] * scales[j]))
+    }
+
     /// The mean of `(x - mean)(x - mean)ᵀ`: `[dim, dim]`, symmetric. It divides by the count, not by one
     /// less, so that it measures this sample exactly.
     ///
@@ -328,6 +343,22 @@ mod tests {
             let outer = x.transposed().product(x).unwrap();
             assert_close(&found.unwrap(), &Matrix::from_fn(dim, dim, |i, j| outer.at(i, j) / n), 1e-11);
         }
+    }
+
+    #[test]
+    fn rows_in_scaled_axes_have_one_moment_in_all_directions() {
+        let (dim, count) = (5, 40);
+        let mut gram = Gram::new(dim);
+        gram.add_rows(&rows(count, dim, 7)).unwrap();
+        let moment = gram.second_moment().unwrap();
+        let mean = (0..dim).map(|i| moment.at(i, i)).sum::<f64>() / dim as f64;
+        let axes = gram.scaled_axes(0.0, 0.5).unwrap();
+        let found = axes.transposed().product(&moment.product(&axes).unwrap()).unwrap();
+        assert_close(&found, &Matrix::from_fn(dim, dim, |i, j| if i == j { mean } else { 0.0 }), 1e-10);
+        // Without a power they are a rotation.
+        let axes = gram.scaled_axes(0.03, 0.0).unwrap();
+        let found = axes.transposed().product(&axes).unwrap();
+        assert_close(&found, &Matrix::from_fn(dim, dim, |i, j| f64::from(u8::from(i == j))), 1e-12);
     }
 
     #[test]

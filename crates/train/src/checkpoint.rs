@@ -17,9 +17,10 @@ use crate::fit::Point;
 /// The key of the metadata under which the record lies, as JSON.
 const RECORD: &str = "margay.training";
 /// The version of the record that is written and read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const STATE: &str = "state.";
 const BEST: &str = "best.";
+const FIXED: &str = "fixed.";
 
 /// What decides the numbers that a run computes, by name, as text: hashes of model and data, options.
 pub type Identity = Vec<(String, String)>;
@@ -58,6 +59,8 @@ pub struct Checkpoint {
     pub states: Vec<(String, Tensor)>,
     /// The best parameters so far.
     pub best: Vec<(String, Tensor)>,
+    /// What the run changed in the model before its first step and no step changes, by names that its caller gave.
+    pub fixed: Vec<(String, Tensor)>,
 }
 
 impl Checkpoint {
@@ -69,7 +72,7 @@ impl Checkpoint {
         let record = Record { version: VERSION, ..self.record.clone() };
         let record = serde_json::to_string(&record).map_err(|e| failed(e.to_string()))?;
         let mut views = Vec::new();
-        for (prefix, tensors) in [(STATE, &self.states), (BEST, &self.best)] {
+        for (prefix, tensors) in [(STATE, &self.states), (BEST, &self.best), (FIXED, &self.fixed)] {
             for (name, t) in tensors {
                 let dtype = dtype_of(t.dtype())
                     .ok_or_else(|| failed(format!("`{name}` is {}, which the format lacks", t.dtype())))?;
@@ -109,16 +112,17 @@ impl Checkpoint {
             return Err(failed(format!("it was written by another run: {differences}")));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
-        let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new() };
+        let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new(), fixed: Vec::new() };
         for (name, view) in file.iter() {
             let dtype = DTYPES.iter().find(|(_, d)| *d == view.dtype()).map(|(d, _)| *d);
             let dtype = dtype.ok_or_else(|| failed(format!("`{name}` is {:?}", view.dtype())))?;
             let tensor = Tensor::from_bytes(dtype, view.shape(), view.data())?;
-            match (name.strip_prefix(STATE), name.strip_prefix(BEST)) {
-                (Some(name), _) => read.states.push((name.to_string(), tensor)),
-                (_, Some(name)) => read.best.push((name.to_string(), tensor)),
-                _ => return Err(failed(format!("`{name}` is neither a state nor a parameter"))),
-            }
+            let lists = [(STATE, &mut read.states), (BEST, &mut read.best), (FIXED, &mut read.fixed)];
+            let list = lists.into_iter().find_map(|(prefix, list)| Some((name.strip_prefix(prefix)?, list)));
+            let Some((name, list)) = list else {
+                return Err(failed(format!("`{name}` is neither a state nor a parameter")));
+            };
+            list.push((name.to_string(), tensor));
         }
         Ok(read)
     }
@@ -177,6 +181,7 @@ mod tests {
             },
             states: vec![("step".into(), Tensor::scalar(12f32)), ("w".into(), weights.clone())],
             best: vec![("w".into(), weights)],
+            fixed: vec![("positions".into(), Tensor::from_slice(&[2], &[3i64, 1]).unwrap())],
         }
     }
 
@@ -189,6 +194,7 @@ mod tests {
         let read = Checkpoint::read(&path, &identity("abc")).unwrap();
         assert_eq!(read.record, written.record);
         assert_eq!(read.best[0].1.bytes(), written.best[0].1.bytes());
+        assert_eq!(read.fixed[0].1.bytes(), written.fixed[0].1.bytes());
         let state = |c: &Checkpoint, name: &str| c.states.iter().find(|(n, _)| n == name).unwrap().1.clone();
         assert_eq!(state(&read, "step").bytes(), state(&written, "step").bytes());
         let bytes = std::fs::read(&path).unwrap();

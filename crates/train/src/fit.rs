@@ -86,6 +86,8 @@ pub struct FitOptions {
     pub resume: bool,
     /// Identifies model, data and options in the checkpoint.
     pub identity: Identity,
+    /// What a checkpoint is to hold of the model besides states.
+    pub fixed: Tensors,
 }
 
 impl Default for FitOptions {
@@ -101,6 +103,7 @@ impl Default for FitOptions {
             checkpoint_seconds: 20.0,
             resume: false,
             identity: Identity::new(),
+            fixed: Tensors::new(),
         }
     }
 }
@@ -422,8 +425,12 @@ impl<'o> Run<'o> {
         self.record.seconds = self.seconds();
         let due = self.record.seconds - self.saved >= older_than;
         let Some(path) = self.options.checkpoint.as_ref().filter(|_| due) else { return Ok(()) };
-        let checkpoint =
-            Checkpoint { record: self.record.clone(), states: trainer.states(), best: self.best.clone() };
+        let checkpoint = Checkpoint {
+            record: self.record.clone(),
+            states: trainer.states(),
+            best: self.best.clone(),
+            fixed: self.options.fixed.clone(),
+        };
         checkpoint.write(path)?;
         self.saved = self.seconds();
         Ok(())

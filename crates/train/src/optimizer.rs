@@ -12,7 +12,7 @@
 //! and Hutter, *Decoupled Weight Decay Regularization*, 2017 (arXiv 1711.05101). The decay `λ` is for parameters of at
 //! least two axes: biases and the scales of normalizations, which have one, do not decay.
 
-use margay_ir::ops::{Exp, Tanh};
+use margay_ir::ops::{Exp, MatMul, Tanh};
 use margay_ir::{AddError, Builder, Graph, Origin, Value};
 use margay_tensor::{DType, Tensor};
 
@@ -113,19 +113,24 @@ impl Optimizer {
         name: &str,
         p: Value,
         gradient: Value,
+        axes: Option<&Tensor>,
         scalars: &Scalars,
     ) -> Result<(Value, Vec<(State, Value)>), TrainError> {
         let dtype = g.ty(p).dtype;
+        let axes = axes.map(|axes| Axes::new(g, name, axes, dtype)).transpose()?;
+        let gradient = match &axes {
+            Some(axes) => axes.gradient(g, name, gradient)?,
+            None => gradient,
+        };
         let Scalars { rate, scale, corrected_rate, correction } = scalars.cast(g, dtype)?;
-        match *self {
+        let (change, moments) = match *self {
             Optimizer::Sgd { momentum: 0.0 } => {
                 let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let share = match scale {
                     Some(scale) => n.mul(scale, rate)?,
                     None => rate,
                 };
-                let change = n.mul(gradient, share)?;
-                Ok((n.sub(p, change)?, Vec::new()))
+                (n.mul(gradient, share)?, Vec::new())
             }
             Optimizer::Sgd { momentum } => {
                 let (state, last) = moment(g, "momentum", name, p)?;
@@ -136,8 +141,7 @@ impl Optimizer {
                     None => gradient,
                 };
                 let next = n.add(kept, new)?;
-                let change = n.mul(next, rate)?;
-                Ok((n.sub(p, change)?, vec![(state, next)]))
+                (n.mul(next, rate)?, vec![(state, next)])
             }
             Optimizer::Adam { betas, epsilon } | Optimizer::AdamW { betas, epsilon, .. } => {
                 let (first, m) = moment(g, "m", name, p)?;
@@ -160,19 +164,54 @@ impl Optimizer {
                 let size = n.mul(size, correction)?;
                 let size = n.offset(size, epsilon)?;
                 let change = n.mul(next_m, corrected_rate)?;
-                let change = n.div(change, size)?;
-                let mut next = n.sub(p, change)?;
-                if let Optimizer::AdamW { weight_decay, .. } = *self
-                    && weight_decay > 0.0
-                    && n.ty(p).ndim() > 1
-                {
-                    let share = n.scale(rate, weight_decay)?;
-                    let lost = n.mul(p, share)?;
-                    next = n.sub(next, lost)?;
-                }
-                Ok((next, vec![(first, next_m), (second, next_v)]))
+                (n.div(change, size)?, vec![(first, next_m), (second, next_v)])
             }
+        };
+        let change = match &axes {
+            Some(axes) => axes.change(g, name, change)?,
+            None => change,
+        };
+        let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
+        let mut next = n.sub(p, change)?;
+        if let Optimizer::AdamW { weight_decay, .. } = *self
+            && weight_decay > 0.0
+            && n.ty(p).ndim() > 1
+        {
+            let share = n.scale(rate, weight_decay)?;
+            let lost = n.mul(p, share)?;
+            next = n.sub(next, lost)?;
         }
+        Ok((next, moments))
+    }
+}
+
+/// Other coordinates for the rows of a parameter: `P = S P̃`. The optimizer moves `P̃`, of which only the moments are kept.
+struct Axes {
+    /// `S`.
+    columns: Value,
+    /// `Sᵀ`.
+    rows: Value,
+}
+
+impl Axes {
+    fn new(g: &mut Graph, name: &str, s: &Tensor, dtype: DType) -> Result<Axes, TrainError> {
+        let mut n = Builder::new(g, Origin::named(&format!("{name}/axes")));
+        let size = s.shape()[0];
+        let values = s.to_vec::<f32>()?;
+        let transposed: Vec<f32> = (0..size * size).map(|i| values[i % size * size + i / size]).collect();
+        let (columns, rows) =
+            (n.constant(s.clone())?, n.constant(Tensor::from_slice(&[size, size], &transposed)?)?);
+        Ok(Axes { columns: n.cast(columns, dtype)?, rows: n.cast(rows, dtype)? })
+    }
+
+    /// The derivative by `P̃`.
+    fn gradient(&self, g: &mut Graph, name: &str, by_parameter: Value) -> Result<Value, AddError> {
+        Builder::new(g, Origin::named(&format!("{name}/axes"))).op(MatMul, &[self.rows, by_parameter])
+    }
+
+    /// The change of `P` that is one of `P̃`.
+    fn change(&self, g: &mut Graph, name: &str, of_coordinates: Value) -> Result<Value, AddError> {
+        Builder::new(g, Origin::named(&format!("{name}/axes"))).op(MatMul, &[self.columns, of_coordinates])
     }
 }
 

@@ -1,16 +1,19 @@
 //! Recovery of what sketching lost: the sketched model learns from the dense one, without labels.
 //!
-//! First each layer is refitted by itself, in closed form ([`refit_layers`]). Then all of them learn together by gradients to
-//! compute what the teacher does, at the outputs and at some places inside. Whatever is not a factor stays frozen unless
+//! First each layer is refitted by itself, in closed form ([`refit_layers`]). Then the layers of each block learn together, one
+//! block after the other ([`blocks`]), and at last all of them, by gradients, to compute what the teacher does, at the
+//! outputs and at some places inside. Whatever is not a factor stays frozen unless
 //! asked for. Nothing gets worse on the data that was held out: where a stage does not help, what was before it stays.
 //!
 //! The schemes of this are those of FitNets (Romero and others, 2014, arXiv 1412.6550) for places inside, and of
 //! SVD-LLM (Wang and others, 2024, arXiv 2403.07378) for the refit of layers on what the compressed layers before them
 //! compute.
 //!
+//! - [`blocks`]: the layers of one block learn what the teacher has at its end.
 //! - [`trainable`]: which constants learn.
 //! - [`pairs`]: what both models have in common.
 
+pub mod blocks;
 mod distill;
 mod objective;
 pub mod pairs;
@@ -20,19 +23,21 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    DriverError, LayerRefit, Mask, MaskChoice, Progress, RefitData, Samples, bound_batch, hold_out, metrics,
-    refit_layers,
+    Contents, DriverError, LayerRefit, Mask, MaskChoice, Progress, RefitData, Samples, bound_batch, hold_out,
+    input_moments, metrics, parallel, refit_layers,
 };
-use margay_ir::Graph;
+use margay_ir::{Graph, NodeId, Op};
+use margay_passes::with_constants;
 use margay_tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, Identity};
 use crate::fit::Tensors;
-use crate::step::with_parameters;
+use crate::step::{Axes, with_parameters};
 use crate::{
     Evaluation, FitOptions, Fitted, Length, Observer, Optimizer, Schedule, Task, TrainError, Trainer,
     TrainingStep, Update, fit,
 };
+pub use blocks::BlockReport;
 use distill::{Distillation, Teacher};
 use objective::Objective;
 pub use objective::Weights;
@@ -60,6 +65,8 @@ pub struct RecoverOptions {
     pub mask: MaskChoice,
     /// Whether layers are refitted by themselves first.
     pub layers: bool,
+    /// Whether the layers of each block then learn together.
+    pub blocks: bool,
     /// Whether all layers learn together.
     pub together: bool,
     /// The share of the samples that is held out, of which at most 512 are taken.
@@ -92,6 +99,7 @@ impl Default for RecoverOptions {
             train: Train::Sketch,
             mask: MaskChoice::Default,
             layers: true,
+            blocks: true,
             together: true,
             held_out: 0.125,
             patience: None,
@@ -116,6 +124,10 @@ pub struct Recovered {
     pub refitted: Option<Evaluation>,
     /// What became of each layer.
     pub layers: Vec<LayerRefit>,
+    /// The error with all blocks refined; absent where that was not asked for, or was done by an earlier run.
+    pub refined: Option<Evaluation>,
+    /// What became of each block.
+    pub blocks: Vec<BlockReport>,
     /// How learning together went; absent where that was not asked for.
     pub fitted: Option<Fitted>,
     /// The error of the result.
@@ -164,8 +176,7 @@ pub fn recover(
     let batch = bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options.held_out, batch)?;
     let learned_from = train.rows();
-    let parameters = trainable::trainable(student, options.train);
-    if parameters.is_empty() {
+    if trainable::trainable(student, options.train).is_empty() {
         return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
     }
     let (backend, threads) = (&margay_driver::backend::native(), options.threads);
@@ -174,17 +185,25 @@ pub fn recover(
     let mut both = Teacher::new(teacher, &all, backend, threads);
     let variances = both.variances(&train, &mask, batch)?;
     let goal = Goal { teacher, options, mask: &mask, variances };
-    let evaluator = distill::evaluator(student, &parameters, &goal.objective(student)?, backend, threads)?;
     let mut output_teacher = Teacher::new(teacher, &outputs, backend, threads);
+    let evaluator = goal.evaluator(student)?;
     let mut task = Distillation::new(train.clone(), &held_out, both, &mut output_teacher, evaluator, batch)?;
-    let mut best = trainable::contents(student, &parameters);
-    let before = task.evaluate(&best)?;
-    let mut after = before.clone();
+    let mut best = Best::of(student, options.train, &mut task)?;
+    let before = best.error.clone();
 
-    let resuming = options.resume && options.checkpoint.as_ref().is_some_and(|path| path.exists());
+    let identity = identity(student, teacher, &samples, options);
+    let path = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
+    let resumed = path.map(|path| Checkpoint::read(path, &identity)).transpose()?;
+    let mut fixed = Tensors::new();
+    if let Some(checkpoint) = &resumed {
+        fixed.clone_from(&checkpoint.fixed);
+        let changed = with_fixed(student, &fixed)?;
+        task.measure(goal.evaluator(&changed)?);
+        best = Best::of(&changed, options.train, &mut task)?;
+    }
     let mut refitted = None;
     let mut reports = Vec::new();
-    if options.layers && !resuming {
+    if options.layers && resumed.is_none() {
         let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
         let metrics = metrics(teacher, &few, &mask, backend, threads, progress)?;
         let data = RefitData {
@@ -205,43 +224,103 @@ pub fn recover(
                            is this the model that was sketched?";
             return Err(TrainError::Options(message.into()));
         }
-        let values = replaced(&best, trainable::named(student, done.contents));
-        let found = task.evaluate(&values)?;
-        if found.error < after.error {
-            (best, after) = (values, found.clone());
+        let previous = task.measure(goal.evaluator(&done.graph)?);
+        let found = Best::of(&done.graph, options.train, &mut task)?;
+        refitted = Some(found.error.clone());
+        if found.error.error < best.error.error {
+            fixed = changed_positions(student, &done.contents);
+            best = found;
+        } else {
+            task.measure(previous);
         }
-        refitted = Some(found);
+    }
+    let mut refined = None;
+    let mut blocks = Vec::new();
+    if options.blocks && resumed.is_none() {
+        let left = options.max_seconds - start.elapsed().as_secs_f64();
+        let seconds = if options.together { left * BLOCKS_SHARE } else { left };
+        let start_from = best.balanced()?;
+        let data = (&train, &held_out);
+        let done = blocks::refine(&start_from, &goal, data, batch, seconds, progress, observer)?;
+        let graph = with_parameters(&start_from, &done.contents)?;
+        let found = Best::of(&graph, options.train, &mut task)?;
+        (refined, blocks) = (Some(found.error.clone()), done.reports);
+        if found.error.error < best.error.error {
+            best = found;
+        }
     }
     let mut fitted = None;
     if options.together {
-        let start_from = with_parameters(student, &best)?;
-        let balanced = trainable::balanced(&start_from);
-        let start_from = with_parameters(&start_from, &balanced)?;
-        let spent = start.elapsed().as_secs_f64();
-        let identity = identity(student, teacher, &samples, options);
-        let run = LearnRun { batch, spent, identity };
-        let result = learn(&start_from, &goal, &mut task, run, observer)?;
+        let start_from = best.balanced()?;
+        let run = LearnRun { batch, spent: start.elapsed().as_secs_f64(), identity, fixed };
+        let result = learn(&start_from, &goal, &mut task, run, progress, observer)?;
         let found = result.best();
-        if found.error < after.error || resuming {
-            best = result.parameters.clone();
-            after = Evaluation { error: found.error, measures: found.measures.clone() };
+        if found.error < best.error.error || resumed.is_some() {
+            best = Best {
+                graph: with_parameters(&best.graph, &result.parameters)?,
+                error: Evaluation { error: found.error, measures: found.measures.clone() },
+            };
         }
         fitted = Some(result);
     }
+    let trained = trainable::contents(&best.graph, &trainable::trainable(&best.graph, options.train));
     Ok(Recovered {
-        graph: with_parameters(student, &best)?,
+        graph: best.graph,
         before,
         refitted,
         layers: reports,
+        refined,
+        blocks,
         fitted,
-        after,
-        trained: best.iter().map(|(_, t)| t.len()).sum(),
+        after: best.error,
+        trained: trained.iter().map(|(_, t)| t.len()).sum(),
         hidden: hidden.into_iter().map(|p| p.name).collect(),
         learned_from,
         held_out,
         mask: options.mask.clone(),
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// The best student so far.
+struct Best {
+    graph: Graph,
+    error: Evaluation,
+}
+
+impl Best {
+    /// A student, measured by a task that is given the constants which learn.
+    fn of(graph: &Graph, train: Train, task: &mut Distillation) -> Result<Best, TrainError> {
+        let values = trainable::contents(graph, &trainable::trainable(graph, train));
+        Ok(Best { graph: graph.clone(), error: task.evaluate(&values)? })
+    }
+
+    /// The same student with what belongs together brought to one norm: every number moves at about the same speed.
+    fn balanced(&self) -> Result<Graph, TrainError> {
+        with_parameters(&self.graph, &trainable::balanced(&self.graph))
+    }
+}
+
+/// The constants of a graph by their places among all of them.
+fn constants(g: &Graph) -> Vec<(String, NodeId)> {
+    let order = g.order().into_iter().filter(|n| matches!(g.op(*n), Op::Const(_)));
+    order.enumerate().map(|(i, n)| (format!("constant {i}"), n)).collect()
+}
+
+/// Of new contents those of integers, which no step changes: positions of lookups.
+fn changed_positions(g: &Graph, contents: &Contents) -> Tensors {
+    let names = constants(g);
+    let name = |n: NodeId| names.iter().find(|(_, m)| *m == n).map(|(name, _)| name.clone());
+    let integers = contents.iter().filter(|(_, t)| !t.dtype().is_float());
+    integers.filter_map(|(n, t)| Some((name(*n)?, t.clone()))).collect()
+}
+
+/// A graph with the contents that [`changed_positions`] found.
+fn with_fixed(g: &Graph, fixed: &[(String, Tensor)]) -> Result<Graph, TrainError> {
+    let names = constants(g);
+    let node = |name: &String| names.iter().find(|(other, _)| other == name).map(|(_, n)| *n);
+    let contents: Contents = fixed.iter().filter_map(|(name, t)| Some((node(name)?, t.clone()))).collect();
+    Ok(with_constants(g, &contents)?)
 }
 
 /// What is the same for all graphs of one recovery.
@@ -254,6 +333,44 @@ struct Goal<'a> {
 }
 
 impl Goal<'_> {
+    /// Measures students with this graph, but for the constants that learn.
+    fn evaluator(&self, student: &Graph) -> Result<crate::Evaluator, TrainError> {
+        let parameters = trainable::trainable(student, self.options.train);
+        let backend = &margay_driver::backend::native();
+        distill::evaluator(student, &parameters, &self.objective(student)?, backend, self.options.threads)
+    }
+
+    /// Coordinates in which numbers of parameters matter about the same to what products compute.
+    fn axes(
+        &self,
+        student: &Graph,
+        parameters: &[NodeId],
+        samples: &Samples,
+        progress: &dyn Progress,
+    ) -> Result<Axes, TrainError> {
+        let few = Samples::new(samples.row(0, samples.rows().min(METRIC_SAMPLES))?)?;
+        let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
+        let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
+        let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));
+        let short: Vec<NodeId> = short.copied().collect();
+        let found = input_moments(student, &short, &few, self.mask, backend, threads, progress)?;
+        let moments: Vec<_> =
+            found.into_iter().filter(|(n, m)| first_axis(n) == Some(m.gram().dim())).collect();
+        let axes = parallel(threads, moments.len(), progress, "decomposing moments", |i| {
+            let gram = moments[i].1.gram();
+            let axes = gram.scaled_axes(AXES_SHRINKAGE, 0.5).ok()?;
+            Tensor::from_slice(&[gram.dim(), gram.dim()], &axes.to_row_major()).ok()
+        });
+        // Where they cannot be decomposed, the parameter stays as it is.
+        Ok(moments.into_iter().zip(axes).filter_map(|((n, _), axes)| Some((n, axes?))).collect())
+    }
+
+    /// Where blocks of a student with these nodes end: what both have inside, then the outputs.
+    fn ends(&self, student: &Graph) -> Result<Vec<objective::Scaled>, TrainError> {
+        let Objective { hidden, outputs, .. } = self.objective(student)?;
+        Ok(hidden.into_iter().chain(outputs).collect())
+    }
+
     /// What a student with these nodes is to minimize.
     fn objective(&self, student: &Graph) -> Result<Objective, TrainError> {
         let outputs = pairs::outputs(student, self.teacher)?;
@@ -273,6 +390,8 @@ struct LearnRun {
     /// Seconds that are over.
     spent: f64,
     identity: Identity,
+    /// What no step changes and a checkpoint is to hold.
+    fixed: Tensors,
 }
 
 /// All layers together, by gradients.
@@ -281,6 +400,7 @@ fn learn(
     goal: &Goal<'_>,
     task: &mut Distillation,
     run: LearnRun,
+    progress: &dyn Progress,
     observer: &mut dyn Observer,
 ) -> Result<Fitted, TrainError> {
     let (begin, options) = (Instant::now(), goal.options);
@@ -292,7 +412,8 @@ fn learn(
         schedule: Schedule::Cosine { warm_up: 0.02, floor: 0.0 },
         clip: Some(1.0),
     };
-    let step = TrainingStep::new(student, &parameters, &|g| objective.loss(g), &update)?;
+    let axes = goal.axes(student, &parameters, task.samples(), progress)?;
+    let step = TrainingStep::in_axes(student, &parameters, &|g| objective.loss(g), &update, &axes)?;
     let example = task.batch(&(0..run.batch).collect::<Vec<usize>>())?;
     let mut trainer = Trainer::new(&step, &example, &margay_driver::backend::native(), options.threads)?;
     let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
@@ -307,6 +428,7 @@ fn learn(
         checkpoint_seconds: options.checkpoint_seconds,
         resume: options.resume,
         identity: run.identity,
+        fixed: run.fixed,
     };
     fit(&mut trainer, task, &fit_options, observer)
 }
@@ -315,7 +437,7 @@ fn learn(
 /// How long a run is to be is not part of it: it may go on for longer.
 fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &RecoverOptions) -> Identity {
     let hash = |g: &Graph| blake3::hash(g.to_string().as_bytes()).to_hex()[..16].to_string();
-    let RecoverOptions { batch, learning_rate, hidden, weights, train, mask, layers, .. } = options;
+    let RecoverOptions { batch, learning_rate, hidden, weights, train, mask, layers, blocks, .. } = options;
     let parts = [
         ("the sketched model", hash(student)),
         ("the teacher", hash(teacher)),
@@ -327,17 +449,21 @@ fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &Recov
         ("what is trained", format!("{train:?}")),
         ("the mask", format!("{mask:?}")),
         ("the refit of layers", layers.to_string()),
+        ("the refinement of blocks", blocks.to_string()),
         ("the share held out", options.held_out.to_string()),
         ("the seed", options.seed.to_string()),
     ];
     parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
-/// The values with some of them replaced, by name.
-fn replaced(values: &[(String, Tensor)], by: Tensors) -> Tensors {
-    let new = |name: &str| by.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
-    values.iter().map(|(name, t)| (name.clone(), new(name).unwrap_or_else(|| t.clone()))).collect()
-}
+/// The share of the time that is left which blocks may take, where all layers learn together afterwards.
+const BLOCKS_SHARE: f64 = 0.3;
+
+/// Rows of a parameter, at most, for which coordinates are found.
+const LONGEST_AXIS: usize = 2048;
+
+/// See [`Gram::scaled_axes`](margay_randnla::Gram::scaled_axes).
+const AXES_SHRINKAGE: f64 = 0.03;
 
 /// Samples by which the weights of errors of layers are measured, at most.
 const METRIC_SAMPLES: usize = 256;

@@ -6,7 +6,7 @@
 //!
 //! Deliberately absent: data, files, clocks, and running.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use margay_ir::ops::{Abs, Select};
 use margay_ir::{Builder, Graph, NodeId, Op, Origin, Output, TensorType, Value};
@@ -34,6 +34,11 @@ pub struct State {
     /// What the first step reads.
     pub initial: Tensor,
 }
+
+/// For parameters `[d, n]` by their constants a matrix `S` of f32, `[d, d]`: the optimizer moves `P̃` with `P = S P̃`. Where
+/// `S` whitens the rows that a product multiplies the parameter by, all numbers of `P̃` matter about the same to its result
+/// (Gupta, Koren and Singer, *Shampoo*, 2018, arXiv 1802.09568, for one side, with moments measured beforehand).
+pub type Axes = HashMap<NodeId, Tensor>;
 
 /// How parameters follow gradients.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -81,6 +86,20 @@ impl TrainingStep {
         objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
         update: &Update,
     ) -> Result<TrainingStep, TrainError> {
+        TrainingStep::in_axes(forward, parameters, objective, update, &Axes::new())
+    }
+
+    /// As [`new`](TrainingStep::new), with other coordinates for the rows of some parameters of two axes.
+    ///
+    /// # Errors
+    /// As [`new`](TrainingStep::new).
+    pub fn in_axes(
+        forward: &Graph,
+        parameters: &[NodeId],
+        objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
+        update: &Update,
+        axes: &Axes,
+    ) -> Result<TrainingStep, TrainError> {
         update.check()?;
         let mut g = forward.clone();
         let initial = parameters.iter().filter(|n| g.contains(**n)).map(|n| g.constant((*n).into()));
@@ -105,8 +124,9 @@ impl TrainingStep {
         let scalars = update.optimizer.scalars(&mut g, step, rate, scale)?;
         let mut states = Vec::new();
         let mut moments = Vec::new();
-        for (((name, p), gradient), initial) in inputs.iter().zip(found).zip(initial) {
-            let (next, more) = update.optimizer.update(&mut g, name, *p, gradient, &scalars)?;
+        let axes = parameters.iter().map(|n| axes.get(n));
+        for ((((name, p), gradient), initial), axes) in inputs.iter().zip(found).zip(initial).zip(axes) {
+            let (next, more) = update.optimizer.update(&mut g, name, *p, gradient, axes, &scalars)?;
             let initial = initial.expect("a constant became this input");
             states.push((State { name: name.clone(), initial }, next));
             moments.extend(more);

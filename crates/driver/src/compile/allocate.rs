@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
-    AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_error, uniform,
+    AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_cost, least_error,
+    uniform,
 };
 
 use super::Job;
@@ -55,11 +56,39 @@ pub(crate) fn allocate(
     let met = match given {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
-            candidates.narrow(&job.sites, goal);
+            candidates.narrow(&job.sites, goal.resource());
             meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
         }
     };
     Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
+}
+
+/// For evenly spaced amounts of a resource, from that of the dense model down to the least that there is, the choice of least
+/// predicted error: `points` of them at most, each another one. They are those that goals of these amounts get.
+pub(crate) fn along(
+    job: &Job<'_>,
+    fits: &[Fit],
+    prices: &Prices,
+    weights: Option<&[f64]>,
+    resource: Resource,
+    points: usize,
+) -> Result<Vec<Allocation>, DriverError> {
+    let mut candidates = candidates(&job.sites, fits, prices, weights)?;
+    candidates.narrow(&job.sites, resource);
+    let Candidates { curves, dense, .. } = &candidates;
+    let all: f64 = curves.iter().flat_map(|c| &c.candidates).map(|c| c.squared_error).sum();
+    let least = least_cost(curves, *dense, resource, all)?.price.of(resource);
+    let most = dense.of(resource);
+    let mut found: Vec<Allocation> = Vec::new();
+    for point in 1..=points {
+        let amount = most - (most - least) * point as f64 / points as f64;
+        let choice = least_error(curves, *dense, resource, amount)?;
+        let known = |other: &Allocation| other.choices == choice.choices;
+        if !choice.choices.is_empty() && !found.iter().any(known) {
+            found.push(choice);
+        }
+    }
+    Ok(found)
 }
 
 /// The relative error of a choice on held-out samples.
@@ -118,15 +147,15 @@ fn candidates(
 }
 
 impl Candidates {
-    /// Leaves out what the goal rules out: candidates whose predicted time is hardly better than dense, unless bytes are
-    /// what the user asked to save, and those that another one beats.
-    fn narrow(&mut self, sites: &[Site], goal: &Goal) {
+    /// Leaves out what is not worth its error: candidates whose predicted time is hardly better than dense, unless bytes are
+    /// what is to be saved, and those that another one beats.
+    fn narrow(&mut self, sites: &[Site], resource: Resource) {
         for (site, curve) in sites.iter().zip(&mut self.curves) {
             if curve.candidates.is_empty() {
                 let (a, b) = (site.d_in, site.d_out);
                 let message = format!("no sketch of {a} x {b} stores fewer numbers than the weight");
                 self.excluded.insert(site.name.clone(), message);
-            } else if goal.resource() != Resource::Bytes {
+            } else if resource != Resource::Bytes {
                 let worth = MAX_SHARE * curve.dense.seconds;
                 let best = curve.candidates.iter().map(|c| c.price.seconds).fold(f64::INFINITY, f64::min);
                 // What stores more than the weight, once padded, is left out where something smaller saves time.
@@ -144,7 +173,7 @@ impl Candidates {
                     self.excluded.insert(site.name.clone(), message);
                 }
             }
-            curve.drop_dominated(goal.resource());
+            curve.drop_dominated(resource);
         }
     }
 
@@ -377,7 +406,7 @@ mod tests {
                 whole_bytes: 200,
                 weighed: true,
             };
-            m.narrow(&[site("a")], goal);
+            m.narrow(&[site("a")], goal.resource());
             (m.curves[0].candidates.len(), m.excluded.get("a").cloned())
         };
         let (time, bytes) = (Goal::Seconds(1.0), Goal::Bytes(Budget::Fraction(0.5)));

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use margay_ir::{Graph, NodeId, Value, eval};
 use margay_loops::Backend;
-use margay_passes::sketch::{Moments, Rows, layers};
+use margay_passes::sketch::{Layer, Moments, Rows, layers};
 use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
@@ -123,6 +123,33 @@ pub fn metrics(
     };
     let seen = |m: Option<Arc<Moments>>| m.filter(|m| m.gram().count() > 0);
     Ok(results.iter().zip(found).filter_map(|((n, _), m)| Some((*n, seen(m)?))).collect())
+}
+
+/// First and second moments of what products with some constants read, by these constants. Left out are those that more than
+/// one product reads, and rows longer than [`Gram::MOST_DENSE`].
+///
+/// # Errors
+/// Those of running the model.
+pub fn input_moments(
+    g: &Graph,
+    weights: &[NodeId],
+    samples: &Samples,
+    mask: &Mask,
+    backend: &Arc<dyn Backend>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Metrics, DriverError> {
+    let products = g.order().into_iter().filter_map(|n| Some((n, Layer::at(g, n)?)));
+    let products = products.filter(|(_, layer)| {
+        let alone = g.users_of(layer.weight).len() == 1;
+        weights.contains(&layer.weight.node) && layer.is_product() && alone && layer.d_in <= Gram::MOST_DENSE
+    });
+    let read: Vec<(NodeId, [Rows; 1])> =
+        products.map(|(n, layer)| (layer.weight.node, [layer.input(g, n)])).collect();
+    let requests: Vec<&[Rows]> = read.iter().map(|(_, rows)| rows.as_slice()).collect();
+    let measuring = Measuring { mask, backend, threads, progress };
+    let found = calibrate(g, &[], &requests, samples, &measuring)?;
+    Ok(read.iter().zip(found).filter_map(|((n, _), m)| Some((*n, m?))).collect())
 }
 
 /// All rows of some requests, each once.

@@ -8,6 +8,7 @@ pub(crate) mod calibrate;
 pub(crate) mod check;
 mod curves;
 mod fit;
+mod front;
 mod limit;
 mod price;
 mod report;
@@ -29,14 +30,15 @@ use margay_tensor::Binding;
 use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
-pub use self::calibrate::metrics;
-use self::check::{check, checker, exceeds};
+pub use self::calibrate::{input_moments, metrics};
+use self::check::{Checker, check, checker, exceeds};
 pub use self::curves::CurvePoint;
 use self::curves::curves;
-use self::fit::{Measured, fit, measured, tasks};
-use self::price::{after, price};
+use self::fit::{Fit, Measured, fit, measured, tasks};
+pub use self::front::{Front, FrontOptions, FrontPoint, front};
+use self::price::{Prices, after, price};
 use self::report::{Outcome, report};
-use self::split::split;
+use self::split::{Split, split};
 use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
@@ -283,6 +285,36 @@ pub fn compile(
     compile_with(source, samples, options, progress, &mut Dump::none())
 }
 
+/// What a choice is made from.
+struct Prepared {
+    split: Option<Split>,
+    measured: Option<Measured>,
+    fits: Vec<Fit>,
+    prices: Prices,
+    /// By site, how its errors weigh in the outputs.
+    weights: Option<Vec<f64>>,
+    checker: Option<Checker>,
+}
+
+impl Prepared {
+    /// Calibrates, fits, prices and weighs.
+    fn new(job: &Job<'_>) -> Result<Prepared, DriverError> {
+        let split = split(job)?;
+        let tasks = tasks(job)?;
+        let measured = measured(job, &tasks, split.as_ref())?;
+        let fits = fit(job, tasks, measured.as_ref())?;
+        let prices = price(job, &fits)?;
+        let weights = weigh(job, &fits, split.as_ref())?;
+        let checker = checker(job, split.as_ref())?;
+        Ok(Prepared { split, measured, fits, prices, weights, checker })
+    }
+
+    /// What refits what was chosen.
+    fn refit(&self, job: &Job<'_>) -> Result<Option<Refit>, DriverError> {
+        Refit::new(job, self.split.as_ref(), self.measured.as_ref())
+    }
+}
+
 /// As [`compile`], with dumps of the passes.
 pub fn compile_with(
     source: &Model,
@@ -292,16 +324,11 @@ pub fn compile_with(
     dump: &mut Dump,
 ) -> Result<Compiled, DriverError> {
     let job = Job::new(source, samples, options, progress)?;
-    let split = split(&job)?;
-    let tasks = tasks(&job)?;
-    let measured = measured(&job, &tasks, split.as_ref())?;
+    let prepared = Prepared::new(&job)?;
+    let refit = prepared.refit(&job)?;
+    let Prepared { split, measured, fits, prices, weights, checker } = prepared;
     let rows = measured.as_ref().map_or(Vec::new(), Measured::rows);
-    let fits = fit(&job, tasks, measured.as_ref())?;
-    let prices = price(&job, &fits)?;
-    let weights = weigh(&job, &fits, split.as_ref())?;
     let curves = curves(&job, &fits, &prices, weights.as_deref())?;
-    let checker = checker(&job, split.as_ref())?;
-    let refit = Refit::new(&job, split.as_ref(), measured.as_ref())?;
     let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
     let pass = || pass_of(&job.sites, &fits, &choice.allocation);
     let sketched = apply(&job, pass(), refit.as_ref(), dump)?;

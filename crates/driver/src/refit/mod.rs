@@ -17,11 +17,12 @@ use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
 use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
+use margay_passes::with_constants;
 use margay_randnla::{Centring, Conditioning, Factors, Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use self::stages::Stages;
+pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
 use crate::twins::Named;
 use crate::{Arrays, DriverError, Progress, Samples, Silent, bound_batch, parallel};
@@ -60,7 +61,7 @@ pub struct Refitted {
     pub reports: Vec<LayerRefit>,
     /// The new contents of constants of the student.
     pub contents: Contents,
-    /// The student with them.
+    /// The student with them: in the same order, with new ids.
     pub graph: Graph,
 }
 
@@ -180,7 +181,8 @@ pub fn refit_layers(
         }
     }
     progress.at("refitting layers", layers.len(), layers.len());
-    Ok(Refitted { matched, reports: done, contents: new, graph: student.clone() })
+    let graph = with_constants(original, &new).expect("layers write contents of the types that were there");
+    Ok(Refitted { matched, reports: done, contents: new, graph })
 }
 
 fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
@@ -333,12 +335,16 @@ fn refit(
     Ok((report, contents.unwrap_or_default()))
 }
 
-/// Makes everybody who reads a constant read another one of the same type.
-fn replace_constant(g: &mut Graph, n: NodeId, tensor: Tensor) {
+/// Makes everybody who reads a constant read another one of the same type, which is returned.
+///
+/// # Panics
+/// If the types differ.
+pub fn replace_constant(g: &mut Graph, n: NodeId, tensor: Tensor) -> NodeId {
     let mut patch = Patch::new();
     let origin = g.node(n).origin.clone();
     let constant = Const { payload: Payload::new(tensor) };
     let new = patch.add(g, constant, &[], origin).expect("constants take no operands");
     patch.redirect(n.into(), new);
-    g.apply(patch).expect("the new constant has the type of the old one");
+    let applied = g.apply(patch).expect("the new constant has the type of the old one");
+    applied.value(new).node
 }

@@ -13,7 +13,7 @@ use margay_tensor::Tensor;
 use crate::{Arrays, DriverError, Runner};
 
 /// A graph on its way through some batches.
-pub(super) struct Stages<'a> {
+pub struct Stages<'a> {
     batches: &'a [Arrays],
     backend: &'a Arc<dyn Backend>,
     threads: usize,
@@ -25,13 +25,16 @@ pub(super) struct Stages<'a> {
 
 impl<'a> Stages<'a> {
     /// Nothing has been computed yet.
-    pub(super) fn new(batches: &'a [Arrays], backend: &'a Arc<dyn Backend>, threads: usize) -> Stages<'a> {
+    pub fn new(batches: &'a [Arrays], backend: &'a Arc<dyn Backend>, threads: usize) -> Stages<'a> {
         let data = vec![Vec::new(); batches.len()];
         Stages { batches, backend, threads, known: HashSet::new(), kept: Vec::new(), data }
     }
 
     /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
-    pub(super) fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), DriverError> {
+    ///
+    /// # Errors
+    /// Those of compiling and running the part of the graph that is new.
+    pub fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), DriverError> {
         let leaf = |n: NodeId| matches!(g.op(n), Op::Input(_) | Op::Const(_));
         let mut stack: Vec<NodeId> = wanted.iter().map(|v| v.node).collect();
         while let Some(n) = stack.pop() {
@@ -47,10 +50,9 @@ impl<'a> Stages<'a> {
         live.extend(wanted.iter().filter(|v| matches!(g.op(v.node), Op::Input(_))));
         let fresh: Vec<Value> = live.iter().copied().filter(|v| !self.kept.contains(v)).collect();
         let mut runner = Runner::new(self.part(g, &fresh), self.backend, self.threads);
-        for (batch, kept) in self.batches.iter().zip(&mut self.data) {
-            let mut inputs = batch.clone();
-            inputs.extend(kept.iter().enumerate().map(|(i, t)| (kept_name(i), t.clone())));
-            let outputs = runner.run(&inputs)?;
+        for batch in 0..self.batches.len() {
+            let outputs = runner.run(&self.inputs(batch))?;
+            let kept = &mut self.data[batch];
             let all: Vec<Tensor> = kept.iter().cloned().chain(outputs.into_iter().map(|(_, t)| t)).collect();
             let names: Vec<Value> = self.kept.iter().chain(&fresh).copied().collect();
             let find = |v: &Value| names.iter().position(|w| w == v).expect("live values are kept or fresh");
@@ -61,13 +63,22 @@ impl<'a> Stages<'a> {
     }
 
     /// A value of the last stage on a batch.
-    pub(super) fn value(&self, batch: usize, v: Value) -> &Tensor {
+    ///
+    /// # Panics
+    /// If the last stage was not to compute it.
+    pub fn value(&self, batch: usize, v: Value) -> &Tensor {
         let at = self.kept.iter().position(|w| *w == v).expect("the stage was to compute this value");
         &self.data[batch][at]
     }
 
-    /// The graph that computes some values from those that are kept.
-    fn part(&self, g: &Graph, wanted: &[Value]) -> Graph {
+    /// What [`part`](Stages::part) reads: the inputs of the model on a batch, and the values that are kept.
+    pub fn inputs(&self, batch: usize) -> Arrays {
+        let kept = self.data[batch].iter().enumerate().map(|(i, t)| (kept_name(i), t.clone()));
+        self.batches[batch].iter().cloned().chain(kept).collect()
+    }
+
+    /// The graph that computes some values from those that are kept. Nodes keep their ids.
+    pub fn part(&self, g: &Graph, wanted: &[Value]) -> Graph {
         let named = |name: fn(usize) -> String, values: &[Value]| -> Vec<(String, Value)> {
             values.iter().enumerate().map(|(i, v)| (name(i), *v)).collect()
         };

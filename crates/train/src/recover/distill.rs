@@ -114,6 +114,16 @@ impl Distillation {
         let held_out = (0..whole).map(&mut taught).collect::<Result<_, _>>()?;
         Ok(Distillation { train, held_out, teacher, evaluator })
     }
+
+    /// What is learned from.
+    pub(super) fn samples(&self) -> &Samples {
+        &self.train
+    }
+
+    /// Measures another student from now on; what measured the one before.
+    pub(super) fn measure(&mut self, evaluator: Evaluator) -> Evaluator {
+        std::mem::replace(&mut self.evaluator, evaluator)
+    }
 }
 
 impl Task for Distillation {

@@ -37,11 +37,17 @@ fn by_hand(x: &[f64], y: &[f64], p: &[f64]) -> Vec<f64> {
 
 /// Runs the step of an optimizer beside its formula; `rule` changes parameters by a gradient, given the learning rate
 /// and the number of the step from 1 on.
-fn compare(update: &Update, mut rule: impl FnMut(&mut [f64], &[f64], f64, i32)) {
+fn compare(update: &Update, rule: impl FnMut(&mut [f64], &[f64], f64, i32)) {
+    compare_in(update, None, rule);
+}
+
+/// The same with other coordinates for the weight, `[4, 4]`.
+fn compare_in(update: &Update, axes: Option<&[f32]>, mut rule: impl FnMut(&mut [f64], &[f64], f64, i32)) {
     let (g, x, y, w, b) = linear();
     let parameters = margay_passes::parameter_names(&g);
     let nodes: Vec<_> = parameters.iter().map(|(n, _)| *n).collect();
-    let step = TrainingStep::new(
+    let axes = axes.map(|s| (nodes[0], Tensor::from_slice(&[4, 4], s).unwrap()));
+    let step = TrainingStep::in_axes(
         &g,
         &nodes,
         &|g| {
@@ -50,6 +56,7 @@ fn compare(update: &Update, mut rule: impl FnMut(&mut [f64], &[f64], f64, i32)) 
             loss::mse(g, prediction, target, None)
         },
         update,
+        &axes.into_iter().collect(),
     )
     .unwrap();
     assert_eq!(step.parameters, ["w", "b"]);
@@ -100,6 +107,40 @@ fn momentum() {
             p[i] -= rate * kept[i];
         }
     });
+}
+
+/// What a rule does where it moves `P̃` of the weight `P = S P̃`.
+fn in_coordinates(
+    s: [f32; 16],
+    mut rule: impl FnMut(&mut [f64], &[f64], f64, i32),
+) -> impl FnMut(&mut [f64], &[f64], f64, i32) {
+    let at = move |i: usize, j: usize| f64::from(s[4 * i + j]);
+    move |p, g, rate, t| {
+        let mut gradient = g.to_vec();
+        for (i, column) in (0..4).flat_map(|i| (0..3).map(move |c| (i, c))) {
+            gradient[3 * i + column] = (0..4).map(|j| at(j, i) * g[3 * j + column]).sum();
+        }
+        // The rules here do not look at where parameters are.
+        let mut moved = vec![0.0; 15];
+        rule(&mut moved, &gradient, rate, t);
+        for (i, column) in (0..4).flat_map(|i| (0..3).map(move |c| (i, c))) {
+            p[3 * i + column] += (0..4).map(|j| at(i, j) * moved[3 * j + column]).sum::<f64>();
+        }
+        (12..15).for_each(|i| p[i] += moved[i]);
+    }
+}
+
+#[test]
+fn coordinates_of_rows() {
+    let s: [f32; 16] = std::array::from_fn(|i| [0.5, -1.25, 0.0, 2.0, 0.75, 1.0, -0.5][i * 3 % 7]);
+    let descent = |p: &mut [f64], g: &[f64], rate: f64, _: i32| {
+        p.iter_mut().zip(g).for_each(|(p, g)| *p -= rate * g);
+    };
+    let step = Update { learning_rate: 0.01, ..update(Optimizer::Sgd { momentum: 0.0 }) };
+    compare_in(&step, Some(&s), in_coordinates(s, descent));
+    let betas = [0.9, 0.99];
+    let step = update(Optimizer::Adam { betas, epsilon: 1e-8 });
+    compare_in(&step, Some(&s), in_coordinates(s, adam(betas, 1e-8, 0.0)));
 }
 
 /// Adam with decay of the first twelve parameters, the weight.
