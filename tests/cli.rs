@@ -12,6 +12,8 @@ use serde_json::Value;
 mod derivatives;
 #[path = "cli/given.rs"]
 mod given;
+#[path = "cli/machine.rs"]
+mod machine;
 #[path = "cli/opt.rs"]
 mod opt;
 #[path = "cli/pareto.rs"]
@@ -48,6 +50,7 @@ fn help() {
         "check",
         "sensitivity",
         "pareto",
+        "measure-machine",
         "export",
         "differentiate",
         "opt",

@@ -56,6 +56,9 @@ pub(crate) struct TargetArgs {
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
     #[arg(long, value_name = "NAME", default_value = "native")]
     target_cpu: String,
+    /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
+    #[arg(long, value_name = "FILE.toml")]
+    cost_model: Option<PathBuf>,
     /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
     #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
     backend: String,
@@ -129,7 +132,7 @@ impl GoalArgs {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             recalibrate: self.recalibrate,
-            ..self.target.options()
+            ..self.target.options()?
         })
     }
 
@@ -144,7 +147,10 @@ impl GoalArgs {
 
 impl TargetArgs {
     /// The driver's options, without a goal.
-    pub(crate) fn options(&self) -> CompileOptions {
+    ///
+    /// # Errors
+    /// A cost model that cannot be read.
+    pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
         let mut dims: Vec<(String, Vec<i64>)> = Vec::new();
         let mut ranges = Vec::new();
         for (name, extents) in &self.dims {
@@ -160,7 +166,8 @@ impl TargetArgs {
                 None => dims.push((name.clone(), values.clone())),
             }
         }
-        CompileOptions {
+        Ok(CompileOptions {
+            cost_model: self.cost_model.as_deref().map(read_text).transpose()?,
             dims,
             ranges,
             target_cpu: self.target_cpu.clone(),
@@ -171,8 +178,14 @@ impl TargetArgs {
             backend: self.backend.clone(),
             errors: self.errors.scope(),
             ..CompileOptions::default()
-        }
+        })
     }
+}
+
+/// The contents of a text file.
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let failed = |source| margay::Error::Read { path: path.to_path_buf(), source };
+    Ok(std::fs::read_to_string(path).map_err(failed)?)
 }
 
 /// How many threads.

@@ -24,6 +24,7 @@ mod explain;
 mod export;
 mod inspect;
 mod interrupt;
+mod measure_machine;
 mod opt;
 mod pareto;
 mod progress;
@@ -69,6 +70,7 @@ enum Command {
     Check(check::Args),
     Sensitivity(sensitivity::Args),
     Pareto(pareto::Args),
+    MeasureMachine(measure_machine::Args),
     Export(export::Args),
     Differentiate(differentiate::Args),
     Opt(opt::Args),
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Sensitivity(args) => sensitivity::run(&args),
         Command::Pareto(args) => pareto::run(&args),
+        Command::MeasureMachine(args) => measure_machine::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),

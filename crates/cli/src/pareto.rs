@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         std::fs::create_dir_all(folder).map_err(failed)?;
         check_writable(&folder.join(name(1)))?;
     }
-    let options = args.target.options();
+    let options = args.target.options()?;
     let samples = samples_of(&args.model, &args.data, &[])?;
     let source = open_with(&args.model, &options.known_inputs(Some(&samples)), &mut Dump::none())?;
     let asked = FrontOptions { resource: args.by, points: args.points, refit: args.refit };

@@ -36,6 +36,12 @@ impl CpuBackend {
         Ok(CpuBackend { target, isa, cost })
     }
 
+    /// The same with other predicted times.
+    #[must_use]
+    pub fn with_cost(self, cost: CostModel) -> CpuBackend {
+        CpuBackend { cost, ..self }
+    }
+
     /// Its hand-written kernels.
     pub fn kernels(&self) -> CpuTarget {
         self.target

@@ -25,7 +25,7 @@ use margay_loops::{
     Attention, AttentionGradient, CallArg, Conv, Epilogue, KernelCall, LinearAttention, MatMul, Operations,
 };
 use margay_tensor::DType;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Keys of a block of causal linear attention.
 const CAUSAL_BLOCK: usize = 32;
@@ -59,7 +59,7 @@ const BUILTIN: &[(&str, &str)] = &[
 ];
 
 /// How fast one class of processors is predicted to be.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct CostModel {
     /// Class and version, as plans record them.
@@ -73,7 +73,7 @@ pub struct CostModel {
 }
 
 /// Operations, in units of 10^9 per second, of one thread.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Rates {
     matmul_packed: f64,
@@ -92,7 +92,7 @@ struct Rates {
 }
 
 /// Bytes, in units of 10^9 per second.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Bandwidth {
     cache_bytes: u64,
@@ -127,6 +127,41 @@ impl CostModel {
     /// [`CostError::Syntax`] with line and key, and [`CostError::Value`].
     pub fn from_toml(text: &str) -> Result<CostModel, CostError> {
         let model: CostModel = toml::from_str(text)?;
+        model.check()?;
+        Ok(model)
+    }
+
+    /// The text that [`from_toml`](CostModel::from_toml) reads.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("names and finite numbers are TOML")
+    }
+
+    /// A number by its key, as in `gflops.conv`; `None` for a key that there is none of.
+    pub fn get(&self, key: &str) -> Option<f64> {
+        let mut at = &toml::Value::try_from(self).ok()?;
+        for part in key.split('.') {
+            at = at.get(part)?;
+        }
+        at.as_float().or_else(|| at.as_integer().map(|n| n as f64))
+    }
+
+    /// The model with another number under a key.
+    ///
+    /// # Errors
+    /// [`CostError`] for a key that there is none of, and a number outside its range.
+    pub fn with(&self, key: &str, number: f64) -> Result<CostModel, CostError> {
+        let mut all = toml::Table::try_from(self).expect("names and finite numbers are TOML");
+        let (table, last) = match key.split_once('.') {
+            Some((table, last)) => (all.get_mut(table).and_then(toml::Value::as_table_mut), last),
+            None => (Some(&mut all), key),
+        };
+        // A table that there is not is a key that there is not.
+        if let Some(table) = table {
+            table.insert(last.to_owned(), toml::Value::Float(number));
+        } else {
+            all.insert(key.to_owned(), toml::Value::Float(number));
+        }
+        let model: CostModel = all.try_into()?;
         model.check()?;
         Ok(model)
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use margay_artifact::{Artifact, CodeSection, Parts};
-use margay_codegen_cpu::CpuBackend;
+use margay_codegen_cpu::{CostModel, CpuBackend};
 use margay_kernels_cpu::{Class, CpuTarget};
 pub use margay_loops::Backend;
 use margay_loops::Precision;
@@ -64,6 +64,32 @@ fn entry(name: &str) -> Result<&'static Entry, DriverError> {
 /// [`DriverError::Options`] for names that are not known.
 pub fn named(name: &str, target: &str, precision: Precision) -> Result<Arc<dyn Backend>, DriverError> {
     (entry(name)?.make)(target, precision).map_err(DriverError::Options)
+}
+
+/// As [`named`], with predicted times from the text of a cost model, such as
+/// [`measure`](crate::machine::measure) gives.
+///
+/// # Errors
+/// [`DriverError::Options`] for names that are not known, a text that is no cost model, and a back end without one.
+pub fn with_cost_model(
+    name: &str,
+    target: &str,
+    precision: Precision,
+    text: &str,
+) -> Result<Arc<dyn Backend>, DriverError> {
+    if name != margay_codegen_cpu::NAME {
+        return Err(DriverError::Options(format!("cost models are for the back end `cpu`, not `{name}`")));
+    }
+    let target =
+        CpuTarget::by_name_for(target, precision).map_err(|e| DriverError::Options(e.to_string()))?;
+    let cost = CostModel::from_toml(text).map_err(|e| DriverError::Options(e.to_string()))?;
+    costed(target, cost).map_err(DriverError::Options)
+}
+
+/// The back end for a target with these predicted times.
+pub(crate) fn costed(target: CpuTarget, cost: CostModel) -> Made {
+    let backend = CpuBackend::new(target).map_err(|e| e.to_string())?;
+    Ok(Arc::new(backend.with_cost(cost)))
 }
 
 /// The processor of this machine.

@@ -47,6 +47,7 @@ mod dump;
 mod error;
 mod errors;
 mod export;
+pub mod machine;
 mod mask;
 mod model;
 mod parallel;

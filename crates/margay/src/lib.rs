@@ -76,6 +76,7 @@ pub use training::{
 
 pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
 pub use margay_driver::compare::LayerError;
+pub use margay_driver::machine;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
     Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,

@@ -73,6 +73,8 @@ pub struct CompileOptions {
     pub predict_threads: usize,
     /// What counts in errors of the outputs: padding does not, and other outputs than those named.
     pub errors: ErrorScope,
+    /// The text of a cost model that predicts times; without it that of the class.
+    pub cost_model: Option<String>,
 }
 
 impl CompileOptions {
@@ -110,6 +112,7 @@ impl Default for CompileOptions {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
             errors: ErrorScope::default(),
+            cost_model: None,
         }
     }
 }
@@ -184,7 +187,11 @@ impl<'a> Job<'a> {
     ) -> Result<Job<'a>, DriverError> {
         let g = &source.graph;
         options.errors.check(g)?;
-        let backend = backend::named(&options.backend, &options.target_cpu, options.precision)?;
+        let (name, target, precision) = (&options.backend, &options.target_cpu, options.precision);
+        let backend = match &options.cost_model {
+            Some(text) => backend::with_cost_model(name, target, precision, text)?,
+            None => backend::named(name, target, precision)?,
+        };
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
         let ranges = range_points(g, options, &bindings)?;
