@@ -100,7 +100,7 @@ fn a_small_network_compiles_to_what_the_reference_computes() {
 fn an_error_limit_holds_on_held_out_samples() {
     let source = open(&demo().join("model.onnx")).unwrap_or_else(|e| panic!("{e}"));
     let calibration = pictures("calibration_image");
-    let options = CompileOptions { goal: Goal::Error(0.1), threads: 2, ..CompileOptions::default() };
+    let options = CompileOptions { goal: Goal::Error(0.1.into()), threads: 2, ..CompileOptions::default() };
     let compiled = compile(&source, Some(&calibration), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
     let report = &compiled.report;
     let error = report.held_out.as_ref().expect("samples were given").relative_l2;

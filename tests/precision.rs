@@ -59,9 +59,9 @@ fn the_error_of_a_precision_is_measured_and_its_bytes_are_counted() {
 
 #[test]
 fn an_error_limit_counts_the_precision() {
-    let report = report(Precision::Bf16, Goal::Error(0.5));
+    let report = report(Precision::Bf16, Goal::Error(0.5.into()));
     assert!(report.held_out.unwrap().relative_l2 <= 0.5);
-    let strict = options(Precision::Bf16, Goal::Error(1e-5));
+    let strict = options(Precision::Bf16, Goal::Error(1e-5.into()));
     let error = compile(&source(), Some(&samples()), &strict, &Silent).err().unwrap().to_string();
     assert!(error.contains("in bf16 the relative error is") && error.contains("above 1.00e-5"), "{error}");
 }

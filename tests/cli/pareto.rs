@@ -34,6 +34,33 @@ fn points_are_what_their_plans_compile_to() {
     assert!(drawn.contains("operations, % of the dense model"), "{drawn}");
 }
 
+/// The limit of a share of the samples is stricter than that of all together, and holds for them.
+#[test]
+fn a_limit_may_be_for_a_share_of_the_samples() {
+    let place = Place::new();
+    place.write_npz("data.npz", &[("image", images(120, 5))]);
+    let compile = |limit: &str| {
+        let words = "compile model.onnx -o o.margay --data data.npz --target-cpu portable --json";
+        json(&place.done(&format!("{words} --max-error {limit}")).stdout)
+    };
+    let (mean, most) = (compile("0.2"), compile("0.2@95%"));
+    assert_eq!(most["goal"], "relative error of the outputs at most 0.2 for 95% of the samples");
+    let of = |report: &serde_json::Value, key: &str| report[key].as_f64().unwrap();
+    assert!(of(&most, "predicted_ms_after") >= of(&mean, "predicted_ms_after"));
+    assert!(of(&most["held_out"], "relative_l2") <= of(&mean["held_out"], "relative_l2"));
+    assert!(of(&most["held_out"], "relative_l2") > 0.0, "{most}");
+    let words = "compile model.onnx -o o.margay --data data.npz --target-cpu portable";
+    for (limit, message) in [
+        ("0.2@99%", "expected at least 99 held out, each with outputs of its own, found 30"),
+        ("0.2@100%", "expected a share of samples from 50% to below 100%"),
+        ("0.2@5", "expected a share of samples"),
+        ("-1", "expected a number above 0"),
+    ] {
+        let ran = place.run(&format!("{words} --max-error={limit}"));
+        assert!(ran.code == 2 && ran.stderr.contains(message), "{limit}: {}", ran.stderr);
+    }
+}
+
 #[test]
 fn every_resource_is_saved_and_wrong_words_are_refused() {
     let place = place();

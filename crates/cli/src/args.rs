@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use margay::{
-    Budget, CompileOptions, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice, Operations,
-    Precision, Predictor, Samples, listed, read_plan, samples_of,
+    Budget, CompileOptions, ErrorLimit, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice,
+    Operations, Precision, Predictor, Samples, listed, read_plan, samples_of,
 };
 
 use crate::error::Failure;
@@ -17,9 +17,10 @@ pub(crate) struct GoalArgs {
     /// is reported. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
     data: Option<PathBuf>,
-    /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E.
-    #[arg(long, value_name = "E", value_parser = positive, requires = "data", group = "goal")]
-    max_error: Option<f64>,
+    /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E: of all of them together,
+    /// or, as in 0.1@95%, of each of so many of them.
+    #[arg(long, value_name = "E[@P%]", requires = "data", group = "goal")]
+    max_error: Option<ErrorLimit>,
     /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
     /// bytes as in 1500000 or 1.5MB.
     #[arg(long, value_name = "50%|N", group = "goal")]

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let dims = vec![("batch".to_string(), vec![BATCH])];
     let dense_goal = CompileOptions { dims, threads, predict_threads: threads, ..CompileOptions::default() };
-    let sketched_goal = CompileOptions { goal: Goal::Error(LIMIT), ..dense_goal.clone() };
+    let sketched_goal = CompileOptions { goal: Goal::Error(LIMIT.into()), ..dense_goal.clone() };
     let (mut sketched, report) = artifact(
         &source,
         Some(&calibration),

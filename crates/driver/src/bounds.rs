@@ -22,8 +22,8 @@ pub struct ErrorBound {
 /// The probabilities that bounds are given for.
 const LEVELS: [f64; 3] = [0.9, 0.95, 0.99];
 
-/// The bounds that samples give, by the squared difference and the squared size of the outputs of each.
-pub(crate) fn bounds(by_sample: &[(f64, f64)]) -> Vec<ErrorBound> {
+/// The relative errors of samples, ascending, by the squared difference and the squared size of the outputs of each.
+pub(crate) fn ascending(by_sample: &[(f64, f64)]) -> Vec<f64> {
     let relative = |(difference, size): &(f64, f64)| match *difference == 0.0 {
         true => 0.0,
         false if difference.is_nan() => f64::INFINITY,
@@ -31,12 +31,19 @@ pub(crate) fn bounds(by_sample: &[(f64, f64)]) -> Vec<ErrorBound> {
     };
     let mut errors: Vec<f64> = by_sample.iter().map(relative).collect();
     errors.sort_by(f64::total_cmp);
-    let bound = |level: f64| {
-        let rank = ((errors.len() + 1) as f64 * level).ceil() as usize;
-        let relative_l2 = *errors.get(rank.checked_sub(1)?)?;
-        Some(ErrorBound { level, relative_l2 })
-    };
-    LEVELS.into_iter().filter_map(bound).collect()
+    errors
+}
+
+/// The `⌈(n + 1) p⌉`th smallest of `n` errors; `None` where there are fewer.
+pub(crate) fn bound(errors: &[f64], level: f64) -> Option<f64> {
+    let rank = ((errors.len() + 1) as f64 * level).ceil() as usize;
+    errors.get(rank.checked_sub(1)?).copied()
+}
+
+/// The bounds that such errors give.
+pub(crate) fn bounds(errors: &[f64]) -> Vec<ErrorBound> {
+    let of = |level| Some(ErrorBound { level, relative_l2: bound(errors, level)? });
+    LEVELS.into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -56,7 +63,7 @@ mod tests {
             // Relative errors of a skewed distribution.
             let errors: Vec<f64> = uniform.iter().map(|u| 0.1 * (1.0 / (1.0 - u)).ln()).collect();
             let by_sample: Vec<(f64, f64)> = errors[..HELD_OUT].iter().map(|e| (4.0 * e * e, 4.0)).collect();
-            let bounds = bounds(&by_sample);
+            let bounds = bounds(&ascending(&by_sample));
             assert_eq!(bounds.len(), covered.len());
             for (covered, bound) in covered.iter_mut().zip(&bounds) {
                 *covered += errors[HELD_OUT..].iter().filter(|e| **e <= bound.relative_l2).count();
@@ -70,8 +77,8 @@ mod tests {
 
     #[test]
     fn few_samples_give_no_bound() {
-        let of = |count: usize| bounds(&vec![(1.0, 4.0); count]).len();
+        let of = |count: usize| bounds(&ascending(&vec![(1.0, 4.0); count])).len();
         assert_eq!([0, 8, 9, 18, 19, 98, 99].map(of), [0, 0, 1, 1, 2, 2, 3]);
-        assert_eq!(bounds(&[(f64::NAN, 1.0); 9])[0].relative_l2, f64::INFINITY);
+        assert_eq!(bounds(&ascending(&[(f64::NAN, 1.0); 9]))[0].relative_l2, f64::INFINITY);
     }
 }

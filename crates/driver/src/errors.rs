@@ -8,7 +8,7 @@ use margay_ir::ops::Numbers;
 use margay_tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::bounds::{ErrorBound, bounds};
+use crate::bounds::{self, ErrorBound};
 use crate::mask::{Marks, Mask, MaskChoice};
 use crate::samples::is_measured;
 use crate::{Arrays, DriverError};
@@ -109,6 +109,16 @@ pub struct ErrorMeasure {
     /// none where these samples had a part in the choice.
     #[serde(default)]
     pub bounds: Vec<ErrorBound>,
+    /// Of each sample, ascending, where outputs are of single samples.
+    #[serde(skip)]
+    by_sample: Vec<f64>,
+}
+
+impl ErrorMeasure {
+    /// What so large a share of the samples does not exceed, as [`ErrorBound`] counts; `None` with too few of them.
+    pub(crate) fn bound(&self, level: f64) -> Option<f64> {
+        bounds::bound(&self.by_sample, level)
+    }
 }
 
 /// JSON has no infinity.
@@ -188,6 +198,7 @@ impl ErrorSum {
         let mut all = Squares::default();
         self.outputs.iter().for_each(|o| all.merge(&o.squares));
         let spread: Option<f64> = self.outputs.iter().map(OutputSum::spread).sum();
+        let by_sample = self.by_sample.as_deref().map_or(Vec::new(), bounds::ascending);
         ErrorMeasure {
             relative_l2: all.relative_l2(),
             centred_l2: centred(all.difference, spread.filter(|s| *s > ROUNDING * all.reference)),
@@ -195,7 +206,8 @@ impl ErrorSum {
             samples: self.samples,
             mask: self.mask.input().map(str::to_owned),
             outputs: self.outputs.iter().map(OutputSum::error).collect(),
-            bounds: self.by_sample.as_deref().map_or(Vec::new(), bounds),
+            bounds: bounds::bounds(&by_sample),
+            by_sample,
         }
     }
 

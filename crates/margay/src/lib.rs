@@ -91,7 +91,7 @@ pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{PantherTraining, Start, sites};
 pub use margay_passes::{Pipeline, PipelineError};
-pub use margay_plan::{Budget, Operations, Plan};
+pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;

@@ -27,7 +27,7 @@
 use std::collections::BTreeMap;
 
 use crate::group::{Arrangement, groups};
-use crate::{AllocateError, Budget, Candidate, Curve, Price, Resource};
+use crate::{AllocateError, Budget, Candidate, Curve, ErrorLimit, Price, Resource};
 
 /// What a compilation is to achieve.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -35,8 +35,8 @@ pub enum Goal {
     /// Nothing is sketched.
     #[default]
     Dense,
-    /// The fastest model whose relative L2 error of the outputs on held-out samples is at most this.
-    Error(f64),
+    /// The fastest model whose relative L2 error of the outputs on held-out samples is within this.
+    Error(ErrorLimit),
     /// The smallest error with so many stored bytes of the weights that can be sketched.
     Bytes(Budget),
     /// The smallest error with so many multiplications and additions of products and convolutions in one run.

@@ -26,4 +26,4 @@ pub use allocate::{Allocation, Goal, least_cost, least_error, uniform};
 pub use candidate::{Candidate, Curve, Price, Resource};
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
 pub use plan::{Choice, Header, Plan, Settings};
-pub use quantity::{Budget, Operations};
+pub use quantity::{Budget, ErrorLimit, Operations};

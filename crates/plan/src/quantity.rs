@@ -1,5 +1,6 @@
-//! Budgets as people write them: `50%`, `1500000`, `1.5MB`, `2 MiB`.
+//! Budgets and limits as people write them: `50%`, `1500000`, `1.5MB`, `2 MiB`; `0.1`, `0.1@95%`.
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::PlanError;
@@ -16,6 +17,54 @@ pub enum Budget {
 /// A budget of operations of one run: as text, a share or a number with `k`, `M`, `G` or `T` for powers of 1000.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Operations(pub Budget);
+
+/// How large errors may be. As text `0.1`, or `0.1@95%` for 95% of the samples.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct ErrorLimit {
+    /// The relative L2 error of the outputs, at most.
+    pub most: f64,
+    /// The share of samples that is to err by no more, each by itself; without one it is the error of all samples together.
+    pub level: Option<f64>,
+}
+
+impl From<f64> for ErrorLimit {
+    fn from(most: f64) -> ErrorLimit {
+        ErrorLimit { most, level: None }
+    }
+}
+
+impl fmt::Display for ErrorLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.level {
+            None => write!(f, "{}", self.most),
+            Some(level) => write!(f, "{} for {}% of the samples", self.most, level * 100.0),
+        }
+    }
+}
+
+impl FromStr for ErrorLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ErrorLimit, String> {
+        let (most, level) = match text.split_once('@') {
+            None => (text, None),
+            Some((most, level)) => (most, Some(level)),
+        };
+        let most = most.trim().parse::<f64>().ok().filter(|e| *e > 0.0 && e.is_finite());
+        let most = most.ok_or("expected a number above 0, or one with a share of samples as in 0.1@95%")?;
+        let share = |level: &str| {
+            let percent = level.trim().strip_suffix('%')?.trim_end().parse::<f64>().ok()?;
+            Some(percent / 100.0).filter(|share| (0.5..1.0).contains(share))
+        };
+        let level = match level {
+            None => None,
+            Some(level) => Some(
+                share(level).ok_or("expected a share of samples from 50% to below 100%, as in 0.1@95%")?,
+            ),
+        };
+        Ok(ErrorLimit { most, level })
+    }
+}
 
 /// Units of operations by their lower-case names.
 const OPERATIONS: &[(&str, u64)] =

@@ -11,7 +11,7 @@ use margay_plan::{
 
 use super::Job;
 use super::apply::{apply, pass_of};
-use super::check::Checker;
+use super::check::{Checker, limited};
 use super::fit::Fit;
 use super::limit::{Measure, Met, meet_error};
 use super::price::Prices;
@@ -91,7 +91,7 @@ pub(crate) fn along(
     Ok(found)
 }
 
-/// The relative error of a choice on held-out samples.
+/// The error of a choice on held-out samples that a limit is for.
 fn error_of(
     job: &Job<'_>,
     fits: &[Fit],
@@ -103,7 +103,8 @@ fn error_of(
     }
     let checker = checker.expect("an error limit without samples was refused");
     let sketched = apply(job, pass_of(&job.sites, fits, choice), None, &mut Dump::none())?;
-    Ok(checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?.relative_l2)
+    let error = checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?;
+    limited(job, &error)
 }
 
 /// The candidates of all sites.
@@ -208,7 +209,7 @@ fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<M
     let Candidates { curves, dense, weighed, .. } = candidates;
     let allocation = match goal {
         Goal::Dense => Ok(Allocation::dense(*dense)),
-        Goal::Error(limit) => return meet_error(candidates, *limit, measure),
+        Goal::Error(limit) => return meet_error(candidates, limit.most, measure),
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);
             if !weighed {
@@ -373,14 +374,15 @@ mod tests {
             Ok(a.squared_error.sqrt())
         };
         let limit = 0.06f64.sqrt();
-        let found = meet(&m, &Goal::Error(limit), &measure).unwrap().allocation;
+        let found = meet(&m, &Goal::Error(limit.into()), &measure).unwrap().allocation;
         // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
         assert_eq!(found.price.seconds, 3.75);
         assert!(tried.borrow().iter().any(|e| *e <= limit));
-        let nothing = meet(&m, &Goal::Error(0.05), &measure).unwrap().allocation;
+        let nothing = meet(&m, &Goal::Error(0.05.into()), &measure).unwrap().allocation;
         assert!(nothing.choices.is_empty());
         // A model that errs twice as much as is predicted is allowed half as much of it.
-        let twice = meet(&m, &Goal::Error(limit), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap().allocation;
+        let twice =
+            meet(&m, &Goal::Error(limit.into()), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap().allocation;
         assert_eq!(twice.price.seconds, 4.5);
     }
 

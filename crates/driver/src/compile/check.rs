@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use margay_ir::Graph;
 use margay_loops::{Backend, Precision};
-use margay_plan::Goal;
+use margay_plan::{ErrorLimit, Goal};
 
 use super::Job;
 use super::calibrate::BATCH;
@@ -102,8 +102,28 @@ pub(crate) fn exceeds(
     let (Some(Goal::Error(limit)), Some(checker)) = (job.options.searched(), checker) else {
         return Ok(false);
     };
-    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?.relative_l2;
-    Ok(error.is_nan() || error > *limit)
+    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?;
+    let error = limited(job, &error)?;
+    Ok(error.is_nan() || error > limit.most)
+}
+
+/// What a limit is for, of an error: that of all samples together, or the one that the share of samples asked for does
+/// not exceed.
+///
+/// # Errors
+/// [`DriverError::Samples`] where there are too few of them to say.
+pub(crate) fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
+    let Some(Goal::Error(ErrorLimit { level: Some(level), .. })) = job.options.searched() else {
+        return Ok(error.relative_l2);
+    };
+    error.bound(*level).ok_or_else(|| {
+        let (percent, samples) = (level * 100.0, error.samples);
+        DriverError::Samples(format!(
+            "an error limit for {percent}% of the samples: expected at least {} held out, each with outputs of its own, \
+             found {samples}",
+            (level / (1.0 - level)).ceil()
+        ))
+    })
 }
 
 /// The error of the sketched graph; `None` without samples.
@@ -118,6 +138,7 @@ pub(crate) fn check(
     let Some(checker) = checker else { return Ok(None) };
     let (mut error, options) =
         (checker.measure(sketched, &job.backend, job.threads(), job.progress)?, job.options);
+    let found = limited(job, &error)?;
     if matches!(options.searched(), Some(Goal::Error(_))) {
         // The limit was checked on these samples.
         error.bounds.clear();
@@ -128,11 +149,11 @@ pub(crate) fn check(
     }
     if let Some(Goal::Error(limit)) = options.searched()
         && options.precision != Precision::F32
-        && error.relative_l2 > *limit
+        && found > limit.most
     {
-        let (name, found) = (options.precision.name(), error.relative_l2);
+        let (name, most) = (options.precision.name(), limit.most);
         let message =
-            format!("in {name} the relative error is {found:.2e} without any sketch, above {limit:.2e}");
+            format!("in {name} the relative error is {found:.2e} without any sketch, above {most:.2e}");
         return Err(DriverError::Measure(message));
     }
     Ok(Some(error))

@@ -102,7 +102,7 @@ pub fn front(
         return Err(DriverError::Options("a front is searched: a plan does not apply to it".into()));
     }
     // All candidates are fitted, as for any goal.
-    let options = CompileOptions { goal: Goal::Error(0.0), ..options.clone() };
+    let options = CompileOptions { goal: Goal::Error(0.0.into()), ..options.clone() };
     let job = Job::new(source, Some(samples), &options, progress)?;
     let prepared = Prepared::new(&job)?;
     let refit = if asked.refit { prepared.refit(&job)? } else { None };

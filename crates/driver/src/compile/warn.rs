@@ -51,7 +51,8 @@ pub(crate) fn warnings(
         )),
         _ => {}
     }
-    if let Some(Goal::Error(limit)) = options.searched().filter(|g| matches!(g, Goal::Error(e) if *e >= 1.0))
+    if let Some(Goal::Error(limit)) =
+        options.searched().filter(|g| matches!(g, Goal::Error(e) if e.most >= 1.0))
     {
         all.push(format!("a limit of {limit} is met by outputs that are all zero"));
     }
