@@ -4,14 +4,15 @@
 //! `target_cpu`, `cost_model`, `threads`, `seed`, `precision`, `goal`; `bytes_before` and `bytes_after` of the weights of all
 //! modules, `constant_bytes_before` and `constant_bytes_after` of all constants that code reads; `flops_before`,
 //! `flops_after`, `predicted_ms_before`, `predicted_ms_after`; `held_out` ([`margay::ErrorMeasure`]; null without samples),
-//! `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, its settings, `storage` if planned, `bytes_before`,
+//! `refits`, `dims`, `modules` (`name`, `kind`, `d_in`, `d_out`, `scheme`, its settings, `storage` if planned, `bytes_before`,
 //! `bytes_after`, `predicted_ms_before`, `predicted_ms_after`, `layer_error`, `output_error`, `why`), `remarks` and
 //! `warnings`.
 
 use std::path::PathBuf;
 
 use margay::{
-    CompileOptions, Compiled, Dump, Precision, Report, Samples, compile_with, is_artifact, open_with,
+    CompileOptions, Compiled, Dump, LayerRefit, Precision, Report, Samples, compile_with, is_artifact,
+    open_with,
 };
 
 use crate::args::GoalArgs;
@@ -29,7 +30,7 @@ const JSON: &str = r#"With --json, and in the file of --report:
    "held_out": {"relative_l2", "centred_l2", "cosine", "samples", "mask",
                 "outputs": [{"name", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled"}],
                 "bounds": [{"level", "relative_l2"}]},
-   "held_out_rows": [],
+   "held_out_rows": [], "refits": [{"name", "before", "after", "refitted"}],
    "dims": {},
    "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings, "storage" if planned,
                 "bytes_before", "bytes_after", "predicted_ms_before", "predicted_ms_after",
@@ -182,6 +183,15 @@ pub(crate) fn totals(report: &Report) -> String {
         0 => "nothing is sketched without a goal\n".to_string(),
         all => format!("{sketched} of {all} layers sketched\n"),
     };
+    let refitted = report.refits.iter().filter(|r| r.refitted).count();
+    if refitted > 0 {
+        let mean = |of: fn(&LayerRefit) -> f64| {
+            report.refits.iter().map(of).sum::<f64>() / report.refits.len() as f64
+        };
+        let (before, after) = (significant(mean(|r| r.before)), significant(mean(|r| r.after)));
+        text +=
+            &format!("{refitted} layers refitted on what is before them: mean error {before} -> {after}\n");
+    }
     text += &match &report.held_out {
         Some(e) => {
             let table = errors::outputs(e);

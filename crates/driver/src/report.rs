@@ -6,7 +6,7 @@
 use margay_plan::{Choice, Settings};
 use serde::{Deserialize, Serialize};
 
-use crate::ErrorMeasure;
+use crate::{ErrorMeasure, LayerRefit};
 
 /// What was done to one site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,6 +110,10 @@ pub struct Report {
     pub dims: std::collections::BTreeMap<String, i64>,
     /// The sites, in the order of the model; of those that share weights, the ones that are sketched.
     pub modules: Vec<ModuleReport>,
+    /// What the refit made of each sketched layer, with its errors on the calibration samples that decided. Nothing where
+    /// there was none, or where the limit of the error allowed none.
+    #[serde(default)]
+    pub refits: Vec<LayerRefit>,
     /// What passes declined, in words.
     pub remarks: Vec<String>,
     /// What should make a reader doubt the result, in words with numbers.

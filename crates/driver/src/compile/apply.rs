@@ -8,7 +8,7 @@ use margay_plan::{Allocation, Choice, Settings};
 use super::Job;
 use super::fit::{Fit, Measured};
 use super::split::{Split, drawn};
-use crate::{DriverError, Dump, Metrics, RefitData, Samples, build, refit_layers};
+use crate::{DriverError, Dump, LayerRefit, Metrics, RefitData, Refitted, Samples, build, refit_layers};
 
 /// One of so many calibration samples decides how far layers are refitted, before they are fitted to all.
 const DECIDE_EVERY: usize = 4;
@@ -44,6 +44,8 @@ fn add(pass: &mut ApplyPlan, site: &str, fit: &Fit, settings: &Settings) {
 pub(crate) struct Sketched {
     pub(crate) graph: Graph,
     pub(crate) remarks: Vec<Remark>,
+    /// What the refit made of each layer.
+    pub(crate) refits: Vec<LayerRefit>,
 }
 
 /// What factors are refitted with.
@@ -78,7 +80,7 @@ impl Refit {
     }
 
     /// The sketched graph with refitted factors.
-    fn refitted(&self, job: &Job<'_>, sketched: &Graph) -> Result<Graph, DriverError> {
+    fn refitted(&self, job: &Job<'_>, sketched: &Graph) -> Result<Refitted, DriverError> {
         let data = RefitData {
             teacher: job.graph(),
             train: &self.train,
@@ -89,7 +91,7 @@ impl Refit {
             backend: &job.backend,
             threads: job.threads(),
         };
-        Ok(refit_layers(sketched, &data, job.progress, &|| false)?.graph)
+        refit_layers(sketched, &data, job.progress, &|| false)
     }
 }
 
@@ -101,14 +103,15 @@ pub(crate) fn apply(
     dump: &mut Dump,
 ) -> Result<Sketched, DriverError> {
     let sketches = !pass.choices.is_empty();
-    let Sketched { mut graph, mut remarks } = replaced(job.graph(), pass, dump)?;
+    let Sketched { mut graph, mut remarks, mut refits } = replaced(job.graph(), pass, dump)?;
     if let Some(refit) = refit.filter(|_| sketches) {
-        graph = refit.refitted(job, &graph)?;
+        let done = refit.refitted(job, &graph)?;
+        (graph, refits) = (done.graph, done.reports);
         dump.graph("refit", &graph);
     }
     let (graph, more) = build::stored(graph, &job.storage, dump)?;
     remarks.extend(more);
-    Ok(Sketched { graph, remarks })
+    Ok(Sketched { graph, remarks, refits })
 }
 
 /// Replaces sites.
@@ -117,5 +120,5 @@ pub(crate) fn replaced(g: &Graph, pass: ApplyPlan, dump: &mut Dump) -> Result<Sk
     let pipeline =
         Pipeline::new(vec![PipelineItem::Run(Box::new(pass)), PipelineItem::Reach(Stage::Sketched)]);
     let remarks = dump.run(&pipeline, &mut graph)?;
-    Ok(Sketched { graph, remarks })
+    Ok(Sketched { graph, remarks, refits: Vec::new() })
 }

@@ -362,7 +362,8 @@ pub fn compile_with(
     let mut remarks = sketched.remarks;
     remarks.extend(measured.and_then(|m| m.remark));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
-    let outcome = Outcome { fits, prices, choice, after, error, held_out_rows, remarks, warnings };
+    let refits = sketched.refits;
+    let outcome = Outcome { fits, prices, choice, after, error, held_out_rows, refits, remarks, warnings };
     let report = report(&job, &outcome);
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };

@@ -8,7 +8,7 @@ use super::Job;
 use super::allocate::Chosen;
 use super::fit::Fit;
 use super::price::Prices;
-use crate::{ErrorMeasure, ModuleReport, Report, Samples};
+use crate::{ErrorMeasure, LayerRefit, ModuleReport, Report, Samples};
 
 /// What the steps gave.
 pub(crate) struct Outcome {
@@ -20,6 +20,8 @@ pub(crate) struct Outcome {
     pub(crate) error: Option<ErrorMeasure>,
     /// The numbers of the samples that it was measured on.
     pub(crate) held_out_rows: Vec<usize>,
+    /// What the refit made of each layer.
+    pub(crate) refits: Vec<LayerRefit>,
     pub(crate) remarks: Vec<Remark>,
     pub(crate) warnings: Vec<String>,
 }
@@ -82,6 +84,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         held_out_rows: outcome.held_out_rows.clone(),
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
+        refits: outcome.refits.clone(),
         warnings: outcome.warnings.clone(),
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
     }

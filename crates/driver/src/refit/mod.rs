@@ -20,7 +20,7 @@ use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
 use margay_passes::with_constants;
 use margay_randnla::{Centring, Conditioning, Factors, Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
@@ -40,7 +40,7 @@ const SAMPLES_AT_ONCE: usize = 64;
 const PARTS: usize = 4;
 
 /// What became of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerRefit {
     /// Its name in the model.
     pub name: String,
