@@ -1,5 +1,7 @@
 //! `margay pareto`: many budgets from one fit, with plans that compile to what was measured.
 
+use margay_tensor::{DType, Tensor};
+
 use crate::place::{Place, images, json};
 
 fn place() -> Place {
@@ -86,4 +88,36 @@ fn every_resource_is_saved_and_wrong_words_are_refused() {
         let ran = place.run(&format!("{command} {words}"));
         assert!(ran.code == 2 && ran.stderr.contains(message), "{command}: {}", ran.stderr);
     }
+}
+
+/// The metric of the user decides: here the agreement of the greatest logit with that of the dense model, measured by
+/// the program itself.
+#[cfg(unix)]
+#[test]
+fn a_command_of_the_user_may_be_the_limit() {
+    let place = Place::new();
+    let labels = Tensor::zeros(DType::I64, &[60]).unwrap();
+    place.write_npz("data.npz", &[("image", images(60, 5)), ("label", labels)]);
+    let script = "PATH=$PATH:/usr/bin:/bin\nmargay evaluate model.onnx \"$1\" --data data.npz --labels label --metric accuracy --json \\\n\
+                  | grep -o '\"agreement\": [0-9.]*' | tail -n 1 | cut -d' ' -f2\n";
+    std::fs::write(place.path("agree.sh"), script).unwrap();
+    let compile = |drop: &str| {
+        let words = "margay compile model.onnx -o o.margay --data data.npz --target-cpu portable --json";
+        place.shell(&format!("{words} --max-drop {drop} --metric '/bin/sh agree.sh {{}}'"))
+    };
+    let ran = compile("0.1");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let report = json(&ran.stdout);
+    let of = |key: &str| report["metric"][key].as_f64().unwrap();
+    assert_eq!((of("dense"), report["metric"]["name"].as_str()), (1.0, Some("/bin/sh agree.sh {}")));
+    assert!((0.9..=1.0).contains(&of("sketched")), "{report}");
+    assert!(report["flops_after"].as_u64() < report["flops_before"].as_u64(), "{report}");
+    assert_eq!(report["goal"], "the metric at most 0.1 below that of the dense model");
+
+    std::fs::write(place.path("agree.sh"), "echo no model >&2; exit 3\n").unwrap();
+    let ran = compile("0.1");
+    assert!(ran.code == 2 && ran.stderr.contains("exit status: 3: no model"), "{}", ran.stderr);
+    std::fs::write(place.path("agree.sh"), "echo fine\n").unwrap();
+    let ran = compile("0.1");
+    assert!(ran.stderr.contains("expected a number in the last line that it prints, found `fine`"));
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use margay::{
     Budget, CompileOptions, ErrorLimit, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice,
-    Operations, Precision, Predictor, Samples, listed, read_plan, samples_of,
+    Operations, Precision, Predictor, Samples, command_metric, listed, read_plan, samples_of,
 };
 
 use crate::error::Failure;
@@ -21,6 +21,13 @@ pub(crate) struct GoalArgs {
     /// or, as in 0.1@95%, of each of so many of them.
     #[arg(long, value_name = "E[@P%]", requires = "data", group = "goal")]
     max_error: Option<ErrorLimit>,
+    /// As fast as possible with --metric at most D below that of the dense model.
+    #[arg(long, value_name = "D", value_parser = not_negative, requires = "data", requires = "metric", group = "goal")]
+    max_drop: Option<f64>,
+    /// A command of the shell that measures a model: it is given the path of an ONNX file, in place of {} or as its last
+    /// word, and prints a number last, larger for better models.
+    #[arg(long, value_name = "COMMAND", requires = "max_drop")]
+    metric: Option<String>,
     /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
     /// bytes as in 1500000 or 1.5MB.
     #[arg(long, value_name = "50%|N", group = "goal")]
@@ -121,10 +128,11 @@ impl GoalArgs {
 
     fn goal(&self) -> Goal {
         let error = self.max_error.map(Goal::Error);
+        let drop = self.max_drop.map(Goal::Drop);
         let bytes = self.budget_bytes.map(Goal::Bytes);
         let flops = self.budget_flops.map(|Operations(budget)| Goal::Flops(budget));
         let seconds = self.budget_ms.map(|ms| Goal::Seconds(ms / 1e3));
-        error.or(bytes).or(flops).or(seconds).unwrap_or_default()
+        error.or(drop).or(bytes).or(flops).or(seconds).unwrap_or_default()
     }
 
     /// The driver's options; reads the plan.
@@ -133,6 +141,7 @@ impl GoalArgs {
             goal: self.goal(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             recalibrate: self.recalibrate,
+            metric: self.metric.as_deref().map(command_metric),
             ..self.target.options()?
         })
     }

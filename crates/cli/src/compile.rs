@@ -31,6 +31,7 @@ const JSON: &str = r#"With --json, and in the file of --report:
                 "outputs": [{"name", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled"}],
                 "bounds": [{"level", "relative_l2"}]},
    "held_out_rows": [], "refits": [{"name", "before", "after", "refitted"}],
+   "metric" if asked for: {"name", "dense", "sketched"},
    "dims": {},
    "modules": [{"name", "kind", "d_in", "d_out", "scheme", its settings, "storage" if planned,
                 "bytes_before", "bytes_after", "predicted_ms_before", "predicted_ms_after",
@@ -191,6 +192,10 @@ pub(crate) fn totals(report: &Report) -> String {
         let (before, after) = (significant(mean(|r| r.before)), significant(mean(|r| r.after)));
         text +=
             &format!("{refitted} layers refitted on what is before them: mean error {before} -> {after}\n");
+    }
+    if let Some(metric) = &report.metric {
+        let (dense, sketched) = (significant(metric.dense), significant(metric.sketched));
+        text += &format!("{}: dense {dense}, sketched {sketched}\n", metric.name);
     }
     text += &match &report.held_out {
         Some(e) => {

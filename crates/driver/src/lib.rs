@@ -49,6 +49,7 @@ mod errors;
 mod export;
 pub mod machine;
 mod mask;
+mod metric;
 mod model;
 mod parallel;
 mod progress;
@@ -76,6 +77,7 @@ pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, o
 pub use export::export_graph;
 pub use margay_plan::{Goal, Resource};
 pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};
+pub use metric::{MetricReport, OwnMetric};
 pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};

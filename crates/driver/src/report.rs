@@ -6,7 +6,7 @@
 use margay_plan::{Choice, Settings};
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorMeasure, LayerRefit};
+use crate::{ErrorMeasure, LayerRefit, MetricReport};
 
 /// What was done to one site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,6 +114,9 @@ pub struct Report {
     /// there was none, or where the limit of the error allowed none.
     #[serde(default)]
     pub refits: Vec<LayerRefit>,
+    /// What the user's metric says, where the goal is a drop of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<MetricReport>,
     /// What passes declined, in words.
     pub remarks: Vec<String>,
     /// What should make a reader doubt the result, in words with numbers.

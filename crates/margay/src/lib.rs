@@ -53,6 +53,7 @@ mod found;
 mod given;
 mod inputs;
 mod inspect;
+mod metric;
 mod plan;
 mod predictor;
 mod recovery;
@@ -67,6 +68,7 @@ pub use found::{FoundSketch, found_sketches};
 pub use given::{Given, InputSource, input_names, samples_of};
 pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
+pub use metric::command_metric;
 pub use plan::read_plan;
 pub use predictor::{Predictor, RunOptions};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
@@ -81,9 +83,9 @@ pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
     Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
     ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Kind, LayerRefit, MaskChoice,
-    Model, ModuleReport, OutputError, PooledError, Progress, Read, Report, Resource, Samples, Silent,
-    backend, bound_batch, compile, compile_with, differentiate, export_graph, front, is_artifact, listed,
-    measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
+    MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress, Read, Report, Resource,
+    Samples, Silent, backend, bound_batch, compile, compile_with, differentiate, export_graph, front,
+    is_artifact, listed, measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;

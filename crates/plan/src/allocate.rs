@@ -37,6 +37,8 @@ pub enum Goal {
     Dense,
     /// The fastest model whose relative L2 error of the outputs on held-out samples is within this.
     Error(ErrorLimit),
+    /// The fastest model whose metric, which the user brings, is at most so much below that of the dense model.
+    Drop(f64),
     /// The smallest error with so many stored bytes of the weights that can be sketched.
     Bytes(Budget),
     /// The smallest error with so many multiplications and additions of products and convolutions in one run.
@@ -51,7 +53,7 @@ impl Goal {
         match self {
             Goal::Bytes(_) => Resource::Bytes,
             Goal::Flops(_) => Resource::Flops,
-            Goal::Dense | Goal::Error(_) | Goal::Seconds(_) => Resource::Seconds,
+            Goal::Dense | Goal::Error(_) | Goal::Drop(_) | Goal::Seconds(_) => Resource::Seconds,
         }
     }
 }

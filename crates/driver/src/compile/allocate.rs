@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
-    AllocateError, Allocation, Candidate, Choice, Curve, Goal, Price, Resource, least_cost, least_error,
-    uniform,
+    AllocateError, Allocation, Candidate, Choice, Curve, ErrorLimit, Goal, Price, Resource, least_cost,
+    least_error, uniform,
 };
 
 use super::Job;
 use super::apply::{apply, pass_of};
-use super::check::{Checker, limited};
+use super::check::{Checker, judged};
 use super::fit::Fit;
 use super::limit::{Measure, Met, meet_error};
 use super::price::Prices;
@@ -103,8 +103,7 @@ fn error_of(
     }
     let checker = checker.expect("an error limit without samples was refused");
     let sketched = apply(job, pass_of(&job.sites, fits, choice), None, &mut Dump::none())?;
-    let error = checker.measure(&sketched.graph, &job.backend, job.threads(), job.progress)?;
-    limited(job, &error)
+    judged(job, checker, &sketched.graph)
 }
 
 /// The candidates of all sites.
@@ -209,7 +208,9 @@ fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<M
     let Candidates { curves, dense, weighed, .. } = candidates;
     let allocation = match goal {
         Goal::Dense => Ok(Allocation::dense(*dense)),
-        Goal::Error(limit) => return meet_error(candidates, limit.most, measure),
+        Goal::Error(ErrorLimit { most: limit, .. }) | Goal::Drop(limit) => {
+            return meet_error(candidates, *limit, measure);
+        }
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);
             if !weighed {

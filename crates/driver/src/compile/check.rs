@@ -99,12 +99,29 @@ pub(crate) fn exceeds(
     checker: Option<&Checker>,
     sketched: &Graph,
 ) -> Result<bool, DriverError> {
-    let (Some(Goal::Error(limit)), Some(checker)) = (job.options.searched(), checker) else {
-        return Ok(false);
-    };
-    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?;
-    let error = limited(job, &error)?;
-    Ok(error.is_nan() || error > limit.most)
+    let (Some(limit), Some(checker)) = (limit_of(job), checker) else { return Ok(false) };
+    let error = judged(job, checker, sketched)?;
+    Ok(error.is_nan() || error > limit)
+}
+
+/// The limit of the goal, if it has one.
+fn limit_of(job: &Job<'_>) -> Option<f64> {
+    match job.options.searched()? {
+        Goal::Error(limit) => Some(limit.most),
+        Goal::Drop(limit) => Some(*limit),
+        Goal::Dense | Goal::Bytes(_) | Goal::Flops(_) | Goal::Seconds(_) => None,
+    }
+}
+
+/// What the limit of the goal is for: the error on the held-out samples, or how far the user's metric falls.
+///
+/// # Errors
+/// What running the graph, or the metric, says.
+pub(crate) fn judged(job: &Job<'_>, checker: &Checker, sketched: &Graph) -> Result<f64, DriverError> {
+    if let Some((metric, dense)) = job.metric {
+        return Ok((dense - metric.of(sketched)?).max(0.0));
+    }
+    limited(job, &checker.measure(sketched, &job.backend, job.threads(), job.progress)?)
 }
 
 /// What a limit is for, of an error: that of all samples together, or the one that the share of samples asked for does
@@ -112,7 +129,7 @@ pub(crate) fn exceeds(
 ///
 /// # Errors
 /// [`DriverError::Samples`] where there are too few of them to say.
-pub(crate) fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
+fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
     let Some(Goal::Error(ErrorLimit { level: Some(level), .. })) = job.options.searched() else {
         return Ok(error.relative_l2);
     };

@@ -42,7 +42,9 @@ use self::split::{Split, split};
 use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
-use crate::{Compiled, DriverError, Dump, ErrorScope, Mask, Model, Progress, Samples, backend};
+use crate::{
+    Compiled, DriverError, Dump, ErrorScope, Mask, MetricReport, Model, OwnMetric, Progress, Samples, backend,
+};
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ pub struct CompileOptions {
     pub predict_threads: usize,
     /// What counts in errors of the outputs: padding does not, and other outputs than those named.
     pub errors: ErrorScope,
+    /// What [`Goal::Drop`] is measured by.
+    pub metric: Option<OwnMetric>,
     /// The text of a cost model that predicts times; without it that of the class.
     pub cost_model: Option<String>,
 }
@@ -112,6 +116,7 @@ impl Default for CompileOptions {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
             errors: ErrorScope::default(),
+            metric: None,
             cost_model: None,
         }
     }
@@ -175,6 +180,8 @@ pub(crate) struct Job<'a> {
     storage: StoreConstants,
     /// Which places of samples count.
     mask: Mask,
+    /// The metric of the goal, and what it says of the dense model.
+    metric: Option<(&'a OwnMetric, f64)>,
 }
 
 impl<'a> Job<'a> {
@@ -195,9 +202,8 @@ impl<'a> Job<'a> {
         let samples = samples.map(|s| s.for_graph(g)).transpose()?;
         let bindings = bindings(g, options, samples.as_ref())?;
         let ranges = range_points(g, options, &bindings)?;
-        if matches!(options.searched(), Some(Goal::Error(_))) && samples.is_none() {
-            let message =
-                "an error limit is checked by running the model: samples are needed (`--calibrate`)";
+        if matches!(options.searched(), Some(Goal::Error(_) | Goal::Drop(_))) && samples.is_none() {
+            let message = "an error limit is checked by running the model: samples are needed (`--data`)";
             return Err(DriverError::Options(message.into()));
         }
         let sites = sites(g);
@@ -211,7 +217,28 @@ impl<'a> Job<'a> {
         }
         let storage = storage(g, &sites, options)?;
         let mask = Mask::find(g, &options.errors.mask)?;
-        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage, mask })
+        let metric = match (options.searched(), &options.metric) {
+            (Some(Goal::Drop(_)), Some(metric)) => Some((metric, metric.of(g)?)),
+            (Some(Goal::Drop(_)), None) => {
+                return Err(DriverError::Options(
+                    "a drop is measured: a metric is needed (`--metric`)".into(),
+                ));
+            }
+            _ => None,
+        };
+        Ok(Job {
+            source,
+            options,
+            progress,
+            samples,
+            backend,
+            bindings,
+            ranges,
+            sites,
+            storage,
+            mask,
+            metric,
+        })
     }
 
     /// What the plan says of a site.
@@ -322,6 +349,12 @@ impl Prepared {
     }
 }
 
+/// What the metric of the goal says of the result.
+fn metric_of(job: &Job<'_>, sketched: &Graph) -> Result<Option<MetricReport>, DriverError> {
+    let Some((metric, dense)) = job.metric else { return Ok(None) };
+    Ok(Some(MetricReport { name: metric.name().to_owned(), dense, sketched: metric.of(sketched)? }))
+}
+
 /// As [`compile`], with dumps of the passes.
 pub fn compile_with(
     source: &Model,
@@ -363,7 +396,9 @@ pub fn compile_with(
     remarks.extend(measured.and_then(|m| m.remark));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
     let refits = sketched.refits;
-    let outcome = Outcome { fits, prices, choice, after, error, held_out_rows, refits, remarks, warnings };
+    let metric = metric_of(&job, &sketched.graph)?;
+    let outcome =
+        Outcome { fits, prices, choice, after, error, held_out_rows, refits, metric, remarks, warnings };
     let report = report(&job, &outcome);
     // Values that a range serves need no entries of their own.
     let bindings = if job.ranges.is_empty() { job.bindings } else { Vec::new() };

@@ -8,7 +8,7 @@ use super::Job;
 use super::allocate::Chosen;
 use super::fit::Fit;
 use super::price::Prices;
-use crate::{ErrorMeasure, LayerRefit, ModuleReport, Report, Samples};
+use crate::{ErrorMeasure, LayerRefit, MetricReport, ModuleReport, Report, Samples};
 
 /// What the steps gave.
 pub(crate) struct Outcome {
@@ -22,6 +22,7 @@ pub(crate) struct Outcome {
     pub(crate) held_out_rows: Vec<usize>,
     /// What the refit made of each layer.
     pub(crate) refits: Vec<LayerRefit>,
+    pub(crate) metric: Option<MetricReport>,
     pub(crate) remarks: Vec<Remark>,
     pub(crate) warnings: Vec<String>,
 }
@@ -85,6 +86,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         dims: job.bindings[0].iter().map(|(s, v)| (s.to_string(), *v)).collect(),
         modules: if options.sketches() { sites(job, outcome) } else { Vec::new() },
         refits: outcome.refits.clone(),
+        metric: outcome.metric.clone(),
         warnings: outcome.warnings.clone(),
         remarks: remarks.map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect(),
     }
@@ -140,6 +142,16 @@ fn kept_dense(goal: Option<&Goal>, closest: Option<f64>, allocation: &Allocation
         (Some(Goal::Error(limit)), Some(least)) if allocation.choices.is_empty() => {
             format!("kept dense: of what was tried, the least error was {least:.3}, above {limit}")
         }
+        (Some(Goal::Drop(limit)), Some(least)) if allocation.choices.is_empty() => {
+            format!(
+                "kept dense: of what was tried, the least drop of the metric was {least:.3}, above {limit}"
+            )
+        }
+        (Some(Goal::Drop(limit)), _) => {
+            format!(
+                "kept dense: no choice that was tried sketches it, is faster and drops by {limit} at most"
+            )
+        }
         (Some(Goal::Error(limit)), _) => {
             format!("kept dense: no choice that was tried sketches it, is faster and errs by {limit} at most")
         }
@@ -154,6 +166,7 @@ pub(crate) fn goal_text(goal: Option<&Goal>) -> String {
         None => "replay of a plan".into(),
         Some(Goal::Dense) => "dense".into(),
         Some(Goal::Error(e)) => format!("relative error of the outputs at most {e}"),
+        Some(Goal::Drop(most)) => format!("the metric at most {most} below that of the dense model"),
         Some(Goal::Bytes(Budget::Fraction(f))) => format!("{}% of the bytes of the weights", f * 100.0),
         Some(Goal::Bytes(Budget::Absolute(n))) => format!("{n} bytes of weights"),
         Some(Goal::Flops(Budget::Fraction(f))) => format!("{}% of the operations", f * 100.0),

@@ -122,7 +122,7 @@ fn int8_is_better(
         // Narrow storage saves no operations.
         Goal::Flops(_) => false,
         Goal::Seconds(seconds) => price.seconds <= *seconds,
-        Goal::Error(_) => price.seconds <= sketched.seconds && price.bytes <= sketched.bytes,
+        Goal::Error(_) | Goal::Drop(_) => price.seconds <= sketched.seconds && price.bytes <= sketched.bytes,
     };
     if !meets {
         return Ok(None);

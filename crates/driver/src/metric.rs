@@ -1,0 +1,64 @@
+//! A measure of models that the user brings.
+
+use std::fmt;
+use std::sync::Arc;
+
+use margay_ir::Graph;
+use serde::{Deserialize, Serialize};
+
+use crate::DriverError;
+
+/// A number for a model, larger for better ones, and the words that name it.
+#[derive(Clone)]
+pub struct OwnMetric {
+    name: String,
+    measure: Arc<Measure>,
+}
+
+type Measure = dyn Fn(&Graph) -> Result<f64, String> + Send + Sync;
+
+impl OwnMetric {
+    /// A metric that a function measures; what it says of a failure is shown to the user.
+    pub fn new(
+        name: impl Into<String>,
+        measure: impl Fn(&Graph) -> Result<f64, String> + Send + Sync + 'static,
+    ) -> OwnMetric {
+        OwnMetric { name: name.into(), measure: Arc::new(measure) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number for a model.
+    ///
+    /// # Errors
+    /// [`DriverError::Options`] where it cannot be measured, or is no number.
+    pub fn of(&self, g: &Graph) -> Result<f64, DriverError> {
+        let found = (self.measure)(g);
+        let found =
+            found.map_err(|why| DriverError::Options(format!("the metric `{}`: {why}", self.name)))?;
+        match found.is_nan() {
+            true => Err(DriverError::Options(format!("the metric `{}` is no number", self.name))),
+            false => Ok(found),
+        }
+    }
+}
+
+impl fmt::Debug for OwnMetric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnMetric({})", self.name)
+    }
+}
+
+/// What a metric says of a compilation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricReport {
+    /// Its name.
+    pub name: String,
+    /// Of the dense model.
+    pub dense: f64,
+    /// Of the sketched one.
+    pub sketched: f64,
+}
