@@ -275,7 +275,7 @@ fn declined(g: &Graph, settings: FavorSettings) -> String {
     match favor_for_training(&mut g, &options, &mut cx) {
         Ok(changed) => {
             assert_eq!(changed, Changed::No);
-            cx.remarks[0].to_string()
+            cx.remarks[0].message.clone()
         }
         Err(error) => error.to_string(),
     }

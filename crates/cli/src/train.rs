@@ -128,13 +128,13 @@ struct SketchArgs {
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<SketchScheme>,
     /// With --scheme panther: columns of each sketch. Layers that would not get smaller stay.
-    #[arg(long, value_name = "K", value_parser = at_least_one, required_if_eq("scheme", "panther"))]
+    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "panther"))]
     rank: Option<usize>,
     /// With --scheme panther: sketches that are averaged.
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
     terms: usize,
     /// With --scheme favor: features of a query or key.
-    #[arg(long, value_name = "M", value_parser = at_least_one, required_if_eq("scheme", "favor"))]
+    #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
     features: Option<usize>,
     /// With --scheme favor: the function of random features.
     #[arg(long, value_name = "KERNEL", default_value = "softmax")]

@@ -365,6 +365,7 @@ mod tests {
             weights: vec![],
             nodes: vec![],
             measures: vec![],
+            samples: vec![],
             results: Vec::new(),
             schemes: vec![],
         };
