@@ -258,7 +258,7 @@ fn passes_are_files_of_their_name() {
 
 #[test]
 fn every_scheme_is_listed() {
-    let listed: BTreeSet<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+    let listed: BTreeSet<&str> = SCHEMES.iter().map(|s| s.facts().name).collect();
     let sources = sources("passes/src/sketch");
     let schemes = sources.iter().filter(|s| s.code().any(|(_, l)| l.contains("impl Scheme for ")));
     let found: BTreeSet<&str> = schemes.map(Source::stem).collect();

@@ -41,6 +41,29 @@ enum Found {
 
 const ROWS: &[Row] = &[
     Row {
+        scheme: "cp",
+        network: CONVNET,
+        site: "conv",
+        exact: None,
+        saves_operations: true,
+        lossy: &["rank = 4", "rank = 8, start = 1"],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "favor",
+        network: ATTENTION,
+        site: "att",
+        exact: None,
+        saves_operations: false,
+        lossy: &[
+            "features = 4",
+            "features = 6, kernel = \"relu\"",
+            "features = 6, hyperbolic = true, directions = \"regularized\"",
+            "features = 4, heads = [1]",
+        ],
+        found: Found::Never,
+    },
+    Row {
         scheme: "interpolative",
         network: FFN,
         site: "up",
@@ -68,6 +91,24 @@ const ROWS: &[Row] = &[
         found: Found::ByStructure,
     },
     Row {
+        scheme: "kronecker",
+        network: FFN,
+        site: "up",
+        exact: Some("block = [6, 8], terms = 40"),
+        saves_operations: true,
+        lossy: &["block = [6, 8], terms = 1", "block = [6, 8], terms = 3"],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "kronecker",
+        network: FFN,
+        site: "down",
+        exact: Some("block = [8, 5], terms = 40"),
+        saves_operations: true,
+        lossy: &["block = [8, 5], terms = 1", "block = [8, 5], terms = 2"],
+        found: Found::Never,
+    },
+    Row {
         scheme: "lowrank",
         network: FFN,
         site: "up",
@@ -93,6 +134,24 @@ const ROWS: &[Row] = &[
         saves_operations: true,
         lossy: &["rank = 4", "rank = 8"],
         found: Found::ByStructure,
+    },
+    Row {
+        scheme: "monarch",
+        network: FFN,
+        site: "up",
+        exact: Some("blocks = [4, 8], rank = 6"),
+        saves_operations: true,
+        lossy: &["blocks = [4, 8]", "blocks = [4, 8], rank = 3"],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "monarch",
+        network: FFN,
+        site: "down",
+        exact: Some("blocks = [8, 4], rank = 5"),
+        saves_operations: true,
+        lossy: &["blocks = [8, 4]", "blocks = [8, 4], rank = 2", "blocks = [8, 4], rank = 3"],
+        found: Found::Never,
     },
     Row {
         scheme: "neurons",
@@ -130,6 +189,24 @@ const ROWS: &[Row] = &[
         lossy: &["bits = 3", "bits = 3, rank = 2", "bits = 4", "bits = 4, rank = 2", "bits = 4, rank = 6"],
         found: Found::Never,
     },
+    Row {
+        scheme: "spatial",
+        network: CONVNET,
+        site: "conv",
+        exact: Some("rank = 9"),
+        saves_operations: true,
+        lossy: &["rank = 2", "rank = 4"],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "tucker",
+        network: CONVNET,
+        site: "conv",
+        exact: Some("ranks = [3, 12]"),
+        saves_operations: true,
+        lossy: &["ranks = [2, 4]", "ranks = [3, 6]"],
+        found: Found::Never,
+    },
 ];
 
 const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
@@ -141,6 +218,15 @@ const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
   %5 = const #v : f32[80, 20]  // down.weight
   %6 = matmul %4, %5 : f32[N, 20]  // down
   return %6
+}";
+
+const ATTENTION: &str = "graph @net(%x: f32[N, 2, 5, 6]) -> (y: f32[N, 2, 5, 6]) {
+  %0 = const #q : f32[6, 6]  // q.weight
+  %1 = matmul %x, %0 : f32[N, 2, 5, 6]  // q
+  %2 = const #v : f32[6, 6]  // v.weight
+  %3 = matmul %x, %2 : f32[N, 2, 5, 6]  // v
+  %4 = attention %1, %x, %3 {scale = 0.25, causal = true} : f32[N, 2, 5, 6]  // att
+  return %4
 }";
 
 const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) {
@@ -230,7 +316,7 @@ fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
 fn every_scheme_has_rows() {
     let mut named: Vec<&str> = ROWS.iter().map(|r| r.scheme).collect();
     named.dedup();
-    assert_eq!(named, SCHEMES.iter().map(|s| s.name()).collect::<Vec<_>>());
+    assert_eq!(named, SCHEMES.iter().map(|s| s.facts().name).collect::<Vec<_>>());
 }
 
 /// Compiled code and the exported model included.
@@ -307,8 +393,15 @@ fn errors_are_those_that_are_predicted() {
 fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();
-    let context =
-        Context { graph: &source.graph, site: &site, moments: None, metric: None, decompositions, seed: 0 };
+    let context = Context {
+        graph: &source.graph,
+        site: &site,
+        moments: None,
+        samples: None,
+        metric: None,
+        decompositions,
+        seed: 0,
+    };
     let fitted = scheme(row.scheme).unwrap().fit(&context).unwrap();
     (site, fitted)
 }
@@ -316,7 +409,7 @@ fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
 /// What an allocator is given: errors that fall as sketches grow, below a whole and above nothing.
 #[test]
 fn candidates_are_offered_with_falling_errors() {
-    for row in ROWS.iter().filter(|r| scheme(r.scheme).unwrap().only_by_name().is_none()) {
+    for row in ROWS.iter().filter(|r| scheme(r.scheme).unwrap().facts().only_by_name.is_none()) {
         let (_, fitted) = fitted(&source(row.network), row);
         let errors: Vec<f64> = fitted.candidates().iter().map(|s| fitted.squared_error(s).unwrap()).collect();
         assert!(errors.len() > 2, "{}: {errors:?}", row.scheme);
@@ -382,9 +475,17 @@ fn check_factors(row: &Row, g: &Graph, x: &Tensor) {
 /// The graphs before and after in the heads of the files, with the settings that they show.
 #[test]
 fn doc_examples_hold() {
-    for (scheme, settings) in
-        [("interpolative", "rank = 8"), ("neurons", "units = 24"), ("quantized", "bits = 4, rank = 8")]
-    {
+    for (scheme, settings) in [
+        ("cp", "rank = 8"),
+        ("favor", "features = 16"),
+        ("interpolative", "rank = 8"),
+        ("kronecker", "block = [4, 8], terms = 2"),
+        ("monarch", "blocks = [4, 8]"),
+        ("neurons", "units = 24"),
+        ("quantized", "bits = 4, rank = 8"),
+        ("spatial", "rank = 8"),
+        ("tucker", "ranks = [8, 16]"),
+    ] {
         let path = format!("../passes/src/sketch/{scheme}.rs");
         let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let examples = doc_examples(&text);

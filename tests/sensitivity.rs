@@ -138,8 +138,15 @@ fn at_half(source: &Model, samples: &Samples, name: &str, rank: usize) -> Option
     gram.add_rows(&x.to_vec::<f32>().unwrap()).unwrap();
     let moments = [std::sync::Arc::new(Moments::of_inputs(gram, "#x"))];
     let decompositions = &Decompositions::default();
-    let context =
-        Context { graph: g, site: &site, moments: Some(&moments), metric: None, decompositions, seed: 0 };
+    let context = Context {
+        graph: g,
+        site: &site,
+        moments: Some(&moments),
+        samples: None,
+        metric: None,
+        decompositions,
+        seed: 0,
+    };
     let fitted = scheme("lowrank")?.fit(&context).unwrap().into();
     let choice = Choice::new("lowrank", &std::collections::BTreeMap::from([("rank", rank)]));
     let mut pass = ApplyPlan::default();

@@ -43,7 +43,9 @@ use margay_plan::plan::{FORMAT_VERSION, Header};
 use margay_plan::{Choice, Plan};
 
 use crate::Files;
-use crate::sketch::{ApplyError, Context, Decompositions, Fitted, Site, patch, read_plan, scheme, sites};
+use crate::sketch::{
+    ApplyError, Context, Decompositions, Fitted, Resolved, Site, patch, read_plan, scheme, sites,
+};
 
 /// Sketches sites.
 #[derive(Clone, Default)]
@@ -102,10 +104,11 @@ impl ApplyPlan {
             return Ok(fitted.clone());
         }
         let refused = |why: String| PassError::Refused(format!("`{}`: {why}", site.name));
-        let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
+        let scheme = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.facts().name));
         let not_for = || refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind));
         let seed = choice.seed.unwrap_or(0);
-        let context = Context { graph: g, site, moments: None, metric: None, decompositions, seed };
+        let context =
+            Context { graph: g, site, moments: None, samples: None, metric: None, decompositions, seed };
         let fitted = scheme.ok_or_else(not_for)?.fit(&context).map_err(|e| refused(e.to_string()))?;
         Ok(fitted.into())
     }
@@ -142,8 +145,13 @@ impl Pass for ApplyPlan {
         for site in found {
             let Some(choice) = self.choices.get(&site.name) else { continue };
             let fitted = self.fitted(g, &site, choice, decompositions)?;
-            match fitted.squared_error(&choice.settings) {
-                Ok(_) => chosen.push((site, fitted, &choice.settings)),
+            let offered = fitted.resolved(&choice.settings);
+            let offered = offered.and_then(|found| fitted.squared_error(&found.settings).map(|_| found));
+            match offered {
+                Ok(Resolved { settings, remarks }) => {
+                    remarks.into_iter().for_each(|message| decline(cx, &site.name, message));
+                    chosen.push((site, fitted, settings));
+                }
                 Err(why) => decline(cx, &site.name, why),
             }
         }
@@ -155,7 +163,7 @@ impl Pass for ApplyPlan {
                 }
             }
             let (rule, at) = (self.name(), site.name.clone());
-            let patch = patch(&*fitted, g, &site, settings);
+            let patch = patch(&*fitted, g, &site, &settings);
             let patch = patch.map_err(|error| match error {
                 ApplyError::Add(error) => PassError::Add { rule, at: at.clone(), error: error.into() },
                 error => PassError::Refused(format!("`{at}`: {error}")),

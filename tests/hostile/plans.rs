@@ -29,6 +29,11 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "scheme = \"interpolative\"\nrank = 8",
         "scheme = \"neurons\"\nunits = 24\nstorage = \"i8(axis = 1)\"",
         "scheme = \"panther\"\nrank = 4\nterms = 2",
+        "scheme = \"favor\"\nfeatures = 64\nkernel = \"relu\"\nheads = [0, 3]\nlimit = 0.2",
+        "scheme = \"kronecker\"\nblock = [4, 8]\nterms = 2",
+        "scheme = \"monarch\"\nblocks = [4, 8]\nrank = 3",
+        "scheme = \"tucker\"\nranks = [8, 16]",
+        "scheme = \"cp\"\nrank = 8\nstart = 3",
     ];
     let choices: Vec<Choice> = choices.iter().filter_map(|text| toml::from_str(text).ok()).collect();
     let header = Header {
@@ -53,7 +58,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn change(text: &[u8], draw: &mut Draw) -> Vec<u8> {
-    const WORDS: [&str; 21] = [
+    const WORDS: [&str; 27] = [
         "[plan]",
         "[modules]",
         "[[modules]]",
@@ -68,6 +73,12 @@ pub(super) fn change(text: &[u8], draw: &mut Draw) -> Vec<u8> {
         "interpolative",
         "neurons",
         "panther",
+        "favor",
+        "features",
+        "heads",
+        "limit",
+        "block",
+        "ranks",
         "int8",
         "bf16",
         "f32",

@@ -2,6 +2,7 @@
 //! passes (arXiv 2601.15473), which are written out here once more by plain loops.
 
 mod attention;
+mod favor;
 mod layers;
 
 use std::collections::HashMap;
@@ -37,7 +38,9 @@ fn widened(g: &Graph) -> Graph {
     let mut constants: HashMap<String, Tensor> = HashMap::new();
     for n in g.order() {
         if let Op::Const(c) = g.op(n) {
-            constants.insert(c.payload.key().to_string(), wide(c.payload.tensor()));
+            let tensor = c.payload.tensor();
+            let wide = if tensor.dtype() == DType::F32 { wide(tensor) } else { tensor.clone() };
+            constants.insert(c.payload.key().to_string(), wide);
         }
     }
     let text = g.to_string().replace("f32", "f64");

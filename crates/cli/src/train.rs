@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FitOptions, Length, Masking, Model, Objective, Optimizer, PantherTraining, Schedule,
-    Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph, is_array_file, open,
-    read_labels, samples_of, training_batch, vocabulary,
+    CompileOptions, FavorSettings, FavorTraining, FeatureKernel, FitOptions, Length, Masking, Model,
+    Objective, Optimizer, PantherTraining, Schedule, Selection, SketchTraining, Start, Supervised,
+    TrainedModel, Training, Update, backend, export_graph, is_array_file, open, read_labels, samples_of,
+    training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
@@ -105,22 +106,43 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What layers are replaced by.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SketchScheme {
+    Panther,
+    Favor,
+}
+
+/// The function of random features.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kernel {
+    Softmax,
+    Relu,
+}
+
 /// Sketches in place of layers, trained from the beginning.
 #[derive(clap::Args)]
 struct SketchArgs {
-    /// Replace layers by sketches before training: products with random signs that stay and factors that are trained.
-    #[arg(long, value_name = "panther", value_parser = ["panther"], requires = "rank")]
-    scheme: Option<String>,
-    /// With --scheme: columns of each sketch. Layers that would not get smaller stay.
-    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme")]
+    /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
+    /// trained (panther), or attention by random features (favor).
+    #[arg(long, value_name = "SCHEME")]
+    scheme: Option<SketchScheme>,
+    /// With --scheme panther: columns of each sketch. Layers that would not get smaller stay.
+    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "panther"))]
     rank: Option<usize>,
-    /// With --scheme: sketches that are averaged.
+    /// With --scheme panther: sketches that are averaged.
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
     terms: usize,
+    /// With --scheme favor: features of a query or key.
+    #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
+    features: Option<usize>,
+    /// With --scheme favor: the function of random features.
+    #[arg(long, value_name = "KERNEL", default_value = "softmax")]
+    kernel: Kernel,
     /// With --scheme: the layers by name [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "scheme")]
     layers: Option<Vec<String>>,
-    /// With --scheme: what the factors are at first [default: least-squares, or random with --init].
+    /// With --scheme panther: what the factors are at first [default: least-squares, or random with --init].
     #[arg(long, value_name = "START", requires = "scheme")]
     start: Option<Begin>,
 }
@@ -318,15 +340,27 @@ fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
 }
 
 /// The sketches that are asked for.
-fn sketches(args: &Args) -> Option<PantherTraining> {
-    let SketchArgs { scheme, rank, terms, layers, start } = &args.sketch;
-    let (Some(_), Some(rank)) = (scheme, *rank) else { return None };
+fn sketches(args: &Args) -> Option<SketchTraining> {
+    let SketchArgs { scheme, rank, terms, features, kernel, layers, start } = &args.sketch;
+    let (seed, modules) = (args.length.seed, layers.clone());
+    let (rank, terms) = match (scheme.as_ref()?, *rank, *features) {
+        (SketchScheme::Favor, _, Some(features)) => {
+            let kernel = match kernel {
+                Kernel::Softmax => FeatureKernel::Softmax,
+                Kernel::Relu => FeatureKernel::Relu,
+            };
+            let settings = FavorSettings { kernel, ..FavorSettings::new(features) };
+            return Some(SketchTraining::Favor(FavorTraining { settings, seed, modules }));
+        }
+        (SketchScheme::Panther, Some(rank), _) => (rank, *terms),
+        _ => return None,
+    };
     let start = match (start, args.init) {
         (Some(Begin::LeastSquares), _) | (None, false) => Start::LeastSquares,
         (Some(Begin::Unbiased), _) => Start::Unbiased,
         (Some(Begin::Random), _) | (None, true) => Start::Random,
     };
-    Some(PantherTraining { rank, terms: *terms, start, seed: args.length.seed, modules: layers.clone() })
+    Some(SketchTraining::Panther(PantherTraining { rank, terms, start, seed, modules }))
 }
 
 /// Writes what was asked for, each file whatever becomes of the others; the first failure.

@@ -26,7 +26,7 @@ pub fn found_sketches(g: &Graph) -> Vec<FoundSketch> {
     let elements = |n: &margay_ir::NodeId| g.constant((*n).into()).map_or(0, |p| p.tensor().len());
     let of = |scheme: &'static dyn margay_passes::sketch::Scheme| {
         scheme.factors(g).into_iter().map(move |f| FoundSketch {
-            scheme: scheme.name(),
+            scheme: scheme.facts().name,
             stored: f.constants.iter().map(elements).sum(),
             name: f.name,
             d_in: f.d_in,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, bound_batch, compile};
 use margay_ir::{Cx, Graph, Remark};
-use margay_passes::sketch::{PantherTraining, panther_for_training};
+use margay_passes::sketch::SketchTraining;
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::Tensor;
 use margay_train::head::with_head;
@@ -40,7 +40,7 @@ impl Training {
         options: Supervised,
         head: Option<usize>,
         anew: bool,
-        sketches: Option<&PantherTraining>,
+        sketches: Option<&SketchTraining>,
     ) -> Result<Training, TrainError> {
         let mut graph = source.graph.clone();
         if let Some(classes) = head {
@@ -52,7 +52,7 @@ impl Training {
         }
         let (dense_stored, mut cx) = (stored(&graph), Cx::default());
         if let Some(sketches) = sketches {
-            panther_for_training(&mut graph, sketches, &mut cx)?;
+            sketches.apply(&mut graph, &mut cx)?;
         }
         Ok(Training { name: source.name.clone(), graph, options, remarks: cx.remarks, dense_stored })
     }

@@ -34,31 +34,27 @@ use margay_tensor::Tensor;
 
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
 use super::lowrank::{FittedLowRank, RankSettings};
-use super::{ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, Site, Stored, layers};
+use super::{
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, SchemeFacts, Site, Stored,
+    layers,
+};
 
 /// Low-rank factors of which one holds an identity.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InterpolativeScheme;
 
 impl Scheme for InterpolativeScheme {
-    fn name(&self) -> &'static str {
-        "interpolative"
-    }
-
-    fn only_by_name(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn is_storage(&self) -> bool {
-        false
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: "interpolative",
+            only_by_name: None,
+            is_storage: false,
+            check: RankSettings::check,
+        }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
-    }
-
-    fn check(&self, settings: &Settings) -> Result<(), String> {
-        RankSettings::check(settings)
+        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -93,6 +93,7 @@ impl Layer {
             weights: vec![self.weight],
             nodes: self.nodes.clone(),
             measures: vec![self.inputs(g)],
+            samples: Vec::new(),
             results: self.nodes.iter().map(|n| self.result(*n)).collect(),
             schemes: vec![scheme],
         }
@@ -106,6 +107,11 @@ impl Layer {
     /// Whether it is a product, and no convolution.
     pub fn is_product(&self) -> bool {
         self.kernel.is_none()
+    }
+
+    /// Channels, height and width of the kernel of convolutions over images with the channels second; `None` for other layers.
+    pub fn kernel_of_images(&self, g: &Graph) -> Option<[usize; 3]> {
+        self.kernel.filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))
     }
 
     /// How many numbers the weight holds.

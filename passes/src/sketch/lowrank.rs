@@ -13,8 +13,8 @@ use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, factors, layers,
-    rank_grid,
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank,
+    factors, layers, rank_grid, reads,
 };
 
 /// Low-rank factors.
@@ -31,29 +31,17 @@ pub(super) struct RankSettings {
 
 impl RankSettings {
     pub(super) fn check(settings: &Settings) -> Result<(), String> {
-        settings.read::<RankSettings>().map(|_| ())
+        reads::<RankSettings>(settings)
     }
 }
 
 impl Scheme for LowRankScheme {
-    fn name(&self) -> &'static str {
-        "lowrank"
-    }
-
-    fn only_by_name(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn is_storage(&self) -> bool {
-        false
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts { name: "lowrank", only_by_name: None, is_storage: false, check: RankSettings::check }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
-    }
-
-    fn check(&self, settings: &Settings) -> Result<(), String> {
-        RankSettings::check(settings)
+        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -12,31 +12,47 @@
 //! - `layer`: one weight of a product or a convolution, which most schemes take.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
+//! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
+mod cp;
 mod factors;
+mod favor;
 mod interpolative;
+mod kronecker;
 mod layer;
 mod lowrank;
 mod moments;
+mod monarch;
 mod neurons;
 mod panther;
 mod quantized;
 mod replacement;
 mod rows;
+mod spatial;
+mod structured;
 mod training;
+mod tucker;
 
+pub use cp::CpScheme;
 pub use factors::{Factored, Place, Stored, factored, learned};
+pub use favor::{FavorScheme, FavorSettings, FeatureDirections, FeatureKernel};
 pub use interpolative::InterpolativeScheme;
+pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
 pub use lowrank::{Decompositions, LowRankScheme};
 pub use moments::Moments;
+pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use quantized::QuantizedScheme;
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
-pub use training::{PantherTraining, panther_for_training};
+pub use spatial::SpatialScheme;
+pub use training::{
+    FavorTraining, PantherTraining, SketchTraining, favor_for_training, panther_for_training,
+};
+pub use tucker::TuckerScheme;
 
 use std::sync::Arc;
 
@@ -44,6 +60,8 @@ use margay_ir::{Graph, NodeId, Value};
 use margay_loops::Precision;
 use margay_plan::{Choice, Plan, PlanError, Settings};
 use margay_randnla::RandnlaError;
+use margay_tensor::Tensor;
+use serde::de::DeserializeOwned;
 
 use crate::StoreAs;
 
@@ -64,6 +82,8 @@ pub struct Site {
     pub nodes: Vec<NodeId>,
     /// What calibration is to measure: for each of the moments that its schemes read, the rows that are summed.
     pub measures: Vec<Vec<Rows>>,
+    /// The values of which its schemes see what they were in a few runs.
+    pub samples: Vec<Value>,
     /// The values at which its errors enter, as rows of `d_out` numbers: what gradients are measured by.
     pub results: Vec<Rows>,
     /// Names of the schemes that take it.
@@ -84,33 +104,35 @@ impl Site {
             weights: self.weights.iter().map(|v| Value { node: map(v.node), out: v.out }).collect(),
             nodes: self.nodes.iter().map(|n| map(*n)).collect(),
             measures: Vec::new(),
+            samples: Vec::new(),
             results: Vec::new(),
             ..self.clone()
         }
     }
 }
 
-/// A way to replace a site.
-pub trait Scheme: Sync {
+/// What a scheme says of itself, apart from any site.
+#[derive(Clone, Copy, Debug)]
+pub struct SchemeFacts {
     /// The name in plans.
-    fn name(&self) -> &'static str;
-
+    pub name: &'static str,
     /// Why this is for plans that name it, and never to be chosen by its errors; `None` where an allocator may.
-    fn only_by_name(&self) -> Option<&'static str>;
-
+    pub only_by_name: Option<&'static str>,
     /// Whether it stores weights in fewer bits and does no less with them: an allocator is offered it where the constants of
     /// the model are to be stored narrow.
-    fn is_storage(&self) -> bool;
+    pub is_storage: bool,
+    /// Says what is wrong with settings, whatever the site.
+    pub check: fn(&Settings) -> Result<(), String>,
+}
+
+/// A way to replace a site.
+pub trait Scheme: Sync {
+    /// What it says of itself.
+    fn facts(&self) -> SchemeFacts;
 
     /// The sites of a canonical graph that it takes. Nodes that a rewrite made are left out, so that applying a plan twice
     /// changes nothing.
     fn sites(&self, g: &Graph) -> Vec<Site>;
-
-    /// Whether settings are its own, apart from any site.
-    ///
-    /// # Errors
-    /// What is wrong with them, in words.
-    fn check(&self, settings: &Settings) -> Result<(), String>;
 
     /// Looks at a site. Costs a factorization; everything afterwards is cheap.
     ///
@@ -131,6 +153,8 @@ pub struct Context<'a> {
     pub site: &'a Site,
     /// What was asked for in [`Site::measures`], in that order; absent without samples.
     pub moments: Option<&'a [Arc<Moments>]>,
+    /// By run, what the values of [`Site::samples`] were; absent without samples, and where the site asks for none.
+    pub samples: Option<&'a [Vec<Tensor>]>,
     /// Moments of the gradients of the model's outputs by [`Site::results`]: errors weigh by them; absent where that is not
     /// known.
     pub metric: Option<&'a Arc<Moments>>,
@@ -150,6 +174,15 @@ pub trait Fitted: Send + Sync {
     /// error weighs in the outputs; `None` where there are none.
     fn probe(&self) -> Option<Settings>;
 
+    /// The settings that those of a plan stand for. A scheme that measures may take a part of a site only, and says of the
+    /// others why not; most take settings as they are.
+    ///
+    /// # Errors
+    /// Why these settings are not offered, in words.
+    fn resolved(&self, settings: &Settings) -> Result<Resolved, String> {
+        Ok(Resolved { settings: settings.clone(), remarks: Vec::new() })
+    }
+
     /// Predicted squared error of the site's output over its squared norm (centred where there are moments), on the
     /// calibration inputs; both in the metric of the outputs, where there is one.
     ///
@@ -166,13 +199,33 @@ pub trait Fitted: Send + Sync {
     -> Result<(), ApplyError>;
 }
 
+/// What settings of a plan stand for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Resolved {
+    /// The settings with nothing left to what is measured.
+    pub settings: Settings,
+    /// What of the site stays as it is, and why.
+    pub remarks: Vec<String>,
+}
+
 /// All schemes, sorted by name.
-pub const SCHEMES: &[&dyn Scheme] =
-    &[&InterpolativeScheme, &LowRankScheme, &NeuronsScheme, &PantherScheme, &QuantizedScheme];
+pub const SCHEMES: &[&dyn Scheme] = &[
+    &CpScheme,
+    &FavorScheme,
+    &InterpolativeScheme,
+    &KroneckerScheme,
+    &LowRankScheme,
+    &MonarchScheme,
+    &NeuronsScheme,
+    &PantherScheme,
+    &QuantizedScheme,
+    &SpatialScheme,
+    &TuckerScheme,
+];
 
 /// The scheme with this name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
-    SCHEMES.iter().copied().find(|s| s.name() == name)
+    SCHEMES.iter().copied().find(|s| s.facts().name == name)
 }
 
 /// The sites of a graph, by their first nodes in topological order, those of one weight before those of several.
@@ -180,7 +233,10 @@ pub fn sites(g: &Graph) -> Vec<Site> {
     let mut all: Vec<Site> = Vec::new();
     for mut site in SCHEMES.iter().flat_map(|s| s.sites(g)) {
         let same = |other: &&mut Site| {
-            other.weights == site.weights && other.nodes == site.nodes && other.measures == site.measures
+            other.weights == site.weights
+                && other.nodes == site.nodes
+                && other.measures == site.measures
+                && other.samples == site.samples
         };
         if let Some(known) = all.iter_mut().find(same) {
             known.schemes.append(&mut site.schemes);
@@ -205,10 +261,10 @@ pub fn check(choice: &Choice) -> Result<(), String> {
         return Err(format!("unknown storage `{storage}`; known are `{words}`, and such as `i8(axis = 1)`"));
     }
     match scheme(&choice.scheme) {
-        Some(scheme) => scheme.check(&choice.settings),
+        Some(scheme) => (scheme.facts().check)(&choice.settings),
         None if choice.is_dense() => Ok(()),
         None => {
-            let known: Vec<&str> = SCHEMES.iter().map(|s| s.name()).collect();
+            let known: Vec<&str> = SCHEMES.iter().map(|s| s.facts().name).collect();
             let known = known.join("`, `");
             Err(format!(
                 "unknown scheme `{}`; known are `{}`, `{known}`",
@@ -233,6 +289,11 @@ fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
         false => name,
         true => (2..).map(|i| format!("{name}#{i}")).find(|n| !taken(n)).expect("one of so many is free"),
     }
+}
+
+/// An error unless settings are of a type.
+fn reads<T: DeserializeOwned>(settings: &Settings) -> Result<(), String> {
+    settings.read::<T>().map(drop)
 }
 
 /// The ranks up to `max` that are offered to an allocator.

@@ -1,8 +1,10 @@
 //! What calibration measured of some rows.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use margay_randnla::{Centring, Conditioning, Gram, Matrix, RandnlaError, Whitening};
+
+use super::Context;
 
 /// First and second moments of rows.
 #[derive(Debug)]
@@ -65,5 +67,66 @@ impl Moments {
     /// Identifies the samples.
     pub fn samples(&self) -> &str {
         &self.samples
+    }
+}
+
+/// What was seen of a site of one weight: the moments of its inputs, and of the gradients by its outputs.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    inputs: Option<Arc<Moments>>,
+    metric: Option<Arc<Moments>>,
+    /// The covariance of the inputs, once somebody asked for it.
+    covariance: OnceLock<Result<Matrix, RandnlaError>>,
+}
+
+impl Seen {
+    pub(super) fn of(context: &Context<'_>) -> Seen {
+        let inputs = context.moments.map(|m| m[0].clone());
+        Seen { inputs, metric: context.metric.cloned(), covariance: OnceLock::new() }
+    }
+
+    /// Identifies the samples; `None` where there were none.
+    pub(super) fn samples(&self) -> Option<&str> {
+        self.inputs.as_ref().map(|m| m.samples())
+    }
+
+    /// The moments of the inputs.
+    pub(super) fn inputs(&self) -> Option<&Moments> {
+        self.inputs.as_deref()
+    }
+
+    /// What weighs the outputs, where that is known.
+    pub(super) fn outputs(&self) -> Result<Option<&Whitening>, RandnlaError> {
+        self.metric.as_ref().map(|m| m.whitening()).transpose()
+    }
+
+    /// The covariance of the inputs; `None` without samples, and where it would be larger than [`Gram::MOST_DENSE`] squared.
+    pub(super) fn covariance(&self) -> Result<Option<&Matrix>, RandnlaError> {
+        let Some(inputs) = self.inputs.as_ref().filter(|m| m.gram().dim() <= Gram::MOST_DENSE) else {
+            return Ok(None);
+        };
+        let found = self.covariance.get_or_init(|| inputs.gram().covariance());
+        found.as_ref().map(Some).map_err(Clone::clone)
+    }
+
+    /// The mean squared output of a matrix in place of the weight, about its mean where inputs were seen, in the metric of the
+    /// outputs where that is known.
+    pub(super) fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
+        let seen = match &self.inputs {
+            Some(moments) => moments.triangle()?.product(matrix)?,
+            None => matrix.clone(),
+        };
+        Ok(match &self.metric {
+            Some(metric) => seen.product(&metric.triangle()?.transposed())?.squared_norm(),
+            None => seen.squared_norm(),
+        })
+    }
+
+    /// The mean output of a matrix in place of the weight; `None` without samples.
+    pub(super) fn mean_output(&self, matrix: &Matrix) -> Result<Option<Vec<f32>>, RandnlaError> {
+        let Some(inputs) = &self.inputs else { return Ok(None) };
+        let mean = inputs.gram().mean()?;
+        let mean = Matrix::from_row_major_f64(1, mean.len(), &mean)?;
+        Ok(Some(mean.product(matrix)?.to_row_major()))
     }
 }

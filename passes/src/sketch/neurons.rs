@@ -39,8 +39,8 @@ use serde::{Deserialize, Serialize};
 
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, Stored, check_rank,
-    layers, rank_grid,
+    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, Stored,
+    check_rank, layers, rank_grid, reads,
 };
 
 /// Fewer hidden units.
@@ -59,25 +59,18 @@ struct NeuronsSettings {
 const MOST_BETWEEN: usize = 8;
 
 impl Scheme for NeuronsScheme {
-    fn name(&self) -> &'static str {
-        "neurons"
-    }
-
-    fn only_by_name(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn is_storage(&self) -> bool {
-        false
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: "neurons",
+            only_by_name: None,
+            is_storage: false,
+            check: reads::<NeuronsSettings>,
+        }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         let all = layers(g);
         all.iter().filter_map(|second| self.pair(g, &all, second)).collect()
-    }
-
-    fn check(&self, settings: &Settings) -> Result<(), String> {
-        settings.read::<NeuronsSettings>().map(|_| ())
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -126,8 +119,9 @@ impl NeuronsScheme {
             weights: vec![first.weight, second.weight],
             nodes,
             measures: vec![second.inputs(g)],
+            samples: Vec::new(),
             results: vec![second.result(last)],
-            schemes: vec![self.name()],
+            schemes: vec![self.facts().name],
         })
     }
 }

@@ -54,7 +54,9 @@ use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, Site, check_rank, layers};
+use super::{
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank, layers,
+};
 
 /// Random signs and trained factors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,24 +114,17 @@ impl Start {
 }
 
 impl Scheme for PantherScheme {
-    fn name(&self) -> &'static str {
-        "panther"
-    }
-
-    fn only_by_name(&self) -> Option<&'static str> {
-        Some("low rank of the same width loses less: it is a form to be trained")
-    }
-
-    fn is_storage(&self) -> bool {
-        false
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: "panther",
+            only_by_name: Some("low rank of the same width loses less: it is a form to be trained"),
+            is_storage: false,
+            check: |settings| read(settings).map(drop),
+        }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.name())).collect()
-    }
-
-    fn check(&self, settings: &Settings) -> Result<(), String> {
-        read(settings).map(|_| ())
+        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {

@@ -31,7 +31,7 @@
 //!
 //! Deliberately absent: convolutions, for which there are no kernels of a few bits.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use margay_ir::ops::Add;
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
@@ -40,7 +40,10 @@ use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded, Whi
 use margay_tensor::{DType, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, Site, layers};
+use super::moments::Seen;
+use super::{
+    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, layers,
+};
 
 /// A weight of a few bits with a correction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,42 +87,33 @@ const FACTORS: Storage = Storage { dtype: DType::I8, zero_points: false, ..Stora
 const RANK_STEP: usize = 32;
 
 impl Scheme for QuantizedScheme {
-    fn name(&self) -> &'static str {
-        "quantized"
-    }
-
-    fn only_by_name(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn is_storage(&self) -> bool {
-        true
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: "quantized",
+            only_by_name: None,
+            is_storage: true,
+            check: |settings| QuantizedSettings::read(settings).map(drop),
+        }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
         let takes = |layer: &&Layer| layer.is_product() && layer.payload(g).stored().is_plain();
-        layers(g).iter().filter(takes).map(|layer| layer.site(g, self.name())).collect()
-    }
-
-    fn check(&self, settings: &Settings) -> Result<(), String> {
-        QuantizedSettings::read(settings).map(|_| ())
+        layers(g).iter().filter(takes).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let g = context.graph;
         let layer = Layer::of(g, context.site);
-        let moments = context.moments.map(|m| m[0].clone());
         let weight = layer.matrix(g)?;
         let mut fitted = FittedQuantized {
             source: layer.payload(g).key().to_string(),
-            moments,
-            metric: context.metric.cloned(),
+            seen: Seen::of(context),
             energy: 0.0,
             weight,
             rounded: [OnceLock::new(), OnceLock::new()],
             rest: [OnceLock::new(), OnceLock::new()],
         };
-        fitted.energy = fitted.squared_norm(&fitted.weight)?;
+        fitted.energy = fitted.seen.squared_norm(&fitted.weight)?;
         Ok(Box::new(fitted))
     }
 
@@ -133,9 +127,7 @@ impl Scheme for QuantizedScheme {
 struct FittedQuantized {
     /// What identifies the weight.
     source: String,
-    moments: Option<Arc<Moments>>,
-    /// What errors of outputs weigh by, where that is known.
-    metric: Option<Arc<Moments>>,
+    seen: Seen,
     /// The mean squared output, about its mean where there are moments, in the metric of the outputs.
     energy: f64,
     weight: Matrix,
@@ -175,21 +167,9 @@ impl FittedQuantized {
         std::iter::once(few).chain(ranks.map(|rank| QuantizedSettings { bits: 4, rank }))
     }
 
-    /// The mean squared output of a matrix in place of the weight, as [`energy`](FittedQuantized::energy) is.
-    fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
-        let seen = match &self.moments {
-            Some(moments) => moments.triangle()?.product(matrix)?,
-            None => matrix.clone(),
-        };
-        Ok(match &self.metric {
-            Some(metric) => seen.product(&metric.triangle()?.transposed())?.squared_norm(),
-            None => seen.squared_norm(),
-        })
-    }
-
     fn rounded(&self, bits: u32) -> Result<&Rounded, RandnlaError> {
         let compute = || {
-            let triangle = self.moments.as_ref().map(|m| m.triangle()).transpose()?;
+            let triangle = self.seen.inputs().map(Moments::triangle).transpose()?;
             Rounded::new(&self.weight, triangle, Storage::blocks(bits, 0))
         };
         self.rounded[usize::from(bits == 4)].get_or_init(compute).as_ref().map_err(Clone::clone)
@@ -197,8 +177,8 @@ impl FittedQuantized {
 
     fn rest(&self, bits: u32) -> Result<&LowRank, RandnlaError> {
         let compute = || {
-            let whitening = self.moments.as_ref().map(|m| m.whitening()).transpose()?;
-            let outputs = self.metric.as_ref().map(|m| m.whitening()).transpose()?;
+            let whitening = self.seen.inputs().map(Moments::whitening).transpose()?;
+            let outputs = self.seen.outputs()?;
             LowRank::new(&self.rounded(bits)?.rest, whitening, outputs, &LowRankOptions::default())
         };
         self.rest[usize::from(bits == 4)].get_or_init(compute).as_ref().map_err(Clone::clone)
@@ -209,7 +189,7 @@ impl FittedQuantized {
         QuantizedSettings { bits, rank }: QuantizedSettings,
     ) -> Result<Contents, RandnlaError> {
         let rounded = self.rounded(bits)?;
-        let whitening = self.moments.as_ref().map(|m| m.whitening()).transpose()?;
+        let whitening = self.seen.inputs().map(Moments::whitening).transpose()?;
         let mean = whitening.and_then(Whitening::mean);
         let mean = mean.map(|mean| Matrix::from_row_major_f64(1, mean.len(), mean)).transpose()?;
         let mut missed = mean.as_ref().map(|mean| mean.product(&rounded.rest)).transpose()?;
@@ -233,7 +213,7 @@ impl FittedQuantized {
     fn derivation(&self, part: &str, settings: QuantizedSettings) -> String {
         let QuantizedSettings { bits, rank } = settings;
         let rank = if part == "weight" { String::new() } else { format!(", k = {rank}") };
-        let inputs = self.moments.as_ref().map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();
+        let inputs = self.seen.samples().map(|samples| format!(", inputs = {samples}")).unwrap_or_default();
         format!("quantized.{part}({}, bits = {bits}{rank}{inputs})", self.source)
     }
 
@@ -249,7 +229,7 @@ impl FittedQuantized {
         let (g, x) = (work.graph, work.input(n));
         let term = |n: NodeId| g.node(n).origin.part(Part::Term);
         let main = work.add(g.op(n).clone(), &[x, weight.expect("there is a weight")], term(n))?;
-        let (replaced, main) = match (&self.moments, layer.bias(g, n)) {
+        let (replaced, main) = match (self.seen.samples(), layer.bias(g, n)) {
             (Some(_), _) => layer.corrected(work, n, main, (name, correction))?,
             // In front of the correction, so that a kernel adds both.
             (None, Some(bias)) => {
@@ -282,7 +262,7 @@ impl Fitted for FittedQuantized {
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let QuantizedSettings { bits, rank } = self.settings(settings)?;
         let error = match rank {
-            0 => self.rounded(bits).and_then(|rounded| self.squared_norm(&rounded.rest)),
+            0 => self.rounded(bits).and_then(|rounded| self.seen.squared_norm(&rounded.rest)),
             rank => self.rest(bits).map(|rest| rest.squared_errors()[rank]),
         };
         let error = error.map_err(|e| e.to_string())?;

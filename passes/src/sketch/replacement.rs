@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use margay_ir::ops::Const;
-use margay_ir::{AddError, Draw, Graph, NodeId, Op, Origin, Patch, Payload, Value};
+use margay_ir::{AddError, Draw, Graph, NodeId, Op, Origin, Patch, Payload, TensorType, Value};
 use margay_plan::Settings;
 use margay_randnla::RandnlaError;
 use margay_tensor::{Storage, StoredTensor, Tensor};
@@ -76,8 +76,21 @@ impl Replacement<'_> {
 
     /// The first operand of a node, as it is after what has been replaced so far.
     pub fn input(&self, n: NodeId) -> Value {
-        let x = self.graph.inputs_of(n)[0];
+        self.operand(n, 0)
+    }
+
+    /// An operand of a node, as it is after what has been replaced so far.
+    ///
+    /// # Panics
+    /// For an operand that the node does not have.
+    pub fn operand(&self, n: NodeId, i: usize) -> Value {
+        let x = self.graph.inputs_of(n)[i];
         self.done.get(&x).copied().unwrap_or(x)
+    }
+
+    /// The type of a value of the graph or of the patch.
+    pub fn ty(&self, v: Value) -> &TensorType {
+        self.patch.ty(self.graph, v)
     }
 
     /// A constant of f32 with a name that says everything its contents depend on.
@@ -140,6 +153,14 @@ impl Replacement<'_> {
             None => Tensor::from_slice(&[length], &self.shape_only::<i64>(length)),
         };
         self.add_constant(name, tensor.expect("there are as many positions as said"), origin)
+    }
+
+    /// A constant of one f32.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn number(&mut self, x: f64, origin: Origin) -> Result<Value, AddError> {
+        self.add(Const { payload: Payload::new(Tensor::scalar(x as f32)) }, &[], origin)
     }
 
     /// A constant of random numbers.

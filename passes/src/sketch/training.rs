@@ -1,10 +1,80 @@
-//! Sketches for models that are trained afterwards: the same rank everywhere, without samples and without a search.
+//! Sketches for models that are trained afterwards: the same settings everywhere, without samples and without a search.
 
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::Choice;
 
-use super::{Context, Decompositions, PantherScheme, PantherSettings, Scheme, Start, layers};
+use super::{
+    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Start,
+    layers, sites,
+};
 use crate::ApplyPlan;
+
+/// What is put in place of layers before a model is trained.
+#[derive(Clone, PartialEq, Debug)]
+pub enum SketchTraining {
+    /// Products with random signs in place of weights.
+    Panther(PantherTraining),
+    /// Random features in place of attention.
+    Favor(FavorTraining),
+}
+
+impl SketchTraining {
+    /// Puts it there.
+    ///
+    /// # Errors
+    /// As [`panther_for_training`] and [`favor_for_training`].
+    pub fn apply(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
+        match self {
+            SketchTraining::Panther(options) => panther_for_training(g, options, cx),
+            SketchTraining::Favor(options) => favor_for_training(g, options, cx),
+        }
+    }
+}
+
+/// Which attention gets random features of [`FavorScheme`], and which.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FavorTraining {
+    /// The features.
+    pub settings: FavorSettings,
+    /// Names the directions.
+    pub seed: u64,
+    /// The attention nodes by the names of their sites; `None` for all.
+    pub modules: Option<Vec<String>>,
+}
+
+/// Replaces attention by random features, to be trained around them. What the scheme declines stays as it is, with a remark.
+///
+/// # Errors
+/// [`PassError::Refused`] for settings that are not those of the scheme, a model without attention, and attention that it does
+/// not have.
+pub fn favor_for_training(g: &mut Graph, options: &FavorTraining, cx: &mut Cx) -> Result<Changed, PassError> {
+    let facts = FavorScheme.facts();
+    let choice = Choice { seed: Some(options.seed), ..Choice::new(facts.name, &options.settings) };
+    (facts.check)(&choice.settings).map_err(PassError::Refused)?;
+    let found = sites(g).into_iter().filter(|site| site.schemes.contains(&facts.name));
+    let names: Vec<String> = found.map(|site| site.name).collect();
+    if names.is_empty() {
+        return Err(PassError::Refused("the model has no attention that was found".to_owned()));
+    }
+    check_names(&names.iter().map(String::as_str).collect::<Vec<_>>(), options.modules.as_deref())?;
+    let asked = |name: &String| options.modules.as_ref().is_none_or(|modules| modules.contains(name));
+    let choices = names.into_iter().filter(asked).map(|name| (name, choice.clone())).collect();
+    ApplyPlan { choices, ..ApplyPlan::default() }.run(g, cx)
+}
+
+/// An error unless all modules that are asked for are there.
+fn check_names(known: &[&str], asked: Option<&[String]>) -> Result<(), PassError> {
+    let unknown: Vec<&str> =
+        asked.into_iter().flatten().map(String::as_str).filter(|name| !known.contains(name)).collect();
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(PassError::Refused(format!(
+            "the model has no module `{}`; it has `{}`",
+            unknown.join("`, `"),
+            known.join("`, `")
+        ))),
+    }
+}
 
 /// Which layers get sketches of [`PantherScheme`], and which.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,35 +107,39 @@ pub fn panther_for_training(
         return Err(PassError::Refused(format!("rank {rank} and {terms} terms, expected at least 1")));
     }
     let found = layers(g);
-    let asked = options.modules.iter().flatten().cloned();
-    let unknown: Vec<String> = asked.filter(|name| found.iter().all(|l| l.name != *name)).collect();
-    if !unknown.is_empty() {
-        let known: Vec<&str> = found.iter().map(|l| l.name.as_str()).collect();
-        return Err(PassError::Refused(format!(
-            "the model has no module `{}`; it has `{}`",
-            unknown.join("`, `"),
-            known.join("`, `")
-        )));
-    }
+    check_names(&found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
     let choice = Choice {
         seed: Some(seed),
-        ..Choice::new(PantherScheme.name(), &PantherSettings { rank, terms, start })
+        ..Choice::new(PantherScheme.facts().name, &PantherSettings { rank, terms, start })
     };
     let mut pass = ApplyPlan::default();
     for layer in found {
         if options.modules.as_ref().is_some_and(|names| !names.contains(&layer.name)) {
             continue;
         }
-        let site = layer.site(g, PantherScheme.name());
+        let site = layer.site(g, PantherScheme.facts().name);
         let decompositions = &Decompositions::default();
-        let context = Context { graph: g, site: &site, moments: None, metric: None, decompositions, seed };
+        let context = Context {
+            graph: g,
+            site: &site,
+            moments: None,
+            samples: None,
+            metric: None,
+            decompositions,
+            seed,
+        };
         let fitted = PantherScheme.fit(&context);
         let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
         if fitted.squared_error(&choice.settings).is_err() {
             let (a, b, width) = (layer.d_in, layer.d_out, terms.saturating_mul(2).saturating_mul(rank));
             let message =
                 format!("{width} x ({a} + {b}) numbers would not be fewer than the {a} x {b} of the weight");
-            cx.remarks.push(Remark { pass: PantherScheme.name(), at: layer.name, message, declined: true });
+            cx.remarks.push(Remark {
+                pass: PantherScheme.facts().name,
+                at: layer.name,
+                message,
+                declined: true,
+            });
             continue;
         }
         pass.choices.insert(layer.name.clone(), choice.clone());

@@ -397,6 +397,7 @@ mod tests {
             weights: vec![],
             nodes: vec![],
             measures: vec![],
+            samples: vec![],
             results: Vec::new(),
             schemes: vec![],
         };

@@ -15,6 +15,7 @@ use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
 use crate::backward::Backward;
+use crate::samples::bound_batch;
 use crate::{DriverError, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel};
 
 /// Samples run at once where the model leaves its batch open.
@@ -96,6 +97,38 @@ pub(crate) fn calibrate_gradients(
     measuring.progress.at("measuring gradients", runs, runs);
     let samples = format!("#{}", samples.hash());
     sums.requested(requests, |gram| Moments::of_gradients(gram, &samples))
+}
+
+/// Samples of which values themselves are kept, at most.
+const SAMPLED: usize = 8;
+
+/// What values are in the runs of the first samples: for each request a list of runs, each with one tensor per value. Of no
+/// values there are no runs.
+pub(crate) fn sampled(
+    g: &Graph,
+    requests: &[&[Value]],
+    samples: &Samples,
+    measuring: &Measuring<'_>,
+) -> Result<Vec<Vec<Vec<Tensor>>>, DriverError> {
+    let mut values: Vec<Value> = requests.iter().flat_map(|asked| asked.iter().copied()).collect();
+    values.sort_unstable();
+    values.dedup();
+    let mut found = vec![Vec::new(); requests.len()];
+    if values.is_empty() {
+        return Ok(found);
+    }
+    let named = |(i, v): (usize, &Value)| (format!("value {i}"), *v);
+    let part = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
+    let mut runner = Runner::new(part, measuring.backend, measuring.threads);
+    let runs = SAMPLED.div_ceil(bound_batch(g).unwrap_or(BATCH));
+    for inputs in samples.runs(g, BATCH).take(runs) {
+        let outputs = runner.run(&inputs?)?;
+        for (runs, asked) in found.iter_mut().zip(requests).filter(|(_, asked)| !asked.is_empty()) {
+            let at = |v: &Value| values.binary_search(v).expect("every value was listed");
+            runs.push(asked.iter().map(|v| outputs[at(v)].1.clone()).collect());
+        }
+    }
+    Ok(found)
 }
 
 /// How errors of the layers of a model weigh in its outputs, from one backward pass of each sample; nothing where an operator

@@ -9,9 +9,10 @@ use margay_passes::sketch::{
 };
 use margay_plan::Settings;
 use margay_randnla::{Gram, RandnlaError};
+use margay_tensor::Tensor;
 
 use super::Job;
-use super::calibrate::{calibrate, calibrate_gradients};
+use super::calibrate::{calibrate, calibrate_gradients, sampled};
 use super::split::Split;
 use crate::{DriverError, Kind, parallel};
 
@@ -36,6 +37,8 @@ pub(crate) struct Fit {
     pub(crate) fitted: Arc<dyn Fitted>,
     /// The settings to choose among.
     pub(crate) settings: Vec<Settings>,
+    /// What of the site stays as it is, whatever is chosen.
+    pub(crate) remarks: Vec<Remark>,
 }
 
 /// What is to be fitted, in the order of the sites: every scheme that may be chosen, or what a plan names.
@@ -46,7 +49,7 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let (sites, seed) = (&job.sites, job.options.seed());
     if job.rounds_with_feedback() {
         let scheme: &'static dyn Scheme = &QuantizedScheme;
-        let takes = |site: &usize| sites[*site].schemes.contains(&scheme.name());
+        let takes = |site: &usize| sites[*site].schemes.contains(&scheme.facts().name);
         let settings = Some(QuantizedScheme::uncorrected());
         let task = |site| Task { site, scheme, settings: settings.clone(), seed };
         return Ok((0..sites.len()).filter(takes).map(task).collect());
@@ -57,9 +60,9 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
     let narrow = job.options.precision == Precision::Int8;
     let Some(plan) = &job.options.plan else {
         let choosable = |site: usize| {
-            let takes = move |s: &&&'static dyn Scheme| sites[site].schemes.contains(&s.name());
-            let offered = SCHEMES.iter().filter(takes).filter(|s| s.only_by_name().is_none());
-            let offered = offered.filter(move |s| narrow || !s.is_storage());
+            let takes = move |s: &&&'static dyn Scheme| sites[site].schemes.contains(&s.facts().name);
+            let offered = SCHEMES.iter().filter(takes).filter(|s| s.facts().only_by_name.is_none());
+            let offered = offered.filter(move |s| narrow || !s.facts().is_storage);
             offered.map(move |s| Task { site, scheme: *s, settings: None, seed })
         };
         return Ok((0..sites.len()).flat_map(choosable).collect());
@@ -69,7 +72,7 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
         let choice = plan.sites.get(&site.name).filter(|choice| !choice.is_dense());
         let Some(choice) = choice else { continue };
         let refused = |why: String| DriverError::Options(format!("plan: `{}`: {why}", site.name));
-        let found = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.name()));
+        let found = scheme(&choice.scheme).filter(|s| site.schemes.contains(&s.facts().name));
         let scheme = found
             .ok_or_else(|| refused(format!("scheme `{}` is not for {} layers", choice.scheme, site.kind)))?;
         let other = tasks.iter().find(|t| sites[t.site].weights.iter().any(|w| site.weights.contains(w)));
@@ -86,6 +89,8 @@ pub(crate) fn tasks(job: &Job<'_>) -> Result<Vec<Task>, DriverError> {
 pub(crate) struct Measured {
     /// What their sites ask for: one list per task.
     inputs: Vec<Vec<Arc<Moments>>>,
+    /// What their sites were in a few runs: one list per task, of the runs.
+    samples: Vec<Vec<Vec<Tensor>>>,
     /// By site, the gradients of the outputs by what it gives; absent where an operator has no derivative.
     gradients: Option<Vec<Option<Arc<Moments>>>>,
     /// Why there are no gradients.
@@ -108,6 +113,8 @@ pub(crate) fn measured(
     let mut all = calibrate(job.graph(), &probes, &requests, samples, &measuring)?.into_iter();
     let mut next = || all.next().flatten().expect("sites ask for some rows");
     let inputs = tasks.iter().map(|t| measures(t).map(|_| next()).collect()).collect();
+    let asked: Vec<&[Value]> = tasks.iter().map(|t| job.sites[t.site].samples.as_slice()).collect();
+    let seen = sampled(job.graph(), &asked, samples, &measuring)?;
     // Moments of longer rows would be larger than the weight.
     let results = job.sites.iter().map(|site| match site.d_out <= Gram::MOST_DENSE {
         true => site.results.as_slice(),
@@ -125,7 +132,7 @@ pub(crate) fn measured(
             }
             Err(error) => return Err(error),
         };
-    Ok(Some(Measured { inputs, gradients, remark }))
+    Ok(Some(Measured { inputs, samples: seen, gradients, remark }))
 }
 
 impl Measured {
@@ -155,21 +162,32 @@ pub(crate) fn fit(
     let fitted = parallel(job.threads(), tasks.len(), job.progress, "factorizing weights", |i| {
         let task = &tasks[i];
         let moments = measured.map(|m| m.inputs[i].as_slice());
+        let samples = measured.map(|m| m.samples[i].as_slice()).filter(|runs| !runs.is_empty());
         let metric = measured.and_then(|m| m.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
-        let fitted = task.scheme.fit(&Context { graph: g, site, moments, metric, decompositions, seed })?;
+        let fitted =
+            task.scheme.fit(&Context { graph: g, site, moments, samples, metric, decompositions, seed })?;
+        let offered = match &task.settings {
+            None => Ok((fitted.candidates(), Vec::new())),
+            Some(settings) => fitted.resolved(settings).map(|found| (vec![found.settings], found.remarks)),
+        };
         // A scheme may put off what its errors need.
-        let settings = task.settings.clone().map_or_else(|| fitted.candidates(), |settings| vec![settings]);
-        let offered = settings.iter().try_for_each(|settings| fitted.squared_error(settings).map(drop));
-        Ok::<_, RandnlaError>((fitted, settings, offered))
+        let offered = offered.and_then(|(settings, remarks)| {
+            settings.iter().try_for_each(|settings| fitted.squared_error(settings).map(drop))?;
+            Ok((settings, remarks))
+        });
+        Ok::<_, RandnlaError>((fitted, offered))
     });
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;
         let factorized = |error| DriverError::Factorize { module: name.clone(), error };
-        let (fitted, settings, offered) = fitted.map_err(factorized)?;
-        offered.map_err(|why| DriverError::Options(format!("plan: `{name}`: {why}")))?;
-        let (site, scheme, seed) = (task.site, task.scheme.name(), task.seed);
-        Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings })
+        let (fitted, offered) = fitted.map_err(factorized)?;
+        let refused = |why| DriverError::Options(format!("plan: `{name}`: {why}"));
+        let (settings, remarks) = offered.map_err(refused)?;
+        let (site, scheme, seed) = (task.site, task.scheme.facts().name, task.seed);
+        let remark = |message| Remark { pass: scheme, at: name.clone(), message, declined: true };
+        let remarks = remarks.into_iter().map(remark).collect();
+        Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings, remarks })
     });
     made.collect()
 }

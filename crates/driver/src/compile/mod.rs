@@ -394,6 +394,7 @@ pub fn compile_with(
     let warnings = warnings(&job, checker.as_ref(), &doubted)?;
     let mut remarks = sketched.remarks;
     remarks.extend(measured.and_then(|m| m.remark));
+    remarks.extend(fits.iter().flat_map(|fit| fit.remarks.clone()));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
     let refits = sketched.refits;
     let metric = metric_of(&job, &sketched.graph)?;

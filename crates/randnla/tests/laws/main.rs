@@ -4,6 +4,7 @@
 //! inputs are drawn from named streams, so a test gives the same numbers on every run.
 
 mod embedding;
+mod features;
 mod least_squares;
 mod psd;
 mod qr;

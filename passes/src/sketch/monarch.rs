@@ -1,0 +1,178 @@
+//! Two block-diagonal matrices with a permutation between them (Dao and others, *Monarch: Expressive Structured Matrices for
+//! Efficient and Accurate Training*, arXiv 2204.00595).
+//!
+//! A weight is cut into `q k` blocks `[d_in / q, d_out / k]`, and each is approximated by a product of rank `r`; that is
+//! Monarch for `r = 1`, up to the order of inputs and outputs. The left factors of the `k` blocks in a row lie side by
+//! side, `q` matrices `[d_in / q, k r]`, the right ones of the `q` blocks in a column below each other, `k` matrices
+//! `[q r, d_out / k]`: two batches of products, `r (k d_in + q d_out)` numbers. Each block is the best of its rank for the
+//! inputs of its row, as far as these do not depend on other inputs, and for the metric of all outputs being equal.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 32]) -> (y: f32[N, 64]) {
+//!   %0 = const #5be1c0 : f32[32, 64]  // fc1.weight
+//!   %1 = matmul %x, %0 : f32[N, 64]  // fc1/MatMul
+//!   return %1
+//! }
+//! ```
+//!
+//! Deliberately absent: convolutions, and more than two factors (butterfly matrices).
+
+use margay_ir::ops::{MatMul, Reshape, Transpose};
+use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
+use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
+use margay_tensor::Dim;
+use serde::{Deserialize, Serialize};
+
+use super::moments::Seen;
+use super::structured::{Form, Structured, offered, part_whitening, sites};
+use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
+
+/// Two block-diagonal matrices.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MonarchScheme;
+
+/// What a plan says of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MonarchSettings {
+    /// Blocks in a column and in a row: divisors of the rows and columns of the weight.
+    blocks: [usize; 2],
+    /// The rank of each block.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    rank: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(rank: &usize) -> bool {
+    *rank == 1
+}
+
+impl Scheme for MonarchScheme {
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: Monarch::NAME,
+            only_by_name: Some("low rank of the same size loses less: it is a form to be trained"),
+            is_storage: false,
+            check: reads::<MonarchSettings>,
+        }
+    }
+
+    fn sites(&self, g: &Graph) -> Vec<Site> {
+        sites::<Monarch>(g)
+    }
+
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        Structured::<Monarch>::fit(context)
+    }
+
+    /// None: operators lie between its products.
+    fn factors(&self, _: &Graph) -> Vec<Factored> {
+        Vec::new()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Monarch {
+    d_in: usize,
+    d_out: usize,
+}
+
+impl Monarch {
+    /// Rows and columns of a block.
+    fn block(&self, s: &MonarchSettings) -> [usize; 2] {
+        [self.d_in / s.blocks[0], self.d_out / s.blocks[1]]
+    }
+}
+
+impl Form for Monarch {
+    const NAME: &'static str = "monarch";
+
+    type Settings = MonarchSettings;
+
+    fn of(_: &Graph, layer: &Layer) -> Option<Monarch> {
+        layer.is_product().then_some(Monarch { d_in: layer.d_in, d_out: layer.d_out })
+    }
+
+    /// `[q, p, k r]`, then `[k, q r, b]`.
+    fn shapes(&self, s: &MonarchSettings) -> Result<Vec<Vec<usize>>, String> {
+        let [q, k] = s.blocks;
+        if q == 0 || k == 0 || !self.d_in.is_multiple_of(q) || !self.d_out.is_multiple_of(k) {
+            return Err(format!("{q} x {k} blocks do not divide a weight of {} x {}", self.d_in, self.d_out));
+        }
+        let [p, b] = self.block(s);
+        offered("rank", s.rank, p.min(b))?;
+        Ok(vec![vec![q, p, k * s.rank], vec![k, q * s.rank, b]])
+    }
+
+    fn factors(
+        &self,
+        weight: &Matrix,
+        seen: &Seen,
+        s: &MonarchSettings,
+    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
+        let (mut first, mut second) = (vec![0f32; q * p * k * rank], vec![0f32; k * q * rank * b]);
+        let options = LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };
+        for i in 0..q {
+            let whitening = part_whitening(seen, p, 1, |at, _| i * p + at)?;
+            for j in 0..k {
+                let block = Matrix::from_fn(p, b, |row, column| weight.at(i * p + row, j * b + column));
+                let found = LowRank::new(&block, whitening.as_ref(), None, &options)?.factors(rank)?;
+                for r in 0..rank {
+                    let column = j * rank + r;
+                    (0..p).for_each(|a| first[(i * p + a) * k * rank + column] = found.left.at(a, r) as f32);
+                    let row = (j * q + i) * rank + r;
+                    (0..b).for_each(|c| second[row * b + c] = found.right.at(r, c) as f32);
+                }
+            }
+        }
+        Ok(vec![first, second])
+    }
+
+    fn weight(&self, s: &MonarchSettings, factors: &[Vec<f32>]) -> Matrix {
+        let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
+        Matrix::from_fn(self.d_in, self.d_out, |row, column| {
+            let (i, j) = (row / p, column / b);
+            let product = |r: usize| {
+                let left = factors[0][row * k * rank + j * rank + r];
+                f64::from(left) * f64::from(factors[1][((j * q + i) * rank + r) * b + column % b])
+            };
+            (0..rank).map(product).sum()
+        })
+    }
+
+    fn nodes(
+        &self,
+        work: &mut Replacement<'_>,
+        at: NodeId,
+        s: &MonarchSettings,
+        factors: &[Value],
+    ) -> Result<Value, AddError> {
+        let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
+        let origin = work.graph.node(at).origin.clone();
+        let x = work.input(at);
+        let mut lead = work.ty(x).shape.clone();
+        lead.pop();
+        let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
+        let mut add = |op: Op, inputs: &[Value], part| work.add(op, inputs, origin.part(part));
+        let by_rows = |last: &[usize]| {
+            let last = last.iter().map(|extent| Dim::from(*extent));
+            Reshape { shape: std::iter::once(rows.clone()).chain(last).collect() }.into()
+        };
+        let pieces = add(by_rows(&[q, p]), &[x], Part::Left)?;
+        let pieces = add(Transpose { perm: vec![1, 0, 2] }.into(), &[pieces], Part::Left)?; // [q, rows, p]
+        let thin = add(MatMul.into(), &[pieces, factors[0]], Part::Left)?; // [q, rows, k r]
+        let thin = add(Transpose { perm: vec![1, 0, 2] }.into(), &[thin], Part::Left)?;
+        let thin = add(by_rows(&[q, k, rank]), &[thin], Part::Left)?;
+        let thin = add(Transpose { perm: vec![2, 0, 1, 3] }.into(), &[thin], Part::Left)?; // [k, rows, q, r]
+        let shape = vec![Dim::from(k), rows.clone(), Dim::from(q * rank)];
+        let thin = add(Reshape { shape }.into(), &[thin], Part::Left)?;
+        let wide = add(MatMul.into(), &[thin, factors[1]], Part::Right)?; // [k, rows, b]
+        let wide = add(Transpose { perm: vec![1, 0, 2] }.into(), &[wide], Part::Right)?;
+        let shape = lead.iter().cloned().chain([Dim::from(k * b)]).collect();
+        add(Reshape { shape }.into(), &[wide], Part::Right)
+    }
+}

@@ -1,0 +1,207 @@
+//! Layers whose weight is brought into a form of several factors: what all such schemes have in common.
+//!
+//! A [`Form`] says how the factors of a layer follow from its weight, which weight they stand for, and which nodes apply them.
+//! From that follow the error, which is that of the weight they stand for on the inputs that calibration saw, in the metric of
+//! the outputs, the correction of the bias, and the replacement. The weight they stand for is made to know errors only.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use margay_ir::{AddError, Graph, NodeId, Part, Value};
+use margay_plan::Settings;
+use margay_randnla::{Matrix, RandnlaError, Whitening};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::moments::Seen;
+use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+
+/// A form of the weight of a layer.
+pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
+    /// The name of its scheme.
+    const NAME: &'static str;
+
+    /// What a plan says.
+    type Settings: Serialize + DeserializeOwned + Debug;
+
+    /// The form of a layer; `None` for one that has no such form.
+    fn of(g: &Graph, layer: &Layer) -> Option<Self>;
+
+    /// The shapes of the factors, in the order in which they are applied.
+    ///
+    /// # Errors
+    /// Why settings are not offered, in words.
+    fn shapes(&self, settings: &Self::Settings) -> Result<Vec<Vec<usize>>, String>;
+
+    /// The factors of a weight \[d_in, d_out\], row by row.
+    ///
+    /// # Errors
+    /// Those of the decomposition.
+    fn factors(
+        &self,
+        weight: &Matrix,
+        seen: &Seen,
+        settings: &Self::Settings,
+    ) -> Result<Vec<Vec<f32>>, RandnlaError>;
+
+    /// The weight \[d_in, d_out\] that factors stand for.
+    fn weight(&self, settings: &Self::Settings, factors: &[Vec<f32>]) -> Matrix;
+
+    /// The nodes that stand in for node `n`.
+    ///
+    /// # Errors
+    /// For factors that do not fit, which is our fault.
+    fn nodes(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        settings: &Self::Settings,
+        factors: &[Value],
+    ) -> Result<Value, AddError>;
+}
+
+/// The sites of the layers that have a form.
+pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
+    let has = |layer: &&Layer| F::of(g, layer).is_some();
+    layers(g).iter().filter(has).map(|layer| layer.site(g, F::NAME)).collect()
+}
+
+/// A weight that is to be brought into a form.
+pub(super) struct Structured<F> {
+    form: F,
+    weight: Matrix,
+    seen: Seen,
+    /// The mean squared output, as `seen` measures it.
+    energy: f64,
+    /// What contents of constants depend on, besides settings.
+    source: String,
+    /// By settings.
+    known: Mutex<HashMap<String, Arc<Factored>>>,
+}
+
+/// The factors at some settings.
+struct Factored {
+    factors: Vec<Vec<f32>>,
+    squared_error: f64,
+    /// What is added to the bias, where inputs were seen.
+    correction: Option<Vec<f32>>,
+}
+
+impl<F: Form> Structured<F> {
+    /// Looks at a layer.
+    ///
+    /// # Errors
+    /// None but those of moments that cannot be factorized.
+    pub(super) fn fit(context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        let layer = Layer::of(context.graph, context.site);
+        let weight = layer.matrix(context.graph)?;
+        let seen = Seen::of(context);
+        let inputs = seen.samples().map(|samples| format!(", inputs = {samples}")).unwrap_or_default();
+        Ok(Box::new(Structured {
+            form: F::of(context.graph, &layer).expect("sites have the form of their scheme"),
+            energy: seen.squared_norm(&weight)?,
+            source: format!("{}{inputs}", layer.payload(context.graph).key()),
+            weight,
+            seen,
+            known: Mutex::default(),
+        }))
+    }
+
+    fn settings(&self, settings: &Settings) -> Result<(F::Settings, Vec<Vec<usize>>), String> {
+        let read: F::Settings = settings.read()?;
+        let shapes = self.form.shapes(&read)?;
+        Ok((read, shapes))
+    }
+
+    /// The factors at some settings, computed once.
+    fn factored(&self, key: &Settings, settings: &F::Settings) -> Result<Arc<Factored>, RandnlaError> {
+        let key = key.to_string();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(found) = known {
+            return Ok(found);
+        }
+        let factors = self.form.factors(&self.weight, &self.seen, settings)?;
+        let stands_for = self.form.weight(settings, &factors);
+        let rest = Matrix::from_fn(self.weight.rows(), self.weight.columns(), |i, j| {
+            self.weight.at(i, j) - stands_for.at(i, j)
+        });
+        let error = self.seen.squared_norm(&rest)?;
+        let found = Arc::new(Factored {
+            factors,
+            squared_error: if self.energy > 0.0 { error / self.energy } else { 0.0 },
+            correction: self.seen.mean_output(&rest)?,
+        });
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
+        Ok(found)
+    }
+}
+
+impl<F: Form> Fitted for Structured<F> {
+    fn candidates(&self) -> Vec<Settings> {
+        Vec::new()
+    }
+
+    fn probe(&self) -> Option<Settings> {
+        None
+    }
+
+    fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
+        let (read, _) = self.settings(settings)?;
+        self.factored(settings, &read).map(|found| found.squared_error).map_err(|e| e.to_string())
+    }
+
+    fn replace(
+        &self,
+        work: &mut Replacement<'_>,
+        site: &Site,
+        settings: &Settings,
+    ) -> Result<(), ApplyError> {
+        let (read, shapes) = self.settings(settings).map_err(ApplyError::Settings)?;
+        let g = work.graph;
+        let layer = Layer::of(g, site);
+        let found = work.computed(|| self.factored(settings, &read))?;
+        let name = |part: &str| format!("{}.{part}({}, {settings})", F::NAME, self.source);
+        let mut factors = Vec::new();
+        for (i, shape) in shapes.iter().enumerate() {
+            let part = if i + 1 == shapes.len() { Part::Right } else { Part::Left };
+            let contents = found.as_ref().map(|found| found.factors[i].clone());
+            let origin = g.node(layer.weight.node).origin.part(part);
+            factors.push(work.constant(&name(&format!("factor{}", i + 1)), shape, contents, origin)?);
+        }
+        for &n in &layer.nodes {
+            let result = self.form.nodes(work, n, &read, &factors)?;
+            match self.seen.samples() {
+                Some(_) => {
+                    let correction = found.as_ref().and_then(|found| found.correction.as_deref());
+                    layer.replace_corrected(work, n, result, (&name("bias"), correction))?;
+                }
+                None => work.replace(n.into(), result),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The whitening of a part of the inputs: the mean of the covariances `[size, size]` of the coordinates that `at` gives for
+/// each of `copies`; `None` without samples, and for inputs too long for a dense covariance.
+pub(super) fn part_whitening(
+    seen: &Seen,
+    size: usize,
+    copies: usize,
+    at: impl Fn(usize, usize) -> usize,
+) -> Result<Option<Whitening>, RandnlaError> {
+    let Some(covariance) = seen.covariance()? else { return Ok(None) };
+    let mean = Matrix::from_fn(size, size, |i, j| {
+        (0..copies).map(|copy| covariance.at(at(i, copy), at(j, copy))).sum::<f64>() / copies.max(1) as f64
+    });
+    Whitening::new(&mean, None, &Moments::INPUTS).map(Some)
+}
+
+/// An error unless a number is offered.
+pub(super) fn offered(what: &str, found: usize, most: usize) -> Result<(), String> {
+    match (1..=most).contains(&found) {
+        true => Ok(()),
+        false => Err(format!("{what} {found} is not offered, expected 1 to {most}")),
+    }
+}
