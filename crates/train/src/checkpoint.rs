@@ -17,12 +17,17 @@ use crate::fit::Point;
 /// The key of the metadata under which the record lies, as JSON.
 const RECORD: &str = "margay.training";
 /// The version of the record that is written and read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const STATE: &str = "state.";
 const BEST: &str = "best.";
 
 /// What decides the numbers that a run computes, by name, as text: hashes of model and data, options.
 pub type Identity = Vec<(String, String)>;
+
+/// A learning rate as part of an identity; one that a test finds is a state.
+pub(crate) fn rate_words(rate: f64, is_searched: bool) -> String {
+    if is_searched { "searched".to_owned() } else { rate.to_string() }
+}
 
 /// What is known besides tensors.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

@@ -26,7 +26,7 @@ use margay_driver::{
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
-use crate::checkpoint::{Checkpoint, Identity};
+use crate::checkpoint::{Checkpoint, Identity, rate_words};
 use crate::fit::Tensors;
 use crate::step::with_parameters;
 use crate::{
@@ -50,6 +50,8 @@ pub struct RecoverOptions {
     pub batch: usize,
     /// The largest learning rate.
     pub learning_rate: f64,
+    /// Whether that is only a default; see [`FitOptions::find_rate`].
+    pub find_rate: bool,
     /// Which values inside are to agree.
     pub hidden: Hidden,
     /// How much what counts.
@@ -87,6 +89,7 @@ impl Default for RecoverOptions {
             steps: None,
             batch: 32,
             learning_rate: 1e-3,
+            find_rate: false,
             hidden: Hidden::Auto,
             weights: Weights::default(),
             train: Train::Sketch,
@@ -213,7 +216,8 @@ pub fn recover(
         refitted = Some(found);
     }
     let mut fitted = None;
-    if options.together {
+    // Whoever interrupts the refit has what it gave.
+    if options.together && !observer.interrupted() {
         let start_from = with_parameters(student, &best)?;
         let balanced = trainable::balanced(&start_from);
         let start_from = with_parameters(&start_from, &balanced)?;
@@ -299,6 +303,7 @@ fn learn(
     let fit_options = FitOptions {
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),
         max_seconds: Some(left),
+        find_rate: options.find_rate,
         batch: run.batch,
         seed: options.seed,
         evaluations: options.evaluations,
@@ -321,7 +326,7 @@ fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &Recov
         ("the teacher", hash(teacher)),
         ("the data", samples.hash()),
         ("the batch", batch.to_string()),
-        ("the learning rate", learning_rate.to_string()),
+        ("the learning rate", rate_words(*learning_rate, options.find_rate)),
         ("what is hidden", format!("{hidden:?}")),
         ("the weights of the objective", format!("{weights:?}")),
         ("what is trained", format!("{train:?}")),

@@ -11,11 +11,13 @@ mod fit;
 mod limit;
 mod price;
 mod report;
+mod saturation;
 mod split;
 mod warn;
 mod weigh;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Op};
@@ -40,6 +42,7 @@ use self::split::split;
 use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
+use crate::cache::Cache;
 use crate::{Compiled, DriverError, Dump, ErrorScope, Mask, Model, Progress, Samples, backend};
 
 /// How to compile.
@@ -71,6 +74,9 @@ pub struct CompileOptions {
     pub predict_threads: usize,
     /// What counts in errors of the outputs: padding does not, and other outputs than those named.
     pub errors: ErrorScope,
+    /// A folder in which calibration and fits are kept by content, so that another goal for the same model and samples costs
+    /// less. The result is the same with and without.
+    pub cache: Option<PathBuf>,
 }
 
 impl CompileOptions {
@@ -108,6 +114,7 @@ impl Default for CompileOptions {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             predict_threads: 1,
             errors: ErrorScope::default(),
+            cache: None,
         }
     }
 }
@@ -170,6 +177,9 @@ pub(crate) struct Job<'a> {
     storage: StoreConstants,
     /// Which places of samples count.
     mask: Mask,
+    cache: Option<Cache>,
+    /// All that calibration and fits follow from, whatever the goal; empty without a cache.
+    basis: String,
 }
 
 impl<'a> Job<'a> {
@@ -202,7 +212,31 @@ impl<'a> Job<'a> {
         }
         let storage = storage(g, &sites, options)?;
         let mask = Mask::find(g, &options.errors.mask)?;
-        Ok(Job { source, options, progress, samples, backend, bindings, ranges, sites, storage, mask })
+        let cache = options.cache.as_deref().map(Cache::open).transpose()?;
+        let basis = match &cache {
+            Some(_) => format!(
+                "{} of {}, seed {}, samples {:?}, {mask:?}\n{g}",
+                backend.target(),
+                backend.name(),
+                options.seed(),
+                samples.as_ref().map(Samples::hash)
+            ),
+            None => String::new(),
+        };
+        Ok(Job {
+            source,
+            options,
+            progress,
+            samples,
+            backend,
+            bindings,
+            ranges,
+            sites,
+            storage,
+            mask,
+            cache,
+            basis,
+        })
     }
 
     /// What the plan says of a site.
@@ -237,7 +271,8 @@ impl<'a> Job<'a> {
     /// How calibration measures.
     fn measuring(&self) -> Measuring<'_> {
         let (backend, progress) = (&self.backend, self.progress);
-        Measuring { mask: &self.mask, backend, threads: self.threads(), progress }
+        let cache = self.cache.as_ref().map(|cache| (cache, self.basis.as_str()));
+        Measuring { mask: &self.mask, backend, threads: self.threads(), progress, cache }
     }
 
     fn threads(&self) -> usize {
