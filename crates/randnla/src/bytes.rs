@@ -3,7 +3,7 @@
 //! Little-endian words of 64 bits, each list behind its length. Readers refuse what they did not write; they do not find out
 //! whether numbers were changed, which is for a hash.
 
-use faer::Mat;
+use faer::{Mat, MatRef};
 
 use crate::Matrix;
 
@@ -31,7 +31,7 @@ impl Writer {
     }
 
     /// Columns one after the other, each from the diagonal on where `is_lower`.
-    pub(crate) fn columns(&mut self, a: &Mat<f64>, is_lower: bool) {
+    pub(crate) fn columns(&mut self, a: MatRef<'_, f64>, is_lower: bool) {
         self.size(a.nrows());
         self.size(a.ncols());
         for j in 0..a.ncols() {

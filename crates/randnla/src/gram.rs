@@ -90,12 +90,12 @@ impl Gram {
             }
             Store::Dense { outer, pending } => {
                 out.word(1);
-                out.columns(outer, true);
+                out.columns(outer.as_ref(), true);
                 out.floats(pending);
             }
             Store::Sketched { sums, signs } => {
                 out.word(2);
-                out.columns(sums, false);
+                out.columns(sums.as_ref(), false);
                 out.numbers(signs);
             }
         }

@@ -113,6 +113,9 @@ impl Checkpoint {
         if let Some(differences) = differences(&record.identity, identity) {
             return Err(failed(format!("it was written by another run: {differences}")));
         }
+        if !record.history.iter().any(|point| point.step == record.best_step) {
+            return Err(failed(format!("its best step {} was not evaluated", record.best_step)));
+        }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new() };
         for (name, view) in file.iter() {
@@ -219,6 +222,11 @@ mod tests {
         );
         assert!(Checkpoint::claim(Some(&path), true).is_ok() && Checkpoint::claim(None, false).is_ok());
         assert!(Checkpoint::claim(Some(&path), false).unwrap_err().to_string().contains("`--resume`"));
+        let mut lost = sample();
+        lost.record.best_step = 11;
+        lost.write(&path).unwrap();
+        assert_eq!(message("abc"), "its best step 11 was not evaluated");
+        sample().write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
         assert!(!message("abc").is_empty());

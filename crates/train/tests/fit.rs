@@ -65,7 +65,7 @@ impl Regression {
     }
 
     /// With a teacher of these seeds.
-    fn of(seeds: [u64; 2]) -> Regression {
+    fn of(seeds: [usize; 2]) -> Regression {
         let (g, parameters) = model();
         let mut evaluator =
             Evaluator::new(&g, &parameters, &|_| Ok(Vec::new()), &backend::native(), 1).unwrap();

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Grad, Vjp};
 use crate::graph::AddError;
-use crate::ops::{Broadcast, OpDef, Reshape};
+use crate::ops::{Broadcast, Reshape};
 use crate::{Builder, Graph, NodeId, Origin, Part, Patch, Value};
 
 /// There are no derivatives.

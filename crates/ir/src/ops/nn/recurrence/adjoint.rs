@@ -31,7 +31,7 @@ pub(super) fn adjoint(op: &Recurrence, cx: &mut Vjp<'_>) -> GradResult {
     let before = op.states_before(cx, &given)?;
     let trips = trips(cx, given.x)?;
     let mut body = Body::new(cx, &begin).with_constants_outside();
-    let (next, row) = match times(op, cx, &mut body, &given, (&before, shown, trips)) {
+    let (next, row) = match times(op, cx, &mut body, &given, (before.as_slice(), shown, trips)) {
         Ok(found) => found,
         Err(DerivativeError::Add { error, .. }) => return Err(error),
         Err(none @ DerivativeError::None { .. }) => return Grad::none(none.to_string()),
