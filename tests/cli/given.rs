@@ -79,7 +79,8 @@ fn an_array_takes_the_place_of_a_value_that_the_model_has() {
     };
     let graph = OnnxGraph {
         name: "default".into(),
-        inputs: vec![value("x"), value("w")],
+        inputs: vec![value("x")],
+        defaults: vec![value("w")],
         outputs: vec![value("y")],
         initializers: vec![("w".into(), ones(10.0))],
         nodes: vec![node("sum", "Add", &["x", "w"], "y")],

@@ -97,7 +97,7 @@ fn another_goal_takes_calibration_and_fits_from_the_cache() {
         all.sort();
         all
     };
-    for budget in ["50%", "30%"] {
+    for budget in ["70%", "50%"] {
         let plain = compile("plain", &format!("--budget-bytes {budget}"));
         let cached = compile("cached", &format!("--budget-bytes {budget} --cache kept"));
         assert!(plain == cached, "{budget}: the cache changes the artifact");
@@ -105,17 +105,17 @@ fn another_goal_takes_calibration_and_fits_from_the_cache() {
     let first = kept();
     // Sums of inputs and of gradients, decompositions, weights of layers.
     assert_eq!(first.len(), 4, "{first:?}");
-    compile("again", "--budget-bytes 40% --cache kept");
+    compile("again", "--budget-bytes 60% --cache kept");
     assert_eq!(kept(), first, "nothing was computed again");
-    compile("again", "--budget-bytes 40% --cache kept --seed 1");
+    compile("again", "--budget-bytes 60% --cache kept --seed 1");
     assert_eq!(kept().len(), 8, "another seed draws other samples");
     // What was altered is computed again.
     let (name, _) = &first[0];
     let path = place.path("kept").join(name);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    let cached = compile("cached", "--budget-bytes 30% --cache kept");
-    assert!(cached == compile("plain", "--budget-bytes 30%"));
+    let cached = compile("cached", "--budget-bytes 50% --cache kept");
+    assert!(cached == compile("plain", "--budget-bytes 50%"));
     assert!(fs::read(&path).unwrap() == whole);
 }
 

@@ -214,6 +214,9 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
     if !recovered.layers.is_empty() {
         text += &format!("{refitted} of {} layers refitted\n", recovered.layers.len());
     }
+    if recovered.interrupted && recovered.fitted.is_none() {
+        text += "interrupted before all learned together\n";
+    }
     if let Some(fitted) = &recovered.fitted {
         let (steps, best) = (fitted.steps, fitted.best().step);
         text += &format!("{steps} steps together, {}; best at step {best}\n", fitted.stop.text());

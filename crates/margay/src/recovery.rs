@@ -125,7 +125,7 @@ impl RecoveredModel {
             steps: fitted.map_or(0, |f| f.steps),
             learning_rate: fitted.map(|f| f.learning_rate),
             rate_test: fitted.and_then(|f| f.rate_test.as_ref()),
-            stop: fitted.map(|f| f.stop),
+            stop: fitted.map(|f| f.stop).or(recovered.interrupted.then_some(Stop::Interrupted)),
             divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
             error: &self.error,

@@ -118,7 +118,9 @@ impl Checkpoint {
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new() };
-        for (name, view) in file.iter() {
+        let mut views: Vec<_> = file.iter().collect();
+        views.sort_by_key(|(name, _)| *name);
+        for (name, view) in views {
             let dtype = DTYPES.iter().find(|(_, d)| *d == view.dtype()).map(|(d, _)| *d);
             let dtype = dtype.ok_or_else(|| failed(format!("`{name}` is {:?}", view.dtype())))?;
             let tensor = Tensor::from_bytes(dtype, view.shape(), view.data())?;

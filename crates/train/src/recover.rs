@@ -119,8 +119,10 @@ pub struct Recovered {
     pub refitted: Option<Evaluation>,
     /// What became of each layer.
     pub layers: Vec<LayerRefit>,
-    /// How learning together went; absent where that was not asked for.
+    /// How learning together went; absent where that was not asked for, and where the refit of layers was interrupted.
     pub fitted: Option<Fitted>,
+    /// Whether the observer asked for the end.
+    pub interrupted: bool,
     /// The error of the result.
     pub after: Evaluation,
     /// Numbers that could learn.
@@ -237,6 +239,7 @@ pub fn recover(
         before,
         refitted,
         layers: reports,
+        interrupted: observer.interrupted(),
         fitted,
         after,
         trained: best.iter().map(|(_, t)| t.len()).sum(),
