@@ -233,7 +233,11 @@ fn section_message(s: &CodeSection) -> SectionMessage {
 ///
 /// # Panics
 /// If the section reads a constant that is not there.
-pub(crate) fn seal(entry: &EntryParts, section: &CodeSection, constants: &[StoredConstant]) -> [u8; SEAL_BYTES] {
+pub(crate) fn seal(
+    entry: &EntryParts,
+    section: &CodeSection,
+    constants: &[StoredConstant],
+) -> [u8; SEAL_BYTES] {
     // Where the code lies may change.
     let section = CodeSection { parts: section.parts.clone(), code: 0..section.code.len() };
     let ranges = section.parts.constants.iter().map(|&c| &constants[c].range);
@@ -571,10 +575,7 @@ mod tests {
                 "entry 0: its open axes are not those of its ports",
             ),
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
-            (
-                |d| d.constants[1].shape = vec![33, 32],
-                "constant 1: 128 packed bytes cannot hold f32[33, 32]",
-            ),
+            (|d| d.constants[1].shape = vec![33, 32], "constant 1: 128 packed bytes cannot hold f32[33, 32]"),
             (
                 |d| d.constants[1].shape = vec![1 << 40, 0],
                 "constant 1: 128 packed bytes cannot hold f32[1099511627776, 0]",

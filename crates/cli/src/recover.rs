@@ -14,9 +14,9 @@ use crate::args::{ThreadArgs, at_least_one, dim, mask, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::{Bars, TrainingBar};
-use crate::train::{DEFAULT_RATE, rate_line};
 use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
+use crate::train::{DEFAULT_RATE, rate_line};
 use crate::{Reply, errors, json};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then all learn together. The best on held-out samples is kept.

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, PantherTraining, RateTest, Schedule,
-    Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph, is_array_file, open,
-    read_labels, samples_of, training_batch, vocabulary,
+    CompileOptions, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, PantherTraining,
+    RateTest, Schedule, Selection, Start, Supervised, TrainedModel, Training, Update, backend, export_graph,
+    is_array_file, open, read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};

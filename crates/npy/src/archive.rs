@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_wherever_it_is_met() {
-        let arrays = [("a", Tensor::scalar(1f32)), ("b", Tensor::zeros(margay_tensor::DType::F32, &[9]).unwrap())];
+        let arrays =
+            [("a", Tensor::scalar(1f32)), ("b", Tensor::zeros(margay_tensor::DType::F32, &[9]).unwrap())];
         let mut whole = Cursor::new(Vec::new());
         write_npz(&mut whole, &arrays).unwrap();
         let bytes = whole.into_inner().len();

@@ -332,7 +332,8 @@ impl<'o> Run<'o> {
             // How long steps take is not known yet where time is the limit.
             if options.find_rate && rate::STEPS as f64 <= TEST_SHARE * total_steps as f64 {
                 let default = trainer.peak_rate();
-                let over = || observer.interrupted() || run.start.elapsed().as_secs_f64() > most_of_test(options);
+                let over =
+                    || observer.interrupted() || run.start.elapsed().as_secs_f64() > most_of_test(options);
                 let mut batches = run.batches.clone();
                 run.rate_test = Some(find_rate(trainer, task, &mut batches, default, &over)?);
             }

@@ -23,8 +23,8 @@ use serde::Serialize;
 
 use self::stages::Stages;
 use crate::mask::{Marks, Mask};
-use crate::twins::Named;
 use crate::parallel::parallel_until;
+use crate::twins::Named;
 use crate::{Arrays, DriverError, Progress, Samples, Silent, bound_batch, parallel};
 
 /// Weights of the dense layer in the estimate that are tried, as shares of the mean variance of its inputs.
