@@ -18,7 +18,6 @@ use margay_testkit::case_inputs;
 const WITHOUT: &[(&str, &str)] = &[
     ("if", "the derivative of a choice between two graphs is not written yet"),
     ("loop", "the derivative of a loop needs the values of every repetition, which are not kept"),
-    ("recurrence", "the derivative of a recurrence needs the values of every time, which are not kept"),
     ("attention_gradient", "second derivatives of attention are not taken"),
     ("conv_kernel_gradient", "second derivatives of convolutions are not taken"),
     ("max_pool_gradient", "second derivatives of pooling are not taken"),

@@ -168,6 +168,11 @@ fn arrays() {
     bounded("arrays", 10_000);
 }
 
+#[test]
+fn checkpoints() {
+    bounded("checkpoint", 3000);
+}
+
 /// Inputs that are large in number only: within some seconds, without what nobody asked for.
 #[test]
 fn many_small_things_end() {

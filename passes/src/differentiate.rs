@@ -26,12 +26,9 @@
 //! }
 //! ```
 
-use std::collections::{HashMap, HashSet};
-
-use margay_ir::ops::{Broadcast, Reshape};
-use margay_ir::vjp::{Grad, Vjp};
+use margay_ir::vjp::DerivativeError;
 use margay_ir::{
-    AddError, Applied, Builder, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Part, Pass,
+    AddError, Applied, Builder, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass,
     PassError, Patch, Remark, Value,
 };
 use margay_loops::text::words::quoted;
@@ -170,99 +167,8 @@ fn derivatives(
     seeds: &[(Value, Value)],
     by: &[Value],
 ) -> Result<Vec<Option<Value>>, PassError> {
-    let order = g.order();
-    let active = depending(g, &order, by);
-    let mut sums = Cotangents::default();
-    for (y, seed) in seeds {
-        sums.add(g, patch, *y, *seed, Origin::default())?;
-    }
-    for &n in order.iter().rev() {
-        let inputs = g.inputs_of(n);
-        let wanted: Vec<bool> =
-            inputs.iter().map(|v| active.contains(v) && g.ty(*v).dtype.is_float()).collect();
-        let cotangents: Vec<Option<Value>> = g.values_of(n).map(|v| sums.total.get(&v).copied()).collect();
-        if cotangents.iter().all(Option::is_none) || !wanted.contains(&true) {
-            continue;
-        }
-        let (op, name) = (g.op(n).clone(), g.node(n).origin.name().to_string());
-        let origin = g.node(n).origin.part(Part::Gradient);
-        let answer = op.vjp(&mut Vjp::new(g, patch, n, cotangents, wanted.clone(), origin.clone()));
-        let add = |error: AddError| PassError::Add { rule: op.name(), at: name.clone(), error: error.into() };
-        let found = match answer.map_err(add)? {
-            Grad::Inputs(found) => found,
-            Grad::None { why } => {
-                let message = format!("`{}` at `{name}` has no derivative: {why}", op.name());
-                return Err(PassError::Refused(message));
-            }
-        };
-        for ((v, cotangent), wanted) in inputs.iter().zip(found).zip(wanted) {
-            if let (Some(cotangent), true) = (cotangent, wanted) {
-                sums.add(g, patch, *v, cotangent, origin.clone())?;
-            }
-        }
-    }
-    Ok(by.iter().map(|v| sums.total.get(v).copied()).collect())
-}
-
-/// Values that depend on one of `on`, these included.
-fn depending(g: &Graph, order: &[NodeId], on: &[Value]) -> HashSet<Value> {
-    let mut found: HashSet<Value> = on.iter().copied().collect();
-    for &n in order {
-        if g.inputs_of(n).iter().any(|v| found.contains(v)) {
-            found.extend(g.values_of(n));
-        }
-    }
-    found
-}
-
-/// The cotangents collected so far.
-#[derive(Default)]
-struct Cotangents {
-    total: HashMap<Value, Value>,
-}
-
-impl Cotangents {
-    /// Adds a contribution, brought to the shape of the value first.
-    fn add(
-        &mut self,
-        g: &Graph,
-        patch: &mut Patch,
-        v: Value,
-        cotangent: Value,
-        origin: Origin,
-    ) -> Result<(), PassError> {
-        let at = origin.name().to_string();
-        let add = |error: AddError| PassError::Add { rule: "collect", at: at.clone(), error: error.into() };
-        let mut b = Builder::patching(g, patch, origin);
-        let fitted = sum_to(&mut b, cotangent, v).map_err(add)?;
-        let total = match self.total.get(&v) {
-            Some(so_far) => b.add(*so_far, fitted).map_err(add)?,
-            None => fitted,
-        };
-        self.total.insert(v, total);
-        Ok(())
-    }
-}
-
-/// Sums over the axes along which `like` was repeated to the shape of `x`.
-fn sum_to(b: &mut Builder<'_>, x: Value, like: Value) -> Result<Value, AddError> {
-    let (from, to) = (b.ty(x).shape.clone(), b.ty(like).shape.clone());
-    if from == to {
-        return Ok(x);
-    }
-    let Some(front) = from.len().checked_sub(to.len()) else {
-        return b.op(Broadcast { shape: to }, &[x]);
-    };
-    let repeated = |axis: &usize| *axis < front || (to[*axis - front].is(1) && !from[*axis].is(1));
-    let axes: Vec<usize> = (0..from.len()).filter(repeated).collect();
-    let mut sum = x;
-    if !axes.is_empty() {
-        sum = b.sum_kept(x, axes)?;
-    }
-    if front > 0 {
-        let shape = b.ty(sum).shape[front..].to_vec();
-        sum = b.op(Reshape { shape }, &[sum])?;
-    }
-    // A rule may answer with less than the whole shape.
-    if b.ty(sum).shape != to { b.op(Broadcast { shape: to }, &[sum]) } else { Ok(sum) }
+    margay_ir::vjp::derivatives(g, patch, seeds, by).map_err(|error| match error {
+        DerivativeError::Add { op, at, error } => PassError::Add { rule: op, at, error: error.into() },
+        none => PassError::Refused(none.to_string()),
+    })
 }

@@ -247,7 +247,8 @@ fn what_cannot_run_here_is_refused() {
     assert!(matches!(&memory, RunError::Memory { bytes, .. } if *bytes == 1 << 60), "{memory}");
     let import = |change: &dyn Fn(&mut Import)| {
         message(&|p| {
-            let mut code = CpuCode::decode(&p.code).unwrap();
+            let range = p.description.entries[0].sections[0].code.clone();
+            let mut code = CpuCode::decode(&p.code[range]).unwrap();
             change(&mut code.imports[0]);
             p.code = code.encode();
             p.description.entries[0].sections[0].code = 0..p.code.len();

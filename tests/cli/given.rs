@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use margay_onnx::{External, OnnxDim, OnnxGraph, OnnxValue};
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images, json};
+use crate::place::{Place, images, json, node};
 
 /// A `TensorProto` of f32: extents below 128, element type, name, raw data.
 pub(crate) fn tensor_proto(name: &str, tensor: &Tensor) -> Vec<u8> {
@@ -63,6 +64,35 @@ fn test_data_say_what_is_right() {
     assert!(failed.stderr.starts_with("error: 20 of 20 elements are past"), "{}", failed.stderr);
     fs::remove_file(place.path("data/output_0.pb")).unwrap();
     assert_eq!(place.run("run model.onnx --inputs data").code, 2, "nothing is done with the outputs");
+}
+
+#[test]
+fn an_array_takes_the_place_of_a_value_that_the_model_has() {
+    let place = Place::new();
+    let ones = |by: f32| Tensor::from_slice(&[2, 3], &[by; 6]).unwrap();
+    // y = x + w, where w is an input with a value of its own.
+    let value = |name: &str| OnnxValue {
+        name: name.into(),
+        dtype: Some(DType::F32),
+        narrow: None,
+        dims: Some(vec![OnnxDim::Value(2), OnnxDim::Value(3)]),
+    };
+    let graph = OnnxGraph {
+        name: "default".into(),
+        inputs: vec![value("x")],
+        defaults: vec![value("w")],
+        outputs: vec![value("y")],
+        initializers: vec![("w".into(), ones(10.0))],
+        nodes: vec![node("sum", "Add", &["x", "w"], "y")],
+        ..OnnxGraph::default()
+    };
+    margay_onnx::Model::new(17, graph).write(&place.path("sum.onnx"), External::Never).unwrap();
+    place.write_npz("own.npz", &[("x", ones(1.0))]);
+    place.write_npz("other.npz", &[("x", ones(1.0)), ("w", ones(5.0)), ("v", ones(7.0))]);
+    for (data, right) in [("own", 11.0), ("other", 6.0)] {
+        place.done(&format!("run sum.onnx --data {data}.npz --outputs y.npz"));
+        assert_eq!(place.read_npz("y.npz")[0].1.to_vec::<f32>().unwrap(), [right; 6], "{data}");
+    }
 }
 
 #[test]

@@ -136,18 +136,29 @@ pub(crate) fn node(name: &str, op_type: &str, inputs: &[&str], output: &str) -> 
 }
 
 fn value(name: &str, dims: &[i64]) -> OnnxValue {
-    let dims = dims.iter().map(|d| OnnxDim::Value(*d)).collect();
+    let dim = |d: &i64| if *d < 0 { OnnxDim::Symbol("N".into()) } else { OnnxDim::Value(*d) };
+    let dims = dims.iter().map(dim).collect();
     OnnxValue { name: name.into(), dtype: Some(DType::F32), narrow: None, dims: Some(dims) }
 }
 
 /// Writes a model with input `x` of shape \[2, 3\] and output `y`.
 pub(crate) fn write_model(path: &Path, nodes: Vec<OnnxNode>, initializers: Vec<(String, Tensor)>) {
+    write_model_of(path, &[2, 3], nodes, initializers);
+}
+
+/// Writes a model with input `x` and output `y` of a shape, in which -1 is the symbol `N`.
+pub(crate) fn write_model_of(
+    path: &Path,
+    shape: &[i64],
+    nodes: Vec<OnnxNode>,
+    initializers: Vec<(String, Tensor)>,
+) {
     let graph = OnnxGraph {
         name: "small".into(),
-        inputs: vec![value("x", &[2, 3])],
+        inputs: vec![value("x", shape)],
         defaults: vec![],
         narrow: Default::default(),
-        outputs: vec![value("y", &[2, 3])],
+        outputs: vec![value("y", shape)],
         initializers,
         nodes,
     };

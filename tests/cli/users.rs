@@ -5,7 +5,7 @@ use std::fs;
 
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images, json};
+use crate::place::{Place, images, json, node, write_model_of};
 
 /// A folder with the demo model sketched to half its bytes, and labels: what the model itself answers, but for one.
 fn place() -> Place {
@@ -79,6 +79,44 @@ fn every_command_counts_the_same_bytes_and_warns() {
         assert_eq!(ran.code, 2);
         assert!(ran.stderr.contains("`s.margay` is an artifact, expected an ONNX file"), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn another_goal_takes_calibration_and_fits_from_the_cache() {
+    let place = place();
+    let compile = |name: &str, words: &str| {
+        place.done(&format!(
+            "compile model.onnx -o {name}.margay --data data.npz {words} --target-cpu portable"
+        ));
+        place.bytes(&format!("{name}.margay"))
+    };
+    let kept = || {
+        let entries = fs::read_dir(place.path("kept")).unwrap().map(|e| e.unwrap());
+        let mut all: Vec<_> =
+            entries.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect();
+        all.sort();
+        all
+    };
+    for budget in ["70%", "50%"] {
+        let plain = compile("plain", &format!("--budget-bytes {budget}"));
+        let cached = compile("cached", &format!("--budget-bytes {budget} --cache kept"));
+        assert!(plain == cached, "{budget}: the cache changes the artifact");
+    }
+    let first = kept();
+    // Sums of inputs and of gradients, decompositions, weights of layers.
+    assert_eq!(first.len(), 4, "{first:?}");
+    compile("again", "--budget-bytes 60% --cache kept");
+    assert_eq!(kept(), first, "nothing was computed again");
+    compile("again", "--budget-bytes 60% --cache kept --seed 1");
+    assert_eq!(kept().len(), 8, "another seed draws other samples");
+    // What was altered is computed again.
+    let (name, _) = &first[0];
+    let path = place.path("kept").join(name);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let cached = compile("cached", "--budget-bytes 50% --cache kept");
+    assert!(cached == compile("plain", "--budget-bytes 50%"));
+    assert!(fs::read(&path).unwrap() == whole);
 }
 
 #[test]
@@ -182,6 +220,49 @@ fn sketches_that_were_trained_are_explained() {
     let explained = place.done("explain t.margay").stdout;
     let (_, found) = explained.split_once("Sketches found in the graph, by their form:").expect(&explained);
     assert!(found.contains("fc1    3136 x 64  lowrank     8"), "{found}");
+}
+
+#[test]
+fn samples_that_saturate_the_model_are_told() {
+    let place = Place::new();
+    let mut numbers = vec![0f32; 64 * 64];
+    margay_tensor::random::Philox::new(5, 0).fill_normal_f32(0, &mut numbers);
+    let weight =
+        |scale: f32| Tensor::from_slice(&[64, 64], &numbers.iter().map(|x| scale * x).collect::<Vec<f32>>());
+    let nodes = vec![
+        node("first", "MatMul", &["x", "w"], "a"),
+        node("squash", "Tanh", &["a"], "b"),
+        node("second", "MatMul", &["b", "w"], "c"),
+        node("score", "Sigmoid", &["c"], "y"),
+    ];
+    write_model_of(&place.path("net.onnx"), &[-1, 64], nodes, vec![("w".into(), weight(0.3).unwrap())]);
+    let mut pixels = vec![0f32; 40 * 64];
+    margay_tensor::random::Philox::new(6, 0).fill_uniform_f32(0, &mut pixels);
+    for (scale, is_told) in [(0.5, false), (255.0, true)] {
+        let scaled: Vec<f32> = pixels.iter().map(|x| scale * x).collect();
+        place.write_npz("x.npz", &[("x", Tensor::from_slice(&[40, 64], &scaled).unwrap())]);
+        let told = place.done("explain net.onnx --data x.npz --budget-bytes 60%").stderr;
+        assert_eq!(
+            told.contains("of the values of `squash` are at the ends of their range"),
+            is_told,
+            "{told}"
+        );
+        assert!(!told.contains("`score`"), "outputs may be near 0 or 1: {told}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_under_a_result_is_one_sentence() {
+    let place = Place::new();
+    // A file of 512 bytes at most stands for a disk that is full.
+    let before = place.files();
+    let ran =
+        place.shell("trap '' XFSZ; ulimit -f 1; margay run model.onnx --data samples.npz --outputs out.npz");
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert!(ran.stderr.starts_with("error: cannot write `out.npz`: "), "{}", ran.stderr);
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    assert_eq!(place.files(), before);
 }
 
 /// Runs the commands of a document as they are written, one after the other.

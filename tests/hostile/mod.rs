@@ -7,11 +7,13 @@
 //! Mutations know the structure of what they change, for random bytes hardly get past the first check: see `bytes`,
 //! `protobuf` and `words`, and `models` for changes that leave a well-formed model.
 //!
-//! Deliberately absent: running the code of an artifact, which is running a program, and files that only tests read.
+//! Deliberately absent: running code of an artifact that was changed, which is running a program, and files that only tests
+//! read.
 
 mod arrays;
 mod artifacts;
 mod bytes;
+mod checkpoints;
 mod draw;
 mod graphs;
 mod models;
@@ -36,13 +38,19 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "onnx", run: models::run, seeds: models::seeds, change: models::change },
     Target { name: "graph_text", run: graphs::run, seeds: graphs::seeds, change: graphs::change },
     Target { name: "program_text", run: programs::run, seeds: programs::seeds, change: programs::change },
     Target { name: "artifact", run: artifacts::run, seeds: artifacts::seeds, change: artifacts::change },
     Target { name: "plan", run: plans::run, seeds: plans::seeds, change: plans::change },
     Target { name: "arrays", run: arrays::run, seeds: arrays::seeds, change: arrays::change },
+    Target {
+        name: "checkpoint",
+        run: checkpoints::run,
+        seeds: checkpoints::seeds,
+        change: checkpoints::change,
+    },
 ];
 
 /// The target of a name.

@@ -21,7 +21,9 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Maps a file and checks everything but weights and sources. Nothing is run.
+    /// Maps a file and checks everything but weights and sources. Nothing is run. What the description says of memory, of
+    /// inputs and of outputs is what the code was made for, even where its hash was put right after a change: the code
+    /// section holds a hash of it.
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
         let map =
             Map::open(path).map_err(|source| ArtifactError::Read { path: path.to_path_buf(), source })?;
@@ -49,6 +51,16 @@ impl Artifact {
         };
         let description = wire::decode(&map[header.range(Section::Description)], limits)
             .map_err(|problem| ArtifactError::Malformed { path: path.to_path_buf(), problem })?;
+        let code = &map[header.range(Section::Code)];
+        for (i, entry) in description.entries.iter().enumerate() {
+            for section in &entry.sections {
+                let seal = wire::seal(&entry.parts, section, &description.constants);
+                if !code[..section.code.start].ends_with(&seal) {
+                    let part = format!("description of the code of entry {i}");
+                    return Err(altered(path, part));
+                }
+            }
+        }
         let description = Arc::new(description);
         Ok(Artifact { path: path.to_path_buf(), map: Arc::new(map), header, description })
     }

@@ -58,17 +58,21 @@ impl<'b> ArtifactBuilder<'b> {
     pub fn add_code(&mut self, entry: EntryParts, parts: SectionParts, code: &[u8]) {
         let placed = self.constants.stored().len();
         assert!(parts.constants.iter().all(|&c| c < placed), "every constant has been placed");
-        let begin = self.code.len().next_multiple_of(ALIGN);
-        self.code.resize(begin, 0);
+        let begin = (self.code.len() + wire::SEAL_BYTES).next_multiple_of(ALIGN);
+        let section = CodeSection { parts, code: begin..begin + code.len() };
+        let seal = wire::seal(&entry, &section, self.constants.stored());
+        self.code.resize(begin - seal.len(), 0);
+        self.code.extend_from_slice(&seal);
         self.code.extend_from_slice(code);
         let at = self.entries.iter().position(|e| e.parts == entry).unwrap_or_else(|| {
             self.entries.push(Entry { parts: entry, sections: Vec::new() });
             self.entries.len() - 1
         });
         let sections = &mut self.entries[at].sections;
-        let same = |s: &CodeSection| s.parts.backend == parts.backend && s.parts.target == parts.target;
-        assert!(!sections.iter().any(same), "code for `{}` is there", parts.target);
-        sections.push(CodeSection { parts, code: begin..self.code.len() });
+        let target = |s: &CodeSection| (s.parts.backend.clone(), s.parts.target.clone());
+        let is_there = sections.iter().any(|s| target(s) == target(&section));
+        assert!(!is_there, "code for `{}` is there", section.parts.target);
+        sections.push(section);
     }
 
     /// Keeps a piece of what the artifact was compiled from: any bytes under a name.

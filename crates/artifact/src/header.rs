@@ -25,7 +25,7 @@ pub fn is_artifact(head: &[u8]) -> bool {
 }
 
 /// The version of the file format that this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 6;
+pub const FORMAT_VERSION: u32 = 7;
 
 /// What every section, block of code and constant begins at a multiple of.
 pub(crate) const ALIGN: usize = 64;
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(message(&MAGIC), "`m` is cut short: expected 256 bytes, found 8");
         let later = [&MAGIC[..], &7u32.to_le_bytes()].concat();
         let expected =
-            format!("`m` has format version 7, expected {FORMAT_VERSION}; compile the model again");
+            format!("`m` has format version 8, expected {FORMAT_VERSION}; compile the model again");
         assert_eq!(message(&later), expected);
         let mut file = Header::lay_out([0; 4], [0; 32], [0; 32]).encode();
         file[30] ^= 1;

@@ -6,7 +6,8 @@
 //! ```text
 //! header        256 bytes: magic, version, length, section table, hash of all that
 //! description   who made it for what, entries, constants (protobuf)
-//! code          what back ends made of each entry, tagged with back end and target
+//! code          what back ends made of each entry, tagged with back end and target; in front of each piece a hash of what
+//!               the description says of it
 //! source        named pieces of bytes: text of the graph, plan, report; absent when stripped
 //! weights       constants in the layout the kernels read, on a page boundary
 //! ```

@@ -228,6 +228,31 @@ fn section_message(s: &CodeSection) -> SectionMessage {
     }
 }
 
+/// What binds a section of code to what a description says of it and of its entry: types of inputs and outputs, sizes, memory,
+/// steps, places of its constants, and the length of the code. It lies in front of the code.
+///
+/// # Panics
+/// If the section reads a constant that is not there.
+pub(crate) fn seal(
+    entry: &EntryParts,
+    section: &CodeSection,
+    constants: &[StoredConstant],
+) -> [u8; SEAL_BYTES] {
+    // Where the code lies may change.
+    let section = CodeSection { parts: section.parts.clone(), code: 0..section.code.len() };
+    let ranges = section.parts.constants.iter().map(|&c| &constants[c].range);
+    let places: Vec<u8> =
+        ranges.flat_map(|r| [r.start as u64, r.end as u64]).flat_map(u64::to_le_bytes).collect();
+    let entry = Entry { parts: entry.clone(), sections: vec![section] };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&entry_message(&entry).encode_to_vec());
+    hasher.update(&places);
+    *hasher.finalize().as_bytes()
+}
+
+/// Size of a [`seal`].
+pub(crate) const SEAL_BYTES: usize = 32;
+
 /// Sizes of the sections that a description refers to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -307,6 +332,9 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         (None, None) => None,
         _ => return Err("a layout without a back end, or the other way round".into()),
     };
+    if layout.is_some() && !may_hold(range.len(), &shape) {
+        return Err(format!("{} packed bytes cannot hold {dtype}{shape:?}", range.len()));
+    }
     if layout.is_none() && range.len() != bytes {
         return Err(format!("{} bytes, expected {bytes} of {dtype}{shape:?}", range.len()));
     }
@@ -320,6 +348,15 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         range,
         hash: bytes_hash,
     })
+}
+
+/// Whether so many packed bytes may hold a tensor of this shape: every layout has at least one bit for an element. The extents of
+/// an empty tensor are no larger than somebody would write, for whoever unpacks it goes over some of them.
+fn may_hold(bytes: usize, shape: &[usize]) -> bool {
+    const LARGEST_EMPTY: usize = 1 << 24;
+    let most = if shape.contains(&0) { LARGEST_EMPTY } else { bytes.saturating_mul(8) };
+    let elements = shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent.max(1)));
+    elements.is_some_and(|elements| elements <= most)
 }
 
 fn ports(messages: Vec<PortMessage>) -> Result<Vec<Port>, String> {
@@ -524,7 +561,7 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         type Change = fn(&mut Description);
-        let cases: [(Change, &str); 15] = [
+        let cases: [(Change, &str); 17] = [
             (
                 |d| d.entries[0].parts.open.values[0][0].1 = 70_000,
                 "entry 0: 70000 values are open, expected at most 65536",
@@ -538,6 +575,11 @@ mod tests {
                 "entry 0: its open axes are not those of its ports",
             ),
             (|d| d.constants[0].range = 224..272, "constant 0: 48 bytes at 224 of a section of 256"),
+            (|d| d.constants[1].shape = vec![33, 32], "constant 1: 128 packed bytes cannot hold f32[33, 32]"),
+            (
+                |d| d.constants[1].shape = vec![1 << 40, 0],
+                "constant 1: 128 packed bytes cannot hold f32[1099511627776, 0]",
+            ),
             (|d| d.constants[0].range = 32..80, "constant 0: begins at 32, which is not aligned"),
             (|d| d.constants[0].shape = vec![5], "constant 0: 48 bytes, expected 20 of f32[5]"),
             (

@@ -153,7 +153,7 @@ fn what_is_written_is_read() {
     let sections = &d.entries[1].sections;
     let targets: Vec<&str> = sections.iter().map(|s| s.parts.target.as_str()).collect();
     assert_eq!(targets, ["forwards", "reversing"], "side by side");
-    assert_eq!(sections[1].code, 192..213);
+    assert_eq!(sections[1].code, 256..277);
     assert_eq!(&a.code()[sections[1].code.clone()], &[0xC3; 21]);
     assert_eq!(a.source("plan.toml").unwrap(), Some(&b"scheme = \"dense\""[..]));
     assert_eq!(a.source("report.json").unwrap(), None);

@@ -70,6 +70,9 @@ pub(crate) struct TargetArgs {
     /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
     #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
     backend: String,
+    /// Keep what calibration and fits cost in a folder: another goal for the same model and samples takes it from there.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
     /// Seed of the random numbers.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -187,6 +190,7 @@ impl TargetArgs {
             predict_threads: self.predict_threads,
             backend: self.backend.clone(),
             errors: self.errors.scope(),
+            cache: self.cache.clone(),
             ..CompileOptions::default()
         })
     }

@@ -1,4 +1,5 @@
-//! Ctrl-C for work that has something to keep: the first one asks it to end, the second one ends the program.
+//! Ctrl-C for work that has something to keep: the first one asks it to end, the second one ends the program. As long as the
+//! work has not asked whether it is to end, there is nothing to keep, and the first one ends the program.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,25 +14,32 @@ const INTERRUPTED: i32 = 130;
 #[derive(Clone)]
 pub(crate) struct Interrupt {
     asked: Arc<AtomicBool>,
+    /// Whether the work has come as far as to look at `asked`.
+    heeded: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// Listens from now on; once in a program.
     pub(crate) fn listen() -> Result<Interrupt, Failure> {
-        let asked = Arc::new(AtomicBool::new(false));
-        let flag = asked.clone();
+        let (asked, heeded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (flag, is_heeded) = (asked.clone(), heeded.clone());
         let heard = move || {
+            if !is_heeded.load(Ordering::Relaxed) {
+                note("interrupted: nothing was learned yet, and nothing is written");
+                std::process::exit(INTERRUPTED);
+            }
             if flag.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);
             }
-            note("ending after this step; press Ctrl-C again to end at once");
+            note("ending with the best so far; press Ctrl-C again to end at once");
         };
         ctrlc::set_handler(heard).map_err(|e| Failure::usage(format!("cannot listen to Ctrl-C: {e}")))?;
-        Ok(Interrupt { asked })
+        Ok(Interrupt { asked, heeded })
     }
 
     /// Whether Ctrl-C was pressed.
     pub(crate) fn asked(&self) -> bool {
+        self.heeded.store(true, Ordering::Relaxed);
         self.asked.load(Ordering::Relaxed)
     }
 }

@@ -3,8 +3,9 @@
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
 //! `samples` (`learned_from`, `held_out`), `before`, `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and
 //! number; `refitted` and `refined` are null where layers were not refitted, blocks not refined), `layers` (`name`, `before`,
-//! `after`, `refitted`), `blocks` (`name`, `before`, `after`, `steps`), `steps`,
-//! `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`), `error` (of the result on the samples
+//! `after`, `refitted`), `blocks` (`name`, `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`,
+//! `improved`, `steps`), `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`,
+//! `error`, `measures`), `error` (of the result on the samples
 //! held out, as `compile` states it in `held_out`) and `seconds`.
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::{Bars, TrainingBar};
 use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
+use crate::train::{DEFAULT_RATE, rate_line};
 use crate::{Reply, errors, json};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then those of each block learn together, then all of them. The best on held-out samples is kept.
@@ -28,7 +30,7 @@ With --json:
   {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
    "before": {"error", "measures"}, "refitted", "refined", "after",
    "layers": [{"name", "before", "after", "refitted"}], "blocks": [{"name", "before", "after", "steps"}],
-   "steps", "stop", "divergence",
+   "steps", "learning_rate", "rate_test": {"rate", "improved", "steps"}, "stop", "divergence",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
    "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"}, "seconds"}"#;
 
@@ -102,9 +104,9 @@ struct LearningArgs {
     /// Samples of a step, where the model leaves its batch open.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
-    /// The largest learning rate.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
-    learning_rate: f64,
+    /// The largest learning rate [default: what a short test finds; 0.001 where learning is too short for one].
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    learning_rate: Option<f64>,
     /// Values inside that are to agree besides the outputs, by the names of the nodes that compute them.
     #[arg(long, value_name = "NAMES|auto|none", default_value = "auto", value_delimiter = ',')]
     hidden: Vec<String>,
@@ -186,7 +188,8 @@ fn options(args: &Args) -> RecoverOptions {
         max_seconds: l.max_seconds,
         steps: l.steps,
         batch: l.batch,
-        learning_rate: l.learning_rate,
+        learning_rate: l.learning_rate.unwrap_or(DEFAULT_RATE),
+        find_rate: l.learning_rate.is_none(),
         hidden: match l.hidden.as_slice() {
             [word] if word == "auto" => Hidden::Auto,
             [word] if word == "none" => Hidden::None,
@@ -239,9 +242,13 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         let (blocks, before, after) = (recovered.blocks.len(), significant(before), significant(after));
         text += &format!("{blocks} blocks refined: mean error {before} -> {after}\n");
     }
+    if recovered.interrupted && recovered.fitted.is_none() {
+        text += "interrupted before all learned together\n";
+    }
     if let Some(fitted) = &recovered.fitted {
         let (steps, best) = (fitted.steps, fitted.best().step);
         text += &format!("{steps} steps together, {}; best at step {best}\n", fitted.stop.text());
+        text += &rate_line(fitted);
     }
     text += &format!("\n{table}\n");
     text += &format!("as `compile` states it: {}{}\n", errors::words(error), errors::uncounted(error));

@@ -2,7 +2,7 @@
 //!
 //! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `stored` and
 //! `dense_stored` (numbers in all constants, of the trained model and of the one without sketches), `samples` (`trained`,
-//! `held_out`), `steps`, `seconds`, `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
+//! `held_out`), `steps`, `seconds`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
 //! point before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
 //! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `saved_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
 
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FavorSettings, FavorTraining, FeatureKernel, FitOptions, Length, Masking, Model,
-    Objective, Optimizer, PantherTraining, Schedule, Selection, SketchTraining, Start, Supervised,
+    CompileOptions, FavorSettings, FavorTraining, FeatureKernel, FitOptions, Fitted, Length, Masking, Model,
+    Objective, Optimizer, PantherTraining, RateTest, Schedule, Selection, SketchTraining, Start, Supervised,
     TrainedModel, Training, Update, backend, export_graph, is_array_file, open, read_labels, samples_of,
     training_batch, vocabulary,
 };
@@ -29,7 +29,8 @@ on held-out samples.
 
 With --json:
   {"model", "loss", "optimizer", "output", "parameters", "stored", "dense_stored",
-   "samples": {"trained", "held_out"}, "steps", "seconds", "stop", "divergence", "first", "best",
+   "samples": {"trained", "held_out"}, "steps", "seconds", "learning_rate",
+   "rate_test": {"rate", "improved", "steps"}, "stop", "divergence", "first", "best",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
    "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "saved_bytes", "constant_bytes",
               "session_bytes"}, "seed"}"#;
@@ -167,9 +168,9 @@ struct UpdateArgs {
     /// The rule.
     #[arg(long, value_name = "RULE", default_value = "adamw")]
     optimizer: Rule,
-    /// The largest learning rate.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
-    learning_rate: f64,
+    /// The largest learning rate [default: what a short test finds; 0.001 where training is too short for one].
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    learning_rate: Option<f64>,
     /// How the learning rate goes after the warm-up.
     #[arg(long, value_name = "SCHEDULE", default_value = "cosine")]
     schedule: Decay,
@@ -310,10 +311,16 @@ fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
             [all] if all == "all" => Selection::All,
             names => Selection::Named(names.iter().map(|n| n.trim().to_string()).collect()),
         },
-        update: Update { optimizer, learning_rate: u.learning_rate, schedule, clip: u.clip },
+        update: Update {
+            optimizer,
+            learning_rate: u.learning_rate.unwrap_or(DEFAULT_RATE),
+            schedule,
+            clip: u.clip,
+        },
         fit: FitOptions {
             length: long,
             max_seconds: limit,
+            find_rate: u.learning_rate.is_none(),
             batch: length.batch.unwrap_or_else(|| training_batch(source)),
             seed: length.seed,
             evaluations: length.evaluations,
@@ -327,6 +334,21 @@ fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
         threads: args.threads.get(),
         backend: backend::native(),
     })
+}
+
+/// The learning rate where nobody gives one and no test finds one.
+pub(crate) const DEFAULT_RATE: f64 = 1e-3;
+
+/// Says which learning rate was used, and why.
+pub(crate) fn rate_line(fitted: &Fitted) -> String {
+    let rate = significant(fitted.learning_rate);
+    match &fitted.rate_test {
+        None => format!("learning rate {rate}\n"),
+        Some(RateTest { improved: true, steps, .. }) => {
+            format!("learning rate {rate}, found by a test of {steps} steps\n")
+        }
+        Some(_) => format!("learning rate {rate}: no rate of a test made the loss smaller\n"),
+    }
 }
 
 fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
@@ -393,8 +415,9 @@ fn summary(args: &Args, model: &TrainedModel) -> String {
         fitted.stop.text(),
     );
     text += &format!(
-        "best at step {}; memory: {} of states, {} in all\n",
+        "best at step {}; {}memory: {} of states, {} in all\n",
         best.step,
+        rate_line(fitted),
         bytes(trained.memory.state_bytes as u64),
         bytes(trained.memory.session_bytes as u64)
     );

@@ -38,6 +38,7 @@ mod backward;
 mod bindings;
 mod bounds;
 pub mod build;
+mod cache;
 pub mod compare;
 mod compile;
 mod compiled;

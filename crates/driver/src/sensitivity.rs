@@ -86,7 +86,7 @@ pub fn sensitivity(
         &[],
         &inputs,
         &samples,
-        &Measuring { mask: &Mask::default(), backend, threads, progress },
+        &Measuring { mask: &Mask::default(), backend, threads, progress, cache: None },
     )?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));

@@ -3,7 +3,12 @@
 //! For a node `y = f(x₀, x₁, …)` and the derivative of a scalar by `y`, its *cotangent*, a rule adds nodes that compute
 //! the cotangents of the inputs (a vector-Jacobian product). Summing over axes along which an input was repeated, and
 //! adding up what several readers contribute, is not the business of rules: a rule may answer with the shape of the
-//! output wherever that broadcasts from the shape of the input.
+//! output wherever that broadcasts from the shape of the input. That is what [`derivatives`] does, which asks the rules one after
+//! the other.
+
+mod reverse;
+
+pub use reverse::{DerivativeError, derivatives};
 
 use std::ops::{Deref, DerefMut};
 

@@ -249,14 +249,13 @@ impl Ports {
             OnnxDim::Symbol(name) => Err(name.clone()),
             OnnxDim::Unknown => Err(String::new()),
         };
-        let initialized = |name: &str| model.graph.initializers.iter().any(|(n, _)| n == name);
-        let inputs = model.graph.inputs.iter().filter(|v| !initialized(&v.name)).map(|v| Declared {
+        let inputs = model.graph.inputs.iter().map(|v| Declared {
             name: v.name.clone(),
             dtype: v.dtype,
             extents: v.dims.as_ref().map(|dims| dims.iter().map(extent).collect()),
         });
         let outputs = model.graph.outputs.iter().map(|v| v.name.clone());
-        let overridable = model.graph.inputs.iter().filter(|v| initialized(&v.name)).map(|v| v.name.clone());
+        let overridable = model.graph.defaults.iter().map(|v| v.name.clone());
         Ok(Ports { inputs: inputs.collect(), overridable: overridable.collect(), outputs: outputs.collect() })
     }
 }

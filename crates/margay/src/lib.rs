@@ -103,8 +103,8 @@ pub use margay_train::recover::{
     BlockReport, Hidden, RecoverOptions, Recovered, Train as Trainable, recover,
 };
 pub use margay_train::{
-    Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, Schedule, Selection,
-    StepMemory, Stop, Supervised, TrainError, Trained, Update,
+    Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, RateTest, Schedule,
+    Selection, StepMemory, Stop, Supervised, TrainError, Trained, Update,
 };
 
 /// The examples of the README, which compile.

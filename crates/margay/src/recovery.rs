@@ -8,7 +8,7 @@ use margay_driver::{
     is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
-use margay_train::{Evaluation, Observer, Point, Stop, TrainError};
+use margay_train::{Evaluation, Observer, Point, RateTest, Stop, TrainError};
 use serde::Serialize;
 
 use crate::{Error, open_artifact};
@@ -125,7 +125,9 @@ impl RecoveredModel {
             layers: &recovered.layers,
             blocks: &recovered.blocks,
             steps: fitted.map_or(0, |f| f.steps),
-            stop: fitted.map(|f| f.stop),
+            learning_rate: fitted.map(|f| f.learning_rate),
+            rate_test: fitted.and_then(|f| f.rate_test.as_ref()),
+            stop: fitted.map(|f| f.stop).or(recovered.interrupted.then_some(Stop::Interrupted)),
             divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
             error: &self.error,
@@ -163,6 +165,10 @@ pub struct RecoveryReport<'a> {
     pub blocks: &'a [BlockReport],
     /// Steps in which all learned together.
     pub steps: u64,
+    /// The largest learning rate of them.
+    pub learning_rate: Option<f64>,
+    /// How it was found, where a test did.
+    pub rate_test: Option<&'a RateTest>,
     /// Why they ended.
     pub stop: Option<Stop>,
     /// Which step was no use and why, if that ended it.

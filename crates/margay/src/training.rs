@@ -10,7 +10,7 @@ use margay_tensor::Tensor;
 use margay_train::head::with_head;
 use margay_train::init::initial;
 use margay_train::{
-    Objective, Observer, Optimizer, Point, StepMemory, Stop, Supervised, TrainError, Trained,
+    Objective, Observer, Optimizer, Point, RateTest, StepMemory, Stop, Supervised, TrainError, Trained,
 };
 use serde::Serialize;
 
@@ -118,6 +118,8 @@ impl TrainedModel {
             samples: TrainedOn { trained: self.trained.samples.0, held_out: self.trained.samples.1 },
             steps: fitted.steps,
             seconds: fitted.seconds,
+            learning_rate: fitted.learning_rate,
+            rate_test: fitted.rate_test.as_ref(),
             stop: fitted.stop,
             divergence: fitted.divergence(),
             first: fitted.first(),
@@ -152,6 +154,10 @@ pub struct TrainingReport<'a> {
     pub steps: u64,
     /// Seconds in all.
     pub seconds: f64,
+    /// The largest learning rate.
+    pub learning_rate: f64,
+    /// How it was found, where a test did.
+    pub rate_test: Option<&'a RateTest>,
     /// Why training ended.
     pub stop: Stop,
     /// Which step was no use and why, if that ended it.

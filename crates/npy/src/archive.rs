@@ -1,6 +1,7 @@
 //! `.npz` archives: zip files whose members are `.npy` files.
 
-use std::io::{Read, Seek, Write};
+use std::cell::RefCell;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use margay_tensor::Tensor;
 use zip::write::SimpleFileOptions;
@@ -65,8 +66,67 @@ pub fn read_npz_only(
 /// same bytes.
 ///
 /// # Errors
-/// [`NpyError::InMember`] for a tensor that has no `.npy` form, [`NpyError::Archive`] for a name given twice.
+/// [`NpyError::InMember`] for a tensor that has no `.npy` form, [`NpyError::Archive`] for a name given twice, and
+/// [`NpyError::Io`].
 pub fn write_npz<S: AsRef<str>>(to: impl Write + Seek, arrays: &[(S, Tensor)]) -> Result<(), NpyError> {
+    let failed = RefCell::new(None);
+    let written = write_members(Guarded { to, at: 0, failed: &failed }, arrays);
+    match failed.into_inner() {
+        Some(error) => Err(NpyError::Io(error)),
+        None => written,
+    }
+}
+
+/// A stream that keeps its first error, and from then on takes everything without doing it: an archive that is dropped tries
+/// to end its file, and prints what fails then.
+struct Guarded<'e, W> {
+    to: W,
+    /// Where the next byte would go.
+    at: u64,
+    failed: &'e RefCell<Option<io::Error>>,
+}
+
+impl<W> Guarded<'_, W> {
+    /// The result of something that was done; `instead` where it was not.
+    fn unless_failed<T>(&mut self, instead: T, work: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
+        if self.failed.borrow().is_some() {
+            return Ok(instead);
+        }
+        work(&mut self.to).map_err(|error| {
+            let kind = error.kind();
+            if kind != io::ErrorKind::Interrupted {
+                *self.failed.borrow_mut() = Some(error);
+            }
+            kind.into()
+        })
+    }
+}
+
+impl<W: Write> Write for Guarded<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.unless_failed(bytes.len(), |to| to.write(bytes))?;
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.unless_failed((), Write::flush)
+    }
+}
+
+impl<W: Seek> Seek for Guarded<'_, W> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let instead = match to {
+            SeekFrom::Start(at) => at,
+            SeekFrom::End(_) => self.at,
+            SeekFrom::Current(by) => self.at.saturating_add_signed(by),
+        };
+        self.at = self.unless_failed(instead, |inner| inner.seek(to))?;
+        Ok(self.at)
+    }
+}
+
+fn write_members<S: AsRef<str>>(to: impl Write + Seek, arrays: &[(S, Tensor)]) -> Result<(), NpyError> {
     let mut archive = ZipWriter::new(to);
     for (name, tensor) in arrays {
         let name = format!("{}{EXTENSION}", name.as_ref());
@@ -143,6 +203,43 @@ mod tests {
             ("layer.0/count", Tensor::scalar(7u64)),
             ("mask", Tensor::from_bools(&[2, 1], &[true, false]).unwrap()),
         ]
+    }
+
+    /// Takes so many bytes.
+    struct Small(Cursor<Vec<u8>>, usize);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.position() as usize + bytes.len() > self.1 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Small {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_wherever_it_is_met() {
+        let arrays =
+            [("a", Tensor::scalar(1f32)), ("b", Tensor::zeros(margay_tensor::DType::F32, &[9]).unwrap())];
+        let mut whole = Cursor::new(Vec::new());
+        write_npz(&mut whole, &arrays).unwrap();
+        let bytes = whole.into_inner().len();
+        for most in 0..bytes {
+            let found = write_npz(Small(Cursor::new(Vec::new()), most), &arrays);
+            let is_full = matches!(&found, Err(NpyError::Io(e)) if e.kind() == io::ErrorKind::StorageFull);
+            assert!(is_full, "{most} of {bytes} bytes: {found:?}");
+        }
+        write_npz(Small(Cursor::new(Vec::new()), bytes), &arrays).unwrap();
     }
 
     #[test]

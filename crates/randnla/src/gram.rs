@@ -3,6 +3,7 @@
 use faer::{Mat, MatRef};
 use margay_tensor::random::Philox;
 
+use crate::bytes::{Reader, Writer};
 use crate::{Matrix, RandnlaError, dense};
 
 /// Rows per update. Large enough that the update runs at the speed of a matrix product.
@@ -74,6 +75,61 @@ impl Gram {
         }
         let store = Store::Dense { outer: outer.as_ref().to_owned(), pending: Vec::new() };
         Ok(Gram { dim, count, sum: sum.to_vec(), store })
+    }
+
+    /// All that it has seen, as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.size(self.dim);
+        out.word(self.count);
+        out.numbers(&self.sum);
+        match &self.store {
+            Store::Rows(rows) => {
+                out.word(0);
+                out.floats(rows);
+            }
+            Store::Dense { outer, pending } => {
+                out.word(1);
+                out.columns(outer.as_ref(), true);
+                out.floats(pending);
+            }
+            Store::Sketched { sums, signs } => {
+                out.word(2);
+                out.columns(sums.as_ref(), false);
+                out.numbers(signs);
+            }
+        }
+        out.0
+    }
+
+    /// The accumulator of which [`to_bytes`](Gram::to_bytes) gave these bytes, to the last bit; `None` for others.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Gram> {
+        let mut read = Reader(bytes);
+        let (dim, count, sum) = (read.size()?, read.word()?, read.numbers()?);
+        let whole = |rows: &[f32]| rows.len().checked_rem(dim).unwrap_or(rows.len()) == 0;
+        let (store, fits) = match read.word()? {
+            0 => {
+                let rows = read.floats()?;
+                let fits = whole(&rows) && rows.len() as u64 == count.checked_mul(dim as u64)?;
+                (Store::Rows(rows), fits)
+            }
+            1 => {
+                let (outer, pending) = (read.columns(true)?, read.floats()?);
+                let fits = outer.nrows() == dim && outer.ncols() == dim && whole(&pending);
+                (Store::Dense { outer, pending }, fits)
+            }
+            2 => {
+                let (sums, signs) = (read.columns(false)?, read.numbers()?);
+                let rows = Gram::SKETCHED_ROWS;
+                let fits = sums.nrows() == rows && sums.ncols() == dim && signs.len() == rows;
+                (Store::Sketched { sums, signs }, fits)
+            }
+            _ => return None,
+        };
+        if !fits || sum.len() != dim {
+            return None;
+        }
+        read.end(Gram { dim, count, sum, store })
     }
 
     /// Length of a row.
@@ -317,6 +373,26 @@ mod tests {
     fn rows(count: usize, dim: usize, seed: u64) -> Vec<f32> {
         let noise = random_matrix(Distribution::Gaussian, count, dim, seed, 9);
         noise.to_row_major().iter().enumerate().map(|(i, v)| v * (1.0 + (i % dim) as f32) + 3.0).collect()
+    }
+
+    #[test]
+    fn bytes_are_read_back_bit_by_bit() {
+        // Few rows, many, and long ones.
+        for (count, dim) in [(0, 5), (1, 8), (300, 8), (2100, 4097)] {
+            let all = rows(count, dim, 3);
+            let mut gram = Gram::new(dim);
+            gram.add_rows(&all).unwrap();
+            let bytes = gram.to_bytes();
+            let mut read = Gram::from_bytes(&bytes).unwrap();
+            assert_eq!(read.to_bytes(), bytes);
+            let more = rows(2, dim, 4);
+            gram.add_rows(&more).unwrap();
+            read.add_rows(&more).unwrap();
+            assert_eq!(read.to_bytes(), gram.to_bytes());
+            for n in (0..bytes.len().min(200)).chain([bytes.len() - 1]) {
+                assert!(Gram::from_bytes(&bytes[..n]).is_none(), "{n} of {} bytes", bytes.len());
+            }
+        }
     }
 
     fn assert_close(a: &Matrix, b: &Matrix, tolerance: f64) {

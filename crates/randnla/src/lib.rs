@@ -63,6 +63,7 @@
 #![forbid(unsafe_code)]
 
 mod bqrrp;
+mod bytes;
 mod cholesky_qr;
 mod dense;
 mod error;

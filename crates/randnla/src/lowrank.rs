@@ -12,6 +12,7 @@
 
 use faer::Mat;
 
+use crate::bytes::{Reader, Writer};
 use crate::matrix::{check_factorable, check_shape};
 use crate::rsvd::{RsvdOptions, rsvd, svd};
 use crate::{Matrix, RandnlaError, Whitening, dense};
@@ -101,6 +102,37 @@ impl LowRank {
         let (left, right) = balance(left, right, &singular_values);
         let mean = input.and_then(Whitening::mean).map(|mean| (mean.to_vec(), row_times(mean, weight)));
         Ok(LowRank { left, right, singular_values, squared_errors, mean })
+    }
+
+    /// All of it as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.matrix(&self.left);
+        out.matrix(&self.right);
+        out.numbers(&self.singular_values);
+        out.numbers(&self.squared_errors);
+        let (mean, image) = self.mean.as_ref().map_or((&[][..], &[][..]), |(m, i)| (m, i));
+        out.word(u64::from(self.mean.is_some()));
+        out.numbers(mean);
+        out.numbers(image);
+        out.0
+    }
+
+    /// The decomposition of which [`to_bytes`](LowRank::to_bytes) gave these bytes, to the last bit; `None` for others.
+    pub fn from_bytes(bytes: &[u8]) -> Option<LowRank> {
+        let mut read = Reader(bytes);
+        let (left, right) = (read.matrix()?, read.matrix()?);
+        let (singular_values, squared_errors) = (read.numbers()?, read.numbers()?);
+        let has_mean = read.word()?;
+        let (mean, image) = (read.numbers()?, read.numbers()?);
+        let rank = singular_values.len();
+        let fits = left.columns() == rank && right.columns() == rank && squared_errors.len() == rank + 1;
+        let mean = match has_mean {
+            0 if mean.is_empty() && image.is_empty() => None,
+            1 if mean.len() == left.rows() && image.len() == right.rows() => Some((mean, image)),
+            _ => return None,
+        };
+        read.end(LowRank { left, right, singular_values, squared_errors, mean }).filter(|_| fits)
     }
 
     /// The greatest rank available.
@@ -256,6 +288,21 @@ mod tests {
             assert_eq!(low.squared_errors()[D_OUT], 0.0);
             if let Some(bias) = f.bias {
                 assert!(bias.iter().all(|b| b.abs() < 1e-4));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_back_bit_by_bit() {
+        for white in [None, Some(whitening(Centring::Centred))] {
+            let options = LowRankOptions { max_rank: Some(6), ..LowRankOptions::default() };
+            let low = LowRank::new(&weight(), white.as_ref(), None, &options).unwrap();
+            let bytes = low.to_bytes();
+            let read = LowRank::from_bytes(&bytes).unwrap();
+            assert_eq!(read.to_bytes(), bytes);
+            assert_eq!(read.factors(3).unwrap(), low.factors(3).unwrap());
+            for n in (0..bytes.len()).step_by(7) {
+                assert!(LowRank::from_bytes(&bytes[..n]).is_none(), "{n} of {} bytes", bytes.len());
             }
         }
     }

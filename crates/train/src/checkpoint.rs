@@ -25,6 +25,11 @@ const FIXED: &str = "fixed.";
 /// What decides the numbers that a run computes, by name, as text: hashes of model and data, options.
 pub type Identity = Vec<(String, String)>;
 
+/// A learning rate as part of an identity; one that a test finds is a state.
+pub(crate) fn rate_words(rate: f64, is_searched: bool) -> String {
+    if is_searched { "searched".to_owned() } else { rate.to_string() }
+}
+
 /// What is known besides tensors.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
@@ -111,9 +116,14 @@ impl Checkpoint {
         if let Some(differences) = differences(&record.identity, identity) {
             return Err(failed(format!("it was written by another run: {differences}")));
         }
+        if !record.history.iter().any(|point| point.step == record.best_step) {
+            return Err(failed(format!("its best step {} was not evaluated", record.best_step)));
+        }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let mut read = Checkpoint { record, states: Vec::new(), best: Vec::new(), fixed: Vec::new() };
-        for (name, view) in file.iter() {
+        let mut views: Vec<_> = file.iter().collect();
+        views.sort_by_key(|(name, _)| *name);
+        for (name, view) in views {
             let dtype = DTYPES.iter().find(|(_, d)| *d == view.dtype()).map(|(d, _)| *d);
             let dtype = dtype.ok_or_else(|| failed(format!("`{name}` is {:?}", view.dtype())))?;
             let tensor = Tensor::from_bytes(dtype, view.shape(), view.data())?;
@@ -220,6 +230,11 @@ mod tests {
         );
         assert!(Checkpoint::claim(Some(&path), true).is_ok() && Checkpoint::claim(None, false).is_ok());
         assert!(Checkpoint::claim(Some(&path), false).unwrap_err().to_string().contains("`--resume`"));
+        let mut lost = sample();
+        lost.record.best_step = 11;
+        lost.write(&path).unwrap();
+        assert_eq!(message("abc"), "its best step 11 was not evaluated");
+        sample().write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
         assert!(!message("abc").is_empty());

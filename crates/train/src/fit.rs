@@ -11,6 +11,7 @@ use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Identity, Record};
+use crate::rate::{self, RateTest, find_rate};
 use crate::{Batches, NonFinite, TrainError, Trainer};
 
 /// Named tensors.
@@ -70,6 +71,9 @@ pub struct FitOptions {
     pub length: Length,
     /// Never longer than this many seconds.
     pub max_seconds: Option<f64>,
+    /// Whether the learning rate of the step is only a default, and a [test](crate::rate) finds a better one first where
+    /// training is long enough for that.
+    pub find_rate: bool,
     /// Samples of a step.
     pub batch: usize,
     /// Names the order of the samples.
@@ -95,6 +99,7 @@ impl Default for FitOptions {
         FitOptions {
             length: Length::Epochs(1.0),
             max_seconds: None,
+            find_rate: false,
             batch: 32,
             seed: 0,
             evaluations: 20,
@@ -178,6 +183,10 @@ pub struct Fitted {
     pub steps: u64,
     /// Time spent, that of runs which this one went on from included.
     pub seconds: f64,
+    /// The largest learning rate of the schedule.
+    pub learning_rate: f64,
+    /// What a test of learning rates found, if this run began with one.
+    pub rate_test: Option<RateTest>,
     /// Why it ended.
     pub stop: Stop,
     /// Where the loss stopped being finite, if that is why.
@@ -245,6 +254,8 @@ pub fn fit(
         best: best.expect("the best was evaluated"),
         steps: run.record.step,
         seconds: run.record.seconds,
+        learning_rate: trainer.peak_rate(),
+        rate_test: run.rate_test,
         history: run.record.history,
         stop,
         non_finite,
@@ -266,6 +277,19 @@ struct Run<'o> {
     timed: Vec<f64>,
     /// When states were saved last.
     saved: f64,
+    rate_test: Option<RateTest>,
+}
+
+/// A test of learning rates takes this share of all steps, or of the time, at most.
+const TEST_SHARE: f64 = 0.25;
+
+/// Seconds that a test of learning rates may take.
+fn most_of_test(options: &FitOptions) -> f64 {
+    let limit = match options.length {
+        Length::Seconds(limit) => limit,
+        _ => f64::INFINITY,
+    };
+    TEST_SHARE * limit.min(options.max_seconds.unwrap_or(f64::INFINITY))
 }
 
 impl<'o> Run<'o> {
@@ -292,6 +316,7 @@ impl<'o> Run<'o> {
             evaluation_seconds: 0.0,
             timed: Vec::new(),
             saved: 0.0,
+            rate_test: None,
         };
         let found = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
         if let Some(path) = found {
@@ -307,6 +332,14 @@ impl<'o> Run<'o> {
                 trainer.set_total_steps(total_steps)?;
             }
         } else {
+            // How long steps take is not known yet where time is the limit.
+            if options.find_rate && rate::STEPS as f64 <= TEST_SHARE * total_steps as f64 {
+                let default = trainer.peak_rate();
+                let over =
+                    || observer.interrupted() || run.start.elapsed().as_secs_f64() > most_of_test(options);
+                let mut batches = run.batches.clone();
+                run.rate_test = Some(find_rate(trainer, task, &mut batches, default, &over)?);
+            }
             trainer.set_total_steps(total_steps)?;
             run.evaluate(trainer, task, observer)?;
             run.save(trainer, 0.0)?;

@@ -12,6 +12,7 @@
 //! - [`trainer`]: a step as machine code, with the session that holds its states.
 //! - [`evaluator`]: a model whose parameters are given with every run.
 //! - [`batches`]: the order of the samples.
+//! - [`rate`]: a learning rate found by a short test.
 //! - [`fit`](mod@fit): the loop: clock, held-out evaluation, early stopping.
 //! - [`supervised`]: samples with labels and an objective, from a model to a trained model.
 //! - [`checkpoint`]: files from which training goes on.
@@ -34,6 +35,7 @@ pub mod loss;
 pub mod masking;
 mod non_finite;
 pub mod optimizer;
+pub mod rate;
 pub mod recover;
 pub mod schedule;
 pub mod step;
@@ -46,6 +48,7 @@ pub use evaluator::Evaluator;
 pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Stop, Task, Tensors, fit};
 pub use non_finite::NonFinite;
 pub use optimizer::Optimizer;
+pub use rate::RateTest;
 pub use schedule::Schedule;
 pub use step::{State, TrainingStep, Update};
 pub use supervised::{Objective, Selection, Supervised, Trained};

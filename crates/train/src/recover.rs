@@ -30,7 +30,7 @@ use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
 use margay_tensor::Tensor;
 
-use crate::checkpoint::{Checkpoint, Identity};
+use crate::checkpoint::{Checkpoint, Identity, rate_words};
 use crate::fit::Tensors;
 use crate::step::{Axes, with_parameters};
 use crate::{
@@ -55,6 +55,8 @@ pub struct RecoverOptions {
     pub batch: usize,
     /// The largest learning rate.
     pub learning_rate: f64,
+    /// Whether that is only a default; see [`FitOptions::find_rate`].
+    pub find_rate: bool,
     /// Which values inside are to agree.
     pub hidden: Hidden,
     /// How much what counts.
@@ -94,6 +96,7 @@ impl Default for RecoverOptions {
             steps: None,
             batch: 32,
             learning_rate: 1e-3,
+            find_rate: false,
             hidden: Hidden::Auto,
             weights: Weights::default(),
             train: Train::Sketch,
@@ -128,8 +131,10 @@ pub struct Recovered {
     pub refined: Option<Evaluation>,
     /// What became of each block.
     pub blocks: Vec<BlockReport>,
-    /// How learning together went; absent where that was not asked for.
+    /// How learning together went; absent where that was not asked for, and where what comes before was interrupted.
     pub fitted: Option<Fitted>,
+    /// Whether the observer asked for the end.
+    pub interrupted: bool,
     /// The error of the result.
     pub after: Evaluation,
     /// Numbers that could learn.
@@ -250,7 +255,8 @@ pub fn recover(
         }
     }
     let mut fitted = None;
-    if options.together {
+    // Whoever interrupts what comes before has what it gave.
+    if options.together && !observer.interrupted() {
         let start_from = best.balanced()?;
         let run = LearnRun { batch, spent: start.elapsed().as_secs_f64(), identity, fixed };
         let result = learn(&start_from, &goal, &mut task, run, progress, observer)?;
@@ -271,6 +277,7 @@ pub fn recover(
         layers: reports,
         refined,
         blocks,
+        interrupted: observer.interrupted(),
         fitted,
         after: best.error,
         trained: trained.iter().map(|(_, t)| t.len()).sum(),
@@ -420,6 +427,7 @@ fn learn(
     let fit_options = FitOptions {
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),
         max_seconds: Some(left),
+        find_rate: options.find_rate,
         batch: run.batch,
         seed: options.seed,
         evaluations: options.evaluations,
@@ -443,7 +451,7 @@ fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &Recov
         ("the teacher", hash(teacher)),
         ("the data", samples.hash()),
         ("the batch", batch.to_string()),
-        ("the learning rate", learning_rate.to_string()),
+        ("the learning rate", rate_words(*learning_rate, options.find_rate)),
         ("what is hidden", format!("{hidden:?}")),
         ("the weights of the objective", format!("{weights:?}")),
         ("what is trained", format!("{train:?}")),

@@ -1,6 +1,6 @@
-//! The learning rate as a function of the step, computed in the graph from the states `step` and `total_steps`.
+//! The learning rate as a function of the step, computed in the graph from the states `step`, `total_steps` and `peak_rate`.
 //!
-//! The host may change `total_steps` between steps, where training goes by the clock.
+//! The host may change the last two between steps, where training goes by the clock or a test finds the rate.
 
 use std::f64::consts::PI;
 
@@ -59,11 +59,11 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of a step (f32 scalar), from scalars `step` and `total_steps`.
+    /// The learning rate of a step (f32 scalar), from scalars `peak`, the largest rate, `step` and `total_steps`.
     pub(crate) fn build(
         &self,
         g: &mut Graph,
-        learning_rate: f64,
+        peak: Value,
         step: Value,
         total_steps: Value,
     ) -> Result<Value, TrainError> {
@@ -71,7 +71,7 @@ impl Schedule {
         let warm_up = match *self {
             Schedule::Constant { warm_up } | Schedule::Cosine { warm_up, .. } => warm_up,
         };
-        let mut rate = n.number(step, learning_rate)?;
+        let mut rate = peak;
         let start = n.scale(total_steps, warm_up)?;
         if warm_up > 0.0 {
             let next = n.offset(step, 1.0)?;

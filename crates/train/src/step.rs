@@ -20,6 +20,9 @@ pub const STEP: &str = "step";
 /// The name of the state that says how many steps there are in all, an f32 scalar. A step keeps it as it is; the host
 /// sets it.
 pub const TOTAL_STEPS: &str = "total_steps";
+/// The name of the state that holds the largest learning rate of the schedule, an f32 scalar. A step keeps it as it is; the
+/// host sets it where a test finds one.
+pub const PEAK_RATE: &str = "peak_rate";
 
 /// The name of the output that holds the next value of a state.
 pub fn next(state: &str) -> String {
@@ -58,13 +61,15 @@ pub struct Update {
 pub struct TrainingStep {
     /// Forward, backward and update, at stage `Imported`, with symbols still open.
     pub graph: Graph,
-    /// What goes from step to step: parameters, their moments, `step`, `total_steps`. The last one starts at 1.
+    /// What goes from step to step: parameters, their moments, `step`, `total_steps`, which starts at 1, and `peak_rate`.
     pub states: Vec<State>,
     /// The names of those states that are parameters, in the order they were asked for.
     pub parameters: Vec<String>,
     /// The most bytes that a compiled step may keep between the forward and the backward pass; the rest is computed
     /// twice. `None`, as the step is built: everything is kept.
     pub max_saved_bytes: Option<u64>,
+    /// How the learning rate goes.
+    pub schedule: Schedule,
 }
 
 impl TrainingStep {
@@ -118,9 +123,10 @@ impl TrainingStep {
         let found = gradients_of(&mut g, loss, &inputs)?;
         let more = g.outputs()[modeled..].to_vec();
         let scalar = TensorType::known(DType::F32, &[]);
-        let (step, total) = (g.add_input(STEP, scalar.clone()), g.add_input(TOTAL_STEPS, scalar));
+        let (step, total) = (g.add_input(STEP, scalar.clone()), g.add_input(TOTAL_STEPS, scalar.clone()));
+        let peak = g.add_input(PEAK_RATE, scalar);
         let (norm, scale) = optimizer::clip(&mut g, &found, update.clip)?;
-        let rate = update.schedule.build(&mut g, update.learning_rate, step, total)?;
+        let rate = update.schedule.build(&mut g, peak, step, total)?;
         let scalars = update.optimizer.scalars(&mut g, step, rate, scale)?;
         let mut states = Vec::new();
         let mut moments = Vec::new();
@@ -136,6 +142,8 @@ impl TrainingStep {
         let following = Builder::new(&mut g, Origin::named(STEP)).offset(step, 1.0)?;
         states.push((State { name: STEP.into(), initial: Tensor::scalar(0f32) }, following));
         states.push((State { name: TOTAL_STEPS.into(), initial: Tensor::scalar(1f32) }, total));
+        let initial = Tensor::scalar(update.learning_rate as f32);
+        states.push((State { name: PEAK_RATE.into(), initial }, peak));
         let loss = Builder::new(&mut g, Origin::named("loss")).cast(loss, DType::F32)?;
         let mut outputs = vec![
             Output { name: "loss".into(), value: loss, counts: None },
@@ -156,6 +164,7 @@ impl TrainingStep {
             states: states.into_iter().map(|(state, _)| state).collect(),
             parameters: inputs.into_iter().map(|(name, _)| name).collect(),
             max_saved_bytes: None,
+            schedule: update.schedule,
         })
     }
 

@@ -11,7 +11,7 @@ use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
 use margay_passes::parameter_names;
 use margay_tensor::{DType, Tensor};
 
-use crate::checkpoint::{Checkpoint, Identity};
+use crate::checkpoint::{Checkpoint, Identity, rate_words};
 use crate::fit::Tensors;
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
@@ -292,7 +292,7 @@ impl Supervised {
             ("the output", format!("{:?}", self.output)),
             ("the mask", format!("{:?}", self.weights)),
             ("the optimizer", format!("{optimizer:?}")),
-            ("the learning rate", learning_rate.to_string()),
+            ("the learning rate", rate_words(learning_rate, self.fit.find_rate)),
             ("the schedule", format!("{schedule:?}")),
             ("the clip", format!("{clip:?}")),
             ("the share held out", self.held_out.to_string()),

@@ -10,8 +10,8 @@ use margay_tensor::{Binding, DType, Tensor};
 use serde::Serialize;
 
 use crate::non_finite::{self, NonFinite};
-use crate::step::{TOTAL_STEPS, next};
-use crate::{TrainError, TrainingStep};
+use crate::step::{PEAK_RATE, STEP, TOTAL_STEPS, next};
+use crate::{Schedule, TrainError, TrainingStep};
 
 /// Runs a training step on batches of one shape.
 pub struct Trainer {
@@ -20,6 +20,7 @@ pub struct Trainer {
     arena_bytes: usize,
     parameter_bytes: usize,
     saved: Vec<(String, u64)>,
+    schedule: Schedule,
     /// What was compiled, to be looked into when its loss is not finite.
     source: Source,
 }
@@ -94,7 +95,8 @@ impl Trainer {
         let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
         let parameter_bytes = parameters.iter().map(bytes).sum();
         let source = Source { graph: step.graph.clone(), binding, backend: backend.clone(), threads };
-        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, source })
+        let schedule = step.schedule;
+        Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, schedule, source })
     }
 
     /// Runs one step on a batch.
@@ -131,6 +133,27 @@ impl Trainer {
     /// Says how many steps there are in all, for schedules.
     pub fn set_total_steps(&mut self, steps: u64) -> Result<(), TrainError> {
         Ok(self.session.set_state(TOTAL_STEPS, &Tensor::scalar(steps as f32))?)
+    }
+
+    /// The largest learning rate of the schedule.
+    pub fn peak_rate(&self) -> f64 {
+        self.scalar(PEAK_RATE)
+    }
+
+    /// Sets the largest learning rate of the schedule.
+    pub fn set_peak_rate(&mut self, rate: f64) -> Result<(), TrainError> {
+        Ok(self.session.set_state(PEAK_RATE, &Tensor::scalar(rate as f32))?)
+    }
+
+    /// Lets the next step have a learning rate, whatever the schedule makes of it.
+    pub fn set_next_rate(&mut self, rate: f64) -> Result<(), TrainError> {
+        let share = self.schedule.rate(1.0, self.scalar(STEP), self.scalar(TOTAL_STEPS));
+        self.set_peak_rate(rate / share.max(f64::from(f32::MIN_POSITIVE)))
+    }
+
+    fn scalar(&self, state: &str) -> f64 {
+        let value = self.session.state(state).and_then(|t| Some(*t.as_slice::<f32>().ok()?.first()?));
+        f64::from(value.unwrap_or(f32::NAN))
     }
 
     /// The parameters as they are now.

@@ -61,13 +61,18 @@ struct Regression {
 
 impl Regression {
     fn new() -> Regression {
+        Regression::of([4, 5])
+    }
+
+    /// With a teacher of these seeds.
+    fn of(seeds: [usize; 2]) -> Regression {
         let (g, parameters) = model();
         let mut evaluator =
             Evaluator::new(&g, &parameters, &|_| Ok(Vec::new()), &backend::native(), 1).unwrap();
         let x = tensor(&[ROWS, INPUTS], 3);
         let teacher = vec![
-            ("a".to_string(), tensor(&[INPUTS, HIDDEN], 4)),
-            ("b".to_string(), tensor(&[HIDDEN, OUTPUTS], 5)),
+            ("a".to_string(), tensor(&[INPUTS, HIDDEN], seeds[0])),
+            ("b".to_string(), tensor(&[HIDDEN, OUTPUTS], seeds[1])),
         ];
         let target = evaluator.run(&teacher, &[("x".into(), x.clone())]).unwrap().remove(0).1;
         Regression { x, target, evaluator, evaluations: 0 }
@@ -169,6 +174,47 @@ fn training_lowers_the_error_and_keeps_the_best() {
         "the parameters are those of the best"
     );
     assert_eq!(fitted.history[3].measures, [("root".to_string(), fitted.history[3].error.sqrt())]);
+}
+
+#[test]
+fn a_rate_is_found_by_a_test_that_leaves_everything_else_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint");
+    let options = |steps, resume| FitOptions {
+        find_rate: true,
+        checkpoint: Some(path.clone()),
+        resume,
+        ..options(Length::Steps(steps))
+    };
+    // The default is far too small.
+    let mut one = trainer(1e-9, 2);
+    let fitted = fit(&mut one, &mut Regression::new(), &options(300, false), &mut Silent).unwrap();
+    let found = fitted.rate_test.clone().unwrap();
+    assert!(found.improved && (1e-3..0.1).contains(&found.rate), "{found:?}");
+    assert!((fitted.learning_rate / found.rate - 1.0).abs() < 1e-6);
+    assert!(fitted.best().error < 0.1 * fitted.first().error, "{:?}", fitted.history);
+    // As if that rate had been given.
+    let mut given = trainer(found.rate, 2);
+    let same = FitOptions { find_rate: false, checkpoint: None, ..options(300, false) };
+    let same = fit(&mut given, &mut Regression::new(), &same, &mut Silent).unwrap();
+    assert_eq!(bytes(&same.parameters), bytes(&fitted.parameters));
+    // A run that goes on has it from the checkpoint.
+    let longer =
+        fit(&mut trainer(1e-9, 2), &mut Regression::new(), &options(310, true), &mut Silent).unwrap();
+    assert_eq!((longer.learning_rate, longer.rate_test), (fitted.learning_rate, None));
+    // A short run has no time for a test.
+    let short = FitOptions { find_rate: true, ..self::options(Length::Steps(20)) };
+    let short = fit(&mut trainer(0.02, 2), &mut Regression::new(), &short, &mut Silent).unwrap();
+    assert_eq!(short.rate_test, None);
+}
+
+#[test]
+fn where_no_rate_makes_the_loss_smaller_the_default_stays() {
+    let mut task = Regression::of([1, 2]);
+    let options = FitOptions { find_rate: true, ..options(Length::Steps(200)) };
+    let fitted = fit(&mut trainer(0.01, 2), &mut task, &options, &mut Silent).unwrap();
+    assert!(!fitted.rate_test.clone().unwrap().improved, "{:?}", fitted.rate_test);
+    assert!((fitted.learning_rate / 0.01 - 1.0).abs() < 1e-6);
 }
 
 #[test]

@@ -64,6 +64,23 @@ type Decomposed = Result<Arc<LowRank>, RandnlaError>;
 type Shared = Arc<OnceLock<Decomposed>>;
 
 impl Decompositions {
+    /// What was known before, by the nodes that read the weight and the seed.
+    pub fn of_known(known: impl IntoIterator<Item = ((Vec<NodeId>, u64), LowRank)>) -> Decompositions {
+        let shared = |(key, found)| (key, Arc::new(OnceLock::from(Ok(Arc::new(found)))));
+        Decompositions { known: Mutex::new(known.into_iter().map(shared).collect()) }
+    }
+
+    /// What is known now, sorted.
+    pub fn known(&self) -> Vec<((Vec<NodeId>, u64), Arc<LowRank>)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |(key, shared): (&(Vec<NodeId>, u64), &Shared)| {
+            Some((key.clone(), shared.get()?.as_ref().ok()?.clone()))
+        };
+        let mut all: Vec<_> = known.iter().filter_map(found).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
     fn of(
         &self,
         nodes: &[NodeId],

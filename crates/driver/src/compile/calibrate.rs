@@ -15,6 +15,7 @@ use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
 use crate::backward::Backward;
+use crate::cache::{Cache, joined, pieces};
 use crate::samples::bound_batch;
 use crate::{DriverError, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel};
 
@@ -29,6 +30,30 @@ pub(crate) struct Measuring<'a> {
     pub(crate) backend: &'a Arc<dyn Backend>,
     pub(crate) threads: usize,
     pub(crate) progress: &'a dyn Progress,
+    /// Where sums are kept, and what they follow from besides the rows.
+    pub(crate) cache: Option<(&'a Cache, &'a str)>,
+}
+
+impl Measuring<'_> {
+    fn key(basis: &str, kind: &str, values: &[Value], rows: &[&Rows]) -> String {
+        format!("{kind} {values:?} {rows:?}\n{basis}")
+    }
+
+    /// The sums of rows that were kept.
+    fn kept(&self, kind: &str, values: &[Value], rows: &[&Rows]) -> Option<Vec<Gram>> {
+        let (cache, basis) = self.cache?;
+        let bytes = cache.get(kind, &Measuring::key(basis, kind, values, rows))?;
+        let grams: Vec<Gram> = pieces(&bytes)?.into_iter().map(Gram::from_bytes).collect::<Option<_>>()?;
+        let same = grams.len() == rows.len() && grams.iter().zip(rows).all(|(g, r)| g.dim() == r.length);
+        same.then_some(grams)
+    }
+
+    fn keep(&self, kind: &str, values: &[Value], rows: &[&Rows], grams: &[Gram]) {
+        let Some((cache, basis)) = self.cache else { return };
+        let bytes: Vec<Vec<u8>> = grams.iter().map(Gram::to_bytes).collect();
+        let all = joined(bytes.iter().map(Vec::as_slice));
+        cache.put(kind, &Measuring::key(basis, kind, values, rows), &all);
+    }
 }
 
 /// Measures rows; the result has one entry per request, in order: the moments of all rows of the request together.
@@ -52,6 +77,11 @@ pub(crate) fn calibrate(
     let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
     let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let at = |asked: &Rows| values.iter().position(|v| *v == asked.value).expect("every value was listed");
+    let name = format!("#{}", samples.hash());
+    let moments = |gram| Moments::of_inputs(gram, &name);
+    if let Some(grams) = measuring.kept("inputs", &values, &rows) {
+        return requested(&rows, &grams, requests, moments);
+    }
     let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
     let runs = samples.runs(g, BATCH).len();
     let mut runner = Runner::new(probe, measuring.backend, measuring.threads);
@@ -62,8 +92,9 @@ pub(crate) fn calibrate(
         sums.add(&outputs, measuring.mask.marks(&inputs).as_ref(), samples.rows(), measuring.threads)?;
     }
     measuring.progress.at("measuring inputs", runs, runs);
-    let samples = format!("#{}", samples.hash());
-    sums.requested(requests, |gram| Moments::of_inputs(gram, &samples))
+    let grams = sums.grams();
+    measuring.keep("inputs", &values, &rows, &grams);
+    requested(&rows, &grams, requests, moments)
 }
 
 /// Measures the gradients of the outputs by the values of rows, from one backward pass of random signs for each sample.
@@ -80,6 +111,11 @@ pub(crate) fn calibrate_gradients(
 ) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
     let rows = distinct(requests);
     let by: Vec<Value> = rows.iter().map(|asked| asked.value).collect();
+    let name = format!("#{}", samples.hash());
+    let moments = |gram| Moments::of_gradients(gram, &name);
+    if let Some(grams) = measuring.kept("gradients", &by, &rows) {
+        return requested(&rows, &grams, requests, moments);
+    }
     let (backward, numbered) = Backward::new(g, &by, &[])?;
     let sums = Sums::new(&rows, numbered.gradients);
     let runs = samples.runs(g, BATCH).len();
@@ -95,8 +131,9 @@ pub(crate) fn calibrate_gradients(
         sums.add(&outputs, marks.as_ref(), samples.rows(), measuring.threads)?;
     }
     measuring.progress.at("measuring gradients", runs, runs);
-    let samples = format!("#{}", samples.hash());
-    sums.requested(requests, |gram| Moments::of_gradients(gram, &samples))
+    let grams = sums.grams();
+    measuring.keep("gradients", &by, &rows, &grams);
+    requested(&rows, &grams, requests, moments)
 }
 
 /// Samples of which values themselves are kept, at most.
@@ -149,7 +186,7 @@ pub fn metrics(
     let results: Vec<(NodeId, Vec<Rows>)> =
         short.map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(*n)).collect())).collect();
     let requests: Vec<&[Rows]> = results.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let measuring = Measuring { mask, backend, threads, progress };
+    let measuring = Measuring { mask, backend, threads, progress, cache: None };
     let found = match calibrate_gradients(g, &requests, samples, 0, &measuring) {
         Err(error) if error.kind() == Kind::Usage => return Ok(Metrics::default()),
         found => found?,
@@ -180,7 +217,7 @@ pub fn input_moments(
     let read: Vec<(NodeId, [Rows; 1])> =
         products.map(|(n, layer)| (layer.weight.node, [layer.input(g, n)])).collect();
     let requests: Vec<&[Rows]> = read.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let measuring = Measuring { mask, backend, threads, progress };
+    let measuring = Measuring { mask, backend, threads, progress, cache: None };
     let found = calibrate(g, &[], &requests, samples, &measuring)?;
     Ok(read.iter().zip(found).filter_map(|((n, _), m)| Some((*n, m?))).collect())
 }
@@ -232,31 +269,34 @@ impl<'a> Sums<'a> {
         added.into_iter().collect::<Result<(), _>>().map_err(unmeasured)
     }
 
-    /// The moments of all rows of each request together; of no rows there are none.
-    fn requested(
-        self,
-        requests: &[&[Rows]],
-        moments: impl Fn(Gram) -> Moments,
-    ) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
-        let grams: Vec<Gram> =
-            self.grams.into_iter().map(|g| g.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
-        let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
-        let position =
-            |asked: &Rows| self.rows.iter().position(|r| *r == asked).expect("every row was listed");
-        let mut of = |request: &&[Rows]| {
-            let key: Vec<usize> = request.iter().map(position).collect();
-            let Some(&first) = key.first() else { return Ok(None) };
-            if let Some(known) = made.get(&key) {
-                return Ok(Some(known.clone()));
-            }
-            let mut sum = grams[first].clone();
-            key[1..].iter().try_for_each(|&more| sum.merge(&grams[more])).map_err(unmeasured)?;
-            let moments = Arc::new(moments(sum));
-            made.insert(key, moments.clone());
-            Ok(Some(moments))
-        };
-        requests.iter().map(&mut of).collect()
+    /// The sums of all runs.
+    fn grams(self) -> Vec<Gram> {
+        self.grams.into_iter().map(|g| g.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
     }
+}
+
+/// The moments of all rows of each request together, from the sums of each of the rows; of no rows there are none.
+fn requested(
+    rows: &[&Rows],
+    grams: &[Gram],
+    requests: &[&[Rows]],
+    moments: impl Fn(Gram) -> Moments,
+) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
+    let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
+    let position = |asked: &Rows| rows.iter().position(|r| *r == asked).expect("every row was listed");
+    let mut of = |request: &&[Rows]| {
+        let key: Vec<usize> = request.iter().map(position).collect();
+        let Some(&first) = key.first() else { return Ok(None) };
+        if let Some(known) = made.get(&key) {
+            return Ok(Some(known.clone()));
+        }
+        let mut sum = grams[first].clone();
+        key[1..].iter().try_for_each(|&more| sum.merge(&grams[more])).map_err(unmeasured)?;
+        let moments = Arc::new(moments(sum));
+        made.insert(key, moments.clone());
+        Ok(Some(moments))
+    };
+    requests.iter().map(&mut of).collect()
 }
 
 fn unmeasured(error: margay_randnla::RandnlaError) -> DriverError {

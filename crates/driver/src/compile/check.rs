@@ -60,6 +60,11 @@ impl Checker {
         self.relative_spread
     }
 
+    /// The inputs of some held-out samples.
+    pub(crate) fn first_inputs(&self) -> Option<&Arrays> {
+        self.batches.first().map(|(inputs, _)| inputs)
+    }
+
     /// The error; not finite where the outputs are not.
     pub(crate) fn measure(
         &self,

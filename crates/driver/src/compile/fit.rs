@@ -1,19 +1,21 @@
 //! The schemes that look at the sites: all that may be chosen, or those that a plan names.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use margay_ir::{Remark, Value};
+use margay_ir::{NodeId, Remark, Value};
 use margay_loops::Precision;
 use margay_passes::sketch::{
     Context, Decompositions, Fitted, Moments, QuantizedScheme, Rows, SCHEMES, Scheme, scheme,
 };
 use margay_plan::Settings;
-use margay_randnla::{Gram, RandnlaError};
+use margay_randnla::{Gram, LowRank, RandnlaError};
 use margay_tensor::Tensor;
 
 use super::Job;
 use super::calibrate::{calibrate, calibrate_gradients, sampled};
 use super::split::Split;
+use crate::cache::{joined, pieces};
 use crate::{DriverError, Kind, parallel};
 
 /// A scheme that is to look at a site.
@@ -158,7 +160,8 @@ pub(crate) fn fit(
     tasks: Vec<Task>,
     measured: Option<&Measured>,
 ) -> Result<Vec<Fit>, DriverError> {
-    let (g, sites, decompositions) = (job.graph(), &job.sites, &Decompositions::default());
+    let (g, sites, decompositions) = (job.graph(), &job.sites, &known_decompositions(job, measured));
+    let before = decompositions.known().len();
     let fitted = parallel(job.threads(), tasks.len(), job.progress, "factorizing weights", |i| {
         let task = &tasks[i];
         let moments = measured.map(|m| m.inputs[i].as_slice());
@@ -178,6 +181,10 @@ pub(crate) fn fit(
         });
         Ok::<_, RandnlaError>((fitted, offered))
     });
+    let after = decompositions.known();
+    if after.len() > before {
+        keep_decompositions(job, measured, &after);
+    }
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;
         let factorized = |error| DriverError::Factorize { module: name.clone(), error };
@@ -190,4 +197,43 @@ pub(crate) fn fit(
         Ok(Fit { site, scheme, seed, fitted: fitted.into(), settings, remarks })
     });
     made.collect()
+}
+
+/// What decompositions follow from.
+fn decompositions_key(job: &Job<'_>, measured: Option<&Measured>) -> String {
+    let metric = measured.is_some_and(|m| m.gradients.is_some());
+    format!("measured {}, metric {metric}\n{}", measured.is_some(), job.basis)
+}
+
+/// The decompositions that were kept. Nodes are counted in the order of the graph.
+fn known_decompositions(job: &Job<'_>, measured: Option<&Measured>) -> Decompositions {
+    let order = job.graph().order();
+    let one = |bytes: &[u8]| -> Option<((Vec<NodeId>, u64), LowRank)> {
+        let [seed, nodes, decomposition] = *pieces(bytes)?.as_slice() else { return None };
+        let node = |word: &[u8]| {
+            let position = u64::from_le_bytes(word.try_into().ok()?);
+            order.get(usize::try_from(position).ok()?).copied()
+        };
+        let nodes = nodes.chunks(8).map(node).collect::<Option<Vec<_>>>()?;
+        Some(((nodes, u64::from_le_bytes(seed.try_into().ok()?)), LowRank::from_bytes(decomposition)?))
+    };
+    let kept = job.cache.as_ref().and_then(|c| c.get("decompositions", &decompositions_key(job, measured)));
+    let known = kept.as_deref().and_then(pieces).unwrap_or_default();
+    Decompositions::of_known(known.into_iter().filter_map(one))
+}
+
+fn keep_decompositions(
+    job: &Job<'_>,
+    measured: Option<&Measured>,
+    known: &[((Vec<NodeId>, u64), Arc<LowRank>)],
+) {
+    let Some(cache) = &job.cache else { return };
+    let order: HashMap<NodeId, usize> = job.graph().order().into_iter().zip(0..).collect();
+    let one = |((nodes, seed), found): &((Vec<NodeId>, u64), Arc<LowRank>)| {
+        let nodes: Vec<u8> = nodes.iter().flat_map(|n| (order[n] as u64).to_le_bytes()).collect();
+        joined([&seed.to_le_bytes()[..], &nodes, &found.to_bytes()])
+    };
+    let all: Vec<Vec<u8>> = known.iter().map(one).collect();
+    let all = joined(all.iter().map(Vec::as_slice));
+    cache.put("decompositions", &decompositions_key(job, measured), &all);
 }

@@ -12,11 +12,13 @@ mod front;
 mod limit;
 mod price;
 mod report;
+mod saturation;
 mod split;
 mod warn;
 mod weigh;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use margay_ir::{Graph, NodeId, Op};
@@ -42,6 +44,7 @@ use self::split::{Split, split};
 use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
+use crate::cache::Cache;
 use crate::{
     Compiled, DriverError, Dump, ErrorScope, Mask, MetricReport, Model, OwnMetric, Progress, Samples, backend,
 };
@@ -79,6 +82,9 @@ pub struct CompileOptions {
     pub metric: Option<OwnMetric>,
     /// The text of a cost model that predicts times; without it that of the class.
     pub cost_model: Option<String>,
+    /// A folder in which calibration and fits are kept by content, so that another goal for the same model and samples costs
+    /// less. The result is the same with and without.
+    pub cache: Option<PathBuf>,
 }
 
 impl CompileOptions {
@@ -118,6 +124,7 @@ impl Default for CompileOptions {
             errors: ErrorScope::default(),
             metric: None,
             cost_model: None,
+            cache: None,
         }
     }
 }
@@ -182,6 +189,9 @@ pub(crate) struct Job<'a> {
     mask: Mask,
     /// The metric of the goal, and what it says of the dense model.
     metric: Option<(&'a OwnMetric, f64)>,
+    cache: Option<Cache>,
+    /// All that calibration and fits follow from, whatever the goal; empty without a cache.
+    basis: String,
 }
 
 impl<'a> Job<'a> {
@@ -226,6 +236,17 @@ impl<'a> Job<'a> {
             }
             _ => None,
         };
+        let cache = options.cache.as_deref().map(Cache::open).transpose()?;
+        let basis = match &cache {
+            Some(_) => format!(
+                "{} of {}, seed {}, samples {:?}, {mask:?}\n{g}",
+                backend.target(),
+                backend.name(),
+                options.seed(),
+                samples.as_ref().map(Samples::hash)
+            ),
+            None => String::new(),
+        };
         Ok(Job {
             source,
             options,
@@ -238,6 +259,8 @@ impl<'a> Job<'a> {
             storage,
             mask,
             metric,
+            cache,
+            basis,
         })
     }
 
@@ -273,7 +296,8 @@ impl<'a> Job<'a> {
     /// How calibration measures.
     fn measuring(&self) -> Measuring<'_> {
         let (backend, progress) = (&self.backend, self.progress);
-        Measuring { mask: &self.mask, backend, threads: self.threads(), progress }
+        let cache = self.cache.as_ref().map(|cache| (cache, self.basis.as_str()));
+        Measuring { mask: &self.mask, backend, threads: self.threads(), progress, cache }
     }
 
     fn threads(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use margay_ir::Remark;
 use margay_passes::sketch::Site;
-use margay_plan::{Allocation, Budget, Candidate, Choice, Goal, Header, Plan, Price, plan};
+use margay_plan::{Allocation, Budget, Candidate, Choice, Curve, Goal, Header, Plan, Price, plan};
 
 use super::Job;
 use super::allocate::Chosen;
@@ -95,6 +95,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
 /// What became of every site, and why.
 fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
     let Outcome { prices, fits, .. } = outcome;
+    let options = job.options;
     let Chosen { candidates, allocation, closest } = &outcome.choice;
     let of = |(site, chosen): (&Site, Option<&Candidate>)| {
         let position = job.sites.iter().position(|s| s.name == site.name).expect("it is one of them");
@@ -106,7 +107,8 @@ fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
         let layer_error = error.unwrap_or(0.0).sqrt();
         let why = match (chosen, candidates.excluded.get(&site.name), &job.options.plan) {
             (Some(_), ..) => format!(
-                "{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
+                "{}{} of {} bytes, predicted {:.3} of {:.3} ms, layer error {layer_error:.3}",
+                if options.plan.is_some() { "the plan says so: " } else { "" },
                 price.bytes,
                 dense.bytes,
                 price.seconds * 1e3,
@@ -115,6 +117,12 @@ fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
             (None, Some(reason), _) => reason.clone(),
             (None, None, Some(_)) => "kept dense: the plan does not sketch it".into(),
             (None, None, None) => kept_dense(job.options.searched(), *closest, allocation),
+        };
+        let curve = candidates.curves.iter().find(|curve| curve.site == site.name);
+        let next = curve.filter(|_| options.plan.is_none()).and_then(|curve| next(curve, chosen));
+        let why = match next.map(|next| words(next, candidates.weighed)) {
+            Some(next) => format!("{why}; {next}"),
+            None => why,
         };
         ModuleReport {
             name: site.name.clone(),
@@ -134,6 +142,31 @@ fn sites(job: &Job<'_>, outcome: &Outcome) -> Vec<ModuleReport> {
         }
     };
     shown(job, allocation).into_iter().map(of).collect()
+}
+
+/// The candidate next to the chosen one in the direction of less error; of a site that stays dense the one with the least.
+fn next<'a>(curve: &'a Curve, chosen: Option<&Candidate>) -> Option<&'a Candidate> {
+    let by_error = |a: &&Candidate, b: &&Candidate| a.squared_error.total_cmp(&b.squared_error);
+    match chosen {
+        None => curve.candidates.iter().min_by(by_error),
+        Some(chosen) => {
+            let better = curve.candidates.iter().filter(|c| c.squared_error < chosen.squared_error);
+            better.max_by(by_error)
+        }
+    }
+}
+
+/// What a candidate would give: `lowrank of rank 40 would give an output error of 0.034 and take 0.120 ms`.
+fn words(candidate: &Candidate, weighed: bool) -> String {
+    let Candidate { choice, squared_error, price } = candidate;
+    let (error, of) = (squared_error.sqrt(), if weighed { "an output" } else { "a layer" });
+    format!(
+        "{} of {} would give {of} error of {error:.3} with {} bytes in {:.3} ms",
+        choice.scheme,
+        choice.settings,
+        price.bytes,
+        price.seconds * 1e3
+    )
 }
 
 /// Why a site that could be sketched is not.
@@ -172,5 +205,48 @@ pub(crate) fn goal_text(goal: Option<&Goal>) -> String {
         Some(Goal::Flops(Budget::Fraction(f))) => format!("{}% of the operations", f * 100.0),
         Some(Goal::Flops(Budget::Absolute(n))) => format!("{n} operations"),
         Some(Goal::Seconds(s)) => format!("{} ms predicted", s * 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use margay_plan::Settings;
+    use serde::Serialize;
+
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Ranked {
+        rank: u64,
+    }
+
+    /// Candidates of these ranks, with errors of one by the rank.
+    fn curve(ranks: &[u64]) -> Curve {
+        let candidate = |&rank: &u64| Candidate {
+            choice: Choice {
+                scheme: "lowrank".into(),
+                settings: Settings::write(&Ranked { rank }),
+                storage: None,
+                seed: None,
+            },
+            squared_error: (1.0 / rank as f64).powi(2),
+            price: Price { bytes: 10 * rank as i64, flops: 0, seconds: 1e-6 * rank as f64 },
+        };
+        let dense = Price { bytes: 1000, flops: 0, seconds: 1e-3 };
+        let candidates = ranks.iter().map(candidate).collect();
+        Curve { site: "fc1".into(), covers: Default::default(), dense, candidates }
+    }
+
+    #[test]
+    fn the_next_candidate_is_told() {
+        let curve = curve(&[8, 40, 16]);
+        let told = |chosen: Option<usize>| {
+            next(&curve, chosen.map(|i| &curve.candidates[i])).map(|c| words(c, true))
+        };
+        let rank_16 = "lowrank of rank 16 would give an output error of 0.062 with 160 bytes in 0.016 ms";
+        assert_eq!(told(Some(0)).as_deref(), Some(rank_16));
+        let rank_40 = "lowrank of rank 40 would give an output error of 0.025 with 400 bytes in 0.040 ms";
+        assert_eq!(told(None).as_deref(), Some(rank_40));
+        assert_eq!(told(Some(1)), None);
     }
 }

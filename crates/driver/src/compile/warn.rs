@@ -8,6 +8,7 @@ use super::Job;
 use super::check::Checker;
 use super::fit::Fit;
 use super::price::{Prices, after};
+use super::saturation::saturated;
 use crate::samples::doubts;
 use crate::{DriverError, Dump, ErrorMeasure, build};
 
@@ -50,6 +51,9 @@ pub(crate) fn warnings(
             100.0 * spread
         )),
         _ => {}
+    }
+    if let Some(checker) = checker {
+        all.extend(saturated(job, checker)?);
     }
     if let Some(Goal::Error(limit)) =
         options.searched().filter(|g| matches!(g, Goal::Error(e) if e.most >= 1.0))

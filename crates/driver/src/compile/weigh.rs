@@ -30,18 +30,22 @@ pub(crate) fn weigh(
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.backend, &split.calibration);
     let taken = samples.runs(g, BATCH).take(WEIGHING_SAMPLES.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
-    let mut dense = Runner::new(g.clone(), backend, 1);
-    let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
-    let entry = |site: usize| sites[site].nodes.last().map(|n| Value::from(*n));
-    let mut probes: Vec<(Option<Value>, &Fit)> = Vec::new();
+    let mut probes: Vec<Probe<'_>> = Vec::new();
     let mut order: Vec<&Fit> = fits.iter().filter(|f| f.fitted.probe().is_some()).collect();
     order.sort_by_key(|f| sites[f.site].weights.len());
     for fit in order {
-        if probes.iter().all(|(value, _)| *value != entry(fit.site)) {
-            probes.push((entry(fit.site), fit));
+        let value = entry(job, fit.site);
+        if probes.iter().all(|(known, _)| *known != value) {
+            probes.push((value, fit));
         }
     }
+    let key = weights_key(job, &probes);
+    if let Some(kept) = kept_weights(job, &key, probes.len()) {
+        return Ok(Some(by_site(job, &probes, &kept)));
+    }
+    let mut dense = Runner::new(g.clone(), backend, 1);
+    let reference = batches.iter().map(|b| dense.run(b)).collect::<Result<Vec<_>, _>>()?;
     let weights = parallel(job.threads(), probes.len(), job.progress, "weighing layers", |i| {
         let fit = probes[i].1;
         let settings = fit.fitted.probe().expect("the others were left out");
@@ -59,9 +63,42 @@ pub(crate) fn weigh(
         Ok::<f64, DriverError>(if error > 1e-12 && effect.is_finite() { effect / error } else { 1.0 })
     });
     let weights = weights.into_iter().collect::<Result<Vec<f64>, _>>()?;
+    if let Some(cache) = &job.cache {
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_bits().to_le_bytes()).collect();
+        cache.put("weights", &key, &bytes);
+    }
+    Ok(Some(by_site(job, &probes, &weights)))
+}
+
+/// A value that errors enter at, and a sketch of a site there.
+type Probe<'a> = (Option<Value>, &'a Fit);
+
+fn entry(job: &Job<'_>, site: usize) -> Option<Value> {
+    job.sites[site].nodes.last().map(|n| Value::from(*n))
+}
+
+/// The weight of every site, from those of the probes.
+fn by_site(job: &Job<'_>, probes: &[Probe<'_>], weights: &[f64]) -> Vec<f64> {
     let weight = |site: usize| {
-        let found = probes.iter().position(|(value, _)| *value == entry(site));
+        let value = entry(job, site);
+        let found = probes.iter().position(|(known, _)| *known == value);
         found.map_or(1.0, |i| weights[i])
     };
-    Ok(Some((0..sites.len()).map(weight).collect()))
+    (0..job.sites.len()).map(weight).collect()
+}
+
+/// What the weights of probes follow from.
+fn weights_key(job: &Job<'_>, probes: &[Probe<'_>]) -> String {
+    let one = |(_, fit): &Probe<'_>| {
+        let settings = fit.fitted.probe().map(|s| s.to_string());
+        format!("{} {} {settings:?}\n", job.sites[fit.site].name, fit.scheme)
+    };
+    let probes: String = probes.iter().map(one).collect();
+    format!("{:?}\n{probes}{}", job.options.errors, job.basis)
+}
+
+fn kept_weights(job: &Job<'_>, key: &str, count: usize) -> Option<Vec<f64>> {
+    let bytes = job.cache.as_ref()?.get("weights", key)?;
+    let word = |b: &[u8]| Some(f64::from_bits(u64::from_le_bytes(b.try_into().ok()?)));
+    bytes.chunks(8).map(word).collect::<Option<Vec<f64>>>().filter(|all| all.len() == count)
 }

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
+use crate::parallel::parallel_until;
 use crate::twins::Named;
 use crate::{Arrays, DriverError, Progress, Samples, Silent, bound_batch, parallel};
 
@@ -132,7 +133,7 @@ pub fn refit_layers(
     progress: &dyn Progress,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Refitted, DriverError> {
-    let mut layers = layers(student, data);
+    let mut layers: Vec<Arc<Layer>> = layers(student, data).into_iter().map(Arc::new).collect();
     let matched = layers.len();
     // Second moments of longer rows would be larger than the weight.
     layers.retain(|layer| layer.module.d_in <= Gram::MOST_DENSE);
@@ -149,27 +150,32 @@ pub fn refit_layers(
     let mut of_teacher = [stages(&batches[0]), stages(&batches[1])];
     let levels: BTreeSet<usize> = layers.iter().map(|l| l.level).collect();
     let mut done = Vec::new();
-    for level in levels {
+    'levels: for level in levels {
         if interrupted() {
             break;
         }
         progress.at("refitting layers", done.len(), layers.len());
-        let now: Vec<&Layer> = layers.iter().filter(|l| l.level == level).collect();
+        let now: Vec<Arc<Layer>> = layers.iter().filter(|l| l.level == level).cloned().collect();
         let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs()).collect();
         let targets: Vec<Value> = now.iter().flat_map(|l| l.targets.clone()).collect();
         for part in 0..2 {
             of_student[part].advance(student, &inputs)?;
             of_teacher[part].advance(data.teacher, &targets)?;
         }
-        let now: Vec<&Layer> =
+        let now: Vec<Arc<Layer>> =
             now.into_iter().filter(|l| l.rows(&batches[0], &of_student[0]) >= l.module.d_in).collect();
         let mut sums = Vec::new();
         for part in 0..2 {
             sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
+            if interrupted() {
+                break 'levels;
+            }
         }
-        let fitted = parallel(data.threads, now.len(), &Silent, "", |i| {
-            refit(student, now[i], [&sums[0][i], &sums[1][i]], data.fit_to_both)
+        let (graph, now_too, fit_to_both) = (student.clone(), now.clone(), data.fit_to_both);
+        let fitted = parallel_until(data.threads, now.len(), interrupted, move |i| {
+            refit(&graph, &now_too[i], [&sums[0][i], &sums[1][i]], fit_to_both)
         });
+        let Some(fitted) = fitted else { break };
         for (layer, fitted) in now.iter().zip(fitted) {
             let failed = |error| DriverError::Factorize { module: layer.module.name.clone(), error };
             let (report, factors) = fitted.map_err(failed)?;
@@ -235,13 +241,13 @@ fn measure(
     data: &RefitData<'_>,
     batches: &[Arrays],
     (of_student, of_teacher): (&Stages<'_>, &Stages<'_>),
-    layers: &[&Layer],
+    layers: &[Arc<Layer>],
 ) -> Result<Vec<Regression>, DriverError> {
     let samples: usize = batches.iter().map(rows_of).sum();
     let marks: Vec<Option<Marks>> = batches.iter().map(|b| data.mask.marks(b)).collect();
     // Parts of the batches are summed side by side; how many there are does not depend on the threads.
     let sums = parallel(data.threads, PARTS * layers.len(), &Silent, "", |i| {
-        let (part, layer) = (i % PARTS, layers[i / PARTS]);
+        let (part, layer) = (i % PARTS, &layers[i / PARTS]);
         let (module, targets) = (&layer.module, &layer.targets);
         let mut sum = Regression::new(module.d_in, module.d_out);
         for (batch, marks) in marks.iter().enumerate().filter(|(batch, _)| batch % PARTS == part) {
@@ -258,7 +264,7 @@ fn measure(
         Ok::<Regression, RandnlaError>(sum)
     });
     let mut sums = sums.into_iter();
-    let whole = |layer: &&Layer| {
+    let whole = |layer: &Arc<Layer>| {
         let parts: Vec<_> = sums.by_ref().take(PARTS).collect();
         let mut sum = Regression::new(layer.module.d_in, layer.module.d_out);
         let added = parts.into_iter().try_for_each(|part| sum.merge(&part?));

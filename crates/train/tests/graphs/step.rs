@@ -43,7 +43,7 @@ fn a_step_reads_as_a_graph() {
     let step = TrainingStep::new(&g, &[node(&g, "w")], &squared, &update).unwrap();
     assert_eq!(step.graph.verify(Stage::Canonical), Ok(()));
     let names: Vec<&str> = step.states.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(names, ["w", "momentum.w", "step", "total_steps"]);
+    assert_eq!(names, ["w", "momentum.w", "step", "total_steps", "peak_rate"]);
     let data: Vec<String> = step.data().into_iter().map(|(name, ty)| format!("{name}: {ty}")).collect();
     assert_eq!(data, ["x: f32[N, 2]", "target: f32[N, 2]"]);
     let printed = step.graph.to_string();
@@ -70,7 +70,15 @@ fn gradients_of_a_weight_with_several_readers_are_summed() {
         (0..6).map(|k| product(&once, k / 2, k % 2).powi(2)).sum::<f64>() / 6.0
     };
     let (zero, one) = (Tensor::scalar(0f32), Tensor::scalar(1f32));
-    let inputs = [("x", &x), ("target", &target), ("w", &w), ("step", &zero), ("total_steps", &one)];
+    let half = Tensor::scalar(0.5f32);
+    let inputs = [
+        ("x", &x),
+        ("target", &target),
+        ("w", &w),
+        ("step", &zero),
+        ("total_steps", &one),
+        ("peak_rate", &half),
+    ];
     let found = run(&step.graph, &inputs);
     let w = floats(&w);
     let expected: Vec<f64> = (0..4)

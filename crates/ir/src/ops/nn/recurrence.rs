@@ -11,6 +11,7 @@
 //! For back ends it is a loop, which the pass `expand-recurrences` makes of it.
 
 mod activation;
+mod adjoint;
 mod reference;
 mod repeated;
 
@@ -22,7 +23,7 @@ use margay_tensor::{Binding, DType, Dim, Tensor};
 use crate::ops::attributes::attributes;
 use crate::ops::{Attribute, Bits, Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::padding::{Padded, Padding};
-use crate::vjp::{Grad, GradResult, Vjp};
+use crate::vjp::{GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
 /// The kind of a recurrent cell.
@@ -221,8 +222,8 @@ impl OpDef for Recurrence {
         reference::run(self, inputs)
     }
 
-    fn vjp(&self, _: &mut Vjp<'_>) -> GradResult {
-        Grad::none("the derivative of a recurrence needs the values of every time, which are not kept")
+    fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        adjoint::adjoint(self, cx)
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {

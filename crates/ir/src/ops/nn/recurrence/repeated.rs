@@ -12,10 +12,12 @@ use crate::{Builder, Graph, Op, Payload, Region, TensorType, Value};
 pub struct Body {
     /// The graph of the body.
     pub graph: Graph,
-    number: Value,
-    states: Vec<Value>,
+    pub(super) number: Value,
+    pub(super) states: Vec<Value>,
     /// What it reads from outside.
     read: Vec<Value>,
+    /// Whether constants are operands too, as what derivatives are taken by.
+    constants_outside: bool,
 }
 
 impl Body {
@@ -23,9 +25,15 @@ impl Body {
     pub fn new(b: &Builder<'_>, states: &[Value]) -> Body {
         let mut graph = Graph::new("step");
         let number = graph.add_input("i", TensorType::known(DType::I64, &[]));
-        let states =
-            states.iter().zip(["h", "c"]).map(|(v, name)| graph.add_input(name, b.ty(*v).clone())).collect();
-        Body { graph, number, states, read: Vec::new() }
+        let name = |i: usize| ["h", "c"].get(i).map_or_else(|| format!("s{i}"), ToString::to_string);
+        let state = |(i, v): (usize, &Value)| graph.add_input(&name(i), b.ty(*v).clone());
+        let states = states.iter().enumerate().map(state).collect();
+        Body { graph, number, states, read: Vec::new(), constants_outside: false }
+    }
+
+    /// The same, of which constants are operands as anything else.
+    pub(super) fn with_constants_outside(self) -> Body {
+        Body { constants_outside: true, ..self }
     }
 
     /// The state that the cell shows, `[B, H]`.
@@ -38,7 +46,7 @@ impl Body {
     /// # Errors
     /// For a constant that the body refuses, which none is.
     pub fn read(&mut self, b: &Builder<'_>, outer: Value) -> Result<Value, AddError> {
-        if let Some((payload, origin)) = b.constant_of(outer) {
+        if let (Some((payload, origin)), false) = (b.constant_of(outer), self.constants_outside) {
             return self.graph.add(Const { payload: payload.clone() }, &[], origin.clone());
         }
         self.read.push(outer);
@@ -88,28 +96,69 @@ impl Recurrence {
         product: Value,
         r: Option<Value>,
     ) -> Result<Vec<Value>, AddError> {
-        let (times, hidden) = (b.ty(given.x).shape[0].clone(), b.ty(given.states[0]).shape[1].clone());
-        let trips = match times.as_const() {
-            Some(count) => b.constant(margay_tensor::Tensor::scalar(count))?,
-            None => {
-                let count = b.op(Dims { values: vec![times.clone()] }, &[])?;
-                b.op(Reshape { shape: Vec::new() }, &[count])?
-            }
+        let trips = trips(b, given.x)?;
+        let Time { next, row, .. } = self.time(b, &mut body, given, trips, product, r)?;
+        let results = finish(b, body, given.x, trips, &given.states, &next, &[row])?;
+        let carried = next.len();
+        let y = match self.reverse {
+            true => flipped(b, results[carried])?,
+            false => results[carried],
         };
+        Ok(std::iter::once(y).chain(results[..carried].iter().copied()).collect())
+    }
+
+    /// The states before every time, `[T, B, H]` each, in the order in which times are taken.
+    pub(super) fn states_before(
+        &self,
+        b: &mut Builder<'_>,
+        given: &Operands<Value>,
+    ) -> Result<Vec<Value>, AddError> {
+        let mut body = Body::new(b, &given.states);
+        let r = body.read(b, given.r)?;
+        let (h, origin) = (body.state(), b.origin().clone());
+        let product = Builder::new(&mut body.graph, origin).op(MatMul, &[h, r])?;
+        let trips = trips(b, given.x)?;
+        let Time { next, .. } = self.time(b, &mut body, given, trips, product, Some(r))?;
+        let states = body.states.clone();
+        let results = finish(b, body, given.x, trips, &given.states, &next, &states)?;
+        Ok(results[next.len()..].to_vec())
+    }
+
+    /// What a body computes of one time, from the product of state and weights.
+    fn time(
+        &self,
+        b: &Builder<'_>,
+        body: &mut Body,
+        given: &Operands<Value>,
+        trips: Value,
+        product: Value,
+        r: Option<Value>,
+    ) -> Result<Time, AddError> {
+        let (number, states) = (body.number, body.states.clone());
+        self.time_of(b, body, given, trips, At { number, states: &states, product, r })
+    }
+
+    /// The same of states and a number of the repetition that the body found elsewhere.
+    pub(super) fn time_of(
+        &self,
+        b: &Builder<'_>,
+        body: &mut Body,
+        given: &Operands<Value>,
+        trips: Value,
+        of: At<'_>,
+    ) -> Result<Time, AddError> {
+        let At { number, states, product, r } = of;
+        let hidden = b.ty(given.states[0]).shape[1].clone();
         let x = body.read(b, given.x)?;
         let mut optional = |v: Option<Value>| v.map(|v| body.read(b, v)).transpose();
         let bias = optional(given.bias)?;
         let peepholes = optional(given.peepholes)?;
         let lengths = optional(given.lengths)?;
         let total = optional(self.reverse.then_some(trips))?;
-        let (number, states) = (body.number, body.states.clone());
         let mut inner = Builder::new(&mut body.graph, b.origin().clone());
         let at = match total {
             None => number,
-            Some(total) => {
-                let last = inner.offset(total, -1.0)?;
-                inner.sub(last, number)?
-            }
+            Some(total) => mirrored(&mut inner, total, number)?,
         };
         let now = inner.op(Gather { axis: 0 }, &[x, at])?;
         let product = match bias {
@@ -129,30 +178,92 @@ impl Recurrence {
             let shape = vec![inner.ty(active).shape[0].clone(), Dim::from(1usize)];
             let active = inner.op(Reshape { shape }, &[active])?;
             row = inner.where_or(active, row, 0.0)?;
-            for (new, old) in next.iter_mut().zip(&states) {
+            for (new, old) in next.iter_mut().zip(states) {
                 *new = inner.op(Select, &[active, *new, *old])?;
             }
         }
-        for (v, name) in next.iter().zip(["h", "c"]) {
-            body.graph.add_output(name, *v);
-        }
-        body.graph.add_output("y", row);
-        let operands: Vec<Value> =
-            std::iter::once(trips).chain(given.states.iter().copied()).chain(body.read).collect();
-        let carried = given.states.len();
-        let op = Loop { body: Region::new(body.graph), max: times.clone(), carried, condition: false };
-        let node = b.op(op, &operands)?.node;
-        let result = |out: usize| Value { node, out: out as u16 };
-        let mut y = result(carried);
-        if self.reverse {
-            let shape = b.ty(y).shape.clone();
-            let mut flip = Slice { starts: vec![Dim::default(); 3], ends: shape, steps: vec![1; 3] };
-            (flip.starts[0], flip.ends[0]) = (&times - &Dim::from(1usize), Dim::from(-1i64));
-            flip.steps[0] = -1;
-            y = b.op(flip, &[y])?;
-        }
-        Ok(std::iter::once(y).chain((0..carried).map(result)).collect())
+        Ok(Time { next, row, at, now, bias, peepholes })
     }
+}
+
+/// The number of times, as a value.
+pub(super) fn trips(b: &mut Builder<'_>, x: Value) -> Result<Value, AddError> {
+    let times = b.ty(x).shape[0].clone();
+    match times.as_const() {
+        Some(count) => b.constant(margay_tensor::Tensor::scalar(count)),
+        None => {
+            let count = b.op(Dims { values: vec![times] }, &[])?;
+            b.op(Reshape { shape: Vec::new() }, &[count])
+        }
+    }
+}
+
+/// `total - 1 - number`.
+pub(super) fn mirrored(b: &mut Builder<'_>, total: Value, number: Value) -> Result<Value, AddError> {
+    let last = b.offset(total, -1.0)?;
+    b.sub(last, number)
+}
+
+/// A loop over a body whose carried values begin as `states` and go on as `next`, and that gives `rows` of every time: the carried
+/// values at the end, then the rows.
+pub(super) fn finish(
+    b: &mut Builder<'_>,
+    mut body: Body,
+    x: Value,
+    trips: Value,
+    states: &[Value],
+    next: &[Value],
+    rows: &[Value],
+) -> Result<Vec<Value>, AddError> {
+    let names =
+        (0..next.len()).map(|i| ["h", "c"].get(i).map_or_else(|| format!("s{i}"), ToString::to_string));
+    for (v, name) in next.iter().zip(names) {
+        body.graph.add_output(&name, *v);
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let name = if i == 0 { "y".to_owned() } else { format!("y{i}") };
+        body.graph.add_output(&name, *row);
+    }
+    let operands: Vec<Value> =
+        std::iter::once(trips).chain(states.iter().copied()).chain(body.read).collect();
+    let (max, carried) = (b.ty(x).shape[0].clone(), states.len());
+    let op = Loop { body: Region::new(body.graph), max, carried, condition: false };
+    let node = b.op(op, &operands)?.node;
+    Ok((0..carried + rows.len()).map(|out| Value { node, out: out as u16 }).collect())
+}
+
+/// A value `[T, B, n]` with its times in the opposite order.
+pub(super) fn flipped(b: &mut Builder<'_>, v: Value) -> Result<Value, AddError> {
+    let shape = b.ty(v).shape.clone();
+    let times = shape[0].clone();
+    let mut flip = Slice { starts: vec![Dim::default(); 3], ends: shape, steps: vec![1; 3] };
+    (flip.starts[0], flip.ends[0]) = (&times - &Dim::from(1usize), Dim::from(-1i64));
+    flip.steps[0] = -1;
+    b.op(flip, &[v])
+}
+
+/// Where a body finds what a time begins with.
+pub(super) struct At<'a> {
+    /// The number of the time, in the order in which times are taken.
+    pub(super) number: Value,
+    pub(super) states: &'a [Value],
+    /// `[B, gates H]`: the product of state and weights.
+    pub(super) product: Value,
+    pub(super) r: Option<Value>,
+}
+
+/// What a body computes of one time.
+pub(super) struct Time {
+    /// The states after it.
+    pub(super) next: Vec<Value>,
+    /// What is shown.
+    pub(super) row: Value,
+    /// The number of the time.
+    pub(super) at: Value,
+    /// `[B, gates H]`: the contribution of the inputs.
+    pub(super) now: Value,
+    pub(super) bias: Option<Value>,
+    pub(super) peepholes: Option<Value>,
 }
 
 impl Step<'_> {
