@@ -27,6 +27,28 @@
 //!   %0 = attention %q, %k, %v {scale = 0.25} : f32[B, 4, S, 8]  // att
 //!   return %0
 //! }
+//! graph @after(%q: f32[B, 4, S, 8], %k: f32[B, 4, S, 8], %v: f32[B, 4, S, 8]) -> (y: f32[B, 4, S, 8]) {
+//!   %0 = const favor.directions(orthogonal, softmax, scale = 0.25, seed = 0, stream = 727817140) : f32[8, 16]  // att random
+//!   %1 = matmul %q, %0 : f32[B, 4, S, 16]  // att left
+//!   %2 = reduce %1 {kind = max, axes = [3], keepdims = true} : f32[B, 4, S, 1]  // att left
+//!   %3 = sub %1, %2 : f32[B, 4, S, 16]  // att left
+//!   %4 = exp %3 : f32[B, 4, S, 16]  // att left
+//!   %5 = const 1e-6 : f32  // att random
+//!   %6 = add %4, %5 : f32[B, 4, S, 16]  // att left
+//!   %7 = matmul %k, %0 : f32[B, 4, S, 16]  // att left
+//!   %8 = const 1e-6 : f32  // att random
+//!   %9 = mul %k, %k : f32[B, 4, S, 8]  // att left
+//!   %10 = reduce %9 {kind = sum, axes = [3], keepdims = true} : f32[B, 4, S, 1]  // att left
+//!   %11 = const 0.125 : f32  // att random
+//!   %12 = mul %10, %11 : f32[B, 4, S, 1]  // att left
+//!   %13 = sub %7, %12 : f32[B, 4, S, 16]  // att left
+//!   %14 = reduce %13 {kind = max, axes = [2, 3], keepdims = true} : f32[B, 4, 1, 1]  // att left
+//!   %15 = sub %13, %14 : f32[B, 4, S, 16]  // att left
+//!   %16 = exp %15 : f32[B, 4, S, 16]  // att left
+//!   %17 = add %16, %8 : f32[B, 4, S, 16]  // att left
+//!   %18 = linear_attention %6, %17, %v : f32[B, 4, S, 8]  // att right
+//!   return %18
+//! }
 //! ```
 //!
 //! Declines a mask with a row for each query, and causal attention with more keys than queries. Deliberately absent:

@@ -68,6 +68,20 @@ fn directions_of_a_block_are_at_right_angles() {
     }
 }
 
+/// A coordinate has mean 0 and variance 1: its mean over seeds is within 4 standard errors.
+#[test]
+fn directions_point_everywhere() {
+    for kind in [Directions::Independent, Directions::Orthogonal, Directions::Regularized] {
+        let mut sums = [[0.0; 8]; DIM];
+        for seed in 0..64 {
+            let w = random_directions(kind, DIM, 8, seed, 4);
+            sums.iter_mut().enumerate().for_each(|(i, row)| (0..8).for_each(|j| row[j] += w.at(i, j)));
+        }
+        let most = sums.iter().flatten().fold(0f64, |m, sum| m.max(sum.abs()));
+        assert!(most / 64.0 < 4.0 / 8.0, "{kind:?}: {}", most / 64.0);
+    }
+}
+
 #[test]
 fn directions_are_named_by_seed_and_stream() {
     let draw = |kind, seed, stream| random_directions(kind, DIM, 13, seed, stream);
