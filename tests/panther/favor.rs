@@ -201,7 +201,12 @@ fn large_operands_and_hidden_keys_give_numbers() {
 #[test]
 fn errors_fall_with_the_number_of_features() {
     let g = attention(HEADS, false, None);
-    let inputs: Vec<_> = operands(HEADS).into_iter().map(|(name, t)| (name, narrow(&t))).collect();
+    // Estimates for long vectors have heavy tails.
+    let halved = |(name, t): (&'static str, Tensor)| {
+        let values: Vec<f32> = floats(&t).iter().map(|x| (0.5 * x) as f32).collect();
+        (name, Tensor::from_slice(t.shape(), &values).unwrap())
+    };
+    let inputs: Vec<_> = operands(HEADS).into_iter().map(halved).collect();
     let exact = run(&g, &inputs);
     let error = |features: usize, directions: FeatureDirections| {
         let settings = FavorSettings { directions, ..FavorSettings::new(features) };

@@ -41,7 +41,11 @@ pub fn random_directions(kind: Directions, dim: usize, count: usize, seed: u64, 
         .map(|first| {
             let size = dim.min(count - first);
             let block = Matrix::from_fn(dim, size, |i, j| drawn.at(first + j, i));
-            Matrix::new(dense::orthonormal_basis(block.into_faer()))
+            let basis = Matrix::new(dense::orthonormal_basis(block.clone().into_faer()));
+            // Reflectors leave the sign of a column to one of its entries. Vectors towards the drawn ones are uniform.
+            let along = |j: usize| (0..dim).map(|i| block.at(i, j) * basis.at(i, j)).sum::<f64>();
+            let signs: Vec<f64> = (0..size).map(|j| along(j).signum()).collect();
+            Matrix::from_fn(dim, size, |i, j| signs[j] * basis.at(i, j))
         })
         .collect();
     let lengths: Vec<f64> = (0..count).map(length).collect();

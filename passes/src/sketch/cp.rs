@@ -12,6 +12,17 @@
 //!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 32, 8, 8]  // conv
 //!   return %1
 //! }
+//! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
+//!   %0 = const cp.factor1(#77aa01, rank 8) : f32[8, 16, 1, 1]  // conv.weight left
+//!   %1 = const cp.factor2(#77aa01, rank 8) : f32[8, 1, 3, 1]  // conv.weight left
+//!   %2 = const cp.factor3(#77aa01, rank 8) : f32[8, 1, 1, 3]  // conv.weight left
+//!   %3 = const cp.factor4(#77aa01, rank 8) : f32[32, 8, 1, 1]  // conv.weight right
+//!   %4 = conv %x, %0 : f32[N, 8, 8, 8]  // conv left
+//!   %5 = conv %4, %1 {pads_before = [1, 0], pads_after = [1, 0], groups = 8} : f32[N, 8, 8, 8]  // conv left
+//!   %6 = conv %5, %2 {pads_before = [0, 1], pads_after = [0, 1], groups = 8} : f32[N, 8, 8, 8]  // conv left
+//!   %7 = conv %6, %3 : f32[N, 32, 8, 8]  // conv right
+//!   return %7
+//! }
 //! ```
 //!
 //! Declines kernels of one tap, which low rank is the form of. Deliberately absent: groups, and one or three spatial axes.

@@ -11,6 +11,19 @@
 //!   %1 = matmul %x, %0 : f32[N, 64]  // fc1/MatMul
 //!   return %1
 //! }
+//! graph @after(%x: f32[N, 32]) -> (y: f32[N, 64]) {
+//!   %0 = const kronecker.factor1(#5be1c0, block [4, 8], terms 2) : f32[4, 16]  // fc1.weight left
+//!   %1 = const kronecker.factor2(#5be1c0, block [4, 8], terms 2) : f32[16, 8]  // fc1.weight right
+//!   %2 = reshape %x {shape = [N, 8, 4]} : f32[N, 8, 4]  // fc1/MatMul left
+//!   %3 = matmul %2, %0 : f32[N, 8, 16]  // fc1/MatMul left
+//!   %4 = reshape %3 {shape = [N, 8, 2, 8]} : f32[N, 8, 2, 8]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [0, 3, 1, 2]} : f32[N, 8, 8, 2]  // fc1/MatMul left
+//!   %6 = reshape %5 {shape = [N, 8, 16]} : f32[N, 8, 16]  // fc1/MatMul left
+//!   %7 = matmul %6, %1 : f32[N, 8, 8]  // fc1/MatMul right
+//!   %8 = transpose %7 {perm = [0, 2, 1]} : f32[N, 8, 8]  // fc1/MatMul right
+//!   %9 = reshape %8 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %9
+//! }
 //! ```
 //!
 //! Blocks are not chosen by what calibration saw; the error is. Deliberately absent: convolutions.

@@ -13,11 +13,13 @@
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
+//! - `features`: random features of attention.
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
 mod cp;
 mod factors;
 mod favor;
+mod features;
 mod interpolative;
 mod kronecker;
 mod layer;
@@ -36,7 +38,8 @@ mod tucker;
 
 pub use cp::CpScheme;
 pub use factors::{Factored, Place, Stored, factored, learned};
-pub use favor::{FavorScheme, FavorSettings, FeatureDirections, FeatureKernel};
+pub use favor::FavorScheme;
+pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};

@@ -13,6 +13,21 @@
 //!   %1 = matmul %x, %0 : f32[N, 64]  // fc1/MatMul
 //!   return %1
 //! }
+//! graph @after(%x: f32[N, 32]) -> (y: f32[N, 64]) {
+//!   %0 = const monarch.factor1(#5be1c0, blocks [4, 8]) : f32[4, 8, 8]  // fc1.weight left
+//!   %1 = const monarch.factor2(#5be1c0, blocks [4, 8]) : f32[8, 4, 8]  // fc1.weight right
+//!   %2 = reshape %x {shape = [N, 4, 8]} : f32[N, 4, 8]  // fc1/MatMul left
+//!   %3 = transpose %2 {perm = [1, 0, 2]} : f32[4, N, 8]  // fc1/MatMul left
+//!   %4 = matmul %3, %0 : f32[4, N, 8]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [1, 0, 2]} : f32[N, 4, 8]  // fc1/MatMul left
+//!   %6 = reshape %5 {shape = [N, 4, 8, 1]} : f32[N, 4, 8, 1]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [2, 0, 1, 3]} : f32[8, N, 4, 1]  // fc1/MatMul left
+//!   %8 = reshape %7 {shape = [8, N, 4]} : f32[8, N, 4]  // fc1/MatMul left
+//!   %9 = matmul %8, %1 : f32[8, N, 8]  // fc1/MatMul right
+//!   %10 = transpose %9 {perm = [1, 0, 2]} : f32[N, 8, 8]  // fc1/MatMul right
+//!   %11 = reshape %10 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %11
+//! }
 //! ```
 //!
 //! Deliberately absent: convolutions, and more than two factors (butterfly matrices).

@@ -11,6 +11,13 @@
 //!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 32, 8, 8]  // conv
 //!   return %1
 //! }
+//! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
+//!   %0 = const spatial.factor1(#77aa01, rank 8) : f32[8, 16, 3, 1]  // conv.weight left
+//!   %1 = const spatial.factor2(#77aa01, rank 8) : f32[32, 8, 1, 3]  // conv.weight right
+//!   %2 = conv %x, %0 {pads_before = [1, 0], pads_after = [1, 0]} : f32[N, 8, 8, 8]  // conv left
+//!   %3 = conv %2, %1 {pads_before = [0, 1], pads_after = [0, 1]} : f32[N, 32, 8, 8]  // conv right
+//!   return %3
+//! }
 //! ```
 //!
 //! Declines kernels of one row or one column, which this is no form of. Deliberately absent: groups, and one or three spatial

@@ -11,6 +11,15 @@
 //!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 32, 8, 8]  // conv
 //!   return %1
 //! }
+//! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
+//!   %0 = const tucker.factor1(#77aa01, ranks [8, 16]) : f32[8, 16, 1, 1]  // conv.weight left
+//!   %1 = const tucker.factor2(#77aa01, ranks [8, 16]) : f32[16, 8, 3, 3]  // conv.weight left
+//!   %2 = const tucker.factor3(#77aa01, ranks [8, 16]) : f32[32, 16, 1, 1]  // conv.weight right
+//!   %3 = conv %x, %0 : f32[N, 8, 8, 8]  // conv left
+//!   %4 = conv %3, %1 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 16, 8, 8]  // conv left
+//!   %5 = conv %4, %2 : f32[N, 32, 8, 8]  // conv right
+//!   return %5
+//! }
 //! ```
 //!
 //! Strides, padding and dilation are those of the kernel in the middle. Deliberately absent: groups, and one or three spatial
