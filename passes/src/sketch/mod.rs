@@ -29,7 +29,7 @@ mod training;
 pub use factors::{Factored, Place, Stored, factored, learned};
 pub use interpolative::InterpolativeScheme;
 pub use layer::{Layer, layers};
-pub use lowrank::{Decompositions, LowRankScheme};
+pub use lowrank::{DecompositionKey, Decompositions, LowRankScheme};
 pub use moments::Moments;
 pub use neurons::NeuronsScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
