@@ -170,7 +170,7 @@ fn arrays() {
 
 #[test]
 fn checkpoints() {
-    bounded("checkpoint", 3000);
+    bounded("checkpoint", 1000);
 }
 
 /// Inputs that are large in number only: within some seconds, without what nobody asked for.

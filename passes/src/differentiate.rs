@@ -168,7 +168,7 @@ fn derivatives(
     by: &[Value],
 ) -> Result<Vec<Option<Value>>, PassError> {
     margay_ir::vjp::derivatives(g, patch, seeds, by).map_err(|error| match error {
-        DerivativeError::Add { op, at, error } => PassError::Add { rule: op, at, error: error.into() },
+        DerivativeError::Add { op, at, error } => PassError::Add { rule: op, at, error },
         none => PassError::Refused(none.to_string()),
     })
 }

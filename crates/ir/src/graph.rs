@@ -3,14 +3,14 @@
 mod order;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt;
 use std::sync::Arc;
 
 use margay_tensor::{Binding, Symbol, is_decided};
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use petgraph::visit::EdgeRef;
+use petgraph::visit::{EdgeRef, NodeIndexable};
 use smallvec::SmallVec;
 
 use crate::{Guard, GuardError, Op, TensorType, TypeError, Types, ops};
@@ -417,11 +417,11 @@ impl Graph {
 
     /// All nodes in topological order, ties by age.
     fn by_age(&self) -> Vec<NodeId> {
-        let mut missing: HashMap<NodeIndex, usize> = HashMap::new();
+        let mut missing = vec![0usize; self.dag.node_bound()];
         let mut ready = BinaryHeap::new();
         for index in self.dag.node_indices() {
             let count = self.dag.edges_directed(index, Direction::Incoming).count();
-            missing.insert(index, count);
+            missing[index.index()] = count;
             if count == 0 {
                 ready.push(Reverse((self.dag[index].generation, index)));
             }
@@ -430,7 +430,7 @@ impl Graph {
         while let Some(Reverse((_, index))) = ready.pop() {
             order.push(self.id(index));
             for edge in self.dag.edges_directed(index, Direction::Outgoing) {
-                let left = missing.get_mut(&edge.target()).expect("every node was counted");
+                let left = &mut missing[edge.target().index()];
                 *left -= 1;
                 if *left == 0 {
                     ready.push(Reverse((self.dag[edge.target()].generation, edge.target())));

@@ -53,11 +53,14 @@ impl Scheme for LowRankScheme {
     }
 }
 
+/// Names a decomposition: the nodes that read the weight, and the seed.
+pub type DecompositionKey = (Vec<NodeId>, u64);
+
 /// Decompositions of the weights of one graph, for one set of samples, that several schemes look at: by the nodes that read
 /// the weight and the seed. The first scheme to ask computes, and all others share.
 #[derive(Default)]
 pub struct Decompositions {
-    known: Mutex<HashMap<(Vec<NodeId>, u64), Shared>>,
+    known: Mutex<HashMap<DecompositionKey, Shared>>,
 }
 
 type Decomposed = Result<Arc<LowRank>, RandnlaError>;
@@ -65,15 +68,15 @@ type Shared = Arc<OnceLock<Decomposed>>;
 
 impl Decompositions {
     /// What was known before, by the nodes that read the weight and the seed.
-    pub fn of_known(known: impl IntoIterator<Item = ((Vec<NodeId>, u64), LowRank)>) -> Decompositions {
+    pub fn of_known(known: impl IntoIterator<Item = (DecompositionKey, LowRank)>) -> Decompositions {
         let shared = |(key, found)| (key, Arc::new(OnceLock::from(Ok(Arc::new(found)))));
         Decompositions { known: Mutex::new(known.into_iter().map(shared).collect()) }
     }
 
     /// What is known now, sorted.
-    pub fn known(&self) -> Vec<((Vec<NodeId>, u64), Arc<LowRank>)> {
+    pub fn known(&self) -> Vec<(DecompositionKey, Arc<LowRank>)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |(key, shared): (&(Vec<NodeId>, u64), &Shared)| {
+        let found = |(key, shared): (&DecompositionKey, &Shared)| {
             Some((key.clone(), shared.get()?.as_ref().ok()?.clone()))
         };
         let mut all: Vec<_> = known.iter().filter_map(found).collect();

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use margay_ir::{NodeId, Remark, Value};
 use margay_loops::Precision;
 use margay_passes::sketch::{
-    Context, Decompositions, Fitted, Moments, QuantizedScheme, Rows, SCHEMES, Scheme, scheme,
+    Context, DecompositionKey, Decompositions, Fitted, Moments, QuantizedScheme, Rows, SCHEMES, Scheme,
+    scheme,
 };
 use margay_plan::Settings;
 use margay_randnla::{Gram, LowRank, RandnlaError};
@@ -208,7 +209,7 @@ fn decompositions_key(job: &Job<'_>, measured: Option<&Measured>) -> String {
 /// The decompositions that were kept. Nodes are counted in the order of the graph.
 fn known_decompositions(job: &Job<'_>, measured: Option<&Measured>) -> Decompositions {
     let order = job.graph().order();
-    let one = |bytes: &[u8]| -> Option<((Vec<NodeId>, u64), LowRank)> {
+    let one = |bytes: &[u8]| -> Option<(DecompositionKey, LowRank)> {
         let [seed, nodes, decomposition] = *pieces(bytes)?.as_slice() else { return None };
         let node = |word: &[u8]| {
             let position = u64::from_le_bytes(word.try_into().ok()?);
@@ -225,11 +226,11 @@ fn known_decompositions(job: &Job<'_>, measured: Option<&Measured>) -> Decomposi
 fn keep_decompositions(
     job: &Job<'_>,
     measured: Option<&Measured>,
-    known: &[((Vec<NodeId>, u64), Arc<LowRank>)],
+    known: &[(DecompositionKey, Arc<LowRank>)],
 ) {
     let Some(cache) = &job.cache else { return };
     let order: HashMap<NodeId, usize> = job.graph().order().into_iter().zip(0..).collect();
-    let one = |((nodes, seed), found): &((Vec<NodeId>, u64), Arc<LowRank>)| {
+    let one = |((nodes, seed), found): &(DecompositionKey, Arc<LowRank>)| {
         let nodes: Vec<u8> = nodes.iter().flat_map(|n| (order[n] as u64).to_le_bytes()).collect();
         joined([&seed.to_le_bytes()[..], &nodes, &found.to_bytes()])
     };

@@ -18,7 +18,7 @@ pub enum DerivativeError {
         /// The node's name in the model.
         at: String,
         /// Why.
-        error: AddError,
+        error: Box<AddError>,
     },
     /// An operator has no derivative, or no rule for it (a limit of the model or of margay).
     #[error("`{op}` at `{at}` has no derivative: {why}")]
@@ -61,10 +61,11 @@ pub fn derivatives(
         let origin = g.node(n).origin.part(Part::Gradient);
         let answer = op.vjp(&mut Vjp::new(g, patch, n, cotangents, wanted.clone(), origin.clone()));
         let op = op.name();
-        let found = match answer.map_err(|error| DerivativeError::Add { op, at: at.clone(), error })? {
-            Grad::Inputs(found) => found,
-            Grad::None { why } => return Err(DerivativeError::None { op, at, why }),
-        };
+        let found =
+            match answer.map_err(|error| DerivativeError::Add { op, at: at.clone(), error: error.into() })? {
+                Grad::Inputs(found) => found,
+                Grad::None { why } => return Err(DerivativeError::None { op, at, why }),
+            };
         for ((v, cotangent), wanted) in inputs.iter().zip(found).zip(wanted) {
             if let (Some(cotangent), true) = (cotangent, wanted) {
                 sums.add(g, patch, *v, cotangent, origin.clone())?;
@@ -102,7 +103,8 @@ impl Cotangents {
         origin: Origin,
     ) -> Result<(), DerivativeError> {
         let at = origin.name().to_string();
-        let failed = |error| DerivativeError::Add { op: "collect", at: at.clone(), error };
+        let failed =
+            |error: AddError| DerivativeError::Add { op: "collect", at: at.clone(), error: error.into() };
         let mut b = Builder::patching(g, patch, origin);
         let fitted = sum_to(&mut b, cotangent, v).map_err(failed)?;
         let total = match self.total.get(&v) {

@@ -33,7 +33,7 @@ pub(super) fn adjoint(op: &Recurrence, cx: &mut Vjp<'_>) -> GradResult {
     let mut body = Body::new(cx, &begin).with_constants_outside();
     let (next, row) = match times(op, cx, &mut body, &given, (before.as_slice(), shown, trips)) {
         Ok(found) => found,
-        Err(DerivativeError::Add { error, .. }) => return Err(error),
+        Err(DerivativeError::Add { error, .. }) => return Err(*error),
         Err(none @ DerivativeError::None { .. }) => return Grad::none(none.to_string()),
     };
     let results = finish(cx, body, given.x, trips, &begin, &next, &[row])?;
@@ -59,7 +59,8 @@ fn times(
     let states = given.states.len();
     let origin = b.origin().clone();
     let at = origin.name().to_string();
-    let failed = |error| DerivativeError::Add { op: "recurrence", at: at.clone(), error };
+    let failed =
+        |error: AddError| DerivativeError::Add { op: "recurrence", at: at.clone(), error: error.into() };
     let step = |body: &mut Body| -> Result<_, AddError> {
         let total = body.read(b, trips)?;
         let kept = before.iter().map(|v| body.read(b, *v)).collect::<Result<Vec<_>, _>>()?;
