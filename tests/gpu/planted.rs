@@ -109,3 +109,86 @@ impl Subject {
         }
     }
 }
+
+const BARRIER: &str = "gpu.barrier\n";
+
+#[test]
+fn bugs_in_reductions_are_found() {
+    let rows = Subject::new(
+        "graph @rows(%x: f32[3, 1000]) -> (y: f32[3, 1000]) {
+           %0 = softmax %x {axis = 1} : f32[3, 1000]
+           return %0
+         }",
+    );
+    rows.check(&[
+        ("partial results are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("partial results are written while others are read", Bug::One(BARRIER, 2, "\n")),
+        ("partial results of the sum are read before they are there", Bug::One(BARRIER, 3, "\n")),
+        ("no barrier at all", Bug::All(BARRIER, "\n")),
+        ("a barrier that one thread of a warp reaches", Bug::One("llvm.store", 0, "gpu.barrier\n llvm.store")),
+        ("every thread but the first stores its warp's result", Bug::One("arith.cmpi eq", 0, "arith.cmpi ne")),
+        ("warps share one place of the exchange", Bug::One("arith.divui", 0, "arith.remui")),
+        ("an exchange at the wrong distance", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+        ("a row is one element too long", Bug::All("arith.constant 1000 : i32", "arith.constant 1001 : i32")),
+        ("threads step over half of a row", Bug::All("arith.constant 128 : i32", "arith.constant 256 : i32")),
+        ("two threads do the same elements", Bug::All("arith.constant 128 : i32", "arith.constant 64 : i32")),
+        ("the sum begins at 1", Bug::One("= %c11) -> (f32)", 0, "= %c22) -> (f32)")),
+        ("results are written over the input", Bug::One("llvm.getelementptr %1[", 0, "llvm.getelementptr %0[")),
+    ]);
+}
+
+#[test]
+fn bugs_in_elementwise_loops_are_found() {
+    let wide = Subject::new(
+        "graph @wide(%x: f32[4000]) -> (y: f32[4000]) {
+           %0 = gelu %x : f32[4000]
+           return %0
+         }",
+    );
+    wide.check(&[
+        ("four neighbours that are not aligned", Bug::All("arith.constant 4 : i32", "arith.constant 3 : i32")),
+        ("neighbours of neighbours", Bug::All("arith.constant 4 : i32", "arith.constant 8 : i32")),
+        ("a position too many", Bug::All("arith.constant 1000 : i32", "arith.constant 1001 : i32")),
+        ("blocks that overlap", Bug::All("arith.constant 128 : i32", "arith.constant 64 : i32")),
+        ("a read of what is to be written", Bug::One("llvm.getelementptr %0[", 0, "llvm.getelementptr %1[")),
+    ]);
+}
+
+#[test]
+fn bugs_in_products_are_found() {
+    let product = Subject::new(
+        "graph @product(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : f32[70, 50]
+           return %0
+         }",
+    );
+    product.check(&[
+        ("a tile is overwritten while others read it", Bug::One(BARRIER, 0, "\n")),
+        ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
+        ("a row too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a column too many", Bug::All("arith.constant 50 : i32", "arith.constant 51 : i32")),
+        ("a term too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("rows of shared memory of another length", Bug::All("arith.constant 68 : i32", "arith.constant 64 : i32")),
+        ("an edge that is not looked at", Bug::One("arith.andi", 0, "arith.ori")),
+        ("tiles of another depth", Bug::All("arith.constant 16 : i32", "arith.constant 15 : i32")),
+        ("the depth of one tile is read twice", Bug::All("arith.constant 136 : i32", "arith.constant 68 : i32")),
+    ]);
+}
+
+#[test]
+fn bugs_in_attention_are_found() {
+    let attention = Subject::new(
+        "graph @attention(%q: f32[1, 2, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40]) -> (y: f32[1, 2, 5, 40]) {
+           %0 = attention %q, %k, %v {scale = 0.5} : f32[1, 2, 5, 40]
+           return %0
+         }",
+    );
+    attention.check(&[
+        ("weights are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
+        ("weights are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("a key too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a query too many", Bug::All("arith.constant 10 : i32", "arith.constant 11 : i32")),
+        ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("the largest score of half a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+    ]);
+}

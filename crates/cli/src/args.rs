@@ -49,8 +49,9 @@ pub(crate) struct GoalArgs {
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
     #[arg(long, value_name = "NAME", default_value = "native")]
     target_cpu: String,
-    /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
-    #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
+    /// Device to compile for: cpu, or cuda, where `--target-cpu` is sm_75, sm_80 or sm_90, and native is the first; or
+    /// reference, which interprets, slowly, and checks every access.
+    #[arg(long = "device", alias = "backend", value_name = "NAME", default_value = "cpu", hide = true)]
     backend: String,
     /// Seed of the random numbers.
     #[arg(long, value_name = "S", default_value_t = 0)]

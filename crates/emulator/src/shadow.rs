@@ -79,6 +79,11 @@ impl Shadow {
         Shadow { cells: vec![UNTOUCHED; bytes.div_ceil(element.max(1))], element: element.max(1) }
     }
 
+    /// Forgets everything.
+    pub(crate) fn reset(&mut self) {
+        self.cells.fill(UNTOUCHED);
+    }
+
     /// Notes an access to the bytes from `at` on; `atomic` ones do not race with each other.
     pub(crate) fn access(
         &mut self,

@@ -48,11 +48,14 @@ pub(crate) struct Array {
     pub(crate) shadow: Shadow,
 }
 
+/// Bytes of what kernels hold in shared memory, at least.
+const SHARED_ELEMENT: usize = 4;
+
 impl Array {
     pub(crate) fn new(bytes: usize) -> Array {
         // What nobody wrote is no number.
         let room = vec![[u128::MAX; 8]; bytes.div_ceil(128)];
-        Array { room, bytes, held: vec![false; bytes], shadow: Shadow::new(bytes, 1) }
+        Array { room, bytes, held: vec![false; bytes], shadow: Shadow::new(bytes, SHARED_ELEMENT) }
     }
 
     fn begin(&self) -> usize {
@@ -63,6 +66,7 @@ impl Array {
     pub(crate) fn reset(&mut self) {
         self.room.fill([u128::MAX; 8]);
         self.held.fill(false);
+        self.shadow.reset();
     }
 }
 
@@ -87,6 +91,7 @@ impl BlockState {
         let bytes = access.bytes as usize;
         if !address.is_multiple_of(access.align.max(1) as usize) {
             self.report(Problem::Misaligned, access.place);
+            return self.aside.as_mut_ptr() as usize;
         }
         let holds = |region: &Region| {
             address >= region.begin
@@ -129,6 +134,7 @@ impl BlockState {
         let bytes = access.bytes as usize;
         if !address.is_multiple_of(access.align.max(1) as usize) {
             self.report(Problem::Misaligned, access.place);
+            return self.aside.as_mut_ptr() as usize;
         }
         let holds = |array: &Array| {
             address >= array.begin() && address.saturating_add(bytes) <= array.begin() + array.bytes

@@ -33,14 +33,46 @@ const FAULT_BYTES: usize = 8;
 /// A device behind a driver.
 #[derive(Clone, Debug)]
 pub struct GpuDevice {
-    driver: Arc<dyn Driver>,
+    driver: Source,
+}
+
+/// Where the driver comes from.
+#[derive(Clone, Debug)]
+enum Source {
+    /// It is there.
+    Opened(Arc<dyn Driver>),
+    /// It is opened when something is loaded: that of an NVIDIA device of this machine, by its number.
+    Cuda(usize),
 }
 
 impl GpuDevice {
     /// The device of a driver.
     pub fn new(driver: Arc<dyn Driver>) -> GpuDevice {
-        GpuDevice { driver }
+        GpuDevice { driver: Source::Opened(driver) }
     }
+
+    /// An NVIDIA device of this machine, which is looked for when code is to be loaded.
+    pub fn cuda(ordinal: usize) -> GpuDevice {
+        GpuDevice { driver: Source::Cuda(ordinal) }
+    }
+
+    fn driver(&self) -> Result<Arc<dyn Driver>, RunError> {
+        match &self.driver {
+            Source::Opened(driver) => Ok(Arc::clone(driver)),
+            Source::Cuda(ordinal) => cuda_driver(*ordinal),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_driver(ordinal: usize) -> Result<Arc<dyn Driver>, RunError> {
+    Ok(Arc::new(CudaDriver::open(ordinal)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_driver(_: usize) -> Result<Arc<dyn Driver>, RunError> {
+    let problem = "this build of margay drives no GPUs: it is without the feature `cuda`".to_owned();
+    Err(RunError::NoDevice { problem })
 }
 
 impl Device for GpuDevice {
@@ -54,21 +86,21 @@ impl Device for GpuDevice {
 
     fn accepts(&self, section: &CodeSection) -> Result<(), RunError> {
         match GpuTarget::from_name(&section.parts.target) {
-            Some(target) => self.driver.accepts(target),
+            Some(target) => self.driver()?.accepts(target),
             None => Err(RunError::Code { problem: format!("unknown target `{}`", section.parts.target) }),
         }
     }
 
     fn load(&self, image: &Image<'_>) -> Result<Arc<dyn Module>, RunError> {
-        let bytes = image.weights.bytes();
-        let weights = Block::new(&self.driver, "constants", bytes.len(), false)?;
-        self.driver.write(weights.address, bytes);
+        let (driver, bytes) = (self.driver()?, image.weights.bytes());
+        let weights = Block::new(&driver, "constants", bytes.len(), false)?;
+        driver.write(weights.address, bytes);
         let load = |(_, code): &(&CodeSection, &[u8])| {
-            Loaded::new(code, bytes.len(), &self.driver).map_err(|problem| RunError::Code { problem })
+            Loaded::new(code, bytes.len(), &driver).map_err(|problem| RunError::Code { problem })
         };
         let entries = image.sections.iter().map(load).collect::<Result<Vec<_>, _>>()?;
         let code_bytes = image.sections.iter().map(|(_, code)| code.len()).sum();
-        let shared = Shared { driver: Arc::clone(&self.driver), entries, weights };
+        let shared = Shared { driver, entries, weights };
         Ok(Arc::new(GpuModule { shared: Arc::new(shared), code_bytes }))
     }
 }

@@ -1,7 +1,8 @@
 //! Convolutions as sums of products by tiles: a row is a place of an image, a column a channel of the result, a term a channel
-//! of the image at a tap of the kernel. Nothing is copied: elements are read where they lie.
+//! of the image at a tap of the kernel. In the derivative by the kernel places are the terms. Nothing is copied: elements are
+//! read where they lie.
 
-use margay_loops::{Arithmetic, Comparison, Conv, KernelCall};
+use margay_loops::{Arithmetic, Comparison, Conv, ConvKernelGradient, KernelCall};
 
 use super::epilogue::{finished, read, write};
 use super::tile::{self, Along, Operands};
@@ -31,27 +32,64 @@ pub(super) fn write_kernel(c: &Conv) -> Written {
     let bias = c.epilogue.bias.then(|| args.take());
     let residual = c.epilogue.residual.then(|| args.take());
     let out = args.take();
-    let ty = args.index();
-    let block = w.block_number();
-    let mut operands = Taps { c, ty, x, k, bias, residual, out, group: block };
-    let tiles = tile::blocks(operands.extents());
-    let per_group = w.int(Type::I32, tiles as i64);
-    let tile = w.remainder(block, per_group);
-    operands.group = w.divide(block, per_group);
-    tile::product(&mut w, tile, &mut operands);
-    Written { text: w.finish(), blocks: tiles * c.groups, threads: tile::THREADS }
+    let images = |group| Images { c, ty: args.index(), x, group };
+    by_groups(&mut w, c.groups, &mut |w, tile, group| {
+        let mut operands = Forward { images: images(group), k, bias, residual, out };
+        if let Some(tile) = tile {
+            tile::product(w, tile, &mut operands);
+        }
+        operands.extents()
+    })
+    .finish(w)
 }
 
-/// The products of one group.
-struct Taps<'c> {
+pub(super) fn write_gradient(c: &ConvKernelGradient) -> Written {
+    let mut args = Arguments::new(&KernelCall::ConvKernelGradient(c.clone()));
+    let (mut w, values) = Writer::new(args.params(), tile::THREADS);
+    args.values(&values);
+    let (x, dy, dk) = (args.take(), args.take(), args.take());
+    let images = |group| Images { c: &c.forward, ty: args.index(), x, group };
+    by_groups(&mut w, c.forward.groups, &mut |w, tile, group| {
+        let mut operands = ByKernel { images: images(group), dy, dk };
+        if let Some(tile) = tile {
+            tile::product(w, tile, &mut operands);
+        }
+        operands.extents()
+    })
+    .finish(w)
+}
+
+/// How a kernel is launched.
+struct Shape {
+    blocks: usize,
+}
+
+impl Shape {
+    fn finish(self, w: Writer) -> Written {
+        Written { text: w.finish(), blocks: self.blocks, threads: tile::THREADS }
+    }
+}
+
+/// Writes the product of every group: `product` says the extents of one where it is handed no tile, and else writes it.
+fn by_groups(
+    w: &mut Writer,
+    groups: usize,
+    product: &mut dyn FnMut(&mut Writer, Option<Value>, Value) -> [usize; 3],
+) -> Shape {
+    let block = w.block_number();
+    let tiles = tile::blocks(product(w, None, block));
+    let per_group = w.int(Type::I32, tiles as i64);
+    let (group, tile) = (w.divide(block, per_group), w.remainder(block, per_group));
+    product(w, Some(tile), group);
+    Shape { blocks: tiles * groups }
+}
+
+/// The images of one group of a convolution.
+struct Images<'c> {
     c: &'c Conv,
     /// The type of positions in memory.
     ty: Type,
     x: Value,
-    k: Value,
-    bias: Option<Value>,
-    residual: Option<Value>,
-    out: Value,
     group: Value,
 }
 
@@ -62,46 +100,64 @@ struct Pixel {
     column: Value,
 }
 
-impl Taps<'_> {
+fn int(w: &mut Writer, n: usize) -> Value {
+    w.int(Type::I32, n as i64)
+}
+
+/// `x * by + further`.
+fn scaled(w: &mut Writer, x: Value, by: usize, further: Value) -> Value {
+    let by = w.int(x.ty, by as i64);
+    let x = w.imul(x, by);
+    w.iadd(x, further)
+}
+
+impl Images<'_> {
+    /// Channels of the image in a group.
     fn inner(&self) -> usize {
         self.c.in_channels / self.c.groups
     }
 
+    /// Channels of the result in a group.
     fn outer(&self) -> usize {
         self.c.out_channels / self.c.groups
     }
 
-    fn int(&self, w: &mut Writer, n: usize) -> Value {
-        w.int(Type::I32, n as i64)
+    fn pixels(&self) -> usize {
+        self.c.batch * self.c.out_size[0] * self.c.out_size[1]
     }
 
-    /// `x * by + further`.
-    fn scaled(&self, w: &mut Writer, x: Value, by: usize, further: Value) -> Value {
-        let by = w.int(x.ty, by as i64);
-        let x = w.imul(x, by);
-        w.iadd(x, further)
+    /// Channels of the image in a group, at every tap.
+    fn taps(&self) -> usize {
+        self.inner() * self.c.kernel[0] * self.c.kernel[1]
     }
 
-    /// The place of the result that a row stands for.
-    fn pixel(&self, w: &mut Writer, row: Value) -> Pixel {
+    /// A number of places: one after the other in the order of the result.
+    fn pixel(&self, w: &mut Writer, number: Value) -> Pixel {
         let [height, width] = self.c.out_size;
-        let (across, down) = (self.int(w, width), self.int(w, height));
-        let (rest, column) = (w.divide(row, across), w.remainder(row, across));
+        let (across, down) = (int(w, width), int(w, height));
+        let (rest, column) = (w.divide(number, across), w.remainder(number, across));
         let (image, row) = (w.divide(rest, down), w.remainder(rest, down));
         Pixel { image, row, column }
     }
 
-    /// The channel of the group's input and the tap that a term stands for: channels vary fastest where they lie side by
-    /// side.
-    fn tap(&self, w: &mut Writer, term: Value) -> [Value; 3] {
+    /// The channel in the group and the row and column of the kernel that a number stands for. Channels vary fastest if
+    /// `channels_last`, else slowest, as in the kernel.
+    fn tap(&self, w: &mut Writer, number: Value, channels_last: bool) -> [Value; 3] {
         let [height, width] = self.c.kernel;
-        let (inner, across) = (self.int(w, self.inner()), self.int(w, width));
-        let taps = self.int(w, height * width);
-        let (channel, tap) = match self.c.channels_last {
-            true => (w.remainder(term, inner), w.divide(term, inner)),
-            false => (w.divide(term, taps), w.remainder(term, taps)),
+        let across = int(w, width);
+        let (channel, tap) = if channels_last {
+            let inner = int(w, self.inner());
+            (w.remainder(number, inner), w.divide(number, inner))
+        } else {
+            let taps = int(w, height * width);
+            (w.divide(number, taps), w.remainder(number, taps))
         };
         [channel, w.divide(tap, across), w.remainder(tap, across)]
+    }
+
+    /// A channel of the group among all.
+    fn channel(&self, w: &mut Writer, in_group: usize, channel: Value) -> Value {
+        scaled(w, self.group, in_group, channel)
     }
 
     /// Where an element of an image lies.
@@ -116,94 +172,134 @@ impl Taps<'_> {
         let element = self.ty.element;
         let [image, row, column, channel] =
             [pixel.image, pixel.row, pixel.column, channel].map(|v| w.resize(v, element, true));
-        match self.c.channels_last {
-            true => {
-                let at = self.scaled(w, image, height, row);
-                let at = self.scaled(w, at, width, column);
-                self.scaled(w, at, channels, channel)
-            }
-            false => {
-                let at = self.scaled(w, image, channels, channel);
-                let at = self.scaled(w, at, height, row);
-                self.scaled(w, at, width, column)
-            }
-        }
-    }
-}
-
-impl Operands for Taps<'_> {
-    fn extents(&self) -> [usize; 3] {
-        let [height, width] = self.c.out_size;
-        let taps = self.c.kernel[0] * self.c.kernel[1];
-        [self.c.batch * height * width, self.outer(), self.inner() * taps]
+        let order = match self.c.channels_last {
+            true => [(height, row), (width, column), (channels, channel)],
+            false => [(channels, channel), (height, row), (width, column)],
+        };
+        order.into_iter().fold(image, |at, (by, further)| scaled(w, at, by, further))
     }
 
-    fn left_along(&self) -> Along {
-        if self.c.channels_last { Along::Terms } else { Along::Results }
+    /// Where the element of the result of a place and a channel of the group lies.
+    fn result(&self, w: &mut Writer, pixel: Value, channel: Value) -> Value {
+        let (pixel, channel) = (self.pixel(w, pixel), self.channel(w, self.outer(), channel));
+        self.element(w, self.c.out_size, self.c.out_channels, &pixel, channel)
     }
 
-    fn right_along(&self) -> Along {
-        // The kernel has its terms side by side, in the order of images with channels second.
-        Along::Terms
-    }
-
-    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
-        let pixel = self.pixel(w, row);
-        let [channel, i, j] = self.tap(w, term);
+    /// The element of the image that a place of the result sees at a tap; 0 for padding.
+    fn seen(&self, w: &mut Writer, pixel: Value, [channel, i, j]: [Value; 3]) -> Value {
+        let pixel = self.pixel(w, pixel);
         let mut at = [pixel.row, pixel.column];
         let mut inside = w.int(Type::I1, 1);
         for (axis, tap) in [i, j].into_iter().enumerate() {
             let pad = w.int(Type::I32, -(self.c.pads[axis] as i64));
-            let place = self.scaled(w, at[axis], self.c.strides[axis], pad);
-            let place = {
-                let by = self.int(w, self.c.dilations[axis]);
-                let further = w.imul(tap, by);
-                w.iadd(place, further)
-            };
-            let end = self.int(w, self.c.in_size[axis]);
+            let place = scaled(w, at[axis], self.c.strides[axis], pad);
+            at[axis] = scaled(w, tap, self.c.dilations[axis], place);
+            let end = int(w, self.c.in_size[axis]);
             // A place before the first is beyond all others where it has no sign.
-            let here = w.compare_unsigned(Comparison::Less, place, end);
+            let here = w.compare_unsigned(Comparison::Less, at[axis], end);
             inside = w.and(inside, here);
-            at[axis] = place;
         }
-        let first = self.int(w, self.inner());
-        let first = w.imul(self.group, first);
-        let channel = w.iadd(first, channel);
+        let channel = self.channel(w, self.inner(), channel);
+        let zero = w.float(Type::F32, 0.0);
         w.begin_if(inside, &[Type::F32]);
         let from = Pixel { image: pixel.image, row: at[0], column: at[1] };
         let at = self.element(w, self.c.in_size, self.c.in_channels, &from, channel);
         let x = read(w, self.x, at, self.c.types.left);
         w.otherwise(&[x]);
-        let zero = w.float(Type::F32, 0.0);
-        let x = w.end_if(&[zero])[0];
-        match self.c.types.left_rounded {
-            to if to == self.c.types.left => x,
+        w.end_if(&[zero])[0]
+    }
+
+    /// Neighbouring places lie side by side where channels do not.
+    fn pixels_along(&self, of_pixels: Along, of_channels: Along) -> Along {
+        if self.c.channels_last { of_channels } else { of_pixels }
+    }
+}
+
+/// The products of a convolution.
+struct Forward<'c> {
+    images: Images<'c>,
+    k: Value,
+    bias: Option<Value>,
+    residual: Option<Value>,
+    out: Value,
+}
+
+impl Operands for Forward<'_> {
+    fn extents(&self) -> [usize; 3] {
+        [self.images.pixels(), self.images.outer(), self.images.taps()]
+    }
+
+    fn left_along(&self) -> Along {
+        self.images.pixels_along(Along::Results, Along::Terms)
+    }
+
+    fn right_along(&self) -> Along {
+        Along::Terms
+    }
+
+    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
+        let types = &self.images.c.types;
+        let tap = self.images.tap(w, term, self.images.c.channels_last);
+        let x = self.images.seen(w, row, tap);
+        match types.left_rounded {
+            to if to == types.left => x,
             to => w.round_half(x, to),
         }
     }
 
     fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
-        let [channel, i, j] = self.tap(w, term);
-        let [height, width] = self.c.kernel;
-        let first = self.int(w, self.outer());
-        let first = w.imul(self.group, first);
-        let column = w.iadd(first, column);
-        let at = self.scaled(w, column, self.inner(), channel);
-        let at = self.scaled(w, at, height, i);
-        let at = self.scaled(w, at, width, j);
-        read(w, self.k, at, self.c.types.right.dtype)
+        let [channel, i, j] = self.images.tap(w, term, self.images.c.channels_last);
+        let [height, width] = self.images.c.kernel;
+        let at = self.images.channel(w, self.images.outer(), column);
+        let order = [(self.images.inner(), channel), (height, i), (width, j)];
+        let at = order.into_iter().fold(at, |at, (by, further)| scaled(w, at, by, further));
+        read(w, self.k, at, self.images.c.types.right.dtype)
     }
 
     fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
-        let dtype = self.c.types.result;
-        let first = self.int(w, self.outer());
-        let first = w.imul(self.group, first);
-        let channel = w.iadd(first, column);
-        let pixel = self.pixel(w, row);
-        let at = self.element(w, self.c.out_size, self.c.out_channels, &pixel, channel);
+        let dtype = self.images.c.types.result;
+        let at = self.images.result(w, row, column);
+        let channel = self.images.channel(w, self.images.outer(), column);
         let bias = self.bias.map(|bias| read(w, bias, channel, dtype));
         let residual = self.residual.map(|residual| read(w, residual, at, dtype));
-        let x = finished(w, &self.c.epilogue, sum, bias, residual);
+        let x = finished(w, &self.images.c.epilogue, sum, bias, residual);
         write(w, self.out, at, dtype, x);
+    }
+}
+
+/// The products of the derivative by the kernel.
+struct ByKernel<'c> {
+    images: Images<'c>,
+    dy: Value,
+    dk: Value,
+}
+
+impl Operands for ByKernel<'_> {
+    fn extents(&self) -> [usize; 3] {
+        [self.images.outer(), self.images.taps(), self.images.pixels()]
+    }
+
+    fn left_along(&self) -> Along {
+        self.images.pixels_along(Along::Terms, Along::Results)
+    }
+
+    fn right_along(&self) -> Along {
+        self.images.pixels_along(Along::Terms, Along::Results)
+    }
+
+    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
+        let at = self.images.result(w, term, row);
+        read(w, self.dy, at, self.images.c.types.result)
+    }
+
+    fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
+        let tap = self.images.tap(w, column, false);
+        self.images.seen(w, term, tap)
+    }
+
+    fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
+        let row = self.images.channel(w, self.images.outer(), row);
+        let at = scaled(w, row, self.images.taps(), column);
+        write(w, self.dk, at, self.images.c.types.right.dtype, sum);
     }
 }

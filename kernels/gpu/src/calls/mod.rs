@@ -9,7 +9,7 @@ mod epilogue;
 mod matmul;
 mod tile;
 
-use margay_loops::{CallArg, KernelCall};
+use margay_loops::{CallArg, Conv, KernelCall};
 use margay_tensor::DType;
 
 use crate::value::{Type, Value};
@@ -34,11 +34,12 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
     match call {
         KernelCall::MatMul(c) => matmul::supports(c),
         KernelCall::Conv(c) => conv::supports(c),
+        // Where the kernel comes from plays no part.
+        KernelCall::ConvKernelGradient(c) => conv::supports(&Conv { k_packed: false, ..c.forward.clone() }),
         KernelCall::Attention(c) => attention::supports(c),
-        KernelCall::AttentionGradient(_)
-        | KernelCall::ConvKernelGradient(_)
-        | KernelCall::Hadamard(_)
-        | KernelCall::LinearAttention(_) => Err("there is no kernel for GPUs".to_owned()),
+        KernelCall::AttentionGradient(_) | KernelCall::Hadamard(_) | KernelCall::LinearAttention(_) => {
+            Err("there is no kernel for GPUs".to_owned())
+        }
     }
 }
 
@@ -55,11 +56,9 @@ pub fn write(call: &KernelCall) -> Result<Option<Written>, String> {
     Ok(match call {
         KernelCall::MatMul(c) => Some(matmul::write_kernel(c)),
         KernelCall::Conv(c) => Some(conv::write_kernel(c)),
+        KernelCall::ConvKernelGradient(c) => Some(conv::write_gradient(c)),
         KernelCall::Attention(c) => Some(attention::write_kernel(c)),
-        KernelCall::AttentionGradient(_)
-        | KernelCall::ConvKernelGradient(_)
-        | KernelCall::Hadamard(_)
-        | KernelCall::LinearAttention(_) => None,
+        KernelCall::AttentionGradient(_) | KernelCall::Hadamard(_) | KernelCall::LinearAttention(_) => None,
     })
 }
 
