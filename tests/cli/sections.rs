@@ -77,7 +77,8 @@ fn a_device_that_is_not_there_has_an_exit_code_of_its_own() {
     builder.add_code(EntryParts::default(), section("sm_80"), b"code");
     builder.write(&place.path("gpu.margay")).unwrap();
     for words in ["", "--device cuda"] {
-        let ran = place.run(&format!("run gpu.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
+        let ran =
+            place.run(&format!("run gpu.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
         assert_eq!(ran.code, 4, "{}", ran.stderr);
         assert!(ran.stderr.starts_with("error: no device: "), "{}", ran.stderr);
     }

@@ -293,6 +293,17 @@ mod tests {
         let kernel = host.text.strip_prefix("module {\n").and_then(|t| t.strip_prefix(DECLARATIONS)).unwrap();
         let word = Access { bytes: 16, align: 16, writes: false, atomic: false, place: 0 }.word();
         insta::assert_snapshot!(kernel.replace(&word.to_string(), "WORD"), @r"
+          llvm.func @kernel(%thread: !llvm.ptr, %arg0: !llvm.ptr, %arg1: i64) {
+            %h1 = llvm.mlir.constant(0 : i32) : i32
+            %0 = llvm.call @gpu_shared(%thread, %h1) : (!llvm.ptr, i32) -> !llvm.ptr<3>
+            %1 = llvm.call @gpu_thread(%thread) : (!llvm.ptr) -> i32
+            %h2 = llvm.mlir.constant(WORD : i64) : i64
+            %h3 = llvm.call @gpu_access(%thread, %arg0, %h2) : (!llvm.ptr, !llvm.ptr, i64) -> !llvm.ptr
+            %2 = llvm.load %h3 {alignment = 16 : i64} : !llvm.ptr -> vector<4xf32>
+            llvm.call @gpu_barrier(%thread) : (!llvm.ptr) -> ()
+            llvm.return
+            }
+        }
         ");
         let unknown = lowered.replace("nvvm.barrier0", "nvvm.cp.async.wait.all");
         assert!(for_host(&unknown).is_err());

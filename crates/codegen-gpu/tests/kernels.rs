@@ -71,6 +71,17 @@ fn threads_are_mapped_by_what_lies_side_by_side() {
     let lines: Vec<String> =
         cases.iter().map(|(name, text)| format!("{name}: {}", map(&kernel(text), true))).collect();
     insta::assert_snapshot!(lines.join("\n"), @r"
+    elementwise: a thread per 4 positions, 8 blocks of 128
+    elementwise, 3 more: a thread per position, 33 blocks of 128
+    elementwise, off by one: a thread per position, 32 blocks of 128
+    one element: a thread per position, 1 blocks of 32
+    a million elements: a thread per 4 positions, 2048 blocks of 128
+    short rows: a thread per position, 8 blocks of 128
+    rows: a block per position, 1000 blocks of 32
+    long rows: a block per position, 1000 blocks of 128
+    one very long row: a block per position, 1 blocks of 256
+    sums of columns: a thread per position, 8 blocks of 128
+    one place written again and again: a thread per position, 1 blocks of 128
     ");
     let unaligned = map(&kernel(&elementwise(4096, 0)), false);
     assert_eq!(unaligned.to_string(), "a thread per position, 32 blocks of 128");
@@ -79,7 +90,28 @@ fn threads_are_mapped_by_what_lies_side_by_side() {
 #[test]
 fn a_loop_over_elements_is_one_operation_on_four() {
     let written = write(&kernel(&elementwise(4096, 0)), "k0", FORM).unwrap();
-    insta::assert_snapshot!(written.text, @r"
+    let (head, body) = written.text.split_once("      %4 =").expect("operations follow the constants");
+    assert!(head.contains("known_block_size = array<i32: 128, 1, 1>"));
+    assert!(head.contains("%c0 = arith.constant 1024") && head.contains("%c3 = arith.constant 4 "));
+    insta::assert_snapshot!(format!("      %4 ={body}"), @r"
+          %4 = gpu.thread_id x
+          %5 = arith.index_cast %4 : index to i32
+          %6 = gpu.block_id x
+          %7 = arith.index_cast %6 : index to i32
+          %8 = arith.muli %7, %c2 : i32
+          %9 = arith.addi %8, %5 : i32
+          scf.for %10 = %9 to %c0 step %c0 : i32 {
+            %12 = arith.muli %10, %c3 : i32
+            %13 = llvm.getelementptr %0[%12] : (!llvm.ptr, i32) -> !llvm.ptr, f32
+            %14 = llvm.load %13 {alignment = 16 : i64} : !llvm.ptr -> vector<4xf32>
+            %15 = arith.negf %14 : vector<4xf32>
+            %16 = llvm.getelementptr %1[%12] : (!llvm.ptr, i32) -> !llvm.ptr, f32
+            llvm.store %15, %16 {alignment = 16 : i64} : vector<4xf32>, !llvm.ptr
+          }
+          gpu.return
+        }
+      }
+    }
     ");
 }
 
