@@ -12,6 +12,8 @@ use margay_runtime::gpu::{Driver, LaunchForm, LoadedKernel};
 use crate::launch::{Kernel, Order, Shape, launch};
 use crate::memory::Blocks;
 use crate::shadow::Shadow;
+#[cfg(feature = "gpu")]
+use crate::thread::symbols;
 use crate::thread::{Array, BlockState, Region};
 
 /// An emulated device.
@@ -157,7 +159,7 @@ impl Compiler {
         let mut mlir = self.mlir.lock().unwrap_or_else(PoisonError::into_inner);
         let mlir = mlir.get_or_insert_with(margay_codegen_gpu::Mlir::new);
         // SAFETY: the functions are those that `for_host` states.
-        let code = unsafe { mlir.host(module, &crate::thread::symbols()) }.map_err(|e| e.to_string())?;
+        let code = unsafe { mlir.host(module, &symbols()) }.map_err(|e| e.to_string())?;
         Ok(Compiled {
             function: code.function,
             waits: code.kernel.waits,

@@ -24,3 +24,4 @@ mod thread;
 
 pub use driver::Emulator;
 pub use shadow::Problem;
+pub use thread::symbols;

@@ -161,7 +161,6 @@ impl BlockState {
 ///
 /// # Safety
 /// `thread` is that of a launch in progress, and nobody else uses it or its block meanwhile.
-#[cfg(any(test, feature = "gpu"))]
 unsafe fn parts<'t>(thread: *mut Thread) -> (&'t mut Thread, &'t mut BlockState, Stamp) {
     // SAFETY: as the caller promises; threads of a launch take turns on one thread of the host.
     let (thread, block) = unsafe { (&mut *thread, &mut *(*thread).block) };
@@ -169,13 +168,11 @@ unsafe fn parts<'t>(thread: *mut Thread) -> (&'t mut Thread, &'t mut BlockState,
     (thread, block, now)
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_thread(thread: *mut Thread) -> u32 {
     // SAFETY: kernels hand on the thread that they were called with.
     unsafe { parts(thread).0.number }
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_block(thread: *mut Thread) -> u32 {
     // SAFETY: kernels hand on the thread that they were called with.
     unsafe { parts(thread).1.number }
@@ -185,32 +182,27 @@ pub(crate) unsafe extern "C-unwind" fn gpu_block(thread: *mut Thread) -> u32 {
 ///
 /// # Safety
 /// `thread` is that of a launch in progress.
-#[cfg(any(test, feature = "gpu"))]
 unsafe fn wait(thread: *mut Thread, request: Request) -> u32 {
     // SAFETY: a kernel that waits runs on a fiber, whose yielder lives as long as it runs.
     unsafe { (*(*thread).yielder).suspend(request) }
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_barrier(thread: *mut Thread) {
     // SAFETY: kernels hand on the thread that they were called with.
     unsafe { wait(thread, Request::Barrier) };
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_shuffle(thread: *mut Thread, value: u32, distance: u32) -> u32 {
     // SAFETY: kernels hand on the thread that they were called with.
     unsafe { wait(thread, Request::Shuffle { value, distance }) }
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_access(thread: *mut Thread, address: usize, what: u64) -> usize {
     // SAFETY: kernels hand on the thread that they were called with.
     let (_, block, now) = unsafe { parts(thread) };
     block.access(address, Access::of(what), now)
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_access_shared(
     thread: *mut Thread,
     address: usize,
@@ -221,16 +213,15 @@ pub(crate) unsafe extern "C-unwind" fn gpu_access_shared(
     block.access_shared(address, Access::of(what), now)
 }
 
-#[cfg(any(test, feature = "gpu"))]
 pub(crate) unsafe extern "C-unwind" fn gpu_shared(thread: *mut Thread, array: u32) -> usize {
     // SAFETY: kernels hand on the thread that they were called with.
     let (_, block, _) = unsafe { parts(thread) };
     block.arrays[array as usize].begin()
 }
 
-/// The functions by their names.
-#[cfg(feature = "gpu")]
-pub(crate) fn symbols() -> [(&'static str, *mut c_void); 7] {
+/// The functions that a kernel for the processor calls, by their names. They are handed the thread that the kernel was called
+/// with, and nothing else calls them.
+pub fn symbols() -> [(&'static str, *mut c_void); 7] {
     [
         ("gpu_thread", gpu_thread as *mut c_void),
         ("gpu_block", gpu_block as *mut c_void),

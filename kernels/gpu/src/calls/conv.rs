@@ -32,15 +32,11 @@ pub(super) fn write_kernel(c: &Conv) -> Written {
     let bias = c.epilogue.bias.then(|| args.take());
     let residual = c.epilogue.residual.then(|| args.take());
     let out = args.take();
-    let images = |group| Images { c, ty: args.index(), x, group };
-    by_groups(&mut w, c.groups, &mut |w, tile, group| {
-        let mut operands = Forward { images: images(group), k, bias, residual, out };
-        if let Some(tile) = tile {
-            tile::product(w, tile, &mut operands);
-        }
-        operands.extents()
-    })
-    .finish(w)
+    let groups = Groups::new(&mut w, c.groups, Forward::extents(c));
+    let images = Images { c, ty: args.index(), x, group: groups.group };
+    let mut operands = Forward { images, k, bias, residual, out };
+    tile::product(&mut w, groups.tile, &mut operands);
+    groups.finish(w)
 }
 
 pub(super) fn write_gradient(c: &ConvKernelGradient) -> Written {
@@ -48,40 +44,34 @@ pub(super) fn write_gradient(c: &ConvKernelGradient) -> Written {
     let (mut w, values) = Writer::new(args.params(), tile::THREADS);
     args.values(&values);
     let (x, dy, dk) = (args.take(), args.take(), args.take());
-    let images = |group| Images { c: &c.forward, ty: args.index(), x, group };
-    by_groups(&mut w, c.forward.groups, &mut |w, tile, group| {
-        let mut operands = ByKernel { images: images(group), dy, dk };
-        if let Some(tile) = tile {
-            tile::product(w, tile, &mut operands);
-        }
-        operands.extents()
-    })
-    .finish(w)
+    let groups = Groups::new(&mut w, c.forward.groups, ByKernel::extents(&c.forward));
+    let images = Images { c: &c.forward, ty: args.index(), x, group: groups.group };
+    tile::product(&mut w, groups.tile, &mut ByKernel { images, dy, dk });
+    groups.finish(w)
 }
 
-/// How a kernel is launched.
-struct Shape {
-    blocks: usize,
-}
-
-impl Shape {
-    fn finish(self, w: Writer) -> Written {
-        Written { text: w.finish(), blocks: self.blocks, threads: tile::THREADS }
-    }
-}
-
-/// Writes the product of every group: `product` says the extents of one where it is handed no tile, and else writes it.
-fn by_groups(
-    w: &mut Writer,
+/// The groups of a call: blocks take the tiles of one after those of the other.
+struct Groups {
+    tiles: usize,
     groups: usize,
-    product: &mut dyn FnMut(&mut Writer, Option<Value>, Value) -> [usize; 3],
-) -> Shape {
-    let block = w.block_number();
-    let tiles = tile::blocks(product(w, None, block));
-    let per_group = w.int(Type::I32, tiles as i64);
-    let (group, tile) = (w.divide(block, per_group), w.remainder(block, per_group));
-    product(w, Some(tile), group);
-    Shape { blocks: tiles * groups }
+    /// The group of the block.
+    group: Value,
+    /// The tile of the block in its group.
+    tile: Value,
+}
+
+impl Groups {
+    /// Of products of these extents.
+    fn new(w: &mut Writer, groups: usize, extents: [usize; 3]) -> Groups {
+        let tiles = tile::blocks(extents);
+        let (block, per_group) = (w.block_number(), w.int(Type::I32, tiles as i64));
+        let (group, tile) = (w.divide(block, per_group), w.remainder(block, per_group));
+        Groups { tiles, groups, group, tile }
+    }
+
+    fn finish(self, w: Writer) -> Written {
+        Written { text: w.finish(), blocks: self.tiles * self.groups, threads: tile::THREADS }
+    }
 }
 
 /// The images of one group of a convolution.
@@ -111,6 +101,16 @@ fn scaled(w: &mut Writer, x: Value, by: usize, further: Value) -> Value {
     w.iadd(x, further)
 }
 
+/// Places of the result.
+fn pixels(c: &Conv) -> usize {
+    c.batch * c.out_size[0] * c.out_size[1]
+}
+
+/// Channels of the image in a group, at every tap.
+fn taps(c: &Conv) -> usize {
+    c.in_channels / c.groups * c.kernel[0] * c.kernel[1]
+}
+
 impl Images<'_> {
     /// Channels of the image in a group.
     fn inner(&self) -> usize {
@@ -120,15 +120,6 @@ impl Images<'_> {
     /// Channels of the result in a group.
     fn outer(&self) -> usize {
         self.c.out_channels / self.c.groups
-    }
-
-    fn pixels(&self) -> usize {
-        self.c.batch * self.c.out_size[0] * self.c.out_size[1]
-    }
-
-    /// Channels of the image in a group, at every tap.
-    fn taps(&self) -> usize {
-        self.inner() * self.c.kernel[0] * self.c.kernel[1]
     }
 
     /// A number of places: one after the other in the order of the result.
@@ -224,9 +215,15 @@ struct Forward<'c> {
     out: Value,
 }
 
+impl Forward<'_> {
+    fn extents(c: &Conv) -> [usize; 3] {
+        [pixels(c), c.out_channels / c.groups, taps(c)]
+    }
+}
+
 impl Operands for Forward<'_> {
     fn extents(&self) -> [usize; 3] {
-        [self.images.pixels(), self.images.outer(), self.images.taps()]
+        Forward::extents(self.images.c)
     }
 
     fn left_along(&self) -> Along {
@@ -274,9 +271,15 @@ struct ByKernel<'c> {
     dk: Value,
 }
 
+impl ByKernel<'_> {
+    fn extents(c: &Conv) -> [usize; 3] {
+        [c.out_channels / c.groups, taps(c), pixels(c)]
+    }
+}
+
 impl Operands for ByKernel<'_> {
     fn extents(&self) -> [usize; 3] {
-        [self.images.outer(), self.images.taps(), self.images.pixels()]
+        ByKernel::extents(self.images.c)
     }
 
     fn left_along(&self) -> Along {
@@ -299,7 +302,7 @@ impl Operands for ByKernel<'_> {
 
     fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
         let row = self.images.channel(w, self.images.outer(), row);
-        let at = scaled(w, row, self.images.taps(), column);
+        let at = scaled(w, row, taps(self.images.c), column);
         write(w, self.dk, at, self.images.c.types.right.dtype, sum);
     }
 }

@@ -70,7 +70,8 @@ fn is_float(dtype: DType) -> bool {
 /// The parameters of the kernel of a call, taken in order.
 struct Arguments {
     params: Vec<Param>,
-    values: std::vec::IntoIter<Value>,
+    /// Those that were not taken, the last one first.
+    values: Vec<Value>,
     index: Type,
 }
 
@@ -82,7 +83,7 @@ impl Arguments {
         let large = args.iter().any(|arg| span(arg) >= 1 << 31);
         Arguments {
             params: args.iter().map(param).collect(),
-            values: Vec::new().into_iter(),
+            values: Vec::new(),
             index: if large { Type::I64 } else { Type::I32 },
         }
     }
@@ -92,11 +93,11 @@ impl Arguments {
     }
 
     fn values(&mut self, values: &[Value]) {
-        self.values = values.to_vec().into_iter();
+        self.values = values.iter().rev().copied().collect();
     }
 
     fn take(&mut self) -> Value {
-        self.values.next().expect("a kernel has a parameter for each argument of its call")
+        self.values.pop().expect("a kernel has a parameter for each argument of its call")
     }
 
     /// The type of positions in the memory of the arguments.
