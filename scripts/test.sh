@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs all tests: cargo's, on real models where they can be had, the Python checks end to end, and one round
-# of the comparison with other runtimes.
+# Runs all tests: cargo's, on real models where they can be had, the GPU back end on its emulator, the Python checks end to
+# end, and one round of the comparison with other runtimes.
 #
 #   bash scripts/test.sh
 #
-# Needs cargo and a C linker; python3 and a network for the models. What the machine lacks is left
-# out and said. Downloads and the Python environment live in .cache/. Closes with one line,
+# Needs cargo and a C linker; python3 and a network for the models; what scripts/setup-gpu.sh brings for the GPU
+# back end. What the machine lacks is left out and said. Downloads and the Python environment live in .cache/. Closes with one line,
 # `N passed, N failed, N skipped`. Exit status 1: a test failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -101,13 +101,14 @@ prepare_data() {
     test_data=$data
 }
 
-# Runs cargo's tests and adds up their result lines. A test that finds no data passes, but prints a
-# line that begins with `skipped:`; it is counted as skipped.
+# cargo_tests LOG ARGUMENT...: runs tests of cargo and adds up their result lines. A test that finds no data passes, but
+# prints a line that begins with `skipped:`; it is counted as skipped.
 cargo_tests() {
-    local log=$cache/cargo-test.log status=0 ok bad without
-    say "cargo test --release --workspace"
+    local log=$cache/$1 status=0 ok bad without
+    shift
+    say "cargo test --release $*"
     CARGO_TERM_COLOR=never ${test_data:+env "MARGAY_TEST_DATA=$test_data"} \
-        cargo test --release --workspace --no-fail-fast -- --show-output \
+        cargo test --release --no-fail-fast "$@" -- --show-output \
         </dev/null 2>&1 | tee "$log" | without_successes || status=$?
     read -r ok bad without < <(cargo_counts "$log")
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
@@ -115,6 +116,18 @@ cargo_tests() {
         bad=1
     fi
     add_counts "$ok" "$bad" "$without"
+}
+
+# The GPU back end on the emulator, which needs LLVM but no GPU.
+gpu_tests() {
+    if ! bash scripts/setup-gpu.sh; then
+        leave_out "tests of the GPU back end: no LLVM and MLIR 22"
+        add_counts 0 0 1
+        return 0
+    fi
+    source .gpu/env
+    cargo_tests cargo-test-gpu.log -p margay-codegen-gpu -p margay-emulator -p margay-tests --lib --test gpu \
+        --features margay-codegen-gpu/gpu,margay-emulator/gpu,margay-tests/gpu
 }
 
 # What a reader wants of cargo's output: all but the passed tests and what they printed.
@@ -195,7 +208,8 @@ test_data=
 require_compilers
 mkdir -p "$cache"
 prepare_data
-cargo_tests
+cargo_tests cargo-test.log --workspace
+gpu_tests
 python_check check_e2e.py
 python_check check_nodes.py
 python_check check_models.py

@@ -24,8 +24,11 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("lower", Some(&["ir", "loops", "tensor"])),
     ("kernels-cpu", Some(&["loops", "tensor"])),
     ("codegen-cpu", Some(&["kernels-cpu", "loops", "tensor"])),
+    ("kernels-gpu", Some(&["loops", "tensor"])),
+    ("codegen-gpu", Some(&["kernels-gpu", "loops", "tensor"])),
     ("artifact", Some(&["loops", "tensor"])),
-    ("runtime", Some(&["artifact", "kernels-cpu", "loops", "tensor"])),
+    ("runtime", Some(&["artifact", "kernels-cpu", "kernels-gpu", "loops", "tensor"])),
+    ("emulator", Some(&["codegen-gpu", "kernels-gpu", "runtime"])),
     ("reference", Some(&["artifact", "loops", "runtime", "tensor"])),
     ("driver", None),
     ("train", None),
@@ -41,8 +44,11 @@ const UNRESTRICTED: &[&str] = &["tests", "benches"];
 const HOMES: &[(&str, &str)] = &[
     ("anyhow", "cli"),
     ("clap", "cli"),
+    ("corosensei", "emulator"),
     ("cranelift", "codegen-cpu"),
     ("faer", "randnla"),
+    ("melior", "codegen-gpu"),
+    ("mlir-sys", "codegen-gpu"),
     ("onnx-protobuf", "onnx"),
     ("petgraph", "ir"),
     ("protobuf", "onnx"),
@@ -67,7 +73,14 @@ const ANY_BACKEND: &[&str] = &[
 ];
 
 /// Where unsafe code may stand: these folders, and modules called `map` that map a file.
-const UNSAFE: &[&str] = &["crates/codegen-cpu/", "crates/reference/src/device.rs", "kernels/", "runtime/"];
+const UNSAFE: &[&str] = &[
+    "crates/codegen-cpu/",
+    "crates/codegen-gpu/src/mlir.rs",
+    "crates/emulator/",
+    "crates/reference/src/device.rs",
+    "kernels/",
+    "runtime/",
+];
 
 const MAX_LINES: usize = 600;
 
@@ -393,6 +406,11 @@ fn back_ends_are_named_in_one_place() {
         "CpuDevice",
         "codegen_cpu",
         "kernels_cpu",
+        "GpuTarget",
+        "GpuBackend",
+        "GpuDevice",
+        "codegen_gpu",
+        "kernels_gpu",
         "ReferenceBackend",
         "ReferenceDevice",
         "margay_reference",

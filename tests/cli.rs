@@ -426,9 +426,15 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
     let same =
         json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --in-batches --json").stdout);
     assert_eq!(same["within"], true);
-    let unknown = place.run("compile model.onnx -o none.margay --backend gpu");
+    let unknown = place.run("compile model.onnx -o none.margay --device gpu");
     assert_eq!(unknown.code, 2);
-    assert!(unknown.stderr.contains("unknown back end `gpu`; known are `cpu`, `reference`"));
+    assert!(unknown.stderr.contains("unknown back end `gpu`; known are `cpu`, `cuda`, `reference`"));
+    let unknown = place.run("compile model.onnx -o none.margay --device cuda --target-cpu sm_60");
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.contains("unknown target `sm_60`"), "{}", unknown.stderr);
+    let without = place.run("compile model.onnx -o none.margay --device cuda --target-cpu sm_80");
+    assert_eq!(without.code, 2, "a build without LLVM says so");
+    assert!(without.stderr.contains("it is without the feature `gpu`"), "{}", without.stderr);
 }
 
 #[test]

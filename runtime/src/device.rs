@@ -81,7 +81,7 @@ pub trait Module: fmt::Debug + Send + Sync {
 
 /// Where one session runs: its memory, and its runs in order.
 pub trait Queue: Send {
-    /// Memory filled with zeros. `what` it is for is told in errors.
+    /// Memory; for `states` it is filled with zeros. `what` it is for is told in errors.
     fn allocate(&self, what: &'static str, bytes: usize) -> Result<Box<dyn Memory>, RunError>;
 
     /// The address of memory of the host that lies at a multiple of `align`, if the device reads it as it is.

@@ -36,6 +36,12 @@ pub enum RunError {
         /// What there is code for.
         found: String,
     },
+    /// The device that is asked for is not at hand (the machine's or the options' fault).
+    #[error("no device: {problem}")]
+    NoDevice {
+        /// What is missing.
+        problem: String,
+    },
     /// The code is not what the back end writes (the file's fault).
     #[error("malformed code: {problem}")]
     Code {

@@ -13,6 +13,7 @@
 //! - `executable`: from an artifact to code on a device.
 //! - `session`: memory, inputs and outputs of a run.
 //! - [`device`]: what a session asks of a device; `cpu`: the processor, with its threads.
+//! - [`gpu`]: GPUs behind a driver.
 //! - `states`: what one run leaves for the next.
 //! - `entry`: which entry fits given inputs, and what is wrong with inputs that fit none.
 //!
@@ -23,6 +24,7 @@ pub mod device;
 mod entry;
 mod error;
 mod executable;
+pub mod gpu;
 mod session;
 mod states;
 
@@ -30,4 +32,5 @@ pub use cpu::{CpuDevice, Job, Pool};
 pub use device::Device;
 pub use error::RunError;
 pub use executable::Executable;
+pub use gpu::GpuDevice;
 pub use session::{Outputs, Session, SessionOptions};

@@ -22,7 +22,7 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
         place.done(&format!("run both.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
         place.read_npz("out.npz").remove(0).1.to_vec::<f32>().unwrap()
     };
-    let [first, cpu, reference] = ["", "--backend cpu", "--backend reference"].map(outputs);
+    let [first, cpu, reference] = ["", "--device cpu", "--backend reference"].map(outputs);
     assert_eq!(first, cpu, "the processor comes first");
     // Sums in f64 against sums in f32: near, and not the same.
     assert_ne!(cpu, reference);
@@ -31,9 +31,9 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
     let inspected = place.done("inspect both.margay").stdout;
     assert!(inspected.contains("cpu x86-64") || inspected.contains("cpu "), "{inspected}");
     assert!(inspected.contains("reference reference"), "{inspected}");
-    let third = place.run("run both.margay --inputs in.npz --in-batches --outputs out.npz --backend gpu");
+    let third = place.run("run both.margay --inputs in.npz --in-batches --outputs out.npz --device gpu");
     assert_eq!(third.code, 2);
-    assert_eq!(third.stderr, "error: unknown back end `gpu`; known are `cpu`, `reference`\n");
+    assert_eq!(third.stderr, "error: unknown back end `gpu`; known are `cpu`, `cuda`, `reference`\n");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn code_that_no_back_end_of_this_margay_runs_is_refused() {
     };
     builder.add_code(entry, section, b"code");
     builder.write(&place.path("other.margay")).unwrap();
-    for (words, name) in [("", "cpu"), ("--backend cpu", "cpu"), ("--backend reference", "reference")] {
+    for (words, name) in [("", "cpu"), ("--device cpu", "cpu"), ("--device reference", "reference")] {
         let ran =
             place.run(&format!("run other.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
         assert_eq!(ran.code, 2);
@@ -60,4 +60,29 @@ fn code_that_no_back_end_of_this_margay_runs_is_refused() {
         assert!(ran.stderr.ends_with(&expected), "{}", ran.stderr);
     }
     assert!(!place.path("out.npz").exists());
+}
+
+#[test]
+fn a_device_that_is_not_there_has_an_exit_code_of_its_own() {
+    let place = Place::new();
+    let mut builder = ArtifactBuilder::new("other");
+    let section = |target: &str| SectionParts {
+        backend: "cuda".into(),
+        target: target.into(),
+        machine: "any".into(),
+        arena_bytes: 0,
+        steps: vec![],
+        constants: vec![],
+    };
+    builder.add_code(EntryParts::default(), section("sm_80"), b"code");
+    builder.write(&place.path("gpu.margay")).unwrap();
+    for words in ["", "--device cuda"] {
+        let ran =
+            place.run(&format!("run gpu.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
+        assert_eq!(ran.code, 4, "{}", ran.stderr);
+        assert!(ran.stderr.contains("error: no device: "), "{}", ran.stderr);
+    }
+    let ran = place.run("run gpu.margay --inputs in.npz --in-batches --outputs out.npz --device cpu");
+    assert_eq!(ran.code, 2, "no device stands in for another");
+    assert!(ran.stderr.contains("holds no code for the back end `cpu`"), "{}", ran.stderr);
 }

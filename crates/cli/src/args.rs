@@ -67,8 +67,9 @@ pub(crate) struct TargetArgs {
     /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
-    /// Back end to compile for: cpu, or reference, which interprets, slowly, and checks every access.
-    #[arg(long, value_name = "NAME", default_value = "cpu", hide = true)]
+    /// Device to compile for: cpu, or cuda, where `--target-cpu` is sm_75, sm_80 or sm_90, and native is the first; or
+    /// reference, which interprets, slowly, and checks every access.
+    #[arg(long = "device", alias = "backend", value_name = "NAME", default_value = "cpu", hide = true)]
     backend: String,
     /// Keep what calibration and fits cost in a folder: another goal for the same model and samples takes it from there.
     #[arg(long, value_name = "FOLDER")]

@@ -33,8 +33,8 @@ pub(crate) struct Args {
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Back end whose code of an artifact is run: cpu, or reference, which interprets, slowly, and checks every access.
-    #[arg(long, value_name = "NAME", hide = true)]
+    /// Device that runs an artifact: cpu, or cuda; or reference, which interprets, slowly, and checks every access.
+    #[arg(long = "device", alias = "backend", value_name = "NAME", hide = true)]
     backend: Option<String>,
     #[command(flatten)]
     how: RunArgs,

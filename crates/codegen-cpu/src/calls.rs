@@ -4,6 +4,7 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, F64, I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, MemFlagsData, Signature, Value};
 use margay_kernels_cpu::abi::{SCALAR_TABLE_AT, ScalarFunction};
+use margay_loops::Arithmetic;
 
 use crate::kernel::Emitter;
 

@@ -145,17 +145,6 @@ impl<'b> Ops<'b> {
         self.b.ins().fadd(product, z)
     }
 
-    /// Σ coefficients[i] x^(n-1-i), highest power first.
-    pub(crate) fn polynomial(&mut self, x: Value, coefficients: &[f64]) -> Value {
-        let ty = self.type_of(x);
-        let mut sum = self.float(ty, coefficients[0]);
-        for &c in &coefficients[1..] {
-            let c = self.float(ty, c);
-            sum = self.fma(sum, x, c);
-        }
-        sum
-    }
-
     pub(crate) fn compare(&mut self, cc: FloatCC, x: Value, y: Value) -> Value {
         self.b.ins().fcmp(cc, x, y)
     }
@@ -170,37 +159,6 @@ impl<'b> Ops<'b> {
             I32X4 => self.b.ins().bitselect(mask, x, y),
             _ => self.b.ins().select(mask, x, y),
         }
-    }
-
-    /// The smaller float, or x when x is not a number, for a `bound` that is a number.
-    pub(crate) fn at_most(&mut self, x: Value, bound: Value) -> Value {
-        let below = self.compare(FloatCC::LessThan, bound, x);
-        self.choose(below, bound, x)
-    }
-
-    /// The larger float, or x when x is not a number, for a `bound` that is a number.
-    pub(crate) fn at_least(&mut self, x: Value, bound: Value) -> Value {
-        let above = self.compare(FloatCC::LessThan, x, bound);
-        self.choose(above, bound, x)
-    }
-
-    /// The smaller float; NaN if either is.
-    pub(crate) fn min(&mut self, x: Value, y: Value) -> Value {
-        let less = self.compare(FloatCC::LessThan, x, y);
-        let m = self.choose(less, x, y);
-        self.keep_nan(x, m)
-    }
-
-    /// The larger float; NaN if either is.
-    pub(crate) fn max(&mut self, x: Value, y: Value) -> Value {
-        let greater = self.compare(FloatCC::LessThan, y, x);
-        let m = self.choose(greater, x, y);
-        self.keep_nan(x, m)
-    }
-
-    fn keep_nan(&mut self, x: Value, otherwise: Value) -> Value {
-        let nan = self.compare(FloatCC::Unordered, x, x);
-        self.choose(nan, x, otherwise)
     }
 
     /// Logical not of a truth value.

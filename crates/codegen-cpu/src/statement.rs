@@ -4,7 +4,7 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32X4, F64, I8, I64};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
 use margay_kernels_cpu::abi::{ScalarFunction, fault_word};
-use margay_loops::{Binary, Combine, Literal, Reg, Stmt, Unary};
+use margay_loops::{Arithmetic, Binary, Combine, Literal, Reg, Stmt, Unary};
 use margay_tensor::DType;
 use smallvec::{SmallVec, smallvec};
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use margay_artifact::{Artifact, CodeSection, Parts};
 use margay_codegen_cpu::{CostModel, CpuBackend};
+use margay_codegen_gpu::GpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
+use margay_kernels_gpu::GpuTarget;
 pub use margay_loops::Backend;
 use margay_loops::Precision;
 use margay_reference::{ReferenceBackend, ReferenceDevice};
-use margay_runtime::{CpuDevice, Device, Executable};
+use margay_runtime::{CpuDevice, Device, Executable, GpuDevice};
 
 use crate::DriverError;
 
@@ -38,6 +40,21 @@ const BACKENDS: &[Entry] = &[
             here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
         },
         device: || Arc::new(CpuDevice),
+    },
+    Entry {
+        name: margay_codegen_gpu::NAME,
+        make: |target, _| match (target, GpuTarget::from_name(target)) {
+            // Later devices run the code of earlier ones.
+            ("native", _) => Ok(Arc::new(GpuBackend::new(GpuTarget::Sm75))),
+            (_, Some(class)) => Ok(Arc::new(GpuBackend::new(class))),
+            (_, None) => {
+                let known = GpuTarget::ALL.map(|class| format!("`{}`", class.name())).join(", ");
+                Err(format!("unknown target `{target}`; this back end knows {known}"))
+            }
+        },
+        // The tests run it on an emulator, which is none of these devices.
+        supported: Vec::new,
+        device: || Arc::new(GpuDevice::cuda(0)),
     },
     Entry {
         name: margay_reference::NAME,

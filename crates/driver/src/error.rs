@@ -277,7 +277,10 @@ impl From<&RunError> for Kind {
     fn from(error: &RunError) -> Kind {
         match error {
             RunError::Artifact(e) => e.into(),
-            RunError::Machine { .. } | RunError::Target { .. } | RunError::Memory { .. } => Kind::Device,
+            RunError::Machine { .. }
+            | RunError::Target { .. }
+            | RunError::Memory { .. }
+            | RunError::NoDevice { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
             RunError::Program { .. } => Kind::Internal,
             RunError::NoCode { .. }

@@ -8,6 +8,7 @@
 //! - [`kernel`]: loop nests, loads, stores, scalar math.
 //! - [`nest`]: the builder operators write their loop nests with; producers fuse into loads, consumers into
 //!   stores.
+//! - [`arithmetic`]: exp, log, erf and their kin, and 16-bit floats, over the operations that every back end has.
 //! - [`call`]: target-neutral descriptions of hand-written kernels.
 //! - [`precision`]: words for how constants of products are stored.
 //! - [`program`]: steps, buffers and places.
@@ -15,6 +16,7 @@
 //! - [`text`]: programs printed and parsed; [`verify`]: what holds in every program.
 //! - [`backend`]: what a back end answers, packs, compiles and predicts.
 
+pub mod arithmetic;
 pub mod backend;
 pub mod call;
 pub mod kernel;
@@ -26,6 +28,7 @@ pub mod program;
 pub mod text;
 pub mod verify;
 
+pub use arithmetic::{Arithmetic, Comparison};
 pub use backend::{Backend, Code, CompileError, Needs, NoKernel, Packed, Preferences};
 pub use call::{
     Activation, Attention, AttentionGradient, BatchAxis, Call, CallArg, Conv, ConvKernelGradient, Epilogue,

@@ -1,0 +1,120 @@
+//! Matrix products, by tiles.
+
+use margay_loops::{Arithmetic, KernelCall, MatMul};
+use margay_tensor::DType;
+
+use super::epilogue::{finished, read, write};
+use super::tile::{self, Along, Operands};
+use super::{Arguments, Written, is_float};
+use crate::value::{Type, Value};
+use crate::writer::Writer;
+
+/// Whether there is a kernel, and if not, why.
+pub(super) fn supports(c: &MatMul) -> Result<(), String> {
+    if c.types.left.is_int() || !is_float(c.types.left) || !is_float(c.types.result) {
+        return Err(format!("elements of {} to {}", c.types.left, c.types.result));
+    }
+    if !c.types.right.is_plain(c.types.right.dtype) || !is_float(c.types.right.dtype) {
+        return Err(format!("a right operand stored as {}", c.types.right));
+    }
+    match c.b_packed {
+        true => Err("a packed right operand".to_owned()),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn write_kernel(c: &MatMul) -> Written {
+    let mut args = Arguments::new(&KernelCall::MatMul(c.clone()));
+    let (mut w, values) = Writer::new(args.params(), tile::THREADS);
+    args.values(&values);
+    let (a, b) = (args.take(), args.take());
+    let bias = c.epilogue.bias.then(|| args.take());
+    let residual = c.epilogue.residual.then(|| args.take());
+    let out = args.take();
+    let ty = args.index();
+    let tiles = tile::blocks([c.m, c.n, c.k]);
+    let block = w.block_number();
+    let per_product = w.int(Type::I32, tiles as i64);
+    let (mut repetition, tile) = (w.divide(block, per_product), w.remainder(block, per_product));
+    let zero = w.int(ty, 0);
+    let mut starts = [zero; 3];
+    for axis in c.batch.iter().rev() {
+        let extent = w.int(Type::I32, axis.extent as i64);
+        let at = w.remainder(repetition, extent);
+        repetition = w.divide(repetition, extent);
+        let at = w.resize(at, ty.element, false);
+        for (start, stride) in starts.iter_mut().zip([axis.a, axis.b, axis.c]) {
+            let stride = w.int(ty, stride as i64);
+            let further = w.imul(at, stride);
+            *start = w.iadd(*start, further);
+        }
+    }
+    let mut operands = Product { c, ty, a, b, bias, residual, out, starts };
+    tile::product(&mut w, tile, &mut operands);
+    let repetitions: usize = c.batch.iter().map(|axis| axis.extent).product();
+    Written { text: w.finish(), blocks: tiles * repetitions, threads: tile::THREADS }
+}
+
+/// One of the products of a call.
+struct Product<'c> {
+    c: &'c MatMul,
+    /// The type of positions in memory.
+    ty: Type,
+    a: Value,
+    b: Value,
+    bias: Option<Value>,
+    residual: Option<Value>,
+    out: Value,
+    /// Where A, B and C begin.
+    starts: [Value; 3],
+}
+
+impl Product<'_> {
+    /// `start + i * stride + j * step`.
+    fn at(&self, w: &mut Writer, start: Value, [i, j]: [Value; 2], [stride, step]: [usize; 2]) -> Value {
+        let mut sum = start;
+        for (x, by) in [(i, stride), (j, step)] {
+            let (x, by) = (w.resize(x, self.ty.element, false), w.int(self.ty, by as i64));
+            let further = w.imul(x, by);
+            sum = w.iadd(sum, further);
+        }
+        sum
+    }
+}
+
+impl Operands for Product<'_> {
+    fn extents(&self) -> [usize; 3] {
+        [self.c.m, self.c.n, self.c.k]
+    }
+
+    fn left_along(&self) -> Along {
+        if self.c.a.row_stride == 1 { Along::Results } else { Along::Terms }
+    }
+
+    fn right_along(&self) -> Along {
+        if self.c.b.row_stride == 1 { Along::Terms } else { Along::Results }
+    }
+
+    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
+        let at = self.at(w, self.starts[0], [row, term], [self.c.a.row_stride, self.c.a.col_stride]);
+        let x = read(w, self.a, at, self.c.types.left);
+        match self.c.types.left_rounded {
+            to if to == self.c.types.left => x,
+            to => w.round_half(x, to),
+        }
+    }
+
+    fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
+        let at = self.at(w, self.starts[1], [term, column], [self.c.b.row_stride, self.c.b.col_stride]);
+        read(w, self.b, at, self.c.types.right.dtype)
+    }
+
+    fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
+        let dtype: DType = self.c.types.result;
+        let at = self.at(w, self.starts[2], [row, column], [self.c.c_row_stride, 1]);
+        let bias = self.bias.map(|bias| read(w, bias, column, dtype));
+        let residual = self.residual.map(|residual| read(w, residual, at, dtype));
+        let x = finished(w, &self.c.epilogue, sum, bias, residual);
+        write(w, self.out, at, dtype, x);
+    }
+}

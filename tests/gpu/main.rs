@@ -1,0 +1,52 @@
+//! The GPU back end without a GPU: kernels run on the emulator and are compared with the reference, and PTX of the same
+//! kernels is assembled by ptxas. Needs the feature `gpu`; `scripts/setup-gpu.sh` brings what that links.
+
+mod models;
+mod ops;
+mod planted;
+mod ptx;
+
+use std::sync::Arc;
+
+use margay_artifact::ArtifactBuilder;
+use margay_codegen_gpu::GpuBackend;
+use margay_driver::{DriverError, Dump, build};
+use margay_emulator::Emulator;
+use margay_ir::ops::Const;
+use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
+use margay_kernels_gpu::GpuTarget;
+use margay_runtime::{Device, Executable, GpuDevice};
+use margay_tensor::{Binding, Tensor};
+
+/// The back end of the emulator.
+const EMULATED: GpuBackend = GpuBackend::new(GpuTarget::Emulated);
+
+/// A graph compiled for an emulated device.
+fn emulated(g: &Graph, binding: &Binding, emulator: &Emulator) -> Result<Executable, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name());
+    build::add_entry(&mut builder, g, binding, &EMULATED, &mut Dump::none())?;
+    let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(emulator.clone())));
+    Ok(Executable::from_parts_on(builder.into_parts()?, &[device])?)
+}
+
+/// A graph of one node over inputs `x0`, `x1`, …, the last so many operands as constants.
+fn graph_of(op: &Op, inputs: &[Tensor], constants: usize) -> Graph {
+    let (given, fixed) = inputs.split_at(inputs.len() - constants);
+    let mut g = Graph::new(op.name());
+    let mut operands: Vec<Value> =
+        given.iter().enumerate().map(|(i, t)| g.add_input(&format!("x{i}"), TensorType::of(t))).collect();
+    for t in fixed {
+        let payload = Payload::new(t.clone());
+        operands.push(g.add(Const { payload }, &[], Origin::default()).expect("a constant"));
+    }
+    let v = g.add(op.clone(), &operands, Origin::named("node")).unwrap_or_else(|e| panic!("{e}"));
+    for out in 0..g.node(v.node).types.len() as u16 {
+        g.add_output(&format!("y{out}"), Value { node: v.node, out });
+    }
+    g
+}
+
+/// Inputs with the names that [`graph_of`] gives.
+fn named(inputs: &[Tensor]) -> Vec<(String, &Tensor)> {
+    inputs.iter().enumerate().map(|(i, t)| (format!("x{i}"), t)).collect()
+}

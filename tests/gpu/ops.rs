@@ -1,0 +1,94 @@
+//! Every operator by its own cases, as the tests of the processor run them, on the emulator.
+
+use std::collections::BTreeMap;
+
+use margay_driver::Kind;
+use margay_emulator::Emulator;
+use margay_ir::{Op, eval};
+use margay_runtime::{Session, SessionOptions};
+use margay_tensor::{Binding, Tensor};
+use margay_testkit::{Tolerance, assert_close, case_inputs, in_other_types, max_error};
+
+use crate::{emulated, graph_of, named};
+
+/// Orders of threads that each case runs in.
+const ORDERS: usize = 5;
+
+/// Runs an operator and compares. Returns the error, or `None` where the back end has no kernel, with the reason.
+fn compare(
+    op: &Op,
+    inputs: &[Tensor],
+    constants: usize,
+    tolerance: Tolerance,
+    emulator: &Emulator,
+) -> Result<f64, String> {
+    let g = graph_of(op, inputs, constants);
+    let given = &inputs[..inputs.len() - constants];
+    let names = named(given);
+    let by_name: Vec<(&str, &Tensor)> = names.iter().map(|(n, t)| (n.as_str(), *t)).collect();
+    let expected = eval::run(&g, &by_name).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+    let executable = match emulated(&g, &Binding::new(), emulator) {
+        Ok(executable) => executable,
+        Err(e) if e.kind() == Kind::Usage => return Err(e.to_string()),
+        Err(e) => panic!("{op:?}: {e}\n{g}"),
+    };
+    let mut session = Session::new(&executable, SessionOptions { threads: 1 }).expect("memory");
+    let mut worst = 0f64;
+    let mut first: Option<Vec<(String, Tensor)>> = None;
+    for _ in 0..ORDERS {
+        let outputs = session.run(&by_name).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+        for ((_, found), expected) in outputs.iter().zip(&expected) {
+            assert_close(&format!("{op:?}"), found, expected, tolerance.of(expected.dtype()));
+            worst = worst.max(max_error(found, expected));
+        }
+        match &first {
+            None => first = Some(outputs),
+            Some(first) => assert_eq!(*first, outputs, "{op:?}: the same bits in every order"),
+        }
+    }
+    Ok(worst)
+}
+
+#[test]
+fn kernels_agree_with_the_reference_in_every_order_of_threads() {
+    let emulator = Emulator::new(1);
+    let (mut compared, mut worst, mut without) = (0, ("", 0f64), BTreeMap::<&str, String>::new());
+    for (op, case) in Op::cases() {
+        let constants = match &op {
+            Op::Conv(_) | Op::MatMul(_) => &[1, 0][..],
+            _ => &[0],
+        };
+        for &constants in constants {
+            match compare(&op, &case_inputs(&case), constants, Tolerance::REDUCTION, &emulator) {
+                Ok(error) => {
+                    compared += 1;
+                    if error > worst.1 {
+                        worst = (op.name(), error);
+                    }
+                }
+                Err(reason) => drop(without.insert(op.name(), reason)),
+            }
+        }
+    }
+    println!("{compared} cases, the greatest difference is {:.1e} of {}", worst.1, worst.0);
+    without.iter().for_each(|(name, reason)| println!("without a kernel: {name}: {reason}"));
+    assert!(compared > 200, "{compared}");
+}
+
+#[test]
+fn kernels_agree_with_the_reference_in_every_type() {
+    let emulator = Emulator::new(2);
+    let (mut compared, mut without) = (0, BTreeMap::<String, String>::new());
+    for (op, case) in Op::cases() {
+        for (dtype, case) in in_other_types(&op, &case) {
+            let tolerance = Tolerance::REDUCTION.of(dtype);
+            match compare(&op, &case_inputs(&case), 0, tolerance, &emulator) {
+                Ok(_) => compared += 1,
+                Err(reason) => drop(without.insert(format!("{} of {dtype}", op.name()), reason)),
+            }
+        }
+    }
+    println!("{compared} cases");
+    without.iter().for_each(|(name, reason)| println!("without a kernel: {name}: {reason}"));
+    assert!(compared > 400, "{compared}");
+}

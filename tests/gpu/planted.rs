@@ -1,0 +1,212 @@
+//! Bugs put into generated kernels: the emulator, or a wrong result, gives each of them away, in every order of threads.
+
+use std::sync::Arc;
+
+use margay_artifact::{ArtifactBuilder, Parts};
+use margay_driver::{Dump, build};
+use margay_emulator::Emulator;
+use margay_ir::{Graph, eval};
+use margay_kernels_gpu::GpuCode;
+use margay_runtime::{Device, Executable, GpuDevice, Session, SessionOptions};
+use margay_tensor::{Binding, Tensor};
+use margay_testkit::{normal, parse_with_random_constants};
+
+use crate::EMULATED;
+
+/// Orders of threads in which each bug has to be found.
+const SEEDS: [u64; 5] = [1, 2, 3, 5, 8];
+
+/// A change of the text of a kernel.
+enum Bug {
+    /// Occurrence number so and so of a text becomes another.
+    One(&'static str, usize, &'static str),
+    /// Every occurrence.
+    All(&'static str, &'static str),
+}
+
+impl Bug {
+    fn plant(&self, text: &str) -> String {
+        match self {
+            Bug::All(old, new) => text.replace(old, new),
+            Bug::One(old, number, new) => {
+                let at = text.match_indices(old).nth(*number).map(|(at, _)| at);
+                let Some(at) = at else { return text.to_owned() };
+                format!("{}{new}{}", &text[..at], &text[at + old.len()..])
+            }
+        }
+    }
+}
+
+/// A graph, and the bugs that its one kernel is given.
+struct Subject {
+    graph: Graph,
+    inputs: Vec<(String, Tensor)>,
+    expected: Vec<Tensor>,
+}
+
+impl Subject {
+    fn new(text: &str) -> Subject {
+        let (graph, _) = parse_with_random_constants(text);
+        let input = |(i, n): (usize, &margay_ir::NodeId)| {
+            let shape = graph.ty((*n).into()).extents().expect("closed extents");
+            (graph.node(*n).origin.name().to_string(), normal(&shape, 6, i as u64))
+        };
+        let inputs: Vec<(String, Tensor)> = graph.inputs().iter().enumerate().map(input).collect();
+        let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let expected = eval::run(&graph, &by_name).expect("the reference runs");
+        Subject { graph, inputs, expected }
+    }
+
+    /// The graph compiled, with a bug in its kernel if there is one.
+    fn parts(&self, bug: Option<&Bug>) -> Parts {
+        let mut builder = ArtifactBuilder::new("planted");
+        build::add_entry(&mut builder, &self.graph, &Binding::new(), &EMULATED, &mut Dump::none())
+            .unwrap_or_else(|e| panic!("{e}"));
+        let mut parts = builder.into_parts().expect("parts");
+        let section = &mut parts.description.entries[0].sections[0];
+        let mut code = GpuCode::decode(&parts.code[section.code.clone()]).expect("code");
+        assert_eq!(code.modules.len(), 1, "{}", self.graph);
+        if let Some(bug) = bug {
+            let planted = bug.plant(&code.modules[0]);
+            assert_ne!(planted, code.modules[0], "nothing was changed");
+            code.modules[0] = planted;
+        }
+        let bytes = code.encode();
+        section.code = 0..bytes.len();
+        parts.code = bytes;
+        parts
+    }
+
+    /// What gives a kernel away; `None` if it runs and is right.
+    fn found(&self, parts: Parts, seed: u64) -> Option<String> {
+        let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(Emulator::new(seed))));
+        let executable = Executable::from_parts_on(parts, &[device]).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = Session::new(&executable, SessionOptions { threads: 1 }).expect("memory");
+        let by_name: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        match session.run(&by_name) {
+            Err(error) => Some(error.to_string()),
+            Ok(outputs) => outputs.iter().zip(&self.expected).find_map(|((_, found), expected)| {
+                let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-4 * b.abs().max(1.0);
+                let (found, expected) =
+                    (found.to_vec::<f32>().expect("f32"), expected.to_vec::<f32>().expect("f32"));
+                let wrong = found.into_iter().zip(expected).filter(|pair| !close(*pair)).count();
+                (wrong > 0).then(|| format!("{wrong} wrong results"))
+            }),
+        }
+    }
+
+    fn check(&self, bugs: &[(&str, Bug)]) {
+        for seed in SEEDS {
+            assert_eq!(self.found(self.parts(None), seed), None, "the kernel as it is");
+        }
+        for (name, bug) in bugs {
+            let mut said = Vec::new();
+            for seed in SEEDS {
+                let found = self.found(self.parts(Some(bug)), seed);
+                said.push(found.unwrap_or_else(|| panic!("`{name}` is not found with seed {seed}")));
+            }
+            println!("{name}: {}", said[0]);
+        }
+    }
+}
+
+const BARRIER: &str = "gpu.barrier\n";
+
+#[test]
+fn bugs_in_reductions_are_found() {
+    let rows = Subject::new(
+        "graph @rows(%x: f32[3, 1000]) -> (y: f32[3, 1000]) {
+           %0 = softmax %x {axis = 1} : f32[3, 1000]
+           return %0
+         }",
+    );
+    rows.check(&[
+        ("partial results are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("partial results are written while others are read", Bug::One(BARRIER, 2, "\n")),
+        ("partial results of the sum are read before they are there", Bug::One(BARRIER, 3, "\n")),
+        ("no barrier at all", Bug::All(BARRIER, "\n")),
+        (
+            "a barrier that one thread of a warp reaches",
+            Bug::One("llvm.store", 0, "gpu.barrier\n llvm.store"),
+        ),
+        (
+            "every thread but the first stores its warp's result",
+            Bug::One("arith.cmpi eq", 0, "arith.cmpi ne"),
+        ),
+        ("warps share one place of the exchange", Bug::One("arith.divui", 0, "arith.remui")),
+        ("an exchange at the wrong distance", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+        ("a row is one element too long", Bug::All("arith.constant 1000 : i32", "arith.constant 1001 : i32")),
+        ("threads step over half of a row", Bug::All("arith.constant 128 : i32", "arith.constant 256 : i32")),
+        ("two threads do the same elements", Bug::All("arith.constant 128 : i32", "arith.constant 64 : i32")),
+        ("sums begin at 1", Bug::All("arith.constant 0x00000000 : f32", "arith.constant 0x3F800000 : f32")),
+        (
+            "results are written over the input",
+            Bug::One("llvm.getelementptr %1[", 0, "llvm.getelementptr %0["),
+        ),
+    ]);
+}
+
+#[test]
+fn bugs_in_elementwise_loops_are_found() {
+    let wide = Subject::new(
+        "graph @wide(%x: f32[4000]) -> (y: f32[4000]) {
+           %0 = gelu %x : f32[4000]
+           return %0
+         }",
+    );
+    wide.check(&[
+        (
+            "four neighbours that are not aligned",
+            Bug::All("arith.constant 4 : i32", "arith.constant 3 : i32"),
+        ),
+        ("neighbours of neighbours", Bug::All("arith.constant 4 : i32", "arith.constant 8 : i32")),
+        ("a position too many", Bug::All("arith.constant 1000 : i32", "arith.constant 1001 : i32")),
+        ("blocks that overlap", Bug::All("arith.constant 128 : i32", "arith.constant 64 : i32")),
+        ("a read of what is to be written", Bug::One("llvm.getelementptr %0[", 0, "llvm.getelementptr %1[")),
+    ]);
+}
+
+#[test]
+fn bugs_in_products_are_found() {
+    let product = Subject::new(
+        "graph @product(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : f32[70, 50]
+           return %0
+         }",
+    );
+    product.check(&[
+        ("a tile is overwritten while others read it", Bug::One(BARRIER, 0, "\n")),
+        ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
+        ("a row too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a column too many", Bug::All("arith.constant 50 : i32", "arith.constant 51 : i32")),
+        ("a term too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        (
+            "rows of shared memory of another length",
+            Bug::All("arith.constant 68 : i32", "arith.constant 64 : i32"),
+        ),
+        ("an edge that is not looked at", Bug::One("arith.andi", 0, "arith.ori")),
+        ("tiles of another depth", Bug::All("arith.constant 16 : i32", "arith.constant 15 : i32")),
+        (
+            "the depth of one tile is read twice",
+            Bug::All("arith.constant 136 : i32", "arith.constant 68 : i32"),
+        ),
+    ]);
+}
+
+#[test]
+fn bugs_in_attention_are_found() {
+    let attention = Subject::new(
+        "graph @attention(%q: f32[1, 2, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40]) -> (y: f32[1, 2, 5, 40]) {
+           %0 = attention %q, %k, %v {scale = 0.5} : f32[1, 2, 5, 40]
+           return %0
+         }",
+    );
+    attention.check(&[
+        ("weights are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
+        ("weights are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("a key too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a query too many", Bug::All("arith.constant 10 : i32", "arith.constant 11 : i32")),
+        ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("the largest score of half a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+    ]);
+}
