@@ -56,7 +56,9 @@ impl Scheme for KroneckerScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {
             name: Kronecker::NAME,
-            only_by_name: Some("low rank of the same size loses less: it is a form to be trained"),
+            only_by_name: Some(
+                "not compared with low rank on trained weights yet: it is a form to be trained",
+            ),
             is_storage: false,
             check: reads::<KroneckerSettings>,
         }
