@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(message(b""), "`m` is not a margay artifact");
         assert_eq!(message(b"\x08\x0a\x12\x00"), "`m` is not a margay artifact");
         assert_eq!(message(&MAGIC), "`m` is cut short: expected 256 bytes, found 8");
-        let later = [&MAGIC[..], &7u32.to_le_bytes()].concat();
+        let later = [&MAGIC[..], &8u32.to_le_bytes()].concat();
         let expected =
             format!("`m` has format version 8, expected {FORMAT_VERSION}; compile the model again");
         assert_eq!(message(&later), expected);

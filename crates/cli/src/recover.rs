@@ -20,7 +20,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::{Bars, TrainingBar};
 use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
-use crate::train::{DEFAULT_RATE, rate_line};
+use crate::train::rate_line;
 use crate::{Reply, errors, json};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then those of each block learn together, then all of them. The best on held-out samples is kept.
@@ -104,9 +104,9 @@ struct LearningArgs {
     /// Samples of a step, where the model leaves its batch open.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
-    /// The largest learning rate [default: what a short test finds; 0.001 where learning is too short for one].
-    #[arg(long, value_name = "RATE", value_parser = positive)]
-    learning_rate: Option<f64>,
+    /// The largest learning rate of learning together; test finds one by a short test.
+    #[arg(long, value_name = "RATE|test", default_value = "0.0003", value_parser = rate)]
+    learning_rate: Rate,
     /// Values inside that are to agree besides the outputs, by the names of the nodes that compute them.
     #[arg(long, value_name = "NAMES|auto|none", default_value = "auto", value_delimiter = ',')]
     hidden: Vec<String>,
@@ -128,6 +128,19 @@ struct LearningArgs {
     /// Seed of the order of samples.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+}
+
+/// A learning rate, or none where a test is to find it.
+#[derive(Clone, Copy)]
+struct Rate(Option<f64>);
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "test" => Ok(Rate(None)),
+        number => positive(number)
+            .map(|rate| Rate(Some(rate)))
+            .map_err(|_| "expected a number above 0, or `test`".into()),
+    }
 }
 
 fn train(text: &str) -> Result<Trainable, String> {
@@ -188,8 +201,8 @@ fn options(args: &Args) -> RecoverOptions {
         max_seconds: l.max_seconds,
         steps: l.steps,
         batch: l.batch,
-        learning_rate: l.learning_rate.unwrap_or(DEFAULT_RATE),
-        find_rate: l.learning_rate.is_none(),
+        learning_rate: l.learning_rate.0.unwrap_or(RecoverOptions::default().learning_rate),
+        find_rate: l.learning_rate.0.is_none(),
         hidden: match l.hidden.as_slice() {
             [word] if word == "auto" => Hidden::Auto,
             [word] if word == "none" => Hidden::None,

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use margay_artifact::{Artifact, CodeSection, Parts};
-use margay_codegen_cpu::{CostModel, CpuBackend};
+pub(crate) use margay_codegen_cpu::CostModel;
+use margay_codegen_cpu::CpuBackend;
 use margay_codegen_gpu::GpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
 use margay_kernels_gpu::GpuTarget;
@@ -100,12 +101,20 @@ pub fn with_cost_model(
     let target =
         CpuTarget::by_name_for(target, precision).map_err(|e| DriverError::Options(e.to_string()))?;
     let cost = CostModel::from_toml(text).map_err(|e| DriverError::Options(e.to_string()))?;
-    costed(target, cost).map_err(DriverError::Options)
+    costed(target.name(), cost)
 }
 
-/// The back end for a target with these predicted times.
-pub(crate) fn costed(target: CpuTarget, cost: CostModel) -> Made {
-    let backend = CpuBackend::new(target).map_err(|e| e.to_string())?;
+/// The name of a class of processors, or of the one of this machine, and what times are predicted by for it.
+pub(crate) fn builtin_cost(target: &str) -> Result<(String, CostModel), DriverError> {
+    let target = CpuTarget::by_name(target).map_err(|e| DriverError::Options(e.to_string()))?;
+    let cost = CostModel::builtin(target.name()).expect("every class has a cost model");
+    Ok((target.name().to_owned(), cost))
+}
+
+/// The back end for a class of processors with these predicted times.
+pub(crate) fn costed(target: &str, cost: CostModel) -> Result<Arc<dyn Backend>, DriverError> {
+    let target = CpuTarget::by_name(target).map_err(|e| DriverError::Options(e.to_string()))?;
+    let backend = CpuBackend::new(target).map_err(|e| DriverError::Options(e.to_string()))?;
     Ok(Arc::new(backend.with_cost(cost)))
 }
 

@@ -6,16 +6,15 @@
 
 use std::time::{Duration, Instant};
 
-use margay_codegen_cpu::CostModel;
 use margay_ir::{Graph, TensorType, text};
-use margay_kernels_cpu::CpuTarget;
 use margay_loops::{Precision, Program};
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
 use margay_tensor::{Binding, DType, Tensor};
 use serde::Serialize;
 
-use crate::{DriverError, Dump, Progress, backend, build};
+use crate::backend::{CostModel, builtin_cost, costed};
+use crate::{DriverError, Dump, Progress, build};
 
 /// Runs of each program, at least.
 const LEAST_RUNS: usize = 7;
@@ -80,20 +79,17 @@ pub fn measure(
     seconds: f64,
     progress: &dyn Progress,
 ) -> Result<Machine, DriverError> {
-    let refused = |why: String| DriverError::Options(why);
-    let target = CpuTarget::by_name(target).map_err(|e| refused(e.to_string()))?;
-    let builtin = CostModel::builtin(target.name()).expect("every class has a cost model");
+    let (target, builtin) = builtin_cost(target)?;
     let probes = probes();
     let mut timed = Vec::new();
     for (i, probe) in probes.iter().enumerate() {
         progress.at("timing programs", i, probes.len());
         let threads = if probe.all_threads { threads } else { 1 };
-        timed.push(Timed::new(probe, target, &builtin, threads, seconds)?);
+        timed.push(Timed::new(probe, &target, &builtin, threads, seconds)?);
     }
     progress.at("timing programs", probes.len(), probes.len());
-    let model = fitted(&builtin, target, &probes, &timed)?;
-    let name =
-        format!("measured/{}/{}", target.name(), &blake3::hash(model.to_toml().as_bytes()).to_hex()[..8]);
+    let model = fitted(&builtin, &target, &probes, &timed)?;
+    let name = format!("measured/{}/{}", target, &blake3::hash(model.to_toml().as_bytes()).to_hex()[..8]);
     let mut model = model;
     model.name.clone_from(&name);
     let cost_model = model.to_toml();
@@ -104,12 +100,12 @@ pub fn measure(
             builtin: number(&builtin, probe.key),
             measured: number(&model, probe.key),
             ms: timed.seconds * 1e3,
-            builtin_ms: timed.predicted(target, &builtin)? * 1e3,
-            predicted_ms: timed.predicted(target, &model)? * 1e3,
+            builtin_ms: timed.predicted(&target, &builtin)? * 1e3,
+            predicted_ms: timed.predicted(&target, &model)? * 1e3,
         })
     };
     let rates = probes.iter().zip(&timed).map(rate).collect::<Result<_, DriverError>>()?;
-    Ok(Machine { target: target.name().to_owned(), name, threads, rates, cost_model })
+    Ok(Machine { target, name, threads, rates, cost_model })
 }
 
 /// A program with the time it took.
@@ -122,12 +118,12 @@ struct Timed {
 impl Timed {
     fn new(
         probe: &Probe,
-        target: CpuTarget,
+        target: &str,
         cost: &CostModel,
         threads: usize,
         time: f64,
     ) -> Result<Timed, DriverError> {
-        let backend = backend::costed(target, cost.clone()).map_err(DriverError::Options)?;
+        let backend = costed(target, cost.clone())?;
         let g = text::parse(&probe.source, &contents).expect("probes are graphs");
         let g = build::in_precision(g, probe.precision, &mut Dump::none())?;
         let bound = build::bind(&g, &Binding::new(), &*backend, &mut Dump::none())?;
@@ -149,8 +145,8 @@ impl Timed {
         Ok(Timed { program, threads, seconds: times[times.len() / 2] })
     }
 
-    fn predicted(&self, target: CpuTarget, cost: &CostModel) -> Result<f64, DriverError> {
-        let backend = backend::costed(target, cost.clone()).map_err(DriverError::Options)?;
+    fn predicted(&self, target: &str, cost: &CostModel) -> Result<f64, DriverError> {
+        let backend = costed(target, cost.clone())?;
         Ok(self.program.seconds(&*backend, self.threads))
     }
 }
@@ -158,7 +154,7 @@ impl Timed {
 /// The model with every number set by its program.
 fn fitted(
     builtin: &CostModel,
-    target: CpuTarget,
+    target: &str,
     probes: &[Probe],
     timed: &[Timed],
 ) -> Result<CostModel, DriverError> {
@@ -394,8 +390,8 @@ mod tests {
     /// A machine that is as some model says is found to be that.
     #[test]
     fn the_model_behind_the_times_is_found() {
-        let target = CpuTarget::by_name("portable").unwrap();
-        let builtin = CostModel::builtin(target.name()).unwrap();
+        let target = "portable";
+        let (_, builtin) = builtin_cost(target).unwrap();
         let mut real = builtin.clone();
         for (i, probe) in probes().iter().enumerate() {
             let number = builtin.get(probe.key).unwrap();
@@ -412,7 +408,7 @@ mod tests {
             real = real.with(key, builtin.get(key).unwrap() * share).unwrap();
         }
         let probes = probes();
-        let backend = backend::costed(target, real.clone()).unwrap();
+        let backend = costed(target, real.clone()).unwrap();
         let timed: Vec<Timed> = probes
             .iter()
             .map(|probe| {

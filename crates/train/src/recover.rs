@@ -95,7 +95,7 @@ impl Default for RecoverOptions {
             max_seconds: 600.0,
             steps: None,
             batch: 32,
-            learning_rate: 1e-3,
+            learning_rate: 3e-4,
             find_rate: false,
             hidden: Hidden::Auto,
             weights: Weights::default(),
@@ -257,7 +257,14 @@ pub fn recover(
     let mut fitted = None;
     // Whoever interrupts what comes before has what it gave.
     if options.together && !observer.interrupted() {
-        let start_from = best.balanced()?;
+        // A run that goes on begins where the one before began: coordinates follow from there.
+        let start_from = match resumed {
+            Some(_) => best.graph.clone(),
+            None => best.balanced()?,
+        };
+        if resumed.is_none() {
+            fixed.extend(start_values(&start_from, options.train));
+        }
         let run = LearnRun { batch, spent: start.elapsed().as_secs_f64(), identity, fixed };
         let result = learn(&start_from, &goal, &mut task, run, progress, observer)?;
         let found = result.best();
@@ -322,12 +329,22 @@ fn changed_positions(g: &Graph, contents: &Contents) -> Tensors {
     integers.filter_map(|(n, t)| Some((name(*n)?, t.clone()))).collect()
 }
 
-/// A graph with the contents that [`changed_positions`] found.
+/// In front of the name of a parameter.
+const START: &str = "start ";
+
+/// What learning begins with.
+fn start_values(g: &Graph, train: Train) -> Tensors {
+    let values = trainable::contents(g, &trainable::trainable(g, train));
+    values.into_iter().map(|(name, t)| (format!("{START}{name}"), t)).collect()
+}
+
+/// A graph with the contents that [`changed_positions`] and [`start_values`] found.
 fn with_fixed(g: &Graph, fixed: &[(String, Tensor)]) -> Result<Graph, TrainError> {
     let names = constants(g);
     let node = |name: &String| names.iter().find(|(other, _)| other == name).map(|(_, n)| *n);
     let contents: Contents = fixed.iter().filter_map(|(name, t)| Some((node(name)?, t.clone()))).collect();
-    Ok(with_constants(g, &contents)?)
+    let start = fixed.iter().filter_map(|(name, t)| Some((name.strip_prefix(START)?.to_owned(), t.clone())));
+    with_parameters(&with_constants(g, &contents)?, &start.collect::<Tensors>())
 }
 
 /// What is the same for all graphs of one recovery.

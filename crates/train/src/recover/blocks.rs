@@ -26,6 +26,9 @@ use crate::{
 /// Samples that blocks learn from, at most, and samples that are held out for them.
 const MOST_SAMPLES: [usize; 2] = [1024, 256];
 
+/// The largest learning rate of a block, with Adam.
+const LEARNING_RATE: f64 = 1e-3;
+
 /// Times that a block sees its samples.
 const EPOCHS: u64 = 6;
 
@@ -154,7 +157,7 @@ impl Block<'_> {
         };
         let update = Update {
             optimizer: Optimizer::ADAM,
-            learning_rate: options.learning_rate,
+            learning_rate: LEARNING_RATE,
             schedule: Schedule::Cosine { warm_up: 0.05, floor: 0.0 },
             clip: Some(1.0),
         };
