@@ -1,7 +1,7 @@
 //! A kernel for the processor: what LLVM is given for a device, with the few operations that only a device has replaced by
 //! calls.
 //!
-//! The text is that of a kernel in the dialects `llvm` and `nvvm`, as [`Mlir`](crate::Mlir) lowers it for a device too. The
+//! The text is that of a kernel in the dialects `llvm` and `nvvm`, as `Mlir` lowers it for a device too. The
 //! function gets one more parameter, the first: a pointer that every call hands on, by which an emulator knows the thread.
 //! Before each access to memory its address goes through a call, which may give another one. Arrays in shared memory lie
 //! where a call says.

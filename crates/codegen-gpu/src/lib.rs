@@ -1,6 +1,6 @@
 //! Kernels for GPUs from loop-level programs, through MLIR.
 //!
-//! [`GpuBackend`] is the back end. [`write`] turns a loop nest into MLIR: a function of the dialects `gpu`, `scf`, `arith` and `llvm`. The feature `gpu` adds
+//! [`GpuBackend`] is the back end. [`write()`] turns a loop nest into MLIR: a function of the dialects `gpu`, `scf`, `arith` and `llvm`. The feature `gpu` adds
 //! `mlir`, which has LLVM turn that into PTX for a device, or into machine code of the processor for the emulator:
 //! the one place of margay that links LLVM. Without it everything else is there, and its tests run.
 //!
