@@ -70,7 +70,7 @@ fn states_of_other_types_and_names_are_refused() {
         message(&[("sum", "next.count")]),
         "output `next.count` is f32; the input it is carried to is f32[4]"
     );
-    try_compile(&graph(MEAN)).unwrap();
+    try_compile(&graph(MEAN), &Binding::new()).unwrap();
 }
 
 /// Each state becomes the other one: neither may be overwritten before it was read.

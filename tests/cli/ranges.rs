@@ -129,4 +129,15 @@ fn keys_of_earlier_steps_may_be_none() {
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     let checked = place.done("check again.onnx").stdout;
     assert!(checked.contains("past") && !checked.contains("past?"), "{checked}");
+    for past in [0, 7] {
+        let checked = place.done(&format!("check step.onnx --dim past={past}")).stdout;
+        assert!(checked.contains("The model can be compiled."), "{checked}");
+    }
+    let refused = place.run("check step.onnx --dim future=1");
+    assert_eq!(refused.code, 2);
+    assert!(
+        refused.stderr.contains("the model has no open dimension `future`; open are `"),
+        "{}",
+        refused.stderr
+    );
 }

@@ -65,7 +65,7 @@ pub(super) fn goes_on(g: Graph) {
     let bound = build::bind(&model.graph, &binding, native, &mut Dump::none());
     let Some(bound) = answer(&printed, bound) else { return };
     if !is_small(&bound) {
-        answer(&printed, build::try_compile(&bound));
+        answer(&printed, build::try_compile(&bound, &Binding::new()));
         return;
     }
     runs(&printed, &bound, native);

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use margay::{Check, Kind, Port, ProblemKind, check};
 
+use crate::args::named_extent;
 use crate::error::Failure;
 use crate::table::{Table, bytes};
 use crate::{Reply, json};
@@ -36,13 +37,17 @@ pub(crate) struct Args {
     /// An ONNX file.
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
+    /// Value of a dimension the model leaves open.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
+    dims: Vec<(String, usize)>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
-    let report = check(&args.model)?;
+    let dims: Vec<(String, i64)> = args.dims.iter().map(|(name, n)| (name.clone(), *n as i64)).collect();
+    let report = check(&args.model, &dims)?;
     let failure = (!report.supported).then(|| {
         let any = |kind| report.problems.iter().any(|p| p.kind == kind);
         let kind = match (any(ProblemKind::Internal), any(ProblemKind::Malformed)) {

@@ -201,16 +201,18 @@ pub fn jit_step(
     Ok(CompiledStep { executable: backend::executable(builder.into_parts()?, backend)?, saved })
 }
 
-/// Whether a graph compiles, tried with 1 for every open dimension; no constant is packed. Where it does not type with
-/// that, nothing is said.
-pub fn try_compile(g: &Graph) -> Result<(), DriverError> {
-    let binding: Binding = g.symbols().into_iter().map(|s| (s, 1)).collect();
+/// Whether a graph compiles, tried with these values and 1 for every other open dimension; no constant is packed. Where it
+/// does not type with what was not given, nothing is said.
+pub fn try_compile(g: &Graph, given: &Binding) -> Result<(), DriverError> {
+    let value = |s: &margay_tensor::Symbol| given.get(s).copied().unwrap_or(1);
+    let binding: Binding = g.symbols().into_iter().map(|s| (s.clone(), value(&s))).collect();
     let backend = &*backend::native();
     match bind(g, &binding, backend, &mut Dump::none()) {
         Ok(bound) => {
             let mut builder = ArtifactBuilder::new(g.name());
             add_bound_entry(&mut builder, &bound, &binding, backend, &[], &mut Dump::none()).map(|_| ())
         }
+        Err(error) if binding.keys().all(|s| given.contains_key(s)) => Err(error),
         Err(_) => Ok(()),
     }
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use margay_driver::{Dump, Kind, Model, build, is_artifact};
 use margay_ir::{Graph, Op};
-use margay_onnx::{Model as OnnxModel, OnnxError, import, supported_operators};
+use margay_onnx::{KnownInputs, Model as OnnxModel, OnnxError, import_for, supported_operators};
 use margay_passes::sketch::layers;
+use margay_tensor::{Binding, Symbol, is_named};
 use serde::Serialize;
 
 use crate::Error;
@@ -107,11 +108,12 @@ pub struct Fault {
     pub message: String,
 }
 
-/// Reads a model, imports it and tries to compile it.
+/// Reads a model, imports it and tries to compile it, with these values of open dimensions.
 ///
 /// # Errors
-/// A file that cannot be read at all; what is wrong with a model is in the result.
-pub fn check(path: &Path) -> Result<Check, Error> {
+/// A file that cannot be read at all, and dimensions that the model does not leave open; what is wrong with a model is in
+/// the result.
+pub fn check(path: &Path, dims: &[(String, i64)]) -> Result<Check, Error> {
     if is_artifact(path)? {
         let message = format!(
             "`{}` is an artifact, expected an ONNX file; `margay inspect` tells what is in it",
@@ -121,8 +123,11 @@ pub fn check(path: &Path) -> Result<Check, Error> {
     }
     let model = OnnxModel::open(path)?;
     let mut problems = Vec::new();
-    let graph = match import(&model) {
-        Ok(graph) => Some(graph),
+    let given: Binding = dims.iter().map(|(name, value)| (name.as_str().into(), *value)).collect();
+    let empty = given.iter().filter(|(_, value)| **value == 0).map(|(name, _)| name.clone()).collect();
+    let known = KnownInputs { dims: given, empty, ..KnownInputs::default() };
+    let graph = match import_for(&model, &known) {
+        Ok(imported) => Some(imported.graph),
         Err(OnnxError::Invalid(found)) => {
             let word = |kind| match kind {
                 margay_onnx::Kind::Malformed => ProblemKind::Malformed,
@@ -135,10 +140,11 @@ pub fn check(path: &Path) -> Result<Check, Error> {
     };
     let mut layers = None;
     if let Some(graph) = &graph {
+        expect_open(graph, dims)?;
         let failed = match Model::new(graph.clone(), graph.name(), &mut Dump::none()) {
             Ok(source) => {
                 layers = Some(Layers::of(&source.graph));
-                build::try_compile(&source.graph).err()
+                build::try_compile(&source.graph, &values(&source.graph, dims)).err()
             }
             Err(error) => Some(error),
         };
@@ -221,4 +227,20 @@ fn operators(model: &OnnxModel) -> Vec<Operator> {
         counts.entry(node.operator()).or_insert((0, supported)).0 += 1;
     }
     counts.into_iter().map(|(name, (count, supported))| Operator { name, count, supported }).collect()
+}
+
+/// The values by the symbols that stand for these dimensions.
+fn values(g: &Graph, dims: &[(String, i64)]) -> Binding {
+    let value = |s: &Symbol| dims.iter().find(|(name, _)| is_named(s, name)).map(|(_, value)| *value);
+    g.symbols().into_iter().filter_map(|s| Some((s.clone(), value(&s)?))).collect()
+}
+
+/// Fails for names that are not those of open dimensions.
+fn expect_open(g: &Graph, dims: &[(String, i64)]) -> Result<(), Error> {
+    let symbols = g.symbols();
+    let is_open = |name: &str| symbols.iter().any(|s| is_named(s, name));
+    let Some((name, _)) = dims.iter().find(|(name, _)| !is_open(name)) else { return Ok(()) };
+    let open: Vec<&str> = symbols.iter().map(|s| s.trim_end_matches('?')).collect();
+    let known = if open.is_empty() { "none".to_owned() } else { format!("`{}`", open.join("`, `")) };
+    Err(Error::Options(format!("the model has no open dimension `{name}`; open are {known}")))
 }
