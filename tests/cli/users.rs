@@ -220,6 +220,13 @@ fn sketches_that_were_trained_are_explained() {
     let explained = place.done("explain t.margay").stdout;
     let (_, found) = explained.split_once("Sketches found in the graph, by their form:").expect(&explained);
     assert!(found.contains("fc1    3136 x 64  lowrank     8"), "{found}");
+    let both = "train model.onnx --data labelled.npz --labels label --scheme favor --features 8 --rank 4 --export t.onnx";
+    let refused = place.run(both);
+    assert!(
+        refused.code == 2 && refused.stderr.contains("cannot be used with '--features"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

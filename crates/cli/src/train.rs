@@ -129,7 +129,7 @@ struct SketchArgs {
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<SketchScheme>,
     /// With --scheme panther: columns of each sketch. Layers that would not get smaller stay.
-    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "panther"))]
+    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme", conflicts_with = "features", required_if_eq("scheme", "panther"))]
     rank: Option<usize>,
     /// With --scheme panther: sketches that are averaged.
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
