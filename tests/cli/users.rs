@@ -222,8 +222,9 @@ fn sketches_that_were_trained_are_explained() {
     assert!(found.contains("fc1    3136 x 64  lowrank     8"), "{found}");
     let both = "train model.onnx --data labelled.npz --labels label --scheme favor --features 8 --rank 4 --export t.onnx";
     let refused = place.run(both);
+    assert_eq!(refused.code, 2);
     assert!(
-        refused.code == 2 && refused.stderr.contains("cannot be used with '--features"),
+        refused.stderr.contains("'--features <M>' cannot be used with '--rank <K>'"),
         "{}",
         refused.stderr
     );
