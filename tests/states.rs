@@ -20,7 +20,7 @@ fn session(source: &str, states: &[(&str, &str)], threads: usize) -> Session {
 fn step(source: &str, states: &[(&str, &str)]) -> Result<CompiledStep, String> {
     let states = states.iter().map(|(i, o)| ((*i).into(), (*o).into())).collect();
     let form = StepForm { states, max_saved_bytes: None };
-    jit_step(&graph(source), &Binding::new(), &*backend::native(), &form).map_err(|e| e.to_string())
+    jit_step(&graph(source), &[Binding::new()].into(), &*backend::native(), &form).map_err(|e| e.to_string())
 }
 
 fn row(values: &[f32]) -> Tensor {

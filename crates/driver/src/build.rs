@@ -1,5 +1,7 @@
 //! Graphs to code, for one value of every symbol.
 
+use std::collections::BTreeSet;
+
 use margay_artifact::{ArtifactBuilder, EntryParts, SectionParts, StepNote};
 use margay_ir::{Graph, Remark, Value, verify::Stage};
 use margay_loops::{Backend, Carried, Precision, Program};
@@ -78,7 +80,7 @@ pub struct StepForm {
 pub struct CompiledStep {
     /// The code.
     pub executable: Executable,
-    /// What is kept between the forward and the backward pass: the nodes that compute it, and bytes.
+    /// What is kept between the forward and the backward pass, where that is most: the nodes that compute it, and bytes.
     pub saved: Vec<(String, u64)>,
 }
 
@@ -189,15 +191,22 @@ pub fn jit(g: &Graph, binding: &Binding, backend: &dyn Backend) -> Result<Execut
     backend::executable(builder.into_parts()?, backend)
 }
 
-/// Compiles a step, to run in this process.
+/// Compiles a step for some values of every symbol, to run in this process. States must not depend on them.
 pub fn jit_step(
     g: &Graph,
-    binding: &Binding,
+    bindings: &BTreeSet<Binding>,
     backend: &dyn Backend,
     form: &StepForm,
 ) -> Result<CompiledStep, DriverError> {
     let mut builder = ArtifactBuilder::new(g.name());
-    let (_, saved) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
+    let mut saved = Vec::new();
+    for binding in bindings {
+        let (_, found) = add_step_entry(&mut builder, g, binding, backend, form, &mut Dump::none())?;
+        let bytes = |all: &[(String, u64)]| all.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        if bytes(&found) >= bytes(&saved) {
+            saved = found;
+        }
+    }
     Ok(CompiledStep { executable: backend::executable(builder.into_parts()?, backend)?, saved })
 }
 

@@ -23,7 +23,7 @@
 //! - [`backend`]: names to back ends.
 //! - [`build`]: graphs to code; [`range`]: graphs to code for every value in ranges of symbols.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
-//! - [`Samples`]: calibration and held-out data.
+//! - [`Samples`]: calibration and held-out data. [`Padding`]: what of it is left out where samples run together.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
 //! - [`Report`]: what was done and what it costs.
 //! - [`ErrorSum`], [`ErrorMeasure`]: how far outputs are apart. [`compare`]: the same of layers.
@@ -52,6 +52,7 @@ pub mod machine;
 mod mask;
 mod metric;
 mod model;
+pub mod padding;
 mod parallel;
 mod progress;
 pub mod range;
@@ -80,6 +81,7 @@ pub use margay_plan::{Goal, Resource};
 pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};
 pub use metric::{MetricReport, OwnMetric};
 pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
+pub use padding::Padding;
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};
 pub use recompile::{measure_error, recompile};

@@ -14,9 +14,17 @@ pub struct Batches {
     rows: usize,
     size: usize,
     seed: u64,
+    /// By sample, what is to be similar in a batch.
+    lengths: Option<Vec<usize>>,
     epoch: Option<u64>,
     order: Vec<usize>,
 }
+
+/// Batches among whose samples those of similar length are brought together.
+const SORTED_TOGETHER: usize = 16;
+
+/// Names the order of batches of an epoch, beside that of samples.
+const OF_BATCHES: u64 = 1 << 63;
 
 impl Batches {
     /// Batches of `size` of `rows` samples.
@@ -27,7 +35,16 @@ impl Batches {
         if size == 0 || rows < size {
             return Err(TrainError::Options(format!("a batch of {size} samples, of {rows} to train on")));
         }
-        Ok(Batches { rows, size, seed, epoch: None, order: Vec::new() })
+        Ok(Batches { rows, size, seed, lengths: None, epoch: None, order: Vec::new() })
+    }
+
+    /// The same, but that samples in a batch have similar lengths: of every few batches that an epoch would have in a row,
+    /// all samples are sorted by length, and all batches of the epoch are then taken in a random order.
+    #[must_use]
+    pub fn by_length(mut self, lengths: Vec<usize>) -> Batches {
+        assert_eq!(lengths.len(), self.rows, "one length per sample");
+        self.lengths = Some(lengths);
+        self
     }
 
     /// Steps of one epoch.
@@ -39,10 +56,21 @@ impl Batches {
     pub fn batch(&mut self, step: u64) -> &[usize] {
         let (epoch, within) = (step / self.per_epoch(), (step % self.per_epoch()) as usize);
         if self.epoch != Some(epoch) {
-            self.order = permutation(self.rows, self.seed, epoch);
+            self.order = self.epoch_order(epoch);
             self.epoch = Some(epoch);
         }
         &self.order[within * self.size..][..self.size]
+    }
+
+    fn epoch_order(&self, epoch: u64) -> Vec<usize> {
+        let mut order = permutation(self.rows, self.seed, epoch);
+        let Some(lengths) = &self.lengths else { return order };
+        order.truncate(self.rows / self.size * self.size);
+        for some in order.chunks_mut(SORTED_TOGETHER * self.size) {
+            some.sort_by_key(|row| lengths[*row]);
+        }
+        let batches = permutation(order.len() / self.size, self.seed, OF_BATCHES | epoch);
+        batches.into_iter().flat_map(|i| order[i * self.size..][..self.size].to_vec()).collect()
     }
 }
 
@@ -74,6 +102,30 @@ mod tests {
             assert_eq!(order, (0..12).collect::<Vec<_>>());
         }
         assert_eq!(epoch(&mut batches, 0), first, "what a step takes follows from its number");
+    }
+
+    #[test]
+    fn batches_by_length_take_every_sample_once_and_differ_little_within() {
+        let lengths: Vec<usize> = (0..64).map(|i| i * 37 % 64).collect();
+        let mut batches = Batches::new(64, 8, 7).unwrap().by_length(lengths.clone());
+        let epoch = |b: &mut Batches, e: u64| -> Vec<Vec<usize>> {
+            (0..8).map(|i| b.batch(8 * e + i).to_vec()).collect()
+        };
+        let (first, second) = (epoch(&mut batches, 0), epoch(&mut batches, 1));
+        assert_ne!(first, second);
+        let longest: Vec<usize> =
+            first.iter().map(|b| b.iter().map(|r| lengths[*r]).max().unwrap()).collect();
+        assert!(!longest.is_sorted(), "batches come in a random order: {longest:?}");
+        for mut batches in [first, second] {
+            for batch in &batches {
+                let of = || batch.iter().map(|r| lengths[*r]);
+                assert_eq!(of().max().unwrap() - of().min().unwrap(), 7, "{batch:?}");
+            }
+            batches.sort();
+            let mut all = batches.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..64).collect::<Vec<_>>());
+        }
     }
 
     #[test]

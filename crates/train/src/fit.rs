@@ -22,6 +22,11 @@ pub trait Task {
     /// Number of samples to train on.
     fn rows(&self) -> usize;
 
+    /// By sample, what is to be similar among the samples of a step; `None` for samples at random.
+    fn lengths(&self) -> Option<Vec<usize>> {
+        None
+    }
+
     /// The inputs of a step for these samples.
     fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError>;
 
@@ -299,7 +304,10 @@ impl<'o> Run<'o> {
         options: &'o FitOptions,
         observer: &mut dyn Observer,
     ) -> Result<Run<'o>, TrainError> {
-        let batches = Batches::new(task.rows(), options.batch, options.seed)?;
+        let mut batches = Batches::new(task.rows(), options.batch, options.seed)?;
+        if let Some(lengths) = task.lengths() {
+            batches = batches.by_length(lengths);
+        }
         let (total_steps, settled) = match options.length {
             Length::Steps(n) => (n.max(1), true),
             Length::Epochs(n) => (((n * batches.per_epoch() as f64).ceil() as u64).max(1), true),

@@ -30,6 +30,7 @@ pub fn mse(
     let mut n = Builder::new(g, Origin::named("loss"));
     expect_alike(&n, prediction, target)?;
     let difference = n.op(Sub, &[prediction, target])?;
+    let difference = counted(&mut n, difference, weights)?;
     let square = n.mul(difference, difference)?;
     average(&mut n, square, weights)
 }
@@ -48,6 +49,8 @@ pub fn cosine(
     let mut n = Builder::new(g, Origin::named("loss"));
     expect_alike(&n, prediction, target)?;
     expect_rows(&n, prediction)?;
+    let prediction = counted(&mut n, prediction, weights)?;
+    let target = counted(&mut n, target, weights)?;
     let product = n.mul(prediction, target)?;
     let product = n.sum_last(product)?;
     let mut lengths = Vec::with_capacity(2);
@@ -87,6 +90,8 @@ pub fn cross_entropy(
         }
     };
     let hit = hits(&mut n, logits, labels)?;
+    let logits = counted(&mut n, logits, weights)?;
+    let logits = counted(&mut n, logits, kept)?;
     let (shifted, log_sum) = log_sum_exp(&mut n, logits)?;
     let chosen = n.where_or(hit, shifted, 0.0)?;
     let chosen = n.sum_last(chosen)?;
@@ -140,10 +145,11 @@ pub fn kl_divergence(
     expect_alike(&n, student, teacher)?;
     expect_rows(&n, student)?;
     let [teacher, student] = [teacher, student].map(|logits| {
+        let logits = counted(&mut n, logits, weights)?;
         let soft = n.scale(logits, 1.0 / temperature)?;
         let (shifted, log_sum) = log_sum_exp(&mut n, soft)?;
         let log_sum = keep_axis(&mut n, log_sum)?;
-        n.sub(shifted, log_sum)
+        Ok::<Value, TrainError>(n.sub(shifted, log_sum)?)
     });
     let (teacher, student) = (teacher?, student?);
     let share = n.op(Exp, &[teacher])?;
@@ -259,6 +265,25 @@ fn average(n: &mut Builder<'_>, losses: Value, weights: Option<Value>) -> Result
     let some = n.positive(count)?;
     let count = n.where_or(some, count, 1.0)?;
     Ok(n.div(total, count)?)
+}
+
+/// A value with zeros in the rows whose weight is 0, which may hold anything: neither they nor derivatives by them, which
+/// are 0 too, meet what is there. `weights` have some of the first axes of the value.
+pub(crate) fn counted(n: &mut Builder<'_>, v: Value, weights: Option<Value>) -> Result<Value, TrainError> {
+    let Some(weights) = weights else { return Ok(v) };
+    expect_prefix(n, v, weights)?;
+    let counts = match n.ty(weights).dtype {
+        DType::Bool => weights,
+        _ => {
+            let zero = n.number(weights, 0.0)?;
+            let none = n.op(Equal, &[weights, zero])?;
+            n.op(Not, &[none])?
+        }
+    };
+    let mut shape = n.ty(counts).shape.clone();
+    shape.resize(n.ty(v).ndim(), Dim::from(1usize));
+    let counts = n.op(Reshape { shape }, &[counts])?;
+    Ok(n.where_or(counts, v, 0.0)?)
 }
 
 /// A value with an axis of one element at its end.

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    Contents, DriverError, LayerRefit, Mask, MaskChoice, Progress, RefitData, Samples, bound_batch, hold_out,
-    input_moments, metrics, parallel, refit_layers,
+    Contents, DriverError, LayerRefit, Mask, MaskChoice, Padding, Progress, RefitData, Samples, bound_batch,
+    hold_out, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -189,14 +189,17 @@ pub fn recover(
     let all: Vec<pairs::Pair> = outputs.iter().chain(&hidden).cloned().collect();
     let mut both = Teacher::new(teacher, &all, backend, threads);
     let variances = both.variances(&train, &mask, batch)?;
-    let goal = Goal { teacher, options, mask: &mask, variances };
+    let padding = Padding::find(&[student, teacher], &mask, &samples, backend, threads)?;
+    let goal = Goal { teacher, options, mask: &mask, padding: padding.as_ref(), variances };
     let mut output_teacher = Teacher::new(teacher, &outputs, backend, threads);
     let evaluator = goal.evaluator(student)?;
-    let mut task = Distillation::new(train.clone(), &held_out, both, &mut output_teacher, evaluator, batch)?;
+    let cut = padding.clone();
+    let mut task =
+        Distillation::new(train.clone(), &held_out, both, &mut output_teacher, evaluator, batch, cut)?;
     let mut best = Best::of(student, options.train, &mut task)?;
     let before = best.error.clone();
 
-    let identity = identity(student, teacher, &samples, options);
+    let identity = identity(student, teacher, &samples, padding.as_ref(), options);
     let path = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
     let resumed = path.map(|path| Checkpoint::read(path, &identity)).transpose()?;
     let mut fixed = Tensors::new();
@@ -217,6 +220,7 @@ pub fn recover(
             held_out: &held_out,
             fit_to_both: false,
             mask: &mask,
+            padding: padding.as_ref(),
             metrics: &metrics,
             backend,
             threads,
@@ -352,6 +356,7 @@ struct Goal<'a> {
     teacher: &'a Graph,
     options: &'a RecoverOptions,
     mask: &'a Mask,
+    padding: Option<&'a Padding>,
     /// Of the teacher's outputs, then of its values inside.
     variances: Vec<f64>,
 }
@@ -438,8 +443,10 @@ fn learn(
     };
     let axes = goal.axes(student, &parameters, task.samples(), progress)?;
     let step = TrainingStep::in_axes(student, &parameters, &|g| objective.loss(g), &update, &axes)?;
-    let example = task.batch(&(0..run.batch).collect::<Vec<usize>>())?;
-    let mut trainer = Trainer::new(&step, &example, &margay_driver::backend::native(), options.threads)?;
+    let examples = task.examples(run.batch)?;
+    let examples: Vec<&[(String, Tensor)]> = examples.iter().map(Vec::as_slice).collect();
+    let mut trainer =
+        Trainer::of_shapes(&step, &examples, &margay_driver::backend::native(), options.threads)?;
     let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
     let fit_options = FitOptions {
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),
@@ -460,7 +467,13 @@ fn learn(
 
 /// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
 /// How long a run is to be is not part of it: it may go on for longer.
-fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &RecoverOptions) -> Identity {
+fn identity(
+    student: &Graph,
+    teacher: &Graph,
+    samples: &Samples,
+    padding: Option<&Padding>,
+    options: &RecoverOptions,
+) -> Identity {
     let hash = |g: &Graph| blake3::hash(g.to_string().as_bytes()).to_hex()[..16].to_string();
     let RecoverOptions { batch, learning_rate, hidden, weights, train, mask, layers, blocks, .. } = options;
     let parts = [
@@ -473,6 +486,7 @@ fn identity(student: &Graph, teacher: &Graph, samples: &Samples, options: &Recov
         ("the weights of the objective", format!("{weights:?}")),
         ("what is trained", format!("{train:?}")),
         ("the mask", format!("{mask:?}")),
+        ("the lengths of batches", format!("{:?}", padding.map(Padding::lengths))),
         ("the refit of layers", layers.to_string()),
         ("the refinement of blocks", blocks.to_string()),
         ("the share held out", options.held_out.to_string()),

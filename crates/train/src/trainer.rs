@@ -1,5 +1,6 @@
 //! A training step as machine code, and the session that holds its states.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use margay_driver::Backend;
@@ -13,7 +14,7 @@ use crate::non_finite::{self, NonFinite};
 use crate::step::{PEAK_RATE, STEP, TOTAL_STEPS, next};
 use crate::{Schedule, TrainError, TrainingStep};
 
-/// Runs a training step on batches of one shape.
+/// Runs a training step on batches of the shapes that it was compiled for.
 pub struct Trainer {
     session: Session,
     parameters: Vec<String>,
@@ -25,10 +26,9 @@ pub struct Trainer {
     source: Source,
 }
 
-/// A graph, what it was compiled for, and how many threads run it.
+/// A graph, what compiles it, and how many threads run it.
 struct Source {
     graph: Graph,
-    binding: Binding,
     backend: Arc<dyn Backend>,
     threads: usize,
 }
@@ -66,26 +66,42 @@ impl Trainer {
     /// their initial values.
     ///
     /// # Errors
-    /// Inputs that are missing or do not fit each other; what the compiler refuses.
+    /// As [`of_shapes`](Trainer::of_shapes).
     pub fn new(
         step: &TrainingStep,
         example: &[(String, Tensor)],
         backend: &Arc<dyn Backend>,
         threads: usize,
     ) -> Result<Trainer, TrainError> {
-        let find = |name: &str| example.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
-        let missing = step.data().into_iter().find(|(name, _)| find(name).is_none());
-        if let Some((name, ty)) = missing {
-            return Err(TrainError::Mismatch {
-                what: name,
-                expected: ty.to_string(),
-                found: "nothing".into(),
-            });
+        Trainer::of_shapes(step, &[example], backend, threads)
+    }
+
+    /// As [`new`](Trainer::new), for batches of the shape of any of some examples.
+    ///
+    /// # Errors
+    /// Inputs that are missing or do not fit each other; what the compiler refuses.
+    pub fn of_shapes(
+        step: &TrainingStep,
+        examples: &[&[(String, Tensor)]],
+        backend: &Arc<dyn Backend>,
+        threads: usize,
+    ) -> Result<Trainer, TrainError> {
+        let data = step.data();
+        for example in examples {
+            let missing = data.iter().find(|(name, _)| example.iter().all(|(n, _)| n != name));
+            if let Some((name, ty)) = missing {
+                return Err(TrainError::Mismatch {
+                    what: name.clone(),
+                    expected: ty.to_string(),
+                    found: "nothing".into(),
+                });
+            }
         }
-        let binding = eval::bind_symbols(&step.graph, find)?;
+        let bindings = examples.iter().map(|example| bound(&step.graph, example));
+        let bindings = bindings.collect::<Result<BTreeSet<Binding>, _>>()?;
         let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
         let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
-        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &binding, &**backend, &form)?;
+        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &bindings, &**backend, &form)?;
         let arena_bytes = executable.sections().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
         for state in &step.states {
@@ -94,7 +110,7 @@ impl Trainer {
         let parameters = step.parameters.clone();
         let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
         let parameter_bytes = parameters.iter().map(bytes).sum();
-        let source = Source { graph: step.graph.clone(), binding, backend: backend.clone(), threads };
+        let source = Source { graph: step.graph.clone(), backend: backend.clone(), threads };
         let schedule = step.schedule;
         Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, schedule, source })
     }
@@ -126,8 +142,8 @@ impl Trainer {
         let states = self.states();
         let inputs: Vec<(&str, &Tensor)> =
             batch.iter().chain(&states).map(|(n, t)| (n.as_str(), t)).collect();
-        let Source { graph, binding, backend, threads } = &self.source;
-        non_finite::find(graph, &inputs, binding, &**backend, *threads)
+        let Source { graph, backend, threads } = &self.source;
+        non_finite::find(graph, &inputs, &bound(graph, batch)?, &**backend, *threads)
     }
 
     /// Says how many steps there are in all, for schedules.
@@ -203,4 +219,10 @@ impl Trainer {
     pub fn session(&mut self) -> &mut Session {
         &mut self.session
     }
+}
+
+/// The values of the symbols of a step for a batch.
+fn bound(g: &Graph, batch: &[(String, Tensor)]) -> Result<Binding, TrainError> {
+    let find = |name: &str| batch.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+    Ok(eval::bind_symbols(g, find)?)
 }

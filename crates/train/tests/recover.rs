@@ -270,6 +270,40 @@ fn padding_does_not_count() {
     assert!(all.layers[0].before != found.layers[0].before);
 }
 
+/// Texts of so many places, of which as many count as their number modulo 8 says, with something else in the others.
+fn padded(places: usize, padding: f32) -> Samples {
+    let counts = |text: usize, place: usize| place <= text % 8;
+    let drawn = random_matrix(Distribution::Gaussian, 128, 8 * WIDE, 20, 1).to_row_major();
+    let (mut x, mut marks) = (Vec::new(), Vec::new());
+    for (text, place) in (0..128).flat_map(|text| (0..places).map(move |place| (text, place))) {
+        marks.push(i64::from(counts(text, place)));
+        let at = (text * 8 + place) * WIDE;
+        let one = if counts(text, place) { drawn[at..][..WIDE].to_vec() } else { vec![padding; WIDE] };
+        x.extend(one);
+    }
+    let x = Tensor::from_slice(&[128, places, WIDE], &x).unwrap();
+    let mask = Tensor::from_slice(&[128, places], &marks).unwrap();
+    Samples::new(vec![("x".into(), x), ("attention_mask".into(), mask)]).unwrap()
+}
+
+#[test]
+fn padding_is_cut_whatever_it_holds_and_however_much_there_is() {
+    let (left, right) = (gaussian(&[WIDE, RANK], 5), gaussian(&[RANK, WIDE], 6));
+    let teacher = texts(Weight::Dense(product(&left, &right)), bias(WIDE, 2));
+    let factors = Weight::Factors(gaussian(&[WIDE, RANK], 8), gaussian(&[RANK, WIDE], 9));
+    let student = texts(factors, bias(WIDE, 2));
+    let options =
+        RecoverOptions { layers: false, learning_rate: 0.01, steps: Some(60), batch: 16, ..options() };
+    let learned = |samples: &Samples| {
+        let found = recover(&student, &teacher, samples, &options, &Silent, &mut Silent).unwrap();
+        assert!(found.after.error < 0.8 * found.before.error, "{:?}", found.fitted);
+        numbers(&found.graph)
+    };
+    let first = learned(&padded(8, 0.0));
+    assert_eq!(first, learned(&padded(16, 1e30)));
+    assert_eq!(first, learned(&padded(40, -3.0)));
+}
+
 #[test]
 fn balanced_factors_have_one_norm_and_the_same_product() {
     let g = student();

@@ -88,6 +88,7 @@ impl Refit {
             fit_to_both: true,
             metrics: &self.metrics,
             mask: &job.mask,
+            padding: None,
             backend: &job.backend,
             threads: job.threads(),
         };

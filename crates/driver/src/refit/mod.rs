@@ -24,9 +24,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
+use crate::padding::{Padding, Runs, runs};
 use crate::parallel::parallel_until;
 use crate::twins::Named;
-use crate::{Arrays, DriverError, Progress, Samples, Silent, bound_batch, parallel};
+use crate::{Arrays, DriverError, Progress, Samples, Silent, parallel};
 
 /// Weights of the dense layer in the estimate that are tried, as shares of the mean variance of its inputs.
 const SHRINKAGES: [f64; 4] = [0.003, 0.01, 0.03, 0.1];
@@ -86,6 +87,8 @@ pub struct RefitData<'a> {
     pub metrics: &'a Metrics,
     /// Which rows of the data count.
     pub mask: &'a Mask,
+    /// What of the samples is padding that models compute the same without.
+    pub padding: Option<&'a Padding>,
     /// Processor class.
     pub backend: &'a Arc<dyn Backend>,
     /// Threads to work with.
@@ -140,10 +143,8 @@ pub fn refit_layers(
     let original = student;
     let student = &mut original.clone();
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
-    let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, DriverError> {
-        let size = bound_batch(student).unwrap_or(SAMPLES_AT_ONCE);
-        samples.runs(student, size).take(most.div_ceil(size)).collect()
-    };
+    let batches =
+        |samples: &Samples, most| runs(student, samples, data.padding, SAMPLES_AT_ONCE, most, Runs::All);
     let batches = [batches(data.train, MOST_SAMPLES[0])?, batches(data.held_out, MOST_SAMPLES[1])?];
     let stages = |batches| Stages::new(batches, data.backend, data.threads);
     let mut of_student = [stages(&batches[0]), stages(&batches[1])];

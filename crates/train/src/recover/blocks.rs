@@ -8,7 +8,8 @@
 
 use std::collections::HashSet;
 
-use margay_driver::{Arrays, Progress, Samples, Stages, bound_batch, replace_constant};
+use margay_driver::padding::{Runs, runs};
+use margay_driver::{Progress, Samples, Stages, replace_constant};
 use margay_ir::{Graph, NodeId};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
@@ -79,11 +80,7 @@ pub(super) fn refine(
     observer: &dyn Observer,
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
-    let size = bound_batch(student).unwrap_or(size);
-    let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, TrainError> {
-        let whole = samples.rows().min(most) / size;
-        (0..whole).map(|i| Ok(samples.row(i * size, size)?)).collect()
-    };
+    let batches = |samples: &Samples, most| runs(student, samples, goal.padding, size, most, Runs::Whole);
     let batches = [batches(train, MOST_SAMPLES[0])?, batches(held_out, MOST_SAMPLES[1])?];
     let backend = &margay_driver::backend::native();
     let mut data = [0, 1].map(|part| {
@@ -163,8 +160,10 @@ impl Block<'_> {
         };
         let step = TrainingStep::new(self.graph, self.parameters, &|g| objective.loss(g), &update)?;
         let backend = &margay_driver::backend::native();
-        let example = data[0].inputs(0, &self.end.pair);
-        let mut trainer = Trainer::new(&step, &example, backend, options.threads)?;
+        let examples: Vec<Tensors> =
+            (0..data[0].batches).map(|batch| data[0].inputs(batch, &self.end.pair)).collect();
+        let examples: Vec<&[(String, Tensor)]> = examples.iter().map(Vec::as_slice).collect();
+        let mut trainer = Trainer::of_shapes(&step, &examples, backend, options.threads)?;
         let evaluator = Evaluator::new(
             self.graph,
             self.parameters,

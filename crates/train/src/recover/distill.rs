@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use margay_driver::padding::{Padding, Runs, runs};
 use margay_driver::{Arrays, Backend, Marks, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
@@ -97,6 +98,7 @@ pub(super) struct Distillation {
     held_out: Vec<Tensors>,
     teacher: Teacher,
     evaluator: Evaluator,
+    padding: Option<Padding>,
 }
 
 impl Distillation {
@@ -107,12 +109,21 @@ impl Distillation {
         output_teacher: &mut Teacher,
         evaluator: Evaluator,
         batch: usize,
+        padding: Option<Padding>,
     ) -> Result<Distillation, TrainError> {
         // Batches of one size only, so that all of them count the same.
-        let whole = held_out.rows() / batch;
-        let mut taught = |i: usize| output_teacher.taught(held_out.row(i * batch, batch)?);
-        let held_out = (0..whole).map(&mut taught).collect::<Result<_, _>>()?;
-        Ok(Distillation { train, held_out, teacher, evaluator })
+        let g = output_teacher.runner.graph();
+        let whole = runs(g, held_out, padding.as_ref(), batch, held_out.rows(), Runs::Whole)?;
+        let held_out = whole.into_iter().map(|run| output_teacher.taught(run)).collect::<Result<_, _>>()?;
+        Ok(Distillation { train, held_out, teacher, evaluator, padding })
+    }
+
+    /// A batch of each shape that there may be.
+    pub(super) fn examples(&mut self, batch: usize) -> Result<Vec<Tensors>, TrainError> {
+        let first = self.train.row(0, batch)?;
+        let Some(padding) = &self.padding else { return Ok(vec![self.teacher.taught(first)?]) };
+        let cut = |length: &usize| padding.cut_to(first.clone(), *length);
+        padding.lengths().iter().map(cut).map(|batch| self.teacher.taught(batch)).collect()
     }
 
     /// What is learned from.
@@ -131,8 +142,16 @@ impl Task for Distillation {
         self.train.rows()
     }
 
+    fn lengths(&self) -> Option<Vec<usize>> {
+        self.padding.as_ref().map(|padding| padding.of_samples(&self.train))
+    }
+
     fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
-        self.teacher.taught(self.train.pick(rows)?)
+        let batch = self.train.pick(rows)?;
+        self.teacher.taught(match &self.padding {
+            Some(padding) => padding.cut(batch),
+            None => batch,
+        })
     }
 
     /// `error` is the relative L2 error of the outputs about their mean or, where rows are averaged, `1 - cosine` of the

@@ -132,6 +132,7 @@ fn mean_row(g: &mut Graph, v: Value, mask: Value) -> Result<Value, TrainError> {
     let mut shape = n.ty(marks).shape.clone();
     shape.push(Dim::from(1usize));
     let marks = n.op(Reshape { shape }, &[marks])?;
+    let v = loss::counted(&mut n, v, Some(mask))?;
     let over = |keepdims| Reduce { kind: ReduceKind::Sum, axes: vec![1], keepdims };
     let marked = n.mul(v, marks)?;
     let (sum, count) = (n.op(over(false), &[marked])?, n.op(over(false), &[marks])?);

@@ -48,7 +48,8 @@ fn compare(objective: Objective<'_>, update: &Update, data: &[(&str, &Tensor)]) 
     let carried = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
     let form = StepForm { states: carried, max_saved_bytes: None };
     for backend in backend::supported() {
-        let executable = jit_step(&step.graph, &binding, &*backend, &form).unwrap().executable;
+        let executable =
+            jit_step(&step.graph, &[binding.clone()].into(), &*backend, &form).unwrap().executable;
         let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
         let mut states: Vec<(&str, Tensor)> =
             step.states.iter().map(|s| (s.name.as_str(), s.initial.clone())).collect();

@@ -73,6 +73,33 @@ fn weights_leave_rows_out() {
 }
 
 #[test]
+fn rows_that_do_not_count_may_hold_anything() {
+    let mask = Tensor::from_slice(&[2, 3], &[1i64, 1, 0, 1, 0, 0]).unwrap();
+    let labels = Tensor::from_slice(&[2, 3], &[0i64, 3, 1, 2, IGNORED, 1]).unwrap();
+    let losses: [Build<'_>; 4] = [
+        &|g, x, y| loss::mse(g, x, y[0], Some(y[1])),
+        &|g, x, y| loss::cosine(g, x, y[0], Some(y[1])),
+        &|g, x, y| loss::kl_divergence(g, x, y[0], 2.0, Some(y[1])),
+        &|g, x, y| loss::cross_entropy(g, x, y[2], Some(IGNORED), Some(y[1])),
+    ];
+    let with = |t: &Tensor, padding: f64| {
+        let number = |(i, v)| if floats(&mask)[i / 5] == 0.0 { padding } else { v };
+        let numbers: Vec<f64> = floats(t).into_iter().enumerate().map(number).collect();
+        Tensor::from_slice(&[2, 3, 5], &numbers).unwrap()
+    };
+    let (x, y) = (normal(&[2, 3, 5], 1), normal(&[2, 3, 5], 2));
+    for build in losses {
+        let of =
+            |padding| loss_and_gradient(&with(&x, padding), &[&with(&y, -padding), &mask, &labels], build);
+        let expected = of(0.25);
+        assert!(expected.0.is_finite() && expected.0 > 0.0 && expected.1.iter().any(|d| *d != 0.0));
+        for padding in [f64::NAN, f64::INFINITY, 1e300] {
+            assert_eq!(of(padding), expected, "{padding}");
+        }
+    }
+}
+
+#[test]
 fn cosine_of_rows() {
     let (x, y) = (normal(&[4, 6], 1), normal(&[4, 6], 2));
     let (found, gradient) = loss_and_gradient(&x, &[&y], &|g, x, y| loss::cosine(g, x, y[0], None));
