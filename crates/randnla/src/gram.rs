@@ -1,9 +1,12 @@
 //! Streaming mean and second moment.
 
+use std::sync::Arc;
+
 use faer::{Mat, MatRef};
 use margay_tensor::random::Philox;
 
 use crate::bytes::{Reader, Writer};
+use crate::thin_root::ThinRoot;
 use crate::{Matrix, RandnlaError, dense};
 
 /// Rows per update. Large enough that the update runs at the speed of a matrix product.
@@ -19,7 +22,7 @@ const SKETCH_SEED: u64 = 0x6772_616d;
 ///
 /// Few rows are kept as they are, `4 dim` bytes each. Of more than a quarter of `dim` the sum of outer products is kept in
 /// `8 dim²` bytes, up to [`Gram::MOST_DENSE`]. Beyond, rows are sketched to [`Gram::SKETCHED_ROWS`]: each is added with a
-/// random sign to one of as many (a count sketch; Charikar, Chen and Farach-Colton, 2002), so that the outer products
+/// random sign to one of as many, in f32 (a count sketch; Charikar, Chen and Farach-Colton, 2002), so that the outer products
 /// sum up to what they are on average, with a relative error of about `1 / √SKETCHED_ROWS` in any direction.
 #[derive(Clone, Debug)]
 pub struct Gram {
@@ -33,18 +36,11 @@ pub struct Gram {
 #[derive(Clone, Debug)]
 enum Store {
     /// All rows.
-    Rows(Vec<f32>),
+    Rows(Arc<Vec<f32>>),
     /// The lower triangle of the sum, and rows of an unfinished block that are not in it. What is above is unspecified.
     Dense { outer: Mat<f64>, pending: Vec<f32> },
     /// Sums of rows with signs, one for each bucket, and sums of the signs.
-    Sketched { sums: Mat<f64>, signs: Vec<f64> },
-}
-
-/// Rows `z` with `zᵀ z` the second moment or covariance, and the mean of what was seen.
-pub(crate) struct ThinRoot {
-    /// `[rows, dim]`.
-    pub(crate) rows: Mat<f64>,
-    pub(crate) mean: Vec<f64>,
+    Sketched { sums: Arc<Vec<f32>>, signs: Vec<f64> },
 }
 
 impl Gram {
@@ -56,7 +52,7 @@ impl Gram {
 
     /// An accumulator for rows of this length, which has seen none.
     pub fn new(dim: usize) -> Gram {
-        Gram { dim, count: 0, sum: vec![0.0; dim], store: Store::Rows(Vec::new()) }
+        Gram { dim, count: 0, sum: vec![0.0; dim], store: Store::Rows(Arc::default()) }
     }
 
     /// An accumulator that has seen `count` rows with this sum (`[dim]`) and this sum of outer products
@@ -94,8 +90,8 @@ impl Gram {
                 out.floats(pending);
             }
             Store::Sketched { sums, signs } => {
-                out.word(2);
-                out.columns(sums.as_ref(), false);
+                out.word(3);
+                out.floats(sums);
                 out.numbers(signs);
             }
         }
@@ -111,18 +107,18 @@ impl Gram {
             0 => {
                 let rows = read.floats()?;
                 let fits = whole(&rows) && rows.len() as u64 == count.checked_mul(dim as u64)?;
-                (Store::Rows(rows), fits)
+                (Store::Rows(Arc::new(rows)), fits)
             }
             1 => {
                 let (outer, pending) = (read.columns(true)?, read.floats()?);
                 let fits = outer.nrows() == dim && outer.ncols() == dim && whole(&pending);
                 (Store::Dense { outer, pending }, fits)
             }
-            2 => {
-                let (sums, signs) = (read.columns(false)?, read.numbers()?);
+            3 => {
+                let (sums, signs) = (read.floats()?, read.numbers()?);
                 let rows = Gram::SKETCHED_ROWS;
-                let fits = sums.nrows() == rows && sums.ncols() == dim && signs.len() == rows;
-                (Store::Sketched { sums, signs }, fits)
+                let fits = rows.checked_mul(dim) == Some(sums.len()) && signs.len() == rows;
+                (Store::Sketched { sums: Arc::new(sums), signs }, fits)
             }
             _ => return None,
         };
@@ -175,7 +171,7 @@ impl Gram {
         let dim = self.dim;
         match &mut self.store {
             Store::Rows(kept) => {
-                kept.extend_from_slice(rows);
+                Arc::make_mut(kept).extend_from_slice(rows);
                 let most = if dim <= Gram::MOST_DENSE { dim / 4 } else { Gram::SKETCHED_ROWS };
                 if kept.len() <= most * dim {
                     return;
@@ -184,7 +180,7 @@ impl Gram {
                 self.store = match dim <= Gram::MOST_DENSE {
                     true => Store::Dense { outer: Mat::zeros(dim, dim), pending: Vec::new() },
                     false => Store::Sketched {
-                        sums: Mat::zeros(Gram::SKETCHED_ROWS, dim),
+                        sums: Arc::new(vec![0.0; Gram::SKETCHED_ROWS * dim]),
                         signs: vec![0.0; Gram::SKETCHED_ROWS],
                     },
                 };
@@ -208,12 +204,13 @@ impl Gram {
             }
             Store::Sketched { sums, signs } => {
                 let draw = Philox::new(SKETCH_SEED, dim as u64);
+                let sums = Arc::make_mut(sums);
                 for (i, row) in rows.chunks_exact(dim).enumerate() {
                     let words = draw.block(first + i as u64);
                     let bucket = words[0] as usize % Gram::SKETCHED_ROWS;
                     let sign = if words[1] & 1 == 0 { 1.0 } else { -1.0 };
-                    signs[bucket] += sign;
-                    row.iter().enumerate().for_each(|(j, v)| sums[(bucket, j)] += sign * f64::from(*v));
+                    signs[bucket] += f64::from(sign);
+                    sums[bucket * dim..][..dim].iter_mut().zip(row).for_each(|(sum, v)| *sum += sign * v);
                 }
             }
         }
@@ -242,11 +239,13 @@ impl Gram {
             (Store::Sketched { sums, signs }, Store::Sketched { sums: more, signs: others }) => {
                 // Signs of their own, so that what meets in a bucket has nothing to do with each other.
                 let draw = Philox::new(SKETCH_SEED, dim as u64 + 1);
+                let sums = Arc::make_mut(sums);
                 for (bucket, other) in others.iter().enumerate() {
                     let word = draw.block(self.count ^ (bucket as u64) << 32)[0];
                     let sign = if word & 1 == 0 { 1.0 } else { -1.0 };
-                    signs[bucket] += sign * other;
-                    (0..dim).for_each(|j| sums[(bucket, j)] += sign * more[(bucket, j)]);
+                    signs[bucket] += f64::from(sign) * other;
+                    let (sums, more) = (&mut sums[bucket * dim..][..dim], &more[bucket * dim..][..dim]);
+                    sums.iter_mut().zip(more).for_each(|(sum, v)| *sum += sign * v);
                 }
             }
             // Rows of one length go over to one of these.
@@ -310,18 +309,17 @@ impl Gram {
     pub(crate) fn thin_root(&self, centred: bool) -> Result<Option<ThinRoot>, RandnlaError> {
         let (count, mean) = (self.nonzero_count()?, self.mean()?);
         let scale = count.sqrt().recip();
-        let centre = |j: usize| if centred { mean[j] } else { 0.0 };
-        let rows = match &self.store {
+        let (numbers, mut means) = match &self.store {
             Store::Rows(kept) if 2 * self.count <= self.dim as u64 => {
-                let entry = |i: usize, j: usize| (f64::from(kept[i * self.dim + j]) - centre(j)) * scale;
-                Mat::from_fn(kept.len() / self.dim, self.dim, entry)
+                (kept, vec![1.0; kept.len() / self.dim.max(1)])
             }
-            Store::Sketched { sums, signs } if 2 * Gram::SKETCHED_ROWS <= self.dim => {
-                Mat::from_fn(sums.nrows(), self.dim, |i, j| (sums[(i, j)] - signs[i] * centre(j)) * scale)
-            }
+            Store::Sketched { sums, signs } if 2 * Gram::SKETCHED_ROWS <= self.dim => (sums, signs.clone()),
             _ => return Ok(None),
         };
-        Ok(Some(ThinRoot { rows, mean }))
+        if !centred {
+            means.fill(0.0);
+        }
+        Ok(Some(ThinRoot::new(numbers.clone(), means, mean, scale)))
     }
 
     fn nonzero_count(&self) -> Result<f64, RandnlaError> {
@@ -335,14 +333,13 @@ impl Gram {
     fn outer(&self) -> Mat<f64> {
         let mut all = Mat::zeros(self.dim, self.dim);
         match &self.store {
-            Store::Rows(rows) => {
+            Store::Rows(rows) | Store::Sketched { sums: rows, .. } => {
                 rows.chunks(BLOCK_ROWS * self.dim.max(1)).for_each(|b| add_block(&mut all, b))
             }
             Store::Dense { outer, pending } => {
                 all = outer.clone();
                 add_block(&mut all, pending);
             }
-            Store::Sketched { sums, .. } => dense::add_gram(all.as_mut(), sums.as_ref()),
         }
         all
     }
@@ -460,8 +457,10 @@ mod tests {
         gram.add_rows(&x).unwrap();
         for centred in [false, true] {
             let root = gram.thin_root(centred).unwrap().expect("there are few rows");
-            assert_eq!((root.rows.nrows(), root.mean), (count, gram.mean().unwrap()));
-            let squared = Matrix::new(dense::product(root.rows.transpose(), root.rows.as_ref()));
+            assert_eq!((root.count(), root.mean()), (count, gram.mean().unwrap().as_slice()));
+            let identity = Mat::<f64>::identity(dim, dim);
+            let rows = root.product(identity.as_ref());
+            let squared = Matrix::new(root.transposed_product(rows.as_ref()));
             let expected = if centred { gram.covariance() } else { gram.second_moment() };
             assert_close(&squared, &expected.unwrap(), 1e-10);
         }
@@ -498,13 +497,14 @@ mod tests {
         }
         gram.merge(&other).unwrap();
         let root = gram.thin_root(true).unwrap().expect("it is sketched");
-        assert_eq!((gram.count(), root.rows.shape()), (4000, (Gram::SKETCHED_ROWS, dim)));
+        assert_eq!((gram.count(), root.count(), root.dim()), (4000, Gram::SKETCHED_ROWS, dim));
         let mean = gram.mean().unwrap();
         // The variance along each direction, and along the mean.
         for k in 0..3 {
             let along =
                 |row: &dyn Fn(usize) -> f64| (0..dim).map(|j| row(j) * directions.at(k, j)).sum::<f64>();
-            let seen: f64 = (0..Gram::SKETCHED_ROWS).map(|i| along(&|j| root.rows[(i, j)]).powi(2)).sum();
+            let direction = Mat::from_fn(dim, 1, |j, _| directions.at(k, j));
+            let seen = dense::squared_norm(root.product(direction.as_ref()).as_ref());
             let exact: f64 = (0..4000).map(|i| along(&|j| at(i, j) - mean[j]).powi(2)).sum::<f64>() / 4000.0;
             assert!(
                 (seen / exact - 1.0).abs() < 6.0 / (Gram::SKETCHED_ROWS as f64).sqrt(),

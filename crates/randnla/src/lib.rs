@@ -90,6 +90,7 @@ mod sparse;
 mod subset;
 mod tensor;
 mod test_matrix;
+mod thin_root;
 mod trace;
 mod view;
 mod whitening;

@@ -7,6 +7,7 @@
 use faer::{Mat, MatRef};
 
 use crate::matrix::{check_factorable, check_shape};
+use crate::thin_root::ThinRoot;
 use crate::{Gram, Matrix, RandnlaError, dense};
 
 /// About which point second moments are taken.
@@ -52,7 +53,7 @@ enum Root {
     Triangle(Mat<f64>),
     /// Of fewer rows `Z` than half their length: `S` is `Z` above `√ridge` times the identity. With the Cholesky factor of
     /// `ridge I + Z Zᵀ`.
-    Thin { rows: Mat<f64>, ridge: f64, inner: Mat<f64> },
+    Thin { rows: ThinRoot, ridge: f64, inner: Mat<f64> },
 }
 
 impl Whitening {
@@ -90,7 +91,8 @@ impl Whitening {
     ) -> Result<Whitening, RandnlaError> {
         let centred = centring == Centring::Centred;
         if let Some(thin) = gram.thin_root(centred)? {
-            return Whitening::of_rows(thin.rows, centred.then_some(thin.mean), conditioning);
+            let mean = centred.then(|| thin.mean().to_vec());
+            return Whitening::of_rows(thin, mean, conditioning);
         }
         match centring {
             Centring::Centred => Whitening::new(&gram.covariance()?, Some(&gram.mean()?), conditioning),
@@ -100,16 +102,15 @@ impl Whitening {
 
     /// The whitening of the second moment `Zᵀ Z` of a few long rows. Nothing of the size of the moment is made.
     fn of_rows(
-        mut rows: Mat<f64>,
+        mut rows: ThinRoot,
         mean: Option<Vec<f64>>,
         conditioning: &Conditioning,
     ) -> Result<Whitening, RandnlaError> {
         check_conditioning(conditioning)?;
-        let (count, dim) = rows.shape();
-        let mut ridge = ridge(conditioning, dense::squared_norm(rows.as_ref()), dim);
-        let scale = (1.0 - conditioning.shrinkage).sqrt();
-        dense::scale_columns(&mut rows, |_| scale);
-        let outer = dense::product(rows.as_ref(), rows.transpose());
+        let count = rows.count();
+        let mut ridge = ridge(conditioning, rows.squared_norm(), rows.dim());
+        rows.scale_by((1.0 - conditioning.shrinkage).sqrt());
+        let outer = rows.outer();
         for _ in 0..ATTEMPTS {
             let conditioned = Mat::from_fn(count, count, |i, j| match i.cmp(&j) {
                 std::cmp::Ordering::Less => 0.0,
@@ -128,7 +129,7 @@ impl Whitening {
     pub fn dim(&self) -> usize {
         match &self.root {
             Root::Triangle(root) => root.nrows(),
-            Root::Thin { rows, .. } => rows.ncols(),
+            Root::Thin { rows, .. } => rows.dim(),
         }
     }
 
@@ -142,7 +143,7 @@ impl Whitening {
         Matrix::new(match &self.root {
             Root::Triangle(root) => root.clone(),
             Root::Thin { rows, .. } => {
-                dense::triangle(self.whiten(Mat::identity(rows.ncols(), rows.ncols()).as_ref()))
+                dense::triangle(self.whiten(Mat::identity(rows.dim(), rows.dim()).as_ref()))
             }
         })
     }
@@ -152,7 +153,7 @@ impl Whitening {
         match &self.root {
             Root::Triangle(root) => dense::product(root.as_ref(), m),
             Root::Thin { rows, ridge, .. } => {
-                let (above, scale) = (dense::product(rows.as_ref(), m), ridge.sqrt());
+                let (above, scale) = (rows.product(m), ridge.sqrt());
                 let count = above.nrows();
                 Mat::from_fn(count + m.nrows(), m.ncols(), |i, j| match i.checked_sub(count) {
                     None => above[(i, j)],
@@ -168,10 +169,10 @@ impl Whitening {
             Root::Triangle(root) => dense::solve_positive(root.as_ref(), m.as_ref()),
             // (r I + Zᵀ Z)⁻¹ = (I - Zᵀ (r I + Z Zᵀ)⁻¹ Z) / r
             Root::Thin { rows, ridge, inner } => {
-                let image = dense::product(rows.as_ref(), m.as_ref());
+                let image = rows.product(m.as_ref());
                 let solved = dense::solve_positive(inner.as_ref(), image.as_ref());
                 let mut out = m;
-                out -= dense::product(rows.transpose(), solved.as_ref());
+                out -= rows.transposed_product(solved.as_ref());
                 dense::scale_columns(&mut out, |_| 1.0 / ridge);
                 out
             }
@@ -183,9 +184,8 @@ impl Whitening {
         match &self.root {
             Root::Triangle(root) => dense::solve_upper(root.as_ref(), m.as_ref()),
             Root::Thin { rows, ridge, .. } => {
-                let count = rows.nrows();
-                let (above, below) = m.as_ref().split_at_row(count);
-                let mut image = dense::product(rows.transpose(), above);
+                let (above, below) = m.as_ref().split_at_row(rows.count());
+                let mut image = rows.transposed_product(above);
                 let scale = ridge.sqrt();
                 for j in 0..image.ncols() {
                     for i in 0..image.nrows() {
