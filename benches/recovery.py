@@ -1,15 +1,16 @@
-"""Measures what `margay recover` gives back of MiniLM-L6 at half its linear parameters.
+"""Measures what `margay recover` gives back of MiniLM-L6 with fewer linear parameters.
 
-    python benches/recovery.py --binary target/release/margay --models .cache/models
+    python benches/recovery.py --binary target/release/margay --models .cache/models [--share 70,50,25]
 
-The dense model is sketched to half the bytes of its linear layers, with the calibration text of
-`tests/tools/make_calibration.py`. Then it is recovered on other text of the same kind (fortunes;
-written by the same tool with `--samples`), layer by layer and for several times. What counts is the
-mean cosine between the sentence embeddings of the result and of the dense model on the evaluation
-text (glosses of WordNet), which nothing learns from.
+For each share of the bytes of its linear layers the dense model is sketched, with the calibration text of
+`tests/tools/make_calibration.py`, and recovered with the defaults on other text of the same kind (fortunes; written by the
+same tool with `--samples`). What counts is the mean cosine between the sentence embeddings of the result and of the dense
+model on the evaluation text (glosses of WordNet), which nothing learns from; beside it stand the tasks of
+`tests/tools/similarity.py`.
 
-Writes `benches/results/recovery.json`, with the options, seeds and loss curves, and the table of
-`docs/recovery.md`. Run it on a machine that does nothing else: the times are limits on the clock.
+Writes `benches/results/recovery.json`, with the options, seeds and loss curves, and the table of `docs/recovery.md`. Other
+shares that the file of results has are kept. Run it on a machine that does nothing else: the times are limits on the clock;
+`--steps` takes as many steps whatever they take.
 """
 
 import argparse
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tests" / "tools"
 sys.path.insert(0, str(TOOLS))
 from evaluate import cosine, load, mean_pool, run  # noqa: E402
+from similarity import Similarity  # noqa: E402
 
 OUTPUT = "last_hidden_state"
 RESULT = ROOT / "benches" / "results" / "recovery.json"
@@ -43,9 +45,10 @@ def margay(binary, *words):
 
 
 class Judge:
-    """The cosine of sentence embeddings on the evaluation text."""
+    """The cosine of sentence embeddings on the evaluation text, and tasks of similarity."""
 
     def __init__(self, models):
+        self.similarity = Similarity(models)
         self.inputs = load(models / "minilm_l6_evaluation.npz")
         self.dense = self.embed(models / "minilm_l6.onnx")
 
@@ -54,40 +57,54 @@ class Judge:
 
     def __call__(self, model):
         found = cosine(self.dense, self.embed(model))
-        return {"mean": float(found.mean()), "p05": float(np.quantile(found, 0.05))}
+        return {"cosine": {"mean": float(found.mean()), "p05": float(np.quantile(found, 0.05))},
+                "similarity": self.similarity(model)}
 
 
-def recovered(arguments, judge, folder, name, words):
-    path = folder / f"{name}.onnx"
+def recovered(arguments, folder, sketched, words):
+    """The recovered model, and what is told of it."""
+    path = folder / "recovered.onnx"
     told = json.loads(margay(
-        arguments.binary, "recover", folder / "sketched.onnx",
-        "--teacher", arguments.models / "minilm_l6.onnx", "--data", arguments.data,
-        "--threads", arguments.threads, "--seed", arguments.seed, "--export", path, "--json", *words,
+        arguments.binary, "recover", sketched, "--teacher", arguments.models / "minilm_l6.onnx",
+        "--data", arguments.models / "minilm_l6_recovery.npz", "--threads", arguments.threads,
+        "--seed", arguments.seed, "--export", path, "--json", *words,
     ))
     keep = ["seed", "steps", "stop", "seconds", "trained", "samples", "hidden", "history", "before",
-            "refitted", "after"]
-    return {"name": name, "options": list(words), "cosine": judge(path)} | {k: told[k] for k in keep}
+            "refitted", "refined", "after"]
+    return path, {"options": list(words)} | {k: told[k] for k in keep}
+
+
+def held_out(evaluation):
+    """The cosine on passages that were held out."""
+    return f"{dict(evaluation['measures'])['cosine']:.3f}" if evaluation else ""
 
 
 def table(result):
     """The document's table, and how the cosine comes about."""
-    rows = [("plain SVD at the same bytes", "", result["plain_svd"], ""),
-            ("sketched (c0)", "", result["sketched"], "")]
-    for r in result["runs"]:
-        rows.append((r["name"], str(r["steps"]), r["cosine"], f"{r['seconds']:.0f}"))
-    lines = ["| | steps | mean cosine | 5 % quantile | seconds |", "|---|---:|---:|---:|---:|"]
-    for name, steps, found, seconds in rows:
-        lines.append(f"| {name} | {steps} | {found['mean']:.4f} | {found['p05']:.4f} | {seconds} |")
+    dense = result["similarity"]["mean"]
+    lines = ["| bytes of its linear layers | | mean cosine | 5 % quantile | similarity tasks | held out | steps | seconds |",
+             "|---:|---|---:|---:|---:|---:|---:|---:|"]
+    for share, found in sorted(result["shares"].items(), key=lambda item: -float(item[0])):
+        run = found["run"]
+        stages = [("sketched", found["sketched"], run["before"], "", ""),
+                  ("layers refitted", None, run["refitted"], "", ""),
+                  ("blocks refined", None, run["refined"], "", ""),
+                  ("together", found["recovered"], run["after"], run["steps"], f"{run['seconds']:.0f}")]
+        for name, judged, evaluation, steps, seconds in stages:
+            seen = ["", "", ""]
+            if judged:
+                change = judged["similarity"]["mean"] - dense
+                seen = [f"{judged['cosine']['mean']:.3f}", f"{judged['cosine']['p05']:.3f}", f"{change:+.1f}"]
+            lines.append(f"| {share}% | {name} | {seen[0]} | {seen[1]} | {seen[2]} | {held_out(evaluation)} "
+                         f"| {steps} | {seconds} |")
     machine = result["machine"]
-    lines += ["", f"*{machine['processor']}, {machine['threads']} threads, seed {result['seed']}; "
-                  f"{result['samples']} passages of text.*"]
-    longest = max(result["runs"], key=lambda run: run["steps"])
-    if longest["history"]:
-        lines += ["", f"The run called *{longest['name']}*, on the passages that it held out:", "",
-                  "| step | seconds of learning together | mean loss since the row before | cosine | relative L2 error |",
+    scores = ", ".join(f"{task} {score:.1f}" for task, score in result["similarity"].items() if task != "mean")
+    lines += ["", f"*{machine['processor']}, {machine['threads']} threads, seed {result['seed']}. The dense model: {scores}.*"]
+    if "50" in result["shares"]:
+        lines += ["", "Learning together at 50%, on the passages that it held out:", "",
+                  "| step | seconds | mean loss since the row before | cosine | relative L2 error |",
                   "|---:|---:|---:|---:|---:|"]
-        every = max(1, len(longest["history"]) // 9)
-        for point in [*longest["history"][:-1:every], longest["history"][-1]]:
+        for point in result["shares"]["50"]["run"]["history"]:
             measures = dict(point["measures"])
             lines.append(f"| {point['step']} | {point['seconds']:.0f} | {point['loss']:.3f} "
                          f"| {measures['cosine']:.4f} | {measures['relative_l2']:.4f} |")
@@ -115,8 +132,9 @@ def main():
     parser.add_argument("--binary", default=ROOT / "target" / "release" / "margay")
     parser.add_argument("--models", type=Path, default=ROOT / ".cache" / "models", help="folder of the fetched models")
     parser.add_argument("--report", action="store_true", help="only write the table, from the file of results")
-    parser.add_argument("--samples", type=int, default=16384, help="passages to learn from")
-    parser.add_argument("--minutes", type=float, nargs="*", default=[1, 2, 5, 10])
+    parser.add_argument("--share", default="70,50,25", help="shares of the bytes of linear layers, in percent")
+    parser.add_argument("--seconds", type=float, default=600, help="for a recovery")
+    parser.add_argument("--steps", type=int, help="of learning together, in place of the time")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -125,32 +143,27 @@ def main():
         return
     arguments.binary = str(Path(arguments.binary).resolve())
     arguments.models = arguments.models.resolve()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = [sys.executable, TOOLS / "make_calibration.py", "--models", arguments.models,
-                "--out", folder, "--samples", str(arguments.samples)]
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
-        arguments.data = folder / "minilm_l6_recovery.npz"
-        source, sketched = arguments.models / "minilm_l6.onnx", folder / "sketched.onnx"
-        margay(arguments.binary, "compile", source, "-o", folder / "sketched.margay",
-               "--calibrate", arguments.models / "minilm_l6_calibration.npz",
-               "--budget-bytes", "50%", "--export", sketched)
-        plain = folder / "plain.onnx"
-        subprocess.run([sys.executable, TOOLS / "plain_svd.py", "--model", source, "--ratio", "0.5",
-                        "--out", plain], check=True, stdout=subprocess.DEVNULL)
-        judge = Judge(arguments.models)
-        result = {
-            "model": "minilm_l6", "budget": "50% of the bytes of linear layers",
-            "seed": arguments.seed, "samples": arguments.samples,
-            "machine": {"processor": processor(), "threads": arguments.threads},
-            "plain_svd": judge(plain), "sketched": judge(sketched), "runs": [],
-        }
-        jobs = [("layers only", ["--layers-only"])]
-        jobs += [(f"{m:g} min", ["--max-seconds", str(60 * m)]) for m in arguments.minutes]
-        for job, words in jobs:
-            found = recovered(arguments, judge, folder, job, words)
-            result["runs"].append(found)
-            print(f"{job}: {found['cosine']['mean']:.4f} after {found['steps']} steps", flush=True)
+    judge = Judge(arguments.models)
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    result |= {
+        "model": "minilm_l6", "seed": arguments.seed, "similarity": judge.similarity(arguments.models / "minilm_l6.onnx"),
+        "machine": {"processor": processor(), "threads": arguments.threads},
+    }
+    result.setdefault("shares", {})
+    words = ["--max-seconds", str(arguments.seconds)]
+    words += ["--steps", str(arguments.steps)] if arguments.steps else []
+    for share in arguments.share.split(","):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            sketched, exported = folder / "sketched.margay", folder / "sketched.onnx"
+            margay(arguments.binary, "compile", arguments.models / "minilm_l6.onnx", "-o", sketched,
+                   "--data", arguments.models / "minilm_l6_calibration.npz", "--seed", arguments.seed,
+                   "--budget-bytes", f"{share}%", "--export", exported)
+            path, run = recovered(arguments, folder, sketched, words)
+            found = {"sketched": judge(exported), "recovered": judge(path), "run": run}
+        result["shares"][share] = found
+        cosine = [found[part]["cosine"]["mean"] for part in ("sketched", "recovered")]
+        print(f"{share}%: {cosine[0]:.4f} -> {cosine[1]:.4f} after {run['steps']} steps, {run['seconds']:.0f} s", flush=True)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write_document(result)
