@@ -361,14 +361,6 @@ fn picked(
 }
 
 impl Fitted for FittedFavor {
-    fn candidates(&self) -> Vec<Settings> {
-        Vec::new()
-    }
-
-    fn probe(&self) -> Option<Settings> {
-        None
-    }
-
     fn resolved(&self, settings: &Settings) -> Result<Resolved, String> {
         let s = self.offered(settings)?;
         let Some(limit) = s.limit else {

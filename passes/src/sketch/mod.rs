@@ -170,12 +170,16 @@ pub struct Context<'a> {
 /// A scheme that has looked at a site.
 pub trait Fitted: Send + Sync {
     /// The settings that an allocator may choose among, from the smallest sketch to the largest: all with fewer
-    /// numbers than the weights.
-    fn candidates(&self) -> Vec<Settings>;
+    /// numbers than the weights. None for a scheme that is chosen by name alone.
+    fn candidates(&self) -> Vec<Settings> {
+        Vec::new()
+    }
 
     /// The settings, of about half the numbers of the weights, at which the site is replaced to measure how much its
     /// error weighs in the outputs; `None` where there are none.
-    fn probe(&self) -> Option<Settings>;
+    fn probe(&self) -> Option<Settings> {
+        None
+    }
 
     /// The settings that those of a plan stand for. A scheme that measures may take a part of a site only, and says of the
     /// others why not; most take settings as they are.

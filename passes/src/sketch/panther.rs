@@ -293,14 +293,6 @@ fn drawn(draw: Draw, shape: [usize; 2]) -> Result<Matrix, RandnlaError> {
 }
 
 impl Fitted for FittedPanther {
-    fn candidates(&self) -> Vec<Settings> {
-        Vec::new()
-    }
-
-    fn probe(&self) -> Option<Settings> {
-        None
-    }
-
     /// The expectation over the signs for white inputs, relative to the weight's norm.
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let s = self.offered(settings)?;

@@ -138,14 +138,6 @@ impl<F: Form> Structured<F> {
 }
 
 impl<F: Form> Fitted for Structured<F> {
-    fn candidates(&self) -> Vec<Settings> {
-        Vec::new()
-    }
-
-    fn probe(&self) -> Option<Settings> {
-        None
-    }
-
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let (read, _) = self.settings(settings)?;
         self.factored(settings, &read).map(|found| found.squared_error).map_err(|e| e.to_string())
