@@ -1,12 +1,12 @@
 //! `margay recover`: what sketching lost, learned back from the dense model.
 //!
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
-//! `samples` (`learned_from`, `held_out`), `before`, `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and
-//! number; `refitted` and `refined` are null where layers were not refitted, blocks not refined), `layers` (`name`, `before`,
-//! `after`, `refitted`), `blocks` (`name`, `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`,
-//! `improved`, `steps`), `stop`, `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`,
-//! `error`, `measures`), `error` (of the result on the samples
-//! held out, as `compile` states it in `held_out`) and `seconds`.
+//! `samples` (`learned_from`, `held_out`; `lengths` that batches are cut to, null where padding is not cut), `before`,
+//! `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and number; `refitted` and `refined` are null
+//! where layers were not refitted, blocks not refined), `layers` (`name`, `before`, `after`, `refitted`), `blocks` (`name`,
+//! `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `stop`,
+//! `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`),
+//! `error` (of the result on the samples held out, as `compile` states it in `held_out`) and `seconds`.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ const AFTER: &str = r#"First each layer is refitted by itself, then those of eac
 Ctrl-C ends learning and keeps the best so far.
 
 With --json:
-  {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out"},
+  {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out", "lengths"},
    "before": {"error", "measures"}, "refitted", "refined", "after",
    "layers": [{"name", "before", "after", "refitted"}], "blocks": [{"name", "before", "after", "steps"}],
    "steps", "learning_rate", "rate_test": {"rate", "improved", "steps"}, "stop", "divergence",
@@ -120,7 +120,7 @@ struct LearningArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.125)]
     held_out: f64,
     /// How often held-out samples are evaluated.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = RecoverOptions::default().evaluations)]
     evaluations: u64,
     /// End after so many evaluations in a row without a new best.
     #[arg(long, value_name = "N")]
@@ -246,6 +246,11 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         count(recovered.trained as u64),
         significant(recovered.seconds)
     );
+    if let Some(lengths) = &recovered.lengths {
+        let lengths: Vec<String> = lengths.iter().map(ToString::to_string).collect();
+        let list = lengths.join(", ");
+        text += &format!("padding cut: samples of similar length learn together, at lengths of {list}\n");
+    }
     let refitted = recovered.layers.iter().filter(|l| l.refitted).count();
     if !recovered.layers.is_empty() {
         text += &format!("{refitted} of {} layers refitted\n", recovered.layers.len());

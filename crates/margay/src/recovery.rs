@@ -117,6 +117,7 @@ impl RecoveredModel {
             samples: LearnedFrom {
                 learned_from: recovered.learned_from,
                 held_out: recovered.held_out.rows(),
+                lengths: recovered.lengths.as_deref(),
             },
             before: (&recovered.before).into(),
             refitted: recovered.refitted.as_ref().map(StudentError::from),
@@ -149,8 +150,8 @@ pub struct RecoveryReport<'a> {
     pub trained: usize,
     /// The values inside that were to agree.
     pub hidden: &'a [String],
-    /// Numbers of samples.
-    pub samples: LearnedFrom,
+    /// What was learned from.
+    pub samples: LearnedFrom<'a>,
     /// The error before anything was done.
     pub before: StudentError<'a>,
     /// The error with all layers refitted; absent where they were not.
@@ -181,13 +182,15 @@ pub struct RecoveryReport<'a> {
     pub seconds: f64,
 }
 
-/// Numbers of samples.
+/// What was learned from.
 #[derive(Serialize)]
-pub struct LearnedFrom {
-    /// Those that were learned from.
+pub struct LearnedFrom<'a> {
+    /// Samples that were learned from.
     pub learned_from: usize,
     /// Those that decided what is better.
     pub held_out: usize,
+    /// The lengths that batches are cut to; `None` where padding is not cut.
+    pub lengths: Option<&'a [usize]>,
 }
 
 /// An error on the samples held out.

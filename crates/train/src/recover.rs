@@ -145,6 +145,8 @@ pub struct Recovered {
     pub learned_from: usize,
     /// Samples that decided what is better.
     pub held_out: Samples,
+    /// The lengths that batches are cut to; `None` where padding is not cut (see [`Padding`]).
+    pub lengths: Option<Vec<usize>>,
     /// What marked padding in them.
     pub mask: MaskChoice,
     /// Seconds in all, by this run.
@@ -295,6 +297,7 @@ pub fn recover(
         hidden: hidden.into_iter().map(|p| p.name).collect(),
         learned_from,
         held_out,
+        lengths: padding.map(|padding| padding.lengths().to_vec()),
         mask: options.mask.clone(),
         seconds: start.elapsed().as_secs_f64(),
     })
