@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use margay_driver::{Arrays, Progress, Samples, Stages, bound_batch, replace_constant};
+use margay_driver::{Arrays, Interruption, Progress, Samples, Stages, bound_batch, replace_constant};
 use margay_ir::{Graph, NodeId};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
@@ -69,6 +69,9 @@ impl Data<'_> {
 }
 
 /// Lets every block of the student learn; or those before the time is over.
+///
+/// # Errors
+/// What running both models fails with, and an interruption.
 pub(super) fn refine(
     student: &Graph,
     goal: &Goal<'_>,
@@ -79,6 +82,7 @@ pub(super) fn refine(
     observer: &dyn Observer,
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
+    let interruption = observer.interruption();
     let size = bound_batch(student).unwrap_or(size);
     let batches = |samples: &Samples, most: usize| -> Result<Vec<Arrays>, TrainError> {
         let whole = samples.rows().min(most) / size;
@@ -87,7 +91,7 @@ pub(super) fn refine(
     let batches = [batches(train, MOST_SAMPLES[0])?, batches(held_out, MOST_SAMPLES[1])?];
     let backend = &margay_driver::backend::native();
     let mut data = [0, 1].map(|part| {
-        let stages = || Stages::new(&batches[part], backend, goal.options.threads);
+        let stages = || Stages::new(&batches[part], backend, goal.options.threads, &interruption);
         Data { student: stages(), teacher: stages(), batches: batches[part].len() }
     });
     let mut names: Vec<(NodeId, String)> = parameter_names(student);
@@ -97,7 +101,7 @@ pub(super) fn refine(
     let mut refined = Refined { contents: Vec::new(), reports: Vec::new() };
     for (i, end) in ends.iter().enumerate() {
         let left = seconds - begin.elapsed().as_secs_f64();
-        if left <= 0.0 || observer.interrupted() {
+        if left <= 0.0 || interruption.asked() {
             break;
         }
         progress.at("refining blocks", i, ends.len());
@@ -164,7 +168,9 @@ impl Block<'_> {
         let step = TrainingStep::new(self.graph, self.parameters, &|g| objective.loss(g), &update)?;
         let backend = &margay_driver::backend::native();
         let example = data[0].inputs(0, &self.end.pair);
-        let mut trainer = Trainer::new(&step, &example, backend, options.threads)?;
+        let (native, threads) = (backend.clone(), options.threads);
+        let interruption = observer.interruption();
+        let mut trainer = interruption.run(move || Trainer::new(&step, &example, &native, threads))??;
         let evaluator = Evaluator::new(
             self.graph,
             self.parameters,
@@ -172,6 +178,7 @@ impl Block<'_> {
             backend,
             options.threads,
         )?;
+        let evaluator = evaluator.until(&interruption);
         let mut task = BlockTask { data, pair: &self.end.pair, evaluator };
         let fit_options = FitOptions {
             length: Length::Epochs(EPOCHS as f64),
@@ -236,7 +243,7 @@ impl Observer for Quiet<'_> {
 
     fn failed(&mut self, _: &TrainError) {}
 
-    fn interrupted(&self) -> bool {
-        self.0.interrupted()
+    fn interruption(&self) -> Interruption {
+        self.0.interruption()
     }
 }

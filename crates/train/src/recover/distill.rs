@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use margay_driver::{Arrays, Backend, Marks, Mask, Runner, Samples};
+use margay_driver::{Arrays, Backend, Interruption, Marks, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
@@ -169,6 +169,8 @@ pub(super) fn evaluator(
     objective: &Objective,
     backend: &Arc<dyn Backend>,
     threads: usize,
+    interruption: &Interruption,
 ) -> Result<Evaluator, TrainError> {
-    Evaluator::new(student, parameters, &|g| objective.measures(g), backend, threads)
+    let evaluator = Evaluator::new(student, parameters, &|g| objective.measures(g), backend, threads)?;
+    Ok(evaluator.until(interruption))
 }
