@@ -85,7 +85,7 @@ fn learning_ends_soon_wherever_it_is() {
                 Some(0) => {
                     kept += 1;
                     assert_eq!(there, [true; 2], "{command}");
-                    written.map(|name| std::fs::remove_file(place.path(name)).unwrap());
+                    written.iter().for_each(|name| std::fs::remove_file(place.path(name)).unwrap());
                 }
                 // Killed by the signal, or ended where nothing was learned.
                 None | Some(130) => assert_eq!(there, [false; 2], "{command}"),

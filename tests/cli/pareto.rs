@@ -137,3 +137,23 @@ fn a_command_of_the_user_may_be_the_limit() {
     let ran = compile("0.1");
     assert!(ran.stderr.contains("expected a number in the last line that it prints, found `fine`"));
 }
+
+#[test]
+fn numbers_below_zero_are_wrong_values_and_not_unknown_options() {
+    let place = Place::new();
+    let compile = "compile model.onnx -o o.margay --data samples.npz";
+    for (command, option, expected) in [
+        (compile, "--max-drop -1 --metric true", "for '--max-drop <D>': expected a number of at least 0"),
+        (compile, "--max-error -0.1", "for '--max-error <E[@P%]>': expected a number above 0"),
+        (compile, "--budget-ms -4", "invalid value '-4' for '--budget-ms"),
+        (compile, "--threads -1", "invalid value '-1' for '--threads"),
+        (compile, "--seed -1", "invalid value '-1' for '--seed"),
+        (compile, "--max-drop 0.1 --metric=", "for '--metric <COMMAND>': expected a command"),
+        ("pareto model.onnx --data samples.npz", "--points -3", "invalid value '-3' for '--points <N>'"),
+        ("train model.onnx --data samples.npz", "--learning-rate -0.1", "invalid value '-0.1' for"),
+        ("bench model.onnx", "--rounds -2", "invalid value '-2' for '--rounds"),
+    ] {
+        let ran = place.run(&format!("{command} {option}"));
+        assert!(ran.code == 2 && ran.stderr.contains(expected), "{option}: {}", ran.stderr);
+    }
+}

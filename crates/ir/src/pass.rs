@@ -245,3 +245,29 @@ fn names(mut rules: Vec<&'static str>) -> String {
     rules.dedup();
     rules.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Exp, Neg};
+    use crate::{Op, Origin, TensorType, Value};
+    use margay_tensor::DType;
+
+    #[test]
+    fn a_rule_that_closes_a_cycle_is_named() {
+        let mut g = Graph::new("chain");
+        let x = g.add_input("x", TensorType::known(DType::F32, &[3]));
+        let a = g.add(Neg, &[x], Origin::named("first")).unwrap();
+        let b = g.add(Exp, &[a], Origin::named("second")).unwrap();
+        g.add_output("y", b);
+        let apply = |g: &Graph, n: NodeId, _: &()| {
+            let Op::Neg(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+            let mut patch = Patch::new();
+            patch.redirect(n.into(), Value::from(g.users_of(n.into())[0].0));
+            Ok(Verdict::Rewrite(patch))
+        };
+        let rules = [Rule { name: "bend", apply }];
+        let error = rewrite("break", &mut g, &mut Cx::default(), &(), &rules).unwrap_err();
+        assert_eq!(error.to_string(), "pass `break` closed a cycle of nodes; rules that fired last: bend");
+    }
+}

@@ -227,6 +227,47 @@ mod tests {
     }
 
     #[test]
+    fn outputs_follow_a_redirection() {
+        let (mut g, [x, a, b]) = chain();
+        g.add_output("same", b);
+        g.add_output("first", a);
+        assert_eq!((g.outputs_of(b), g.outputs_of(a), g.outputs_of(x)), (&[0, 1][..], &[2][..], &[][..]));
+        let mut patch = Patch::new();
+        patch.redirect(b, a);
+        g.apply(patch).unwrap();
+        assert_eq!((g.outputs_of(b), g.outputs_of(a)), (&[][..], &[0, 1, 2][..]));
+        assert!(g.outputs().iter().all(|o| o.value == a) && !g.is_output(b) && g.is_output(a));
+        assert!(g.is_read(x.node) && !g.is_read(b.node));
+        assert_eq!((g.sole_user(x), g.sole_user(a)), (Some(a.node), None));
+    }
+
+    #[test]
+    fn a_node_has_no_more_operands_than_can_be_counted() {
+        let (mut g, [x, ..]) = chain();
+        let concat = |count: usize| (Op::from(crate::ops::Concat { axis: 0 }), vec![x; count]);
+        let (op, most) = concat(65535);
+        assert_eq!(Patch::new().add(&g, op.clone(), &most, Origin::default()).map(|_| ()), Ok(()));
+        let (_, more) = concat(65536);
+        let expected = "`concat`: 65536 operands, expected at most 65535";
+        let refused = Patch::new().add(&g, op.clone(), &more, Origin::default()).unwrap_err();
+        assert_eq!(refused.to_string(), expected);
+        assert_eq!(g.add(op, &more, Origin::default()).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn copies_share_nodes_until_one_changes() {
+        let (g, [_, a, b]) = chain();
+        let mut copy = g.clone();
+        assert!(copy.is_copy_of(&g));
+        copy.add_output("first", a);
+        assert!(!copy.is_copy_of(&g));
+        let mut copy = g.clone();
+        copy.redirect(b, a);
+        assert!(!copy.is_copy_of(&g) && g.outputs()[0].value == b && copy.outputs()[0].value == a);
+        assert_eq!(g.clone().remove_dead(), 0);
+    }
+
+    #[test]
     fn a_cycle_through_nodes_of_the_patch_is_never_a_valid_graph() {
         let (mut g, [x, _, b]) = chain();
         let mut patch = Patch::new();
