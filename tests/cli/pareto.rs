@@ -114,10 +114,46 @@ fn a_command_of_the_user_may_be_the_limit() {
     assert!(report["flops_after"].as_u64() < report["flops_before"].as_u64(), "{report}");
     assert_eq!(report["goal"], "the metric at most 0.1 below that of the dense model");
 
+    // Whatever becomes of it, the command is given no model twice: where every sketch falls, the dense one is the answer.
+    let log = "PATH=$PATH:/usr/bin:/bin\ncksum < \"$1\" >> sums\n";
+    let is_first = "[ \"$(head -n 1 sums)\" = \"$(tail -n 1 sums)\" ] && echo 1 || echo 0\n";
+    for (last, drop, sketched) in [(is_first, "0", false), ("echo 1\n", "0.5", true)] {
+        std::fs::write(place.path("agree.sh"), format!("{log}{last}")).unwrap();
+        let ran = compile(drop);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let report = json(&ran.stdout);
+        assert_eq!(report["metric"]["sketched"], 1.0, "{report}");
+        assert_eq!(report["flops_after"].as_u64() < report["flops_before"].as_u64(), sketched, "{report}");
+        let sums = std::fs::read_to_string(place.path("sums")).unwrap();
+        std::fs::remove_file(place.path("sums")).unwrap();
+        let models: std::collections::BTreeSet<&str> = sums.lines().collect();
+        assert!(models.len() > 1 && models.len() == sums.lines().count(), "{sums}");
+    }
+
     std::fs::write(place.path("agree.sh"), "echo no model >&2; exit 3\n").unwrap();
     let ran = compile("0.1");
     assert!(ran.code == 2 && ran.stderr.contains("exit status: 3: no model"), "{}", ran.stderr);
     std::fs::write(place.path("agree.sh"), "echo fine\n").unwrap();
     let ran = compile("0.1");
     assert!(ran.stderr.contains("expected a number in the last line that it prints, found `fine`"));
+}
+
+#[test]
+fn numbers_below_zero_are_wrong_values_and_not_unknown_options() {
+    let place = Place::new();
+    let compile = "compile model.onnx -o o.margay --data samples.npz";
+    for (command, option, expected) in [
+        (compile, "--max-drop -1 --metric true", "for '--max-drop <D>': expected a number of at least 0"),
+        (compile, "--max-error -0.1", "for '--max-error <E[@P%]>': expected a number above 0"),
+        (compile, "--budget-ms -4", "invalid value '-4' for '--budget-ms"),
+        (compile, "--threads -1", "invalid value '-1' for '--threads"),
+        (compile, "--seed -1", "invalid value '-1' for '--seed"),
+        (compile, "--max-drop 0.1 --metric=", "for '--metric <COMMAND>': expected a command"),
+        ("pareto model.onnx --data samples.npz", "--points -3", "invalid value '-3' for '--points <N>'"),
+        ("train model.onnx --data samples.npz", "--learning-rate -0.1", "invalid value '-0.1' for"),
+        ("bench model.onnx", "--rounds -2", "invalid value '-2' for '--rounds"),
+    ] {
+        let ran = place.run(&format!("{command} {option}"));
+        assert!(ran.code == 2 && ran.stderr.contains(expected), "{option}: {}", ran.stderr);
+    }
 }

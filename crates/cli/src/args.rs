@@ -26,7 +26,7 @@ pub(crate) struct GoalArgs {
     max_drop: Option<f64>,
     /// A command of the shell that measures a model: it is given the path of an ONNX file, in place of {} or as its last
     /// word, and prints a number last, larger for better models.
-    #[arg(long, value_name = "COMMAND", requires = "max_drop")]
+    #[arg(long, value_name = "COMMAND", value_parser = command, requires = "max_drop")]
     metric: Option<String>,
     /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
     /// bytes as in 1500000 or 1.5MB.
@@ -341,6 +341,14 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if v > 0.0 && v.is_finite() => Ok(v),
         _ => Err("expected a number above 0".into()),
+    }
+}
+
+/// A line for a shell.
+fn command(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => Err("expected a command".into()),
+        false => Ok(text.to_owned()),
     }
 }
 

@@ -4,11 +4,27 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use margay::TrainError;
+
 use crate::error::Failure;
 use crate::note;
 
 /// The exit code of a program that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
+
+/// Ends the program where there is nothing to keep.
+fn nothing_learned() -> ! {
+    note("interrupted: nothing was learned yet, and nothing is written");
+    std::process::exit(INTERRUPTED);
+}
+
+/// What work gave. Ends the program where it was given up before there was anything to keep.
+pub(crate) fn learned<T>(result: Result<T, TrainError>) -> Result<T, TrainError> {
+    match result {
+        Err(error) if error.is_interruption() => nothing_learned(),
+        other => other,
+    }
+}
 
 /// Whether the user has asked the work to end.
 #[derive(Clone)]
@@ -25,8 +41,7 @@ impl Interrupt {
         let (flag, is_heeded) = (asked.clone(), heeded.clone());
         let heard = move || {
             if !is_heeded.load(Ordering::Relaxed) {
-                note("interrupted: nothing was learned yet, and nothing is written");
-                std::process::exit(INTERRUPTED);
+                nothing_learned();
             }
             if flag.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);

@@ -137,7 +137,14 @@ fn main() -> ExitCode {
 
 /// The command, and whether it is to print JSON.
 fn parse() -> Result<(Command, bool), clap::Error> {
-    let matches = Cli::command().try_get_matches()?;
+    // A number below 0 is a wrong value, not an option that nobody knows.
+    let numbers = |option: clap::Arg| match option.get_long().is_some() && option.get_action().takes_values()
+    {
+        true => option.allow_negative_numbers(true),
+        false => option,
+    };
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
+    let matches = command.try_get_matches()?;
     let flag = |(_, m): (&str, &clap::ArgMatches)| m.try_get_one::<bool>("json").ok().flatten().copied();
     let as_json = matches.subcommand().and_then(flag).unwrap_or(false);
     Ok((Cli::from_arg_matches(&matches)?.command, as_json))

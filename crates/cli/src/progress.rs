@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use margay::Progress;
-use margay::{Observer, Point, TrainError};
+use margay::{Interruption, Observer, Point, Progress, TrainError};
 
 use crate::interrupt::Interrupt;
 use crate::note;
@@ -180,8 +179,9 @@ impl Observer for TrainingBar {
         self.tell(format!("{error}; training goes on, and the next checkpoint is tried in time"));
     }
 
-    fn interrupted(&self) -> bool {
-        self.interrupt.asked()
+    fn interruption(&self) -> Interruption {
+        let interrupt = self.interrupt.clone();
+        Interruption::new(move || interrupt.asked())
     }
 }
 

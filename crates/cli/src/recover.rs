@@ -16,7 +16,7 @@ use margay::{
 
 use crate::args::{ThreadArgs, at_least_one, dim, mask, not_negative, positive};
 use crate::error::Failure;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, learned};
 use crate::progress::{Bars, TrainingBar};
 use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
@@ -170,7 +170,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let recovered = {
         let bars = Bars::new();
         let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume);
-        recovery.learn(&samples, &options(args), &bars, &mut bar)?
+        learned(recovery.learn(&samples, &options(args), &bars, &mut bar))?
     };
     let model = recovery.finish(recovered, args.threads.get(), &Bars::new())?;
     let unwritten = write(args, &model);

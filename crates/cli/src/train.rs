@@ -18,7 +18,7 @@ use margay::{
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, learned};
 use crate::progress::TrainingBar;
 use crate::save::{check_distinct, check_writable, rescued};
 use crate::table::{Table, bytes, count, percent, significant};
@@ -272,7 +272,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
         let mut bar = TrainingBar::new("loss", Interrupt::listen()?, args.history.as_deref(), args.resume);
-        training.train(&samples, labels.as_ref(), &mut bar)?
+        learned(training.train(&samples, labels.as_ref(), &mut bar))?
     };
     let unwritten = write(args, &trained);
     let text = if args.json { json(&trained.report())? } else { summary(args, &trained) };

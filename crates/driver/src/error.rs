@@ -164,6 +164,9 @@ pub enum DriverError {
         /// The batch of the run.
         batch: usize,
     },
+    /// Whoever asked for the work gave it up.
+    #[error("interrupted")]
+    Interrupted,
     /// The text of a graph in an artifact or file does not parse.
     #[error("`{}`: {error}", path.display())]
     Text {
@@ -204,7 +207,7 @@ impl DriverError {
             DriverError::Run(e) => e.into(),
             DriverError::Allocate(e) => e.into(),
             DriverError::Factorize { error, .. } => error.into(),
-            DriverError::Budget { .. } | DriverError::Measure(_) => Kind::Check,
+            DriverError::Budget { .. } | DriverError::Measure(_) | DriverError::Interrupted => Kind::Check,
         }
     }
 
@@ -244,7 +247,10 @@ impl From<&PassError> for Kind {
     fn from(error: &PassError) -> Kind {
         match error {
             PassError::Refused(_) => Kind::Usage,
-            PassError::Add { .. } | PassError::Patch { .. } | PassError::NoFixpoint { .. } => Kind::Internal,
+            PassError::Add { .. }
+            | PassError::Patch { .. }
+            | PassError::NoFixpoint { .. }
+            | PassError::Cycle { .. } => Kind::Internal,
         }
     }
 }

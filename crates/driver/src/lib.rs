@@ -23,6 +23,7 @@
 //! - [`backend`]: names to back ends.
 //! - [`build`]: graphs to code; [`range`]: graphs to code for every value in ranges of symbols.
 //! - [`Runner`]: runs a graph on inputs of any shape, compiling for each shape once.
+//! - [`Interruption`]: how long work is given up.
 //! - [`Samples`]: calibration and held-out data. [`Padding`]: what of it is left out where samples run together.
 //! - [`compile()`]: split, calibrate, fit, price, weigh, allocate, apply, check, report.
 //! - [`Report`]: what was done and what it costs.
@@ -48,6 +49,7 @@ mod dump;
 mod error;
 mod errors;
 mod export;
+mod interruption;
 pub mod machine;
 mod mask;
 mod metric;
@@ -77,6 +79,7 @@ pub use dump::{BEFORE, Dump};
 pub use error::{DriverError, Kind};
 pub use errors::{ErrorMeasure, ErrorScope, ErrorSum, OutputError, PooledError, output_error};
 pub use export::export_graph;
+pub use interruption::Interruption;
 pub use margay_plan::{Goal, Resource};
 pub use mask::{DEFAULT_MASK, Marks, Mask, MaskChoice};
 pub use metric::{MetricReport, OwnMetric};

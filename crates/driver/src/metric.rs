@@ -1,5 +1,7 @@
 //! A measure of models that the user brings.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -49,6 +51,47 @@ impl OwnMetric {
 impl fmt::Debug for OwnMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OwnMetric({})", self.name)
+    }
+}
+
+/// A metric during one compilation, which is asked once for every graph: it may take long.
+pub(crate) struct Asked<'a> {
+    metric: &'a OwnMetric,
+    /// Of the dense model.
+    pub(crate) dense: f64,
+    /// By the hash of a graph's text, which names constants by what they hold.
+    known: RefCell<HashMap<blake3::Hash, f64>>,
+}
+
+impl<'a> Asked<'a> {
+    /// Asks for the dense model.
+    ///
+    /// # Errors
+    /// As [`OwnMetric::of`].
+    pub(crate) fn new(metric: &'a OwnMetric, dense: &Graph) -> Result<Asked<'a>, DriverError> {
+        let mut asked = Asked { metric, dense: 0.0, known: RefCell::default() };
+        asked.dense = asked.of(dense)?;
+        Ok(asked)
+    }
+
+    /// As [`OwnMetric::of`].
+    pub(crate) fn of(&self, g: &Graph) -> Result<f64, DriverError> {
+        let key = blake3::hash(g.to_string().as_bytes());
+        if let Some(found) = self.known.borrow().get(&key) {
+            return Ok(*found);
+        }
+        let found = self.metric.of(g)?;
+        self.known.borrow_mut().insert(key, found);
+        Ok(found)
+    }
+
+    /// What it says of the result.
+    ///
+    /// # Errors
+    /// As [`OwnMetric::of`].
+    pub(crate) fn report(&self, sketched: &Graph) -> Result<MetricReport, DriverError> {
+        let (name, sketched) = (self.metric.name().to_owned(), self.of(sketched)?);
+        Ok(MetricReport { name, dense: self.dense, sketched })
     }
 }
 

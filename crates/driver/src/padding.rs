@@ -12,7 +12,7 @@ use margay_loops::Backend;
 use margay_tensor::{Symbol, Tensor};
 
 use crate::samples::bound_batch;
-use crate::{Arrays, DriverError, Mask, Runner, Samples};
+use crate::{Arrays, DriverError, Interruption, Mask, Runner, Samples};
 
 /// The most lengths that code is made for.
 const MOST_LENGTHS: usize = 4;
@@ -52,6 +52,7 @@ impl Padding {
         samples: &Samples,
         backend: &Arc<dyn Backend>,
         threads: usize,
+        interruption: &Interruption,
     ) -> Result<Option<Padding>, DriverError> {
         let mut axes = graphs.iter().map(|g| axes_of_places(g, mask));
         let Some(first) =
@@ -69,7 +70,8 @@ impl Padding {
         }
         let padding = Padding { axes: first, mask: mask.clone(), lengths };
         for g in graphs {
-            if !padding.changes_nothing(g, samples, &of_samples, backend, threads)? {
+            let runner = Runner::new((*g).clone(), backend, threads).until(interruption);
+            if !padding.changes_nothing(runner, samples, &of_samples)? {
                 return Ok(None);
             }
         }
@@ -110,25 +112,26 @@ impl Padding {
     /// of it.
     fn changes_nothing(
         &self,
-        g: &Graph,
+        mut runner: Runner,
         samples: &Samples,
         of_samples: &[usize],
-        backend: &Arc<dyn Backend>,
-        threads: usize,
     ) -> Result<bool, DriverError> {
         let mut shortest: Vec<usize> = (0..samples.rows()).collect();
         shortest.sort_by_key(|row| of_samples[*row]);
-        let size = bound_batch(g).unwrap_or(TRIED.min(samples.rows()));
+        let size = bound_batch(runner.graph()).unwrap_or(TRIED.min(samples.rows()));
         if samples.rows() < size {
             return Ok(false);
         }
         let whole = samples.pick(&shortest[..size])?;
         let cut = self.cut(whole.clone());
         let marks = self.mask.marks(&cut);
-        let mut runner = Runner::new(g.clone(), backend, threads);
         let expected = runner.run(&whole)?;
-        // A graph may ask for a length that a cut batch has not.
-        let Ok(found) = runner.run(&cut) else { return Ok(false) };
+        let found = match runner.run(&cut) {
+            Err(DriverError::Interrupted) => return Err(DriverError::Interrupted),
+            // A graph may ask for a length that a cut batch has not.
+            Err(_) => return Ok(false),
+            Ok(found) => found,
+        };
         Ok(expected.iter().zip(&found).all(|((_, expected), (_, found))| {
             let fitting = axis_that_differs(expected, found)
                 .map(|axis| first_along(expected, axis, found.shape()[axis]));
@@ -314,7 +317,7 @@ mod tests {
         );
         let g = parse(&text, &|_, _| None).unwrap_or_else(|e| panic!("{e}"));
         let mask = Mask::find(&g, &MaskChoice::Default).unwrap();
-        Padding::find(&[&g], &mask, &texts(lengths), &backend::native(), 1).unwrap()
+        Padding::find(&[&g], &mask, &texts(lengths), &backend::native(), 1, &Interruption::never()).unwrap()
     }
 
     const EACH: &str = "  %y = exp %x : f32[B, PLACES]\n  return %y\n";

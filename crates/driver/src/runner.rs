@@ -8,7 +8,7 @@ use margay_loops::Backend;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, Tensor};
 
-use crate::{DriverError, build};
+use crate::{DriverError, Interruption, build};
 
 /// A graph and its compiled programs, one per value of its symbols.
 pub struct Runner {
@@ -16,13 +16,21 @@ pub struct Runner {
     backend: Arc<dyn Backend>,
     threads: usize,
     huge_pages: bool,
+    interruption: Interruption,
     sessions: BTreeMap<Binding, Session>,
 }
 
 impl Runner {
     /// Runs a graph at stage `Canonical` or `Sketched`. Compiles nothing yet.
     pub fn new(graph: Graph, backend: &Arc<dyn Backend>, threads: usize) -> Runner {
-        Runner { graph, backend: Arc::clone(backend), threads, huge_pages: false, sessions: BTreeMap::new() }
+        let (backend, interruption) = (Arc::clone(backend), Interruption::never());
+        Runner { graph, backend, threads, huge_pages: false, interruption, sessions: BTreeMap::new() }
+    }
+
+    /// The same, which gives up when it is interrupted, before a run or while it compiles.
+    #[must_use]
+    pub fn until(self, interruption: &Interruption) -> Runner {
+        Runner { interruption: interruption.clone(), ..self }
     }
 
     /// What is compiled from now on runs in [huge pages](margay_runtime::Executable::in_huge_pages).
@@ -46,7 +54,10 @@ impl Runner {
         let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         let binding = eval::bind_symbols(&self.graph, find)?;
         if !self.sessions.contains_key(&binding) {
-            let mut executable = build::jit(&self.graph, &binding, &*self.backend)?;
+            let (graph, extents) = (self.graph.clone(), binding.clone());
+            let backend = Arc::clone(&self.backend);
+            let compile = move || build::jit(&graph, &extents, &*backend);
+            let mut executable = self.interruption.run(compile)??;
             if self.huge_pages {
                 executable = executable.in_huge_pages()?;
             }
@@ -90,6 +101,7 @@ impl Runner {
 
     /// Runs the graph on inputs by name; outputs in the order of the graph.
     pub fn run(&mut self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, DriverError> {
+        self.interruption.check()?;
         let session = self.session(inputs)?;
         let borrowed: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         Ok(session.run(&borrowed)?)

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::backward::Backward;
 use crate::compile::calibrate::{BATCH, Measuring, calibrate};
 use crate::samples::doubts;
-use crate::{DriverError, Mask, Model, Progress, Runner, Samples, parallel};
+use crate::{DriverError, Interruption, Mask, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
 pub const RELATIVE_ERROR: f64 = 0.01;
@@ -86,7 +86,14 @@ pub fn sensitivity(
         &[],
         &inputs,
         &samples,
-        &Measuring { mask: &Mask::default(), backend, threads, progress, cache: None },
+        &Measuring {
+            mask: &Mask::default(),
+            backend,
+            threads,
+            progress,
+            interruption: Interruption::never(),
+            cache: None,
+        },
     )?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));

@@ -3,7 +3,7 @@
 mod order;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -167,9 +167,12 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 pub struct Graph {
     name: Name,
-    dag: StableDiGraph<Node, Edge>,
+    /// Shared by copies until one of them changes.
+    dag: Arc<StableDiGraph<Node, Edge>>,
     inputs: Vec<NodeId>,
     outputs: Vec<Output>,
+    /// The positions in `outputs` of every value there, ascending.
+    output_places: HashMap<Value, SmallVec<[usize; 1]>>,
     guards: Vec<Guard>,
     next_generation: u32,
 }
@@ -184,14 +187,36 @@ pub struct AddError {
     pub error: TypeError,
 }
 
+/// Operands of a node at most, and its results.
+const MAX_PORTS: usize = u16::MAX as usize;
+
+/// The types of the results of an operator.
+pub(crate) fn typed(op: &Op, operands: &[&TensorType]) -> Result<Types, AddError> {
+    let few = |what: &str, found: usize| match found <= MAX_PORTS {
+        true => Ok(()),
+        false => Err(TypeError::attribute(format!("{found} {what}, expected at most {MAX_PORTS}"))),
+    };
+    let typed = || {
+        few("operands", operands.len())?;
+        // Type rules multiply extents.
+        operands.iter().try_for_each(|ty| ty.check_extents())?;
+        let types = op.infer(operands)?;
+        few("results", types.len())?;
+        types.iter().try_for_each(TensorType::check_extents)?;
+        Ok(types)
+    };
+    typed().map_err(|error| AddError { op: op.name(), error })
+}
+
 impl Graph {
     /// An empty graph.
     pub fn new(name: &str) -> Graph {
         Graph {
             name: name.into(),
-            dag: StableDiGraph::new(),
+            dag: Arc::default(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            output_places: HashMap::new(),
             guards: Vec::new(),
             next_generation: 0,
         }
@@ -221,22 +246,27 @@ impl Graph {
     pub fn add(&mut self, op: impl Into<Op>, inputs: &[Value], origin: Origin) -> Result<Value, AddError> {
         let op = op.into();
         let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(*v)).collect();
-        // Type rules multiply extents.
-        let bounded = types.iter().try_for_each(|ty| ty.check_extents());
-        let types = bounded.and_then(|()| op.infer(&types)).and_then(|types| {
-            types.iter().try_for_each(TensorType::check_extents)?;
-            Ok(types)
-        });
-        let types = types.map_err(|error| AddError { op: op.name(), error })?;
+        let types = typed(&op, &types)?;
         let node = self.insert(op, types, origin);
         self.connect(node, inputs);
         Ok(node.into())
     }
 
+    fn dag_mut(&mut self) -> &mut StableDiGraph<Node, Edge> {
+        Arc::make_mut(&mut self.dag)
+    }
+
+    /// Whether this is a copy of a graph, and neither has changed since it was made.
+    pub fn is_copy_of(&self, other: &Graph) -> bool {
+        Arc::ptr_eq(&self.dag, &other.dag)
+            && (&self.name, &self.inputs, &self.outputs, &self.guards)
+                == (&other.name, &other.inputs, &other.outputs, &other.guards)
+    }
+
     fn insert(&mut self, op: Op, types: Types, origin: Origin) -> NodeId {
         let generation = self.next_generation;
         self.next_generation += 1;
-        let index = self.dag.add_node(Node { op, types, origin, generation });
+        let index = self.dag_mut().add_node(Node { op, types, origin, generation });
         NodeId { index: index.index() as u32, generation }
     }
 
@@ -244,18 +274,23 @@ impl Graph {
         let to = self.at(node);
         for (slot, v) in inputs.iter().enumerate() {
             let from = self.at(v.node);
-            self.dag.add_edge(from, to, Edge { from_out: v.out, to_in: slot as u16 });
+            self.dag_mut().add_edge(from, to, Edge { from_out: v.out, to_in: slot as u16 });
         }
     }
 
     /// Adds an output.
     pub fn add_output(&mut self, name: &str, value: Value) {
+        self.output_places.entry(value).or_default().push(self.outputs.len());
         self.outputs.push(Output { name: name.into(), value, counts: None });
     }
 
     /// Replaces the list of outputs, for running a part of a graph.
     pub fn set_outputs(&mut self, outputs: Vec<Output>) {
         self.outputs = outputs;
+        self.output_places.clear();
+        for (place, output) in self.outputs.iter().enumerate() {
+            self.output_places.entry(output.value).or_default().push(place);
+        }
     }
 
     fn at(&self, n: NodeId) -> NodeIndex {
@@ -373,15 +408,30 @@ impl Graph {
 
     /// Whether a value is an output of the graph.
     pub fn is_output(&self, v: Value) -> bool {
-        self.outputs.iter().any(|o| o.value == v)
+        self.output_places.contains_key(&v)
+    }
+
+    /// The positions of a value among the outputs, ascending.
+    pub fn outputs_of(&self, v: Value) -> &[usize] {
+        self.output_places.get(&v).map_or(&[], SmallVec::as_slice)
     }
 
     /// The single user of a value, if it has one and is not an output of the graph.
     pub fn sole_user(&self, v: Value) -> Option<NodeId> {
-        match self.users_of(v).as_slice() {
-            [(user, _)] if !self.is_output(v) => Some(*user),
+        let mut edges = self
+            .dag
+            .edges_directed(self.at(v.node), Direction::Outgoing)
+            .filter(|e| e.weight().from_out == v.out);
+        match (edges.next(), edges.next()) {
+            (Some(edge), None) if !self.is_output(v) => Some(self.id(edge.target())),
             _ => None,
         }
+    }
+
+    /// Whether some node reads a result of a node, or one of them is an output of the graph.
+    pub fn is_read(&self, n: NodeId) -> bool {
+        self.dag.edges_directed(self.at(n), Direction::Outgoing).next().is_some()
+            || self.values_of(n).any(|v| self.is_output(v))
     }
 
     /// The contents of a constant value.
@@ -443,7 +493,7 @@ impl Graph {
     /// Removes all nodes but these.
     fn keep(&mut self, live: &BTreeSet<NodeId>) {
         let kept: BTreeSet<NodeIndex> = live.iter().map(|n| self.at(*n)).collect();
-        self.dag.retain_nodes(|_, index| kept.contains(&index));
+        self.dag_mut().retain_nodes(|_, index| kept.contains(&index));
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.
@@ -456,13 +506,14 @@ impl Graph {
             .map(|e| (e.id(), e.target(), e.weight().to_in))
             .collect();
         for (id, user, to_in) in edges {
-            self.dag.remove_edge(id);
-            self.dag.add_edge(target, user, Edge { from_out: to.out, to_in });
+            self.dag_mut().remove_edge(id);
+            self.dag_mut().add_edge(target, user, Edge { from_out: to.out, to_in });
         }
-        for o in &mut self.outputs {
-            if o.value == from {
-                o.value = to;
-            }
+        if let Some(places) = self.output_places.remove(&from) {
+            places.iter().for_each(|place| self.outputs[*place].value = to);
+            let all = self.output_places.entry(to).or_default();
+            all.extend(places);
+            all.sort_unstable();
         }
     }
 
@@ -484,13 +535,13 @@ impl Graph {
     /// Puts an operator of the same types in the place of another.
     pub(crate) fn replace_op(&mut self, n: NodeId, op: Op) {
         let index = self.at(n);
-        self.dag[index].op = op;
+        self.dag_mut()[index].op = op;
     }
 
     /// Adds the origin of a replaced node to the one that stands in for it.
     pub(crate) fn absorb_origin(&mut self, n: NodeId, origin: &Origin) {
         let index = self.at(n);
-        let node = &mut self.dag[index];
+        let node = &mut self.dag_mut()[index];
         if node.origin.part == origin.part {
             node.origin = node.origin.and(origin);
         }

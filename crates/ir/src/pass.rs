@@ -101,6 +101,14 @@ pub enum PassError {
         /// The rules of the last round.
         rules: String,
     },
+    /// A rule made a node depend on itself (our fault).
+    #[error("pass `{pass}` closed a cycle of nodes; rules that fired last: {rules}")]
+    Cycle {
+        /// The pass.
+        pass: &'static str,
+        /// The rules of the round that closed it.
+        rules: String,
+    },
     /// What the pass was asked for cannot be done (the options' or the model's fault).
     #[error("{0}")]
     Refused(String),
@@ -186,9 +194,13 @@ pub fn rewrite<C>(
     let mut changes = 0;
     let mut fired: Vec<&'static str> = Vec::new();
     for _ in 0..MAX_ROUNDS {
+        let order = g.order();
+        if order.len() < g.len() {
+            return Err(PassError::Cycle { pass, rules: names(fired) });
+        }
         fired.clear();
         let mut declined = Vec::new();
-        for n in g.order() {
+        for n in order {
             for rule in rules {
                 if !g.contains(n) {
                     break;
@@ -224,7 +236,38 @@ pub fn rewrite<C>(
         }
         g.remove_dead();
     }
-    fired.sort_unstable();
-    fired.dedup();
-    Err(PassError::NoFixpoint { pass, rounds: MAX_ROUNDS, rules: fired.join(", ") })
+    Err(PassError::NoFixpoint { pass, rounds: MAX_ROUNDS, rules: names(fired) })
+}
+
+/// Each rule once.
+fn names(mut rules: Vec<&'static str>) -> String {
+    rules.sort_unstable();
+    rules.dedup();
+    rules.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Exp, Neg};
+    use crate::{Op, Origin, TensorType, Value};
+    use margay_tensor::DType;
+
+    #[test]
+    fn a_rule_that_closes_a_cycle_is_named() {
+        let mut g = Graph::new("chain");
+        let x = g.add_input("x", TensorType::known(DType::F32, &[3]));
+        let a = g.add(Neg, &[x], Origin::named("first")).unwrap();
+        let b = g.add(Exp, &[a], Origin::named("second")).unwrap();
+        g.add_output("y", b);
+        let apply = |g: &Graph, n: NodeId, _: &()| {
+            let Op::Neg(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
+            let mut patch = Patch::new();
+            patch.redirect(n.into(), Value::from(g.users_of(n.into())[0].0));
+            Ok(Verdict::Rewrite(patch))
+        };
+        let rules = [Rule { name: "bend", apply }];
+        let error = rewrite("break", &mut g, &mut Cx::default(), &(), &rules).unwrap_err();
+        assert_eq!(error.to_string(), "pass `break` closed a cycle of nodes; rules that fired last: bend");
+    }
 }

@@ -1,6 +1,6 @@
 //! The one way in which passes change a graph.
 
-use crate::graph::AddError;
+use crate::graph::{AddError, typed};
 use crate::ops::Input;
 use crate::{Graph, Name, NodeId, Op, Origin, Payload, TensorType, Types, Value};
 
@@ -40,13 +40,6 @@ pub enum PatchError {
         old: TensorType,
         /// The new type.
         new: TensorType,
-    },
-    /// The new value is a node of the graph that depends on the one it replaces. Cycles through nodes of the patch are
-    /// found by [`Graph::verify`].
-    #[error("redirecting `{name}` would close a cycle")]
-    Cycle {
-        /// Origin of the replaced node.
-        name: String,
     },
 }
 
@@ -97,7 +90,7 @@ impl Patch {
     ) -> Result<Value, AddError> {
         let op = op.into();
         let types: Vec<&TensorType> = inputs.iter().map(|v| self.ty(g, *v)).collect();
-        let types = op.infer(&types).map_err(|error| AddError { op: op.name(), error })?;
+        let types = typed(&op, &types)?;
         self.nodes.push((op, types, origin, inputs.to_vec()));
         Ok(NodeId { index: self.nodes.len() as u32 - 1, generation: NEW }.into())
     }
@@ -121,7 +114,8 @@ impl Patch {
 }
 
 impl Graph {
-    /// Applies a patch. A replaced node hands its origin to the node that stands in for it, unless that one is in
+    /// Applies a patch. Whether it closes a cycle is not asked here, where it would cost a walk of the graph for every patch:
+    /// [`rewrite`](crate::pass::rewrite) finds one after the round, [`Graph::verify`] after the pass. A replaced node hands its origin to the node that stands in for it, unless that one is in
     /// a role or has a name already. Nodes nobody reads any more stay until
     /// [`remove_dead`](Graph::remove_dead).
     pub fn apply(&mut self, patch: Patch) -> Result<Applied, PatchError> {
@@ -133,9 +127,6 @@ impl Graph {
                     old: was.clone(),
                     new: is.clone(),
                 });
-            }
-            if new.node.generation != NEW && self.depends_on(new.node, old.node) {
-                return Err(PatchError::Cycle { name: self.node(old.node).origin.name().into() });
             }
         }
         let mut applied = Applied { nodes: Vec::with_capacity(patch.nodes.len()) };
@@ -165,20 +156,6 @@ impl Graph {
             self.add_output(&name, applied.value(value));
         }
         Ok(applied)
-    }
-
-    fn depends_on(&self, node: NodeId, on: NodeId) -> bool {
-        let mut stack = vec![node];
-        let mut seen = std::collections::HashSet::new();
-        while let Some(n) = stack.pop() {
-            if n == on {
-                return node != on;
-            }
-            if seen.insert(n) {
-                stack.extend(self.inputs_of(n).iter().map(|v| v.node));
-            }
-        }
-        false
     }
 }
 
@@ -230,20 +207,64 @@ mod tests {
     }
 
     #[test]
-    fn a_cycle_through_nodes_of_the_graph_is_refused() {
-        let (mut g, [x, a, b]) = chain();
-        for (old, name) in [(a, "first"), (x, "x")] {
+    fn a_cycle_through_nodes_of_the_graph_is_never_a_valid_graph() {
+        for old in 0..2 {
+            let (mut g, values) = chain();
             let mut patch = Patch::new();
-            patch.redirect(old, b);
-            assert_eq!(refused(&mut g, patch), format!("redirecting `{name}` would close a cycle"));
+            patch.redirect(values[old], values[2]);
+            g.apply(patch).unwrap();
+            let found = g.verify(Stage::Imported).unwrap_err();
+            assert_eq!(found[0].to_string(), format!("graph `chain`: {} nodes lie on cycles", 2 - old));
         }
         // The other direction, and a value in place of itself, are none.
+        let (mut g, [_, a, b]) = chain();
         let mut patch = Patch::new();
         patch.redirect(b, a);
         patch.redirect(a, a);
         g.apply(patch).unwrap();
         assert_eq!(g.outputs()[0].value, a);
         assert_eq!(g.verify(Stage::Imported), Ok(()));
+    }
+
+    #[test]
+    fn outputs_follow_a_redirection() {
+        let (mut g, [x, a, b]) = chain();
+        g.add_output("same", b);
+        g.add_output("first", a);
+        assert_eq!((g.outputs_of(b), g.outputs_of(a), g.outputs_of(x)), (&[0, 1][..], &[2][..], &[][..]));
+        let mut patch = Patch::new();
+        patch.redirect(b, a);
+        g.apply(patch).unwrap();
+        assert_eq!((g.outputs_of(b), g.outputs_of(a)), (&[][..], &[0, 1, 2][..]));
+        assert!(g.outputs().iter().all(|o| o.value == a) && !g.is_output(b) && g.is_output(a));
+        assert!(g.is_read(x.node) && !g.is_read(b.node));
+        assert_eq!((g.sole_user(x), g.sole_user(a)), (Some(a.node), None));
+    }
+
+    #[test]
+    fn a_node_has_no_more_operands_than_can_be_counted() {
+        let (mut g, [x, ..]) = chain();
+        let concat = |count: usize| (Op::from(crate::ops::Concat { axis: 0 }), vec![x; count]);
+        let (op, most) = concat(65535);
+        assert_eq!(Patch::new().add(&g, op.clone(), &most, Origin::default()).map(|_| ()), Ok(()));
+        let (_, more) = concat(65536);
+        let expected = "`concat`: 65536 operands, expected at most 65535";
+        let refused = Patch::new().add(&g, op.clone(), &more, Origin::default()).unwrap_err();
+        assert_eq!(refused.to_string(), expected);
+        assert_eq!(g.add(op, &more, Origin::default()).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn copies_share_nodes_until_one_changes() {
+        let (g, [_, a, b]) = chain();
+        let mut copy = g.clone();
+        assert!(copy.is_copy_of(&g));
+        copy.add_output("first", a);
+        assert!(!copy.is_copy_of(&g));
+        let mut copy = g.clone();
+        copy.redirect(b, a);
+        assert!(!copy.is_copy_of(&g) && g.outputs()[0].value == b && copy.outputs()[0].value == a);
+        assert_eq!(g.clone().remove_dead(), 0);
     }
 
     #[test]

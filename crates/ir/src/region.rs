@@ -110,6 +110,9 @@ impl Graph {
         let mut changes = 0;
         let mut seen: HashMap<ContentHash, Region> = HashMap::new();
         for n in self.order() {
+            if self.op(n).regions().is_empty() {
+                continue;
+            }
             let mut op = self.op(n).clone();
             let mut changed = false;
             for region in op.regions_mut() {

@@ -103,12 +103,8 @@ impl Graph {
     }
 
     fn verify_read(&self, n: NodeId, found: &mut Vec<Violation>) {
-        let outs = self.node(n).types.len() as u16;
-        let read = (0..outs).map(|out| crate::Value { node: n, out });
         // What decides an extent is read by whoever mentions it.
-        let dead = !matches!(self.op(n), Op::Input(_))
-            && self.decided_by(n).is_none()
-            && read.into_iter().all(|v| self.users_of(v).is_empty() && !self.is_output(v));
+        let dead = !matches!(self.op(n), Op::Input(_)) && self.decided_by(n).is_none() && !self.is_read(n);
         if dead {
             found.push(self.violation(n, "nobody reads it".into()));
         }

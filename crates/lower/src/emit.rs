@@ -12,9 +12,9 @@ use margay_loops::{
 use margay_tensor::{ContentHash, DType, StoredTensor};
 
 use crate::LowerError;
-use crate::arena::{Lifetime, plan_memory};
 use crate::group::{Anchor, Anchored, Called, Expr, Feed};
 use crate::memory::Memory;
+use crate::places::{drop_unread_constants, order_buffers, place_temporaries};
 
 /// Writes a program step by step.
 pub(crate) struct Emitter<'a> {
@@ -23,11 +23,20 @@ pub(crate) struct Emitter<'a> {
     kernels: HashMap<Kernel, usize>,
     /// Constants by contents and packed layout.
     constants: HashMap<(ContentHash, Option<String>), BufferId>,
+    /// The numbers of the constants of some contents.
+    same: HashMap<ContentHash, Vec<usize>>,
+    /// Inputs that have a buffer.
+    inputs: usize,
     /// The output buffers that a step writes already.
     written: Vec<bool>,
     /// The lists of steps around the one that is being written, with the number of buffers there were when it began.
     around: Vec<(Vec<Step>, usize)>,
+    /// Steps so far, in all lists.
+    steps: usize,
 }
+
+/// The most steps of a program: some times those of the largest models. Code for each takes time and memory to make.
+const MAX_STEPS: usize = 1 << 17;
 
 impl<'a> Emitter<'a> {
     pub(crate) fn new(g: &Graph, backend: &'a dyn Backend) -> Emitter<'a> {
@@ -55,8 +64,19 @@ impl<'a> Emitter<'a> {
             program,
             kernels: HashMap::new(),
             constants: HashMap::new(),
+            same: HashMap::new(),
+            inputs: 0,
             written,
             around: Vec::new(),
+            steps: 0,
+        }
+    }
+
+    /// Fails where there are more steps than a program may have; `name` is that of the last one.
+    pub(crate) fn expect_short(&self, name: &str) -> Result<(), LowerError> {
+        match self.steps <= MAX_STEPS {
+            true => Ok(()),
+            false => Err(LowerError::TooLong { name: name.to_owned(), limit: MAX_STEPS }),
         }
     }
 
@@ -135,7 +155,8 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn input(&mut self, n: NodeId, dtype: DType, shape: &[usize]) -> Memory {
-        let number = self.program.buffers.iter().filter(|b| matches!(b.place, Place::Input(_))).count();
+        let number = self.inputs;
+        self.inputs += 1;
         debug_assert!(number < self.program.inputs.len(), "{n:?} is an input");
         let buffer = self.buffer(Place::Input(number), bytes_of(dtype, shape));
         Memory::contiguous(buffer, dtype, shape)
@@ -148,15 +169,13 @@ impl<'a> Emitter<'a> {
             Some(b) => *b,
             None => {
                 let constant = Constant { names: Vec::new(), stored: stored.clone(), packed: None };
-                let buffer = self.buffer(Place::Constant(self.program.constants.len()), constant.bytes());
-                self.program.constants.push(constant);
-                self.constants.insert(key.clone(), buffer);
-                buffer
+                self.add_constant(key, constant.bytes(), constant)
             }
         };
-        for constant in &mut self.program.constants {
-            if constant.stored.content_hash() == key.0 && !constant.names.iter().any(|n| n == name) {
-                constant.names.push(name.to_string());
+        for &number in self.same.get(&stored.content_hash()).into_iter().flatten() {
+            let names = &mut self.program.constants[number].names;
+            if !names.iter().any(|n| n == name) {
+                names.push(name.to_string());
             }
         }
         Memory::contiguous(buffer, stored.storage().dtype, stored.shape())
@@ -175,8 +194,20 @@ impl<'a> Emitter<'a> {
         if let Some(b) = self.constants.get(&key) {
             return *b;
         }
-        let buffer = self.buffer(Place::Constant(self.program.constants.len()), packed.bytes);
-        self.program.constants.push(Constant { names, stored, packed: Some((call.clone(), packed.clone())) });
+        let constant = Constant { names, stored, packed: Some((call.clone(), packed.clone())) };
+        self.add_constant(key, packed.bytes, constant)
+    }
+
+    fn add_constant(
+        &mut self,
+        key: (ContentHash, Option<String>),
+        bytes: usize,
+        constant: Constant,
+    ) -> BufferId {
+        let number = self.program.constants.len();
+        let buffer = self.buffer(Place::Constant(number), bytes);
+        self.program.constants.push(constant);
+        self.same.entry(key.0).or_default().push(number);
         self.constants.insert(key, buffer);
         buffer
     }
@@ -367,6 +398,7 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn step(&mut self, work: Work, label: &[String]) {
+        self.steps += 1;
         let mut names = label.to_vec();
         names.dedup();
         self.program.body.push(Step { label: names.join(" + "), work, sizes: Vec::new() });
@@ -440,90 +472,6 @@ impl<'a> Emitter<'a> {
         order_buffers(program, &lives);
         self.program
     }
-}
-
-/// Gives every temporary that a step touches its place in the arena, at a multiple of `align` bytes. Returns from which step
-/// to which every buffer is needed.
-fn place_temporaries(program: &mut Program, align: usize) -> Vec<Option<Lifetime>> {
-    let lives = lifetimes(program);
-    let temporary: Vec<usize> = (0..program.buffers.len())
-        .filter(|&b| matches!(program.buffers[b].place, Place::Arena(_)) && lives[b].is_some())
-        .collect();
-    let table: Vec<Lifetime> = temporary.iter().filter_map(|&b| lives[b]).collect();
-    let (offsets, peak) = plan_memory(&table, align);
-    for (&b, offset) in temporary.iter().zip(offsets) {
-        program.buffers[b].place = Place::Arena(offset);
-    }
-    program.arena_bytes = peak;
-    lives
-}
-
-/// Gives the temporaries of a program places for the bytes that they have.
-pub fn place(program: &mut Program, align: usize) {
-    place_temporaries(program, align);
-}
-
-/// From which step to which every buffer is needed, by the numbers of the steps; `None` for one that no step touches.
-///
-/// What a loop and a step outside of it touch is needed as long as the loop runs. What only steps inside it touch is
-/// made anew in every repetition.
-fn lifetimes(program: &Program) -> Vec<Option<Lifetime>> {
-    let mut lives: Vec<Option<Lifetime>> = vec![None; program.buffers.len()];
-    let mut loops = Vec::new();
-    for (i, (_, step)) in program.steps().enumerate() {
-        for operand in step.operands() {
-            let bytes = program.buffers[operand.buffer.0].bytes;
-            lives[operand.buffer.0].get_or_insert(Lifetime { first: i, last: i, bytes }).last = i;
-        }
-        if let Work::Loop(l) = &step.work {
-            loops.push((i, i + walk(&l.body).count()));
-        }
-    }
-    // Inner loops come after those around them.
-    for (start, end) in loops.into_iter().rev() {
-        for life in lives.iter_mut().flatten() {
-            let inside = life.first <= end && life.last >= start;
-            if inside && (life.first <= start || life.last > end) {
-                life.first = life.first.min(start);
-                life.last = life.last.max(end);
-            }
-        }
-    }
-    lives
-}
-
-/// Removes constants that no step reads, such as the row-major form of a packed weight.
-fn drop_unread_constants(program: &mut Program, lives: &[Option<Lifetime>]) {
-    let read = |place: Place| program.buffers.iter().zip(lives).any(|(b, l)| b.place == place && l.is_some());
-    let kept: Vec<usize> = (0..program.constants.len()).filter(|&n| read(Place::Constant(n))).collect();
-    for (to, &from) in kept.iter().enumerate() {
-        program.constants.swap(to, from);
-        for buffer in program.buffers.iter_mut().zip(lives).filter(|(_, l)| l.is_some()).map(|(b, _)| b) {
-            if buffer.place == Place::Constant(from) {
-                buffer.place = Place::Constant(to);
-            }
-        }
-    }
-    program.constants.truncate(kept.len());
-}
-
-/// Brings buffers into the order of inputs, outputs, constants and temporaries, and drops constants and temporaries that
-/// no step touches.
-fn order_buffers(program: &mut Program, lives: &[Option<Lifetime>]) {
-    let rank = |place: &Place| match *place {
-        Place::Input(n) => (0, n),
-        Place::Output(n) => (1, n),
-        Place::Constant(n) => (2, n),
-        Place::Arena(_) => (3, 0),
-    };
-    let port = |place: &Place| matches!(place, Place::Input(_) | Place::Output(_));
-    let kept = |b: &usize| lives[*b].is_some() || port(&program.buffers[*b].place);
-    let mut order: Vec<usize> = (0..program.buffers.len()).filter(kept).collect();
-    order.sort_by_key(|&b| rank(&program.buffers[b].place));
-    let mut numbers = vec![0; program.buffers.len()];
-    order.iter().enumerate().for_each(|(to, &from)| numbers[from] = to);
-    program.buffers = order.iter().map(|&b| program.buffers[b].clone()).collect();
-    for_each_operand(&mut program.body, &mut |operand| operand.buffer = BufferId(numbers[operand.buffer.0]));
 }
 
 fn bytes_of(dtype: DType, shape: &[usize]) -> usize {

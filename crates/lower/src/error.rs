@@ -35,6 +35,14 @@ pub enum LowerError {
         /// The most a tensor may have.
         limit: u64,
     },
+    /// The program has more steps than machine code is made of (a limit of margay).
+    #[error("the program has more than {limit} steps, the most that are compiled; at `{name}`")]
+    TooLong {
+        /// The name in the model of the node whose step is too many.
+        name: String,
+        /// The most steps of a program.
+        limit: usize,
+    },
     /// The program that was made does not hold together (our fault).
     #[error("the program is broken: {}", list(.0))]
     Broken(Vec<Violation>),

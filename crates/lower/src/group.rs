@@ -140,17 +140,39 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
         held: HashMap::new(),
         inner: false,
     };
-    for n in g.order() {
+    let order = g.order();
+    let last = last_readers(g, &order);
+    for n in order {
         grouper.visit(n)?;
+        for v in g.inputs_of(n) {
+            if last.get(&v) == Some(&n) {
+                grouper.held.remove(&v);
+            }
+        }
     }
     for (i, o) in g.outputs().iter().enumerate() {
         let memory = grouper.memory_of(o.value)?;
         grouper.emit.output(i, &memory)?;
+        grouper.emit.expect_short(&o.name)?;
     }
     emit.carry(carried);
     let program = emit.finish();
     program.verify().map_err(LowerError::Broken)?;
     Ok(program)
+}
+
+/// By value the last of some nodes that reads it. Outputs have none, nor what casts read: what reads a cast may read that in
+/// its place ([`Grouper::rounding`]).
+fn last_readers(g: &Graph, order: &[NodeId]) -> HashMap<Value, NodeId> {
+    let mut last: HashMap<Value, NodeId> = HashMap::new();
+    for &n in order {
+        last.extend(g.inputs_of(n).into_iter().map(|v| (v, n)));
+    }
+    let casts = order.iter().filter(|n| matches!(g.op(**n), Op::Cast(_)));
+    for v in casts.flat_map(|n| g.inputs_of(*n)).chain(g.outputs().iter().map(|o| o.value)) {
+        last.remove(&v);
+    }
+    last
 }
 
 /// How the operands of a node are shown to its operator.
@@ -278,6 +300,7 @@ impl Grouper<'_, '_, '_> {
 
     pub(crate) fn visit(&mut self, n: NodeId) -> Result<(), LowerError> {
         let node = self.g.node(n);
+        self.emit.expect_short(node.origin.name())?;
         let v = Value::from(n);
         let shape = self.known(n, v)?;
         match &node.op {
@@ -327,7 +350,7 @@ impl Grouper<'_, '_, '_> {
 
     /// The first output of the program that the value is, if any.
     pub(crate) fn output_of(&self, v: Value) -> Option<usize> {
-        self.g.outputs().iter().position(|o| o.value == v).filter(|_| !self.inner)
+        self.g.outputs_of(v).first().copied().filter(|_| !self.inner)
     }
 
     pub(crate) fn anchored(

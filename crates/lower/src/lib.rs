@@ -10,7 +10,7 @@
 //! - `call`: operands of hand-written kernels.
 //! - `emit`: groups to steps.
 //! - `memory`: views of buffers.
-//! - [`arena`]: places of buffers.
+//! - `places`, [`arena`]: places of buffers.
 //!
 //! Deliberately absent: tiles, threads, instruction sets.
 
@@ -23,8 +23,9 @@ mod emit;
 mod error;
 mod group;
 mod memory;
+mod places;
 
 pub use arena::{Lifetime, plan_memory};
-pub use emit::place;
 pub use error::LowerError;
 pub use group::{lower, lower_carrying};
+pub use places::place;

@@ -221,10 +221,12 @@ fn ports_of_model(values: &[margay_onnx::OnnxValue]) -> Vec<Port> {
 fn operators(model: &OnnxModel) -> Vec<Operator> {
     let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in &model.graph.nodes {
-        let opset = model.opset_of(&node.domain);
-        let supported = supported_operators()
-            .any(|(domain, name, since)| domain == node.domain && name == node.op_type && opset >= since);
-        counts.entry(node.operator()).or_insert((0, supported)).0 += 1;
+        let supported = || {
+            let opset = model.opset_of(&node.domain);
+            supported_operators()
+                .any(|(domain, name, since)| domain == node.domain && name == node.op_type && opset >= since)
+        };
+        counts.entry(node.operator()).or_insert_with(|| (0, supported())).0 += 1;
     }
     counts.into_iter().map(|(name, (count, supported))| Operator { name, count, supported }).collect()
 }

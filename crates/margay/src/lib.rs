@@ -82,10 +82,11 @@ pub use margay_driver::machine;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
     Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
-    ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Kind, LayerRefit, MaskChoice,
-    MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress, Read, Report, Resource,
-    Samples, Silent, backend, bound_batch, compile, compile_with, differentiate, export_graph, front,
-    is_artifact, listed, measure_error, open, open_artifact_graph, open_with, read_graph, recompile,
+    ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Interruption, Kind,
+    LayerRefit, MaskChoice, MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress,
+    Read, Report, Resource, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,
+    export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
+    read_graph, recompile,
 };
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;

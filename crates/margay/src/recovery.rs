@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples, compile,
-    is_artifact, measure_error, open, recompile,
+    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples,
+    bound_batch, compile, is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, RateTest, Stop, TrainError};
 use serde::Serialize;
 
 use crate::{Error, open_artifact};
+
+/// Held-out samples that the error is stated on, at most, where somebody waits for the end.
+const MEASURED_IF_INTERRUPTED: usize = 32;
 
 /// A sketched model, and the dense one that it was made from.
 pub struct Recovery {
@@ -56,7 +59,8 @@ impl Recovery {
         recover(&self.student.graph, &self.teacher.graph, samples, options, progress, observer)
     }
 
-    /// Measures what was learned on the samples held out, and compiles it as the sketched model was.
+    /// Measures what was learned on the samples held out, on few of them after an interruption, and compiles it as the sketched
+    /// model was.
     ///
     /// # Errors
     /// As [`compile`] and [`recompile`].
@@ -66,7 +70,16 @@ impl Recovery {
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<RecoveredModel, Error> {
-        let held_out = &recovered.held_out;
+        let all = &recovered.held_out;
+        let few = match recovered.interrupted {
+            true => {
+                let batch = bound_batch(&self.student.graph).unwrap_or(1);
+                let rows = all.rows().min(MEASURED_IF_INTERRUPTED.next_multiple_of(batch));
+                Some(Samples::new(all.row(0, rows)?)?)
+            }
+            false => None,
+        };
+        let held_out = few.as_ref().unwrap_or(all);
         let scope = ErrorScope { mask: recovered.mask.clone(), outputs: Vec::new() };
         let (teacher, student) = (&self.teacher.graph, &recovered.graph);
         let mut error = measure_error(teacher, student, held_out, &scope, threads, progress)?;

@@ -14,6 +14,7 @@
 
 use faer::Mat;
 
+use crate::bytes::{Reader, Writer};
 use crate::matrix::{check_factorable, check_shape};
 use crate::{Matrix, RandnlaError, Whitening, dense};
 
@@ -145,6 +146,32 @@ impl Subset {
         Ok(Subset { order, factor, image, squared_errors })
     }
 
+    /// Everything, as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.size(self.order.len());
+        self.order.iter().for_each(|i| out.size(*i));
+        out.columns(self.factor.as_ref(), false);
+        out.columns(self.image.as_ref(), false);
+        out.numbers(&self.squared_errors);
+        out.0
+    }
+
+    /// What [`to_bytes`](Subset::to_bytes) gave these bytes, to the last bit; `None` for others.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Subset> {
+        let mut read = Reader(bytes);
+        let dim = read.size().filter(|dim| *dim <= bytes.len())?;
+        let order = (0..dim).map(|_| read.size()).collect::<Option<Vec<usize>>>()?;
+        let (factor, image) = (read.columns(false)?, read.columns(false)?);
+        let squared_errors = read.numbers()?;
+        let mut all = order.clone();
+        all.sort_unstable();
+        let fits = all.into_iter().eq(0..dim)
+            && (factor.nrows(), factor.ncols(), image.ncols()) == (dim, dim, dim)
+            && squared_errors.len() == dim + 1;
+        read.end(Subset { order, factor, image, squared_errors }).filter(|_| fits)
+    }
+
     /// The first `k` coordinates, ascending.
     ///
     /// # Errors
@@ -231,6 +258,21 @@ mod tests {
         let kept = Matrix::from_fn(ROWS, chosen.len(), |i, j| h.at(i, chosen[j])).product(refit).unwrap();
         let all = h.product(&weight()).unwrap();
         Matrix::from_fn(ROWS, D_OUT, |i, j| all.at(i, j) - kept.at(i, j)).squared_norm() / ROWS as f64
+    }
+
+    #[test]
+    fn what_is_written_is_read_to_the_bit() {
+        let subset = Subset::new(&moment(), &weight(), None, 0.0).unwrap();
+        let bytes = subset.to_bytes();
+        let read = Subset::from_bytes(&bytes).unwrap();
+        assert_eq!(read.to_bytes(), bytes);
+        assert_eq!(read.weight(4).unwrap(), subset.weight(4).unwrap());
+        for n in (0..bytes.len()).step_by(7) {
+            assert!(Subset::from_bytes(&bytes[..n]).is_none(), "{n} of {} bytes", bytes.len());
+        }
+        // A coordinate twice.
+        let twice = [&bytes[..8], &bytes[8..16], &bytes[8..16], &bytes[24..]].concat();
+        assert!(Subset::from_bytes(&twice).is_none());
     }
 
     #[test]

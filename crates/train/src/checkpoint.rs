@@ -1,6 +1,8 @@
 //! Files from which training goes on: safetensors with everything that a later step depends on.
 //!
-//! A checkpoint replaces the one before as a whole: whenever the process dies, one of the two is there.
+//! A checkpoint replaces the one before as a whole: whenever the process dies, one of the two is there. It is one file, in
+//! which what no step changes is written again each time: beside a parameter's values, their best ones and two moments, those
+//! that it began with are a fifth. In a file of their own they could be of another run than the rest.
 
 use std::collections::HashMap;
 use std::path::Path;

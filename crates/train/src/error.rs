@@ -41,6 +41,24 @@ pub enum TrainError {
     Tensor(#[from] TensorError),
 }
 
+impl TrainError {
+    /// Whether whoever asked for the work gave it up.
+    pub fn is_interruption(&self) -> bool {
+        matches!(self, TrainError::Driver(e) if matches!(**e, DriverError::Interrupted))
+    }
+}
+
+/// What work gave; nothing where it was given up.
+///
+/// # Errors
+/// Any other than that.
+pub(crate) fn unless_interrupted<T>(result: Result<T, TrainError>) -> Result<Option<T>, TrainError> {
+    match result {
+        Err(error) if error.is_interruption() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 impl From<DriverError> for TrainError {
     fn from(e: DriverError) -> TrainError {
         TrainError::Driver(e.into())

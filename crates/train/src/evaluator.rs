@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use margay_driver::{Backend, Runner};
+use margay_driver::{Backend, Interruption, Runner};
 use margay_ir::{Graph, NodeId, Value};
 use margay_passes::make_trainable;
 use margay_tensor::Tensor;
@@ -39,6 +39,12 @@ impl Evaluator {
             g = g.cut(&[], &wanted);
         }
         Ok(Evaluator { runner: Runner::new(g, backend, threads) })
+    }
+
+    /// The same, which gives up when it is interrupted.
+    #[must_use]
+    pub fn until(self, interruption: &Interruption) -> Evaluator {
+        Evaluator { runner: self.runner.until(interruption) }
     }
 
     /// The outputs for a batch.

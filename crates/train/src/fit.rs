@@ -7,10 +7,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use margay_driver::Interruption;
 use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Identity, Record};
+use crate::error::unless_interrupted;
 use crate::rate::{self, RateTest, find_rate};
 use crate::{Batches, NonFinite, TrainError, Trainer};
 
@@ -158,8 +160,8 @@ pub trait Observer {
     /// Something went wrong that does not end training, such as a checkpoint that could not be written.
     fn failed(&mut self, error: &TrainError);
 
-    /// Asked after every step: whether to stop and keep the best so far.
-    fn interrupted(&self) -> bool;
+    /// Asked after every step and during longer work: whether to stop and keep the best so far.
+    fn interruption(&self) -> Interruption;
 }
 
 /// Sees nothing and never stops.
@@ -170,8 +172,8 @@ impl Observer for margay_driver::Silent {
 
     fn failed(&mut self, _: &TrainError) {}
 
-    fn interrupted(&self) -> bool {
-        false
+    fn interruption(&self) -> Interruption {
+        Interruption::never()
     }
 }
 
@@ -223,7 +225,12 @@ impl Fitted {
 const TIMED_STEPS: u64 = 6;
 
 /// Trains until the end of the schedule, or one of the reasons of [`Stop`]. Parameters never get worse than they were
-/// on the held-out samples: the best ones are kept.
+/// on the held-out samples: the best ones are kept. An evaluation that is interrupted and would take longer than a moment is
+/// left out.
+///
+/// # Errors
+/// What a step, an evaluation or a first checkpoint fails with; [`DriverError::Interrupted`](margay_driver::DriverError) where
+/// nothing was evaluated yet.
 pub fn fit(
     trainer: &mut Trainer,
     task: &mut dyn Task,
@@ -233,7 +240,7 @@ pub fn fit(
     let mut run = Run::begin(trainer, task, options, observer)?;
     let mut non_finite = None;
     let stop = loop {
-        if let Some(stop) = run.ended(observer) {
+        if let Some(stop) = run.ended() {
             break stop;
         }
         if !run.step(trainer, task, observer)? {
@@ -242,7 +249,7 @@ pub fn fit(
             break Stop::Diverged;
         }
         if run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps {
-            run.evaluate(trainer, task, observer)?;
+            unless_interrupted(run.evaluate(trainer, task, observer))?;
         }
         run.try_save(trainer, options.checkpoint_seconds, observer);
     };
@@ -250,7 +257,7 @@ pub fn fit(
         // Before an evaluation that a run which goes on would not make.
         run.try_save(trainer, 0.0, observer);
         if run.record.history.last().is_none_or(|p| p.step != run.record.step) {
-            run.evaluate(trainer, task, observer)?;
+            unless_interrupted(run.evaluate(trainer, task, observer))?;
         }
     }
     let best = run.record.history.iter().position(|p| p.step == run.record.best_step);
@@ -283,6 +290,7 @@ struct Run<'o> {
     /// When states were saved last.
     saved: f64,
     rate_test: Option<RateTest>,
+    interruption: Interruption,
 }
 
 /// A test of learning rates takes this share of all steps, or of the time, at most.
@@ -325,6 +333,7 @@ impl<'o> Run<'o> {
             timed: Vec::new(),
             saved: 0.0,
             rate_test: None,
+            interruption: observer.interruption(),
         };
         let found = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
         if let Some(path) = found {
@@ -344,7 +353,7 @@ impl<'o> Run<'o> {
             if options.find_rate && rate::STEPS as f64 <= TEST_SHARE * total_steps as f64 {
                 let default = trainer.peak_rate();
                 let over =
-                    || observer.interrupted() || run.start.elapsed().as_secs_f64() > most_of_test(options);
+                    || run.interruption.asked() || run.start.elapsed().as_secs_f64() > most_of_test(options);
                 let mut batches = run.batches.clone();
                 run.rate_test = Some(find_rate(trainer, task, &mut batches, default, &over)?);
             }
@@ -364,7 +373,7 @@ impl<'o> Run<'o> {
         self.record.total_steps.div_ceil(self.options.evaluations.max(1)).max(1)
     }
 
-    fn ended(&self, observer: &dyn Observer) -> Option<Stop> {
+    fn ended(&self) -> Option<Stop> {
         let seconds = self.seconds();
         let limit = match self.options.length {
             Length::Seconds(limit) => Some(limit),
@@ -375,7 +384,7 @@ impl<'o> Run<'o> {
             self.record.history.iter().rev().take_while(|p| p.step != self.record.best_step).count() as u64;
         if self.record.settled && self.record.step >= self.record.total_steps {
             Some(Stop::Finished)
-        } else if observer.interrupted() {
+        } else if self.interruption.asked() {
             Some(Stop::Interrupted)
         } else if late {
             Some(Stop::Time)

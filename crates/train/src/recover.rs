@@ -23,14 +23,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    Contents, DriverError, LayerRefit, Mask, MaskChoice, Padding, Progress, RefitData, Samples, bound_batch,
-    hold_out, input_moments, metrics, parallel, refit_layers,
+    Contents, DriverError, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress, RefitData, Samples,
+    Silent, bound_batch, hold_out, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
 use margay_tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, Identity, rate_words};
+use crate::error::unless_interrupted;
 use crate::fit::Tensors;
 use crate::step::{Axes, with_parameters};
 use crate::{
@@ -171,7 +172,7 @@ pub fn recover(
     progress: &dyn Progress,
     observer: &mut dyn Observer,
 ) -> Result<Recovered, TrainError> {
-    let start = Instant::now();
+    let (start, interruption) = (Instant::now(), observer.interruption());
     if has_narrow_constants(student) {
         return Err(DriverError::Narrow.into());
     }
@@ -191,8 +192,15 @@ pub fn recover(
     let all: Vec<pairs::Pair> = outputs.iter().chain(&hidden).cloned().collect();
     let mut both = Teacher::new(teacher, &all, backend, threads);
     let variances = both.variances(&train, &mask, batch)?;
-    let padding = Padding::find(&[student, teacher], &mask, &samples, backend, threads)?;
-    let goal = Goal { teacher, options, mask: &mask, padding: padding.as_ref(), variances };
+    let padding = Padding::find(&[student, teacher], &mask, &samples, backend, threads, &interruption)?;
+    let goal = Goal {
+        teacher,
+        options,
+        mask: &mask,
+        padding: padding.as_ref(),
+        variances,
+        interruption: interruption.clone(),
+    };
     let mut output_teacher = Teacher::new(teacher, &outputs, backend, threads);
     let evaluator = goal.evaluator(student)?;
     let cut = padding.clone();
@@ -214,55 +222,67 @@ pub fn recover(
     let mut refitted = None;
     let mut reports = Vec::new();
     if options.layers && resumed.is_none() {
-        let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
-        let metrics = metrics(teacher, &few, &mask, backend, threads, progress)?;
-        let data = RefitData {
-            teacher,
-            train: &train,
-            held_out: &held_out,
-            fit_to_both: false,
-            mask: &mask,
-            padding: padding.as_ref(),
-            metrics: &metrics,
-            backend,
-            threads,
+        let mut stage = || -> Result<(), TrainError> {
+            let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
+            let metrics = metrics(teacher, &few, &mask, backend, threads, progress, &interruption)?;
+            let (asked, most) = (interruption.clone(), options.max_seconds);
+            let data = RefitData {
+                teacher,
+                train: &train,
+                held_out: &held_out,
+                fit_to_both: false,
+                mask: &mask,
+                padding: padding.as_ref(),
+                metrics: &metrics,
+                backend,
+                threads,
+                interruption: &Interruption::new(move || {
+                    asked.asked() || start.elapsed().as_secs_f64() >= most
+                }),
+            };
+            let done = refit_layers(student, &data, progress)?;
+            if done.matched == 0 {
+                let message = "no layer of the sketched model has the name of one of the teacher: \
+                               is this the model that was sketched?";
+                return Err(TrainError::Options(message.into()));
+            }
+            reports = done.reports;
+            let previous = task.measure(goal.evaluator(&done.graph)?);
+            let found = Best::of(&done.graph, options.train, &mut task)?;
+            refitted = Some(found.error.clone());
+            if found.error.error < best.error.error {
+                fixed = changed_positions(student, &done.contents);
+                best = found;
+            } else {
+                task.measure(previous);
+            }
+            Ok(())
         };
-        let over = || observer.interrupted() || start.elapsed().as_secs_f64() >= options.max_seconds;
-        let done = refit_layers(student, &data, progress, &over)?;
-        reports = done.reports;
-        if done.matched == 0 {
-            let message = "no layer of the sketched model has the name of one of the teacher: \
-                           is this the model that was sketched?";
-            return Err(TrainError::Options(message.into()));
-        }
-        let previous = task.measure(goal.evaluator(&done.graph)?);
-        let found = Best::of(&done.graph, options.train, &mut task)?;
-        refitted = Some(found.error.clone());
-        if found.error.error < best.error.error {
-            fixed = changed_positions(student, &done.contents);
-            best = found;
-        } else {
-            task.measure(previous);
-        }
+        unless_interrupted(stage())?;
     }
     let mut refined = None;
     let mut blocks = Vec::new();
-    if options.blocks && resumed.is_none() {
+    if options.blocks && resumed.is_none() && !interruption.asked() {
         let left = options.max_seconds - start.elapsed().as_secs_f64();
         let seconds = if options.together { left * BLOCKS_SHARE } else { left };
-        let start_from = best.balanced()?;
-        let data = (&train, &held_out);
-        let done = blocks::refine(&start_from, &goal, data, batch, seconds, progress, observer)?;
-        let graph = with_parameters(&start_from, &done.contents)?;
-        let found = Best::of(&graph, options.train, &mut task)?;
-        (refined, blocks) = (Some(found.error.clone()), done.reports);
-        if found.error.error < best.error.error {
-            best = found;
-        }
+        let mut stage = || -> Result<(), TrainError> {
+            let start_from = best.balanced()?;
+            let data = (&train, &held_out);
+            let done = blocks::refine(&start_from, &goal, data, batch, seconds, progress, observer)?;
+            blocks = done.reports;
+            let graph = with_parameters(&start_from, &done.contents)?;
+            let found = Best::of(&graph, options.train, &mut task)?;
+            refined = Some(found.error.clone());
+            if found.error.error < best.error.error {
+                best = found;
+            }
+            Ok(())
+        };
+        unless_interrupted(stage())?;
     }
     let mut fitted = None;
     // Whoever interrupts what comes before has what it gave.
-    if options.together && !observer.interrupted() {
+    if options.together && !interruption.asked() {
         // A run that goes on begins where the one before began: coordinates follow from there.
         let start_from = match resumed {
             Some(_) => best.graph.clone(),
@@ -272,15 +292,17 @@ pub fn recover(
             fixed.extend(start_values(&start_from, options.train));
         }
         let run = LearnRun { batch, spent: start.elapsed().as_secs_f64(), identity, fixed };
-        let result = learn(&start_from, &goal, &mut task, run, progress, observer)?;
-        let found = result.best();
-        if found.error < best.error.error || resumed.is_some() {
-            best = Best {
-                graph: with_parameters(&best.graph, &result.parameters)?,
-                error: Evaluation { error: found.error, measures: found.measures.clone() },
-            };
+        let result = unless_interrupted(learn(&start_from, &goal, &mut task, run, progress, observer))?;
+        if let Some(result) = result {
+            let found = result.best();
+            if found.error < best.error.error || resumed.is_some() {
+                best = Best {
+                    graph: with_parameters(&best.graph, &result.parameters)?,
+                    error: Evaluation { error: found.error, measures: found.measures.clone() },
+                };
+            }
+            fitted = Some(result);
         }
-        fitted = Some(result);
     }
     let trained = trainable::contents(&best.graph, &trainable::trainable(&best.graph, options.train));
     Ok(Recovered {
@@ -290,7 +312,7 @@ pub fn recover(
         layers: reports,
         refined,
         blocks,
-        interrupted: observer.interrupted(),
+        interrupted: interruption.asked(),
         fitted,
         after: best.error,
         trained: trained.iter().map(|(_, t)| t.len()).sum(),
@@ -362,14 +384,16 @@ struct Goal<'a> {
     padding: Option<&'a Padding>,
     /// Of the teacher's outputs, then of its values inside.
     variances: Vec<f64>,
+    interruption: Interruption,
 }
 
 impl Goal<'_> {
     /// Measures students with this graph, but for the constants that learn.
     fn evaluator(&self, student: &Graph) -> Result<crate::Evaluator, TrainError> {
         let parameters = trainable::trainable(student, self.options.train);
-        let backend = &margay_driver::backend::native();
-        distill::evaluator(student, &parameters, &self.objective(student)?, backend, self.options.threads)
+        let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
+        let objective = self.objective(student)?;
+        distill::evaluator(student, &parameters, &objective, backend, threads, &self.interruption)
     }
 
     /// Coordinates in which numbers of parameters matter about the same to what products compute.
@@ -385,16 +409,22 @@ impl Goal<'_> {
         let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
         let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));
         let short: Vec<NodeId> = short.copied().collect();
-        let found = input_moments(student, &short, &few, self.mask, backend, threads, progress)?;
+        let interruption = &self.interruption;
+        let found =
+            input_moments(student, &short, &few, self.mask, backend, threads, progress, interruption)?;
         let moments: Vec<_> =
             found.into_iter().filter(|(n, m)| first_axis(n) == Some(m.gram().dim())).collect();
-        let axes = parallel(threads, moments.len(), progress, "decomposing moments", |i| {
-            let gram = moments[i].1.gram();
-            let axes = gram.scaled_axes(AXES_SHRINKAGE, 0.5).ok()?;
-            Tensor::from_slice(&[gram.dim(), gram.dim()], &axes.to_row_major()).ok()
-        });
+        let nodes: Vec<NodeId> = moments.iter().map(|(n, _)| *n).collect();
+        progress.at("decomposing moments", 0, moments.len());
+        let axes = interruption.run(move || {
+            parallel(threads, moments.len(), &Silent, "", |i| {
+                let gram = moments[i].1.gram();
+                let axes = gram.scaled_axes(AXES_SHRINKAGE, 0.5).ok()?;
+                Tensor::from_slice(&[gram.dim(), gram.dim()], &axes.to_row_major()).ok()
+            })
+        })?;
         // Where they cannot be decomposed, the parameter stays as it is.
-        Ok(moments.into_iter().zip(axes).filter_map(|((n, _), axes)| Some((n, axes?))).collect())
+        Ok(nodes.into_iter().zip(axes).filter_map(|(n, axes)| Some((n, axes?))).collect())
     }
 
     /// Where blocks of a student with these nodes end: what both have inside, then the outputs.
@@ -447,9 +477,9 @@ fn learn(
     let axes = goal.axes(student, &parameters, task.samples(), progress)?;
     let step = TrainingStep::in_axes(student, &parameters, &|g| objective.loss(g), &update, &axes)?;
     let examples = task.examples(run.batch)?;
-    let examples: Vec<&[(String, Tensor)]> = examples.iter().map(Vec::as_slice).collect();
+    let (backend, threads) = (margay_driver::backend::native(), options.threads);
     let mut trainer =
-        Trainer::of_shapes(&step, &examples, &margay_driver::backend::native(), options.threads)?;
+        goal.interruption.run(move || Trainer::of_shapes(&step, &examples, &backend, threads))??;
     let left = (options.max_seconds - run.spent - begin.elapsed().as_secs_f64()).max(0.0);
     let fit_options = FitOptions {
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),

@@ -120,6 +120,7 @@ impl Supervised {
         let mut trainer =
             Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, &self.backend, self.threads)?;
         let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), &self.backend, self.threads)?;
+        let evaluator = evaluator.until(&observer.interruption());
         let (memory, samples) = (trainer.memory(), (train.len(), held_out.len()));
         let fixed = bound_batch(forward).is_some();
         let mut task = Labelled { options: self, data: &data, train, held_out, evaluator, fixed };

@@ -82,12 +82,13 @@ impl Trainer {
     /// Inputs that are missing or do not fit each other; what the compiler refuses.
     pub fn of_shapes(
         step: &TrainingStep,
-        examples: &[&[(String, Tensor)]],
+        examples: &[impl AsRef<[(String, Tensor)]>],
         backend: &Arc<dyn Backend>,
         threads: usize,
     ) -> Result<Trainer, TrainError> {
         let data = step.data();
-        for example in examples {
+        let examples = || examples.iter().map(AsRef::as_ref);
+        for example in examples() {
             let missing = data.iter().find(|(name, _)| example.iter().all(|(n, _)| n != name));
             if let Some((name, ty)) = missing {
                 return Err(TrainError::Mismatch {
@@ -97,7 +98,7 @@ impl Trainer {
                 });
             }
         }
-        let bindings = examples.iter().map(|example| bound(&step.graph, example));
+        let bindings = examples().map(|example| bound(&step.graph, example));
         let bindings = bindings.collect::<Result<BTreeSet<Binding>, _>>()?;
         let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
         let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };

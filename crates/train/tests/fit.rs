@@ -1,8 +1,10 @@
 //! The loop around a compiled step: what it keeps, when it ends, and that going on from a checkpoint gives the same bits.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use margay_driver::{Silent, backend};
+use margay_driver::{Interruption, Silent, backend};
 use margay_ir::ops::{Const, MatMul, Tanh};
 use margay_ir::{Graph, NodeId, Origin, Payload, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
@@ -141,11 +143,18 @@ fn bytes(tensors: &[(String, Tensor)]) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Stops after so many steps.
-struct StopAfter(u64);
+struct StopAfter(Arc<AtomicU64>);
+
+impl StopAfter {
+    fn steps(steps: u64) -> StopAfter {
+        StopAfter(Arc::new(AtomicU64::new(steps)))
+    }
+}
 
 impl Observer for StopAfter {
     fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {
-        self.0 = self.0.saturating_sub(1);
+        let left = self.0.load(Ordering::Relaxed).saturating_sub(1);
+        self.0.store(left, Ordering::Relaxed);
     }
 
     fn evaluated(&mut self, _: &Point, _: bool) {}
@@ -154,8 +163,9 @@ impl Observer for StopAfter {
         panic!("{error}");
     }
 
-    fn interrupted(&self) -> bool {
-        self.0 == 0
+    fn interruption(&self) -> Interruption {
+        let left = Arc::clone(&self.0);
+        Interruption::new(move || left.load(Ordering::Relaxed) == 0)
     }
 }
 
@@ -244,10 +254,10 @@ fn going_on_from_a_checkpoint_gives_the_bits_of_a_run_that_never_stopped() {
     let (whole, states) = resumed(&folder.path().join("whole"), &mut Silent, false);
     assert_eq!(whole.steps, 60, "72 rows in batches of 16, 15 times");
     let path = folder.path().join("parts");
-    let (mut parts, mut after) = resumed(&path, &mut StopAfter(7), false);
+    let (mut parts, mut after) = resumed(&path, &mut StopAfter::steps(7), false);
     assert_eq!((parts.stop, parts.steps), (Stop::Interrupted, 7));
     for more in [1, 20, 1000] {
-        (parts, after) = resumed(&path, &mut StopAfter(more), true);
+        (parts, after) = resumed(&path, &mut StopAfter::steps(more), true);
     }
     assert_eq!((parts.stop, parts.steps), (Stop::Finished, 60));
     assert_eq!(bytes(&after), bytes(&states));
@@ -357,8 +367,8 @@ impl Observer for Log {
         self.failures.push(error.to_string());
     }
 
-    fn interrupted(&self) -> bool {
-        false
+    fn interruption(&self) -> Interruption {
+        Interruption::never()
     }
 }
 
@@ -403,7 +413,7 @@ fn the_best_before_a_checkpoint_is_kept_by_the_run_that_goes_on() {
     };
     // The best evaluation is that of step 10; the last one is of the interruption.
     let mut begun = Scripted::new(&[5.0, 1.0, 3.0, 4.0]);
-    let fitted = fit(&mut trainer(0.02, 1), &mut begun, &options(false), &mut StopAfter(25)).unwrap();
+    let fitted = fit(&mut trainer(0.02, 1), &mut begun, &options(false), &mut StopAfter::steps(25)).unwrap();
     assert_eq!((fitted.stop, fitted.best().step), (Stop::Interrupted, 10));
     let mut rest = Scripted::new(&[2.0, 2.0, 2.0]);
     let mut trainer = trainer(0.02, 1);

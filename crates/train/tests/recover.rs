@@ -1,8 +1,10 @@
 //! A sketched model learns from the dense one: layers refitted in closed form, all of them together, and what is refused.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use margay_driver::{MaskChoice, Samples, Silent};
+use margay_driver::{Interruption, MaskChoice, Samples, Silent};
 use margay_ir::ops::{Add, Const, Conv, MatMul, Relu};
 use margay_ir::{Graph, NodeId, Op, Origin, Part, Payload, TensorType, Value};
 use margay_passes::parameter_names;
@@ -145,11 +147,11 @@ fn learning_together_goes_beyond_the_layers_and_leaves_the_rest_as_it_is() {
 }
 
 /// Ends a run after some steps.
-struct Until(u64, u64);
+struct Until(u64, Arc<AtomicU64>);
 
 impl Observer for Until {
     fn stepped(&mut self, step: u64, _: u64, _: f32, _: f64) {
-        self.1 = step;
+        self.1.store(step, Ordering::Relaxed);
     }
 
     fn evaluated(&mut self, _: &Point, _: bool) {}
@@ -158,8 +160,9 @@ impl Observer for Until {
         panic!("{error}");
     }
 
-    fn interrupted(&self) -> bool {
-        self.1 >= self.0
+    fn interruption(&self) -> Interruption {
+        let (last, step) = (self.0, Arc::clone(&self.1));
+        Interruption::new(move || step.load(Ordering::Relaxed) >= last)
     }
 }
 
@@ -171,7 +174,14 @@ fn going_on_from_a_checkpoint_gives_the_same_bits() {
     let (student, teacher) = (student(), teacher());
     let whole = run(&student, &teacher, &options(&folder.path().join("whole"), false)).unwrap();
     let file = folder.path().join("parts");
-    let begun = recover(&student, &teacher, &samples(), &options(&file, false), &Silent, &mut Until(23, 0));
+    let begun = recover(
+        &student,
+        &teacher,
+        &samples(),
+        &options(&file, false),
+        &Silent,
+        &mut Until(23, Arc::default()),
+    );
     let begun = begun.unwrap().fitted.unwrap();
     assert_eq!((begun.stop, begun.steps), (Stop::Interrupted, 23));
     let ended = run(&student, &teacher, &options(&file, true)).unwrap();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use margay_ir::{Graph, NodeId, Part};
 use margay_plan::Settings;
-use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions};
+use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions, Subset};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -56,27 +56,39 @@ impl Scheme for LowRankScheme {
 /// Names a decomposition: the nodes that read the weight, and the seed.
 pub type DecompositionKey = (Vec<NodeId>, u64);
 
-/// Decompositions of the weights of one graph, for one set of samples, that several schemes look at: by the nodes that read
-/// the weight and the seed. The first scheme to ask computes, and all others share.
+/// Decompositions of the weights of one graph, for one set of samples.
 #[derive(Default)]
 pub struct Decompositions {
-    known: Mutex<HashMap<DecompositionKey, Shared>>,
+    /// Of weights, which several schemes look at.
+    pub low_rank: Known<LowRank>,
+    /// Orders of the units of a layer.
+    pub subsets: Known<Subset>,
 }
 
-type Decomposed = Result<Arc<LowRank>, RandnlaError>;
-type Shared = Arc<OnceLock<Decomposed>>;
+/// Decompositions of one kind, by the nodes that read the weight and the seed. The first to ask computes, and all others
+/// share.
+pub struct Known<T>(Mutex<HashMap<DecompositionKey, Shared<T>>>);
 
-impl Decompositions {
-    /// What was known before, by the nodes that read the weight and the seed.
-    pub fn of_known(known: impl IntoIterator<Item = (DecompositionKey, LowRank)>) -> Decompositions {
+type Decomposed<T> = Result<Arc<T>, RandnlaError>;
+type Shared<T> = Arc<OnceLock<Decomposed<T>>>;
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Known(Mutex::default())
+    }
+}
+
+impl<T> Known<T> {
+    /// What was known before.
+    pub fn of(known: impl IntoIterator<Item = (DecompositionKey, T)>) -> Known<T> {
         let shared = |(key, found)| (key, Arc::new(OnceLock::from(Ok(Arc::new(found)))));
-        Decompositions { known: Mutex::new(known.into_iter().map(shared).collect()) }
+        Known(Mutex::new(known.into_iter().map(shared).collect()))
     }
 
     /// What is known now, sorted.
-    pub fn known(&self) -> Vec<(DecompositionKey, Arc<LowRank>)> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |(key, shared): (&DecompositionKey, &Shared)| {
+    pub fn all(&self) -> Vec<(DecompositionKey, Arc<T>)> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |(key, shared): (&DecompositionKey, &Shared<T>)| {
             Some((key.clone(), shared.get()?.as_ref().ok()?.clone()))
         };
         let mut all: Vec<_> = known.iter().filter_map(found).collect();
@@ -84,13 +96,13 @@ impl Decompositions {
         all
     }
 
-    fn of(
+    pub(super) fn get(
         &self,
         nodes: &[NodeId],
         seed: u64,
-        compute: impl FnOnce() -> Result<LowRank, RandnlaError>,
-    ) -> Decomposed {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        compute: impl FnOnce() -> Result<T, RandnlaError>,
+    ) -> Decomposed<T> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let place = known.entry((nodes.to_vec(), seed)).or_default().clone();
         drop(known);
         place.get_or_init(|| compute().map(Arc::new)).clone()
@@ -132,7 +144,7 @@ impl FittedLowRank {
             LowRank::new(&layer.matrix(g)?, whitening, outputs, &options)
         };
         Ok(FittedLowRank {
-            decomposition: context.decompositions.of(&layer.nodes, seed, decompose)?,
+            decomposition: context.decompositions.low_rank.get(&layer.nodes, seed, decompose)?,
             source: layer.payload(g).key().to_string(),
             inputs: moments.map(|m| m.samples().to_owned()),
             seed: randomized.then_some(seed),

@@ -43,7 +43,7 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
-pub use lowrank::{DecompositionKey, Decompositions, LowRankScheme};
+pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;

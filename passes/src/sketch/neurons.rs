@@ -31,6 +31,8 @@
 //! Declines pairs with more hidden units than [`Gram::MOST_DENSE`], pairs whose hidden values something else reads, and hidden constants that are neither one number nor one per
 //! unit. Without samples all units count as independent, of one variance.
 
+use std::sync::Arc;
+
 use margay_ir::{Graph, NodeId, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{Factors, Gram, Matrix, RandnlaError, Subset};
@@ -76,17 +78,20 @@ impl Scheme for NeuronsScheme {
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let (g, moments) = (context.graph, context.moments.map(|m| &*m[0]));
         let [first, second] = ends(g, context.site);
-        let weight = second.matrix(g)?;
-        let moment = match moments {
-            Some(moments) => moments.gram().covariance()?,
-            None => Matrix::from_fn(second.d_in, second.d_in, |i, j| if i == j { 1.0 } else { 0.0 }),
+        let choose = || {
+            let weight = second.matrix(g)?;
+            let moment = match moments {
+                Some(moments) => moments.gram().covariance()?,
+                None => Matrix::from_fn(second.d_in, second.d_in, |i, j| if i == j { 1.0 } else { 0.0 }),
+            };
+            let outputs = context.metric.map(|m| m.whitening()).transpose()?;
+            Subset::new(&moment, &weight, outputs, Moments::INPUTS.shrinkage)
         };
-        let outputs = context.metric.map(|m| m.whitening()).transpose()?;
         let mean = moments.map(|m| m.gram().mean()).transpose()?;
         let inputs = moments.map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();
         let (up, down) = (first.payload(g).key(), second.payload(g).key());
         Ok(Box::new(FittedNeurons {
-            subset: Subset::new(&moment, &weight, outputs, Moments::INPUTS.shrinkage)?,
+            subset: context.decompositions.subsets.get(&context.site.nodes, context.seed, choose)?,
             new_biases: if mean.is_some() { second.without_bias(g) } else { 0 },
             mean,
             source: format!("{up}, {down}{inputs}"),
@@ -221,7 +226,7 @@ fn ends(g: &Graph, site: &Site) -> [Layer; 2] {
 
 /// The order of the units, with the moments of what they give.
 struct FittedNeurons {
-    subset: Subset,
+    subset: Arc<Subset>,
     /// The mean of each unit, where there were samples.
     mean: Option<Vec<f64>>,
     /// What the contents of constants depend on, but for the number of units.

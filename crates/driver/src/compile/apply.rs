@@ -8,7 +8,9 @@ use margay_plan::{Allocation, Choice, Settings};
 use super::Job;
 use super::fit::{Fit, Measured};
 use super::split::{Split, drawn};
-use crate::{DriverError, Dump, LayerRefit, Metrics, RefitData, Refitted, Samples, build, refit_layers};
+use crate::{
+    DriverError, Dump, Interruption, LayerRefit, Metrics, RefitData, Refitted, Samples, build, refit_layers,
+};
 
 /// One of so many calibration samples decides how far layers are refitted, before they are fitted to all.
 const DECIDE_EVERY: usize = 4;
@@ -91,8 +93,9 @@ impl Refit {
             padding: None,
             backend: &job.backend,
             threads: job.threads(),
+            interruption: &Interruption::never(),
         };
-        refit_layers(sketched, &data, job.progress, &|| false)
+        refit_layers(sketched, &data, job.progress)
     }
 }
 

@@ -17,19 +17,22 @@ use margay_tensor::Tensor;
 use crate::backward::Backward;
 use crate::cache::{Cache, joined, pieces};
 use crate::samples::bound_batch;
-use crate::{DriverError, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel};
+use crate::{
+    DriverError, Interruption, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel,
+};
 
 /// Samples run at once where the model leaves its batch open.
 pub(crate) const BATCH: usize = 8;
 
 /// How rows are measured.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Measuring<'a> {
     /// Which places of samples count.
     pub(crate) mask: &'a Mask,
     pub(crate) backend: &'a Arc<dyn Backend>,
     pub(crate) threads: usize,
     pub(crate) progress: &'a dyn Progress,
+    pub(crate) interruption: Interruption,
     /// Where sums are kept, and what they follow from besides the rows.
     pub(crate) cache: Option<(&'a Cache, &'a str)>,
 }
@@ -84,7 +87,8 @@ pub(crate) fn calibrate(
     }
     let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
     let runs = samples.runs(g, BATCH).len();
-    let mut runner = Runner::new(probe, measuring.backend, measuring.threads);
+    let runner = Runner::new(probe, measuring.backend, measuring.threads);
+    let mut runner = runner.until(&measuring.interruption);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
         measuring.progress.at("measuring inputs", i, runs);
         let inputs = inputs?;
@@ -119,7 +123,8 @@ pub(crate) fn calibrate_gradients(
     let (backward, numbered) = Backward::new(g, &by, &[])?;
     let sums = Sums::new(&rows, numbered.gradients);
     let runs = samples.runs(g, BATCH).len();
-    let mut runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
+    let runner = Runner::new(backward.graph.clone(), measuring.backend, measuring.threads);
+    let mut runner = runner.until(&measuring.interruption);
     for (i, inputs) in samples.runs(g, BATCH).enumerate() {
         measuring.progress.at("measuring gradients", i, runs);
         let mut inputs = inputs?;
@@ -156,7 +161,8 @@ pub(crate) fn sampled(
     }
     let named = |(i, v): (usize, &Value)| (format!("value {i}"), *v);
     let part = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
-    let mut runner = Runner::new(part, measuring.backend, measuring.threads);
+    let runner = Runner::new(part, measuring.backend, measuring.threads);
+    let mut runner = runner.until(&measuring.interruption);
     let runs = SAMPLED.div_ceil(bound_batch(g).unwrap_or(BATCH));
     for inputs in samples.runs(g, BATCH).take(runs) {
         let outputs = runner.run(&inputs?)?;
@@ -180,13 +186,15 @@ pub fn metrics(
     backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
+    interruption: &Interruption,
 ) -> Result<Metrics, DriverError> {
     let layers = layers(g);
     let short = layers.iter().filter(|layer| layer.d_out <= Gram::MOST_DENSE);
     let results: Vec<(NodeId, Vec<Rows>)> =
         short.map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(*n)).collect())).collect();
     let requests: Vec<&[Rows]> = results.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let measuring = Measuring { mask, backend, threads, progress, cache: None };
+    let interruption = interruption.clone();
+    let measuring = Measuring { mask, backend, threads, progress, interruption, cache: None };
     let found = match calibrate_gradients(g, &requests, samples, 0, &measuring) {
         Err(error) if error.kind() == Kind::Usage => return Ok(Metrics::default()),
         found => found?,
@@ -208,6 +216,7 @@ pub fn input_moments(
     backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
+    interruption: &Interruption,
 ) -> Result<Metrics, DriverError> {
     let products = g.order().into_iter().filter_map(|n| Some((n, Layer::at(g, n)?)));
     let products = products.filter(|(_, layer)| {
@@ -217,7 +226,8 @@ pub fn input_moments(
     let read: Vec<(NodeId, [Rows; 1])> =
         products.map(|(n, layer)| (layer.weight.node, [layer.input(g, n)])).collect();
     let requests: Vec<&[Rows]> = read.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let measuring = Measuring { mask, backend, threads, progress, cache: None };
+    let interruption = interruption.clone();
+    let measuring = Measuring { mask, backend, threads, progress, interruption, cache: None };
     let found = calibrate(g, &[], &requests, samples, &measuring)?;
     Ok(read.iter().zip(found).filter_map(|((n, _), m)| Some((*n, m?))).collect())
 }

@@ -10,7 +10,7 @@ use super::Job;
 use super::calibrate::BATCH;
 use super::split::Split;
 use crate::samples::Arrays;
-use crate::{DriverError, ErrorMeasure, ErrorScope, ErrorSum, Progress, Runner, Samples};
+use crate::{DriverError, ErrorMeasure, ErrorScope, ErrorSum, MetricReport, Progress, Runner, Samples};
 
 /// Measures the error of a sketched graph on held-out samples.
 pub(crate) struct Checker {
@@ -95,18 +95,73 @@ pub(crate) fn checker(job: &Job<'_>, split: Option<&Split>) -> Result<Option<Che
     split.map(checker).transpose()
 }
 
-/// Whether there is an error limit and the sketched graph exceeds it.
+/// What was measured of a sketched graph.
+pub(crate) struct Judged {
+    /// On the held-out samples.
+    pub(crate) error: ErrorMeasure,
+    /// By the user's metric, where the goal has one.
+    pub(crate) metric: Option<MetricReport>,
+}
+
+/// Measures a sketched graph; `None` without samples.
 ///
 /// # Errors
-/// What running it says.
-pub(crate) fn exceeds(
+/// What running it, or the metric, says.
+pub(crate) fn judge(
     job: &Job<'_>,
     checker: Option<&Checker>,
     sketched: &Graph,
-) -> Result<bool, DriverError> {
-    let (Some(limit), Some(checker)) = (limit_of(job), checker) else { return Ok(false) };
-    let error = judged(job, checker, sketched)?;
-    Ok(error.is_nan() || error > limit)
+) -> Result<Option<Judged>, DriverError> {
+    let Some(checker) = checker else { return Ok(None) };
+    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?;
+    let metric = job.metric.as_ref().map(|metric| metric.report(sketched)).transpose()?;
+    Ok(Some(Judged { error, metric }))
+}
+
+impl Judged {
+    /// Whether the goal has a limit that was exceeded.
+    ///
+    /// # Errors
+    /// As [`limited`].
+    pub(crate) fn exceeds(&self, job: &Job<'_>) -> Result<bool, DriverError> {
+        let found = match &self.metric {
+            Some(metric) => fall(metric.dense, metric.sketched),
+            None => limited(job, &self.error)?,
+        };
+        Ok(limit_of(job).is_some_and(|limit| found.is_nan() || found > limit))
+    }
+
+    /// The same if it may be reported.
+    ///
+    /// # Errors
+    /// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
+    pub(crate) fn checked(mut self, job: &Job<'_>) -> Result<Judged, DriverError> {
+        let options = job.options;
+        let found = limited(job, &self.error)?;
+        if matches!(options.searched(), Some(Goal::Error(_))) {
+            // The limit was checked on these samples.
+            self.error.bounds.clear();
+        }
+        if !self.error.relative_l2.is_finite() {
+            let message = "the outputs of the sketched model are not finite on the held-out samples";
+            return Err(DriverError::Measure(message.into()));
+        }
+        if let Some(Goal::Error(limit)) = options.searched()
+            && options.precision != Precision::F32
+            && found > limit.most
+        {
+            let (name, most) = (options.precision.name(), limit.most);
+            let message =
+                format!("in {name} the relative error is {found:.2e} without any sketch, above {most:.2e}");
+            return Err(DriverError::Measure(message));
+        }
+        Ok(self)
+    }
+}
+
+/// How far a metric falls; 0 where it rises.
+fn fall(dense: f64, sketched: f64) -> f64 {
+    (dense - sketched).max(0.0)
 }
 
 /// The limit of the goal, if it has one.
@@ -118,13 +173,14 @@ fn limit_of(job: &Job<'_>) -> Option<f64> {
     }
 }
 
-/// What the limit of the goal is for: the error on the held-out samples, or how far the user's metric falls.
+/// What the limit of the goal is for: the error on the held-out samples, or how far the user's metric falls. Nothing else is
+/// measured.
 ///
 /// # Errors
 /// What running the graph, or the metric, says.
 pub(crate) fn judged(job: &Job<'_>, checker: &Checker, sketched: &Graph) -> Result<f64, DriverError> {
-    if let Some((metric, dense)) = job.metric {
-        return Ok((dense - metric.of(sketched)?).max(0.0));
+    if let Some(metric) = &job.metric {
+        return Ok(fall(metric.dense, metric.of(sketched)?));
     }
     limited(job, &checker.measure(sketched, &job.backend, job.threads(), job.progress)?)
 }
@@ -146,37 +202,4 @@ fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
             (level / (1.0 - level)).ceil()
         ))
     })
-}
-
-/// The error of the sketched graph; `None` without samples.
-///
-/// # Errors
-/// [`DriverError::Measure`] for outputs that are not finite, and for an error limit that is exceeded by rounding alone.
-pub(crate) fn check(
-    job: &Job<'_>,
-    checker: Option<&Checker>,
-    sketched: &Graph,
-) -> Result<Option<ErrorMeasure>, DriverError> {
-    let Some(checker) = checker else { return Ok(None) };
-    let (mut error, options) =
-        (checker.measure(sketched, &job.backend, job.threads(), job.progress)?, job.options);
-    let found = limited(job, &error)?;
-    if matches!(options.searched(), Some(Goal::Error(_))) {
-        // The limit was checked on these samples.
-        error.bounds.clear();
-    }
-    if !error.relative_l2.is_finite() {
-        let message = "the outputs of the sketched model are not finite on the held-out samples";
-        return Err(DriverError::Measure(message.into()));
-    }
-    if let Some(Goal::Error(limit)) = options.searched()
-        && options.precision != Precision::F32
-        && found > limit.most
-    {
-        let (name, most) = (options.precision.name(), limit.most);
-        let message =
-            format!("in {name} the relative error is {found:.2e} without any sketch, above {most:.2e}");
-        return Err(DriverError::Measure(message));
-    }
-    Ok(Some(error))
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use margay_ir::{NodeId, Remark, Value};
 use margay_loops::Precision;
 use margay_passes::sketch::{
-    Context, DecompositionKey, Decompositions, Fitted, Moments, QuantizedScheme, Rows, SCHEMES, Scheme,
-    scheme,
+    Context, DecompositionKey, Decompositions, Fitted, Known, Moments, QuantizedScheme, Rows, SCHEMES,
+    Scheme, scheme,
 };
 use margay_plan::Settings;
-use margay_randnla::{Gram, LowRank, RandnlaError};
+use margay_randnla::{Gram, LowRank, RandnlaError, Subset};
 use margay_tensor::Tensor;
 
 use super::Job;
@@ -162,7 +162,7 @@ pub(crate) fn fit(
     measured: Option<&Measured>,
 ) -> Result<Vec<Fit>, DriverError> {
     let (g, sites, decompositions) = (job.graph(), &job.sites, &known_decompositions(job, measured));
-    let before = decompositions.known().len();
+    let before = (decompositions.low_rank.all().len(), decompositions.subsets.all().len());
     let fitted = parallel(job.threads(), tasks.len(), job.progress, "factorizing weights", |i| {
         let task = &tasks[i];
         let moments = measured.map(|m| m.inputs[i].as_slice());
@@ -182,9 +182,12 @@ pub(crate) fn fit(
         });
         Ok::<_, RandnlaError>((fitted, offered))
     });
-    let after = decompositions.known();
-    if after.len() > before {
-        keep_decompositions(job, measured, &after);
+    let (low_rank, subsets) = (decompositions.low_rank.all(), decompositions.subsets.all());
+    if low_rank.len() > before.0 {
+        keep(job, measured, LOW_RANK, &low_rank, LowRank::to_bytes);
+    }
+    if subsets.len() > before.1 {
+        keep(job, measured, SUBSETS, &subsets, Subset::to_bytes);
     }
     let made = tasks.into_iter().zip(fitted).map(|(task, fitted)| {
         let name = &sites[task.site].name;
@@ -206,35 +209,55 @@ fn decompositions_key(job: &Job<'_>, measured: Option<&Measured>) -> String {
     format!("measured {}, metric {metric}\n{}", measured.is_some(), job.basis)
 }
 
-/// The decompositions that were kept. Nodes are counted in the order of the graph.
+/// The names of the kinds of decompositions that are kept.
+const LOW_RANK: &str = "decompositions";
+const SUBSETS: &str = "subsets";
+
+/// The decompositions that were kept.
 fn known_decompositions(job: &Job<'_>, measured: Option<&Measured>) -> Decompositions {
+    Decompositions {
+        low_rank: known(job, measured, LOW_RANK, LowRank::from_bytes),
+        subsets: known(job, measured, SUBSETS, Subset::from_bytes),
+    }
+}
+
+/// Those of one kind. Nodes are counted in the order of the graph.
+fn known<T>(
+    job: &Job<'_>,
+    measured: Option<&Measured>,
+    kind: &str,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Known<T> {
+    let Some(cache) = &job.cache else { return Known::default() };
     let order = job.graph().order();
-    let one = |bytes: &[u8]| -> Option<(DecompositionKey, LowRank)> {
+    let one = |bytes: &[u8]| -> Option<(DecompositionKey, T)> {
         let [seed, nodes, decomposition] = *pieces(bytes)?.as_slice() else { return None };
         let node = |word: &[u8]| {
             let position = u64::from_le_bytes(word.try_into().ok()?);
             order.get(usize::try_from(position).ok()?).copied()
         };
         let nodes = nodes.chunks(8).map(node).collect::<Option<Vec<_>>>()?;
-        Some(((nodes, u64::from_le_bytes(seed.try_into().ok()?)), LowRank::from_bytes(decomposition)?))
+        Some(((nodes, u64::from_le_bytes(seed.try_into().ok()?)), read(decomposition)?))
     };
-    let kept = job.cache.as_ref().and_then(|c| c.get("decompositions", &decompositions_key(job, measured)));
+    let kept = cache.get(kind, &decompositions_key(job, measured));
     let known = kept.as_deref().and_then(pieces).unwrap_or_default();
-    Decompositions::of_known(known.into_iter().filter_map(one))
+    Known::of(known.into_iter().filter_map(one))
 }
 
-fn keep_decompositions(
+fn keep<T>(
     job: &Job<'_>,
     measured: Option<&Measured>,
-    known: &[(DecompositionKey, Arc<LowRank>)],
+    kind: &str,
+    known: &[(DecompositionKey, Arc<T>)],
+    bytes: impl Fn(&T) -> Vec<u8>,
 ) {
     let Some(cache) = &job.cache else { return };
     let order: HashMap<NodeId, usize> = job.graph().order().into_iter().zip(0..).collect();
-    let one = |((nodes, seed), found): &(DecompositionKey, Arc<LowRank>)| {
+    let one = |((nodes, seed), found): &(DecompositionKey, Arc<T>)| {
         let nodes: Vec<u8> = nodes.iter().flat_map(|n| (order[n] as u64).to_le_bytes()).collect();
-        joined([&seed.to_le_bytes()[..], &nodes, &found.to_bytes()])
+        joined([&seed.to_le_bytes()[..], &nodes, &bytes(found)])
     };
     let all: Vec<Vec<u8>> = known.iter().map(one).collect();
     let all = joined(all.iter().map(Vec::as_slice));
-    cache.put("decompositions", &decompositions_key(job, measured), &all);
+    cache.put(kind, &decompositions_key(job, measured), &all);
 }

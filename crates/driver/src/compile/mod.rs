@@ -33,7 +33,7 @@ use self::allocate::allocate;
 use self::apply::{Refit, apply, pass_of};
 use self::calibrate::Measuring;
 pub use self::calibrate::{input_moments, metrics};
-use self::check::{Checker, check, checker, exceeds};
+use self::check::{Checker, checker, judge};
 pub use self::curves::CurvePoint;
 use self::curves::curves;
 use self::fit::{Fit, Measured, fit, measured, tasks};
@@ -45,8 +45,9 @@ use self::warn::warnings;
 use self::weigh::weigh;
 use crate::bindings::{bindings, range_points};
 use crate::cache::Cache;
+use crate::metric::Asked;
 use crate::{
-    Compiled, DriverError, Dump, ErrorScope, Mask, MetricReport, Model, OwnMetric, Progress, Samples, backend,
+    Compiled, DriverError, Dump, ErrorScope, Interruption, Mask, Model, OwnMetric, Progress, Samples, backend,
 };
 
 /// How to compile.
@@ -187,8 +188,8 @@ pub(crate) struct Job<'a> {
     storage: StoreConstants,
     /// Which places of samples count.
     mask: Mask,
-    /// The metric of the goal, and what it says of the dense model.
-    metric: Option<(&'a OwnMetric, f64)>,
+    /// The metric of the goal.
+    metric: Option<Asked<'a>>,
     cache: Option<Cache>,
     /// All that calibration and fits follow from, whatever the goal; empty without a cache.
     basis: String,
@@ -228,7 +229,7 @@ impl<'a> Job<'a> {
         let storage = storage(g, &sites, options)?;
         let mask = Mask::find(g, &options.errors.mask)?;
         let metric = match (options.searched(), &options.metric) {
-            (Some(Goal::Drop(_)), Some(metric)) => Some((metric, metric.of(g)?)),
+            (Some(Goal::Drop(_)), Some(metric)) => Some(Asked::new(metric, g)?),
             (Some(Goal::Drop(_)), None) => {
                 return Err(DriverError::Options(
                     "a drop is measured: a metric is needed (`--metric`)".into(),
@@ -297,7 +298,8 @@ impl<'a> Job<'a> {
     fn measuring(&self) -> Measuring<'_> {
         let (backend, progress) = (&self.backend, self.progress);
         let cache = self.cache.as_ref().map(|cache| (cache, self.basis.as_str()));
-        Measuring { mask: &self.mask, backend, threads: self.threads(), progress, cache }
+        let interruption = Interruption::never();
+        Measuring { mask: &self.mask, backend, threads: self.threads(), progress, interruption, cache }
     }
 
     fn threads(&self) -> usize {
@@ -373,12 +375,6 @@ impl Prepared {
     }
 }
 
-/// What the metric of the goal says of the result.
-fn metric_of(job: &Job<'_>, sketched: &Graph) -> Result<Option<MetricReport>, DriverError> {
-    let Some((metric, dense)) = job.metric else { return Ok(None) };
-    Ok(Some(MetricReport { name: metric.name().to_owned(), dense, sketched: metric.of(sketched)? }))
-}
-
 /// As [`compile`], with dumps of the passes.
 pub fn compile_with(
     source: &Model,
@@ -396,12 +392,19 @@ pub fn compile_with(
     let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
     let pass = || pass_of(&job.sites, &fits, &choice.allocation);
     let sketched = apply(&job, pass(), refit.as_ref(), dump)?;
+    let judged = judge(&job, checker.as_ref(), &sketched.graph)?;
     // The limit was met before the refit, which is no reason to miss it.
-    let sketched = match exceeds(&job, checker.as_ref(), &sketched.graph)? && refit.is_some() {
-        true => apply(&job, pass(), None, dump)?,
-        false => sketched,
+    let exceeds = judged.as_ref().map_or(Ok(false), |judged| judged.exceeds(&job))?;
+    let (sketched, judged) = match exceeds && refit.is_some() {
+        true => {
+            let sketched = apply(&job, pass(), None, dump)?;
+            let judged = judge(&job, checker.as_ref(), &sketched.graph)?;
+            (sketched, judged)
+        }
+        false => (sketched, judged),
     };
-    let error = check(&job, checker.as_ref(), &sketched.graph)?;
+    let judged = judged.map(|judged| judged.checked(&job)).transpose()?;
+    let (error, metric) = judged.map_or((None, None), |judged| (Some(judged.error), judged.metric));
     let after = after(&job, &prices, &sketched.graph)?;
     let plan = match &options.plan {
         None => report::plan(&job, &choice.allocation),
@@ -421,7 +424,6 @@ pub fn compile_with(
     remarks.extend(fits.iter().flat_map(|fit| fit.remarks.clone()));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
     let refits = sketched.refits;
-    let metric = metric_of(&job, &sketched.graph)?;
     let outcome =
         Outcome { fits, prices, choice, after, error, held_out_rows, refits, metric, remarks, warnings };
     let report = report(&job, &outcome);

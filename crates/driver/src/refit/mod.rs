@@ -25,9 +25,8 @@ use serde::{Deserialize, Serialize};
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
 use crate::padding::{Padding, Runs, runs};
-use crate::parallel::parallel_until;
 use crate::twins::Named;
-use crate::{Arrays, DriverError, Progress, Samples, Silent, parallel};
+use crate::{Arrays, DriverError, Interruption, Progress, Samples, Silent, parallel};
 
 /// Weights of the dense layer in the estimate that are tried, as shares of the mean variance of its inputs.
 const SHRINKAGES: [f64; 4] = [0.003, 0.01, 0.03, 0.1];
@@ -93,6 +92,8 @@ pub struct RefitData<'a> {
     pub backend: &'a Arc<dyn Backend>,
     /// Threads to work with.
     pub threads: usize,
+    /// When to leave the rest of the layers as they are.
+    pub interruption: &'a Interruption,
 }
 
 /// A layer with what it is fitted to.
@@ -134,7 +135,6 @@ pub fn refit_layers(
     student: &Graph,
     data: &RefitData<'_>,
     progress: &dyn Progress,
-    interrupted: &dyn Fn() -> bool,
 ) -> Result<Refitted, DriverError> {
     let mut layers: Vec<Arc<Layer>> = layers(student, data).into_iter().map(Arc::new).collect();
     let matched = layers.len();
@@ -146,40 +146,20 @@ pub fn refit_layers(
     let batches =
         |samples: &Samples, most| runs(student, samples, data.padding, SAMPLES_AT_ONCE, most, Runs::All);
     let batches = [batches(data.train, MOST_SAMPLES[0])?, batches(data.held_out, MOST_SAMPLES[1])?];
-    let stages = |batches| Stages::new(batches, data.backend, data.threads);
+    let stages = |batches| Stages::new(batches, data.backend, data.threads, data.interruption);
     let mut of_student = [stages(&batches[0]), stages(&batches[1])];
     let mut of_teacher = [stages(&batches[0]), stages(&batches[1])];
     let levels: BTreeSet<usize> = layers.iter().map(|l| l.level).collect();
     let mut done = Vec::new();
-    'levels: for level in levels {
-        if interrupted() {
-            break;
-        }
+    for level in levels {
         progress.at("refitting layers", done.len(), layers.len());
         let now: Vec<Arc<Layer>> = layers.iter().filter(|l| l.level == level).cloned().collect();
-        let inputs: Vec<Value> = now.iter().flat_map(|l| l.inputs()).collect();
-        let targets: Vec<Value> = now.iter().flat_map(|l| l.targets.clone()).collect();
-        for part in 0..2 {
-            of_student[part].advance(student, &inputs)?;
-            of_teacher[part].advance(data.teacher, &targets)?;
-        }
-        let now: Vec<Arc<Layer>> =
-            now.into_iter().filter(|l| l.rows(&batches[0], &of_student[0]) >= l.module.d_in).collect();
-        let mut sums = Vec::new();
-        for part in 0..2 {
-            sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &now)?);
-            if interrupted() {
-                break 'levels;
-            }
-        }
-        let (graph, now_too, fit_to_both) = (student.clone(), now.clone(), data.fit_to_both);
-        let fitted = parallel_until(data.threads, now.len(), interrupted, move |i| {
-            refit(&graph, &now_too[i], [&sums[0][i], &sums[1][i]], fit_to_both)
-        });
-        let Some(fitted) = fitted else { break };
-        for (layer, fitted) in now.iter().zip(fitted) {
-            let failed = |error| DriverError::Factorize { module: layer.module.name.clone(), error };
-            let (report, factors) = fitted.map_err(failed)?;
+        let fitted = refit_level(student, data, &batches, (&mut of_student, &mut of_teacher), now);
+        let fitted = match fitted {
+            Err(DriverError::Interrupted) => break,
+            fitted => fitted?,
+        };
+        for (report, factors) in fitted {
             for (n, tensor) in factors {
                 replace_constant(student, n, tensor.clone());
                 new.push((n, tensor));
@@ -190,6 +170,44 @@ pub fn refit_layers(
     progress.at("refitting layers", layers.len(), layers.len());
     let graph = with_constants(original, &new).expect("layers write contents of the types that were there");
     Ok(Refitted { matched, reports: done, contents: new, graph })
+}
+
+/// The layers that have as many others before them: what became of each, and its new contents.
+fn refit_level(
+    student: &Graph,
+    data: &RefitData<'_>,
+    batches: &[Vec<Arrays>; 2],
+    (of_student, of_teacher): (&mut [Stages<'_>; 2], &mut [Stages<'_>; 2]),
+    layers: Vec<Arc<Layer>>,
+) -> Result<Vec<(LayerRefit, Contents)>, DriverError> {
+    let interruption = data.interruption;
+    if interruption.asked() {
+        return Err(DriverError::Interrupted);
+    }
+    let inputs: Vec<Value> = layers.iter().flat_map(|l| l.inputs()).collect();
+    let targets: Vec<Value> = layers.iter().flat_map(|l| l.targets.clone()).collect();
+    for part in 0..2 {
+        of_student[part].advance(student, &inputs)?;
+        of_teacher[part].advance(data.teacher, &targets)?;
+    }
+    let enough = |l: &Arc<Layer>| l.rows(&batches[0], &of_student[0]) >= l.module.d_in;
+    let layers: Vec<Arc<Layer>> = layers.into_iter().filter(enough).collect();
+    let mut sums = Vec::new();
+    for part in 0..2 {
+        sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &layers)?);
+    }
+    let (graph, too, threads, fit_to_both) =
+        (student.clone(), layers.clone(), data.threads, data.fit_to_both);
+    let goes_on = interruption.clone();
+    let fitted = interruption.run(move || {
+        parallel(threads, too.len(), &Silent, "", |i| {
+            // A thread that is left to itself ends with the layer at hand.
+            (!goes_on.asked()).then(|| refit(&graph, &too[i], [&sums[0][i], &sums[1][i]], fit_to_both))
+        })
+    })?;
+    let failed = |layer: &Layer, error| DriverError::Factorize { module: layer.module.name.clone(), error };
+    let fitted = layers.iter().zip(fitted);
+    fitted.map(|(l, f)| f.ok_or(DriverError::Interrupted)?.map_err(|e| failed(l, e))).collect()
 }
 
 fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
@@ -252,6 +270,9 @@ fn measure(
         let (module, targets) = (&layer.module, &layer.targets);
         let mut sum = Regression::new(module.d_in, module.d_out);
         for (batch, marks) in marks.iter().enumerate().filter(|(batch, _)| batch % PARTS == part) {
+            if data.interruption.asked() {
+                break;
+            }
             for (place, target) in module.places.iter().zip(targets) {
                 let x = place.input.of(of_student.value(batch, place.input.value), samples);
                 let y = place.input.results(of_teacher.value(batch, *target), samples);
@@ -264,6 +285,9 @@ fn measure(
         }
         Ok::<Regression, RandnlaError>(sum)
     });
+    if data.interruption.asked() {
+        return Err(DriverError::Interrupted);
+    }
     let mut sums = sums.into_iter();
     let whole = |layer: &Arc<Layer>| {
         let parts: Vec<_> = sums.by_ref().take(PARTS).collect();

@@ -10,13 +10,14 @@ use margay_ir::{Graph, NodeId, Op, Value};
 use margay_loops::Backend;
 use margay_tensor::Tensor;
 
-use crate::{Arrays, DriverError, Runner};
+use crate::{Arrays, DriverError, Interruption, Runner};
 
 /// A graph on its way through some batches.
 pub struct Stages<'a> {
     batches: &'a [Arrays],
     backend: &'a Arc<dyn Backend>,
     threads: usize,
+    interruption: Interruption,
     known: HashSet<NodeId>,
     kept: Vec<Value>,
     /// By batch, then as in `kept`.
@@ -25,15 +26,20 @@ pub struct Stages<'a> {
 
 impl<'a> Stages<'a> {
     /// Nothing has been computed yet.
-    pub fn new(batches: &'a [Arrays], backend: &'a Arc<dyn Backend>, threads: usize) -> Stages<'a> {
-        let data = vec![Vec::new(); batches.len()];
-        Stages { batches, backend, threads, known: HashSet::new(), kept: Vec::new(), data }
+    pub fn new(
+        batches: &'a [Arrays],
+        backend: &'a Arc<dyn Backend>,
+        threads: usize,
+        interruption: &Interruption,
+    ) -> Stages<'a> {
+        let (data, interruption) = (vec![Vec::new(); batches.len()], interruption.clone());
+        Stages { batches, backend, threads, interruption, known: HashSet::new(), kept: Vec::new(), data }
     }
 
     /// Goes on until these values of the graph are known. It must be the graph of the stages before, but for constants.
     ///
     /// # Errors
-    /// Those of compiling and running the part of the graph that is new.
+    /// Those of compiling and running the part of the graph that is new; after an interruption nothing can be asked of it.
     pub fn advance(&mut self, g: &Graph, wanted: &[Value]) -> Result<(), DriverError> {
         let leaf = |n: NodeId| matches!(g.op(n), Op::Input(_) | Op::Const(_));
         let mut stack: Vec<NodeId> = wanted.iter().map(|v| v.node).collect();
@@ -49,7 +55,8 @@ impl<'a> Stages<'a> {
         }
         live.extend(wanted.iter().filter(|v| matches!(g.op(v.node), Op::Input(_))));
         let fresh: Vec<Value> = live.iter().copied().filter(|v| !self.kept.contains(v)).collect();
-        let mut runner = Runner::new(self.part(g, &fresh), self.backend, self.threads);
+        let runner = Runner::new(self.part(g, &fresh), self.backend, self.threads);
+        let mut runner = runner.until(&self.interruption);
         for batch in 0..self.batches.len() {
             let outputs = runner.run(&self.inputs(batch))?;
             let kept = &mut self.data[batch];

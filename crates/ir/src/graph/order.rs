@@ -94,7 +94,9 @@ impl Graph {
     /// Removes every node that no output depends on, except inputs. Returns how many.
     pub fn remove_dead(&mut self) -> usize {
         let (live, before) = (self.live(), self.len());
-        self.keep(&live);
-        before - self.len()
+        if live.len() < before {
+            self.keep(&live);
+        }
+        before - live.len()
     }
 }

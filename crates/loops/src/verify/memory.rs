@@ -1,5 +1,7 @@
 //! Which bytes steps touch, and what they hold on the way.
 
+use std::collections::BTreeMap;
+
 use super::{Violation, control, name};
 use crate::text::buffer_names;
 use crate::{Axis, BufferId, Extent, Index, Kernel, Operand, Place, Program, Step, Stmt, Work};
@@ -212,14 +214,17 @@ fn kernel_ranges(k: &Kernel, arg: usize, bytes: usize) -> (Option<Ranges>, Optio
     (reads, writes)
 }
 
+/// The kind of memory of inputs, and of outputs that are carried to them.
+const CARRIED: usize = 2;
+
 /// Which memory a buffer is in, and where it begins there. Carried outputs are in the memory of their inputs.
 fn address(p: &Program, buffer: BufferId) -> (usize, usize, i128) {
     match p.buffers[buffer.0].place {
         Place::Arena(at) => (0, 0, at as i128),
         Place::Constant(n) => (1, n, 0),
-        Place::Input(n) => (2, n, 0),
+        Place::Input(n) => (CARRIED, n, 0),
         Place::Output(n) => match p.carried.iter().find(|c| c.output == n) {
-            Some(c) => (2, c.input, 0),
+            Some(c) => (CARRIED, c.input, 0),
             None => (3, n, 0),
         },
     }
@@ -242,55 +247,112 @@ pub(crate) fn overlap(p: &Program, a: &Access, b: &Access) -> bool {
         && !a.ranges.shifted(at).both(&b.ranges.shifted(other_at)).0.is_empty()
 }
 
-/// For every buffer the bytes that hold what was written to it.
-type State = Vec<Ranges>;
+/// Memory that buffers may share.
+type Memory = (usize, usize);
+
+/// The buffers that hold what was written to them in some bytes: one, or a carried input and its output before any step.
+type Holders = (usize, Option<usize>);
+
+/// For every byte of arena, inputs and outputs the buffers whose it is. What is no piece holds nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct State(BTreeMap<(Memory, i128), (i128, Holders)>);
+
+impl State {
+    /// The pieces that reach into a range, with their beginnings and ends.
+    fn within(&self, memory: Memory, (begin, end): (i128, i128)) -> Vec<(i128, i128, Holders)> {
+        let before = self.0.range(..(memory, begin)).next_back();
+        let before = before.filter(|((other, _), (last, _))| *other == memory && *last > begin);
+        let all = before.into_iter().chain(self.0.range((memory, begin)..(memory, end.max(begin))));
+        all.map(|((_, from), (to, holders))| (*from, *to, *holders)).collect()
+    }
+
+    /// Makes a range that of some buffers, and joins it with what lies beside it and is theirs too.
+    fn set(&mut self, memory: Memory, (mut begin, mut end): (i128, i128), holders: Holders) {
+        for (from, to, old) in self.within(memory, (begin, end)) {
+            self.0.remove(&(memory, from));
+            if from < begin {
+                self.0.insert((memory, from), (begin, old));
+            }
+            if to > end {
+                self.0.insert((memory, end), (to, old));
+            }
+        }
+        if let Some((&(_, from), _)) = self
+            .0
+            .range(..(memory, begin))
+            .next_back()
+            .filter(|((other, _), (to, old))| *other == memory && *to == begin && *old == holders)
+        {
+            self.0.remove(&(memory, from));
+            begin = from;
+        }
+        if let Some((to, _)) = self.0.get(&(memory, end)).copied().filter(|(_, old)| *old == holders) {
+            self.0.remove(&(memory, end));
+            end = to;
+        }
+        self.0.insert((memory, begin), (end, holders));
+    }
+
+    /// What holds on both of two ways.
+    fn meet(&self, other: &State) -> State {
+        let mut met = State::default();
+        for (&(memory, begin), &(end, ours)) in &self.0 {
+            for (from, to, theirs) in other.within(memory, (begin, end)) {
+                let holds = |b: usize| theirs.0 == b || theirs.1 == Some(b);
+                let both = match (holds(ours.0), ours.1.filter(|b| holds(*b))) {
+                    (true, second) => (ours.0, second),
+                    (false, Some(second)) => (second, None),
+                    (false, None) => continue,
+                };
+                met.set(memory, (from.max(begin), to.min(end)), both);
+            }
+        }
+        met
+    }
+}
 
 /// Follows the bytes of a program through its steps.
 pub(crate) struct Flow<'p> {
     p: &'p Program,
     names: Vec<String>,
-    /// For every buffer the others that share memory with it, and how far behind its start they begin.
-    neighbours: Vec<Vec<(usize, i128)>>,
+    /// Of every buffer the memory, and where it begins there; `None` for constants, which nothing writes.
+    places: Vec<Option<(Memory, i128)>>,
     found: Vec<Violation>,
 }
 
 impl<'p> Flow<'p> {
     pub(crate) fn new(p: &'p Program) -> Flow<'p> {
-        let places: Vec<_> = (0..p.buffers.len()).map(|b| address(p, BufferId(b))).collect();
-        let neighbours = (0..p.buffers.len()).map(|a| {
-            let (kind, number, at) = places[a];
-            let others =
-                (0..p.buffers.len()).filter(|&b| b != a && (places[b].0, places[b].1) == (kind, number));
-            let shared = others.filter(|&b| {
-                let (end, other_end) =
-                    (at + p.buffers[a].bytes as i128, places[b].2 + p.buffers[b].bytes as i128);
-                at < other_end && places[b].2 < end
-            });
-            shared.map(|b| (b, places[b].2 - at)).collect()
-        });
-        Flow { p, names: buffer_names(p), neighbours: neighbours.collect(), found: Vec::new() }
+        let place = |b: usize| {
+            let (kind, number, at) = address(p, BufferId(b));
+            (!matches!(p.buffers[b].place, Place::Constant(_))).then_some(((kind, number), at))
+        };
+        let places = (0..p.buffers.len()).map(place).collect();
+        Flow { p, names: buffer_names(p), places, found: Vec::new() }
     }
 
     /// Rules 5 and 6 of programs.
     pub(crate) fn check(mut self) -> Vec<Violation> {
-        let mut state: State = self
-            .p
-            .buffers
-            .iter()
-            .map(|b| match b.place {
-                Place::Input(_) | Place::Constant(_) => Ranges::whole(b.bytes),
-                // The state that the run before has left.
-                Place::Output(n) if self.p.carried.iter().any(|c| c.output == n) => Ranges::whole(b.bytes),
-                Place::Output(_) | Place::Arena(_) => Ranges::default(),
-            })
-            .collect();
+        let mut state = State::default();
+        let mut outputs = vec![None; self.p.outputs.len()];
+        for (b, buffer) in self.p.buffers.iter().enumerate() {
+            if let Place::Output(n) = buffer.place {
+                outputs[n] = Some(b);
+            }
+            let Some((memory, at)) = self.places[b] else { continue };
+            // Inputs, and the states that the run before has left.
+            if memory.0 == CARRIED && buffer.bytes > 0 {
+                let whole = (at, at + buffer.bytes as i128);
+                let other = state.within(memory, whole).first().map(|(_, _, holders)| holders.0);
+                state.set(memory, whole, other.map_or((b, None), |first| (first, Some(b))));
+            }
+        }
         self.block(&self.p.body, &mut state, &mut 0, true);
-        for (n, port) in self.p.outputs.iter().enumerate() {
+        for (port, buffer) in self.p.outputs.iter().zip(outputs) {
             let at = format!("output `{}`", port.name);
-            let buffer = self.p.buffers.iter().position(|b| b.place == Place::Output(n));
+            let whole = Ranges::whole(port.bytes());
             let left = match buffer {
-                Some(b) => Ranges::whole(port.bytes()).without(&state[b]),
-                None => Ranges::whole(port.bytes()),
+                Some(b) => self.missing(b, &whole, &state),
+                None => whole,
             };
             if let Some((begin, end)) = left.0.first() {
                 self.found
@@ -298,6 +360,23 @@ impl<'p> Flow<'p> {
             }
         }
         self.found
+    }
+
+    /// The bytes of some of a buffer that hold nothing of it.
+    fn missing(&self, b: usize, ranges: &Ranges, state: &State) -> Ranges {
+        let Some((memory, at)) = self.places[b] else { return Ranges::default() };
+        let mut left = Vec::new();
+        for &(begin, end) in &ranges.0 {
+            let mut from = begin;
+            for (first, last, holders) in state.within(memory, (begin + at, end + at)) {
+                if holders.0 == b || holders.1 == Some(b) {
+                    left.push((from, first - at));
+                    from = last - at;
+                }
+            }
+            left.push((from, end));
+        }
+        Ranges::of(left)
     }
 
     fn block(&mut self, steps: &[Step], state: &mut State, number: &mut usize, report: bool) {
@@ -314,7 +393,7 @@ impl<'p> Flow<'p> {
                     let mut other = state.clone();
                     self.block(then, state, number, report);
                     self.block(otherwise, &mut other, number, report);
-                    *state = meet(state, &other);
+                    *state = state.meet(&other);
                 }
                 Work::Loop(l) => {
                     // Whatever holds before a repetition holds at the start and after any repetition before it.
@@ -323,7 +402,7 @@ impl<'p> Flow<'p> {
                         let mut after = entry.clone();
                         self.touch(&accesses, &mut after, here, step, false);
                         self.block(&l.body, &mut after, &mut { *number }, false);
-                        let next = meet(&entry, &after);
+                        let next = entry.meet(&after);
                         if next == entry {
                             break;
                         }
@@ -342,7 +421,7 @@ impl<'p> Flow<'p> {
     fn touch(&mut self, accesses: &[Access], state: &mut State, number: usize, step: &Step, report: bool) {
         for read in accesses.iter().filter(|a| !a.writes && report) {
             let b = read.buffer.0;
-            let missing = read.ranges.without(&state[b]);
+            let missing = self.missing(b, &read.ranges, state);
             if let Some((begin, end)) = missing.0.first() {
                 let problem =
                     format!("reads bytes {begin}..{end} of {}, which hold nothing of it", self.names[b]);
@@ -351,17 +430,12 @@ impl<'p> Flow<'p> {
         }
         for write in accesses.iter().filter(|a| a.writes) {
             let b = write.buffer.0;
-            for &(other, behind) in &self.neighbours[b] {
-                state[other] = state[other].without(&write.ranges.shifted(-behind));
+            let Some((memory, at)) = self.places[b] else { continue };
+            for &(begin, end) in &write.ranges.0 {
+                state.set(memory, (begin + at, end + at), (b, None));
             }
-            state[b] = state[b].with(&write.ranges);
         }
     }
-}
-
-/// What holds on both of two ways.
-fn meet(a: &State, b: &State) -> State {
-    a.iter().zip(b).map(|(a, b)| a.both(b)).collect()
 }
 
 #[cfg(test)]

@@ -50,6 +50,10 @@ pub(super) fn convolved(
     zero: Option<Value>,
 ) -> Result<Value, Refusal> {
     let (data, taps) = (spatial(cx, x)?, spatial(cx, k)?);
+    if taps.len() != data.len() {
+        let (found, expected) = (cx.ty(k).ndim(), cx.ty(x).ndim());
+        return Err(Refusal::Invalid(format!("input 1 has {found} axes, expected {expected}")));
+    }
     if let Some(declared) = call.ints("kernel_shape")?
         && !taps.iter().cloned().eq(declared.iter().map(|&d| Dim::from(d)))
     {

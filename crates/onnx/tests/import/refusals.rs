@@ -264,6 +264,21 @@ fn windows_that_do_not_fit() {
         check(17, "Conv", &[(name, value)], image(), kind, says);
     };
     conv("kernel_shape", list(&[2, 3]), WRONG, "expected a kernel of [2, 3], found [2, 2]");
+    for padding in ["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"] {
+        let padding = [("auto_pad", text(padding))];
+        for (image, kernel) in [
+            (&[1, 2, 5][..], &[3, 2, 2, 2][..]),
+            (&[1, 2, 5, 5], &[3, 2, 2]),
+            (&[1, 2, 5, 5, 5], &[3, 2, 2, 2]),
+        ] {
+            let says = format!("input 1 has {} axes, expected {}", kernel.len(), image.len());
+            check(17, "Conv", &padding, vec![x(image), c(kernel)], WRONG, &says);
+            let says = format!("a kernel {kernel:?} for f32{image:?} is not supported");
+            let says =
+                if image.len() < 5 { says.as_str() } else { "a kernel f32[3, 2, 2, 2] is not supported" };
+            check(17, "ConvTranspose", &padding, vec![x(image), c(kernel)], OTHER, says);
+        }
+    }
     conv("group", int(0), WRONG, "expected at least one group, found 0");
     conv("group", int(-1), WRONG, "expected at least one group, found -1");
     conv("strides", list(&[1]), WRONG, "expected 2 values in `strides`, found 1");

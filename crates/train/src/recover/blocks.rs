@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use margay_driver::padding::{Runs, runs};
-use margay_driver::{Progress, Samples, Stages, replace_constant};
+use margay_driver::{Interruption, Progress, Samples, Stages, replace_constant};
 use margay_ir::{Graph, NodeId};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
@@ -70,6 +70,9 @@ impl Data<'_> {
 }
 
 /// Lets every block of the student learn; or those before the time is over.
+///
+/// # Errors
+/// What running both models fails with, and an interruption.
 pub(super) fn refine(
     student: &Graph,
     goal: &Goal<'_>,
@@ -80,11 +83,12 @@ pub(super) fn refine(
     observer: &dyn Observer,
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
+    let interruption = observer.interruption();
     let batches = |samples: &Samples, most| runs(student, samples, goal.padding, size, most, Runs::Whole);
     let batches = [batches(train, MOST_SAMPLES[0])?, batches(held_out, MOST_SAMPLES[1])?];
     let backend = &margay_driver::backend::native();
     let mut data = [0, 1].map(|part| {
-        let stages = || Stages::new(&batches[part], backend, goal.options.threads);
+        let stages = || Stages::new(&batches[part], backend, goal.options.threads, &interruption);
         Data { student: stages(), teacher: stages(), batches: batches[part].len() }
     });
     let mut names: Vec<(NodeId, String)> = parameter_names(student);
@@ -94,7 +98,7 @@ pub(super) fn refine(
     let mut refined = Refined { contents: Vec::new(), reports: Vec::new() };
     for (i, end) in ends.iter().enumerate() {
         let left = seconds - begin.elapsed().as_secs_f64();
-        if left <= 0.0 || observer.interrupted() {
+        if left <= 0.0 || interruption.asked() {
             break;
         }
         progress.at("refining blocks", i, ends.len());
@@ -162,8 +166,10 @@ impl Block<'_> {
         let backend = &margay_driver::backend::native();
         let examples: Vec<Tensors> =
             (0..data[0].batches).map(|batch| data[0].inputs(batch, &self.end.pair)).collect();
-        let examples: Vec<&[(String, Tensor)]> = examples.iter().map(Vec::as_slice).collect();
-        let mut trainer = Trainer::of_shapes(&step, &examples, backend, options.threads)?;
+        let (native, threads) = (backend.clone(), options.threads);
+        let interruption = observer.interruption();
+        let mut trainer =
+            interruption.run(move || Trainer::of_shapes(&step, &examples, &native, threads))??;
         let evaluator = Evaluator::new(
             self.graph,
             self.parameters,
@@ -171,6 +177,7 @@ impl Block<'_> {
             backend,
             options.threads,
         )?;
+        let evaluator = evaluator.until(&interruption);
         let mut task = BlockTask { data, pair: &self.end.pair, evaluator };
         let fit_options = FitOptions {
             length: Length::Epochs(EPOCHS as f64),
@@ -235,7 +242,7 @@ impl Observer for Quiet<'_> {
 
     fn failed(&mut self, _: &TrainError) {}
 
-    fn interrupted(&self) -> bool {
-        self.0.interrupted()
+    fn interruption(&self) -> Interruption {
+        self.0.interruption()
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use margay_driver::padding::{Padding, Runs, runs};
-use margay_driver::{Arrays, Backend, Marks, Mask, Runner, Samples};
+use margay_driver::{Arrays, Backend, Interruption, Marks, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
 
@@ -188,6 +188,8 @@ pub(super) fn evaluator(
     objective: &Objective,
     backend: &Arc<dyn Backend>,
     threads: usize,
+    interruption: &Interruption,
 ) -> Result<Evaluator, TrainError> {
-    Evaluator::new(student, parameters, &|g| objective.measures(g), backend, threads)
+    let evaluator = Evaluator::new(student, parameters, &|g| objective.measures(g), backend, threads)?;
+    Ok(evaluator.until(interruption))
 }
