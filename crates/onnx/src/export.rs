@@ -4,7 +4,9 @@
 //! the inputs (see `extents`), once for each symbol. Nodes are named after their origins, constants after the
 //! initializers they were; inputs and outputs keep their names. Nodes that no output depends on are left out.
 //!
-//! Deliberately absent: operators of other domains, and anything that depends on values of symbols.
+//! A recurrence with weights of integers, which ONNX lacks, is an operator of onnxruntime.
+//!
+//! Deliberately absent: other operators of other domains, and anything that depends on values of symbols.
 
 mod adjoints;
 mod composed;
