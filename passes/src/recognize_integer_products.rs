@@ -122,12 +122,21 @@ fn scales_of(
 ) -> Result<Value, AddError> {
     let known = if let Single::Known(scale) = left { scale } else { 1.0 };
     let scales: Vec<f32> = right.iter().map(|scale| scale * known).collect();
-    let scales = Tensor::from_slice(shape, &scales).expect("as many scales as the shape holds");
-    let payload = Payload::derived(&format!("scales({key}, scale = {known})"), scales);
-    let scales = b.op(Const { payload }, &[])?;
-    match left {
-        Single::Known(_) => Ok(scales),
-        Single::Computed(scale) => b.mul(scale, scales),
+    match (left, right) {
+        // A number times a number, which is computed once.
+        (Single::Computed(scale), [first, rest @ ..]) if rest.iter().all(|other| other == first) => {
+            let one = b.number(scale, f64::from(*first))?;
+            b.mul(scale, one)
+        }
+        _ => {
+            let scales = Tensor::from_slice(shape, &scales).expect("as many scales as the shape holds");
+            let payload = Payload::derived(&format!("scales({key}, scale = {known})"), scales);
+            let scales = b.op(Const { payload }, &[])?;
+            match left {
+                Single::Known(_) => Ok(scales),
+                Single::Computed(scale) => b.mul(scale, scales),
+            }
+        }
     }
 }
 

@@ -13,8 +13,10 @@ use crate::{Attribute, OnnxError};
 pub(super) enum Joined {
     /// x, and a multiple of x below 0.
     LeakyRelu { x: Value, slope: f32 },
-    /// Every element of an image repeated along its spatial axes.
-    Upsample { x: Value, times: Vec<usize> },
+    /// α x + β between 0 and 1.
+    HardSigmoid { x: Value, alpha: f32, beta: f32 },
+    /// Every element of an image repeated along its spatial axes, then under other extents where they are given.
+    Upsample { x: Value, times: Vec<usize>, under: Option<[Vec<Dim>; 2]> },
     /// Blocks of channels moved into blocks of pixels of so many rows and columns.
     DepthToSpace { x: Value, block: usize, channels_first: bool },
     /// An axis continued by elements of its own, as this mode of padding says.
@@ -24,13 +26,18 @@ pub(super) enum Joined {
 impl Joined {
     /// What a node is the last one of.
     pub(super) fn find(g: &Graph, n: NodeId) -> Option<Joined> {
-        leaky_relu(g, n).or_else(|| upsample(g, n)).or_else(|| depth_to_space(g, n)).or_else(|| padded(g, n))
+        leaky_relu(g, n)
+            .or_else(|| hard_sigmoid(g, n))
+            .or_else(|| upsample(g, n))
+            .or_else(|| depth_to_space(g, n))
+            .or_else(|| padded(g, n))
     }
 
     /// The value it is computed from.
     pub(super) fn operand(&self) -> Value {
         match self {
             Joined::LeakyRelu { x, .. }
+            | Joined::HardSigmoid { x, .. }
             | Joined::Upsample { x, .. }
             | Joined::DepthToSpace { x, .. }
             | Joined::Pad { x, .. } => *x,
@@ -62,6 +69,25 @@ fn leaky_relu(g: &Graph, n: NodeId) -> Option<Joined> {
     };
     let of_sign = compared[0] == x && number(g, compared[1]) == Some(0.0);
     (of_sign && g.ty(x) == g.ty(n.into())).then_some(Joined::LeakyRelu { x, slope })
+}
+
+/// The operand of an operator beside a constant f32 of one element, and that.
+fn beside(g: &Graph, v: Value, kind: fn(&Op) -> bool) -> Option<(Value, f32)> {
+    let (op, operands) = parts(g, v);
+    let [a, b] = operands[..] else { return None };
+    if !kind(op) {
+        return None;
+    }
+    number(g, b).map(|x| (a, x)).or_else(|| number(g, a).map(|x| (b, x)))
+}
+
+fn hard_sigmoid(g: &Graph, n: NodeId) -> Option<Joined> {
+    let (capped, low) = beside(g, n.into(), |op| matches!(op, Op::Max(_)))?;
+    let (line, high) = beside(g, capped, |op| matches!(op, Op::Min(_)))?;
+    let (scaled, beta) = beside(g, line, |op| matches!(op, Op::Add(_)))?;
+    let (x, alpha) = beside(g, scaled, |op| matches!(op, Op::Mul(_))).unwrap_or((scaled, 1.0));
+    let right = (low, high) == (0.0, 1.0) && g.ty(x) == g.ty(n.into());
+    right.then_some(Joined::HardSigmoid { x, alpha, beta })
 }
 
 /// The product of extents.
@@ -108,8 +134,9 @@ fn upsample(g: &Graph, n: NodeId) -> Option<Joined> {
         let axis = (2..to.len()).find(|axis| times[*axis] == 1 && behind(*axis) == run)?;
         times[axis] = count;
     }
-    let reached = from.iter().zip(&times).map(|(d, t)| d * &Dim::from(*t));
-    reached.eq(to.iter().cloned()).then_some(Joined::Upsample { x: v, times })
+    let reached: Vec<Dim> = from.iter().zip(&times).map(|(d, t)| d * &Dim::from(*t)).collect();
+    let under = (reached != **to).then(|| [reached, to.to_vec()]);
+    Some(Joined::Upsample { x: v, times, under })
 }
 
 fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
@@ -169,7 +196,11 @@ impl Exporter<'_> {
             Joined::LeakyRelu { slope, .. } => {
                 self.emit("LeakyRelu", "", &[&x], vec![("alpha", Attribute::Float(*slope))])
             }
-            Joined::Upsample { times, .. } => {
+            Joined::HardSigmoid { alpha, beta, .. } => {
+                let attributes = vec![("alpha", Attribute::Float(*alpha)), ("beta", Attribute::Float(*beta))];
+                self.emit("HardSigmoid", "", &[&x], attributes)
+            }
+            Joined::Upsample { times, under, .. } => {
                 let scales: Vec<f32> = times.iter().map(|t| *t as f32).collect();
                 let scales = Tensor::from_slice(&[scales.len()], &scales);
                 let scales = scales.map_err(|e| self.refusal(e.to_string()))?;
@@ -179,7 +210,11 @@ impl Exporter<'_> {
                     ("nearest_mode", text("floor")),
                     ("coordinate_transformation_mode", text("asymmetric")),
                 ];
-                self.emit("Resize", "", &[&x, "", &scales], attributes)
+                let image = self.emit("Resize", "", &[&x, "", &scales], attributes);
+                match under {
+                    None => image,
+                    Some([from, to]) => self.reshape("extents", &image, from, to)?,
+                }
             }
             Joined::DepthToSpace { block, channels_first, .. } => {
                 let mode = if *channels_first { "CRD" } else { "DCR" };

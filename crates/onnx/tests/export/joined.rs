@@ -55,6 +55,59 @@ const CASES: &[(&str, &[usize], &[&str])] = &[
         &["Resize"],
     ),
     (
+        "graph @under_other_extents(%x: f32[1, 2, 2, 3]) -> (y: f32[1, 2, 9, 4]) {
+  %0 = reshape %x {shape = [1, 2, 2, 1, 3]} : f32[1, 2, 2, 1, 3]
+  %1 = broadcast %0 {shape = [1, 2, 2, 2, 3]} : f32[1, 2, 2, 2, 3]
+  %2 = reshape %1 {shape = [1, 2, 4, 3, 1]} : f32[1, 2, 4, 3, 1]
+  %3 = broadcast %2 {shape = [1, 2, 4, 3, 3]} : f32[1, 2, 4, 3, 3]
+  %4 = reshape %3 {shape = [1, 2, 9, 4]} : f32[1, 2, 9, 4]
+  return %4
+}",
+        &[1, 2, 2, 3],
+        &["Resize", "Reshape"],
+    ),
+    (
+        "graph @hard_sigmoid(%x: f32[2, 3]) -> (y: f32[2, 3]) {
+  %0 = const 0.2 : f32
+  %1 = const 0.5 : f32
+  %2 = const 1.0 : f32
+  %3 = const 0.0 : f32
+  %4 = mul %x, %0 : f32[2, 3]
+  %5 = add %4, %1 : f32[2, 3]
+  %6 = min %5, %2 : f32[2, 3]
+  %7 = max %3, %6 : f32[2, 3]
+  return %7
+}",
+        &[2, 3],
+        &["HardSigmoid"],
+    ),
+    (
+        "graph @no_slope(%x: f32[2, 3]) -> (y: f32[2, 3]) {
+  %0 = const 0.5 : f32
+  %1 = const 1.0 : f32
+  %2 = const 0.0 : f32
+  %3 = add %x, %0 : f32[2, 3]
+  %4 = min %3, %1 : f32[2, 3]
+  %5 = max %4, %2 : f32[2, 3]
+  return %5
+}",
+        &[2, 3],
+        &["HardSigmoid"],
+    ),
+    (
+        "graph @another_height(%x: f32[2, 3]) -> (y: f32[2, 3]) {
+  %0 = const 0.5 : f32
+  %1 = const 2.0 : f32
+  %2 = const 0.0 : f32
+  %3 = add %x, %0 : f32[2, 3]
+  %4 = min %3, %1 : f32[2, 3]
+  %5 = max %4, %2 : f32[2, 3]
+  return %5
+}",
+        &[2, 3],
+        &["Add", "Min", "Max"],
+    ),
+    (
         "graph @columns_before_rows(%x: f32[1, 2, 2, 2]) -> (y: f32[1, 2, 4, 4]) {
   %0 = reshape %x {shape = [1, 2, 2, 2, 1]} : f32[1, 2, 2, 2, 1]
   %1 = broadcast %0 {shape = [1, 2, 2, 2, 2]} : f32[1, 2, 2, 2, 2]
