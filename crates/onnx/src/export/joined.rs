@@ -2,6 +2,7 @@
 //!
 //! Each is found from its last node. The nodes before it are written only if others read them.
 
+use margay_ir::ops::ImageLayout;
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_tensor::{Dim, Tensor};
 
@@ -19,6 +20,8 @@ pub(super) enum Joined {
     Upsample { x: Value, times: Vec<usize>, under: Option<[Vec<Dim>; 2]> },
     /// Blocks of channels moved into blocks of pixels of so many rows and columns.
     DepthToSpace { x: Value, block: usize, channels_first: bool },
+    /// Every pixel of an image spread over a block by a kernel `[channels, channels of the result, rows, columns]`.
+    ConvTranspose { x: Value, kernel: Box<Payload>, block: usize },
     /// An axis continued by elements of its own, as this mode of padding says.
     Pad { mode: &'static str, x: Value, axis: usize, before: usize, after: usize },
 }
@@ -40,6 +43,7 @@ impl Joined {
             | Joined::HardSigmoid { x, .. }
             | Joined::Upsample { x, .. }
             | Joined::DepthToSpace { x, .. }
+            | Joined::ConvTranspose { x, .. }
             | Joined::Pad { x, .. } => *x,
         }
     }
@@ -157,7 +161,39 @@ fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
     let size = Dim::from(block);
     let whole = [&blocks[0], &blocks[4], &blocks[5]] == [&image[0], &image[2], &image[3]];
     let expected = [blocks[0].clone(), blocks[channels].clone(), &image[2] * &size, &image[3] * &size];
-    (whole && **result == expected).then_some(Joined::DepthToSpace { x, block, channels_first })
+    if !whole || **result != expected {
+        return None;
+    }
+    let spread = (g.sole_user(x) == Some(moved[0].node)).then(|| spread_kernel(g, x, block, channels_first));
+    Some(match spread.flatten() {
+        Some((x, kernel)) => Joined::ConvTranspose { x, kernel: Box::new(kernel), block },
+        None => Joined::DepthToSpace { x, block, channels_first },
+    })
+}
+
+/// The image and the kernel of a convolution of single pixels whose channels become blocks of pixels.
+fn spread_kernel(g: &Graph, v: Value, block: usize, channels_first: bool) -> Option<(Value, Payload)> {
+    let (Op::Conv(op), operands) = parts(g, v) else { return None };
+    let [x, kernel] = operands[..] else { return None };
+    let plain = op.groups == 1
+        && op.layout == ImageLayout::Nchw
+        && op.strides.iter().all(|s| *s == 1)
+        && op.pads_before.iter().chain(&op.pads_after).all(|p| *p == 0);
+    let kernel = g.constant(kernel).filter(|p| plain && p.stored().is_plain())?.tensor();
+    let &[filters, channels, 1, 1] = kernel.shape() else { return None };
+    let numbers = kernel.as_slice::<f32>().ok()?;
+    let (taps, results) = (block * block, filters / (block * block));
+    let mut spread = Vec::with_capacity(numbers.len());
+    for c in 0..channels {
+        for o in 0..results {
+            for tap in 0..taps {
+                let filter = if channels_first { o * taps + tap } else { tap * results + o };
+                spread.push(numbers[filter * channels + c]);
+            }
+        }
+    }
+    let spread = Tensor::from_slice(&[channels, results, block, block], &spread).ok()?;
+    Some((x, Payload::new(spread)))
 }
 
 /// The place of the element that stands so far behind the first one, by the last place.
@@ -220,6 +256,13 @@ impl Exporter<'_> {
                 let mode = if *channels_first { "CRD" } else { "DCR" };
                 let attributes = vec![("blocksize", Attribute::Int(*block as i64)), ("mode", text(mode))];
                 self.emit("DepthToSpace", "", &[&x], attributes)
+            }
+            Joined::ConvTranspose { kernel, block, .. } => {
+                let wish = format!("{}/kernel", self.base);
+                let kernel = self.initializer(kernel, &wish);
+                let size = || Attribute::Ints(vec![*block as i64; 2]);
+                let attributes = vec![("kernel_shape", size()), ("strides", size())];
+                self.emit("ConvTranspose", "", &[&x, &kernel], attributes)
             }
             Joined::Pad { mode, x: of, axis, before, after } => {
                 let ndim = g.ty(*of).ndim();

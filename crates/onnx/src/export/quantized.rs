@@ -22,6 +22,8 @@ pub(super) enum Quantized {
     Product(Product),
     /// A value over a scale, rounded, plus a zero point; or the other way round.
     Linear { x: Value, scale: Payload, zero: Payload, back: bool },
+    /// Parts of a constant of bytes with one scale, which are taken before numbers are made of them.
+    Rows { table: Value, at: Value, axis: usize },
 }
 
 /// Sums of products of integers.
@@ -123,7 +125,7 @@ impl Quantized {
         }
         let product = less_ones(g, v).or_else(|| shifted(g, v)).or_else(|| of_kernel(g, v));
         let product = product.map(Quantized::Product);
-        product.or_else(|| quantized(g, v)).or_else(|| dequantized(g, v))
+        product.or_else(|| quantized(g, v)).or_else(|| dequantized(g, v)).or_else(|| rows(g, v))
     }
 
     /// The values it is computed from.
@@ -132,6 +134,7 @@ impl Quantized {
             Quantized::Scale { x } => vec![*x],
             Quantized::OfScale { scale, .. } => vec![*scale],
             Quantized::Linear { x, .. } => vec![*x],
+            Quantized::Rows { at, .. } => vec![*at],
             Quantized::Product(p) => {
                 let b = p.trimmed.is_none().then_some(p.b);
                 [Some(p.a), b, p.a_zero].into_iter().flatten().collect()
@@ -232,6 +235,14 @@ fn dequantized(g: &Graph, v: Value) -> Option<Quantized> {
         let right = matches!(dtype, DType::U8 | DType::I8) && g.ty(x).shape == g.ty(v).shape;
         right.then_some(Quantized::Linear { x, scale, zero, back: true })
     })
+}
+
+fn rows(g: &Graph, v: Value) -> Option<Quantized> {
+    let (Op::Gather(op), operands) = (g.op(v.node), g.inputs_of(v.node)) else { return None };
+    let stored = g.constant(operands[0])?.stored();
+    let storage = stored.storage();
+    let bytes = stored.dtype() == DType::F32 && storage.scales == Scales::Tensor && !storage.is_packed();
+    bytes.then_some(Quantized::Rows { table: operands[0], at: operands[1], axis: op.axis })
 }
 
 /// The smallest element of a value or 0, or the largest.
@@ -416,6 +427,14 @@ impl Exporter<'_> {
                 let (scale, zero) = (self.initializer(scale, "scale"), self.initializer(zero, "zero_point"));
                 let op_type = if *back { "DequantizeLinear" } else { "QuantizeLinear" };
                 Ok(self.emit(op_type, "", &[&x, &scale, &zero], vec![]))
+            }
+            Quantized::Rows { table, at, axis } => {
+                let payload = g.constant(*table).ok_or_else(|| self.refusal("no table".to_owned()))?;
+                let wish = super::label(&g.node(table.node).origin, "constant");
+                let elements = self.initializer(&Payload::new(payload.stored().elements().clone()), &wish);
+                let at = self.results[at].clone();
+                let taken = self.emit("Gather", "integers", &[&elements, &at], super::operators::axis(*axis));
+                Ok(self.dequantized(taken, "", payload.stored(), &wish))
             }
             Quantized::Product(p) => {
                 let (b, b_zero) = match &p.trimmed {

@@ -160,6 +160,54 @@ const CASES: &[(&str, &[usize], &[&str])] = &[
         &["DepthToSpace"],
     ),
     (
+        "graph @spread_channels_first(%x: f32[1, 1, 2, 3]) -> (y: f32[1, 2, 4, 6]) {
+  %0 = const [0.5, 1.0, -2.0, 3.0, 0.25, -1.5, 4.0, 0.75] : f32[8, 1, 1, 1]
+  %1 = conv %x, %0 : f32[1, 8, 2, 3]
+  %2 = reshape %1 {shape = [1, 2, 2, 2, 2, 3]} : f32[1, 2, 2, 2, 2, 3]
+  %3 = transpose %2 {perm = [0, 1, 4, 2, 5, 3]} : f32[1, 2, 2, 2, 3, 2]
+  %4 = reshape %3 {shape = [1, 2, 4, 6]} : f32[1, 2, 4, 6]
+  return %4
+}",
+        &[1, 1, 2, 3],
+        &["ConvTranspose"],
+    ),
+    (
+        "graph @spread_blocks_first(%x: f32[1, 1, 2, 3]) -> (y: f32[1, 2, 4, 6]) {
+  %0 = const [0.5, 1.0, -2.0, 3.0, 0.25, -1.5, 4.0, 0.75] : f32[8, 1, 1, 1]
+  %1 = conv %x, %0 : f32[1, 8, 2, 3]
+  %2 = reshape %1 {shape = [1, 2, 2, 2, 2, 3]} : f32[1, 2, 2, 2, 2, 3]
+  %3 = transpose %2 {perm = [0, 3, 4, 1, 5, 2]} : f32[1, 2, 2, 2, 3, 2]
+  %4 = reshape %3 {shape = [1, 2, 4, 6]} : f32[1, 2, 4, 6]
+  return %4
+}",
+        &[1, 1, 2, 3],
+        &["ConvTranspose"],
+    ),
+    (
+        "graph @spread_with_two_readers(%x: f32[1, 1, 2, 3]) -> (y: f32[1, 1, 4, 6], z: f32[1, 4, 2, 3]) {
+  %0 = const [0.5, 1.0, -2.0, 3.0] : f32[4, 1, 1, 1]
+  %1 = conv %x, %0 : f32[1, 4, 2, 3]
+  %2 = reshape %1 {shape = [1, 1, 2, 2, 2, 3]} : f32[1, 1, 2, 2, 2, 3]
+  %3 = transpose %2 {perm = [0, 1, 4, 2, 5, 3]} : f32[1, 1, 2, 2, 3, 2]
+  %4 = reshape %3 {shape = [1, 1, 4, 6]} : f32[1, 1, 4, 6]
+  return %4, %1
+}",
+        &[1, 1, 2, 3],
+        &["Conv", "DepthToSpace"],
+    ),
+    (
+        "graph @spread_in_strides(%x: f32[1, 1, 2, 3]) -> (y: f32[1, 1, 2, 4]) {
+  %0 = const [0.5, 1.0, -2.0, 3.0] : f32[4, 1, 1, 1]
+  %1 = conv %x, %0 {strides = [2, 2]} : f32[1, 4, 1, 2]
+  %2 = reshape %1 {shape = [1, 1, 2, 2, 1, 2]} : f32[1, 1, 2, 2, 1, 2]
+  %3 = transpose %2 {perm = [0, 1, 4, 2, 5, 3]} : f32[1, 1, 1, 2, 2, 2]
+  %4 = reshape %3 {shape = [1, 1, 2, 4]} : f32[1, 1, 2, 4]
+  return %4
+}",
+        &[1, 1, 2, 3],
+        &["Conv", "DepthToSpace"],
+    ),
+    (
         "graph @blocks_transposed(%x: f32[1, 8, 2, 2]) -> (y: f32[1, 2, 4, 4]) {
   %0 = reshape %x {shape = [1, 2, 2, 2, 2, 2]} : f32[1, 2, 2, 2, 2, 2]
   %1 = transpose %0 {perm = [0, 1, 4, 3, 5, 2]} : f32[1, 2, 2, 2, 2, 2]
