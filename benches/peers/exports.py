@@ -47,10 +47,9 @@ def session_of(path):
 def extents(source, inputs):
     """What `--dim` and `--fix` say of inputs: extents that the model leaves open, and inputs without axes."""
     words = []
-    stored = {i.name for i in onnx.load(source, load_external_data=False).graph.initializer}
-    ports = [p for p in onnx.load(source, load_external_data=False).graph.input if p.name not in stored]
-    given = {}
-    for port in ports:
+    graph = onnx.load(source, load_external_data=False).graph
+    stored, given = {i.name for i in graph.initializer}, {}
+    for port in (p for p in graph.input if p.name not in stored):
         array = inputs[port.name]
         if array.ndim == 0:
             words += ["--fix", f"{port.name}={array}"]
@@ -113,7 +112,7 @@ def difference(source, path):
     return [f"{name} {'+' if n > 0 else '−'}{abs(n)}" for name, n in sorted(changes.items(), key=lambda i: (-abs(i[1]), i[0]))]
 
 
-def compared(model, args, folder):
+def compared(model, args, folder, about):
     """The row of a model in the result file."""
     source, path, inputs = path_of(model, args.folder), folder / "export.onnx", arrays(model, 0)
     for_extents, refused = exported(args.binary, source, path, inputs)
@@ -132,7 +131,6 @@ def compared(model, args, folder):
         order = [0, 1] if number % 2 == 0 else [1, 0]
         taken = {which: time_of(runs[which], calls[which]) for which in order}
         rounds.append([taken[0], taken[1]])
-    about = describe()
     return {
         "original_ms": 1e3 * statistics.median(r[0] for r in rounds), "export_ms": 1e3 * statistics.median(r[1] for r in rounds),
         "ratios": sorted(r[1] / r[0] for r in rounds), "error": error, "for_extents": for_extents,
@@ -150,12 +148,12 @@ def main():
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "real", help="where check_models.py keeps models")
     args = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
-    rows = found.setdefault("exports", {})
+    rows, about = found.setdefault("exports", {}), describe()
     for model in MODELS:
         if not is_there(model, args.folder) or args.models and not any(part in model.name for part in args.models):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            row = compared(model, args, Path(folder))
+            row = compared(model, args, Path(folder), about)
         rows[model.name] = row
         said = row.get("refused") or f"{statistics.median(row['ratios']):.3f}, error {row['error']}"
         say(f"{model.name}: {said}")

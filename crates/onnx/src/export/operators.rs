@@ -177,9 +177,9 @@ impl Exporter<'_> {
         if op.axes.is_empty() {
             return Ok(self.emit("Identity", "", &[x], vec![]));
         }
-        // The mean of an image, for which onnxruntime has a kernel in its own layout.
-        let image = ndim > 2 && op.axes.iter().copied().eq(2..ndim) && op.keepdims;
-        if image && op.kind == ReduceKind::Mean && matches!(dtype, DType::F32 | DType::F64) {
+        // The mean of an image, for which onnxruntime has a kernel in its own layout, of f32 and up to three axes.
+        let image = (3..=5).contains(&ndim) && op.axes.iter().copied().eq(2..ndim) && op.keepdims;
+        if image && op.kind == ReduceKind::Mean && dtype == DType::F32 {
             return Ok(self.emit("GlobalAveragePool", "", &[x], vec![]));
         }
         let op_type = match op.kind {

@@ -178,6 +178,11 @@ fn quantization_by_range_is_one_operator_again() {
             let m = model(&[input], &constants, nodes(op_type, unsigned_weights), &["y"]);
             let ops = again(&m);
             expected.insert(op_type, 1);
+            // Kernels of convolutions are u8.
+            let constants = written(&import(&m).unwrap(), 17).graph.initializers;
+            let types: Vec<DType> =
+                constants.iter().filter(|(_, t)| t.shape() == shape).map(|(_, t)| t.dtype()).collect();
+            assert_eq!(types, [if op_type == "ConvInteger" { DType::U8 } else { DType::I8 }], "{op_type}");
             let mut found = BTreeMap::new();
             ops.iter().for_each(|name| *found.entry(name.as_str()).or_insert(0) += 1);
             assert_eq!(found, expected, "{op_type} {unsigned_weights}");

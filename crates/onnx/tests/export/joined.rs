@@ -108,6 +108,30 @@ const CASES: &[(&str, &[usize], &[&str])] = &[
         &["Add", "Min", "Max"],
     ),
     (
+        "graph @mean_of_an_image(%x: f32[1, 2, 2, 3]) -> (y: f32[1, 2, 1, 1]) {
+  %0 = reduce %x {kind = mean, axes = [2, 3], keepdims = true} : f32[1, 2, 1, 1]
+  return %0
+}",
+        &[1, 2, 2, 3],
+        &["GlobalAveragePool"],
+    ),
+    (
+        "graph @mean_of_rows(%x: f32[1, 2, 2, 3]) -> (y: f32[1, 2, 2, 1]) {
+  %0 = reduce %x {kind = mean, axes = [3], keepdims = true} : f32[1, 2, 2, 1]
+  return %0
+}",
+        &[1, 2, 2, 3],
+        &["ReduceMean"],
+    ),
+    (
+        "graph @mean_without_its_axes(%x: f32[1, 2, 2, 3]) -> (y: f32[1, 2]) {
+  %0 = reduce %x {kind = mean, axes = [2, 3]} : f32[1, 2]
+  return %0
+}",
+        &[1, 2, 2, 3],
+        &["ReduceMean"],
+    ),
+    (
         "graph @columns_before_rows(%x: f32[1, 2, 2, 2]) -> (y: f32[1, 2, 4, 4]) {
   %0 = reshape %x {shape = [1, 2, 2, 2, 1]} : f32[1, 2, 2, 2, 1]
   %1 = broadcast %0 {shape = [1, 2, 2, 2, 2]} : f32[1, 2, 2, 2, 2]
