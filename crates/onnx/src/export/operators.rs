@@ -177,8 +177,9 @@ impl Exporter<'_> {
         if op.axes.is_empty() {
             return Ok(self.emit("Identity", "", &[x], vec![]));
         }
-        // The mean of an image, for which onnxruntime has a kernel in its own layout, of f32 and up to three axes.
-        let image = (3..=5).contains(&ndim) && op.axes.iter().copied().eq(2..ndim) && op.keepdims;
+        // The mean of an image, for which onnxruntime has a kernel in its own layout, of f32 and up to three axes. Along one axis it
+        // may be that of a norm, which onnxruntime finds by its `ReduceMean`.
+        let image = (4..=5).contains(&ndim) && op.axes.iter().copied().eq(2..ndim) && op.keepdims;
         if image && op.kind == ReduceKind::Mean && dtype == DType::F32 {
             return Ok(self.emit("GlobalAveragePool", "", &[x], vec![]));
         }

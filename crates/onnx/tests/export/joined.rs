@@ -124,6 +124,14 @@ const CASES: &[(&str, &[usize], &[&str])] = &[
         &["ReduceMean"],
     ),
     (
+        "graph @mean_of_one_axis(%x: f32[2, 2, 3]) -> (y: f32[2, 2, 1]) {
+  %0 = reduce %x {kind = mean, axes = [2], keepdims = true} : f32[2, 2, 1]
+  return %0
+}",
+        &[2, 2, 3],
+        &["ReduceMean"],
+    ),
+    (
         "graph @mean_without_its_axes(%x: f32[1, 2, 2, 3]) -> (y: f32[1, 2]) {
   %0 = reduce %x {kind = mean, axes = [2, 3]} : f32[1, 2]
   return %0
