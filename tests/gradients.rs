@@ -26,6 +26,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ("scatter", "there is no rule for rows that are multiplied or compared"),
     ("conv", "there is no rule for channels last"),
     ("pool", "there is no rule for channels last"),
+    ("recurrence", "a state that is rounded to 8 bits has no derivative"),
     ("pack", "there is no rule for a part whose extent a run decides"),
     ("non_max_suppression", "there is no rule for scores of boxes that are left"),
 ];

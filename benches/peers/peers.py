@@ -138,7 +138,9 @@ class Peer:
         if not line:
             self.close()
             lines = [line for line in self.errors.read_text().splitlines() if line.strip()]
-            raise Unavailable((lines[-1] if lines else "it ended without a word")[:300])
+            status = self.process.returncode
+            silent = f"{self.peer} was ended by signal {-status}" if status < 0 else f"{self.peer} ended without a word"
+            raise Unavailable((lines[-1] if lines else silent)[:300])
         return json.loads(line)
 
     def ask(self, request):

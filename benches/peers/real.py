@@ -53,6 +53,7 @@ sizes each is what `tests/tools/check_models.py` tests; `tests/tools/real_models
 ```
 tests/tools/check_models.py --binary target/release/margay --all
 benches/peers/real.py --rounds 5
+benches/peers/exports.py --rounds 9
 ```
 
 Machine: {cpu}, {cores} cores, {vectors}; load average when the models were timed {load}. Commit {commit}, {date}.
@@ -149,6 +150,42 @@ def timed(paths, model, args, probe):
     return row | ({"steps": slow_steps(paths, model.name)} if statistics.median(over) < 1 else {})
 
 
+EXPORTS = """What `margay export` writes without a goal, beside the original, both in onnxruntime {version} with one thread, by
+`benches/peers/exports.py`. **A ratio is the processor time of a run of the export over that of the original: above 1, the
+export is slower**; the median over rounds, the smallest and the largest in brackets. The error is the relative L2 norm of the
+difference of the outputs: that of squeezenet, whose weights are all equal, is one rounding of numbers of about 1e10 before a
+softmax. Exports marked ¹ hold for the extents and the inputs without axes of this run alone. Commit {commit}, {date}.
+
+{summary}
+
+"""
+SLOWER = 1.05
+
+
+def of_exports(rows, rounding):
+    """The section on exports: the slowest first."""
+    done = {name: row for name, row in rows.items() if "ratios" in row}
+    medians = {name: statistics.median(row["ratios"]) for name, row in done.items()}
+    slow = sum(m > SLOWER for m in medians.values())
+    refused = "".join(f" `{name}` is not exported: {row['refused']}." for name, row in sorted(rows.items()) if "refused" in row)
+    summary = (f"{len(done)} models; {slow} exports take more than {SLOWER} times as long as the original; the median ratio is "
+               f"{statistics.median(medians.values()):.2f}.{refused}")
+    lines = []
+    for name, ratio in sorted(medians.items(), key=lambda item: -item[1]):
+        row = done[name]
+        shown = f"**{spread(row['ratios'])}**" if ratio > SLOWER else spread(row["ratios"])
+        error = "**wrong**" if row["error"] is None else digits(row["error"])
+        label = name + ("*" if name in rounding else "") + ("¹" if row["for_extents"] else "")
+        why = ", ".join(row["operators"]) if ratio > SLOWER else ""
+        lines.append([label, number(row["original_ms"]), number(row["export_ms"]), shown, error, why])
+    text = EXPORTS.format(
+        version=", ".join(sorted({r["version"] for r in done.values()})), summary=summary,
+        commit=", ".join(sorted({r["commit"] for r in done.values()})),
+        date=", ".join(sorted({r["date"][:10] for r in done.values()})))
+    head = ["model", "original, ms", "export, ms", "ratio", "error", "operators more or fewer, where it is slower"]
+    return text + table(head, lines)
+
+
 def page(found):
     """The page of a result file: the slowest models first."""
     rows, lost = [], []
@@ -177,6 +214,8 @@ def page(found):
     if lost:
         text += "\n## Where the time goes in models that are slower\n\n"
         text += table(["model", "ratio", "kinds of steps by their share of the time, and the longest step"], lost)
+    if found.get("exports"):
+        text += "\n## Exports\n\n" + of_exports(found["exports"], rounding)
     left_out = {name: row["left_out"] for name, row in found["models"].items() if "left_out" in row}
     if left_out:
         text += "\n## Not timed\n\n"

@@ -1,9 +1,10 @@
 //! Multiplies integers where both operands of a product are integers times scales: `(q - z) s` of 8-bit integers q, and a
 //! constant matrix that is stored in int8. The same for convolutions in one group.
 //!
-//! Required stage: imported. A scale and a zero point of the left operand are constants, one for all; the matrix has a scale
-//! for each column, a kernel for each filter, or one for all, and no zero points. What the zero point adds to the sums of a
-//! column is a constant; a convolution takes it off itself, since padding is 0. Declines sums that may be too long for 32 bits.
+//! Required stage: imported. The left operand has one scale and one zero point for all, constant or computed; the matrix has a
+//! scale for each column, a kernel for each filter, or one for all, and no zero points. What a constant zero point adds to the
+//! sums of a column is a constant; a convolution takes it off itself, since padding is 0. Declines sums that may be too long for
+//! 32 bits.
 //!
 //! ```text
 //! graph @before(%q: u8[N, 64]) -> (y: f32[N, 32]) {
@@ -29,10 +30,11 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Add, Cast, Const, ImageLayout, MatMul, Mul, Numbers};
+use margay_ir::ops::{Const, ImageLayout, MatMul, Numbers, Reshape};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
-    Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch, Payload, Value, Verdict,
+    AddError, Builder, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Pass, PassError, Patch,
+    Payload, Value, Verdict,
 };
 use margay_tensor::{DType, Scales, StoredTensor, Tensor};
 
@@ -77,33 +79,65 @@ fn product(g: &Graph, n: NodeId, _: &RecognizeIntegerProducts) -> RuleResult {
     if let Some(declined) = too_long(matrix.rows) {
         return Ok(declined);
     }
-    // Both sums and what is added to them fit 32 bits.
-    let offset: Vec<i32> = matrix.sums.iter().map(|sum| (-left.zero * sum) as i32).collect();
-    let scales: Vec<f32> = matrix.scales.iter().map(|scale| scale * left.scale).collect();
-    let columns = [matrix.sums.len()];
-    let (Ok(offset), Ok(scales)) =
-        (Tensor::from_slice(&columns, &offset), Tensor::from_slice(&columns, &scales))
-    else {
-        return Ok(Verdict::NoMatch);
-    };
     let (origin, key) = (&g.node(n).origin, payload.key());
     let mut patch = Patch::new();
     let integers = Const { payload: Payload::derived(&format!("integers({key})"), matrix.integers) };
     let right = patch.add(g, integers, &[], g.node(operands[1].node).origin.clone())?;
-    let mut sums = patch.add(g, MatMul, &[left.integers, right], origin.clone())?;
-    if left.zero != 0 {
-        let derivation = format!("offset({key}, zero = {})", left.zero);
-        let constant = Const { payload: Payload::derived(&derivation, offset) };
-        let offset = patch.add(g, constant, &[], origin.clone())?;
-        sums = patch.add(g, Add, &[sums, offset], origin.clone())?;
+    let mut b = Builder::patching(g, &mut patch, origin.clone());
+    let mut sums = b.op(MatMul, &[left.integers, right])?;
+    // Both sums and what is added to them fit 32 bits.
+    let shift = |zero: i64| matrix.sums.iter().map(|sum| (-zero * sum) as i32).collect::<Vec<_>>();
+    let columns = |numbers: Vec<i32>| Tensor::from_slice(&[numbers.len()], &numbers).expect("one axis");
+    let offset = match left.zero {
+        Single::Known(0) => None,
+        Single::Known(zero) => {
+            let derivation = format!("offset({key}, zero = {zero})");
+            Some(b.op(Const { payload: Payload::derived(&derivation, columns(shift(zero))) }, &[])?)
+        }
+        Single::Computed(zero) => {
+            let payload = Payload::derived(&format!("sums({key})"), columns(shift(-1)));
+            let sums = b.op(Const { payload }, &[])?;
+            let zero = b.cast(zero, DType::I32)?;
+            let negative = b.neg(zero)?;
+            Some(b.mul(negative, sums)?)
+        }
+    };
+    if let Some(offset) = offset {
+        sums = b.add(sums, offset)?;
     }
-    let numbers = patch.add(g, Cast { to: DType::F32 }, &[sums], origin.clone())?;
-    let derivation = format!("scales({key}, scale = {})", left.scale);
-    let scales =
-        patch.add(g, Const { payload: Payload::derived(&derivation, scales) }, &[], origin.clone())?;
-    let scaled = patch.add(g, Mul, &[numbers, scales], origin.clone())?;
+    let numbers = b.cast(sums, DType::F32)?;
+    let scales = scales_of(&mut b, &key.to_string(), left.scale, &matrix.scales, &[matrix.scales.len()])?;
+    let scaled = b.mul(numbers, scales)?;
     patch.redirect(n.into(), scaled);
     Ok(Verdict::Rewrite(patch))
+}
+
+/// The scales of an operand times that of the other one.
+fn scales_of(
+    b: &mut Builder<'_>,
+    key: &str,
+    left: Single<f32>,
+    right: &[f32],
+    shape: &[usize],
+) -> Result<Value, AddError> {
+    let known = if let Single::Known(scale) = left { scale } else { 1.0 };
+    let scales: Vec<f32> = right.iter().map(|scale| scale * known).collect();
+    match (left, right) {
+        // A number times a number, which is computed once.
+        (Single::Computed(scale), [first, rest @ ..]) if rest.iter().all(|other| other == first) => {
+            let one = b.number(scale, f64::from(*first))?;
+            b.mul(scale, one)
+        }
+        _ => {
+            let scales = Tensor::from_slice(shape, &scales).expect("as many scales as the shape holds");
+            let payload = Payload::derived(&format!("scales({key}, scale = {known})"), scales);
+            let scales = b.op(Const { payload }, &[])?;
+            match left {
+                Single::Known(_) => Ok(scales),
+                Single::Computed(scale) => b.mul(scale, scales),
+            }
+        }
+    }
 }
 
 /// The verdict on sums of so many terms, where they may be too long for 32 bits.
@@ -127,59 +161,81 @@ fn convolution(g: &Graph, n: NodeId, _: &RecognizeIntegerProducts) -> RuleResult
     }
     // Along the channels of the result, before its spatial axes.
     let along: Vec<usize> = [filters].into_iter().chain(rest[1..].iter().map(|_| 1)).collect();
-    let scales: Vec<f32> = scales.iter().map(|scale| scale * left.scale).collect();
-    let zero = Numbers::Int(vec![left.zero.into()]).into_tensor(g.ty(left.integers).dtype, &[]);
-    let (Ok(zero), Ok(scales)) = (zero, Tensor::from_slice(&along, &scales)) else {
-        return Ok(Verdict::NoMatch);
-    };
     let (origin, key) = (&g.node(n).origin, payload.key());
     let mut patch = Patch::new();
     let integers = Const { payload: Payload::derived(&format!("integers({key})"), integers) };
-    let mut inputs =
-        vec![left.integers, patch.add(g, integers, &[], g.node(operands[1].node).origin.clone())?];
-    if left.zero != 0 {
-        inputs.push(patch.add(g, Const { payload: Payload::new(zero) }, &[], origin.clone())?);
-    }
-    let sums = patch.add(g, op.clone(), &inputs, origin.clone())?;
-    let numbers = patch.add(g, Cast { to: DType::F32 }, &[sums], origin.clone())?;
-    let derivation = format!("scales({key}, scale = {})", left.scale);
-    let scales =
-        patch.add(g, Const { payload: Payload::derived(&derivation, scales) }, &[], origin.clone())?;
-    let scaled = patch.add(g, Mul, &[numbers, scales], origin.clone())?;
+    let kernel = patch.add(g, integers, &[], g.node(operands[1].node).origin.clone())?;
+    let mut b = Builder::patching(g, &mut patch, origin.clone());
+    let zero = match left.zero {
+        Single::Known(0) => None,
+        Single::Known(zero) => {
+            let payload = Payload::number(g.ty(left.integers).dtype, zero as f64);
+            Some(b.op(Const { payload }, &[])?)
+        }
+        Single::Computed(zero) => Some(b.op(Reshape { shape: Vec::new() }, &[zero])?),
+    };
+    let inputs: Vec<Value> = [left.integers, kernel].into_iter().chain(zero).collect();
+    let sums = b.op(op.clone(), &inputs)?;
+    let numbers = b.cast(sums, DType::F32)?;
+    let scales = scales_of(&mut b, &key.to_string(), left.scale, &scales, &along)?;
+    let scaled = b.mul(numbers, scales)?;
     patch.redirect(n.into(), scaled);
     Ok(Verdict::Rewrite(patch))
+}
+
+/// One number for all elements of an operand: known, or a value of one element.
+#[derive(Clone, Copy)]
+enum Single<T> {
+    Known(T),
+    Computed(Value),
 }
 
 /// (integers - zero) scale.
 struct Dequantized {
     integers: Value,
-    zero: i64,
-    scale: f32,
+    /// Computed in the type of the integers.
+    zero: Single<i64>,
+    scale: Single<f32>,
 }
 
 fn dequantized(g: &Graph, v: Value) -> Option<Dequantized> {
     let Op::Mul(_) = g.op(v.node) else { return None };
     let found = both_orders(g, v).into_iter().find_map(|[numbers, scale]| {
-        let scale = single(g, scale).filter(|scale| scale.dtype() == DType::F32)?.to_vec::<f32>().ok()?;
-        Some((cast(g, numbers, DType::F32)?, *scale.first()?))
+        let whole = cast(g, numbers, DType::F32)?;
+        let one = g.ty(scale).shape.iter().all(|d| d.is(1));
+        let scale = match single(g, scale) {
+            Some(scale) => Single::Known(*scale.to_vec::<f32>().ok()?.first()?),
+            None if one => Single::Computed(scale),
+            None => return None,
+        };
+        Some((whole, scale))
     });
     let (whole, scale) = found?;
     let (integers, zero) = match g.op(whole.node) {
         Op::Sub(_) => {
             let operands = g.inputs_of(whole.node);
-            let zero = Numbers::of(single(g, operands[1])?).ok()?.ints();
-            (cast(g, operands[0], DType::I32)?, *zero.first()?)
+            let zero = match single(g, operands[1]) {
+                Some(zero) => Single::Known(*Numbers::of(zero).ok()?.ints().first()?),
+                None => Single::Computed(cast(g, operands[1], DType::I32)?),
+            };
+            (cast(g, operands[0], DType::I32)?, zero)
         }
-        Op::Cast(_) => (cast(g, whole, DType::I32)?, 0),
-        _ => (whole, 0),
+        Op::Cast(_) => (cast(g, whole, DType::I32)?, Single::Known(0)),
+        _ => (whole, Single::Known(0)),
     };
     let bounds = match g.ty(integers).dtype {
         DType::I8 => -128..=127,
         DType::U8 => 0..=255,
         _ => return None,
     };
-    let fits = g.ty(integers).shape == g.ty(v).shape && bounds.contains(&zero);
-    fits.then_some(Dequantized { integers, zero, scale })
+    let fits = match zero {
+        Single::Known(zero) => bounds.contains(&zero),
+        Single::Computed(zero) => {
+            let ty = g.ty(zero);
+            ty.dtype == g.ty(integers).dtype && ty.shape.iter().all(|d| d.is(1))
+        }
+    };
+    (fits && g.ty(integers).shape == g.ty(v).shape).then_some(Dequantized { integers, zero, scale })
 }
 
 /// A constant of one element.
@@ -228,6 +284,7 @@ fn scaled_integers(stored: &StoredTensor, axis: usize) -> Option<(Tensor, Vec<f3
 
 #[cfg(test)]
 mod tests {
+    use margay_ir::ops::{Cast, Mul};
     use margay_ir::{Origin, TensorType};
     use margay_tensor::Storage;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use margay_onnx::{External, OnnxDim, OnnxGraph, OnnxValue};
+use margay_onnx::{Attribute, External, OnnxDim, OnnxGraph, OnnxValue};
 use margay_tensor::{DType, Tensor};
 
 use crate::place::{Place, images, json, node};
@@ -92,6 +92,53 @@ fn an_array_takes_the_place_of_a_value_that_the_model_has() {
     for (data, right) in [("own", 11.0), ("other", 6.0)] {
         place.done(&format!("run sum.onnx --data {data}.npz --outputs y.npz"));
         assert_eq!(place.read_npz("y.npz")[0].1.to_vec::<f32>().unwrap(), [right; 6], "{data}");
+    }
+    place.done("compile sum.onnx -o fixed.margay --fix w=4");
+    place.done("run fixed.margay --inputs own.npz --outputs y.npz");
+    assert_eq!(place.read_npz("y.npz")[0].1.to_vec::<f32>().unwrap(), [5.0; 6]);
+}
+
+#[test]
+fn a_number_that_is_fixed_says_which_branch_is_taken() {
+    let place = Place::new();
+    let value = |name: &str, dtype, dims: &[i64]| OnnxValue {
+        name: name.into(),
+        dtype: Some(dtype),
+        narrow: None,
+        dims: Some(dims.iter().map(|d| OnnxDim::Value(*d)).collect()),
+    };
+    let unknown = |name: &str| OnnxValue { dims: None, dtype: None, ..value(name, DType::F32, &[]) };
+    let branch = |op: &str, out: &str| {
+        let nodes = vec![node(op, op, &["x"], out)];
+        let graph = OnnxGraph { name: op.into(), outputs: vec![unknown(out)], nodes, ..OnnxGraph::default() };
+        Attribute::Graph(Box::new(graph))
+    };
+    let mut choice = node("choice", "If", &["fast"], "y");
+    choice.attributes.insert("then_branch".into(), branch("Neg", "a"));
+    choice.attributes.insert("else_branch".into(), branch("Shape", "b"));
+    let graph = OnnxGraph {
+        name: "rates".into(),
+        inputs: vec![value("x", DType::F32, &[2]), value("rate", DType::I64, &[])],
+        outputs: vec![unknown("y")],
+        initializers: vec![("known".into(), Tensor::scalar(16000i64))],
+        nodes: vec![node("test", "Equal", &["rate", "known"], "fast"), choice],
+        ..OnnxGraph::default()
+    };
+    margay_onnx::Model::new(17, graph).write(&place.path("rates.onnx"), External::Never).unwrap();
+    let refused = place.run("export rates.onnx -o out.onnx");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("say which by `--fix rate=NUMBER`"), "{}", refused.stderr);
+    place.write_npz("x.npz", &[("x", Tensor::from_slice(&[2], &[1.5f32, -2.0]).unwrap())]);
+    for rate in [16000, 8000] {
+        let checked = place.done(&format!("check rates.onnx --fix rate={rate}")).stdout;
+        assert!(checked.contains("The model can be compiled."), "{checked}");
+        place.done(&format!("export rates.onnx -o out.onnx --fix rate={rate}"));
+        place.done("run out.onnx --inputs x.npz --outputs y.npz");
+        let found = &place.read_npz("y.npz")[0].1;
+        match rate {
+            16000 => assert_eq!(found.to_vec::<f32>().unwrap(), [-1.5, 2.0]),
+            _ => assert_eq!(found.to_vec::<i64>().unwrap(), [2]),
+        }
     }
 }
 

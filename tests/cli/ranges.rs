@@ -132,6 +132,9 @@ fn keys_of_earlier_steps_may_be_none() {
     for past in [0, 7] {
         let checked = place.done(&format!("check step.onnx --dim past={past}")).stdout;
         assert!(checked.contains("The model can be compiled."), "{checked}");
+        assert!(checked.contains("Give every open dimension a value or a range, `--dim B=1`"), "{checked}");
+        let checked = place.done(&format!("check step.onnx --dim past={past} {one}")).stdout;
+        assert!(!checked.contains("Give every open dimension"), "{checked}");
     }
     let refused = place.run("check step.onnx --dim future=1");
     assert_eq!(refused.code, 2);

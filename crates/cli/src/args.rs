@@ -56,6 +56,9 @@ pub(crate) struct TargetArgs {
     /// that takes every value from N to M. Without it the samples tell, and the leading dimension is 1.
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim_or_range)]
     dims: Vec<(String, Extents)>,
+    /// Make an input a constant: this number in every element. The compiled model has it no more.
+    #[arg(long = "fix", value_name = "INPUT=NUMBER", value_parser = fixed_input)]
+    fixed: Vec<(String, f64)>,
     /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
     /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate; tables are int8 beside
     /// both. Convolutions and attention stay f32, and so does exported ONNX.
@@ -122,9 +125,10 @@ impl GoalArgs {
 
     /// Whether any of these options was given that only makes sense for a model that is compiled.
     pub(crate) fn is_default(&self) -> bool {
-        let TargetArgs { precision, dims, errors, .. } = &self.target;
+        let TargetArgs { precision, dims, fixed, errors, .. } = &self.target;
         self.is_dense()
             && dims.is_empty()
+            && fixed.is_empty()
             && self.data.is_none()
             && *precision == Precision::F32
             && errors.scope() == ErrorScope::default()
@@ -184,6 +188,7 @@ impl TargetArgs {
             cost_model: self.cost_model.as_deref().map(read_text).transpose()?,
             dims,
             ranges,
+            fixed: self.fixed.clone(),
             target_cpu: self.target_cpu.clone(),
             precision: self.precision,
             seed: self.seed,
@@ -317,6 +322,17 @@ pub(crate) fn named_extent(text: &str) -> Result<(String, usize), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
     let value = value.trim().parse().map_err(|_| format!("`{value}` is not an extent"))?;
     Ok((name.trim().to_string(), value))
+}
+
+/// The number of an input.
+pub(crate) fn fixed_input(text: &str) -> Result<(String, f64), String> {
+    let (name, number) = text.rsplit_once('=').ok_or("expected INPUT=NUMBER")?;
+    let number = match number.trim() {
+        "true" => 1.0,
+        "false" => 0.0,
+        other => other.parse().map_err(|_| format!("`{other}` is no number"))?,
+    };
+    Ok((name.trim().to_string(), number))
 }
 
 /// The shape of an input. Names may hold colons.

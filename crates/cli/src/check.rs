@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use margay::{Check, Kind, Port, ProblemKind, check};
 
-use crate::args::named_extent;
+use crate::args::{fixed_input, named_extent};
 use crate::error::Failure;
 use crate::table::{Table, bytes};
 use crate::{Reply, json};
@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Value of a dimension the model leaves open.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = named_extent)]
     dims: Vec<(String, usize)>,
+    /// Take an input for a constant: this number in every element.
+    #[arg(long = "fix", value_name = "INPUT=NUMBER", value_parser = fixed_input)]
+    fixed: Vec<(String, f64)>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -47,7 +50,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let dims: Vec<(String, i64)> = args.dims.iter().map(|(name, n)| (name.clone(), *n as i64)).collect();
-    let report = check(&args.model, &dims)?;
+    let report = check(&args.model, &dims, &args.fixed)?;
     let failure = (!report.supported).then(|| {
         let any = |kind| report.problems.iter().any(|p| p.kind == kind);
         let kind = match (any(ProblemKind::Internal), any(ProblemKind::Malformed)) {
@@ -58,10 +61,10 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         let lines: Vec<String> = report.problems.iter().map(|p| format!("\n  {}", p.message)).collect();
         Failure::new(kind, format!("{} problem(s):{}", lines.len(), lines.concat()))
     });
-    Ok(Reply { text: if args.json { json(&report)? } else { text(&report) }, failure })
+    Ok(Reply { text: if args.json { json(&report)? } else { text(&report, &args.dims) }, failure })
 }
 
-fn text(report: &Check) -> String {
+fn text(report: &Check, given: &[(String, usize)]) -> String {
     let list = |ports: &[Port]| {
         let each: Vec<String> = ports.iter().map(|p| format!("{}: {}", p.name, p.r#type)).collect();
         each.join(", ")
@@ -103,7 +106,8 @@ fn text(report: &Check) -> String {
     }
     if report.supported {
         text += "\nThe model can be compiled.\n";
-        if let [first, ..] = report.dimensions.as_slice() {
+        let is_given = |name: &String| given.iter().any(|(of, _)| of == name);
+        if let Some(first) = report.dimensions.iter().find(|name| !is_given(name)) {
             text += &format!(
                 "Give every open dimension a value or a range, `--dim {first}=1` or `--dim {first}=1..8`.\n"
             );

@@ -4,8 +4,8 @@ use margay_tensor::{DType, Tensor};
 
 use crate::graph::AddError;
 use crate::ops::{
-    Add, Broadcast, Cast, Const, Dims, Div, Less, Max, Min, Mul, Neg, Reduce, ReduceKind, Reshape, Select,
-    Sqrt, Sub, Transpose,
+    Add, Broadcast, Cast, Const, Dims, Div, Less, Max, Min, Mul, Neg, Reduce, ReduceKind, Reshape, Round,
+    Select, Sqrt, Sub, Transpose,
 };
 use crate::{Graph, Op, Origin, Patch, Payload, TensorType, Value};
 
@@ -180,6 +180,43 @@ impl<'a> Builder<'a> {
     pub fn split(&mut self, test: Value, x: Value) -> Result<[Value; 2], AddError> {
         let zero = self.number(x, 0.0)?;
         Ok([self.op(Select, &[test, x, zero])?, self.op(Select, &[test, zero, x])?])
+    }
+
+    /// x as u8, by its range: elements, scale and zero point, where x is about (element - zero) scale. The range is that of all
+    /// elements of x, an f32, and of 0.
+    pub fn quantized_by_range(&mut self, x: Value) -> Result<[Value; 3], AddError> {
+        let low = self.join(ReduceKind::Min, x, 0)?;
+        let low = self.at_most(low, 0.0)?;
+        let high = self.join(ReduceKind::Max, x, 0)?;
+        let high = self.at_least(high, 0.0)?;
+        let range = self.sub(high, low)?;
+        let levels = self.number(range, 255.0)?;
+        let scale = self.div(range, levels)?;
+        let some = self.positive(range)?;
+        let scale = self.where_or(some, scale, 1.0)?;
+        let byte = |b: &mut Self, level: Value| {
+            let level = b.at_most(level, 255.0)?;
+            let level = b.at_least(level, 0.0)?;
+            b.cast(level, DType::U8)
+        };
+        let negative = self.neg(low)?;
+        let zero = self.div(negative, scale)?;
+        let zero = self.op(Round, &[zero])?;
+        let zero = byte(self, zero)?;
+        let elements = self.div(x, scale)?;
+        let elements = self.op(Round, &[elements])?;
+        let shift = self.cast(zero, DType::F32)?;
+        let elements = self.add(elements, shift)?;
+        Ok([byte(self, elements)?, scale, zero])
+    }
+
+    /// x rounded to what [`quantized_by_range`](Builder::quantized_by_range) makes of it.
+    pub fn rounded_by_range(&mut self, x: Value) -> Result<Value, AddError> {
+        let [elements, scale, zero] = self.quantized_by_range(x)?;
+        let (elements, zero) = (self.cast(elements, DType::I32)?, self.cast(zero, DType::I32)?);
+        let centred = self.sub(elements, zero)?;
+        let centred = self.cast(centred, DType::F32)?;
+        self.mul(centred, scale)
     }
 
     /// x with its last two axes exchanged.

@@ -108,12 +108,12 @@ pub struct Fault {
     pub message: String,
 }
 
-/// Reads a model, imports it and tries to compile it, with these values of open dimensions.
+/// Reads a model, imports it and tries to compile it, with these values of open dimensions and these inputs as constants.
 ///
 /// # Errors
 /// A file that cannot be read at all, and dimensions that the model does not leave open; what is wrong with a model is in
 /// the result.
-pub fn check(path: &Path, dims: &[(String, i64)]) -> Result<Check, Error> {
+pub fn check(path: &Path, dims: &[(String, i64)], fixed: &[(String, f64)]) -> Result<Check, Error> {
     if is_artifact(path)? {
         let message = format!(
             "`{}` is an artifact, expected an ONNX file; `margay inspect` tells what is in it",
@@ -125,7 +125,7 @@ pub fn check(path: &Path, dims: &[(String, i64)]) -> Result<Check, Error> {
     let mut problems = Vec::new();
     let given: Binding = dims.iter().map(|(name, value)| (name.as_str().into(), *value)).collect();
     let empty = given.iter().filter(|(_, value)| **value == 0).map(|(name, _)| name.clone()).collect();
-    let known = KnownInputs { dims: given, empty, ..KnownInputs::default() };
+    let known = KnownInputs { dims: given, empty, fixed: fixed.to_vec(), ..KnownInputs::default() };
     let graph = match import_for(&model, &known) {
         Ok(imported) => Some(imported.graph),
         Err(OnnxError::Invalid(found)) => {
@@ -174,7 +174,11 @@ pub fn check(path: &Path, dims: &[(String, i64)]) -> Result<Check, Error> {
         supported: problems.is_empty(),
         inputs,
         outputs,
-        dimensions: graph.iter().flat_map(Graph::symbols).map(|s| s.to_string()).collect(),
+        dimensions: graph
+            .iter()
+            .flat_map(Graph::symbols)
+            .map(|s| s.trim_end_matches('?').to_owned())
+            .collect(),
         guards: graph.iter().flat_map(|g| g.guards()).map(ToString::to_string).collect(),
         layers,
         operators: operators(&model),

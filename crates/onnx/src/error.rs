@@ -113,6 +113,14 @@ pub enum OnnxError {
         /// The one asked for.
         found: i64,
     },
+    /// An input cannot be made a constant of the value asked for (the options' fault).
+    #[error("cannot fix input `{input}`: {reason}")]
+    FixedInput {
+        /// Its name.
+        input: String,
+        /// Why.
+        reason: String,
+    },
     /// A graph that ONNX has no way to write (the graph's or the options' fault).
     #[error("cannot export {what}: {reason}")]
     NotExportable {
@@ -148,6 +156,7 @@ impl OnnxError {
             | OnnxError::Write { .. }
             | OnnxError::NotWritable { .. }
             | OnnxError::ExportOpset { .. }
+            | OnnxError::FixedInput { .. }
             | OnnxError::NotExportable { .. }
             | OnnxError::FileName { .. } => false,
             OnnxError::Read { .. }

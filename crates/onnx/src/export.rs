@@ -4,7 +4,9 @@
 //! the inputs (see `extents`), once for each symbol. Nodes are named after their origins, constants after the
 //! initializers they were; inputs and outputs keep their names. Nodes that no output depends on are left out.
 //!
-//! Deliberately absent: operators of other domains, and anything that depends on values of symbols.
+//! A recurrence with weights of integers, which ONNX lacks, is an operator of onnxruntime.
+//!
+//! Deliberately absent: other operators of other domains, and anything that depends on values of symbols.
 
 mod adjoints;
 mod composed;
@@ -98,7 +100,7 @@ fn live(g: &Graph) -> Vec<NodeId> {
 /// An operator of ONNX that stands for a node and some before it, which are written only if others read them.
 enum Whole<'g> {
     Joined(Joined),
-    Layer(Layer<'g>),
+    Layer(Box<Layer<'g>>),
     Quantized(Box<Quantized>),
 }
 
@@ -106,7 +108,7 @@ impl<'g> Whole<'g> {
     /// What a node is the last one of.
     fn find(g: &'g Graph, n: NodeId) -> Option<Whole<'g>> {
         let joined = || Joined::find(g, n).map(Whole::Joined);
-        let layer = || Layer::find(g, n).map(Whole::Layer);
+        let layer = || Layer::find(g, n).map(|found| Whole::Layer(Box::new(found)));
         let quantized = || Quantized::find(g, n).map(|found| Whole::Quantized(Box::new(found)));
         joined().or_else(layer).or_else(quantized)
     }

@@ -52,13 +52,13 @@ mod values;
 
 use std::collections::{BTreeMap, HashMap};
 
-use margay_ir::ops::Const;
+use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
 use margay_tensor::{DType, Tensor};
 
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::{Kind, Model, Narrow, OnnxError, OnnxNode, Problem};
+use crate::{Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
@@ -103,30 +103,37 @@ const MAX_DECISIVE: usize = 1024;
 /// As [`import`], for inputs of which something is known: it decides what the model leaves open, such as which of two
 /// extents that broadcast is the one that is 1. The graph stays open for other values as far as that allows.
 ///
-/// Where a model is refused because shapes, axes or the like follow from inputs, and these are known, small ones become
+/// Inputs that are said to be fixed become constants. Where a model is refused because shapes, axes or the like follow from inputs, and these are known, small ones become
 /// constants: integers first, then floats too. Where that does not help, a run says how long parts are.
 ///
 /// # Errors
-/// See [`import`]. Where constants do not help it is the refusal without them.
+/// See [`import`]. Where constants do not help it is the refusal without them. [`OnnxError::FixedInput`].
 pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxError> {
+    let mut own = None;
+    let mut said = Vec::new();
+    for (name, number) in &known.fixed {
+        let tensor = fixed_input(model, name, *number)?;
+        fix(own.get_or_insert_with(|| model.clone()), name, &tensor);
+        said.push((name.clone(), tensor));
+    }
+    let model = own.as_ref().unwrap_or(model);
     let refusal = match attempts(model, known, Lengths::Known) {
-        Ok(graph) => return Ok(Imported { graph, fixed: Vec::new() }),
+        Ok(graph) => return Ok(Imported { graph, fixed: said }),
         Err(refusal) => refusal,
     };
     for floats in [false, true] {
         let mut model = model.clone();
-        let mut fixed = Vec::new();
+        let mut fixed = said.clone();
         for (name, tensor) in &known.values {
             let decides = tensor.len() <= MAX_DECISIVE && (floats || !tensor.dtype().is_float());
             let declared =
-                model.graph.inputs.iter().position(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
-            if let (true, Some(at)) = (decides, declared) {
-                model.graph.inputs.remove(at);
-                model.graph.initializers.push((name.clone(), tensor.clone()));
+                model.graph.inputs.iter().any(|i| i.name == *name && i.dtype == Some(tensor.dtype()));
+            if decides && declared {
+                fix(&mut model, name, tensor);
                 fixed.push((name.clone(), tensor.clone()));
             }
         }
-        if fixed.is_empty() {
+        if fixed.len() == said.len() {
             continue;
         }
         if let Ok(graph) = attempts(&model, known, Lengths::Known) {
@@ -134,8 +141,44 @@ pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxEr
         }
     }
     match attempts(model, known, Lengths::Decided) {
-        Ok(graph) => Ok(Imported { graph, fixed: Vec::new() }),
+        Ok(graph) => Ok(Imported { graph, fixed: said }),
         Err(_) => Err(refusal),
+    }
+}
+
+/// Makes an input a constant.
+fn fix(model: &mut Model, name: &str, tensor: &Tensor) {
+    let graph = &mut model.graph;
+    graph.inputs.retain(|input| input.name != name);
+    graph.defaults.retain(|input| input.name != name);
+    graph.initializers.retain(|(other, _)| other != name);
+    graph.initializers.push((name.to_owned(), tensor.clone()));
+}
+
+/// A number in every element of an input of known extents.
+fn fixed_input(model: &Model, name: &str, number: f64) -> Result<Tensor, OnnxError> {
+    let failed = |reason: String| OnnxError::FixedInput { input: name.to_owned(), reason };
+    let inputs = || model.graph.inputs.iter().chain(&model.graph.defaults);
+    let known = || inputs().map(|i| format!("`{}`", i.name)).collect::<Vec<_>>().join(", ");
+    let input = inputs().find(|input| input.name == name);
+    let input = input.ok_or_else(|| failed(format!("the model has no such input; it has {}", known())))?;
+    let extent = |dim: &OnnxDim| match dim {
+        OnnxDim::Value(extent) => usize::try_from(*extent).ok(),
+        OnnxDim::Symbol(_) | OnnxDim::Unknown => None,
+    };
+    let shape: Option<Vec<usize>> = input.dims.iter().flatten().map(extent).collect();
+    let count = shape.as_ref().and_then(|shape| shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)));
+    let (Some(dtype), Some(shape), Some(count @ ..=MAX_DECISIVE)) = (input.dtype, shape, count) else {
+        return Err(failed(format!(
+            "its extents are not known, or it has more than {MAX_DECISIVE} elements"
+        )));
+    };
+    let numbers = Numbers::Float(vec![number; count]).into_tensor(dtype, &shape);
+    let numbers = numbers.map_err(|e| failed(e.to_string()))?;
+    let kept = Numbers::of(&numbers).map_err(|e| failed(e.to_string()))?;
+    match dtype.is_float() || kept.floats().iter().all(|x| *x == number) {
+        true => Ok(numbers),
+        false => Err(failed(format!("it is {dtype}, which {number} is not"))),
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! A model that is built by hand may break them; [`Model::write`] does not check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -21,6 +21,8 @@ use crate::{External, Narrow, OnnxError, map, reader, writer};
 pub const OLDEST_OPSET: i64 = 1;
 /// The producer of models that are made here.
 pub(crate) const PRODUCER: &str = "margay";
+/// The domain of operators that onnxruntime adds, of which there is one version.
+pub(crate) const MICROSOFT: &str = "com.microsoft";
 /// Newest operator set of the default domain that is read.
 pub const NEWEST_OPSET: i64 = 28;
 /// Oldest version of the format that is read: the first with operator sets.
@@ -150,6 +152,21 @@ pub struct NonFinite {
     pub first: usize,
 }
 
+impl OnnxGraph {
+    /// The domains besides the default one that nodes name, those of subgraphs included.
+    fn domains(&self) -> BTreeSet<&str> {
+        fn inside(attribute: &Attribute) -> BTreeSet<&str> {
+            match attribute {
+                Attribute::Graph(graph) => graph.domains(),
+                Attribute::Graphs(graphs) => graphs.iter().flat_map(OnnxGraph::domains).collect(),
+                _ => BTreeSet::new(),
+            }
+        }
+        let own = self.nodes.iter().map(|node| node.domain.as_str()).filter(|domain| !domain.is_empty());
+        own.chain(self.nodes.iter().flat_map(|node| node.attributes.values().flat_map(inside))).collect()
+    }
+}
+
 impl Model {
     /// The operator set of a domain, empty for the default one, that nodes of the model are written in; 0 if the model
     /// names none.
@@ -178,7 +195,8 @@ impl Model {
         reader::model(&map::map_bytes(bytes)?, None)
     }
 
-    /// A model made by margay, without notes, in the oldest format for its operator set.
+    /// A model made by margay, without notes, in the oldest format for its operator set, and in the first version of the
+    /// other domains that its nodes name.
     pub fn new(opset: i64, graph: OnnxGraph) -> Model {
         Model {
             ir_version: match opset {
@@ -197,7 +215,7 @@ impl Model {
             producer: PRODUCER.to_owned(),
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             opset,
-            domains: BTreeMap::new(),
+            domains: graph.domains().into_iter().map(|domain| (domain.to_owned(), 1)).collect(),
             metadata: BTreeMap::new(),
             graph,
         }

@@ -76,6 +76,8 @@ pub type Shape = Vec<Dim>;
 /// The most products that a dimension may be a sum of where it comes from a file, and the most that the number of elements of
 /// a tensor may be: multiplied out, some tens of short extents would not fit into memory.
 pub const MAX_TERMS: usize = 1 << 12;
+/// The most terms of a quotient that is looked for by long division.
+const MAX_QUOTIENT: usize = 16;
 
 /// A shape of known extents.
 pub fn shape_of(extents: &[usize]) -> Shape {
@@ -176,20 +178,34 @@ impl Dim {
         }))
     }
 
-    /// The quotient, if it is a polynomial: term by term for a divisor of one term, and for equal operands.
+    /// The quotient, if it is a polynomial: term by term for a divisor of one term, else of few terms.
     fn exact_div(&self, divisor: &Dim) -> Option<Dim> {
         if self == divisor {
             return Some(Dim::from(1i64));
         }
-        let [(dm, dc)] = divisor.terms.as_slice() else { return None };
-        let terms = self.terms.iter().map(|(m, c)| {
-            let mut rest = m.clone();
-            for atom in dm {
-                rest.remove(rest.iter().position(|a| a == atom)?);
+        match divisor.terms.as_slice() {
+            [by] => {
+                let terms = self.terms.iter().map(|term| quotient_of_terms(term, by));
+                Some(Dim::from_terms(terms.collect::<Option<Vec<_>>>()?))
             }
-            (c % dc == 0).then(|| (rest, c / dc))
-        });
-        Some(Dim::from_terms(terms.collect::<Option<Vec<_>>>()?))
+            _ => self.polynomial_div(divisor),
+        }
+    }
+
+    /// The quotient by long division, if it has few terms and small coefficients.
+    fn polynomial_div(&self, divisor: &Dim) -> Option<Dim> {
+        // Products of two of them fit, so that nothing saturates.
+        let small = |d: &Dim| d.terms.iter().all(|(_, c)| i32::try_from(*c).is_ok());
+        let leading = |d: &Dim| d.terms.iter().max_by_key(|(m, _)| (m.len(), m.clone())).cloned();
+        let by = leading(divisor).filter(|_| small(divisor))?;
+        let (mut rest, mut quotient) = (self.clone(), Dim::default());
+        for _ in 0..MAX_QUOTIENT {
+            let Some(term) = leading(&rest) else { return Some(quotient) };
+            let term = Dim { terms: vec![quotient_of_terms(&term, &by).filter(|_| small(&rest))?] };
+            rest = &rest - &(&term * divisor);
+            quotient = &quotient + &term;
+        }
+        rest.terms.is_empty().then_some(quotient)
     }
 
     /// The value under `binding`.
@@ -323,6 +339,15 @@ impl Dim {
     }
 }
 
+/// A term over another one, if that leaves an integer and no fraction.
+fn quotient_of_terms((m, c): &(Monomial, i64), (dm, dc): &(Monomial, i64)) -> Option<(Monomial, i64)> {
+    let mut rest = m.clone();
+    for atom in dm {
+        rest.remove(rest.iter().position(|a| a == atom)?);
+    }
+    (c.checked_rem(*dc)? == 0).then(|| (rest, c / dc))
+}
+
 /// Smallest and largest value of a product.
 fn product_range(atoms: &[Atom]) -> (Option<i64>, Option<i64>) {
     atoms.iter().fold((Some(1), Some(1)), |(low, high), atom| {
@@ -440,7 +465,14 @@ mod tests {
         assert_eq!(&(&d("B") * &d("S")) * &d("384"), d("384*S*B"));
         assert_eq!(d("B*S*384").floor_div(&d("B*384")), Some(d("S")));
         assert_eq!(&d("S + 1") - &d("S"), d("1"));
-        assert_eq!(d("2*S + 2").floor_div(&d("S + 1")).unwrap().to_string(), "floordiv(2*S + 2, S + 1)");
+        assert_eq!(d("2*S + 3").floor_div(&d("S + 1")).unwrap().to_string(), "floordiv(2*S + 3, S + 1)");
+        assert_eq!(d("2*S + 2").floor_div(&d("S + 1")), Some(d("2")));
+        assert_eq!(d("S + 1").floor_div(&d("S + 1")), Some(d("1")));
+        assert_eq!(d("512*B*floordiv(S, 2) + 512*B").floor_div(&d("floordiv(S, 2) + 1")), Some(d("512*B")));
+        assert_eq!(d("B*S + B*T - S - T").floor_div(&d("S + T")), Some(d("B - 1")));
+        assert!(d("S + 2").floor_div(&d("2*S + 4")).unwrap().to_string().starts_with("floordiv"));
+        let huge = &d("S + 1") * &d("4611686018427387904");
+        assert!(huge.floor_div(&d("S + 1")).unwrap().to_string().starts_with("floordiv"));
         assert_eq!(d("S").floor_div(&d("0")), None);
     }
 

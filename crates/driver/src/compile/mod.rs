@@ -65,6 +65,8 @@ pub struct CompileOptions {
     /// Symbols with ranges of values, the least and the greatest: entries that serve every value between them. Prices and the
     /// report are those of the greatest.
     pub ranges: Vec<(String, (i64, i64))>,
+    /// Inputs that become constants: this number in every element. The graph that is compiled has them no more.
+    pub fixed: Vec<(String, f64)>,
     /// The back end, by a name that [`backend::named`] knows.
     pub backend: String,
     /// `native` or a class of machines that the back end knows.
@@ -104,6 +106,7 @@ impl CompileOptions {
             empty: empty.map(|name| name.as_str().into()).collect(),
             extents: arrays.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect(),
             values: Vec::new(),
+            fixed: self.fixed.clone(),
         }
     }
 }
@@ -116,6 +119,7 @@ impl Default for CompileOptions {
             recalibrate: false,
             dims: Vec::new(),
             ranges: Vec::new(),
+            fixed: Vec::new(),
             backend: "cpu".into(),
             target_cpu: "native".into(),
             precision: Precision::F32,

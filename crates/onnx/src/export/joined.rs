@@ -2,6 +2,7 @@
 //!
 //! Each is found from its last node. The nodes before it are written only if others read them.
 
+use margay_ir::ops::ImageLayout;
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
 use margay_tensor::{Dim, Tensor};
 
@@ -13,10 +14,14 @@ use crate::{Attribute, OnnxError};
 pub(super) enum Joined {
     /// x, and a multiple of x below 0.
     LeakyRelu { x: Value, slope: f32 },
-    /// Every element of an image repeated along its spatial axes.
-    Upsample { x: Value, times: Vec<usize> },
+    /// α x + β between 0 and 1.
+    HardSigmoid { x: Value, alpha: f32, beta: f32 },
+    /// Every element of an image repeated along its spatial axes, then under other extents where they are given.
+    Upsample { x: Value, times: Vec<usize>, under: Option<[Vec<Dim>; 2]> },
     /// Blocks of channels moved into blocks of pixels of so many rows and columns.
     DepthToSpace { x: Value, block: usize, channels_first: bool },
+    /// Every pixel of an image spread over a block by a kernel `[channels, channels of the result, rows, columns]`.
+    ConvTranspose { x: Value, kernel: Box<Payload>, block: usize },
     /// An axis continued by elements of its own, as this mode of padding says.
     Pad { mode: &'static str, x: Value, axis: usize, before: usize, after: usize },
 }
@@ -24,15 +29,21 @@ pub(super) enum Joined {
 impl Joined {
     /// What a node is the last one of.
     pub(super) fn find(g: &Graph, n: NodeId) -> Option<Joined> {
-        leaky_relu(g, n).or_else(|| upsample(g, n)).or_else(|| depth_to_space(g, n)).or_else(|| padded(g, n))
+        leaky_relu(g, n)
+            .or_else(|| hard_sigmoid(g, n))
+            .or_else(|| upsample(g, n))
+            .or_else(|| depth_to_space(g, n))
+            .or_else(|| padded(g, n))
     }
 
     /// The value it is computed from.
     pub(super) fn operand(&self) -> Value {
         match self {
             Joined::LeakyRelu { x, .. }
+            | Joined::HardSigmoid { x, .. }
             | Joined::Upsample { x, .. }
             | Joined::DepthToSpace { x, .. }
+            | Joined::ConvTranspose { x, .. }
             | Joined::Pad { x, .. } => *x,
         }
     }
@@ -62,6 +73,25 @@ fn leaky_relu(g: &Graph, n: NodeId) -> Option<Joined> {
     };
     let of_sign = compared[0] == x && number(g, compared[1]) == Some(0.0);
     (of_sign && g.ty(x) == g.ty(n.into())).then_some(Joined::LeakyRelu { x, slope })
+}
+
+/// The operand of an operator beside a constant f32 of one element, and that.
+fn beside(g: &Graph, v: Value, kind: fn(&Op) -> bool) -> Option<(Value, f32)> {
+    let (op, operands) = parts(g, v);
+    let [a, b] = operands[..] else { return None };
+    if !kind(op) {
+        return None;
+    }
+    number(g, b).map(|x| (a, x)).or_else(|| number(g, a).map(|x| (b, x)))
+}
+
+fn hard_sigmoid(g: &Graph, n: NodeId) -> Option<Joined> {
+    let (capped, low) = beside(g, n.into(), |op| matches!(op, Op::Max(_)))?;
+    let (line, high) = beside(g, capped, |op| matches!(op, Op::Min(_)))?;
+    let (scaled, beta) = beside(g, line, |op| matches!(op, Op::Add(_)))?;
+    let (x, alpha) = beside(g, scaled, |op| matches!(op, Op::Mul(_))).unwrap_or((scaled, 1.0));
+    let right = (low, high) == (0.0, 1.0) && g.ty(x) == g.ty(n.into());
+    right.then_some(Joined::HardSigmoid { x, alpha, beta })
 }
 
 /// The product of extents.
@@ -108,8 +138,9 @@ fn upsample(g: &Graph, n: NodeId) -> Option<Joined> {
         let axis = (2..to.len()).find(|axis| times[*axis] == 1 && behind(*axis) == run)?;
         times[axis] = count;
     }
-    let reached = from.iter().zip(&times).map(|(d, t)| d * &Dim::from(*t));
-    reached.eq(to.iter().cloned()).then_some(Joined::Upsample { x: v, times })
+    let reached: Vec<Dim> = from.iter().zip(&times).map(|(d, t)| d * &Dim::from(*t)).collect();
+    let under = (reached != **to).then(|| [reached, to.to_vec()]);
+    Some(Joined::Upsample { x: v, times, under })
 }
 
 fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
@@ -130,7 +161,39 @@ fn depth_to_space(g: &Graph, n: NodeId) -> Option<Joined> {
     let size = Dim::from(block);
     let whole = [&blocks[0], &blocks[4], &blocks[5]] == [&image[0], &image[2], &image[3]];
     let expected = [blocks[0].clone(), blocks[channels].clone(), &image[2] * &size, &image[3] * &size];
-    (whole && **result == expected).then_some(Joined::DepthToSpace { x, block, channels_first })
+    if !whole || **result != expected {
+        return None;
+    }
+    let spread = (g.sole_user(x) == Some(moved[0].node)).then(|| spread_kernel(g, x, block, channels_first));
+    Some(match spread.flatten() {
+        Some((x, kernel)) => Joined::ConvTranspose { x, kernel: Box::new(kernel), block },
+        None => Joined::DepthToSpace { x, block, channels_first },
+    })
+}
+
+/// The image and the kernel of a convolution of single pixels whose channels become blocks of pixels.
+fn spread_kernel(g: &Graph, v: Value, block: usize, channels_first: bool) -> Option<(Value, Payload)> {
+    let (Op::Conv(op), operands) = parts(g, v) else { return None };
+    let [x, kernel] = operands[..] else { return None };
+    let plain = op.groups == 1
+        && op.layout == ImageLayout::Nchw
+        && op.strides.iter().all(|s| *s == 1)
+        && op.pads_before.iter().chain(&op.pads_after).all(|p| *p == 0);
+    let kernel = g.constant(kernel).filter(|p| plain && p.stored().is_plain())?.tensor();
+    let &[filters, channels, 1, 1] = kernel.shape() else { return None };
+    let numbers = kernel.as_slice::<f32>().ok()?;
+    let (taps, results) = (block * block, filters / (block * block));
+    let mut spread = Vec::with_capacity(numbers.len());
+    for c in 0..channels {
+        for o in 0..results {
+            for tap in 0..taps {
+                let filter = if channels_first { o * taps + tap } else { tap * results + o };
+                spread.push(numbers[filter * channels + c]);
+            }
+        }
+    }
+    let spread = Tensor::from_slice(&[channels, results, block, block], &spread).ok()?;
+    Some((x, Payload::new(spread)))
 }
 
 /// The place of the element that stands so far behind the first one, by the last place.
@@ -169,7 +232,11 @@ impl Exporter<'_> {
             Joined::LeakyRelu { slope, .. } => {
                 self.emit("LeakyRelu", "", &[&x], vec![("alpha", Attribute::Float(*slope))])
             }
-            Joined::Upsample { times, .. } => {
+            Joined::HardSigmoid { alpha, beta, .. } => {
+                let attributes = vec![("alpha", Attribute::Float(*alpha)), ("beta", Attribute::Float(*beta))];
+                self.emit("HardSigmoid", "", &[&x], attributes)
+            }
+            Joined::Upsample { times, under, .. } => {
                 let scales: Vec<f32> = times.iter().map(|t| *t as f32).collect();
                 let scales = Tensor::from_slice(&[scales.len()], &scales);
                 let scales = scales.map_err(|e| self.refusal(e.to_string()))?;
@@ -179,12 +246,23 @@ impl Exporter<'_> {
                     ("nearest_mode", text("floor")),
                     ("coordinate_transformation_mode", text("asymmetric")),
                 ];
-                self.emit("Resize", "", &[&x, "", &scales], attributes)
+                let image = self.emit("Resize", "", &[&x, "", &scales], attributes);
+                match under {
+                    None => image,
+                    Some([from, to]) => self.reshape("extents", &image, from, to)?,
+                }
             }
             Joined::DepthToSpace { block, channels_first, .. } => {
                 let mode = if *channels_first { "CRD" } else { "DCR" };
                 let attributes = vec![("blocksize", Attribute::Int(*block as i64)), ("mode", text(mode))];
                 self.emit("DepthToSpace", "", &[&x], attributes)
+            }
+            Joined::ConvTranspose { kernel, block, .. } => {
+                let wish = format!("{}/kernel", self.base);
+                let kernel = self.initializer(kernel, &wish);
+                let size = || Attribute::Ints(vec![*block as i64; 2]);
+                let attributes = vec![("kernel_shape", size()), ("strides", size())];
+                self.emit("ConvTranspose", "", &[&x, &kernel], attributes)
             }
             Joined::Pad { mode, x: of, axis, before, after } => {
                 let ndim = g.ty(*of).ndim();

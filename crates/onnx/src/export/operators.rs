@@ -102,7 +102,7 @@ impl Exporter<'_> {
             Op::Transpose(op) => Ok(self.emit("Transpose", "", &x, vec![("perm", ints(&op.perm))])),
 
             Op::Cumulate(op) => self.cumulate(x[0], dtype.unwrap_or(DType::F32), &shape(0), op),
-            Op::Reduce(op) => self.reduce(x[0], op),
+            Op::Reduce(op) => self.reduce(x[0], shape(0).len(), dtype.unwrap_or(DType::F32), op),
             Op::TopK(op) => self.top_k(x[0], op),
 
             Op::Conv(op) => {
@@ -173,9 +173,15 @@ impl Exporter<'_> {
         Ok(self.emit("Slice", "", &[x, &starts, &ends, &list, &steps], vec![]))
     }
 
-    fn reduce(&mut self, x: &str, op: &Reduce) -> Result<String, OnnxError> {
+    fn reduce(&mut self, x: &str, ndim: usize, dtype: DType, op: &Reduce) -> Result<String, OnnxError> {
         if op.axes.is_empty() {
             return Ok(self.emit("Identity", "", &[x], vec![]));
+        }
+        // The mean of an image, for which onnxruntime has a kernel in its own layout, of f32 and up to three axes. Along one axis it
+        // may be that of a norm, which onnxruntime finds by its `ReduceMean`.
+        let image = (4..=5).contains(&ndim) && op.axes.iter().copied().eq(2..ndim) && op.keepdims;
+        if image && op.kind == ReduceKind::Mean && dtype == DType::F32 {
+            return Ok(self.emit("GlobalAveragePool", "", &[x], vec![]));
         }
         let op_type = match op.kind {
             ReduceKind::Sum => "ReduceSum",

@@ -3,9 +3,9 @@
 //! Quantization by the range of a value is a scale, a zero point and elements, each found from its last node. A product of
 //! integers is found with what zero points add to it.
 
-use margay_ir::ops::{Numbers, ReduceKind};
+use margay_ir::ops::{ImageLayout, Numbers, ReduceKind};
 use margay_ir::{Graph, NodeId, Op, Payload, Value};
-use margay_tensor::{DType, Dim, Tensor};
+use margay_tensor::{DType, Dim, Scales, Tensor};
 
 use super::Exporter;
 use super::operators::conv_attributes;
@@ -22,6 +22,8 @@ pub(super) enum Quantized {
     Product(Product),
     /// A value over a scale, rounded, plus a zero point; or the other way round.
     Linear { x: Value, scale: Payload, zero: Payload, back: bool },
+    /// Parts of a constant of bytes with one scale, which are taken before numbers are made of them.
+    Rows { table: Value, at: Value, axis: usize },
 }
 
 /// Sums of products of integers.
@@ -34,6 +36,78 @@ pub(super) struct Product {
     b: Value,
     /// The constant operand less a position of ones, and the zero points that it stands for.
     trimmed: Option<[Payload; 2]>,
+}
+
+/// A matrix of 8-bit integers with the terms first, and what makes numbers of them: one scale and zero point, or one of each for
+/// every column.
+#[derive(Clone, Debug)]
+pub(super) struct Integers {
+    /// i8 `[terms, columns]`.
+    pub(super) elements: Tensor,
+    /// f32, as many as there are zero points.
+    pub(super) scales: Tensor,
+    /// i8.
+    pub(super) zeros: Tensor,
+}
+
+impl Integers {
+    fn new(elements: Tensor, scales: &[f32], zeros: &[i8]) -> Option<Integers> {
+        let count = scales.len().max(zeros.len());
+        let scales: Vec<f32> = scales.iter().copied().cycle().take(count).collect();
+        let zeros: Vec<i8> = zeros.iter().copied().cycle().take(count).collect();
+        let columns = *elements.shape().get(1)?;
+        (count == 1 || count == columns).then_some(Integers {
+            elements,
+            scales: Tensor::from_slice(&[count], &scales).ok()?,
+            zeros: Tensor::from_slice(&[count], &zeros).ok()?,
+        })
+    }
+
+    /// A constant matrix that is stored so.
+    pub(super) fn stored(g: &Graph, v: Value) -> Option<Integers> {
+        let stored = g.constant(v)?.stored();
+        let storage = stored.storage();
+        let known = matches!(storage.scales, Scales::Tensor | Scales::Axis(1)) && !storage.is_packed();
+        let &[rows, columns] = stored.shape() else { return None };
+        let scales = stored.scales().filter(|t| known && t.dtype() == DType::F32)?;
+        let zeros = stored.zero_points().map_or(Some(vec![0]), |t| Some(Numbers::of(t).ok()?.ints()))?;
+        // The upper half of what is unsigned keeps its bits as i8, the lower is moved down.
+        let (flip, down) = match storage.dtype {
+            DType::I8 => (0, 0),
+            DType::U8 => (0x80, 128),
+            _ => return None,
+        };
+        let bytes: Vec<u8> = stored.elements().bytes().iter().map(|byte| byte ^ flip).collect();
+        let zeros: Vec<i8> =
+            zeros.into_iter().map(|zero| i8::try_from(zero - down)).collect::<Result<_, _>>().ok()?;
+        let elements = Tensor::from_bytes(DType::I8, &[rows, columns], &bytes).ok()?;
+        Integers::new(elements, &scales.to_vec::<f32>().ok()?, &zeros)
+    }
+}
+
+/// A product of numbers that are quantized by their range and a constant matrix of integers: the numbers and the matrix.
+pub(super) fn dynamic_product(g: &Graph, v: Value) -> Option<(Value, Integers)> {
+    orders(g, v, |op| matches!(op, Op::Mul(_))).into_iter().find_map(|[numbers, factor]| {
+        let [sums] = made(g, numbers, |op| matches!(op, Op::Cast(_)))?;
+        let product = less_ones(g, sums).or_else(|| shifted(g, sums))?;
+        let scale = elements_of(g, product.a)?;
+        let x = scale_of(g, scale).filter(|_| product.a_zero.and_then(|v| zero_of(g, v)) == Some(scale))?;
+        let scales = match factor == scale {
+            true => vec![1.0],
+            false => orders(g, factor, |op| matches!(op, Op::Mul(_)))
+                .into_iter()
+                .find_map(|[own, other]| g.constant(other).filter(|_| own == scale))
+                .and_then(|payload| payload.tensor().to_vec::<f32>().ok())?,
+        };
+        let integers = match &product.trimmed {
+            Some([elements, zeros]) => {
+                Integers::new(elements.tensor().clone(), &scales, &zeros.tensor().to_vec::<i8>().ok()?)
+            }
+            None => Integers::new(g.constant(product.b)?.tensor().clone(), &scales, &[0]),
+        };
+        let right = matches!(g.op(product.of), Op::MatMul(_));
+        Some((x, integers.filter(|i| right && i.elements.dtype() == DType::I8)?))
+    })
 }
 
 impl Quantized {
@@ -49,8 +123,9 @@ impl Quantized {
         if let Some(scale) = elements_of(g, v) {
             return Some(Quantized::OfScale { scale, elements: true });
         }
-        let product = less_ones(g, v).or_else(|| shifted(g, v)).map(Quantized::Product);
-        product.or_else(|| quantized(g, v)).or_else(|| dequantized(g, v))
+        let product = less_ones(g, v).or_else(|| shifted(g, v)).or_else(|| of_kernel(g, v));
+        let product = product.map(Quantized::Product);
+        product.or_else(|| quantized(g, v)).or_else(|| dequantized(g, v)).or_else(|| rows(g, v))
     }
 
     /// The values it is computed from.
@@ -59,6 +134,7 @@ impl Quantized {
             Quantized::Scale { x } => vec![*x],
             Quantized::OfScale { scale, .. } => vec![*scale],
             Quantized::Linear { x, .. } => vec![*x],
+            Quantized::Rows { at, .. } => vec![*at],
             Quantized::Product(p) => {
                 let b = p.trimmed.is_none().then_some(p.b);
                 [Some(p.a), b, p.a_zero].into_iter().flatten().collect()
@@ -161,6 +237,14 @@ fn dequantized(g: &Graph, v: Value) -> Option<Quantized> {
     })
 }
 
+fn rows(g: &Graph, v: Value) -> Option<Quantized> {
+    let (Op::Gather(op), operands) = (g.op(v.node), g.inputs_of(v.node)) else { return None };
+    let stored = g.constant(operands[0])?.stored();
+    let storage = stored.storage();
+    let bytes = stored.dtype() == DType::F32 && storage.scales == Scales::Tensor && !storage.is_packed();
+    bytes.then_some(Quantized::Rows { table: operands[0], at: operands[1], axis: op.axis })
+}
+
 /// The smallest element of a value or 0, or the largest.
 fn bound_of(g: &Graph, v: Value, kind: ReduceKind) -> Option<Value> {
     let joins: fn(&Op) -> bool = match kind {
@@ -209,10 +293,17 @@ fn sums(g: &Graph, v: Value) -> Option<Product> {
     let integers = g.ty(v).dtype == DType::I32 && operands.iter().all(|x| g.ty(*x).dtype.bytes() == 1);
     let a_zero = match g.op(v.node) {
         Op::MatMul(_) => None,
-        Op::Conv(_) => operands.get(2).copied(),
+        Op::Conv(op) if op.layout == ImageLayout::Nchw => operands.get(2).copied(),
         _ => return None,
     };
     integers.then(|| Product { of: v.node, a: operands[0], a_zero, b: operands[1], trimmed: None })
+}
+
+/// A convolution with a constant kernel of i8.
+fn of_kernel(g: &Graph, v: Value) -> Option<Product> {
+    let found = sums(g, v).filter(|p| matches!(g.op(p.of), Op::Conv(_)))?;
+    let kernel = g.constant(found.b).filter(|p| p.tensor().dtype() == DType::I8)?.clone();
+    Some(Product { trimmed: Some([kernel, Payload::number(DType::I8, 0.0)]), ..found })
 }
 
 /// A matrix product whose left zero points are taken off by the sums of the columns of a constant.
@@ -280,6 +371,13 @@ fn less_ones(g: &Graph, v: Value) -> Option<Product> {
     right.then(|| Product { trimmed: Some([b, zeros].map(Payload::new)), ..found })
 }
 
+/// Integers of i8 as u8, 128 more.
+fn unsigned(signed: &Payload) -> Payload {
+    let tensor = signed.tensor();
+    let bytes: Vec<u8> = tensor.bytes().iter().map(|byte| byte ^ 0x80).collect();
+    Payload::new(Tensor::from_bytes(DType::U8, tensor.shape(), &bytes).expect("as many bytes as before"))
+}
+
 /// The first positions of an axis and the last one.
 fn split_last(t: &Tensor, axis: usize, count: usize) -> Option<[Tensor; 2]> {
     let part = |from: usize, to: usize| {
@@ -330,11 +428,23 @@ impl Exporter<'_> {
                 let op_type = if *back { "DequantizeLinear" } else { "QuantizeLinear" };
                 Ok(self.emit(op_type, "", &[&x, &scale, &zero], vec![]))
             }
+            Quantized::Rows { table, at, axis } => {
+                let payload = g.constant(*table).ok_or_else(|| self.refusal("no table".to_owned()))?;
+                let wish = super::label(&g.node(table.node).origin, "constant");
+                let elements = self.initializer(&Payload::new(payload.stored().elements().clone()), &wish);
+                let at = self.results[at].clone();
+                let taken = self.emit("Gather", "integers", &[&elements, &at], super::operators::axis(*axis));
+                Ok(self.dequantized(taken, "", payload.stored(), &wish))
+            }
             Quantized::Product(p) => {
                 let (b, b_zero) = match &p.trimmed {
-                    Some([b, zero]) => {
+                    Some(parts) => {
                         let wish = super::label(&g.node(p.b.node).origin, "constant");
-                        (self.initializer(b, &wish), self.initializer(zero, "zero_point"))
+                        // onnxruntime convolves with kernels of i8 several times as slowly as with those of u8.
+                        let unsigned =
+                            matches!(g.op(p.of), Op::Conv(_)).then(|| parts.each_ref().map(unsigned));
+                        let [b, zero] = unsigned.unwrap_or_else(|| parts.clone());
+                        (self.initializer(&b, &wish), self.initializer(&zero, "zero_point"))
                     }
                     None => (self.results[&p.b].clone(), String::new()),
                 };
@@ -346,8 +456,7 @@ impl Exporter<'_> {
                 }
                 match g.op(p.of) {
                     Op::Conv(conv) => {
-                        let mut kernel = g.ty(p.b).shape.clone();
-                        kernel[0] = &kernel[0] - &Dim::from(usize::from(p.trimmed.is_some()));
+                        let kernel = g.ty(p.b).shape.clone();
                         Ok(self.emit("ConvInteger", "", &inputs, conv_attributes(conv, &kernel)))
                     }
                     _ => Ok(self.emit("MatMulInteger", "", &inputs, vec![])),

@@ -1,6 +1,9 @@
 //! Recurrences as `LSTM`, `GRU` and `RNN`, with the product and the bias of the inputs before them.
 //!
 //! What the inputs contribute is X Wᵀ + b in ONNX. Where it is no such product, W is the identity.
+//!
+//! One with a quantized state whose weights are integers is `DynamicQuantizeLSTM` of onnxruntime, if the inputs are multiplied in
+//! the same manner; others are no layers.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +14,8 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use super::Exporter;
 use super::operators::axis;
+use super::quantized::{Integers, dynamic_product};
+use crate::model::MICROSOFT;
 use crate::{Attribute, OnnxError, OnnxNode};
 
 /// A recurrence with what stands before it.
@@ -25,19 +30,27 @@ pub(super) struct Layer<'g> {
     w: Option<Value>,
     /// `[gates H]`, perhaps behind axes of extent 1.
     bias: Option<Value>,
+    /// In place of W and R.
+    integers: Option<[Integers; 2]>,
 }
 
 impl<'g> Layer<'g> {
     pub(super) fn find(g: &'g Graph, n: NodeId) -> Option<Layer<'g>> {
         let Op::Recurrence(op) = g.op(n) else { return None };
         let given = op.operands(&g.inputs_of(n)).ok()?;
-        let mut layer = Layer { n, op, x: given.x, given, w: None, bias: None };
+        let mut layer = Layer { n, op, x: given.x, given, w: None, bias: None, integers: None };
         let of = |v: Value| (g.op(v.node), g.inputs_of(v.node));
         if let (Op::Add(_), parts) = of(layer.x) {
             let orders = [[parts[0], parts[1]], [parts[1], parts[0]]];
             if let Some([x, bias]) = orders.into_iter().find(|[x, bias]| is_bias(g, *x, *bias)) {
                 (layer.x, layer.bias) = (x, Some(bias));
             }
+        }
+        if op.quantized {
+            let (x, w) = dynamic_product(g, layer.x).filter(|(x, _)| g.ty(*x).ndim() == 3)?;
+            layer.integers = Some([w, Integers::stored(g, layer.given.r)?]);
+            layer.x = x;
+            return Some(layer);
         }
         if let (Op::MatMul(_), parts) = of(layer.x)
             && (g.ty(parts[0]).ndim(), g.ty(parts[1]).ndim()) == (3, 2)
@@ -50,7 +63,8 @@ impl<'g> Layer<'g> {
 
     /// The values that are read by name.
     pub(super) fn operands(&self, g: &Graph) -> Vec<Value> {
-        let numbers = [self.w, Some(self.given.r), self.bias, self.given.bias, self.given.peepholes];
+        let r = Some(self.given.r).filter(|_| self.integers.is_none());
+        let numbers = [self.w, r, self.bias, self.given.bias, self.given.peepholes];
         let numbers = numbers.into_iter().flatten().filter(|v| plain(g, *v).is_none());
         let states = self.given.states.iter().filter(|v| !is_zero(g, **v)).map(|v| raised(g, *v).0);
         [self.x].into_iter().chain(numbers).chain(states).chain(self.given.lengths).collect()
@@ -118,15 +132,20 @@ impl Exporter<'_> {
         let dtype = g.ty(given.x).dtype;
         let width = op.cell.gates() * hidden;
         let x = self.results[&layer.x].clone();
-        let w = match layer.w {
-            Some(w) => self.weights(w, "W")?,
+        let [w, r] = match &layer.integers {
+            Some([w, r]) => [self.elements_of(w, "W")?, self.elements_of(r, "R")?],
             None => {
-                let at = |i: usize| if i.is_multiple_of(width + 1) { 1.0 } else { 0.0 };
-                let numbers = Numbers::Float((0..width * width).map(at).collect());
-                self.numbers(numbers.into_tensor(dtype, &[1, width, width]), "identity")?
+                let w = match layer.w {
+                    Some(w) => self.weights(w, "W")?,
+                    None => {
+                        let at = |i: usize| if i.is_multiple_of(width + 1) { 1.0 } else { 0.0 };
+                        let numbers = Numbers::Float((0..width * width).map(at).collect());
+                        self.numbers(numbers.into_tensor(dtype, &[1, width, width]), "identity")?
+                    }
+                };
+                [w, self.weights(given.r, "R")?]
             }
         };
-        let r = self.weights(given.r, "R")?;
         let bias = self.biases([layer.bias, given.bias], width, dtype)?;
         let peepholes =
             given.peepholes.map(|v| self.row(v, 3 * hidden, "P")).transpose()?.unwrap_or_default();
@@ -143,6 +162,11 @@ impl Exporter<'_> {
             });
         }
         inputs.push(peepholes);
+        if let Some(matrices) = &layer.integers {
+            for (matrix, part) in matrices.iter().zip(["W", "R"]) {
+                inputs.extend(self.steps_of(matrix, part)?);
+            }
+        }
         while inputs.last().is_some_and(String::is_empty) {
             inputs.pop();
         }
@@ -151,6 +175,7 @@ impl Exporter<'_> {
         let outputs: Vec<String> =
             results.iter().map(|_| self.value_names.fresh(&format!("{name}_output"))).collect();
         let op_type = match op.cell {
+            _ if layer.integers.is_some() => "DynamicQuantizeLSTM",
             Cell::Lstm | Cell::CoupledLstm => "LSTM",
             Cell::Gru | Cell::GruResetAfter => "GRU",
             Cell::Rnn => "RNN",
@@ -158,7 +183,7 @@ impl Exporter<'_> {
         self.graph.nodes.push(OnnxNode {
             name,
             op_type: op_type.to_owned(),
-            domain: String::new(),
+            domain: if layer.integers.is_some() { MICROSOFT.to_owned() } else { String::new() },
             inputs,
             outputs: outputs.clone(),
             attributes: attributes(op, hidden),
@@ -174,6 +199,22 @@ impl Exporter<'_> {
             });
         }
         Ok(names)
+    }
+
+    /// Integers as those of one direction, `[1, terms, columns]`.
+    fn elements_of(&mut self, matrix: &Integers, part: &str) -> Result<String, OnnxError> {
+        let t = &matrix.elements;
+        self.numbers(t.reshaped(&[1, t.shape()[0], t.shape()[1]]), part)
+    }
+
+    /// Scales and zero points of a matrix: `[1]`, or `[1, columns]`.
+    fn steps_of(&mut self, matrix: &Integers, part: &str) -> Result<[String; 2], OnnxError> {
+        let count = matrix.scales.len();
+        let shape = if count == 1 { vec![1] } else { vec![1, count] };
+        Ok([
+            self.numbers(matrix.scales.reshaped(&shape), &format!("{part}_scale"))?,
+            self.numbers(matrix.zeros.reshaped(&shape), &format!("{part}_zero_point"))?,
+        ])
     }
 
     /// A matrix `[terms, columns]` as weights of one direction, `[1, columns, terms]`.

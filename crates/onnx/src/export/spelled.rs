@@ -1,50 +1,48 @@
-//! Operators of backward passes of convolutional networks, spelled as windows, products and sums of windows.
+//! Operators that ONNX lacks, spelled as others: those of backward passes of convolutional networks as windows, products and sums
+//! of windows, recurrences that are no layer of ONNX as loops.
 
 use margay_ir::ops::{
     Bits, Col2im, Const, ConvKernelGradient, Equal, Im2col, ImageLayout, MatMul, MaxPoolGradient, Numbers,
     Reduce, ReduceKind, Reshape, Select, Transpose,
 };
-use margay_ir::{AddError, Graph, NodeId, Op, Origin, Patch, Payload, Value};
+use margay_ir::pass::{Rule, RuleResult, rewrite};
+use margay_ir::{AddError, Builder, Changed, Cx, Graph, NodeId, Op, Origin, Patch, Payload, Value, Verdict};
 use margay_tensor::{DType, Dim};
 
+use super::recurrent::Layer;
 use crate::OnnxError;
 
 /// The graph without operators that are exported as several others; `None` where it has none of them.
 pub(super) fn spelled_out(g: &Graph) -> Result<Option<Graph>, OnnxError> {
-    let found: Vec<NodeId> = g.order().into_iter().filter(|n| is_spelled(g.op(*n))).collect();
-    if found.is_empty() {
-        return Ok(None);
-    }
     let mut out = g.clone();
-    for n in found {
-        let refusal = |reason: String| OnnxError::NotExportable {
-            what: format!("node `{}`", g.node(n).origin.name()),
-            reason,
-        };
-        let mut spelling = Spelling { g: &out, origin: g.node(n).origin.clone(), patch: Patch::new() };
-        let result = match g.op(n) {
-            Op::ConvKernelGradient(op) => spelling.conv_kernel_gradient(n, op),
-            Op::MaxPoolGradient(op) => spelling.max_pool_gradient(n, op),
-            _ => continue,
-        };
-        let result = result.map_err(|e| refusal(e.to_string()))?;
-        let mut patch = spelling.patch;
-        patch.redirect(n.into(), result);
-        out.apply(patch).map_err(|e| refusal(e.to_string()))?;
-    }
-    out.remove_dead();
-    Ok(Some(out))
+    let rules = [Rule { name: "spell-out", apply: spelled }];
+    let changed = rewrite("export", &mut out, &mut Cx::default(), &(), &rules).map_err(|e| {
+        OnnxError::NotExportable { what: format!("graph `{}`", g.name()), reason: e.to_string() }
+    })?;
+    Ok((changed != Changed::No).then_some(out))
 }
 
-fn is_spelled(op: &Op) -> bool {
-    matches!(op, Op::ConvKernelGradient(_) | Op::MaxPoolGradient(_))
+fn spelled(g: &Graph, n: NodeId, _: &()) -> RuleResult {
+    let (origin, mut patch) = (g.node(n).origin.clone(), Patch::new());
+    let results = match g.op(n) {
+        Op::ConvKernelGradient(op) => {
+            vec![Spelling { g, origin, patch: &mut patch }.conv_kernel_gradient(n, op)?]
+        }
+        Op::MaxPoolGradient(op) => vec![Spelling { g, origin, patch: &mut patch }.max_pool_gradient(n, op)?],
+        Op::Recurrence(op) if Layer::find(g, n).is_none() => {
+            op.repeated(&mut Builder::patching(g, &mut patch, origin), &g.inputs_of(n))?
+        }
+        _ => return Ok(Verdict::NoMatch),
+    };
+    g.values_of(n).zip(results).for_each(|(old, new)| patch.redirect(old, new));
+    Ok(Verdict::Rewrite(patch))
 }
 
 /// The nodes that stand for one.
 struct Spelling<'g> {
     g: &'g Graph,
     origin: Origin,
-    patch: Patch,
+    patch: &'g mut Patch,
 }
 
 impl Spelling<'_> {

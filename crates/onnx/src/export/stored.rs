@@ -37,10 +37,21 @@ impl Exporter<'_> {
 
     fn numbers_of(&mut self, stored: &StoredTensor, wish: &str) -> String {
         let elements = self.elements(stored.elements(), stored.storage(), wish);
+        self.dequantized(elements, "numbers", stored, wish)
+    }
+
+    /// What elements stand for that are stored as a constant is.
+    pub(super) fn dequantized(
+        &mut self,
+        elements: String,
+        name: &str,
+        stored: &StoredTensor,
+        wish: &str,
+    ) -> String {
         let (axis, mut attributes) = match stored.storage().scales {
             Scales::None => {
                 // 1 is f32.
-                return self.emit("Cast", "numbers", &[&elements], vec![("to", Attribute::Int(1))]);
+                return self.emit("Cast", name, &[&elements], vec![("to", Attribute::Int(1))]);
             }
             Scales::Tensor => (None, Vec::new()),
             Scales::Axis(axis) => (Some(axis), Vec::new()),
@@ -70,7 +81,7 @@ impl Exporter<'_> {
             inputs.extend(self.zeros(stored, &format!("{wish}/zero_point")));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        self.emit("DequantizeLinear", "numbers", &inputs, attributes)
+        self.emit("DequantizeLinear", name, &inputs, attributes)
     }
 
     /// Elements or zero points of a storage.

@@ -28,6 +28,8 @@ pub struct KnownInputs {
     pub extents: Vec<(String, Vec<usize>)>,
     /// Inputs themselves, by name: what the model is to be run on, and nothing else.
     pub values: Vec<(String, Tensor)>,
+    /// Inputs that become constants, by name: this number in every element.
+    pub fixed: Vec<(String, f64)>,
 }
 
 impl KnownInputs {

@@ -82,7 +82,13 @@ pub(super) fn choose<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
     let reads = importer.reads(&branches)?;
     let mut inner = Vec::new();
     for branch in branches {
-        inner.push(importer.region(branch, &reads, |_| Ok(Vec::new()))?);
+        let found = importer.region(branch, &reads, |_| Ok(Vec::new()));
+        inner.push(found.map_err(|refusal| match (refusal, fixing(importer, test)) {
+            (Refusal::Reported, Some(fix)) => Refusal::Unsupported(format!(
+                "a branch that is refused; where it is not taken, say so by {fix}"
+            )),
+            (refusal, _) => refusal,
+        })?);
     }
     let types = |inner: &Inner| (0..inner.outputs.len()).map(|i| inner.ty(i).to_string()).collect::<Vec<_>>();
     let [then, otherwise] = [types(&inner[0]), types(&inner[1])];
@@ -91,7 +97,8 @@ pub(super) fn choose<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         let extents = importer.extents_behind(test);
         importer.values_of(&extents)?;
         let (then, otherwise) = (then.join(", "), otherwise.join(", "));
-        let bind = binding_of(&extents).map(|bind| format!("; say which by {bind}")).unwrap_or_default();
+        let bind = binding_of(&extents).or_else(|| fixing(importer, test));
+        let bind = bind.map(|bind| format!("; say which by {bind}")).unwrap_or_default();
         return Err(Refusal::Unsupported(format!(
             "branches that give different types, {then} and {otherwise}{bind}"
         )));
@@ -101,6 +108,13 @@ pub(super) fn choose<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         unreachable!("there are two branches")
     };
     importer.node_of(If { then, otherwise }, &[test], &reads)
+}
+
+/// How inputs of one element that a value is computed from are given their values.
+fn fixing(importer: &Importer, v: Value) -> Option<String> {
+    let fix: Vec<String> =
+        importer.numbers_behind(v).iter().map(|name| format!("`--fix {name}=NUMBER`")).collect();
+    (!fix.is_empty()).then(|| fix.join(" and "))
 }
 
 pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Imported {

@@ -11,8 +11,8 @@ mod products;
 
 pub(super) use functions::*;
 
-use margay_ir::Value;
-use margay_ir::ops::{Floor, MatMul, ReduceKind, Round};
+use margay_ir::ops::{Floor, MatMul, Round};
+use margay_ir::{Builder, Value};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -180,22 +180,26 @@ pub(super) fn dequantize_linear(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![cx.cast(y, to)?])
 }
 
+/// A matrix of integers with the terms first as numbers. It has one scale and zero point, or one of each for every column.
+pub(super) fn dequantized_columns(
+    cx: &mut Importer,
+    q: Value,
+    scale: Value,
+    zero: Value,
+) -> Result<Value, Refusal> {
+    if let Some(kept) = cx.kept(q, Some(zero), Some(scale), 1)? {
+        return Ok(kept);
+    }
+    let shape = cx.ty(q).shape.clone();
+    let scale = spread_scale(cx, scale, &shape, 1, 0)?;
+    let zero = spread_scale(cx, zero, &shape, 1, 0)?;
+    dequantized(cx, q, scale, Some(zero))
+}
+
 /// The u8, the scale and the zero point that a value has by its smallest and largest element.
 fn by_range(cx: &mut Importer, x: Value) -> Result<[Value; 3], Refusal> {
-    let all: Vec<usize> = (0..cx.ty(x).ndim()).collect();
-    let low = cx.joined(ReduceKind::Min, x, &all, false)?;
-    let low = cx.capped(low, 0.0)?;
-    let high = cx.joined(ReduceKind::Max, x, &all, false)?;
-    let high = cx.floored(high, 0.0)?;
-    let range = cx.minus(high, low)?;
-    let levels = cx.scalar(DType::F32, 255.0)?;
-    let scale = cx.over(range, levels)?;
-    let some = cx.above(range, 0.0)?;
-    let scale = cx.chosen_or(some, scale, 1.0)?;
-    let negative = cx.negated(low)?;
-    let zero = cx.over(negative, scale)?;
-    let zero = saturated(cx, zero, None, DType::U8)?;
-    Ok([quantized(cx, x, scale, Some(zero), DType::U8)?, scale, zero])
+    let origin = cx.origin.clone();
+    Ok(Builder::new(&mut cx.graph, origin).quantized_by_range(x)?)
 }
 
 /// `DynamicQuantizeLinear`.

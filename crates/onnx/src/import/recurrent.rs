@@ -3,14 +3,14 @@
 //! What the inputs contribute to the gates is one product for all times, before the recurrence. Both directions are
 //! recurrences of their own.
 
-use margay_ir::ops::recurrence::{Activation, Body, Cell, Operands};
+use margay_ir::Value;
+use margay_ir::ops::recurrence::{Activation, Cell, Operands};
 use margay_ir::ops::{Add, Bits, Concat, MatMul, Recurrence, Slice, Transpose};
-use margay_ir::{Builder, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
-use super::quantized::dynamic_product;
+use super::quantized::{dequantized_columns, dynamic_product};
 use super::shapes::broadcast_to;
 use super::slices::slice_axes;
 
@@ -75,6 +75,14 @@ impl Matrix {
             None => None,
         };
         Ok(Matrix { columns: f(self.columns)?, quantization })
+    }
+
+    /// What the integers stand for.
+    fn numbers(self, cx: &mut Importer) -> Result<Value, Refusal> {
+        match self.quantization {
+            Some([scale, zero]) => dequantized_columns(cx, self.columns, scale, zero),
+            None => Ok(self.columns),
+        }
     }
 
     /// x times this.
@@ -294,14 +302,14 @@ fn one_direction(
     }
     // States of 16 bits are f32 from one time to the next.
     let dtype = cx.ty(inputs).dtype;
-    let quantized = weights.r.quantization.is_some();
+    let r = weights.r.numbers(cx)?;
     let mut wide = |v: Value| match dtype {
         DType::F16 | DType::BF16 => cx.cast(v, DType::F32),
         _ => Ok(v),
     };
     let operands = Operands {
         x: wide(inputs)?,
-        r: if quantized { weights.r.columns } else { wide(weights.r.columns)? },
+        r: wide(r)?,
         states: states.iter().map(|v| wide(*v)).collect::<Result<_, _>>()?,
         bias: state_bias.map(&mut wide).transpose()?,
         peepholes: weights.peepholes.map(&mut wide).transpose()?,
@@ -314,30 +322,11 @@ fn one_direction(
         reverse: settings.backwards[d],
         peepholes: weights.peepholes.is_some(),
         lengths: lengths.is_some(),
+        quantized: weights.r.quantization.is_some(),
     };
-    let all = match weights.r.quantization {
-        None => cx.add_all(op, &operands.list())?,
-        Some(_) => of_integers(cx, &op, &operands, weights.r)?,
-    };
+    let all = cx.add_all(op, &operands.list())?;
     let all = all.into_iter().map(|v| cx.cast(v, dtype)).collect::<Result<Vec<_>, _>>()?;
     Ok((all[0], all[1..].to_vec()))
-}
-
-/// A recurrence as a loop, whose product of state and weights is one of integers.
-fn of_integers(
-    cx: &mut Importer,
-    op: &Recurrence,
-    operands: &Operands<Value>,
-    r: Matrix,
-) -> Result<Vec<Value>, Refusal> {
-    let origin = cx.origin.clone();
-    let outer = Builder::new(&mut cx.graph, origin.clone());
-    let mut body = Body::new(&outer, &operands.states);
-    let r = r.map(|v| body.read(&outer, v))?;
-    std::mem::swap(&mut body.graph, &mut cx.graph);
-    let product = r.product(cx, body.state());
-    std::mem::swap(&mut body.graph, &mut cx.graph);
-    Ok(op.repeat(&mut Builder::new(&mut cx.graph, origin), body, operands, product?, None)?)
 }
 
 /// Elements `from..to` of a value of one axis.

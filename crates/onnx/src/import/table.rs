@@ -8,15 +8,13 @@ use super::{
     quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices, statistics,
     transposed, trees, trigonometry,
 };
+use crate::model::MICROSOFT;
 
 /// The domain `ai.onnx`.
 const DEFAULT: &str = "";
 
 /// The domain of operators of classical machine learning.
 const LEARNING: &str = "ai.onnx.ml";
-
-/// The domain of operators that onnxruntime adds.
-const MICROSOFT: &str = "com.microsoft";
 
 /// Adds what a node means to the graph.
 type Import = for<'a> fn(&mut Importer<'a>, &Call<'a>) -> Imported;

@@ -148,6 +148,22 @@ impl Importer<'_> {
         Vec::new()
     }
 
+    /// The inputs of the model of one element among the few nodes that a value is computed from.
+    pub(super) fn numbers_behind(&self, v: Value) -> BTreeSet<String> {
+        let (mut open, mut names) = (vec![v], BTreeSet::new());
+        for _ in 0..MAX_BEHIND {
+            let Some(at) = open.pop() else { break };
+            match self.graph.op(at.node) {
+                Op::Input(input) if input.ty.shape.iter().all(|d| d.is(1)) => {
+                    let given = self.model.graph.inputs.iter().any(|i| *i.name == *input.name);
+                    names.extend(given.then(|| input.name.to_string()));
+                }
+                _ => open.extend(self.graph.inputs_of(at.node)),
+            }
+        }
+        names
+    }
+
     /// Extents as an i64 tensor of one axis.
     pub(crate) fn dims(&mut self, values: Vec<Dim>) -> Result<Value, Refusal> {
         let shape = [values.len()];

@@ -97,6 +97,50 @@ fn recurrent_layers_are_themselves_again() {
 }
 
 #[test]
+fn recurrent_layers_of_integers_are_themselves_again() {
+    let elements = |shape: &[usize], low: i32, width: usize| -> Vec<i32> {
+        (0..shape.iter().product::<usize>()).map(|i| low + (i * 37 % width) as i32).collect()
+    };
+    let signed = |shape: &[usize]| {
+        let list: Vec<i8> = elements(shape, -90, 181).into_iter().map(|x| x as i8).collect();
+        Tensor::from_slice(shape, &list).unwrap()
+    };
+    // Less their zero points they are no i8.
+    let unsigned = |shape: &[usize]| {
+        let list: Vec<u8> = elements(shape, 0, 251).into_iter().map(|x| x as u8).collect();
+        Tensor::from_slice(shape, &list).unwrap()
+    };
+    let columns: Vec<f32> = (0..8).map(|i| 0.002 * (1 + i) as f32).collect();
+    let columns = Tensor::from_slice(&[1, 8], &columns).unwrap();
+    let number = |x: f32| Tensor::from_slice(&[1], &[x]).unwrap();
+    let some = Tensor::from_slice(&[1], &[7i8]).unwrap();
+    let none = Tensor::from_slice(&[1, 8], &[0i8; 8]).unwrap();
+    let far = Tensor::from_slice(&[1], &[31u8]).unwrap();
+    let (w, r) = (&[1, 3, 8][..], &[1, 2, 8][..]);
+    for (matrices, scales, zero) in [
+        ([signed(w), signed(r)], [number(0.01), number(0.02)], &some),
+        ([signed(w), signed(r)], [columns.clone(), columns], &none),
+        ([unsigned(w), unsigned(r)], [number(0.01), number(0.02)], &far),
+    ] {
+        let [(w, r), (w_scale, r_scale)] = [matrices, scales].map(|[w, r]| (w, r));
+        let bias = normal(&[1, 16], 1, 2);
+        let constants =
+            [("w", w), ("r", r), ("b", bias), ("ws", w_scale), ("rs", r_scale), ("z", zero.clone())];
+        let names = ["x", "w", "r", "b", "", "h", "", "", "ws", "z", "rs", "z"];
+        let attributes =
+            [("direction", Attribute::String("reverse".into())), ("hidden_size", Attribute::Int(2))];
+        let mut layer = node("DynamicQuantizeLSTM", &names, &["y", "last"], &attributes);
+        layer.domain = "com.microsoft".to_owned();
+        let m = model(&[("x", &[5, 2, 3]), ("h", &[1, 2, 2])], &constants, vec![layer], &["y", "last"]);
+        let ops = again(&m);
+        let seen = ["DynamicQuantizeLinear", "MatMulInteger", "Loop", "Squeeze", "DynamicQuantizeLSTM"]
+            .map(|name| count(&ops, name));
+        assert_eq!(seen, [0, 0, 0, 0, 1], "{zero:?}: {ops:?}");
+        assert_eq!(m.domains, BTreeMap::from([("com.microsoft".to_owned(), 1)]));
+    }
+}
+
+#[test]
 fn quantization_by_range_is_one_operator_again() {
     let bytes = |shape: &[usize], from: i16, to: i16| {
         let count: usize = shape.iter().product();
@@ -134,6 +178,11 @@ fn quantization_by_range_is_one_operator_again() {
             let m = model(&[input], &constants, nodes(op_type, unsigned_weights), &["y"]);
             let ops = again(&m);
             expected.insert(op_type, 1);
+            // Kernels of convolutions are u8.
+            let constants = written(&import(&m).unwrap(), 17).graph.initializers;
+            let types: Vec<DType> =
+                constants.iter().filter(|(_, t)| t.shape() == shape).map(|(_, t)| t.dtype()).collect();
+            assert_eq!(types, [if op_type == "ConvInteger" { DType::U8 } else { DType::I8 }], "{op_type}");
             let mut found = BTreeMap::new();
             ops.iter().for_each(|name| *found.entry(name.as_str()).or_insert(0) += 1);
             assert_eq!(found, expected, "{op_type} {unsigned_weights}");

@@ -2,7 +2,7 @@
 
 use margay_ir::{Graph, Origin, Payload, TensorType, ops};
 use margay_onnx::ExportOptions;
-use margay_tensor::{DType, Storage, StoredTensor};
+use margay_tensor::{DType, Storage, StoredTensor, Tensor};
 use margay_testkit::{Tolerance, assert_close, normal};
 
 use super::{round_trip, run, written};
@@ -66,4 +66,26 @@ fn older_operator_sets_have_the_numbers() {
     let again = round_trip(&g, 17);
     assert_eq!(storages(&again), [Storage::plain(DType::F32)]);
     assert_close("numbers", &run(&again, &given)[0], &run(&g, &given)[0], Tolerance::EXACT);
+}
+
+#[test]
+fn rows_of_bytes_are_taken_before_numbers_are_made_of_them() {
+    for (storage, expected) in [
+        ("i8(tensor)", &["Gather", "DequantizeLinear"][..]),
+        ("u8(tensor, zero points)", &["Gather", "DequantizeLinear"]),
+        ("i8(axis = 0)", &["DequantizeLinear", "Gather"]),
+    ] {
+        let mut g = Graph::new("table");
+        let at = g.add_input("at", TensorType::known(DType::I64, &[2, 3]));
+        let stored = StoredTensor::encode(&normal(&[7, 6], 3, 1), Storage::parse(storage).unwrap()).unwrap();
+        let constant = ops::Const { payload: Payload::new(stored) };
+        let table = g.add(constant, &[], Origin::named("words")).unwrap();
+        let y = g.add(ops::Gather { axis: 0 }, &[table, at], Origin::named("rows")).unwrap();
+        g.add_output("y", y);
+        let found: Vec<String> = written(&g, 17).graph.nodes.iter().map(|n| n.op_type.clone()).collect();
+        assert_eq!(found, expected, "{storage}");
+        let given = [("at".to_owned(), Tensor::from_slice(&[2, 3], &[6i64, 0, 3, 3, -1, 2]).unwrap())];
+        let again = run(&round_trip(&g, 17), &given);
+        assert_close(storage, &again[0], &run(&g, &given)[0], Tolerance::EXACT);
+    }
 }

@@ -93,8 +93,31 @@ fn what_is_wrong_inside_is_said_once_and_of_the_node_inside() {
     let found = message(&of("If", &["t"], &["z"], &branches(then, otherwise)));
     assert_eq!(
         found,
-        "operator `TfIdfVectorizer`: the operator is not supported; used by node `a` (TfIdfVectorizer)"
+        "the model has several problems:\n  \
+         operator `TfIdfVectorizer`: the operator is not supported; used by node `a` (TfIdfVectorizer)\n  \
+         operator `If`: a branch that is refused; where it is not taken, say so by `--fix t=NUMBER`; used by node `z` (If)"
     );
+}
+
+#[test]
+fn an_input_that_is_fixed_chooses_a_branch() {
+    let (then, otherwise) =
+        (vec![node("Neg", &["x"], &["a"], &[])], vec![node("TfIdfVectorizer", &["x"], &["b"], &[])]);
+    let m = of("If", &["t"], &["z"], &branches(then, otherwise));
+    let fixed = |name: &str, number: f64| {
+        let known = margay_onnx::KnownInputs { fixed: vec![(name.to_owned(), number)], ..Default::default() };
+        margay_onnx::import_for(&m, &known).map_err(|e| e.to_string())
+    };
+    let found = fixed("t", 1.0).unwrap();
+    assert_eq!(found.fixed, [("t".to_owned(), Tensor::from_bools(&[], &[true]).unwrap())]);
+    let inputs = |g: &margay_ir::Graph| g.inputs().iter().any(|n| g.node(*n).origin.name() == "t");
+    assert!(!inputs(&found.graph) && found.graph.to_string().contains(" = neg %x"), "{}", found.graph);
+    let says = "cannot fix input `u`: the model has no such input; it has `t`, `trips`, `x`, `y`";
+    assert_eq!(fixed("u", 1.0).unwrap_err(), says);
+    let says = "cannot fix input `trips`: it is i64, which 0.5 is not";
+    assert_eq!(fixed("trips", 0.5).unwrap_err(), says);
+    let says = "cannot fix input `x`: its extents are not known, or it has more than 1024 elements";
+    assert_eq!(fixed("x", 1.0).unwrap_err(), says);
 }
 
 #[test]

@@ -8,6 +8,9 @@
 //! cell. Behind the end of a shorter sequence the state stays and what is shown is 0. With `reverse` times are taken from the
 //! last one to the first. Gates stand in the order of ONNX: input, output, forget, cell; update, reset, hidden.
 //!
+//! With `quantized` the product with R reads the state of an LSTM in f32 rounded to 8 bits: to the nearest of 256 numbers at equal
+//! distances over the range of all its elements and 0. Where R is stored in 8 bits, it is a product of integers.
+//!
 //! For back ends it is a loop, which the pass `expand-recurrences` makes of it.
 
 mod activation;
@@ -16,14 +19,13 @@ mod reference;
 mod repeated;
 
 pub use activation::Activation;
-pub use repeated::Body;
 
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::{Attribute, Bits, Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
 use crate::padding::{Padded, Padding};
-use crate::vjp::{GradResult, Vjp};
+use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
 
 /// The kind of a recurrent cell.
@@ -108,6 +110,8 @@ pub struct Recurrence {
     pub peepholes: bool,
     /// Whether elements of the batch end at times of their own.
     pub lengths: bool,
+    /// Whether the state is rounded to 8 bits before its product with the weights.
+    pub quantized: bool,
 }
 
 attributes!(Recurrence {
@@ -117,6 +121,7 @@ attributes!(Recurrence {
     reverse = false,
     peepholes = false,
     lengths = false,
+    quantized = false,
 });
 
 /// The operands of a [`Recurrence`] by what they are.
@@ -183,8 +188,14 @@ impl OpDef for Recurrence {
         if self.peepholes && gates != 4 {
             return Err(TypeError::attribute("peepholes are those of an LSTM".to_owned()));
         }
-        let wide = matches!(given.x.dtype, DType::F32 | DType::F64);
-        types::expect(0, given.x, wide, "f32 or f64")?;
+        if self.quantized && gates != 4 {
+            return Err(TypeError::attribute("a quantized state is that of an LSTM".to_owned()));
+        }
+        let (wide, expected) = match self.quantized {
+            true => (given.x.dtype == DType::F32, "f32"),
+            false => (matches!(given.x.dtype, DType::F32 | DType::F64), "f32 or f64"),
+        };
+        types::expect(0, given.x, wide, expected)?;
         for (input, ty) in inputs.iter().enumerate() {
             let of_lengths = given.lengths.is_some() && input + 1 == inputs.len();
             let dtype = if of_lengths { DType::I32 } else { given.x.dtype };
@@ -223,6 +234,9 @@ impl OpDef for Recurrence {
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> GradResult {
+        if self.quantized {
+            return Grad::none("a state that is rounded to 8 bits has no derivative");
+        }
         adjoint::adjoint(self, cx)
     }
 
@@ -256,6 +270,7 @@ impl OpDef for Recurrence {
             reverse: false,
             peepholes: false,
             lengths: false,
+            quantized: false,
         };
         let (times, batch, hidden) = (5, 3, 6);
         let case = |op: &Recurrence| {
@@ -280,6 +295,8 @@ impl OpDef for Recurrence {
             with(Recurrence { lengths: true, clip: Bits::new(0.75), ..plain(Cell::Rnn) }),
             with(Recurrence { lengths: true, reverse: true, peepholes: true, ..plain(Cell::Lstm) }),
             with(Recurrence { reverse: true, lengths: true, ..plain(Cell::GruResetAfter) }),
+            with(Recurrence { quantized: true, ..plain(Cell::Lstm) }),
+            with(Recurrence { quantized: true, reverse: true, lengths: true, ..plain(Cell::CoupledLstm) }),
             with(Recurrence {
                 activations: all_functions(["HardSigmoid(0.2, 0.5)", "ScaledTanh(1.5, 0.5)", "Softsign"]),
                 peepholes: true,

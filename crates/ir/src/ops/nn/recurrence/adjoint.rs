@@ -72,7 +72,7 @@ fn times(
         let of_time = |inner: &mut Builder<'_>, v: Value, at: Value| inner.op(Gather { axis: 0 }, &[v, at]);
         let before = kept.iter().map(|v| of_time(&mut inner, *v, number)).collect::<Result<Vec<_>, _>>()?;
         let product = inner.op(MatMul, &[before[0], r])?;
-        let of = At { number, states: &before, product, r: Some(r) };
+        let of = At { number, states: &before, product, r };
         let time = op.time_of(b, body, given, trips, of)?;
         let mut inner = Builder::new(&mut body.graph, origin.clone());
         let shown = shown.map(|v| of_time(&mut inner, v, time.at)).transpose()?;

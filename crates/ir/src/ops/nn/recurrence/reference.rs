@@ -15,6 +15,8 @@ struct Element<'a> {
     peepholes: Option<&'a [f64]>,
     h: Vec<f64>,
     c: Vec<f64>,
+    /// The state as the product with R reads it.
+    read: Vec<f64>,
 }
 
 impl Element<'_> {
@@ -36,7 +38,7 @@ impl Element<'_> {
     /// One time, from what the inputs contribute.
     fn step(&mut self, x: &[f64]) {
         let hidden = self.h.len();
-        let full = |gate: usize, j: usize| x[gate * hidden + j] + self.state(&self.h, gate * hidden + j);
+        let full = |gate: usize, j: usize| x[gate * hidden + j] + self.state(&self.read, gate * hidden + j);
         let peep = |part: usize, j: usize, cell: f64| {
             self.peepholes.map_or(0.0, |weights| weights[part * hidden + j] * cell)
         };
@@ -61,7 +63,7 @@ impl Element<'_> {
                 let kept: Vec<f64> = reset.iter().zip(&self.h).map(|(r, h)| r * h).collect();
                 let next = |j: usize| {
                     let of_state = match self.op.cell {
-                        Cell::GruResetAfter => reset[j] * self.state(&self.h, 2 * hidden + j),
+                        Cell::GruResetAfter => reset[j] * self.state(&self.read, 2 * hidden + j),
                         _ => self.state(&kept, 2 * hidden + j),
                     };
                     let update = self.gate(0, full(0, j));
@@ -75,6 +77,16 @@ impl Element<'_> {
     }
 }
 
+/// Numbers rounded to 8 bits by their range, in the arithmetic of f32, so that no tie goes another way than in compiled code.
+fn rounded(numbers: &[f64]) -> Vec<f64> {
+    let numbers: Vec<f32> = numbers.iter().map(|x| *x as f32).collect();
+    let (low, high) = numbers.iter().fold((0f32, 0f32), |(low, high), x| (low.min(*x), high.max(*x)));
+    let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
+    let zero = (-low / scale).round_ties_even().clamp(0.0, 255.0);
+    let level = |x: f32| ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+    numbers.into_iter().map(|x| f64::from((level(x) - zero) * scale)).collect()
+}
+
 /// The results of a recurrence.
 pub(super) fn run(op: &Recurrence, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
     let given = op.operands(inputs)?;
@@ -86,20 +98,28 @@ pub(super) fn run(op: &Recurrence, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Ev
     let peepholes = given.peepholes.map(floats).transpose()?;
     let lengths = given.lengths.map(|t| Ok::<_, EvalError>(Numbers::of(t)?.ints())).transpose()?;
     let states = given.states.iter().map(|t| floats(t)).collect::<Result<Vec<_>, _>>()?;
-    let mut y = vec![0.0; times * batch * hidden];
-    let mut last = vec![Vec::new(); states.len()];
-    for e in 0..batch {
+    let element = |e: usize| {
         let of = |state: usize| states.get(state).map_or(Vec::new(), |s| s[e * hidden..][..hidden].to_vec());
-        let mut element =
-            Element { op, r: &r, bias: bias.as_deref(), peepholes: peepholes.as_deref(), h: of(0), c: of(1) };
-        for i in 0..times {
-            let at = if op.reverse { times - 1 - i } else { i };
+        let (bias, peepholes) = (bias.as_deref(), peepholes.as_deref());
+        Element { op, r: &r, bias, peepholes, h: of(0), c: of(1), read: Vec::new() }
+    };
+    let mut elements: Vec<Element> = (0..batch).map(element).collect();
+    let mut y = vec![0.0; times * batch * hidden];
+    for i in 0..times {
+        let at = if op.reverse { times - 1 - i } else { i };
+        let all: Vec<f64> = elements.iter().flat_map(|element| element.h.iter().copied()).collect();
+        let read = if op.quantized { rounded(&all) } else { all };
+        for (e, element) in elements.iter_mut().enumerate() {
             if lengths.as_ref().is_some_and(|lengths| at as i64 >= lengths[e]) {
                 continue;
             }
+            element.read = read[e * hidden..][..hidden].to_vec();
             element.step(&x[(at * batch + e) * width..][..width]);
             y[(at * batch + e) * hidden..][..hidden].copy_from_slice(&element.h);
         }
+    }
+    let mut last = vec![Vec::new(); states.len()];
+    for element in elements {
         last.iter_mut().zip([element.h, element.c]).for_each(|(all, state)| all.extend(state));
     }
     let dtype = given.x.dtype();

@@ -9,9 +9,9 @@ use crate::{Builder, Graph, Op, Payload, Region, TensorType, Value};
 
 /// The body of a loop over time in the making. Its inputs are the number of the repetition, the states, then what it
 /// reads of the graph around it.
-pub struct Body {
+pub(super) struct Body {
     /// The graph of the body.
-    pub graph: Graph,
+    pub(super) graph: Graph,
     pub(super) number: Value,
     pub(super) states: Vec<Value>,
     /// What it reads from outside.
@@ -22,7 +22,7 @@ pub struct Body {
 
 impl Body {
     /// A body over states, values of the graph around it.
-    pub fn new(b: &Builder<'_>, states: &[Value]) -> Body {
+    pub(super) fn new(b: &Builder<'_>, states: &[Value]) -> Body {
         let mut graph = Graph::new("step");
         let number = graph.add_input("i", TensorType::known(DType::I64, &[]));
         let name = |i: usize| ["h", "c"].get(i).map_or_else(|| format!("s{i}"), ToString::to_string);
@@ -36,16 +36,8 @@ impl Body {
         Body { constants_outside: true, ..self }
     }
 
-    /// The state that the cell shows, `[B, H]`.
-    pub fn state(&self) -> Value {
-        self.states[0]
-    }
-
     /// A value of the graph around it: a constant is repeated inside, anything else is an operand.
-    ///
-    /// # Errors
-    /// For a constant that the body refuses, which none is.
-    pub fn read(&mut self, b: &Builder<'_>, outer: Value) -> Result<Value, AddError> {
+    pub(super) fn read(&mut self, b: &Builder<'_>, outer: Value) -> Result<Value, AddError> {
         if let (Some((payload, origin)), false) = (b.constant_of(outer), self.constants_outside) {
             return self.graph.add(Const { payload: payload.clone() }, &[], origin.clone());
         }
@@ -63,41 +55,22 @@ struct Step<'a> {
     now: Value,
     /// `[B, gates H]`: the contribution of the state.
     product: Value,
-    /// `[H, gates H]`, where a part of the state's contribution depends on the gates.
-    r: Option<Value>,
+    /// `[H, gates H]`.
+    r: Value,
     /// `[3 H]`: input, output, forget.
     peepholes: Option<Value>,
 }
 
 impl Recurrence {
-    /// The same as a loop over time, with the product of state and weights: the results in the order of this operator.
+    /// The same as a loop over time: the results in the order of this operator.
     ///
     /// # Errors
     /// For operands that [`infer`](crate::ops::OpDef::infer) refuses.
     pub fn repeated(&self, b: &mut Builder<'_>, operands: &[Value]) -> Result<Vec<Value>, AddError> {
         let given = self.operands(operands).map_err(|error| AddError { op: "recurrence", error })?;
         let mut body = Body::new(b, &given.states);
-        let r = body.read(b, given.r)?;
-        let (h, origin) = (body.state(), b.origin().clone());
-        let product = Builder::new(&mut body.graph, origin).op(MatMul, &[h, r])?;
-        self.repeat(b, body, &given, product, Some(r))
-    }
-
-    /// The loop over a body that has the product of state and weights already, `[B, gates H]`; the weights, where they are
-    /// numbers, are read by a cell that resets the state before the product. The weights among the operands are not looked at.
-    ///
-    /// # Errors
-    /// For operands that do not fit each other.
-    pub fn repeat(
-        &self,
-        b: &mut Builder<'_>,
-        mut body: Body,
-        given: &Operands<Value>,
-        product: Value,
-        r: Option<Value>,
-    ) -> Result<Vec<Value>, AddError> {
         let trips = trips(b, given.x)?;
-        let Time { next, row, .. } = self.time(b, &mut body, given, trips, product, r)?;
+        let Time { next, row, .. } = self.time(b, &mut body, &given, trips)?;
         let results = finish(b, body, given.x, trips, &given.states, &next, &[row])?;
         let carried = next.len();
         let y = match self.reverse {
@@ -114,27 +87,26 @@ impl Recurrence {
         given: &Operands<Value>,
     ) -> Result<Vec<Value>, AddError> {
         let mut body = Body::new(b, &given.states);
-        let r = body.read(b, given.r)?;
-        let (h, origin) = (body.state(), b.origin().clone());
-        let product = Builder::new(&mut body.graph, origin).op(MatMul, &[h, r])?;
         let trips = trips(b, given.x)?;
-        let Time { next, .. } = self.time(b, &mut body, given, trips, product, Some(r))?;
+        let Time { next, .. } = self.time(b, &mut body, given, trips)?;
         let states = body.states.clone();
         let results = finish(b, body, given.x, trips, &given.states, &next, &states)?;
         Ok(results[next.len()..].to_vec())
     }
 
-    /// What a body computes of one time, from the product of state and weights.
+    /// What a body computes of one time.
     fn time(
         &self,
         b: &Builder<'_>,
         body: &mut Body,
         given: &Operands<Value>,
         trips: Value,
-        product: Value,
-        r: Option<Value>,
     ) -> Result<Time, AddError> {
+        let r = body.read(b, given.r)?;
         let (number, states) = (body.number, body.states.clone());
+        let mut inner = Builder::new(&mut body.graph, b.origin().clone());
+        let h = if self.quantized { inner.rounded_by_range(states[0])? } else { states[0] };
+        let product = inner.op(MatMul, &[h, r])?;
         self.time_of(b, body, given, trips, At { number, states: &states, product, r })
     }
 
@@ -249,7 +221,7 @@ pub(super) struct At<'a> {
     pub(super) states: &'a [Value],
     /// `[B, gates H]`: the product of state and weights.
     pub(super) product: Value,
-    pub(super) r: Option<Value>,
+    pub(super) r: Value,
 }
 
 /// What a body computes of one time.
@@ -335,10 +307,10 @@ impl Step<'_> {
         let update = self.activate(b, 0, update)?;
         let reset = gate(b, 1)?;
         let reset = self.activate(b, 0, reset)?;
-        let of_state = match self.r {
-            Some(r) if self.op.cell == Cell::Gru => {
+        let of_state = match self.op.cell {
+            Cell::Gru => {
                 let kept = b.mul(reset, h)?;
-                let r = self.part(b, r, 2)?;
+                let r = self.part(b, self.r, 2)?;
                 b.op(MatMul, &[kept, r])?
             }
             _ => {
