@@ -224,7 +224,7 @@ pub fn recover(
     if options.layers && resumed.is_none() {
         let mut stage = || -> Result<(), TrainError> {
             let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
-            let metrics = metrics(teacher, &few, &mask, backend, threads, progress, &interruption)?;
+            let metrics = metrics(teacher, (&few, &mask), backend, threads, progress, &interruption)?;
             let (asked, most) = (interruption.clone(), options.max_seconds);
             let data = RefitData {
                 teacher,
@@ -411,7 +411,7 @@ impl Goal<'_> {
         let short: Vec<NodeId> = short.copied().collect();
         let interruption = &self.interruption;
         let found =
-            input_moments(student, &short, &few, self.mask, backend, threads, progress, interruption)?;
+            input_moments(student, &short, (&few, self.mask), backend, threads, progress, interruption)?;
         let moments: Vec<_> =
             found.into_iter().filter(|(n, m)| first_axis(n) == Some(m.gram().dim())).collect();
         let nodes: Vec<NodeId> = moments.iter().map(|(n, _)| *n).collect();

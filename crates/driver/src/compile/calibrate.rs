@@ -181,8 +181,7 @@ pub(crate) fn sampled(
 /// Those of running the model.
 pub fn metrics(
     g: &Graph,
-    samples: &Samples,
-    mask: &Mask,
+    (samples, mask): (&Samples, &Mask),
     backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
@@ -211,8 +210,7 @@ pub fn metrics(
 pub fn input_moments(
     g: &Graph,
     weights: &[NodeId],
-    samples: &Samples,
-    mask: &Mask,
+    (samples, mask): (&Samples, &Mask),
     backend: &Arc<dyn Backend>,
     threads: usize,
     progress: &dyn Progress,
