@@ -101,7 +101,7 @@ fn checked(path: &Path, grow: Grow, nodes: usize) -> (Check, f64) {
     export_graph(&g, None, path).unwrap();
     let begin = Instant::now();
     let before = seconds_run(begin);
-    let found = check(path, &[]).unwrap();
+    let found = check(path, &[], &[]).unwrap();
     (found, seconds_run(begin) - before)
 }
 

@@ -105,7 +105,7 @@ struct LearningArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
     /// The largest learning rate of learning together; test finds one by a short test.
-    #[arg(long, value_name = "RATE|test", default_value = "0.0003", value_parser = rate)]
+    #[arg(long, value_name = "RATE|test", default_value = "0.0002", value_parser = rate)]
     learning_rate: Rate,
     /// Values inside that are to agree besides the outputs, by the names of the nodes that compute them.
     #[arg(long, value_name = "NAMES|auto|none", default_value = "auto", value_delimiter = ',')]

@@ -96,7 +96,7 @@ impl Default for RecoverOptions {
             max_seconds: 600.0,
             steps: None,
             batch: 32,
-            learning_rate: 3e-4,
+            learning_rate: 2e-4,
             find_rate: false,
             hidden: Hidden::Auto,
             weights: Weights::default(),
