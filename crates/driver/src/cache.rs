@@ -1,5 +1,5 @@
 //! A folder in which what costs time is kept, so that the same is not computed twice: what calibration measured, decompositions
-//! of weights, weights of layers.
+//! of weights, orders of hidden units, weights of layers.
 //!
 //! Each file is named by a hash of everything that its contents follow from, and holds the same bits that would be computed, so
 //! that a result does not depend on what is in the folder. A file that is cut or altered counts as absent. Files may be removed

@@ -26,6 +26,10 @@ pub(super) fn group_query_attention(cx: &mut Importer, call: &Call) -> Imported 
     if call.flag("smooth_softmax", false)? {
         return Err(Refusal::Unsupported("a smooth softmax is not supported".into()));
     }
+    if cx.ty(query).ndim() != 3 || heads < 1 || kv_heads < 1 {
+        let found = cx.ty(query);
+        return Err(Refusal::Invalid(format!("{heads} heads and {kv_heads} of keys and values of {found}")));
+    }
     let parts = match (key, value) {
         (Some(key), Some(value)) => [(query, heads), (key, kv_heads), (value, kv_heads)],
         _ => side_by_side(cx, query, heads, kv_heads)?,
@@ -133,6 +137,9 @@ fn placed(
     start: Option<Value>,
 ) -> Result<Value, Refusal> {
     let (Some(past), Some(start)) = (past, start) else { return Ok(new) };
+    if cx.ty(past).ndim() != 4 {
+        return Err(Refusal::Invalid(format!("expected a cache of 4 axes, found {}", cx.ty(past))));
+    }
     let kept = cx.ty(past).shape[2].clone();
     let both = cx.add(Concat { axis: 2 }, &[past, new])?;
     let shape = cx.ty(both).shape.clone();

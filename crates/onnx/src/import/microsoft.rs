@@ -204,6 +204,9 @@ pub(super) fn fused_gemm(cx: &mut Importer, call: &Call) -> Imported {
 pub(super) fn rotary_embedding(cx: &mut Importer, call: &Call) -> Imported {
     let (x, at, cos, sin) = (call.input(0)?, call.input(1)?, call.input(2)?, call.input(3)?);
     let flat = cx.ty(x).ndim() == 3;
+    if !flat && cx.ty(x).ndim() != 4 {
+        return Err(Refusal::Invalid(format!("expected 3 or 4 axes, found {}", cx.ty(x))));
+    }
     let (heads, part) = (call.int("num_heads", 0)?, call.int("rotary_embedding_dim", 0)?);
     let interleaved = call.flag("interleaved", false)?;
     if call.float("scale", 1.0)? != 1.0 || call.flag("is_packed_batching", false)? {
@@ -274,6 +277,9 @@ fn attended(
     masks: &Masks,
     scale: Option<f64>,
 ) -> Result<Value, Refusal> {
+    if let Some(x) = [q, k, v].into_iter().find(|x| cx.ty(*x).ndim() != 4) {
+        return Err(Refusal::Invalid(format!("expected 4 axes, found {}", cx.ty(x))));
+    }
     let keys = cx.ty(k).shape[2].clone();
     let mut bias = masks.bias;
     if let Some(mask) = masks.keys {

@@ -387,3 +387,48 @@ fn operands_of_recurrent_operators_have_their_axes() {
         check(14, "LSTM", &[("hidden_size", int(5))], operands, WRONG, &says);
     }
 }
+
+#[test]
+fn attention_of_operands_with_other_axes_is_refused() {
+    let of_heads = [("num_heads", int(1)), ("kv_num_heads", int(1))];
+    let new = || x(&[1, 1, 4]);
+    let cases: [(&str, &[(&str, Attribute)], Vec<Operand>, &str); 5] = [
+        (
+            "GroupQueryAttention",
+            &of_heads,
+            vec![x(&[]), new(), new(), Absent, Absent, numbers(&[0])],
+            "1 heads and 1 of keys and values of f32",
+        ),
+        (
+            "GroupQueryAttention",
+            &[],
+            vec![new(), new(), new(), Absent, Absent, numbers(&[0])],
+            "0 heads and 0 of keys and values of f32[1, 1, 4]",
+        ),
+        (
+            "GroupQueryAttention",
+            &of_heads,
+            vec![new(), new(), new(), x(&[1, 1, 3, 4]), x(&[3, 4]), numbers(&[3])],
+            "expected a cache of 4 axes, found f32[3, 4]",
+        ),
+        (
+            "RotaryEmbedding",
+            &[],
+            vec![x(&[2, 4]), numbers(&[0]), c(&[4, 2]), c(&[4, 2])],
+            "expected 3 or 4 axes, found f32[2, 4]",
+        ),
+        (
+            "RotaryEmbedding",
+            &[],
+            vec![x(&[4]), numbers(&[0]), c(&[4, 2]), c(&[4, 2])],
+            "expected 3 or 4 axes, found f32[4]",
+        ),
+    ];
+    for (op, attributes, operands, says) in cases {
+        let (mut model, _) = single(17, op, attributes, operands, 1);
+        model.graph.nodes[0].domain = "com.microsoft".to_owned();
+        model.domains.insert("com.microsoft".to_owned(), 1);
+        let Err(OnnxError::Invalid(problems)) = import(&model) else { panic!("{op} is not refused") };
+        assert!(problems.iter().any(|p| p.to_string().contains(says)), "{op}: {problems:?}");
+    }
+}
