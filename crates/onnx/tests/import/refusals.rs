@@ -392,7 +392,8 @@ fn operands_of_recurrent_operators_have_their_axes() {
 fn attention_of_operands_with_other_axes_is_refused() {
     let of_heads = [("num_heads", int(1)), ("kv_num_heads", int(1))];
     let new = || x(&[1, 1, 4]);
-    let cases: [(&str, &[(&str, Attribute)], Vec<Operand>, &str); 5] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, Attribute)], Vec<Operand>, &'a str);
+    let cases: [Case<'_>; 5] = [
         (
             "GroupQueryAttention",
             &of_heads,
