@@ -221,8 +221,18 @@ impl Fitted {
     }
 }
 
-/// Steps whose time is taken before the number of steps under a time limit is settled.
-const TIMED_STEPS: u64 = 6;
+/// The first steps, which are slower than others: memory is touched for the first time.
+const FIRST_STEPS: usize = 6;
+
+/// Steps whose time is taken before the number of steps under a time limit is settled, unless the first ones take longer than
+/// [`TIMING_SHARE`].
+const TIMED_STEPS: usize = 24;
+
+/// The share of a time limit after which the number of steps is settled by what is known.
+const TIMING_SHARE: f64 = 0.04;
+
+/// The share of the time left that a schedule is made for: one that is cut off learns less than one that ends early.
+const SCHEDULED_SHARE: f64 = 0.97;
 
 /// Trains until the end of the schedule, or one of the reasons of [`Stop`]. Parameters never get worse than they were
 /// on the held-out samples: the best ones are kept. An evaluation that is interrupted and would take longer than a moment is
@@ -320,7 +330,7 @@ impl<'o> Run<'o> {
             Length::Steps(n) => (n.max(1), true),
             Length::Epochs(n) => (((n * batches.per_epoch() as f64).ceil() as u64).max(1), true),
             // Until the first steps are timed: long, so that a warm-up is short of its end.
-            Length::Seconds(_) => (1000, false),
+            Length::Seconds(_) => (2000, false),
         };
         let mut run = Run {
             options,
@@ -420,13 +430,21 @@ impl<'o> Run<'o> {
     /// Settles how many steps a time limit leaves room for, once enough of them are timed.
     fn settle(&mut self, trainer: &mut Trainer) -> Result<(), TrainError> {
         let Length::Seconds(limit) = self.options.length else { return Ok(()) };
-        if (self.timed.len() as u64) < TIMED_STEPS {
+        let spent = self.timed.iter().sum::<f64>() / limit.max(f64::MIN_POSITIVE);
+        let enough = self.timed.len() >= TIMED_STEPS || spent > TIMING_SHARE;
+        if self.timed.len() < FIRST_STEPS || !enough {
             return Ok(());
         }
-        self.timed.sort_by(f64::total_cmp);
-        let each = self.timed[self.timed.len() / 2].max(1e-6);
+        let steady = &self.timed[FIRST_STEPS..];
+        let each = if steady.len() >= FIRST_STEPS {
+            steady.iter().sum::<f64>() / steady.len() as f64
+        } else {
+            self.timed.sort_by(f64::total_cmp);
+            self.timed[self.timed.len() / 2]
+        };
+        let each = each.max(1e-6);
         let evaluations = self.options.evaluations as f64 * self.evaluation_seconds;
-        let left = (limit - self.seconds() - evaluations).max(0.0);
+        let left = SCHEDULED_SHARE * (limit - self.seconds() - evaluations).max(0.0);
         self.record.total_steps = self.record.step + (left / each) as u64;
         self.record.settled = true;
         trainer.set_total_steps(self.record.total_steps)

@@ -107,7 +107,7 @@ impl Default for RecoverOptions {
             together: true,
             held_out: 0.125,
             patience: None,
-            evaluations: 20,
+            evaluations: 10,
             seed: 0,
             checkpoint: None,
             checkpoint_seconds: 20.0,
