@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use margay_driver::padding::{Runs, runs};
-use margay_driver::{Interruption, Progress, Samples, Stages, replace_constant};
+use margay_driver::{Arrays, Interruption, Progress, Samples, Stages, replace_constant};
 use margay_ir::{Graph, NodeId};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
@@ -84,7 +84,9 @@ pub(super) fn refine(
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
     let interruption = observer.interruption();
-    let batches = |samples: &Samples, most| runs(student, samples, goal.padding, size, most, Runs::Whole);
+    let batches = |samples: &Samples, most| -> Result<Vec<Arrays>, TrainError> {
+        Ok(runs(student, samples, goal.padding, size, most, Runs::Whole)?)
+    };
     let batches = [batches(train, MOST_SAMPLES[0])?, batches(held_out, MOST_SAMPLES[1])?];
     let backend = &margay_driver::backend::native();
     let mut data = [0, 1].map(|part| {
