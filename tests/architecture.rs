@@ -14,10 +14,11 @@ use margay_passes::sketch::SCHEMES;
 /// stands in ARCHITECTURE.md.
 const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("tensor", Some(&[])),
+    ("files", Some(&[])),
     ("loops", Some(&["tensor"])),
     ("ir", Some(&["loops", "tensor"])),
     ("npy", Some(&["tensor"])),
-    ("onnx", Some(&["ir", "tensor"])),
+    ("onnx", Some(&["files", "ir", "tensor"])),
     ("randnla", Some(&["tensor"])),
     ("plan", Some(&["tensor"])),
     ("passes", Some(&["ir", "loops", "plan", "randnla", "tensor"])),
@@ -26,7 +27,7 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
     ("codegen-cpu", Some(&["kernels-cpu", "loops", "tensor"])),
     ("kernels-gpu", Some(&["loops", "tensor"])),
     ("codegen-gpu", Some(&["kernels-gpu", "loops", "tensor"])),
-    ("artifact", Some(&["loops", "tensor"])),
+    ("artifact", Some(&["files", "loops", "tensor"])),
     ("runtime", Some(&["artifact", "kernels-cpu", "kernels-gpu", "loops", "tensor"])),
     ("emulator", Some(&["codegen-gpu", "kernels-gpu", "runtime"])),
     ("reference", Some(&["artifact", "loops", "runtime", "tensor"])),
@@ -51,6 +52,7 @@ const HOMES: &[(&str, &str)] = &[
     ("mlir-sys", "codegen-gpu"),
     ("onnx-protobuf", "onnx"),
     ("petgraph", "ir"),
+    ("rustix", "files"),
     ("protobuf", "onnx"),
     ("zip", "npy"),
 ];

@@ -12,7 +12,6 @@ use serde_json::Value;
 mod derivatives;
 #[path = "cli/given.rs"]
 mod given;
-#[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
 #[path = "cli/machine.rs"]

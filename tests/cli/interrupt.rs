@@ -1,34 +1,24 @@
 //! Ctrl-C ends every command at once, whatever it is at; what was learned is kept.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images};
+use crate::place::{Place, images, interrupt};
 
 /// Longer than a program needs that has little to write, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a command, presses Ctrl-C after some time, and expects it to end soon. The exit code, if it was still running.
 fn interrupted(place: &Place, words: &str, after: Duration) -> Option<Option<i32>> {
-    // Whoever runs the tests in the background of a shell ignores interrupts, and so do all programs that they start.
-    let mut child = Command::new("env")
-        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_margay")])
-        .args(words.split_whitespace())
-        .current_dir(place.path(""))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = place.start(words);
     std::thread::sleep(after);
     if child.try_wait().unwrap().is_some() {
         return None;
     }
     let begin = Instant::now();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let status = child.wait().unwrap();
+    interrupt(&child);
+    let status = child.wait_with_output().unwrap().status;
     let took = begin.elapsed();
     assert!(took < SOON, "{words}: {took:?} after an interrupt at {after:?}");
     Some(status.code())

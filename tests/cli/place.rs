@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use margay_onnx::{External, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 use margay_tensor::{DType, Tensor, random::Philox};
@@ -19,6 +19,25 @@ pub(crate) struct Ran {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) code: i32,
+}
+
+impl Ran {
+    /// What a program printed, and how it ended: -1 for a signal.
+    pub(crate) fn of(output: Output) -> Ran {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Ran { stdout, stderr, code: output.status.code().unwrap_or(-1) }
+    }
+
+    /// What a program printed that was started, and how it ended.
+    pub(crate) fn ended(child: Child) -> Ran {
+        Ran::of(child.wait_with_output().unwrap())
+    }
+}
+
+/// Presses Ctrl-C.
+pub(crate) fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
 }
 
 impl Place {
@@ -64,11 +83,22 @@ impl Place {
             .current_dir(self.0.path())
             .env_remove("COLUMNS")
             .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
-        Ran { stdout, stderr, code: output.status.code().unwrap_or(-1) }
+            .output();
+        Ran::of(output.unwrap())
+    }
+
+    /// Starts `margay` with arguments separated by blanks, so that an [`interrupt`] reaches it: whoever runs the tests in the
+    /// background of a shell ignores interrupts, and so do all programs that they start.
+    pub(crate) fn start(&self, arguments: &str) -> Child {
+        Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_margay")])
+            .args(arguments.split_whitespace())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     /// Runs a line as a shell does in which `margay` is known.
@@ -79,14 +109,8 @@ impl Place {
             .current_dir(self.0.path())
             .env("PATH", folder)
             .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran {
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-            code: output.status.code().unwrap_or(-1),
-        }
+            .output();
+        Ran::of(output.unwrap())
     }
 
     /// Runs it and expects success.

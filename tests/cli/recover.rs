@@ -1,11 +1,11 @@
 //! `margay recover`: what it gives back and writes, what it refuses, and that it survives Ctrl-C and worse.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images, json, keys, node, write_model};
+use crate::place::{Place, Ran, images, interrupt, json, keys, node, write_model};
 
 /// A folder with the demo model sketched to few numbers, and data to learn from.
 fn place() -> Place {
@@ -165,8 +165,8 @@ fn a_folder_that_goes_away_is_an_error() {
     let child = start(&place, &format!("{LEARN} --steps 100000 --export gone/r.onnx"));
     std::thread::sleep(Duration::from_millis(300));
     std::fs::remove_dir(place.path("gone")).unwrap();
-    let (code, _, stderr) = interrupted(child);
-    assert_eq!(code, Some(2), "{stderr}");
+    let Ran { code, stderr, .. } = interrupted(child);
+    assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("cannot write `gone/r.onnx`"), "{stderr}");
     // What was learned is not lost.
     let (_, place) = stderr.split_once("help: it was written to `").expect(&stderr);
@@ -176,37 +176,24 @@ fn a_folder_that_goes_away_is_an_error() {
 }
 
 fn start(place: &Place, words: &str) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_margay"))
-        .arg("recover")
-        .arg("s.onnx")
-        .args(words.split_whitespace())
-        .current_dir(place.path(""))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    place.start(&format!("recover s.onnx {words}"))
 }
 
-/// Presses Ctrl-C until the program is listening and ends.
-fn interrupted(mut child: Child) -> (Option<i32>, String, String) {
+/// Presses Ctrl-C after some time, and waits for the end.
+fn interrupted(mut child: Child) -> Ran {
     std::thread::sleep(Duration::from_secs(2));
-    let pid = child.id().to_string();
     if child.try_wait().unwrap().is_none() {
-        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        interrupt(&child);
     }
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    Ran::ended(child)
 }
 
-#[cfg(unix)]
 #[test]
 fn an_interrupt_keeps_the_best_so_far() {
     let place = place();
     let words = format!("{LEARN} --steps 1000000 --evaluations 100000 --export r.onnx --json");
-    let (code, stdout, stderr) = interrupted(start(&place, &words));
-    assert_eq!(code, Some(0), "{stderr}");
+    let Ran { code, stdout, stderr } = interrupted(start(&place, &words));
+    assert_eq!(code, 0, "{stderr}");
     let report = json(&stdout);
     assert_eq!(report["stop"], "interrupted", "{stdout}");
     assert!(report["after"]["error"].as_f64() <= report["before"]["error"].as_f64(), "{stdout}");

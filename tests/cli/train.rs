@@ -1,11 +1,10 @@
 //! `margay train`: what it learns, writes and refuses, and that it goes on where it was stopped.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images, json, keys};
+use crate::place::{Place, Ran, images, interrupt, json, keys};
 
 /// A folder with images of which half are darkened, and which half that is.
 fn place() -> Place {
@@ -91,30 +90,21 @@ fn a_run_that_goes_on_gives_the_same_bytes() {
 }
 
 #[test]
-#[cfg(unix)]
 fn an_interrupt_keeps_the_best_so_far() {
     let place = place();
     let arguments = format!(
         "{FC} --steps 1000000 --evaluations 100000 --checkpoint c.safetensors --export t.onnx --json"
     );
-    let child = Command::new(env!("CARGO_BIN_EXE_margay"))
-        .args(arguments.split_whitespace())
-        .current_dir(place.path(""))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = place.start(&arguments);
     // The checkpoint of the first parameters is there once training has begun.
     let begin = Instant::now();
     while !place.path("c.safetensors").exists() && begin.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(interrupt.success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let report = json(std::str::from_utf8(&output.stdout).unwrap());
+    interrupt(&child);
+    let ran = Ran::ended(child);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let report = json(&ran.stdout);
     assert_eq!(report["stop"], "interrupted");
     place.done("run t.onnx --inputs in.npz --outputs out.npz");
 }

@@ -170,25 +170,37 @@ class Encoder:
         x = g.node("Add", [narrow, x], f"{name}/residual2")
         return self.layer_norm(x, f"{key}.output.LayerNorm", f"{name}/LN2")
 
-    def model(self):
+    def language_head(self, x):
+        """Logits of the tokens: a layer, its normalization, and the product with the table of words."""
+        key, name = "cls.predictions", "head"
+        x = self.gelu(self.linear(x, f"{key}.transform.dense", f"{name}/transform"), f"{name}/gelu")
+        x = self.layer_norm(x, f"{key}.transform.LayerNorm", f"{name}/LN")
+        weight = self.graph.constant(f"{key}.decoder.weight_T", self.tensors[f"{key}.decoder.weight"].T)
+        logits = self.graph.node("MatMul", [x, weight], f"{name}/MatMul")
+        return self.graph.node("Add", [logits, self.table(f"{key}.bias")], f"{name}/Add")
+
+    def model(self, language=False):
+        """The encoder, or a model of masked language, whose output is logits of the tokens."""
         x, mask = self.embeddings(), self.mask_bias()
         index = 0
         while f"encoder.layer.{index}.output.dense.weight" in self.tensors:
             x = self.layer(x, mask, index)
             index += 1
-        output = "last_hidden_state"
+        output, width = "last_hidden_state", self.hidden
+        if language:
+            x, output, width = self.language_head(x), "logits", len(self.tensors["cls.predictions.bias"])
         self.graph.nodes.append(helper.make_node("Identity", [x], [output], name="output"))
         axes = ["batch", "seq"]
         inputs = [
             helper.make_tensor_value_info(name, TensorProto.INT64, axes)
             for name in ("input_ids", "attention_mask", "token_type_ids")
         ]
-        hidden = helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, self.hidden])
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, width])
         graph = helper.make_graph(
             self.graph.nodes,
             self.name,
             inputs,
-            [hidden],
+            [result],
             list(self.graph.initializers.values()),
         )
         return helper.make_model(

@@ -160,9 +160,9 @@ def efficientnet(tensors):
 
 
 def antiberty(tensors):
-    """The encoder of AntiBERTy, 8 layers of 512, which reads sequences of antibodies."""
-    own = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")}
-    return Encoder(own, "AntiBERTy", heads=8).model()
+    """AntiBERTy, 8 layers of 512, which says what residues of antibodies were masked."""
+    own = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    return Encoder(own, "AntiBERTy", heads=8).model(language=True)
 
 
 def minilm(tensors):

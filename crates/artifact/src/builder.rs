@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 use std::path::Path;
 
+use margay_files::{WriteSeek, replace_file};
 use margay_tensor::Map;
 use memmap2::MmapMut;
 
 use crate::header::{ALIGN, Header, MAX_DESCRIPTION_BYTES, Section};
 use crate::{
     ArtifactError, CodeSection, ConstantsLayout, Description, Entry, EntryParts, SectionParts, SourcePiece,
-    StoredConstant, WriteSeek, save, wire,
+    StoredConstant, wire,
 };
 
 /// An artifact in the making.
@@ -92,7 +93,7 @@ impl<'b> ArtifactBuilder<'b> {
 
     /// Writes the file. It appears complete or not at all: an error leaves what was at `path` before.
     pub fn write(&self, path: &Path) -> Result<(), ArtifactError> {
-        save::replace_file(path, |file| self.write_to(file))
+        replace_file(path, |file| self.write_to(file))
             .map_err(|source| ArtifactError::Write { path: path.to_path_buf(), source })
     }
 

@@ -31,7 +31,6 @@ mod constants;
 mod description;
 mod error;
 mod header;
-mod save;
 mod wire;
 
 pub use artifact::Artifact;
@@ -42,4 +41,3 @@ pub use description::{
 };
 pub use error::ArtifactError;
 pub use header::{FORMAT_VERSION, is_artifact};
-pub use save::{WriteSeek, replace_file};

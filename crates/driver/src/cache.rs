@@ -5,10 +5,11 @@
 //! that a result does not depend on what is in the folder. A file that is cut or altered counts as absent. Files may be removed
 //! at any time; none is removed here.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::{fs, io};
 
-use margay_artifact::replace_file;
+use margay_files::replace_file;
 
 use crate::DriverError;
 
@@ -16,9 +17,11 @@ use crate::DriverError;
 const HEAD: &[u8] = b"margay cache 1\n";
 
 /// A folder of results.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
+    /// Why something could not be kept, the first time.
+    failure: OnceLock<io::Error>,
 }
 
 impl Cache {
@@ -27,9 +30,12 @@ impl Cache {
     /// # Errors
     /// [`DriverError::Write`] if it cannot be made.
     pub(crate) fn open(folder: &Path) -> Result<Cache, DriverError> {
-        fs::create_dir_all(folder)
-            .map_err(|source| DriverError::Write { path: folder.to_path_buf(), source })?;
-        Ok(Cache { folder: folder.to_path_buf() })
+        let made = match fs::metadata(folder) {
+            Ok(there) if !there.is_dir() => Err(io::Error::new(io::ErrorKind::NotADirectory, "not a folder")),
+            _ => fs::create_dir_all(folder),
+        };
+        made.map_err(|source| DriverError::Write { path: folder.to_path_buf(), source })?;
+        Ok(Cache { folder: folder.to_path_buf(), failure: OnceLock::new() })
     }
 
     fn path(&self, kind: &str, key: &str) -> PathBuf {
@@ -44,15 +50,24 @@ impl Cache {
         (blake3::hash(contents).as_bytes() == hash).then(|| contents.to_vec())
     }
 
-    /// Keeps something. What cannot be written is computed again another time.
+    /// Keeps something. What cannot be written is computed again another time, and [`doubt`](Cache::doubt) says so.
     pub(crate) fn put(&self, kind: &str, key: &str, contents: &[u8]) {
         let hash = blake3::hash(contents);
-        let written = replace_file::<std::io::Error>(&self.path(kind, key), |out| {
+        let written = replace_file::<io::Error>(&self.path(kind, key), |out| {
             out.write_all(HEAD)?;
             out.write_all(hash.as_bytes())?;
             out.write_all(contents)
         });
-        _ = written;
+        if let Err(error) = written {
+            // Later failures mostly repeat the first.
+            _ = self.failure.set(error);
+        }
+    }
+
+    /// What a reader should know: that something could not be kept.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        let (error, folder) = (self.failure.get()?, self.folder.display());
+        Some(format!("the cache `{folder}` cannot be written, so that the next run computes all of this again: {error}"))
     }
 }
 
@@ -109,6 +124,23 @@ mod tests {
             fs::write(&path, &changed).unwrap();
             assert_eq!(cache.get("sums", "a"), None);
         }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&folder.path().join("new")).unwrap();
+        assert_eq!(cache.doubt(), None);
+        fs::remove_dir(folder.path().join("new")).unwrap();
+        cache.put("sums", "a", b"one");
+        assert!(cache.doubt().unwrap().contains("new` cannot be written"), "{:?}", cache.doubt());
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Cache::open(file.path()).unwrap_err().to_string();
+        assert!(error.ends_with("not a folder"), "{error}");
     }
 
     #[test]

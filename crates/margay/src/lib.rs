@@ -76,7 +76,7 @@ pub use training::{
     TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
 };
 
-pub use margay_artifact::{Artifact, ArtifactError, WriteSeek, replace_file};
+pub use margay_artifact::{Artifact, ArtifactError};
 pub use margay_driver::compare::LayerError;
 pub use margay_driver::machine;
 pub use margay_driver::sensitivity::{self, sensitivity};
@@ -88,6 +88,7 @@ pub use margay_driver::{
     export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
     read_graph, recompile,
 };
+pub use margay_files::{WriteSeek, replace_file};
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};

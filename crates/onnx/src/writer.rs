@@ -8,10 +8,10 @@
 //!
 //! Deliberately absent: checking what is written, and typed tensor fields (data is always raw).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
+use margay_files::Pending;
 use margay_tensor::{DType, Tensor};
 
 use crate::{Attribute, Model, Narrow, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue};
@@ -52,7 +52,7 @@ pub(crate) fn write(model: &Model, path: &Path, external: External) -> Result<()
     }
     check_size(&whole)?;
 
-    let model_file = Partial::create(path, |out| {
+    let model_file = pending(path, |out| {
         whole.pieces.iter().try_for_each(|piece| match piece {
             Piece::Bytes(bytes) => out.write_all(bytes),
             Piece::Payload(tensor) => out.write_all(tensor.bytes()),
@@ -60,7 +60,8 @@ pub(crate) fn write(model: &Model, path: &Path, external: External) -> Result<()
     })?;
     let tensors = encoder.second.map(|s| s.tensors).unwrap_or_default();
     if !tensors.is_empty() {
-        let data_file = Partial::create(&path.with_file_name(&beside), |out| {
+        let data_place = path.with_file_name(&beside);
+        let data_file = pending(&data_place, |out| {
             let mut at = 0;
             for (offset, tensor) in tensors {
                 io::copy(&mut io::Read::take(io::repeat(0), offset - at), out)?;
@@ -69,9 +70,9 @@ pub(crate) fn write(model: &Model, path: &Path, external: External) -> Result<()
             }
             Ok(())
         })?;
-        data_file.keep()?;
+        data_file.keep().map_err(|source| unwritten(&data_place, source))?;
     }
-    model_file.keep()
+    model_file.keep().map_err(|source| unwritten(path, source))
 }
 
 pub(crate) fn to_bytes(model: &Model) -> Result<Vec<u8>, OnnxError> {
@@ -94,40 +95,18 @@ fn check_size(whole: &Encoded) -> Result<(), OnnxError> {
     Err(OnnxError::TooLarge { what: "the model as one message", limit: MAX_BYTES, found: whole.bytes })
 }
 
-/// A file that is not in its place yet. Dropped without [`keep`](Partial::keep), it is removed.
-struct Partial {
-    path: PathBuf,
-    place: PathBuf,
+/// A file with these contents that is not in its place yet.
+fn pending(
+    place: &Path,
+    fill: impl FnOnce(&mut Pending) -> io::Result<()>,
+) -> Result<Pending, OnnxError> {
+    let mut file = Pending::create(place).map_err(|source| unwritten(place, source))?;
+    fill(&mut file).map_err(|source| unwritten(place, source))?;
+    Ok(file)
 }
 
-impl Partial {
-    fn create(
-        place: &Path,
-        fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-    ) -> Result<Partial, OnnxError> {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(place.file_name().unwrap_or_default());
-        name.push(format!(".{}.partial", std::process::id()));
-        let path = place.with_file_name(name);
-        let failed = |source| OnnxError::Write { path: place.to_path_buf(), source };
-        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed)?;
-        let partial = Partial { path, place: place.to_path_buf() };
-        let mut out = BufWriter::new(file);
-        fill(&mut out).and_then(|()| out.flush()).and_then(|()| out.get_ref().sync_all()).map_err(failed)?;
-        Ok(partial)
-    }
-
-    fn keep(self) -> Result<(), OnnxError> {
-        let failed = |source| OnnxError::Write { path: self.place.clone(), source };
-        fs::rename(&self.path, &self.place).map_err(failed)
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // After `keep` there is nothing to remove; if removing fails there is nobody to tell.
-        _ = fs::remove_file(&self.path);
-    }
+fn unwritten(place: &Path, source: io::Error) -> OnnxError {
+    OnnxError::Write { path: place.to_path_buf(), source }
 }
 
 /// An encoded message.

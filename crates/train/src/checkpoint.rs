@@ -89,7 +89,7 @@ impl Checkpoint {
         }
         let metadata = HashMap::from([(RECORD.to_string(), record)]);
         let bytes = serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
-        Ok(margay_artifact::replace_file(path, |out| out.write_all(&bytes)).map_err(unwritten)?)
+        Ok(margay_files::replace_file(path, |out| out.write_all(&bytes)).map_err(unwritten)?)
     }
 
     /// Fails where a run would begin anew and its checkpoint would replace one that is there.

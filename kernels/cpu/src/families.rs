@@ -111,51 +111,87 @@ impl Class {
     }
 }
 
-/// The entry points of a class: the families, compiled with its instructions.
-macro_rules! entries {
-    ($class:ident, $isa:expr, $features:tt;
+/// A module of the entry points of a class: the families, compiled with its instructions. Each is a module of its own, so that
+/// the compiler translates them side by side.
+macro_rules! class {
+    ($(#[$attribute:meta])* $module:ident: $class:ident, $isa:expr, $features:tt;
      $($(#[$doc:meta])* $name:ident: $family:ident, $prefix:literal, $tile:tt;)*) => {
-        &[$(entry!($family, Class::$class.kernels().$name, $class, $isa, $features)),*]
+        $(#[$attribute])*
+        mod $module {
+            use crate::{Class, KernelEntry};
+
+            $(entry!($name: $family, $isa, $features);)*
+
+            pub(super) const KERNELS: &[KernelEntry] = &[$(KernelEntry {
+                name: Class::$class.kernels().$name,
+                version: crate::$family::VERSION,
+                class: Class::$class,
+                function: $name::kernel,
+            }),*];
+        }
     };
 }
 
+/// A module of the entry point of a family.
 macro_rules! entry {
-    ($family:ident, $name:expr, $class:ident, $isa:expr, [$(#[$features:meta])?]) => {{
-        $(#[$features])?
-        unsafe extern "C" fn kernel(
-            params: *const u64,
-            args: *const *mut u8,
-            scratch: *mut u8,
-            begin: u64,
-            end: u64,
-        ) {
-            // SAFETY: the caller's promise: the contract of `KernelFn` and a processor of the class.
-            unsafe {
-                let scratch = scratch.wrapping_add(crate::abi::SCRATCH_HEADER_BYTES).cast();
-                crate::$family::run($isa, params, args, scratch, begin, end)
+    ($name:ident: $family:ident, $isa:expr, [$(#[$features:meta])?]) => {
+        mod $name {
+            $(#[$features])?
+            pub(super) unsafe extern "C" fn kernel(
+                params: *const u64,
+                args: *const *mut u8,
+                scratch: *mut u8,
+                begin: u64,
+                end: u64,
+            ) {
+                // SAFETY: the caller's promise: the contract of `KernelFn` and a processor of the class.
+                unsafe {
+                    let scratch = scratch.wrapping_add(crate::abi::SCRATCH_HEADER_BYTES).cast();
+                    crate::$family::run($isa, params, args, scratch, begin, end)
+                }
             }
         }
-        KernelEntry { name: $name, version: crate::$family::VERSION, class: Class::$class, function: kernel }
-    }};
+    };
+}
+
+families!(class!(portable: Portable, crate::isa::portable::Portable, [];));
+families!(class!(
+    #[cfg(target_arch = "x86_64")]
+    avx2: Avx2, crate::isa::avx2::Avx2::new(), [#[target_feature(enable = "avx2,fma")]];
+));
+families!(class!(
+    #[cfg(target_arch = "x86_64")]
+    avx512: Avx512,
+    crate::isa::avx512::Avx512::new(),
+    [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]];
+));
+
+/// The product of pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use crate::{Class, KernelEntry};
+
+    entry!(
+        matmul: matmul,
+        crate::isa::avx512::Avx512Bf16::new(),
+        [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]]
+    );
+
+    pub(super) const KERNELS: &[KernelEntry] = &[KernelEntry {
+        name: super::PAIRS,
+        version: crate::matmul::VERSION,
+        class: Class::Avx512Bf16,
+        function: matmul::kernel,
+    }];
 }
 
 /// The kernels of each class that this architecture has.
 const CLASSES: &[&[KernelEntry]] = &[
-    families!(entries!(Portable, crate::isa::portable::Portable, [];)),
+    portable::KERNELS,
     #[cfg(target_arch = "x86_64")]
-    families!(entries!(Avx2, crate::isa::avx2::Avx2::new(), [#[target_feature(enable = "avx2,fma")]];)),
+    avx2::KERNELS,
     #[cfg(target_arch = "x86_64")]
-    families!(entries!(
-        Avx512,
-        crate::isa::avx512::Avx512::new(),
-        [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]];
-    )),
+    avx512::KERNELS,
     #[cfg(target_arch = "x86_64")]
-    &[entry!(
-        matmul,
-        PAIRS,
-        Avx512Bf16,
-        crate::isa::avx512::Avx512Bf16::new(),
-        [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]]
-    )],
+    avx512_bf16::KERNELS,
 ];

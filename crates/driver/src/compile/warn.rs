@@ -9,6 +9,7 @@ use super::check::Checker;
 use super::fit::Fit;
 use super::price::{Prices, after};
 use super::saturation::saturated;
+use crate::cache::Cache;
 use crate::samples::doubts;
 use crate::{DriverError, Dump, ErrorMeasure, build};
 
@@ -68,6 +69,7 @@ pub(crate) fn warnings(
             100.0 * now / before
         ));
     }
+    all.extend(job.cache.as_ref().and_then(Cache::doubt));
     if let Some(checker) = checker {
         all.extend(int8_is_better(job, checker, outcome)?);
     }
