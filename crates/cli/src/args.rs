@@ -13,8 +13,8 @@ use crate::note;
 /// What to compile for.
 #[derive(clap::Args)]
 pub(crate) struct GoalArgs {
-    /// Samples of the model's inputs, by name. Three quarters of them calibrate; the others measure the error that
-    /// is reported. Other arrays in the file are left out.
+    /// Samples of the model's inputs, by name. A quarter, at most 512, measures the error that is reported; the others
+    /// calibrate, as many as give each layer about 65,536 rows. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
     data: Option<PathBuf>,
     /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E: of all of them together,

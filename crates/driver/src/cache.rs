@@ -14,7 +14,7 @@ use margay_files::replace_file;
 use crate::DriverError;
 
 /// The first bytes of every file; the number changes with what is kept or how it is computed.
-const HEAD: &[u8] = b"margay cache 1\n";
+const HEAD: &[u8] = b"margay cache 2\n";
 
 /// A folder of results.
 #[derive(Debug)]
@@ -67,7 +67,9 @@ impl Cache {
     /// What a reader should know: that something could not be kept.
     pub(crate) fn doubt(&self) -> Option<String> {
         let (error, folder) = (self.failure.get()?, self.folder.display());
-        Some(format!("the cache `{folder}` cannot be written, so that the next run computes all of this again: {error}"))
+        Some(format!(
+            "the cache `{folder}` cannot be written, so that the next run computes all of this again: {error}"
+        ))
     }
 }
 

@@ -123,7 +123,9 @@ mod unnamed {
     /// A new one in a folder; `None` where there are none, or none that could be given a name later.
     pub(crate) fn create(folder: &Path) -> Option<File> {
         let mode = Mode::from_raw_mode(0o666);
-        let file = File::from(rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?);
+        let file = File::from(
+            rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?,
+        );
         reference(&file).exists().then_some(file)
     }
 

@@ -96,10 +96,7 @@ fn check_size(whole: &Encoded) -> Result<(), OnnxError> {
 }
 
 /// A file with these contents that is not in its place yet.
-fn pending(
-    place: &Path,
-    fill: impl FnOnce(&mut Pending) -> io::Result<()>,
-) -> Result<Pending, OnnxError> {
+fn pending(place: &Path, fill: impl FnOnce(&mut Pending) -> io::Result<()>) -> Result<Pending, OnnxError> {
     let mut file = Pending::create(place).map_err(|source| unwritten(place, source))?;
     fill(&mut file).map_err(|source| unwritten(place, source))?;
     Ok(file)

@@ -4,7 +4,8 @@ use margay_ir::Value;
 use margay_ir::ops::Conv;
 use margay_tensor::Tensor;
 
-/// Windows of images taken from one value, at most; the rest are left out evenly.
+/// Rows that are measured of one value, about: with more, windows of images are left out evenly, and samples of anything
+/// else need not be run. For rows of a few thousand numbers these are enough.
 pub const MAX_ROWS: usize = 1 << 16;
 
 /// A value, and how rows are made of it.
@@ -28,14 +29,14 @@ impl Rows {
         }
     }
 
-    /// How many rows [`of`](Rows::of) gives.
-    pub fn count(&self, x: &Tensor, samples: usize) -> usize {
+    /// How many rows [`of`](Rows::of) gives for a tensor of this shape.
+    pub fn count(&self, shape: &[usize], samples: usize) -> usize {
         match &self.windows {
-            None => x.len() / self.length.max(1),
+            None => shape.iter().product::<usize>() / self.length.max(1),
             Some(windows) => {
-                let size = [x.shape()[2], x.shape()[3]];
+                let size = [shape[2], shape[3]];
                 let [rows, columns] = windows.count(size);
-                (x.shape()[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
+                (shape[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
             }
         }
     }

@@ -15,7 +15,7 @@ use margay_tensor::Tensor;
 
 use super::Job;
 use super::calibrate::{calibrate, calibrate_gradients, sampled};
-use super::split::Split;
+use super::split::{Split, enough};
 use crate::cache::{joined, pieces};
 use crate::{DriverError, Kind, parallel};
 
@@ -100,6 +100,10 @@ pub(crate) struct Measured {
     pub(crate) remark: Option<Remark>,
 }
 
+/// Rows of gradients that are measured, about: second moments of gradients are a weight of errors, and need fewer rows than
+/// those of inputs, which are fitted to.
+const GRADIENT_ROWS: usize = 1 << 14;
+
 /// Measures what the sites of the tasks ask for, on the samples that calibrate.
 pub(crate) fn measured(
     job: &Job<'_>,
@@ -124,17 +128,22 @@ pub(crate) fn measured(
         false => &[],
     });
     let results: Vec<&[Rows]> = results.collect();
-    let (gradients, remark) =
-        match calibrate_gradients(job.graph(), &results, samples, job.options.seed(), &measuring) {
-            Ok(found) => (Some(found), None),
-            // Without derivatives, errors of a layer's outputs all weigh the same.
-            Err(error) if error.kind() == Kind::Usage => {
-                let message = format!("errors of outputs of a layer all weigh the same: {error}");
-                let at = job.source.name.clone();
-                (None, Some(Remark { pass: "gradients", at, message, declined: true }))
-            }
-            Err(error) => return Err(error),
-        };
+    let (gradients, remark) = match calibrate_gradients(
+        job.graph(),
+        &results,
+        &enough(job, samples, GRADIENT_ROWS)?,
+        job.options.seed(),
+        &measuring,
+    ) {
+        Ok(found) => (Some(found), None),
+        // Without derivatives, errors of a layer's outputs all weigh the same.
+        Err(error) if error.kind() == Kind::Usage => {
+            let message = format!("errors of outputs of a layer all weigh the same: {error}");
+            let at = job.source.name.clone();
+            (None, Some(Remark { pass: "gradients", at, message, declined: true }))
+        }
+        Err(error) => return Err(error),
+    };
     Ok(Some(Measured { inputs, samples: seen, gradients, remark }))
 }
 

@@ -1,6 +1,8 @@
 //! The samples that calibrate, and those that are held out.
 
+use margay_ir::{Value, eval};
 use margay_loops::Precision;
+use margay_passes::sketch::{MAX_ROWS, Rows};
 use margay_tensor::random::{Philox, stream_of};
 
 use super::Job;
@@ -13,9 +15,9 @@ const EVERY: usize = 4;
 /// Samples that are held out, at most: more of them cost time at every measurement and tell little more.
 const MOST_HELD_OUT: usize = 512;
 
-/// Samples in two parts.
+/// Samples in two parts; some may be in neither.
 pub(crate) struct Split {
-    /// What the choice may look at.
+    /// What the choice may look at: as many as layers need rows of.
     pub(crate) calibration: Samples,
     /// What the result is checked on.
     pub(crate) held_out: Samples,
@@ -41,7 +43,39 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
     let count = (rows / EVERY).clamp(1, MOST_HELD_OUT).max(batch);
     let (kept, held_out_rows) = drawn(rows, count, job.options.seed(), "held out");
     let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
-    Ok(Some(Split { calibration: part(&kept)?, held_out: part(&held_out_rows)?, held_out_rows }))
+    let calibration = enough(job, &part(&kept)?, MAX_ROWS)?;
+    Ok(Some(Split { calibration, held_out: part(&held_out_rows)?, held_out_rows }))
+}
+
+/// As many samples, evenly spread, as give every site about so many rows to measure.
+///
+/// # Errors
+/// Those of extents that samples have.
+pub(crate) fn enough(job: &Job<'_>, samples: &Samples, rows: usize) -> Result<Samples, DriverError> {
+    let count = samples.rows();
+    let batch = bound_batch(job.graph()).unwrap_or(1);
+    let fewest = rows_of_a_sample(job, samples)?.into_iter().min();
+    let needed = fewest.map_or(count, |fewest| rows.div_ceil(fewest.max(1)));
+    let enough = needed.next_multiple_of(batch).min(count);
+    let spread: Vec<usize> = (0..enough).map(|i| i * count / enough).collect();
+    Samples::new(samples.pick(&spread)?)
+}
+
+/// By value that is measured for a site, the rows that one sample gives of it; 0 where only a run decides that.
+///
+/// # Errors
+/// Those of extents that samples have.
+pub(crate) fn rows_of_a_sample(job: &Job<'_>, samples: &Samples) -> Result<Vec<usize>, DriverError> {
+    let g = job.graph();
+    let batch = bound_batch(g).unwrap_or(1);
+    let one = samples.row(0, batch)?;
+    let binding = eval::bind_symbols(g, |name| one.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape()))?;
+    let shape = |v: Value| -> Option<Vec<usize>> {
+        let dims = g.ty(v).shape.iter();
+        dims.map(|d| d.eval(&binding).ok().and_then(|extent| usize::try_from(extent).ok())).collect()
+    };
+    let rows = job.sites.iter().flat_map(|site| site.measures.iter().flatten());
+    Ok(rows.map(|rows| shape(rows.value).map_or(0, |shape| rows.count(&shape, batch) / batch)).collect())
 }
 
 /// The numbers of samples to keep, and of `count` to hold out: one at random of each of as many equal stretches, so that

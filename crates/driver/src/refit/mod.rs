@@ -120,7 +120,7 @@ impl Layer {
         let samples: usize = batches.iter().map(rows_of).sum();
         let of = |batch: usize| {
             let inputs = self.module.places.iter().map(|p| &p.input);
-            inputs.map(|i| i.count(of_student.value(batch, i.value), samples)).sum::<usize>()
+            inputs.map(|i| i.count(of_student.value(batch, i.value).shape(), samples)).sum::<usize>()
         };
         (0..batches.len()).map(of).sum()
     }
