@@ -13,6 +13,7 @@
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
+//! - `heads`: what schemes of attention share.
 //! - `features`: random features of attention.
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
@@ -20,6 +21,7 @@ mod cp;
 mod factors;
 mod favor;
 mod features;
+mod heads;
 mod interpolative;
 mod kronecker;
 mod layer;
