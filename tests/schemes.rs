@@ -109,6 +109,24 @@ const ROWS: &[Row] = &[
         found: Found::Never,
     },
     Row {
+        scheme: "local",
+        network: ATTENTION,
+        site: "att",
+        exact: Some("window = 5"),
+        saves_operations: false,
+        lossy: &["window = 1", "window = 1, global = 1, heads = [0]", "window = 2, summary = \"means\""],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "local",
+        network: MUTUAL,
+        site: "att",
+        exact: Some("window = 5, global = 2"),
+        saves_operations: false,
+        lossy: &["window = 1", "window = 1, global = 1", "window = 2, summary = \"means\""],
+        found: Found::Never,
+    },
+    Row {
         scheme: "lowrank",
         network: FFN,
         site: "up",
@@ -161,6 +179,15 @@ const ROWS: &[Row] = &[
         saves_operations: true,
         lossy: &["units = 20", "units = 40"],
         found: Found::ByParts,
+    },
+    Row {
+        scheme: "nystrom",
+        network: MUTUAL,
+        site: "att",
+        exact: Some("landmarks = 5, iterations = 30"),
+        saves_operations: false,
+        lossy: &["landmarks = 1", "landmarks = 2", "landmarks = 4, heads = [1]"],
+        found: Found::Never,
     },
     Row {
         scheme: "panther",
@@ -227,6 +254,14 @@ const ATTENTION: &str = "graph @net(%x: f32[N, 2, 5, 6]) -> (y: f32[N, 2, 5, 6])
   %3 = matmul %x, %2 : f32[N, 2, 5, 6]  // v
   %4 = attention %1, %x, %3 {scale = 0.25, causal = true} : f32[N, 2, 5, 6]  // att
   return %4
+}";
+
+/// Queries are keys, so that the matrix of weights is far from singular.
+const MUTUAL: &str = "graph @net(%x: f32[N, 2, 5, 6]) -> (y: f32[N, 2, 5, 6]) {
+  %0 = const #v : f32[6, 6]  // v.weight
+  %1 = matmul %x, %0 : f32[N, 2, 5, 6]  // v
+  %2 = attention %x, %x, %1 {scale = 0.5} : f32[N, 2, 5, 6]  // att
+  return %2
 }";
 
 const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) {
@@ -480,8 +515,10 @@ fn doc_examples_hold() {
         ("favor", "features = 16"),
         ("interpolative", "rank = 8"),
         ("kronecker", "block = [4, 8], terms = 2"),
+        ("local", "window = 8"),
         ("monarch", "blocks = [4, 8]"),
         ("neurons", "units = 24"),
+        ("nystrom", "landmarks = 4, iterations = 1"),
         ("quantized", "bits = 4, rank = 8"),
         ("spatial", "rank = 8"),
         ("tucker", "ranks = [8, 16]"),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod favor;
+mod forms;
 mod layers;
 
 use std::collections::HashMap;

@@ -14,9 +14,11 @@
 //! - `replacement`: a patch in the making.
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
 //! - `heads`: what schemes of attention share.
+//! - `blocks`: positions in blocks and their means, for those of them that read keys together.
 //! - `features`: random features of attention.
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
+mod blocks;
 mod cp;
 mod factors;
 mod favor;
@@ -25,10 +27,12 @@ mod heads;
 mod interpolative;
 mod kronecker;
 mod layer;
+mod local;
 mod lowrank;
 mod moments;
 mod monarch;
 mod neurons;
+mod nystrom;
 mod panther;
 mod quantized;
 mod replacement;
@@ -45,10 +49,12 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
+pub use local::LocalScheme;
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
+pub use nystrom::NystromScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use quantized::QuantizedScheme;
 pub use replacement::{ApplyError, Replacement, form, patch};
@@ -223,9 +229,11 @@ pub const SCHEMES: &[&dyn Scheme] = &[
     &FavorScheme,
     &InterpolativeScheme,
     &KroneckerScheme,
+    &LocalScheme,
     &LowRankScheme,
     &MonarchScheme,
     &NeuronsScheme,
+    &NystromScheme,
     &PantherScheme,
     &QuantizedScheme,
     &SpatialScheme,
