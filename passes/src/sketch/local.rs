@@ -31,43 +31,43 @@
 //!   %6 = slice %2 {starts = [0, 0, 8, 0], ends = [B, 4, 32, 8], steps = [1, 1, 1, 1]} : f32[B, 4, 24, 8]  // att left
 //!   %7 = reshape %6 {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
 //!   %8 = transpose %7 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
-//!   %9 = concat %5, %8 {axis = 3} : f32[B, 3, 4, 16, 8]  // att left
-//!   %10 = reshape %9 {shape = [3*B, 4, 16, 8]} : f32[3*B, 4, 16, 8]  // att left
-//!   %11 = pad %v {before = [0, 0, 8, 0], after = [0, 0, 0, 0]} : f32[B, 4, 32, 8]  // att left
-//!   %12 = slice %11 {starts = [0, 0, 0, 0], ends = [B, 4, 24, 8], steps = [1, 1, 1, 1]} : f32[B, 4, 24, 8]  // att left
-//!   %13 = reshape %12 {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
-//!   %14 = transpose %13 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
-//!   %15 = slice %11 {starts = [0, 0, 8, 0], ends = [B, 4, 32, 8], steps = [1, 1, 1, 1]} : f32[B, 4, 24, 8]  // att left
-//!   %16 = reshape %15 {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
-//!   %17 = transpose %16 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
-//!   %18 = concat %14, %17 {axis = 3} : f32[B, 3, 4, 16, 8]  // att left
-//!   %19 = reshape %18 {shape = [3*B, 4, 16, 8]} : f32[3*B, 4, 16, 8]  // att left
-//!   %20 = pad %1 {before = [0, 0, 8], after = [0, 0, 0], value = -inf} : f32[1, 1, 32]  // att left
-//!   %21 = slice %20 {starts = [0, 0, 0], ends = [1, 1, 24], steps = [1, 1, 1]} : f32[1, 1, 24]  // att left
-//!   %22 = reshape %21 {shape = [1, 1, 3, 8]} : f32[1, 1, 3, 8]  // att left
-//!   %23 = transpose %22 {perm = [0, 2, 1, 3]} : f32[1, 3, 1, 8]  // att left
-//!   %24 = slice %20 {starts = [0, 0, 8], ends = [1, 1, 32], steps = [1, 1, 1]} : f32[1, 1, 24]  // att left
-//!   %25 = reshape %24 {shape = [1, 1, 3, 8]} : f32[1, 1, 3, 8]  // att left
-//!   %26 = transpose %25 {perm = [0, 2, 1, 3]} : f32[1, 3, 1, 8]  // att left
-//!   %27 = concat %23, %26 {axis = 3} : f32[1, 3, 1, 16]  // att left
-//!   %28 = range {start = 0, step = 1, count = 8} : i64[8]  // att left
-//!   %29 = reshape %28 {shape = [8, 1]} : i64[8, 1]  // att left
-//!   %30 = range {start = -8, step = 1, count = 16} : i64[16]  // att left
-//!   %31 = less %29, %30 : bool[8, 16]  // att left
-//!   %32 = range {start = 0, step = 1, count = 16} : i64[16]  // att left
-//!   %33 = less %32, %29 : bool[8, 16]  // att left
-//!   %34 = or %31, %33 : bool[8, 16]  // att left
-//!   %35 = const -inf : f32  // att random
-//!   %36 = const 0.0 : f32  // att random
-//!   %37 = select %34, %35, %36 : f32[8, 16]  // att left
-//!   %38 = reshape %27 {shape = [1, 3, 1, 1, 16]} : f32[1, 3, 1, 1, 16]  // att left
-//!   %39 = add %38, %37 : f32[1, 3, 1, 8, 16]  // att left
-//!   %40 = broadcast %39 {shape = [B, 3, 1, 8, 16]} : f32[B, 3, 1, 8, 16]  // att left
-//!   %41 = reshape %40 {shape = [3*B, 1, 8, 16]} : f32[3*B, 1, 8, 16]  // att left
+//!   %9 = pad %v {before = [0, 0, 8, 0], after = [0, 0, 0, 0]} : f32[B, 4, 32, 8]  // att left
+//!   %10 = slice %9 {starts = [0, 0, 0, 0], ends = [B, 4, 24, 8], steps = [1, 1, 1, 1]} : f32[B, 4, 24, 8]  // att left
+//!   %11 = reshape %10 {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
+//!   %12 = transpose %11 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
+//!   %13 = slice %9 {starts = [0, 0, 8, 0], ends = [B, 4, 32, 8], steps = [1, 1, 1, 1]} : f32[B, 4, 24, 8]  // att left
+//!   %14 = reshape %13 {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
+//!   %15 = transpose %14 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
+//!   %16 = pad %1 {before = [0, 0, 8], after = [0, 0, 0], value = -inf} : f32[1, 1, 32]  // att left
+//!   %17 = slice %16 {starts = [0, 0, 0], ends = [1, 1, 24], steps = [1, 1, 1]} : f32[1, 1, 24]  // att left
+//!   %18 = reshape %17 {shape = [1, 1, 3, 8]} : f32[1, 1, 3, 8]  // att left
+//!   %19 = transpose %18 {perm = [0, 2, 1, 3]} : f32[1, 3, 1, 8]  // att left
+//!   %20 = slice %16 {starts = [0, 0, 8], ends = [1, 1, 32], steps = [1, 1, 1]} : f32[1, 1, 24]  // att left
+//!   %21 = reshape %20 {shape = [1, 1, 3, 8]} : f32[1, 1, 3, 8]  // att left
+//!   %22 = transpose %21 {perm = [0, 2, 1, 3]} : f32[1, 3, 1, 8]  // att left
+//!   %23 = concat %19, %22 {axis = 3} : f32[1, 3, 1, 16]  // att left
+//!   %24 = range {start = 0, step = 1, count = 8} : i64[8]  // att left
+//!   %25 = reshape %24 {shape = [8, 1]} : i64[8, 1]  // att left
+//!   %26 = range {start = -8, step = 1, count = 16} : i64[16]  // att left
+//!   %27 = less %25, %26 : bool[8, 16]  // att left
+//!   %28 = range {start = 0, step = 1, count = 16} : i64[16]  // att left
+//!   %29 = less %28, %25 : bool[8, 16]  // att left
+//!   %30 = or %27, %29 : bool[8, 16]  // att left
+//!   %31 = const -inf : f32  // att random
+//!   %32 = const 0.0 : f32  // att random
+//!   %33 = select %30, %31, %32 : f32[8, 16]  // att left
+//!   %34 = reshape %23 {shape = [1, 3, 1, 1, 16]} : f32[1, 3, 1, 1, 16]  // att left
+//!   %35 = add %34, %33 : f32[1, 3, 1, 8, 16]  // att left
+//!   %36 = broadcast %35 {shape = [B, 3, 1, 8, 16]} : f32[B, 3, 1, 8, 16]  // att left
+//!   %37 = concat %5, %8 {axis = 3} : f32[B, 3, 4, 16, 8]  // att left
+//!   %38 = reshape %37 {shape = [3*B, 4, 16, 8]} : f32[3*B, 4, 16, 8]  // att left
+//!   %39 = concat %12, %15 {axis = 3} : f32[B, 3, 4, 16, 8]  // att left
+//!   %40 = reshape %39 {shape = [3*B, 4, 16, 8]} : f32[3*B, 4, 16, 8]  // att left
+//!   %41 = reshape %36 {shape = [3*B, 1, 8, 16]} : f32[3*B, 1, 8, 16]  // att left
 //!   %42 = reshape %q {shape = [B, 4, 3, 8, 8]} : f32[B, 4, 3, 8, 8]  // att left
 //!   %43 = transpose %42 {perm = [0, 2, 1, 3, 4]} : f32[B, 3, 4, 8, 8]  // att left
 //!   %44 = reshape %43 {shape = [3*B, 4, 8, 8]} : f32[3*B, 4, 8, 8]  // att left
-//!   %45 = attention %44, %10, %19, %41 {scale = 0.25} : f32[3*B, 4, 8, 8]  // att left
+//!   %45 = attention %44, %38, %40, %41 {scale = 0.25} : f32[3*B, 4, 8, 8]  // att left
 //!   %46 = reshape %45 {shape = [B, 3, 4, 8, 8]} : f32[B, 3, 4, 8, 8]  // att left
 //!   %47 = transpose %46 {perm = [0, 2, 1, 3, 4]} : f32[B, 4, 3, 8, 8]  // att left
 //!   %48 = reshape %47 {shape = [B, 4, 24, 8]} : f32[B, 4, 24, 8]  // att right
@@ -214,7 +214,7 @@ impl HeadForm for Near {
         let windows = Windows { s, causal, size, sides, blocks, batch: shape[0].clone() };
         let [keys, values, hiding] = windows.read(nodes, [k, v], mask)?;
         let items = windows.about(nodes, q, 0.0, [0, 0])?;
-        let items = windows.merged(nodes, items)?;
+        let items = windows.items(nodes, 3, &items)?;
         let attention = Attention::new(heads.op.scale.get());
         let y = nodes.add(attention.clone(), &[items, keys, values, hiding])?;
         let y = windows.apart(nodes, y)?;
@@ -272,14 +272,13 @@ impl Windows<'_> {
         let others = part(nodes, mask, 2, [&global, length])?;
         let others = padded(nodes, others, (2, LEAST), [self.s.global, 0])?;
 
-        let mut read: [Vec<Value>; 3] = Default::default();
+        let mut read: [Vec<Value>; 2] = Default::default();
         for (x, all) in kv.into_iter().zip(&mut read) {
-            let x = self.about(nodes, x, 0.0, self.sides)?;
-            all.push(self.merged(nodes, x)?);
+            all.extend(self.about(nodes, x, 0.0, self.sides)?);
         }
         let keys = self.about(nodes, others, f64::NEG_INFINITY, self.sides)?;
-        let near = self.near(nodes)?;
-        read[2].push(self.hiding(nodes, keys, near)?);
+        let (keys, near) = (joined(nodes, 3, &keys)?, self.near(nodes)?);
+        let mut hiding = vec![self.hiding(nodes, keys, near)?];
         if self.s.global > 0 {
             for (x, all) in kv.into_iter().zip(&mut read) {
                 let first = part(nodes, x, 2, [&Dim::default(), &global])?;
@@ -288,7 +287,7 @@ impl Windows<'_> {
             let keys = part(nodes, mask, 2, [&Dim::default(), &global])?;
             let keys = with_axis(nodes, keys, 1)?;
             let later = self.later(nodes)?;
-            read[2].push(self.hiding(nodes, keys, later)?);
+            hiding.push(self.hiding(nodes, keys, later)?);
         }
         if self.s.summary == Some(Summary::Means) && !self.blocks.count.is(1) {
             let weights = self.blocks.weights(nodes, Some(others))?.expect("a mask gives weights");
@@ -298,21 +297,21 @@ impl Windows<'_> {
             }
             let keys = with_axis(nodes, weights.logarithms, 1)?;
             let far = self.far(nodes)?;
-            read[2].push(self.hiding(nodes, keys, Some(far))?);
+            hiding.push(self.hiding(nodes, keys, Some(far))?);
         }
-        let [k, v, hiding] = &read;
-        let hiding = joined(nodes, 4, hiding)?;
-        Ok([joined(nodes, 2, k)?, joined(nodes, 2, v)?, self.merged(nodes, hiding)?])
+        let [k, v] = &read;
+        Ok([self.items(nodes, 3, k)?, self.items(nodes, 3, v)?, self.items(nodes, 4, &hiding)?])
     }
 
-    /// `[B, H, length, …]` as `[B, blocks, H, n, …]`: each block with so many before and after it; `filler` where there are none.
+    /// `[B, H, length, …]` as one `[B, blocks, H, size, …]` for each of so many blocks before and after a block, and for the block
+    /// itself; `filler` where there are none.
     fn about(
         &self,
         nodes: &mut Nodes<'_, '_>,
         x: Value,
         filler: f64,
         [before, after]: [usize; 2],
-    ) -> Result<Value, AddError> {
+    ) -> Result<Vec<Value>, AddError> {
         let mut perm: Vec<usize> = (0..=nodes.ty(x).ndim()).collect();
         perm.swap(1, 2);
         let around = [before * self.size, after * self.size + self.blocks.filled];
@@ -322,24 +321,24 @@ impl Windows<'_> {
             let blocks = self.blocks.split_from(nodes, x, 2, first)?;
             found.push(nodes.add(Transpose { perm: perm.clone() }, &[blocks])?);
         }
-        joined(nodes, 3, &found)
+        Ok(found)
     }
 
-    /// `[B, blocks, …]` as `[B blocks, …]`.
-    fn merged(&self, nodes: &mut Nodes<'_, '_>, x: Value) -> Result<Value, AddError> {
+    /// `[B, blocks, …]` one after the other along an axis, as `[B blocks, …]`.
+    fn items(&self, nodes: &mut Nodes<'_, '_>, axis: usize, parts: &[Value]) -> Result<Value, AddError> {
+        let x = joined(nodes, axis, parts)?;
         let mut shape = nodes.ty(x).shape.clone();
         let items = &shape[0] * &shape[1];
         shape.splice(..2, [items]);
         nodes.add(Reshape { shape }, &[x])
     }
 
-    /// `[B, H, n, D]` that every block reads, as `[B blocks, H, n, D]`.
+    /// `[B, H, n, D]` that every block reads, as `[B, blocks, H, n, D]`.
     fn shared(&self, nodes: &mut Nodes<'_, '_>, x: Value) -> Result<Value, AddError> {
         let x = with_axis(nodes, x, 1)?;
         let mut shape = nodes.ty(x).shape.clone();
         shape[1] = self.blocks.count.clone();
-        let x = repeated(nodes, x, shape)?;
-        self.merged(nodes, x)
+        repeated(nodes, x, shape)
     }
 
     /// `[B blocks, H, size, E]` as `[B, H, blocks, size, E]`.
