@@ -32,7 +32,7 @@ const TIMED: [&str; 6] = [
 ];
 
 /// What is tried on the heads of a model.
-const TRIED: [&str; 14] = [
+const TRIED: [&str; 16] = [
     "favor, features = 64",
     "favor, features = 256",
     "favor, features = 1024",
@@ -40,6 +40,7 @@ const TRIED: [&str; 14] = [
     "nystrom, landmarks = 16",
     "nystrom, landmarks = 32",
     "nystrom, landmarks = 32, iterations = 12",
+    "nystrom, landmarks = 64",
     "local, window = 4",
     "local, window = 8",
     "local, window = 16",
@@ -47,6 +48,7 @@ const TRIED: [&str; 14] = [
     "local, window = 16, global = 1",
     "local, window = 8, global = 1, summary = \"means\"",
     "local, window = 16, global = 1, summary = \"means\"",
+    "local, window = 32, global = 1, summary = \"means\"",
 ];
 
 /// Limits of the relative error of a head.
