@@ -199,6 +199,15 @@ const ROWS: &[Row] = &[
         found: Found::Never,
     },
     Row {
+        scheme: "panther",
+        network: CONVNET,
+        site: "conv",
+        exact: None,
+        saves_operations: true,
+        lossy: &["rank = 2", "rank = 2, two-sided = true, copy = \"random\""],
+        found: Found::Never,
+    },
+    Row {
         scheme: "quantized",
         network: FFN,
         site: "up",

@@ -33,7 +33,7 @@ const RANK: usize = 3;
 fn sketched(source: &str, start: Start, rank: usize) -> (Graph, Graph) {
     let (before, _) = parse_with_random_constants(source);
     let mut g = before.clone();
-    let options = PantherTraining { rank, terms: TERMS, start, seed: 5, modules: None };
+    let options = PantherTraining { rank, terms: TERMS, start, two_sided: false, seed: 5, modules: None };
     let mut cx = Cx::default();
     panther_for_training(&mut g, &options, &mut cx).unwrap();
     assert!(cx.remarks.is_empty());
@@ -126,7 +126,14 @@ fn random_factors_have_the_variance_of_he() {
     let (mut squares, seeds) = (0.0, 40);
     for seed in 0..seeds {
         let mut g = dense.clone();
-        let options = PantherTraining { rank: RANK, terms: TERMS, start: Start::Random, seed, modules: None };
+        let options = PantherTraining {
+            rank: RANK,
+            terms: TERMS,
+            start: Start::Random,
+            two_sided: false,
+            seed,
+            modules: None,
+        };
         panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
         let parts = Linear::of(&g);
         let mut effective = vec![0.0; D_IN * D_OUT];
@@ -243,7 +250,14 @@ fn modules_that_would_not_shrink_are_left_with_a_remark() {
     let (before, _) = linear(Start::Unbiased);
     let run = |rank, modules: Option<Vec<String>>| {
         let (mut g, mut cx) = (before.clone(), Cx::default());
-        let options = PantherTraining { rank, terms: 1, start: Start::LeastSquares, seed: 0, modules };
+        let options = PantherTraining {
+            rank,
+            terms: 1,
+            start: Start::LeastSquares,
+            two_sided: false,
+            seed: 0,
+            modules,
+        };
         let changed = panther_for_training(&mut g, &options, &mut cx);
         (changed, cx.remarks.iter().map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect())
     };
@@ -257,4 +271,127 @@ fn modules_that_would_not_shrink_are_left_with_a_remark() {
     let refusal = |rank, modules| run(rank, modules).0.unwrap_err().to_string();
     assert_eq!(refusal(9, Some(vec!["fc2".into()])), "the model has no module `fc2`; it has `fc`");
     assert_eq!(refusal(0, None), "rank 0 and 1 terms, expected at least 1");
+}
+
+const CONV: &str = "graph @net(%x: f32[2, 8, 6, 5]) -> (y: f32[2, 24, 3, 5]) {
+  %0 = const #w : f32[24, 8, 3, 3]  // conv.weight
+  %1 = conv %x, %0 {strides = [2, 1], pads_before = [2, 1], pads_after = [2, 1], dilations = [2, 1]} : f32[2, 24, 3, 5]  // conv
+  return %1
+}";
+
+fn both_sides(start: Start, terms: usize, rank: usize, seed: u64) -> Graph {
+    let (mut g, _) = parse_with_random_constants(CONV);
+    let options = PantherTraining { rank, terms, start, two_sided: true, seed, modules: None };
+    let mut cx = Cx::default();
+    panther_for_training(&mut g, &options, &mut cx).unwrap();
+    assert!(cx.remarks.is_empty(), "{:?}", cx.remarks);
+    assert_eq!(g.verify(margay_ir::Stage::Sketched), Ok(()));
+    g
+}
+
+/// The kernel that the four of a sketch on both sides stand for, `[o, c, t]`, of constants found by their parts.
+fn effective_kernel(g: &Graph, half: usize) -> Vec<f64> {
+    let ([o, c, t], part) = ([24, 8, 9], |part, first: usize| {
+        constant(g, Some(part), move |tensor| tensor.shape()[0] == first).1
+    });
+    let (s1, u1) = (part(Part::Left, half), part(Part::Random, o));
+    let (u2, s2) = (part(Part::Random, half), part(Part::Right, o));
+    let at = |i: usize| {
+        let (output, channel, tap) = (i / (c * t), i / t % c, i % t);
+        let of = |j: usize| {
+            u1[output * half + j] * s1[(j * c + channel) * t + tap]
+                + s2[(output * half + j) * t + tap] * u2[j * c + channel]
+        };
+        (0..half).map(of).sum()
+    };
+    (0..o * c * t).map(at).collect()
+}
+
+/// The convolution with the kernel of the formula of Kasiviswanathan and others, and its derivatives.
+#[test]
+fn a_kernel_is_sketched_on_both_sides() {
+    let (terms, rank) = (2, 1);
+    let (dense, _) = parse_with_random_constants(CONV);
+    let x = random(&[2, 8, 6, 5], 3);
+    for start in [Start::Unbiased, Start::LeastSquares, Start::Random] {
+        let g = both_sides(start, terms, rank, 5);
+        assert_eq!(g.to_string().matches(" = conv ").count(), 4);
+        let kernel = effective_kernel(&g, terms * rank);
+        let kernel: Vec<f32> = kernel.iter().map(|x| *x as f32).collect();
+        let kernel = Tensor::from_slice(&[24, 8, 3, 3], &kernel).unwrap();
+        let whole = margay_passes::with_parameters(&dense, &[("conv.weight".to_owned(), kernel)]).unwrap();
+        let run = |g: &Graph| floats(&eval::run(&widened(g), &[("x", &x)]).unwrap()[0]);
+        let (found, expected) = (run(&g), run(&whole));
+        let scale = expected.iter().fold(0f64, |m, e| m.max(e.abs()));
+        for (f, e) in found.iter().zip(&expected) {
+            assert!((f - e).abs() < 1e-6 * scale, "{start:?}: {f}, expected {e}");
+        }
+        crate::check_by_differences(&format!("{start:?}"), &widened(&g), &[("x", x.clone())], 1);
+    }
+}
+
+/// Over seeds: the mean kernel is the dense one, squared errors are those that are predicted, and least squares leave what both
+/// projections miss.
+#[test]
+fn errors_of_kernels_on_both_sides_follow_their_laws() {
+    let (dense, _) = parse_with_random_constants(CONV);
+    let (_, w) = constant(&dense, None, |t| t.shape().len() == 4);
+    let norm: f64 = w.iter().map(|x| x * x).sum();
+    let [o, c] = [24.0, 8.0];
+    for (terms, rank) in [(1, 2), (2, 1)] {
+        let half = (terms * rank) as f64;
+        let seeds = 64;
+        let mut mean = vec![0.0; w.len()];
+        let (mut unbiased, mut squares) = (Vec::new(), Vec::new());
+        for seed in 0..seeds {
+            let kernel = effective_kernel(&both_sides(Start::Unbiased, terms, rank, seed), terms * rank);
+            mean.iter_mut().zip(&kernel).for_each(|(m, k)| *m += k / seeds as f64);
+            let error =
+                |kernel: &[f64]| kernel.iter().zip(&w).map(|(k, w)| (k - w).powi(2)).sum::<f64>() / norm;
+            unbiased.push(error(&kernel));
+            let least = effective_kernel(&both_sides(Start::LeastSquares, terms, rank, seed), terms * rank);
+            squares.push(error(&least));
+        }
+        let law = (o + c - 2.0) / (4.0 * half);
+        // The squared error of a mean of independent kernels is that of one over their number.
+        let bias = mean.iter().zip(&w).map(|(m, w)| (m - w).powi(2)).sum::<f64>() / norm;
+        assert!((bias * seeds as f64 / law - 1.0).abs() < 0.35, "{bias} of {law} over {seeds}");
+        let within = |found: &[f64], law: f64| {
+            let n = found.len() as f64;
+            let average = found.iter().sum::<f64>() / n;
+            let deviation = (found.iter().map(|f| (f - average).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+            assert!((average - law).abs() < 4.0 * deviation / n.sqrt(), "{average}, expected {law}");
+        };
+        within(&unbiased, law);
+        // Two signs of the channels may span one direction only.
+        let least = squares.iter().copied().fold(0.0, f64::max);
+        assert!(least < 1.0, "{least}");
+        let average = squares.iter().sum::<f64>() / seeds as f64;
+        let law = (1.0 - half / o) * (1.0 - half / c);
+        assert!((average / law - 1.0).abs() < 0.05, "{average}, expected {law}");
+    }
+}
+
+#[test]
+fn kernels_on_both_sides_take_fewer_numbers() {
+    let (g, _) = parse_with_random_constants(CONV);
+    let said = |rank| {
+        let (mut g, mut cx) = (g.clone(), Cx::default());
+        let options = PantherTraining {
+            rank,
+            terms: 1,
+            start: Start::LeastSquares,
+            two_sided: true,
+            seed: 0,
+            modules: None,
+        };
+        panther_for_training(&mut g, &options, &mut cx).unwrap();
+        cx.remarks.iter().map(|r| r.message.clone()).collect::<Vec<_>>()
+    };
+    // 5 (72 + 24 + 8 + 216) is 1600, the kernel has 1728.
+    assert_eq!(said(5), [""; 0]);
+    assert_eq!(
+        said(6),
+        ["6 x (72 + 24 + 8 + 9 x 24) numbers would not be fewer than the 72 x 24 of the weight"]
+    );
 }

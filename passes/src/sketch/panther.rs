@@ -1,6 +1,8 @@
 //! Sketches with random signs that stay, for training (Panther, arXiv 2601.15473; Kasiviswanathan et al., arXiv
 //! 1711.07553): `x W` becomes `x (S₁ U₁ + U₂ S₂)`, two products of width `2 terms · rank`, and a convolution becomes
-//! one with so many filters, then a 1x1 convolution with random signs alone.
+//! one with so many filters, then a 1x1 convolution with random signs alone. That sketches the outputs of a kernel; `two-sided`
+//! also sketches its channels, as the second paper does: half of the filters are replaced by a 1x1 convolution with
+//! random signs in front of one with a trained kernel, and both results are added.
 //!
 //! `U` are random signs, named by seed and stream, with the division by the number of sketches in their size (see
 //! [`margay_randnla::panther`]). `S` is what training moves: constants with the part `left` or `right`, while those of
@@ -45,10 +47,30 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: calibration, and the second sketch of convolutions over input channels.
+//! ```text
+//! graph @before(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 64, 8, 8]) {
+//!   %0 = const #77aa01 : f32[64, 16, 3, 3]  // conv.weight
+//!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 64, 8, 8]  // conv
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 64, 8, 8]) {
+//!   %0 = const panther.left(#77aa01, k = 8, terms = 1, two-sided, copy = unbiased, seed = 7, stream = 15854570524) : f32[8, 16, 3, 3]  // conv.weight left
+//!   %1 = const panther.right(#77aa01, k = 8, terms = 1, two-sided, copy = unbiased, seed = 7, stream = 15854570524) : f32[64, 8, 3, 3]  // conv.weight right
+//!   %2 = const random(7, 15854570524, sign, 0.17677669) : f32[64, 8, 1, 1]  // conv.weight random
+//!   %3 = const random(7, 15854570525, sign, 0.17677669) : f32[8, 16, 1, 1]  // conv.weight random
+//!   %4 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 8, 8, 8]  // conv left
+//!   %5 = conv %4, %2 : f32[N, 64, 8, 8]  // conv term
+//!   %6 = conv %x, %3 : f32[N, 8, 8, 8]  // conv left
+//!   %7 = conv %6, %1 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 64, 8, 8]  // conv term
+//!   %8 = add %5, %7 : f32[N, 64, 8, 8]  // conv right
+//!   return %8
+//! }
+//! ```
+//!
+//! Deliberately absent: calibration, and convolutions with groups or one spatial axis.
 
-use margay_ir::ops::Concat;
-use margay_ir::{Draw, DrawKind, Graph, Part, Payload, Value};
+use margay_ir::ops::{Add, Concat, Conv};
+use margay_ir::{Draw, DrawKind, Graph, NodeId, Op, Part, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::random::stream_of;
@@ -68,12 +90,16 @@ pub struct PantherScheme;
 pub struct PantherSettings {
     /// Columns of each sketch.
     pub rank: usize,
-    /// Sketches that are averaged: `L` on either side of a weight, `2L` of a kernel; at least 1.
+    /// Sketches that are averaged: `L` on either side of a weight, `2L` of the outputs of a kernel, or `L` of these and `L` of its
+    /// channels; at least 1.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub terms: usize,
     /// What the trained factors are at first.
     #[serde(default, rename = "copy", skip_serializing_if = "is_default")]
     pub start: Start,
+    /// Whether kernels are sketched on both sides, as weights of products always are.
+    #[serde(default, rename = "two-sided", skip_serializing_if = "is_default")]
+    pub two_sided: bool,
 }
 
 /// What trained factors are at first.
@@ -98,8 +124,8 @@ fn is_one(terms: &usize) -> bool {
     *terms == 1
 }
 
-fn is_default(start: &Start) -> bool {
-    *start == Start::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Start {
@@ -135,7 +161,7 @@ impl Scheme for PantherScheme {
             source: layer.payload(context.graph).key().to_string(),
             d_in: layer.d_in,
             d_out: layer.d_out,
-            product: layer.is_product(),
+            channels: layer.channels(),
         }))
     }
 
@@ -162,8 +188,8 @@ struct FittedPanther {
     source: String,
     d_in: usize,
     d_out: usize,
-    /// Whether it is a product, and no convolution.
-    product: bool,
+    /// Channels of a kernel; `None` for a product.
+    channels: Option<usize>,
 }
 
 /// The streams of a layer, counted from its first.
@@ -181,11 +207,18 @@ fn first_stream(name: &str) -> u64 {
 }
 
 impl FittedPanther {
-    /// The settings, if they make fewer numbers than the weight has: both products together are
-    /// `2 terms · rank · (d_in + d_out)`.
+    /// The settings, if they make fewer numbers than the weight has: two products together are
+    /// `2 terms · rank · (d_in + d_out)`, and the four convolutions of both sides
+    /// `terms · rank · (d_in + d_out + channels + d_out · taps)`.
     fn offered(&self, settings: &Settings) -> Result<PantherSettings, String> {
         let read = read(settings)?;
-        let each = read.terms.saturating_mul(2).saturating_mul(self.d_in + self.d_out);
+        let each = match self.channels {
+            Some(channels) if read.two_sided => {
+                self.d_in + self.d_out + channels + self.d_in / channels * self.d_out
+            }
+            _ => 2 * (self.d_in + self.d_out),
+        };
+        let each = read.terms.saturating_mul(each);
         let most = (self.d_in * self.d_out).saturating_sub(1) / each;
         check_rank(read.rank, most)?;
         Ok(read)
@@ -215,8 +248,9 @@ impl FittedPanther {
             let bound = (2.0 * s.terms as f64 / self.d_in as f64).sqrt();
             return Ok(work.random(self.draw(stream, DrawKind::Uniform, bound), shape, origin)?);
         }
+        let sides = if s.two_sided && self.channels.is_some() { ", two-sided" } else { "" };
         let name = format!(
-            "panther.{}({}, k = {}, terms = {}, copy = {}, seed = {}, stream = {})",
+            "panther.{}({}, k = {}, terms = {}{sides}, copy = {}, seed = {}, stream = {})",
             part.name(),
             self.source,
             s.rank,
@@ -284,6 +318,79 @@ impl FittedPanther {
         let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
         Ok([left, work.random(signs, &right_shape, random)?])
     }
+
+    /// The four kernels of a convolution on both sides: a trained one and the 1x1 signs behind it, and the 1x1 signs in front
+    /// of a trained one.
+    fn both_sides(
+        &self,
+        work: &mut Replacement<'_>,
+        layer: &Layer,
+        s: &PantherSettings,
+        channels: usize,
+    ) -> Result<[Value; 4], ApplyError> {
+        let half = s.terms * s.rank;
+        let (outputs, inputs) = (self.signs(Stream::OutputSigns, s), self.signs(Stream::InputSigns, s));
+        let (taps, d_out) = (self.d_in / channels, self.d_out);
+        let factors = work.computed(|| {
+            let u1 = drawn(outputs, [d_out, half])?.transposed();
+            let u2 = drawn(inputs, [half, channels])?;
+            // Rows are taps and outputs, columns are channels.
+            let by_channel = |w: &Matrix| {
+                Matrix::from_fn(taps * d_out, channels, |r, c| w.at(c * taps + r / d_out, r % d_out))
+            };
+            let weight = || layer.matrix(work.graph);
+            Ok::<_, RandnlaError>(match s.start {
+                Start::Random => None,
+                Start::Unbiased => {
+                    let w = weight()?;
+                    let right = panther::unbiased_outputs(&by_channel(&w), &u2, s.terms)?;
+                    Some((panther::unbiased_outputs(&w, &u1, s.terms)?, right))
+                }
+                Start::LeastSquares => {
+                    let w = weight()?;
+                    let left = panther::least_squares_outputs(&w, &u1)?;
+                    let covered = left.product(&u1)?;
+                    let rest = Matrix::from_fn(w.rows(), w.columns(), |i, j| w.at(i, j) - covered.at(i, j));
+                    let right = panther::least_squares_outputs(&by_channel(&rest), &u2)?;
+                    Some((left, right))
+                }
+            })
+        })?;
+        let [left_shape, outputs_shape] = layer.factor_shapes(half);
+        let inputs_shape = layer.right_shape(channels, half);
+        let right_shape = [&[d_out, half], &left_shape[2..]].concat();
+        let (left, right) = factors.flatten().unzip();
+        let left = left.map(|left| layer.factor(&left));
+        let right = right.map(|right: Matrix| {
+            let at = |i: usize| right.at(i % taps * d_out + i / taps / half, i / taps % half) as f32;
+            (0..d_out * half * taps).map(at).collect()
+        });
+        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, left))?;
+        let right = self.trained(work, s, layer, (Stream::Right, Part::Right), (&right_shape, right))?;
+        let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
+        let outputs = work.random(outputs, &outputs_shape, random.clone())?;
+        let inputs = work.random(inputs, &inputs_shape, random)?;
+        Ok([left, outputs, inputs, right])
+    }
+
+    /// The sum of both sides in place of a convolution.
+    fn two_convolutions(
+        work: &mut Replacement<'_>,
+        layer: &Layer,
+        n: NodeId,
+        [left, outputs, inputs, right]: [Value; 4],
+    ) -> Result<Value, ApplyError> {
+        let g = work.graph;
+        let Op::Conv(conv) = g.op(n) else { unreachable!("kernels are those of convolutions") };
+        let pointwise = Conv { layout: conv.layout, ..Conv::pointwise() };
+        let origin = |part| g.node(n).origin.part(part);
+        let x = work.input(n);
+        let thin = layer.left_product(work, n, left)?;
+        let of_outputs = work.add(pointwise.clone(), &[thin, outputs], origin(Part::Term))?;
+        let thin = work.add(pointwise, &[x, inputs], origin(Part::Left))?;
+        let of_inputs = work.add(conv.clone(), &[thin, right], origin(Part::Term))?;
+        Ok(work.add(Add, &[of_outputs, of_inputs], origin(Part::Right))?)
+    }
 }
 
 /// Random numbers as a matrix.
@@ -296,12 +403,18 @@ impl Fitted for FittedPanther {
     /// The expectation over the signs for white inputs, relative to the weight's norm.
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let s = self.offered(settings)?;
-        let [d_in, d_out, width] = [self.d_in, self.d_out, 2 * s.terms * s.rank].map(|n| n as f64);
-        Ok(match (s.start, self.product) {
-            (Start::LeastSquares, true) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
-            (Start::LeastSquares, false) => 1.0 - width / d_out,
-            (Start::Unbiased, true) => (d_in + d_out - 2.0) / (2.0 * width),
-            (Start::Unbiased, false) => (d_out - 1.0) / width,
+        let width = 2.0 * (s.terms * s.rank) as f64;
+        let d_out = self.d_out as f64;
+        // What is sketched beside the outputs.
+        let other = match self.channels {
+            None => Some(self.d_in as f64),
+            Some(channels) => s.two_sided.then_some(channels as f64),
+        };
+        Ok(match (s.start, other) {
+            (Start::LeastSquares, Some(d_in)) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
+            (Start::LeastSquares, None) => 1.0 - width / d_out,
+            (Start::Unbiased, Some(d_in)) => (d_in + d_out - 2.0) / (2.0 * width),
+            (Start::Unbiased, None) => (d_out - 1.0) / width,
             // Nothing of the weight is left, and as much noise put in its place.
             (Start::Random, _) => 2.0,
         })
@@ -315,9 +428,17 @@ impl Fitted for FittedPanther {
     ) -> Result<(), ApplyError> {
         let settings = self.offered(settings).map_err(ApplyError::Settings)?;
         let layer = Layer::of(work.graph, site);
-        let factors = match self.product {
-            true => self.linear(work, &layer, &settings)?,
-            false => self.conv(work, &layer, &settings)?,
+        let factors = match self.channels {
+            None => self.linear(work, &layer, &settings)?,
+            Some(channels) if settings.two_sided => {
+                let kernels = self.both_sides(work, &layer, &settings, channels)?;
+                for &n in &layer.nodes {
+                    let sum = FittedPanther::two_convolutions(work, &layer, n, kernels)?;
+                    work.replace(n.into(), sum);
+                }
+                return Ok(());
+            }
+            Some(_) => self.conv(work, &layer, &settings)?,
         };
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, factors)?;
