@@ -365,6 +365,44 @@ fn derivatives_of_forms_are_those_of_finite_differences() {
     }
 }
 
+/// Compiled for each length, against those of the reference in f64.
+#[test]
+fn derivatives_take_open_lengths() {
+    for (choice, causal) in FORMS {
+        let open = replaced(&attention(["T", "T"], 2, causal, Some("2, 1, 1, T")), choice);
+        let mut g = open.clone();
+        let y = g.outputs()[0].value;
+        let seed = g.add_input("dy", g.ty(y).clone());
+        let by: Vec<_> = g.inputs()[..3].iter().map(|n| (*n).into()).collect();
+        let found = margay_passes::gradients(&mut g, &[(y, seed)], &by).unwrap();
+        g.set_outputs(vec![]);
+        for (i, v) in found.into_iter().enumerate() {
+            g.add_output(&format!("d{i}"), v.unwrap());
+        }
+        g.remove_dead();
+        let wide_graph = widened(&g);
+        let mut runner = Runner::new(g, &backend::native(), 1);
+        for length in [12, 10, 5] {
+            let mut inputs = operands([length, length], 2);
+            inputs.push(("m", hiding(&[2, 1, 1, length], f64::NEG_INFINITY)));
+            inputs.push(("dy", random(&[2, HEADS, length, V_DIM], 7)));
+            let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+            let expected = eval::run(&wide_graph, &given).unwrap();
+            let named: Vec<_> = inputs.iter().map(|(name, t)| (name.to_string(), narrow(t))).collect();
+            let found = runner.run(&named).unwrap_or_else(|e| panic!("{choice} {length}: {e}"));
+            for ((name, f), e) in found.iter().zip(&expected) {
+                let e = floats(e);
+                let scale = e.iter().fold(0f64, |m, e| m.max(e.abs()));
+                let difference = largest_difference(&floats(f), &e);
+                assert!(
+                    difference < 1e-4 * scale,
+                    "{choice} {causal} {length} {name}: {difference} of {scale}"
+                );
+            }
+        }
+    }
+}
+
 /// No result of causal attention depends on what comes later, to the bit.
 #[test]
 fn windows_of_causal_attention_see_nothing_later() {
