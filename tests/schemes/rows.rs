@@ -193,6 +193,15 @@ pub(crate) const ROWS: &[Row] = &[
         found: Found::Never,
     },
     Row {
+        scheme: "panther",
+        network: GROUPS,
+        site: "time",
+        exact: None,
+        saves_operations: true,
+        lossy: &["rank = 2, copy = \"unbiased\"", "rank = 1, two-sided = true"],
+        found: Found::Never,
+    },
+    Row {
         scheme: "quantized",
         network: FFN,
         site: "up",
@@ -256,6 +265,12 @@ pub(crate) const MUTUAL: &str = "graph @net(%x: f32[N, 2, 5, 6]) -> (y: f32[N, 2
   %1 = matmul %x, %0 : f32[N, 2, 5, 6]  // v
   %2 = attention %x, %x, %1 {scale = 0.5} : f32[N, 2, 5, 6]  // att
   return %2
+}";
+
+pub(crate) const GROUPS: &str = "graph @net(%x: f32[N, 4, 9]) -> (y: f32[N, 24, 5]) {
+  %0 = const #k : f32[24, 2, 5]  // time.weight
+  %1 = conv %x, %0 {strides = [2], pads_before = [2], pads_after = [2], dilations = [1], groups = 2} : f32[N, 24, 5]  // time
+  return %1
 }";
 
 pub(crate) const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) {

@@ -109,11 +109,6 @@ impl Layer {
         self.kernel.is_none()
     }
 
-    /// Channels of the kernel; `None` for a product.
-    pub fn channels(&self) -> Option<usize> {
-        self.kernel.map(|[channels, ..]| channels)
-    }
-
     /// Channels, height and width of the kernel of convolutions over images with the channels second; `None` for other layers.
     pub fn kernel_of_images(&self, g: &Graph) -> Option<[usize; 3]> {
         self.kernel.filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))

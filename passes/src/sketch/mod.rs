@@ -10,6 +10,7 @@
 //! nodes carry the site's name with a [`Part`](margay_ir::Part).
 //!
 //! - `layer`: one weight of a product or a convolution, which most schemes take.
+//! - `kernels`: convolutions that are no layers, which schemes take that do not see kernels as one matrix.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
@@ -25,6 +26,7 @@ mod favor;
 mod features;
 mod heads;
 mod interpolative;
+mod kernels;
 mod kronecker;
 mod layer;
 mod local;

@@ -67,15 +67,18 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: calibration, and convolutions with groups or one spatial axis.
+//! Convolutions may have groups, of which each has a kernel, signs and factors of its own, and one spatial axis or two.
+//!
+//! Deliberately absent: calibration.
 
-use margay_ir::ops::{Add, Concat, Conv};
-use margay_ir::{Draw, DrawKind, Graph, NodeId, Op, Part, Payload, Value};
+use margay_ir::ops::{Add, Concat};
+use margay_ir::{Draw, DrawKind, Graph, NodeId, Origin, Part, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
+use super::kernels::{Kernel, add_pointwise, beside_layers};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank, layers,
 };
@@ -100,6 +103,26 @@ pub struct PantherSettings {
     /// Whether kernels are sketched on both sides, as weights of products always are.
     #[serde(default, rename = "two-sided", skip_serializing_if = "is_default")]
     pub two_sided: bool,
+}
+
+impl PantherSettings {
+    /// How many numbers the factors of a site are, beside those of its weight, in words.
+    pub(super) fn numbers(&self, g: &Graph, site: &Site) -> String {
+        let (a, half) = (site.d_in, self.terms.saturating_mul(self.rank));
+        let kernel = Kernel::at(g, site.nodes[0]);
+        let b = kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs);
+        let numbers = match &kernel {
+            Some(k) if self.two_sided => {
+                format!("{half} x ({a} + {b} + {} + {} x {b})", k.channels, k.taps())
+            }
+            _ => format!("{} x ({a} + {b})", half.saturating_mul(2)),
+        };
+        let of = match kernel.map_or(1, |kernel| kernel.groups) {
+            1 => "of the weight".to_owned(),
+            groups => format!("of each of {groups} groups"),
+        };
+        format!("{numbers} numbers would not be fewer than the {a} x {b} {of}")
+    }
 }
 
 /// What trained factors are at first.
@@ -150,18 +173,23 @@ impl Scheme for PantherScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
+        let name = self.facts().name;
+        let mut found: Vec<Site> = layers(g).iter().map(|layer| layer.site(g, name)).collect();
+        found.extend(beside_layers(g, name));
+        found
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let layer = Layer::of(context.graph, context.site);
+        let (g, site) = (context.graph, context.site);
+        let weight = g.constant(site.weights[0]).expect("the weight of a site is a constant");
+        let kernel = Kernel::at(g, site.nodes[0]);
         Ok(Box::new(FittedPanther {
             seed: context.seed,
-            stream: first_stream(&context.site.name),
-            source: layer.payload(context.graph).key().to_string(),
-            d_in: layer.d_in,
-            d_out: layer.d_out,
-            channels: layer.channels(),
+            stream: first_stream(&site.name),
+            source: weight.key().to_string(),
+            d_in: site.d_in,
+            d_out: kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs),
+            kernel,
         }))
     }
 
@@ -186,10 +214,11 @@ struct FittedPanther {
     stream: u64,
     /// What identifies the weight.
     source: String,
+    /// Rows and columns of the weight as a matrix; of a kernel, those of one group.
     d_in: usize,
     d_out: usize,
-    /// Channels of a kernel; `None` for a product.
-    channels: Option<usize>,
+    /// `None` for a product.
+    kernel: Option<Kernel>,
 }
 
 /// The streams of a layer, counted from its first.
@@ -209,12 +238,12 @@ fn first_stream(name: &str) -> u64 {
 impl FittedPanther {
     /// The settings, if they make fewer numbers than the weight has: two products together are
     /// `2 terms · rank · (d_in + d_out)`, and the four convolutions of both sides
-    /// `terms · rank · (d_in + d_out + channels + d_out · taps)`.
+    /// `terms · rank · (d_in + d_out + channels + taps · d_out)`, for each group.
     fn offered(&self, settings: &Settings) -> Result<PantherSettings, String> {
         let read = read(settings)?;
-        let each = match self.channels {
-            Some(channels) if read.two_sided => {
-                self.d_in + self.d_out + channels + self.d_in / channels * self.d_out
+        let each = match &self.kernel {
+            Some(kernel) if read.two_sided => {
+                self.d_in + self.d_out + kernel.channels + kernel.taps() * self.d_out
             }
             _ => 2 * (self.d_in + self.d_out),
         };
@@ -239,16 +268,15 @@ impl FittedPanther {
         &self,
         work: &mut Replacement<'_>,
         s: &PantherSettings,
-        layer: &Layer,
-        (stream, part): (Stream, Part),
+        (weight, stream, part): (Value, Stream, Part),
         (shape, values): (&[usize], Option<Vec<f32>>),
     ) -> Result<Value, ApplyError> {
-        let origin = work.graph.node(layer.weight.node).origin.part(part);
+        let origin = origin(work, weight, part);
         if s.start == Start::Random {
             let bound = (2.0 * s.terms as f64 / self.d_in as f64).sqrt();
             return Ok(work.random(self.draw(stream, DrawKind::Uniform, bound), shape, origin)?);
         }
-        let sides = if s.two_sided && self.channels.is_some() { ", two-sided" } else { "" };
+        let sides = if s.two_sided && self.kernel.is_some() { ", two-sided" } else { "" };
         let name = format!(
             "panther.{}({}, k = {}, terms = {}{sides}, copy = {}, seed = {}, stream = {})",
             part.name(),
@@ -282,115 +310,148 @@ impl FittedPanther {
             })
         })?;
         let factors = factors.flatten();
-        let origin = |part| work.graph.node(layer.weight.node).origin.part(part);
-        let [left_origin, random, right_origin] = [Part::Left, Part::Random, Part::Right].map(origin);
+        let weight = layer.weight;
+        let parts = [Part::Left, Part::Random, Part::Right];
+        let [left_origin, random, right_origin] = parts.map(|part| origin(work, weight, part));
         let left = factors.as_ref().map(|f| f.left.to_row_major());
-        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, left))?;
+        let left = self.trained(work, s, (weight, Stream::Left, Part::Left), (&left_shape, left))?;
         let inputs = work.random(inputs, &left_shape, random.clone())?;
         let left = work.add(Concat { axis: 1 }, &[left, inputs], left_origin)?;
         let outputs = work.random(outputs, &right_shape, random)?;
         let right = factors.as_ref().map(|f| f.right.to_row_major());
-        let right = self.trained(work, s, layer, (Stream::Right, Part::Right), (&right_shape, right))?;
+        let right = self.trained(work, s, (weight, Stream::Right, Part::Right), (&right_shape, right))?;
         Ok([left, work.add(Concat { axis: 0 }, &[outputs, right], right_origin)?])
     }
 
-    /// The two kernels of a convolution: a trained one, and the random one that is 1x1.
-    fn conv(
+    /// The two kernels of a convolution: a trained one, and the random one that has one tap.
+    fn outputs(
         &self,
         work: &mut Replacement<'_>,
-        layer: &Layer,
+        kernel: &Kernel,
         s: &PantherSettings,
     ) -> Result<[Value; 2], ApplyError> {
         let width = 2 * s.terms * s.rank;
         let signs = self.signs(Stream::OutputSigns, s);
-        let factor = work.computed(|| {
-            let u = || Ok::<_, RandnlaError>(drawn(signs, [self.d_out, width])?.transposed());
-            let weight = || layer.matrix(work.graph);
-            Ok::<_, RandnlaError>(match s.start {
-                Start::Random => None,
-                Start::Unbiased => Some(panther::unbiased_outputs(&weight()?, &u()?, s.terms)?),
-                Start::LeastSquares => Some(panther::least_squares_outputs(&weight()?, &u()?)?),
-            })
+        let values = work.computed(|| {
+            let of = |(w, u): (Matrix, Matrix)| match s.start {
+                Start::Random => Ok(None),
+                Start::Unbiased => panther::unbiased_outputs(&w, &u, s.terms).map(Some),
+                Start::LeastSquares => panther::least_squares_outputs(&w, &u).map(Some),
+            };
+            let us = by_group(kernel, drawn(signs, [kernel.groups * self.d_out, width])?);
+            let factors = kernel.matrices(work.graph)?.into_iter().zip(us).map(of);
+            // By group, width and tap.
+            let factors: Option<Vec<Matrix>> = factors.collect::<Result<_, RandnlaError>>()?;
+            Ok::<_, RandnlaError>(
+                factors.map(|all| all.iter().flat_map(|f| f.transposed().to_row_major()).collect()),
+            )
         })?;
-        let values = factor.flatten().map(|f| layer.factor(&f));
-        let [left_shape, right_shape] = layer.factor_shapes(width);
-        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, values))?;
-        let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
-        Ok([left, work.random(signs, &right_shape, random)?])
+        let weight = kernel.weight;
+        let left_shape = kernel.of_outputs(width);
+        let left = (weight, Stream::Left, Part::Left);
+        let left = self.trained(work, s, left, (&left_shape, values.flatten()))?;
+        let random = origin(work, weight, Part::Random);
+        Ok([left, work.random(signs, &kernel.pointwise([width, self.d_out]), random)?])
     }
 
-    /// The four kernels of a convolution on both sides: a trained one and the 1x1 signs behind it, and the 1x1 signs in front
-    /// of a trained one.
+    /// The four kernels of a convolution on both sides: a trained one and the signs behind it, and the signs in front of a
+    /// trained one. Signs have one tap.
     fn both_sides(
         &self,
         work: &mut Replacement<'_>,
-        layer: &Layer,
+        kernel: &Kernel,
         s: &PantherSettings,
-        channels: usize,
     ) -> Result<[Value; 4], ApplyError> {
         let half = s.terms * s.rank;
         let (outputs, inputs) = (self.signs(Stream::OutputSigns, s), self.signs(Stream::InputSigns, s));
-        let (taps, d_out) = (self.d_in / channels, self.d_out);
+        let (taps, d_out, channels) = (kernel.taps(), self.d_out, kernel.channels);
         let factors = work.computed(|| {
-            let u1 = drawn(outputs, [d_out, half])?.transposed();
-            let u2 = drawn(inputs, [half, channels])?;
+            let u1 = by_group(kernel, drawn(outputs, [kernel.groups * d_out, half])?);
+            let u2 = drawn(inputs, [kernel.groups * half, channels])?;
             // Rows are taps and outputs, columns are channels.
             let by_channel = |w: &Matrix| {
                 Matrix::from_fn(taps * d_out, channels, |r, c| w.at(c * taps + r / d_out, r % d_out))
             };
-            let weight = || layer.matrix(work.graph);
-            Ok::<_, RandnlaError>(match s.start {
-                Start::Random => None,
-                Start::Unbiased => {
-                    let w = weight()?;
-                    let right = panther::unbiased_outputs(&by_channel(&w), &u2, s.terms)?;
-                    Some((panther::unbiased_outputs(&w, &u1, s.terms)?, right))
-                }
-                Start::LeastSquares => {
-                    let w = weight()?;
-                    let left = panther::least_squares_outputs(&w, &u1)?;
-                    let covered = left.product(&u1)?;
-                    let rest = Matrix::from_fn(w.rows(), w.columns(), |i, j| w.at(i, j) - covered.at(i, j));
-                    let right = panther::least_squares_outputs(&by_channel(&rest), &u2)?;
-                    Some((left, right))
-                }
-            })
+            let (mut left, mut right) = (Vec::new(), Vec::new());
+            for (group, (w, u1)) in kernel.matrices(work.graph)?.into_iter().zip(u1).enumerate() {
+                let u2 = Matrix::from_fn(half, channels, |i, c| u2.at(group * half + i, c));
+                let (s1, s2) = match s.start {
+                    Start::Random => return Ok(None),
+                    Start::Unbiased => {
+                        let s2 = panther::unbiased_outputs(&by_channel(&w), &u2, s.terms)?;
+                        (panther::unbiased_outputs(&w, &u1, s.terms)?, s2)
+                    }
+                    Start::LeastSquares => {
+                        let s1 = panther::least_squares_outputs(&w, &u1)?;
+                        let covered = s1.product(&u1)?;
+                        let rest =
+                            Matrix::from_fn(w.rows(), w.columns(), |i, j| w.at(i, j) - covered.at(i, j));
+                        (s1, panther::least_squares_outputs(&by_channel(&rest), &u2)?)
+                    }
+                };
+                left.extend(s1.transposed().to_row_major());
+                let at = |i: usize| s2.at(i % taps * d_out + i / taps / half, i / taps % half) as f32;
+                right.extend((0..d_out * half * taps).map(at));
+            }
+            Ok::<_, RandnlaError>(Some((left, right)))
         })?;
-        let [left_shape, outputs_shape] = layer.factor_shapes(half);
-        let inputs_shape = layer.right_shape(channels, half);
-        let right_shape = [&[d_out, half], &left_shape[2..]].concat();
         let (left, right) = factors.flatten().unzip();
-        let left = left.map(|left| layer.factor(&left));
-        let right = right.map(|right: Matrix| {
-            let at = |i: usize| right.at(i % taps * d_out + i / taps / half, i / taps % half) as f32;
-            (0..d_out * half * taps).map(at).collect()
-        });
-        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, left))?;
-        let right = self.trained(work, s, layer, (Stream::Right, Part::Right), (&right_shape, right))?;
-        let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
-        let outputs = work.random(outputs, &outputs_shape, random.clone())?;
-        let inputs = work.random(inputs, &inputs_shape, random)?;
+        let weight = kernel.weight;
+        let shapes = [kernel.of_outputs(half), kernel.of_channels(half)];
+        let left = self.trained(work, s, (weight, Stream::Left, Part::Left), (&shapes[0], left))?;
+        let right = self.trained(work, s, (weight, Stream::Right, Part::Right), (&shapes[1], right))?;
+        let random = origin(work, weight, Part::Random);
+        let outputs = work.random(outputs, &kernel.pointwise([half, d_out]), random.clone())?;
+        let inputs = work.random(inputs, &kernel.pointwise([channels, half]), random)?;
         Ok([left, outputs, inputs, right])
     }
 
-    /// The sum of both sides in place of a convolution.
-    fn two_convolutions(
+    /// The sketch of a kernel in place of each of the convolutions.
+    fn convolve(
+        &self,
         work: &mut Replacement<'_>,
-        layer: &Layer,
-        n: NodeId,
-        [left, outputs, inputs, right]: [Value; 4],
-    ) -> Result<Value, ApplyError> {
+        kernel: &Kernel,
+        nodes: &[NodeId],
+        s: &PantherSettings,
+    ) -> Result<(), ApplyError> {
         let g = work.graph;
-        let Op::Conv(conv) = g.op(n) else { unreachable!("kernels are those of convolutions") };
-        let pointwise = Conv { layout: conv.layout, ..Conv::pointwise() };
-        let origin = |part| g.node(n).origin.part(part);
-        let x = work.input(n);
-        let thin = layer.left_product(work, n, left)?;
-        let of_outputs = work.add(pointwise.clone(), &[thin, outputs], origin(Part::Term))?;
-        let thin = work.add(pointwise, &[x, inputs], origin(Part::Left))?;
-        let of_inputs = work.add(conv.clone(), &[thin, right], origin(Part::Term))?;
-        Ok(work.add(Add, &[of_outputs, of_inputs], origin(Part::Right))?)
+        let convolution = |work: &mut Replacement<'_>, n: NodeId, operands: [Value; 2], part| {
+            work.add(g.op(n).clone(), &operands, g.node(n).origin.part(part))
+        };
+        if !s.two_sided {
+            let [left, outputs] = self.outputs(work, kernel, s)?;
+            for &n in nodes {
+                let x = work.input(n);
+                let thin = convolution(work, n, [x, left], Part::Left)?;
+                let result = add_pointwise(work, n, [thin, outputs], Part::Right)?;
+                work.replace(n.into(), result);
+            }
+            return Ok(());
+        }
+        let [left, outputs, inputs, right] = self.both_sides(work, kernel, s)?;
+        for &n in nodes {
+            let x = work.input(n);
+            let thin = convolution(work, n, [x, left], Part::Left)?;
+            let of_outputs = add_pointwise(work, n, [thin, outputs], Part::Term)?;
+            let thin = add_pointwise(work, n, [x, inputs], Part::Left)?;
+            let of_inputs = convolution(work, n, [thin, right], Part::Term)?;
+            let sum = work.add(Add, &[of_outputs, of_inputs], g.node(n).origin.part(Part::Right))?;
+            work.replace(n.into(), sum);
+        }
+        Ok(())
     }
+}
+
+/// The origin of a factor of a weight.
+fn origin(work: &Replacement<'_>, weight: Value, part: Part) -> Origin {
+    work.graph.node(weight.node).origin.part(part)
+}
+
+/// Signs `[groups · outputs, width]` as one `[width, outputs]` for each group.
+fn by_group(kernel: &Kernel, signs: Matrix) -> Vec<Matrix> {
+    let outputs = kernel.outputs;
+    let of = |group| Matrix::from_fn(signs.columns(), outputs, |i, j| signs.at(group * outputs + j, i));
+    (0..kernel.groups).map(of).collect()
 }
 
 /// Random numbers as a matrix.
@@ -406,9 +467,9 @@ impl Fitted for FittedPanther {
         let width = 2.0 * (s.terms * s.rank) as f64;
         let d_out = self.d_out as f64;
         // What is sketched beside the outputs.
-        let other = match self.channels {
+        let other = match &self.kernel {
             None => Some(self.d_in as f64),
-            Some(channels) => s.two_sided.then_some(channels as f64),
+            Some(kernel) => s.two_sided.then_some(kernel.channels as f64),
         };
         Ok(match (s.start, other) {
             (Start::LeastSquares, Some(d_in)) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
@@ -427,19 +488,11 @@ impl Fitted for FittedPanther {
         settings: &Settings,
     ) -> Result<(), ApplyError> {
         let settings = self.offered(settings).map_err(ApplyError::Settings)?;
+        if let Some(kernel) = &self.kernel {
+            return self.convolve(work, kernel, &site.nodes, &settings);
+        }
         let layer = Layer::of(work.graph, site);
-        let factors = match self.channels {
-            None => self.linear(work, &layer, &settings)?,
-            Some(channels) if settings.two_sided => {
-                let kernels = self.both_sides(work, &layer, &settings, channels)?;
-                for &n in &layer.nodes {
-                    let sum = FittedPanther::two_convolutions(work, &layer, n, kernels)?;
-                    work.replace(n.into(), sum);
-                }
-                return Ok(());
-            }
-            Some(_) => self.conv(work, &layer, &settings)?,
-        };
+        let factors = self.linear(work, &layer, &settings)?;
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, factors)?;
             work.replace(n.into(), product);

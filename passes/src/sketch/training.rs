@@ -4,8 +4,8 @@ use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::Choice;
 
 use super::{
-    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Start,
-    layers, sites,
+    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Site, Start,
+    sites,
 };
 use crate::ApplyPlan;
 
@@ -109,18 +109,16 @@ pub fn panther_for_training(
     if rank == 0 || terms == 0 {
         return Err(PassError::Refused(format!("rank {rank} and {terms} terms, expected at least 1")));
     }
-    let found = layers(g);
-    check_names(&found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
-    let choice = Choice {
-        seed: Some(seed),
-        ..Choice::new(PantherScheme.facts().name, &PantherSettings { rank, terms, start, two_sided })
-    };
+    let name = PantherScheme.facts().name;
+    let found: Vec<Site> = sites(g).into_iter().filter(|site| site.schemes.contains(&name)).collect();
+    check_names(&found.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
+    let settings = PantherSettings { rank, terms, start, two_sided };
+    let choice = Choice { seed: Some(seed), ..Choice::new(name, &settings) };
     let mut pass = ApplyPlan::default();
-    for layer in found {
-        if options.modules.as_ref().is_some_and(|names| !names.contains(&layer.name)) {
+    for site in found {
+        if options.modules.as_ref().is_some_and(|names| !names.contains(&site.name)) {
             continue;
         }
-        let site = layer.site(g, PantherScheme.facts().name);
         let decompositions = &Decompositions::default();
         let context = Context {
             graph: g,
@@ -132,24 +130,14 @@ pub fn panther_for_training(
             seed,
         };
         let fitted = PantherScheme.fit(&context);
-        let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
+        let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", site.name)))?;
         if fitted.squared_error(&choice.settings).is_err() {
-            let (a, b, half) = (layer.d_in, layer.d_out, terms.saturating_mul(rank));
-            let numbers = match layer.channels() {
-                Some(c) if two_sided => format!("{half} x ({a} + {b} + {c} + {} x {b})", a / c),
-                _ => format!("{} x ({a} + {b})", half.saturating_mul(2)),
-            };
-            let message = format!("{numbers} numbers would not be fewer than the {a} x {b} of the weight");
-            cx.remarks.push(Remark {
-                pass: PantherScheme.facts().name,
-                at: layer.name,
-                message,
-                declined: true,
-            });
+            let message = settings.numbers(g, &site);
+            cx.remarks.push(Remark { pass: name, at: site.name, message, declined: true });
             continue;
         }
-        pass.choices.insert(layer.name.clone(), choice.clone());
-        pass.fitted.insert(layer.name, fitted.into());
+        pass.choices.insert(site.name.clone(), choice.clone());
+        pass.fitted.insert(site.name, fitted.into());
     }
     pass.run(g, cx)
 }
