@@ -172,6 +172,24 @@ fn errors_are_those_that_are_predicted() {
     }
 }
 
+/// Schemes without exact settings are fitted and measured with samples as well.
+#[test]
+fn sites_of_every_scheme_are_measured_on_samples() {
+    for row in ROWS.iter().filter(|r| r.exact.is_none()) {
+        let source = source(row.network);
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 64, 0))]).unwrap();
+        for settings in row.lossy {
+            let plan = Some(plan(&source, row, settings));
+            let options = CompileOptions { plan, ..CompileOptions::default() };
+            let compiled =
+                compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+            let site = compiled.report.modules.iter().find(|m| m.is_sketched()).unwrap();
+            let error = site.layer_error;
+            assert!(error > 0.0 && error.is_finite(), "{} {settings}: {error}", row.scheme);
+        }
+    }
+}
+
 fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();

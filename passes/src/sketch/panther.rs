@@ -217,7 +217,7 @@ struct FittedPanther {
     /// Rows and columns of the weight as a matrix; of a kernel, those of one group.
     d_in: usize,
     d_out: usize,
-    /// `None` for a product.
+    /// That of the graph of the fit; `None` for a product.
     kernel: Option<Kernel>,
 }
 
@@ -488,8 +488,9 @@ impl Fitted for FittedPanther {
         settings: &Settings,
     ) -> Result<(), ApplyError> {
         let settings = self.offered(settings).map_err(ApplyError::Settings)?;
-        if let Some(kernel) = &self.kernel {
-            return self.convolve(work, kernel, &site.nodes, &settings);
+        // The graph may be another one than that of the fit.
+        if let Some(kernel) = Kernel::at(work.graph, site.nodes[0]) {
+            return self.convolve(work, &kernel, &site.nodes, &settings);
         }
         let layer = Layer::of(work.graph, site);
         let factors = self.linear(work, &layer, &settings)?;
