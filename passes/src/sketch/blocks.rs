@@ -63,7 +63,7 @@ impl Blocks {
         self.split_from(nodes, x, axis, 0)
     }
 
-    /// The blocks of what is padded so that they end in it, from the position on that so many blocks end at.
+    /// The blocks of a value that is padded, without the first `before` ones.
     pub(super) fn split_from(
         &self,
         nodes: &mut Nodes<'_, '_>,

@@ -158,7 +158,7 @@ impl Heads {
         })
     }
 
-    /// Why no form that reads keys one by one stands for this: the mask has a row for each query.
+    /// Why a form that needs one mask for all queries does not stand for this.
     pub(super) fn row_refusal(&self) -> Option<String> {
         let mask = self.mask.as_ref()?;
         let rows = mask.len().checked_sub(2).map(|axis| &mask[axis])?;

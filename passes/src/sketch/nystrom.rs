@@ -128,13 +128,16 @@ fn is_six(iterations: &usize) -> bool {
     *iterations == six()
 }
 
+/// Of more, the matrix A does not fit into memory.
+const MOST_LANDMARKS: usize = 1 << 16;
+
 /// More steps than any matrix in f32 takes: each multiplies what is near 0 of it by 13 / 4.
 const MOST_ITERATIONS: usize = 64;
 
 impl HeadSettings for NystromSettings {
     fn check(&self) -> Result<(), String> {
-        if self.landmarks == 0 {
-            return Err("0 landmarks, expected at least 1".to_owned());
+        if !(1..=MOST_LANDMARKS).contains(&self.landmarks) {
+            return Err(format!("{} landmarks, expected 1 to {MOST_LANDMARKS}", self.landmarks));
         }
         match (1..=MOST_ITERATIONS).contains(&self.iterations) {
             true => Ok(()),
