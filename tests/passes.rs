@@ -239,10 +239,17 @@ fn products_in(storage: &str) -> StoreConstants {
 fn doc_examples_of_panther_hold() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src/sketch/panther.rs");
     let examples = doc_examples(&std::fs::read_to_string(path).unwrap());
-    assert_eq!(examples.len(), 2);
-    for example in examples {
+    assert_eq!(examples.len(), 3);
+    for (example, two_sided) in examples.into_iter().zip([false, false, true]) {
         let (mut g, names) = parse_with_random_constants(&example.before);
-        let options = PantherTraining { rank: 8, terms: 2, start: Start::Unbiased, seed: 7, modules: None };
+        let options = PantherTraining {
+            rank: 8,
+            terms: 1 + usize::from(!two_sided),
+            start: Start::Unbiased,
+            two_sided,
+            seed: 7,
+            modules: None,
+        };
         panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
         assert_eq!(normalized(&g, "after", &names), example.after);
         let again = panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();

@@ -1,6 +1,9 @@
 //! The laws of sketch schemes, over all of them: exact where they can be, with the errors that they predict, in ordinary
 //! operators, and found again.
 
+#[path = "schemes/rows.rs"]
+mod rows;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,228 +18,7 @@ use margay_randnla::{Distribution, Factors, random_matrix};
 use margay_tensor::Tensor;
 use margay_testkit::{doc_examples, normal, normalized, parse_with_random_constants};
 
-/// A scheme on a site of one of the networks.
-struct Row {
-    scheme: &'static str,
-    network: &'static str,
-    site: &'static str,
-    /// Settings that only round; `None` for a scheme that has none.
-    exact: Option<&'static str>,
-    /// Whether it is fewer operations that it saves, and not bytes alone.
-    saves_operations: bool,
-    /// Settings that lose something, with a predicted error of their own.
-    lossy: &'static [&'static str],
-    found: Found,
-}
-
-/// Where what a scheme put into a graph is found again, as the product of two matrices.
-#[derive(PartialEq)]
-enum Found {
-    Never,
-    /// In graphs that margay made, where origins have parts.
-    ByParts,
-    /// In any.
-    ByStructure,
-}
-
-const ROWS: &[Row] = &[
-    Row {
-        scheme: "cp",
-        network: CONVNET,
-        site: "conv",
-        exact: None,
-        saves_operations: true,
-        lossy: &["rank = 4", "rank = 8, start = 1"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "favor",
-        network: ATTENTION,
-        site: "att",
-        exact: None,
-        saves_operations: false,
-        lossy: &[
-            "features = 4",
-            "features = 6, kernel = \"relu\"",
-            "features = 6, hyperbolic = true, directions = \"regularized\"",
-            "features = 4, heads = [1]",
-        ],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "interpolative",
-        network: FFN,
-        site: "up",
-        exact: Some("rank = 24"),
-        saves_operations: true,
-        lossy: &["rank = 6", "rank = 12"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "interpolative",
-        network: FFN,
-        site: "down",
-        exact: Some("rank = 20"),
-        saves_operations: true,
-        lossy: &["rank = 6", "rank = 12"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "interpolative",
-        network: CONVNET,
-        site: "conv",
-        exact: Some("rank = 12"),
-        saves_operations: true,
-        lossy: &["rank = 4", "rank = 8"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "kronecker",
-        network: FFN,
-        site: "up",
-        exact: Some("block = [6, 8], terms = 40"),
-        saves_operations: true,
-        lossy: &["block = [6, 8], terms = 1", "block = [6, 8], terms = 3"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "kronecker",
-        network: FFN,
-        site: "down",
-        exact: Some("block = [8, 5], terms = 40"),
-        saves_operations: true,
-        lossy: &["block = [8, 5], terms = 1", "block = [8, 5], terms = 2"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "lowrank",
-        network: FFN,
-        site: "up",
-        exact: Some("rank = 24"),
-        saves_operations: true,
-        lossy: &["rank = 6", "rank = 12"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "lowrank",
-        network: FFN,
-        site: "down",
-        exact: Some("rank = 20"),
-        saves_operations: true,
-        lossy: &["rank = 6", "rank = 12"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "lowrank",
-        network: CONVNET,
-        site: "conv",
-        exact: Some("rank = 12"),
-        saves_operations: true,
-        lossy: &["rank = 4", "rank = 8"],
-        found: Found::ByStructure,
-    },
-    Row {
-        scheme: "monarch",
-        network: FFN,
-        site: "up",
-        exact: Some("blocks = [4, 8], rank = 6"),
-        saves_operations: true,
-        lossy: &["blocks = [4, 8]", "blocks = [4, 8], rank = 3"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "monarch",
-        network: FFN,
-        site: "down",
-        exact: Some("blocks = [8, 4], rank = 5"),
-        saves_operations: true,
-        lossy: &["blocks = [8, 4]", "blocks = [8, 4], rank = 2", "blocks = [8, 4], rank = 3"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "neurons",
-        network: FFN,
-        site: "up+down",
-        exact: Some("units = 80"),
-        saves_operations: true,
-        lossy: &["units = 20", "units = 40"],
-        found: Found::ByParts,
-    },
-    Row {
-        scheme: "panther",
-        network: FFN,
-        site: "up",
-        exact: None,
-        saves_operations: true,
-        lossy: &["rank = 4, terms = 1, copy = \"least-squares\""],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "quantized",
-        network: FFN,
-        site: "up",
-        exact: None,
-        saves_operations: false,
-        lossy: &["bits = 3", "bits = 4", "bits = 4, rank = 6"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "quantized",
-        network: FFN,
-        site: "down",
-        exact: None,
-        saves_operations: false,
-        lossy: &["bits = 3", "bits = 3, rank = 2", "bits = 4", "bits = 4, rank = 2", "bits = 4, rank = 6"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "spatial",
-        network: CONVNET,
-        site: "conv",
-        exact: Some("rank = 9"),
-        saves_operations: true,
-        lossy: &["rank = 2", "rank = 4"],
-        found: Found::Never,
-    },
-    Row {
-        scheme: "tucker",
-        network: CONVNET,
-        site: "conv",
-        exact: Some("ranks = [3, 12]"),
-        saves_operations: true,
-        lossy: &["ranks = [2, 4]", "ranks = [3, 6]"],
-        found: Found::Never,
-    },
-];
-
-const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
-  %0 = const #u : f32[24, 80]  // up.weight
-  %1 = matmul %x, %0 : f32[N, 80]  // up
-  %2 = const #b : f32[80]  // up.bias
-  %3 = add %1, %2 : f32[N, 80]  // up/Add
-  %4 = gelu %3 : f32[N, 80]  // act
-  %5 = const #v : f32[80, 20]  // down.weight
-  %6 = matmul %4, %5 : f32[N, 20]  // down
-  return %6
-}";
-
-const ATTENTION: &str = "graph @net(%x: f32[N, 2, 5, 6]) -> (y: f32[N, 2, 5, 6]) {
-  %0 = const #q : f32[6, 6]  // q.weight
-  %1 = matmul %x, %0 : f32[N, 2, 5, 6]  // q
-  %2 = const #v : f32[6, 6]  // v.weight
-  %3 = matmul %x, %2 : f32[N, 2, 5, 6]  // v
-  %4 = attention %1, %x, %3 {scale = 0.25, causal = true} : f32[N, 2, 5, 6]  // att
-  return %4
-}";
-
-const CONVNET: &str = "graph @net(%x: f32[N, 3, 6, 5]) -> (y: f32[N, 12, 6, 3]) {
-  %0 = const #k : f32[12, 3, 3, 3]  // conv.weight
-  %1 = conv %x, %0 {strides = [1, 2], pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 12, 6, 3]  // conv
-  %2 = const #b : f32[12, 1, 1]  // conv.bias
-  %3 = add %1, %2 : f32[N, 12, 6, 3]  // conv/Add
-  %4 = relu %3 : f32[N, 12, 6, 3]  // act
-  return %4
-}";
+use rows::{CONVNET, FFN, Found, ROWS, Row};
 
 /// The network, whose weights have spectra that fall.
 fn source(network: &str) -> Model {
@@ -390,6 +172,24 @@ fn errors_are_those_that_are_predicted() {
     }
 }
 
+/// Schemes without exact settings are fitted and measured with samples as well.
+#[test]
+fn sites_of_every_scheme_are_measured_on_samples() {
+    for row in ROWS.iter().filter(|r| r.exact.is_none()) {
+        let source = source(row.network);
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 64, 0))]).unwrap();
+        for settings in row.lossy {
+            let plan = Some(plan(&source, row, settings));
+            let options = CompileOptions { plan, ..CompileOptions::default() };
+            let compiled =
+                compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+            let site = compiled.report.modules.iter().find(|m| m.is_sketched()).unwrap();
+            let error = site.layer_error;
+            assert!(error > 0.0 && error.is_finite(), "{} {settings}: {error}", row.scheme);
+        }
+    }
+}
+
 fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();
@@ -480,8 +280,10 @@ fn doc_examples_hold() {
         ("favor", "features = 16"),
         ("interpolative", "rank = 8"),
         ("kronecker", "block = [4, 8], terms = 2"),
+        ("local", "window = 8"),
         ("monarch", "blocks = [4, 8]"),
         ("neurons", "units = 24"),
+        ("nystrom", "landmarks = 4, iterations = 1"),
         ("quantized", "bits = 4, rank = 8"),
         ("spatial", "rank = 8"),
         ("tucker", "ranks = [8, 16]"),

@@ -30,6 +30,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "scheme = \"neurons\"\nunits = 24\nstorage = \"i8(axis = 1)\"",
         "scheme = \"panther\"\nrank = 4\nterms = 2",
         "scheme = \"favor\"\nfeatures = 64\nkernel = \"relu\"\nheads = [0, 3]\nlimit = 0.2",
+        "scheme = \"nystrom\"\nlandmarks = 32\niterations = 9",
+        "scheme = \"local\"\nwindow = 64\nglobal = 1\nsummary = \"means\"\nlimit = 0.1",
         "scheme = \"kronecker\"\nblock = [4, 8]\nterms = 2",
         "scheme = \"monarch\"\nblocks = [4, 8]\nrank = 3",
         "scheme = \"tucker\"\nranks = [8, 16]",
@@ -58,7 +60,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn change(text: &[u8], draw: &mut Draw) -> Vec<u8> {
-    const WORDS: [&str; 27] = [
+    const WORDS: [&str; 33] = [
         "[plan]",
         "[modules]",
         "[[modules]]",
@@ -75,6 +77,12 @@ pub(super) fn change(text: &[u8], draw: &mut Draw) -> Vec<u8> {
         "panther",
         "favor",
         "features",
+        "nystrom",
+        "landmarks",
+        "local",
+        "window",
+        "global",
+        "summary",
         "heads",
         "limit",
         "block",

@@ -3,14 +3,13 @@
 
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, compile};
 use margay_ir::{Changed, Cx, Graph, Part, Stage, eval};
-use margay_passes::gradients;
 use margay_passes::sketch::{
     FavorSettings, FavorTraining, FeatureDirections, FeatureKernel, favor_for_training, read_plan,
 };
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
 
-use crate::{floats, narrow, random, widened};
+use crate::{check_by_differences, floats, narrow, random, widened};
 
 const HEADS: usize = 4;
 const LEN: usize = 6;
@@ -231,45 +230,10 @@ fn errors_fall_with_the_number_of_features() {
 fn derivatives_are_those_of_finite_differences() {
     for s in kinds() {
         for (shared, causal, mask) in [(HEADS, true, None), (2, false, Some("f32[2, 1, 1, 6]"))] {
-            let mut g = widened(&with_features(&attention(shared, causal, mask), &s));
-            let forward = g.clone();
-            let y = g.outputs()[0].value;
-            let seed = g.add_input("dy", g.ty(y).clone());
-            let by: Vec<_> = g.inputs()[..3].iter().map(|n| (*n).into()).collect();
-            let found = gradients(&mut g, &[(y, seed)], &by).unwrap();
-            g.set_outputs(vec![]);
-            for (i, v) in found.into_iter().enumerate() {
-                g.add_output(&format!("d{i}"), v.unwrap());
-            }
-            g.remove_dead();
+            let g = widened(&with_features(&attention(shared, causal, mask), &s));
             let mut inputs = operands(shared);
             inputs.extend(mask.map(|_| ("m", crate::wide(&hiding(&[2, 1, 1, LEN], -1e9)))));
-            let dy = random(&[2, HEADS, LEN, 3], 7);
-            let mut given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
-            given.push(("dy", &dy));
-            let derivatives = eval::run(&g, &given).unwrap();
-            let weights = floats(&dy);
-            for (i, derivative) in derivatives.iter().enumerate() {
-                let derivative = floats(derivative);
-                let scale = derivative.iter().fold(0f64, |m, d| m.max(d.abs()));
-                for at in (0..derivative.len()).step_by(7) {
-                    let moved = |by: f64| {
-                        let mut inputs = inputs.clone();
-                        let mut values = floats(&inputs[i].1);
-                        values[at] += by;
-                        inputs[i].1 = Tensor::from_slice(inputs[i].1.shape(), &values).unwrap();
-                        run(&forward, &inputs).iter().zip(&weights).map(|(y, w)| y * w).sum::<f64>()
-                    };
-                    let step = 1e-5;
-                    let expected = (moved(step) - moved(-step)) / (2.0 * step);
-                    let error = (derivative[at] - expected).abs();
-                    assert!(
-                        error < 1e-6 * scale,
-                        "{s:?} {causal} by {i} at {at}: {} {expected}",
-                        derivative[at]
-                    );
-                }
-            }
+            check_by_differences(&format!("{s:?} {causal}"), &g, &inputs, 3);
         }
     }
 }

@@ -6,7 +6,7 @@ use margay_passes::sketch::{PantherTraining, Start, panther_for_training};
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
 
-use crate::{check, floats, multiply, random, transposed, widened};
+use crate::{check, check_by_differences, floats, multiply, random, transposed, widened};
 
 /// The constant with a part, and its contents.
 fn constant(g: &Graph, part: Option<Part>, has: impl Fn(&Tensor) -> bool) -> (Value, Vec<f64>) {
@@ -33,7 +33,7 @@ const RANK: usize = 3;
 fn sketched(source: &str, start: Start, rank: usize) -> (Graph, Graph) {
     let (before, _) = parse_with_random_constants(source);
     let mut g = before.clone();
-    let options = PantherTraining { rank, terms: TERMS, start, seed: 5, modules: None };
+    let options = PantherTraining { rank, terms: TERMS, start, two_sided: false, seed: 5, modules: None };
     let mut cx = Cx::default();
     panther_for_training(&mut g, &options, &mut cx).unwrap();
     assert!(cx.remarks.is_empty());
@@ -126,7 +126,14 @@ fn random_factors_have_the_variance_of_he() {
     let (mut squares, seeds) = (0.0, 40);
     for seed in 0..seeds {
         let mut g = dense.clone();
-        let options = PantherTraining { rank: RANK, terms: TERMS, start: Start::Random, seed, modules: None };
+        let options = PantherTraining {
+            rank: RANK,
+            terms: TERMS,
+            start: Start::Random,
+            two_sided: false,
+            seed,
+            modules: None,
+        };
         panther_for_training(&mut g, &options, &mut Cx::default()).unwrap();
         let parts = Linear::of(&g);
         let mut effective = vec![0.0; D_IN * D_OUT];
@@ -243,7 +250,14 @@ fn modules_that_would_not_shrink_are_left_with_a_remark() {
     let (before, _) = linear(Start::Unbiased);
     let run = |rank, modules: Option<Vec<String>>| {
         let (mut g, mut cx) = (before.clone(), Cx::default());
-        let options = PantherTraining { rank, terms: 1, start: Start::LeastSquares, seed: 0, modules };
+        let options = PantherTraining {
+            rank,
+            terms: 1,
+            start: Start::LeastSquares,
+            two_sided: false,
+            seed: 0,
+            modules,
+        };
         let changed = panther_for_training(&mut g, &options, &mut cx);
         (changed, cx.remarks.iter().map(|r| format!("{} at `{}`: {}", r.pass, r.at, r.message)).collect())
     };
@@ -257,4 +271,183 @@ fn modules_that_would_not_shrink_are_left_with_a_remark() {
     let refusal = |rank, modules| run(rank, modules).0.unwrap_err().to_string();
     assert_eq!(refusal(9, Some(vec!["fc2".into()])), "the model has no module `fc2`; it has `fc`");
     assert_eq!(refusal(0, None), "rank 0 and 1 terms, expected at least 1");
+}
+
+/// A convolution: its input and result, its attributes, and groups, outputs, channels and taps of a group.
+struct Convolution {
+    x: &'static [usize],
+    y: &'static [usize],
+    taps: &'static [usize],
+    attributes: &'static str,
+    group: [usize; 4],
+}
+
+const CONVOLUTIONS: [Convolution; 4] = [
+    Convolution {
+        x: &[2, 8, 6, 5],
+        y: &[2, 24, 3, 5],
+        taps: &[3, 3],
+        attributes: "strides = [2, 1], pads_before = [2, 1], pads_after = [2, 1], dilations = [2, 1]",
+        group: [1, 24, 8, 9],
+    },
+    Convolution {
+        x: &[2, 12, 5, 4],
+        y: &[2, 42, 5, 4],
+        taps: &[3, 3],
+        attributes: "pads_before = [1, 1], pads_after = [1, 1], groups = 2",
+        group: [2, 21, 6, 9],
+    },
+    Convolution {
+        x: &[2, 8, 11],
+        y: &[2, 24, 6],
+        taps: &[5],
+        attributes: "strides = [2], pads_before = [2], pads_after = [2], dilations = [1]",
+        group: [1, 24, 8, 5],
+    },
+    Convolution {
+        x: &[2, 21, 8],
+        y: &[2, 45, 8],
+        taps: &[5],
+        attributes: "strides = [1], pads_before = [2], pads_after = [2], dilations = [1], groups = 3",
+        group: [3, 15, 7, 5],
+    },
+];
+
+impl Convolution {
+    fn kernel_shape(&self) -> Vec<usize> {
+        let [groups, outputs, channels, _] = self.group;
+        [&[groups * outputs, channels], self.taps].concat()
+    }
+
+    fn dense(&self) -> Graph {
+        let [x, y] = [self.x, self.y].map(|shape| format!("f32{shape:?}"));
+        parse_with_random_constants(&format!(
+            "graph @net(%x: {x}) -> (y: {y}) {{
+               %0 = const #w : f32{:?}  // conv.weight
+               %1 = conv %x, %0 {{{}}} : {y}  // conv
+               return %1
+             }}",
+            self.kernel_shape(),
+            self.attributes
+        ))
+        .0
+    }
+
+    fn sketched(&self, start: Start, two_sided: bool, [terms, rank]: [usize; 2], seed: u64) -> Graph {
+        let (mut g, mut cx) = (self.dense(), Cx::default());
+        let options = PantherTraining { rank, terms, start, two_sided, seed, modules: None };
+        panther_for_training(&mut g, &options, &mut cx).unwrap();
+        assert!(cx.remarks.is_empty(), "{:?}", cx.remarks);
+        assert_eq!(g.verify(margay_ir::Stage::Sketched), Ok(()));
+        g
+    }
+
+    /// The kernel that those of a sketch stand for, by the formula of Kasiviswanathan and others: the constants are
+    /// found by their parts. `width` is that of one side of a group.
+    fn effective(&self, g: &Graph, two_sided: bool, width: usize) -> Vec<f64> {
+        let [groups, o, c, t] = self.group;
+        let of = |part, first: usize| constant(g, Some(part), move |tensor| tensor.shape()[0] == first).1;
+        let (s1, u1) = (of(Part::Left, groups * width), of(Part::Random, groups * o));
+        let inputs = two_sided.then(|| (of(Part::Random, groups * width), of(Part::Right, groups * o)));
+        let at = |i: usize| {
+            let (output, channel, tap) = (i / (c * t), i / t % c, i % t);
+            let of = |j: usize| {
+                let thin = output / o * width + j;
+                let first = u1[output * width + j] * s1[(thin * c + channel) * t + tap];
+                let second = inputs.as_ref();
+                let second =
+                    second.map(|(u2, s2)| s2[(output * width + j) * t + tap] * u2[thin * c + channel]);
+                first + second.unwrap_or(0.0)
+            };
+            (0..width).map(of).sum()
+        };
+        (0..groups * o * c * t).map(at).collect()
+    }
+}
+
+/// With groups and without, over one axis and two, on one side and both; and derivatives by finite differences.
+#[test]
+fn sketches_of_kernels_compute_the_convolution_with_the_kernel_of_the_formula() {
+    for (conv, two_sided) in CONVOLUTIONS.iter().flat_map(|conv| [(conv, false), (conv, true)]) {
+        let x = random(conv.x, 3);
+        for start in [Start::Unbiased, Start::LeastSquares, Start::Random] {
+            let size = if two_sided { [2, 1] } else { [1, 1] };
+            let g = conv.sketched(start, two_sided, size, 5);
+            assert_eq!(g.to_string().matches(" = conv ").count(), if two_sided { 4 } else { 2 });
+            let kernel = conv.effective(&g, two_sided, 2);
+            let kernel: Vec<f32> = kernel.iter().map(|x| *x as f32).collect();
+            let kernel = Tensor::from_slice(&conv.kernel_shape(), &kernel).unwrap();
+            let whole =
+                margay_passes::with_parameters(&conv.dense(), &[("conv.weight".to_owned(), kernel)]).unwrap();
+            let run = |g: &Graph| floats(&eval::run(&widened(g), &[("x", &x)]).unwrap()[0]);
+            let (found, expected) = (run(&g), run(&whole));
+            let scale = expected.iter().fold(0f64, |m, e| m.max(e.abs()));
+            for (f, e) in found.iter().zip(&expected) {
+                assert!((f - e).abs() < 1e-6 * scale, "{:?} {start:?}: {f}, expected {e}", conv.group);
+            }
+            check_by_differences(
+                &format!("{:?} {start:?}", conv.group),
+                &widened(&g),
+                &[("x", x.clone())],
+                1,
+            );
+        }
+    }
+}
+
+/// Over seeds: the mean kernel is the dense one, and squared errors are those that are predicted.
+#[test]
+fn errors_of_sketched_kernels_follow_their_laws() {
+    for (conv, two_sided) in CONVOLUTIONS.iter().flat_map(|conv| [(conv, false), (conv, true)]) {
+        let [_, o, c, _] = conv.group.map(|n| n as f64);
+        let (_, w) = constant(&conv.dense(), None, |t| t.shape().len() > 2);
+        let norm: f64 = w.iter().map(|x| x * x).sum();
+        let size = if two_sided { [2, 1] } else { [1, 1] };
+        let of = |start, seed| conv.effective(&conv.sketched(start, two_sided, size, seed), two_sided, 2);
+        let error = |kernel: &[f64]| kernel.iter().zip(&w).map(|(k, w)| (k - w).powi(2)).sum::<f64>() / norm;
+        let seeds = 64;
+        let (mut mean, mut unbiased, mut least) = (vec![0.0; w.len()], Vec::new(), Vec::new());
+        for seed in 0..seeds {
+            let kernel = of(Start::Unbiased, seed);
+            mean.iter_mut().zip(&kernel).for_each(|(m, k)| *m += k / seeds as f64);
+            unbiased.push(error(&kernel));
+            least.push(error(&of(Start::LeastSquares, seed)));
+        }
+        let law = if two_sided { (o + c - 2.0) / 8.0 } else { (o - 1.0) / 2.0 };
+        // The squared error of a mean of independent kernels is that of one over their number.
+        let bias = error(&mean) * seeds as f64 / law;
+        assert!((bias - 1.0).abs() < 0.35, "{:?} {two_sided}: {bias}", conv.group);
+        let average = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
+        let (found, n) = (average(&unbiased), seeds as f64);
+        let variance = unbiased.iter().map(|f| (f - found).powi(2)).sum::<f64>() / (n - 1.0);
+        assert!((found - law).abs() < 4.0 * (variance / n).sqrt(), "{:?} {two_sided}: {found}", conv.group);
+        // Signs of few numbers may repeat, and then span less.
+        let law = if two_sided { (1.0 - 2.0 / o) * (1.0 - 2.0 / c) } else { 1.0 - 2.0 / o };
+        let found = average(&least) / law;
+        assert!((found - 1.0).abs() < 0.05, "{:?} {two_sided}: {found}", conv.group);
+    }
+}
+
+#[test]
+fn kernels_that_would_not_shrink_are_left_with_a_remark() {
+    let said = |conv: &Convolution, two_sided, rank| {
+        let (mut g, mut cx) = (conv.dense(), Cx::default());
+        let options =
+            PantherTraining { rank, terms: 1, start: Start::LeastSquares, two_sided, seed: 0, modules: None };
+        panther_for_training(&mut g, &options, &mut cx).unwrap();
+        cx.remarks.iter().map(|r| r.message.clone()).collect::<Vec<_>>()
+    };
+    let [plain, grouped, ..] = &CONVOLUTIONS;
+    // 5 (72 + 24 + 8 + 216) is 1600, the kernel has 1728.
+    assert_eq!(said(plain, true, 5), [""; 0]);
+    assert_eq!(
+        said(plain, true, 6),
+        ["6 x (72 + 24 + 8 + 9 x 24) numbers would not be fewer than the 72 x 24 of the weight"]
+    );
+    // 2 · 7 (54 + 21) is 1050, the kernel of a group has 1134.
+    assert_eq!(said(grouped, false, 7), [""; 0]);
+    assert_eq!(
+        said(grouped, false, 8),
+        ["16 x (54 + 21) numbers would not be fewer than the 54 x 21 of each of 2 groups"]
+    );
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod favor;
+mod forms;
 mod layers;
 
 use std::collections::HashMap;
@@ -102,6 +103,46 @@ fn check(
     let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
     let found = session.run(&by_name).unwrap().into_iter().map(|(_, t)| t).collect();
     close("compiled", found, 1e-4);
+}
+
+/// Compares derivatives of the only output of a graph in f64 by its first inputs with finite differences.
+fn check_by_differences(what: &str, forward: &Graph, inputs: &[(&'static str, Tensor)], by: usize) {
+    let mut g = forward.clone();
+    let y = g.outputs()[0].value;
+    let seed = g.add_input("dy", g.ty(y).clone());
+    let first: Vec<Value> = g.inputs()[..by].iter().map(|n| (*n).into()).collect();
+    let found = gradients(&mut g, &[(y, seed)], &first).unwrap();
+    g.set_outputs(vec![]);
+    for (i, v) in found.into_iter().enumerate() {
+        g.add_output(&format!("d{i}"), v.unwrap());
+    }
+    g.remove_dead();
+    let run = |inputs: &[(&'static str, Tensor)]| {
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+        eval::run(forward, &given).unwrap().swap_remove(0)
+    };
+    let dy = random(run(inputs).shape(), 7);
+    let mut given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+    given.push(("dy", &dy));
+    let derivatives = eval::run(&g, &given).unwrap();
+    let weights = floats(&dy);
+    for (i, derivative) in derivatives.iter().enumerate() {
+        let derivative = floats(derivative);
+        let scale = derivative.iter().fold(0f64, |m, d| m.max(d.abs()));
+        for at in (0..derivative.len()).step_by(7) {
+            let moved = |by: f64| {
+                let mut inputs = inputs.to_vec();
+                let mut values = floats(&inputs[i].1);
+                values[at] += by;
+                inputs[i].1 = Tensor::from_slice(inputs[i].1.shape(), &values).unwrap();
+                floats(&run(&inputs)).iter().zip(&weights).map(|(y, w)| y * w).sum::<f64>()
+            };
+            let step = 1e-5;
+            let expected = (moved(step) - moved(-step)) / (2.0 * step);
+            let error = (derivative[at] - expected).abs();
+            assert!(error < 1e-6 * scale, "{what} by {i} at {at}: {} {expected}", derivative[at]);
+        }
+    }
 }
 
 /// `a [m, k]` times `b [k, n]`, added to `out`.

@@ -171,6 +171,36 @@ def sketched(tool, data, model):
           mean >= bar, f"{mean:.4f}, plain SVD at the same bytes {base:.4f}")
 
 
+FORMS = [
+    'scheme = "favor", features = 64',
+    'scheme = "nystrom", landmarks = 16',
+    'scheme = "local", window = 16',
+    'scheme = "local", window = 8, global = 1, summary = "means"',
+]
+
+
+def other_attention(tool, data):
+    """Schemes in place of attention, with the length open: the export in onnxruntime, and an artifact for a range of lengths."""
+    source = data / "minilm_l3.onnx"
+    digest = json.loads(tool("inspect", source, "--json"))["hash"]
+    evaluation = load(data / "minilm_l3_evaluation.npz")
+    for form in FORMS:
+        sites = [f'"/model/model.0/auto_model/encoder/layer.{i}/attention/self/MatMul_1" = {{ {form} }}'
+                 for i in range(3)]
+        (tool.folder / "forms.toml").write_text(
+            f'[plan]\nversion = 1\nmodel = "{digest}"\ntarget-cpu = ""\ncost-model = ""\nseed = 0\n'
+            "[modules]\n" + "\n".join(sites) + "\n")
+        tool("compile", source, "--plan", "forms.toml", "-o", "forms.margay", "--export", "forms.onnx",
+             "--dim", "batch_size=3", "--dim", "sequence_length=1..48")
+        worst, name = 0.0, form.replace('"', "")
+        for length in (1, 5, 16, 23, 48):
+            inputs = {name: array[:3, :length] for name, array in evaluation.items()}
+            reference = run(str(tool.folder / "forms.onnx"), inputs)
+            for model in ("forms.onnx", "forms.margay"):
+                worst = max(worst, largest_difference(tool.outputs(model, inputs), reference))
+        check(f"{name}: artifact and export equal onnxruntime within 1e-4", worst <= 1e-4, f"{worst:.1e}")
+
+
 def derivatives(tool, data, model):
     """The backward pass as ONNX, in onnxruntime, beside the derivatives that jax took."""
     arrays = load(data / f"{model}_gradients.npz")
@@ -229,6 +259,7 @@ def main():
         parts = [lambda: dense_outputs(tool, data), lambda: several_lengths(tool, data)]
         if calibrated:
             parts += [lambda m=m: sketched(tool, data, m) for m in MODELS]
+            parts.append(lambda: other_attention(tool, data))
             parts.append(lambda: benches_and_comparisons(tool, data))
         else:
             skipped = 1

@@ -134,6 +134,9 @@ struct SketchArgs {
     /// With --scheme panther: sketches that are averaged.
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
     terms: usize,
+    /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
+    #[arg(long, requires = "scheme")]
+    two_sided: bool,
     /// With --scheme favor: features of a query or key.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
     features: Option<usize>,
@@ -363,7 +366,7 @@ fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
 
 /// The sketches that are asked for.
 fn sketches(args: &Args) -> Option<SketchTraining> {
-    let SketchArgs { scheme, rank, terms, features, kernel, layers, start } = &args.sketch;
+    let SketchArgs { scheme, rank, terms, two_sided, features, kernel, layers, start } = &args.sketch;
     let (seed, modules) = (args.length.seed, layers.clone());
     let (rank, terms) = match (scheme.as_ref()?, *rank, *features) {
         (SketchScheme::Favor, _, Some(features)) => {
@@ -382,7 +385,14 @@ fn sketches(args: &Args) -> Option<SketchTraining> {
         (Some(Begin::Unbiased), _) => Start::Unbiased,
         (Some(Begin::Random), _) | (None, true) => Start::Random,
     };
-    Some(SketchTraining::Panther(PantherTraining { rank, terms, start, seed, modules }))
+    Some(SketchTraining::Panther(PantherTraining {
+        rank,
+        terms,
+        start,
+        two_sided: *two_sided,
+        seed,
+        modules,
+    }))
 }
 
 /// Writes what was asked for, each file whatever becomes of the others; the first failure.

@@ -254,7 +254,8 @@ fn outputs_are_fitted_to_targets() {
 #[test]
 fn sketches_are_trained_but_their_signs_stay() {
     let (mut g, (samples, labels)) = (graph(CLASSIFIER), points(203));
-    let sketch = PantherTraining { rank: 2, terms: 1, start: Start::Random, seed: 4, modules: None };
+    let sketch =
+        PantherTraining { rank: 2, terms: 1, start: Start::Random, two_sided: false, seed: 4, modules: None };
     panther_for_training(&mut g, &sketch, &mut Cx::default()).unwrap();
     let mut options = supervised(Objective::CrossEntropy);
     options.fit.length = Length::Steps(200);

@@ -320,3 +320,20 @@ fn very_negative_masks_are_ordinary_numbers() {
         check(class, &c, &inputs);
     }
 }
+
+/// A weight below the normal numbers is 0, and no smaller one.
+#[test]
+fn negligible_weights_are_zero() {
+    for class in classes() {
+        let c = call([1, 1, 1, 2, 1, 1], Some([0, 0, 2, 1]), true);
+        let weight = |mask: f32| {
+            let inputs = vec![vec![0.0], vec![0.0; 2], vec![0.0, 1e30], vec![0.0, mask]];
+            execute(class, &KernelCall::Attention(c.clone()), &inputs, &[], 1)[0]
+        };
+        // 2 to the power of -125 is exp(-86.64).
+        assert!((weight(-86.0) / (-86.0f32 + 30.0 * 10f32.ln()).exp() - 1.0).abs() < 1e-4);
+        for mask in [-87.0, -95.0, -104.0, -1e30, f32::NEG_INFINITY] {
+            assert_eq!(weight(mask), 0.0, "{mask}");
+        }
+    }
+}

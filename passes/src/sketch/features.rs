@@ -1,13 +1,12 @@
 //! Random features of attention: what a plan says of them, and the nodes that compute them.
 
 use margay_ir::ops::{Add, Exp, MatMul, Mul, Reduce, ReduceKind, Relu, Reshape, Sub, Transpose};
-use margay_ir::{AddError, NodeId, Op, Part, Value};
-use margay_plan::Settings;
+use margay_ir::{AddError, Value};
 use margay_randnla::Directions;
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::Replacement;
+use super::heads::{HeadSettings, Nodes};
 
 /// What a plan says of random features.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -44,28 +43,37 @@ impl FavorSettings {
             limit: None,
         }
     }
+}
 
-    pub(super) fn read(settings: &Settings) -> Result<FavorSettings, String> {
-        let read: FavorSettings = settings.read()?;
-        if read.features == 0 {
+impl HeadSettings for FavorSettings {
+    fn check(&self) -> Result<(), String> {
+        if self.features == 0 {
             return Err("0 features, expected at least 1".to_owned());
         }
-        if read.hyperbolic && (read.features % 2 == 1 || read.kernel == FeatureKernel::Relu) {
+        if self.hyperbolic && (self.features % 2 == 1 || self.kernel == FeatureKernel::Relu) {
             return Err(format!(
                 "hyperbolic features are pairs of the softmax kernel, found {} of kernel `{}`",
-                read.features,
-                read.kernel.name()
+                self.features,
+                self.kernel.name()
             ));
         }
-        if read.heads.as_ref().is_some_and(|heads| !heads.is_sorted_by(|a, b| a < b)) {
-            return Err(format!("heads {:?} are not ascending", read.heads.unwrap_or_default()));
-        }
-        match read.limit {
-            Some(limit) if !(limit > 0.0 && limit.is_finite()) => {
-                Err(format!("limit {limit}, expected a number above 0"))
-            }
-            _ => Ok(read),
-        }
+        Ok(())
+    }
+
+    fn heads(&self) -> Option<&[usize]> {
+        self.heads.as_deref()
+    }
+
+    fn limit(&self) -> Option<f64> {
+        self.limit
+    }
+
+    fn size(&self) -> String {
+        format!("{} features", self.features)
+    }
+
+    fn of_heads(&self, heads: Option<Vec<usize>>) -> FavorSettings {
+        FavorSettings { heads, limit: None, ..self.clone() }
     }
 }
 
@@ -127,8 +135,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// The features of one attention.
 pub(super) struct Features<'a> {
-    /// The node that is replaced.
-    pub(super) n: NodeId,
     pub(super) s: &'a FavorSettings,
     /// Multiplies the products of queries and keys.
     pub(super) scale: f64,
@@ -138,86 +144,73 @@ pub(super) struct Features<'a> {
 }
 
 impl Features<'_> {
-    fn add(
-        &self,
-        work: &mut Replacement<'_>,
-        op: impl Into<Op>,
-        inputs: &[Value],
-    ) -> Result<Value, AddError> {
-        work.add(op, inputs, work.graph.node(self.n).origin.part(Part::Left))
-    }
-
-    fn number(&self, work: &mut Replacement<'_>, x: f64) -> Result<Value, AddError> {
-        work.number(x, work.graph.node(self.n).origin.part(Part::Random))
-    }
-
     fn without_greatest(
         &self,
-        work: &mut Replacement<'_>,
+        nodes: &mut Nodes<'_, '_>,
         x: Value,
         axes: &[usize],
     ) -> Result<Value, AddError> {
         let most = Reduce { kind: ReduceKind::Max, axes: axes.to_vec(), keepdims: true };
-        let most = self.add(work, most, &[x])?;
-        self.add(work, Sub, &[x, most])
+        let most = nodes.add(most, &[x])?;
+        nodes.add(Sub, &[x, most])
     }
 
     /// `[B, H, S, D]` as `[B, H, S, M]`.
-    pub(super) fn of_queries(&self, work: &mut Replacement<'_>, q: Value) -> Result<Value, AddError> {
-        let products = self.add(work, MatMul, &[q, self.directions])?;
+    pub(super) fn of_queries(&self, nodes: &mut Nodes<'_, '_>, q: Value) -> Result<Value, AddError> {
+        let products = nodes.add(MatMul, &[q, self.directions])?;
         let positive = match self.s.kernel {
             FeatureKernel::Softmax => {
-                let exponents = self.without_greatest(work, products, &[3])?;
-                self.add(work, Exp, &[exponents])?
+                let exponents = self.without_greatest(nodes, products, &[3])?;
+                nodes.add(Exp, &[exponents])?
             }
-            FeatureKernel::Relu => self.add(work, Relu, &[products])?,
+            FeatureKernel::Relu => nodes.add(Relu, &[products])?,
         };
-        let epsilon = self.number(work, self.s.kernel.epsilon())?;
-        self.add(work, Add, &[positive, epsilon])
+        let epsilon = nodes.number(self.s.kernel.epsilon())?;
+        nodes.add(Add, &[positive, epsilon])
     }
 
     /// `[B, H, T, D]` as `[B, H, T, M]`, with a mask that has a column for every direction.
     pub(super) fn of_keys(
         &self,
-        work: &mut Replacement<'_>,
+        nodes: &mut Nodes<'_, '_>,
         k: Value,
         mask: Option<Value>,
     ) -> Result<Value, AddError> {
-        let products = self.add(work, MatMul, &[k, self.directions])?;
-        let seen = mask.map(|mask| self.add(work, Exp, &[mask])).transpose()?;
-        let epsilon = self.number(work, self.s.kernel.epsilon())?;
+        let products = nodes.add(MatMul, &[k, self.directions])?;
+        let seen = mask.map(|mask| nodes.add(Exp, &[mask])).transpose()?;
+        let epsilon = nodes.number(self.s.kernel.epsilon())?;
         if self.s.kernel == FeatureKernel::Relu {
-            let positive = self.add(work, Relu, &[products])?;
-            let features = self.add(work, Add, &[positive, epsilon])?;
-            return seen.map_or(Ok(features), |seen| self.add(work, Mul, &[features, seen]));
+            let positive = nodes.add(Relu, &[products])?;
+            let features = nodes.add(Add, &[positive, epsilon])?;
+            return seen.map_or(Ok(features), |seen| nodes.add(Mul, &[features, seen]));
         }
-        let squares = self.add(work, Mul, &[k, k])?;
+        let squares = nodes.add(Mul, &[k, k])?;
         let over = Reduce { kind: ReduceKind::Sum, axes: vec![3], keepdims: true };
-        let norms = self.add(work, over, &[squares])?;
-        let half = self.number(work, 0.5 * self.scale)?;
-        let norms = self.add(work, Mul, &[norms, half])?;
-        let mut exponents = self.add(work, Sub, &[products, norms])?;
+        let norms = nodes.add(over, &[squares])?;
+        let half = nodes.number(0.5 * self.scale)?;
+        let norms = nodes.add(Mul, &[norms, half])?;
+        let mut exponents = nodes.add(Sub, &[products, norms])?;
         if let Some(mask) = mask {
-            exponents = self.add(work, Add, &[exponents, mask])?;
+            exponents = nodes.add(Add, &[exponents, mask])?;
         }
         if !self.causal {
-            exponents = self.without_greatest(work, exponents, &[2, 3])?;
+            exponents = self.without_greatest(nodes, exponents, &[2, 3])?;
         }
-        let positive = self.add(work, Exp, &[exponents])?;
-        let least = seen.map_or(Ok(epsilon), |seen| self.add(work, Mul, &[seen, epsilon]))?;
-        self.add(work, Add, &[positive, least])
+        let positive = nodes.add(Exp, &[exponents])?;
+        let least = seen.map_or(Ok(epsilon), |seen| nodes.add(Mul, &[seen, epsilon]))?;
+        nodes.add(Add, &[positive, least])
     }
 
     /// A mask of keys along the last axis, or of `[…, 1, T]`, as `[…, T, 1]`.
-    pub(super) fn column(&self, work: &mut Replacement<'_>, mask: Value) -> Result<Value, AddError> {
-        let mut shape = work.ty(mask).shape.clone();
+    pub(super) fn column(&self, nodes: &mut Nodes<'_, '_>, mask: Value) -> Result<Value, AddError> {
+        let mut shape = nodes.ty(mask).shape.clone();
         let axes = shape.len();
         if axes < 2 {
             shape.push(Dim::from(1usize));
-            return self.add(work, Reshape { shape }, &[mask]);
+            return nodes.add(Reshape { shape }, &[mask]);
         }
         let mut perm: Vec<usize> = (0..axes).collect();
         perm.swap(axes - 2, axes - 1);
-        self.add(work, Transpose { perm }, &[mask])
+        nodes.add(Transpose { perm }, &[mask])
     }
 }

@@ -10,23 +10,31 @@
 //! nodes carry the site's name with a [`Part`](margay_ir::Part).
 //!
 //! - `layer`: one weight of a product or a convolution, which most schemes take.
+//! - `kernels`: convolutions that are no layers, which schemes take that do not see kernels as one matrix.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
+//! - `heads`: what schemes of attention share.
+//! - `blocks`: positions in blocks and their means, for those of them that read keys together.
 //! - `features`: random features of attention.
 //! - `factors`: what a scheme has put into a graph, for those who train it.
 
+mod blocks;
 mod cp;
 mod factors;
 mod favor;
 mod features;
+mod heads;
 mod interpolative;
+mod kernels;
 mod kronecker;
 mod layer;
+mod local;
 mod lowrank;
 mod moments;
 mod monarch;
 mod neurons;
+mod nystrom;
 mod panther;
 mod quantized;
 mod replacement;
@@ -43,10 +51,12 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
+pub use local::LocalScheme;
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
+pub use nystrom::NystromScheme;
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use quantized::QuantizedScheme;
 pub use replacement::{ApplyError, Replacement, form, patch};
@@ -221,9 +231,11 @@ pub const SCHEMES: &[&dyn Scheme] = &[
     &FavorScheme,
     &InterpolativeScheme,
     &KroneckerScheme,
+    &LocalScheme,
     &LowRankScheme,
     &MonarchScheme,
     &NeuronsScheme,
+    &NystromScheme,
     &PantherScheme,
     &QuantizedScheme,
     &SpatialScheme,

@@ -1,6 +1,8 @@
 //! Sketches with random signs that stay, for training (Panther, arXiv 2601.15473; Kasiviswanathan et al., arXiv
 //! 1711.07553): `x W` becomes `x (S₁ U₁ + U₂ S₂)`, two products of width `2 terms · rank`, and a convolution becomes
-//! one with so many filters, then a 1x1 convolution with random signs alone.
+//! one with so many filters, then a 1x1 convolution with random signs alone. That sketches the outputs of a kernel; `two-sided`
+//! also sketches its channels, as the second paper does: half of the filters are replaced by a 1x1 convolution with
+//! random signs in front of one with a trained kernel, and both results are added.
 //!
 //! `U` are random signs, named by seed and stream, with the division by the number of sketches in their size (see
 //! [`margay_randnla::panther`]). `S` is what training moves: constants with the part `left` or `right`, while those of
@@ -45,15 +47,38 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: calibration, and the second sketch of convolutions over input channels.
+//! ```text
+//! graph @before(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 64, 8, 8]) {
+//!   %0 = const #77aa01 : f32[64, 16, 3, 3]  // conv.weight
+//!   %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 64, 8, 8]  // conv
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 64, 8, 8]) {
+//!   %0 = const panther.left(#77aa01, k = 8, terms = 1, two-sided, copy = unbiased, seed = 7, stream = 15854570524) : f32[8, 16, 3, 3]  // conv.weight left
+//!   %1 = const panther.right(#77aa01, k = 8, terms = 1, two-sided, copy = unbiased, seed = 7, stream = 15854570524) : f32[64, 8, 3, 3]  // conv.weight right
+//!   %2 = const random(7, 15854570524, sign, 0.17677669) : f32[64, 8, 1, 1]  // conv.weight random
+//!   %3 = const random(7, 15854570525, sign, 0.17677669) : f32[8, 16, 1, 1]  // conv.weight random
+//!   %4 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 8, 8, 8]  // conv left
+//!   %5 = conv %4, %2 : f32[N, 64, 8, 8]  // conv term
+//!   %6 = conv %x, %3 : f32[N, 8, 8, 8]  // conv left
+//!   %7 = conv %6, %1 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 64, 8, 8]  // conv term
+//!   %8 = add %5, %7 : f32[N, 64, 8, 8]  // conv right
+//!   return %8
+//! }
+//! ```
+//!
+//! Convolutions may have groups, of which each has a kernel, signs and factors of its own, and one spatial axis or two.
+//!
+//! Deliberately absent: calibration.
 
-use margay_ir::ops::Concat;
-use margay_ir::{Draw, DrawKind, Graph, Part, Payload, Value};
+use margay_ir::ops::{Add, Concat};
+use margay_ir::{Draw, DrawKind, Graph, NodeId, Origin, Part, Payload, Value};
 use margay_plan::Settings;
 use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
+use super::kernels::{Kernel, add_pointwise, beside_layers};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank, layers,
 };
@@ -68,12 +93,36 @@ pub struct PantherScheme;
 pub struct PantherSettings {
     /// Columns of each sketch.
     pub rank: usize,
-    /// Sketches that are averaged: `L` on either side of a weight, `2L` of a kernel; at least 1.
+    /// Sketches that are averaged: `L` on either side of a weight, `2L` of the outputs of a kernel, or `L` of these and `L` of its
+    /// channels; at least 1.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub terms: usize,
     /// What the trained factors are at first.
     #[serde(default, rename = "copy", skip_serializing_if = "is_default")]
     pub start: Start,
+    /// Whether kernels are sketched on both sides, as weights of products always are.
+    #[serde(default, rename = "two-sided", skip_serializing_if = "is_default")]
+    pub two_sided: bool,
+}
+
+impl PantherSettings {
+    /// How many numbers the factors of a site are, beside those of its weight, in words.
+    pub(super) fn numbers(&self, g: &Graph, site: &Site) -> String {
+        let (a, half) = (site.d_in, self.terms.saturating_mul(self.rank));
+        let kernel = Kernel::at(g, site.nodes[0]);
+        let b = kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs);
+        let numbers = match &kernel {
+            Some(k) if self.two_sided => {
+                format!("{half} x ({a} + {b} + {} + {} x {b})", k.channels, k.taps())
+            }
+            _ => format!("{} x ({a} + {b})", half.saturating_mul(2)),
+        };
+        let of = match kernel.map_or(1, |kernel| kernel.groups) {
+            1 => "of the weight".to_owned(),
+            groups => format!("of each of {groups} groups"),
+        };
+        format!("{numbers} numbers would not be fewer than the {a} x {b} {of}")
+    }
 }
 
 /// What trained factors are at first.
@@ -98,8 +147,8 @@ fn is_one(terms: &usize) -> bool {
     *terms == 1
 }
 
-fn is_default(start: &Start) -> bool {
-    *start == Start::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Start {
@@ -124,18 +173,23 @@ impl Scheme for PantherScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
+        let name = self.facts().name;
+        let mut found: Vec<Site> = layers(g).iter().map(|layer| layer.site(g, name)).collect();
+        found.extend(beside_layers(g, name));
+        found
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let layer = Layer::of(context.graph, context.site);
+        let (g, site) = (context.graph, context.site);
+        let weight = g.constant(site.weights[0]).expect("the weight of a site is a constant");
+        let kernel = Kernel::at(g, site.nodes[0]);
         Ok(Box::new(FittedPanther {
             seed: context.seed,
-            stream: first_stream(&context.site.name),
-            source: layer.payload(context.graph).key().to_string(),
-            d_in: layer.d_in,
-            d_out: layer.d_out,
-            product: layer.is_product(),
+            stream: first_stream(&site.name),
+            source: weight.key().to_string(),
+            d_in: site.d_in,
+            d_out: kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs),
+            kernel,
         }))
     }
 
@@ -160,10 +214,11 @@ struct FittedPanther {
     stream: u64,
     /// What identifies the weight.
     source: String,
+    /// Rows and columns of the weight as a matrix; of a kernel, those of one group.
     d_in: usize,
     d_out: usize,
-    /// Whether it is a product, and no convolution.
-    product: bool,
+    /// That of the graph of the fit; `None` for a product.
+    kernel: Option<Kernel>,
 }
 
 /// The streams of a layer, counted from its first.
@@ -181,11 +236,18 @@ fn first_stream(name: &str) -> u64 {
 }
 
 impl FittedPanther {
-    /// The settings, if they make fewer numbers than the weight has: both products together are
-    /// `2 terms · rank · (d_in + d_out)`.
+    /// The settings, if they make fewer numbers than the weight has: two products together are
+    /// `2 terms · rank · (d_in + d_out)`, and the four convolutions of both sides
+    /// `terms · rank · (d_in + d_out + channels + taps · d_out)`, for each group.
     fn offered(&self, settings: &Settings) -> Result<PantherSettings, String> {
         let read = read(settings)?;
-        let each = read.terms.saturating_mul(2).saturating_mul(self.d_in + self.d_out);
+        let each = match &self.kernel {
+            Some(kernel) if read.two_sided => {
+                self.d_in + self.d_out + kernel.channels + kernel.taps() * self.d_out
+            }
+            _ => 2 * (self.d_in + self.d_out),
+        };
+        let each = read.terms.saturating_mul(each);
         let most = (self.d_in * self.d_out).saturating_sub(1) / each;
         check_rank(read.rank, most)?;
         Ok(read)
@@ -206,17 +268,17 @@ impl FittedPanther {
         &self,
         work: &mut Replacement<'_>,
         s: &PantherSettings,
-        layer: &Layer,
-        (stream, part): (Stream, Part),
+        (weight, stream, part): (Value, Stream, Part),
         (shape, values): (&[usize], Option<Vec<f32>>),
     ) -> Result<Value, ApplyError> {
-        let origin = work.graph.node(layer.weight.node).origin.part(part);
+        let origin = origin(work, weight, part);
         if s.start == Start::Random {
             let bound = (2.0 * s.terms as f64 / self.d_in as f64).sqrt();
             return Ok(work.random(self.draw(stream, DrawKind::Uniform, bound), shape, origin)?);
         }
+        let sides = if s.two_sided && self.kernel.is_some() { ", two-sided" } else { "" };
         let name = format!(
-            "panther.{}({}, k = {}, terms = {}, copy = {}, seed = {}, stream = {})",
+            "panther.{}({}, k = {}, terms = {}{sides}, copy = {}, seed = {}, stream = {})",
             part.name(),
             self.source,
             s.rank,
@@ -248,42 +310,148 @@ impl FittedPanther {
             })
         })?;
         let factors = factors.flatten();
-        let origin = |part| work.graph.node(layer.weight.node).origin.part(part);
-        let [left_origin, random, right_origin] = [Part::Left, Part::Random, Part::Right].map(origin);
+        let weight = layer.weight;
+        let parts = [Part::Left, Part::Random, Part::Right];
+        let [left_origin, random, right_origin] = parts.map(|part| origin(work, weight, part));
         let left = factors.as_ref().map(|f| f.left.to_row_major());
-        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, left))?;
+        let left = self.trained(work, s, (weight, Stream::Left, Part::Left), (&left_shape, left))?;
         let inputs = work.random(inputs, &left_shape, random.clone())?;
         let left = work.add(Concat { axis: 1 }, &[left, inputs], left_origin)?;
         let outputs = work.random(outputs, &right_shape, random)?;
         let right = factors.as_ref().map(|f| f.right.to_row_major());
-        let right = self.trained(work, s, layer, (Stream::Right, Part::Right), (&right_shape, right))?;
+        let right = self.trained(work, s, (weight, Stream::Right, Part::Right), (&right_shape, right))?;
         Ok([left, work.add(Concat { axis: 0 }, &[outputs, right], right_origin)?])
     }
 
-    /// The two kernels of a convolution: a trained one, and the random one that is 1x1.
-    fn conv(
+    /// The two kernels of a convolution: a trained one, and the random one that has one tap.
+    fn outputs(
         &self,
         work: &mut Replacement<'_>,
-        layer: &Layer,
+        kernel: &Kernel,
         s: &PantherSettings,
     ) -> Result<[Value; 2], ApplyError> {
         let width = 2 * s.terms * s.rank;
         let signs = self.signs(Stream::OutputSigns, s);
-        let factor = work.computed(|| {
-            let u = || Ok::<_, RandnlaError>(drawn(signs, [self.d_out, width])?.transposed());
-            let weight = || layer.matrix(work.graph);
-            Ok::<_, RandnlaError>(match s.start {
-                Start::Random => None,
-                Start::Unbiased => Some(panther::unbiased_outputs(&weight()?, &u()?, s.terms)?),
-                Start::LeastSquares => Some(panther::least_squares_outputs(&weight()?, &u()?)?),
-            })
+        let values = work.computed(|| {
+            let of = |(w, u): (Matrix, Matrix)| match s.start {
+                Start::Random => Ok(None),
+                Start::Unbiased => panther::unbiased_outputs(&w, &u, s.terms).map(Some),
+                Start::LeastSquares => panther::least_squares_outputs(&w, &u).map(Some),
+            };
+            let us = by_group(kernel, drawn(signs, [kernel.groups * self.d_out, width])?);
+            let factors = kernel.matrices(work.graph)?.into_iter().zip(us).map(of);
+            // By group, width and tap.
+            let factors: Option<Vec<Matrix>> = factors.collect::<Result<_, RandnlaError>>()?;
+            Ok::<_, RandnlaError>(
+                factors.map(|all| all.iter().flat_map(|f| f.transposed().to_row_major()).collect()),
+            )
         })?;
-        let values = factor.flatten().map(|f| layer.factor(&f));
-        let [left_shape, right_shape] = layer.factor_shapes(width);
-        let left = self.trained(work, s, layer, (Stream::Left, Part::Left), (&left_shape, values))?;
-        let random = work.graph.node(layer.weight.node).origin.part(Part::Random);
-        Ok([left, work.random(signs, &right_shape, random)?])
+        let weight = kernel.weight;
+        let left_shape = kernel.of_outputs(width);
+        let left = (weight, Stream::Left, Part::Left);
+        let left = self.trained(work, s, left, (&left_shape, values.flatten()))?;
+        let random = origin(work, weight, Part::Random);
+        Ok([left, work.random(signs, &kernel.pointwise([width, self.d_out]), random)?])
     }
+
+    /// The four kernels of a convolution on both sides: a trained one and the signs behind it, and the signs in front of a
+    /// trained one. Signs have one tap.
+    fn both_sides(
+        &self,
+        work: &mut Replacement<'_>,
+        kernel: &Kernel,
+        s: &PantherSettings,
+    ) -> Result<[Value; 4], ApplyError> {
+        let half = s.terms * s.rank;
+        let (outputs, inputs) = (self.signs(Stream::OutputSigns, s), self.signs(Stream::InputSigns, s));
+        let (taps, d_out, channels) = (kernel.taps(), self.d_out, kernel.channels);
+        let factors = work.computed(|| {
+            let u1 = by_group(kernel, drawn(outputs, [kernel.groups * d_out, half])?);
+            let u2 = drawn(inputs, [kernel.groups * half, channels])?;
+            // Rows are taps and outputs, columns are channels.
+            let by_channel = |w: &Matrix| {
+                Matrix::from_fn(taps * d_out, channels, |r, c| w.at(c * taps + r / d_out, r % d_out))
+            };
+            let (mut left, mut right) = (Vec::new(), Vec::new());
+            for (group, (w, u1)) in kernel.matrices(work.graph)?.into_iter().zip(u1).enumerate() {
+                let u2 = Matrix::from_fn(half, channels, |i, c| u2.at(group * half + i, c));
+                let (s1, s2) = match s.start {
+                    Start::Random => return Ok(None),
+                    Start::Unbiased => {
+                        let s2 = panther::unbiased_outputs(&by_channel(&w), &u2, s.terms)?;
+                        (panther::unbiased_outputs(&w, &u1, s.terms)?, s2)
+                    }
+                    Start::LeastSquares => {
+                        let s1 = panther::least_squares_outputs(&w, &u1)?;
+                        let covered = s1.product(&u1)?;
+                        let rest =
+                            Matrix::from_fn(w.rows(), w.columns(), |i, j| w.at(i, j) - covered.at(i, j));
+                        (s1, panther::least_squares_outputs(&by_channel(&rest), &u2)?)
+                    }
+                };
+                left.extend(s1.transposed().to_row_major());
+                let at = |i: usize| s2.at(i % taps * d_out + i / taps / half, i / taps % half) as f32;
+                right.extend((0..d_out * half * taps).map(at));
+            }
+            Ok::<_, RandnlaError>(Some((left, right)))
+        })?;
+        let (left, right) = factors.flatten().unzip();
+        let weight = kernel.weight;
+        let shapes = [kernel.of_outputs(half), kernel.of_channels(half)];
+        let left = self.trained(work, s, (weight, Stream::Left, Part::Left), (&shapes[0], left))?;
+        let right = self.trained(work, s, (weight, Stream::Right, Part::Right), (&shapes[1], right))?;
+        let random = origin(work, weight, Part::Random);
+        let outputs = work.random(outputs, &kernel.pointwise([half, d_out]), random.clone())?;
+        let inputs = work.random(inputs, &kernel.pointwise([channels, half]), random)?;
+        Ok([left, outputs, inputs, right])
+    }
+
+    /// The sketch of a kernel in place of each of the convolutions.
+    fn convolve(
+        &self,
+        work: &mut Replacement<'_>,
+        kernel: &Kernel,
+        nodes: &[NodeId],
+        s: &PantherSettings,
+    ) -> Result<(), ApplyError> {
+        let g = work.graph;
+        let convolution = |work: &mut Replacement<'_>, n: NodeId, operands: [Value; 2], part| {
+            work.add(g.op(n).clone(), &operands, g.node(n).origin.part(part))
+        };
+        if !s.two_sided {
+            let [left, outputs] = self.outputs(work, kernel, s)?;
+            for &n in nodes {
+                let x = work.input(n);
+                let thin = convolution(work, n, [x, left], Part::Left)?;
+                let result = add_pointwise(work, n, [thin, outputs], Part::Right)?;
+                work.replace(n.into(), result);
+            }
+            return Ok(());
+        }
+        let [left, outputs, inputs, right] = self.both_sides(work, kernel, s)?;
+        for &n in nodes {
+            let x = work.input(n);
+            let thin = convolution(work, n, [x, left], Part::Left)?;
+            let of_outputs = add_pointwise(work, n, [thin, outputs], Part::Term)?;
+            let thin = add_pointwise(work, n, [x, inputs], Part::Left)?;
+            let of_inputs = convolution(work, n, [thin, right], Part::Term)?;
+            let sum = work.add(Add, &[of_outputs, of_inputs], g.node(n).origin.part(Part::Right))?;
+            work.replace(n.into(), sum);
+        }
+        Ok(())
+    }
+}
+
+/// The origin of a factor of a weight.
+fn origin(work: &Replacement<'_>, weight: Value, part: Part) -> Origin {
+    work.graph.node(weight.node).origin.part(part)
+}
+
+/// Signs `[groups · outputs, width]` as one `[width, outputs]` for each group.
+fn by_group(kernel: &Kernel, signs: Matrix) -> Vec<Matrix> {
+    let outputs = kernel.outputs;
+    let of = |group| Matrix::from_fn(signs.columns(), outputs, |i, j| signs.at(group * outputs + j, i));
+    (0..kernel.groups).map(of).collect()
 }
 
 /// Random numbers as a matrix.
@@ -296,12 +464,18 @@ impl Fitted for FittedPanther {
     /// The expectation over the signs for white inputs, relative to the weight's norm.
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
         let s = self.offered(settings)?;
-        let [d_in, d_out, width] = [self.d_in, self.d_out, 2 * s.terms * s.rank].map(|n| n as f64);
-        Ok(match (s.start, self.product) {
-            (Start::LeastSquares, true) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
-            (Start::LeastSquares, false) => 1.0 - width / d_out,
-            (Start::Unbiased, true) => (d_in + d_out - 2.0) / (2.0 * width),
-            (Start::Unbiased, false) => (d_out - 1.0) / width,
+        let width = 2.0 * (s.terms * s.rank) as f64;
+        let d_out = self.d_out as f64;
+        // What is sketched beside the outputs.
+        let other = match &self.kernel {
+            None => Some(self.d_in as f64),
+            Some(kernel) => s.two_sided.then_some(kernel.channels as f64),
+        };
+        Ok(match (s.start, other) {
+            (Start::LeastSquares, Some(d_in)) => (1.0 - 0.5 * width / d_in) * (1.0 - 0.5 * width / d_out),
+            (Start::LeastSquares, None) => 1.0 - width / d_out,
+            (Start::Unbiased, Some(d_in)) => (d_in + d_out - 2.0) / (2.0 * width),
+            (Start::Unbiased, None) => (d_out - 1.0) / width,
             // Nothing of the weight is left, and as much noise put in its place.
             (Start::Random, _) => 2.0,
         })
@@ -314,11 +488,12 @@ impl Fitted for FittedPanther {
         settings: &Settings,
     ) -> Result<(), ApplyError> {
         let settings = self.offered(settings).map_err(ApplyError::Settings)?;
+        // The graph may be another one than that of the fit.
+        if let Some(kernel) = Kernel::at(work.graph, site.nodes[0]) {
+            return self.convolve(work, &kernel, &site.nodes, &settings);
+        }
         let layer = Layer::of(work.graph, site);
-        let factors = match self.product {
-            true => self.linear(work, &layer, &settings)?,
-            false => self.conv(work, &layer, &settings)?,
-        };
+        let factors = self.linear(work, &layer, &settings)?;
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, factors)?;
             work.replace(n.into(), product);

@@ -4,8 +4,8 @@ use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::Choice;
 
 use super::{
-    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Start,
-    layers, sites,
+    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Site, Start,
+    sites,
 };
 use crate::ApplyPlan;
 
@@ -85,6 +85,8 @@ pub struct PantherTraining {
     pub terms: usize,
     /// What the trained factors are at first.
     pub start: Start,
+    /// Whether kernels of convolutions are sketched on both sides, as weights of products always are.
+    pub two_sided: bool,
     /// Names the random signs, and the random factors of [`Start::Random`].
     pub seed: u64,
     /// The layers by name; `None` for all.
@@ -92,7 +94,8 @@ pub struct PantherTraining {
 }
 
 /// Replaces layers by sketches to be trained. A layer that would not take fewer numbers stays as it is, with a
-/// remark: one with `2 terms · rank · (d_in + d_out) >= d_in · d_out`.
+/// remark: one with `2 terms · rank · (d_in + d_out) >= d_in · d_out`, or, where a kernel is sketched on both sides,
+/// `terms · rank · (d_in + d_out + channels + taps · d_out) >= d_in · d_out`.
 ///
 /// # Errors
 /// [`PassError::Refused`] for a rank or number of terms of 0, layers that the graph does not have, and a weight to be
@@ -102,22 +105,20 @@ pub fn panther_for_training(
     options: &PantherTraining,
     cx: &mut Cx,
 ) -> Result<Changed, PassError> {
-    let PantherTraining { rank, terms, start, seed, .. } = *options;
+    let PantherTraining { rank, terms, start, two_sided, seed, .. } = *options;
     if rank == 0 || terms == 0 {
         return Err(PassError::Refused(format!("rank {rank} and {terms} terms, expected at least 1")));
     }
-    let found = layers(g);
-    check_names(&found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
-    let choice = Choice {
-        seed: Some(seed),
-        ..Choice::new(PantherScheme.facts().name, &PantherSettings { rank, terms, start })
-    };
+    let name = PantherScheme.facts().name;
+    let found: Vec<Site> = sites(g).into_iter().filter(|site| site.schemes.contains(&name)).collect();
+    check_names(&found.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
+    let settings = PantherSettings { rank, terms, start, two_sided };
+    let choice = Choice { seed: Some(seed), ..Choice::new(name, &settings) };
     let mut pass = ApplyPlan::default();
-    for layer in found {
-        if options.modules.as_ref().is_some_and(|names| !names.contains(&layer.name)) {
+    for site in found {
+        if options.modules.as_ref().is_some_and(|names| !names.contains(&site.name)) {
             continue;
         }
-        let site = layer.site(g, PantherScheme.facts().name);
         let decompositions = &Decompositions::default();
         let context = Context {
             graph: g,
@@ -129,21 +130,14 @@ pub fn panther_for_training(
             seed,
         };
         let fitted = PantherScheme.fit(&context);
-        let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", layer.name)))?;
+        let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", site.name)))?;
         if fitted.squared_error(&choice.settings).is_err() {
-            let (a, b, width) = (layer.d_in, layer.d_out, terms.saturating_mul(2).saturating_mul(rank));
-            let message =
-                format!("{width} x ({a} + {b}) numbers would not be fewer than the {a} x {b} of the weight");
-            cx.remarks.push(Remark {
-                pass: PantherScheme.facts().name,
-                at: layer.name,
-                message,
-                declined: true,
-            });
+            let message = settings.numbers(g, &site);
+            cx.remarks.push(Remark { pass: name, at: site.name, message, declined: true });
             continue;
         }
-        pass.choices.insert(layer.name.clone(), choice.clone());
-        pass.fitted.insert(layer.name, fitted.into());
+        pass.choices.insert(site.name.clone(), choice.clone());
+        pass.fitted.insert(site.name, fitted.into());
     }
     pass.run(g, cx)
 }
