@@ -429,7 +429,7 @@ fn windows_of_causal_attention_see_nothing_later() {
     }
 }
 
-/// Whatever a mask hides: numbers, where the sample has keys that are seen those of a sample of these alone, and derivatives.
+/// Results and derivatives are finite, whatever a mask hides and by which number.
 #[test]
 fn hidden_keys_give_numbers() {
     // Heads that stay exact are as they were, NaN where nothing is seen.

@@ -7,16 +7,17 @@ The model is `crepe_full` of `check_models.py`, which fetches it. Frames are syn
 tone of a known frequency between 60 and 1600 Hz, with up to 20 partials of random strength and noise at 0 to 30 dB, so that
 the right answer is known and no recording is needed; 768 of them calibrate, 6144 others are learned from. `within 50` is the
 share of 512 further frames whose pitch is within 50 cents of that of the dense model, `right` the share within 50 cents of the
-truth. Pitch is read as in Kim and others, *CREPE*, 2018 (arXiv 1802.06182): the mean of the bins around the largest, weighed by
+truth. Exit status 3: the package is not available here. Pitch is read as in Kim and others, *CREPE*, 2018 (arXiv 1802.06182): the mean of the bins around the largest, weighed by
 salience.
 """
 
 import numpy as np
-import onnxruntime
 
 import shares
+from check_models import fetch_named
+from downloads import exit_status
+from evaluate import run
 
-MODEL = shares.ROOT / ".cache" / "real" / "crepe_full.onnx"
 RATE, LENGTH = 16000, 1024
 LOWEST_CENTS, BINS = 1997.3794084376191, 360
 
@@ -47,26 +48,24 @@ def cents(salience):
     return found
 
 
-def run(path, tones):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: tones[i : i + 32]})[0] for i in range(0, len(tones), 32)]
-    return np.concatenate(parts)
-
-
 def main():
     given = shares.arguments(__doc__, "70,50,25")
     tones, hertz = frames(512, 1)
     truth = 1200 * np.log2(hertz / 10)
-    dense = cents(run(MODEL, tones))
+    model = fetch_named("crepe_full")
+
+    def pitches(path):
+        return cents(run(str(path), {"frames": tones})["salience"])
+
+    dense = pitches(model)
 
     def judge(path):
-        found = cents(run(path, tones))
+        found = pitches(path)
         return {"within 50": float((np.abs(found - dense) < 50).mean()),
                 "right": float((np.abs(found - truth) < 50).mean())}
 
-    shares.measure(given, MODEL, {"frames": frames(768, 0)[0]}, {"frames": frames(6144, 2)[0]}, judge)
+    shares.measure(given, model, {"frames": frames(768, 0)[0]}, {"frames": frames(6144, 2)[0]}, judge)
 
 
 if __name__ == "__main__":
-    main()
+    exit_status(main)

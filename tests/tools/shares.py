@@ -39,11 +39,10 @@ def margay(binary, *words):
 def measure(given, model, calibration, recovery, judge, options=()):
     """Compiles, recovers and judges; prints a row for each share.
 
-    `calibration` and `recovery` are dictionaries of arrays; `judge(path)` gives a dictionary of numbers for an ONNX file,
-    which is told of the dense model first. `options` are given to `compile`.
+    `calibration` and `recovery` are dictionaries of arrays; `judge(path)` gives a dictionary of numbers for an ONNX file;
+    the first row is that of the dense model. `options` are given to `compile`.
     """
-    rows = [{"share": 100.0} | judge(model)]
-    tell(given, rows[0])
+    tell(given, {"share": 100.0} | judge(model))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         np.savez(folder / "samples.npz", **calibration)
@@ -66,9 +65,7 @@ def measure(given, model, calibration, recovery, judge, options=()):
                     "--max-seconds", given.recover, "--seed", given.seed, "--export", folder / "r.onnx", "--json", *steps))
                 row |= {"steps": told["steps"], "recover_seconds": told["seconds"]}
                 row |= {f"recovered {name}": value for name, value in judge(folder / "r.onnx").items()}
-            rows.append(row)
             tell(given, row)
-    return rows
 
 
 def tell(given, row):

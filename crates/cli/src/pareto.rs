@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// An ONNX file.
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
-    /// Samples of the model's inputs, by name. Three quarters of them calibrate, the others measure errors.
+    /// Samples of the model's inputs, by name. A quarter, at most 512, measures errors, the others
+    /// calibrate.
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
     /// What is saved: bytes of the weights, operations, or predicted time.

@@ -1,4 +1,4 @@
-//! Writing result files: beside their place, then renamed, so that a file never carries its final name half written.
+//! Writing result files, which appear whole or not at all.
 
 use std::io;
 use std::path::Path;
@@ -44,12 +44,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
         }
         Ok(_) => {}
     }
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(Failure::write(path, "not a regular file"));
-    }
-    // The file replaces another one only when it is whole, so that the folder must take a new one.
-    let probe = tempfile::Builder::new().prefix(".margay-").suffix(".part").tempfile_in(folder);
-    probe.and_then(tempfile::NamedTempFile::close).map_err(|e| Failure::write(path, e))
+    margay::check_place(path).map_err(|e| Failure::write(path, e))
 }
 
 /// Fails where a file would be written over another one that the command reads or writes. Each file comes with the

@@ -135,7 +135,7 @@ struct SketchArgs {
     #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
     terms: usize,
     /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
-    #[arg(long, requires = "scheme")]
+    #[arg(long, requires = "scheme", conflicts_with = "features")]
     two_sided: bool,
     /// With --scheme favor: features of a query or key.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]

@@ -1,7 +1,7 @@
 //! Files that appear whole under their name, or not at all.
 //!
 //! A [`Pending`] file has no name in its folder while it is written, where the system can do that (Linux, on most file
-//! systems): a process that is killed leaves nothing behind. Elsewhere it has a hidden name, `.margay-….part`, and is removed
+//! systems): a process that is killed meanwhile leaves nothing behind. Elsewhere it has a hidden name, `.margay-….part`, and is removed
 //! when the value is dropped. [`Pending::keep`] puts it in the place of what was there before, on disk and complete.
 
 #![forbid(unsafe_code)]
@@ -30,6 +30,14 @@ pub fn replace_file<E: From<io::Error>>(
     Ok(pending.keep()?)
 }
 
+/// Fails where no file could be put at `place`; puts none there.
+///
+/// # Errors
+/// Those of [`Pending::create`].
+pub fn check_place(place: &Path) -> io::Result<()> {
+    Pending::create(place).map(drop)
+}
+
 /// A file that is not in its place yet. Dropped without [`keep`](Pending::keep), nothing remains of it.
 #[derive(Debug)]
 pub struct Pending {
@@ -53,7 +61,7 @@ impl Pending {
         let (file, name) = match unnamed::create(folder) {
             Some(file) => (file, None),
             None => {
-                let (file, name) = new_names().tempfile_in(folder)?.into_parts();
+                let (file, name) = new_names().tempfile_in(folder).map_err(plain)?.into_parts();
                 (file, Some(name))
             }
         };
@@ -70,7 +78,10 @@ impl Pending {
         let folder = folder(&self.place);
         let name = match self.name {
             Some(name) => name,
-            None => new_names().make_in(folder, |name| unnamed::link(&file, name))?.into_temp_path(),
+            None => new_names()
+                .make_in(folder, |name| unnamed::link(&file, name))
+                .map_err(plain)?
+                .into_temp_path(),
         };
         name.persist(&self.place).map_err(|e| e.error)?;
         sync_folder(folder);
@@ -92,6 +103,11 @@ impl Seek for Pending {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.out.seek(to)
     }
+}
+
+/// The error without the name that a file would have had meanwhile, which means nothing to a reader.
+fn plain(error: io::Error) -> io::Error {
+    error.kind().into()
 }
 
 fn folder(place: &Path) -> &Path {
@@ -194,6 +210,13 @@ mod tests {
         let error = Pending::create(folder.path()).unwrap_err();
         assert_eq!(error.to_string(), "not a regular file");
         assert!(Pending::create(&folder.path().join("none/a.margay")).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn errors_do_not_tell_of_other_names() {
+        let error = check_place(Path::new("/proc/a.margay")).unwrap_err().to_string();
+        assert!(!error.contains(".part"), "{error}");
     }
 
     #[cfg(target_os = "linux")]

@@ -88,7 +88,7 @@ pub use margay_driver::{
     export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
     read_graph, recompile,
 };
-pub use margay_files::{WriteSeek, replace_file};
+pub use margay_files::{WriteSeek, check_place, replace_file};
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};

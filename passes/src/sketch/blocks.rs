@@ -1,7 +1,7 @@
 //! Positions in blocks of one length, means of blocks, and masks of keys, for forms of attention that read keys together.
 //!
-//! Lengths may be open: quotients are extents. The last blocks may end behind the last position, and hold what fills
-//! them there; of a block that lies behind it altogether the weight is 0.
+//! Lengths may be open: quotients are extents. The last blocks may end behind the last position, with
+//! fillers there; the weight of a block of fillers alone is 0.
 
 use margay_ir::ops::{
     Add, Broadcast, Div, Exp, Log, Max, Mul, Number, Pad, Reduce, ReduceKind, Reshape, Slice, Sub,
@@ -15,8 +15,8 @@ use super::heads::Nodes;
 /// what is hidden from it, in place of a NaN that later sums would spread.
 pub(super) const LEAST: f64 = -1e30;
 
-/// What a sum of weights is divided by at least.
-const LEAST_SUM: f64 = 1e-30;
+/// What a sum of weights is at least, where a mask may hide all keys.
+pub(super) const LEAST_SUM: f64 = 1e-30;
 
 /// `length` positions as `count` blocks of `size`.
 #[derive(Clone, PartialEq, Eq, Debug)]

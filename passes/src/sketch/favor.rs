@@ -59,6 +59,7 @@ use margay_ir::{AddError, Graph, Part, Value};
 use margay_randnla::{RandnlaError, random_directions};
 use margay_tensor::random::stream_of;
 
+use super::blocks::LEAST_SUM;
 use super::features::{FavorSettings, FeatureKernel, Features};
 use super::heads::{self, FittedHeads, HeadForm, Heads, Nodes, Operands};
 use super::{Context, Factored, Fitted, Scheme, SchemeFacts, Site};
@@ -163,6 +164,3 @@ impl RandomFeatures {
         nodes.work.constant(&name, &[d, s.features], contents, origin)
     }
 }
-
-/// What a sum of weights is at least, where a mask may hide all keys.
-const LEAST_SUM: f64 = 1e-30;

@@ -45,10 +45,13 @@ impl FavorSettings {
     }
 }
 
+/// More features than this cost more than exact attention of any sequence that fits into memory.
+const MOST_FEATURES: usize = 1 << 20;
+
 impl HeadSettings for FavorSettings {
     fn check(&self) -> Result<(), String> {
-        if self.features == 0 {
-            return Err("0 features, expected at least 1".to_owned());
+        if !(1..=MOST_FEATURES).contains(&self.features) {
+            return Err(format!("{} features, expected 1 to {MOST_FEATURES}", self.features));
         }
         if self.hyperbolic && (self.features % 2 == 1 || self.kernel == FeatureKernel::Relu) {
             return Err(format!(

@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 
 use super::{ApplyError, Context, Fitted, Replacement, Resolved, Site, patch};
 
-/// What a plan says of heads, beside what a scheme wants to know.
+/// What a plan says of heads, beside what is of one scheme alone.
 pub(super) trait HeadSettings: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Says what is wrong with what the scheme wants to know, whatever the site.
+    /// Says what is wrong with the settings of the scheme alone, whatever the site.
     fn check(&self) -> Result<(), String>;
 
     /// The heads that are replaced, ascending; all where nothing is said.
@@ -252,15 +252,24 @@ impl<F: HeadForm> FittedHeads<F> {
             return Ok(Some(found));
         }
         let mut sums = vec![[0.0; 2]; self.heads.count];
+        let mut rows = 0;
         for operands in &self.samples {
-            self.add_errors(operands, &all, &mut sums)?;
+            rows += self.add_errors(operands, &all, &mut sums)?;
+        }
+        if rows == 0 {
+            return Err("no query of the samples sees a key, so that no error is known".to_owned());
         }
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).insert(key, sums.clone());
         Ok(Some(sums))
     }
 
-    /// Adds the errors of one run.
-    fn add_errors(&self, operands: &[Tensor], all: &Settings, sums: &mut [[f64; 2]]) -> Result<(), String> {
+    /// Adds the errors of one run; the rows of all heads that count. Those of queries that see no key do not.
+    fn add_errors(
+        &self,
+        operands: &[Tensor],
+        all: &Settings,
+        sums: &mut [[f64; 2]],
+    ) -> Result<usize, String> {
         let [q, k] = [0, 1].map(|i| operands[i].shape());
         let products = q[..3].iter().product::<usize>().saturating_mul(k[2]).saturating_mul(q[3]);
         if products > MOST_MEASURED {
@@ -275,6 +284,11 @@ impl<F: HeadForm> FittedHeads<F> {
         let exact = g.add(self.heads.op.clone(), &inputs, Origin::default()).map_err(|e| e.to_string())?;
         g.add_output("y", exact);
         let site = site(&g, exact.node, "").ok_or("the samples have no heads")?;
+        // Lengths that are open in the model are known here.
+        let known = Heads::of(&g, exact.node).ok_or("the samples have no heads")?;
+        if let Some(why) = self.form.refusal(&known, &self.offered(all)?) {
+            return Err(why);
+        }
         let patch = patch(self, &g, &site, all).map_err(|e| e.to_string())?;
         let given: Vec<(&str, &Tensor)> = names.into_iter().zip(operands).collect();
         let run = |g: &Graph| {
@@ -286,12 +300,15 @@ impl<F: HeadForm> FittedHeads<F> {
         let found = run(&g)?;
         let [batch, heads, queries] = [q[0], q[1], q[2]];
         let seen = seen_queries(operands, queries);
+        let mut counted = 0;
         for (head, sum) in sums.iter_mut().enumerate() {
             let rows: Vec<usize> = (0..batch)
                 .flat_map(|b| (0..queries).map(move |i| (b, i)))
                 .filter(|(b, i)| seen(*b, *i))
                 .map(|(b, i)| ((b * heads + head) * queries + i) * self.heads.e)
+                .filter(|row| expected[*row..*row + self.heads.e].iter().all(|y| y.is_finite()))
                 .collect();
+            counted += rows.len();
             for j in 0..self.heads.e {
                 let at = |y: &[f32], row: usize| f64::from(y[row + j]);
                 let mean = rows.iter().map(|row| at(&expected, *row)).sum::<f64>() / rows.len().max(1) as f64;
@@ -301,7 +318,7 @@ impl<F: HeadForm> FittedHeads<F> {
                 }
             }
         }
-        Ok(())
+        Ok(counted)
     }
 
     /// The operands of some heads, each with a head of keys and values of its own.
@@ -433,7 +450,7 @@ impl<F: HeadForm> Fitted for FittedHeads<F> {
 fn relative([error, norm]: [f64; 2]) -> f64 {
     match norm > 0.0 {
         true => error / norm,
-        false if error > 0.0 => f64::INFINITY,
-        false => 0.0,
+        false if error == 0.0 => 0.0,
+        false => f64::INFINITY,
     }
 }

@@ -14,7 +14,7 @@
 //!   of blocks.
 //!
 //! A mask with one number for each key is honoured. A query whose keys are all hidden gets a mean of what is hidden from it, where
-//! exact attention would look further.
+//! exact attention reads all positions.
 //!
 //! ```text
 //! graph @before(%q: f32[B, 4, 24, 8], %k: f32[B, 4, 24, 8], %v: f32[B, 4, 24, 8]) -> (y: f32[B, 4, 24, 8]) {
@@ -77,7 +77,8 @@
 //!
 //! With a window of as many positions as there are it computes what exact attention does. Nothing chooses this scheme by itself.
 //! Declines a mask with a row for each query, another number of queries than of keys, and fewer positions than
-//! `global`. Deliberately absent: windows with gaps, and global positions elsewhere than at the front.
+//! `global`; where the length is open, runs of fewer positions than `global` fail, and blocks have `window` positions however
+//! short a run is. Deliberately absent: windows with gaps, and global positions elsewhere than at the front.
 
 use margay_ir::ops::{Add, Attention, Concat, Less, Or, Range, Reshape, Select, Transpose};
 use margay_ir::{AddError, Graph, Value};
@@ -147,8 +148,8 @@ enum Summary {
     Means,
 }
 
-/// A window of more positions is exact attention for every sequence that fits into memory.
-const MOST_POSITIONS: usize = 1 << 20;
+/// A block of more positions does not fit into memory with its scores.
+const MOST_POSITIONS: usize = 1 << 16;
 
 impl HeadSettings for LocalSettings {
     fn check(&self) -> Result<(), String> {

@@ -128,8 +128,8 @@ fn is_six(iterations: &usize) -> bool {
     *iterations == six()
 }
 
-/// Of more, the matrix A does not fit into memory.
-const MOST_LANDMARKS: usize = 1 << 16;
+/// Of more, the matrix A of a head takes over 64 MB, and its inverse more time than exact attention.
+const MOST_LANDMARKS: usize = 1 << 12;
 
 /// More steps than any matrix in f32 takes: each multiplies what is near 0 of it by 13 / 4.
 const MOST_ITERATIONS: usize = 64;

@@ -100,8 +100,7 @@ pub(crate) struct Measured {
     pub(crate) remark: Option<Remark>,
 }
 
-/// Rows of gradients that are measured, about: second moments of gradients are a weight of errors, and need fewer rows than
-/// those of inputs, which are fitted to.
+/// Rows of gradients that are measured, about. They weigh errors; the inputs, which factors are fitted to, take more.
 const GRADIENT_ROWS: usize = 1 << 14;
 
 /// Measures what the sites of the tasks ask for, on the samples that calibrate.

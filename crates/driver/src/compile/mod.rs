@@ -339,7 +339,8 @@ fn storage(g: &Graph, sites: &[Site], options: &CompileOptions) -> Result<StoreC
     Ok(storage)
 }
 
-/// Compiles a model. With samples, three quarters of them calibrate and the others measure the error that is reported.
+/// Compiles a model. With samples, a quarter of them, at most 512, measures the error that is reported; of the others as many
+/// calibrate as give each layer about 65,536 rows.
 pub fn compile(
     source: &Model,
     samples: Option<&Samples>,

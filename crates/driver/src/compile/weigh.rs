@@ -14,11 +14,11 @@ use super::split::{Split, rows_of_a_sample};
 use crate::samples::bound_batch;
 use crate::{DriverError, Dump, ErrorSum, Runner, parallel};
 
-/// Calibration samples taken to weigh sites: at most [`WEIGHING_SAMPLES`], and between, as many as give the layer with the most
-/// rows so many; at least [`FEWEST_SAMPLES`].
+/// Rows that sites are weighed with, about, of the layer that has the most.
 const WEIGHING_ROWS: usize = 1 << 14;
-const WEIGHING_SAMPLES: usize = 32;
-const FEWEST_SAMPLES: usize = 8;
+
+/// The fewest and the most samples that this may be.
+const WEIGHING_SAMPLES: [usize; 2] = [8, 32];
 
 /// Squared relative error of the outputs per unit of squared relative error of each site, in the order of the sites. Sites
 /// whose errors enter at the same value weigh the same. A site weighs 1 where nothing can be measured: no sketch of
@@ -31,8 +31,8 @@ pub(crate) fn weigh(
     let searched = job.options.sketches() && job.options.searched().is_some();
     let Some(split) = split.filter(|_| searched) else { return Ok(None) };
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.backend, &split.calibration);
-    let most = rows_of_a_sample(job, samples)?.into_iter().max().unwrap_or(0);
-    let wanted = (WEIGHING_ROWS / most.max(1)).clamp(FEWEST_SAMPLES, WEIGHING_SAMPLES);
+    let most = rows_of_a_sample(g, sites, &job.mask, samples)?.into_iter().max().unwrap_or(0);
+    let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
     let taken = samples.runs(g, BATCH).take(wanted.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
