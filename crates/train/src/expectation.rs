@@ -21,14 +21,65 @@
 //! probabilities; the norm of a matrix is at most that of Frobenius, and the norm of this vector is the product of all
 //! `‖pₖ‖₂ ≤ ‖pₖ‖₁ = 1`. An approximate distribution may have numbers slightly below 0.
 //!
-//! Deliberately absent: making the table, and random sketches of tables too large to be held.
+//! A table is made by [`DenseTensor::from_fn`], or by [`tabulated`] of a program that is a graph itself. Deliberately absent:
+//! sketches of tables that are too large to be held; a tree has small ones.
 
 use margay_ir::ops::{MatMul, Numbers, Reshape};
-use margay_ir::{AddError, Builder, Graph, Origin, Value};
+use margay_ir::{AddError, Builder, Graph, Origin, TensorType, Value, eval};
 use margay_randnla::{DenseTensor, TensorTrain};
 use margay_tensor::Dim;
 
 use crate::TrainError;
+
+/// The table of a program that is a graph with one output: its inputs, in their order, are vectors of numbers, of which the
+/// k-th takes the values 0 to `extents[k] - 1`, and its output is `[B]` or `[B, m]` for inputs `[B]`. The reference
+/// interpreter runs it once, on all combinations.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] for another number of inputs, inputs and outputs of other shapes, and more combinations than there
+/// are addresses; what the graph refuses.
+pub fn tabulated(program: &Graph, extents: &[usize]) -> Result<DenseTensor, TrainError> {
+    let mismatch = |what: &str, expected: String, found: String| {
+        Err(TrainError::Mismatch { what: what.into(), expected, found })
+    };
+    let inputs = program.inputs();
+    if inputs.len() != extents.len() {
+        return mismatch("inputs of the program", extents.len().to_string(), inputs.len().to_string());
+    }
+    let Some(rows) = extents.iter().try_fold(1usize, |n, e| n.checked_mul(*e)) else {
+        return mismatch("combinations of inputs", format!("at most {}", usize::MAX), format!("{extents:?}"));
+    };
+    let mut values = Vec::with_capacity(extents.len());
+    let mut inner = rows;
+    for (&n, &extent) in inputs.iter().zip(extents) {
+        let (name, dtype) = (program.node(n).origin.name(), program.ty(n.into()).dtype);
+        inner /= extent.max(1);
+        let all = (0..rows).map(|row| row / inner.max(1) % extent);
+        let numbers = match dtype.is_float() {
+            true => Numbers::Float(all.map(|i| i as f64).collect()),
+            false => Numbers::Int(all.map(|i| i as i128).collect()),
+        };
+        let numbers = numbers.into_tensor(dtype, &[rows]).map_err(|e| TrainError::Options(e.to_string()))?;
+        values.push((name, numbers));
+    }
+    let values: Vec<_> = values.iter().map(|(name, t)| (*name, t)).collect();
+    let found = eval::run(program, &values)?;
+    let [output] = &found[..] else {
+        return mismatch("outputs of the program", "1".into(), found.len().to_string());
+    };
+    let (shape, floats) = (output.shape(), Numbers::of(output).map(Numbers::floats));
+    let fits = (1..=2).contains(&shape.len()) && shape[0] == rows;
+    match floats {
+        Ok(data) if fits => {
+            let extents = [extents, &shape[1..]].concat();
+            DenseTensor::new(extents, data).map_err(|e| TrainError::Options(e.to_string()))
+        }
+        _ => {
+            let expected = format!("numbers of shape [{rows}] or [{rows}, m]");
+            mismatch("output of the program", expected, TensorType::of(output).to_string())
+        }
+    }
+}
 
 /// The expected output of a table by enumeration of all inputs.
 ///
@@ -69,10 +120,10 @@ pub fn sketched(g: &mut Graph, train: &TensorTrain, distributions: &[Value]) -> 
 fn joint(n: &mut Builder<'_>, x: Value, y: Value) -> Result<Value, AddError> {
     let (a, b) = (n.ty(x).shape.clone(), n.ty(y).shape.clone());
     let one = Dim::from(1usize);
-    let x = n.op(Reshape { shape: [a[0].clone(), a[1].clone(), one.clone()].into_iter().collect() }, &[x])?;
-    let y = n.op(Reshape { shape: [b[0].clone(), one, b[1].clone()].into_iter().collect() }, &[y])?;
+    let x = n.op(Reshape { shape: vec![a[0].clone(), a[1].clone(), one.clone()] }, &[x])?;
+    let y = n.op(Reshape { shape: vec![b[0].clone(), one, b[1].clone()] }, &[y])?;
     let products = n.mul(x, y)?;
-    n.op(Reshape { shape: [a[0].clone(), &a[1] * &b[1]].into_iter().collect() }, &[products])
+    n.op(Reshape { shape: vec![a[0].clone(), &a[1] * &b[1]] }, &[products])
 }
 
 /// Rows `[B, k]` times a constant matrix `[k, columns]`.
@@ -84,15 +135,13 @@ fn through(n: &mut Builder<'_>, rows: Value, numbers: &[f64], columns: usize) ->
     Ok(n.op(MatMul, &[rows, matrix])?)
 }
 
-/// A value has no axis of outputs.
+/// A value, in place of one output, has no axis of outputs.
 fn finished(n: &mut Builder<'_>, rows: Value, outputs: Option<usize>) -> Result<Value, TrainError> {
-    match outputs {
-        Some(_) => Ok(rows),
-        None => {
-            let batch = n.ty(rows).shape[..1].iter().cloned().collect();
-            Ok(n.op(Reshape { shape: batch }, &[rows])?)
-        }
+    if outputs.is_some() {
+        return Ok(rows);
     }
+    let shape = n.ty(rows).shape[..1].to_vec();
+    Ok(n.op(Reshape { shape }, &[rows])?)
 }
 
 /// The number of outputs of a table of distributions; `None` for one of values.

@@ -7,7 +7,7 @@ use margay_driver::{Backend, Silent};
 use margay_ir::ops::{Log, Reshape, Slice, Softmax};
 use margay_ir::{Builder, Graph, Origin, TensorType, Value, text};
 use margay_passes::{parameter_names, with_parameters};
-use margay_tensor::{DType, Dim, Tensor};
+use margay_tensor::{DType, Tensor};
 use margay_train::{
     Batches, Evaluation, Evaluator, FitOptions, Fitted, Length, Optimizer, Schedule, Task, Tensors,
     TrainError, Trainer, TrainingStep, Update, fit, init, loss,
@@ -89,7 +89,7 @@ pub(crate) fn learn(
     let measures = |g: &mut Graph| {
         let logits = g.outputs()[0].value;
         let mut measures = surprise(g, program)?;
-        let shape = g.ty(logits).shape[..2].iter().cloned().collect();
+        let shape = g.ty(logits).shape[..2].to_vec();
         let digits = g.add_input("digit", TensorType::new(DType::I64, shape));
         measures.push(("digits", loss::accuracy(g, logits, digits, None)?));
         Ok(measures)
@@ -144,14 +144,14 @@ fn surprise(g: &mut Graph, program: &Program) -> Result<Vec<(&'static str, Value
             ([0usize.into(), k.into(), 0usize.into()], [batch.clone(), (k + 1).into(), DIGITS.into()]);
         let one = Slice { starts: starts.to_vec(), ends: ends.to_vec(), steps: vec![1; 3] };
         let one = n.op(one, &[all])?;
-        let shape = [batch.clone(), Dim::from(DIGITS)].into_iter().collect();
+        let shape = vec![batch.clone(), DIGITS.into()];
         digits.push(n.op(Reshape { shape }, &[one])?);
     }
     let sum = program.distribution(g, &digits)?;
     let mut n = Builder::new(g, Origin::named("sum"));
     let likely = n.at_least(sum, LEAST_PROBABILITY)?;
     let logits = n.op(Log, &[likely])?;
-    let target = g.add_input("sum", TensorType::new(DType::I64, [batch].into_iter().collect()));
+    let target = g.add_input("sum", TensorType::new(DType::I64, vec![batch]));
     let loss = loss::cross_entropy(g, logits, target, None, None)?;
     Ok(vec![("loss", loss), ("sums", loss::accuracy(g, logits, target, None)?)])
 }

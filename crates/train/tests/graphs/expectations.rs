@@ -215,6 +215,52 @@ fn derivatives_are_those_of_finite_differences() {
     }
 }
 
+fn program(source: &str) -> Graph {
+    margay_testkit::parse_with_random_constants(source).0
+}
+
+#[test]
+fn graphs_are_tabulated_over_all_their_inputs() {
+    let value = program(
+        "graph @value(%a: i64[B], %b: i32[B], %c: f32[B]) -> (y: f32[B]) {
+           %0 = cast %a {to = f32} : f32[B]
+           %1 = cast %b {to = f32} : f32[B]
+           %2 = mul %0, %c : f32[B]
+           %3 = sub %2, %1 : f32[B]
+           return %3
+         }",
+    );
+    let expected = DenseTensor::from_fn(vec![3, 4, 2], |i| (i[0] * i[2]) as f64 - i[1] as f64);
+    assert_eq!(expectation::tabulated(&value, &[3, 4, 2]).unwrap(), expected);
+
+    // Both inputs beside each other, as an output of two values.
+    let pair = program(
+        "graph @pair(%a: i64[B], %b: i64[B]) -> (y: i64[B, 2]) {
+           %0 = reshape %a {shape = [B, 1]} : i64[B, 1]
+           %1 = reshape %b {shape = [B, 1]} : i64[B, 1]
+           %2 = concat %0, %1 {axis = 1} : i64[B, 2]
+           return %2
+         }",
+    );
+    let expected = DenseTensor::from_fn(vec![2, 3, 2], |i| i[i[2]] as f64);
+    assert_eq!(expectation::tabulated(&pair, &[2, 3]).unwrap(), expected);
+
+    let message = |g: &Graph, extents: &[usize]| expectation::tabulated(g, extents).unwrap_err().to_string();
+    assert_eq!(message(&pair, &[2]), "inputs of the program: expected 1, found 2");
+    let many = "combinations of inputs: expected at most";
+    assert!(message(&pair, &[usize::MAX, 2]).starts_with(many));
+    let one = program(
+        "graph @one(%a: f32[B]) -> (y: f32) {
+           %0 = reduce %a {kind = sum, axes = [0]} : f32
+           return %0
+         }",
+    );
+    assert_eq!(
+        message(&one, &[3]),
+        "output of the program: expected numbers of shape [3] or [3, m], found f32"
+    );
+}
+
 #[test]
 fn distributions_that_do_not_fit_the_table_are_refused() {
     let table = table(&[3, 4], 0);
