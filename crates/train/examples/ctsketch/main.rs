@@ -25,8 +25,10 @@ use program::{Form, Program};
 /// Of tables: what is dropped is rounding.
 const EXACT: Form = Form::Sketched(1e-9);
 
-/// Trees by the number of inputs of the nodes of each level, and how their tables are given.
-const PROGRAMS: [(&[usize], Form); 8] = [
+/// Trees by the number of inputs of the nodes of each level, and how their tables are given. Sums of one digit are digits: what
+/// labels of single images teach.
+const PROGRAMS: [(&[usize], Form); 9] = [
+    (&[1], Form::Enumerated),
     (&[2], Form::Enumerated),
     (&[2], EXACT),
     (&[4], Form::Enumerated),
