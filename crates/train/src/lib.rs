@@ -2,6 +2,7 @@
 //!
 //! As graphs:
 //! - [`loss`]: losses, added to a graph.
+//! - [`expectation`]: what programs given as tables are expected to give for uncertain inputs.
 //! - [`init`]: random parameters to begin from.
 //! - [`masking`]: inputs and labels for masked language models.
 //! - [`optimizer`]: what follows from gradients, and clipping.
@@ -28,6 +29,7 @@ pub mod batches;
 pub mod checkpoint;
 mod error;
 pub mod evaluator;
+pub mod expectation;
 pub mod fit;
 pub mod head;
 pub mod init;
