@@ -258,7 +258,8 @@ fn what_has_no_such_form_is_declined() {
     );
     let g = attention(HEADS, false, None);
     for (settings, why) in [
-        (FavorSettings::new(0), "0 features, expected at least 1"),
+        (FavorSettings::new(0), "0 features, expected 1 to 1048576"),
+        (FavorSettings::new(1 << 60), "1152921504606846976 features, expected 1 to 1048576"),
         (FavorSettings { hyperbolic: true, ..FavorSettings::new(3) }, "found 3 of kernel `softmax`"),
         (FavorSettings { heads: Some(vec![4]), ..FavorSettings::new(4) }, "head 4 of heads 0 to 3"),
         (

@@ -525,7 +525,7 @@ fn what_has_no_such_form_is_left_with_a_reason() {
         read_plan(&format!("[plan]\n{head}\n[modules]\natt = {{ {choice} }}\n")).unwrap_err().to_string()
     };
     for (choice, why) in [
-        ("scheme = \"nystrom\", landmarks = 0", "0 landmarks, expected 1 to 65536"),
+        ("scheme = \"nystrom\", landmarks = 0", "0 landmarks, expected 1 to 4096"),
         ("scheme = \"nystrom\", landmarks = 4, iterations = 65", "65 iterations, expected 1 to 64"),
         ("scheme = \"nystrom\", landmarks = 4, heads = [2, 1]", "heads [2, 1] are not ascending"),
         ("scheme = \"nystrom\", window = 4", "unknown field"),

@@ -120,7 +120,7 @@ mod tests {
             "graph @g(%x: f32[{batch}, S, 8], %attention_mask: i64[{batch}, S]) -> (y: {read}) {{\n{lines}  \
              %w = const #w : f32[8, 8]  // w\n  %y = matmul %z, %w : {read}  // product\n  return %y\n}}\n"
         );
-        let weight = |_: &str, _: &_| Some(Tensor::from_slice(&[8, 8], &[1f32; 64]).unwrap());
+        let weight = |_: &str, _: &_| Some(Tensor::from_slice(&[8, 8], &[1f32; 64]).unwrap().into());
         let g = parse(&text, &weight).unwrap_or_else(|e| panic!("{e}"));
         let marks: Vec<i64> = (0..64).map(|i| i64::from(i % 16 < marked)).collect();
         let samples = Samples::new(vec![
