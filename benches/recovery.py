@@ -97,9 +97,12 @@ def table(result):
                 seen = [f"{judged['cosine']['mean']:.3f}", f"{judged['cosine']['p05']:.3f}", f"{change:+.1f}"]
             lines.append(f"| {share}% | {name} | {seen[0]} | {seen[1]} | {seen[2]} | {held_out(evaluation)} "
                          f"| {steps} | {seconds} |")
-    machine = result["machine"]
+    machines = {}
+    for share, found in result["shares"].items():
+        machines.setdefault(f"{found['machine']['processor']}, {found['machine']['threads']} threads", []).append(f"{share}%")
+    machines = "; ".join(f"{', '.join(shares)}: {machine}" for machine, shares in machines.items())
     scores = ", ".join(f"{task} {score:.1f}" for task, score in result["similarity"].items() if task != "mean")
-    lines += ["", f"*{machine['processor']}, {machine['threads']} threads, seed {result['seed']}. The dense model: {scores}.*"]
+    lines += ["", f"*{machines}; seed {result['seed']}. The dense model: {scores}.*"]
     if "50" in result["shares"]:
         lines += ["", "Learning together at 50%, on the passages that it held out:", "",
                   "| step | seconds | mean loss since the row before | cosine | relative L2 error |",
@@ -147,8 +150,8 @@ def main():
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     result |= {
         "model": "minilm_l6", "seed": arguments.seed, "similarity": judge.similarity(arguments.models / "minilm_l6.onnx"),
-        "machine": {"processor": processor(), "threads": arguments.threads},
     }
+    machine = {"processor": processor(), "threads": arguments.threads}
     result.setdefault("shares", {})
     words = ["--max-seconds", str(arguments.seconds)]
     words += ["--steps", str(arguments.steps)] if arguments.steps else []
@@ -160,7 +163,7 @@ def main():
                    "--data", arguments.models / "minilm_l6_calibration.npz", "--seed", arguments.seed,
                    "--budget-bytes", f"{share}%", "--export", exported)
             path, run = recovered(arguments, folder, sketched, words)
-            found = {"sketched": judge(exported), "recovered": judge(path), "run": run}
+            found = {"machine": machine, "sketched": judge(exported), "recovered": judge(path), "run": run}
         result["shares"][share] = found
         cosine = [found[part]["cosine"]["mean"] for part in ("sketched", "recovered")]
         print(f"{share}%: {cosine[0]:.4f} -> {cosine[1]:.4f} after {run['steps']} steps, {run['seconds']:.0f} s", flush=True)
