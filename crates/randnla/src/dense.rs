@@ -11,6 +11,13 @@ pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     out
 }
 
+/// `triangle · m` for upper triangular `triangle`, of which only that part is read.
+pub(crate) fn upper_product<T: Scalar>(triangle: MatRef<'_, T>, m: MatRef<'_, T>) -> Mat<T> {
+    let mut out = Mat::zeros(triangle.nrows(), m.ncols());
+    T::add_upper_product(out.as_mut(), triangle, m);
+    out
+}
+
 /// Adds `xᵀ · x` to the lower triangle of `acc`.
 pub(crate) fn add_gram<T: Scalar>(acc: MatMut<'_, T>, x: MatRef<'_, T>) {
     T::add_gram(acc, x);

@@ -109,7 +109,7 @@ pub use psd::{
     Eigen, PartialCholesky, Revd2Options, Solution, conjugate_gradients, nystrom, revd2, rpcholesky,
 };
 pub use range::{Qb, QbOptions, RangeBasis, Residual, qb, range_finder, spectral_norm_bound};
-pub use regression::Regression;
+pub use regression::{FitError, FitErrors, ReducedRank, Regression};
 pub use rounding::Rounded;
 pub use rsvd::{RsvdOptions, Svd, rsvd, rsvd_to_tolerance, svd};
 pub use scalar::Scalar;

@@ -30,6 +30,9 @@ pub trait Linalg: RealField {
     /// Adds `xᵀ · x` to the lower triangle of `acc`.
     fn add_gram(acc: MatMut<'_, Self>, x: MatRef<'_, Self>);
 
+    /// Adds `triangle · m` to `acc`, of which `triangle` is upper triangular.
+    fn add_upper_product(acc: MatMut<'_, Self>, triangle: MatRef<'_, Self>, m: MatRef<'_, Self>);
+
     /// Eigenvalues, ascending, and eigenvectors of a symmetric matrix; reads its lower triangle.
     fn eigen(a: MatRef<'_, Self>) -> Option<(Vec<Self>, Mat<Self>)>;
 
@@ -76,6 +79,20 @@ macro_rules! linalg {
                     x.transpose(),
                     BlockStructure::Rectangular,
                     x,
+                    BlockStructure::Rectangular,
+                    1.0,
+                    Par::Seq,
+                );
+            }
+
+            fn add_upper_product(acc: MatMut<'_, Self>, triangle: MatRef<'_, Self>, m: MatRef<'_, Self>) {
+                triangular::matmul(
+                    acc,
+                    BlockStructure::Rectangular,
+                    Accum::Add,
+                    triangle,
+                    BlockStructure::TriangularUpper,
+                    m,
                     BlockStructure::Rectangular,
                     1.0,
                     Par::Seq,

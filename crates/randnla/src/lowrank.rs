@@ -13,7 +13,7 @@
 use faer::Mat;
 
 use crate::bytes::{Reader, Writer};
-use crate::matrix::{check_factorable, check_shape};
+use crate::matrix::{check_factorable, check_shape, row_times};
 use crate::rsvd::{RsvdOptions, rsvd, svd};
 use crate::{Matrix, RandnlaError, Whitening, dense};
 
@@ -83,15 +83,30 @@ impl LowRank {
             (input.map_or(weight.rows(), Whitening::dim), output.map_or(weight.columns(), Whitening::dim));
         check_shape("the weight", found, weight)?;
         let scaled = scale(weight, input, output);
-        let smaller = weight.rows().min(weight.columns());
+        let shape = (weight.rows(), weight.columns());
+        let found = LowRank::of_scaled(&scaled, shape, input, output, options)?;
+        let mean = input.and_then(Whitening::mean).map(|mean| (mean.to_vec(), row_times(mean, weight)));
+        Ok(LowRank { mean, ..found })
+    }
+
+    /// Decomposes a weight of this shape of which `S W Tᵀ` is given, with the roots `S` of `input` and `T` of `output`; no
+    /// mean is kept.
+    pub(crate) fn of_scaled(
+        scaled: &Matrix,
+        (rows, columns): (usize, usize),
+        input: Option<&Whitening>,
+        output: Option<&Whitening>,
+        options: &LowRankOptions,
+    ) -> Result<LowRank, RandnlaError> {
+        let smaller = rows.min(columns);
         let wanted = options.max_rank.unwrap_or(smaller);
         if wanted == 0 || wanted > smaller {
             return Err(RandnlaError::Rank { max: smaller, found: wanted });
         }
         let svd = if smaller <= options.exact_up_to || wanted >= smaller / 2 {
-            svd(&scaled)?
+            svd(scaled)?
         } else {
-            rsvd(&scaled, wanted, &options.rsvd)?
+            rsvd(scaled, wanted, &options.rsvd)?
         };
         let mut squared_errors = svd.squared_errors();
         squared_errors.truncate(wanted + 1);
@@ -100,8 +115,7 @@ impl LowRank {
         let left = unscale(&svd.left, wanted, input);
         let right = unscale(&svd.right, wanted, output);
         let (left, right) = balance(left, right, &singular_values);
-        let mean = input.and_then(Whitening::mean).map(|mean| (mean.to_vec(), row_times(mean, weight)));
-        Ok(LowRank { left, right, singular_values, squared_errors, mean })
+        Ok(LowRank { left, right, singular_values, squared_errors, mean: None })
     }
 
     /// All of it as bytes.
@@ -224,11 +238,6 @@ fn sign_of_greatest(m: &Mat<f64>, column: usize) -> f64 {
         }
     }
     if greatest < 0.0 { -1.0 } else { 1.0 }
-}
-
-/// `row · m`.
-fn row_times(row: &[f64], m: &Matrix) -> Vec<f64> {
-    (0..m.columns()).map(|j| row.iter().enumerate().map(|(i, v)| v * m.at(i, j)).sum()).collect()
 }
 
 #[cfg(test)]

@@ -131,6 +131,11 @@ pub(crate) fn check_shape<T: Scalar>(
     Ok(())
 }
 
+/// `row · m`.
+pub(crate) fn row_times(row: &[f64], m: &Matrix) -> Vec<f64> {
+    (0..m.columns()).map(|j| row.iter().enumerate().map(|(i, v)| v * m.at(i, j)).sum()).collect()
+}
+
 /// An error unless the matrix has entries and all of them are finite. Every decomposition asks this first:
 /// NaN makes some of them fail, some loop and some return nonsense.
 pub(crate) fn check_factorable<T: Scalar>(

@@ -3,36 +3,110 @@
 //! For rows `x` and targets `y` the weight `M` and the bias `b` with the least mean of `‖y - x M - b‖²` are
 //! `M = C⁻¹ D`, `b = ȳ - x̄ M`, with the covariance `C` of `x` and the covariance `D` between `x` and `y`. Among
 //! weights of rank `k` the best is the low-rank approximation of `M` whitened by `C` (Izenman, *Reduced-rank
-//! regression for the multivariate linear model*, 1975); its factors are those of [`LowRank`]. The estimate is shrunk
-//! towards a weight that is known beforehand: where the sample says nothing, that one stays.
+//! regression for the multivariate linear model*, 1975); its factors are those of [`LowRank`](crate::LowRank). The estimate is
+//! shrunk towards a weight that is known beforehand: where the sample says nothing, that one stays.
 //!
 //! Only second moments are kept, so that memory does not grow with the number of rows.
 
+mod fit_errors;
+mod reduced_rank;
+
 use faer::{Mat, MatRef};
 
-use crate::matrix::check_shape;
+pub use self::fit_errors::{FitError, FitErrors};
+pub use self::reduced_rank::ReducedRank;
+use crate::matrix::row_times;
 use crate::{
-    Centring, Conditioning, Factors, LowRank, LowRankOptions, Matrix, RandnlaError, Whitening, dense,
+    Centring, Conditioning, Factors, LowRankOptions, Matrix, RandnlaError, RsvdOptions, Whitening, dense,
 };
 
 /// Rows per update.
-const BLOCK_ROWS: usize = 512;
+const BLOCK_ROWS: usize = 2048;
 
-/// Second moments of pairs of rows, in `f64`.
+/// Second moments of pairs of rows.
 ///
+/// Products are summed in `f32` over at most 2048 rows and from there on in `f64`, about the mean of the first rows, so
+/// that moments about the mean have a relative error of about 1e-6 however far the mean is from 0.
 /// The bits depend on the rows, their order and the pieces in which they arrive. Memory is
 /// `8 d_in (d_in + d_out)` bytes.
 #[derive(Clone, Debug)]
 pub struct Regression {
     count: u64,
-    sum_x: Vec<f64>,
-    sum_y: Vec<f64>,
-    /// Sum of `xᵀ x`: lower triangle; what is above it is unspecified.
+    x: Stream,
+    y: Stream,
+    /// Sum of `xᵀ x` about the origin of `x`: lower triangle; what is above it is unspecified.
     xx: Mat<f64>,
-    /// Sum of `xᵀ y`.
+    /// Sum of `xᵀ y` about both origins.
     xy: Mat<f64>,
-    /// Sum of `‖y‖²`.
+    /// Sum of `‖y‖²` about the origin of `y`.
     yy: f64,
+}
+
+/// One of two streams of rows.
+#[derive(Clone, Debug)]
+struct Stream {
+    /// What all sums are about: the mean of the rows that came first.
+    origin: Vec<f64>,
+    /// Sum of the rows about the origin.
+    sum: Vec<f64>,
+}
+
+/// Rows about an origin, divided by a power of two that makes the greatest of their magnitudes about 1.
+struct Block {
+    rows: Vec<f32>,
+    scale: f64,
+    /// Sum of their squares, before the division.
+    squares: f64,
+}
+
+impl Stream {
+    fn new(dim: usize) -> Stream {
+        Stream { origin: vec![0.0; dim], sum: vec![0.0; dim] }
+    }
+
+    fn dim(&self) -> usize {
+        self.origin.len()
+    }
+
+    /// Begins with these rows.
+    fn begin(&mut self, rows: &[f32]) {
+        let share = (rows.len() / self.dim()) as f64;
+        for row in rows.chunks_exact(self.dim()) {
+            self.origin.iter_mut().zip(row).for_each(|(o, v)| *o += f64::from(*v) / share);
+        }
+    }
+
+    /// Adds rows to their sum.
+    fn take(&mut self, rows: &[f32]) -> Block {
+        let (mut greatest, mut squares) = (0f64, 0f64);
+        for row in rows.chunks_exact(self.dim()) {
+            for ((sum, v), origin) in self.sum.iter_mut().zip(row).zip(&self.origin) {
+                let about = f64::from(*v) - origin;
+                *sum += about;
+                squares += about * about;
+                greatest = greatest.max(about.abs());
+            }
+        }
+        let scale = if greatest == 0.0 { 1.0 } else { greatest.log2().ceil().exp2() };
+        let inverse = scale.recip();
+        let mut scaled = Vec::with_capacity(rows.len());
+        for row in rows.chunks_exact(self.dim()) {
+            let about = row.iter().zip(&self.origin).map(|(v, o)| ((f64::from(*v) - o) * inverse) as f32);
+            scaled.extend(about);
+        }
+        Block { rows: scaled, scale, squares }
+    }
+
+    /// The mean of the rows, of which there are so many.
+    fn mean(&self, count: f64) -> Vec<f64> {
+        self.origin.iter().zip(&self.sum).map(|(o, s)| o + s / count).collect()
+    }
+}
+
+impl Block {
+    fn as_ref(&self, dim: usize) -> MatRef<'_, f32> {
+        MatRef::from_row_major_slice(&self.rows, self.rows.len() / dim, dim)
+    }
 }
 
 impl Regression {
@@ -40,8 +114,8 @@ impl Regression {
     pub fn new(d_in: usize, d_out: usize) -> Regression {
         Regression {
             count: 0,
-            sum_x: vec![0.0; d_in],
-            sum_y: vec![0.0; d_out],
+            x: Stream::new(d_in),
+            y: Stream::new(d_out),
             xx: Mat::zeros(d_in, d_in),
             xy: Mat::zeros(d_in, d_out),
             yy: 0.0,
@@ -59,7 +133,7 @@ impl Regression {
     /// [`RandnlaError::Length`] unless there are as many whole rows as targets, and [`RandnlaError::NonFinite`], with
     /// the row counted within this call. After an error nothing has been taken in.
     pub fn add_rows(&mut self, x: &[f32], y: &[f32]) -> Result<(), RandnlaError> {
-        let (d_in, d_out) = (self.sum_x.len(), self.sum_y.len());
+        let (d_in, d_out) = (self.x.dim(), self.y.dim());
         let count = x.len().checked_div(d_in).unwrap_or(0);
         for (what, expected, found) in
             [("the block of rows", count * d_in, x.len()), ("the block of targets", count * d_out, y.len())]
@@ -74,17 +148,19 @@ impl Regression {
             return Ok(());
         }
         for (x, y) in x.chunks(BLOCK_ROWS * d_in).zip(y.chunks(BLOCK_ROWS * d_out)) {
-            let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-            let (x, y) = (wide(x), wide(y));
-            let rows = x.len() / d_in;
-            add_sums(&mut self.sum_x, &x);
-            add_sums(&mut self.sum_y, &y);
-            self.yy += y.iter().map(|v| v * v).sum::<f64>();
-            let x = MatRef::from_row_major_slice(&x, rows, d_in);
-            let y = MatRef::from_row_major_slice(&y, rows, d_out);
-            dense::add_gram(self.xx.as_mut(), x);
-            dense::add_product(self.xy.as_mut(), x.transpose(), y);
-            self.count += rows as u64;
+            if self.count == 0 {
+                self.x.begin(x);
+                self.y.begin(y);
+            }
+            let (x, y) = (self.x.take(x), self.y.take(y));
+            let (rows, targets) = (x.as_ref(d_in), y.as_ref(d_out));
+            let mut xx = Mat::<f32>::zeros(d_in, d_in);
+            dense::add_gram(xx.as_mut(), rows);
+            add_scaled(&mut self.xx, xx.as_ref(), x.scale * x.scale);
+            let xy = dense::product(rows.transpose(), targets);
+            add_scaled(&mut self.xy, xy.as_ref(), x.scale * y.scale);
+            self.yy += y.squares;
+            self.count += rows.nrows() as u64;
         }
         Ok(())
     }
@@ -94,63 +170,62 @@ impl Regression {
     /// # Errors
     /// [`RandnlaError::Length`] unless both have rows of the same lengths.
     pub fn merge(&mut self, other: &Regression) -> Result<(), RandnlaError> {
-        for (expected, found) in
-            [(self.sum_x.len(), other.sum_x.len()), (self.sum_y.len(), other.sum_y.len())]
-        {
+        for (expected, found) in [(self.x.dim(), other.x.dim()), (self.y.dim(), other.y.dim())] {
             if expected != found {
                 let what = "a row of the other accumulator";
                 return Err(RandnlaError::Length { what, expected, found });
             }
         }
+        if self.count == 0 {
+            *self = other.clone();
+            return Ok(());
+        }
+        // (x + u)ᵀ (y + v) = xᵀ y + uᵀ y + xᵀ v + uᵀ v, with the distances u, v between the origins.
+        let n = other.count as f64;
+        let between = |to: &Stream, from: &Stream| -> Vec<f64> {
+            from.origin.iter().zip(&to.origin).map(|(from, to)| from - to).collect()
+        };
+        let (u, v) = (between(&self.x, &other.x), between(&self.y, &other.y));
+        let (sum_x, sum_y) = (&other.x.sum, &other.y.sum);
+        for j in 0..u.len() {
+            for i in j..u.len() {
+                self.xx[(i, j)] += other.xx[(i, j)] + u[i] * sum_x[j] + sum_x[i] * u[j] + n * u[i] * u[j];
+            }
+        }
+        for j in 0..v.len() {
+            for i in 0..u.len() {
+                self.xy[(i, j)] += other.xy[(i, j)] + u[i] * sum_y[j] + sum_x[i] * v[j] + n * u[i] * v[j];
+            }
+        }
+        self.yy += other.yy + sum_y.iter().zip(&v).map(|(s, v)| 2.0 * s * v + n * v * v).sum::<f64>();
+        for (sum, (more, by)) in [(&mut self.x.sum, (sum_x, &u)), (&mut self.y.sum, (sum_y, &v))] {
+            sum.iter_mut().zip(more.iter().zip(by)).for_each(|(a, (b, by))| *a += b + n * by);
+        }
         self.count += other.count;
-        self.sum_x.iter_mut().zip(&other.sum_x).for_each(|(a, b)| *a += b);
-        self.sum_y.iter_mut().zip(&other.sum_y).for_each(|(a, b)| *a += b);
-        self.xx += &other.xx;
-        self.xy += &other.xy;
-        self.yy += other.yy;
         Ok(())
     }
 
-    /// For each of some conditionings the factors `[d_in, k]` and `[k, d_out]` and the bias `[d_out]` that fit best,
-    /// shrunk towards the weight `prior` `[d_in, d_out]`. Centred, the bias is part of the fit; otherwise there is none.
-    /// Errors of outputs are weighed by `outputs` (dimension `d_out`), where it is given. Where the rank is at least half
-    /// the smaller dimension or that is at most 1024 the approximation is exact, otherwise randomized with `seed`.
+    /// The search for the weights of reduced rank that fit best, shrunk towards the weight `prior` `[d_in, d_out]`.
+    /// Centred, a bias is part of the fit; otherwise there is none. Errors of outputs are weighed by `outputs` (dimension
+    /// `d_out`), where it is given.
     ///
     /// # Errors
-    /// [`RandnlaError::EmptySample`], [`RandnlaError::Shape`], [`RandnlaError::Rank`],
-    /// [`RandnlaError::Parameter`] or [`RandnlaError::NoConvergence`].
-    pub fn fits(
+    /// [`RandnlaError::EmptySample`], [`RandnlaError::Shape`], [`RandnlaError::Empty`] or [`RandnlaError::NonFinite`].
+    pub fn reduced_rank<'a>(
         &self,
         prior: &Matrix,
-        rank: usize,
         centring: Centring,
-        outputs: Option<&Whitening>,
-        conditionings: &[Conditioning],
-        seed: u64,
-    ) -> Result<Vec<Factors>, RandnlaError> {
-        check_shape("the prior weight", (self.sum_x.len(), self.sum_y.len()), prior)?;
-        let moments = self.moments(centring)?;
-        // C₀ and D are what was seen, C is conditioned: M = P + C⁻¹ (D - C₀ P).
-        let rest = &moments.xy - dense::product(moments.xx.as_ref(), prior.as_ref());
-        let rsvd = crate::RsvdOptions { seed, ..Default::default() };
-        let options = LowRankOptions { max_rank: Some(rank), rsvd, ..LowRankOptions::default() };
-        let mut all = Vec::with_capacity(conditionings.len());
-        for conditioning in conditionings {
-            let white = Whitening::new(&moments.xx, None, conditioning)?;
-            let weight = Matrix::new(prior.as_ref() + white.solve(rest.clone()));
-            let mut factors = LowRank::new(&weight, Some(&white), outputs, &options)?.factors(rank)?;
-            if centring == Centring::Centred {
-                factors.bias = Some(moments.bias(&factors.left.product(&factors.right)?));
-            }
-            all.push(factors);
-        }
-        Ok(all)
+        outputs: Option<&'a Whitening>,
+    ) -> Result<ReducedRank<'a>, RandnlaError> {
+        ReducedRank::new(self.moments(centring)?, prior, centring, outputs)
     }
 
-    /// As [`fits`](Regression::fits), for one conditioning and outputs that all weigh the same.
+    /// The factors `[d_in, k]` and `[k, d_out]` and the bias `[d_out]` that fit best, shrunk towards the weight `prior`
+    /// `[d_in, d_out]`. Where the rank is at least half the smaller dimension or that is at most 1024 the approximation is
+    /// exact, otherwise randomized with `seed`.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`reduced_rank`](Regression::reduced_rank) and of [`ReducedRank::factors`].
     pub fn fit(
         &self,
         prior: &Matrix,
@@ -159,65 +234,18 @@ impl Regression {
         conditioning: &Conditioning,
         seed: u64,
     ) -> Result<Factors, RandnlaError> {
-        let mut all = self.fits(prior, rank, centring, None, &[*conditioning], seed)?;
-        Ok(all.remove(0))
+        let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
+        let options = LowRankOptions { rsvd, ..LowRankOptions::default() };
+        self.reduced_rank(prior, centring, None)?.factors(rank, conditioning, &options)
     }
 
-    /// The mean of `‖y - x left right - bias‖²` over the pairs seen; without a bias it is taken as zero.
+    /// What weights leave unexplained of the pairs seen. Errors of outputs are also weighed by `outputs` (dimension
+    /// `d_out`), where it is given.
     ///
     /// # Errors
     /// [`RandnlaError::EmptySample`] or [`RandnlaError::Shape`].
-    pub fn squared_error(
-        &self,
-        left: &Matrix,
-        right: &Matrix,
-        bias: Option<&[f32]>,
-    ) -> Result<f64, RandnlaError> {
-        let weight = left.product(right)?;
-        check_shape("the product of the factors", (self.sum_x.len(), self.sum_y.len()), &weight)?;
-        let moments = self.moments(Centring::Centred)?;
-        let m = weight.as_ref();
-        let image = dense::product(moments.xx.as_ref(), m);
-        let inner = |a: MatRef<'_, f64>| -> f64 {
-            (0..m.ncols()).map(|j| (0..m.nrows()).map(|i| m[(i, j)] * a[(i, j)]).sum::<f64>()).sum()
-        };
-        let spread = moments.yy - 2.0 * inner(moments.xy.as_ref()) + inner(image.as_ref());
-        let best = moments.exact_bias(&weight);
-        let offset: f64 = best
-            .iter()
-            .enumerate()
-            .map(|(j, b)| (b - bias.map_or(0.0, |bias| f64::from(bias[j]))).powi(2))
-            .sum();
-        // What cancels may leave a negative rest.
-        Ok(spread.max(0.0) + offset)
-    }
-
-    /// The mean of `e G eᵀ` with `e = y - x left right - bias` and the second moment `G = Tᵀ T` of `outputs`, but for
-    /// what the targets alone give: it compares weights for one sample, and may be negative. Without a bias it is taken
-    /// as zero.
-    ///
-    /// # Errors
-    /// [`RandnlaError::EmptySample`] or [`RandnlaError::Shape`].
-    pub fn loss(
-        &self,
-        left: &Matrix,
-        right: &Matrix,
-        bias: Option<&[f32]>,
-        outputs: &Whitening,
-    ) -> Result<f64, RandnlaError> {
-        let weight = left.product(right)?;
-        check_shape("the product of the factors", (self.sum_x.len(), outputs.dim()), &weight)?;
-        let moments = self.moments(Centring::Centred)?;
-        let m = weight.as_ref();
-        let image = dense::product(moments.xx.as_ref(), m);
-        let rest = &image - &moments.xy - &moments.xy;
-        let (m, rest) = (outputs.whiten(m.transpose()), outputs.whiten(rest.transpose()));
-        let spread: f64 =
-            (0..m.ncols()).map(|j| (0..m.nrows()).map(|i| m[(i, j)] * rest[(i, j)]).sum::<f64>()).sum();
-        let best = moments.exact_bias(&weight);
-        let offset = |j: usize| best[j] - bias.map_or(0.0, |bias| f64::from(bias[j]));
-        let offset = outputs.whiten(Mat::from_fn(best.len(), 1, |j, _| offset(j)).as_ref());
-        Ok(spread + dense::squared_column(offset.as_ref(), 0))
+    pub fn fit_errors<'a>(&self, outputs: Option<&'a Whitening>) -> Result<FitErrors<'a>, RandnlaError> {
+        FitErrors::new(self.moments(Centring::Centred)?, outputs)
     }
 
     /// The mean of `‖y - ȳ‖²`.
@@ -226,36 +254,41 @@ impl Regression {
     /// [`RandnlaError::EmptySample`].
     pub fn energy(&self) -> Result<f64, RandnlaError> {
         let count = self.nonzero_count()?;
-        let mean: f64 = self.sum_y.iter().map(|s| (s / count).powi(2)).sum();
+        let mean: f64 = self.y.sum.iter().map(|s| (s / count).powi(2)).sum();
         Ok((self.yy / count - mean).max(0.0))
     }
 
     fn nonzero_count(&self) -> Result<f64, RandnlaError> {
         match self.count {
-            0 => Err(RandnlaError::EmptySample { dim: self.sum_x.len() }),
+            0 => Err(RandnlaError::EmptySample { dim: self.x.dim() }),
             n => Ok(n as f64),
         }
     }
 
     fn moments(&self, centring: Centring) -> Result<Moments, RandnlaError> {
         let count = self.nonzero_count()?;
-        let mean = |sum: &[f64]| -> Vec<f64> { sum.iter().map(|s| s / count).collect() };
-        let (mean_x, mean_y) = (mean(&self.sum_x), mean(&self.sum_y));
+        let (mean_x, mean_y) = (self.x.mean(count), self.y.mean(count));
+        // About the means, and from there about the origin of the coordinates.
+        let (sum_x, sum_y) = (&self.x.sum, &self.y.sum);
         let about = match centring {
-            Centring::Centred => 1.0,
-            Centring::Uncentred => 0.0,
+            Centring::Centred => 0.0,
+            Centring::Uncentred => 1.0,
         };
         let (d_in, d_out) = (mean_x.len(), mean_y.len());
         let xx = Matrix::from_fn(d_in, d_in, |i, j| {
-            self.xx[(i.max(j), i.min(j))] / count - about * mean_x[i] * mean_x[j]
+            let sum = self.xx[(i.max(j), i.min(j))] - sum_x[i] * sum_x[j] / count;
+            sum / count + about * mean_x[i] * mean_x[j]
         });
-        let xy = Mat::from_fn(d_in, d_out, |i, j| self.xy[(i, j)] / count - about * mean_x[i] * mean_y[j]);
-        let yy = self.yy / count - about * mean_y.iter().map(|m| m * m).sum::<f64>();
+        let xy = Mat::from_fn(d_in, d_out, |i, j| {
+            let sum = self.xy[(i, j)] - sum_x[i] * sum_y[j] / count;
+            sum / count + about * mean_x[i] * mean_y[j]
+        });
+        let yy = self.energy()? + about * mean_y.iter().map(|m| m * m).sum::<f64>();
         Ok(Moments { mean_x, mean_y, xx, xy, yy })
     }
 }
 
-/// Second moments, about the means or about the origin.
+/// Second moments, about the means or about 0.
 struct Moments {
     mean_x: Vec<f64>,
     mean_y: Vec<f64>,
@@ -265,21 +298,31 @@ struct Moments {
 }
 
 impl Moments {
-    /// What makes up for the means: `ȳ - x̄ M`.
-    fn exact_bias(&self, weight: &Matrix) -> Vec<f64> {
-        let image =
-            |j: usize| -> f64 { self.mean_x.iter().enumerate().map(|(i, m)| m * weight.at(i, j)).sum() };
-        self.mean_y.iter().enumerate().map(|(j, y)| y - image(j)).collect()
-    }
-
-    fn bias(&self, weight: &Matrix) -> Vec<f32> {
-        self.exact_bias(weight).into_iter().map(|b| b as f32).collect()
+    /// What makes up for the means: `ȳ - x̄ left right`.
+    fn exact_bias(&self, left: &Matrix, right: &Matrix) -> Vec<f64> {
+        let image = row_times(&row_times(&self.mean_x, left), right);
+        self.mean_y.iter().zip(image).map(|(y, image)| y - image).collect()
     }
 }
 
-fn add_sums(sums: &mut [f64], rows: &[f64]) {
-    for row in rows.chunks_exact(sums.len()) {
-        sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+/// An error unless outputs of this length can be weighed.
+fn check_outputs(outputs: Option<&Whitening>, d_out: usize) -> Result<(), RandnlaError> {
+    match outputs.map_or(d_out, Whitening::dim) {
+        dim if dim == d_out => Ok(()),
+        dim => Err(RandnlaError::Shape {
+            what: "the moment of the outputs",
+            expected: (d_out, d_out),
+            found: (dim, dim),
+        }),
+    }
+}
+
+/// Adds `by · more` to `acc`.
+fn add_scaled(acc: &mut Mat<f64>, more: MatRef<'_, f32>, by: f64) {
+    for j in 0..acc.ncols() {
+        for i in 0..acc.nrows() {
+            acc[(i, j)] += by * f64::from(more[(i, j)]);
+        }
     }
 }
 
@@ -348,7 +391,8 @@ mod tests {
         for (centring, k) in [(Centring::Centred, 2), (Centring::Uncentred, 3), (Centring::Centred, 6)] {
             let f = all.fit(&weight, k, centring, &EXACT, 0).unwrap();
             assert_eq!(f.bias.is_some(), centring == Centring::Centred);
-            let reported = all.squared_error(&f.left, &f.right, f.bias.as_deref()).unwrap();
+            let error = all.fit_errors(None).unwrap().of(&f.left, &f.right, f.bias.as_deref()).unwrap();
+            let reported = error.squared;
             let found = measured(&x, &y, &f);
             assert!((reported - found).abs() < 1e-6 * (found + all.energy().unwrap()), "{reported} {found}");
         }
@@ -362,9 +406,11 @@ mod tests {
         y = Matrix::from_fn(ROWS, 6, |i, j| f64::from((y.at(i, j) + 0.3 * noise.at(i, j)) as f32));
         let all = seen(&x, &y);
         let f = all.fit(&weight, 2, Centring::Centred, &EXACT, 0).unwrap();
+        let errors = all.fit_errors(None).unwrap();
         let error = |l: &Matrix, r: &Matrix| {
-            let best = all.moments(Centring::Centred).unwrap().bias(&l.product(r).unwrap());
-            all.squared_error(l, r, Some(&best)).unwrap()
+            let best = all.moments(Centring::Centred).unwrap().exact_bias(l, r);
+            let best: Vec<f32> = best.into_iter().map(|b| b as f32).collect();
+            errors.of(l, r, Some(&best)).unwrap().squared
         };
         let least = error(&f.left, &f.right);
         for seed in 10..30 {
@@ -408,6 +454,75 @@ mod tests {
         }
     }
 
+    /// Moments about the mean keep their digits however far the mean is, and however large or small the numbers are.
+    #[test]
+    fn neither_means_nor_scales_cost_digits() {
+        let (x, weight, y) = sample();
+        let zero = Matrix::from_fn(9, 6, |_, _| 0.0);
+        let spread = 0.6f64.powi(8);
+        for (offset, scale) in [(0.0, 1.0), (1e3, 1.0), (0.0, 1e24), (0.0, 1e-24)] {
+            let x = Matrix::from_fn(ROWS, 9, |i, j| f64::from(((x.at(i, j) + offset) * scale) as f32));
+            let conditioning = Conditioning { shrinkage: 0.0, floor: 1e-12 };
+            let f = seen(&x, &y).fit(&zero, 6, Centring::Centred, &conditioning, 0).unwrap();
+            let found = f.left.product(&f.right).unwrap();
+            let off = Matrix::from_fn(9, 6, |i, j| found.at(i, j) * scale - weight.at(i, j)).squared_norm();
+            // Rows are `f32`, and so is what is left of them beside the offset.
+            let allowed = (1e-5 + 1e-7 * offset / spread).powi(2);
+            assert!(off <= allowed * weight.squared_norm(), "{offset} {scale}: {off}");
+        }
+    }
+
+    #[test]
+    fn weighed_errors_are_those_on_the_sample() {
+        let (x, weight, y) = sample();
+        let metric = Matrix::from_fn(6, 6, |i, j| if i == j { 1.0 + i as f64 } else { 0.3 });
+        let outputs = Whitening::new(&metric, None, &EXACT).unwrap();
+        let all = seen(&x, &y);
+        let errors = all.fit_errors(Some(&outputs)).unwrap();
+        let found = |k: usize, offset: f32| {
+            let f = all.fit(&weight, k, Centring::Centred, &EXACT, 0).unwrap();
+            let bias: Vec<f32> = f.bias.unwrap().iter().map(|b| b + offset).collect();
+            let f = Factors { bias: Some(bias), ..f };
+            let image = x.product(&f.left.product(&f.right).unwrap()).unwrap();
+            let error =
+                |i: usize, j: usize| y.at(i, j) - image.at(i, j) - f64::from(f.bias.as_ref().unwrap()[j]);
+            let of_row = |i: usize| -> f64 {
+                let terms = (0..6).flat_map(|j| (0..6).map(move |k| (j, k)));
+                terms.map(|(j, k)| error(i, j) * metric.at(j, k) * error(i, k)).sum()
+            };
+            let measured = (0..ROWS).map(of_row).sum::<f64>() / ROWS as f64;
+            (errors.of(&f.left, &f.right, f.bias.as_deref()).unwrap().weighed, measured)
+        };
+        let (one, three, off) = (found(1, 0.0), found(3, 0.0), found(3, 0.5));
+        for (a, b) in [(one, three), (off, three)] {
+            let (reported, measured) = (a.0 - b.0, a.1 - b.1);
+            assert!((reported - measured).abs() < 1e-5 * one.1, "{reported} {measured}");
+        }
+    }
+
+    /// What is fitted where outputs weigh differently is the best in that metric.
+    #[test]
+    fn fits_are_best_in_the_metric_of_the_outputs() {
+        let (x, weight, y) = sample();
+        let metric = Matrix::from_fn(6, 6, |i, j| if i == j { 100f64.powi(i as i32 / 2) } else { 0.0 });
+        let outputs = Whitening::new(&metric, None, &EXACT).unwrap();
+        let all = seen(&x, &y);
+        let errors = all.fit_errors(Some(&outputs)).unwrap();
+        let weighed = |f: &Factors| errors.of(&f.left, &f.right, f.bias.as_deref()).unwrap().weighed;
+        let problem = all.reduced_rank(&weight, Centring::Centred, Some(&outputs)).unwrap();
+        let best = problem.factors(2, &EXACT, &LowRankOptions::default()).unwrap();
+        let plain = all.fit(&weight, 2, Centring::Centred, &EXACT, 0).unwrap();
+        assert!(weighed(&best) < weighed(&plain));
+        for seed in 10..20 {
+            let (dl, dr) = (gaussian(9, 2, seed), gaussian(2, 6, seed + 100));
+            let left = Matrix::from_fn(9, 2, |i, j| best.left.at(i, j) + 1e-3 * dl.at(i, j));
+            let right = Matrix::from_fn(2, 6, |i, j| best.right.at(i, j) + 1e-3 * dr.at(i, j));
+            let bias = all.moments(Centring::Centred).unwrap().exact_bias(&left, &right);
+            let bias = Some(bias.into_iter().map(|b| b as f32).collect());
+            assert!(weighed(&Factors { left, right, bias }) > weighed(&best), "seed {seed}");
+        }
+    }
+
     #[test]
     fn pieces_add_up() {
         let (x, weight, y) = sample();
@@ -422,9 +537,9 @@ mod tests {
         all.add_rows(&x, &y).unwrap();
         let of = |r: &Regression| {
             let f = r.fit(&weight, 3, Centring::Centred, &EXACT, 0).unwrap();
-            r.squared_error(&f.left, &f.right, f.bias.as_deref()).unwrap()
+            r.fit_errors(None).unwrap().of(&f.left, &f.right, f.bias.as_deref()).unwrap().squared
         };
-        assert!((of(&parts) - of(&all)).abs() < 1e-9 * of(&all));
+        assert!((of(&parts) - of(&all)).abs() < 1e-6 * of(&all), "{} {}", of(&parts), of(&all));
     }
 
     #[test]

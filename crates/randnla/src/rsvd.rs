@@ -64,16 +64,21 @@ pub struct RsvdOptions {
     pub stream: u64,
 }
 
-impl Default for RsvdOptions {
+impl RsvdOptions {
     /// Oversampling 10, two power iterations, Gaussian, seed 0, stream 0.
+    pub const DEFAULT: RsvdOptions = RsvdOptions {
+        oversampling: 10,
+        power_iterations: 2,
+        distribution: Distribution::Gaussian,
+        seed: 0,
+        stream: 0,
+    };
+}
+
+impl Default for RsvdOptions {
+    /// [`RsvdOptions::DEFAULT`].
     fn default() -> RsvdOptions {
-        RsvdOptions {
-            oversampling: 10,
-            power_iterations: 2,
-            distribution: Distribution::Gaussian,
-            seed: 0,
-            stream: 0,
-        }
+        RsvdOptions::DEFAULT
     }
 }
 

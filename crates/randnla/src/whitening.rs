@@ -151,7 +151,7 @@ impl Whitening {
     /// `S · m`, which may have more rows than `m`.
     pub(crate) fn whiten(&self, m: MatRef<'_, f64>) -> Mat<f64> {
         match &self.root {
-            Root::Triangle(root) => dense::product(root.as_ref(), m),
+            Root::Triangle(root) => dense::upper_product(root.as_ref(), m),
             Root::Thin { rows, ridge, .. } => {
                 let (above, scale) = (rows.product(m), ridge.sqrt());
                 let count = above.nrows();
@@ -176,6 +176,14 @@ impl Whitening {
                 dense::scale_columns(&mut out, |_| 1.0 / ridge);
                 out
             }
+        }
+    }
+
+    /// `S C⁻¹ · m`, which for a square root is `S⁻ᵀ · m`.
+    pub(crate) fn whiten_inverse(&self, m: &Mat<f64>) -> Mat<f64> {
+        match &self.root {
+            Root::Triangle(root) => dense::solve_upper_transposed(root.as_ref(), m.as_ref()),
+            Root::Thin { .. } => self.whiten(self.solve(m.clone()).as_ref()),
         }
     }
 

@@ -8,6 +8,7 @@
 //! How far the estimate is shrunk towards the weight of the teacher is chosen for each layer on data that was held out; a
 //! layer keeps its old factors where no new ones do better there.
 
+mod fitting;
 mod stages;
 
 use std::collections::{BTreeSet, HashMap};
@@ -18,18 +19,16 @@ use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
 use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
 use margay_passes::with_constants;
-use margay_randnla::{Centring, Conditioning, Factors, Gram, Matrix, RandnlaError, Regression};
+use margay_randnla::{Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use self::fitting::{Seen, fit_layers};
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
 use crate::padding::{Padding, Runs, runs};
 use crate::twins::Named;
 use crate::{Arrays, DriverError, Interruption, Progress, Samples, Silent, parallel};
-
-/// Weights of the dense layer in the estimate that are tried, as shares of the mean variance of its inputs.
-const SHRINKAGES: [f64; 4] = [0.003, 0.01, 0.03, 0.1];
 
 /// Samples that layers are fitted to, at most, and samples that are held out for them.
 const MOST_SAMPLES: [usize; 2] = [2048, 512];
@@ -196,18 +195,11 @@ fn refit_level(
     for part in 0..2 {
         sums.push(measure(data, &batches[part], (&of_student[part], &of_teacher[part]), &layers)?);
     }
-    let (graph, too, threads, fit_to_both) =
-        (student.clone(), layers.clone(), data.threads, data.fit_to_both);
+    let sums: Seen = sums.try_into().expect("both parts were measured");
+    let (graph, threads, fit_to_both) = (student.clone(), data.threads, data.fit_to_both);
     let goes_on = interruption.clone();
-    let fitted = interruption.run(move || {
-        parallel(threads, too.len(), &Silent, "", |i| {
-            // A thread that is left to itself ends with the layer at hand.
-            (!goes_on.asked()).then(|| refit(&graph, &too[i], [&sums[0][i], &sums[1][i]], fit_to_both))
-        })
-    })?;
-    let failed = |layer: &Layer, error| DriverError::Factorize { module: layer.module.name.clone(), error };
-    let fitted = layers.iter().zip(fitted);
-    fitted.map(|(l, f)| f.ok_or(DriverError::Interrupted)?.map_err(|e| failed(l, e))).collect()
+    // A thread that is left to itself ends with the work at hand.
+    interruption.run(move || fit_layers(&graph, &layers, &sums, fit_to_both, threads, &goes_on))?
 }
 
 fn layers(student: &Graph, data: &RefitData<'_>) -> Vec<Layer> {
@@ -302,68 +294,6 @@ fn measure(
 /// Samples in a batch.
 fn rows_of(batch: &Arrays) -> usize {
     batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1)
-}
-
-/// New factors, where they are better than the old ones on held-out data; `seen` is what was seen of the data to learn from
-/// and of that.
-fn refit(
-    g: &Graph,
-    layer: &Layer,
-    seen: [&Regression; 2],
-    fit_to_both: bool,
-) -> Result<(LayerRefit, Contents), RandnlaError> {
-    let [train, held_out] = seen;
-    let stored = &layer.module.stored;
-    let old = stored.read(g);
-    let product;
-    let prior = match &layer.prior {
-        Some(prior) => prior,
-        None => {
-            product = old.left.product(&old.right)?;
-            &product
-        }
-    };
-    let centring = if old.bias.is_some() { Centring::Centred } else { Centring::Uncentred };
-    let outputs = layer.metric.as_ref().map(|moments| moments.whitening()).transpose()?;
-    let fits = |sums: &Regression, conditionings: &[Conditioning]| {
-        sums.fits(prior, layer.module.rank, centring, outputs, conditionings, 0)
-    };
-    let error = |f: &Factors| held_out.squared_error(&f.left, &f.right, f.bias.as_deref());
-    let loss = |f: &Factors| match outputs {
-        Some(outputs) => held_out.loss(&f.left, &f.right, f.bias.as_deref(), outputs),
-        None => error(f),
-    };
-    let conditionings = SHRINKAGES.map(|shrinkage| Conditioning { shrinkage, ..Conditioning::default() });
-    let mut best: Option<(f64, Conditioning, Factors)> = None;
-    for (factors, conditioning) in fits(train, &conditionings)?.into_iter().zip(conditionings) {
-        let found = loss(&factors)?;
-        if best.as_ref().is_none_or(|(least, ..)| found < *least) {
-            best = Some((found, conditioning, factors));
-        }
-    }
-    let (least, conditioning, new) = best.expect("there is a conditioning");
-    let energy = held_out.energy()?.max(f64::MIN_POSITIVE);
-    let mut report = LayerRefit {
-        name: layer.module.name.clone(),
-        before: (error(&old)? / energy).sqrt(),
-        after: (error(&new)? / energy).sqrt(),
-        refitted: least < loss(&old)?,
-    };
-    let mut contents = None;
-    if report.refitted {
-        let factors = if fit_to_both {
-            let mut both = train.clone();
-            both.merge(held_out)?;
-            fits(&both, &[conditioning])?.remove(0)
-        } else {
-            new
-        };
-        contents = stored.write(g, &factors);
-    }
-    if contents.is_none() {
-        report = LayerRefit { after: report.before, refitted: false, ..report };
-    }
-    Ok((report, contents.unwrap_or_default()))
 }
 
 /// Makes everybody who reads a constant read another one of the same type, which is returned.
