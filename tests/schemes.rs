@@ -190,6 +190,41 @@ fn sites_of_every_scheme_are_measured_on_samples() {
     }
 }
 
+/// Samples that never vary, that are all but zero, or that are few tell a scheme little; what it makes of them is still a layer
+/// with outputs of about the size of the dense ones.
+#[test]
+fn samples_that_say_little_break_no_scheme() {
+    let of = |x: &Tensor, change: &dyn Fn(usize, f32) -> f32| {
+        let numbers: Vec<f32> = x.to_vec::<f32>().unwrap();
+        let changed: Vec<f32> = numbers.iter().enumerate().map(|(i, v)| change(i, *v)).collect();
+        Tensor::from_slice(x.shape(), &changed).unwrap()
+    };
+    let norm =
+        |t: &Tensor| t.to_vec::<f32>().unwrap().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    for row in ROWS {
+        let source = source(row.network);
+        let x = inputs(&source, 40, 0);
+        let first: Vec<f32> = x.to_vec::<f32>().unwrap()[..x.len() / 40].to_vec();
+        let kinds = [
+            ("zeros", of(&x, &|_, _| 0.0)),
+            ("ones", of(&x, &|_, _| 1.0)),
+            ("one sample", of(&x, &|i, _| first[i % first.len()])),
+            ("tiny", of(&x, &|_, v| v * 1e-20)),
+            ("few", inputs(&source, 4, 0)),
+        ];
+        for (kind, x) in kinds {
+            let samples = Samples::new(vec![("x".into(), x.clone())]).unwrap();
+            let options =
+                CompileOptions { plan: Some(plan(&source, row, row.lossy[0])), ..CompileOptions::default() };
+            let compiled = compile(&source, Some(&samples), &options, &Silent);
+            let compiled = compiled.unwrap_or_else(|e| panic!("{} on {}, {kind}: {e}", row.scheme, row.site));
+            let (dense, sketched) = (outputs(&source.graph, &x), outputs(&compiled.graph, &x));
+            let (dense, sketched) = (norm(&dense), norm(&sketched));
+            assert!(sketched <= 3.0 * dense, "{} on {}, {kind}: {sketched} {dense}", row.scheme, row.site);
+        }
+    }
+}
+
 fn fitted(source: &Model, row: &Row) -> (Site, Box<dyn Fitted>) {
     let site = sites(&source.graph).into_iter().find(|s| s.name == row.site).unwrap();
     let decompositions = &Decompositions::default();

@@ -227,7 +227,7 @@ impl DriverError {
                 Some("give inputs of the shapes the model was compiled for".into())
             }
             DriverError::Allocate(AllocateError::Infeasible { .. }) | DriverError::Budget { .. } => {
-                Some("raise the budget: layers cannot be made smaller without end".into())
+                Some("raise the budget, or store weights narrow with `--precision int8`: a sketch has a least size".into())
             }
             _ => None,
         }

@@ -294,14 +294,19 @@ impl Gram {
     }
 
     /// The mean of `(x - mean)(x - mean)ᵀ`: `[dim, dim]`, symmetric. It divides by the count, not by one
-    /// less, so that it measures this sample exactly.
+    /// less, so that it measures this sample exactly. Variances are raised by what rounding may have taken from them, about
+    /// `2⁻⁵² count ‖mean‖²`, so that inputs that never vary have no negative ones.
     ///
     /// # Errors
     /// [`RandnlaError::EmptySample`].
     pub fn covariance(&self) -> Result<Matrix, RandnlaError> {
         let count = self.nonzero_count()?;
         let sum = &self.sum;
-        Ok(symmetric(&self.outer(), |i, j, outer| (outer - sum[i] * sum[j] / count) / count))
+        let squared_mean = sum.iter().map(|s| (s / count).powi(2)).sum::<f64>();
+        let rounding = (16.0 + count) * f64::EPSILON * squared_mean;
+        Ok(symmetric(&self.outer(), |i, j, outer| {
+            (outer - sum[i] * sum[j] / count) / count + if i == j { rounding } else { 0.0 }
+        }))
     }
 
     /// Fewer rows than half their length with the same second moment, about the mean if `centred`; `None` where there are

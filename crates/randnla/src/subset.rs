@@ -16,6 +16,7 @@ use faer::Mat;
 
 use crate::bytes::{Reader, Writer};
 use crate::matrix::{check_factorable, check_shape};
+use crate::whitening::LEAST_VARIANCE;
 use crate::{Matrix, RandnlaError, Whitening, dense};
 
 /// Coordinates in the order of what they add, with errors and weights for every number of them.
@@ -121,14 +122,15 @@ impl Subset {
         check_shape("the second moment", (dim, dim), moment)?;
         let mean = (0..dim).map(|i| moment.at(i, i)).sum::<f64>() / dim as f64;
         // Under a moment of zero every order is as good; a small ridge keeps the decomposition defined.
-        let ridge = (shrinkage * mean).max(1e-12 * mean).max(f64::MIN_POSITIVE.sqrt());
+        let ridge = (shrinkage * mean).max(1e-12 * mean).max(LEAST_VARIANCE);
         let schur = Mat::from_fn(dim, dim, |i, j| {
             (1.0 - shrinkage) * moment.at(i, j) + if i == j { ridge } else { 0.0 }
         });
         let carried = dense::product(scaled, schur.as_ref());
         let mut rest = Rest { coordinates: (0..dim).collect(), schur, carried, least: 1e-6 * ridge };
         let mut order = Vec::with_capacity(dim);
-        let (mut factor, mut image) = (Mat::zeros(dim, dim), Mat::zeros(d_out, dim));
+        // A root of few rows has more of them than the outputs.
+        let (mut factor, mut image) = (Mat::zeros(dim, dim), Mat::zeros(scaled.nrows(), dim));
         while !rest.coordinates.is_empty() {
             let (first, count) = (order.len(), BLOCK.min(rest.coordinates.len()));
             let taken = rest.take(count);
@@ -229,7 +231,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Distribution, Gram, random_matrix};
+    use crate::{Centring, Conditioning, Distribution, Gram, random_matrix};
 
     const DIM: usize = 21;
     const D_OUT: usize = 6;
@@ -343,6 +345,35 @@ mod tests {
         assert_eq!(subset.coordinates(7).unwrap(), [0, 3, 6, 9, 12, 15, 18]);
         assert!(subset.squared_errors()[7] <= 1e-9 * subset.squared_errors()[0]);
         assert!(subset.coordinates(0).is_err() && subset.weight(DIM + 1).is_err());
+    }
+
+    /// Outputs that few rows were seen of weigh as their whole moment does.
+    #[test]
+    fn outputs_of_few_rows_weigh_as_their_moment() {
+        let mut gram = Gram::new(D_OUT);
+        gram.add_rows(&random_matrix(Distribution::Gaussian, 2, D_OUT, 8, 1).to_row_major()).unwrap();
+        let conditioning = Conditioning { shrinkage: 0.0, floor: 1e-6 };
+        let thin = Whitening::from_gram(&gram, Centring::Uncentred, &conditioning).unwrap();
+        let whole = Whitening::new(&gram.second_moment().unwrap(), None, &conditioning).unwrap();
+        let of = |outputs: &Whitening| Subset::new(&moment(), &weight(), Some(outputs), 0.01).unwrap();
+        let (thin, whole) = (of(&thin), of(&whole));
+        assert_eq!(thin.order, whole.order);
+        for (a, b) in thin.squared_errors().iter().zip(whole.squared_errors()) {
+            assert!((a - b).abs() <= 1e-9 * whole.squared_errors()[0], "{a} {b}");
+        }
+    }
+
+    /// What never varies says nothing, and leaves weights that are no larger than the whole one.
+    #[test]
+    fn coordinates_that_never_vary_blow_nothing_up() {
+        let mut gram = Gram::new(DIM);
+        let row: Vec<f32> = (0..DIM).map(|i| 1.0 / 3.0 + i as f32).collect();
+        (0..1000).for_each(|_| gram.add_rows(&row).unwrap());
+        let subset = Subset::new(&gram.covariance().unwrap(), &weight(), None, 0.01).unwrap();
+        for k in 1..=DIM {
+            let norm = subset.weight(k).unwrap().squared_norm();
+            assert!(norm <= 10.0 * weight().squared_norm(), "{k}: {norm}");
+        }
     }
 
     #[test]

@@ -206,6 +206,9 @@ impl Whitening {
     }
 }
 
+/// What stands for a variance of 0: below that of any inputs that count, and a number in products with a few others like it.
+pub(crate) const LEAST_VARIANCE: f64 = 1e-60;
+
 /// Moments that rounding leaves indefinite are given a larger ridge, so many times at most.
 const ATTEMPTS: usize = 6;
 
@@ -213,13 +216,13 @@ const ATTEMPTS: usize = 6;
 fn ridge(conditioning: &Conditioning, trace: f64, dim: usize) -> f64 {
     // Inputs that never vary leave nothing to be relative to; a tiny isotropic moment then reports
     // vanishing errors and reduces to the plain decomposition.
-    conditioning.shrinkage * trace / dim as f64 + (conditioning.floor * trace).max(f64::MIN_POSITIVE.sqrt())
+    conditioning.shrinkage * trace / dim as f64 + (conditioning.floor * trace).max(LEAST_VARIANCE)
 }
 
 /// The Cholesky factor of a moment, of which the lower triangle is read, once conditioned.
 fn factor(moment: MatRef<'_, f64>, conditioning: &Conditioning) -> Result<Mat<f64>, RandnlaError> {
     let dim = moment.nrows();
-    let trace: f64 = (0..dim).map(|i| moment[(i, i)]).sum();
+    let trace: f64 = (0..dim).map(|i| moment[(i, i)].max(0.0)).sum();
     let (kept, mut ridge) = (1.0 - conditioning.shrinkage, ridge(conditioning, trace, dim));
     for _ in 0..ATTEMPTS {
         let conditioned = Mat::from_fn(dim, dim, |i, j| match i.cmp(&j) {
@@ -320,7 +323,7 @@ mod tests {
         assert_close(&s.transposed().product(&s).unwrap(), &mixture, 1e-6);
         let zero = Matrix::from_fn(3, 3, |_, _| 0.0);
         let w = Whitening::new(&zero, None, &Conditioning::default()).unwrap();
-        assert!(root(&w).squared_norm() > 0.0 && root(&w).squared_norm() < 1e-100);
+        assert!(root(&w).squared_norm() > 0.0 && root(&w).squared_norm() < 1e-50);
     }
 
     /// A few long rows are whitened as their second moment is.

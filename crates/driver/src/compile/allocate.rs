@@ -158,11 +158,6 @@ impl Candidates {
             } else if resource != Resource::Bytes {
                 let worth = MAX_SHARE * curve.dense.seconds;
                 let best = curve.candidates.iter().map(|c| c.price.seconds).fold(f64::INFINITY, f64::min);
-                // What stores more than the weight, once padded, is left out where something smaller saves time.
-                let smaller = |c: &Candidate| c.price.bytes <= curve.dense.bytes;
-                if curve.candidates.iter().any(|c| smaller(c) && c.price.seconds <= worth) {
-                    curve.candidates.retain(smaller);
-                }
                 curve.candidates.retain(|c| c.price.seconds <= worth);
                 if curve.candidates.is_empty() {
                     let message = format!(

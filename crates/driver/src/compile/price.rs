@@ -78,7 +78,6 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
         }
         candidates.push(prices);
     }
-    let others = |program: &Program| program.constant_bytes() - program.packed_bytes();
     let program = pricing.lowered(job.graph(), false)?;
     let before = pricing.of_program(&program, others(&program));
     let program = match job.storage == StoreConstants::default() {
@@ -89,6 +88,18 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
     let other_bytes = others(&program);
     let stored = pricing.of_program(&program, other_bytes);
     Ok(Prices { before, stored, plain, dense, candidates, other_bytes })
+}
+
+/// What a model without sketches costs; bytes are those of the weights of its products and convolutions.
+pub(crate) fn of_whole(job: &Job<'_>, g: &Graph) -> Result<Price, DriverError> {
+    let pricing = Pricing::of(job);
+    let program = pricing.lowered(g, false)?;
+    Ok(pricing.of_program(&program, others(&program)))
+}
+
+/// Bytes of the constants that are no weights of products and convolutions.
+fn others(program: &Program) -> u64 {
+    program.constant_bytes() - program.packed_bytes()
 }
 
 /// What the sketched model costs.

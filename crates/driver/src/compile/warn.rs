@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::Job;
 use super::check::Checker;
 use super::fit::Fit;
-use super::price::{Prices, after};
+use super::price::{Prices, of_whole};
 use super::saturation::saturated;
 use crate::cache::Cache;
 use crate::samples::doubts;
@@ -70,9 +70,7 @@ pub(crate) fn warnings(
         ));
     }
     all.extend(job.cache.as_ref().and_then(Cache::doubt));
-    if let Some(checker) = checker {
-        all.extend(int8_is_better(job, checker, outcome)?);
-    }
+    all.extend(int8_is_better(job, checker, outcome)?);
     Ok(all)
 }
 
@@ -106,18 +104,18 @@ fn high_ranks(job: &Job<'_>, outcome: &Outcome<'_>) -> Option<String> {
     })
 }
 
-/// Whether the model in int8 without any sketch reaches the goal with a smaller error.
+/// Whether the model in int8 without any sketch reaches the goal, where it can be measured with a smaller error.
 fn int8_is_better(
     job: &Job<'_>,
-    checker: &Checker,
+    checker: Option<&Checker>,
     outcome: &Outcome<'_>,
 ) -> Result<Option<String>, DriverError> {
-    let (Some(goal), Some(error)) = (job.options.searched(), outcome.error) else { return Ok(None) };
+    let Some(goal) = job.options.searched() else { return Ok(None) };
     if job.options.precision != Precision::F32 || outcome.allocation.choices.is_empty() {
         return Ok(None);
     }
     let narrow = build::in_precision(job.graph().clone(), Precision::Int8, &mut Dump::none())?;
-    let price = after(job, outcome.prices, &narrow)?;
+    let price = of_whole(job, &narrow)?;
     let sketched = outcome.after;
     let meets = match goal {
         Goal::Dense => false,
@@ -133,6 +131,12 @@ fn int8_is_better(
     if !meets {
         return Ok(None);
     }
+    let (Some(checker), Some(error)) = (checker, outcome.error) else {
+        return Ok(Some(format!(
+            "int8 without any sketch reaches this goal, too: {} bytes of weights, against {}; samples would show which errs less",
+            price.bytes, sketched.bytes
+        )));
+    };
     let found = checker.measure(&narrow, &job.backend, job.threads(), job.progress)?.relative_l2;
     Ok((found < error.relative_l2).then(|| {
         format!(
