@@ -15,7 +15,7 @@ use margay_tensor::{DType, Dim, Shape, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ApplyError, Context, Fitted, Replacement, Resolved, Site, patch};
+use super::{ApplyError, Context, Fitted, Replacement, Resolved, Site, name_of, patch};
 
 /// What a plan says of heads, beside what is of one scheme alone.
 pub(super) trait HeadSettings: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -180,9 +180,8 @@ pub(super) fn sites(g: &Graph, scheme: &'static str) -> Vec<Site> {
 
 fn site(g: &Graph, n: NodeId, scheme: &'static str) -> Option<Site> {
     let heads = Heads::of(g, n)?;
-    let name = [g.node(n).origin.name(), g.op(n).name()].into_iter().find(|name| !name.is_empty());
     Some(Site {
-        name: name.unwrap_or_default().to_owned(),
+        name: name_of(g, &[n]),
         kind: "attention",
         d_in: heads.d,
         d_out: heads.e,

@@ -302,6 +302,13 @@ pub fn read_plan(text: &str) -> Result<Plan, PlanError> {
     Plan::from_toml(text, &check)
 }
 
+/// What a site of these nodes is called: the first name of one of them in the model, or the operator of the first.
+fn name_of(g: &Graph, nodes: &[NodeId]) -> String {
+    let names = nodes.iter().map(|n| g.node(*n).origin.name());
+    let operator = nodes.iter().map(|n| g.op(*n).name());
+    names.chain(operator).find(|name| !name.is_empty()).unwrap_or_default().to_owned()
+}
+
 /// The name, or the first of `name#2`, `name#3`, … that is free.
 fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
     match taken(&name) {
