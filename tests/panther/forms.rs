@@ -528,7 +528,7 @@ fn what_has_no_such_form_is_left_with_a_reason() {
         ("scheme = \"nystrom\", landmarks = 0", "0 landmarks, expected 1 to 4096"),
         ("scheme = \"nystrom\", landmarks = 4, iterations = 65", "65 iterations, expected 1 to 64"),
         ("scheme = \"nystrom\", landmarks = 4, heads = [2, 1]", "heads [2, 1] are not ascending"),
-        ("scheme = \"nystrom\", window = 4", "unknown field"),
+        ("scheme = \"nystrom\", landmarks = 4, window = 4", "unknown field"),
         ("scheme = \"local\", window = 0", "a window of 0 positions, expected 1 to"),
         ("scheme = \"local\", window = 4, global = 2000000", "2000000 global positions, expected at most"),
         ("scheme = \"local\", window = 4, summary = \"sums\"", "unknown variant"),

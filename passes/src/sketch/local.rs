@@ -87,7 +87,7 @@ use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Blocks, LEAST, mask_of_keys, padded, part, part_of, repeated, with_axis};
-use super::heads::{self, FittedHeads, HeadForm, HeadSettings, Heads, Nodes, Operands};
+use super::heads::{self, FittedHeads, HeadChoice, HeadForm, HeadSettings, Heads, Nodes, Operands};
 use super::{Context, Factored, Fitted, Scheme, SchemeFacts, Site};
 
 /// Attention to what is near.
@@ -130,10 +130,8 @@ struct LocalSettings {
     /// How the rest is read; not at all where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    heads: Option<Vec<usize>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<f64>,
+    #[serde(flatten)]
+    choice: HeadChoice,
 }
 
 fn is_zero(global: &usize) -> bool {
@@ -162,20 +160,16 @@ impl HeadSettings for LocalSettings {
         }
     }
 
-    fn heads(&self) -> Option<&[usize]> {
-        self.heads.as_deref()
+    fn choice(&self) -> &HeadChoice {
+        &self.choice
     }
 
-    fn limit(&self) -> Option<f64> {
-        self.limit
+    fn with_choice(&self, choice: HeadChoice) -> LocalSettings {
+        LocalSettings { choice, ..self.clone() }
     }
 
     fn size(&self) -> String {
         format!("windows of {} positions", self.window)
-    }
-
-    fn of_heads(&self, heads: Option<Vec<usize>>) -> LocalSettings {
-        LocalSettings { heads, limit: None, ..self.clone() }
     }
 }
 

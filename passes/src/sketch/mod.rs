@@ -48,6 +48,7 @@ pub use cp::CpScheme;
 pub use factors::{Factored, Place, Stored, factored, learned};
 pub use favor::FavorScheme;
 pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
+pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
