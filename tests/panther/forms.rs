@@ -2,12 +2,13 @@
 //! and against exact attention where they are exact.
 
 use margay_driver::{Runner, backend};
-use margay_ir::{Changed, Cx, Graph, Pass, Stage, eval};
+use margay_ir::{Changed, Cx, Graph, Pass, Stage, Value, eval};
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::ApplyPlan;
 use margay_passes::sketch::read_plan;
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
+use margay_tests::derivatives;
 
 use crate::{check_by_differences, floats, narrow, random, wide, widened};
 
@@ -365,21 +366,17 @@ fn derivatives_of_forms_are_those_of_finite_differences() {
     }
 }
 
+/// Queries, keys and values of an attention.
+fn by_operands(g: &Graph) -> Vec<Value> {
+    g.inputs()[..3].iter().map(|n| (*n).into()).collect()
+}
+
 /// Compiled for each length, against those of the reference in f64.
 #[test]
 fn derivatives_take_open_lengths() {
     for (choice, causal) in FORMS {
         let open = replaced(&attention(["T", "T"], 2, causal, Some("2, 1, 1, T")), choice);
-        let mut g = open.clone();
-        let y = g.outputs()[0].value;
-        let seed = g.add_input("dy", g.ty(y).clone());
-        let by: Vec<_> = g.inputs()[..3].iter().map(|n| (*n).into()).collect();
-        let found = margay_passes::gradients(&mut g, &[(y, seed)], &by).unwrap();
-        g.set_outputs(vec![]);
-        for (i, v) in found.into_iter().enumerate() {
-            g.add_output(&format!("d{i}"), v.unwrap());
-        }
-        g.remove_dead();
+        let g = derivatives(&open, &by_operands(&open));
         let wide_graph = widened(&g);
         let mut runner = Runner::new(g, &backend::native(), 1);
         for length in [12, 10, 5] {
@@ -443,19 +440,11 @@ fn hidden_keys_give_numbers() {
                 inputs.push(("m", Tensor::from_slice(&[2, 1, 1, 12], &keys).unwrap()));
                 let y = run(&g, &inputs);
                 assert!(y.iter().all(|y| y.is_finite()), "{choice} {number} {seen}");
-                let mut d = g.clone();
-                let out = d.outputs()[0].value;
-                let seed = d.add_input("dy", d.ty(out).clone());
-                let by: Vec<_> = d.inputs()[..3].iter().map(|n| (*n).into()).collect();
-                for v in margay_passes::gradients(&mut d, &[(out, seed)], &by).unwrap() {
-                    d.set_outputs(vec![]);
-                    d.add_output("d", v.unwrap());
-                    let dy = narrow(&random(&[2, HEADS, 12, V_DIM], 7));
-                    let mut given = inputs.clone();
-                    given.push(("dy", dy));
-                    let found = run(&d, &given);
-                    assert!(found.iter().all(|d| d.is_finite()), "{choice} {number} {seen}: derivative");
-                }
+                inputs.push(("dy", narrow(&random(&[2, HEADS, 12, V_DIM], 7))));
+                let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+                let found = eval::run(&derivatives(&g, &by_operands(&g)), &given).unwrap();
+                let finite = found.iter().flat_map(floats).all(|d| d.is_finite());
+                assert!(finite, "{choice} {number} {seen}: derivative");
             }
         }
     }
