@@ -100,6 +100,7 @@ impl Scheme for LocalScheme {
             name: "local",
             only_by_name: Some("its errors are known for what samples show of each head alone"),
             is_storage: false,
+            examples: &["window = 8"],
             check: |settings| heads::read::<LocalSettings>(settings).map(drop),
         }
     }

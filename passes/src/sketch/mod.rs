@@ -135,6 +135,8 @@ pub struct SchemeFacts {
     /// Whether it stores weights in fewer bits and does no less with them: an allocator is offered it where the constants of
     /// the model are to be stored narrow.
     pub is_storage: bool,
+    /// What a plan says where the examples in the head of its file are made, in their order: settings as TOML, and a seed.
+    pub examples: &'static [&'static str],
     /// Says what is wrong with settings, whatever the site.
     pub check: fn(&Settings) -> Result<(), String>,
 }

@@ -87,6 +87,7 @@ impl Scheme for NystromScheme {
             name: "nystrom",
             only_by_name: Some("its errors are known for what samples show of each head alone"),
             is_storage: false,
+            examples: &["landmarks = 4, iterations = 1"],
             check: |settings| heads::read::<NystromSettings>(settings).map(drop),
         }
     }
