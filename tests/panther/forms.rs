@@ -1,11 +1,14 @@
 //! Attention by landmarks (`nystrom`) and by windows (`local`), as these schemes put them there: against their formulas by loops,
 //! and against exact attention where they are exact.
 
+use std::collections::BTreeMap;
+
 use margay_driver::{Runner, backend};
 use margay_ir::{Changed, Cx, Graph, Pass, Stage, Value, eval};
 use margay_onnx::{ExportOptions, export, import};
 use margay_passes::ApplyPlan;
-use margay_passes::sketch::read_plan;
+use margay_passes::sketch::{Context, Decompositions, read_plan, scheme, sites};
+use margay_plan::Settings;
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
 use margay_tests::derivatives;
@@ -473,6 +476,31 @@ fn means_of_equal_keys_are_exact() {
         let difference = largest_difference(&run(&g, &inputs), &run(&widened(&exact), &inputs));
         assert!(difference < 1e-12, "{causal}: {difference}");
     }
+}
+
+/// Steps towards an inverse take more than exact attention does, where there are many landmarks.
+#[test]
+fn the_work_of_a_form_counts_where_its_error_is_measured() {
+    let g = attention(["256", "256"], HEADS, false, None);
+    let samples: Vec<Tensor> = operands([256, 256], HEADS).iter().map(|(_, t)| narrow(t)).collect();
+    let site = sites(&g).remove(0);
+    let context = Context {
+        graph: &g,
+        site: &site,
+        moments: None,
+        samples: Some(&[samples]),
+        metric: None,
+        decompositions: &Decompositions::default(),
+        seed: 0,
+    };
+    let fitted = scheme("nystrom").unwrap().fit(&context).unwrap();
+    let error = |landmarks, iterations| {
+        let settings = BTreeMap::from([("landmarks", landmarks), ("iterations", iterations)]);
+        fitted.squared_error(&Settings::write(&settings))
+    };
+    assert!(error(4, 64).is_ok_and(|error| error > 0.0));
+    let why = error(256, 64).unwrap_err();
+    assert!(why.ends_with("operations to measure errors by, expected at most 8589934592"), "{why}");
 }
 
 #[test]

@@ -227,8 +227,8 @@ pub(super) struct FittedHeads<F> {
     errors: Mutex<HashMap<String, Vec<[f64; 2]>>>,
 }
 
-/// Products of queries and keys that are computed to measure an error, at most.
-const MOST_MEASURED: usize = 1 << 31;
+/// Operations that are done to measure an error in one run, at most: those of exact attention and those of the form.
+const MOST_MEASURED: u64 = 1 << 33;
 
 impl<F: HeadForm> FittedHeads<F> {
     /// A form at a site of [`sites`].
@@ -292,13 +292,6 @@ impl<F: HeadForm> FittedHeads<F> {
         all: &Settings,
         sums: &mut [[f64; 2]],
     ) -> Result<usize, String> {
-        let [q, k] = [0, 1].map(|i| operands[i].shape());
-        let products = q[..3].iter().product::<usize>().saturating_mul(k[2]).saturating_mul(q[3]);
-        if products > MOST_MEASURED {
-            return Err(format!(
-                "{products} products to measure errors by, expected at most {MOST_MEASURED}"
-            ));
-        }
         let mut g = Graph::new("attention");
         let names = ["q", "k", "v", "mask"];
         let inputs: Vec<Value> =
@@ -312,14 +305,22 @@ impl<F: HeadForm> FittedHeads<F> {
             return Err(why);
         }
         let patch = patch(self, &g, &site, all).map_err(|e| e.to_string())?;
+        let mut replaced = g.clone();
+        replaced.apply(patch).map_err(|e| e.to_string())?;
+        replaced.remove_dead();
+        let operations = g.cost().flops.saturating_add(replaced.cost().flops);
+        if operations > MOST_MEASURED {
+            return Err(format!(
+                "{operations} operations to measure errors by, expected at most {MOST_MEASURED}"
+            ));
+        }
         let given: Vec<(&str, &Tensor)> = names.into_iter().zip(operands).collect();
         let run = |g: &Graph| {
             let y = eval::run(g, &given).map_err(|e| e.to_string())?.swap_remove(0);
             y.to_vec::<f32>().map_err(|e| e.to_string())
         };
-        let expected = run(&g)?;
-        g.apply(patch).map_err(|e| e.to_string())?;
-        let found = run(&g)?;
+        let (expected, found) = (run(&g)?, run(&replaced)?);
+        let q = operands[0].shape();
         let [batch, heads, queries] = [q[0], q[1], q[2]];
         let seen = seen_queries(operands, queries);
         let mut counted = 0;
