@@ -14,7 +14,7 @@ use margay_benches::session;
 use margay_driver::{Model, Runner, Samples, backend, open};
 use margay_ir::{Cx, Graph, Pass, text};
 use margay_passes::ApplyPlan;
-use margay_passes::sketch::{Context, Decompositions, Site, read_plan, scheme, sites};
+use margay_passes::sketch::{Context, Decompositions, HeadChoice, Site, read_plan, scheme, sites};
 use margay_plan::Plan;
 use margay_runtime::Session;
 use margay_tensor::Tensor;
@@ -251,10 +251,8 @@ fn measured(
     let heads = operands[0].shape()[1];
     for (limit, count) in LIMITS.iter().zip(within) {
         let limited = of(&format!("{choice}, limit = {limit:?}"))?;
-        let remarks = fitted.resolved(&limited.settings)?.remarks;
-        // `3 of 12 heads stay exact, …`
-        let exact = remarks.first().and_then(|remark| remark.split(' ').next()).map_or(Ok(0), str::parse)?;
-        *count += heads - exact;
+        let chosen: HeadChoice = fitted.resolved(&limited.settings)?.settings.read()?;
+        *count += chosen.heads.map_or(heads, |within| within.len());
     }
     Ok(fitted.squared_error(&all.settings)?)
 }

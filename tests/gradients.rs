@@ -13,6 +13,7 @@ use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::case_inputs;
+use margay_tests::derivatives;
 
 /// Operators whose derivative is refused, with the reason.
 const WITHOUT: &[(&str, &str)] = &[
@@ -380,16 +381,11 @@ fn derived_onnx(op: &str, attributes: &[(&str, Attribute)], x: &Tensor, constant
         nodes: vec![node],
         ..OnnxGraph::default()
     };
-    let mut g = margay_onnx::import(&Model::new(17, graph)).unwrap_or_else(|e| panic!("{op}: {e}"));
-    let (y, x_value) = (g.outputs()[0].value, Value::from(g.inputs()[0]));
-    let ones = vec![1f32; g.ty(y).extents().unwrap().iter().product()];
-    let ones = Tensor::from_slice(&g.ty(y).extents().unwrap(), &ones).unwrap();
-    let seed = g.add(Const { payload: Payload::new(ones) }, &[], Origin::default()).unwrap();
-    let dx = gradients(&mut g, &[(y, seed)], &[x_value]).unwrap()[0].expect("y depends on x");
-    g.set_outputs(vec![]);
-    g.add_output("dx", dx);
-    g.remove_dead();
-    eval::run(&g, &[("x", x)]).unwrap()[0].to_vec::<f32>().unwrap()
+    let g = margay_onnx::import(&Model::new(17, graph)).unwrap_or_else(|e| panic!("{op}: {e}"));
+    let shape = g.ty(g.outputs()[0].value).extents().unwrap();
+    let ones = Tensor::from_slice(&shape, &vec![1f32; shape.iter().product()]).unwrap();
+    let g = derivatives(&g, &[g.inputs()[0].into()]);
+    eval::run(&g, &[("x", x), ("dy", &ones)]).unwrap()[0].to_vec::<f32>().unwrap()
 }
 
 #[test]

@@ -236,7 +236,7 @@ fn products_in(storage: &str) -> StoreConstants {
 }
 
 #[test]
-fn doc_examples_of_panther_hold() {
+fn products_are_sketched_for_training_once() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src/sketch/panther.rs");
     let examples = doc_examples(&std::fs::read_to_string(path).unwrap());
     assert_eq!(examples.len(), 3);

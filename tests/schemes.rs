@@ -307,31 +307,19 @@ fn check_factors(row: &Row, g: &Graph, x: &Tensor) {
     assert!(product.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * most), "{}", row.scheme);
 }
 
-/// The graphs before and after in the heads of the files, with the settings that they show.
+/// The graphs before and after in the heads of the files.
 #[test]
 fn doc_examples_hold() {
-    for (scheme, settings) in [
-        ("cp", "rank = 8"),
-        ("favor", "features = 16"),
-        ("interpolative", "rank = 8"),
-        ("kronecker", "block = [4, 8], terms = 2"),
-        ("local", "window = 8"),
-        ("monarch", "blocks = [4, 8]"),
-        ("neurons", "units = 24"),
-        ("nystrom", "landmarks = 4, iterations = 1"),
-        ("quantized", "bits = 4, rank = 8"),
-        ("spatial", "rank = 8"),
-        ("tucker", "ranks = [8, 16]"),
-    ] {
+    for facts in SCHEMES.iter().map(|s| s.facts()) {
+        let scheme = facts.name;
         let path = format!("../passes/src/sketch/{scheme}.rs");
         let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let examples = doc_examples(&text);
-        assert_eq!(examples.len(), 1, "{scheme}");
-        for example in examples {
+        assert!(!examples.is_empty() && examples.len() == facts.examples.len(), "{scheme}");
+        for (example, settings) in examples.iter().zip(facts.examples) {
             let (mut g, names) = parse_with_random_constants(&example.before);
             let site = sites(&g).into_iter().find(|s| s.schemes.contains(&scheme)).unwrap();
-            let plan = plan_of("", &site.name, scheme, settings);
-            let pass = ApplyPlan::of(&plan);
+            let pass = ApplyPlan::of(&plan_of("", &site.name, scheme, settings));
             pass.run(&mut g, &mut Cx::default()).unwrap();
             assert_eq!(normalized(&g, "after", &names), example.after, "{scheme}");
         }

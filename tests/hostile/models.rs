@@ -1,7 +1,5 @@
 //! Models of ONNX: read, written, imported, compiled, and exported again.
 
-use std::io::Cursor;
-
 use margay_onnx::{
     Attribute, ExportOptions, Model, NEWEST_EXPORT_OPSET, OnnxDim, OnnxError, OnnxGraph, OnnxNode, OnnxValue,
     export, import, supported_operators,
@@ -10,12 +8,10 @@ use margay_tensor::{DType, Tensor};
 
 use super::graphs::{cases, goes_on};
 use super::{Draw, distinct, protobuf};
+use crate::onnx_cases;
 
 #[path = "../../crates/onnx/tests/support/mod.rs"]
 mod support;
-
-/// Models of every operator of ONNX that is imported, with each of its attributes.
-const OPERATORS: &[u8] = include_bytes!("../fixtures/operators_in_onnxruntime.npz");
 
 /// The most bytes of a model whose weights are read for numbers that are not finite, and which is exported.
 const MAX_BYTES: usize = 1 << 20;
@@ -70,10 +66,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let newest = ExportOptions { opset: NEWEST_EXPORT_OPSET, ..ExportOptions::default() };
     let exported = cases().filter_map(|g| export(&g, &newest).ok());
     let written = made.into_iter().chain(exported).filter_map(|model| model.to_bytes().ok());
-    let members = margay_npy::read_npz(Cursor::new(OPERATORS)).unwrap_or_else(|e| panic!("{e}"));
-    // Members below a model are its inputs and outputs.
-    let models = members.into_iter().filter(|(name, _)| name.matches('/').count() == 1);
-    distinct(written.chain(models.map(|(_, bytes)| bytes.bytes().to_vec())))
+    distinct(written.chain(onnx_cases().into_iter().map(|case| case.model)))
 }
 
 /// Changes a model: mostly so that it is still well formed, else the fields of its message.

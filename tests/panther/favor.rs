@@ -4,7 +4,7 @@
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, compile};
 use margay_ir::{Changed, Cx, Graph, Part, Stage, eval};
 use margay_passes::sketch::{
-    FavorSettings, FavorTraining, FeatureDirections, FeatureKernel, favor_for_training, read_plan,
+    FavorSettings, FavorTraining, FeatureDirections, FeatureKernel, HeadChoice, favor_for_training, read_plan,
 };
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
@@ -114,7 +114,11 @@ fn kinds() -> Vec<FavorSettings> {
         orthogonal.clone(),
         FavorSettings { kernel: FeatureKernel::Relu, ..orthogonal.clone() },
         FavorSettings { directions: FeatureDirections::Independent, hyperbolic: true, ..orthogonal.clone() },
-        FavorSettings { directions: FeatureDirections::Regularized, heads: Some(vec![1, 2]), ..orthogonal },
+        FavorSettings {
+            directions: FeatureDirections::Regularized,
+            choice: HeadChoice::of(vec![1, 2]),
+            ..orthogonal
+        },
     ]
 }
 
@@ -145,7 +149,7 @@ fn features_follow_the_formulas_of_the_paper() {
                 let mask = row.map(|row| &given[3][row..][..LEN]);
                 let part = |i: usize, at: usize, width: usize| &given[i][at * LEN * width..][..LEN * width];
                 let operands = [part(0, at, DIM), part(1, keys, DIM), part(2, keys, 3)];
-                let expected = match s.heads.as_ref().is_some_and(|heads| !heads.contains(&head)) {
+                let expected = match s.choice.heads.as_ref().is_some_and(|heads| !heads.contains(&head)) {
                     true => exact[at * size..][..size].to_vec(),
                     false => by_formula(&s, &w, operands, mask, causal),
                 };
@@ -261,14 +265,20 @@ fn what_has_no_such_form_is_declined() {
         (FavorSettings::new(0), "0 features, expected 1 to 1048576"),
         (FavorSettings::new(1 << 60), "1152921504606846976 features, expected 1 to 1048576"),
         (FavorSettings { hyperbolic: true, ..FavorSettings::new(3) }, "found 3 of kernel `softmax`"),
-        (FavorSettings { heads: Some(vec![4]), ..FavorSettings::new(4) }, "head 4 of heads 0 to 3"),
         (
-            FavorSettings { heads: Some(vec![2, 1]), ..FavorSettings::new(4) },
+            FavorSettings { choice: HeadChoice::of(vec![4]), ..FavorSettings::new(4) },
+            "head 4 of heads 0 to 3",
+        ),
+        (
+            FavorSettings { choice: HeadChoice::of(vec![2, 1]), ..FavorSettings::new(4) },
             "heads [2, 1] are not ascending",
         ),
-        (FavorSettings { limit: Some(-1.0), ..FavorSettings::new(4) }, "limit -1, expected a number above 0"),
         (
-            FavorSettings { limit: Some(0.2), ..FavorSettings::new(4) },
+            FavorSettings { choice: HeadChoice::within(-1.0), ..FavorSettings::new(4) },
+            "limit -1, expected a number above 0",
+        ),
+        (
+            FavorSettings { choice: HeadChoice::within(0.2), ..FavorSettings::new(4) },
             "a `limit` of the error of heads needs samples",
         ),
     ] {

@@ -11,10 +11,10 @@ use std::collections::HashMap;
 use margay_driver::{backend, build::jit};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, Op, Value, eval, text};
-use margay_passes::gradients;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::random::Philox;
 use margay_tensor::{Binding, DType, Tensor};
+use margay_tests::derivatives;
 
 fn random(shape: &[usize], stream: u64) -> Tensor {
     let mut values = vec![0f32; shape.iter().product()];
@@ -58,18 +58,6 @@ fn check(
     dy: &Tensor,
     expected: &[Vec<f64>],
 ) {
-    let derived = |mut g: Graph| {
-        let y = g.outputs()[0].value;
-        let seed = g.add_input("dy", g.ty(y).clone());
-        let by = by(&g);
-        let found = gradients(&mut g, &[(y, seed)], &by).unwrap_or_else(|e| panic!("{what}: {e}"));
-        g.set_outputs(vec![]);
-        for (i, v) in found.into_iter().enumerate() {
-            g.add_output(&format!("d{i}"), v.unwrap_or_else(|| panic!("{what}: derivative {i} is zero")));
-        }
-        g.remove_dead();
-        g
-    };
     let given = |f: &dyn Fn(&Tensor) -> Tensor| -> Vec<(String, Tensor)> {
         let mut all: Vec<_> = inputs.iter().map(|(name, t)| (name.to_string(), f(t))).collect();
         all.push(("dy".into(), f(dy)));
@@ -87,14 +75,15 @@ fn check(
             }
         }
     };
-    let wide_graph = derived(widened(g));
+    let wide_graph = widened(g);
+    let wide_graph = derivatives(&wide_graph, &by(&wide_graph));
     let used = |g: &Graph, name: &str| g.inputs().iter().any(|n| g.node(*n).origin.name() == name);
     let all = given(&|t| t.clone());
     let by_name: Vec<(&str, &Tensor)> =
         all.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| used(&wide_graph, n)).collect();
     close("in f64", eval::run(&wide_graph, &by_name).unwrap(), 1e-10);
 
-    let graph = derived(g.clone());
+    let graph = derivatives(g, &by(g));
     let all = given(&narrow);
     let by_name: Vec<(&str, &Tensor)> =
         all.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| used(&graph, n)).collect();
@@ -107,16 +96,8 @@ fn check(
 
 /// Compares derivatives of the only output of a graph in f64 by its first inputs with finite differences.
 fn check_by_differences(what: &str, forward: &Graph, inputs: &[(&'static str, Tensor)], by: usize) {
-    let mut g = forward.clone();
-    let y = g.outputs()[0].value;
-    let seed = g.add_input("dy", g.ty(y).clone());
-    let first: Vec<Value> = g.inputs()[..by].iter().map(|n| (*n).into()).collect();
-    let found = gradients(&mut g, &[(y, seed)], &first).unwrap();
-    g.set_outputs(vec![]);
-    for (i, v) in found.into_iter().enumerate() {
-        g.add_output(&format!("d{i}"), v.unwrap());
-    }
-    g.remove_dead();
+    let first: Vec<Value> = forward.inputs()[..by].iter().map(|n| (*n).into()).collect();
+    let g = derivatives(forward, &first);
     let run = |inputs: &[(&'static str, Tensor)]| {
         let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
         eval::run(forward, &given).unwrap().swap_remove(0)

@@ -2,13 +2,15 @@
 
     python tests/tools/make_operators.py --out tests/fixtures/operators_in_onnxruntime.npz
 
-Every attribute is left out, given with its default, and given with another value. The members of the file
-are `CASE/model`, the bytes of a model, `CASE/in/NAME` and `CASE/out/NAME`. The file is kept with the tests,
+Every attribute is left out, given with its default, and given with another value. The members are `CASE/model`, the bytes of
+a model, `CASE/in/NAME` and `CASE/out/NAME`, in an archive that is not compressed: the file has its bytes as the array `cases`,
+so that what models and inputs of neighbouring cases have in common is stored once. The file is kept with the tests,
 which read it; run this tool again after adding cases, on a processor with VNNI: without, onnxruntime saturates sums of
 two products of 8-bit integers where the right operand is no constant.
 """
 
 import argparse
+import io
 from pathlib import Path
 
 import numpy as np
@@ -1086,7 +1088,9 @@ def main():
         arrays[f"{label}/model"] = np.frombuffer(model, dtype=np.uint8)
         arrays |= {f"{label}/in/{n}": x for n, x in inputs.items()}
         arrays |= {f"{label}/out/{n}": x for n, x in outputs.items()}
-    np.savez_compressed(out, **arrays)
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)
+    np.savez_compressed(out, cases=np.frombuffer(archive.getvalue(), dtype=np.uint8))
     print(f"{out}: {len(CASES)} cases")
 
 

@@ -187,14 +187,15 @@ pub fn runs(
         let lengths = padding.of_samples(samples);
         rows.sort_by_key(|row| lengths[*row]);
     }
-    let run = |rows: &[usize]| {
-        let batch = samples.pick(rows)?;
-        Ok(match padding {
-            Some(padding) => padding.cut(batch),
-            None => batch,
-        })
-    };
-    rows.chunks(size).map(run).collect()
+    rows.chunks(size).map(|rows| Ok(without(padding, samples.pick(rows)?))).collect()
+}
+
+/// A batch without its padding, as far as that may go; all of it where none may.
+pub fn without(padding: Option<&Padding>, batch: Arrays) -> Arrays {
+    match padding {
+        Some(padding) => padding.cut(batch),
+        None => batch,
+    }
 }
 
 /// The axes of the inputs that have as many places as the mask, where that is open; `None` where it is not, or where an

@@ -81,20 +81,9 @@ pub fn sensitivity(
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
-    let moments = calibrate(
-        g,
-        &[],
-        &inputs,
-        &samples,
-        &Measuring {
-            mask: &Mask::default(),
-            backend,
-            threads,
-            progress,
-            interruption: Interruption::never(),
-            cache: None,
-        },
-    )?;
+    let (mask, never) = (Mask::default(), Interruption::never());
+    let measuring = Measuring::new(&mask, backend, threads, progress, &never);
+    let moments = calibrate(g, &[], &inputs, &samples, &measuring)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
         let (weight, k) = (found[i].matrix(g)?, half_rank(&found[i]));
         let options = LowRankOptions { max_rank: Some(k.max(1)), ..LowRankOptions::default() };

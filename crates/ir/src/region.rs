@@ -78,12 +78,7 @@ impl Region {
 
     /// What its nodes cost together, as far as their extents are known, and one operation for running each.
     pub fn cost(&self) -> Cost {
-        let nodes = self.graph.order().into_iter();
-        let costs = nodes.filter_map(|n| Some(self.graph.op(n).cost(&self.graph.io_of(n)?)));
-        costs.fold(Cost::default(), |sum, c| Cost {
-            flops: sum.flops.saturating_add(c.flops).saturating_add(1),
-            bytes: sum.bytes.saturating_add(c.bytes),
-        })
+        self.graph.cost()
     }
 
     /// The region of a text without named constants.

@@ -94,7 +94,7 @@ pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
-    FavorSettings, FavorTraining, FeatureKernel, PantherTraining, SketchTraining, Start, sites,
+    FavorSettings, FavorTraining, FeatureKernel, HeadChoice, PantherTraining, SketchTraining, Start, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};

@@ -35,10 +35,13 @@ impl Blocks {
         Blocks { length: length.clone(), count: Dim::from(count), size, filled }
     }
 
-    /// Blocks of so many positions, at least 1.
-    pub(super) fn of_size(length: &Dim, size: usize) -> Blocks {
-        let (count, filled) = quotient(length, size);
-        Blocks { length: length.clone(), count, size: Dim::from(size), filled }
+    /// Blocks of so many positions, at least 1, or one of all positions where there are fewer.
+    pub(super) fn of_size(length: &Dim, most: usize) -> Blocks {
+        let known = length.as_extent().map(|length| length.clamp(1, most));
+        // Fewer positions than `most` are one block of either size.
+        let (count, filled) = quotient(length, known.unwrap_or(most));
+        let size = known.map_or_else(|| at_most(length, most), Dim::from);
+        Blocks { length: length.clone(), count, size, filled }
     }
 
     /// Positions with those that are filled up.
@@ -60,19 +63,18 @@ impl Blocks {
         filler: f64,
     ) -> Result<Value, AddError> {
         let x = padded(nodes, x, (axis, filler), [0, self.filled])?;
-        self.split_from(nodes, x, axis, 0)
+        self.split_from(nodes, x, axis, &Dim::default())
     }
 
-    /// The blocks of a value that is padded, without the first `before` ones.
+    /// The blocks of a value that is padded, from a position on.
     pub(super) fn split_from(
         &self,
         nodes: &mut Nodes<'_, '_>,
         x: Value,
         axis: usize,
-        before: usize,
+        start: &Dim,
     ) -> Result<Value, AddError> {
-        let start = &Dim::from(before) * &self.size;
-        let x = part(nodes, x, axis, [&start, &(&start + &self.whole())])?;
+        let x = part(nodes, x, axis, [start, &(start + &self.whole())])?;
         let mut shape = nodes.ty(x).shape.clone();
         shape.splice(axis..=axis, [self.count.clone(), self.size.clone()]);
         nodes.add(Reshape { shape }, &[x])
@@ -154,6 +156,20 @@ fn quotient(length: &Dim, divisor: usize) -> (Dim, usize) {
     let up = rounded_down(&(length + &Dim::from(divisor.saturating_sub(1))));
     let missing = (&(&up * &by) - length).as_extent();
     (up, missing.unwrap_or(divisor.saturating_sub(1)))
+}
+
+/// The smaller of a length and a number.
+pub(super) fn at_most(length: &Dim, most: usize) -> Dim {
+    if let Some(length) = length.as_extent() {
+        return Dim::from(length.min(most));
+    }
+    let (most, one) = (Dim::from(most), Dim::from(1usize));
+    if (&(length - &most) + &one).is_positive() {
+        return most;
+    }
+    // 1 where the length is at least the number, and else 0.
+    let reaches = (length + length).floor_div(&(length + &most)).unwrap_or_default();
+    length + &(&reaches * &(&most - length))
 }
 
 /// Positions from the first to before the second along an axis.

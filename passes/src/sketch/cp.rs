@@ -61,6 +61,7 @@ impl Scheme for CpScheme {
             name: Cp::NAME,
             only_by_name: Some("its terms are not those with the least error of the outputs"),
             is_storage: false,
+            examples: &["rank = 8"],
             check: reads::<CpSettings>,
         }
     }

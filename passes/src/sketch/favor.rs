@@ -74,6 +74,7 @@ impl Scheme for FavorScheme {
             name: "favor",
             only_by_name: Some("random features keep little of heads that were trained without them"),
             is_storage: false,
+            examples: &["features = 16"],
             check: |settings| heads::read::<FavorSettings>(settings).map(drop),
         }
     }

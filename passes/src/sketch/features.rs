@@ -6,7 +6,7 @@ use margay_randnla::Directions;
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::heads::{HeadSettings, Nodes};
+use super::heads::{HeadChoice, HeadSettings, Nodes};
 
 /// What a plan says of random features.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -23,12 +23,9 @@ pub struct FavorSettings {
     /// Features come in pairs of opposite directions, which halves the number of directions; of the softmax kernel only.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hyperbolic: bool,
-    /// The heads that are replaced, ascending; all where nothing is said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heads: Option<Vec<usize>>,
-    /// The greatest relative error of a head that is replaced, about the mean of its output; needs samples.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<f64>,
+    /// The heads that get them.
+    #[serde(flatten)]
+    pub choice: HeadChoice,
 }
 
 impl FavorSettings {
@@ -39,8 +36,7 @@ impl FavorSettings {
             kernel: FeatureKernel::Softmax,
             directions: FeatureDirections::Orthogonal,
             hyperbolic: false,
-            heads: None,
-            limit: None,
+            choice: HeadChoice::default(),
         }
     }
 }
@@ -63,20 +59,16 @@ impl HeadSettings for FavorSettings {
         Ok(())
     }
 
-    fn heads(&self) -> Option<&[usize]> {
-        self.heads.as_deref()
+    fn choice(&self) -> &HeadChoice {
+        &self.choice
     }
 
-    fn limit(&self) -> Option<f64> {
-        self.limit
+    fn with_choice(&self, choice: HeadChoice) -> FavorSettings {
+        FavorSettings { choice, ..self.clone() }
     }
 
     fn size(&self) -> String {
         format!("{} features", self.features)
-    }
-
-    fn of_heads(&self, heads: Option<Vec<usize>>) -> FavorSettings {
-        FavorSettings { heads, limit: None, ..self.clone() }
     }
 }
 

@@ -12,42 +12,65 @@ use margay_ir::ops::{Attention, Concat, Gather};
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, TensorType, Value, eval};
 use margay_plan::Settings;
 use margay_tensor::{DType, Dim, Shape, Tensor};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::{ApplyError, Context, Fitted, Replacement, Resolved, Site, patch};
+use super::{ApplyError, Context, Fitted, Replacement, Resolved, Site, name_of, patch};
 
-/// What a plan says of heads, beside what is of one scheme alone.
+/// Which heads a plan replaces; all where it says nothing. Every form has it among its settings.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HeadChoice {
+    /// The heads that are replaced, ascending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Vec<usize>>,
+    /// The greatest relative error of a head that is replaced, about the mean of its output; needs samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f64>,
+}
+
+impl HeadChoice {
+    /// These heads, whatever their errors.
+    pub fn of(heads: Vec<usize>) -> HeadChoice {
+        HeadChoice { heads: Some(heads), limit: None }
+    }
+
+    /// All heads whose errors are within a limit.
+    pub fn within(limit: f64) -> HeadChoice {
+        HeadChoice { heads: None, limit: Some(limit) }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(heads) = self.heads.as_ref().filter(|heads| !heads.is_sorted_by(|a, b| a < b)) {
+            return Err(format!("heads {heads:?} are not ascending"));
+        }
+        match self.limit.filter(|limit| !(*limit > 0.0 && limit.is_finite())) {
+            Some(limit) => Err(format!("limit {limit}, expected a number above 0")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a plan says of a form of attention.
 pub(super) trait HeadSettings: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Says what is wrong with the settings of the scheme alone, whatever the site.
+    /// Says what is wrong with the settings of the form alone, whatever the site.
     fn check(&self) -> Result<(), String>;
 
-    /// The heads that are replaced, ascending; all where nothing is said.
-    fn heads(&self) -> Option<&[usize]>;
+    /// The heads that get the form.
+    fn choice(&self) -> &HeadChoice;
 
-    /// The greatest relative error of a head that is replaced, about the mean of its output; needs samples.
-    fn limit(&self) -> Option<f64>;
+    /// The same form for other heads.
+    fn with_choice(&self, choice: HeadChoice) -> Self;
 
     /// How large the form is, in words: `64 features`.
     fn size(&self) -> String;
-
-    /// The same form for these heads, without a limit.
-    fn of_heads(&self, heads: Option<Vec<usize>>) -> Self;
 }
 
 /// Reads settings and checks them.
 pub(super) fn read<S: HeadSettings>(settings: &Settings) -> Result<S, String> {
     let read: S = settings.read()?;
     read.check()?;
-    if let Some(heads) = read.heads().filter(|heads| !heads.is_sorted_by(|a, b| a < b)) {
-        return Err(format!("heads {heads:?} are not ascending"));
-    }
-    match read.limit() {
-        Some(limit) if !(limit > 0.0 && limit.is_finite()) => {
-            Err(format!("limit {limit}, expected a number above 0"))
-        }
-        _ => Ok(read),
-    }
+    read.choice().check()?;
+    Ok(read)
 }
 
 /// Another form of attention.
@@ -180,9 +203,8 @@ pub(super) fn sites(g: &Graph, scheme: &'static str) -> Vec<Site> {
 
 fn site(g: &Graph, n: NodeId, scheme: &'static str) -> Option<Site> {
     let heads = Heads::of(g, n)?;
-    let name = [g.node(n).origin.name(), g.op(n).name()].into_iter().find(|name| !name.is_empty());
     Some(Site {
-        name: name.unwrap_or_default().to_owned(),
+        name: name_of(g, &[n]),
         kind: "attention",
         d_in: heads.d,
         d_out: heads.e,
@@ -205,8 +227,8 @@ pub(super) struct FittedHeads<F> {
     errors: Mutex<HashMap<String, Vec<[f64; 2]>>>,
 }
 
-/// Products of queries and keys that are computed to measure an error, at most.
-const MOST_MEASURED: usize = 1 << 31;
+/// Operations that are done to measure an error in one run, at most: those of exact attention and those of the form.
+const MOST_MEASURED: u64 = 1 << 33;
 
 impl<F: HeadForm> FittedHeads<F> {
     /// A form at a site of [`sites`].
@@ -225,7 +247,7 @@ impl<F: HeadForm> FittedHeads<F> {
             return Err(why);
         }
         let count = self.heads.count;
-        let found = read.heads().into_iter().flatten().find(|head| **head >= count);
+        let found = read.choice().heads.iter().flatten().find(|head| **head >= count);
         match found {
             Some(head) => Err(format!("head {head} of heads 0 to {}", count - 1)),
             None => Ok(read),
@@ -234,7 +256,7 @@ impl<F: HeadForm> FittedHeads<F> {
 
     /// The heads that settings name.
     fn chosen(&self, s: &F::Settings) -> Vec<usize> {
-        s.heads().map_or_else(|| (0..self.heads.count).collect(), <[_]>::to_vec)
+        s.choice().heads.clone().unwrap_or_else(|| (0..self.heads.count).collect())
     }
 
     /// Squared errors of all heads on the samples, each with the squared norm of the exact output about its mean; nothing
@@ -243,7 +265,7 @@ impl<F: HeadForm> FittedHeads<F> {
         if self.samples.is_empty() {
             return Ok(None);
         }
-        let all = Settings::write(&s.of_heads(None));
+        let all = Settings::write(&s.with_choice(HeadChoice::default()));
         let key = all.to_string();
         let known = |errors: &Mutex<HashMap<_, _>>| {
             errors.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
@@ -270,13 +292,6 @@ impl<F: HeadForm> FittedHeads<F> {
         all: &Settings,
         sums: &mut [[f64; 2]],
     ) -> Result<usize, String> {
-        let [q, k] = [0, 1].map(|i| operands[i].shape());
-        let products = q[..3].iter().product::<usize>().saturating_mul(k[2]).saturating_mul(q[3]);
-        if products > MOST_MEASURED {
-            return Err(format!(
-                "{products} products to measure errors by, expected at most {MOST_MEASURED}"
-            ));
-        }
         let mut g = Graph::new("attention");
         let names = ["q", "k", "v", "mask"];
         let inputs: Vec<Value> =
@@ -290,14 +305,22 @@ impl<F: HeadForm> FittedHeads<F> {
             return Err(why);
         }
         let patch = patch(self, &g, &site, all).map_err(|e| e.to_string())?;
+        let mut replaced = g.clone();
+        replaced.apply(patch).map_err(|e| e.to_string())?;
+        replaced.remove_dead();
+        let operations = g.cost().flops.saturating_add(replaced.cost().flops);
+        if operations > MOST_MEASURED {
+            return Err(format!(
+                "{operations} operations to measure errors by, expected at most {MOST_MEASURED}"
+            ));
+        }
         let given: Vec<(&str, &Tensor)> = names.into_iter().zip(operands).collect();
         let run = |g: &Graph| {
             let y = eval::run(g, &given).map_err(|e| e.to_string())?.swap_remove(0);
             y.to_vec::<f32>().map_err(|e| e.to_string())
         };
-        let expected = run(&g)?;
-        g.apply(patch).map_err(|e| e.to_string())?;
-        let found = run(&g)?;
+        let (expected, found) = (run(&g)?, run(&replaced)?);
+        let q = operands[0].shape();
         let [batch, heads, queries] = [q[0], q[1], q[2]];
         let seen = seen_queries(operands, queries);
         let mut counted = 0;
@@ -379,7 +402,7 @@ fn picked(
 impl<F: HeadForm> Fitted for FittedHeads<F> {
     fn resolved(&self, settings: &Settings) -> Result<Resolved, String> {
         let s = self.offered(settings)?;
-        let Some(limit) = s.limit() else {
+        let Some(limit) = s.choice().limit else {
             return Ok(Resolved { settings: settings.clone(), remarks: Vec::new() });
         };
         let measured = self.measured(&s)?.ok_or("a `limit` of the error of heads needs samples")?;
@@ -397,7 +420,7 @@ impl<F: HeadForm> Fitted for FittedHeads<F> {
                 list.join(", ")
             )],
         };
-        let settings = Settings::write(&s.of_heads(Some(within)));
+        let settings = Settings::write(&s.with_choice(HeadChoice::of(within)));
         Ok(Resolved { settings, remarks })
     }
 

@@ -49,6 +49,7 @@ impl Scheme for InterpolativeScheme {
             name: "interpolative",
             only_by_name: None,
             is_storage: false,
+            examples: &["rank = 8"],
             check: RankSettings::check,
         }
     }

@@ -9,7 +9,7 @@ use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
 
-use super::{Replacement, Site};
+use super::{Replacement, Site, name_of};
 
 /// A constant kernel `[groups · outputs, channels, taps…]`.
 #[derive(Clone, PartialEq, Debug)]
@@ -107,9 +107,8 @@ pub(super) fn beside_layers(g: &Graph, scheme: &'static str) -> Vec<Site> {
         if !alone || g.node(n).origin.part.is_some() {
             return None;
         }
-        let names = [g.node(n).origin.name(), g.node(kernel.weight.node).origin.name(), g.op(n).name()];
         Some(Site {
-            name: names.into_iter().find(|name| !name.is_empty()).unwrap_or_default().to_owned(),
+            name: name_of(g, &[n, kernel.weight.node]),
             kind: "conv",
             d_in: kernel.d_in(),
             d_out: kernel.groups * kernel.outputs,

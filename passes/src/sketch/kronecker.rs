@@ -60,6 +60,7 @@ impl Scheme for KroneckerScheme {
                 "not compared with low rank on trained weights yet: it is a form to be trained",
             ),
             is_storage: false,
+            examples: &["block = [4, 8], terms = 2"],
             check: reads::<KroneckerSettings>,
         }
     }

@@ -7,7 +7,7 @@ use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
 
-use super::{Replacement, Rows, Site, Windows, unique};
+use super::{Replacement, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
 /// \[out, in, height, width\], seen as a matrix \[in·height·width, out\].
@@ -69,9 +69,7 @@ impl Layer {
         if tensor.dtype() != DType::F32 || d_in * d_out == 0 {
             return None;
         }
-        let names = [g.node(n).origin.name(), g.node(weight.node).origin.name(), g.op(n).name()];
-        let name = names.into_iter().find(|name| !name.is_empty()).unwrap_or_default().to_owned();
-        Some(Layer { name, nodes: vec![n], weight, d_in, d_out, kernel })
+        Some(Layer { name: name_of(g, &[n, weight.node]), nodes: vec![n], weight, d_in, d_out, kernel })
     }
 
     /// The layer of a site of one weight.

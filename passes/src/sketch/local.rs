@@ -76,9 +76,8 @@
 //! ```
 //!
 //! With a window of as many positions as there are it computes what exact attention does. Nothing chooses this scheme by itself.
-//! Declines a mask with a row for each query, another number of queries than of keys, and fewer positions than
-//! `global`; where the length is open, runs of fewer positions than `global` fail, and blocks have `window` positions however
-//! short a run is. Deliberately absent: windows with gaps, and global positions elsewhere than at the front.
+//! Where there are fewer positions than `window` or `global`, blocks are as long as all of them, and all are first ones; lengths may
+//! be open. Declines a mask with a row for each query, and another number of queries than of keys. Deliberately absent: windows with gaps, and global positions elsewhere than at the front.
 
 use margay_ir::ops::{Add, Attention, Concat, Less, Or, Range, Reshape, Select, Transpose};
 use margay_ir::{AddError, Graph, Value};
@@ -86,8 +85,8 @@ use margay_randnla::RandnlaError;
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Blocks, LEAST, mask_of_keys, padded, part, part_of, repeated, with_axis};
-use super::heads::{self, FittedHeads, HeadForm, HeadSettings, Heads, Nodes, Operands};
+use super::blocks::{Blocks, LEAST, at_most, mask_of_keys, padded, part, part_of, repeated, with_axis};
+use super::heads::{self, FittedHeads, HeadChoice, HeadForm, HeadSettings, Heads, Nodes, Operands};
 use super::{Context, Factored, Fitted, Scheme, SchemeFacts, Site};
 
 /// Attention to what is near.
@@ -100,6 +99,7 @@ impl Scheme for LocalScheme {
             name: "local",
             only_by_name: Some("its errors are known for what samples show of each head alone"),
             is_storage: false,
+            examples: &["window = 8"],
             check: |settings| heads::read::<LocalSettings>(settings).map(drop),
         }
     }
@@ -130,10 +130,8 @@ struct LocalSettings {
     /// How the rest is read; not at all where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    heads: Option<Vec<usize>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<f64>,
+    #[serde(flatten)]
+    choice: HeadChoice,
 }
 
 fn is_zero(global: &usize) -> bool {
@@ -162,20 +160,16 @@ impl HeadSettings for LocalSettings {
         }
     }
 
-    fn heads(&self) -> Option<&[usize]> {
-        self.heads.as_deref()
+    fn choice(&self) -> &HeadChoice {
+        &self.choice
     }
 
-    fn limit(&self) -> Option<f64> {
-        self.limit
+    fn with_choice(&self, choice: HeadChoice) -> LocalSettings {
+        LocalSettings { choice, ..self.clone() }
     }
 
     fn size(&self) -> String {
         format!("windows of {} positions", self.window)
-    }
-
-    fn of_heads(&self, heads: Option<Vec<usize>>) -> LocalSettings {
-        LocalSettings { heads, limit: None, ..self.clone() }
     }
 }
 
@@ -185,13 +179,10 @@ struct Near;
 impl HeadForm for Near {
     type Settings = LocalSettings;
 
-    fn refusal(&self, heads: &Heads, s: &LocalSettings) -> Option<String> {
+    fn refusal(&self, heads: &Heads, _: &LocalSettings) -> Option<String> {
         let Heads { queries, keys, .. } = heads;
         if queries != keys {
             return Some(format!("attention of {queries} queries and {keys} keys, expected as many"));
-        }
-        if let Some(positions) = queries.as_extent().filter(|positions| *positions < s.global) {
-            return Some(format!("{} global positions of {positions}, expected at most as many", s.global));
         }
         heads.row_refusal()
     }
@@ -204,15 +195,14 @@ impl HeadForm for Near {
         Operands { q, k, v, mask }: Operands,
     ) -> Result<Value, AddError> {
         let shape = nodes.ty(q).shape.clone();
-        let (length, global) = (shape[2].clone(), Dim::from(s.global));
-        let size = length.as_extent().map_or(s.window, |length| s.window.min(length.max(1)));
-        let blocks = Blocks::of_size(&length, size);
+        let length = shape[2].clone();
+        let (global, blocks) = (at_most(&length, s.global), Blocks::of_size(&length, s.window));
         let neighbours = usize::from(!blocks.count.is(1));
         let causal = heads.op.causal;
         let sides = [neighbours, if causal { 0 } else { neighbours }];
         let mask = mask.map(|mask| mask_of_keys(nodes, mask, &length)).transpose()?;
 
-        let windows = Windows { s, causal, size, sides, blocks, batch: shape[0].clone() };
+        let windows = Windows { s, causal, global: global.clone(), sides, blocks, batch: shape[0].clone() };
         let [keys, values, hiding] = windows.read(nodes, [k, v], mask)?;
         let items = windows.about(nodes, q, 0.0, [0, 0])?;
         let items = windows.items(nodes, 3, &items)?;
@@ -244,8 +234,8 @@ impl HeadForm for Near {
 struct Windows<'a> {
     s: &'a LocalSettings,
     causal: bool,
-    /// Positions of a block.
-    size: usize,
+    /// First positions that are read by all.
+    global: Dim,
     /// Blocks before and after a block that it reads key by key.
     sides: [usize; 2],
     blocks: Blocks,
@@ -260,7 +250,7 @@ impl Windows<'_> {
         kv: [Value; 2],
         mask: Option<Value>,
     ) -> Result<[Value; 3], AddError> {
-        let (global, length) = (Dim::from(self.s.global), &self.blocks.length);
+        let length = &self.blocks.length;
         let mask = match mask {
             Some(mask) => mask,
             None => {
@@ -269,9 +259,7 @@ impl Windows<'_> {
                 repeated(nodes, zero, vec![one(), one(), length.clone()])?
             }
         };
-        // The first positions are read as such, and not once more.
-        let others = part(nodes, mask, 2, [&global, length])?;
-        let others = padded(nodes, others, (2, LEAST), [self.s.global, 0])?;
+        let others = self.others(nodes, mask)?;
 
         let mut read: [Vec<Value>; 2] = Default::default();
         for (x, all) in kv.into_iter().zip(&mut read) {
@@ -282,10 +270,10 @@ impl Windows<'_> {
         let mut hiding = vec![self.hiding(nodes, keys, near)?];
         if self.s.global > 0 {
             for (x, all) in kv.into_iter().zip(&mut read) {
-                let first = part(nodes, x, 2, [&Dim::default(), &global])?;
+                let first = part(nodes, x, 2, [&Dim::default(), &self.global])?;
                 all.push(self.shared(nodes, first)?);
             }
-            let keys = part(nodes, mask, 2, [&Dim::default(), &global])?;
+            let keys = part(nodes, mask, 2, [&Dim::default(), &self.global])?;
             let keys = with_axis(nodes, keys, 1)?;
             let later = self.later(nodes)?;
             hiding.push(self.hiding(nodes, keys, later)?);
@@ -304,6 +292,18 @@ impl Windows<'_> {
         Ok([self.items(nodes, 3, k)?, self.items(nodes, 3, v)?, self.items(nodes, 4, &hiding)?])
     }
 
+    /// The mask without the first positions, which are read as such and not once more.
+    fn others(&self, nodes: &mut Nodes<'_, '_>, mask: Value) -> Result<Value, AddError> {
+        if self.s.global == 0 {
+            return Ok(mask);
+        }
+        let keys = positions(nodes, &Dim::default(), self.blocks.length.clone(), &[])?;
+        let end = positions(nodes, &self.global, Dim::from(1usize), &[])?;
+        let first = nodes.add(Less, &[keys, end])?;
+        let least = nodes.number(LEAST)?;
+        nodes.add(Select, &[first, least, mask])
+    }
+
     /// `[B, H, length, …]` as one `[B, blocks, H, size, …]` for each of so many blocks before and after a block, and for the block
     /// itself; `filler` where there are none.
     fn about(
@@ -315,14 +315,21 @@ impl Windows<'_> {
     ) -> Result<Vec<Value>, AddError> {
         let mut perm: Vec<usize> = (0..=nodes.ty(x).ndim()).collect();
         perm.swap(1, 2);
-        let around = [before * self.size, after * self.size + self.blocks.filled];
+        let most = self.blocks.size.as_extent().unwrap_or(self.s.window);
+        let around = [before * most, after * most + self.blocks.filled];
         let x = padded(nodes, x, (2, filler), around)?;
+        let unread = &Dim::from(around[0]) - &self.span(before);
         let mut found = Vec::new();
         for first in 0..=before + after {
-            let blocks = self.blocks.split_from(nodes, x, 2, first)?;
+            let blocks = self.blocks.split_from(nodes, x, 2, &(&unread + &self.span(first)))?;
             found.push(nodes.add(Transpose { perm: perm.clone() }, &[blocks])?);
         }
         Ok(found)
+    }
+
+    /// Positions of so many blocks.
+    fn span(&self, blocks: usize) -> Dim {
+        &Dim::from(blocks) * &self.blocks.size
     }
 
     /// `[B, blocks, …]` one after the other along an axis, as `[B blocks, …]`.
@@ -377,19 +384,19 @@ impl Windows<'_> {
     /// Which keys of a block and its neighbours are further away than the window, or later where that counts: `[size, read]`.
     fn near(&self, nodes: &mut Nodes<'_, '_>) -> Result<Option<Value>, AddError> {
         let [before, after] = self.sides;
-        let read = (before + 1 + after) * self.size;
+        let read = self.span(before + 1 + after);
         // Positions from the first query of the block on.
-        let (first, window) = (-offset(before * self.size), offset(self.s.window));
+        let (first, window) = (&Dim::default() - &self.span(before), Dim::from(self.s.window));
         let banded = self.s.summary.is_none();
-        let queries = positions(nodes, 0, self.blocks.size.clone(), &[1])?;
+        let queries = positions(nodes, &Dim::default(), self.blocks.size.clone(), &[1])?;
         let mut hidden = Vec::new();
         if banded || self.causal {
-            let reach = if self.causal { 0 } else { window };
-            let keys = positions(nodes, first - reach, Dim::from(read), &[])?;
+            let from = if self.causal { first.clone() } else { &first - &window };
+            let keys = positions(nodes, &from, read.clone(), &[])?;
             hidden.push(nodes.add(Less, &[queries, keys])?);
         }
         if banded {
-            let keys = positions(nodes, first + window, Dim::from(read), &[])?;
+            let keys = positions(nodes, &(&first + &window), read, &[])?;
             hidden.push(nodes.add(Less, &[keys, queries])?);
         }
         match self.any(nodes, &hidden)? {
@@ -403,11 +410,11 @@ impl Windows<'_> {
         if !self.causal {
             return Ok(None);
         }
-        let queries = positions(nodes, 0, self.blocks.whole(), &[])?;
+        let queries = positions(nodes, &Dim::default(), self.blocks.whole(), &[])?;
         let one = Dim::from(1usize);
         let shape = vec![self.blocks.count.clone(), one.clone(), self.blocks.size.clone(), one];
         let queries = nodes.add(Reshape { shape }, &[queries])?;
-        let keys = positions(nodes, 0, Dim::from(self.s.global), &[])?;
+        let keys = positions(nodes, &Dim::default(), self.global.clone(), &[])?;
         let later = nodes.add(Less, &[queries, keys])?;
         self.chosen(nodes, later, [f64::NEG_INFINITY, 0.0]).map(Some)
     }
@@ -415,12 +422,12 @@ impl Windows<'_> {
     /// Which blocks are read by their means: `[blocks, 1, 1, blocks]`.
     fn far(&self, nodes: &mut Nodes<'_, '_>) -> Result<Value, AddError> {
         let count = || self.blocks.count.clone();
-        let queries = positions(nodes, 0, count(), &[1, 1, 1])?;
-        let [before, after] = self.sides.map(offset);
-        let earlier = positions(nodes, before, count(), &[])?;
+        let queries = positions(nodes, &Dim::default(), count(), &[1, 1, 1])?;
+        let [before, after] = self.sides.map(Dim::from);
+        let earlier = positions(nodes, &before, count(), &[])?;
         let mut far = vec![nodes.add(Less, &[earlier, queries])?];
         if !self.causal {
-            let later = positions(nodes, -after, count(), &[])?;
+            let later = positions(nodes, &(&Dim::default() - &after), count(), &[])?;
             far.push(nodes.add(Less, &[queries, later])?);
         }
         let any = self.any(nodes, &far)?.expect("a test for blocks before");
@@ -444,14 +451,14 @@ fn joined(nodes: &mut Nodes<'_, '_>, axis: usize, parts: &[Value]) -> Result<Val
     }
 }
 
-/// A number of positions, or of blocks, as a difference of two.
-fn offset(size: usize) -> i64 {
-    i64::try_from(size).unwrap_or(i64::MAX)
-}
-
 /// So many integers from the first on, along the first axis of `[count, 1, …]`.
-fn positions(nodes: &mut Nodes<'_, '_>, first: i64, count: Dim, behind: &[usize]) -> Result<Value, AddError> {
-    let range = Range { start: Dim::from(first), step: 1, count: count.clone() };
+fn positions(
+    nodes: &mut Nodes<'_, '_>,
+    first: &Dim,
+    count: Dim,
+    behind: &[usize],
+) -> Result<Value, AddError> {
+    let range = Range { start: first.clone(), step: 1, count: count.clone() };
     let range = nodes.add(range, &[])?;
     if behind.is_empty() {
         return Ok(range);

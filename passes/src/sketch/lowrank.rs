@@ -3,6 +3,21 @@
 //! Factors come from the singular value decomposition of the weight, whitened by the layer's inputs where calibration
 //! measured them (see [`margay_randnla::LowRank`]). A convolution becomes one with `k` filters followed by a
 //! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 64]) -> (y: f32[N, 32]) {
+//!   %0 = const #5be1c0 : f32[64, 32]  // fc1.weight
+//!   %1 = matmul %x, %0 : f32[N, 32]  // fc1/MatMul
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 64]) -> (y: f32[N, 32]) {
+//!   %0 = const lowrank.left(#5be1c0, k = 8) : f32[64, 8]  // fc1.weight left
+//!   %1 = const lowrank.right(#5be1c0, k = 8) : f32[8, 32]  // fc1.weight right
+//!   %2 = matmul %x, %0 : f32[N, 8]  // fc1/MatMul left
+//!   %3 = matmul %2, %1 : f32[N, 32]  // fc1/MatMul right
+//!   return %3
+//! }
+//! ```
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -37,7 +52,13 @@ impl RankSettings {
 
 impl Scheme for LowRankScheme {
     fn facts(&self) -> SchemeFacts {
-        SchemeFacts { name: "lowrank", only_by_name: None, is_storage: false, check: RankSettings::check }
+        SchemeFacts {
+            name: "lowrank",
+            only_by_name: None,
+            is_storage: false,
+            examples: &["rank = 8"],
+            check: RankSettings::check,
+        }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {

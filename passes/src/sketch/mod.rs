@@ -48,6 +48,7 @@ pub use cp::CpScheme;
 pub use factors::{Factored, Place, Stored, factored, learned};
 pub use favor::FavorScheme;
 pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
+pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
@@ -134,6 +135,8 @@ pub struct SchemeFacts {
     /// Whether it stores weights in fewer bits and does no less with them: an allocator is offered it where the constants of
     /// the model are to be stored narrow.
     pub is_storage: bool,
+    /// What a plan says where the examples in the head of its file are made, in their order: settings as TOML, and a seed.
+    pub examples: &'static [&'static str],
     /// Says what is wrong with settings, whatever the site.
     pub check: fn(&Settings) -> Result<(), String>,
 }
@@ -300,6 +303,13 @@ pub fn check(choice: &Choice) -> Result<(), String> {
 /// As [`Plan::from_toml`].
 pub fn read_plan(text: &str) -> Result<Plan, PlanError> {
     Plan::from_toml(text, &check)
+}
+
+/// What a site of these nodes is called: the first name of one of them in the model, or the operator of the first.
+fn name_of(g: &Graph, nodes: &[NodeId]) -> String {
+    let names = nodes.iter().map(|n| g.node(*n).origin.name());
+    let operator = nodes.iter().map(|n| g.op(*n).name());
+    names.chain(operator).find(|name| !name.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// The name, or the first of `name#2`, `name#3`, … that is free.

@@ -73,6 +73,7 @@ impl Scheme for MonarchScheme {
                 "not compared with low rank on trained weights yet: it is a form to be trained",
             ),
             is_storage: false,
+            examples: &["blocks = [4, 8]"],
             check: reads::<MonarchSettings>,
         }
     }

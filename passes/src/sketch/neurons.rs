@@ -66,6 +66,7 @@ impl Scheme for NeuronsScheme {
             name: "neurons",
             only_by_name: None,
             is_storage: false,
+            examples: &["units = 24"],
             check: reads::<NeuronsSettings>,
         }
     }

@@ -74,7 +74,7 @@ use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Blocks, mask_of_keys, with_axis};
-use super::heads::{self, FittedHeads, HeadForm, HeadSettings, Heads, Nodes, Operands};
+use super::heads::{self, FittedHeads, HeadChoice, HeadForm, HeadSettings, Heads, Nodes, Operands};
 use super::{Context, Factored, Fitted, Scheme, SchemeFacts, Site};
 
 /// Attention by landmarks.
@@ -87,6 +87,7 @@ impl Scheme for NystromScheme {
             name: "nystrom",
             only_by_name: Some("its errors are known for what samples show of each head alone"),
             is_storage: false,
+            examples: &["landmarks = 4, iterations = 1"],
             check: |settings| heads::read::<NystromSettings>(settings).map(drop),
         }
     }
@@ -114,10 +115,8 @@ struct NystromSettings {
     /// Steps towards the pseudo-inverse.
     #[serde(default = "six", skip_serializing_if = "is_six")]
     iterations: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    heads: Option<Vec<usize>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<f64>,
+    #[serde(flatten)]
+    choice: HeadChoice,
 }
 
 fn six() -> usize {
@@ -145,20 +144,16 @@ impl HeadSettings for NystromSettings {
         }
     }
 
-    fn heads(&self) -> Option<&[usize]> {
-        self.heads.as_deref()
+    fn choice(&self) -> &HeadChoice {
+        &self.choice
     }
 
-    fn limit(&self) -> Option<f64> {
-        self.limit
+    fn with_choice(&self, choice: HeadChoice) -> NystromSettings {
+        NystromSettings { choice, ..self.clone() }
     }
 
     fn size(&self) -> String {
         format!("{} landmarks", self.landmarks)
-    }
-
-    fn of_heads(&self, heads: Option<Vec<usize>>) -> NystromSettings {
-        NystromSettings { heads, limit: None, ..self.clone() }
     }
 }
 

@@ -168,6 +168,11 @@ impl Scheme for PantherScheme {
             name: "panther",
             only_by_name: Some("low rank of the same width loses less: it is a form to be trained"),
             is_storage: false,
+            examples: &[
+                "rank = 8, terms = 2, copy = \"unbiased\", seed = 7",
+                "rank = 8, terms = 2, copy = \"unbiased\", seed = 7",
+                "rank = 8, terms = 1, two-sided = true, copy = \"unbiased\", seed = 7",
+            ],
             check: |settings| read(settings).map(drop),
         }
     }

@@ -92,6 +92,7 @@ impl Scheme for QuantizedScheme {
             name: "quantized",
             only_by_name: None,
             is_storage: true,
+            examples: &["bits = 4, rank = 8"],
             check: |settings| QuantizedSettings::read(settings).map(drop),
         }
     }

@@ -50,6 +50,7 @@ impl Scheme for SpatialScheme {
             name: Spatial::NAME,
             only_by_name: Some("its factors are not refitted to what the layers before it have become"),
             is_storage: false,
+            examples: &["rank = 8"],
             check: reads::<SpatialSettings>,
         }
     }

@@ -52,6 +52,7 @@ impl Scheme for TuckerScheme {
             name: Tucker::NAME,
             only_by_name: Some("its three factors are not refitted to what the layers before it have become"),
             is_storage: false,
+            examples: &["ranks = [8, 16]"],
             check: reads::<TuckerSettings>,
         }
     }

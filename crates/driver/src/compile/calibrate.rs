@@ -37,7 +37,19 @@ pub(crate) struct Measuring<'a> {
     pub(crate) cache: Option<(&'a Cache, &'a str)>,
 }
 
-impl Measuring<'_> {
+impl<'a> Measuring<'a> {
+    /// Nothing is kept.
+    pub(crate) fn new(
+        mask: &'a Mask,
+        backend: &'a Arc<dyn Backend>,
+        threads: usize,
+        progress: &'a dyn Progress,
+        interruption: &Interruption,
+    ) -> Measuring<'a> {
+        let interruption = interruption.clone();
+        Measuring { mask, backend, threads, progress, interruption, cache: None }
+    }
+
     fn key(basis: &str, kind: &str, values: &[Value], rows: &[&Rows]) -> String {
         format!("{kind} {values:?} {rows:?}\n{basis}")
     }
@@ -192,8 +204,7 @@ pub fn metrics(
     let results: Vec<(NodeId, Vec<Rows>)> =
         short.map(|layer| (layer.nodes[0], layer.nodes.iter().map(|n| layer.result(*n)).collect())).collect();
     let requests: Vec<&[Rows]> = results.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let interruption = interruption.clone();
-    let measuring = Measuring { mask, backend, threads, progress, interruption, cache: None };
+    let measuring = Measuring::new(mask, backend, threads, progress, interruption);
     let found = match calibrate_gradients(g, &requests, samples, 0, &measuring) {
         Err(error) if error.kind() == Kind::Usage => return Ok(Metrics::default()),
         found => found?,
@@ -224,8 +235,7 @@ pub fn input_moments(
     let read: Vec<(NodeId, [Rows; 1])> =
         products.map(|(n, layer)| (layer.weight.node, [layer.input(g, n)])).collect();
     let requests: Vec<&[Rows]> = read.iter().map(|(_, rows)| rows.as_slice()).collect();
-    let interruption = interruption.clone();
-    let measuring = Measuring { mask, backend, threads, progress, interruption, cache: None };
+    let measuring = Measuring::new(mask, backend, threads, progress, interruption);
     let found = calibrate(g, &[], &requests, samples, &measuring)?;
     Ok(read.iter().zip(found).filter_map(|((n, _), m)| Some((*n, m?))).collect())
 }

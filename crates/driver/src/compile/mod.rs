@@ -300,10 +300,9 @@ impl<'a> Job<'a> {
 
     /// How calibration measures.
     fn measuring(&self) -> Measuring<'_> {
-        let (backend, progress) = (&self.backend, self.progress);
+        let (threads, never) = (self.threads(), Interruption::never());
         let cache = self.cache.as_ref().map(|cache| (cache, self.basis.as_str()));
-        let interruption = Interruption::never();
-        Measuring { mask: &self.mask, backend, threads: self.threads(), progress, interruption, cache }
+        Measuring { cache, ..Measuring::new(&self.mask, &self.backend, threads, self.progress, &never) }
     }
 
     fn threads(&self) -> usize {

@@ -91,6 +91,15 @@ impl Graph {
             outputs: self.values_of(n).map(known).collect::<Option<_>>()?,
         })
     }
+
+    /// What its nodes cost together, as far as their extents are known, and one operation for running each.
+    pub fn cost(&self) -> Cost {
+        let costs = self.order().into_iter().filter_map(|n| Some(self.op(n).cost(&self.io_of(n)?)));
+        costs.fold(Cost::default(), |sum, c| Cost {
+            flops: sum.flops.saturating_add(c.flops).saturating_add(1),
+            bytes: sum.bytes.saturating_add(c.bytes),
+        })
+    }
 }
 
 impl Io {

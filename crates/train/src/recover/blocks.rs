@@ -6,7 +6,7 @@
 //! together, behind what is not linear between them. Refining blocks against the outputs of the dense ones is a step of
 //! AA-SVD (arXiv 2604.02119).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use margay_driver::padding::{Runs, runs};
 use margay_driver::{Arrays, Interruption, Progress, Samples, Stages, replace_constant};
@@ -66,6 +66,16 @@ impl Data<'_> {
         let mut inputs = self.student.inputs(batch);
         inputs.push((pair.target.clone(), self.teacher.value(batch, pair.teacher).clone()));
         inputs
+    }
+
+    /// What a step of a block reads of one batch for each of the shapes that there are.
+    fn examples(&self, pair: &Pair) -> Vec<Tensors> {
+        let shapes = |inputs: &Tensors| -> Vec<Vec<usize>> {
+            inputs.iter().map(|(_, t)| t.shape().to_vec()).collect()
+        };
+        let all = (0..self.batches).map(|batch| self.inputs(batch, pair));
+        let by_shapes: BTreeMap<_, _> = all.map(|inputs| (shapes(&inputs), inputs)).collect();
+        by_shapes.into_values().collect()
     }
 }
 
@@ -166,8 +176,7 @@ impl Block<'_> {
         };
         let step = TrainingStep::new(self.graph, self.parameters, &|g| objective.loss(g), &update)?;
         let backend = &margay_driver::backend::native();
-        let examples: Vec<Tensors> =
-            (0..data[0].batches).map(|batch| data[0].inputs(batch, &self.end.pair)).collect();
+        let examples = data[0].examples(&self.end.pair);
         let (native, threads) = (backend.clone(), options.threads);
         let interruption = observer.interruption();
         let mut trainer =

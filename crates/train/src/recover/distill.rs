@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use margay_driver::padding::{Padding, Runs, runs};
+use margay_driver::padding::{Padding, Runs, runs, without};
 use margay_driver::{Arrays, Backend, Interruption, Marks, Mask, Runner, Samples};
 use margay_ir::Graph;
 use margay_tensor::Tensor;
@@ -148,10 +148,7 @@ impl Task for Distillation {
 
     fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
         let batch = self.train.pick(rows)?;
-        self.teacher.taught(match &self.padding {
-            Some(padding) => padding.cut(batch),
-            None => batch,
-        })
+        self.teacher.taught(without(self.padding.as_ref(), batch))
     }
 
     /// `error` is the relative L2 error of the outputs about their mean or, where rows are averaged, `1 - cosine` of the
