@@ -492,8 +492,12 @@ impl Graph {
 
     /// Removes all nodes but these.
     fn keep(&mut self, live: &BTreeSet<NodeId>) {
-        let kept: BTreeSet<NodeIndex> = live.iter().map(|n| self.at(*n)).collect();
-        self.dag_mut().retain_nodes(|_, index| kept.contains(&index));
+        let mut kept = vec![false; self.dag.node_bound()];
+        live.iter().for_each(|n| kept[self.at(*n).index()] = true);
+        // Nodes taken out one by one would each look for their edges in the lists of all others, which may be long.
+        let dag = std::mem::take(self.dag_mut());
+        self.dag =
+            Arc::new(dag.filter_map_owned(|n, node| kept[n.index()].then_some(node), |_, edge| Some(edge)));
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.

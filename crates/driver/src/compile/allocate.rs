@@ -414,6 +414,8 @@ mod tests {
         let why = "the fastest sketch would take 951.000 ms, dense takes 1000.000 ms (predicted)";
         assert_eq!(narrowed(&time, &slow), (0, Some(why.to_owned())));
         assert_eq!(narrowed(&time, &[(0.01, 60, 0.95)]), (1, None));
+        // What stores more than the weight may be all that an error limit allows.
+        assert_eq!(narrowed(&time, &[(0.001, 110, 0.9), (0.02, 50, 0.5)]), (2, None));
         let none = "no sketch of 5 x 5 stores fewer numbers than the weight";
         assert_eq!(narrowed(&bytes, &[]), (0, Some(none.to_owned())));
     }

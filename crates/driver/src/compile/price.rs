@@ -51,7 +51,10 @@ struct Pricing<'a> {
 /// Prices the model, all sites and candidates.
 pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> {
     let pricing = Pricing::of(job);
-    let places: Vec<Neighbourhood> = job.sites.iter().map(|s| Neighbourhood::of(job.graph(), s)).collect();
+    let order: HashMap<NodeId, usize> =
+        job.graph().order().into_iter().enumerate().map(|(at, n)| (n, at)).collect();
+    let of = |site: &Site| Neighbourhood::of(job.graph(), &order, site);
+    let places: Vec<Neighbourhood> = job.sites.iter().map(of).collect();
     let mut known: HashMap<String, Price> = HashMap::new();
     let mut priced = |key: String, place: &Neighbourhood, graph: &dyn Fn() -> Result<Graph, DriverError>| {
         if let Some(price) = known.get(&key) {
@@ -168,7 +171,8 @@ const SMALL: usize = 16;
 const BEHIND: usize = 4;
 
 impl Neighbourhood {
-    fn of(g: &Graph, site: &Site) -> Neighbourhood {
+    /// `order` says at which place of the topological order each node is.
+    fn of(g: &Graph, order: &HashMap<NodeId, usize>, site: &Site) -> Neighbourhood {
         let mut inside = site.nodes.clone();
         for &n in &site.nodes {
             let mut last = n;
@@ -182,10 +186,11 @@ impl Neighbourhood {
                 last = next;
             }
         }
+        inside.sort_unstable_by_key(|n| order[n]);
         let mut small = Graph::new("site");
         let mut map: HashMap<Value, Value> = HashMap::new();
         let mut other_bytes = 0;
-        for n in g.order().into_iter().filter(|n| inside.contains(n)) {
+        for &n in &inside {
             let mut operands = Vec::new();
             for v in g.inputs_of(n) {
                 let new = map.get(&v).copied().unwrap_or_else(|| match g.constant(v) {
@@ -210,7 +215,7 @@ impl Neighbourhood {
                 map.insert(Value { node: n, out }, Value { out, ..new });
             }
         }
-        for n in g.order().into_iter().filter(|n| inside.contains(n)) {
+        for &n in &inside {
             for out in 0..g.node(n).types.len() as u16 {
                 let v = Value { node: n, out };
                 if g.is_output(v) || g.users_of(v).iter().any(|(user, _)| !inside.contains(user)) {
