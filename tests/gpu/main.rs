@@ -6,6 +6,7 @@ mod ops;
 mod planted;
 mod products;
 mod ptx;
+mod training;
 
 use std::sync::Arc;
 
