@@ -222,7 +222,7 @@ fn halves_agree_with_the_reference() {
 }
 
 #[test]
-fn constants_in_bf16_are_read_and_multiplied_as_such() {
+fn narrow_constants_are_read_as_they_are_stored_or_widened_before() {
     let product = "graph @g(%x: f32[70, 200]) -> (y: f32[70, 60]) {
        %0 = const #w : f32[200, 60]
        %1 = matmul %x, %0 : f32[70, 60]
@@ -233,15 +233,23 @@ fn constants_in_bf16_are_read_and_multiplied_as_such() {
        %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[2, 40, 9, 9]
        return %1
      }";
-    // Images are not rounded, so that a convolution multiplies f32.
-    for (text, form) in [(product, "matrix units of bf16, tiles of 64 x 64"), (conv, "tiles of 64 x 64")] {
-        let g = build::in_precision(parse(text), Precision::Bf16, &mut Dump::none());
+    let tiles = "tiles of 64 x 64";
+    // Images are not rounded, so that a convolution multiplies f32. What is stored in fewer bits is widened before.
+    for (text, precision, form) in [
+        (product, Precision::Bf16, "matrix units of bf16, tiles of 64 x 64"),
+        (product, Precision::Int8, tiles),
+        (product, Precision::Int4, tiles),
+        (conv, Precision::Bf16, tiles),
+        (conv, Precision::Int8, tiles),
+    ] {
+        let g = build::in_precision(parse(text), precision, &mut Dump::none());
         let g = g.unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(forms(&g, SM80), form);
+        let found = forms(&g, SM80);
+        assert!(found.starts_with(form), "{}: {found}", precision.name());
         for class in [Class::Sm75, Class::Sm80] {
             let target = GpuTarget::emulated(class);
-            let error = compare("constants in bf16", &g, target, false, Tolerance::REDUCTION);
-            println!("{}: {error:.1e}", target.name());
+            let error = compare(precision.name(), &g, target, false, Tolerance::REDUCTION);
+            println!("{}, {}: {error:.1e}", precision.name(), target.name());
         }
     }
 }
