@@ -210,7 +210,6 @@ pub(crate) unsafe extern "C-unwind" fn gpu_shuffle(thread: *mut Thread, value: u
     unsafe { wait(thread, Request::Shuffle { value, distance }) }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the words of an instruction")]
 pub(crate) unsafe extern "C-unwind" fn gpu_multiply(
     thread: *mut Thread,
     unit: u32,
