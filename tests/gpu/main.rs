@@ -4,7 +4,9 @@
 mod models;
 mod ops;
 mod planted;
+mod products;
 mod ptx;
+mod training;
 
 use std::sync::Arc;
 
@@ -14,19 +16,38 @@ use margay_driver::{DriverError, Dump, build};
 use margay_emulator::Emulator;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, Op, Origin, Payload, TensorType, Value};
-use margay_kernels_gpu::GpuTarget;
+use margay_kernels_gpu::{Class, GpuCode, GpuTarget};
 use margay_runtime::{Device, Executable, GpuDevice};
 use margay_tensor::{Binding, Tensor};
 
 /// The back end of the emulator.
-const EMULATED: GpuBackend = GpuBackend::new(GpuTarget::Emulated);
+const EMULATED: GpuBackend = GpuBackend::new(GpuTarget::emulated(Class::Sm80));
 
 /// A graph compiled for an emulated device.
 fn emulated(g: &Graph, binding: &Binding, emulator: &Emulator) -> Result<Executable, DriverError> {
+    emulated_on(&EMULATED, g, binding, emulator)
+}
+
+/// A graph compiled for an emulated device of some target.
+fn emulated_on(
+    backend: &GpuBackend,
+    g: &Graph,
+    binding: &Binding,
+    emulator: &Emulator,
+) -> Result<Executable, DriverError> {
     let mut builder = ArtifactBuilder::new(g.name());
-    build::add_entry(&mut builder, g, binding, &EMULATED, &mut Dump::none())?;
+    build::add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
     let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(emulator.clone())));
     Ok(Executable::from_parts_on(builder.into_parts()?, &[device])?)
+}
+
+/// The code of the kernels of a graph.
+fn code_of(g: &Graph, backend: &GpuBackend) -> Result<GpuCode, DriverError> {
+    let mut builder = ArtifactBuilder::new(g.name());
+    build::add_entry(&mut builder, g, &Binding::new(), backend, &mut Dump::none())?;
+    let parts = builder.into_parts()?;
+    let section = &parts.description.entries[0].sections[0];
+    Ok(GpuCode::decode(&parts.code[section.code.clone()]).expect("code"))
 }
 
 /// A graph of one node over inputs `x0`, `x1`, …, the last so many operands as constants.

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use margay_artifact::{ArtifactBuilder, Parts};
+use margay_codegen_gpu::GpuBackend;
 use margay_driver::{Dump, build};
 use margay_emulator::Emulator;
+use margay_ir::ops::Numbers;
 use margay_ir::{Graph, eval};
-use margay_kernels_gpu::GpuCode;
+use margay_kernels_gpu::{Class, GpuCode, GpuTarget};
 use margay_runtime::{Device, Executable, GpuDevice, Session, SessionOptions};
-use margay_tensor::{Binding, Tensor};
-use margay_testkit::{normal, parse_with_random_constants};
+use margay_tensor::{Binding, DType, Tensor};
+use margay_testkit::parse_with_random_constants;
 
 use crate::EMULATED;
+use crate::products::inputs;
 
 /// Orders of threads in which each bug has to be found.
 const SEEDS: [u64; 5] = [1, 2, 3, 5, 8];
@@ -22,12 +25,36 @@ enum Bug {
     One(&'static str, usize, &'static str),
     /// Every occurrence.
     All(&'static str, &'static str),
+    /// The operands of every product on matrix units that follow a text, in another order.
+    Reordered(&'static str, &'static [usize]),
+    /// Every occurrence in the second kernel.
+    Second(&'static str, &'static str),
 }
 
 impl Bug {
-    fn plant(&self, text: &str) -> String {
+    /// The kernels with the bug in the first, or in the second where it belongs there.
+    fn plant(&self, kernels: &mut [String]) {
+        let number = usize::from(matches!(self, Bug::Second(..)));
+        let planted = self.planted(&kernels[number]);
+        assert_ne!(planted, kernels[number], "nothing was changed");
+        kernels[number] = planted;
+    }
+
+    fn planted(&self, text: &str) -> String {
         match self {
-            Bug::All(old, new) => text.replace(old, new),
+            Bug::All(old, new) | Bug::Second(old, new) => text.replace(old, new),
+            Bug::Reordered(list, order) => {
+                let reordered = |line: &str| {
+                    let (head, rest) = line.split_once(list)?;
+                    let (inner, tail) = rest.split_once(']')?;
+                    let operands: Vec<&str> = inner.split(", ").collect();
+                    let operands: Vec<&str> = order.iter().map(|&i| operands[i]).collect();
+                    head.contains("nvvm.mma.sync")
+                        .then(|| format!("{head}{list}{}]{tail}", operands.join(", ")))
+                };
+                let lines = text.lines().map(|line| reordered(line).unwrap_or_else(|| line.to_owned()));
+                lines.collect::<Vec<_>>().join("\n")
+            }
             Bug::One(old, number, new) => {
                 let at = text.match_indices(old).nth(*number).map(|(at, _)| at);
                 let Some(at) = at else { return text.to_owned() };
@@ -37,39 +64,41 @@ impl Bug {
     }
 }
 
-/// A graph, and the bugs that its one kernel is given.
+/// A graph, and the bugs that its kernels are given.
 struct Subject {
     graph: Graph,
+    backend: GpuBackend,
+    kernels: usize,
     inputs: Vec<(String, Tensor)>,
     expected: Vec<Tensor>,
 }
 
 impl Subject {
+    /// A graph that becomes one kernel.
     fn new(text: &str) -> Subject {
+        Subject::on(EMULATED, 1, text)
+    }
+
+    /// A graph that becomes so many kernels of a back end. Its inputs are exact in tf32.
+    fn on(backend: GpuBackend, kernels: usize, text: &str) -> Subject {
         let (graph, _) = parse_with_random_constants(text);
-        let input = |(i, n): (usize, &margay_ir::NodeId)| {
-            let shape = graph.ty((*n).into()).extents().expect("closed extents");
-            (graph.node(*n).origin.name().to_string(), normal(&shape, 6, i as u64))
-        };
-        let inputs: Vec<(String, Tensor)> = graph.inputs().iter().enumerate().map(input).collect();
+        let inputs = inputs(&graph, false);
         let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let expected = eval::run(&graph, &by_name).expect("the reference runs");
-        Subject { graph, inputs, expected }
+        Subject { graph, backend, kernels, inputs, expected }
     }
 
     /// The graph compiled, with a bug in its kernel if there is one.
     fn parts(&self, bug: Option<&Bug>) -> Parts {
         let mut builder = ArtifactBuilder::new("planted");
-        build::add_entry(&mut builder, &self.graph, &Binding::new(), &EMULATED, &mut Dump::none())
+        build::add_entry(&mut builder, &self.graph, &Binding::new(), &self.backend, &mut Dump::none())
             .unwrap_or_else(|e| panic!("{e}"));
         let mut parts = builder.into_parts().expect("parts");
         let section = &mut parts.description.entries[0].sections[0];
         let mut code = GpuCode::decode(&parts.code[section.code.clone()]).expect("code");
-        assert_eq!(code.modules.len(), 1, "{}", self.graph);
+        assert_eq!(code.modules.len(), self.kernels, "{}", self.graph);
         if let Some(bug) = bug {
-            let planted = bug.plant(&code.modules[0]);
-            assert_ne!(planted, code.modules[0], "nothing was changed");
-            code.modules[0] = planted;
+            bug.plant(&mut code.modules);
         }
         let bytes = code.encode();
         section.code = 0..bytes.len();
@@ -86,10 +115,11 @@ impl Subject {
         match session.run(&by_name) {
             Err(error) => Some(error.to_string()),
             Ok(outputs) => outputs.iter().zip(&self.expected).find_map(|((_, found), expected)| {
-                let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-4 * b.abs().max(1.0);
-                let (found, expected) =
-                    (found.to_vec::<f32>().expect("f32"), expected.to_vec::<f32>().expect("f32"));
-                let wrong = found.into_iter().zip(expected).filter(|pair| !close(*pair)).count();
+                let relative = if expected.dtype() == DType::BF16 { 8e-3 } else { 1e-4 };
+                let close = |(a, b): (f64, f64)| (a - b).abs() <= relative * b.abs().max(1.0);
+                let numbers = |t: &Tensor| Numbers::of(t).expect("numbers").floats();
+                let pairs = numbers(found).into_iter().zip(numbers(expected));
+                let wrong = pairs.filter(|pair| !close(*pair)).count();
                 (wrong > 0).then(|| format!("{wrong} wrong results"))
             }),
         }
@@ -190,6 +220,97 @@ fn bugs_in_products_are_found() {
             "the depth of one tile is read twice",
             Bug::All("arith.constant 136 : i32", "arith.constant 68 : i32"),
         ),
+    ]);
+}
+
+#[test]
+fn bugs_in_products_of_few_rows_are_found() {
+    let columns = Subject::new(
+        "graph @columns(%x: f32[5, 300], %w: f32[300, 70]) -> (y: f32[5, 70]) {
+           %0 = matmul %x, %w : f32[5, 70]
+           return %0
+         }",
+    );
+    columns.check(&[
+        ("rows are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
+        ("rows are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("sums are joined before they are there", Bug::One(BARRIER, 2, "\n")),
+        ("a term too many", Bug::All("arith.constant 300 : i32", "arith.constant 301 : i32")),
+        ("a column too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a last term that is not looked at", Bug::One("arith.andi", 10, "arith.ori")),
+    ]);
+    let terms = Subject::new(
+        "graph @terms(%x: f32[5, 300], %w: f32[70, 300]) -> (y: f32[5, 70]) {
+           %0 = transpose %w {perm = [1, 0]} : f32[300, 70]
+           %1 = matmul %x, %0 : f32[5, 70]
+           return %1
+         }",
+    );
+    terms.check(&[
+        ("rows are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("sums are joined before they are there", Bug::One(BARRIER, 2, "\n")),
+        ("a sum of half of a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+        ("a sum that another thread stores", Bug::One("arith.cmpi eq", 0, "arith.cmpi ne")),
+    ]);
+}
+
+#[test]
+fn bugs_in_sums_that_are_split_are_found() {
+    let split = Subject::on(
+        EMULATED,
+        2,
+        "graph @split(%x: f32[70, 3000], %w: f32[3000, 50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : f32[70, 50]
+           return %0
+         }",
+    );
+    split.check(&[
+        ("parts lie over each other", Bug::All("arith.constant 70 : i32", "arith.constant 69 : i32")),
+        ("a term too many", Bug::All("arith.constant 3000 : i32", "arith.constant 3001 : i32")),
+        ("a term that two parts have", Bug::All("arith.minsi", "arith.maxsi")),
+        ("a result too many", Bug::Second("arith.constant 3500 : i32", "arith.constant 3501 : i32")),
+        ("the first part counts twice", Bug::Second("arith.constant 1 : i32", "arith.constant 0 : i32")),
+        ("another part's results", Bug::Second("arith.constant 50 : i32", "arith.constant 49 : i32")),
+    ]);
+}
+
+#[test]
+fn bugs_in_products_on_matrix_units_are_found() {
+    let backend = GpuBackend::new(GpuTarget::emulated(Class::Sm80).with_tf32());
+    let product = Subject::on(
+        backend,
+        1,
+        "graph @units(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
+           %0 = matmul %x, %w : f32[70, 50]
+           return %0
+         }",
+    );
+    product.check(&[
+        ("a tile is overwritten while others read it", Bug::One(BARRIER, 0, "\n")),
+        ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
+        ("a row too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a term too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("rows that lie over each other", Bug::All("arith.constant 20 : i32", "arith.constant 15 : i32")),
+        ("words of the row below in place of further ones", Bug::Reordered("A[", &[0, 2, 1, 3])),
+        ("further words before the first", Bug::Reordered("B[", &[1, 0])),
+        ("sums of another row", Bug::Reordered("C[", &[2, 3, 0, 1])),
+        ("a sum that is received twice", Bug::All("[2] : !llvm.struct", "[1] : !llvm.struct")),
+        ("quads of two threads", Bug::All("arith.constant 4 : i32", "arith.constant 2 : i32")),
+        ("half of a tile is read twice", Bug::All("arith.constant 8 : i32", "arith.constant 0 : i32")),
+    ]);
+    let halves = Subject::on(
+        EMULATED,
+        1,
+        "graph @halves(%x: bf16[70, 40], %w: bf16[40, 50]) -> (y: bf16[70, 50]) {
+           %0 = matmul %x, %w : bf16[70, 50]
+           return %0
+         }",
+    );
+    halves.check(&[
+        ("words of the row below in place of further ones", Bug::Reordered("A[", &[0, 2, 1, 3])),
+        ("further words before the first", Bug::Reordered("B[", &[1, 0])),
+        ("every second term is lost", Bug::All("arith.shli", "arith.shrui")),
+        ("a term too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
     ]);
 }
 

@@ -5,31 +5,27 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::Command;
 
-use margay_artifact::ArtifactBuilder;
 use margay_codegen_gpu::{GpuBackend, Mlir, lint};
-use margay_driver::{Dump, build};
 use margay_ir::Op;
-use margay_kernels_gpu::{GpuCode, GpuTarget};
-use margay_tensor::Binding;
+use margay_kernels_gpu::{Class, GpuTarget};
 use margay_testkit::case_inputs;
 
-use crate::graph_of;
+use crate::{code_of, graph_of, products};
 
-/// The MLIR of all kernels, each once.
-fn kernels() -> BTreeSet<String> {
-    let backend = GpuBackend::new(GpuTarget::Emulated);
+/// The MLIR of all kernels for a class of devices, each once: exact, and where factors may be rounded to tf32.
+fn kernels(class: Class) -> BTreeSet<String> {
+    let exact = GpuTarget::emulated(class);
     let mut found = BTreeSet::new();
-    for (op, case) in Op::cases() {
-        let constants = usize::from(matches!(&op, Op::Conv(_) | Op::MatMul(_)));
-        let g = graph_of(&op, &case_inputs(&case), constants);
-        let mut builder = ArtifactBuilder::new("kernels");
-        if build::add_entry(&mut builder, &g, &Binding::new(), &backend, &mut Dump::none()).is_err() {
-            continue;
-        }
-        let parts = builder.into_parts().expect("parts");
-        for entry in &parts.description.entries {
-            let code = GpuCode::decode(&parts.code[entry.sections[0].code.clone()]).expect("code");
-            found.extend(code.modules);
+    for target in [exact, exact.with_tf32()] {
+        let backend = GpuBackend::new(target);
+        let graphs = Op::cases().into_iter().map(|(op, case)| {
+            let constants = usize::from(matches!(&op, Op::Conv(_) | Op::MatMul(_)));
+            graph_of(&op, &case_inputs(&case), constants)
+        });
+        for g in graphs.chain(products::graphs()) {
+            if let Ok(code) = code_of(&g, &backend) {
+                found.extend(code.modules);
+            }
         }
     }
     found
@@ -45,7 +41,9 @@ fn joined(modules: &[String]) -> String {
                 continue;
             }
             let line =
-                line.replace("kernel", &format!("kernel{i}")).replace("shared0", &format!("shared0_{i}"));
+                line.replace("kernel", &format!("kernel{i}")).replace("shared", &format!("shared{i}_"));
+            // The word is also that of the memory.
+            let line = line.replace(&format!(".shared{i}_"), ".shared");
             let _ = writeln!(all, "{}", line.replace("$L__", &format!("$L{i}__")));
         }
     }
@@ -71,27 +69,33 @@ fn assembled(ptx: &str, target: GpuTarget) -> Option<String> {
 
 #[test]
 fn kernels_assemble_without_spills_for_every_device() {
-    let kernels = kernels();
-    assert!(kernels.len() > 150, "{}", kernels.len());
     let mlir = Mlir::new();
-    for target in [GpuTarget::Sm75, GpuTarget::Sm80, GpuTarget::Sm90] {
+    for target in Class::ALL.map(GpuTarget::new) {
+        let kernels = kernels(target.class());
+        assert!(kernels.len() > 150, "{}", kernels.len());
         let mut modules = Vec::new();
         for kernel in &kernels {
             let ptx = mlir.ptx(kernel, target).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+            assert!(ptx.contains(".minnctapersm 1"), "{ptx}");
             let problems = lint(&ptx);
             assert!(problems.is_empty(), "{}: {problems:?}\n{kernel}", target.name());
             modules.push(ptx);
         }
+        let on_units = modules.iter().filter(|ptx| ptx.contains("mma.sync.aligned")).count();
+        assert_eq!(on_units > 0, target.class() >= Class::Sm80, "{}", target.name());
         let Some(said) = assembled(&joined(&modules), target) else {
             println!("skipped: no ptxas");
             continue;
         };
-        let frames: Vec<&str> = said.lines().filter(|line| line.contains("stack frame")).collect();
-        assert_eq!(frames.len(), kernels.len(), "{said}");
-        let spilled = frames
-            .iter()
-            .filter(|line| line.trim() != "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads");
-        assert_eq!(spilled.count(), 0, "{said}");
-        println!("{}: {} kernels", target.name(), kernels.len());
+        let frames = said.lines().filter(|line| line.contains("stack frame")).count();
+        assert_eq!(frames, kernels.len(), "{said}");
+        let clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+        let mut of_kernel = "";
+        for line in said.lines() {
+            of_kernel = line.split_once("Function properties for kernel").map_or(of_kernel, |(_, n)| n);
+            let kernel = || of_kernel.trim().parse().ok().and_then(|n: usize| kernels.iter().nth(n));
+            assert!(!line.contains("stack frame") || line.trim() == clean, "{line}: {:?}", kernel());
+        }
+        println!("{}: {} kernels, {on_units} with matrix units", target.name(), kernels.len());
     }
 }

@@ -70,8 +70,9 @@ pub(crate) struct TargetArgs {
     /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
-    /// Device to compile for: cpu, or cuda, where `--target-cpu` is sm_75, sm_80 or sm_90, and native is the first; or
-    /// reference, which interprets, slowly, and checks every access.
+    /// Device to compile for: cpu; cuda, where `--target-cpu` is sm_75, sm_80 or sm_90, and native is the first; with
+    /// sm_80+tf32 and sm_90+tf32 products may round factors of f32 to tf32; or reference, which interprets, slowly, and
+    /// checks every access.
     #[arg(long = "device", alias = "backend", value_name = "NAME", default_value = "cpu", hide = true)]
     backend: String,
     /// Keep what calibration and fits cost in a folder: another goal for the same model and samples takes it from there.

@@ -21,8 +21,8 @@ const VECTOR_BYTES: usize = 16;
 /// Elements beyond which positions take 64 bits; in bytes, as an element has one at least.
 const LARGE_BYTES: usize = 1 << 31;
 
-/// What a launch takes, in seconds: an estimate that was never measured.
-const LAUNCH_SECONDS: f64 = 3e-6;
+/// How many times longer the emulator takes than the device that it stands for: an estimate. It checks every access.
+const SLOWER: f64 = 1e6;
 
 /// The back end for a class of devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,20 +40,14 @@ impl GpuBackend {
         NoKernel { target: self.target.name().to_owned(), call: call.to_string(), why: why.to_owned() }
     }
 
-    /// Bytes and operations per second, of data sheets: a T4, an A100 and an H100. Nothing was measured.
-    fn rates(&self) -> (f64, f64) {
-        match self.target {
-            GpuTarget::Sm75 => (320e9, 8.1e12),
-            GpuTarget::Sm80 => (1555e9, 19.5e12),
-            GpuTarget::Sm90 => (3350e9, 67e12),
-            // The emulator checks every access.
-            GpuTarget::Emulated => (1e7, 1e7),
-        }
+    /// Seconds on the device as seconds of the target.
+    fn taken(&self, seconds: f64) -> f64 {
+        if self.target.is_emulated() { SLOWER * seconds } else { seconds }
     }
 
     /// What is written of a kernel, as the device takes it.
     fn assemble(&self, modules: Vec<String>) -> Result<Vec<String>, CodegenError> {
-        if self.target == GpuTarget::Emulated {
+        if self.target.is_emulated() {
             return Ok(modules);
         }
         assemble(&modules, self.target)
@@ -96,7 +90,7 @@ impl Backend for GpuBackend {
 
     fn prepare(&self, call: &KernelCall) -> Result<Needs, NoKernel> {
         calls::supports(call).map_err(|why| self.refused(call, &why))?;
-        Ok(Needs::default())
+        Ok(Needs { workspace_bytes: calls::workspace_bytes(call, self.target), packed: Vec::new() })
     }
 
     fn pack(&self, call: &KernelCall, _: usize, _: &StoredTensor) -> Result<Vec<u8>, NoKernel> {
@@ -108,8 +102,13 @@ impl Backend for GpuBackend {
     }
 
     fn compile(&self, program: &Program, constant_offsets: &[usize]) -> Result<Code, CompileError> {
-        let mut modules =
-            Modules { program, texts: Vec::new(), kernels: HashMap::new(), calls: HashMap::new() };
+        let mut modules = Modules {
+            program,
+            target: self.target,
+            texts: Vec::new(),
+            kernels: HashMap::new(),
+            calls: HashMap::new(),
+        };
         let mut steps = Vec::new();
         for (number, (_, step)) in program.steps().enumerate() {
             let number = u32::try_from(number).map_err(|e| CompileError::Internal(e.to_string()))?;
@@ -123,28 +122,29 @@ impl Backend for GpuBackend {
     }
 
     fn cost_model(&self) -> &str {
-        "gpu data sheets 1"
+        "gpu data sheets 2"
     }
 
     fn call_seconds(&self, call: &KernelCall, _threads: usize) -> f64 {
-        LAUNCH_SECONDS + call.flops() as f64 / self.rates().1
+        self.taken(calls::seconds(call, self.target))
     }
 
     fn loop_seconds(&self, bytes: u64, operations: Operations, _threads: usize) -> f64 {
-        let (bytes_per_second, operations_per_second) = self.rates();
-        let computed = (operations.cheap + 20 * operations.evaluations) as f64 / operations_per_second;
-        LAUNCH_SECONDS + (bytes as f64 / bytes_per_second).max(computed)
+        let rates = self.target.rates();
+        let computed = (operations.cheap + 20 * operations.evaluations) as f64 / rates.operations;
+        self.taken(rates.launch + (bytes as f64 / rates.bytes).max(computed))
     }
 }
 
 /// The modules of a program.
 struct Modules<'p> {
     program: &'p Program,
+    target: GpuTarget,
     texts: Vec<String>,
     /// Those of loop nests, with how they are launched.
     kernels: HashMap<(usize, Form), (usize, Written)>,
-    /// Those of calls; `None` where there is nothing to do.
-    calls: HashMap<KernelCall, Option<(usize, calls::Written)>>,
+    /// Those of calls, in the order in which they are launched.
+    calls: HashMap<KernelCall, Vec<(usize, calls::Written)>>,
 }
 
 impl Modules<'_> {
@@ -164,7 +164,7 @@ impl Modules<'_> {
                 // Kernels of calls are made for their extents.
                 Err(CompileError::Unsupported(format!("`{call}` for a range of extents, on GPUs")))
             }
-            Work::Call { call, args, .. } => Ok(self.call(call, args.len())?.into_iter().collect()),
+            Work::Call { call, args, .. } => self.call(call, args.len()),
             Work::Copy { .. } | Work::If { .. } | Work::Loop(_) => Ok(Vec::new()),
         }
     }
@@ -194,22 +194,22 @@ impl Modules<'_> {
         Ok(Some(Launch { module: *module, blocks: mapping.blocks, threads: mapping.threads, args }))
     }
 
-    fn call(&mut self, call: &KernelCall, operands: usize) -> Result<Option<Launch>, CompileError> {
+    fn call(&mut self, call: &KernelCall, operands: usize) -> Result<Vec<Launch>, CompileError> {
         if !self.calls.contains_key(call) {
-            let written = calls::write(call).map_err(|why| {
+            let written = calls::write(call, self.target).map_err(|why| {
                 CompileError::Internal(format!("`{call}` was lowered without a kernel: {why}"))
             })?;
-            let made = written.map(|written| (self.module(&written.text), written));
+            let made = written.into_iter().map(|written| (self.module(&written.text), written));
+            let made = made.collect();
             self.calls.insert(call.clone(), made);
         }
-        let args = (0..operands).map(LaunchArg::Operand).collect();
-        let made = self.calls[call].as_ref();
-        Ok(made.map(|(module, written)| Launch {
+        let launch = |(module, written): &(usize, calls::Written)| Launch {
             module: *module,
             blocks: written.blocks,
             threads: written.threads,
-            args,
-        }))
+            args: (0..operands).map(LaunchArg::Operand).collect(),
+        };
+        Ok(self.calls[call].iter().map(launch).collect())
     }
 
     fn form(&self, kernel: usize, step: &Step, args: &[Operand], constant_offsets: &[usize]) -> Form {

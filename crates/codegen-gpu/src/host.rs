@@ -12,17 +12,18 @@
 //! | `gpu_block(thread) -> i32` | the number of the block |
 //! | `gpu_barrier(thread)` | a barrier of the block |
 //! | `gpu_shuffle(thread, i32 value, i32 distance) -> i32` | an exchange within the warp |
+//! | `gpu_multiply(thread, i32 unit, 6 x i32, 4 x f32)` | a product of a warp on [matrix units](Unit) |
+//! | `gpu_sum(thread, i32 number) -> f32` | one of the four sums that the thread received of it last |
 //! | `gpu_access(thread, address, i64 what) -> address` | an access to global memory: see [`Access`] |
 //! | `gpu_access_shared(thread, address, i64 what) -> address` | an access to shared memory |
 //! | `gpu_shared(thread, i32 array) -> address` | where an array lies |
 //!
-//! Deliberately absent: what kernels do not use yet, such as asynchronous copies and products of matrices by a warp. They
-//! are refused, never passed over.
+//! Deliberately absent: what kernels do not use yet, such as asynchronous copies. They are refused, never passed over.
 
 use std::ffi::c_void;
 use std::fmt::Write;
 
-use margay_kernels_gpu::ENTRY;
+use margay_kernels_gpu::{ENTRY, Unit};
 
 use crate::CodegenError;
 
@@ -85,6 +86,8 @@ const DECLARATIONS: &str = "  llvm.func @gpu_thread(!llvm.ptr) -> i32
   llvm.func @gpu_block(!llvm.ptr) -> i32
   llvm.func @gpu_barrier(!llvm.ptr)
   llvm.func @gpu_shuffle(!llvm.ptr, i32, i32) -> i32
+  llvm.func @gpu_multiply(!llvm.ptr, i32, i32, i32, i32, i32, i32, i32, f32, f32, f32, f32)
+  llvm.func @gpu_sum(!llvm.ptr, i32) -> f32
   llvm.func @gpu_access(!llvm.ptr, !llvm.ptr, i64) -> !llvm.ptr
   llvm.func @gpu_access_shared(!llvm.ptr, !llvm.ptr<3>, i64) -> !llvm.ptr<3>
   llvm.func @gpu_shared(!llvm.ptr, i32) -> !llvm.ptr<3>
@@ -110,7 +113,8 @@ pub fn for_host(lowered: &str) -> Result<HostKernel, CodegenError> {
         }
     }
     let text = format!("module {{\n{DECLARATIONS}{}}}\n", h.text);
-    let waits = ["@gpu_barrier(%", "@gpu_shuffle(%"].iter().any(|call| h.text.contains(call));
+    let waits =
+        ["@gpu_barrier(%", "@gpu_shuffle(%", "@gpu_multiply(%"].iter().any(|call| h.text.contains(call));
     Ok(HostKernel { text, shared: h.shared, params: h.params, waits })
 }
 
@@ -185,6 +189,7 @@ impl Host {
                 self.put("llvm.call @gpu_barrier(%thread) : (!llvm.ptr) -> ()")
             }
             "nvvm.shfl.sync" => self.shuffle(result, operation)?,
+            "nvvm.mma.sync" => self.multiply(result, operation)?,
             "llvm.mlir.addressof" => {
                 let number = between(operation, "@shared", " ").ok_or_else(|| malformed(line))?;
                 let array = self.name();
@@ -215,6 +220,61 @@ impl Host {
         ));
         self.put(&format!("{result} = llvm.bitcast {other} : i32 to {ty}"));
         Ok(())
+    }
+
+    /// `nvvm.mma.sync A[%a, …] B[%b, …] C[%c, …] {…, multiplicandAPtxType = #nvvm.mma_type<bf16>, …} : (…) -> …`.
+    fn multiply(&mut self, result: &str, operation: &str) -> Result<(), CodegenError> {
+        let list = |name: &str| -> Vec<&str> {
+            let inner = between(operation, name, "]").unwrap_or_default();
+            inner.split(',').map(str::trim).filter(|x| !x.is_empty()).collect()
+        };
+        let (a, b, c) = (list(" A["), list(" B["), list(" C["));
+        let says = |unit: &Unit| {
+            let types = format!("(vector<2x{0}>, vector<2x{0}>, f32)", unit.name());
+            let named =
+                ["A", "B"].map(|x| format!("multiplicand{x}PtxType = #nvvm.mma_type<{}>", unit.name()));
+            let of_type = operation.contains(&types) || named.iter().all(|n| operation.contains(n.as_str()));
+            let shape = format!("shape = #nvvm.shape<m = 16, n = 8, k = {}>", unit.terms());
+            of_type && operation.contains(&shape)
+        };
+        let laid_out = ["layoutA = #nvvm.mma_layout<row>", "layoutB = #nvvm.mma_layout<col>"];
+        let unit =
+            Unit::ALL.into_iter().find(says).filter(|_| laid_out.iter().all(|l| operation.contains(l)));
+        let (Some(unit), [4, 2, 4]) = (unit, [a.len(), b.len(), c.len()]) else {
+            return Err(malformed(operation));
+        };
+        let mut words = Vec::new();
+        for x in a.into_iter().chain(b) {
+            let word = self.name();
+            let ty = unit.word_type();
+            self.put(&format!("{word} = llvm.bitcast {x} : {ty} to i32"));
+            words.push(word);
+        }
+        let number = self.int(unit as usize);
+        self.put(&format!(
+            "llvm.call @gpu_multiply(%thread, {number}, {}, {}) : \
+             (!llvm.ptr, i32, i32, i32, i32, i32, i32, i32, f32, f32, f32, f32) -> ()",
+            words.join(", "),
+            c.join(", ")
+        ));
+        let ty = "!llvm.struct<(f32, f32, f32, f32)>";
+        let mut all = self.name();
+        self.put(&format!("{all} = llvm.mlir.undef : {ty}"));
+        for i in 0..4 {
+            let (number, sum) = (self.int(i), self.name());
+            self.put(&format!("{sum} = llvm.call @gpu_sum(%thread, {number}) : (!llvm.ptr, i32) -> f32"));
+            let next = if i == 3 { result.to_owned() } else { self.name() };
+            self.put(&format!("{next} = llvm.insertvalue {sum}, {all}[{i}] : {ty}"));
+            all = next;
+        }
+        Ok(())
+    }
+
+    /// A constant.
+    fn int(&mut self, n: usize) -> String {
+        let name = self.name();
+        self.put(&format!("{name} = llvm.mlir.constant({n} : i32) : i32"));
+        name
     }
 
     /// `llvm.load %p {…} : !llvm.ptr -> f32`, `llvm.store %x, %p {…} : f32, !llvm.ptr`, or
@@ -307,6 +367,47 @@ mod tests {
         ");
         let unknown = lowered.replace("nvvm.barrier0", "nvvm.cp.async.wait.all");
         assert!(for_host(&unknown).is_err());
+    }
+
+    #[test]
+    fn a_product_of_a_warp_is_handed_over_as_words() {
+        let lowered = |types: &str, attributes: &str, k: usize| {
+            format!(
+                "llvm.func @kernel(%arg0: !llvm.ptr) attributes {{gpu.kernel}} {{\n  \
+                 %9 = nvvm.mma.sync A[%0, %1, %2, %3]  B[%4, %5]  C[%6, %7, %8, %6]  {{layoutA = #nvvm.mma_layout<row>, \
+                 layoutB = #nvvm.mma_layout<col>, {attributes}shape = #nvvm.shape<m = 16, n = 8, k = {k}>}} : \
+                 ({types}, {types}, f32) -> !llvm.struct<(f32, f32, f32, f32)>\n  llvm.return\n}}\n"
+            )
+        };
+        let named = |name: &str| {
+            format!(
+                "multiplicandAPtxType = #nvvm.mma_type<{name}>, multiplicandBPtxType = #nvvm.mma_type<{name}>, "
+            )
+        };
+        for (unit, text) in [
+            (Unit::Tf32, lowered("i32", &named("tf32"), 8)),
+            (Unit::Bf16, lowered("i32", &named("bf16"), 16)),
+            (Unit::F16, lowered("vector<2xf16>", "", 16)),
+        ] {
+            let host = for_host(&text).unwrap();
+            assert!(
+                host.waits && host.text.contains(&format!("llvm.mlir.constant({} : i32)", unit as usize))
+            );
+            assert!(
+                host.text
+                    .contains("@gpu_multiply(%thread, %h7, %h1, %h2, %h3, %h4, %h5, %h6, %6, %7, %8, %6)")
+            );
+            assert_eq!(host.text.matches("= llvm.call @gpu_sum").count(), 4);
+            assert!(host.text.contains("%9 = llvm.insertvalue"));
+        }
+        for other in [
+            lowered("i32", &named("tf32"), 16),
+            lowered("i32", &named("s8"), 16),
+            lowered("i32", &named("tf32"), 8).replace("layout<col>", "layout<row>"),
+            lowered("i32", &named("tf32"), 8).replace("B[%4, %5]", "B[%4]"),
+        ] {
+            assert!(for_host(&other).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -25,6 +25,9 @@ use crate::host::{HostFn, HostKernel, for_host};
 const LOWER: &str = "gpu.module(canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,\
     convert-gpu-to-nvvm{use-bare-ptr-memref-call-conv=true},canonicalize,cse,reconcile-unrealized-casts)";
 
+/// One block of a multiprocessor is enough: else ptxas keeps registers in memory to have room for several.
+const ONE_BLOCK: &str = "nvvm.minctasm = 1 : i32";
+
 /// How much of an operation a message shows.
 const MOST_SHOWN: usize = 400;
 
@@ -65,14 +68,16 @@ impl Mlir {
     /// What LLVM says.
     pub fn ptx(&self, kernel: &str, target: GpuTarget) -> Result<String, CodegenError> {
         // LLVM ends the process for a class and a version that do not belong together.
-        let version =
+        let (chip, version) =
             target.ptx().ok_or_else(|| CodegenError::Mlir(format!("`{}` has no PTX", target.name())))?;
-        let chip = target.name();
         let pipeline = format!(
-            "builtin.module({LOWER},nvvm-attach-target{{chip={chip} features={version} O=3}},\
+            "builtin.module(nvvm-attach-target{{chip={chip} features={version} O=3}},\
              gpu-module-to-binary{{format=isa}})"
         );
-        self.with(kernel, &pipeline, |module| {
+        // The dialect takes the attribute only where the function is lowered already.
+        let lowered = self.lower(kernel)?;
+        let bounded = lowered.replacen("nvvm.kernel", &format!("nvvm.kernel, {ONE_BLOCK}"), 1);
+        self.with(&bounded, &pipeline, |module| {
             let objects = objects(module);
             let object = objects.into_iter().next();
             object.ok_or_else(|| CodegenError::Mlir("the module holds no kernel".to_owned()))

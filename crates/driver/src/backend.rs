@@ -8,7 +8,7 @@ pub(crate) use margay_codegen_cpu::CostModel;
 use margay_codegen_cpu::CpuBackend;
 use margay_codegen_gpu::GpuBackend;
 use margay_kernels_cpu::{Class, CpuTarget};
-use margay_kernels_gpu::GpuTarget;
+use margay_kernels_gpu::{Class as GpuClass, GpuTarget};
 pub use margay_loops::Backend;
 use margay_loops::Precision;
 use margay_reference::{ReferenceBackend, ReferenceDevice};
@@ -46,10 +46,11 @@ const BACKENDS: &[Entry] = &[
         name: margay_codegen_gpu::NAME,
         make: |target, _| match (target, GpuTarget::from_name(target)) {
             // Later devices run the code of earlier ones.
-            ("native", _) => Ok(Arc::new(GpuBackend::new(GpuTarget::Sm75))),
+            ("native", _) => Ok(Arc::new(GpuBackend::new(GpuTarget::new(GpuClass::Sm75)))),
             (_, Some(class)) => Ok(Arc::new(GpuBackend::new(class))),
             (_, None) => {
-                let known = GpuTarget::ALL.map(|class| format!("`{}`", class.name())).join(", ");
+                let known: Vec<String> = GpuTarget::all().map(|t| format!("`{}`", t.name())).collect();
+                let known = known.join(", ");
                 Err(format!("unknown target `{target}`; this back end knows {known}"))
             }
         },

@@ -47,13 +47,10 @@ impl Emulator {
 
 impl Driver for Emulator {
     fn accepts(&self, target: GpuTarget) -> Result<(), RunError> {
-        match target {
-            GpuTarget::Emulated => Ok(()),
-            GpuTarget::Sm75 | GpuTarget::Sm80 | GpuTarget::Sm90 => Err(RunError::Target {
-                target: target.name().to_owned(),
-                supported: GpuTarget::Emulated.name().to_owned(),
-            }),
+        if target.is_emulated() {
+            return Ok(());
         }
+        Err(RunError::Target { target: target.name().to_owned(), supported: "emulated targets".to_owned() })
     }
 
     fn allocate(&self, bytes: usize, zeroed: bool) -> io::Result<u64> {

@@ -11,6 +11,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use margay_codegen_gpu::host::HostFn;
 use margay_kernels_gpu::WARP;
 
+use crate::multiply::{Handed, products};
 use crate::shadow::Problem;
 use crate::thread::{BlockState, Request, Thread};
 
@@ -105,7 +106,7 @@ unsafe fn call(kernel: Kernel, thread: *mut Thread, args: &[u64]) {
 unsafe fn straight(kernel: Kernel, shape: Shape, args: &[u64], state: &mut BlockState, order: &mut Order) {
     let state: *mut BlockState = state;
     for number in order.shuffled(0..shape.threads) {
-        let mut thread = Thread { number: number as u32, epoch: 0, yielder: std::ptr::null(), block: state };
+        let mut thread = Thread::new(number, state);
         // SAFETY: as the caller promises.
         unsafe { call(kernel, &mut thread, args) };
     }
@@ -137,8 +138,7 @@ unsafe fn in_turns(
     let state: *mut BlockState = state;
     let mut turns = Vec::with_capacity(shape.threads);
     for number in 0..shape.threads {
-        let mut thread =
-            Box::new(Thread { number: number as u32, epoch: 0, yielder: std::ptr::null(), block: state });
+        let mut thread = Box::new(Thread::new(number, state));
         let stack = match stacks.pop() {
             Some(stack) => stack,
             None => DefaultStack::new(STACK_BYTES).map_err(|e| format!("a thread has no stack: {e}"))?,
@@ -206,25 +206,47 @@ fn run_warp(turns: &mut [Turn], lanes: std::ops::Range<usize>, order: &mut Order
                 CoroutineResult::Return(()) => None,
             };
         }
-        let exchanges = |turn: &Turn| matches!(turn.request, Some(Request::Shuffle { .. }));
-        let exchanging = turns[lanes.clone()].iter().filter(|turn| exchanges(turn)).count();
-        if exchanging == 0 {
-            return Ok(());
+        // What a warp does together its threads do at one time.
+        let together =
+            |turn: &&Turn| matches!(turn.request, Some(Request::Shuffle { .. } | Request::Multiply(_)));
+        match turns[lanes.clone()].iter().filter(together).count() {
+            0 => return Ok(()),
+            WARP => exchange(&mut turns[lanes.clone()])?,
+            some => {
+                return Err(format!("{some} of the {} threads of a warp exchange values", lanes.len()));
+            }
         }
-        if exchanging != lanes.len() || lanes.len() != WARP {
-            return Err(format!("{exchanging} of the {} threads of a warp exchange values", lanes.len()));
+    }
+}
+
+/// Gives each thread of a warp what the others handed over for it.
+fn exchange(warp: &mut [Turn]) -> Result<(), String> {
+    let (mut values, mut handed) = (Vec::new(), Vec::new());
+    for turn in warp.iter() {
+        match turn.request {
+            Some(Request::Shuffle { value, .. }) => values.push(value),
+            Some(Request::Multiply(of_thread)) => handed.push(of_thread),
+            Some(Request::Barrier) | None => {}
         }
-        let values: Vec<u32> = turns[lanes.clone()]
-            .iter()
-            .map(|turn| match turn.request {
-                Some(Request::Shuffle { value, .. }) => value,
-                _ => 0,
-            })
-            .collect();
-        for (lane, turn) in turns[lanes.clone()].iter_mut().enumerate() {
+    }
+    if values.len() == WARP {
+        for (lane, turn) in warp.iter_mut().enumerate() {
             if let Some(Request::Shuffle { distance, .. }) = turn.request.take() {
                 turn.answer = values[(lane ^ distance as usize) % WARP];
             }
         }
+        return Ok(());
     }
+    let handed: &[Handed; WARP] = handed
+        .as_slice()
+        .try_into()
+        .map_err(|_| format!("{} threads of a warp multiply while others exchange values", handed.len()))?;
+    if handed.iter().any(|of_thread| of_thread.unit != handed[0].unit) {
+        return Err("the threads of a warp multiply numbers of different types".to_owned());
+    }
+    for (turn, sums) in warp.iter_mut().zip(products(handed)) {
+        turn.thread.sums = sums;
+        turn.request = None;
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@
 //! of a real one. Without the feature `gpu` it has memory and runs nothing.
 //!
 //! - `driver`: the device; `memory`: its memory.
-//! - `launch`: blocks, warps and threads; `thread`: what kernels call.
+//! - `launch`: blocks, warps and threads; `thread`: what kernels call; `multiply`: matrix units.
 //! - `shadow`: who wrote and read what.
 //!
 //! Not shown by it: what LLVM and ptxas make of a kernel for a device, speed, and what a device does otherwise than its
@@ -19,6 +19,7 @@
 mod driver;
 mod launch;
 mod memory;
+mod multiply;
 mod shadow;
 mod thread;
 

@@ -6,16 +6,20 @@ use std::ffi::c_void;
 
 use corosensei::Yielder;
 use margay_codegen_gpu::host::Access;
+use margay_kernels_gpu::Unit;
 
+use crate::multiply::Handed;
 use crate::shadow::{Problem, Shadow, Stamp};
 
 /// What a thread waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Request {
     /// All threads of the block.
     Barrier,
     /// The value of the thread of the warp whose number differs in the bits of `distance`.
     Shuffle { value: u32, distance: u32 },
+    /// A product of the warp on matrix units.
+    Multiply(Handed),
 }
 
 /// A thread.
@@ -23,10 +27,19 @@ pub(crate) struct Thread {
     pub(crate) number: u32,
     /// Barriers that it has passed.
     pub(crate) epoch: u32,
+    /// What it received of the last product on matrix units.
+    pub(crate) sums: [f32; 4],
     /// By which it waits; null where the kernel never does.
     pub(crate) yielder: *const Yielder<u32, Request>,
     /// What it shares with the other threads of its block.
     pub(crate) block: *mut BlockState,
+}
+
+impl Thread {
+    /// A thread of a block that has not begun.
+    pub(crate) fn new(number: usize, block: *mut BlockState) -> Thread {
+        Thread { number: number as u32, epoch: 0, sums: [0.0; 4], yielder: std::ptr::null(), block }
+    }
 }
 
 /// A region that a launch may touch.
@@ -197,6 +210,31 @@ pub(crate) unsafe extern "C-unwind" fn gpu_shuffle(thread: *mut Thread, value: u
     unsafe { wait(thread, Request::Shuffle { value, distance }) }
 }
 
+pub(crate) unsafe extern "C-unwind" fn gpu_multiply(
+    thread: *mut Thread,
+    unit: u32,
+    a0: u32,
+    a1: u32,
+    a2: u32,
+    a3: u32,
+    b0: u32,
+    b1: u32,
+    c0: f32,
+    c1: f32,
+    c2: f32,
+    c3: f32,
+) {
+    let unit = Unit::ALL[unit as usize];
+    let handed = Handed { unit, a: [a0, a1, a2, a3], b: [b0, b1], c: [c0, c1, c2, c3] };
+    // SAFETY: kernels hand on the thread that they were called with.
+    unsafe { wait(thread, Request::Multiply(handed)) };
+}
+
+pub(crate) unsafe extern "C-unwind" fn gpu_sum(thread: *mut Thread, number: u32) -> f32 {
+    // SAFETY: kernels hand on the thread that they were called with.
+    unsafe { parts(thread).0.sums[number as usize] }
+}
+
 pub(crate) unsafe extern "C-unwind" fn gpu_access(thread: *mut Thread, address: usize, what: u64) -> usize {
     // SAFETY: kernels hand on the thread that they were called with.
     let (_, block, now) = unsafe { parts(thread) };
@@ -221,12 +259,14 @@ pub(crate) unsafe extern "C-unwind" fn gpu_shared(thread: *mut Thread, array: u3
 
 /// The functions that a kernel for the processor calls, by their names. They are handed the thread that the kernel was called
 /// with, and nothing else calls them.
-pub fn symbols() -> [(&'static str, *mut c_void); 7] {
+pub fn symbols() -> [(&'static str, *mut c_void); 9] {
     [
         ("gpu_thread", gpu_thread as *mut c_void),
         ("gpu_block", gpu_block as *mut c_void),
         ("gpu_barrier", gpu_barrier as *mut c_void),
         ("gpu_shuffle", gpu_shuffle as *mut c_void),
+        ("gpu_multiply", gpu_multiply as *mut c_void),
+        ("gpu_sum", gpu_sum as *mut c_void),
         ("gpu_access", gpu_access as *mut c_void),
         ("gpu_access_shared", gpu_access_shared as *mut c_void),
         ("gpu_shared", gpu_shared as *mut c_void),

@@ -18,12 +18,14 @@ use crate::memory::Memory;
 impl Grouper<'_, '_, '_> {
     /// A node that a hand-written kernel runs.
     pub(crate) fn call(&mut self, n: NodeId, shape: Vec<usize>) -> Result<Held, LowerError> {
-        let (form, call, needs) = self.form_of_call(n)?;
+        let (form, mut call, needs) = self.form_of_call(n)?;
         let label = self.g.label(n);
+        // A back end that does not pack a constant reads it row-major, in the type that it is stored in.
+        let offered = call.packed().and_then(|(operand, packed)| (*packed && form.stored).then_some(operand));
         let mut operands = Vec::new();
         for (i, v) in self.g.inputs_of(n).into_iter().enumerate() {
-            let packed = needs.packed.iter().any(|p| p.operand == i);
-            operands.push(self.operand(v, form, packed, call.rounds(i).is_some(), &label)?);
+            let as_stored = offered == Some(i) || needs.packed.iter().any(|p| p.operand == i);
+            operands.push(self.operand(v, form, as_stored, call.rounds(i).is_some(), &label)?);
         }
         let mut io = self.io(n, form)?;
         show_strides(&mut io, &operands);
@@ -94,16 +96,16 @@ impl Grouper<'_, '_, '_> {
         }
     }
 
-    /// The memory that a call reads an operand from.
+    /// The memory that a call reads an operand from; a constant that is packed or read `as_stored` is handed over itself.
     fn operand(
         &mut self,
         v: Value,
         form: Form,
-        packed: bool,
+        as_stored: bool,
         rounds: bool,
         label: &str,
     ) -> Result<Memory, LowerError> {
-        if packed && let Some(constant) = self.g.constant(v) {
+        if as_stored && let Some(constant) = self.g.constant(v) {
             let (name, stored) = (constant.key().to_string(), constant.stored());
             let numbers = if form.widened { stored.widened() } else { stored.clone() };
             return Ok(match form.stored {

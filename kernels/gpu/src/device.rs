@@ -1,6 +1,7 @@
 //! What a thread of a device does besides arithmetic: which thread it is, memory, barriers, values of other threads.
 
 use crate::Writer;
+use crate::unit::Unit;
 use crate::value::{Element, Type, Value};
 use margay_loops::Arithmetic;
 
@@ -57,6 +58,35 @@ impl Writer {
                 let high = self.shift_left(high, 32);
                 self.or(low, high)
             }
+        }
+    }
+
+    /// `a b + c` on matrix units, for a whole warp: each thread hands over four words of `a`, two of `b` and four of `c`, and
+    /// receives four sums. Every thread of the warp takes part.
+    pub fn multiply(&mut self, unit: Unit, a: [Value; 4], b: [Value; 2], c: [Value; 4]) -> [Value; 4] {
+        let (name, terms, word) = (unit.name(), unit.terms(), unit.word_type());
+        let mut words =
+            |values: &[Value]| -> Vec<String> { values.iter().map(|&x| self.pair(unit, x)).collect() };
+        let (a, b) = (words(&a).join(", "), words(&b).join(", "));
+        let c = c.map(|x| x.to_string()).join(", ");
+        let sums = "!llvm.struct<(f32, f32, f32, f32)>";
+        let all = self.define(
+            Type::F32,
+            &format!(
+                "nvvm.mma.sync A[{a}] B[{b}] C[{c}] {{layoutA = #nvvm.mma_layout<row>, \
+                 layoutB = #nvvm.mma_layout<col>, multiplicandAPtxType = #nvvm.mma_type<{name}>, \
+                 multiplicandBPtxType = #nvvm.mma_type<{name}>, shape = #nvvm.shape<m = 16, n = 8, k = {terms}>}} : \
+                 ({word}, {word}, f32) -> {sums}"
+            ),
+        );
+        [0, 1, 2, 3].map(|i| self.define(Type::F32, &format!("llvm.extractvalue {all}[{i}] : {sums}")))
+    }
+
+    /// A word of factors as the dialect has it.
+    fn pair(&mut self, unit: Unit, word: Value) -> String {
+        match unit.word_type() {
+            "i32" => word.to_string(),
+            ty => self.define(word.ty, &format!("llvm.bitcast {word} : i32 to {ty}")).to_string(),
         }
     }
 

@@ -6,19 +6,21 @@
 //! - [`calls`]: kernels of products, convolutions and attention.
 //! - [`value`]: types and values of what is written.
 //! - [`code`]: the code of a program in an artifact, and the convention by which its kernels are launched.
-//! - [`target`]: classes of devices.
+//! - [`target`]: classes of devices; `unit`: their matrix units.
 
 pub mod calls;
 pub mod code;
 mod device;
 mod operations;
 pub mod target;
+mod unit;
 pub mod value;
 pub mod writer;
 
 pub use code::{BUFFER_ALIGN, ENTRY, GpuCode, Launch, LaunchArg, fault_of, fault_word};
 pub use device::WARP;
 pub use operations::is_signed;
-pub use target::GpuTarget;
+pub use target::{Class, GpuTarget, Rates};
+pub use unit::Unit;
 pub use value::{Element, Type, Value};
 pub use writer::{Param, Writer};

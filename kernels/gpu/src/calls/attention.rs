@@ -29,7 +29,7 @@ pub(super) fn supports(c: &Attention) -> Result<(), String> {
 }
 
 pub(super) fn write_kernel(c: &Attention) -> Written {
-    let mut args = Arguments::new(&KernelCall::Attention(c.clone()));
+    let mut args = Arguments::new(&KernelCall::Attention(c.clone()), false);
     let (mut w, values) = Writer::new(args.params(), WARPS * WARP);
     args.values(&values);
     let (q, k, v) = (args.take(), args.take(), args.take());

@@ -1,12 +1,13 @@
-//! Convolutions as sums of products by tiles: a row is a place of an image, a column a channel of the result, a term a channel
+//! Convolutions as products: a row is a place of an image, a column a channel of the result, a term a channel
 //! of the image at a tap of the kernel. In the derivative by the kernel places are the terms. Nothing is copied: elements are
 //! read where they lie.
 
 use margay_loops::{Arithmetic, Comparison, Conv, ConvKernelGradient, KernelCall};
 
-use super::epilogue::{finished, read, write};
-use super::tile::{self, Along, Operands};
-use super::{Arguments, Written, is_float};
+use super::epilogue::{finished, load, read, write, zero};
+use super::product::{Along, Operands, Product};
+use super::schedule::Shape;
+use super::{Arguments, is_float};
 use crate::value::{Type, Value};
 use crate::writer::Writer;
 
@@ -24,53 +25,66 @@ pub(super) fn supports(c: &Conv) -> Result<(), String> {
     }
 }
 
-pub(super) fn write_kernel(c: &Conv) -> Written {
-    let mut args = Arguments::new(&KernelCall::Conv(c.clone()));
-    let (mut w, values) = Writer::new(args.params(), tile::THREADS);
-    args.values(&values);
-    let (x, k) = (args.take(), args.take());
-    let bias = c.epilogue.bias.then(|| args.take());
-    let residual = c.epilogue.residual.then(|| args.take());
-    let out = args.take();
-    let groups = Groups::new(&mut w, c.groups, Forward::extents(c));
-    let images = Images { c, ty: args.index(), x, group: groups.group };
-    let mut operands = Forward { images, k, bias, residual, out };
-    tile::product(&mut w, groups.tile, &mut operands);
-    groups.finish(w)
-}
-
-pub(super) fn write_gradient(c: &ConvKernelGradient) -> Written {
-    let mut args = Arguments::new(&KernelCall::ConvKernelGradient(c.clone()));
-    let (mut w, values) = Writer::new(args.params(), tile::THREADS);
-    args.values(&values);
-    let (x, dy, dk) = (args.take(), args.take(), args.take());
-    let groups = Groups::new(&mut w, c.forward.groups, ByKernel::extents(&c.forward));
-    let images = Images { c: &c.forward, ty: args.index(), x, group: groups.group };
-    tile::product(&mut w, groups.tile, &mut ByKernel { images, dy, dk });
-    groups.finish(w)
-}
-
-/// The groups of a call: blocks take the tiles of one after those of the other.
-struct Groups {
-    tiles: usize,
-    groups: usize,
-    /// The group of the block.
-    group: Value,
-    /// The tile of the block in its group.
-    tile: Value,
-}
-
-impl Groups {
-    /// Of products of these extents.
-    fn new(w: &mut Writer, groups: usize, extents: [usize; 3]) -> Groups {
-        let tiles = tile::blocks(extents);
-        let (block, per_group) = (w.block_number(), w.int(Type::I32, tiles as i64));
-        let (group, tile) = (w.divide(block, per_group), w.remainder(block, per_group));
-        Groups { tiles, groups, group, tile }
+impl Product for Conv {
+    fn call(&self) -> KernelCall {
+        KernelCall::Conv(self.clone())
     }
 
-    fn finish(self, w: Writer) -> Written {
-        Written { text: w.finish(), blocks: self.tiles * self.groups, threads: tile::THREADS }
+    fn shape(&self) -> Shape {
+        Shape {
+            rows: pixels(self),
+            columns: self.out_channels / self.groups,
+            terms: taps(self),
+            repetitions: self.groups,
+            left: self.types.left,
+            left_rounded: self.types.left_rounded,
+            right: self.types.right.dtype,
+        }
+    }
+
+    fn operands<'p>(
+        &'p self,
+        _: &mut Writer,
+        args: &mut Arguments,
+        repetition: Value,
+    ) -> Box<dyn Operands + 'p> {
+        let images = Images { c: self, ty: args.index(), x: args.take(), group: repetition };
+        Box::new(Forward {
+            images,
+            k: args.take(),
+            bias: self.epilogue.bias.then(|| args.take()),
+            residual: self.epilogue.residual.then(|| args.take()),
+            out: args.take(),
+        })
+    }
+}
+
+impl Product for ConvKernelGradient {
+    fn call(&self) -> KernelCall {
+        KernelCall::ConvKernelGradient(self.clone())
+    }
+
+    fn shape(&self) -> Shape {
+        let c = &self.forward;
+        Shape {
+            rows: c.out_channels / c.groups,
+            columns: taps(c),
+            terms: pixels(c),
+            repetitions: c.groups,
+            left: c.types.result,
+            left_rounded: c.types.result,
+            right: c.types.left,
+        }
+    }
+
+    fn operands<'p>(
+        &'p self,
+        _: &mut Writer,
+        args: &mut Arguments,
+        repetition: Value,
+    ) -> Box<dyn Operands + 'p> {
+        let images = Images { c: &self.forward, ty: args.index(), x: args.take(), group: repetition };
+        Box::new(ByKernel { images, dy: args.take(), dk: args.take() })
     }
 }
 
@@ -176,7 +190,7 @@ impl Images<'_> {
         self.element(w, self.c.out_size, self.c.out_channels, &pixel, channel)
     }
 
-    /// The element of the image that a place of the result sees at a tap; 0 for padding.
+    /// The element of the image that a place of the result sees at a tap, as it lies in memory; 0 for padding.
     fn seen(&self, w: &mut Writer, pixel: Value, [channel, i, j]: [Value; 3]) -> Value {
         let pixel = self.pixel(w, pixel);
         let mut at = [pixel.row, pixel.column];
@@ -191,11 +205,11 @@ impl Images<'_> {
             inside = w.and(inside, here);
         }
         let channel = self.channel(w, self.inner(), channel);
-        let zero = w.float(Type::F32, 0.0);
-        w.begin_if(inside, &[Type::F32]);
+        let zero = zero(w, self.c.types.left);
+        w.begin_if(inside, &[zero.ty]);
         let from = Pixel { image: pixel.image, row: at[0], column: at[1] };
         let at = self.element(w, self.c.in_size, self.c.in_channels, &from, channel);
-        let x = read(w, self.x, at, self.c.types.left);
+        let x = load(w, self.x, at, self.c.types.left);
         w.otherwise(&[x]);
         w.end_if(&[zero])[0]
     }
@@ -215,17 +229,7 @@ struct Forward<'c> {
     out: Value,
 }
 
-impl Forward<'_> {
-    fn extents(c: &Conv) -> [usize; 3] {
-        [pixels(c), c.out_channels / c.groups, taps(c)]
-    }
-}
-
 impl Operands for Forward<'_> {
-    fn extents(&self) -> [usize; 3] {
-        Forward::extents(self.images.c)
-    }
-
     fn left_along(&self) -> Along {
         self.images.pixels_along(Along::Results, Along::Terms)
     }
@@ -234,26 +238,21 @@ impl Operands for Forward<'_> {
         Along::Terms
     }
 
-    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
-        let types = &self.images.c.types;
+    fn left(&self, w: &mut Writer, row: Value, term: Value) -> Value {
         let tap = self.images.tap(w, term, self.images.c.channels_last);
-        let x = self.images.seen(w, row, tap);
-        match types.left_rounded {
-            to if to == types.left => x,
-            to => w.round_half(x, to),
-        }
+        self.images.seen(w, row, tap)
     }
 
-    fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
+    fn right(&self, w: &mut Writer, term: Value, column: Value) -> Value {
         let [channel, i, j] = self.images.tap(w, term, self.images.c.channels_last);
         let [height, width] = self.images.c.kernel;
         let at = self.images.channel(w, self.images.outer(), column);
         let order = [(self.images.inner(), channel), (height, i), (width, j)];
         let at = order.into_iter().fold(at, |at, (by, further)| scaled(w, at, by, further));
-        read(w, self.k, at, self.images.c.types.right.dtype)
+        load(w, self.k, at, self.images.c.types.right.dtype)
     }
 
-    fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
+    fn finish(&self, w: &mut Writer, row: Value, column: Value, sum: Value) {
         let dtype = self.images.c.types.result;
         let at = self.images.result(w, row, column);
         let channel = self.images.channel(w, self.images.outer(), column);
@@ -271,17 +270,7 @@ struct ByKernel<'c> {
     dk: Value,
 }
 
-impl ByKernel<'_> {
-    fn extents(c: &Conv) -> [usize; 3] {
-        [c.out_channels / c.groups, taps(c), pixels(c)]
-    }
-}
-
 impl Operands for ByKernel<'_> {
-    fn extents(&self) -> [usize; 3] {
-        ByKernel::extents(self.images.c)
-    }
-
     fn left_along(&self) -> Along {
         self.images.pixels_along(Along::Terms, Along::Results)
     }
@@ -290,17 +279,17 @@ impl Operands for ByKernel<'_> {
         self.images.pixels_along(Along::Terms, Along::Results)
     }
 
-    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
+    fn left(&self, w: &mut Writer, row: Value, term: Value) -> Value {
         let at = self.images.result(w, term, row);
-        read(w, self.dy, at, self.images.c.types.result)
+        load(w, self.dy, at, self.images.c.types.result)
     }
 
-    fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
+    fn right(&self, w: &mut Writer, term: Value, column: Value) -> Value {
         let tap = self.images.tap(w, column, false);
         self.images.seen(w, term, tap)
     }
 
-    fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
+    fn finish(&self, w: &mut Writer, row: Value, column: Value, sum: Value) {
         let row = self.images.channel(w, self.images.outer(), row);
         let at = scaled(w, row, taps(self.images.c), column);
         write(w, self.dk, at, self.images.c.types.right.dtype, sum);

@@ -8,14 +8,32 @@ use crate::writer::Writer;
 
 /// Reads an element as an f32.
 pub(super) fn read(w: &mut Writer, base: Value, index: Value, dtype: DType) -> Value {
+    let held = load(w, base, index, dtype);
+    widened(w, held, dtype)
+}
+
+/// Reads an element as it lies in memory.
+pub(super) fn load(w: &mut Writer, base: Value, index: Value, dtype: DType) -> Value {
     let address = w.element(base, index, Element::in_memory(dtype));
-    let held = w.load(Type::scalar(Element::in_memory(dtype)), address);
+    w.load(Type::scalar(Element::in_memory(dtype)), address)
+}
+
+/// The f32 that an element as it lies in memory stands for.
+pub(super) fn widened(w: &mut Writer, held: Value, dtype: DType) -> Value {
     match dtype {
         DType::F16 | DType::BF16 => {
             let bits = w.resize(held, Element::I32, false);
             w.widen_half(bits, dtype)
         }
         _ => held,
+    }
+}
+
+/// Zero as it lies in memory.
+pub(super) fn zero(w: &mut Writer, dtype: DType) -> Value {
+    match Type::scalar(Element::in_memory(dtype)) {
+        ty if ty.element.is_float() => w.float(ty, 0.0),
+        ty => w.int(ty, 0),
     }
 }
 

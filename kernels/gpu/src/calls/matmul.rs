@@ -1,11 +1,12 @@
-//! Matrix products, by tiles.
+//! Matrix products: extents, and where elements lie.
 
 use margay_loops::{Arithmetic, KernelCall, MatMul};
 use margay_tensor::DType;
 
-use super::epilogue::{finished, read, write};
-use super::tile::{self, Along, Operands};
-use super::{Arguments, Written, is_float};
+use super::epilogue::{finished, load, read, write};
+use super::product::{Along, Operands, Product};
+use super::schedule::Shape;
+use super::{Arguments, is_float};
 use crate::value::{Type, Value};
 use crate::writer::Writer;
 
@@ -23,40 +24,59 @@ pub(super) fn supports(c: &MatMul) -> Result<(), String> {
     }
 }
 
-pub(super) fn write_kernel(c: &MatMul) -> Written {
-    let mut args = Arguments::new(&KernelCall::MatMul(c.clone()));
-    let (mut w, values) = Writer::new(args.params(), tile::THREADS);
-    args.values(&values);
-    let (a, b) = (args.take(), args.take());
-    let bias = c.epilogue.bias.then(|| args.take());
-    let residual = c.epilogue.residual.then(|| args.take());
-    let out = args.take();
-    let ty = args.index();
-    let tiles = tile::blocks([c.m, c.n, c.k]);
-    let block = w.block_number();
-    let per_product = w.int(Type::I32, tiles as i64);
-    let (mut repetition, tile) = (w.divide(block, per_product), w.remainder(block, per_product));
-    let zero = w.int(ty, 0);
-    let mut starts = [zero; 3];
-    for axis in c.batch.iter().rev() {
-        let extent = w.int(Type::I32, axis.extent as i64);
-        let at = w.remainder(repetition, extent);
-        repetition = w.divide(repetition, extent);
-        let at = w.resize(at, ty.element, false);
-        for (start, stride) in starts.iter_mut().zip([axis.a, axis.b, axis.c]) {
-            let stride = w.int(ty, stride as i64);
-            let further = w.imul(at, stride);
-            *start = w.iadd(*start, further);
+impl Product for MatMul {
+    fn call(&self) -> KernelCall {
+        KernelCall::MatMul(self.clone())
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            rows: self.m,
+            columns: self.n,
+            terms: self.k,
+            repetitions: self.batch.iter().map(|axis| axis.extent).product(),
+            left: self.types.left,
+            left_rounded: self.types.left_rounded,
+            right: self.types.right.dtype,
         }
     }
-    let mut operands = Product { c, ty, a, b, bias, residual, out, starts };
-    tile::product(&mut w, tile, &mut operands);
-    let repetitions: usize = c.batch.iter().map(|axis| axis.extent).product();
-    Written { text: w.finish(), blocks: tiles * repetitions, threads: tile::THREADS }
+
+    fn operands<'p>(
+        &'p self,
+        w: &mut Writer,
+        args: &mut Arguments,
+        repetition: Value,
+    ) -> Box<dyn Operands + 'p> {
+        let ty = args.index();
+        let mut repetition = repetition;
+        let zero = w.int(ty, 0);
+        let mut starts = [zero; 3];
+        for axis in self.batch.iter().rev() {
+            let extent = w.int(Type::I32, axis.extent as i64);
+            let at = w.remainder(repetition, extent);
+            repetition = w.divide(repetition, extent);
+            let at = w.resize(at, ty.element, false);
+            for (start, stride) in starts.iter_mut().zip([axis.a, axis.b, axis.c]) {
+                let stride = w.int(ty, stride as i64);
+                let further = w.imul(at, stride);
+                *start = w.iadd(*start, further);
+            }
+        }
+        Box::new(Matrices {
+            c: self,
+            ty,
+            a: args.take(),
+            b: args.take(),
+            bias: self.epilogue.bias.then(|| args.take()),
+            residual: self.epilogue.residual.then(|| args.take()),
+            out: args.take(),
+            starts,
+        })
+    }
 }
 
 /// One of the products of a call.
-struct Product<'c> {
+struct Matrices<'c> {
     c: &'c MatMul,
     /// The type of positions in memory.
     ty: Type,
@@ -69,7 +89,7 @@ struct Product<'c> {
     starts: [Value; 3],
 }
 
-impl Product<'_> {
+impl Matrices<'_> {
     /// `start + i * stride + j * step`.
     fn at(&self, w: &mut Writer, start: Value, [i, j]: [Value; 2], [stride, step]: [usize; 2]) -> Value {
         let mut sum = start;
@@ -82,11 +102,7 @@ impl Product<'_> {
     }
 }
 
-impl Operands for Product<'_> {
-    fn extents(&self) -> [usize; 3] {
-        [self.c.m, self.c.n, self.c.k]
-    }
-
+impl Operands for Matrices<'_> {
     fn left_along(&self) -> Along {
         if self.c.a.row_stride == 1 { Along::Results } else { Along::Terms }
     }
@@ -95,21 +111,17 @@ impl Operands for Product<'_> {
         if self.c.b.row_stride == 1 { Along::Terms } else { Along::Results }
     }
 
-    fn left(&mut self, w: &mut Writer, row: Value, term: Value) -> Value {
+    fn left(&self, w: &mut Writer, row: Value, term: Value) -> Value {
         let at = self.at(w, self.starts[0], [row, term], [self.c.a.row_stride, self.c.a.col_stride]);
-        let x = read(w, self.a, at, self.c.types.left);
-        match self.c.types.left_rounded {
-            to if to == self.c.types.left => x,
-            to => w.round_half(x, to),
-        }
+        load(w, self.a, at, self.c.types.left)
     }
 
-    fn right(&mut self, w: &mut Writer, term: Value, column: Value) -> Value {
+    fn right(&self, w: &mut Writer, term: Value, column: Value) -> Value {
         let at = self.at(w, self.starts[1], [term, column], [self.c.b.row_stride, self.c.b.col_stride]);
-        read(w, self.b, at, self.c.types.right.dtype)
+        load(w, self.b, at, self.c.types.right.dtype)
     }
 
-    fn finish(&mut self, w: &mut Writer, row: Value, column: Value, sum: Value) {
+    fn finish(&self, w: &mut Writer, row: Value, column: Value, sum: Value) {
         let dtype: DType = self.c.types.result;
         let at = self.at(w, self.starts[2], [row, column], [self.c.c_row_stride, 1]);
         let bias = self.bias.map(|bias| read(w, bias, column, dtype));

@@ -1,17 +1,29 @@
 //! Kernels of calls: which there are, and what writes them.
 //!
-//! A kernel is made for one call, with its extents and strides as numbers in the code. Its parameters are the
-//! operands of the call in order. Sums are in f32, in the order of their terms: the same on every device and in every run.
+//! A kernel is made for one call and one class of devices, with extents and strides as numbers in the code. Its parameters
+//! are the operands of the call in order, and the workspace if there is one. Sums are in f32, in an order that the call and
+//! the class decide: the same in every run.
+//!
+//! - `matmul`, `conv`: products by where their elements lie; `product`: kernels of products of any source.
+//! - `schedule`: which form a product takes, and its cost; `tile`, `few_rows`, `matrix_units`: the forms.
+//! - `attention`; `epilogue`: what is done before results are stored.
 
 mod attention;
 mod conv;
 mod epilogue;
+mod few_rows;
 mod matmul;
+mod matrix_units;
+mod product;
+mod schedule;
 mod tile;
 
 use margay_loops::{CallArg, Conv, KernelCall};
 use margay_tensor::DType;
 
+use self::product::Product;
+use self::schedule::Schedule;
+use crate::target::GpuTarget;
 use crate::value::{Type, Value};
 use crate::writer::Param;
 
@@ -43,23 +55,63 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
     }
 }
 
-/// The kernel of a call; `None` for a call that has nothing to write.
+/// A call as a product, if it is one.
+fn product(call: &KernelCall) -> Option<&dyn Product> {
+    match call {
+        KernelCall::MatMul(c) => Some(c),
+        KernelCall::Conv(c) => Some(c),
+        KernelCall::ConvKernelGradient(c) => Some(c),
+        KernelCall::Attention(_)
+        | KernelCall::AttentionGradient(_)
+        | KernelCall::Hadamard(_)
+        | KernelCall::LinearAttention(_) => None,
+    }
+}
+
+/// Whether a call has nothing to write.
+fn writes_nothing(call: &KernelCall) -> bool {
+    let nothing = |arg: &CallArg| arg.axes.iter().any(|(extent, _)| *extent == 0);
+    call.args().iter().filter(|arg| arg.written).all(nothing)
+}
+
+/// Bytes of the workspace that the kernels of a call need.
+pub fn workspace_bytes(call: &KernelCall, target: GpuTarget) -> usize {
+    match product(call) {
+        Some(product) if !writes_nothing(call) => product::workspace_bytes(product, target),
+        _ => 0,
+    }
+}
+
+/// How a product is computed, in words; `None` for calls that are none.
+pub fn form(call: &KernelCall, target: GpuTarget) -> Option<String> {
+    product(call).map(|product| Schedule::of(&product.shape(), call, target).to_string())
+}
+
+/// The kernels of a call, one launched after the other; none for a call that has nothing to write.
 ///
 /// # Errors
 /// Why it has none.
-pub fn write(call: &KernelCall) -> Result<Option<Written>, String> {
+pub fn write(call: &KernelCall, target: GpuTarget) -> Result<Vec<Written>, String> {
     supports(call)?;
-    let nothing = |arg: &CallArg| arg.axes.iter().any(|(extent, _)| *extent == 0);
-    if call.args().iter().filter(|arg| arg.written).all(nothing) {
-        return Ok(None);
+    if writes_nothing(call) {
+        return Ok(Vec::new());
     }
     Ok(match call {
-        KernelCall::MatMul(c) => Some(matmul::write_kernel(c)),
-        KernelCall::Conv(c) => Some(conv::write_kernel(c)),
-        KernelCall::ConvKernelGradient(c) => Some(conv::write_gradient(c)),
-        KernelCall::Attention(c) => Some(attention::write_kernel(c)),
-        KernelCall::AttentionGradient(_) | KernelCall::Hadamard(_) | KernelCall::LinearAttention(_) => None,
+        KernelCall::Attention(c) => vec![attention::write_kernel(c)],
+        _ => product(call).map_or_else(Vec::new, |product| product::write(product, target)),
     })
+}
+
+/// The predicted seconds of a call on a device of the class of a target.
+pub fn seconds(call: &KernelCall, target: GpuTarget) -> f64 {
+    match product(call) {
+        Some(product) => schedule::seconds(&product.shape(), call, target),
+        None => {
+            let rates = target.rates();
+            let moved = schedule::bytes(call) as f64 / rates.bytes;
+            rates.launch + moved.max(call.flops() as f64 / rates.operations)
+        }
+    }
 }
 
 /// Whether numbers of a type can be read as f32.
@@ -76,13 +128,15 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn new(call: &KernelCall) -> Arguments {
+    /// Those of a call, and its workspace if there is one.
+    fn new(call: &KernelCall, workspace: bool) -> Arguments {
         let args = call.args();
         let param = |arg: &CallArg| Param::Pointer { align: arg.dtype.bytes(), constant: false };
+        let workspace = workspace.then_some(Param::Pointer { align: 4, constant: false });
         let span = |arg: &CallArg| -> usize { arg.axes.iter().map(|(extent, stride)| extent * stride).sum() };
         let large = args.iter().any(|arg| span(arg) >= 1 << 31);
         Arguments {
-            params: args.iter().map(param).collect(),
+            params: args.iter().map(param).chain(workspace).collect(),
             values: Vec::new(),
             index: if large { Type::I64 } else { Type::I32 },
         }
