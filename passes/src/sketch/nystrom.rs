@@ -108,16 +108,25 @@ impl Scheme for NystromScheme {
 /// What a plan says of landmarks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NystromSettings {
+pub struct NystromSettings {
     /// Means of queries and of keys.
-    landmarks: usize,
+    pub landmarks: usize,
     /// Steps towards the pseudo-inverse.
     #[serde(default = "six", skip_serializing_if = "is_six")]
-    iterations: usize,
+    pub iterations: usize,
+    /// The heads that are replaced; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    heads: Option<Vec<usize>>,
+    pub heads: Option<Vec<usize>>,
+    /// The greatest relative error of a head that is replaced, as measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<f64>,
+    pub limit: Option<f64>,
+}
+
+impl NystromSettings {
+    /// So many landmarks in all heads, and six steps.
+    pub fn new(landmarks: usize) -> NystromSettings {
+        NystromSettings { landmarks, iterations: six(), heads: None, limit: None }
+    }
 }
 
 fn six() -> usize {
