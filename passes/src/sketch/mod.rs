@@ -32,6 +32,7 @@ mod kronecker;
 mod layer;
 mod local;
 mod lowrank;
+mod lowrank_diag;
 mod moments;
 mod monarch;
 mod neurons;
@@ -44,6 +45,7 @@ mod rows;
 mod spatial;
 mod structured;
 mod training;
+mod tt;
 mod tucker;
 
 pub use cp::CpScheme;
@@ -55,6 +57,7 @@ pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
 pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
+pub use lowrank_diag::LowRankDiagScheme;
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
@@ -69,6 +72,7 @@ pub use training::{
     AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, TrainingRank,
     attention_for_training, lowrank_for_training, panther_for_training,
 };
+pub use tt::TtScheme;
 pub use tucker::TuckerScheme;
 
 use std::sync::Arc;
@@ -237,12 +241,14 @@ pub const SCHEMES: &[&dyn Scheme] = &[
     &KroneckerScheme,
     &LocalScheme,
     &LowRankScheme,
+    &LowRankDiagScheme,
     &MonarchScheme,
     &NeuronsScheme,
     &NystromScheme,
     &PantherScheme,
     &QuantizedScheme,
     &SpatialScheme,
+    &TtScheme,
     &TuckerScheme,
 ];
 

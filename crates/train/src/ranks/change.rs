@@ -264,13 +264,13 @@ mod tests {
         let bounds = change.spectrum().bounds;
         assert_eq!((bounds.len(), bounds[RANK]), (RANK + 1, 0.0));
         let b = pair.right_matrix(&right).unwrap();
-        for rank in 1..RANK {
+        for (rank, bound) in bounds.iter().enumerate().take(RANK).skip(1) {
             let projected = change.to_rank(rank).unwrap();
             let kept = projected.into.product(&projected.back.product(&b).unwrap()).unwrap();
             let lost = Matrix::from_fn(b.rows(), b.columns(), |i, j| b.at(i, j) - kept.at(i, j));
             // γ = 2, and the sum over 60 rows of what is lost.
             let expected = 2.0 * z.product(&lost).unwrap().squared_norm().sqrt();
-            assert!((bounds[rank] / expected - 1.0).abs() < 1e-4, "{rank}: {} {expected}", bounds[rank]);
+            assert!((bound / expected - 1.0).abs() < 1e-4, "{rank}: {bound} {expected}");
         }
     }
 
