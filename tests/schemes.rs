@@ -312,7 +312,7 @@ fn check_factors(row: &Row, g: &Graph, x: &Tensor) {
 fn doc_examples_hold() {
     for facts in SCHEMES.iter().map(|s| s.facts()) {
         let scheme = facts.name;
-        let path = format!("../passes/src/sketch/{scheme}.rs");
+        let path = format!("../passes/src/sketch/{}.rs", scheme.replace('-', "_"));
         let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let examples = doc_examples(&text);
         assert!(!examples.is_empty() && examples.len() == facts.examples.len(), "{scheme}");
@@ -404,4 +404,61 @@ fn least_squares_keep_more_of_the_output() {
     };
     let (fitted, as_they_were) = (planned(Some(&samples)), planned(None));
     assert!(fitted < 0.8 * as_they_were, "{fitted} and {as_they_were}");
+}
+
+/// A weight that is a diagonal and two factors is found as that, where factors alone are far from it; and a diagonal never makes
+/// an error greater.
+#[test]
+fn a_diagonal_is_found_beside_factors() {
+    const SIZE: usize = 20;
+    let made = source(rows::PASSING);
+    let low = falling([SIZE, SIZE]);
+    for (size, factor) in [(0.0, 1.0), (2.0, 0.5), (0.5, 1.0)] {
+        let entry = |i: usize| match (i / SIZE, i % SIZE) {
+            (r, c) if r == c => low[i] + size * (1.5 + (r as f32).sin()),
+            _ => low[i],
+        };
+        let weight: Vec<f32> = (0..SIZE * SIZE).map(entry).collect();
+        let weight = Tensor::from_slice(&[SIZE, SIZE], &weight).unwrap();
+        let g = with_parameters(&made.graph, &[("square.weight".to_owned(), weight)]).unwrap();
+        let source = Model::new(g, "net", &mut Dump::none()).unwrap();
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 3000, 0))]).unwrap();
+        for rank in [3, 8] {
+            let error = |scheme: &str| {
+                let plan = Some(plan_of(&source.hash, "down", scheme, &format!("rank = {rank}")));
+                let options = CompileOptions { plan, ..CompileOptions::default() };
+                let compiled =
+                    compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+                compiled.report.modules.iter().find(|m| m.is_sketched()).unwrap().layer_error
+            };
+            let (with, without) = (error("lowrank-diag"), error("lowrank"));
+            assert!(with <= factor * without * (1.0 + 1e-6), "{size} {rank}: {with} and {without}");
+        }
+    }
+}
+
+/// Memory of a layer as a tensor train, compiled: a small part of what its weight takes.
+#[test]
+fn a_tensor_train_never_makes_the_weight() {
+    let text = "graph @wide(%x: f32[4, 1024]) -> (y: f32[4, 1024]) {
+      %0 = const #w : f32[1024, 1024]  // fc.weight
+      %1 = matmul %x, %0 : f32[4, 1024]  // fc
+      return %1
+    }";
+    let source = Model::new(parse_with_random_constants(text).0, "wide", &mut Dump::none()).unwrap();
+    let settings = "inputs = [8, 16, 8], outputs = [8, 16, 8], rank = 4";
+    let plan = Some(plan_of(&source.hash, "fc", "tt", settings));
+    let options = CompileOptions { plan, ..CompileOptions::default() };
+    let compiled = compile(&source, None, &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let mut runner = compiled.runner(1);
+    let x = normal(&[4, 1024], 8, 1);
+    let session = runner.session(&[("x".to_owned(), x)]).unwrap();
+    let (peak, weight) = (session.peak_bytes() + session.executable().weights_bytes(), 4 * 1024 * 1024);
+    // 64 + 64 and 4096 numbers in the cores; rows between cores are four times as long as x at most.
+    assert!(peak < weight / 8, "{peak} of {weight} bytes");
+    let constants: usize = margay_passes::parameter_names(&compiled.graph)
+        .iter()
+        .map(|(n, _)| compiled.graph.constant((*n).into()).unwrap().tensor().len())
+        .sum();
+    assert_eq!(constants, 8 * 8 * 4 + 4 * 16 * 16 * 4 + 4 * 8 * 8);
 }

@@ -39,7 +39,9 @@ pub use differentiate::{Differentiate, gradients};
 pub use expand_recurrences::ExpandRecurrences;
 pub use fold_constants::FoldConstants;
 pub use fold_scales::FoldScales;
-pub use make_trainable::{MakeTrainable, make_trainable, parameter_names, with_constants, with_parameters};
+pub use make_trainable::{
+    MakeTrainable, make_trainable, parameter_names, with_constants, with_parameters, with_resized_parameters,
+};
 pub use merge_duplicates::MergeDuplicates;
 pub use pad_decided::PadDecided;
 pub use pipeline::{PassRun, Pipeline, PipelineError, PipelineFault, PipelineItem, Replay};

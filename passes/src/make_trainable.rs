@@ -149,15 +149,7 @@ pub fn make_trainable(g: &mut Graph, constants: &[NodeId]) -> Result<Vec<(String
 /// # Errors
 /// [`PassError::Refused`] for a name that no constant has, and for contents of another type than the constant's.
 pub fn with_parameters(g: &Graph, values: &[(String, Tensor)]) -> Result<Graph, PassError> {
-    let names = parameter_names(g);
-    let mut contents = Vec::with_capacity(values.len());
-    for (name, tensor) in values {
-        let Some((n, _)) = names.iter().find(|(_, known)| known == name) else {
-            return Err(PassError::Refused(format!("the model has no constant of floats `{name}`")));
-        };
-        contents.push((*n, tensor.clone()));
-    }
-    with_constants(g, &contents)
+    with_constants(g, &named_contents(g, values)?)
 }
 
 /// The same graph with other contents of some constants. Order, origins and so [`parameter_names`] stay; all ids are new.
@@ -173,6 +165,43 @@ pub fn with_constants(g: &Graph, contents: &[(NodeId, Tensor)]) -> Result<Graph,
             return Err(PassError::Refused(format!("constant `{name}`: expected {expected}, found {found}")));
         }
     }
+    replaced(g, contents)
+}
+
+/// As [`with_parameters`], with contents that may have another shape: types of what reads them are inferred anew. The outputs
+/// of the model keep theirs.
+///
+/// # Errors
+/// [`PassError::Refused`] for a name that no constant has, and where an output would get another type; [`PassError::Add`] where
+/// an operator does not take the new shape.
+pub fn with_resized_parameters(g: &Graph, values: &[(String, Tensor)]) -> Result<Graph, PassError> {
+    let resized = replaced(g, &named_contents(g, values)?)?;
+    let changed =
+        g.outputs().iter().zip(resized.outputs()).find(|(a, b)| g.ty(a.value) != resized.ty(b.value));
+    match changed {
+        None => Ok(resized),
+        Some((a, b)) => {
+            let (expected, found) = (g.ty(a.value), resized.ty(b.value));
+            Err(PassError::Refused(format!("output `{}`: expected {expected}, found {found}", a.name)))
+        }
+    }
+}
+
+/// Contents by constants, of contents by names.
+fn named_contents(g: &Graph, values: &[(String, Tensor)]) -> Result<Vec<(NodeId, Tensor)>, PassError> {
+    let names = parameter_names(g);
+    let mut contents = Vec::with_capacity(values.len());
+    for (name, tensor) in values {
+        let Some((n, _)) = names.iter().find(|(_, known)| known == name) else {
+            return Err(PassError::Refused(format!("the model has no constant of floats `{name}`")));
+        };
+        contents.push((*n, tensor.clone()));
+    }
+    Ok(contents)
+}
+
+/// The same graph with other contents of some constants, whatever their types.
+fn replaced(g: &Graph, contents: &[(NodeId, Tensor)]) -> Result<Graph, PassError> {
     let contents: HashMap<NodeId, &Tensor> = contents.iter().map(|(n, tensor)| (*n, tensor)).collect();
     let op_of = |n: NodeId| match contents.get(&n) {
         Some(tensor) => Const { payload: Payload::new((*tensor).clone()) }.into(),

@@ -43,6 +43,7 @@ fn a_model_is_trained_exported_and_compiled() {
         "optimizer",
         "output",
         "parameters",
+        "rank_changes",
         "rate_test",
         "samples",
         "seconds",
@@ -68,6 +69,52 @@ fn a_model_is_trained_exported_and_compiled() {
     assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-3 * (1.0 + x.abs())), "{a:?} {b:?}");
     place.done("run model.onnx --inputs in.npz --outputs c.npz");
     assert_ne!(place.read_npz("c.npz")[0].1.to_vec::<f32>().unwrap(), a);
+}
+
+#[test]
+fn ranks_are_chosen_during_training_and_exported() {
+    let place = place();
+    let base = "train model.onnx --data data.npz --labels label --batch 16 --held-out 0.2 --learning-rate 0.003 \
+                --threads 1 --steps 20 --evaluations 2 --scheme lowrank --layers conv3,fc1";
+    let told = place.done(&format!("{base} --rank auto --keep 0.1 --export auto.onnx --json"));
+    let report = json(&told.stdout);
+    let changes = report["rank_changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 5);
+    let last = &changes[4];
+    assert_eq!(last["step"], 10);
+    let dense = 576 * 64 + 3136 * 64;
+    assert!(last["numbers"].as_u64().unwrap() <= dense / 10, "{last}");
+    let ranks: Vec<u64> = (0..2).map(|i| last["ranks"][i][1].as_u64().unwrap()).collect();
+    assert_eq!(last["numbers"].as_u64(), Some(ranks[0] * (576 + 64) + ranks[1] * (3136 + 64)));
+    // What is exported has these factors and no others.
+    let others = report["dense_stored"].as_u64().unwrap() - dense;
+    assert_eq!(report["stored"].as_u64(), Some(others + last["numbers"].as_u64().unwrap()));
+    place.done("run auto.onnx --inputs in.npz --outputs auto.npz");
+
+    // For people, and with a limit of the loss instead.
+    let told = place.done(&format!("{base} --rank auto --loss-change 0.5 --export loss.onnx"));
+    assert!(told.stdout.contains("ranks at step 2: conv3 "), "{}", told.stdout);
+    let fixed = place.done(&format!("{base} --rank 4 --export four.onnx --json"));
+    assert_eq!(json(&fixed.stdout)["stored"].as_u64(), Some(others + 4 * (576 + 64 + 3136 + 64)));
+    assert_eq!(json(&fixed.stdout)["rank_changes"].as_array().map(Vec::len), Some(0));
+
+    for (options, why) in [
+        ("--rank 4 --keep 0.1", "`--keep` and `--loss-change` need `--rank auto`"),
+        ("--rank auto --keep 1.5", "the share of numbers: expected above 0 and below 1, found 1.5"),
+        ("--rank auto --window 3", "`--window` is for `--scheme local`"),
+    ] {
+        let refused = place.run(&format!("{base} {options} --export x.onnx"));
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+    let auto =
+        base.replace("--scheme lowrank --layers conv3,fc1", "--scheme panther --rank auto --export x.onnx");
+    assert!(place.run(&auto).stderr.contains("`--rank auto` is for `--scheme lowrank`"));
+    for scheme in ["nystrom --landmarks 4", "local --window 4", "favor --features 8"] {
+        let none = base.replace("lowrank --layers conv3,fc1", &format!("{scheme} --export x.onnx"));
+        let refused = place.run(&none);
+        assert!(refused.stderr.contains("the model has no attention that was found"), "{}", refused.stderr);
+    }
 }
 
 #[test]

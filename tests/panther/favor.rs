@@ -4,7 +4,8 @@
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, compile};
 use margay_ir::{Changed, Cx, Graph, Part, Stage, eval};
 use margay_passes::sketch::{
-    FavorSettings, FavorTraining, FeatureDirections, FeatureKernel, HeadChoice, favor_for_training, read_plan,
+    AttentionForm, AttentionTraining, FavorSettings, FeatureDirections, FeatureKernel, HeadChoice,
+    attention_for_training, read_plan,
 };
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
@@ -47,12 +48,12 @@ fn hiding(shape: &[usize], number: f32) -> Tensor {
 
 fn with_features(g: &Graph, settings: &FavorSettings) -> Graph {
     let (mut g, mut cx) = (g.clone(), Cx::default());
-    let options = FavorTraining { settings: settings.clone(), seed: 3, modules: None };
-    assert_eq!(favor_for_training(&mut g, &options, &mut cx).unwrap(), Changed::times(1));
+    let options = AttentionTraining { form: AttentionForm::Favor(settings.clone()), seed: 3, modules: None };
+    assert_eq!(attention_for_training(&mut g, &options, &mut cx).unwrap(), Changed::times(1));
     assert!(cx.remarks.is_empty(), "{:?}", cx.remarks);
     assert_eq!(g.verify(Stage::Sketched), Ok(()));
     // What is left of it is not looked at again.
-    assert!(favor_for_training(&mut g, &options, &mut cx).is_err());
+    assert!(attention_for_training(&mut g, &options, &mut cx).is_err());
     g
 }
 
@@ -215,8 +216,9 @@ fn errors_fall_with_the_number_of_features() {
         let settings = FavorSettings { directions, ..FavorSettings::new(features) };
         let each = (0..16).map(|seed| {
             let mut replaced = g.clone();
-            let options = FavorTraining { settings: settings.clone(), seed, modules: None };
-            favor_for_training(&mut replaced, &options, &mut Cx::default()).unwrap();
+            let options =
+                AttentionTraining { form: AttentionForm::Favor(settings.clone()), seed, modules: None };
+            attention_for_training(&mut replaced, &options, &mut Cx::default()).unwrap();
             run(&replaced, &inputs).iter().zip(&exact).map(|(f, e)| (f - e).powi(2)).sum::<f64>()
         });
         each.sum::<f64>() / 16.0 / exact.iter().map(|e| e * e).sum::<f64>()
@@ -244,8 +246,8 @@ fn derivatives_are_those_of_finite_differences() {
 
 fn declined(g: &Graph, settings: FavorSettings) -> String {
     let (mut g, mut cx) = (g.clone(), Cx::default());
-    let options = FavorTraining { settings, seed: 0, modules: None };
-    match favor_for_training(&mut g, &options, &mut cx) {
+    let options = AttentionTraining { form: AttentionForm::Favor(settings), seed: 0, modules: None };
+    match attention_for_training(&mut g, &options, &mut cx) {
         Ok(changed) => {
             assert_eq!(changed, Changed::No);
             cx.remarks[0].message.clone()

@@ -139,6 +139,15 @@ pub(crate) const ROWS: &[Row] = &[
         found: Found::ByStructure,
     },
     Row {
+        scheme: "lowrank-diag",
+        network: PASSING,
+        site: "down",
+        exact: Some("rank = 20"),
+        saves_operations: true,
+        lossy: &["rank = 1", "rank = 3", "rank = 6"],
+        found: Found::Never,
+    },
+    Row {
         scheme: "monarch",
         network: FFN,
         site: "up",
@@ -229,6 +238,30 @@ pub(crate) const ROWS: &[Row] = &[
         found: Found::Never,
     },
     Row {
+        scheme: "tt",
+        network: FFN,
+        site: "up",
+        exact: Some("inputs = [2, 3, 4], outputs = [4, 4, 5], rank = 200"),
+        saves_operations: false,
+        lossy: &[
+            "inputs = [2, 3, 4], outputs = [4, 4, 5], rank = 2",
+            "inputs = [2, 3, 4], outputs = [4, 4, 5], rank = 5",
+        ],
+        found: Found::Never,
+    },
+    Row {
+        scheme: "tt",
+        network: FFN,
+        site: "down",
+        exact: Some("inputs = [8, 10], outputs = [4, 5], rank = 40"),
+        saves_operations: false,
+        lossy: &[
+            "inputs = [4, 4, 5], outputs = [2, 2, 5], rank = 2",
+            "inputs = [4, 4, 5], outputs = [2, 2, 5], rank = 5",
+        ],
+        found: Found::Never,
+    },
+    Row {
         scheme: "tucker",
         network: CONVNET,
         site: "conv",
@@ -246,6 +279,18 @@ pub(crate) const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
   %3 = add %1, %2 : f32[N, 80]  // up/Add
   %4 = gelu %3 : f32[N, 80]  // act
   %5 = const #v : f32[80, 20]  // down.weight
+  %6 = matmul %4, %5 : f32[N, 20]  // down
+  return %6
+}";
+
+/// A square weight at the end.
+pub(crate) const PASSING: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
+  %0 = const #u : f32[24, 20]  // first.weight
+  %1 = matmul %x, %0 : f32[N, 20]  // up
+  %2 = const #b : f32[20]  // up.bias
+  %3 = add %1, %2 : f32[N, 20]  // up/Add
+  %4 = gelu %3 : f32[N, 20]  // act
+  %5 = const #v : f32[20, 20]  // square.weight
   %6 = matmul %4, %5 : f32[N, 20]  // down
   return %6
 }";

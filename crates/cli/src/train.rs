@@ -2,18 +2,20 @@
 //!
 //! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `stored` and
 //! `dense_stored` (numbers in all constants, of the trained model and of the one without sketches), `samples` (`trained`,
-//! `held_out`), `steps`, `seconds`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
+//! `held_out`), `steps`, `seconds`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `rank_changes` (choices
+//! of ranks: `number`, `step`, `ranks` as pairs of layer and rank, `numbers`, `bound`, `loss_before`, `loss_after`), `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
 //! point before, `error` on held-out samples, `measures` as pairs of name and number), `history` (all points), `memory`
 //! (`parameter_bytes`, `state_bytes`, `arena_bytes`, `saved_bytes`, `constant_bytes`, `session_bytes`) and `seed`.
+
+mod sketches;
 
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FavorSettings, FavorTraining, FeatureKernel, FitOptions, Fitted, Length, Masking, Model,
-    Objective, Optimizer, PantherTraining, RateTest, Schedule, Selection, SketchTraining, Start, Supervised,
-    TrainedModel, Training, Update, backend, export_graph, is_array_file, open, read_labels, samples_of,
-    training_batch, vocabulary,
+    CompileOptions, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange, RateTest,
+    Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, export_graph, is_array_file,
+    open, read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
@@ -30,7 +32,9 @@ on held-out samples.
 With --json:
   {"model", "loss", "optimizer", "output", "parameters", "stored", "dense_stored",
    "samples": {"trained", "held_out"}, "steps", "seconds", "learning_rate",
-   "rate_test": {"rate", "improved", "steps"}, "stop", "divergence", "first", "best",
+   "rate_test": {"rate", "improved", "steps"},
+   "rank_changes": [{"number", "step", "ranks", "numbers", "bound", "loss_before", "loss_after"}],
+   "stop", "divergence", "first", "best",
    "history": [{"step", "seconds", "loss", "error", "measures"}],
    "memory": {"parameter_bytes", "state_bytes", "arena_bytes", "saved_bytes", "constant_bytes",
               "session_bytes"}, "seed"}"#;
@@ -69,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long)]
     init: bool,
     #[command(flatten)]
-    sketch: SketchArgs,
+    sketch: sketches::SketchArgs,
     #[command(flatten)]
     masked: MaskedArgs,
     #[command(flatten)]
@@ -105,50 +109,6 @@ pub(crate) struct Args {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// What layers are replaced by.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SketchScheme {
-    Panther,
-    Favor,
-}
-
-/// The function of random features.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kernel {
-    Softmax,
-    Relu,
-}
-
-/// Sketches in place of layers, trained from the beginning.
-#[derive(clap::Args)]
-struct SketchArgs {
-    /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
-    /// trained (panther), or attention by random features (favor).
-    #[arg(long, value_name = "SCHEME")]
-    scheme: Option<SketchScheme>,
-    /// With --scheme panther: columns of each sketch. Layers that would not get smaller stay.
-    #[arg(long, value_name = "K", value_parser = at_least_one, requires = "scheme", conflicts_with = "features", required_if_eq("scheme", "panther"))]
-    rank: Option<usize>,
-    /// With --scheme panther: sketches that are averaged.
-    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
-    terms: usize,
-    /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
-    #[arg(long, requires = "scheme", conflicts_with = "features")]
-    two_sided: bool,
-    /// With --scheme favor: features of a query or key.
-    #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
-    features: Option<usize>,
-    /// With --scheme favor: the function of random features.
-    #[arg(long, value_name = "KERNEL", default_value = "softmax")]
-    kernel: Kernel,
-    /// With --scheme: the layers by name [default: all].
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "scheme")]
-    layers: Option<Vec<String>>,
-    /// With --scheme panther: what the factors are at first [default: least-squares, or random with --init].
-    #[arg(long, value_name = "START", requires = "scheme")]
-    start: Option<Begin>,
 }
 
 /// Masked language models.
@@ -233,13 +193,6 @@ enum Rule {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Begin {
-    LeastSquares,
-    Unbiased,
-    Random,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Decay {
     Constant,
     Cosine,
@@ -270,7 +223,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     };
     let training = {
         let head = args.head.map(|classes| classes as usize);
-        Training::new(&source, options(args, &source)?, head, args.init, sketches(args).as_ref())?
+        let sketches = args.sketch.sketches(args.length.seed, args.init)?;
+        Training::new(&source, options(args, &source)?, head, args.init, sketches.as_ref())?
     };
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
@@ -333,6 +287,7 @@ fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
             ..FitOptions::default()
         },
         held_out: args.held_out,
+        ranks: args.sketch.ranks()?,
         max_saved_bytes: args.max_saved_bytes,
         threads: args.threads.get(),
         backend: backend::native(),
@@ -354,6 +309,14 @@ pub(crate) fn rate_line(fitted: &Fitted) -> String {
     }
 }
 
+/// Says which ranks were chosen, and what that did to the loss.
+fn rank_line(change: &RankChange) -> String {
+    let ranks =
+        change.ranks.iter().map(|(name, rank)| format!("{name} {rank}")).collect::<Vec<_>>().join(", ");
+    let [before, after, bound] = [change.loss_before, change.loss_after, change.bound].map(significant);
+    format!("ranks at step {}: {ranks}; loss {before} to {after}, at most {bound} apart\n", change.step)
+}
+
 fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
     let masking = Masking {
         mask: args.masked.mask_token.unwrap_or_default(),
@@ -362,37 +325,6 @@ fn masked_lm(args: &Args, source: &Model) -> Result<Objective, Failure> {
         share: 0.15,
     };
     Ok(Objective::MaskedLm { tokens: args.masked.tokens.clone(), masking })
-}
-
-/// The sketches that are asked for.
-fn sketches(args: &Args) -> Option<SketchTraining> {
-    let SketchArgs { scheme, rank, terms, two_sided, features, kernel, layers, start } = &args.sketch;
-    let (seed, modules) = (args.length.seed, layers.clone());
-    let (rank, terms) = match (scheme.as_ref()?, *rank, *features) {
-        (SketchScheme::Favor, _, Some(features)) => {
-            let kernel = match kernel {
-                Kernel::Softmax => FeatureKernel::Softmax,
-                Kernel::Relu => FeatureKernel::Relu,
-            };
-            let settings = FavorSettings { kernel, ..FavorSettings::new(features) };
-            return Some(SketchTraining::Favor(FavorTraining { settings, seed, modules }));
-        }
-        (SketchScheme::Panther, Some(rank), _) => (rank, *terms),
-        _ => return None,
-    };
-    let start = match (start, args.init) {
-        (Some(Begin::LeastSquares), _) | (None, false) => Start::LeastSquares,
-        (Some(Begin::Unbiased), _) => Start::Unbiased,
-        (Some(Begin::Random), _) | (None, true) => Start::Random,
-    };
-    Some(SketchTraining::Panther(PantherTraining {
-        rank,
-        terms,
-        start,
-        two_sided: *two_sided,
-        seed,
-        modules,
-    }))
 }
 
 /// Writes what was asked for, each file whatever becomes of the others; the first failure.
@@ -431,6 +363,7 @@ fn summary(args: &Args, model: &TrainedModel) -> String {
         bytes(trained.memory.state_bytes as u64),
         bytes(trained.memory.session_bytes as u64)
     );
+    text += &fitted.rank_changes.iter().map(rank_line).collect::<String>();
     let (now, dense) = (model.stored, model.dense_stored);
     if now != dense {
         let share = percent(now as f64, dense as f64);

@@ -94,7 +94,8 @@ pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
-    FavorSettings, FavorTraining, FeatureKernel, HeadChoice, PantherTraining, SketchTraining, Start, sites,
+    AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, HeadChoice, LocalSettings, LocalSummary,
+    LowRankTraining, NystromSettings, PantherTraining, SketchTraining, Start, TrainingRank, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};
@@ -105,8 +106,8 @@ pub use margay_train::recover::{
     BlockReport, Hidden, RecoverOptions, Recovered, Train as Trainable, recover,
 };
 pub use margay_train::{
-    Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, RateTest, Schedule,
-    Selection, StepMemory, Stop, Supervised, TrainError, Trained, Update,
+    Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, RankChange, RankLimit,
+    RankSelection, RateTest, Schedule, Selection, StepMemory, Stop, Supervised, TrainError, Trained, Update,
 };
 
 /// The examples of the README, which compile.

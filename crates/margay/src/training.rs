@@ -10,7 +10,8 @@ use margay_tensor::Tensor;
 use margay_train::head::with_head;
 use margay_train::init::initial;
 use margay_train::{
-    Objective, Observer, Optimizer, Point, RateTest, StepMemory, Stop, Supervised, TrainError, Trained,
+    Objective, Observer, Optimizer, Point, RankChange, RateTest, StepMemory, Stop, Supervised, TrainError,
+    Trained,
 };
 use serde::Serialize;
 
@@ -120,6 +121,7 @@ impl TrainedModel {
             seconds: fitted.seconds,
             learning_rate: fitted.learning_rate,
             rate_test: fitted.rate_test.as_ref(),
+            rank_changes: &fitted.rank_changes,
             stop: fitted.stop,
             divergence: fitted.divergence(),
             first: fitted.first(),
@@ -158,6 +160,8 @@ pub struct TrainingReport<'a> {
     pub learning_rate: f64,
     /// How it was found, where a test did.
     pub rate_test: Option<&'a RateTest>,
+    /// Every choice of ranks, where they are chosen during training.
+    pub rank_changes: &'a [RankChange],
     /// Why training ended.
     pub stop: Stop,
     /// Which step was no use and why, if that ended it.

@@ -39,7 +39,7 @@
 //! - [`nystrom`], [`revd2`], [`rpcholesky`], [`conjugate_gradients`]: positive semidefinite matrices.
 //! - [`least_squares`], [`saddle_point`]: preconditioned by a sketch.
 //! - [`hutch_plus_plus`], [`lanczos_trace`], [`lanczos_log_determinant`]: traces of what is known by its products.
-//! - [`tt_svd`], [`hosvd`], [`hooi`], [`cp_als`]: tensors.
+//! - [`tt_svd`], [`tt_svd_to_rank`], [`hosvd`], [`hooi`], [`cp_als`]: tensors.
 //! - [`spectral_norm_bound`] and [`RangeBasis::leave_one_out`]: how large an error is, from random vectors.
 //!
 //! **Weights**, row-major `f32` outside and `f64` inside: a weight matrix, and what was seen of the inputs it is applied
@@ -119,6 +119,7 @@ pub use sparse::Sparse;
 pub use subset::Subset;
 pub use tensor::{
     Cp, CpOptions, DenseTensor, TensorTrain, Tucker, cp_als, hooi, hosvd, hosvd_to_tolerance, tt_svd,
+    tt_svd_to_rank,
 };
 pub use test_matrix::{Distribution, random_matrix};
 pub use trace::{Estimate, LanczosOptions, hutch_plus_plus, lanczos_log_determinant, lanczos_trace};

@@ -13,13 +13,13 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::fit::Point;
+use crate::{RankChange, TrainError};
 
 /// The key of the metadata under which the record lies, as JSON.
 const RECORD: &str = "margay.training";
 /// The version of the record that is written and read.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const STATE: &str = "state.";
 const BEST: &str = "best.";
 const FIXED: &str = "fixed.";
@@ -55,6 +55,8 @@ pub struct Record {
     pub best_step: u64,
     /// Every evaluation so far.
     pub history: Vec<Point>,
+    /// Every choice of ranks so far.
+    pub rank_changes: Vec<RankChange>,
 }
 
 /// A state of training.
@@ -190,6 +192,7 @@ mod tests {
                     error: 0.5,
                     measures: vec![],
                 }],
+                rank_changes: vec![],
             },
             states: vec![("step".into(), Tensor::scalar(12f32)), ("w".into(), weights.clone())],
             best: vec![("w".into(), weights)],

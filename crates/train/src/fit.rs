@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, Identity, Record};
 use crate::error::unless_interrupted;
 use crate::rate::{self, RateTest, find_rate};
-use crate::{Batches, NonFinite, TrainError, Trainer};
+use crate::{Batches, NonFinite, RankChange, TrainError, Trainer};
 
 /// Named tensors.
 pub type Tensors = Vec<(String, Tensor)>;
@@ -34,6 +34,36 @@ pub trait Task {
 
     /// The error of a model with these parameters on samples that are not trained on.
     fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError>;
+
+    /// The same task, where ranks of factors are chosen while they are trained; `None` where parameters keep their shapes.
+    fn ranks(&mut self) -> Option<&mut dyn Ranked> {
+        None
+    }
+}
+
+/// A task in which [ranks](crate::ranks) of factors are chosen while they are trained.
+pub trait Ranked {
+    /// How many choices are due after so many steps of all.
+    fn due(&self, step: u64, total: u64) -> usize;
+
+    /// Makes a choice, the `number`th, after so many steps: puts a trainer of parameters of other shapes in place of the one that is there, which
+    /// goes on from its states. `batches` are the samples to measure on.
+    ///
+    /// # Errors
+    /// What measuring and compiling fail with; the trainer is as it was then.
+    fn choose(
+        &mut self,
+        trainer: &mut Trainer,
+        number: usize,
+        step: u64,
+        batches: &[Vec<usize>],
+    ) -> Result<RankChange, TrainError>;
+
+    /// Puts a trainer of the shapes of some states in place of the one that is there.
+    ///
+    /// # Errors
+    /// For states that are not those of the model at any ranks, and what compiling fails with.
+    fn resize(&mut self, trainer: &mut Trainer, states: &[(String, Tensor)]) -> Result<(), TrainError>;
 }
 
 /// An error on held-out samples, to become small, and other measures by name.
@@ -194,6 +224,8 @@ pub struct Fitted {
     pub learning_rate: f64,
     /// What a test of learning rates found, if this run began with one.
     pub rate_test: Option<RateTest>,
+    /// Every choice of ranks.
+    pub rank_changes: Vec<RankChange>,
     /// Why it ended.
     pub stop: Stop,
     /// Where the loss stopped being finite, if that is why.
@@ -228,6 +260,9 @@ const FIRST_STEPS: usize = 6;
 /// [`TIMING_SHARE`].
 const TIMED_STEPS: usize = 24;
 
+/// Batches on which the loss is measured before ranks are chosen.
+const RANK_BATCHES: u64 = 8;
+
 /// The share of a time limit after which the number of steps is settled by what is known.
 const TIMING_SHARE: f64 = 0.04;
 
@@ -249,6 +284,9 @@ pub fn fit(
 ) -> Result<Fitted, TrainError> {
     let mut run = Run::begin(trainer, task, options, observer)?;
     let mut non_finite = None;
+    if run.choose_ranks(trainer, task)? {
+        unless_interrupted(run.evaluate(trainer, task, observer))?;
+    }
     let stop = loop {
         if let Some(stop) = run.ended() {
             break stop;
@@ -258,7 +296,12 @@ pub fn fit(
             non_finite = trainer.first_non_finite(&batch)?;
             break Stop::Diverged;
         }
-        if run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps {
+        // A choice that was interrupted is made by the run that goes on, at the same step.
+        let Some(changed) = unless_interrupted(run.choose_ranks(trainer, task))? else {
+            break Stop::Interrupted;
+        };
+        if changed || run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps
+        {
             unless_interrupted(run.evaluate(trainer, task, observer))?;
         }
         run.try_save(trainer, options.checkpoint_seconds, observer);
@@ -278,6 +321,7 @@ pub fn fit(
         seconds: run.record.seconds,
         learning_rate: trainer.peak_rate(),
         rate_test: run.rate_test,
+        rank_changes: run.record.rank_changes,
         history: run.record.history,
         stop,
         non_finite,
@@ -348,6 +392,9 @@ impl<'o> Run<'o> {
         let found = options.checkpoint.as_ref().filter(|path| options.resume && path.exists());
         if let Some(path) = found {
             let checkpoint = Checkpoint::read(path, &options.identity)?;
+            if let Some(ranked) = task.ranks() {
+                ranked.resize(trainer, &checkpoint.states)?;
+            }
             trainer.restore(&checkpoint.states)?;
             run.before = checkpoint.record.seconds;
             run.saved = run.before;
@@ -427,6 +474,22 @@ impl<'o> Run<'o> {
         Ok(result.loss.is_finite() && result.gradient_norm.is_finite())
     }
 
+    /// Chooses ranks where a choice is due; whether one was made. Parameters of other ranks are another model: the best ones of
+    /// before count until new ones are evaluated.
+    fn choose_ranks(&mut self, trainer: &mut Trainer, task: &mut dyn Task) -> Result<bool, TrainError> {
+        let Some(ranked) = task.ranks().filter(|_| self.record.settled) else { return Ok(false) };
+        let (step, number) = (self.record.step, ranked.due(self.record.step, self.record.total_steps));
+        if number <= self.record.rank_changes.last().map_or(0, |last| last.number) {
+            return Ok(false);
+        }
+        // The batches that come next, so that none counts for what was learned from it just before.
+        let batches = step..step + RANK_BATCHES;
+        let batches: Vec<Vec<usize>> = batches.map(|s| self.batches.batch(s).to_vec()).collect();
+        let change = ranked.choose(trainer, number, step, &batches)?;
+        self.record.rank_changes.push(change);
+        Ok(true)
+    }
+
     /// Settles how many steps a time limit leaves room for, once enough of them are timed.
     fn settle(&mut self, trainer: &mut Trainer) -> Result<(), TrainError> {
         let Length::Seconds(limit) = self.options.length else { return Ok(()) };
@@ -469,7 +532,8 @@ impl<'o> Run<'o> {
             error: found.error,
             measures: found.measures,
         };
-        let best = self.record.history.iter().all(|p| point.error < p.error);
+        let since = self.record.rank_changes.last().map_or(0, |last| last.step);
+        let best = self.record.history.iter().filter(|p| p.step >= since).all(|p| point.error < p.error);
         if best {
             self.best = parameters;
             self.record.best_step = point.step;

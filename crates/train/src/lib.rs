@@ -15,6 +15,7 @@
 //! - [`batches`]: the order of the samples.
 //! - [`rate`]: a learning rate found by a short test.
 //! - [`fit`](mod@fit): the loop: clock, held-out evaluation, early stopping.
+//! - [`ranks`]: ranks of factors, chosen while they are trained.
 //! - [`supervised`]: samples with labels and an objective, from a model to a trained model.
 //! - [`checkpoint`]: files from which training goes on.
 //!
@@ -37,6 +38,7 @@ pub mod loss;
 pub mod masking;
 mod non_finite;
 pub mod optimizer;
+pub mod ranks;
 pub mod rate;
 pub mod recover;
 pub mod schedule;
@@ -47,9 +49,10 @@ pub mod trainer;
 pub use batches::Batches;
 pub use error::TrainError;
 pub use evaluator::Evaluator;
-pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Stop, Task, Tensors, fit};
+pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Ranked, Stop, Task, Tensors, fit};
 pub use non_finite::NonFinite;
 pub use optimizer::Optimizer;
+pub use ranks::{RankChange, RankLimit, RankSelection};
 pub use rate::RateTest;
 pub use schedule::Schedule;
 pub use step::{State, TrainingStep, Update};

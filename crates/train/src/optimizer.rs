@@ -44,6 +44,26 @@ pub enum Optimizer {
     },
 }
 
+/// A running mean that an optimizer keeps for each parameter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// What its state is called, before the parameter's name.
+    prefix: &'static str,
+    /// Whether it is of squares of gradients.
+    pub(crate) is_of_squares: bool,
+}
+
+impl Moment {
+    const MOMENTUM: Moment = Moment { prefix: "momentum", is_of_squares: false };
+    const FIRST: Moment = Moment { prefix: "m", is_of_squares: false };
+    const SECOND: Moment = Moment { prefix: "v", is_of_squares: true };
+
+    /// The name of the state of a parameter.
+    pub(crate) fn state(&self, parameter: &str) -> String {
+        format!("{}.{parameter}", self.prefix)
+    }
+}
+
 impl Optimizer {
     /// SGD with momentum 0.9.
     pub const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9 };
@@ -51,6 +71,15 @@ impl Optimizer {
     pub const ADAM: Optimizer = Optimizer::Adam { betas: [0.9, 0.999], epsilon: 1e-8 };
     /// AdamW with a decay of 0.01.
     pub const ADAMW: Optimizer = Optimizer::AdamW { betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.01 };
+
+    /// What it keeps for each parameter.
+    pub(crate) fn moments(&self) -> &'static [Moment] {
+        match *self {
+            Optimizer::Sgd { momentum: 0.0 } => &[],
+            Optimizer::Sgd { .. } => &[Moment::MOMENTUM],
+            Optimizer::Adam { .. } | Optimizer::AdamW { .. } => &[Moment::FIRST, Moment::SECOND],
+        }
+    }
 
     /// Checks the numbers.
     ///
@@ -133,7 +162,7 @@ impl Optimizer {
                 (n.mul(gradient, share)?, Vec::new())
             }
             Optimizer::Sgd { momentum } => {
-                let (state, last) = moment(g, "momentum", name, p)?;
+                let (state, last) = moment(g, Moment::MOMENTUM, name, p)?;
                 let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let kept = n.scale(last, momentum)?;
                 let new = match scale {
@@ -144,8 +173,8 @@ impl Optimizer {
                 (n.mul(next, rate)?, vec![(state, next)])
             }
             Optimizer::Adam { betas, epsilon } | Optimizer::AdamW { betas, epsilon, .. } => {
-                let (first, m) = moment(g, "m", name, p)?;
-                let (second, v) = moment(g, "v", name, p)?;
+                let (first, m) = moment(g, Moment::FIRST, name, p)?;
+                let (second, v) = moment(g, Moment::SECOND, name, p)?;
                 let mut n = Builder::new(g, Origin::named(&format!("{name}/update")));
                 let mut shares = Vec::with_capacity(2);
                 for (power, beta) in betas.into_iter().enumerate() {
@@ -252,8 +281,8 @@ fn one_minus_power(n: &mut Builder<'_>, beta: f64, count: Value) -> Result<Value
 }
 
 /// A state of zeros like a parameter, as an input.
-fn moment(g: &mut Graph, what: &str, name: &str, p: Value) -> Result<(State, Value), TrainError> {
-    let (name, ty) = (format!("{what}.{name}"), g.ty(p).clone());
+fn moment(g: &mut Graph, moment: Moment, name: &str, p: Value) -> Result<(State, Value), TrainError> {
+    let (name, ty) = (moment.state(name), g.ty(p).clone());
     let shape = ty.extents().ok_or_else(|| TrainError::Mismatch {
         what: format!("parameter `{name}`"),
         expected: "known extents".into(),

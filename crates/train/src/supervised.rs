@@ -2,24 +2,29 @@
 //!
 //! A share of the samples is held out, evenly spread over the file; it decides which parameters are kept. Deliberately
 //! absent: augmentation, and data that does not fit in memory.
+//!
+//! - `labelled`: the task.
+//! - `ranked`: what it does where ranks of factors are chosen meanwhile.
+
+mod labelled;
+mod ranked;
 
 use std::sync::Arc;
 
-use margay_driver::{Backend, Samples, bound_batch, hold_out};
+use margay_driver::{Backend, Interruption, Samples, bound_batch, hold_out};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
-use margay_passes::parameter_names;
+use margay_passes::{parameter_names, with_resized_parameters};
 use margay_tensor::{DType, Tensor};
 
 use crate::checkpoint::{Checkpoint, Identity, rate_words};
-use crate::fit::Tensors;
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
-use crate::step::with_parameters;
 use crate::{
-    Evaluation, Evaluator, FitOptions, Fitted, Observer, StepMemory, Task, TrainError, Trainer, TrainingStep,
+    Evaluator, FitOptions, Fitted, Observer, RankSelection, StepMemory, TrainError, Trainer, TrainingStep,
     Update, fit,
 };
+use labelled::Labelled;
 
 /// The input of a step that holds labels.
 const TARGET: &str = "target";
@@ -70,6 +75,9 @@ pub struct Supervised {
     pub fit: FitOptions,
     /// The share of samples that is held out, above 0 and below 1.
     pub held_out: f64,
+    /// How ranks of factors are chosen meanwhile; `None` where they stay. Factors are those that
+    /// [`lowrank_for_training`](margay_passes::sketch::lowrank_for_training) puts in place of layers.
+    pub ranks: Option<RankSelection>,
     /// The most bytes kept from the forward for the backward pass; see [`TrainingStep::max_saved_bytes`].
     pub max_saved_bytes: Option<u64>,
     /// Threads to run on.
@@ -115,20 +123,45 @@ impl Supervised {
             return Err(TrainError::Options(format!("the model takes batches of {bound}, found {batch}")));
         }
         let (train, held_out) = split(data.rows(), self.held_out)?;
+        self.ranks.map_or(Ok(()), |ranks| ranks.check())?;
+        let interruption = observer.interruption();
+        let (step, evaluator) = self.compiled(forward, &interruption)?;
+        let mut trainer = self.trainer(&step, &data, &train)?;
+        let options = FitOptions { identity: self.identity(forward, &data, &step), ..self.fit.clone() };
+        let mut task = Labelled {
+            options: self,
+            model: model.clone(),
+            data: &data,
+            train,
+            held_out,
+            evaluator,
+            fixed: bound_batch(forward).is_some(),
+            first_share: ranked::share(forward),
+            interruption,
+        };
+        let fitted = fit(&mut trainer, &mut task, &options, observer)?;
+        // The best parameters may be of ranks that are none any more.
+        let graph = with_resized_parameters(model, &fitted.parameters)?;
+        let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
+        let samples = (task.train.len(), task.held_out.len());
+        Ok(Trained { graph, fitted, memory: trainer.memory(), parameters, samples })
+    }
+
+    /// The step of a graph, and what evaluates it.
+    fn compiled(
+        &self,
+        forward: &Graph,
+        interruption: &Interruption,
+    ) -> Result<(TrainingStep, Evaluator), TrainError> {
         let (mut step, nodes) = self.step(forward)?;
         step.max_saved_bytes = self.max_saved_bytes;
-        let mut trainer =
-            Trainer::new(&step, &data.pick(&taken(&train, batch)?)?, &self.backend, self.threads)?;
         let evaluator = Evaluator::new(forward, &nodes, &|g| self.measures(g), &self.backend, self.threads)?;
-        let evaluator = evaluator.until(&observer.interruption());
-        let (memory, samples) = (trainer.memory(), (train.len(), held_out.len()));
-        let fixed = bound_batch(forward).is_some();
-        let mut task = Labelled { options: self, data: &data, train, held_out, evaluator, fixed };
-        let options = FitOptions { identity: self.identity(forward, &data, &step), ..self.fit.clone() };
-        let fitted = fit(&mut trainer, &mut task, &options, observer)?;
-        let graph = with_parameters(model, &fitted.parameters)?;
-        let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
-        Ok(Trained { graph, fitted, memory, parameters, samples })
+        Ok((step, evaluator.until(interruption)))
+    }
+
+    /// A step as machine code.
+    fn trainer(&self, step: &TrainingStep, data: &Samples, train: &[usize]) -> Result<Trainer, TrainError> {
+        Trainer::new(step, &data.pick(&taken(train, self.fit.batch)?)?, &self.backend, self.threads)
     }
 
     /// The graph with only the output that is trained first, and the others behind it.
@@ -297,6 +330,7 @@ impl Supervised {
             ("the schedule", format!("{schedule:?}")),
             ("the clip", format!("{clip:?}")),
             ("the share held out", self.held_out.to_string()),
+            ("the choice of ranks", format!("{:?}", self.ranks)),
             ("the batch", self.fit.batch.to_string()),
             ("the seed", self.fit.seed.to_string()),
             ("the processor", self.backend.target().to_owned()),
@@ -371,79 +405,6 @@ fn taken(rows: &[usize], batch: usize) -> Result<Vec<usize>, TrainError> {
     found.ok_or_else(|| {
         TrainError::Options(format!("a batch of {batch} samples, of {} to train on", rows.len()))
     })
-}
-
-/// Samples with labels, and what measures a model on them.
-struct Labelled<'a> {
-    options: &'a Supervised,
-    data: &'a Samples,
-    train: Vec<usize>,
-    held_out: Vec<usize>,
-    evaluator: Evaluator,
-    /// Whether the model takes whole batches only.
-    fixed: bool,
-}
-
-impl Labelled<'_> {
-    /// How much a batch counts in a mean over all.
-    fn weight(&self, batch: &[(String, Tensor)]) -> Result<f64, TrainError> {
-        let find = |name: &str| batch.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-        let floats = |t: &Tensor| match Numbers::of(t) {
-            Ok(numbers) => Ok(numbers.floats()),
-            Err(e) => Err(TrainError::Options(e.to_string())),
-        };
-        let weights = self.options.weights.as_deref().and_then(find).map(floats).transpose()?;
-        let labels = find(TARGET).filter(|t| t.dtype() == DType::I64);
-        let Some(labels) = labels.map(Tensor::to_vec::<i64>).transpose()? else {
-            let rows = batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
-            return Ok(weights.map_or(rows as f64, |w| w.iter().sum()));
-        };
-        // Weights may be those of groups of labels.
-        let group = weights.as_ref().map_or(1, |w| (labels.len() / w.len().max(1)).max(1));
-        let weight = |i: usize| weights.as_ref().map_or(1.0, |w| w.get(i / group).copied().unwrap_or(0.0));
-        Ok(labels.iter().enumerate().filter(|(_, l)| **l != IGNORED).map(|(i, _)| weight(i)).sum())
-    }
-}
-
-impl Task for Labelled<'_> {
-    fn rows(&self) -> usize {
-        self.train.len()
-    }
-
-    fn batch(&mut self, rows: &[usize]) -> Result<Tensors, TrainError> {
-        let rows: Vec<usize> = rows.iter().map(|r| self.train[*r]).collect();
-        Ok(self.data.pick(&rows)?)
-    }
-
-    fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
-        let (mut sums, mut total) = (Vec::<(String, f64)>::new(), 0.0);
-        let size = self.options.fit.batch;
-        let whole = self.held_out.len() / size * size;
-        let used = if self.fixed { whole } else { self.held_out.len() };
-        if used == 0 {
-            return Err(TrainError::Options(format!(
-                "the model takes batches of {size}, and {} samples are held out",
-                self.held_out.len()
-            )));
-        }
-        for rows in self.held_out[..used].chunks(size) {
-            let batch = self.data.pick(rows)?;
-            let weight = self.weight(&batch)?;
-            for (name, t) in self.evaluator.run(parameters, &batch)? {
-                let numbers = Numbers::of(&t).map_err(|e| TrainError::Options(e.to_string()))?.floats();
-                let value = numbers.first().copied().unwrap_or(f64::NAN) * weight;
-                match sums.iter_mut().find(|(n, _)| *n == name) {
-                    Some((_, sum)) => *sum += value,
-                    None => sums.push((name, value)),
-                }
-            }
-            total += weight;
-        }
-        let mean = |(name, sum): (String, f64)| (name, if total > 0.0 { sum / total } else { 0.0 });
-        let mut means: Vec<(String, f64)> = sums.into_iter().map(mean).collect();
-        let (_, error) = means.remove(0);
-        Ok(Evaluation { error, measures: means })
-    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ fn supervised(objective: Objective) -> Supervised {
         },
         fit: FitOptions { length: Length::Steps(60), batch: 16, evaluations: 4, ..FitOptions::default() },
         held_out: 0.2,
+        ranks: None,
         max_saved_bytes: None,
         threads: 1,
         backend: backend::native(),

@@ -194,7 +194,7 @@ pub(super) fn two_products(g: &Graph) -> Vec<Factored> {
 }
 
 /// The two products of which a node is the second.
-fn pair_at(g: &Graph, second: NodeId) -> Option<Found<(Layer, Layer)>> {
+pub(super) fn pair_at(g: &Graph, second: NodeId) -> Option<Found<(Layer, Layer)>> {
     let right = product(g, second)?;
     let thin = g.inputs_of(second)[0];
     let first = thin.node;

@@ -121,17 +121,25 @@ impl Scheme for LocalScheme {
 /// What a plan says of windows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LocalSettings {
+pub struct LocalSettings {
     /// Positions before a query that it reads, and as many after it; at least 1.
-    window: usize,
+    pub window: usize,
     /// First positions that are read by all.
     #[serde(default, skip_serializing_if = "is_zero")]
-    global: usize,
+    pub global: usize,
     /// How the rest is read; not at all where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    summary: Option<Summary>,
+    pub summary: Option<LocalSummary>,
+    /// Which heads.
     #[serde(flatten)]
-    choice: HeadChoice,
+    pub choice: HeadChoice,
+}
+
+impl LocalSettings {
+    /// Windows of so many positions on either side, in all heads, and nothing beyond them.
+    pub fn new(window: usize) -> LocalSettings {
+        LocalSettings { window, global: 0, summary: None, choice: HeadChoice::default() }
+    }
 }
 
 fn is_zero(global: &usize) -> bool {
@@ -141,7 +149,7 @@ fn is_zero(global: &usize) -> bool {
 /// How a block that is not read key by key is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Summary {
+pub enum LocalSummary {
     /// By its mean key and value.
     Means,
 }
@@ -278,7 +286,7 @@ impl Windows<'_> {
             let later = self.later(nodes)?;
             hiding.push(self.hiding(nodes, keys, later)?);
         }
-        if self.s.summary == Some(Summary::Means) && !self.blocks.count.is(1) {
+        if self.s.summary == Some(LocalSummary::Means) && !self.blocks.count.is(1) {
             let weights = self.blocks.weights(nodes, Some(others))?.expect("a mask gives weights");
             for (x, all) in kv.into_iter().zip(&mut read) {
                 let means = self.blocks.means(nodes, x, Some(&weights))?;

@@ -45,6 +45,11 @@ pub(super) struct RankSettings {
 }
 
 impl RankSettings {
+    /// Factors of a rank.
+    pub(super) fn new(rank: usize) -> RankSettings {
+        RankSettings { rank }
+    }
+
     pub(super) fn check(settings: &Settings) -> Result<(), String> {
         reads::<RankSettings>(settings)
     }

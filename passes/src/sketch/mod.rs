@@ -17,7 +17,8 @@
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
 //! - `features`: random features of attention.
-//! - `factors`: what a scheme has put into a graph, for those who train it.
+//! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
+//! - `training`: what is put in place of layers before a model is trained.
 
 mod blocks;
 mod cp;
@@ -31,17 +32,20 @@ mod kronecker;
 mod layer;
 mod local;
 mod lowrank;
+mod lowrank_diag;
 mod moments;
 mod monarch;
 mod neurons;
 mod nystrom;
 mod panther;
 mod quantized;
+mod ranks;
 mod replacement;
 mod rows;
 mod spatial;
 mod structured;
 mod training;
+mod tt;
 mod tucker;
 
 pub use cp::CpScheme;
@@ -52,20 +56,24 @@ pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
 pub use layer::{Layer, layers};
-pub use local::LocalScheme;
+pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
+pub use lowrank_diag::LowRankDiagScheme;
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
-pub use nystrom::NystromScheme;
+pub use nystrom::{NystromScheme, NystromSettings};
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use quantized::QuantizedScheme;
+pub use ranks::{FactorPair, factor_pairs};
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
 pub use spatial::SpatialScheme;
 pub use training::{
-    FavorTraining, PantherTraining, SketchTraining, favor_for_training, panther_for_training,
+    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, TrainingRank,
+    attention_for_training, lowrank_for_training, panther_for_training,
 };
+pub use tt::TtScheme;
 pub use tucker::TuckerScheme;
 
 use std::sync::Arc;
@@ -236,12 +244,14 @@ pub const SCHEMES: &[&dyn Scheme] = &[
     &KroneckerScheme,
     &LocalScheme,
     &LowRankScheme,
+    &LowRankDiagScheme,
     &MonarchScheme,
     &NeuronsScheme,
     &NystromScheme,
     &PantherScheme,
     &QuantizedScheme,
     &SpatialScheme,
+    &TtScheme,
     &TuckerScheme,
 ];
 

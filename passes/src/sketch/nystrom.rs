@@ -109,14 +109,22 @@ impl Scheme for NystromScheme {
 /// What a plan says of landmarks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NystromSettings {
+pub struct NystromSettings {
     /// Means of queries and of keys.
-    landmarks: usize,
+    pub landmarks: usize,
     /// Steps towards the pseudo-inverse.
     #[serde(default = "six", skip_serializing_if = "is_six")]
-    iterations: usize,
+    pub iterations: usize,
+    /// Which heads.
     #[serde(flatten)]
-    choice: HeadChoice,
+    pub choice: HeadChoice,
+}
+
+impl NystromSettings {
+    /// So many landmarks in all heads, and six steps.
+    pub fn new(landmarks: usize) -> NystromSettings {
+        NystromSettings { landmarks, iterations: six(), choice: HeadChoice::default() }
+    }
 }
 
 fn six() -> usize {

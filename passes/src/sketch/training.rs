@@ -1,11 +1,13 @@
 //! Sketches for models that are trained afterwards: the same settings everywhere, without samples and without a search.
 
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
-use margay_plan::Choice;
+use margay_plan::{Choice, Settings};
+use serde::Serialize;
 
+use super::lowrank::RankSettings;
 use super::{
-    Context, Decompositions, FavorScheme, FavorSettings, PantherScheme, PantherSettings, Scheme, Site, Start,
-    sites,
+    Context, Decompositions, FavorScheme, FavorSettings, Fitted, LocalScheme, LocalSettings, LowRankScheme,
+    NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme, Site, Start, sites,
 };
 use crate::ApplyPlan;
 
@@ -14,42 +16,73 @@ use crate::ApplyPlan;
 pub enum SketchTraining {
     /// Products with random signs in place of weights.
     Panther(PantherTraining),
-    /// Random features in place of attention.
-    Favor(FavorTraining),
+    /// Two factors in place of weights.
+    LowRank(LowRankTraining),
+    /// Another form in place of exact attention.
+    Attention(AttentionTraining),
 }
 
 impl SketchTraining {
     /// Puts it there.
     ///
     /// # Errors
-    /// As [`panther_for_training`] and [`favor_for_training`].
+    /// As [`panther_for_training`], [`lowrank_for_training`] and [`attention_for_training`].
     pub fn apply(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         match self {
             SketchTraining::Panther(options) => panther_for_training(g, options, cx),
-            SketchTraining::Favor(options) => favor_for_training(g, options, cx),
+            SketchTraining::LowRank(options) => lowrank_for_training(g, options, cx),
+            SketchTraining::Attention(options) => attention_for_training(g, options, cx),
         }
     }
 }
 
-/// Which attention gets random features of [`FavorScheme`], and which.
+/// Which attention is replaced, and by what.
 #[derive(Clone, PartialEq, Debug)]
-pub struct FavorTraining {
-    /// The features.
-    pub settings: FavorSettings,
-    /// Names the directions.
+pub struct AttentionTraining {
+    /// What takes its place.
+    pub form: AttentionForm,
+    /// Names the directions of random features.
     pub seed: u64,
     /// The attention nodes by the names of their sites; `None` for all.
     pub modules: Option<Vec<String>>,
 }
 
-/// Replaces attention by random features, to be trained around them. What the scheme declines stays as it is, with a remark.
+/// What takes the place of exact attention.
+#[derive(Clone, PartialEq, Debug)]
+pub enum AttentionForm {
+    /// Random features, of [`FavorScheme`](super::FavorScheme).
+    Favor(FavorSettings),
+    /// Landmarks, of [`NystromScheme`](super::NystromScheme).
+    Nystrom(NystromSettings),
+    /// Windows about each query, of [`LocalScheme`](super::LocalScheme).
+    Local(LocalSettings),
+}
+
+impl AttentionForm {
+    fn choice(&self) -> (&'static dyn Scheme, Choice) {
+        fn of(scheme: &'static dyn Scheme, settings: &impl Serialize) -> (&'static dyn Scheme, Choice) {
+            (scheme, Choice::new(scheme.facts().name, settings))
+        }
+        match self {
+            AttentionForm::Favor(settings) => of(&FavorScheme, settings),
+            AttentionForm::Nystrom(settings) => of(&NystromScheme, settings),
+            AttentionForm::Local(settings) => of(&LocalScheme, settings),
+        }
+    }
+}
+
+/// Replaces attention, to be trained around what takes its place. What the scheme declines stays as it is, with a remark.
 ///
 /// # Errors
 /// [`PassError::Refused`] for settings that are not those of the scheme, a model without attention, and attention that it does
 /// not have.
-pub fn favor_for_training(g: &mut Graph, options: &FavorTraining, cx: &mut Cx) -> Result<Changed, PassError> {
-    let facts = FavorScheme.facts();
-    let choice = Choice { seed: Some(options.seed), ..Choice::new(facts.name, &options.settings) };
+pub fn attention_for_training(
+    g: &mut Graph,
+    options: &AttentionTraining,
+    cx: &mut Cx,
+) -> Result<Changed, PassError> {
+    let (scheme, choice) = options.form.choice();
+    let (facts, choice) = (scheme.facts(), Choice { seed: Some(options.seed), ..choice });
     (facts.check)(&choice.settings).map_err(PassError::Refused)?;
     let found = sites(g).into_iter().filter(|site| site.schemes.contains(&facts.name));
     let names: Vec<String> = found.map(|site| site.name).collect();
@@ -109,14 +142,84 @@ pub fn panther_for_training(
     if rank == 0 || terms == 0 {
         return Err(PassError::Refused(format!("rank {rank} and {terms} terms, expected at least 1")));
     }
-    let name = PantherScheme.facts().name;
-    let found: Vec<Site> = sites(g).into_iter().filter(|site| site.schemes.contains(&name)).collect();
-    check_names(&found.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), options.modules.as_deref())?;
     let settings = PantherSettings { rank, terms, start, two_sided };
-    let choice = Choice { seed: Some(seed), ..Choice::new(name, &settings) };
+    let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+        let written = Settings::write(&settings);
+        fitted.squared_error(&written).map(|_| written).map_err(|_| settings.numbers(g, site))
+    };
+    layers_for_training(g, &PantherScheme, (seed, options.modules.as_deref()), &choice, cx)
+}
+
+/// Which layers get two factors of [`LowRankScheme`], and of which rank.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LowRankTraining {
+    /// Columns of the left factor.
+    pub rank: TrainingRank,
+    /// Names the decompositions of large weights.
+    pub seed: u64,
+    /// The layers by name; `None` for all.
+    pub modules: Option<Vec<String>>,
+}
+
+/// The rank of factors when training begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TrainingRank {
+    /// The same for all layers.
+    Fixed(usize),
+    /// For each layer the greatest with which the factors take fewer numbers than the weight.
+    Greatest,
+}
+
+/// Replaces layers by two factors to be trained: the best ones of their weights. Those of a weight that was drawn at random are
+/// the spectral initialization of Khodak, Tenenholtz, Mackey and Fusi, *Initialization and regularization of factorized
+/// neural layers*, arXiv 2105.01029. A layer that would not take fewer numbers stays as it is, with a remark: one with
+/// `rank · (d_in + d_out) >= d_in · d_out`.
+///
+/// # Errors
+/// [`PassError::Refused`] for a rank of 0, layers that the graph does not have, and a weight that has numbers that are not
+/// finite.
+pub fn lowrank_for_training(
+    g: &mut Graph,
+    options: &LowRankTraining,
+    cx: &mut Cx,
+) -> Result<Changed, PassError> {
+    if options.rank == TrainingRank::Fixed(0) {
+        return Err(PassError::Refused("rank 0, expected at least 1".to_owned()));
+    }
+    let choice = |site: &Site, fitted: &dyn Fitted, _: &Graph| {
+        let (dense, each) = (site.d_in * site.d_out, site.d_in + site.d_out);
+        let settings = |rank| Settings::write(&RankSettings::new(rank));
+        let few = |rank| format!("{rank} x {each} numbers would not be fewer than {dense}");
+        match options.rank {
+            TrainingRank::Fixed(rank) if rank.saturating_mul(each) >= dense => Err(few(rank)),
+            TrainingRank::Fixed(rank) => fitted.squared_error(&settings(rank)).map(|_| settings(rank)),
+            TrainingRank::Greatest => (1..=dense.saturating_sub(1) / each)
+                .rev()
+                .map(settings)
+                .find(|settings| fitted.squared_error(settings).is_ok())
+                .ok_or_else(|| few(1)),
+        }
+    };
+    layers_for_training(g, &LowRankScheme, (options.seed, options.modules.as_deref()), &choice, cx)
+}
+
+/// The settings for a site of a graph, or why it stays as it is.
+type SiteChoice<'a> = &'a dyn Fn(&Site, &dyn Fitted, &Graph) -> Result<Settings, String>;
+
+/// Replaces the sites of a scheme that are asked for, without samples.
+fn layers_for_training(
+    g: &mut Graph,
+    scheme: &dyn Scheme,
+    (seed, modules): (u64, Option<&[String]>),
+    choice: SiteChoice<'_>,
+    cx: &mut Cx,
+) -> Result<Changed, PassError> {
+    let name = scheme.facts().name;
+    let found: Vec<Site> = sites(g).into_iter().filter(|site| site.schemes.contains(&name)).collect();
+    check_names(&found.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), modules)?;
     let mut pass = ApplyPlan::default();
     for site in found {
-        if options.modules.as_ref().is_some_and(|names| !names.contains(&site.name)) {
+        if modules.is_some_and(|names| !names.contains(&site.name)) {
             continue;
         }
         let decompositions = &Decompositions::default();
@@ -129,15 +232,16 @@ pub fn panther_for_training(
             decompositions,
             seed,
         };
-        let fitted = PantherScheme.fit(&context);
+        let fitted = scheme.fit(&context);
         let fitted = fitted.map_err(|e| PassError::Refused(format!("`{}`: {e}", site.name)))?;
-        if fitted.squared_error(&choice.settings).is_err() {
-            let message = settings.numbers(g, &site);
-            cx.remarks.push(Remark { pass: name, at: site.name, message, declined: true });
-            continue;
+        match choice(&site, &*fitted, g) {
+            Ok(settings) => {
+                let choice = Choice { seed: Some(seed), ..Choice::new(name, &settings) };
+                pass.choices.insert(site.name.clone(), choice);
+                pass.fitted.insert(site.name, fitted.into());
+            }
+            Err(message) => cx.remarks.push(Remark { pass: name, at: site.name, message, declined: true }),
         }
-        pass.choices.insert(site.name.clone(), choice.clone());
-        pass.fitted.insert(site.name, fitted.into());
     }
     pass.run(g, cx)
 }

@@ -9,7 +9,7 @@ use faer::{Mat, MatRef};
 use crate::{Matrix, RandnlaError, Scalar, dense};
 
 pub use cp::{Cp, CpOptions, cp_als};
-pub use train::{TensorTrain, tt_svd};
+pub use train::{TensorTrain, tt_svd, tt_svd_to_rank};
 pub use tucker::{Tucker, hooi, hosvd, hosvd_to_tolerance};
 
 /// A dense tensor, the last index varying fastest.

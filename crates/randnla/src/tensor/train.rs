@@ -84,9 +84,33 @@ fn row_major<T: Scalar>(m: MatRef<'_, T>) -> Vec<T> {
 pub fn tt_svd<T: Scalar>(tensor: &DenseTensor<T>, tolerance: f64) -> Result<TensorTrain<T>, RandnlaError> {
     tensor.check(1)?;
     check_tolerance(tolerance)?;
+    let squared = tolerance * tolerance * tensor.squared_norm() / (tensor.extents.len() - 1).max(1) as f64;
+    sweep(tensor, &|s| smallest_rank(s, squared))
+}
+
+/// The tensor train of TT-SVD with ranks of at most `rank`: its squared error is at most the sum of what the unfoldings leave
+/// out at that rank, and so at most `d - 1` times the least one of these ranks.
+///
+/// # Errors
+/// [`RandnlaError::Rank`] for a rank of 0, and those of [`tt_svd`].
+pub fn tt_svd_to_rank<T: Scalar>(
+    tensor: &DenseTensor<T>,
+    rank: usize,
+) -> Result<TensorTrain<T>, RandnlaError> {
+    tensor.check(1)?;
+    if rank == 0 {
+        return Err(RandnlaError::Rank { max: tensor.data.len(), found: 0 });
+    }
+    sweep(tensor, &|s| rank.min(s.len()))
+}
+
+/// One core after the other, of the rank that `rank_of` takes of the singular values of the rest.
+fn sweep<T: Scalar>(
+    tensor: &DenseTensor<T>,
+    rank_of: &dyn Fn(&[f64]) -> usize,
+) -> Result<TensorTrain<T>, RandnlaError> {
     let extents = &tensor.extents;
     let modes = extents.len();
-    let squared = tolerance * tolerance * tensor.squared_norm() / (modes - 1).max(1) as f64;
     let mut cores = Vec::with_capacity(modes);
     let mut rest = tensor.data.clone();
     let mut before = 1;
@@ -94,7 +118,7 @@ pub fn tt_svd<T: Scalar>(tensor: &DenseTensor<T>, tolerance: f64) -> Result<Tens
         let rows = before * extent;
         let unfolding = MatRef::from_row_major_slice(&rest, rows, rest.len() / rows);
         let ThinSvd { u, s, v } = dense::thin_svd(unfolding)?;
-        let rank = smallest_rank(&s, squared);
+        let rank = rank_of(&s);
         let data = row_major(u.as_ref().subcols(0, rank));
         cores.push(DenseTensor { extents: vec![before, extent, rank], data });
         let mut right = v.subcols(0, rank).to_owned();

@@ -1,7 +1,8 @@
 //! Tensor trains, Tucker and canonical polyadic decompositions.
 
 use margay_randnla::{
-    CpOptions, DenseTensor, Matrix, RsvdOptions, Scalar, cp_als, hooi, hosvd, hosvd_to_tolerance, tt_svd,
+    CpOptions, DenseTensor, LowRank, LowRankOptions, Matrix, RsvdOptions, Scalar, cp_als, hooi, hosvd,
+    hosvd_to_tolerance, tt_svd, tt_svd_to_rank,
 };
 
 use crate::spectra::{gaussian, orthonormality};
@@ -41,6 +42,51 @@ fn tensor_trains_meet_their_tolerance() {
     }
     check::<f64>(&[0.0, 1e-8, 1e-4, 1e-2, 0.3]);
     check::<f32>(&[0.0, 1e-4, 1e-2, 0.3]);
+}
+
+/// What each unfolding of a tensor leaves out at a rank.
+fn left_out(tensor: &DenseTensor, rank: usize) -> Vec<f64> {
+    let extents = tensor.extents();
+    let unfolding = |k: usize| {
+        let rows: usize = extents[..=k].iter().product();
+        let data: Vec<f32> = tensor.data().iter().map(|v| *v as f32).collect();
+        Matrix::from_row_major(rows, data.len() / rows, &data).unwrap()
+    };
+    let tail = |k: usize| {
+        let m = unfolding(k);
+        let smaller = m.rows().min(m.columns());
+        let found = LowRank::new(&m, None, None, &LowRankOptions::default()).unwrap();
+        found.squared_errors()[rank.min(smaller)]
+    };
+    (0..extents.len() - 1).map(tail).collect()
+}
+
+/// The squared error of a rank is between the greatest of what unfoldings leave out, which no train of the rank is below, and
+/// their sum.
+#[test]
+fn tensor_trains_of_a_rank_are_within_the_sum_of_what_unfoldings_leave_out() {
+    for extents in [vec![7, 6, 5, 8], vec![9, 4], vec![3, 5, 4, 5]] {
+        let noise: Matrix = gaussian(1, extents.iter().product(), 9);
+        let mut at = 0;
+        let tensor = DenseTensor::from_fn(extents.clone(), |i| {
+            at += 1;
+            1.0 / (1 + i.iter().sum::<usize>()) as f64 + 0.01 * f64::from(noise.at(0, at - 1) as f32)
+        });
+        for rank in [1, 2, 4, 40] {
+            let train = tt_svd_to_rank(&tensor, rank).unwrap();
+            assert!(train.ranks().iter().all(|r| *r <= rank));
+            let error = distance(&train.to_tensor(), &tensor).powi(2);
+            let left_out = left_out(&tensor, rank);
+            let (sum, most) = (left_out.iter().sum::<f64>(), left_out.iter().copied().fold(0.0, f64::max));
+            let rounding = 1e-6 * tensor.squared_norm();
+            assert!(
+                error <= sum + rounding && error >= most - rounding,
+                "{extents:?} {rank}: {error} {left_out:?}"
+            );
+        }
+    }
+    let tensor: DenseTensor = hilbert(&[4, 4]);
+    assert!(tt_svd_to_rank(&tensor, 0).is_err());
 }
 
 /// A table of the sum of digits has ranks of 2, whatever the number of digits, and its contraction with distributions is

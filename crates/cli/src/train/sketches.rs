@@ -1,0 +1,198 @@
+//! What layers are replaced by before training.
+
+use clap::ValueEnum;
+use margay::{
+    AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, LocalSettings, LocalSummary,
+    LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, SketchTraining, Start,
+    TrainingRank,
+};
+
+use crate::args::{at_least_one, positive};
+use crate::error::Failure;
+
+/// What layers are replaced by.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scheme {
+    Panther,
+    Lowrank,
+    Favor,
+    Nystrom,
+    Local,
+}
+
+/// The function of random features.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kernel {
+    Softmax,
+    Relu,
+}
+
+/// What factors are at first.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Begin {
+    LeastSquares,
+    Unbiased,
+    Random,
+}
+
+/// A rank for all layers, or one for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum RankArg {
+    Fixed(usize),
+    Auto,
+}
+
+fn rank(text: &str) -> Result<RankArg, String> {
+    match text {
+        "auto" => Ok(RankArg::Auto),
+        _ => at_least_one(text).map(RankArg::Fixed).map_err(|why| format!("{why}, or `auto`")),
+    }
+}
+
+/// Sketches in place of layers, trained from the beginning.
+#[derive(clap::Args)]
+pub(super) struct SketchArgs {
+    /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
+    /// trained (panther) or by two factors (lowrank), or attention by random features (favor), by landmarks (nystrom) or by
+    /// windows (local).
+    #[arg(long, value_name = "SCHEME")]
+    scheme: Option<Scheme>,
+    /// With --scheme panther: columns of each sketch. With --scheme lowrank: columns of the left factor, or auto: factors
+    /// begin with the greatest rank that saves numbers, and during training each layer keeps the rank that the loss needs.
+    /// Layers that would not get smaller stay.
+    #[arg(long, value_name = "K|auto", value_parser = rank, requires = "scheme", required_if_eq_any([("scheme", "panther"), ("scheme", "lowrank")]))]
+    rank: Option<RankArg>,
+    /// With --rank auto: the share of the numbers of the weights that their factors have in the end.
+    #[arg(long, value_name = "SHARE", value_parser = positive, requires = "rank", conflicts_with = "loss_change")]
+    keep: Option<f64>,
+    /// With --rank auto: ranks fall as far as the loss changes by at most this share of it, each of the five times that they are
+    /// chosen [default: 0.02].
+    #[arg(long, value_name = "SHARE", value_parser = positive, requires = "rank")]
+    loss_change: Option<f64>,
+    /// With --scheme panther: sketches that are averaged.
+    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
+    terms: usize,
+    /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
+    #[arg(long, requires = "scheme")]
+    two_sided: bool,
+    /// With --scheme favor: features of a query or key.
+    #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
+    features: Option<usize>,
+    /// With --scheme favor: the function of random features.
+    #[arg(long, value_name = "KERNEL", default_value = "softmax")]
+    kernel: Kernel,
+    /// With --scheme nystrom: means of queries and of keys.
+    #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "nystrom"))]
+    landmarks: Option<usize>,
+    /// With --scheme local: positions before a query that it reads, and as many after it.
+    #[arg(long, value_name = "N", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "local"))]
+    window: Option<usize>,
+    /// With --scheme local: first positions that are read by all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    global: usize,
+    /// With --scheme local: read what is beyond the windows by the means of blocks.
+    #[arg(long, requires = "window")]
+    means: bool,
+    /// With --scheme: the layers by name [default: all].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "scheme")]
+    layers: Option<Vec<String>>,
+    /// With --scheme panther: what the factors are at first [default: least-squares, or random with --init].
+    #[arg(long, value_name = "START", requires = "scheme")]
+    start: Option<Begin>,
+}
+
+/// The change of the loss where nobody says another.
+const DEFAULT_LOSS_CHANGE: f64 = 0.02;
+
+impl SketchArgs {
+    /// The sketches that are asked for.
+    pub(super) fn sketches(&self, seed: u64, anew: bool) -> Result<Option<SketchTraining>, Failure> {
+        let Some(scheme) = self.scheme else { return Ok(None) };
+        self.check(scheme)?;
+        let modules = self.layers.clone();
+        let attention =
+            |form| SketchTraining::Attention(AttentionTraining { form, seed, modules: modules.clone() });
+        Ok(Some(match scheme {
+            Scheme::Panther => SketchTraining::Panther(PantherTraining {
+                rank: self.fixed_rank()?,
+                terms: self.terms,
+                start: self.start(anew),
+                two_sided: self.two_sided,
+                seed,
+                modules,
+            }),
+            Scheme::Lowrank => {
+                let rank = match self.rank {
+                    Some(RankArg::Auto) => TrainingRank::Greatest,
+                    _ => TrainingRank::Fixed(self.fixed_rank()?),
+                };
+                SketchTraining::LowRank(LowRankTraining { rank, seed, modules })
+            }
+            Scheme::Favor => {
+                let kernel = match self.kernel {
+                    Kernel::Softmax => FeatureKernel::Softmax,
+                    Kernel::Relu => FeatureKernel::Relu,
+                };
+                let settings = FavorSettings::new(self.features.unwrap_or_default());
+                attention(AttentionForm::Favor(FavorSettings { kernel, ..settings }))
+            }
+            Scheme::Nystrom => {
+                attention(AttentionForm::Nystrom(NystromSettings::new(self.landmarks.unwrap_or_default())))
+            }
+            Scheme::Local => {
+                let settings = LocalSettings::new(self.window.unwrap_or_default());
+                let summary = self.means.then_some(LocalSummary::Means);
+                attention(AttentionForm::Local(LocalSettings { global: self.global, summary, ..settings }))
+            }
+        }))
+    }
+
+    /// How ranks are chosen during training.
+    pub(super) fn ranks(&self) -> Result<Option<RankSelection>, Failure> {
+        match (self.rank, self.keep, self.loss_change) {
+            (Some(RankArg::Auto), Some(keep), _) => Ok(Some(RankSelection::new(RankLimit::Share(keep)))),
+            (Some(RankArg::Auto), None, change) => {
+                let change = change.unwrap_or(DEFAULT_LOSS_CHANGE);
+                Ok(Some(RankSelection::new(RankLimit::LossChange(change))))
+            }
+            (_, None, None) => Ok(None),
+            _ => Err(Failure::usage("`--keep` and `--loss-change` need `--rank auto`")),
+        }
+    }
+
+    /// An error for an option of another scheme.
+    fn check(&self, scheme: Scheme) -> Result<(), Failure> {
+        let of: [(&str, bool, &[Scheme]); 6] = [
+            ("--rank", self.rank.is_some(), &[Scheme::Panther, Scheme::Lowrank]),
+            ("--two-sided", self.two_sided, &[Scheme::Panther]),
+            ("--start", self.start.is_some(), &[Scheme::Panther]),
+            ("--features", self.features.is_some(), &[Scheme::Favor]),
+            ("--landmarks", self.landmarks.is_some(), &[Scheme::Nystrom]),
+            ("--window", self.window.is_some(), &[Scheme::Local]),
+        ];
+        match of.iter().find(|(_, given, schemes)| *given && !schemes.contains(&scheme)) {
+            None => Ok(()),
+            Some((option, _, schemes)) => {
+                let names = schemes.iter().filter_map(ValueEnum::to_possible_value);
+                let names: Vec<String> =
+                    names.map(|name| format!("`--scheme {}`", name.get_name())).collect();
+                Err(Failure::usage(format!("`{option}` is for {}", names.join(" and "))))
+            }
+        }
+    }
+
+    fn fixed_rank(&self) -> Result<usize, Failure> {
+        match self.rank {
+            Some(RankArg::Fixed(rank)) => Ok(rank),
+            _ => Err(Failure::usage("`--rank auto` is for `--scheme lowrank`")),
+        }
+    }
+
+    fn start(&self, anew: bool) -> Start {
+        match (self.start, anew) {
+            (Some(Begin::LeastSquares), _) | (None, false) => Start::LeastSquares,
+            (Some(Begin::Unbiased), _) => Start::Unbiased,
+            (Some(Begin::Random), _) | (None, true) => Start::Random,
+        }
+    }
+}

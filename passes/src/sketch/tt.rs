@@ -1,0 +1,243 @@
+//! A weight as a tensor train (Novikov, Podoprikhin, Osokin and Vetrov, *Tensorizing Neural Networks*, arXiv 1509.06569).
+//!
+//! Inputs and outputs are cut into as many extents each, `d_in = m₁ … m_d` and `d_out = n₁ … n_d`, and the weight is a tensor with
+//! a mode of `m_k n_k` for each pair of them: the entry at inputs `i₁ … i_d` and outputs `j₁ … j_d` is the product of matrices
+//! `G₁[i₁, j₁] … G_d[i_d, j_d]`, with ranks of at most `rank` between them. Core `k` is stored as `[r_{k-1} m_k, n_k r_k]`. Rows are
+//! multiplied by one core after the other: no matrix of the size of the weight is made. Two extents are a sum of Kronecker
+//! products.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 32]) -> (y: f32[N, 64]) {
+//!   %0 = const #5be1c0 : f32[32, 64]  // fc1.weight
+//!   %1 = matmul %x, %0 : f32[N, 64]  // fc1/MatMul
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 32]) -> (y: f32[N, 64]) {
+//!   %0 = const tt.factor1(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[4, 32]  // fc1.weight left
+//!   %1 = const tt.factor2(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[32, 8]  // fc1.weight right
+//!   %2 = reshape %x {shape = [N, 1, 4, 8, 1, 1]} : f32[N, 1, 4, 8, 1, 1]  // fc1/MatMul left
+//!   %3 = transpose %2 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 1, 8, 1, 4]  // fc1/MatMul left
+//!   %4 = reshape %3 {shape = [N, 1, 8, 4]} : f32[N, 1, 8, 4]  // fc1/MatMul left
+//!   %5 = matmul %4, %0 : f32[N, 1, 8, 32]  // fc1/MatMul left
+//!   %6 = reshape %5 {shape = [N, 1, 8, 1, 8, 4]} : f32[N, 1, 8, 1, 8, 4]  // fc1/MatMul right
+//!   %7 = transpose %6 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 8, 1, 4, 8]  // fc1/MatMul right
+//!   %8 = reshape %7 {shape = [N, 8, 1, 32]} : f32[N, 8, 1, 32]  // fc1/MatMul right
+//!   %9 = matmul %8, %1 : f32[N, 8, 1, 8]  // fc1/MatMul right
+//!   %10 = reshape %9 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %10
+//! }
+//! ```
+//!
+//! Cores are those of TT-SVD (Oseledets, *Tensor-train decomposition*, 2011), whose squared error is at most `d - 1` times the
+//! least one of these ranks; what calibration saw does not change them, the error and the bias follow it. Deliberately absent: convolutions.
+
+use margay_ir::ops::{MatMul, Reshape, Transpose};
+use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
+use margay_randnla::{DenseTensor, Matrix, RandnlaError, tt_svd_to_rank};
+use margay_tensor::Dim;
+use serde::{Deserialize, Serialize};
+
+use super::moments::Seen;
+use super::structured::{Form, Structured, offered, sites};
+use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
+
+/// Tensor trains.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TtScheme;
+
+/// What a plan says of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TtSettings {
+    /// Extents whose product is the number of inputs: at least two.
+    inputs: Vec<usize>,
+    /// As many extents whose product is the number of outputs.
+    outputs: Vec<usize>,
+    /// The greatest rank between two cores.
+    rank: usize,
+}
+
+impl Scheme for TtScheme {
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: TensorTrain::NAME,
+            only_by_name: Some(
+                "its cores are not fitted to what calibration saw: it is a form to be trained",
+            ),
+            is_storage: false,
+            check: reads::<TtSettings>,
+            examples: &["inputs = [4, 8], outputs = [8, 8], rank = 4"],
+        }
+    }
+
+    fn sites(&self, g: &Graph) -> Vec<Site> {
+        sites::<TensorTrain>(g)
+    }
+
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        Structured::<TensorTrain>::fit(context)
+    }
+
+    /// None: operators lie between its products.
+    fn factors(&self, _: &Graph) -> Vec<Factored> {
+        Vec::new()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct TensorTrain {
+    d_in: usize,
+    d_out: usize,
+}
+
+/// One core: `[before, inputs, outputs, after]`.
+#[derive(Clone, Copy, Debug)]
+struct Core {
+    before: usize,
+    inputs: usize,
+    outputs: usize,
+    after: usize,
+}
+
+impl TtSettings {
+    /// The shapes of the cores.
+    fn cores(&self) -> Vec<Core> {
+        let modes: Vec<usize> = self.inputs.iter().zip(&self.outputs).map(|(m, n)| m * n).collect();
+        let mut before = 1;
+        let core = |k: usize| {
+            let rest: usize = modes[k + 1..].iter().fold(1, |rest, mode| mode.saturating_mul(rest));
+            let after = if k + 1 == modes.len() { 1 } else { self.rank.min(before * modes[k]).min(rest) };
+            let core = Core { before, inputs: self.inputs[k], outputs: self.outputs[k], after };
+            before = after;
+            core
+        };
+        (0..modes.len()).map(core).collect()
+    }
+}
+
+impl Form for TensorTrain {
+    const NAME: &'static str = "tt";
+
+    type Settings = TtSettings;
+
+    fn of(_: &Graph, layer: &Layer) -> Option<TensorTrain> {
+        layer.is_product().then_some(TensorTrain { d_in: layer.d_in, d_out: layer.d_out })
+    }
+
+    fn shapes(&self, s: &TtSettings) -> Result<Vec<Vec<usize>>, String> {
+        let product = |extents: &[usize]| extents.iter().try_fold(1usize, |p, e| p.checked_mul(*e));
+        for (what, extents, expected) in
+            [("inputs", &s.inputs, self.d_in), ("outputs", &s.outputs, self.d_out)]
+        {
+            if product(extents) != Some(expected) {
+                return Err(format!("the product of {what} {extents:?} is not {expected}"));
+            }
+        }
+        let modes = s.inputs.len();
+        if modes < 2 || s.outputs.len() != modes {
+            let found = s.outputs.len();
+            return Err(format!(
+                "{modes} inputs and {found} outputs, expected as many of each, and at least 2"
+            ));
+        }
+        offered("rank", s.rank, self.d_in * self.d_out)?;
+        Ok(s.cores().iter().map(|c| vec![c.before * c.inputs, c.outputs * c.after]).collect())
+    }
+
+    fn factors(&self, weight: &Matrix, _: &Seen, s: &TtSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let extents = s.inputs.iter().zip(&s.outputs).map(|(m, n)| m * n).collect();
+        let tensor = DenseTensor::from_fn(extents, |at| {
+            let place = |(row, column): (usize, usize), (k, i): (usize, &usize)| {
+                (row * s.inputs[k] + i / s.outputs[k], column * s.outputs[k] + i % s.outputs[k])
+            };
+            let (row, column) = at.iter().enumerate().fold((0, 0), place);
+            weight.at(row, column)
+        });
+        let train = tt_svd_to_rank(&tensor, s.rank)?;
+        Ok(train.cores.iter().map(|core| core.data().iter().map(|v| *v as f32).collect()).collect())
+    }
+
+    fn weight(&self, s: &TtSettings, factors: &[Vec<f32>]) -> Matrix {
+        // From the first core on: [inputs so far, outputs so far, rank].
+        let (mut rows, mut columns, mut so_far) = (1, 1, vec![1f64]);
+        for (core, data) in s.cores().iter().zip(factors) {
+            let Core { before, inputs, outputs, after } = *core;
+            let mut next = vec![0f64; rows * inputs * columns * outputs * after];
+            for (place, value) in so_far.iter().enumerate() {
+                let (row, column, r) = (place / before / columns, place / before % columns, place % before);
+                for (entry, g) in
+                    data[r * inputs * outputs * after..][..inputs * outputs * after].iter().enumerate()
+                {
+                    let (i, j, q) = (entry / after / outputs, entry / after % outputs, entry % after);
+                    let at = ((row * inputs + i) * columns * outputs + column * outputs + j) * after + q;
+                    next[at] += value * f64::from(*g);
+                }
+            }
+            (rows, columns, so_far) = (rows * inputs, columns * outputs, next);
+        }
+        Matrix::from_fn(rows, columns, |i, j| so_far[i * columns + j])
+    }
+
+    fn nodes(
+        &self,
+        work: &mut Replacement<'_>,
+        at: NodeId,
+        s: &TtSettings,
+        factors: &[Value],
+    ) -> Result<Value, AddError> {
+        let origin = work.graph.node(at).origin.clone();
+        let mut z = work.input(at);
+        let mut lead = work.ty(z).shape.clone();
+        lead.pop();
+        let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
+        let cores = s.cores();
+        let mut add = |op: Op, inputs: &[Value], part| work.add(op, inputs, origin.part(part));
+        let by_rows = |last: &[usize]| -> Op {
+            let last = last.iter().map(|extent| Dim::from(*extent));
+            Reshape { shape: std::iter::once(rows.clone()).chain(last).collect() }.into()
+        };
+        let (mut left, mut done) = (self.d_in, 1);
+        for (k, core) in cores.iter().enumerate() {
+            let part = if k + 1 == cores.len() { Part::Right } else { Part::Left };
+            // What comes of the core before is [rows, done, left, n, r]; its own inputs come next to the rank.
+            let (n, r) = if k == 0 { (1, 1) } else { (cores[k - 1].outputs, core.before) };
+            let rest = left / core.inputs;
+            z = add(by_rows(&[done, core.inputs, rest, n, r]), &[z], part)?;
+            z = add(Transpose { perm: vec![0, 1, 4, 3, 5, 2] }.into(), &[z], part)?;
+            z = add(by_rows(&[done * n, rest, r * core.inputs]), &[z], part)?;
+            z = add(MatMul.into(), &[z, factors[k]], part)?; // [rows, done n, rest, n' r']
+            (left, done) = (rest, done * n);
+        }
+        let shape = lead.iter().cloned().chain([Dim::from(self.d_out)]).collect();
+        add(Reshape { shape }.into(), &[z], Part::Right)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(inputs: &[usize], outputs: &[usize], rank: usize) -> TtSettings {
+        TtSettings { inputs: inputs.to_vec(), outputs: outputs.to_vec(), rank }
+    }
+
+    #[test]
+    fn ranks_are_no_greater_than_what_lies_on_either_side() {
+        let ranks = |s: TtSettings| s.cores().iter().map(|c| c.after).collect::<Vec<_>>();
+        assert_eq!(ranks(settings(&[2, 3, 4], &[3, 2, 2], 100)), [6, 8, 1]);
+        assert_eq!(ranks(settings(&[2, 3, 4], &[3, 2, 2], 5)), [5, 5, 1]);
+    }
+
+    #[test]
+    fn extents_that_do_not_fit_are_refused() {
+        let form = TensorTrain { d_in: 24, d_out: 12 };
+        let why = |s: TtSettings| form.shapes(&s).unwrap_err();
+        assert_eq!(why(settings(&[2, 3], &[3, 4], 2)), "the product of inputs [2, 3] is not 24");
+        assert_eq!(why(settings(&[4, 6], &[3, 5], 2)), "the product of outputs [3, 5] is not 12");
+        assert!(why(settings(&[24], &[12], 2)).contains("at least 2"));
+        assert!(why(settings(&[4, 6], &[3, 2, 2], 2)).starts_with("2 inputs and 3 outputs"));
+        assert_eq!(why(settings(&[4, 6], &[3, 4], 0)), "rank 0 is not offered, expected 1 to 288");
+        let shapes = form.shapes(&settings(&[4, 6], &[3, 4], 5)).unwrap();
+        assert_eq!(shapes, [vec![4, 15], vec![30, 4]]);
+    }
+}
