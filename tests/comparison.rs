@@ -107,9 +107,15 @@ fn layers_are_compared_at_the_last_value_of_their_name_alone_and_behind_each_oth
 fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
     let other = OTHER.replace("// b\n", "// c\n");
     let inputs = named(&[("x", row(&[3.0, 1.0]))]);
-    let found =
-        layers(&graph(REFERENCE), &graph(&other), &[inputs.clone()], &MaskChoice::Default, &backend::native(), 1)
-            .unwrap();
+    let found = layers(
+        &graph(REFERENCE),
+        &graph(&other),
+        &[inputs.clone()],
+        &MaskChoice::Default,
+        &backend::native(),
+        1,
+    )
+    .unwrap();
     assert_eq!(found.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let other = "graph @net(%x: f32[N, 2]) -> (y: f32[N, 1]) {
       %0 = const [1.0, 0.0] : f32[2, 1]  // a.weight
@@ -117,9 +123,16 @@ fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
       return %1
     }";
     assert!(
-        layers(&graph(REFERENCE), &graph(other), &[inputs.clone()], &MaskChoice::Default, &backend::native(), 1)
-            .unwrap()
-            .is_empty()
+        layers(
+            &graph(REFERENCE),
+            &graph(other),
+            &[inputs.clone()],
+            &MaskChoice::Default,
+            &backend::native(),
+            1
+        )
+        .unwrap()
+        .is_empty()
     );
 }
 

@@ -24,7 +24,7 @@ use margay::{
 };
 use serde::Serialize;
 
-use crate::args::{ErrorArgs, InputArgs, RunArgs, not_negative, note_fixed, positive};
+use crate::args::{ErrorArgs, InputArgs, RunArgs, not_negative, note_fixed, note_runs, positive};
 use crate::error::Failure;
 use crate::table::{Table, significant};
 use crate::{Reply, errors, json, note};
@@ -84,13 +84,8 @@ struct Report {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
-    let inputs = args.inputs.read(&args.reference)?.inputs;
-    let options = RunOptions {
-        threads,
-        in_batches: args.how.in_batches,
-        huge_pages: args.how.huge_pages,
-        ..RunOptions::default()
-    };
+    let inputs = args.inputs.read_finite(&args.reference)?.inputs;
+    let options = RunOptions { threads, huge_pages: args.how.huge_pages, ..RunOptions::default() };
     let known = KnownInputs::of(&inputs);
     let mut models = [
         Predictor::open_for(&args.reference, &options, &known)?,
@@ -99,6 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     models.iter().for_each(note_fixed);
     let tolerance = Tolerance { rtol: args.rtol.unwrap_or(RTOL), atol: args.atol.unwrap_or(ATOL) };
     let found = compare(&mut models, &inputs, &args.errors.scope(), tolerance, threads)?;
+    models.iter().try_for_each(|model| note_runs(model, &inputs))?;
     let Comparison { outputs, error, layers, layer_samples } = found;
     if layers.is_none() {
         note("a stripped artifact carries no graph, so layers are not compared");
@@ -110,7 +106,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     };
     let failure = match (max_error, &error) {
         (Some(limit), Some(error)) => above(error, limit),
-        _ => past_tolerance(&outputs, tolerance.rtol, tolerance.atol),
+        _ => past_tolerance(&outputs, tolerance.rtol, tolerance.atol).map(|failure| match elements {
+            true => failure,
+            false => failure.with_help(format!(
+                "no error is stated for `{}`: if it is a sketch, say by `--max-error E` what relative error it may have",
+                args.other.display()
+            )),
+        }),
     };
     let report = Report {
         reference: models[0].name().to_string(),

@@ -50,7 +50,7 @@ pub struct Comparison {
 /// Runs two models, the first of which is the reference, on the same inputs.
 ///
 /// # Errors
-/// Inputs that do not fit, and outputs that are not of the same types.
+/// Inputs that do not fit, of which nothing counts too, and outputs that are not of the same types.
 pub fn compare(
     models: &mut [Predictor; 2],
     inputs: &Arrays,
@@ -58,6 +58,7 @@ pub fn compare(
     tolerance: Tolerance,
     threads: usize,
 ) -> Result<Comparison, Error> {
+    scope.check_inputs(inputs)?;
     let chunks = chunks_of(models, inputs)?;
     let a = models[0].run(&chunks[0])?;
     let b = models[1].run(&chunks[1])?;
