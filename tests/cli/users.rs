@@ -277,7 +277,7 @@ fn masks_of_usual_names_are_found_and_may_not_hide_everything() {
     assert!((masked.1 / all.1 - 0.5).abs() < 1e-9, "signs are 0 in half of the places: {all:?} {masked:?}");
     assert_eq!(first.1, 0.0, "the second layer does not show in `y`: {first:?}");
     let learned = place.done(
-        "recover e.onnx --teacher encoder.onnx --data half.npz --export r.onnx --output-name z --layers-only --json",
+        "recover e.onnx --teacher encoder.onnx --data half.npz --export r.onnx --output-name z --layers-only --batch 8 --json",
     );
     let error = &json(&learned.stdout)["error"];
     assert_eq!(error["only"], serde_json::json!(["z"]));
