@@ -93,7 +93,7 @@ class Bench:
         inputs = self.folder / "in.npz"
         np.savez(inputs, **self.judge.inputs)
         outputs = self.folder / "out.npz"
-        margay(self.binary, "run", artifact, "--inputs", inputs, "--in-batches", "--outputs", outputs)
+        margay(self.binary, "run", artifact, "--inputs", inputs, "--outputs", outputs)
         found = mean_pool(load(outputs)[OUTPUT], self.judge.inputs["attention_mask"])
         product = (found * self.judge.dense).sum(axis=1)
         norms = np.linalg.norm(found, axis=1) * np.linalg.norm(self.judge.dense, axis=1)

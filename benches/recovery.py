@@ -105,12 +105,12 @@ def table(result):
     lines += ["", f"*{machines}; seed {result['seed']}. The dense model: {scores}.*"]
     if "50" in result["shares"]:
         lines += ["", "Learning together at 50%, on the passages that it held out:", "",
-                  "| step | seconds | mean loss since the row before | cosine | relative L2 error |",
+                  "| step | seconds | mean loss since the row before | cosine | error about the mean |",
                   "|---:|---:|---:|---:|---:|"]
         for point in result["shares"]["50"]["run"]["history"]:
             measures = dict(point["measures"])
             lines.append(f"| {point['step']} | {point['seconds']:.0f} | {point['loss']:.3f} "
-                         f"| {measures['cosine']:.4f} | {measures['relative_l2']:.4f} |")
+                         f"| {measures['cosine']:.4f} | {measures['about_mean_l2']:.4f} |")
     return "\n".join(lines)
 
 

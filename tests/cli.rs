@@ -70,7 +70,14 @@ fn the_demo_model_is_checked_and_inspected() {
         "inspect model.onnx",
         "inspect model.onnx --dim batch=1 --json",
     ]);
-    insta::assert_snapshot!("demo_model", text);
+    // What kernels read is padded to the tiles of this machine.
+    let of_model = |line: &&str| !line.trim_start().starts_with("\"stored_");
+    let shown = |line: &str| match line.split_once(" as compiled code stores them") {
+        Some((before, after)) => before.rsplit_once("; ").map_or("", |(file, _)| file).to_owned() + after,
+        None => line.to_owned(),
+    };
+    let text: Vec<String> = text.lines().filter(of_model).map(shown).collect();
+    insta::assert_snapshot!("demo_model", text.join("\n"));
 }
 
 #[test]
@@ -227,7 +234,7 @@ fn damaged_artifacts_are_refused() {
         b[at..].iter_mut().for_each(|v| *v ^= 1);
     });
     for name in ["short", "head", "garbage", "weights"] {
-        for command in ["run {} --inputs in.npz --in-batches --outputs out.npz", "inspect {}"] {
+        for command in ["run {} --inputs in.npz --outputs out.npz", "inspect {}"] {
             let ran = place.run(&command.replace("{}", &format!("{name}.margay")));
             assert_eq!(ran.code, 3, "{name}: {}", ran.stderr);
             assert!(ran.stderr.starts_with("error: `") && ran.stdout.is_empty(), "{}", ran.stderr);
@@ -280,23 +287,34 @@ fn files_that_are_read_or_written_are_not_written_over() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_an_error() {
-    use std::os::unix::fs::PermissionsExt;
+fn a_place_that_cannot_be_written_is_an_error_before_any_work() {
     let place = Place::new();
-    let folder = place.path("locked");
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
-    if fs::write(folder.join("probe"), b"").is_ok() {
-        // The superuser may write everywhere.
-        return;
+    fs::write(place.path("file"), b"").unwrap();
+    let commands = [
+        "run model.onnx --data in.npz --outputs {}.npz",
+        "compile model.onnx -o {}.margay",
+        "compile model.onnx -o a.margay --save-plan {}.toml",
+        "compile model.onnx -o a.margay --report {}.json",
+        "export model.onnx -o {}.onnx",
+        "differentiate model.onnx -o {}.onnx",
+        "train model.onnx --data in.npz --labels l --export {}.onnx",
+        "train model.onnx --data in.npz --labels l --export t.onnx --checkpoint {}.safetensors",
+        "recover model.onnx --teacher model.onnx --data in.npz -o {}.margay",
+        "recover model.onnx --teacher model.onnx --data in.npz -o r.margay --history {}.jsonl",
+        "pareto model.onnx --data samples.npz --svg {}.svg",
+        "explain model.onnx --data samples.npz --budget-bytes 50% --curves {}.csv",
+    ];
+    let before = place.files();
+    // A file in the place of a folder stops everybody, the superuser too.
+    for folder in ["file", "nowhere"] {
+        for command in commands {
+            let ran = place.run(&command.replace("{}", &format!("{folder}/out")));
+            assert_eq!(ran.code, 2, "{command}: {}", ran.stderr);
+            let expected = format!("error: cannot write `{folder}/out");
+            assert!(ran.stderr.starts_with(&expected), "{command}: {}", ran.stderr);
+        }
     }
-    for (command, line) in [
-        ("run model.onnx --inputs in.npz --outputs locked/out.npz", "error: cannot write `locked/out.npz`"),
-        ("compile model.onnx -o locked/out.margay", "error: cannot write `locked/out.margay`"),
-    ] {
-        let ran = place.run(command);
-        assert!(ran.code == 2 && ran.stderr.starts_with(line), "{}: {}", ran.code, ran.stderr);
-    }
+    assert_eq!(place.files(), before);
 }
 
 #[test]
@@ -326,11 +344,10 @@ fn long_inputs_are_fed_batch_by_batch() {
     place.done("run model.onnx --inputs five.npz --outputs whole.npz");
     for dims in ["batch=1", "batch=2", "batch=1,4"] {
         place.done(&format!("compile model.onnx -o dense.margay --dim {dims}"));
-        place.done("run dense.margay --inputs five.npz --in-batches --outputs parts.npz");
+        place.done("run dense.margay --inputs five.npz --outputs parts.npz");
         close(&place.read_npz("parts.npz")[0].1, &place.read_npz("whole.npz")[0].1);
-        let refused = place.run("run dense.margay --inputs five.npz --outputs parts.npz");
-        assert_eq!(refused.code, 2, "{}", refused.stderr);
-        assert!(refused.stderr.contains("--in-batches"), "{}", refused.stderr);
+        let told = place.done("run dense.margay --inputs five.npz --outputs parts.npz").stderr;
+        assert!(told.starts_with("note: `dense.margay` takes these inputs in "), "{told}");
     }
 }
 
@@ -365,8 +382,8 @@ fn the_same_command_gives_the_same_bytes() {
         }
     }
     place.done("compile model.onnx -o replayed.margay --calibrate samples.npz --plan 0.toml");
-    place.done("run 0.margay --inputs in.npz --in-batches --outputs a.npz");
-    place.done("run replayed.margay --inputs in.npz --in-batches --outputs b.npz");
+    place.done("run 0.margay --inputs in.npz --outputs a.npz");
+    place.done("run replayed.margay --inputs in.npz --outputs b.npz");
     assert_eq!(place.bytes("a.npz"), place.bytes("b.npz"));
 }
 
@@ -378,10 +395,10 @@ fn an_export_runs_like_the_artifact() {
     );
     place.done("export s.margay -o later.onnx");
     assert!(place.bytes("direct.onnx") == place.bytes("later.onnx"));
-    place.done("run s.margay --inputs in.npz --in-batches --outputs a.npz");
+    place.done("run s.margay --inputs in.npz --outputs a.npz");
     place.done("run later.onnx --inputs in.npz --outputs b.npz");
     close(&place.read_npz("b.npz")[0].1, &place.read_npz("a.npz")[0].1);
-    place.done("compare s.margay later.onnx --inputs in.npz --in-batches");
+    place.done("compare s.margay later.onnx --inputs in.npz");
     // Products of two small matrices instead of one large one.
     let parameters = |file: &str| {
         json(&place.done(&format!("inspect {file} --json")).stdout)["parameters"].as_u64().unwrap()
@@ -394,17 +411,26 @@ fn compare_finds_differences_and_layers() {
     let place = Place::new();
     place.done("compile model.onnx -o dense.margay");
     place.done("compile model.onnx -o s.margay --calibrate samples.npz --budget-bytes 50%");
-    let same =
-        json(&place.done("compare model.onnx dense.margay --inputs in.npz --in-batches --json").stdout);
+    let same = json(&place.done("compare model.onnx dense.margay --inputs in.npz --json").stdout);
     assert_eq!(same["within"], true);
-    let ran =
-        place.run("compare model.onnx s.margay --inputs in.npz --in-batches --json --rtol 1e-3 --atol 1e-4");
+    let ran = place.run("compare model.onnx s.margay --inputs in.npz --json --rtol 1e-3 --atol 1e-4");
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("elements are past the tolerance"));
     let report = json(&ran.stdout);
     assert_eq!(
         keys(&report),
-        ["atol", "error", "layers", "max_error", "other", "outputs", "reference", "rtol", "within"]
+        [
+            "atol",
+            "error",
+            "layer_samples",
+            "layers",
+            "max_error",
+            "other",
+            "outputs",
+            "reference",
+            "rtol",
+            "within"
+        ]
     );
     let output = &report["outputs"][0];
     assert_eq!(
@@ -415,7 +441,7 @@ fn compare_finds_differences_and_layers() {
     assert_eq!(keys(&layers[0]), ["cumulative", "isolated", "name"]);
     assert!(layers.iter().any(|l| l["isolated"].as_f64() > Some(0.0)));
     assert!(layers.iter().all(|l| l["cumulative"].as_f64().is_some()));
-    place.done("compare model.onnx s.margay --inputs in.npz --in-batches --rtol 0 --atol 1000");
+    place.done("compare model.onnx s.margay --inputs in.npz --rtol 0 --atol 1000");
 }
 
 #[test]
@@ -425,8 +451,7 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
     let report = json(&place.done("inspect interpreted.margay --json").stdout);
     let section = &report["entries"][0]["sections"][0];
     assert_eq!((&section["backend"], &section["machine"]), (&"reference".into(), &"any".into()));
-    let same =
-        json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --in-batches --json").stdout);
+    let same = json(&place.done("compare model.onnx interpreted.margay --inputs in.npz --json").stdout);
     assert_eq!(same["within"], true);
     let unknown = place.run("compile model.onnx -o none.margay --device gpu");
     assert_eq!(unknown.code, 2);
@@ -443,8 +468,7 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
 fn bench_tells_speed_with_bytes_and_error() {
     let place = Place::new();
     place.done("compile model.onnx -o s.margay --budget-bytes 50%");
-    let ran =
-        place.done("bench model.onnx s.margay --inputs in.npz --in-batches --rounds 5 --threads 1 --json");
+    let ran = place.done("bench model.onnx s.margay --inputs in.npz --rounds 5 --threads 1 --json");
     let report = json(&ran.stdout);
     assert_eq!(keys(&report), ["machine", "models", "rounds", "threads", "warm_up_rounds"]);
     let models = report["models"].as_array().unwrap();
@@ -463,9 +487,15 @@ fn bench_tells_speed_with_bytes_and_error() {
         "predicted_ms",
         "runs",
         "runs_per_second",
+        "speed_up",
     ];
     for m in models {
         assert_eq!(keys(m), names);
+        let time = |m: &Value| m["median_ms"].as_f64().unwrap() * m["runs"].as_f64().unwrap();
+        let speed_up = time(&models[0]) / time(m);
+        assert!((m["speed_up"].as_f64().unwrap() - speed_up).abs() < 1e-9 * speed_up, "{m}");
+        let per_second = m["runs_per_second"].as_f64().unwrap() * m["median_ms"].as_f64().unwrap();
+        assert!((per_second - 1e3).abs() < 1e-6, "{m}");
         let of_error = ["bounds", "centred_l2", "cosine", "mask", "outputs", "relative_l2", "samples"];
         assert_eq!(keys(&m["error"]), of_error);
         let rising = ["min_ms", "median_ms", "p90_ms", "p99_ms"].map(|name| m[name].as_f64().unwrap());
@@ -473,7 +503,6 @@ fn bench_tells_speed_with_bytes_and_error() {
         // Two runs of all inputs take about twice the time of one.
         let (all, predicted) = (m["all_inputs_ms"].as_f64().unwrap(), m["predicted_ms"].as_f64().unwrap());
         assert!(all > 1.2 * rising[0] && predicted > 0.0);
-        assert!((m["runs_per_second"].as_f64().unwrap() * all / 2000.0 - 1.0).abs() < 1e-6);
         assert!(m["peak_bytes"].as_u64() > m["constant_bytes"].as_u64());
     }
     assert_eq!(models[0]["path"], "model.onnx");
@@ -494,10 +523,7 @@ fn bench_tells_speed_with_bytes_and_error() {
     let narrow = &json(&ran.stdout)["models"][1];
     assert_eq!(narrow["path"], "model.onnx in bf16");
     assert!(narrow["error"]["relative_l2"].as_f64() > Some(1e-6));
-    assert_eq!(
-        place.run("run s.margay --inputs in.npz --in-batches --outputs y.npz --precision int8").code,
-        2
-    );
+    assert_eq!(place.run("run s.margay --inputs in.npz --outputs y.npz --precision int8").code, 2);
 }
 
 #[test]

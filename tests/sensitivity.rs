@@ -2,7 +2,7 @@
 
 use margay_driver::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay_driver::{Dump, Model, Runner, Samples, Silent};
-use margay_driver::{ErrorSum, backend};
+use margay_driver::{ErrorScope, ErrorSum, backend};
 use margay_ir::Graph;
 use margay_passes::sketch::{Context, Decompositions, Moments, scheme, sites};
 use margay_passes::{ApplyPlan, parameter_names, with_parameters};
@@ -94,7 +94,7 @@ fn measured(g: &Graph, other: Graph, samples: &Samples) -> f64 {
 }
 
 fn predicted(source: &Model, samples: &Samples, probes: usize) -> Sensitivity {
-    sensitivity(source, samples, probes, 1, 2, &Silent).unwrap()
+    sensitivity(source, samples, probes, 1, 2, &ErrorScope::default(), &Silent).unwrap()
 }
 
 /// The graph with a random error of the stated size in one of its weights.
@@ -193,6 +193,7 @@ fn traces_are_those_of_the_inputs_and_of_the_gradients() {
 fn outputs_that_vanish_have_no_relative_error() {
     let (source, _) = network();
     let zero = Samples::new(vec![("x".into(), Tensor::from_slice(&[4, 12], &[0f32; 48]).unwrap())]).unwrap();
-    let refused = sensitivity(&source, &zero, 1, 1, 1, &Silent).unwrap_err().to_string();
+    let refused =
+        sensitivity(&source, &zero, 1, 1, 1, &ErrorScope::default(), &Silent).unwrap_err().to_string();
     assert!(refused.contains("squared norm of 0"), "{refused}");
 }

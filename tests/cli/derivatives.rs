@@ -79,7 +79,7 @@ fn a_plan_may_ask_for_random_signs() {
     // The artifact carries its signs by name alone, and gives its graph back.
     place.done("export p.margay -o again.onnx");
     assert!(place.bytes("p.onnx") == place.bytes("again.onnx"));
-    place.done("run p.margay --inputs in.npz --in-batches --outputs a.npz");
+    place.done("run p.margay --inputs in.npz --outputs a.npz");
     place.done("run p.onnx --inputs in.npz --outputs b.npz");
     crate::close(&place.read_npz("b.npz")[0].1, &place.read_npz("a.npz")[0].1);
 

@@ -39,7 +39,7 @@ fn random_inputs_follow_shapes_and_dimensions() {
     }
     let open = place.run("run model.onnx --outputs out.npz");
     let expected = "error: input `image` leaves `batch` open: give inputs, or say `--dim batch=1` or \
-                    `--shapes image:1x1x1x1`\n";
+                    `--shapes image:1x1x28x28`\n";
     assert_eq!((open.stderr.as_str(), open.code), (expected, 2));
     let unknown = place.run("run model.onnx --dim batch=1 --shapes picture:1 --outputs out.npz");
     assert_eq!(unknown.stderr, "error: the model has no input `picture`\n");
@@ -165,7 +165,25 @@ fn failures_are_json_where_json_is_asked_for() {
 #[cfg(target_os = "linux")]
 fn a_full_disk_behind_stdout_is_told() {
     let place = Place::new();
-    let ran = place.shell("margay inspect model.onnx >/dev/full");
-    assert_eq!(ran.code, 2);
-    assert!(ran.stderr.starts_with("error: cannot write to stdout"), "{}", ran.stderr);
+    place.done("compile model.onnx -o a.margay");
+    let label = Tensor::zeros(DType::I64, &[16]).unwrap();
+    place.write_npz("labelled.npz", &[("image", images(16, 2)), ("label", label)]);
+    for command in [
+        "--help",
+        "inspect model.onnx",
+        "inspect a.margay --json",
+        "check model.onnx",
+        "explain model.onnx",
+        "compile model.onnx -o b.margay",
+        "bench model.onnx --data in.npz --rounds 1",
+        "compare model.onnx a.margay --data in.npz",
+        "evaluate model.onnx --data labelled.npz --labels label",
+        "sensitivity model.onnx --data samples.npz --probes 1",
+        "pareto model.onnx --data samples.npz --points 2",
+        "train model.onnx --data labelled.npz --labels label --batch 8 --steps 1 --export t.onnx",
+    ] {
+        let ran = place.shell(&format!("margay {command} >/dev/full"));
+        assert_eq!(ran.code, 2, "{command}");
+        assert!(ran.stderr.contains("error: cannot write to stdout"), "{command}: {}", ran.stderr);
+    }
 }

@@ -47,8 +47,8 @@ fn commands_that_keep_nothing_end_at_once() {
         "pareto model.onnx --data data.npz --refit",
         "sensitivity model.onnx --data data.npz",
         "evaluate model.onnx s.margay --data data.npz --labels label",
-        "compare model.onnx s.margay --data data.npz --in-batches",
-        "bench model.onnx s.margay --data data.npz --in-batches --rounds 1000",
+        "compare model.onnx s.margay --data data.npz",
+        "bench model.onnx s.margay --data data.npz --rounds 1000",
         "measure-machine -o machine.toml",
     ] {
         for after in MOMENTS {

@@ -67,10 +67,12 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     // The artifact keeps plan and report, but for the error; the ONNX file computes the same.
     let plan = String::from_utf8(place.bytes("r.toml")).unwrap();
     assert!(plan.contains("rank = "), "{plan}");
-    let explained = json(&place.done("explain r.margay --json").stdout);
+    let shown = place.done("explain r.margay --json");
+    assert!(!shown.stderr.contains("warning"), "what was told of the error before: {}", shown.stderr);
+    let explained = json(&shown.stdout);
     assert_eq!(explained["held_out"], report["error"]);
     place.done("run r.onnx --inputs in.npz --outputs onnx.npz");
-    place.done("run r.margay --inputs in.npz --in-batches --outputs artifact.npz");
+    place.done("run r.margay --inputs in.npz --outputs artifact.npz");
     let logits = |name: &str| place.read_npz(name).remove(0).1.to_vec::<f32>().unwrap();
     let gaps = logits("onnx.npz").into_iter().zip(logits("artifact.npz")).map(|(a, b)| (a - b).abs());
     assert!(gaps.fold(0.0, f32::max) < 1e-4);
@@ -82,6 +84,10 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     let layers =
         json(&place.done(&format!("recover s.onnx {LEARN} --layers-only --export l.onnx --json")).stdout);
     assert_eq!((layers["steps"].as_u64(), layers["stop"].is_null()), (Some(0), true));
+    assert_eq!(report["after"]["measures"][0][0], "about_mean_l2");
+    let text = place.done(&format!("recover s.onnx {LEARN} --layers-only --export m.onnx")).stdout;
+    assert!(text.contains("error about the mean, the same share for each output and batch"), "{text}");
+    assert!(!text.contains("error of means"), "one output needs no table: {text}");
 }
 
 #[test]

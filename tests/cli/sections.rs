@@ -19,7 +19,7 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
     }
     both.write(&place.path("both.margay")).unwrap();
     let outputs = |words: &str| {
-        place.done(&format!("run both.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
+        place.done(&format!("run both.margay --inputs in.npz --outputs out.npz {words}"));
         place.read_npz("out.npz").remove(0).1.to_vec::<f32>().unwrap()
     };
     let [first, cpu, reference] = ["", "--device cpu", "--backend reference"].map(outputs);
@@ -31,7 +31,7 @@ fn each_back_end_runs_its_own_code_of_an_artifact() {
     let inspected = place.done("inspect both.margay").stdout;
     assert!(inspected.contains("cpu x86-64") || inspected.contains("cpu "), "{inspected}");
     assert!(inspected.contains("reference reference"), "{inspected}");
-    let third = place.run("run both.margay --inputs in.npz --in-batches --outputs out.npz --device gpu");
+    let third = place.run("run both.margay --inputs in.npz --outputs out.npz --device gpu");
     assert_eq!(third.code, 2);
     assert_eq!(third.stderr, "error: unknown back end `gpu`; known are `cpu`, `cuda`, `reference`\n");
 }
@@ -52,8 +52,7 @@ fn code_that_no_back_end_of_this_margay_runs_is_refused() {
     builder.add_code(entry, section, b"code");
     builder.write(&place.path("other.margay")).unwrap();
     for (words, name) in [("", "cpu"), ("--device cpu", "cpu"), ("--device reference", "reference")] {
-        let ran =
-            place.run(&format!("run other.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
+        let ran = place.run(&format!("run other.margay --inputs in.npz --outputs out.npz {words}"));
         assert_eq!(ran.code, 2);
         let expected =
             format!("error: holds no code for the back end `{name}`; it is compiled for `sm_90` of `gpu`\n");
@@ -77,12 +76,11 @@ fn a_device_that_is_not_there_has_an_exit_code_of_its_own() {
     builder.add_code(EntryParts::default(), section("sm_80"), b"code");
     builder.write(&place.path("gpu.margay")).unwrap();
     for words in ["", "--device cuda"] {
-        let ran =
-            place.run(&format!("run gpu.margay --inputs in.npz --in-batches --outputs out.npz {words}"));
+        let ran = place.run(&format!("run gpu.margay --inputs in.npz --outputs out.npz {words}"));
         assert_eq!(ran.code, 4, "{}", ran.stderr);
         assert!(ran.stderr.contains("error: no device: "), "{}", ran.stderr);
     }
-    let ran = place.run("run gpu.margay --inputs in.npz --in-batches --outputs out.npz --device cpu");
+    let ran = place.run("run gpu.margay --inputs in.npz --outputs out.npz --device cpu");
     assert_eq!(ran.code, 2, "no device stands in for another");
     assert!(ran.stderr.contains("holds no code for the back end `cpu`"), "{}", ran.stderr);
 }

@@ -63,7 +63,7 @@ fn a_model_is_trained_exported_and_compiled() {
 
     // Both files hold the same trained model.
     place.done("run t.onnx --inputs in.npz --outputs a.npz");
-    place.done("run t.margay --inputs in.npz --in-batches --outputs b.npz");
+    place.done("run t.margay --inputs in.npz --outputs b.npz");
     let (a, b) = (place.read_npz("a.npz"), place.read_npz("b.npz"));
     let (a, b) = (a[0].1.to_vec::<f32>().unwrap(), b[0].1.to_vec::<f32>().unwrap());
     assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-3 * (1.0 + x.abs())), "{a:?} {b:?}");
@@ -133,7 +133,7 @@ fn a_run_that_goes_on_gives_the_same_bytes() {
     // The same file, with another learning rate.
     let refused = place.run(&format!("{other} --resume --clip 1"));
     assert_eq!(refused.code, 3);
-    assert!(refused.stderr.contains("another run: the clip was None, is Some(1.0)"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("another run: the clip was none, is 1"), "{}", refused.stderr);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use margay_onnx::{External, OnnxDim, OnnxGraph, OnnxValue};
 use margay_tensor::{DType, Tensor};
 
 use crate::place::{Place, images, json, node, write_model_of};
@@ -45,8 +46,7 @@ fn every_command_counts_the_same_bytes_and_warns() {
     let parts = ["constant_bytes", "graph_constant_bytes", "code_bytes", "source_bytes", "other_bytes"];
     let sum: u64 = parts.iter().map(|part| inspected[part].as_u64().unwrap()).sum();
     assert_eq!(sum, place.bytes("s.margay").len() as u64);
-    let bench =
-        json(&place.done("bench model.onnx s.margay --data data.npz --in-batches --rounds 1 --json").stdout);
+    let bench = json(&place.done("bench model.onnx s.margay --data data.npz --rounds 1 --json").stdout);
     assert_eq!(&bench["models"][1]["constant_bytes"], constants);
 
     let curves = String::from_utf8(place.bytes("c.csv")).unwrap();
@@ -57,7 +57,8 @@ fn every_command_counts_the_same_bytes_and_warns() {
 
     // A plan is for its own samples, unless somebody says otherwise.
     let replay = "compile model.onnx -o r.margay --data samples.npz --plan plan.toml --target-cpu portable";
-    assert_eq!(place.run(replay).code, 2);
+    let refused = place.run(replay);
+    assert!(refused.code == 2 && refused.stderr.contains("`--recalibrate`"), "{}", refused.stderr);
     let replayed = place.done(&format!("{replay} --recalibrate --save-plan again.toml"));
     assert!(replayed.stdout.contains("replay of a plan"), "{}", replayed.stdout);
     let plans = ["plan.toml", "again.toml"].map(|name| String::from_utf8(place.bytes(name)).unwrap());
@@ -66,13 +67,35 @@ fn every_command_counts_the_same_bytes_and_warns() {
     assert_ne!(plans[0], plans[1], "the second one is for the other samples");
 
     // A sketch is compared with what its report states.
-    let compared = place.done("compare model.onnx s.margay --data again.npz --in-batches --json");
+    let compared = place.done("compare model.onnx s.margay --data again.npz --json");
     let limit = json(&compared.stdout)["max_error"].as_f64().unwrap();
     let stated = report["held_out"]["relative_l2"].as_f64().unwrap();
     assert!((limit - (2.0 * stated).min(stated.max(1.0))).abs() < 1e-12, "{limit} {stated}");
     for check in ["--max-error 0.0001", "--rtol 0.001"] {
-        let ran = place.run(&format!("compare model.onnx s.margay --data data.npz --in-batches {check}"));
+        let ran = place.run(&format!("compare model.onnx s.margay --data data.npz {check}"));
         assert_eq!(ran.code, 1, "{}", ran.stderr);
+        assert!(!ran.stderr.contains("help:"), "{}", ran.stderr);
+    }
+    place.done("compile model.onnx -o unmeasured.margay --budget-bytes 50%");
+    let ran = place.run("compare model.onnx unmeasured.margay --data data.npz");
+    assert!(ran.code == 1 && ran.stderr.contains("say by `--max-error E`"), "{}", ran.stderr);
+    // Layers are compared on all samples, and an exported model is the same, whatever its nodes are called.
+    assert_eq!(json(&compared.stdout)["layer_samples"], 12);
+    place.done("export model.onnx -o dense.onnx");
+    let same = json(&place.done("compare model.onnx dense.onnx --data data.npz --json").stdout);
+    let layers = same["layers"].as_array().unwrap();
+    assert!(layers.len() > 5, "{same}");
+    assert!(layers.iter().all(|l| l["cumulative"] == 0.0 && l["isolated"].as_f64() < Some(1e-5)), "{same}");
+    // Whatever works on samples tells what is wrong with them.
+    for command in [
+        "export model.onnx -o e.onnx --budget-bytes 50%",
+        "pareto model.onnx",
+        "sensitivity model.onnx",
+        "recover s.margay --teacher model.onnx -o r.margay --layers-only",
+    ] {
+        let told = place.run(&format!("{command} --data again.npz")).stderr;
+        assert!(told.contains("warning: 9 of 12 samples are the same as others"), "{command}: {told}");
+        assert_eq!(told.contains("held out"), !command.starts_with("sensitivity"), "{command}: {told}");
     }
     for command in ["compile s.margay -o t.margay", "check s.margay"] {
         let ran = place.run(command);
@@ -122,35 +145,159 @@ fn another_goal_takes_calibration_and_fits_from_the_cache() {
 #[test]
 fn inputs_are_checked_before_any_work() {
     let place = Place::new();
-    let mut pixels = images(20, 1).to_vec::<f32>().unwrap();
-    pixels[784 * 6 + 5] = f32::NAN;
-    let pixels = Tensor::from_slice(&[20, 1, 28, 28], &pixels).unwrap();
-    place.write_npz("nan.npz", &[("image", pixels), ("label", Tensor::zeros(DType::I64, &[20]).unwrap())]);
-    place.write_npz("wide.npz", &[("image", Tensor::zeros(DType::F32, &[20, 1, 28, 30]).unwrap())]);
-    place.write_npz("bytes.npz", &[("image", Tensor::zeros(DType::U8, &[20, 1, 28, 28]).unwrap())]);
-    place.write_npz("other.npz", &[("picture", images(20, 1)), ("label", images(20, 1))]);
+    place.done("compile model.onnx -o a.margay --target-cpu portable");
+    let spoiled = |value: f32| {
+        let mut pixels = images(20, 1).to_vec::<f32>().unwrap();
+        pixels[784 * 6 + 5] = value;
+        Tensor::from_slice(&[20, 1, 28, 28], &pixels).unwrap()
+    };
+    let label = || ("label", Tensor::zeros(DType::I64, &[20]).unwrap());
+    let zeros = |dtype, shape: &[usize]| ("image", Tensor::zeros(dtype, shape).unwrap());
+    place.write_npz("nan.npz", &[("image", spoiled(f32::NAN)), label()]);
+    place.write_npz("infinite.npz", &[("image", spoiled(f32::INFINITY)), label()]);
+    place.write_npz("wide.npz", &[zeros(DType::F32, &[20, 1, 28, 30]), label()]);
+    place.write_npz("axes.npz", &[zeros(DType::F32, &[20, 28, 28]), label()]);
+    place.write_npz("bytes.npz", &[zeros(DType::U8, &[20, 1, 28, 28]), label()]);
+    place.write_npz("other.npz", &[("picture", images(20, 1)), label()]);
+    let wide = "axis 3 is 30, expected 28";
     for (data, message) in [
-        ("nan", "`image` is not a number in row 6, at element 4709"),
-        ("wide", "`image` is f32[20, 1, 28, 30], expected f32[batch, 1, 28, 28]: axis 3 is 30, expected 28"),
+        ("nan", "`image` is NaN in row 6, at [6, 0, 0, 5]"),
+        ("infinite", "`image` is inf in row 6, at [6, 0, 0, 5]"),
+        ("wide", wide),
+        ("axes", "it has 3 axes instead of 4"),
         ("bytes", "in numpy, `image.astype(\"float32\")` converts it"),
-        ("other", "the model takes `image`: f32[batch, 1, 28, 28], the file holds"),
+        ("other", "the model takes `image`: f32["),
     ] {
         for command in [
             "compile model.onnx -o o.margay --max-error 0.1",
+            "explain model.onnx --budget-bytes 50%",
+            "export model.onnx -o o.onnx --budget-bytes 50%",
+            "pareto model.onnx",
             "sensitivity model.onnx",
             "train model.onnx --labels label --export t.onnx --batch 4",
+            "recover model.onnx --teacher model.onnx -o r.margay",
+            "evaluate model.onnx a.margay --labels label",
+            "evaluate a.margay --labels label",
+            "bench model.onnx a.margay --rounds 1",
+            "bench a.margay --rounds 1",
+            "compare model.onnx a.margay",
+            "compare a.margay model.onnx",
         ] {
             let ran = place.run(&format!("{command} --data {data}.npz"));
-            // Labels are looked for first.
-            let of_labels = command.starts_with("train") && ["wide", "bytes"].contains(&data);
-            assert_eq!(ran.code, 2, "{command}: {}", ran.stderr);
-            assert!(of_labels || ran.stderr.contains(message), "{command}: {}", ran.stderr);
+            assert_eq!(ran.code, 2, "{command} --data {data}.npz: {}", ran.stderr);
+            assert!(ran.stderr.contains(message), "{command} --data {data}.npz: {}", ran.stderr);
+            assert!(!ran.stderr.contains("help:"), "no other advice: {}", ran.stderr);
         }
     }
+    // A model may take what is not finite, but that is told.
+    let ran = place.done("run a.margay --data nan.npz --outputs out.npz");
+    assert!(ran.stderr.contains("warning: `image` is NaN in row 6"), "{}", ran.stderr);
+    let ran = place.run("run a.margay --data wide.npz --outputs out.npz");
+    assert!(ran.code == 2 && ran.stderr.contains(wide), "{}", ran.stderr);
     let ran = place.run("explain model.onnx --output-name logit");
     assert!(ran.stderr.contains("no floating point output `logit`; it has `logits`"), "{}", ran.stderr);
     let ran = place.run("bench model.onnx --data in.npz --mask image --rounds 1");
     assert!(ran.stderr.contains("the mask `image` has 4 axes, expected two"), "{}", ran.stderr);
+}
+
+/// Token ids and a mask of another name than most: a table, and two layers with an output each.
+fn write_encoder(place: &Place) {
+    let value = |name: &str, dtype: DType, axes: &[i64]| OnnxValue {
+        name: name.into(),
+        dtype: Some(dtype),
+        narrow: None,
+        dims: Some(
+            [OnnxDim::Symbol("N".into())]
+                .into_iter()
+                .chain(axes.iter().map(|a| OnnxDim::Value(*a)))
+                .collect(),
+        ),
+    };
+    let normal = |shape: &[usize], stream: u64| {
+        let mut numbers = vec![0f32; shape.iter().product()];
+        margay_tensor::random::Philox::new(8, stream).fill_normal_f32(0, &mut numbers);
+        Tensor::from_slice(shape, &numbers).unwrap()
+    };
+    let graph = OnnxGraph {
+        name: "encoder".into(),
+        inputs: vec![value("ids", DType::I64, &[4]), value("input_mask", DType::I64, &[4])],
+        outputs: vec![value("y", DType::F32, &[4, 64]), value("z", DType::F32, &[4, 64])],
+        initializers: vec![
+            ("table".into(), normal(&[100, 64], 1)),
+            ("w".into(), normal(&[64, 64], 2)),
+            ("v".into(), normal(&[64, 64], 3)),
+        ],
+        nodes: vec![
+            node("look", "Gather", &["table", "ids"], "x"),
+            node("first", "MatMul", &["x", "w"], "y"),
+            node("second", "MatMul", &["y", "v"], "z"),
+        ],
+        ..OnnxGraph::default()
+    };
+    margay_onnx::Model::new(17, graph).write(&place.path("encoder.onnx"), External::Never).unwrap();
+    let ids: Vec<i64> = (0..160).map(|i| i * 37 % 100).collect();
+    let write = |name: &str, mask: &dyn Fn(i64) -> i64| {
+        let marks: Vec<i64> = (0..160).map(mask).collect();
+        let of = |numbers: &[i64]| Tensor::from_slice(&[40, 4], numbers).unwrap();
+        place.write_npz(name, &[("ids", of(&ids)), ("input_mask", of(&marks))]);
+    };
+    write("half.npz", &|i| i64::from(i % 4 < 2));
+    write("none.npz", &|_| 0);
+}
+
+#[test]
+fn masks_of_usual_names_are_found_and_may_not_hide_everything() {
+    let place = Place::new();
+    write_encoder(&place);
+    let half = "explain encoder.onnx --data half.npz --budget-bytes 60%";
+    let told = place.done(&format!("{half} --output-name z")).stdout;
+    assert!(told.contains("; padding, by `input_mask`, does not count; only `z` counts"), "{told}");
+    assert!(!place.done(&format!("{half} --mask none")).stdout.contains("padding"));
+    place.done("compile encoder.onnx -o e.margay --export e.onnx --data half.npz --budget-bytes 60%");
+    for command in [
+        "explain encoder.onnx --budget-bytes 60%",
+        "sensitivity encoder.onnx",
+        "recover e.onnx --teacher encoder.onnx --export r.onnx",
+        "bench encoder.onnx e.margay --rounds 1",
+        "compare encoder.onnx e.margay",
+    ] {
+        let ran = place.run(&format!("{command} --data none.npz"));
+        let message =
+            "error: the mask `input_mask` is zero everywhere: all 160 places of the samples are padding";
+        assert!(ran.code == 2 && ran.stderr.contains(message), "{command}: {}", ran.stderr);
+    }
+    // What is padding has no part in what is measured, and neither has an output that does not count.
+    let traces = |words: &str| {
+        let found =
+            json(&place.done(&format!("sensitivity encoder.onnx --data half.npz --json {words}")).stdout);
+        let of = |i: usize| found["modules"][i]["gradient_trace"].as_f64().unwrap();
+        (of(0), of(1))
+    };
+    let (all, masked, first) = (traces("--mask none"), traces(""), traces("--output-name y --mask none"));
+    assert!((masked.1 / all.1 - 0.5).abs() < 1e-9, "signs are 0 in half of the places: {all:?} {masked:?}");
+    assert_eq!(first.1, 0.0, "the second layer does not show in `y`: {first:?}");
+    let learned = place.done(
+        "recover e.onnx --teacher encoder.onnx --data half.npz --export r.onnx --output-name z --layers-only --batch 8 --json",
+    );
+    let error = &json(&learned.stdout)["error"];
+    assert_eq!(error["only"], serde_json::json!(["z"]));
+    assert_eq!(error["outputs"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn bytes_are_those_of_the_thing_that_is_told_of() {
+    let place = Place::new();
+    write_encoder(&place);
+    let report =
+        |words: &str| json(&place.done(&format!("compile encoder.onnx -o e.margay {words} --json")).stdout);
+    let (plain, narrow) = (report(""), report("--precision int8"));
+    let inspected = json(&place.done("inspect encoder.onnx --json").stdout);
+    let dense = &plain["constant_bytes_before"];
+    assert_eq!(&narrow["constant_bytes_before"], dense, "the dense model is the same");
+    assert_eq!(&inspected["stored_constant_bytes"], dense);
+    assert_eq!(inspected["stored_layer_bytes"], plain["bytes_before"]);
+    assert!(dense.as_u64() > Some(4 * 100 * 64), "the table is f32: {dense}");
+    assert!(narrow["constant_bytes_after"].as_u64() < Some(4 * 100 * 64), "and int8: {narrow}");
 }
 
 #[test]
@@ -201,13 +348,23 @@ fn a_run_is_told_kept_and_made_longer() {
     };
     assert_eq!(history(), [0, 2, 4]);
     let before = place.bytes("c.safetensors");
-    let again = place.run(&format!("{train} --steps 4 --export t.onnx"));
+    let again = place.run(&format!("{train} --steps 4 --export t.onnx").replace("h.jsonl", "g.jsonl"));
     assert_eq!(again.code, 2);
     assert!(again.stderr.contains("`c.safetensors` is there already"), "{}", again.stderr);
     assert!(place.bytes("c.safetensors") == before);
     let longer = json(&place.done(&format!("{train} --steps 8 --export t.onnx --resume --json")).stdout);
     assert_eq!((&longer["steps"], &longer["stop"]), (&8.into(), &"finished".into()));
     assert_eq!(history()[3..], [8]);
+    // The course of a run is written over by no other one, and is no table.
+    let other = train.replace("c.safetensors", "d.safetensors");
+    for (words, message) in [
+        (format!("{other} --export u.onnx"), "the history `h.jsonl` is there already"),
+        (format!("{} --export u.onnx", other.replace("h.jsonl", "h.csv")), "lines of JSON are written"),
+    ] {
+        let refused = place.run(&words);
+        assert!(refused.code == 2 && refused.stderr.contains(message), "{}", refused.stderr);
+    }
+    assert_eq!(history().len(), 4);
 }
 
 #[test]
@@ -220,6 +377,15 @@ fn sketches_that_were_trained_are_explained() {
     let explained = place.done("explain t.margay").stdout;
     let (_, found) = explained.split_once("Sketches found in the graph, by their form:").expect(&explained);
     assert!(found.contains("fc1    3136 x 64  lowrank     8"), "{found}");
+    assert!(
+        explained.contains(": training with sketches: panther of rank 4, 1 term(s), for "),
+        "{explained}"
+    );
+    assert!(!explained.contains("nothing is sketched"), "{explained}");
+    let report = json(&place.done("explain t.margay --json").stdout);
+    let dense = json(&place.done("explain model.onnx --json").stdout);
+    assert_eq!(report["bytes_before"], dense["bytes_before"]);
+    assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64());
     let both = "train model.onnx --data labelled.npz --labels label --scheme favor --features 8 --rank 4 --export t.onnx";
     let refused = place.run(both);
     assert_eq!(refused.code, 2);

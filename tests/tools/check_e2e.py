@@ -50,7 +50,7 @@ class Tool:
     def outputs(self, model, inputs):
         """What `margay run` computes."""
         np.savez(self.folder / "in.npz", **inputs)
-        self("run", model, "--inputs", "in.npz", "--in-batches", "--outputs", "out.npz")
+        self("run", model, "--inputs", "in.npz", "--outputs", "out.npz")
         return load(self.folder / "out.npz")
 
 

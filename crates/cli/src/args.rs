@@ -94,7 +94,7 @@ pub(crate) struct TargetArgs {
 #[derive(clap::Args)]
 pub(crate) struct ErrorArgs {
     /// The input whose zeros mark padding, which does not count in errors; none where all counts [default:
-    /// `attention_mask`, where there is one].
+    /// `attention_mask` or `input_mask`, where there is one].
     #[arg(long, value_name = "INPUT|none")]
     mask: Option<String>,
     /// The outputs that count in errors, by name [default: all of floating point numbers].
@@ -232,9 +232,18 @@ pub(crate) struct RunArgs {
     /// for that.
     #[arg(long)]
     pub(crate) huge_pages: bool,
-    /// Feed inputs that are longer than the batch of a model batch by batch. Without it their shapes have to fit.
-    #[arg(long)]
-    pub(crate) in_batches: bool,
+    /// Feed inputs that are longer than the batch of a model batch by batch, which is done anyway.
+    #[arg(long = "in-batches", hide = true)]
+    _in_batches: bool,
+}
+
+/// Says in how many runs inputs are fed, where it is not one.
+pub(crate) fn note_runs(model: &Predictor, inputs: &margay::Arrays) -> Result<(), Failure> {
+    let runs = model.runs_of(inputs)?;
+    if runs > 1 {
+        note(format!("`{}` takes these inputs in {runs} runs, along their leading axis", model.name()));
+    }
+    Ok(())
 }
 
 /// Says which inputs of a file were made constants.
@@ -267,6 +276,18 @@ impl InputArgs {
     /// The files that are read.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.inputs.iter().map(|file| file.path.clone()).collect()
+    }
+
+    /// Reads or makes all inputs of a model on which something is to be measured.
+    pub(crate) fn read_finite(&self, model: &Path) -> Result<Given, Failure> {
+        let given = self.read(model)?;
+        match given.not_finite.as_slice() {
+            [] => Ok(given),
+            all => Err(Failure::usage(format!(
+                "nothing is measured on inputs that are not finite: {}",
+                all.join("; ")
+            ))),
+        }
     }
 
     /// Reads or makes all inputs of a model.

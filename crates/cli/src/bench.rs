@@ -3,7 +3,8 @@
 //! `--json` prints an object:
 //!
 //! - `models`: one object per model, in the order given, with `path` (and ` in ` the precision, if not f32); `runs`, into how
-//!   many its inputs are cut; `median_ms`, `p90_ms`, `p99_ms`, `min_ms` of one run; `runs_per_second`; `all_inputs_ms`, the
+//!   many its inputs are cut; `median_ms`, `p90_ms`, `p99_ms`, `min_ms` of one run; `runs_per_second` and
+//!   `speed_up`, from the medians of a run: how often as fast as the first model it takes all inputs; `all_inputs_ms`, the
 //!   median of running all inputs once; `predicted_ms` of one run on as many threads from the cost model, or null without a
 //!   graph; `constant_bytes`, all constants its code reads; `peak_bytes`, all memory a run needs but for inputs: constants,
 //!   code, intermediate results, scratch, outputs; `error` against the first model as `margay compile --json` has it in
@@ -24,11 +25,11 @@ use serde::Serialize;
 use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision};
 use crate::error::Failure;
 use crate::table::{Table, bytes, significant};
-use crate::{Reply, errors, json};
+use crate::{Reply, errors, json, note};
 
 const JSON: &str = r#"With --json:
   {"models": [{"path", "runs", "median_ms", "p90_ms", "p99_ms", "min_ms", "runs_per_second",
-               "all_inputs_ms", "predicted_ms", "constant_bytes", "peak_bytes",
+               "speed_up", "all_inputs_ms", "predicted_ms", "constant_bytes", "peak_bytes",
                "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"},
                "other_differences", "steps": [{"median_ms", "flops", "bytes", "work", "label"}]}],
    "rounds", "warm_up_rounds", "threads", "machine"}
@@ -77,6 +78,7 @@ struct Line {
     #[serde(flatten)]
     times: RunTimes,
     runs_per_second: f64,
+    speed_up: f64,
     all_inputs_ms: f64,
     predicted_ms: Option<f64>,
     constant_bytes: u64,
@@ -89,12 +91,11 @@ struct Line {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
-    let inputs = args.inputs.read(&args.models[0])?.inputs;
-    let (in_batches, huge_pages) = (args.how.in_batches, args.how.huge_pages);
+    let inputs = args.inputs.read_finite(&args.models[0])?.inputs;
     let known = KnownInputs::of(&inputs);
     let mut models = Vec::new();
     for path in &args.models {
-        let plain = RunOptions { threads, in_batches, huge_pages, ..RunOptions::default() };
+        let plain = RunOptions { threads, huge_pages: args.how.huge_pages, ..RunOptions::default() };
         models.push(Predictor::open_for(path, &plain, &known)?);
         if args.precision != Precision::F32 && !is_artifact(path)? {
             let narrow = RunOptions { precision: args.precision, ..plain.clone() };
@@ -102,13 +103,22 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         }
     }
     models.iter().for_each(note_fixed);
+    for model in &models {
+        if let Some((there, here)) = model.other_cost_model()? {
+            let name = model.name();
+            note(format!(
+                "`{name}` was compiled with times by `{there}`; here they are predicted by `{here}`"
+            ));
+        }
+    }
     let options = BenchOptions { rounds: args.rounds, steps: args.steps, errors: args.errors.scope() };
     let (measured, rounds) = bench(&mut models, &inputs, &options)?;
     let line = |(model, m): (&Predictor, Measured)| Line {
         path: model.name().to_string(),
         runs: m.runs,
         times: m.times,
-        runs_per_second: 1e3 * m.runs as f64 / m.all_inputs_ms,
+        runs_per_second: m.runs_per_second,
+        speed_up: m.speed_up,
         all_inputs_ms: m.all_inputs_ms,
         predicted_ms: m.predicted_ms,
         constant_bytes: m.constant_bytes,
@@ -142,7 +152,6 @@ fn text(report: &Report) -> String {
         ">centred",
         ">cosine",
     ]);
-    let first = report.models.first().map_or(f64::NAN, |m| m.all_inputs_ms);
     for m in &report.models {
         let of_error = |f: &dyn Fn(&ErrorMeasure) -> String| m.error.as_ref().map_or("-".into(), f);
         table.row([
@@ -152,7 +161,7 @@ fn text(report: &Report) -> String {
             significant(m.times.p99_ms),
             m.predicted_ms.map_or("-".into(), significant),
             significant(m.runs_per_second),
-            format!("{:.2}x", first / m.all_inputs_ms),
+            format!("{:.2}x", m.speed_up),
             bytes(m.constant_bytes),
             bytes(m.peak_bytes),
             of_error(&|e| significant(e.relative_l2)),
@@ -173,7 +182,8 @@ fn text(report: &Report) -> String {
     let runs = if same { runs[0].clone() } else { runs.join(", ") };
     format!(
         "{table}{others}{outputs}{steps}\n{}, {} thread(s), for which times are predicted too; {} interleaved rounds of all \
-         inputs in {runs} run(s) after {} of warm-up; the median is shown as ms per run\n",
+         inputs in {runs} run(s) after {} of warm-up; ms per run is the median, from which runs/s and speed-up follow: the \
+         first model's for all inputs to this one's\n",
         report.machine, report.threads, report.rounds, report.warm_up_rounds
     )
 }

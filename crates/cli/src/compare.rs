@@ -10,9 +10,9 @@
 //!   `max_error`: the limit of the relative error, null where elements were checked; `error`: as in `margay bench --json`.
 //! - `outputs`: objects with `name`, `type`, `relative_l2`, `centred_l2`, `cosine`, `max_abs`, `pooled` where
 //!   padding is marked, `elements` that count, `past_tolerance` (how many of them).
-//! - `layers`: objects with `name`, `isolated` (relative L2 error when the layer is given the reference's inputs; null
-//!   where it cannot be cut out) and `cumulative` (when the layers before it are the other model's too); null where a
-//!   model carries no graph. Layers are measured on the first run of the inputs.
+//! - `layers`: objects with `name`, `isolated` (relative L2 error when the layer is given the reference's inputs) and
+//!   `cumulative` (when the layers before it are the other model's too); null where a model carries no graph. A layer is what
+//!   its node computes with the bias. `layer_samples`: on how many samples; those that do not fill a run are left out.
 //!
 //! Numbers that are not finite are null.
 
@@ -24,7 +24,7 @@ use margay::{
 };
 use serde::Serialize;
 
-use crate::args::{ErrorArgs, InputArgs, RunArgs, not_negative, note_fixed, positive};
+use crate::args::{ErrorArgs, InputArgs, RunArgs, not_negative, note_fixed, note_runs, positive};
 use crate::error::Failure;
 use crate::table::{Table, significant};
 use crate::{Reply, errors, json, note};
@@ -33,7 +33,7 @@ const JSON: &str = r#"With --json:
   {"reference", "other", "within", "rtol", "atol", "max_error", "error": {},
    "outputs": [{"name", "type", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled",
                 "elements", "past_tolerance"}],
-   "layers": [{"name", "isolated", "cumulative"}]}
+   "layers": [{"name", "isolated", "cumulative"}], "layer_samples"}
 An element b is past the tolerance of a when |a - b| > A + R |a|. The exit code is 1 where the
 relative error is above --max-error, or else where an element is past the tolerance. Without any of
 these options a sketch may have twice the error that its report states."#;
@@ -79,17 +79,13 @@ struct Report {
     error: Option<ErrorMeasure>,
     outputs: Vec<OutputComparison>,
     layers: Option<Vec<LayerError>>,
+    layer_samples: usize,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
-    let inputs = args.inputs.read(&args.reference)?.inputs;
-    let options = RunOptions {
-        threads,
-        in_batches: args.how.in_batches,
-        huge_pages: args.how.huge_pages,
-        ..RunOptions::default()
-    };
+    let inputs = args.inputs.read_finite(&args.reference)?.inputs;
+    let options = RunOptions { threads, huge_pages: args.how.huge_pages, ..RunOptions::default() };
     let known = KnownInputs::of(&inputs);
     let mut models = [
         Predictor::open_for(&args.reference, &options, &known)?,
@@ -98,7 +94,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     models.iter().for_each(note_fixed);
     let tolerance = Tolerance { rtol: args.rtol.unwrap_or(RTOL), atol: args.atol.unwrap_or(ATOL) };
     let found = compare(&mut models, &inputs, &args.errors.scope(), tolerance, threads)?;
-    let Comparison { outputs, error, layers } = found;
+    models.iter().try_for_each(|model| note_runs(model, &inputs))?;
+    let Comparison { outputs, error, layers, layer_samples } = found;
     if layers.is_none() {
         note("a stripped artifact carries no graph, so layers are not compared");
     }
@@ -109,7 +106,13 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     };
     let failure = match (max_error, &error) {
         (Some(limit), Some(error)) => above(error, limit),
-        _ => past_tolerance(&outputs, tolerance.rtol, tolerance.atol),
+        _ => past_tolerance(&outputs, tolerance.rtol, tolerance.atol).map(|failure| match elements {
+            true => failure,
+            false => failure.with_help(format!(
+                "no error is stated for `{}`: if it is a sketch, say by `--max-error E` what relative error it may have",
+                args.other.display()
+            )),
+        }),
     };
     let report = Report {
         reference: models[0].name().to_string(),
@@ -121,6 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         error,
         outputs,
         layers,
+        layer_samples,
     };
     Ok(Reply { text: if args.json { json(&report)? } else { text(&report) }, failure })
 }
@@ -192,14 +196,13 @@ fn text(report: &Report) -> String {
     if let Some(layers) = &report.layers {
         let mut table = Table::new(&["layer", ">isolated", ">cumulative"]);
         for l in layers {
-            table.row([
-                l.name.clone(),
-                l.isolated.map_or("-".into(), significant),
-                significant(l.cumulative),
-            ]);
+            table.row([l.name.clone(), significant(l.isolated), significant(l.cumulative)]);
         }
         if !table.is_empty() {
-            text += &format!("\nRelative L2 error of the values both models name:\n{table}");
+            text += &format!(
+                "\nRelative L2 error of the values both models name, biases included, on {} samples:\n{table}",
+                report.layer_samples
+            );
         }
     }
     text

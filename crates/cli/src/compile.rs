@@ -143,6 +143,9 @@ fn summary(compiled: &Compiled, args: &Args) -> String {
     text
 }
 
+/// The goal of reports of models in which nothing was to be sketched.
+const DENSE: &str = "dense";
+
 /// The whole model before and after, and the error.
 pub(crate) fn totals(report: &Report) -> String {
     let dims: Vec<String> = report.dims.iter().map(|(name, v)| format!("{name} = {v}")).collect();
@@ -181,7 +184,8 @@ pub(crate) fn totals(report: &Report) -> String {
     let mut text =
         format!("{}: {}{precision}, for {}\n\n{table}\n", report.model, report.goal, report.target_cpu);
     text += &match report.modules.len() {
-        0 => "nothing is sketched without a goal\n".to_string(),
+        0 if report.goal == DENSE => "nothing is sketched without a goal\n".to_string(),
+        0 => String::new(),
         all => format!("{sketched} of {all} layers sketched\n"),
     };
     let refitted = report.refits.iter().filter(|r| r.refitted).count();

@@ -125,7 +125,7 @@ fn artifact(
         None => compile(source, None, options, &Silent)?,
     };
     compiled.write(path, true, &mut Dump::none())?;
-    let options = RunOptions { threads, in_batches: true, ..RunOptions::default() };
+    let options = RunOptions { threads, ..RunOptions::default() };
     Ok((Predictor::open(path, &options)?, compiled.report))
 }
 

@@ -20,9 +20,13 @@ pub(crate) fn bounds(e: &ErrorMeasure) -> String {
     }
 }
 
-/// What does not count, if anything: `; padding by `attention_mask` does not count`.
+/// What does not count, if anything: `` ; padding, by `attention_mask`, does not count ``.
 pub(crate) fn uncounted(e: &ErrorMeasure) -> String {
-    e.mask.as_ref().map_or(String::new(), |mask| format!("; padding, by `{mask}`, does not count"))
+    let padding = e.mask.as_ref().map_or(String::new(), |m| format!("; padding, by `{m}`, does not count"));
+    match e.only.as_slice() {
+        [] => padding,
+        names => format!("{padding}; only `{}` counts", names.join("` and `")),
+    }
 }
 
 /// The error of each output; empty where one line has said all of it.

@@ -6,14 +6,15 @@
 use std::path::PathBuf;
 
 use margay::{
-    Evaluated, KnownInputs, Metric, Predictor, RunOptions, evaluate, is_array_file, read_labels, samples_of,
+    Evaluated, KnownInputs, Metric, Predictor, RunOptions, check_samples, doubts_where, evaluate,
+    is_array_file, read_labels, samples_of,
 };
 use serde::Serialize;
 
 use crate::args::{ThreadArgs, note_fixed};
 use crate::error::Failure;
 use crate::table::{Table, bytes, percent, significant};
-use crate::{Reply, json};
+use crate::{Reply, json, warn};
 
 const JSON: &str = r#"With --json:
   {"metric", "samples", "models": [{"path", "value", "agreement", "constant_bytes"}]}"#;
@@ -56,10 +57,11 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let name = (!is_array_file(&args.labels)).then_some(args.labels.as_str());
     let samples = samples_of(&args.models[0], &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    check_samples(&args.models[0], &samples)?;
     let labels = read_labels(&args.labels, &samples)?;
+    warn(&doubts_where(&samples, false));
     let inputs: Vec<_> = samples.arrays().iter().filter(|(n, _)| Some(n.as_str()) != name).cloned().collect();
-    // Samples are many, and models take few at once.
-    let options = RunOptions { threads: args.threads.get(), in_batches: true, ..RunOptions::default() };
+    let options = RunOptions { threads: args.threads.get(), ..RunOptions::default() };
     let known = KnownInputs::of(&inputs);
     let mut models = Vec::new();
     for path in &args.models {

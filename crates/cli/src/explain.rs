@@ -112,7 +112,9 @@ fn found(g: &Graph) -> String {
     if table.is_empty() {
         String::new()
     } else {
-        format!("\nSketches found in the graph, by their form:\n{table}")
+        format!(
+            "\nSketches found in the graph, by their form: one of panther is lowrank, of a rank that counts all its terms\n{table}"
+        )
     }
 }
 

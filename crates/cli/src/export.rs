@@ -8,7 +8,7 @@ use crate::args::GoalArgs;
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable};
-use crate::{Reply, note};
+use crate::{Reply, note, warn};
 
 /// Write the sketched model as ONNX: ordinary operators, original names, open dimensions still open.
 #[derive(clap::Args)]
@@ -40,7 +40,9 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         if args.goal.is_dense() {
             export_graph(&source.graph, None, &args.output)?;
         } else {
-            compile(&source, samples.as_ref(), &options, &Bars::new())?.export(&args.output)?;
+            let compiled = compile(&source, samples.as_ref(), &options, &Bars::new())?;
+            warn(&compiled.report.warnings);
+            compiled.export(&args.output)?;
         }
     }
     note(format!("wrote {}", args.output.display()));

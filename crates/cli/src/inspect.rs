@@ -4,8 +4,10 @@
 //!
 //! - `path`, `hash`; `inputs`, `outputs`: objects with `name` and `type`; `dimensions`: names of open extents.
 //! - `nodes`: in the file; `canonical_nodes`: after canonicalization, without constants.
-//! - `parameters`: floating point constants, counted in elements; `constant_bytes`.
+//! - `parameters`: floating point constants, counted in elements; `constant_bytes` of all constants in the file.
 //! - `layers`, `layer_bytes`: those that schemes can replace, embeddings not among them.
+//! - `stored_constant_bytes`, `stored_layer_bytes`: the same as compiled code stores them, in layouts of this machine with their
+//!   padding, as `margay compile` counts; null where the model is not compiled with 1 for dimensions that are not given.
 //! - `flops`: multiplications and additions of products and convolutions, for the dimensions given; null where one is
 //!   open.
 //!
@@ -32,7 +34,8 @@ use crate::{Reply, errors, json};
 
 const JSON: &str = r#"With --json, of an ONNX file:
   {"path", "hash", "inputs": [{"name", "type"}], "outputs": [{"name", "type"}], "dimensions": [],
-   "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes", "flops"}
+   "nodes", "canonical_nodes", "parameters", "constant_bytes", "layers", "layer_bytes",
+   "stored_constant_bytes", "stored_layer_bytes", "flops"}
 Of an artifact:
   {"path", "producer", "model", "file_bytes", "constant_bytes", "graph_constant_bytes",
    "code_bytes", "source_bytes", "other_bytes",
@@ -83,8 +86,14 @@ fn model_text(report: &ModelReport) -> String {
     let open = if report.dimensions.is_empty() { "none".into() } else { report.dimensions.join(", ") };
     row("open dimensions", open);
     row("nodes", format!("{}, in canonical form {}", report.nodes, report.canonical_nodes));
-    row("parameters", format!("{} ({})", report.parameters, bytes(report.constant_bytes)));
-    row("layers", format!("{} that schemes can replace ({})", report.layers, bytes(report.layer_bytes)));
+    let stored =
+        |n: Option<u64>| n.map_or(String::new(), |n| format!("; {} as compiled code stores them", bytes(n)));
+    let (all, layers) = (stored(report.stored_constant_bytes), stored(report.stored_layer_bytes));
+    row("parameters", format!("{} ({}{all})", report.parameters, bytes(report.constant_bytes)));
+    row(
+        "layers",
+        format!("{} that schemes can replace ({}{layers})", report.layers, bytes(report.layer_bytes)),
+    );
     row(
         "operations",
         report.flops.map_or("give `--dim NAME=N` for the open dimensions".into(), |f| {

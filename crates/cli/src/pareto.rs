@@ -8,14 +8,14 @@ mod plot;
 
 use std::path::PathBuf;
 
-use margay::{Dump, Front, FrontOptions, Resource, front, is_artifact, open_with, samples_of};
+use margay::{Dump, Front, FrontOptions, Resource, doubts, front, is_artifact, open_with, samples_of};
 
 use crate::args::{TargetArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::save::{check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json};
+use crate::{Reply, json, warn};
 
 const JSON: &str = r#"With --json:
   {"model", "target_cpu", "threads", "resource", "refitted", "dense": {"bytes", "flops", "predicted_ms"},
@@ -73,6 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     }
     let options = args.target.options()?;
     let samples = samples_of(&args.model, &args.data, &[])?;
+    warn(&doubts(&samples));
     let source = open_with(&args.model, &options.known_inputs(Some(&samples)), &mut Dump::none())?;
     let asked = FrontOptions { resource: args.by, points: args.points, refit: args.refit };
     let found = front(&source, &samples, &options, &asked, &Bars::new())?;

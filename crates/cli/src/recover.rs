@@ -2,7 +2,8 @@
 //!
 //! `--json` gives an object with `model`, `teacher`, `seed`, `trained` (numbers that could learn), `hidden` (names),
 //! `samples` (`learned_from`, `held_out`; `lengths` that batches are cut to, null where padding is not cut), `before`,
-//! `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and number; `refitted` and `refined` are null
+//! `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and number, of
+//! which `about_mean_l2` is the relative error about the mean, averaged over outputs and batches; `refitted` and `refined` are null
 //! where layers were not refitted, blocks not refined), `layers` (`name`, `before`, `after`, `refitted`), `blocks` (`name`,
 //! `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `stop`,
 //! `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`),
@@ -11,17 +12,18 @@
 use std::path::{Path, PathBuf};
 
 use margay::{
-    BlockReport, Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Trainable, samples_of,
+    BlockReport, Dump, Evaluation, Hidden, RecoverOptions, RecoveredModel, Recovery, Trainable, doubts,
+    samples_of,
 };
 
-use crate::args::{ThreadArgs, at_least_one, dim, mask, not_negative, positive};
+use crate::args::{ErrorArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::{Bars, TrainingBar};
-use crate::save::{check_distinct, check_writable, rescued, save_text};
+use crate::save::{check_distinct, check_history, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
 use crate::train::rate_line;
-use crate::{Reply, errors, json};
+use crate::{Reply, errors, json, warn};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then those of each block learn together, then all of them. The best on held-out samples is kept.
 Ctrl-C ends learning and keeps the best so far.
@@ -113,9 +115,8 @@ struct LearningArgs {
     /// What learns: factors with their biases; these and normalizations; all but embeddings.
     #[arg(long, value_name = "sketch|norms|all", default_value = "sketch", value_parser = train)]
     train: Trainable,
-    /// The input whose zeros mark padding, or none [default: `attention_mask`, where there is one].
-    #[arg(long, value_name = "INPUT|none")]
-    mask: Option<String>,
+    #[command(flatten)]
+    errors: ErrorArgs,
     /// The share of samples that is held out.
     #[arg(long, value_name = "SHARE", default_value_t = 0.125)]
     held_out: f64,
@@ -158,6 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         ("`--history`", args.history.as_deref()),
     ];
     written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
+    args.history.iter().try_for_each(|path| check_history(path, args.resume))?;
     let read = [
         ("the sketched model", Some(args.model.as_path())),
         ("`--teacher`", Some(&args.teacher)),
@@ -167,6 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let recovery = Recovery::open(&args.model, &args.teacher, &args.dims)?;
     let samples = samples_of(&args.model, &args.data, &[])?;
+    warn(&doubts(&samples));
     let recovered = {
         let bars = Bars::new();
         let mut bar = TrainingBar::new("error", Interrupt::listen()?, args.history.as_deref(), args.resume);
@@ -196,6 +199,7 @@ fn write(args: &Args, model: &RecoveredModel) -> Option<Failure> {
 
 fn options(args: &Args) -> RecoverOptions {
     let l = &args.learning;
+    let scope = l.errors.scope();
     let does = |stage: &str| l.stages.iter().any(|s| s == stage);
     RecoverOptions {
         max_seconds: l.max_seconds,
@@ -209,7 +213,8 @@ fn options(args: &Args) -> RecoverOptions {
             names => Hidden::Names(names.iter().map(|n| n.trim().to_owned()).collect()),
         },
         train: l.train,
-        mask: mask(l.mask.as_deref()),
+        mask: scope.mask,
+        outputs: scope.outputs,
         layers: does("layers"),
         blocks: !l.layers_only && does("blocks"),
         together: !l.layers_only && does("together"),
@@ -238,7 +243,7 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         let of = |e: &Evaluation| e.measures.get(i).map_or_else(String::new, |(_, v)| significant(*v));
         let stage = |e: &Option<Evaluation>| e.as_ref().map_or_else(|| "-".into(), of);
         let (refitted, refined) = (stage(&recovered.refitted), stage(&recovered.refined));
-        table.row([name.clone(), significant(*before), refitted, refined, of(&recovered.after)]);
+        table.row([shown(name).into(), significant(*before), refitted, refined, of(&recovered.after)]);
     }
     let (learned_from, held_out) = (recovered.learned_from, recovered.held_out.rows());
     let mut text = format!(
@@ -270,7 +275,10 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
     }
     text += &format!("\n{table}\n");
     text += &format!("as `compile` states it: {}{}\n", errors::words(error), errors::uncounted(error));
-    text += &errors::outputs(error).to_string();
+    let outputs = errors::outputs(error);
+    if !outputs.is_empty() {
+        text += &outputs.to_string();
+    }
     for path in [&args.output, &args.export, &args.save_plan].into_iter().flatten() {
         // One that could not be written is told of elsewhere.
         if let Ok(m) = std::fs::metadata(path) {
@@ -278,6 +286,14 @@ fn summary(args: &Args, model: &RecoveredModel) -> String {
         }
     }
     text
+}
+
+/// What a measure is called in a table.
+fn shown(measure: &str) -> &str {
+    match measure {
+        "about_mean_l2" => "error about the mean, the same share for each output and batch",
+        other => other,
+    }
 }
 
 /// Before and after, about the means of what blocks end with.

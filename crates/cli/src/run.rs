@@ -7,11 +7,11 @@ use margay::{
     write_npz,
 };
 
-use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, precision};
+use crate::args::{InputArgs, RunArgs, not_negative, note_fixed, note_runs, precision};
 use crate::compare::past_tolerance;
 use crate::error::Failure;
 use crate::save::{check_distinct, check_writable, save};
-use crate::{Reply, note};
+use crate::{Reply, note, warn};
 
 /// Run a model on inputs and write its outputs.
 #[derive(clap::Args)]
@@ -43,6 +43,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     if let Some(outputs) = &args.outputs {
         check_writable(outputs)?;
+        if outputs.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
+            let message = format!(
+                "`--outputs {}`: an archive of all outputs is written, expected a name such as out.npz",
+                outputs.display()
+            );
+            return Err(Failure::usage(message));
+        }
     }
     let inputs = args.inputs.paths();
     let mut read = vec![("the model", Some(args.model.as_path()))];
@@ -52,16 +59,18 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         threads: args.how.threads.get(),
         precision: args.precision,
         backend: args.backend.clone(),
-        in_batches: args.how.in_batches,
         huge_pages: args.how.huge_pages,
+        ..RunOptions::default()
     };
-    let Given { inputs, expected, .. } = args.inputs.read(&args.model)?;
+    let Given { inputs, expected, not_finite, .. } = args.inputs.read(&args.model)?;
+    warn(&not_finite);
     if args.outputs.is_none() && expected.is_none() {
         return Err(Failure::usage("there is nothing to do with the outputs: give `--outputs FILE.npz`"));
     }
     let mut model = Predictor::open_for(&args.model, &options, &KnownInputs::of(&inputs))?;
     note_fixed(&model);
     let outputs = model.predict(&inputs)?;
+    note_runs(&model, &inputs)?;
     if let Some(path) = &args.outputs {
         save(path, |out| write_npz(out, &outputs))?;
         let list: Vec<String> =

@@ -47,6 +47,22 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
     margay::check_place(path).map_err(|e| Failure::write(path, e))
 }
 
+/// Fails where the course of a run cannot go to a file: it is that of another run, or to be a table, which is not written.
+pub(crate) fn check_history(path: &Path, goes_on: bool) -> Result<(), Failure> {
+    let shown = path.display();
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
+        let message =
+            format!("`--history {shown}`: lines of JSON are written, expected a name such as run.jsonl");
+        return Err(Failure::usage(message));
+    }
+    match std::fs::metadata(path) {
+        Ok(m) if m.len() > 0 && !goes_on => Err(Failure::usage(format!(
+            "the history `{shown}` is there already: go on from its run with `--resume`, or give another name"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Fails where a file would be written over another one that the command reads or writes. Each file comes with the
 /// words that name it on the command line.
 pub(crate) fn check_distinct(

@@ -13,7 +13,7 @@ use margay::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay::{open, samples_of};
 use serde::Serialize;
 
-use crate::args::{ThreadArgs, at_least_one};
+use crate::args::{ErrorArgs, ThreadArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, significant};
@@ -45,6 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    errors: ErrorArgs,
+    #[command(flatten)]
     threads: ThreadArgs,
     /// Print JSON.
     #[arg(long)]
@@ -62,7 +64,8 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let source = open(&args.model)?;
     let samples = samples_of(&args.model, &args.data, &[])?;
-    let found = sensitivity(&source, &samples, args.probes, args.seed, args.threads.get(), &Bars::new())?;
+    let (threads, scope) = (args.threads.get(), args.errors.scope());
+    let found = sensitivity(&source, &samples, args.probes, args.seed, threads, &scope, &Bars::new())?;
     warn(&found.warnings);
     let report = Report {
         model: args.model.display().to_string(),

@@ -14,17 +14,17 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use margay::{
     CompileOptions, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange, RateTest,
-    Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, export_graph, is_array_file,
-    open, read_labels, samples_of, training_batch, vocabulary,
+    Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts, export_graph,
+    is_array_file, open, read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::TrainingBar;
-use crate::save::{check_distinct, check_writable, rescued};
+use crate::save::{check_distinct, check_history, check_writable, rescued};
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json, note};
+use crate::{Reply, json, note, warn};
 
 const AFTER: &str = r#"Ctrl-C ends training and keeps the best parameters so far. The best are those with the smallest loss
 on held-out samples.
@@ -206,6 +206,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         ("`--history`", args.history.as_deref()),
     ];
     written.iter().filter_map(|(_, path)| *path).try_for_each(check_writable)?;
+    args.history.iter().try_for_each(|path| check_history(path, args.resume))?;
     let label_file = args.labels.as_deref().filter(|text| is_array_file(text)).map(Path::new);
     let read = [
         ("the model", Some(args.model.as_path())),
@@ -217,6 +218,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let source = open(&args.model)?;
     let name = args.labels.as_deref().filter(|text| !is_array_file(text));
     let samples = samples_of(&args.model, &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    warn(&doubts(&samples));
     let labels = match &args.labels {
         Some(text) => Some(read_labels(text, &samples)?),
         None => None,

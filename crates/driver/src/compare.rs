@@ -1,6 +1,6 @@
 //! How far two models are apart, layer by layer.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use margay_ir::{Graph, Op, Value};
@@ -9,148 +9,145 @@ use margay_passes::BindDims;
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use crate::samples::is_measured;
-use crate::{DriverError, ErrorScope, ErrorSum, MaskChoice, Runner};
+use crate::{Arrays, DriverError, ErrorScope, ErrorSum, MaskChoice, Named, Runner};
 
 /// The error of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerError {
     /// The name both graphs know the layer by.
     pub name: String,
-    /// Error when the layer is given the reference's inputs; absent where the layer cannot be cut out.
-    pub isolated: Option<f64>,
+    /// Error when the layer is given the reference's inputs.
+    pub isolated: f64,
     /// Error when the layers before it are the other model's too.
     pub cumulative: f64,
 }
 
-/// Relative L2 errors of the values that two graphs name alike, in the order of the reference. Layers are run a few at a
-/// time, so that memory stays bounded. What `mask` marks as padding does not count in values that begin with its axes.
+/// Relative L2 errors of the values that two graphs name alike, a bias included, in the order of the reference, over all runs
+/// together. The inputs of all runs have the same shapes. Layers are run a few at a time, so that memory stays bounded. What
+/// `mask` marks as padding does not count in values that begin with its axes.
+///
+/// # Errors
+/// Inputs that do not fit; what cannot be run; [`DriverError::Measure`] where a mask marks all of a value.
 pub fn layers(
     reference: &Graph,
     other: &Graph,
-    inputs: &[(String, Tensor)],
+    runs: &[Arrays],
     mask: &MaskChoice,
     backend: &Arc<dyn Backend>,
     threads: usize,
 ) -> Result<Vec<LayerError>, DriverError> {
     const AT_ONCE: usize = 16;
-    let scope = ErrorScope { mask: mask.clone(), outputs: Vec::new() };
-    let how = How { scope: &scope, backend, threads };
-    let find = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
+    let Some(first) = runs.first() else { return Ok(Vec::new()) };
+    let find = |name: &str| first.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
     let bound = |g: &Graph| -> Result<Graph, DriverError> {
         let binding = margay_ir::eval::bind_symbols(g, find)?;
         let failed = |error| DriverError::Pass { pass: "bind-dims", error };
         BindDims { binding }.bound(g).map_err(failed)
     };
     let (reference, other) = (&bound(reference)?, &bound(other)?);
-    let (a, b) = (named_values(reference), named_values(other));
-    let shared: Vec<(String, Value, Value)> = in_order(reference, &a)
+    let shared: Vec<Shared> = Named::of(reference)
+        .shared(reference, &Named::of(other), other)
         .into_iter()
-        .filter_map(|(name, v)| {
-            let w = *b.get(&name)?;
-            (reference.ty(v) == other.ty(w)).then_some((name, v, w))
-        })
+        .map(|(name, of_reference, of_other)| Shared { name: name.to_string(), of_reference, of_other })
         .collect();
-    let mut out = Vec::new();
-    for part in shared.chunks(AT_ONCE) {
-        let x = run_to(reference, part.iter().map(|(_, v, _)| *v), inputs, backend, threads)?;
-        let y = run_to(other, part.iter().map(|(_, _, w)| *w), inputs, backend, threads)?;
-        for ((name, v, w), (x, y)) in part.iter().zip(x.iter().zip(&y)) {
-            let isolated = isolated(reference, other, (*v, *w), inputs, &x.1, &how)?;
-            let mut sum = ErrorSum::new(&scope);
-            let as_one = |t: &Tensor| [(String::new(), t.clone())];
-            sum.add(inputs, &as_one(&x.1), &as_one(&y.1))?;
-            out.push(LayerError { name: name.clone(), isolated, cumulative: sum.measure().relative_l2 });
-        }
-    }
-    Ok(out)
+    let known = shared.iter().map(|s| (s.of_other, s.of_reference)).collect();
+    let scope = ErrorScope { mask: mask.clone(), outputs: Vec::new() };
+    let comparison = Layers { reference, other, known, scope: &scope, backend, threads };
+    let errors = shared.chunks(AT_ONCE).map(|part| comparison.errors(part, runs));
+    Ok(errors.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// The last value of every name that is not in a role of a rewrite, where its elements are numbers.
-fn named_values(g: &Graph) -> BTreeMap<String, Value> {
-    let mut out = BTreeMap::new();
-    for n in g.order() {
-        let node = g.node(n);
-        if matches!(node.op, Op::Input(_) | Op::Const(_)) || !is_measured(node.types[0].dtype) {
-            continue;
-        }
-        // What stands at the end of a rewritten module computes what the module did.
-        for name in &node.origin.names {
-            out.insert(name.to_string(), Value::from(n));
-        }
-    }
-    out
+/// A value that two graphs share.
+struct Shared {
+    name: String,
+    of_reference: Value,
+    of_other: Value,
 }
 
-fn in_order(g: &Graph, names: &BTreeMap<String, Value>) -> Vec<(String, Value)> {
-    let order = g.order();
-    let mut list: Vec<(String, Value)> = names.iter().map(|(n, v)| (n.clone(), *v)).collect();
-    list.sort_by_key(|(name, v)| (order.iter().position(|n| *n == v.node), name.clone()));
-    list
-}
-
-fn run_to(
-    g: &Graph,
-    values: impl Iterator<Item = Value>,
-    inputs: &[(String, Tensor)],
-    backend: &Arc<dyn Backend>,
-    threads: usize,
-) -> Result<Vec<(String, Tensor)>, DriverError> {
-    let outputs: Vec<(String, Value)> = values.enumerate().map(|(i, v)| (i.to_string(), v)).collect();
-    Runner::new(g.cut(&[], &outputs), backend, threads).run(inputs)
-}
-
-/// How layers are run and compared.
-#[derive(Clone, Copy)]
-struct How<'a> {
+/// Two graphs of fixed extents, and how they are run.
+struct Layers<'a> {
+    reference: &'a Graph,
+    other: &'a Graph,
+    /// By values of the other graph, those of the reference that they share.
+    known: HashMap<Value, Value>,
     scope: &'a ErrorScope,
     backend: &'a Arc<dyn Backend>,
     threads: usize,
 }
 
-/// The error of the layer alone: the other graph from the values that the reference computes before it.
-fn isolated(
-    reference: &Graph,
-    other: &Graph,
-    (v, w): (Value, Value),
-    inputs: &[(String, Tensor)],
-    expected: &Tensor,
-    how: &How<'_>,
-) -> Result<Option<f64>, DriverError> {
-    let How { scope, backend, threads } = *how;
-    // The part of the other graph between the shared values before the layer and the layer.
-    let known = named_values(reference);
-    let own = &other.node(w.node).origin;
-    let mut borders: Vec<(Value, Value)> = Vec::new();
-    let mut stack: Vec<Value> = other.inputs_of(w.node).to_vec();
-    while let Some(x) = stack.pop() {
-        if borders.iter().any(|(b, _)| *b == x) || matches!(other.op(x.node), Op::Const(_) | Op::Input(_)) {
-            continue;
+impl Layers<'_> {
+    /// The errors of some values.
+    fn errors(&self, part: &[Shared], runs: &[Arrays]) -> Result<Vec<LayerError>, DriverError> {
+        let mut of_reference = self.run_to(self.reference, part.iter().map(|s| s.of_reference));
+        let mut of_other = self.run_to(self.other, part.iter().map(|s| s.of_other));
+        let mut alone: Vec<Alone> = part.iter().map(|s| self.alone(s.of_other)).collect();
+        let mut sums: Vec<[ErrorSum; 2]> =
+            part.iter().map(|_| [ErrorSum::new(self.scope), ErrorSum::new(self.scope)]).collect();
+        for inputs in runs {
+            let (x, y) = (of_reference.run(inputs)?, of_other.run(inputs)?);
+            for (((sums, alone), x), y) in sums.iter_mut().zip(&mut alone).zip(&x).zip(&y) {
+                let [isolated, cumulative] = sums;
+                isolated.add(inputs, &unnamed(&x.1), &unnamed(&alone.run(inputs)?))?;
+                cumulative.add(inputs, &unnamed(&x.1), &unnamed(&y.1))?;
+            }
         }
-        let origin = &other.node(x.node).origin;
-        let inside = origin.part.is_some() && origin.names.iter().any(|n| own.names.contains(n));
-        let counterpart = origin
-            .names
-            .iter()
-            .find_map(|n| known.get(&**n))
-            .filter(|r| !inside && origin.part.is_none() && reference.ty(**r) == other.ty(x));
-        match counterpart {
-            Some(r) => borders.push((x, *r)),
-            None => stack.extend(other.inputs_of(x.node)),
+        let error = |(shared, [isolated, cumulative]): (&Shared, [ErrorSum; 2])| LayerError {
+            name: shared.name.clone(),
+            isolated: isolated.measure().relative_l2,
+            cumulative: cumulative.measure().relative_l2,
+        };
+        Ok(part.iter().zip(sums).map(error).collect())
+    }
+
+    /// Runs a graph as far as some values, which are its outputs in this order.
+    fn run_to(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Runner {
+        let outputs: Vec<(String, Value)> = values.enumerate().map(|(i, v)| (i.to_string(), v)).collect();
+        Runner::new(g.cut(&[], &outputs), self.backend, self.threads)
+    }
+
+    /// The part of the other graph between the shared values before a layer and the layer.
+    fn alone(&self, layer: Value) -> Alone {
+        let mut borders: Vec<(Value, Value)> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        let mut stack: Vec<Value> = self.other.inputs_of(layer.node).to_vec();
+        while let Some(x) = stack.pop() {
+            if !seen.insert(x) || matches!(self.other.op(x.node), Op::Const(_) | Op::Input(_)) {
+                continue;
+            }
+            match self.known.get(&x) {
+                Some(r) => borders.push((x, *r)),
+                None => stack.extend(self.other.inputs_of(x.node)),
+            }
         }
+        let before = self.run_to(self.reference, borders.iter().map(|(_, r)| *r));
+        let border = |(i, (x, _)): (usize, &(Value, Value))| (format!("border {i}"), *x);
+        let borders: Vec<(String, Value)> = borders.iter().enumerate().map(border).collect();
+        let piece = self.other.cut(&borders, &[("0".into(), layer)]);
+        let names = borders.into_iter().map(|(name, _)| name).collect();
+        Alone { before, names, piece: Runner::new(piece, self.backend, self.threads) }
     }
-    if borders.iter().any(|(_, r)| *r == v) {
-        return Ok(None);
+}
+
+/// A layer of the other model that is given what the reference computes before it.
+struct Alone {
+    before: Runner,
+    /// The names under which the piece takes the outputs of `before`.
+    names: Vec<String>,
+    piece: Runner,
+}
+
+impl Alone {
+    fn run(&mut self, inputs: &Arrays) -> Result<Tensor, DriverError> {
+        let mut given = inputs.clone();
+        if !self.names.is_empty() {
+            let before = self.before.run(inputs)?;
+            given.extend(self.names.iter().cloned().zip(before.into_iter().map(|(_, t)| t)));
+        }
+        Ok(self.piece.run(&given)?.remove(0).1)
     }
-    let given = run_to(reference, borders.iter().map(|(_, r)| *r), inputs, backend, threads)?;
-    let border = |(i, (x, _)): (usize, &(Value, Value))| (format!("border {i}"), *x);
-    let borders: Vec<(String, Value)> = borders.iter().enumerate().map(border).collect();
-    let piece = other.cut(&borders, &[("0".into(), w)]);
-    let names = borders.into_iter().map(|(name, _)| name);
-    let piece_inputs: Vec<(String, Tensor)> =
-        inputs.iter().cloned().chain(names.zip(given.into_iter().map(|(_, t)| t))).collect();
-    let found = Runner::new(piece, backend, threads).run(&piece_inputs)?;
-    let mut sum = ErrorSum::new(scope);
-    sum.add(inputs, &[("0".into(), expected.clone())], &found)?;
-    Ok(Some(sum.measure().relative_l2))
+}
+
+/// A tensor as the only output of a model.
+fn unnamed(t: &Tensor) -> Arrays {
+    vec![(String::new(), t.clone())]
 }

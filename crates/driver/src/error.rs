@@ -9,7 +9,7 @@ use margay_lower::LowerError;
 use margay_npy::NpyError;
 use margay_onnx::OnnxError;
 use margay_passes::{PipelineError, PipelineFault};
-use margay_plan::{AllocateError, PlanError};
+use margay_plan::{AllocateError, Mismatch, PlanError};
 use margay_randnla::RandnlaError;
 use margay_runtime::RunError;
 
@@ -218,9 +218,17 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
-            DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => Some(
-                "compile the model for these shapes with `--dim`, or feed a longer leading axis with `--in-batches`".into(),
-            ),
+            DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => {
+                Some("compile the model for these shapes with `--dim`".into())
+            }
+            DriverError::Plan(PlanError::Mismatch(problems))
+                if problems.iter().all(|p| matches!(p, Mismatch::Calibration { .. })) =>
+            {
+                Some(
+                    "give the samples that it was made with, or say `--recalibrate` to fit it to others"
+                        .into(),
+                )
+            }
             DriverError::Narrow => Some("compile it in f32, recover it, and lower its precision then".into()),
             DriverError::Stripped { .. } => Some("compile the model again without `--strip`".into()),
             DriverError::NoBatch { .. } => {
@@ -312,13 +320,14 @@ impl From<&AllocateError> for Kind {
 impl From<&RandnlaError> for Kind {
     fn from(error: &RandnlaError) -> Kind {
         match error {
-            RandnlaError::NonFinite { .. } | RandnlaError::Rank { .. } | RandnlaError::Parameter { .. } => {
-                Kind::Usage
-            }
+            // Of a batch that a mask marks as padding no row is left.
+            RandnlaError::NonFinite { .. }
+            | RandnlaError::Rank { .. }
+            | RandnlaError::Parameter { .. }
+            | RandnlaError::EmptySample { .. } => Kind::Usage,
             RandnlaError::Shape { .. }
             | RandnlaError::Length { .. }
             | RandnlaError::Empty { .. }
-            | RandnlaError::EmptySample { .. }
             | RandnlaError::Structure { .. }
             | RandnlaError::Window { .. }
             | RandnlaError::Dependent { .. }

@@ -34,7 +34,16 @@ impl ErrorScope {
         self.check_outputs(&known)
     }
 
-    /// The same for outputs by their names, with whether each is of floating point numbers.
+    /// Fails where nothing counts in runs on these inputs.
+    ///
+    /// # Errors
+    /// [`DriverError::Options`] for a mask that is not there, or marks everything as padding.
+    pub fn check_inputs(&self, inputs: &[(String, Tensor)]) -> Result<(), DriverError> {
+        let ndim_of = |name: &str| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape().len());
+        Mask::among(&self.mask, &ndim_of)?.check(inputs)
+    }
+
+    /// As [`check`](ErrorScope::check) for outputs by their names, with whether each is of floating point numbers.
     fn check_outputs(&self, known: &[(&str, bool)]) -> Result<(), DriverError> {
         for name in &self.outputs {
             if known.iter().all(|(n, is_float)| n != name || !is_float) {
@@ -47,6 +56,13 @@ impl ErrorScope {
             }
         }
         Ok(())
+    }
+
+    /// The graph with no other outputs than those that count.
+    pub fn restricted(&self, g: &margay_ir::Graph) -> margay_ir::Graph {
+        let mut g = g.clone();
+        g.set_outputs(g.outputs().iter().filter(|o| self.counts(&o.name)).cloned().collect());
+        g
     }
 
     fn counts(&self, name: &str) -> bool {
@@ -102,6 +118,9 @@ pub struct ErrorMeasure {
     /// The input whose zeros mark what does not count.
     #[serde(default)]
     pub mask: Option<String>,
+    /// The only outputs that count; empty where all of floating point numbers do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
     /// Each output that counts.
     #[serde(default)]
     pub outputs: Vec<OutputError>,
@@ -205,6 +224,7 @@ impl ErrorSum {
             cosine: all.cosine(),
             samples: self.samples,
             mask: self.mask.input().map(str::to_owned),
+            only: self.scope.outputs.clone(),
             outputs: self.outputs.iter().map(OutputSum::error).collect(),
             bounds: bounds::bounds(&by_sample),
             by_sample,

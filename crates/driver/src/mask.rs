@@ -2,24 +2,38 @@
 //!
 //! Texts are padded to a common length; what a model computes on padding is of no use to anybody.
 
+use std::fmt;
+
 use margay_ir::{Graph, Op};
 use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
 
-/// The input that marks padding, unless another is named.
-pub const DEFAULT_MASK: &str = "attention_mask";
+/// What exporters call the input that marks padding by zeros, the most usual name first. Names of masks that mark padding by
+/// ones are not among them.
+pub const MASK_NAMES: [&str; 4] = ["attention_mask", "input_mask", "attention_mask:0", "input_mask:0"];
 
 /// Which input marks padding by zeros.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum MaskChoice {
-    /// [`DEFAULT_MASK`], where there is such an input of two axes.
+    /// The first of [`MASK_NAMES`] that is an input of two axes, if any is.
     #[default]
     Default,
     /// None: every position counts.
     Nothing,
     /// The input of this name.
     Input(String),
+}
+
+impl fmt::Display for MaskChoice {
+    /// As an option says it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MaskChoice::Default => "the usual one",
+            MaskChoice::Nothing => "none",
+            MaskChoice::Input(name) => name,
+        })
+    }
 }
 
 impl MaskChoice {
@@ -58,18 +72,36 @@ impl Mask {
     /// # Errors
     /// As [`find`](Mask::find).
     pub fn among(choice: &MaskChoice, ndim_of: &dyn Fn(&str) -> Option<usize>) -> Result<Mask, DriverError> {
-        let (name, asked) = match choice {
+        let name = match choice {
             MaskChoice::Nothing => return Ok(Mask::default()),
-            MaskChoice::Default => (DEFAULT_MASK, false),
-            MaskChoice::Input(name) => (name.as_str(), true),
+            MaskChoice::Default => {
+                let found = MASK_NAMES.iter().find(|name| ndim_of(name) == Some(2));
+                return Ok(Mask { input: found.map(|name| (*name).to_owned()) });
+            }
+            MaskChoice::Input(name) => name,
         };
         match ndim_of(name) {
-            Some(2) => Ok(Mask { input: Some(name.to_owned()) }),
-            Some(ndim) if asked => Err(DriverError::Options(format!(
+            Some(2) => Ok(Mask { input: Some(name.clone()) }),
+            Some(ndim) => Err(DriverError::Options(format!(
                 "the mask `{name}` has {ndim} axes, expected two: samples and places"
             ))),
-            None if asked => Err(DriverError::Options(format!("the model has no input `{name}` to mask by"))),
-            _ => Ok(Mask::default()),
+            None => Err(DriverError::Options(format!("the model has no input `{name}` to mask by"))),
+        }
+    }
+
+    /// Fails where all that is given is padding: nothing would be measured.
+    ///
+    /// # Errors
+    /// [`DriverError::Options`] with the name of the mask.
+    pub fn check(&self, arrays: &[(String, Tensor)]) -> Result<(), DriverError> {
+        match (&self.input, self.marks(arrays)) {
+            (Some(name), Some(marks)) if !marks.counts.contains(&true) && !marks.counts.is_empty() => {
+                Err(DriverError::Options(format!(
+                    "the mask `{name}` is zero everywhere: all {} places of the samples are padding, and nothing counts",
+                    marks.counts.len()
+                )))
+            }
+            _ => Ok(()),
         }
     }
 

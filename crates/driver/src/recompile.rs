@@ -43,7 +43,15 @@ pub fn recompile(
     let ranged: Vec<Binding> = ranged.collect();
     Ok(Compiled {
         // The samples are others than those that the report listed.
-        report: Report { held_out, held_out_rows: Vec::new(), refits: Vec::new(), metric: None, ..report },
+        report: Report {
+            held_out,
+            held_out_rows: Vec::new(),
+            refits: Vec::new(),
+            metric: None,
+            // They were about the error before.
+            warnings: Vec::new(),
+            ..report
+        },
         plan,
         curves: Vec::new(),
         graph,

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::io::BufReader;
 use std::path::Path;
 
-use margay_ir::{Graph, Op, TensorType};
+use margay_ir::{Graph, Op};
 use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
+use crate::expected::{Expected, not_finite};
 
 /// Named tensors.
 pub type Arrays = Vec<(String, Tensor)>;
@@ -56,7 +57,7 @@ impl Samples {
     /// Keeps the arrays that are inputs of a graph; others are left out.
     ///
     /// # Errors
-    /// [`DriverError::Samples`] that lists all that is missing, of another type, or not a number.
+    /// [`DriverError::Samples`] that lists all that is missing, of another type, or not finite.
     pub fn for_graph(&self, g: &Graph) -> Result<Samples, DriverError> {
         let mut arrays = Vec::new();
         let mut problems = Vec::new();
@@ -64,7 +65,7 @@ impl Samples {
         for n in g.inputs() {
             let Op::Input(input) = g.op(*n) else { continue };
             match self.arrays.iter().find(|(name, _)| **name == *input.name) {
-                Some((name, t)) => match misfit(name, t, &input.ty) {
+                Some((name, t)) => match Expected::of(input).misfit(t).or_else(|| not_finite(name, t)) {
                     None => arrays.push((name.clone(), t.clone())),
                     Some(problem) => problems.push(problem),
                 },
@@ -75,7 +76,7 @@ impl Samples {
             problems.push(missing_inputs(&missing, self.names()));
         }
         if !problems.is_empty() {
-            return Err(DriverError::Samples(problems.join("; ")));
+            return Err(DriverError::Samples(several(&problems, "; ")));
         }
         Samples::new(arrays)
     }
@@ -151,7 +152,11 @@ pub fn hold_out(rows: usize, part: usize, of: usize) -> (Vec<usize>, Vec<usize>)
 
 /// Reads the arrays of an `.npz` file that are wanted, and the names of the others.
 fn read_npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(Arrays, Vec<String>), DriverError> {
-    let file = std::fs::File::open(path).map_err(|source| DriverError::Read { path: path.into(), source })?;
+    let failed = |source| DriverError::Read { path: path.into(), source };
+    if path.is_dir() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
     margay_npy::read_npz_only(BufReader::new(file), wanted)
         .map_err(|source| DriverError::Arrays { path: path.into(), source })
 }
@@ -160,7 +165,17 @@ fn read_npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(Arrays, Vec<S
 pub fn missing_inputs<'n>(missing: &[String], found: impl Iterator<Item = &'n str>) -> String {
     let holds = Some(listed(found)).filter(|list| !list.is_empty());
     let holds = holds.unwrap_or_else(|| "no array".into());
-    format!("the model takes {}, the file holds {holds}", missing.join(", "))
+    format!("the model takes {}, the file holds {holds}", several(missing, ", "))
+}
+
+/// The first of very many texts, and how many more there are.
+pub fn several(texts: &[String], between: &str) -> String {
+    const SHOWN: usize = 20;
+    let shown = texts[..texts.len().min(SHOWN)].join(between);
+    match texts.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// Names in backquotes, the first of very many.
@@ -172,55 +187,20 @@ pub fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
     shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
-/// Why samples of an input are not what the model takes.
-fn misfit(name: &str, t: &Tensor, ty: &TensorType) -> Option<String> {
-    let found = TensorType::of(t);
-    if found.dtype != ty.dtype {
-        let how = numpy_name(ty.dtype)
-            .map_or(String::new(), |to| format!(": in numpy, `{name}.astype(\"{to}\")` converts it"));
-        return Some(format!("`{name}` is {found}, expected {ty}{how}"));
-    }
-    if found.ndim() != ty.ndim() {
-        return Some(format!("`{name}` is {found}, expected {ty}: it has {} axes", found.ndim()));
-    }
-    // The leading axis is that of samples, of which a run takes some.
-    let wrong = ty.shape.iter().zip(t.shape()).enumerate().skip(1).find_map(|(axis, (expected, found))| {
-        let expected = expected.as_extent().filter(|e| e != found)?;
-        Some(format!("axis {axis} is {found}, expected {expected}"))
-    });
-    if let Some(wrong) = wrong {
-        return Some(format!("`{name}` is {found}, expected {ty}: {wrong}"));
-    }
-    let at = first_nan(t)?;
-    let row = at / (t.len() / t.shape().first().copied().unwrap_or(1).max(1)).max(1);
-    Some(format!("`{name}` is not a number in row {row}, at element {at}"))
-}
-
-/// What numpy calls a type, if it has it.
-fn numpy_name(dtype: DType) -> Option<&'static str> {
-    Some(match dtype {
-        DType::F32 => "float32",
-        DType::F64 => "float64",
-        DType::F16 => "float16",
-        DType::BF16 => return None,
-        DType::I8 => "int8",
-        DType::U8 => "uint8",
-        DType::I16 => "int16",
-        DType::U16 => "uint16",
-        DType::I32 => "int32",
-        DType::U32 => "uint32",
-        DType::I64 => "int64",
-        DType::U64 => "uint64",
-        DType::Bool => "bool",
-    })
-}
-
 /// Fewer samples than this are few.
 const FEW: usize = 32;
 
-/// Why what is measured on samples may not hold for others, in words with numbers.
+/// Why what is measured on samples that are held out may not hold for others, in words with numbers.
 pub fn doubts(samples: &Samples) -> Vec<String> {
+    doubts_where(samples, true)
+}
+
+/// The same, where samples are held out or all have one use.
+pub fn doubts_where(samples: &Samples, held_out: bool) -> Vec<String> {
     let (rows, mut all) = (samples.rows(), Vec::new());
+    if rows == 0 {
+        return all;
+    }
     if rows < FEW {
         all.push(format!("{rows} samples are few: errors on other data may be larger"));
     }
@@ -235,9 +215,8 @@ pub fn doubts(samples: &Samples) -> Vec<String> {
     };
     let again = (0..rows).filter(|r| !known.insert(row_hash(r))).count();
     if again > 0 {
-        all.push(format!(
-            "{again} of {rows} samples are the same as others, so that what is held out has been seen in part"
-        ));
+        let seen = if held_out { ", so that what is held out has been seen in part" } else { "" };
+        all.push(format!("{again} of {rows} samples are the same as others{seen}"));
     }
     for (name, t) in samples.arrays().iter().filter(|(_, t)| t.dtype().is_float() && t.bytes().len() > 4) {
         let size = t.dtype().bytes();
@@ -246,15 +225,6 @@ pub fn doubts(samples: &Samples) -> Vec<String> {
         }
     }
     all
-}
-
-/// The position of the first element that is not a number.
-fn first_nan(t: &Tensor) -> Option<usize> {
-    match t.dtype() {
-        DType::F32 => t.as_slice::<f32>().ok()?.iter().position(|v| v.is_nan()),
-        DType::F64 => t.as_slice::<f64>().ok()?.iter().position(|v| v.is_nan()),
-        _ => None,
-    }
 }
 
 /// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.

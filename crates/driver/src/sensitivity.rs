@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use crate::backward::Backward;
 use crate::compile::calibrate::{BATCH, Measuring, calibrate};
-use crate::samples::doubts;
-use crate::{DriverError, Interruption, Mask, Model, Progress, Runner, Samples, parallel};
+use crate::samples::doubts_where;
+use crate::{DriverError, ErrorScope, Interruption, Marks, Mask, Model, Progress, Runner, Samples, parallel};
 
 /// The relative error of weights that outputs are predicted for.
 pub const RELATIVE_ERROR: f64 = 0.01;
@@ -62,7 +62,8 @@ pub struct ModuleSensitivity {
     pub half_rank_output_error: Option<f64>,
 }
 
-/// Measures the sensitivity of the outputs to every module, with `probes` random cotangents per sample.
+/// Measures the sensitivity of the outputs to every module, with `probes` random cotangents per sample. `scope` says which
+/// outputs, and which places of them, count.
 ///
 /// # Errors
 /// [`DriverError::Samples`] for samples that do not fit; [`DriverError::Pipeline`] for an operator without derivative
@@ -73,15 +74,19 @@ pub fn sensitivity(
     probes: usize,
     seed: u64,
     threads: usize,
+    scope: &ErrorScope,
     progress: &dyn Progress,
 ) -> Result<Sensitivity, DriverError> {
-    let g = &source.graph;
+    scope.check(&source.graph)?;
+    let g = &scope.restricted(&source.graph);
+    let mask = Mask::find(g, &scope.mask)?;
     let samples = samples.for_graph(g)?;
+    mask.check(samples.arrays())?;
     let found = layers(g);
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();
-    let (mask, never) = (Mask::default(), Interruption::never());
+    let never = Interruption::never();
     let measuring = Measuring::new(&mask, backend, threads, progress, &never);
     let moments = calibrate(g, &[], &inputs, &samples, &measuring)?;
     let fitted = parallel(threads, found.len(), progress, "factorizing weights", |i| {
@@ -113,18 +118,20 @@ pub fn sensitivity(
         let rows = inputs.first().map_or(0, |(_, t)| t.shape().first().copied().unwrap_or(0));
         taken += rows;
         let given = inputs.len();
+        let marks = mask.marks(&inputs);
         for number in 0..probes {
             progress.at("running backward", run * probes + number, runs * probes);
             inputs.truncate(given);
             let name = (run * probes + number) as u64;
-            inputs.extend(probe.backward.cotangents(g, &binding, None, seed, name)?);
+            inputs.extend(probe.backward.cotangents(g, &binding, marks.as_ref(), seed, name)?);
             let outputs = runner.run(&inputs)?;
             if number == 0 {
-                energy +=
-                    outputs[..probe.backward.outputs].iter().map(|(_, t)| squares(&floats(t))).sum::<f64>();
+                let of_model = outputs[..probe.backward.outputs].iter();
+                energy += of_model.map(|(_, t)| squares(&counted(t, marks.as_ref()))).sum::<f64>();
             }
             let added = parallel(threads, found.len(), &crate::Silent, "", |i| {
-                probe.add(i, &found[i], &outputs, number == 0, rows, sums[i].clone())
+                let inputs = (number == 0).then_some(marks.as_ref());
+                probe.add(i, &found[i], &outputs, inputs, rows, sums[i].clone())
             });
             sums = added;
         }
@@ -134,11 +141,25 @@ pub fn sensitivity(
         return Err(DriverError::Measure(message));
     }
     let list = found.iter().zip(&sums).map(|(module, s)| s.report(module, energy, probes));
-    Ok(Sensitivity { samples: taken, probes, warnings: doubts(&samples), modules: list.collect() })
+    Ok(Sensitivity {
+        samples: taken,
+        probes,
+        warnings: doubts_where(&samples, false),
+        modules: list.collect(),
+    })
 }
 
 fn floats(t: &Tensor) -> Vec<f32> {
     t.to_vec::<f32>().unwrap_or_default()
+}
+
+/// The numbers of an output, with zeros in place of those that do not count.
+fn counted(t: &Tensor, marks: Option<&Marks>) -> Vec<f32> {
+    let mut numbers = floats(t);
+    if let Some(marks) = marks {
+        marks.blank(t.shape(), &mut numbers);
+    }
+    numbers
 }
 
 fn squares(x: &[f32]) -> f64 {
@@ -253,20 +274,26 @@ impl Probe {
         Ok(Probe { backward, places })
     }
 
-    /// Adds what one run says of a module; `inputs` if these inputs were not seen before.
+    /// Adds what one run says of a module. `inputs` is given where these inputs were not seen before, with what of them
+    /// counts.
     fn add(
         &self,
         i: usize,
         module: &Layer,
         outputs: &[(String, Tensor)],
-        inputs: bool,
+        inputs: Option<Option<&Marks>>,
         samples: usize,
         mut sums: Sums,
     ) -> Sums {
         let mut by_bias = vec![0.0; module.d_out];
         for (rows, x, gradient) in &self.places[i].nodes {
-            if inputs {
-                for row in rows.of(&outputs[*x].1, samples).chunks_exact(module.d_in) {
+            if let Some(marks) = inputs {
+                let all = rows.of(&outputs[*x].1, samples);
+                let kept = match marks {
+                    Some(marks) => marks.kept(all, module.d_in),
+                    None => all,
+                };
+                for row in kept.chunks_exact(module.d_in) {
                     sums.input_rows += 1.0;
                     sums.input_squares += squares(row);
                     sums.input_sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));

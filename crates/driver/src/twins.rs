@@ -2,40 +2,107 @@
 //!
 //! Names from the model tell: a rewrite hands them on. Where several nodes carry a name, the last one computes what the
 //! named node of the model did.
+//!
+//! A layer with a bias is one node in some files and several in others: a `Gemm`, or a product, its factor and a sum, each
+//! with a name of its own. So that a name means the same place in all of them, it stands for the value behind the constants
+//! that are multiplied and added to what its node computes, where nothing else reads what lies between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::mem::discriminant;
 
 use margay_ir::{Graph, Name, NodeId, Op, Part, Value};
 
 /// The values of a graph by the names that its nodes have in the model.
-pub struct Named(HashMap<Name, Value>);
+pub struct Named {
+    values: HashMap<Name, Value>,
+    /// In the order of the nodes that carry them first.
+    names: Vec<Name>,
+}
 
 impl Named {
     /// Looks at a graph. Inputs, constants and what is not a float have no names here.
     pub fn of(g: &Graph) -> Named {
-        let mut all = HashMap::new();
-        for n in g.order() {
+        let (mut values, mut names) = (HashMap::new(), Vec::new());
+        let order = g.order();
+        // From the last node to the first, so that long rows of constants are walked once.
+        let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
+        for &n in order.iter().rev() {
+            let next = behind_a_constant(g, n.into());
+            ends.insert(n, next.and_then(|next| ends.get(&next).copied()).unwrap_or(n));
+        }
+        for n in order {
             let node = g.node(n);
             let inner = matches!(node.origin.part, Some(Part::Left | Part::Term | Part::Gradient));
             if matches!(node.op, Op::Input(_) | Op::Const(_)) || inner || !node.types[0].dtype.is_float() {
                 continue;
             }
             for name in &node.origin.names {
-                all.insert(name.clone(), Value::from(n));
+                if values.insert(name.clone(), Value::from(ends[&n])).is_none() {
+                    names.push(name.clone());
+                }
             }
         }
-        Named(all)
+        Named { values, names }
     }
 
     /// The value with a name.
     pub fn get(&self, name: &str) -> Option<Value> {
-        self.0.get(name).copied()
+        self.values.get(name).copied()
     }
 
-    /// The value that stands for what node `n` of graph `g` computes, if it has the same type.
+    /// The value that stands for what node `n` of graph `g` computes, if it has the same type: as many constants follow it
+    /// as follow `n`, and in the same way.
     pub fn twin(&self, own: &Graph, g: &Graph, n: NodeId) -> Option<Value> {
         let names = &g.node(n).origin.names;
-        let mut found = names.iter().filter_map(|name| self.get(name));
+        let following = behind_constants(g, n);
+        let before = |end: Value| {
+            following.iter().rev().try_fold(end, |v, step| {
+                let same = discriminant(own.op(v.node)) == discriminant(g.op(*step));
+                beside_a_constant(own, v.node).filter(|_| same)
+            })
+        };
+        let mut found = names.iter().filter_map(|name| before(self.get(name)?));
         found.find(|v| own.ty(*v) == g.ty(n.into()))
     }
+
+    /// The values that both graphs name and that have one type in both, each by the first of its names, in the order of the
+    /// names in `own`, the graph of this one; `g` is that of the other.
+    pub fn shared(&self, own: &Graph, other: &Named, g: &Graph) -> Vec<(Name, Value, Value)> {
+        let mut all: Vec<(Name, Value, Value)> = Vec::new();
+        let (mut of_own, mut of_other) = (HashSet::new(), HashSet::new());
+        for name in &self.names {
+            let (Some(v), Some(w)) = (self.get(name), other.get(name)) else { continue };
+            let is_new = own.ty(v) == g.ty(w) && !of_own.contains(&v) && !of_other.contains(&w);
+            if is_new {
+                of_own.insert(v);
+                of_other.insert(w);
+                all.push((name.clone(), v, w));
+            }
+        }
+        all
+    }
+}
+
+/// The operand of a sum or product whose other operand is a constant, if it has the type of the result.
+fn beside_a_constant(g: &Graph, n: NodeId) -> Option<Value> {
+    if !matches!(g.op(n), Op::Add(_) | Op::Mul(_)) {
+        return None;
+    }
+    let operands = g.inputs_of(n);
+    let (constants, others): (Vec<Value>, Vec<Value>) =
+        operands.into_iter().partition(|v| g.constant(*v).is_some());
+    match (constants.len(), others.as_slice()) {
+        (1, [x]) if g.ty(*x) == g.ty(n.into()) => Some(*x),
+        _ => None,
+    }
+}
+
+/// The sum or product of a value with a constant, if nothing else reads the value.
+fn behind_a_constant(g: &Graph, v: Value) -> Option<NodeId> {
+    g.sole_user(v).filter(|reader| beside_a_constant(g, *reader) == Some(v))
+}
+
+/// All of these that follow a node, one after the other.
+fn behind_constants(g: &Graph, n: NodeId) -> Vec<NodeId> {
+    std::iter::successors(behind_a_constant(g, n.into()), |n| behind_a_constant(g, (*n).into())).collect()
 }

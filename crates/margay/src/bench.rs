@@ -20,7 +20,12 @@ pub struct Measured {
     pub outputs: Arrays,
     /// Times of one run, over all runs of all rounds.
     pub times: RunTimes,
-    /// The median time of running all inputs once, in milliseconds.
+    /// How often it runs in a second, from the median time of a run.
+    pub runs_per_second: f64,
+    /// How many times as fast as the first model it takes all inputs, from the median time of a run of each and the number of
+    /// its runs.
+    pub speed_up: f64,
+    /// The median time of running all inputs once, in milliseconds: with whatever else the machine does in between.
     pub all_inputs_ms: f64,
     /// Bytes of all constants that its code reads.
     pub constant_bytes: u64,
@@ -88,6 +93,7 @@ pub fn bench(
     inputs: &Arrays,
     options: &BenchOptions,
 ) -> Result<(Vec<Measured>, usize), Error> {
+    options.errors.check_inputs(inputs)?;
     let chunks = chunks_of(models, inputs)?;
     let mut found: Vec<Arrays> = Vec::new();
     for (model, chunks) in models.iter_mut().zip(&chunks) {
@@ -97,6 +103,8 @@ pub fn bench(
     let mut pairs: Vec<(&mut Predictor, &[Chunk])> =
         models.iter_mut().zip(&chunks).map(|(m, c)| (m, c.as_slice())).collect();
     let (times, rounds) = interleaved(&mut pairs, options.rounds)?;
+    let all_runs_ms = |times: &Times, chunks: &[Chunk]| times.runs.median_ms * chunks.len() as f64;
+    let first_ms = times.first().map_or(f64::NAN, |first| all_runs_ms(first, &chunks[0]));
     let mut measured = Vec::new();
     for (((model, chunks), times), outputs) in models.iter_mut().zip(&chunks).zip(times).zip(found) {
         let (error, other_differences) = differences(inputs, &reference, &outputs, &options.errors)?;
@@ -106,6 +114,8 @@ pub fn bench(
         measured.push(Measured {
             outputs,
             times: times.runs,
+            runs_per_second: 1e3 / times.runs.median_ms,
+            speed_up: first_ms / all_runs_ms(&times, chunks),
             all_inputs_ms: times.all_inputs_ms,
             constant_bytes: constants,
             peak_bytes: constants + (executable.code_bytes() + session.peak_bytes()) as u64,

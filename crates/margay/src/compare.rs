@@ -1,11 +1,14 @@
 //! How far two models are apart, end to end and layer by layer.
 
 use margay_driver::compare::{LayerError, layers};
-use margay_driver::{Arrays, ErrorMeasure, ErrorScope, ErrorSum, OutputError, backend, output_error};
+use margay_driver::{
+    Arrays, ErrorMeasure, ErrorScope, ErrorSum, OutputError, backend, bound_batch, output_error,
+};
+use margay_ir::Graph;
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use crate::batches::{chunks_of, rows};
+use crate::batches::{chunks_of, cut, rows};
 use crate::{Error, Predictor};
 
 /// An element `b` is past the tolerance of `a` when `|a - b| > atol + rtol |a|`.
@@ -38,14 +41,16 @@ pub struct Comparison {
     pub outputs: Vec<OutputComparison>,
     /// The error of the floating point outputs; `None` where there are none.
     pub error: Option<ErrorMeasure>,
-    /// The layers that both models name, measured on the first run of the inputs; `None` where a model carries no graph.
+    /// The layers that both models name; `None` where a model carries no graph.
     pub layers: Option<Vec<LayerError>>,
+    /// How many samples layers were compared on: all, but for those that do not fill a run.
+    pub layer_samples: usize,
 }
 
 /// Runs two models, the first of which is the reference, on the same inputs.
 ///
 /// # Errors
-/// Inputs that do not fit, and outputs that are not of the same types.
+/// Inputs that do not fit, of which nothing counts too, and outputs that are not of the same types.
 pub fn compare(
     models: &mut [Predictor; 2],
     inputs: &Arrays,
@@ -53,6 +58,7 @@ pub fn compare(
     tolerance: Tolerance,
     threads: usize,
 ) -> Result<Comparison, Error> {
+    scope.check_inputs(inputs)?;
     let chunks = chunks_of(models, inputs)?;
     let a = models[0].run(&chunks[0])?;
     let b = models[1].run(&chunks[1])?;
@@ -68,16 +74,33 @@ pub fn compare(
         }
         false => None,
     };
-    let layers = match (models[0].graph()?, models[1].graph()?) {
+    let (layers, layer_samples) = match (models[0].graph()?, models[1].graph()?) {
         (Some(reference), Some(other)) => {
-            // Both graphs take the smaller of the first runs.
-            let smallest = chunks.iter().map(|c| &c[0].inputs).min_by_key(|i| rows(i));
-            let inputs = smallest.unwrap_or(inputs);
-            Some(layers(&reference, &other, inputs, &scope.mask, &backend::native(), threads)?)
+            let is_cut = chunks.iter().any(|chunks| chunks.len() > 1);
+            let inputs = &models[1].open_inputs(&models[0].open_inputs(inputs)?)?;
+            let runs = layer_runs([&reference, &other], inputs, is_cut)?;
+            let samples = runs.iter().filter_map(|run| rows(run)).sum();
+            (Some(layers(&reference, &other, &runs, &scope.mask, &backend::native(), threads)?), samples)
         }
-        _ => None,
+        _ => (None, 0),
     };
-    Ok(Comparison { outputs, error, layers })
+    Ok(Comparison { outputs, error, layers, layer_samples })
+}
+
+/// Samples in a run of layers where graphs take any number, and inputs are cut: values inside are held for all of them.
+const LAYER_RUN: usize = 64;
+
+/// The inputs in runs of one shape that two graphs take; `is_cut` where outputs were compared in several runs.
+fn layer_runs(graphs: [&Graph; 2], inputs: &Arrays, is_cut: bool) -> Result<Vec<Arrays>, Error> {
+    let Some(rows) = rows(inputs).filter(|_| is_cut) else { return Ok(vec![inputs.clone()]) };
+    let bound = graphs.iter().filter_map(|g| bound_batch(g)).min();
+    let size = bound.unwrap_or(LAYER_RUN.min(rows));
+    let mut runs: Vec<Arrays> = cut(inputs, &[size])?.into_iter().map(|chunk| chunk.inputs).collect();
+    // The last run of several would be filled up with copies.
+    if rows > size && rows % size != 0 {
+        runs.pop();
+    }
+    Ok(runs)
 }
 
 /// How far outputs of any type are from those of a reference, in the order of the reference. `inputs` are those of the run,

@@ -80,7 +80,7 @@ pub fn evaluate(
     output: Option<&str>,
     metric: Metric,
 ) -> Result<Vec<Evaluated>, Error> {
-    let named = inputs.iter().cloned().chain([(String::new(), labels.clone())]).collect();
+    let named = inputs.iter().cloned().chain([("the labels".into(), labels.clone())]).collect();
     let samples = Samples::new(named)?;
     let mut sums = vec![Sum::default(); models.len()];
     for first in (0..samples.rows()).step_by(SAMPLES_AT_ONCE) {

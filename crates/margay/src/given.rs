@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use margay_artifact::{Artifact, EntryParts};
-use margay_driver::{Arrays, Samples, is_artifact, missing_inputs};
+use margay_driver::{Arrays, Expected, Samples, is_artifact, missing_inputs, not_finite, several};
 use margay_ir::ops::Numbers;
 use margay_loops::Open;
 use margay_onnx::{Model as OnnxModel, OnnxDim};
@@ -32,6 +32,8 @@ pub struct InputSource {
 pub struct Given {
     /// Inputs by name.
     pub inputs: Arrays,
+    /// Where inputs are not finite, in words: a model may take that, but what is measured on it says nothing.
+    pub not_finite: Vec<String>,
     /// The right outputs by name, where a folder of test data holds them.
     pub expected: Option<Arrays>,
     /// Names of arrays in archives that are no inputs of the model. They are not loaded.
@@ -44,6 +46,18 @@ struct Declared {
     dtype: Option<DType>,
     /// An extent, or the name it is open under; an empty name for none.
     extents: Option<Vec<Result<usize, String>>>,
+}
+
+impl Declared {
+    fn expected(&self) -> Expected {
+        let text = self.to_string();
+        Expected {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            extents: self.extents.as_ref().map(|all| all.iter().map(|e| e.as_ref().ok().copied()).collect()),
+            text: text.split_once(": ").map_or(text.clone(), |(_, ty)| ty.to_owned()),
+        }
+    }
 }
 
 impl fmt::Display for Declared {
@@ -65,10 +79,18 @@ impl InputSource {
     /// floats normal with variance 1, integers and truth values 0 or 1.
     ///
     /// # Errors
-    /// Files that cannot be read; inputs that are given twice; extents that nobody says.
+    /// Files that cannot be read; inputs that are given twice, are missing or of other types; extents that nobody says.
     pub fn inputs_of(&self, model: &Path) -> Result<Given, Error> {
+        let ports = Ports::of(model, &self.dims)?;
+        let mut given = self.given(&ports)?;
+        ports.check(&given.inputs, &given.left_out).map_err(Error::Options)?;
+        given.not_finite = given.inputs.iter().filter_map(|(name, t)| not_finite(name, t)).collect();
+        Ok(given)
+    }
+
+    /// The same as they come.
+    fn given(&self, declared: &Ports) -> Result<Given, Error> {
         let mut given = Given::default();
-        let declared = Ports::of(model, &self.dims)?;
         let wanted = |name: &str| {
             declared.inputs.iter().any(|d| d.name == name) || declared.overridable.iter().any(|n| n == name)
         };
@@ -87,7 +109,6 @@ impl InputSource {
         }
         let is_random = self.files.is_empty() || !self.shapes.is_empty() || !self.dims.is_empty();
         if !is_random && nameless.is_empty() {
-            declared.all_in(&given)?;
             return Ok(given);
         }
         let names: Vec<&str> = declared.inputs.iter().map(|d| d.name.as_str()).collect();
@@ -149,7 +170,8 @@ impl InputSource {
         }
         let mut how: Vec<String> =
             open.iter().filter(|n| !n.is_empty()).map(|n| format!("`--dim {n}=1`")).collect();
-        how.push(format!("`--shapes {name}:{}`", vec!["1"; extents.len()].join("x")));
+        let shape: Vec<String> = found.iter().map(|e| e.as_ref().map_or(1, |e| *e).to_string()).collect();
+        how.push(format!("`--shapes {name}:{}`", shape.join("x")));
         let open: Vec<String> =
             open.iter().map(|n| format!("`{}`", if n.is_empty() { "?" } else { n })).collect();
         Err(format!(
@@ -185,6 +207,8 @@ impl InputSource {
 /// What a file takes and gives.
 struct Ports {
     inputs: Vec<Declared>,
+    /// The same for every entry of an artifact, with what its ranges leave open: any of them may be meant.
+    entries: Vec<Vec<Declared>>,
     /// Inputs that have a value in the model, which another may take the place of.
     overridable: Vec<String>,
     outputs: Vec<String>,
@@ -198,6 +222,19 @@ pub fn input_names(model: &Path) -> Result<Vec<String>, Error> {
     Ok(Ports::of(model, &[])?.inputs.into_iter().map(|d| d.name).collect())
 }
 
+/// Fails where samples lack inputs of a model, or have them in other types, or not finite.
+///
+/// # Errors
+/// [`Error::Samples`] with all that is wrong; a model that cannot be read.
+pub fn check_samples(model: &Path, samples: &Samples) -> Result<(), Error> {
+    let ports = Ports::of(model, &[])?;
+    let others: Vec<String> = samples.names().map(str::to_owned).collect();
+    ports.check(&samples.arrays().to_vec(), &others).map_err(Error::Samples)?;
+    let is_input = |name: &str| ports.inputs.iter().any(|d| d.name == *name);
+    let mut inputs = samples.arrays().iter().filter(|(name, _)| is_input(name));
+    inputs.find_map(|(name, t)| not_finite(name, t)).map_or(Ok(()), |why| Err(Error::Samples(why)))
+}
+
 /// Samples of a model from an archive: the arrays that are its inputs, and those with other names that are asked for.
 ///
 /// # Errors
@@ -208,15 +245,26 @@ pub fn samples_of(model: &Path, data: &Path, others: &[&str]) -> Result<Samples,
 }
 
 impl Ports {
-    /// Fails where arrays of archives have other names than inputs that are missing.
-    fn all_in(&self, given: &Given) -> Result<(), Error> {
-        let is_missing = |d: &&Declared| !given.inputs.iter().any(|(name, _)| *name == d.name);
-        let missing: Vec<String> = self.inputs.iter().filter(is_missing).map(Declared::to_string).collect();
-        if missing.is_empty() || given.left_out.is_empty() {
-            return Ok(());
+    /// Fails where inputs are missing, or are of other types than any entry takes. `others` are further arrays of the files.
+    fn check(&self, given: &Arrays, others: &[String]) -> Result<(), String> {
+        let of = |inputs: &[Declared]| -> Vec<String> {
+            let found = |d: &Declared| given.iter().find(|(name, _)| *name == d.name).map(|(_, t)| t);
+            let missing: Vec<String> =
+                inputs.iter().filter(|d| found(d).is_none()).map(Declared::to_string).collect();
+            let mut all: Vec<String> = inputs.iter().filter_map(|d| d.expected().misfit(found(d)?)).collect();
+            if !missing.is_empty() {
+                let names = given.iter().map(|(name, _)| name).chain(others).map(String::as_str);
+                all.push(missing_inputs(&missing, names));
+            }
+            all
+        };
+        let entries = self.entries.iter().map(Vec::as_slice);
+        let best =
+            entries.chain(self.entries.is_empty().then_some(&*self.inputs)).map(of).min_by_key(Vec::len);
+        match best.unwrap_or_default() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(several(&problems, "; ")),
         }
-        let found = given.inputs.iter().map(|(name, _)| name).chain(&given.left_out).map(String::as_str);
-        Err(Error::Options(missing_inputs(&missing, found)))
     }
 
     /// Of an artifact with several entries, those of the first that serves the extents; what a range leaves open and
@@ -240,8 +288,12 @@ impl Ports {
                 extents: Some(inputs[i].shape.iter().map(|e| Ok(*e)).collect()),
             });
             let outputs = entry.parts.outputs.iter().map(|port| port.name.clone());
-            let overridable = Vec::new();
-            return Ok(Ports { inputs: inputs.collect(), overridable, outputs: outputs.collect() });
+            return Ok(Ports {
+                inputs: inputs.collect(),
+                entries: entries.iter().map(|e| taken_by(&e.parts)).collect(),
+                overridable: Vec::new(),
+                outputs: outputs.collect(),
+            });
         }
         let model = OnnxModel::open(path)?;
         let extent = |dim: &OnnxDim| match dim {
@@ -256,8 +308,30 @@ impl Ports {
         });
         let outputs = model.graph.outputs.iter().map(|v| v.name.clone());
         let overridable = model.graph.defaults.iter().map(|v| v.name.clone());
-        Ok(Ports { inputs: inputs.collect(), overridable: overridable.collect(), outputs: outputs.collect() })
+        Ok(Ports {
+            inputs: inputs.collect(),
+            entries: Vec::new(),
+            overridable: overridable.collect(),
+            outputs: outputs.collect(),
+        })
     }
+}
+
+/// What an entry takes; the extents that its ranges leave open have names instead.
+fn taken_by(parts: &EntryParts) -> Vec<Declared> {
+    let (shapes, _) = parts.shapes();
+    let is_open = |i: usize, axis: usize| {
+        parts.open.inputs.get(i).is_some_and(|axes| axes.iter().any(|(open, _)| *open == axis))
+    };
+    let of = |(i, port): (usize, &margay_loops::Port)| {
+        let extent = |(axis, e): (usize, &usize)| match is_open(i, axis) {
+            true => Err(shapes[i][axis].clone()),
+            false => Ok(*e),
+        };
+        let extents = Some(port.shape.iter().enumerate().map(extent).collect());
+        Declared { name: port.name.clone(), dtype: Some(port.dtype), extents }
+    };
+    parts.given().map(of).collect()
 }
 
 /// The values of what an entry leaves open, where it serves the extents.

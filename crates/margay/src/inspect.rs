@@ -6,6 +6,7 @@ use std::path::Path;
 use margay_artifact::{Artifact, CodeSection, Entry};
 use margay_driver::{Dump, ErrorMeasure, Model, backend, build};
 use margay_ir::{Graph, Op};
+use margay_loops::Program;
 use margay_onnx::Model as OnnxModel;
 use margay_tensor::{Binding, is_named};
 use serde::Serialize;
@@ -33,12 +34,18 @@ pub struct ModelReport {
     pub canonical_nodes: usize,
     /// Elements of floating point constants.
     pub parameters: usize,
-    /// Bytes of constants.
+    /// Bytes of constants in the file.
     pub constant_bytes: u64,
+    /// The same as they are stored when the model is compiled as it is for this machine, in the layouts of kernels with their
+    /// padding: what `compile` states of the dense model. `None` where the model is not compiled for the dimensions given,
+    /// or for 1 in place of those that are open.
+    pub stored_constant_bytes: Option<u64>,
     /// Layers that schemes can replace.
     pub layers: usize,
-    /// Bytes of their weights.
+    /// Bytes of their weights in the file.
     pub layer_bytes: u64,
+    /// Bytes of the weights of products and convolutions as they are stored.
+    pub stored_layer_bytes: Option<u64>,
     /// Multiplications and additions for the dimensions given; `None` where one is open.
     pub flops: Option<u64>,
 }
@@ -122,6 +129,10 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
         g.payloads().into_iter().filter(floats).map(|p| (p.key().to_string(), p.tensor().len())).collect();
     let layers = Layers::of(g);
     let (inputs, outputs) = ports_of_graph(g);
+    let (binding, is_closed) = bound(g, dims)?;
+    let program = program(g, &binding);
+    // An extent of 1 that nobody asked for may be one that the model cannot have.
+    let program = if is_closed { Some(program?) } else { program.ok() };
     Ok(ModelReport {
         path: path.display().to_string(),
         hash: source.hash.clone(),
@@ -136,14 +147,16 @@ pub fn inspect_model(path: &Path, dims: &[(String, Vec<i64>)]) -> Result<ModelRe
             .count(),
         parameters: elements.values().sum(),
         constant_bytes: layers.constant_bytes,
+        stored_constant_bytes: program.as_ref().map(Program::constant_bytes),
         layers: layers.count,
         layer_bytes: layers.bytes,
-        flops: flops(g, dims)?,
+        stored_layer_bytes: program.as_ref().map(Program::packed_bytes),
+        flops: program.filter(|_| is_closed).map(|p| p.flops()),
     })
 }
 
-/// Operations for the dimensions given, if they are all.
-fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
+/// The values of all symbols, which are 1 for those that are not given; and whether all were.
+fn bound(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<(Binding, bool), Error> {
     let symbols = g.symbols();
     let named = || symbols.iter().chain(g.guards().iter().map(|guard| &guard.symbol));
     let mut binding = Binding::new();
@@ -156,13 +169,17 @@ fn flops(g: &Graph, dims: &[(String, Vec<i64>)]) -> Result<Option<u64>, Error> {
         binding.insert(symbol.clone(), *value);
     }
     g.resolve_guards(&mut binding).map_err(|e| Error::Options(e.to_string()))?;
-    if symbols.iter().any(|s| !binding.contains_key(s)) {
-        return Ok(None);
-    }
+    let open: Vec<_> = symbols.into_iter().filter(|s| !binding.contains_key(s)).collect();
+    let is_closed = open.is_empty();
+    binding.extend(open.into_iter().map(|s| (s, 1)));
+    Ok((binding, is_closed))
+}
+
+/// What the model becomes for these extents on this machine.
+fn program(g: &Graph, binding: &Binding) -> Result<Program, Error> {
     let backend = &*backend::native();
-    let bound = build::bind(g, &binding, backend, &mut Dump::none())?;
-    let program = margay_lower::lower(&bound, backend)?;
-    Ok(Some(program.flops()))
+    let bound = build::bind(g, binding, backend, &mut Dump::none())?;
+    Ok(margay_lower::lower(&bound, backend)?)
 }
 
 /// What is in an artifact.

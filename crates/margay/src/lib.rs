@@ -25,7 +25,7 @@
 //! println!("{} operations in a run", compiled.report.flops_after);
 //!
 //! // What was written runs without a compiler; more images than a run holds are fed four by four.
-//! let mut predictor = Predictor::open(&artifact, &RunOptions { in_batches: true, ..RunOptions::default() })?;
+//! let mut predictor = Predictor::open(&artifact, &RunOptions { threads: 1, ..RunOptions::default() })?;
 //! let outputs = predictor.predict(samples.arrays())?;
 //! assert_eq!(outputs[0].1.shape()[0], 8);
 //! # std::fs::remove_dir_all(&folder)?;
@@ -65,7 +65,7 @@ pub use check::{Check, Fault, Layers, NonFinite, Operator, Port, ProblemKind, ch
 pub use compare::{Comparison, OutputComparison, Tolerance, compare, compare_outputs};
 pub use evaluate::{Evaluated, Metric, evaluate};
 pub use found::{FoundSketch, found_sketches};
-pub use given::{Given, InputSource, input_names, samples_of};
+pub use given::{Given, InputSource, check_samples, input_names, samples_of};
 pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use metric::command_metric;
@@ -85,8 +85,8 @@ pub use margay_driver::{
     ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Interruption, Kind,
     LayerRefit, MaskChoice, MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress,
     Read, Report, Resource, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,
-    export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph, open_with,
-    read_graph, recompile,
+    doubts, doubts_where, export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph,
+    open_with, read_graph, recompile,
 };
 pub use margay_files::{WriteSeek, check_place, replace_file};
 pub use margay_ir::{Graph, Remark};

@@ -15,6 +15,7 @@ use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::Tensor;
 
 use crate::Error;
+use crate::artifact::report_of;
 use crate::batches::{self, Chunk};
 
 /// How a model is run.
@@ -27,18 +28,18 @@ pub struct RunOptions {
     /// The back end whose code of an artifact is run; `None` for the first that this machine can run. An ONNX file is
     /// compiled for it, or for the processor.
     pub backend: Option<String>,
-    /// Whether inputs with a leading axis longer than the batch of the model are fed batch by batch, the last of them
-    /// filled up with copies of its last row, and outputs put together again. Without it shapes have to fit.
+    /// Whether inputs with a leading axis of another length than the batch of the model are fed batch by batch, the last of
+    /// them filled up with copies of its last row, and outputs put together again. Without it shapes have to fit.
     pub in_batches: bool,
     /// Hold weights and intermediate results in huge pages of memory, where the system has them.
     pub huge_pages: bool,
 }
 
 impl Default for RunOptions {
-    /// On all processors, in f32.
+    /// On all processors, in f32, batch by batch.
     fn default() -> RunOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        RunOptions { threads, precision: Precision::F32, backend: None, in_batches: false, huge_pages: false }
+        RunOptions { threads, precision: Precision::F32, backend: None, in_batches: true, huge_pages: false }
     }
 }
 
@@ -131,6 +132,15 @@ impl Predictor {
         self.run(&chunks)
     }
 
+    /// In how many runs these inputs are fed.
+    ///
+    /// # Errors
+    /// As [`predict`](Predictor::predict).
+    pub fn runs_of(&self, inputs: &[(String, Tensor)]) -> Result<usize, Error> {
+        let inputs = &self.open_inputs(inputs)?;
+        Ok(batches::cut(inputs, &self.batch_sizes(inputs))?.len())
+    }
+
     /// The inputs without those that were made constants.
     pub(crate) fn open_inputs(&self, inputs: &[(String, Tensor)]) -> Result<Arrays, Error> {
         let mut open = inputs.to_vec();
@@ -207,6 +217,19 @@ impl Predictor {
             verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         batches::join(chunks, outputs)
+    }
+
+    /// The cost model that an artifact was compiled with, where it is another one than times are predicted by here, and that.
+    ///
+    /// # Errors
+    /// A report that cannot be read.
+    pub fn other_cost_model(&self) -> Result<Option<(String, String)>, Error> {
+        let Form::Artifact(artifact, _) = &self.form else { return Ok(None) };
+        if artifact.description().sources.is_empty() {
+            return Ok(None);
+        }
+        let (there, here) = (report_of(artifact)?.cost_model, self.backend()?.cost_model().to_owned());
+        Ok((there != here).then_some((there, here)))
     }
 
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.

@@ -80,7 +80,7 @@ impl Recovery {
             false => None,
         };
         let held_out = few.as_ref().unwrap_or(all);
-        let scope = ErrorScope { mask: recovered.mask.clone(), outputs: Vec::new() };
+        let scope = ErrorScope { mask: recovered.mask.clone(), outputs: recovered.outputs.clone() };
         let (teacher, student) = (&self.teacher.graph, &recovered.graph);
         let mut error = measure_error(teacher, student, held_out, &scope, threads, progress)?;
         // These samples decided what was kept.

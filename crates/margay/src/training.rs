@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, bound_batch, compile};
+use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, bound_batch, compile, listed};
 use margay_ir::{Cx, Graph, Remark};
 use margay_passes::sketch::SketchTraining;
 use margay_passes::{parameter_names, with_parameters};
@@ -25,6 +25,7 @@ pub struct Training {
     name: String,
     graph: Graph,
     options: Supervised,
+    before: Option<Sketched>,
     /// What was left as it is when layers were sketched.
     pub remarks: Vec<Remark>,
     dense_stored: usize,
@@ -52,10 +53,11 @@ impl Training {
             graph = with_parameters(&graph, &initial(&graph, &nodes, options.fit.seed)?)?;
         }
         let (dense_stored, mut cx) = (stored(&graph), Cx::default());
+        let before = sketches.map(|s| Sketched { dense: graph.clone(), by: s.to_string() });
         if let Some(sketches) = sketches {
             sketches.apply(&mut graph, &mut cx)?;
         }
-        Ok(Training { name: source.name.clone(), graph, options, remarks: cx.remarks, dense_stored })
+        Ok(Training { name: source.name.clone(), graph, options, before, remarks: cx.remarks, dense_stored })
     }
 
     /// Trains it; `labels` has a row for each sample.
@@ -69,15 +71,23 @@ impl Training {
         observer: &mut dyn Observer,
     ) -> Result<TrainedModel, TrainError> {
         let trained = self.options.train(&self.graph, samples, labels, observer)?;
-        let Training { name, options, dense_stored, .. } = self;
-        Ok(TrainedModel { stored: stored(&trained.graph), name, trained, options, dense_stored })
+        let Training { name, options, before, dense_stored, .. } = self;
+        Ok(TrainedModel { stored: stored(&trained.graph), name, trained, options, before, dense_stored })
     }
+}
+
+/// Of a model whose layers were sketched before it was trained.
+struct Sketched {
+    dense: Graph,
+    /// By what, in words.
+    by: String,
 }
 
 /// A model that was trained.
 pub struct TrainedModel {
     name: String,
     options: Supervised,
+    before: Option<Sketched>,
     /// The model with its best parameters, and how training went.
     pub trained: Trained,
     /// Numbers in all constants of floats.
@@ -92,8 +102,21 @@ impl TrainedModel {
     /// # Errors
     /// As [`compile`].
     pub fn compile(&self, options: &CompileOptions) -> Result<Compiled, Error> {
-        let source = Model::new(self.trained.graph.clone(), &self.name, &mut Dump::none())?;
-        compile(&source, None, options, &Silent)
+        let compiled = |graph: &Graph| {
+            compile(&Model::new(graph.clone(), &self.name, &mut Dump::none())?, None, options, &Silent)
+        };
+        let mut trained = compiled(&self.trained.graph)?;
+        let report = &mut trained.report;
+        report.goal = "training".into();
+        if let Some(Sketched { dense, by }) = &self.before {
+            let dense = compiled(dense)?.report;
+            report.goal += &format!(" with sketches: {by}");
+            report.bytes_before = dense.bytes_before;
+            report.constant_bytes_before = dense.constant_bytes_before;
+            report.flops_before = dense.flops_before;
+            report.predicted_ms_before = dense.predicted_ms_before;
+        }
+        Ok(trained)
     }
 
     /// What was done.
@@ -223,8 +246,7 @@ pub fn read_labels(text: &str, samples: &Samples) -> Result<Tensor, Error> {
         return Ok(t.clone());
     }
     if !is_array_file(text) {
-        let known: Vec<String> = samples.names().map(|name| format!("`{name}`")).collect();
-        let known = known.join(", ");
+        let known = listed(samples.names());
         return Err(Error::Options(format!("the data has no array `{text}`; it has {known}")));
     }
     read_array(Path::new(text))

@@ -12,6 +12,16 @@ use crate::{NpyError, tensor};
 
 const EXTENSION: &str = ".npy";
 
+/// Why an archive cannot be read. One without a directory at its end is none: the file is empty, cut short or something else.
+pub(crate) fn words(error: &zip::result::ZipError) -> String {
+    match error {
+        zip::result::ZipError::InvalidArchive(why) if why.contains("EOCD") => {
+            "no `.npz` file: it is empty, was cut short, or holds something else".into()
+        }
+        other => format!("cannot use the archive: {other}"),
+    }
+}
+
 /// Arrays with their names.
 pub type Named = Vec<(String, Tensor)>;
 

@@ -112,7 +112,7 @@ pub enum NpyError {
         source: Box<NpyError>,
     },
     /// The archive itself is malformed, or uses a feature other than stored and deflated members.
-    #[error("cannot use the archive: {0}")]
+    #[error("{}", archive::words(.0))]
     Archive(#[from] zip::result::ZipError),
     /// Reading or writing failed (the machine's fault, or a damaged deflate stream or checksum).
     #[error("cannot read or write the archive: {0}")]

@@ -189,8 +189,13 @@ fn list(problems: &[Problem]) -> String {
     match problems {
         [only] => only.to_string(),
         _ => {
-            let lines: Vec<String> = problems.iter().map(|p| format!("\n  {p}")).collect();
-            format!("the model has several problems:{}", lines.concat())
+            const SHOWN: usize = 20;
+            let lines: String = problems.iter().take(SHOWN).map(|p| format!("\n  {p}")).collect();
+            let more = match problems.len().saturating_sub(SHOWN) {
+                0 => String::new(),
+                more => format!("\n  and {more} more"),
+            };
+            format!("the model has several problems:{lines}{more}")
         }
     }
 }

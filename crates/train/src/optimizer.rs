@@ -12,6 +12,8 @@
 //! and Hutter, *Decoupled Weight Decay Regularization*, 2017 (arXiv 1711.05101). The decay `λ` is for parameters of at
 //! least two axes: biases and the scales of normalizations, which have one, do not decay.
 
+use std::fmt;
+
 use margay_ir::ops::{Exp, MatMul, Tanh};
 use margay_ir::{AddError, Builder, Graph, Origin, Value};
 use margay_tensor::{DType, Tensor};
@@ -61,6 +63,21 @@ impl Moment {
     /// The name of the state of a parameter.
     pub(crate) fn state(&self, parameter: &str) -> String {
         format!("{}.{parameter}", self.prefix)
+    }
+}
+
+impl fmt::Display for Optimizer {
+    /// Its name with all settings.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Optimizer::Sgd { momentum } => write!(f, "sgd with momentum {momentum}"),
+            Optimizer::Adam { betas: [a, b], epsilon } => {
+                write!(f, "adam with betas {a} and {b}, epsilon {epsilon}")
+            }
+            Optimizer::AdamW { betas: [a, b], epsilon, weight_decay } => {
+                write!(f, "adamw with betas {a} and {b}, epsilon {epsilon}, weight decay {weight_decay}")
+            }
+        }
     }
 }
 

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use margay_driver::{
-    Contents, DriverError, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress, RefitData, Samples,
-    Silent, bound_batch, hold_out, input_moments, metrics, parallel, refit_layers,
+    Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress,
+    RefitData, Samples, Silent, bound_batch, hold_out, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -66,6 +66,8 @@ pub struct RecoverOptions {
     pub train: Train,
     /// The input that marks padding.
     pub mask: MaskChoice,
+    /// The outputs that are learned and count in errors; empty for all of floating point numbers.
+    pub outputs: Vec<String>,
     /// Whether layers are refitted by themselves first.
     pub layers: bool,
     /// Whether the layers of each block then learn together.
@@ -102,6 +104,7 @@ impl Default for RecoverOptions {
             weights: Weights::default(),
             train: Train::Sketch,
             mask: MaskChoice::Default,
+            outputs: Vec::new(),
             layers: true,
             blocks: true,
             together: true,
@@ -150,6 +153,8 @@ pub struct Recovered {
     pub lengths: Option<Vec<usize>>,
     /// What marked padding in them.
     pub mask: MaskChoice,
+    /// The outputs that counted; empty for all of floating point numbers.
+    pub outputs: Vec<String>,
     /// Seconds in all, by this run.
     pub seconds: f64,
 }
@@ -177,10 +182,14 @@ pub fn recover(
         return Err(DriverError::Narrow.into());
     }
     Checkpoint::claim(options.checkpoint.as_deref(), options.resume)?;
-    let outputs = pairs::outputs(student, teacher)?;
+    let scope = ErrorScope { mask: options.mask.clone(), outputs: options.outputs.clone() };
+    scope.check(student)?;
+    let mut outputs = pairs::outputs(student, teacher)?;
+    outputs.retain(|p| options.outputs.is_empty() || options.outputs.contains(&p.name));
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
     let mask = Mask::find(student, &options.mask)?;
     let samples = samples.for_graph(student)?;
+    mask.check(samples.arrays())?;
     let batch = bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options.held_out, batch)?;
     let learned_from = train.rows();
@@ -224,7 +233,14 @@ pub fn recover(
     if options.layers && resumed.is_none() {
         let mut stage = || -> Result<(), TrainError> {
             let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
-            let metrics = metrics(teacher, (&few, &mask), backend, threads, progress, &interruption)?;
+            let metrics = metrics(
+                &scope.restricted(teacher),
+                (&few, &mask),
+                backend,
+                threads,
+                progress,
+                &interruption,
+            )?;
             let (asked, most) = (interruption.clone(), options.max_seconds);
             let data = RefitData {
                 teacher,
@@ -321,6 +337,7 @@ pub fn recover(
         held_out,
         lengths: padding.map(|padding| padding.lengths().to_vec()),
         mask: options.mask.clone(),
+        outputs: options.outputs.clone(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -508,18 +525,21 @@ fn identity(
     options: &RecoverOptions,
 ) -> Identity {
     let hash = |g: &Graph| blake3::hash(g.to_string().as_bytes()).to_hex()[..16].to_string();
-    let RecoverOptions { batch, learning_rate, hidden, weights, train, mask, layers, blocks, .. } = options;
+    let RecoverOptions { batch, learning_rate, hidden, weights, train, layers, blocks, .. } = options;
+    let Weights { outputs, pooled, hidden: inside } = weights;
+    let counting = if options.outputs.is_empty() { "all".into() } else { options.outputs.join(", ") };
     let parts = [
         ("the sketched model", hash(student)),
         ("the teacher", hash(teacher)),
         ("the data", samples.hash()),
         ("the batch", batch.to_string()),
         ("the learning rate", rate_words(*learning_rate, options.find_rate)),
-        ("what is hidden", format!("{hidden:?}")),
-        ("the weights of the objective", format!("{weights:?}")),
-        ("what is trained", format!("{train:?}")),
-        ("the mask", format!("{mask:?}")),
-        ("the lengths of batches", format!("{:?}", padding.map(Padding::lengths))),
+        ("what is hidden", hidden.to_string()),
+        ("the weights of outputs, means and hidden values", format!("{outputs}, {pooled}, {inside}")),
+        ("what is trained", train.name().to_owned()),
+        ("the mask", options.mask.to_string()),
+        ("the outputs that count", counting),
+        ("the lengths of batches", padding.map_or("not cut".into(), |p| format!("{:?}", p.lengths()))),
         ("the refit of layers", layers.to_string()),
         ("the refinement of blocks", blocks.to_string()),
         ("the share held out", options.held_out.to_string()),

@@ -3,6 +3,7 @@
 //! The host may change the last two between steps, where training goes by the clock or a test finds the rate.
 
 use std::f64::consts::PI;
+use std::fmt;
 
 use margay_ir::ops::Cos;
 use margay_ir::{Builder, Graph, Origin, Value};
@@ -25,6 +26,16 @@ pub enum Schedule {
         /// The share of the learning rate that is left at the end, 0 to 1.
         floor: f64,
     },
+}
+
+impl fmt::Display for Schedule {
+    /// Its name with all settings.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Schedule::Constant { warm_up } => write!(f, "constant, warm-up {warm_up}"),
+            Schedule::Cosine { warm_up, floor } => write!(f, "cosine to {floor}, warm-up {warm_up}"),
+        }
+    }
 }
 
 impl Schedule {

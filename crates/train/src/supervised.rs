@@ -9,6 +9,7 @@
 mod labelled;
 mod ranked;
 
+use std::fmt;
 use std::sync::Arc;
 
 use margay_driver::{Backend, Interruption, Samples, bound_batch, hold_out};
@@ -46,6 +47,24 @@ pub enum Objective {
         /// How tokens are masked.
         masking: Masking,
     },
+}
+
+impl fmt::Display for Objective {
+    /// Its name with all settings.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Objective::CrossEntropy => f.write_str("cross-entropy"),
+            Objective::Mse => f.write_str("mean squared error"),
+            Objective::Cosine => f.write_str("cosine distance"),
+            Objective::MaskedLm { tokens, masking } => {
+                let Masking { mask, vocabulary, special, share } = masking;
+                write!(
+                    f,
+                    "masked tokens of `{tokens}`: {share} of {vocabulary}, masked by {mask}, but for {special:?}"
+                )
+            }
+        }
+    }
 }
 
 /// Which constants are trained.
@@ -322,13 +341,13 @@ impl Supervised {
             ("the model", hash(&forward.to_string())),
             ("the data", data.hash()),
             ("what is trained", hash(&step.parameters.join("\n"))),
-            ("the loss", format!("{:?}", self.objective)),
-            ("the output", format!("{:?}", self.output)),
-            ("the mask", format!("{:?}", self.weights)),
-            ("the optimizer", format!("{optimizer:?}")),
+            ("the loss", self.objective.to_string()),
+            ("the output", words(self.output.as_ref())),
+            ("the mask", words(self.weights.as_ref())),
+            ("the optimizer", optimizer.to_string()),
             ("the learning rate", rate_words(learning_rate, self.fit.find_rate)),
-            ("the schedule", format!("{schedule:?}")),
-            ("the clip", format!("{clip:?}")),
+            ("the schedule", schedule.to_string()),
+            ("the clip", words(clip.as_ref())),
             ("the share held out", self.held_out.to_string()),
             ("the choice of ranks", format!("{:?}", self.ranks)),
             ("the batch", self.fit.batch.to_string()),
@@ -337,6 +356,11 @@ impl Supervised {
         ];
         parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
     }
+}
+
+/// An option in words.
+fn words(option: Option<&impl fmt::Display>) -> String {
+    option.map_or_else(|| "none".into(), ToString::to_string)
 }
 
 /// Masks the tokens of every sample, and returns the labels.

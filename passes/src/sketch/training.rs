@@ -1,5 +1,7 @@
 //! Sketches for models that are trained afterwards: the same settings everywhere, without samples and without a search.
 
+use std::fmt;
+
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::{Choice, Settings};
 use serde::Serialize;
@@ -20,6 +22,20 @@ pub enum SketchTraining {
     LowRank(LowRankTraining),
     /// Another form in place of exact attention.
     Attention(AttentionTraining),
+}
+
+impl fmt::Display for SketchTraining {
+    /// The scheme and its size.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SketchTraining::Panther(PantherTraining { rank, terms, .. }) => {
+                write!(f, "panther of rank {rank}, {terms} term(s)")
+            }
+            SketchTraining::Favor(FavorTraining { settings, .. }) => {
+                write!(f, "favor with {} features", settings.features)
+            }
+        }
+    }
 }
 
 impl SketchTraining {

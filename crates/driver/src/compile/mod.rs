@@ -232,6 +232,7 @@ impl<'a> Job<'a> {
         }
         let storage = storage(g, &sites, options)?;
         let mask = Mask::find(g, &options.errors.mask)?;
+        samples.iter().try_for_each(|samples| mask.check(samples.arrays()))?;
         let metric = match (options.searched(), &options.metric) {
             (Some(Goal::Drop(_)), Some(metric)) => Some(Asked::new(metric, g)?),
             (Some(Goal::Drop(_)), None) => {

@@ -34,7 +34,9 @@ pub(crate) struct Prices {
     pub(crate) dense: Vec<Price>,
     /// By fit: what its site costs at each of its settings, stored so.
     pub(crate) candidates: Vec<Vec<Price>>,
-    /// What the result stores besides these weights, such as tables and biases.
+    /// What the model as it is stores besides these weights, such as tables and biases.
+    pub(crate) other_bytes_before: u64,
+    /// What the result stores besides them.
     pub(crate) other_bytes: u64,
 }
 
@@ -82,7 +84,8 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
         candidates.push(prices);
     }
     let program = pricing.lowered(job.graph(), false)?;
-    let before = pricing.of_program(&program, others(&program));
+    let other_bytes_before = others(&program);
+    let before = pricing.of_program(&program, other_bytes_before);
     let program = match job.storage == StoreConstants::default() {
         true => program,
         // Tables may be stored otherwise, too.
@@ -90,7 +93,7 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
     };
     let other_bytes = others(&program);
     let stored = pricing.of_program(&program, other_bytes);
-    Ok(Prices { before, stored, plain, dense, candidates, other_bytes })
+    Ok(Prices { before, stored, plain, dense, candidates, other_bytes_before, other_bytes })
 }
 
 /// What a model without sketches costs; bytes are those of the weights of its products and convolutions.

@@ -75,7 +75,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         goal: goal_text(options.searched()),
         bytes_before: bytes(before),
         bytes_after: bytes(after),
-        constant_bytes_before: bytes(before) + outcome.prices.other_bytes,
+        constant_bytes_before: bytes(before) + outcome.prices.other_bytes_before,
         constant_bytes_after: bytes(after) + outcome.prices.other_bytes,
         flops_before: before.flops.unsigned_abs(),
         flops_after: after.flops.unsigned_abs(),

@@ -151,8 +151,8 @@ impl Task for Distillation {
         self.teacher.taught(without(self.padding.as_ref(), batch))
     }
 
-    /// `error` is the relative L2 error of the outputs about their mean or, where rows are averaged, `1 - cosine` of the
-    /// averages; the measures are both.
+    /// `error` is the relative L2 error of the outputs about their mean, of which each output and each batch has the same
+    /// share, or, where rows are averaged, `1 - cosine` of the averages; the measures are both.
     fn evaluate(&mut self, parameters: &[(String, Tensor)]) -> Result<Evaluation, TrainError> {
         let (mut squared, mut distance) = (0.0, None);
         for batch in &self.held_out {
@@ -167,7 +167,7 @@ impl Task for Distillation {
         let count = self.held_out.len() as f64;
         let relative = (squared / count).sqrt();
         let distance = distance.map(|d: f64| d / count);
-        let mut measures = vec![("relative_l2".to_owned(), relative)];
+        let mut measures = vec![("about_mean_l2".to_owned(), relative)];
         measures.extend(distance.map(|d| ("cosine".to_owned(), 1.0 - d)));
         Ok(Evaluation { error: distance.unwrap_or(relative), measures })
     }

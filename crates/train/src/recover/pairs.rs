@@ -1,9 +1,11 @@
 //! What student and teacher have in common: outputs, and values inside.
 
+use std::fmt;
+
+use margay_driver::{Named, listed};
 use margay_ir::{Graph, Op, Value};
 
 use crate::TrainError;
-use margay_driver::Named;
 
 /// Which values inside the models are to agree, besides the outputs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -15,6 +17,17 @@ pub enum Hidden {
     None,
     /// The values of nodes with these names.
     Names(Vec<String>),
+}
+
+impl fmt::Display for Hidden {
+    /// As an option says it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hidden::Auto => f.write_str("auto"),
+            Hidden::None => f.write_str("none"),
+            Hidden::Names(names) => f.write_str(&listed(names.iter().map(String::as_str))),
+        }
+    }
 }
 
 /// Values that [`Hidden::Auto`] takes, at most.
