@@ -1,6 +1,8 @@
 //! The GPU back end without a GPU: kernels run on the emulator and are compared with the reference, and PTX of the same
 //! kernels is assembled by ptxas. Needs the feature `gpu`; `scripts/setup-gpu.sh` brings what that links.
 
+#![allow(clippy::result_large_err, reason = "errors are rare, and what they say is worth its bytes")]
+
 mod models;
 mod ops;
 mod planted;
