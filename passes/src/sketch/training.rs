@@ -31,9 +31,19 @@ impl fmt::Display for SketchTraining {
             SketchTraining::Panther(PantherTraining { rank, terms, .. }) => {
                 write!(f, "panther of rank {rank}, {terms} term(s)")
             }
-            SketchTraining::Favor(FavorTraining { settings, .. }) => {
-                write!(f, "favor with {} features", settings.features)
+            SketchTraining::LowRank(LowRankTraining { rank: TrainingRank::Fixed(rank), .. }) => {
+                write!(f, "lowrank of rank {rank}")
             }
+            SketchTraining::LowRank(_) => write!(f, "lowrank of ranks chosen during training"),
+            SketchTraining::Attention(AttentionTraining { form, .. }) => match form {
+                AttentionForm::Favor(settings) => write!(f, "favor with {} features", settings.features),
+                AttentionForm::Nystrom(settings) => {
+                    write!(f, "nystrom with {} landmarks", settings.landmarks)
+                }
+                AttentionForm::Local(settings) => {
+                    write!(f, "local with windows of {} positions", settings.window)
+                }
+            },
         }
     }
 }
