@@ -184,8 +184,7 @@ pub fn recover(
     Checkpoint::claim(options.checkpoint.as_deref(), options.resume)?;
     let scope = ErrorScope { mask: options.mask.clone(), outputs: options.outputs.clone() };
     scope.check(student)?;
-    let mut outputs = pairs::outputs(student, teacher)?;
-    outputs.retain(|p| options.outputs.is_empty() || options.outputs.contains(&p.name));
+    let outputs = pairs::outputs(student, teacher, &options.outputs)?;
     let hidden = pairs::hidden(student, teacher, &options.hidden)?;
     let mask = Mask::find(student, &options.mask)?;
     let samples = samples.for_graph(student)?;
@@ -452,7 +451,7 @@ impl Goal<'_> {
 
     /// What a student with these nodes is to minimize.
     fn objective(&self, student: &Graph) -> Result<Objective, TrainError> {
-        let outputs = pairs::outputs(student, self.teacher)?;
+        let outputs = pairs::outputs(student, self.teacher, &self.options.outputs)?;
         let hidden = pairs::hidden(student, self.teacher, &self.options.hidden)?;
         Ok(Objective {
             hidden: distill::scaled(&hidden, &self.variances[outputs.len()..]),

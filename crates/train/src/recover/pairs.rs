@@ -46,13 +46,14 @@ pub struct Pair {
     pub teacher: Value,
 }
 
-/// The outputs of floats, which both models must have with the same types.
+/// The outputs of floats, of these names or all, which both models must have with the same types.
 ///
 /// # Errors
 /// [`TrainError::Options`] that lists what does not fit.
-pub fn outputs(student: &Graph, teacher: &Graph) -> Result<Vec<Pair>, TrainError> {
+pub fn outputs(student: &Graph, teacher: &Graph, names: &[String]) -> Result<Vec<Pair>, TrainError> {
     let mut pairs = Vec::new();
     let mut problems = Vec::new();
+    let counts = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
     for output in student.outputs() {
         let ty = student.ty(output.value);
         let other = teacher.outputs().iter().find(|o| o.name == output.name);
@@ -62,7 +63,7 @@ pub fn outputs(student: &Graph, teacher: &Graph) -> Result<Vec<Pair>, TrainError
                 "output `{}` is {ty} in the sketched model and {found} in the teacher",
                 output.name
             )),
-            Some((value, _)) if ty.dtype.is_float() => pairs.push(Pair {
+            Some((value, _)) if ty.dtype.is_float() && counts(&output.name) => pairs.push(Pair {
                 target: format!("target.{}", output.name),
                 name: output.name.to_string(),
                 student: output.value,
