@@ -110,7 +110,7 @@ fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
     let found = layers(
         &graph(REFERENCE),
         &graph(&other),
-        &[inputs.clone()],
+        std::slice::from_ref(&inputs),
         &MaskChoice::Default,
         &backend::native(),
         1,
@@ -126,7 +126,7 @@ fn layers_of_one_name_only_and_of_other_types_are_passed_over() {
         layers(
             &graph(REFERENCE),
             &graph(other),
-            &[inputs.clone()],
+            std::slice::from_ref(&inputs),
             &MaskChoice::Default,
             &backend::native(),
             1
@@ -177,6 +177,6 @@ fn layers_are_compared_over_all_runs() {
         layers(&graph(SPELLED), &graph(&other), runs, &MaskChoice::Default, &backend::native(), 1).unwrap()[0]
             .cumulative
     };
-    near(errors(&[near_zero.clone()]), (1.0f64 / 162.0).sqrt());
+    near(errors(std::slice::from_ref(&near_zero)), (1.0f64 / 162.0).sqrt());
     near(errors(&[near_zero, large]), (2.0f64 / (162.0 + 19.0 * 19.0)).sqrt());
 }
