@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use margay_onnx::{Attribute, OnnxNode};
 use margay_onnx::{External, OnnxDim, OnnxGraph, OnnxValue};
 use margay_tensor::{DType, Tensor};
 
@@ -391,6 +392,44 @@ fn sketches_that_were_trained_are_explained() {
     assert_eq!(refused.code, 2);
     let why = "`--rank` is for `--scheme panther` and `--scheme lowrank`";
     assert!(refused.stderr.contains(why), "{}", refused.stderr);
+}
+
+/// Bytes of tables are not those of layers, in whatever they are stored.
+#[test]
+fn int8_is_named_where_it_reaches_the_goal() {
+    let place = Place::new();
+    let normal = |shape: &[usize], stream: u64| {
+        let mut numbers = vec![0f32; shape.iter().product()];
+        margay_tensor::random::Philox::new(7, stream).fill_normal_f32(0, &mut numbers);
+        Tensor::from_slice(shape, &numbers).unwrap()
+    };
+    let nodes = vec![
+        node("first", "MatMul", &["x", "w"], "a"),
+        OnnxNode {
+            attributes: [("axis", 1), ("keepdims", 0)]
+                .map(|(name, value)| (name.to_owned(), Attribute::Int(value)))
+                .into(),
+            ..node("greatest", "ArgMax", &["x"], "g")
+        },
+        node("row", "Gather", &["table", "g"], "r"),
+        node("moved", "Add", &["a", "r"], "b"),
+        node("squash", "Tanh", &["b"], "c"),
+        node("second", "MatMul", &["c", "v"], "y"),
+    ];
+    let initializers = vec![
+        ("w".into(), normal(&[64, 64], 0)),
+        ("v".into(), normal(&[64, 64], 1)),
+        ("table".into(), normal(&[4096, 64], 2)),
+    ];
+    write_model_of(&place.path("net.onnx"), &[-1, 64], nodes, initializers);
+    place.write_npz("x.npz", &[("x", normal(&[256, 64], 3))]);
+    let said = |words: &str| place.done(&format!("explain net.onnx {words}")).stderr;
+    let measured = said("--data x.npz --budget-bytes 60%");
+    assert!(measured.contains("int8 without any sketch does better"), "{measured}");
+    let unmeasured = said("--budget-bytes 60%");
+    assert!(unmeasured.contains("int8 without any sketch reaches this goal, too"), "{unmeasured}");
+    let out_of_reach = place.run("explain net.onnx --data x.npz --budget-bytes 1%");
+    assert!(out_of_reach.stderr.contains("`--precision int8`"), "{}", out_of_reach.stderr);
 }
 
 #[test]

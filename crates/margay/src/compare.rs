@@ -50,7 +50,7 @@ pub struct Comparison {
 /// Runs two models, the first of which is the reference, on the same inputs.
 ///
 /// # Errors
-/// Inputs that do not fit, of which nothing counts too, and outputs that are not of the same types.
+/// Inputs that do not fit, Inputs that do not fit, and inputs that are all padding, and outputs that are not of the same types.
 pub fn compare(
     models: &mut [Predictor; 2],
     inputs: &Arrays,
@@ -76,10 +76,12 @@ pub fn compare(
     };
     let (layers, layer_samples) = match (models[0].graph()?, models[1].graph()?) {
         (Some(reference), Some(other)) => {
-            let is_cut = chunks.iter().any(|chunks| chunks.len() > 1);
+            let given = rows(inputs);
+            let is_cut = chunks.iter().flatten().any(|chunk| rows(&chunk.inputs) != given);
             let inputs = &models[1].open_inputs(&models[0].open_inputs(inputs)?)?;
             let runs = layer_runs([&reference, &other], inputs, is_cut)?;
-            let samples = runs.iter().filter_map(|run| rows(run)).sum();
+            // A run may be filled up with copies.
+            let samples = runs.iter().filter_map(|run| rows(run)).sum::<usize>().min(given.unwrap_or(0));
             (Some(layers(&reference, &other, &runs, &scope.mask, &backend::native(), threads)?), samples)
         }
         _ => (None, 0),

@@ -88,7 +88,7 @@ impl InputSource {
         Ok(given)
     }
 
-    /// The same as they come.
+    /// The same, unchecked.
     fn given(&self, declared: &Ports) -> Result<Given, Error> {
         let mut given = Given::default();
         let wanted = |name: &str| {

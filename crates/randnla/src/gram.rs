@@ -294,18 +294,19 @@ impl Gram {
     }
 
     /// The mean of `(x - mean)(x - mean)ᵀ`: `[dim, dim]`, symmetric. It divides by the count, not by one
-    /// less, so that it measures this sample exactly. Variances are raised by what rounding may have taken from them, about
-    /// `2⁻⁵² count ‖mean‖²`, so that inputs that never vary have no negative ones.
+    /// less, so that it measures this sample. Variances are raised by what rounding may have taken from the matrix,
+    /// `2⁻⁵² dim (count + 16)` times the square of the mean, so that inputs that never vary leave it positive semidefinite.
     ///
     /// # Errors
     /// [`RandnlaError::EmptySample`].
     pub fn covariance(&self) -> Result<Matrix, RandnlaError> {
         let count = self.nonzero_count()?;
         let sum = &self.sum;
-        let squared_mean = sum.iter().map(|s| (s / count).powi(2)).sum::<f64>();
-        let rounding = (16.0 + count) * f64::EPSILON * squared_mean;
+        // A matrix of entries at most `e mᵢ mⱼ` is below `e dim` times the diagonal matrix of `mᵢ²`.
+        let relative = self.dim as f64 * (16.0 + count) * f64::EPSILON;
+        let rounding = |i: usize| relative * (sum[i] / count).powi(2);
         Ok(symmetric(&self.outer(), |i, j, outer| {
-            (outer - sum[i] * sum[j] / count) / count + if i == j { rounding } else { 0.0 }
+            (outer - sum[i] * sum[j] / count) / count + if i == j { rounding(i) } else { 0.0 }
         }))
     }
 

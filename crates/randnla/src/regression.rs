@@ -258,6 +258,15 @@ impl Regression {
         Ok((self.yy / count - mean).max(0.0))
     }
 
+    /// The mean of `‖y‖²`.
+    ///
+    /// # Errors
+    /// [`RandnlaError::EmptySample`].
+    pub fn mean_square(&self) -> Result<f64, RandnlaError> {
+        let mean = self.y.mean(self.nonzero_count()?);
+        Ok(self.energy()? + mean.iter().map(|m| m * m).sum::<f64>())
+    }
+
     fn nonzero_count(&self) -> Result<f64, RandnlaError> {
         match self.count {
             0 => Err(RandnlaError::EmptySample { dim: self.x.dim() }),
@@ -434,6 +443,27 @@ mod tests {
             for j in 0..6 {
                 assert!((found.at(i, j) - weight.at(i, j)).abs() < 1e-4, "{i} {j}");
             }
+        }
+    }
+
+    /// However far the estimate is shrunk, it lies between the prior and what fits best.
+    #[test]
+    fn shrinking_never_overshoots() {
+        let noise = gaussian(ROWS, 9, 1);
+        let scale = |j: usize| if j == 0 { 10.0 } else { 0.1 };
+        let x = Matrix::from_fn(ROWS, 9, |i, j| f64::from((noise.at(i, j) * scale(j)) as f32));
+        let constant = |value: f64| Matrix::from_fn(9, 1, |_, _| value);
+        let y = x.product(&constant(2.0)).unwrap();
+        let all = seen(&x, &Matrix::from_fn(ROWS, 1, |i, _| f64::from(y.at(i, 0) as f32)));
+        for shrinkage in [0.003, 0.1, 0.5, 1.0] {
+            let conditioning = Conditioning { shrinkage, floor: 1e-12 };
+            let f = all.fit(&constant(1.0), 1, Centring::Centred, &conditioning, 0).unwrap();
+            let found = f.left.product(&f.right).unwrap();
+            assert!(
+                (0..9).all(|i| (0.9..2.001).contains(&found.at(i, 0))),
+                "{shrinkage}: {:?}",
+                found.to_row_major()
+            );
         }
     }
 

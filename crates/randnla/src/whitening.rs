@@ -206,7 +206,7 @@ impl Whitening {
     }
 }
 
-/// What stands for a variance of 0: below that of any inputs that count, and a number in products with a few others like it.
+/// Stands for a variance of 0. Products of a few such numbers do not underflow.
 pub(crate) const LEAST_VARIANCE: f64 = 1e-60;
 
 /// Moments that rounding leaves indefinite are given a larger ridge, so many times at most.

@@ -8,6 +8,7 @@
 use half::{bf16, f16};
 use margay_loops::{Binary, Combine, Literal, Unary};
 use margay_tensor::DType;
+use margay_tensor::{bf16_of, f16_of};
 
 use crate::Problem;
 
@@ -84,8 +85,8 @@ impl Number {
         match dtype {
             DType::F32 => bytes[..4].copy_from_slice(&(self.float() as f32).to_le_bytes()),
             DType::F64 => bytes[..8].copy_from_slice(&self.float().to_le_bytes()),
-            DType::F16 => bytes[..2].copy_from_slice(&f16::from_f64(self.float()).to_le_bytes()),
-            DType::BF16 => bytes[..2].copy_from_slice(&bf16::from_f64(self.float()).to_le_bytes()),
+            DType::F16 => bytes[..2].copy_from_slice(&f16_of(self.float()).to_le_bytes()),
+            DType::BF16 => bytes[..2].copy_from_slice(&bf16_of(self.float()).to_le_bytes()),
             DType::Bool => bytes[0] = u8::from(self.is_true()),
             DType::I8
             | DType::U8
@@ -122,8 +123,8 @@ impl Number {
 pub(crate) fn rounded(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => (x as f32).into(),
-        DType::F16 => f16::from_f64(x).to_f64(),
-        DType::BF16 => bf16::from_f64(x).to_f64(),
+        DType::F16 => f16_of(x).to_f64(),
+        DType::BF16 => bf16_of(x).to_f64(),
         _ => x,
     }
 }

@@ -7,6 +7,7 @@
 //! - [`Dim`]: an integer expression over named symbols, in normal form; [`Shape`] is a list of them.
 //! - [`Tensor`]: a host tensor whose bytes are owned or lie in a mapped file.
 //! - [`Map`]: a mapped file.
+//! - [`f16_of`], [`bf16_of`]: rounding to floats of 16 bits.
 //! - [`Storage`]: how a constant is stored; [`StoredTensor`] is a tensor stored so.
 //! - [`random`]: Philox streams named by (seed, stream, index).
 //!
@@ -16,6 +17,7 @@
 
 mod dim;
 mod dtype;
+mod half_floats;
 mod map;
 pub mod random;
 mod storage;
@@ -26,6 +28,7 @@ pub use dim::{
     possibly_empty, shape_of,
 };
 pub use dtype::{DType, Element};
+pub use half_floats::{bf16_of, f16_of};
 pub use map::Map;
 pub use storage::{Grid, Scales, Storage, StorageError, StoredLayout, StoredTensor};
 pub use tensor::{ContentHash, Tensor, TensorError};

@@ -284,7 +284,8 @@ pub fn fit(
 ) -> Result<Fitted, TrainError> {
     let mut run = Run::begin(trainer, task, options, observer)?;
     let mut non_finite = None;
-    if run.choose_ranks(trainer, task)? {
+    let chosen = unless_interrupted(run.choose_ranks(trainer, task))?;
+    if chosen == Some(true) {
         unless_interrupted(run.evaluate(trainer, task, observer))?;
     }
     let stop = loop {

@@ -159,7 +159,7 @@ impl Supervised {
             interruption,
         };
         let fitted = fit(&mut trainer, &mut task, &options, observer)?;
-        // The best parameters may be of ranks that are none any more.
+        // The best parameters may have the ranks of an earlier choice.
         let graph = with_resized_parameters(model, &fitted.parameters)?;
         let parameters = fitted.parameters.iter().map(|(_, t)| t.len()).sum();
         let samples = (task.train.len(), task.held_out.len());

@@ -33,7 +33,7 @@ pub struct GpuTarget {
     emulated: bool,
 }
 
-/// What a device reaches at best. Estimates are named so; nothing was measured.
+/// What a device reaches at best, by its data sheet. Estimates are named so.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Rates {
     /// Bytes per second of its memory.

@@ -3,7 +3,8 @@
 //! A layer that mostly passes its inputs on, each to one output, has a great diagonal that no factors of low rank hold. With
 //! the second moment `C` of the inputs and the metric `G` of the outputs the best factors beside a diagonal are those of the
 //! whitened `W - diag(d)`, and the best diagonal beside factors solves `(C ∘ G) d = diag(C (W - A B) G)`. The two are taken in turns, from
-//! `d = 0` on, so that the error is never above that of the factors alone, and never rises; the equations are solved by sweeps
+//! `d = 0` on, so that the error is never above that of the factors alone, and never rises, but for what a randomized
+//! decomposition of a large weight loses; the equations are solved by sweeps
 //! of Gauss and Seidel, none of which makes it rise. It takes `rank (d_in + d_out) + d_in` numbers.
 //!
 //! ```text

@@ -2,7 +2,7 @@
 //! margay needs it.
 //!
 //! Everything goes through the default stream of the device's primary context, which keeps the order. **No line of this file
-//! has met a device yet.**
+//! has run on a device yet.**
 
 use std::ffi::{CString, c_void};
 use std::fmt;

@@ -69,27 +69,27 @@ pub(super) struct SketchArgs {
     /// chosen [default: 0.02].
     #[arg(long, value_name = "SHARE", value_parser = positive, requires = "rank")]
     loss_change: Option<f64>,
-    /// With --scheme panther: sketches that are averaged.
-    #[arg(long, value_name = "L", default_value_t = 1, value_parser = at_least_one)]
-    terms: usize,
+    /// With --scheme panther: sketches that are averaged [default: 1].
+    #[arg(long, value_name = "L", requires = "scheme", value_parser = at_least_one)]
+    terms: Option<usize>,
     /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
     #[arg(long, requires = "scheme")]
     two_sided: bool,
     /// With --scheme favor: features of a query or key.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "favor"))]
     features: Option<usize>,
-    /// With --scheme favor: the function of random features.
-    #[arg(long, value_name = "KERNEL", default_value = "softmax")]
-    kernel: Kernel,
+    /// With --scheme favor: the function of random features [default: softmax].
+    #[arg(long, value_name = "KERNEL", requires = "scheme")]
+    kernel: Option<Kernel>,
     /// With --scheme nystrom: means of queries and of keys.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "nystrom"))]
     landmarks: Option<usize>,
     /// With --scheme local: positions before a query that it reads, and as many after it.
     #[arg(long, value_name = "N", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "local"))]
     window: Option<usize>,
-    /// With --scheme local: first positions that are read by all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    global: usize,
+    /// With --scheme local: first positions that are read by all [default: 0].
+    #[arg(long, value_name = "N", requires = "scheme")]
+    global: Option<usize>,
     /// With --scheme local: read what is beyond the windows by the means of blocks.
     #[arg(long, requires = "window")]
     means: bool,
@@ -101,7 +101,7 @@ pub(super) struct SketchArgs {
     start: Option<Begin>,
 }
 
-/// The change of the loss where nobody says another.
+/// The default of `--loss-change`.
 const DEFAULT_LOSS_CHANGE: f64 = 0.02;
 
 impl SketchArgs {
@@ -115,7 +115,7 @@ impl SketchArgs {
         Ok(Some(match scheme {
             Scheme::Panther => SketchTraining::Panther(PantherTraining {
                 rank: self.fixed_rank()?,
-                terms: self.terms,
+                terms: self.terms.unwrap_or(1),
                 start: self.start(anew),
                 two_sided: self.two_sided,
                 seed,
@@ -129,7 +129,7 @@ impl SketchArgs {
                 SketchTraining::LowRank(LowRankTraining { rank, seed, modules })
             }
             Scheme::Favor => {
-                let kernel = match self.kernel {
+                let kernel = match self.kernel.unwrap_or(Kernel::Softmax) {
                     Kernel::Softmax => FeatureKernel::Softmax,
                     Kernel::Relu => FeatureKernel::Relu,
                 };
@@ -142,7 +142,11 @@ impl SketchArgs {
             Scheme::Local => {
                 let settings = LocalSettings::new(self.window.unwrap_or_default());
                 let summary = self.means.then_some(LocalSummary::Means);
-                attention(AttentionForm::Local(LocalSettings { global: self.global, summary, ..settings }))
+                attention(AttentionForm::Local(LocalSettings {
+                    global: self.global.unwrap_or(0),
+                    summary,
+                    ..settings
+                }))
             }
         }))
     }
@@ -162,8 +166,11 @@ impl SketchArgs {
 
     /// An error for an option of another scheme.
     fn check(&self, scheme: Scheme) -> Result<(), Failure> {
-        let of: [(&str, bool, &[Scheme]); 6] = [
+        let of: [(&str, bool, &[Scheme]); 9] = [
             ("--rank", self.rank.is_some(), &[Scheme::Panther, Scheme::Lowrank]),
+            ("--terms", self.terms.is_some(), &[Scheme::Panther]),
+            ("--kernel", self.kernel.is_some(), &[Scheme::Favor]),
+            ("--global", self.global.is_some(), &[Scheme::Local]),
             ("--two-sided", self.two_sided, &[Scheme::Panther]),
             ("--start", self.start.is_some(), &[Scheme::Panther]),
             ("--features", self.features.is_some(), &[Scheme::Favor]),

@@ -22,6 +22,9 @@ const TRIAL: LowRankOptions = LowRankOptions {
     rsvd: RsvdOptions { power_iterations: 1, ..RsvdOptions::DEFAULT },
 };
 
+/// The share of its square that a constant output varies by, at most: what `f32` rounds to.
+const CONSTANT: f64 = 1e-12;
+
 /// What was seen of layers, each in the same place as the layer: of the data to learn from, and of that held out.
 pub(super) type Seen = [Vec<Regression>; 2];
 
@@ -111,7 +114,9 @@ impl<'a> Fitting<'a> {
             .zip(SHRINKAGES)
             .min_by(|a, b| a.0.weighed.total_cmp(&b.0.weighed))
             .expect("there is a shrinkage");
-        let energy = self.seen[1].energy()?.max(f64::MIN_POSITIVE);
+        // Outputs that never vary have no size about their mean but that of rounding errors.
+        let least = (CONSTANT * self.seen[1].mean_square()?).max(f64::MIN_POSITIVE);
+        let energy = self.seen[1].energy()?.max(least);
         let relative = |error: &FitError| (error.squared / energy).sqrt();
         let name = self.layer.module.name.clone();
         let before = relative(&self.old);

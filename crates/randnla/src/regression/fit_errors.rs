@@ -12,7 +12,7 @@ use crate::{Matrix, RandnlaError, Whitening, dense};
 pub struct FitErrors<'a> {
     moments: Moments,
     outputs: Option<&'a Whitening>,
-    /// `D Tᵀ`, with the covariance `D` of inputs and targets and the root `T` that weighs the outputs.
+    /// `T Dᵀ`, with the covariance `D` of inputs and targets and the root `T` that weighs the outputs.
     weighed: Option<Mat<f64>>,
 }
 
@@ -39,11 +39,14 @@ impl<'a> FitErrors<'a> {
     /// What factors `[d_in, k]` and `[k, d_out]` and a bias `[d_out]` leave; without a bias it is taken as 0.
     ///
     /// # Errors
-    /// [`RandnlaError::Shape`].
+    /// [`RandnlaError::Shape`] or [`RandnlaError::Length`].
     pub fn of(&self, left: &Matrix, right: &Matrix, bias: Option<&[f32]>) -> Result<FitError, RandnlaError> {
         let (d_in, d_out) = self.moments.xy.shape();
         check_shape("the left factor", (d_in, left.columns()), left)?;
         check_shape("the right factor", (left.columns(), d_out), right)?;
+        if let Some(bias) = bias.filter(|bias| bias.len() != d_out) {
+            return Err(RandnlaError::Length { what: "the bias", expected: d_out, found: bias.len() });
+        }
         let (l, r) = (left.as_ref(), right.as_ref());
         let image = dense::product(self.moments.xx.as_ref(), l);
         let gram = dense::product(l.transpose(), image.as_ref());

@@ -56,8 +56,10 @@ impl<'a> ReducedRank<'a> {
         options: &LowRankOptions,
     ) -> Result<Factors, RandnlaError> {
         let white = Whitening::new(&self.moments.xx, None, conditioning)?;
-        // With M = P + C⁻¹ (D - C₀ P), C conditioned and C₀ as it was seen: S M Tᵀ.
-        let scaled = white.whiten(self.prior.as_ref()) + white.whiten_inverse(&self.rest);
+        // The moment is mixed with a share `a` of the identity, and what is left to explain with as much of nothing, so that M lies
+        // between the prior and the least squares: M = P + (1 - a) C⁻¹ (D - C₀ P), C conditioned and C₀ as it was seen.
+        let explained = (1.0 - conditioning.shrinkage) * white.whiten_inverse(&self.rest);
+        let scaled = white.whiten(self.prior.as_ref()) + explained;
         let options = LowRankOptions { max_rank: Some(rank), ..*options };
         let found =
             LowRank::of_scaled(&Matrix::new(scaled), self.shape, Some(&white), self.outputs, &options)?;

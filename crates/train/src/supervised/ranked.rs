@@ -89,7 +89,7 @@ impl Ranked for Labelled<'_> {
             loss_before: before,
             loss_after: before,
         };
-        let Some(changes) = found else { return Ok(change) };
+        let Some(changes) = found.filter(|_| before.is_finite()) else { return Ok(change) };
         let limit = self.options.ranks.and_then(|ranks| match ranks.limit {
             RankLimit::LossChange(most) => Some(most * before.abs()),
             RankLimit::Share(_) => None,
@@ -103,7 +103,8 @@ impl Ranked for Labelled<'_> {
             let ranks = choose(&spectra, until);
             let Some(mut resized) = self.resized(&model, (&pairs, &changes), &ranks, &states)? else { break };
             let after = mean_loss(&mut resized.evaluator, &resized.parameters, &batches)?;
-            if limit.is_some_and(|most| (after - before).abs() > most) {
+            let is_within = limit.is_none_or(|most| (after - before).abs() <= most);
+            if !is_within || !after.is_finite() {
                 continue;
             }
             let pairs = factor_pairs(&resized.model);

@@ -30,7 +30,7 @@ const AHEAD: usize = 4;
 
 const LANES: Type = Type { element: Element::F32, lanes: SIDE };
 
-/// Rows with those that are computed in vain.
+/// Rows, rounded up to what is computed.
 pub(super) fn padded(rows: usize) -> usize {
     rows.max(SIDE).next_power_of_two()
 }

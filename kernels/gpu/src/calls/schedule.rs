@@ -2,7 +2,7 @@
 //!
 //! The choice is the cheapest by one model of cost, which also prices calls for the rest of the compiler. It depends on
 //! the call and the class of devices alone, so that results have the same bits in every run. The model counts whole
-//! blocks, each on a multiprocessor of its own, at rates of data sheets: it was never compared with a device.
+//! blocks, each on a multiprocessor of its own, at rates of data sheets.
 
 use std::fmt;
 

@@ -196,8 +196,8 @@ impl Numbers {
         Ok(match dtype {
             DType::F32 => floats!(|x| x as f32),
             DType::F64 => floats!(|x| x),
-            DType::F16 => floats!(half::f16::from_f64),
-            DType::BF16 => floats!(half::bf16::from_f64),
+            DType::F16 => floats!(margay_tensor::f16_of),
+            DType::BF16 => floats!(margay_tensor::bf16_of),
             DType::Bool => {
                 let v: Vec<bool> = match self {
                     Numbers::Float(v) => v.into_iter().map(|x| x != 0.0).collect(),
