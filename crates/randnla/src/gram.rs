@@ -468,7 +468,7 @@ mod tests {
             let rows = root.product(identity.as_ref());
             let squared = Matrix::new(root.transposed_product(rows.as_ref()));
             let expected = if centred { gram.covariance() } else { gram.second_moment() };
-            assert_close(&squared, &expected.unwrap(), 1e-10);
+            assert_close(&squared, &expected.unwrap(), 1e-9);
         }
         // More than a quarter of the length.
         let (mut left, mut right) = (gram.clone(), Gram::new(dim));
