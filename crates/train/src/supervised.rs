@@ -1,4 +1,4 @@
-//! Training of a model on samples with labels: data and an objective make a [`Task`].
+//! Training of a model on samples with labels: data and an objective make a [`Task`](crate::Task).
 //!
 //! A share of the samples is held out, evenly spread over the file; it decides which parameters are kept. Deliberately
 //! absent: augmentation, and data that does not fit in memory.
