@@ -27,6 +27,14 @@ fn rates_are_measured_and_used() {
     assert_ne!(report["predicted_ms_before"], dense["predicted_ms_before"]);
     assert!(String::from_utf8(place.bytes("p.toml")).unwrap().contains(name));
 
+    // `bench` predicts by the same rates when it is given them, and says so when it is not.
+    let bench = "bench o.margay --data data.npz --rounds 1 --threads 1 --json";
+    let (by_class, by_rates) = (place.done(bench), place.done(&format!("{bench} --cost-model rates.toml")));
+    let predicted = |text: &str| json(text)["models"][0]["predicted_ms"].as_f64().unwrap();
+    assert_ne!(predicted(&by_class.stdout), predicted(&by_rates.stdout));
+    assert!(by_class.stderr.contains(&format!("with times by `{name}`")), "{}", by_class.stderr);
+    assert!(!by_rates.stderr.contains("times by"), "{}", by_rates.stderr);
+
     let text = String::from_utf8(place.bytes("rates.toml")).unwrap();
     std::fs::write(place.path("slow.toml"), text.replace("conv = ", "conv = -")).unwrap();
     std::fs::write(place.path("other.toml"), text.replace("conv = ", "convolution = ")).unwrap();

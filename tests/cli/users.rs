@@ -201,6 +201,39 @@ fn inputs_are_checked_before_any_work() {
     assert!(ran.stderr.contains("the mask `image` has 4 axes, expected two"), "{}", ran.stderr);
 }
 
+#[test]
+fn what_stands_for_missing_data_is_measured() {
+    let place = Place::new();
+    let numbers = |values: &[f32]| Tensor::from_slice(&[1, 3], values).unwrap();
+    let imputed = |last: &str| {
+        vec![
+            node("missing", "IsNaN", &["x"], "m"),
+            node("filled", "Where", &["m", "mean", "x"], "f"),
+            node("sum", "Add", &["f", last], "y"),
+        ]
+    };
+    let mean = || vec![("mean".to_owned(), numbers(&[0.5, 1.0, 2.0]))];
+    write_model_of(&place.path("imputed.onnx"), &[-1, 3], imputed("f"), mean());
+    write_model_of(&place.path("spread.onnx"), &[-1, 3], imputed("x"), mean());
+    let mut values = [0.25f32; 12];
+    (values[4], values[11]) = (f32::NAN, f32::NAN);
+    let label = Tensor::from_slice(&[4], &[0i64, 1, 0, 2]).unwrap();
+    place.write_npz("data.npz", &[("x", Tensor::from_slice(&[4, 3], &values).unwrap()), ("label", label)]);
+    place.done("compile imputed.onnx -o imputed.margay --dim N=1..4 --target-cpu portable");
+    for command in ["bench MODEL --rounds 1", "compare MODEL imputed.onnx", "evaluate MODEL --labels label"] {
+        for model in ["imputed.onnx", "imputed.margay"] {
+            let ran = place.done(&format!("{} --data data.npz", command.replace("MODEL", model)));
+            assert!(!ran.stderr.contains("NaN"), "{command}: {}", ran.stderr);
+        }
+        let ran = place.run(&format!("{} --data data.npz", command.replace("MODEL", "spread.onnx")));
+        assert_eq!(ran.code, 2, "{command}");
+        assert!(ran.stderr.contains("`x` is NaN in row 1, at [1, 1]"), "{command}: {}", ran.stderr);
+    }
+    place.done("run imputed.onnx --data data.npz --outputs out.npz");
+    let [(_, y)] = &place.read_npz("out.npz")[..] else { panic!("one output") };
+    assert_eq!(y.to_vec::<f32>().unwrap()[3..6], [0.5, 2.0, 0.5]);
+}
+
 /// Token ids and a mask of another name than most: a table, and two layers with an output each.
 fn write_encoder(place: &Place) {
     let value = |name: &str, dtype: DType, axes: &[i64]| OnnxValue {

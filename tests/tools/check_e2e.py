@@ -242,6 +242,19 @@ def benches_and_comparisons(tool, data):
           f"{len(seen['layers'])} layers")
 
 
+def readme_samples(tool):
+    """The Python lines of the README make what its first commands take."""
+    root = Path(__file__).resolve().parents[2]
+    blocks = (root / "README.md").read_text().split("```python\n")[1:]
+    lines = "".join(block.split("```")[0] for block in blocks)
+    subprocess.run([sys.executable, "-c", lines], cwd=tool.folder, check=True)
+    model = root / "demo" / "model.onnx"
+    seen = json.loads(tool("evaluate", model, "--data", "samples.npz", "--labels", "label", "--json"))
+    samples = len(load(tool.folder / "samples.npz")["label"])
+    check("README's Python lines make samples for its model", seen["samples"] == samples == 256,
+          f"{seen['samples']} samples")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     program.add_binary(parser)
@@ -256,7 +269,8 @@ def main():
     skipped = 0
     with tempfile.TemporaryDirectory() as folder:
         tool = Tool(binary, folder)
-        parts = [lambda: dense_outputs(tool, data), lambda: several_lengths(tool, data)]
+        parts = [lambda: readme_samples(tool), lambda: dense_outputs(tool, data),
+                 lambda: several_lengths(tool, data)]
         if calibrated:
             parts += [lambda m=m: sketched(tool, data, m) for m in MODELS]
             parts.append(lambda: other_attention(tool, data))

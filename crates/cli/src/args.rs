@@ -204,7 +204,7 @@ impl TargetArgs {
 }
 
 /// The contents of a text file.
-fn read_text(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let failed = |source| margay::Error::Read { path: path.to_path_buf(), source };
     Ok(std::fs::read_to_string(path).map_err(failed)?)
 }

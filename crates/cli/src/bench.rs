@@ -22,7 +22,7 @@ use margay::{
 };
 use serde::Serialize;
 
-use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision};
+use crate::args::{ErrorArgs, InputArgs, RunArgs, at_least_one, note_fixed, precision, read_text};
 use crate::error::Failure;
 use crate::table::{Table, bytes, significant};
 use crate::{Reply, errors, json, note};
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// How often all models are run [default: for about three seconds, 5 to 200 times].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     rounds: Option<usize>,
+    /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
+    #[arg(long, value_name = "FILE.toml")]
+    cost_model: Option<PathBuf>,
     /// Also show where the time goes, step by step.
     #[arg(long)]
     steps: bool,
@@ -91,6 +94,7 @@ struct Line {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let threads = args.how.threads.get();
+    let cost_model = args.cost_model.as_deref().map(read_text).transpose()?;
     let inputs = args.inputs.read_finite(&args.models[0])?.inputs;
     let known = KnownInputs::of(&inputs);
     let mut models = Vec::new();
@@ -103,15 +107,21 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         }
     }
     models.iter().for_each(note_fixed);
+    let cost_model = cost_model.as_deref();
     for model in &models {
-        if let Some((there, here)) = model.other_cost_model()? {
+        if let Some((there, here)) = model.other_cost_model(cost_model)? {
             let name = model.name();
             note(format!(
                 "`{name}` was compiled with times by `{there}`; here they are predicted by `{here}`"
             ));
         }
     }
-    let options = BenchOptions { rounds: args.rounds, steps: args.steps, errors: args.errors.scope() };
+    let options = BenchOptions {
+        rounds: args.rounds,
+        steps: args.steps,
+        errors: args.errors.scope(),
+        cost_model: cost_model.map(str::to_owned),
+    };
     let (measured, rounds) = bench(&mut models, &inputs, &options)?;
     let line = |(model, m): (&Predictor, Measured)| Line {
         path: model.name().to_string(),

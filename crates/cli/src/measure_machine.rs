@@ -21,7 +21,7 @@ const JSON: &str = r#"With --json:
 /// Measure the rates of this machine that times are predicted by, in about half a minute.
 ///
 /// Each number is set so that a program which mostly does what it counts is predicted to take as long as it took. Run it
-/// while the machine does nothing else. The file is for `--cost-model` of `compile`, `explain` and `pareto`.
+/// while the machine does nothing else. The file is for `--cost-model` of `compile`, `explain`, `pareto` and `bench`.
 #[derive(clap::Args)]
 #[command(after_help = JSON)]
 pub(crate) struct Args {

@@ -2,7 +2,7 @@
 //! refuse the same and say it in the same words.
 
 use margay_ir::TensorType;
-use margay_ir::ops::{Input, Numbers};
+use margay_ir::ops::Input;
 use margay_tensor::{DType, Tensor};
 
 /// What a model takes as an input, as far as it is known.
@@ -53,39 +53,6 @@ impl Expected {
     }
 }
 
-/// Where an array is not a finite number, if it is so anywhere: `` `x` is NaN in row 6, at [6, 3] ``. Arrays of zeros and
-/// -∞ alone are masks that are added, and as they should be.
-pub fn not_finite(name: &str, t: &Tensor) -> Option<String> {
-    if !t.dtype().is_float() {
-        return None;
-    }
-    let (at, value) = first_not_finite(t)?;
-    let (mut left, mut index) = (at, Vec::new());
-    for extent in t.shape().iter().rev() {
-        index.push(left % extent);
-        left /= extent;
-    }
-    index.reverse();
-    let row = index.first().map_or(String::new(), |row| format!(" in row {row}, at {index:?}"));
-    Some(format!("`{name}` is {value}{row}"))
-}
-
-fn first_not_finite(t: &Tensor) -> Option<(usize, f64)> {
-    let numbers = match t.dtype() {
-        DType::F32 => {
-            // Most arrays are of this type, and large ones are looked at without a copy.
-            let values = t.as_slice::<f32>().ok()?;
-            let at = values.iter().position(|v| !v.is_finite())?;
-            let is_mask = values.iter().all(|v| *v == 0.0 || *v == f32::NEG_INFINITY);
-            return (!is_mask).then(|| (at, f64::from(values[at])));
-        }
-        _ => Numbers::of(t).ok()?.floats(),
-    };
-    let at = numbers.iter().position(|v| !v.is_finite())?;
-    let is_mask = numbers.iter().all(|v| *v == 0.0 || *v == f64::NEG_INFINITY);
-    (!is_mask).then(|| (at, numbers[at]))
-}
-
 /// What numpy calls a type, if it has it.
 fn numpy_name(dtype: DType) -> Option<&'static str> {
     Some(match dtype {
@@ -103,21 +70,4 @@ fn numpy_name(dtype: DType) -> Option<&'static str> {
         DType::U64 => "uint64",
         DType::Bool => "bool",
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_finite_is_told_by_its_place() {
-        let of = |values: &[f32]| not_finite("x", &Tensor::from_slice(&[2, 3], values).unwrap());
-        let inf = f32::INFINITY;
-        assert_eq!(of(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), None);
-        assert_eq!(of(&[0.0, 1.0, 2.0, 3.0, f32::NAN, inf]).unwrap(), "`x` is NaN in row 1, at [1, 1]");
-        assert_eq!(of(&[0.0, 1.0, -inf, 3.0, 4.0, inf]).unwrap(), "`x` is -inf in row 0, at [0, 2]");
-        assert_eq!(of(&[0.0, 0.0, -inf, 0.0, -inf, -inf]), None, "a mask that is added");
-        let wide = Tensor::from_slice(&[1, 2], &[0.0f64, f64::INFINITY]).unwrap();
-        assert_eq!(not_finite("x", &wide).unwrap(), "`x` is inf in row 0, at [0, 1]");
-    }
 }

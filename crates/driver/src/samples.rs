@@ -8,7 +8,8 @@ use margay_ir::{Graph, Op};
 use margay_tensor::{DType, Tensor};
 
 use crate::DriverError;
-use crate::expected::{Expected, not_finite};
+use crate::expected::Expected;
+use crate::finite::spreading;
 
 /// Named tensors.
 pub type Arrays = Vec<(String, Tensor)>;
@@ -65,7 +66,7 @@ impl Samples {
         for n in g.inputs() {
             let Op::Input(input) = g.op(*n) else { continue };
             match self.arrays.iter().find(|(name, _)| **name == *input.name) {
-                Some((name, t)) => match Expected::of(input).misfit(t).or_else(|| not_finite(name, t)) {
+                Some((name, t)) => match Expected::of(input).misfit(t).or_else(|| spreading(g, name, t)) {
                     None => arrays.push((name.clone(), t.clone())),
                     Some(problem) => problems.push(problem),
                 },

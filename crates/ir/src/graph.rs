@@ -494,10 +494,32 @@ impl Graph {
     fn keep(&mut self, live: &BTreeSet<NodeId>) {
         let mut kept = vec![false; self.dag.node_bound()];
         live.iter().for_each(|n| kept[self.at(*n).index()] = true);
-        // Nodes taken out one by one would each look for their edges in the lists of all others, which may be long.
-        let dag = std::mem::take(self.dag_mut());
-        self.dag =
-            Arc::new(dag.filter_map_owned(|n, node| kept[n.index()].then_some(node), |_, edge| Some(edge)));
+        let is_cheap = self.removal_is_cheap(&kept);
+        let dag = self.dag_mut();
+        if is_cheap {
+            dag.retain_nodes(|_, n| kept[n.index()]);
+        } else {
+            let whole = std::mem::take(dag);
+            *dag = whole.filter_map_owned(|n, node| kept[n.index()].then_some(node), |_, edge| Some(edge));
+        }
+    }
+
+    /// Whether taking out nodes one by one costs less than building the graph anew. Each edge of such a node is looked for
+    /// in the list of the node at its other end, which may be long.
+    fn removal_is_cheap(&self, kept: &[bool]) -> bool {
+        let mut left = self.dag.node_count() + self.dag.edge_count();
+        for index in self.dag.node_indices().filter(|n| !kept[n.index()]) {
+            for direction in [Direction::Incoming, Direction::Outgoing] {
+                for end in self.dag.neighbors_directed(index, direction) {
+                    let looked_through = self.dag.neighbors_directed(end, direction.opposite());
+                    match left.checked_sub(looked_through.take(left + 1).count()) {
+                        Some(rest) => left = rest,
+                        None => return false,
+                    }
+                }
+            }
+        }
+        true
     }
 
     /// Moves every use of `from` to `to`, outputs included. The caller has checked types and cycles.

@@ -82,6 +82,8 @@ pub struct BenchOptions {
     pub steps: bool,
     /// What counts in errors.
     pub errors: ErrorScope,
+    /// The text of a cost model that predicts times; without it that of the class each model is compiled for.
+    pub cost_model: Option<String>,
 }
 
 /// Runs all models on the same inputs, interleaved. Returns what was measured of each and the number of rounds.
@@ -121,7 +123,9 @@ pub fn bench(
             peak_bytes: constants + (executable.code_bytes() + session.peak_bytes()) as u64,
             error,
             other_differences,
-            predicted_ms: model.predicted_ms(chunks)?.map(|all| all / chunks.len() as f64),
+            predicted_ms: model
+                .predicted_ms(chunks, options.cost_model.as_deref())?
+                .map(|all| all / chunks.len() as f64),
             steps: options.steps.then(|| steps(model, chunks, rounds)).transpose()?,
             runs: chunks.len(),
         });

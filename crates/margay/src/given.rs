@@ -4,10 +4,12 @@ use std::fmt;
 use std::path::Path;
 
 use margay_artifact::{Artifact, EntryParts};
-use margay_driver::{Arrays, Expected, Samples, is_artifact, missing_inputs, not_finite, several};
+use margay_driver::{
+    Arrays, Dump, Expected, Samples, is_artifact, missing_inputs, not_finite, open_with, several, spreading,
+};
 use margay_ir::ops::Numbers;
 use margay_loops::Open;
-use margay_onnx::{Model as OnnxModel, OnnxDim};
+use margay_onnx::{KnownInputs, Model as OnnxModel, OnnxDim};
 use margay_tensor::random::{Philox, stream_of};
 use margay_tensor::{DType, Tensor, is_named};
 
@@ -32,7 +34,7 @@ pub struct InputSource {
 pub struct Given {
     /// Inputs by name.
     pub inputs: Arrays,
-    /// Where inputs are not finite, in words: a model may take that, but what is measured on it says nothing.
+    /// Where inputs are not finite and outputs may be so for it, in words: what is measured on them says nothing.
     pub not_finite: Vec<String>,
     /// The right outputs by name, where a folder of test data holds them.
     pub expected: Option<Arrays>,
@@ -84,7 +86,7 @@ impl InputSource {
         let ports = Ports::of(model, &self.dims)?;
         let mut given = self.given(&ports)?;
         ports.check(&given.inputs, &given.left_out).map_err(Error::Options)?;
-        given.not_finite = given.inputs.iter().filter_map(|(name, t)| not_finite(name, t)).collect();
+        given.not_finite = all_spreading(model, &given.inputs.iter().collect::<Vec<_>>());
         Ok(given)
     }
 
@@ -231,8 +233,22 @@ pub fn check_samples(model: &Path, samples: &Samples) -> Result<(), Error> {
     let others: Vec<String> = samples.names().map(str::to_owned).collect();
     ports.check(&samples.arrays().to_vec(), &others).map_err(Error::Samples)?;
     let is_input = |name: &str| ports.inputs.iter().any(|d| d.name == *name);
-    let mut inputs = samples.arrays().iter().filter(|(name, _)| is_input(name));
-    inputs.find_map(|(name, t)| not_finite(name, t)).map_or(Ok(()), |why| Err(Error::Samples(why)))
+    let inputs: Vec<_> = samples.arrays().iter().filter(|(name, _)| is_input(name)).collect();
+    all_spreading(model, &inputs).into_iter().next().map_or(Ok(()), |why| Err(Error::Samples(why)))
+}
+
+/// Where arrays are not finite and may make outputs so, in words. The model is read only if there are such arrays; one that
+/// holds no graph may make outputs of anything.
+fn all_spreading(model: &Path, arrays: &[&(String, Tensor)]) -> Vec<String> {
+    let all: Vec<String> = arrays.iter().filter_map(|(name, t)| not_finite(name, t)).collect();
+    if all.is_empty() {
+        return all;
+    }
+    let known = KnownInputs::of(&arrays.iter().map(|a| (*a).clone()).collect::<Arrays>());
+    match open_with(model, &known, &mut Dump::none()) {
+        Ok(m) => arrays.iter().filter_map(|(name, t)| spreading(&m.graph, name, t)).collect(),
+        Err(_) => all,
+    }
 }
 
 /// Samples of a model from an archive: the arrays that are its inputs, and those with other names that are asked for.

@@ -219,22 +219,28 @@ impl Predictor {
         batches::join(chunks, outputs)
     }
 
-    /// The cost model that an artifact was compiled with, where it is another one than times are predicted by here, and that.
+    /// The cost model that an artifact was compiled with, where it is another one than times are predicted by here, and that:
+    /// of the text that is given, or of the class.
     ///
     /// # Errors
-    /// A report that cannot be read.
-    pub fn other_cost_model(&self) -> Result<Option<(String, String)>, Error> {
+    /// A report that cannot be read; a text that is no cost model.
+    pub fn other_cost_model(&self, cost_model: Option<&str>) -> Result<Option<(String, String)>, Error> {
         let Form::Artifact(artifact, _) = &self.form else { return Ok(None) };
         if artifact.description().sources.is_empty() {
             return Ok(None);
         }
-        let (there, here) = (report_of(artifact)?.cost_model, self.backend()?.cost_model().to_owned());
+        let (there, here) =
+            (report_of(artifact)?.cost_model, self.costed(cost_model)?.cost_model().to_owned());
         Ok((there != here).then_some((there, here)))
     }
 
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
-    pub(crate) fn predicted_ms(&self, chunks: &[Chunk]) -> Result<Option<f64>, Error> {
-        let (Some(graph), backend) = (self.graph()?, self.backend()?) else { return Ok(None) };
+    pub(crate) fn predicted_ms(
+        &self,
+        chunks: &[Chunk],
+        cost_model: Option<&str>,
+    ) -> Result<Option<f64>, Error> {
+        let (Some(graph), backend) = (self.graph()?, self.costed(cost_model)?) else { return Ok(None) };
         let mut known = Vec::new();
         let mut total = 0.0;
         for chunk in chunks {
@@ -259,6 +265,17 @@ impl Predictor {
     pub(crate) fn constant_bytes(&mut self, inputs: &[(String, Tensor)]) -> Result<u64, Error> {
         let inputs = self.open_inputs(inputs)?;
         Ok(constant_bytes(self.session(&inputs)?.executable()))
+    }
+
+    /// The back end the model is compiled for, with times by a cost model if one is given.
+    fn costed(&self, cost_model: Option<&str>) -> Result<Arc<dyn Backend>, Error> {
+        let plain = self.backend()?;
+        Ok(match cost_model {
+            Some(text) => {
+                backend::with_cost_model(plain.name(), plain.target(), self.options.precision, text)?
+            }
+            None => plain,
+        })
     }
 
     /// The back end the model is compiled for.

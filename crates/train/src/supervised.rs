@@ -192,6 +192,11 @@ impl Supervised {
                 TrainError::Options(format!("the model has no output `{name}`; it has {}", known()))
             })?,
             None if outputs.len() == 1 => 0,
+            None if outputs.is_empty() => {
+                return Err(TrainError::Options(
+                    "the model has no outputs: there is nothing to train".into(),
+                ));
+            }
             None => {
                 return Err(TrainError::Options(format!(
                     "which output is trained? the model has {}",

@@ -1,5 +1,6 @@
 //! What should make a reader doubt the result of a compilation, in words with numbers.
 
+use margay_ir::Graph;
 use margay_loops::Precision;
 use margay_plan::{Allocation, Goal, Price};
 use serde::Deserialize;
@@ -137,7 +138,7 @@ fn int8_is_better(
             price.bytes, sketched.bytes
         )));
     };
-    let found = checker.measure(&narrow, &job.backend, job.threads(), job.progress)?.relative_l2;
+    let found = error_of(job, checker, &narrow)?;
     Ok((found < error.relative_l2).then(|| {
         format!(
             "int8 without any sketch does better: {} bytes of weights with a relative error of {found:.3}, against {} bytes \
@@ -145,4 +146,17 @@ fn int8_is_better(
             price.bytes, sketched.bytes, error.relative_l2
         )
     }))
+}
+
+/// The relative error of a graph that follows from the model alone, whatever the goal.
+fn error_of(job: &Job<'_>, checker: &Checker, g: &Graph) -> Result<f64, DriverError> {
+    let measure = || Ok(checker.measure(g, &job.backend, job.threads(), job.progress)?.relative_l2);
+    let Some(cache) = &job.cache else { return measure() };
+    let key = format!("{:?}\n{g}\n{}", job.options.errors, job.basis);
+    if let Some(kept) = cache.get("errors", &key).and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(f64::from_bits(u64::from_le_bytes(kept)));
+    }
+    let found = measure()?;
+    cache.put("errors", &key, &found.to_bits().to_le_bytes());
+    Ok(found)
 }
