@@ -41,6 +41,7 @@ const TEXTS: &[&str] = &[
     "recognize-silu",
     "recompute{max-saved-bytes = 40000}",
     "remove-dead",
+    "remove-dropout",
     "round-operands",
     "simplify",
     "store-constants{f32, \"a = b\" = bf16, embeddings = i8(axis = 0, block = 32)}",

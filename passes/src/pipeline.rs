@@ -11,7 +11,7 @@ use margay_loops::text::words::split_top;
 use crate::{
     AssignLayout, ExpandRecurrences, Files, FoldConstants, FoldScales, MergeDuplicates, RecognizeAttention,
     RecognizeGelu, RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention,
-    RecognizePiecewise, RecognizeSilu, RemoveDead, Simplify, read_pass,
+    RecognizePiecewise, RecognizeSilu, RemoveDead, RemoveDropout, Simplify, read_pass,
 };
 
 /// One entry of a pipeline.
@@ -152,6 +152,7 @@ impl Pipeline {
     pub fn canonicalize() -> Pipeline {
         Pipeline::new(vec![
             PipelineItem::Run(Box::new(RemoveDead)),
+            PipelineItem::Run(Box::new(RemoveDropout)),
             PipelineItem::Run(Box::new(FoldConstants::default())),
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(MergeDuplicates)),
@@ -169,6 +170,11 @@ impl Pipeline {
             PipelineItem::Run(Box::new(RemoveDead)),
             PipelineItem::Reach(Stage::Canonical),
         ])
+    }
+
+    /// As [`canonicalize`](Pipeline::canonicalize), for a model that is to be trained: places where elements are dropped stay.
+    pub fn canonicalize_for_training() -> Pipeline {
+        Pipeline::canonicalize().without(RemoveDropout.name())
     }
 
     /// From a sketched graph to one that can be lowered for a back end, for one value of every symbol.
@@ -196,12 +202,16 @@ impl Pipeline {
     /// As [`bind`](Pipeline::bind), without computing what depends on the values of symbols alone: what is left is the same
     /// for other values but for extents.
     pub fn bind_for_range(binding: &margay_tensor::Binding, preferences: &Preferences) -> Pipeline {
-        let mut pipeline = Pipeline::bind(binding, preferences);
-        pipeline.steps.retain(|item| match item {
-            PipelineItem::Run(pass) => pass.name() != FoldConstants::default().name(),
+        Pipeline::bind(binding, preferences).without(FoldConstants::default().name())
+    }
+
+    /// All steps but those that run a pass of this name.
+    fn without(mut self, name: &str) -> Pipeline {
+        self.steps.retain(|item| match item {
+            PipelineItem::Run(pass) => pass.name() != name,
             PipelineItem::Reach(_) => true,
         });
-        pipeline
+        self
     }
 
     /// The steps.

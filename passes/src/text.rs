@@ -11,7 +11,7 @@ use crate::{
     ApplyPlan, AssignLayout, BindDims, Differentiate, ExpandRecurrences, FoldConstants, FoldScales,
     MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts,
     RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
-    RoundOperands, Simplify, StoreConstants,
+    RemoveDropout, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -49,6 +49,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "recognize-silu", read: |text, _| plain(text, RecognizeSilu) },
     PassEntry { name: "recompute", read: |text, _| boxed(Recompute::read(text)) },
     PassEntry { name: "remove-dead", read: |text, _| plain(text, RemoveDead) },
+    PassEntry { name: "remove-dropout", read: |text, _| plain(text, RemoveDropout) },
     PassEntry { name: "round-operands", read: |text, _| plain(text, RoundOperands) },
     PassEntry { name: "simplify", read: |text, _| plain(text, Simplify) },
     PassEntry { name: "store-constants", read: |text, _| boxed(StoreConstants::read(text)) },

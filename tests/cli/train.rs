@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use margay_onnx::OnnxNode;
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, Ran, images, interrupt, json, keys};
+use crate::place::{Place, Ran, images, interrupt, json, keys, node, write_model_of};
 
 /// A folder with images of which half are darkened, and which half that is.
 fn place() -> Place {
@@ -34,6 +35,7 @@ fn a_model_is_trained_exported_and_compiled() {
         "best",
         "dense_stored",
         "divergence",
+        "dropout",
         "first",
         "history",
         "learning_rate",
@@ -134,6 +136,75 @@ fn a_run_that_goes_on_gives_the_same_bytes() {
     let refused = place.run(&format!("{other} --resume --clip 1"));
     assert_eq!(refused.code, 3);
     assert!(refused.stderr.contains("another run: the clip was none, is 1"), "{}", refused.stderr);
+}
+
+/// As PyTorch writes a model that it holds in training: the nodes say that they are in training, and yield masks.
+fn dropping(place: &Place, name: &str, ratio: f32) {
+    let scalar = |v: f32| Tensor::from_slice(&[], &[v]).unwrap();
+    let weight: Vec<f32> = (0..9).map(|i| (i * 5 % 7) as f32 / 7.0 - 0.4).collect();
+    let drop = |name: &str, x: &str, y: &str| OnnxNode {
+        outputs: vec![y.into(), format!("{name}_mask")],
+        ..node(name, "Dropout", &[x, "ratio", "training"], y)
+    };
+    let nodes = vec![
+        drop("drop1", "x", "dropped"),
+        node("fc", "MatMul", &["dropped", "w"], "product"),
+        node("act", "Tanh", &["product"], "hidden"),
+        drop("drop2", "hidden", "y"),
+    ];
+    let initializers = vec![
+        ("ratio".to_string(), scalar(ratio)),
+        ("training".to_string(), Tensor::from_bools(&[], &[true]).unwrap()),
+        ("w".to_string(), Tensor::from_slice(&[3, 3], &weight).unwrap()),
+    ];
+    write_model_of(&place.path(name), &[-1, 3], nodes, initializers);
+}
+
+#[test]
+fn dropout_of_a_model_drops_in_training_alone() {
+    let place = Place::new();
+    let x: Vec<f32> = (0..120).map(|i| (i * 37 % 41) as f32 / 20.0 - 1.0).collect();
+    let x = Tensor::from_slice(&[40, 3], &x).unwrap();
+    let labels: Vec<u8> = (0..40).map(|i| i * 7 % 3).collect();
+    place.write_npz("d.npz", &[("x", x.clone()), ("label", Tensor::from_slice(&[40], &labels).unwrap())]);
+    place.write_npz("x.npz", &[("x", x)]);
+    dropping(&place, "drop.onnx", 0.4);
+    let base = "train drop.onnx --data d.npz --labels label --batch 8 --steps 12 --evaluations 2 --learning-rate 0.01 \
+                --json";
+    let report = |name: &str, options: &str| {
+        json(&place.done(&format!("{base} --export {name}.onnx {options}")).stdout)
+    };
+    let model = report("model", "-o model.margay --dim N=40");
+    let (none, half) = (report("none", "--dropout none"), report("half", "--dropout 0.5 --threads 1"));
+    assert_eq!([&model["dropout"], &none["dropout"], &half["dropout"]], [2, 0, 2]);
+    assert_eq!(model["first"]["error"], none["first"]["error"], "evaluations drop nothing");
+    let losses = [&model, &none, &half].map(|r| r["history"][1]["loss"].as_f64().unwrap());
+    assert!(losses[0] != losses[1] && losses[0] != losses[2], "{losses:?}");
+    assert_eq!(report("again", "--threads 3")["history"][1]["loss"], model["history"][1]["loss"]);
+    assert!(place.bytes("again.onnx") == place.bytes("model.onnx"));
+    // What is written drops nothing when it runs, as an artifact or as ONNX, and drops again when it is trained.
+    place.done("run model.onnx --inputs x.npz --outputs a.npz");
+    place.done("run model.margay --inputs x.npz --outputs b.npz");
+    assert_eq!(place.read_npz("a.npz"), place.read_npz("b.npz"));
+    let again = format!("{base} --export more.onnx").replace("drop.onnx", "model.onnx");
+    assert_eq!(json(&place.done(&again).stdout)["dropout"], 2);
+    assert!(place.done(&again.replace(" --json", "")).stdout.contains("elements dropped at 2 nodes"));
+
+    // A model in training is nothing but to be trained.
+    let refused = place.run("run drop.onnx --inputs x.npz --outputs c.npz");
+    assert!(refused.stderr.contains("training with a ratio that is not 0 is not supported"), "{}", refused.stderr);
+    for (options, why) in [
+        ("--dropout 1", "expected model, none, or a share of at least 0 and below 1"),
+        ("--dropout half", "expected model, none, or a share of at least 0 and below 1"),
+    ] {
+        let refused = place.run(&format!("{base} --export x.onnx {options}"));
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+    let without = format!("{base} --export x.onnx --dropout 0.1").replace("drop.onnx", "none.onnx");
+    let refused = place.run(&without);
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("a dropout of 0.1: the model has no `Dropout` node"), "{}", refused.stderr);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `margay train`: a model trained on samples with labels.
 //!
-//! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `stored` and
+//! `--json` gives an object with `model`, `loss`, `optimizer`, `output`, `parameters` (numbers trained), `dropout` (nodes at which training dropped elements), `stored` and
 //! `dense_stored` (numbers in all constants, of the trained model and of the one without sketches), `samples` (`trained`,
 //! `held_out`), `steps`, `seconds`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `rank_changes` (choices
 //! of ranks: `number`, `step`, `ranks` as pairs of layer and rank, `numbers`, `bound`, `loss_before`, `loss_after`), `stop`, `divergence` (null, or why a step was no use), `first` and `best` (points: `step`, `seconds`, `loss` of training since the
@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange, RateTest,
+    CompileOptions, Dropout, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange, RateTest,
     Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts, export_graph,
-    is_array_file, open, read_labels, samples_of, training_batch, vocabulary,
+    is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
 };
 
 use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
@@ -30,7 +30,7 @@ const AFTER: &str = r#"Ctrl-C ends training and keeps the best parameters so far
 on held-out samples.
 
 With --json:
-  {"model", "loss", "optimizer", "output", "parameters", "stored", "dense_stored",
+  {"model", "loss", "optimizer", "output", "parameters", "dropout", "stored", "dense_stored",
    "samples": {"trained", "held_out"}, "steps", "seconds", "learning_rate",
    "rate_test": {"rate", "improved", "steps"},
    "rank_changes": [{"number", "step", "ranks", "numbers", "bound", "loss_before", "loss_after"}],
@@ -69,6 +69,9 @@ pub(crate) struct Args {
     /// head.bias.
     #[arg(long, value_name = "CLASSES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     head: Option<u32>,
+    /// What is dropped in training steps: what the model's Dropout nodes say, nothing, or so large a share at each of them.
+    #[arg(long, value_name = "model|none|SHARE", default_value = "model", value_parser = dropout)]
+    dropout: Dropout,
     /// Begin with random parameters instead of those of the model.
     #[arg(long)]
     init: bool,
@@ -215,7 +218,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     ];
     check_distinct(&written, &read)?;
 
-    let source = open(&args.model)?;
+    let source = open_for_training(&args.model, args.dropout)?;
     let name = args.labels.as_deref().filter(|text| !is_array_file(text));
     let samples = samples_of(&args.model, &args.data, &name.into_iter().collect::<Vec<_>>())?;
     warn(&doubts(&samples));
@@ -236,6 +239,16 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let unwritten = write(args, &trained);
     let text = if args.json { json(&trained.report())? } else { summary(args, &trained) };
     Ok(Reply { text, failure: unwritten.or_else(|| Failure::of_training(&trained.trained.fitted)) })
+}
+
+/// Reads what is dropped.
+fn dropout(text: &str) -> Result<Dropout, String> {
+    match (text, text.parse::<f64>()) {
+        ("model", _) => Ok(Dropout::Model),
+        ("none", _) => Ok(Dropout::None),
+        (_, Ok(ratio)) if (0.0..1.0).contains(&ratio) => Ok(Dropout::Ratio(ratio)),
+        _ => Err("expected model, none, or a share of at least 0 and below 1".into()),
+    }
 }
 
 fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
@@ -365,6 +378,10 @@ fn summary(args: &Args, model: &TrainedModel) -> String {
         bytes(trained.memory.state_bytes as u64),
         bytes(trained.memory.session_bytes as u64)
     );
+    match model.report().dropout {
+        0 => {}
+        places => text += &format!("elements dropped at {places} nodes\n"),
+    }
     text += &fitted.rank_changes.iter().map(rank_line).collect::<String>();
     let (now, dense) = (model.stored, model.dense_stored);
     if now != dense {

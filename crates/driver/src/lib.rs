@@ -87,7 +87,7 @@ pub use interruption::Interruption;
 pub use margay_plan::{Goal, Resource};
 pub use mask::{MASK_NAMES, Marks, Mask, MaskChoice};
 pub use metric::{MetricReport, OwnMetric};
-pub use model::{Model, is_artifact, open, open_artifact_graph, open_with};
+pub use model::{Model, is_artifact, open, open_artifact_graph, open_for_training, open_with};
 pub use padding::Padding;
 pub use parallel::parallel;
 pub use progress::{Progress, Silent};

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use margay_artifact::Artifact;
-use margay_ir::{Graph, TensorType, text};
+use margay_ir::{Graph, Op, TensorType, text};
 use margay_loops::Precision;
-use margay_onnx::{Imported, KnownInputs, Model as OnnxModel};
+use margay_onnx::{Dropout, Imported, KnownInputs, Model as OnnxModel};
 use margay_passes::Pipeline;
 
 use crate::{Arrays, DriverError, Dump, backend};
@@ -27,9 +27,18 @@ pub struct Model {
 
 impl Model {
     /// A graph as imported, brought into canonical form.
-    pub fn new(mut graph: Graph, name: &str, dump: &mut Dump) -> Result<Model, DriverError> {
+    pub fn new(graph: Graph, name: &str, dump: &mut Dump) -> Result<Model, DriverError> {
+        Model::canonical(graph, name, &Pipeline::canonicalize(), dump)
+    }
+
+    fn canonical(
+        mut graph: Graph,
+        name: &str,
+        pipeline: &Pipeline,
+        dump: &mut Dump,
+    ) -> Result<Model, DriverError> {
         dump.graph("import", &graph);
-        let remarks = dump.run(&Pipeline::canonicalize(), &mut graph)?;
+        let remarks = dump.run(pipeline, &mut graph)?;
         // The text names every constant by its contents.
         let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
         Ok(Model { name: name.to_string(), graph, hash, remarks, fixed: Arrays::new() })
@@ -43,7 +52,7 @@ pub fn open(path: &Path) -> Result<Model, DriverError> {
 
 /// As [`open`], for inputs of which something is known, and with dumps of the passes.
 pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Model, DriverError> {
-    let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    let name = name_of(path);
     if is_artifact(path)? {
         let artifact = Artifact::open(path)?;
         let graph = open_artifact_graph(&artifact)?;
@@ -52,6 +61,30 @@ pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Mo
     let model = OnnxModel::open(path)?;
     let Imported { graph, fixed } = margay_onnx::import_for(&model, known)?;
     Ok(Model { fixed, ..Model::new(graph, &name, dump)? })
+}
+
+/// As [`open`], for a model that is to be trained: what `dropout` says of its `Dropout` nodes. An artifact has none.
+///
+/// # Errors
+/// As [`open`]; [`DriverError::Options`] where a ratio is given and the model has no `Dropout` node.
+pub fn open_for_training(path: &Path, dropout: Dropout) -> Result<Model, DriverError> {
+    let (name, mut none) = (name_of(path), Dump::none());
+    let graph = match is_artifact(path)? {
+        true => open_artifact_graph(&Artifact::open(path)?)?,
+        false => margay_onnx::import_for_training(&OnnxModel::open(path)?, dropout)?,
+    };
+    let dropped = graph.order().into_iter().any(|n| matches!(graph.op(n), Op::Dropout(_)));
+    if let Dropout::Ratio(ratio) = dropout
+        && ratio > 0.0
+        && !dropped
+    {
+        return Err(DriverError::Options(format!("a dropout of {ratio}: the model has no `Dropout` node")));
+    }
+    Model::canonical(graph, &name, &Pipeline::canonicalize_for_training(), &mut none)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned())
 }
 
 /// Whether a file starts as an artifact does.

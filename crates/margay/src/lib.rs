@@ -86,16 +86,17 @@ pub use margay_driver::{
     LayerRefit, MaskChoice, MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress,
     Read, Report, Resource, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,
     doubts, doubts_where, export_graph, front, is_artifact, listed, measure_error, open, open_artifact_graph,
-    open_with, read_graph, recompile,
+    open_for_training, open_with, read_graph, recompile,
 };
 pub use margay_files::{WriteSeek, check_place, replace_file};
 pub use margay_ir::{Graph, Remark};
 pub use margay_loops::Precision;
 pub use margay_npy::{NpyError, read_npz, write_npz};
-pub use margay_onnx::{KnownInputs, OnnxError, Problem};
+pub use margay_onnx::{Dropout, KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, HeadChoice, LocalSettings, LocalSummary,
-    LowRankTraining, NystromSettings, PantherTraining, SketchTraining, Start, TrainingRank, sites,
+    LowRankTraining, NystromSettings, PantherTraining, SketchTraining, Start, StructuredForm,
+    StructuredTraining, TrainingRank, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};

@@ -7,6 +7,7 @@ use margay_ir::{Cx, Graph, Remark};
 use margay_passes::sketch::SketchTraining;
 use margay_passes::{parameter_names, with_parameters};
 use margay_tensor::Tensor;
+use margay_train::dropout::places;
 use margay_train::head::with_head;
 use margay_train::init::initial;
 use margay_train::{
@@ -137,6 +138,7 @@ impl TrainedModel {
             },
             output: output_name(&self.trained.graph, self.options.output.as_deref()),
             parameters: self.trained.parameters,
+            dropout: places(&self.trained.graph).len(),
             stored: self.stored,
             dense_stored: self.dense_stored,
             samples: TrainedOn { trained: self.trained.samples.0, held_out: self.trained.samples.1 },
@@ -169,6 +171,8 @@ pub struct TrainingReport<'a> {
     pub output: &'a str,
     /// Numbers that were trained.
     pub parameters: usize,
+    /// Nodes at which training dropped elements.
+    pub dropout: usize,
     /// Numbers in all constants of floats.
     pub stored: usize,
     /// The same before layers were sketched.

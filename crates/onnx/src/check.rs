@@ -168,7 +168,7 @@ fn cycle(start: usize, needs: &[BTreeSet<usize>], waits: &[usize]) -> Vec<usize>
 }
 
 /// The names a node reads: its inputs, and what its subgraphs read from outside.
-fn reads(node: &OnnxNode) -> impl Iterator<Item = &str> {
+pub(crate) fn reads(node: &OnnxNode) -> impl Iterator<Item = &str> {
     let inputs = node.inputs.iter().map(String::as_str).filter(|i| !i.is_empty());
     inputs.chain(subgraphs(node).flat_map(free))
 }

@@ -8,7 +8,7 @@
 //! Everything wrong is collected: a node that cannot be imported leaves its outputs unknown, nodes that read those are
 //! passed over, and all others still report what is wrong with them.
 //!
-//! Deliberately absent: strings, training.
+//! Of training there is only where elements are dropped ([`import_for_training`]). Deliberately absent: strings.
 
 mod activations;
 mod assume;
@@ -56,6 +56,7 @@ use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
 use margay_tensor::{DType, Tensor};
 
+use crate::check::reads;
 use crate::model::PRODUCER;
 use crate::problem::Problems;
 use crate::{Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
@@ -74,9 +75,34 @@ use table::{Meaning, OPERATORS, Operator};
 /// [`OnnxError::Invalid`] lists everything that is unsupported or wrong: operators with the nodes that use them, and
 /// nodes whose inputs do not fit.
 pub fn import(model: &Model) -> Result<Graph, OnnxError> {
-    let known = KnownInputs::default();
-    attempts(model, &known, Lengths::Known)
-        .or_else(|refusal| attempts(model, &known, Lengths::Decided).map_err(|_| refusal))
+    import_alone(model, None)
+}
+
+/// What becomes of the `Dropout` nodes of a model that is to be trained. Whether a node says that it is in training does
+/// not count.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Dropout {
+    /// Each is a [`margay_ir::ops::Dropout`] of the ratio that it has in the model.
+    Model,
+    /// Nothing is dropped.
+    None,
+    /// Each has this ratio, at least 0 and below 1.
+    Ratio(f64),
+}
+
+/// As [`import`], for a model that is to be trained: its `Dropout` nodes stay in the graph. Those in graphs of operators,
+/// and those of ratio 0, drop nothing.
+///
+/// # Errors
+/// As [`import`], and for ratios that are not known or not below 1, and masks that other nodes read.
+pub fn import_for_training(model: &Model, dropout: Dropout) -> Result<Graph, OnnxError> {
+    import_alone(model, Some(dropout))
+}
+
+/// A model of whose inputs nothing is known, to be trained where `dropout` is given.
+fn import_alone(model: &Model, dropout: Option<Dropout>) -> Result<Graph, OnnxError> {
+    let attempt = |lengths| attempts(model, &KnownInputs::default(), lengths, dropout);
+    attempt(Lengths::Known).or_else(|refusal| attempt(Lengths::Decided).map_err(|_| refusal))
 }
 
 /// What may say how long a part is that operands bound.
@@ -117,7 +143,7 @@ pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxEr
         said.push((name.clone(), tensor));
     }
     let model = own.as_ref().unwrap_or(model);
-    let refusal = match attempts(model, known, Lengths::Known) {
+    let refusal = match attempts(model, known, Lengths::Known, None) {
         Ok(graph) => return Ok(Imported { graph, fixed: said }),
         Err(refusal) => refusal,
     };
@@ -136,11 +162,11 @@ pub fn import_for(model: &Model, known: &KnownInputs) -> Result<Imported, OnnxEr
         if fixed.len() == said.len() {
             continue;
         }
-        if let Ok(graph) = attempts(&model, known, Lengths::Known) {
+        if let Ok(graph) = attempts(&model, known, Lengths::Known, None) {
             return Ok(Imported { graph, fixed });
         }
     }
-    match attempts(model, known, Lengths::Decided) {
+    match attempts(model, known, Lengths::Decided, None) {
         Ok(graph) => Ok(Imported { graph, fixed: said }),
         Err(_) => Err(refusal),
     }
@@ -183,11 +209,16 @@ fn fixed_input(model: &Model, name: &str, number: f64) -> Result<Tensor, OnnxErr
 }
 
 /// Imports until nothing is left to be assumed.
-fn attempts(model: &Model, known: &KnownInputs, lengths: Lengths) -> Result<Graph, OnnxError> {
+fn attempts(
+    model: &Model,
+    known: &KnownInputs,
+    lengths: Lengths,
+    dropout: Option<Dropout>,
+) -> Result<Graph, OnnxError> {
     let mut assumptions = Assumptions::new(known);
     // Each attempt but the last replaces a symbol, and makes none.
     loop {
-        let mut importer = Importer::new(model, assumptions, lengths);
+        let mut importer = Importer::new(model, assumptions, lengths, dropout);
         importer.inputs();
         for (index, node) in model.graph.nodes.iter().enumerate() {
             importer.node(index, node);
@@ -274,12 +305,21 @@ pub(crate) struct Importer<'a> {
     decided: usize,
     /// Graphs around the one at hand.
     depth: usize,
+    /// What becomes of dropout where the model is to be trained.
+    dropout: Option<Dropout>,
+    /// Places so far where elements are dropped.
+    dropped: usize,
     /// Operator, reason, nodes.
     unsupported: Vec<(String, String, Vec<String>)>,
 }
 
 impl<'a> Importer<'a> {
-    fn new(model: &'a Model, assumptions: Assumptions, lengths: Lengths) -> Importer<'a> {
+    fn new(
+        model: &'a Model,
+        assumptions: Assumptions,
+        lengths: Lengths,
+        dropout: Option<Dropout>,
+    ) -> Importer<'a> {
         let name = if model.graph.name.is_empty() { "model" } else { &model.graph.name };
         let mut initializers: HashMap<&str, &Tensor> =
             model.graph.initializers.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -299,6 +339,8 @@ impl<'a> Importer<'a> {
             lengths,
             decided: 0,
             depth: 0,
+            dropout,
+            dropped: 0,
             unsupported: Vec::new(),
         }
     }
@@ -416,6 +458,13 @@ impl<'a> Importer<'a> {
         };
         self.slots.insert(name, slot);
         Some(slot)
+    }
+
+    /// Whether a node of the model reads a value, or an output of the model is it.
+    fn is_read(&self, name: &str) -> bool {
+        let graph = &self.model.graph;
+        let outputs = graph.outputs.iter().map(|o| o.name.as_str());
+        graph.nodes.iter().flat_map(reads).chain(outputs).any(|read| read == name)
     }
 
     fn outputs(&mut self) {

@@ -42,7 +42,9 @@ mod writer;
 
 pub use error::{Kind, OnnxError};
 pub use export::{ExportOptions, NEWEST_EXPORT_OPSET, OLDEST_EXPORT_OPSET, export};
-pub use import::{Imported, KnownInputs, import, import_for, supported_operators};
+pub use import::{
+    Dropout, Imported, KnownInputs, import, import_for, import_for_training, supported_operators,
+};
 pub use model::{Attribute, Model, NonFinite, OnnxDim, OnnxGraph, OnnxNode, OnnxValue};
 pub use narrow::Narrow;
 pub use problem::Problem;

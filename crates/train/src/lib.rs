@@ -3,6 +3,7 @@
 //! As graphs:
 //! - [`loss`]: losses, added to a graph.
 //! - [`expectation`]: what programs given as tables are expected to give for uncertain inputs.
+//! - [`dropout`]: random masks where a model drops elements.
 //! - [`init`]: random parameters to begin from.
 //! - [`masking`]: inputs and labels for masked language models.
 //! - [`optimizer`]: what follows from gradients, and clipping.
@@ -28,6 +29,7 @@
 
 pub mod batches;
 pub mod checkpoint;
+pub mod dropout;
 mod error;
 pub mod evaluator;
 pub mod expectation;

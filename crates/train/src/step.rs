@@ -78,7 +78,7 @@ impl TrainingStep {
     /// `forward` is at stage `Canonical` or `Sketched`, and `parameters` are its constants to be trained. They become
     /// inputs named as [`parameter_names`](margay_passes::parameter_names) says. `objective` sees the graph with these inputs; it
     /// adds inputs for targets and returns the loss, a scalar. Outputs that it adds are outputs of the step; those of the
-    /// model are not.
+    /// model are not. An input [`STEP`] of the model is the state of this name.
     ///
     /// # Errors
     /// [`TrainError::Options`] for numbers out of range, no parameter, and names that are taken;
@@ -123,7 +123,12 @@ impl TrainingStep {
         let found = gradients_of(&mut g, loss, &inputs)?;
         let more = g.outputs()[modeled..].to_vec();
         let scalar = TensorType::known(DType::F32, &[]);
-        let (step, total) = (g.add_input(STEP, scalar.clone()), g.add_input(TOTAL_STEPS, scalar.clone()));
+        let step = match input_of(&g, STEP) {
+            Some(step) => step,
+            None => g.add_input(STEP, scalar.clone()),
+        };
+        expect_type(STEP, g.ty(step), &scalar)?;
+        let total = g.add_input(TOTAL_STEPS, scalar.clone());
         let peak = g.add_input(PEAK_RATE, scalar);
         let (norm, scale) = optimizer::clip(&mut g, &found, update.clip)?;
         let rate = update.schedule.build(&mut g, peak, step, total)?;
@@ -209,14 +214,18 @@ pub fn with_parameters(forward: &Graph, parameters: &[(String, Tensor)]) -> Resu
     Ok(margay_passes::with_parameters(forward, parameters)?)
 }
 
+/// The input of a name.
+fn input_of(g: &Graph, name: &str) -> Option<Value> {
+    g.inputs().iter().find(|n| g.node(**n).origin.name() == name).map(|n| (*n).into())
+}
+
 /// States stay what they are where the loss is no finite number.
 fn keep_unless_finite(g: &mut Graph, loss: Value, states: &mut [(State, Value)]) -> Result<(), TrainError> {
     let mut b = Builder::new(g, Origin::named("loss/finite"));
     let (magnitude, infinity) = (b.op(Abs, &[loss])?, b.number(loss, f64::INFINITY)?);
     let finite = b.less(magnitude, infinity)?;
     for (state, next) in states {
-        let named = |n: &&NodeId| g.node(**n).origin.name() == state.name;
-        let now = Value::from(*g.inputs().iter().find(named).expect("a state is an input"));
+        let now = input_of(g, &state.name).expect("a state is an input");
         let mut b = Builder::new(g, Origin::named(&format!("{}/update", state.name)));
         *next = b.op(Select, &[finite, *next, now])?;
     }
@@ -231,6 +240,14 @@ fn gradients_of(g: &mut Graph, loss: Value, inputs: &[(String, Value)]) -> Resul
     let none = inputs.iter().zip(&found).filter(|(_, gradient)| gradient.is_none());
     let none: Vec<String> = none.map(|((name, _), _)| name.clone()).collect();
     if none.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(TrainError::Unreached(none)) }
+}
+
+fn expect_type(what: &str, found: &TensorType, expected: &TensorType) -> Result<(), TrainError> {
+    if found == expected {
+        return Ok(());
+    }
+    let (expected, found) = (expected.to_string(), found.to_string());
+    Err(TrainError::Mismatch { what: format!("input `{what}`"), expected, found })
 }
 
 fn expect_trainable(name: &str, ty: &TensorType) -> Result<(), TrainError> {

@@ -19,6 +19,7 @@ use margay_passes::{parameter_names, with_resized_parameters};
 use margay_tensor::{DType, Tensor};
 
 use crate::checkpoint::{Checkpoint, Identity, rate_words};
+use crate::dropout::with_masks;
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
 use crate::{
@@ -121,7 +122,8 @@ pub struct Trained {
 }
 
 impl Supervised {
-    /// Trains a model at stage `Canonical` or `Sketched`. `samples` holds its inputs by name; `labels` has a row for
+    /// Trains a model at stage `Canonical` or `Sketched`. Its steps drop elements as [`dropout`](crate::dropout) says, the seed
+    /// being that of [`fit`](Supervised::fit); evaluations drop none. `samples` holds its inputs by name; `labels` has a row for
     /// each.
     ///
     /// # Errors
@@ -242,13 +244,14 @@ impl Supervised {
         }
     }
 
-    /// The step, and the constants it trains.
+    /// The step, which drops elements where the model says so, and the constants it trains.
     fn step(&self, forward: &Graph) -> Result<(TrainingStep, Vec<NodeId>), TrainError> {
         let mut chosen = self.chosen(forward)?;
+        let dropping = with_masks(forward, self.fit.seed)?;
         let build = |chosen: &[(NodeId, String)]| {
             let nodes: Vec<NodeId> = chosen.iter().map(|(n, _)| *n).collect();
             let objective = |g: &mut Graph| self.loss(g).map(|(loss, _)| loss);
-            TrainingStep::new(forward, &nodes, &objective, &self.update).map(|step| (step, nodes))
+            TrainingStep::new(&dropping, &nodes, &objective, &self.update).map(|step| (step, nodes))
         };
         match build(&chosen) {
             Err(TrainError::Unreached(names)) if self.selection == Selection::All => {

@@ -134,13 +134,15 @@ impl Trainer {
         Ok(result)
     }
 
-    /// Where the loss on a batch, with the states as they are, is not finite first; `None` where it is finite. A step whose
-    /// loss is not finite leaves parameters and moments as they were, so that this can be asked afterwards.
+    /// Where the loss of the last step, which was run on this batch, is not finite first; `None` where it is finite. A step
+    /// whose loss is not finite leaves parameters and moments as they were, so that this can be asked afterwards.
     ///
     /// # Errors
     /// What the compiler refuses.
     pub fn first_non_finite(&self, batch: &[(String, Tensor)]) -> Result<Option<NonFinite>, TrainError> {
-        let states = self.states();
+        let mut states = self.states();
+        let last = (self.scalar(STEP) - 1.0).max(0.0) as f32;
+        states.iter_mut().filter(|(name, _)| name == STEP).for_each(|(_, t)| *t = Tensor::scalar(last));
         let inputs: Vec<(&str, &Tensor)> =
             batch.iter().chain(&states).map(|(n, t)| (n.as_str(), t)).collect();
         let Source { graph, backend, threads } = &self.source;

@@ -49,6 +49,13 @@ pub(super) struct LowRankDiagSettings {
     rank: usize,
 }
 
+impl LowRankDiagSettings {
+    /// Factors of a rank.
+    pub(super) fn new(rank: usize) -> LowRankDiagSettings {
+        LowRankDiagSettings { rank }
+    }
+}
+
 impl Scheme for LowRankDiagScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {

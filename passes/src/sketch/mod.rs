@@ -70,8 +70,9 @@ pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
 pub use spatial::SpatialScheme;
 pub use training::{
-    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, TrainingRank,
-    attention_for_training, lowrank_for_training, panther_for_training,
+    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, StructuredForm,
+    StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training, panther_for_training,
+    structured_for_training,
 };
 pub use tt::TtScheme;
 pub use tucker::TuckerScheme;

@@ -7,9 +7,13 @@ use margay_plan::{Choice, Settings};
 use serde::Serialize;
 
 use super::lowrank::RankSettings;
+use super::lowrank_diag::{LowRankDiag, LowRankDiagSettings};
+use super::structured::Form;
+use super::tt::{TensorTrain, TtSettings};
 use super::{
-    Context, Decompositions, FavorScheme, FavorSettings, Fitted, LocalScheme, LocalSettings, LowRankScheme,
-    NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme, Site, Start, sites,
+    Context, Decompositions, FavorScheme, FavorSettings, Fitted, Layer, LocalScheme, LocalSettings,
+    LowRankDiagScheme, LowRankScheme, NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme,
+    Site, Start, TtScheme, sites,
 };
 use crate::ApplyPlan;
 
@@ -20,6 +24,8 @@ pub enum SketchTraining {
     Panther(PantherTraining),
     /// Two factors in place of weights.
     LowRank(LowRankTraining),
+    /// A form of several factors in place of weights.
+    Structured(StructuredTraining),
     /// Another form in place of exact attention.
     Attention(AttentionTraining),
 }
@@ -35,6 +41,12 @@ impl fmt::Display for SketchTraining {
                 write!(f, "lowrank of rank {rank}")
             }
             SketchTraining::LowRank(_) => write!(f, "lowrank of ranks chosen during training"),
+            SketchTraining::Structured(StructuredTraining { form, .. }) => match form {
+                StructuredForm::LowRankDiag { rank } => write!(f, "lowrank-diag of rank {rank}"),
+                StructuredForm::TensorTrain { cores, rank } => {
+                    write!(f, "tt of {cores} cores and rank {rank}")
+                }
+            },
             SketchTraining::Attention(AttentionTraining { form, .. }) => match form {
                 AttentionForm::Favor(settings) => write!(f, "favor with {} features", settings.features),
                 AttentionForm::Nystrom(settings) => {
@@ -52,11 +64,12 @@ impl SketchTraining {
     /// Puts it there.
     ///
     /// # Errors
-    /// As [`panther_for_training`], [`lowrank_for_training`] and [`attention_for_training`].
+    /// As [`panther_for_training`], [`lowrank_for_training`], [`structured_for_training`] and [`attention_for_training`].
     pub fn apply(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         match self {
             SketchTraining::Panther(options) => panther_for_training(g, options, cx),
             SketchTraining::LowRank(options) => lowrank_for_training(g, options, cx),
+            SketchTraining::Structured(options) => structured_for_training(g, options, cx),
             SketchTraining::Attention(options) => attention_for_training(g, options, cx),
         }
     }
@@ -227,6 +240,87 @@ pub fn lowrank_for_training(
         }
     };
     layers_for_training(g, &LowRankScheme, (options.seed, options.modules.as_deref()), &choice, cx)
+}
+
+/// Which layers get factors of another form, and which.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StructuredTraining {
+    /// What takes the place of weights.
+    pub form: StructuredForm,
+    /// The seed that the plan of the model says.
+    pub seed: u64,
+    /// The layers by name; `None` for all.
+    pub modules: Option<Vec<String>>,
+}
+
+/// A form of several factors, all trained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StructuredForm {
+    /// Two factors and a diagonal, of [`LowRankDiagScheme`], in place of square weights.
+    LowRankDiag {
+        /// Columns of the left factor.
+        rank: usize,
+    },
+    /// A tensor train, of [`TtScheme`]. Inputs and outputs are cut into extents of about the same size.
+    TensorTrain {
+        /// Cores, at least 2.
+        cores: usize,
+        /// The greatest rank between two cores.
+        rank: usize,
+    },
+}
+
+/// Replaces layers by a form of several factors to be trained, which begin as those of their weights. A layer that would not
+/// take fewer numbers stays as it is, with a remark.
+///
+/// # Errors
+/// [`PassError::Refused`] for settings that no layer has, layers that the graph does not have, and a weight that has numbers
+/// that are not finite.
+pub fn structured_for_training(
+    g: &mut Graph,
+    options: &StructuredTraining,
+    cx: &mut Cx,
+) -> Result<Changed, PassError> {
+    let asked = (options.seed, options.modules.as_deref());
+    match options.form {
+        StructuredForm::LowRankDiag { rank: 0 } | StructuredForm::TensorTrain { rank: 0, .. } => {
+            Err(PassError::Refused("rank 0, expected at least 1".to_owned()))
+        }
+        StructuredForm::TensorTrain { cores: cores @ ..2, .. } => {
+            Err(PassError::Refused(format!("{cores} cores, expected at least 2")))
+        }
+        StructuredForm::LowRankDiag { rank } => {
+            let settings = LowRankDiagSettings::new(rank);
+            let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+                smaller::<LowRankDiag>(g, site, fitted, &settings)
+            };
+            layers_for_training(g, &LowRankDiagScheme, asked, &choice, cx)
+        }
+        StructuredForm::TensorTrain { cores, rank } => {
+            let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+                let settings = TtSettings::balanced([site.d_in, site.d_out], cores, rank);
+                smaller::<TensorTrain>(g, site, fitted, &settings)
+            };
+            layers_for_training(g, &TtScheme, asked, &choice, cx)
+        }
+    }
+}
+
+/// Settings of a form as a plan says them, unless the factors would not take fewer numbers than the weight.
+fn smaller<F: Form>(
+    g: &Graph,
+    site: &Site,
+    fitted: &dyn Fitted,
+    settings: &F::Settings,
+) -> Result<Settings, String> {
+    let form = F::of(g, &Layer::of(g, site)).expect("sites have the form of their scheme");
+    let numbers: usize = form.shapes(settings)?.iter().map(|shape| shape.iter().product::<usize>()).sum();
+    let dense = site.d_in * site.d_out;
+    if numbers >= dense {
+        return Err(format!("{numbers} numbers would not be fewer than {dense}"));
+    }
+    let written = Settings::write(settings);
+    fitted.squared_error(&written).map(|_| written)
 }
 
 /// The settings for a site of a graph, or why it stays as it is.

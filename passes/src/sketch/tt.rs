@@ -100,6 +100,11 @@ struct Core {
 }
 
 impl TtSettings {
+    /// So many cores, whose extents are about the same.
+    pub(super) fn balanced([d_in, d_out]: [usize; 2], cores: usize, rank: usize) -> TtSettings {
+        TtSettings { inputs: balanced(d_in, cores), outputs: balanced(d_out, cores), rank }
+    }
+
     /// The shapes of the cores.
     fn cores(&self) -> Vec<Core> {
         let modes: Vec<usize> = self.inputs.iter().zip(&self.outputs).map(|(m, n)| m * n).collect();
@@ -113,6 +118,30 @@ impl TtSettings {
         };
         (0..modes.len()).map(core).collect()
     }
+}
+
+/// So many extents of a given product, about as large as each other, the smallest first: prime factors go to the extent that
+/// is least so far, the greatest of them first.
+fn balanced(product: usize, count: usize) -> Vec<usize> {
+    let (mut primes, mut rest, mut divisor) = (Vec::new(), product, 2);
+    while rest > 1 {
+        if divisor * divisor > rest {
+            divisor = rest;
+        }
+        while rest.is_multiple_of(divisor) {
+            primes.push(divisor);
+            rest /= divisor;
+        }
+        divisor += 1;
+    }
+    let mut extents = vec![1; count];
+    for prime in primes.into_iter().rev() {
+        if let Some(least) = extents.iter_mut().min() {
+            *least *= prime;
+        }
+    }
+    extents.sort_unstable();
+    extents
 }
 
 impl Form for TensorTrain {
@@ -226,6 +255,21 @@ mod tests {
         let ranks = |s: TtSettings| s.cores().iter().map(|c| c.after).collect::<Vec<_>>();
         assert_eq!(ranks(settings(&[2, 3, 4], &[3, 2, 2], 100)), [6, 8, 1]);
         assert_eq!(ranks(settings(&[2, 3, 4], &[3, 2, 2], 5)), [5, 5, 1]);
+    }
+
+    #[test]
+    fn extents_are_balanced() {
+        for (product, count, expected) in [
+            (768, 3, vec![8, 8, 12]),
+            (3072, 3, vec![12, 16, 16]),
+            (64, 2, vec![8, 8]),
+            (30, 2, vec![5, 6]),
+            (13, 3, vec![1, 1, 13]),
+            (1, 2, vec![1, 1]),
+            (49, 2, vec![7, 7]),
+        ] {
+            assert_eq!(balanced(product, count), expected, "{product}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use margay::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, LocalSettings, LocalSummary,
     LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, SketchTraining, Start,
-    TrainingRank,
+    StructuredForm, StructuredTraining, TrainingRank,
 };
 
 use crate::args::{at_least_one, positive};
@@ -15,6 +15,8 @@ use crate::error::Failure;
 enum Scheme {
     Panther,
     Lowrank,
+    LowrankDiag,
+    Tt,
     Favor,
     Nystrom,
     Local,
@@ -53,14 +55,18 @@ fn rank(text: &str) -> Result<RankArg, String> {
 #[derive(clap::Args)]
 pub(super) struct SketchArgs {
     /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
-    /// trained (panther) or by two factors (lowrank), or attention by random features (favor), by landmarks (nystrom) or by
-    /// windows (local).
+    /// trained (panther), by two factors (lowrank), by two factors and a diagonal (lowrank-diag) or by a tensor train (tt), or
+    /// attention by random features (favor), by landmarks (nystrom) or by windows (local).
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
-    /// With --scheme panther: columns of each sketch. With --scheme lowrank: columns of the left factor, or auto: factors
-    /// begin with the greatest rank that saves numbers, and during training each layer keeps the rank that the loss needs.
-    /// Layers that would not get smaller stay.
-    #[arg(long, value_name = "K|auto", value_parser = rank, requires = "scheme", required_if_eq_any([("scheme", "panther"), ("scheme", "lowrank")]))]
+    /// With --scheme panther: columns of each sketch. With --scheme lowrank and lowrank-diag: columns of the left factor. With
+    /// --scheme tt: the greatest rank between two cores. With --scheme lowrank also auto: factors begin with the greatest rank
+    /// that saves numbers, and during training each layer keeps the rank that the loss needs. Layers that would not get
+    /// smaller stay.
+    #[arg(
+        long, value_name = "K|auto", value_parser = rank, requires = "scheme",
+        required_if_eq_any([("scheme", "panther"), ("scheme", "lowrank"), ("scheme", "lowrank-diag"), ("scheme", "tt")]),
+    )]
     rank: Option<RankArg>,
     /// With --rank auto: the share of the numbers of the weights that their factors have in the end.
     #[arg(long, value_name = "SHARE", value_parser = positive, requires = "rank", conflicts_with = "loss_change")]
@@ -72,6 +78,9 @@ pub(super) struct SketchArgs {
     /// With --scheme panther: sketches that are averaged [default: 1].
     #[arg(long, value_name = "L", requires = "scheme", value_parser = at_least_one)]
     terms: Option<usize>,
+    /// With --scheme tt: cores of each weight, at least 2 [default: 3].
+    #[arg(long, value_name = "N", requires = "scheme", value_parser = at_least_one)]
+    cores: Option<usize>,
     /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
     #[arg(long, requires = "scheme")]
     two_sided: bool,
@@ -104,6 +113,9 @@ pub(super) struct SketchArgs {
 /// The default of `--loss-change`.
 const DEFAULT_LOSS_CHANGE: f64 = 0.02;
 
+/// The default of `--cores`.
+const DEFAULT_CORES: usize = 3;
+
 impl SketchArgs {
     /// The sketches that are asked for.
     pub(super) fn sketches(&self, seed: u64, anew: bool) -> Result<Option<SketchTraining>, Failure> {
@@ -112,6 +124,8 @@ impl SketchArgs {
         let modules = self.layers.clone();
         let attention =
             |form| SketchTraining::Attention(AttentionTraining { form, seed, modules: modules.clone() });
+        let structured =
+            |form| SketchTraining::Structured(StructuredTraining { form, seed, modules: modules.clone() });
         Ok(Some(match scheme {
             Scheme::Panther => SketchTraining::Panther(PantherTraining {
                 rank: self.fixed_rank()?,
@@ -127,6 +141,11 @@ impl SketchArgs {
                     _ => TrainingRank::Fixed(self.fixed_rank()?),
                 };
                 SketchTraining::LowRank(LowRankTraining { rank, seed, modules })
+            }
+            Scheme::LowrankDiag => structured(StructuredForm::LowRankDiag { rank: self.fixed_rank()? }),
+            Scheme::Tt => {
+                let cores = self.cores.unwrap_or(DEFAULT_CORES);
+                structured(StructuredForm::TensorTrain { cores, rank: self.fixed_rank()? })
             }
             Scheme::Favor => {
                 let kernel = match self.kernel.unwrap_or(Kernel::Softmax) {
@@ -166,8 +185,10 @@ impl SketchArgs {
 
     /// An error for an option of another scheme.
     fn check(&self, scheme: Scheme) -> Result<(), Failure> {
-        let of: [(&str, bool, &[Scheme]); 9] = [
-            ("--rank", self.rank.is_some(), &[Scheme::Panther, Scheme::Lowrank]),
+        let ranked = &[Scheme::Panther, Scheme::Lowrank, Scheme::LowrankDiag, Scheme::Tt];
+        let of: [(&str, bool, &[Scheme]); 10] = [
+            ("--rank", self.rank.is_some(), ranked),
+            ("--cores", self.cores.is_some(), &[Scheme::Tt]),
             ("--terms", self.terms.is_some(), &[Scheme::Panther]),
             ("--kernel", self.kernel.is_some(), &[Scheme::Favor]),
             ("--global", self.global.is_some(), &[Scheme::Local]),

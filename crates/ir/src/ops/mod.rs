@@ -273,6 +273,7 @@ ops![
     Ceil,
     Cos,
     Div,
+    Dropout,
     Equal,
     Erf,
     Exp,

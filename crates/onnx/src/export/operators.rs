@@ -46,6 +46,10 @@ impl Exporter<'_> {
             Op::Ceil(_) => plain("Ceil"),
             Op::Cos(_) => plain("Cos"),
             Op::Div(_) => plain("Div"),
+            Op::Dropout(op) => {
+                let ratio = self.number(DType::F32, op.ratio.get());
+                Ok(self.emit("Dropout", "", &[x[0], &ratio], vec![]))
+            }
             Op::Equal(_) => plain("Equal"),
             Op::Erf(_) => plain("Erf"),
             Op::Exp(_) => plain("Exp"),

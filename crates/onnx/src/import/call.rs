@@ -100,7 +100,12 @@ impl<'a> Call<'a> {
 
     /// Whether somebody may read an output.
     pub(crate) fn wants(&self, output: usize) -> bool {
-        self.node.outputs.get(output).is_some_and(|name| !name.is_empty())
+        self.named(output).is_some()
+    }
+
+    /// The name of an output that somebody may read.
+    pub(crate) fn named(&self, output: usize) -> Option<&'a str> {
+        self.node.outputs.get(output).map(String::as_str).filter(|name| !name.is_empty())
     }
 
     fn attribute(&self, name: &'static str) -> Option<&'a Attribute> {
@@ -231,7 +236,7 @@ fn wrong(name: &str, expected: &str) -> Refusal {
 }
 
 /// The double that prints as the float does: `1e-5` is meant, not 9.999999747378752e-6.
-fn shortest(v: f32) -> f64 {
+pub(super) fn shortest(v: f32) -> f64 {
     v.to_string().parse().unwrap_or(f64::from(v))
 }
 

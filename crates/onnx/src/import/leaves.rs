@@ -1,13 +1,13 @@
 //! Constants, extents as data, and operators that do nothing.
 
 use margay_ir::Value;
-use margay_ir::ops::{Numbers, Range, less_or_equal};
+use margay_ir::ops::{self, Bits, Numbers, Range, less_or_equal};
 use margay_tensor::{DType, Dim, Tensor};
 
-use super::Importer;
-use super::call::{Call, Imported, Refusal};
+use super::call::{Call, Imported, Refusal, shortest};
 use super::shapes::broadcast_to;
 use super::values::{MAX_KNOWN, open};
+use super::{Dropout, Importer};
 
 /// Ranges with more elements are refused.
 const MAX_RANGE: usize = 1 << 20;
@@ -45,27 +45,72 @@ pub(super) fn constant_of_shape(cx: &mut Importer, call: &Call) -> Imported {
     broadcast_to(cx, element, shape).map(|v| vec![v])
 }
 
-/// `Dropout`, which does nothing outside training: all elements stay.
+/// `Dropout`: all elements stay, but where a model is imported to be trained.
 pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
     let x = call.input(0)?;
-    call.ignore(&["ratio", "seed"]);
+    call.ignore(&["seed"]);
     if call.opset < 7 {
         call.ignore(&["is_test"]);
     }
-    let nothing_dropped = call.optional(1).and_then(|ratio| cx.one_number(ratio)) == Some(0.0);
-    if let Some(training) = call.optional(2)
-        && !nothing_dropped
-        && cx.ints(training).is_none_or(|t| t.values.iter().any(|v| !v.is(0)))
-    {
-        return Err(Refusal::Unsupported("training with a ratio that is not 0 is not supported".into()));
-    }
+    let ratio = dropout_ratio(cx, call)?;
+    let (training, shape) = (call.optional(2), cx.ty(x).shape.clone());
+    let y = match cx.dropout {
+        None => {
+            if let Some(training) = training
+                && ratio != Some(0.0)
+                && cx.ints(training).is_none_or(|t| t.values.iter().any(|v| !v.is(0)))
+            {
+                return Err(Refusal::Unsupported(
+                    "training with a ratio that is not 0 is not supported".into(),
+                ));
+            }
+            x
+        }
+        Some(dropout) => dropped(cx, call, x, ratio, dropout)?,
+    };
     if call.outputs() < 2 {
-        return Ok(vec![x]);
+        return Ok(vec![y]);
     }
-    let shape = cx.ty(x).shape.clone();
     let kept = cx.scalar(DType::Bool, 1.0)?;
     let mask = broadcast_to(cx, kept, shape)?;
-    Ok(vec![x, mask])
+    Ok(vec![y, mask])
+}
+
+/// The ratio of a `Dropout`; `None` where only a run knows it.
+fn dropout_ratio(cx: &Importer, call: &Call) -> Result<Option<f64>, Refusal> {
+    const DEFAULT: f64 = 0.5;
+    let attribute = call.float("ratio", DEFAULT)?;
+    Ok(match call.optional(1) {
+        None => Some(attribute),
+        Some(ratio) => cx.one_number(ratio).map(|number| match cx.ty(ratio).dtype {
+            DType::F32 => shortest(number as f32),
+            _ => number,
+        }),
+    })
+}
+
+/// A `Dropout` of a model that is to be trained. Those in graphs of operators run any number of times in a step.
+fn dropped(
+    cx: &mut Importer,
+    call: &Call,
+    x: Value,
+    ratio: Option<f64>,
+    dropout: Dropout,
+) -> Result<Value, Refusal> {
+    let ratio = match dropout {
+        Dropout::Model => ratio.ok_or_else(|| Refusal::Unsupported("the ratio is computed at run time".into()))?,
+        Dropout::None => 0.0,
+        Dropout::Ratio(ratio) => ratio,
+    };
+    if ratio == 0.0 || cx.depth > 0 {
+        return Ok(x);
+    }
+    if call.named(1).is_some_and(|mask| cx.is_read(mask)) {
+        return Err(Refusal::Unsupported("training with a mask that other nodes read is not supported".into()));
+    }
+    let stream = cx.dropped;
+    cx.dropped += 1;
+    cx.add(ops::Dropout { ratio: Bits::new(ratio), stream }, &[x])
 }
 
 /// `Shape`, or a part of it.

@@ -94,6 +94,78 @@ fn normalizations() {
 }
 
 #[test]
+fn dropout_is_kept_for_training_alone() {
+    let x = || Input(counting(&[2]));
+    let (ratio, given) = (|| Constant(floats(&[], &[0.1])), || Input(floats(&[], &[0.1])));
+    let flag = |v: bool| Tensor::from_bools(&[], &[v]).unwrap();
+    let attribute = [("ratio", Attribute::Float(0.1))];
+    let old = [("ratio", Attribute::Float(0.1)), ("is_test", int(0))];
+    let kept = |ratio: f64| format!("dropout %x0 {{ratio = {ratio:?}, stream = 0}}");
+    for (opset, attributes, operands, ratio) in [
+        (6, &old[..], vec![x()], 0.1),
+        (7, &attribute[..], vec![x()], 0.1),
+        (10, &attribute[..], vec![x()], 0.1),
+        (10, &[], vec![x()], 0.5),
+        (12, &[], vec![x(), ratio()], 0.1),
+        (13, &[], vec![x(), ratio(), Constant(flag(true))], 0.1),
+        (13, &[], vec![x(), ratio(), Constant(flag(false))], 0.1),
+        (22, &[], vec![x(), Absent, Constant(flag(true))], 0.5),
+        (22, &[("seed", int(3))], vec![x(), ratio(), Input(flag(true))], 0.1),
+    ] {
+        let (model, _) = single(opset, "Dropout", attributes, operands, 1);
+        let text = |dropout| {
+            let g = import_for_training(&model, dropout).unwrap();
+            g.verify(Stage::Imported).unwrap();
+            g.to_string()
+        };
+        assert!(text(Dropout::Model).contains(&kept(ratio)), "{}", text(Dropout::Model));
+        assert!(text(Dropout::Ratio(0.25)).contains(&kept(0.25)));
+        assert!(!text(Dropout::None).contains("dropout"));
+        assert!(!text(Dropout::Ratio(0.0)).contains("dropout"));
+        // Outside of training it is an identity or refused, as ever.
+        if let Ok(g) = import(&model) {
+            assert!(!g.to_string().contains("dropout"));
+        }
+    }
+    let refused = |operands, outputs, dropout| {
+        let (model, _) = single(13, "Dropout", &[], operands, outputs);
+        import_for_training(&model, dropout).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert!(refused(vec![x(), given()], 1, Dropout::Model).contains("the ratio is computed at run time"));
+    assert_eq!(refused(vec![x(), given()], 1, Dropout::Ratio(0.5)), "");
+    let mask = "training with a mask that other nodes read is not supported";
+    assert!(refused(vec![x()], 2, Dropout::Model).contains(mask));
+    assert_eq!(refused(vec![x()], 2, Dropout::None), "");
+    let certain = Constant(floats(&[], &[1.0]));
+    let said = refused(vec![x(), certain], 1, Dropout::Model);
+    assert!(said.contains("a ratio of 1, expected at least 0 and below 1"), "{said}");
+}
+
+#[test]
+fn places_of_dropout_are_counted_in_the_order_of_the_model() {
+    let nodes = vec![
+        node("Dropout", &["x"], &["a"], &[]),
+        node("Dropout", &["a", "none"], &["b"], &[]),
+        node("Dropout", &["x"], &["c", "unread"], &[]),
+        node("Add", &["b", "c"], &["y"], &[]),
+    ];
+    let inputs = vec![input("x", DType::F32, &["N"])];
+    let model = model(17, inputs, &[("none", floats(&[], &[0.0]))], nodes, &["y"]);
+    let mut g = import_for_training(&model, Dropout::Model).unwrap();
+    g.remove_dead();
+    assert_eq!(
+        g.to_string(),
+        "graph @test(%x: f32[N]) -> (y: f32[N]) {
+  %0 = dropout %x {ratio = 0.5, stream = 0} : f32[N]  // a
+  %1 = dropout %x {ratio = 0.5, stream = 1} : f32[N]  // c
+  %2 = add %0, %1 : f32[N]  // y
+  return %2
+}
+"
+    );
+}
+
+#[test]
 fn softmax_joins_axes_before_operator_set_13() {
     let x = || vec![Input(floats(&[1, 2, 2], &[0.0; 4]))];
     assert_floats(&run(11, "Softmax", &[], x()), &[1, 2, 2], &[0.25; 4]);

@@ -16,7 +16,9 @@ mod shapes;
 use std::collections::BTreeMap;
 
 use margay_ir::{Graph, Stage, eval};
-use margay_onnx::{Attribute, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue, import};
+use margay_onnx::{
+    Attribute, Dropout, Model, OnnxDim, OnnxGraph, OnnxNode, OnnxValue, import, import_for_training,
+};
 use margay_tensor::{DType, Tensor};
 
 /// An operand of a node under test.

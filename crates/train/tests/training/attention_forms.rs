@@ -1,6 +1,6 @@
 //! Attention replaced before training: a model that has to find one position among others learns it with each form.
 
-use margay_driver::{Samples, Silent, backend};
+use margay_driver::{Samples, Silent};
 use margay_ir::{Cx, Graph};
 use margay_passes::sketch::{
     AttentionForm, AttentionTraining, FavorSettings, LocalSettings, LocalSummary, NystromSettings,
@@ -9,9 +9,9 @@ use margay_passes::sketch::{
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
-use margay_train::{
-    FitOptions, Length, Objective, Optimizer, Schedule, Selection, Supervised, Trained, Update,
-};
+use margay_train::{Objective, Optimizer, Trained};
+
+use crate::support::supervised;
 
 const POSITIONS: usize = 16;
 const WIDTH: usize = 8;
@@ -73,24 +73,9 @@ fn replaced(form: Option<AttentionForm>) -> Graph {
 
 fn train(g: &Graph) -> Trained {
     let (samples, labels) = samples(600);
-    let options = Supervised {
-        objective: Objective::CrossEntropy,
-        output: None,
-        weights: None,
-        selection: Selection::All,
-        update: Update {
-            optimizer: Optimizer::ADAM,
-            learning_rate: 0.02,
-            schedule: Schedule::Cosine { warm_up: 0.1, floor: 0.0 },
-            clip: Some(1.0),
-        },
-        fit: FitOptions { length: Length::Steps(500), batch: 32, evaluations: 5, ..FitOptions::default() },
-        held_out: 0.2,
-        ranks: None,
-        max_saved_bytes: None,
-        threads: 1,
-        backend: backend::native(),
-    };
+    let mut options = supervised(Objective::CrossEntropy, 500);
+    (options.update.optimizer, options.update.learning_rate) = (Optimizer::ADAM, 0.02);
+    (options.fit.batch, options.fit.evaluations) = (32, 5);
     options.train(g, &samples, Some(&labels), &mut Silent).unwrap_or_else(|e| panic!("{e}"))
 }
 

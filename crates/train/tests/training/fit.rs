@@ -1,8 +1,6 @@
 //! The loop around a compiled step: what it keeps, when it ends, and that going on from a checkpoint gives the same bits.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use margay_driver::{Interruption, Silent, backend};
 use margay_ir::ops::{Const, MatMul, Tanh};
@@ -140,33 +138,6 @@ fn bytes(tensors: &[(String, Tensor)]) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.bytes().to_vec())).collect();
     all.sort();
     all
-}
-
-/// Stops after so many steps.
-struct StopAfter(Arc<AtomicU64>);
-
-impl StopAfter {
-    fn steps(steps: u64) -> StopAfter {
-        StopAfter(Arc::new(AtomicU64::new(steps)))
-    }
-}
-
-impl Observer for StopAfter {
-    fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {
-        let left = self.0.load(Ordering::Relaxed).saturating_sub(1);
-        self.0.store(left, Ordering::Relaxed);
-    }
-
-    fn evaluated(&mut self, _: &Point, _: bool) {}
-
-    fn failed(&mut self, error: &TrainError) {
-        panic!("{error}");
-    }
-
-    fn interruption(&self) -> Interruption {
-        let left = Arc::clone(&self.0);
-        Interruption::new(move || left.load(Ordering::Relaxed) == 0)
-    }
 }
 
 #[test]

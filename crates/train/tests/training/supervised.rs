@@ -13,6 +13,8 @@ use margay_train::{
     FitOptions, Length, Objective, Optimizer, Schedule, Selection, Stop, Supervised, Trained, Update,
 };
 
+use crate::support;
+
 const CLASSIFIER: &str = "graph @classifier(%x: f32[N, 6]) -> (logits: f32[N, 3]) {
   %0 = const #w1 : f32[6, 16]  // fc1.weight
   %1 = matmul %x, %0 : f32[N, 16]  // fc1
@@ -43,24 +45,7 @@ fn points(rows: usize) -> (Samples, Tensor) {
 }
 
 fn supervised(objective: Objective) -> Supervised {
-    Supervised {
-        objective,
-        output: None,
-        weights: None,
-        selection: Selection::All,
-        update: Update {
-            optimizer: Optimizer::ADAMW,
-            learning_rate: 0.01,
-            schedule: Schedule::Cosine { warm_up: 0.1, floor: 0.0 },
-            clip: Some(1.0),
-        },
-        fit: FitOptions { length: Length::Steps(60), batch: 16, evaluations: 4, ..FitOptions::default() },
-        held_out: 0.2,
-        ranks: None,
-        max_saved_bytes: None,
-        threads: 1,
-        backend: backend::native(),
-    }
+    support::supervised(objective, 60)
 }
 
 fn train(options: &Supervised, g: &Graph, samples: &Samples, labels: Option<&Tensor>) -> Trained {

@@ -1,9 +1,6 @@
 //! Ranks chosen during training: what a choice does to the loss, to the model, to states, and to a run that goes on.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use margay_driver::{Interruption, Samples, Silent, backend};
+use margay_driver::{Samples, Silent};
 use margay_ir::{Cx, Graph};
 use margay_passes::sketch::{FactorPair, LowRankTraining, TrainingRank, factor_pairs, lowrank_for_training};
 use margay_passes::{parameter_names, with_parameters};
@@ -11,9 +8,10 @@ use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
 use margay_train::{
-    FitOptions, Length, Objective, Observer, Optimizer, Point, RankChange, RankLimit, RankSelection,
-    Schedule, Selection, Stop, Supervised, TrainError, Trained, Update,
+    Objective, Observer, Optimizer, RankChange, RankLimit, RankSelection, Selection, Stop, Supervised, Trained,
 };
+
+use crate::support::{self, StopAfter};
 
 /// Three layers of unlike sizes, and one that is too small for factors.
 const CLASSIFIER: &str = "graph @classifier(%x: f32[N, 12]) -> (logits: f32[N, 3]) {
@@ -70,24 +68,8 @@ fn samples(rows: usize, shape: &[usize]) -> (Samples, Tensor) {
 }
 
 fn supervised(limit: RankLimit, steps: u64) -> Supervised {
-    Supervised {
-        objective: Objective::CrossEntropy,
-        output: None,
-        weights: None,
-        selection: Selection::All,
-        update: Update {
-            optimizer: Optimizer::ADAMW,
-            learning_rate: 0.01,
-            schedule: Schedule::Cosine { warm_up: 0.1, floor: 0.0 },
-            clip: Some(1.0),
-        },
-        fit: FitOptions { length: Length::Steps(steps), batch: 16, evaluations: 4, ..FitOptions::default() },
-        held_out: 0.2,
-        ranks: Some(RankSelection::new(limit)),
-        max_saved_bytes: None,
-        threads: 1,
-        backend: backend::native(),
-    }
+    let ranks = Some(RankSelection::new(limit));
+    Supervised { ranks, ..support::supervised(Objective::CrossEntropy, steps) }
 }
 
 fn train(options: &Supervised, g: &Graph, shape: &[usize], observer: &mut dyn Observer) -> Trained {
@@ -200,26 +182,6 @@ fn names_and_layers_that_are_not_factored_stay_as_they_are() {
     assert!(trained.fitted.rank_changes.iter().all(|c| c.ranks.iter().all(|(name, _)| name != "fc2")));
 }
 
-/// Stops after so many steps.
-struct StopAfter(Arc<AtomicU64>);
-
-impl Observer for StopAfter {
-    fn stepped(&mut self, _: u64, _: u64, _: f32, _: f64) {
-        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
-    }
-
-    fn evaluated(&mut self, _: &Point, _: bool) {}
-
-    fn failed(&mut self, error: &TrainError) {
-        panic!("{error}");
-    }
-
-    fn interruption(&self) -> Interruption {
-        let left = Arc::clone(&self.0);
-        Interruption::new(move || left.load(Ordering::Relaxed) == 0)
-    }
-}
-
 #[test]
 fn a_run_that_goes_on_across_choices_gives_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
@@ -231,7 +193,7 @@ fn a_run_that_goes_on_across_choices_gives_the_same_bits() {
             options.fit.checkpoint = Some(folder.path().join(format!("{name} {optimizer:?}")));
             options.fit.checkpoint_seconds = 0.0;
             options.fit.resume = resume;
-            train(&options, &g, &[12], &mut StopAfter(Arc::new(AtomicU64::new(stop))))
+            train(&options, &g, &[12], &mut StopAfter::steps(stop))
         };
         let whole = run("whole", u64::MAX, false);
         // Stops before the first choice, at the step of the first, and between the third and the fourth.
