@@ -192,7 +192,11 @@ fn dropout_of_a_model_drops_in_training_alone() {
 
     // A model in training is nothing but to be trained.
     let refused = place.run("run drop.onnx --inputs x.npz --outputs c.npz");
-    assert!(refused.stderr.contains("training with a ratio that is not 0 is not supported"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("training with a ratio that is not 0 is not supported"),
+        "{}",
+        refused.stderr
+    );
     for (options, why) in [
         ("--dropout 1", "expected model, none, or a share of at least 0 and below 1"),
         ("--dropout half", "expected model, none, or a share of at least 0 and below 1"),
@@ -204,7 +208,11 @@ fn dropout_of_a_model_drops_in_training_alone() {
     let without = format!("{base} --export x.onnx --dropout 0.1").replace("drop.onnx", "none.onnx");
     let refused = place.run(&without);
     assert_eq!(refused.code, 2);
-    assert!(refused.stderr.contains("a dropout of 0.1: the model has no `Dropout` node"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("a dropout of 0.1: the model has no `Dropout` node"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use margay::{
-    CompileOptions, Dropout, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange, RateTest,
-    Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts, export_graph,
+    CompileOptions, Dropout, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange,
+    RateTest, Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts, export_graph,
     is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
 };
 

@@ -15,7 +15,9 @@
 //!
 //! Masks of whole channels are deliberately absent, and so is dropout where the model has no node for it.
 
-use margay_ir::ops::{Const, Dropout, LessOrEqual, Range, Reshape, Select, ShiftLeft, ShiftRight, Slice, Xor};
+use margay_ir::ops::{
+    Const, Dropout, LessOrEqual, Range, Reshape, Select, ShiftLeft, ShiftRight, Slice, Xor,
+};
 use margay_ir::{
     AddError, Builder, Graph, Node, NodeId, Op, OpDef, Origin, PassError, Patch, Payload, TensorType, Value,
 };
@@ -44,25 +46,22 @@ pub fn places(g: &Graph) -> Vec<NodeId> {
     g.order().into_iter().filter(drops).collect()
 }
 
-/// The graph with masks at its [`places`], which follow from the input [`STEP`]. A graph without a place stays as it is, and
-/// has no such input; ids of other nodes stay.
+/// Puts masks in the [`places`] of a graph. They follow from an input [`STEP`], an f32 scalar, which is added and returned; a graph
+/// without a place stays as it is. Ids of other nodes stay.
 ///
 /// # Errors
-/// [`TrainError::Options`] for an input of that name.
-pub fn with_masks(forward: &Graph, seed: u64) -> Result<Graph, TrainError> {
-    let (mut g, places) = (forward.clone(), places(forward));
+/// None that a graph whose types are right leads to.
+pub fn add_masks(g: &mut Graph, seed: u64) -> Result<Option<Value>, TrainError> {
+    let places = places(g);
     if places.is_empty() {
-        return Ok(g);
-    }
-    if g.inputs().iter().any(|n| g.node(*n).origin.name() == STEP) {
-        return Err(TrainError::Options(format!("the model has an input `{STEP}`, which dropout reads")));
+        return Ok(None);
     }
     let step = g.add_input(STEP, TensorType::known(DType::F32, &[]));
     for n in places {
         let Node { op: Op::Dropout(dropout), origin, .. } = g.node(n) else { continue };
         let name = if origin.name().is_empty() { Dropout::NAME } else { origin.name() }.to_owned();
         let (x, mut patch) = (g.inputs_of(n)[0], Patch::new());
-        let mut b = Builder::patching(&g, &mut patch, Origin::named(&name));
+        let mut b = Builder::patching(g, &mut patch, Origin::named(&name));
         let y = dropped(&mut b, x, step, dropout, seed)?;
         patch.redirect(n.into(), y);
         g.apply(patch).map_err(|error| PassError::Patch {
@@ -72,7 +71,7 @@ pub fn with_masks(forward: &Graph, seed: u64) -> Result<Graph, TrainError> {
         })?;
     }
     g.remove_dead();
-    Ok(g)
+    Ok(Some(step))
 }
 
 /// Words below this number drop their elements.
@@ -82,11 +81,18 @@ fn threshold(dropout: &Dropout) -> u64 {
 }
 
 /// `x / (1 - ratio)` where elements stay, else 0.
-fn dropped(b: &mut Builder<'_>, x: Value, step: Value, dropout: &Dropout, seed: u64) -> Result<Value, AddError> {
+fn dropped(
+    b: &mut Builder<'_>,
+    x: Value,
+    step: Value,
+    dropout: &Dropout,
+    seed: u64,
+) -> Result<Value, AddError> {
     let stays = mask(b, x, step, dropout, seed)?;
     // Constants of floats have names, so that those of the model are numbered as without masks.
     let (dtype, origin) = (b.ty(x).dtype, b.origin().clone());
-    let [scale, zero] = [1.0 / (1.0 - dropout.ratio.get()), 0.0].map(|x| Const { payload: Payload::number(dtype, x) });
+    let [scale, zero] =
+        [1.0 / (1.0 - dropout.ratio.get()), 0.0].map(|x| Const { payload: Payload::number(dtype, x) });
     let (scale, zero) = (b.op_for(scale, &[], origin.clone())?, b.op_for(zero, &[], origin)?);
     let kept = b.mul(x, scale)?;
     b.op(Select, &[stays, kept, zero])
@@ -117,7 +123,13 @@ fn mask(b: &mut Builder<'_>, x: Value, step: Value, dropout: &Dropout, seed: u64
 }
 
 /// The blocks with some indices (u64) of the stream `node + step`, two words in each number: the earlier one is the upper half.
-fn philox(b: &mut Builder<'_>, seed: u64, index: Value, node: u64, step: Value) -> Result<[Value; 2], AddError> {
+fn philox(
+    b: &mut Builder<'_>,
+    seed: u64,
+    index: Value,
+    node: u64,
+    step: Value,
+) -> Result<[Value; 2], AddError> {
     let bits = b.constant(Tensor::scalar(BITS))?;
     let halves_swapped = |b: &mut Builder<'_>, v: Value| {
         let (low, high) = (b.op(ShiftLeft, &[v, bits])?, b.op(ShiftRight, &[v, bits])?);

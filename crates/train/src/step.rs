@@ -13,6 +13,7 @@ use margay_ir::{Builder, Graph, NodeId, Op, Origin, Output, TensorType, Value};
 use margay_passes::{gradients, make_trainable};
 use margay_tensor::{DType, Tensor};
 
+use crate::dropout::add_masks;
 use crate::{Optimizer, Schedule, TrainError, optimizer};
 
 /// The name of the state that counts steps from 0 on, an f32 scalar.
@@ -78,7 +79,7 @@ impl TrainingStep {
     /// `forward` is at stage `Canonical` or `Sketched`, and `parameters` are its constants to be trained. They become
     /// inputs named as [`parameter_names`](margay_passes::parameter_names) says. `objective` sees the graph with these inputs; it
     /// adds inputs for targets and returns the loss, a scalar. Outputs that it adds are outputs of the step; those of the
-    /// model are not. An input [`STEP`] of the model is the state of this name.
+    /// model are not. [Dropout](crate::dropout) is an identity.
     ///
     /// # Errors
     /// [`TrainError::Options`] for numbers out of range, no parameter, and names that are taken;
@@ -91,7 +92,21 @@ impl TrainingStep {
         objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
         update: &Update,
     ) -> Result<TrainingStep, TrainError> {
-        TrainingStep::in_axes(forward, parameters, objective, update, &Axes::new())
+        TrainingStep::build(forward, parameters, objective, update, &Axes::new(), None)
+    }
+
+    /// As [`new`](TrainingStep::new), with elements [dropped](crate::dropout) where the model says so. `seed` names the masks.
+    ///
+    /// # Errors
+    /// As [`new`](TrainingStep::new).
+    pub fn dropping(
+        forward: &Graph,
+        parameters: &[NodeId],
+        objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
+        update: &Update,
+        seed: u64,
+    ) -> Result<TrainingStep, TrainError> {
+        TrainingStep::build(forward, parameters, objective, update, &Axes::new(), Some(seed))
     }
 
     /// As [`new`](TrainingStep::new), with other coordinates for the rows of some parameters of two axes.
@@ -105,8 +120,23 @@ impl TrainingStep {
         update: &Update,
         axes: &Axes,
     ) -> Result<TrainingStep, TrainError> {
+        TrainingStep::build(forward, parameters, objective, update, axes, None)
+    }
+
+    fn build(
+        forward: &Graph,
+        parameters: &[NodeId],
+        objective: &dyn Fn(&mut Graph) -> Result<Value, TrainError>,
+        update: &Update,
+        axes: &Axes,
+        seed: Option<u64>,
+    ) -> Result<TrainingStep, TrainError> {
         update.check()?;
         let mut g = forward.clone();
+        let step = match seed {
+            Some(seed) => add_masks(&mut g, seed)?,
+            None => None,
+        };
         let initial = parameters.iter().filter(|n| g.contains(**n)).map(|n| g.constant((*n).into()));
         let initial: Vec<Option<Tensor>> = initial.map(|p| p.map(|p| p.tensor().clone())).collect();
         let inputs = make_trainable(&mut g, parameters)?;
@@ -123,11 +153,7 @@ impl TrainingStep {
         let found = gradients_of(&mut g, loss, &inputs)?;
         let more = g.outputs()[modeled..].to_vec();
         let scalar = TensorType::known(DType::F32, &[]);
-        let step = match input_of(&g, STEP) {
-            Some(step) => step,
-            None => g.add_input(STEP, scalar.clone()),
-        };
-        expect_type(STEP, g.ty(step), &scalar)?;
+        let step = step.unwrap_or_else(|| g.add_input(STEP, scalar.clone()));
         let total = g.add_input(TOTAL_STEPS, scalar.clone());
         let peak = g.add_input(PEAK_RATE, scalar);
         let (norm, scale) = optimizer::clip(&mut g, &found, update.clip)?;
@@ -214,18 +240,14 @@ pub fn with_parameters(forward: &Graph, parameters: &[(String, Tensor)]) -> Resu
     Ok(margay_passes::with_parameters(forward, parameters)?)
 }
 
-/// The input of a name.
-fn input_of(g: &Graph, name: &str) -> Option<Value> {
-    g.inputs().iter().find(|n| g.node(**n).origin.name() == name).map(|n| (*n).into())
-}
-
 /// States stay what they are where the loss is no finite number.
 fn keep_unless_finite(g: &mut Graph, loss: Value, states: &mut [(State, Value)]) -> Result<(), TrainError> {
     let mut b = Builder::new(g, Origin::named("loss/finite"));
     let (magnitude, infinity) = (b.op(Abs, &[loss])?, b.number(loss, f64::INFINITY)?);
     let finite = b.less(magnitude, infinity)?;
     for (state, next) in states {
-        let now = input_of(g, &state.name).expect("a state is an input");
+        let named = |n: &&NodeId| g.node(**n).origin.name() == state.name;
+        let now = Value::from(*g.inputs().iter().find(named).expect("a state is an input"));
         let mut b = Builder::new(g, Origin::named(&format!("{}/update", state.name)));
         *next = b.op(Select, &[finite, *next, now])?;
     }
@@ -240,14 +262,6 @@ fn gradients_of(g: &mut Graph, loss: Value, inputs: &[(String, Value)]) -> Resul
     let none = inputs.iter().zip(&found).filter(|(_, gradient)| gradient.is_none());
     let none: Vec<String> = none.map(|((name, _), _)| name.clone()).collect();
     if none.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(TrainError::Unreached(none)) }
-}
-
-fn expect_type(what: &str, found: &TensorType, expected: &TensorType) -> Result<(), TrainError> {
-    if found == expected {
-        return Ok(());
-    }
-    let (expected, found) = (expected.to_string(), found.to_string());
-    Err(TrainError::Mismatch { what: format!("input `{what}`"), expected, found })
 }
 
 fn expect_trainable(name: &str, ty: &TensorType) -> Result<(), TrainError> {

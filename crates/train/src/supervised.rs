@@ -19,7 +19,6 @@ use margay_passes::{parameter_names, with_resized_parameters};
 use margay_tensor::{DType, Tensor};
 
 use crate::checkpoint::{Checkpoint, Identity, rate_words};
-use crate::dropout::with_masks;
 use crate::loss::{self, IGNORED, check_labels};
 use crate::masking::Masking;
 use crate::{
@@ -247,11 +246,11 @@ impl Supervised {
     /// The step, which drops elements where the model says so, and the constants it trains.
     fn step(&self, forward: &Graph) -> Result<(TrainingStep, Vec<NodeId>), TrainError> {
         let mut chosen = self.chosen(forward)?;
-        let dropping = with_masks(forward, self.fit.seed)?;
         let build = |chosen: &[(NodeId, String)]| {
             let nodes: Vec<NodeId> = chosen.iter().map(|(n, _)| *n).collect();
             let objective = |g: &mut Graph| self.loss(g).map(|(loss, _)| loss);
-            TrainingStep::new(&dropping, &nodes, &objective, &self.update).map(|step| (step, nodes))
+            let step = TrainingStep::dropping(forward, &nodes, &objective, &self.update, self.fit.seed);
+            step.map(|step| (step, nodes))
         };
         match build(&chosen) {
             Err(TrainError::Unreached(names)) if self.selection == Selection::All => {

@@ -98,7 +98,9 @@ fn dropped(
     dropout: Dropout,
 ) -> Result<Value, Refusal> {
     let ratio = match dropout {
-        Dropout::Model => ratio.ok_or_else(|| Refusal::Unsupported("the ratio is computed at run time".into()))?,
+        Dropout::Model => {
+            ratio.ok_or_else(|| Refusal::Unsupported("the ratio is computed at run time".into()))?
+        }
         Dropout::None => 0.0,
         Dropout::Ratio(ratio) => ratio,
     };
@@ -106,7 +108,9 @@ fn dropped(
         return Ok(x);
     }
     if call.named(1).is_some_and(|mask| cx.is_read(mask)) {
-        return Err(Refusal::Unsupported("training with a mask that other nodes read is not supported".into()));
+        return Err(Refusal::Unsupported(
+            "training with a mask that other nodes read is not supported".into(),
+        ));
     }
     let stream = cx.dropped;
     cx.dropped += 1;

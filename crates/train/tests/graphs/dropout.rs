@@ -2,11 +2,11 @@
 
 use margay_driver::{Runner, backend};
 use margay_ir::verify::Stage;
-use margay_ir::{Graph, NodeId, Value, text};
+use margay_ir::{Graph, NodeId, TensorType, Value, text};
 use margay_passes::parameter_names;
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
-use margay_train::dropout::{STREAMS, places, with_masks};
+use margay_train::dropout::{STREAMS, add_masks, places};
 use margay_train::{Optimizer, Schedule, TrainError, TrainingStep, Update, loss};
 
 use crate::support::{assert_near, floats, normal, output, run};
@@ -23,6 +23,12 @@ fn dropping(dtype: &str, shape: &str, ratio: f64, stream: usize) -> Graph {
         }}"
     );
     text::parse(&source, &|_, _| None).unwrap()
+}
+
+fn masked(graph: &Graph, seed: u64) -> Graph {
+    let mut g = graph.clone();
+    add_masks(&mut g, seed).unwrap();
+    g
 }
 
 /// What dropout makes of ones, by the reference of random numbers.
@@ -48,7 +54,7 @@ fn masks_are_words_of_philox() {
     ] {
         let count = shape.iter().product();
         let expected = expected(count, ratio, seed, stream, step);
-        let g = with_masks(&dropping("f32", "M, N", ratio, stream as usize), seed).unwrap();
+        let g = masked(&dropping("f32", "M, N", ratio, stream as usize), seed);
         assert_eq!(g.verify(Stage::Canonical), Ok(()));
         let (x, step) = (ones(shape), Tensor::scalar(step as f32));
         let found = run(&g, &[("x", &x), ("step", &step)]);
@@ -65,7 +71,7 @@ fn masks_are_words_of_philox() {
 
 #[test]
 fn values_without_axes_and_of_f64_are_dropped_too() {
-    let g = with_masks(&dropping("f64", "", 0.5, 2), 4).unwrap();
+    let g = masked(&dropping("f64", "", 0.5, 2), 4);
     let one = Tensor::scalar(1f64);
     let mut kept = 0;
     for step in 0..32 {
@@ -81,7 +87,7 @@ fn values_without_axes_and_of_f64_are_dropped_too() {
 fn the_share_that_stays_is_that_of_the_ratio() {
     const COUNT: usize = 40_000;
     for ratio in [0.1, 0.5, 0.9] {
-        let g = with_masks(&dropping("f32", "N", ratio, 0), 7).unwrap();
+        let g = masked(&dropping("f32", "N", ratio, 0), 7);
         let mut runner = Runner::new(g, &backend::native(), 2);
         for step in [0f32, 1.0, 1000.0] {
             let inputs = [("x".into(), ones(&[COUNT])), ("step".into(), Tensor::scalar(step))];
@@ -101,7 +107,7 @@ fn the_expected_value_is_the_value() {
     let graph = dropping("f64", "3, 5", ratio, 1);
     let mut sum = [0f64; 15];
     for seed in 0..SEEDS {
-        let g = with_masks(&graph, seed).unwrap();
+        let g = masked(&graph, seed);
         let found = run(&g, &[("x", &x), ("step", &Tensor::scalar(2f32))]);
         sum.iter_mut().zip(floats(output(&found, "y"))).for_each(|(s, y)| *s += y);
     }
@@ -122,8 +128,7 @@ fn places_and_steps_and_seeds_have_masks_of_their_own() {
     let graph = text::parse(source, &|_, _| None).unwrap();
     assert_eq!(places(&graph).len(), 2);
     let masks = |seed: u64, step: f32| {
-        let found =
-            run(&with_masks(&graph, seed).unwrap(), &[("x", &ones(&[64])), ("step", &Tensor::scalar(step))]);
+        let found = run(&masked(&graph, seed), &[("x", &ones(&[64])), ("step", &Tensor::scalar(step))]);
         [floats(output(&found, "y")), floats(output(&found, "z"))]
     };
     let all = [masks(0, 0.0), masks(0, 1.0), masks(1, 0.0)].concat();
@@ -138,11 +143,8 @@ fn a_graph_without_dropout_or_of_ratio_0_stays_as_it_is() {
     for ratio in [0.0, 1e-12] {
         let g = dropping("f32", "N", ratio, 0);
         assert!(places(&g).is_empty());
-        assert_eq!(with_masks(&g, 3).unwrap().to_string(), g.to_string());
+        assert_eq!(masked(&g, 3).to_string(), g.to_string());
     }
-    let g = dropping("f32", "N", 0.5, 0).to_string().replace("%x", "%step");
-    let refused = with_masks(&text::parse(&g, &|_, _| None).unwrap(), 3).unwrap_err().to_string();
-    assert_eq!(refused, "the model has an input `step`, which dropout reads");
 }
 
 fn squared(g: &mut Graph) -> Result<Value, TrainError> {
@@ -164,7 +166,8 @@ fn gradients_are_those_of_the_mask_of_the_step() {
       return %6
     }";
     let (a, b) = (normal(&[4, 8], 1), normal(&[8, 3], 2));
-    let constants = |key: &str, _: &_| Some(if key == "a" { a.clone() } else { b.clone() }.into());
+    let of_type = |ty: &TensorType| [&a, &b].into_iter().find(|t| TensorType::of(t) == *ty);
+    let constants = |_: &str, ty: &TensorType| of_type(ty).map(|t| t.clone().into());
     let graph = text::parse(source, &constants).unwrap();
     let nodes: Vec<NodeId> = parameter_names(&graph).into_iter().map(|(n, _)| n).collect();
     let update = Update {
@@ -173,9 +176,13 @@ fn gradients_are_those_of_the_mask_of_the_step() {
         schedule: Schedule::Constant { warm_up: 0.0 },
         clip: None,
     };
-    let step = TrainingStep::new(&with_masks(&graph, SEED).unwrap(), &nodes, &squared, &update).unwrap();
+    let step = TrainingStep::dropping(&graph, &nodes, &squared, &update, SEED).unwrap();
     assert_eq!(step.parameters, ["a", "b"]);
     assert_eq!(step.data().len(), 2, "the number of the step is a state");
+    let renamed = text::parse(&source.replace("%x", "%step"), &constants).unwrap();
+    let nodes: Vec<NodeId> = parameter_names(&renamed).into_iter().map(|(n, _)| n).collect();
+    let refused = TrainingStep::dropping(&renamed, &nodes, &squared, &update, SEED).unwrap_err().to_string();
+    assert_eq!(refused, "two inputs of the training step are called `step`");
     let (x, target) = (normal(&[6, 4], 3), normal(&[6, 3], 4));
     let (one, rate) = (Tensor::scalar(1f32), Tensor::scalar(0.5f32));
     let stepped = |a: &Tensor, b: &Tensor, number: f32| {
@@ -194,9 +201,10 @@ fn gradients_are_those_of_the_mask_of_the_step() {
         )
     };
     // The loss itself is given as f32: it is computed here from the outputs of the forward half.
-    let masked = with_masks(&graph, SEED).unwrap();
+    let forward = masked(&graph, SEED);
     let loss = |a: &Tensor, b: &Tensor, number: f32| {
-        let changed = margay_passes::with_parameters(&masked, &[("a".into(), a.clone()), ("b".into(), b.clone())]);
+        let changed =
+            margay_passes::with_parameters(&forward, &[("a".into(), a.clone()), ("b".into(), b.clone())]);
         let y = run(&changed.unwrap(), &[("x", &x), ("step", &Tensor::scalar(number))]);
         let y = floats(output(&y, "y"));
         y.iter().zip(floats(&target)).map(|(y, t)| (y - t).powi(2)).sum::<f64>() / y.len() as f64

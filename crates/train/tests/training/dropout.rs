@@ -96,7 +96,10 @@ fn a_run_that_goes_on_gives_the_same_bits() {
 #[test]
 fn only_steps_drop() {
     let (with, without) = (train(&options(), &graph(), None), train(&options(), &undropped(), None));
-    assert_eq!(with.fitted.first(), &margay_train::Point { seconds: with.fitted.first().seconds, ..without.fitted.first().clone() });
+    assert_eq!(
+        with.fitted.first(),
+        &margay_train::Point { seconds: with.fitted.first().seconds, ..without.fitted.first().clone() }
+    );
     assert_ne!(course(&with), course(&without));
     assert!(with.fitted.best().error < 0.8 * with.fitted.first().error, "{:?}", with.fitted.history);
     // The loss on samples whose elements are dropped is greater.

@@ -11,6 +11,8 @@ use margay_train::{
     Tensors, TrainError, Trainer, TrainingStep, Update, fit, loss,
 };
 
+use crate::support::StopAfter;
+
 const INPUTS: usize = 12;
 const HIDDEN: usize = 20;
 const OUTPUTS: usize = 5;

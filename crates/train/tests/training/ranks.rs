@@ -8,7 +8,8 @@ use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
 use margay_train::{
-    Objective, Observer, Optimizer, RankChange, RankLimit, RankSelection, Selection, Stop, Supervised, Trained,
+    Objective, Observer, Optimizer, RankChange, RankLimit, RankSelection, Selection, Stop, Supervised,
+    Trained,
 };
 
 use crate::support::{self, StopAfter};

@@ -2,8 +2,8 @@
 
 use margay_driver::{Runner, Samples, Silent, backend};
 use margay_ir::{Cx, Graph, Part};
-use margay_passes::sketch::{StructuredForm, StructuredTraining, structured_for_training};
 use margay_passes::parameter_names;
+use margay_passes::sketch::{StructuredForm, StructuredTraining, structured_for_training};
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
@@ -155,7 +155,11 @@ fn a_run_that_goes_on_gives_the_same_bits() {
         let (g, _) = replaced(form, None);
         let run = |part: &str, steps, resume| {
             let mut options = supervised(Objective::CrossEntropy, 12);
-            let fit = FitOptions { checkpoint: Some(folder.path().join(format!("{name} {part}"))), resume, ..options.fit };
+            let fit = FitOptions {
+                checkpoint: Some(folder.path().join(format!("{name} {part}"))),
+                resume,
+                ..options.fit
+            };
             options.fit = FitOptions { length: Length::Steps(12), checkpoint_seconds: 0.0, ..fit };
             train(&options, &g, steps)
         };
