@@ -104,6 +104,7 @@ fn ranks_are_chosen_during_training_and_exported() {
         ("--rank 4 --keep 0.1", "`--keep` and `--loss-change` need `--rank auto`"),
         ("--rank auto --keep 1.5", "the share of numbers: expected above 0 and below 1, found 1.5"),
         ("--rank auto --window 3", "`--window` is for `--scheme local`"),
+        ("--rank 4 --cores 3", "`--cores` is for `--scheme tt`"),
     ] {
         let refused = place.run(&format!("{base} {options} --export x.onnx"));
         assert_eq!(refused.code, 2);
