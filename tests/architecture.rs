@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, Option<&[&str]>)] = &[
 ];
 
 /// Packages that test or measure: nobody uses them, and they may use anything.
-const UNRESTRICTED: &[&str] = &["tests", "benches"];
+const UNRESTRICTED: &[&str] = &["tests", "benches", "fake-cuda"];
 
 /// Crates of the registry that have one home, by the start of their names.
 const HOMES: &[(&str, &str)] = &[
@@ -138,6 +138,7 @@ impl Source {
         let apart = ["/tests/", "/examples/", "/benches/"];
         self.path.contains("/src/")
             && !self.path.starts_with("crates/cli/")
+            && !self.path.starts_with("tests/")
             && !apart.iter().any(|folder| self.path.contains(folder))
     }
 

@@ -53,6 +53,7 @@ fn help() {
         "sensitivity",
         "pareto",
         "measure-machine",
+        "selftest",
         "export",
         "differentiate",
         "opt",
@@ -456,12 +457,25 @@ fn an_artifact_runs_on_the_device_of_its_back_end() {
     let unknown = place.run("compile model.onnx -o none.margay --device gpu");
     assert_eq!(unknown.code, 2);
     assert!(unknown.stderr.contains("unknown back end `gpu`; known are `cpu`, `cuda`, `reference`"));
-    let unknown = place.run("compile model.onnx -o none.margay --device cuda --target-cpu sm_60");
-    assert_eq!(unknown.code, 2);
-    assert!(unknown.stderr.contains("unknown target `sm_60`"), "{}", unknown.stderr);
-    let without = place.run("compile model.onnx -o none.margay --device cuda --target-cpu sm_80");
-    assert_eq!(without.code, 2, "a build without LLVM says so");
-    assert!(without.stderr.contains("it is without the feature `gpu`"), "{}", without.stderr);
+    for (words, expected) in [
+        ("--device cuda:sm_60", "unknown target `sm_60`"),
+        ("--device cuda --target-cpu sm_80", "named behind it, as in `--device cuda:CLASS`"),
+        ("--device cpu:x86-64-v3", "as in `--target-cpu x86-64-v3`"),
+        #[cfg(not(feature = "gpu"))]
+        ("--device cuda:sm_80", "it is without the feature `gpu`"),
+    ] {
+        let refused = place.run(&format!("compile model.onnx -o none.margay {words}"));
+        assert_eq!(refused.code, 2, "{words}");
+        assert!(refused.stderr.contains(expected), "{words}: {}", refused.stderr);
+    }
+    for (words, expected) in [
+        ("--device cpu:1", "there is one device `cpu`, asked for number 1"),
+        ("--device cuda:x", "`cuda:x` is no device, expected a number"),
+    ] {
+        let refused = place.run(&format!("run interpreted.margay --inputs in.npz --outputs o.npz {words}"));
+        assert_eq!(refused.code, 2, "{words}");
+        assert!(refused.stderr.contains(expected), "{words}: {}", refused.stderr);
+    }
 }
 
 #[test]

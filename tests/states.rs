@@ -60,7 +60,7 @@ fn states_of_other_types_and_names_are_refused() {
     let message = |r: Result<(), RunError>| r.unwrap_err().to_string();
     assert_eq!(message(s.set_state("sum", &row(&[0.0; 5]))), "state `sum` is f32[4], found f32[5]");
     assert_eq!(message(s.set_state("total", &row(&[0.0]))), "there is no state `total`");
-    assert!(s.state("x").is_none());
+    assert!(s.state("x").is_err());
     let given = s.run(&[("x", &row(&[0.0; 4])), ("sum", &row(&[0.0; 4]))]).unwrap_err();
     assert_eq!(given.to_string(), "inputs do not fit: `sum` is not an input, expected `x`");
     let message = |states: &[(&str, &str)]| step(MEAN, states).err().unwrap();

@@ -115,8 +115,36 @@ pub enum Fault {
         /// The number among its requirements.
         requirement: usize,
     },
-    /// The code does what no code may; the text names the place. Only a device that checks every access says so.
+    /// The code does what no code may; the text names the place. Only a device that notices it says so.
     Code(String),
+    /// The device failed, or its driver; the text says how.
+    Device(String),
+}
+
+impl Fault {
+    /// The fault with the place where it was found.
+    #[must_use]
+    pub fn at(self, place: impl fmt::Display) -> Fault {
+        match self {
+            Fault::Requirement { .. } => self,
+            Fault::Code(problem) => Fault::Code(format!("{place}: {problem}")),
+            Fault::Device(problem) => Fault::Device(format!("{place}: {problem}")),
+        }
+    }
+}
+
+impl From<Fault> for RunError {
+    /// Of a fault that no data made.
+    fn from(fault: Fault) -> RunError {
+        match fault {
+            Fault::Code(problem) => RunError::Program { problem },
+            Fault::Device(problem) => RunError::Device { problem },
+            Fault::Requirement { step, requirement } => RunError::Fault {
+                step: format!("step {step}"),
+                requirement: format!("its requirement {requirement}"),
+            },
+        }
+    }
 }
 
 /// Memory of a device that a session owns.
@@ -131,8 +159,14 @@ pub trait Memory: Send {
     fn host(&self) -> Option<&[u8]>;
 
     /// Copies bytes of the host to the memory from byte `at` on.
-    fn write(&mut self, at: usize, bytes: &[u8]);
+    ///
+    /// # Errors
+    /// How the device failed.
+    fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), RunError>;
 
     /// Copies the memory from byte `at` on to the host.
-    fn read(&self, at: usize, to: &mut [u8]);
+    ///
+    /// # Errors
+    /// How the device failed; `to` then holds nothing of use.
+    fn read(&self, at: usize, to: &mut [u8]) -> Result<(), RunError>;
 }

@@ -42,6 +42,22 @@ pub enum RunError {
         /// What is missing.
         problem: String,
     },
+    /// The device is of a class that does not run the code (the options' fault: compile for this one).
+    #[error("compiled for `{target}`, and the device is {device}, which runs `{runs}`")]
+    Class {
+        /// The class compiled for.
+        target: String,
+        /// The device.
+        device: String,
+        /// The newest class that it runs the code of.
+        runs: String,
+    },
+    /// The device failed while it was used, or its driver (the machine's fault).
+    #[error("the device failed: {problem}")]
+    Device {
+        /// What the driver says.
+        problem: String,
+    },
     /// The code is not what the back end writes (the file's fault).
     #[error("malformed code: {problem}")]
     Code {

@@ -110,8 +110,11 @@ impl Session {
         self.states.bytes()
     }
 
-    /// What a state holds; `None` if there is none of this name.
-    pub fn state(&self, name: &str) -> Option<Tensor> {
+    /// What a state holds.
+    ///
+    /// # Errors
+    /// [`RunError::State`] if there is none of this name, [`RunError::Device`] if it cannot be read.
+    pub fn state(&self, name: &str) -> Result<Tensor, RunError> {
         self.states.get(name)
     }
 
@@ -132,7 +135,7 @@ impl Session {
     pub fn run_in_place(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RunError> {
         let index = self.run_entry(inputs, false)?;
         if let Some(copies) = &mut self.copies {
-            self.outputs.read(0, &mut copies[..end(&self.executable.ports()[index].outputs)]);
+            self.outputs.read(0, &mut copies[..end(&self.executable.ports()[index].outputs)])?;
         }
         self.count(index);
         let parts = &self.executable.entries()[index].parts;
@@ -226,13 +229,13 @@ impl Session {
             self.bases.push(match (borrowed, &mut self.staging) {
                 (Some(address), _) => address,
                 (None, Some(staging)) => {
-                    staging.write(area.start, tensor.bytes());
+                    staging.write(area.start, tensor.bytes())?;
                     staging.address().offset(area.start)
                 }
                 (None, none) => {
                     let most = self.executable.ports().iter().map(|p| end(&p.inputs)).max();
                     let staging = none.insert(self.queue.allocate("inputs", most.unwrap_or(0))?);
-                    staging.write(area.start, tensor.bytes());
+                    staging.write(area.start, tensor.bytes())?;
                     staging.address().offset(area.start)
                 }
             });
@@ -261,7 +264,7 @@ fn end(areas: &[Range<usize>]) -> usize {
 fn fault(fault: Fault, steps: &[StepNote]) -> RunError {
     let (step, requirement) = match fault {
         Fault::Requirement { step, requirement } => (step, requirement),
-        Fault::Code(problem) => return RunError::Program { problem },
+        Fault::Code(_) | Fault::Device(_) => return fault.into(),
     };
     let note = steps.get(step);
     let label = note.map(|s| s.label.clone()).filter(|label| !label.is_empty());

@@ -69,16 +69,16 @@ impl States {
             return Err(RunError::State { problem });
         }
         let at = range.start;
-        self.memory.write(at, value.bytes());
-        Ok(())
+        self.memory.write(at, value.bytes())
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<Tensor> {
-        let (port, range) = self.place(name)?;
+    pub(crate) fn get(&self, name: &str) -> Result<Tensor, RunError> {
+        let unknown = || RunError::State { problem: format!("there is no state `{name}`") };
+        let (port, range) = self.place(name).ok_or_else(unknown)?;
         let mut bytes = vec![0; range.len()];
-        self.memory.read(range.start, &mut bytes);
+        self.memory.read(range.start, &mut bytes)?;
         let tensor = Tensor::from_bytes(port.dtype, &port.shape, &bytes);
-        Some(tensor.expect("places have the sizes of their ports"))
+        Ok(tensor.expect("places have the sizes of their ports"))
     }
 
     /// Where the state of an input lies.

@@ -63,7 +63,7 @@ fn begin() -> Begun {
     let step = step.unwrap_or_else(|e| panic!("{e}"));
     let example = Rows.batch(&[]).unwrap_or_else(|e| panic!("{e}"));
     let trainer = Trainer::new(&step, &example, &backend::native(), 1).unwrap_or_else(|e| panic!("{e}"));
-    let states = trainer.states();
+    let states = trainer.states().unwrap_or_else(|e| panic!("{e}"));
     Begun { trainer, states }
 }
 

@@ -70,10 +70,10 @@ pub(crate) struct TargetArgs {
     /// Rates that times are predicted by, as `margay measure-machine` writes them [default: those of the class].
     #[arg(long, value_name = "FILE.toml")]
     cost_model: Option<PathBuf>,
-    /// Device to compile for: cpu; cuda, where `--target-cpu` is sm_75, sm_80 or sm_90, and native is the first; with
-    /// sm_80+tf32 and sm_90+tf32 products may round factors of f32 to tf32; or reference, which interprets, slowly, and
-    /// checks every access.
-    #[arg(long = "device", alias = "backend", value_name = "NAME", default_value = "cpu", hide = true)]
+    /// Device to compile for: cpu; cuda:sm_75, cuda:sm_80 or cuda:sm_90, and cuda for the first, where this program was built for
+    /// it; with cuda:sm_80+tf32 and cuda:sm_90+tf32 products may round factors of f32 to tf32; or reference, which interprets,
+    /// slowly, and checks every access.
+    #[arg(long = "device", alias = "backend", value_name = "NAME[:CLASS]", default_value = "cpu")]
     backend: String,
     /// Keep what calibration and fits cost in a folder: another goal for the same model and samples takes it from there.
     #[arg(long, value_name = "FOLDER")]

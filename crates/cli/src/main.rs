@@ -31,6 +31,7 @@ mod progress;
 mod recover;
 mod run;
 mod save;
+mod selftest;
 mod sensitivity;
 mod table;
 mod train;
@@ -71,6 +72,7 @@ enum Command {
     Sensitivity(sensitivity::Args),
     Pareto(pareto::Args),
     MeasureMachine(measure_machine::Args),
+    Selftest(selftest::Args),
     Export(export::Args),
     Differentiate(differentiate::Args),
     Opt(opt::Args),
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         Command::Sensitivity(args) => sensitivity::run(&args),
         Command::Pareto(args) => pareto::run(&args),
         Command::MeasureMachine(args) => measure_machine::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Differentiate(args) => differentiate::run(&args),
         Command::Opt(args) => opt::run(&args),

@@ -33,8 +33,9 @@ pub(crate) struct Args {
     /// Precision of products with constant matrices of an ONNX file.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
-    /// Device that runs an artifact: cpu, or cuda; or reference, which interprets, slowly, and checks every access.
-    #[arg(long = "device", alias = "backend", value_name = "NAME", hide = true)]
+    /// Device that runs an artifact: cpu, cuda, or cuda:1 for the second one; or, slowly and with every access checked, reference,
+    /// or emulated, which runs code for cuda [default: the first that the artifact has code for].
+    #[arg(long = "device", alias = "backend", value_name = "NAME[:NUMBER]")]
     backend: Option<String>,
     #[command(flatten)]
     how: RunArgs,

@@ -26,7 +26,8 @@ struct Entry {
     make: fn(&str, Precision) -> Made,
     /// The back end for every target whose code runs here.
     supported: fn() -> Vec<Arc<dyn Backend>>,
-    device: fn() -> Arc<dyn Device>,
+    /// Its device of a number; only some back ends have several.
+    device: fn(usize) -> Result<Arc<dyn Device>, String>,
 }
 
 /// The back ends, in the order in which code of an artifact is preferred.
@@ -40,7 +41,7 @@ const BACKENDS: &[Entry] = &[
             let here = Class::ALL.into_iter().filter(|class| class.supported_here());
             here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
         },
-        device: || Arc::new(CpuDevice),
+        device: |number| only(number, Arc::new(CpuDevice)),
     },
     Entry {
         name: margay_codegen_gpu::NAME,
@@ -56,7 +57,7 @@ const BACKENDS: &[Entry] = &[
         },
         // The tests run it on an emulator, which is none of these devices.
         supported: Vec::new,
-        device: || Arc::new(GpuDevice::cuda(0)),
+        device: |number| Ok(Arc::new(GpuDevice::cuda(number))),
     },
     Entry {
         name: margay_reference::NAME,
@@ -65,9 +66,17 @@ const BACKENDS: &[Entry] = &[
             _ => Err(format!("unknown target `{target}`; this back end knows `{}`", margay_reference::NAME)),
         },
         supported: || vec![Arc::new(ReferenceBackend)],
-        device: || Arc::new(ReferenceDevice),
+        device: |number| only(number, Arc::new(ReferenceDevice)),
     },
 ];
+
+/// A device that there is one of.
+fn only(number: usize, device: Arc<dyn Device>) -> Result<Arc<dyn Device>, String> {
+    match number {
+        0 => Ok(device),
+        _ => Err(format!("there is one device `{}`, asked for number {number}", device.backend())),
+    }
+}
 
 fn entry(name: &str) -> Result<&'static Entry, DriverError> {
     BACKENDS.iter().find(|entry| entry.name == name).ok_or_else(|| {
@@ -76,13 +85,36 @@ fn entry(name: &str) -> Result<&'static Entry, DriverError> {
     })
 }
 
-/// A back end by its name. `target` is the class of machines to compile for, or `native` for this machine; `precision` is
-/// that of the products, which may decide what the best class of this machine is.
+/// A back end by its name, which may be followed by a class of devices, as in `cuda:sm_80`. `target` is the class of processors to
+/// compile for, or `native` for this machine, and other back ends take none; `precision` is that of the products, which may
+/// decide what the best class of this machine is.
 ///
 /// # Errors
 /// [`DriverError::Options`] for names that are not known.
 pub fn named(name: &str, target: &str, precision: Precision) -> Result<Arc<dyn Backend>, DriverError> {
+    let (name, class) = parted(name);
+    match (name == margay_codegen_cpu::NAME, class) {
+        (true, Some(class)) => Err(DriverError::Options(format!(
+            "`{name}:{class}`: a class of processors is the target, as in `--target-cpu {class}`"
+        ))),
+        (false, _) if target != NATIVE => Err(DriverError::Options(format!(
+            "the target `{target}` is a class of processors; one of `{name}` is named behind it, as in `--device {name}:CLASS`"
+        ))),
+        (_, class) => made(name, class.unwrap_or(target), precision),
+    }
+}
+
+/// The class that stands for what this machine is.
+const NATIVE: &str = "native";
+
+/// A back end for a class that it knows.
+fn made(name: &str, target: &str, precision: Precision) -> Result<Arc<dyn Backend>, DriverError> {
     (entry(name)?.make)(target, precision).map_err(DriverError::Options)
+}
+
+/// A name, and what is behind a colon.
+fn parted(name: &str) -> (&str, Option<&str>) {
+    name.split_once(':').map_or((name, None), |(name, rest)| (name, Some(rest)))
 }
 
 /// As [`named`], with predicted times from the text of a cost model, such as
@@ -96,6 +128,7 @@ pub fn with_cost_model(
     precision: Precision,
     text: &str,
 ) -> Result<Arc<dyn Backend>, DriverError> {
+    let (name, _) = parted(name);
     if name != margay_codegen_cpu::NAME {
         return Err(DriverError::Options(format!("cost models are for the back end `cpu`, not `{name}`")));
     }
@@ -134,12 +167,41 @@ pub fn supported() -> Vec<Arc<dyn Backend>> {
     BACKENDS.iter().flat_map(|entry| (entry.supported)()).collect()
 }
 
-/// The device that runs code of a back end, by the name of the back end.
+/// The name of the emulator of GPUs, a second device of the back end `cuda`.
+pub const EMULATED: &str = "emulated";
+
+/// The device that runs code of a back end, by the name of the back end, and its number if there are several, as in
+/// `cuda:1`; or [`EMULATED`].
 ///
 /// # Errors
-/// [`DriverError::Options`] for names that are not known.
+/// [`DriverError::Options`] for names and numbers that are not known, and for the emulator where it is not built in.
 pub fn device(name: &str) -> Result<Arc<dyn Device>, DriverError> {
-    Ok((entry(name)?.device)())
+    if name == EMULATED {
+        return emulated();
+    }
+    let (name, number) = parted(name);
+    let entry = entry(name)?;
+    let number = match number.map(str::parse) {
+        None => 0,
+        Some(Ok(number)) => number,
+        Some(Err(_)) => {
+            let message = format!("`{name}:{}` is no device, expected a number", number.unwrap_or_default());
+            return Err(DriverError::Options(message));
+        }
+    };
+    (entry.device)(number).map_err(DriverError::Options)
+}
+
+#[cfg(feature = "gpu")]
+fn emulated() -> Result<Arc<dyn Device>, DriverError> {
+    Ok(Arc::new(GpuDevice::new(Arc::new(margay_emulator::Emulator::new(1)))))
+}
+
+#[cfg(not(feature = "gpu"))]
+fn emulated() -> Result<Arc<dyn Device>, DriverError> {
+    Err(DriverError::Options(format!(
+        "no device `{EMULATED}`: this build of margay is without the feature `gpu`"
+    )))
 }
 
 /// What was compiled in this process for a back end, loaded by its device.
@@ -152,7 +214,10 @@ pub(crate) fn executable(parts: Parts, backend: &dyn Backend) -> Result<Executab
 pub fn load(artifact: &Artifact, backend: Option<&str>) -> Result<Executable, DriverError> {
     let devices: Vec<Arc<dyn Device>> = match backend {
         Some(name) => vec![device(name)?],
-        None => BACKENDS.iter().map(|entry| (entry.device)()).collect(),
+        None => {
+            let devices = BACKENDS.iter().map(|entry| (entry.device)(0).map_err(DriverError::Options));
+            devices.collect::<Result<_, _>>()?
+        }
     };
     Ok(Executable::from_artifact_on(artifact, &devices)?)
 }
@@ -169,7 +234,7 @@ pub fn of_executable(executable: &Executable) -> Result<Arc<dyn Backend>, Driver
 
 fn of_code(first: Option<&CodeSection>) -> Result<Arc<dyn Backend>, DriverError> {
     let first = first.ok_or_else(|| DriverError::Options("the artifact holds no code".to_owned()))?;
-    named(&first.parts.backend, &first.parts.target, Precision::F32)
+    made(&first.parts.backend, &first.parts.target, Precision::F32)
 }
 
 fn cpu(target: CpuTarget) -> Made {

@@ -218,6 +218,9 @@ impl DriverError {
             DriverError::Run(RunError::Target { .. }) => {
                 Some("compile the model again with `--target-cpu native` on this machine".into())
             }
+            DriverError::Run(RunError::Class { runs, .. }) => {
+                Some(format!("compile the model again with `--device cuda:{runs}`"))
+            }
             DriverError::Run(RunError::Inputs { .. } | RunError::NoEntry { .. }) => {
                 Some("compile the model for these shapes with `--dim`".into())
             }
@@ -294,7 +297,9 @@ impl From<&RunError> for Kind {
             RunError::Machine { .. }
             | RunError::Target { .. }
             | RunError::Memory { .. }
-            | RunError::NoDevice { .. } => Kind::Device,
+            | RunError::NoDevice { .. }
+            | RunError::Class { .. }
+            | RunError::Device { .. } => Kind::Device,
             RunError::Code { .. } => Kind::Malformed,
             RunError::Program { .. } => Kind::Internal,
             RunError::NoCode { .. }

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use margay_kernels_gpu::GpuTarget;
 use margay_runtime::RunError;
+use margay_runtime::device::Fault;
 use margay_runtime::gpu::{Driver, LaunchForm, LoadedKernel};
 
-use crate::launch::{Kernel, Order, Shape, launch};
+use crate::launch::{Code, Kernel, Order, Shape, launch};
 use crate::memory::Blocks;
+use crate::ptx;
 use crate::shadow::Shadow;
 #[cfg(feature = "gpu")]
 use crate::thread::symbols;
@@ -18,7 +20,8 @@ use crate::thread::{Array, BlockState, Region};
 
 /// An emulated device.
 ///
-/// Code for it is MLIR. Launches run when they are asked for; what is found in one is the error of its launch.
+/// Code for it is MLIR, or PTX of any class of devices. Launches run when they are asked for; what is found in one is the
+/// error of its launch.
 #[derive(Clone)]
 pub struct Emulator {
     blocks: Arc<Mutex<Blocks>>,
@@ -46,11 +49,8 @@ impl Emulator {
 }
 
 impl Driver for Emulator {
-    fn accepts(&self, target: GpuTarget) -> Result<(), RunError> {
-        if target.is_emulated() {
-            return Ok(());
-        }
-        Err(RunError::Target { target: target.name().to_owned(), supported: "emulated targets".to_owned() })
+    fn accepts(&self, _: GpuTarget) -> Result<(), RunError> {
+        Ok(())
     }
 
     fn allocate(&self, bytes: usize, zeroed: bool) -> io::Result<u64> {
@@ -61,24 +61,30 @@ impl Driver for Emulator {
         self.blocks().free(address);
     }
 
-    fn write(&self, to: u64, bytes: &[u8]) {
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.blocks().write(to, bytes);
+        Ok(())
     }
 
-    fn read(&self, from: u64, bytes: &mut [u8]) {
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         self.blocks().read(from, bytes);
+        Ok(())
     }
 
-    fn copy(&self, from: u64, to: u64, bytes: usize) {
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
         self.blocks().copy(from, to, bytes);
+        Ok(())
     }
 
     fn load(&self, module: &str) -> Result<Box<dyn LoadedKernel>, String> {
-        let compiled = self.compiler.compile(module)?;
+        let compiled = match module.contains(".visible .entry") {
+            true => interpreted(module)?,
+            false => self.compiler.compile(module)?,
+        };
         Ok(Box::new(EmulatedKernel { emulator: self.clone(), compiled }))
     }
 
-    fn synchronise(&self) -> Result<(), String> {
+    fn synchronise(&self) -> Result<(), Fault> {
         Ok(())
     }
 }
@@ -91,15 +97,17 @@ struct EmulatedKernel {
 }
 
 impl LoadedKernel for EmulatedKernel {
-    unsafe fn launch(&self, form: &LaunchForm<'_>) -> Result<(), String> {
-        if form.args.len() != self.compiled.params {
-            return Err(format!("{} arguments for {} parameters", form.args.len(), self.compiled.params));
+    unsafe fn launch(&self, form: &LaunchForm<'_>) -> Result<(), Fault> {
+        let Compiled { kernel, params, shared, .. } = &self.compiled;
+        if form.args.len() != *params {
+            return Err(Fault::Code(format!("{} arguments for {params} parameters", form.args.len())));
         }
         let mut blocks = self.emulator.blocks();
         let mut regions = Vec::new();
         for region in form.regions {
             let found = blocks.find(region.address, region.bytes);
-            let (block, at) = found.ok_or("an argument that is no memory of the device")?;
+            let none = || Fault::Code("an argument that is no memory of the device".to_owned());
+            let (block, at) = found.ok_or_else(none)?;
             regions.push(Region {
                 begin: region.address as usize,
                 bytes: region.bytes,
@@ -110,17 +118,17 @@ impl LoadedKernel for EmulatedKernel {
         let state = BlockState {
             number: 0,
             regions,
-            arrays: self.compiled.shared.iter().map(|&bytes| Array::new(bytes)).collect(),
+            arrays: shared.iter().map(|&bytes| Array::new(bytes)).collect(),
             found: Default::default(),
             aside: Box::new([0; 2]),
         };
-        let kernel = Kernel { function: self.compiled.function, waits: self.compiled.waits };
         let shape = Shape { blocks: form.blocks, threads: form.threads };
         let number = self.emulator.launches.fetch_add(1, Ordering::Relaxed);
         let mut order = Order::new(self.emulator.seed.wrapping_add(number));
         // SAFETY: the kernel takes so many parameters, all of 64 bits; every access goes through the calls, which let
         // through what lies in a region, and no block of memory is freed as long as they are locked.
-        let found = unsafe { launch(kernel, shape, form.args, state, &mut order) }?;
+        let found = unsafe { launch(kernel, shape, form.args, state, &mut order) };
+        let found = found.map_err(Fault::Code)?;
         if found.is_empty() {
             return Ok(());
         }
@@ -128,19 +136,31 @@ impl LoadedKernel for EmulatedKernel {
             format!("{problem} (access {place}, {times} times)")
         };
         let lines: Vec<String> = found.iter().map(line).collect();
-        Err(lines.join("; "))
+        Err(Fault::Code(lines.join("; ")))
     }
 }
 
-/// A kernel as machine code of the processor.
+/// A kernel that can be launched.
 #[derive(Debug)]
 struct Compiled {
-    function: margay_codegen_gpu::host::HostFn,
-    waits: bool,
+    kernel: Kernel,
     shared: Vec<usize>,
     params: usize,
     #[cfg(feature = "gpu")]
-    _code: margay_codegen_gpu::HostCode,
+    _code: Option<margay_codegen_gpu::HostCode>,
+}
+
+/// A kernel of PTX.
+fn interpreted(module: &str) -> Result<Compiled, String> {
+    let code = ptx::parse(module)?;
+    let (params, shared) = (code.params, code.shared.clone());
+    Ok(Compiled {
+        kernel: Kernel { waits: code.waits, code: Code::Ptx(Arc::new(code)) },
+        shared,
+        params,
+        #[cfg(feature = "gpu")]
+        _code: None,
+    })
 }
 
 /// What makes machine code of the processor.
@@ -158,11 +178,10 @@ impl Compiler {
         // SAFETY: the functions are those that `for_host` states.
         let code = unsafe { mlir.host(module, &symbols()) }.map_err(|e| e.to_string())?;
         Ok(Compiled {
-            function: code.function,
-            waits: code.kernel.waits,
+            kernel: Kernel { code: Code::Host(code.function), waits: code.kernel.waits },
             shared: code.kernel.shared.clone(),
             params: code.kernel.params,
-            _code: code,
+            _code: Some(code),
         })
     }
 

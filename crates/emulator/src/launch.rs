@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -12,6 +13,7 @@ use margay_codegen_gpu::host::HostFn;
 use margay_kernels_gpu::WARP;
 
 use crate::multiply::{Handed, products};
+use crate::ptx::{self, Ptx};
 use crate::shadow::Problem;
 use crate::thread::{BlockState, Request, Thread};
 
@@ -21,11 +23,20 @@ const STACK_BYTES: usize = 64 << 10;
 type Fiber = Coroutine<u32, Request, (), DefaultStack>;
 
 /// A kernel that can be launched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Kernel {
-    pub(crate) function: HostFn,
+    pub(crate) code: Code,
     /// Whether a thread may wait for others.
     pub(crate) waits: bool,
+}
+
+/// What a thread of a kernel does.
+#[derive(Clone, Debug)]
+pub(crate) enum Code {
+    /// Machine code of the processor.
+    Host(HostFn),
+    /// PTX that is interpreted.
+    Ptx(Arc<Ptx>),
 }
 
 /// The extents of a launch.
@@ -66,7 +77,7 @@ impl Order {
 /// # Safety
 /// The kernel takes these arguments, and behaves where every access is let through by the calls.
 pub(crate) unsafe fn launch(
-    kernel: Kernel,
+    kernel: &Kernel,
     shape: Shape,
     args: &[u64],
     mut state: BlockState,
@@ -90,25 +101,30 @@ pub(crate) unsafe fn launch(
 ///
 /// # Safety
 /// As for [`launch`]; the thread is one of the launch.
-unsafe fn call(kernel: Kernel, thread: *mut Thread, args: &[u64]) {
+unsafe fn call(code: &Code, thread: *mut Thread, args: &[u64]) {
+    let function = match code {
+        Code::Host(function) => function,
+        // SAFETY: as the caller promises.
+        Code::Ptx(code) => return unsafe { ptx::run(code, thread, args) },
+    };
     let thread: *const c_void = thread.cast();
     let mut addresses = Vec::with_capacity(1 + args.len());
     addresses.push((&raw const thread).cast::<c_void>());
     addresses.extend(args.iter().map(|arg| std::ptr::from_ref(arg).cast::<c_void>()));
     // SAFETY: the addresses are those of the parameters that the kernel takes.
-    unsafe { (kernel.function)(addresses.as_ptr()) };
+    unsafe { function(addresses.as_ptr()) };
 }
 
 /// Runs the threads of a block one after the other.
 ///
 /// # Safety
 /// As for [`launch`].
-unsafe fn straight(kernel: Kernel, shape: Shape, args: &[u64], state: &mut BlockState, order: &mut Order) {
+unsafe fn straight(kernel: &Kernel, shape: Shape, args: &[u64], state: &mut BlockState, order: &mut Order) {
     let state: *mut BlockState = state;
     for number in order.shuffled(0..shape.threads) {
         let mut thread = Thread::new(number, state);
         // SAFETY: as the caller promises.
-        unsafe { call(kernel, &mut thread, args) };
+        unsafe { call(&kernel.code, &mut thread, args) };
     }
 }
 
@@ -127,7 +143,7 @@ struct Turn {
 /// # Safety
 /// As for [`launch`].
 unsafe fn in_turns(
-    kernel: Kernel,
+    kernel: &Kernel,
     shape: Shape,
     args: &[u64],
     state: &mut BlockState,
@@ -144,11 +160,12 @@ unsafe fn in_turns(
             None => DefaultStack::new(STACK_BYTES).map_err(|e| format!("a thread has no stack: {e}"))?,
         };
         let (at, args): (*mut Thread, Vec<u64>) = (&mut *thread, args.to_vec());
+        let code = kernel.code.clone();
         let fiber = Fiber::with_stack(stack, move |yielder, _| {
             // SAFETY: the thread outlives its fiber, and as the caller of `launch` promises.
             unsafe {
                 (*at).yielder = yielder;
-                call(kernel, at, &args);
+                call(&code, at, &args);
             }
         });
         turns.push(Turn { thread, fiber: Some(fiber), request: None, answer: 0 });

@@ -37,6 +37,7 @@
 //! - [`Predictor`]: runs an ONNX file or an artifact.
 //! - [`bench()`], [`compare()`], [`evaluate()`], [`sensitivity()`]: speed, bytes and errors.
 //! - [`Training`] with [`Supervised`], [`Recovery`] with [`RecoverOptions`], [`differentiate`]: learning.
+//! - [`selftest()`]: kernels of a device against the processor.
 //! - [`read_graph`], [`Pipeline`], [`Dump`]: graphs as text, and passes on them.
 //! - [`InputSource`], [`InputFile`], [`read_array`]: tensors from files, or random ones.
 
@@ -57,6 +58,7 @@ mod metric;
 mod plan;
 mod predictor;
 mod recovery;
+mod selftest;
 mod training;
 
 pub use artifact::{export_artifact, open_artifact, report_of};
@@ -72,6 +74,7 @@ pub use metric::command_metric;
 pub use plan::read_plan;
 pub use predictor::{Predictor, RunOptions};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
+pub use selftest::{SelftestOptions, SelftestResult, selftest, selftest_families, write_selftest};
 pub use training::{
     TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
 };

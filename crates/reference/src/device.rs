@@ -169,14 +169,16 @@ impl Memory for Block {
         None
     }
 
-    fn write(&mut self, at: usize, bytes: &[u8]) {
+    fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), RunError> {
         let (address, len) = self.range(at..at + bytes.len());
         self.space.with(address, len, |to| to.copy_from_slice(bytes));
+        Ok(())
     }
 
-    fn read(&self, at: usize, to: &mut [u8]) {
+    fn read(&self, at: usize, to: &mut [u8]) -> Result<(), RunError> {
         let (address, len) = self.range(at..at + to.len());
         self.space.with(address, len, |from| to.copy_from_slice(from));
+        Ok(())
     }
 }
 

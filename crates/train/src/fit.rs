@@ -381,7 +381,7 @@ impl<'o> Run<'o> {
             options,
             batches,
             record: Record { identity: options.identity.clone(), total_steps, settled, ..Record::default() },
-            best: trainer.parameters(),
+            best: trainer.parameters()?,
             before: 0.0,
             start: Instant::now(),
             evaluation_seconds: 0.0,
@@ -521,7 +521,7 @@ impl<'o> Run<'o> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let begin = Instant::now();
-        let parameters = trainer.parameters();
+        let parameters = trainer.parameters()?;
         let found = task.evaluate(&parameters)?;
         self.evaluation_seconds = begin.elapsed().as_secs_f64();
         let sum = std::mem::take(&mut self.record.loss_sum);
@@ -560,7 +560,7 @@ impl<'o> Run<'o> {
         let Some(path) = self.options.checkpoint.as_ref().filter(|_| due) else { return Ok(()) };
         let checkpoint = Checkpoint {
             record: self.record.clone(),
-            states: trainer.states(),
+            states: trainer.states()?,
             best: self.best.clone(),
             fixed: self.options.fixed.clone(),
         };

@@ -45,7 +45,7 @@ pub fn find_rate(
     default: f64,
     over: &dyn Fn() -> bool,
 ) -> Result<RateTest, TrainError> {
-    let states = trainer.states();
+    let states = trainer.states()?;
     // Far from the end of every schedule.
     trainer.set_total_steps(1 << 20)?;
     let growth = (RATES.1 / RATES.0).powf(1.0 / (GROWING - 1) as f64);

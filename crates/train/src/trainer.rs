@@ -109,8 +109,8 @@ impl Trainer {
             session.set_state(&state.name, &state.initial)?;
         }
         let parameters = step.parameters.clone();
-        let bytes = |name: &String| session.state(name).map_or(0, |t| t.bytes().len());
-        let parameter_bytes = parameters.iter().map(bytes).sum();
+        let bytes = |name: &String| session.state(name).map(|t| t.bytes().len());
+        let parameter_bytes = parameters.iter().map(bytes).sum::<Result<_, _>>()?;
         let source = Source { graph: step.graph.clone(), backend: backend.clone(), threads };
         let schedule = step.schedule;
         Ok(Trainer { session, parameters, arena_bytes, parameter_bytes, saved, schedule, source })
@@ -140,7 +140,7 @@ impl Trainer {
     /// # Errors
     /// What the compiler refuses.
     pub fn first_non_finite(&self, batch: &[(String, Tensor)]) -> Result<Option<NonFinite>, TrainError> {
-        let mut states = self.states();
+        let mut states = self.states()?;
         let last = (self.scalar(STEP) - 1.0).max(0.0) as f32;
         states.iter_mut().filter(|(name, _)| name == STEP).for_each(|(_, t)| *t = Tensor::scalar(last));
         let inputs: Vec<(&str, &Tensor)> =
@@ -171,22 +171,35 @@ impl Trainer {
     }
 
     fn scalar(&self, state: &str) -> f64 {
-        let value = self.session.state(state).and_then(|t| Some(*t.as_slice::<f32>().ok()?.first()?));
+        let state = self.session.state(state).ok();
+        let value = state.and_then(|t| Some(*t.as_slice::<f32>().ok()?.first()?));
         f64::from(value.unwrap_or(f32::NAN))
     }
 
     /// The parameters as they are now.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
         self.take(self.parameters.iter().map(String::as_str))
     }
 
     /// All states as they are now.
-    pub fn states(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn states(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
         self.take(self.session.states())
     }
 
-    fn take<'n>(&self, names: impl Iterator<Item = &'n str>) -> Vec<(String, Tensor)> {
-        names.filter_map(|name| Some((name.to_string(), self.session.state(name)?))).collect()
+    fn take<'n>(
+        &self,
+        mut names: impl Iterator<Item = &'n str>,
+    ) -> Result<Vec<(String, Tensor)>, TrainError> {
+        names.try_fold(Vec::new(), |mut all, name| {
+            all.push((name.to_string(), self.session.state(name)?));
+            Ok(all)
+        })
     }
 
     /// Puts states back as [`states`](Trainer::states) gave them. All must be given.

@@ -34,11 +34,13 @@ impl Memory for HostMemory {
         Some(&self.0)
     }
 
-    fn write(&mut self, at: usize, bytes: &[u8]) {
+    fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), RunError> {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
     }
 
-    fn read(&self, at: usize, to: &mut [u8]) {
+    fn read(&self, at: usize, to: &mut [u8]) -> Result<(), RunError> {
         to.copy_from_slice(&self.0[at..at + to.len()]);
+        Ok(())
     }
 }

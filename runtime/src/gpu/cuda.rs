@@ -1,19 +1,21 @@
-//! The driver of NVIDIA devices. The library `cuda` is looked for when a device is opened: neither building nor starting
+//! The driver of NVIDIA devices. The library `libcuda` is looked for when a device is opened: neither building nor starting
 //! margay needs it.
 //!
-//! Everything goes through the default stream of the device's primary context, which keeps the order. **No line of this file
-//! has run on a device yet.**
+//! Everything goes through the default stream of the device's primary context, which keeps the order. A fault of a
+//! kernel ends the context: every later call fails with the same error.
 
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{DriverError, result, sys};
 use margay_kernels_gpu::{ENTRY, GpuTarget};
 
 use super::driver::{Driver, LaunchForm, LoadedKernel};
 use crate::RunError;
+use crate::device::Fault;
 
 /// A device of this machine, opened.
 pub struct CudaDriver {
@@ -55,8 +57,26 @@ impl Drop for Context {
     }
 }
 
+/// What the driver says: its sentence and the name of the error.
 fn text(error: DriverError) -> String {
-    format!("{error:?}")
+    let said = error.error_string().ok().map(|s| s.to_string_lossy().into_owned());
+    let name = error.0;
+    said.map_or_else(|| format!("{name:?}"), |said| format!("{said} ({name:?})"))
+}
+
+/// Whether kernels are at fault, or the machine.
+fn fault(error: DriverError) -> Fault {
+    match error.0 {
+        CUresult::CUDA_ERROR_INVALID_VALUE
+        | CUresult::CUDA_ERROR_INVALID_PTX
+        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_INVALID_PC
+        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Fault::Code(text(error)),
+        _ => Fault::Device(text(error)),
+    }
 }
 
 impl CudaDriver {
@@ -74,7 +94,8 @@ impl CudaDriver {
         result::init().map_err(failed)?;
         let count = result::device::get_count().map_err(failed)?;
         let number = i32::try_from(ordinal).ok().filter(|n| *n < count);
-        let number = number.ok_or_else(|| missing(format!("device {ordinal} of {count}")))?;
+        let number = number
+            .ok_or_else(|| missing(format!("the CUDA driver has {count}, asked for number {ordinal}")))?;
         let device = result::device::get(number).map_err(failed)?;
         let name = result::device::get_name(device).map_err(failed)?;
         let attribute = |which| {
@@ -93,17 +114,26 @@ impl CudaDriver {
     fn memory(&self) -> Option<(usize, usize)> {
         self.context.bind().and_then(|()| result::mem_get_info()).ok()
     }
+
+    /// Calls the driver with the context of the device.
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T, Fault> {
+        self.context.bind().and_then(|()| call()).map_err(fault)
+    }
 }
 
 impl Driver for CudaDriver {
     fn accepts(&self, target: GpuTarget) -> Result<(), RunError> {
-        match target.runs_on(self.capability) {
-            true => Ok(()),
-            false => Err(RunError::Target {
-                target: target.name().to_owned(),
-                supported: format!("sm_{}", self.capability),
-            }),
+        if target.runs_on(self.capability) {
+            return Ok(());
         }
+        let runs = GpuTarget::all()
+            .filter(|t| t.runs_on(self.capability) && !t.allows_tf32())
+            .max_by_key(|t| t.class());
+        Err(RunError::Class {
+            target: target.name().to_owned(),
+            device: format!("{} of sm_{}", self.name, self.capability),
+            runs: runs.map_or("nothing", GpuTarget::name).to_owned(),
+        })
     }
 
     fn allocate(&self, bytes: usize, zeroed: bool) -> io::Result<u64> {
@@ -130,26 +160,19 @@ impl Driver for CudaDriver {
         }
     }
 
-    fn write(&self, to: u64, bytes: &[u8]) {
-        // A fault of the device shows when it is waited for.
-        if self.context.bind().is_ok() {
-            // SAFETY: the address and so many bytes lie in what was allocated.
-            let _ = unsafe { result::memcpy_htod_sync(to, bytes) };
-        }
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
+        // SAFETY: the address and so many bytes lie in what was allocated.
+        self.call(|| unsafe { result::memcpy_htod_sync(to, bytes) })
     }
 
-    fn read(&self, from: u64, bytes: &mut [u8]) {
-        if self.context.bind().is_ok() {
-            // SAFETY: the address and so many bytes lie in what was allocated.
-            let _ = unsafe { result::memcpy_dtoh_sync(bytes, from) };
-        }
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+        // SAFETY: the address and so many bytes lie in what was allocated.
+        self.call(|| unsafe { result::memcpy_dtoh_sync(bytes, from) })
     }
 
-    fn copy(&self, from: u64, to: u64, bytes: usize) {
-        if self.context.bind().is_ok() {
-            // SAFETY: both regions lie in what was allocated.
-            let _ = unsafe { result::memcpy_dtod_sync(to, from, bytes) };
-        }
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: both regions lie in what was allocated.
+        self.call(|| unsafe { result::memcpy_dtod_sync(to, from, bytes) })
     }
 
     fn load(&self, module: &str) -> Result<Box<dyn LoadedKernel>, String> {
@@ -165,8 +188,8 @@ impl Driver for CudaDriver {
         Ok(Box::new(kernel))
     }
 
-    fn synchronise(&self) -> Result<(), String> {
-        self.context.bind().and_then(|()| result::ctx::synchronize()).map_err(text)
+    fn synchronise(&self) -> Result<(), Fault> {
+        self.call(result::ctx::synchronize)
     }
 }
 
@@ -198,12 +221,12 @@ impl Drop for CudaKernel {
 }
 
 impl LoadedKernel for CudaKernel {
-    unsafe fn launch(&self, form: &LaunchForm<'_>) -> Result<(), String> {
-        self.context.bind().map_err(text)?;
-        let extent = |n: usize| u32::try_from(n).map_err(|e| e.to_string());
+    unsafe fn launch(&self, form: &LaunchForm<'_>) -> Result<(), Fault> {
+        let extent = |n: usize| u32::try_from(n).map_err(|e| Fault::Code(e.to_string()));
         let (blocks, threads) = (extent(form.blocks)?, extent(form.threads)?);
         let mut params: Vec<*mut c_void> =
             form.args.iter().map(|arg| std::ptr::from_ref(arg).cast_mut().cast()).collect();
+        self.context.bind().map_err(fault)?;
         // SAFETY: the caller promises that the kernel takes these arguments; the driver copies them before it returns.
         unsafe {
             result::launch_kernel(
@@ -215,6 +238,6 @@ impl LoadedKernel for CudaKernel {
                 &mut params,
             )
         }
-        .map_err(text)
+        .map_err(fault)
     }
 }

@@ -7,9 +7,10 @@ use std::io;
 use margay_kernels_gpu::GpuTarget;
 
 use crate::RunError;
+use crate::device::Fault;
 
 /// A driver of one device. Everything happens in the order in which it is asked for; launches may still run when they
-/// return.
+/// return, so that what went wrong in one may be the error of anything later.
 ///
 /// Addresses are those that [`allocate`](Driver::allocate) gave, with offsets inside what it was asked for.
 pub trait Driver: fmt::Debug + Send + Sync {
@@ -30,13 +31,22 @@ pub trait Driver: fmt::Debug + Send + Sync {
     fn free(&self, address: u64);
 
     /// Copies bytes of the host to the device.
-    fn write(&self, to: u64, bytes: &[u8]);
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Fault>;
 
     /// Copies bytes of the device to the host, when everything before has ended.
-    fn read(&self, from: u64, bytes: &mut [u8]);
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault>;
 
     /// Copies bytes on the device; the two regions do not overlap.
-    fn copy(&self, from: u64, to: u64, bytes: usize);
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault>;
 
     /// Loads a module.
     ///
@@ -48,7 +58,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// What went wrong on the device.
-    fn synchronise(&self) -> Result<(), String>;
+    fn synchronise(&self) -> Result<(), Fault>;
 }
 
 /// The kernel of a module on a device.
@@ -61,7 +71,7 @@ pub trait LoadedKernel: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// What the driver says of the launch.
-    unsafe fn launch(&self, launch: &LaunchForm<'_>) -> Result<(), String>;
+    unsafe fn launch(&self, launch: &LaunchForm<'_>) -> Result<(), Fault>;
 }
 
 /// One launch.

@@ -9,7 +9,7 @@ mod driver;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use margay_artifact::CodeSection;
@@ -41,8 +41,8 @@ pub struct GpuDevice {
 enum Source {
     /// It is there.
     Opened(Arc<dyn Driver>),
-    /// It is opened when something is loaded: that of an NVIDIA device of this machine, by its number.
-    Cuda(usize),
+    /// That of an NVIDIA device of this machine, by its number. It is opened when something is to be loaded, once.
+    Cuda { ordinal: usize, opened: Arc<OnceLock<Arc<dyn Driver>>> },
 }
 
 impl GpuDevice {
@@ -53,13 +53,19 @@ impl GpuDevice {
 
     /// An NVIDIA device of this machine, which is looked for when code is to be loaded.
     pub fn cuda(ordinal: usize) -> GpuDevice {
-        GpuDevice { driver: Source::Cuda(ordinal) }
+        GpuDevice { driver: Source::Cuda { ordinal, opened: Arc::default() } }
     }
 
     fn driver(&self) -> Result<Arc<dyn Driver>, RunError> {
         match &self.driver {
             Source::Opened(driver) => Ok(Arc::clone(driver)),
-            Source::Cuda(ordinal) => cuda_driver(*ordinal),
+            Source::Cuda { ordinal, opened } => match opened.get() {
+                Some(driver) => Ok(Arc::clone(driver)),
+                None => {
+                    let driver = cuda_driver(*ordinal)?;
+                    Ok(Arc::clone(opened.get_or_init(|| driver)))
+                }
+            },
         }
     }
 }
@@ -94,7 +100,7 @@ impl Device for GpuDevice {
     fn load(&self, image: &Image<'_>) -> Result<Arc<dyn Module>, RunError> {
         let (driver, bytes) = (self.driver()?, image.weights.bytes());
         let weights = Block::new(&driver, "constants", bytes.len(), false)?;
-        driver.write(weights.address, bytes);
+        driver.write(weights.address, bytes)?;
         let load = |(_, code): &(&CodeSection, &[u8])| {
             Loaded::new(code, bytes.len(), &driver).map_err(|problem| RunError::Code { problem })
         };
@@ -220,14 +226,14 @@ impl Memory for Block {
         None
     }
 
-    fn write(&mut self, at: usize, bytes: &[u8]) {
+    fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), RunError> {
         assert!(at + bytes.len() <= self.bytes, "what is written lies inside");
-        self.driver.write(self.address + at as u64, bytes);
+        Ok(self.driver.write(self.address + at as u64, bytes)?)
     }
 
-    fn read(&self, at: usize, to: &mut [u8]) {
+    fn read(&self, at: usize, to: &mut [u8]) -> Result<(), RunError> {
         assert!(at + to.len() <= self.bytes, "what is read lies inside");
-        self.driver.read(self.address + at as u64, to);
+        Ok(self.driver.read(self.address + at as u64, to)?)
     }
 }
 
@@ -263,11 +269,12 @@ impl Queue for GpuQueue {
 
     unsafe fn launch(&mut self, entry: usize, sizes: &[i64], bases: &[Address], timed: bool) {
         self.times.clear();
-        self.fault.write(0, &[0; FAULT_BYTES]);
-        let closed = match self.closed(entry, sizes) {
+        let cleared = self.shared.driver.write(self.fault.address, &[0; FAULT_BYTES]);
+        let closed = cleared.and_then(|()| self.closed(entry, sizes).map_err(Fault::Code));
+        let closed = match closed {
             Ok(closed) => closed,
-            Err(problem) => {
-                self.done = Err(Fault::Code(problem));
+            Err(fault) => {
+                self.done = Err(fault);
                 return;
             }
         };
@@ -284,19 +291,18 @@ impl Queue for GpuQueue {
             regions: Vec::new(),
         };
         // SAFETY: the caller promises that the bases are memory as the entry asks for it.
-        let ended = unsafe { run.block(&run.program.body, 0) };
+        self.done = unsafe { run.block(&run.program.body, 0) };
         if let Some(times) = run.times.take() {
             let own = loaded.program.steps().zip(times).filter(|((_, step), _)| step.blocks().is_empty());
             self.times = own.map(|(_, time)| time).collect();
         }
-        self.done = ended.map_err(Fault::Code);
     }
 
     fn synchronise(&mut self) -> Result<(), Fault> {
         std::mem::replace(&mut self.done, Ok(()))?;
-        self.shared.driver.synchronise().map_err(Fault::Code)?;
+        self.shared.driver.synchronise()?;
         let mut word = [0; FAULT_BYTES];
-        self.fault.read(0, &mut word);
+        self.shared.driver.read(self.fault.address, &mut word)?;
         match fault_of(u64::from_le_bytes(word)) {
             None => Ok(()),
             Some((step, requirement)) => {
@@ -347,13 +353,13 @@ impl<'r> Run<'r> {
     ///
     /// # Safety
     /// As for [`Queue::launch`].
-    unsafe fn block(&mut self, steps: &'r [Step], mut number: usize) -> Result<(), String> {
+    unsafe fn block(&mut self, steps: &'r [Step], mut number: usize) -> Result<(), Fault> {
         for step in steps {
             let begin = self.times.is_some().then(Instant::now);
             // SAFETY: as the caller promises.
-            unsafe { self.step(step, number) }.map_err(|problem| format!("step {number}: {problem}"))?;
+            unsafe { self.step(step, number) }?;
             if let (Some(begin), true) = (begin, step.blocks().is_empty()) {
-                self.shared.driver.synchronise()?;
+                self.shared.driver.synchronise().map_err(|fault| fault.at(format_args!("step {number}")))?;
                 if let Some(times) = &mut self.times {
                     times[number] += begin.elapsed();
                 }
@@ -365,7 +371,7 @@ impl<'r> Run<'r> {
 
     /// # Safety
     /// As for [`Queue::launch`].
-    unsafe fn step(&mut self, step: &'r Step, number: usize) -> Result<(), String> {
+    unsafe fn step(&mut self, step: &'r Step, number: usize) -> Result<(), Fault> {
         match &step.work {
             Work::Kernel { kernel, args } => {
                 let kernel = &self.program.kernels[*kernel];
@@ -381,11 +387,11 @@ impl<'r> Run<'r> {
                 unsafe { self.launches(number, args, &of) }
             }
             Work::Copy { from, to, bytes } => {
-                self.shared.driver.copy(self.address(*from), self.address(*to), *bytes);
-                Ok(())
+                let copied = self.shared.driver.copy(self.address(*from), self.address(*to), *bytes);
+                copied.map_err(|fault| fault.at(format_args!("step {number}")))
             }
             Work::If { test, then, otherwise } => {
-                let (steps, first) = match self.truth(*test) {
+                let (steps, first) = match self.truth(*test)? {
                     true => (then, number + 1),
                     false => (otherwise, number + 1 + walk(then).count()),
                 };
@@ -393,12 +399,14 @@ impl<'r> Run<'r> {
                 unsafe { self.block(steps, first) }
             }
             Work::Loop(l) => {
-                for i in 0..self.trips(l) {
-                    if l.condition.is_some_and(|condition| !self.truth(condition)) {
+                for i in 0..self.trips(l)? {
+                    if let Some(condition) = l.condition
+                        && !self.truth(condition)?
+                    {
                         break;
                     }
                     if let Some(counter) = l.counter {
-                        self.shared.driver.write(self.address(counter), &(i as i64).to_le_bytes());
+                        self.shared.driver.write(self.address(counter), &(i as i64).to_le_bytes())?;
                     }
                     // SAFETY: as the caller promises.
                     unsafe { self.block(&l.body, number + 1) }?;
@@ -417,7 +425,7 @@ impl<'r> Run<'r> {
         number: usize,
         operands: &[Operand],
         of: &dyn Fn(usize) -> (usize, bool),
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         let mut regions = std::mem::take(&mut self.regions);
         regions.clear();
         regions.extend(operands.iter().enumerate().map(|(i, operand)| {
@@ -446,7 +454,7 @@ impl<'r> Run<'r> {
             }
         }
         (self.args, self.regions) = (args, regions);
-        result
+        result.map_err(|fault| fault.at(format_args!("step {number}")))
     }
 
     fn base(&self, buffer: BufferId) -> u64 {
@@ -463,22 +471,22 @@ impl<'r> Run<'r> {
         self.base(operand.buffer) + operand.offset_bytes as u64
     }
 
-    fn truth(&self, operand: Operand) -> bool {
+    fn truth(&self, operand: Operand) -> Result<bool, Fault> {
         let mut byte = [0];
-        self.shared.driver.read(self.address(operand), &mut byte);
-        byte[0] != 0
+        self.shared.driver.read(self.address(operand), &mut byte)?;
+        Ok(byte[0] != 0)
     }
 
-    fn trips(&self, l: &Loop) -> usize {
+    fn trips(&self, l: &Loop) -> Result<usize, Fault> {
         match l.trips {
-            Extent::Known(n) => n,
+            Extent::Known(n) => Ok(n),
             Extent::Sized { size, most, .. } => {
-                usize::try_from(self.sizes[size.0 as usize]).unwrap_or(0).min(most)
+                Ok(usize::try_from(self.sizes[size.0 as usize]).unwrap_or(0).min(most))
             }
             Extent::Read { from, bound } => {
                 let mut word = [0; 8];
-                self.shared.driver.read(self.address(from), &mut word);
-                usize::try_from(i64::from_le_bytes(word)).unwrap_or(0).min(bound)
+                self.shared.driver.read(self.address(from), &mut word)?;
+                Ok(usize::try_from(i64::from_le_bytes(word)).unwrap_or(0).min(bound))
             }
         }
     }

@@ -74,7 +74,7 @@ impl Ranked for Labelled<'_> {
         batches: &[Vec<usize>],
     ) -> Result<RankChange, TrainError> {
         let batches: Vec<Tensors> = batches.iter().map(|rows| self.batch(rows)).collect::<Result<_, _>>()?;
-        let (parameters, states) = (trainer.parameters(), trainer.states());
+        let (parameters, states) = (trainer.parameters()?, trainer.states()?);
         let model = with_resized_parameters(&self.model, &parameters)?;
         let forward = self.options.with_output(&model)?;
         let pairs = trained_pairs(&forward, &parameters);
@@ -119,7 +119,7 @@ impl Ranked for Labelled<'_> {
     }
 
     fn resize(&mut self, trainer: &mut Trainer, states: &[(String, Tensor)]) -> Result<(), TrainError> {
-        let names: Vec<String> = trainer.parameters().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = trainer.parameters()?.into_iter().map(|(name, _)| name).collect();
         let parameters: Tensors = states.iter().filter(|(name, _)| names.contains(name)).cloned().collect();
         let model = with_resized_parameters(&self.model, &parameters)?;
         let forward = self.options.with_output(&model)?;

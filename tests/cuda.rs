@@ -1,0 +1,2 @@
+//! The whole way from a model to results on a device.
+fn main() {}
