@@ -23,7 +23,7 @@ mkdir -p "$folder/results"
     source .gpu/env
     cargo build --release --quiet -p margay-cli --features margay-cli/gpu
     rm -rf "$folder/kernels"
-    "$built" selftest --device cuda --class "$class" --write "$folder/kernels"
+    "$built" selftest --class "$class" --write "$folder/kernels"
     cp demo/model.onnx "$folder/model.onnx"
     "$built" compile demo/model.onnx -o "$folder/model.margay" --device "cuda:$class" --dim batch=1
 )
@@ -51,18 +51,22 @@ part() {
 }
 
 family() {
-    part "$1" ./margay selftest --device cuda --class CLASS --kernels kernels --family "$2"
+    name=$1
+    shift
+    part "$name" ./margay selftest --device cuda --class CLASS --kernels kernels "$@"
 }
 
 part machine nvidia-smi
 for name in loops reductions products attention sketches; do
-    family "$name" "$name"
+    family "$name" --small --family "$name"
 done
 part model ./margay compare model.onnx model.margay --inputs samples.npz --rtol 1e-3 --atol 1e-4
-family large "large products"
+for name in loops reductions attention sketches "large products"; do
+    family "large-${name#large }" --family "$name"
+done
 part speed ./margay bench model.onnx model.margay --inputs samples.npz
 if command -v compute-sanitizer >/dev/null; then
-    part sanitizer compute-sanitizer ./margay selftest --device cuda --class CLASS --kernels kernels --family loops,reductions,products
+    part sanitizer compute-sanitizer ./margay selftest --device cuda --class CLASS --kernels kernels --small
 fi
 END
 sed -i "s/CLASS/$class/" "$folder/run.sh"

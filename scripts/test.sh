@@ -126,8 +126,8 @@ gpu_tests() {
         return 0
     fi
     source .gpu/env
-    cargo_tests cargo-test-gpu.log -p margay-codegen-gpu -p margay-emulator -p margay-tests --lib --test gpu \
-        --features margay-codegen-gpu/gpu,margay-emulator/gpu,margay-tests/gpu
+    cargo_tests cargo-test-gpu.log -p margay-codegen-gpu -p margay-emulator -p margay-tests -p margay-cli --lib \
+        --test gpu --test cuda --features margay-tests/gpu,margay-cli/gpu
 }
 
 # What a reader wants of cargo's output: all but the passed tests and what they printed.

@@ -1,2 +1,181 @@
-//! The whole way from a model to results on a device.
-fn main() {}
+//! The whole way from a model to results on a device: the program compiles PTX, finds a driver, loads and runs. The driver is
+//! `margay-fake-cuda`, which the program loads as it would load that of NVIDIA, and which interprets the PTX.
+//!
+//! Needs the features `gpu` and `cuda`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use margay_onnx::{Attribute, OnnxNode};
+use margay_tensor::Tensor;
+
+#[path = "cli/place.rs"]
+#[allow(dead_code, reason = "shared with the tests of the command line")]
+mod place;
+use place::{Place, Ran, json, node, write_model};
+
+/// A folder in which the library of the driver is found, and what the device is like.
+struct Machine {
+    place: Place,
+    device: &'static str,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let place = Place::new();
+        // Dependencies of a test lie beside it, and a library for other languages has no hash in its name.
+        let folder = std::env::current_exe().unwrap().parent().map(Path::to_path_buf).unwrap();
+        let library = folder.join("libmargay_fake_cuda.so");
+        assert!(library.exists(), "{}", library.display());
+        fs::create_dir(place.path("driver")).unwrap();
+        std::os::unix::fs::symlink(library, place.path("driver/libcuda.so")).unwrap();
+        Machine { place, device: "" }
+    }
+
+    /// The machine with another device.
+    fn with(self, device: &'static str) -> Machine {
+        Machine { device, ..self }
+    }
+
+    /// Runs `margay` where the driver is installed.
+    fn run(&self, arguments: &str) -> Ran {
+        let folders = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+        let own = [self.place.path("driver")].into_iter().chain(std::env::split_paths(&folders));
+        let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+            .args(arguments.split_whitespace())
+            .current_dir(self.place.path("."))
+            .env("LD_LIBRARY_PATH", std::env::join_paths(own.collect::<Vec<PathBuf>>()).unwrap())
+            .env("MARGAY_FAKE_CUDA", self.device)
+            .stdin(Stdio::null())
+            .output();
+        Ran::of(output.unwrap())
+    }
+
+    /// Runs it and expects success.
+    fn done(&self, arguments: &str) -> Ran {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "margay {arguments}\n{}{}", ran.stdout, ran.stderr);
+        ran
+    }
+
+    /// Runs it and expects an error.
+    fn refused(&self, arguments: &str, code: i32, expected: &str) {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, code, "margay {arguments}\n{}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains(expected), "margay {arguments}\n{}", ran.stderr);
+    }
+}
+
+const RUN: &str = "run gpu.margay --inputs in.npz --outputs out.npz";
+
+#[test]
+fn a_model_is_compiled_for_a_device_and_runs_there() {
+    let machine = Machine::new();
+    machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
+    let report = json(&machine.done("inspect gpu.margay --json").stdout);
+    let section = &report["entries"][0]["sections"][0];
+    assert_eq!((&section["backend"], &section["target"]), (&"cuda".into(), &"sm_80".into()));
+    machine.done("run model.onnx --inputs in.npz --outputs cpu.npz");
+    let [expected, ..] = machine.place.read_npz("cpu.npz").try_into().unwrap();
+    for device in ["", "--device cuda", "--device emulated"] {
+        let ran = machine.done(&format!("{RUN} {device}"));
+        assert!(!ran.stderr.contains("fake CUDA driver"), "{}", ran.stderr);
+        let [found, ..]: [(String, Tensor); 1] = machine.place.read_npz("out.npz").try_into().unwrap();
+        let off = difference(&found.1, &expected.1);
+        assert!(off < 1e-5, "`{device}`: {off:e}");
+        fs::remove_file(machine.place.path("out.npz")).unwrap();
+    }
+    // Code is only run on the device that was asked for.
+    machine.refused(&format!("{RUN} --device cpu"), 2, "holds no code for the back end `cpu`");
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    let floats = |t: &Tensor| t.to_vec::<f32>().unwrap();
+    floats(a).iter().zip(floats(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
+    let mut machine = Machine::new();
+    machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
+    machine.refused(&format!("{RUN} --device cuda:1"), 4, "the CUDA driver has 1, asked for number 1");
+    for (device, expected) in [
+        ("devices=0", "no device: the CUDA driver says: no CUDA-capable device is detected"),
+        ("capability=75", "compiled for `sm_80`, and the device is a device that is not there of sm_75"),
+        ("capability=75", "help: compile the model again with `--device cuda:sm_75`"),
+        ("memory=5000", "bytes for constants: out of memory (CUDA_ERROR_OUT_OF_MEMORY), 5000 of 5000 bytes are free"),
+        ("fault=0", "the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED)"),
+        ("fault=2", "the device failed: "),
+    ] {
+        machine = machine.with(device);
+        machine.refused(&format!("{RUN} --device cuda"), 4, expected);
+        machine.refused(RUN, 4, expected);
+        assert!(!machine.place.path("out.npz").exists(), "{device}: nothing is written");
+    }
+    // Without any driver.
+    let ran = machine.place.run(&format!("{RUN} --device cuda"));
+    assert_eq!(ran.code, 4, "{}", ran.stderr);
+    assert!(ran.stderr.contains("no CUDA driver is installed"), "{}", ran.stderr);
+}
+
+#[test]
+fn data_that_a_step_does_not_take_are_an_error_of_the_data() {
+    let machine = Machine::new();
+    let rows = Tensor::from_slice(&[4, 3], &[0f32, 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11.]).unwrap();
+    let with = |node: OnnxNode, name: &str, value: i64| OnnxNode {
+        attributes: [(name.into(), Attribute::Int(value))].into(),
+        ..node
+    };
+    let nodes = vec![
+        with(node("whole", "Cast", &["x"], "i"), "to", 7),
+        node("rows", "Gather", &["w", "i"], "r"),
+        with(node("sum", "ReduceSum", &["r", "axis"], "y"), "keepdims", 0),
+    ];
+    let axis = Tensor::from_slice(&[1], &[2i64]).unwrap();
+    write_model(&machine.place.path("rows.onnx"), nodes, vec![("w".into(), rows), ("axis".into(), axis)]);
+    machine.done("compile rows.onnx -o gpu.margay --device cuda:sm_75");
+    let given = |last: f32| Tensor::from_slice(&[2, 3], &[0f32, 1., 2., 3., 3., last]).unwrap();
+    machine.place.write_npz("in.npz", &[("x", given(1.))]);
+    machine.done(RUN);
+    let sums = machine.place.read_npz("out.npz").remove(0).1.to_vec::<f32>().unwrap();
+    assert_eq!(sums, [3., 12., 21., 30., 30., 12.]);
+    machine.place.write_npz("in.npz", &[("x", given(4.))]);
+    machine.refused(RUN, 2, "requires indices from -4 to 3");
+}
+
+#[test]
+fn kernels_of_a_folder_are_compared_with_the_processor() {
+    let machine = Machine::new();
+    machine.done("selftest --class sm_80 --write kernels");
+    let test = "selftest --device cuda --class sm_80 --kernels kernels --family loops,attention --small";
+    let report = json(&machine.done(&format!("{test} --json")).stdout);
+    let cases = report["cases"].as_array().unwrap();
+    let families: Vec<&str> = cases.iter().map(|case| case["family"].as_str().unwrap()).collect();
+    assert_eq!(families, ["loops", "loops", "attention"]);
+    for case in cases {
+        assert!(case["problem"].is_null() && case["ms"].as_f64().unwrap() > 0.0, "{case}");
+    }
+    machine.refused("selftest --device cuda --family nothing", 2, "unknown family `nothing`; known are `loops`");
+    // A device that fails is one that gives no right result.
+    let machine = machine.with("fault=1");
+    let ran = machine.run(test);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stdout.contains("not run !") && ran.stdout.contains("the device failed"), "{}", ran.stdout);
+    machine.with("devices=0").refused(test, 4, "no CUDA-capable device is detected");
+}
+
+#[test]
+fn the_emulator_agrees_with_the_processor_in_every_case() {
+    let place = Place::new();
+    let ran = place.done("selftest --device emulated --json");
+    let report = json(&ran.stdout);
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() >= 15, "{}", cases.len());
+    for case in cases {
+        assert!(case["problem"].is_null() && case["ms"].is_null(), "{case}");
+        assert!(case["error"].as_f64().unwrap() <= case["limit"].as_f64().unwrap(), "{case}");
+    }
+    let table = place.done("selftest --device emulated --family sketches").stdout;
+    assert!(table.starts_with("family    kernel") && !table.contains(" ms"), "{table}");
+}

@@ -12,7 +12,7 @@ mod training;
 
 use std::sync::Arc;
 
-use margay_artifact::ArtifactBuilder;
+use margay_artifact::{ArtifactBuilder, Parts};
 use margay_codegen_gpu::GpuBackend;
 use margay_driver::{DriverError, Dump, build};
 use margay_emulator::Emulator;
@@ -37,19 +37,40 @@ fn emulated_on(
     binding: &Binding,
     emulator: &Emulator,
 ) -> Result<Executable, DriverError> {
+    loaded(parts_of(g, binding, backend)?, emulator)
+}
+
+/// A graph compiled for a back end.
+fn parts_of(g: &Graph, binding: &Binding, backend: &GpuBackend) -> Result<Parts, DriverError> {
     let mut builder = ArtifactBuilder::new(g.name());
     build::add_entry(&mut builder, g, binding, backend, &mut Dump::none())?;
+    Ok(builder.into_parts()?)
+}
+
+/// What was compiled, on an emulated device.
+fn loaded(parts: Parts, emulator: &Emulator) -> Result<Executable, DriverError> {
     let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(emulator.clone())));
-    Ok(Executable::from_parts_on(builder.into_parts()?, &[device])?)
+    Ok(Executable::from_parts_on(parts, &[device])?)
+}
+
+/// Changes the kernels of what was compiled.
+fn change_kernels(parts: &mut Parts, change: impl FnOnce(&mut [String])) {
+    let mut code = code_in(parts);
+    change(&mut code.modules);
+    let bytes = code.encode();
+    parts.description.entries[0].sections[0].code = 0..bytes.len();
+    parts.code = bytes;
+}
+
+/// The code of what was compiled.
+fn code_in(parts: &Parts) -> GpuCode {
+    let section = &parts.description.entries[0].sections[0];
+    GpuCode::decode(&parts.code[section.code.clone()]).expect("code")
 }
 
 /// The code of the kernels of a graph.
 fn code_of(g: &Graph, backend: &GpuBackend) -> Result<GpuCode, DriverError> {
-    let mut builder = ArtifactBuilder::new(g.name());
-    build::add_entry(&mut builder, g, &Binding::new(), backend, &mut Dump::none())?;
-    let parts = builder.into_parts()?;
-    let section = &parts.description.entries[0].sections[0];
-    Ok(GpuCode::decode(&parts.code[section.code.clone()]).expect("code"))
+    Ok(code_in(&parts_of(g, &Binding::new(), backend)?))
 }
 
 /// A graph of one node over inputs `x0`, `x1`, …, the last so many operands as constants.

@@ -1,20 +1,17 @@
 //! Bugs put into generated kernels: the emulator, or a wrong result, gives each of them away, in every order of threads.
 
-use std::sync::Arc;
-
-use margay_artifact::{ArtifactBuilder, Parts};
+use margay_artifact::Parts;
 use margay_codegen_gpu::GpuBackend;
-use margay_driver::{Dump, build};
 use margay_emulator::Emulator;
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, eval};
-use margay_kernels_gpu::{Class, GpuCode, GpuTarget};
-use margay_runtime::{Device, Executable, GpuDevice, Session, SessionOptions};
+use margay_kernels_gpu::{Class, GpuTarget};
+use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::parse_with_random_constants;
 
-use crate::EMULATED;
 use crate::products::inputs;
+use crate::{EMULATED, change_kernels, loaded, parts_of};
 
 /// Orders of threads in which each bug has to be found.
 const SEEDS: [u64; 5] = [1, 2, 3, 5, 8];
@@ -74,13 +71,8 @@ struct Subject {
 }
 
 impl Subject {
-    /// A graph that becomes one kernel.
-    fn new(text: &str) -> Subject {
-        Subject::on(EMULATED, 1, text)
-    }
-
     /// A graph that becomes so many kernels of a back end. Its inputs are exact in tf32.
-    fn on(backend: GpuBackend, kernels: usize, text: &str) -> Subject {
+    fn new(backend: GpuBackend, kernels: usize, text: &str) -> Subject {
         let (graph, _) = parse_with_random_constants(text);
         let inputs = inputs(&graph, false);
         let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -90,26 +82,20 @@ impl Subject {
 
     /// The graph compiled, with a bug in its kernel if there is one.
     fn parts(&self, bug: Option<&Bug>) -> Parts {
-        let mut builder = ArtifactBuilder::new("planted");
-        build::add_entry(&mut builder, &self.graph, &Binding::new(), &self.backend, &mut Dump::none())
-            .unwrap_or_else(|e| panic!("{e}"));
-        let mut parts = builder.into_parts().expect("parts");
-        let section = &mut parts.description.entries[0].sections[0];
-        let mut code = GpuCode::decode(&parts.code[section.code.clone()]).expect("code");
-        assert_eq!(code.modules.len(), self.kernels, "{}", self.graph);
-        if let Some(bug) = bug {
-            bug.plant(&mut code.modules);
-        }
-        let bytes = code.encode();
-        section.code = 0..bytes.len();
-        parts.code = bytes;
+        let mut parts =
+            parts_of(&self.graph, &Binding::new(), &self.backend).unwrap_or_else(|e| panic!("{e}"));
+        change_kernels(&mut parts, |kernels| {
+            assert_eq!(kernels.len(), self.kernels, "{}", self.graph);
+            if let Some(bug) = bug {
+                bug.plant(kernels);
+            }
+        });
         parts
     }
 
     /// What gives a kernel away; `None` if it runs and is right.
     fn found(&self, parts: Parts, seed: u64) -> Option<String> {
-        let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(Emulator::new(seed))));
-        let executable = Executable::from_parts_on(parts, &[device]).unwrap_or_else(|e| panic!("{e}"));
+        let executable = loaded(parts, &Emulator::new(seed)).unwrap_or_else(|e| panic!("{e}"));
         let mut session = Session::new(&executable, SessionOptions { threads: 1 }).expect("memory");
         let by_name: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         match session.run(&by_name) {
@@ -142,15 +128,28 @@ impl Subject {
 
 const BARRIER: &str = "gpu.barrier\n";
 
-#[test]
-fn bugs_in_reductions_are_found() {
-    let rows = Subject::new(
-        "graph @rows(%x: f32[3, 1000]) -> (y: f32[3, 1000]) {
+/// The back end of the emulator where factors may be rounded to tf32.
+const ROUNDING: GpuBackend = GpuBackend::new(GpuTarget::emulated(Class::Sm80).with_tf32());
+
+/// A graph and the bugs that its kernels are given.
+struct Row {
+    name: &'static str,
+    backend: GpuBackend,
+    kernels: usize,
+    text: &'static str,
+    bugs: &'static [(&'static str, Bug)],
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "reductions",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @rows(%x: f32[3, 1000]) -> (y: f32[3, 1000]) {
            %0 = softmax %x {axis = 1} : f32[3, 1000]
            return %0
          }",
-    );
-    rows.check(&[
+        bugs: &[
         ("partial results are read before they are there", Bug::One(BARRIER, 1, "\n")),
         ("partial results are written while others are read", Bug::One(BARRIER, 2, "\n")),
         ("partial results of the sum are read before they are there", Bug::One(BARRIER, 3, "\n")),
@@ -173,18 +172,17 @@ fn bugs_in_reductions_are_found() {
             "results are written over the input",
             Bug::One("llvm.getelementptr %1[", 0, "llvm.getelementptr %0["),
         ),
-    ]);
-}
-
-#[test]
-fn bugs_in_elementwise_loops_are_found() {
-    let wide = Subject::new(
-        "graph @wide(%x: f32[4000]) -> (y: f32[4000]) {
+        ],
+    },
+    Row {
+        name: "elementwise loops",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @wide(%x: f32[4000]) -> (y: f32[4000]) {
            %0 = gelu %x : f32[4000]
            return %0
          }",
-    );
-    wide.check(&[
+        bugs: &[
         (
             "four neighbours that are not aligned",
             Bug::All("arith.constant 4 : i32", "arith.constant 3 : i32"),
@@ -193,18 +191,17 @@ fn bugs_in_elementwise_loops_are_found() {
         ("a position too many", Bug::All("arith.constant 1000 : i32", "arith.constant 1001 : i32")),
         ("blocks that overlap", Bug::All("arith.constant 128 : i32", "arith.constant 64 : i32")),
         ("a read of what is to be written", Bug::One("llvm.getelementptr %0[", 0, "llvm.getelementptr %1[")),
-    ]);
-}
-
-#[test]
-fn bugs_in_products_are_found() {
-    let product = Subject::new(
-        "graph @product(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
+        ],
+    },
+    Row {
+        name: "products",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @product(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
            %0 = matmul %x, %w : f32[70, 50]
            return %0
          }",
-    );
-    product.check(&[
+        bugs: &[
         ("a tile is overwritten while others read it", Bug::One(BARRIER, 0, "\n")),
         ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
         ("a row too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
@@ -220,72 +217,67 @@ fn bugs_in_products_are_found() {
             "the depth of one tile is read twice",
             Bug::All("arith.constant 136 : i32", "arith.constant 68 : i32"),
         ),
-    ]);
-}
-
-#[test]
-fn bugs_in_products_of_few_rows_are_found() {
-    let columns = Subject::new(
-        "graph @columns(%x: f32[5, 300], %w: f32[300, 70]) -> (y: f32[5, 70]) {
+        ],
+    },
+    Row {
+        name: "products of few rows, columns side by side",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @columns(%x: f32[5, 300], %w: f32[300, 70]) -> (y: f32[5, 70]) {
            %0 = matmul %x, %w : f32[5, 70]
            return %0
          }",
-    );
-    columns.check(&[
+        bugs: &[
         ("rows are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
         ("rows are read before they are there", Bug::One(BARRIER, 1, "\n")),
         ("sums are joined before they are there", Bug::One(BARRIER, 2, "\n")),
         ("a term too many", Bug::All("arith.constant 300 : i32", "arith.constant 301 : i32")),
         ("a column too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
         ("a last term that is not looked at", Bug::One("arith.andi", 10, "arith.ori")),
-    ]);
-    let terms = Subject::new(
-        "graph @terms(%x: f32[5, 300], %w: f32[70, 300]) -> (y: f32[5, 70]) {
+        ],
+    },
+    Row {
+        name: "products of few rows, terms side by side",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @terms(%x: f32[5, 300], %w: f32[70, 300]) -> (y: f32[5, 70]) {
            %0 = transpose %w {perm = [1, 0]} : f32[300, 70]
            %1 = matmul %x, %0 : f32[5, 70]
            return %1
          }",
-    );
-    terms.check(&[
+        bugs: &[
         ("rows are read before they are there", Bug::One(BARRIER, 1, "\n")),
         ("sums are joined before they are there", Bug::One(BARRIER, 2, "\n")),
         ("a sum of half of a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
         ("a sum that another thread stores", Bug::One("arith.cmpi eq", 0, "arith.cmpi ne")),
-    ]);
-}
-
-#[test]
-fn bugs_in_sums_that_are_split_are_found() {
-    let split = Subject::on(
-        EMULATED,
-        2,
-        "graph @split(%x: f32[70, 3000], %w: f32[3000, 50]) -> (y: f32[70, 50]) {
+        ],
+    },
+    Row {
+        name: "sums that are split",
+        backend: EMULATED,
+        kernels: 2,
+        text: "graph @split(%x: f32[70, 3000], %w: f32[3000, 50]) -> (y: f32[70, 50]) {
            %0 = matmul %x, %w : f32[70, 50]
            return %0
          }",
-    );
-    split.check(&[
+        bugs: &[
         ("parts lie over each other", Bug::All("arith.constant 70 : i32", "arith.constant 69 : i32")),
         ("a term too many", Bug::All("arith.constant 3000 : i32", "arith.constant 3001 : i32")),
         ("a term that two parts have", Bug::All("arith.minsi", "arith.maxsi")),
         ("a result too many", Bug::Second("arith.constant 3500 : i32", "arith.constant 3501 : i32")),
         ("the first part counts twice", Bug::Second("arith.constant 1 : i32", "arith.constant 0 : i32")),
         ("another part's results", Bug::Second("arith.constant 50 : i32", "arith.constant 49 : i32")),
-    ]);
-}
-
-#[test]
-fn bugs_in_products_on_matrix_units_are_found() {
-    let backend = GpuBackend::new(GpuTarget::emulated(Class::Sm80).with_tf32());
-    let product = Subject::on(
-        backend,
-        1,
-        "graph @units(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
+        ],
+    },
+    Row {
+        name: "products on matrix units",
+        backend: ROUNDING,
+        kernels: 1,
+        text: "graph @units(%x: f32[70, 40], %w: f32[40, 50]) -> (y: f32[70, 50]) {
            %0 = matmul %x, %w : f32[70, 50]
            return %0
          }",
-    );
-    product.check(&[
+        bugs: &[
         ("a tile is overwritten while others read it", Bug::One(BARRIER, 0, "\n")),
         ("a tile is read before it is there", Bug::One(BARRIER, 1, "\n")),
         ("a row too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
@@ -297,37 +289,47 @@ fn bugs_in_products_on_matrix_units_are_found() {
         ("a sum that is received twice", Bug::All("[2] : !llvm.struct", "[1] : !llvm.struct")),
         ("quads of two threads", Bug::All("arith.constant 4 : i32", "arith.constant 2 : i32")),
         ("half of a tile is read twice", Bug::All("arith.constant 8 : i32", "arith.constant 0 : i32")),
-    ]);
-    let halves = Subject::on(
-        EMULATED,
-        1,
-        "graph @halves(%x: bf16[70, 40], %w: bf16[40, 50]) -> (y: bf16[70, 50]) {
+        ],
+    },
+    Row {
+        name: "products of bf16 on matrix units",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @halves(%x: bf16[70, 40], %w: bf16[40, 50]) -> (y: bf16[70, 50]) {
            %0 = matmul %x, %w : bf16[70, 50]
            return %0
          }",
-    );
-    halves.check(&[
+        bugs: &[
         ("words of the row below in place of further ones", Bug::Reordered("A[", &[0, 2, 1, 3])),
         ("further words before the first", Bug::Reordered("B[", &[1, 0])),
         ("every second term is lost", Bug::All("arith.shli", "arith.shrui")),
         ("a term too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
-    ]);
-}
-
-#[test]
-fn bugs_in_attention_are_found() {
-    let attention = Subject::new(
-        "graph @attention(%q: f32[1, 2, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40]) -> (y: f32[1, 2, 5, 40]) {
+        ],
+    },
+    Row {
+        name: "attention",
+        backend: EMULATED,
+        kernels: 1,
+        text: "graph @attention(%q: f32[1, 2, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40]) -> (y: f32[1, 2, 5, 40]) {
            %0 = attention %q, %k, %v {scale = 0.5} : f32[1, 2, 5, 40]
            return %0
          }",
-    );
-    attention.check(&[
+        bugs: &[
         ("weights are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
         ("weights are read before they are there", Bug::One(BARRIER, 1, "\n")),
         ("a key too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
         ("a query too many", Bug::All("arith.constant 10 : i32", "arith.constant 11 : i32")),
         ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
         ("the largest score of half a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
-    ]);
+        ],
+    },
+];
+
+#[test]
+fn every_bug_is_found_in_every_order_of_threads() {
+    for Row { name, backend, kernels, text, bugs } in ROWS {
+        println!("{name}:");
+        Subject::new(*backend, *kernels, text).check(bugs);
+    }
+    assert!(ROWS.iter().map(|row| row.bugs.len()).sum::<usize>() >= 25);
 }

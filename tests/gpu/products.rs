@@ -15,6 +15,8 @@ use crate::{code_of, emulated_on};
 
 /// Orders of threads that each product runs in.
 const ORDERS: usize = 5;
+/// The same for PTX, which is interpreted.
+const ORDERS_OF_PTX: usize = 2;
 
 const SM80: GpuTarget = GpuTarget::emulated(Class::Sm80);
 
@@ -163,7 +165,7 @@ fn compare(what: &str, g: &Graph, target: GpuTarget, whole: bool, tolerance: Tol
     for ((_, found), expected) in first.iter().zip(&expected) {
         assert_close(what, found, expected, tolerance.of(expected.dtype()));
     }
-    for _ in 1..ORDERS {
+    for _ in 1..if target.is_emulated() { ORDERS } else { ORDERS_OF_PTX } {
         assert_eq!(first, run(&mut session), "{what}: the same bits in every order");
     }
     first.iter().zip(&expected).map(|((_, f), e)| max_error(f, e)).fold(0.0, f64::max)
@@ -205,18 +207,36 @@ fn every_form_agrees_with_the_reference_in_every_order_of_threads() {
     ");
 }
 
+/// Rows but those that take minutes where they are interpreted.
+fn small() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().filter(|row| row.name != "large tiles")
+}
+
+#[test]
+fn ptx_of_every_form_agrees_with_the_reference() {
+    let device = GpuTarget::new(Class::Sm80);
+    for Row { name, text } in small() {
+        for target in [device, device.with_tf32()] {
+            let error = compare(name, &parse(text), target, false, Tolerance::REDUCTION);
+            println!("{name}, {}: {error:.1e}", target.name());
+        }
+    }
+}
+
 #[test]
 fn halves_agree_with_the_reference() {
     for dtype in [DType::BF16, DType::F16] {
-        for Row { name, text } in ROWS.iter().filter(|row| row.name != "large tiles") {
+        for Row { name, text } in small() {
             let g = parse(&text.replace("f32", &dtype.to_string()));
             // The reference rounds between a product and what follows, where the kernel does not.
             let tolerance = match text.contains("add") {
                 true => Tolerance { relative: 1e-2, absolute: 5e-2 },
                 false => Tolerance::REDUCTION,
             };
-            let error = compare(name, &g, SM80, true, tolerance);
-            println!("{dtype} {name}: {}: {error:.1e}", forms(&g, SM80));
+            for target in [SM80, GpuTarget::new(Class::Sm80)] {
+                let error = compare(name, &g, target, true, tolerance);
+                println!("{dtype} {name}, {}: {}: {error:.1e}", target.name(), forms(&g, SM80));
+            }
         }
     }
 }

@@ -1,20 +1,18 @@
 //! Training steps on the emulator: forward, backward and update as one program, against the processor.
 
-use std::sync::Arc;
-
 use margay_artifact::ArtifactBuilder;
-use margay_driver::build::{self, StepForm};
+use margay_driver::build;
 use margay_driver::{Dump, backend};
 use margay_emulator::Emulator;
 use margay_ir::{Graph, TensorType};
 use margay_passes::parameter_names;
-use margay_runtime::{Device, Executable, GpuDevice, Session, SessionOptions};
+use margay_runtime::{Executable, Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::{Tolerance, assert_close, normal, parse_with_random_constants};
-use margay_train::step::{TOTAL_STEPS, next};
+use margay_train::step::TOTAL_STEPS;
 use margay_train::{Optimizer, Schedule, TrainError, TrainingStep, Update, loss};
 
-use crate::EMULATED;
+use crate::{EMULATED, loaded};
 
 const STEPS: usize = 3;
 const ROWS: i64 = 6;
@@ -72,11 +70,8 @@ type Trace = (Vec<f32>, Vec<(String, Tensor)>);
 
 fn run(step: &TrainingStep, executable: &Executable, data: &[(&str, &Tensor)]) -> Trace {
     let mut session = Session::new(executable, SessionOptions { threads: 1 }).expect("memory");
-    for state in &step.states {
-        let total = Tensor::scalar(STEPS as f32);
-        let initial = if state.name == TOTAL_STEPS { &total } else { &state.initial };
-        session.set_state(&state.name, initial).unwrap_or_else(|e| panic!("{e}"));
-    }
+    step.begin(&mut session).unwrap_or_else(|e| panic!("{e}"));
+    session.set_state(TOTAL_STEPS, &Tensor::scalar(STEPS as f32)).expect("a state");
     let mut losses = Vec::new();
     for _ in 0..STEPS {
         let outputs = session.run(data).unwrap_or_else(|e| panic!("{e}"));
@@ -95,8 +90,7 @@ fn compare(text: &str, x: &[usize]) {
     let x = normal(x, 3, 0);
     let data = [("x", &x), ("labels", &labels)];
     let binding: Binding = [("N".into(), ROWS)].into_iter().collect();
-    let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
-    let form = StepForm { states, max_saved_bytes: None };
+    let form = step.form();
     let native = backend::native();
     let expected = build::jit_step(&step.graph, &[binding.clone()].into(), &*native, &form);
     let expected = expected.unwrap_or_else(|e| panic!("{e}")).executable;
@@ -107,8 +101,7 @@ fn compare(text: &str, x: &[usize]) {
         let mut builder = ArtifactBuilder::new("step");
         build::add_step_entry(&mut builder, &step.graph, &binding, &EMULATED, &form, &mut Dump::none())
             .unwrap_or_else(|e| panic!("{e}"));
-        let device: Arc<dyn Device> = Arc::new(GpuDevice::new(Arc::new(Emulator::new(seed))));
-        let executable = Executable::from_parts_on(builder.into_parts().expect("parts"), &[device]);
+        let executable = loaded(builder.into_parts().expect("parts"), &Emulator::new(seed));
         let found = run(&step, &executable.unwrap_or_else(|e| panic!("{e}")), &data);
         for (found, expected) in found.0.iter().zip(&expected) {
             assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{found}, expected {expected}");

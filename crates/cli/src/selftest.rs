@@ -23,14 +23,17 @@ const JSON: &str = r#"With --json:
 #[command(after_help = JSON)]
 pub(crate) struct Args {
     /// Device: cuda, or cuda:1 for the second one; or emulated, without times.
-    #[arg(long, value_name = "NAME[:NUMBER]")]
-    device: String,
+    #[arg(long, value_name = "NAME[:NUMBER]", required_unless_present = "write")]
+    device: Option<String>,
     /// Class of devices to compile for; later devices run it, too.
     #[arg(long, value_name = "NAME", default_value = "sm_80")]
     class: String,
     /// Families of kernels: loops, reductions, products, attention, sketches, large products [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     family: Vec<String>,
+    /// Leave out large cases, as emulated does.
+    #[arg(long)]
+    small: bool,
     /// Take the code of the cases from a folder that --write filled, in place of compiling them.
     #[arg(long, value_name = "FOLDER", conflicts_with = "write")]
     kernels: Option<PathBuf>,
@@ -50,10 +53,12 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         note(format!("wrote the cases to {}", folder.display()));
         return Ok(Reply::default());
     }
+    let device = args.device.clone().unwrap_or_default();
     let options = SelftestOptions {
-        device: args.device.clone(),
+        device: device.clone(),
         class: args.class.clone(),
         families: args.family.clone(),
+        small: args.small,
         kernels: args.kernels.clone(),
         threads: args.threads.get(),
     };
@@ -62,11 +67,11 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let failure = (wrong > 0).then(|| {
         Failure::new(
             Kind::Check,
-            format!("{wrong} of {} cases are wrong on `{}`", results.len(), args.device),
+            format!("{wrong} of {} cases are wrong on `{device}`", results.len()),
         )
     });
     let text = match args.json {
-        true => json(&serde_json::json!({ "device": args.device, "class": args.class, "cases": results }))?,
+        true => json(&serde_json::json!({ "device": device, "class": args.class, "cases": results }))?,
         false => table(&results),
     };
     Ok(Reply { text, failure })

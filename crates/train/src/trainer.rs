@@ -14,6 +14,25 @@ use crate::non_finite::{self, NonFinite};
 use crate::step::{PEAK_RATE, STEP, TOTAL_STEPS, next};
 use crate::{Schedule, TrainError, TrainingStep};
 
+impl TrainingStep {
+    /// How it is compiled: which states an output writes in place.
+    pub fn form(&self) -> StepForm {
+        let states = self.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
+        StepForm { states, max_saved_bytes: self.max_saved_bytes }
+    }
+
+    /// Gives the states of a session, which runs the compiled step, their first contents.
+    ///
+    /// # Errors
+    /// A session of another program, and a device that failed.
+    pub fn begin(&self, session: &mut Session) -> Result<(), TrainError> {
+        for state in &self.states {
+            session.set_state(&state.name, &state.initial)?;
+        }
+        Ok(())
+    }
+}
+
 /// Runs a training step on batches of the shapes that it was compiled for.
 pub struct Trainer {
     session: Session,
@@ -100,14 +119,11 @@ impl Trainer {
         }
         let bindings = examples().map(|example| bound(&step.graph, example));
         let bindings = bindings.collect::<Result<BTreeSet<Binding>, _>>()?;
-        let states = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
-        let form = StepForm { states, max_saved_bytes: step.max_saved_bytes };
-        let CompiledStep { executable, saved } = build::jit_step(&step.graph, &bindings, &**backend, &form)?;
+        let CompiledStep { executable, saved } =
+            build::jit_step(&step.graph, &bindings, &**backend, &step.form())?;
         let arena_bytes = executable.sections().map(|s| s.parts.arena_bytes).max().unwrap_or(0);
         let mut session = Session::new(&executable, SessionOptions { threads })?;
-        for state in &step.states {
-            session.set_state(&state.name, &state.initial)?;
-        }
+        step.begin(&mut session)?;
         let parameters = step.parameters.clone();
         let bytes = |name: &String| session.state(name).map(|t| t.bytes().len());
         let parameter_bytes = parameters.iter().map(bytes).sum::<Result<_, _>>()?;

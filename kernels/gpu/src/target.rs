@@ -16,7 +16,7 @@ impl Class {
     pub const ALL: [Class; 3] = [Class::Sm75, Class::Sm80, Class::Sm90];
 
     /// The compute capability, `10 major + minor`.
-    pub fn capability(self) -> u32 {
+    pub const fn capability(self) -> u32 {
         match self {
             Class::Sm75 => 75,
             Class::Sm80 => 80,
@@ -66,8 +66,8 @@ impl GpuTarget {
     /// With products of f32 on matrix units, which round both factors to 10 bits behind the point. Classes
     /// without such units compute as before.
     #[must_use]
-    pub fn with_tf32(self) -> GpuTarget {
-        GpuTarget { tf32: self.class >= Class::Sm80, ..self }
+    pub const fn with_tf32(self) -> GpuTarget {
+        GpuTarget { tf32: self.class.capability() >= Class::Sm80.capability(), ..self }
     }
 
     /// Every target.

@@ -1,14 +1,14 @@
 //! Compiled steps against the reference interpreter, over several steps.
 
 use margay_driver::backend;
-use margay_driver::build::{StepForm, jit_step};
+use margay_driver::build::jit_step;
 use margay_ir::{Graph, Value, eval};
 use margay_passes::parameter_names;
 use margay_runtime::{Session, SessionOptions};
 use margay_tensor::{Binding, DType, Tensor};
 use margay_testkit::parse_with_random_constants;
 use margay_train::loss::{self, IGNORED};
-use margay_train::step::{TOTAL_STEPS, next};
+use margay_train::step::{State, TOTAL_STEPS, next};
 use margay_train::{Optimizer, Schedule, TrainError, TrainingStep, Update};
 
 use crate::support::{assert_near, floats, normal};
@@ -45,20 +45,18 @@ fn compare(objective: Objective<'_>, update: &Update, data: &[(&str, &Tensor)]) 
     let nodes: Vec<_> = parameter_names(&g).into_iter().map(|(n, _)| n).collect();
     let step = TrainingStep::new(&g, &nodes, objective, update).unwrap();
     let binding: Binding = [("N".into(), ROWS as i64)].into_iter().collect();
-    let carried = step.states.iter().map(|s| (s.name.clone(), next(&s.name))).collect();
-    let form = StepForm { states: carried, max_saved_bytes: None };
     for backend in backend::supported() {
         let executable =
-            jit_step(&step.graph, &[binding.clone()].into(), &*backend, &form).unwrap().executable;
+            jit_step(&step.graph, &[binding.clone()].into(), &*backend, &step.form()).unwrap().executable;
         let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
-        let mut states: Vec<(&str, Tensor)> =
-            step.states.iter().map(|s| (s.name.as_str(), s.initial.clone())).collect();
-        states.iter_mut().filter(|(name, _)| *name == TOTAL_STEPS).for_each(|s| s.1 = Tensor::scalar(8f32));
-        states.iter().for_each(|(name, t)| session.set_state(name, t).unwrap());
+        step.begin(&mut session).unwrap();
+        session.set_state(TOTAL_STEPS, &Tensor::scalar(8f32)).unwrap();
+        let state = |s: &'_ State| (s.name.clone(), session.state(&s.name).unwrap());
+        let mut states: Vec<(String, Tensor)> = step.states.iter().map(state).collect();
         for t in 0..STEPS {
             let found = session.run(data).unwrap();
             let given: Vec<(&str, &Tensor)> =
-                data.iter().copied().chain(states.iter().map(|(name, t)| (*name, t))).collect();
+                data.iter().copied().chain(states.iter().map(|(name, t)| (name.as_str(), t))).collect();
             let expected = eval::run(&step.graph, &given).unwrap();
             let expected = step.graph.outputs().iter().zip(expected);
             for (output, expected) in expected {
