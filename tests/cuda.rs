@@ -104,7 +104,10 @@ fn what_a_machine_lacks_is_said_with_an_exit_code_of_its_own() {
         ("devices=0", "no device: the CUDA driver says: no CUDA-capable device is detected"),
         ("capability=75", "compiled for `sm_80`, and the device is a device that is not there of sm_75"),
         ("capability=75", "help: compile the model again with `--device cuda:sm_75`"),
-        ("memory=5000", "bytes for constants: out of memory (CUDA_ERROR_OUT_OF_MEMORY), 5000 of 5000 bytes are free"),
+        (
+            "memory=5000",
+            "bytes for constants: out of memory (CUDA_ERROR_OUT_OF_MEMORY), 5000 of 5000 bytes are free",
+        ),
         ("fault=0", "the device failed: unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED)"),
         ("fault=2", "the device failed: "),
     ] {
@@ -156,7 +159,11 @@ fn kernels_of_a_folder_are_compared_with_the_processor() {
     for case in cases {
         assert!(case["problem"].is_null() && case["ms"].as_f64().unwrap() > 0.0, "{case}");
     }
-    machine.refused("selftest --device cuda --family nothing", 2, "unknown family `nothing`; known are `loops`");
+    machine.refused(
+        "selftest --device cuda --family nothing",
+        2,
+        "unknown family `nothing`; known are `loops`",
+    );
     // A device that fails is one that gives no right result.
     let machine = machine.with("fault=1");
     let ran = machine.run(test);

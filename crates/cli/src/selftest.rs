@@ -65,10 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let results = selftest(&options, &mut |result| note(line(result)))?;
     let wrong = results.iter().filter(|r| r.problem.is_some()).count();
     let failure = (wrong > 0).then(|| {
-        Failure::new(
-            Kind::Check,
-            format!("{wrong} of {} cases are wrong on `{device}`", results.len()),
-        )
+        Failure::new(Kind::Check, format!("{wrong} of {} cases are wrong on `{device}`", results.len()))
     });
     let text = match args.json {
         true => json(&serde_json::json!({ "device": device, "class": args.class, "cases": results }))?,

@@ -22,6 +22,8 @@ type Made = Result<Arc<dyn Backend>, String>;
 /// A back end, and the device that runs its code.
 struct Entry {
     name: &'static str,
+    /// Whether every machine has its device.
+    is_everywhere: bool,
     /// The back end for a target, or `native`, and the precision of products, which may decide what is best for this machine.
     make: fn(&str, Precision) -> Made,
     /// The back end for every target whose code runs here.
@@ -34,6 +36,7 @@ struct Entry {
 const BACKENDS: &[Entry] = &[
     Entry {
         name: margay_codegen_cpu::NAME,
+        is_everywhere: true,
         make: |target, precision| {
             CpuTarget::by_name_for(target, precision).map_err(|e| e.to_string()).and_then(cpu)
         },
@@ -45,6 +48,7 @@ const BACKENDS: &[Entry] = &[
     },
     Entry {
         name: margay_codegen_gpu::NAME,
+        is_everywhere: false,
         make: |target, _| match (target, GpuTarget::from_name(target)) {
             // Later devices run the code of earlier ones.
             ("native", _) => Ok(Arc::new(GpuBackend::new(GpuTarget::new(GpuClass::Sm75)))),
@@ -61,6 +65,7 @@ const BACKENDS: &[Entry] = &[
     },
     Entry {
         name: margay_reference::NAME,
+        is_everywhere: true,
         make: |target, _| match target {
             "native" | margay_reference::NAME => Ok(Arc::new(ReferenceBackend)),
             _ => Err(format!("unknown target `{target}`; this back end knows `{}`", margay_reference::NAME)),
@@ -160,6 +165,15 @@ pub fn native() -> Arc<dyn Backend> {
 /// The processor of this machine, for products of a precision.
 pub fn native_for(precision: Precision) -> Arc<dyn Backend> {
     cpu(CpuTarget::native_for(precision)).expect("the classes of this machine are of its architecture")
+}
+
+/// The back end that runs what a choice measures when models are compiled for another: itself, if every machine has its device,
+/// and else the processor. What is chosen does not depend on whether a device is at hand.
+pub(crate) fn measuring(backend: &Arc<dyn Backend>) -> Arc<dyn Backend> {
+    match entry(backend.name()) {
+        Ok(entry) if !entry.is_everywhere => native(),
+        _ => Arc::clone(backend),
+    }
 }
 
 /// Every back end with every class of machines whose code runs here, for tests that compare them.

@@ -4,11 +4,13 @@
 //! only works in one order fails in another. A kernel in which no thread ever waits needs no fibers.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "gpu")]
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
+#[cfg(feature = "gpu")]
 use margay_codegen_gpu::host::HostFn;
 use margay_kernels_gpu::WARP;
 
@@ -34,6 +36,7 @@ pub(crate) struct Kernel {
 #[derive(Clone, Debug)]
 pub(crate) enum Code {
     /// Machine code of the processor.
+    #[cfg(feature = "gpu")]
     Host(HostFn),
     /// PTX that is interpreted.
     Ptx(Arc<Ptx>),
@@ -102,17 +105,19 @@ pub(crate) unsafe fn launch(
 /// # Safety
 /// As for [`launch`]; the thread is one of the launch.
 unsafe fn call(code: &Code, thread: *mut Thread, args: &[u64]) {
-    let function = match code {
-        Code::Host(function) => function,
+    match code {
+        #[cfg(feature = "gpu")]
+        Code::Host(function) => {
+            let thread: *const c_void = thread.cast();
+            let mut addresses = Vec::with_capacity(1 + args.len());
+            addresses.push((&raw const thread).cast::<c_void>());
+            addresses.extend(args.iter().map(|arg| std::ptr::from_ref(arg).cast::<c_void>()));
+            // SAFETY: the addresses are those of the parameters that the kernel takes.
+            unsafe { function(addresses.as_ptr()) };
+        }
         // SAFETY: as the caller promises.
-        Code::Ptx(code) => return unsafe { ptx::run(code, thread, args) },
-    };
-    let thread: *const c_void = thread.cast();
-    let mut addresses = Vec::with_capacity(1 + args.len());
-    addresses.push((&raw const thread).cast::<c_void>());
-    addresses.extend(args.iter().map(|arg| std::ptr::from_ref(arg).cast::<c_void>()));
-    // SAFETY: the addresses are those of the parameters that the kernel takes.
-    unsafe { function(addresses.as_ptr()) };
+        Code::Ptx(code) => unsafe { ptx::run(code, thread, args) },
+    }
 }
 
 /// Runs the threads of a block one after the other.

@@ -91,7 +91,7 @@ impl Refit {
             metrics: &self.metrics,
             mask: &job.mask,
             padding: None,
-            backend: &job.backend,
+            backend: &job.measures_on,
             threads: job.threads(),
             interruption: &Interruption::never(),
         };

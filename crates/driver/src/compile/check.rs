@@ -90,8 +90,9 @@ impl Checker {
 /// As [`Checker::new`].
 pub(crate) fn checker(job: &Job<'_>, split: Option<&Split>) -> Result<Option<Checker>, DriverError> {
     let scope = &job.options.errors;
-    let checker =
-        |s: &Split| Checker::new(job.graph(), &s.held_out, scope, &job.backend, job.threads(), job.progress);
+    let checker = |s: &Split| {
+        Checker::new(job.graph(), &s.held_out, scope, &job.measures_on, job.threads(), job.progress)
+    };
     split.map(checker).transpose()
 }
 
@@ -113,7 +114,7 @@ pub(crate) fn judge(
     sketched: &Graph,
 ) -> Result<Option<Judged>, DriverError> {
     let Some(checker) = checker else { return Ok(None) };
-    let error = checker.measure(sketched, &job.backend, job.threads(), job.progress)?;
+    let error = checker.measure(sketched, &job.measures_on, job.threads(), job.progress)?;
     let metric = job.metric.as_ref().map(|metric| metric.report(sketched)).transpose()?;
     Ok(Some(Judged { error, metric }))
 }
@@ -182,7 +183,7 @@ pub(crate) fn judged(job: &Job<'_>, checker: &Checker, sketched: &Graph) -> Resu
     if let Some(metric) = &job.metric {
         return Ok(fall(metric.dense, metric.of(sketched)?));
     }
-    limited(job, &checker.measure(sketched, &job.backend, job.threads(), job.progress)?)
+    limited(job, &checker.measure(sketched, &job.measures_on, job.threads(), job.progress)?)
 }
 
 /// What a limit is for, of an error: that of all samples together, or the one that the share of samples asked for does

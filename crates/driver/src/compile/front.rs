@@ -121,7 +121,7 @@ pub fn front(
             flops: amount(price.flops),
             predicted_ms: price.seconds * 1e3,
             predicted_error: choice.squared_error.sqrt(),
-            held_out: checker.measure(&sketched.graph, &job.backend, job.threads(), progress)?,
+            held_out: checker.measure(&sketched.graph, &job.measures_on, job.threads(), progress)?,
             dominated: false,
             plan: report::plan(&job, choice),
         })

@@ -183,6 +183,8 @@ pub(crate) struct Job<'a> {
     /// The samples in the order of the model's inputs.
     samples: Option<Samples>,
     backend: Arc<dyn Backend>,
+    /// The back end of what a choice measures, which every machine runs.
+    measures_on: Arc<dyn Backend>,
     /// Values of the symbols, one binding for each entry of the artifact.
     bindings: Vec<Binding>,
     /// For each binding the values that its ranges have; nothing without ranges.
@@ -242,12 +244,13 @@ impl<'a> Job<'a> {
             }
             _ => None,
         };
+        let measures_on = backend::measuring(&backend);
         let cache = options.cache.as_deref().map(Cache::open).transpose()?;
         let basis = match &cache {
             Some(_) => format!(
                 "{} of {}, seed {}, samples {:?}, {mask:?}\n{g}",
-                backend.target(),
-                backend.name(),
+                measures_on.target(),
+                measures_on.name(),
                 options.seed(),
                 samples.as_ref().map(Samples::hash)
             ),
@@ -258,6 +261,7 @@ impl<'a> Job<'a> {
             options,
             progress,
             samples,
+            measures_on,
             backend,
             bindings,
             ranges,
@@ -303,7 +307,7 @@ impl<'a> Job<'a> {
     fn measuring(&self) -> Measuring<'_> {
         let (threads, never) = (self.threads(), Interruption::never());
         let cache = self.cache.as_ref().map(|cache| (cache, self.basis.as_str()));
-        Measuring { cache, ..Measuring::new(&self.mask, &self.backend, threads, self.progress, &never) }
+        Measuring { cache, ..Measuring::new(&self.mask, &self.measures_on, threads, self.progress, &never) }
     }
 
     fn threads(&self) -> usize {

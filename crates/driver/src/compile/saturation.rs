@@ -38,7 +38,7 @@ pub(crate) fn saturated(job: &Job<'_>, checker: &Checker) -> Result<Option<Strin
     let Some(inputs) = checker.first_inputs().filter(|_| !bounded.is_empty()) else { return Ok(None) };
     let named = |(i, (n, _)): (usize, &(NodeId, _))| (format!("bounded {i}"), Value::from(*n));
     let part = g.cut(&[], &bounded.iter().enumerate().map(named).collect::<Vec<_>>());
-    let outputs = Runner::new(part, &job.backend, job.threads()).run(inputs)?;
+    let outputs = Runner::new(part, &job.measures_on, job.threads()).run(inputs)?;
     let mut worst: Option<(f64, NodeId)> = None;
     let mut count = 0;
     for ((n, (low, high)), (_, values)) in bounded.iter().zip(&outputs) {

@@ -150,7 +150,7 @@ fn int8_is_better(
 
 /// The relative error of a graph that follows from the model alone, whatever the goal.
 fn error_of(job: &Job<'_>, checker: &Checker, g: &Graph) -> Result<f64, DriverError> {
-    let measure = || Ok(checker.measure(g, &job.backend, job.threads(), job.progress)?.relative_l2);
+    let measure = || Ok(checker.measure(g, &job.measures_on, job.threads(), job.progress)?.relative_l2);
     let Some(cache) = &job.cache else { return measure() };
     let key = format!("{:?}\n{g}\n{}", job.options.errors, job.basis);
     if let Some(kept) = cache.get("errors", &key).and_then(|bytes| bytes.try_into().ok()) {

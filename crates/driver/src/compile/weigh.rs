@@ -30,7 +30,7 @@ pub(crate) fn weigh(
 ) -> Result<Option<Vec<f64>>, DriverError> {
     let searched = job.options.sketches() && job.options.searched().is_some();
     let Some(split) = split.filter(|_| searched) else { return Ok(None) };
-    let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.backend, &split.calibration);
+    let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.measures_on, &split.calibration);
     let most = rows_of_a_sample(g, sites, &job.mask, samples)?.into_iter().max().unwrap_or(0);
     let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
     let taken = samples.runs(g, BATCH).take(wanted.div_ceil(bound_batch(g).unwrap_or(BATCH)));
