@@ -122,13 +122,12 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The fault with the place where it was found.
+    /// The fault with the place where it was found, if it is one of the code.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Fault {
         match self {
-            Fault::Requirement { .. } => self,
             Fault::Code(problem) => Fault::Code(format!("{place}: {problem}")),
-            Fault::Device(problem) => Fault::Device(format!("{place}: {problem}")),
+            Fault::Requirement { .. } | Fault::Device(_) => self,
         }
     }
 }

@@ -69,12 +69,13 @@ fn fault(error: DriverError) -> Fault {
     match error.0 {
         CUresult::CUDA_ERROR_INVALID_VALUE
         | CUresult::CUDA_ERROR_INVALID_PTX
-        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Fault::Code(text(error)),
+        // Kernels run while the host goes on.
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
         | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_PC
-        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Fault::Code(text(error)),
+        | CUresult::CUDA_ERROR_INVALID_PC => Fault::Code(format!("in this step or before, {}", text(error))),
         _ => Fault::Device(text(error)),
     }
 }

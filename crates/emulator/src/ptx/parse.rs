@@ -1,4 +1,4 @@
-//! The text of a kernel of PTX, as LLVM writes it: an instruction to a line.
+//! The text of a kernel of PTX, as LLVM writes it.
 
 use std::collections::HashMap;
 
@@ -13,24 +13,23 @@ use super::{
 /// # Errors
 /// The line that is not understood.
 pub(crate) fn parse(text: &str) -> Result<Ptx, String> {
-    let lines: Vec<&str> =
-        text.lines().map(|line| line.split("//").next().unwrap_or_default().trim()).collect();
+    let lines = statements(text);
     let mut p = Parser::default();
     // Arrays and labels are named before they are met.
     let mut position = 0;
-    for line in &lines {
+    for line in lines.iter().map(String::as_str) {
         if let Some(rest) = line.strip_prefix(".shared .align") {
             p.array(rest).ok_or_else(|| format!("not understood: `{line}`"))?;
         } else if line.starts_with(".param") {
             p.params += 1;
         } else if let Some(label) = line.strip_suffix(':') {
             p.labels.insert(label, position);
-        } else if is_instruction(line) {
+        } else if begins_instruction(line) {
             position += 1;
         }
     }
     let mut instructions = Vec::with_capacity(position);
-    for line in lines.iter().filter(|line| is_instruction(line)) {
+    for line in lines.iter().filter(|line| begins_instruction(line)) {
         instructions.push(p.instruction(line).ok_or_else(|| format!("not understood: `{line}`"))?);
     }
     let waits = |i: &Instruction| {
@@ -40,9 +39,25 @@ pub(crate) fn parse(text: &str) -> Result<Ptx, String> {
     Ok(Ptx { instructions, registers: p.registers.len(), params: p.params, shared: p.bytes, waits })
 }
 
-/// Whether a line is an instruction, and no directive, label or bracket.
-fn is_instruction(line: &str) -> bool {
-    line.ends_with(';') && !line.starts_with('.')
+/// Lines without comments, each instruction on one.
+fn statements(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut is_open = false;
+    for line in text.lines() {
+        let line = line.split("//").next().unwrap_or_default().trim();
+        match lines.last_mut().filter(|_| is_open) {
+            Some(last) => *last = format!("{last} {line}"),
+            None => lines.push(line.to_owned()),
+        }
+        // Products on matrix units are written on several lines.
+        is_open = lines.last().is_some_and(|last| begins_instruction(last) && !last.ends_with(';'));
+    }
+    lines
+}
+
+/// Whether a line begins with an instruction, and is no directive, label or bracket.
+fn begins_instruction(line: &str) -> bool {
+    line.starts_with(|c: char| c == '@' || c.is_ascii_lowercase())
 }
 
 #[derive(Default)]
@@ -330,10 +345,11 @@ fn kind(ty: &str) -> Option<Kind> {
     }
 }
 
+/// Where an access goes. Without a word it is to an address of any memory, which for kernels is global.
 fn space(words: &Words<'_>) -> Option<Space> {
-    match (words.contains(&"global"), words.contains(&"shared")) {
-        (true, false) => Some(Space::Global),
-        (false, true) => Some(Space::Shared),
+    match (words.contains(&"global"), words.contains(&"shared"), words.contains(&"local")) {
+        (_, false, false) => Some(Space::Global),
+        (false, true, false) => Some(Space::Shared),
         _ => None,
     }
 }
