@@ -4,7 +4,7 @@
 #   bash scripts/gpu-bundle.sh FOLDER [CLASS]
 #
 # CLASS is what to compile for, sm_80 unless said otherwise; later devices run it, too. The folder holds the program, the kernels
-# of `margay selftest`, the demo model with its inputs, and run.sh, which runs all of it in parts, the most telling first,
+# of `margay selftest`, the demo model compiled, and run.sh, which runs all of it in parts, the most telling first,
 # and writes what is found into results/ after each part. The program needs a C library that is not older than the one here.
 # Needs what scripts/setup-gpu.sh brings. Exit status 1: the folder is larger than 60 MB.
 set -euo pipefail
@@ -21,14 +21,13 @@ mkdir -p "$folder/results"
 # The compiler makes the code; the program that goes along has none.
 (
     source .gpu/env
-    cargo build --release --quiet -p margay-cli --features margay-cli/gpu
+    cargo build --release --quiet --features margay-cli/gpu
     rm -rf "$folder/kernels"
     "$built" selftest --class "$class" --write "$folder/kernels"
     cp demo/model.onnx "$folder/model.onnx"
     "$built" compile demo/model.onnx -o "$folder/model.margay" --device "cuda:$class" --dim batch=1
 )
-cp demo/samples.npz "$folder/samples.npz"
-cargo build --release --quiet -p margay-cli
+cargo build --release --quiet
 cp "$built" "$folder/margay"
 strip "$folder/margay"
 
@@ -60,11 +59,11 @@ part machine nvidia-smi
 for name in loops reductions products attention sketches; do
     family "$name" --small --family "$name"
 done
-part model ./margay compare model.onnx model.margay --inputs samples.npz --rtol 1e-3 --atol 1e-4
+part model ./margay compare model.onnx model.margay --dim batch=8 --rtol 1e-3 --atol 1e-4
 for name in loops reductions attention sketches "large products"; do
     family "large-${name#large }" --family "$name"
 done
-part speed ./margay bench model.onnx model.margay --inputs samples.npz
+part speed ./margay bench model.onnx model.margay --dim batch=8
 if command -v compute-sanitizer >/dev/null; then
     part sanitizer compute-sanitizer ./margay selftest --device cuda --class CLASS --kernels kernels --small
 fi

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Class of devices to compile for; later devices run it, too.
     #[arg(long, value_name = "NAME", default_value = "sm_80")]
     class: String,
-    /// Families of kernels: loops, reductions, products, attention, sketches, large products [default: all].
+    /// Families of kernels, such as loops or products [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     family: Vec<String>,
     /// Leave out large cases, as emulated does.

@@ -143,7 +143,8 @@ impl BlockState {
         address
     }
 
-    fn access_shared(&mut self, address: usize, access: Access, now: Stamp) -> usize {
+    /// The same for shared memory. A read `ahead` may be one whose value is dropped: of it only the use would tell.
+    fn access_shared(&mut self, address: usize, access: Access, ahead: bool, now: Stamp) -> usize {
         let bytes = access.bytes as usize;
         if !address.is_multiple_of(access.align.max(1) as usize) {
             self.report(Problem::Misaligned, access.place);
@@ -158,7 +159,7 @@ impl BlockState {
         };
         let at = address - array.begin();
         let held = &mut array.held[at..at + bytes];
-        let unwritten = !access.writes && !held.iter().all(|&written| written);
+        let unwritten = !access.writes && !ahead && !held.iter().all(|&written| written);
         if access.writes {
             held.fill(true);
         }
@@ -248,7 +249,15 @@ pub(crate) unsafe extern "C-unwind" fn gpu_access_shared(
 ) -> usize {
     // SAFETY: kernels hand on the thread that they were called with.
     let (_, block, now) = unsafe { parts(thread) };
-    block.access_shared(address, Access::of(what), now)
+    block.access_shared(address, Access::of(what), false, now)
+}
+
+/// As [`gpu_access_shared`], for a read that an optimizer may have moved to where its value is not needed. What nobody has
+/// written is no number, so that its use shows in results.
+pub(crate) unsafe fn access_shared_ahead(thread: *mut Thread, address: usize, what: u64) -> usize {
+    // SAFETY: as the caller promises.
+    let (_, block, now) = unsafe { parts(thread) };
+    block.access_shared(address, Access::of(what), true, now)
 }
 
 pub(crate) unsafe extern "C-unwind" fn gpu_shared(thread: *mut Thread, array: u32) -> usize {

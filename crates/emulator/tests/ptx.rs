@@ -187,7 +187,7 @@ $L__BB0_2:
 #[test]
 fn what_is_wrong_in_a_kernel_is_found() {
     for (what, old, new, expected) in [
-        ("no barrier", "	bar.sync 	0;\n", "", "what nobody has written"),
+        ("no barrier", "	bar.sync 	0;\n", "", "a thread reads what another one writes"),
         ("an element too far", "[%rd4]", "[%rd4+4]", "outside of the buffers"),
         ("shared memory that is not there", "[%rd7]", "[%rd7+4]", "outside of the buffers"),
         ("an address between two elements", "[%rd4]", "[%rd4+2]", "not aligned"),

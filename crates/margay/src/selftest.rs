@@ -7,12 +7,13 @@
 //! A program without a compiler for the device takes the code of the cases from a folder that [`write_selftest`] filled.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use margay_artifact::{Artifact, ArtifactBuilder};
 use margay_driver::{Dump, Runner, backend, build};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, text};
-use margay_loops::Precision;
+use margay_loops::{Backend, Precision};
 use margay_runtime::{Executable, RunError, Session, SessionOptions};
 use margay_tensor::random::Philox;
 use margay_tensor::{Binding, Tensor};
@@ -363,11 +364,10 @@ impl Case {
         format!("{}.{}.{}.margay", word(self.family), word(self.kernel), word(self.shape))
     }
 
-    /// Its code for a class of devices.
-    fn code(&self, class: &str) -> Result<ArtifactBuilder<'static>, Error> {
-        let backend = backend::named(&format!("cuda:{class}"), "native", Precision::F32)?;
+    /// Its code.
+    fn code<'b>(&self, backend: &'b dyn Backend) -> Result<ArtifactBuilder<'b>, Error> {
         let mut builder = ArtifactBuilder::new(self.kernel);
-        build::add_entry(&mut builder, &self.graph(), &Binding::new(), &*backend, &mut Dump::none())?;
+        build::add_entry(&mut builder, &self.graph(), &Binding::new(), backend, &mut Dump::none())?;
         Ok(builder)
     }
 
@@ -384,6 +384,11 @@ impl Case {
         };
         g.inputs().iter().enumerate().map(input).collect()
     }
+}
+
+/// What compiles for a class of devices.
+fn compiler(class: &str) -> Result<Arc<dyn Backend>, Error> {
+    backend::named(&format!("cuda:{class}"), "native", Precision::F32)
 }
 
 /// Whether cases are left out on a device.
@@ -409,8 +414,9 @@ pub fn selftest_families() -> Vec<&'static str> {
 pub fn write_selftest(folder: &Path, class: &str) -> Result<(), Error> {
     let unwritten = |source| Error::Write { path: folder.to_path_buf(), source };
     std::fs::create_dir_all(folder).map_err(unwritten)?;
+    let backend = compiler(class)?;
     for case in CASES {
-        case.code(class)?.write(&folder.join(case.file()))?;
+        case.code(&*backend)?.write(&folder.join(case.file()))?;
     }
     Ok(())
 }
@@ -469,7 +475,7 @@ fn compare(case: &Case, options: &SelftestOptions) -> Result<Found, Error> {
     let device = backend::device(&options.device)?;
     let executable = match &options.kernels {
         Some(folder) => Executable::from_artifact_on(&Artifact::open(&folder.join(case.file()))?, &[device])?,
-        None => Executable::from_parts_on(case.code(&options.class)?.into_parts()?, &[device])?,
+        None => Executable::from_parts_on(case.code(&*compiler(&options.class)?)?.into_parts()?, &[device])?,
     };
     let g = case.graph();
     let inputs = case.inputs(&g);

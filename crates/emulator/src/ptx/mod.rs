@@ -4,6 +4,9 @@
 //! states them. Any other one is refused when a module is loaded. What a thread does together with others, and
 //! every access, goes through the calls of [`crate::thread`].
 //!
+//! LLVM reads shared memory before it knows whether it needs the value. Such a read is no fault; what nobody has
+//! written is no number, so that its use shows in results.
+//!
 //! Deliberately absent: rounding modes other than the nearest, numbers flushed to zero, functions, and memory of a thread.
 
 mod parse;

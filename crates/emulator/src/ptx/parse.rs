@@ -95,7 +95,7 @@ impl<'t> Parser<'t> {
         }
         let hexadecimal = ["0f", "0d", "0x"].iter().find_map(|prefix| text.strip_prefix(prefix));
         let bits = match hexadecimal {
-            Some(digits) => u64::from_str_radix(digits, 16).ok()?,
+            Some(digits) => u64::from_str_radix(digits.trim_end_matches('U'), 16).ok()?,
             None => text.parse::<i64>().map(i64::cast_unsigned).or_else(|_| text.parse()).ok()?,
         };
         Some(Operand::Bits(bits))

@@ -6,8 +6,8 @@ use margay_codegen_gpu::host::Access;
 
 use super::{Address, How, Kind, One, Operand, Operation, Ptx, Register, Rounding, Space, Three, Two};
 use crate::thread::{
-    Thread, gpu_access, gpu_access_shared, gpu_barrier, gpu_block, gpu_multiply, gpu_shared, gpu_shuffle,
-    gpu_sum, gpu_thread,
+    Thread, access_shared_ahead, gpu_access, gpu_access_shared, gpu_barrier, gpu_block, gpu_multiply,
+    gpu_shared, gpu_shuffle, gpu_sum, gpu_thread,
 };
 
 /// Runs a kernel for one thread.
@@ -192,7 +192,9 @@ impl Lane {
             // SAFETY: as the caller promises.
             Space::Global => unsafe { gpu_access(self.thread, at, what) },
             // SAFETY: as the caller promises.
-            Space::Shared => unsafe { gpu_access_shared(self.thread, at, what) },
+            Space::Shared if writes => unsafe { gpu_access_shared(self.thread, at, what) },
+            // SAFETY: as the caller promises.
+            Space::Shared => unsafe { access_shared_ahead(self.thread, at, what) },
         }
     }
 }
