@@ -52,6 +52,12 @@ pub(crate) struct Region {
     pub(crate) shadow: Option<Shadow>,
 }
 
+impl Region {
+    fn holds(&self, address: usize, bytes: usize) -> bool {
+        address >= self.begin && address.saturating_add(bytes) <= self.begin.saturating_add(self.bytes)
+    }
+}
+
 /// An array in shared memory.
 pub(crate) struct Array {
     /// Room for it, in pieces of its alignment.
@@ -106,10 +112,7 @@ impl BlockState {
             self.report(Problem::Misaligned, access.place);
             return self.aside.as_mut_ptr() as usize;
         }
-        let holds = |region: &Region| {
-            address >= region.begin
-                && address.saturating_add(bytes) <= region.begin.saturating_add(region.bytes)
-        };
+        let holds = |region: &Region| region.holds(address, bytes);
         // What may be written is looked at first: in place, a region that is read is one that is written.
         let writable = self.regions.iter_mut().filter(|r| r.shadow.is_some()).find(|r| holds(r));
         if let Some(region) = writable {
@@ -250,6 +253,13 @@ pub(crate) unsafe extern "C-unwind" fn gpu_access_shared(
     // SAFETY: kernels hand on the thread that they were called with.
     let (_, block, now) = unsafe { parts(thread) };
     block.access_shared(address, Access::of(what), false, now)
+}
+
+/// Whether so many bytes of global memory may be touched.
+pub(crate) unsafe fn holds(thread: *mut Thread, address: usize, bytes: usize) -> bool {
+    // SAFETY: as the caller promises.
+    let (_, block, _) = unsafe { parts(thread) };
+    block.regions.iter().any(|region| region.holds(address, bytes))
 }
 
 /// As [`gpu_access_shared`], for a read that an optimizer may have moved to where its value is not needed. What nobody has

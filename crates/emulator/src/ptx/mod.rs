@@ -5,7 +5,8 @@
 //! every access, goes through the calls of [`crate::thread`].
 //!
 //! LLVM reads shared memory before it knows whether it needs the value. Such a read is no fault; what nobody has
-//! written is no number, so that its use shows in results.
+//! written is no number, so that its use shows in results. It also makes vectors of loads side by side and fills them up
+//! with what lies behind: an aligned vector that begins in a buffer may end behind it.
 //!
 //! Deliberately absent: rounding modes other than the nearest, numbers flushed to zero, functions, and memory of a thread.
 

@@ -7,7 +7,7 @@ use margay_codegen_gpu::host::Access;
 use super::{Address, How, Kind, One, Operand, Operation, Ptx, Register, Rounding, Space, Three, Two};
 use crate::thread::{
     Thread, access_shared_ahead, gpu_access, gpu_access_shared, gpu_barrier, gpu_block, gpu_multiply,
-    gpu_shared, gpu_shuffle, gpu_sum, gpu_thread,
+    gpu_shared, gpu_shuffle, gpu_sum, gpu_thread, holds,
 };
 
 /// Runs a kernel for one thread.
@@ -87,21 +87,18 @@ impl Lane {
                 }
             }
             Operation::Load { to, bits, signed, address } => {
+                let kind = Kind::Int { bits: *bits, signed: *signed };
                 // SAFETY: as the caller promises.
-                let at = unsafe { self.access(*address, *bits, to.len(), false, false, place) };
-                for (i, to) in to.iter().enumerate() {
-                    // SAFETY: the access was let through, or leads aside.
-                    let value = unsafe { load(at + i * (bits / 8) as usize, *bits) };
-                    let kind = Kind::Int { bits: *bits, signed: *signed };
-                    self.registers[*to] = match signed {
-                        true => int(value, kind) as u64,
-                        false => value,
-                    };
+                let values = unsafe { self.load(*address, *bits, to.len(), place) };
+                for (to, value) in to.iter().zip(values) {
+                    self.registers[*to] = if *signed { int(value, kind) as u64 } else { value };
                 }
             }
             Operation::Store { from, bits, address } => {
                 // SAFETY: as the caller promises.
-                let at = unsafe { self.access(*address, *bits, from.len(), true, false, place) };
+                let at = unsafe {
+                    self.access(self.at(*address), address.space, *bits, from.len(), true, false, place)
+                };
                 for (i, from) in from.iter().enumerate() {
                     let value = of(self, *from);
                     // SAFETY: as above.
@@ -110,7 +107,7 @@ impl Lane {
             }
             Operation::Raise { to, address, word } => {
                 // SAFETY: as the caller promises.
-                let at = unsafe { self.access(*address, 64, 1, true, true, place) };
+                let at = unsafe { self.access(self.at(*address), address.space, 64, 1, true, true, place) };
                 // SAFETY: as above.
                 let before = unsafe { load(at, 64) };
                 // SAFETY: as above.
@@ -171,13 +168,54 @@ impl Lane {
         }
     }
 
+    /// Reads so many neighbours of so many bits. A vector that is aligned may reach behind a buffer, as long as it begins in
+    /// it: memory is there, and what lies there is no number.
+    ///
+    /// # Safety
+    /// As for [`run`].
+    unsafe fn load(&self, address: Address, bits: u32, count: usize, place: u32) -> Vec<u64> {
+        let bytes = (bits / 8) as usize;
+        // SAFETY: as the caller promises.
+        let begin = unsafe { self.at(address) };
+        let is_vector = address.space == Space::Global && count > 1 && begin.is_multiple_of(count * bytes);
+        // SAFETY: as the caller promises.
+        let is_held =
+            |i: usize, count: usize| unsafe { holds(self.thread, begin + i * bytes, count * bytes) };
+        if !is_vector || is_held(0, count) || !is_held(0, 1) {
+            // SAFETY: as the caller promises.
+            let at = unsafe { self.access(begin, address.space, bits, count, false, false, place) };
+            // SAFETY: the access was let through, or leads aside.
+            return (0..count).map(|i| unsafe { load(at + i * bytes, bits) }).collect();
+        }
+        let lane = |i: usize| {
+            if !is_held(i, 1) {
+                return mask(bits);
+            }
+            // SAFETY: as the caller promises.
+            let at = unsafe { self.access(begin + i * bytes, address.space, bits, 1, false, false, place) };
+            // SAFETY: the access was let through, or leads aside.
+            unsafe { load(at, bits) }
+        };
+        (0..count).map(lane).collect()
+    }
+
+    /// The address that an instruction names.
+    ///
+    /// # Safety
+    /// As for [`run`].
+    unsafe fn at(&self, address: Address) -> usize {
+        // SAFETY: as the caller promises.
+        unsafe { self.read(address.base) }.wrapping_add_signed(address.offset) as usize
+    }
+
     /// Where an access goes to.
     ///
     /// # Safety
     /// As for [`run`].
     unsafe fn access(
         &self,
-        address: Address,
+        at: usize,
+        space: Space,
         bits: u32,
         count: usize,
         writes: bool,
@@ -186,9 +224,7 @@ impl Lane {
     ) -> usize {
         let bytes = bits / 8 * count as u32;
         let what = Access { bytes, align: bytes, writes, atomic, place }.word();
-        // SAFETY: as the caller promises.
-        let at = unsafe { self.read(address.base) }.wrapping_add_signed(address.offset) as usize;
-        match address.space {
+        match space {
             // SAFETY: as the caller promises.
             Space::Global => unsafe { gpu_access(self.thread, at, what) },
             // SAFETY: as the caller promises.
