@@ -449,7 +449,7 @@ pub fn selftest(
             Err(error @ (Error::Options(_) | Error::Compile(_) | Error::Artifact(_))) => return Err(error),
             Err(error) => Found { error: None, ms: None, problem: Some(error.to_string()) },
         };
-        let wrong = |e: f64| !(e <= limit);
+        let wrong = |e: f64| e.is_nan() || e > limit;
         let too_far = found.error.filter(|e| wrong(*e)).map(|e| format!("{e:.1e} is beyond {limit:.0e}"));
         results.push(SelftestResult {
             family: case.family,

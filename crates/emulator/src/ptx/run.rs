@@ -95,10 +95,9 @@ impl Lane {
                 }
             }
             Operation::Store { from, bits, address } => {
+                let what = Access { writes: true, ..reading(*bits, from.len(), place) };
                 // SAFETY: as the caller promises.
-                let at = unsafe {
-                    self.access(self.at(*address), address.space, *bits, from.len(), true, false, place)
-                };
+                let at = unsafe { self.access(self.at(*address), address.space, what) };
                 for (i, from) in from.iter().enumerate() {
                     let value = of(self, *from);
                     // SAFETY: as above.
@@ -106,8 +105,9 @@ impl Lane {
                 }
             }
             Operation::Raise { to, address, word } => {
+                let what = Access { writes: true, atomic: true, ..reading(64, 1, place) };
                 // SAFETY: as the caller promises.
-                let at = unsafe { self.access(self.at(*address), address.space, 64, 1, true, true, place) };
+                let at = unsafe { self.access(self.at(*address), address.space, what) };
                 // SAFETY: as above.
                 let before = unsafe { load(at, 64) };
                 // SAFETY: as above.
@@ -183,7 +183,7 @@ impl Lane {
             |i: usize, count: usize| unsafe { holds(self.thread, begin + i * bytes, count * bytes) };
         if !is_vector || is_held(0, count) || !is_held(0, 1) {
             // SAFETY: as the caller promises.
-            let at = unsafe { self.access(begin, address.space, bits, count, false, false, place) };
+            let at = unsafe { self.access(begin, address.space, reading(bits, count, place)) };
             // SAFETY: the access was let through, or leads aside.
             return (0..count).map(|i| unsafe { load(at + i * bytes, bits) }).collect();
         }
@@ -192,7 +192,7 @@ impl Lane {
                 return mask(bits);
             }
             // SAFETY: as the caller promises.
-            let at = unsafe { self.access(begin + i * bytes, address.space, bits, 1, false, false, place) };
+            let at = unsafe { self.access(begin + i * bytes, address.space, reading(bits, 1, place)) };
             // SAFETY: the access was let through, or leads aside.
             unsafe { load(at, bits) }
         };
@@ -212,18 +212,9 @@ impl Lane {
     ///
     /// # Safety
     /// As for [`run`].
-    unsafe fn access(
-        &self,
-        at: usize,
-        space: Space,
-        bits: u32,
-        count: usize,
-        writes: bool,
-        atomic: bool,
-        place: u32,
-    ) -> usize {
-        let bytes = bits / 8 * count as u32;
-        let what = Access { bytes, align: bytes, writes, atomic, place }.word();
+    unsafe fn access(&self, at: usize, space: Space, what: Access) -> usize {
+        let writes = what.writes;
+        let what = what.word();
         match space {
             // SAFETY: as the caller promises.
             Space::Global => unsafe { gpu_access(self.thread, at, what) },
@@ -233,6 +224,12 @@ impl Lane {
             Space::Shared => unsafe { access_shared_ahead(self.thread, at, what) },
         }
     }
+}
+
+/// A read of so many neighbours of so many bits.
+fn reading(bits: u32, count: usize, place: u32) -> Access {
+    let bytes = bits / 8 * count as u32;
+    Access { bytes, align: bytes, writes: false, atomic: false, place }
 }
 
 /// # Safety
