@@ -47,9 +47,10 @@ impl Pass for MergeDuplicates {
     )]
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
         let inside = g.change_regions(&mut |inner| self.run(inner, &mut Cx::default()))?;
-        let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::new();
+        let order = g.order();
+        let mut seen: HashMap<(Op, Vec<Value>, String), NodeId> = HashMap::with_capacity(order.len());
         let mut merged = 0;
-        for n in g.order() {
+        for n in order {
             if matches!(g.op(n), Op::Input(_)) {
                 continue;
             }

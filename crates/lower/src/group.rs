@@ -164,7 +164,7 @@ pub fn lower_carrying(g: &Graph, backend: &dyn Backend, carried: &[Carried]) -> 
 /// By value the last of some nodes that reads it. Outputs have none, nor what casts read: what reads a cast may read that in
 /// its place ([`Grouper::rounding`]).
 fn last_readers(g: &Graph, order: &[NodeId]) -> HashMap<Value, NodeId> {
-    let mut last: HashMap<Value, NodeId> = HashMap::new();
+    let mut last: HashMap<Value, NodeId> = HashMap::with_capacity(order.len());
     for &n in order {
         last.extend(g.inputs_of(n).into_iter().map(|v| (v, n)));
     }
