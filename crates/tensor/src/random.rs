@@ -23,9 +23,6 @@ use std::f64::consts::TAU;
 
 use rand_core::{SeedableRng, TryRng, utils};
 
-const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
-const ROUNDS: usize = 10;
 const WORDS: u64 = 4;
 
 /// The stream that a name stands for, below 2³² so that streams can be counted from it: the hash of Fowler, Noll and
@@ -46,6 +43,15 @@ pub struct Philox {
 }
 
 impl Philox {
+    /// What the words of a block are multiplied with in each round.
+    pub const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+
+    /// What is added to the key after each round.
+    pub const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+
+    /// Rounds for a block.
+    pub const ROUNDS: usize = 10;
+
     /// The stream with this name, at its first word.
     pub const fn new(seed: u64, stream: u64) -> Philox {
         Philox { seed, stream, word: 0 }
@@ -170,12 +176,12 @@ impl SeedableRng for Philox {
 }
 
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for round in 0..ROUNDS {
+    for round in 0..Philox::ROUNDS {
         if round > 0 {
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+            key = [key[0].wrapping_add(Philox::WEYL[0]), key[1].wrapping_add(Philox::WEYL[1])];
         }
-        let p = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
-        let q = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
+        let p = u64::from(Philox::MULTIPLIERS[0]) * u64::from(counter[0]);
+        let q = u64::from(Philox::MULTIPLIERS[1]) * u64::from(counter[2]);
         counter = [
             (q >> 32) as u32 ^ counter[1] ^ key[0],
             q as u32,

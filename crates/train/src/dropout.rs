@@ -21,6 +21,7 @@ use margay_ir::ops::{
 use margay_ir::{
     AddError, Builder, Graph, Node, NodeId, Op, OpDef, Origin, PassError, Patch, Payload, TensorType, Value,
 };
+use margay_tensor::random::Philox;
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::TrainError;
@@ -28,11 +29,6 @@ use crate::step::STEP;
 
 /// The streams of masks begin here.
 pub const STREAMS: u64 = 1 << 62;
-
-/// The constants of Philox4x32-10: Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
-const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
-const ROUNDS: usize = 10;
 
 /// Words of a block of Philox.
 const WORDS: usize = 4;
@@ -139,12 +135,12 @@ fn philox(
     let stream = b.add(node, step)?;
     let mut pairs = [halves_swapped(b, index)?, halves_swapped(b, stream)?];
     let mut keys = [seed as u32, (seed >> BITS) as u32];
-    for _ in 0..ROUNDS {
+    for _ in 0..Philox::ROUNDS {
         let mut next = pairs;
         for half in 0..2 {
             let other = 1 - half;
             let upper = b.op(ShiftRight, &[pairs[other], bits])?;
-            let multiplier = b.constant(Tensor::scalar(u64::from(MULTIPLIERS[other])))?;
+            let multiplier = b.constant(Tensor::scalar(u64::from(Philox::MULTIPLIERS[other])))?;
             let product = b.mul(multiplier, upper)?;
             let moved = b.op(ShiftLeft, &[pairs[half], bits])?;
             let key = b.constant(Tensor::scalar(u64::from(keys[half]) << BITS))?;
@@ -152,7 +148,7 @@ fn philox(
             next[half] = b.op(Xor, &[mixed, key])?;
         }
         pairs = next;
-        for (key, weyl) in keys.iter_mut().zip(WEYL) {
+        for (key, weyl) in keys.iter_mut().zip(Philox::WEYL) {
             *key = key.wrapping_add(weyl);
         }
     }
