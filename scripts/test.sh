@@ -18,6 +18,7 @@ export PYTHONDONTWRITEBYTECODE=1
 
 left_out=()     # what this machine could not run, one sentence each
 passed=0 failed=0 skipped=0
+features=()     # of cargo
 
 say() { printf '== %s\n' "$*"; }
 
@@ -101,14 +102,13 @@ prepare_data() {
     test_data=$data
 }
 
-# cargo_tests LOG ARGUMENT...: runs tests of cargo and adds up their result lines. A test that finds no data passes, but
-# prints a line that begins with `skipped:`; it is counted as skipped.
+# Runs the tests of cargo and adds up their result lines. A test that finds no data passes, but prints a line that begins
+# with `skipped:`; it is counted as skipped.
 cargo_tests() {
-    local log=$cache/$1 status=0 ok bad without
-    shift
-    say "cargo test --release $*"
+    local log=$cache/cargo-test.log status=0 ok bad without
+    say "cargo test --release --workspace ${features[*]}"
     CARGO_TERM_COLOR=never ${test_data:+env "MARGAY_TEST_DATA=$test_data"} \
-        cargo test --release --no-fail-fast "$@" -- --show-output \
+        cargo test --release --no-fail-fast --workspace "${features[@]}" -- --show-output \
         </dev/null 2>&1 | tee "$log" | without_successes || status=$?
     read -r ok bad without < <(cargo_counts "$log")
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
@@ -118,17 +118,19 @@ cargo_tests() {
     add_counts "$ok" "$bad" "$without"
 }
 
-# The GPU back end on the emulator, which needs LLVM but no GPU.
-gpu_tests() {
-    if ! bash scripts/setup-gpu.sh; then
+# Turns the GPU back end on, which needs LLVM but no GPU: its tests run on an emulator. One set of features for all that
+# follows, since each other set compiles every crate anew.
+prepare_gpu() {
+    if bash scripts/setup-gpu.sh; then
+        source .gpu/env
+        features=(--features margay-tests/gpu,margay-cli/gpu)
+    else
         leave_out "tests of the GPU back end: no LLVM and MLIR 22"
         add_counts 0 0 1
-        return 0
     fi
-    source .gpu/env
-    cargo_tests cargo-test-gpu.log -p margay-codegen-gpu -p margay-emulator -p margay-tests -p margay-cli --lib \
-        --test gpu --test cuda --features margay-tests/gpu,margay-cli/gpu
 }
+
+build_programs() { cargo build --release --quiet --workspace --bins "${features[@]}" </dev/null; }
 
 # What a reader wants of cargo's output: all but the passed tests and what they printed.
 without_successes() {
@@ -165,7 +167,7 @@ python_check() {
         return 0
     fi
     say "$check"
-    cargo build --release --quiet </dev/null
+    build_programs
     ${test_data:+env "MARGAY_TEST_DATA=$test_data"} \
         "$python" "$check" --binary "${CARGO_TARGET_DIR:-target}/release/margay" \
         </dev/null 2>&1 | tee "$log" || status=$?
@@ -186,7 +188,7 @@ peers_check() {
         add_counts 0 0 1
         return 0
     fi
-    cargo build --release --quiet -p margay-cli -p margay-benches --bins </dev/null
+    build_programs
     rm -rf "$folder"
     if "$python" $peers/run.py --models tiny --peers margay,onnxruntime --rounds 1 --seconds 0.05 \
         --python "$python" --cache "$folder" --out "$folder/results" </dev/null &&
@@ -208,8 +210,8 @@ test_data=
 require_compilers
 mkdir -p "$cache"
 prepare_data
-cargo_tests cargo-test.log --workspace
-gpu_tests
+prepare_gpu
+cargo_tests
 python_check check_e2e.py
 python_check check_nodes.py
 python_check check_models.py

