@@ -21,7 +21,7 @@ use crate::error::{Failure, command_line};
 use crate::progress::Bars;
 use crate::save::{check_distinct, check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, errors, json, warn};
+use crate::{Reply, errors, json, memory, warn};
 
 const JSON: &str = r#"With --json, and in the file of --report:
   {"model", "model_hash", "target_cpu", "cost_model", "threads", "seed", "precision", "goal",
@@ -73,6 +73,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    memory::return_large_blocks();
     let files = [Some(&args.output), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
     files.into_iter().flatten().try_for_each(|path| check_writable(path))?;
     args.curves.check()?;

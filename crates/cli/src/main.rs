@@ -7,7 +7,7 @@
 //!
 //! Deliberately absent: anything a program that uses the `margay` crate could not do.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod args;
 mod bench;
@@ -25,6 +25,7 @@ mod export;
 mod inspect;
 mod interrupt;
 mod measure_machine;
+mod memory;
 mod opt;
 mod pareto;
 mod progress;

@@ -15,7 +15,7 @@ use crate::error::Failure;
 use crate::progress::Bars;
 use crate::save::{check_writable, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
-use crate::{Reply, json, warn};
+use crate::{Reply, json, memory, warn};
 
 const JSON: &str = r#"With --json:
   {"model", "target_cpu", "threads", "resource", "refitted", "dense": {"bytes", "flops", "predicted_ms"},
@@ -61,6 +61,7 @@ fn resource(text: &str) -> Result<Resource, String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    memory::return_large_blocks();
     args.svg.iter().try_for_each(|path| check_writable(path))?;
     if is_artifact(&args.model)? {
         let message = format!("`{}` is an artifact, expected an ONNX file", args.model.display());

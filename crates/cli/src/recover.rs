@@ -23,7 +23,7 @@ use crate::progress::{Bars, TrainingBar};
 use crate::save::{check_distinct, check_history, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, significant};
 use crate::train::rate_line;
-use crate::{Reply, errors, json, warn};
+use crate::{Reply, errors, json, memory, warn};
 
 const AFTER: &str = r#"First each layer is refitted by itself, then those of each block learn together, then all of them. The best on held-out samples is kept.
 Ctrl-C ends learning and keeps the best so far.
@@ -151,6 +151,7 @@ fn train(text: &str) -> Result<Trainable, String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    memory::return_large_blocks();
     let written = [
         ("`-o`", args.output.as_deref()),
         ("`--export`", args.export.as_deref()),

@@ -17,7 +17,7 @@ use crate::args::{ErrorArgs, ThreadArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, significant};
-use crate::{Reply, json, warn};
+use crate::{Reply, json, memory, warn};
 
 const JSON: &str = r#"With --json:
   {"model", "relative_error", "samples", "probes", "warnings": [],
@@ -62,6 +62,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
+    memory::return_large_blocks();
     let source = open(&args.model)?;
     let samples = samples_of(&args.model, &args.data, &[])?;
     let (threads, scope) = (args.threads.get(), args.errors.scope());

@@ -96,7 +96,7 @@ pub fn sensitivity(
             0 => None,
             k => {
                 let whitening = moments[i].as_ref().map(|m| m.whitening()).transpose()?;
-                Some(LowRank::new(&weight, whitening, None, &options)?.factors(k)?)
+                Some(LowRank::new(&weight, whitening.as_ref(), None, &options)?.factors(k)?)
             }
         };
         Sums::new(&weight, factors.as_ref())

@@ -167,7 +167,7 @@ impl FittedLowRank {
         let decompose = || {
             let whitening = moments.map(|m| m.whitening()).transpose()?;
             let outputs = context.metric.map(|m| m.whitening()).transpose()?;
-            LowRank::new(&layer.matrix(g)?, whitening, outputs, &options)
+            LowRank::new(&layer.matrix(g)?, whitening.as_ref(), outputs.as_ref(), &options)
         };
         Ok(FittedLowRank {
             decomposition: context.decompositions.low_rank.get(&layer.nodes, seed, decompose)?,

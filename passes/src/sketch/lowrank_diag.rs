@@ -112,6 +112,7 @@ impl Form for LowRankDiag {
     ) -> Result<Vec<Vec<f32>>, RandnlaError> {
         let whitening = seen.inputs().map(|moments| moments.whitening()).transpose()?;
         let outputs = seen.outputs()?;
+        let (whitening, outputs) = (whitening.as_ref(), outputs.as_ref());
         let [c, g] = [second_moment(whitening, self.0)?, second_moment(outputs, self.0)?];
         let options = LowRankOptions { max_rank: Some(s.rank), ..LowRankOptions::default() };
         let mut diagonal = vec![0f64; self.0];

@@ -12,8 +12,6 @@ pub struct Moments {
     gram: Gram,
     centring: Centring,
     conditioning: Conditioning,
-    whitening: OnceLock<Result<Whitening, RandnlaError>>,
-    triangle: OnceLock<Result<Matrix, RandnlaError>>,
     samples: String,
 }
 
@@ -37,8 +35,7 @@ impl Moments {
     }
 
     fn new(gram: Gram, centring: Centring, conditioning: Conditioning, samples: &str) -> Moments {
-        let (whitening, triangle) = (OnceLock::new(), OnceLock::new());
-        Moments { gram, centring, conditioning, whitening, triangle, samples: samples.to_owned() }
+        Moments { gram, centring, conditioning, samples: samples.to_owned() }
     }
 
     /// The sums.
@@ -46,22 +43,13 @@ impl Moments {
         &self.gram
     }
 
-    /// A square root of the second moment. The first call computes it, and all others share it.
+    /// A square root of the second moment. Every call computes it: that is little beside what is done with it, and it is as
+    /// large as the moment.
     ///
     /// # Errors
     /// Of [`Whitening::from_gram`].
-    pub fn whitening(&self) -> Result<&Whitening, RandnlaError> {
-        let compute = || Whitening::from_gram(&self.gram, self.centring, &self.conditioning);
-        self.whitening.get_or_init(compute).as_ref().map_err(Clone::clone)
-    }
-
-    /// The upper triangular root of the same moment. The first call computes it, and all others share it.
-    ///
-    /// # Errors
-    /// Of [`Whitening::from_gram`].
-    pub fn triangle(&self) -> Result<&Matrix, RandnlaError> {
-        let compute = || self.whitening().map(Whitening::triangle);
-        self.triangle.get_or_init(compute).as_ref().map_err(Clone::clone)
+    pub fn whitening(&self) -> Result<Whitening, RandnlaError> {
+        Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
     /// Identifies the samples.
@@ -75,14 +63,17 @@ impl Moments {
 pub(super) struct Seen {
     inputs: Option<Arc<Moments>>,
     metric: Option<Arc<Moments>>,
-    /// The covariance of the inputs, once somebody asked for it.
-    covariance: OnceLock<Result<Matrix, RandnlaError>>,
+    /// The covariance of the inputs, and the triangular roots of both moments, once somebody asked for them.
+    covariance: Once<Matrix>,
+    roots: [Once<Matrix>; 2],
 }
+
+type Once<T> = OnceLock<Result<T, RandnlaError>>;
 
 impl Seen {
     pub(super) fn of(context: &Context<'_>) -> Seen {
         let inputs = context.moments.map(|m| m[0].clone());
-        Seen { inputs, metric: context.metric.cloned(), covariance: OnceLock::new() }
+        Seen { inputs, metric: context.metric.cloned(), covariance: OnceLock::new(), roots: Default::default() }
     }
 
     /// Identifies the samples; `None` where there were none.
@@ -96,7 +87,7 @@ impl Seen {
     }
 
     /// What weighs the outputs, where that is known.
-    pub(super) fn outputs(&self) -> Result<Option<&Whitening>, RandnlaError> {
+    pub(super) fn outputs(&self) -> Result<Option<Whitening>, RandnlaError> {
         self.metric.as_ref().map(|m| m.whitening()).transpose()
     }
 
@@ -112,12 +103,16 @@ impl Seen {
     /// The mean squared output of a matrix in place of the weight, about its mean where inputs were seen, in the metric of the
     /// outputs where that is known.
     pub(super) fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
+        let root = |which: usize, moments: &Moments| {
+            let root = self.roots[which].get_or_init(|| Ok(moments.whitening()?.triangle()));
+            root.as_ref().map_err(Clone::clone)
+        };
         let seen = match &self.inputs {
-            Some(moments) => moments.triangle()?.product(matrix)?,
+            Some(moments) => root(0, moments)?.product(matrix)?,
             None => matrix.clone(),
         };
         Ok(match &self.metric {
-            Some(metric) => seen.product(&metric.triangle()?.transposed())?.squared_norm(),
+            Some(metric) => seen.product(&root(1, metric)?.transposed())?.squared_norm(),
             None => seen.squared_norm(),
         })
     }

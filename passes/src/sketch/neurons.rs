@@ -86,7 +86,7 @@ impl Scheme for NeuronsScheme {
                 None => Matrix::from_fn(second.d_in, second.d_in, |i, j| if i == j { 1.0 } else { 0.0 }),
             };
             let outputs = context.metric.map(|m| m.whitening()).transpose()?;
-            Subset::new(&moment, &weight, outputs, Moments::INPUTS.shrinkage)
+            Subset::new(&moment, &weight, outputs.as_ref(), Moments::INPUTS.shrinkage)
         };
         let mean = moments.map(|m| m.gram().mean()).transpose()?;
         let inputs = moments.map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();

@@ -36,7 +36,7 @@ use std::sync::OnceLock;
 use margay_ir::ops::Add;
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
-use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded, Whitening};
+use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded};
 use margay_tensor::{DType, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
@@ -170,8 +170,8 @@ impl FittedQuantized {
 
     fn rounded(&self, bits: u32) -> Result<&Rounded, RandnlaError> {
         let compute = || {
-            let triangle = self.seen.inputs().map(Moments::triangle).transpose()?;
-            Rounded::new(&self.weight, triangle, Storage::blocks(bits, 0))
+            let triangle = self.seen.inputs().map(|m| Ok(m.whitening()?.triangle())).transpose()?;
+            Rounded::new(&self.weight, triangle.as_ref(), Storage::blocks(bits, 0))
         };
         self.rounded[usize::from(bits == 4)].get_or_init(compute).as_ref().map_err(Clone::clone)
     }
@@ -180,7 +180,8 @@ impl FittedQuantized {
         let compute = || {
             let whitening = self.seen.inputs().map(Moments::whitening).transpose()?;
             let outputs = self.seen.outputs()?;
-            LowRank::new(&self.rounded(bits)?.rest, whitening, outputs, &LowRankOptions::default())
+            let (rest, options) = (&self.rounded(bits)?.rest, LowRankOptions::default());
+            LowRank::new(rest, whitening.as_ref(), outputs.as_ref(), &options)
         };
         self.rest[usize::from(bits == 4)].get_or_init(compute).as_ref().map_err(Clone::clone)
     }
@@ -190,9 +191,8 @@ impl FittedQuantized {
         QuantizedSettings { bits, rank }: QuantizedSettings,
     ) -> Result<Contents, RandnlaError> {
         let rounded = self.rounded(bits)?;
-        let whitening = self.seen.inputs().map(Moments::whitening).transpose()?;
-        let mean = whitening.and_then(Whitening::mean);
-        let mean = mean.map(|mean| Matrix::from_row_major_f64(1, mean.len(), mean)).transpose()?;
+        let mean = self.seen.inputs().map(|m| m.gram().mean()).transpose()?;
+        let mean = mean.map(|mean| Matrix::from_row_major_f64(1, mean.len(), &mean)).transpose()?;
         let mut missed = mean.as_ref().map(|mean| mean.product(&rounded.rest)).transpose()?;
         let mut stored = None;
         if rank > 0 {

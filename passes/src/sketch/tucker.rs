@@ -105,7 +105,7 @@ impl Form for Tucker {
         let options = |rank| LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };
         let inputs = seen.inputs().map(Moments::whitening).transpose()?;
         let outputs = seen.outputs()?;
-        let behind_it = LowRank::new(weight, inputs, outputs, &options(behind))?.factors(behind)?;
+        let behind_it = LowRank::new(weight, inputs.as_ref(), outputs.as_ref(), &options(behind))?.factors(behind)?;
         // Rows are channels; columns are taps and channels behind the kernel.
         let unfolded = Matrix::from_fn(c, taps * behind, |channel, j| {
             behind_it.left.at(channel * taps + j / behind, j % behind)

@@ -6,7 +6,7 @@ use margay_passes::{ApplyPlan, Pipeline, PipelineItem};
 use margay_plan::{Allocation, Choice, Settings};
 
 use super::Job;
-use super::fit::{Fit, Measured};
+use super::fit::{Fit, Gradients};
 use super::split::{Split, drawn};
 use crate::{
     DriverError, Dump, Interruption, LayerRefit, Metrics, RefitData, Refitted, Samples, build, refit_layers,
@@ -62,9 +62,9 @@ impl Refit {
     pub(crate) fn new(
         job: &Job<'_>,
         split: Option<&Split>,
-        measured: Option<&Measured>,
+        gradients: Option<&Gradients>,
     ) -> Result<Option<Refit>, DriverError> {
-        let (Some(split), Some(measured)) = (split, measured) else { return Ok(None) };
+        let (Some(split), Some(gradients)) = (split, gradients) else { return Ok(None) };
         let samples = &split.calibration;
         let batch = crate::bound_batch(job.graph()).unwrap_or(1);
         let count = (samples.rows() / DECIDE_EVERY).max(batch);
@@ -75,7 +75,7 @@ impl Refit {
         let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
         let mut metrics = Metrics::default();
         for (i, site) in job.sites.iter().enumerate().filter(|(_, site)| site.weights.len() == 1) {
-            let metric = measured.metric(i);
+            let metric = gradients.metric(i);
             metrics.extend(site.nodes.iter().filter_map(|n| Some((*n, metric?.clone()))));
         }
         Ok(Some(Refit { train: part(&train)?, decide: part(&decide)?, metrics }))

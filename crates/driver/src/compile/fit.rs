@@ -94,8 +94,13 @@ pub(crate) struct Measured {
     inputs: Vec<Vec<Arc<Moments>>>,
     /// What their sites were in a few runs: one list per task, of the runs.
     samples: Vec<Vec<Vec<Tensor>>>,
+    gradients: Gradients,
+}
+
+/// What is kept of that when tasks are fitted.
+pub(crate) struct Gradients {
     /// By site, the gradients of the outputs by what it gives; absent where an operator has no derivative.
-    gradients: Option<Vec<Option<Arc<Moments>>>>,
+    moments: Option<Vec<Option<Arc<Moments>>>>,
     /// Why there are no gradients.
     pub(crate) remark: Option<Remark>,
 }
@@ -143,7 +148,8 @@ pub(crate) fn measured(
         }
         Err(error) => return Err(error),
     };
-    Ok(Some(Measured { inputs, samples: seen, gradients, remark }))
+    let gradients = Gradients { moments: gradients, remark };
+    Ok(Some(Measured { inputs, samples: seen, gradients }))
 }
 
 impl Measured {
@@ -153,9 +159,16 @@ impl Measured {
         self.inputs.iter().map(fewest).collect()
     }
 
+    /// What is left once tasks are fitted: inputs take more memory than the model.
+    pub(crate) fn into_gradients(self) -> Gradients {
+        self.gradients
+    }
+}
+
+impl Gradients {
     /// What errors of a site weigh by; `None` where outputs do not depend on it, as far as was seen.
     pub(crate) fn metric(&self, site: usize) -> Option<&Arc<Moments>> {
-        let found = self.gradients.as_ref().and_then(|all| all[site].as_ref());
+        let found = self.moments.as_ref().and_then(|all| all[site].as_ref());
         found.filter(|moments| moments.gram().count() > 0)
     }
 }
@@ -175,7 +188,7 @@ pub(crate) fn fit(
         let task = &tasks[i];
         let moments = measured.map(|m| m.inputs[i].as_slice());
         let samples = measured.map(|m| m.samples[i].as_slice()).filter(|runs| !runs.is_empty());
-        let metric = measured.and_then(|m| m.metric(task.site));
+        let metric = measured.and_then(|m| m.gradients.metric(task.site));
         let (site, seed) = (&sites[task.site], task.seed);
         let fitted =
             task.scheme.fit(&Context { graph: g, site, moments, samples, metric, decompositions, seed })?;
@@ -213,7 +226,7 @@ pub(crate) fn fit(
 
 /// What decompositions follow from.
 fn decompositions_key(job: &Job<'_>, measured: Option<&Measured>) -> String {
-    let metric = measured.is_some_and(|m| m.gradients.is_some());
+    let metric = measured.is_some_and(|m| m.gradients.moments.is_some());
     format!("measured {}, metric {metric}\n{}", measured.is_some(), job.basis)
 }
 

@@ -36,7 +36,7 @@ pub use self::calibrate::{input_moments, metrics};
 use self::check::{Checker, checker, judge};
 pub use self::curves::CurvePoint;
 use self::curves::curves;
-use self::fit::{Fit, Measured, fit, measured, tasks};
+use self::fit::{Fit, Gradients, Measured, fit, measured, tasks};
 pub use self::front::{Front, FrontOptions, FrontPoint, front};
 use self::price::{Prices, after, price};
 use self::report::{Outcome, report};
@@ -357,7 +357,9 @@ pub fn compile(
 /// What a choice is made from.
 struct Prepared {
     split: Option<Split>,
-    measured: Option<Measured>,
+    /// By task, the fewest rows that its layer was calibrated on; empty without samples.
+    rows: Vec<u64>,
+    gradients: Option<Gradients>,
     fits: Vec<Fit>,
     prices: Prices,
     /// By site, how its errors weigh in the outputs.
@@ -372,15 +374,17 @@ impl Prepared {
         let tasks = tasks(job)?;
         let measured = measured(job, &tasks, split.as_ref())?;
         let fits = fit(job, tasks, measured.as_ref())?;
+        let rows = measured.as_ref().map_or(Vec::new(), Measured::rows);
+        let gradients = measured.map(Measured::into_gradients);
         let prices = price(job, &fits)?;
         let weights = weigh(job, &fits, split.as_ref())?;
         let checker = checker(job, split.as_ref())?;
-        Ok(Prepared { split, measured, fits, prices, weights, checker })
+        Ok(Prepared { split, rows, gradients, fits, prices, weights, checker })
     }
 
     /// What refits what was chosen.
     fn refit(&self, job: &Job<'_>) -> Result<Option<Refit>, DriverError> {
-        Refit::new(job, self.split.as_ref(), self.measured.as_ref())
+        Refit::new(job, self.split.as_ref(), self.gradients.as_ref())
     }
 }
 
@@ -395,8 +399,7 @@ pub fn compile_with(
     let job = Job::new(source, samples, options, progress)?;
     let prepared = Prepared::new(&job)?;
     let refit = prepared.refit(&job)?;
-    let Prepared { split, measured, fits, prices, weights, checker } = prepared;
-    let rows = measured.as_ref().map_or(Vec::new(), Measured::rows);
+    let Prepared { split, rows, gradients, fits, prices, weights, checker } = prepared;
     let curves = curves(&job, &fits, &prices, weights.as_deref())?;
     let choice = allocate(&job, &fits, &prices, weights, checker.as_ref())?;
     let pass = || pass_of(&job.sites, &fits, &choice.allocation);
@@ -429,7 +432,7 @@ pub fn compile_with(
     };
     let warnings = warnings(&job, checker.as_ref(), &doubted)?;
     let mut remarks = sketched.remarks;
-    remarks.extend(measured.and_then(|m| m.remark));
+    remarks.extend(gradients.and_then(|g| g.remark));
     remarks.extend(fits.iter().flat_map(|fit| fit.remarks.clone()));
     let held_out_rows = split.map_or(Vec::new(), |s| s.held_out_rows);
     let refits = sketched.refits;

@@ -43,9 +43,13 @@ pub(super) fn fit_layers(
     let goes_on = || if interruption.asked() { Err(DriverError::Interrupted) } else { Ok(()) };
     let of =
         |layer: usize, error| DriverError::Factorize { module: layers[layer].module.name.clone(), error };
+    let outputs = parallel(threads, layers.len(), &Silent, "", |i| {
+        layers[i].metric.as_ref().map(|moments| moments.whitening()).transpose().map_err(|e| of(i, e))
+    });
+    let outputs: Vec<Option<Whitening>> = outputs.into_iter().collect::<Result<_, _>>()?;
     let fittings = parallel(threads, layers.len(), &Silent, "", |i| {
         goes_on()?;
-        Fitting::new(g, &layers[i], [&seen[0][i], &seen[1][i]]).map_err(|e| of(i, e))
+        Fitting::new(g, &layers[i], [&seen[0][i], &seen[1][i]], outputs[i].as_ref()).map_err(|e| of(i, e))
     });
     let fittings: Vec<Fitting<'_>> = fittings.into_iter().collect::<Result<_, _>>()?;
     let trials = parallel(threads, layers.len() * SHRINKAGES.len(), &Silent, "", |i| {
@@ -79,14 +83,18 @@ struct Fitting<'a> {
 }
 
 impl<'a> Fitting<'a> {
-    fn new(g: &Graph, layer: &'a Layer, seen: [&'a Regression; 2]) -> Result<Fitting<'a>, RandnlaError> {
+    fn new(
+        g: &Graph,
+        layer: &'a Layer,
+        seen: [&'a Regression; 2],
+        outputs: Option<&'a Whitening>,
+    ) -> Result<Fitting<'a>, RandnlaError> {
         let old = layer.module.stored.read(g);
         let prior = match &layer.prior {
             Some(prior) => Cow::Borrowed(prior),
             None => Cow::Owned(old.left.product(&old.right)?),
         };
         let centring = if old.bias.is_some() { Centring::Centred } else { Centring::Uncentred };
-        let outputs = layer.metric.as_ref().map(|moments| moments.whitening()).transpose()?;
         let problem = seen[0].reduced_rank(&prior, centring, outputs)?;
         let errors = seen[1].fit_errors(outputs)?;
         let old = errors.of(&old.left, &old.right, old.bias.as_deref())?;
