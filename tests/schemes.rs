@@ -255,6 +255,36 @@ fn candidates_are_offered_with_falling_errors() {
     }
 }
 
+/// A form that offers errors without making the weight it stands for is right about them.
+#[test]
+fn offered_errors_are_those_of_the_weight_that_is_made() {
+    for row in ROWS.iter().filter(|r| r.scheme == "tucker") {
+        let source = source(row.network);
+        let samples = Samples::new(vec![("x".into(), inputs(&source, 400, 0))]).unwrap();
+        let plan_of = |settings: &str| {
+            let plan = Some(plan(&source, row, settings));
+            let options = CompileOptions { plan, ..CompileOptions::default() };
+            let compiled =
+                compile(&source, Some(&samples), &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
+            compiled.report.modules.iter().find(|m| m.is_sketched()).unwrap().layer_error
+        };
+        let curves = CompileOptions { goal: Goal::Bytes(Budget::Fraction(0.9)), ..CompileOptions::default() };
+        let found =
+            compile(&source, Some(&samples), &curves, &Silent).unwrap_or_else(|e| panic!("{e}")).curves;
+        let offered = found.iter().filter(|point| point.scheme == row.scheme).collect::<Vec<_>>();
+        assert!(offered.len() > 2);
+        for point in offered {
+            let made = plan_of(&point.settings);
+            assert!(
+                (point.layer_error - made).abs() < 1e-4,
+                "{}: {} {made}",
+                point.settings,
+                point.layer_error
+            );
+        }
+    }
+}
+
 /// In the graph, and in the one that is read back from a file, where no origin tells.
 #[test]
 fn factors_are_found_again_and_take_others() {

@@ -32,9 +32,8 @@ use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
 use margay_randnla::{CpOptions, DenseTensor, Matrix, RandnlaError, cp_als};
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
 use super::spatial::along;
-use super::structured::{Form, Structured, offered, sites};
+use super::structured::{Form, Structured, Subject, offered, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Sums of products of four vectors.
@@ -104,7 +103,8 @@ impl Form for Cp {
         Ok(vec![vec![k, c, 1, 1], vec![k, 1, h, 1], vec![k, 1, 1, w], vec![self.d_out, k, 1, 1]])
     }
 
-    fn factors(&self, weight: &Matrix, _: &Seen, s: &CpSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &CpSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let weight = &subject.weight;
         let [c, h, w] = self.kernel;
         let extents = vec![c, h, w, self.d_out];
         let kernel = DenseTensor::from_fn(extents, |at| weight.at((at[0] * h + at[1]) * w + at[2], at[3]));

@@ -34,8 +34,7 @@ use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, sites};
+use super::structured::{Form, Structured, Subject, offered, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Sums of Kronecker products.
@@ -115,12 +114,8 @@ impl Form for Kronecker {
         Ok(vec![vec![p, terms * r], vec![m * terms, n]])
     }
 
-    fn factors(
-        &self,
-        weight: &Matrix,
-        _: &Seen,
-        s: &KroneckerSettings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &KroneckerSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let weight = &subject.weight;
         let ([p, r], [m, n]) = (s.block, self.outer(s));
         let rearranged =
             Matrix::from_fn(m * n, p * r, |i, j| weight.at(i / n * p + j / r, i % n * r + j % r));

@@ -33,8 +33,7 @@ use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Whitening};
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, sites};
+use super::structured::{Form, Structured, Subject, offered, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Low-rank factors and a diagonal.
@@ -104,12 +103,8 @@ impl Form for LowRankDiag {
         Ok(vec![vec![self.0, s.rank], vec![s.rank, self.0], vec![self.0]])
     }
 
-    fn factors(
-        &self,
-        weight: &Matrix,
-        seen: &Seen,
-        s: &LowRankDiagSettings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &LowRankDiagSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let Subject { weight, seen, .. } = subject;
         let whitening = seen.inputs().map(|moments| moments.whitening()).transpose()?;
         let outputs = seen.outputs()?;
         let (whitening, outputs) = (whitening.as_ref(), outputs.as_ref());

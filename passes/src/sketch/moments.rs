@@ -63,8 +63,7 @@ impl Moments {
 pub(super) struct Seen {
     inputs: Option<Arc<Moments>>,
     metric: Option<Arc<Moments>>,
-    /// The covariance of the inputs, and the triangular roots of both moments, once somebody asked for them.
-    covariance: Once<Matrix>,
+    /// The triangular roots of both moments, once somebody asked for them.
     roots: [Once<Matrix>; 2],
 }
 
@@ -73,7 +72,7 @@ type Once<T> = OnceLock<Result<T, RandnlaError>>;
 impl Seen {
     pub(super) fn of(context: &Context<'_>) -> Seen {
         let inputs = context.moments.map(|m| m[0].clone());
-        Seen { inputs, metric: context.metric.cloned(), covariance: OnceLock::new(), roots: Default::default() }
+        Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
     /// Identifies the samples; `None` where there were none.
@@ -89,15 +88,6 @@ impl Seen {
     /// What weighs the outputs, where that is known.
     pub(super) fn outputs(&self) -> Result<Option<Whitening>, RandnlaError> {
         self.metric.as_ref().map(|m| m.whitening()).transpose()
-    }
-
-    /// The covariance of the inputs; `None` without samples, and where it would be larger than [`Gram::MOST_DENSE`] squared.
-    pub(super) fn covariance(&self) -> Result<Option<&Matrix>, RandnlaError> {
-        let Some(inputs) = self.inputs.as_ref().filter(|m| m.gram().dim() <= Gram::MOST_DENSE) else {
-            return Ok(None);
-        };
-        let found = self.covariance.get_or_init(|| inputs.gram().covariance());
-        found.as_ref().map(Some).map_err(Clone::clone)
     }
 
     /// The mean squared output of a matrix in place of the weight, about its mean where inputs were seen, in the metric of the

@@ -38,8 +38,7 @@ use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, part_whitening, sites};
+use super::structured::{Form, Structured, Subject, offered, part_whitening, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Two block-diagonal matrices.
@@ -125,12 +124,8 @@ impl Form for Monarch {
         Ok(vec![vec![q, p, k * s.rank], vec![k, q * s.rank, b]])
     }
 
-    fn factors(
-        &self,
-        weight: &Matrix,
-        seen: &Seen,
-        s: &MonarchSettings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &MonarchSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let Subject { weight, seen, .. } = subject;
         let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
         let (mut first, mut second) = (vec![0f32; q * p * k * rank], vec![0f32; k * q * rank * b]);
         let options = LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };

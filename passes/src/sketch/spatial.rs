@@ -28,8 +28,7 @@ use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, part_whitening, sites};
+use super::structured::{Form, Structured, Subject, offered, part_whitening, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// A column of taps, then a row of taps.
@@ -92,12 +91,8 @@ impl Form for Spatial {
         Ok(vec![vec![s.rank, c, h, 1], vec![self.d_out, s.rank, 1, w]])
     }
 
-    fn factors(
-        &self,
-        weight: &Matrix,
-        seen: &Seen,
-        s: &SpatialSettings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &SpatialSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let Subject { weight, seen, .. } = subject;
         let ([c, h, w], rank) = (self.kernel, s.rank);
         let unfolded =
             Matrix::from_fn(c * h, w * self.d_out, |i, j| weight.at(i * w + j / self.d_out, j % self.d_out));

@@ -2,7 +2,8 @@
 //!
 //! A [`Form`] says how the factors of a layer follow from its weight, which weight they stand for, and which nodes apply them.
 //! From that follow the error, which is that of the weight they stand for on the inputs that calibration saw, in the metric of
-//! the outputs, the correction of the bias, and the replacement. The weight they stand for is made to know errors only.
+//! the outputs, the correction of the bias, and the replacement. The weight they stand for is made to know errors only; a form
+//! that knows errors without it may offer settings to an allocator.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -10,17 +11,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
-use margay_randnla::{Matrix, RandnlaError, Whitening};
+use margay_randnla::{Gram, LowRank, Matrix, RandnlaError, Whitening};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::lowrank::FittedLowRank;
 use super::moments::Seen;
 use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+
+/// What is brought into a form.
+pub(super) struct Subject {
+    /// \[d_in, d_out\].
+    pub(super) weight: Matrix,
+    pub(super) seen: Seen,
+    /// The decomposition that `lowrank` has, where [`Form::DECOMPOSED`] asks for it.
+    pub(super) low_rank: Option<Arc<LowRank>>,
+}
+
+/// Settings that are offered, with their squared errors relative to the mean squared output.
+pub(super) type Offers<S> = Vec<(S, f64)>;
 
 /// A form of the weight of a layer.
 pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     /// The name of its scheme.
     const NAME: &'static str;
+
+    /// Whether it begins with the decomposition that `lowrank` has.
+    const DECOMPOSED: bool = false;
 
     /// What a plan says.
     type Settings: Serialize + DeserializeOwned + Debug;
@@ -34,16 +51,20 @@ pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     /// Why settings are not offered, in words.
     fn shapes(&self, settings: &Self::Settings) -> Result<Vec<Vec<usize>>, String>;
 
-    /// The factors of a weight \[d_in, d_out\], row by row.
+    /// The factors of a weight, row by row.
     ///
     /// # Errors
     /// Those of the decomposition.
-    fn factors(
-        &self,
-        weight: &Matrix,
-        seen: &Seen,
-        settings: &Self::Settings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError>;
+    fn factors(&self, subject: &Subject, settings: &Self::Settings) -> Result<Vec<Vec<f32>>, RandnlaError>;
+
+    /// What an allocator may choose among, by rising numbers and falling errors; nothing for a form that is chosen by name
+    /// alone.
+    ///
+    /// # Errors
+    /// Those of the decomposition.
+    fn offers(&self, _: &Subject) -> Result<Offers<Self::Settings>, RandnlaError> {
+        Ok(Vec::new())
+    }
 
     /// The weight \[d_in, d_out\] that factors stand for.
     fn weight(&self, settings: &Self::Settings, factors: &[Vec<f32>]) -> Matrix;
@@ -70,10 +91,10 @@ pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
 /// A weight that is to be brought into a form.
 pub(super) struct Structured<F> {
     form: F,
-    weight: Matrix,
-    seen: Seen,
-    /// The mean squared output, as `seen` measures it.
+    subject: Subject,
+    /// The mean squared output, as was seen.
     energy: f64,
+    offers: Offers<Settings>,
     /// What contents of constants depend on, besides settings.
     source: String,
     /// By settings.
@@ -96,14 +117,22 @@ impl<F: Form> Structured<F> {
     pub(super) fn fit(context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let layer = Layer::of(context.graph, context.site);
         let weight = layer.matrix(context.graph)?;
-        let seen = Seen::of(context);
+        let low_rank = F::DECOMPOSED.then(|| FittedLowRank::new(context)).transpose()?;
+        let subject =
+            Subject { weight, seen: Seen::of(context), low_rank: low_rank.map(|found| found.decomposition) };
+        let seen = &subject.seen;
         let inputs = seen.samples().map(|samples| format!(", inputs = {samples}")).unwrap_or_default();
+        let form = F::of(context.graph, &layer).expect("sites have the form of their scheme");
+        let offers = form.offers(&subject)?;
         Ok(Box::new(Structured {
-            form: F::of(context.graph, &layer).expect("sites have the form of their scheme"),
-            energy: seen.squared_norm(&weight)?,
+            form,
+            energy: match &subject.low_rank {
+                Some(low_rank) => low_rank.energy(),
+                None => seen.squared_norm(&subject.weight)?,
+            },
+            offers: offers.into_iter().map(|(s, error)| (Settings::write(&s), error)).collect(),
             source: format!("{}{inputs}", layer.payload(context.graph).key()),
-            weight,
-            seen,
+            subject,
             known: Mutex::default(),
         }))
     }
@@ -121,16 +150,16 @@ impl<F: Form> Structured<F> {
         if let Some(found) = known {
             return Ok(found);
         }
-        let factors = self.form.factors(&self.weight, &self.seen, settings)?;
+        let Subject { weight, seen, .. } = &self.subject;
+        let factors = self.form.factors(&self.subject, settings)?;
         let stands_for = self.form.weight(settings, &factors);
-        let rest = Matrix::from_fn(self.weight.rows(), self.weight.columns(), |i, j| {
-            self.weight.at(i, j) - stands_for.at(i, j)
-        });
-        let error = self.seen.squared_norm(&rest)?;
+        let rest =
+            Matrix::from_fn(weight.rows(), weight.columns(), |i, j| weight.at(i, j) - stands_for.at(i, j));
+        let error = seen.squared_norm(&rest)?;
         let found = Arc::new(Factored {
             factors,
             squared_error: if self.energy > 0.0 { error / self.energy } else { 0.0 },
-            correction: self.seen.mean_output(&rest)?,
+            correction: seen.mean_output(&rest)?,
         });
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
         Ok(found)
@@ -138,7 +167,24 @@ impl<F: Form> Structured<F> {
 }
 
 impl<F: Form> Fitted for Structured<F> {
+    fn candidates(&self) -> Vec<Settings> {
+        self.offers.iter().map(|(settings, _)| settings.clone()).collect()
+    }
+
+    fn probe(&self) -> Option<Settings> {
+        let half = self.subject.weight.rows() * self.subject.weight.columns() / 2;
+        let fits = |settings: &&Settings| {
+            let shapes = self.settings(settings).map(|(_, shapes)| shapes).unwrap_or_default();
+            shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>() <= half
+        };
+        let offered = || self.offers.iter().map(|(settings, _)| settings);
+        offered().rfind(fits).or_else(|| offered().next()).cloned()
+    }
+
     fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
+        if let Some((_, error)) = self.offers.iter().find(|(offered, _)| offered == settings) {
+            return Ok(*error);
+        }
         let (read, _) = self.settings(settings)?;
         self.factored(settings, &read).map(|found| found.squared_error).map_err(|e| e.to_string())
     }
@@ -163,7 +209,7 @@ impl<F: Form> Fitted for Structured<F> {
         }
         for &n in &layer.nodes {
             let result = self.form.nodes(work, n, &read, &factors)?;
-            match self.seen.samples() {
+            match self.subject.seen.samples() {
                 Some(_) => {
                     let correction = found.as_ref().and_then(|found| found.correction.as_deref());
                     layer.replace_corrected(work, n, result, (&name("bias"), correction))?;
@@ -183,7 +229,8 @@ pub(super) fn part_whitening(
     copies: usize,
     at: impl Fn(usize, usize) -> usize,
 ) -> Result<Option<Whitening>, RandnlaError> {
-    let Some(covariance) = seen.covariance()? else { return Ok(None) };
+    let Some(inputs) = seen.inputs().filter(|m| m.gram().dim() <= Gram::MOST_DENSE) else { return Ok(None) };
+    let covariance = inputs.gram().covariance()?;
     let mean = Matrix::from_fn(size, size, |i, j| {
         (0..copies).map(|copy| covariance.at(at(i, copy), at(j, copy))).sum::<f64>() / copies.max(1) as f64
     });

@@ -37,8 +37,7 @@ use margay_randnla::{DenseTensor, Matrix, RandnlaError, tt_svd_to_rank};
 use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, sites};
+use super::structured::{Form, Structured, Subject, offered, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Tensor trains.
@@ -173,7 +172,8 @@ impl Form for TensorTrain {
         Ok(s.cores().iter().map(|c| vec![c.before * c.inputs, c.outputs * c.after]).collect())
     }
 
-    fn factors(&self, weight: &Matrix, _: &Seen, s: &TtSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &TtSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let weight = &subject.weight;
         let extents = s.inputs.iter().zip(&s.outputs).map(|(m, n)| m * n).collect();
         let tensor = DenseTensor::from_fn(extents, |at| {
             let place = |(row, column): (usize, usize), (k, i): (usize, &usize)| {

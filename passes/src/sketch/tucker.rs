@@ -1,9 +1,13 @@
 //! A kernel of fewer channels on either side (Tucker-2; Kim and others, *Compression of Deep Convolutional Neural Networks*,
 //! arXiv 1511.06530): a 1x1 convolution to `r₁` channels, the kernel of `r₁` and `r₂` channels, and a 1x1 convolution to all.
 //!
-//! The factor of the outputs is that of `lowrank`: whitened by the windows that calibration saw and by the metric of the
-//! outputs. What is left of the kernel is unfolded along its input channels and decomposed once more, whitened by the mean
-//! covariance of channels over the taps. It takes `C r₁ + h w r₁ r₂ + r₂ O` numbers.
+//! The factors behind the kernel are those of `lowrank`: whitened by the windows that calibration saw and by the metric of the
+//! outputs. With each of its columns weighed by what it gives to the outputs, the left one is unfolded along the input
+//! channels and decomposed once more, whitened by the mean covariance of channels over the taps. Errors of both steps are
+//! orthogonal in the metric, so that their squares add up. It takes `C r₁ + h w r₁ r₂ + r₂ O` numbers.
+//!
+//! The kernel and the convolution behind it are refitted as two factors of a layer that reads `r₁` channels; the first
+//! convolution stays as it is.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 32, 8, 8]) {
@@ -27,11 +31,10 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
+use margay_randnla::{Factors, Gram, LowRank, LowRankOptions, Matrix, RandnlaError};
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
-use super::structured::{Form, Structured, offered, part_whitening, sites};
+use super::structured::{Form, Offers, Structured, Subject, offered, part_whitening, sites};
 use super::{Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Fewer channels on either side of a kernel.
@@ -50,7 +53,7 @@ impl Scheme for TuckerScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {
             name: Tucker::NAME,
-            only_by_name: Some("its three factors are not refitted to what the layers before it have become"),
+            only_by_name: None,
             is_storage: false,
             examples: &["ranks = [8, 16]"],
             check: reads::<TuckerSettings>,
@@ -65,7 +68,7 @@ impl Scheme for TuckerScheme {
         Structured::<Tucker>::fit(context)
     }
 
-    /// None: there are three factors.
+    /// None of its own: the kernel and the convolution behind it are two factors as `lowrank` makes them.
     fn factors(&self, _: &Graph) -> Vec<Factored> {
         Vec::new()
     }
@@ -78,8 +81,65 @@ pub(super) struct Tucker {
     d_out: usize,
 }
 
+/// Ranks that are offered on either side, in as many steps to the greatest one.
+const STEPS: usize = 8;
+
+/// What is behind the kernel, and its left factor unfolded.
+struct Unfolded {
+    behind: Factors,
+    /// By column of the left factor: the norm of what a one there gives, in the metric of the outputs.
+    scales: Vec<f64>,
+    /// Rows are channels; columns are taps and channels behind the kernel, each times its scale.
+    matrix: Matrix,
+    decomposition: LowRank,
+}
+
+impl Tucker {
+    fn taps(&self) -> usize {
+        self.kernel[1] * self.kernel[2]
+    }
+
+    /// The greatest rank behind a kernel.
+    fn most_behind(&self) -> usize {
+        self.d_out.min(self.kernel[0] * self.taps())
+    }
+
+    fn unfolded(&self, subject: &Subject, before: usize, behind: usize) -> Result<Unfolded, RandnlaError> {
+        let (channels, taps) = (self.kernel[0], self.taps());
+        let options = |rank| LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };
+        let (seen, shared) = (&subject.seen, &subject.low_rank);
+        let outputs = seen.outputs()?;
+        let behind_it = match shared.as_ref().filter(|known| behind <= known.max_rank()) {
+            Some(known) => known.factors(behind)?,
+            None => {
+                let inputs = seen.inputs().map(Moments::whitening).transpose()?;
+                let (inputs, outputs) = (inputs.as_ref(), outputs.as_ref());
+                LowRank::new(&subject.weight, inputs, outputs, &options(behind))?.factors(behind)?
+            }
+        };
+        let image = match &outputs {
+            Some(outputs) => behind_it.right.product(&outputs.triangle().transposed())?,
+            None => behind_it.right.clone(),
+        };
+        let squared = |r: usize| (0..image.columns()).map(|j| image.at(r, j).powi(2)).sum::<f64>();
+        // A row of zeros gives nothing, whatever stands in front of it.
+        let scale = |r: usize| Some(squared(r).sqrt()).filter(|norm| *norm > 0.0).unwrap_or(1.0);
+        let scales: Vec<f64> = (0..behind).map(scale).collect();
+        let matrix = Matrix::from_fn(channels, taps * behind, |channel, j| {
+            behind_it.left.at(channel * taps + j / behind, j % behind) * scales[j % behind]
+        });
+        let whitening = part_whitening(seen, channels, taps, |channel, tap| channel * taps + tap)?;
+        // More channels than the unfolding has columns carry nothing.
+        let most = before.min(taps * behind);
+        let decomposition = LowRank::new(&matrix, whitening.as_ref(), None, &options(most))?;
+        Ok(Unfolded { behind: behind_it, scales, matrix, decomposition })
+    }
+}
+
 impl Form for Tucker {
     const NAME: &'static str = "tucker";
+
+    const DECOMPOSED: bool = true;
 
     type Settings = TuckerSettings;
 
@@ -90,37 +150,78 @@ impl Form for Tucker {
     fn shapes(&self, s: &TuckerSettings) -> Result<Vec<Vec<usize>>, String> {
         let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
         offered("rank before the kernel", before, c)?;
-        offered("rank behind the kernel", behind, self.d_out.min(c * h * w))?;
+        offered("rank behind the kernel", behind, self.most_behind())?;
         Ok(vec![vec![before, c, 1, 1], vec![behind, before, h, w], vec![self.d_out, behind, 1, 1]])
     }
 
-    fn factors(
-        &self,
-        weight: &Matrix,
-        seen: &Seen,
-        s: &TuckerSettings,
-    ) -> Result<Vec<Vec<f32>>, RandnlaError> {
-        let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
-        let taps = h * w;
-        let options = |rank| LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };
-        let inputs = seen.inputs().map(Moments::whitening).transpose()?;
-        let outputs = seen.outputs()?;
-        let behind_it = LowRank::new(weight, inputs.as_ref(), outputs.as_ref(), &options(behind))?.factors(behind)?;
-        // Rows are channels; columns are taps and channels behind the kernel.
-        let unfolded = Matrix::from_fn(c, taps * behind, |channel, j| {
-            behind_it.left.at(channel * taps + j / behind, j % behind)
-        });
-        let channels = part_whitening(seen, c, taps, |channel, tap| channel * taps + tap)?;
-        let most = before.min(taps * behind);
-        let found = LowRank::new(&unfolded, channels.as_ref(), None, &options(most))?.factors(most)?;
-        // More channels than the unfolding has columns carry nothing.
-        let first =
-            Matrix::from_fn(before, c, |r, channel| if r < most { found.left.at(channel, r) } else { 0.0 });
+    fn factors(&self, subject: &Subject, s: &TuckerSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+        let ([before, behind], channels, taps) = (s.ranks, self.kernel[0], self.taps());
+        let unfolded = self.unfolded(subject, before, behind)?;
+        let most = unfolded.decomposition.max_rank();
+        let found = unfolded.decomposition.factors(most)?;
+        let first = Matrix::from_fn(
+            before,
+            channels,
+            |r, channel| if r < most { found.left.at(channel, r) } else { 0.0 },
+        );
         let core = Matrix::from_fn(behind, before * taps, |r, j| match j / taps < most {
-            true => found.right.at(j / taps, j % taps * behind + r),
+            true => found.right.at(j / taps, j % taps * behind + r) / unfolded.scales[r],
             false => 0.0,
         });
-        Ok([first, core, behind_it.right.transposed()].iter().map(Matrix::to_row_major).collect())
+        Ok([first, core, unfolded.behind.right.transposed()].iter().map(Matrix::to_row_major).collect())
+    }
+
+    /// Some ranks on either side that take fewer numbers than the kernel.
+    fn offers(&self, subject: &Subject) -> Result<Offers<TuckerSettings>, RandnlaError> {
+        let Some(low_rank) = &subject.low_rank else { return Ok(Vec::new()) };
+        let (channels, taps) = (self.kernel[0], self.taps());
+        let d_in = channels * taps;
+        let energy = low_rank.energy();
+        // Of a single tap `lowrank` is as good and smaller.
+        if taps == 1 || d_in > Gram::MOST_DENSE || energy <= 0.0 {
+            return Ok(Vec::new());
+        }
+        let numbers =
+            |before: usize, behind: usize| channels * before + taps * before * behind + behind * self.d_out;
+        let steps = |most: usize| {
+            let mut ranks: Vec<usize> = (1..STEPS).map(|step| most * step / STEPS).collect();
+            ranks.retain(|rank| *rank > 0);
+            ranks.dedup();
+            ranks
+        };
+        let root = subject.seen.inputs().map(Moments::whitening).transpose()?.map(|w| w.triangle());
+        let mut offers = Vec::new();
+        for behind in steps(self.most_behind().min(low_rank.max_rank())) {
+            let fits =
+                |before: &usize| *before <= taps * behind && numbers(*before, behind) < d_in * self.d_out;
+            let ranks: Vec<usize> = steps(channels).into_iter().filter(fits).collect();
+            let Some(&most) = ranks.last() else { continue };
+            let unfolded = self.unfolded(subject, most, behind)?;
+            for before in ranks {
+                let found = unfolded.decomposition.factors(before)?;
+                let made = found.left.product(&found.right)?;
+                let rest = Matrix::from_fn(d_in, behind, |i, r| {
+                    let (channel, j) = (i / taps, i % taps * behind + r);
+                    unfolded.matrix.at(channel, j) - made.at(channel, j)
+                });
+                let rest = match &root {
+                    Some(root) => root.product(&rest)?,
+                    None => rest,
+                };
+                let squared = low_rank.squared_errors()[behind] + rest.squared_norm();
+                let settings = TuckerSettings { ranks: [before, behind] };
+                offers.push((numbers(before, behind), settings, squared / energy));
+            }
+        }
+        // Of what takes as much or more, those that err less.
+        offers.sort_by(|a, b| (a.0, a.2).partial_cmp(&(b.0, b.2)).expect("errors are numbers"));
+        let mut least = f64::INFINITY;
+        offers.retain(|(_, _, error)| {
+            let better = *error < least;
+            least = error.min(least);
+            better
+        });
+        Ok(offers.into_iter().map(|(_, settings, error)| (settings, error)).collect())
     }
 
     fn weight(&self, s: &TuckerSettings, factors: &[Vec<f32>]) -> Matrix {
