@@ -68,6 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         models.push(Predictor::open_for(path, &options, &known)?);
     }
     models.iter().for_each(note_fixed);
+    models.iter().for_each(|model| warn(model.warnings()));
     let evaluated = evaluate(&mut models, &inputs, &labels, args.output_name.as_deref(), args.metric)?;
     let rows = labels.shape().first().copied().unwrap_or(0);
     let report = Report { metric: args.metric, samples: rows, models: evaluated };

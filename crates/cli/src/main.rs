@@ -96,8 +96,8 @@ impl From<String> for Reply {
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("error: this is a bug of margay: {panic}");
-        eprintln!("help: please report it with the command and, if possible, the model");
+        tell(format_args!("error: this is a bug of margay: {panic}"));
+        tell("help: please report it with the command and, if possible, the model");
     }));
     let (command, as_json) = match parse() {
         Ok(parsed) => parsed,
@@ -133,7 +133,7 @@ fn main() -> ExitCode {
     match reply.failure {
         None => ExitCode::SUCCESS,
         Some(failure) => {
-            eprintln!("{failure}");
+            tell(&failure);
             ExitCode::from(failure.exit_code())
         }
     }
@@ -165,7 +165,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         Ok(()) => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
         Err(source) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(source) => {
-            eprintln!("{}", unwritten(&source));
+            tell(unwritten(&source));
             ExitCode::from(2)
         }
     }
@@ -184,14 +184,19 @@ fn unwritten(source: &std::io::Error) -> Failure {
     Failure::usage(format!("cannot write to stdout: {source}"))
 }
 
+/// A line on stderr. Whoever closed it does not want to know.
+fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Says something on stderr that is no error.
 fn note(text: impl std::fmt::Display) {
-    eprintln!("note: {text}");
+    tell(format_args!("note: {text}"));
 }
 
 /// Says on stderr what should make a reader doubt a result.
 fn warn(warnings: &[String]) {
-    warnings.iter().for_each(|text| eprintln!("warning: {text}"));
+    warnings.iter().for_each(|text| tell(format_args!("warning: {text}")));
 }
 
 /// A value as indented JSON with a line end.

@@ -34,7 +34,7 @@ impl Lines {
     /// Prints a line if the last one is old enough.
     fn say(&self, line: impl FnOnce() -> String) {
         if self.is_on && self.last.get().elapsed() >= BETWEEN_LINES {
-            eprintln!("{}", line());
+            crate::tell(line());
             self.last.set(Instant::now());
         }
     }

@@ -221,6 +221,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let source = open_for_training(&args.model, args.dropout)?;
     let name = args.labels.as_deref().filter(|text| !is_array_file(text));
     let samples = samples_of(&args.model, &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    warn(&source.warnings);
     warn(&doubts(&samples));
     let labels = match &args.labels {
         Some(text) => Some(read_labels(text, &samples)?),

@@ -6,8 +6,9 @@
 
 use margay_ir::{Graph, Value};
 use margay_passes::gradients;
-use margay_tensor::{Binding, Tensor, random::Philox};
+use margay_tensor::{Binding, random::Philox};
 
+use crate::floats::tensor_of;
 use crate::samples::{Arrays, is_measured};
 use crate::{DriverError, Marks};
 
@@ -94,7 +95,8 @@ impl Backward {
             if let Some(marks) = marks {
                 marks.blank(&shape, &mut values);
             }
-            let tensor = Tensor::from_slice(&shape, &values).expect("as many signs as the shape holds");
+            let tensor =
+                tensor_of(g.ty(*value).dtype, &shape, &values).expect("outputs that count are floats");
             Ok((name.clone(), tensor))
         };
         self.seeds.iter().enumerate().map(signs).collect()

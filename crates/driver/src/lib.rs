@@ -51,6 +51,7 @@ mod errors;
 mod expected;
 mod export;
 mod finite;
+mod floats;
 mod interruption;
 pub mod machine;
 mod mask;

@@ -7,7 +7,9 @@ use margay_ir::{Graph, Op, TensorType, text};
 use margay_loops::Precision;
 use margay_onnx::{Dropout, Imported, KnownInputs, Model as OnnxModel};
 use margay_passes::Pipeline;
+use margay_tensor::{DType, StoredTensor};
 
+use crate::floats::tensor_of;
 use crate::{Arrays, DriverError, Dump, backend};
 
 /// A model ready to be compiled: a graph in canonical form.
@@ -23,6 +25,8 @@ pub struct Model {
     pub remarks: Vec<margay_ir::Remark>,
     /// Inputs of the file that are constants of the graph, with their values ([`margay_onnx::import_for`]).
     pub fixed: Arrays,
+    /// What should make a user of the file doubt what it computes.
+    pub warnings: Vec<String>,
 }
 
 impl Model {
@@ -41,7 +45,8 @@ impl Model {
         let remarks = dump.run(pipeline, &mut graph)?;
         // The text names every constant by its contents.
         let hash = blake3::hash(graph.to_string().as_bytes()).to_hex()[..16].to_string();
-        Ok(Model { name: name.to_string(), graph, hash, remarks, fixed: Arrays::new() })
+        let (name, fixed, warnings) = (name.to_string(), Arrays::new(), Vec::new());
+        Ok(Model { name, graph, hash, remarks, fixed, warnings })
     }
 }
 
@@ -60,7 +65,7 @@ pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Mo
     }
     let model = OnnxModel::open(path)?;
     let Imported { graph, fixed } = margay_onnx::import_for(&model, known)?;
-    Ok(Model { fixed, ..Model::new(graph, &name, dump)? })
+    Ok(Model { fixed, warnings: doubts(&model), ..Model::new(graph, &name, dump)? })
 }
 
 /// As [`open`], for a model that is to be trained: what `dropout` says of its `Dropout` nodes. An artifact has none.
@@ -69,9 +74,12 @@ pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Mo
 /// As [`open`]; [`DriverError::Options`] where a ratio is given and the model has no `Dropout` node.
 pub fn open_for_training(path: &Path, dropout: Dropout) -> Result<Model, DriverError> {
     let (name, mut none) = (name_of(path), Dump::none());
-    let graph = match is_artifact(path)? {
-        true => open_artifact_graph(&Artifact::open(path)?)?,
-        false => margay_onnx::import_for_training(&OnnxModel::open(path)?, dropout)?,
+    let (graph, warnings) = match is_artifact(path)? {
+        true => (open_artifact_graph(&Artifact::open(path)?)?, Vec::new()),
+        false => {
+            let model = OnnxModel::open(path)?;
+            (margay_onnx::import_for_training(&model, dropout)?, doubts(&model))
+        }
     };
     let dropped = graph.order().into_iter().any(|n| matches!(graph.op(n), Op::Dropout(_)));
     if let Dropout::Ratio(ratio) = dropout
@@ -80,7 +88,20 @@ pub fn open_for_training(path: &Path, dropout: Dropout) -> Result<Model, DriverE
     {
         return Err(DriverError::Options(format!("a dropout of {ratio}: the model has no `Dropout` node")));
     }
-    Model::canonical(graph, &name, &Pipeline::canonicalize_for_training(), &mut none)
+    let model = Model::canonical(graph, &name, &Pipeline::canonicalize_for_training(), &mut none)?;
+    Ok(Model { warnings, ..model })
+}
+
+/// What should make a user of a file doubt what it computes.
+fn doubts(model: &OnnxModel) -> Vec<String> {
+    let found = model.batch_statistics();
+    let Some(first) = found.first() else { return Vec::new() };
+    let (count, name) = (found.len(), first.label(0));
+    vec![format!(
+        "{count} batch normalization(s), the first of which is {name}, take mean and variance of the batch (`training_mode = 1`): \
+         outputs of a sample depend on the others in its batch, and a batch of one is normalized to nothing; export the \
+         model in evaluation mode to have the statistics that it learned"
+    )]
 }
 
 fn name_of(path: &Path) -> String {
@@ -109,13 +130,23 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let constants = &artifact.description().constants;
     let damage = std::cell::RefCell::new(None);
     let resolve = |key: &str, ty: &TensorType| {
-        let index = constants.iter().position(|c| {
-            c.is_named(key) && c.dtype == ty.dtype && Some(&c.shape) == ty.extents().as_ref()
-        })?;
+        let extents = ty.extents()?;
+        let of = |dtype: DType| {
+            constants.iter().position(|c| c.is_named(key) && c.dtype == dtype && c.shape == extents)
+        };
+        // Kernels read some narrow floats widened, which loses nothing.
+        let index = of(ty.dtype).or_else(|| of(ty.dtype.computed()))?;
         let packed_by = constants[index].layout.as_ref().map_or("cpu", |l| l.backend.as_str());
         let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
         let found = artifact.constant(index, &*backend);
-        found.map_err(|error| damage.replace(Some(error))).ok()
+        let found = found.map_err(|error| damage.replace(Some(error))).ok()?;
+        match constants[index].dtype == ty.dtype {
+            true => Some(found),
+            false => {
+                let numbers = found.elements().to_vec::<f32>().ok()?;
+                tensor_of(ty.dtype, &extents, &numbers).map(StoredTensor::from)
+            }
+        }
     };
     let graph = text::parse(&text, &resolve);
     match damage.into_inner() {

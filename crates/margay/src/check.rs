@@ -226,7 +226,7 @@ fn operators(model: &OnnxModel) -> Vec<Operator> {
     let mut counts: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in &model.graph.nodes {
         let supported = || {
-            let opset = model.opset_of(&node.domain);
+            let opset = model.opset_of(node);
             supported_operators()
                 .any(|(domain, name, since)| domain == node.domain && name == node.op_type && opset >= since)
         };

@@ -49,6 +49,7 @@ pub struct Predictor {
     options: RunOptions,
     form: Form,
     fixed: Arrays,
+    warnings: Vec<String>,
     verification: Option<Verification>,
 }
 
@@ -78,7 +79,7 @@ impl Predictor {
     /// See [`open`](Predictor::open).
     pub fn open_for(path: &Path, options: &RunOptions, known: &KnownInputs) -> Result<Predictor, Error> {
         let (threads, precision) = (options.threads, options.precision);
-        let (mut verification, mut fixed) = (None, Arrays::new());
+        let (mut verification, mut fixed, mut warnings) = (None, Arrays::new(), Vec::new());
         let form = if is_artifact(path)? {
             if precision != Precision::F32 {
                 let message =
@@ -93,7 +94,7 @@ impl Predictor {
             Form::Artifact(Box::new(artifact), Box::new(session))
         } else {
             let source = open_with(path, known, &mut Dump::none())?;
-            fixed = source.fixed;
+            (fixed, warnings) = (source.fixed, source.warnings);
             let graph = build::in_precision(source.graph, precision, &mut Dump::none())?;
             let backend = match &options.backend {
                 Some(name) => backend::named(name, "native", precision)?,
@@ -105,7 +106,8 @@ impl Predictor {
             Precision::F32 => path.display().to_string(),
             narrow => format!("{} in {}", path.display(), narrow.name()),
         };
-        let mut predictor = Predictor { name: shown, options: options.clone(), form, fixed, verification };
+        let mut predictor =
+            Predictor { name: shown, options: options.clone(), form, fixed, warnings, verification };
         if options.huge_pages {
             predictor.use_huge_pages()?;
         }
@@ -120,6 +122,11 @@ impl Predictor {
     /// Inputs of the file that were made constants, with their values.
     pub fn fixed(&self) -> &[(String, Tensor)] {
         &self.fixed
+    }
+
+    /// What should make a user doubt what it computes; for artifacts, `explain` has it.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The outputs for these inputs; see [`RunOptions::in_batches`].

@@ -48,11 +48,14 @@ pub struct ExportOptions {
 }
 
 impl ExportOptions {
-    /// Operator set 17, or the first one that has nodes for how constants of a graph are stored; no notes.
+    /// Operator set 17, or the first one that has nodes for the operators of a graph and for how its constants are stored; no
+    /// notes.
     pub fn of(g: &Graph) -> ExportOptions {
         let blocks = g.payloads().iter().any(|p| stored::needs_blocks(p.storage()));
         let usual = ExportOptions::default();
-        ExportOptions { opset: if blocks { stored::BLOCKS_SINCE } else { usual.opset }, ..usual }
+        let stored = if blocks { stored::BLOCKS_SINCE } else { usual.opset };
+        let opset = needed_opset(g).max(stored);
+        ExportOptions { opset, ..usual }
     }
 }
 
@@ -86,6 +89,15 @@ pub fn export(g: &Graph, options: &ExportOptions) -> Result<Model, OnnxError> {
     let mut model = Model::new(options.opset, exporter.graph);
     model.metadata = options.metadata.clone();
     Ok(model)
+}
+
+/// The operator set that the operators of a graph need, those inside of loops and choices included.
+fn needed_opset(g: &Graph) -> i64 {
+    let of_node = |n: NodeId| {
+        let inside = g.op(n).regions().iter().map(|region| needed_opset(region.graph())).max();
+        places::since(g, n).max(inside.unwrap_or(0))
+    };
+    g.order().into_iter().map(of_node).max().unwrap_or(0)
 }
 
 /// The nodes that outputs depend on, and inputs, in order.

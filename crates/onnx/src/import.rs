@@ -347,7 +347,7 @@ impl<'a> Importer<'a> {
 
     fn node(&mut self, index: usize, node: &'a OnnxNode) {
         let label = node.label(index);
-        let opset = self.model.opset_of(&node.domain);
+        let opset = self.model.opset_of(node);
         let operator = table::operator(&node.domain, &node.op_type);
         let (mut inputs, mut slots) = (Vec::new(), Vec::new());
         let mut readable = true;

@@ -44,6 +44,9 @@ pub struct Model {
     pub opset: i64,
     /// Versions of the operator sets of other domains.
     pub domains: BTreeMap<String, i64>,
+    /// Versions of the operator sets of single nodes, by their first results, where a function of the model that they were in
+    /// names another one.
+    pub own_versions: BTreeMap<String, i64>,
     /// Notes of the producer.
     pub metadata: BTreeMap<String, String>,
     /// What the model computes.
@@ -168,10 +171,33 @@ impl OnnxGraph {
 }
 
 impl Model {
-    /// The operator set of a domain, empty for the default one, that nodes of the model are written in; 0 if the model
-    /// names none.
-    pub fn opset_of(&self, domain: &str) -> i64 {
-        if domain.is_empty() { self.opset } else { self.domains.get(domain).copied().unwrap_or(0) }
+    /// The operator set that a node is written in; 0 if the model names none for its domain.
+    pub fn opset_of(&self, node: &OnnxNode) -> i64 {
+        let first = node.outputs.iter().find(|o| !o.is_empty());
+        let own = first.and_then(|first| self.own_versions.get(first)).copied();
+        own.unwrap_or_else(|| match node.domain.as_str() {
+            "" => self.opset,
+            domain => self.domains.get(domain).copied().unwrap_or(0),
+        })
+    }
+
+    /// The batch normalizations, those inside of loops and choices included, that take mean and variance of the batch at hand: what
+    /// the model says of a sample depends on the others in its batch.
+    pub fn batch_statistics(&self) -> Vec<&OnnxNode> {
+        fn of(graph: &OnnxGraph) -> Vec<&OnnxNode> {
+            let trains = |n: &&OnnxNode| {
+                n.domain.is_empty()
+                    && n.op_type == "BatchNormalization"
+                    && n.attributes.get("training_mode") == Some(&Attribute::Int(1))
+            };
+            let inner = graph.nodes.iter().flat_map(|n| n.attributes.values());
+            let inner = inner.flat_map(|attribute| match attribute {
+                Attribute::Graph(graph) => of(graph),
+                _ => Vec::new(),
+            });
+            graph.nodes.iter().filter(trains).chain(inner).collect()
+        }
+        of(&self.graph)
     }
 
     /// Reads and checks the model in a file.
@@ -216,6 +242,7 @@ impl Model {
             producer_version: env!("CARGO_PKG_VERSION").to_owned(),
             opset,
             domains: graph.domains().into_iter().map(|domain| (domain.to_owned(), 1)).collect(),
+            own_versions: BTreeMap::new(),
             metadata: BTreeMap::new(),
             graph,
         }

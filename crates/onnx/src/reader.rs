@@ -47,6 +47,7 @@ pub(crate) fn model(map: &Arc<Map>, path: Option<&Path>) -> Result<Model, OnnxEr
     reader.functions.inline(&mut graph);
     let standard = graph.node.iter().any(|n| matches!(n.domain.as_str(), "" | "ai.onnx"));
     let (opset, domains) = reader.opsets(proto.opset_import, standard);
+    let own_versions = reader.functions.own_versions();
     let mut graph = reader.graph(graph, true);
     check::check(&mut graph, &mut reader.problems);
     reader.problems.into_result()?;
@@ -56,6 +57,7 @@ pub(crate) fn model(map: &Arc<Map>, path: Option<&Path>) -> Result<Model, OnnxEr
         producer_version: proto.producer_version,
         opset,
         domains,
+        own_versions,
         metadata: proto.metadata_props.into_iter().map(|e| (e.key, e.value)).collect(),
         graph,
     })

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank,
-    factors, layers, rank_grid, reads,
+    factors, layers, moments, rank_grid, reads,
 };
 
 /// Low-rank factors.
@@ -140,8 +140,9 @@ pub(super) struct FittedLowRank {
     pub(super) decomposition: Arc<LowRank>,
     /// What identifies the weight.
     source: String,
-    /// What identifies the calibration.
-    inputs: Option<String>,
+    /// What was measured, for the names of constants.
+    measured: String,
+    corrects: bool,
     /// The seed, where the factors depend on it.
     seed: Option<u64>,
     /// Biases that the correction of the mean adds.
@@ -172,7 +173,8 @@ impl FittedLowRank {
         Ok(FittedLowRank {
             decomposition: context.decompositions.low_rank.get(&layer.nodes, seed, decompose)?,
             source: layer.payload(g).key().to_string(),
-            inputs: moments.map(|m| m.samples().to_owned()),
+            measured: moments::source(context),
+            corrects: moments.is_some(),
             seed: randomized.then_some(seed),
             new_biases: if moments.is_some() { layer.without_bias(g) } else { 0 },
             d_in,
@@ -210,14 +212,13 @@ impl FittedLowRank {
 
     /// Whether the mean of the output is corrected.
     pub(super) fn corrects(&self) -> bool {
-        self.inputs.is_some()
+        self.corrects
     }
 
     /// What contents depend on that are derived at a rank.
     pub(super) fn source(&self, rank: usize) -> String {
-        let inputs = self.inputs.as_ref().map(|i| format!(", inputs = {i}")).unwrap_or_default();
         let seed = self.seed.map(|s| format!(", seed = {s}")).unwrap_or_default();
-        format!("{}, k = {rank}{inputs}{seed}", self.source)
+        format!("{}, k = {rank}{}{seed}", self.source, self.measured)
     }
 
     /// Squared error of a rank, relative to the squared norm of the output.

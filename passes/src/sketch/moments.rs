@@ -12,7 +12,7 @@ pub struct Moments {
     gram: Gram,
     centring: Centring,
     conditioning: Conditioning,
-    samples: String,
+    identity: String,
 }
 
 impl Moments {
@@ -23,19 +23,19 @@ impl Moments {
     /// How those of gradients are.
     pub const GRADIENTS: Conditioning = Conditioning { shrinkage: 0.05, floor: 1e-8 };
 
-    /// Sums of what goes into a layer, over samples that `samples` identifies; it becomes a part of the names of derived
+    /// Sums of what goes into a layer. What `identity` says identifies them; it becomes a part of the names of derived
     /// constants. Second moments are taken about the mean.
-    pub fn of_inputs(gram: Gram, samples: &str) -> Moments {
-        Moments::new(gram, Centring::Centred, Moments::INPUTS, samples)
+    pub fn of_inputs(gram: Gram, identity: &str) -> Moments {
+        Moments::new(gram, Centring::Centred, Moments::INPUTS, identity)
     }
 
     /// Sums of the gradients of the outputs of a model by what a layer gives. Second moments are taken about zero.
-    pub fn of_gradients(gram: Gram, samples: &str) -> Moments {
-        Moments::new(gram, Centring::Uncentred, Moments::GRADIENTS, samples)
+    pub fn of_gradients(gram: Gram, identity: &str) -> Moments {
+        Moments::new(gram, Centring::Uncentred, Moments::GRADIENTS, identity)
     }
 
-    fn new(gram: Gram, centring: Centring, conditioning: Conditioning, samples: &str) -> Moments {
-        Moments { gram, centring, conditioning, samples: samples.to_owned() }
+    fn new(gram: Gram, centring: Centring, conditioning: Conditioning, identity: &str) -> Moments {
+        Moments { gram, centring, conditioning, identity: identity.to_owned() }
     }
 
     /// The sums.
@@ -52,9 +52,9 @@ impl Moments {
         Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
-    /// Identifies the samples.
-    pub fn samples(&self) -> &str {
-        &self.samples
+    /// Identifies the sums: the same for moments of other rows only where these are the same.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 }
 
@@ -69,15 +69,23 @@ pub(super) struct Seen {
 
 type Once<T> = OnceLock<Result<T, RandnlaError>>;
 
+/// What contents that are derived from a site depend on besides its weights, for their names: what was measured there. Two
+/// sites with equal weights need not read the same.
+pub(super) fn source(context: &Context<'_>) -> String {
+    let inputs = context.moments.iter().flat_map(|all| all.iter()).map(|m| ("inputs", m));
+    let all = inputs.chain(context.metric.map(|m| ("outputs", m)));
+    all.map(|(what, moments)| format!(", {what} = {}", moments.identity())).collect()
+}
+
 impl Seen {
     pub(super) fn of(context: &Context<'_>) -> Seen {
         let inputs = context.moments.map(|m| m[0].clone());
         Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
-    /// Identifies the samples; `None` where there were none.
-    pub(super) fn samples(&self) -> Option<&str> {
-        self.inputs.as_ref().map(|m| m.samples())
+    /// Whether there were samples.
+    pub(super) fn any(&self) -> bool {
+        self.inputs.is_some()
     }
 
     /// The moments of the inputs.

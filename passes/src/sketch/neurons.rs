@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, Stored,
-    check_rank, layers, rank_grid, reads,
+    check_rank, layers, moments, rank_grid, reads,
 };
 
 /// Fewer hidden units.
@@ -89,13 +89,12 @@ impl Scheme for NeuronsScheme {
             Subset::new(&moment, &weight, outputs.as_ref(), Moments::INPUTS.shrinkage)
         };
         let mean = moments.map(|m| m.gram().mean()).transpose()?;
-        let inputs = moments.map(|m| format!(", inputs = {}", m.samples())).unwrap_or_default();
         let (up, down) = (first.payload(g).key(), second.payload(g).key());
         Ok(Box::new(FittedNeurons {
             subset: context.decompositions.subsets.get(&context.site.nodes, context.seed, choose)?,
             new_biases: if mean.is_some() { second.without_bias(g) } else { 0 },
             mean,
-            source: format!("{up}, {down}{inputs}"),
+            source: format!("{up}, {down}{}", moments::source(context)),
             units: second.d_in,
             each: first.d_in + second.d_out,
             d_out: second.d_out,

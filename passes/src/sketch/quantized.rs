@@ -40,7 +40,7 @@ use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded};
 use margay_tensor::{DType, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
-use super::moments::Seen;
+use super::moments::{self, Seen};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, layers,
 };
@@ -108,6 +108,7 @@ impl Scheme for QuantizedScheme {
         let weight = layer.matrix(g)?;
         let mut fitted = FittedQuantized {
             source: layer.payload(g).key().to_string(),
+            measured: moments::source(context),
             seen: Seen::of(context),
             energy: 0.0,
             weight,
@@ -128,6 +129,8 @@ impl Scheme for QuantizedScheme {
 struct FittedQuantized {
     /// What identifies the weight.
     source: String,
+    /// What was measured, for the names of constants.
+    measured: String,
     seen: Seen,
     /// The mean squared output, about its mean where there are moments, in the metric of the outputs.
     energy: f64,
@@ -214,8 +217,7 @@ impl FittedQuantized {
     fn derivation(&self, part: &str, settings: QuantizedSettings) -> String {
         let QuantizedSettings { bits, rank } = settings;
         let rank = if part == "weight" { String::new() } else { format!(", k = {rank}") };
-        let inputs = self.seen.samples().map(|samples| format!(", inputs = {samples}")).unwrap_or_default();
-        format!("quantized.{part}({}, bits = {bits}{rank}{inputs})", self.source)
+        format!("quantized.{part}({}, bits = {bits}{rank}{})", self.source, self.measured)
     }
 
     /// The sum that stands for a node: the product with the weight, with bias, and the correction.
@@ -230,14 +232,14 @@ impl FittedQuantized {
         let (g, x) = (work.graph, work.input(n));
         let term = |n: NodeId| g.node(n).origin.part(Part::Term);
         let main = work.add(g.op(n).clone(), &[x, weight.expect("there is a weight")], term(n))?;
-        let (replaced, main) = match (self.seen.samples(), layer.bias(g, n)) {
-            (Some(_), _) => layer.corrected(work, n, main, (name, correction))?,
+        let (replaced, main) = match (self.seen.any(), layer.bias(g, n)) {
+            (true, _) => layer.corrected(work, n, main, (name, correction))?,
             // In front of the correction, so that a kernel adds both.
-            (None, Some(bias)) => {
+            (false, Some(bias)) => {
                 let constant = bias.constant.into();
                 (bias.add.into(), work.add(Add, &[main, constant], term(bias.add))?)
             }
-            (None, None) => (n.into(), main),
+            (false, None) => (n.into(), main),
         };
         let (Some(left), Some(right)) = (left, right) else {
             work.replace(replaced, main);

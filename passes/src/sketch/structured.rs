@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::lowrank::FittedLowRank;
-use super::moments::Seen;
+use super::moments::{self, Seen};
 use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
 
 /// What is brought into a form.
@@ -121,7 +121,6 @@ impl<F: Form> Structured<F> {
         let subject =
             Subject { weight, seen: Seen::of(context), low_rank: low_rank.map(|found| found.decomposition) };
         let seen = &subject.seen;
-        let inputs = seen.samples().map(|samples| format!(", inputs = {samples}")).unwrap_or_default();
         let form = F::of(context.graph, &layer).expect("sites have the form of their scheme");
         let offers = form.offers(&subject)?;
         Ok(Box::new(Structured {
@@ -131,7 +130,7 @@ impl<F: Form> Structured<F> {
                 None => seen.squared_norm(&subject.weight)?,
             },
             offers: offers.into_iter().map(|(s, error)| (Settings::write(&s), error)).collect(),
-            source: format!("{}{inputs}", layer.payload(context.graph).key()),
+            source: format!("{}{}", layer.payload(context.graph).key(), moments::source(context)),
             subject,
             known: Mutex::default(),
         }))
@@ -209,12 +208,12 @@ impl<F: Form> Fitted for Structured<F> {
         }
         for &n in &layer.nodes {
             let result = self.form.nodes(work, n, &read, &factors)?;
-            match self.subject.seen.samples() {
-                Some(_) => {
+            match self.subject.seen.any() {
+                true => {
                     let correction = found.as_ref().and_then(|found| found.correction.as_deref());
                     layer.replace_corrected(work, n, result, (&name("bias"), correction))?;
                 }
-                None => work.replace(n.into(), result),
+                false => work.replace(n.into(), result),
             }
         }
         Ok(())

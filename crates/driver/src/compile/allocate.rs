@@ -26,8 +26,11 @@ pub(crate) struct Candidates {
     pub(crate) curves: Vec<Curve>,
     /// By site: why it has no candidate.
     pub(crate) excluded: BTreeMap<String, String>,
-    /// What the model uses without a sketch, its constants stored as those of the result.
+    /// What the model uses without a sketch, its constants stored as those of the result; equal weights of different sites
+    /// count for each, so that the prices of candidates add up.
     pub(crate) dense: Price,
+    /// The bytes of that as they are.
+    pub(crate) dense_bytes: i64,
     /// Bytes that the weights of the model take as they are: what shares are of.
     pub(crate) whole_bytes: u64,
     /// Whether errors of different sites can be compared.
@@ -142,8 +145,10 @@ fn candidates(
         }
     }
     let whole_bytes = u64::try_from(prices.before.bytes).unwrap_or(0);
-    let (excluded, dense) = (BTreeMap::new(), prices.stored);
-    Ok(Candidates { curves, excluded, dense, whole_bytes, weighed: weights.is_some() })
+    let (excluded, stored) = (BTreeMap::new(), prices.stored);
+    let dense = Price { bytes: stored.bytes + prices.repeated, ..stored };
+    let (dense_bytes, weighed) = (stored.bytes, weights.is_some());
+    Ok(Candidates { curves, excluded, dense, dense_bytes, whole_bytes, weighed })
 }
 
 impl Candidates {
@@ -208,6 +213,9 @@ fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<M
         }
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);
+            if u64::try_from(candidates.dense_bytes).is_ok_and(|used| used <= bytes) {
+                return Ok(Met { allocation: Allocation::dense(*dense), closest: None });
+            }
             if !weighed {
                 // Errors of different sites have no common unit without samples.
                 let even = uniform(curves, *dense, candidates.share(bytes))?;
@@ -273,7 +281,8 @@ mod tests {
             curve("a", 0, &[(0.01, 50, 0.5), (0.04, 25, 0.25)]),
             curve("b", 1, &[(0.02, 50, 0.5), (0.09, 25, 0.25)]),
         ];
-        Candidates { curves, excluded: BTreeMap::new(), dense: price(200, 5.0), whole_bytes: 200, weighed }
+        let (excluded, dense) = (BTreeMap::new(), price(200, 5.0));
+        Candidates { curves, excluded, dense, dense_bytes: 200, whole_bytes: 200, weighed }
     }
 
     fn unmeasured(_: &Allocation) -> Result<f64, DriverError> {
@@ -348,6 +357,7 @@ mod tests {
             curves: twins,
             excluded: BTreeMap::new(),
             dense: price(200, 2.0),
+            dense_bytes: 200,
             whole_bytes: 200,
             weighed: true,
         };
@@ -402,6 +412,7 @@ mod tests {
                 curves,
                 excluded: BTreeMap::new(),
                 dense: price(100, 1.0),
+                dense_bytes: 100,
                 whole_bytes: 200,
                 weighed: true,
             };

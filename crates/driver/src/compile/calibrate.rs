@@ -5,7 +5,7 @@
 //! moments are summed batch by batch, so that memory does not grow with the number of samples. Sites that ask for the
 //! same rows share one sum and all that is derived from it. Places of padding do not count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use margay_ir::{Graph, NodeId, Value, eval};
@@ -92,10 +92,12 @@ pub(crate) fn calibrate(
     let named = |(i, v): (usize, &Value)| (format!("probe {i}"), *v);
     let probe = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let at = |asked: &Rows| values.iter().position(|v| *v == asked.value).expect("every value was listed");
-    let name = format!("#{}", samples.hash());
-    let moments = |gram| Moments::of_inputs(gram, &name);
+    let moments = |gram: Gram| {
+        let identity = identity(&gram);
+        Moments::of_inputs(gram, &identity)
+    };
     if let Some(grams) = measuring.kept("inputs", &values, &rows) {
-        return requested(&rows, &grams, requests, moments);
+        return requested(&rows, grams, requests, moments);
     }
     let sums = Sums::new(&rows, rows.iter().map(|asked| Some(at(asked))).collect());
     let runs = samples.runs(g, BATCH).len();
@@ -110,7 +112,7 @@ pub(crate) fn calibrate(
     measuring.progress.at("measuring inputs", runs, runs);
     let grams = sums.grams();
     measuring.keep("inputs", &values, &rows, &grams);
-    requested(&rows, &grams, requests, moments)
+    requested(&rows, grams, requests, moments)
 }
 
 /// Measures the gradients of the outputs by the values of rows, from one backward pass of random signs for each sample.
@@ -127,10 +129,12 @@ pub(crate) fn calibrate_gradients(
 ) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
     let rows = distinct(requests);
     let by: Vec<Value> = rows.iter().map(|asked| asked.value).collect();
-    let name = format!("#{}", samples.hash());
-    let moments = |gram| Moments::of_gradients(gram, &name);
+    let moments = |gram: Gram| {
+        let identity = identity(&gram);
+        Moments::of_gradients(gram, &identity)
+    };
     if let Some(grams) = measuring.kept("gradients", &by, &rows) {
-        return requested(&rows, &grams, requests, moments);
+        return requested(&rows, grams, requests, moments);
     }
     let (backward, numbered) = Backward::new(g, &by, &[])?;
     let sums = Sums::new(&rows, numbered.gradients);
@@ -150,7 +154,7 @@ pub(crate) fn calibrate_gradients(
     measuring.progress.at("measuring gradients", runs, runs);
     let grams = sums.grams();
     measuring.keep("gradients", &by, &rows, &grams);
-    requested(&rows, &grams, requests, moments)
+    requested(&rows, grams, requests, moments)
 }
 
 /// Samples of which values themselves are kept, at most.
@@ -296,25 +300,36 @@ impl<'a> Sums<'a> {
 /// The moments of all rows of each request together, from the sums of each of the rows; of no rows there are none.
 fn requested(
     rows: &[&Rows],
-    grams: &[Gram],
+    mut grams: Vec<Gram>,
     requests: &[&[Rows]],
     moments: impl Fn(Gram) -> Moments,
 ) -> Result<Vec<Option<Arc<Moments>>>, DriverError> {
     let mut made: BTreeMap<Vec<usize>, Arc<Moments>> = BTreeMap::new();
     let position = |asked: &Rows| rows.iter().position(|r| *r == asked).expect("every row was listed");
+    let keys: BTreeSet<Vec<usize>> =
+        requests.iter().map(|request| request.iter().map(position).collect()).collect();
+    let uses = |at: usize| keys.iter().filter(|key| key.contains(&at)).count();
     let mut of = |request: &&[Rows]| {
         let key: Vec<usize> = request.iter().map(position).collect();
         let Some(&first) = key.first() else { return Ok(None) };
         if let Some(known) = made.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let mut sum = grams[first].clone();
+        let mut sum = match uses(first) {
+            1 => std::mem::replace(&mut grams[first], Gram::new(0)),
+            _ => grams[first].clone(),
+        };
         key[1..].iter().try_for_each(|&more| sum.merge(&grams[more])).map_err(unmeasured)?;
         let moments = Arc::new(moments(sum));
         made.insert(key, moments.clone());
         Ok(Some(moments))
     };
     requests.iter().map(&mut of).collect()
+}
+
+/// What stands for sums in the names of what follows from them.
+fn identity(gram: &Gram) -> String {
+    format!("#{}", &blake3::hash(&gram.to_bytes()).to_hex()[..12])
 }
 
 fn unmeasured(error: margay_randnla::RandnlaError) -> DriverError {

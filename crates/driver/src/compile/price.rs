@@ -7,7 +7,7 @@
 //!
 //! Layouts are free at the border of a neighbourhood: in the whole model they are passed on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use margay_ir::ops::Const;
@@ -28,6 +28,8 @@ pub(crate) struct Prices {
     pub(crate) before: Price,
     /// The same with its constants stored as those of the result.
     pub(crate) stored: Price,
+    /// Bytes that this would take more if equal weights of different sites were not stored once: factors of theirs differ.
+    pub(crate) repeated: i64,
     /// Each site as it is.
     pub(crate) plain: Vec<Price>,
     /// The same with its constants stored as those of the result.
@@ -93,7 +95,22 @@ pub(crate) fn price(job: &Job<'_>, fits: &[Fit]) -> Result<Prices, DriverError> 
     };
     let other_bytes = others(&program);
     let stored = pricing.of_program(&program, other_bytes);
-    Ok(Prices { before, stored, plain, dense, candidates, other_bytes_before, other_bytes })
+    let repeated = repeated(job, &dense);
+    Ok(Prices { before, stored, repeated, plain, dense, candidates, other_bytes_before, other_bytes })
+}
+
+/// See [`Prices::repeated`].
+fn repeated(job: &Job<'_>, dense: &[Price]) -> i64 {
+    let mut known = BTreeSet::new();
+    let mut more = 0;
+    for (site, price) in job.sites.iter().zip(dense) {
+        let [weight] = site.weights[..] else { continue };
+        let contents = job.graph().constant(weight).map(|payload| payload.key().to_string());
+        if !contents.is_none_or(|contents| known.insert((contents, price.bytes))) {
+            more += price.bytes;
+        }
+    }
+    more
 }
 
 /// What a model without sketches costs; bytes are those of the weights of its products and convolutions.

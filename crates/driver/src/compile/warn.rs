@@ -41,7 +41,7 @@ pub(crate) fn warnings(
     outcome: &Outcome<'_>,
 ) -> Result<Vec<String>, DriverError> {
     let options = job.options;
-    let mut all = Vec::new();
+    let mut all = job.source.warnings.clone();
     if let (Some(samples), true) = (&job.samples, checker.is_some()) {
         all.extend(doubts(samples));
     }

@@ -7,6 +7,7 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use super::Exporter;
 use super::operators::{axis, ints, pads};
+use super::places::since;
 use crate::{Attribute, OnnxError, element_number};
 
 impl Exporter<'_> {
@@ -178,10 +179,7 @@ impl Exporter<'_> {
         x: &[&str],
         op: &ScatterAdd,
     ) -> Result<String, OnnxError> {
-        if self.opset < 16 {
-            let found = self.opset;
-            return Err(self.refusal(format!("a sum by indices needs operator set 16, not {found}")));
-        }
+        self.needs(since(self.g, n), "a sum by indices")?;
         let g = self.g;
         let inputs = g.inputs_of(n);
         let (updates, at) = (g.ty(inputs[0]), g.ty(inputs[1]));

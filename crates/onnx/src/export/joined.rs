@@ -218,7 +218,11 @@ fn padded(g: &Graph, n: NodeId) -> Option<Joined> {
     let first = places.iter().position(|p| *p == 0)?;
     let before = [zeros.saturating_sub(1), first];
     let mut found = modes.into_iter().zip(before);
-    let ((mode, _), before) = found.find(|((_, place), before)| *before <= added && all(*before, *place))?;
+    let ((mode, _), before) = found.find(|((mode, place), before)| {
+        // A reflection goes no further than to the other end.
+        let most = if *mode == "reflect" { extent - 1 } else { usize::MAX };
+        *before <= added && *before <= most && added - before <= most && all(*before, *place)
+    })?;
     Some(Joined::Pad { mode, x, axis: op.axis, before, after: added - before })
 }
 

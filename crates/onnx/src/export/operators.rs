@@ -5,6 +5,7 @@ use margay_ir::{NodeId, Op, Payload};
 use margay_tensor::{DType, Dim};
 
 use super::Exporter;
+use super::places::since;
 use super::recurrent::has_directions;
 use crate::{Attribute, OnnxError, element_number};
 
@@ -41,7 +42,7 @@ impl Exporter<'_> {
 
             Op::Abs(_) => plain("Abs"),
             Op::Add(_) => plain("Add"),
-            Op::And(_) => self.bits("And", "BitwiseAnd", &x, dtype),
+            Op::And(_) => self.bits(n, "And", "BitwiseAnd", &x, dtype),
             Op::Atan(_) => plain("Atan"),
             Op::Ceil(_) => plain("Ceil"),
             Op::Cos(_) => plain("Cos"),
@@ -63,7 +64,7 @@ impl Exporter<'_> {
             Op::MulOrZero(_) => Ok(self.mul_or_zero(x[0], x[1], dtype.unwrap_or(DType::F32))),
             Op::Neg(_) => plain("Neg"),
             Op::Not(_) => plain("Not"),
-            Op::Or(_) => self.bits("Or", "BitwiseOr", &x, dtype),
+            Op::Or(_) => self.bits(n, "Or", "BitwiseOr", &x, dtype),
             Op::Position(op) => self.position(x[0], dtype.unwrap_or(DType::I64), op),
             Op::Pow(_) => plain("Pow"),
             Op::Round(_) => plain("Round"),
@@ -77,7 +78,7 @@ impl Exporter<'_> {
             Op::Sqrt(_) => plain("Sqrt"),
             Op::Sub(_) => plain("Sub"),
             Op::Tanh(_) => plain("Tanh"),
-            Op::Xor(_) => self.bits("Xor", "BitwiseXor", &x, dtype),
+            Op::Xor(_) => self.bits(n, "Xor", "BitwiseXor", &x, dtype),
             Op::Cast(c) => {
                 let to = Attribute::Int(element_number(c.to));
                 Ok(self.emit("Cast", "", &x, vec![("to", to)]))
@@ -137,6 +138,7 @@ impl Exporter<'_> {
     /// An operator on truth values, or another one on integers.
     fn bits(
         &mut self,
+        n: NodeId,
         of_truth: &str,
         of_integers: &str,
         x: &[&str],
@@ -145,7 +147,7 @@ impl Exporter<'_> {
         if dtype == Some(DType::Bool) {
             return Ok(self.emit(of_truth, "", x, vec![]));
         }
-        self.needs(18, "an operation on bits")?;
+        self.needs(since(self.g, n), "an operation on bits")?;
         Ok(self.emit(of_integers, "", x, vec![]))
     }
 

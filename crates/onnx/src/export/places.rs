@@ -1,12 +1,26 @@
 //! Operators about positions along axes: what ONNX looks up, changes, ranks and runs through by them.
 
 use margay_ir::ops::{Cumulate, Position, Scatter, ScatterKind, TopK};
-use margay_ir::{NodeId, Value};
+use margay_ir::{Graph, NodeId, Op, Value};
 use margay_tensor::{DType, Dim};
 
 use super::Exporter;
 use super::operators::axis;
 use crate::{Attribute, OnnxError, OnnxNode, element_number};
+
+/// The first operator set that has an operator for a node, where that is later than the oldest one that is written.
+pub(super) fn since(g: &Graph, n: NodeId) -> i64 {
+    match g.op(n) {
+        Op::Scatter(op) => match op.kind {
+            ScatterKind::Set => 0,
+            ScatterKind::Add | ScatterKind::Mul => 16,
+            ScatterKind::Min | ScatterKind::Max => 18,
+        },
+        Op::ScatterAdd(_) => 16,
+        Op::And(_) | Op::Or(_) | Op::Xor(_) if g.ty(n.into()).dtype != DType::Bool => 18,
+        _ => 0,
+    }
+}
 
 impl Exporter<'_> {
     /// Indices with those that count from the end turned around.
@@ -32,12 +46,7 @@ impl Exporter<'_> {
 
     /// Rows changed at the places that indices name.
     pub(super) fn scatter(&mut self, n: NodeId, x: &[&str], op: &Scatter) -> Result<String, OnnxError> {
-        let needed = match op.kind {
-            ScatterKind::Set => 0,
-            ScatterKind::Add | ScatterKind::Mul => 16,
-            ScatterKind::Min | ScatterKind::Max => 18,
-        };
-        self.needs(needed, "a change of rows by indices")?;
+        self.needs(since(self.g, n), "a change of rows by indices")?;
         let at: Value = self.g.inputs_of(n)[1];
         let mut places = x[1].to_owned();
         if self.g.ty(at).dtype != DType::I64 {

@@ -133,12 +133,20 @@ pub(super) fn quick_gelu(cx: &mut Importer, call: &Call) -> Imported {
     Ok(vec![cx.times(x, share)?])
 }
 
-/// `FusedMatMul`: α A B, with the last two axes of each exchanged on demand.
+/// `FusedMatMul`: α A B, with the last two axes of each exchanged on demand. Where the batch of an operand is its last axis but one,
+/// its first axis is brought there, behind those of the batch.
 pub(super) fn fused_matmul(cx: &mut Importer, call: &Call) -> Imported {
     let (a, b) = (call.input(0)?, call.input(1)?);
-    if call.flag("transBatchA", false)? || call.flag("transBatchB", false)? {
-        return Err(Refusal::Unsupported("batches that are not in front are not supported".into()));
-    }
+    let in_front = |cx: &mut Importer, x: Value, wanted: bool| {
+        let n = cx.ty(x).ndim();
+        if !wanted || n < 3 {
+            return Ok(x);
+        }
+        let perm: Vec<usize> = (1..n - 1).chain([0, n - 1]).collect();
+        cx.transposed(x, &perm)
+    };
+    let a = in_front(cx, a, call.flag("transBatchA", false)?)?;
+    let b = in_front(cx, b, call.flag("transBatchB", false)?)?;
     let exchanged = |cx: &mut Importer, x: Value, wanted: bool| {
         let n = cx.ty(x).ndim();
         if !wanted || n < 2 {

@@ -20,6 +20,8 @@ enum Coordinates {
     PytorchHalfPixel,
     AlignCorners,
     Asymmetric,
+    /// Centres of elements that begin at 0 (`tf_half_pixel_for_nn`).
+    Centre,
     Crop,
 }
 
@@ -86,6 +88,7 @@ pub(super) fn resize(cx: &mut Importer, call: &Call) -> Imported {
         "pytorch_half_pixel" => Coordinates::PytorchHalfPixel,
         "align_corners" => Coordinates::AlignCorners,
         "asymmetric" => Coordinates::Asymmetric,
+        "tf_half_pixel_for_nn" => Coordinates::Centre,
         "tf_crop_and_resize" => Coordinates::Crop,
         other => return Err(Refusal::Unsupported(format!("coordinates `{other}` are not supported"))),
     };
@@ -355,6 +358,10 @@ impl Resize {
                 cx.plus(at, offset)
             }
             Coordinates::Asymmetric => cx.over(x, scale),
+            Coordinates::Centre => {
+                let centre = cx.offset(x, 0.5)?;
+                cx.over(centre, scale)
+            }
             Coordinates::AlignCorners => {
                 let (single, quotient) = ratio(cx, x, last)?;
                 let several = cx.not(single)?;

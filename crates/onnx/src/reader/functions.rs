@@ -3,12 +3,13 @@
 //! Names inside of a function become those of the call with the name of the value behind, so that the functions of two
 //! calls have nothing in common. Attributes that refer to those of the call take their values, or the default ones.
 //!
-//! A function that calls itself, or that is written for other operator sets than the model, is left for the reader to
-//! refuse.
+//! A function may be written for another operator set than the model: its nodes are then read as of that one. A function that
+//! calls itself, or whose operator set is not read, is left for the reader to refuse.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::domain;
+use crate::model::{NEWEST_OPSET, OLDEST_OPSET};
 use crate::wire::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto};
 
 /// Calls inside of calls.
@@ -17,14 +18,16 @@ const MAX_DEPTH: usize = 32;
 /// Nodes of all calls together: calls inside of calls may double with every level.
 const MAX_NODES: usize = 1 << 17;
 
-/// Domain and name.
-type Key = (String, String);
+/// Domain, name and overload.
+type Key = (String, String, String);
 
 /// The functions of a model.
 pub(super) struct Functions {
     known: BTreeMap<Key, FunctionProto>,
     /// The operator sets of the model by domain.
     versions: BTreeMap<String, i64>,
+    /// Those of nodes of functions that differ, by the first result of the node.
+    own_versions: BTreeMap<String, i64>,
     /// Nodes that may still be added.
     left: usize,
     /// Calls put in place so far.
@@ -33,14 +36,20 @@ pub(super) struct Functions {
 
 impl Functions {
     pub(super) fn new(functions: Vec<FunctionProto>, imports: &[OperatorSetIdProto]) -> Functions {
-        let known = functions.into_iter().map(|f| ((domain(f.domain.clone()), f.name.clone()), f));
-        let versions = imports.iter().map(|i| (domain(i.domain.clone()), i.version));
-        Functions { known: known.collect(), versions: versions.collect(), left: MAX_NODES, calls: 0 }
+        let key = |f: &FunctionProto| (domain(f.domain.clone()), f.name.clone(), f.overload.clone());
+        let known = functions.into_iter().map(|f| (key(&f), f)).collect();
+        let versions = imports.iter().map(|i| (domain(i.domain.clone()), i.version)).collect();
+        Functions { known, versions, own_versions: BTreeMap::new(), left: MAX_NODES, calls: 0 }
     }
 
     /// Whether a node calls a function.
     pub(super) fn has(&self, domain: &str, name: &str) -> bool {
-        self.known.contains_key(&(domain.to_owned(), name.to_owned()))
+        self.known.keys().any(|(d, n, _)| d == domain && n == name)
+    }
+
+    /// The operator sets of nodes that are not those of the model, by the first result of the node.
+    pub(super) fn own_versions(&mut self) -> BTreeMap<String, i64> {
+        std::mem::take(&mut self.own_versions)
     }
 
     /// Replaces the calls in a graph and in the graphs of its nodes.
@@ -54,12 +63,13 @@ impl Functions {
     fn expanded(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Vec<NodeProto> {
         let mut out = Vec::with_capacity(nodes.len());
         for mut node in nodes {
-            let key = (domain(node.domain.clone()), node.op_type.clone());
+            let key = (domain(node.domain.clone()), node.op_type.clone(), node.overload.clone());
             match self.known.get(&key).filter(|f| self.is_inlined(f, depth)).cloned() {
                 Some(function) => {
                     self.left -= function.node.len();
                     self.calls += 1;
                     let body = Call::new(&node, &function, self.calls).body();
+                    self.note_versions(&body, &function.opset_import);
                     out.extend(self.expanded(body, depth + 1));
                 }
                 None => {
@@ -77,13 +87,28 @@ impl Functions {
     }
 
     fn is_inlined(&self, function: &FunctionProto, depth: usize) -> bool {
-        let same = |i: &OperatorSetIdProto| {
-            let key = domain(i.domain.clone());
-            // The domain of functions says nothing of operators.
-            let of_functions = self.known.keys().any(|(d, _)| *d == key);
-            of_functions || self.versions.get(&key).is_none_or(|version| *version == i.version)
+        let read = |i: &OperatorSetIdProto| {
+            !domain(i.domain.clone()).is_empty() || (OLDEST_OPSET..=NEWEST_OPSET).contains(&i.version)
         };
-        depth < MAX_DEPTH && function.node.len() <= self.left && function.opset_import.iter().all(same)
+        depth < MAX_DEPTH && function.node.len() <= self.left && function.opset_import.iter().all(read)
+    }
+
+    /// Notes the operator sets of the nodes of a body, where the model has others.
+    fn note_versions(&mut self, nodes: &[NodeProto], imports: &[OperatorSetIdProto]) {
+        for node in nodes {
+            let own = domain(node.domain.clone());
+            let import = imports.iter().find(|i| domain(i.domain.clone()) == own).map(|i| i.version);
+            if let (Some(version), Some(first)) = (import, node.output.iter().find(|o| !o.is_empty()))
+                && self.versions.get(&own) != Some(&version)
+            {
+                self.own_versions.insert(first.clone(), version);
+            }
+            for attribute in &node.attribute {
+                for graph in attribute.g.iter().map(|g| &**g).chain(&attribute.graphs) {
+                    self.note_versions(&graph.node, imports);
+                }
+            }
+        }
     }
 }
 

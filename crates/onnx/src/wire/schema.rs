@@ -73,7 +73,7 @@ impl Message {
             (Message::OperatorSet, 1) => Bytes,  // domain
             (Message::OperatorSet, 2) => Varint, // version
 
-            (Message::Function, 1 | 4 | 5 | 10) => Bytes, // name, input, output, domain
+            (Message::Function, 1 | 4 | 5 | 10 | 13) => Bytes, // name, input, output, domain, overload
             (Message::Function, 7) => Encoding::Message(Message::Node),
             (Message::Function, 9) => Encoding::Message(Message::OperatorSet),
             (Message::Function, 11) => Encoding::Message(Message::Attribute), // attribute_proto
@@ -84,7 +84,7 @@ impl Message {
             (Message::Graph, 11 | 12) => Encoding::Message(Message::Value), // input, output
             (Message::Graph, 15) => Encoding::Message(Message::SparseTensor), // sparse_initializer
 
-            (Message::Node, 1..=4 | 7) => Bytes, // input, output, name, op_type, domain
+            (Message::Node, 1..=4 | 7 | 8) => Bytes, // input, output, name, op_type, domain, overload
             (Message::Node, 5) => Encoding::Message(Message::Attribute),
 
             (Message::Attribute, 1 | 4 | 9 | 21) => Bytes, // name, s, strings, ref_attr_name

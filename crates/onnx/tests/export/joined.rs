@@ -247,3 +247,26 @@ fn what_others_read_is_written_as_well() {
     let found: Vec<String> = written(&g, 17).graph.nodes.iter().map(|n| n.op_type.clone()).collect();
     assert_eq!(found, ["Mul", "LeakyRelu"]);
 }
+
+/// ONNX's reflections go no further than to the other end.
+#[test]
+fn what_goes_beyond_a_reflection_is_a_lookup() {
+    for (extent, places, expected) in [
+        (3, "[2, 1, 0, 1, 2, 1, 0]", &["Pad"][..]),
+        (3, "[1, 2, 1, 0, 1, 2]", &["Gather"][..]),
+        (1, "[0, -1, -2]", &["Gather"][..]),
+        (2, "[0, 1, 0, -1]", &["Gather"][..]),
+    ] {
+        let count = places.split(',').count();
+        let source = format!(
+            "graph @far(%x: f32[2, {extent}]) -> (y: f32[2, {count}]) {{
+  %0 = const {places} : i64[{count}]
+  %1 = gather %x, %0 {{axis = 1}} : f32[2, {count}]
+  return %1
+}}"
+        );
+        let operators = written(&parse(&source), 17).graph.nodes;
+        let operators: Vec<&str> = operators.iter().map(|n| n.op_type.as_str()).collect();
+        assert_eq!(operators, expected, "{places}");
+    }
+}

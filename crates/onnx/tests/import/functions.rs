@@ -98,12 +98,38 @@ fn an_operand_may_be_the_result() {
 }
 
 #[test]
+fn overloads_of_one_name_are_functions_of_their_own() {
+    let overload = |overload: &str, op: &str| FunctionProto {
+        overload: overload.to_owned(),
+        ..function("Change", &["a"], &["b"], vec![inner(op, &["a"], &["b"])])
+    };
+    for (called, expected) in [("up", [2.0, 3.0]), ("down", [2.0, -3.0])] {
+        let mut proto = calling("Change", vec![], vec![overload("up", "Abs"), overload("down", "Neg")]);
+        proto.graph.as_mut().unwrap().node[0].overload = called.to_owned();
+        assert_eq!(y_of(&proto, [-2.0, 3.0]), expected, "{called}");
+    }
+}
+
+/// Where the axes of a sum were an attribute, and are an operand in the operator set of the model.
+#[test]
+fn functions_are_read_as_of_their_own_operator_set() {
+    let mut sum = inner("ReduceSum", &["a"], &["s"]);
+    let r#type = attribute_proto::AttributeType::INTS.into();
+    let axes =
+        AttributeProto { name: "axes".into(), ints: vec![0], type_: r#type, ..AttributeProto::default() };
+    sum.attribute.push(axes);
+    let mut older = function("Share", &["a"], &["b"], vec![sum, inner("Div", &["a", "s"], &["b"])]);
+    older.opset_import.push(OperatorSetIdProto { version: 11, ..OperatorSetIdProto::default() });
+    assert_eq!(y_of(&calling("Share", vec![], vec![older]), [1.0, 3.0]), [0.25, 0.75]);
+}
+
+#[test]
 fn what_cannot_take_the_place_of_a_call_is_refused() {
     let mut again = inner("Loop", &["x"], &["y"]);
     again.domain = "local".to_owned();
     let endless = function("Loop", &["x"], &["y"], vec![again]);
     let mut older = function("Bent", &["x"], &["y"], vec![inner("Relu", &["x"], &["y"])]);
-    older.opset_import.push(OperatorSetIdProto { version: 11, ..OperatorSetIdProto::default() });
+    older.opset_import.push(OperatorSetIdProto { version: 99, ..OperatorSetIdProto::default() });
     for (name, function) in [("Loop", endless), ("Bent", older)] {
         let proto = calling(name, vec![], vec![function]);
         let error = Model::from_bytes(&proto.write_to_bytes().unwrap()).map(|m| import(&m).map(|_| ()));

@@ -261,3 +261,50 @@ fn a_transposed_convolution_keeps_open_extents() {
     let g = imported(&open);
     assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[N, 3, 2*H, 2*W]");
 }
+
+/// The output of a single node of onnxruntime's own operators.
+fn run_microsoft(op: &str, attributes: &[(&str, Attribute)], operands: Vec<Operand>) -> Tensor {
+    let (mut model, given) = single(17, op, attributes, operands, 1);
+    model.graph.nodes[0].domain = "com.microsoft".to_owned();
+    model.domains.insert("com.microsoft".to_owned(), 1);
+    run_graph(&imported(&model), &given).remove(0)
+}
+
+/// The batch is the middle axis of an operand: rows, batch, terms.
+#[test]
+fn products_take_batches_from_behind() {
+    let a = counting(&[2, 3, 4]);
+    let b = counting(&[3, 4, 1]);
+    let found = run_microsoft("FusedMatMul", &[("transBatchA", int(1))], vec![Input(a), Input(b)]);
+    let expected = |batch: usize, row: usize| -> f32 {
+        (0..4).map(|k| (row * 12 + batch * 4 + k) as f32 * (batch * 4 + k) as f32).sum()
+    };
+    let expected: Vec<f32> = (0..6).map(|i| expected(i / 2, i % 2)).collect();
+    assert_floats(&found, &[3, 2, 1], &expected);
+}
+
+#[test]
+fn onnxruntime_has_quantization_of_its_own() {
+    let x = floats(&[3], &[-1.0, 0.26, 1.0]);
+    let scale = || Constant(floats(&[], &[0.5]));
+    let zero = || Constant(Tensor::from_slice(&[], &[3u8]).unwrap());
+    let narrow = run_microsoft("QuantizeLinear", &[], vec![Input(x), scale(), zero()]);
+    assert_eq!(narrow.to_vec::<u8>().unwrap(), [1, 4, 5]);
+    let wide = run_microsoft("DequantizeLinear", &[], vec![Input(narrow), scale(), zero()]);
+    assert_floats(&wide, &[3], &[-1.0, 0.5, 1.0]);
+}
+
+/// Positions are those of centres, and elements begin at 0.
+#[test]
+fn the_nearest_is_that_of_centres() {
+    let text = |s: &str| Attribute::String(s.to_owned());
+    let attributes = [
+        ("mode", text("nearest")),
+        ("nearest_mode", text("floor")),
+        ("coordinate_transformation_mode", text("tf_half_pixel_for_nn")),
+    ];
+    let scales = Constant(floats(&[1], &[0.6]));
+    let x = floats(&[5], &[0.0, 1.0, 2.0, 3.0, 4.0]);
+    let found = run(11, "Resize", &attributes, vec![Input(x), Constant(floats(&[0], &[])), scales]);
+    assert_floats(&found, &[3], &[0.0, 2.0, 4.0]);
+}
