@@ -2,6 +2,7 @@
 //! work, runs that are kept, and the commands of the documentation.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use margay_onnx::{Attribute, OnnxNode};
 use margay_onnx::{External, OnnxDim, OnnxGraph, OnnxValue};
@@ -531,4 +532,42 @@ fn the_documents_run_as_written() {
     assert!(as_written(&place, "README.md") >= 12);
     assert!(as_written(&place, "docs/recovery.md") >= 2);
     assert!(as_written(&place, "docs/training.md") >= 1);
+}
+
+/// `2>&1 | head` closes it early.
+#[test]
+fn whoever_closes_stderr_misses_nothing_else() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_margay"))
+        .args(["check", "nowhere.onnx"])
+        .current_dir(place.path(""))
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(3));
+}
+
+/// As exporters write a model that they hold in training.
+#[test]
+fn normalization_by_the_batch_is_told() {
+    let place = Place::new();
+    let numbers = |v: [f32; 3]| Tensor::from_slice(&[3], &v).unwrap();
+    let normalization = OnnxNode {
+        attributes: [("training_mode".to_string(), Attribute::Int(1))].into(),
+        outputs: vec!["y".into(), "mean'".into(), "variance'".into()],
+        ..node("bn", "BatchNormalization", &["x", "scale", "bias", "mean", "variance"], "y")
+    };
+    let initializers = [("scale", [1.0; 3]), ("bias", [0.0; 3]), ("mean", [0.0; 3]), ("variance", [1.0; 3])];
+    let initializers = initializers.map(|(name, v)| (name.to_string(), numbers(v))).to_vec();
+    write_model_of(&place.path("bn.onnx"), &[-1, 3], vec![normalization], initializers);
+    let x: Vec<f32> = (0..30).map(|i| (i * 7 % 11) as f32).collect();
+    let x = Tensor::from_slice(&[10, 3], &x).unwrap();
+    place.write_npz("d.npz", &[("x", x), ("label", Tensor::from_slice(&[10], &[0u8; 10]).unwrap())]);
+    for command in ["compile bn.onnx -o bn.margay", "evaluate bn.onnx --data d.npz --labels label"] {
+        let said = place.done(command).stderr;
+        assert!(said.contains("`bn` (BatchNormalization), take mean and variance of the batch"), "{said}");
+    }
 }

@@ -181,4 +181,28 @@ mod tests {
         compiled.write(&path, false, &mut Dump::none()).unwrap();
         assert_eq!(open(&path).unwrap().graph.to_string(), source.graph.to_string());
     }
+
+    /// Kernels read them widened, and so they lie in the file.
+    #[test]
+    fn an_artifact_with_narrow_floats_is_opened_again() {
+        for dtype in [DType::F16, DType::BF16] {
+            let name = dtype.name();
+            let written = format!(
+                "graph @half(%x: {name}[N, 20]) -> (y: {name}[N, 3]) {{
+                  %0 = const #a : {name}[20, 3]  // a
+                  %1 = matmul %x, %0 : {name}[N, 3]
+                  return %1
+                }}"
+            );
+            let values: Vec<f32> = (0..60).map(|i| i as f32 / 7.0 - 4.0).collect();
+            let constant = tensor_of(dtype, &[20, 3], &values).unwrap();
+            let g = text::parse(&written, &|_, _| Some(constant.clone().into())).unwrap();
+            let source = Model::new(g, "half", &mut Dump::none()).unwrap();
+            let compiled = compile(&source, None, &CompileOptions::default(), &Silent).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("half.margay");
+            compiled.write(&path, false, &mut Dump::none()).unwrap();
+            assert_eq!(open(&path).unwrap().graph.to_string(), source.graph.to_string());
+        }
+    }
 }

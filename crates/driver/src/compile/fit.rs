@@ -132,8 +132,9 @@ pub(crate) fn measured(
         false => &[],
     });
     let results: Vec<&[Rows]> = results.collect();
+    let counted = job.options.errors.restricted(job.graph());
     let (gradients, remark) = match calibrate_gradients(
-        job.graph(),
+        &counted,
         &results,
         &enough(job, samples, GRADIENT_ROWS)?,
         job.options.seed(),

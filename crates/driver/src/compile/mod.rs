@@ -248,9 +248,10 @@ impl<'a> Job<'a> {
         let cache = options.cache.as_deref().map(Cache::open).transpose()?;
         let basis = match &cache {
             Some(_) => format!(
-                "{} of {}, seed {}, samples {:?}, {mask:?}\n{g}",
+                "{} of {}, outputs {:?}, seed {}, samples {:?}, {mask:?}\n{g}",
                 measures_on.target(),
                 measures_on.name(),
+                options.errors.outputs,
                 options.seed(),
                 samples.as_ref().map(Samples::hash)
             ),
