@@ -61,7 +61,8 @@ pub(super) fn dropout(cx: &mut Importer, call: &Call) -> Imported {
                 && cx.ints(training).is_none_or(|t| t.values.iter().any(|v| !v.is(0)))
             {
                 return Err(Refusal::Unsupported(
-                    "training with a ratio that is not 0 is not supported".into(),
+                    "training with a ratio that is not 0 is not supported where a model is not trained"
+                        .into(),
                 ));
             }
             x
