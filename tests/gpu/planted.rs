@@ -323,6 +323,44 @@ const ROWS: &[Row] = &[
         ("the largest score of half a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
         ],
     },
+    Row {
+        name: "linear attention",
+        backend: EMULATED,
+        kernels: 5,
+        text: "graph @linear(%q: f32[1, 2, 150, 6], %k: f32[1, 2, 150, 6], %v: f32[1, 2, 150, 9]) -> (y: f32[1, 2, 150, 9]) {
+           %0 = linear_attention %q, %k, %v {epsilon = 100.0, causal = true} : f32[1, 2, 150, 9]
+           return %0
+         }",
+        bugs: &[
+        ("later keys in place of earlier ones", Bug::All("arith.cmpi sle", "arith.cmpi sge")),
+        ("a state before the first chunk", Bug::All("arith.cmpi sgt", "arith.cmpi sge")),
+        ("states of two chunks in one place", Bug::All("arith.constant 2 : i32", "arith.constant 1 : i32")),
+        ("a sum that leaves out the last state", Bug::Second("arith.constant 2 : i32", "arith.constant 1 : i32")),
+        ("a position too many", Bug::All("arith.constant 150 : i32", "arith.constant 151 : i32")),
+        ("twos behind the values", Bug::All("0x3F800000 : f32", "0x40000000 : f32")),
+        ("another number added to denominators", Bug::All("0x42C80000 : f32", "0x42CA0000 : f32")),
+        ("chunks that overlap", Bug::All("arith.constant 64 : i32", "arith.constant 63 : i32")),
+        ],
+    },
+    Row {
+        name: "derivatives of attention",
+        backend: EMULATED,
+        kernels: 2,
+        text: "graph @gradient(%q: f32[1, 4, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40], %l: f32[1, 4, 5], %d: f32[1, 4, 5], %o: f32[1, 4, 5, 40]) -> (x: f32[1, 4, 5, 8], y: f32[1, 2, 70, 8], z: f32[1, 2, 70, 40]) {
+           %0 = attention_gradient %q, %k, %v, %l, %d, %o {scale = 0.5} : f32[1, 4, 5, 8], f32[1, 2, 70, 8], f32[1, 2, 70, 40]
+           return %0, %0.1, %0.2
+         }",
+        bugs: &[
+        ("numbers are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
+        ("numbers are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("a key too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("a row too many", Bug::Second("arith.constant 140 : i32", "arith.constant 141 : i32")),
+        ("a query too many", Bug::All("arith.constant 5 : i32", "arith.constant 6 : i32")),
+        ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("another scale", Bug::All("0x3F000000 : f32", "0x3F400000 : f32")),
+        ("every head has keys of its own", Bug::All("arith.constant 2 : i32", "arith.constant 4 : i32")),
+        ],
+    },
 ];
 
 #[test]

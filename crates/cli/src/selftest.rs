@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Kind, SelftestOptions, SelftestResult, selftest, write_selftest};
+use margay::{Family, Kind, SelftestOptions, SelftestResult, selftest, write_selftest};
 
 use crate::args::ThreadArgs;
 use crate::error::Failure;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let options = SelftestOptions {
         device: device.clone(),
         class: args.class.clone(),
-        families: args.family.clone(),
+        families: args.family.iter().map(|name| Family::from_name(name)).collect::<Result<_, _>>()?,
         small: args.small,
         kernels: args.kernels.clone(),
         threads: args.threads.get(),
@@ -92,8 +92,13 @@ fn table(results: &[SelftestResult]) -> String {
             (_, Some(e)) => format!("{e:.1e} !"),
             (_, None) => "not run !".to_owned(),
         };
-        let cells =
-            [r.family.to_owned(), r.kernel.to_owned(), r.shape.to_owned(), error, format!("{:.0e}", r.limit)];
+        let cells = [
+            r.family.name().to_owned(),
+            r.kernel.to_owned(),
+            r.shape.to_owned(),
+            error,
+            format!("{:.0e}", r.limit),
+        ];
         let ms = timed.then(|| r.ms.map(significant).unwrap_or_default());
         table.row(cells.into_iter().chain(ms));
     }
