@@ -262,10 +262,12 @@ impl<'r> Run<'r> {
                 self.shared.driver.fill(self.stream, to + 4, (i >> 32) as u32, 1)?;
             }
             // SAFETY: as the caller promises.
-            match is_straight {
-                true => unsafe { self.straight(&l.body, number + 1) }?,
-                false => unsafe { self.block(&l.body, number + 1) }?,
-            }
+            unsafe {
+                match is_straight {
+                    true => self.straight(&l.body, number + 1),
+                    false => self.block(&l.body, number + 1),
+                }
+            }?;
         }
         Ok(())
     }
