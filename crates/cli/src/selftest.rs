@@ -54,10 +54,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         return Ok(Reply::default());
     }
     let device = args.device.clone().unwrap_or_default();
+    let mut families = Vec::with_capacity(args.family.len());
+    for name in &args.family {
+        families.push(Family::from_name(name)?);
+    }
     let options = SelftestOptions {
         device: device.clone(),
         class: args.class.clone(),
-        families: args.family.iter().map(|name| Family::from_name(name)).collect::<Result<_, _>>()?,
+        families,
         small: args.small,
         kernels: args.kernels.clone(),
         threads: args.threads.get(),
