@@ -490,6 +490,7 @@ fn bench_tells_speed_with_bytes_and_error() {
     let names = [
         "all_inputs_ms",
         "constant_bytes",
+        "device_ms",
         "error",
         "median_ms",
         "min_ms",
@@ -499,6 +500,7 @@ fn bench_tells_speed_with_bytes_and_error() {
         "path",
         "peak_bytes",
         "predicted_ms",
+        "prediction_is_measured",
         "runs",
         "runs_per_second",
         "speed_up",
@@ -517,6 +519,7 @@ fn bench_tells_speed_with_bytes_and_error() {
         // Two runs of all inputs take about twice the time of one.
         let (all, predicted) = (m["all_inputs_ms"].as_f64().unwrap(), m["predicted_ms"].as_f64().unwrap());
         assert!(all > 1.2 * rising[0] && predicted > 0.0);
+        assert!(m["device_ms"].is_null() && m["prediction_is_measured"] == true, "{m}");
         assert!(m["peak_bytes"].as_u64() > m["constant_bytes"].as_u64());
     }
     assert_eq!(models[0]["path"], "model.onnx");
@@ -528,7 +531,7 @@ fn bench_tells_speed_with_bytes_and_error() {
     let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --json");
     let report = json(&ran.stdout);
     let steps = report["models"][0]["steps"].as_array().unwrap();
-    assert_eq!(keys(&steps[0]), ["bytes", "flops", "label", "median_ms", "work"]);
+    assert_eq!(keys(&steps[0]), ["bytes", "flops", "label", "least_ms", "median_ms", "work"]);
     assert!(steps.iter().any(|s| s["flops"].as_u64() > Some(0)));
     let ran = place.done("bench model.onnx --inputs in.npz --rounds 5 --threads 1 --steps --huge-pages");
     assert!(ran.stdout.contains("\nsteps of model.onnx, ") && ran.stdout.contains("GFLOP/s"));

@@ -3,11 +3,13 @@
 //!
 //! Needs the features `gpu` and `cuda`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use margay_onnx::{Attribute, OnnxNode};
+use margay_ir::text;
+use margay_onnx::{Attribute, ExportOptions, External, OnnxNode, export};
 use margay_tensor::Tensor;
 
 #[path = "cli/place.rs"]
@@ -65,6 +67,135 @@ impl Machine {
         assert_eq!(ran.code, code, "margay {arguments}\n{}{}", ran.stdout, ran.stderr);
         assert!(ran.stderr.contains(expected), "margay {arguments}\n{}", ran.stderr);
     }
+}
+
+impl Machine {
+    /// How often a round of `bench` calls each function of the driver, once all rounds are alike.
+    fn calls_of_a_round(&self, arguments: &str) -> BTreeMap<String, usize> {
+        assert_eq!(self.device, "trace=calls");
+        let calls = |rounds: usize| {
+            self.done(&format!("bench {arguments} --rounds {rounds}"));
+            let mut calls = BTreeMap::<String, usize>::new();
+            let text = fs::read_to_string(self.place.path("calls")).unwrap();
+            text.lines().for_each(|line| *calls.entry(line.to_owned()).or_default() += 1);
+            calls
+        };
+        let (few, many) = (calls(2), calls(5));
+        let more = |(name, n): (String, usize)| {
+            let more = n - few.get(&name).copied().unwrap_or(0);
+            assert_eq!(more % 3, 0, "{name}: rounds are alike");
+            (name, more / 3)
+        };
+        many.into_iter().map(more).filter(|(_, n)| *n > 0).collect()
+    }
+}
+
+/// Counts by their names.
+fn counts(all: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    all.iter().map(|(name, n)| (name.to_string(), *n)).collect()
+}
+
+/// What every run does beside its operations: two readings of the clock.
+const CLOCK: [(&str, usize); 2] = [("cuEventElapsedTime", 1), ("cuEventRecord", 2)];
+
+#[test]
+fn a_run_is_one_graph_and_one_wait() {
+    let machine = Machine::new().with("trace=calls");
+    machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
+    let run = [("cuGraphLaunch", 1), ("cuStreamSynchronize", 1)];
+    let found = machine.calls_of_a_round("gpu.margay --inputs in.npz");
+    assert_eq!(found, counts(&[&CLOCK[..], &run].concat()));
+    let calls = fs::read_to_string(machine.place.path("calls")).unwrap();
+    let captures = calls.lines().filter(|line| *line == "cuStreamBeginCapture").count();
+    assert_eq!(captures, 1, "the first run captures, and no other");
+}
+
+/// As often as there are elements that are not zero, a row is multiplied with a matrix; then as often as a number says.
+const DECIDED: &str = "graph @decided(%m: i64[3, 2], %x: f32[1, 4], %w: f32[4, 4]) -> (y: f32[1, 4]) {
+  %0 = non_zero %m : i64[6], i64  // find
+  %1 = loop %0.1, %x, %w {body = &step, max = 5, carried = 1} : f32[1, 4]  // walk
+  %2 = neg %1 : f32[1, 4]  // neg
+  %3 = tanh %2 : f32[1, 4]  // tanh
+  return %3
+}
+region &step = graph @step(%i: i64, %x: f32[1, 4], %w: f32[4, 4]) -> (x: f32[1, 4]) {
+  %0 = matmul %x, %w : f32[1, 4]
+  %1 = tanh %0 : f32[1, 4]
+  return %1
+}
+";
+
+#[test]
+fn what_lies_between_decisions_of_the_host_is_captured() {
+    let machine = Machine::new().with("trace=calls");
+    let g = text::parse(DECIDED, &|_, _| None).unwrap_or_else(|e| panic!("{e}"));
+    let model = export(&g, &ExportOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    model.write(&machine.place.path("decided.onnx"), External::Never).unwrap();
+    machine.done("compile decided.onnx -o gpu.margay --device cuda:sm_80");
+    for (elements, trips) in [([1, 1, 0, 1, 0, 0], 3), ([0; 6], 0), ([2; 6], 5)] {
+        let m = Tensor::from_slice(&[3, 2], &elements.map(|x: i64| x)).unwrap();
+        let numbers = |shape: &[usize]| {
+            let all: Vec<f32> = (0..shape.iter().product()).map(|i| 0.7 - 0.1 * i as f32).collect();
+            Tensor::from_slice(shape, &all).unwrap()
+        };
+        machine.place.write_npz("in.npz", &[("m", m), ("x", numbers(&[1, 4])), ("w", numbers(&[4, 4]))]);
+        machine.done("run decided.onnx --inputs in.npz --outputs cpu.npz");
+        machine.done(&format!("{RUN} --device cuda"));
+        let [found, expected] = ["out.npz", "cpu.npz"].map(|name| machine.place.read_npz(name).remove(0).1);
+        let off = difference(&found, &expected);
+        assert!(off < 1e-5, "{trips} repetitions: {off:e}");
+        let found = machine.calls_of_a_round("gpu.margay --inputs in.npz");
+        // One before the loop, one for each repetition, one behind it; a wait for the number of repetitions, and one at the
+        // end.
+        assert_eq!(found["cuGraphLaunch"], 2 + trips, "{found:?}");
+        assert_eq!(found["cuStreamSynchronize"], 2, "{found:?}");
+        assert!(!found.contains_key("cuLaunchKernel"), "{found:?}");
+    }
+}
+
+#[test]
+fn bench_times_a_device_by_its_clock_beside_the_processor() {
+    let machine = Machine::new();
+    machine.done("compile model.onnx -o gpu.margay --device cuda:sm_80 --dim batch=2");
+    let bench = "bench model.onnx gpu.margay --inputs in.npz --rounds 2 --device";
+    for device in ["cuda", "emulated"] {
+        let report = json(&machine.done(&format!("{bench} {device} --steps --json")).stdout);
+        let [dense, there] = [0, 1].map(|i| &report["models"][i]);
+        let number = |model: &serde_json::Value, name: &str| model[name].as_f64();
+        assert_eq!((number(dense, "device_ms"), &dense["prediction_is_measured"]), (None, &true.into()));
+        let (on_device, waited) = (number(there, "device_ms").unwrap(), number(there, "median_ms").unwrap());
+        assert!(on_device > 0.0 && on_device < 2.0 * waited, "{device}: {on_device} of {waited} ms");
+        assert_eq!(there["prediction_is_measured"], false);
+        assert!(there["error"]["relative_l2"].as_f64().unwrap() < 1e-5, "{there}");
+        let steps = there["steps"].as_array().unwrap();
+        for step in steps {
+            assert!(step["median_ms"].as_f64().unwrap() > 0.0, "{step}");
+            assert!(step["least_ms"].as_f64().unwrap() > 0.0, "{step}");
+        }
+    }
+    let text = machine.done(&format!("{bench} cuda --steps")).stdout;
+    assert!(text.contains("on device") && text.contains("by data sheet"), "{text}");
+    assert!(text.matches(", not measured").count() > 2, "{text}");
+    machine.refused("bench model.onnx --inputs in.npz --device cuda", 2, "has code for `cuda`");
+    machine.refused("bench gpu.margay --inputs in.npz --device cuda:1", 4, "asked for number 1");
+    machine.with("fault=3").refused("bench gpu.margay --inputs in.npz --device cuda", 4, "the device failed");
+}
+
+#[test]
+fn compiling_for_a_device_needs_none() {
+    let machine = Machine::new().with("trace=calls");
+    let compile =
+        "compile model.onnx --device cuda:sm_80 --dim batch=2 --calibrate samples.npz --max-error 0.1";
+    // Nowhere is a driver.
+    machine.place.done(&format!("{compile} -o without.margay"));
+    let ran = machine.place.run("run without.margay --inputs in.npz --outputs out.npz");
+    assert!(ran.code == 4 && ran.stderr.contains("no CUDA driver is installed"), "{}", ran.stderr);
+    // Where there is one, it is not called, and nothing changes.
+    machine.done(&format!("{compile} -o with.margay"));
+    assert!(!machine.place.path("calls").exists(), "the driver is not called");
+    assert_eq!(machine.place.bytes("without.margay"), machine.place.bytes("with.margay"));
+    machine.done("run with.margay --inputs in.npz --outputs out.npz");
+    assert!(machine.place.path("calls").exists(), "this calls it");
 }
 
 const RUN: &str = "run gpu.margay --inputs in.npz --outputs out.npz";
@@ -154,7 +285,7 @@ fn kernels_of_a_folder_are_compared_with_the_processor() {
     let report = json(&machine.done(&format!("{test} --json")).stdout);
     let cases = report["cases"].as_array().unwrap();
     let families: Vec<&str> = cases.iter().map(|case| case["family"].as_str().unwrap()).collect();
-    assert_eq!(families, ["loops", "loops", "attention"]);
+    assert_eq!(families, ["loops", "loops", "attention", "attention", "attention"]);
     for case in cases {
         assert!(case["problem"].is_null() && case["ms"].as_f64().unwrap() > 0.0, "{case}");
     }

@@ -79,10 +79,35 @@ pub trait Module: fmt::Debug + Send + Sync {
     fn queue(&self, threads: usize) -> Result<Box<dyn Queue>, RunError>;
 }
 
+/// The use of a session's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Purpose {
+    /// Intermediate results.
+    Arena,
+    /// Copies of inputs that the device does not read where they lie.
+    Inputs,
+    /// Outputs.
+    Outputs,
+    /// States.
+    States,
+}
+
+impl Purpose {
+    /// Its name in errors.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Purpose::Arena => "intermediate results",
+            Purpose::Inputs => "inputs",
+            Purpose::Outputs => "outputs",
+            Purpose::States => "states",
+        }
+    }
+}
+
 /// Where one session runs: its memory, and its runs in order.
 pub trait Queue: Send {
-    /// Memory; for `states` it is filled with zeros. `what` it is for is told in errors.
-    fn allocate(&self, what: &'static str, bytes: usize) -> Result<Box<dyn Memory>, RunError>;
+    /// Memory; for states it is filled with zeros. A session writes inputs and reads outputs only while no run is under way.
+    fn allocate(&mut self, purpose: Purpose, bytes: usize) -> Result<Box<dyn Memory>, RunError>;
 
     /// The address of memory of the host that lies at a multiple of `align`, if the device reads it as it is.
     fn borrow(&self, bytes: &[u8], align: usize) -> Option<Address>;
@@ -103,6 +128,10 @@ pub trait Queue: Send {
 
     /// How long each region of the last run took, if it was timed.
     fn times(&self) -> &[Duration];
+
+    /// How long the last run took by the clock of the device, copies of inputs and outputs included; `None` where the
+    /// device has no clock of its own.
+    fn device_time(&self) -> Option<Duration>;
 }
 
 /// Why a run has no result.

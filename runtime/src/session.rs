@@ -10,7 +10,7 @@ use margay_tensor::Tensor;
 use memmap2::MmapMut;
 
 use crate::cpu::pages;
-use crate::device::{Address, Fault, Memory, Queue};
+use crate::device::{Address, Fault, Memory, Purpose, Queue};
 use crate::entry::{choose, input_of};
 use crate::states::States;
 use crate::{Executable, RunError};
@@ -64,21 +64,21 @@ impl Session {
     /// A session with memory for the largest entry of the executable. Pages are taken from the machine when they are
     /// first used.
     pub fn new(executable: &Executable, options: SessionOptions) -> Result<Session, RunError> {
-        let queue = executable.module().queue(options.threads)?;
+        let mut queue = executable.module().queue(options.threads)?;
         let entries = executable.entries();
         let most = |bytes: &dyn Fn(usize) -> usize| (0..entries.len()).map(bytes).max().unwrap_or(0);
         let ports = most(&|i| entries[i].parts.inputs.len() + entries[i].parts.outputs.len());
         let arena_bytes = most(&|i| executable.section(i).parts.arena_bytes);
-        let outputs = queue.allocate("outputs", most(&|i| end(&executable.ports()[i].outputs)))?;
+        let outputs = queue.allocate(Purpose::Outputs, most(&|i| end(&executable.ports()[i].outputs)))?;
         let copies = match outputs.host() {
             Some(_) => None,
             None => Some(pages("outputs", outputs.bytes(), false)?),
         };
         Ok(Session {
-            arena: queue.allocate("intermediate results", arena_bytes)?,
+            arena: queue.allocate(Purpose::Arena, arena_bytes)?,
             outputs,
             copies,
-            states: States::new(entries, &*queue, executable.device().buffer_align())?,
+            states: States::new(entries, &mut *queue, executable.device().buffer_align())?,
             staging: None,
             bases: Vec::with_capacity(1 + ports),
             now: Now::default(),
@@ -155,6 +155,12 @@ impl Session {
         let mut times = self.queue.times().iter();
         let time = |note: &StepNote| (note.clone(), times.by_ref().take(note.regions).sum());
         Ok(self.executable.section(index).parts.steps.iter().map(time).collect())
+    }
+
+    /// How long the last run took by the clock of the device, from its first copy to its last; `None` before a run and where
+    /// the device has no clock of its own, as the processor.
+    pub fn device_time(&self) -> Option<Duration> {
+        self.queue.device_time()
     }
 
     /// Runs the entry that takes these inputs, and says which it is.
@@ -234,7 +240,7 @@ impl Session {
                 }
                 (None, none) => {
                     let most = self.executable.ports().iter().map(|p| end(&p.inputs)).max();
-                    let staging = none.insert(self.queue.allocate("inputs", most.unwrap_or(0))?);
+                    let staging = none.insert(self.queue.allocate(Purpose::Inputs, most.unwrap_or(0))?);
                     staging.write(area.start, tensor.bytes())?;
                     staging.address().offset(area.start)
                 }

@@ -7,7 +7,7 @@ use margay_loops::Port;
 use margay_tensor::Tensor;
 
 use crate::RunError;
-use crate::device::{Address, Memory, Queue};
+use crate::device::{Address, Memory, Purpose, Queue};
 
 /// The states of an executable: tensors that a session owns, by name. Entries share those of one name.
 pub(crate) struct States {
@@ -17,7 +17,7 @@ pub(crate) struct States {
 
 impl States {
     /// Zeros for every state of the entries.
-    pub(crate) fn new(entries: &[Entry], queue: &dyn Queue, align: usize) -> Result<States, RunError> {
+    pub(crate) fn new(entries: &[Entry], queue: &mut dyn Queue, align: usize) -> Result<States, RunError> {
         let mut places: Vec<(Port, Range<usize>)> = Vec::new();
         let mut end = 0usize;
         for parts in entries.iter().map(|e| &e.parts) {
@@ -39,7 +39,7 @@ impl States {
                 }
             }
         }
-        Ok(States { places, memory: queue.allocate("states", end)? })
+        Ok(States { places, memory: queue.allocate(Purpose::States, end)? })
     }
 
     pub(crate) fn bytes(&self) -> usize {

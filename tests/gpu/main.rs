@@ -3,6 +3,7 @@
 
 #![allow(clippy::result_large_err, reason = "errors are rare, and what they say is worth its bytes")]
 
+mod attention;
 mod models;
 mod ops;
 mod planted;

@@ -24,14 +24,14 @@ enum Bug {
     All(&'static str, &'static str),
     /// The operands of every product on matrix units that follow a text, in another order.
     Reordered(&'static str, &'static [usize]),
-    /// Every occurrence in the second kernel.
-    Second(&'static str, &'static str),
+    /// Every occurrence in the kernel of a number.
+    In(usize, &'static str, &'static str),
 }
 
 impl Bug {
-    /// The kernels with the bug in the first, or in the second where it belongs there.
+    /// The kernels with the bug in the first, or in the one where it belongs.
     fn plant(&self, kernels: &mut [String]) {
-        let number = usize::from(matches!(self, Bug::Second(..)));
+        let number = if let Bug::In(number, ..) = self { *number } else { 0 };
         let planted = self.planted(&kernels[number]);
         assert_ne!(planted, kernels[number], "nothing was changed");
         kernels[number] = planted;
@@ -39,7 +39,7 @@ impl Bug {
 
     fn planted(&self, text: &str) -> String {
         match self {
-            Bug::All(old, new) | Bug::Second(old, new) => text.replace(old, new),
+            Bug::All(old, new) | Bug::In(_, old, new) => text.replace(old, new),
             Bug::Reordered(list, order) => {
                 let reordered = |line: &str| {
                     let (head, rest) = line.split_once(list)?;
@@ -264,9 +264,9 @@ const ROWS: &[Row] = &[
         ("parts lie over each other", Bug::All("arith.constant 70 : i32", "arith.constant 69 : i32")),
         ("a term too many", Bug::All("arith.constant 3000 : i32", "arith.constant 3001 : i32")),
         ("a term that two parts have", Bug::All("arith.minsi", "arith.maxsi")),
-        ("a result too many", Bug::Second("arith.constant 3500 : i32", "arith.constant 3501 : i32")),
-        ("the first part counts twice", Bug::Second("arith.constant 1 : i32", "arith.constant 0 : i32")),
-        ("another part's results", Bug::Second("arith.constant 50 : i32", "arith.constant 49 : i32")),
+        ("a result too many", Bug::In(1, "arith.constant 3500 : i32", "arith.constant 3501 : i32")),
+        ("the first part counts twice", Bug::In(1, "arith.constant 1 : i32", "arith.constant 0 : i32")),
+        ("another part's results", Bug::In(1, "arith.constant 50 : i32", "arith.constant 49 : i32")),
         ],
     },
     Row {
@@ -321,6 +321,45 @@ const ROWS: &[Row] = &[
         ("a query too many", Bug::All("arith.constant 10 : i32", "arith.constant 11 : i32")),
         ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
         ("the largest score of half a warp", Bug::All("arith.constant 16 : i32", "arith.constant 8 : i32")),
+        ],
+    },
+    Row {
+        name: "linear attention",
+        backend: EMULATED,
+        kernels: 5,
+        text: "graph @linear(%q: f32[1, 2, 150, 6], %k: f32[1, 2, 150, 6], %v: f32[1, 2, 150, 9]) -> (y: f32[1, 2, 150, 9]) {
+           %0 = linear_attention %q, %k, %v {epsilon = 100.0, causal = true} : f32[1, 2, 150, 9]
+           return %0
+         }",
+        bugs: &[
+        ("states of two chunks in one place", Bug::All("arith.constant 2 : i32", "arith.constant 1 : i32")),
+        ("a sum that leaves out the last state", Bug::In(1, "arith.constant 2 : i32", "arith.constant 1 : i32")),
+        ("later keys in place of earlier ones", Bug::In(2, "arith.cmpi sle", "arith.cmpi sge")),
+        ("a state before the first chunk", Bug::In(3, "arith.cmpi sgt", "arith.cmpi sge")),
+        ("a position too many", Bug::In(3, "arith.constant 150 : i32", "arith.constant 151 : i32")),
+        ("twos behind the values", Bug::In(3, "0x3F800000 : f32", "0x40000000 : f32")),
+        ("chunks that overlap", Bug::In(3, "arith.constant 64 : i32", "arith.constant 63 : i32")),
+        ("another number added to denominators", Bug::In(4, "0x42C80000 : f32", "0x42F00000 : f32")),
+        ],
+    },
+    Row {
+        name: "derivatives of attention",
+        backend: EMULATED,
+        kernels: 2,
+        text: "graph @gradient(%q: f32[1, 4, 5, 8], %k: f32[1, 2, 70, 8], %v: f32[1, 2, 70, 40], %l: f32[1, 4, 5], %d: f32[1, 4, 5], %o: f32[1, 4, 5, 40]) -> (x: f32[1, 4, 5, 8], y: f32[1, 2, 70, 8], z: f32[1, 2, 70, 40]) {
+           %0 = attention_gradient %q, %k, %v, %l, %d, %o {scale = 0.5} : f32[1, 4, 5, 8], f32[1, 2, 70, 8], f32[1, 2, 70, 40]
+           return %0, %0.1, %0.2
+         }",
+        bugs: &[
+        ("numbers are overwritten while others read them", Bug::One(BARRIER, 0, "\n")),
+        ("numbers are read before they are there", Bug::One(BARRIER, 1, "\n")),
+        ("a key too many", Bug::All("arith.constant 70 : i32", "arith.constant 71 : i32")),
+        ("no barrier in the kernel of keys", Bug::In(1, BARRIER, "\n")),
+        ("a key that is not stored", Bug::In(1, "arith.constant 140 : i32", "arith.constant 139 : i32")),
+        ("a query too many", Bug::All("arith.constant 5 : i32", "arith.constant 6 : i32")),
+        ("a column too many", Bug::All("arith.constant 40 : i32", "arith.constant 41 : i32")),
+        ("another scale", Bug::All("0x3F000000 : f32", "0x3F400000 : f32")),
+        ("every head has keys of its own", Bug::All("arith.constant 2 : i32", "arith.constant 4 : i32")),
         ],
     },
 ];

@@ -152,7 +152,7 @@ pub(crate) fn inputs(g: &Graph, whole: bool) -> Vec<(String, Tensor)> {
 }
 
 /// Runs a graph in several orders of threads, which give the same bits. Returns the greatest difference from the reference.
-fn compare(what: &str, g: &Graph, target: GpuTarget, whole: bool, tolerance: Tolerance) -> f64 {
+pub(crate) fn compare(what: &str, g: &Graph, target: GpuTarget, whole: bool, tolerance: Tolerance) -> f64 {
     let inputs = inputs(g, whole);
     let by_name: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let expected = eval::run(g, &by_name).unwrap_or_else(|e| panic!("{what}: {e}"));

@@ -10,7 +10,7 @@ use margay_ir::Op;
 use margay_kernels_gpu::{Class, GpuTarget};
 use margay_testkit::case_inputs;
 
-use crate::{code_of, graph_of, products};
+use crate::{attention, code_of, graph_of, products};
 
 /// The MLIR of all kernels for a class of devices, each once: exact, and where factors may be rounded to tf32.
 fn kernels(class: Class) -> BTreeSet<String> {
@@ -22,7 +22,7 @@ fn kernels(class: Class) -> BTreeSet<String> {
             let constants = usize::from(matches!(&op, Op::Conv(_) | Op::MatMul(_)));
             graph_of(&op, &case_inputs(&case), constants)
         });
-        for g in graphs.chain(products::graphs()) {
+        for g in graphs.chain(products::graphs()).chain(attention::graphs()) {
             if let Ok(code) = code_of(&g, &backend) {
                 found.extend(code.modules);
             }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use margay::{Kind, SelftestOptions, SelftestResult, selftest, write_selftest};
+use margay::{Family, Kind, SelftestOptions, SelftestResult, selftest, write_selftest};
 
 use crate::args::ThreadArgs;
 use crate::error::Failure;
@@ -54,10 +54,14 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         return Ok(Reply::default());
     }
     let device = args.device.clone().unwrap_or_default();
+    let mut families = Vec::with_capacity(args.family.len());
+    for name in &args.family {
+        families.push(Family::from_name(name)?);
+    }
     let options = SelftestOptions {
         device: device.clone(),
         class: args.class.clone(),
-        families: args.family.clone(),
+        families,
         small: args.small,
         kernels: args.kernels.clone(),
         threads: args.threads.get(),
@@ -92,8 +96,13 @@ fn table(results: &[SelftestResult]) -> String {
             (_, Some(e)) => format!("{e:.1e} !"),
             (_, None) => "not run !".to_owned(),
         };
-        let cells =
-            [r.family.to_owned(), r.kernel.to_owned(), r.shape.to_owned(), error, format!("{:.0e}", r.limit)];
+        let cells = [
+            r.family.name().to_owned(),
+            r.kernel.to_owned(),
+            r.shape.to_owned(),
+            error,
+            format!("{:.0e}", r.limit),
+        ];
         let ms = timed.then(|| r.ms.map(significant).unwrap_or_default());
         table.row(cells.into_iter().chain(ms));
     }

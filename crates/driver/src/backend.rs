@@ -28,6 +28,10 @@ struct Entry {
     make: fn(&str, Precision) -> Made,
     /// The back end for every target whose code runs here.
     supported: fn() -> Vec<Arc<dyn Backend>>,
+    /// Whether its predicted times for a target were compared with a machine of that class.
+    is_measured: fn(&str) -> bool,
+    /// The least seconds of so many operations on f32 and bytes of memory, by the data sheet of a target that has one.
+    least_seconds: fn(&str, u64, u64) -> Option<f64>,
     /// Its device of a number; only some back ends have several.
     device: fn(usize) -> Result<Arc<dyn Device>, String>,
 }
@@ -44,6 +48,8 @@ const BACKENDS: &[Entry] = &[
             let here = Class::ALL.into_iter().filter(|class| class.supported_here());
             here.filter_map(|class| cpu(CpuTarget::new(class)).ok()).collect()
         },
+        is_measured: |_| true,
+        least_seconds: |_, _, _| None,
         device: |number| only(number, Arc::new(CpuDevice)),
     },
     Entry {
@@ -61,6 +67,12 @@ const BACKENDS: &[Entry] = &[
         },
         // The tests run it on an emulator, which is none of these devices.
         supported: Vec::new,
+        // Rates are those of data sheets.
+        is_measured: |_| false,
+        least_seconds: |target, operations, bytes| {
+            let rates = GpuTarget::from_name(target)?.rates();
+            Some((operations as f64 / rates.operations).max(bytes as f64 / rates.bytes))
+        },
         device: |number| Ok(Arc::new(GpuDevice::cuda(number))),
     },
     Entry {
@@ -71,6 +83,8 @@ const BACKENDS: &[Entry] = &[
             _ => Err(format!("unknown target `{target}`; this back end knows `{}`", margay_reference::NAME)),
         },
         supported: || vec![Arc::new(ReferenceBackend)],
+        is_measured: |_| true,
+        least_seconds: |_, _, _| None,
         device: |number| only(number, Arc::new(ReferenceDevice)),
     },
 ];
@@ -174,6 +188,17 @@ pub(crate) fn measuring(backend: &Arc<dyn Backend>) -> Arc<dyn Backend> {
         Ok(entry) if !entry.is_everywhere => native(),
         _ => Arc::clone(backend),
     }
+}
+
+/// Whether the times that a back end predicts were compared with a machine of the class that it compiles for.
+pub fn is_measured(backend: &dyn Backend) -> bool {
+    entry(backend.name()).is_ok_and(|entry| (entry.is_measured)(backend.target()))
+}
+
+/// The least seconds that a device of a back end's class takes for so many operations on f32 and bytes of memory, by its data
+/// sheet: its roofline. `None` for processors.
+pub fn least_seconds(backend: &dyn Backend, operations: u64, bytes: u64) -> Option<f64> {
+    (entry(backend.name()).ok()?.least_seconds)(backend.target(), operations, bytes)
 }
 
 /// Every back end with every class of machines whose code runs here, for tests that compare them.

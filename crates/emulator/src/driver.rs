@@ -1,30 +1,35 @@
-//! The emulator as a driver: memory, kernels, launches.
+//! The emulator as a driver: memory, kernels, launches, streams.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::io;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use margay_kernels_gpu::GpuTarget;
+use margay_kernels_gpu::{BUFFER_ALIGN, GpuTarget};
 use margay_runtime::RunError;
 use margay_runtime::device::Fault;
-use margay_runtime::gpu::{Driver, LaunchForm, LoadedKernel};
+use margay_runtime::gpu::{Driver, EventId, GraphId, LaunchForm, LoadedKernel, StreamId};
 
 use crate::launch::{Code, Kernel, Order, Shape, launch};
 use crate::memory::Blocks;
 use crate::ptx;
 use crate::shadow::Shadow;
+use crate::stream::{HostPointer, Launch, Operation, Streams};
 #[cfg(feature = "gpu")]
 use crate::thread::symbols;
 use crate::thread::{Array, BlockState, Region};
 
 /// An emulated device.
 ///
-/// Code for it is MLIR, or PTX of any class of devices. Launches run when they are asked for; what is found in one is the
-/// error of its launch.
+/// Code for it is MLIR, or PTX of any class of devices. Operations of streams run when they are submitted, those of a graph
+/// when it is launched; what is found in one is the error of that call. Events hold the clock of the host.
 #[derive(Clone)]
 pub struct Emulator {
     blocks: Arc<Mutex<Blocks>>,
+    streams: Arc<Mutex<Streams>>,
     compiler: Arc<Compiler>,
     seed: u64,
     /// Launches so far: each has an order of its own.
@@ -40,11 +45,66 @@ impl fmt::Debug for Emulator {
 impl Emulator {
     /// A device on which threads take turns in an order that a seed decides, another one in each launch.
     pub fn new(seed: u64) -> Emulator {
-        Emulator { blocks: Arc::default(), compiler: Arc::default(), seed, launches: Arc::default() }
+        Emulator {
+            blocks: Arc::default(),
+            streams: Arc::default(),
+            compiler: Arc::default(),
+            seed,
+            launches: Arc::default(),
+        }
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs an operation, or records it where a capture is under way.
+    ///
+    /// # Safety
+    /// As for the method of [`Driver`] that submits it.
+    unsafe fn submit(&self, stream: StreamId, operation: Operation) -> Result<(), Fault> {
+        let Some(operation) = self.streams().record(stream, operation) else { return Ok(()) };
+        // SAFETY: as the caller promises.
+        unsafe { self.run(&operation) }
+    }
+
+    /// # Safety
+    /// As for [`submit`](Emulator::submit).
+    unsafe fn run(&self, operation: &Operation) -> Result<(), Fault> {
+        match operation {
+            Operation::Upload { to, from, bytes } => {
+                // SAFETY: as the caller promises.
+                let bytes = unsafe { std::slice::from_raw_parts(from.0.cast_const(), *bytes) };
+                self.blocks().write(*to, bytes);
+            }
+            Operation::Download { from, to, bytes } => {
+                // SAFETY: as the caller promises.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(to.0, *bytes) };
+                self.blocks().read(*from, bytes);
+            }
+            Operation::Copy { from, to, bytes } => self.blocks().copy(*from, *to, *bytes),
+            Operation::Fill { to, word, count } => {
+                self.blocks().write(*to, &word.to_le_bytes().repeat(*count))
+            }
+            Operation::Launch(launch) => {
+                let form = LaunchForm {
+                    stream: StreamId(0),
+                    step: launch.step,
+                    blocks: launch.blocks,
+                    threads: launch.threads,
+                    args: &launch.args,
+                    regions: &launch.regions,
+                };
+                // SAFETY: as the caller promises.
+                unsafe { launch.kernel.run(&form) }
+                    .map_err(|fault| fault.at(format_args!("step {}", launch.step)))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -71,34 +131,131 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
-        self.blocks().copy(from, to, bytes);
-        Ok(())
-    }
-
     fn load(&self, module: &str) -> Result<Box<dyn LoadedKernel>, String> {
         let compiled = match module.contains(".visible .entry") {
             true => interpreted(module)?,
             false => self.compiler.compile(module)?,
         };
-        Ok(Box::new(EmulatedKernel { emulator: self.clone(), compiled }))
+        Ok(Box::new(EmulatedKernel { emulator: self.clone(), compiled: Arc::new(compiled) }))
     }
 
-    fn synchronise(&self) -> Result<(), Fault> {
+    fn allocate_host(&self, bytes: usize) -> io::Result<NonNull<u8>> {
+        let none = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let layout = Layout::from_size_align(bytes, BUFFER_ALIGN).map_err(|_| none())?;
+        assert!(bytes > 0, "there are bytes");
+        // SAFETY: the layout has a size.
+        NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(none)
+    }
+
+    unsafe fn free_host(&self, at: NonNull<u8>, bytes: usize) {
+        let layout = Layout::from_size_align(bytes, BUFFER_ALIGN).expect("it was allocated so");
+        // SAFETY: allocated with this layout; otherwise as the caller promises.
+        unsafe { dealloc(at.as_ptr(), layout) };
+    }
+
+    fn stream(&self) -> Result<StreamId, Fault> {
+        Ok(self.streams().stream())
+    }
+
+    fn free_stream(&self, stream: StreamId) {
+        self.streams().free_stream(stream);
+    }
+
+    fn synchronise(&self, stream: StreamId) -> Result<(), Fault> {
+        self.streams().wait(stream)
+    }
+
+    unsafe fn upload(&self, stream: StreamId, to: u64, from: *const u8, bytes: usize) -> Result<(), Fault> {
+        let from = HostPointer(from.cast_mut());
+        // SAFETY: as the caller promises.
+        unsafe { self.submit(stream, Operation::Upload { to, from, bytes }) }
+    }
+
+    unsafe fn download(&self, stream: StreamId, from: u64, to: *mut u8, bytes: usize) -> Result<(), Fault> {
+        let to = HostPointer(to);
+        // SAFETY: as the caller promises.
+        unsafe { self.submit(stream, Operation::Download { from, to, bytes }) }
+    }
+
+    fn copy(&self, stream: StreamId, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: memory of the device is looked up.
+        unsafe { self.submit(stream, Operation::Copy { from, to, bytes }) }
+    }
+
+    fn fill(&self, stream: StreamId, to: u64, word: u32, count: usize) -> Result<(), Fault> {
+        // SAFETY: memory of the device is looked up.
+        unsafe { self.submit(stream, Operation::Fill { to, word, count }) }
+    }
+
+    fn begin_capture(&self, stream: StreamId) -> Result<(), Fault> {
+        self.streams().begin_capture(stream)
+    }
+
+    fn end_capture(&self, stream: StreamId) -> Result<GraphId, Fault> {
+        self.streams().end_capture(stream)
+    }
+
+    unsafe fn launch_graph(&self, graph: GraphId, stream: StreamId) -> Result<(), Fault> {
+        let operations = self.streams().graph(graph, stream)?;
+        // SAFETY: as the caller promises.
+        operations.iter().try_for_each(|operation| unsafe { self.run(operation) })
+    }
+
+    fn free_graph(&self, graph: GraphId) {
+        self.streams().free_graph(graph);
+    }
+
+    fn event(&self) -> Result<EventId, Fault> {
+        Ok(self.streams().event())
+    }
+
+    fn record(&self, event: EventId, _stream: StreamId) -> Result<(), Fault> {
+        self.streams().reach(event);
         Ok(())
+    }
+
+    fn elapsed(&self, begin: EventId, end: EventId) -> Result<Duration, Fault> {
+        self.streams().elapsed(begin, end)
+    }
+
+    fn free_event(&self, event: EventId) {
+        self.streams().free_event(event);
     }
 }
 
 /// A kernel of the emulated device.
-#[derive(Debug)]
-struct EmulatedKernel {
+#[derive(Clone, Debug)]
+pub(crate) struct EmulatedKernel {
     emulator: Emulator,
-    compiled: Compiled,
+    compiled: Arc<Compiled>,
 }
 
 impl LoadedKernel for EmulatedKernel {
     unsafe fn launch(&self, form: &LaunchForm<'_>) -> Result<(), Fault> {
-        let Compiled { kernel, params, shared, .. } = &self.compiled;
+        if !self.emulator.streams().is_capturing(form.stream) {
+            // SAFETY: as the caller promises.
+            return unsafe { self.run(form) };
+        }
+        let launch = Operation::Launch(Launch {
+            kernel: self.clone(),
+            step: form.step,
+            blocks: form.blocks,
+            threads: form.threads,
+            args: form.args.to_vec(),
+            regions: form.regions.to_vec(),
+        });
+        // SAFETY: as the caller promises.
+        unsafe { self.emulator.submit(form.stream, launch) }
+    }
+}
+
+impl EmulatedKernel {
+    /// Runs it for all threads of a launch.
+    ///
+    /// # Safety
+    /// As for [`launch`](LoadedKernel::launch).
+    unsafe fn run(&self, form: &LaunchForm<'_>) -> Result<(), Fault> {
+        let Compiled { kernel, params, shared, .. } = &*self.compiled;
         if form.args.len() != *params {
             return Err(Fault::Code(format!("{} arguments for {params} parameters", form.args.len())));
         }

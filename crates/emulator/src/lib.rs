@@ -13,6 +13,7 @@
 //! - `driver`: the device; `memory`: its memory.
 //! - `launch`: blocks, warps and threads; `thread`: what kernels call; `multiply`: matrix units.
 //! - `shadow`: who wrote and read what.
+//! - `stream`: streams, graphs and events.
 //! - `ptx`: an interpreter.
 //!
 //! Not shown by it: what ptxas makes of a kernel, speed, and what a device does otherwise than its
@@ -24,6 +25,7 @@ mod memory;
 mod multiply;
 mod ptx;
 mod shadow;
+mod stream;
 mod thread;
 
 pub use driver::Emulator;

@@ -12,7 +12,8 @@ fn run(ptx: &str, threads: usize, input: &[u8], output_bytes: usize) -> Result<V
     emulator.write(from, input).unwrap();
     let region = |address, bytes, written| Region { address, bytes, element: 4, written };
     let regions = [region(from, input.len(), false), region(to, output_bytes, true)];
-    let form = LaunchForm { blocks: 1, threads, args: &[from, to], regions: &regions };
+    let stream = emulator.stream().unwrap();
+    let form = LaunchForm { stream, step: 0, blocks: 1, threads, args: &[from, to], regions: &regions };
     // SAFETY: the emulator checks every access.
     match unsafe { kernel.launch(&form) } {
         Ok(()) => {}

@@ -18,8 +18,11 @@ use crate::{Tolerance, compare_outputs};
 pub struct Measured {
     /// The outputs, for those who know what is right.
     pub outputs: Arrays,
-    /// Times of one run, over all runs of all rounds.
+    /// Times of one run, over all runs of all rounds, as the caller waits for it.
     pub times: RunTimes,
+    /// The median time of one run by the clock of its device, in milliseconds, copies of inputs and outputs included; `None`
+    /// on the processor.
+    pub device_ms: Option<f64>,
     /// How often it runs in a second, from the median time of a run.
     pub runs_per_second: f64,
     /// How many times as fast as the first model it takes all inputs, from the median time of a run of each and the number of
@@ -37,6 +40,8 @@ pub struct Measured {
     pub other_differences: u64,
     /// Predicted milliseconds of one run on as many threads; `None` where the graph is not at hand.
     pub predicted_ms: Option<f64>,
+    /// Whether predicted times were compared with a machine of the class that the model is compiled for.
+    pub prediction_is_measured: bool,
     /// Where the time goes, if asked for.
     pub steps: Option<Vec<StepTime>>,
     /// Into how many runs the inputs were cut.
@@ -116,6 +121,7 @@ pub fn bench(
         measured.push(Measured {
             outputs,
             times: times.runs,
+            device_ms: times.device_ms,
             runs_per_second: 1e3 / times.runs.median_ms,
             speed_up: first_ms / all_runs_ms(&times, chunks),
             all_inputs_ms: times.all_inputs_ms,
@@ -126,6 +132,7 @@ pub fn bench(
             predicted_ms: model
                 .predicted_ms(chunks, options.cost_model.as_deref())?
                 .map(|all| all / chunks.len() as f64),
+            prediction_is_measured: model.prediction_is_measured()?,
             steps: options.steps.then(|| steps(model, chunks, rounds)).transpose()?,
             runs: chunks.len(),
         });
@@ -158,6 +165,7 @@ fn differences(
 #[derive(Clone, Copy, Debug)]
 struct Times {
     runs: RunTimes,
+    device_ms: Option<f64>,
     all_inputs_ms: f64,
 }
 
@@ -177,7 +185,7 @@ fn interleaved(
     rounds: Option<usize>,
 ) -> Result<(Vec<Times>, usize), Error> {
     // By model, by round, by run.
-    let mut times: Vec<Vec<Vec<f64>>> = vec![Vec::new(); models.len()];
+    let mut times: Vec<Vec<Vec<RunTime>>> = vec![Vec::new(); models.len()];
     for _ in 0..WARM_UP_ROUNDS {
         for (model, chunks) in models.iter_mut() {
             once(model, chunks)?;
@@ -195,9 +203,15 @@ fn interleaved(
         }
         done += 1;
     }
-    let summary = |rounds: Vec<Vec<f64>>| {
-        let mut sums: Vec<f64> = rounds.iter().map(|runs| runs.iter().sum()).collect();
-        Times { all_inputs_ms: median(&mut sums), runs: RunTimes::of(rounds.concat()) }
+    let summary = |rounds: Vec<Vec<RunTime>>| {
+        let mut sums: Vec<f64> = rounds.iter().map(|runs| runs.iter().map(|run| run.ms).sum()).collect();
+        let all = || rounds.iter().flatten();
+        let on_device: Option<Vec<f64>> = all().map(|run| run.device_ms).collect();
+        Times {
+            all_inputs_ms: median(&mut sums),
+            runs: RunTimes::of(all().map(|run| run.ms).collect()),
+            device_ms: on_device.map(|mut all| median(&mut all)),
+        }
     };
     Ok((times.into_iter().map(summary).collect(), done))
 }
@@ -216,6 +230,9 @@ pub struct StepTime {
     pub flops: u64,
     /// Bytes it reads and writes.
     pub bytes: u64,
+    /// The least time of these operations, on f32, and bytes by the data sheet of the device, which was compared with none; `None`
+    /// on the processor.
+    pub least_ms: Option<f64>,
     /// What runs: a kernel call, or `loops`.
     pub work: String,
     /// The nodes it stands for.
@@ -232,7 +249,10 @@ fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<S
             for (note, time) in model.session(&chunk.inputs)?.profile(&inputs)? {
                 let StepNote { label, work, flops, bytes, .. } = note;
                 let at = *known.entry((work.clone(), label.clone())).or_insert_with(|| {
-                    steps.push((StepTime { median_ms: 0.0, flops: 0, bytes: 0, work, label }, Vec::new()));
+                    steps.push((
+                        StepTime { median_ms: 0.0, flops: 0, bytes: 0, least_ms: None, work, label },
+                        Vec::new(),
+                    ));
                     steps.len() - 1
                 });
                 let (step, times) = &mut steps[at];
@@ -245,24 +265,31 @@ fn steps(model: &mut Predictor, chunks: &[Chunk], rounds: usize) -> Result<Vec<S
         }
     }
     let runs = chunks.len() as u64;
-    let finished = steps.into_iter().map(|(step, mut times)| StepTime {
-        median_ms: median(&mut times) / runs as f64,
-        flops: step.flops / runs,
-        bytes: step.bytes / runs,
-        ..step
+    let finished = steps.into_iter().map(|(step, mut times)| {
+        let (flops, bytes) = (step.flops / runs, step.bytes / runs);
+        let median_ms = median(&mut times) / runs as f64;
+        Ok(StepTime { median_ms, flops, bytes, least_ms: model.least_ms(flops, bytes)?, ..step })
     });
-    Ok(finished.collect())
+    finished.collect()
 }
 
-/// Milliseconds of each run alone, without looking for sessions and without copies of the outputs.
-fn once(model: &mut Predictor, chunks: &[Chunk]) -> Result<Vec<f64>, Error> {
+/// Milliseconds of one run: by the clock of the host, and by that of its device.
+#[derive(Clone, Copy, Debug)]
+struct RunTime {
+    ms: f64,
+    device_ms: Option<f64>,
+}
+
+/// The times of each run alone, without looking for sessions and without copies of the outputs.
+fn once(model: &mut Predictor, chunks: &[Chunk]) -> Result<Vec<RunTime>, Error> {
     let mut times = Vec::with_capacity(chunks.len());
     for chunk in chunks {
         let inputs = borrowed(&chunk.inputs);
         let session = model.session(&chunk.inputs)?;
         let start = Instant::now();
         session.run_in_place(&inputs)?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        times.push(RunTime { ms: ms(start.elapsed()), device_ms: session.device_time().map(ms) });
     }
     Ok(times)
 }

@@ -72,9 +72,9 @@ pub use inputs::{InputFile, is_array_file, read_array};
 pub use inspect::{ArtifactReport, EntryReport, ModelReport, SectionReport, inspect_artifact, inspect_model};
 pub use metric::command_metric;
 pub use plan::read_plan;
-pub use predictor::{Predictor, RunOptions};
+pub use predictor::{Predictor, RunOptions, has_code_for};
 pub use recovery::{LearnedFrom, RecoveredModel, Recovery, RecoveryReport, StudentError};
-pub use selftest::{SelftestOptions, SelftestResult, selftest, selftest_families, write_selftest};
+pub use selftest::{Family, SelftestOptions, SelftestResult, selftest, write_selftest};
 pub use training::{
     TrainedModel, TrainedOn, Training, TrainingReport, read_labels, training_batch, vocabulary,
 };

@@ -241,6 +241,16 @@ impl Predictor {
         Ok((there != here).then_some((there, here)))
     }
 
+    /// Whether predicted times were compared with a machine of the class that the model is compiled for.
+    pub(crate) fn prediction_is_measured(&self) -> Result<bool, Error> {
+        Ok(backend::is_measured(&*self.backend()?))
+    }
+
+    /// The least milliseconds of so many operations and bytes by the data sheet of a device; `None` on processors.
+    pub(crate) fn least_ms(&self, operations: u64, bytes: u64) -> Result<Option<f64>, Error> {
+        Ok(backend::least_seconds(&*self.backend()?, operations, bytes).map(|seconds| seconds * 1e3))
+    }
+
     /// Predicted milliseconds of running all chunks; `None` where the graph is not at hand.
     pub(crate) fn predicted_ms(
         &self,
@@ -292,6 +302,20 @@ impl Predictor {
             Form::Artifact(_, session) => backend::of_executable(session.executable()),
         }
     }
+}
+
+/// Whether a file is an artifact with code for a device, by a name such as `cuda:1`.
+///
+/// # Errors
+/// Files that cannot be read, and names that are not known.
+pub fn has_code_for(path: &Path, device: &str) -> Result<bool, Error> {
+    let name = backend::device(device)?.backend().to_owned();
+    if !is_artifact(path)? {
+        return Ok(false);
+    }
+    let artifact = Artifact::open(path)?;
+    let mut sections = artifact.description().entries.iter().flat_map(|entry| &entry.sections);
+    Ok(sections.any(|section| section.parts.backend == name))
 }
 
 /// Names and references, as sessions take them.

@@ -31,7 +31,7 @@ pub struct SelftestOptions {
     /// The class of devices to compile for.
     pub class: String,
     /// The families of kernels that are tested; all if there is none.
-    pub families: Vec<String>,
+    pub families: Vec<Family>,
     /// Whether large cases are left out. An emulator runs none.
     pub small: bool,
     /// A folder with the code of the cases, in place of compiling them.
@@ -44,7 +44,7 @@ pub struct SelftestOptions {
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 pub struct SelftestResult {
     /// The family of kernels.
-    pub family: &'static str,
+    pub family: Family,
     /// What is computed.
     pub kernel: &'static str,
     /// The extents.
@@ -60,9 +60,68 @@ pub struct SelftestResult {
     pub problem: Option<String>,
 }
 
+/// A family of kernels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Family {
+    /// Generated loop nests.
+    Loops,
+    /// Generated loop nests whose threads join partial results.
+    Reductions,
+    /// Products and convolutions.
+    Products,
+    /// Attention, linear attention, and derivatives of attention.
+    Attention,
+    /// Products that stand for a larger one, and that one.
+    Sketches,
+    /// Products that fill a device.
+    LargeProducts,
+}
+
+impl Family {
+    /// Every family, in the order in which they are tested.
+    pub const ALL: [Family; 6] = [
+        Family::Loops,
+        Family::Reductions,
+        Family::Products,
+        Family::Attention,
+        Family::Sketches,
+        Family::LargeProducts,
+    ];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Loops => "loops",
+            Family::Reductions => "reductions",
+            Family::Products => "products",
+            Family::Attention => "attention",
+            Family::Sketches => "sketches",
+            Family::LargeProducts => "large products",
+        }
+    }
+
+    /// The family of a name.
+    ///
+    /// # Errors
+    /// The names that there are.
+    pub fn from_name(name: &str) -> Result<Family, Error> {
+        Family::ALL.into_iter().find(|family| family.name() == name).ok_or_else(|| {
+            let known: Vec<String> =
+                Family::ALL.iter().map(|family| format!("`{}`", family.name())).collect();
+            Error::Options(format!("unknown family `{name}`; known are {}", known.join(", ")))
+        })
+    }
+}
+
+impl serde::Serialize for Family {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
+}
+
 /// A case of the test.
 struct Case {
-    family: &'static str,
+    family: Family,
     kernel: &'static str,
     shape: &'static str,
     limit: f64,
@@ -80,7 +139,7 @@ const HALVES: f64 = 1e-2;
 
 /// A row of the table.
 const fn case(
-    family: &'static str,
+    family: Family,
     kernel: &'static str,
     shape: &'static str,
     limit: f64,
@@ -93,7 +152,7 @@ const fn case(
 /// The cases, the most telling first.
 const CASES: &[Case] = &[
     case(
-        "loops",
+        Family::Loops,
         "gelu",
         "4000",
         SUMS,
@@ -104,7 +163,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "loops",
+        Family::Loops,
         "sum of a transposed matrix",
         "70x50",
         SUMS,
@@ -116,7 +175,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "loops",
+        Family::Loops,
         "gelu",
         "4096x4096",
         SUMS,
@@ -127,7 +186,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "reductions",
+        Family::Reductions,
         "softmax",
         "3x1000",
         SUMS,
@@ -138,7 +197,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "reductions",
+        Family::Reductions,
         "layer norm",
         "64x384",
         SUMS,
@@ -149,7 +208,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "reductions",
+        Family::Reductions,
         "layer norm",
         "16384x1024",
         SUMS,
@@ -160,7 +219,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product of one row",
         "1x300x70",
         SUMS,
@@ -171,7 +230,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product",
         "70x40x50",
         SUMS,
@@ -182,7 +241,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product of transposed factors",
         "70x45x66",
         SUMS,
@@ -195,7 +254,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product of many terms, bias, gelu",
         "70x1000x50",
         SUMS,
@@ -208,7 +267,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "products of a batch",
         "6x20x64x18",
         SUMS,
@@ -219,7 +278,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product of bf16",
         "70x40x50",
         HALVES,
@@ -230,7 +289,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "product of f16",
         "70x40x50",
         HALVES,
@@ -241,7 +300,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "products",
+        Family::Products,
         "convolution",
         "2x6x9x9, 10 kernels of 3x3",
         SUMS,
@@ -252,7 +311,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "attention",
+        Family::Attention,
         "attention",
         "2 heads, 20 queries, 70 keys of 32",
         SUMS,
@@ -263,7 +322,33 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "attention",
+        Family::Attention,
+        "linear attention",
+        "2 heads, 70 positions, 20 features",
+        SUMS,
+        false,
+        "graph @g(%q: f32[1, 2, 70, 20], %k: f32[1, 2, 70, 20], %v: f32[1, 2, 70, 32]) -> (y: f32[1, 2, 70, 32]) {
+           %0 = exp %q : f32[1, 2, 70, 20]
+           %1 = exp %k : f32[1, 2, 70, 20]
+           %2 = linear_attention %0, %1, %v : f32[1, 2, 70, 32]
+           return %2
+         }",
+    ),
+    case(
+        Family::Attention,
+        "causal linear attention",
+        "2 heads, 150 positions, 20 features",
+        SUMS,
+        false,
+        "graph @g(%q: f32[1, 2, 150, 20], %k: f32[1, 2, 150, 20], %v: f32[1, 2, 150, 32]) -> (y: f32[1, 2, 150, 32]) {
+           %0 = exp %q : f32[1, 2, 150, 20]
+           %1 = exp %k : f32[1, 2, 150, 20]
+           %2 = linear_attention %0, %1, %v {causal = true} : f32[1, 2, 150, 32]
+           return %2
+         }",
+    ),
+    case(
+        Family::Attention,
         "attention",
         "8x12 heads, 512 keys of 64",
         SUMS,
@@ -274,7 +359,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "sketches",
+        Family::Sketches,
         "low rank",
         "20x96x96, rank 8",
         SUMS,
@@ -287,7 +372,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "sketches",
+        Family::Sketches,
         "two terms of random signs",
         "20x96x96, rank 8",
         SUMS,
@@ -302,7 +387,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "sketches",
+        Family::Sketches,
         "low rank",
         "64x8192x8192, rank 64",
         SUMS,
@@ -314,7 +399,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "sketches",
+        Family::Sketches,
         "the product that it stands for",
         "64x8192x8192",
         SUMS,
@@ -325,7 +410,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "large products",
+        Family::LargeProducts,
         "product",
         "2048x2048x2048",
         SUMS,
@@ -336,7 +421,7 @@ const CASES: &[Case] = &[
          }",
     ),
     case(
-        "large products",
+        Family::LargeProducts,
         "product of bf16",
         "4096x4096x4096",
         HALVES,
@@ -361,7 +446,7 @@ impl Case {
     /// The name of the file with its code.
     fn file(&self) -> String {
         let word = |text: &str| text.replace(|c: char| !c.is_alphanumeric(), "-");
-        format!("{}.{}.{}.margay", word(self.family), word(self.kernel), word(self.shape))
+        format!("{}.{}.{}.margay", word(self.family.name()), word(self.kernel), word(self.shape))
     }
 
     /// Its code.
@@ -396,17 +481,6 @@ fn is_emulated(device: &str) -> bool {
     device == backend::EMULATED
 }
 
-/// The families of kernels, in the order in which they are tested.
-pub fn selftest_families() -> Vec<&'static str> {
-    let mut found = Vec::new();
-    for case in CASES {
-        if found.last() != Some(&case.family) {
-            found.push(case.family);
-        }
-    }
-    found
-}
-
 /// Compiles all cases for a class of devices, and writes them into a folder.
 ///
 /// # Errors
@@ -424,19 +498,14 @@ pub fn write_selftest(folder: &Path, class: &str) -> Result<(), Error> {
 /// Runs the cases of the families on a device and tells each result as it is found.
 ///
 /// # Errors
-/// Families that are not known, a device that is not there, a program without a compiler for it. What goes wrong in one case
+/// A device that is not there, a program without a compiler for it. What goes wrong in one case
 /// is told as its problem.
 pub fn selftest(
     options: &SelftestOptions,
     each: &mut dyn FnMut(&SelftestResult),
 ) -> Result<Vec<SelftestResult>, Error> {
-    let known = selftest_families();
-    if let Some(unknown) = options.families.iter().find(|name| !known.contains(&name.as_str())) {
-        let known: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
-        return Err(Error::Options(format!("unknown family `{unknown}`; known are {}", known.join(", "))));
-    }
     let asked = |case: &&Case| {
-        (options.families.is_empty() || options.families.iter().any(|name| name == case.family))
+        (options.families.is_empty() || options.families.contains(&case.family))
             && !(case.large && (options.small || is_emulated(&options.device)))
     };
     let mut results = Vec::new();

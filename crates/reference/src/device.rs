@@ -13,7 +13,7 @@ use std::time::Duration;
 use margay_artifact::CodeSection;
 use margay_loops::{Place, Port, Program, parse_program};
 use margay_runtime::RunError;
-use margay_runtime::device::{Address, Device, Fault, Image, Memory, Module, Queue};
+use margay_runtime::device::{Address, Device, Fault, Image, Memory, Module, Purpose, Queue};
 use margay_tensor::StoredTensor;
 
 use crate::interpret::{Outcome, interpret};
@@ -206,7 +206,7 @@ fn bytes(port: &Port) -> usize {
 }
 
 impl Queue for ReferenceQueue {
-    fn allocate(&self, _what: &'static str, bytes: usize) -> Result<Box<dyn Memory>, RunError> {
+    fn allocate(&mut self, _purpose: Purpose, bytes: usize) -> Result<Box<dyn Memory>, RunError> {
         let begin = self.space.allocate(bytes);
         Ok(Box::new(Block { space: self.space.clone(), begin, bytes }))
     }
@@ -264,5 +264,9 @@ impl Queue for ReferenceQueue {
 
     fn times(&self) -> &[Duration] {
         &self.times
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        None
     }
 }

@@ -26,7 +26,7 @@ pub(crate) use self::memory::pages;
 use self::parallel::Context;
 pub use self::pool::{Job, Pool};
 use crate::RunError;
-use crate::device::{Address, Device, Fault, Image, Memory, Module, Queue, Weights};
+use crate::device::{Address, Device, Fault, Image, Memory, Module, Purpose, Queue, Weights};
 
 /// The processor of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -168,8 +168,8 @@ struct Bases(Vec<*mut u8>);
 unsafe impl Send for Bases {}
 
 impl Queue for CpuQueue {
-    fn allocate(&self, what: &'static str, bytes: usize) -> Result<Box<dyn Memory>, RunError> {
-        Ok(Box::new(HostMemory(pages(what, bytes, self.loaded.huge_pages)?)))
+    fn allocate(&mut self, purpose: Purpose, bytes: usize) -> Result<Box<dyn Memory>, RunError> {
+        Ok(Box::new(HostMemory(pages(purpose.name(), bytes, self.loaded.huge_pages)?)))
     }
 
     fn borrow(&self, bytes: &[u8], align: usize) -> Option<Address> {
@@ -240,5 +240,9 @@ impl Queue for CpuQueue {
 
     fn times(&self) -> &[Duration] {
         &self.times
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        None
     }
 }

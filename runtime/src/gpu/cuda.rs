@@ -1,19 +1,25 @@
 //! The driver of NVIDIA devices. The library `libcuda` is looked for when a device is opened: neither building nor starting
 //! margay needs it.
 //!
-//! Everything goes through the default stream of the device's primary context, which keeps the order. A fault of a
-//! kernel ends the context: every later call fails with the same error.
+//! Sessions have streams of their own in the primary context of the device; constants and states go through another one.
+//! None of them waits for the default stream, which is not used. A fault of a kernel ends the context: every later call
+//! fails with the same error.
+//!
+//! A handle of the driver is a pointer, and an id of [`Driver`] is its address.
 
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::result::stream::StreamKind;
+use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{DriverError, result, sys};
 use margay_kernels_gpu::{ENTRY, GpuTarget};
 
-use super::driver::{Driver, LaunchForm, LoadedKernel};
+use super::driver::{Driver, EventId, GraphId, LaunchForm, LoadedKernel, StreamId};
 use crate::RunError;
 use crate::device::Fault;
 
@@ -23,6 +29,8 @@ pub struct CudaDriver {
     name: String,
     /// Ten times the major compute capability and the minor one.
     capability: u32,
+    /// The stream of constants and states, made when it is first needed.
+    transfers: Mutex<Option<StreamId>>,
 }
 
 impl fmt::Debug for CudaDriver {
@@ -69,7 +77,9 @@ fn fault(error: DriverError) -> Fault {
     match error.0 {
         CUresult::CUDA_ERROR_INVALID_VALUE
         | CUresult::CUDA_ERROR_INVALID_PTX
-        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Fault::Code(text(error)),
+        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+        | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => Fault::Code(text(error)),
         // Kernels run while the host goes on.
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
@@ -108,12 +118,24 @@ impl CudaDriver {
         // SAFETY: the device was just found.
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
-        Ok(CudaDriver { context: Arc::new(Context { device, raw }), name, capability })
+        let context = Arc::new(Context { device, raw });
+        Ok(CudaDriver { context, name, capability, transfers: Mutex::new(None) })
     }
 
     /// Memory of the device: free and total bytes.
     fn memory(&self) -> Option<(usize, usize)> {
         self.context.bind().and_then(|()| result::mem_get_info()).ok()
+    }
+
+    /// The stream of constants and states. The context is the current one.
+    fn transfers(&self) -> Result<sys::CUstream, DriverError> {
+        let mut made = self.transfers.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = match *made {
+            Some(stream) => stream,
+            None => StreamId(result::stream::create(StreamKind::NonBlocking)? as u64),
+        };
+        *made = Some(stream);
+        Ok(handle(stream.0))
     }
 
     /// Calls the driver with the context of the device.
@@ -148,8 +170,15 @@ impl Driver for CudaDriver {
         // SAFETY: what is not zeroed is written before it is read, as the trait says.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(failed)?;
         if zeroed {
-            // SAFETY: so many bytes were allocated there.
-            unsafe { result::memset_d8_sync(address, 0, bytes) }.map_err(failed)?;
+            // SAFETY: so many bytes were allocated there; the stream is that of the driver.
+            let zeros = self.transfers().and_then(|stream| unsafe {
+                result::memset_d8_async(address, 0, bytes, stream)?;
+                result::stream::synchronize(stream)
+            });
+            if let Err(error) = zeros {
+                self.free(address);
+                return Err(failed(error));
+            }
         }
         Ok(address)
     }
@@ -161,19 +190,47 @@ impl Driver for CudaDriver {
         }
     }
 
+    fn allocate_host(&self, bytes: usize) -> io::Result<NonNull<u8>> {
+        let failed = |error: DriverError| io::Error::new(io::ErrorKind::OutOfMemory, text(error));
+        self.context.bind().map_err(failed)?;
+        // Neither mapped nor write-combined: the host reads outputs from it.
+        // SAFETY: what is returned is filled before anybody reads it.
+        let at = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?.cast::<u8>();
+        let at = NonNull::new(at).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        // SAFETY: so many bytes were allocated there.
+        unsafe { at.as_ptr().write_bytes(0, bytes) };
+        Ok(at)
+    }
+
+    unsafe fn free_host(&self, at: NonNull<u8>, _bytes: usize) {
+        if self.context.bind().is_ok() {
+            // SAFETY: as the caller promises.
+            let _ = unsafe { result::free_host(at.as_ptr().cast()) };
+        }
+    }
+
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
-        // SAFETY: the address and so many bytes lie in what was allocated.
-        self.call(|| unsafe { result::memcpy_htod_sync(to, bytes) })
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the address and so many bytes lie in what was allocated; the bytes are there until the copy has ended.
+        self.call(|| unsafe {
+            let stream = self.transfers()?;
+            result::memcpy_htod_async(to, bytes, stream)?;
+            result::stream::synchronize(stream)
+        })
     }
 
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        // SAFETY: the address and so many bytes lie in what was allocated.
-        self.call(|| unsafe { result::memcpy_dtoh_sync(bytes, from) })
-    }
-
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
-        // SAFETY: both regions lie in what was allocated.
-        self.call(|| unsafe { result::memcpy_dtod_sync(to, from, bytes) })
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the address and so many bytes lie in what was allocated; the bytes are there until the copy has ended.
+        self.call(|| unsafe {
+            let stream = self.transfers()?;
+            result::memcpy_dtoh_async(bytes, from, stream)?;
+            result::stream::synchronize(stream)
+        })
     }
 
     fn load(&self, module: &str) -> Result<Box<dyn LoadedKernel>, String> {
@@ -189,9 +246,116 @@ impl Driver for CudaDriver {
         Ok(Box::new(kernel))
     }
 
-    fn synchronise(&self) -> Result<(), Fault> {
-        self.call(result::ctx::synchronize)
+    fn stream(&self) -> Result<StreamId, Fault> {
+        let stream = self.call(|| result::stream::create(StreamKind::NonBlocking))?;
+        Ok(StreamId(stream as u64))
     }
+
+    fn free_stream(&self, stream: StreamId) {
+        if self.context.bind().is_ok() {
+            // SAFETY: a stream of this driver, which nobody uses any more.
+            let _ = unsafe { result::stream::destroy(handle(stream.0)) };
+        }
+    }
+
+    fn synchronise(&self, stream: StreamId) -> Result<(), Fault> {
+        // SAFETY: a stream of this driver.
+        self.call(|| unsafe { result::stream::synchronize(handle(stream.0)) })
+    }
+
+    unsafe fn upload(&self, stream: StreamId, to: u64, from: *const u8, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: as the caller promises.
+        self.call(|| unsafe {
+            let from = std::slice::from_raw_parts(from, bytes);
+            result::memcpy_htod_async(to, from, handle(stream.0))
+        })
+    }
+
+    unsafe fn download(&self, stream: StreamId, from: u64, to: *mut u8, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: as the caller promises.
+        self.call(|| unsafe {
+            let to = std::slice::from_raw_parts_mut(to, bytes);
+            result::memcpy_dtoh_async(to, from, handle(stream.0))
+        })
+    }
+
+    fn copy(&self, stream: StreamId, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: both regions lie in what was allocated.
+        self.call(|| unsafe { result::memcpy_dtod_async(to, from, bytes, handle(stream.0)) })
+    }
+
+    fn fill(&self, stream: StreamId, to: u64, word: u32, count: usize) -> Result<(), Fault> {
+        // SAFETY: so many words lie in what was allocated.
+        self.call(|| unsafe { sys::cuMemsetD32Async(to, word, count, handle(stream.0)) }.result())
+    }
+
+    fn begin_capture(&self, stream: StreamId) -> Result<(), Fault> {
+        // Other threads may allocate and wait meanwhile.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a stream of this driver.
+        self.call(|| unsafe { result::stream::begin_capture(handle(stream.0), mode) })
+    }
+
+    fn end_capture(&self, stream: StreamId) -> Result<GraphId, Fault> {
+        // SAFETY: a stream of this driver. What can be launched does not need what was captured.
+        self.call(|| unsafe {
+            let captured = result::stream::end_capture(handle(stream.0))?;
+            let graph = result::graph::instantiate(captured, CUgraphInstantiate_flags(0));
+            let destroyed = result::graph::destroy(captured);
+            let graph = graph?;
+            destroyed?;
+            Ok(GraphId(graph as u64))
+        })
+    }
+
+    unsafe fn launch_graph(&self, graph: GraphId, stream: StreamId) -> Result<(), Fault> {
+        // SAFETY: as the caller promises.
+        self.call(|| unsafe { result::graph::launch(handle(graph.0), handle(stream.0)) })
+    }
+
+    fn free_graph(&self, graph: GraphId) {
+        if self.context.bind().is_ok() {
+            // SAFETY: a graph of this driver, which nobody uses any more.
+            let _ = unsafe { result::graph::exec_destroy(handle(graph.0)) };
+        }
+    }
+
+    fn event(&self) -> Result<EventId, Fault> {
+        let event = self.call(|| result::event::create(CUevent_flags::CU_EVENT_DEFAULT))?;
+        Ok(EventId(event as u64))
+    }
+
+    fn record(&self, event: EventId, stream: StreamId) -> Result<(), Fault> {
+        // SAFETY: an event and a stream of this driver.
+        self.call(|| unsafe { result::event::record(handle(event.0), handle(stream.0)) })
+    }
+
+    fn elapsed(&self, begin: EventId, end: EventId) -> Result<Duration, Fault> {
+        // SAFETY: events of this driver.
+        let ms = self.call(|| unsafe { result::event::elapsed(handle(begin.0), handle(end.0)) })?;
+        Ok(Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default())
+    }
+
+    fn free_event(&self, event: EventId) {
+        if self.context.bind().is_ok() {
+            // SAFETY: an event of this driver, which nobody uses any more.
+            let _ = unsafe { result::event::destroy(handle(event.0)) };
+        }
+    }
+}
+
+impl Drop for CudaDriver {
+    fn drop(&mut self) {
+        let made = self.transfers.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stream) = made {
+            self.free_stream(stream);
+        }
+    }
+}
+
+/// The handle of an id.
+fn handle<T>(id: u64) -> *mut T {
+    std::ptr::with_exposed_provenance_mut(id as usize)
 }
 
 /// A kernel of a loaded module.
@@ -235,7 +399,7 @@ impl LoadedKernel for CudaKernel {
                 (blocks, 1, 1),
                 (threads, 1, 1),
                 0,
-                std::ptr::null_mut(),
+                handle(form.stream.0),
                 &mut params,
             )
         }

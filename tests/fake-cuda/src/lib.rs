@@ -4,22 +4,36 @@
 //! A process that finds this library under the name `libcuda.so` runs the whole way from an artifact to results, the
 //! loading of the library included. Where the document "CUDA Driver API" says what a function refuses, it is refused: calls without a
 //! context, addresses that nobody allocated, blocks of more threads than a kernel allows, PTX for later
-//! devices. A fault of a kernel is told by the next call that waits, and by every call after it, as on a device. What
-//! the emulator found goes to standard error.
+//! devices, and during a capture whatever waits, allocates or copies memory that is not page-locked. What the emulator found
+//! goes to standard error.
+//!
+//! Operations of a stream run as late as the document allows: when the host waits for the stream, or frees memory of the device.
+//! So a program that reads results before it has waited, or changes page-locked memory too early, has wrong results here, too. A fault of a
+//! kernel is told by the call that waits, and by every call after it, as on a device. Events hold the clock of the host.
 //!
 //! The variable `MARGAY_FAKE_CUDA` says what the device is like, as words between commas: `devices=0` for none,
-//! `capability=75` (else 80), `memory=BYTES` in all, and `fault=N` for a device that fails in launch number N, from 0 on.
+//! `capability=75` (else 80), `memory=BYTES` in all, `fault=N` for a device that fails in launch number N, from 0 on, and
+//! `trace=FILE` for a file that receives the name of each function that is called with a context, one a line.
 //!
-//! Not shown by it: streams, captured graphs, launches that run while the host goes on, and what a driver makes of PTX.
+//! Not shown by it: operations of several streams at a time, and what a driver makes of PTX.
+//!
+//! - this file: devices, contexts, memory, modules, launches; [`stream`]: streams, captures, graphs, events, and copies in
+//!   streams.
 
 #![allow(non_snake_case, reason = "the functions have the names of the CUDA driver")]
 
+pub mod stream;
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fs::File;
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use margay_emulator::Emulator;
-use margay_runtime::gpu::{Driver, LaunchForm, LoadedKernel, Region};
+use margay_runtime::gpu::{Driver, LaunchForm, LoadedKernel, Region, StreamId};
+
+use self::stream::{Streams, Work};
 
 /// The errors that are given, by their numbers in the document.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +57,20 @@ pub enum Status {
     InvalidPtx = 218,
     /// `CUDA_ERROR_INVALID_HANDLE`.
     InvalidHandle = 400,
+    /// `CUDA_ERROR_ILLEGAL_STATE`.
+    IllegalState = 401,
     /// `CUDA_ERROR_NOT_FOUND`.
     NotFound = 500,
+    /// `CUDA_ERROR_NOT_READY`.
+    NotReady = 600,
     /// `CUDA_ERROR_ILLEGAL_ADDRESS`.
     IllegalAddress = 700,
     /// `CUDA_ERROR_LAUNCH_FAILED`.
     LaunchFailed = 719,
+    /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`.
+    CaptureUnsupported = 900,
+    /// `CUDA_ERROR_STREAM_CAPTURE_INVALIDATED`.
+    CaptureInvalidated = 901,
 }
 
 impl Status {
@@ -64,14 +86,18 @@ impl Status {
             Status::NoBinary => c"no kernel image is available for execution on the device",
             Status::InvalidPtx => c"a PTX JIT compilation failed",
             Status::InvalidHandle => c"invalid resource handle",
+            Status::IllegalState => c"the operation cannot be performed in the present state",
             Status::NotFound => c"named symbol not found",
+            Status::NotReady => c"device not ready",
             Status::IllegalAddress => c"an illegal memory access was encountered",
             Status::LaunchFailed => c"unspecified launch failure",
+            Status::CaptureUnsupported => c"operation not permitted when stream is capturing",
+            Status::CaptureInvalidated => c"operation failed due to a previous error during capture",
         }
     }
 }
 
-const ALL: [Status; 12] = [
+const ALL: [Status; 16] = [
     Status::Success,
     Status::InvalidValue,
     Status::OutOfMemory,
@@ -81,9 +107,13 @@ const ALL: [Status; 12] = [
     Status::NoBinary,
     Status::InvalidPtx,
     Status::InvalidHandle,
+    Status::IllegalState,
     Status::NotFound,
+    Status::NotReady,
     Status::IllegalAddress,
     Status::LaunchFailed,
+    Status::CaptureUnsupported,
+    Status::CaptureInvalidated,
 ];
 
 /// The one context, as a handle.
@@ -115,6 +145,10 @@ struct Device {
     /// By their handles.
     modules: BTreeMap<usize, Module>,
     handles: usize,
+    streams: Streams,
+    /// The stream of the emulator, in which everything runs.
+    own: StreamId,
+    trace: Option<File>,
     retained: usize,
     /// What every call says from now on.
     failed: Option<Status>,
@@ -127,8 +161,14 @@ impl Device {
             let words = said.split(',').filter_map(|word| word.split_once('='));
             words.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse::<usize>().ok())
         };
+        let emulator = Emulator::new(1);
+        let own = emulator.stream().expect("an emulator has streams");
+        let path = said.split(',').find_map(|word| word.strip_prefix("trace="));
         Device {
-            emulator: Emulator::new(1),
+            emulator,
+            own,
+            streams: Streams::default(),
+            trace: path.map(|path| File::create(path).expect("the file can be written")),
             devices: number("devices").unwrap_or(1) as c_int,
             capability: number("capability").unwrap_or(80) as c_int,
             memory: number("memory").unwrap_or(1 << 30),
@@ -154,13 +194,23 @@ impl Device {
         self.allocated.values().sum()
     }
 
-    fn launch(&mut self, handle: usize, blocks: usize, threads: usize, args: &[u64]) -> Status {
+    fn handle(&mut self) -> usize {
+        self.handles += 1;
+        self.handles
+    }
+
+    /// Runs a kernel.
+    fn launch(&mut self, handle: usize, blocks: usize, threads: usize, args: &[u64]) {
         let regions = self.allocated.iter();
         let regions = regions.map(|(&address, &bytes)| Region { address, bytes, element: 1, written: true });
         let regions: Vec<Region> = regions.collect();
-        let form = LaunchForm { blocks, threads, args, regions: &regions };
+        let form = LaunchForm { stream: self.own, step: 0, blocks, threads, args, regions: &regions };
+        let Some(module) = self.modules.get(&handle) else {
+            self.failed = Some(Status::LaunchFailed);
+            return;
+        };
         // SAFETY: the emulator checks every access.
-        let ended = unsafe { self.modules[&handle].kernel.launch(&form) };
+        let ended = unsafe { module.kernel.launch(&form) };
         if let Err(found) = ended {
             eprintln!("fake CUDA driver: launch {}: {found:?}", self.launches);
             self.failed = Some(Status::IllegalAddress);
@@ -169,8 +219,6 @@ impl Device {
             self.failed = Some(Status::LaunchFailed);
         }
         self.launches += 1;
-        // A launch does not wait.
-        Status::Success
     }
 }
 
@@ -184,14 +232,25 @@ fn device() -> MutexGuard<'static, Device> {
     DEVICE.get_or_init(|| Mutex::new(Device::new())).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does something with the device if the context is current and nothing has failed.
-fn with(then: impl FnOnce(&mut Device) -> Status) -> Status {
+/// Does what a function of the driver does if the context is current and nothing has failed.
+fn with(function: &str, then: impl FnOnce(&mut Device) -> Status) -> Status {
     let mut device = device();
+    if let Some(trace) = &mut device.trace {
+        writeln!(trace, "{function}").expect("the trace can be written");
+    }
     match device.failed {
         Some(status) => status,
         None if device.retained == 0 || !CURRENT.get() => Status::InvalidContext,
         None => then(&mut device),
     }
+}
+
+/// The same for a function that the document calls unsafe during a capture of this thread: it fails, and so does the capture.
+fn outside_of_captures(function: &str, then: impl FnOnce(&mut Device) -> Status) -> Status {
+    with(function, |device| match device.streams.spoil_captures() {
+        true => Status::CaptureUnsupported,
+        false => then(device),
+    })
 }
 
 /// Writes an answer.
@@ -297,6 +356,7 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> Status {
         n => {
             device.retained = n - 1;
             if n == 1 {
+                device.run_all();
                 device.modules.clear();
                 let all = std::mem::take(&mut device.allocated);
                 all.keys().for_each(|address| device.emulator.free(*address));
@@ -318,18 +378,12 @@ pub extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> Status {
 }
 
 /// As the CUDA driver.
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSynchronize() -> Status {
-    with(|_| Status::Success)
-}
-
-/// As the CUDA driver.
 ///
 /// # Safety
 /// The pointers lead to places for the answers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Status {
-    with(|device| {
+    with("cuMemGetInfo", |device| {
         // SAFETY: as the caller promises.
         unsafe {
             give(free, device.memory - device.used());
@@ -344,7 +398,7 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
 /// The pointer leads to a place for the answer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
-    with(|device| match bytes {
+    outside_of_captures("cuMemAlloc", |device| match bytes {
         0 => Status::InvalidValue,
         _ if bytes > device.memory - device.used() => Status::OutOfMemory,
         _ => match device.emulator.allocate(bytes, false) {
@@ -358,78 +412,59 @@ pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
     })
 }
 
-/// As the CUDA driver.
+/// As the CUDA driver. It waits for everything.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(address: u64) -> Status {
-    with(|device| match device.allocated.remove(&address) {
-        None => Status::InvalidValue,
-        Some(_) => {
-            device.emulator.free(address);
-            Status::Success
+    outside_of_captures("cuMemFree", |device| {
+        device.run_all();
+        match device.allocated.remove(&address) {
+            _ if device.failed.is_some() => device.failed.unwrap_or(Status::Success),
+            None => Status::InvalidValue,
+            Some(_) => {
+                device.emulator.free(address);
+                Status::Success
+            }
         }
-    })
-}
-
-/// As the CUDA driver.
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD8_v2(address: u64, byte: u8, count: usize) -> Status {
-    with(|device| match device.holds(address, count) {
-        true => written(device.emulator.write(address, &vec![byte; count])),
-        false => Status::InvalidValue,
-    })
-}
-
-fn written<E>(result: Result<(), E>) -> Status {
-    result.map_or(Status::InvalidValue, |()| Status::Success)
-}
-
-/// As the CUDA driver.
-///
-/// # Safety
-/// The pointer leads to so many bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> Status {
-    with(|device| {
-        if bytes > 0 && !device.holds(to, bytes) {
-            return Status::InvalidValue;
-        }
-        let from = match bytes {
-            0 => &[],
-            // SAFETY: as the caller promises.
-            _ => unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) },
-        };
-        if bytes > 0 { written(device.emulator.write(to, from)) } else { Status::Success }
     })
 }
 
 /// As the CUDA driver.
 ///
 /// # Safety
-/// The pointer leads to so many bytes.
+/// The pointer leads to a place for the answer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> Status {
-    with(|device| {
-        if bytes == 0 {
-            return Status::Success;
-        }
-        if !device.holds(from, bytes) {
-            return Status::InvalidValue;
-        }
-        // SAFETY: as the caller promises.
-        let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), bytes) };
-        written(device.emulator.read(from, to))
+pub unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, flags: c_uint) -> Status {
+    outside_of_captures("cuMemHostAlloc", |device| match (bytes, flags) {
+        (0, _) | (_, 8..) => Status::InvalidValue,
+        _ => match device.emulator.allocate_host(bytes) {
+            Ok(at) => {
+                // As from the driver: it holds anything.
+                // SAFETY: so many bytes were allocated.
+                unsafe { at.as_ptr().write_bytes(0xaa, bytes) };
+                device.streams.pinned.insert(at.as_ptr() as usize, bytes);
+                // SAFETY: as the caller promises.
+                unsafe { give(to, at.as_ptr().cast()) }
+            }
+            Err(_) => Status::OutOfMemory,
+        },
     })
 }
 
 /// As the CUDA driver.
+///
+/// # Safety
+/// Nobody uses the memory any more.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> Status {
-    with(|device| match bytes {
-        0 => Status::Success,
-        _ if device.holds(to, bytes) && device.holds(from, bytes) => {
-            written(device.emulator.copy(from, to, bytes))
+pub unsafe extern "C" fn cuMemFreeHost(at: *mut c_void) -> Status {
+    outside_of_captures("cuMemFreeHost", |device| {
+        match (device.streams.pinned.remove(&(at as usize)), std::ptr::NonNull::new(at.cast())) {
+            (Some(bytes), Some(at)) => {
+                // SAFETY: allocated so; otherwise as the caller promises.
+                unsafe { device.emulator.free_host(at, bytes) };
+                Status::Success
+            }
+            _ => Status::InvalidValue,
         }
-        _ => Status::InvalidValue,
     })
 }
 
@@ -447,7 +482,7 @@ fn number_behind(text: &str, word: &str) -> Option<usize> {
 pub unsafe extern "C" fn cuModuleLoadData(to: *mut *mut c_void, image: *const c_void) -> Status {
     // SAFETY: as the caller promises.
     let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy();
-    with(|device| {
+    outside_of_captures("cuModuleLoadData", |device| {
         let class = number_behind(&text, ".target sm_");
         let (Some(class), Some(most_threads)) = (class, number_behind(&text, ".maxntid")) else {
             return Status::InvalidPtx;
@@ -463,17 +498,17 @@ pub unsafe extern "C" fn cuModuleLoadData(to: *mut *mut c_void, image: *const c_
             }
         };
         let params = text.lines().filter(|line| line.trim_start().starts_with(".param")).count();
-        device.handles += 1;
-        device.modules.insert(device.handles, Module { kernel, params, most_threads });
+        let handle = device.handle();
+        device.modules.insert(handle, Module { kernel, params, most_threads });
         // SAFETY: as the caller promises.
-        unsafe { give(to, device.handles as *mut c_void) }
+        unsafe { give(to, handle as *mut c_void) }
     })
 }
 
 /// As the CUDA driver.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuModuleUnload(module: *mut c_void) -> Status {
-    with(|device| match device.modules.remove(&(module as usize)) {
+    outside_of_captures("cuModuleUnload", |device| match device.modules.remove(&(module as usize)) {
         Some(_) => Status::Success,
         None => Status::InvalidHandle,
     })
@@ -491,7 +526,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(
 ) -> Status {
     // SAFETY: as the caller promises.
     let name = unsafe { CStr::from_ptr(name) };
-    with(|device| match device.modules.contains_key(&(module as usize)) {
+    with("cuModuleGetFunction", |device| match device.modules.contains_key(&(module as usize)) {
         false => Status::InvalidHandle,
         true if name != c"kernel" => Status::NotFound,
         // SAFETY: as the caller promises.
@@ -513,11 +548,11 @@ pub unsafe extern "C" fn cuLaunchKernel(
     threads_y: c_uint,
     threads_z: c_uint,
     _shared_bytes: c_uint,
-    _stream: *mut c_void,
+    stream: *mut c_void,
     params: *mut *mut c_void,
     _extra: *mut *mut c_void,
 ) -> Status {
-    with(|device| {
+    with("cuLaunchKernel", |device| {
         let handle = function as usize;
         let Some(module) = device.modules.get(&handle) else { return Status::InvalidHandle };
         let flat = [blocks_y, blocks_z, threads_y, threads_z].iter().all(|&n| n == 1);
@@ -529,6 +564,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         // SAFETY: as the caller promises.
         let args = (0..module.params).map(|i| unsafe { (*params.add(i)).cast::<u64>().read() });
         let args: Vec<u64> = args.collect();
-        device.launch(handle, blocks, threads, &args)
+        // A launch does not wait.
+        device.submit(stream as usize, Work::Launch { handle, blocks, threads, args })
     })
 }

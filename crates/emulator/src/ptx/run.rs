@@ -1,6 +1,7 @@
 //! A thread of a kernel of PTX.
 
 use std::cmp::Ordering;
+use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use margay_codegen_gpu::host::Access;
 
@@ -272,9 +273,65 @@ fn int(x: u64, kind: Kind) -> i128 {
     }
 }
 
-fn float(x: u64) -> f32 {
-    f32::from_bits(x as u32)
+/// Floats of both widths.
+trait Float:
+    Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    fn of(bits: u64) -> Self;
+    fn bits(self) -> u64;
+    fn absolute(self) -> Self;
+    fn root(self) -> Self;
+    fn reciprocal(self) -> Self;
+    fn least(self, other: Self) -> Self;
+    fn greatest(self, other: Self) -> Self;
+    fn fused(self, by: Self, plus: Self) -> Self;
 }
+
+macro_rules! float {
+    ($float:ty, $bits:ty) => {
+        impl Float for $float {
+            fn of(bits: u64) -> Self {
+                <$float>::from_bits(bits as $bits)
+            }
+
+            fn bits(self) -> u64 {
+                self.to_bits().into()
+            }
+
+            fn absolute(self) -> Self {
+                self.abs()
+            }
+
+            fn root(self) -> Self {
+                self.sqrt()
+            }
+
+            fn reciprocal(self) -> Self {
+                self.recip()
+            }
+
+            fn least(self, other: Self) -> Self {
+                self.min(other)
+            }
+
+            fn greatest(self, other: Self) -> Self {
+                self.max(other)
+            }
+
+            fn fused(self, by: Self, plus: Self) -> Self {
+                self.mul_add(by, plus)
+            }
+        }
+    };
+}
+float!(f32, u32);
+float!(f64, u64);
 
 fn one(function: One, kind: Kind, a: u64) -> u64 {
     match (kind, function) {
@@ -282,15 +339,35 @@ fn one(function: One, kind: Kind, a: u64) -> u64 {
         (Kind::Int { .. }, One::Negative) => a.wrapping_neg(),
         (Kind::Int { .. }, One::Absolute) => int(a, kind).unsigned_abs() as u64,
         (Kind::Int { .. }, One::Root | One::Reciprocal) => unreachable!("integers have no roots"),
-        (Kind::F32, One::Negative) => (-float(a)).to_bits().into(),
-        (Kind::F32, One::Absolute) => float(a).abs().to_bits().into(),
-        (Kind::F32, One::Root) => float(a).sqrt().to_bits().into(),
-        (Kind::F32, One::Reciprocal) => float(a).recip().to_bits().into(),
-        (Kind::F64, One::Negative) => (-f64::from_bits(a)).to_bits(),
-        (Kind::F64, One::Absolute) => f64::from_bits(a).abs().to_bits(),
-        (Kind::F64, One::Root) => f64::from_bits(a).sqrt().to_bits(),
-        (Kind::F64, One::Reciprocal) => f64::from_bits(a).recip().to_bits(),
+        (Kind::F32, _) => one_float::<f32>(function, a),
+        (Kind::F64, _) => one_float::<f64>(function, a),
     }
+}
+
+fn one_float<F: Float>(function: One, a: u64) -> u64 {
+    let a = F::of(a);
+    let value = match function {
+        One::Negative => -a,
+        One::Absolute => a.absolute(),
+        One::Root => a.root(),
+        One::Reciprocal => a.reciprocal(),
+        One::Not => unreachable!("`not` is of bits"),
+    };
+    value.bits()
+}
+
+fn two_floats<F: Float>(function: Two, a: u64, b: u64) -> u64 {
+    let (a, b) = (F::of(a), F::of(b));
+    let value = match function {
+        Two::Add => a + b,
+        Two::Subtract => a - b,
+        Two::Multiply => a * b,
+        Two::Divide => a / b,
+        Two::Least => a.least(b),
+        Two::Greatest => a.greatest(b),
+        _ => unreachable!("the parser refuses `{function:?}` of floats"),
+    };
+    value.bits()
 }
 
 fn two(function: Two, kind: Kind, a: u64, b: u64) -> u64 {
@@ -306,32 +383,8 @@ fn two(function: Two, kind: Kind, a: u64, b: u64) -> u64 {
         _ => {}
     }
     match kind {
-        Kind::F32 => {
-            let (a, b) = (float(a), float(b));
-            let value = match function {
-                Two::Add => a + b,
-                Two::Subtract => a - b,
-                Two::Multiply => a * b,
-                Two::Divide => a / b,
-                Two::Least => a.min(b),
-                Two::Greatest => a.max(b),
-                _ => unreachable!("the parser refuses `{function:?}` of floats"),
-            };
-            value.to_bits().into()
-        }
-        Kind::F64 => {
-            let (a, b) = (f64::from_bits(a), f64::from_bits(b));
-            let value = match function {
-                Two::Add => a + b,
-                Two::Subtract => a - b,
-                Two::Multiply => a * b,
-                Two::Divide => a / b,
-                Two::Least => a.min(b),
-                Two::Greatest => a.max(b),
-                _ => unreachable!("the parser refuses `{function:?}` of floats"),
-            };
-            value.to_bits()
-        }
+        Kind::F32 => two_floats::<f32>(function, a, b),
+        Kind::F64 => two_floats::<f64>(function, a, b),
         Kind::Int { .. } => {
             let (x, y) = (int(a, kind), int(b, kind));
             // Shifts move by at most all bits. Divisions by zero give what the document leaves open.
@@ -357,10 +410,8 @@ fn two(function: Two, kind: Kind, a: u64, b: u64) -> u64 {
 fn three(function: Three, kind: Kind, a: u64, b: u64, c: u64) -> u64 {
     let words = (b & mask(32)) << 32 | a & mask(32);
     match (function, kind) {
-        (Three::MultiplyAdd, Kind::F32) => float(a).mul_add(float(b), float(c)).to_bits().into(),
-        (Three::MultiplyAdd, Kind::F64) => {
-            f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()
-        }
+        (Three::MultiplyAdd, Kind::F32) => f32::of(a).fused(f32::of(b), f32::of(c)).bits(),
+        (Three::MultiplyAdd, Kind::F64) => f64::of(a).fused(f64::of(b), f64::of(c)).bits(),
         (Three::MultiplyAdd, Kind::Int { .. }) => a.wrapping_mul(b).wrapping_add(c),
         (Three::MultiplyAddWide, _) => (int(a, kind).wrapping_mul(int(b, kind)) as u64).wrapping_add(c),
         (Three::Permute, _) => (0..4).fold(0, |all, i| {
@@ -385,8 +436,8 @@ fn convert(a: u64, from: Kind, into: Kind, rounding: Rounding) -> u64 {
         Rounding::TowardsZero => x.trunc(),
     };
     let number = match from {
-        Kind::F32 => f64::from(float(a)),
-        Kind::F64 => f64::from_bits(a),
+        Kind::F32 => f64::from(f32::of(a)),
+        Kind::F64 => f64::of(a),
         Kind::Int { .. } => {
             let x = int(a, from);
             return match into {
@@ -414,8 +465,8 @@ fn convert(a: u64, from: Kind, into: Kind, rounding: Rounding) -> u64 {
 
 fn compare(how: How, unordered: bool, kind: Kind, a: u64, b: u64) -> bool {
     let order = match kind {
-        Kind::F32 => float(a).partial_cmp(&float(b)),
-        Kind::F64 => f64::from_bits(a).partial_cmp(&f64::from_bits(b)),
+        Kind::F32 => f32::of(a).partial_cmp(&f32::of(b)),
+        Kind::F64 => f64::of(a).partial_cmp(&f64::of(b)),
         Kind::Int { .. } => Some(int(a, kind).cmp(&int(b, kind))),
     };
     match (order, how) {

@@ -6,7 +6,8 @@
 
 use margay_loops::{Arithmetic, Attention, Comparison, KernelCall};
 
-use super::epilogue::{read, write};
+use super::epilogue::write;
+use super::scores::{Matrix, Query, Scores, column, int};
 use super::{Arguments, Written, is_float};
 use crate::WARP;
 use crate::value::{Element, Type, Value};
@@ -33,10 +34,11 @@ pub(super) fn write_kernel(c: &Attention) -> Written {
     let (mut w, values) = Writer::new(args.params(), WARPS * WARP);
     args.values(&values);
     let (q, k, v) = (args.take(), args.take(), args.take());
-    let mask = c.mask.map(|strides| (args.take(), strides));
+    let mask = c.mask.map(|_| args.take());
     let out = args.take();
     let logarithms = c.log_sum_exp.then(|| args.take());
-    let kernel = Rows { c, ty: args.index(), q, k, v, mask, out, logarithms };
+    let scores = Scores::forward(c, args.index(), [q, k], mask);
+    let kernel = Rows { c, scores, v: Matrix { base: v, strides: c.v }, out, logarithms };
     kernel.write(&mut w);
     let queries = c.batch * c.heads * c.q_len;
     Written { text: w.finish(), blocks: queries.div_ceil(WARPS), threads: WARPS * WARP }
@@ -45,27 +47,10 @@ pub(super) fn write_kernel(c: &Attention) -> Written {
 /// The operands of a call.
 struct Rows<'c> {
     c: &'c Attention,
-    /// The type of positions in memory.
-    ty: Type,
-    q: Value,
-    k: Value,
-    v: Value,
-    mask: Option<(Value, [usize; 4])>,
+    scores: Scores,
+    v: Matrix,
     out: Value,
     logarithms: Option<Value>,
-}
-
-/// The query of a warp.
-struct Query {
-    /// Its number among all.
-    number: Value,
-    batch: Value,
-    head: Value,
-    row: Value,
-}
-
-fn int(w: &mut Writer, n: usize) -> Value {
-    w.int(Type::I32, n as i64)
 }
 
 /// `larger` or the other of two floats, over a warp.
@@ -81,18 +66,6 @@ fn over_warp(w: &mut Writer, x: Value, join: &dyn Fn(&mut Writer, Value, Value) 
 }
 
 impl Rows<'_> {
-    /// `Σ position * stride`.
-    fn at(&self, w: &mut Writer, terms: &[(Value, usize)]) -> Value {
-        let mut sum = w.int(self.ty, 0);
-        for &(position, stride) in terms {
-            let (position, stride) =
-                (w.resize(position, self.ty.element, false), w.int(self.ty, stride as i64));
-            let further = w.imul(position, stride);
-            sum = w.iadd(sum, further);
-        }
-        sum
-    }
-
     fn write(&self, w: &mut Writer) {
         let c = self.c;
         let (size, warps) = (int(w, WARP), int(w, WARPS));
@@ -108,7 +81,7 @@ impl Rows<'_> {
         let (q_len, heads) = (int(w, c.q_len), int(w, c.heads));
         let (rest, row) = (w.divide(query, q_len), w.remainder(query, q_len));
         let (batch, head) = (w.divide(rest, heads), w.remainder(rest, heads));
-        let query = Query { number: query, batch, head, row };
+        let (number, query) = (query, Query { batch, head, row });
 
         let held = w.shared(WARPS * WARP * 4);
         let line = w.imul(warp, size);
@@ -121,7 +94,7 @@ impl Rows<'_> {
         let (first, inside) = w.begin_for(zero, keys, size, &carried);
         let (largest, sum) = (inside[0], inside[1]);
         let key = w.iadd(first, lane);
-        let score = self.score(w, &query, key);
+        let score = self.score(w, query, key);
         let most = over_warp(w, score, &|w, x, y| w.max(x, y));
         let most = w.max(largest, most);
         // Of keys that are all left out nothing is taken: without this -∞ - -∞ would be no number.
@@ -150,93 +123,45 @@ impl Rows<'_> {
         let place = w.element(held, place, Element::F32);
         let weight = w.load(Type::F32, place);
         let key = w.iadd(first, offset);
-        let kv_head = self.kv_head(w, query.head);
-        let start = self.at(w, &[(query.batch, c.v[0]), (kv_head, c.v[1]), (key, c.v[2])]);
+        let kv_head = self.scores.kv_head(w, query.head);
+        let start = self.scores.row(w, self.v, [query.batch, kv_head, key]);
         let mut added = Vec::new();
         for (n, &sum) in sums.iter().enumerate() {
-            let value = self.column(w, lane, n, none, |w, column| {
-                let column = w.resize(column, self.ty.element, false);
-                let at = w.iadd(start, column);
-                read(w, self.v, at, c.dtype)
-            });
+            let read = |w: &mut Writer, column| self.scores.element(w, self.v, start, column);
+            let value = column(w, lane, [n, c.v_dim], none, read);
             added.push(w.fma(weight, value, sum));
         }
         let sums = w.end_for(&added);
         let mut next = vec![most, sum];
         next.extend(sums);
         let ended = w.end_for(&next);
-        self.store(w, &query, is_there, lane, &ended);
-    }
-
-    /// The head that keys and values of a query's head are read from.
-    fn kv_head(&self, w: &mut Writer, head: Value) -> Value {
-        let (kv_heads, heads) = (int(w, self.c.kv_heads), int(w, self.c.heads));
-        let product = w.imul(head, kv_heads);
-        w.divide(product, heads)
+        self.store(w, (number, query), is_there, lane, &ended);
     }
 
     /// The score of a key: -∞ if the query does not see it, or if there is no such key.
-    fn score(&self, w: &mut Writer, query: &Query, key: Value) -> Value {
-        let c = self.c;
-        let (zero, one, keys) = (int(w, 0), int(w, 1), int(w, c.kv_len));
+    fn score(&self, w: &mut Writer, query: Query, key: Value) -> Value {
         let least = w.float(Type::F32, f64::NEG_INFINITY);
-        let mut seen = w.compare_ints(Comparison::Less, key, keys);
-        if c.causal {
-            let ahead = w.int(Type::I32, c.kv_len as i64 - c.q_len as i64);
-            let last = w.iadd(query.row, ahead);
-            let past = w.compare_ints(Comparison::LessOrEqual, key, last);
-            seen = w.and(seen, past);
-        }
+        let seen = self.scores.sees(w, query.row, key);
         w.begin_if(seen, &[Type::F32]);
-        let kv_head = self.kv_head(w, query.head);
-        let of_query = self.at(w, &[(query.batch, c.q[0]), (query.head, c.q[1]), (query.row, c.q[2])]);
-        let of_key = self.at(w, &[(query.batch, c.k[0]), (kv_head, c.k[1]), (key, c.k[2])]);
-        let (none, end) = (w.float(Type::F32, 0.0), int(w, c.qk_dim));
-        let (i, sums) = w.begin_for(zero, end, one, &[none]);
-        let i = w.resize(i, self.ty.element, false);
-        let (x, y) = (w.iadd(of_query, i), w.iadd(of_key, i));
-        let (x, y) = (read(w, self.q, x, c.dtype), read(w, self.k, y, c.dtype));
-        let sum = w.fma(x, y, sums[0]);
-        let product = w.end_for(&[sum])[0];
-        let scale = w.float(Type::F32, f32::from_bits(c.scale_bits).into());
-        let mut score = w.fmul(product, scale);
-        if let Some((mask, [batch, head, row, column])) = self.mask {
-            let at = self.at(w, &[(query.batch, batch), (query.head, head), (query.row, row), (key, column)]);
-            let mask = read(w, mask, at, c.dtype);
-            score = w.fadd(score, mask);
-        }
+        let kv_head = self.scores.kv_head(w, query.head);
+        let score = self.scores.score(w, query, kv_head, key);
         w.otherwise(&[score]);
         w.end_if(&[least])[0]
     }
 
-    /// What is read for column `lane + 32 n`, or `otherwise` where there is none.
-    fn column(
+    /// Stores a row of the result, and its logarithm.
+    fn store(
         &self,
         w: &mut Writer,
+        (number, query): (Value, Query),
+        is_there: Value,
         lane: Value,
-        n: usize,
-        otherwise: Value,
-        read: impl FnOnce(&mut Writer, Value) -> Value,
-    ) -> Value {
-        let further = int(w, n * WARP);
-        let column = w.iadd(lane, further);
-        if (n + 1) * WARP <= self.c.v_dim {
-            return read(w, column);
-        }
-        let end = int(w, self.c.v_dim);
-        let inside = w.compare_ints(Comparison::Less, column, end);
-        w.begin_if(inside, &[otherwise.ty]);
-        let x = read(w, column);
-        w.otherwise(&[x]);
-        w.end_if(&[otherwise])[0]
-    }
-
-    /// Stores a row of the result, and its logarithm.
-    fn store(&self, w: &mut Writer, query: &Query, is_there: Value, lane: Value, ended: &[Value]) {
-        let c = self.c;
+        ended: &[Value],
+    ) {
+        let (c, ty) = (self.c, self.scores.ty);
         let (largest, sum) = (ended[0], ended[1]);
         w.begin_if(is_there, &[]);
-        let start = self.at(w, &[(query.batch, c.o[0]), (query.head, c.o[1]), (query.row, c.o[2])]);
+        let start = self.scores.at(w, &[(query.batch, c.o[0]), (query.head, c.o[1]), (query.row, c.o[2])]);
         let end = int(w, c.v_dim);
         for (n, &column) in ended[2..].iter().enumerate() {
             // Without keys a result is 0; where all are left out it is 0 / 0.
@@ -245,7 +170,7 @@ impl Rows<'_> {
             let at = w.iadd(lane, further);
             let inside = w.compare_ints(Comparison::Less, at, end);
             w.begin_if(inside, &[]);
-            let at = w.resize(at, self.ty.element, false);
+            let at = w.resize(at, ty.element, false);
             let at = w.iadd(start, at);
             write(w, self.out, at, c.dtype, value);
             w.end_if(&[]);
@@ -256,7 +181,7 @@ impl Rows<'_> {
             w.begin_if(is_first, &[]);
             let log = w.log(sum);
             let log = w.fadd(largest, log);
-            let at = w.resize(query.number, self.ty.element, false);
+            let at = w.resize(number, ty.element, false);
             write(w, logarithms, at, margay_tensor::DType::F32, log);
             w.end_if(&[]);
         }

@@ -30,6 +30,10 @@ impl Product for Conv {
         KernelCall::Conv(self.clone())
     }
 
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+
     fn shape(&self) -> Shape {
         Shape {
             rows: pixels(self),
@@ -62,6 +66,10 @@ impl Product for Conv {
 impl Product for ConvKernelGradient {
     fn call(&self) -> KernelCall {
         KernelCall::ConvKernelGradient(self.clone())
+    }
+
+    fn kept_bytes(&self) -> usize {
+        0
     }
 
     fn shape(&self) -> Shape {

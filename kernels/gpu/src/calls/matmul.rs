@@ -29,6 +29,10 @@ impl Product for MatMul {
         KernelCall::MatMul(self.clone())
     }
 
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+
     fn shape(&self) -> Shape {
         Shape {
             rows: self.m,

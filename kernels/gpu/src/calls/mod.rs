@@ -6,16 +6,21 @@
 //!
 //! - `matmul`, `conv`: products by where their elements lie; `product`: kernels of products of any source.
 //! - `schedule`: which form a product takes, and its cost; `tile`, `few_rows`, `matrix_units`: the forms.
-//! - `attention`; `epilogue`: what is done before results are stored.
+//! - `linear_attention`: several products and what is between them.
+//! - `attention`, `attention_gradient`, and `scores`, which both compute.
+//! - `epilogue`: what is done before results are stored.
 
 mod attention;
+mod attention_gradient;
 mod conv;
 mod epilogue;
 mod few_rows;
+mod linear_attention;
 mod matmul;
 mod matrix_units;
 mod product;
 mod schedule;
+mod scores;
 mod tile;
 
 use margay_loops::{CallArg, Conv, KernelCall};
@@ -49,9 +54,9 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
         // Where the kernel comes from plays no part.
         KernelCall::ConvKernelGradient(c) => conv::supports(&Conv { k_packed: false, ..c.forward.clone() }),
         KernelCall::Attention(c) => attention::supports(c),
-        KernelCall::AttentionGradient(_) | KernelCall::Hadamard(_) | KernelCall::LinearAttention(_) => {
-            Err("there is no kernel for GPUs".to_owned())
-        }
+        KernelCall::AttentionGradient(c) => attention_gradient::supports(c),
+        KernelCall::LinearAttention(c) => linear_attention::supports(c),
+        KernelCall::Hadamard(_) => Err("there is no kernel for GPUs".to_owned()),
     }
 }
 
@@ -76,8 +81,10 @@ fn writes_nothing(call: &KernelCall) -> bool {
 
 /// Bytes of the workspace that the kernels of a call need.
 pub fn workspace_bytes(call: &KernelCall, target: GpuTarget) -> usize {
-    match product(call) {
-        Some(product) if !writes_nothing(call) => product::workspace_bytes(product, target),
+    match (call, product(call)) {
+        _ if writes_nothing(call) => 0,
+        (KernelCall::LinearAttention(c), _) => linear_attention::workspace_bytes(c, target),
+        (_, Some(product)) => product::parts_bytes(product, target),
         _ => 0,
     }
 }
@@ -98,15 +105,18 @@ pub fn write(call: &KernelCall, target: GpuTarget) -> Result<Vec<Written>, Strin
     }
     Ok(match call {
         KernelCall::Attention(c) => vec![attention::write_kernel(c)],
+        KernelCall::AttentionGradient(c) => attention_gradient::write_kernels(c),
+        KernelCall::LinearAttention(c) => linear_attention::write_kernels(c, target),
         _ => product(call).map_or_else(Vec::new, |product| product::write(product, target)),
     })
 }
 
 /// The predicted seconds of a call on a device of the class of a target.
 pub fn seconds(call: &KernelCall, target: GpuTarget) -> f64 {
-    match product(call) {
-        Some(product) => schedule::seconds(&product.shape(), call, target),
-        None => {
+    match (call, product(call)) {
+        (KernelCall::LinearAttention(c), _) => linear_attention::seconds(c, target),
+        (_, Some(product)) => schedule::seconds(&product.shape(), call, target),
+        (_, None) => {
             let rates = target.rates();
             let moved = schedule::bytes(call) as f64 / rates.bytes;
             rates.launch + moved.max(call.flops() as f64 / rates.operations)
@@ -124,6 +134,8 @@ struct Arguments {
     params: Vec<Param>,
     /// Those that were not taken, the last one first.
     values: Vec<Value>,
+    has_workspace: bool,
+    workspace: Option<Value>,
     index: Type,
 }
 
@@ -132,12 +144,14 @@ impl Arguments {
     fn new(call: &KernelCall, workspace: bool) -> Arguments {
         let args = call.args();
         let param = |arg: &CallArg| Param::Pointer { align: arg.dtype.bytes(), constant: false };
-        let workspace = workspace.then_some(Param::Pointer { align: 4, constant: false });
+        let behind = workspace.then_some(Param::Pointer { align: 4, constant: false });
         let span = |arg: &CallArg| -> usize { arg.axes.iter().map(|(extent, stride)| extent * stride).sum() };
         let large = args.iter().any(|arg| span(arg) >= 1 << 31);
         Arguments {
-            params: args.iter().map(param).chain(workspace).collect(),
+            params: args.iter().map(param).chain(behind).collect(),
             values: Vec::new(),
+            has_workspace: workspace,
+            workspace: None,
             index: if large { Type::I64 } else { Type::I32 },
         }
     }
@@ -147,11 +161,18 @@ impl Arguments {
     }
 
     fn values(&mut self, values: &[Value]) {
-        self.values = values.iter().rev().copied().collect();
+        let (args, behind) = values.split_at(values.len() - usize::from(self.has_workspace));
+        self.values = args.iter().rev().copied().collect();
+        self.workspace = behind.first().copied();
     }
 
     fn take(&mut self) -> Value {
         self.values.pop().expect("a kernel has a parameter for each argument of its call")
+    }
+
+    /// The workspace, behind the arguments of the call.
+    fn workspace(&self) -> Value {
+        self.workspace.expect("the call asks for a workspace")
     }
 
     /// The type of positions in the memory of the arguments.

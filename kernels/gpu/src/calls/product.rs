@@ -27,6 +27,9 @@ pub(super) trait Product {
     /// The call itself.
     fn call(&self) -> KernelCall;
 
+    /// Bytes at the begin of the workspace that its operands are in, or its results.
+    fn kept_bytes(&self) -> usize;
+
     /// Its extents and types.
     fn shape(&self) -> Shape;
 
@@ -135,8 +138,8 @@ impl Part<'_> {
     }
 }
 
-/// The bytes of workspace of a product.
-pub(super) fn workspace_bytes(product: &dyn Product, target: GpuTarget) -> usize {
+/// The bytes of workspace for parts of the sums of a product.
+pub(super) fn parts_bytes(product: &dyn Product, target: GpuTarget) -> usize {
     let shape = product.shape();
     Schedule::of(&shape, &product.call(), target).workspace_bytes(&shape)
 }
@@ -161,7 +164,7 @@ fn divided(w: &mut Writer, number: Value, by: usize) -> [Value; 2] {
 /// The kernel that computes sums, or their parts.
 fn write_sums(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Written {
     let Schedule { form, parts, terms } = schedule;
-    let mut args = Arguments::new(&product.call(), parts > 1);
+    let mut args = Arguments::new(&product.call(), parts > 1 || product.kept_bytes() > 0);
     let (mut w, values) = Writer::new(args.params(), form.threads());
     args.values(&values);
     let blocks = form.blocks(shape);
@@ -187,7 +190,7 @@ fn write_sums(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
     if parts == 1 {
         sums(&mut w, &|w, row, column, sum| operands.finish(w, row, column, sum));
     } else {
-        let workspace = args.take();
+        let workspace = parts_in(&mut w, product, &args);
         let repetitions = w.int(Type::I32, shape.repetitions as i64);
         let line = w.imul(part, repetitions);
         let line = w.iadd(line, repetition);
@@ -199,6 +202,17 @@ fn write_sums(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
     }
     let threads = form.threads();
     Written { text: w.finish(), blocks: blocks * parts * shape.repetitions, threads }
+}
+
+/// The begin of the parts of sums in the workspace.
+fn parts_in(w: &mut Writer, product: &dyn Product, args: &Arguments) -> Value {
+    match product.kept_bytes() / 4 {
+        0 => args.workspace(),
+        elements => {
+            let elements = w.int(Type::I32, elements as i64);
+            w.element(args.workspace(), elements, Element::F32)
+        }
+    }
 }
 
 /// Where the part of a sum lies in the workspace: `(line * rows + row) * columns + column`.
@@ -228,7 +242,7 @@ fn write_join(product: &dyn Product, shape: &Shape, schedule: Schedule) -> Writt
     let [rest, column] = divided(&mut w, at, shape.columns);
     let [repetition, row] = divided(&mut w, rest, shape.rows);
     let operands = product.operands(&mut w, &mut args, repetition);
-    let workspace = args.take();
+    let workspace = parts_in(&mut w, product, &args);
     let part = |w: &mut Writer, at: Value| {
         let address = w.element(workspace, at, Element::F32);
         w.load(Type::F32, address)

@@ -33,7 +33,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn results(&self) -> usize {
+    pub(super) fn results(&self) -> usize {
         self.rows * self.columns * self.repetitions
     }
 }
