@@ -20,7 +20,8 @@ pub struct LeastSquaresOptions {
     pub nonzeros: usize,
     /// `μ`, of which `μ ‖x‖²` is added to what is minimized.
     pub ridge: f64,
-    /// The iterations end when the gradient, in the coordinates of the preconditioner, is this share of the right side.
+    /// The iterations end when the gradient, in the coordinates of the preconditioner, is this share of the right side, or
+    /// `ε √columns` if that is more.
     pub tolerance: f64,
     /// The most steps.
     pub max_iterations: usize,
@@ -31,10 +32,10 @@ pub struct LeastSquaresOptions {
 }
 
 impl Default for LeastSquaresOptions {
-    /// 4 rows for each column, 8 entries, no ridge, to rounding errors or 100 steps, seed 0, stream 0.
+    /// 8 rows for each column, 8 entries, no ridge, to rounding errors or 100 steps, seed 0, stream 0.
     fn default() -> LeastSquaresOptions {
         LeastSquaresOptions {
-            rows_per_column: 4.0,
+            rows_per_column: 8.0,
             nonzeros: 8,
             ridge: 0.0,
             tolerance: 0.0,
@@ -162,7 +163,13 @@ impl<T: Scalar> Problem<'_, T> {
                 }
             }
         });
-        let (triangle, pivots) = dense::pivoted_triangle(whole.as_ref().subcols(0, n));
+        let left = whole.as_ref().subcols(0, n);
+        // The triangle has the same inner products, and pivots are found at its price.
+        let reflectors = dense::Reflectors::new(left.to_owned());
+        let (triangle, pivots) = match reflectors.complete && left.nrows() >= n {
+            true => dense::pivoted_triangle(reflectors.triangle().as_ref()),
+            false => dense::pivoted_triangle(left),
+        };
         let rank = crate::cholesky_qr::numerical_rank(triangle.as_ref(), T::EPSILON * n as f64);
         let preconditioner = Preconditioner {
             triangle: triangle.submatrix(0, 0, rank, rank).to_owned(),
@@ -214,7 +221,9 @@ impl<T: Scalar> Problem<'_, T> {
         let mut p = g.clone();
         let mut gamma = squared(&g);
         let unit = dense::squared_norm(self.b).max(squared(&by.divide_transposed(self.c)));
-        let target = tolerance.max(T::EPSILON).powi(2) * unit;
+        // What rounding makes of sums of products with a residual of that size.
+        let rounding = T::EPSILON * (by.pivots.len() as f64).sqrt();
+        let target = tolerance.max(rounding).powi(2) * unit;
         let (mut steps, mut least, mut idle) = (0, gamma, 0);
         while steps < most && gamma > target && idle < 3 {
             let dx = by.divide(p.as_ref());

@@ -119,7 +119,10 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
     /// The sum of the squares of all entries.
     pub fn squared_norm(&self) -> f64 {
         match self.0 {
-            Storage::Dense(m) => dense::squared_norm(m),
+            Storage::Dense(m) if m.row_stride().unsigned_abs() <= m.col_stride().unsigned_abs() => {
+                dense::squared_norm(m)
+            }
+            Storage::Dense(m) => dense::squared_norm(m.transpose()),
             Storage::Sparse(m) => m.entries().map(|(_, _, v)| v.to_f64().powi(2)).sum(),
         }
     }
@@ -179,10 +182,24 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
 
 /// Whether all numbers are finite: a sum of zero multiples is 0 only then.
 fn all_finite<T: Scalar>(m: MatRef<'_, T>) -> bool {
+    // Sums that do not wait for each other.
+    const SUMS: usize = 16;
     let m = if m.row_stride().unsigned_abs() <= m.col_stride().unsigned_abs() { m } else { m.transpose() };
     (0..m.ncols()).all(|j| {
-        let sum = m.col(j).iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO);
-        sum == T::ZERO
+        let mut sums = [T::ZERO; SUMS];
+        match m.col(j).try_as_col_major() {
+            Some(column) => {
+                let (parts, rest) = column.as_slice().as_chunks::<SUMS>();
+                for part in parts {
+                    for (sum, v) in sums.iter_mut().zip(part) {
+                        *sum += *v * T::ZERO;
+                    }
+                }
+                rest.iter().for_each(|v| sums[0] += *v * T::ZERO);
+            }
+            None => m.col(j).iter().for_each(|v| sums[0] += *v * T::ZERO),
+        }
+        sums.iter().all(|sum| *sum == T::ZERO)
     })
 }
 

@@ -258,7 +258,8 @@ fn products_are_those_of_the_matrix() {
 #[test]
 fn layouts_and_cuts_do_not_change_bits() {
     fn check<T: Scalar>() {
-        let laws = [Law::Srht, Law::Sjlt { nonzeros: 1 }, Law::Sjlt { nonzeros: 3 }, Law::Sjlt { nonzeros: 4 }];
+        let laws =
+            [Law::Srht, Law::Sjlt { nonzeros: 1 }, Law::Sjlt { nonzeros: 3 }, Law::Sjlt { nonzeros: 4 }];
         for law in laws.into_iter().chain([Law::Tensor { extents: vec![37, 29] }]) {
             let whole = Sketch::new(law.clone(), 60, 1073, 2, 0).unwrap();
             for sketch in [whole.clone(), whole.window(7..53, 90..1001).unwrap()] {
