@@ -88,7 +88,7 @@ pub fn saddle_point<'a, T: Scalar>(
     options: &LeastSquaresOptions,
 ) -> Result<LeastSquares<T>, RandnlaError> {
     let a = a.into();
-    a.check("the matrix")?;
+    let norm = a.checked_norm("the matrix")?.sqrt();
     let (m, n) = a.shape();
     if m < n {
         return Err(RandnlaError::Shape { what: "a tall matrix", expected: (n, n), found: (m, n) });
@@ -106,11 +106,13 @@ pub fn saddle_point<'a, T: Scalar>(
         let expected = "a finite number above 1";
         return Err(RandnlaError::Parameter { name: "rows_per_column", expected, found: rows_per_column });
     }
-    Problem { a, b: b.as_ref(), c: c.as_ref(), ridge: T::from_f64(ridge) }.solve(options)
+    Problem { a, norm, b: b.as_ref(), c: c.as_ref(), ridge: T::from_f64(ridge) }.solve(options)
 }
 
 struct Problem<'a, T> {
     a: MatrixRef<'a, T>,
+    /// The Frobenius norm of `a`.
+    norm: f64,
     b: MatRef<'a, T>,
     c: MatRef<'a, T>,
     ridge: T,
@@ -188,7 +190,7 @@ impl<T: Scalar> Problem<'_, T> {
         let residual = self.residual(&state);
         let gradient = self.gradient(&state, &residual);
         let norm = |v: &Mat<T>| dense::squared_norm(v.as_ref()).sqrt();
-        let scale = self.a.squared_norm().sqrt() * norm(&residual) + dense::squared_norm(self.c).sqrt();
+        let scale = self.norm * norm(&residual) + dense::squared_norm(self.c).sqrt();
         let gradient = if scale > 0.0 { norm(&gradient) / scale } else { 0.0 };
         Ok(LeastSquares { x: Matrix::new(state), residual: Matrix::new(residual), iterations, gradient })
     }

@@ -254,20 +254,15 @@ pub(crate) fn add_unpacked<T: Scalar, const L: usize>(
     }
 }
 
-/// Adds rows of `width` numbers to those of `out` from `first` on, in the columns from `column` on, as far as there are such
-/// rows.
+/// Adds rows, `pitch` numbers apart, to those of `out` from `first` on, as far as there are such rows.
 #[inline(always)]
-pub(crate) fn add_rows<T: Scalar>(
-    rows: &[T],
-    width: usize,
-    mut out: MatMut<'_, T>,
-    first: usize,
-    column: usize,
-) {
-    let height = (rows.len() / width).min(out.nrows() - first);
-    let mut out = out.rb_mut().submatrix_mut(first, column, height, width);
+pub(crate) fn add_rows<T: Scalar>(rows: &[T], pitch: usize, out: MatMut<'_, T>, first: usize) {
+    // Few columns at a time, so that the lines that are read stay in the cache until they are used up.
+    const TOGETHER: usize = 8;
+    let (height, width) = ((rows.len() / pitch).min(out.nrows() - first), out.ncols());
+    let mut out = out.subrows_mut(first, height);
     if out.col_stride() == 1 {
-        for (i, row) in rows.chunks_exact(width).take(height).enumerate() {
+        for (i, row) in rows.chunks_exact(pitch).take(height).enumerate() {
             if let Some(to) = out.rb_mut().row_mut(i).try_as_row_major_mut() {
                 for (to, v) in to.as_slice_mut().iter_mut().zip(row) {
                     *to += *v;
@@ -276,16 +271,14 @@ pub(crate) fn add_rows<T: Scalar>(
         }
         return;
     }
-    // Few columns at a time, so that the lines that are read stay in the cache until they are used up.
-    const TOGETHER: usize = 8;
     for begin in (0..width).step_by(TOGETHER) {
         for j in begin..width.min(begin + TOGETHER) {
             if let Some(to) = out.rb_mut().col_mut(j).try_as_col_major_mut() {
-                for (to, row) in to.as_slice_mut().iter_mut().zip(rows.chunks_exact(width)) {
+                for (to, row) in to.as_slice_mut().iter_mut().zip(rows.chunks_exact(pitch)) {
                     *to += row[j];
                 }
             } else {
-                for (i, row) in rows.chunks_exact(width).take(height).enumerate() {
+                for (i, row) in rows.chunks_exact(pitch).take(height).enumerate() {
                     out[(i, j)] += row[j];
                 }
             }

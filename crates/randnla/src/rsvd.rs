@@ -102,14 +102,14 @@ pub fn rsvd<'a, T: Scalar>(
     options: &RsvdOptions,
 ) -> Result<Svd<T>, RandnlaError> {
     let a = a.into();
-    a.check("the matrix")?;
+    let squared_norm = a.checked_norm("the matrix")?;
     check_rank(&a, rank)?;
     let size = rank.saturating_add(options.oversampling).min(a.rows().min(a.columns()));
     let law = Law::Dense(options.distribution);
     let test = Sketch::new(law, size, a.columns(), options.seed, options.stream)?;
     let basis = found_range(a, &test, options.power_iterations)?.basis;
     let coefficients = a.transposed().times(basis.as_ref()); // [columns, size]
-    truncated(&basis, coefficients.transpose(), rank, a.squared_norm())
+    truncated(&basis, coefficients.transpose(), rank, squared_norm)
 }
 
 /// A randomized singular value decomposition whose error meets a tolerance: that of the approximation of [`qb`].

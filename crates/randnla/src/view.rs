@@ -167,6 +167,17 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
         }
     }
 
+    /// [`squared_norm`](MatrixRef::squared_norm), and the errors of [`check`](MatrixRef::check), in one pass.
+    pub(crate) fn checked_norm(&self, what: &'static str) -> Result<f64, RandnlaError> {
+        let norm = self.squared_norm();
+        // Squares may overflow, so that a norm that is not finite says nothing yet.
+        let (rows, columns) = self.shape();
+        if rows == 0 || columns == 0 || !norm.is_finite() {
+            self.check(what)?;
+        }
+        Ok(norm)
+    }
+
     /// An error unless the matrix has this shape.
     pub(crate) fn check_shape(
         &self,

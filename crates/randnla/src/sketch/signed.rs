@@ -106,7 +106,7 @@ impl<T: Scalar> Work for WholeRows<'_, T> {
                             }
                         }
                     }
-                    panel::add_rows(part, width, self.out.rb_mut(), first, begin);
+                    panel::add_rows(part, width, self.out.rb_mut().subcols_mut(begin, width), first);
                 }
                 continue;
             }
@@ -117,7 +117,7 @@ impl<T: Scalar> Work for WholeRows<'_, T> {
                     add_row(to, signs[(entry & 1) as usize], x, j);
                 }
             }
-            panel::add_rows(sums, width, self.out.rb_mut(), 0, begin);
+            panel::add_rows(sums, width, self.out.rb_mut().subcols_mut(begin, width), 0);
         }
     }
 }

@@ -14,10 +14,10 @@ use crate::panel::{self, Rows, Work};
 use crate::{Scalar, hadamard};
 
 /// Bytes of what panels hold at a time, in the second cache.
-const PANELS: usize = 1 << 18;
+const PANELS: usize = 1 << 19;
 
 /// Bytes of rows and of their sums that are brought together, in the last cache.
-const ROWS: usize = 1 << 24;
+const ROWS: usize = 3 << 22;
 
 /// A window of an SRHT.
 pub(super) struct Srht<T> {
@@ -197,9 +197,9 @@ impl<T: Scalar, const L: usize> Work for Panels<'_, T, L> {
         let Srht { size, summed, ref picked, .. } = *self.by;
         let height = size >> summed;
         let bytes = (height + picked.len()) * size_of::<T>();
-        // What of a residue is brought together in the last cache, and what of that is in panels, in the second.
-        let (wide, width) = ((ROWS / bytes).max(8 * L), (PANELS / bytes / L).clamp(1, 4) * L);
-        let wide = wide.next_multiple_of(width);
+        // What of a residue is brought together in the last cache, and what of that is worked on, in the second.
+        let width = if PANELS / bytes / L >= 4 { 4 * L } else { L };
+        let wide = (ROWS / bytes).max(8 * L).next_multiple_of(width);
         for begin in (0..self.x.ncols()).step_by(wide) {
             let columns = begin..self.x.ncols().min(begin + wide);
             if self.transposed {
@@ -212,42 +212,45 @@ impl<T: Scalar, const L: usize> Work for Panels<'_, T, L> {
 }
 
 impl<T: Scalar, const L: usize> Panels<'_, T, L> {
+    /// Rows are read as they lie, and written into blocks of `width` columns that are transformed by themselves.
     #[inline(always)]
     fn plain(&mut self, columns: Range<usize>, height: usize, width: usize) {
         let Srht { summed, ref picked, scale, .. } = *self.by;
-        let count = columns.len();
-        // A line more, so that rows do not all fall into the same lines of the cache.
-        let pitch = count.next_multiple_of(L) + 64 / size_of::<T>();
-        let mut rows = vec![T::ZERO; height * pitch];
-        let mut part = vec![[T::ZERO; L]; height * width / L];
-        let mut sums = vec![[T::ZERO; L]; picked.len() * count.div_ceil(L)];
+        let blocks = columns.len().div_ceil(width);
+        // A line more, so that blocks do not fall into the same lines of the cache.
+        let pitch = height * width + 64 / size_of::<T>();
+        let mut rows = vec![T::ZERO; blocks * pitch];
+        let mut sums = vec![T::ZERO; blocks * picked.len() * width];
         for residue in 0..1usize << summed {
-            for (at, row) in rows.chunks_exact_mut(pitch).enumerate() {
-                match self.by.place(residue, at) {
-                    Some((j, sign)) => signed_row(&mut row[..count], sign, self.x, j, columns.start),
-                    None => row.fill(T::ZERO),
+            for at in 0..height {
+                let to = rows.chunks_exact_mut(pitch).map(|block| &mut block[at * width..][..width]);
+                let from = columns.clone().step_by(width);
+                for (to, first) in to.zip(from) {
+                    match self.by.place(residue, at) {
+                        Some((j, sign)) => {
+                            let count = width.min(columns.end - first);
+                            signed_row(&mut to[..count], sign, self.x, j, first);
+                        }
+                        None => to.fill(T::ZERO),
+                    }
                 }
             }
-            let rows = MatRef::from_row_major_slice_with_stride(&rows, height, count, pitch);
-            for first in (0..count).step_by(width) {
-                let columns = first..count.min(first + width);
-                let part = &mut part[..height * columns.len().div_ceil(L)];
-                panel::pack(rows, Rows::from(0), columns, part);
-                let sums = sums[first / L * picked.len()..].chunks_exact_mut(picked.len());
-                for (part, sums) in part.chunks_exact_mut(height).zip(sums) {
-                    hadamard::stages(part.as_flattened_mut(), L);
-                    for (sum, &(high, low)) in sums.iter_mut().zip(picked) {
-                        panel::add_scaled(sum, Srht::sign(low, residue), &part[high]);
-                    }
+            let sums = sums.chunks_exact_mut(picked.len() * width);
+            for (rows, sums) in rows.chunks_exact_mut(pitch).zip(sums) {
+                hadamard::stages(&mut rows[..height * width], width);
+                for (sum, &(high, low)) in sums.chunks_exact_mut(width).zip(picked) {
+                    let row = &rows[high * width..][..width];
+                    add_row(sum, Srht::sign(low, residue), row);
                 }
             }
         }
         for sum in &mut sums {
-            for v in sum {
-                *v *= scale;
-            }
+            *sum *= scale;
         }
-        panel::add_unpacked(&sums, self.out.rb_mut(), Rows::from(0), columns);
+        for (sums, first) in sums.chunks_exact(picked.len() * width).zip(columns.clone().step_by(width)) {
+            let out = self.out.rb_mut().subcols_mut(first, width.min(columns.end - first));
+            panel::add_rows(sums, width, out, 0);
+        }
     }
 
     #[inline(always)]
@@ -277,6 +280,14 @@ impl<T: Scalar, const L: usize> Panels<'_, T, L> {
                 panel::add_unpacked(&part, self.out.rb_mut(), rows, columns.clone());
             }
         }
+    }
+}
+
+/// `sum += by · row`.
+#[inline(always)]
+fn add_row<T: Scalar>(sum: &mut [T], by: T, row: &[T]) {
+    for (sum, v) in sum.iter_mut().zip(row) {
+        *sum += by * *v;
     }
 }
 
