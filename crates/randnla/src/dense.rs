@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
-use crate::{RandnlaError, Scalar, vector};
+use crate::{RandnlaError, Scalar};
 
 /// `a · b`.
 pub(crate) fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
@@ -31,14 +31,8 @@ pub(crate) fn gram<T: Scalar>(x: MatRef<'_, T>) -> Mat<T> {
 }
 
 /// Adds `a · b` to `acc`.
-pub(crate) fn add_product<T: Scalar>(mut acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
-    if b.ncols() != 1 || (a.row_stride() != 1 && a.col_stride() != 1) {
-        return T::add_product(acc, a, b, T::ONE);
-    }
-    let product = vector::product(a, b.col(0));
-    for (i, v) in product.into_iter().enumerate() {
-        acc[(i, 0)] += v;
-    }
+pub(crate) fn add_product<T: Scalar>(acc: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    T::add_product(acc, a, b, T::ONE);
 }
 
 /// Takes `a · b` from `acc`.

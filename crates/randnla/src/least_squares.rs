@@ -188,7 +188,7 @@ impl<T: Scalar> Problem<'_, T> {
             iterations += steps;
         }
         let residual = self.residual(&state);
-        let gradient = self.gradient(&state, &residual);
+        let gradient = self.gradient(&state, self.a.transposed().times(residual.as_ref()));
         let norm = |v: &Mat<T>| dense::squared_norm(v.as_ref()).sqrt();
         let scale = self.norm * norm(&residual) + dense::squared_norm(self.c).sqrt();
         let gradient = if scale > 0.0 { norm(&gradient) / scale } else { 0.0 };
@@ -209,9 +209,9 @@ impl<T: Scalar> Problem<'_, T> {
         self.b - self.a.times(x.as_ref())
     }
 
-    /// `Aᵀ r - μ x - c`.
-    fn gradient(&self, x: &Mat<T>, residual: &Mat<T>) -> Mat<T> {
-        self.a.transposed().times(residual.as_ref()) - faer::Scale(self.ridge) * x - self.c
+    /// `Aᵀ r - μ x - c` for `Aᵀ r`.
+    fn gradient(&self, x: &Mat<T>, product: Mat<T>) -> Mat<T> {
+        product - faer::Scale(self.ridge) * x - self.c
     }
 
     /// Steps of conjugate gradients in the coordinates `z = R x`, until the gradient is small or no longer falls.
@@ -219,7 +219,8 @@ impl<T: Scalar> Problem<'_, T> {
         let squared = |v: &Mat<T>| dense::squared_norm(v.as_ref());
         let scaled = |s: f64, v: &Mat<T>| faer::Scale(T::from_f64(s)) * v;
         let mut r = self.residual(&x);
-        let mut g = by.divide_transposed(self.gradient(&x, &r).as_ref());
+        let product = self.a.transposed().times(r.as_ref());
+        let mut g = by.divide_transposed(self.gradient(&x, product).as_ref());
         let mut p = g.clone();
         let mut gamma = squared(&g);
         let unit = dense::squared_norm(self.b).max(squared(&by.divide_transposed(self.c)));
@@ -229,7 +230,7 @@ impl<T: Scalar> Problem<'_, T> {
         let (mut steps, mut least, mut idle) = (0, gamma, 0);
         while steps < most && gamma > target && idle < 3 {
             let dx = by.divide(p.as_ref());
-            let image = self.a.times(dx.as_ref());
+            let image = self.a.times_vector(&dx);
             let curvature = squared(&image) + self.ridge.to_f64() * squared(&dx);
             if curvature <= 0.0 || !curvature.is_finite() {
                 break;
@@ -237,7 +238,8 @@ impl<T: Scalar> Problem<'_, T> {
             let step = gamma / curvature;
             x += scaled(step, &dx);
             r -= scaled(step, &image);
-            g = by.divide_transposed(self.gradient(&x, &r).as_ref());
+            let product = self.a.transposed().times_vector(&r);
+            g = by.divide_transposed(self.gradient(&x, product).as_ref());
             let next = squared(&g);
             p = &g + scaled(next / gamma, &p);
             gamma = next;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use faer::{Mat, MatMut, MatRef};
 
 use crate::sparse::SparseRef;
-use crate::{Matrix, RandnlaError, Scalar, Sparse, dense};
+use crate::{Matrix, RandnlaError, Scalar, Sparse, dense, vector};
 
 /// A matrix that is read: dense, in any layout, or sparse. Copying it copies no numbers.
 ///
@@ -106,6 +106,18 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
         let mut out = Mat::zeros(self.rows(), x.ncols());
         self.add_times(x, out.as_mut());
         out
+    }
+
+    /// `self · x` for one column, in as little time as it takes to read the matrix. Products are rounded before they are
+    /// added.
+    pub(crate) fn times_vector(&self, x: &Mat<T>) -> Mat<T> {
+        match self.0 {
+            Storage::Dense(m) if m.row_stride() == 1 || m.col_stride() == 1 => {
+                let product = vector::product(m, x.col(0));
+                MatRef::from_column_major_slice(&product, m.nrows(), 1).to_owned()
+            }
+            Storage::Dense(_) | Storage::Sparse(_) => self.times(x.as_ref()),
+        }
     }
 
     /// Adds `self · x` to `out`.
