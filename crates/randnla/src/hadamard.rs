@@ -97,6 +97,7 @@ fn within<T: Scalar, const W: usize>(x: &mut [T], least: usize) {
 
 /// The stages within blocks of eight vectors, down to a vector or less.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "lanes of eight vectors at once")]
 fn blocks<T: Scalar, const W: usize>(x: &mut [T], least: usize) {
     let (vectors, _) = x.as_chunks_mut::<W>();
     for block in vectors.as_chunks_mut::<8>().0 {

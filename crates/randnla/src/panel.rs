@@ -142,9 +142,9 @@ pub(crate) fn pack<T: Scalar, const L: usize>(
             }
         } else {
             for panel in 0..count {
-                for lane in 0..L {
+                for (lane, to) in panels[panel * height + at].iter_mut().enumerate() {
                     let j = panel * L + lane;
-                    panels[panel * height + at][lane] = if j < columns.len() { row[j] } else { T::ZERO };
+                    *to = if j < columns.len() { row[j] } else { T::ZERO };
                 }
             }
         }
@@ -155,8 +155,8 @@ pub(crate) fn pack<T: Scalar, const L: usize>(
 #[inline(always)]
 fn pack_columns<T: Scalar, const L: usize>(x: MatRef<'_, T>, rows: Rows, panel: &mut [Row<T, L>]) {
     let mut lanes: [&[T]; L] = [&[]; L];
-    for lane in 0..x.ncols() {
-        lanes[lane] = column(x, lane);
+    for (lane, to) in lanes.iter_mut().enumerate().take(x.ncols()) {
+        *to = column(x, lane);
     }
     if x.ncols() == L && rows.step == 1 && rows.first >= 0 {
         let begin = x.nrows().min(rows.first as usize);

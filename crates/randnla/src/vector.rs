@@ -54,8 +54,8 @@ impl<T: Scalar> Work for Product<'_, T> {
             let mut i = 0;
             while i + 4 <= rows {
                 let sums = four_products(x, part(i), part(i + 1), part(i + 2), part(i + 3));
-                for k in 0..4 {
-                    self.out[i + k] += sums[k];
+                for (out, sum) in self.out[i..i + 4].iter_mut().zip(sums) {
+                    *out += sum;
                 }
                 i += 4;
             }
@@ -103,8 +103,8 @@ fn four_products<T: Scalar>(x: &[T], a: &[T], b: &[T], c: &[T], d: &[T]) -> [T; 
     }
     let mut products = [T::ZERO; 4];
     for k in 0..4 {
-        for lane in 0..SUMS {
-            products[k] += sums[k][lane];
+        for sum in sums[k] {
+            products[k] += sum;
         }
         for (x, v) in rest.iter().zip(&all[k][n - rest.len()..]) {
             products[k] += *x * *v;
