@@ -176,6 +176,40 @@ fn upper<T: Scalar>(mut r: Mat<T>) -> Mat<T> {
     r
 }
 
+/// A well conditioned basis of the range of a tall matrix: what a sketch of it makes of the matrix. It costs `m n²`
+/// operations.
+///
+/// # Errors
+/// The matrix, if it is hardly taller than wide, or its columns are dependent to rounding.
+pub(crate) fn conditioned<T: Scalar>(mut a: Mat<T>) -> Result<Mat<T>, Mat<T>> {
+    // A stream of its own, so that the sketch has nothing to do with what the matrix was made with.
+    const STREAM: u64 = u64::MAX - 16;
+    let Ok(Some(sketch)) = embedding(a.nrows(), a.ncols(), 2.0, 8, 0, STREAM) else { return Err(a) };
+    let Ok(short) = sketch.apply(&a) else { return Err(a) };
+    let reflectors = dense::Reflectors::new(short.into_faer());
+    let triangle = reflectors.triangle();
+    if !reflectors.complete || (0..a.ncols()).any(|i| triangle[(i, i)] == T::ZERO) {
+        return Err(a);
+    }
+    dense::divide_by_upper(a.as_mut(), triangle.as_ref());
+    Ok(a)
+}
+
+/// An orthonormal basis of a space that contains the range of `a`, by products where that can be.
+pub(crate) fn orthonormal_basis<T: Scalar>(a: Mat<T>) -> Mat<T> {
+    let columns = a.ncols();
+    match conditioned(a) {
+        Ok(basis) => {
+            let (basis, _) = orthonormalize(basis, Mat::identity(columns, columns));
+            match basis.ncols() == columns {
+                true => basis,
+                false => dense::orthonormal_basis(basis),
+            }
+        }
+        Err(a) => dense::orthonormal_basis(a),
+    }
+}
+
 /// Rounds until the last one changed nothing but rounding errors. Columns from the one on that turns out dependent, if
 /// any, are cut off: what is returned is `r` for the columns that are left.
 fn orthonormalize<T: Scalar>(mut q: Mat<T>, mut r: Mat<T>) -> (Mat<T>, Mat<T>) {

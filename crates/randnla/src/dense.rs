@@ -47,7 +47,19 @@ pub(crate) fn squared_norm<T: Scalar>(a: MatRef<'_, T>) -> f64 {
 
 /// The sum of squares of one column.
 pub(crate) fn squared_column<T: Scalar>(a: MatRef<'_, T>, column: usize) -> f64 {
-    (0..a.nrows()).map(|i| a[(i, column)].to_f64().powi(2)).sum()
+    let Some(column) = a.col(column).try_as_col_major() else {
+        return (0..a.nrows()).map(|i| a[(i, column)].to_f64().powi(2)).sum();
+    };
+    // Sums that do not wait for each other.
+    let mut sums = [0.0; 8];
+    let (parts, rest) = column.as_slice().as_chunks::<8>();
+    for part in parts {
+        for (sum, v) in sums.iter_mut().zip(part) {
+            *sum += v.to_f64() * v.to_f64();
+        }
+    }
+    let rest: f64 = rest.iter().map(|v| v.to_f64().powi(2)).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Multiplies column `j` by `scale(j)`.

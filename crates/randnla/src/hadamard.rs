@@ -1,200 +1,246 @@
 //! The fast Walsh–Hadamard transform.
 //!
 //! `H` of size `2ᵏ` has entries `±1`: that at row `i` and column `j` is −1 where `i & j` has an odd number of bits set.
-//! It is the `k`-fold Kronecker product of `[1 1; 1 -1]`, so `H x` takes `k` stages of sums and differences of pairs
-//! (Fino and Algazi, *Unified matrix treatment of the fast Walsh–Hadamard transform*, IEEE Trans. Computers 1976). Three
-//! stages are done at a time, from the greatest distance down, depth first: what they leave is independent pieces that fit
-//! into ever closer caches. Loops are `for` loops: what iterators do with closures is not inlined into the code for vectors.
+//! It is the `k`-fold Kronecker product of `[1 1; 1 -1]`, so `H x` takes `k` stages of sums and differences of pairs, one for
+//! each bit of an index (Fino and Algazi, *Unified matrix treatment of the fast Walsh–Hadamard transform*, IEEE Trans.
+//! Computers 1976). Three stages are done at a time, from the greatest distance down; what they leave is independent pieces
+//! that fit into ever closer caches. Loops are `for` loops: what iterators do with closures is not inlined into the code for
+//! vectors.
 //!
-//! Where few rows of `H x` are needed, the stages of greatest distance are left out, and each of these rows is summed over
-//! the pieces instead (Ailon and Liberty, *Fast dimension reduction using Rademacher series on dual BCH codes*, DCG 2009).
+//! Where few rows of `H x` are needed, the stages of the lowest bits are left out, and each of these rows is a sum of the
+//! neighbours instead (Ailon and Liberty, *Fast dimension reduction using Rademacher series on dual BCH codes*, DCG 2009).
+//! What is left are stages on vectors, whether a column lies in memory as it is or beside others.
 
 use crate::Scalar;
-use crate::panel::Row;
 
-/// Replaces every column of the panel by its transform, not scaled. The number of rows is a power of two.
+/// Bytes of a piece that is transformed without further splitting into pieces.
+const LEAF: usize = 1 << 14;
+
+/// Sums and differences of all pairs of numbers whose places differ in one bit, for the bits from half the length down to
+/// `least`, all powers of two.
 #[inline(always)]
-pub(crate) fn transform<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
-    debug_assert!(panel.len().is_power_of_two());
-    let mut piece = panel.len();
-    // Pieces beyond the leaf: one pass of three stages, then each of the eight parts by itself. Recursion would not be
-    // inlined into the code for vectors.
-    if piece <= LEAF {
-        return leaf(panel);
+pub(crate) fn stages<T: Scalar>(x: &mut [T], least: usize) {
+    debug_assert!(x.len().is_power_of_two() && least.is_power_of_two());
+    match size_of::<T>() {
+        4 => split::<T, 8>(x, least),
+        _ => split::<T, 4>(x, least),
     }
-    pass(panel);
-    piece /= 8;
-    for panel in panel.chunks_exact_mut(piece) {
-        let mut rest = panel.len();
-        while rest > LEAF {
-            for p in panel.chunks_exact_mut(rest) {
-                pass(p);
+}
+
+/// Whether row `i` and column `j` have −1.
+#[inline(always)]
+pub(crate) fn negative(i: usize, j: usize) -> bool {
+    (i & j).count_ones() & 1 == 1
+}
+
+/// How many stages cost less as sums, for this number of rows that are needed and of numbers in a vector.
+pub(crate) fn summed_stages(size: usize, rows: usize, lanes: usize) -> u32 {
+    // A stage works on vectors, unless its distance is less than one; sums read their numbers one by one.
+    const SINGLE: usize = 3;
+    let cost = |summed: u32| {
+        let within = lanes.trailing_zeros().saturating_sub(summed) as usize;
+        let stages = (size.trailing_zeros() - summed) as usize;
+        (stages + (SINGLE - 1) * within) * size + SINGLE * (rows << summed)
+    };
+    (0..=size.trailing_zeros().min(5)).min_by_key(|summed| cost(*summed)).unwrap_or(0)
+}
+
+/// One pass over all; then each eighth by itself. Recursion would not be inlined into the code for vectors.
+#[inline(always)]
+fn split<T: Scalar, const W: usize>(x: &mut [T], least: usize) {
+    let leaf = LEAF / size_of::<T>();
+    if x.len() <= leaf.max(4 * least) {
+        return within::<T, W>(x, least);
+    }
+    eight(x);
+    let part = x.len() / 8;
+    for x in x.chunks_exact_mut(part) {
+        let mut piece = part;
+        while piece > leaf.max(4 * least) {
+            for p in x.chunks_exact_mut(piece) {
+                eight(p);
             }
-            rest /= 8;
+            piece /= 8;
         }
-        for p in panel.chunks_exact_mut(rest) {
-            leaf(p);
+        for p in x.chunks_exact_mut(piece) {
+            within::<T, W>(p, least);
         }
     }
 }
 
-/// Adds to `to` the rows `picked` of the transform of the panel, times `by`. The panel is overwritten.
+/// All stages, over the whole piece each, down to blocks of eight vectors that stay in registers.
 #[inline(always)]
-pub(crate) fn transform_rows<T: Scalar, const L: usize>(
-    panel: &mut [Row<T, L>],
-    picked: &[usize],
-    by: T,
-    to: &mut [Row<T, L>],
-) {
-    let piece = panel.len() >> summed_stages(panel.len(), picked.len());
-    for p in panel.chunks_exact_mut(piece) {
-        transform(p);
-    }
-    for (to, &i) in to.iter_mut().zip(picked) {
-        let (high, low) = (i / piece, i % piece);
-        let mut sum = [T::ZERO; L];
-        for (at, rows) in panel.chunks_exact(piece).enumerate() {
-            let sign = if (high & at).count_ones().is_multiple_of(2) { T::ONE } else { -T::ONE };
-            crate::panel::add_scaled(&mut sum, sign, &rows[low]);
-        }
-        crate::panel::add_scaled(to, by, &sum);
-    }
-}
-
-/// How many stages cost less as sums over pieces, for this number of rows that are needed.
-fn summed_stages(size: usize, rows: usize) -> u32 {
-    let stages = size.trailing_zeros();
-    let cost = |summed: u32| (stages - summed) as usize * size + (rows << summed);
-    (0..=stages.min(8)).min_by_key(|summed| cost(*summed)).unwrap_or(0)
-}
-
-/// Rows of a piece that is transformed without further splitting into pieces.
-const LEAF: usize = 512;
-
-/// All stages.
-#[inline(always)]
-fn leaf<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
-    let mut piece = panel.len();
-    while piece >= 8 {
-        for p in panel.chunks_exact_mut(piece) {
-            pass(p);
+fn within<T: Scalar, const W: usize>(x: &mut [T], least: usize) {
+    let last = if least <= W && x.len() >= 8 * W { 8 * W } else { least };
+    let mut piece = x.len();
+    while piece >= 8 * last {
+        for p in x.chunks_exact_mut(piece) {
+            eight(p);
         }
         piece /= 8;
     }
-    while piece >= 2 {
-        for p in panel.chunks_exact_mut(piece) {
-            let (a, b) = p.split_at_mut(piece / 2);
-            for (a, b) in a.iter_mut().zip(b) {
-                butterfly(a, b);
+    if piece == 4 * last {
+        for p in x.chunks_exact_mut(piece) {
+            four(p);
+        }
+    }
+    if piece == 2 * last {
+        for p in x.chunks_exact_mut(piece) {
+            let (x0, x1) = p.split_at_mut(piece / 2);
+            two(x0, x1);
+        }
+    }
+    if last > least {
+        blocks::<T, W>(x, least);
+    }
+}
+
+/// The stages within blocks of eight vectors, down to a vector or less.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "lanes of eight vectors at once")]
+fn blocks<T: Scalar, const W: usize>(x: &mut [T], least: usize) {
+    let (vectors, _) = x.as_chunks_mut::<W>();
+    for block in vectors.as_chunks_mut::<8>().0 {
+        for lane in 0..W {
+            let mut x = [T::ZERO; 8];
+            for k in 0..8 {
+                x[k] = block[k][lane];
             }
-        }
-        piece /= 2;
-    }
-}
-
-/// The three stages of greatest distance. The number of rows is a multiple of 8.
-#[inline(always)]
-fn pass<T: Scalar, const L: usize>(panel: &mut [Row<T, L>]) {
-    let part = panel.len() / 8;
-    let (low, high) = panel.split_at_mut(4 * part);
-    let (a, b) = low.split_at_mut(2 * part);
-    let (c, d) = high.split_at_mut(2 * part);
-    let ((x0, x1), (x2, x3)) = (a.split_at_mut(part), b.split_at_mut(part));
-    let ((x4, x5), (x6, x7)) = (c.split_at_mut(part), d.split_at_mut(part));
-    let rows = x0.iter_mut().zip(x1).zip(x2).zip(x3).zip(x4).zip(x5).zip(x6).zip(x7);
-    for (((((((x0, x1), x2), x3), x4), x5), x6), x7) in rows {
-        // Parts of rows of 32 bytes, so that eight of them stay in registers.
-        if size_of::<T>() == 4 {
-            eight::<T, L, 8>([x0, x1, x2, x3, x4, x5, x6, x7]);
-        } else {
-            eight::<T, L, 4>([x0, x1, x2, x3, x4, x5, x6, x7]);
+            let ((y0, y4), (y1, y5)) = (sums(x[0], x[4]), sums(x[1], x[5]));
+            let ((y2, y6), (y3, y7)) = (sums(x[2], x[6]), sums(x[3], x[7]));
+            let ((y0, y2), (y1, y3)) = (sums(y0, y2), sums(y1, y3));
+            let ((y4, y6), (y5, y7)) = (sums(y4, y6), sums(y5, y7));
+            (block[0][lane], block[1][lane]) = sums(y0, y1);
+            (block[2][lane], block[3][lane]) = sums(y2, y3);
+            (block[4][lane], block[5][lane]) = sums(y4, y5);
+            (block[6][lane], block[7][lane]) = sums(y6, y7);
         }
     }
-}
-
-/// The transform of eight rows, `W` lanes at a time.
-#[inline(always)]
-fn eight<T: Scalar, const L: usize, const W: usize>(rows: [&mut Row<T, L>; 8]) {
-    let [x0, x1, x2, x3, x4, x5, x6, x7] = rows;
-    for first in (0..L).step_by(W) {
-        let (y0, y1) = (take::<T, L, W>(x0, first), take::<T, L, W>(x1, first));
-        let (y2, y3) = (take::<T, L, W>(x2, first), take::<T, L, W>(x3, first));
-        let (y4, y5) = (take::<T, L, W>(x4, first), take::<T, L, W>(x5, first));
-        let (y6, y7) = (take::<T, L, W>(x6, first), take::<T, L, W>(x7, first));
-        let ((y0, y4), (y1, y5)) = (pair(y0, y4), pair(y1, y5));
-        let ((y2, y6), (y3, y7)) = (pair(y2, y6), pair(y3, y7));
-        let ((y0, y2), (y1, y3)) = (pair(y0, y2), pair(y1, y3));
-        let ((y4, y6), (y5, y7)) = (pair(y4, y6), pair(y5, y7));
-        let ((y0, y1), (y2, y3)) = (pair(y0, y1), pair(y2, y3));
-        let ((y4, y5), (y6, y7)) = (pair(y4, y5), pair(y6, y7));
-        x0[first..first + W].copy_from_slice(&y0);
-        x1[first..first + W].copy_from_slice(&y1);
-        x2[first..first + W].copy_from_slice(&y2);
-        x3[first..first + W].copy_from_slice(&y3);
-        x4[first..first + W].copy_from_slice(&y4);
-        x5[first..first + W].copy_from_slice(&y5);
-        x6[first..first + W].copy_from_slice(&y6);
-        x7[first..first + W].copy_from_slice(&y7);
+    if least == W {
+        return;
+    }
+    for vector in vectors {
+        let mut distance = W / 2;
+        while distance >= least {
+            for first in (0..W).step_by(2 * distance) {
+                for at in first..first + distance {
+                    let (a, b) = (vector[at], vector[at + distance]);
+                    (vector[at], vector[at + distance]) = (a + b, a - b);
+                }
+            }
+            distance /= 2;
+        }
     }
 }
 
+/// The three stages of greatest distance.
 #[inline(always)]
-fn take<T: Scalar, const L: usize, const W: usize>(row: &Row<T, L>, first: usize) -> [T; W] {
-    let mut part = [T::ZERO; W];
-    part.copy_from_slice(&row[first..first + W]);
-    part
+fn eight<T: Scalar>(x: &mut [T]) {
+    let part = x.len() / 8;
+    let (x0, x) = x.split_at_mut(part);
+    let (x1, x) = x.split_at_mut(part);
+    let (x2, x) = x.split_at_mut(part);
+    let (x3, x) = x.split_at_mut(part);
+    let (x4, x) = x.split_at_mut(part);
+    let (x5, x) = x.split_at_mut(part);
+    let (x6, x7) = x.split_at_mut(part);
+    eight_apart(x0, x1, x2, x3, x4, x5, x6, x7);
+}
+
+/// The stages of eight slices. That these are arguments tells the compiler that they do not overlap.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "one slice for each part")]
+fn eight_apart<T: Scalar>(
+    x0: &mut [T],
+    x1: &mut [T],
+    x2: &mut [T],
+    x3: &mut [T],
+    x4: &mut [T],
+    x5: &mut [T],
+    x6: &mut [T],
+    x7: &mut [T],
+) {
+    let part = x0.len();
+    let (x1, x2, x3) = (&mut x1[..part], &mut x2[..part], &mut x3[..part]);
+    let (x4, x5, x6, x7) = (&mut x4[..part], &mut x5[..part], &mut x6[..part], &mut x7[..part]);
+    for i in 0..part {
+        let ((y0, y4), (y1, y5)) = (sums(x0[i], x4[i]), sums(x1[i], x5[i]));
+        let ((y2, y6), (y3, y7)) = (sums(x2[i], x6[i]), sums(x3[i], x7[i]));
+        let ((y0, y2), (y1, y3)) = (sums(y0, y2), sums(y1, y3));
+        let ((y4, y6), (y5, y7)) = (sums(y4, y6), sums(y5, y7));
+        (x0[i], x1[i]) = sums(y0, y1);
+        (x2[i], x3[i]) = sums(y2, y3);
+        (x4[i], x5[i]) = sums(y4, y5);
+        (x6[i], x7[i]) = sums(y6, y7);
+    }
+}
+
+/// The two stages of greatest distance.
+#[inline(always)]
+fn four<T: Scalar>(x: &mut [T]) {
+    let part = x.len() / 4;
+    let (x0, x) = x.split_at_mut(part);
+    let (x1, x) = x.split_at_mut(part);
+    let (x2, x3) = x.split_at_mut(part);
+    four_apart(x0, x1, x2, x3);
+}
+
+#[inline(always)]
+fn four_apart<T: Scalar>(x0: &mut [T], x1: &mut [T], x2: &mut [T], x3: &mut [T]) {
+    let part = x0.len();
+    let (x1, x2, x3) = (&mut x1[..part], &mut x2[..part], &mut x3[..part]);
+    for i in 0..part {
+        let ((y0, y2), (y1, y3)) = (sums(x0[i], x2[i]), sums(x1[i], x3[i]));
+        (x0[i], x1[i]) = sums(y0, y1);
+        (x2[i], x3[i]) = sums(y2, y3);
+    }
+}
+
+/// One stage.
+#[inline(always)]
+fn two<T: Scalar>(x0: &mut [T], x1: &mut [T]) {
+    let x1 = &mut x1[..x0.len()];
+    for i in 0..x0.len() {
+        (x0[i], x1[i]) = sums(x0[i], x1[i]);
+    }
 }
 
 /// Sum and difference.
 #[inline(always)]
-fn pair<T: Scalar, const W: usize>(a: [T; W], b: [T; W]) -> ([T; W], [T; W]) {
-    let (mut sum, mut difference) = (a, a);
-    for lane in 0..W {
-        sum[lane] += b[lane];
-        difference[lane] -= b[lane];
-    }
-    (sum, difference)
-}
-
-#[inline(always)]
-fn butterfly<T: Scalar, const L: usize>(a: &mut Row<T, L>, b: &mut Row<T, L>) {
-    for lane in 0..L {
-        (a[lane], b[lane]) = (a[lane] + b[lane], a[lane] - b[lane]);
-    }
+fn sums<T: Scalar>(a: T, b: T) -> (T, T) {
+    (a + b, a - b)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const L: usize = 8;
-
     #[test]
-    fn transforms_are_products_with_the_matrix_of_signs() {
-        for bits in [0, 1, 2, 3, 5, 9, 10, 11, 13] {
+    fn stages_are_products_with_the_matrix_of_signs() {
+        for bits in [0, 1, 2, 3, 5, 9, 11, 12, 14] {
             let n = 1usize << bits;
-            let x: Vec<Row<f64, L>> =
-                (0..n).map(|i| std::array::from_fn(|lane| ((i * 7 + lane * 3) % 11) as f64 - 5.0)).collect();
-            let mut y = x.clone();
-            transform(&mut y);
-            let picked: Vec<usize> = [0, 1, n / 3, n - 1].into_iter().filter(|i| *i < n).collect();
-            let mut some = vec![[0.0; L]; picked.len()];
-            transform_rows(&mut x.clone(), &picked, 2.0, &mut some);
-            for (at, &i) in picked.iter().enumerate() {
-                for lane in [0, L - 1] {
-                    let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
-                    let expected: f64 = (0..n).map(|j| sign(j) * x[j][lane]).sum();
-                    assert_eq!(y[i][lane], expected, "{n} at {i}");
-                    assert_eq!(some[at][lane], 2.0 * expected, "{n} at {i}, summed");
+            let x: Vec<f64> = (0..n).map(|i| ((i * 7) % 11) as f64 - 5.0).collect();
+            for least in [1, 2, 4, 8, 16].into_iter().filter(|least| *least <= n) {
+                let mut y = x.clone();
+                stages(&mut y, least);
+                let mut narrow: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+                stages(&mut narrow, least);
+                for i in [0, 1, n / 3, n - 1].into_iter().filter(|i| *i < n) {
+                    let sign = |j: usize| if negative(i / least, j) { -1.0 } else { 1.0 };
+                    let expected: f64 = (0..n / least).map(|j| sign(j) * x[j * least + i % least]).sum();
+                    assert_eq!(y[i], expected, "{n} at {i}, down to {least}");
+                    assert_eq!(f64::from(narrow[i]), expected, "{n} at {i}, down to {least}");
                 }
             }
         }
     }
 
     #[test]
-    fn few_rows_are_summed_over_pieces() {
-        assert_eq!(summed_stages(16384, 16384), 0);
-        assert!(summed_stages(16384, 1024) >= 4);
-        assert_eq!(summed_stages(1, 1), 0);
+    fn few_rows_are_sums_of_neighbours() {
+        assert!(summed_stages(16384, 16384, 4) <= 1);
+        assert!(summed_stages(16384, 1024, 4) >= 3);
+        assert!(summed_stages(16384, 1024, 8) >= 3);
+        assert!(summed_stages(16384, 16, 4) > summed_stages(16384, 1024, 4));
+        assert_eq!(summed_stages(1, 1, 4), 0);
     }
 }

@@ -20,7 +20,8 @@ pub struct LeastSquaresOptions {
     pub nonzeros: usize,
     /// `μ`, of which `μ ‖x‖²` is added to what is minimized.
     pub ridge: f64,
-    /// The iterations end when the gradient, in the coordinates of the preconditioner, is this share of the right side.
+    /// The iterations end when the gradient, in the coordinates of the preconditioner, is this share of the right side, or
+    /// `ε √columns` if that is more.
     pub tolerance: f64,
     /// The most steps.
     pub max_iterations: usize,
@@ -31,10 +32,10 @@ pub struct LeastSquaresOptions {
 }
 
 impl Default for LeastSquaresOptions {
-    /// 4 rows for each column, 8 entries, no ridge, to rounding errors or 100 steps, seed 0, stream 0.
+    /// 8 rows for each column, 8 entries, no ridge, to rounding errors or 100 steps, seed 0, stream 0.
     fn default() -> LeastSquaresOptions {
         LeastSquaresOptions {
-            rows_per_column: 4.0,
+            rows_per_column: 8.0,
             nonzeros: 8,
             ridge: 0.0,
             tolerance: 0.0,
@@ -87,7 +88,7 @@ pub fn saddle_point<'a, T: Scalar>(
     options: &LeastSquaresOptions,
 ) -> Result<LeastSquares<T>, RandnlaError> {
     let a = a.into();
-    a.check("the matrix")?;
+    let norm = a.checked_norm("the matrix")?.sqrt();
     let (m, n) = a.shape();
     if m < n {
         return Err(RandnlaError::Shape { what: "a tall matrix", expected: (n, n), found: (m, n) });
@@ -105,11 +106,13 @@ pub fn saddle_point<'a, T: Scalar>(
         let expected = "a finite number above 1";
         return Err(RandnlaError::Parameter { name: "rows_per_column", expected, found: rows_per_column });
     }
-    Problem { a, b: b.as_ref(), c: c.as_ref(), ridge: T::from_f64(ridge) }.solve(options)
+    Problem { a, norm, b: b.as_ref(), c: c.as_ref(), ridge: T::from_f64(ridge) }.solve(options)
 }
 
 struct Problem<'a, T> {
     a: MatrixRef<'a, T>,
+    /// The Frobenius norm of `a`.
+    norm: f64,
     b: MatRef<'a, T>,
     c: MatRef<'a, T>,
     ridge: T,
@@ -162,7 +165,13 @@ impl<T: Scalar> Problem<'_, T> {
                 }
             }
         });
-        let (triangle, pivots) = dense::pivoted_triangle(whole.as_ref().subcols(0, n));
+        let left = whole.as_ref().subcols(0, n);
+        // The triangle has the same inner products, and pivots are found at its price.
+        let reflectors = dense::Reflectors::new(left.to_owned());
+        let (triangle, pivots) = match reflectors.complete && left.nrows() >= n {
+            true => dense::pivoted_triangle(reflectors.triangle().as_ref()),
+            false => dense::pivoted_triangle(left),
+        };
         let rank = crate::cholesky_qr::numerical_rank(triangle.as_ref(), T::EPSILON * n as f64);
         let preconditioner = Preconditioner {
             triangle: triangle.submatrix(0, 0, rank, rank).to_owned(),
@@ -179,9 +188,9 @@ impl<T: Scalar> Problem<'_, T> {
             iterations += steps;
         }
         let residual = self.residual(&state);
-        let gradient = self.gradient(&state, &residual);
+        let gradient = self.gradient(&state, self.a.transposed().times(residual.as_ref()));
         let norm = |v: &Mat<T>| dense::squared_norm(v.as_ref()).sqrt();
-        let scale = self.a.squared_norm().sqrt() * norm(&residual) + dense::squared_norm(self.c).sqrt();
+        let scale = self.norm * norm(&residual) + dense::squared_norm(self.c).sqrt();
         let gradient = if scale > 0.0 { norm(&gradient) / scale } else { 0.0 };
         Ok(LeastSquares { x: Matrix::new(state), residual: Matrix::new(residual), iterations, gradient })
     }
@@ -200,9 +209,9 @@ impl<T: Scalar> Problem<'_, T> {
         self.b - self.a.times(x.as_ref())
     }
 
-    /// `Aᵀ r - μ x - c`.
-    fn gradient(&self, x: &Mat<T>, residual: &Mat<T>) -> Mat<T> {
-        self.a.transposed().times(residual.as_ref()) - faer::Scale(self.ridge) * x - self.c
+    /// `Aᵀ r - μ x - c` for `Aᵀ r`.
+    fn gradient(&self, x: &Mat<T>, product: Mat<T>) -> Mat<T> {
+        product - faer::Scale(self.ridge) * x - self.c
     }
 
     /// Steps of conjugate gradients in the coordinates `z = R x`, until the gradient is small or no longer falls.
@@ -210,15 +219,18 @@ impl<T: Scalar> Problem<'_, T> {
         let squared = |v: &Mat<T>| dense::squared_norm(v.as_ref());
         let scaled = |s: f64, v: &Mat<T>| faer::Scale(T::from_f64(s)) * v;
         let mut r = self.residual(&x);
-        let mut g = by.divide_transposed(self.gradient(&x, &r).as_ref());
+        let product = self.a.transposed().times(r.as_ref());
+        let mut g = by.divide_transposed(self.gradient(&x, product).as_ref());
         let mut p = g.clone();
         let mut gamma = squared(&g);
         let unit = dense::squared_norm(self.b).max(squared(&by.divide_transposed(self.c)));
-        let target = tolerance.max(T::EPSILON).powi(2) * unit;
+        // What rounding makes of sums of products with a residual of that size.
+        let rounding = T::EPSILON * (by.pivots.len() as f64).sqrt();
+        let target = tolerance.max(rounding).powi(2) * unit;
         let (mut steps, mut least, mut idle) = (0, gamma, 0);
         while steps < most && gamma > target && idle < 3 {
             let dx = by.divide(p.as_ref());
-            let image = self.a.times(dx.as_ref());
+            let image = self.a.times_vector(&dx);
             let curvature = squared(&image) + self.ridge.to_f64() * squared(&dx);
             if curvature <= 0.0 || !curvature.is_finite() {
                 break;
@@ -226,7 +238,8 @@ impl<T: Scalar> Problem<'_, T> {
             let step = gamma / curvature;
             x += scaled(step, &dx);
             r -= scaled(step, &image);
-            g = by.divide_transposed(self.gradient(&x, &r).as_ref());
+            let product = self.a.transposed().times_vector(&r);
+            g = by.divide_transposed(self.gradient(&x, product).as_ref());
             let next = squared(&g);
             p = &g + scaled(next / gamma, &p);
             gamma = next;

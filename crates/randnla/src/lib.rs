@@ -92,6 +92,7 @@ mod tensor;
 mod test_matrix;
 mod thin_root;
 mod trace;
+mod vector;
 mod view;
 mod whitening;
 

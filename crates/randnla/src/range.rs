@@ -9,7 +9,9 @@
 use faer::{Mat, MatRef};
 
 use crate::dense::Reflectors;
-use crate::{Distribution, Law, LinearOperator, Matrix, MatrixRef, RandnlaError, Scalar, Sketch, dense};
+use crate::{
+    Distribution, Law, LinearOperator, Matrix, MatrixRef, RandnlaError, Scalar, Sketch, cholesky_qr, dense,
+};
 
 /// A basis found by [`range_finder`].
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +30,8 @@ pub struct RangeBasis<T = f64> {
 ///
 /// `sketch` has a row for each vector of the basis and as many columns as `a`. With a Gaussian sketch of `k + p` rows,
 /// `p ≥ 2`, and without power iterations, `E ‖A - Q Qᵀ A‖² ≤ (1 + k / (p - 1)) Σ_{i>k} σᵢ²`. The power iterations
-/// orthonormalize after every product.
+/// divide the triangle of a sketch out after every product, which leaves a well conditioned basis, and orthonormalize the
+/// last.
 ///
 /// # Errors
 /// [`RandnlaError::Empty`], [`RandnlaError::NonFinite`], [`RandnlaError::Shape`] unless the sketch has as many columns as
@@ -45,18 +48,36 @@ pub fn range_finder<'a, T: Scalar>(
         return Err(RandnlaError::Shape { what: "the sketch", expected, found });
     }
     check_rank(&a, sketch.rows())?;
+    found_range(a, sketch, power_iterations)
+}
+
+/// [`range_finder`] of what was checked.
+pub(crate) fn found_range<T: Scalar>(
+    a: MatrixRef<'_, T>,
+    sketch: &Sketch,
+    power_iterations: usize,
+) -> Result<RangeBasis<T>, RandnlaError> {
     let image = sketch.apply_right_transposed(a)?.into_faer();
-    let reflectors = Reflectors::complete(image);
-    let mut basis = reflectors.basis();
-    let pivoted = reflectors.order.windows(2).any(|pair| pair[0] > pair[1]);
-    for _ in 0..power_iterations {
-        let other = dense::orthonormal_basis(a.transposed().times(basis.as_ref()));
-        basis = dense::orthonormal_basis(a.times(other.as_ref()));
+    if power_iterations > 0 {
+        let mut image = image;
+        for _ in 0..power_iterations {
+            let other = a.transposed().times(conditioned_basis(image).as_ref());
+            image = a.times(conditioned_basis(other).as_ref());
+        }
+        let basis = Matrix::new(cholesky_qr::orthonormal_basis(image));
+        return Ok(RangeBasis { basis, leave_one_out: None });
     }
-    let leave_one_out =
-        if power_iterations > 0 || pivoted { None } else { leave_one_out(reflectors.triangle().as_ref()) };
+    let reflectors = Reflectors::complete(image);
+    let basis = reflectors.basis();
+    let pivoted = reflectors.order.windows(2).any(|pair| pair[0] > pair[1]);
+    let leave_one_out = if pivoted { None } else { leave_one_out(reflectors.triangle().as_ref()) };
     let leave_one_out = leave_one_out.map(|error| error / sketch.entry_variance().sqrt());
     Ok(RangeBasis { basis: Matrix::new(basis), leave_one_out })
+}
+
+/// A well conditioned basis of the range of `a`, which is all that a further product needs.
+fn conditioned_basis<T: Scalar>(a: Mat<T>) -> Mat<T> {
+    cholesky_qr::conditioned(a).unwrap_or_else(dense::orthonormal_basis)
 }
 
 /// With `A Ω = Q R`, leaving out vector `i` takes from the basis the direction `Q tᵢ` with `tᵢ` along row `i` of `R⁻¹`.

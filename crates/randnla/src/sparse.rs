@@ -285,7 +285,7 @@ impl<'a, T: Scalar> SparseRef<'a, T> {
 
     /// Adds `self · x` to `out`.
     pub(crate) fn add_product(self, x: MatRef<'_, T>, out: MatMut<'_, T>) {
-        panel::by_panels(x, x.nrows(), out, &mut Product(self));
+        panel::by_panels(x, out, &mut Product(self));
     }
 
     /// Adds `self · right` to `out`, for a sparse right factor. Costs a few operations per pair of entries that meet.
@@ -311,7 +311,7 @@ struct Product<'a, T>(SparseRef<'a, T>);
 
 impl<T: Scalar> Kernel<T> for Product<'_, T> {
     #[inline(always)]
-    fn run<const L: usize>(&mut self, from: &mut [Row<T, L>], to: &mut [Row<T, L>]) {
+    fn run<const L: usize>(&mut self, from: &[Row<T, L>], to: &mut [Row<T, L>]) {
         match self.0.by {
             Major::Rows => {
                 for (i, to) in to.iter_mut().enumerate() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use faer::{Mat, MatMut, MatRef};
 
 use crate::sparse::SparseRef;
-use crate::{Matrix, RandnlaError, Scalar, Sparse, dense};
+use crate::{Matrix, RandnlaError, Scalar, Sparse, dense, vector};
 
 /// A matrix that is read: dense, in any layout, or sparse. Copying it copies no numbers.
 ///
@@ -108,6 +108,18 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
         out
     }
 
+    /// `self · x` for one column, in as little time as it takes to read the matrix. Products are rounded before they are
+    /// added.
+    pub(crate) fn times_vector(&self, x: &Mat<T>) -> Mat<T> {
+        match self.0 {
+            Storage::Dense(m) if m.row_stride() == 1 || m.col_stride() == 1 => {
+                let product = vector::product(m, x.col(0));
+                MatRef::from_column_major_slice(&product, m.nrows(), 1).to_owned()
+            }
+            Storage::Dense(_) | Storage::Sparse(_) => self.times(x.as_ref()),
+        }
+    }
+
     /// Adds `self · x` to `out`.
     pub(crate) fn add_times(&self, x: MatRef<'_, T>, out: MatMut<'_, T>) {
         match self.0 {
@@ -119,7 +131,10 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
     /// The sum of the squares of all entries.
     pub fn squared_norm(&self) -> f64 {
         match self.0 {
-            Storage::Dense(m) => dense::squared_norm(m),
+            Storage::Dense(m) if m.row_stride().unsigned_abs() <= m.col_stride().unsigned_abs() => {
+                dense::squared_norm(m)
+            }
+            Storage::Dense(m) => dense::squared_norm(m.transpose()),
             Storage::Sparse(m) => m.entries().map(|(_, _, v)| v.to_f64().powi(2)).sum(),
         }
     }
@@ -164,6 +179,17 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
         }
     }
 
+    /// [`squared_norm`](MatrixRef::squared_norm), and the errors of [`check`](MatrixRef::check), in one pass.
+    pub(crate) fn checked_norm(&self, what: &'static str) -> Result<f64, RandnlaError> {
+        let norm = self.squared_norm();
+        // Squares may overflow, so that a norm that is not finite says nothing yet.
+        let (rows, columns) = self.shape();
+        if rows == 0 || columns == 0 || !norm.is_finite() {
+            self.check(what)?;
+        }
+        Ok(norm)
+    }
+
     /// An error unless the matrix has this shape.
     pub(crate) fn check_shape(
         &self,
@@ -179,10 +205,24 @@ impl<'a, T: Scalar> MatrixRef<'a, T> {
 
 /// Whether all numbers are finite: a sum of zero multiples is 0 only then.
 fn all_finite<T: Scalar>(m: MatRef<'_, T>) -> bool {
+    // Sums that do not wait for each other.
+    const SUMS: usize = 16;
     let m = if m.row_stride().unsigned_abs() <= m.col_stride().unsigned_abs() { m } else { m.transpose() };
     (0..m.ncols()).all(|j| {
-        let sum = m.col(j).iter().fold(T::ZERO, |sum, v| sum + *v * T::ZERO);
-        sum == T::ZERO
+        let mut sums = [T::ZERO; SUMS];
+        match m.col(j).try_as_col_major() {
+            Some(column) => {
+                let (parts, rest) = column.as_slice().as_chunks::<SUMS>();
+                for part in parts {
+                    for (sum, v) in sums.iter_mut().zip(part) {
+                        *sum += *v * T::ZERO;
+                    }
+                }
+                rest.iter().for_each(|v| sums[0] += *v * T::ZERO);
+            }
+            None => m.col(j).iter().for_each(|v| sums[0] += *v * T::ZERO),
+        }
+        sums.iter().all(|sum| *sum == T::ZERO)
     })
 }
 

@@ -7,10 +7,10 @@
 use faer::prelude::ReborrowMut;
 use faer::{Mat, MatMut, MatRef};
 
-use super::{Kind, Law, Single, Sketch};
-use crate::panel::{self, Kernel, Row};
+use super::srht::Srht;
+use super::{Kind, Law, Sketch};
 use crate::view::Storage;
-use crate::{Matrix, MatrixRef, RandnlaError, Scalar, dense, hadamard};
+use crate::{Matrix, MatrixRef, RandnlaError, Scalar, dense};
 
 /// Columns of a dense law that are made at a time.
 const CHUNK: usize = 256;
@@ -84,9 +84,17 @@ impl Sketch {
                         add_dense(block.as_ref(), a.part(chunk, 0..a.columns()), out.rb_mut());
                     }
                 }
-                Law::Srht => self.add_srht(single, a, out),
+                Law::Srht => {
+                    let s = Srht::new(self, single);
+                    by_dense_columns(a, out, |a, out| s.add_product(a, out));
+                }
                 Law::Sjlt { .. } | Law::Less { .. } | Law::Rows(_) | Law::Tensor { .. } => {
-                    if let Some(s) = single.sparse::<T>(self.rows.clone(), self.columns.clone()) {
+                    let (rows, columns) = (self.rows.clone(), self.columns.clone());
+                    if let Storage::Dense(a) = a.storage()
+                        && let Some(s) = single.signed::<T>(rows.clone(), columns.clone())
+                    {
+                        s.add_product(a, out);
+                    } else if let Some(s) = single.sparse::<T>(rows, columns) {
                         match a.storage() {
                             Storage::Dense(a) => s.as_ref().add_product(a, out),
                             Storage::Sparse(a) => s.as_ref().add_sparse_product(a, out),
@@ -132,9 +140,17 @@ impl Sketch {
                         add_dense(block.transpose(), a, to);
                     }
                 }
-                Law::Srht => self.add_transposed_srht(single, a, out),
+                Law::Srht => {
+                    let s = Srht::new(self, single);
+                    by_dense_columns(a, out, |a, out| s.add_transposed_product(a, out));
+                }
                 Law::Sjlt { .. } | Law::Less { .. } | Law::Rows(_) | Law::Tensor { .. } => {
-                    if let Some(s) = single.sparse::<T>(self.rows.clone(), self.columns.clone()) {
+                    let (rows, columns) = (self.rows.clone(), self.columns.clone());
+                    if let Storage::Dense(a) = a.storage()
+                        && let Some(s) = single.signed::<T>(rows.clone(), columns.clone())
+                    {
+                        s.add_transposed_product(a, out);
+                    } else if let Some(s) = single.sparse::<T>(rows, columns) {
                         match a.storage() {
                             Storage::Dense(a) => s.as_ref().transposed().add_product(a, out),
                             Storage::Sparse(a) => s.as_ref().transposed().add_sparse_product(a, out),
@@ -164,66 +180,6 @@ impl Sketch {
             }
         }
     }
-
-    fn add_srht<T: Scalar>(&self, single: &Single, a: MatrixRef<'_, T>, out: MatMut<'_, T>) {
-        let padded = single.columns.next_power_of_two();
-        by_dense_panels(a, padded, out, &mut Srht::new(self, single, false));
-    }
-
-    fn add_transposed_srht<T: Scalar>(&self, single: &Single, a: MatrixRef<'_, T>, out: MatMut<'_, T>) {
-        let padded = single.columns.next_power_of_two();
-        by_dense_panels(a, padded, out, &mut Srht::new(self, single, true));
-    }
-}
-
-/// The product of an SRHT, or of its transpose, with panels.
-struct Srht<T> {
-    /// Rows of the Hadamard matrix.
-    picked: Vec<usize>,
-    signs: Vec<T>,
-    /// The first column of the window.
-    first: usize,
-    scale: T,
-    transposed: bool,
-}
-
-impl<T: Scalar> Srht<T> {
-    fn new(sketch: &Sketch, single: &Single, transposed: bool) -> Srht<T> {
-        Srht {
-            picked: single.hadamard_rows(sketch.rows.clone()),
-            signs: single.hadamard_signs(sketch.columns.clone()),
-            first: sketch.columns.start,
-            scale: T::from_f64(single.scale()),
-            transposed,
-        }
-    }
-}
-
-impl<T: Scalar> Kernel<T> for Srht<T> {
-    #[inline(always)]
-    fn run<const L: usize>(&mut self, from: &mut [Row<T, L>], to: &mut [Row<T, L>]) {
-        let n = self.signs.len();
-        if self.transposed {
-            let rows = from[..self.picked.len()].to_vec();
-            from.fill([T::ZERO; L]);
-            self.picked.iter().zip(rows).for_each(|(&i, row)| from[i] = row);
-            hadamard::transform(from);
-            let whole = from[self.first..self.first + n].iter().zip(&self.signs);
-            to.iter_mut().zip(whole).for_each(|(to, (row, sign))| {
-                panel::add_scaled(to, *sign * self.scale, row);
-            });
-            return;
-        }
-        for (row, sign) in from[..n].iter_mut().zip(&self.signs) {
-            for v in row {
-                *v *= *sign;
-            }
-        }
-        if self.first > 0 {
-            from[..self.first + n].rotate_right(self.first);
-        }
-        hadamard::transform_rows(from, &self.picked, self.scale, to);
-    }
 }
 
 /// Adds `block · a` to `out`.
@@ -249,24 +205,22 @@ fn add_scaled<T: Scalar>(mut to: MatMut<'_, T>, by: f64, x: MatRef<'_, T>) {
     }
 }
 
-/// [`panel::by_panels`] of an operand that may be sparse, of which some columns are dense at a time.
-fn by_dense_panels<T: Scalar>(
+/// Calls `work` with the operand and `out`, or, if it is sparse, with some columns at a time, dense.
+fn by_dense_columns<T: Scalar>(
     a: MatrixRef<'_, T>,
-    padded: usize,
     mut out: MatMut<'_, T>,
-    kernel: &mut impl Kernel<T>,
+    mut work: impl FnMut(MatRef<'_, T>, MatMut<'_, T>),
 ) {
     const CHUNK: usize = 16;
     match a.storage() {
-        Storage::Dense(a) => panel::by_panels(a, padded, out, kernel),
+        Storage::Dense(a) => work(a, out),
         Storage::Sparse(sparse) => {
             let columns = sparse.by_columns();
             let columns = MatrixRef::from(&columns);
             for first in (0..a.columns()).step_by(CHUNK) {
                 let count = CHUNK.min(a.columns() - first);
                 let part = columns.part(0..a.rows(), first..first + count).to_dense();
-                let to = out.rb_mut().subcols_mut(first, count);
-                panel::by_panels(part.as_ref(), padded, to, kernel);
+                work(part.as_ref(), out.rb_mut().subcols_mut(first, count));
             }
         }
     }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use faer::{Mat, MatRef};
 use margay_tensor::random::Philox;
 
+use super::signed::Signed;
 use super::{Kind, Law, Single, Sketch, below};
 use crate::{Scalar, Sparse};
 
@@ -54,18 +55,10 @@ impl Single {
         match &self.law {
             Law::Dense(_) | Law::Srht => return None,
             Law::Sjlt { nonzeros } => {
-                let mut taken = Vec::with_capacity(*nonzeros);
+                let mut column = vec![(0, 0.0); *nonzeros];
                 for j in columns.clone() {
-                    taken.clear();
-                    // Floyd's draw of a set: all sets of rows are equally likely.
-                    for k in 0..*nonzeros {
-                        let last = self.rows - nonzeros + k;
-                        let (bits, sign) = draw(&philox, (j * nonzeros + k) as u64);
-                        let i = below(bits, last + 1);
-                        let i = if taken.contains(&i) { last } else { i };
-                        taken.push(i);
-                        push(i, j, sign);
-                    }
+                    self.draw_column(&philox, j, &mut column);
+                    column.iter().for_each(|&(i, sign)| push(i, j, sign));
                 }
             }
             Law::Less { nonzeros, draw: law } => {
@@ -83,20 +76,51 @@ impl Single {
                     push(i, j, 1.0 / p.sqrt());
                 }
             }
-            Law::Tensor { extents } => {
+            Law::Tensor { .. } => {
+                let mut column = [(0, 0.0)];
                 for j in columns.clone() {
-                    let (mut rest, mut row, mut sign) = (j, 0, 1.0);
-                    for (k, extent) in extents.iter().enumerate().rev() {
-                        let (bits, s) = draw(&philox, SECOND * k as u64 + (rest % extent) as u64);
-                        row = (row + below(bits, self.rows)) % self.rows;
-                        (rest, sign) = (rest / extent, sign * s);
-                    }
-                    push(row, j, sign);
+                    self.draw_column(&philox, j, &mut column);
+                    column.iter().for_each(|&(i, sign)| push(i, j, sign));
                 }
             }
         }
         let shape = (rows.len(), columns.len());
         Some(Sparse::from_entries(shape, crate::sparse::Major::Columns, entries.iter().copied()))
+    }
+
+    /// The block, for a law with the same number of entries of the same magnitude in each column, or nothing.
+    pub(super) fn signed<T: Scalar>(&self, rows: Range<usize>, columns: Range<usize>) -> Option<Signed<T>> {
+        let nonzeros = match &self.law {
+            Law::Sjlt { nonzeros } => *nonzeros,
+            Law::Tensor { .. } => 1,
+            Law::Dense(_) | Law::Less { .. } | Law::Srht | Law::Rows(_) => return None,
+        };
+        let philox = self.philox();
+        let draw = |j, column: &mut [_]| self.draw_column(&philox, j, column);
+        Signed::new(rows, columns, nonzeros, self.scale(), draw)
+    }
+
+    /// Rows and signs of the entries of a column of a law that draws columns.
+    fn draw_column(&self, philox: &Philox, j: usize, column: &mut [(usize, f64)]) {
+        if let Law::Tensor { extents } = &self.law {
+            let (mut rest, mut row, mut sign) = (j, 0, 1.0);
+            for (k, extent) in extents.iter().enumerate().rev() {
+                let (bits, s) = draw(philox, SECOND * k as u64 + (rest % extent) as u64);
+                row = (row + below(bits, self.rows)) % self.rows;
+                (rest, sign) = (rest / extent, sign * s);
+            }
+            column.fill((row, sign));
+            return;
+        }
+        // Floyd's draw of a set: all sets of rows are equally likely.
+        let nonzeros = column.len();
+        for k in 0..nonzeros {
+            let last = self.rows - nonzeros + k;
+            let (bits, sign) = draw(philox, (j * nonzeros + k) as u64);
+            let i = below(bits, last + 1);
+            let taken = column[..k].iter().any(|(other, _)| *other == i);
+            column[k] = (if taken { last } else { i }, sign);
+        }
     }
 
     /// The rows of the Hadamard matrix that rows `rows` of an SRHT are.

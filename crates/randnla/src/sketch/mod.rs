@@ -10,6 +10,8 @@
 
 mod apply;
 mod entries;
+mod signed;
+mod srht;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -254,6 +254,46 @@ fn products_are_those_of_the_matrix() {
     check::<f64>();
 }
 
+/// Products have the same bits for every layout of the operand and however its columns are cut, of windows too.
+#[test]
+fn layouts_and_cuts_do_not_change_bits() {
+    fn check<T: Scalar>() {
+        let laws =
+            [Law::Srht, Law::Sjlt { nonzeros: 1 }, Law::Sjlt { nonzeros: 3 }, Law::Sjlt { nonzeros: 4 }];
+        for law in laws.into_iter().chain([Law::Tensor { extents: vec![37, 29] }]) {
+            let whole = Sketch::new(law.clone(), 60, 1073, 2, 0).unwrap();
+            for sketch in [whole.clone(), whole.window(7..53, 90..1001).unwrap()] {
+                let (d, n) = (sketch.rows(), sketch.columns());
+                let (a, b): (Matrix<T>, Matrix<T>) = (gaussian(n, 45, 3), gaussian(d, 45, 4));
+                let (c, e) = (row_major(&a), row_major(&b));
+                let of = |a: MatrixRef<'_, T>| sketch.apply(a).unwrap();
+                let back = |b: MatrixRef<'_, T>| sketch.apply_transposed(b).unwrap();
+                let (left, right) = (of((&a).into()), back((&b).into()));
+                assert_eq!(of(c.transpose().into()), left, "{law:?}: rows together");
+                assert_eq!(back(e.transpose().into()), right, "{law:?}: rows together, transposed");
+                let turned = |m: &Matrix<T>| m.transposed();
+                let found = sketch.apply_right_transposed(turned(&a).as_faer()).unwrap();
+                assert_eq!(turned(&found), left, "{law:?}: from the right");
+                let found = sketch.apply_right(turned(&b).as_faer()).unwrap();
+                assert_eq!(turned(&found), right, "{law:?}: from the right, transposed");
+                for columns in [0..1, 1..22, 22..45] {
+                    let slice = |m: &Matrix<T>| {
+                        Matrix::from_fn(m.rows(), columns.len(), |i, j| m.at(i, columns.start + j))
+                    };
+                    let part = MatrixRef::from(&a).block(0..n, columns.clone()).unwrap();
+                    assert_eq!(of(part), slice(&left), "{law:?}: {columns:?}");
+                    let part = MatrixRef::from(c.transpose()).block(0..n, columns.clone()).unwrap();
+                    assert_eq!(of(part), slice(&left), "{law:?}: {columns:?}, rows together");
+                    let part = MatrixRef::from(&b).block(0..d, columns.clone()).unwrap();
+                    assert_eq!(back(part), slice(&right), "{law:?}: {columns:?}, transposed");
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
 /// The product with a large sketch is the sum of those with windows of its columns.
 #[test]
 fn large_products_split() {
