@@ -49,9 +49,12 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
         // Where the kernel comes from plays no part.
         KernelCall::ConvKernelGradient(c) => conv::supports(&Conv { k_packed: false, ..c.forward.clone() }),
         KernelCall::Attention(c) => attention::supports(c),
-        KernelCall::AttentionGradient(_) | KernelCall::Hadamard(_) | KernelCall::LinearAttention(_) => {
-            Err("there is no kernel for GPUs".to_owned())
-        }
+        KernelCall::AttentionGradient(_)
+        | KernelCall::Hadamard(_)
+        | KernelCall::LinearAttention(_)
+        | KernelCall::NonMaxSuppression(_)
+        | KernelCall::Pool(_)
+        | KernelCall::TopK(_) => Err("there is no kernel for GPUs".to_owned()),
     }
 }
 
@@ -64,7 +67,10 @@ fn product(call: &KernelCall) -> Option<&dyn Product> {
         KernelCall::Attention(_)
         | KernelCall::AttentionGradient(_)
         | KernelCall::Hadamard(_)
-        | KernelCall::LinearAttention(_) => None,
+        | KernelCall::LinearAttention(_)
+        | KernelCall::NonMaxSuppression(_)
+        | KernelCall::Pool(_)
+        | KernelCall::TopK(_) => None,
     }
 }
 
