@@ -175,8 +175,11 @@ impl CostModel {
             KernelCall::Attention(call) => self.attention(call),
             KernelCall::AttentionGradient(call) => self.attention_gradient(call),
             KernelCall::LinearAttention(call) => self.linear_attention(call),
-            // It passes over its arguments once or twice.
-            KernelCall::Hadamard(_) => Load {
+            // They pass over their arguments once or twice.
+            KernelCall::Hadamard(_)
+            | KernelCall::NonMaxSuppression(_)
+            | KernelCall::Pool(_)
+            | KernelCall::TopK(_) => Load {
                 arithmetic: seconds(call.flops(), self.gflops.elementwise),
                 constant_bytes: 0,
                 computed_bytes: call.args().iter().map(argument_bytes).fold(0, u64::saturating_add),

@@ -30,9 +30,10 @@ impl Grouper<'_, '_, '_> {
         let mut io = self.io(n, form)?;
         show_strides(&mut io, &operands);
         // A kernel that cannot walk its operands as they lie gets row-major copies.
-        let lowered = match self.g.op(n).lower(&io) {
-            Ok(Lowered::Call(call)) if self.emit.needs(&call).is_some() => Lowered::Call(call),
-            Ok(_) | Err(_) => {
+        let as_they_lie = self.g.op(n).lower(&io).ok().and_then(Lowered::into_call);
+        let mut call = match as_they_lie.filter(|call| self.emit.needs(call).is_some()) {
+            Some(call) => call,
+            None => {
                 for (memory, v) in operands.iter_mut().zip(self.g.inputs_of(n)) {
                     let copy = self.emit.contiguous(memory, std::slice::from_ref(&label))?;
                     if let Some(Held::Memory(held)) = self.held.get_mut(&v)
@@ -43,11 +44,11 @@ impl Grouper<'_, '_, '_> {
                     *memory = copy;
                 }
                 show_strides(&mut io, &operands);
-                self.lowered(n, &io)?
+                let Some(call) = self.lowered(n, &io)?.into_call() else {
+                    unreachable!("a node that is a call stays one when its operands lie otherwise")
+                };
+                call
             }
-        };
-        let Lowered::Call(mut call) = lowered else {
-            unreachable!("a node that is a call stays one when its operands lie otherwise")
         };
         let layouts: Vec<_> = self.g.values_of(n).map(|v| self.read_transposed(v, &mut call)).collect();
         let mut others = Vec::new();
@@ -84,15 +85,15 @@ impl Grouper<'_, '_, '_> {
             }
         }
         for form in forms {
-            if let Ok(Lowered::Call(call)) = self.g.op(n).lower(&self.io(n, form)?)
+            if let Some(call) = self.g.op(n).lower(&self.io(n, form)?).ok().and_then(Lowered::into_call)
                 && let Some(needs) = self.emit.needs(&call)
             {
                 return Ok((form, call, needs));
             }
         }
-        match self.lowered(n, &self.io(n, plain)?)? {
-            Lowered::Call(call) => Ok((plain, call, Needs::default())),
-            _ => unreachable!("only calls are asked for"),
+        match self.lowered(n, &self.io(n, plain)?)?.into_call() {
+            Some(call) => Ok((plain, call, Needs::default())),
+            None => unreachable!("only calls are asked for"),
         }
     }
 

@@ -317,7 +317,11 @@ impl Grouper<'_, '_, '_> {
             }
             _ => {}
         }
-        let lowered = self.lowered(n, &self.io(n, Form::default())?)?;
+        let lowered = match self.lowered(n, &self.io(n, Form::default())?)? {
+            Lowered::CallOrNest(call, _) if self.emit.needs(&call).is_some() => Lowered::Call(call),
+            Lowered::CallOrNest(_, nest) => Lowered::Nest(nest),
+            other => other,
+        };
         let held = match lowered {
             Lowered::Leaf => return Ok(()),
             Lowered::If { then, otherwise } => return self.branch(n, &then, &otherwise),
@@ -337,7 +341,7 @@ impl Grouper<'_, '_, '_> {
                 let anchor = Anchor::Nest { body, inputs, stages: Vec::new(), others };
                 self.anchored(n, anchor, shape, None)
             }
-            Lowered::Call(_) => self.call(n, shape)?,
+            Lowered::Call(_) | Lowered::CallOrNest(..) => self.call(n, shape)?,
         };
         self.held.insert(v, held);
         // Whoever reads another result reads it from memory.

@@ -65,6 +65,9 @@ impl Backend for ReferenceBackend {
         {
             return Err(self.refused(call, format!("a kernel stored {}", c.types.right)));
         }
+        if let KernelCall::NonMaxSuppression(_) | KernelCall::Pool(_) | KernelCall::TopK(_) = call {
+            return Err(self.refused(call, "it runs as a loop nest".to_owned()));
+        }
         let packed = match call {
             KernelCall::MatMul(c) if c.b_packed => {
                 let (dtype, layout) = layout(c);
@@ -76,7 +79,10 @@ impl Backend for ReferenceBackend {
             | KernelCall::Hadamard(_)
             | KernelCall::Attention(_)
             | KernelCall::AttentionGradient(_)
-            | KernelCall::LinearAttention(_) => Vec::new(),
+            | KernelCall::LinearAttention(_)
+            | KernelCall::NonMaxSuppression(_)
+            | KernelCall::Pool(_)
+            | KernelCall::TopK(_) => Vec::new(),
         };
         Ok(Needs { workspace_bytes: 0, packed })
     }

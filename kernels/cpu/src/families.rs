@@ -67,6 +67,12 @@ macro_rules! families {
             filters: filters, "pack_f32_filters", ();
             /// Hadamard transforms of rows.
             hadamard: hadamard, "hadamard_f32", ();
+            /// Boxes chosen by their scores.
+            non_max_suppression: non_max_suppression, "non_max_suppression_f32", ();
+            /// Maxima and averages over windows.
+            pool: pool, "pool_f32", ();
+            /// Places of the largest elements of rows.
+            top_k: top_k, "top_k_rows", ();
         }
     };
 }

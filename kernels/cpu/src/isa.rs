@@ -73,6 +73,8 @@ pub(crate) trait Isa: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a > b ? a : b`: a NaN in `b` stays.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger one; NaN if one is.
+    fn larger(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a < b ? a : b`: a NaN in `b` stays.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, fused where the instruction set does that.

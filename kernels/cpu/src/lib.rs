@@ -9,9 +9,10 @@
 //!   [`CpuCode`]: what the code generator writes and the runtime loads; [`table`]: the words that a driver launches by.
 //! - `isa`: the vector interface and its members: portable, AVX2 with FMA, AVX-512.
 //! - [`math`]: exp, erf, tanh, sigmoid and the activations, as vectors and as rows.
-//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_bytes`, `depthwise`: the families; `constants` are the
+//! - `matmul`, `thin`, `narrow`, `bytes`, `attention`, `linear_attention`, `conv`, `conv_bytes`, `depthwise`, `hadamard`, `pool`,
+//!   `top_k`, `non_max_suppression`: the families; `constants` are the
 //!   layouts of products, `filters` brings filters that are no constants where they are
-//!   read, `pack`, `pack_bytes`, `block` and `fetch` are what the families share.
+//!   read, `pack`, `pack_bytes`, `block` and `fetch`, `order` are what the families share.
 //!
 //! Every kernel has the signature [`abi::KernelFn`]. An item's result does not depend on the range of
 //! items it is run in, so the same inputs give the same bits on any number of threads. Different classes may
@@ -45,14 +46,18 @@ mod linear_attention;
 pub mod math;
 mod matmul;
 mod narrow;
+mod non_max_suppression;
+mod order;
 mod pack;
 mod pack_bytes;
 mod panels;
 mod params;
+mod pool;
 mod prepared;
 mod strided;
 pub mod target;
 mod thin;
+mod top_k;
 
 pub use code::{CpuCode, Import, this_machine};
 pub use error::UnknownTarget;

@@ -7,7 +7,7 @@ use margay_tensor::StoredTensor;
 use crate::constants::Format;
 use crate::{
     UnknownTarget, attention, attention_gradient, bytes, constants, conv, conv_bytes, conv_gradient,
-    depthwise, hadamard, linear_attention, matmul,
+    depthwise, hadamard, linear_attention, matmul, non_max_suppression, pool, top_k,
 };
 
 /// A set of vector instructions.
@@ -160,6 +160,9 @@ impl CpuTarget {
             KernelCall::Attention(c) => attention::prepare(self.class, c),
             KernelCall::AttentionGradient(c) => attention_gradient::prepare(self.class, c),
             KernelCall::LinearAttention(c) => linear_attention::prepare(self.class, c),
+            KernelCall::NonMaxSuppression(c) => non_max_suppression::prepare(self.class, c),
+            KernelCall::Pool(c) => pool::prepare(self.class, c),
+            KernelCall::TopK(c) => top_k::prepare(self.class, c),
         }
         .map_err(|why| self.no_kernel(call, why))
     }
@@ -186,7 +189,10 @@ impl CpuTarget {
             | KernelCall::ConvKernelGradient(_)
             | KernelCall::Attention(_)
             | KernelCall::AttentionGradient(_)
-            | KernelCall::LinearAttention(_) => Err(format!("operand {operand} is not packed")),
+            | KernelCall::LinearAttention(_)
+            | KernelCall::NonMaxSuppression(_)
+            | KernelCall::Pool(_)
+            | KernelCall::TopK(_) => Err(format!("operand {operand} is not packed")),
         }
         .map_err(|why| self.no_kernel(call, why))
     }

@@ -141,6 +141,8 @@ pub enum Lowered {
     Nest(Rc<dyn Fn(&mut Nest)>),
     /// A hand-written kernel. Its arguments are the operands in order, then the results.
     Call(KernelCall),
+    /// A hand-written kernel as in `Call` where the back end has one, else a loop nest as in `Nest`.
+    CallOrNest(KernelCall, Rc<dyn Fn(&mut Nest)>),
     /// One of two graphs, chosen by the first operand; the others are their inputs.
     If {
         /// Runs where it is true.
@@ -174,6 +176,19 @@ impl Lowered {
     /// A loop nest.
     pub fn nest(f: impl Fn(&mut Nest) + 'static) -> Lowered {
         Lowered::Nest(Rc::new(f))
+    }
+
+    /// A hand-written kernel where the back end has one, else a loop nest.
+    pub fn call_or_nest(call: impl Into<KernelCall>, f: impl Fn(&mut Nest) + 'static) -> Lowered {
+        Lowered::CallOrNest(call.into(), Rc::new(f))
+    }
+
+    /// The kernel call, if it may run as one.
+    pub fn into_call(self) -> Option<KernelCall> {
+        match self {
+            Lowered::Call(call) | Lowered::CallOrNest(call, _) => Some(call),
+            _ => None,
+        }
     }
 }
 

@@ -15,6 +15,9 @@ mod epilogue;
 mod hadamard;
 mod linear_attention;
 mod matmul;
+mod non_max_suppression;
+mod pool;
+mod top_k;
 mod types;
 
 pub use attention::Attention;
@@ -25,6 +28,9 @@ pub use epilogue::{Activation, Epilogue, Scale};
 pub use hadamard::Hadamard;
 pub use linear_attention::LinearAttention;
 pub use matmul::{BatchAxis, MatLayout, MatMul};
+pub use non_max_suppression::NonMaxSuppression;
+pub use pool::Pool;
+pub use top_k::TopK;
 pub use types::ProductTypes;
 use types::dtype_text;
 
@@ -180,4 +186,15 @@ macro_rules! calls {
 }
 
 // By the alphabet.
-calls![Attention, AttentionGradient, Conv, ConvKernelGradient, Hadamard, LinearAttention, MatMul];
+calls![
+    Attention,
+    AttentionGradient,
+    Conv,
+    ConvKernelGradient,
+    Hadamard,
+    LinearAttention,
+    MatMul,
+    NonMaxSuppression,
+    Pool,
+    TopK,
+];

@@ -41,6 +41,9 @@ pub(crate) fn run(call: &KernelCall, args: &[Operand], memory: &mut Memory<'_>) 
         KernelCall::Attention(c) => attention::run(c, &mut args),
         KernelCall::AttentionGradient(c) => attention::gradient(c, &mut args),
         KernelCall::LinearAttention(c) => linear_attention::run(c, &mut args),
+        KernelCall::NonMaxSuppression(_) | KernelCall::Pool(_) | KernelCall::TopK(_) => {
+            Err(Problem::Undefined(format!("the call `{call}`, which runs as a loop nest")))
+        }
     }
 }
 

@@ -75,6 +75,9 @@ macro_rules! vectors {
                 fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
                 fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
                 fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+                fn larger(a: __m512, b: __m512) -> __m512 {
+                    _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), _mm512_max_ps(a, b), a)
+                }
                 fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
                 fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
                 fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {

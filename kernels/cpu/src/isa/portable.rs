@@ -48,6 +48,10 @@ impl Isa for Portable {
         map2(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn larger(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a > b || a.is_nan() { a } else { b })
+    }
+    #[inline(always)]
     fn min(self, a: V, b: V) -> V {
         map2(a, b, |a, b| if a < b { a } else { b })
     }

@@ -56,7 +56,10 @@ pub fn supports(call: &KernelCall) -> Result<(), String> {
         KernelCall::Attention(c) => attention::supports(c),
         KernelCall::AttentionGradient(c) => attention_gradient::supports(c),
         KernelCall::LinearAttention(c) => linear_attention::supports(c),
-        KernelCall::Hadamard(_) => Err("there is no kernel for GPUs".to_owned()),
+        KernelCall::Hadamard(_)
+        | KernelCall::NonMaxSuppression(_)
+        | KernelCall::Pool(_)
+        | KernelCall::TopK(_) => Err("there is no kernel for GPUs".to_owned()),
     }
 }
 
@@ -69,7 +72,10 @@ fn product(call: &KernelCall) -> Option<&dyn Product> {
         KernelCall::Attention(_)
         | KernelCall::AttentionGradient(_)
         | KernelCall::Hadamard(_)
-        | KernelCall::LinearAttention(_) => None,
+        | KernelCall::LinearAttention(_)
+        | KernelCall::NonMaxSuppression(_)
+        | KernelCall::Pool(_)
+        | KernelCall::TopK(_) => None,
     }
 }
 

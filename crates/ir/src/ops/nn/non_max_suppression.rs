@@ -8,13 +8,13 @@
 //!
 //! Of equal scores the first box is chosen. A score that is no number is not chosen.
 
-use margay_loops::{Binary, Combine, Extent, Index, Literal, Nest, Reg};
+use margay_loops::{Binary, Combine, Extent, Index, KernelCall, Literal, Nest, Reg};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
 use crate::ops::elementwise::Numbers;
 use crate::ops::shape::known_extents;
-use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef};
+use crate::ops::{Case, CaseInput, Cost, EvalError, Facts, Io, Lowered, NotLowered, OpDef, Strided};
 use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
@@ -98,7 +98,7 @@ impl OpDef for NonMaxSuppression {
         let [batch, classes, boxes] = [0, 1, 2].map(|axis| io.inputs[1].shape[axis]);
         let rows = io.outputs[0].shape[0];
         let most = rows / (batch * classes).max(1);
-        Ok(Lowered::nest(move |n| {
+        let nest = move |n: &mut Nest| {
             n.for_each(&[] as &[usize], |n, _| {
                 let zero = n.literal(Literal::Int(DType::I64, 0));
                 n.store_raw(1, &[], zero);
@@ -122,7 +122,12 @@ impl OpDef for NonMaxSuppression {
                     });
                 });
             });
-        }))
+        };
+        if !io.inputs.iter().all(Strided::is_contiguous) {
+            return Ok(Lowered::nest(nest));
+        }
+        let call = margay_loops::NonMaxSuppression { batch, classes, boxes, most };
+        Ok(Lowered::call_or_nest(KernelCall::NonMaxSuppression(call), nest))
     }
 
     fn cost(&self, io: &Io) -> Cost {

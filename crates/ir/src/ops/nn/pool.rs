@@ -6,7 +6,7 @@
 //! same except in an average with `count_include_pad`, where all of `pads_after` counts. A window over nothing but
 //! padding gives -∞ or NaN.
 
-use margay_loops::{Combine, Index, Literal, Nest, Reg};
+use margay_loops::{Combine, Index, KernelCall, Literal, Nest, Reg};
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::{Attribute, attributes};
@@ -22,6 +22,9 @@ use crate::ops::{
 use crate::padding::{Along, Padded, Padding};
 use crate::vjp::{Grad, GradResult, Vjp};
 use crate::{Op, TensorType, TypeError, Types, types};
+
+/// Elements of a window that loops over channels join as fast as the kernel.
+const SMALL_WINDOW: usize = 9;
 
 /// What is taken from a window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -175,7 +178,8 @@ impl OpDef for Pool {
             counted: self.kind == PoolKind::Average && !self.count_include_pad && self.is_padded(),
         };
         let (shape, dtype) = (io.outputs[0].shape.clone(), io.outputs[0].dtype);
-        Ok(Lowered::nest(move |n| {
+        let call = self.call(io);
+        let nest = move |n: &mut Nest| {
             n.for_each(&shape, |n, i| {
                 let joined = taps.join(n, i, &mut Vec::new(), None, dtype);
                 let value = match (taps.kind, joined.as_slice()) {
@@ -189,7 +193,11 @@ impl OpDef for Pool {
                 };
                 n.store(0, i, value);
             });
-        }))
+        };
+        Ok(match call {
+            Some(call) => Lowered::call_or_nest(KernelCall::Pool(call), nest),
+            None => Lowered::nest(nest),
+        })
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -283,6 +291,39 @@ impl Pool {
     fn windows(&self) -> Result<Vec<Window>, TypeError> {
         let spatial = self.kernel.len();
         Window::all(spatial, &self.strides, &self.dilations, &self.pads_before, &self.pads_after)
+    }
+
+    /// The kernel call for images in f32 that lie without gaps, of at most two axes. With channels last loops over channels
+    /// are as good where windows are small.
+    fn call(&self, io: &Io) -> Option<margay_loops::Pool> {
+        let (x, y) = (&io.inputs[0], &io.outputs[0]);
+        let worth = self.layout == ImageLayout::Nchw || self.kernel.iter().product::<usize>() > SMALL_WINDOW;
+        if x.dtype != DType::F32 || !x.is_contiguous() || self.kernel.len() > 2 || !worth {
+            return None;
+        }
+        let (size, out) = (self.layout.extents_to_nchw(&x.shape), self.layout.extents_to_nchw(&y.shape));
+        let (outer, channels) = match self.layout {
+            ImageLayout::Nchw => (size[0] * size[1], 1),
+            ImageLayout::Nhwc => (size[0], size[1]),
+        };
+        // An image of one axis is one row.
+        let pair = |list: &[usize], absent: usize| match *list {
+            [one] => [absent, one],
+            [first, second, ..] => [first, second],
+            [] => [absent; 2],
+        };
+        Some(margay_loops::Pool {
+            average: self.kind == PoolKind::Average,
+            outer,
+            size: pair(&size[2..], 1),
+            channels,
+            out: pair(&out[2..], 1),
+            kernel: pair(&self.kernel, 1),
+            strides: pair(&self.strides, 1),
+            dilations: pair(&self.dilations, 1),
+            pads: pair(&self.pads_before, 0),
+            inside_only: self.kind == PoolKind::Average && !self.count_include_pad && self.is_padded(),
+        })
     }
 
     fn is_padded(&self) -> bool {

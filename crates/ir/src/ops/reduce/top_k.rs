@@ -1,11 +1,11 @@
 //! The positions of the `k` largest elements along an axis, the largest first, as i64; of the smallest, the smallest
 //! first, unless `largest`. Of equal elements the first one comes first. NaN counts as larger than all numbers.
 //!
-//! Chosen one after the other, in k n steps per row.
+//! Where the back end has a kernel, it selects and sorts; loops choose one after the other, in k n steps per row.
 
 use std::cmp::Ordering;
 
-use margay_loops::{Binary, Combine, Index, Literal, Nest, Reg, Unary};
+use margay_loops::{Binary, Combine, Index, KernelCall, Literal, Nest, Reg, Unary};
 use margay_tensor::{DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -85,6 +85,15 @@ impl OpDef for TopK {
         if k > shape[self.axis] {
             return Err(NotLowered(format!("{k} of an axis of {}", shape[self.axis])));
         }
+        // A kernel walks rows that lie without gaps.
+        let call = io.inputs[0].is_contiguous().then(|| margay_loops::TopK {
+            dtype,
+            outer: shape[..self.axis].iter().product(),
+            len: shape[self.axis],
+            inner: shape[self.axis + 1..].iter().product(),
+            k,
+            largest: self.largest,
+        });
         if k == 0 {
             // No element to choose: loops that do not run.
             let shape = io.outputs[0].shape.clone();
@@ -95,7 +104,7 @@ impl OpDef for TopK {
                 });
             }));
         }
-        Ok(Lowered::nest(move |n| {
+        let nest = move |n: &mut Nest| {
             let mut rows = shape.clone();
             rows[op.axis] = 1;
             n.for_each(&rows, |n, i| {
@@ -114,13 +123,18 @@ impl OpDef for TopK {
                     n.store(0, &row.at(s), chosen);
                 });
             });
-        }))
+        };
+        Ok(match call {
+            Some(call) => Lowered::call_or_nest(KernelCall::TopK(call), nest),
+            None => Lowered::nest(nest),
+        })
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let rows = io.inputs[0].elements() / io.inputs[0].shape[self.axis].max(1);
-        let steps = io.inputs[0].elements() as u64 * (io.outputs[0].elements() / rows.max(1)) as u64;
-        Cost { flops: steps.saturating_mul(6), bytes: io.bytes() }
+        // Selected, and those chosen sorted.
+        let stages = u64::from(io.outputs[0].shape[self.axis].max(2).ilog2());
+        let steps = 4 * io.inputs[0].elements() as u64 + io.output_elements().saturating_mul(4 * stages);
+        Cost { flops: steps, bytes: io.bytes() }
     }
 
     fn facts(&self) -> Facts {
