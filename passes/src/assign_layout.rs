@@ -209,7 +209,7 @@ fn transposed(g: &Graph, patch: &mut Patch, v: Value, need: Need) -> Result<Opti
     {
         return Ok(Some(x));
     }
-    if ty.ndim() == 0 {
+    if ty.ndim() == 0 && need.broadcasts {
         return Ok(Some(v));
     }
     let mut shape = vec![Dim::from(1usize); need.ndim - ty.ndim()];
@@ -245,7 +245,7 @@ fn transposed_operands(
     let whole = |v: &Value| g.ty(*v).ndim() == need.ndim;
     let mut moved = operands.iter().enumerate().filter(|(i, _)| !positions.contains(i)).map(|(_, v)| v);
     // Positions may be an image, too; what is looked up there is in another order than they are.
-    let fit = moved.clone().all(|v| need.broadcasts || whole(v) || g.ty(*v).ndim() == 0);
+    let fit = moved.clone().all(|v| need.broadcasts || whole(v));
     if !fit || !moved.any(|v| whole(v) && image_behind(g, *v).is_some()) {
         return Ok(None);
     }
