@@ -5,6 +5,8 @@
 //! number by number. Values whose programs have another form, such as an extent of 1 where axes vanish, have entries of
 //! their own: whoever runs the artifact sees only that every value is served.
 //!
+//! Two symbols that are equal everywhere in a group are one in it, and a group of which inputs do not tell the values is cut.
+//!
 //! What a graph computes of its extents alone, such as the first rows of a table of positions, is a constant where extents
 //! are known. It would be another one for every value; so it is left to be computed when the code runs.
 
