@@ -268,7 +268,73 @@ fn extents_that_tell_no_symbol_take_no_range() {
       %0 = exp %x : f32[B*S, 4]
       return %0
     }";
-    let error = programs(&graph(text), &grid(2..=3, 4..=5), &*backend::native(), 1).unwrap_err();
+    // 12 is 2 times 6 and 3 times 4.
+    let error = programs(&graph(text), &grid(2..=3, 4..=6), &*backend::native(), 1).unwrap_err();
     assert_eq!(error.to_string(), "the extents of the inputs do not tell `B`, `S`: it takes no range");
     check(&graph(text), &grid(2..=2, 4..=5), &grid(2..=2, 4..=5), "native");
+    // Where no two values look the same there is an entry for each.
+    check(&graph(text), &grid(2..=3, 4..=5), &grid(2..=3, 4..=5), "native");
+}
+
+/// A length as a number, as an index and as a bound of a loop.
+const LENGTHS: &str = "graph @lengths(%x: f32[B, S, 3]) -> (scaled: f32[B, S, 3], last: f32[B, 3], end: i64[3], walked: f32[B, 3]) {
+  %0 = dims {values = [S, B*S + 2, 7]} : i64[3]
+  %1 = dims {values = [S]} : i64[1]
+  %2 = reshape %1 {shape = []} : i64
+  %3 = cast %2 {to = f32} : f32
+  %4 = div %x, %3 : f32[B, S, 3]
+  %5 = const 1 : i64
+  %6 = sub %2, %5 : i64
+  %7 = gather %x, %6 {axis = 1} : f32[B, 3]
+  %8 = loop %2, %7, %x {body = &step, max = S, carried = 1} : f32[B, 3]
+  return %4, %7, %0, %8
+}
+region &step = graph @step(%i: i64, %h: f32[B, 3], %x: f32[B, S, 3]) -> (h: f32[B, 3]) {
+  %0 = dims {values = [S - 1]} : i64[1]
+  %1 = reshape %0 {shape = []} : i64
+  %2 = sub %1, %i : i64
+  %3 = gather %x, %2 {axis = 1} : f32[B, 3]
+  %4 = add %h, %3 : f32[B, 3]
+  %5 = tanh %4 : f32[B, 3]
+  return %5
+}
+";
+
+#[test]
+fn extents_are_read_as_numbers() {
+    let points = grid(1..=2, 1..=20);
+    for (name, step) in [("portable", 3), ("native", 1), ("reference", 7)] {
+        let at: Vec<Binding> = points.iter().step_by(step).cloned().collect();
+        check(&graph(LENGTHS), &points, &at, name);
+    }
+    let forms = programs(&graph(LENGTHS), &grid(4..=9, 16..=40), &*backend::native(), 2).unwrap();
+    assert!(matches!(forms.as_slice(), [Form::Open(..)]), "{} forms for one", forms.len());
+}
+
+/// Two sequences. Where they are as long as each other what follows from their lengths is computed once.
+const TWO: &str = "graph @two(%x: f32[S, 4], %z: f32[T, 4]) -> (y: f32[S, 4], w: f32[T, 4]) {
+  %0 = range {start = 0, step = 1, count = S} : i64[S]
+  %1 = range {start = 0, step = 1, count = T} : i64[T]
+  %2 = cumulate %0 {axis = 0} : i64[S]
+  %3 = cumulate %1 {axis = 0} : i64[T]
+  %4 = cast %2 {to = f32} : f32[S]
+  %5 = cast %3 {to = f32} : f32[T]
+  %6 = reshape %4 {shape = [S, 1]} : f32[S, 1]
+  %7 = reshape %5 {shape = [T, 1]} : f32[T, 1]
+  %8 = add %x, %6 : f32[S, 4]
+  %9 = add %z, %7 : f32[T, 4]
+  return %8, %9
+}";
+
+#[test]
+fn lengths_that_are_equal_have_a_program_of_their_own() {
+    let both = |s: i64, t: i64| point(&[("S", s), ("T", t)]);
+    let points: Vec<Binding> = (4..=9).flat_map(|s| (4..=9).map(move |t| both(s, t))).collect();
+    check(&graph(TWO), &points, &points, "native");
+    let forms = programs(&graph(TWO), &points, &*backend::native(), 2).unwrap();
+    // Fewer than the six values at which both are the same.
+    assert!(forms.len() < 6, "{} forms", forms.len());
+    // Two values of which one follows from the other by accident.
+    let points = [both(4, 5), both(5, 4)];
+    check(&graph(TWO), &points, &points, "native");
 }

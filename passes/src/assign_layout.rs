@@ -242,7 +242,11 @@ fn transposed_operands(
     let need = Need { ndim: g.ty(n.into()).ndim(), broadcasts: facts.elementwise.is_some() };
     let positions = if need.broadcasts { &[] } else { facts.steering() };
     let operands = g.inputs_of(n);
-    if !operands.iter().any(|v| g.ty(*v).ndim() == need.ndim && image_behind(g, *v).is_some()) {
+    let whole = |v: &Value| g.ty(*v).ndim() == need.ndim;
+    let mut moved = operands.iter().enumerate().filter(|(i, _)| !positions.contains(i)).map(|(_, v)| v);
+    // Positions may be an image, too; what is looked up there is in another order than they are.
+    let fit = moved.clone().all(|v| need.broadcasts || whole(v));
+    if !fit || !moved.any(|v| whole(v) && image_behind(g, *v).is_some()) {
         return Ok(None);
     }
     let in_order = |(i, v): (usize, Value)| match positions.contains(&i) {

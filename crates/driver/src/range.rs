@@ -5,10 +5,12 @@
 //! number by number. Values whose programs have another form, such as an extent of 1 where axes vanish, have entries of
 //! their own: whoever runs the artifact sees only that every value is served.
 //!
+//! Two symbols that are equal everywhere in a group are one in it, and a group of which inputs do not tell the values is cut.
+//!
 //! What a graph computes of its extents alone, such as the first rows of a table of positions, is a constant where extents
 //! are known. It would be another one for every value; so it is left to be computed when the code runs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use margay_artifact::{ArtifactBuilder, EntryParts};
 use margay_ir::Graph;
@@ -56,7 +58,7 @@ pub enum Form {
 /// The programs that serve all of some values of the symbols of a graph, each compared with the programs it stands for.
 ///
 /// # Errors
-/// As [`add_entries`].
+/// As [`add_entries`]; [`DriverError::Options`] where extents of inputs are the same at two of the values.
 pub fn programs(
     g: &Graph,
     points: &[Binding],
@@ -64,6 +66,9 @@ pub fn programs(
     threads: usize,
 ) -> Result<Vec<Form>, DriverError> {
     let symbols = open_symbols(g, points);
+    if !points_differ(g, points) {
+        return Err(untold(&symbols));
+    }
     let values: Vec<Vec<i64>> = points.iter().map(|p| symbols.iter().map(|s| p[s]).collect()).collect();
     let job = Job { g, points, backend, steps: backend.preferences().extent_steps, symbols, values, threads };
     let outlines = parallel(threads, points.len(), &Silent, "", |i| job.outline(i));
@@ -108,6 +113,22 @@ fn open_symbols(g: &Graph, points: &[Binding]) -> Vec<Symbol> {
     symbols
 }
 
+/// Whether inputs have other extents at every point.
+fn points_differ(g: &Graph, points: &[Binding]) -> bool {
+    let extents = |at: &Binding| -> Vec<Option<i64>> {
+        let types = g.inputs().iter().map(|n| g.ty((*n).into()));
+        types.flat_map(|ty| ty.shape.iter().map(|d| d.eval(at).ok())).collect()
+    };
+    let mut known = HashSet::new();
+    points.iter().all(|at| known.insert(extents(at)))
+}
+
+fn untold(symbols: &[Symbol]) -> DriverError {
+    let names: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
+    let names = names.join(", ");
+    DriverError::Options(format!("the extents of the inputs do not tell {names}: it takes no range"))
+}
+
 struct Job<'a> {
     g: &'a Graph,
     points: &'a [Binding],
@@ -137,9 +158,16 @@ impl Job<'_> {
         if group.len() == 1 {
             return Ok(Some(Form::Closed(self.points[last].clone())));
         }
-        // What has one value in the group is not open in it: an extent of 1 may tell nothing of its symbol.
+        // What has one value in the group is not open in it: an extent of 1 may tell nothing of its symbol. Nor is what has
+        // the value of another symbol everywhere, as where programs are smaller if two extents are equal.
         let varies = |k: &usize| group.iter().any(|&i| self.values[i][*k] != self.values[last][*k]);
-        let open: Vec<usize> = (0..self.symbols.len()).filter(varies).collect();
+        let same = |k: usize, other: usize| group.iter().all(|&i| self.values[i][k] == self.values[i][other]);
+        let mut open: Vec<usize> = Vec::new();
+        for k in (0..self.symbols.len()).filter(varies) {
+            if !open.iter().any(|&other| same(k, other)) {
+                open.push(k);
+            }
+        }
         let symbols: Vec<Symbol> = open.iter().map(|&k| self.symbols[k].clone()).collect();
         let values: Vec<Vec<i64>> =
             group.iter().map(|&i| open.iter().map(|&k| self.values[i][k]).collect()).collect();
@@ -160,13 +188,7 @@ impl Job<'_> {
             let told = parts.solve(&shape_of, &mut found) && found == values[i];
             (outline.text == of[i].text && outline.numbers == of[i].numbers).then_some(told)
         });
-        if same.contains(&Some(false)) {
-            let names: Vec<String> = symbols.iter().map(|s| format!("`{s}`")).collect();
-            let message =
-                format!("the extents of the inputs do not tell {}: it takes no range", names.join(", "));
-            return Err(DriverError::Options(message));
-        }
-        let right = same.iter().all(Option::is_some) && open.verify().is_ok();
+        let right = same.iter().all(|same| *same == Some(true)) && open.verify().is_ok();
         Ok(right.then(|| Form::Open(Box::new(open), self.points[last].clone())))
     }
 }

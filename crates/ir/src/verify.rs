@@ -13,7 +13,7 @@ pub enum Stage {
     Canonical,
     /// As canonical; the types of the outputs are those of the model.
     Sketched,
-    /// Every extent is known, and no `dims` is left.
+    /// Every extent is known, those that are data among them.
     Lowerable,
 }
 
@@ -114,8 +114,10 @@ impl Graph {
         if let Some(ty) = self.node(n).types.iter().find(|t| t.extents().is_none()) {
             found.push(self.violation(n, format!("extents of {ty} are not known")));
         }
-        if matches!(self.op(n), Op::Dims(_)) {
-            found.push(self.violation(n, "extents as data were not folded".into()));
+        if let Op::Dims(dims) = self.op(n)
+            && let Some(open) = dims.values.iter().find(|value| value.as_const().is_none())
+        {
+            found.push(self.violation(n, format!("the extent `{open}` as data is not known")));
         }
     }
 }
@@ -217,8 +219,10 @@ mod tests {
     fn extents_are_known_at_the_last_stage() {
         let open = TensorType::new(DType::F32, vec![Dim::parse("N").unwrap()]);
         let (mut g, _) = sum(open, f32s(&[1]));
-        let dims = g.add(Dims { values: vec![Dim::from(3usize)] }, &[], Origin::named("shape")).unwrap();
-        g.add_output("s", dims);
+        for (name, value) in [("known", Dim::from(3usize)), ("shape", Dim::parse("N + 1").unwrap())] {
+            let dims = g.add(Dims { values: vec![value] }, &[], Origin::named(name)).unwrap();
+            g.add_output(name, dims);
+        }
         assert_eq!(g.verify(Stage::Sketched), Ok(()));
         let mut all = found(&g, Stage::Lowerable);
         all.sort();
@@ -226,7 +230,7 @@ mod tests {
             all,
             [
                 "add `sum`: extents of f32[N] are not known",
-                "dims `shape`: extents as data were not folded",
+                "dims `shape`: the extent `N + 1` as data is not known",
                 "input `x`: extents of f32[N] are not known",
             ]
         );

@@ -3,7 +3,7 @@
 //! The steps of a region are written like those of the graph around it, over memory that its operands lie in. Equal
 //! kernels of all regions are one kernel of the program, equal constants one constant.
 
-use margay_ir::{Graph, NodeId, Region, Value};
+use margay_ir::{Graph, NodeId, Op, Region, Value};
 use margay_loops::{Extent, Loop, Work};
 use margay_tensor::DType;
 
@@ -85,9 +85,8 @@ impl Grouper<'_, '_, '_> {
         let label = [self.g.label(n)];
         let operands = self.operands(n)?;
         let head = 1 + usize::from(condition);
-        let constant = self.g.constant(self.g.inputs_of(n)[0]);
-        let trips = match constant.and_then(|c| c.tensor().to_vec::<i64>().ok()) {
-            Some(trips) => Extent::Known(usize::try_from(trips[0]).unwrap_or(0).min(max)),
+        let trips = match known_number(self.g, self.g.inputs_of(n)[0]) {
+            Some(trips) => Extent::Known(usize::try_from(trips).unwrap_or(0).min(max)),
             None => Extent::Read { from: operands[0].operand(), bound: max },
         };
         let goes_on = condition.then(|| self.emit.result(DType::Bool, &[], None));
@@ -123,5 +122,17 @@ impl Grouper<'_, '_, '_> {
         let (condition, counter) = (goes_on.map(|m| m.operand()), Some(counter.operand()));
         self.emit.step(Work::Loop(Loop { trips, condition, counter, body }), &label);
         Ok(())
+    }
+}
+
+/// The only element of an i64 value, if it is a constant or an extent.
+fn known_number(g: &Graph, v: Value) -> Option<i64> {
+    if let Some(constant) = g.constant(v) {
+        return constant.tensor().to_vec::<i64>().ok()?.first().copied();
+    }
+    match g.op(v.node) {
+        Op::Dims(dims) => dims.values.first()?.as_const(),
+        Op::Reshape(_) => known_number(g, *g.inputs_of(v.node).first()?),
+        _ => None,
     }
 }

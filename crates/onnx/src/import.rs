@@ -48,6 +48,7 @@ mod table;
 mod transposed;
 mod trees;
 mod trigonometry;
+mod trips;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};

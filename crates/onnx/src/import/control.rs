@@ -5,7 +5,7 @@
 //! is made at compile time leaves only the graph that was chosen, without a region.
 //!
 //! Refused: branches whose results differ in type, and values that change their type from one repetition to the next. Rows
-//! of a loop that ends by a condition are as many as a run decides.
+//! of a loop that ends by a condition are as many as a run decides, unless the condition counts repetitions.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
@@ -15,6 +15,7 @@ use margay_ir::{Builder, Graph, Op, Origin, Payload, Region, TensorType, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::call::{Call, Imported, Refusal, axis};
+use super::trips::{Body, smaller};
 use super::values::binding_of;
 use super::{Importer, Slot};
 use crate::check::free;
@@ -130,9 +131,10 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         )));
     }
     let trips = trips.map(|v| importer.single(v, DType::I64)).transpose()?;
+    let limited = trips.is_some();
     let bound = trips.and_then(|v| importer.ints(v)).map(|known| known.values[0].clone());
     let bound = bound.map(|n| if n.as_const().is_some_and(|n| n < 0) { Dim::from(0usize) } else { n });
-    let trips = match trips {
+    let mut trips = match trips {
         Some(trips) => trips,
         None => importer.constant(Tensor::scalar(i64::MAX))?,
     };
@@ -154,11 +156,24 @@ pub(super) fn repeat<'a>(importer: &mut Importer<'a>, call: &Call<'a>) -> Import
         }
     }
     let test = single(&mut inner.graph, inner.outputs[0], DType::Bool)?;
-    let always = inner.graph.constant(test).is_some_and(|c| c.tensor().bytes() != [0]);
-    let (max, condition) = match begins {
-        Some(false) => (Some(Dim::from(0usize)), false),
-        Some(true) if always => (bound, false),
-        _ => (bound, true),
+    let first: Vec<Option<Dim>> = initial.iter().map(|v| importer.whole(*v)).collect();
+    let counted = Body { graph: &inner.graph, handed: &inner.outputs[1..least], initial: &first };
+    let ends = counted.trips(test);
+    let most = ends.most.clone().filter(|most| !most.is_decided());
+    // How often it runs, if the condition says so and nothing ends it before.
+    let exact = match (&bound, &most) {
+        (Some(bound), Some(most)) => smaller(bound, most),
+        (None, Some(most)) if !limited => Some(most.clone()),
+        _ => None,
+    };
+    let (max, condition) = match (begins, exact) {
+        (Some(false), _) => (Some(Dim::from(0usize)), false),
+        (Some(true), _) if ends.exact && ends.most.is_none() => (bound, false),
+        (Some(true), Some(exact)) if ends.exact => {
+            trips = importer.dim(exact.clone())?;
+            (Some(exact), false)
+        }
+        _ => (bound.or(most), true),
     };
     let rows = body.outputs.len() - least;
     if rows > 0 && max.is_none() {

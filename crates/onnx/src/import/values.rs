@@ -74,11 +74,19 @@ impl Importer<'_> {
         }
     }
 
-    /// The elements of an input that must be known; `what` says what they are for.
-    pub(crate) fn known_ints(&self, call: &Call, at: usize, what: &str) -> Result<IntTensor, Refusal> {
+    /// The elements of an input that must be known; `what` says what they are for. Where extents would say what they are,
+    /// but not for all values of the symbols, those that are known are taken for fixed.
+    pub(crate) fn known_ints(&mut self, call: &Call, at: usize, what: &str) -> Result<IntTensor, Refusal> {
         let v = call.input(at)?;
-        let unknown = || Refusal::Unsupported(format!("{what} is computed at run time"));
-        self.ints(v).ok_or_else(unknown)
+        if let Some(known) = self.ints(v) {
+            return Ok(known);
+        }
+        let extents = self.extents_behind(v);
+        self.values_of(&extents)?;
+        Err(Refusal::Unsupported(match binding_of(&extents) {
+            Some(bind) => format!("{what} is computed of extents that are open; say what they are by {bind}"),
+            None => format!("{what} is computed at run time"),
+        }))
     }
 
     /// The elements of an input that must be known and free of symbols.

@@ -82,8 +82,56 @@ fn loops_that_only_their_number_ends_have_no_condition() {
     assert_eq!(kept(of("Loop", &["four", "", "x"], &["z"], &attributes)), (false, "4".to_owned()));
     assert_eq!(kept(of("Loop", &["trips", "", "x"], &["z"], &attributes)), (false, i64::MAX.to_string()));
     assert_eq!(kept(of("Loop", &["four", "t", "x"], &["z"], &attributes)), (true, "4".to_owned()));
+    // A repetition runs only where it goes on, which is not so behind the first one.
     let attributes = [("body", body("Not", "go"))];
-    assert_eq!(kept(of("Loop", &["four", "", "x"], &["z"], &attributes)), (true, "4".to_owned()));
+    assert_eq!(kept(of("Loop", &["four", "", "x"], &["z"], &attributes)), (false, "1".to_owned()));
+}
+
+#[test]
+fn a_condition_that_counts_says_how_often_a_loop_runs() {
+    // Conditions on the number `i`, and on `c`, which begins at 4 and is handed on as `d`.
+    let rows = |limit: &str, nodes: Vec<OnnxNode>| {
+        let counter = ("c", DType::I64, &[] as &[&str]);
+        let outputs = ["more", "d", "next", "row"];
+        let own = vec![node("Neg", &["s"], &["next"], &[]), node("Abs", &["s"], &["row"], &[])];
+        let body = graph(&[NUMBER, GOES_ON, counter, STATE], [nodes, own].concat(), &outputs);
+        let mut model = of("Loop", &[limit, "", "four", "x"], &["c1", "z", "rows"], &[("body", body)]);
+        let numbers = [("one", 1i64), ("two", 2), ("nine", 9)];
+        let constants = numbers.map(|(name, n)| (name.to_owned(), Tensor::scalar(n)));
+        model.graph.initializers.extend(constants);
+        model.graph.nodes.insert(0, node("Size", &["x"], &["n"], &[]));
+        let g = imported(&model);
+        let ty = g.ty(g.outputs()[2].value).to_string();
+        ty.strip_prefix("f32[").and_then(|t| t.strip_suffix(", n]")).expect("rows of n").to_owned()
+    };
+    let step = |op: &str, by: &str| node(op, &["c", by], &["d"], &[]);
+    let test = |op: &str, x: &str, y: &str| node(op, &[x, y], &["more"], &[]);
+    let next = || node("Add", &["i", "one"], &["j"], &[]);
+    let number = |op: &str, x: &str, y: &str| vec![step("Add", "one"), next(), test(op, x, y)];
+    // The condition is looked at behind a repetition: the last one is the first behind which it fails.
+    assert_eq!(rows("nine", number("Less", "j", "four")), "4");
+    assert_eq!(rows("", number("Less", "j", "four")), "4");
+    assert_eq!(rows("two", number("Less", "j", "four")), "2");
+    assert_eq!(rows("nine", number("LessOrEqual", "j", "four")), "5");
+    assert_eq!(rows("nine", number("Greater", "four", "i")), "5");
+    assert_eq!(rows("nine", number("Less", "four", "j")), "1");
+    assert_eq!(rows("nine", number("Less", "j", "n")), "n1'", "9 and `n` are not in order");
+    assert_eq!(rows("", number("Less", "j", "n")), "n");
+    assert_eq!(rows("n", number("Less", "j", "n")), "n");
+    assert_eq!(rows("trips", number("Less", "j", "four")), "n1'");
+    // d is 6, 8, 10 and 3, 2, 1.
+    assert_eq!(rows("nine", vec![step("Add", "two"), test("Less", "d", "nine")]), "3");
+    assert_eq!(rows("nine", vec![step("Sub", "one"), test("Less", "one", "d")]), "3");
+    assert_eq!(rows("nine", vec![step("Add", "c"), test("Less", "d", "nine")]), "n1'", "it is doubled");
+    let both = |x: OnnxNode, y: OnnxNode| {
+        vec![step("Add", "two"), next(), x, y, node("And", &["p", "q"], &["more"], &[])]
+    };
+    let less = |x: &str, y: &str, out: &str| node("Less", &[x, y], &[out], &[]);
+    assert_eq!(rows("nine", both(less("d", "nine", "p"), less("j", "two", "q"))), "2");
+    let unknown = node("Not", &["go"], &["p"], &[]);
+    assert_eq!(rows("nine", both(unknown, less("j", "four", "q"))), "1", "it does not go on where it does");
+    let turned = vec![step("Add", "two"), less("d", "nine", "p"), node("Not", &["p"], &["more"], &[])];
+    assert_eq!(rows("nine", turned), "1");
 }
 
 #[test]

@@ -341,3 +341,24 @@ fn names_without_letters_name_no_extent() {
     let g = imported(&model(17, inputs, &[], vec![node("Add", &["x", "y"], &["z"], &[])], &["z"]));
     assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[x_d0, x_d1, N]");
 }
+
+#[test]
+fn arithmetic_that_no_form_decides_takes_known_extents() {
+    // (n - 9) / 4 + 3: rounded towards zero, which for numbers below zero is not down.
+    let nodes = vec![
+        node("Shape", &["x"], &["shape"], &[]),
+        node("Sub", &["shape", "nine"], &["less"], &[]),
+        node("Div", &["less", "four"], &["over"], &[]),
+        node("Add", &["over", "three"], &["end"], &[]),
+        node("Slice", &["x", "none", "end"], &["y"], &[]),
+    ];
+    let constants = [("nine", ints(&[9])), ("four", ints(&[4])), ("three", ints(&[3])), ("none", ints(&[0]))];
+    let m = model(17, vec![input("x", DType::F32, &["n"])], &constants, nodes, &["y"]);
+    for (extent, expected) in [(2usize, "f32[2]"), (5, "f32[2]"), (6, "f32[3]"), (13, "f32[4]")] {
+        let g = import_for(&m, &extents(&[("x", &[extent])])).unwrap().graph;
+        assert_eq!(g.ty(g.outputs()[0].value).to_string(), expected, "of {extent}");
+        assert_eq!(g.guards().len(), 1);
+    }
+    let open = import_for(&m, &KnownInputs::default()).unwrap().graph;
+    assert_eq!(open.ty(open.outputs()[0].value).to_string(), "f32[n1']", "a run says");
+}

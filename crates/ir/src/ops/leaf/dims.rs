@@ -1,8 +1,9 @@
 //! Extents as data: an i64 tensor of one axis whose elements are dimensions.
 //!
-//! Becomes a constant when symbols are bound. Stands for what `Shape` and the arithmetic on it leave over once the
-//! importer has turned shapes into attributes.
+//! Stands for what `Shape` and the arithmetic on it leave over once the importer has turned shapes into attributes. It is
+//! folded into a constant when symbols get one value each; a program for a range writes the numbers when it runs.
 
+use margay_loops::{Index, Literal};
 use margay_tensor::{Binding, DType, Dim, Tensor};
 
 use crate::ops::attributes::attributes;
@@ -39,11 +40,20 @@ impl OpDef for Dims {
     }
 
     fn lower(&self, _: &Io) -> Result<Lowered, NotLowered> {
-        Err(NotLowered("`dims` must be folded into a constant first".into()))
+        let known = |value: &Dim| {
+            value.as_const().ok_or_else(|| NotLowered(format!("the extent `{value}` is not known")))
+        };
+        let values = self.values.iter().map(known).collect::<Result<Vec<i64>, _>>()?;
+        Ok(Lowered::nest(move |n| {
+            for (i, value) in values.iter().enumerate() {
+                let value = n.literal(Literal::Int(DType::I64, *value));
+                n.store(0, &[Index::constant(i as i64)], value);
+            }
+        }))
     }
 
-    fn cost(&self, _: &Io) -> Cost {
-        Cost::default()
+    fn cost(&self, io: &Io) -> Cost {
+        Cost::per_element(io, 0)
     }
 
     fn facts(&self) -> Facts {
@@ -64,6 +74,9 @@ impl OpDef for Dims {
     }
 
     fn cases() -> Vec<(Self, Case)> {
-        Vec::new()
+        let case = |values: &[i64]| {
+            (Dims { values: values.iter().map(|v| Dim::from(*v)).collect() }, Case { inputs: vec![] })
+        };
+        vec![case(&[7]), case(&[]), case(&[2, 0, -3, 1 << 40])]
     }
 }
