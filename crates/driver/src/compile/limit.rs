@@ -157,6 +157,7 @@ mod tests {
             curves: (0..sites).map(curve).collect(),
             excluded: BTreeMap::new(),
             dense: Price { bytes: 100, flops: 0, seconds: 1.0 + sites as f64 },
+            dense_bytes: 100,
             whole_bytes: 100,
             weighed: true,
         }

@@ -183,7 +183,7 @@ fn whole(c: &Const) -> Option<i64> {
     let tensor = Some(c.payload.tensor()).filter(|t| t.len() == 1)?;
     let numbers = Numbers::of(tensor).ok()?;
     if !tensor.dtype().is_float() {
-        return i64::try_from(*numbers.ints().first()?).ok();
+        return numbers.ints().first().copied();
     }
     let number = *numbers.floats().first()?;
     (number.fract() == 0.0 && number.abs() < EXACT as f64).then_some(number as i64)
