@@ -53,13 +53,16 @@ impl Body<'_> {
         if depth > MAX_DEPTH {
             return Trips::unknown();
         }
-        let operands = self.graph.inputs_of(test.node);
-        match (self.graph.op(test.node), operands.as_slice()) {
-            (Op::Const(c), _) => match Numbers::of(c.payload.tensor()).map(|n| n.ints()).as_deref() {
+        let test = self.reshaped(test);
+        if let Op::Const(c) = self.graph.op(test.node) {
+            return match Numbers::of(c.payload.tensor()).map(|n| n.ints()).as_deref() {
                 Ok([holds]) if (*holds != 0) == wanted => Trips { most: None, exact: true },
                 Ok([_]) => Trips { most: Some(Dim::from(1usize)), exact: true },
                 _ => Trips::unknown(),
-            },
+            };
+        }
+        let operands = self.graph.inputs_of(test.node);
+        match (self.graph.op(test.node), operands.as_slice()) {
             (Op::And(_), [x, y]) if wanted => {
                 let (x, y) = (self.while_holds(*x, true, depth + 1), self.while_holds(*y, true, depth + 1));
                 let exact = x.exact && y.exact;
@@ -72,7 +75,24 @@ impl Body<'_> {
                 }
             }
             (Op::Not(_), [x]) => self.while_holds(*x, !wanted, depth + 1),
-            (Op::Reshape(_), [x]) => self.while_holds(*x, wanted, depth + 1),
+            _ => self.comparison(test, wanted),
+        }
+    }
+
+    /// What an element was before it got other axes.
+    fn reshaped(&self, mut v: Value) -> Value {
+        for _ in 0..MAX_DEPTH {
+            match self.graph.op(v.node) {
+                Op::Reshape(_) => v = self.graph.inputs_of(v.node)[0],
+                _ => break,
+            }
+        }
+        v
+    }
+
+    fn comparison(&self, test: Value, wanted: bool) -> Trips {
+        let operands = self.graph.inputs_of(test.node);
+        match (self.graph.op(test.node), operands.as_slice()) {
             (Op::Less(_), [x, y]) => self.compared(*x, *y, wanted, true),
             (Op::LessOrEqual(_), [x, y]) => self.compared(*x, *y, wanted, false),
             _ => Trips::unknown(),
@@ -106,13 +126,20 @@ impl Body<'_> {
         if depth > MAX_DEPTH || ty.shape.iter().any(|d| !d.is(1)) {
             return None;
         }
+        let v = self.reshaped(v);
         let fixed = |start: Dim| Counter { start, step: 0 };
+        match self.graph.op(v.node) {
+            Op::Const(c) => whole(c).map(|n| fixed(Dim::from(n))),
+            Op::Dims(dims) => dims.values.first().cloned().map(fixed),
+            Op::Input(_) => self.given(v),
+            _ => self.computed(v, depth),
+        }
+    }
+
+    /// A value that is computed from counters.
+    fn computed(&self, v: Value, depth: usize) -> Option<Counter> {
         let operands = self.graph.inputs_of(v.node);
         match (self.graph.op(v.node), operands.as_slice()) {
-            (Op::Const(c), _) => whole(c).map(|n| fixed(Dim::from(n))),
-            (Op::Dims(dims), _) => dims.values.first().cloned().map(fixed),
-            (Op::Input(_), _) => self.given(v),
-            (Op::Reshape(_), [x]) => self.counter(*x, depth + 1),
             (Op::Cast(cast), [x]) => {
                 let counter = self.counter(*x, depth + 1)?;
                 // Numbers that the type cannot tell apart are compared otherwise.
