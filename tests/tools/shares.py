@@ -22,6 +22,7 @@ def arguments(documentation, share):
     parser.add_argument("--share", default=share, help="per cent of the bytes of the layers")
     parser.add_argument("--recover", type=float, default=0.0, metavar="SECONDS", help="learn from the dense model")
     parser.add_argument("--steps", type=int, help="steps of that, in place of the time")
+    parser.add_argument("--recover-options", default="", help="more options of recover, as one text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines to add to")
     parser.add_argument("options", nargs="*", help="more options of compile, after --")
@@ -36,12 +37,13 @@ def margay(binary, *words):
     return done.stdout
 
 
-def measure(given, model, calibration, recovery, judge, options=()):
+def measure(given, model, calibration, recovery, judge, outputs=()):
     """Compiles, recovers and judges; prints a row for each share.
 
     `calibration` and `recovery` are dictionaries of arrays; `judge(path)` gives a dictionary of numbers for an ONNX file;
-    the first row is that of the dense model. `options` are given to `compile`.
+    the first row is that of the dense model. `outputs` are the names of the outputs that count; without, all do.
     """
+    counted = ["--output-name", ",".join(outputs)] if outputs else []
     tell(given, {"share": 100.0} | judge(model))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -50,7 +52,7 @@ def measure(given, model, calibration, recovery, judge, options=()):
             begin = time.perf_counter()
             margay(given.binary, "compile", model, "--data", folder / "samples.npz", "--budget-bytes", f"{share}%",
                    "--seed", given.seed, "-o", folder / "m.margay", "--export", folder / "m.onnx",
-                   "--report", folder / "m.json", *options, *given.options)
+                   "--report", folder / "m.json", *counted, *given.options)
             report = json.loads((folder / "m.json").read_text())
             row = {"share": float(share), "held_out": report["held_out"]["relative_l2"],
                    "bytes": report["bytes_after"] / report["bytes_before"],
@@ -62,7 +64,8 @@ def measure(given, model, calibration, recovery, judge, options=()):
                 steps = ["--steps", given.steps] if given.steps else []
                 told = json.loads(margay(
                     given.binary, "recover", folder / "m.onnx", "--teacher", model, "--data", folder / "many.npz",
-                    "--max-seconds", given.recover, "--seed", given.seed, "--export", folder / "r.onnx", "--json", *steps))
+                    "--max-seconds", given.recover, "--seed", given.seed, "--export", folder / "r.onnx", "--json", *counted,
+                    *steps, *given.recover_options.split()))
                 row |= {"steps": told["steps"], "recover_seconds": told["seconds"]}
                 row |= {f"recovered {name}": value for name, value in judge(folder / "r.onnx").items()}
             tell(given, row)

@@ -5,7 +5,7 @@
 //! `refitted`, `refined` and `after` (`error` and `measures` as pairs of name and number, of
 //! which `about_mean_l2` is the relative error about the mean, averaged over outputs and batches; `refitted` and `refined` are null
 //! where layers were not refitted, blocks not refined), `layers` (`name`, `before`, `after`, `refitted`), `blocks` (`name`,
-//! `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `stop`,
+//! `before`, `after`, `steps`), `steps`, `learning_rate`, `rate_test` (null, or `rate`, `improved`, `steps`), `restarts` (`step`, `learning_rate`), `stop`,
 //! `divergence` (null, or why a step was no use), `history` (points: `step`, `seconds`, `loss`, `error`, `measures`),
 //! `error` (of the result on the samples held out, as `compile` states it in `held_out`) and `seconds`.
 
@@ -32,8 +32,8 @@ With --json:
   {"model", "teacher", "seed", "trained", "hidden", "samples": {"learned_from", "held_out", "lengths"},
    "before": {"error", "measures"}, "refitted", "refined", "after",
    "layers": [{"name", "before", "after", "refitted"}], "blocks": [{"name", "before", "after", "steps"}],
-   "steps", "learning_rate", "rate_test": {"rate", "improved", "steps"}, "stop", "divergence",
-   "history": [{"step", "seconds", "loss", "error", "measures"}],
+   "steps", "learning_rate", "rate_test": {"rate", "improved", "steps"}, "restarts": [{"step", "learning_rate"}],
+   "stop", "divergence", "history": [{"step", "seconds", "loss", "error", "measures"}],
    "error": {"relative_l2", "centred_l2", "cosine", "samples", "mask", "outputs", "bounds"}, "seconds"}"#;
 
 /// Let a sketched model learn from the dense one what it lost, without labels.

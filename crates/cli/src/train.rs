@@ -316,6 +316,12 @@ pub(crate) const DEFAULT_RATE: f64 = 1e-3;
 /// Says which learning rate was used, and why.
 pub(crate) fn rate_line(fitted: &Fitted) -> String {
     let rate = significant(fitted.learning_rate);
+    if let Some(last) = fitted.restarts.last() {
+        let (times, step) = (fitted.restarts.len(), last.step);
+        return format!(
+            "learning rate {rate}, lowered {times} times, at step {step} the last: larger ones made it worse\n"
+        );
+    }
     match &fitted.rate_test {
         None => format!("learning rate {rate}\n"),
         Some(RateTest { improved: true, steps, .. }) => {

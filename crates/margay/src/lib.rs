@@ -111,7 +111,8 @@ pub use margay_train::recover::{
 };
 pub use margay_train::{
     Evaluation, FitOptions, Fitted, Length, Objective, Observer, Optimizer, Point, RankChange, RankLimit,
-    RankSelection, RateTest, Schedule, Selection, StepMemory, Stop, Supervised, TrainError, Trained, Update,
+    RankSelection, RateTest, Restart, Schedule, Selection, StepMemory, Stop, Supervised, TrainError, Trained,
+    Update,
 };
 
 /// The examples of the README, which compile.

@@ -8,7 +8,7 @@ use margay_driver::{
     bound_batch, compile, is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
-use margay_train::{Evaluation, Observer, Point, RateTest, Stop, TrainError};
+use margay_train::{Evaluation, Observer, Point, RateTest, Restart, Stop, TrainError};
 use serde::Serialize;
 
 use crate::{Error, open_artifact};
@@ -141,6 +141,7 @@ impl RecoveredModel {
             steps: fitted.map_or(0, |f| f.steps),
             learning_rate: fitted.map(|f| f.learning_rate),
             rate_test: fitted.and_then(|f| f.rate_test.as_ref()),
+            restarts: fitted.map_or(&[], |f| &f.restarts),
             stop: fitted.map(|f| f.stop).or(recovered.interrupted.then_some(Stop::Interrupted)),
             divergence: fitted.and_then(|f| f.divergence()),
             history: fitted.map_or(&[], |f| &f.history),
@@ -183,6 +184,8 @@ pub struct RecoveryReport<'a> {
     pub learning_rate: Option<f64>,
     /// How it was found, where a test did.
     pub rate_test: Option<&'a RateTest>,
+    /// Where learning began again with a smaller rate, since it only made things worse.
+    pub restarts: &'a [Restart],
     /// Why they ended.
     pub stop: Option<Stop>,
     /// Which step was no use and why, if that ended it.

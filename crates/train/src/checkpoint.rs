@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
-use crate::fit::Point;
+use crate::fit::{Point, Restart};
 use crate::{RankChange, TrainError};
 
 /// The key of the metadata under which the record lies, as JSON.
@@ -57,6 +57,9 @@ pub struct Record {
     pub history: Vec<Point>,
     /// Every choice of ranks so far.
     pub rank_changes: Vec<RankChange>,
+    /// Every time that learning began again with a smaller rate.
+    #[serde(default)]
+    pub restarts: Vec<Restart>,
 }
 
 /// A state of training.

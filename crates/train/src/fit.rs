@@ -111,6 +111,8 @@ pub struct FitOptions {
     /// Whether the learning rate of the step is only a default, and a [test](crate::rate) finds a better one first where
     /// training is long enough for that.
     pub find_rate: bool,
+    /// Whether training that only made things worse begins again from its best parameters, with a smaller learning rate.
+    pub lower_rate: bool,
     /// Samples of a step.
     pub batch: usize,
     /// Names the order of the samples.
@@ -137,6 +139,7 @@ impl Default for FitOptions {
             length: Length::Epochs(1.0),
             max_seconds: None,
             find_rate: false,
+            lower_rate: false,
             batch: 32,
             seed: 0,
             evaluations: 20,
@@ -148,6 +151,15 @@ impl Default for FitOptions {
             fixed: Tensors::new(),
         }
     }
+}
+
+/// A new beginning with a smaller learning rate.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Restart {
+    /// Steps done before it.
+    pub step: u64,
+    /// The largest learning rate from there on.
+    pub learning_rate: f64,
 }
 
 /// Why training ended.
@@ -226,6 +238,8 @@ pub struct Fitted {
     pub rate_test: Option<RateTest>,
     /// Every choice of ranks.
     pub rank_changes: Vec<RankChange>,
+    /// Every time that it began again with a smaller rate.
+    pub restarts: Vec<Restart>,
     /// Why it ended.
     pub stop: Stop,
     /// Where the loss stopped being finite, if that is why.
@@ -266,6 +280,15 @@ const RANK_BATCHES: u64 = 8;
 /// The share of a time limit after which the number of steps is settled by what is known.
 const TIMING_SHARE: f64 = 0.04;
 
+/// By how much the error has to be larger than at the beginning, for [`FitOptions::lower_rate`].
+const WORSE: f64 = 1.05;
+
+/// What the learning rate is multiplied by then.
+const LOWERED: f64 = 0.25;
+
+/// How often, at most.
+const MOST_RESTARTS: usize = 3;
+
 /// The share of the time left that a schedule is made for: one that is cut off learns less than one that ends early.
 const SCHEDULED_SHARE: f64 = 0.97;
 
@@ -293,6 +316,10 @@ pub fn fit(
             break stop;
         }
         if !run.step(trainer, task, observer)? {
+            if run.may_restart() {
+                run.restart(trainer)?;
+                continue;
+            }
             let batch = task.batch(run.batches.batch(run.record.step - 1))?;
             non_finite = trainer.first_non_finite(&batch)?;
             break Stop::Diverged;
@@ -304,6 +331,9 @@ pub fn fit(
         if changed || run.record.step.is_multiple_of(run.every()) || run.record.step == run.record.total_steps
         {
             unless_interrupted(run.evaluate(trainer, task, observer))?;
+            if run.is_worse() && run.record.step < run.record.total_steps {
+                run.restart(trainer)?;
+            }
         }
         run.try_save(trainer, options.checkpoint_seconds, observer);
     };
@@ -323,6 +353,7 @@ pub fn fit(
         learning_rate: trainer.peak_rate(),
         rate_test: run.rate_test,
         rank_changes: run.record.rank_changes,
+        restarts: run.record.restarts,
         history: run.record.history,
         stop,
         non_finite,
@@ -404,7 +435,7 @@ impl<'o> Run<'o> {
             // A run may go on for longer than it was meant to at first; its schedule is that of all steps then.
             if settled && run.record.total_steps != total_steps {
                 run.record.total_steps = total_steps;
-                trainer.set_total_steps(total_steps)?;
+                trainer.set_total_steps(run.scheduled())?;
             }
         } else {
             // How long steps take is not known yet where time is the limit.
@@ -511,7 +542,36 @@ impl<'o> Run<'o> {
         let left = SCHEDULED_SHARE * (limit - self.seconds() - evaluations).max(0.0);
         self.record.total_steps = self.record.step + (left / each) as u64;
         self.record.settled = true;
-        trainer.set_total_steps(self.record.total_steps)
+        trainer.set_total_steps(self.scheduled())
+    }
+
+    /// Steps of the schedule, which begins with the last restart.
+    fn scheduled(&self) -> u64 {
+        self.record.total_steps - self.record.restarts.last().map_or(0, |last| last.step)
+    }
+
+    /// Whether training may begin again: nothing since the last beginning is better than what was there.
+    fn may_restart(&self) -> bool {
+        let begun = self.record.restarts.last().map_or(0, |last| last.step);
+        self.options.lower_rate
+            && self.record.restarts.len() < MOST_RESTARTS
+            && self.record.best_step <= begun
+    }
+
+    /// Whether it should.
+    fn is_worse(&self) -> bool {
+        let best = self.record.history.iter().find(|p| p.step == self.record.best_step);
+        let last = self.record.history.last().filter(|p| p.step == self.record.step);
+        self.may_restart() && best.zip(last).is_some_and(|(best, last)| !(last.error <= WORSE * best.error))
+    }
+
+    /// Begins again from the best parameters with a smaller rate. Samples come in the order in which they would have come.
+    fn restart(&mut self, trainer: &mut Trainer) -> Result<(), TrainError> {
+        let learning_rate = LOWERED * trainer.peak_rate();
+        self.record.restarts.push(Restart { step: self.record.step, learning_rate });
+        trainer.begin_again(&self.best)?;
+        trainer.set_peak_rate(learning_rate)?;
+        trainer.set_total_steps(self.scheduled())
     }
 
     fn evaluate(

@@ -51,7 +51,9 @@ pub mod trainer;
 pub use batches::Batches;
 pub use error::TrainError;
 pub use evaluator::Evaluator;
-pub use fit::{Evaluation, FitOptions, Fitted, Length, Observer, Point, Ranked, Stop, Task, Tensors, fit};
+pub use fit::{
+    Evaluation, FitOptions, Fitted, Length, Observer, Point, Ranked, Restart, Stop, Task, Tensors, fit,
+};
 pub use non_finite::NonFinite;
 pub use optimizer::Optimizer;
 pub use ranks::{RankChange, RankLimit, RankSelection};

@@ -501,6 +501,7 @@ fn learn(
         length: options.steps.map_or(Length::Seconds(left), Length::Steps),
         max_seconds: Some(left),
         find_rate: options.find_rate,
+        lower_rate: true,
         batch: run.batch,
         seed: options.seed,
         evaluations: options.evaluations,

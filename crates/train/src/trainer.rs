@@ -230,6 +230,24 @@ impl Trainer {
         Ok(())
     }
 
+    /// Puts parameters in place and everything else back to what it is before the first step, but for the number of steps and the
+    /// largest rate of the schedule.
+    ///
+    /// # Errors
+    /// For parameters that are missing or of another shape; a device that failed.
+    pub fn begin_again(&mut self, parameters: &[(String, Tensor)]) -> Result<(), TrainError> {
+        let mut states = self.states()?;
+        for (name, value) in
+            states.iter_mut().filter(|(name, _)| ![TOTAL_STEPS, PEAK_RATE].contains(&name.as_str()))
+        {
+            *value = match parameters.iter().find(|(parameter, _)| parameter == name) {
+                Some((_, parameter)) => parameter.clone(),
+                None => Tensor::zeros(value.dtype(), value.shape())?,
+            };
+        }
+        self.restore(&states)
+    }
+
     /// What it takes.
     pub fn memory(&self) -> StepMemory {
         StepMemory {

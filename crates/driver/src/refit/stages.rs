@@ -78,6 +78,11 @@ impl<'a> Stages<'a> {
         &self.data[batch][at]
     }
 
+    /// Bytes of the values that are kept, over all batches.
+    pub fn kept_bytes(&self) -> usize {
+        self.data.iter().flatten().map(|t| t.bytes().len()).sum()
+    }
+
     /// What [`part`](Stages::part) reads: the inputs of the model on a batch, and the values that are kept.
     pub fn inputs(&self, batch: usize) -> Arrays {
         let kept = self.data[batch].iter().enumerate().map(|(i, t)| (kept_name(i), t.clone()));

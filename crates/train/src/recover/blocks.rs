@@ -15,7 +15,7 @@ use margay_passes::parameter_names;
 use margay_tensor::Tensor;
 use serde::Serialize;
 
-use super::objective::{Objective, Weights};
+use super::objective::{Objective, Scaled, Weights};
 use super::pairs::Pair;
 use super::{Goal, trainable};
 use crate::fit::Tensors;
@@ -26,6 +26,9 @@ use crate::{
 
 /// Samples that blocks learn from, at most, and samples that are held out for them.
 const MOST_SAMPLES: [usize; 2] = [1024, 256];
+
+/// Bytes, at most, of what both models have between two blocks on all of these samples; of images that are fewer samples.
+const MOST_KEPT_BYTES: usize = 1 << 30;
 
 /// The largest learning rate of a block, with Adam.
 const LEARNING_RATE: f64 = 1e-3;
@@ -94,18 +97,26 @@ pub(super) fn refine(
 ) -> Result<Refined, TrainError> {
     let begin = std::time::Instant::now();
     let interruption = observer.interruption();
+    let backend = &margay_driver::backend::native();
+    let ends = goal.ends(student)?;
     let batches = |samples: &Samples, most| -> Result<Vec<Arrays>, TrainError> {
         Ok(runs(student, samples, goal.padding, size, most, Runs::Whole)?)
     };
-    let batches = [batches(train, MOST_SAMPLES[0])?, batches(held_out, MOST_SAMPLES[1])?];
-    let backend = &margay_driver::backend::native();
+    let bytes = {
+        let longest = batches(train, size)?;
+        let mut stages = Stages::new(&longest, backend, goal.options.threads, &interruption);
+        2 * most_kept(student, &ends, &mut stages)?.div_ceil(longest.len().max(1) * size)
+    };
+    let fitting = MOST_KEPT_BYTES / bytes.max(1);
+    let all: usize = MOST_SAMPLES.iter().sum();
+    let most = MOST_SAMPLES.map(|most| most.min((fitting * most / all).max(1).next_multiple_of(size)));
+    let batches = [batches(train, most[0])?, batches(held_out, most[1])?];
     let mut data = [0, 1].map(|part| {
         let stages = || Stages::new(&batches[part], backend, goal.options.threads, &interruption);
         Data { student: stages(), teacher: stages(), batches: batches[part].len() }
     });
     let mut names: Vec<(NodeId, String)> = parameter_names(student);
     let mut student = student.clone();
-    let ends = goal.ends(&student)?;
     let mut learned = HashSet::new();
     let mut refined = Refined { contents: Vec::new(), reports: Vec::new() };
     for (i, end) in ends.iter().enumerate() {
@@ -141,6 +152,16 @@ pub(super) fn refine(
     Ok(refined)
 }
 
+/// The most bytes that a model has between two blocks on some samples.
+fn most_kept(g: &Graph, ends: &[Scaled], stages: &mut Stages<'_>) -> Result<usize, TrainError> {
+    let mut most = 0;
+    for end in ends {
+        stages.advance(g, &[end.pair.student])?;
+        most = most.max(stages.kept_bytes());
+    }
+    Ok(most)
+}
+
 fn name_of(names: &[(NodeId, String)], n: NodeId) -> String {
     names.iter().find(|(m, _)| *m == n).map(|(_, name)| name.clone()).unwrap_or_default()
 }
@@ -150,7 +171,7 @@ struct Block<'a> {
     graph: &'a Graph,
     parameters: &'a [NodeId],
     goal: &'a Goal<'a>,
-    end: &'a super::objective::Scaled,
+    end: &'a Scaled,
 }
 
 impl Block<'_> {

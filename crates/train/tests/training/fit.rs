@@ -192,6 +192,38 @@ fn a_rate_is_found_by_a_test_that_leaves_everything_else_as_it_was() {
 }
 
 #[test]
+fn a_rate_that_only_makes_it_worse_is_lowered() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |path: &Path, observer: &mut dyn Observer, lower_rate, resume| {
+        let options = FitOptions {
+            lower_rate,
+            checkpoint: Some(path.into()),
+            checkpoint_seconds: 0.0,
+            resume,
+            ..options(Length::Steps(300))
+        };
+        fit(&mut trainer(4.0, 2), &mut Regression::new(), &options, observer).unwrap()
+    };
+    let whole = folder.path().join("whole");
+    let kept = run(&folder.path().join("kept"), &mut Silent, false, false);
+    let lowered = run(&whole, &mut Silent, true, false);
+    assert!(kept.restarts.is_empty() && !lowered.restarts.is_empty(), "{:?}", lowered.history);
+    for (i, restart) in lowered.restarts.iter().enumerate() {
+        assert!(
+            (restart.learning_rate / (4.0 * 0.25f64.powi(i as i32 + 1)) - 1.0).abs() < 1e-6,
+            "{restart:?}"
+        );
+    }
+    assert!(lowered.best().error < 0.5 * kept.best().error, "{:?} {:?}", kept.history, lowered.history);
+    // A run that was stopped behind the last beginning goes on to the same bits.
+    let (path, last) = (folder.path().join("parts"), lowered.restarts.last().unwrap().step);
+    run(&path, &mut StopAfter::steps(last + 3), true, false);
+    let parts = run(&path, &mut Silent, true, true);
+    assert_eq!(parts.restarts, lowered.restarts);
+    assert_eq!(bytes(&parts.parameters), bytes(&lowered.parameters));
+}
+
+#[test]
 fn where_no_rate_makes_the_loss_smaller_the_default_stays() {
     let mut task = Regression::of([1, 2]);
     let options = FitOptions { find_rate: true, ..options(Length::Steps(200)) };
