@@ -51,6 +51,12 @@ fn a_limit_may_be_for_a_share_of_the_samples() {
     assert!(of(&most, "predicted_ms_after") >= of(&mean, "predicted_ms_after"));
     assert!(of(&most["held_out"], "relative_l2") <= of(&mean["held_out"], "relative_l2"));
     assert!(of(&most["held_out"], "relative_l2") > 0.0, "{most}");
+    let reached = &most["held_out"]["quantile"];
+    assert!(of(reached, "level") == 0.95 && of(reached, "relative_l2") <= 0.2, "{most}");
+    assert!(
+        of(reached, "relative_l2") > of(&most["held_out"], "relative_l2")
+            && mean["held_out"]["quantile"].is_null()
+    );
     let words = "compile model.onnx -o o.margay --data data.npz --target-cpu portable";
     for (limit, message) in [
         ("0.2@99%", "expected at least 99 held out, each with outputs of its own, found 30"),
@@ -133,6 +139,9 @@ fn a_command_of_the_user_may_be_the_limit() {
     std::fs::write(place.path("agree.sh"), "echo no model >&2; exit 3\n").unwrap();
     let ran = compile("0.1");
     assert!(ran.code == 2 && ran.stderr.contains("exit status: 3: no model"), "{}", ran.stderr);
+    std::fs::write(place.path("agree.sh"), "echo inf\n").unwrap();
+    let ran = compile("0.1");
+    assert!(ran.code == 2 && ran.stderr.contains("is inf for the dense model"), "{}", ran.stderr);
     std::fs::write(place.path("agree.sh"), "echo fine\n").unwrap();
     let ran = compile("0.1");
     assert!(ran.stderr.contains("expected a number in the last line that it prints, found `fine`"));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use margay::{
-    Budget, CompileOptions, ErrorLimit, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice,
+    Budget, Budgets, CompileOptions, ErrorLimit, ErrorScope, Given, Goal, InputFile, InputSource, MaskChoice,
     Operations, Precision, Predictor, Samples, command_metric, listed, read_plan, samples_of,
 };
 
@@ -12,24 +12,25 @@ use crate::note;
 
 /// What to compile for.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("goal").multiple(true)))]
 pub(crate) struct GoalArgs {
     /// Samples of the model's inputs, by name. A quarter, at most 512, measures the error that is reported; the others
     /// calibrate, as many as give each layer about 65,536 rows. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
     data: Option<PathBuf>,
     /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E: of all of them together,
-    /// or, as in 0.1@95%, of each of so many of them.
+    /// or, as in 0.1@95%, of each of so many of them. Budgets may be given besides.
     #[arg(long, value_name = "E[@P%]", requires = "data", group = "goal")]
     max_error: Option<ErrorLimit>,
     /// As fast as possible with --metric at most D below that of the dense model.
-    #[arg(long, value_name = "D", value_parser = not_negative, requires = "data", requires = "metric", group = "goal")]
+    #[arg(long, value_name = "D", value_parser = not_negative, requires = "data", requires = "metric", conflicts_with = "max_error", group = "goal")]
     max_drop: Option<f64>,
     /// A command of the shell that measures a model: it is given the path of an ONNX file, in place of {} or as its last
     /// word, and prints a number last, larger for better models.
     #[arg(long, value_name = "COMMAND", value_parser = command, requires = "max_drop")]
     metric: Option<String>,
     /// As exact as possible with so many stored bytes of the weights that can be sketched: a share as in 50%, or
-    /// bytes as in 1500000 or 1.5MB.
+    /// bytes as in 1500000 or 1.5MB. Several budgets are kept all at once.
     #[arg(long, value_name = "50%|N", group = "goal")]
     budget_bytes: Option<Budget>,
     /// As exact as possible with so many multiplications and additions of products and convolutions in one run: a share as
@@ -40,7 +41,12 @@ pub(crate) struct GoalArgs {
     #[arg(long, value_name = "MS", value_parser = positive, group = "goal")]
     budget_ms: Option<f64>,
     /// Replay the choices of a plan.
-    #[arg(long, value_name = "FILE.toml", group = "goal")]
+    #[arg(
+        long,
+        value_name = "FILE.toml",
+        group = "goal",
+        conflicts_with_all = ["max_error", "max_drop", "budget_bytes", "budget_flops", "budget_ms"]
+    )]
     plan: Option<PathBuf>,
     /// Replay the plan on other samples than those that it was made with.
     #[arg(long, requires = "plan")]
@@ -60,8 +66,8 @@ pub(crate) struct TargetArgs {
     #[arg(long = "fix", value_name = "INPUT=NUMBER", value_parser = fixed_input)]
     fixed: Vec<(String, f64)>,
     /// Precision of products with constant matrices, set after sketching: bf16 rounds both operands, int8 the
-    /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate; tables are int8 beside
-    /// both. Convolutions and attention stay f32, and so does exported ONNX.
+    /// constants, column by column, int4 in runs of 64 terms, with error feedback where samples calibrate and nothing is sketched;
+    /// tables are int8 beside both. Convolutions and attention stay f32, and so does exported ONNX.
     #[arg(long, value_name = "f32|bf16|int8|int4", default_value = "f32", value_parser = precision)]
     precision: Precision,
     /// Processor class to compile for: native, portable, x86-64-v3, x86-64-v4, x86-64-v4-bf16.
@@ -144,10 +150,19 @@ impl GoalArgs {
         error.or(drop).or(bytes).or(flops).or(seconds).unwrap_or_default()
     }
 
+    fn budgets(&self) -> Budgets {
+        Budgets {
+            bytes: self.budget_bytes,
+            flops: self.budget_flops.map(|Operations(budget)| budget),
+            seconds: self.budget_ms.map(|ms| ms / 1e3),
+        }
+    }
+
     /// The driver's options; reads the plan.
     pub(crate) fn options(&self) -> Result<CompileOptions, Failure> {
         Ok(CompileOptions {
             goal: self.goal(),
+            budgets: self.budgets(),
             plan: self.plan.as_deref().map(read_plan).transpose()?,
             recalibrate: self.recalibrate,
             metric: self.metric.as_deref().map(command_metric),

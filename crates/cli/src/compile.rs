@@ -19,7 +19,7 @@ use crate::args::GoalArgs;
 use crate::curves::CurvesArgs;
 use crate::error::{Failure, command_line};
 use crate::progress::Bars;
-use crate::save::{check_distinct, check_writable, save_text};
+use crate::save::{check_distinct, check_writable, rescued, save_text};
 use crate::table::{Table, bytes, count, percent, significant};
 use crate::{Reply, errors, json, memory, warn};
 
@@ -29,7 +29,8 @@ const JSON: &str = r#"With --json, and in the file of --report:
    "flops_before", "flops_after", "predicted_ms_before", "predicted_ms_after",
    "held_out": {"relative_l2", "centred_l2", "cosine", "samples", "mask",
                 "outputs": [{"name", "relative_l2", "centred_l2", "cosine", "max_abs", "pooled"}],
-                "bounds": [{"level", "relative_l2"}]},
+                "bounds": [{"level", "relative_l2"}],
+                "quantile" if the limit is for a share of samples: {"level", "relative_l2"}},
    "held_out_rows": [], "refits": [{"name", "before", "after", "refitted"}],
    "metric" if asked for: {"name", "dense", "sketched"},
    "dims": {},
@@ -102,20 +103,19 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     };
     let built = build(args, &options, samples.as_ref(), &mut dump);
     dump.finish()?;
-    let compiled = built?;
+    let (compiled, written) = built?;
     warn(&compiled.report.warnings);
     let plan = compiled.plan.to_toml().map_err(margay::Error::from)?;
     let report = json(&compiled.report)?;
-    if let Some(path) = &args.export {
-        compiled.export(path)?;
-    }
-    if let Some(path) = &args.save_plan {
-        save_text(path, &plan)?;
-    }
-    args.curves.write(&compiled.curves)?;
-    if let Some(path) = &args.report {
-        save_text(path, &report)?;
-    }
+    // A file that cannot be written is no reason to lose the others.
+    let exported = match &args.export {
+        Some(path) => rescued(path, |path| Ok(compiled.export(path)?)),
+        None => Ok(()),
+    };
+    let planned = args.save_plan.as_ref().map_or(Ok(()), |path| save_text(path, &plan));
+    let curves = args.curves.write(&compiled.curves);
+    let reported = args.report.as_ref().map_or(Ok(()), |path| save_text(path, &report));
+    [written, exported, planned, curves, reported].into_iter().collect::<Result<(), Failure>>()?;
     Ok(if args.json { report } else { summary(&compiled, args) }.into())
 }
 
@@ -124,14 +124,14 @@ fn build(
     options: &CompileOptions,
     samples: Option<&Samples>,
     dump: &mut Dump,
-) -> Result<Compiled, Failure> {
+) -> Result<(Compiled, Result<(), Failure>), Failure> {
     let source = open_with(&args.model, &options.known_inputs(samples), dump)?;
     let compiled = {
         let bars = Bars::new();
         compile_with(&source, samples, options, &bars, dump)?
     };
-    compiled.write(&args.output, args.strip, dump)?;
-    Ok(compiled)
+    let written = rescued(&args.output, |path| Ok(compiled.write(path, args.strip, dump)?));
+    Ok((compiled, written))
 }
 
 fn summary(compiled: &Compiled, args: &Args) -> String {

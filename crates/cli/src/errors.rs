@@ -12,6 +12,10 @@ pub(crate) fn words(e: &ErrorMeasure) -> String {
 
 /// A line on what further samples err by; empty with too few samples.
 pub(crate) fn bounds(e: &ErrorMeasure) -> String {
+    if let Some(b) = &e.quantile {
+        let (percent, error) = (b.level * 100.0, significant(b.relative_l2));
+        return format!("relative error of {percent:.1}% of the samples, each by itself, at most {error}\n");
+    }
     let each =
         e.bounds.iter().map(|b| format!("{} with {:.0}%", significant(b.relative_l2), b.level * 100.0));
     match each.collect::<Vec<_>>().join(", ") {

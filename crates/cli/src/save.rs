@@ -22,7 +22,10 @@ pub(crate) fn save_text(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// Writes a file that took long to make. Where it cannot be written, it goes to a new folder for temporary files, which the
 /// failure names.
-pub(crate) fn rescued(path: &Path, write: impl Fn(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+pub(crate) fn rescued(
+    path: &Path,
+    mut write: impl FnMut(&Path) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let Err(failure) = write(path) else { return Ok(()) };
     let folder = tempfile::Builder::new().prefix("margay-").tempdir();
     let Ok(folder) = folder else { return Err(failure) };

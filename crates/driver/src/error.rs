@@ -315,7 +315,7 @@ impl From<&RunError> for Kind {
 impl From<&AllocateError> for Kind {
     fn from(error: &AllocateError) -> Kind {
         match error {
-            AllocateError::Infeasible { .. } => Kind::Check,
+            AllocateError::Infeasible { .. } | AllocateError::Together { .. } => Kind::Check,
             AllocateError::Number { .. } | AllocateError::Duplicate { .. } => Kind::Internal,
         }
     }

@@ -128,6 +128,9 @@ pub struct ErrorMeasure {
     /// none where these samples had a part in the choice.
     #[serde(default)]
     pub bounds: Vec<ErrorBound>,
+    /// What the share of these samples that a limit is for does not exceed, where the limit is for a share of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantile: Option<ErrorBound>,
     /// Of each sample, ascending, where outputs are of single samples.
     #[serde(skip)]
     by_sample: Vec<f64>,
@@ -227,6 +230,7 @@ impl ErrorSum {
             only: self.scope.outputs.clone(),
             outputs: self.outputs.iter().map(OutputSum::error).collect(),
             bounds: bounds::bounds(&by_sample),
+            quantile: None,
             by_sample,
         }
     }

@@ -67,11 +67,17 @@ impl<'a> Asked<'a> {
     /// Asks for the dense model.
     ///
     /// # Errors
-    /// As [`OwnMetric::of`].
+    /// As [`OwnMetric::of`], and [`DriverError::Options`] where it is infinite.
     pub(crate) fn new(metric: &'a OwnMetric, dense: &Graph) -> Result<Asked<'a>, DriverError> {
         let mut asked = Asked { metric, dense: 0.0, known: RefCell::default() };
         asked.dense = asked.of(dense)?;
-        Ok(asked)
+        match asked.dense.is_finite() {
+            true => Ok(asked),
+            false => Err(DriverError::Options(format!(
+                "the metric `{}` is {} for the dense model: nothing can be compared with that",
+                metric.name, asked.dense
+            ))),
+        }
     }
 
     /// As [`OwnMetric::of`].

@@ -3,6 +3,7 @@
 use margay_artifact::Artifact;
 use margay_ir::Graph;
 use margay_passes::sketch::read_plan;
+use margay_plan::Plan;
 use margay_tensor::Binding;
 
 use crate::compile::check::Checker;
@@ -20,11 +21,7 @@ pub fn recompile(
     graph: Graph,
     held_out: Option<ErrorMeasure>,
 ) -> Result<Compiled, DriverError> {
-    let stripped = || DriverError::Stripped { path: artifact.path().to_path_buf(), lacks: "plan and report" };
-    let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
-    let plan = read_plan(&String::from_utf8_lossy(piece("plan.toml")?))?;
-    let report: Report = serde_json::from_slice(piece("report.json")?)
-        .map_err(|e| DriverError::Report { path: artifact.path().to_path_buf(), message: e.to_string() })?;
+    let (plan, report) = plan_and_report(artifact)?;
     let description = artifact.description();
     let binding = |symbols: &std::collections::BTreeMap<String, i64>| -> Binding {
         symbols.iter().map(|(name, v)| (name.as_str().into(), *v)).collect()
@@ -60,6 +57,32 @@ pub fn recompile(
         ranges: vec![ranged].into_iter().filter(|points| !points.is_empty()).collect(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     })
+}
+
+/// The plan and the report that an artifact carries.
+fn plan_and_report(artifact: &Artifact) -> Result<(Plan, Report), DriverError> {
+    let stripped = || DriverError::Stripped { path: artifact.path().to_path_buf(), lacks: "plan and report" };
+    let piece = |name: &str| artifact.source(name)?.ok_or_else(stripped);
+    let plan = read_plan(&String::from_utf8_lossy(piece("plan.toml")?))?;
+    let report = serde_json::from_slice(piece("report.json")?)
+        .map_err(|e| DriverError::Report { path: artifact.path().to_path_buf(), message: e.to_string() })?;
+    Ok((plan, report))
+}
+
+/// The numbers of the samples that were held out when an artifact was compiled, if it was compiled with these samples, in the
+/// order of its inputs; none if it was not, or does not say.
+///
+/// # Errors
+/// [`DriverError::Artifact`] for an artifact that is damaged.
+pub fn held_out_rows(artifact: &Artifact, samples: &Samples) -> Result<Vec<usize>, DriverError> {
+    match plan_and_report(artifact) {
+        Ok((plan, report)) => {
+            let same = plan.header.calibration == Some(samples.hash());
+            Ok(if same { report.held_out_rows } else { Vec::new() })
+        }
+        Err(DriverError::Stripped { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The error of a graph against a reference on samples, as reports state it.

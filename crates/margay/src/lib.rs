@@ -84,7 +84,7 @@ pub use margay_driver::compare::LayerError;
 pub use margay_driver::machine;
 pub use margay_driver::sensitivity::{self, sensitivity};
 pub use margay_driver::{
-    Arrays, BEFORE, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
+    Arrays, BEFORE, Budgets, CompileOptions, Compiled, CurvePoint, DriverError as Error, Dump, ErrorBound,
     ErrorMeasure, ErrorScope, ErrorSum, Front, FrontOptions, FrontPoint, Goal, Interruption, Kind,
     LayerRefit, MaskChoice, MetricReport, Model, ModuleReport, OutputError, OwnMetric, PooledError, Progress,
     Read, Report, Resource, Samples, Silent, backend, bound_batch, compile, compile_with, differentiate,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use margay_artifact::Artifact;
 use margay_driver::{
     CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples,
-    bound_batch, compile, is_artifact, measure_error, open, recompile,
+    bound_batch, compile, held_out_rows, is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, RateTest, Restart, Stop, TrainError};
@@ -56,7 +56,12 @@ impl Recovery {
         progress: &dyn Progress,
         observer: &mut dyn Observer,
     ) -> Result<Recovered, TrainError> {
-        recover(&self.student.graph, &self.teacher.graph, samples, options, progress, observer)
+        let mut options = options.clone();
+        if let Some(artifact) = &self.artifact {
+            // What was chosen by the same samples is judged by those that it was not chosen by.
+            options.held_out_rows = held_out_rows(artifact, &samples.for_graph(&self.student.graph)?)?;
+        }
+        recover(&self.student.graph, &self.teacher.graph, samples, &options, progress, observer)
     }
 
     /// Measures what was learned on the samples held out, on few of them after an interruption, and compiles it as the sketched

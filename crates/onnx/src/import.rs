@@ -51,7 +51,7 @@ mod trigonometry;
 mod trips;
 mod values;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
@@ -304,6 +304,8 @@ pub(crate) struct Importer<'a> {
     lengths: Lengths,
     /// Extents so far that a run decides.
     decided: usize,
+    /// Names of the model's nodes so far.
+    node_names: HashSet<&'a str>,
     /// Graphs around the one at hand.
     depth: usize,
     /// What becomes of dropout where the model is to be trained.
@@ -339,6 +341,7 @@ impl<'a> Importer<'a> {
             narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
             lengths,
             decided: 0,
+            node_names: HashSet::new(),
             depth: 0,
             dropout,
             dropped: 0,
@@ -376,7 +379,9 @@ impl<'a> Importer<'a> {
             ))),
             Some(operator) => {
                 let first_output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", |o| o);
-                self.origin = self.origin_of(if node.name.is_empty() { first_output } else { &node.name });
+                // Names of values are unique, those of nodes should be; nodes of inner graphs run several times.
+                let own = !node.name.is_empty() && (self.depth > 0 || self.node_names.insert(&node.name));
+                self.origin = self.origin_of(if own { &node.name } else { first_output });
                 let call = Call::new(node, inputs.clone(), opset);
                 self.meaning(operator, &call, node, &slots).and_then(|found| call.finish(found))
             }

@@ -47,6 +47,30 @@ pub enum Goal {
     Seconds(f64),
 }
 
+/// Limits on what a model uses, besides its goal.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Budgets {
+    /// As [`Goal::Bytes`].
+    pub bytes: Option<Budget>,
+    /// As [`Goal::Flops`].
+    pub flops: Option<Budget>,
+    /// As [`Goal::Seconds`].
+    pub seconds: Option<f64>,
+}
+
+impl Budgets {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Budgets::default()
+    }
+
+    /// Each as a goal.
+    pub fn goals(&self) -> impl Iterator<Item = Goal> {
+        let (bytes, flops) = (self.bytes.map(Goal::Bytes), self.flops.map(Goal::Flops));
+        [bytes, flops, self.seconds.map(Goal::Seconds)].into_iter().flatten()
+    }
+}
+
 impl Goal {
     /// What is saved: bytes or operations where they are asked for, else time.
     pub fn resource(&self) -> Resource {

@@ -116,6 +116,12 @@ pub enum AllocateError {
         /// The number.
         found: f64,
     },
+    /// Each of several limits can be kept, and no choice was found that keeps all of them (the options' fault).
+    #[error("no choice keeps all limits at once: {}", limits.join(", "))]
+    Together {
+        /// `bytes`, `flops` or `seconds`.
+        limits: Vec<&'static str>,
+    },
     /// Two tables are for the same site (the caller's fault).
     #[error("site `{site}` has more than one table of candidates")]
     Duplicate {

@@ -8,7 +8,7 @@
 //! - [`plan`]: the plan and its text form.
 //! - [`candidate`]: what can be done to a site, and what each way loses and costs.
 //! - [`allocate`]: the choice over all sites at once; `group`: sites that exclude each other.
-//! - [`quantity`]: budgets as people write them.
+//! - `within`: the same with several limits; [`quantity`]: budgets as people write them.
 //!
 //! Deliberately absent: graphs (the passes find sites and apply plans), spectra and sensitivities (the
 //! passes turn them into candidates), clocks (predictions repeat, measurements do not), and files.
@@ -21,9 +21,11 @@ mod error;
 mod group;
 pub mod plan;
 pub mod quantity;
+mod within;
 
-pub use allocate::{Allocation, Goal, least_cost, least_error, uniform};
+pub use allocate::{Allocation, Budgets, Goal, least_cost, least_error, uniform};
 pub use candidate::{Candidate, Curve, Price, Resource};
 pub use error::{AllocateError, ChoiceProblem, Mismatch, PlanError};
 pub use plan::{Choice, Header, Plan, Settings};
 pub use quantity::{Budget, ErrorLimit, Operations};
+pub use within::least_error_within;

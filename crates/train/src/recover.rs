@@ -76,6 +76,9 @@ pub struct RecoverOptions {
     pub together: bool,
     /// The share of the samples that is held out, of which at most 512 are taken.
     pub held_out: f64,
+    /// The numbers of the samples to hold out in place of a share, where they are enough for a batch: those that nothing was
+    /// chosen by.
+    pub held_out_rows: Vec<usize>,
     /// Evaluations in a row without a new best after which learning ends.
     pub patience: Option<u64>,
     /// Evaluations in all.
@@ -109,6 +112,7 @@ impl Default for RecoverOptions {
             blocks: true,
             together: true,
             held_out: 0.125,
+            held_out_rows: Vec::new(),
             patience: None,
             evaluations: 10,
             seed: 0,
@@ -190,7 +194,7 @@ pub fn recover(
     let samples = samples.for_graph(student)?;
     mask.check(samples.arrays())?;
     let batch = bound_batch(student).unwrap_or(options.batch);
-    let (train, held_out) = split(&samples, options.held_out, batch)?;
+    let (train, held_out) = split(&samples, options, batch)?;
     let learned_from = train.rows();
     if trainable::trainable(student, options.train).is_empty() {
         return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
@@ -240,7 +244,8 @@ pub fn recover(
                 progress,
                 &interruption,
             )?;
-            let (asked, most) = (interruption.clone(), options.max_seconds);
+            let share = if options.blocks || options.together { LAYERS_SHARE } else { 1.0 };
+            let (asked, most) = (interruption.clone(), share * options.max_seconds);
             let data = RefitData {
                 teacher,
                 train: &train,
@@ -297,7 +302,7 @@ pub fn recover(
     }
     let mut fitted = None;
     // Whoever interrupts what comes before has what it gave.
-    if options.together && !interruption.asked() {
+    if options.together && !interruption.asked() && start.elapsed().as_secs_f64() < options.max_seconds {
         // A run that goes on begins where the one before began: coordinates follow from there.
         let start_from = match resumed {
             Some(_) => best.graph.clone(),
@@ -482,8 +487,13 @@ fn learn(
     observer: &mut dyn Observer,
 ) -> Result<Fitted, TrainError> {
     let (begin, options) = (Instant::now(), goal.options);
-    let parameters = trainable::trainable(student, options.train);
     let objective = goal.objective(student)?;
+    let parameters = reached(student, &objective, trainable::trainable(student, options.train));
+    if parameters.is_empty() {
+        return Err(TrainError::Options(
+            "the outputs that count depend on no factors: nothing to recover".into(),
+        ));
+    }
     let update = Update {
         optimizer: Optimizer::ADAM,
         learning_rate: options.learning_rate,
@@ -515,6 +525,15 @@ fn learn(
     fit(&mut trainer, task, &fit_options, observer)
 }
 
+/// The constants that what is compared depends on: others learn nothing.
+fn reached(student: &Graph, objective: &Objective, mut constants: Vec<NodeId>) -> Vec<NodeId> {
+    let compared = objective.outputs.iter().chain(&objective.hidden);
+    let wanted: Vec<_> = compared.map(|scaled| (scaled.pair.name.clone(), scaled.pair.student)).collect();
+    let part = student.cut(&[], &wanted);
+    constants.retain(|n| part.contains(*n));
+    constants
+}
+
 /// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
 /// How long a run is to be is not part of it: it may go on for longer.
 fn identity(
@@ -542,11 +561,14 @@ fn identity(
         ("the lengths of batches", padding.map_or("not cut".into(), |p| format!("{:?}", p.lengths()))),
         ("the refit of layers", layers.to_string()),
         ("the refinement of blocks", blocks.to_string()),
-        ("the share held out", options.held_out.to_string()),
+        ("the samples held out", held_out_words(options)),
         ("the seed", options.seed.to_string()),
     ];
     parts.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
+
+/// The share of all time which the refit of layers may take, where something follows.
+const LAYERS_SHARE: f64 = 0.5;
 
 /// The share of the time that is left which blocks may take, where all layers learn together afterwards.
 const BLOCKS_SHARE: f64 = 0.3;
@@ -563,12 +585,31 @@ const METRIC_SAMPLES: usize = 256;
 /// Samples that are held out, at most: more of them cost time at every evaluation and tell little more.
 const MOST_HELD_OUT: usize = 512;
 
+/// What is held out, for a checkpoint.
+fn held_out_words(options: &RecoverOptions) -> String {
+    match options.held_out_rows.as_slice() {
+        [] => options.held_out.to_string(),
+        rows => format!("{} or {rows:?}", options.held_out),
+    }
+}
+
 /// Samples to learn from, and a share of them that is held out: evenly spread, and enough for a batch.
-fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Samples), TrainError> {
+fn split(
+    samples: &Samples,
+    options: &RecoverOptions,
+    batch: usize,
+) -> Result<(Samples, Samples), TrainError> {
+    let share = options.held_out;
     if !(share > 0.0 && share < 1.0) {
         return Err(TrainError::Options(format!("held out: expected above 0 and below 1, found {share}")));
     }
     let rows = samples.rows();
+    let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
+    let named = &options.held_out_rows;
+    if named.len() >= batch && rows >= named.len() + batch && named.iter().all(|row| *row < rows) {
+        let kept: Vec<usize> = (0..rows).filter(|row| !named.contains(row)).collect();
+        return Ok((part(&kept)?, part(named)?));
+    }
     let count = ((rows as f64 * share) as usize).clamp(batch, batch.max(MOST_HELD_OUT));
     if rows < count + batch {
         return Err(TrainError::Options(format!(
@@ -577,5 +618,5 @@ fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Sample
         )));
     }
     let (kept, held_out) = hold_out(rows, count, rows);
-    Ok((Samples::new(samples.pick(&kept)?)?, Samples::new(samples.pick(&held_out)?)?))
+    Ok((part(&kept)?, part(&held_out)?))
 }

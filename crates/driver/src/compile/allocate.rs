@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use margay_passes::StoreConstants;
 use margay_passes::sketch::Site;
 use margay_plan::{
-    AllocateError, Allocation, Candidate, Choice, Curve, ErrorLimit, Goal, Price, Resource, least_cost,
-    least_error, uniform,
+    AllocateError, Allocation, Budgets, Candidate, Choice, Curve, ErrorLimit, Goal, Price, Resource,
+    least_cost, least_error, least_error_within, uniform,
 };
 
 use super::Job;
@@ -59,8 +59,9 @@ pub(crate) fn allocate(
     let met = match given {
         None => Met { allocation: candidates.planned(), closest: None },
         Some(goal) => {
-            candidates.narrow(&job.sites, goal.resource());
-            meet(&candidates, goal, &|choice| error_of(job, fits, checker, choice))?
+            let budgets = &job.options.budgets;
+            candidates.narrow(&job.sites, &resources(goal, budgets));
+            meet(&candidates, goal, budgets, &|choice| error_of(job, fits, checker, choice))?
         }
     };
     Ok(Chosen { candidates, allocation: met.allocation, closest: met.closest })
@@ -77,7 +78,7 @@ pub(crate) fn along(
     points: usize,
 ) -> Result<Vec<Allocation>, DriverError> {
     let mut candidates = candidates(&job.sites, fits, prices, weights)?;
-    candidates.narrow(&job.sites, resource);
+    candidates.narrow(&job.sites, &[resource]);
     let Candidates { curves, dense, .. } = &candidates;
     let all: f64 = curves.iter().flat_map(|c| &c.candidates).map(|c| c.squared_error).sum();
     let least = least_cost(curves, *dense, resource, all)?.price.of(resource);
@@ -153,14 +154,14 @@ fn candidates(
 
 impl Candidates {
     /// Leaves out what is not worth its error: candidates whose predicted time is hardly better than dense, unless bytes are
-    /// what is to be saved, and those that another one beats.
-    fn narrow(&mut self, sites: &[Site], resource: Resource) {
+    /// to be saved, and where one resource is, those that another one beats.
+    fn narrow(&mut self, sites: &[Site], resources: &[Resource]) {
         for (site, curve) in sites.iter().zip(&mut self.curves) {
             if curve.candidates.is_empty() {
                 let (a, b) = (site.d_in, site.d_out);
                 let message = format!("no sketch of {a} x {b} stores fewer numbers than the weight");
                 self.excluded.insert(site.name.clone(), message);
-            } else if resource != Resource::Bytes {
+            } else if !resources.contains(&Resource::Bytes) {
                 let worth = MAX_SHARE * curve.dense.seconds;
                 let best = curve.candidates.iter().map(|c| c.price.seconds).fold(f64::INFINITY, f64::min);
                 curve.candidates.retain(|c| c.price.seconds <= worth);
@@ -173,8 +174,21 @@ impl Candidates {
                     self.excluded.insert(site.name.clone(), message);
                 }
             }
-            curve.drop_dominated(resource);
+            if let [resource] = resources {
+                curve.drop_dominated(*resource);
+            }
         }
+    }
+
+    /// Budgets as amounts of what the model may use.
+    fn limits(&self, goals: impl Iterator<Item = Goal>) -> Vec<(Resource, f64)> {
+        let amount = |goal: Goal| match goal {
+            Goal::Bytes(budget) => Some(budget.resolve(self.whole_bytes) as f64),
+            Goal::Flops(budget) => Some(budget.resolve(self.dense.flops.unsigned_abs()) as f64),
+            Goal::Seconds(seconds) => Some(seconds),
+            Goal::Dense | Goal::Error(_) | Goal::Drop(_) => None,
+        };
+        goals.filter_map(|goal| Some((goal.resource(), amount(goal)?))).collect()
     }
 
     /// The share of the bytes of the sites that is left where all weights may take so many bytes.
@@ -202,14 +216,39 @@ impl Candidates {
     }
 }
 
-/// The choice that meets a goal. `measure` says the relative error of a choice on held-out samples; only an error limit
+/// What is saved.
+fn resources(goal: &Goal, budgets: &Budgets) -> Vec<Resource> {
+    let mut all = vec![goal.resource()];
+    for budget in budgets.goals() {
+        if !all.contains(&budget.resource()) {
+            all.push(budget.resource());
+        }
+    }
+    all
+}
+
+/// The choice that meets a goal within budgets. `measure` says the relative error of a choice on held-out samples; only an error limit
 /// needs it.
-fn meet(candidates: &Candidates, goal: &Goal, measure: &Measure<'_>) -> Result<Met, DriverError> {
+fn meet(
+    candidates: &Candidates,
+    goal: &Goal,
+    budgets: &Budgets,
+    measure: &Measure<'_>,
+) -> Result<Met, DriverError> {
     let Candidates { curves, dense, weighed, .. } = candidates;
+    let besides = candidates.limits(budgets.goals());
     let allocation = match goal {
         Goal::Dense => Ok(Allocation::dense(*dense)),
         Goal::Error(ErrorLimit { most: limit, .. }) | Goal::Drop(limit) => {
-            return meet_error(candidates, *limit, measure);
+            return meet_error(candidates, *limit, &besides, measure);
+        }
+        Goal::Bytes(_) | Goal::Flops(_) | Goal::Seconds(_)
+            if besides.iter().any(|(r, _)| *r != goal.resource()) =>
+        {
+            let own = candidates.limits(std::iter::once(goal.clone()));
+            let others = besides.into_iter().filter(|(r, _)| *r != goal.resource());
+            let limits: Vec<_> = own.into_iter().chain(others).collect();
+            Ok(least_error_within(curves, *dense, &limits)?)
         }
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);
@@ -291,7 +330,9 @@ mod tests {
 
     /// The bytes of the sites that are sketched.
     fn chosen(candidates: &Candidates, goal: &Goal) -> Vec<(String, i64)> {
-        let found = meet(candidates, goal, &unmeasured).unwrap_or_else(|e| panic!("{e}")).allocation;
+        let found = meet(candidates, goal, &Budgets::default(), &unmeasured)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .allocation;
         found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect()
     }
 
@@ -312,11 +353,12 @@ mod tests {
             (3.5, &[("a", 25), ("b", 25)][..]),
         ] {
             let goal = Goal::Seconds(seconds);
-            let found = meet(&m, &goal, &unmeasured).unwrap().allocation;
+            let found = meet(&m, &goal, &Budgets::default(), &unmeasured).unwrap().allocation;
             assert!(found.price.seconds <= seconds * (1.0 + 1e-9), "{seconds}");
             assert_eq!(chosen(&m, &goal), sites(expected), "{seconds} s");
         }
-        let error = meet(&m, &Goal::Seconds(3.25), &unmeasured).err().expect("too little");
+        let error =
+            meet(&m, &Goal::Seconds(3.25), &Budgets::default(), &unmeasured).err().expect("too little");
         let DriverError::Budget { asked_ms, best_ms } = error else { panic!("{error}") };
         assert_eq!((asked_ms, best_ms), (3250.0, 3500.0));
     }
@@ -365,7 +407,7 @@ mod tests {
         assert_eq!(chosen(&m, &Goal::Bytes(Budget::Absolute(150))), sites(&[("b", 50)]));
         assert_eq!(chosen(&m, &Goal::Seconds(1.5)), sites(&[("b", 50)]));
         for goal in [Goal::Bytes(Budget::Absolute(100)), Goal::Seconds(1.0)] {
-            let found = meet(&m, &goal, &unmeasured).unwrap().allocation;
+            let found = meet(&m, &goal, &Budgets::default(), &unmeasured).unwrap().allocation;
             assert_eq!((found.choices.len(), found.choices["a"].choice.scheme.as_str()), (2, "0"));
         }
     }

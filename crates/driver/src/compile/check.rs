@@ -10,7 +10,9 @@ use super::Job;
 use super::calibrate::BATCH;
 use super::split::Split;
 use crate::samples::Arrays;
-use crate::{DriverError, ErrorMeasure, ErrorScope, ErrorSum, MetricReport, Progress, Runner, Samples};
+use crate::{
+    DriverError, ErrorBound, ErrorMeasure, ErrorScope, ErrorSum, MetricReport, Progress, Runner, Samples,
+};
 
 /// Measures the error of a sketched graph on held-out samples.
 pub(crate) struct Checker {
@@ -142,6 +144,7 @@ impl Judged {
         if matches!(options.searched(), Some(Goal::Error(_))) {
             // The limit was checked on these samples.
             self.error.bounds.clear();
+            self.error.quantile = level_of(job).map(|level| ErrorBound { level, relative_l2: found });
         }
         if !self.error.relative_l2.is_finite() {
             let message = "the outputs of the sketched model are not finite on the held-out samples";
@@ -186,16 +189,22 @@ pub(crate) fn judged(job: &Job<'_>, checker: &Checker, sketched: &Graph) -> Resu
     limited(job, &checker.measure(sketched, &job.measures_on, job.threads(), job.progress)?)
 }
 
+/// The share of the samples that the limit of the goal is for, where it is not for all of them together.
+fn level_of(job: &Job<'_>) -> Option<f64> {
+    match job.options.searched()? {
+        Goal::Error(ErrorLimit { level, .. }) => *level,
+        _ => None,
+    }
+}
+
 /// What a limit is for, of an error: that of all samples together, or the one that the share of samples asked for does
 /// not exceed.
 ///
 /// # Errors
 /// [`DriverError::Samples`] where there are too few of them to say.
 fn limited(job: &Job<'_>, error: &ErrorMeasure) -> Result<f64, DriverError> {
-    let Some(Goal::Error(ErrorLimit { level: Some(level), .. })) = job.options.searched() else {
-        return Ok(error.relative_l2);
-    };
-    error.bound(*level).ok_or_else(|| {
+    let Some(level) = level_of(job) else { return Ok(error.relative_l2) };
+    error.bound(level).ok_or_else(|| {
         let (percent, samples) = (level * 100.0, error.samples);
         DriverError::Samples(format!(
             "an error limit for {percent}% of the samples: expected at least {} held out, each with outputs of its own, \

@@ -5,7 +5,9 @@
 //! limit; then between that one and the one before by bisection. What is tried does not depend on the limit but for where it
 //! ends, so that a larger limit never gives a slower model. Where all of these exceed the limit, sites are tried one by one.
 
-use margay_plan::{Allocation, Price, Resource, least_cost, least_error};
+use margay_plan::{
+    AllocateError, Allocation, Curve, Price, Resource, least_cost, least_error, least_error_within,
+};
 
 use super::allocate::Candidates;
 use crate::DriverError;
@@ -27,6 +29,19 @@ pub(crate) struct Met {
     pub(crate) closest: Option<f64>,
 }
 
+/// The choice of least error that takes at most so much time, within other limits.
+fn saving_within(
+    curves: &[Curve],
+    dense: Price,
+    besides: &[(Resource, f64)],
+    seconds: f64,
+) -> Result<Allocation, AllocateError> {
+    let own = besides.iter().filter(|(r, _)| *r == Resource::Seconds).map(|(_, limit)| *limit);
+    let mut limits = vec![(Resource::Seconds, own.fold(seconds, f64::min))];
+    limits.extend(besides.iter().filter(|(r, _)| *r != Resource::Seconds));
+    least_error_within(curves, dense, &limits)
+}
+
 /// Says the relative error of a choice on held-out samples.
 pub(crate) type Measure<'a> = dyn Fn(&Allocation) -> Result<f64, DriverError> + 'a;
 
@@ -34,12 +49,21 @@ pub(crate) type Measure<'a> = dyn Fn(&Allocation) -> Result<f64, DriverError> + 
 pub(crate) fn meet_error(
     candidates: &Candidates,
     limit: f64,
+    besides: &[(Resource, f64)],
     measure: &Measure<'_>,
 ) -> Result<Met, DriverError> {
-    let mut search = Search { candidates, limit, measure, known: Vec::new(), best: None };
+    let mut search = Search { candidates, limit, besides, measure, known: Vec::new(), best: None };
     search.run()?;
     let errors = search.known.iter().map(|(_, error)| *error).filter(|error| error.is_finite());
     let closest = errors.fold(None, |least: Option<f64>, error| Some(least.map_or(error, |l| l.min(error))));
+    let fits = besides.iter().all(|(r, limit)| candidates.dense.of(*r) <= *limit);
+    if search.best.is_none() && !fits {
+        let found =
+            closest.map_or(String::new(), |least| format!("; the least that was found is {least:.3}"));
+        return Err(DriverError::Measure(format!(
+            "no choice within the budgets errs by at most {limit}{found}"
+        )));
+    }
     let allocation = search.best.unwrap_or_else(|| Allocation::dense(candidates.dense));
     Ok(Met { allocation, closest })
 }
@@ -47,6 +71,8 @@ pub(crate) fn meet_error(
 struct Search<'a> {
     candidates: &'a Candidates,
     limit: f64,
+    /// What a choice may use besides.
+    besides: &'a [(Resource, f64)],
     measure: &'a Measure<'a>,
     /// What was measured, with its error.
     known: Vec<(Allocation, f64)>,
@@ -59,24 +85,42 @@ impl Search<'_> {
         let Candidates { curves, dense, .. } = self.candidates;
         let all: f64 = curves.iter().flat_map(|c| &c.candidates).map(|c| c.squared_error).sum();
         let fastest = least_cost(curves, *dense, Resource::Seconds, all)?.price.seconds;
-        let saving = |share: f64| {
-            let seconds = dense.seconds - share * (dense.seconds - fastest);
-            least_error(curves, *dense, Resource::Seconds, seconds)
+        let besides = self.besides;
+        let seconds = |share: f64| dense.seconds - share * (dense.seconds - fastest);
+        let saving = |share: f64| match besides {
+            [] => least_error(curves, *dense, Resource::Seconds, seconds(share)),
+            _ => saving_within(curves, *dense, besides, seconds(share)),
         };
         let mut beyond = None;
-        for share in SHARES {
-            if !self.within(&saving(share)?)? {
+        // What the budgets alone leave room for, where there are any; so much time cannot always be saved within them.
+        let last = (!besides.is_empty()).then_some(0.0);
+        for share in SHARES.into_iter().chain(last) {
+            let choice = match saving(share) {
+                Err(AllocateError::Infeasible { .. } | AllocateError::Together { .. }) if share > 0.0 => {
+                    beyond = Some(share);
+                    continue;
+                }
+                choice => choice?,
+            };
+            if !self.within(&choice)? {
                 beyond = Some(share);
                 continue;
             }
             let (mut slow, Some(mut fast)) = (share, beyond) else { return Ok(()) };
             for _ in 0..BISECTIONS {
                 let middle = 0.5 * (slow + fast);
-                match self.within(&saving(middle)?)? {
+                let within = match saving(middle) {
+                    Err(AllocateError::Infeasible { .. } | AllocateError::Together { .. }) => false,
+                    choice => self.within(&choice?)?,
+                };
+                match within {
                     true => slow = middle,
                     false => fast = middle,
                 }
             }
+            return Ok(());
+        }
+        if !besides.is_empty() {
             return Ok(());
         }
         for choice in self.single_sites() {
@@ -130,7 +174,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeMap;
 
-    use margay_plan::{Candidate, Choice, Curve, Settings};
+    use margay_plan::{Candidate, Choice, Settings};
 
     use super::*;
 
@@ -177,7 +221,7 @@ mod tests {
             let m = model(sites);
             let mut before = f64::INFINITY;
             for limit in (1..80).map(|i| 0.004 * f64::from(i) * f64::from(i).sqrt()) {
-                let met = meet_error(&m, limit, &|c| Ok(uneven(c))).unwrap();
+                let met = meet_error(&m, limit, &[], &|c| Ok(uneven(c))).unwrap();
                 let error = if met.allocation.choices.is_empty() { 0.0 } else { uneven(&met.allocation) };
                 assert!(error <= limit);
                 assert!(met.allocation.price.seconds <= before, "{sites} sites, limit {limit}");
@@ -192,9 +236,9 @@ mod tests {
         let m = model(4);
         // Whatever is sketched with another site is far off.
         let alone = |c: &Allocation| Ok(if c.choices.len() > 1 { 9.0 } else { c.squared_error.sqrt() });
-        let met = meet_error(&m, 0.03, &alone).unwrap();
+        let met = meet_error(&m, 0.03, &[], &alone).unwrap();
         assert_eq!(met.allocation.choices.len(), 1);
-        let met = meet_error(&m, 0.001, &alone).unwrap();
+        let met = meet_error(&m, 0.001, &[], &alone).unwrap();
         assert!(met.allocation.choices.is_empty());
         assert_eq!(met.closest, Some(2e-4f64.sqrt()));
     }
@@ -208,7 +252,7 @@ mod tests {
             seen.borrow_mut().push(c.choices.clone());
             Ok(uneven(c))
         };
-        meet_error(&m, 0.0, &measure).unwrap();
+        meet_error(&m, 0.0, &[], &measure).unwrap();
         let tried = seen.borrow().len();
         assert!((SINGLE_SITES.min(3)..=SHARES.len() + BISECTIONS + SINGLE_SITES).contains(&tried), "{tried}");
     }

@@ -26,7 +26,7 @@ use margay_loops::{Backend, Precision};
 use margay_onnx::KnownInputs;
 use margay_passes::sketch::{Site, sites};
 use margay_passes::{StoreAs, StoreConstants};
-use margay_plan::{Choice, Goal, Plan};
+use margay_plan::{Budgets, Choice, Goal, Plan};
 use margay_tensor::Binding;
 
 use self::allocate::allocate;
@@ -57,6 +57,8 @@ pub struct CompileOptions {
     pub goal: Goal,
     /// Choices to replay.
     pub plan: Option<Plan>,
+    /// What the model may use besides what the goal says.
+    pub budgets: Budgets,
     /// Whether a plan is replayed on other samples than those that it was made with.
     pub recalibrate: bool,
     /// Values of symbols; several values of one symbol give several entries. Symbols without a value take the extents
@@ -115,6 +117,7 @@ impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {
             goal: Goal::Dense,
+            budgets: Budgets::default(),
             plan: None,
             recalibrate: false,
             dims: Vec::new(),
@@ -153,7 +156,7 @@ impl CompileOptions {
 impl fmt::Display for CompileOptions {
     /// All of them on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; seed {}", report::goal_text(self.searched()), self.seed())?;
+        write!(f, "{}; seed {}", report::goal_text(self.searched(), &self.budgets), self.seed())?;
         write!(
             f,
             "; back end {}, target {}, precision {}",

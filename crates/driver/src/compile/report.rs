@@ -2,7 +2,7 @@
 
 use margay_ir::Remark;
 use margay_passes::sketch::Site;
-use margay_plan::{Allocation, Budget, Candidate, Choice, Curve, Goal, Header, Plan, Price, plan};
+use margay_plan::{Allocation, Budget, Budgets, Candidate, Choice, Curve, Goal, Header, Plan, Price, plan};
 
 use super::Job;
 use super::allocate::Chosen;
@@ -72,7 +72,7 @@ pub(crate) fn report(job: &Job<'_>, outcome: &Outcome) -> Report {
         threads: options.predict_threads,
         seed: options.seed(),
         precision: options.precision.name().into(),
-        goal: goal_text(options.searched()),
+        goal: goal_text(options.searched(), &options.budgets),
         bytes_before: bytes(before),
         bytes_after: bytes(after),
         constant_bytes_before: bytes(before) + outcome.prices.other_bytes_before,
@@ -194,17 +194,26 @@ fn kept_dense(goal: Option<&Goal>, closest: Option<f64>, allocation: &Allocation
 }
 
 /// The goal in words.
-pub(crate) fn goal_text(goal: Option<&Goal>) -> String {
+pub(crate) fn goal_text(goal: Option<&Goal>, budgets: &Budgets) -> String {
+    let besides = budgets.goals().filter(|_| goal.is_some()).filter(|budget| Some(budget) != goal);
+    let besides: Vec<Goal> = besides.collect();
+    let all = goal.into_iter().chain(&besides).map(one_goal);
     match goal {
         None => "replay of a plan".into(),
-        Some(Goal::Dense) => "dense".into(),
-        Some(Goal::Error(e)) => format!("relative error of the outputs at most {e}"),
-        Some(Goal::Drop(most)) => format!("the metric at most {most} below that of the dense model"),
-        Some(Goal::Bytes(Budget::Fraction(f))) => format!("{}% of the bytes of the weights", f * 100.0),
-        Some(Goal::Bytes(Budget::Absolute(n))) => format!("{n} bytes of weights"),
-        Some(Goal::Flops(Budget::Fraction(f))) => format!("{}% of the operations", f * 100.0),
-        Some(Goal::Flops(Budget::Absolute(n))) => format!("{n} operations"),
-        Some(Goal::Seconds(s)) => format!("{} ms predicted", s * 1e3),
+        Some(_) => all.collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn one_goal(goal: &Goal) -> String {
+    match goal {
+        Goal::Dense => "dense".into(),
+        Goal::Error(e) => format!("relative error of the outputs at most {e}"),
+        Goal::Drop(most) => format!("the metric at most {most} below that of the dense model"),
+        Goal::Bytes(Budget::Fraction(f)) => format!("{}% of the bytes of the weights", f * 100.0),
+        Goal::Bytes(Budget::Absolute(n)) => format!("{n} bytes of weights"),
+        Goal::Flops(Budget::Fraction(f)) => format!("{}% of the operations", f * 100.0),
+        Goal::Flops(Budget::Absolute(n)) => format!("{n} operations"),
+        Goal::Seconds(s) => format!("{} ms predicted", s * 1e3),
     }
 }
 

@@ -1,13 +1,13 @@
 //! The samples that calibrate, and those that are held out.
 
-use margay_ir::{Graph, Value, eval};
 use margay_loops::Precision;
-use margay_passes::sketch::{MAX_ROWS, Rows, Site};
+use margay_passes::sketch::MAX_ROWS;
 use margay_tensor::random::{Philox, stream_of};
 
 use super::Job;
+use crate::rows::{measured, needed};
 use crate::samples::bound_batch;
-use crate::{DriverError, Mask, Samples};
+use crate::{DriverError, Samples};
 
 /// One of so many samples is held out.
 const EVERY: usize = 4;
@@ -54,40 +54,10 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
 pub(crate) fn enough(job: &Job<'_>, samples: &Samples, rows: usize) -> Result<Samples, DriverError> {
     let count = samples.rows();
     let batch = bound_batch(job.graph()).unwrap_or(1);
-    let fewest = rows_of_a_sample(job.graph(), &job.sites, &job.mask, samples)?.into_iter().min();
-    let needed = fewest.map_or(count, |fewest| rows.div_ceil(fewest.max(1)));
+    let needed = needed(job.graph(), measured(&job.sites), &job.mask, samples, rows)?;
     let enough = needed.next_multiple_of(batch).min(count);
     let spread: Vec<usize> = (0..enough).map(|i| i * count / enough).collect();
     Samples::new(samples.pick(&spread)?)
-}
-
-/// By value that is measured for a site, the rows that a sample gives of it on average, padding left out; 0 where only a run
-/// decides that.
-///
-/// # Errors
-/// Those of extents that samples have.
-pub(crate) fn rows_of_a_sample(
-    g: &Graph,
-    sites: &[Site],
-    mask: &Mask,
-    samples: &Samples,
-) -> Result<Vec<usize>, DriverError> {
-    let batch = bound_batch(g).unwrap_or(1);
-    let one = samples.row(0, batch)?;
-    let binding = eval::bind_symbols(g, |name| one.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape()))?;
-    let shape = |v: Value| -> Option<Vec<usize>> {
-        let dims = g.ty(v).shape.iter();
-        dims.map(|d| d.eval(&binding).ok().and_then(|extent| usize::try_from(extent).ok())).collect()
-    };
-    let counted = mask.marks(samples.arrays()).map_or(1.0, |marks| {
-        let marks = marks.counts();
-        marks.iter().filter(|counts| **counts).count() as f64 / marks.len().max(1) as f64
-    });
-    let of_a_sample = |rows: &Rows| {
-        let all = shape(rows.value).map_or(0, |shape| rows.count(&shape, batch) / batch);
-        (counted * all as f64) as usize
-    };
-    Ok(sites.iter().flat_map(|site| site.measures.iter().flatten()).map(of_a_sample).collect())
 }
 
 /// The numbers of samples to keep, and of `count` to hold out: one at random of each of as many equal stretches, so that
@@ -107,41 +77,7 @@ pub(crate) fn drawn(rows: usize, count: usize, seed: u64, name: &str) -> (Vec<us
 
 #[cfg(test)]
 mod tests {
-    use margay_ir::text::parse;
-    use margay_passes::sketch::sites;
-    use margay_tensor::{DType, Tensor};
-
     use super::*;
-    use crate::MaskChoice;
-
-    /// The rows of a sample of 16 places, of which so many are marked, that a product of a graph reads.
-    fn rows(batch: &str, lines: &str, read: &str, marked: usize) -> Vec<usize> {
-        let text = format!(
-            "graph @g(%x: f32[{batch}, S, 8], %attention_mask: i64[{batch}, S]) -> (y: {read}) {{\n{lines}  \
-             %w = const #w : f32[8, 8]  // w\n  %y = matmul %z, %w : {read}  // product\n  return %y\n}}\n"
-        );
-        let weight = |_: &str, _: &_| Some(Tensor::from_slice(&[8, 8], &[1f32; 64]).unwrap().into());
-        let g = parse(&text, &weight).unwrap_or_else(|e| panic!("{e}"));
-        let marks: Vec<i64> = (0..64).map(|i| i64::from(i % 16 < marked)).collect();
-        let samples = Samples::new(vec![
-            ("x".into(), Tensor::zeros(DType::F32, &[4, 16, 8]).unwrap()),
-            ("attention_mask".into(), Tensor::from_slice(&[4, 16], &marks).unwrap()),
-        ]);
-        let mask = Mask::find(&g, &MaskChoice::Default).unwrap();
-        let mut all = rows_of_a_sample(&g, &sites(&g), &mask, &samples.unwrap()).unwrap();
-        all.dedup();
-        all
-    }
-
-    #[test]
-    fn rows_are_those_that_count() {
-        let tokens = "  %z = exp %x : f32[B, S, 8]\n";
-        assert_eq!(rows("B", tokens, "f32[B, S, 8]", 16), [16]);
-        assert_eq!(rows("B", tokens, "f32[B, S, 8]", 4), [4]);
-        assert_eq!(rows("2", &tokens.replace('B', "2"), "f32[2, S, 8]", 16), [16]);
-        let pooled = "  %z = reduce %x {kind = sum, axes = [1], keepdims = false} : f32[B, 8]\n";
-        assert_eq!(rows("B", pooled, "f32[B, 8]", 16), [1]);
-    }
 
     #[test]
     fn stretches_give_one_sample_each_and_no_pattern() {

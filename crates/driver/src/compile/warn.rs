@@ -1,8 +1,9 @@
 //! What should make a reader doubt the result of a compilation, in words with numbers.
 
-use margay_ir::Graph;
+use margay_ir::{Graph, Op};
 use margay_loops::Precision;
 use margay_plan::{Allocation, Goal, Price};
+use margay_tensor::DType;
 use serde::Deserialize;
 
 use super::Job;
@@ -62,6 +63,9 @@ pub(crate) fn warnings(
     {
         all.push(format!("a limit of {limit} is met by outputs that are all zero"));
     }
+    all.extend(above_the_limit(options.searched(), outcome.error));
+    all.extend(unchanged(job, outcome));
+    all.extend(of_other_types(job));
     all.extend(high_ranks(job, outcome));
     let (before, now) = (outcome.prices.before.seconds, outcome.after.seconds);
     if now > SLOWER * before {
@@ -73,6 +77,66 @@ pub(crate) fn warnings(
     all.extend(job.cache.as_ref().and_then(Cache::doubt));
     all.extend(int8_is_better(job, checker, outcome)?);
     Ok(all)
+}
+
+/// Outputs that err by more than a limit which all of them together keep.
+fn above_the_limit(goal: Option<&Goal>, error: Option<&ErrorMeasure>) -> Option<String> {
+    let (Some(Goal::Error(limit)), Some(error)) = (goal, error) else { return None };
+    let mut above: Vec<String> = Vec::new();
+    for output in error.outputs.iter().filter(|_| limit.level.is_none()) {
+        let found = [
+            ("", Some(output.relative_l2)),
+            ("the means of ", output.pooled.as_ref().map(|p| p.relative_l2)),
+        ];
+        let found = found.into_iter().filter_map(|(of, error)| Some((of, error?)));
+        above.extend(
+            found
+                .filter(|(_, error)| *error > limit.most)
+                .map(|(of, error)| format!("{of}`{}` by {error:.3}", output.name)),
+        );
+    }
+    (!above.is_empty()).then(|| {
+        format!(
+            "the limit of {limit} is for all outputs together, and these err by more: {}; `--output-name` says which count",
+            above.join(", ")
+        )
+    })
+}
+
+/// Whether a goal left the model as it was.
+fn unchanged(job: &Job<'_>, outcome: &Outcome<'_>) -> Option<String> {
+    let goal = job.options.searched().filter(|goal| **goal != Goal::Dense)?;
+    if !outcome.allocation.choices.is_empty() || job.options.precision != Precision::F32 {
+        return None;
+    }
+    Some(match (outcome.fits.is_empty(), goal) {
+        (true, _) => "the model has no layer that could be sketched: it stays as it is".into(),
+        (false, Goal::Error(_) | Goal::Drop(_)) => {
+            "no sketch within the limit is faster: the model stays as it is".to_owned()
+        }
+        (false, _) => "the goal is met without any sketch: the model stays as it is".into(),
+    })
+}
+
+/// Layers that no scheme and no precision takes, for their type.
+fn of_other_types(job: &Job<'_>) -> Option<String> {
+    let options = job.options;
+    if !options.sketches() && options.precision == Precision::F32 {
+        return None;
+    }
+    let g = job.graph();
+    let types = g.order().into_iter().filter_map(|n| {
+        let weight = *g.inputs_of(n).get(1)?;
+        let dtype = g.ty(weight).dtype;
+        let is_layer = matches!(g.op(n), Op::MatMul(_) | Op::Conv(_)) && g.constant(weight).is_some();
+        (is_layer && dtype.is_float() && dtype != DType::F32).then_some(dtype)
+    });
+    let types: Vec<DType> = types.collect();
+    let first = types.first()?;
+    Some(format!(
+        "{} layer(s) compute in {first} and stay as they are: only those in f32 are sketched or rounded; convert the model to f32",
+        types.len()
+    ))
 }
 
 /// What settings of several schemes have.

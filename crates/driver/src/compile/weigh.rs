@@ -10,7 +10,8 @@ use super::Job;
 use super::apply::{alone, replaced};
 use super::calibrate::BATCH;
 use super::fit::Fit;
-use super::split::{Split, rows_of_a_sample};
+use super::split::Split;
+use crate::rows::{measured, rows_of_a_sample};
 use crate::samples::bound_batch;
 use crate::{DriverError, Dump, ErrorSum, Runner, parallel};
 
@@ -31,7 +32,7 @@ pub(crate) fn weigh(
     let searched = job.options.sketches() && job.options.searched().is_some();
     let Some(split) = split.filter(|_| searched) else { return Ok(None) };
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.measures_on, &split.calibration);
-    let most = rows_of_a_sample(g, sites, &job.mask, samples)?.into_iter().max().unwrap_or(0);
+    let most = rows_of_a_sample(g, measured(sites), &job.mask, samples)?.into_iter().max().unwrap_or(0);
     let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
     let taken = samples.runs(g, BATCH).take(wanted.div_ceil(bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use margay_ir::ops::Const;
 use margay_ir::{Graph, NodeId, Op, Patch, Payload, Value};
 use margay_loops::Backend;
-use margay_passes::sketch::{Factored, Layer as DenseLayer, Moments, factored};
+use margay_passes::sketch::{Factored, Layer as DenseLayer, MAX_ROWS, Moments, factored};
 use margay_passes::with_constants;
 use margay_randnla::{Gram, Matrix, RandnlaError, Regression};
 use margay_tensor::Tensor;
@@ -27,6 +27,7 @@ use self::fitting::{Seen, fit_layers};
 pub use self::stages::Stages;
 use crate::mask::{Marks, Mask};
 use crate::padding::{Padding, Runs, runs};
+use crate::rows::needed;
 use crate::twins::Named;
 use crate::{Arrays, DriverError, Interruption, Progress, Samples, Silent, parallel};
 
@@ -144,7 +145,10 @@ pub fn refit_layers(
     let mut new: Vec<(NodeId, Tensor)> = Vec::new();
     let batches =
         |samples: &Samples, most| runs(student, samples, data.padding, SAMPLES_AT_ONCE, most, Runs::All);
-    let batches = [batches(data.train, MOST_SAMPLES[0])?, batches(data.held_out, MOST_SAMPLES[1])?];
+    let inputs = || layers.iter().flat_map(|layer| layer.module.places.iter().map(|place| &place.input));
+    let needed = |samples| needed(original, inputs(), data.mask, samples, MAX_ROWS);
+    let most = [needed(data.train)?.min(MOST_SAMPLES[0]), needed(data.held_out)?.min(MOST_SAMPLES[1])];
+    let batches = [batches(data.train, most[0])?, batches(data.held_out, most[1])?];
     let stages = |batches| Stages::new(batches, data.backend, data.threads, data.interruption);
     let mut of_student = [stages(&batches[0]), stages(&batches[1])];
     let mut of_teacher = [stages(&batches[0]), stages(&batches[1])];

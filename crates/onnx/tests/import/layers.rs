@@ -13,6 +13,24 @@ fn vectors_are_matrices_for_a_moment() {
 }
 
 #[test]
+fn nodes_of_one_name_are_told_apart() {
+    let weight = |name| (name, floats(&[2, 2], &[1.0, 2.0, 3.0, 4.0]));
+    let named = |mut node: OnnxNode, name: &str| {
+        node.name = name.to_owned();
+        node
+    };
+    let nodes = vec![
+        named(node("MatMul", &["x", "w"], &["a"], &[]), "fc"),
+        named(node("MatMul", &["a", "v"], &["b"], &[]), "fc"),
+        named(node("Relu", &["b"], &["y"], &[]), "act"),
+    ];
+    let given = vec![input("x", DType::F32, &["1", "2"])];
+    let g = imported(&model(17, given, &[weight("w"), weight("v")], nodes, &["y"]));
+    let names: Vec<&str> = g.order().into_iter().map(|n| g.node(n).origin.name()).collect();
+    assert_eq!(names.iter().filter(|name| ["fc", "b", "act"].contains(name)).count(), 3, "{g}");
+}
+
+#[test]
 fn gemm_scales_and_transposes() {
     let attributes = [("alpha", Attribute::Float(0.5)), ("beta", Attribute::Float(2.0)), ("transB", int(1))];
     let operands = vec![
