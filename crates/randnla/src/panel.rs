@@ -209,7 +209,7 @@ fn transpose<T: Scalar, const L: usize>(lanes: &[&[T]; L], panel: &mut [Row<T, L
 
 /// The transpose of a square.
 #[inline(always)]
-fn turned<T: Scalar, const L: usize>(square: [&[T; L]; L]) -> [Row<T, L>; L] {
+pub(crate) fn turned<T: Scalar, const L: usize>(square: [&[T; L]; L]) -> [Row<T, L>; L] {
     let mut rows = [[T::ZERO; L]; L];
     for lane in 0..L {
         let column = *square[lane];

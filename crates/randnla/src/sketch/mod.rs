@@ -10,6 +10,7 @@
 
 mod apply;
 mod entries;
+mod gather;
 mod signed;
 mod srht;
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use faer::prelude::ReborrowMut;
 use faer::{MatMut, MatRef};
 
+use super::gather;
 use crate::Scalar;
 use crate::panel::{self, Row, Rows, Work};
 
@@ -13,6 +14,9 @@ const TILE: usize = 16;
 
 /// Bytes of rows side by side that are added to, in the last cache.
 const SHORT: usize = 1 << 23;
+
+/// Entries in a column from which on they are sorted by rows of the result first.
+const SEVERAL: usize = 4;
 
 /// A window of such a sketch, as a place and a sign for each entry.
 pub(super) struct Signed<T> {
@@ -60,9 +64,16 @@ impl<T: Scalar> Signed<T> {
         self.run(x, out, true);
     }
 
-    fn run(&self, x: MatRef<'_, T>, out: MatMut<'_, T>, transposed: bool) {
+    fn run(&self, x: MatRef<'_, T>, mut out: MatMut<'_, T>, transposed: bool) {
         if x.row_stride() != 1 && x.col_stride() == 1 {
             return panel::vectorized(WholeRows { by: self, x, out, transposed });
+        }
+        let mut x = x;
+        if !transposed && x.row_stride() == 1 && self.nonzeros >= SEVERAL {
+            let (together, rest) = x.split_at_col(x.ncols() - x.ncols() % gather::width::<T>());
+            let (to, out_rest) = out.split_at_col_mut(together.ncols());
+            gather::add_product(&self.entries, self.nonzeros, self.scale, together, to);
+            (x, out) = (rest, out_rest);
         }
         // Rows of 32 bytes: a panel of a thousand of them stays in the first cache.
         match size_of::<T>() {

@@ -264,7 +264,7 @@ fn layouts_and_cuts_do_not_change_bits() {
             let whole = Sketch::new(law.clone(), 60, 1073, 2, 0).unwrap();
             for sketch in [whole.clone(), whole.window(7..53, 90..1001).unwrap()] {
                 let (d, n) = (sketch.rows(), sketch.columns());
-                let (a, b): (Matrix<T>, Matrix<T>) = (gaussian(n, 45, 3), gaussian(d, 45, 4));
+                let (a, b): (Matrix<T>, Matrix<T>) = (gaussian(n, 75, 3), gaussian(d, 75, 4));
                 let (c, e) = (row_major(&a), row_major(&b));
                 let of = |a: MatrixRef<'_, T>| sketch.apply(a).unwrap();
                 let back = |b: MatrixRef<'_, T>| sketch.apply_transposed(b).unwrap();
@@ -276,7 +276,7 @@ fn layouts_and_cuts_do_not_change_bits() {
                 assert_eq!(turned(&found), left, "{law:?}: from the right");
                 let found = sketch.apply_right(turned(&b).as_faer()).unwrap();
                 assert_eq!(turned(&found), right, "{law:?}: from the right, transposed");
-                for columns in [0..1, 1..22, 22..45] {
+                for columns in [0..1, 1..22, 22..75] {
                     let slice = |m: &Matrix<T>| {
                         Matrix::from_fn(m.rows(), columns.len(), |i, j| m.at(i, columns.start + j))
                     };
@@ -286,6 +286,29 @@ fn layouts_and_cuts_do_not_change_bits() {
                     assert_eq!(of(part), slice(&left), "{law:?}: {columns:?}, rows together");
                     let part = MatrixRef::from(&b).block(0..d, columns.clone()).unwrap();
                     assert_eq!(back(part), slice(&right), "{law:?}: {columns:?}, transposed");
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+/// Each number of a product with a sparse sketch is the sum of its terms in the order of the rows of the operand.
+#[test]
+fn sums_run_in_the_order_of_rows() {
+    fn check<T: Scalar>() {
+        for (law, d) in [(Law::Sjlt { nonzeros: 1 }, 700), (Law::Sjlt { nonzeros: 8 }, 40)] {
+            let sketch = Sketch::new(law.clone(), d, 2500, 3, 1).unwrap();
+            let (s, a): (Matrix<T>, Matrix<T>) = (sketch.to_matrix(), gaussian(2500, 70, 2));
+            let found = sketch.apply(&a).unwrap();
+            for c in [0, 1, 63, 64, 69] {
+                for i in 0..d {
+                    let mut sum = T::ZERO;
+                    for j in (0..2500).filter(|&j| s.at(i, j) != T::ZERO) {
+                        sum += s.at(i, j) * a.at(j, c);
+                    }
+                    assert!(found.at(i, c) == sum, "{law:?}, {i} {c}: {} and {sum}", found.at(i, c));
                 }
             }
         }
