@@ -49,6 +49,7 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
         "rate_test",
         "refined",
         "refitted",
+        "restarts",
         "samples",
         "seconds",
         "seed",
