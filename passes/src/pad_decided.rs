@@ -51,13 +51,21 @@ impl Pass for PadDecided {
     }
 
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        let decides = |n: &NodeId| g.node(*n).types.iter().any(|ty| !decided_symbols(ty).is_empty());
-        let nodes = g.order().iter().filter(|n| decides(n)).count();
-        if nodes > 0 {
-            *g = padded(g)?;
-        }
-        Ok(Changed::times(nodes))
+        pad(g)
     }
+}
+
+fn pad(g: &mut Graph) -> Result<Changed, PassError> {
+    // A graph inside decides extents of its own; what it reads of others is the business of its node.
+    let reads =
+        |inner: &Graph| inner.inputs().iter().any(|n| !decided_symbols(inner.ty((*n).into())).is_empty());
+    let inside = g.change_regions(&mut |inner| if reads(inner) { Ok(Changed::No) } else { pad(inner) })?;
+    let decides = |n: &NodeId| g.node(*n).types.iter().any(|ty| !decided_symbols(ty).is_empty());
+    let nodes = g.order().iter().filter(|n| decides(n)).count();
+    if nodes > 0 {
+        *g = padded(g)?;
+    }
+    Ok(Changed::times(nodes).and(inside))
 }
 
 fn padded(g: &Graph) -> Result<Graph, PassError> {

@@ -67,6 +67,8 @@ mod report;
 mod runner;
 mod samples;
 pub mod sensitivity;
+mod shared;
+mod statistics;
 mod twins;
 
 pub use backend::Backend;
@@ -97,6 +99,8 @@ pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, Stages, refi
 pub use report::{ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{
-    Arrays, Samples, bound_batch, doubts, doubts_where, hold_out, listed, missing_inputs, several,
+    Arrays, Samples, bound_batch, bound_batch_of, doubts, doubts_where, hold_out, listed, missing_inputs,
+    several,
 };
+pub use shared::shared;
 pub use twins::Named;

@@ -19,6 +19,7 @@ mod convolutions;
 mod decided;
 mod einsum;
 mod elementwise;
+mod floats;
 mod formula;
 mod grouped;
 mod inputs;
@@ -26,6 +27,7 @@ mod integers;
 mod learning;
 mod leaves;
 mod losses;
+mod machines;
 mod microsoft;
 mod narrow;
 mod normalizations;
@@ -51,7 +53,7 @@ mod trigonometry;
 mod trips;
 mod values;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
@@ -300,6 +302,8 @@ pub(crate) struct Importer<'a> {
     narrow: HashMap<Value, Narrow>,
     /// Which constants have such elements.
     narrow_names: HashMap<&'a str, Narrow>,
+    /// Values that stand for texts: labels of classes. Nobody computes with them, and outputs that are such are left out.
+    texts: BTreeSet<Value>,
     /// What may bound a part.
     lengths: Lengths,
     /// Extents so far that a run decides.
@@ -337,6 +341,7 @@ impl<'a> Importer<'a> {
             found: Vec::new(),
             narrow: HashMap::new(),
             narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
+            texts: BTreeSet::new(),
             lengths,
             decided: 0,
             depth: 0,
@@ -351,12 +356,15 @@ impl<'a> Importer<'a> {
         let opset = self.model.opset_of(node);
         let operator = table::operator(&node.domain, &node.op_type);
         let (mut inputs, mut slots) = (Vec::new(), Vec::new());
-        let mut readable = true;
+        let (mut readable, mut reads_texts) = (true, false);
         for name in &node.inputs {
             let slot = if name.is_empty() { None } else { self.slot(name) };
             slots.push(slot);
             match slot {
-                Some(Slot::Known(v)) => inputs.push(Some(v)),
+                Some(Slot::Known(v)) => {
+                    reads_texts |= self.texts.contains(&v) && node.op_type != "Identity";
+                    inputs.push(Some(v));
+                }
                 Some(Slot::Unknown) => readable = false,
                 Some(Slot::List(_) | Slot::Nothing) => inputs.push(None),
                 None if name.is_empty() => inputs.push(None),
@@ -370,6 +378,9 @@ impl<'a> Importer<'a> {
         let imported = match operator {
             None => Err(Refusal::Unsupported("the operator is not supported".into())),
             Some(_) if !readable => Ok(Vec::new()),
+            Some(_) if reads_texts => {
+                Err(Refusal::Unsupported("labels that are texts are not supported as an operand".into()))
+            }
             Some(operator) if opset < operator.since => Err(Refusal::Invalid(format!(
                 "expected operator set {} or newer, found {}",
                 operator.since, opset
@@ -470,11 +481,20 @@ impl<'a> Importer<'a> {
 
     fn outputs(&mut self) {
         let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+        let is_text = |importer: &Self, name: &str| matches!(importer.slots.get(name), Some(Slot::Known(v)) if importer.texts.contains(v));
+        let nothing_else = self.model.graph.outputs.iter().all(|output| is_text(self, &output.name));
         for output in &self.model.graph.outputs {
             match self.slot(&output.name) {
                 _ if seen.insert(&output.name, ()).is_some() => {
                     let [first, second] = ["a graph output"; 2].map(str::to_owned);
                     self.problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
+                }
+                Some(Slot::Known(v)) if self.texts.contains(&v) => {
+                    let (value, found) =
+                        (output.name.clone(), "labels that are texts, and no other output is there");
+                    if nothing_else {
+                        self.problems.push(Problem::NotATensor { value, found });
+                    }
                 }
                 Some(Slot::Known(v)) => self.graph.add_output(&output.name, v),
                 Some(Slot::List(_) | Slot::Nothing) => {

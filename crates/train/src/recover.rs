@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use margay_driver::{
     Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress,
-    RefitData, Samples, Silent, bound_batch, hold_out, input_moments, metrics, parallel, refit_layers,
+    RefitData, Samples, Silent, hold_out, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -189,7 +189,7 @@ pub fn recover(
     let mask = Mask::find(student, &options.mask)?;
     let samples = samples.for_graph(student)?;
     mask.check(samples.arrays())?;
-    let batch = bound_batch(student).unwrap_or(options.batch);
+    let batch = samples.bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options.held_out, batch)?;
     let learned_from = train.rows();
     if trainable::trainable(student, options.train).is_empty() {
@@ -231,7 +231,7 @@ pub fn recover(
     let mut reports = Vec::new();
     if options.layers && resumed.is_none() {
         let mut stage = || -> Result<(), TrainError> {
-            let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
+            let few = train.first(METRIC_SAMPLES)?;
             let metrics = metrics(
                 &scope.restricted(teacher),
                 (&few, &mask),
@@ -420,7 +420,7 @@ impl Goal<'_> {
         samples: &Samples,
         progress: &dyn Progress,
     ) -> Result<Axes, TrainError> {
-        let few = Samples::new(samples.row(0, samples.rows().min(METRIC_SAMPLES))?)?;
+        let few = samples.first(METRIC_SAMPLES)?;
         let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
         let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
         let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));
@@ -576,5 +576,5 @@ fn split(samples: &Samples, share: f64, batch: usize) -> Result<(Samples, Sample
         )));
     }
     let (kept, held_out) = hold_out(rows, count, rows);
-    Ok((Samples::new(samples.pick(&kept)?)?, Samples::new(samples.pick(&held_out)?)?))
+    Ok((samples.part(&kept)?, samples.part(&held_out)?))
 }
