@@ -229,7 +229,9 @@ fn what_samples_share_is_given_once() {
     let (x, table) = (normal(&[rows, 16], 3), normal(&[5, 16], 4));
     place.write_npz("d.npz", &[("label", labels), ("x", x), ("scale", scale()), ("table", table)]);
     for model in ["open", "one"] {
-        place.done(&format!("compile {model}.onnx -o s.margay --data d.npz --budget-bytes 60% --export s.onnx"));
+        place.done(&format!(
+            "compile {model}.onnx -o s.margay --data d.npz --budget-bytes 60% --export s.onnx"
+        ));
         for sketch in ["s.margay", "s.onnx"] {
             place.done(&format!("compare {model}.onnx {sketch} --data d.npz --max-error 0.99"));
             place.done(&format!("evaluate {model}.onnx {sketch} --data d.npz --labels label"));
@@ -256,7 +258,10 @@ fn what_samples_share_is_given_once() {
     let refused = place.run("sensitivity open.onnx --data d.npz --shared tables");
     assert!(refused.code == 2 && refused.stderr.contains("no input `tables`"), "{}", refused.stderr);
     // A row for each sample is not what the model takes.
-    place.write_npz("rows.npz", &[("x", normal(&[8, 16], 3)), ("scale", scale()), ("table", normal(&[8, 16], 4))]);
+    place.write_npz(
+        "rows.npz",
+        &[("x", normal(&[8, 16], 3)), ("scale", scale()), ("table", normal(&[8, 16], 4))],
+    );
     let refused = place.run("sensitivity open.onnx --data rows.npz");
     assert!(refused.stderr.contains("axis 0 is 8, expected 5; it is given once"), "{}", refused.stderr);
 }

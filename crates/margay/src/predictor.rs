@@ -314,7 +314,10 @@ impl Predictor {
     /// Bytes of all constants that the code for these inputs reads.
     pub(crate) fn constant_bytes(&mut self, inputs: &[(String, Tensor)]) -> Result<u64, Error> {
         let inputs = self.open_inputs(inputs)?;
-        Ok(constant_bytes(self.session(&inputs)?.executable()))
+        let shared = self.shared(&inputs);
+        let chunks = batches::cut(&inputs, &shared, &self.batch_sizes(&inputs, &shared))?;
+        let first = chunks.into_iter().next().map_or(inputs, |chunk| chunk.inputs);
+        Ok(constant_bytes(self.session(&first)?.executable()))
     }
 
     /// The back end the model is compiled for, with times by a cost model if one is given.
