@@ -62,7 +62,8 @@ use margay_tensor::{DType, Tensor};
 use crate::check::reads;
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::{Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
+use crate::reader::TEXTS;
+use crate::{Attribute, Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
@@ -265,6 +266,16 @@ fn part_of(name: &str) -> Option<(&str, Part)> {
     (!rest.is_empty()).then_some((rest, part))
 }
 
+/// Whether a node of one operand hands it on, texts included.
+fn hands_on(node: &OnnxNode) -> bool {
+    let texts = Attribute::Int(TEXTS.into());
+    match node.op_type.as_str() {
+        "Identity" => true,
+        "Cast" => node.attributes.get("to") == Some(&texts),
+        _ => false,
+    }
+}
+
 /// What became of an ONNX value.
 #[derive(Clone, Copy)]
 enum Slot {
@@ -362,7 +373,7 @@ impl<'a> Importer<'a> {
             slots.push(slot);
             match slot {
                 Some(Slot::Known(v)) => {
-                    reads_texts |= self.texts.contains(&v) && node.op_type != "Identity";
+                    reads_texts |= self.texts.contains(&v);
                     inputs.push(Some(v));
                 }
                 Some(Slot::Unknown) => readable = false,
@@ -378,6 +389,8 @@ impl<'a> Importer<'a> {
         let imported = match operator {
             None => Err(Refusal::Unsupported("the operator is not supported".into())),
             Some(_) if !readable => Ok(Vec::new()),
+            // Texts stay what they are, whoever hands them on.
+            Some(_) if reads_texts && hands_on(node) => Ok(slots.iter().flatten().copied().collect()),
             Some(_) if reads_texts => {
                 Err(Refusal::Unsupported("labels that are texts are not supported as an operand".into()))
             }

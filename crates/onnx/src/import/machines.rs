@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn classes_have_the_columns_of_their_pairs() {
         assert_eq!(pairs(3), [(0, 1), (0, 2), (1, 2)]);
-        assert_eq!(columns(3), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(columns(3), [0, 1, 3, 2, 4, 5]);
         assert_eq!(columns(2), [0, 1]);
         // Coefficients of three classes with two, one and one vectors, in two rows.
         let weights: Vec<f64> = (1..=8).map(f64::from).collect();
