@@ -15,7 +15,7 @@ use crate::shared::{shared, unknown};
 /// Named tensors.
 pub type Arrays = Vec<(String, Tensor)>;
 
-/// Named arrays that share their leading axis: one row is one sample. Some may be [given once](crate::shared) for all
+/// Named arrays that share their leading axis: one row is one sample. Some may be [given once](fn@crate::shared) for all
 /// samples instead.
 #[derive(Clone, Debug)]
 pub struct Samples {

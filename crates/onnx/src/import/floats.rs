@@ -34,22 +34,22 @@ impl Importer<'_> {
         if let Some(payload) = self.graph.constant(v) {
             return of(payload.tensor());
         }
-        if let Some(tensor) = self.folded(v, &mut MAX_BEHIND.clone()) {
+        if let Some(tensor) = self.folded(v) {
             return of(&tensor);
         }
         let number = |f: &Fraction| Some(f.above.as_const()? as f64 / f.below.as_const()? as f64);
-        self.fractions(v, &mut MAX_BEHIND.clone())?.parts.iter().map(number).collect()
+        self.fractions(v)?.parts.iter().map(number).collect()
     }
 
     /// What a cast to integers makes of floats that are computed from small constants.
     pub(super) fn folded_cast(&self, cast: &Op, v: Value) -> Option<Tensor> {
-        let tensor = self.folded(v, &mut MAX_BEHIND.clone())?;
+        let tensor = self.folded(v)?;
         cast.eval(&[&tensor]).ok()?.into_iter().next()
     }
 
     /// The integers that a cast makes of floats, rounded towards zero, of extents that are open.
     pub(super) fn truncated(&self, v: Value) -> Option<Vec<Dim>> {
-        let found = self.fractions(v, &mut MAX_BEHIND.clone())?;
+        let found = self.fractions(v)?;
         let truncate = |f: &Fraction| {
             let whole = f.floor()?;
             // Rounding down is rounding towards zero of what is not negative.
@@ -58,7 +58,12 @@ impl Importer<'_> {
         found.parts.iter().map(truncate).collect()
     }
 
-    fn folded(&self, v: Value, left: &mut usize) -> Option<Tensor> {
+    /// What a value is that follows from small constants by a few nodes.
+    fn folded(&self, v: Value) -> Option<Tensor> {
+        self.folded_in(v, &mut { MAX_BEHIND })
+    }
+
+    fn folded_in(&self, v: Value, left: &mut usize) -> Option<Tensor> {
         if let Some(payload) = self.graph.constant(v) {
             return Some(payload.tensor()).filter(|t| t.len() <= MAX_KNOWN).cloned();
         }
@@ -68,7 +73,7 @@ impl Importer<'_> {
         if operands.is_empty() || v.out != 0 || matches!(op, Op::If(_) | Op::Loop(_)) {
             return None;
         }
-        let tensors = operands.iter().map(|o| self.folded(*o, left)).collect::<Option<Vec<Tensor>>>()?;
+        let tensors = operands.iter().map(|o| self.folded_in(*o, left)).collect::<Option<Vec<Tensor>>>()?;
         let known = |t: &Tensor| Strided::contiguous(t.dtype(), t.shape());
         let outputs = vec![Strided::contiguous(ty.dtype, &shape)];
         let io = Io { inputs: tensors.iter().map(known).collect(), outputs };
@@ -78,7 +83,12 @@ impl Importer<'_> {
         op.eval(&tensors.iter().collect::<Vec<_>>()).ok()?.into_iter().next()
     }
 
-    fn fractions(&self, v: Value, left: &mut usize) -> Option<Fractions> {
+    /// What a value is that follows from small constants and extents by a few nodes.
+    fn fractions(&self, v: Value) -> Option<Fractions> {
+        self.fractions_in(v, &mut { MAX_BEHIND })
+    }
+
+    fn fractions_in(&self, v: Value, left: &mut usize) -> Option<Fractions> {
         let ty = self.ty(v);
         let shape = ty.extents().filter(|shape| count(shape) <= MAX_KNOWN)?;
         if !ty.dtype.is_float() {
@@ -95,7 +105,7 @@ impl Importer<'_> {
             return None;
         }
         let (op, operands) = (self.graph.op(v.node), self.graph.inputs_of(v.node));
-        let found = operands.iter().map(|o| self.fractions(*o, left)).collect::<Option<Vec<_>>>()?;
+        let found = operands.iter().map(|o| self.fractions_in(*o, left)).collect::<Option<Vec<_>>>()?;
         let parts = match (op, found.as_slice()) {
             (Op::Cast(_), [x]) => x.parts.clone(),
             (Op::Floor(_), [x]) => {
