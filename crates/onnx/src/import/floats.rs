@@ -171,9 +171,8 @@ impl Fraction {
         let (above, below) = match op {
             Op::Mul(_) => (a * c, b * d),
             Op::Div(_) if c.is_positive() => (a * d, b * c),
-            Op::Add(_) | Op::Sub(_) if b == d => (sum(op, a, c), b.clone()),
-            Op::Add(_) | Op::Sub(_) => (sum(op, &(a * d), &(c * b)), b * d),
-            _ => return None,
+            _ if b == d => (sum(op, a, c)?, b.clone()),
+            _ => (sum(op, &(a * d), &(c * b))?, b * d),
         };
         let reduced = Fraction { above, below };
         Some(if reduced.is_whole() { Fraction::whole(reduced.floor()?) } else { reduced })
@@ -192,8 +191,13 @@ impl Fraction {
     }
 }
 
-fn sum(op: &Op, a: &Dim, b: &Dim) -> Dim {
-    if matches!(op, Op::Add(_)) { a + b } else { a - b }
+/// The sum or difference, if it is one of them.
+fn sum(op: &Op, a: &Dim, b: &Dim) -> Option<Dim> {
+    match op {
+        Op::Add(_) => Some(a + b),
+        Op::Sub(_) => Some(a - b),
+        _ => None,
+    }
 }
 
 fn count(shape: &[usize]) -> usize {
