@@ -2,8 +2,9 @@
 //!
 //! Required stage: sketched, with all other symbols bound. What `cut` counts is what the graph computes it from. Where
 //! further positions would change a result, operators put numbers there that do not, or look up where elements are. An
-//! output of such an extent is packed, and another output says how much of it there is. Declines a graph in which an
-//! operator has no answer, with its name and the extent.
+//! output of such an extent is packed, and another output says how much of it there is. Graphs inside operators are treated
+//! alike, but that they have no such outputs. Declines a graph in which an operator has no answer, with its name and the
+//! extent.
 //!
 //! ```text
 //! graph @before(%x: f32[6], %n: i64) -> (y: f32, z: f32[n']) {
