@@ -186,9 +186,9 @@ fn shapes_that_pass_through_floats_are_known() {
     let constants = [&places[..], &[("factors", half(&[1.5, 2.0]))]].concat();
     assert_eq!(resized(&["1", "3", "5", "2049"], &constants, chain(10), ends), "f32[1, 3, 7, 4096]");
     let refused = resized(&["N", "3", "H", "W"], &constants, chain(10), ends);
-    assert!(refused.contains("`--dim H=N` and `--dim W=N`"), "{refused}");
+    assert!(refused.contains("`--dim H=N`") && refused.contains("`--dim W=N`"), "{refused}");
     // A fraction that is none of small numbers is not taken for one.
     let constants = [&places[..], &[("factors", floats(&[2], &[1.0 / 3.0, 2.0]))]].concat();
     let refused = resized(&["N", "3", "H", "W"], &constants, chain(1), ends);
-    assert!(refused.contains("`--dim H=N` and `--dim W=N`"), "{refused}");
+    assert!(refused.contains("`--dim H=N`") && refused.contains("`--dim W=N`"), "{refused}");
 }
