@@ -19,7 +19,7 @@ pub fn shared(expected: &[Expected], arrays: &Arrays, asked: &BTreeSet<String>) 
     let left: Vec<&Expected> = expected.iter().filter(|e| !shared.contains(&e.name)).collect();
     let leading = |e: &Expected| e.extents.as_ref().and_then(|extents| extents[0]);
     let is_open = |e: &&Expected| e.extents.is_some() && leading(e).is_none();
-    if left.iter().any(|e| is_open(e)) {
+    if left.iter().any(is_open) {
         shared.extend(left.iter().filter(|e| leading(e).is_some()).map(|e| e.name.clone()));
         return shared;
     }
