@@ -135,7 +135,9 @@ fn build(
         let bars = Bars::new();
         compile_with(&source, samples, options, &bars, dump)?
     };
-    args.output.iter().try_for_each(|path| compiled.write(path, args.strip, dump))?;
+    if let Some(path) = &args.output {
+        compiled.write(path, args.strip, dump)?;
+    }
     Ok(compiled)
 }
 
