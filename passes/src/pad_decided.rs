@@ -2,8 +2,9 @@
 //!
 //! Required stage: sketched, with all other symbols bound. What `cut` counts is what the graph computes it from. Where
 //! further positions would change a result, operators put numbers there that do not, or look up where elements are. An
-//! output of such an extent is packed, and another output says how much of it there is. Declines a graph in which an
-//! operator has no answer, with its name and the extent.
+//! output of such an extent is packed, and another output says how much of it there is. Graphs inside operators are treated
+//! alike, but that they have no such outputs. Declines a graph in which an operator has no answer, with its name and the
+//! extent.
 //!
 //! ```text
 //! graph @before(%x: f32[6], %n: i64) -> (y: f32, z: f32[n']) {
@@ -51,13 +52,21 @@ impl Pass for PadDecided {
     }
 
     fn run(&self, g: &mut Graph, _: &mut Cx) -> Result<Changed, PassError> {
-        let decides = |n: &NodeId| g.node(*n).types.iter().any(|ty| !decided_symbols(ty).is_empty());
-        let nodes = g.order().iter().filter(|n| decides(n)).count();
-        if nodes > 0 {
-            *g = padded(g)?;
-        }
-        Ok(Changed::times(nodes))
+        pad(g)
     }
+}
+
+fn pad(g: &mut Graph) -> Result<Changed, PassError> {
+    // A graph inside decides extents of its own; what it reads of others is the business of its node.
+    let reads =
+        |inner: &Graph| inner.inputs().iter().any(|n| !decided_symbols(inner.ty((*n).into())).is_empty());
+    let inside = g.change_regions(&mut |inner| if reads(inner) { Ok(Changed::No) } else { pad(inner) })?;
+    let decides = |n: &NodeId| g.node(*n).types.iter().any(|ty| !decided_symbols(ty).is_empty());
+    let nodes = g.order().iter().filter(|n| decides(n)).count();
+    if nodes > 0 {
+        *g = padded(g)?;
+    }
+    Ok(Changed::times(nodes).and(inside))
 }
 
 fn padded(g: &Graph) -> Result<Graph, PassError> {

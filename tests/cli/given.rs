@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use margay_onnx::{Attribute, External, OnnxDim, OnnxGraph, OnnxValue};
+use margay_onnx::{Attribute, External, Model, OnnxDim, OnnxGraph, OnnxValue};
+use margay_tensor::random::Philox;
 use margay_tensor::{DType, Tensor};
 
-use crate::place::{Place, images, json, node};
+use crate::place::{Place, images, json, node, value};
 
 /// A `TensorProto` of f32: extents below 128, element type, name, raw data.
 pub(crate) fn tensor_proto(name: &str, tensor: &Tensor) -> Vec<u8> {
@@ -186,4 +187,81 @@ fn a_full_disk_behind_stdout_is_told() {
         assert_eq!(ran.code, 2, "{command}");
         assert!(ran.stderr.contains("error: cannot write to stdout"), "{command}: {}", ran.stderr);
     }
+}
+
+fn normal(shape: &[usize], stream: u64) -> Tensor {
+    let mut data = vec![0f32; shape.iter().product()];
+    Philox::new(5, stream).fill_normal_f32(0, &mut data);
+    Tensor::from_slice(shape, &data).unwrap()
+}
+
+/// A classifier with a scale without axes and a table beside its samples, of which -1 in `batch` leaves the number open.
+fn write_shared(place: &Place, name: &str, batch: i64, table: &[i64]) {
+    let graph = OnnxGraph {
+        name: "shared".into(),
+        nodes: vec![
+            node("scaled", "Mul", &["x", "scale"], "a"),
+            node("row", "ReduceMean", &["table"], "m"),
+            node("moved", "Add", &["a", "m"], "b"),
+            node("fc1", "MatMul", &["b", "w1"], "c"),
+            node("relu", "Relu", &["c"], "d"),
+            node("fc2", "MatMul", &["d", "w2"], "y"),
+        ],
+        initializers: vec![("w1".into(), normal(&[16, 24], 1)), ("w2".into(), normal(&[24, 4], 2))],
+        inputs: vec![value("x", &[batch, 16]), value("scale", &[]), value("table", table)],
+        outputs: vec![value("y", &[batch, 4])],
+        ..OnnxGraph::default()
+    };
+    Model::new(17, graph).write(&place.path(name), External::Never).unwrap();
+}
+
+/// Inputs that all samples share are given once, whatever works on samples.
+#[test]
+fn what_samples_share_is_given_once() {
+    let place = Place::new();
+    write_shared(&place, "open.onnx", -1, &[5, 16]);
+    write_shared(&place, "one.onnx", 1, &[5, 16]);
+    write_shared(&place, "alike.onnx", -1, &[-2, 16]);
+    let rows = 64;
+    let labels: Vec<i64> = (0..rows).map(|i| (i * 7 % 4) as i64).collect();
+    let labels = Tensor::from_slice(&[rows], &labels).unwrap();
+    let scale = || Tensor::scalar(0.5f32);
+    let (x, table) = (normal(&[rows, 16], 3), normal(&[5, 16], 4));
+    place.write_npz("d.npz", &[("label", labels), ("x", x), ("scale", scale()), ("table", table)]);
+    for model in ["open", "one"] {
+        place.done(&format!(
+            "compile {model}.onnx -o s.margay --data d.npz --budget-bytes 60% --export s.onnx"
+        ));
+        for sketch in ["s.margay", "s.onnx"] {
+            place.done(&format!("compare {model}.onnx {sketch} --data d.npz --max-error 0.99"));
+            place.done(&format!("evaluate {model}.onnx {sketch} --data d.npz --labels label"));
+            let words = "--layers-only --export r.onnx";
+            place.done(&format!("recover {sketch} --teacher {model}.onnx --data d.npz {words}"));
+        }
+        place.done(&format!("sensitivity {model}.onnx --data d.npz"));
+        place.done(&format!("pareto {model}.onnx --data d.npz --points 2"));
+        let words = "--labels label --export t.onnx --steps 3 --learning-rate 0.01";
+        place.done(&format!("train {model}.onnx --data d.npz {words}"));
+    }
+    // Two measures of the same model, in runs of one sample and of many.
+    let words = "--data d.npz --labels label --metric loss --json";
+    let measured = json(&place.done(&format!("evaluate open.onnx one.onnx {words}")).stdout);
+    let of = |at: usize| measured["models"][at]["value"].as_f64().unwrap();
+    assert!((of(0) - of(1)).abs() < 1e-5, "{measured}");
+
+    // What the model leaves open may be rows: that somebody has to say.
+    let refused = place.run("sensitivity alike.onnx --data d.npz");
+    assert!(refused.code == 2 && refused.stderr.contains("is named by `--shared`"), "{}", refused.stderr);
+    place.done("sensitivity alike.onnx --data d.npz --shared table");
+    place.done("compile alike.onnx -o a.margay --data d.npz --shared table --budget-bytes 60%");
+    place.done("evaluate alike.onnx --data d.npz --shared table --labels label");
+    let refused = place.run("sensitivity open.onnx --data d.npz --shared tables");
+    assert!(refused.code == 2 && refused.stderr.contains("no input `tables`"), "{}", refused.stderr);
+    // A row for each sample is not what the model takes.
+    place.write_npz(
+        "rows.npz",
+        &[("x", normal(&[8, 16], 3)), ("scale", scale()), ("table", normal(&[8, 16], 4))],
+    );
+    let refused = place.run("sensitivity open.onnx --data rows.npz");
+    assert!(refused.stderr.contains("axis 0 is 8, expected 5; it is given once"), "{}", refused.stderr);
 }

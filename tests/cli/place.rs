@@ -159,8 +159,13 @@ pub(crate) fn node(name: &str, op_type: &str, inputs: &[&str], output: &str) -> 
     }
 }
 
-fn value(name: &str, dims: &[i64]) -> OnnxValue {
-    let dim = |d: &i64| if *d < 0 { OnnxDim::Symbol("N".into()) } else { OnnxDim::Value(*d) };
+/// An input or output of a shape, in which -1 is the symbol `N` and -2 another one.
+pub(crate) fn value(name: &str, dims: &[i64]) -> OnnxValue {
+    let dim = |d: &i64| match d {
+        -1 => OnnxDim::Symbol("N".into()),
+        -2 => OnnxDim::Symbol("M".into()),
+        d => OnnxDim::Value(*d),
+    };
     let dims = dims.iter().map(dim).collect();
     OnnxValue { name: name.into(), dtype: Some(DType::F32), narrow: None, dims: Some(dims) }
 }

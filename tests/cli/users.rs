@@ -602,4 +602,26 @@ fn normalization_by_the_batch_is_told() {
         let said = place.done(command).stderr;
         assert!(said.contains("`bn` (BatchNormalization), take mean and variance of the batch"), "{said}");
     }
+    // The same, spelled out.
+    let mean = |name: &str, of: &str, to: &str| OnnxNode {
+        attributes: [("axes".to_string(), Attribute::Ints(vec![0]))].into(),
+        ..node(name, "ReduceMean", &[of], to)
+    };
+    let nodes = vec![
+        mean("mean", "x", "m"),
+        node("centred", "Sub", &["x", "m"], "c"),
+        node("squares", "Mul", &["c", "c"], "s"),
+        mean("variance", "s", "v"),
+        node("wider", "Add", &["v", "epsilon"], "w"),
+        node("deviation", "Sqrt", &["w"], "d"),
+        node("normal", "Div", &["c", "d"], "y"),
+    ];
+    write_model_of(
+        &place.path("apart.onnx"),
+        &[-1, 3],
+        nodes,
+        vec![("epsilon".into(), Tensor::scalar(1e-5f32))],
+    );
+    let said = place.done("compile apart.onnx -o apart.margay").stderr;
+    assert!(said.contains("at `centred`, take mean and variance of the batch: outputs"), "{said}");
 }

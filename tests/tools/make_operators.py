@@ -1074,6 +1074,50 @@ def quantized_layers():
     case("QGemm", a + whole, [{"transB": 1}], constants=[1, 2, 4, 5], name="given", **ms)
 
 
+def machines():
+    """Support vectors that vote, with probabilities of pairs that are coupled."""
+    ml = dict(domain="ai.onnx.ml", outputs=2)
+    numbers = lambda count, low=-1.0, high=1.0: [float(v) for v in values(count, low=low, high=high)]
+    x = values(7, 4)
+    for classes, counts in ((2, [2, 1]), (3, [2, 1, 3]), (4, [1, 2, 1, 2])):
+        vectors, pairs = sum(counts), classes * (classes - 1) // 2
+        votes = {"classlabels_ints": [9, 4, 7, 2][:classes], "vectors_per_class": counts, "rho": numbers(pairs),
+                 "coefficients": numbers((classes - 1) * vectors), "support_vectors": numbers(4 * vectors)}
+        for kind in ("LINEAR", "RBF", "POLY") if classes == 3 else ("RBF",):
+            kernel = {"kernel_type": kind, "kernel_params": [0.5, 0.25, 2.0]}
+            shares = {"prob_a": numbers(pairs, -3.0, -1.0), "prob_b": numbers(pairs, -0.3, 0.3)}
+            case("SVMClassifier", [x], [votes | kernel], name=f"{classes}-{kind}", **ml)
+            case("SVMClassifier", [x], [votes | kernel | shares], name=f"{classes}-{kind}-shares", **ml)
+    scores = {"kernel_type": "LINEAR", "kernel_params": [0.0, 0.0, 0.0], "classlabels_ints": [5, 3, 8], "coefficients": numbers(12), "rho": [0.25]}
+    case("SVMClassifier", [x], [scores, scores | {"post_transform": "SOFTMAX"}], name="linear", **ml)
+    for low in (-1.0, 0.0):
+        two = {"kernel_type": "LINEAR", "kernel_params": [0.0, 0.0, 0.0], "classlabels_ints": [5, 3], "coefficients": numbers(8, low), "rho": [0.1]}
+        case("SVMClassifier", [x], [two], name=f"linear-two-{low}", **ml)
+
+
+def parts_in_loops():
+    """Means of parts of a list, as exporters write bags of embeddings."""
+    info, node = helper.make_tensor_value_info, helper.make_node
+    step = helper.make_graph(
+        [node("Gather", ["starts", "i"], ["from"]), node("Gather", ["ends", "i"], ["to"]),
+         node("Unsqueeze", ["from", "zero"], ["a"]), node("Unsqueeze", ["to", "zero"], ["b"]),
+         node("Slice", ["list", "a", "b", "zero"], ["part"]), node("Gather", ["table", "part"], ["rows"]),
+         node("ReduceSum", ["rows", "zero"], ["sum"], keepdims=0), node("Identity", ["go"], ["goes"])],
+        "step", [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, [])],
+        [info("goes", TensorProto.BOOL, []), info("sum", TensorProto.FLOAT, None)])
+    table = values(9, 3)
+    graph = helper.make_graph(
+        [node("Loop", ["three", "yes"], ["bags"], body=step)], "bags",
+        [info("list", TensorProto.INT64, [7]), info("starts", TensorProto.INT64, [3]), info("ends", TensorProto.INT64, [3])],
+        [helper.make_empty_tensor_value_info("bags")],
+        [numpy_helper.from_array(v, n) for n, v in (("table", table), ("zero", ints(0)), ("three", np.array(3, np.int64)),
+                                                    ("yes", np.array(True)))])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    given = {"list": ints(4, 0, 8, 2, 2, 7, 1), "starts": ints(0, 2, 6), "ends": ints(2, 6, 7)}
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    CASES["Loop-parts"] = (model.SerializeToString(), given, {"bags": session.run(None, given)[0]})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -1081,7 +1125,8 @@ def main():
     onnxruntime.set_default_logger_severity(3)
     for family in (elementwise, windows, normalizations, products, reductions, shapes, constants, control, functions, places,
                    statistics, attention, learning, maps, images, quantized, fused, recurrent,
-                   integers_and_lstm, products_of_integers, decided, grouped, sequences, quantized_layers):
+                   integers_and_lstm, products_of_integers, decided, grouped, sequences, quantized_layers,
+                   machines, parts_in_loops):
         family()
     arrays = {}
     for label, (model, inputs, outputs) in CASES.items():

@@ -18,6 +18,8 @@ pub(crate) struct GoalArgs {
     /// calibrate, as many as give each layer about 65,536 rows. Other arrays in the file are left out.
     #[arg(long, visible_alias = "calibrate", value_name = "FILE.npz")]
     data: Option<PathBuf>,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// As fast as possible with a relative L2 error of the outputs on held-out samples of at most E: of all of them together,
     /// or, as in 0.1@95%, of each of so many of them. Budgets may be given besides.
     #[arg(long, value_name = "E[@P%]", requires = "data", group = "goal")]
@@ -173,7 +175,7 @@ impl GoalArgs {
     /// The samples for a model.
     pub(crate) fn samples(&self, model: &Path) -> Result<Option<Samples>, Failure> {
         match &self.data {
-            Some(data) => Ok(Some(samples_of(model, data, &[])?)),
+            Some(data) => Ok(Some(samples_of(model, data, self.shared.names(), &[])?)),
             None => Ok(None),
         }
     }
@@ -222,6 +224,22 @@ impl TargetArgs {
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let failed = |source| margay::Error::Read { path: path.to_path_buf(), source };
     Ok(std::fs::read_to_string(path).map_err(failed)?)
+}
+
+/// Which inputs have no row for each sample.
+#[derive(clap::Args)]
+pub(crate) struct SharedArgs {
+    /// Inputs that the data holds once for all samples, in the shape that the model takes. Those without axes are found by
+    /// themselves; so are those whose leading extent is fixed where that of another input is open, or where arrays of
+    /// others are longer than it.
+    #[arg(long, value_name = "INPUT[,INPUT]", value_delimiter = ',', requires = "data")]
+    shared: Vec<String>,
+}
+
+impl SharedArgs {
+    pub(crate) fn names(&self) -> &[String] {
+        &self.shared
+    }
 }
 
 /// How many threads.

@@ -46,9 +46,14 @@ pub(crate) struct Args {
     /// An ONNX file.
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
-    /// The artifact to write.
-    #[arg(short, long, value_name = "OUT.margay")]
-    output: PathBuf,
+    /// The artifact to write; not needed where other files are.
+    #[arg(
+        short,
+        long,
+        value_name = "OUT.margay",
+        required_unless_present_any = ["save_plan", "export", "report", "curves"]
+    )]
+    output: Option<PathBuf>,
     #[command(flatten)]
     goal: GoalArgs,
     /// Write what was chosen for each layer, to be replayed with --plan.
@@ -75,12 +80,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     memory::return_large_blocks();
-    let files = [Some(&args.output), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
+    let files = [args.output.as_ref(), args.save_plan.as_ref(), args.export.as_ref(), args.report.as_ref()];
     files.into_iter().flatten().try_for_each(|path| check_writable(path))?;
     args.curves.check()?;
     check_distinct(
         &[
-            ("`-o`", Some(&args.output)),
+            ("`-o`", args.output.as_deref()),
             ("`--save-plan`", args.save_plan.as_deref()),
             ("`--export`", args.export.as_deref()),
             ("`--report`", args.report.as_deref()),
@@ -130,14 +135,20 @@ fn build(
         let bars = Bars::new();
         compile_with(&source, samples, options, &bars, dump)?
     };
-    let written = rescued(&args.output, |path| Ok(compiled.write(path, args.strip, dump)?));
+    let written = match &args.output {
+        Some(path) => rescued(path, |path| Ok(compiled.write(path, args.strip, dump)?)),
+        None => Ok(()),
+    };
     Ok((compiled, written))
 }
 
 fn summary(compiled: &Compiled, args: &Args) -> String {
     let mut text = totals(&compiled.report);
-    let size = std::fs::metadata(&args.output).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
-    text += &format!("\nwrote {}{size}\n", args.output.display());
+    text += "\n";
+    if let Some(path) = &args.output {
+        let size = std::fs::metadata(path).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
+        text += &format!("wrote {}{size}\n", path.display());
+    }
     for path in [&args.export, &args.save_plan, &args.report].into_iter().flatten() {
         text += &format!("wrote {}\n", path.display());
     }

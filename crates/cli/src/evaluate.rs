@@ -11,7 +11,7 @@ use margay::{
 };
 use serde::Serialize;
 
-use crate::args::{ThreadArgs, note_fixed};
+use crate::args::{SharedArgs, ThreadArgs, note_fixed};
 use crate::error::Failure;
 use crate::table::{Table, bytes, percent, significant};
 use crate::{Reply, json, warn};
@@ -29,6 +29,8 @@ pub(crate) struct Args {
     /// Samples of the models' inputs, by name; one row is one sample.
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// The labels: the name of an array in the data, or a file of one array. Integers, of which -100 does not count; for
     /// mse, numbers like the output.
     #[arg(long, value_name = "NAME|FILE.npy|FILE.npz")]
@@ -56,20 +58,22 @@ struct Report {
 
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let name = (!is_array_file(&args.labels)).then_some(args.labels.as_str());
-    let samples = samples_of(&args.models[0], &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    let samples =
+        samples_of(&args.models[0], &args.data, args.shared.names(), &name.into_iter().collect::<Vec<_>>())?;
     check_samples(&args.models[0], &samples)?;
     let labels = read_labels(&args.labels, &samples)?;
     warn(&doubts_where(&samples, false));
-    let inputs: Vec<_> = samples.arrays().iter().filter(|(n, _)| Some(n.as_str()) != name).cloned().collect();
-    let options = RunOptions { threads: args.threads.get(), ..RunOptions::default() };
-    let known = KnownInputs::of(&inputs);
+    let samples = name.iter().fold(samples, |samples, name| samples.without(name));
+    let shared = samples.shared().clone();
+    let options = RunOptions { threads: args.threads.get(), shared, ..RunOptions::default() };
+    let known = KnownInputs::of(samples.arrays());
     let mut models = Vec::new();
     for path in &args.models {
         models.push(Predictor::open_for(path, &options, &known)?);
     }
     models.iter().for_each(note_fixed);
     models.iter().for_each(|model| warn(model.warnings()));
-    let evaluated = evaluate(&mut models, &inputs, &labels, args.output_name.as_deref(), args.metric)?;
+    let evaluated = evaluate(&mut models, &samples, &labels, args.output_name.as_deref(), args.metric)?;
     let rows = labels.shape().first().copied().unwrap_or(0);
     let report = Report { metric: args.metric, samples: rows, models: evaluated };
     Ok(if args.json { json(&report)? } else { text(&report) }.into())

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use margay::{Dump, Front, FrontOptions, Resource, doubts, front, is_artifact, open_with, samples_of};
 
-use crate::args::{TargetArgs, at_least_one};
+use crate::args::{SharedArgs, TargetArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::save::{check_writable, save_text};
@@ -32,6 +32,8 @@ pub(crate) struct Args {
     /// calibrate.
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// What is saved: bytes of the weights, operations, or predicted time.
     #[arg(long, value_name = "bytes|flops|seconds", default_value = "flops", value_parser = resource)]
     by: Resource,
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
         check_writable(&folder.join(name(1)))?;
     }
     let options = args.target.options()?;
-    let samples = samples_of(&args.model, &args.data, &[])?;
+    let samples = samples_of(&args.model, &args.data, args.shared.names(), &[])?;
     warn(&doubts(&samples));
     let source = open_with(&args.model, &options.known_inputs(Some(&samples)), &mut Dump::none())?;
     let asked = FrontOptions { resource: args.by, points: args.points, refit: args.refit };

@@ -16,7 +16,7 @@ use margay::{
     samples_of,
 };
 
-use crate::args::{ErrorArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::args::{ErrorArgs, SharedArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::{Bars, TrainingBar};
@@ -50,6 +50,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
     #[command(flatten)]
+    shared: SharedArgs,
+    #[command(flatten)]
     learning: LearningArgs,
     /// Keep the state of learning in a file.
     #[arg(long, value_name = "FILE.safetensors")]
@@ -67,7 +69,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OUT.onnx")]
     export: Option<PathBuf>,
     /// Write the recovered model as an artifact.
-    #[arg(short, long, value_name = "OUT.margay", required_unless_present = "export")]
+    #[arg(
+        short,
+        long,
+        value_name = "OUT.margay",
+        required_unless_present_any = ["export", "save_plan", "checkpoint", "history"]
+    )]
     output: Option<PathBuf>,
     /// Write the plan of the recovered model.
     #[arg(long, value_name = "FILE.toml")]
@@ -169,7 +176,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     check_distinct(&written, &read)?;
 
     let recovery = Recovery::open(&args.model, &args.teacher, &args.dims)?;
-    let samples = samples_of(&args.model, &args.data, &[])?;
+    let samples = samples_of(&args.model, &args.data, args.shared.names(), &[])?;
     warn(&doubts(&samples));
     let recovered = {
         let bars = Bars::new();

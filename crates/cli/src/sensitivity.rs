@@ -13,7 +13,7 @@ use margay::sensitivity::{RELATIVE_ERROR, Sensitivity, sensitivity};
 use margay::{open, samples_of};
 use serde::Serialize;
 
-use crate::args::{ErrorArgs, ThreadArgs, at_least_one};
+use crate::args::{ErrorArgs, SharedArgs, ThreadArgs, at_least_one};
 use crate::error::Failure;
 use crate::progress::Bars;
 use crate::table::{Table, significant};
@@ -38,6 +38,8 @@ pub(crate) struct Args {
     /// Samples: the inputs under their names, one sample per row.
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// Random cotangents per sample; the error of an estimate falls with the root of it.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     probes: usize,
@@ -64,7 +66,7 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     memory::return_large_blocks();
     let source = open(&args.model)?;
-    let samples = samples_of(&args.model, &args.data, &[])?;
+    let samples = samples_of(&args.model, &args.data, args.shared.names(), &[])?;
     let (threads, scope) = (args.threads.get(), args.errors.scope());
     let found = sensitivity(&source, &samples, args.probes, args.seed, threads, &scope, &Bars::new())?;
     warn(&found.warnings);

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use margay::{
     CompileOptions, Dropout, FitOptions, Fitted, Length, Masking, Model, Objective, Optimizer, RankChange,
-    RateTest, Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts, export_graph,
-    is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
+    RateTest, Samples, Schedule, Selection, Supervised, TrainedModel, Training, Update, backend, doubts,
+    export_graph, is_array_file, open_for_training, read_labels, samples_of, training_batch, vocabulary,
 };
 
-use crate::args::{ThreadArgs, at_least_one, dim, not_negative, positive};
+use crate::args::{SharedArgs, ThreadArgs, at_least_one, dim, not_negative, positive};
 use crate::error::Failure;
 use crate::interrupt::{Interrupt, learned};
 use crate::progress::TrainingBar;
@@ -49,6 +49,8 @@ pub(crate) struct Args {
     /// Samples of the model's inputs, by name; one row is one sample.
     #[arg(long, value_name = "FILE.npz")]
     data: PathBuf,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// The labels: the name of an array in the data, or a file of one array. Integers for cross-entropy, where -100 does
     /// not count; else numbers like the output.
     #[arg(long, value_name = "NAME|FILE.npy|FILE.npz")]
@@ -102,7 +104,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OUT.onnx")]
     export: Option<PathBuf>,
     /// Write the trained model as an artifact.
-    #[arg(short, long, value_name = "OUT.margay", required_unless_present = "export")]
+    #[arg(
+        short,
+        long,
+        value_name = "OUT.margay",
+        required_unless_present_any = ["export", "checkpoint", "history"]
+    )]
     output: Option<PathBuf>,
     /// Value of a dimension the model leaves open, for the artifact.
     #[arg(long = "dim", value_name = "NAME=N[,N...]", value_parser = dim, requires = "output")]
@@ -220,7 +227,8 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
 
     let source = open_for_training(&args.model, args.dropout)?;
     let name = args.labels.as_deref().filter(|text| !is_array_file(text));
-    let samples = samples_of(&args.model, &args.data, &name.into_iter().collect::<Vec<_>>())?;
+    let samples =
+        samples_of(&args.model, &args.data, args.shared.names(), &name.into_iter().collect::<Vec<_>>())?;
     warn(&source.warnings);
     warn(&doubts(&samples));
     let labels = match &args.labels {
@@ -230,7 +238,7 @@ pub(crate) fn run(args: &Args) -> Result<Reply, Failure> {
     let training = {
         let head = args.head.map(|classes| classes as usize);
         let sketches = args.sketch.sketches(args.length.seed, args.init)?;
-        Training::new(&source, options(args, &source)?, head, args.init, sketches.as_ref())?
+        Training::new(&source, options(args, &source, &samples)?, head, args.init, sketches.as_ref())?
     };
     training.remarks.iter().for_each(|r| note(format!("`{}`: {}", r.at, r.message)));
     let trained = {
@@ -252,7 +260,7 @@ fn dropout(text: &str) -> Result<Dropout, String> {
     }
 }
 
-fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
+fn options(args: &Args, source: &Model, samples: &Samples) -> Result<Supervised, Failure> {
     let (length, u) = (&args.length, &args.update);
     let optimizer = match (u.optimizer, Optimizer::ADAMW) {
         (Rule::Sgd, _) => Optimizer::Sgd { momentum: u.momentum },
@@ -294,7 +302,7 @@ fn options(args: &Args, source: &Model) -> Result<Supervised, Failure> {
             length: long,
             max_seconds: limit,
             find_rate: u.learning_rate.is_none(),
-            batch: length.batch.unwrap_or_else(|| training_batch(source)),
+            batch: length.batch.unwrap_or_else(|| training_batch(source, samples)),
             seed: length.seed,
             evaluations: length.evaluations,
             patience: length.patience,

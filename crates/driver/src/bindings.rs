@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use margay_ir::{Graph, NodeId, Op};
 use margay_tensor::{Binding, Symbol, is_named};
 
-use crate::samples::bound_batch;
 use crate::{CompileOptions, DriverError, Samples};
 
 /// The values of the symbols, one binding per entry: options first, then the samples, then 1 for leading axes.
@@ -25,8 +24,8 @@ pub(crate) fn bindings(
     }
     let mut base = Binding::new();
     if let Some(samples) = samples {
-        let leading: Vec<Symbol> = leading_symbols(g);
-        let first = samples.row(0, bound_batch(g).unwrap_or(1).min(samples.rows()))?;
+        let leading: Vec<Symbol> = leading_symbols(g, samples.shared());
+        let first = samples.row(0, samples.bound_batch(g).unwrap_or(1).min(samples.rows()))?;
         let find = |name: &str| first.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape());
         for (symbol, v) in margay_ir::eval::bind_symbols(g, find)? {
             let v = if leading.contains(&symbol) { 1 } else { v };
@@ -50,7 +49,7 @@ pub(crate) fn bindings(
     }
     for binding in &mut all {
         g.resolve_guards(binding).map_err(|e| DriverError::Options(e.to_string()))?;
-        for symbol in leading_symbols(g) {
+        for symbol in leading_symbols(g, &BTreeSet::new()) {
             binding.entry(symbol).or_insert(1);
         }
         let open: Vec<String> =
@@ -140,9 +139,10 @@ fn symbol_named(g: &Graph, name: &str) -> Option<Symbol> {
 /// Combinations of values that ranges may have.
 const MAX_POINTS: u64 = 1 << 12;
 
-/// The symbols that stand alone as the leading extent of an input.
-fn leading_symbols(g: &Graph) -> Vec<Symbol> {
+/// The symbols that stand alone as the leading extent of an input that is not given once.
+fn leading_symbols(g: &Graph, shared: &BTreeSet<String>) -> Vec<Symbol> {
     let leading = |n: &NodeId| match g.op(*n) {
+        Op::Input(input) if shared.contains(&*input.name) => None,
         Op::Input(input) => input.ty.shape.first()?.as_symbol(),
         _ => None,
     };

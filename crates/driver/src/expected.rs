@@ -1,6 +1,8 @@
 //! Whether arrays are what a model takes. Every command that reads arrays asks here before it does any work, so that all
 //! refuse the same and say it in the same words.
 
+use std::collections::BTreeSet;
+
 use margay_ir::TensorType;
 use margay_ir::ops::Input;
 use margay_tensor::{DType, Tensor};
@@ -32,6 +34,22 @@ impl Expected {
     /// Why an array is not that, with the axis or the conversion. Its leading axis is that of samples, of which a run takes
     /// some: it may have any extent.
     pub fn misfit(&self, t: &Tensor) -> Option<String> {
+        self.misfit_from(t, 1)
+    }
+
+    /// The same where the array is given once for all samples: its leading axis is that of the input.
+    pub fn misfit_of_shared(&self, t: &Tensor) -> Option<String> {
+        let why = self.misfit_from(t, 0)?;
+        let of_rows = self.misfit_from(t, 1).is_none();
+        Some(if of_rows { format!("{why}; it is given once for all samples") } else { why })
+    }
+
+    /// One or the other, by the names of what is given once.
+    pub fn misfit_in(&self, t: &Tensor, shared: &BTreeSet<String>) -> Option<String> {
+        if shared.contains(&self.name) { self.misfit_of_shared(t) } else { self.misfit(t) }
+    }
+
+    fn misfit_from(&self, t: &Tensor, first: usize) -> Option<String> {
         let (name, found) = (&self.name, TensorType::of(t));
         let wrong = |why: String| Some(format!("`{name}` is {found}, expected {}{why}", self.text));
         if let Some(dtype) = self.dtype.filter(|dtype| *dtype != t.dtype()) {
@@ -44,7 +62,7 @@ impl Expected {
         if extents.len() != t.shape().len() {
             return wrong(format!(": it has {} axes instead of {}", t.shape().len(), extents.len()));
         }
-        let axes = extents.iter().zip(t.shape()).enumerate().skip(1);
+        let axes = extents.iter().zip(t.shape()).enumerate().skip(first);
         let mut differing = axes.filter_map(|(axis, (expected, found))| {
             let expected = expected.filter(|e| e != found)?;
             Some(format!("axis {axis} is {found}, expected {expected}"))

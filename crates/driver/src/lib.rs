@@ -68,6 +68,8 @@ mod rows;
 mod runner;
 mod samples;
 pub mod sensitivity;
+mod shared;
+mod statistics;
 mod twins;
 
 pub use backend::Backend;
@@ -98,6 +100,8 @@ pub use refit::{Contents, LayerRefit, Metrics, RefitData, Refitted, Stages, refi
 pub use report::{ModuleReport, Report};
 pub use runner::Runner;
 pub use samples::{
-    Arrays, Samples, bound_batch, doubts, doubts_where, hold_out, listed, missing_inputs, several,
+    Arrays, Samples, bound_batch, bound_batch_of, doubts, doubts_where, hold_out, listed, missing_inputs,
+    several,
 };
+pub use shared::shared;
 pub use twins::Named;

@@ -10,6 +10,7 @@ use margay_passes::Pipeline;
 use margay_tensor::{DType, StoredTensor};
 
 use crate::floats::tensor_of;
+use crate::statistics::normalized_by_batch;
 use crate::{Arrays, DriverError, Dump, backend};
 
 /// A model ready to be compiled: a graph in canonical form.
@@ -65,7 +66,10 @@ pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Mo
     }
     let model = OnnxModel::open(path)?;
     let Imported { graph, fixed } = margay_onnx::import_for(&model, known)?;
-    Ok(Model { fixed, warnings: doubts(&model), ..Model::new(graph, &name, dump)? })
+    let gone = left_out(&model, &graph);
+    let canonical = Model::new(graph, &name, dump)?;
+    let warnings = [doubts(&model, &canonical.graph), gone].concat();
+    Ok(Model { fixed, warnings, ..canonical })
 }
 
 /// As [`open`], for a model that is to be trained: what `dropout` says of its `Dropout` nodes. An artifact has none.
@@ -74,11 +78,11 @@ pub fn open_with(path: &Path, known: &KnownInputs, dump: &mut Dump) -> Result<Mo
 /// As [`open`]; [`DriverError::Options`] where a ratio is given and the model has no `Dropout` node.
 pub fn open_for_training(path: &Path, dropout: Dropout) -> Result<Model, DriverError> {
     let (name, mut none) = (name_of(path), Dump::none());
-    let (graph, warnings) = match is_artifact(path)? {
-        true => (open_artifact_graph(&Artifact::open(path)?)?, Vec::new()),
+    let (graph, file) = match is_artifact(path)? {
+        true => (open_artifact_graph(&Artifact::open(path)?)?, None),
         false => {
             let model = OnnxModel::open(path)?;
-            (margay_onnx::import_for_training(&model, dropout)?, doubts(&model))
+            (margay_onnx::import_for_training(&model, dropout)?, Some(model))
         }
     };
     let dropped = graph.order().into_iter().any(|n| matches!(graph.op(n), Op::Dropout(_)));
@@ -88,20 +92,33 @@ pub fn open_for_training(path: &Path, dropout: Dropout) -> Result<Model, DriverE
     {
         return Err(DriverError::Options(format!("a dropout of {ratio}: the model has no `Dropout` node")));
     }
+    let gone = file.as_ref().map_or(Vec::new(), |file| left_out(file, &graph));
     let model = Model::canonical(graph, &name, &Pipeline::canonicalize_for_training(), &mut none)?;
-    Ok(Model { warnings, ..model })
+    let warnings = file.map_or(Vec::new(), |file| doubts(&file, &model.graph));
+    Ok(Model { warnings: [warnings, gone].concat(), ..model })
 }
 
-/// What should make a user of a file doubt what it computes.
-fn doubts(model: &OnnxModel) -> Vec<String> {
-    let found = model.batch_statistics();
-    let Some(first) = found.first() else { return Vec::new() };
-    let (count, name) = (found.len(), first.label(0));
+/// What should make a user of a file doubt what it computes; its graph is in canonical form.
+fn doubts(model: &OnnxModel, g: &Graph) -> Vec<String> {
+    let declared = model.batch_statistics();
+    let (count, name, mode) = match (declared.first(), normalized_by_batch(g).as_slice()) {
+        (Some(first), _) => (declared.len(), first.label(0), " (`training_mode = 1`)"),
+        (None, all @ [first, ..]) => (all.len(), format!("at `{}`", g.label(*first)), ""),
+        (None, []) => return Vec::new(),
+    };
     vec![format!(
-        "{count} batch normalization(s), the first of which is {name}, take mean and variance of the batch (`training_mode = 1`): \
+        "{count} batch normalization(s), the first of which is {name}, take mean and variance of the batch{mode}: \
          outputs of a sample depend on the others in its batch, and a batch of one is normalized to nothing; export the \
          model in evaluation mode to have the statistics that it learned"
     )]
+}
+
+/// Says which outputs of a file its graph does not have.
+fn left_out(model: &OnnxModel, g: &Graph) -> Vec<String> {
+    let is_there = |name: &str| g.outputs().iter().any(|o| *o.name == *name);
+    let gone = model.graph.outputs.iter().filter(|o| !is_there(&o.name));
+    let why = "holds labels that are texts, and is left out; the scores of the classes are in the order of the labels";
+    gone.map(|o| format!("output `{}` {why}", o.name)).collect()
 }
 
 fn name_of(path: &Path) -> String {

@@ -11,7 +11,6 @@ use margay_ir::{Graph, NodeId, Op};
 use margay_loops::Backend;
 use margay_tensor::{Symbol, Tensor};
 
-use crate::samples::bound_batch;
 use crate::{Arrays, DriverError, Interruption, Mask, Runner, Samples};
 
 /// The most lengths that code is made for.
@@ -60,6 +59,9 @@ impl Padding {
         else {
             return Ok(None);
         };
+        if mask.input().is_some_and(|name| samples.shared().contains(name)) {
+            return Ok(None);
+        }
         let Some(of_samples) = lengths_of(samples.arrays(), mask) else { return Ok(None) };
         let input = samples.arrays().iter().find(|(name, _)| Some(name.as_str()) == mask.input());
         let full = input.map_or(0, |(_, t)| t.shape()[1]);
@@ -118,7 +120,7 @@ impl Padding {
     ) -> Result<bool, DriverError> {
         let mut shortest: Vec<usize> = (0..samples.rows()).collect();
         shortest.sort_by_key(|row| of_samples[*row]);
-        let size = bound_batch(runner.graph()).unwrap_or(TRIED.min(samples.rows()));
+        let size = samples.bound_batch(runner.graph()).unwrap_or(TRIED.min(samples.rows()));
         if samples.rows() < size {
             return Ok(false);
         }
@@ -178,7 +180,7 @@ pub fn runs(
     most: usize,
     wanted: Runs,
 ) -> Result<Vec<Arrays>, DriverError> {
-    let bound = bound_batch(g);
+    let bound = samples.bound_batch(g);
     let size = bound.unwrap_or(batch).max(1);
     let first = samples.rows().min(most.next_multiple_of(size));
     let count = if wanted == Runs::Whole || bound.is_some() { first / size * size } else { first };

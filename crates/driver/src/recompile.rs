@@ -7,9 +7,7 @@ use margay_plan::Plan;
 use margay_tensor::Binding;
 
 use crate::compile::check::Checker;
-use crate::{
-    Compiled, DriverError, ErrorMeasure, ErrorScope, Progress, Report, Samples, backend, bound_batch,
-};
+use crate::{Compiled, DriverError, ErrorMeasure, ErrorScope, Progress, Report, Samples, backend};
 
 /// What an artifact holds, with another graph in place of its own: the same processor class, dimensions, plan and
 /// report, but for the error on held-out samples, which is that of the graph.
@@ -97,7 +95,7 @@ pub fn measure_error(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<ErrorMeasure, DriverError> {
-    let batch = bound_batch(reference).unwrap_or(1);
+    let batch = samples.bound_batch(reference).unwrap_or(1);
     if samples.rows() < batch {
         let (expected, found) = (batch, samples.rows());
         return Err(DriverError::Samples(format!("expected at least {expected}, found {found}")));

@@ -3,7 +3,6 @@
 use margay_ir::{Graph, Value, eval};
 use margay_passes::sketch::{Rows, Site};
 
-use crate::samples::bound_batch;
 use crate::{DriverError, Mask, Samples};
 
 /// What sites ask calibration to measure.
@@ -37,7 +36,7 @@ pub(crate) fn rows_of_a_sample<'r>(
     mask: &Mask,
     samples: &Samples,
 ) -> Result<Vec<usize>, DriverError> {
-    let batch = bound_batch(g).unwrap_or(1);
+    let batch = samples.bound_batch(g).unwrap_or(1);
     let one = samples.row(0, batch)?;
     let binding = eval::bind_symbols(g, |name| one.iter().find(|(n, _)| n == name).map(|(_, t)| t.shape()))?;
     let shape = |v: Value| -> Option<Vec<usize>> {

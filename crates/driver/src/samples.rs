@@ -1,6 +1,6 @@
 //! Calibration and held-out data.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::BufReader;
 use std::path::Path;
 
@@ -10,14 +10,18 @@ use margay_tensor::{DType, Tensor};
 use crate::DriverError;
 use crate::expected::Expected;
 use crate::finite::spreading;
+use crate::shared::{shared, unknown};
 
 /// Named tensors.
 pub type Arrays = Vec<(String, Tensor)>;
 
-/// Named arrays that share their leading axis: one row is one sample.
+/// Named arrays that share their leading axis: one row is one sample. Some may be [given once](fn@crate::shared) for all
+/// samples instead.
 #[derive(Clone, Debug)]
 pub struct Samples {
     arrays: Vec<(String, Tensor)>,
+    /// Names of arrays that are given once.
+    shared: BTreeSet<String>,
     rows: usize,
     /// Names of arrays in the file that were not asked for.
     others: Vec<String>,
@@ -25,21 +29,45 @@ pub struct Samples {
 
 impl Samples {
     /// Arrays with a common leading extent.
+    ///
+    /// # Errors
+    /// As [`with_shared`](Samples::with_shared).
     pub fn new(arrays: Vec<(String, Tensor)>) -> Result<Samples, DriverError> {
+        Samples::with_shared(arrays, BTreeSet::new())
+    }
+
+    /// The same, but that those named in `shared` are given once for all samples, in the shape that a model takes.
+    ///
+    /// # Errors
+    /// [`DriverError::Samples`] where the others have no common leading extent, of at least 1.
+    pub fn with_shared(
+        arrays: Vec<(String, Tensor)>,
+        shared: BTreeSet<String>,
+    ) -> Result<Samples, DriverError> {
         let rows = |t: &Tensor| t.shape().first().copied();
-        let Some(first) = arrays.first() else { return Err(DriverError::Samples("there are none".into())) };
-        let expected = rows(&first.1);
-        for (name, t) in &arrays {
-            if rows(t) != expected || expected == Some(0) || expected.is_none() {
+        let mut several = arrays.iter().filter(|(name, _)| !shared.contains(name));
+        let Some(first) = several.next() else {
+            let why =
+                if arrays.is_empty() { "there are none" } else { "no input has a row for each of them" };
+            return Err(DriverError::Samples(why.into()));
+        };
+        let expected = rows(&first.1).filter(|rows| *rows > 0);
+        for (name, t) in std::iter::once(first).chain(several) {
+            if rows(t) != expected || expected.is_none() {
+                let often = if *name == first.0 {
+                    String::new()
+                } else {
+                    format!(", `{name}` has shape {:?}", t.shape())
+                };
                 return Err(DriverError::Samples(format!(
-                    "`{}` has shape {:?}, `{name}` has shape {:?}; expected the same leading extent of at least 1",
+                    "`{}` has shape {:?}{often}; expected the same leading extent of at least 1, a row for each sample; \
+                     an input that is given once for all samples is named by `--shared`",
                     first.0,
                     first.1.shape(),
-                    t.shape()
                 )));
             }
         }
-        Ok(Samples { rows: expected.unwrap_or(0), arrays, others: Vec::new() })
+        Ok(Samples { rows: expected.unwrap_or(0), arrays, shared, others: Vec::new() })
     }
 
     /// Reads an `.npz` file. Leading extents are compared [for a graph](Samples::for_graph): what else is in the file does
@@ -51,8 +79,23 @@ impl Samples {
     /// As [`open`](Samples::open), but only the arrays that are `wanted` by their names are loaded.
     pub fn open_only(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Samples, DriverError> {
         let (arrays, others) = read_npz(path, wanted)?;
-        let rows = arrays.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
-        Ok(Samples { arrays, rows, others })
+        let rows = first_rows(&arrays, &BTreeSet::new());
+        Ok(Samples { arrays, shared: BTreeSet::new(), rows, others })
+    }
+
+    /// Marks what is given once: the inputs with the names `asked`, and those of which the declarations of all inputs and
+    /// the shapes of the arrays tell it.
+    ///
+    /// # Errors
+    /// [`DriverError::Samples`] for a name that is no input.
+    pub fn shared_as(mut self, expected: &[Expected], asked: &[String]) -> Result<Samples, DriverError> {
+        if let Some(why) = unknown(expected, asked) {
+            return Err(DriverError::Samples(why));
+        }
+        self.shared.extend(asked.iter().cloned());
+        self.shared = shared(expected, &self.arrays, &self.shared);
+        self.rows = first_rows(&self.arrays, &self.shared);
+        Ok(self)
     }
 
     /// Keeps the arrays that are inputs of a graph; others are left out.
@@ -63,13 +106,21 @@ impl Samples {
         let mut arrays = Vec::new();
         let mut problems = Vec::new();
         let mut missing = Vec::new();
-        for n in g.inputs() {
-            let Op::Input(input) = g.op(*n) else { continue };
+        let inputs = g.inputs().iter().filter_map(|n| match g.op(*n) {
+            Op::Input(input) => Some(input),
+            _ => None,
+        });
+        let expected: Vec<Expected> = inputs.clone().map(Expected::of).collect();
+        let shared = shared(&expected, &self.arrays, &self.shared);
+        for (input, expected) in inputs.zip(&expected) {
             match self.arrays.iter().find(|(name, _)| **name == *input.name) {
-                Some((name, t)) => match Expected::of(input).misfit(t).or_else(|| spreading(g, name, t)) {
-                    None => arrays.push((name.clone(), t.clone())),
-                    Some(problem) => problems.push(problem),
-                },
+                Some((name, t)) => {
+                    let misfit = expected.misfit_in(t, &shared);
+                    match misfit.or_else(|| spreading(g, name, t)) {
+                        None => arrays.push((name.clone(), t.clone())),
+                        Some(problem) => problems.push(problem),
+                    }
+                }
                 None => missing.push(format!("`{}`: {}", input.name, input.ty)),
             }
         }
@@ -79,7 +130,26 @@ impl Samples {
         if !problems.is_empty() {
             return Err(DriverError::Samples(several(&problems, "; ")));
         }
-        Samples::new(arrays)
+        Samples::with_shared(arrays, shared)
+    }
+
+    /// The names of arrays that are given once for all samples.
+    pub fn shared(&self) -> &BTreeSet<String> {
+        &self.shared
+    }
+
+    /// Without the array of this name.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Samples {
+        self.arrays.retain(|(n, _)| n != name);
+        self.rows = first_rows(&self.arrays, &self.shared);
+        self
+    }
+
+    /// The number of rows that a graph takes at once: the leading extent that all inputs with rows share, `None` when it is
+    /// open.
+    pub fn bound_batch(&self, g: &Graph) -> Option<usize> {
+        bound_batch_of(g, &self.shared)
     }
 
     /// Number of samples.
@@ -102,12 +172,31 @@ impl Samples {
         self.pick(&(first..first + count).collect::<Vec<usize>>())
     }
 
-    /// The samples with these numbers.
+    /// The first samples, at most so many.
+    ///
+    /// # Errors
+    /// As [`part`](Samples::part).
+    pub fn first(&self, most: usize) -> Result<Samples, DriverError> {
+        self.part(&(0..self.rows.min(most)).collect::<Vec<usize>>())
+    }
+
+    /// The samples with these numbers, as samples.
+    ///
+    /// # Errors
+    /// [`DriverError::Samples`] for none.
+    pub fn part(&self, rows: &[usize]) -> Result<Samples, DriverError> {
+        Samples::with_shared(self.pick(rows)?, self.shared.clone())
+    }
+
+    /// The samples with these numbers, and what is given once.
     pub fn pick(&self, rows: &[usize]) -> Result<Vec<(String, Tensor)>, DriverError> {
         let out_of_range = |e: margay_tensor::TensorError| DriverError::Samples(e.to_string());
         self.arrays
             .iter()
             .map(|(name, t)| {
+                if self.shared.contains(name) {
+                    return Ok((name.clone(), t.clone()));
+                }
                 let size = t.bytes().len() / self.rows;
                 let mut bytes = Vec::with_capacity(size * rows.len());
                 for &r in rows {
@@ -127,7 +216,7 @@ impl Samples {
         g: &Graph,
         batch: usize,
     ) -> impl ExactSizeIterator<Item = Result<Arrays, DriverError>> + '_ {
-        let bound = bound_batch(g);
+        let bound = self.bound_batch(g);
         let batch = bound.unwrap_or(batch).max(1);
         let count = if bound.is_some() { self.rows / batch } else { self.rows.div_ceil(batch) };
         (0..count).map(move |i| self.row(i * batch, batch.min(self.rows - i * batch)))
@@ -140,6 +229,7 @@ impl Samples {
             h.update(name.as_bytes());
             h.update(t.content_hash().as_bytes());
         }
+        self.shared.iter().for_each(|name| _ = h.update(name.as_bytes()));
         h.finalize().to_hex()[..16].to_string()
     }
 }
@@ -206,9 +296,10 @@ pub fn doubts_where(samples: &Samples, held_out: bool) -> Vec<String> {
         all.push(format!("{rows} samples are few: errors on other data may be larger"));
     }
     let mut known = HashSet::new();
+    let several = || samples.arrays().iter().filter(|(name, _)| !samples.shared.contains(name));
     let row_hash = |r: &usize| {
         let mut h = blake3::Hasher::new();
-        for (_, t) in samples.arrays() {
+        for (_, t) in several() {
             let size = t.bytes().len() / rows.max(1);
             h.update(&t.bytes()[r * size..(r + 1) * size]);
         }
@@ -219,7 +310,7 @@ pub fn doubts_where(samples: &Samples, held_out: bool) -> Vec<String> {
         let seen = if held_out { ", so that what is held out has been seen in part" } else { "" };
         all.push(format!("{again} of {rows} samples are the same as others{seen}"));
     }
-    for (name, t) in samples.arrays().iter().filter(|(_, t)| t.dtype().is_float() && t.bytes().len() > 4) {
+    for (name, t) in several().filter(|(_, t)| t.dtype().is_float() && t.bytes().len() > 4) {
         let size = t.dtype().bytes();
         if t.bytes().chunks_exact(size).all(|e| *e == t.bytes()[..size]) {
             all.push(format!("`{name}` is the same number everywhere"));
@@ -228,14 +319,27 @@ pub fn doubts_where(samples: &Samples, held_out: bool) -> Vec<String> {
     all
 }
 
-/// The number of rows a graph takes at once: the leading extent that all its inputs share, `None` when it is open.
+/// The number of rows a graph takes at once: the leading extent that all its inputs share but those without axes, `None` when
+/// it is open. Of [samples](Samples::bound_batch) some may be given once.
 pub fn bound_batch(g: &Graph) -> Option<usize> {
-    let mut extents = g.inputs().iter().map(|n| match g.op(*n) {
-        Op::Input(input) => input.ty.shape.first().and_then(|d| d.as_extent()),
-        _ => None,
+    bound_batch_of(g, &BTreeSet::new())
+}
+
+/// The same, where the inputs of these names are given once.
+pub fn bound_batch_of(g: &Graph, shared: &BTreeSet<String>) -> Option<usize> {
+    let mut extents = g.inputs().iter().filter_map(|n| match g.op(*n) {
+        Op::Input(input) if shared.contains(&*input.name) => None,
+        Op::Input(input) => Some(input.ty.shape.first()?.as_extent()),
+        _ => Some(None),
     });
     let first = extents.next()??;
     extents.all(|e| e == Some(first)).then_some(first).filter(|&b| b > 0)
+}
+
+/// The leading extent of the first array that is not given once.
+fn first_rows(arrays: &Arrays, shared: &BTreeSet<String>) -> usize {
+    let first = arrays.iter().find(|(name, t)| !shared.contains(name) && !t.shape().is_empty());
+    first.map_or(0, |(_, t)| t.shape()[0])
 }
 
 /// Whether a type holds numbers that errors can be measured on.
@@ -265,7 +369,8 @@ mod tests {
         assert_eq!(samples.for_graph(&graph("%x: f32[N, 2]")).unwrap().rows(), 8);
         let error = samples.for_graph(&graph("%x: f32[N, 2], %z: f32[M, 2]")).unwrap_err().to_string();
         assert!(error.contains("expected the same leading extent"), "{error}");
-        let error = samples.for_graph(&graph("%x: f32[N, 2], %n: f32")).unwrap_err().to_string();
-        assert!(error.contains("expected the same leading extent"), "{error}");
+        assert!(error.contains("`--shared`"), "{error}");
+        let shared = samples.for_graph(&graph("%x: f32[N, 2], %n: f32")).unwrap();
+        assert_eq!((shared.rows(), shared.shared().iter().map(String::as_str).collect()), (8, vec!["n"]));
     }
 }

@@ -331,14 +331,14 @@ impl Grouper<'_, '_, '_> {
             Lowered::View(view) => self.view(n, &view, shape)?,
             Lowered::Elementwise(function) => self.elementwise(n, function, shape)?,
             Lowered::Nest(body) => {
+                self.lay_out_rows(n)?;
                 let inputs = self
                     .g
                     .inputs_of(n)
                     .into_iter()
                     .map(|v| self.feed(v, 1, true))
                     .collect::<Result<Vec<_>, _>>()?;
-                let others = self.others(n)?;
-                let anchor = Anchor::Nest { body, inputs, stages: Vec::new(), others };
+                let anchor = Anchor::Nest { body, inputs, stages: Vec::new(), others: self.others(n)? };
                 self.anchored(n, anchor, shape, None)
             }
             Lowered::Call(_) | Lowered::CallOrNest(..) => self.call(n, shape)?,

@@ -11,6 +11,7 @@
 //! - `emit`: groups to steps.
 //! - `memory`: views of buffers.
 //! - `places`, [`arena`]: places of buffers.
+//! - `rows`: where rows lie that are looked up.
 //!
 //! Deliberately absent: tiles, threads, instruction sets.
 
@@ -24,6 +25,7 @@ mod error;
 mod group;
 mod memory;
 mod places;
+mod rows;
 
 pub use arena::{Lifetime, plan_memory};
 pub use error::LowerError;

@@ -1,5 +1,7 @@
 //! Inputs longer than the batch a model was compiled for: fed batch by batch, outputs put together again.
 
+use std::collections::BTreeSet;
+
 use margay_driver::{Arrays, Samples};
 use margay_tensor::Tensor;
 
@@ -16,22 +18,30 @@ pub(crate) struct Chunk {
     cut: Option<(usize, usize)>,
 }
 
-/// The extent of the leading axis that all arrays share, if they do.
-pub(crate) fn rows(inputs: &[(String, Tensor)]) -> Option<usize> {
-    let first = inputs.first()?.1.shape().first().copied()?;
-    inputs.iter().all(|(_, t)| t.shape().first() == Some(&first)).then_some(first)
+/// The extent of the leading axis that all arrays share but those that are given once, if they do.
+pub(crate) fn rows(inputs: &[(String, Tensor)], shared: &BTreeSet<String>) -> Option<usize> {
+    let mut several =
+        inputs.iter().filter(|(name, _)| !shared.contains(name)).map(|(_, t)| t.shape().first());
+    let first = several.next()??;
+    several.all(|rows| rows == Some(first)).then_some(*first)
 }
 
-/// Cuts inputs along their leading axis into chunks of the sizes given, rising; no sizes: one run with all of them.
-pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Chunk>, Error> {
-    let (Some(rows), Some(&smallest)) = (rows(inputs), sizes.first()) else {
+/// Cuts inputs along their leading axis, but those that are given once, into chunks of the sizes given, rising; no sizes: one
+/// run with all of them.
+pub(crate) fn cut(
+    inputs: &[(String, Tensor)],
+    shared: &BTreeSet<String>,
+    sizes: &[usize],
+) -> Result<Vec<Chunk>, Error> {
+    let (Some(rows), Some(&smallest)) = (rows(inputs, shared), sizes.first()) else {
         return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
     };
-    let padded = inputs.iter().map(|(_, t)| (t.bytes().len() / rows.max(1)).saturating_mul(smallest)).max();
+    let several = inputs.iter().filter(|(name, _)| !shared.contains(name));
+    let padded = several.map(|(_, t)| (t.bytes().len() / rows.max(1)).saturating_mul(smallest)).max();
     if rows < smallest && padded.is_some_and(|bytes| bytes > MAX_PADDED_BYTES) {
         return Ok(vec![Chunk { inputs: inputs.to_vec(), cut: None }]);
     }
-    let samples = Samples::new(inputs.to_vec())?;
+    let samples = Samples::with_shared(inputs.to_vec(), shared.clone())?;
     let mut chunks = Vec::new();
     let mut at = 0;
     while at < rows {
@@ -49,13 +59,16 @@ pub(crate) fn cut(inputs: &[(String, Tensor)], sizes: &[usize]) -> Result<Vec<Ch
 /// the same work is compared.
 pub(crate) fn chunks_of(models: &[Predictor], inputs: &Arrays) -> Result<Vec<Vec<Chunk>>, Error> {
     let inputs = models.iter().map(|m| m.open_inputs(inputs)).collect::<Result<Vec<_>, _>>()?;
+    let shared: Vec<BTreeSet<String>> =
+        models.iter().zip(&inputs).map(|(m, inputs)| m.shared(inputs)).collect();
     let sizes: Vec<Vec<usize>> =
-        models.iter().zip(&inputs).map(|(m, inputs)| m.batch_sizes(inputs)).collect();
+        models.iter().zip(inputs.iter().zip(&shared)).map(|(m, (i, s))| m.batch_sizes(i, s)).collect();
     let bound = sizes.iter().find(|s| !s.is_empty()).cloned().unwrap_or_default();
-    let chunks = models.iter().zip(&inputs).zip(&sizes).map(|((model, inputs), own)| {
-        let takes_any = own.is_empty() && model.takes_any_batch();
-        cut(inputs, if takes_any { &bound } else { own })
-    });
+    let chunks =
+        models.iter().zip(inputs.iter().zip(&shared)).zip(&sizes).map(|((model, (inputs, shared)), own)| {
+            let takes_any = own.is_empty() && model.takes_any_batch(shared);
+            cut(inputs, shared, if takes_any { &bound } else { own })
+        });
     chunks.collect()
 }
 
@@ -104,11 +117,22 @@ mod tests {
             (3, vec![4], vec![4]),
             (3, vec![], vec![3]),
         ] {
-            let chunks = cut(&array(rows), &sizes).unwrap();
+            let chunks = cut(&array(rows), &BTreeSet::new(), &sizes).unwrap();
             let extents: Vec<usize> = chunks.iter().map(|c| c.inputs[0].1.shape()[0]).collect();
             assert_eq!(extents, expected);
             let outputs = chunks.iter().map(|c| c.inputs.clone()).collect();
             assert_eq!(join(&chunks, outputs).unwrap(), array(rows));
         }
+    }
+
+    #[test]
+    fn what_is_given_once_is_in_every_chunk() {
+        let flag = || vec![("flag".to_owned(), Tensor::from_slice(&[], &[2.0f32]).unwrap())];
+        let inputs = [array(5), flag()].concat();
+        let shared = BTreeSet::from(["flag".to_owned()]);
+        assert_eq!((rows(&inputs, &BTreeSet::new()), rows(&inputs, &shared)), (None, Some(5)));
+        let chunks = cut(&inputs, &shared, &[2]).unwrap();
+        assert_eq!(chunks.len(), 3);
+        assert!(chunks.iter().all(|c| c.inputs[0].1.shape() == [2, 2] && c.inputs[1..] == flag()));
     }
 }

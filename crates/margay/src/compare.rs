@@ -1,8 +1,10 @@
 //! How far two models are apart, end to end and layer by layer.
 
+use std::collections::BTreeSet;
+
 use margay_driver::compare::{LayerError, layers};
 use margay_driver::{
-    Arrays, ErrorMeasure, ErrorScope, ErrorSum, OutputError, backend, bound_batch, output_error,
+    Arrays, ErrorMeasure, ErrorScope, ErrorSum, OutputError, backend, bound_batch_of, output_error,
 };
 use margay_ir::Graph;
 use margay_tensor::Tensor;
@@ -76,12 +78,14 @@ pub fn compare(
     };
     let (layers, layer_samples) = match (models[0].graph()?, models[1].graph()?) {
         (Some(reference), Some(other)) => {
-            let given = rows(inputs);
-            let is_cut = chunks.iter().flatten().any(|chunk| rows(&chunk.inputs) != given);
+            let shared = &models[0].shared(inputs);
+            let given = rows(inputs, shared);
+            let is_cut = chunks.iter().flatten().any(|chunk| rows(&chunk.inputs, shared) != given);
             let inputs = &models[1].open_inputs(&models[0].open_inputs(inputs)?)?;
-            let runs = layer_runs([&reference, &other], inputs, is_cut)?;
+            let runs = layer_runs([&reference, &other], inputs, shared, is_cut)?;
             // A run may be filled up with copies.
-            let samples = runs.iter().filter_map(|run| rows(run)).sum::<usize>().min(given.unwrap_or(0));
+            let samples =
+                runs.iter().filter_map(|run| rows(run, shared)).sum::<usize>().min(given.unwrap_or(0));
             (Some(layers(&reference, &other, &runs, &scope.mask, &backend::native(), threads)?), samples)
         }
         _ => (None, 0),
@@ -93,11 +97,16 @@ pub fn compare(
 const LAYER_RUN: usize = 64;
 
 /// The inputs in runs of one shape that two graphs take; `is_cut` where outputs were compared in several runs.
-fn layer_runs(graphs: [&Graph; 2], inputs: &Arrays, is_cut: bool) -> Result<Vec<Arrays>, Error> {
-    let Some(rows) = rows(inputs).filter(|_| is_cut) else { return Ok(vec![inputs.clone()]) };
-    let bound = graphs.iter().filter_map(|g| bound_batch(g)).min();
+fn layer_runs(
+    graphs: [&Graph; 2],
+    inputs: &Arrays,
+    shared: &BTreeSet<String>,
+    is_cut: bool,
+) -> Result<Vec<Arrays>, Error> {
+    let Some(rows) = rows(inputs, shared).filter(|_| is_cut) else { return Ok(vec![inputs.clone()]) };
+    let bound = graphs.iter().filter_map(|g| bound_batch_of(g, shared)).min();
     let size = bound.unwrap_or(LAYER_RUN.min(rows));
-    let mut runs: Vec<Arrays> = cut(inputs, &[size])?.into_iter().map(|chunk| chunk.inputs).collect();
+    let mut runs: Vec<Arrays> = cut(inputs, shared, &[size])?.into_iter().map(|chunk| chunk.inputs).collect();
     // The last run of several would be filled up with copies.
     if rows > size && rows % size != 0 {
         runs.pop();

@@ -68,20 +68,21 @@ pub struct Evaluated {
     pub constant_bytes: u64,
 }
 
-/// Measures models on samples: all inputs by name, and a row of labels for each. `output` names the output; `None` for the
+/// Measures models on samples, with a row of labels for each. `output` names the output; `None` for the
 /// only one of floating point numbers.
 ///
 /// # Errors
 /// Inputs that do not fit; [`Error::Options`] for outputs and labels that do not.
 pub fn evaluate(
     models: &mut [Predictor],
-    inputs: &Arrays,
+    samples: &Samples,
     labels: &Tensor,
     output: Option<&str>,
     metric: Metric,
 ) -> Result<Vec<Evaluated>, Error> {
-    let named = inputs.iter().cloned().chain([("the labels".into(), labels.clone())]).collect();
-    let samples = Samples::new(named)?;
+    let inputs = samples.arrays().iter().cloned();
+    let named = inputs.chain([("the labels".into(), labels.clone())]).collect();
+    let samples = Samples::with_shared(named, samples.shared().clone())?;
     let mut sums = vec![Sum::default(); models.len()];
     for first in (0..samples.rows()).step_by(SAMPLES_AT_ONCE) {
         let mut batch = samples.row(first, SAMPLES_AT_ONCE.min(samples.rows() - first))?;

@@ -1,5 +1,6 @@
 //! What a model is to be run on: arrays from files, folders of test data, or random numbers in declared shapes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
@@ -231,7 +232,7 @@ pub fn input_names(model: &Path) -> Result<Vec<String>, Error> {
 pub fn check_samples(model: &Path, samples: &Samples) -> Result<(), Error> {
     let ports = Ports::of(model, &[])?;
     let others: Vec<String> = samples.names().map(str::to_owned).collect();
-    ports.check(&samples.arrays().to_vec(), &others).map_err(Error::Samples)?;
+    ports.check_with(&samples.arrays().to_vec(), &others, samples.shared()).map_err(Error::Samples)?;
     let is_input = |name: &str| ports.inputs.iter().any(|d| d.name == *name);
     let inputs: Vec<_> = samples.arrays().iter().filter(|(name, _)| is_input(name)).collect();
     all_spreading(model, &inputs).into_iter().next().map_or(Ok(()), |why| Err(Error::Samples(why)))
@@ -251,23 +252,33 @@ fn all_spreading(model: &Path, arrays: &[&(String, Tensor)]) -> Vec<String> {
     }
 }
 
-/// Samples of a model from an archive: the arrays that are its inputs, and those with other names that are asked for.
+/// Samples of a model from an archive: the arrays that are its inputs, of which those `shared` are given once, and those with
+/// other names that are asked for.
 ///
 /// # Errors
-/// Files that cannot be read.
-pub fn samples_of(model: &Path, data: &Path, others: &[&str]) -> Result<Samples, Error> {
-    let names = input_names(model)?;
-    Samples::open_only(data, &|name| others.contains(&name) || names.iter().any(|n| n == name))
+/// Files that cannot be read; a name in `shared` that is no input.
+pub fn samples_of(model: &Path, data: &Path, shared: &[String], others: &[&str]) -> Result<Samples, Error> {
+    let inputs = Ports::of(model, &[])?.inputs;
+    let expected: Vec<Expected> = inputs.iter().map(Declared::expected).collect();
+    let is_input = |name: &str| inputs.iter().any(|d| d.name == *name);
+    let samples = Samples::open_only(data, &|name| others.contains(&name) || is_input(name))?;
+    samples.shared_as(&expected, shared)
 }
 
 impl Ports {
     /// Fails where inputs are missing, or are of other types than any entry takes. `others` are further arrays of the files.
     fn check(&self, given: &Arrays, others: &[String]) -> Result<(), String> {
+        self.check_with(given, others, &BTreeSet::new())
+    }
+
+    /// The same, where inputs of some names are given once for all samples.
+    fn check_with(&self, given: &Arrays, others: &[String], shared: &BTreeSet<String>) -> Result<(), String> {
         let of = |inputs: &[Declared]| -> Vec<String> {
             let found = |d: &Declared| given.iter().find(|(name, _)| *name == d.name).map(|(_, t)| t);
             let missing: Vec<String> =
                 inputs.iter().filter(|d| found(d).is_none()).map(Declared::to_string).collect();
-            let mut all: Vec<String> = inputs.iter().filter_map(|d| d.expected().misfit(found(d)?)).collect();
+            let mut all: Vec<String> =
+                inputs.iter().filter_map(|d| d.expected().misfit_in(found(d)?, shared)).collect();
             if !missing.is_empty() {
                 let names = given.iter().map(|(name, _)| name).chain(others).map(String::as_str);
                 all.push(missing_inputs(&missing, names));
@@ -331,6 +342,11 @@ impl Ports {
             outputs: outputs.collect(),
         })
     }
+}
+
+/// What an entry takes, for whoever compares it with arrays.
+pub(crate) fn expected_by(parts: &EntryParts) -> Vec<Expected> {
+    taken_by(parts).iter().map(Declared::expected).collect()
 }
 
 /// What an entry takes; the extents that its ranges leave open have names instead.

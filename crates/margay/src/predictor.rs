@@ -1,14 +1,16 @@
 //! A model to run: an ONNX file, compiled for the shapes of the inputs, or an artifact.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use margay_artifact::{Artifact, ArtifactError, EntryParts};
+use margay_artifact::{Artifact, ArtifactError, Entry, EntryParts};
 use margay_driver::{
-    Arrays, Dump, Runner, backend, bound_batch, build, is_artifact, open_artifact_graph, open_with,
+    Arrays, Dump, Expected, Runner, backend, bound_batch_of, build, is_artifact, open_artifact_graph,
+    open_with, shared,
 };
-use margay_ir::{Graph, eval};
+use margay_ir::{Graph, Op, eval};
 use margay_loops::{Backend, Precision};
 use margay_onnx::KnownInputs;
 use margay_runtime::{Executable, Session, SessionOptions};
@@ -17,6 +19,7 @@ use margay_tensor::Tensor;
 use crate::Error;
 use crate::artifact::report_of;
 use crate::batches::{self, Chunk};
+use crate::given::expected_by;
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct RunOptions {
     /// Whether inputs with a leading axis of another length than the batch of the model are fed batch by batch, the last of
     /// them filled up with copies of its last row, and outputs put together again. Without it shapes have to fit.
     pub in_batches: bool,
+    /// Inputs that are given once for all rows of the others, besides those of which their shapes [tell it](shared).
+    pub shared: BTreeSet<String>,
     /// Hold weights and intermediate results in huge pages of memory, where the system has them.
     pub huge_pages: bool,
 }
@@ -39,7 +44,14 @@ impl Default for RunOptions {
     /// On all processors, in f32, batch by batch.
     fn default() -> RunOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        RunOptions { threads, precision: Precision::F32, backend: None, in_batches: true, huge_pages: false }
+        RunOptions {
+            threads,
+            precision: Precision::F32,
+            backend: None,
+            in_batches: true,
+            shared: BTreeSet::new(),
+            huge_pages: false,
+        }
     }
 }
 
@@ -135,7 +147,8 @@ impl Predictor {
     /// Inputs that do not fit; an artifact whose weights were altered.
     pub fn predict(&mut self, inputs: &[(String, Tensor)]) -> Result<Arrays, Error> {
         let inputs = &self.open_inputs(inputs)?;
-        let chunks = batches::cut(inputs, &self.batch_sizes(inputs))?;
+        let shared = &self.shared(inputs);
+        let chunks = batches::cut(inputs, shared, &self.batch_sizes(inputs, shared))?;
         self.run(&chunks)
     }
 
@@ -145,7 +158,8 @@ impl Predictor {
     /// As [`predict`](Predictor::predict).
     pub fn runs_of(&self, inputs: &[(String, Tensor)]) -> Result<usize, Error> {
         let inputs = &self.open_inputs(inputs)?;
-        Ok(batches::cut(inputs, &self.batch_sizes(inputs))?.len())
+        let shared = &self.shared(inputs);
+        Ok(batches::cut(inputs, shared, &self.batch_sizes(inputs, shared))?.len())
     }
 
     /// The inputs without those that were made constants.
@@ -185,14 +199,14 @@ impl Predictor {
 
     /// The sizes that the leading axis of inputs has to be cut into, rising; none where they fit as they are, where
     /// cutting does not make them fit, or where it is not asked for.
-    pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)]) -> Vec<usize> {
-        let rows = batches::rows(inputs).filter(|_| self.options.in_batches);
+    pub(crate) fn batch_sizes(&self, inputs: &[(String, Tensor)], shared: &BTreeSet<String>) -> Vec<usize> {
+        let rows = batches::rows(inputs, shared).filter(|_| self.options.in_batches);
         let Some(rows) = rows else { return Vec::new() };
         let mut sizes: Vec<usize> = match &self.form {
-            Form::Graph(runner) => bound_batch(runner.graph()).into_iter().collect(),
+            Form::Graph(runner) => bound_batch_of(runner.graph(), shared).into_iter().collect(),
             Form::Artifact(_, session) => {
                 let entries = session.executable().entries().iter();
-                entries.flat_map(|e| batches_of(&e.parts, inputs)).collect()
+                entries.flat_map(|e| batches_of(&e.parts, inputs, shared)).collect()
             }
         };
         sizes.sort_unstable();
@@ -200,9 +214,28 @@ impl Predictor {
         if sizes.contains(&rows) { Vec::new() } else { sizes }
     }
 
+    /// The names of inputs that are given once for all rows of the others.
+    pub(crate) fn shared(&self, inputs: &Arrays) -> BTreeSet<String> {
+        let expected: Vec<Expected> = match &self.form {
+            Form::Graph(runner) => {
+                let inputs = runner.graph().inputs().iter().map(|n| runner.graph().op(*n));
+                let inputs =
+                    inputs.filter_map(|op| if let Op::Input(input) = op { Some(input) } else { None });
+                inputs.map(Expected::of).collect()
+            }
+            Form::Artifact(_, session) => {
+                let entries = session.executable().entries();
+                let named =
+                    |e: &&Entry| e.parts.inputs.iter().all(|p| inputs.iter().any(|(n, _)| *n == p.name));
+                entries.iter().find(named).map_or_else(Vec::new, |e| expected_by(&e.parts))
+            }
+        };
+        shared(&expected, inputs, &self.options.shared)
+    }
+
     /// Whether the batch is open.
-    pub(crate) fn takes_any_batch(&self) -> bool {
-        matches!(&self.form, Form::Graph(runner) if bound_batch(runner.graph()).is_none())
+    pub(crate) fn takes_any_batch(&self, shared: &BTreeSet<String>) -> bool {
+        matches!(&self.form, Form::Graph(runner) if bound_batch_of(runner.graph(), shared).is_none())
     }
 
     /// The session for inputs of these shapes.
@@ -281,7 +314,10 @@ impl Predictor {
     /// Bytes of all constants that the code for these inputs reads.
     pub(crate) fn constant_bytes(&mut self, inputs: &[(String, Tensor)]) -> Result<u64, Error> {
         let inputs = self.open_inputs(inputs)?;
-        Ok(constant_bytes(self.session(&inputs)?.executable()))
+        let shared = self.shared(&inputs);
+        let chunks = batches::cut(&inputs, &shared, &self.batch_sizes(&inputs, &shared))?;
+        let first = chunks.into_iter().next().map_or(inputs, |chunk| chunk.inputs);
+        Ok(constant_bytes(self.session(&first)?.executable()))
     }
 
     /// The back end the model is compiled for, with times by a cost model if one is given.
@@ -334,29 +370,36 @@ pub(crate) fn constant_bytes(executable: &Executable) -> u64 {
 }
 
 /// The batches of an entry that takes these inputs but for their leading extent.
-fn batches_of(parts: &EntryParts, inputs: &[(String, Tensor)]) -> Vec<usize> {
-    let Some(first) = parts.inputs.first() else { return Vec::new() };
+fn batches_of(parts: &EntryParts, inputs: &[(String, Tensor)], shared: &BTreeSet<String>) -> Vec<usize> {
+    let first = parts.inputs.iter().position(|p| !shared.contains(&p.name));
+    let Some((at, first)) = first.map(|at| (at, &parts.inputs[at])) else { return Vec::new() };
     let Some(&most) = first.shape.first() else { return Vec::new() };
-    let leading = parts.open.inputs.first().and_then(|axes| axes.iter().find(|(axis, _)| *axis == 0));
+    let leading = parts.open.inputs.get(at).and_then(|axes| axes.iter().find(|(axis, _)| *axis == 0));
     let least = match leading {
         None => most,
         Some((_, size)) => usize::try_from(parts.open.sizes[size.0 as usize].least).unwrap_or(most),
     };
     let typed = |(name, t): &(String, Tensor)| {
-        parts.inputs.iter().any(|p| p.name == *name && p.dtype == t.dtype() && !t.shape().is_empty())
+        let has_rows = shared.contains(name) || !t.shape().is_empty();
+        parts.inputs.iter().any(|p| p.name == *name && p.dtype == t.dtype() && has_rows)
     };
     if parts.inputs.len() != inputs.len() || !inputs.iter().all(typed) {
         return Vec::new();
     }
     let mut symbols = Vec::new();
     let mut takes = |batch: &usize| {
+        let of_batch = |name: &String, t: &Tensor| match shared.contains(name) {
+            true => t.shape().to_vec(),
+            false => [&[*batch], &t.shape()[1..]].concat(),
+        };
         let shapes: Vec<(&str, Vec<usize>)> =
-            inputs.iter().map(|(name, t)| (name.as_str(), [&[*batch], &t.shape()[1..]].concat())).collect();
+            inputs.iter().map(|(name, t)| (name.as_str(), of_batch(name, t))).collect();
         let shape_of = |name: &str| shapes.iter().find(|(n, _)| *n == name).map(|(_, s)| s.as_slice());
         parts.solve(&shape_of, &mut symbols) && (parts.open.is_closed() || parts.open.serves(&symbols))
     };
     // Larger ones than there are rows are asked for only where no smaller one is taken.
-    let rows = inputs.iter().map(|(_, t)| t.shape()[0]).max().unwrap_or(most);
+    let several = inputs.iter().filter(|(name, _)| !shared.contains(name));
+    let rows = several.map(|(_, t)| t.shape()[0]).max().unwrap_or(most);
     let least = least.max(1);
     (least..=most.min(rows.max(least))).filter(|batch| takes(batch)).collect()
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use margay_artifact::Artifact;
 use margay_driver::{
-    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples,
-    bound_batch, compile, held_out_rows, is_artifact, measure_error, open, recompile,
+    CompileOptions, Compiled, Dump, ErrorMeasure, ErrorScope, LayerRefit, Model, Progress, Samples, compile,
+    held_out_rows, is_artifact, measure_error, open, recompile,
 };
 use margay_train::recover::{BlockReport, RecoverOptions, Recovered, has_narrow_constants, recover};
 use margay_train::{Evaluation, Observer, Point, RateTest, Restart, Stop, TrainError};
@@ -78,9 +78,9 @@ impl Recovery {
         let all = &recovered.held_out;
         let few = match recovered.interrupted {
             true => {
-                let batch = bound_batch(&self.student.graph).unwrap_or(1);
+                let batch = all.bound_batch(&self.student.graph).unwrap_or(1);
                 let rows = all.rows().min(MEASURED_IF_INTERRUPTED.next_multiple_of(batch));
-                Some(Samples::new(all.row(0, rows)?)?)
+                Some(all.first(rows)?)
             }
             false => None,
         };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, bound_batch, compile, listed};
+use margay_driver::{CompileOptions, Compiled, Dump, Model, Samples, Silent, compile, listed};
 use margay_ir::{Cx, Graph, Remark};
 use margay_passes::sketch::SketchTraining;
 use margay_passes::{parameter_names, with_parameters};
@@ -225,8 +225,8 @@ fn output_name<'a>(g: &'a Graph, name: Option<&'a str>) -> &'a str {
 }
 
 /// The samples of a step for a model: as many as it takes, or 32.
-pub fn training_batch(source: &Model) -> usize {
-    bound_batch(&source.graph).unwrap_or(BATCH)
+pub fn training_batch(source: &Model, samples: &Samples) -> usize {
+    samples.bound_batch(&source.graph).unwrap_or(BATCH)
 }
 
 /// How many tokens a masked language model tells apart: the last extent of its output.

@@ -26,10 +26,11 @@ The operators of ONNX files that margay imports, with the operator set of their 
 operator sets from that one on are read, with the changes that later ones made; of `ai.onnx` up to 28. Functions that a
 model brings along are expanded.
 
-Element types of tensors: f32, f64, f16, bf16, i8, i16, i32, i64, u8, u16, u32, u64, bool. Files with strings, complex
-numbers, sequences and optionals as inputs or outputs are refused. Elements of 8-bit floats and of types of fewer bits are
-converted and moved, not computed with; at the border of a model each is a byte, integers by their value, floats by their
-bits. `margay check MODEL.onnx` says of one file what is missing.
+Element types of tensors: f32, f64, f16, bf16, i8, i16, i32, i64, u8, u16, u32, u64, bool. Outputs that are labels of
+classes in texts are left out; files with other strings, complex numbers, and sequences and optionals as inputs or outputs
+are refused. Elements of 8-bit floats and of types of fewer bits are converted and moved, not computed with; at the border
+of a model each is a byte, integers by their value, floats by their bits. `margay check MODEL.onnx` says of
+one file what is missing.
 ";
 
 #[allow(dead_code, reason = "the test of the page reads this file as a module")]

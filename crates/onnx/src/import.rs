@@ -19,6 +19,7 @@ mod convolutions;
 mod decided;
 mod einsum;
 mod elementwise;
+mod floats;
 mod formula;
 mod grouped;
 mod inputs;
@@ -26,6 +27,7 @@ mod integers;
 mod learning;
 mod leaves;
 mod losses;
+mod machines;
 mod microsoft;
 mod narrow;
 mod normalizations;
@@ -51,7 +53,7 @@ mod trigonometry;
 mod trips;
 mod values;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use margay_ir::ops::{Const, Numbers};
 use margay_ir::{Builder, Graph, Op, Origin, Part, Payload, TensorType, Value};
@@ -60,7 +62,8 @@ use margay_tensor::{DType, Tensor};
 use crate::check::reads;
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::{Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
+use crate::reader::TEXTS;
+use crate::{Attribute, Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
@@ -263,6 +266,16 @@ fn part_of(name: &str) -> Option<(&str, Part)> {
     (!rest.is_empty()).then_some((rest, part))
 }
 
+/// Whether a node of one operand hands it on, texts included.
+fn hands_on(node: &OnnxNode) -> bool {
+    let texts = Attribute::Int(TEXTS.into());
+    match node.op_type.as_str() {
+        "Identity" => true,
+        "Cast" => node.attributes.get("to") == Some(&texts),
+        _ => false,
+    }
+}
+
 /// What became of an ONNX value.
 #[derive(Clone, Copy)]
 enum Slot {
@@ -300,6 +313,8 @@ pub(crate) struct Importer<'a> {
     narrow: HashMap<Value, Narrow>,
     /// Which constants have such elements.
     narrow_names: HashMap<&'a str, Narrow>,
+    /// Values that stand for texts: labels of classes. Nobody computes with them, and outputs that are such are left out.
+    texts: BTreeSet<Value>,
     /// What may bound a part.
     lengths: Lengths,
     /// Extents so far that a run decides.
@@ -339,6 +354,7 @@ impl<'a> Importer<'a> {
             found: Vec::new(),
             narrow: HashMap::new(),
             narrow_names: model.graph.narrow.iter().map(|(name, n)| (name.as_str(), *n)).collect(),
+            texts: BTreeSet::new(),
             lengths,
             decided: 0,
             node_names: HashSet::new(),
@@ -354,12 +370,15 @@ impl<'a> Importer<'a> {
         let opset = self.model.opset_of(node);
         let operator = table::operator(&node.domain, &node.op_type);
         let (mut inputs, mut slots) = (Vec::new(), Vec::new());
-        let mut readable = true;
+        let (mut readable, mut reads_texts) = (true, false);
         for name in &node.inputs {
             let slot = if name.is_empty() { None } else { self.slot(name) };
             slots.push(slot);
             match slot {
-                Some(Slot::Known(v)) => inputs.push(Some(v)),
+                Some(Slot::Known(v)) => {
+                    reads_texts |= self.texts.contains(&v);
+                    inputs.push(Some(v));
+                }
                 Some(Slot::Unknown) => readable = false,
                 Some(Slot::List(_) | Slot::Nothing) => inputs.push(None),
                 None if name.is_empty() => inputs.push(None),
@@ -373,6 +392,11 @@ impl<'a> Importer<'a> {
         let imported = match operator {
             None => Err(Refusal::Unsupported("the operator is not supported".into())),
             Some(_) if !readable => Ok(Vec::new()),
+            // Texts stay what they are, whoever hands them on.
+            Some(_) if reads_texts && hands_on(node) => Ok(slots.iter().flatten().copied().collect()),
+            Some(_) if reads_texts => {
+                Err(Refusal::Unsupported("labels that are texts are not supported as an operand".into()))
+            }
             Some(operator) if opset < operator.since => Err(Refusal::Invalid(format!(
                 "expected operator set {} or newer, found {}",
                 operator.since, opset
@@ -475,11 +499,20 @@ impl<'a> Importer<'a> {
 
     fn outputs(&mut self) {
         let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+        let is_text = |importer: &Self, name: &str| matches!(importer.slots.get(name), Some(Slot::Known(v)) if importer.texts.contains(v));
+        let nothing_else = self.model.graph.outputs.iter().all(|output| is_text(self, &output.name));
         for output in &self.model.graph.outputs {
             match self.slot(&output.name) {
                 _ if seen.insert(&output.name, ()).is_some() => {
                     let [first, second] = ["a graph output"; 2].map(str::to_owned);
                     self.problems.push(Problem::Duplicate { name: output.name.clone(), first, second });
+                }
+                Some(Slot::Known(v)) if self.texts.contains(&v) => {
+                    let (value, found) =
+                        (output.name.clone(), "labels that are texts, and no other output is there");
+                    if nothing_else {
+                        self.problems.push(Problem::NotATensor { value, found });
+                    }
                 }
                 Some(Slot::Known(v)) => self.graph.add_output(&output.name, v),
                 Some(Slot::List(_) | Slot::Nothing) => {

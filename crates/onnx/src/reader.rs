@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use margay_tensor::{Map, Tensor};
 
+pub(crate) use tensor::TEXTS;
+
 use crate::model::{NEWEST_IR, NEWEST_OPSET, OLDEST_IR, OLDEST_OPSET};
 use crate::problem::Problems;
 use crate::sniff::sniff;
@@ -147,7 +149,8 @@ impl Reader<'_> {
                 let carried = value.narrow.map(|narrow| Ok(narrow.carrier()));
                 match carried.unwrap_or_else(|| tensor::element_type("value", &value.name, ty.elem_type)) {
                     Ok(dtype) => value.dtype = Some(dtype),
-                    Err(_) if ty.elem_type == 0 && !typed => {}
+                    // Texts that a model yields are the business of who imports it.
+                    Err(_) if !typed && matches!(ty.elem_type, 0 | TEXTS) => {}
                     Err(problem) => self.problems.push(problem),
                 }
                 let dims = ty.shape.map(|s| s.dim);

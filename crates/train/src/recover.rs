@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use margay_driver::{
     Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress,
-    RefitData, Samples, Silent, bound_batch, hold_out, input_moments, metrics, parallel, refit_layers,
+    RefitData, Samples, Silent, hold_out, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -193,7 +193,7 @@ pub fn recover(
     let mask = Mask::find(student, &options.mask)?;
     let samples = samples.for_graph(student)?;
     mask.check(samples.arrays())?;
-    let batch = bound_batch(student).unwrap_or(options.batch);
+    let batch = samples.bound_batch(student).unwrap_or(options.batch);
     let (train, held_out) = split(&samples, options, batch)?;
     let learned_from = train.rows();
     if trainable::trainable(student, options.train).is_empty() {
@@ -235,7 +235,7 @@ pub fn recover(
     let mut reports = Vec::new();
     if options.layers && resumed.is_none() {
         let mut stage = || -> Result<(), TrainError> {
-            let few = Samples::new(train.row(0, train.rows().min(METRIC_SAMPLES))?)?;
+            let few = train.first(METRIC_SAMPLES)?;
             let metrics = metrics(
                 &scope.restricted(teacher),
                 (&few, &mask),
@@ -425,7 +425,7 @@ impl Goal<'_> {
         samples: &Samples,
         progress: &dyn Progress,
     ) -> Result<Axes, TrainError> {
-        let few = Samples::new(samples.row(0, samples.rows().min(METRIC_SAMPLES))?)?;
+        let few = samples.first(METRIC_SAMPLES)?;
         let (backend, threads) = (&margay_driver::backend::native(), self.options.threads);
         let first_axis = |n: &NodeId| student.ty((*n).into()).extents().and_then(|e| e.first().copied());
         let short = parameters.iter().filter(|n| first_axis(n).is_some_and(|d| d <= LONGEST_AXIS));
@@ -604,11 +604,10 @@ fn split(
         return Err(TrainError::Options(format!("held out: expected above 0 and below 1, found {share}")));
     }
     let rows = samples.rows();
-    let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
     let named = &options.held_out_rows;
     if named.len() >= batch && rows >= named.len() + batch && named.iter().all(|row| *row < rows) {
         let kept: Vec<usize> = (0..rows).filter(|row| !named.contains(row)).collect();
-        return Ok((part(&kept)?, part(named)?));
+        return Ok((samples.part(&kept)?, samples.part(named)?));
     }
     let count = ((rows as f64 * share) as usize).clamp(batch, batch.max(MOST_HELD_OUT));
     if rows < count + batch {
@@ -618,5 +617,5 @@ fn split(
         )));
     }
     let (kept, held_out) = hold_out(rows, count, rows);
-    Ok((part(&kept)?, part(&held_out)?))
+    Ok((samples.part(&kept)?, samples.part(&held_out)?))
 }

@@ -12,7 +12,7 @@ mod ranked;
 use std::fmt;
 use std::sync::Arc;
 
-use margay_driver::{Backend, Interruption, Samples, bound_batch, hold_out};
+use margay_driver::{Backend, Interruption, Samples, hold_out};
 use margay_ir::ops::Numbers;
 use margay_ir::{Graph, NodeId, Output, Part, TensorType, Value};
 use margay_passes::{parameter_names, with_resized_parameters};
@@ -139,7 +139,7 @@ impl Supervised {
         let (model, forward) = (forward, &self.with_output(forward)?);
         let data = self.data(forward, samples, labels)?;
         let batch = self.fit.batch;
-        if let Some(bound) = bound_batch(forward).filter(|bound| *bound != batch) {
+        if let Some(bound) = data.bound_batch(forward).filter(|bound| *bound != batch) {
             return Err(TrainError::Options(format!("the model takes batches of {bound}, found {batch}")));
         }
         let (train, held_out) = split(data.rows(), self.held_out)?;
@@ -155,7 +155,7 @@ impl Supervised {
             train,
             held_out,
             evaluator,
-            fixed: bound_batch(forward).is_some(),
+            fixed: data.bound_batch(forward).is_some(),
             first_share: ranked::share(forward),
             interruption,
         };
@@ -301,7 +301,8 @@ impl Supervised {
 
     /// Inputs and labels, checked.
     fn data(&self, g: &Graph, samples: &Samples, labels: Option<&Tensor>) -> Result<Samples, TrainError> {
-        let mut arrays = samples.for_graph(g)?.arrays().to_vec();
+        let samples = samples.for_graph(g)?;
+        let mut arrays = samples.arrays().to_vec();
         let output = g.ty(g.outputs()[0].value).clone();
         let classes = output.shape.last().and_then(|d| d.as_extent());
         let target = match (&self.objective, labels) {
@@ -337,7 +338,7 @@ impl Supervised {
             check_labels(&target, classes, Some(IGNORED))?;
         }
         arrays.push((TARGET.to_string(), target));
-        Ok(Samples::new(arrays)?)
+        Ok(Samples::with_shared(arrays, samples.shared().clone())?)
     }
 
     /// All that a step's numbers depend on. How long a run is to be is not part of it: it may go on for longer.

@@ -66,19 +66,18 @@ impl Refit {
     ) -> Result<Option<Refit>, DriverError> {
         let (Some(split), Some(gradients)) = (split, gradients) else { return Ok(None) };
         let samples = &split.calibration;
-        let batch = crate::bound_batch(job.graph()).unwrap_or(1);
+        let batch = samples.bound_batch(job.graph()).unwrap_or(1);
         let count = (samples.rows() / DECIDE_EVERY).max(batch);
         if samples.rows() < count + batch {
             return Ok(None);
         }
         let (train, decide) = drawn(samples.rows(), count, job.options.seed(), "refit");
-        let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
         let mut metrics = Metrics::default();
         for (i, site) in job.sites.iter().enumerate().filter(|(_, site)| site.weights.len() == 1) {
             let metric = gradients.metric(i);
             metrics.extend(site.nodes.iter().filter_map(|n| Some((*n, metric?.clone()))));
         }
-        Ok(Some(Refit { train: part(&train)?, decide: part(&decide)?, metrics }))
+        Ok(Some(Refit { train: samples.part(&train)?, decide: samples.part(&decide)?, metrics }))
     }
 
     /// The sketched graph with refitted factors.

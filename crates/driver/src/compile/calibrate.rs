@@ -16,7 +16,6 @@ use margay_tensor::Tensor;
 
 use crate::backward::Backward;
 use crate::cache::{Cache, joined, pieces};
-use crate::samples::bound_batch;
 use crate::{
     DriverError, Interruption, Kind, Marks, Mask, Metrics, Progress, Runner, Samples, Silent, parallel,
 };
@@ -179,7 +178,7 @@ pub(crate) fn sampled(
     let part = g.cut(&[], &values.iter().enumerate().map(named).collect::<Vec<_>>());
     let runner = Runner::new(part, measuring.backend, measuring.threads);
     let mut runner = runner.until(&measuring.interruption);
-    let runs = SAMPLED.div_ceil(bound_batch(g).unwrap_or(BATCH));
+    let runs = SAMPLED.div_ceil(samples.bound_batch(g).unwrap_or(BATCH));
     for inputs in samples.runs(g, BATCH).take(runs) {
         let outputs = runner.run(&inputs?)?;
         for (runs, asked) in found.iter_mut().zip(requests).filter(|(_, asked)| !asked.is_empty()) {

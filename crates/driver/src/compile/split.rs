@@ -6,7 +6,6 @@ use margay_tensor::random::{Philox, stream_of};
 
 use super::Job;
 use crate::rows::{measured, needed};
-use crate::samples::bound_batch;
 use crate::{DriverError, Samples};
 
 /// One of so many samples is held out.
@@ -32,7 +31,7 @@ pub(crate) struct Split {
 pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
     let changes = job.options.sketches() || job.options.precision != Precision::F32;
     let Some(samples) = job.samples.as_ref().filter(|_| changes) else { return Ok(None) };
-    let batch = bound_batch(job.graph()).unwrap_or(1);
+    let batch = samples.bound_batch(job.graph()).unwrap_or(1);
     let rows = samples.rows();
     if rows < 2 * batch.max(1) {
         return Err(DriverError::Samples(format!(
@@ -42,9 +41,8 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
     }
     let count = (rows / EVERY).clamp(1, MOST_HELD_OUT).max(batch);
     let (kept, held_out_rows) = drawn(rows, count, job.options.seed(), "held out");
-    let part = |rows: &[usize]| Samples::new(samples.pick(rows)?);
-    let calibration = enough(job, &part(&kept)?, MAX_ROWS)?;
-    Ok(Some(Split { calibration, held_out: part(&held_out_rows)?, held_out_rows }))
+    let calibration = enough(job, &samples.part(&kept)?, MAX_ROWS)?;
+    Ok(Some(Split { calibration, held_out: samples.part(&held_out_rows)?, held_out_rows }))
 }
 
 /// As many samples, evenly spread, as give every site about so many rows to measure.
@@ -53,11 +51,11 @@ pub(crate) fn split(job: &Job<'_>) -> Result<Option<Split>, DriverError> {
 /// Those of extents that samples have.
 pub(crate) fn enough(job: &Job<'_>, samples: &Samples, rows: usize) -> Result<Samples, DriverError> {
     let count = samples.rows();
-    let batch = bound_batch(job.graph()).unwrap_or(1);
+    let batch = samples.bound_batch(job.graph()).unwrap_or(1);
     let needed = needed(job.graph(), measured(&job.sites), &job.mask, samples, rows)?;
     let enough = needed.next_multiple_of(batch).min(count);
     let spread: Vec<usize> = (0..enough).map(|i| i * count / enough).collect();
-    Samples::new(samples.pick(&spread)?)
+    samples.part(&spread)
 }
 
 /// The numbers of samples to keep, and of `count` to hold out: one at random of each of as many equal stretches, so that

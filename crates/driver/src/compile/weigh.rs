@@ -12,7 +12,6 @@ use super::calibrate::BATCH;
 use super::fit::Fit;
 use super::split::Split;
 use crate::rows::{measured, rows_of_a_sample};
-use crate::samples::bound_batch;
 use crate::{DriverError, Dump, ErrorSum, Runner, parallel};
 
 /// Rows that sites are weighed with, about, of the layer that has the most.
@@ -34,7 +33,7 @@ pub(crate) fn weigh(
     let (g, sites, backend, samples) = (job.graph(), &job.sites, &job.measures_on, &split.calibration);
     let most = rows_of_a_sample(g, measured(sites), &job.mask, samples)?.into_iter().max().unwrap_or(0);
     let wanted = (WEIGHING_ROWS / most.max(1)).clamp(WEIGHING_SAMPLES[0], WEIGHING_SAMPLES[1]);
-    let taken = samples.runs(g, BATCH).take(wanted.div_ceil(bound_batch(g).unwrap_or(BATCH)));
+    let taken = samples.runs(g, BATCH).take(wanted.div_ceil(samples.bound_batch(g).unwrap_or(BATCH)));
     let batches = taken.collect::<Result<Vec<_>, _>>()?;
     // One site for each value that errors enter at: the first of the fewest weights that can be replaced.
     let mut probes: Vec<Probe<'_>> = Vec::new();

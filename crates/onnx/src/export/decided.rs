@@ -89,7 +89,13 @@ impl Exporter<'_> {
     }
 
     /// A value with zeros behind the first `count` positions of its first of `ndim` axes.
-    fn padded(&mut self, x: &str, count: &str, all: &Dim, ndim: usize) -> Result<String, OnnxError> {
+    pub(super) fn padded(
+        &mut self,
+        x: &str,
+        count: &str,
+        all: &Dim,
+        ndim: usize,
+    ) -> Result<String, OnnxError> {
         let all = self.extents(std::slice::from_ref(all), "all")?;
         let rest = self.emit("Sub", "rest", &[&all, count], vec![]);
         let mut before = self.integers(&vec![0; ndim])?;

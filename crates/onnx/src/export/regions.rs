@@ -38,11 +38,7 @@ impl<'a> Exporter<'a> {
             },
             _ => None,
         };
-        let rows = inner.outputs().len() + 1 - head - op.carried;
-        if rows > 0 && (op.condition || known.as_ref() != Some(&op.max)) {
-            let why = "rows of a loop of which only a run says how often it runs are not exported";
-            return Err(self.refusal(why.to_owned()));
-        }
+        let all_run = !op.condition && known.as_ref() == Some(&op.max);
         let most = op.max.as_const().filter(|max| *max < i64::MAX && known.as_ref() != Some(&op.max));
         let trips = match most {
             None => x[0].to_owned(),
@@ -89,7 +85,33 @@ impl<'a> Exporter<'a> {
             .into_iter()
             .chain(x[head..head + op.carried].iter().copied())
             .collect();
-        Ok(self.several(n, "Loop", &inputs, vec![("body", Attribute::Graph(Box::new(graph)))]))
+        let mut results = self.several(n, "Loop", &inputs, vec![("body", Attribute::Graph(Box::new(graph)))]);
+        for (out, result) in results.iter_mut().enumerate().skip(op.carried) {
+            let rows = Value { node: n, out: out as u16 };
+            if !all_run && !self.is_only_counted(rows) {
+                *result = self.with_rows_that_did_not_run(rows, result)?;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Whether everybody who reads rows of a loop takes as many as the loop itself counts. ONNX has no others.
+    fn is_only_counted(&self, rows: Value) -> bool {
+        let counts = |user: NodeId| {
+            matches!(self.g.op(user), Op::Cut(cut) if cut.axis == 0)
+                && self.g.inputs_of(user)[1].node == rows.node
+        };
+        let users = self.g.users_of(rows);
+        !self.g.is_output(rows) && users.iter().all(|(user, _)| counts(*user))
+    }
+
+    /// Rows of the repetitions that ran, and zeros for the others.
+    fn with_rows_that_did_not_run(&mut self, rows: Value, name: &str) -> Result<String, OnnxError> {
+        let ty = self.g.ty(rows).clone();
+        let shape = self.emit("Shape", "shape", &[name], vec![]);
+        let [zero, one] = [self.integers(&[0])?, self.integers(&[1])?];
+        let ran = self.emit("Slice", "ran", &[&shape, &zero, &one, &zero], vec![]);
+        self.padded(name, &ran, &ty.shape[0], ty.ndim())
     }
 
     /// A graph inside a node whose inputs are values of these names, and the names of its outputs, each of which a node

@@ -4,7 +4,7 @@
 //! constants and extents are repeated inside instead, so that weights there are weights like any others. A choice that
 //! is made at compile time leaves only the graph that was chosen, without a region.
 //!
-//! Refused: branches whose results differ in type, and values that change their type from one repetition to the next. Rows
+//! Refused: branches whose results differ in type or have an extent that a run decides, and values that change their type from one repetition to the next. Rows
 //! of a loop that ends by a condition are as many as a run decides, unless the condition counts repetitions.
 
 use std::cmp::Ordering;
@@ -496,7 +496,16 @@ impl<'a> Importer<'a> {
             };
             self.slots.insert(name, Slot::Known(v));
         }
-        self.body(graph)
+        let outputs = self.body(graph)?;
+        for (v, output) in outputs.iter().zip(&graph.outputs) {
+            if let Some(dim) = self.ty(*v).shape.iter().find(|dim| dim.is_decided()) {
+                return Err(Refusal::Unsupported(format!(
+                    "`{}`, which a graph inside yields, has an extent `{dim}` that a run decides",
+                    output.name
+                )));
+            }
+        }
+        Ok(outputs)
     }
 
     /// Imports the nodes of a graph; returns what its outputs are.

@@ -1,11 +1,12 @@
 //! Convolution and pooling: operators with windows.
 
 use margay_ir::Value;
-use margay_ir::ops::{Add, Bits, Concat, Conv, Im2col, ImageLayout, MatMul, Reduce, ReduceKind, Silu};
+use margay_ir::ops::{Add, Concat, Conv, ImageLayout, Number, Pad, Reduce, ReduceKind, Silu};
 use margay_tensor::Dim;
 
 use super::Importer;
 use super::call::{Call, Imported, Refusal};
+use super::slices::slice_axes;
 use super::values::open;
 
 /// `Conv`; a bias is added afterwards.
@@ -68,7 +69,7 @@ pub(super) fn convolved(
         .filter(|&g| g > 0)
         .ok_or_else(|| Refusal::Invalid(format!("expected at least one group, found {groups}")))?;
     if data.len() > 2 {
-        return by_patches(cx, x, k, windows, groups);
+        return by_planes(cx, x, k, windows, groups);
     }
     let op = Conv {
         strides: windows.strides,
@@ -82,37 +83,74 @@ pub(super) fn convolved(
     cx.add(op, &operands)
 }
 
-/// A convolution along three axes: a product of the kernel with the windows, group by group.
-fn by_patches(
+/// A convolution along three axes: one along two, of images that have as channels those of all planes that a window
+/// covers. Planes are samples of its batch.
+fn by_planes(
     cx: &mut Importer,
     x: Value,
     k: Value,
     windows: Windows,
     groups: usize,
 ) -> Result<Value, Refusal> {
-    let kernel = cx.ty(k).shape[2..].iter().map(Dim::as_extent).collect::<Option<Vec<usize>>>();
-    let kernel =
-        kernel.ok_or_else(|| Refusal::Unsupported("a kernel of unknown size is not supported".into()))?;
-    let spatial = kernel.len();
-    let op = Im2col {
-        kernel,
-        strides: windows.strides,
-        pads_before: windows.before,
-        pads_after: windows.after,
-        dilations: windows.dilations,
-        value: Bits::new(0.0),
+    let (of, from) = (cx.ty(k).shape.clone(), cx.ty(x).shape.clone());
+    if from.len() != 5 {
+        let axes = from.len() - 2;
+        return Err(Refusal::Unsupported(format!("a convolution along {axes} axes is not supported")));
+    }
+    let Some(taps) = of[2].as_extent().filter(|&taps| taps > 0) else {
+        return Err(Refusal::Unsupported("a kernel of unknown size is not supported".into()));
     };
-    let elements = cx.add(op, &[x])?; // [N, C, taps…, places…]
-    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1usize), |n, d| &n * d);
-    let (from, of) = (cx.ty(elements).shape.clone(), cx.ty(k).shape.clone());
-    let groups = Dim::from(groups);
-    let (terms, outputs) = (product(&of[1..]), super::pixels::exact(&of[0], &groups)?);
-    let places = from[2 + spatial..].to_vec();
-    let columns = vec![from[0].clone(), groups.clone(), terms.clone(), product(&places)];
-    let columns = cx.shaped(elements, columns)?;
-    let rows = cx.shaped(k, vec![groups, outputs, terms])?;
-    let y = cx.add(MatMul, &[rows, columns])?;
-    cx.shaped(y, [&[from[0].clone(), of[0].clone()], &places[..]].concat())
+    let [batch, height, width] = [&from[0], &from[3], &from[4]].map(Dim::clone);
+    let each = super::pixels::exact(&from[1], &Dim::from(groups))?;
+
+    // [N, D, groups, C / groups, H, W], with zero planes around.
+    let planes = cx.transposed(x, &[0, 2, 1, 3, 4])?;
+    let grouped =
+        vec![batch.clone(), from[2].clone(), Dim::from(groups), each, height.clone(), width.clone()];
+    let mut planes = cx.shaped(planes, grouped)?;
+    if windows.before[0] + windows.after[0] > 0 {
+        let around = |depth: usize| vec![0, depth as i64, 0, 0, 0, 0];
+        let (before, after) = (around(windows.before[0]), around(windows.after[0]));
+        planes = cx.add(Pad { before, after, value: Number::float(0.0) }, &[planes])?;
+    }
+    let (stride, dilation) = (windows.strides[0] as i64, windows.dilations[0] as i64);
+    let depth = cx.ty(planes).shape[1].clone();
+    let span = Dim::from((taps as i64 - 1) * dilation + 1);
+    if depth.as_extent().zip(span.as_extent()).is_some_and(|(depth, span)| depth < span) {
+        return Err(Refusal::Invalid(format!(
+            "a window of `{span}` does not fit a padded extent of `{depth}`"
+        )));
+    }
+    let steps = (&depth - &span).floor_div(&Dim::from(stride));
+    let steps = steps.ok_or_else(|| Refusal::Invalid("a stride of 0".into()))?;
+    let last = &steps * &Dim::from(stride);
+    let part = |cx: &mut Importer, tap: usize| {
+        let start = Dim::from(tap as i64 * dilation);
+        let end = &(&start + &last) + &Dim::from(1usize);
+        slice_axes(cx, planes, &[1], &[start], &[end], &[stride])
+    };
+    let parts = (0..taps).map(|tap| part(cx, tap)).collect::<Result<Vec<_>, _>>()?;
+    let covered = match parts.as_slice() {
+        [only] => *only,
+        all => cx.add(Concat { axis: 3 }, all)?,
+    };
+    let steps = &steps + &Dim::from(1usize);
+    let images = cx.shaped(covered, vec![&batch * &steps, &from[1] * &Dim::from(taps), height, width])?;
+
+    let kernel = cx.turned(k, &[0, 2, 1, 3, 4])?;
+    let kernel = cx.shaped(kernel, vec![of[0].clone(), &of[1] * &of[2], of[3].clone(), of[4].clone()])?;
+    let op = Conv {
+        strides: windows.strides[1..].to_vec(),
+        pads_before: windows.before[1..].to_vec(),
+        pads_after: windows.after[1..].to_vec(),
+        dilations: windows.dilations[1..].to_vec(),
+        groups,
+        layout: ImageLayout::Nchw,
+    };
+    let y = cx.add(op, &[images, kernel])?;
+    let [height, width] = [2, 3].map(|axis| cx.ty(y).shape[axis].clone());
+    let y = cx.shaped(y, vec![batch, steps, of[0].clone(), height, width])?;
+    cx.transposed(y, &[0, 2, 1, 3, 4])
 }
 
 /// `CausalConvWithState`: each channel with a kernel of its own, which ends at the element; what comes before the first

@@ -2,7 +2,7 @@
 //! once.
 //!
 //! The places are found as many as there can be, and `cut` to as many as there are; the extent is a symbol of its own from
-//! then on, which ends with `'`. Deliberately absent: such extents in graphs inside operators.
+//! then on, which ends with `'`. In graphs inside operators, too; but what these yield has no such extent.
 
 use margay_ir::Value;
 use margay_ir::ops::{Cumulate, Cut, Gather, NonMaxSuppression, NonZero, ReduceKind, Scatter, ScatterKind};
@@ -24,10 +24,6 @@ fn product(dims: &[Dim]) -> Dim {
 impl Importer<'_> {
     /// The first positions of values along an axis, as many as `count`, an i64 without axes, says in a run.
     pub(super) fn cut(&mut self, values: &[Value], axis: usize, count: Value) -> Imported {
-        if self.depth > 0 {
-            let why = "an extent that a run decides, in a graph inside an operator, is not supported";
-            return Err(Refusal::Unsupported(why.into()));
-        }
         self.decided += 1;
         let extent = Dim::symbol(&format!("n{}'", self.decided));
         let cut = |v: &Value| self.add(Cut { axis, extent: extent.clone() }, &[*v, count]);

@@ -254,12 +254,6 @@ impl Importer<'_> {
         self.constant(tensor.map_err(|e| Refusal::Invalid(e.to_string()))?)
     }
 
-    /// The numbers of a value, if it is a constant.
-    pub(crate) fn numbers(&self, v: Value) -> Option<Vec<f64>> {
-        let tensor = self.graph.constant(v)?.tensor();
-        margay_ir::ops::Numbers::of(tensor).ok().map(margay_ir::ops::Numbers::floats)
-    }
-
     /// The number that a value is, if it is a constant of one element.
     pub(crate) fn one_number(&self, v: Value) -> Option<f64> {
         self.numbers(v).filter(|all| all.len() == 1).and_then(|all| all.first().copied())

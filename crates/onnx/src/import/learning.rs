@@ -1,9 +1,11 @@
 //! `ai.onnx.ml`: scalers, encoders, linear models and support vectors.
 //!
-//! Text is not computed on: labels that are texts are refused, unless nobody reads them.
+//! Text is not computed on: labels that are texts are refused as operands, and left out as outputs.
 
 use margay_ir::Value;
-use margay_ir::ops::{Concat, Gather, MatMul, Number, Numbers, Pow, ReduceKind, Sigmoid, Softmax, Tanh};
+use margay_ir::ops::{
+    Cast, Concat, Gather, MatMul, Number, Numbers, Pow, ReduceKind, Sigmoid, Softmax, Tanh,
+};
 use margay_tensor::{DType, Dim};
 
 use super::Importer;
@@ -232,7 +234,12 @@ pub(super) fn transformed(cx: &mut Importer, call: &Call, scores: Value) -> Resu
 }
 
 /// Rows of numbers as a matrix `[rows, count]`.
-fn matrix(cx: &mut Importer, like: Value, rows: usize, values: Vec<f64>) -> Result<Value, Refusal> {
+pub(super) fn matrix(
+    cx: &mut Importer,
+    like: Value,
+    rows: usize,
+    values: Vec<f64>,
+) -> Result<Value, Refusal> {
     if rows == 0 || values.is_empty() || !values.len().is_multiple_of(rows) {
         return Err(Refusal::Invalid(format!("{} numbers in {rows} rows", values.len())));
     }
@@ -242,7 +249,7 @@ fn matrix(cx: &mut Importer, like: Value, rows: usize, values: Vec<f64>) -> Resu
 }
 
 /// X Wᵀ + b.
-fn linear(
+pub(super) fn linear(
     cx: &mut Importer,
     x: Value,
     rows: usize,
@@ -296,18 +303,18 @@ impl Labels {
         }
     }
 
-    /// The labels at positions. Nobody can read texts.
-    pub(super) fn at(&self, cx: &mut Importer, call: &Call, place: Value) -> Result<Value, Refusal> {
+    /// The labels at positions. Those that are texts stand for themselves: nobody can read them.
+    pub(super) fn at(&self, cx: &mut Importer, place: Value) -> Result<Value, Refusal> {
         match self {
             Labels::Numbers(list) => {
                 let list = cx.list(list)?;
                 cx.add(Gather { axis: 0 }, &[list, place])
             }
-            Labels::Texts(_) if call.wants(0) => {
-                let why = "labels that are texts are not supported; the probabilities alone are";
-                Err(Refusal::Unsupported(why.into()))
+            Labels::Texts(_) => {
+                let texts = cx.add(Cast { to: DType::I32 }, &[place])?;
+                cx.texts.insert(texts);
+                Ok(texts)
             }
-            Labels::Texts(_) => Ok(place),
         }
     }
 }
@@ -337,7 +344,7 @@ pub(super) fn linear_classifier(cx: &mut Importer, call: &Call) -> Imported {
     } else {
         return Err(Refusal::Invalid(format!("{rows} scores for {} labels", labels.count())));
     };
-    Ok(vec![labels.at(cx, call, place)?, transformed(cx, call, scores)?])
+    Ok(vec![labels.at(cx, place)?, transformed(cx, call, scores)?])
 }
 
 /// What the score of the first of two classes is, when one score is that of the second.
@@ -384,7 +391,7 @@ pub(super) fn of_two(
             }
         },
     };
-    Ok(vec![labels.at(cx, call, place)?, scores])
+    Ok(vec![labels.at(cx, place)?, scores])
 }
 
 /// `SVMRegressor`.
@@ -417,7 +424,7 @@ pub(super) fn svm_regressor(cx: &mut Importer, call: &Call) -> Imported {
 }
 
 /// The kernel of every row of X `[N, F]` and every vector `[M, F]`.
-fn kernel(
+pub(super) fn kernel(
     cx: &mut Importer,
     x: Value,
     vectors: Value,

@@ -4,9 +4,9 @@ use super::call::{Call, Imported};
 use super::sequences::Slots;
 use super::{
     Importer, Slot, activations, attention, control, convolutions, decided, einsum, elementwise, grouped,
-    integers, learning, leaves, losses, microsoft, normalizations, padding, pixels, places, pools, products,
-    quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices, statistics,
-    transposed, trees, trigonometry,
+    integers, learning, leaves, losses, machines, microsoft, normalizations, padding, pixels, places, pools,
+    products, quantized, recurrent, reductions, resize, sampling, sequences, shapes, signals, slices,
+    statistics, transposed, trees, trigonometry,
 };
 use crate::model::MICROSOFT;
 
@@ -260,6 +260,7 @@ pub(super) const OPERATORS: &[Operator] = &[
     of(LEARNING, "LinearRegressor", 1, learning::linear_regressor),
     of(LEARNING, "Normalizer", 1, learning::normalizer),
     of(LEARNING, "OneHotEncoder", 1, learning::one_hot_encoder),
+    of(LEARNING, "SVMClassifier", 1, machines::svm_classifier),
     of(LEARNING, "SVMRegressor", 1, learning::svm_regressor),
     of(LEARNING, "Scaler", 1, learning::scaler),
     of(LEARNING, "TreeEnsemble", 5, trees::tree_ensemble),

@@ -325,7 +325,7 @@ pub(super) fn tree_ensemble_classifier(cx: &mut Importer, call: &Call) -> Import
     }
     let place = place_of_extreme(cx, compared, 1, ReduceKind::Max, false, false)?;
     let scores = cx.cast(scores, DType::F32)?;
-    Ok(vec![labels.at(cx, call, place)?, transformed(cx, call, scores)?])
+    Ok(vec![labels.at(cx, place)?, transformed(cx, call, scores)?])
 }
 
 /// `TreeEnsemble`: nodes and leaves in lists of their own.

@@ -21,10 +21,10 @@ use super::call::{Call, Refusal};
 pub(super) const MAX_KNOWN: usize = 1024;
 
 /// What takes more operations is left to the passes, which have a limit of their own.
-const MAX_FLOPS: u64 = 1 << 20;
+pub(super) const MAX_FLOPS: u64 = 1 << 20;
 
 /// Nodes between extents and a choice that they decide.
-const MAX_BEHIND: usize = 64;
+pub(super) const MAX_BEHIND: usize = 64;
 
 /// A leaf is at most a cast of a reshape of `dims`.
 const MAX_LEAF_DEPTH: usize = 3;
@@ -128,10 +128,20 @@ impl Importer<'_> {
         if ty.dtype.is_float() {
             return Ok(None);
         }
+        let readable = |d: &Dim| d.to_string().len() <= super::MAX_EXTENT_TEXT;
+        if let (Op::Cast(_), [x]) = (op, inputs)
+            && self.ty(*x).dtype.is_float()
+            && ty.dtype.is_int()
+        {
+            if let Some(tensor) = self.folded_cast(op, *x) {
+                return self.constant(tensor).map(Some);
+            }
+            let known = self.truncated(*x).filter(|values| values.iter().all(readable));
+            return known.map_or(Ok(None), |values| self.int_leaf(ty.dtype, &shape, values));
+        }
         let Some(known) = inputs.iter().map(|v| self.ints(*v)).collect::<Option<Vec<IntTensor>>>() else {
             return Ok(None);
         };
-        let readable = |d: &Dim| d.to_string().len() <= super::MAX_EXTENT_TEXT;
         match op.eval_symbolic(&known, &shape).filter(|values| values.iter().all(readable)) {
             Some(values) => self.int_leaf(ty.dtype, &shape, values),
             None => Ok(None),

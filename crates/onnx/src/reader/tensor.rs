@@ -317,6 +317,9 @@ fn raw_index(raw_data: &[u8]) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(raw_data.try_into().ok()?)).ok()
 }
 
+/// The number of the element type of texts.
+pub(crate) const TEXTS: i32 = 8;
+
 /// The element type with this number in ONNX. `what` is "tensor" or "value", for the error.
 pub(crate) fn element_type(what: &'static str, name: &str, number: i32) -> Result<DType, Problem> {
     let found = match number {
@@ -333,7 +336,7 @@ pub(crate) fn element_type(what: &'static str, name: &str, number: i32) -> Resul
         12 => return Ok(DType::U32),
         13 => return Ok(DType::U64),
         16 => return Ok(DType::BF16),
-        8 => "STRING",
+        TEXTS => "STRING",
         14 => "COMPLEX64",
         15 => "COMPLEX128",
         17 => "FLOAT8E4M3FN",

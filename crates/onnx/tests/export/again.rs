@@ -211,3 +211,37 @@ fn numbers_are_quantized_and_back_by_one_operator_each() {
         assert_eq!((written.last(), written.len()), (Some(&"DequantizeLinear"), 2), "{ops:?}");
     }
 }
+
+#[test]
+fn loops_that_a_condition_ends_are_loops_again() {
+    let single = |name: &str, dtype| OnnxValue { dtype: Some(dtype), ..value(name, Some(&[])) };
+    let keep = [("keepdims", Attribute::Int(0))];
+    let body = OnnxGraph {
+        name: "doubled".to_owned(),
+        nodes: vec![
+            node("Mul", &["v", "two"], &["next"], &[]),
+            node("Abs", &["next"], &["size"], &[]),
+            node("ReduceSum", &["size"], &["sum"], &keep),
+            node("Less", &["sum", "limit"], &["goes_on"], &[]),
+            node("Neg", &["v"], &["row"], &[]),
+        ],
+        inputs: vec![single("i", DType::I64), single("before", DType::Bool), value("v", Some(&[3]))],
+        outputs: vec![single("goes_on", DType::Bool), value("next", Some(&[3])), value("row", Some(&[3]))],
+        ..OnnxGraph::default()
+    };
+    for limit in [0.0f32, 20.0, 1e6] {
+        let constants = [
+            ("trips", Tensor::scalar(7i64)),
+            ("two", Tensor::scalar(2f32)),
+            ("limit", Tensor::scalar(limit)),
+        ];
+        let attributes = [("body", Attribute::Graph(Box::new(body.clone())))];
+        let nodes = vec![
+            node("Loop", &["trips", "", "x"], &["last", "rows"], &attributes),
+            node("ReduceMax", &["rows"], &["most"], &keep),
+        ];
+        let m = model(&[("x", &[3])], &constants, nodes, &["last", "rows", "most"]);
+        let ops = again(&m);
+        assert!(count(&ops, "Loop") == 1 && count(&ops, "Pad") == 0, "{ops:?}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What exporters write around shapes disappears, and extents stay symbols.
 
+use margay_ir::ops::Numbers;
+
 use super::*;
 
 pub(crate) fn shape_model() -> Model {
@@ -117,4 +119,76 @@ fn equal_names_are_one_symbol() {
 }
 "
     );
+}
+
+/// What an image of these extents becomes by `Resize` with what some nodes compute, as text of its type.
+fn resized(
+    extents: &[&str],
+    constants: &[(&str, Tensor)],
+    before: Vec<OnnxNode>,
+    inputs: [&str; 4],
+) -> String {
+    let mut nodes = before;
+    nodes.push(node("Resize", &inputs, &["y"], &[("mode", Attribute::String("nearest".into()))]));
+    let source = model(13, vec![input("x", DType::F32, extents)], constants, nodes, &["y"]);
+    match margay_onnx::import(&source) {
+        Ok(g) => g.ty(g.outputs()[0].value).to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn shapes_that_pass_through_floats_are_known() {
+    let half =
+        |values: &[f64]| Numbers::Float(values.to_vec()).into_tensor(DType::F16, &[values.len()]).unwrap();
+    let to = |dtype: i64| [("to", int(dtype))];
+    // Scales in f16, as converters write them, and a quotient of two lists.
+    let widened = vec![node("Cast", &["half"], &["scales"], &to(1))];
+    let constants = [("half", half(&[1.0, 1.0, 2.0, 1.5]))];
+    assert_eq!(
+        resized(&["1", "3", "4", "H"], &constants, widened, ["x", "", "scales", ""]),
+        "f32[1, 3, 8, floordiv(3*H, 2)]"
+    );
+    let quotient = vec![
+        node("Cast", &["half"], &["wide"], &to(1)),
+        node("Div", &["wide", "by"], &["part"], &[]),
+        node("Concat", &["ones", "part"], &["scales"], &[("axis", int(0))]),
+    ];
+    let constants =
+        [("half", half(&[6.0, 3.0])), ("by", floats(&[2], &[2.0, 2.0])), ("ones", floats(&[2], &[1.0, 1.0]))];
+    assert_eq!(
+        resized(&["1", "3", "4", "6"], &constants, quotient, ["x", "", "scales", ""]),
+        "f32[1, 3, 12, 9]"
+    );
+
+    // Extents in floats: times a fraction, rounded down.
+    let chain = |dtype: i64| {
+        vec![
+            node("Shape", &["x"], &["shape"], &[]),
+            node("Slice", &["shape", "two", "four"], &["space"], &[]),
+            node("Slice", &["shape", "zero", "two"], &["front"], &[]),
+            node("Cast", &["space"], &["numbers"], &to(dtype)),
+            node("Mul", &["numbers", "factors"], &["grown"], &[]),
+            node("Floor", &["grown"], &["rounded"], &[]),
+            node("Cast", &["rounded"], &["whole"], &to(7)),
+            node("Concat", &["front", "whole"], &["sizes"], &[("axis", int(0))]),
+        ]
+    };
+    let places = [("zero", ints(&[0])), ("two", ints(&[2])), ("four", ints(&[4]))];
+    let constants = [&places[..], &[("factors", floats(&[2], &[1.5, 2.0]))]].concat();
+    let ends = ["x", "", "", "sizes"];
+    assert_eq!(
+        resized(&["N", "3", "H", "W"], &constants, chain(1), ends),
+        "f32[N, 3, floordiv(3*H, 2), 2*W]"
+    );
+    assert_eq!(resized(&["1", "3", "5", "7"], &constants, chain(1), ends), "f32[1, 3, 7, 14]");
+    // f16 rounds large extents: no expression says what becomes of all of them, but those that are known are.
+    let constants = [&places[..], &[("factors", half(&[1.5, 2.0]))]].concat();
+    assert_eq!(resized(&["1", "3", "5", "2049"], &constants, chain(10), ends), "f32[1, 3, 7, 4096]");
+    let refused = resized(&["N", "3", "H", "W"], &constants, chain(10), ends);
+    assert!(refused.contains("`--dim H=N`") && refused.contains("`--dim W=N`"), "{refused}");
+    // A fraction that is none of small numbers is not taken for one.
+    let constants = [&places[..], &[("factors", floats(&[2], &[1.0 / 3.0, 2.0]))]].concat();
+    let refused = resized(&["N", "3", "H", "W"], &constants, chain(1), ends);
+    assert!(refused.contains("`--dim H=N`") && refused.contains("`--dim W=N`"), "{refused}");
 }

@@ -434,3 +434,35 @@ fn attention_of_operands_with_other_axes_is_refused() {
         assert!(problems.iter().any(|p| p.to_string().contains(says)), "{op}: {problems:?}");
     }
 }
+
+/// A classifier whose labels are texts, with these outputs and what else is computed of the label.
+fn texts(outputs: &[&str], behind: Vec<OnnxNode>) -> Result<Vec<String>, String> {
+    let names = Attribute::Strings(["cat", "dog", "owl"].map(str::to_owned).to_vec());
+    let attributes = [
+        ("classlabels_strings", names),
+        ("coefficients", Attribute::Floats(vec![0.5; 12])),
+        ("intercepts", Attribute::Floats(vec![0.0; 3])),
+    ];
+    let classifier = node("LinearClassifier", &["x"], &["label", "scores"], &attributes);
+    let classifier = OnnxNode { domain: "ai.onnx.ml".to_owned(), ..classifier };
+    let nodes = [vec![classifier], behind].concat();
+    let mut model = model(13, vec![input("x", DType::F32, &["N", "4"])], &[], nodes, outputs);
+    model.domains = BTreeMap::from([("ai.onnx.ml".to_owned(), 1)]);
+    match import(&model) {
+        Ok(g) => Ok(g.outputs().iter().map(|o| o.name.to_string()).collect()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn labels_that_are_texts_are_left_out_and_not_computed_with() {
+    assert_eq!(texts(&["label", "scores"], Vec::new()).unwrap(), ["scores"]);
+    let renamed = || vec![node("Identity", &["label"], &["named"], &[])];
+    assert_eq!(texts(&["scores", "named"], renamed()).unwrap(), ["scores"]);
+    let cast = vec![node("Cast", &["label"], &["named"], &[("to", int(8))])];
+    assert_eq!(texts(&["scores", "named"], cast).unwrap(), ["scores"]);
+    let error = texts(&["named"], renamed()).unwrap_err();
+    assert!(error.contains("no other output is there"), "{error}");
+    let error = texts(&["scores", "y"], vec![node("Not", &["label"], &["y"], &[])]).unwrap_err();
+    assert!(error.contains("texts are not supported as an operand"), "{error}");
+}

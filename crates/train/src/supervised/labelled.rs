@@ -37,7 +37,7 @@ impl Labelled<'_> {
         let weights = self.options.weights.as_deref().and_then(find).map(floats).transpose()?;
         let labels = find(TARGET).filter(|t| t.dtype() == DType::I64);
         let Some(labels) = labels.map(Tensor::to_vec::<i64>).transpose()? else {
-            let rows = batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(0);
+            let rows = find(TARGET).and_then(|t| t.shape().first().copied()).unwrap_or(0);
             return Ok(weights.map_or(rows as f64, |w| w.iter().sum()));
         };
         // Weights may be those of groups of labels.
