@@ -197,6 +197,9 @@ fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
 /// A constant in a storage that is not the one it has.
 fn narrowed(payload: &Payload, storage: Storage) -> Result<Const, Verdict> {
     let stored = payload.stored();
+    if stored.storage().signs.is_some() && storage != Storage::plain(DType::F32) {
+        return Err(Verdict::Declined(format!("numbers beside signs stay f32, found {storage}")));
+    }
     if stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
         return Err(Verdict::NoMatch);
     }
