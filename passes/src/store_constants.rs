@@ -53,7 +53,9 @@ impl StoreAs {
     /// Reads `f32`, `bf16`, `int8`, `int4`, or a storage such as `i8(axis = 0, block = 32)`.
     pub fn parse(text: &str) -> Option<StoreAs> {
         let word = Precision::from_name(text).map(StoreAs::Precision);
-        word.or_else(|| Storage::parse(text).map(StoreAs::Storage))
+        // Signs are no rounding of other numbers.
+        let storage = || Storage::parse(text).filter(|storage| storage.signs.is_none());
+        word.or_else(|| storage().map(StoreAs::Storage))
     }
 
     /// The storage of a constant whose axis of results has a number.
