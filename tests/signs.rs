@@ -196,3 +196,37 @@ fn signs_are_drawn_for_ranges_and_beside_what_is_stored_otherwise() {
     .unwrap();
     assert_eq!(stored.to_string().matches(" stored f32(signs, ").count(), 2, "{stored}");
 }
+
+#[test]
+fn kernels_of_one_tap_are_drawn() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let source = "graph @image(%x: f32[N, 16, 8, 8]) -> (y: f32[N, 64, 8, 8]) {
+        %0 = const #k : f32[64, 16, 3, 3]  // conv.weight
+        %1 = conv %x, %0 {pads_before = [1, 1], pads_after = [1, 1]} : f32[N, 64, 8, 8]  // conv
+        return %1
+    }";
+    let model = || Model::new(parse_with_random_constants(source).0, "image", &mut Dump::none()).unwrap();
+    let dense = CompileOptions { dims: vec![("N".into(), vec![2])], ..CompileOptions::default() };
+    for (rank, terms) in [(8, 2), (5, 1)] {
+        let mut plan = compile(&model(), None, &dense, &Silent).unwrap().plan;
+        plan.sites.insert(
+            "conv".into(),
+            Choice::new("panther", &BTreeMap::from([("rank", rank), ("terms", terms)])),
+        );
+        let options = CompileOptions { plan: Some(plan), ..dense.clone() };
+        let compiled = compile(&model(), None, &options, &Silent).unwrap();
+        let x = normal(&[2, 16, 8, 8], 3, 1);
+        for backend in backend::supported() {
+            let bound = of_rows(&compiled.graph, 2, &*backend);
+            assert_eq!(bound.to_string().matches(" stored f32(signs, ").count(), 1, "{bound}");
+            let expected = eval::run(&compiled.graph, &[("x", &x)]).unwrap().swap_remove(0);
+            let binding = Binding::from([("N".into(), 2)]);
+            let executable = build::jit(&compiled.graph, &binding, &*backend).unwrap();
+            let mut session = Session::new(&executable, SessionOptions { threads: 2 }).unwrap();
+            let found = session.run(&[("x", &x)]).unwrap().swap_remove(0).1;
+            assert_close(backend.target(), &found, &expected, Tolerance::REDUCTION);
+        }
+        // The trained kernel alone, in one panel of 32 filters.
+        assert_eq!(compiled.report.bytes_after, 4 * 9 * 16 * 32);
+    }
+}

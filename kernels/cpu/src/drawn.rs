@@ -13,7 +13,7 @@
 
 use margay_tensor::Signs;
 
-use crate::block::{Block, Finish, Left, Right, apply, multiply, multiply_before};
+use crate::block::{Block, Finish, Left, Right, apply, multiply_before};
 use crate::isa::{Isa, PANEL, Stream};
 use crate::matmul;
 use crate::pack::batch_offset;
@@ -145,95 +145,73 @@ pub(crate) unsafe fn run<I: Isa>(
         let Params { product: p, drawn: d } = from_words::<Params>(params);
         let (row_blocks, stored_parts) = (p.m.div_ceil(p.rows), d.stored_parts(p.n, p.panels));
         let parts = d.parts(p.n, p.panels);
-        let signs = Generator {
-            d,
-            stream: Stream::new(d.seed as u64, d.stream as u64),
-            scale: f32::from_bits(d.scale as u32),
-            scratch,
-        };
-        // Columns and terms of numbers, and where the first of them is in the result and in A.
+        let stream = Stream::new(d.seed as u64, d.stream as u64);
+        let signs = Generator { d, stream, scale: f32::from_bits(d.scale as u32), scratch };
+        // Terms and columns of numbers, and where the first of them are.
         let [k, n] = if d.axis == 0 { [p.k - d.size[0], p.n] } else { [p.k, p.n - d.size[1]] };
-        let after = |position: usize| if d.from == 0 { position } else { 0 };
+        let after = if d.from == 0 { d.to } else { 0 };
         for item in begin as usize..end as usize {
             let (row, rest) = (item % row_blocks * p.rows, item / row_blocks);
             let (part, repetition) = (rest % parts, rest / parts);
-            let offset = |strides| batch_offset(repetition, &p.extents, strides);
-            let rows = p.rows.min(p.m - row);
-            let a = argument(args, p.a_at).add(p.a_offset + offset(&p.a_batch) + row * p.a_row);
-            let left = |term: usize| Left { at: a.wrapping_add(term), stride: p.a_row, rows };
-            let b = argument(args, p.b_at).add(p.b_offset).cast_const();
-            let c = offset(&p.c_batch) + row * p.c_row;
-            let block = |column: usize| Block { at: argument(args, p.c_at).add(c + column), stride: p.c_row };
-            let finish = |column: usize| {
-                let shifted = |position, by| match position {
-                    ABSENT => std::ptr::null(),
-                    _ => argument(args, position).add(by).cast_const(),
-                };
-                let (bias, residual) = (shifted(p.bias_at, column), shifted(p.residual_at, c + column));
-                Finish { bias, word: p.epilogue, residual }
+            let only_numbers = part < stored_parts;
+            let (panel, panels, all) = match only_numbers {
+                true => (part * p.panels, p.panels, n),
+                false => ((part - stored_parts) * d.panels, d.panels, d.size[1]),
             };
-            if part < stored_parts {
-                let panel = part * p.panels;
-                let cols = (n - panel * PANEL).min(p.panels * PANEL);
-                let column = after(d.to) + panel * PANEL;
-                let b = b.wrapping_add(panel * k * PANEL);
-                numbers(isa, [k, p.k_block], left(0), b, cols, block(column), false, &finish(column));
-                continue;
-            }
-            let column = (part - stored_parts) * d.panels * PANEL;
-            let cols = (d.size[1] - column).min(d.panels * PANEL);
-            if d.axis == 1 {
-                let place = d.from + column;
-                signs.multiply(isa, left(0), [column, cols], block(place), Some(&finish(place)));
-                continue;
-            }
-            let finish = finish(column);
-            let last = (k == 0).then_some(&finish);
-            signs.multiply(isa, left(d.from), [column, cols], block(column), last);
-            if k > 0 {
-                let b = b.wrapping_add(column * k);
-                numbers(isa, [k, p.k_block], left(after(d.to)), b, cols, block(column), true, &finish);
-            }
+            let column = panel * PANEL;
+            let place = match (d.axis, only_numbers) {
+                (0, _) => column,
+                (_, true) => after + column,
+                (_, false) => d.from + column,
+            };
+            let [first_sign, first_number] = if d.axis == 0 { [d.from, after] } else { [0; 2] };
+            let offset = |strides| batch_offset(repetition, &p.extents, strides);
+            let at = offset(&p.c_batch) + row * p.c_row + place;
+            let shifted = |position, by| match position {
+                ABSENT => std::ptr::null(),
+                _ => argument(args, position).add(by).cast_const(),
+            };
+            let a = argument(args, p.a_at).add(p.a_offset + offset(&p.a_batch) + row * p.a_row);
+            let work = Work {
+                a: Left { at: a, stride: p.a_row, rows: p.rows.min(p.m - row) },
+                b: argument(args, p.b_at).add(p.b_offset).wrapping_add(column * k),
+                c: Block { at: argument(args, p.c_at).add(at), stride: p.c_row },
+                column,
+                cols: (all - column).min(panels * PANEL),
+                signs: [first_sign, if only_numbers { 0 } else { d.size[0] }],
+                numbers: [first_number, if only_numbers || d.axis == 0 { k } else { 0 }],
+                k,
+                k_block: p.k_block,
+                finish: Finish {
+                    bias: shifted(p.bias_at, place),
+                    word: p.epilogue,
+                    residual: shifted(p.residual_at, at),
+                },
+            };
+            signs.multiply(isa, &work);
         }
     }
 }
 
-/// `c = finish((accumulate ? c : 0) + a · b)` for panels of numbers with `k` terms, in runs of `k_block`.
-///
-/// # Safety
-/// As [`run`], for the columns of these panels.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a product has this many operands")]
-unsafe fn numbers<I: Isa>(
-    isa: I,
-    [k, k_block]: [usize; 2],
+/// A block of rows and a group of panels.
+struct Work {
+    /// The rows of A.
     a: Left,
+    /// The first panel of numbers, and the terms of each.
     b: *const f32,
-    cols: usize,
+    k: usize,
+    /// The block of the result.
     c: Block,
-    accumulate: bool,
-    finish: &Finish,
-) {
-    let mut first = 0;
-    loop {
-        let terms = k_block.min(k - first);
-        let right = Right { at: b.wrapping_add(first * PANEL), stride: k * PANEL, cols };
-        let last = first + terms == k;
-        let next = match last {
-            true => b.wrapping_add(cols.div_ceil(PANEL) * k * PANEL),
-            false => right.at.wrapping_add(terms * PANEL),
-        };
-        let left = Left { at: a.at.wrapping_add(first), ..a };
-        // SAFETY: the terms lie in A and in the panels.
-        unsafe {
-            let finish = last.then_some(finish);
-            multiply_before(isa, terms, left, right, c, accumulate || first > 0, finish, next);
-        }
-        if last {
-            return;
-        }
-        first += terms;
-    }
+    /// The first column among those of the same kind, and how many there are.
+    column: usize,
+    cols: usize,
+    /// The first term of A that signs are multiplied with, and how many; the same of numbers.
+    signs: [usize; 2],
+    numbers: [usize; 2],
+    /// Most terms of numbers of a partial sum.
+    k_block: usize,
+    /// What is applied to the block.
+    finish: Finish,
 }
 
 /// What makes signs.
@@ -263,61 +241,58 @@ impl Generator<'_> {
         self.masks().wrapping_add(PANELS * TERMS)
     }
 
-    /// `c = finish(a · u)` for the columns `column..column + cols` of the signs, of at most [`PANELS`] panels; `finish` of
-    /// `None` leaves the sums.
+    /// The block of a group of panels: sums over signs, then over numbers, in runs of terms.
     ///
     /// # Safety
-    /// The terms of A are readable, the columns writable; scratch is that of [`run`].
+    /// The terms of A and the panels are readable, the columns writable; scratch is that of [`run`].
     #[inline(always)]
-    unsafe fn multiply<I: Isa>(
-        &self,
-        isa: I,
-        a: Left,
-        [column, cols]: [usize; 2],
-        c: Block,
-        finish: Option<&Finish>,
-    ) {
-        let (panels, few) = (cols.div_ceil(PANEL), a.rows <= FEW_ROWS.min(I::ROWS));
+    unsafe fn multiply<I: Isa>(&self, isa: I, w: &Work) {
+        let (panels, few) = (w.cols.div_ceil(PANEL), w.a.rows <= FEW_ROWS.min(I::ROWS));
+        let [signs, terms] = [w.signs[1], w.signs[1] + w.numbers[1]];
         let mut first = 0;
         loop {
-            let terms = TERMS.min(self.d.size[0] - first);
-            let last = first + terms == self.d.size[0];
-            // SAFETY: the caller's promise; the terms lie in A.
+            let drawn = first < signs;
+            let (term, count) = match drawn {
+                true => (w.signs[0] + first, TERMS.min(signs - first)),
+                false => (w.numbers[0] + first - signs, w.k_block.min(terms - first)),
+            };
+            let (next, accumulate) = (first + count, first > 0);
+            // SAFETY: the caller's promise; the terms lie in A and in the panels.
             unsafe {
-                self.make_masks(isa, [first, terms], column, panels);
-                let a = Left { at: a.at.wrapping_add(first), ..a };
+                if drawn {
+                    self.make_masks(isa, [first, count], w.column, panels);
+                }
+                let a = Left { at: w.a.at.wrapping_add(term), ..w.a };
                 for panel in 0..panels {
-                    let masks = self.masks().add(panel * TERMS).cast_const();
-                    if few {
-                        let sums = self.numbers().add(panel * FEW_ROWS * PANEL);
-                        self.few_rows(isa, terms, a, masks, sums, first > 0);
-                        continue;
+                    let cols = (w.cols - panel * PANEL).min(PANEL);
+                    let c = Block { at: w.c.at.add(panel * PANEL), ..w.c };
+                    let finish = w.finish.at(0, panel * PANEL, c.stride);
+                    let mut b = w.b.wrapping_add(panel * w.k * PANEL + (first - first.min(signs)) * PANEL);
+                    let mut following = b.wrapping_add(w.k * PANEL);
+                    if drawn {
+                        let masks = self.masks().add(panel * TERMS).cast_const();
+                        if few {
+                            let sums = self.numbers().add(panel * FEW_ROWS * PANEL);
+                            self.few_rows(isa, count, a, masks, sums, accumulate);
+                            if next >= signs {
+                                let nothing =
+                                    Finish { bias: std::ptr::null(), word: 0, residual: std::ptr::null() };
+                                let finish = if next < terms { &nothing } else { &finish };
+                                apply(isa, a.rows, cols, (sums, PANEL), (c.at, c.stride), finish);
+                            }
+                            continue;
+                        }
+                        self.expand(isa, count, masks);
+                        (b, following) = (self.numbers(), self.numbers());
                     }
-                    self.expand(isa, terms, masks);
-                    let cols = (cols - panel * PANEL).min(PANEL);
-                    let c = Block { at: c.at.add(panel * PANEL), ..c };
-                    let finish = finish.map(|f| f.at(0, panel * PANEL, c.stride)).filter(|_| last);
-                    let right = Right { at: self.numbers(), stride: 0, cols };
-                    multiply(isa, terms, a, right, c, first > 0, finish.as_ref());
+                    let right = Right { at: b, stride: 0, cols };
+                    let finish = (next >= terms).then_some(&finish);
+                    multiply_before(isa, count, a, right, c, accumulate, finish, following);
                 }
             }
-            if last {
-                break;
-            }
-            first += terms;
-        }
-        if few {
-            let nothing = Finish { bias: std::ptr::null(), word: 0, residual: std::ptr::null() };
-            let finish = finish.unwrap_or(&nothing);
-            for panel in 0..panels {
-                let column = panel * PANEL;
-                let finish = finish.at(0, column, c.stride);
-                // SAFETY: the sums have all rows; the columns are the caller's.
-                unsafe {
-                    let sums = self.numbers().add(panel * FEW_ROWS * PANEL).cast_const();
-                    let to = (c.at.add(column), c.stride);
-                    apply(isa, a.rows, (cols - column).min(PANEL), (sums, PANEL), to, &finish);
-                }
+            first = next;
+            if first >= terms {
+                return;
             }
         }
     }
