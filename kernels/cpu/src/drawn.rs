@@ -16,6 +16,7 @@ use margay_tensor::Signs;
 use crate::block::{Block, Finish, Left, Right, apply, multiply_before};
 use crate::isa::{Isa, PANEL, Stream};
 use crate::matmul;
+use crate::narrow::add_term;
 use crate::pack::batch_offset;
 use crate::params::{ABSENT, argument, from_words, params, to_words};
 
@@ -520,20 +521,14 @@ impl Generator<'_> {
         let mut sums = [[[zero; 2]; M]; 2];
         // SAFETY: the caller's promise.
         unsafe {
-            let add = |sums: &mut [[I::V; 2]; M], t: usize| {
-                let mask = *masks.add(t) >> column;
-                let right = [isa.with_signs(mask, scale), isa.with_signs(mask >> I::LANES, scale)];
-                for (i, row) in sums.iter_mut().enumerate() {
-                    let left = isa.splat(*a.at.add(i * a.stride + t));
-                    *row = [isa.fma(left, right[0], row[0]), isa.fma(left, right[1], row[1])];
-                }
-            };
-            for t in (0..terms - terms % 2).step_by(2) {
-                add(&mut sums[0], t);
-                add(&mut sums[second], t + 1);
+            let mut t = 0;
+            while t + 1 < terms {
+                add_term(isa, &mut sums[0], a, t, signed(isa, *masks.add(t) >> column, scale));
+                add_term(isa, &mut sums[second], a, t + 1, signed(isa, *masks.add(t + 1) >> column, scale));
+                t += 2;
             }
-            if terms % 2 == 1 {
-                add(&mut sums[0], terms - 1);
+            if t < terms {
+                add_term(isa, &mut sums[0], a, t, signed(isa, *masks.add(t) >> column, scale));
             }
             let [even, odd] = sums;
             for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
@@ -544,6 +539,12 @@ impl Generator<'_> {
             }
         }
     }
+}
+
+/// Two vectors of a number, with the signs of a mask.
+#[inline(always)]
+fn signed<I: Isa>(isa: I, mask: u32, x: I::V) -> [I::V; 2] {
+    [isa.with_signs(mask, x), isa.with_signs(mask >> I::LANES, x)]
 }
 
 /// 32 bits of two words, from a bit of the first on.

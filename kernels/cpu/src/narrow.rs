@@ -271,7 +271,7 @@ unsafe fn registers<I: Isa, P: Panel, const M: usize>(
 /// # Safety
 /// The terms are readable.
 #[inline(always)]
-unsafe fn add_term<I: Isa, const M: usize>(
+pub(crate) unsafe fn add_term<I: Isa, const M: usize>(
     isa: I,
     sums: &mut [[I::V; 2]; M],
     a: Left,
