@@ -104,7 +104,7 @@ fn drawn_signs_give_what_held_signs_give() {
     for layer in [
         Layer { inputs: 128, outputs: 256, terms: 1, rank: 16 },
         Layer { inputs: 120, outputs: 97, terms: 3, rank: 5 },
-        Layer { inputs: 384, outputs: 512, terms: 1, rank: 128 },
+        Layer { inputs: 512, outputs: 640, terms: 1, rank: 128 },
     ] {
         let g = layer.compiled(&[4], Precision::F32).graph;
         for rows in [1, 5, 40] {
