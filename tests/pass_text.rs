@@ -25,6 +25,7 @@ const TEXTS: &[&str] = &[
     "assign-layout",
     "bind-dims{N = 4, \"the length\" = 128}",
     "differentiate{output = \"the loss\", by = [w, \"fc.weight left\", \"a, b\"]}",
+    "draw-signs",
     "expand-recurrences",
     "fold-constants",
     "fold-constants{max-growth-bytes = 1, max-flops = 2, max-total-growth-bytes = 3, max-total-flops = 4}",

@@ -190,6 +190,8 @@ impl Pipeline {
         items.extend([
             PipelineItem::Run(Box::new(crate::BindDims { binding: binding.clone() })),
             PipelineItem::Run(Box::new(crate::PadDecided)),
+            // Before they would be numbers beside others.
+            PipelineItem::Run(Box::new(crate::DrawSigns)),
             PipelineItem::Run(Box::new(FoldConstants::default())),
             PipelineItem::Run(Box::new(Simplify)),
             PipelineItem::Run(Box::new(MergeDuplicates)),

@@ -53,7 +53,9 @@ impl StoreAs {
     /// Reads `f32`, `bf16`, `int8`, `int4`, or a storage such as `i8(axis = 0, block = 32)`.
     pub fn parse(text: &str) -> Option<StoreAs> {
         let word = Precision::from_name(text).map(StoreAs::Precision);
-        word.or_else(|| Storage::parse(text).map(StoreAs::Storage))
+        // Signs are no rounding of other numbers.
+        let storage = || Storage::parse(text).filter(|storage| storage.signs.is_none());
+        word.or_else(|| storage().map(StoreAs::Storage))
     }
 
     /// The storage of a constant whose axis of results has a number.
@@ -197,6 +199,9 @@ fn named_constant(g: &Graph, n: NodeId, config: &StoreConstants) -> RuleResult {
 /// A constant in a storage that is not the one it has.
 fn narrowed(payload: &Payload, storage: Storage) -> Result<Const, Verdict> {
     let stored = payload.stored();
+    if stored.storage().signs.is_some() && storage != Storage::plain(DType::F32) {
+        return Err(Verdict::Declined(format!("numbers beside signs stay f32, found {storage}")));
+    }
     if stored.dtype() != DType::F32 || !stored.is_plain() || storage == payload.storage() {
         return Err(Verdict::NoMatch);
     }

@@ -8,10 +8,10 @@ use margay_ir::Pass;
 use margay_loops::text::words::{split_top, take_name};
 
 use crate::{
-    ApplyPlan, AssignLayout, BindDims, Differentiate, ExpandRecurrences, FoldConstants, FoldScales,
-    MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu, RecognizeIntegerProducts,
-    RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise, RecognizeSilu, Recompute, RemoveDead,
-    RemoveDropout, RoundOperands, Simplify, StoreConstants,
+    ApplyPlan, AssignLayout, BindDims, Differentiate, DrawSigns, ExpandRecurrences, FoldConstants,
+    FoldScales, MakeTrainable, MergeDuplicates, PadDecided, RecognizeAttention, RecognizeGelu,
+    RecognizeIntegerProducts, RecognizeLayerNorm, RecognizeLinearAttention, RecognizePiecewise,
+    RecognizeSilu, Recompute, RemoveDead, RemoveDropout, RoundOperands, Simplify, StoreConstants,
 };
 
 /// The contents of files that a configuration names, or why they cannot be had.
@@ -34,6 +34,7 @@ pub const PASSES: &[PassEntry] = &[
     PassEntry { name: "assign-layout", read: |text, _| plain(text, AssignLayout) },
     PassEntry { name: "bind-dims", read: |text, _| boxed(BindDims::read(text)) },
     PassEntry { name: "differentiate", read: |text, _| boxed(Differentiate::read(text)) },
+    PassEntry { name: "draw-signs", read: |text, _| plain(text, DrawSigns) },
     PassEntry { name: "expand-recurrences", read: |text, _| plain(text, ExpandRecurrences) },
     PassEntry { name: "fold-constants", read: |text, _| boxed(FoldConstants::read(text)) },
     PassEntry { name: "fold-scales", read: |text, _| plain(text, FoldScales) },

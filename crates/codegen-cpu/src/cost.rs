@@ -8,7 +8,8 @@
 //!
 //! - *Operations* count by class, each with its rate. The first row of a product with a constant counts at
 //!   `matmul-first-row`, the others at `matmul-packed`, or at the rate of their precision: a matrix–vector product
-//!   cannot keep the arithmetic busy. Elements of 3 and 4 bits have a first row of their own, which unpacks them. Columns and terms of a product, and output channels of a convolution, count in
+//!   cannot keep the arithmetic busy. Elements of 3 and 4 bits have a first row of their own, which unpacks them, and the
+//!   terms and columns of random signs count there too. Columns and terms of a product, and output channels of a convolution, count in
 //!   multiples of `padding`. An
 //!   activation other than ReLU counts as one evaluation per element.
 //! - `spread` divides by `1 + (threads - 1) · thread-efficiency`, but no piece is smaller than `item-us`.
@@ -234,7 +235,12 @@ impl CostModel {
                 true => rates.matmul_int4_first_row,
                 false => rates.matmul_first_row,
             };
-            let first = seconds(rows(call.m.min(1)), first_row.min(rate));
+            // Signs are made of bits on the way, as elements of few bits are.
+            let stored: u64 = product(&call.types.right.elements_shape(&[k, n]));
+            let signs = product(&[k, n]).saturating_sub(stored);
+            let once = repeats.saturating_mul(call.m.min(1) as u64).saturating_mul(2);
+            let first = seconds(once.saturating_mul(stored), first_row.min(rate))
+                + seconds(once.saturating_mul(signs), rates.matmul_int4_first_row.min(rate));
             let others = seconds(rows(call.m.saturating_sub(1)), rate);
             (first + others, call.types.right.layout(&[k, n]).bytes as u64, a)
         } else {
@@ -272,7 +278,8 @@ impl CostModel {
         let input = product(&[call.batch, call.in_channels, call.in_size[0], call.in_size[1]]);
         let mut load = Load {
             arithmetic: seconds(flops, rate),
-            constant_bytes: product(&taps).saturating_mul(call.types.right.dtype.bytes() as u64),
+            constant_bytes: product(&call.types.right.elements_shape(&taps))
+                .saturating_mul(call.types.right.dtype.bytes() as u64),
             computed_bytes: input.saturating_mul(call.types.left.bytes() as u64),
         };
         self.add_result(&mut load, product(&[call.batch, call.out_channels, pixels]), &call.epilogue);

@@ -7,8 +7,8 @@ use margay_ir::{Graph, Remark, Value, verify::Stage};
 use margay_loops::{Backend, Carried, Precision, Program};
 use margay_lower::lower_carrying;
 use margay_passes::{
-    FoldConstants, Pipeline, PipelineItem, Recompute, RoundOperands, StoreAs, StoreConstants, backward_nodes,
-    bytes_of, saved,
+    DrawSigns, FoldConstants, Pipeline, PipelineItem, Recompute, RoundOperands, StoreAs, StoreConstants,
+    backward_nodes, bytes_of, saved,
 };
 use margay_runtime::Executable;
 use margay_tensor::Binding;
@@ -43,9 +43,15 @@ pub fn stored(
     if *storage == StoreConstants::default() {
         return Ok((g, Vec::new()));
     }
-    // Constants that a sketch puts side by side are one constant before they are narrow.
-    let fold = PipelineItem::Run(Box::new(FoldConstants::default()));
-    let mut steps = vec![fold, PipelineItem::Run(Box::new(storage.clone()))];
+    // Constants that a sketch puts side by side are one constant before they are narrow; signs beside numbers as they are
+    // stay signs.
+    let mut steps = vec![
+        PipelineItem::Run(Box::new(FoldConstants::default())),
+        PipelineItem::Run(Box::new(storage.clone())),
+    ];
+    if storage.products == StoreAs::Precision(Precision::F32) {
+        steps.insert(0, PipelineItem::Run(Box::new(DrawSigns)));
+    }
     if storage.products == StoreAs::Precision(Precision::Bf16) {
         steps.push(PipelineItem::Run(Box::new(RoundOperands)));
     }

@@ -32,13 +32,17 @@ impl Consts {
     /// Adds those of a graph that its text only names.
     pub(crate) fn add(&mut self, g: &Graph) {
         for payload in text::named_constants(g) {
-            let stored = payload.stored();
+            let stored = match payload.storage().signs {
+                // The name is that of what lies beside the signs.
+                Some(_) => StoredTensor::from(payload.stored().elements().clone()),
+                None => payload.stored().clone(),
+            };
             match self.0.entry(payload.key().to_string()) {
                 Entry::Vacant(entry) => {
-                    entry.insert(stored.clone());
+                    entry.insert(stored);
                 }
                 Entry::Occupied(mut entry) if stored.is_plain() && !entry.get().is_plain() => {
-                    entry.insert(stored.clone());
+                    entry.insert(stored);
                 }
                 Entry::Occupied(_) => {}
             }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use margay_artifact::Artifact;
+use margay_artifact::{Artifact, StoredConstant};
 use margay_ir::{Graph, Op, TensorType, text};
 use margay_loops::Precision;
 use margay_onnx::{Dropout, Imported, KnownInputs, Model as OnnxModel};
@@ -149,7 +149,10 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
     let resolve = |key: &str, ty: &TensorType| {
         let extents = ty.extents()?;
         let of = |dtype: DType| {
-            constants.iter().position(|c| c.is_named(key) && c.dtype == dtype && c.shape == extents)
+            // A constant beside signs has the name of what is stored.
+            let holds =
+                |c: &StoredConstant| c.shape == extents || c.storage.elements_shape(&c.shape) == extents;
+            constants.iter().position(|c| c.is_named(key) && c.dtype == dtype && holds(c))
         };
         // Kernels read some narrow floats widened, which loses nothing.
         let index = of(ty.dtype).or_else(|| of(ty.dtype.computed()))?;
@@ -157,6 +160,9 @@ pub fn open_artifact_graph(artifact: &Artifact) -> Result<Graph, DriverError> {
         let backend = backend::named(packed_by, "native", Precision::F32).ok()?;
         let found = artifact.constant(index, &*backend);
         let found = found.map_err(|error| damage.replace(Some(error))).ok()?;
+        if found.storage().signs.is_some() && found.elements().shape() == extents {
+            return Some(found.elements().clone().into());
+        }
         match constants[index].dtype == ty.dtype {
             true => Some(found),
             false => {

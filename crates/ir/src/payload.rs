@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use margay_tensor::random::Philox;
-use margay_tensor::{ContentHash, DType, Storage, StorageError, StoredTensor, Tensor};
+use margay_tensor::{ContentHash, DType, Signs, Storage, StorageError, StoredTensor, Tensor};
 
 use crate::TensorType;
 use crate::ops::Numbers;
@@ -87,7 +87,7 @@ impl Draw {
 #[derive(Clone)]
 pub struct Payload {
     key: Key,
-    stored: StoredTensor,
+    stored: Arc<StoredTensor>,
     /// The numbers, once somebody asks for them, where they are not stored as they are.
     numbers: Arc<OnceLock<Tensor>>,
 }
@@ -112,12 +112,25 @@ impl Payload {
     }
 
     fn of(key: Key, stored: StoredTensor) -> Payload {
-        Payload { key, stored, numbers: Arc::default() }
+        Payload { key, stored: stored.into(), numbers: Arc::default() }
     }
 
     /// The numbers rounded to a storage. What identified them does so still, together with the storage.
     pub fn stored_as(&self, storage: Storage) -> Result<Payload, StorageError> {
         Ok(Payload::of(self.key.clone(), StoredTensor::encode(self.tensor(), storage)?))
+    }
+
+    /// The same numbers of f32 with random signs beside them. What identified the numbers does so still.
+    ///
+    /// # Errors
+    /// Numbers that are of another type or not stored as they are, and signs that do not fit them.
+    pub fn with_signs(&self, signs: Signs) -> Result<Payload, StorageError> {
+        if !self.stored.is_plain() {
+            let why = format!("the numbers beside them are stored {}", self.storage());
+            return Err(StorageError { storage: Storage::with_signs(signs).to_string(), why });
+        }
+        let stored = StoredTensor::with_signs(self.stored.elements().clone(), signs)?;
+        Ok(Payload::of(self.key.clone(), stored))
     }
 
     /// Random numbers of f32. They are identified by how they are drawn, and are drawn again when a text is read.

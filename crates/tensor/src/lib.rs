@@ -30,5 +30,5 @@ pub use dim::{
 pub use dtype::{DType, Element};
 pub use half_floats::{bf16_of, f16_of};
 pub use map::Map;
-pub use storage::{Grid, Scales, Storage, StorageError, StoredLayout, StoredTensor};
+pub use storage::{Grid, Scales, Signs, Storage, StorageError, StoredLayout, StoredTensor};
 pub use tensor::{ContentHash, Tensor, TensorError};

@@ -5,6 +5,8 @@
 //! element itself. [`StoredTensor::encode`] and [`StoredTensor::decode`] are the reference for whatever reads
 //! such a constant.
 //!
+//! A part of a tensor may be [random signs](Signs), which are made of their name whenever they are read and take no bytes.
+//!
 //! Elements of 3 or 4 bits are bytes in host memory. As bytes of a file or of a program they follow each other bit by bit,
 //! the lowest bit of the first element first.
 //!
@@ -12,6 +14,7 @@
 
 mod bits;
 mod rounding;
+mod signs;
 mod stored;
 
 use std::fmt;
@@ -19,6 +22,7 @@ use std::fmt;
 use crate::DType;
 
 pub use rounding::Grid;
+pub use signs::Signs;
 pub use stored::StoredTensor;
 
 /// Which elements share a scale.
@@ -40,7 +44,8 @@ pub enum Scales {
 }
 
 /// A format of storage. Prints as `f32`, `bf16`, `i8(axis = 1)`, `u8(tensor, zero points)`,
-/// `u4(axis = 0, block = 32, bf16 scales, zero points)`.
+/// `u4(axis = 0, block = 32, bf16 scales, zero points)`,
+/// `f32(signs, axis = 1, from = 16, to = 32, seed = 7, stream = 3, size = 0.25)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Storage {
     /// Type of the elements: a float type without scales, `i8` or `u8` with them.
@@ -53,6 +58,8 @@ pub struct Storage {
     pub scale_type: DType,
     /// Whether every group has a zero point, an element that stands for 0; without one it is 0.
     pub zero_points: bool,
+    /// The elements that are not stored but drawn; beside numbers of f32 alone.
+    pub signs: Option<Signs>,
 }
 
 /// A storage does not fit a tensor (the options' or the text's fault).
@@ -85,7 +92,12 @@ impl Storage {
     /// Elements as they are.
     pub const fn plain(dtype: DType) -> Storage {
         let bits = 8 * dtype.bytes() as u32;
-        Storage { dtype, bits, scales: Scales::None, scale_type: DType::F32, zero_points: false }
+        Storage { dtype, bits, scales: Scales::None, scale_type: DType::F32, zero_points: false, signs: None }
+    }
+
+    /// Numbers of f32 with random signs in place of some.
+    pub const fn with_signs(signs: Signs) -> Storage {
+        Storage { signs: Some(signs), ..Storage::plain(DType::F32) }
     }
 
     /// Bytes, signed or not, with scales in f32 and no zero points.
@@ -106,6 +118,7 @@ impl Storage {
             scales: Scales::Block { axis, size: Storage::BLOCK },
             scale_type: DType::BF16,
             zero_points: true,
+            signs: None,
         }
     }
 
@@ -125,6 +138,12 @@ impl Storage {
     /// Whether numbers of a type and shape can be stored so.
     pub fn check(&self, dtype: DType, shape: &[usize]) -> Result<(), StorageError> {
         let wrong = |why: String| Err(StorageError { storage: self.to_string(), why });
+        if let Some(signs) = self.signs {
+            return match Storage::with_signs(signs) == *self && dtype == DType::F32 {
+                true => signs.check(shape).or_else(wrong),
+                false => wrong(format!("signs are beside numbers of f32 as they are, found {dtype}")),
+            };
+        }
         let axis = match self.scales {
             _ if self.is_plain(dtype) => return Ok(()),
             Scales::None if !matches!(self.dtype, DType::F16 | DType::BF16) || self.zero_points => {
@@ -176,13 +195,18 @@ impl Storage {
         }
     }
 
+    /// The extents of the elements that are stored of a tensor of a shape: all of them, or those that are not drawn.
+    pub fn elements_shape(&self, shape: &[usize]) -> Vec<usize> {
+        self.signs.map_or_else(|| shape.to_vec(), |signs| signs.others(shape))
+    }
+
     /// Where the parts of a tensor of a shape lie.
     pub fn layout(&self, shape: &[usize]) -> StoredLayout {
         let bytes = |count: usize| match self.is_packed() {
             true => bits::packed_len(count, self.bits),
             false => count * self.dtype.bytes(),
         };
-        let elements = bytes(shape.iter().product());
+        let elements = bytes(self.elements_shape(shape).iter().product());
         let Some(groups) = self.scales_shape(shape).map(|s| s.iter().product::<usize>()) else {
             return StoredLayout { elements, scales_at: elements, zero_points_at: elements, bytes: elements };
         };
@@ -206,6 +230,10 @@ impl Storage {
             let dtype = if word.starts_with('i') { DType::I8 } else { DType::U8 };
             Storage { bits, ..Storage::plain(dtype) }
         };
+        if let Some(signs) = rest.strip_suffix(')').and_then(Signs::parse) {
+            let storage = Storage::with_signs(signs);
+            return (storage.to_string() == text).then_some(storage);
+        }
         let mut storage = match word {
             "i3" | "u3" => packed(3),
             "i4" | "u4" => packed(4),
@@ -247,6 +275,7 @@ impl fmt::Display for Storage {
         if self.zero_points {
             items.push("zero points".into());
         }
+        items.extend(self.signs.map(|signs| signs.to_string()));
         match self.is_packed() {
             true => write!(f, "{}{}", &self.dtype.name()[..1], self.bits)?,
             false => f.write_str(self.dtype.name())?,

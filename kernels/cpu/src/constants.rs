@@ -7,16 +7,20 @@
 //! - `bf16_kn32_pairs`: bf16 `[p][ceil(k / 2)][32][2]`: neighbouring terms of a column side by side, the last of an
 //!   odd k with a zero.
 //! - `int8_kn32`: the step of every column, f32 `[p][32]`, then int8 `[p][k][32]`.
-//! - `kn32 STORAGE`: elements of 3 or 4 bits in runs along the terms; `few_bits` says how.
+//! - `kn32 STORAGE`: elements of 3 or 4 bits in runs along the terms; `few_bits` says how. Or f32 with signs beside them:
+//!   what is not signs, as `f32_kn32`.
 //!
 //! Packing rounds nothing: unpacking gives what was stored.
 
 use margay_loops::MatMul;
-use margay_tensor::{DType, Scales, Storage, StoredTensor, Tensor};
+use margay_tensor::{DType, Scales, Signs, Storage, StoredTensor, Tensor};
 
 use crate::few_bits;
 use crate::isa::PANEL;
 use crate::pack::{self, packed_len};
+
+/// What the layout of numbers with signs beside them begins with; the storage follows.
+const SIGNS_PREFIX: &str = "kn32 ";
 
 /// What a constant right operand consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,11 +33,16 @@ pub(crate) enum Format {
     Int8,
     /// Elements of a few bits, in runs along the terms.
     FewBits(Storage),
+    /// Numbers of f32 and signs beside them, which are drawn.
+    Signs(Signs),
 }
 
 impl Format {
     /// The format of a storage of a matrix, if kernels read it. One scale for all is one for every column.
     pub(crate) fn of(storage: Storage) -> Option<Format> {
+        if let Some(signs) = storage.signs {
+            return (signs.axis < 2 && !signs.is_empty()).then_some(Format::Signs(signs));
+        }
         match (storage.dtype, storage.scales, storage.zero_points) {
             (DType::F32, Scales::None, false) => Some(Format::F32),
             (DType::BF16, Scales::None, false) => Some(Format::Bf16),
@@ -49,7 +58,9 @@ impl Format {
     /// The format of a layout of products.
     pub(crate) fn of_layout(name: &str) -> Option<Format> {
         let named = [Format::F32, Format::Bf16, Format::Int8].into_iter().find(|f| f.layout(0, 0).0 == name);
-        named.or_else(|| few_bits::of_layout(name).map(Format::FewBits))
+        let signs =
+            || Format::of(Storage::parse(name.strip_prefix(SIGNS_PREFIX)?).filter(|s| s.signs.is_some())?);
+        named.or_else(|| few_bits::of_layout(name).map(Format::FewBits)).or_else(signs)
     }
 
     /// The layout and its bytes for a matrix.
@@ -59,6 +70,11 @@ impl Format {
             Format::Bf16 => ("bf16_kn32_pairs".to_owned(), 4 * packed_len(k.div_ceil(2), n)),
             Format::Int8 => ("int8_kn32".to_owned(), 4 * packed_len(1, n) + packed_len(k, n)),
             Format::FewBits(storage) => (few_bits::layout(storage), few_bits::Parts::of(storage, k, n).bytes),
+            Format::Signs(signs) => {
+                let storage = Storage::with_signs(signs);
+                let others = storage.elements_shape(&[k, n]);
+                (format!("{SIGNS_PREFIX}{storage}"), 4 * packed_len(others[0], others[1]))
+            }
         }
     }
 }
@@ -67,7 +83,9 @@ impl Format {
 pub(crate) fn pack_constant(call: &MatMul, stored: &StoredTensor) -> Result<Vec<u8>, String> {
     let (ones, matrix) = stored.shape().split_at(stored.shape().len().saturating_sub(2));
     let storage = stored.storage();
-    if matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) || storage.dtype != call.types.right.dtype {
+    let signs = storage.signs.map(|signs| signs.along(signs.axis.wrapping_sub(ones.len())));
+    let fits = storage.dtype == call.types.right.dtype && signs == call.types.right.signs;
+    if matrix != [call.k, call.n] || ones.iter().any(|&d| d != 1) || !fits {
         return Err(format!(
             "expected a constant [{}, {}] stored {}, found {:?} stored {storage}",
             call.k,
@@ -78,10 +96,11 @@ pub(crate) fn pack_constant(call: &MatMul, stored: &StoredTensor) -> Result<Vec<
     }
     let format = Format::of(call.types.right).ok_or_else(|| format!("a constant stored {storage}"))?;
     let mut bytes = vec![0; format.layout(call.k, call.n).1];
-    let places = Places { k: call.k, n: call.n };
+    let others = call.types.right.elements_shape(&[call.k, call.n]);
+    let places = Places { k: others[0], n: others[1] };
     let elements = stored.elements().bytes();
     match format {
-        Format::F32 => {
+        Format::F32 | Format::Signs(_) => {
             for (at, x) in places.elements().zip(elements.chunks_exact(4)) {
                 bytes[4 * at..][..4].copy_from_slice(x);
             }
@@ -148,6 +167,16 @@ pub(crate) fn unpack_constant(format: Format, shape: &[usize], bytes: &[u8]) -> 
                 .map_err(|e| e.to_string())
         }
         Format::FewBits(storage) => few_bits::unpack(storage, shape, bytes),
+        Format::Signs(signs) => {
+            let signs = signs.along(signs.axis + shape.len() - 2);
+            let others = Storage::with_signs(signs).elements_shape(shape);
+            let others = unpack_constant(Format::F32, &others, bytes)?.elements().clone();
+            let stored = StoredTensor::with_signs(others, signs).map_err(|e| e.to_string())?;
+            match stored.shape() == shape {
+                true => Ok(stored),
+                false => Err(format!("{shape:?} has no room for {}", stored.storage())),
+            }
+        }
     }
 }
 

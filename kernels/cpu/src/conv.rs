@@ -10,12 +10,13 @@
 //!
 //! Layout `f32_taps32_gG` of filters O, C, h, w of G groups: `[panel][h][w][C][32]`. The output channels of a group fill
 //! its panels one after the other, the last one with zeros after them. Layout `f32_points32` of filters O, C, 1, 1 of one
-//! group: `f32_kn32` of their transpose.
+//! group: `f32_kn32` of their transpose. Layout `points32 STORAGE`: the same of what is not signs, which `drawn` makes.
 
-use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed};
-use margay_tensor::{DType, Tensor};
+use margay_loops::{BatchAxis, Conv, MatLayout, MatMul, Needs, Packed, ProductTypes};
+use margay_tensor::{DType, Signs, Storage, StoredTensor, Tensor};
 
 use crate::block::{Block, Finish, Left, Right, epilogue_word, multiply};
+use crate::drawn::Order;
 use crate::isa::{Isa, PANEL};
 use crate::matmul::even;
 use crate::pack::row_stride;
@@ -208,8 +209,13 @@ const ENOUGH_ITEMS: usize = 12;
 
 /// How a class runs a convolution; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
-    expect_f32_operands(&call.types)?;
     let mut shape = Shape::checked(call)?;
+    if let Some(signs) = signs(call).filter(|_| shape.is_product()) {
+        let mut prepared = matmul::prepare_ordered(class, &as_product(call), Order::Columns)?;
+        prepared.needs.packed.iter_mut().for_each(|p| p.layout = signs_layout(signs));
+        return Ok(prepared);
+    }
+    expect_f32_operands(&call.types)?;
     if shape.is_depthwise() {
         return Ok(depthwise::prepare(class, call, shape));
     }
@@ -242,8 +248,28 @@ pub(crate) fn prepare(class: Class, call: &Conv) -> Result<Prepared, String> {
     })
 }
 
+/// What the layout of filters of one tap with signs begins with; their storage follows.
+const SIGNS_PREFIX: &str = "points32 ";
+
+/// The signs of filters of f32.
+fn signs(call: &Conv) -> Option<Signs> {
+    let plain = ProductTypes { right: Storage::plain(DType::F32), ..call.types };
+    call.types.right.signs.filter(|signs| signs.axis < 2 && plain == ProductTypes::F32)
+}
+
+/// The layout of filters of one tap with signs.
+fn signs_layout(signs: Signs) -> String {
+    format!("{SIGNS_PREFIX}{}", Storage::with_signs(signs))
+}
+
+/// The signs of a layout.
+pub(crate) fn signs_of_layout(layout: &str) -> Option<Signs> {
+    Storage::parse(layout.strip_prefix(SIGNS_PREFIX)?)?.signs
+}
+
 /// A convolution of one tap as a product of pixels and filters.
 pub(crate) fn as_product(call: &Conv) -> MatMul {
+    let signs = call.types.right.signs.map(|signs| signs.along(1 - signs.axis.min(1)));
     MatMul {
         m: call.batch * call.out_size[0] * call.out_size[1],
         n: call.out_channels,
@@ -253,7 +279,7 @@ pub(crate) fn as_product(call: &Conv) -> MatMul {
         b: MatLayout { row_stride: 1, col_stride: call.in_channels },
         c_row_stride: call.out_channels,
         b_packed: call.k_packed,
-        types: call.types,
+        types: ProductTypes { right: Storage { signs, ..call.types.right }, ..call.types },
         epilogue: call.epilogue,
     }
 }
@@ -269,7 +295,19 @@ pub(crate) fn groups_of_layout(layout: &str) -> Option<usize> {
 }
 
 /// The bytes of constant filters in the layout that [`prepare`] names.
-pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, String> {
+pub(crate) fn pack_constant(call: &Conv, stored: &StoredTensor) -> Result<Vec<u8>, String> {
+    if stored.storage().signs != call.types.right.signs {
+        return Err(format!("expected filters stored {}, found {}", call.types.right, stored.storage()));
+    }
+    let Some(signs) = signs(call) else { return pack_numbers(call, stored.elements()) };
+    // The others are filters of their own.
+    let mut others = call.clone();
+    let channels = if signs.axis == 0 { &mut others.out_channels } else { &mut others.in_channels };
+    *channels = channels.saturating_sub(signs.len());
+    pack_numbers(&others, stored.elements())
+}
+
+fn pack_numbers(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, String> {
     let shape = Shape::new(call);
     let expected = [call.out_channels, shape.in_group(), call.kernel[0], call.kernel[1]];
     let found = tensor.shape().iter().product::<usize>() == expected.iter().product::<usize>();
@@ -302,6 +340,16 @@ pub(crate) fn pack_constant(call: &Conv, tensor: &Tensor) -> Result<Vec<u8>, Str
 fn place(out_group: usize, channel: usize) -> (usize, usize) {
     let (group, channel) = (channel / out_group, channel % out_group);
     (group * out_group.div_ceil(PANEL) + channel / PANEL, channel % PANEL)
+}
+
+/// The filters with signs behind panels of what is not signs.
+pub(crate) fn unpack_signs(signs: Signs, shape: &[usize], bytes: &[u8]) -> Result<StoredTensor, String> {
+    let others = unpack(1, &Storage::with_signs(signs).elements_shape(shape), bytes)?;
+    let stored = StoredTensor::with_signs(others, signs).map_err(|e| e.to_string())?;
+    match stored.shape() == shape {
+        true => Ok(stored),
+        false => Err(format!("{shape:?} has no room for {}", stored.storage())),
+    }
 }
 
 /// The tensor of filters behind panels, of so many groups.

@@ -45,6 +45,8 @@ macro_rules! families {
             matmul_strided: strided, "matmul_f32_strided_", (tile);
             /// Narrow constants, widened.
             matmul_widened: narrow, "matmul_widened_", (tile);
+            /// Constants with random signs, which are drawn.
+            matmul_drawn: drawn, "matmul_f32_drawn_", (tile);
             /// Products of bytes.
             matmul_bytes: bytes, "matmul_i8", ();
             /// Operands of products of bytes.

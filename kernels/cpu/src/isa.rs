@@ -11,6 +11,8 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod portable;
 
+use margay_tensor::random::Philox;
+
 /// Columns of a packed panel, for every class.
 pub(crate) const PANEL: usize = 32;
 
@@ -51,6 +53,26 @@ pub(crate) struct ByteTiles {
     /// # Safety
     /// The operands are readable and writable; `c` overlaps nothing else.
     pub(crate) tile: unsafe fn(ByteOperands),
+}
+
+/// A stream of random words (see `margay_tensor::random`): the key of every round, and the upper words of the counter.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream {
+    pub(crate) keys: [[u32; 2]; Philox::ROUNDS],
+    pub(crate) stream: [u32; 2],
+}
+
+impl Stream {
+    /// The stream with a number of a seed.
+    #[inline(always)]
+    pub(crate) fn new(seed: u64, stream: u64) -> Stream {
+        let halves = |x: u64| [x as u32, (x >> 32) as u32];
+        let mut keys = [halves(seed); Philox::ROUNDS];
+        for round in 1..Philox::ROUNDS {
+            keys[round] = std::array::from_fn(|i| keys[round - 1][i].wrapping_add(Philox::WEYL[i]));
+        }
+        Stream { keys, stream: halves(stream) }
+    }
 }
 
 /// Operations on vectors of `f32`.
@@ -153,6 +175,19 @@ pub(crate) trait Isa: Copy {
     fn low_nibbles(self, w: Self::W) -> Self::V;
     /// The lowest two bits of words and the third one of others as floats from 0 to 7.
     fn low_triples(self, lower: Self::W, upper: Self::W) -> Self::V;
+    /// `LANES` words.
+    ///
+    /// # Safety
+    /// They are writable.
+    unsafe fn store_words(self, p: *mut u32, w: Self::W);
+    /// Words shifted by a bit towards their highest.
+    fn doubled_words(self, w: Self::W) -> Self::W;
+    /// The highest bits of words, that of lane i at bit i.
+    fn highest_bits(self, w: Self::W) -> u32;
+    /// `x` with the other sign in lane i where bit i is set; bits from `LANES` on do not count.
+    fn with_signs(self, bits: u32, x: Self::V) -> Self::V;
+    /// The blocks of a stream of random words whose numbers are in the lanes: the first words of all of them, and so on.
+    fn philox(self, stream: Stream, blocks: Self::W) -> [Self::W; 4];
     /// `LANES` integers as floats, rounded to nearest.
     ///
     /// # Safety

@@ -34,6 +34,7 @@ mod conv;
 mod conv_bytes;
 mod conv_gradient;
 mod depthwise;
+mod drawn;
 mod error;
 mod families;
 mod fetch;

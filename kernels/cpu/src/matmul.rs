@@ -8,17 +8,18 @@
 //! one block, `strided` packs it on the way.
 //!
 //! Narrow constants: where the processor multiplies pairs of bf16, the same code runs on elements that are such
-//! pairs; elsewhere, and for int8, `narrow` widens panels as it goes.
+//! pairs; elsewhere, and for int8, `narrow` widens panels as it goes. Random signs beside numbers are made by `drawn`.
 
 use margay_loops::{MatMul, Needs, Packed};
 use margay_tensor::DType;
 
 use crate::block::{Block, Finish, Left, Right, STREAMED, epilogue_word, multiply_before};
 use crate::constants::Format;
+use crate::drawn::{Drawn, Order};
 use crate::isa::{Isa, PANEL};
 use crate::pack::{self, Source, Workspace, batch_offset};
 use crate::params::{ABSENT, Positions, argument, from_words, params, to_words};
-use crate::{Class, narrow, strided, thin};
+use crate::{Class, drawn, narrow, strided, thin};
 use crate::{Phase, Prepared};
 
 params! {
@@ -100,6 +101,11 @@ fn formats(call: &MatMul) -> Result<(Format, bool), String> {
 
 /// How a class runs a product; `Err` says why it cannot.
 pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
+    prepare_ordered(class, call, Order::Rows)
+}
+
+/// As [`prepare`], with the signs of a constant in some order.
+pub(crate) fn prepare_ordered(class: Class, call: &MatMul, order: Order) -> Result<Prepared, String> {
     let mut joined = call.clone();
     joined.join_rows();
     let call = &joined;
@@ -113,7 +119,11 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     let pairs = class.kernels().matmul_pairs.filter(|_| rounded);
     // Elements of a row of A as the kernel sees it: pairs of terms, or terms.
     let (m, n, k) = (call.m, call.n, if pairs.is_some() { call.k.div_ceil(2) } else { call.k });
-    let widened = format != Format::F32 && pairs.is_none();
+    let drawn = match format {
+        Format::Signs(signs) => Some(Drawn::new(signs, [k, n], order)?),
+        Format::F32 | Format::Bf16 | Format::Int8 | Format::FewBits(_) => None,
+    };
+    let widened = format != Format::F32 && pairs.is_none() && drawn.is_none();
     let panels = n.div_ceil(PANEL);
     let repetitions = call.batch.iter().map(|axis| axis.extent).product();
     let rows = block_rows(class, m, panels, k, repetitions);
@@ -151,7 +161,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
 
     // Sums that are read back, by a later run of terms, stay in the caches.
     let large = repetitions * m * n >= STREAMED_BYTES / 4 && k_block >= k && !call.epilogue.residual;
-    let streamed = large && !(thin || strided || widened);
+    let streamed = large && !(thin || strided || widened || drawn.is_some());
     let mut params = Params {
         m,
         n,
@@ -222,13 +232,16 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
         (_, Format::F32) if thin => (class.kernels().matmul_thin, thin::words(params, strides)),
         (_, Format::F32) if strided => (class.kernels().matmul_strided, strided::words(params, strides)),
         (_, Format::F32) => (class.kernels().matmul, to_words(&params)),
+        (_, Format::Signs(_)) => {
+            (class.kernels().matmul_drawn, drawn.map_or(Vec::new(), |d| d.words(params)))
+        }
         (Some(pairs), _) => (pairs, to_words(&params)),
         (None, format) => (class.kernels().matmul_widened, narrow::words(params, format)),
     };
     phases.push(Phase {
         kernel,
         params: words,
-        items: repetitions * row_blocks * panels.div_ceil(group),
+        items: repetitions * row_blocks * drawn.map_or(panels.div_ceil(group), |d| d.parts(n, group)),
         grain: 1,
     });
     let (layout, bytes) = format.layout(call.k, n);
@@ -236,6 +249,7 @@ pub(crate) fn prepare(class: Class, call: &MatMul) -> Result<Prepared, String> {
     Ok(Prepared {
         phases,
         scratch_bytes: match (widened, strided) {
+            _ if drawn.is_some() => 4 * drawn::SCRATCH,
             (true, _) => 4 * PANEL * k_block,
             (_, true) => 4 * strided::scratch(group),
             _ => 0,

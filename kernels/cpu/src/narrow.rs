@@ -34,7 +34,7 @@ pub(crate) fn words(product: matmul::Params, format: Format) -> Vec<u64> {
     let stored = match format {
         Format::FewBits(storage) => Stored::few_bits(storage, [product.k, product.n]),
         Format::Bf16 => Stored::plain(PAIRS),
-        Format::F32 | Format::Int8 => Stored::plain(BYTES),
+        Format::F32 | Format::Int8 | Format::Signs(_) => Stored::plain(BYTES),
     };
     to_words(&Params { product, stored })
 }
@@ -271,7 +271,7 @@ unsafe fn registers<I: Isa, P: Panel, const M: usize>(
 /// # Safety
 /// The terms are readable.
 #[inline(always)]
-unsafe fn add_term<I: Isa, const M: usize>(
+pub(crate) unsafe fn add_term<I: Isa, const M: usize>(
     isa: I,
     sums: &mut [[I::V; 2]; M],
     a: Left,

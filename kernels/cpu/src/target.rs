@@ -182,7 +182,7 @@ impl CpuTarget {
             KernelCall::Conv(c) if operand == 1 && c.k_packed && conv_bytes::serves(c) => {
                 conv_bytes::pack_constant(c, stored)
             }
-            KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored.elements()),
+            KernelCall::Conv(c) if operand == 1 && c.k_packed => conv::pack_constant(c, stored),
             KernelCall::MatMul(_)
             | KernelCall::Conv(_)
             | KernelCall::Hadamard(_)
@@ -209,6 +209,10 @@ impl CpuTarget {
         }
         if let Some(signed) = conv_bytes::of_layout(layout) {
             return conv_bytes::unpack_constant(signed, shape, bytes)
+                .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
+        }
+        if let Some(signs) = conv::signs_of_layout(layout) {
+            return conv::unpack_signs(signs, shape, bytes)
                 .map_err(|why| self.no_kernel(format_args!("unpack {layout} {shape:?}"), why));
         }
         if let Some(groups) = conv::groups_of_layout(layout) {

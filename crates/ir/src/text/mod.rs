@@ -15,7 +15,8 @@
 //! are given in the order of printing. Constants of up to sixteen elements are literals, constants of one repeated
 //! element are `splat(…)`, random numbers are `random(seed, stream, sign, size)` and drawn again; others print what
 //! identifies them and are resolved when read. Behind the type of a constant that is not stored as it is stands how:
-//! `: f32[64, 10] stored i8(axis = 1)`.
+//! `: f32[64, 10] stored i8(axis = 1)`. Beside [signs](margay_tensor::Signs), a constant is identified by the numbers that
+//! are stored.
 
 mod parse;
 mod print;

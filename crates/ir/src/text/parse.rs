@@ -338,6 +338,17 @@ fn read_const(
     storage: Option<Storage>,
     resolve: &Resolve<'_>,
 ) -> Result<Payload, String> {
+    if let Some(signs) = storage.and_then(|storage| storage.signs) {
+        // The text names what lies beside the signs.
+        let shape = ty.extents().ok_or("a constant needs known extents")?;
+        let others = TensorType::known(ty.dtype, &Storage::with_signs(signs).elements_shape(&shape));
+        let payload = read_contents(text, &others, false, resolve)?.with_signs(signs);
+        let payload = payload.map_err(|e| e.to_string())?;
+        return match payload.ty() == *ty {
+            true => Ok(payload),
+            false => Err(format!("constant `{text}`: expected {ty}, found {}", payload.ty())),
+        };
+    }
     let payload = read_contents(text, ty, storage.is_some(), resolve)?;
     match storage {
         Some(storage) if payload.stored().is_plain() => payload.stored_as(storage).map_err(|e| e.to_string()),

@@ -24,6 +24,7 @@ impl Exporter<'_> {
         let stored = payload.stored();
         let written = stored.dtype() == DType::F32
             && !stored.is_plain()
+            && stored.storage().signs.is_none()
             && (self.opset >= BLOCKS_SINCE || !needs_blocks(stored.storage()));
         if !written {
             return self.initializer(payload, wish);

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::rounding::Groups;
-use super::{Scales, Storage, StorageError, bits};
+use super::{Scales, Signs, Storage, StorageError, bits};
 use crate::tensor::Hashing;
 use crate::{ContentHash, DType, Grid, Tensor, TensorError};
 
@@ -11,6 +11,7 @@ use crate::{ContentHash, DType, Grid, Tensor, TensorError};
 #[derive(Clone, PartialEq, Debug)]
 pub struct StoredTensor {
     dtype: DType,
+    shape: Vec<usize>,
     storage: Storage,
     elements: Tensor,
     scales: Option<Tensor>,
@@ -20,9 +21,10 @@ pub struct StoredTensor {
 impl From<Tensor> for StoredTensor {
     /// Stored as it is.
     fn from(tensor: Tensor) -> StoredTensor {
-        let dtype = tensor.dtype();
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
         StoredTensor {
             dtype,
+            shape,
             storage: Storage::plain(dtype),
             elements: tensor,
             scales: None,
@@ -32,6 +34,16 @@ impl From<Tensor> for StoredTensor {
 }
 
 impl StoredTensor {
+    /// Numbers of f32 with random signs beside them, at the positions that these say.
+    ///
+    /// # Errors
+    /// Elements of another type, and signs that do not fit them.
+    pub fn with_signs(elements: Tensor, signs: Signs) -> Result<StoredTensor, StorageError> {
+        let (storage, shape) = (Storage::with_signs(signs), signs.whole(elements.shape()));
+        storage.check(elements.dtype(), &shape)?;
+        Ok(StoredTensor { dtype: DType::F32, shape, storage, elements, scales: None, zero_points: None })
+    }
+
     /// Numbers of f32 from bytes with given steps. Scales, in f32, have the extents that
     /// [`scales_shape`](Storage::scales_shape) says; zero points have them too, and the type of the elements.
     ///
@@ -84,7 +96,8 @@ impl StoredTensor {
                 return wrong(format!("elements are {least} to {greatest}, found {found}"));
             }
         }
-        Ok(StoredTensor { dtype: DType::F32, storage, elements, scales: Some(scales), zero_points })
+        let shape = elements.shape().to_vec();
+        Ok(StoredTensor { dtype: DType::F32, shape, storage, elements, scales: Some(scales), zero_points })
     }
 
     /// The same numbers with whole bytes for elements.
@@ -95,7 +108,7 @@ impl StoredTensor {
     }
 
     /// The same numbers with position `order[i]` of the first axis in place `i`. `None` where runs along that axis share a
-    /// scale, which another order would separate, and for an order that is none.
+    /// scale, which another order would separate, of what has signs, and for an order that is none.
     pub fn reordered(&self, order: &[usize]) -> Option<StoredTensor> {
         let rows = *self.shape().first()?;
         let mut seen = vec![false; rows];
@@ -104,7 +117,8 @@ impl StoredTensor {
                 return None;
             }
         }
-        if order.len() != rows || matches!(self.storage.scales, Scales::Block { axis: 0, .. }) {
+        let separated = matches!(self.storage.scales, Scales::Block { axis: 0, .. });
+        if order.len() != rows || separated || self.storage.signs.is_some() {
             return None;
         }
         let moved = |t: &Tensor| {
@@ -126,7 +140,7 @@ impl StoredTensor {
     }
 
     /// Rounds numbers to a storage: each to the nearest of the [grid](Storage::grid) of its group's range, which 0 belongs
-    /// to. Where a number of a group is not finite, all of them become NaN.
+    /// to. Where a number of a group is not finite, all of them become NaN. Numbers in the places of signs become these.
     ///
     /// # Errors
     /// A storage that does not fit the tensor.
@@ -137,6 +151,16 @@ impl StoredTensor {
         }
         let shape = tensor.shape();
         let numbers = tensor.as_slice::<f32>().expect("a storage that is not plain is for f32");
+        if let Some(signs) = storage.signs {
+            let inner: usize = shape[signs.axis + 1..].iter().product();
+            let others = numbers.iter().enumerate().filter(|(i, _)| {
+                let position = i / inner.max(1) % shape[signs.axis].max(1);
+                !(signs.from..signs.to).contains(&position)
+            });
+            let others: Vec<f32> = others.map(|(_, x)| *x).collect();
+            let elements = Tensor::from_slice(&signs.others(shape), &others);
+            return StoredTensor::with_signs(elements.expect("as many numbers as the shape holds"), signs);
+        }
         let fits = "as many elements as the tensor";
         if storage.scales == Scales::None {
             let elements = match storage.dtype {
@@ -152,6 +176,7 @@ impl StoredTensor {
             let elements = elements.expect(fits);
             return Ok(StoredTensor {
                 dtype: DType::F32,
+                shape: shape.to_vec(),
                 storage,
                 elements,
                 scales: None,
@@ -192,6 +217,7 @@ impl StoredTensor {
         let zeros = storage.zero_points.then(|| Tensor::from_bytes(storage.dtype, &steps, &zeros));
         StoredTensor {
             dtype: DType::F32,
+            shape: shape.to_vec(),
             storage,
             elements: Tensor::from_bytes(storage.dtype, shape, &bytes).expect(fits),
             scales: Some(scales.expect(fits)),
@@ -204,8 +230,13 @@ impl StoredTensor {
         if self.is_plain() {
             return self.elements.clone();
         }
-        let shape = self.elements.shape();
+        let shape = &self.shape[..];
         let bytes = self.elements.bytes();
+        if let Some(signs) = self.storage.signs {
+            let others = self.elements.to_vec::<f32>().expect("the type was checked");
+            let numbers = Tensor::from_slice(shape, &signs.filled(shape, &others));
+            return numbers.expect("as many numbers as the shape holds");
+        }
         let read = |r: Result<Vec<f32>, TensorError>| r.expect("the type was checked");
         let mut numbers: Vec<f32> = match self.storage.dtype {
             DType::F16 => {
@@ -255,7 +286,7 @@ impl StoredTensor {
 
     /// Extents.
     pub fn shape(&self) -> &[usize] {
-        self.elements.shape()
+        &self.shape
     }
 
     /// The format.
@@ -268,7 +299,8 @@ impl StoredTensor {
         self.storage.is_plain(self.dtype)
     }
 
-    /// The elements, of the type of the storage, a byte for each of a few bits.
+    /// The elements that are stored, of the type of the storage, a byte for each of a few bits. With signs they have the
+    /// extents of [`Storage::elements_shape`].
     pub fn elements(&self) -> &Tensor {
         &self.elements
     }
@@ -327,8 +359,9 @@ impl StoredTensor {
         let steps = storage.scales_shape(shape);
         Ok(StoredTensor {
             dtype,
+            shape: shape.to_vec(),
             storage,
-            elements: elements(shape, 0)?,
+            elements: elements(&storage.elements_shape(shape), 0)?,
             scales: steps.as_ref().map(|s| part(storage.scale_type, s, layout.scales_at)).transpose()?,
             zero_points: (steps.as_ref().filter(|_| storage.zero_points))
                 .map(|s| elements(s, layout.zero_points_at))

@@ -219,3 +219,65 @@ fn signed_elements_of_three_bits_keep_their_signs() {
     assert_eq!(StoredTensor::from_bytes(DType::F32, &[9], storage, &bytes).unwrap(), stored);
     assert_eq!(stored.decode().to_vec::<f32>().unwrap()[..3], [-2.0, -1.5, -1.0]);
 }
+
+#[test]
+fn signs_are_those_of_their_stream_and_take_no_bytes() {
+    let x = numbers(&[3, 5, 2]);
+    let all = x.to_vec::<f32>().unwrap();
+    for (axis, range) in [(0, [1, 3]), (1, [0, 5]), (1, [2, 4]), (2, [1, 2]), (2, [0, 0])] {
+        let signs = Signs::new(axis, range, [u64::MAX, 1 << 40], 0.3);
+        let storage = Storage::with_signs(signs);
+        let stored = StoredTensor::encode(&x, storage).unwrap();
+        assert_eq!(Storage::parse(&storage.to_string()), Some(storage));
+        let mut drawn = vec![0f32; 30 / [3, 5, 2][axis] * signs.len()];
+        crate::random::Philox::new(u64::MAX, 1 << 40).fill_signs(0, &mut drawn);
+        let mut drawn = drawn.into_iter();
+        let place = |i: usize| [i / 10, i / 2 % 5, i % 2][axis];
+        let expected: Vec<f32> = all
+            .iter()
+            .enumerate()
+            .map(|(i, x)| match (range[0]..range[1]).contains(&place(i)) {
+                true => 0.3 * drawn.next().unwrap(),
+                false => *x,
+            })
+            .collect();
+        assert_eq!(stored.decode().to_vec::<f32>().unwrap(), expected, "{storage}");
+        assert_eq!((stored.shape(), drawn.next()), (x.shape(), None));
+        let bytes = stored.to_bytes();
+        assert_eq!(bytes.len(), 4 * (30 - 30 / [3, 5, 2][axis] * signs.len()));
+        assert_eq!(bytes.len(), storage.layout(x.shape()).bytes);
+        assert_eq!(StoredTensor::from_bytes(DType::F32, x.shape(), storage, &bytes).unwrap(), stored);
+        assert_eq!(StoredTensor::with_signs(stored.elements().clone(), signs).unwrap(), stored);
+        assert_eq!(stored.reordered(&[0, 1, 2]), None);
+        let other = StoredTensor::encode(&x, Storage::with_signs(Signs::new(axis, range, [1, 1], 0.3)));
+        assert_ne!(other.unwrap().content_hash(), stored.content_hash());
+    }
+}
+
+#[test]
+fn signs_that_do_not_fit_say_why() {
+    let why = |axis, range, size, dtype, shape: &[usize]| {
+        let storage = Storage::with_signs(Signs::new(axis, range, [7, 3], size));
+        storage.check(dtype, shape).unwrap_err().why
+    };
+    assert_eq!(why(2, [0, 1], 1.0, DType::F32, &[3, 4]), "axis 2 of a tensor with 2 axes");
+    assert_eq!(why(1, [3, 5], 1.0, DType::F32, &[3, 4]), "positions 3 to 5 of an axis of 4");
+    assert_eq!(why(1, [3, 4], f32::NAN, DType::F32, &[3, 4]), "signs of size NaN");
+    assert_eq!(
+        why(1, [3, 4], 1.0, DType::F64, &[3, 4]),
+        "signs are beside numbers of f32 as they are, found f64"
+    );
+    let many = [1 << 14, 1 << 13];
+    assert_eq!(
+        why(0, [0, 1 << 14], 1.0, DType::F32, &many),
+        "134217728 signs are over the limit of 67108864"
+    );
+    for text in [
+        "f32(signs, axis = 1, from = 4, to = 3, seed = 7, stream = 3, size = 1)",
+        "f32(signs, axis = 1, from = 1, to = 3, seed = 7, stream = 3, size = inf)",
+        "f32(signs, axis = 1, from = 1, to = 3, seed = 7, stream = 3)",
+        "bf16(signs, axis = 1, from = 1, to = 3, seed = 7, stream = 3, size = 1)",
+    ] {
+        assert_eq!(Storage::parse(text), None, "{text}");
+    }
+}

@@ -4,7 +4,9 @@ mod bytes;
 
 use std::arch::x86_64::*;
 
-use super::{ByteTiles, Isa, PANEL, from, from_column, register_tile};
+use margay_tensor::random::Philox;
+
+use super::{ByteTiles, Isa, PANEL, Stream, from, from_column, register_tile};
 
 /// A proof that the processor has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -211,6 +213,55 @@ impl Isa for Avx2 {
             let lower = _mm256_and_si256(lower, _mm256_set1_epi32(3));
             let upper = _mm256_and_si256(upper, _mm256_set1_epi32(4));
             _mm256_cvtepi32_ps(_mm256_or_si256(lower, upper))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, p: *mut u32, w: __m256i) {
+        // SAFETY: the caller's promise; `self` proves the instruction.
+        unsafe { _mm256_storeu_si256(p.cast(), w) }
+    }
+    #[inline(always)]
+    fn doubled_words(self, w: __m256i) -> __m256i {
+        // SAFETY: `self` proves the instruction.
+        unsafe { _mm256_add_epi32(w, w) }
+    }
+    #[inline(always)]
+    fn highest_bits(self, w: __m256i) -> u32 {
+        // SAFETY: `self` proves the instruction.
+        unsafe { _mm256_movemask_ps(_mm256_castsi256_ps(w)).cast_unsigned() }
+    }
+    #[inline(always)]
+    fn with_signs(self, bits: u32, x: __m256) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let shifts = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+            let highest = _mm256_sllv_epi32(_mm256_set1_epi32(bits.cast_signed()), shifts);
+            _mm256_xor_ps(x, _mm256_and_ps(_mm256_castsi256_ps(highest), _mm256_set1_ps(-0.0)))
+        }
+    }
+    #[inline(always)]
+    fn philox(self, stream: Stream, blocks: __m256i) -> [__m256i; 4] {
+        // Every second lane has room for a product; the upper half of such a pair does not count elsewhere.
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let all = |x: u32| _mm256_set1_epi32(x.cast_signed());
+            let [low, high] = stream.stream.map(all);
+            let start = |blocks| [blocks, _mm256_setzero_si256(), low, high];
+            let mut halves = [start(blocks), start(_mm256_srli_epi64::<32>(blocks))];
+            let [m0, m1] = Philox::MULTIPLIERS.map(all);
+            for key in stream.keys {
+                let [k0, k1] = key.map(all);
+                for c in &mut halves {
+                    let (p, q) = (_mm256_mul_epu32(c[0], m0), _mm256_mul_epu32(c[2], m1));
+                    let next =
+                        |x, c, key| _mm256_xor_si256(_mm256_srli_epi64::<32>(x), _mm256_xor_si256(c, key));
+                    *c = [next(q, c[1], k0), q, next(p, c[3], k1), p];
+                }
+            }
+            let [even, odd] = halves;
+            std::array::from_fn(|i| {
+                _mm256_blend_epi32::<0b1010_1010>(even[i], _mm256_slli_epi64::<32>(odd[i]))
+            })
         }
     }
     #[inline(always)]

@@ -6,7 +6,9 @@ mod transposed;
 
 use std::arch::x86_64::*;
 
-use super::{ByteTiles, Isa, avx2};
+use margay_tensor::random::Philox;
+
+use super::{ByteTiles, Isa, Stream, avx2};
 
 use tiles::{multiply_bf16, multiply_f32};
 
@@ -45,6 +47,35 @@ fn numbers(mask: i32) -> __m512 {
     let lanes: [f32; 16] = std::array::from_fn(|i| (i as i32 & mask) as f32);
     // SAFETY: sixteen floats; callers have AVX-512.
     unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+}
+
+/// See [`Isa::philox`]. Every second lane has room for a product; the upper half of such a pair does not count elsewhere.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn philox(stream: Stream, blocks: __m512i) -> [__m512i; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let all = |x: u32| _mm512_set1_epi32(x.cast_signed());
+        let [low, high] = stream.stream.map(all);
+        let start = |blocks| [blocks, _mm512_setzero_si512(), low, high];
+        let mut halves = [start(blocks), start(_mm512_srli_epi64::<32>(blocks))];
+        let [m0, m1] = Philox::MULTIPLIERS.map(all);
+        for key in stream.keys {
+            let [k0, k1] = key.map(all);
+            for c in &mut halves {
+                let (p, q) = (_mm512_mul_epu32(c[0], m0), _mm512_mul_epu32(c[2], m1));
+                // The three are added without carries.
+                let next = |x, c, key| _mm512_ternarylogic_epi32::<0x96>(_mm512_srli_epi64::<32>(x), c, key);
+                *c = [next(q, c[1], k0), q, next(p, c[3], k1), p];
+            }
+        }
+        let [even, odd] = halves;
+        std::array::from_fn(|i| {
+            _mm512_mask_blend_epi32(0b1010_1010_1010_1010, even[i], _mm512_slli_epi64::<32>(odd[i]))
+        })
+    }
 }
 
 /// Vector operations without memory.
@@ -195,6 +226,31 @@ macro_rules! vectors {
                     let index = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi32(3), lower, upper);
                     _mm512_permutexvar_ps(index, numbers(7))
                 }
+            }
+            #[inline(always)]
+            unsafe fn store_words(self, p: *mut u32, w: __m512i) {
+                // SAFETY: the caller's promise; `self` proves the instruction.
+                unsafe { _mm512_storeu_si512(p.cast(), w) }
+            }
+            #[inline(always)]
+            fn doubled_words(self, w: __m512i) -> __m512i {
+                // SAFETY: `self` proves the instruction.
+                unsafe { _mm512_add_epi32(w, w) }
+            }
+            #[inline(always)]
+            fn highest_bits(self, w: __m512i) -> u32 {
+                // SAFETY: `self` proves the instruction.
+                unsafe { _mm512_movepi32_mask(w).into() }
+            }
+            #[inline(always)]
+            fn with_signs(self, bits: u32, x: __m512) -> __m512 {
+                // SAFETY: `self` proves the instruction.
+                unsafe { _mm512_mask_xor_ps(x, bits as u16, x, _mm512_set1_ps(-0.0)) }
+            }
+            #[inline(always)]
+            fn philox(self, stream: Stream, blocks: __m512i) -> [__m512i; 4] {
+                // SAFETY: `self` proves the instructions.
+                unsafe { philox(stream, blocks) }
             }
             #[inline(always)]
             unsafe fn load_i32(self, p: *const i32) -> __m512 {

@@ -1,8 +1,9 @@
 //! Plain Rust, for any processor: the reference the other members are compared with.
 
 use margay_loops::precision::{bf16, from_bf16};
+use margay_tensor::random::Philox;
 
-use super::{ByteOperands, ByteTiles, Isa, PANEL, from, from_column, register_tile};
+use super::{ByteOperands, ByteTiles, Isa, PANEL, Stream, from, from_column, register_tile};
 
 /// Vectors as arrays.
 #[derive(Clone, Copy)]
@@ -173,6 +174,37 @@ impl Isa for Portable {
     #[inline(always)]
     fn low_triples(self, lower: [u32; LANES], upper: [u32; LANES]) -> V {
         std::array::from_fn(|i| (lower[i] & 3 | upper[i] & 4) as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, p: *mut u32, w: [u32; LANES]) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u32; LANES]>().write_unaligned(w) }
+    }
+    #[inline(always)]
+    fn doubled_words(self, w: [u32; LANES]) -> [u32; LANES] {
+        w.map(|w| w << 1)
+    }
+    #[inline(always)]
+    fn highest_bits(self, w: [u32; LANES]) -> u32 {
+        w.iter().enumerate().fold(0, |bits, (i, w)| bits | (w >> 31) << i)
+    }
+    #[inline(always)]
+    fn with_signs(self, bits: u32, x: V) -> V {
+        std::array::from_fn(|i| f32::from_bits(x[i].to_bits() ^ (bits >> i) << 31))
+    }
+    #[inline(always)]
+    fn philox(self, stream: Stream, blocks: [u32; LANES]) -> [[u32; LANES]; 4] {
+        let [low, high] = stream.stream;
+        let mut c = [blocks, [0; LANES], [low; LANES], [high; LANES]];
+        for key in stream.keys {
+            let product = |x: [u32; LANES], by: u32| x.map(|x| u64::from(x) * u64::from(by));
+            let (p, q) = (product(c[0], Philox::MULTIPLIERS[0]), product(c[2], Philox::MULTIPLIERS[1]));
+            let next = |x: [u64; LANES], c: [u32; LANES], key: u32| -> [u32; LANES] {
+                std::array::from_fn(|i| (x[i] >> 32) as u32 ^ c[i] ^ key)
+            };
+            c = [next(q, c[1], key[0]), q.map(|q| q as u32), next(p, c[3], key[1]), p.map(|p| p as u32)];
+        }
+        c
     }
     #[inline(always)]
     unsafe fn load_i32(self, p: *const i32) -> V {

@@ -107,6 +107,7 @@ pub(crate) fn execute_all(
         let plain = Tensor::from_bytes(DType::F32, packed_shape, &operands[packed.operand]).unwrap();
         let storage = match call {
             KernelCall::MatMul(c) => c.types.right,
+            KernelCall::Conv(c) => c.types.right,
             _ => Storage::plain(DType::F32),
         };
         let stored = StoredTensor::encode(&plain, storage).unwrap();
@@ -114,6 +115,8 @@ pub(crate) fn execute_all(
         assert_eq!(bytes.len(), packed.bytes);
         let back = target.unpack(&packed.layout, packed_shape, &bytes).unwrap();
         assert_eq!(back.to_bytes(), stored.to_bytes(), "unpack is the inverse of pack");
+        assert_eq!(back.storage().signs, stored.storage().signs, "unpack is the inverse of pack");
+        assert_eq!(back.shape(), stored.shape(), "unpack is the inverse of pack");
         operands[packed.operand] = bytes;
     }
     let outs: Vec<Vec<u8>> = outs.iter().map(|&out| bytes_of(&vec![UNTOUCHED; out])).collect();

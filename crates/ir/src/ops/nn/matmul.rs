@@ -102,7 +102,11 @@ impl OpDef for MatMul {
         }
         let c = strides_of(shape);
         let rows = shape.len() - 2;
-        let b_packed = b.constant && is_one_matrix(b) && b.is_contiguous();
+        let outer = b.shape.len() - 2;
+        let b_packed = b.constant
+            && is_one_matrix(b)
+            && b.is_contiguous()
+            && b.storage.signs.is_none_or(|signs| signs.axis >= outer);
         let right = if b_packed { matrix_storage(b) } else { Storage::plain(b.dtype) };
         // Rounding pays where the constant is as narrow.
         let rounded = if right == Storage::plain(a.rounded) { a.rounded } else { a.dtype };
@@ -227,7 +231,8 @@ fn matrix_storage(port: &Strided) -> Storage {
         Scales::Block { axis, size } => Scales::Block { axis: axis - outer, size },
         shared @ (Scales::None | Scales::Tensor) => shared,
     };
-    Storage { scales, ..port.storage }
+    let signs = port.storage.signs.map(|signs| signs.along(signs.axis - outer));
+    Storage { scales, signs, ..port.storage }
 }
 
 /// A value as one matrix with the same columns.
