@@ -32,10 +32,13 @@ const TIMED: [&str; 6] = [
 ];
 
 /// What is tried on the heads of a model.
-const TRIED: [&str; 16] = [
+const TRIED: [&str; 19] = [
     "favor, features = 64",
     "favor, features = 256",
     "favor, features = 1024",
+    "favor, features = 64, directions = \"fitted\"",
+    "favor, features = 256, directions = \"fitted\"",
+    "favor, features = 1024, directions = \"fitted\"",
     "nystrom, landmarks = 8",
     "nystrom, landmarks = 16",
     "nystrom, landmarks = 32",
@@ -88,7 +91,7 @@ fn main() -> Result<(), Failure> {
 }
 
 fn arguments() -> Result<Arguments, Failure> {
-    let lengths = vec![512, 1024, 2048, 4096, 8192];
+    let lengths = vec![512, 1024, 2048, 4096, 8192, 16384, 32768];
     let mut found = Arguments { model: None, samples: None, document: None, lengths };
     let mut rest = std::env::args().skip(1);
     while let Some(word) = rest.next() {

@@ -1,4 +1,5 @@
-//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes.
+//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes, or on three, where heads
+//! are a part of the batch, as torch writes its layer `MultiheadAttention` when it is asked for probabilities.
 //!
 //! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
 //! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or, without
@@ -28,7 +29,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Add, Attention, Const, Select, Transpose};
+use margay_ir::ops::{Add, Attention, Const, Reshape, Select, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
@@ -92,7 +93,8 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let [weights, v] = both_orders(g, n.into())[0];
     let Op::Softmax(softmax) = g.op(weights.node) else { return Ok(Verdict::NoMatch) };
-    if g.ty(v).ndim() != 4 || g.ty(weights).ndim() != 4 || softmax.axis != 3 {
+    let axes = g.ty(v).ndim();
+    if !(3..=4).contains(&axes) || g.ty(weights).ndim() != axes || softmax.axis != axes - 1 {
         return Ok(Verdict::NoMatch);
     }
     if g.sole_user(weights).is_none() {
@@ -103,17 +105,32 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
         return Ok(Verdict::NoMatch);
     };
     let [q, kt] = both_orders(g, scores.product.into())[0];
-    let heads = |x: Value| g.ty(x).shape.get(..2).map(<[_]>::to_vec);
-    if g.ty(q).ndim() != 4 || g.ty(kt).ndim() != 4 || heads(q) != heads(v) || heads(q) != heads(kt) {
+    let heads = |x: Value| g.ty(x).shape.get(..axes - 2).map(<[_]>::to_vec);
+    if g.ty(q).ndim() != axes || g.ty(kt).ndim() != axes || heads(q) != heads(v) || heads(q) != heads(kt) {
         return Ok(Verdict::NoMatch);
     }
     let mut patch = Patch::new();
-    let swap = Transpose { perm: vec![0, 1, 3, 2] };
-    let k = patch.add(g, swap, &[kt], g.node(scores.product).origin.clone())?;
+    let mut perm: Vec<usize> = (0..axes).collect();
+    perm.swap(axes - 2, axes - 1);
+    let k = patch.add(g, Transpose { perm }, &[kt], g.node(scores.product).origin.clone())?;
     let Some((mask, causal)) = join_masks(g, &mut patch, &scores)? else { return Ok(Verdict::NoMatch) };
-    let operands: Vec<Value> = [q, k, v].into_iter().chain(mask).collect();
+    let mut operands: Vec<Value> = [q, k, v].into_iter().chain(mask).collect();
+    if axes == 3 {
+        // One head, of as many samples as there were heads.
+        for x in &mut operands {
+            let mut shape = patch.ty(g, *x).shape.clone();
+            if shape.len() == 3 {
+                shape.insert(1, Dim::from(1usize));
+                *x = patch.add(g, Reshape { shape }, &[*x], g.node(n).origin.clone())?;
+            }
+        }
+    }
     let op = Attention { causal, ..Attention::new(scores.scale) };
-    let new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
+    let mut new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
+    if axes == 3 {
+        let shape = g.ty(n.into()).shape.clone();
+        new = patch.add(g, Reshape { shape }, &[new], g.node(n).origin.clone())?;
+    }
     if patch.ty(g, new) != g.ty(n.into()) {
         return Ok(Verdict::NoMatch);
     }

@@ -6,6 +6,7 @@ mod favor;
 mod forms;
 mod layers;
 mod structured;
+mod torch;
 
 use std::collections::HashMap;
 
