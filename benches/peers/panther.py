@@ -155,39 +155,28 @@ def write_inputs(folder, arrays):
 def is_trained(tensor):
     """Whether a constant of an exported model is trained: several floats that a sketch does not keep as they are."""
     several = int(np.prod(tensor.dims, dtype=np.int64)) > 1
-    return several and tensor.data_type == onnx.TensorProto.FLOAT and not tensor.name.endswith(" random")
+    return several and tensor.data_type == onnx.TensorProto.FLOAT and "/random" not in tensor.name
 
 
 def write_step(program, source, folder, x):
     """Writes forward and backward of a model, with its weights as inputs, and these; returns the file."""
     model = onnx.load(source)
-    trained = [t.name for t in model.graph.initializer if is_trained(t)]
-    names = ["x", *trained]
-    # Names in ONNX may hold commas, names on the command line are separated by them.
-    if any("," in name for name in names):
-        raise ValueError(f"a name of {names} has a comma")
-    run_program([program, "differentiate", str(source), "-o", str(folder / "step.onnx"), "--by", ",".join(names)])
-    step = onnx.load(folder / "step.onnx")
     arrays, renamed = {"x": x}, {}
-    for tensor in [t for t in step.graph.initializer if t.name in trained]:
-        plain = f"weight_{len(renamed)}"
-        renamed[tensor.name] = plain
-        arrays[plain] = onnx.numpy_helper.to_array(tensor)
-        step.graph.initializer.remove(tensor)
-        step.graph.input.append(onnx.helper.make_tensor_value_info(plain, tensor.data_type, tensor.dims))
-    if len(renamed) != len(trained):
-        raise ValueError(f"{len(trained)} weights, {len(renamed)} of them in the step")
-    for node in step.graph.node:
+    for tensor in filter(is_trained, list(model.graph.initializer)):
+        plain = f"weight{len(renamed)}"
+        renamed[tensor.name], arrays[plain] = plain, onnx.numpy_helper.to_array(tensor)
+        model.graph.initializer.remove(tensor)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(plain, tensor.data_type, tensor.dims))
+    for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-    for output in step.graph.output:
-        if output.name in renamed:
-            raise ValueError(f"`{output.name}` is a weight and an output")
+    onnx.save(model, folder / "trained.onnx")
+    run_program([program, "differentiate", str(folder / "trained.onnx"), "-o", str(folder / "step.onnx"),
+                 "--by", ",".join(arrays)])
     random = np.random.Generator(np.random.Philox(1))
-    for port in step.graph.input:
+    for port in onnx.load(folder / "step.onnx", load_external_data=False).graph.input:
         if port.name not in arrays:
             shape = [d.dim_value for d in port.type.tensor_type.shape.dim]
             arrays[port.name] = random.standard_normal(shape, dtype=np.float32)
-    onnx.save(step, folder / "step.onnx")
     write_inputs(folder / "step-inputs", arrays)
     return folder / "step.onnx"
 
@@ -312,7 +301,7 @@ def write(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few layers; prints the table and writes no file")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="write the table of the results that are there")
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args()
