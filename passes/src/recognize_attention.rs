@@ -10,6 +10,8 @@
 //! and the row is the mean over all keys. Such masks are joined and added: an addend as it is, a choice as the number in
 //! place of the other mask where that number absorbs every score.
 //!
+//! Numbers that queries or keys are multiplied by become a part of the scale.
+//!
 //! Required stage: imported. Declines when the probabilities are read by somebody else.
 //!
 //! ```text
@@ -104,7 +106,7 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Some(scores) = find_scores(g, g.inputs_of(weights.node)[0], MOST_MASKS) else {
         return Ok(Verdict::NoMatch);
     };
-    let [q, kt] = both_orders(g, scores.product.into())[0];
+    let [(q, by_query), (kt, by_key)] = both_orders(g, scores.product.into())[0].map(|x| unscaled(g, x));
     let heads = |x: Value| g.ty(x).shape.get(..axes - 2).map(<[_]>::to_vec);
     if g.ty(q).ndim() != axes || g.ty(kt).ndim() != axes || heads(q) != heads(v) || heads(q) != heads(kt) {
         return Ok(Verdict::NoMatch);
@@ -125,7 +127,7 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
             }
         }
     }
-    let op = Attention { causal, ..Attention::new(scores.scale) };
+    let op = Attention { causal, ..Attention::new(scores.scale * by_query * by_key) };
     let mut new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
     if axes == 3 {
         let shape = g.ty(n.into()).shape.clone();
@@ -241,6 +243,17 @@ fn is_triangle<T: Element>(
             let (query, key) = (at / keys, at % keys);
             if key <= query + keys - queries { seen(x) } else { hidden(x) }
         })
+}
+
+/// What is left of queries or keys when a number they are multiplied by is taken out, and the number.
+fn unscaled(g: &Graph, v: Value) -> (Value, f64) {
+    match factors(g, v) {
+        (parts, number) if number.is_finite() && number != 0.0 => match parts[..] {
+            [x] if g.ty(x) == g.ty(v) => (x, number),
+            _ => (v, 1.0),
+        },
+        _ => (v, 1.0),
+    }
 }
 
 /// A product of activations times a number.

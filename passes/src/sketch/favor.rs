@@ -44,12 +44,14 @@
 //!   %11 = const 0.125 : f32  // att random
 //!   %12 = mul %10, %11 : f32[B, 4, S, 1]  // att left
 //!   %13 = sub %7, %12 : f32[B, 4, S, 16]  // att left
-//!   %14 = reduce %13 {kind = max, axes = [2, 3], keepdims = true} : f32[B, 4, 1, 1]  // att left
-//!   %15 = sub %13, %14 : f32[B, 4, S, 16]  // att left
-//!   %16 = exp %15 : f32[B, 4, S, 16]  // att left
-//!   %17 = add %16, %8 : f32[B, 4, S, 16]  // att left
-//!   %18 = linear_attention %6, %17, %v : f32[B, 4, S, 8]  // att right
-//!   return %18
+//!   %14 = reduce %7 {kind = max, axes = [3], keepdims = true} : f32[B, 4, S, 1]  // att left
+//!   %15 = sub %14, %12 : f32[B, 4, S, 1]  // att left
+//!   %16 = reduce %15 {kind = max, axes = [2], keepdims = true} : f32[B, 4, 1, 1]  // att left
+//!   %17 = sub %13, %16 : f32[B, 4, S, 16]  // att left
+//!   %18 = exp %17 : f32[B, 4, S, 16]  // att left
+//!   %19 = add %18, %8 : f32[B, 4, S, 16]  // att left
+//!   %20 = linear_attention %6, %19, %v : f32[B, 4, S, 8]  // att right
+//!   return %20
 //! }
 //! ```
 //!
@@ -60,7 +62,7 @@ use std::sync::{Mutex, PoisonError};
 
 use margay_ir::ops::{Bits, LinearAttention, MatMul};
 use margay_ir::{AddError, Graph, Part, Value};
-use margay_randnla::{Gram, Matrix, Proposal, RandnlaError, random_directions};
+use margay_randnla::{Matrix, Proposal, RandnlaError, random_directions};
 use margay_tensor::Tensor;
 use margay_tensor::random::stream_of;
 
