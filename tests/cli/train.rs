@@ -275,7 +275,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn a_layer_of_torch_is_trained_as_a_performer() {
     let place = Place::new();
-    let file = "fixtures/torch_attention/weights_script.onnx";
+    let file = "../../tests/fixtures/torch_attention/weights_script.onnx";
     std::fs::copy(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file), place.path("mha.onnx"))
         .unwrap();
     let mut x = vec![0f32; 80 * 6 * 16];

@@ -5,6 +5,7 @@ mod attention;
 mod favor;
 mod forms;
 mod layers;
+mod relative;
 mod structured;
 mod torch;
 
