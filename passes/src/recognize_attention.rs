@@ -1,4 +1,5 @@
-//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes.
+//! Finds softmax attention in the pieces exporters write: `softmax(scale · q kᵀ + mask) v` on four axes, or on three, where heads
+//! are a part of the batch, as torch writes its layer `MultiheadAttention` when it is asked for probabilities.
 //!
 //! A constant that lets query i see exactly the keys j <= i + T - S, of at least as many keys as queries, makes the
 //! attention causal: an addend of 0 where a key is seen, or a choice of the score there, and elsewhere -∞ or, without
@@ -8,6 +9,8 @@
 //! Where another mask may hide all keys that a query sees, finite numbers that hide are equal to those of the other mask,
 //! and the row is the mean over all keys. Such masks are joined and added: an addend as it is, a choice as the number in
 //! place of the other mask where that number absorbs every score.
+//!
+//! Numbers that queries or keys are multiplied by become a part of the scale.
 //!
 //! Required stage: imported. Declines when the probabilities are read by somebody else.
 //!
@@ -28,7 +31,7 @@
 //! }
 //! ```
 
-use margay_ir::ops::{Add, Attention, Const, Select, Transpose};
+use margay_ir::ops::{Add, Attention, Const, Reshape, Select, Transpose};
 use margay_ir::pass::{Rule, RuleResult, rewrite};
 use margay_ir::{
     AddError, Changed, Configuration, Cx, Fidelity, Graph, NodeId, Op, Origin, Pass, PassError, Patch,
@@ -92,7 +95,8 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Op::MatMul(_) = g.op(n) else { return Ok(Verdict::NoMatch) };
     let [weights, v] = both_orders(g, n.into())[0];
     let Op::Softmax(softmax) = g.op(weights.node) else { return Ok(Verdict::NoMatch) };
-    if g.ty(v).ndim() != 4 || g.ty(weights).ndim() != 4 || softmax.axis != 3 {
+    let axes = g.ty(v).ndim();
+    if !(3..=4).contains(&axes) || g.ty(weights).ndim() != axes || softmax.axis != axes - 1 {
         return Ok(Verdict::NoMatch);
     }
     if g.sole_user(weights).is_none() {
@@ -102,18 +106,33 @@ fn attention(g: &Graph, n: NodeId, _: &RecognizeAttention) -> RuleResult {
     let Some(scores) = find_scores(g, g.inputs_of(weights.node)[0], MOST_MASKS) else {
         return Ok(Verdict::NoMatch);
     };
-    let [q, kt] = both_orders(g, scores.product.into())[0];
-    let heads = |x: Value| g.ty(x).shape.get(..2).map(<[_]>::to_vec);
-    if g.ty(q).ndim() != 4 || g.ty(kt).ndim() != 4 || heads(q) != heads(v) || heads(q) != heads(kt) {
+    let [(q, by_query), (kt, by_key)] = both_orders(g, scores.product.into())[0].map(|x| unscaled(g, x));
+    let heads = |x: Value| g.ty(x).shape.get(..axes - 2).map(<[_]>::to_vec);
+    if g.ty(q).ndim() != axes || g.ty(kt).ndim() != axes || heads(q) != heads(v) || heads(q) != heads(kt) {
         return Ok(Verdict::NoMatch);
     }
     let mut patch = Patch::new();
-    let swap = Transpose { perm: vec![0, 1, 3, 2] };
-    let k = patch.add(g, swap, &[kt], g.node(scores.product).origin.clone())?;
+    let mut perm: Vec<usize> = (0..axes).collect();
+    perm.swap(axes - 2, axes - 1);
+    let k = patch.add(g, Transpose { perm }, &[kt], g.node(scores.product).origin.clone())?;
     let Some((mask, causal)) = join_masks(g, &mut patch, &scores)? else { return Ok(Verdict::NoMatch) };
-    let operands: Vec<Value> = [q, k, v].into_iter().chain(mask).collect();
-    let op = Attention { causal, ..Attention::new(scores.scale) };
-    let new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
+    let mut operands: Vec<Value> = [q, k, v].into_iter().chain(mask).collect();
+    if axes == 3 {
+        // One head, of as many samples as there were heads.
+        for x in &mut operands {
+            let mut shape = patch.ty(g, *x).shape.clone();
+            if shape.len() == 3 {
+                shape.insert(1, Dim::from(1usize));
+                *x = patch.add(g, Reshape { shape }, &[*x], g.node(n).origin.clone())?;
+            }
+        }
+    }
+    let op = Attention { causal, ..Attention::new(scores.scale * by_query * by_key) };
+    let mut new = patch.add(g, op, &operands, g.node(n).origin.clone())?;
+    if axes == 3 {
+        let shape = g.ty(n.into()).shape.clone();
+        new = patch.add(g, Reshape { shape }, &[new], g.node(n).origin.clone())?;
+    }
     if patch.ty(g, new) != g.ty(n.into()) {
         return Ok(Verdict::NoMatch);
     }
@@ -224,6 +243,17 @@ fn is_triangle<T: Element>(
             let (query, key) = (at / keys, at % keys);
             if key <= query + keys - queries { seen(x) } else { hidden(x) }
         })
+}
+
+/// What is left of queries or keys when a number they are multiplied by is taken out, and the number.
+fn unscaled(g: &Graph, v: Value) -> (Value, f64) {
+    match factors(g, v) {
+        (parts, number) if number.is_finite() && number != 0.0 => match parts[..] {
+            [x] if g.ty(x) == g.ty(v) => (x, number),
+            _ => (v, 1.0),
+        },
+        _ => (v, 1.0),
+    }
 }
 
 /// A product of activations times a number.

@@ -105,6 +105,7 @@ fn ranks_are_chosen_during_training_and_exported() {
         ("--rank auto --keep 1.5", "the share of numbers: expected above 0 and below 1, found 1.5"),
         ("--rank auto --window 3", "`--window` is for `--scheme local`"),
         ("--rank 4 --cores 3", "`--cores` is for `--scheme tt`"),
+        ("--rank 4 --sines 2", "`--sines` is for `--scheme favor`"),
     ] {
         let refused = place.run(&format!("{base} {options} --export x.onnx"));
         assert_eq!(refused.code, 2);
@@ -268,4 +269,37 @@ fn what_does_not_fit_is_refused() {
     let over = place.run("train model.onnx --data data.npz --labels label --export data.npz");
     assert_eq!(over.code, 2);
     assert!(over.stderr.contains("`--export` and `--data` name the same file"), "{}", over.stderr);
+}
+
+/// torch's layer MultiheadAttention, of its probabilities, as a Performer with relative positions: trained, exported, compiled.
+#[test]
+fn a_layer_of_torch_is_trained_as_a_performer() {
+    let place = Place::new();
+    let file = "../../tests/fixtures/torch_attention/weights_script.onnx";
+    std::fs::copy(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file), place.path("mha.onnx"))
+        .unwrap();
+    let mut x = vec![0f32; 80 * 6 * 16];
+    margay_tensor::random::Philox::new(3, 1).fill_normal_f32(0, &mut x);
+    let labels: Vec<u8> = x.chunks_exact(96).map(|row| u8::from(row[0] > 0.0)).collect();
+    let x = Tensor::from_slice(&[80, 6, 16], &x).unwrap();
+    let labels = Tensor::from_slice(&[80], &labels).unwrap();
+    place.write_npz("data.npz", &[("x", x.clone()), ("label", labels)]);
+    place.write_npz("in.npz", &[("x", x)]);
+    let base = "train mha.onnx --data data.npz --labels label --scheme favor --features 8 --batch 16 --held-out 0.2 \
+                --steps 40 --learning-rate 0.01 --threads 1 --export t.onnx -o t.margay --dim batch=80 --json";
+    let plain = json(&place.done(base).stdout);
+    let relative = format!("{base} --kernel relu --sines 2 --realizations 8 --gated").replace("t.", "r.");
+    let relative = json(&place.done(&relative).stdout);
+    // Frequencies, phases and gains of two waves, and a gate, for each of 8 numbers of the head that torch's products have.
+    let more = relative["parameters"].as_u64().unwrap() - plain["parameters"].as_u64().unwrap();
+    assert_eq!(more, 8 * (3 * 2 + 1));
+    for (report, name) in [(&plain, "t"), (&relative, "r")] {
+        let error = |point: &str| report[point]["error"].as_f64().unwrap();
+        assert!(error("best") < 0.9 * error("first"), "{}", report["history"]);
+        place.done(&format!("run {name}.onnx --inputs in.npz --outputs a.npz"));
+        place.done(&format!("run {name}.margay --inputs in.npz --outputs b.npz"));
+        let (a, b) = (place.read_npz("a.npz"), place.read_npz("b.npz"));
+        let (a, b) = (a[0].1.to_vec::<f32>().unwrap(), b[0].1.to_vec::<f32>().unwrap());
+        assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-3 * (1.0 + x.abs())), "{a:?} {b:?}");
+    }
 }

@@ -30,6 +30,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "scheme = \"neurons\"\nunits = 24\nstorage = \"i8(axis = 1)\"",
         "scheme = \"panther\"\nrank = 4\nterms = 2",
         "scheme = \"favor\"\nfeatures = 64\nkernel = \"relu\"\nheads = [0, 3]\nlimit = 0.2",
+        "scheme = \"favor\"\nfeatures = 8\nrelative = { sines = 2, realizations = 9, gated = true }",
         "scheme = \"nystrom\"\nlandmarks = 32\niterations = 9",
         "scheme = \"local\"\nwindow = 64\nglobal = 1\nsummary = \"means\"\nlimit = 0.1",
         "scheme = \"kronecker\"\nblock = [4, 8]\nterms = 2",

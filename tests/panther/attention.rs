@@ -239,3 +239,68 @@ fn derivatives_of_random_feature_attention_are_those_of_its_backward_pass() {
         attention(features, true, [150, 150], false);
     }
 }
+
+/// The graph of a decoder in `docs/attention.md`, compiled with its sums as states, gives the batched causal result position by
+/// position, and so it does by the reference with sums that the caller carries.
+#[test]
+fn sums_that_are_carried_give_the_causal_result() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/attention.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let start = document.find("graph @decode").expect("the document has the graph of a decoder");
+    let source = &document[start..][..document[start..].find("```").unwrap()];
+    let decode = margay_testkit::parse_with_random_constants(source).0;
+    let (length, features, width) = (150, 8, 3);
+    let positive = |stream| {
+        let x: Vec<f32> =
+            floats(&random(&[1, HEADS, length, features], stream)).iter().map(|x| x.exp() as f32).collect();
+        Tensor::from_slice(&[1, HEADS, length, features], &x).unwrap()
+    };
+    let (fq, fk) = (positive(1), positive(2));
+    let v = narrow(&random(&[1, HEADS, length, width], 3));
+    let op = LinearAttention { causal: true, epsilon: Bits::new(0.0) };
+    let ty = |t: &Tensor| TensorType::of(t);
+    let mut batched = Graph::new("batched");
+    let inputs = [("fq", &fq), ("fk", &fk), ("v", &v)].map(|(name, t)| batched.add_input(name, ty(t)));
+    let y = batched.add(op, &inputs, Origin::default()).unwrap();
+    batched.add_output("y", y);
+    let all = [("fq", &fq), ("fk", &fk), ("v", &v)];
+    let expected = floats(&margay_ir::eval::run(&batched, &all).unwrap()[0]);
+
+    let states = [("moments", "next.moments"), ("sums", "next.sums")];
+    let form = margay_driver::build::StepForm {
+        states: states.iter().map(|(i, o)| ((*i).into(), (*o).into())).collect(),
+        max_saved_bytes: None,
+    };
+    let backend = margay_driver::backend::native();
+    let step =
+        margay_driver::build::jit_step(&decode, &[margay_tensor::Binding::new()].into(), &*backend, &form)
+            .unwrap();
+    let mut session =
+        margay_runtime::Session::new(&step.executable, margay_runtime::SessionOptions { threads: 1 })
+            .unwrap();
+    assert_eq!(session.states().collect::<Vec<_>>(), ["moments", "sums"]);
+    let zeros = |shape: &[usize]| Tensor::from_slice(shape, &vec![0f32; shape.iter().product()]).unwrap();
+    let mut carried = [zeros(&[1, HEADS, features, width]), zeros(&[1, HEADS, features, 1])];
+    for at in 0..length {
+        let row = |t: &Tensor| {
+            let width = t.shape()[3];
+            let values = t.to_vec::<f32>().unwrap();
+            let rows = (0..HEADS).flat_map(|h| values[(h * length + at) * width..][..width].to_vec());
+            Tensor::from_slice(&[1, HEADS, 1, width], &rows.collect::<Vec<f32>>()).unwrap()
+        };
+        let [q, k, x] = [&fq, &fk, &v].map(row);
+        let given = [("fq", &q), ("fk", &k), ("v", &x)];
+        let found = floats(&session.run(&given).unwrap()[0].1);
+        let [moments, sums] = &carried;
+        let with_sums = [given[0], given[1], given[2], ("moments", moments), ("sums", sums)];
+        let mut outputs = margay_ir::eval::run(&decode, &with_sums).unwrap();
+        let by_reference = floats(&outputs[0]);
+        carried = [outputs.remove(1), outputs.remove(1)];
+        for (i, (f, r)) in found.iter().zip(&by_reference).enumerate() {
+            let e = expected[(i / width * length + at) * width + i % width];
+            assert!((f - e).abs() < 1e-4 && (r - e).abs() < 1e-4, "position {at}: {f} and {r} for {e}");
+        }
+    }
+    let kept = floats(&session.state("moments").unwrap());
+    assert!(kept.iter().zip(floats(&carried[0])).all(|(a, b)| (a - b).abs() < 1e-4 * b.abs().max(1.0)));
+}

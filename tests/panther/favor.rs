@@ -4,21 +4,22 @@
 use margay_driver::{CompileOptions, Dump, Model, Samples, Silent, compile};
 use margay_ir::{Changed, Cx, Graph, Part, Stage, eval};
 use margay_passes::sketch::{
-    AttentionForm, AttentionTraining, FavorSettings, FeatureDirections, FeatureKernel, HeadChoice,
-    attention_for_training, read_plan,
+    AttentionForm, AttentionTraining, Context, Decompositions, FavorSettings, FeatureDirections,
+    FeatureKernel, HeadChoice, RelativePositions, attention_for_training, read_plan, scheme, sites,
 };
+use margay_plan::Settings;
 use margay_tensor::Tensor;
 use margay_testkit::parse_with_random_constants;
 
 use crate::{check_by_differences, floats, narrow, random, widened};
 
-const HEADS: usize = 4;
-const LEN: usize = 6;
-const DIM: usize = 5;
+pub(crate) const HEADS: usize = 4;
+pub(crate) const LEN: usize = 6;
+pub(crate) const DIM: usize = 5;
 const SCALE: f64 = 0.25;
 
 /// Attention with `shared` heads of keys, and a mask of a type.
-fn attention(shared: usize, causal: bool, mask: Option<&str>) -> Graph {
+pub(crate) fn attention(shared: usize, causal: bool, mask: Option<&str>) -> Graph {
     let (input, operand) = match mask {
         Some(ty) => (format!(", %m: {ty}"), ", %m"),
         None => (String::new(), ""),
@@ -33,7 +34,7 @@ fn attention(shared: usize, causal: bool, mask: Option<&str>) -> Graph {
     parse_with_random_constants(&text).0
 }
 
-fn operands(shared: usize) -> Vec<(&'static str, Tensor)> {
+pub(crate) fn operands(shared: usize) -> Vec<(&'static str, Tensor)> {
     let of = |heads, width, stream| random(&[2, heads, LEN, width], stream);
     vec![("q", of(HEADS, DIM, 1)), ("k", of(shared, DIM, 2)), ("v", of(shared, 3, 3))]
 }
@@ -46,7 +47,7 @@ fn hiding(shape: &[usize], number: f32) -> Tensor {
     Tensor::from_slice(shape, &(0..rows * LEN).map(value).collect::<Vec<f32>>()).unwrap()
 }
 
-fn with_features(g: &Graph, settings: &FavorSettings) -> Graph {
+pub(crate) fn with_features(g: &Graph, settings: &FavorSettings) -> Graph {
     let (mut g, mut cx) = (g.clone(), Cx::default());
     let options = AttentionTraining { form: AttentionForm::Favor(settings.clone()), seed: 3, modules: None };
     assert_eq!(attention_for_training(&mut g, &options, &mut cx).unwrap(), Changed::times(1));
@@ -57,20 +58,20 @@ fn with_features(g: &Graph, settings: &FavorSettings) -> Graph {
     g
 }
 
-fn run(g: &Graph, inputs: &[(&'static str, Tensor)]) -> Vec<f64> {
+pub(crate) fn run(g: &Graph, inputs: &[(&'static str, Tensor)]) -> Vec<f64> {
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
     floats(&eval::run(g, &inputs).unwrap()[0])
 }
 
 /// The directions of a graph with features, as they are stored: `[DIM, features]`.
-fn directions(g: &Graph) -> Vec<f64> {
+pub(crate) fn directions(g: &Graph) -> Vec<f64> {
     let found = g.order().into_iter().filter(|n| g.node(*n).origin.part == Some(Part::Random));
     let mut tensors = found.filter_map(|n| g.constant(n.into())).map(|c| c.tensor().clone());
     floats(&tensors.find(|t| t.shape().len() == 2).unwrap())
 }
 
 /// Attention by features of one head, by loops, with the directions as they are stored.
-fn by_formula(
+pub(crate) fn by_formula(
     s: &FavorSettings,
     w: &[f64],
     [q, k, v]: [&[f64]; 3],
@@ -78,21 +79,22 @@ fn by_formula(
     causal: bool,
 ) -> Vec<f64> {
     let m = s.features;
-    let product = |x: &[f64], i: usize| (0..DIM).map(|d| x[d] * w[d * m + i]).sum::<f64>();
+    let width = w.len() / m;
+    let product = |x: &[f64], i: usize| (0..width).map(|d| x[d] * w[d * m + i]).sum::<f64>();
     let added = |j: usize| mask.map_or(0.0, |mask| mask[j]);
     let softmax = s.kernel == FeatureKernel::Softmax;
     let exponent = |j: usize, i: usize| {
-        let x = &k[j * DIM..][..DIM];
+        let x = &k[j * width..][..width];
         product(x, i) - SCALE / 2.0 * x.iter().map(|x| x * x).sum::<f64>() + added(j)
     };
     let all = (0..LEN).flat_map(|j| (0..m).map(move |i| (j, i)));
     let most = if causal { 0.0 } else { all.map(|(j, i)| exponent(j, i)).fold(f64::MIN, f64::max) };
     let of_key = |j: usize, i: usize| match softmax {
         true => (exponent(j, i) - most).exp() + 1e-6 * added(j).exp(),
-        false => (product(&k[j * DIM..][..DIM], i).max(0.0) + 1e-3) * added(j).exp(),
+        false => (product(&k[j * width..][..width], i).max(0.0) + 1e-3) * added(j).exp(),
     };
     let of_query = |at: usize, i: usize| {
-        let x = &q[at * DIM..][..DIM];
+        let x = &q[at * width..][..width];
         let most = (0..m).map(|i| product(x, i)).fold(f64::MIN, f64::max);
         if softmax { (product(x, i) - most).exp() + 1e-6 } else { product(x, i).max(0.0) + 1e-3 }
     };
@@ -283,6 +285,21 @@ fn what_has_no_such_form_is_declined() {
             FavorSettings { choice: HeadChoice::within(0.2), ..FavorSettings::new(4) },
             "a `limit` of the error of heads needs samples",
         ),
+        (
+            FavorSettings { directions: FeatureDirections::Fitted, ..FavorSettings::new(4) },
+            "fitted directions need samples",
+        ),
+        (
+            FavorSettings { directions: FeatureDirections::Fitted, ..crate::relative::settings(false) },
+            "directions are fitted to queries and keys without relative positions",
+        ),
+        (
+            FavorSettings {
+                relative: Some(RelativePositions { sines: 0, realizations: 4, gated: false }),
+                ..FavorSettings::new(4)
+            },
+            "0 sines of relative positions, expected 1 to 65536",
+        ),
     ] {
         let found = declined(&g, settings);
         assert!(found.contains(why), "{found}");
@@ -337,4 +354,52 @@ fn heads_are_replaced_where_their_error_is_within_the_limit() {
     // No head is within this limit.
     let none = compiled("limit = 1e-9");
     assert_eq!(none.graph.to_string(), model.graph.to_string());
+}
+
+/// The relative error on samples of all heads, with what was fitted to them.
+fn error_on_samples(g: &Graph, samples: &[Vec<Tensor>], settings: &FavorSettings, seed: u64) -> f64 {
+    let site = sites(g).into_iter().next().unwrap();
+    let context = Context {
+        graph: g,
+        site: &site,
+        moments: None,
+        samples: Some(samples),
+        metric: None,
+        decompositions: &Decompositions::default(),
+        seed,
+    };
+    let fitted = scheme("favor").unwrap().fit(&context).unwrap();
+    fitted.squared_error(&Settings::write(settings)).unwrap()
+}
+
+/// Estimates by fitted directions come to the exact result as well, and sooner where queries and keys vary in few directions.
+#[test]
+fn fitted_directions_are_nearer_to_exact_attention() {
+    for (shared, causal, mask) in
+        [(HEADS, false, None), (2, false, Some([2, 1, 1, LEN])), (HEADS, true, None)]
+    {
+        let ty = mask.map(|shape| format!("f32{shape:?}"));
+        let g = attention(shared, causal, ty.as_deref());
+        let uneven = |(name, t): (&'static str, Tensor)| {
+            let scales = [3.0, 2.0, 0.2, 0.1, 0.1];
+            let scaled = floats(&t)
+                .iter()
+                .enumerate()
+                .map(|(i, x)| match name {
+                    "v" => *x as f32,
+                    _ => (0.5 + x * scales[i % DIM]) as f32,
+                })
+                .collect::<Vec<f32>>();
+            Tensor::from_slice(t.shape(), &scaled).unwrap()
+        };
+        let mut run: Vec<Tensor> = operands(shared).into_iter().map(uneven).collect();
+        run.extend(mask.map(|shape| hiding(&shape, -1e9)));
+        let of = |features, directions| {
+            let settings = FavorSettings { directions, ..FavorSettings::new(features) };
+            (0..8).map(|seed| error_on_samples(&g, &[run.clone()], &settings, seed)).sum::<f64>() / 8.0
+        };
+        let (plain, fitted) = (of(32, FeatureDirections::Orthogonal), of(32, FeatureDirections::Fitted));
+        let many = of(4096, FeatureDirections::Fitted);
+        assert!(fitted < 0.8 * plain && many < 0.05 * fitted, "{shared} {causal}: {plain} {fitted} {many}");
+    }
 }

@@ -5,7 +5,9 @@ mod attention;
 mod favor;
 mod forms;
 mod layers;
+mod relative;
 mod structured;
+mod torch;
 
 use std::collections::HashMap;
 

@@ -45,6 +45,7 @@ pub(crate) const ROWS: &[Row] = &[
             "features = 6, kernel = \"relu\"",
             "features = 6, hyperbolic = true, directions = \"regularized\"",
             "features = 4, heads = [1]",
+            "features = 4, relative = { sines = 2, realizations = 6, gated = true }",
         ],
         found: Found::Never,
     },

@@ -173,6 +173,7 @@ def sketched(tool, data, model):
 
 FORMS = [
     'scheme = "favor", features = 64',
+    'scheme = "favor", features = 64, relative = { sines = 3, realizations = 32, gated = true }',
     'scheme = "nystrom", landmarks = 16',
     'scheme = "local", window = 16',
     'scheme = "local", window = 8, global = 1, summary = "means"',

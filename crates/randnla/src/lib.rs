@@ -51,7 +51,7 @@
 //! - [`Rounded`]: a weight rounded to a few bits, errors fed back into rows that are still to be rounded.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`Subset`]: the coordinates that say most about the output.
-//! - [`random_directions`]: what the random features of attention look along.
+//! - [`random_directions`], [`Proposal`]: what the random features of attention look along.
 //! - [`panther`]: weights sketched with random signs that stay as they are.
 //!
 //! The same input gives the same bits on the same kind of processor: all work runs on the calling thread, and
@@ -99,7 +99,7 @@ mod whitening;
 pub use bqrrp::{BqrrpOptions, bqrrp};
 pub use cholesky_qr::{PivotedQr, Qr, SketchedQrOptions, cqrrpt, cqrrt, shifted_cholesky_qr3};
 pub use error::RandnlaError;
-pub use features::{Directions, random_directions};
+pub use features::{Directions, Proposal, random_directions};
 pub use gauge::{IdentityGauge, Side};
 pub use gram::Gram;
 pub use krylov::{AbrikOptions, abrik};

@@ -7,6 +7,7 @@ use margay_tensor::Dim;
 use serde::{Deserialize, Serialize};
 
 use super::heads::{HeadChoice, HeadSettings, Nodes};
+use super::relative::RelativePositions;
 
 /// What a plan says of random features.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct FavorSettings {
     /// Features come in pairs of opposite directions, which halves the number of directions; of the softmax kernel only.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hyperbolic: bool,
+    /// Positions that become a part of queries and keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative: Option<RelativePositions>,
     /// The heads that get them.
     #[serde(flatten)]
     pub choice: HeadChoice,
@@ -36,6 +40,7 @@ impl FavorSettings {
             kernel: FeatureKernel::Softmax,
             directions: FeatureDirections::Orthogonal,
             hyperbolic: false,
+            relative: None,
             choice: HeadChoice::default(),
         }
     }
@@ -56,7 +61,15 @@ impl HeadSettings for FavorSettings {
                 self.kernel.name()
             ));
         }
-        Ok(())
+        if self.directions == FeatureDirections::Fitted {
+            if self.kernel == FeatureKernel::Relu || self.hyperbolic {
+                return Err("fitted directions are of single features of the softmax kernel".to_owned());
+            }
+            if self.relative.is_some() {
+                return Err("directions are fitted to queries and keys without relative positions".to_owned());
+            }
+        }
+        self.relative.as_ref().map_or(Ok(()), RelativePositions::check)
     }
 
     fn choice(&self) -> &HeadChoice {
@@ -112,6 +125,9 @@ pub enum FeatureDirections {
     Regularized,
     /// Independent normal vectors.
     Independent,
+    /// Those of [`Orthogonal`](FeatureDirections::Orthogonal), changed for each head as the moments of its queries and keys on
+    /// samples say.
+    Fitted,
 }
 
 impl FeatureDirections {
@@ -120,6 +136,7 @@ impl FeatureDirections {
             FeatureDirections::Orthogonal => (Directions::Orthogonal, "orthogonal"),
             FeatureDirections::Regularized => (Directions::Regularized, "regularized"),
             FeatureDirections::Independent => (Directions::Independent, "independent"),
+            FeatureDirections::Fitted => (Directions::Orthogonal, "fitted"),
         }
     }
 }
@@ -128,34 +145,37 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// The maximum along an axis.
+fn greatest(axis: usize) -> Reduce {
+    Reduce { kind: ReduceKind::Max, axes: vec![axis], keepdims: true }
+}
+
 /// The features of one attention.
 pub(super) struct Features<'a> {
     pub(super) s: &'a FavorSettings,
     /// Multiplies the products of queries and keys.
     pub(super) scale: f64,
     pub(super) causal: bool,
-    /// The directions, scaled as the kernel wants them: `[d, features]`.
-    pub(super) directions: Value,
+    /// The directions, scaled as the kernel wants them: `[d, features]`, or for each head its own, those of queries before those of
+    /// keys.
+    pub(super) directions: [Value; 2],
+    /// Added to the exponents, `[heads, 1, features]`, where directions are not of the standard normal law.
+    pub(super) weights: Option<Value>,
 }
 
 impl Features<'_> {
-    fn without_greatest(
-        &self,
-        nodes: &mut Nodes<'_, '_>,
-        x: Value,
-        axes: &[usize],
-    ) -> Result<Value, AddError> {
-        let most = Reduce { kind: ReduceKind::Max, axes: axes.to_vec(), keepdims: true };
-        let most = nodes.add(most, &[x])?;
-        nodes.add(Sub, &[x, most])
+    fn products(&self, nodes: &mut Nodes<'_, '_>, x: Value, directions: Value) -> Result<Value, AddError> {
+        let products = nodes.add(MatMul, &[x, directions])?;
+        self.weights.map_or(Ok(products), |weights| nodes.add(Add, &[products, weights]))
     }
 
     /// `[B, H, S, D]` as `[B, H, S, M]`.
     pub(super) fn of_queries(&self, nodes: &mut Nodes<'_, '_>, q: Value) -> Result<Value, AddError> {
-        let products = nodes.add(MatMul, &[q, self.directions])?;
+        let products = self.products(nodes, q, self.directions[0])?;
         let positive = match self.s.kernel {
             FeatureKernel::Softmax => {
-                let exponents = self.without_greatest(nodes, products, &[3])?;
+                let most = nodes.add(greatest(3), &[products])?;
+                let exponents = nodes.add(Sub, &[products, most])?;
                 nodes.add(Exp, &[exponents])?
             }
             FeatureKernel::Relu => nodes.add(Relu, &[products])?,
@@ -171,7 +191,7 @@ impl Features<'_> {
         k: Value,
         mask: Option<Value>,
     ) -> Result<Value, AddError> {
-        let products = nodes.add(MatMul, &[k, self.directions])?;
+        let products = self.products(nodes, k, self.directions[1])?;
         let seen = mask.map(|mask| nodes.add(Exp, &[mask])).transpose()?;
         let epsilon = nodes.number(self.s.kernel.epsilon())?;
         if self.s.kernel == FeatureKernel::Relu {
@@ -184,12 +204,17 @@ impl Features<'_> {
         let norms = nodes.add(over, &[squares])?;
         let half = nodes.number(0.5 * self.scale)?;
         let norms = nodes.add(Mul, &[norms, half])?;
-        let mut exponents = nodes.add(Sub, &[products, norms])?;
-        if let Some(mask) = mask {
-            exponents = nodes.add(Add, &[exponents, mask])?;
-        }
+        let exponents_of = |nodes: &mut Nodes<'_, '_>, products: Value| {
+            let exponents = nodes.add(Sub, &[products, norms])?;
+            mask.map_or(Ok(exponents), |mask| nodes.add(Add, &[exponents, mask]))
+        };
+        let mut exponents = exponents_of(nodes, products)?;
         if !self.causal {
-            exponents = self.without_greatest(nodes, exponents, &[2, 3])?;
+            // The greatest exponents of keys, to the bit: one array of features is read once less than by their maximum.
+            let most = nodes.add(greatest(3), &[products])?;
+            let most = exponents_of(nodes, most)?;
+            let most = nodes.add(greatest(2), &[most])?;
+            exponents = nodes.add(Sub, &[exponents, most])?;
         }
         let positive = nodes.add(Exp, &[exponents])?;
         let least = seen.map_or(Ok(epsilon), |seen| nodes.add(Mul, &[seen, epsilon]))?;

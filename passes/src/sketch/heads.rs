@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use margay_ir::ops::{Attention, Concat, Gather};
 use margay_ir::{AddError, Graph, NodeId, Op, Origin, Part, TensorType, Value, eval};
 use margay_plan::Settings;
+use margay_randnla::Gram;
 use margay_tensor::{DType, Dim, Shape, Tensor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,37 @@ impl Heads {
         let rows = mask.len().checked_sub(2).map(|axis| &mask[axis])?;
         let why = || format!("the mask has a row for each of {rows} queries, expected one row for all");
         (!rows.is(1)).then(why)
+    }
+
+    /// Moments of the queries and keys of each head, times the root of the scale, over the positions that masks show.
+    pub(super) fn moments(&self, samples: &[Vec<Tensor>]) -> Result<Vec<[Gram; 2]>, String> {
+        let root = self.op.scale.get().sqrt();
+        let mut found: Vec<[Gram; 2]> =
+            (0..self.count).map(|_| [Gram::new(self.d), Gram::new(self.d)]).collect();
+        for operands in samples {
+            let (queries, keys) = (operands[0].shape()[2], operands[1].shape()[2]);
+            let (query, key) = (seen_queries(operands, queries), seen_keys(operands, keys));
+            let seen: [&dyn Fn(usize, usize) -> bool; 2] = [&query, &key];
+            for (operand, (count, seen)) in
+                [(self.count, seen[0]), (self.shared, seen[1])].into_iter().enumerate()
+            {
+                let values = operands[operand].to_vec::<f32>().map_err(|e| e.to_string())?;
+                let rows = operands[operand].shape()[2];
+                for (at, row) in values.chunks_exact(self.d).enumerate() {
+                    let (position, block) = (at % rows, at / rows);
+                    if !seen(block / count, position) {
+                        continue;
+                    }
+                    let scaled: Vec<f32> = row.iter().map(|x| (root * f64::from(*x)) as f32).collect();
+                    let head = block % count;
+                    let shared = (0..self.count).filter(|h| h * count / self.count == head);
+                    for head in shared {
+                        found[head][operand].add_rows(&scaled).map_err(|e| e.to_string())?;
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The axis of the mask that has a number for each head.
@@ -371,14 +403,20 @@ impl<F: HeadForm> FittedHeads<F> {
 
 /// Which queries of which sample count: of as many queries as keys those at positions that the mask shows.
 fn seen_queries(operands: &[Tensor], queries: usize) -> impl Fn(usize, usize) -> bool {
-    let mask = operands.get(3).filter(|mask| mask.shape().last() == Some(&queries));
-    let mask = mask.filter(|_| operands[1].shape()[2] == queries);
+    let same = operands[1].shape()[2] == queries;
+    let seen = seen_keys(operands, queries);
+    move |batch, query| !same || seen(batch, query)
+}
+
+/// Which keys of which sample the mask shows, in the first of its rows.
+fn seen_keys(operands: &[Tensor], keys: usize) -> impl Fn(usize, usize) -> bool {
+    let mask = operands.get(3).filter(|mask| mask.shape().last() == Some(&keys));
     let values = mask.and_then(|mask| mask.to_vec::<f32>().ok());
-    let rows = values.as_ref().map_or(0, |values| values.len() / queries.max(1));
+    let rows = values.as_ref().map_or(0, |values| values.len() / keys.max(1));
     let per_batch = rows / operands[0].shape()[0].max(1);
-    move |batch, query| {
+    move |batch, key| {
         let row = if per_batch == 0 { 0 } else { batch * per_batch };
-        values.as_ref().is_none_or(|values| values[row * queries + query] > HIDDEN)
+        values.as_ref().is_none_or(|values| values[row * keys + key] > HIDDEN)
     }
 }
 

@@ -16,7 +16,7 @@
 //! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
-//! - `features`: random features of attention.
+//! - `features`: random features of attention; `relative`: relative positions inside of them.
 //! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
@@ -40,6 +40,7 @@ mod nystrom;
 mod panther;
 mod quantized;
 mod ranks;
+mod relative;
 mod replacement;
 mod rows;
 mod spatial;
@@ -66,6 +67,7 @@ pub use nystrom::{NystromScheme, NystromSettings};
 pub use panther::{PantherScheme, PantherSettings, Start};
 pub use quantized::QuantizedScheme;
 pub use ranks::{FactorPair, factor_pairs};
+pub use relative::RelativePositions;
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
 pub use spatial::SpatialScheme;

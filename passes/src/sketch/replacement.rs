@@ -137,6 +137,25 @@ impl Replacement<'_> {
         self.add(Const { payload: Payload::derived(name, stored) }, &[], origin)
     }
 
+    /// A constant of f32 that was computed from samples, and is identified by its contents.
+    ///
+    /// # Panics
+    /// For contents that do not fill the shape.
+    ///
+    /// # Errors
+    /// None but our own faults.
+    pub fn measured(
+        &mut self,
+        shape: &[usize],
+        contents: Option<Vec<f32>>,
+        origin: Origin,
+    ) -> Result<Value, AddError> {
+        let numbers = contents.unwrap_or_else(|| self.shape_only(shape.iter().product()));
+        let tensor =
+            Tensor::from_slice(shape, &numbers).expect("factors have as many numbers as their shapes");
+        self.add(Const { payload: Payload::new(tensor) }, &[], origin)
+    }
+
     /// A constant of positions, `length` of them.
     ///
     /// # Errors

@@ -3,8 +3,8 @@
 use clap::ValueEnum;
 use margay::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, LocalSettings, LocalSummary,
-    LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, SketchTraining, Start,
-    StructuredForm, StructuredTraining, TrainingRank,
+    LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, RelativePositions,
+    SketchTraining, Start, StructuredForm, StructuredTraining, TrainingRank,
 };
 
 use crate::args::{at_least_one, positive};
@@ -90,6 +90,15 @@ pub(super) struct SketchArgs {
     /// With --scheme favor: the function of random features [default: softmax].
     #[arg(long, value_name = "KERNEL", requires = "scheme")]
     kernel: Option<Kernel>,
+    /// With --scheme favor: relative positions as so many trained waves of each entry of a head.
+    #[arg(long, value_name = "S", value_parser = at_least_one, requires = "scheme")]
+    sines: Option<usize>,
+    /// With --sines: draws of noise that estimate products of queries and keys with their positions [default: 64].
+    #[arg(long, value_name = "R", value_parser = at_least_one, requires = "sines")]
+    realizations: Option<usize>,
+    /// With --sines: mix relative positions with none, by a trained share for each entry of a head.
+    #[arg(long, requires = "sines")]
+    gated: bool,
     /// With --scheme nystrom: means of queries and of keys.
     #[arg(long, value_name = "M", value_parser = at_least_one, requires = "scheme", required_if_eq("scheme", "nystrom"))]
     landmarks: Option<usize>,
@@ -112,6 +121,9 @@ pub(super) struct SketchArgs {
 
 /// The default of `--loss-change`.
 const DEFAULT_LOSS_CHANGE: f64 = 0.02;
+
+/// The default of `--realizations`.
+const DEFAULT_REALIZATIONS: usize = 64;
 
 /// The default of `--cores`.
 const DEFAULT_CORES: usize = 3;
@@ -153,7 +165,12 @@ impl SketchArgs {
                     Kernel::Relu => FeatureKernel::Relu,
                 };
                 let settings = FavorSettings::new(self.features.unwrap_or_default());
-                attention(AttentionForm::Favor(FavorSettings { kernel, ..settings }))
+                let relative = self.sines.map(|sines| RelativePositions {
+                    sines,
+                    realizations: self.realizations.unwrap_or(DEFAULT_REALIZATIONS),
+                    gated: self.gated,
+                });
+                attention(AttentionForm::Favor(FavorSettings { kernel, relative, ..settings }))
             }
             Scheme::Nystrom => {
                 attention(AttentionForm::Nystrom(NystromSettings::new(self.landmarks.unwrap_or_default())))
@@ -186,11 +203,12 @@ impl SketchArgs {
     /// An error for an option of another scheme.
     fn check(&self, scheme: Scheme) -> Result<(), Failure> {
         let ranked = &[Scheme::Panther, Scheme::Lowrank, Scheme::LowrankDiag, Scheme::Tt];
-        let of: [(&str, bool, &[Scheme]); 10] = [
+        let of: [(&str, bool, &[Scheme]); 11] = [
             ("--rank", self.rank.is_some(), ranked),
             ("--cores", self.cores.is_some(), &[Scheme::Tt]),
             ("--terms", self.terms.is_some(), &[Scheme::Panther]),
             ("--kernel", self.kernel.is_some(), &[Scheme::Favor]),
+            ("--sines", self.sines.is_some(), &[Scheme::Favor]),
             ("--global", self.global.is_some(), &[Scheme::Local]),
             ("--two-sided", self.two_sided, &[Scheme::Panther]),
             ("--start", self.start.is_some(), &[Scheme::Panther]),
