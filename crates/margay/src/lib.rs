@@ -98,8 +98,8 @@ pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{Dropout, KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, HeadChoice, LocalSettings, LocalSummary,
-    LowRankTraining, NystromSettings, PantherTraining, SketchTraining, Start, StructuredForm,
-    StructuredTraining, TrainingRank, sites,
+    LowRankTraining, NystromSettings, PantherTraining, SketchTraining, Start, StructureStart, StructuredForm,
+    StructuredSettings, StructuredTraining, TrainingRank, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};
