@@ -362,7 +362,6 @@ impl Writer<'_, '_> {
         vector: &[usize],
         At { blocks, transposed }: At,
     ) -> Result<Vector, AddError> {
-        let [rows, columns] = s.shape();
         let [length, new] = s.extents(transposed);
         let factor = match (transposed, blocks.is_empty()) {
             (false, _) => factor,
@@ -393,8 +392,7 @@ impl Writer<'_, '_> {
         vector: &[usize],
         At { blocks, transposed }: At,
     ) -> Result<Vector, AddError> {
-        let [rows, columns] = s.shape();
-        let count = self.extent(&blocks);
+        let (columns, count) = (s.columns(), self.extent(&blocks));
         let [length, new] = s.extents(transposed);
         let others = Self::others(x, vector, &blocks);
         let inputs = [&blocks[..], vector].concat();
