@@ -2,7 +2,8 @@
 //!
 //! The matrix is linear in each of the tensors that a structure stores, so with the others as they are the best one solves a
 //! problem of least squares. Conjugate gradients on its normal equations, with an estimate of their diagonal (Bekas, Kokiopoulou and
-//! Saad, *An estimator for the diagonal of a matrix*, 2007), lower the error by a few steps; then comes the next tensor, so that the
+//! Saad, *An estimator for the diagonal of a matrix*, 2007) or, for matrices that read the inputs or write the outputs, with the
+//! inverse of their second moment, lower the error by a few steps; then comes the next tensor, so that the
 //! error never rises. What is found is no worse than what it began with, and need not be the best there is: but for
 //! single factors the problem is not convex.
 //!
@@ -10,12 +11,13 @@
 //! is sparse the largest entries of each column of the rest, of a product that begins with some of the inputs those whose rows
 //! are largest, both as far as the inputs are large. Positions elsewhere are drawn at random.
 
+use faer::{Mat, MatRef};
 use margay_tensor::random::Philox;
 
 use super::product::{At, Rows};
 use super::{Contents, Kind, Stored, Structure};
 use crate::matrix::check_factorable;
-use crate::{Matrix, RandnlaError, Whitening};
+use crate::{Matrix, RandnlaError, Whitening, dense};
 
 /// How contents are fitted.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -204,6 +206,35 @@ impl Structure {
     }
 }
 
+/// Whether a tensor is a matrix that reads the inputs as they are, and whether it writes the outputs.
+#[derive(Clone, Copy, Default)]
+struct Role {
+    reads: bool,
+    writes: bool,
+    shape: [usize; 2],
+}
+
+/// By tensor. Others than whole matrices have no role.
+fn roles(s: &Structure) -> Vec<Role> {
+    match s.kind() {
+        Kind::Dense => vec![Role { reads: true, writes: true, shape: s.shape() }],
+        Kind::Sum(terms) => terms.iter().flat_map(roles).collect(),
+        Kind::Product(factors) => {
+            let of = |(i, factor): (usize, &Structure)| {
+                let ends = (i == 0, i + 1 == factors.len());
+                match (factor.kind(), ends) {
+                    (Kind::Dense, (reads, writes)) if reads || writes => {
+                        vec![Role { reads, writes, shape: factor.shape() }]
+                    }
+                    _ => vec![Role::default(); factor.stored_count()],
+                }
+            };
+            factors.iter().enumerate().flat_map(of).collect()
+        }
+        _ => vec![Role::default(); s.stored_count()],
+    }
+}
+
 /// What is fitted: `rest` is `S W` less the product of the inputs and the structure.
 struct Work<'a> {
     /// `S`.
@@ -253,11 +284,28 @@ impl Work<'_> {
     /// Fits each tensor once.
     fn sweep(&mut self, s: &Structure, contents: &mut [Contents], sweep: usize) {
         let diagonals = self.diagonals(s, contents, sweep);
-        for tensor in 0..contents.len() {
+        for (tensor, role) in roles(s).into_iter().enumerate() {
             if let Contents::Numbers(_) = contents[tensor] {
-                self.fit(s, contents, tensor, &diagonals[tensor]);
+                self.fit(s, contents, tensor, role, &diagonals[tensor]);
             }
         }
+    }
+
+    /// An approximate solution of the normal equations of a tensor.
+    fn preconditioned(&self, r: &[f64], role: Role, diagonal: &[f64]) -> Vec<f64> {
+        if !role.reads && !role.writes {
+            return r.iter().zip(diagonal).map(|(r, d)| r / d).collect();
+        }
+        let (rows, columns) = (role.shape[0], role.shape[1]);
+        let mut z = Mat::from_fn(rows, columns, |i, j| r[i * columns + j]);
+        if role.reads {
+            let root = MatRef::from_row_major_slice(&self.inputs.data, rows, rows);
+            z = dense::solve_positive(root, z.as_ref());
+        }
+        if let (true, Some(root)) = (role.writes, &self.output) {
+            z = dense::solve_positive(root.as_faer(), z.transpose()).transpose().to_owned();
+        }
+        (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|at| z[at]).collect()
     }
 
     /// Estimates of the diagonals of the normal equations of all tensors, positive.
@@ -281,11 +329,10 @@ impl Work<'_> {
     }
 
     /// Some steps of conjugate gradients for one tensor.
-    fn fit(&mut self, s: &Structure, contents: &mut [Contents], tensor: usize, diagonal: &[f64]) {
+    fn fit(&mut self, s: &Structure, contents: &mut [Contents], tensor: usize, role: Role, diagonal: &[f64]) {
         let mut moved = contents.to_vec();
         let mut residual = self.adjoint(s, contents, self.seen(&self.rest)).swap_remove(tensor);
-        let scaled = |r: &[f64]| -> Vec<f64> { r.iter().zip(diagonal).map(|(r, d)| r / d).collect() };
-        let mut z = scaled(&residual);
+        let mut z = self.preconditioned(&residual, role, diagonal);
         let mut direction = z.clone();
         let mut product = dot(&residual, &z);
         let enough = product * 1e-16;
@@ -306,7 +353,7 @@ impl Work<'_> {
             }
             self.take(&image, step);
             residual = self.adjoint(s, contents, self.seen(&self.rest)).swap_remove(tensor);
-            z = scaled(&residual);
+            z = self.preconditioned(&residual, role, diagonal);
             let next = dot(&residual, &z);
             let share = next / product;
             direction.iter_mut().zip(&z).for_each(|(d, z)| *d = z + share * *d);
