@@ -161,9 +161,6 @@ fn errors_are_those_that_are_predicted() {
             // Where the site ends in the output, that is its error.
             if row.site == "down" || row.site == "up+down" {
                 let measured = relative_error(&outputs(&compiled.graph, &x), &outputs(&source.graph, &x));
-                if row.scheme == "structured" {
-                    eprintln!("DEBUG {settings} {} {measured}\n{}", site.layer_error, compiled.graph);
-                }
                 let ratio = site.layer_error / measured;
                 assert!((0.85..1.18).contains(&ratio), "{} {settings}: {ratio} of {measured}", row.scheme);
             }

@@ -103,8 +103,7 @@ fn multiply(
     lead.pop();
     let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
     let origin = work.graph.node(n).origin.clone();
-    let mut writer =
-        Writer { work, origin, part: Part::Left, lead, rows, extents: vec![1], left: tensors.len() };
+    let mut writer = Writer { work, origin, inside: 0, lead, rows, extents: vec![1], left: tensors.len() };
     let vector = writer.axis(structure.rows());
     let axes = [ROWS].into_iter().chain(vector.iter().copied()).collect();
     let mut x = Operand { value, axes };
@@ -136,7 +135,8 @@ struct At {
 struct Writer<'a, 'g> {
     work: &'a mut Replacement<'g>,
     origin: Origin,
-    part: Part,
+    /// How many sums, Kronecker products and blocks are being written around what comes next.
+    inside: usize,
     lead: Vec<Dim>,
     rows: Dim,
     /// By axis; that of the rows is a symbol.
@@ -147,7 +147,10 @@ struct Writer<'a, 'g> {
 
 impl Writer<'_, '_> {
     fn add(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, AddError> {
-        self.work.add(op, inputs, self.origin.part(self.part))
+        // Two products of which the second is marked so are taken for the whole map, and fitted as that.
+        let ends = self.inside == 0 && self.left == 0;
+        let part = if ends { Part::Right } else { Part::Left };
+        self.work.add(op, inputs, self.origin.part(part))
     }
 
     /// A new axis; none of one element.
@@ -308,10 +311,12 @@ impl Writer<'_, '_> {
                 let last = self.extent(&at.blocks) * columns;
                 let mut sum: Option<Value> = None;
                 for (term, own) in parts {
+                    self.inside += 1;
                     let mut operand = x.clone();
                     let found = self.product(term, own, &mut operand, vector.clone(), at.clone())?;
                     let behind = [&at.blocks[..], &found].concat();
                     let value = self.in_rows(&mut operand, &others, &behind, &[last])?;
+                    self.inside -= 1;
                     sum = Some(match sum {
                         Some(sum) => self.add(Add, &[sum, value])?,
                         None => value,
@@ -324,27 +329,28 @@ impl Writer<'_, '_> {
             }
             Kind::Kronecker(_) => {
                 let extents: Vec<usize> = parts.iter().map(|(part, _)| extent_of(part)).collect();
+                self.inside += 1;
                 let mut groups = self.split(x, vector, &extents)?;
                 for axis in s.order(at.transposed) {
                     let (factor, own) = parts[axis];
                     let group = std::mem::take(&mut groups[axis]);
                     groups[axis] = self.product(factor, own, x, group, at.clone())?;
                 }
+                self.inside -= 1;
                 Ok(groups.concat())
             }
             Kind::Blocks(count, of) => {
                 let groups = self.split(x, vector, &[*count, extent_of(of)])?;
                 let blocks = [&at.blocks[..], &groups[0]].concat();
+                self.inside += 1;
                 let found = self.product(of, tensors, x, groups[1].clone(), At { blocks, ..at })?;
+                self.inside -= 1;
                 Ok([&groups[0][..], &found].concat())
             }
             Kind::Transpose(of) => {
                 self.product(of, tensors, x, vector, At { transposed: !at.transposed, ..at })
             }
             _ => {
-                if self.left == tensors.len() {
-                    self.part = Part::Right;
-                }
                 self.left -= tensors.len();
                 match s.kind() {
                     Kind::Dense => self.dense(s, tensors[0], x, &vector, at),

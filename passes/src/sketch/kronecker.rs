@@ -17,13 +17,12 @@
 //!   %1 = const kronecker.factor2(#5be1c0, block [4, 8], terms 2) : f32[16, 8]  // fc1.weight right
 //!   %2 = reshape %x {shape = [N, 8, 4]} : f32[N, 8, 4]  // fc1/MatMul left
 //!   %3 = matmul %2, %0 : f32[N, 8, 16]  // fc1/MatMul left
-//!   %4 = reshape %3 {shape = [N, 8, 2, 8]} : f32[N, 8, 2, 8]  // fc1/MatMul left
-//!   %5 = transpose %4 {perm = [0, 3, 1, 2]} : f32[N, 8, 8, 2]  // fc1/MatMul left
-//!   %6 = reshape %5 {shape = [N, 8, 16]} : f32[N, 8, 16]  // fc1/MatMul left
-//!   %7 = matmul %6, %1 : f32[N, 8, 8]  // fc1/MatMul right
-//!   %8 = transpose %7 {perm = [0, 2, 1]} : f32[N, 8, 8]  // fc1/MatMul right
-//!   %9 = reshape %8 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
-//!   return %9
+//!   %4 = reshape %3 {shape = [N, 16, 8]} : f32[N, 16, 8]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [0, 2, 1]} : f32[N, 8, 16]  // fc1/MatMul left
+//!   %6 = matmul %5, %1 : f32[N, 8, 8]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [0, 2, 1]} : f32[N, 8, 8]  // fc1/MatMul right
+//!   %8 = reshape %7 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %8
 //! }
 //! ```
 //!
@@ -55,9 +54,7 @@ impl Scheme for KroneckerScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {
             name: Kronecker::NAME,
-            only_by_name: Some(
-                "not compared with low rank on trained weights yet: it is a form to be trained",
-            ),
+            only_by_name: Some("it does not look at inputs when it is fitted: it is a form to be trained"),
             is_storage: false,
             examples: &["block = [4, 8], terms = 2"],
             check: reads::<KroneckerSettings>,

@@ -19,7 +19,7 @@
 //!   %2 = const lowrank-diag.factor3(#5be1c0, rank 8) : f32[48]  // fc1.weight right
 //!   %3 = matmul %x, %0 : f32[N, 8]  // fc1/MatMul left
 //!   %4 = matmul %3, %1 : f32[N, 48]  // fc1/MatMul left
-//!   %5 = mul %x, %2 : f32[N, 48]  // fc1/MatMul right
+//!   %5 = mul %x, %2 : f32[N, 48]  // fc1/MatMul left
 //!   %6 = add %4, %5 : f32[N, 48]  // fc1/MatMul right
 //!   return %6
 //! }

@@ -12,6 +12,39 @@
 //!   return %1
 //! }
 //! graph @after(%x: f32[N, 48]) -> (y: f32[N, 40]) {
+//!   %0 = const lowrank-sparse.factor1(#5be1c0, inputs 8, rank 6) : f32[48, 6]  // fc1.weight left
+//!   %1 = const lowrank-sparse.factor2(#5be1c0, inputs 8, rank 6) : f32[6, 40]  // fc1.weight left
+//!   %2 = const lowrank-sparse.factor3(#5be1c0, inputs 8, rank 6) : i64[8]  // fc1.weight left
+//!   %3 = const lowrank-sparse.factor4(#5be1c0, inputs 8, rank 6) : f32[8, 40]  // fc1.weight right
+//!   %4 = matmul %x, %0 : f32[N, 6]  // fc1/MatMul left
+//!   %5 = matmul %4, %1 : f32[N, 40]  // fc1/MatMul left
+//!   %6 = gather %x, %2 {axis = 1} : f32[N, 8]  // fc1/MatMul left
+//!   %7 = matmul %6, %3 : f32[N, 40]  // fc1/MatMul left
+//!   %8 = add %5, %7 : f32[N, 40]  // fc1/MatMul right
+//!   return %8
+//! }
+//! ```
+//!
+//!
+//! ```text
+//! graph @before(%x: f32[N, 48]) -> (y: f32[N, 40]) {
+//!   %0 = const #5be1c0 : f32[48, 40]  // fc1.weight
+//!   %1 = matmul %x, %0 : f32[N, 40]  // fc1/MatMul
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 48]) -> (y: f32[N, 40]) {
+//!   %0 = const lowrank-sparse.factor1(#5be1c0, entries 2, rank 6) : f32[48, 6]  // fc1.weight left
+//!   %1 = const lowrank-sparse.factor2(#5be1c0, entries 2, rank 6) : f32[6, 40]  // fc1.weight left
+//!   %2 = const lowrank-sparse.factor3(#5be1c0, entries 2, rank 6) : i64[80]  // fc1.weight left
+//!   %3 = const lowrank-sparse.factor4(#5be1c0, entries 2, rank 6) : f32[2, 40]  // fc1.weight right
+//!   %4 = matmul %x, %0 : f32[N, 6]  // fc1/MatMul left
+//!   %5 = matmul %4, %1 : f32[N, 40]  // fc1/MatMul left
+//!   %6 = gather %x, %2 {axis = 1} : f32[N, 80]  // fc1/MatMul left
+//!   %7 = reshape %6 {shape = [N, 2, 40]} : f32[N, 2, 40]  // fc1/MatMul left
+//!   %8 = mul %7, %3 : f32[N, 2, 40]  // fc1/MatMul left
+//!   %9 = reduce %8 {kind = sum, axes = [1]} : f32[N, 40]  // fc1/MatMul left
+//!   %10 = add %5, %9 : f32[N, 40]  // fc1/MatMul right
+//!   return %10
 //! }
 //! ```
 //!

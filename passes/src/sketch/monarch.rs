@@ -19,14 +19,11 @@
 //!   %2 = reshape %x {shape = [N, 4, 8]} : f32[N, 4, 8]  // fc1/MatMul left
 //!   %3 = transpose %2 {perm = [1, 0, 2]} : f32[4, N, 8]  // fc1/MatMul left
 //!   %4 = matmul %3, %0 : f32[4, N, 8]  // fc1/MatMul left
-//!   %5 = transpose %4 {perm = [1, 0, 2]} : f32[N, 4, 8]  // fc1/MatMul left
-//!   %6 = reshape %5 {shape = [N, 4, 8, 1]} : f32[N, 4, 8, 1]  // fc1/MatMul left
-//!   %7 = transpose %6 {perm = [2, 0, 1, 3]} : f32[8, N, 4, 1]  // fc1/MatMul left
-//!   %8 = reshape %7 {shape = [8, N, 4]} : f32[8, N, 4]  // fc1/MatMul left
-//!   %9 = matmul %8, %1 : f32[8, N, 8]  // fc1/MatMul right
-//!   %10 = transpose %9 {perm = [1, 0, 2]} : f32[N, 8, 8]  // fc1/MatMul right
-//!   %11 = reshape %10 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
-//!   return %11
+//!   %5 = transpose %4 {perm = [2, 1, 0]} : f32[8, N, 4]  // fc1/MatMul left
+//!   %6 = matmul %5, %1 : f32[8, N, 8]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [1, 0, 2]} : f32[N, 8, 8]  // fc1/MatMul right
+//!   %8 = reshape %7 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %8
 //! }
 //! ```
 //!
@@ -67,9 +64,7 @@ impl Scheme for MonarchScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {
             name: Monarch::NAME,
-            only_by_name: Some(
-                "not compared with low rank on trained weights yet: it is a form to be trained",
-            ),
+            only_by_name: Some("its blocks are fitted one by one: it is a form to be trained"),
             is_storage: false,
             examples: &["blocks = [4, 8]"],
             check: reads::<MonarchSettings>,

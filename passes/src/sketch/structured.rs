@@ -12,6 +12,12 @@
 //!   return %1
 //! }
 //! graph @after(%x: f32[N, 48]) -> (y: f32[N, 32]) {
+//!   %0 = const structured.factor1(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[8, 4]  // fc1.weight left
+//!   %1 = const structured.factor2(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[6, 8]  // fc1.weight left
+//!   %2 = const structured.factor3(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[48, 2]  // fc1.weight left
+//!   %3 = const structured.factor4(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[2, 32]  // fc1.weight right
+//!   %4 = reshape %x {shape = [N, 8, 6]} : f32[N, 8, 6]  // fc1/MatMul left
+//!   return %4
 //! }
 //! ```
 //!

@@ -15,16 +15,14 @@
 //! graph @after(%x: f32[N, 32]) -> (y: f32[N, 64]) {
 //!   %0 = const tt.factor1(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[4, 32]  // fc1.weight left
 //!   %1 = const tt.factor2(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[32, 8]  // fc1.weight right
-//!   %2 = reshape %x {shape = [N, 1, 4, 8, 1, 1]} : f32[N, 1, 4, 8, 1, 1]  // fc1/MatMul left
-//!   %3 = transpose %2 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 1, 8, 1, 4]  // fc1/MatMul left
-//!   %4 = reshape %3 {shape = [N, 1, 8, 4]} : f32[N, 1, 8, 4]  // fc1/MatMul left
-//!   %5 = matmul %4, %0 : f32[N, 1, 8, 32]  // fc1/MatMul left
-//!   %6 = reshape %5 {shape = [N, 1, 8, 1, 8, 4]} : f32[N, 1, 8, 1, 8, 4]  // fc1/MatMul right
-//!   %7 = transpose %6 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 8, 1, 4, 8]  // fc1/MatMul right
-//!   %8 = reshape %7 {shape = [N, 8, 1, 32]} : f32[N, 8, 1, 32]  // fc1/MatMul right
-//!   %9 = matmul %8, %1 : f32[N, 8, 1, 8]  // fc1/MatMul right
-//!   %10 = reshape %9 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
-//!   return %10
+//!   %2 = reshape %x {shape = [N, 4, 8]} : f32[N, 4, 8]  // fc1/MatMul left
+//!   %3 = transpose %2 {perm = [0, 2, 1]} : f32[N, 8, 4]  // fc1/MatMul left
+//!   %4 = matmul %3, %0 : f32[N, 8, 32]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [0, 2, 1]} : f32[N, 32, 8]  // fc1/MatMul left
+//!   %6 = reshape %5 {shape = [N, 8, 32]} : f32[N, 8, 32]  // fc1/MatMul left
+//!   %7 = matmul %6, %1 : f32[N, 8, 8]  // fc1/MatMul left
+//!   %8 = reshape %7 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %8
 //! }
 //! ```
 //!
