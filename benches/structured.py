@@ -145,7 +145,7 @@ def measure(arguments):
                     "predicted_ms": found["predicted_ms_after"] / found["predicted_ms_before"],
                 })
                 print(json.dumps(rows[-1]), flush=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows):

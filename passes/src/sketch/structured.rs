@@ -12,12 +12,20 @@
 //!   return %1
 //! }
 //! graph @after(%x: f32[N, 48]) -> (y: f32[N, 32]) {
-//!   %0 = const structured.factor1(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[8, 4]  // fc1.weight left
-//!   %1 = const structured.factor2(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[6, 8]  // fc1.weight left
-//!   %2 = const structured.factor3(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[48, 2]  // fc1.weight left
-//!   %3 = const structured.factor4(#5be1c0, seed = 0, stream = 0, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[2, 32]  // fc1.weight right
+//!   %0 = const structured.factor1(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[8, 4]  // fc1.weight left
+//!   %1 = const structured.factor2(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[6, 8]  // fc1.weight left
+//!   %2 = const structured.factor3(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[48, 2]  // fc1.weight left
+//!   %3 = const structured.factor4(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[2, 32]  // fc1.weight right
 //!   %4 = reshape %x {shape = [N, 8, 6]} : f32[N, 8, 6]  // fc1/MatMul left
-//!   return %4
+//!   %5 = transpose %4 {perm = [0, 2, 1]} : f32[N, 6, 8]  // fc1/MatMul left
+//!   %6 = matmul %5, %0 : f32[N, 6, 4]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [0, 2, 1]} : f32[N, 4, 6]  // fc1/MatMul left
+//!   %8 = matmul %7, %1 : f32[N, 4, 8]  // fc1/MatMul left
+//!   %9 = reshape %8 {shape = [N, 32]} : f32[N, 32]  // fc1/MatMul left
+//!   %10 = matmul %x, %2 : f32[N, 2]  // fc1/MatMul left
+//!   %11 = matmul %10, %3 : f32[N, 32]  // fc1/MatMul left
+//!   %12 = add %9, %11 : f32[N, 32]  // fc1/MatMul right
+//!   return %12
 //! }
 //! ```
 //!
