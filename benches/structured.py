@@ -140,7 +140,7 @@ def measure(arguments):
                 rows.append({
                     "form": name, "share": share, "layers": len(sketched), "of": len(layers),
                     "errors": {k: math.sqrt(sum(e * e for e in v) / len(v)) for k, v in errors.items()},
-                    "predicted": math.sqrt(sum(m["output_error"] ** 2 for m in sketched)),
+                    "predicted": math.sqrt(sum(m["layer_error"] ** 2 for m in sketched) / len(layers)),
                     "measured": found["held_out"]["relative_l2"],
                     "predicted_ms": found["predicted_ms_after"] / found["predicted_ms_before"],
                 })
@@ -167,7 +167,7 @@ def table(rows):
 
 
 def plot(rows):
-    """Measured against predicted error of the model, both with logarithmic axes."""
+    """The measured error of the model against the predicted one of its layers, both with logarithmic axes."""
     width, height, left, bottom, right, top = 560, 400, 60, 350, 390, 20
     values = [row[key] for row in rows for key in ("predicted", "measured")]
     low, high = math.log10(min(values)) - 0.05, math.log10(max(values)) + 0.05
@@ -176,18 +176,18 @@ def plot(rows):
     colours = ["#1f77b4", "#17becf", "#2ca02c", "#98a820", "#d62728", "#9467bd", "#ff7f0e"]
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
              f'<rect width="{width}" height="{height}" fill="white"/>',
-             f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" fill="none" stroke="#444"/>',
-             f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{top}" stroke="#aaa" stroke-dasharray="4 3"/>']
+             f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" fill="none" stroke="#444"/>']
     for tick in [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0]:
         if low < math.log10(tick) < high:
             parts.append(f'<line x1="{x(tick):.1f}" y1="{bottom}" x2="{x(tick):.1f}" y2="{bottom + 4}" stroke="#444"/>'
                          f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>'
                          f'<line x1="{left - 4}" y1="{y(tick):.1f}" x2="{left}" y2="{y(tick):.1f}" stroke="#444"/>'
                          f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts.append(f'<text x="{(left + right) / 2}" y="{height - 12}" text-anchor="middle">error of the outputs, predicted</text>')
+    parts.append(f'<text x="{(left + right) / 2}" y="{height - 12}" text-anchor="middle">error of the layers, predicted (root mean square)</text>')
     parts.append(f'<text x="16" y="{(top + bottom) / 2}" text-anchor="middle" transform="rotate(-90 16 {(top + bottom) / 2})">'
-                 "error of the outputs, measured</text>")
-    for i, (name, _, _) in enumerate(FORMS):
+                 "error of the outputs of the model, measured</text>")
+    measured = [name for name, _, _ in FORMS if any(row["form"] == name for row in rows)]
+    for i, name in enumerate(measured):
         colour, at = colours[i], top + 10 + 20 * i
         parts.append(f'<rect x="{right + 14}" y="{at - 5}" width="10" height="10" fill="{colour}"/>'
                      f'<text x="{right + 30}" y="{at + 4}">{name}</text>')
@@ -196,7 +196,7 @@ def plot(rows):
                 cx, cy = x(row["predicted"]), y(row["measured"])
                 fill = colour if row["share"] == SHARES[0] else "white"
                 parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{fill}" stroke="{colour}" stroke-width="2"/>')
-    at = top + 10 + 20 * len(FORMS) + 10
+    at = top + 10 + 20 * len(measured) + 10
     for text, fill in ((f"{SHARES[0]:.0%} of the numbers", "#444"), (f"{SHARES[1]:.0%} of the numbers", "white")):
         parts.append(f'<circle cx="{right + 19}" cy="{at}" r="5" fill="{fill}" stroke="#444" stroke-width="2"/>'
                      f'<text x="{right + 30}" y="{at + 4}">{text}</text>')
