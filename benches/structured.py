@@ -169,19 +169,21 @@ def table(rows):
 def plot(rows):
     """The measured error of the model against the predicted one of its layers, both with logarithmic axes."""
     width, height, left, bottom, right, top = 560, 400, 60, 350, 390, 20
-    values = [row[key] for row in rows for key in ("predicted", "measured")]
-    low, high = math.log10(min(values)) - 0.05, math.log10(max(values)) + 0.05
-    x = lambda v: left + (math.log10(v) - low) / (high - low) * (right - left)  # noqa: E731
-    y = lambda v: bottom - (math.log10(v) - low) / (high - low) * (bottom - top)  # noqa: E731
+    logs = {key: [math.log10(row[key]) for row in rows] for key in ("predicted", "measured")}
+    ends = {key: (min(values) - 0.05, max(values) + 0.05) for key, values in logs.items()}
+    share = lambda key, v: (math.log10(v) - ends[key][0]) / (ends[key][1] - ends[key][0])  # noqa: E731
+    x = lambda v: left + share("predicted", v) * (right - left)  # noqa: E731
+    y = lambda v: bottom - share("measured", v) * (bottom - top)  # noqa: E731
     colours = ["#1f77b4", "#17becf", "#2ca02c", "#98a820", "#d62728", "#9467bd", "#ff7f0e"]
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
              f'<rect width="{width}" height="{height}" fill="white"/>',
              f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" fill="none" stroke="#444"/>']
-    for tick in [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0]:
-        if low < math.log10(tick) < high:
+    for tick in [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0]:
+        if 0 < share("predicted", tick) < 1:
             parts.append(f'<line x1="{x(tick):.1f}" y1="{bottom}" x2="{x(tick):.1f}" y2="{bottom + 4}" stroke="#444"/>'
-                         f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>'
-                         f'<line x1="{left - 4}" y1="{y(tick):.1f}" x2="{left}" y2="{y(tick):.1f}" stroke="#444"/>'
+                         f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>')
+        if 0 < share("measured", tick) < 1:
+            parts.append(f'<line x1="{left - 4}" y1="{y(tick):.1f}" x2="{left}" y2="{y(tick):.1f}" stroke="#444"/>'
                          f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     parts.append(f'<text x="{(left + right) / 2}" y="{height - 12}" text-anchor="middle">error of the layers, predicted (root mean square)</text>')
     parts.append(f'<text x="16" y="{(top + bottom) / 2}" text-anchor="middle" transform="rotate(-90 16 {(top + bottom) / 2})">'
