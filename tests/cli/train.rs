@@ -106,6 +106,7 @@ fn ranks_are_chosen_during_training_and_exported() {
         ("--rank auto --window 3", "`--window` is for `--scheme local`"),
         ("--rank 4 --cores 3", "`--cores` is for `--scheme tt`"),
         ("--rank 4 --sines 2", "`--sines` is for `--scheme favor`"),
+        ("--rank 4 --form 4x2*2x4", "`--form` is for `--scheme structured`"),
     ] {
         let refused = place.run(&format!("{base} {options} --export x.onnx"));
         assert_eq!(refused.code, 2);
@@ -114,6 +115,19 @@ fn ranks_are_chosen_during_training_and_exported() {
     let auto =
         base.replace("--scheme lowrank --layers conv3,fc1", "--scheme panther --rank auto --export x.onnx");
     assert!(place.run(&auto).stderr.contains("`--rank auto` is for `--scheme lowrank`"));
+    let structured = |form: &str, file: &str| {
+        let scheme = format!("structured --layers fc1 --form {form} --export {file} --json");
+        place.run(&base.replace("lowrank --layers conv3,fc1", &scheme))
+    };
+    let told = structured("(56x4(x)56x2)*8x64", "structured.onnx");
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    let report = json(&told.stdout);
+    let numbers = report["dense_stored"].as_u64().unwrap() - 3136 * 64 + 56 * 4 + 56 * 2 + 8 * 64;
+    assert_eq!(report["stored"].as_u64(), Some(numbers));
+    place.done("run structured.onnx --inputs in.npz --outputs structured.npz");
+    let refused = structured("56x", "x.onnx");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stdout.contains("`--form`: expected a number, found the end"), "{}", refused.stdout);
     for scheme in ["nystrom --landmarks 4", "local --window 4", "favor --features 8"] {
         let none = base.replace("lowrank --layers conv3,fc1", &format!("{scheme} --export x.onnx"));
         let refused = place.run(&none);

@@ -329,7 +329,8 @@ impl From<&RandnlaError> for Kind {
             RandnlaError::NonFinite { .. }
             | RandnlaError::Rank { .. }
             | RandnlaError::Parameter { .. }
-            | RandnlaError::EmptySample { .. } => Kind::Usage,
+            | RandnlaError::EmptySample { .. }
+            | RandnlaError::Algebra(_) => Kind::Usage,
             RandnlaError::Shape { .. }
             | RandnlaError::Length { .. }
             | RandnlaError::Empty { .. }

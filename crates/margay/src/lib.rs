@@ -99,7 +99,7 @@ pub use margay_onnx::{Dropout, KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, HeadChoice, LocalSettings, LocalSummary,
     LowRankTraining, NystromSettings, PantherTraining, RelativePositions, SketchTraining, Start,
-    StructuredForm, StructuredTraining, TrainingRank, sites,
+    StructureStart, StructuredForm, StructuredSettings, StructuredTraining, TrainingRank, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
 pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};

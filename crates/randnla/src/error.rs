@@ -104,6 +104,9 @@ pub enum RandnlaError {
         /// The value given.
         found: f64,
     },
+    /// A structured matrix has parts that do not fit, or a text is none of one (the caller's fault).
+    #[error("{0}")]
+    Algebra(String),
     /// An iteration of the linear algebra library did not converge (nobody's fault; finite input makes it
     /// all but impossible).
     #[error("the {what} of a {rows} x {columns} matrix did not converge")]

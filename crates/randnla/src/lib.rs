@@ -47,10 +47,12 @@
 //! - [`Gram`]: streaming mean and second moment of vectors.
 //! - [`Whitening`]: a square root of a second moment, and its inverse.
 //! - [`LowRank`]: one decomposition of a weight, then factors and exact errors for every rank.
+//! - [`lowrank_sparse`]: factors beside whole rows or single entries.
 //! - [`Regression`]: factors fitted to pairs of inputs and outputs.
 //! - [`Rounded`]: a weight rounded to a few bits, errors fed back into rows that are still to be rounded.
 //! - [`IdentityGauge`]: a rank-`k` product in `k (d_in + d_out - k)` numbers.
 //! - [`Subset`]: the coordinates that say most about the output.
+//! - [`Structure`]: an algebra of structured matrices: products, sums, Kronecker products and blocks of factors.
 //! - [`random_directions`], [`Proposal`]: what the random features of attention look along.
 //! - [`panther`]: weights sketched with random signs that stay as they are.
 //!
@@ -75,6 +77,7 @@ mod krylov;
 mod least_squares;
 mod linalg;
 mod lowrank;
+mod lowrank_sparse;
 mod matrix;
 mod panel;
 pub mod panther;
@@ -87,6 +90,7 @@ mod scalar;
 mod skeleton;
 mod sketch;
 mod sparse;
+mod structured;
 mod subset;
 mod tensor;
 mod test_matrix;
@@ -105,6 +109,7 @@ pub use gram::Gram;
 pub use krylov::{AbrikOptions, abrik};
 pub use least_squares::{LeastSquares, LeastSquaresOptions, least_squares, saddle_point};
 pub use lowrank::{Factors, LowRank, LowRankOptions};
+pub use lowrank_sparse::{LowRankSparse, Places, lowrank_sparse};
 pub use matrix::Matrix;
 pub use psd::{
     Eigen, PartialCholesky, Revd2Options, Solution, conjugate_gradients, nystrom, revd2, rpcholesky,
@@ -117,6 +122,7 @@ pub use scalar::Scalar;
 pub use skeleton::{Cur, Interpolative, cur, interpolative, leverage_scores};
 pub use sketch::{Draw, Law, Sketch};
 pub use sparse::Sparse;
+pub use structured::{Contents, Kind, Stored, Structure, StructureOptions};
 pub use subset::Subset;
 pub use tensor::{
     Cp, CpOptions, DenseTensor, TensorTrain, Tucker, cp_als, hooi, hosvd, hosvd_to_tolerance, tt_svd,

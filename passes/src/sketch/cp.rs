@@ -29,11 +29,11 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{CpOptions, DenseTensor, Matrix, RandnlaError, cp_als};
+use margay_randnla::{Contents, CpOptions, DenseTensor, Matrix, RandnlaError, Stored, cp_als};
 use serde::{Deserialize, Serialize};
 
+use super::forms::{Form, Structured, Subject, contents, numbers, offered, sites};
 use super::spatial::along;
-use super::structured::{Form, Structured, Subject, offered, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Sums of products of four vectors.
@@ -96,14 +96,14 @@ impl Form for Cp {
         Some(Cp { kernel, d_out: layer.d_out })
     }
 
-    fn shapes(&self, s: &CpSettings) -> Result<Vec<Vec<usize>>, String> {
+    fn stored(&self, s: &CpSettings) -> Result<Vec<Stored>, String> {
         let ([c, h, w], k) = (self.kernel, s.rank);
         // More terms than a product of two unfolded axes has are never needed.
         offered("rank", k, (c * h * w).min(self.d_out * h * w))?;
-        Ok(vec![vec![k, c, 1, 1], vec![k, 1, h, 1], vec![k, 1, 1, w], vec![self.d_out, k, 1, 1]])
+        Ok(numbers([vec![k, c, 1, 1], vec![k, 1, h, 1], vec![k, 1, 1, w], vec![self.d_out, k, 1, 1]]))
     }
 
-    fn factors(&self, subject: &Subject, s: &CpSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &CpSettings) -> Result<Vec<Contents>, RandnlaError> {
         let weight = &subject.weight;
         let [c, h, w] = self.kernel;
         let extents = vec![c, h, w, self.d_out];
@@ -118,26 +118,19 @@ impl Form for Cp {
         };
         let outputs =
             Matrix::from_fn(self.d_out, s.rank, |o, r| found.weights[r] * found.factors[3].at(o, r));
-        Ok(vec![by_term(0, c), by_term(1, h), by_term(2, w), outputs.to_row_major()])
+        Ok(contents([by_term(0, c), by_term(1, h), by_term(2, w), outputs.to_row_major()]))
     }
 
-    fn weight(&self, s: &CpSettings, factors: &[Vec<f32>]) -> Matrix {
+    fn weight(&self, s: &CpSettings, factors: &[Contents]) -> Result<Matrix, RandnlaError> {
         let ([c, h, w], k) = (self.kernel, s.rank);
-        Matrix::from_fn(c * h * w, self.d_out, |at, o| {
+        let [channels, rows, columns, outputs] = [0, 1, 2, 3].map(|k| factors[k].numbers());
+        Ok(Matrix::from_fn(c * h * w, self.d_out, |at, o| {
             let (channel, i, j) = (at / (h * w), at / w % h, at % w);
             let term = |r: usize| {
-                [
-                    factors[0][r * c + channel],
-                    factors[1][r * h + i],
-                    factors[2][r * w + j],
-                    factors[3][o * k + r],
-                ]
-                .into_iter()
-                .map(f64::from)
-                .product::<f64>()
+                channels[r * c + channel] * rows[r * h + i] * columns[r * w + j] * outputs[o * k + r]
             };
             (0..k).map(term).sum()
-        })
+        }))
     }
 
     fn nodes(

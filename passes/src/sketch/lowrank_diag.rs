@@ -25,16 +25,15 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: convolutions; other sparse matrices than diagonals. An entry of those takes a number and a place, and a read
-//! of `x` at a place that costs as much time as many entries of a product.
+//! Deliberately absent: convolutions. Other sparse matrices beside factors are those of `lowrank-sparse`.
 
-use margay_ir::ops::{Add, MatMul, Mul};
-use margay_ir::{AddError, Graph, NodeId, Part, Value};
-use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Whitening};
+use margay_ir::Graph;
+use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure, Whitening};
 use serde::{Deserialize, Serialize};
 
-use super::structured::{Form, Structured, Subject, offered, sites};
-use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
+use super::algebra::{Algebraic, structure};
+use super::forms::{Structured, Subject, contents, offered, sites};
+use super::{Context, Factored, Fitted, Layer, Scheme, SchemeFacts, Site, reads};
 
 /// Low-rank factors and a diagonal.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,21 +88,24 @@ pub(super) struct LowRankDiag(usize);
 /// Turns after which the error hardly falls any further.
 const TURNS: usize = 12;
 
-impl Form for LowRankDiag {
+impl Algebraic for LowRankDiag {
     const NAME: &'static str = "lowrank-diag";
+
+    const SEEDED: bool = false;
 
     type Settings = LowRankDiagSettings;
 
-    fn of(_: &Graph, layer: &Layer) -> Option<LowRankDiag> {
-        (layer.is_product() && layer.d_in == layer.d_out).then_some(LowRankDiag(layer.d_in))
+    fn of(layer: &Layer) -> Option<LowRankDiag> {
+        (layer.d_in == layer.d_out).then_some(LowRankDiag(layer.d_in))
     }
 
-    fn shapes(&self, s: &LowRankDiagSettings) -> Result<Vec<Vec<usize>>, String> {
-        offered("rank", s.rank, self.0)?;
-        Ok(vec![vec![self.0, s.rank], vec![s.rank, self.0], vec![self.0]])
+    fn structure(&self, s: &LowRankDiagSettings) -> Result<Structure, String> {
+        let (d, rank) = (self.0, s.rank);
+        offered("rank", rank, d)?;
+        structure(&format!("{d}x{rank} · {rank}x{d} + diag({d})"))
     }
 
-    fn factors(&self, subject: &Subject, s: &LowRankDiagSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn contents(&self, subject: &Subject, s: &LowRankDiagSettings) -> Result<Vec<Contents>, RandnlaError> {
         let Subject { weight, seen, .. } = subject;
         let whitening = seen.inputs().map(|moments| moments.whitening()).transpose()?;
         let outputs = seen.outputs()?;
@@ -124,31 +126,7 @@ impl Form for LowRankDiag {
         }
         let factors = found.expect("there is at least one turn");
         let diagonal = diagonal.iter().map(|d| *d as f32).collect();
-        Ok(vec![factors.left.to_row_major(), factors.right.to_row_major(), diagonal])
-    }
-
-    fn weight(&self, s: &LowRankDiagSettings, factors: &[Vec<f32>]) -> Matrix {
-        let (d, rank) = (self.0, s.rank);
-        Matrix::from_fn(d, d, |i, j| {
-            let product = |r: usize| f64::from(factors[0][i * rank + r]) * f64::from(factors[1][r * d + j]);
-            let diagonal = if i == j { f64::from(factors[2][i]) } else { 0.0 };
-            (0..rank).map(product).sum::<f64>() + diagonal
-        })
-    }
-
-    fn nodes(
-        &self,
-        work: &mut Replacement<'_>,
-        at: NodeId,
-        _: &LowRankDiagSettings,
-        factors: &[Value],
-    ) -> Result<Value, AddError> {
-        let origin = work.graph.node(at).origin.clone();
-        let x = work.input(at);
-        let thin = work.add(MatMul, &[x, factors[0]], origin.part(Part::Left))?;
-        let product = work.add(MatMul, &[thin, factors[1]], origin.part(Part::Left))?;
-        let passed = work.add(Mul, &[x, factors[2]], origin.part(Part::Left))?;
-        work.add(Add, &[product, passed], origin.part(Part::Right))
+        Ok(contents([factors.left.to_row_major(), factors.right.to_row_major(), diagonal]))
     }
 }
 

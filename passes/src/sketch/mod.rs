@@ -13,18 +13,21 @@
 //! - `kernels`: convolutions that are no layers, which schemes take that do not see kernels as one matrix.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
-//! - `structured`: forms of several factors, of which a scheme says how they are made and applied.
+//! - `forms`: forms of several factors, of which a scheme says how they are made and applied.
+//! - `algebra`: those of them that are structures of the algebra of `margay-randnla`, and the nodes that apply these.
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
 //! - `features`: random features of attention; `relative`: relative positions inside of them.
 //! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
+mod algebra;
 mod blocks;
 mod cp;
 mod factors;
 mod favor;
 mod features;
+mod forms;
 mod heads;
 mod interpolative;
 mod kernels;
@@ -33,6 +36,7 @@ mod layer;
 mod local;
 mod lowrank;
 mod lowrank_diag;
+mod lowrank_sparse;
 mod moments;
 mod monarch;
 mod neurons;
@@ -60,6 +64,7 @@ pub use layer::{Layer, layers};
 pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use lowrank_diag::LowRankDiagScheme;
+pub use lowrank_sparse::LowRankSparseScheme;
 pub use moments::Moments;
 pub use monarch::MonarchScheme;
 pub use neurons::NeuronsScheme;
@@ -71,6 +76,7 @@ pub use relative::RelativePositions;
 pub use replacement::{ApplyError, Replacement, form, patch};
 pub use rows::{MAX_ROWS, Rows, Windows};
 pub use spatial::SpatialScheme;
+pub use structured::{StructureStart, StructuredScheme, StructuredSettings};
 pub use training::{
     AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, StructuredForm,
     StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training, panther_for_training,
@@ -248,12 +254,14 @@ pub const SCHEMES: &[&dyn Scheme] = &[
     &LocalScheme,
     &LowRankScheme,
     &LowRankDiagScheme,
+    &LowRankSparseScheme,
     &MonarchScheme,
     &NeuronsScheme,
     &NystromScheme,
     &PantherScheme,
     &QuantizedScheme,
     &SpatialScheme,
+    &StructuredScheme,
     &TtScheme,
     &TuckerScheme,
 ];

@@ -19,27 +19,23 @@
 //!   %2 = reshape %x {shape = [N, 4, 8]} : f32[N, 4, 8]  // fc1/MatMul left
 //!   %3 = transpose %2 {perm = [1, 0, 2]} : f32[4, N, 8]  // fc1/MatMul left
 //!   %4 = matmul %3, %0 : f32[4, N, 8]  // fc1/MatMul left
-//!   %5 = transpose %4 {perm = [1, 0, 2]} : f32[N, 4, 8]  // fc1/MatMul left
-//!   %6 = reshape %5 {shape = [N, 4, 8, 1]} : f32[N, 4, 8, 1]  // fc1/MatMul left
-//!   %7 = transpose %6 {perm = [2, 0, 1, 3]} : f32[8, N, 4, 1]  // fc1/MatMul left
-//!   %8 = reshape %7 {shape = [8, N, 4]} : f32[8, N, 4]  // fc1/MatMul left
-//!   %9 = matmul %8, %1 : f32[8, N, 8]  // fc1/MatMul right
-//!   %10 = transpose %9 {perm = [1, 0, 2]} : f32[N, 8, 8]  // fc1/MatMul right
-//!   %11 = reshape %10 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
-//!   return %11
+//!   %5 = transpose %4 {perm = [2, 1, 0]} : f32[8, N, 4]  // fc1/MatMul left
+//!   %6 = matmul %5, %1 : f32[8, N, 8]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [1, 0, 2]} : f32[N, 8, 8]  // fc1/MatMul right
+//!   %8 = reshape %7 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %8
 //! }
 //! ```
 //!
 //! Deliberately absent: convolutions, and more than two factors (butterfly matrices).
 
-use margay_ir::ops::{MatMul, Reshape, Transpose};
-use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
-use margay_tensor::Dim;
+use margay_ir::Graph;
+use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure};
 use serde::{Deserialize, Serialize};
 
-use super::structured::{Form, Structured, Subject, offered, part_whitening, sites};
-use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
+use super::algebra::{Algebraic, structure};
+use super::forms::{Structured, Subject, contents, offered, part_whitening, sites};
+use super::{Context, Factored, Fitted, Layer, Scheme, SchemeFacts, Site, reads};
 
 /// Two block-diagonal matrices.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,9 +64,7 @@ impl Scheme for MonarchScheme {
     fn facts(&self) -> SchemeFacts {
         SchemeFacts {
             name: Monarch::NAME,
-            only_by_name: Some(
-                "not compared with low rank on trained weights yet: it is a form to be trained",
-            ),
+            only_by_name: Some("its blocks are fitted one by one: it is a form to be trained"),
             is_storage: false,
             examples: &["blocks = [4, 8]"],
             check: reads::<MonarchSettings>,
@@ -104,27 +98,32 @@ impl Monarch {
     }
 }
 
-impl Form for Monarch {
+impl Algebraic for Monarch {
     const NAME: &'static str = "monarch";
+
+    const SEEDED: bool = false;
 
     type Settings = MonarchSettings;
 
-    fn of(_: &Graph, layer: &Layer) -> Option<Monarch> {
-        layer.is_product().then_some(Monarch { d_in: layer.d_in, d_out: layer.d_out })
+    fn of(layer: &Layer) -> Option<Monarch> {
+        Some(Monarch { d_in: layer.d_in, d_out: layer.d_out })
     }
 
-    /// `[q, p, k r]`, then `[k, q r, b]`.
-    fn shapes(&self, s: &MonarchSettings) -> Result<Vec<Vec<usize>>, String> {
+    fn structure(&self, s: &MonarchSettings) -> Result<Structure, String> {
         let [q, k] = s.blocks;
         if q == 0 || k == 0 || !self.d_in.is_multiple_of(q) || !self.d_out.is_multiple_of(k) {
             return Err(format!("{q} x {k} blocks do not divide a weight of {} x {}", self.d_in, self.d_out));
         }
-        let [p, b] = self.block(s);
-        offered("rank", s.rank, p.min(b))?;
-        Ok(vec![vec![q, p, k * s.rank], vec![k, q * s.rank, b]])
+        let ([p, b], rank) = (self.block(s), s.rank);
+        offered("rank", rank, p.min(b))?;
+        structure(&format!(
+            "blocks({q}, {p}x{}) · (shuffle({q}x{k}) ⊗ I({rank})) · blocks({k}, {}x{b})",
+            k * rank,
+            q * rank
+        ))
     }
 
-    fn factors(&self, subject: &Subject, s: &MonarchSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn contents(&self, subject: &Subject, s: &MonarchSettings) -> Result<Vec<Contents>, RandnlaError> {
         let Subject { weight, seen, .. } = subject;
         let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
         let (mut first, mut second) = (vec![0f32; q * p * k * rank], vec![0f32; k * q * rank * b]);
@@ -142,50 +141,6 @@ impl Form for Monarch {
                 }
             }
         }
-        Ok(vec![first, second])
-    }
-
-    fn weight(&self, s: &MonarchSettings, factors: &[Vec<f32>]) -> Matrix {
-        let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
-        Matrix::from_fn(self.d_in, self.d_out, |row, column| {
-            let (i, j) = (row / p, column / b);
-            let product = |r: usize| {
-                let left = factors[0][row * k * rank + j * rank + r];
-                f64::from(left) * f64::from(factors[1][((j * q + i) * rank + r) * b + column % b])
-            };
-            (0..rank).map(product).sum()
-        })
-    }
-
-    fn nodes(
-        &self,
-        work: &mut Replacement<'_>,
-        at: NodeId,
-        s: &MonarchSettings,
-        factors: &[Value],
-    ) -> Result<Value, AddError> {
-        let ([q, k], [p, b], rank) = (s.blocks, self.block(s), s.rank);
-        let origin = work.graph.node(at).origin.clone();
-        let x = work.input(at);
-        let mut lead = work.ty(x).shape.clone();
-        lead.pop();
-        let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
-        let mut add = |op: Op, inputs: &[Value], part| work.add(op, inputs, origin.part(part));
-        let by_rows = |last: &[usize]| {
-            let last = last.iter().map(|extent| Dim::from(*extent));
-            Reshape { shape: std::iter::once(rows.clone()).chain(last).collect() }.into()
-        };
-        let pieces = add(by_rows(&[q, p]), &[x], Part::Left)?;
-        let pieces = add(Transpose { perm: vec![1, 0, 2] }.into(), &[pieces], Part::Left)?; // [q, rows, p]
-        let thin = add(MatMul.into(), &[pieces, factors[0]], Part::Left)?; // [q, rows, k r]
-        let thin = add(Transpose { perm: vec![1, 0, 2] }.into(), &[thin], Part::Left)?;
-        let thin = add(by_rows(&[q, k, rank]), &[thin], Part::Left)?;
-        let thin = add(Transpose { perm: vec![2, 0, 1, 3] }.into(), &[thin], Part::Left)?; // [k, rows, q, r]
-        let shape = vec![Dim::from(k), rows.clone(), Dim::from(q * rank)];
-        let thin = add(Reshape { shape }.into(), &[thin], Part::Left)?;
-        let wide = add(MatMul.into(), &[thin, factors[1]], Part::Right)?; // [k, rows, b]
-        let wide = add(Transpose { perm: vec![1, 0, 2] }.into(), &[wide], Part::Right)?;
-        let shape = lead.iter().cloned().chain([Dim::from(k * b)]).collect();
-        add(Reshape { shape }.into(), &[wide], Part::Right)
+        Ok(contents([first, second]))
     }
 }

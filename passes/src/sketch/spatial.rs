@@ -25,10 +25,10 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError};
+use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Stored};
 use serde::{Deserialize, Serialize};
 
-use super::structured::{Form, Structured, Subject, offered, part_whitening, sites};
+use super::forms::{Form, Structured, Subject, contents, numbers, offered, part_whitening, sites};
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// A column of taps, then a row of taps.
@@ -85,13 +85,13 @@ impl Form for Spatial {
         Some(Spatial { kernel, d_out: layer.d_out })
     }
 
-    fn shapes(&self, s: &SpatialSettings) -> Result<Vec<Vec<usize>>, String> {
+    fn stored(&self, s: &SpatialSettings) -> Result<Vec<Stored>, String> {
         let [c, h, w] = self.kernel;
         offered("rank", s.rank, (c * h).min(w * self.d_out))?;
-        Ok(vec![vec![s.rank, c, h, 1], vec![self.d_out, s.rank, 1, w]])
+        Ok(numbers([vec![s.rank, c, h, 1], vec![self.d_out, s.rank, 1, w]]))
     }
 
-    fn factors(&self, subject: &Subject, s: &SpatialSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &SpatialSettings) -> Result<Vec<Contents>, RandnlaError> {
         let Subject { weight, seen, .. } = subject;
         let ([c, h, w], rank) = (self.kernel, s.rank);
         let unfolded =
@@ -101,18 +101,17 @@ impl Form for Spatial {
         let found = LowRank::new(&unfolded, columns.as_ref(), None, &options)?.factors(rank)?;
         let second =
             Matrix::from_fn(self.d_out, rank * w, |o, j| found.right.at(j / w, j % w * self.d_out + o));
-        Ok(vec![found.left.transposed().to_row_major(), second.to_row_major()])
+        Ok(contents([found.left.transposed().to_row_major(), second.to_row_major()]))
     }
 
-    fn weight(&self, s: &SpatialSettings, factors: &[Vec<f32>]) -> Matrix {
+    fn weight(&self, s: &SpatialSettings, factors: &[Contents]) -> Result<Matrix, RandnlaError> {
         let ([c, h, w], rank) = (self.kernel, s.rank);
-        Matrix::from_fn(c * h * w, self.d_out, |i, o| {
+        let [first, second] = [0, 1].map(|k| factors[k].numbers());
+        Ok(Matrix::from_fn(c * h * w, self.d_out, |i, o| {
             let (row, column) = (i / w, i % w);
-            let product = |r: usize| {
-                f64::from(factors[0][r * c * h + row]) * f64::from(factors[1][(o * rank + r) * w + column])
-            };
+            let product = |r: usize| first[r * c * h + row] * second[(o * rank + r) * w + column];
             (0..rank).map(product).sum()
-        })
+        }))
     }
 
     fn nodes(

@@ -1,245 +1,156 @@
-//! Layers whose weight is brought into a form of several factors: what all such schemes have in common.
+//! A weight as any structure of the algebra: `form = "16x4 ⊗ 48x24 + 768x16 · 16x96"`.
 //!
-//! A [`Form`] says how the factors of a layer follow from its weight, which weight they stand for, and which nodes apply them.
-//! From that follow the error, which is that of the weight they stand for on the inputs that calibration saw, in the metric of
-//! the outputs, the correction of the bias, and the replacement. The weight they stand for is made to know errors only; a form
-//! that knows errors without it may offer settings to an allocator.
+//! The text is that of [`Structure`], whose shape is that of the weight; it is simplified before anything is stored. Its contents are
+//! fitted by alternating least squares to the weight, in the metric of what calibration saw of inputs and outputs; that finds
+//! what a decomposition finds for single factors, and for others what is no worse than where it began
+//! (`margay_randnla`'s `structured/fit.rs`). `start = "random"` takes random contents instead, for training.
+//!
+//! ```text
+//! graph @before(%x: f32[N, 48]) -> (y: f32[N, 32]) {
+//!   %0 = const #5be1c0 : f32[48, 32]  // fc1.weight
+//!   %1 = matmul %x, %0 : f32[N, 32]  // fc1/MatMul
+//!   return %1
+//! }
+//! graph @after(%x: f32[N, 48]) -> (y: f32[N, 32]) {
+//!   %0 = const structured.factor1(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[8, 4]  // fc1.weight left
+//!   %1 = const structured.factor2(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[6, 8]  // fc1.weight left
+//!   %2 = const structured.factor3(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[48, 2]  // fc1.weight left
+//!   %3 = const structured.factor4(#5be1c0, seed = 0, stream = 4105442970, form "8x4 ⊗ 6x8 + 48x2 · 2x32") : f32[2, 32]  // fc1.weight right
+//!   %4 = reshape %x {shape = [N, 8, 6]} : f32[N, 8, 6]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [0, 2, 1]} : f32[N, 6, 8]  // fc1/MatMul left
+//!   %6 = matmul %5, %0 : f32[N, 6, 4]  // fc1/MatMul left
+//!   %7 = transpose %6 {perm = [0, 2, 1]} : f32[N, 4, 6]  // fc1/MatMul left
+//!   %8 = matmul %7, %1 : f32[N, 4, 8]  // fc1/MatMul left
+//!   %9 = reshape %8 {shape = [N, 32]} : f32[N, 32]  // fc1/MatMul left
+//!   %10 = matmul %x, %2 : f32[N, 2]  // fc1/MatMul left
+//!   %11 = matmul %10, %3 : f32[N, 32]  // fc1/MatMul left
+//!   %12 = add %9, %11 : f32[N, 32]  // fc1/MatMul right
+//!   return %12
+//! }
+//! ```
+//!
+//! Forms with a scheme of their own (`kronecker`, `monarch`, `tt`, `lowrank-diag`, `lowrank-sparse`) begin with decompositions, which
+//! are faster. Deliberately absent: convolutions; a choice among forms.
 
-use std::collections::HashMap;
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use margay_ir::Graph;
+use margay_randnla::{Contents, RandnlaError, Structure, StructureOptions};
+use serde::{Deserialize, Serialize};
 
-use margay_ir::{AddError, Graph, NodeId, Part, Value};
-use margay_plan::Settings;
-use margay_randnla::{Gram, LowRank, Matrix, RandnlaError, Whitening};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use super::algebra::{Algebraic, structure};
+use super::forms::{Structured, Subject, sites};
+use super::{Context, Factored, Fitted, Layer, Moments, Scheme, SchemeFacts, Site, reads};
 
-use super::lowrank::FittedLowRank;
-use super::moments::{self, Seen};
-use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+/// Structures of the algebra.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StructuredScheme;
 
-/// What is brought into a form.
-pub(super) struct Subject {
-    /// \[d_in, d_out\].
-    pub(super) weight: Matrix,
-    pub(super) seen: Seen,
-    /// The decomposition that `lowrank` has, where [`Form::DECOMPOSED`] asks for it.
-    pub(super) low_rank: Option<Arc<LowRank>>,
+/// What a plan says of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StructuredSettings {
+    /// The structure, as text.
+    pub form: String,
+    /// What it holds.
+    #[serde(default, skip_serializing_if = "is_fitted")]
+    pub start: StructureStart,
 }
 
-/// Settings that are offered, with their squared errors relative to the mean squared output.
-pub(super) type Offers<S> = Vec<(S, f64)>;
+/// What a structure holds at first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StructureStart {
+    /// What is near the weight.
+    #[default]
+    Fitted,
+    /// Random numbers, with which outputs are as large as those of a dense layer that keeps the size of its inputs, and random
+    /// positions.
+    Random,
+}
 
-/// A form of the weight of a layer.
-pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
-    /// The name of its scheme.
-    const NAME: &'static str;
+fn is_fitted(start: &StructureStart) -> bool {
+    *start == StructureStart::Fitted
+}
 
-    /// Whether it begins with the decomposition that `lowrank` has.
-    const DECOMPOSED: bool = false;
-
-    /// What a plan says.
-    type Settings: Serialize + DeserializeOwned + Debug;
-
-    /// The form of a layer; `None` for one that has no such form.
-    fn of(g: &Graph, layer: &Layer) -> Option<Self>;
-
-    /// The shapes of the factors, in the order in which they are applied.
+impl StructuredSettings {
+    /// The structure, simplified.
     ///
     /// # Errors
-    /// Why settings are not offered, in words.
-    fn shapes(&self, settings: &Self::Settings) -> Result<Vec<Vec<usize>>, String>;
-
-    /// The factors of a weight, row by row.
-    ///
-    /// # Errors
-    /// Those of the decomposition.
-    fn factors(&self, subject: &Subject, settings: &Self::Settings) -> Result<Vec<Vec<f32>>, RandnlaError>;
-
-    /// What an allocator may choose among, by rising numbers and falling errors; nothing for a form that is chosen by name
-    /// alone.
-    ///
-    /// # Errors
-    /// Those of the decomposition.
-    fn offers(&self, _: &Subject) -> Result<Offers<Self::Settings>, RandnlaError> {
-        Ok(Vec::new())
+    /// A text that is no structure, and one that stores nothing, in words.
+    pub fn structure(&self) -> Result<Structure, String> {
+        let (found, _) = structure(&self.form)?.simplified();
+        match found.stored_count() {
+            0 => Err(format!("`{}` holds no numbers", self.form)),
+            _ => Ok(found),
+        }
     }
-
-    /// The weight \[d_in, d_out\] that factors stand for.
-    fn weight(&self, settings: &Self::Settings, factors: &[Vec<f32>]) -> Matrix;
-
-    /// The nodes that stand in for node `n`.
-    ///
-    /// # Errors
-    /// For factors that do not fit, which is our fault.
-    fn nodes(
-        &self,
-        work: &mut Replacement<'_>,
-        n: NodeId,
-        settings: &Self::Settings,
-        factors: &[Value],
-    ) -> Result<Value, AddError>;
 }
 
-/// The sites of the layers that have a form.
-pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
-    let has = |layer: &&Layer| F::of(g, layer).is_some();
-    layers(g).iter().filter(has).map(|layer| layer.site(g, F::NAME)).collect()
-}
-
-/// A weight that is to be brought into a form.
-pub(super) struct Structured<F> {
-    form: F,
-    subject: Subject,
-    /// The mean squared output, as was seen.
-    energy: f64,
-    offers: Offers<Settings>,
-    /// What contents of constants depend on, besides settings.
-    source: String,
-    /// By settings.
-    known: Mutex<HashMap<String, Arc<Factored>>>,
-}
-
-/// The factors at some settings.
-struct Factored {
-    factors: Vec<Vec<f32>>,
-    squared_error: f64,
-    /// What is added to the bias, where inputs were seen.
-    correction: Option<Vec<f32>>,
-}
-
-impl<F: Form> Structured<F> {
-    /// Looks at a layer.
-    ///
-    /// # Errors
-    /// None but those of moments that cannot be factorized.
-    pub(super) fn fit(context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        let layer = Layer::of(context.graph, context.site);
-        let weight = layer.matrix(context.graph)?;
-        let low_rank = F::DECOMPOSED.then(|| FittedLowRank::new(context)).transpose()?;
-        let subject =
-            Subject { weight, seen: Seen::of(context), low_rank: low_rank.map(|found| found.decomposition) };
-        let seen = &subject.seen;
-        let form = F::of(context.graph, &layer).expect("sites have the form of their scheme");
-        let offers = form.offers(&subject)?;
-        Ok(Box::new(Structured {
-            form,
-            energy: match &subject.low_rank {
-                Some(low_rank) => low_rank.energy(),
-                None => seen.squared_norm(&subject.weight)?,
+impl Scheme for StructuredScheme {
+    fn facts(&self) -> SchemeFacts {
+        SchemeFacts {
+            name: AnyStructure::NAME,
+            only_by_name: Some("there are as many forms as one can write"),
+            is_storage: false,
+            check: |settings| {
+                reads::<StructuredSettings>(settings)?;
+                settings.read::<StructuredSettings>()?.structure().map(drop)
             },
-            offers: offers.into_iter().map(|(s, error)| (Settings::write(&s), error)).collect(),
-            source: format!("{}{}", layer.payload(context.graph).key(), moments::source(context)),
-            subject,
-            known: Mutex::default(),
-        }))
-    }
-
-    fn settings(&self, settings: &Settings) -> Result<(F::Settings, Vec<Vec<usize>>), String> {
-        let read: F::Settings = settings.read()?;
-        let shapes = self.form.shapes(&read)?;
-        Ok((read, shapes))
-    }
-
-    /// The factors at some settings, computed once.
-    fn factored(&self, key: &Settings, settings: &F::Settings) -> Result<Arc<Factored>, RandnlaError> {
-        let key = key.to_string();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(found) = known {
-            return Ok(found);
+            examples: &["form = \"8x4 ⊗ 6x8 + 48x2 · 2x32\""],
         }
-        let Subject { weight, seen, .. } = &self.subject;
-        let factors = self.form.factors(&self.subject, settings)?;
-        let stands_for = self.form.weight(settings, &factors);
-        let rest =
-            Matrix::from_fn(weight.rows(), weight.columns(), |i, j| weight.at(i, j) - stands_for.at(i, j));
-        let error = seen.squared_norm(&rest)?;
-        let found = Arc::new(Factored {
-            factors,
-            squared_error: if self.energy > 0.0 { error / self.energy } else { 0.0 },
-            correction: seen.mean_output(&rest)?,
-        });
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
-        Ok(found)
+    }
+
+    fn sites(&self, g: &Graph) -> Vec<Site> {
+        sites::<AnyStructure>(g)
+    }
+
+    fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        Structured::<AnyStructure>::fit(context)
+    }
+
+    /// None: what lies between its products depends on the form.
+    fn factors(&self, _: &Graph) -> Vec<Factored> {
+        Vec::new()
     }
 }
 
-impl<F: Form> Fitted for Structured<F> {
-    fn candidates(&self) -> Vec<Settings> {
-        self.offers.iter().map(|(settings, _)| settings.clone()).collect()
+/// The extents of a weight.
+#[derive(Debug)]
+pub(super) struct AnyStructure([usize; 2]);
+
+impl Algebraic for AnyStructure {
+    const NAME: &'static str = "structured";
+
+    const SEEDED: bool = true;
+
+    type Settings = StructuredSettings;
+
+    fn of(layer: &Layer) -> Option<AnyStructure> {
+        Some(AnyStructure([layer.d_in, layer.d_out]))
     }
 
-    fn probe(&self) -> Option<Settings> {
-        let half = self.subject.weight.rows() * self.subject.weight.columns() / 2;
-        let fits = |settings: &&Settings| {
-            let shapes = self.settings(settings).map(|(_, shapes)| shapes).unwrap_or_default();
-            shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>() <= half
-        };
-        let offered = || self.offers.iter().map(|(settings, _)| settings);
-        offered().rfind(fits).or_else(|| offered().next()).cloned()
-    }
-
-    fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
-        if let Some((_, error)) = self.offers.iter().find(|(offered, _)| offered == settings) {
-            return Ok(*error);
-        }
-        let (read, _) = self.settings(settings)?;
-        self.factored(settings, &read).map(|found| found.squared_error).map_err(|e| e.to_string())
-    }
-
-    fn replace(
-        &self,
-        work: &mut Replacement<'_>,
-        site: &Site,
-        settings: &Settings,
-    ) -> Result<(), ApplyError> {
-        let (read, shapes) = self.settings(settings).map_err(ApplyError::Settings)?;
-        let g = work.graph;
-        let layer = Layer::of(g, site);
-        let found = work.computed(|| self.factored(settings, &read))?;
-        let name = |part: &str| format!("{}.{part}({}, {settings})", F::NAME, self.source);
-        let mut factors = Vec::new();
-        for (i, shape) in shapes.iter().enumerate() {
-            let part = if i + 1 == shapes.len() { Part::Right } else { Part::Left };
-            let contents = found.as_ref().map(|found| found.factors[i].clone());
-            let origin = g.node(layer.weight.node).origin.part(part);
-            factors.push(work.constant(&name(&format!("factor{}", i + 1)), shape, contents, origin)?);
-        }
-        for &n in &layer.nodes {
-            let result = self.form.nodes(work, n, &read, &factors)?;
-            match self.subject.seen.any() {
-                true => {
-                    let correction = found.as_ref().and_then(|found| found.correction.as_deref());
-                    layer.replace_corrected(work, n, result, (&name("bias"), correction))?;
-                }
-                false => work.replace(n.into(), result),
+    fn structure(&self, s: &StructuredSettings) -> Result<Structure, String> {
+        let (found, [d_in, d_out]) = (s.structure()?, self.0);
+        match found.shape() == self.0 {
+            true => Ok(found),
+            false => {
+                let [rows, columns] = found.shape();
+                Err(format!("`{found}` is {rows} x {columns}, and the weight {d_in} x {d_out}"))
             }
         }
-        Ok(())
     }
-}
 
-/// The whitening of a part of the inputs: the mean of the covariances `[size, size]` of the coordinates that `at` gives for
-/// each of `copies`; `None` without samples, and for inputs too long for a dense covariance.
-pub(super) fn part_whitening(
-    seen: &Seen,
-    size: usize,
-    copies: usize,
-    at: impl Fn(usize, usize) -> usize,
-) -> Result<Option<Whitening>, RandnlaError> {
-    let Some(inputs) = seen.inputs().filter(|m| m.gram().dim() <= Gram::MOST_DENSE) else { return Ok(None) };
-    let covariance = inputs.gram().covariance()?;
-    let mean = Matrix::from_fn(size, size, |i, j| {
-        (0..copies).map(|copy| covariance.at(at(i, copy), at(j, copy))).sum::<f64>() / copies.max(1) as f64
-    });
-    Whitening::new(&mean, None, &Moments::INPUTS).map(Some)
-}
-
-/// An error unless a number is offered.
-pub(super) fn offered(what: &str, found: usize, most: usize) -> Result<(), String> {
-    match (1..=most).contains(&found) {
-        true => Ok(()),
-        false => Err(format!("{what} {found} is not offered, expected 1 to {most}")),
+    fn contents(&self, subject: &Subject, s: &StructuredSettings) -> Result<Vec<Contents>, RandnlaError> {
+        let structure = self.structure(s).map_err(RandnlaError::Algebra)?;
+        let Subject { weight, seen, random: (seed, stream), .. } = subject;
+        match s.start {
+            StructureStart::Random => Ok(structure.random(*seed, *stream)),
+            StructureStart::Fitted => {
+                let inputs = seen.inputs().map(Moments::whitening).transpose()?;
+                let outputs = seen.outputs()?;
+                let options =
+                    StructureOptions { seed: *seed, stream: *stream, ..StructureOptions::default() };
+                structure.fitted(weight, inputs.as_ref(), outputs.as_ref(), &options)
+            }
+        }
     }
 }

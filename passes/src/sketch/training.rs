@@ -4,16 +4,18 @@ use std::fmt;
 
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
 use margay_plan::{Choice, Settings};
+use margay_randnla::Stored;
 use serde::Serialize;
 
+use super::forms::Form;
 use super::lowrank::RankSettings;
 use super::lowrank_diag::{LowRankDiag, LowRankDiagSettings};
-use super::structured::Form;
+use super::structured::AnyStructure;
 use super::tt::{TensorTrain, TtSettings};
 use super::{
     Context, Decompositions, FavorScheme, FavorSettings, Fitted, Layer, LocalScheme, LocalSettings,
     LowRankDiagScheme, LowRankScheme, NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme,
-    Site, Start, TtScheme, sites,
+    Site, Start, StructuredScheme, StructuredSettings, TtScheme, sites,
 };
 use crate::ApplyPlan;
 
@@ -46,6 +48,7 @@ impl fmt::Display for SketchTraining {
                 StructuredForm::TensorTrain { cores, rank } => {
                     write!(f, "tt of {cores} cores and rank {rank}")
                 }
+                StructuredForm::Structure(settings) => write!(f, "structured, {}", settings.form),
             },
             SketchTraining::Attention(AttentionTraining { form, .. }) => match form {
                 AttentionForm::Favor(settings) => write!(f, "favor with {} features", settings.features),
@@ -254,7 +257,7 @@ pub struct StructuredTraining {
 }
 
 /// A form of several factors, all trained.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StructuredForm {
     /// Two factors and a diagonal, of [`LowRankDiagScheme`], in place of square weights.
     LowRankDiag {
@@ -268,10 +271,12 @@ pub enum StructuredForm {
         /// The greatest rank between two cores.
         rank: usize,
     },
+    /// Any structure, of [`StructuredScheme`], in place of the weights that have its shape.
+    Structure(StructuredSettings),
 }
 
-/// Replaces layers by a form of several factors to be trained, which begin as those of their weights. A layer that would not
-/// take fewer numbers stays as it is, with a remark.
+/// Replaces layers by a form of several factors to be trained, which begin as those of their weights, or at random where a
+/// structure says so. A layer that would not take fewer numbers stays as it is, with a remark, and so does one of another shape.
 ///
 /// # Errors
 /// [`PassError::Refused`] for settings that no layer has, layers that the graph does not have, and a weight that has numbers
@@ -282,15 +287,15 @@ pub fn structured_for_training(
     cx: &mut Cx,
 ) -> Result<Changed, PassError> {
     let asked = (options.seed, options.modules.as_deref());
-    match options.form {
+    match &options.form {
         StructuredForm::LowRankDiag { rank: 0 } | StructuredForm::TensorTrain { rank: 0, .. } => {
             Err(PassError::Refused("rank 0, expected at least 1".to_owned()))
         }
-        StructuredForm::TensorTrain { cores: cores @ ..2, .. } => {
+        StructuredForm::TensorTrain { cores: cores @ (0 | 1), .. } => {
             Err(PassError::Refused(format!("{cores} cores, expected at least 2")))
         }
         StructuredForm::LowRankDiag { rank } => {
-            let settings = LowRankDiagSettings::new(rank);
+            let settings = LowRankDiagSettings::new(*rank);
             let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
                 smaller::<LowRankDiag>(g, site, fitted, &settings)
             };
@@ -298,10 +303,17 @@ pub fn structured_for_training(
         }
         StructuredForm::TensorTrain { cores, rank } => {
             let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
-                let settings = TtSettings::balanced([site.d_in, site.d_out], cores, rank);
+                let settings = TtSettings::balanced([site.d_in, site.d_out], *cores, *rank);
                 smaller::<TensorTrain>(g, site, fitted, &settings)
             };
             layers_for_training(g, &TtScheme, asked, &choice, cx)
+        }
+        StructuredForm::Structure(settings) => {
+            settings.structure().map_err(PassError::Refused)?;
+            let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+                smaller::<AnyStructure>(g, site, fitted, settings)
+            };
+            layers_for_training(g, &StructuredScheme, asked, &choice, cx)
         }
     }
 }
@@ -314,7 +326,7 @@ fn smaller<F: Form>(
     settings: &F::Settings,
 ) -> Result<Settings, String> {
     let form = F::of(g, &Layer::of(g, site)).expect("sites have the form of their scheme");
-    let numbers: usize = form.shapes(settings)?.iter().map(|shape| shape.iter().product::<usize>()).sum();
+    let numbers: usize = form.stored(settings)?.iter().map(Stored::count).sum();
     let dense = site.d_in * site.d_out;
     if numbers >= dense {
         return Err(format!("{numbers} numbers would not be fewer than {dense}"));

@@ -15,30 +15,27 @@
 //! graph @after(%x: f32[N, 32]) -> (y: f32[N, 64]) {
 //!   %0 = const tt.factor1(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[4, 32]  // fc1.weight left
 //!   %1 = const tt.factor2(#5be1c0, inputs [4, 8], outputs [8, 8], rank 4) : f32[32, 8]  // fc1.weight right
-//!   %2 = reshape %x {shape = [N, 1, 4, 8, 1, 1]} : f32[N, 1, 4, 8, 1, 1]  // fc1/MatMul left
-//!   %3 = transpose %2 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 1, 8, 1, 4]  // fc1/MatMul left
-//!   %4 = reshape %3 {shape = [N, 1, 8, 4]} : f32[N, 1, 8, 4]  // fc1/MatMul left
-//!   %5 = matmul %4, %0 : f32[N, 1, 8, 32]  // fc1/MatMul left
-//!   %6 = reshape %5 {shape = [N, 1, 8, 1, 8, 4]} : f32[N, 1, 8, 1, 8, 4]  // fc1/MatMul right
-//!   %7 = transpose %6 {perm = [0, 1, 4, 3, 5, 2]} : f32[N, 1, 8, 1, 4, 8]  // fc1/MatMul right
-//!   %8 = reshape %7 {shape = [N, 8, 1, 32]} : f32[N, 8, 1, 32]  // fc1/MatMul right
-//!   %9 = matmul %8, %1 : f32[N, 8, 1, 8]  // fc1/MatMul right
-//!   %10 = reshape %9 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
-//!   return %10
+//!   %2 = reshape %x {shape = [N, 4, 8]} : f32[N, 4, 8]  // fc1/MatMul left
+//!   %3 = transpose %2 {perm = [0, 2, 1]} : f32[N, 8, 4]  // fc1/MatMul left
+//!   %4 = matmul %3, %0 : f32[N, 8, 32]  // fc1/MatMul left
+//!   %5 = transpose %4 {perm = [0, 2, 1]} : f32[N, 32, 8]  // fc1/MatMul left
+//!   %6 = reshape %5 {shape = [N, 8, 32]} : f32[N, 8, 32]  // fc1/MatMul left
+//!   %7 = matmul %6, %1 : f32[N, 8, 8]  // fc1/MatMul left
+//!   %8 = reshape %7 {shape = [N, 64]} : f32[N, 64]  // fc1/MatMul right
+//!   return %8
 //! }
 //! ```
 //!
 //! Cores are those of TT-SVD (Oseledets, *Tensor-train decomposition*, 2011), whose squared error is at most `d - 1` times the
 //! least one of these ranks; what calibration saw does not change them, the error and the bias follow it. Deliberately absent: convolutions.
 
-use margay_ir::ops::{MatMul, Reshape, Transpose};
-use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{DenseTensor, Matrix, RandnlaError, tt_svd_to_rank};
-use margay_tensor::Dim;
+use margay_ir::Graph;
+use margay_randnla::{Contents, DenseTensor, RandnlaError, Structure, tt_svd_to_rank};
 use serde::{Deserialize, Serialize};
 
-use super::structured::{Form, Structured, Subject, offered, sites};
-use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
+use super::algebra::{Algebraic, structure};
+use super::forms::{Structured, Subject, contents, offered, sites};
+use super::{Context, Factored, Fitted, Layer, Scheme, SchemeFacts, Site, reads};
 
 /// Tensor trains.
 #[derive(Clone, Copy, Debug, Default)]
@@ -143,16 +140,18 @@ fn balanced(product: usize, count: usize) -> Vec<usize> {
     extents
 }
 
-impl Form for TensorTrain {
+impl Algebraic for TensorTrain {
     const NAME: &'static str = "tt";
+
+    const SEEDED: bool = false;
 
     type Settings = TtSettings;
 
-    fn of(_: &Graph, layer: &Layer) -> Option<TensorTrain> {
-        layer.is_product().then_some(TensorTrain { d_in: layer.d_in, d_out: layer.d_out })
+    fn of(layer: &Layer) -> Option<TensorTrain> {
+        Some(TensorTrain { d_in: layer.d_in, d_out: layer.d_out })
     }
 
-    fn shapes(&self, s: &TtSettings) -> Result<Vec<Vec<usize>>, String> {
+    fn structure(&self, s: &TtSettings) -> Result<Structure, String> {
         let product = |extents: &[usize]| extents.iter().try_fold(1usize, |p, e| p.checked_mul(*e));
         for (what, extents, expected) in
             [("inputs", &s.inputs, self.d_in), ("outputs", &s.outputs, self.d_out)]
@@ -169,10 +168,19 @@ impl Form for TensorTrain {
             ));
         }
         offered("rank", s.rank, self.d_in * self.d_out)?;
-        Ok(s.cores().iter().map(|c| vec![c.before * c.inputs, c.outputs * c.after]).collect())
+        let (mut done, mut left) = (1, self.d_in);
+        let core = |core: Core| {
+            left /= core.inputs;
+            let [rows, columns] = [core.before * core.inputs, core.outputs * core.after];
+            let factor = structure(&format!("I({done}) ⊗ {rows}x{columns} ⊗ I({left})"));
+            done *= core.outputs;
+            factor
+        };
+        let factors: Result<Vec<Structure>, String> = s.cores().into_iter().map(core).collect();
+        Structure::product(factors?).map_err(|error| error.to_string())
     }
 
-    fn factors(&self, subject: &Subject, s: &TtSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn contents(&self, subject: &Subject, s: &TtSettings) -> Result<Vec<Contents>, RandnlaError> {
         let weight = &subject.weight;
         let extents = s.inputs.iter().zip(&s.outputs).map(|(m, n)| m * n).collect();
         let tensor = DenseTensor::from_fn(extents, |at| {
@@ -183,62 +191,9 @@ impl Form for TensorTrain {
             weight.at(row, column)
         });
         let train = tt_svd_to_rank(&tensor, s.rank)?;
-        Ok(train.cores.iter().map(|core| core.data().iter().map(|v| *v as f32).collect()).collect())
-    }
-
-    fn weight(&self, s: &TtSettings, factors: &[Vec<f32>]) -> Matrix {
-        // From the first core on: [inputs so far, outputs so far, rank].
-        let (mut rows, mut columns, mut so_far) = (1, 1, vec![1f64]);
-        for (core, data) in s.cores().iter().zip(factors) {
-            let Core { before, inputs, outputs, after } = *core;
-            let mut next = vec![0f64; rows * inputs * columns * outputs * after];
-            for (place, value) in so_far.iter().enumerate() {
-                let (row, column, r) = (place / before / columns, place / before % columns, place % before);
-                for (entry, g) in
-                    data[r * inputs * outputs * after..][..inputs * outputs * after].iter().enumerate()
-                {
-                    let (i, j, q) = (entry / after / outputs, entry / after % outputs, entry % after);
-                    let at = ((row * inputs + i) * columns * outputs + column * outputs + j) * after + q;
-                    next[at] += value * f64::from(*g);
-                }
-            }
-            (rows, columns, so_far) = (rows * inputs, columns * outputs, next);
-        }
-        Matrix::from_fn(rows, columns, |i, j| so_far[i * columns + j])
-    }
-
-    fn nodes(
-        &self,
-        work: &mut Replacement<'_>,
-        at: NodeId,
-        s: &TtSettings,
-        factors: &[Value],
-    ) -> Result<Value, AddError> {
-        let origin = work.graph.node(at).origin.clone();
-        let mut z = work.input(at);
-        let mut lead = work.ty(z).shape.clone();
-        lead.pop();
-        let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
-        let cores = s.cores();
-        let mut add = |op: Op, inputs: &[Value], part| work.add(op, inputs, origin.part(part));
-        let by_rows = |last: &[usize]| -> Op {
-            let last = last.iter().map(|extent| Dim::from(*extent));
-            Reshape { shape: std::iter::once(rows.clone()).chain(last).collect() }.into()
-        };
-        let (mut left, mut done) = (self.d_in, 1);
-        for (k, core) in cores.iter().enumerate() {
-            let part = if k + 1 == cores.len() { Part::Right } else { Part::Left };
-            // What comes of the core before is [rows, done, left, n, r]; its own inputs come next to the rank.
-            let (n, r) = if k == 0 { (1, 1) } else { (cores[k - 1].outputs, core.before) };
-            let rest = left / core.inputs;
-            z = add(by_rows(&[done, core.inputs, rest, n, r]), &[z], part)?;
-            z = add(Transpose { perm: vec![0, 1, 4, 3, 5, 2] }.into(), &[z], part)?;
-            z = add(by_rows(&[done * n, rest, r * core.inputs]), &[z], part)?;
-            z = add(MatMul.into(), &[z, factors[k]], part)?; // [rows, done n, rest, n' r']
-            (left, done) = (rest, done * n);
-        }
-        let shape = lead.iter().cloned().chain([Dim::from(self.d_out)]).collect();
-        add(Reshape { shape }.into(), &[z], Part::Right)
+        Ok(contents(
+            train.cores.iter().map(|core| core.data().iter().map(|v| *v as f32).collect::<Vec<f32>>()),
+        ))
     }
 }
 
@@ -275,13 +230,13 @@ mod tests {
     #[test]
     fn extents_that_do_not_fit_are_refused() {
         let form = TensorTrain { d_in: 24, d_out: 12 };
-        let why = |s: TtSettings| form.shapes(&s).unwrap_err();
+        let why = |s: TtSettings| form.structure(&s).unwrap_err();
         assert_eq!(why(settings(&[2, 3], &[3, 4], 2)), "the product of inputs [2, 3] is not 24");
         assert_eq!(why(settings(&[4, 6], &[3, 5], 2)), "the product of outputs [3, 5] is not 12");
         assert!(why(settings(&[24], &[12], 2)).contains("at least 2"));
         assert!(why(settings(&[4, 6], &[3, 2, 2], 2)).starts_with("2 inputs and 3 outputs"));
         assert_eq!(why(settings(&[4, 6], &[3, 4], 0)), "rank 0 is not offered, expected 1 to 288");
-        let shapes = form.shapes(&settings(&[4, 6], &[3, 4], 5)).unwrap();
-        assert_eq!(shapes, [vec![4, 15], vec![30, 4]]);
+        let found = form.structure(&settings(&[4, 6], &[3, 4], 5)).unwrap();
+        assert_eq!(found.to_string(), "(I(1) ⊗ 4x15 ⊗ I(6)) · (I(3) ⊗ 30x4 ⊗ I(1))");
     }
 }

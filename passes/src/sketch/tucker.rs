@@ -31,10 +31,10 @@
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
-use margay_randnla::{Factors, Gram, LowRank, LowRankOptions, Matrix, RandnlaError};
+use margay_randnla::{Contents, Factors, Gram, LowRank, LowRankOptions, Matrix, RandnlaError, Stored};
 use serde::{Deserialize, Serialize};
 
-use super::structured::{Form, Offers, Structured, Subject, offered, part_whitening, sites};
+use super::forms::{Form, Offers, Structured, Subject, contents, numbers, offered, part_whitening, sites};
 use super::{Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Fewer channels on either side of a kernel.
@@ -147,14 +147,14 @@ impl Form for Tucker {
         Some(Tucker { kernel: layer.kernel_of_images(g)?, d_out: layer.d_out })
     }
 
-    fn shapes(&self, s: &TuckerSettings) -> Result<Vec<Vec<usize>>, String> {
+    fn stored(&self, s: &TuckerSettings) -> Result<Vec<Stored>, String> {
         let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
         offered("rank before the kernel", before, c)?;
         offered("rank behind the kernel", behind, self.most_behind())?;
-        Ok(vec![vec![before, c, 1, 1], vec![behind, before, h, w], vec![self.d_out, behind, 1, 1]])
+        Ok(numbers([vec![before, c, 1, 1], vec![behind, before, h, w], vec![self.d_out, behind, 1, 1]]))
     }
 
-    fn factors(&self, subject: &Subject, s: &TuckerSettings) -> Result<Vec<Vec<f32>>, RandnlaError> {
+    fn factors(&self, subject: &Subject, s: &TuckerSettings) -> Result<Vec<Contents>, RandnlaError> {
         let ([before, behind], channels, taps) = (s.ranks, self.kernel[0], self.taps());
         let unfolded = self.unfolded(subject, before, behind)?;
         let most = unfolded.decomposition.max_rank();
@@ -168,7 +168,8 @@ impl Form for Tucker {
             true => found.right.at(j / taps, j % taps * behind + r) / unfolded.scales[r],
             false => 0.0,
         });
-        Ok([first, core, unfolded.behind.right.transposed()].iter().map(Matrix::to_row_major).collect())
+        let factors = [first, core, unfolded.behind.right.transposed()];
+        Ok(contents(factors.iter().map(Matrix::to_row_major)))
     }
 
     /// Some ranks on either side that take fewer numbers than the kernel.
@@ -224,17 +225,16 @@ impl Form for Tucker {
         Ok(offers.into_iter().map(|(_, settings, error)| (settings, error)).collect())
     }
 
-    fn weight(&self, s: &TuckerSettings, factors: &[Vec<f32>]) -> Matrix {
+    fn weight(&self, s: &TuckerSettings, factors: &[Contents]) -> Result<Matrix, RandnlaError> {
         let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
-        let of =
-            |rows, columns, at: usize| Matrix::from_row_major(rows, columns, &factors[at]).expect("a factor");
+        let of = |rows, columns, at: usize| Matrix::from_row_major_f64(rows, columns, factors[at].numbers());
         let (first, core, last) =
-            (of(before, c, 0), of(behind, before * h * w, 1), of(self.d_out, behind, 2));
-        let wide = last.product(&core).expect("factors fit"); // [out, before taps]
+            (of(before, c, 0)?, of(behind, before * h * w, 1)?, of(self.d_out, behind, 2)?);
+        let wide = last.product(&core)?; // [out, before taps]
         let taps = h * w;
-        Matrix::from_fn(c * taps, self.d_out, |i, o| {
+        Ok(Matrix::from_fn(c * taps, self.d_out, |i, o| {
             (0..before).map(|r| first.at(r, i / taps) * wide.at(o, r * taps + i % taps)).sum()
-        })
+        }))
     }
 
     fn nodes(

@@ -4,7 +4,8 @@ use clap::ValueEnum;
 use margay::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, LocalSettings, LocalSummary,
     LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, RelativePositions,
-    SketchTraining, Start, StructuredForm, StructuredTraining, TrainingRank,
+    SketchTraining, Start, StructureStart, StructuredForm, StructuredSettings, StructuredTraining,
+    TrainingRank,
 };
 
 use crate::args::{at_least_one, positive};
@@ -17,6 +18,7 @@ enum Scheme {
     Lowrank,
     LowrankDiag,
     Tt,
+    Structured,
     Favor,
     Nystrom,
     Local,
@@ -55,8 +57,8 @@ fn rank(text: &str) -> Result<RankArg, String> {
 #[derive(clap::Args)]
 pub(super) struct SketchArgs {
     /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
-    /// trained (panther), by two factors (lowrank), by two factors and a diagonal (lowrank-diag) or by a tensor train (tt), or
-    /// attention by random features (favor), by landmarks (nystrom) or by windows (local).
+    /// trained (panther), by two factors (lowrank), by two factors and a diagonal (lowrank-diag), by a tensor train (tt) or by a structure
+    /// that --form says (structured), or attention by random features (favor), by landmarks (nystrom) or by windows (local).
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
     /// With --scheme panther: columns of each sketch. With --scheme lowrank and lowrank-diag: columns of the left factor. With
@@ -81,6 +83,10 @@ pub(super) struct SketchArgs {
     /// With --scheme tt: cores of each weight, at least 2 [default: 3].
     #[arg(long, value_name = "N", requires = "scheme", value_parser = at_least_one)]
     cores: Option<usize>,
+    /// With --scheme structured: the structure, such as '16x8 ⊗ 48x48 + 768x16 · 16x384' (`(x)` and `*` are read too). Layers of
+    /// its shape take it.
+    #[arg(long, value_name = "TEXT", requires = "scheme", required_if_eq("scheme", "structured"))]
+    form: Option<String>,
     /// With --scheme panther: sketch the kernels of convolutions on both sides, over outputs and over channels.
     #[arg(long, requires = "scheme")]
     two_sided: bool,
@@ -114,7 +120,7 @@ pub(super) struct SketchArgs {
     /// With --scheme: the layers by name [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "scheme")]
     layers: Option<Vec<String>>,
-    /// With --scheme panther: what the factors are at first [default: least-squares, or random with --init].
+    /// With --scheme panther and structured: what the factors are at first [default: least-squares, or random with --init].
     #[arg(long, value_name = "START", requires = "scheme")]
     start: Option<Begin>,
 }
@@ -158,6 +164,18 @@ impl SketchArgs {
             Scheme::Tt => {
                 let cores = self.cores.unwrap_or(DEFAULT_CORES);
                 structured(StructuredForm::TensorTrain { cores, rank: self.fixed_rank()? })
+            }
+            Scheme::Structured => {
+                let start = match self.start(anew) {
+                    Start::LeastSquares => StructureStart::Fitted,
+                    Start::Random => StructureStart::Random,
+                    Start::Unbiased => {
+                        return Err(Failure::usage("`--start unbiased` is for `--scheme panther`"));
+                    }
+                };
+                let settings = StructuredSettings { form: self.form.clone().unwrap_or_default(), start };
+                settings.structure().map_err(|why| Failure::usage(format!("`--form`: {why}")))?;
+                structured(StructuredForm::Structure(settings))
             }
             Scheme::Favor => {
                 let kernel = match self.kernel.unwrap_or(Kernel::Softmax) {
@@ -211,7 +229,8 @@ impl SketchArgs {
             ("--sines", self.sines.is_some(), &[Scheme::Favor]),
             ("--global", self.global.is_some(), &[Scheme::Local]),
             ("--two-sided", self.two_sided, &[Scheme::Panther]),
-            ("--start", self.start.is_some(), &[Scheme::Panther]),
+            ("--start", self.start.is_some(), &[Scheme::Panther, Scheme::Structured]),
+            ("--form", self.form.is_some(), &[Scheme::Structured]),
             ("--features", self.features.is_some(), &[Scheme::Favor]),
             ("--landmarks", self.landmarks.is_some(), &[Scheme::Nystrom]),
             ("--window", self.window.is_some(), &[Scheme::Local]),

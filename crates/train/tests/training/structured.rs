@@ -3,7 +3,9 @@
 use margay_driver::{Runner, Samples, Silent, backend};
 use margay_ir::{Cx, Graph, Part};
 use margay_passes::parameter_names;
-use margay_passes::sketch::{StructuredForm, StructuredTraining, structured_for_training};
+use margay_passes::sketch::{
+    StructureStart, StructuredForm, StructuredSettings, StructuredTraining, structured_for_training,
+};
 use margay_tensor::Tensor;
 use margay_tensor::random::Philox;
 use margay_testkit::parse_with_random_constants;
@@ -28,6 +30,11 @@ const CLASSIFIER: &str = "graph @classifier(%x: f32[N, 24]) -> (logits: f32[N, 3
 
 const DIAGONAL: StructuredForm = StructuredForm::LowRankDiag { rank: 4 };
 const TRAIN: StructuredForm = StructuredForm::TensorTrain { cores: 3, rank: 5 };
+
+/// A Kronecker product and factors, of the shape of `fc2`.
+fn structure(start: StructureStart) -> StructuredForm {
+    StructuredForm::Structure(StructuredSettings { form: "(4x5 ⊗ 6x6) + 24x2 · 2x30".to_owned(), start })
+}
 
 fn dense() -> Graph {
     parse_with_random_constants(CLASSIFIER).0
@@ -84,6 +91,10 @@ fn layers_that_would_not_get_smaller_stay() {
     assert_eq!(left, ["fc1: 600 numbers would not be fewer than 576"]);
     let (g, _) = replaced(TRAIN, Some(&["fc2"]));
     assert_eq!(factors(&g).len(), 3);
+    let (g, left) = replaced(structure(StructureStart::Fitted), None);
+    assert_eq!(factors(&g).len(), 4, "fc2 alone has the shape");
+    let of = |weight| format!("`(4x5 ⊗ 6x6) + 24x2 · 2x30` is 24 x 30, and the weight {weight}");
+    assert_eq!(left, [format!("fc1: {}", of("24 x 24")), format!("fc3: {}", of("30 x 3"))]);
 }
 
 #[test]
@@ -93,6 +104,14 @@ fn what_no_layer_has_is_refused() {
         (StructuredForm::TensorTrain { cores: 3, rank: 0 }, None, "rank 0, expected at least 1"),
         (StructuredForm::TensorTrain { cores: 1, rank: 2 }, None, "1 cores, expected at least 2"),
         (DIAGONAL, Some("fc2"), "the model has no module `fc2`; it has `fc1`"),
+        (
+            StructuredForm::Structure(StructuredSettings {
+                form: "24x2 · 3x30".to_owned(),
+                start: StructureStart::Fitted,
+            }),
+            None,
+            "`24x2` has 2 columns and `3x30` behind it 3 rows",
+        ),
     ] {
         let modules = modules.map(|name| vec![name.to_string()]);
         let options = StructuredTraining { form, seed: 0, modules };
@@ -133,6 +152,12 @@ fn all_factors_are_trained() {
         ("lowrank-diag", DIAGONAL, 24 * (2 * 4 + 1) + 24 + 24 * 30 + 30 * 3),
         // Extents 2, 3, 4 of 24 and 2, 3, 5 of 30.
         ("tt", TRAIN, (4 * 4 + 4 * 9 * 5 + 5 * 16) + (4 * 4 + 4 * 9 * 5 + 5 * 20) + 24 + 30 * 3),
+        ("structured", structure(StructureStart::Fitted), 24 * 25 + 20 + 36 + 24 * 2 + 2 * 30 + 30 * 3),
+        (
+            "structured, random",
+            structure(StructureStart::Random),
+            24 * 25 + 20 + 36 + 24 * 2 + 2 * 30 + 30 * 3,
+        ),
     ] {
         let (g, _) = replaced(form, None);
         let mut options = supervised(Objective::CrossEntropy, 150);
@@ -152,7 +177,9 @@ fn all_factors_are_trained() {
 #[test]
 fn a_run_that_goes_on_gives_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, form) in [("lowrank-diag", DIAGONAL), ("tt", TRAIN)] {
+    for (name, form) in
+        [("lowrank-diag", DIAGONAL), ("tt", TRAIN), ("structured", structure(StructureStart::Random))]
+    {
         let (g, _) = replaced(form, None);
         let run = |part: &str, steps, resume| {
             let mut options = supervised(Objective::CrossEntropy, 12);

@@ -1,0 +1,297 @@
+//! Layers whose weight is brought into a form of several factors: what all such schemes have in common.
+//!
+//! A [`Form`] says how the factors of a layer follow from its weight, which weight they stand for, and which nodes apply them.
+//! From that follow the error, which is that of the weight they stand for on the inputs that calibration saw, in the metric of
+//! the outputs, the correction of the bias, and the replacement. The weight they stand for is made to know errors only; a form
+//! that knows errors without it may offer settings to an allocator.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use margay_ir::{AddError, Graph, NodeId, Part, Value};
+use margay_plan::Settings;
+use margay_randnla::{Contents, Gram, LowRank, Matrix, RandnlaError, Stored, Whitening};
+use margay_tensor::random::stream_of;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::lowrank::FittedLowRank;
+use super::moments::{self, Seen};
+use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+
+/// What is brought into a form.
+pub(super) struct Subject {
+    /// \[d_in, d_out\].
+    pub(super) weight: Matrix,
+    pub(super) seen: Seen,
+    /// The decomposition that `lowrank` has, where [`Form::DECOMPOSED`] asks for it.
+    pub(super) low_rank: Option<Arc<LowRank>>,
+    /// Seed and stream of random numbers, where [`Form::SEEDED`] says that there are any.
+    pub(super) random: (u64, u64),
+}
+
+/// Settings that are offered, with their squared errors relative to the mean squared output.
+pub(super) type Offers<S> = Vec<(S, f64)>;
+
+/// A form of the weight of a layer.
+pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
+    /// The name of its scheme.
+    const NAME: &'static str;
+
+    /// Whether it begins with the decomposition that `lowrank` has.
+    const DECOMPOSED: bool = false;
+
+    /// Whether contents depend on the seed.
+    const SEEDED: bool = false;
+
+    /// What a plan says.
+    type Settings: Serialize + DeserializeOwned + Debug;
+
+    /// The form of a layer; `None` for one that has no such form.
+    fn of(g: &Graph, layer: &Layer) -> Option<Self>;
+
+    /// The tensors of the factors.
+    ///
+    /// # Errors
+    /// Why settings are not offered, in words.
+    fn stored(&self, settings: &Self::Settings) -> Result<Vec<Stored>, String>;
+
+    /// The factors of a weight: contents of these tensors.
+    ///
+    /// # Errors
+    /// Those of the decomposition.
+    fn factors(&self, subject: &Subject, settings: &Self::Settings) -> Result<Vec<Contents>, RandnlaError>;
+
+    /// What an allocator may choose among, by rising numbers and falling errors; nothing for a form that is chosen by name
+    /// alone.
+    ///
+    /// # Errors
+    /// Those of the decomposition.
+    fn offers(&self, _: &Subject) -> Result<Offers<Self::Settings>, RandnlaError> {
+        Ok(Vec::new())
+    }
+
+    /// The weight \[d_in, d_out\] that factors stand for.
+    ///
+    /// # Errors
+    /// For factors that do not fit, which is our fault.
+    fn weight(&self, settings: &Self::Settings, factors: &[Contents]) -> Result<Matrix, RandnlaError>;
+
+    /// The nodes that stand in for node `n`.
+    ///
+    /// # Errors
+    /// For factors that do not fit, which is our fault.
+    fn nodes(
+        &self,
+        work: &mut Replacement<'_>,
+        n: NodeId,
+        settings: &Self::Settings,
+        factors: &[Value],
+    ) -> Result<Value, AddError>;
+}
+
+/// The sites of the layers that have a form.
+pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
+    let has = |layer: &&Layer| F::of(g, layer).is_some();
+    layers(g).iter().filter(has).map(|layer| layer.site(g, F::NAME)).collect()
+}
+
+/// A weight that is to be brought into a form.
+pub(super) struct Structured<F> {
+    form: F,
+    subject: Subject,
+    /// The mean squared output, as was seen.
+    energy: f64,
+    offers: Offers<Settings>,
+    /// What contents of constants depend on, besides settings.
+    source: String,
+    /// By settings.
+    known: Mutex<HashMap<String, Arc<Factored>>>,
+}
+
+/// The factors at some settings.
+struct Factored {
+    factors: Vec<Contents>,
+    /// What they lose, once somebody asked for it: that takes the weight that they stand for.
+    loss: OnceLock<Result<Loss, RandnlaError>>,
+}
+
+#[derive(Clone)]
+struct Loss {
+    squared_error: f64,
+    /// What is added to the bias, where inputs were seen.
+    correction: Option<Vec<f32>>,
+}
+
+impl<F: Form> Structured<F> {
+    /// Looks at a layer.
+    ///
+    /// # Errors
+    /// None but those of moments that cannot be factorized.
+    pub(super) fn fit(context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
+        let layer = Layer::of(context.graph, context.site);
+        let weight = layer.matrix(context.graph)?;
+        let random = (context.seed, stream_of(&layer.name));
+        let low_rank = F::DECOMPOSED.then(|| FittedLowRank::new(context)).transpose()?;
+        let subject =
+            Subject { weight, seen: Seen::of(context), low_rank: low_rank.map(|f| f.decomposition), random };
+        let seen = &subject.seen;
+        let form = F::of(context.graph, &layer).expect("sites have the form of their scheme");
+        let offers = form.offers(&subject)?;
+        Ok(Box::new(Structured {
+            form,
+            energy: match &subject.low_rank {
+                Some(low_rank) => low_rank.energy(),
+                None => seen.squared_norm(&subject.weight)?,
+            },
+            offers: offers.into_iter().map(|(s, error)| (Settings::write(&s), error)).collect(),
+            source: format!(
+                "{}{}{}",
+                layer.payload(context.graph).key(),
+                moments::source(context),
+                if F::SEEDED {
+                    format!(", seed = {}, stream = {}", random.0, random.1)
+                } else {
+                    String::new()
+                }
+            ),
+            subject,
+            known: Mutex::default(),
+        }))
+    }
+
+    fn settings(&self, settings: &Settings) -> Result<(F::Settings, Vec<Stored>), String> {
+        let read: F::Settings = settings.read()?;
+        let stored = self.form.stored(&read)?;
+        Ok((read, stored))
+    }
+
+    /// The factors at some settings, computed once.
+    fn factored(&self, key: &Settings, settings: &F::Settings) -> Result<Arc<Factored>, RandnlaError> {
+        let key = key.to_string();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(found) = known {
+            return Ok(found);
+        }
+        let factors = self.form.factors(&self.subject, settings)?;
+        let found = Arc::new(Factored { factors, loss: OnceLock::new() });
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
+        Ok(found)
+    }
+
+    fn loss<'f>(&self, settings: &F::Settings, found: &'f Factored) -> Result<&'f Loss, RandnlaError> {
+        let Subject { weight, seen, .. } = &self.subject;
+        let measured = || {
+            let stands_for = self.form.weight(settings, &found.factors)?;
+            let rest = Matrix::from_fn(weight.rows(), weight.columns(), |i, j| {
+                weight.at(i, j) - stands_for.at(i, j)
+            });
+            let error = seen.squared_norm(&rest)?;
+            let squared_error = if self.energy > 0.0 { error / self.energy } else { 0.0 };
+            Ok(Loss { squared_error, correction: seen.mean_output(&rest)? })
+        };
+        found.loss.get_or_init(measured).as_ref().map_err(Clone::clone)
+    }
+}
+
+impl<F: Form> Fitted for Structured<F> {
+    fn candidates(&self) -> Vec<Settings> {
+        self.offers.iter().map(|(settings, _)| settings.clone()).collect()
+    }
+
+    fn probe(&self) -> Option<Settings> {
+        let half = self.subject.weight.rows() * self.subject.weight.columns() / 2;
+        let fits = |settings: &&Settings| {
+            let stored = self.settings(settings).map(|(_, stored)| stored).unwrap_or_default();
+            stored.iter().map(Stored::count).sum::<usize>() <= half
+        };
+        let offered = || self.offers.iter().map(|(settings, _)| settings);
+        offered().rfind(fits).or_else(|| offered().next()).cloned()
+    }
+
+    fn squared_error(&self, settings: &Settings) -> Result<f64, String> {
+        if let Some((_, error)) = self.offers.iter().find(|(offered, _)| offered == settings) {
+            return Ok(*error);
+        }
+        let (read, _) = self.settings(settings)?;
+        let found = self.factored(settings, &read).map_err(|e| e.to_string())?;
+        self.loss(&read, &found).map(|loss| loss.squared_error).map_err(|e| e.to_string())
+    }
+
+    fn replace(
+        &self,
+        work: &mut Replacement<'_>,
+        site: &Site,
+        settings: &Settings,
+    ) -> Result<(), ApplyError> {
+        let (read, stored) = self.settings(settings).map_err(ApplyError::Settings)?;
+        let g = work.graph;
+        let layer = Layer::of(g, site);
+        let found = work.computed(|| self.factored(settings, &read))?;
+        let name = |part: &str| format!("{}.{part}({}, {settings})", F::NAME, self.source);
+        let mut factors = Vec::new();
+        for (i, tensor) in stored.iter().enumerate() {
+            let part = if i + 1 == stored.len() { Part::Right } else { Part::Left };
+            let contents = found.as_ref().map(|found| &found.factors[i]);
+            let origin = g.node(layer.weight.node).origin.part(part);
+            let name = name(&format!("factor{}", i + 1));
+            factors.push(match tensor {
+                Stored::Numbers(shape) => {
+                    let rounded = contents.map(|c| c.numbers().iter().map(|v| *v as f32).collect());
+                    work.constant(&name, shape, rounded, origin)?
+                }
+                Stored::Positions { count, .. } => {
+                    work.positions(&name, *count, contents.map(Contents::positions), origin)?
+                }
+            });
+        }
+        for &n in &layer.nodes {
+            let result = self.form.nodes(work, n, &read, &factors)?;
+            match self.subject.seen.any() {
+                true => {
+                    let loss = found.as_ref().map(|found| self.loss(&read, found)).transpose()?;
+                    let correction = loss.and_then(|loss| loss.correction.as_deref());
+                    layer.replace_corrected(work, n, result, (&name("bias"), correction))?;
+                }
+                false => work.replace(n.into(), result),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Contents of tensors of numbers, from factors row by row.
+pub(super) fn contents(factors: impl IntoIterator<Item = Vec<f32>>) -> Vec<Contents> {
+    let wide = |factor: Vec<f32>| Contents::Numbers(factor.into_iter().map(f64::from).collect());
+    factors.into_iter().map(wide).collect()
+}
+
+/// Tensors of numbers of these shapes.
+pub(super) fn numbers(shapes: impl IntoIterator<Item = Vec<usize>>) -> Vec<Stored> {
+    shapes.into_iter().map(Stored::Numbers).collect()
+}
+
+/// The whitening of a part of the inputs: the mean of the covariances `[size, size]` of the coordinates that `at` gives for
+/// each of `copies`; `None` without samples, and for inputs too long for a dense covariance.
+pub(super) fn part_whitening(
+    seen: &Seen,
+    size: usize,
+    copies: usize,
+    at: impl Fn(usize, usize) -> usize,
+) -> Result<Option<Whitening>, RandnlaError> {
+    let Some(inputs) = seen.inputs().filter(|m| m.gram().dim() <= Gram::MOST_DENSE) else { return Ok(None) };
+    let covariance = inputs.gram().covariance()?;
+    let mean = Matrix::from_fn(size, size, |i, j| {
+        (0..copies).map(|copy| covariance.at(at(i, copy), at(j, copy))).sum::<f64>() / copies.max(1) as f64
+    });
+    Whitening::new(&mean, None, &Moments::INPUTS).map(Some)
+}
+
+/// An error unless a number is offered.
+pub(super) fn offered(what: &str, found: usize, most: usize) -> Result<(), String> {
+    match (1..=most).contains(&found) {
+        true => Ok(()),
+        false => Err(format!("{what} {found} is not offered, expected 1 to {most}")),
+    }
+}
