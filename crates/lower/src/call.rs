@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use margay_ir::ops::{Io, Lowered};
-use margay_ir::{NodeId, Value};
+use margay_ir::{NodeId, Payload, Value};
 use margay_loops::{KernelCall, Needs};
 use margay_tensor::{DType, StoredTensor};
 
@@ -144,6 +144,14 @@ impl Grouper<'_, '_, '_> {
             nodes: 1,
             label: vec![label.to_string()],
         }))
+    }
+}
+
+/// A constant as loops read it, where that is not as it is stored: in whole bytes, and signs as the numbers that they are.
+pub(crate) fn whole(payload: &Payload) -> Option<StoredTensor> {
+    match payload.storage() {
+        storage if storage.signs.is_some() => Some(payload.stored().decode().into()),
+        storage => storage.is_packed().then(|| payload.stored().in_bytes()),
     }
 }
 

@@ -10,6 +10,7 @@ use margay_loops::{Backend, Carried, KernelCall, Preferences, Program, Scale};
 use margay_tensor::{DType, Scales, Storage};
 
 use crate::LowerError;
+use crate::call::whole;
 use crate::control::Repeated;
 use crate::emit::Emitter;
 use crate::memory::Memory;
@@ -263,11 +264,7 @@ impl Grouper<'_, '_, '_> {
 
     /// A constant: memory, or an expression that makes numbers of what is stored narrow.
     fn constant(&mut self, n: NodeId, payload: &Payload) -> Held {
-        // Loops read whole bytes, and signs as the numbers that they are.
-        let whole = match payload.storage() {
-            storage if storage.signs.is_some() => Some(payload.stored().decode().into()),
-            storage => storage.is_packed().then(|| payload.stored().in_bytes()),
-        };
+        let whole = whole(payload);
         let stored = whole.as_ref().unwrap_or(payload.stored());
         let elements = self.emit.constant(&payload.key().to_string(), stored);
         if stored.is_plain() {
