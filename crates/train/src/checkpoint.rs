@@ -196,6 +196,7 @@ mod tests {
                     measures: vec![],
                 }],
                 rank_changes: vec![],
+                restarts: vec![Restart { step: 3, learning_rate: 0.25 }],
             },
             states: vec![("step".into(), Tensor::scalar(12f32)), ("w".into(), weights.clone())],
             best: vec![("w".into(), weights)],

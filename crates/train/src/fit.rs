@@ -562,7 +562,10 @@ impl<'o> Run<'o> {
     fn is_worse(&self) -> bool {
         let best = self.record.history.iter().find(|p| p.step == self.record.best_step);
         let last = self.record.history.last().filter(|p| p.step == self.record.step);
-        self.may_restart() && best.zip(last).is_some_and(|(best, last)| !(last.error <= WORSE * best.error))
+        self.may_restart()
+            && best
+                .zip(last)
+                .is_some_and(|(best, last)| last.error.is_nan() || last.error > WORSE * best.error)
     }
 
     /// Begins again from the best parameters with a smaller rate. Samples come in the order in which they would have come.

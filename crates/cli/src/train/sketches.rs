@@ -221,7 +221,7 @@ impl SketchArgs {
     /// An error for an option of another scheme.
     fn check(&self, scheme: Scheme) -> Result<(), Failure> {
         let ranked = &[Scheme::Panther, Scheme::Lowrank, Scheme::LowrankDiag, Scheme::Tt];
-        let of: [(&str, bool, &[Scheme]); 11] = [
+        let of: [(&str, bool, &[Scheme]); 12] = [
             ("--rank", self.rank.is_some(), ranked),
             ("--cores", self.cores.is_some(), &[Scheme::Tt]),
             ("--terms", self.terms.is_some(), &[Scheme::Panther]),

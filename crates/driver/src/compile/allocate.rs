@@ -364,6 +364,37 @@ mod tests {
     }
 
     #[test]
+    fn budgets_are_kept_besides_others_and_besides_a_limit() {
+        let m = model(true);
+        let budgets = |bytes, seconds| Budgets {
+            bytes: Some(Budget::Absolute(bytes)),
+            seconds: Some(seconds),
+            flops: None,
+        };
+        let bytes = |bytes| Goal::Bytes(Budget::Absolute(bytes));
+        for (most, seconds, expected) in [
+            (200, 5.0, &[][..]),
+            (200, 4.2, &[("a", 50), ("b", 50)][..]),
+            (100, 5.0, &[("a", 50), ("b", 50)][..]),
+            (75, 4.2, &[("a", 25), ("b", 50)][..]),
+            (75, 3.5, &[("a", 25), ("b", 25)][..]),
+        ] {
+            let found = meet(&m, &bytes(most), &budgets(most, seconds), &unmeasured).unwrap().allocation;
+            let found: Vec<_> = found.choices.iter().map(|(site, c)| (site.clone(), c.price.bytes)).collect();
+            assert_eq!(found, sites(expected), "{most} bytes, {seconds} s");
+        }
+        assert!(meet(&m, &bytes(40), &budgets(40, 4.0), &unmeasured).is_err());
+        // A limit of the error besides: the fastest within all of them.
+        let measure = |a: &Allocation| Ok(a.squared_error.sqrt());
+        let met = |limit: f64, most| meet(&m, &Goal::Error(limit.into()), &budgets(most, 9.0), &measure);
+        let found = met(0.26, 75).unwrap().allocation;
+        assert!(found.price.bytes <= 75 && found.squared_error <= 0.26 * 0.26, "{found:?}");
+        assert_eq!(found.choices.len(), 2);
+        let why = met(0.2, 75).err().expect("no choice of 75 bytes errs by so little").to_string();
+        assert!(why.contains("no choice within the budgets errs by at most 0.2"), "{why}");
+    }
+
+    #[test]
     fn a_budget_of_bytes_is_met_at_its_border() {
         let m = model(true);
         let at = |bytes: u64| chosen(&m, &Goal::Bytes(Budget::Absolute(bytes)));
@@ -374,7 +405,9 @@ mod tests {
         assert_eq!(at(100), sites(&[("a", 50), ("b", 50)]));
         assert_eq!(at(99), sites(&[("a", 25), ("b", 50)]));
         assert_eq!(at(50), sites(&[("a", 25), ("b", 25)]));
-        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &unmeasured).err().expect("too few");
+        let none = meet(&m, &Goal::Bytes(Budget::Absolute(49)), &Budgets::default(), &unmeasured)
+            .err()
+            .expect("too few");
         assert_eq!(none.kind(), crate::Kind::Check);
         let half = chosen(&m, &Goal::Bytes(Budget::Fraction(0.5)));
         assert_eq!(half, at(100));
@@ -422,15 +455,17 @@ mod tests {
             Ok(a.squared_error.sqrt())
         };
         let limit = 0.06f64.sqrt();
-        let found = meet(&m, &Goal::Error(limit.into()), &measure).unwrap().allocation;
+        let found = meet(&m, &Goal::Error(limit.into()), &Budgets::default(), &measure).unwrap().allocation;
         // 0.04 + 0.02 at 0.75 s; the next faster one, 0.04 + 0.09, is beyond the limit.
         assert_eq!(found.price.seconds, 3.75);
         assert!(tried.borrow().iter().any(|e| *e <= limit));
-        let nothing = meet(&m, &Goal::Error(0.05.into()), &measure).unwrap().allocation;
+        let nothing = meet(&m, &Goal::Error(0.05.into()), &Budgets::default(), &measure).unwrap().allocation;
         assert!(nothing.choices.is_empty());
         // A model that errs twice as much as is predicted is allowed half as much of it.
         let twice =
-            meet(&m, &Goal::Error(limit.into()), &|a| Ok(2.0 * a.squared_error.sqrt())).unwrap().allocation;
+            meet(&m, &Goal::Error(limit.into()), &Budgets::default(), &|a| Ok(2.0 * a.squared_error.sqrt()))
+                .unwrap()
+                .allocation;
         assert_eq!(twice.price.seconds, 4.5);
     }
 
@@ -458,7 +493,7 @@ mod tests {
                 whole_bytes: 200,
                 weighed: true,
             };
-            m.narrow(&[site("a")], goal.resource());
+            m.narrow(&[site("a")], &[goal.resource()]);
             (m.curves[0].candidates.len(), m.excluded.get("a").cloned())
         };
         let (time, bytes) = (Goal::Seconds(1.0), Goal::Bytes(Budget::Fraction(0.5)));
