@@ -62,8 +62,7 @@ use margay_tensor::{DType, Tensor};
 use crate::check::reads;
 use crate::model::PRODUCER;
 use crate::problem::Problems;
-use crate::reader::TEXTS;
-use crate::{Attribute, Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
+use crate::{Kind, Model, Narrow, OnnxDim, OnnxError, OnnxNode, Problem};
 pub use assume::KnownInputs;
 use assume::{Assumptions, Equation, is_open};
 use call::{Call, Refusal};
@@ -266,16 +265,6 @@ fn part_of(name: &str) -> Option<(&str, Part)> {
     (!rest.is_empty()).then_some((rest, part))
 }
 
-/// Whether a node of one operand hands it on, texts included.
-fn hands_on(node: &OnnxNode) -> bool {
-    let texts = Attribute::Int(TEXTS.into());
-    match node.op_type.as_str() {
-        "Identity" => true,
-        "Cast" => node.attributes.get("to") == Some(&texts),
-        _ => false,
-    }
-}
-
 /// What became of an ONNX value.
 #[derive(Clone, Copy)]
 enum Slot {
@@ -393,7 +382,7 @@ impl<'a> Importer<'a> {
             None => Err(Refusal::Unsupported("the operator is not supported".into())),
             Some(_) if !readable => Ok(Vec::new()),
             // Texts stay what they are, whoever hands them on.
-            Some(_) if reads_texts && hands_on(node) => Ok(slots.iter().flatten().copied().collect()),
+            Some(_) if reads_texts && values::hands_on(node) => Ok(slots.iter().flatten().copied().collect()),
             Some(_) if reads_texts => {
                 Err(Refusal::Unsupported("labels that are texts are not supported as an operand".into()))
             }

@@ -4,6 +4,8 @@
 //! ends may depend on time, and how many steps a schedule is made for under a time limit. Both are in the checkpoint, so
 //! that a run that goes on from one computes the same bits as one that never stopped.
 
+mod restart;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,6 +13,7 @@ use margay_driver::Interruption;
 use margay_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+pub use self::restart::Restart;
 use crate::checkpoint::{Checkpoint, Identity, Record};
 use crate::error::unless_interrupted;
 use crate::rate::{self, RateTest, find_rate};
@@ -153,15 +156,6 @@ impl Default for FitOptions {
     }
 }
 
-/// A new beginning with a smaller learning rate.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Restart {
-    /// Steps done before it.
-    pub step: u64,
-    /// The largest learning rate from there on.
-    pub learning_rate: f64,
-}
-
 /// Why training ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -279,15 +273,6 @@ const RANK_BATCHES: u64 = 8;
 
 /// The share of a time limit after which the number of steps is settled by what is known.
 const TIMING_SHARE: f64 = 0.04;
-
-/// By how much the error has to be larger than at the beginning, for [`FitOptions::lower_rate`].
-const WORSE: f64 = 1.05;
-
-/// What the learning rate is multiplied by then.
-const LOWERED: f64 = 0.25;
-
-/// How often, at most.
-const MOST_RESTARTS: usize = 3;
 
 /// The share of the time left that a schedule is made for: one that is cut off learns less than one that ends early.
 const SCHEDULED_SHARE: f64 = 0.97;
@@ -542,38 +527,6 @@ impl<'o> Run<'o> {
         let left = SCHEDULED_SHARE * (limit - self.seconds() - evaluations).max(0.0);
         self.record.total_steps = self.record.step + (left / each) as u64;
         self.record.settled = true;
-        trainer.set_total_steps(self.scheduled())
-    }
-
-    /// Steps of the schedule, which begins with the last restart.
-    fn scheduled(&self) -> u64 {
-        self.record.total_steps - self.record.restarts.last().map_or(0, |last| last.step)
-    }
-
-    /// Whether training may begin again: nothing since the last beginning is better than what was there.
-    fn may_restart(&self) -> bool {
-        let begun = self.record.restarts.last().map_or(0, |last| last.step);
-        self.options.lower_rate
-            && self.record.restarts.len() < MOST_RESTARTS
-            && self.record.best_step <= begun
-    }
-
-    /// Whether it should.
-    fn is_worse(&self) -> bool {
-        let best = self.record.history.iter().find(|p| p.step == self.record.best_step);
-        let last = self.record.history.last().filter(|p| p.step == self.record.step);
-        self.may_restart()
-            && best
-                .zip(last)
-                .is_some_and(|(best, last)| last.error.is_nan() || last.error > WORSE * best.error)
-    }
-
-    /// Begins again from the best parameters with a smaller rate. Samples come in the order in which they would have come.
-    fn restart(&mut self, trainer: &mut Trainer) -> Result<(), TrainError> {
-        let learning_rate = LOWERED * trainer.peak_rate();
-        self.record.restarts.push(Restart { step: self.record.step, learning_rate });
-        trainer.begin_again(&self.best)?;
-        trainer.set_peak_rate(learning_rate)?;
         trainer.set_total_steps(self.scheduled())
     }
 

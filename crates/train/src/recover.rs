@@ -15,6 +15,7 @@
 
 pub mod blocks;
 mod distill;
+mod held_out;
 mod objective;
 pub mod pairs;
 pub mod trainable;
@@ -24,7 +25,7 @@ use std::time::Instant;
 
 use margay_driver::{
     Contents, DriverError, ErrorScope, Interruption, LayerRefit, Mask, MaskChoice, Padding, Progress,
-    RefitData, Samples, Silent, hold_out, input_moments, metrics, parallel, refit_layers,
+    RefitData, Samples, Silent, input_moments, metrics, parallel, refit_layers,
 };
 use margay_ir::{Graph, NodeId, Op};
 use margay_passes::with_constants;
@@ -40,6 +41,7 @@ use crate::{
 };
 pub use blocks::BlockReport;
 use distill::{Distillation, Teacher};
+use held_out::{held_out_words, split};
 use objective::Objective;
 pub use objective::Weights;
 pub use pairs::Hidden;
@@ -488,7 +490,7 @@ fn learn(
 ) -> Result<Fitted, TrainError> {
     let (begin, options) = (Instant::now(), goal.options);
     let objective = goal.objective(student)?;
-    let parameters = reached(student, &objective, trainable::trainable(student, options.train));
+    let parameters = objective.reached(student, trainable::trainable(student, options.train));
     if parameters.is_empty() {
         return Err(TrainError::Options(
             "the outputs that count depend on no factors: nothing to recover".into(),
@@ -523,15 +525,6 @@ fn learn(
         fixed: run.fixed,
     };
     fit(&mut trainer, task, &fit_options, observer)
-}
-
-/// The constants that what is compared depends on: others learn nothing.
-fn reached(student: &Graph, objective: &Objective, mut constants: Vec<NodeId>) -> Vec<NodeId> {
-    let compared = objective.outputs.iter().chain(&objective.hidden);
-    let wanted: Vec<_> = compared.map(|scaled| (scaled.pair.name.clone(), scaled.pair.student)).collect();
-    let part = student.cut(&[], &wanted);
-    constants.retain(|n| part.contains(*n));
-    constants
 }
 
 /// Identifies what a checkpoint belongs to: models, data, and the options that decide what a step computes.
@@ -581,41 +574,3 @@ const AXES_SHRINKAGE: f64 = 0.03;
 
 /// Samples by which the weights of errors of layers are measured, at most.
 const METRIC_SAMPLES: usize = 256;
-
-/// Samples that are held out, at most: more of them cost time at every evaluation and tell little more.
-const MOST_HELD_OUT: usize = 512;
-
-/// What is held out, for a checkpoint.
-fn held_out_words(options: &RecoverOptions) -> String {
-    match options.held_out_rows.as_slice() {
-        [] => options.held_out.to_string(),
-        rows => format!("{} or {rows:?}", options.held_out),
-    }
-}
-
-/// Samples to learn from, and a share of them that is held out: evenly spread, and enough for a batch.
-fn split(
-    samples: &Samples,
-    options: &RecoverOptions,
-    batch: usize,
-) -> Result<(Samples, Samples), TrainError> {
-    let share = options.held_out;
-    if !(share > 0.0 && share < 1.0) {
-        return Err(TrainError::Options(format!("held out: expected above 0 and below 1, found {share}")));
-    }
-    let rows = samples.rows();
-    let named = &options.held_out_rows;
-    if named.len() >= batch && rows >= named.len() + batch && named.iter().all(|row| *row < rows) {
-        let kept: Vec<usize> = (0..rows).filter(|row| !named.contains(row)).collect();
-        return Ok((samples.part(&kept)?, samples.part(named)?));
-    }
-    let count = ((rows as f64 * share) as usize).clamp(batch, batch.max(MOST_HELD_OUT));
-    if rows < count + batch {
-        return Err(TrainError::Options(format!(
-            "a batch to learn from and one to hold out: expected at least {} samples, found {rows}",
-            2 * batch
-        )));
-    }
-    let (kept, held_out) = hold_out(rows, count, rows);
-    Ok((samples.part(&kept)?, samples.part(&held_out)?))
-}

@@ -16,6 +16,8 @@ use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
 use super::call::{Call, Refusal};
+use crate::reader::TEXTS;
+use crate::{Attribute, OnnxNode};
 
 /// Tensors with more elements are data, not shapes.
 pub(super) const MAX_KNOWN: usize = 1024;
@@ -250,4 +252,14 @@ fn is_renamed(op: &Op) -> bool {
 
 fn count(shape: &[usize]) -> usize {
     shape.iter().fold(1, |n, &d| n.saturating_mul(d))
+}
+
+/// Whether a node of one operand hands it on, texts included.
+pub(super) fn hands_on(node: &OnnxNode) -> bool {
+    let texts = Attribute::Int(TEXTS.into());
+    match node.op_type.as_str() {
+        "Identity" => true,
+        "Cast" => node.attributes.get("to") == Some(&texts),
+        _ => false,
+    }
 }

@@ -7,7 +7,7 @@
 
 use margay_driver::Mask;
 use margay_ir::ops::{Reduce, ReduceKind, Reshape};
-use margay_ir::{Builder, Graph, Op, Origin, TensorType, Value};
+use margay_ir::{Builder, Graph, NodeId, Op, Origin, TensorType, Value};
 use margay_tensor::{DType, Dim};
 
 use super::pairs::Pair;
@@ -103,6 +103,15 @@ impl Objective {
             pooled: mean(g, &pooled)?,
             hidden: mean(g, &hidden)?,
         })
+    }
+
+    /// The constants that what is compared depends on: others learn nothing.
+    pub(super) fn reached(&self, student: &Graph, mut constants: Vec<NodeId>) -> Vec<NodeId> {
+        let compared = self.outputs.iter().chain(&self.hidden);
+        let wanted: Vec<_> = compared.map(|scaled| (scaled.pair.name.clone(), scaled.pair.student)).collect();
+        let part = student.cut(&[], &wanted);
+        constants.retain(|n| part.contains(*n));
+        constants
     }
 
     fn mask_value(&self, g: &Graph) -> Option<Value> {
