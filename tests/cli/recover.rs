@@ -91,6 +91,27 @@ fn an_artifact_and_an_onnx_file_learn_back_what_they_lost() {
     assert!(!text.contains("error of means"), "one output needs no table: {text}");
 }
 
+/// What the samples of `compile` chose is judged by those that it held out, again and again.
+#[test]
+fn the_samples_that_compile_held_out_are_held_out_again() {
+    let place = place();
+    place.write_npz("data.npz", &[("image", images(120, 7))]);
+    let compile =
+        "compile model.onnx -o o.margay --data data.npz --budget-bytes 60% --target-cpu portable --json";
+    let report = json(&place.done(compile).stdout);
+    let rows = report["held_out_rows"].as_array().unwrap().len();
+    assert_ne!(rows, 15, "an eighth is another number");
+    let held_out = |words: &str| {
+        let ran = place.done(&format!("recover {words} {LEARN} --steps 2 --stages together --json"));
+        json(&ran.stdout)["samples"]["held_out"].as_u64().unwrap() as usize
+    };
+    assert_eq!(held_out("o.margay -o r.margay"), rows);
+    assert_eq!(held_out("r.margay -o again.margay"), rows);
+    assert_eq!(held_out("o.margay -o r.margay --held-out 0.25"), 30);
+    place.write_npz("data.npz", &[("image", images(120, 8))]);
+    assert_eq!(held_out("o.margay -o r.margay"), 15);
+}
+
 #[test]
 fn stages_are_done_as_asked_and_each_helps() {
     let place = place();

@@ -212,6 +212,14 @@ fn what_is_no_form_of_the_weight_is_refused() {
     };
     for (choice, why) in [
         ("scheme = \"structured\", form = \"12x11\"", "`12x11` is 12 x 11, and the weight 12 x 12"),
+        (
+            "scheme = \"structured\", form = \"12x2147483648 · 2147483648x2147483648 · 2147483648x12\"",
+            "expected extents of at most 48 and at most 576 numbers for a weight of 12 x 12",
+        ),
+        (
+            "scheme = \"structured\", form = \"select(2147483648x12)' · select(2147483648x12)\"",
+            "expected extents of at most 48",
+        ),
         ("scheme = \"structured\", form = \"12x\"", "expected a number, found the end"),
         ("scheme = \"structured\", form = \"shuffle(3x4)\"", "`shuffle(3x4)` holds no numbers"),
         ("scheme = \"lowrank-sparse\", rank = 2", "either `inputs` or `entries` is expected"),

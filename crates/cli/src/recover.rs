@@ -124,9 +124,10 @@ struct LearningArgs {
     train: Trainable,
     #[command(flatten)]
     errors: ErrorArgs,
-    /// The share of samples that is held out.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.125)]
-    held_out: f64,
+    /// The share of samples that is held out [default: the samples that `compile` held out, where the artifact was made with the
+    /// same file; else an eighth].
+    #[arg(long, value_name = "SHARE")]
+    held_out: Option<f64>,
     /// How often held-out samples are evaluated.
     #[arg(long, value_name = "N", default_value_t = RecoverOptions::default().evaluations)]
     evaluations: u64,

@@ -18,6 +18,7 @@ pub fn recompile(
     artifact: &Artifact,
     graph: Graph,
     held_out: Option<ErrorMeasure>,
+    held_out_rows: Vec<usize>,
 ) -> Result<Compiled, DriverError> {
     let (plan, report) = plan_and_report(artifact)?;
     let description = artifact.description();
@@ -37,10 +38,9 @@ pub fn recompile(
     });
     let ranged: Vec<Binding> = ranged.collect();
     Ok(Compiled {
-        // The samples are others than those that the report listed.
         report: Report {
             held_out,
-            held_out_rows: Vec::new(),
+            held_out_rows,
             refits: Vec::new(),
             metric: None,
             // They were about the error before.

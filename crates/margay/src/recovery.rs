@@ -92,7 +92,9 @@ impl Recovery {
         error.bounds.clear();
         let graph = recovered.graph.clone();
         let compiled = match &self.artifact {
-            Some(artifact) => recompile(artifact, graph, Some(error.clone()))?,
+            Some(artifact) => {
+                recompile(artifact, graph, Some(error.clone()), recovered.held_out_rows.clone())?
+            }
             None => {
                 let source = Model::new(graph, &self.student.name, &mut Dump::none())?;
                 let options = CompileOptions { dims: self.dims, threads, ..CompileOptions::default() };

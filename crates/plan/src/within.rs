@@ -33,7 +33,9 @@ pub fn least_error_within(
 ) -> Result<Allocation, AllocateError> {
     let used =
         |a: &Allocation| limits.iter().map(|(r, limit)| share(a.price.of(*r), *limit)).collect::<Vec<_>>();
-    let keeps = |a: &Allocation| used(a).iter().all(|share| *share <= 1.0 + ROUNDING);
+    // Sums of bytes and operations are exact.
+    let most = |resource: Resource| if resource == Resource::Seconds { 1.0 + ROUNDING } else { 1.0 };
+    let keeps = |a: &Allocation| used(a).iter().zip(limits).all(|(share, (r, _))| *share <= most(*r));
     if limits.iter().all(|(r, limit)| share(dense.of(*r), *limit) <= 1.0) {
         return Ok(Allocation::dense(dense));
     }

@@ -301,7 +301,7 @@ pub fn fit(
             break stop;
         }
         if !run.step(trainer, task, observer)? {
-            if run.may_restart() {
+            if run.may_restart() && run.record.step < run.record.total_steps {
                 run.restart(trainer)?;
                 continue;
             }
@@ -454,8 +454,9 @@ impl<'o> Run<'o> {
             _ => None,
         };
         let late = [limit, self.options.max_seconds].into_iter().flatten().any(|l| seconds >= l);
-        let since_best =
-            self.record.history.iter().rev().take_while(|p| p.step != self.record.best_step).count() as u64;
+        // What learned nothing before a restart says nothing of what follows.
+        let from = self.record.restarts.last().map_or(0, |last| last.step).max(self.record.best_step);
+        let since_best = self.record.history.iter().rev().take_while(|p| p.step > from).count() as u64;
         if self.record.settled && self.record.step >= self.record.total_steps {
             Some(Stop::Finished)
         } else if self.interruption.asked() {

@@ -41,7 +41,7 @@ use crate::{
 };
 pub use blocks::BlockReport;
 use distill::{Distillation, Teacher};
-use held_out::{held_out_words, split};
+use held_out::{Split, held_out_words, split};
 use objective::Objective;
 pub use objective::Weights;
 pub use pairs::Hidden;
@@ -76,10 +76,10 @@ pub struct RecoverOptions {
     pub blocks: bool,
     /// Whether all layers learn together.
     pub together: bool,
-    /// The share of the samples that is held out, of which at most 512 are taken.
-    pub held_out: f64,
-    /// The numbers of the samples to hold out in place of a share, where they are enough for a batch: those that nothing was
-    /// chosen by.
+    /// The share of the samples that is held out, of which at most 512 are taken. Without it those of `held_out_rows`, where
+    /// they are enough for a batch, else an eighth.
+    pub held_out: Option<f64>,
+    /// The numbers of samples that nothing was chosen by.
     pub held_out_rows: Vec<usize>,
     /// Evaluations in a row without a new best after which learning ends.
     pub patience: Option<u64>,
@@ -113,7 +113,7 @@ impl Default for RecoverOptions {
             layers: true,
             blocks: true,
             together: true,
-            held_out: 0.125,
+            held_out: None,
             held_out_rows: Vec::new(),
             patience: None,
             evaluations: 10,
@@ -155,6 +155,8 @@ pub struct Recovered {
     pub learned_from: usize,
     /// Samples that decided what is better.
     pub held_out: Samples,
+    /// Their numbers, where they are those of [`RecoverOptions::held_out_rows`].
+    pub held_out_rows: Vec<usize>,
     /// The lengths that batches are cut to; `None` where padding is not cut (see [`Padding`]).
     pub lengths: Option<Vec<usize>>,
     /// What marked padding in them.
@@ -196,7 +198,7 @@ pub fn recover(
     let samples = samples.for_graph(student)?;
     mask.check(samples.arrays())?;
     let batch = samples.bound_batch(student).unwrap_or(options.batch);
-    let (train, held_out) = split(&samples, options, batch)?;
+    let Split { train, held_out, named } = split(&samples, options, batch)?;
     let learned_from = train.rows();
     if trainable::trainable(student, options.train).is_empty() {
         return Err(TrainError::Options("the sketched model has no factors: nothing to recover".into()));
@@ -341,6 +343,7 @@ pub fn recover(
         hidden: hidden.into_iter().map(|p| p.name).collect(),
         learned_from,
         held_out,
+        held_out_rows: named,
         lengths: padding.map(|padding| padding.lengths().to_vec()),
         mask: options.mask.clone(),
         outputs: options.outputs.clone(),

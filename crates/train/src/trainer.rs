@@ -236,6 +236,11 @@ impl Trainer {
     /// # Errors
     /// For parameters that are missing or of another shape; a device that failed.
     pub fn begin_again(&mut self, parameters: &[(String, Tensor)]) -> Result<(), TrainError> {
+        if let Some(name) =
+            self.parameters.iter().find(|name| parameters.iter().all(|(other, _)| other != *name))
+        {
+            return Err(TrainError::Checkpoint(format!("parameter `{name}` is missing")));
+        }
         let mut states = self.states()?;
         for (name, value) in
             states.iter_mut().filter(|(name, _)| ![TOTAL_STEPS, PEAK_RATE].contains(&name.as_str()))

@@ -385,6 +385,6 @@ fn what_does_not_fit_is_named() {
         message(&student, &teacher, &many),
         "a batch to learn from and one to hold out: expected at least 400 samples, found 256"
     );
-    let share = RecoverOptions { held_out: 1.0, ..options() };
+    let share = RecoverOptions { held_out: Some(1.0), ..options() };
     assert_eq!(message(&student, &teacher, &share), "held out: expected above 0 and below 1, found 1");
 }

@@ -49,7 +49,7 @@ pub struct RelativePositions {
     pub gated: bool,
 }
 
-/// More numbers than this in one constant are no use for positions.
+/// Sines times realizations, at most: the noise has so many numbers for each number of a query.
 const MOST: usize = 1 << 16;
 
 impl RelativePositions {
@@ -59,7 +59,12 @@ impl RelativePositions {
                 return Err(format!("{count} {what} of relative positions, expected 1 to {MOST}"));
             }
         }
-        Ok(())
+        match self.sines.saturating_mul(self.realizations) {
+            ..=MOST => Ok(()),
+            all => {
+                Err(format!("{all} sines times realizations of relative positions, expected at most {MOST}"))
+            }
+        }
     }
 }
 

@@ -117,6 +117,15 @@ impl Scheme for StructuredScheme {
 #[derive(Debug)]
 pub(super) struct AnyStructure([usize; 2]);
 
+/// How many times as many numbers as the weight, and as long as its longer side, parts of a structure may be.
+const MOST_TIMES: usize = 4;
+
+/// The greatest extent of a structure and its parts.
+fn greatest_extent(structure: &Structure) -> usize {
+    let [rows, columns] = structure.shape();
+    structure.parts().iter().map(greatest_extent).fold(rows.max(columns), usize::max)
+}
+
 impl Algebraic for AnyStructure {
     const NAME: &'static str = "structured";
 
@@ -130,13 +139,18 @@ impl Algebraic for AnyStructure {
 
     fn structure(&self, s: &StructuredSettings) -> Result<Structure, String> {
         let (found, [d_in, d_out]) = (s.structure()?, self.0);
-        match found.shape() == self.0 {
-            true => Ok(found),
-            false => {
-                let [rows, columns] = found.shape();
-                Err(format!("`{found}` is {rows} x {columns}, and the weight {d_in} x {d_out}"))
-            }
+        let [rows, columns] = found.shape();
+        if [rows, columns] != self.0 {
+            return Err(format!("`{found}` is {rows} x {columns}, and the weight {d_in} x {d_out}"));
         }
+        let longest = MOST_TIMES * d_in.max(d_out);
+        if greatest_extent(&found) > longest || found.numbers() > MOST_TIMES * d_in * d_out {
+            return Err(format!(
+                "`{found}`: expected extents of at most {longest} and at most {} numbers for a weight of {d_in} x {d_out}",
+                MOST_TIMES * d_in * d_out
+            ));
+        }
+        Ok(found)
     }
 
     fn contents(&self, subject: &Subject, s: &StructuredSettings) -> Result<Vec<Contents>, RandnlaError> {

@@ -89,10 +89,12 @@ impl Search<'_> {
         let seconds = |share: f64| dense.seconds - share * (dense.seconds - fastest);
         let saving = |share: f64| match besides {
             [] => least_error(curves, *dense, Resource::Seconds, seconds(share)),
+            // What the budgets leave room for, which may be slower than the dense model.
+            _ if share == 0.0 => least_error_within(curves, *dense, besides),
             _ => saving_within(curves, *dense, besides, seconds(share)),
         };
         let mut beyond = None;
-        // What the budgets alone leave room for, where there are any; so much time cannot always be saved within them.
+        // So much time cannot always be saved within budgets.
         let last = (!besides.is_empty()).then_some(0.0);
         for share in SHARES.into_iter().chain(last) {
             let choice = match saving(share) {
@@ -241,6 +243,18 @@ mod tests {
         let met = meet_error(&m, 0.001, &[], &alone).unwrap();
         assert!(met.allocation.choices.is_empty());
         assert_eq!(met.closest, Some(2e-4f64.sqrt()));
+    }
+
+    #[test]
+    fn budgets_may_take_a_choice_that_is_slower_than_the_model() {
+        let mut m = model(1);
+        for (i, candidate) in m.curves[0].candidates.iter_mut().enumerate() {
+            candidate.price = Price { bytes: 90 - 10 * i as i64, flops: 0, seconds: 1.1 + 0.1 * i as f64 };
+        }
+        let measure = |c: &Allocation| Ok(c.squared_error.sqrt());
+        let met = meet_error(&m, 1.0, &[(Resource::Bytes, 60.0)], &measure).unwrap();
+        assert_eq!(met.allocation.price.bytes, 60);
+        assert!(meet_error(&m, 1e-3, &[(Resource::Bytes, 60.0)], &measure).is_err());
     }
 
     #[test]

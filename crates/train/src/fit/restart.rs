@@ -26,7 +26,8 @@ const MOST_RESTARTS: usize = 3;
 impl Run<'_> {
     /// Steps of the schedule, which begins with the last restart.
     pub(super) fn scheduled(&self) -> u64 {
-        self.record.total_steps - self.record.restarts.last().map_or(0, |last| last.step)
+        let begun = self.record.restarts.last().map_or(0, |last| last.step);
+        self.record.total_steps.saturating_sub(begun).max(1)
     }
 
     /// Whether training may begin again: nothing since the last beginning is better than what was there.
