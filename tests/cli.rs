@@ -12,6 +12,8 @@ use serde_json::Value;
 mod derivatives;
 #[path = "cli/given.rs"]
 mod given;
+#[path = "cli/goals.rs"]
+mod goals;
 #[path = "cli/interrupt.rs"]
 mod interrupt;
 #[path = "cli/machine.rs"]
@@ -591,9 +593,8 @@ fn the_demo_runs() {
         let sketched = |l: &&Value| l["kind"] == kind && l["scheme"] != "dense";
         assert!(layers.iter().any(|l| sketched(&l)), "no {kind} layer is sketched");
     }
-    let accuracy = |side: &str| report[side]["accuracy"].as_f64().unwrap();
-    assert!(accuracy("dense") > 0.9 && accuracy("sketched") > accuracy("dense") - 0.02);
-    let stored = |side: &str| report[side]["constant_bytes"].as_u64();
-    assert!(stored("sketched") < stored("dense"));
+    let [dense, sketched] = ["dense", "sketched"].map(|side| report[side]["accuracy"].as_f64().unwrap());
+    assert!(dense > 0.9 && sketched > dense - 0.02);
+    assert!(report["sketched"]["constant_bytes"].as_u64() < report["dense"]["constant_bytes"].as_u64());
     assert_eq!(place.files(), ["in.npz", "model.onnx", "samples.npz"]);
 }
