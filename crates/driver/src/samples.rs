@@ -130,6 +130,8 @@ impl Samples {
         if !problems.is_empty() {
             return Err(DriverError::Samples(several(&problems, "; ")));
         }
+        // Only what is an input here: data of one content have one name.
+        let shared = shared.into_iter().filter(|name| arrays.iter().any(|(own, _)| own == name)).collect();
         Samples::with_shared(arrays, shared)
     }
 

@@ -54,7 +54,10 @@ fn square(g: &Graph, v: Value) -> Option<Value> {
     let operands = g.inputs_of(v.node);
     match g.op(v.node) {
         Op::Mul(_) if operands[0] == operands[1] => Some(operands[0]),
-        Op::Pow(_) => Some(operands[0]),
+        Op::Pow(_) => {
+            let exponent = g.constant(operands[1])?.tensor().to_vec::<f32>().ok()?;
+            exponent.iter().all(|e| *e == 2.0).then_some(operands[0])
+        }
         _ => None,
     }
 }

@@ -248,7 +248,12 @@ fn meet(
             let own = candidates.limits(std::iter::once(goal.clone()));
             let others = besides.into_iter().filter(|(r, _)| *r != goal.resource());
             let limits: Vec<_> = own.into_iter().chain(others).collect();
-            Ok(least_error_within(curves, *dense, &limits)?)
+            least_error_within(curves, *dense, &limits).map_err(|e| match e {
+                AllocateError::Infeasible { what, best, asked } if what == Resource::Seconds.name() => {
+                    DriverError::Budget { asked_ms: asked * 1e3, best_ms: best * 1e3 }
+                }
+                e => e.into(),
+            })
         }
         Goal::Bytes(budget) => {
             let bytes = budget.resolve(candidates.whole_bytes);

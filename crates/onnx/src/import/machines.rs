@@ -67,6 +67,11 @@ pub(super) fn svm_classifier(cx: &mut Importer, call: &Call) -> Imported {
             "expected {expected:?} counts, rows of coefficients, offsets and parameters of probabilities, found {found:?}"
         )));
     }
+    if machines.saturating_mul(vectors) > MOST_WEIGHTS {
+        return Err(Refusal::Unsupported(format!(
+            "{machines} pairs of classes with {vectors} support vectors are more than {MOST_WEIGHTS} weights"
+        )));
+    }
     let table = matrix(cx, x, vectors, floats(call, "support_vectors")?)?;
     let products =
         kernel(cx, x, table, call.text("kernel_type", "LINEAR")?, &floats(call, "kernel_params")?)?;
@@ -126,6 +131,9 @@ fn without_vectors(
     Ok(vec![labels.at(cx, place)?, transformed(cx, call, scores)?])
 }
 
+/// Weights of all pairs of classes, at most: most of them are zero.
+const MOST_WEIGHTS: usize = 1 << 26;
+
 /// By pair, the weight of each vector: those of the first class stand in the row of the second, and the other way round.
 fn of_machines(weights: &[f64], counts: &[usize]) -> Vec<f64> {
     let vectors: usize = counts.iter().sum();
@@ -171,16 +179,19 @@ fn probabilities(
     let second = cx.offset(first, -1.0)?;
     let second = cx.negated(second)?;
 
-    // Q: on its diagonal squares of what speaks against a class, elsewhere the negative product of both.
+    // Q: on its diagonal squares of the probabilities of the other classes, elsewhere the negative product of both.
     let (of_first, of_second) = (cx.times(second, second)?, cx.times(first, first)?);
     let diagonal = joined_by_class(cx, &[of_first, of_second], classes)?;
     let product = cx.times(first, second)?;
     let product = cx.negated(product)?;
     let parts = cx.add(Concat { axis: 1 }, &[product, diagonal])?;
-    let list = pairs(classes);
     let place = |i: usize, j: usize| match i == j {
         true => machines + i,
-        false => list.iter().position(|pair| *pair == (i.min(j), i.max(j))).unwrap_or(0),
+        // Pairs of a first class stand together, in the order of the second.
+        false => {
+            let (first, second) = (i.min(j), i.max(j));
+            first * (2 * classes - first - 1) / 2 + second - first - 1
+        }
     };
     let places: Vec<i64> =
         (0..classes * classes).map(|at| place(at / classes, at % classes) as i64).collect();
