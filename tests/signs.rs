@@ -226,6 +226,19 @@ fn kernels_of_one_tap_are_drawn() {
             let found = session.run(&[("x", &x)]).unwrap().swap_remove(0).1;
             assert_close(backend.target(), &found, &expected, Tolerance::REDUCTION);
         }
+        // From a file, in which a kernel of signs alone has no bytes at all.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.margay");
+        let mut compiled = compiled;
+        compiled.write(&path, false, &mut Dump::none()).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let graph = open_artifact_graph(&artifact).unwrap();
+        assert_eq!(graph.to_string(), compiled.graph.to_string());
+        let executable = backend::load(&artifact, None).unwrap();
+        let mut session = Session::new(&executable, SessionOptions { threads: 1 }).unwrap();
+        let found = session.run(&[("x", &x)]).unwrap().swap_remove(0).1;
+        let expected = eval::run(&compiled.graph, &[("x", &x)]).unwrap().swap_remove(0);
+        assert_close("from a file", &found, &expected, Tolerance::REDUCTION);
         // The trained kernel alone, in one panel of 32 filters.
         assert_eq!(compiled.report.bytes_after, 4 * 9 * 16 * 32);
     }

@@ -332,7 +332,7 @@ fn constant(message: ConstantMessage, limits: Limits) -> Result<StoredConstant, 
         (None, None) => None,
         _ => return Err("a layout without a back end, or the other way round".into()),
     };
-    if layout.is_some() && !may_hold(range.len(), &shape) {
+    if layout.is_some() && !may_hold(range.len(), &storage.elements_shape(&shape)) {
         return Err(format!("{} packed bytes cannot hold {dtype}{shape:?}", range.len()));
     }
     if layout.is_none() && range.len() != bytes {
