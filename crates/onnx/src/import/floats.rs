@@ -10,7 +10,7 @@ use margay_ir::{Op, Value};
 use margay_tensor::{DType, Dim, Tensor};
 
 use super::Importer;
-use super::values::{MAX_BEHIND, MAX_FLOPS, MAX_KNOWN};
+use super::values::{MAX_BEHIND, MAX_FLOPS, MAX_KNOWN, count};
 
 /// Divisors of constants that are taken for fractions.
 const MAX_DIVISOR: i64 = 1024;
@@ -198,8 +198,4 @@ fn sum(op: &Op, a: &Dim, b: &Dim) -> Option<Dim> {
         Op::Sub(_) => Some(a - b),
         _ => None,
     }
-}
-
-fn count(shape: &[usize]) -> usize {
-    shape.iter().fold(1, |n, &d| n.saturating_mul(d))
 }

@@ -250,7 +250,7 @@ fn is_renamed(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Cast(_))
 }
 
-fn count(shape: &[usize]) -> usize {
+pub(super) fn count(shape: &[usize]) -> usize {
     shape.iter().fold(1, |n, &d| n.saturating_mul(d))
 }
 
