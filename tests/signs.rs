@@ -229,7 +229,6 @@ fn kernels_of_one_tap_are_drawn() {
         // From a file, in which a kernel of signs alone has no bytes at all.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image.margay");
-        let mut compiled = compiled;
         compiled.write(&path, false, &mut Dump::none()).unwrap();
         let artifact = Artifact::open(&path).unwrap();
         let graph = open_artifact_graph(&artifact).unwrap();
