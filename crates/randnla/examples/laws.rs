@@ -1,15 +1,17 @@
 //! Draws the laws of sketches and factorizations beside what is measured, as pictures (SVG).
 //!
-//! `laws FOLDER [WEIGHT ROWS COLUMNS]` writes `embeddings.svg`, `rsvd.svg`, `least_squares.svg`, `trace.svg` and `copies.svg`
-//! into the folder, and `lowrank.svg` for a weight: a file of `f32`, little-endian, row by row. Everything is named by seeds, so
-//! that a second run draws the same.
+//! `laws FOLDER [WEIGHT...]` writes `embeddings.svg`, `rsvd.svg`, `least_squares.svg`, `trace.svg`, `copies.svg` and
+//! `features.svg` into the folder; `lowrank.svg` for a weight `FILE:ROWSxCOLUMNS`, and `kernels.svg` for the kernel of a
+//! convolution `FILE:OUTxINxHEIGHTxWIDTH`. Files hold `f32`, little-endian, the last axis varying fastest. Everything is named by
+//! seeds, so that a second run draws the same.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use margay_randnla::{
-    Distribution, Law, LeastSquaresOptions, LowRank, LowRankOptions, Matrix, RsvdOptions, Sketch, cqrrt,
-    hutch_plus_plus, least_squares, panther, range_finder, rsvd, svd,
+    CpOptions, DenseTensor, Directions, Distribution, Law, LeastSquaresOptions, LowRank, LowRankOptions,
+    Matrix, RsvdOptions, Sketch, cp_als, cqrrt, hooi, hutch_plus_plus, least_squares, panther,
+    random_directions, range_finder, rsvd, svd,
 };
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
@@ -284,10 +286,7 @@ fn copies(folder: &Path) -> Outcome {
 
 /// Errors of the factors of a weight over their rank, and of its randomized decompositions.
 fn lowrank(folder: &Path, path: &str, rows: usize, columns: usize) -> Outcome {
-    let bytes = std::fs::read(path)?;
-    let (words, _) = bytes.as_chunks::<4>();
-    let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-    let w = Matrix::from_row_major(rows, columns, &values)?;
+    let w = Matrix::from_row_major(rows, columns, &numbers(path)?)?;
     let best = tails(&svd(&w)?.singular_values);
     let size = rows.min(columns);
     let ranks: Vec<usize> = (1..=16).map(|i| i * size / 16).filter(|k| *k < size).collect();
@@ -309,15 +308,142 @@ fn lowrank(folder: &Path, path: &str, rows: usize, columns: usize) -> Outcome {
         measured("RSVD with two", 2, two),
         measured("LowRank", 0, exact),
     ];
-    let name =
-        Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let title = format!("{}, {rows} x {columns}", name(path));
+    draw(&folder.join("lowrank.svg"), &title, ["rank k", "relative error"], &series, false)
+}
+
+/// The numbers of a file.
+fn numbers(path: &str) -> Result<Vec<f32>, Box<dyn Error>> {
+    let bytes = std::fs::read(path)?;
+    let (words, _) = bytes.as_chunks::<4>();
+    Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}
+
+fn name(path: &str) -> String {
+    Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Errors of the forms of a convolution's kernel over the numbers that they take.
+fn kernels(folder: &Path, path: &str, [o, c, h, w]: [usize; 4]) -> Outcome {
+    let values: Vec<f64> = numbers(path)?.into_iter().map(f64::from).collect();
+    let kernel = DenseTensor::new(vec![o, c, h, w], values)?;
+    let at = |o_: usize, c_: usize, y: usize, x: usize| kernel.data()[((o_ * c + c_) * h + y) * w + x];
+    let norm = kernel.squared_norm().sqrt();
+    let total = (o * c * h * w) as f64;
+    let distance_to = |other: &DenseTensor| {
+        let squares = kernel.data().iter().zip(other.data()).map(|(a, b)| (a - b).powi(2));
+        squares.sum::<f64>().sqrt() / norm
+    };
+    let tails_of = |m: &Matrix| -> Result<Vec<f64>, Box<dyn Error>> { Ok(tails(&svd(m)?.singular_values)) };
+    let ranks: Vec<usize> = (1..12).map(|i| i * o / 12).filter(|k| *k > 0).collect();
+
+    // Filters, of the windows: `lowrank`.
+    let filters = Matrix::from_fn(o, c * h * w, |i, j| at(i, j / (h * w), j / w % h, j % w));
+    let by_filters = tails_of(&filters)?;
+    // Columns of taps, then rows of taps: `spatial`.
+    let separated = Matrix::from_fn(c * h, w * o, |i, j| at(j % o, i / h, i % h, j / o));
+    let by_taps = tails_of(&separated)?;
+    let channels = Matrix::from_fn(c, o * h * w, |i, j| at(j / (h * w), i, j / w % h, j % w));
+    let by_channels = tails_of(&channels)?;
+
+    let mut lines = [Vec::new(), Vec::new(), Vec::new()];
+    let mut found = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+    for &k in &ranks {
+        let share = |count: usize| count as f64 / total;
+        let best = |m: &Matrix, k: usize| -> Result<f64, Box<dyn Error>> {
+            let f = LowRank::new(m, None, None, &LowRankOptions::default())?.factors(k)?;
+            Ok(distance(&f.left.product(&f.right)?, m) / norm)
+        };
+        let lowrank = share(k * (c * h * w + o));
+        lines[0].push((lowrank, by_filters[k] / norm));
+        found[0].push((lowrank, best(&filters, k)?));
+        let spatial = share(k * (c * h + o * w));
+        lines[1].push((spatial, by_taps[k] / norm));
+        found[1].push((spatial, best(&separated, k)?));
+        let channels = (k * c).div_ceil(o);
+        let tucker = share(c * channels + h * w * channels * k + k * o);
+        lines[2].push((tucker, by_filters[k].hypot(by_channels[channels]) / norm));
+        let decomposed = hooi(&kernel, &[k, channels, h, w], 1, &RsvdOptions::default())?;
+        found[2].push((tucker, distance_to(&decomposed.to_tensor())));
+        let terms = 2 * k;
+        let options = CpOptions { rank: terms, rounds: 12, samples: 16 * terms, seed: 0, stream: 0 };
+        found[3].push((share(terms * (o + c + h + w)), cp_als(&kernel, &options)?.relative_error));
+    }
+    let [lowrank, spatial, tucker] = lines;
+    let mut series = vec![
+        law("lowrank: singular values of the filters from k on", 0, lowrank),
+        law("spatial: singular values of C h x w O from k on", 1, spatial),
+        law("tucker: bound, the tails of both unfoldings", 2, tucker),
+    ];
+    let [lowrank, spatial, tucker, cp] = found;
+    series.extend([
+        measured("lowrank", 0, lowrank),
+        measured("spatial", 1, spatial),
+        measured("tucker", 2, tucker),
+        measured("cp", 3, cp),
+    ]);
+    for s in &mut series {
+        s.points.retain(|(share, error)| *share <= 1.0 && *error > 1e-6);
+    }
+    let title = format!("{}, {o} x {c} x {h} x {w}", name(path));
     draw(
-        &folder.join("lowrank.svg"),
-        &format!("{name}, {rows} x {columns}"),
-        ["rank k", "relative error"],
+        &folder.join("kernels.svg"),
+        &title,
+        ["numbers, relative to the kernel", "relative error"],
         &series,
         false,
     )
+}
+
+/// Errors of `exp(x·y)` by random features over their number.
+fn features(folder: &Path) -> Outcome {
+    const D: usize = 16;
+    const PAIRS: usize = 64;
+    let (x, y) = (gaussian(D, PAIRS, 60), gaussian(D, PAIRS, 61));
+    let size = 0.2;
+    let dot =
+        |a: &Matrix, i: usize, b: &Matrix, j: usize| (0..D).map(|r| a.at(r, i) * b.at(r, j)).sum::<f64>();
+    let counts = [8usize, 16, 32, 64, 128, 256, 512];
+    // Relative variances of one direction.
+    let over_pairs = |f: &dyn Fn(f64) -> f64| {
+        let z = Matrix::from_fn(D, PAIRS, |r, p| size * (x.at(r, p) + y.at(r, p)));
+        (0..PAIRS).map(|p| f(dot(&z, p, &z, p))).sum::<f64>() / PAIRS as f64
+    };
+    let positive = over_pairs(&|z| z.exp() - 1.0);
+    let pairs = over_pairs(&|z| (1.0 - (-z).exp()) * (z.exp() - 1.0));
+    let line = |variance: f64| counts.map(|m| (m as f64, (variance / m as f64).sqrt())).to_vec();
+    let error = |kind: Directions, hyperbolic: bool| -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
+        let of = |&m: &usize| {
+            let drawn = if hyperbolic { m / 2 } else { m };
+            let squared = mean(256, |seed| {
+                let w = random_directions(kind, D, drawn, seed, 7);
+                let mut sum = 0.0;
+                for p in 0..PAIRS {
+                    let norms = 0.5 * size * size * (dot(&x, p, &x, p) + dot(&y, p, &y, p));
+                    let along = |j: usize| size * (dot(&w, j, &x, p) + dot(&w, j, &y, p));
+                    let estimate = (0..drawn).map(|j| match hyperbolic {
+                        true => (along(j) - norms).exp() + (-along(j) - norms).exp(),
+                        false => (along(j) - norms).exp(),
+                    });
+                    let exact = (size * size * dot(&x, p, &y, p)).exp();
+                    sum += (estimate.sum::<f64>() / m as f64 / exact - 1.0).powi(2);
+                }
+                Ok(sum / PAIRS as f64)
+            })?;
+            Ok((m as f64, squared.sqrt()))
+        };
+        counts.iter().map(of).collect()
+    };
+    let series = [
+        law("√((exp ‖x + y‖² - 1) / M), mean of squares over pairs", 0, line(positive)),
+        law("√((1 - exp -‖x + y‖²) (exp ‖x + y‖² - 1) / M)", 1, line(pairs)),
+        measured("independent", 0, error(Directions::Independent, false)?),
+        measured("independent, hyperbolic", 1, error(Directions::Independent, true)?),
+        measured("orthogonal", 2, error(Directions::Orthogonal, false)?),
+        measured("orthogonal, hyperbolic", 3, error(Directions::Orthogonal, true)?),
+    ];
+    let title = "exp(x·y) by positive features, 64 pairs of 16 numbers, root mean square of 256 seeds";
+    draw(&folder.join("features.svg"), title, ["features M", "relative error"], &series, true)
 }
 
 /// Axes, lines and circles. The vertical axis is logarithmic, the horizontal one if asked.
@@ -325,7 +451,9 @@ fn draw(path: &Path, title: &str, axes: [&str; 2], series: &[Series], logarithmi
     let all = || series.iter().flat_map(|s| &s.points);
     let least = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(f64::INFINITY, f64::min);
     let most = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(0.0, f64::max);
-    let (x, y) = (least(|p| p.0)..most(|p| p.0), 0.7 * least(|p| p.1)..2.0 * most(|p| p.1));
+    let (low, high) = (least(|p| p.1), most(|p| p.1));
+    // Above the points is room for the names.
+    let (x, y) = (least(|p| p.0)..most(|p| p.0), 0.7 * low..1.5 * high * (high / low).powf(0.35));
     let mut text = String::new();
     if logarithmic {
         chart(&mut text, title, axes, series, (x.start..x.end * 1.02).log_scale(), y)?;
@@ -385,7 +513,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .border_style(RGBColor(140, 140, 140))
         .draw()?;
@@ -395,17 +523,25 @@ where
 
 fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some(folder) = arguments.first().map(PathBuf::from) else {
-        return Err("expected FOLDER [WEIGHT ROWS COLUMNS]".into());
+    let Some((folder, weights)) = arguments.split_first() else {
+        return Err("expected FOLDER [FILE:ROWSxCOLUMNS] [FILE:OUTxINxHEIGHTxWIDTH]".into());
     };
+    let folder = PathBuf::from(folder);
     std::fs::create_dir_all(&folder)?;
     embeddings(&folder)?;
     ranges(&folder)?;
     steps(&folder)?;
     traces(&folder)?;
     copies(&folder)?;
-    if let [_, weight, rows, columns] = &arguments[..] {
-        lowrank(&folder, weight, rows.parse()?, columns.parse()?)?;
+    features(&folder)?;
+    for weight in weights {
+        let (path, shape) = weight.rsplit_once(':').ok_or("expected FILE:SHAPE")?;
+        let shape = shape.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+        match shape[..] {
+            [rows, columns] => lowrank(&folder, path, rows, columns)?,
+            [o, c, h, w] => kernels(&folder, path, [o, c, h, w])?,
+            _ => return Err(format!("{weight}: expected two or four extents").into()),
+        }
     }
     Ok(())
 }
