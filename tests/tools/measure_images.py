@@ -94,9 +94,8 @@ def main():
                     "spread": float(np.linalg.norm(found - dense) / spread),
                     "neighbour": float((neighbours(dense) == neighbours(found)).mean())}
 
-        calibration = np.concatenate([crops(learned, 4, 1), crops(varied, 1, 4)])
         lessons = np.concatenate([crops(learned, 40, 2), crops(varied, 4, 3)])
-        shares.measure(given, model, {"input_0": calibration}, {"input_0": lessons}, judge, [FEATURES])
+        shares.measure(given, model, {"input_0": crops(learned, 10, 1)}, {"input_0": lessons}, judge, [FEATURES])
 
 
 if __name__ == "__main__":
