@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use super::lowrank::FittedLowRank;
 use super::moments::{self, Seen};
-use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers, lookups};
 
 /// What is brought into a form.
 pub(super) struct Subject {
@@ -91,10 +91,10 @@ pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     ) -> Result<Value, AddError>;
 }
 
-/// The sites of the layers that have a form.
+/// The sites of the layers and lookups that have a form.
 pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
     let has = |layer: &&Layer| F::of(g, layer).is_some();
-    layers(g).iter().filter(has).map(|layer| layer.site(g, F::NAME)).collect()
+    layers(g).iter().chain(&lookups(g)).filter(has).map(|layer| layer.site(g, F::NAME)).collect()
 }
 
 /// A weight that is to be brought into a form.
@@ -248,7 +248,7 @@ impl<F: Form> Fitted for Structured<F> {
         }
         for &n in &layer.nodes {
             let result = self.form.nodes(work, n, &read, &factors)?;
-            match self.subject.seen.any() {
+            match self.subject.seen.corrects() {
                 true => {
                     let loss = found.as_ref().map(|found| self.loss(&read, found)).transpose()?;
                     let correction = loss.and_then(|loss| loss.correction.as_deref());

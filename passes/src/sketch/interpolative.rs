@@ -35,8 +35,8 @@ use margay_tensor::Tensor;
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
 use super::lowrank::{FittedLowRank, RankSettings};
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, SchemeFacts, Site, Stored,
-    layers,
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, RowKind, Rows, Scheme, SchemeFacts, Site,
+    Stored, layers,
 };
 
 /// Low-rank factors of which one holds an identity.
@@ -385,7 +385,7 @@ fn with_inputs(g: &Graph, last: NodeId) -> Option<Found<Gauged>> {
         factors: factors.into_iter().chain(positions).collect(),
         learn: factors.to_vec(),
         sizes: [d_in, rank, d_out],
-        input: Rows { value: x, windows: None, length: d_in },
+        input: Rows { value: x, kind: RowKind::LastAxis, length: d_in },
         last,
         bias,
         map,

@@ -1,16 +1,17 @@
-//! One constant weight of a product or a convolution: the site that most schemes take.
+//! One constant weight of a product, a convolution or a lookup: the site that most schemes take.
 
 use std::collections::HashMap;
 
-use margay_ir::ops::{Add, Conv, ImageLayout};
+use margay_ir::ops::{Add, Conv, Gather, ImageLayout, MatMul};
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
 
-use super::{Replacement, Rows, Site, Windows, name_of, unique};
+use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
-/// \[out, in, height, width\], seen as a matrix \[in·height·width, out\].
+/// \[out, in, height, width\], seen as a matrix \[in·height·width, out\], or lookups of rows of one constant table: products of rows
+/// that have a single one each.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
     /// The name in the model of the first node; unique among layers.
@@ -23,21 +24,41 @@ pub struct Layer {
     pub d_in: usize,
     /// Columns of the weight as a matrix: the number of outputs.
     pub d_out: usize,
-    /// Channels, height and width of a kernel.
-    kernel: Option<[usize; 3]>,
+    reads: Reads,
+}
+
+/// What a weight is multiplied with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reads {
+    /// Rows along the last axis.
+    Rows,
+    /// Windows of so many channels, of this height and width.
+    Windows([usize; 3]),
+    /// The rows of zeros with a single one that are given by their places.
+    Places,
 }
 
 /// The layers of a graph, in topological order. Nodes that a rewrite made are left out.
 pub fn layers(g: &Graph) -> Vec<Layer> {
+    of_nodes(g, Layer::at)
+}
+
+/// The lookups of rows of constant tables, which are seen as layers, in topological order. Nodes that a rewrite made are left
+/// out, and so are tables that are also read in another way, such as by a product with the same weights at the end of a model.
+pub fn lookups(g: &Graph) -> Vec<Layer> {
+    of_nodes(g, Layer::lookup_at)
+}
+
+fn of_nodes(g: &Graph, at: fn(&Graph, NodeId) -> Option<Layer>) -> Vec<Layer> {
     let mut found: Vec<Layer> = Vec::new();
     let mut by_weight: HashMap<Value, usize> = HashMap::new();
     for n in g.order() {
-        let Some(mut layer) = Layer::at(g, n) else { continue };
+        let Some(mut layer) = at(g, n) else { continue };
         if g.node(n).origin.part.is_some() {
             continue;
         }
         match by_weight.get(&layer.weight) {
-            Some(&i) if found[i].kernel == layer.kernel => found[i].nodes.push(n),
+            Some(&i) if found[i].reads == layer.reads => found[i].nodes.push(n),
             Some(_) => {}
             None => {
                 layer.name = unique(layer.name, |name| found.iter().any(|l| l.name == name));
@@ -61,15 +82,34 @@ impl Layer {
         };
         let weight = *g.inputs_of(n).get(1)?;
         let tensor = g.constant(weight)?.tensor();
-        let (d_in, d_out, kernel) = match *tensor.shape() {
-            [k, n] if !convolves => (k, n, None),
-            [o, c, h, w] if convolves => (c * h * w, o, Some([c, h, w])),
+        let (d_in, d_out, reads) = match *tensor.shape() {
+            [k, n] if !convolves => (k, n, Reads::Rows),
+            [o, c, h, w] if convolves => (c * h * w, o, Reads::Windows([c, h, w])),
             _ => return None,
         };
         if tensor.dtype() != DType::F32 || d_in * d_out == 0 {
             return None;
         }
-        Some(Layer { name: name_of(g, &[n, weight.node]), nodes: vec![n], weight, d_in, d_out, kernel })
+        Some(Layer { name: name_of(g, &[n, weight.node]), nodes: vec![n], weight, d_in, d_out, reads })
+    }
+
+    /// The lookup of one node.
+    fn lookup_at(g: &Graph, n: NodeId) -> Option<Layer> {
+        let (Op::Gather(Gather { axis: 0 }), &[weight, places]) = (g.op(n), g.inputs_of(n).as_slice()) else {
+            return None;
+        };
+        let tensor = g.constant(weight)?.tensor();
+        let &[d_in, d_out] = tensor.shape() else { return None };
+        let found = tensor.dtype() == DType::F32 && d_in * d_out > 0;
+        // Of a single place there is no product of rows.
+        (found && g.constant(places).is_none() && g.ty(places).ndim() > 0).then(|| Layer {
+            name: name_of(g, &[n, weight.node]),
+            nodes: vec![n],
+            weight,
+            d_in,
+            d_out,
+            reads: Reads::Places,
+        })
     }
 
     /// The layer of a site of one weight.
@@ -77,7 +117,8 @@ impl Layer {
     /// # Panics
     /// For a site that was not made of a layer of the graph.
     pub fn of(g: &Graph, site: &Site) -> Layer {
-        let first = Layer::at(g, site.nodes[0]).expect("the nodes of a layer read its weight");
+        let at = |n: NodeId| Layer::at(g, n).or_else(|| Layer::lookup_at(g, n));
+        let first = at(site.nodes[0]).expect("the nodes of a layer read its weight");
         Layer { name: site.name.clone(), nodes: site.nodes.clone(), ..first }
     }
 
@@ -99,17 +140,34 @@ impl Layer {
 
     /// What it is, in one word for reports.
     pub fn word(&self) -> &'static str {
-        if self.is_product() { "linear" } else { "conv" }
+        match self.reads {
+            Reads::Rows => "linear",
+            Reads::Windows(_) => "conv",
+            Reads::Places => "embedding",
+        }
     }
 
-    /// Whether it is a product, and no convolution.
+    /// Whether it is a product of rows that are given in full.
     pub fn is_product(&self) -> bool {
-        self.kernel.is_none()
+        self.reads == Reads::Rows
+    }
+
+    /// Whether it looks up rows of its weight.
+    pub fn is_lookup(&self) -> bool {
+        self.reads == Reads::Places
+    }
+
+    /// Channels, height and width of a kernel.
+    fn kernel(&self) -> Option<[usize; 3]> {
+        match self.reads {
+            Reads::Windows(kernel) => Some(kernel),
+            Reads::Rows | Reads::Places => None,
+        }
     }
 
     /// Channels, height and width of the kernel of convolutions over images with the channels second; `None` for other layers.
     pub fn kernel_of_images(&self, g: &Graph) -> Option<[usize; 3]> {
-        self.kernel.filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))
+        self.kernel().filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))
     }
 
     /// How many numbers the weight holds.
@@ -130,20 +188,21 @@ impl Layer {
 
     /// What one of its nodes gives, as rows.
     pub fn result(&self, n: NodeId) -> Rows {
-        let windows = match self.kernel {
-            Some(_) => Windows::new(&Conv::pointwise(), [1, 1]),
-            None => None,
-        };
-        Rows { value: n.into(), windows, length: self.d_out }
+        let windows = self.kernel().and_then(|_| Windows::new(&Conv::pointwise(), [1, 1]));
+        let kind = windows.map_or(RowKind::LastAxis, RowKind::Windows);
+        Rows { value: n.into(), kind, length: self.d_out }
     }
 
     /// The rows that one of its nodes multiplies the weight with.
     pub fn input(&self, g: &Graph, n: NodeId) -> Rows {
-        let windows = match (g.op(n), self.kernel) {
-            (Op::Conv(c), Some([_, height, width])) => Windows::new(c, [height, width]),
-            _ => None,
+        let (value, kind) = match (g.op(n), self.reads) {
+            (Op::Conv(c), Reads::Windows([_, height, width])) => {
+                (0, Windows::new(c, [height, width]).map_or(RowKind::LastAxis, RowKind::Windows))
+            }
+            (_, Reads::Places) => (1, RowKind::Places),
+            _ => (0, RowKind::LastAxis),
         };
-        Rows { value: g.inputs_of(n)[0], windows, length: self.d_in }
+        Rows { value: g.inputs_of(n)[value], kind, length: self.d_in }
     }
 
     /// The contents of the weight.
@@ -165,7 +224,7 @@ impl Layer {
     /// # Errors
     /// [`RandnlaError::Length`] for another number of them.
     pub fn as_matrix(&self, values: &[f32]) -> Result<Matrix, RandnlaError> {
-        match self.kernel {
+        match self.kernel() {
             None => Matrix::from_row_major(self.d_in, self.d_out, values),
             Some(_) => Ok(Matrix::from_row_major(self.d_out, self.d_in, values)?.transposed()),
         }
@@ -173,7 +232,7 @@ impl Layer {
 
     /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output.
     pub fn factor_shapes(&self, rank: usize) -> [Vec<usize>; 2] {
-        let left = match self.kernel {
+        let left = match self.kernel() {
             None => vec![self.d_in, rank],
             Some([c, h, w]) => vec![rank, c, h, w],
         };
@@ -182,7 +241,7 @@ impl Layer {
 
     /// The shape of a factor \[rank, columns\] that is read behind another one.
     pub fn right_shape(&self, rank: usize, columns: usize) -> Vec<usize> {
-        match self.kernel {
+        match self.kernel() {
             None => vec![rank, columns],
             Some(_) => vec![columns, rank, 1, 1],
         }
@@ -190,13 +249,13 @@ impl Layer {
 
     /// The numbers of a factor as they lie in the graph.
     pub fn factor(&self, matrix: &Matrix) -> Vec<f32> {
-        match self.kernel {
+        match self.kernel() {
             None => matrix.to_row_major(),
             Some(_) => matrix.transposed().to_row_major(),
         }
     }
 
-    /// The product with a factor on the side of the input in place of a node, or the convolution with such a kernel.
+    /// The product with a factor on the side of the input in place of a node, or the convolution or lookup with such a one.
     ///
     /// # Errors
     /// For a factor that does not fit, which is our fault.
@@ -206,8 +265,12 @@ impl Layer {
         n: NodeId,
         left: Value,
     ) -> Result<Value, AddError> {
-        let (g, x) = (work.graph, work.input(n));
-        work.add(g.op(n).clone(), &[x, left], g.node(n).origin.part(Part::Left))
+        let g = work.graph;
+        let operands = match self.is_lookup() {
+            true => [left, work.operand(n, 1)],
+            false => [work.input(n), left],
+        };
+        work.add(g.op(n).clone(), &operands, g.node(n).origin.part(Part::Left))
     }
 
     /// The product with another factor behind it, or the 1x1 convolution.
@@ -223,6 +286,7 @@ impl Layer {
         let g = work.graph;
         let second: Op = match g.op(n) {
             Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
+            Op::Gather(_) => MatMul.into(),
             op => op.clone(),
         };
         work.add(second, &[thin, right], g.node(n).origin.part(Part::Right))
@@ -283,7 +347,7 @@ impl Layer {
             }
             None => {
                 let origin = g.node(n).origin.part(Part::Bias);
-                let shape = match self.kernel {
+                let shape = match self.kernel() {
                     Some(_) if !channels_last(g, n) => vec![self.d_out, 1, 1],
                     _ => vec![self.d_out],
                 };
@@ -297,7 +361,7 @@ impl Layer {
 
     /// The axis of a node's result that its outputs lie along.
     pub fn output_axis(&self, g: &Graph, n: NodeId) -> usize {
-        match self.kernel {
+        match self.kernel() {
             Some(_) if !channels_last(g, n) => 1,
             _ => g.ty(n.into()).ndim() - 1,
         }

@@ -18,6 +18,25 @@
 //!   return %3
 //! }
 //! ```
+//!
+//! A lookup of rows of a table multiplies it by rows with a single one, and becomes a lookup in the left factor and a product. Rows
+//! of the table weigh by how often samples look them up, and once more each (see [`Moments::of_inputs`]); there is no correction of
+//! the mean, and the factors are not refitted.
+//!
+//! ```text
+//! graph @before(%t: i64[N, 16]) -> (y: f32[N, 16, 32]) {
+//!   %0 = const #5be1c0 : f32[64, 32]  // embed.weight
+//!   %1 = gather %0, %t {axis = 0} : f32[N, 16, 32]  // embed
+//!   return %1
+//! }
+//! graph @after(%t: i64[N, 16]) -> (y: f32[N, 16, 32]) {
+//!   %0 = const lowrank.left(#5be1c0, k = 8) : f32[64, 8]  // embed.weight left
+//!   %1 = const lowrank.right(#5be1c0, k = 8) : f32[8, 32]  // embed.weight right
+//!   %2 = gather %0, %t {axis = 0} : f32[N, 16, 8]  // embed left
+//!   %3 = matmul %2, %1 : f32[N, 16, 32]  // embed right
+//!   return %3
+//! }
+//! ```
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -28,8 +47,8 @@ use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions, Subset}
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank,
-    factors, layers, moments, rank_grid, reads,
+    ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site,
+    check_rank, factors, layers, lookups, moments, rank_grid, reads,
 };
 
 /// Low-rank factors.
@@ -61,13 +80,13 @@ impl Scheme for LowRankScheme {
             name: "lowrank",
             only_by_name: None,
             is_storage: false,
-            examples: &["rank = 8"],
+            examples: &["rank = 8", "rank = 8"],
             check: RankSettings::check,
         }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
+        layers(g).iter().chain(&lookups(g)).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -157,6 +176,7 @@ impl FittedLowRank {
         let layer = Layer::of(g, context.site);
         let (d_in, d_out) = (layer.d_in, layer.d_out);
         let moments = context.moments.map(|m| &*m[0]);
+        let corrects = moments.is_some_and(Moments::is_centred);
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
         let smaller = d_in.min(d_out);
         let exact_up_to = LowRankOptions::default().exact_up_to;
@@ -174,9 +194,9 @@ impl FittedLowRank {
             decomposition: context.decompositions.low_rank.get(&layer.nodes, seed, decompose)?,
             source: layer.payload(g).key().to_string(),
             measured: moments::source(context),
-            corrects: moments.is_some(),
+            corrects,
             seed: randomized.then_some(seed),
-            new_biases: if moments.is_some() { layer.without_bias(g) } else { 0 },
+            new_biases: if corrects { layer.without_bias(g) } else { 0 },
             d_in,
             d_out,
         })

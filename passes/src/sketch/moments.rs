@@ -25,8 +25,16 @@ impl Moments {
 
     /// Sums of what goes into a layer. What `identity` says identifies them; it becomes a part of the names of derived
     /// constants. Second moments are taken about the mean.
+    ///
+    /// Of rows that have a single one each they are taken about zero, which leaves them diagonal. Places are then as frequent
+    /// as by Laplace's rule, which adds one to the times that each was seen: those that samples never show count, too.
     pub fn of_inputs(gram: Gram, identity: &str) -> Moments {
-        Moments::new(gram, Centring::Centred, Moments::INPUTS, identity)
+        if gram.places().is_none() {
+            return Moments::new(gram, Centring::Centred, Moments::INPUTS, identity);
+        }
+        let (places, count) = (gram.dim() as f64, gram.count() as f64);
+        let conditioning = Conditioning { shrinkage: places / (places + count), ..Moments::INPUTS };
+        Moments::new(gram, Centring::Uncentred, conditioning, identity)
     }
 
     /// Sums of the gradients of the outputs of a model by what a layer gives. Second moments are taken about zero.
@@ -52,6 +60,11 @@ impl Moments {
         Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
+    /// Whether second moments are taken about the mean, which a bias then keeps.
+    pub fn is_centred(&self) -> bool {
+        self.centring == Centring::Centred
+    }
+
     /// Identifies the sums: the same for moments of other rows only where these are the same.
     pub fn identity(&self) -> &str {
         &self.identity
@@ -63,8 +76,8 @@ impl Moments {
 pub(super) struct Seen {
     inputs: Option<Arc<Moments>>,
     metric: Option<Arc<Moments>>,
-    /// The triangular roots of both moments, once somebody asked for them.
-    roots: [Once<Matrix>; 2],
+    /// The roots of both moments, once somebody asked for them.
+    roots: [Once<Whitening>; 2],
 }
 
 type Once<T> = OnceLock<Result<T, RandnlaError>>;
@@ -83,9 +96,9 @@ impl Seen {
         Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
-    /// Whether there were samples.
-    pub(super) fn any(&self) -> bool {
-        self.inputs.is_some()
+    /// Whether the mean output is kept by a correction of the bias.
+    pub(super) fn corrects(&self) -> bool {
+        self.inputs.as_ref().is_some_and(|moments| moments.is_centred())
     }
 
     /// The moments of the inputs.
@@ -102,7 +115,7 @@ impl Seen {
     /// outputs where that is known.
     pub(super) fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
         let root = |which: usize, moments: &Moments| {
-            let root = self.roots[which].get_or_init(|| Ok(moments.whitening()?.triangle()));
+            let root = self.roots[which].get_or_init(|| moments.whitening());
             root.as_ref().map_err(Clone::clone)
         };
         let seen = match &self.inputs {
@@ -110,14 +123,14 @@ impl Seen {
             None => matrix.clone(),
         };
         Ok(match &self.metric {
-            Some(metric) => seen.product(&root(1, metric)?.transposed())?.squared_norm(),
+            Some(metric) => root(1, metric)?.product(&seen.transposed())?.squared_norm(),
             None => seen.squared_norm(),
         })
     }
 
-    /// The mean output of a matrix in place of the weight; `None` without samples.
+    /// The mean output of a matrix in place of the weight; `None` where no bias is corrected.
     pub(super) fn mean_output(&self, matrix: &Matrix) -> Result<Option<Vec<f32>>, RandnlaError> {
-        let Some(inputs) = &self.inputs else { return Ok(None) };
+        let Some(inputs) = self.inputs.as_ref().filter(|_| self.corrects()) else { return Ok(None) };
         let mean = inputs.gram().mean()?;
         let mean = Matrix::from_row_major_f64(1, mean.len(), &mean)?;
         Ok(Some(mean.product(matrix)?.to_row_major()))

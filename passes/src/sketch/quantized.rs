@@ -232,7 +232,7 @@ impl FittedQuantized {
         let (g, x) = (work.graph, work.input(n));
         let term = |n: NodeId| g.node(n).origin.part(Part::Term);
         let main = work.add(g.op(n).clone(), &[x, weight.expect("there is a weight")], term(n))?;
-        let (replaced, main) = match (self.seen.any(), layer.bias(g, n)) {
+        let (replaced, main) = match (self.seen.corrects(), layer.bias(g, n)) {
             (true, _) => layer.corrected(work, n, main, (name, correction))?,
             // In front of the correction, so that a kernel adds both.
             (false, Some(bias)) => {

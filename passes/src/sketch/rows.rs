@@ -1,7 +1,8 @@
 //! A value as rows of numbers: how calibration reads what goes into a site.
 
 use margay_ir::Value;
-use margay_ir::ops::Conv;
+use margay_ir::ops::{Conv, Numbers};
+use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
 /// Rows that are measured of one value, about: with more, windows of images are left out evenly, and samples of anything
@@ -11,29 +12,66 @@ pub const MAX_ROWS: usize = 1 << 16;
 /// A value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Rows {
-    /// The value, of f32.
+    /// The value: of f32, or of integers where it holds places.
     pub value: Value,
-    /// Its rows are the windows of a convolution; without these they run along its last axis.
-    pub windows: Option<Windows>,
+    /// How rows are made of it.
+    pub kind: RowKind,
     /// Length of a row.
     pub length: usize,
+}
+
+/// How rows are made of a value.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RowKind {
+    /// They run along its last axis.
+    LastAxis,
+    /// They are the windows of a convolution.
+    Windows(Windows),
+    /// Each of its elements is the place of the one in a row of zeros. Negative places count from the end.
+    Places,
 }
 
 impl Rows {
     /// The rows of a tensor that has the place of the value, with some windows left out if there are so many in all:
     /// `samples` is the number of images.
     pub fn of(&self, x: &Tensor, samples: usize) -> Vec<f32> {
-        match &self.windows {
-            None => x.to_vec::<f32>().expect("sites read f32"),
-            Some(windows) => windows.rows(x, windows.every([x.shape()[2], x.shape()[3]], samples)),
+        match &self.kind {
+            RowKind::LastAxis => x.to_vec::<f32>().expect("sites read f32"),
+            RowKind::Windows(windows) => {
+                windows.rows(x, windows.every([x.shape()[2], x.shape()[3]], samples))
+            }
+            RowKind::Places => {
+                let one = |place: usize| (0..self.length).map(move |i| if i == place { 1.0 } else { 0.0 });
+                self.places(x).unwrap_or_default().into_iter().flat_map(one).collect()
+            }
+        }
+    }
+
+    /// Of a tensor that holds places, those inside a row; `None` where rows are made in another way.
+    pub fn places(&self, x: &Tensor) -> Option<Vec<usize>> {
+        if self.kind != RowKind::Places {
+            return None;
+        }
+        let length = self.length as i64;
+        let place = |at: i64| usize::try_from(if at < 0 { at + length } else { at }).ok();
+        let all = Numbers::of(x).map(Numbers::ints).unwrap_or_default().into_iter();
+        Some(all.filter_map(|at| place(at).filter(|place| *place < self.length)).collect())
+    }
+
+    /// What sums up their moments.
+    pub fn gram(&self) -> Gram {
+        match self.kind {
+            RowKind::Places => Gram::of_ones(self.length),
+            _ => Gram::new(self.length),
         }
     }
 
     /// How many rows [`of`](Rows::of) gives for a tensor of this shape.
     pub fn count(&self, shape: &[usize], samples: usize) -> usize {
-        match &self.windows {
-            None => shape.iter().product::<usize>() / self.length.max(1),
-            Some(windows) => {
+        match &self.kind {
+            RowKind::LastAxis => shape.iter().product::<usize>() / self.length.max(1),
+            RowKind::Places => shape.iter().product(),
+            RowKind::Windows(windows) => {
                 let size = [shape[2], shape[3]];
                 let [rows, columns] = windows.count(size);
                 (shape[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
@@ -44,7 +82,7 @@ impl Rows {
     /// Rows of the result `y` of a site, those that belong to [`of`](Rows::of): channels second where there are windows.
     pub fn results(&self, y: &Tensor, samples: usize) -> Vec<f32> {
         let data = y.to_vec::<f32>().expect("sites compute f32");
-        if self.windows.is_none() {
+        if !matches!(self.kind, RowKind::Windows(_)) {
             return data;
         }
         let (channels, positions) = (y.shape()[1], y.shape()[2] * y.shape()[3]);

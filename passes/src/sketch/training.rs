@@ -12,6 +12,7 @@ use super::lowrank::RankSettings;
 use super::lowrank_diag::{LowRankDiag, LowRankDiagSettings};
 use super::structured::AnyStructure;
 use super::tt::{TensorTrain, TtSettings};
+use super::tt_rows::TrainOfRows;
 use super::{
     Context, Decompositions, FavorScheme, FavorSettings, Fitted, Layer, LocalScheme, LocalSettings,
     LowRankDiagScheme, LowRankScheme, NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme,
@@ -228,13 +229,16 @@ pub fn lowrank_for_training(
     if options.rank == TrainingRank::Fixed(0) {
         return Err(PassError::Refused("rank 0, expected at least 1".to_owned()));
     }
-    let choice = |site: &Site, fitted: &dyn Fitted, _: &Graph| {
+    let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
         let (dense, each) = (site.d_in * site.d_out, site.d_in + site.d_out);
         let settings = |rank| Settings::write(&RankSettings::new(rank));
         let few = |rank| format!("{rank} x {each} numbers would not be fewer than {dense}");
         match options.rank {
             TrainingRank::Fixed(rank) if rank.saturating_mul(each) >= dense => Err(few(rank)),
             TrainingRank::Fixed(rank) => fitted.squared_error(&settings(rank)).map(|_| settings(rank)),
+            TrainingRank::Greatest if Layer::of(g, site).is_lookup() => {
+                Err("ranks of lookups are not chosen during training".to_owned())
+            }
             TrainingRank::Greatest => (1..=dense.saturating_sub(1) / each)
                 .rev()
                 .map(settings)
@@ -303,8 +307,12 @@ pub fn structured_for_training(
         }
         StructuredForm::TensorTrain { cores, rank } => {
             let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
-                let settings = TtSettings::balanced([site.d_in, site.d_out], *cores, *rank);
-                smaller::<TensorTrain>(g, site, fitted, &settings)
+                let layer = Layer::of(g, site);
+                let settings = TtSettings::balanced(&layer, *cores, *rank);
+                match layer.is_lookup() {
+                    true => smaller::<TrainOfRows>(g, site, fitted, &settings),
+                    false => smaller::<TensorTrain>(g, site, fitted, &settings),
+                }
             };
             layers_for_training(g, &TtScheme, asked, &choice, cx)
         }
