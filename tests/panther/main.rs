@@ -4,6 +4,7 @@
 mod attention;
 mod favor;
 mod forms;
+mod kernels;
 mod layers;
 mod lookups;
 mod relative;

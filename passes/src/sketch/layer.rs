@@ -7,10 +7,11 @@ use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
 
+use super::kernels::{Kernel, add_pointwise};
 use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
-/// \[out, in, height, width\], seen as a matrix \[in·height·width, out\], or lookups of rows of one constant table: products of rows
+/// \[out, in, taps…\] over one or two spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to groups, or lookups of rows of one constant table: products of rows
 /// that have a single one each.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
@@ -20,20 +21,20 @@ pub struct Layer {
     pub nodes: Vec<NodeId>,
     /// The shared constant.
     pub weight: Value,
-    /// Rows of the weight as a matrix: the length of the sums.
+    /// Rows of the weight as a matrix: the length of the sums, those of one group.
     pub d_in: usize,
-    /// Columns of the weight as a matrix: the number of outputs.
+    /// Columns of the weight as a matrix: the number of outputs of all groups.
     pub d_out: usize,
     reads: Reads,
 }
 
 /// What a weight is multiplied with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Reads {
     /// Rows along the last axis.
     Rows,
-    /// Windows of so many channels, of this height and width.
-    Windows([usize; 3]),
+    /// Windows of the extents of a kernel.
+    Windows(Kernel),
     /// The rows of zeros with a single one that are given by their places.
     Places,
 }
@@ -75,16 +76,20 @@ fn of_nodes(g: &Graph, at: fn(&Graph, NodeId) -> Option<Layer>) -> Vec<Layer> {
 impl Layer {
     /// The layer of one node.
     pub fn at(g: &Graph, n: NodeId) -> Option<Layer> {
-        let convolves = match g.op(n) {
-            Op::MatMul(_) => false,
-            Op::Conv(c) if c.groups == 1 => true,
+        let groups = match g.op(n) {
+            Op::MatMul(_) => None,
+            Op::Conv(c) => Some(c.groups),
             _ => return None,
         };
         let weight = *g.inputs_of(n).get(1)?;
         let tensor = g.constant(weight)?.tensor();
-        let (d_in, d_out, reads) = match *tensor.shape() {
-            [k, n] if !convolves => (k, n, Reads::Rows),
-            [o, c, h, w] if convolves => (c * h * w, o, Reads::Windows([c, h, w])),
+        let (d_in, d_out, reads) = match (groups, tensor.shape()) {
+            (None, &[k, n]) => (k, n, Reads::Rows),
+            (Some(groups), shape) => {
+                // A single output of each group has no smaller form.
+                let kernel = Kernel::new(groups, shape).filter(|k| k.groups == 1 || k.outputs > 1)?;
+                (kernel.d_in(), shape[0], Reads::Windows(kernel))
+            }
             _ => return None,
         };
         if tensor.dtype() != DType::F32 || d_in * d_out == 0 {
@@ -131,7 +136,7 @@ impl Layer {
             d_out: self.d_out,
             weights: vec![self.weight],
             nodes: self.nodes.clone(),
-            measures: vec![self.inputs(g)],
+            measures: (0..self.groups()).map(|group| self.inputs_of_group(g, group)).collect(),
             samples: Vec::new(),
             results: self.nodes.iter().map(|n| self.result(*n)).collect(),
             schemes: vec![scheme],
@@ -152,22 +157,47 @@ impl Layer {
         self.reads == Reads::Rows
     }
 
+    /// Whether it is a product of rows, or convolutions over images that are one: of one tap and one group, without padding.
+    /// Places that strides leave out have to be known.
+    pub(super) fn is_linear(&self, g: &Graph) -> bool {
+        let rows = |n: &NodeId| {
+            let Op::Conv(conv) = g.op(*n) else { return true };
+            let known = g.ty(g.inputs_of(*n)[0]).shape[2..].iter().all(|extent| extent.as_extent().is_some());
+            let whole = conv.strides.iter().all(|stride| *stride == 1);
+            let padded = conv.pads_before.iter().chain(&conv.pads_after).any(|pad| *pad > 0);
+            conv.layout == ImageLayout::Nchw && !padded && (whole || known)
+        };
+        let one_tap = self.kernel().is_none_or(|kernel| kernel.taps() == 1 && kernel.groups == 1);
+        !self.is_lookup() && one_tap && self.nodes.iter().all(rows)
+    }
+
     /// Whether it looks up rows of its weight.
     pub fn is_lookup(&self) -> bool {
         self.reads == Reads::Places
     }
 
-    /// Channels, height and width of a kernel.
-    fn kernel(&self) -> Option<[usize; 3]> {
-        match self.reads {
+    /// The extents of a kernel; `None` for other layers.
+    pub(super) fn kernel(&self) -> Option<&Kernel> {
+        match &self.reads {
             Reads::Windows(kernel) => Some(kernel),
             Reads::Rows | Reads::Places => None,
         }
     }
 
-    /// Channels, height and width of the kernel of convolutions over images with the channels second; `None` for other layers.
-    pub fn kernel_of_images(&self, g: &Graph) -> Option<[usize; 3]> {
-        self.kernel().filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))
+    /// The extents of the kernel of each group of convolutions over images with the channels second; `None` for other layers.
+    pub(super) fn kernel_of_images(&self, g: &Graph) -> Option<Kernel> {
+        let images = self.kernel().filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)));
+        images.map(Kernel::of_a_group)
+    }
+
+    /// Groups of inputs and outputs, each of which has a matrix of its own.
+    pub fn groups(&self) -> usize {
+        self.kernel().map_or(1, |kernel| kernel.groups)
+    }
+
+    /// Outputs of one group.
+    pub fn outputs(&self) -> usize {
+        self.d_out / self.groups()
     }
 
     /// How many numbers the weight holds.
@@ -175,10 +205,14 @@ impl Layer {
         self.d_in * self.d_out
     }
 
-    /// The rows that its nodes multiply the weight with, each once.
+    /// The rows that its nodes multiply the weight with, each once; with groups, those of the first.
     pub fn inputs(&self, g: &Graph) -> Vec<Rows> {
+        self.inputs_of_group(g, 0)
+    }
+
+    fn inputs_of_group(&self, g: &Graph, group: usize) -> Vec<Rows> {
         let mut all: Vec<Rows> = Vec::new();
-        for rows in self.nodes.iter().map(|n| self.input(g, *n)) {
+        for rows in self.nodes.iter().map(|n| self.input_of_group(g, *n, group)) {
             if !all.contains(&rows) {
                 all.push(rows);
             }
@@ -188,16 +222,22 @@ impl Layer {
 
     /// What one of its nodes gives, as rows.
     pub fn result(&self, n: NodeId) -> Rows {
-        let windows = self.kernel().and_then(|_| Windows::new(&Conv::pointwise(), [1, 1]));
-        let kind = windows.map_or(RowKind::LastAxis, RowKind::Windows);
+        let kind = match self.kernel() {
+            Some(_) => RowKind::Windows(Windows::new(&Conv::pointwise(), &[1, 1], 0)),
+            None => RowKind::LastAxis,
+        };
         Rows { value: n.into(), kind, length: self.d_out }
     }
 
-    /// The rows that one of its nodes multiplies the weight with.
+    /// The rows that one of its nodes multiplies the weight with; with groups, those of the first.
     pub fn input(&self, g: &Graph, n: NodeId) -> Rows {
-        let (value, kind) = match (g.op(n), self.reads) {
-            (Op::Conv(c), Reads::Windows([_, height, width])) => {
-                (0, Windows::new(c, [height, width]).map_or(RowKind::LastAxis, RowKind::Windows))
+        self.input_of_group(g, n, 0)
+    }
+
+    fn input_of_group(&self, g: &Graph, n: NodeId, group: usize) -> Rows {
+        let (value, kind) = match (g.op(n), &self.reads) {
+            (Op::Conv(c), Reads::Windows(kernel)) => {
+                (0, RowKind::Windows(Windows::new(c, &kernel.axes, group)))
             }
             (_, Reads::Places) => (1, RowKind::Places),
             _ => (0, RowKind::LastAxis),
@@ -230,24 +270,25 @@ impl Layer {
         }
     }
 
-    /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output.
+    /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output, of all
+    /// groups together.
     pub fn factor_shapes(&self, rank: usize) -> [Vec<usize>; 2] {
         let left = match self.kernel() {
             None => vec![self.d_in, rank],
-            Some([c, h, w]) => vec![rank, c, h, w],
+            Some(kernel) => kernel.of_outputs(rank),
         };
-        [left, self.right_shape(rank, self.d_out)]
+        [left, self.right_shape(rank, self.outputs())]
     }
 
-    /// The shape of a factor \[rank, columns\] that is read behind another one.
+    /// The shape of a factor \[rank, columns\] of each group that is read behind another one.
     pub fn right_shape(&self, rank: usize, columns: usize) -> Vec<usize> {
         match self.kernel() {
             None => vec![rank, columns],
-            Some(_) => vec![columns, rank, 1, 1],
+            Some(kernel) => kernel.pointwise([rank, columns]),
         }
     }
 
-    /// The numbers of a factor as they lie in the graph.
+    /// The numbers of a factor as they lie in the graph; those of groups follow one another.
     pub fn factor(&self, matrix: &Matrix) -> Vec<f32> {
         match self.kernel() {
             None => matrix.to_row_major(),
@@ -283,13 +324,10 @@ impl Layer {
         n: NodeId,
         [thin, right]: [Value; 2],
     ) -> Result<Value, AddError> {
-        let g = work.graph;
-        let second: Op = match g.op(n) {
-            Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
-            Op::Gather(_) => MatMul.into(),
-            op => op.clone(),
-        };
-        work.add(second, &[thin, right], g.node(n).origin.part(Part::Right))
+        if self.kernel().is_some() {
+            return add_pointwise(work, n, [thin, right], Part::Right);
+        }
+        work.add(MatMul, &[thin, right], work.graph.node(n).origin.part(Part::Right))
     }
 
     /// Two products, or two convolutions of which the second is 1x1, in place of a node. Returns the result, which nothing
@@ -348,7 +386,9 @@ impl Layer {
             None => {
                 let origin = g.node(n).origin.part(Part::Bias);
                 let shape = match self.kernel() {
-                    Some(_) if !channels_last(g, n) => vec![self.d_out, 1, 1],
+                    Some(kernel) if !channels_last(g, n) => {
+                        [vec![self.d_out], vec![1; kernel.axes.len()]].concat()
+                    }
                     _ => vec![self.d_out],
                 };
                 let weight = &g.node(self.weight.node).origin;

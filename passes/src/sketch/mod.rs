@@ -79,9 +79,9 @@ pub use rows::{MAX_ROWS, RowKind, Rows, Windows};
 pub use spatial::SpatialScheme;
 pub use structured::{StructureStart, StructuredScheme, StructuredSettings};
 pub use training::{
-    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, StructuredForm,
-    StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training, panther_for_training,
-    structured_for_training,
+    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining,
+    StructuredForm, StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training,
+    panther_for_training, structured_for_training,
 };
 pub use tt::TtScheme;
 pub use tucker::TuckerScheme;

@@ -1,10 +1,11 @@
 //! What calibration measured of some rows.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use margay_randnla::{Centring, Conditioning, Gram, Matrix, RandnlaError, Whitening};
 
-use super::Context;
+use super::{Context, Layer};
 
 /// First and second moments of rows.
 #[derive(Debug)]
@@ -60,6 +61,19 @@ impl Moments {
         Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
+    /// Those of some of the numbers of each row.
+    ///
+    /// # Errors
+    /// [`RandnlaError::EmptySample`].
+    pub(super) fn part(&self, at: Range<usize>) -> Result<Moments, RandnlaError> {
+        let (count, mean, moment) = (self.gram.count(), self.gram.mean()?, self.gram.second_moment()?);
+        let sum: Vec<f64> = at.clone().map(|i| mean[i] * count as f64).collect();
+        let outer =
+            Matrix::from_fn(at.len(), at.len(), |i, j| moment.at(at.start + i, at.start + j) * count as f64);
+        let gram = Gram::from_sums(count, &sum, &outer)?;
+        Ok(Moments { gram, identity: format!("{}[{at:?}]", self.identity), ..*self })
+    }
+
     /// Whether second moments are taken about the mean, which a bias then keeps.
     pub fn is_centred(&self) -> bool {
         self.centring == Centring::Centred
@@ -96,6 +110,24 @@ impl Seen {
         Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
+    /// By group of a layer, what was seen of it.
+    ///
+    /// # Errors
+    /// Of [`Moments::part`].
+    pub(super) fn of_groups(context: &Context<'_>, layer: &Layer) -> Result<Vec<Seen>, RandnlaError> {
+        let (groups, outputs) = (layer.groups(), layer.outputs());
+        if groups == 1 {
+            return Ok(vec![Seen::of(context)]);
+        }
+        let of = |group: usize| {
+            let at = group * outputs..(group + 1) * outputs;
+            let metric = context.metric.map(|metric| metric.part(at).map(Arc::new)).transpose()?;
+            let inputs = context.moments.map(|m| m[group].clone());
+            Ok(Seen { inputs, metric, roots: Default::default() })
+        };
+        (0..groups).map(of).collect()
+    }
+
     /// Whether the mean output is kept by a correction of the bias.
     pub(super) fn corrects(&self) -> bool {
         self.inputs.as_ref().is_some_and(|moments| moments.is_centred())
@@ -104,6 +136,11 @@ impl Seen {
     /// The moments of the inputs.
     pub(super) fn inputs(&self) -> Option<&Moments> {
         self.inputs.as_deref()
+    }
+
+    /// The root of the moments of the inputs, where there were samples.
+    pub(super) fn whitening(&self) -> Result<Option<Whitening>, RandnlaError> {
+        self.inputs.as_ref().map(|m| m.whitening()).transpose()
     }
 
     /// What weighs the outputs, where that is known.

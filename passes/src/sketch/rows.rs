@@ -37,9 +37,7 @@ impl Rows {
     pub fn of(&self, x: &Tensor, samples: usize) -> Vec<f32> {
         match &self.kind {
             RowKind::LastAxis => x.to_vec::<f32>().expect("sites read f32"),
-            RowKind::Windows(windows) => {
-                windows.rows(x, windows.every([x.shape()[2], x.shape()[3]], samples))
-            }
+            RowKind::Windows(windows) => windows.rows(x, windows.every(planar(&x.shape()[2..]), samples)),
             RowKind::Places => {
                 let one = |place: usize| (0..self.length).map(move |i| if i == place { 1.0 } else { 0.0 });
                 self.places(x).unwrap_or_default().into_iter().flat_map(one).collect()
@@ -72,7 +70,7 @@ impl Rows {
             RowKind::LastAxis => shape.iter().product::<usize>() / self.length.max(1),
             RowKind::Places => shape.iter().product(),
             RowKind::Windows(windows) => {
-                let size = [shape[2], shape[3]];
+                let size = planar(&shape[2..]);
                 let [rows, columns] = windows.count(size);
                 (shape[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
             }
@@ -85,7 +83,7 @@ impl Rows {
         if !matches!(self.kind, RowKind::Windows(_)) {
             return data;
         }
-        let (channels, positions) = (y.shape()[1], y.shape()[2] * y.shape()[3]);
+        let (channels, positions) = (y.shape()[1], y.shape()[2..].iter().product::<usize>());
         let every = (samples * positions).div_ceil(MAX_ROWS);
         let windows = (0..y.shape()[0] * positions).step_by(every);
         let row = |window: usize| {
@@ -97,9 +95,20 @@ impl Rows {
     }
 }
 
-/// The windows of a convolution over images with the channels second.
+/// One or two spatial extents as those of an image.
+fn planar(extents: &[usize]) -> [usize; 2] {
+    match *extents {
+        [height, width] => [height, width],
+        _ => [1, extents.iter().product()],
+    }
+}
+
+/// The windows of a convolution over images with the channels second, on the channels of one group. One spatial axis is that of
+/// images of one row.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Windows {
+    group: usize,
+    groups: usize,
     kernel: [usize; 2],
     strides: [usize; 2],
     pads: [usize; 2],
@@ -108,16 +117,21 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// The windows of a convolution with a kernel of this height and width; `None` unless it has two spatial axes.
-    pub fn new(conv: &Conv, kernel: [usize; 2]) -> Option<Windows> {
-        let pair = |v: &[usize]| <[usize; 2]>::try_from(v).ok();
-        Some(Windows {
-            kernel,
-            strides: pair(&conv.strides)?,
-            pads: pair(&conv.pads_before)?,
-            pads_after: pair(&conv.pads_after)?,
-            dilations: pair(&conv.dilations)?,
-        })
+    /// The windows of a group of a convolution with a kernel of these taps over one or two spatial axes.
+    pub fn new(conv: &Conv, taps: &[usize], group: usize) -> Windows {
+        let pair = |along: &[usize], of_one_row: usize| match *along {
+            [height, width] => [height, width],
+            _ => [of_one_row, along.iter().product()],
+        };
+        Windows {
+            group,
+            groups: conv.groups,
+            kernel: pair(taps, 1),
+            strides: pair(&conv.strides, 1),
+            pads: pair(&conv.pads_before, 0),
+            pads_after: pair(&conv.pads_after, 0),
+            dilations: pair(&conv.dilations, 1),
+        }
     }
 
     /// Rows and columns of windows on an image of this height and width.
@@ -134,11 +148,12 @@ impl Windows {
         (samples * rows * columns).div_ceil(MAX_ROWS)
     }
 
-    /// Every `every`th window of images `[n, c, h, w]` of f32, one after another, each as `c` times height times width
+    /// Every `every`th window of images `[n, c, h, w]` or `[n, c, w]` of f32, one after another, each as `c` times height times width
     /// numbers; zeros outside the image.
     pub fn rows(&self, x: &Tensor, every: usize) -> Vec<f32> {
         let data = x.to_vec::<f32>().expect("convolutions read f32");
-        let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
+        let ([n, all], [h, w]) = ([x.shape()[0], x.shape()[1]], planar(&x.shape()[2..]));
+        let (c, first) = (all / self.groups, all / self.groups * self.group);
         let [rows, columns] = self.count([h, w]);
         let mut out = Vec::new();
         for window in (0..n * rows * columns).step_by(every) {
@@ -150,7 +165,7 @@ impl Windows {
                         let column = (x0 * self.strides[1] + j * self.dilations[1]).checked_sub(self.pads[1]);
                         out.push(match (row, column) {
                             (Some(r), Some(s)) if r < h && s < w => {
-                                data[((image * c + channel) * h + r) * w + s]
+                                data[((image * all + first + channel) * h + r) * w + s]
                             }
                             _ => 0.0,
                         });

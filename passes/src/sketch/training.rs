@@ -230,7 +230,8 @@ pub fn lowrank_for_training(
         return Err(PassError::Refused("rank 0, expected at least 1".to_owned()));
     }
     let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
-        let (dense, each) = (site.d_in * site.d_out, site.d_in + site.d_out);
+        let each = Layer::of(g, site).groups() * site.d_in + site.d_out;
+        let dense = site.d_in * site.d_out;
         let settings = |rank| Settings::write(&RankSettings::new(rank));
         let few = |rank| format!("{rank} x {each} numbers would not be fewer than {dense}");
         match options.rank {
