@@ -79,9 +79,9 @@ pub use rows::{MAX_ROWS, RowKind, Rows, Windows};
 pub use spatial::SpatialScheme;
 pub use structured::{StructureStart, StructuredScheme, StructuredSettings};
 pub use training::{
-    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining,
+    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SchemeTraining, SketchTraining,
     StructuredForm, StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training,
-    panther_for_training, structured_for_training,
+    panther_for_training, scheme_for_training, structured_for_training,
 };
 pub use tt::TtScheme;
 pub use tucker::TuckerScheme;
@@ -157,6 +157,13 @@ pub struct SchemeFacts {
     pub examples: &'static [&'static str],
     /// Says what is wrong with settings, whatever the site.
     pub check: fn(&Settings) -> Result<(), String>,
+}
+
+impl SchemeFacts {
+    /// Whether a model may be trained with what it puts into a graph: what is stored in a few bits does not move.
+    pub fn can_be_trained(&self) -> bool {
+        !self.is_storage
+    }
 }
 
 /// A way to replace a site.
