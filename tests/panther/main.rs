@@ -2,6 +2,7 @@
 //! passes (arXiv 2601.15473), which are written out here once more by plain loops.
 
 mod attention;
+mod derivatives;
 mod favor;
 mod forms;
 mod kernels;
