@@ -115,6 +115,25 @@ fn ranks_are_chosen_during_training_and_exported() {
     let auto =
         base.replace("--scheme lowrank --layers conv3,fc1", "--scheme panther --rank auto --export x.onnx");
     assert!(place.run(&auto).stderr.contains("`--rank auto` is for `--scheme lowrank`"));
+    // Schemes without options here take their settings as a plan says them.
+    let tucker =
+        |rest: &str| place.run(&base.replace("lowrank --layers conv3,fc1", &format!("tucker {rest}")));
+    let told = tucker("--layers conv3 --settings ranks=[8,8] --export tucker.onnx --json");
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    let numbers = others + 3136 * 64 + 64 * 8 + 9 * 8 * 8 + 8 * 64;
+    assert_eq!(json(&told.stdout)["stored"].as_u64(), Some(numbers));
+    place.done("run tucker.onnx --inputs in.npz --outputs tucker.npz");
+    for (rest, why) in [
+        ("", "`--scheme tucker` needs `--settings`, such as 'ranks = [8, 16]'"),
+        ("--settings ranks=[8", "`--settings`: "),
+        ("--settings ranks=[8,8] --rank 4", "`--rank` is for `--scheme panther`"),
+    ] {
+        let refused = tucker(&format!("{rest} --export x.onnx"));
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+    let both = place.run(&format!("{base} --rank 4 --settings rank=4 --export x.onnx"));
+    assert!(both.stderr.contains("`--scheme lowrank` has options of its own, and no `--settings`"));
     let structured = |form: &str, file: &str| {
         let scheme = format!("structured --layers fc1 --form {form} --export {file} --json");
         place.run(&base.replace("lowrank --layers conv3,fc1", &scheme))

@@ -2,14 +2,18 @@
 //! passes (arXiv 2601.15473), which are written out here once more by plain loops.
 
 mod attention;
+mod derivatives;
 mod favor;
 mod forms;
+mod kernels;
 mod layers;
+mod lookups;
 mod relative;
 mod structured;
 mod torch;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use margay_driver::{backend, build::jit};
 use margay_ir::ops::Numbers;
@@ -99,8 +103,18 @@ fn check(
 
 /// Compares derivatives of the only output of a graph in f64 by its first inputs with finite differences.
 fn check_by_differences(what: &str, forward: &Graph, inputs: &[(&'static str, Tensor)], by: usize) {
-    let first: Vec<Value> = forward.inputs()[..by].iter().map(|n| (*n).into()).collect();
-    let g = derivatives(forward, &first);
+    check_range_by_differences(what, forward, inputs, 0..by);
+}
+
+/// The same by other inputs.
+fn check_range_by_differences(
+    what: &str,
+    forward: &Graph,
+    inputs: &[(&'static str, Tensor)],
+    by: Range<usize>,
+) {
+    let asked: Vec<Value> = forward.inputs()[by.clone()].iter().map(|n| (*n).into()).collect();
+    let g = derivatives(forward, &asked);
     let run = |inputs: &[(&'static str, Tensor)]| {
         let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
         eval::run(forward, &given).unwrap().swap_remove(0)
@@ -110,7 +124,7 @@ fn check_by_differences(what: &str, forward: &Graph, inputs: &[(&'static str, Te
     given.push(("dy", &dy));
     let derivatives = eval::run(&g, &given).unwrap();
     let weights = floats(&dy);
-    for (i, derivative) in derivatives.iter().enumerate() {
+    for (i, derivative) in by.zip(&derivatives) {
         let derivative = floats(derivative);
         let scale = derivative.iter().fold(0f64, |m, d| m.max(d.abs()));
         for at in (0..derivative.len()).step_by(7) {

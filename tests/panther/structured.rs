@@ -64,6 +64,7 @@ fn derivatives_are_those_of_finite_differences() {
         ("scheme = \"kronecker\", block = [3, 4], terms = 2", 2),
         ("scheme = \"monarch\", blocks = [3, 4]", 2),
         ("scheme = \"lowrank\", rank = 3", 2),
+        ("scheme = \"interpolative\", rank = 3", 2),
         ("scheme = \"lowrank-sparse\", rank = 3, inputs = 2", 3),
         ("scheme = \"lowrank-sparse\", rank = 3, entries = 2", 3),
     ] {

@@ -140,6 +140,15 @@ pub(crate) const ROWS: &[Row] = &[
         found: Found::ByStructure,
     },
     Row {
+        scheme: "lowrank",
+        network: LOOKUP,
+        site: "embed",
+        exact: Some("rank = 16"),
+        saves_operations: false,
+        lossy: &["rank = 4", "rank = 8"],
+        found: Found::Never,
+    },
+    Row {
         scheme: "lowrank-diag",
         network: PASSING,
         site: "down",
@@ -299,6 +308,18 @@ pub(crate) const ROWS: &[Row] = &[
         found: Found::Never,
     },
     Row {
+        scheme: "tt",
+        network: LOOKUP,
+        site: "embed",
+        exact: Some("inputs = [4, 4, 4], outputs = [2, 2, 4], rank = 200"),
+        saves_operations: false,
+        lossy: &[
+            "inputs = [8, 8], outputs = [4, 4], rank = 4",
+            "inputs = [4, 4, 4], outputs = [2, 2, 4], rank = 6",
+        ],
+        found: Found::Never,
+    },
+    Row {
         scheme: "tucker",
         network: CONVNET,
         site: "conv",
@@ -318,6 +339,15 @@ pub(crate) const FFN: &str = "graph @net(%x: f32[N, 24]) -> (y: f32[N, 20]) {
   %5 = const #v : f32[80, 20]  // down.weight
   %6 = matmul %4, %5 : f32[N, 20]  // down
   return %6
+}";
+
+/// Rows of the table of [`LOOKUP`].
+pub(crate) const PLACES: i64 = 60;
+
+pub(crate) const LOOKUP: &str = "graph @net(%x: i64[N, 6]) -> (y: f32[N, 6, 16]) {
+  %0 = const #t : f32[60, 16]  // table.weight
+  %1 = gather %0, %x {axis = 0} : f32[N, 6, 16]  // embed
+  return %1
 }";
 
 /// A square weight at the end.

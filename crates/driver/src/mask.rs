@@ -128,7 +128,7 @@ pub struct Marks {
 
 impl Marks {
     /// The rows of `length` numbers that count, where there is one for every place; otherwise all.
-    pub fn kept(&self, rows: Vec<f32>, length: usize) -> Vec<f32> {
+    pub fn kept<T: Copy>(&self, rows: Vec<T>, length: usize) -> Vec<T> {
         if rows.len() != self.counts.len() * length {
             return rows;
         }

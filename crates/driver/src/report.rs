@@ -13,7 +13,7 @@ use crate::{ErrorMeasure, LayerRefit, MetricReport};
 pub struct ModuleReport {
     /// Its name in plans.
     pub name: String,
-    /// `linear` or `conv`.
+    /// `linear`, `conv`, `embedding` and so on, as the site says.
     pub kind: String,
     /// Rows of the weight as a matrix.
     pub d_in: usize,

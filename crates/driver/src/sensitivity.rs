@@ -82,7 +82,7 @@ pub fn sensitivity(
     let mask = Mask::find(g, &scope.mask)?;
     let samples = samples.for_graph(g)?;
     mask.check(samples.arrays())?;
-    let found = layers(g);
+    let found: Vec<Layer> = layers(g).into_iter().filter(|layer| layer.groups() == 1).collect();
     let backend = &crate::backend::native();
     let inputs: Vec<Vec<Rows>> = found.iter().map(|layer| layer.inputs(g)).collect();
     let inputs: Vec<&[Rows]> = inputs.iter().map(Vec::as_slice).collect();

@@ -98,11 +98,12 @@ pub use margay_npy::{NpyError, read_npz, write_npz};
 pub use margay_onnx::{Dropout, KnownInputs, OnnxError, Problem};
 pub use margay_passes::sketch::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, HeadChoice, LocalSettings, LocalSummary,
-    LowRankTraining, NystromSettings, PantherTraining, RelativePositions, SketchTraining, Start,
-    StructureStart, StructuredForm, StructuredSettings, StructuredTraining, TrainingRank, sites,
+    LowRankTraining, NystromSettings, PantherTraining, RelativePositions, SCHEMES, SchemeTraining,
+    SketchTraining, Start, StructureStart, StructuredForm, StructuredSettings, StructuredTraining,
+    TrainingRank, sites,
 };
 pub use margay_passes::{Pipeline, PipelineError};
-pub use margay_plan::{Budget, ErrorLimit, Operations, Plan};
+pub use margay_plan::{Budget, ErrorLimit, Operations, Plan, Settings};
 pub use margay_runtime::RunError;
 pub use margay_tensor::{DType, Tensor};
 pub use margay_train::masking::Masking;

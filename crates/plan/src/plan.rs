@@ -87,6 +87,20 @@ impl Settings {
         Settings(toml::Table::try_from(settings).expect("settings are a table of small integers and strings"))
     }
 
+    /// Settings as they stand in an inline table of a plan: `rank = 16, terms = 2`.
+    ///
+    /// # Errors
+    /// What is no such list.
+    pub fn parse(text: &str) -> Result<Settings, String> {
+        #[derive(Deserialize)]
+        struct Line {
+            settings: Settings,
+        }
+        let line: Result<Line, _> = toml::from_str(&format!("settings = {{ {text} }}"));
+        let message = |error: toml::de::Error| error.message().trim().replace('\n', " ");
+        line.map(|line| line.settings).map_err(message)
+    }
+
     /// The settings as the scheme's type.
     ///
     /// # Errors

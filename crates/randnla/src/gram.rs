@@ -24,6 +24,9 @@ const SKETCH_SEED: u64 = 0x6772_616d;
 /// `8 dim²` bytes, up to [`Gram::MOST_DENSE`]. Beyond, rows are sketched to [`Gram::SKETCHED_ROWS`]: each is added with a
 /// random sign to one of as many, in f32 (a count sketch; Charikar, Chen and Farach-Colton, 2002), so that the outer products
 /// sum up to what they are on average, with a relative error of about `1 / √SKETCHED_ROWS` in any direction.
+///
+/// Rows of zeros with a single one, which look up the rows of a table, are counted by the place of the one: the sum of their
+/// outer products is diagonal.
 #[derive(Clone, Debug)]
 pub struct Gram {
     dim: usize,
@@ -41,6 +44,8 @@ enum Store {
     Dense { outer: Mat<f64>, pending: Vec<f32> },
     /// Sums of rows with signs, one for each bucket, and sums of the signs.
     Sketched { sums: Arc<Vec<f32>>, signs: Vec<f64> },
+    /// Nothing: rows have a single one each, and the sum of outer products has the sum on its diagonal.
+    Ones,
 }
 
 impl Gram {
@@ -53,6 +58,11 @@ impl Gram {
     /// An accumulator for rows of this length, which has seen none.
     pub fn new(dim: usize) -> Gram {
         Gram { dim, count: 0, sum: vec![0.0; dim], store: Store::Rows(Arc::default()) }
+    }
+
+    /// An accumulator for rows of this length that have a single one each, which has seen none.
+    pub fn of_ones(dim: usize) -> Gram {
+        Gram { store: Store::Ones, ..Gram::new(dim) }
     }
 
     /// An accumulator that has seen `count` rows with this sum (`[dim]`) and this sum of outer products
@@ -94,6 +104,7 @@ impl Gram {
                 out.floats(sums);
                 out.numbers(signs);
             }
+            Store::Ones => out.word(4),
         }
         out.0
     }
@@ -120,6 +131,7 @@ impl Gram {
                 let fits = rows.checked_mul(dim) == Some(sums.len()) && signs.len() == rows;
                 (Store::Sketched { sums: Arc::new(sums), signs }, fits)
             }
+            4 => (Store::Ones, sum.iter().sum::<f64>() == count as f64),
             _ => return None,
         };
         if !fits || sum.len() != dim {
@@ -143,8 +155,12 @@ impl Gram {
     /// # Errors
     /// [`RandnlaError::Length`] unless the length is a multiple of `dim`, and [`RandnlaError::NonFinite`],
     /// with the row counted within this call. After an error nothing has been taken in.
+    ///
+    /// # Panics
+    /// For an accumulator of rows with a single one, which [`add_ones`](Gram::add_ones) takes in.
     pub fn add_rows(&mut self, rows: &[f32]) -> Result<(), RandnlaError> {
         let dim = self.dim;
+        assert!(self.places().is_none() || rows.is_empty(), "rows with a single one are given by its place");
         let whole = rows.len().checked_div(dim).unwrap_or(0) * dim;
         if whole != rows.len() {
             return Err(RandnlaError::Length {
@@ -164,6 +180,28 @@ impl Gram {
         self.count += (rows.len() / dim.max(1)) as u64;
         self.take(rows, first);
         Ok(())
+    }
+
+    /// Takes in rows that have a single one each, given by its place.
+    ///
+    /// # Errors
+    /// [`RandnlaError::Length`] for a place that is not below `dim`. After an error nothing has been taken in.
+    ///
+    /// # Panics
+    /// For an accumulator of other rows.
+    pub fn add_ones(&mut self, places: &[usize]) -> Result<(), RandnlaError> {
+        assert!(self.places().is_some(), "an accumulator of rows of any numbers");
+        if let Some(&found) = places.iter().find(|place| **place >= self.dim) {
+            return Err(RandnlaError::Length { what: "the rows up to a place", expected: self.dim, found });
+        }
+        places.iter().for_each(|place| self.sum[*place] += 1.0);
+        self.count += places.len() as u64;
+        Ok(())
+    }
+
+    /// For rows that have a single one each, by place, how often it was there; `None` for other rows.
+    pub fn places(&self) -> Option<&[f64]> {
+        matches!(self.store, Store::Ones).then_some(&self.sum)
     }
 
     /// Takes rows into the store, the first of which has this number.
@@ -213,6 +251,7 @@ impl Gram {
                     sums[bucket * dim..][..dim].iter_mut().zip(row).for_each(|(sum, v)| *sum += sign * v);
                 }
             }
+            Store::Ones => {}
         }
     }
 
@@ -220,11 +259,15 @@ impl Gram {
     ///
     /// # Errors
     /// [`RandnlaError::Length`] unless both have the same `dim`.
+    ///
+    /// # Panics
+    /// Unless both are of rows with a single one, or none is.
     pub fn merge(&mut self, other: &Gram) -> Result<(), RandnlaError> {
         if other.dim != self.dim {
             let what = "a row of the other accumulator";
             return Err(RandnlaError::Length { what, expected: self.dim, found: other.dim });
         }
+        assert_eq!(self.places().is_some(), other.places().is_some(), "rows of two kinds");
         if let Store::Rows(rows) = &other.store {
             return self.add_rows(rows);
         }
@@ -248,7 +291,8 @@ impl Gram {
                     sums.iter_mut().zip(more).for_each(|(sum, v)| *sum += sign * v);
                 }
             }
-            // Rows of one length go over to one of these.
+            (Store::Ones, Store::Ones) => {}
+            // Rows of one length go over to one of the first two.
             _ => unreachable!("a length has one store for many rows"),
         }
         self.count += other.count;
@@ -346,6 +390,7 @@ impl Gram {
                 all = outer.clone();
                 add_block(&mut all, pending);
             }
+            Store::Ones => (0..self.dim).for_each(|i| all[(i, i)] = self.sum[i]),
         }
         all
     }
@@ -369,195 +414,4 @@ fn symmetric(lower: &Mat<f64>, entry: impl Fn(usize, usize, f64) -> f64) -> Matr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Distribution, random_matrix};
-
-    fn rows(count: usize, dim: usize, seed: u64) -> Vec<f32> {
-        let noise = random_matrix(Distribution::Gaussian, count, dim, seed, 9);
-        noise.to_row_major().iter().enumerate().map(|(i, v)| v * (1.0 + (i % dim) as f32) + 3.0).collect()
-    }
-
-    #[test]
-    fn bytes_are_read_back_bit_by_bit() {
-        // Few rows, many, and long ones.
-        for (count, dim) in [(0, 5), (1, 8), (300, 8), (2100, 4097)] {
-            let all = rows(count, dim, 3);
-            let mut gram = Gram::new(dim);
-            gram.add_rows(&all).unwrap();
-            let bytes = gram.to_bytes();
-            let mut read = Gram::from_bytes(&bytes).unwrap();
-            assert_eq!(read.to_bytes(), bytes);
-            let more = rows(2, dim, 4);
-            gram.add_rows(&more).unwrap();
-            read.add_rows(&more).unwrap();
-            assert_eq!(read.to_bytes(), gram.to_bytes());
-            for n in (0..bytes.len().min(200)).chain([bytes.len() - 1]) {
-                assert!(Gram::from_bytes(&bytes[..n]).is_none(), "{n} of {} bytes", bytes.len());
-            }
-        }
-    }
-
-    fn assert_close(a: &Matrix, b: &Matrix, tolerance: f64) {
-        for (a, b) in a.to_row_major_f64().into_iter().zip(b.to_row_major_f64()) {
-            assert!((a - b).abs() <= tolerance, "{a} and {b}");
-        }
-    }
-
-    #[test]
-    fn moments_are_those_of_the_sample() {
-        let (count, dim) = (700, 5);
-        let x = rows(count, dim, 1);
-        let mut gram = Gram::new(dim);
-        gram.add_rows(&x).unwrap();
-        assert_eq!(gram.count(), 700);
-        let x = Matrix::from_row_major(count, dim, &x).unwrap();
-        let n = count as f64;
-        let mean: Vec<f64> = (0..dim).map(|j| (0..count).map(|i| x.at(i, j)).sum::<f64>() / n).collect();
-        for (found, expected) in gram.mean().unwrap().iter().zip(&mean) {
-            assert!((found - expected).abs() < 1e-12);
-        }
-        let centred = Matrix::from_fn(count, dim, |i, j| x.at(i, j) - mean[j]);
-        for (found, x) in [(gram.second_moment(), &x), (gram.covariance(), &centred)] {
-            let outer = x.transposed().product(x).unwrap();
-            assert_close(&found.unwrap(), &Matrix::from_fn(dim, dim, |i, j| outer.at(i, j) / n), 1e-11);
-        }
-    }
-
-    #[test]
-    fn rows_in_scaled_axes_have_one_moment_in_all_directions() {
-        let (dim, count) = (5, 40);
-        let mut gram = Gram::new(dim);
-        gram.add_rows(&rows(count, dim, 7)).unwrap();
-        let moment = gram.second_moment().unwrap();
-        let mean = (0..dim).map(|i| moment.at(i, i)).sum::<f64>() / dim as f64;
-        let axes = gram.scaled_axes(0.0, 0.5).unwrap();
-        let found = axes.transposed().product(&moment.product(&axes).unwrap()).unwrap();
-        assert_close(&found, &Matrix::from_fn(dim, dim, |i, j| if i == j { mean } else { 0.0 }), 1e-10);
-        // Without a power they are a rotation.
-        let axes = gram.scaled_axes(0.03, 0.0).unwrap();
-        let found = axes.transposed().product(&axes).unwrap();
-        assert_close(&found, &Matrix::from_fn(dim, dim, |i, j| f64::from(u8::from(i == j))), 1e-12);
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_the_pieces() {
-        let dim = 3;
-        let x = rows(1000, dim, 2);
-        let of = |piece: usize| {
-            let mut gram = Gram::new(dim);
-            x.chunks(piece * dim).for_each(|rows| gram.add_rows(rows).unwrap());
-            (gram.count(), gram.mean().unwrap(), gram.second_moment().unwrap())
-        };
-        for piece in [1, 7, 255, 256, 257, 600] {
-            assert_eq!(of(piece), of(1000), "pieces of {piece} rows");
-        }
-    }
-
-    /// Whatever stands for the outer products, merging is seeing both, and thin roots square to the moments.
-    #[test]
-    fn few_long_rows_are_kept_as_they_are() {
-        let (count, dim) = (9, 40);
-        let x = rows(count, dim, 4);
-        let mut gram = Gram::new(dim);
-        gram.add_rows(&x).unwrap();
-        for centred in [false, true] {
-            let root = gram.thin_root(centred).unwrap().expect("there are few rows");
-            assert_eq!((root.count(), root.mean()), (count, gram.mean().unwrap().as_slice()));
-            let identity = Mat::<f64>::identity(dim, dim);
-            let rows = root.product(identity.as_ref());
-            let squared = Matrix::new(root.transposed_product(rows.as_ref()));
-            let expected = if centred { gram.covariance() } else { gram.second_moment() };
-            assert_close(&squared, &expected.unwrap(), 1e-9);
-        }
-        // More than a quarter of the length.
-        let (mut left, mut right) = (gram.clone(), Gram::new(dim));
-        right.add_rows(&rows(30, dim, 5)).unwrap();
-        assert!(right.thin_root(true).unwrap().is_none());
-        let mut other = right.clone();
-        left.merge(&right).unwrap();
-        other.merge(&gram).unwrap();
-        let mut whole = Gram::new(dim);
-        whole.add_rows(&x).unwrap();
-        whole.add_rows(&rows(30, dim, 5)).unwrap();
-        for merged in [left, other] {
-            assert_eq!(merged.count(), 39);
-            assert_close(&merged.covariance().unwrap(), &whole.covariance().unwrap(), 1e-9);
-        }
-    }
-
-    #[test]
-    fn many_long_rows_are_sketched() {
-        let dim = Gram::MOST_DENSE + 904;
-        let mut gram = Gram::new(dim);
-        // Rows along three directions, about a mean.
-        let directions = random_matrix(Distribution::Gaussian, 3, dim, 6, 1);
-        let weights = random_matrix(Distribution::Gaussian, 4000, 3, 6, 2);
-        let at =
-            |i: usize, j: usize| 1.0 + (0..3).map(|k| weights.at(i, k) * directions.at(k, j)).sum::<f64>();
-        let mut other = Gram::new(dim);
-        for first in (0..4000).step_by(500) {
-            let numbers = (0..500 * dim).map(|n| at(first + n / dim, n % dim) as f32);
-            let half = if first < 1500 { &mut gram } else { &mut other };
-            half.add_rows(&numbers.collect::<Vec<f32>>()).unwrap();
-        }
-        gram.merge(&other).unwrap();
-        let root = gram.thin_root(true).unwrap().expect("it is sketched");
-        assert_eq!((gram.count(), root.count(), root.dim()), (4000, Gram::SKETCHED_ROWS, dim));
-        let mean = gram.mean().unwrap();
-        // The variance along each direction, and along the mean.
-        for k in 0..3 {
-            let along =
-                |row: &dyn Fn(usize) -> f64| (0..dim).map(|j| row(j) * directions.at(k, j)).sum::<f64>();
-            let direction = Mat::from_fn(dim, 1, |j, _| directions.at(k, j));
-            let seen = dense::squared_norm(root.product(direction.as_ref()).as_ref());
-            let exact: f64 = (0..4000).map(|i| along(&|j| at(i, j) - mean[j]).powi(2)).sum::<f64>() / 4000.0;
-            assert!(
-                (seen / exact - 1.0).abs() < 6.0 / (Gram::SKETCHED_ROWS as f64).sqrt(),
-                "{}",
-                seen / exact
-            );
-        }
-    }
-
-    #[test]
-    fn merging_is_seeing_both() {
-        let x = rows(900, 4, 3);
-        let mut whole = Gram::new(4);
-        whole.add_rows(&x).unwrap();
-        let (mut left, mut right) = (Gram::new(4), Gram::new(4));
-        left.add_rows(&x[..4 * 100]).unwrap();
-        right.add_rows(&x[4 * 100..]).unwrap();
-        left.merge(&right).unwrap();
-        assert_eq!(left.count(), 900);
-        assert_close(&left.covariance().unwrap(), &whole.covariance().unwrap(), 1e-11);
-        let restored = Gram::from_sums(900, &whole.sum, &Matrix::new(whole.outer())).unwrap();
-        assert_eq!(restored.covariance().unwrap(), whole.covariance().unwrap());
-        assert_eq!(
-            left.merge(&Gram::new(3)).unwrap_err().to_string(),
-            "a row of the other accumulator has the wrong length: expected 4, found 3"
-        );
-    }
-
-    #[test]
-    fn bad_samples_are_named() {
-        let mut gram = Gram::new(2);
-        assert_eq!(
-            gram.mean().unwrap_err().to_string(),
-            "the sample is empty: expected at least 1 row of length 2, found 0"
-        );
-        assert_eq!(
-            gram.add_rows(&[1.0, 2.0, 3.0]).unwrap_err().to_string(),
-            "the last row has the wrong length: expected 2, found 1"
-        );
-        assert_eq!(
-            gram.add_rows(&[1.0, 2.0, 3.0, f32::INFINITY]).unwrap_err().to_string(),
-            "the sample is not finite: expected a number at row 1, column 1, found inf"
-        );
-        assert_eq!(gram.count(), 0);
-        let outer = Matrix::from_fn(2, 2, |_, _| f64::NAN);
-        assert!(matches!(Gram::from_sums(1, &[0.0; 2], &outer), Err(RandnlaError::NonFinite { .. })));
-        let mut none = Gram::new(0);
-        assert!(none.add_rows(&[]).is_ok() && none.add_rows(&[1.0]).is_err());
-    }
-}
+mod tests;

@@ -54,6 +54,8 @@ enum Root {
     /// Of fewer rows `Z` than half their length: `S` is `Z` above `√ridge` times the identity. With the Cholesky factor of
     /// `ridge I + Z Zᵀ`.
     Thin { rows: ThinRoot, ridge: f64, inner: Mat<f64> },
+    /// The diagonal of `S`, which has nothing beside it.
+    Diagonal(Vec<f64>),
 }
 
 impl Whitening {
@@ -90,6 +92,13 @@ impl Whitening {
         conditioning: &Conditioning,
     ) -> Result<Whitening, RandnlaError> {
         let centred = centring == Centring::Centred;
+        if let Some(places) = gram.places().filter(|_| !centred && gram.count() > 0) {
+            check_conditioning(conditioning)?;
+            let (kept, ridge) = (1.0 - conditioning.shrinkage, ridge(conditioning, 1.0, gram.dim()));
+            let variance = |times: &f64| (kept * times / gram.count() as f64 + ridge).sqrt();
+            let root = Root::Diagonal(places.iter().map(variance).collect());
+            return Ok(Whitening { root, mean: None });
+        }
         if let Some(thin) = gram.thin_root(centred)? {
             let mean = centred.then(|| thin.mean().to_vec());
             return Whitening::of_rows(thin, mean, conditioning);
@@ -130,6 +139,7 @@ impl Whitening {
         match &self.root {
             Root::Triangle(root) => root.nrows(),
             Root::Thin { rows, .. } => rows.dim(),
+            Root::Diagonal(root) => root.len(),
         }
     }
 
@@ -145,7 +155,19 @@ impl Whitening {
             Root::Thin { rows, .. } => {
                 dense::triangle(self.whiten(Mat::identity(rows.dim(), rows.dim()).as_ref()))
             }
+            Root::Diagonal(root) => {
+                Mat::from_fn(root.len(), root.len(), |i, j| if i == j { root[i] } else { 0.0 })
+            }
         })
+    }
+
+    /// `S · m`, of which the squared norm is the mean of `‖x m‖²`. It may have more rows than `m`.
+    ///
+    /// # Errors
+    /// [`RandnlaError::Shape`] for a matrix of other rows than the vectors whitened are long.
+    pub fn product(&self, m: &Matrix) -> Result<Matrix, RandnlaError> {
+        check_shape("the matrix to be whitened", (self.dim(), m.columns()), m)?;
+        Ok(Matrix::new(self.whiten(m.as_ref())))
     }
 
     /// `S · m`, which may have more rows than `m`.
@@ -160,6 +182,7 @@ impl Whitening {
                     Some(i) => scale * m[(i, j)],
                 })
             }
+            Root::Diagonal(root) => Mat::from_fn(m.nrows(), m.ncols(), |i, j| root[i] * m[(i, j)]),
         }
     }
 
@@ -176,6 +199,7 @@ impl Whitening {
                 dense::scale_columns(&mut out, |_| 1.0 / ridge);
                 out
             }
+            Root::Diagonal(root) => Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)] / root[i].powi(2)),
         }
     }
 
@@ -184,6 +208,7 @@ impl Whitening {
         match &self.root {
             Root::Triangle(root) => dense::solve_upper_transposed(root.as_ref(), m.as_ref()),
             Root::Thin { .. } => self.whiten(self.solve(m.clone()).as_ref()),
+            Root::Diagonal(root) => Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)] / root[i]),
         }
     }
 
@@ -202,6 +227,7 @@ impl Whitening {
                 }
                 self.solve(image)
             }
+            Root::Diagonal(root) => Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)] / root[i]),
         }
     }
 }

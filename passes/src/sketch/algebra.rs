@@ -4,7 +4,7 @@
 //! along an axis: then one transpose brings all axes into place, so that permutations between factors cost nothing by
 //! themselves. No node makes the matrix that a structure stands for.
 //!
-//! Deliberately absent: convolutions.
+//! A convolution of one tap multiplies the rows of its channels, which are brought last. Deliberately absent: other convolutions.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::forms::{Form, Subject};
+use super::kernels::{rows_in, rows_out};
 use super::{Layer, Replacement};
 
 /// A form that is a structure of the algebra. Shapes, the weight that it stands for and the nodes follow from that.
@@ -58,8 +59,8 @@ impl<A: Algebraic> Form for A {
 
     type Settings = A::Settings;
 
-    fn of(_: &Graph, layer: &Layer) -> Option<A> {
-        layer.is_product().then(|| A::of(layer)).flatten()
+    fn of(g: &Graph, layer: &Layer) -> Option<A> {
+        layer.is_linear(g).then(|| A::of(layer)).flatten()
     }
 
     fn stored(&self, settings: &A::Settings) -> Result<Vec<Stored>, String> {
@@ -91,25 +92,29 @@ pub(super) fn structure(text: &str) -> Result<Structure, String> {
     text.parse().map_err(|error: RandnlaError| error.to_string())
 }
 
-/// The nodes that multiply the first operand of a node by a structure that stores these tensors.
+/// The nodes that multiply what a node reads by a structure that stores these tensors.
 fn multiply(
     work: &mut Replacement<'_>,
     n: NodeId,
     structure: &Structure,
     tensors: &[Value],
 ) -> Result<Value, AddError> {
-    let value = work.input(n);
+    let value = rows_in(work, n)?;
     let mut lead = work.ty(value).shape.clone();
     lead.pop();
     let rows = lead.iter().fold(Dim::from(1usize), |rows, extent| &rows * extent);
     let origin = work.graph.node(n).origin.clone();
-    let mut writer = Writer { work, origin, inside: 0, lead, rows, extents: vec![1], left: tensors.len() };
+    // What ends the map of a convolution brings the channels back.
+    let inside = usize::from(matches!(work.graph.op(n), Op::Conv(_)));
+    let mut writer =
+        Writer { work: &mut *work, origin, inside, lead, rows, extents: vec![1], left: tensors.len() };
     let vector = writer.axis(structure.rows());
     let axes = [ROWS].into_iter().chain(vector.iter().copied()).collect();
     let mut x = Operand { value, axes };
     let vector = writer.product(structure, tensors, &mut x, vector, At::default())?;
     let others = vec![ROWS];
-    writer.in_rows(&mut x, &others, &vector, &[structure.columns()])
+    let found = writer.in_rows(&mut x, &others, &vector, &[structure.columns()])?;
+    rows_out(work, n, found)
 }
 
 /// The number of the axis of rows.

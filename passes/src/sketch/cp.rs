@@ -1,6 +1,7 @@
 //! A kernel as a sum of products of a vector along each of its axes (canonical polyadic; Lebedev and others, *Speeding-up
 //! Convolutional Neural Networks Using Fine-tuned CP-Decomposition*, arXiv 1412.6553): a 1x1 convolution to `k` channels, a
-//! column of taps and a row of taps for each channel by itself, and a 1x1 convolution to all outputs.
+//! column of taps and a row of taps for each channel by itself, and a 1x1 convolution to all outputs. Over one spatial axis there
+//! are taps along that alone.
 //!
 //! It takes `k (C + h + w + O)` numbers, the fewest of all forms, and its error is the largest. The terms come from
 //! alternating least squares (see [`margay_randnla::cp_als`]), which is not convex and may end elsewhere for another seed;
@@ -25,7 +26,7 @@
 //! }
 //! ```
 //!
-//! Declines kernels of one tap, which low rank is the form of. Deliberately absent: groups, and one or three spatial axes.
+//! Declines kernels of one tap, which low rank is the form of. All convolutions are in as many groups as it had.
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
@@ -33,10 +34,11 @@ use margay_randnla::{Contents, CpOptions, DenseTensor, Matrix, RandnlaError, Sto
 use serde::{Deserialize, Serialize};
 
 use super::forms::{Form, Structured, Subject, contents, numbers, offered, sites};
+use super::kernels::{Kernel, add_pointwise};
 use super::spatial::along;
 use super::{Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, reads};
 
-/// Sums of products of four vectors.
+/// Sums of products of vectors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpScheme;
 
@@ -73,7 +75,7 @@ impl Scheme for CpScheme {
         Structured::<Cp>::fit(context)
     }
 
-    /// None: there are four factors.
+    /// None: there are more than two factors.
     fn factors(&self, _: &Graph) -> Vec<Factored> {
         Vec::new()
     }
@@ -81,9 +83,16 @@ impl Scheme for CpScheme {
 
 #[derive(Debug)]
 pub(super) struct Cp {
-    /// Channels, height and width of the kernel.
-    kernel: [usize; 3],
-    d_out: usize,
+    /// Of one group.
+    kernel: Kernel,
+}
+
+impl Cp {
+    /// Extents of the kernel of a group as a tensor: channels, taps and outputs.
+    fn extents(&self) -> Vec<usize> {
+        let Kernel { channels, outputs, axes, .. } = &self.kernel;
+        [&[*channels], axes.as_slice(), &[*outputs]].concat()
+    }
 }
 
 impl Form for Cp {
@@ -92,42 +101,55 @@ impl Form for Cp {
     type Settings = CpSettings;
 
     fn of(g: &Graph, layer: &Layer) -> Option<Cp> {
-        let kernel = layer.kernel_of_images(g).filter(|[_, h, w]| h * w > 1)?;
-        Some(Cp { kernel, d_out: layer.d_out })
+        layer.kernel_of_images(g).filter(|kernel| kernel.taps() > 1).map(|kernel| Cp { kernel })
     }
 
     fn stored(&self, s: &CpSettings) -> Result<Vec<Stored>, String> {
-        let ([c, h, w], k) = (self.kernel, s.rank);
+        let (kernel, k) = (&self.kernel, s.rank);
         // More terms than a product of two unfolded axes has are never needed.
-        offered("rank", k, (c * h * w).min(self.d_out * h * w))?;
-        Ok(numbers([vec![k, c, 1, 1], vec![k, 1, h, 1], vec![k, 1, 1, w], vec![self.d_out, k, 1, 1]]))
+        offered("rank", k, kernel.d_in().min(kernel.outputs * kernel.taps()))?;
+        let along = |axis: usize| {
+            let only = |a: usize| if a == axis { kernel.axes[a] } else { 1 };
+            [vec![k, 1], (0..kernel.axes.len()).map(only).collect()].concat()
+        };
+        let first = kernel.pointwise([kernel.channels, k]);
+        let last = kernel.pointwise([k, kernel.outputs]);
+        let all = std::iter::once(first).chain((0..kernel.axes.len()).map(along)).chain([last]);
+        Ok(numbers(all))
     }
 
     fn factors(&self, subject: &Subject, s: &CpSettings) -> Result<Vec<Contents>, RandnlaError> {
-        let weight = &subject.weight;
-        let [c, h, w] = self.kernel;
-        let extents = vec![c, h, w, self.d_out];
-        let kernel = DenseTensor::from_fn(extents, |at| weight.at((at[0] * h + at[1]) * w + at[2], at[3]));
+        let (weight, extents) = (&subject.weight, self.extents());
+        let (last, before) = (extents.len() - 1, extents[..extents.len() - 1].to_vec());
+        let kernel = DenseTensor::from_fn(extents.clone(), |at| {
+            let row = at[..last].iter().zip(&before).fold(0, |row, (i, extent)| row * extent + i);
+            weight.at(row, at[last])
+        });
         // Rows of the least squares problems: all of them.
-        let samples = (c * h * w).max(h * w * self.d_out).max(c * h * self.d_out).max(s.rank);
+        let all: usize = extents.iter().product();
+        let samples = extents.iter().map(|extent| all / extent).max().unwrap_or(1).max(s.rank);
         let options = CpOptions { rank: s.rank, rounds: ROUNDS, samples, seed: s.start, stream: 0 };
         let found = cp_als(&kernel, &options)?;
-        let by_term = |mode: usize, size: usize| -> Vec<f32> {
-            let entries = (0..s.rank).flat_map(|r| (0..size).map(move |i| (i, r)));
+        let by_term = |mode: usize| -> Vec<f32> {
+            let entries = (0..s.rank).flat_map(|r| (0..extents[mode]).map(move |i| (i, r)));
             entries.map(|(i, r)| found.factors[mode].at(i, r) as f32).collect()
         };
         let outputs =
-            Matrix::from_fn(self.d_out, s.rank, |o, r| found.weights[r] * found.factors[3].at(o, r));
-        Ok(contents([by_term(0, c), by_term(1, h), by_term(2, w), outputs.to_row_major()]))
+            Matrix::from_fn(extents[last], s.rank, |o, r| found.weights[r] * found.factors[last].at(o, r));
+        Ok(contents((0..last).map(by_term).chain([outputs.to_row_major()])))
     }
 
     fn weight(&self, s: &CpSettings, factors: &[Contents]) -> Result<Matrix, RandnlaError> {
-        let ([c, h, w], k) = (self.kernel, s.rank);
-        let [channels, rows, columns, outputs] = [0, 1, 2, 3].map(|k| factors[k].numbers());
-        Ok(Matrix::from_fn(c * h * w, self.d_out, |at, o| {
-            let (channel, i, j) = (at / (h * w), at / w % h, at % w);
+        let (extents, k) = (self.extents(), s.rank);
+        let last = extents.len() - 1;
+        Ok(Matrix::from_fn(self.kernel.d_in(), self.kernel.outputs, |at, o| {
             let term = |r: usize| {
-                channels[r * c + channel] * rows[r * h + i] * columns[r * w + j] * outputs[o * k + r]
+                let (mut at, mut product) = (at, factors[last].numbers()[o * k + r]);
+                for mode in (0..last).rev() {
+                    product *= factors[mode].numbers()[r * extents[mode] + at % extents[mode]];
+                    at /= extents[mode];
+                }
+                product
             };
             (0..k).map(term).sum()
         }))
@@ -142,12 +164,12 @@ impl Form for Cp {
     ) -> Result<Value, AddError> {
         let Op::Conv(conv) = work.graph.op(n).clone() else { unreachable!("the layer is a convolution") };
         let origin = work.graph.node(n).origin.clone();
-        let pointwise = Conv { layout: conv.layout, ..Conv::pointwise() };
-        let alone = |axis| Conv { groups: s.rank, ..along(&conv, axis) };
         let x = work.input(n);
-        let thin = work.add(pointwise.clone(), &[x, factors[0]], origin.part(Part::Left))?;
-        let thin = work.add(alone(0), &[thin, factors[1]], origin.part(Part::Left))?;
-        let thin = work.add(alone(1), &[thin, factors[2]], origin.part(Part::Left))?;
-        work.add(pointwise, &[thin, factors[3]], origin.part(Part::Right))
+        let mut thin = add_pointwise(work, n, [x, factors[0]], Part::Left)?;
+        for axis in 0..self.kernel.axes.len() {
+            let alone = Conv { groups: conv.groups * s.rank, ..along(&conv, axis) };
+            thin = work.add(alone, &[thin, factors[axis + 1]], origin.part(Part::Left))?;
+        }
+        add_pointwise(work, n, [thin, factors[factors.len() - 1]], Part::Right)
     }
 }

@@ -199,7 +199,7 @@ pub(super) fn pair_at(g: &Graph, second: NodeId) -> Option<Found<(Layer, Layer)>
     let thin = g.inputs_of(second)[0];
     let first = thin.node;
     let left = product(g, first)?;
-    let pointwise = |op: &Op| !matches!(op, Op::Conv(c) if *c != Conv::pointwise());
+    let pointwise = |op: &Op| !matches!(op, Op::Conv(c) if *c != Conv::pointwise_over(c.strides.len()));
     // The second kernel has as many channels as the first one has filters: it is 1x1 where its rows are no longer.
     let fits = left.is_product() == right.is_product() && right.d_in == left.d_out;
     if !fits || g.sole_user(thin) != Some(second) || !pointwise(g.op(second)) {
@@ -225,10 +225,10 @@ pub(super) fn pair_at(g: &Graph, second: NodeId) -> Option<Found<(Layer, Layer)>
     })
 }
 
-/// A product with a constant of f32, or a convolution with the channels second.
+/// A product with a constant of f32, or a convolution of one group with the channels second.
 pub(super) fn product(g: &Graph, n: NodeId) -> Option<Layer> {
     match g.op(n) {
-        Op::Conv(c) if c.layout != ImageLayout::Nchw => None,
+        Op::Conv(c) if c.layout != ImageLayout::Nchw || c.groups > 1 => None,
         _ => Layer::at(g, n),
     }
 }

@@ -16,13 +16,14 @@ use margay_tensor::random::stream_of;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::kernels::matrices;
 use super::lowrank::FittedLowRank;
 use super::moments::{self, Seen};
-use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers};
+use super::{ApplyError, Context, Fitted, Layer, Moments, Replacement, Site, layers, lookups};
 
-/// What is brought into a form.
+/// What is brought into a form: the weight of a layer, or that of one of its groups.
 pub(super) struct Subject {
-    /// \[d_in, d_out\].
+    /// \[d_in, outputs\].
     pub(super) weight: Matrix,
     pub(super) seen: Seen,
     /// The decomposition that `lowrank` has, where [`Form::DECOMPOSED`] asks for it.
@@ -31,10 +32,11 @@ pub(super) struct Subject {
     pub(super) random: (u64, u64),
 }
 
-/// Settings that are offered, with their squared errors relative to the mean squared output.
+/// Settings that are offered, with the mean squared errors of the outputs.
 pub(super) type Offers<S> = Vec<(S, f64)>;
 
-/// A form of the weight of a layer.
+/// A form of the weight of a layer. Of one with groups it is the form of each group: tensors of the groups follow one another along
+/// their first axes.
 pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     /// The name of its scheme.
     const NAME: &'static str;
@@ -63,7 +65,7 @@ pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     /// Those of the decomposition.
     fn factors(&self, subject: &Subject, settings: &Self::Settings) -> Result<Vec<Contents>, RandnlaError>;
 
-    /// What an allocator may choose among, by rising numbers and falling errors; nothing for a form that is chosen by name
+    /// What an allocator may choose among, in an order that depends on sizes alone; nothing for a form that is chosen by name
     /// alone.
     ///
     /// # Errors
@@ -72,7 +74,7 @@ pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
         Ok(Vec::new())
     }
 
-    /// The weight \[d_in, d_out\] that factors stand for.
+    /// The weight \[d_in, outputs\] that factors stand for.
     ///
     /// # Errors
     /// For factors that do not fit, which is our fault.
@@ -91,19 +93,21 @@ pub(super) trait Form: Debug + Send + Sync + Sized + 'static {
     ) -> Result<Value, AddError>;
 }
 
-/// The sites of the layers that have a form.
+/// The sites of the layers and lookups that have a form.
 pub(super) fn sites<F: Form>(g: &Graph) -> Vec<Site> {
     let has = |layer: &&Layer| F::of(g, layer).is_some();
-    layers(g).iter().filter(has).map(|layer| layer.site(g, F::NAME)).collect()
+    layers(g).iter().chain(&lookups(g)).filter(has).map(|layer| layer.site(g, F::NAME)).collect()
 }
 
 /// A weight that is to be brought into a form.
 pub(super) struct Structured<F> {
     form: F,
-    subject: Subject,
-    /// The mean squared output, as was seen.
+    /// One for each group.
+    subjects: Vec<Subject>,
+    /// The mean squared output of all groups, as was seen.
     energy: f64,
-    offers: Offers<Settings>,
+    /// With their squared errors relative to the mean squared output.
+    offers: Vec<(Settings, f64)>,
     /// What contents of constants depend on, besides settings.
     source: String,
     /// By settings.
@@ -112,7 +116,8 @@ pub(super) struct Structured<F> {
 
 /// The factors at some settings.
 struct Factored {
-    factors: Vec<Contents>,
+    /// By group.
+    factors: Vec<Vec<Contents>>,
     /// What they lose, once somebody asked for it: that takes the weight that they stand for.
     loss: OnceLock<Result<Loss, RandnlaError>>,
 }
@@ -131,21 +136,24 @@ impl<F: Form> Structured<F> {
     /// None but those of moments that cannot be factorized.
     pub(super) fn fit(context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let layer = Layer::of(context.graph, context.site);
-        let weight = layer.matrix(context.graph)?;
         let random = (context.seed, stream_of(&layer.name));
         let low_rank = F::DECOMPOSED.then(|| FittedLowRank::new(context)).transpose()?;
-        let subject =
-            Subject { weight, seen: Seen::of(context), low_rank: low_rank.map(|f| f.decomposition), random };
-        let seen = &subject.seen;
+        let weights = matrices(context.graph, &layer)?.into_iter().enumerate();
+        let subject = |((group, weight), seen): ((usize, Matrix), Seen)| {
+            let low_rank = low_rank.as_ref().map(|found| found.decompositions[group].clone());
+            Subject { weight, seen, low_rank, random }
+        };
+        let subjects: Vec<Subject> = weights.zip(Seen::of_groups(context, &layer)?).map(subject).collect();
+        let energy = |subject: &Subject| match &subject.low_rank {
+            Some(low_rank) => Ok(low_rank.energy()),
+            None => subject.seen.squared_norm(&subject.weight),
+        };
         let form = F::of(context.graph, &layer).expect("sites have the form of their scheme");
-        let offers = form.offers(&subject)?;
+        let energy = subjects.iter().map(energy).sum::<Result<f64, RandnlaError>>()?;
         Ok(Box::new(Structured {
+            offers: offers_of(&form, &subjects, energy)?,
             form,
-            energy: match &subject.low_rank {
-                Some(low_rank) => low_rank.energy(),
-                None => seen.squared_norm(&subject.weight)?,
-            },
-            offers: offers.into_iter().map(|(s, error)| (Settings::write(&s), error)).collect(),
+            energy,
             source: format!(
                 "{}{}{}",
                 layer.payload(context.graph).key(),
@@ -156,7 +164,7 @@ impl<F: Form> Structured<F> {
                     String::new()
                 }
             ),
-            subject,
+            subjects,
             known: Mutex::default(),
         }))
     }
@@ -174,22 +182,27 @@ impl<F: Form> Structured<F> {
         if let Some(found) = known {
             return Ok(found);
         }
-        let factors = self.form.factors(&self.subject, settings)?;
+        let of = |subject: &Subject| self.form.factors(subject, settings);
+        let factors = self.subjects.iter().map(of).collect::<Result<_, _>>()?;
         let found = Arc::new(Factored { factors, loss: OnceLock::new() });
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
         Ok(found)
     }
 
     fn loss<'f>(&self, settings: &F::Settings, found: &'f Factored) -> Result<&'f Loss, RandnlaError> {
-        let Subject { weight, seen, .. } = &self.subject;
         let measured = || {
-            let stands_for = self.form.weight(settings, &found.factors)?;
-            let rest = Matrix::from_fn(weight.rows(), weight.columns(), |i, j| {
-                weight.at(i, j) - stands_for.at(i, j)
-            });
-            let error = seen.squared_norm(&rest)?;
+            let (mut error, mut correction) = (0.0, Vec::new());
+            for (Subject { weight, seen, .. }, factors) in self.subjects.iter().zip(&found.factors) {
+                let stands_for = self.form.weight(settings, factors)?;
+                let rest = Matrix::from_fn(weight.rows(), weight.columns(), |i, j| {
+                    weight.at(i, j) - stands_for.at(i, j)
+                });
+                error += seen.squared_norm(&rest)?;
+                correction.push(seen.mean_output(&rest)?);
+            }
             let squared_error = if self.energy > 0.0 { error / self.energy } else { 0.0 };
-            Ok(Loss { squared_error, correction: seen.mean_output(&rest)? })
+            let correction = correction.into_iter().collect::<Option<Vec<Vec<f32>>>>();
+            Ok(Loss { squared_error, correction: correction.map(|groups| groups.concat()) })
         };
         found.loss.get_or_init(measured).as_ref().map_err(Clone::clone)
     }
@@ -201,7 +214,8 @@ impl<F: Form> Fitted for Structured<F> {
     }
 
     fn probe(&self) -> Option<Settings> {
-        let half = self.subject.weight.rows() * self.subject.weight.columns() / 2;
+        // Of one group, as of all.
+        let half = self.subjects[0].weight.rows() * self.subjects[0].weight.columns() / 2;
         let fits = |settings: &&Settings| {
             let stored = self.settings(settings).map(|(_, stored)| stored).unwrap_or_default();
             stored.iter().map(Stored::count).sum::<usize>() <= half
@@ -233,22 +247,27 @@ impl<F: Form> Fitted for Structured<F> {
         let mut factors = Vec::new();
         for (i, tensor) in stored.iter().enumerate() {
             let part = if i + 1 == stored.len() { Part::Right } else { Part::Left };
-            let contents = found.as_ref().map(|found| &found.factors[i]);
+            let contents = found.as_ref().map(|found| found.factors.iter().map(|group| &group[i]));
             let origin = g.node(layer.weight.node).origin.part(part);
             let name = name(&format!("factor{}", i + 1));
             factors.push(match tensor {
                 Stored::Numbers(shape) => {
-                    let rounded = contents.map(|c| c.numbers().iter().map(|v| *v as f32).collect());
-                    work.constant(&name, shape, rounded, origin)?
+                    let mut shape = shape.clone();
+                    shape[0] *= self.subjects.len();
+                    let numbers = contents.map(|groups| groups.flat_map(|c| c.numbers()));
+                    let rounded = numbers.map(|numbers| numbers.map(|v| *v as f32).collect());
+                    work.constant(&name, &shape, rounded, origin)?
                 }
+                // Only products have them, which are of one group.
                 Stored::Positions { count, .. } => {
-                    work.positions(&name, *count, contents.map(Contents::positions), origin)?
+                    let positions = contents.and_then(|mut groups| groups.next());
+                    work.positions(&name, *count, positions.map(Contents::positions), origin)?
                 }
             });
         }
         for &n in &layer.nodes {
             let result = self.form.nodes(work, n, &read, &factors)?;
-            match self.subject.seen.any() {
+            match self.subjects[0].seen.corrects() {
                 true => {
                     let loss = found.as_ref().map(|found| self.loss(&read, found)).transpose()?;
                     let correction = loss.and_then(|loss| loss.correction.as_deref());
@@ -259,6 +278,35 @@ impl<F: Form> Fitted for Structured<F> {
         }
         Ok(())
     }
+}
+
+/// What all groups offer, by rising numbers and falling errors relative to the mean squared output of all.
+fn offers_of<F: Form>(
+    form: &F,
+    subjects: &[Subject],
+    energy: f64,
+) -> Result<Vec<(Settings, f64)>, RandnlaError> {
+    let of_groups = subjects.iter().map(|subject| form.offers(subject)).collect::<Result<Vec<_>, _>>()?;
+    let count = of_groups.iter().map(Vec::len).min().unwrap_or(0);
+    let numbers = |settings: &F::Settings| {
+        form.stored(settings).map_or(usize::MAX, |stored| stored.iter().map(Stored::count).sum())
+    };
+    let offer = |i: usize| {
+        let error: f64 = of_groups.iter().map(|offers| offers[i].1).sum();
+        let settings = &of_groups[0][i].0;
+        (numbers(settings), Settings::write(settings), error / energy)
+    };
+    let mut offers: Vec<(usize, Settings, f64)> =
+        (0..count).map(offer).filter(|(_, _, error)| error.is_finite()).collect();
+    // Of what takes as much or more, those that err less.
+    offers.sort_by(|a, b| a.0.cmp(&b.0).then(a.2.total_cmp(&b.2)));
+    let mut least = f64::INFINITY;
+    offers.retain(|(_, _, error)| {
+        let better = *error < least;
+        least = error.min(least);
+        better
+    });
+    Ok(offers.into_iter().map(|(_, settings, error)| (settings, error)).collect())
 }
 
 /// Contents of tensors of numbers, from factors row by row.

@@ -4,7 +4,7 @@
 //! The product is that of `lowrank` at the same rank `k`. In this gauge a `k x k` block of a factor is the identity (see
 //! [`margay_randnla::IdentityGauge`]), which leaves `k (d_in + d_out - k)` numbers and as many multiplications, and costs a
 //! gather. Pivots are inputs of a product that is not wider than long, else outputs; of a convolution they are channels of
-//! the result.
+//! the result, of each group by itself where there are groups.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 32]) -> (y: f32[N, 64]) {
@@ -33,10 +33,10 @@ use margay_randnla::{Factors, IdentityGauge, Matrix, RandnlaError, Side};
 use margay_tensor::Tensor;
 
 use super::factors::{Found, contents, maps, numbers, own_bias, product};
-use super::lowrank::{FittedLowRank, RankSettings};
+use super::lowrank::{FittedLowRank, RankSettings, correction};
 use super::{
-    ApplyError, Context, Factored, Fitted, Layer, Replacement, Rows, Scheme, SchemeFacts, Site, Stored,
-    layers,
+    ApplyError, Context, Factored, Fitted, Layer, Replacement, RowKind, Rows, Scheme, SchemeFacts, Site,
+    Stored, layers,
 };
 
 /// Low-rank factors of which one holds an identity.
@@ -81,18 +81,19 @@ struct FittedInterpolative {
 }
 
 impl FittedInterpolative {
-    /// Inputs or outputs: what pivots are chosen among.
+    /// Inputs or outputs of a group: what pivots are chosen among.
     fn coordinates(&self) -> usize {
         match self.side {
             Side::Input => self.lowrank.d_in,
-            Side::Output => self.lowrank.d_out,
+            Side::Output => self.lowrank.outputs,
         }
     }
 
     /// Numbers of four bytes; a position counts as two.
     fn numbers(&self, rank: usize) -> usize {
-        let FittedLowRank { d_in, d_out, new_biases, .. } = self.lowrank;
-        rank * (d_in + d_out - rank) + 2 * self.coordinates() + new_biases * d_out
+        let FittedLowRank { d_in, outputs, new_biases, .. } = self.lowrank;
+        let each = rank * (d_in + outputs - rank) + 2 * self.coordinates();
+        self.lowrank.decompositions.len() * each + new_biases * self.lowrank.d_out()
     }
 
     /// The name of a derived constant.
@@ -123,14 +124,14 @@ impl FittedInterpolative {
         work: &mut Replacement<'_>,
         layer: &Layer,
         rank: usize,
-        gauge: Option<&IdentityGauge>,
+        gauges: Option<&[IdentityGauge]>,
     ) -> Result<Constants, ApplyError> {
         let g = work.graph;
         let origin = |part| g.node(layer.weight.node).origin.part(part);
         let rest = self.coordinates() - rank;
         let (core, others) = match self.side {
             Side::Input => {
-                let shapes = (layer.right_shape(rank, layer.d_out), layer.right_shape(rest, rank));
+                let shapes = (layer.right_shape(rank, layer.outputs()), layer.right_shape(rest, rank));
                 ((Part::Right, shapes.0), (Part::Left, shapes.1))
             }
             Side::Output => {
@@ -138,22 +139,22 @@ impl FittedInterpolative {
                 ((Part::Left, shape), (Part::Right, layer.right_shape(rank, rest)))
             }
         };
-        let mut factor = |(part, shape): (Part, Vec<usize>), matrix: Option<&Matrix>| {
-            let values = matrix.map(|m| layer.factor(m));
+        let mut factor = |(part, shape): (Part, Vec<usize>), matrix: fn(&IdentityGauge) -> &Matrix| {
+            let values = gauges.map(|all| all.iter().flat_map(|g| layer.factor(matrix(g))).collect());
             work.constant(&self.derivation(part.name(), rank), &shape, values, origin(part))
         };
-        let core = factor(core, gauge.map(|g| &g.core))?;
+        let core = factor(core, |gauge| &gauge.core)?;
         if rest == 0 {
             return Ok(Constants { core, others: None });
         }
         let part = others.0;
-        let coefficients = factor(others, gauge.map(|g| &g.coefficients))?;
+        let coefficients = factor(others, |gauge| &gauge.coefficients)?;
         let lists = match self.side {
             Side::Input => vec![
-                ("pivots", rank, gauge.map(|g| g.pivots.clone())),
-                ("rest", rest, gauge.map(|g| g.rest.clone())),
+                ("pivots", rank, gauges.map(|all| all[0].pivots.clone())),
+                ("rest", rest, gauges.map(|all| all[0].rest.clone())),
             ],
-            Side::Output => vec![("order", rank + rest, gauge.map(order))],
+            Side::Output => vec![("order", layer.d_out, gauges.map(order))],
         };
         let mut positions = Vec::new();
         for (name, length, list) in lists {
@@ -219,11 +220,13 @@ impl Fitted for FittedInterpolative {
         let rank = self.lowrank.rank(settings).map_err(ApplyError::Settings)?;
         let layer = Layer::of(work.graph, site);
         let computed = work.computed(|| {
-            let factors = self.lowrank.decomposition.factors(rank)?;
-            let gauge = IdentityGauge::new(&factors.left, &factors.right, self.side)?.with_rank(rank)?;
-            Ok::<_, RandnlaError>((gauge, factors.bias))
+            let factors = self.lowrank.factors(rank)?;
+            let gauge = |f: &Factors| IdentityGauge::new(&f.left, &f.right, self.side)?.with_rank(rank);
+            let gauges = factors.iter().map(gauge).collect::<Result<Vec<IdentityGauge>, _>>()?;
+            Ok::<_, RandnlaError>((gauges, correction(&factors)))
         })?;
-        let constants = self.constants(work, &layer, rank, computed.as_ref().map(|(gauge, _)| gauge))?;
+        let constants =
+            self.constants(work, &layer, rank, computed.as_ref().map(|(all, _)| all.as_slice()))?;
         for &n in &layer.nodes {
             let product = self.product(work, &layer, n, &constants)?;
             match self.lowrank.corrects() {
@@ -243,10 +246,15 @@ impl Fitted for FittedInterpolative {
     }
 }
 
-/// Where each coordinate lies in a list of the pivots and then the others.
-fn order(gauge: &IdentityGauge) -> Vec<usize> {
-    let mut order = vec![0; gauge.pivots.len() + gauge.rest.len()];
-    gauge.pivots.iter().chain(&gauge.rest).enumerate().for_each(|(place, &at)| order[at] = place);
+/// Where each coordinate lies in a list of the pivots of all groups and then the others of all.
+fn order(gauges: &[IdentityGauge]) -> Vec<usize> {
+    let size = |gauge: &IdentityGauge| gauge.pivots.len() + gauge.rest.len();
+    let mut order = vec![0; gauges.iter().map(size).sum()];
+    let starts: Vec<usize> = (0..gauges.len()).map(|k| gauges[..k].iter().map(size).sum()).collect();
+    let all = || gauges.iter().zip(&starts);
+    let pivots = all().flat_map(|(gauge, start)| gauge.pivots.iter().map(move |at| start + at));
+    let rest = all().flat_map(|(gauge, start)| gauge.rest.iter().map(move |at| start + at));
+    pivots.chain(rest).enumerate().for_each(|(place, at)| order[at] = place);
     order
 }
 
@@ -301,7 +309,7 @@ impl Stored for Gauged {
     fn read(&self, g: &Graph) -> Factors {
         let gauge = self.gauge(g).expect("only gauges are found");
         let bias = self.biases.first().map(|n| numbers(g, *n));
-        let order = order(&gauge);
+        let order = order(std::slice::from_ref(&gauge));
         let rank = gauge.rank();
         let identity = |place: usize, pivot: usize| if place == pivot { 1.0 } else { 0.0 };
         let (left, right) = match self.side {
@@ -331,7 +339,7 @@ impl Stored for Gauged {
         let mut new = vec![put(&self.core, &gauge.core), put(&self.coefficients, &gauge.coefficients)];
         let lists = match self.side {
             Side::Input => vec![gauge.pivots.clone(), gauge.rest.clone()],
-            Side::Output => vec![order(&gauge)],
+            Side::Output => vec![order(std::slice::from_ref(&gauge))],
         };
         for (n, list) in self.positions.iter().zip(lists) {
             let list: Vec<i64> = list.into_iter().map(|at| at as i64).collect();
@@ -385,7 +393,7 @@ fn with_inputs(g: &Graph, last: NodeId) -> Option<Found<Gauged>> {
         factors: factors.into_iter().chain(positions).collect(),
         learn: factors.to_vec(),
         sizes: [d_in, rank, d_out],
-        input: Rows { value: x, windows: None, length: d_in },
+        input: Rows { value: x, kind: RowKind::LastAxis, length: d_in },
         last,
         bias,
         map,
@@ -403,7 +411,7 @@ fn with_outputs(g: &Graph, last: NodeId) -> Option<Found<Gauged>> {
     let rank = core.d_out;
     let (d_in, d_out) = (core.d_in, rank + coefficients.d_out);
     let reads = |v: Value, users: usize| g.users_of(v).len() == users && !g.is_output(v);
-    let pointwise = !matches!(g.op(rest.node), Op::Conv(c) if *c != Conv::pointwise());
+    let pointwise = !matches!(g.op(rest.node), Op::Conv(c) if *c != Conv::pointwise_over(c.strides.len()));
     let fits = pointwise
         && core.output_axis(g, kept.node) == axis
         && core.is_product() == coefficients.is_product()

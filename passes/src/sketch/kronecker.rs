@@ -26,7 +26,7 @@
 //! }
 //! ```
 //!
-//! Blocks are not chosen by what calibration saw; the error is. Deliberately absent: convolutions.
+//! Blocks are not chosen by what calibration saw; the error is. Deliberately absent: convolutions of more than one tap.
 
 use margay_ir::Graph;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure};

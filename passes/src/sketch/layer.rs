@@ -1,16 +1,18 @@
-//! One constant weight of a product or a convolution: the site that most schemes take.
+//! One constant weight of a product, a convolution or a lookup: the site that most schemes take.
 
 use std::collections::HashMap;
 
-use margay_ir::ops::{Add, Conv, ImageLayout};
+use margay_ir::ops::{Add, Conv, Gather, ImageLayout, MatMul};
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Payload, Value};
 use margay_randnla::{Matrix, RandnlaError};
 use margay_tensor::DType;
 
-use super::{Replacement, Rows, Site, Windows, name_of, unique};
+use super::kernels::{Kernel, add_pointwise};
+use super::{Replacement, RowKind, Rows, Site, Windows, name_of, unique};
 
 /// Products with one constant matrix \[d_in, d_out\], or convolutions with one constant kernel
-/// \[out, in, height, width\], seen as a matrix \[in·height·width, out\].
+/// \[out, in, taps…\] over one or two spatial axes, seen as a matrix \[in·taps, out\] whose columns may belong to groups, or lookups of rows of one constant table: products of rows
+/// that have a single one each.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
     /// The name in the model of the first node; unique among layers.
@@ -19,25 +21,45 @@ pub struct Layer {
     pub nodes: Vec<NodeId>,
     /// The shared constant.
     pub weight: Value,
-    /// Rows of the weight as a matrix: the length of the sums.
+    /// Rows of the weight as a matrix: the length of the sums, those of one group.
     pub d_in: usize,
-    /// Columns of the weight as a matrix: the number of outputs.
+    /// Columns of the weight as a matrix: the number of outputs of all groups.
     pub d_out: usize,
-    /// Channels, height and width of a kernel.
-    kernel: Option<[usize; 3]>,
+    reads: Reads,
+}
+
+/// What a weight is multiplied with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Reads {
+    /// Rows along the last axis.
+    Rows,
+    /// Windows of the extents of a kernel.
+    Windows(Kernel),
+    /// The rows of zeros with a single one that are given by their places.
+    Places,
 }
 
 /// The layers of a graph, in topological order. Nodes that a rewrite made are left out.
 pub fn layers(g: &Graph) -> Vec<Layer> {
+    of_nodes(g, Layer::at)
+}
+
+/// The lookups of rows of constant tables, which are seen as layers, in topological order. Nodes that a rewrite made are left
+/// out, and so are tables that are also read in another way, such as by a product with the same weights at the end of a model.
+pub fn lookups(g: &Graph) -> Vec<Layer> {
+    of_nodes(g, Layer::lookup_at)
+}
+
+fn of_nodes(g: &Graph, at: fn(&Graph, NodeId) -> Option<Layer>) -> Vec<Layer> {
     let mut found: Vec<Layer> = Vec::new();
     let mut by_weight: HashMap<Value, usize> = HashMap::new();
     for n in g.order() {
-        let Some(mut layer) = Layer::at(g, n) else { continue };
+        let Some(mut layer) = at(g, n) else { continue };
         if g.node(n).origin.part.is_some() {
             continue;
         }
         match by_weight.get(&layer.weight) {
-            Some(&i) if found[i].kernel == layer.kernel => found[i].nodes.push(n),
+            Some(&i) if found[i].reads == layer.reads => found[i].nodes.push(n),
             Some(_) => {}
             None => {
                 layer.name = unique(layer.name, |name| found.iter().any(|l| l.name == name));
@@ -54,22 +76,45 @@ pub fn layers(g: &Graph) -> Vec<Layer> {
 impl Layer {
     /// The layer of one node.
     pub fn at(g: &Graph, n: NodeId) -> Option<Layer> {
-        let convolves = match g.op(n) {
-            Op::MatMul(_) => false,
-            Op::Conv(c) if c.groups == 1 => true,
+        let groups = match g.op(n) {
+            Op::MatMul(_) => None,
+            Op::Conv(c) => Some(c.groups),
             _ => return None,
         };
         let weight = *g.inputs_of(n).get(1)?;
         let tensor = g.constant(weight)?.tensor();
-        let (d_in, d_out, kernel) = match *tensor.shape() {
-            [k, n] if !convolves => (k, n, None),
-            [o, c, h, w] if convolves => (c * h * w, o, Some([c, h, w])),
+        let (d_in, d_out, reads) = match (groups, tensor.shape()) {
+            (None, &[k, n]) => (k, n, Reads::Rows),
+            (Some(groups), shape) => {
+                // A single output of each group has no smaller form.
+                let kernel = Kernel::new(groups, shape).filter(|k| k.groups == 1 || k.outputs > 1)?;
+                (kernel.d_in(), shape[0], Reads::Windows(kernel))
+            }
             _ => return None,
         };
         if tensor.dtype() != DType::F32 || d_in * d_out == 0 {
             return None;
         }
-        Some(Layer { name: name_of(g, &[n, weight.node]), nodes: vec![n], weight, d_in, d_out, kernel })
+        Some(Layer { name: name_of(g, &[n, weight.node]), nodes: vec![n], weight, d_in, d_out, reads })
+    }
+
+    /// The lookup of one node.
+    fn lookup_at(g: &Graph, n: NodeId) -> Option<Layer> {
+        let (Op::Gather(Gather { axis: 0 }), &[weight, places]) = (g.op(n), g.inputs_of(n).as_slice()) else {
+            return None;
+        };
+        let tensor = g.constant(weight)?.tensor();
+        let &[d_in, d_out] = tensor.shape() else { return None };
+        let found = tensor.dtype() == DType::F32 && d_in * d_out > 0;
+        // Of a single place there is no product of rows.
+        (found && g.constant(places).is_none() && g.ty(places).ndim() > 0).then(|| Layer {
+            name: name_of(g, &[n, weight.node]),
+            nodes: vec![n],
+            weight,
+            d_in,
+            d_out,
+            reads: Reads::Places,
+        })
     }
 
     /// The layer of a site of one weight.
@@ -77,7 +122,8 @@ impl Layer {
     /// # Panics
     /// For a site that was not made of a layer of the graph.
     pub fn of(g: &Graph, site: &Site) -> Layer {
-        let first = Layer::at(g, site.nodes[0]).expect("the nodes of a layer read its weight");
+        let at = |n: NodeId| Layer::at(g, n).or_else(|| Layer::lookup_at(g, n));
+        let first = at(site.nodes[0]).expect("the nodes of a layer read its weight");
         Layer { name: site.name.clone(), nodes: site.nodes.clone(), ..first }
     }
 
@@ -90,7 +136,7 @@ impl Layer {
             d_out: self.d_out,
             weights: vec![self.weight],
             nodes: self.nodes.clone(),
-            measures: vec![self.inputs(g)],
+            measures: (0..self.groups()).map(|group| self.inputs_of_group(g, group)).collect(),
             samples: Vec::new(),
             results: self.nodes.iter().map(|n| self.result(*n)).collect(),
             schemes: vec![scheme],
@@ -99,17 +145,59 @@ impl Layer {
 
     /// What it is, in one word for reports.
     pub fn word(&self) -> &'static str {
-        if self.is_product() { "linear" } else { "conv" }
+        match self.reads {
+            Reads::Rows => "linear",
+            Reads::Windows(_) => "conv",
+            Reads::Places => "embedding",
+        }
     }
 
-    /// Whether it is a product, and no convolution.
+    /// Whether it is a product of rows that are given in full.
     pub fn is_product(&self) -> bool {
-        self.kernel.is_none()
+        self.reads == Reads::Rows
     }
 
-    /// Channels, height and width of the kernel of convolutions over images with the channels second; `None` for other layers.
-    pub fn kernel_of_images(&self, g: &Graph) -> Option<[usize; 3]> {
-        self.kernel.filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)))
+    /// Whether it is a product of rows, or convolutions over images that are one: of one tap and one group, without padding.
+    /// Places that strides leave out have to be known.
+    pub(super) fn is_linear(&self, g: &Graph) -> bool {
+        let rows = |n: &NodeId| {
+            let Op::Conv(conv) = g.op(*n) else { return true };
+            let known = g.ty(g.inputs_of(*n)[0]).shape[2..].iter().all(|extent| extent.as_extent().is_some());
+            let whole = conv.strides.iter().all(|stride| *stride == 1);
+            let padded = conv.pads_before.iter().chain(&conv.pads_after).any(|pad| *pad > 0);
+            conv.layout == ImageLayout::Nchw && !padded && (whole || known)
+        };
+        let one_tap = self.kernel().is_none_or(|kernel| kernel.taps() == 1 && kernel.groups == 1);
+        !self.is_lookup() && one_tap && self.nodes.iter().all(rows)
+    }
+
+    /// Whether it looks up rows of its weight.
+    pub fn is_lookup(&self) -> bool {
+        self.reads == Reads::Places
+    }
+
+    /// The extents of a kernel; `None` for other layers.
+    pub(super) fn kernel(&self) -> Option<&Kernel> {
+        match &self.reads {
+            Reads::Windows(kernel) => Some(kernel),
+            Reads::Rows | Reads::Places => None,
+        }
+    }
+
+    /// The extents of the kernel of each group of convolutions over images with the channels second; `None` for other layers.
+    pub(super) fn kernel_of_images(&self, g: &Graph) -> Option<Kernel> {
+        let images = self.kernel().filter(|_| self.nodes.iter().all(|n| !channels_last(g, *n)));
+        images.map(Kernel::of_a_group)
+    }
+
+    /// Groups of inputs and outputs, each of which has a matrix of its own.
+    pub fn groups(&self) -> usize {
+        self.kernel().map_or(1, |kernel| kernel.groups)
+    }
+
+    /// Outputs of one group.
+    pub fn outputs(&self) -> usize {
+        self.d_out / self.groups()
     }
 
     /// How many numbers the weight holds.
@@ -117,10 +205,14 @@ impl Layer {
         self.d_in * self.d_out
     }
 
-    /// The rows that its nodes multiply the weight with, each once.
+    /// The rows that its nodes multiply the weight with, each once; with groups, those of the first.
     pub fn inputs(&self, g: &Graph) -> Vec<Rows> {
+        self.inputs_of_group(g, 0)
+    }
+
+    fn inputs_of_group(&self, g: &Graph, group: usize) -> Vec<Rows> {
         let mut all: Vec<Rows> = Vec::new();
-        for rows in self.nodes.iter().map(|n| self.input(g, *n)) {
+        for rows in self.nodes.iter().map(|n| self.input_of_group(g, *n, group)) {
             if !all.contains(&rows) {
                 all.push(rows);
             }
@@ -130,20 +222,27 @@ impl Layer {
 
     /// What one of its nodes gives, as rows.
     pub fn result(&self, n: NodeId) -> Rows {
-        let windows = match self.kernel {
-            Some(_) => Windows::new(&Conv::pointwise(), [1, 1]),
-            None => None,
+        let kind = match self.kernel() {
+            Some(_) => RowKind::Windows(Windows::new(&Conv::pointwise(), &[1, 1], 0)),
+            None => RowKind::LastAxis,
         };
-        Rows { value: n.into(), windows, length: self.d_out }
+        Rows { value: n.into(), kind, length: self.d_out }
     }
 
-    /// The rows that one of its nodes multiplies the weight with.
+    /// The rows that one of its nodes multiplies the weight with; with groups, those of the first.
     pub fn input(&self, g: &Graph, n: NodeId) -> Rows {
-        let windows = match (g.op(n), self.kernel) {
-            (Op::Conv(c), Some([_, height, width])) => Windows::new(c, [height, width]),
-            _ => None,
+        self.input_of_group(g, n, 0)
+    }
+
+    fn input_of_group(&self, g: &Graph, n: NodeId, group: usize) -> Rows {
+        let (value, kind) = match (g.op(n), &self.reads) {
+            (Op::Conv(c), Reads::Windows(kernel)) => {
+                (0, RowKind::Windows(Windows::new(c, &kernel.axes, group)))
+            }
+            (_, Reads::Places) => (1, RowKind::Places),
+            _ => (0, RowKind::LastAxis),
         };
-        Rows { value: g.inputs_of(n)[0], windows, length: self.d_in }
+        Rows { value: g.inputs_of(n)[value], kind, length: self.d_in }
     }
 
     /// The contents of the weight.
@@ -165,38 +264,39 @@ impl Layer {
     /// # Errors
     /// [`RandnlaError::Length`] for another number of them.
     pub fn as_matrix(&self, values: &[f32]) -> Result<Matrix, RandnlaError> {
-        match self.kernel {
+        match self.kernel() {
             None => Matrix::from_row_major(self.d_in, self.d_out, values),
             Some(_) => Ok(Matrix::from_row_major(self.d_out, self.d_in, values)?.transposed()),
         }
     }
 
-    /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output.
+    /// The shape of a factor \[d_in, rank\] on the side of the input, and of one \[rank, d_out\] on that of the output, of all
+    /// groups together.
     pub fn factor_shapes(&self, rank: usize) -> [Vec<usize>; 2] {
-        let left = match self.kernel {
+        let left = match self.kernel() {
             None => vec![self.d_in, rank],
-            Some([c, h, w]) => vec![rank, c, h, w],
+            Some(kernel) => kernel.of_outputs(rank),
         };
-        [left, self.right_shape(rank, self.d_out)]
+        [left, self.right_shape(rank, self.outputs())]
     }
 
-    /// The shape of a factor \[rank, columns\] that is read behind another one.
+    /// The shape of a factor \[rank, columns\] of each group that is read behind another one.
     pub fn right_shape(&self, rank: usize, columns: usize) -> Vec<usize> {
-        match self.kernel {
+        match self.kernel() {
             None => vec![rank, columns],
-            Some(_) => vec![columns, rank, 1, 1],
+            Some(kernel) => kernel.pointwise([rank, columns]),
         }
     }
 
-    /// The numbers of a factor as they lie in the graph.
+    /// The numbers of a factor as they lie in the graph; those of groups follow one another.
     pub fn factor(&self, matrix: &Matrix) -> Vec<f32> {
-        match self.kernel {
+        match self.kernel() {
             None => matrix.to_row_major(),
             Some(_) => matrix.transposed().to_row_major(),
         }
     }
 
-    /// The product with a factor on the side of the input in place of a node, or the convolution with such a kernel.
+    /// The product with a factor on the side of the input in place of a node, or the convolution or lookup with such a one.
     ///
     /// # Errors
     /// For a factor that does not fit, which is our fault.
@@ -206,8 +306,12 @@ impl Layer {
         n: NodeId,
         left: Value,
     ) -> Result<Value, AddError> {
-        let (g, x) = (work.graph, work.input(n));
-        work.add(g.op(n).clone(), &[x, left], g.node(n).origin.part(Part::Left))
+        let g = work.graph;
+        let operands = match self.is_lookup() {
+            true => [left, work.operand(n, 1)],
+            false => [work.input(n), left],
+        };
+        work.add(g.op(n).clone(), &operands, g.node(n).origin.part(Part::Left))
     }
 
     /// The product with another factor behind it, or the 1x1 convolution.
@@ -220,12 +324,10 @@ impl Layer {
         n: NodeId,
         [thin, right]: [Value; 2],
     ) -> Result<Value, AddError> {
-        let g = work.graph;
-        let second: Op = match g.op(n) {
-            Op::Conv(c) => Conv { layout: c.layout, ..Conv::pointwise() }.into(),
-            op => op.clone(),
-        };
-        work.add(second, &[thin, right], g.node(n).origin.part(Part::Right))
+        if self.kernel().is_some() {
+            return add_pointwise(work, n, [thin, right], Part::Right);
+        }
+        work.add(MatMul, &[thin, right], work.graph.node(n).origin.part(Part::Right))
     }
 
     /// Two products, or two convolutions of which the second is 1x1, in place of a node. Returns the result, which nothing
@@ -283,8 +385,10 @@ impl Layer {
             }
             None => {
                 let origin = g.node(n).origin.part(Part::Bias);
-                let shape = match self.kernel {
-                    Some(_) if !channels_last(g, n) => vec![self.d_out, 1, 1],
+                let shape = match self.kernel() {
+                    Some(kernel) if !channels_last(g, n) => {
+                        [vec![self.d_out], vec![1; kernel.axes.len()]].concat()
+                    }
                     _ => vec![self.d_out],
                 };
                 let weight = &g.node(self.weight.node).origin;
@@ -297,7 +401,7 @@ impl Layer {
 
     /// The axis of a node's result that its outputs lie along.
     pub fn output_axis(&self, g: &Graph, n: NodeId) -> usize {
-        match self.kernel {
+        match self.kernel() {
             Some(_) if !channels_last(g, n) => 1,
             _ => g.ty(n.into()).ndim() - 1,
         }

@@ -2,7 +2,8 @@
 //!
 //! Factors come from the singular value decomposition of the weight, whitened by the layer's inputs where calibration
 //! measured them (see [`margay_randnla::LowRank`]). A convolution becomes one with `k` filters followed by a
-//! 1x1 convolution. What the factors leave out of the mean output is added to the bias.
+//! 1x1 convolution, each in as many groups as there were: every group has factors of its own, of one rank. What the factors leave
+//! out of the mean output is added to the bias.
 //!
 //! ```text
 //! graph @before(%x: f32[N, 64]) -> (y: f32[N, 32]) {
@@ -18,18 +19,39 @@
 //!   return %3
 //! }
 //! ```
+//!
+//! A lookup of rows of a table multiplies it by rows with a single one, and becomes a lookup in the left factor and a product. Rows
+//! of the table weigh by how often samples look them up, and once more each (see [`Moments::of_inputs`]); there is no correction of
+//! the mean, and the factors are not refitted.
+//!
+//! ```text
+//! graph @before(%t: i64[N, 16]) -> (y: f32[N, 16, 32]) {
+//!   %0 = const #5be1c0 : f32[64, 32]  // embed.weight
+//!   %1 = gather %0, %t {axis = 0} : f32[N, 16, 32]  // embed
+//!   return %1
+//! }
+//! graph @after(%t: i64[N, 16]) -> (y: f32[N, 16, 32]) {
+//!   %0 = const lowrank.left(#5be1c0, k = 8) : f32[64, 8]  // embed.weight left
+//!   %1 = const lowrank.right(#5be1c0, k = 8) : f32[8, 32]  // embed.weight right
+//!   %2 = gather %0, %t {axis = 0} : f32[N, 16, 8]  // embed left
+//!   %3 = matmul %2, %1 : f32[N, 16, 32]  // embed right
+//!   return %3
+//! }
+//! ```
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use margay_ir::{Graph, NodeId, Part};
 use margay_plan::Settings;
-use margay_randnla::{LowRank, LowRankOptions, RandnlaError, RsvdOptions, Subset};
+use margay_randnla::{Factors, LowRank, LowRankOptions, Matrix, RandnlaError, RsvdOptions, Subset};
 use serde::{Deserialize, Serialize};
 
+use super::kernels::matrices;
+use super::moments::Seen;
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank,
-    factors, layers, moments, rank_grid, reads,
+    factors, layers, lookups, moments, rank_grid, reads,
 };
 
 /// Low-rank factors.
@@ -61,13 +83,13 @@ impl Scheme for LowRankScheme {
             name: "lowrank",
             only_by_name: None,
             is_storage: false,
-            examples: &["rank = 8"],
+            examples: &["rank = 8", "rank = 8"],
             check: RankSettings::check,
         }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
+        layers(g).iter().chain(&lookups(g)).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
@@ -135,9 +157,9 @@ impl<T> Known<T> {
     }
 }
 
-/// The decomposition of a layer's weight.
+/// The decompositions of a layer's weight, one for each group.
 pub(super) struct FittedLowRank {
-    pub(super) decomposition: Arc<LowRank>,
+    pub(super) decompositions: Vec<Arc<LowRank>>,
     /// What identifies the weight.
     source: String,
     /// What was measured, for the names of constants.
@@ -147,16 +169,17 @@ pub(super) struct FittedLowRank {
     seed: Option<u64>,
     /// Biases that the correction of the mean adds.
     pub(super) new_biases: usize,
+    /// Those of one group.
     pub(super) d_in: usize,
-    pub(super) d_out: usize,
+    pub(super) outputs: usize,
 }
 
 impl FittedLowRank {
     pub(super) fn new(context: &Context<'_>) -> Result<FittedLowRank, RandnlaError> {
         let (g, seed) = (context.graph, context.seed);
         let layer = Layer::of(g, context.site);
-        let (d_in, d_out) = (layer.d_in, layer.d_out);
-        let moments = context.moments.map(|m| &*m[0]);
+        let (d_in, d_out) = (layer.d_in, layer.outputs());
+        let corrects = context.moments.is_some_and(|m| m[0].is_centred());
         let rsvd = RsvdOptions { seed, ..RsvdOptions::default() };
         let smaller = d_in.min(d_out);
         let exact_up_to = LowRankOptions::default().exact_up_to;
@@ -165,48 +188,72 @@ impl FittedLowRank {
         let saving = (d_in * d_out).saturating_sub(1) / (d_in + d_out);
         let max_rank = if randomized { saving.min(2 * smaller / 5) } else { smaller };
         let options = LowRankOptions { max_rank: Some(max_rank.max(1)), exact_up_to, rsvd };
-        let decompose = || {
-            let whitening = moments.map(|m| m.whitening()).transpose()?;
-            let outputs = context.metric.map(|m| m.whitening()).transpose()?;
-            LowRank::new(&layer.matrix(g)?, whitening.as_ref(), outputs.as_ref(), &options)
+        let decompose = |weight: &Matrix, seen: &Seen| {
+            let (inputs, outputs) = (seen.whitening()?, seen.outputs()?);
+            LowRank::new(weight, inputs.as_ref(), outputs.as_ref(), &options)
+        };
+        let decompositions = match layer.groups() {
+            1 => {
+                let whole = || decompose(&layer.matrix(g)?, &Seen::of(context));
+                vec![context.decompositions.low_rank.get(&layer.nodes, seed, whole)?]
+            }
+            // Those of groups are small, and made anew by whoever asks.
+            _ => {
+                let weights = matrices(g, &layer)?.into_iter();
+                let groups = weights.zip(Seen::of_groups(context, &layer)?);
+                groups
+                    .map(|(weight, seen)| Ok(Arc::new(decompose(&weight, &seen)?)))
+                    .collect::<Result<_, _>>()?
+            }
         };
         Ok(FittedLowRank {
-            decomposition: context.decompositions.low_rank.get(&layer.nodes, seed, decompose)?,
+            decompositions,
             source: layer.payload(g).key().to_string(),
             measured: moments::source(context),
-            corrects: moments.is_some(),
+            corrects,
             seed: randomized.then_some(seed),
-            new_biases: if moments.is_some() { layer.without_bias(g) } else { 0 },
+            new_biases: if corrects { layer.without_bias(g) } else { 0 },
             d_in,
-            d_out,
+            outputs: d_out,
         })
     }
 
+    /// Outputs of all groups.
+    pub(super) fn d_out(&self) -> usize {
+        self.decompositions.len() * self.outputs
+    }
+
     fn numbers(&self, rank: usize) -> usize {
-        rank * (self.d_in + self.d_out) + self.new_biases * self.d_out
+        let groups = self.decompositions.len();
+        groups * rank * (self.d_in + self.outputs) + self.new_biases * self.d_out()
+    }
+
+    /// The greatest rank of each group.
+    fn max_rank(&self) -> usize {
+        self.decompositions.iter().map(|group| group.max_rank()).min().unwrap_or(0)
     }
 
     /// The largest rank that takes fewer numbers than so many, where `numbers` says what one takes.
     fn largest(&self, below: usize, numbers: impl Fn(usize) -> usize) -> usize {
-        (1..=self.decomposition.max_rank()).take_while(|rank| numbers(*rank) < below).last().unwrap_or(0)
+        (1..=self.max_rank()).take_while(|rank| numbers(*rank) < below).last().unwrap_or(0)
     }
 
     /// The ranks on offer: those that take fewer numbers than the weight.
     pub(super) fn candidates_of(&self, numbers: impl Fn(usize) -> usize) -> Vec<Settings> {
-        let most = self.largest(self.d_in * self.d_out, numbers);
+        let most = self.largest(self.d_in * self.d_out(), numbers);
         rank_grid(most).map(|rank| Settings::write(&RankSettings { rank })).collect()
     }
 
     /// The rank that takes half as many numbers as the weight, if there is one.
     pub(super) fn probe_of(&self, numbers: impl Fn(usize) -> usize) -> Option<Settings> {
-        let rank = self.largest(self.d_in * self.d_out / 2 + 1, numbers);
+        let rank = self.largest(self.d_in * self.d_out() / 2 + 1, numbers);
         (rank > 0).then(|| Settings::write(&RankSettings { rank }))
     }
 
     /// The rank that settings name. A plan may name ranks that save nothing, up to the exact one.
     pub(super) fn rank(&self, settings: &Settings) -> Result<usize, String> {
         let RankSettings { rank } = settings.read()?;
-        check_rank(rank, self.decomposition.max_rank())?;
+        check_rank(rank, self.max_rank())?;
         Ok(rank)
     }
 
@@ -223,14 +270,29 @@ impl FittedLowRank {
 
     /// Squared error of a rank, relative to the squared norm of the output.
     pub(super) fn relative_error(&self, rank: usize) -> f64 {
-        let energy = self.decomposition.energy();
-        if energy > 0.0 { self.decomposition.squared_errors()[rank] / energy } else { 0.0 }
+        let energy: f64 = self.decompositions.iter().map(|group| group.energy()).sum();
+        let error: f64 = self.decompositions.iter().map(|group| group.squared_errors()[rank]).sum();
+        if energy > 0.0 { error / energy } else { 0.0 }
+    }
+
+    /// The factors of a rank of every group.
+    ///
+    /// # Errors
+    /// Of [`LowRank::factors`].
+    pub(super) fn factors(&self, rank: usize) -> Result<Vec<Factors>, RandnlaError> {
+        self.decompositions.iter().map(|group| group.factors(rank)).collect()
     }
 
     /// The name of a derived constant.
     fn derivation(&self, part: &str, rank: usize) -> String {
         format!("lowrank.{part}({})", self.source(rank))
     }
+}
+
+/// What is added to the bias of the outputs of all groups.
+pub(super) fn correction(factors: &[Factors]) -> Option<Vec<f32>> {
+    let parts = factors.iter().map(|group| group.bias.clone());
+    parts.collect::<Option<Vec<Vec<f32>>>>().map(|parts| parts.concat())
 }
 
 impl Fitted for FittedLowRank {
@@ -255,19 +317,20 @@ impl Fitted for FittedLowRank {
         let rank = self.rank(settings).map_err(ApplyError::Settings)?;
         let g = work.graph;
         let layer = Layer::of(g, site);
-        let factors = work.computed(|| self.decomposition.factors(rank))?;
+        let factors = work.computed(|| self.factors(rank))?;
         let [left_shape, right_shape] = layer.factor_shapes(rank);
         let origin = |part| g.node(layer.weight.node).origin.part(part);
-        let left = factors.as_ref().map(|f| layer.factor(&f.left));
+        let left = factors.as_ref().map(|f| f.iter().flat_map(|f| layer.factor(&f.left)).collect());
         let left = work.constant(&self.derivation("left", rank), &left_shape, left, origin(Part::Left))?;
-        let right = factors.as_ref().map(|f| layer.factor(&f.right));
+        let right = factors.as_ref().map(|f| f.iter().flat_map(|f| layer.factor(&f.right)).collect());
         let right =
             work.constant(&self.derivation("right", rank), &right_shape, right, origin(Part::Right))?;
+        let correction = factors.as_deref().and_then(correction);
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, [left, right])?;
             match self.corrects() {
                 true => {
-                    let correction = factors.as_ref().and_then(|f| f.bias.as_deref());
+                    let correction = correction.as_deref();
                     layer.replace_corrected(
                         work,
                         n,

@@ -25,7 +25,7 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: convolutions. Other sparse matrices beside factors are those of `lowrank-sparse`.
+//! Deliberately absent: convolutions of more than one tap. Other sparse matrices beside factors are those of `lowrank-sparse`.
 
 use margay_ir::Graph;
 use margay_randnla::{Contents, LowRank, LowRankOptions, Matrix, RandnlaError, Structure, Whitening};

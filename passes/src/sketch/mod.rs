@@ -9,7 +9,7 @@
 //! What a replacement inserts are ordinary operators over new constants. Constants name what they were derived from, and
 //! nodes carry the site's name with a [`Part`](margay_ir::Part).
 //!
-//! - `layer`: one weight of a product or a convolution, which most schemes take.
+//! - `layer`: one weight of a product, a convolution or a lookup, which most schemes take.
 //! - `kernels`: convolutions that are no layers, which schemes take that do not see kernels as one matrix.
 //! - `rows`, `moments`: what a site asks calibration to measure.
 //! - `replacement`: a patch in the making.
@@ -51,6 +51,7 @@ mod spatial;
 mod structured;
 mod training;
 mod tt;
+mod tt_rows;
 mod tucker;
 
 pub use cp::CpScheme;
@@ -60,7 +61,7 @@ pub use features::{FavorSettings, FeatureDirections, FeatureKernel};
 pub use heads::HeadChoice;
 pub use interpolative::InterpolativeScheme;
 pub use kronecker::KroneckerScheme;
-pub use layer::{Layer, layers};
+pub use layer::{Layer, layers, lookups};
 pub use local::{LocalScheme, LocalSettings, LocalSummary};
 pub use lowrank::{DecompositionKey, Decompositions, Known, LowRankScheme};
 pub use lowrank_diag::LowRankDiagScheme;
@@ -74,13 +75,13 @@ pub use quantized::QuantizedScheme;
 pub use ranks::{FactorPair, factor_pairs};
 pub use relative::RelativePositions;
 pub use replacement::{ApplyError, Replacement, form, patch};
-pub use rows::{MAX_ROWS, Rows, Windows};
+pub use rows::{MAX_ROWS, RowKind, Rows, Windows};
 pub use spatial::SpatialScheme;
 pub use structured::{StructureStart, StructuredScheme, StructuredSettings};
 pub use training::{
-    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SketchTraining, StructuredForm,
-    StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training, panther_for_training,
-    structured_for_training,
+    AttentionForm, AttentionTraining, LowRankTraining, PantherTraining, SchemeTraining, SketchTraining,
+    StructuredForm, StructuredTraining, TrainingRank, attention_for_training, lowrank_for_training,
+    panther_for_training, scheme_for_training, structured_for_training,
 };
 pub use tt::TtScheme;
 pub use tucker::TuckerScheme;
@@ -101,7 +102,7 @@ use crate::StoreAs;
 pub struct Site {
     /// The name in plans and reports; unique.
     pub name: String,
-    /// What it is, in one word for reports: `linear`, `conv`.
+    /// What it is, in one word for reports: `linear`, `conv`, `embedding`.
     pub kind: &'static str,
     /// Length of the rows that go in.
     pub d_in: usize,
@@ -156,6 +157,13 @@ pub struct SchemeFacts {
     pub examples: &'static [&'static str],
     /// Says what is wrong with settings, whatever the site.
     pub check: fn(&Settings) -> Result<(), String>,
+}
+
+impl SchemeFacts {
+    /// Whether a model may be trained with what it puts into a graph: what is stored in a few bits does not move.
+    pub fn can_be_trained(&self) -> bool {
+        !self.is_storage
+    }
 }
 
 /// A way to replace a site.

@@ -1,10 +1,11 @@
 //! What calibration measured of some rows.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use margay_randnla::{Centring, Conditioning, Gram, Matrix, RandnlaError, Whitening};
 
-use super::Context;
+use super::{Context, Layer};
 
 /// First and second moments of rows.
 #[derive(Debug)]
@@ -25,8 +26,16 @@ impl Moments {
 
     /// Sums of what goes into a layer. What `identity` says identifies them; it becomes a part of the names of derived
     /// constants. Second moments are taken about the mean.
+    ///
+    /// Of rows that have a single one each they are taken about zero, which leaves them diagonal. Places are then as frequent
+    /// as by Laplace's rule, which adds one to the times that each was seen: those that samples never show count, too.
     pub fn of_inputs(gram: Gram, identity: &str) -> Moments {
-        Moments::new(gram, Centring::Centred, Moments::INPUTS, identity)
+        if gram.places().is_none() {
+            return Moments::new(gram, Centring::Centred, Moments::INPUTS, identity);
+        }
+        let (places, count) = (gram.dim() as f64, gram.count() as f64);
+        let conditioning = Conditioning { shrinkage: places / (places + count), ..Moments::INPUTS };
+        Moments::new(gram, Centring::Uncentred, conditioning, identity)
     }
 
     /// Sums of the gradients of the outputs of a model by what a layer gives. Second moments are taken about zero.
@@ -52,6 +61,24 @@ impl Moments {
         Whitening::from_gram(&self.gram, self.centring, &self.conditioning)
     }
 
+    /// Those of some of the numbers of each row.
+    ///
+    /// # Errors
+    /// [`RandnlaError::EmptySample`].
+    pub(super) fn part(&self, at: Range<usize>) -> Result<Moments, RandnlaError> {
+        let (count, mean, moment) = (self.gram.count(), self.gram.mean()?, self.gram.second_moment()?);
+        let sum: Vec<f64> = at.clone().map(|i| mean[i] * count as f64).collect();
+        let outer =
+            Matrix::from_fn(at.len(), at.len(), |i, j| moment.at(at.start + i, at.start + j) * count as f64);
+        let gram = Gram::from_sums(count, &sum, &outer)?;
+        Ok(Moments { gram, identity: format!("{}[{at:?}]", self.identity), ..*self })
+    }
+
+    /// Whether second moments are taken about the mean, which a bias then keeps.
+    pub fn is_centred(&self) -> bool {
+        self.centring == Centring::Centred
+    }
+
     /// Identifies the sums: the same for moments of other rows only where these are the same.
     pub fn identity(&self) -> &str {
         &self.identity
@@ -63,8 +90,8 @@ impl Moments {
 pub(super) struct Seen {
     inputs: Option<Arc<Moments>>,
     metric: Option<Arc<Moments>>,
-    /// The triangular roots of both moments, once somebody asked for them.
-    roots: [Once<Matrix>; 2],
+    /// The roots of both moments, once somebody asked for them.
+    roots: [Once<Whitening>; 2],
 }
 
 type Once<T> = OnceLock<Result<T, RandnlaError>>;
@@ -83,14 +110,37 @@ impl Seen {
         Seen { inputs, metric: context.metric.cloned(), roots: Default::default() }
     }
 
-    /// Whether there were samples.
-    pub(super) fn any(&self) -> bool {
-        self.inputs.is_some()
+    /// By group of a layer, what was seen of it.
+    ///
+    /// # Errors
+    /// Of [`Moments::part`].
+    pub(super) fn of_groups(context: &Context<'_>, layer: &Layer) -> Result<Vec<Seen>, RandnlaError> {
+        let (groups, outputs) = (layer.groups(), layer.outputs());
+        if groups == 1 {
+            return Ok(vec![Seen::of(context)]);
+        }
+        let of = |group: usize| {
+            let at = group * outputs..(group + 1) * outputs;
+            let metric = context.metric.map(|metric| metric.part(at).map(Arc::new)).transpose()?;
+            let inputs = context.moments.map(|m| m[group].clone());
+            Ok(Seen { inputs, metric, roots: Default::default() })
+        };
+        (0..groups).map(of).collect()
+    }
+
+    /// Whether the mean output is kept by a correction of the bias.
+    pub(super) fn corrects(&self) -> bool {
+        self.inputs.as_ref().is_some_and(|moments| moments.is_centred())
     }
 
     /// The moments of the inputs.
     pub(super) fn inputs(&self) -> Option<&Moments> {
         self.inputs.as_deref()
+    }
+
+    /// The root of the moments of the inputs, where there were samples.
+    pub(super) fn whitening(&self) -> Result<Option<Whitening>, RandnlaError> {
+        self.inputs.as_ref().map(|m| m.whitening()).transpose()
     }
 
     /// What weighs the outputs, where that is known.
@@ -102,7 +152,7 @@ impl Seen {
     /// outputs where that is known.
     pub(super) fn squared_norm(&self, matrix: &Matrix) -> Result<f64, RandnlaError> {
         let root = |which: usize, moments: &Moments| {
-            let root = self.roots[which].get_or_init(|| Ok(moments.whitening()?.triangle()));
+            let root = self.roots[which].get_or_init(|| moments.whitening());
             root.as_ref().map_err(Clone::clone)
         };
         let seen = match &self.inputs {
@@ -110,14 +160,14 @@ impl Seen {
             None => matrix.clone(),
         };
         Ok(match &self.metric {
-            Some(metric) => seen.product(&root(1, metric)?.transposed())?.squared_norm(),
+            Some(metric) => root(1, metric)?.product(&seen.transposed())?.squared_norm(),
             None => seen.squared_norm(),
         })
     }
 
-    /// The mean output of a matrix in place of the weight; `None` without samples.
+    /// The mean output of a matrix in place of the weight; `None` where no bias is corrected.
     pub(super) fn mean_output(&self, matrix: &Matrix) -> Result<Option<Vec<f32>>, RandnlaError> {
-        let Some(inputs) = &self.inputs else { return Ok(None) };
+        let Some(inputs) = self.inputs.as_ref().filter(|_| self.corrects()) else { return Ok(None) };
         let mean = inputs.gram().mean()?;
         let mean = Matrix::from_row_major_f64(1, mean.len(), &mean)?;
         Ok(Some(mean.product(matrix)?.to_row_major()))

@@ -67,7 +67,8 @@
 //! }
 //! ```
 //!
-//! Convolutions may have groups, of which each has a kernel, signs and factors of its own, and one spatial axis or two.
+//! Convolutions may have groups, of which each has a kernel, signs and factors of its own, and one spatial axis, two or three: those
+//! over three are imported as such of planes.
 //!
 //! Deliberately absent: calibration.
 
@@ -78,7 +79,7 @@ use margay_randnla::{Matrix, RandnlaError, panther};
 use margay_tensor::random::stream_of;
 use serde::{Deserialize, Serialize};
 
-use super::kernels::{Kernel, add_pointwise, beside_layers};
+use super::kernels::{Kernel, add_pointwise, matrices};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Replacement, Scheme, SchemeFacts, Site, check_rank, layers,
 };
@@ -109,15 +110,15 @@ impl PantherSettings {
     /// How many numbers the factors of a site are, beside those of its weight, in words.
     pub(super) fn numbers(&self, g: &Graph, site: &Site) -> String {
         let (a, half) = (site.d_in, self.terms.saturating_mul(self.rank));
-        let kernel = Kernel::at(g, site.nodes[0]);
-        let b = kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs);
-        let numbers = match &kernel {
+        let layer = Layer::of(g, site);
+        let (kernel, b) = (layer.kernel(), layer.outputs());
+        let numbers = match kernel {
             Some(k) if self.two_sided => {
                 format!("{half} x ({a} + {b} + {} + {} x {b})", k.channels, k.taps())
             }
             _ => format!("{} x ({a} + {b})", half.saturating_mul(2)),
         };
-        let of = match kernel.map_or(1, |kernel| kernel.groups) {
+        let of = match layer.groups() {
             1 => "of the weight".to_owned(),
             groups => format!("of each of {groups} groups"),
         };
@@ -178,23 +179,20 @@ impl Scheme for PantherScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        let name = self.facts().name;
-        let mut found: Vec<Site> = layers(g).iter().map(|layer| layer.site(g, name)).collect();
-        found.extend(beside_layers(g, name));
-        found
+        layers(g).iter().map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
         let (g, site) = (context.graph, context.site);
         let weight = g.constant(site.weights[0]).expect("the weight of a site is a constant");
-        let kernel = Kernel::at(g, site.nodes[0]);
+        let layer = Layer::of(g, site);
         Ok(Box::new(FittedPanther {
             seed: context.seed,
             stream: first_stream(&site.name),
             source: weight.key().to_string(),
             d_in: site.d_in,
-            d_out: kernel.as_ref().map_or(site.d_out, |kernel| kernel.outputs),
-            kernel,
+            d_out: layer.outputs(),
+            kernel: layer.kernel().cloned(),
         }))
     }
 
@@ -332,7 +330,7 @@ impl FittedPanther {
     fn outputs(
         &self,
         work: &mut Replacement<'_>,
-        kernel: &Kernel,
+        (layer, kernel): (&Layer, &Kernel),
         s: &PantherSettings,
     ) -> Result<[Value; 2], ApplyError> {
         let width = 2 * s.terms * s.rank;
@@ -344,14 +342,14 @@ impl FittedPanther {
                 Start::LeastSquares => panther::least_squares_outputs(&w, &u).map(Some),
             };
             let us = by_group(kernel, drawn(signs, [kernel.groups * self.d_out, width])?);
-            let factors = kernel.matrices(work.graph)?.into_iter().zip(us).map(of);
+            let factors = matrices(work.graph, layer)?.into_iter().zip(us).map(of);
             // By group, width and tap.
             let factors: Option<Vec<Matrix>> = factors.collect::<Result<_, RandnlaError>>()?;
             Ok::<_, RandnlaError>(
                 factors.map(|all| all.iter().flat_map(|f| f.transposed().to_row_major()).collect()),
             )
         })?;
-        let weight = kernel.weight;
+        let weight = layer.weight;
         let left_shape = kernel.of_outputs(width);
         let left = (weight, Stream::Left, Part::Left);
         let left = self.trained(work, s, left, (&left_shape, values.flatten()))?;
@@ -364,7 +362,7 @@ impl FittedPanther {
     fn both_sides(
         &self,
         work: &mut Replacement<'_>,
-        kernel: &Kernel,
+        (layer, kernel): (&Layer, &Kernel),
         s: &PantherSettings,
     ) -> Result<[Value; 4], ApplyError> {
         let half = s.terms * s.rank;
@@ -378,7 +376,7 @@ impl FittedPanther {
                 Matrix::from_fn(taps * d_out, channels, |r, c| w.at(c * taps + r / d_out, r % d_out))
             };
             let (mut left, mut right) = (Vec::new(), Vec::new());
-            for (group, (w, u1)) in kernel.matrices(work.graph)?.into_iter().zip(u1).enumerate() {
+            for (group, (w, u1)) in matrices(work.graph, layer)?.into_iter().zip(u1).enumerate() {
                 let u2 = Matrix::from_fn(half, channels, |i, c| u2.at(group * half + i, c));
                 let (s1, s2) = match s.start {
                     Start::Random => return Ok(None),
@@ -401,7 +399,7 @@ impl FittedPanther {
             Ok::<_, RandnlaError>(Some((left, right)))
         })?;
         let (left, right) = factors.flatten().unzip();
-        let weight = kernel.weight;
+        let weight = layer.weight;
         let shapes = [kernel.of_outputs(half), kernel.of_channels(half)];
         let left = self.trained(work, s, (weight, Stream::Left, Part::Left), (&shapes[0], left))?;
         let right = self.trained(work, s, (weight, Stream::Right, Part::Right), (&shapes[1], right))?;
@@ -415,8 +413,7 @@ impl FittedPanther {
     fn convolve(
         &self,
         work: &mut Replacement<'_>,
-        kernel: &Kernel,
-        nodes: &[NodeId],
+        kernel: (&Layer, &Kernel),
         s: &PantherSettings,
     ) -> Result<(), ApplyError> {
         let g = work.graph;
@@ -425,7 +422,7 @@ impl FittedPanther {
         };
         if !s.two_sided {
             let [left, outputs] = self.outputs(work, kernel, s)?;
-            for &n in nodes {
+            for &n in &kernel.0.nodes {
                 let x = work.input(n);
                 let thin = convolution(work, n, [x, left], Part::Left)?;
                 let result = add_pointwise(work, n, [thin, outputs], Part::Right)?;
@@ -434,7 +431,7 @@ impl FittedPanther {
             return Ok(());
         }
         let [left, outputs, inputs, right] = self.both_sides(work, kernel, s)?;
-        for &n in nodes {
+        for &n in &kernel.0.nodes {
             let x = work.input(n);
             let thin = convolution(work, n, [x, left], Part::Left)?;
             let of_outputs = add_pointwise(work, n, [thin, outputs], Part::Term)?;
@@ -494,10 +491,10 @@ impl Fitted for FittedPanther {
     ) -> Result<(), ApplyError> {
         let settings = self.offered(settings).map_err(ApplyError::Settings)?;
         // The graph may be another one than that of the fit.
-        if let Some(kernel) = Kernel::at(work.graph, site.nodes[0]) {
-            return self.convolve(work, &kernel, &site.nodes, &settings);
-        }
         let layer = Layer::of(work.graph, site);
+        if let Some(kernel) = layer.kernel() {
+            return self.convolve(work, (&layer, kernel), &settings);
+        }
         let factors = self.linear(work, &layer, &settings)?;
         for &n in &layer.nodes {
             let product = layer.two_products(work, n, factors)?;

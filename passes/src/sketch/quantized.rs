@@ -29,17 +29,19 @@
 //! }
 //! ```
 //!
-//! Deliberately absent: convolutions, for which there are no kernels of a few bits.
+//! Convolutions of one tap are products of the rows of their channels. Deliberately absent: others, for which there are no kernels
+//! of a few bits.
 
 use std::sync::OnceLock;
 
-use margay_ir::ops::Add;
+use margay_ir::ops::{Add, MatMul};
 use margay_ir::{AddError, Graph, NodeId, Part, Value};
 use margay_plan::Settings;
 use margay_randnla::{LowRank, LowRankOptions, Matrix, RandnlaError, Rounded};
 use margay_tensor::{DType, Storage, StoredTensor};
 use serde::{Deserialize, Serialize};
 
+use super::kernels::{rows_in, rows_out};
 use super::moments::{self, Seen};
 use super::{
     ApplyError, Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, layers,
@@ -98,7 +100,7 @@ impl Scheme for QuantizedScheme {
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        let takes = |layer: &&Layer| layer.is_product() && layer.payload(g).stored().is_plain();
+        let takes = |layer: &&Layer| layer.is_linear(g) && layer.payload(g).stored().is_plain();
         layers(g).iter().filter(takes).map(|layer| layer.site(g, self.facts().name)).collect()
     }
 
@@ -229,10 +231,25 @@ impl FittedQuantized {
         [weight, left, right]: [Option<Value>; 3],
         (name, correction): (&str, Option<&[f32]>),
     ) -> Result<(), AddError> {
-        let (g, x) = (work.graph, work.input(n));
+        let (g, x) = (work.graph, rows_in(work, n)?);
         let term = |n: NodeId| g.node(n).origin.part(Part::Term);
-        let main = work.add(g.op(n).clone(), &[x, weight.expect("there is a weight")], term(n))?;
-        let (replaced, main) = match (self.seen.any(), layer.bias(g, n)) {
+        let main = work.add(MatMul, &[x, weight.expect("there is a weight")], term(n))?;
+        if layer.kernel().is_some() {
+            // Channels are brought back once both terms are added.
+            let mut sum = main;
+            if let (Some(left), Some(right)) = (left, right) {
+                let thin = work.add(MatMul, &[x, left], g.node(n).origin.part(Part::Left))?;
+                let wide = work.add(MatMul, &[thin, right], term(n))?;
+                sum = work.add(Add, &[main, wide], term(n))?;
+            }
+            let sum = rows_out(work, n, sum)?;
+            match self.seen.corrects() {
+                true => layer.replace_corrected(work, n, sum, (name, correction))?,
+                false => work.replace(n.into(), sum),
+            }
+            return Ok(());
+        }
+        let (replaced, main) = match (self.seen.corrects(), layer.bias(g, n)) {
             (true, _) => layer.corrected(work, n, main, (name, correction))?,
             // In front of the correction, so that a kernel adds both.
             (false, Some(bias)) => {
@@ -246,7 +263,7 @@ impl FittedQuantized {
             return Ok(());
         };
         let thin = layer.left_product(work, n, left)?;
-        let wide = work.add(g.op(n).clone(), &[thin, right], term(n))?;
+        let wide = work.add(MatMul, &[thin, right], term(n))?;
         let sum = work.add(Add, &[main, wide], g.node(replaced.node).origin.clone())?;
         work.replace(replaced, sum);
         Ok(())
@@ -293,7 +310,7 @@ impl Fitted for FittedQuantized {
         let mut constants = [Some(weight), None, None];
         if settings.rank > 0 {
             let [left, right] = factors.map_or([None, None], |factors| factors.map(Some));
-            let [left_shape, right_shape] = layer.factor_shapes(settings.rank);
+            let [left_shape, right_shape] = [[layer.d_in, settings.rank], [settings.rank, layer.d_out]];
             let name = self.derivation("left", settings);
             constants[1] = Some(work.stored(&name, &left_shape, FACTORS, left, origin(Part::Left))?);
             let name = self.derivation("right", settings);

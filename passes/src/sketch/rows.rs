@@ -1,7 +1,8 @@
 //! A value as rows of numbers: how calibration reads what goes into a site.
 
 use margay_ir::Value;
-use margay_ir::ops::Conv;
+use margay_ir::ops::{Conv, Numbers};
+use margay_randnla::Gram;
 use margay_tensor::Tensor;
 
 /// Rows that are measured of one value, about: with more, windows of images are left out evenly, and samples of anything
@@ -11,30 +12,65 @@ pub const MAX_ROWS: usize = 1 << 16;
 /// A value, and how rows are made of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Rows {
-    /// The value, of f32.
+    /// The value: of f32, or of integers where it holds places.
     pub value: Value,
-    /// Its rows are the windows of a convolution; without these they run along its last axis.
-    pub windows: Option<Windows>,
+    /// How rows are made of it.
+    pub kind: RowKind,
     /// Length of a row.
     pub length: usize,
+}
+
+/// How rows are made of a value.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RowKind {
+    /// They run along its last axis.
+    LastAxis,
+    /// They are the windows of a convolution.
+    Windows(Windows),
+    /// Each of its elements is the place of the one in a row of zeros. Negative places count from the end.
+    Places,
 }
 
 impl Rows {
     /// The rows of a tensor that has the place of the value, with some windows left out if there are so many in all:
     /// `samples` is the number of images.
     pub fn of(&self, x: &Tensor, samples: usize) -> Vec<f32> {
-        match &self.windows {
-            None => x.to_vec::<f32>().expect("sites read f32"),
-            Some(windows) => windows.rows(x, windows.every([x.shape()[2], x.shape()[3]], samples)),
+        match &self.kind {
+            RowKind::LastAxis => x.to_vec::<f32>().expect("sites read f32"),
+            RowKind::Windows(windows) => windows.rows(x, windows.every(planar(&x.shape()[2..]), samples)),
+            RowKind::Places => {
+                let one = |place: usize| (0..self.length).map(move |i| if i == place { 1.0 } else { 0.0 });
+                self.places(x).unwrap_or_default().into_iter().flat_map(one).collect()
+            }
+        }
+    }
+
+    /// Of a tensor that holds places, those inside a row; `None` where rows are made in another way.
+    pub fn places(&self, x: &Tensor) -> Option<Vec<usize>> {
+        if self.kind != RowKind::Places {
+            return None;
+        }
+        let length = self.length as i64;
+        let place = |at: i64| usize::try_from(if at < 0 { at + length } else { at }).ok();
+        let all = Numbers::of(x).map(Numbers::ints).unwrap_or_default().into_iter();
+        Some(all.filter_map(|at| place(at).filter(|place| *place < self.length)).collect())
+    }
+
+    /// What sums up their moments.
+    pub fn gram(&self) -> Gram {
+        match self.kind {
+            RowKind::Places => Gram::of_ones(self.length),
+            _ => Gram::new(self.length),
         }
     }
 
     /// How many rows [`of`](Rows::of) gives for a tensor of this shape.
     pub fn count(&self, shape: &[usize], samples: usize) -> usize {
-        match &self.windows {
-            None => shape.iter().product::<usize>() / self.length.max(1),
-            Some(windows) => {
-                let size = [shape[2], shape[3]];
+        match &self.kind {
+            RowKind::LastAxis => shape.iter().product::<usize>() / self.length.max(1),
+            RowKind::Places => shape.iter().product(),
+            RowKind::Windows(windows) => {
+                let size = planar(&shape[2..]);
                 let [rows, columns] = windows.count(size);
                 (shape[0] * rows * columns).div_ceil(windows.every(size, samples).max(1))
             }
@@ -44,10 +80,10 @@ impl Rows {
     /// Rows of the result `y` of a site, those that belong to [`of`](Rows::of): channels second where there are windows.
     pub fn results(&self, y: &Tensor, samples: usize) -> Vec<f32> {
         let data = y.to_vec::<f32>().expect("sites compute f32");
-        if self.windows.is_none() {
+        if !matches!(self.kind, RowKind::Windows(_)) {
             return data;
         }
-        let (channels, positions) = (y.shape()[1], y.shape()[2] * y.shape()[3]);
+        let (channels, positions) = (y.shape()[1], y.shape()[2..].iter().product::<usize>());
         let every = (samples * positions).div_ceil(MAX_ROWS);
         let windows = (0..y.shape()[0] * positions).step_by(every);
         let row = |window: usize| {
@@ -59,9 +95,20 @@ impl Rows {
     }
 }
 
-/// The windows of a convolution over images with the channels second.
+/// One or two spatial extents as those of an image.
+fn planar(extents: &[usize]) -> [usize; 2] {
+    match *extents {
+        [height, width] => [height, width],
+        _ => [1, extents.iter().product()],
+    }
+}
+
+/// The windows of a convolution over images with the channels second, on the channels of one group. One spatial axis is that of
+/// images of one row.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Windows {
+    group: usize,
+    groups: usize,
     kernel: [usize; 2],
     strides: [usize; 2],
     pads: [usize; 2],
@@ -70,16 +117,21 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// The windows of a convolution with a kernel of this height and width; `None` unless it has two spatial axes.
-    pub fn new(conv: &Conv, kernel: [usize; 2]) -> Option<Windows> {
-        let pair = |v: &[usize]| <[usize; 2]>::try_from(v).ok();
-        Some(Windows {
-            kernel,
-            strides: pair(&conv.strides)?,
-            pads: pair(&conv.pads_before)?,
-            pads_after: pair(&conv.pads_after)?,
-            dilations: pair(&conv.dilations)?,
-        })
+    /// The windows of a group of a convolution with a kernel of these taps over one or two spatial axes.
+    pub fn new(conv: &Conv, taps: &[usize], group: usize) -> Windows {
+        let pair = |along: &[usize], of_one_row: usize| match *along {
+            [height, width] => [height, width],
+            _ => [of_one_row, along.iter().product()],
+        };
+        Windows {
+            group,
+            groups: conv.groups,
+            kernel: pair(taps, 1),
+            strides: pair(&conv.strides, 1),
+            pads: pair(&conv.pads_before, 0),
+            pads_after: pair(&conv.pads_after, 0),
+            dilations: pair(&conv.dilations, 1),
+        }
     }
 
     /// Rows and columns of windows on an image of this height and width.
@@ -96,11 +148,12 @@ impl Windows {
         (samples * rows * columns).div_ceil(MAX_ROWS)
     }
 
-    /// Every `every`th window of images `[n, c, h, w]` of f32, one after another, each as `c` times height times width
+    /// Every `every`th window of images `[n, c, h, w]` or `[n, c, w]` of f32, one after another, each as `c` times height times width
     /// numbers; zeros outside the image.
     pub fn rows(&self, x: &Tensor, every: usize) -> Vec<f32> {
         let data = x.to_vec::<f32>().expect("convolutions read f32");
-        let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.shape()[i]);
+        let ([n, all], [h, w]) = ([x.shape()[0], x.shape()[1]], planar(&x.shape()[2..]));
+        let (c, first) = (all / self.groups, all / self.groups * self.group);
         let [rows, columns] = self.count([h, w]);
         let mut out = Vec::new();
         for window in (0..n * rows * columns).step_by(every) {
@@ -112,7 +165,7 @@ impl Windows {
                         let column = (x0 * self.strides[1] + j * self.dilations[1]).checked_sub(self.pads[1]);
                         out.push(match (row, column) {
                             (Some(r), Some(s)) if r < h && s < w => {
-                                data[((image * c + channel) * h + r) * w + s]
+                                data[((image * all + first + channel) * h + r) * w + s]
                             }
                             _ => 0.0,
                         });

@@ -20,8 +20,8 @@
 //! }
 //! ```
 //!
-//! Declines kernels of one row or one column, which this is no form of. Deliberately absent: groups, and one or three spatial
-//! axes.
+//! Declines kernels of one row or one column, which this is no form of. Both convolutions have as many groups as it.
+//! Deliberately absent: one spatial axis.
 
 use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
@@ -70,8 +70,9 @@ impl Scheme for SpatialScheme {
 
 #[derive(Debug)]
 pub(super) struct Spatial {
-    /// Channels, height and width of the kernel.
+    /// Channels, height and width of the kernel of a group.
     kernel: [usize; 3],
+    /// Of a group.
     d_out: usize,
 }
 
@@ -81,8 +82,9 @@ impl Form for Spatial {
     type Settings = SpatialSettings;
 
     fn of(g: &Graph, layer: &Layer) -> Option<Spatial> {
-        let kernel = layer.kernel_of_images(g).filter(|[_, h, w]| *h > 1 && *w > 1)?;
-        Some(Spatial { kernel, d_out: layer.d_out })
+        let kernel = layer.kernel_of_images(g)?;
+        let &[h, w] = kernel.axes.as_slice() else { return None };
+        (h > 1 && w > 1).then_some(Spatial { kernel: [kernel.channels, h, w], d_out: kernel.outputs })
     }
 
     fn stored(&self, s: &SpatialSettings) -> Result<Vec<Stored>, String> {
@@ -129,10 +131,10 @@ impl Form for Spatial {
     }
 }
 
-/// A convolution of two spatial axes along one of them.
+/// A convolution along one of its spatial axes.
 pub(super) fn along(conv: &Conv, axis: usize) -> Conv {
     let only = |of: &[usize], other: usize| {
-        (0..2).map(|a| if a == axis { of[a] } else { other }).collect::<Vec<usize>>()
+        of.iter().enumerate().map(|(a, of)| if a == axis { *of } else { other }).collect::<Vec<usize>>()
     };
     Conv {
         strides: only(&conv.strides, 1),

@@ -1,5 +1,7 @@
 //! Sketches for models that are trained afterwards: the same settings everywhere, without samples and without a search.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 
 use margay_ir::{Changed, Cx, Graph, Pass, PassError, Remark};
@@ -12,12 +14,13 @@ use super::lowrank::RankSettings;
 use super::lowrank_diag::{LowRankDiag, LowRankDiagSettings};
 use super::structured::AnyStructure;
 use super::tt::{TensorTrain, TtSettings};
+use super::tt_rows::TrainOfRows;
 use super::{
     Context, Decompositions, FavorScheme, FavorSettings, Fitted, Layer, LocalScheme, LocalSettings,
     LowRankDiagScheme, LowRankScheme, NystromScheme, NystromSettings, PantherScheme, PantherSettings, Scheme,
-    Site, Start, StructuredScheme, StructuredSettings, TtScheme, sites,
+    Site, Start, StructuredScheme, StructuredSettings, TtScheme, form, sites,
 };
-use crate::ApplyPlan;
+use crate::{ApplyPlan, RemoveDead};
 
 /// What is put in place of layers before a model is trained.
 #[derive(Clone, PartialEq, Debug)]
@@ -30,6 +33,8 @@ pub enum SketchTraining {
     Structured(StructuredTraining),
     /// Another form in place of exact attention.
     Attention(AttentionTraining),
+    /// Any scheme, with settings as a plan says them.
+    Scheme(SchemeTraining),
 }
 
 impl fmt::Display for SketchTraining {
@@ -50,6 +55,9 @@ impl fmt::Display for SketchTraining {
                 }
                 StructuredForm::Structure(settings) => write!(f, "structured, {}", settings.form),
             },
+            SketchTraining::Scheme(SchemeTraining { scheme, settings, .. }) => {
+                write!(f, "{scheme}, {settings}")
+            }
             SketchTraining::Attention(AttentionTraining { form, .. }) => match form {
                 AttentionForm::Favor(settings) => write!(f, "favor with {} features", settings.features),
                 AttentionForm::Nystrom(settings) => {
@@ -67,13 +75,15 @@ impl SketchTraining {
     /// Puts it there.
     ///
     /// # Errors
-    /// As [`panther_for_training`], [`lowrank_for_training`], [`structured_for_training`] and [`attention_for_training`].
+    /// As [`panther_for_training`], [`lowrank_for_training`], [`structured_for_training`], [`attention_for_training`] and
+    /// [`scheme_for_training`].
     pub fn apply(&self, g: &mut Graph, cx: &mut Cx) -> Result<Changed, PassError> {
         match self {
             SketchTraining::Panther(options) => panther_for_training(g, options, cx),
             SketchTraining::LowRank(options) => lowrank_for_training(g, options, cx),
             SketchTraining::Structured(options) => structured_for_training(g, options, cx),
             SketchTraining::Attention(options) => attention_for_training(g, options, cx),
+            SketchTraining::Scheme(options) => scheme_for_training(g, options, cx),
         }
     }
 }
@@ -228,13 +238,17 @@ pub fn lowrank_for_training(
     if options.rank == TrainingRank::Fixed(0) {
         return Err(PassError::Refused("rank 0, expected at least 1".to_owned()));
     }
-    let choice = |site: &Site, fitted: &dyn Fitted, _: &Graph| {
-        let (dense, each) = (site.d_in * site.d_out, site.d_in + site.d_out);
+    let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+        let each = Layer::of(g, site).groups() * site.d_in + site.d_out;
+        let dense = site.d_in * site.d_out;
         let settings = |rank| Settings::write(&RankSettings::new(rank));
         let few = |rank| format!("{rank} x {each} numbers would not be fewer than {dense}");
         match options.rank {
             TrainingRank::Fixed(rank) if rank.saturating_mul(each) >= dense => Err(few(rank)),
             TrainingRank::Fixed(rank) => fitted.squared_error(&settings(rank)).map(|_| settings(rank)),
+            TrainingRank::Greatest if Layer::of(g, site).is_lookup() => {
+                Err("ranks of lookups are not chosen during training".to_owned())
+            }
             TrainingRank::Greatest => (1..=dense.saturating_sub(1) / each)
                 .rev()
                 .map(settings)
@@ -303,8 +317,12 @@ pub fn structured_for_training(
         }
         StructuredForm::TensorTrain { cores, rank } => {
             let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
-                let settings = TtSettings::balanced([site.d_in, site.d_out], *cores, *rank);
-                smaller::<TensorTrain>(g, site, fitted, &settings)
+                let layer = Layer::of(g, site);
+                let settings = TtSettings::balanced(&layer, *cores, *rank);
+                match layer.is_lookup() {
+                    true => smaller::<TrainOfRows>(g, site, fitted, &settings),
+                    false => smaller::<TensorTrain>(g, site, fitted, &settings),
+                }
             };
             layers_for_training(g, &TtScheme, asked, &choice, cx)
         }
@@ -316,6 +334,62 @@ pub fn structured_for_training(
             layers_for_training(g, &StructuredScheme, asked, &choice, cx)
         }
     }
+}
+
+/// Which sites get a scheme, and with which settings.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SchemeTraining {
+    /// The name of a scheme that [can be trained](super::SchemeFacts::can_be_trained).
+    pub scheme: String,
+    /// What a plan says, the same for all sites.
+    pub settings: Settings,
+    /// Names random numbers.
+    pub seed: u64,
+    /// The sites by name; `None` for all.
+    pub modules: Option<Vec<String>>,
+}
+
+/// Replaces the sites of a scheme, to be trained. A site that does not have these settings, that would take no fewer bytes, or that
+/// has a weight in common with one before it stays as it is, with a remark.
+///
+/// # Errors
+/// [`PassError::Refused`] for a scheme that does not exist or cannot be trained, for settings that it does not have at any site,
+/// sites that the graph does not have, and a weight that has numbers that are not finite.
+pub fn scheme_for_training(
+    g: &mut Graph,
+    options: &SchemeTraining,
+    cx: &mut Cx,
+) -> Result<Changed, PassError> {
+    let SchemeTraining { scheme: name, settings, seed, modules } = options;
+    let asked = Choice { scheme: name.clone(), settings: settings.clone(), storage: None, seed: Some(*seed) };
+    super::check(&asked).map_err(PassError::Refused)?;
+    let scheme = super::scheme(name).filter(|scheme| scheme.facts().can_be_trained());
+    let scheme =
+        scheme.ok_or_else(|| PassError::Refused(format!("what `{name}` stores cannot be trained")))?;
+    let taken = RefCell::new(HashSet::new());
+    let choice = |site: &Site, fitted: &dyn Fitted, g: &Graph| {
+        let settings = fitted.resolved(settings)?.settings;
+        fitted.squared_error(&settings)?;
+        if site.weights.iter().any(|weight| taken.borrow().contains(weight)) {
+            return Err("one of its weights is replaced already".to_owned());
+        }
+        let mut after = g.clone();
+        let patch = form(fitted, g, site, &settings).map_err(|error| error.to_string())?;
+        after.apply(patch).map_err(|error| error.to_string())?;
+        RemoveDead.run(&mut after, &mut Cx::default()).map_err(|error| error.to_string())?;
+        let (before, now) = (site.bytes(g), stored_bytes(&after) + site.bytes(g) - stored_bytes(g));
+        if !site.weights.is_empty() && now >= before {
+            return Err(format!("{now} bytes would not be fewer than {before}"));
+        }
+        taken.borrow_mut().extend(site.weights.iter().copied());
+        Ok(settings)
+    };
+    layers_for_training(g, scheme, (*seed, modules.as_deref()), &choice, cx)
+}
+
+/// Bytes of the constants of a graph without dead nodes.
+fn stored_bytes(g: &Graph) -> u64 {
+    g.payloads().iter().map(|payload| payload.tensor().bytes().len() as u64).sum()
 }
 
 /// Settings of a form as a plan says them, unless the factors would not take fewer numbers than the weight.

@@ -27,7 +27,37 @@
 //! ```
 //!
 //! Cores are those of TT-SVD (Oseledets, *Tensor-train decomposition*, 2011), whose squared error is at most `d - 1` times the
-//! least one of these ranks; what calibration saw does not change them, the error and the bias follow it. Deliberately absent: convolutions.
+//! least one of these ranks; what calibration saw does not change them, the error and the bias follow it. Deliberately absent: convolutions of more than one tap.
+//!
+//! Lookups of rows of a table take a train whose cores are looked up by the digits of a place (see `tt_rows`).
+//!
+//! ```text
+//! graph @before(%t: i64[N]) -> (y: f32[N, 16]) {
+//!   %0 = const #5be1c0 : f32[60, 16]  // embed.weight
+//!   %1 = gather %0, %t {axis = 0} : f32[N, 16]  // embed
+//!   return %1
+//! }
+//! graph @after(%t: i64[N]) -> (y: f32[N, 16]) {
+//!   %0 = const tt.factor1(#5be1c0, inputs [8, 8], outputs [4, 4], rank 3) : f32[8, 12]  // embed.weight left
+//!   %1 = const tt.factor2(#5be1c0, inputs [8, 8], outputs [4, 4], rank 3) : f32[8, 12]  // embed.weight right
+//!   %2 = const 0 : i64  // embed left
+//!   %3 = const 60 : i64  // embed left
+//!   %4 = less %t, %2 : bool[N]  // embed left
+//!   %5 = add %t, %3 : i64[N]  // embed left
+//!   %6 = select %4, %5, %t : i64[N]  // embed left
+//!   %7 = const 8 : i64  // embed left
+//!   %8 = div %6, %7 : i64[N]  // embed left
+//!   %9 = mul %8, %7 : i64[N]  // embed left
+//!   %10 = sub %6, %9 : i64[N]  // embed left
+//!   %11 = gather %0, %8 {axis = 0} : f32[N, 12]  // embed left
+//!   %12 = gather %1, %10 {axis = 0} : f32[N, 12]  // embed left
+//!   %13 = reshape %11 {shape = [N, 4, 3]} : f32[N, 4, 3]  // embed left
+//!   %14 = reshape %12 {shape = [N, 3, 4]} : f32[N, 3, 4]  // embed left
+//!   %15 = matmul %13, %14 : f32[N, 4, 4]  // embed left
+//!   %16 = reshape %15 {shape = [N, 16]} : f32[N, 16]  // embed right
+//!   return %16
+//! }
+//! ```
 
 use margay_ir::Graph;
 use margay_randnla::{Contents, DenseTensor, RandnlaError, Structure, tt_svd_to_rank};
@@ -35,6 +65,7 @@ use serde::{Deserialize, Serialize};
 
 use super::algebra::{Algebraic, structure};
 use super::forms::{Structured, Subject, contents, offered, sites};
+use super::tt_rows::{TrainOfRows, covering};
 use super::{Context, Factored, Fitted, Layer, Scheme, SchemeFacts, Site, reads};
 
 /// Tensor trains.
@@ -45,12 +76,12 @@ pub struct TtScheme;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TtSettings {
-    /// Extents whose product is the number of inputs: at least two.
-    inputs: Vec<usize>,
+    /// Extents whose product is the number of inputs, or at least that of the rows of a table: at least two.
+    pub(super) inputs: Vec<usize>,
     /// As many extents whose product is the number of outputs.
-    outputs: Vec<usize>,
+    pub(super) outputs: Vec<usize>,
     /// The greatest rank between two cores.
-    rank: usize,
+    pub(super) rank: usize,
 }
 
 impl Scheme for TtScheme {
@@ -62,16 +93,22 @@ impl Scheme for TtScheme {
             ),
             is_storage: false,
             check: reads::<TtSettings>,
-            examples: &["inputs = [4, 8], outputs = [8, 8], rank = 4"],
+            examples: &[
+                "inputs = [4, 8], outputs = [8, 8], rank = 4",
+                "inputs = [8, 8], outputs = [4, 4], rank = 3",
+            ],
         }
     }
 
     fn sites(&self, g: &Graph) -> Vec<Site> {
-        sites::<TensorTrain>(g)
+        [sites::<TensorTrain>(g), sites::<TrainOfRows>(g)].concat()
     }
 
     fn fit(&self, context: &Context<'_>) -> Result<Box<dyn Fitted>, RandnlaError> {
-        Structured::<TensorTrain>::fit(context)
+        match Layer::of(context.graph, context.site).is_lookup() {
+            true => Structured::<TrainOfRows>::fit(context),
+            false => Structured::<TensorTrain>::fit(context),
+        }
     }
 
     /// None: operators lie between its products.
@@ -88,21 +125,48 @@ pub(super) struct TensorTrain {
 
 /// One core: `[before, inputs, outputs, after]`.
 #[derive(Clone, Copy, Debug)]
-struct Core {
-    before: usize,
-    inputs: usize,
-    outputs: usize,
-    after: usize,
+pub(super) struct Core {
+    pub(super) before: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) after: usize,
 }
 
 impl TtSettings {
-    /// So many cores, whose extents are about the same.
-    pub(super) fn balanced([d_in, d_out]: [usize; 2], cores: usize, rank: usize) -> TtSettings {
-        TtSettings { inputs: balanced(d_in, cores), outputs: balanced(d_out, cores), rank }
+    /// So many cores for a layer, whose extents are about the same.
+    pub(super) fn balanced(layer: &Layer, cores: usize, rank: usize) -> TtSettings {
+        let inputs = if layer.is_lookup() { covering } else { balanced };
+        TtSettings { inputs: inputs(layer.d_in, cores), outputs: balanced(layer.d_out, cores), rank }
+    }
+
+    /// An error unless extents have this product, there are as many on either side, and the rank is at most so much.
+    pub(super) fn check(
+        &self,
+        most: usize,
+        (what, extents, expected): (&str, &[usize], usize),
+    ) -> Result<(), String> {
+        if extents.iter().try_fold(1usize, |p, e| p.checked_mul(*e)) != Some(expected) {
+            return Err(format!("the product of {what} {extents:?} is not {expected}"));
+        }
+        let (found, modes) = (self.outputs.len(), self.inputs.len());
+        if modes < 2 || found != modes {
+            return Err(format!(
+                "{modes} inputs and {found} outputs, expected as many of each, and at least 2"
+            ));
+        }
+        offered("rank", self.rank, most)
+    }
+
+    /// The row and the column of an entry of the tensor.
+    pub(super) fn place(&self, at: &[usize]) -> (usize, usize) {
+        let place = |(row, column): (usize, usize), (k, i): (usize, &usize)| {
+            (row * self.inputs[k] + i / self.outputs[k], column * self.outputs[k] + i % self.outputs[k])
+        };
+        at.iter().enumerate().fold((0, 0), place)
     }
 
     /// The shapes of the cores.
-    fn cores(&self) -> Vec<Core> {
+    pub(super) fn cores(&self) -> Vec<Core> {
         let modes: Vec<usize> = self.inputs.iter().zip(&self.outputs).map(|(m, n)| m * n).collect();
         let mut before = 1;
         let core = |k: usize| {
@@ -152,22 +216,9 @@ impl Algebraic for TensorTrain {
     }
 
     fn structure(&self, s: &TtSettings) -> Result<Structure, String> {
-        let product = |extents: &[usize]| extents.iter().try_fold(1usize, |p, e| p.checked_mul(*e));
-        for (what, extents, expected) in
-            [("inputs", &s.inputs, self.d_in), ("outputs", &s.outputs, self.d_out)]
-        {
-            if product(extents) != Some(expected) {
-                return Err(format!("the product of {what} {extents:?} is not {expected}"));
-            }
+        for side in [("inputs", &s.inputs[..], self.d_in), ("outputs", &s.outputs, self.d_out)] {
+            s.check(self.d_in * self.d_out, side)?;
         }
-        let modes = s.inputs.len();
-        if modes < 2 || s.outputs.len() != modes {
-            let found = s.outputs.len();
-            return Err(format!(
-                "{modes} inputs and {found} outputs, expected as many of each, and at least 2"
-            ));
-        }
-        offered("rank", s.rank, self.d_in * self.d_out)?;
         let (mut done, mut left) = (1, self.d_in);
         let core = |core: Core| {
             left /= core.inputs;
@@ -184,10 +235,7 @@ impl Algebraic for TensorTrain {
         let weight = &subject.weight;
         let extents = s.inputs.iter().zip(&s.outputs).map(|(m, n)| m * n).collect();
         let tensor = DenseTensor::from_fn(extents, |at| {
-            let place = |(row, column): (usize, usize), (k, i): (usize, &usize)| {
-                (row * s.inputs[k] + i / s.outputs[k], column * s.outputs[k] + i % s.outputs[k])
-            };
-            let (row, column) = at.iter().enumerate().fold((0, 0), place);
+            let (row, column) = s.place(at);
             weight.at(row, column)
         });
         let train = tt_svd_to_rank(&tensor, s.rank)?;

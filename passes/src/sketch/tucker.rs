@@ -26,15 +26,14 @@
 //! }
 //! ```
 //!
-//! Strides, padding and dilation are those of the kernel in the middle. Deliberately absent: groups, and one or three spatial
-//! axes.
+//! Strides, padding and dilation are those of the kernel in the middle, and all three have as many groups as it.
 
-use margay_ir::ops::Conv;
 use margay_ir::{AddError, Graph, NodeId, Op, Part, Value};
 use margay_randnla::{Contents, Factors, Gram, LowRank, LowRankOptions, Matrix, RandnlaError, Stored};
 use serde::{Deserialize, Serialize};
 
 use super::forms::{Form, Offers, Structured, Subject, contents, numbers, offered, part_whitening, sites};
+use super::kernels::{Kernel, add_pointwise};
 use super::{Context, Factored, Fitted, Layer, Moments, Replacement, Scheme, SchemeFacts, Site, reads};
 
 /// Fewer channels on either side of a kernel.
@@ -76,9 +75,8 @@ impl Scheme for TuckerScheme {
 
 #[derive(Debug)]
 pub(super) struct Tucker {
-    /// Channels, height and width of the kernel.
-    kernel: [usize; 3],
-    d_out: usize,
+    /// Of one group.
+    kernel: Kernel,
 }
 
 /// Ranks that are offered on either side, in as many steps to the greatest one.
@@ -95,17 +93,13 @@ struct Unfolded {
 }
 
 impl Tucker {
-    fn taps(&self) -> usize {
-        self.kernel[1] * self.kernel[2]
-    }
-
     /// The greatest rank behind a kernel.
     fn most_behind(&self) -> usize {
-        self.d_out.min(self.kernel[0] * self.taps())
+        self.kernel.outputs.min(self.kernel.d_in())
     }
 
     fn unfolded(&self, subject: &Subject, before: usize, behind: usize) -> Result<Unfolded, RandnlaError> {
-        let (channels, taps) = (self.kernel[0], self.taps());
+        let (channels, taps) = (self.kernel.channels, self.kernel.taps());
         let options = |rank| LowRankOptions { max_rank: Some(rank), ..LowRankOptions::default() };
         let (seen, shared) = (&subject.seen, &subject.low_rank);
         let outputs = seen.outputs()?;
@@ -144,18 +138,21 @@ impl Form for Tucker {
     type Settings = TuckerSettings;
 
     fn of(g: &Graph, layer: &Layer) -> Option<Tucker> {
-        Some(Tucker { kernel: layer.kernel_of_images(g)?, d_out: layer.d_out })
+        Some(Tucker { kernel: layer.kernel_of_images(g)? })
     }
 
     fn stored(&self, s: &TuckerSettings) -> Result<Vec<Stored>, String> {
-        let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
-        offered("rank before the kernel", before, c)?;
+        let (kernel, [before, behind]) = (&self.kernel, s.ranks);
+        offered("rank before the kernel", before, kernel.channels)?;
         offered("rank behind the kernel", behind, self.most_behind())?;
-        Ok(numbers([vec![before, c, 1, 1], vec![behind, before, h, w], vec![self.d_out, behind, 1, 1]]))
+        let core = Kernel { outputs: behind, ..kernel.clone() }.of_channels(before);
+        let ends = [[kernel.channels, before], [behind, kernel.outputs]].map(|ends| kernel.pointwise(ends));
+        let [first, last] = ends;
+        Ok(numbers([first, core, last]))
     }
 
     fn factors(&self, subject: &Subject, s: &TuckerSettings) -> Result<Vec<Contents>, RandnlaError> {
-        let ([before, behind], channels, taps) = (s.ranks, self.kernel[0], self.taps());
+        let ([before, behind], channels, taps) = (s.ranks, self.kernel.channels, self.kernel.taps());
         let unfolded = self.unfolded(subject, before, behind)?;
         let most = unfolded.decomposition.max_rank();
         let found = unfolded.decomposition.factors(most)?;
@@ -172,18 +169,17 @@ impl Form for Tucker {
         Ok(contents(factors.iter().map(Matrix::to_row_major)))
     }
 
-    /// Some ranks on either side that take fewer numbers than the kernel.
+    /// Some ranks on either side that take fewer numbers than the kernel of a group.
     fn offers(&self, subject: &Subject) -> Result<Offers<TuckerSettings>, RandnlaError> {
         let Some(low_rank) = &subject.low_rank else { return Ok(Vec::new()) };
-        let (channels, taps) = (self.kernel[0], self.taps());
-        let d_in = channels * taps;
-        let energy = low_rank.energy();
+        let Kernel { channels, outputs, .. } = self.kernel;
+        let (taps, d_in) = (self.kernel.taps(), self.kernel.d_in());
         // Of a single tap `lowrank` is as good and smaller.
-        if taps == 1 || d_in > Gram::MOST_DENSE || energy <= 0.0 {
+        if taps == 1 || d_in > Gram::MOST_DENSE || low_rank.energy() <= 0.0 {
             return Ok(Vec::new());
         }
         let numbers =
-            |before: usize, behind: usize| channels * before + taps * before * behind + behind * self.d_out;
+            |before: usize, behind: usize| channels * before + taps * before * behind + behind * outputs;
         let steps = |most: usize| {
             let mut ranks: Vec<usize> = (1..STEPS).map(|step| most * step / STEPS).collect();
             ranks.retain(|rank| *rank > 0);
@@ -193,8 +189,7 @@ impl Form for Tucker {
         let root = subject.seen.inputs().map(Moments::whitening).transpose()?.map(|w| w.triangle());
         let mut offers = Vec::new();
         for behind in steps(self.most_behind().min(low_rank.max_rank())) {
-            let fits =
-                |before: &usize| *before <= taps * behind && numbers(*before, behind) < d_in * self.d_out;
+            let fits = |before: &usize| *before <= taps * behind && numbers(*before, behind) < d_in * outputs;
             let ranks: Vec<usize> = steps(channels).into_iter().filter(fits).collect();
             let Some(&most) = ranks.last() else { continue };
             let unfolded = self.unfolded(subject, most, behind)?;
@@ -210,29 +205,20 @@ impl Form for Tucker {
                     None => rest,
                 };
                 let squared = low_rank.squared_errors()[behind] + rest.squared_norm();
-                let settings = TuckerSettings { ranks: [before, behind] };
-                offers.push((numbers(before, behind), settings, squared / energy));
+                offers.push((TuckerSettings { ranks: [before, behind] }, squared));
             }
         }
-        // Of what takes as much or more, those that err less.
-        offers.sort_by(|a, b| (a.0, a.2).partial_cmp(&(b.0, b.2)).expect("errors are numbers"));
-        let mut least = f64::INFINITY;
-        offers.retain(|(_, _, error)| {
-            let better = *error < least;
-            least = error.min(least);
-            better
-        });
-        Ok(offers.into_iter().map(|(_, settings, error)| (settings, error)).collect())
+        Ok(offers)
     }
 
     fn weight(&self, s: &TuckerSettings, factors: &[Contents]) -> Result<Matrix, RandnlaError> {
-        let ([c, h, w], [before, behind]) = (self.kernel, s.ranks);
+        let Kernel { channels, outputs, .. } = self.kernel;
+        let (taps, [before, behind]) = (self.kernel.taps(), s.ranks);
         let of = |rows, columns, at: usize| Matrix::from_row_major_f64(rows, columns, factors[at].numbers());
         let (first, core, last) =
-            (of(before, c, 0)?, of(behind, before * h * w, 1)?, of(self.d_out, behind, 2)?);
+            (of(before, channels, 0)?, of(behind, before * taps, 1)?, of(outputs, behind, 2)?);
         let wide = last.product(&core)?; // [out, before taps]
-        let taps = h * w;
-        Ok(Matrix::from_fn(c * taps, self.d_out, |i, o| {
+        Ok(Matrix::from_fn(channels * taps, outputs, |i, o| {
             (0..before).map(|r| first.at(r, i / taps) * wide.at(o, r * taps + i % taps)).sum()
         }))
     }
@@ -245,11 +231,9 @@ impl Form for Tucker {
         factors: &[Value],
     ) -> Result<Value, AddError> {
         let Op::Conv(conv) = work.graph.op(n).clone() else { unreachable!("the layer is a convolution") };
-        let origin = work.graph.node(n).origin.clone();
-        let pointwise = Conv { layout: conv.layout, ..Conv::pointwise() };
-        let x = work.input(n);
-        let thin = work.add(pointwise.clone(), &[x, factors[0]], origin.part(Part::Left))?;
-        let thin = work.add(conv, &[thin, factors[1]], origin.part(Part::Left))?;
-        work.add(pointwise, &[thin, factors[2]], origin.part(Part::Right))
+        let (x, origin) = (work.input(n), work.graph.node(n).origin.part(Part::Left));
+        let thin = add_pointwise(work, n, [x, factors[0]], Part::Left)?;
+        let thin = work.add(conv, &[thin, factors[1]], origin)?;
+        add_pointwise(work, n, [thin, factors[2]], Part::Right)
     }
 }

@@ -1,17 +1,18 @@
 //! What layers are replaced by before training.
 
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
 use margay::{
     AttentionForm, AttentionTraining, FavorSettings, FeatureKernel, LocalSettings, LocalSummary,
-    LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, RelativePositions,
-    SketchTraining, Start, StructureStart, StructuredForm, StructuredSettings, StructuredTraining,
-    TrainingRank,
+    LowRankTraining, NystromSettings, PantherTraining, RankLimit, RankSelection, RelativePositions, SCHEMES,
+    SchemeTraining, Settings, SketchTraining, Start, StructureStart, StructuredForm, StructuredSettings,
+    StructuredTraining, TrainingRank,
 };
 
 use crate::args::{at_least_one, positive};
 use crate::error::Failure;
 
-/// What layers are replaced by.
+/// The schemes with options of their own; all others are given as `--settings`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scheme {
     Panther,
@@ -58,9 +59,14 @@ fn rank(text: &str) -> Result<RankArg, String> {
 pub(super) struct SketchArgs {
     /// Replace layers by sketches before training: weights by products with random signs that stay and factors that are
     /// trained (panther), by two factors (lowrank), by two factors and a diagonal (lowrank-diag), by a tensor train (tt) or by a structure
-    /// that --form says (structured), or attention by random features (favor), by landmarks (nystrom) or by windows (local).
-    #[arg(long, value_name = "SCHEME")]
-    scheme: Option<Scheme>,
+    /// that --form says (structured), or attention by random features (favor), by landmarks (nystrom) or by windows (local). All
+    /// other schemes of plans that can be trained take --settings.
+    #[arg(long, value_name = "SCHEME", value_parser = PossibleValuesParser::new(trained_schemes()))]
+    scheme: Option<String>,
+    /// With schemes that have no options here: their settings as in a plan, such as 'block = [4, 8], terms = 2' for kronecker or
+    /// 'ranks = [8, 16]' for tucker. Layers that do not have them stay.
+    #[arg(long, value_name = "TOML", requires = "scheme")]
+    settings: Option<String>,
     /// With --scheme panther: columns of each sketch. With --scheme lowrank and lowrank-diag: columns of the left factor. With
     /// --scheme tt: the greatest rank between two cores. With --scheme lowrank also auto: factors begin with the greatest rank
     /// that saves numbers, and during training each layer keeps the rank that the loss needs. Layers that would not get
@@ -125,6 +131,12 @@ pub(super) struct SketchArgs {
     start: Option<Begin>,
 }
 
+/// The names of all schemes that a model can be trained with.
+fn trained_schemes() -> Vec<&'static str> {
+    let trained = SCHEMES.iter().map(|scheme| scheme.facts()).filter(|facts| facts.can_be_trained());
+    trained.map(|facts| facts.name).collect()
+}
+
 /// The default of `--loss-change`.
 const DEFAULT_LOSS_CHANGE: f64 = 0.02;
 
@@ -137,9 +149,19 @@ const DEFAULT_CORES: usize = 3;
 impl SketchArgs {
     /// The sketches that are asked for.
     pub(super) fn sketches(&self, seed: u64, anew: bool) -> Result<Option<SketchTraining>, Failure> {
-        let Some(scheme) = self.scheme else { return Ok(None) };
-        self.check(scheme)?;
+        let Some(name) = &self.scheme else { return Ok(None) };
+        let own = Scheme::from_str(name, false).ok();
+        self.check(name, own)?;
         let modules = self.layers.clone();
+        let Some(scheme) = own else {
+            let settings = self.settings(name)?;
+            return Ok(Some(SketchTraining::Scheme(SchemeTraining {
+                scheme: name.clone(),
+                settings,
+                seed,
+                modules,
+            })));
+        };
         let attention =
             |form| SketchTraining::Attention(AttentionTraining { form, seed, modules: modules.clone() });
         let structured =
@@ -205,6 +227,16 @@ impl SketchArgs {
         }))
     }
 
+    /// The settings of a scheme without options of its own.
+    fn settings(&self, scheme: &str) -> Result<Settings, Failure> {
+        let facts = SCHEMES.iter().map(|s| s.facts()).find(|facts| facts.name == scheme);
+        let example = facts.and_then(|facts| facts.examples.first()).copied().unwrap_or_default();
+        let asked = self.settings.as_deref().ok_or_else(|| {
+            Failure::usage(format!("`--scheme {scheme}` needs `--settings`, such as '{example}'"))
+        })?;
+        Settings::parse(asked).map_err(|why| Failure::usage(format!("`--settings`: {why}")))
+    }
+
     /// How ranks are chosen during training.
     pub(super) fn ranks(&self) -> Result<Option<RankSelection>, Failure> {
         match (self.rank, self.keep, self.loss_change) {
@@ -219,7 +251,12 @@ impl SketchArgs {
     }
 
     /// An error for an option of another scheme.
-    fn check(&self, scheme: Scheme) -> Result<(), Failure> {
+    fn check(&self, name: &str, scheme: Option<Scheme>) -> Result<(), Failure> {
+        if self.settings.is_some() && scheme.is_some() {
+            return Err(Failure::usage(format!(
+                "`--scheme {name}` has options of its own, and no `--settings`"
+            )));
+        }
         let ranked = &[Scheme::Panther, Scheme::Lowrank, Scheme::LowrankDiag, Scheme::Tt];
         let of: [(&str, bool, &[Scheme]); 12] = [
             ("--rank", self.rank.is_some(), ranked),
@@ -235,7 +272,8 @@ impl SketchArgs {
             ("--landmarks", self.landmarks.is_some(), &[Scheme::Nystrom]),
             ("--window", self.window.is_some(), &[Scheme::Local]),
         ];
-        match of.iter().find(|(_, given, schemes)| *given && !schemes.contains(&scheme)) {
+        let takes = |schemes: &[Scheme]| scheme.is_some_and(|scheme| schemes.contains(&scheme));
+        match of.iter().find(|(_, given, schemes)| *given && !takes(schemes)) {
             None => Ok(()),
             Some((option, _, schemes)) => {
                 let names = schemes.iter().filter_map(ValueEnum::to_possible_value);

@@ -265,7 +265,7 @@ struct Sums<'a> {
 
 impl<'a> Sums<'a> {
     fn new(rows: &'a [&'a Rows], outputs: Vec<Option<usize>>) -> Sums<'a> {
-        let grams = rows.iter().map(|asked| Mutex::new(Gram::new(asked.length))).collect();
+        let grams = rows.iter().map(|asked| Mutex::new(asked.gram())).collect();
         Sums { rows, outputs, grams }
     }
 
@@ -280,12 +280,12 @@ impl<'a> Sums<'a> {
         let added = parallel(threads, self.rows.len(), &Silent, "", |r| {
             let asked = self.rows[r];
             let Some(at) = self.outputs[r] else { return Ok(()) };
-            let all = asked.of(&outputs[at].1, samples);
-            let counted = match marks {
-                Some(marks) => marks.kept(all, asked.length),
-                None => all,
-            };
-            self.grams[r].lock().unwrap_or_else(PoisonError::into_inner).add_rows(&counted)
+            let (x, mut gram) =
+                (&outputs[at].1, self.grams[r].lock().unwrap_or_else(PoisonError::into_inner));
+            match asked.places(x) {
+                Some(places) => gram.add_ones(&counted(marks, places, 1)),
+                None => gram.add_rows(&counted(marks, asked.of(x, samples), asked.length)),
+            }
         });
         added.into_iter().collect::<Result<(), _>>().map_err(unmeasured)
     }
@@ -293,6 +293,14 @@ impl<'a> Sums<'a> {
     /// The sums of all runs.
     fn grams(self) -> Vec<Gram> {
         self.grams.into_iter().map(|g| g.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+}
+
+/// The rows of so many numbers that count.
+fn counted<T: Copy>(marks: Option<&Marks>, rows: Vec<T>, length: usize) -> Vec<T> {
+    match marks {
+        Some(marks) => marks.kept(rows, length),
+        None => rows,
     }
 }
 

@@ -5,6 +5,7 @@ mod attention_forms;
 mod dropout;
 mod fit;
 mod ranks;
+mod schemes;
 mod structured;
 mod supervised;
 mod support;

@@ -55,11 +55,16 @@ attributes!(Conv {
 impl Conv {
     /// A 1x1 convolution over two spatial axes.
     pub fn pointwise() -> Conv {
+        Conv::pointwise_over(2)
+    }
+
+    /// A convolution of one tap over so many spatial axes.
+    pub fn pointwise_over(axes: usize) -> Conv {
         Conv {
-            strides: vec![1, 1],
-            pads_before: vec![0, 0],
-            pads_after: vec![0, 0],
-            dilations: vec![1, 1],
+            strides: vec![1; axes],
+            pads_before: vec![0; axes],
+            pads_after: vec![0; axes],
+            dilations: vec![1; axes],
             groups: 1,
             layout: ImageLayout::Nchw,
         }
