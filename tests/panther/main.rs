@@ -6,6 +6,7 @@ mod favor;
 mod forms;
 mod layers;
 mod relative;
+mod sketches;
 mod structured;
 mod torch;
 
