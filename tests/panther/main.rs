@@ -4,6 +4,7 @@
 mod attention;
 mod favor;
 mod forms;
+mod hybrid;
 mod layers;
 mod relative;
 mod sketches;

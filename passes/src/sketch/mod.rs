@@ -17,7 +17,8 @@
 //! - `algebra`: those of them that are structures of the algebra of `margay-randnla`, and the nodes that apply these.
 //! - `heads`: what schemes of attention share.
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
-//! - `features`: random features of attention; `relative`: relative positions inside of them.
+//! - `features`: random features of attention; `relative`: relative positions inside of them; `rest`: features of what windows do
+//!   not read.
 //! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
@@ -46,6 +47,7 @@ mod quantized;
 mod ranks;
 mod relative;
 mod replacement;
+mod rest;
 mod rows;
 mod spatial;
 mod structured;
