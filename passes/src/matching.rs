@@ -91,7 +91,8 @@ fn compares_positions(g: &Graph, test: Value, scores: Value) -> Option<bool> {
     };
     let [left, right] = both_orders(g, test)[0];
     // Positions along an axis from the end on, as many as there are; what is added to the first of them.
-    let first = |v, axis, count: &Dim| positions(g, v, axis).filter(|(_, n)| n == count).map(|(first, _)| first);
+    let first =
+        |v, axis, count: &Dim| positions(g, v, axis).filter(|(_, n)| n == count).map(|(first, _)| first);
     let seen = |key, query| Some((first(key, 0, keys)?, first(query, 1, queries)?));
     let one = Dim::from(1usize);
     // The last key that query 0 sees is at `last`.

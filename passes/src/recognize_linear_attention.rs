@@ -90,8 +90,12 @@ fn causal(g: &Graph, n: NodeId, _: &RecognizeLinearAttention) -> RuleResult {
     if !four || g.ty(q).shape[2] != g.ty(kt).shape[3] || !is_sum_of_rows(g, sums, weights) {
         return Ok(Verdict::NoMatch);
     }
-    let read =
-        [("product of queries and keys", products, 1), ("matrix of weights", weights, 2), ("numerator", numerator, 1), ("sum", sums, 1)];
+    let read = [
+        ("product of queries and keys", products, 1),
+        ("matrix of weights", weights, 2),
+        ("numerator", numerator, 1),
+        ("sum", sums, 1),
+    ];
     match others_read(g, &read) {
         Some(declined) => Ok(declined),
         None => linear(g, [n, products.node], [q, kt, v], true, epsilon),
@@ -147,8 +151,10 @@ fn unmasked(g: &Graph, weights: Value) -> Option<Value> {
         }
         Op::Mul(_) => both_orders(g, weights).into_iter().find_map(|[products, mask]| {
             let of_numbers = is_triangle::<f32>(g, mask, weights, |x| x == 1.0, |x| x == 0.0);
-            let of_tests = || matches!(g.op(mask.node), Op::Cast(_))
-                && sees_earlier(g, g.inputs_of(mask.node)[0], weights) == Some(true);
+            let of_tests = || {
+                matches!(g.op(mask.node), Op::Cast(_))
+                    && sees_earlier(g, g.inputs_of(mask.node)[0], weights) == Some(true)
+            };
             (of_numbers || of_tests()).then_some(products)
         }),
         _ => None,

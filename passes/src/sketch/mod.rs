@@ -19,7 +19,7 @@
 //! - `blocks`: positions in blocks and their means, for those of them that read keys together.
 //! - `features`: random features of attention; `relative`: relative positions inside of them; `rest`: features of what windows do
 //!   not read.
-//! - `factors`: what a scheme has put into a graph, for those who train it; `ranks`: pairs of factors whose rank changes then.
+//! - `factors`: what a scheme has put into a graph, for those who train it, with `projections` around replaced attention; `ranks`: pairs of factors whose rank changes then.
 //! - `training`: what is put in place of layers before a model is trained.
 
 mod algebra;
@@ -43,6 +43,7 @@ mod monarch;
 mod neurons;
 mod nystrom;
 mod panther;
+mod projections;
 mod quantized;
 mod ranks;
 mod relative;
