@@ -134,7 +134,9 @@ impl Grouper<'_, '_, '_> {
             let numbers = if form.widened { stored.widened() } else { stored.clone() };
             return Ok(match form.stored {
                 true => self.emit.constant(&constant.key().to_string(), stored),
-                false => self.emit.constant(&name_of_numbers(constant), &StoredTensor::from(numbers.decode())),
+                false => {
+                    self.emit.constant(&name_of_numbers(constant), &StoredTensor::from(numbers.decode()))
+                }
             });
         }
         let read = self.rounding(v).filter(|_| rounds).map_or(v, |(wide, _)| wide);
